@@ -1,0 +1,64 @@
+"""Every operation in plain NumPy: slow, obvious and complete.
+
+The same functions as the C++ extension `tensor_ops_cpp`, with the same arguments and the same
+errors, so that the whole package runs where the extension cannot be built, and so that tests have
+a second opinion. Use it through `airllm.tensor_ops_hybrid`, which picks one of the two.
+
+Unless an operation says otherwise, arrays are float32, C-contiguous, of any leading shape, and the
+last axis is the feature axis; axes of size zero are fine. `out` receives the result and is
+returned; it may be an input itself only where the operation says so. A wrong type raises
+TypeError, a wrong shape, layout or overlap ValueError; nothing is ever converted silently.
+"""
+
+from airllm.numpy_ops.attention import attention, attention_apply
+from airllm.numpy_ops.elementwise import gelu, rms_norm, silu, softmax, swiglu
+from airllm.numpy_ops.matrix import PackedMatrix, RawRows, linear, linear_apply, matmul
+from airllm.numpy_ops.quants import (
+    bfloat16_to_float32,
+    dequantize,
+    float16_to_float32,
+    float32_to_bfloat16,
+    float32_to_float16,
+    quantize,
+)
+from airllm.numpy_ops.rope import rope, rope_apply, rope_table
+from airllm.numpy_ops.system import (
+    available_isas,
+    cpu_budget,
+    get_num_threads,
+    get_optimization_info,
+    has_simd,
+    set_num_threads,
+    simd_level,
+)
+
+# What `tensor_ops_cpp` has too, and `airllm.tensor_ops_hybrid` re-exports.
+__all__ = [
+    "PackedMatrix",
+    "RawRows",
+    "attention",
+    "available_isas",
+    "bfloat16_to_float32",
+    "cpu_budget",
+    "dequantize",
+    "float16_to_float32",
+    "float32_to_bfloat16",
+    "float32_to_float16",
+    "gelu",
+    "get_num_threads",
+    "get_optimization_info",
+    "has_simd",
+    "linear",
+    "matmul",
+    "quantize",
+    "rms_norm",
+    "rope",
+    "set_num_threads",
+    "silu",
+    "simd_level",
+    "softmax",
+    "swiglu",
+]
+
+# Only here, for the NumPy executor: the arithmetic of an operation without its checks.
+__all__ += ["attention_apply", "linear_apply", "rope_apply", "rope_table"]

@@ -1,0 +1,144 @@
+"""What a caller may pass, checked in one place.
+
+Every message reads "operation: argument is what came; expected what. How to fix it." and the C++
+extension says the same. TypeError: not an array, or another dtype. ValueError: everything else.
+"""
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+
+def array(
+    op: str, name: str, value: object, dtypes: Sequence[str] = ("float32",), min_ndim: int = 1
+) -> NDArray[Any]:
+    """`value` if it is a C-contiguous, aligned array of one of `dtypes` with enough axes."""
+    expected = " or ".join(dtypes)
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{op}: {name} is {kind(value)}; expected a numpy array of {expected}. "
+            f"Convert with np.asarray({name}, dtype=np.{dtypes[0]})."
+        )
+    # isnative: a byte-swapped array calls itself float32, too.
+    if value.dtype.name not in dtypes or not value.dtype.isnative:
+        found = value.dtype.name if value.dtype.isnative else f"byte-swapped {value.dtype.name}"
+        raise TypeError(
+            f"{op}: {name} is {found}; expected {expected}. "
+            f"Convert with {name}.astype(np.{dtypes[0]})."
+        )
+    if value.ndim < min_ndim:
+        raise ValueError(
+            f"{op}: {name} has shape {value.shape}; expected at least {min_ndim} "
+            f"{'axis' if min_ndim == 1 else 'axes'}. Add one with {name}[np.newaxis]."
+        )
+    if not value.flags.c_contiguous:
+        raise ValueError(
+            f"{op}: {name} has shape {value.shape} and strides {value.strides}; "
+            f"expected C-contiguous memory. Copy with np.ascontiguousarray({name})."
+        )
+    if not value.flags.aligned:
+        raise ValueError(
+            f"{op}: {name} starts at an unaligned address; expected a multiple of "
+            f"{value.dtype.alignment} bytes. Copy with {name}.copy()."
+        )
+    return value
+
+
+def float32(op: str, name: str, value: object, min_ndim: int = 1) -> Float32:
+    return array(op, name, value, min_ndim=min_ndim)
+
+
+def shape(op: str, name: str, value: NDArray[Any], expected: tuple[int, ...], why: str) -> None:
+    """`why` says where the expected shape comes from: "one weight for each feature of x"."""
+    if value.shape != expected:
+        raise ValueError(f"{op}: {name} has shape {value.shape}; expected {expected}, {why}.")
+
+
+def axes(op: str, name: str, value: NDArray[Any], names: str) -> None:
+    """`names` is what the axes mean: "[n_tokens, n_heads, head_dim]"."""
+    count = names.count(",") + 1
+    if value.ndim != count:
+        raise ValueError(
+            f"{op}: {name} has shape {value.shape}; expected {count} axes, {names}. "
+            f"Reshape with {name}.reshape(...)."
+        )
+
+
+def output(
+    op: str,
+    out: object | None,
+    expected: tuple[int, ...],
+    inputs: dict[str, NDArray[Any]],
+    in_place: Sequence[str] = (),
+) -> Float32:
+    """A new array, or `out` if it can take the result.
+
+    inputs: what `out` must not overlap, by name; those named in `in_place` may be `out` itself,
+    the whole of it, because each of their values is read before it is written.
+    """
+    if out is None:
+        return np.empty(expected, np.float32)
+    checked = float32(op, "out", out, min_ndim=0)
+    if checked.shape != expected:
+        raise ValueError(
+            f"{op}: out has shape {checked.shape}; expected {expected}. "
+            f"Allocate it with np.empty({expected}, np.float32)."
+        )
+    if not checked.flags.writeable:
+        raise ValueError(
+            f"{op}: out is read-only; expected a writeable array. "
+            f"Allocate it with np.empty({expected}, np.float32)."
+        )
+    for name, value in inputs.items():
+        # Exact, not a guess, for contiguous arrays; an empty one overlaps nothing.
+        if not np.may_share_memory(checked, value):
+            continue
+        same = checked.ctypes.data == value.ctypes.data and checked.nbytes == value.nbytes
+        if name in in_place and same:
+            continue
+        allowed = f"{name} itself or separate memory" if name in in_place else "separate memory"
+        raise ValueError(
+            f"{op}: out overlaps {name}; expected {allowed}. "
+            f"Allocate it with np.empty({expected}, np.float32)."
+        )
+    return checked
+
+
+def number(op: str, name: str, value: object, *, minimum: float, inclusive: bool) -> float:
+    """A finite real number, at least `minimum` (or above it)."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} is {kind(value)}; expected a number.")
+    result = float(value)
+    in_range = result >= minimum if inclusive else result > minimum
+    if not (in_range and np.isfinite(result)):
+        relation = "at least" if inclusive else "above"
+        raise ValueError(
+            f"{op}: {name} is {result}; expected a finite number {relation} {minimum:g}."
+        )
+    return result
+
+
+def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> str:
+    """One of the allowed words."""
+    if not isinstance(value, str):
+        raise TypeError(f"{op}: {name} is {kind(value)}; expected {one_of(allowed)}.")
+    if value not in allowed:
+        raise ValueError(f'{op}: {name} is "{value}"; expected {one_of(allowed)}.')
+    return value
+
+
+def one_of(allowed: Sequence[str]) -> str:
+    quoted = [f'"{word}"' for word in allowed]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def kind(value: object) -> str:
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

@@ -1,0 +1,184 @@
+"""Matrix products, and the matrices that stay packed as a model file has them."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.numpy_ops import checks
+from airllm.numpy_ops.checks import Float32
+from airllm.numpy_ops.quants import TYPES, Bytes, decode, row_bytes
+
+# Rows of a packed or half matrix are widened to float32 this many bytes at a time.
+_WIDENED_BYTES = 4 << 20
+
+
+class PackedMatrix:
+    """A weight matrix [n, k] in one of the file's types, kept as its bytes and widened when used.
+
+    data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes. Not copied;
+        the matrix keeps a reference, and whoever changes the bytes changes the matrix.
+    type: "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1".
+    shape: (n, k), k a multiple of the type's block.
+
+    Attributes: type, shape, nbytes (bytes of the packed rows).
+    """
+
+    def __init__(self, data: Any, type: str, shape: tuple[int, int]) -> None:
+        op = self.__class__.__name__
+        checks.choice(op, "type", type, list(TYPES))
+        n, k = _matrix_shape(op, shape)
+        block, _ = TYPES[type]
+        if k % block:
+            raise ValueError(
+                f"{op}: shape is ({n}, {k}); expected a number of columns that is a multiple of "
+                f"{block}, the block of {type}."
+            )
+        raw = _bytes(op, data)
+        expected = n * row_bytes(type, k)
+        if raw.size != expected:
+            raise ValueError(
+                f"{op}: data has {raw.size} bytes; expected {expected}, for {n} rows of {k} "
+                f"{type} values."
+            )
+        self.type = type
+        self.shape = (n, k)
+        self.nbytes = expected
+        self._rows: Bytes = raw.reshape(n, row_bytes(type, k))  # [n, row_bytes]
+
+    def dequantize(self) -> Float32:
+        """The whole matrix: float32 [n, k]."""
+        return decode(self._rows, self.type)
+
+    def rows(self, indices: NDArray[np.integer[Any]]) -> Float32:
+        """The rows that `indices` [m] names, as an embedding's lookup: float32 [m, k]."""
+        return decode(self._rows[indices], self.type)
+
+    def row_blocks(self) -> Iterator[tuple[slice, Float32]]:
+        """The matrix piece by piece: which rows, and their values float32 [n_rows, k]."""
+        for rows in _row_slices(*self.shape):
+            yield rows, decode(self._rows[rows], self.type)
+
+    def __repr__(self) -> str:
+        return f"{self.__class__.__name__}(type={self.type!r}, shape={self.shape})"
+
+
+class RawRows(PackedMatrix):
+    """A matrix whose rows are looked up rather than multiplied by: an embedding.
+
+    The C++ extension repacks a PackedMatrix and leaves RawRows as the file has them; here the two
+    are the same.
+    """
+
+
+Weight = PackedMatrix | NDArray[np.float32] | NDArray[np.float16]
+
+
+def matmul(a: Float32, b: Float32, *, out: Float32 | None = None) -> Float32:
+    """a @ b.
+
+    a: float32 [..., m, k]; b: float32 [k, n]; out: float32 [..., m, n], neither a nor b.
+    Returns out.
+    """
+    a = checks.float32("matmul", "a", a, min_ndim=2)
+    b = checks.float32("matmul", "b", b)
+    checks.axes("matmul", "b", b, "[k, n]")
+    k, n = b.shape
+    if a.shape[-1] != k:
+        raise ValueError(
+            f"matmul: a has shape {a.shape}; expected [..., m, {k}], as b has {k} rows "
+            f"(shape {b.shape})."
+        )
+    out = checks.output("matmul", out, (*a.shape[:-1], n), {"a": a, "b": b})
+    m = math.prod(a.shape[:-1])
+    with np.errstate(all="ignore"):
+        np.matmul(a.reshape(m, k), b, out=out.reshape(m, n))
+    return out
+
+
+def linear(
+    x: Float32, w: Weight, *, activations: str = "q8", out: Float32 | None = None
+) -> Float32:
+    """x @ w.T: w as checkpoints store it, one row for each output feature.
+
+    x: float32 [..., k]; w: float32 or float16 array [n, k], or PackedMatrix of shape (n, k).
+    activations: "q8" allows a quantised w to meet activations rounded to 8 bits, "f32" does not.
+        Here both are exact.
+    out: float32 [..., n], neither x nor w. Returns out.
+    """
+    x = checks.float32("linear", "x", x)
+    checks.choice("linear", "activations", activations, ["q8", "f32"])
+    inputs: dict[str, NDArray[Any]] = {"x": x}
+    if isinstance(w, PackedMatrix):
+        inputs["w"] = w._rows
+    else:
+        if not isinstance(w, np.ndarray):
+            raise TypeError(
+                f"linear: w is {checks.kind(w)}; expected a numpy array of float32 or float16, or "
+                "a PackedMatrix. Convert with np.asarray(w, dtype=np.float32)."
+            )
+        w = checks.array("linear", "w", w, ["float32", "float16"])
+        checks.axes("linear", "w", w, "[n, k]")
+        inputs["w"] = w
+    n, k = w.shape
+    if x.shape[-1] != k:
+        raise ValueError(
+            f"linear: x has shape {x.shape}; expected [..., {k}], as w has {k} columns "
+            f"(shape {w.shape})."
+        )
+    out = checks.output("linear", out, (*x.shape[:-1], n), inputs)
+    m = math.prod(x.shape[:-1])
+    linear_apply(x.reshape(m, k), w, out.reshape(m, n))
+    return out
+
+
+@np.errstate(all="ignore")
+def linear_apply(x: Float32, w: Weight, out: Float32) -> None:
+    """linear without its checks. x: [n_tokens, k]; w: [n, k]; out: [n_tokens, n]."""
+    if isinstance(w, PackedMatrix):
+        for rows, block in w.row_blocks():
+            out[:, rows] = x @ block.T
+    elif w.dtype == np.float16:
+        for rows in _row_slices(*w.shape):
+            out[:, rows] = x @ w[rows].astype(np.float32).T
+    else:
+        np.matmul(x, w.T, out=out)
+
+
+def _row_slices(n: int, k: int) -> Iterator[slice]:
+    step = max(1, _WIDENED_BYTES // (4 * max(k, 1)))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _matrix_shape(op: str, shape: object) -> tuple[int, int]:
+    if not isinstance(shape, (tuple, list)) or not all(
+        isinstance(axis, (int, np.integer)) for axis in shape
+    ):
+        raise TypeError(f"{op}: shape is {shape!r}; expected two integers, (n, k).")
+    if len(shape) != 2 or min(shape) < 0:
+        raise ValueError(f"{op}: shape is {tuple(shape)}; expected (n, k), neither negative.")
+    return int(shape[0]), int(shape[1])
+
+
+def _bytes(op: str, data: object) -> Bytes:
+    """The memory of an array or bytes-like object as uint8 [n_bytes], not copied."""
+    if isinstance(data, np.ndarray):
+        array = data
+    else:
+        try:
+            array = np.asarray(memoryview(data))  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(
+                f"{op}: data is {checks.kind(data)}; expected bytes or a numpy array of the "
+                "matrix's raw bytes."
+            ) from None
+    if array.dtype.hasobject:
+        raise TypeError(f"{op}: data is {array.dtype.name}; expected raw bytes, uint8.")
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{op}: data has shape {array.shape} and strides {array.strides}; expected "
+            "C-contiguous memory. Copy with np.ascontiguousarray(data)."
+        )
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,186 @@
+"""Number formats of weights: float16, bfloat16 and GGML's blocks of 32 (q8_0, q4_0, q4_1).
+
+A block is a row's 32 consecutive values under one float16 scale d, little-endian:
+
+    q8_0   34 bytes   d, 32 int8               value = q * d
+    q4_0   18 bytes   d, 16 bytes of nibbles   value = (q - 8) * d
+    q4_1   20 bytes   d, m, 16 bytes           value = q * d + m
+
+where byte i holds value i in its low and value i + 16 in its high nibble. Layouts and rounding
+are those of GGML (ggml-common.h and the quantize_row_*_ref functions of ggml-quants.c).
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.numpy_ops import checks
+from airllm.numpy_ops.checks import Float32
+
+Bytes = NDArray[np.uint8]
+
+BLOCK = 32
+# type: (values in a block, bytes of a block)
+TYPES = {
+    "f32": (1, 4),
+    "f16": (1, 2),
+    "bf16": (1, 2),
+    "q8_0": (BLOCK, 34),
+    "q4_0": (BLOCK, 18),
+    "q4_1": (BLOCK, 20),
+}
+QUANTIZED = ["q8_0", "q4_0", "q4_1"]
+
+
+def row_bytes(type: str, k: int) -> int:
+    """Bytes of a row of k values; k must be a multiple of the type's block."""
+    block, size = TYPES[type]
+    return k // block * size
+
+
+def quantize(x: Float32, type: str) -> Bytes:
+    """Pack each row of x into blocks of 32, rounding as GGML does.
+
+    x: float32 [..., n], n a multiple of 32; type: "q8_0", "q4_0" or "q4_1".
+    Returns uint8 [..., n / 32 * bytes of a block]. Raises ValueError when x holds NaN, an
+    infinity, or values so large that the block's float16 scale would overflow.
+    """
+    x = checks.float32("quantize", "x", x)
+    checks.choice("quantize", "type", type, QUANTIZED)
+    n = x.shape[-1]
+    if n % BLOCK:
+        raise ValueError(
+            f"quantize: x has shape {x.shape}; expected a last axis that is a multiple of {BLOCK}, "
+            f"the block of {type}. Pad the rows with zeros."
+        )
+    blocks = x.reshape(-1, BLOCK)
+    with np.errstate(all="ignore"):
+        header, quants = _QUANTIZERS[type](blocks)
+        header = header.astype("<f2")
+    if not np.isfinite(header).all():  # what is not finite in x is not in its block's header
+        raise ValueError(
+            f"quantize: x holds NaN, an infinity or a value too large for {type}; expected finite "
+            "values whose scale fits a float16 (at most 65504)."
+        )
+    packed = np.concatenate([header.view(np.uint8), quants.view(np.uint8)], axis=1)
+    return packed.reshape(*x.shape[:-1], row_bytes(type, n))
+
+
+def dequantize(data: Bytes, type: str) -> Float32:
+    """The values of packed rows, exactly.
+
+    data: uint8 [..., row_bytes], as `quantize` returns; type: "q8_0", "q4_0" or "q4_1".
+    Returns float32 [..., row_bytes / bytes of a block * 32].
+    """
+    data = checks.array("dequantize", "data", data, ["uint8"])
+    checks.choice("dequantize", "type", type, QUANTIZED)
+    size = TYPES[type][1]
+    if data.shape[-1] % size:
+        raise ValueError(
+            f"dequantize: data has shape {data.shape}; expected a last axis that is a multiple of "
+            f"{size}, the bytes of a {type} block."
+        )
+    return decode(data, type)
+
+
+@np.errstate(all="ignore")
+def decode(data: Bytes, type: str) -> Float32:
+    """The values of rows of any type in TYPES, unchecked. data: uint8 [..., row_bytes]."""
+    block, size = TYPES[type]
+    shape = (*data.shape[:-1], data.shape[-1] // size * block)
+    if type in ("f32", "f16"):
+        floats = data.reshape(-1).view(f"<f{size}").reshape(shape)
+        return floats.astype(np.float32)
+    if type == "bf16":
+        return _widen_bfloat16(data.reshape(-1).view("<u2").reshape(shape))
+    blocks = data.reshape(-1, size)
+    d = blocks[:, 0:2].copy().view("<f2").astype(np.float32)  # [n_blocks, 1]
+    if type == "q8_0":
+        return (blocks[:, 2:].view(np.int8) * d).reshape(shape)
+    packed = blocks[:, size - 16 :]
+    nibbles = np.concatenate([packed & 15, packed >> 4], axis=1).view(np.int8)
+    if type == "q4_0":
+        return ((nibbles - np.int8(8)) * d).reshape(shape)
+    m = blocks[:, 2:4].copy().view("<f2").astype(np.float32)
+    return (nibbles * d + m).reshape(shape)
+
+
+# Each takes float32 [n_blocks, 32]; returns the header float32 [n_blocks, 1 or 2], which is stored
+# as float16, and the quants. They divide by the float32 scale, not by its float16, as GGML does.
+
+
+def _quantize_q8_0(x: Float32) -> tuple[Float32, NDArray[Any]]:
+    d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
+    # Halves go away from zero, as with C's roundf; np.round would send them to even. In float64,
+    # for the sum of 0.49999997 and 0.5 is 1 in float32.
+    scaled = (x * _inverse(d)).astype(np.float64)
+    return d, np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int8)
+
+
+def _quantize_q4_0(x: Float32) -> tuple[Float32, NDArray[Any]]:
+    # The value of largest magnitude, the first one if there are several, becomes -8.
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, np.newaxis], axis=1)
+    d = largest / np.float32(-8)
+    q = np.minimum(np.trunc(x * _inverse(d) + np.float32(8.5)), 15)
+    return d, _nibbles(q)
+
+
+def _quantize_q4_1(x: Float32) -> tuple[Float32, NDArray[Any]]:
+    low = x.min(axis=1, keepdims=True)
+    d = (x.max(axis=1, keepdims=True) - low) / np.float32(15)
+    q = np.minimum(np.trunc((x - low) * _inverse(d) + np.float32(0.5)), 15)
+    return np.concatenate([d, low], axis=1), _nibbles(q)
+
+
+_QUANTIZERS = {"q8_0": _quantize_q8_0, "q4_0": _quantize_q4_0, "q4_1": _quantize_q4_1}
+
+
+def _inverse(d: Float32) -> Float32:
+    """1 / d; 0 where that overflows, for the float16 scale is then 0 and any quant will do."""
+    inverse = np.float32(1) / d
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))
+
+
+def _nibbles(q: Float32) -> Bytes:
+    """float32 [n_blocks, 32] of 0..15 to uint8 [n_blocks, 16]."""
+    small = q.astype(np.uint8)
+    return np.bitwise_or(small[:, :16], small[:, 16:] << 4, dtype=np.uint8)
+
+
+def float32_to_float16(x: Float32) -> NDArray[np.float16]:
+    """Rounded to the nearest, ties to even; above 65504 and a half step, infinity.
+
+    x: float32 [...]. Returns float16 [...].
+    """
+    x = checks.float32("float32_to_float16", "x", x)
+    with np.errstate(all="ignore"):
+        return np.asarray(x.astype(np.float16))
+
+
+def float16_to_float32(x: NDArray[np.float16]) -> Float32:
+    """x: float16 [...]. Returns float32 [...], the same values."""
+    x = checks.array("float16_to_float32", "x", x, ["float16"])
+    return np.asarray(x.astype(np.float32))
+
+
+def float32_to_bfloat16(x: Float32) -> NDArray[np.uint16]:
+    """The upper half of each float32, rounded to the nearest, ties to even; NaN stays NaN.
+
+    x: float32 [...]. Returns uint16 [...], as NumPy has no bfloat16.
+    """
+    x = checks.float32("float32_to_bfloat16", "x", x)
+    bits = x.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16  # wraps for NaN alone
+    quiet_nan = bits >> 16 | 0x40  # or a NaN whose payload is cut off would become infinity
+    return np.where(np.isnan(x), quiet_nan, rounded).astype(np.uint16)
+
+
+def bfloat16_to_float32(x: NDArray[np.uint16]) -> Float32:
+    """x: uint16 [...], the bits of bfloat16. Returns float32 [...], the same values."""
+    x = checks.array("bfloat16_to_float32", "x", x, ["uint16"])
+    return _widen_bfloat16(x)
+
+
+def _widen_bfloat16(x: NDArray[np.uint16]) -> Float32:
+    return (x.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,98 @@
+"""What runs the NumPy operations: the BLAS library's threads, and no SIMD of our own."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from airllm import __version__
+from airllm.numpy_ops import checks
+
+has_simd = False
+simd_level = "numpy"
+
+# OpenBLAS, which NumPy's wheels carry, reads these in this order when it is loaded.
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def available_isas() -> list[str]:
+    """The instruction sets that can be chosen: none, NumPy picks its own."""
+    return []
+
+
+def get_num_threads() -> int:
+    """The threads of NumPy's BLAS: one for each CPU this process may use, or as the environment
+    said before NumPy was imported (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS)."""
+    return int(cpu_budget()["chosen"])
+
+
+def set_num_threads(n: int) -> None:
+    """Checks n, and otherwise does nothing: BLAS has started its threads by now.
+
+    Set OPENBLAS_NUM_THREADS before Python starts instead.
+    """
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
+        raise TypeError(f"set_num_threads: n is {checks.kind(n)}; expected an integer.")
+    if n < 1:
+        raise ValueError(f"set_num_threads: n is {n}; expected at least 1.")
+
+
+def cpu_budget() -> dict[str, Any]:
+    """How many threads run, and why.
+
+    affinity: CPUs that this process may use; cgroup_quota: CPUs' worth of time that its control
+    group grants, None if unlimited; env: the threads that the environment asks for, None if it
+    does not; chosen: the threads that run; reason: why that many, a sentence for people.
+    """
+    affinity = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    requested: int | None = None
+    reason = "one for each CPU that this process may use (NumPy's BLAS decides)"
+    for name in _THREAD_VARIABLES:
+        value = os.environ.get(name, "")
+        if value.isdecimal() and int(value) > 0:
+            requested = int(value)
+            reason = f"{name}={value}, limited to the CPUs that this process may use"
+            break
+    return {
+        "affinity": affinity,
+        "cgroup_quota": _cgroup_quota(),
+        "env": requested,
+        "chosen": min(requested or affinity, affinity),
+        "reason": reason,
+    }
+
+
+def _cgroup_quota() -> float | None:
+    """The tightest cpu.max from this process's control group (version 2) up to the root."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    own = next((line[3:] for line in lines if line.startswith("0::")), "/").lstrip("/")
+    root = Path("/sys/fs/cgroup")
+    tightest: float | None = None
+    for folder in [root / own, *(root / own).parents]:
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+            cpus = float(quota) / float(period)
+        except (OSError, ValueError):  # no such file here, or "max"
+            continue
+        tightest = cpus if tightest is None else min(tightest, cpus)
+    return tightest
+
+
+def get_optimization_info() -> dict[str, Any]:
+    """What runs here: isa, threads, compiler, flags, version, numpy's version."""
+    return {
+        "isa": simd_level,
+        "available_isas": available_isas(),
+        "threads": get_num_threads(),
+        "compiler": platform.python_compiler(),
+        "flags": "",
+        "version": __version__,
+        "numpy": np.__version__,
+    }
