@@ -1,0 +1,105 @@
+"""Perplexity of a model on a text, scored as llama.cpp's llama-perplexity scores it.
+
+The tokens are cut into chunks of `context` tokens; what is left over is dropped. Each chunk
+starts from an empty cache, its first token replaced by BOS where the model wants one. Only the
+second half is counted, so that every counted token has seen at least half a context: positions
+context/2 ... context-2 each predict the token after them. Perplexity = exp(mean(-log p)).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_CONTEXT = 3  # the smallest chunk with a counted position: 3 // 2 == 1 == 3 - 2
+
+# Logits are asked for in slices of this many positions: 128 rows of 49,152 float32 are 25 MB,
+# the whole second half of a 2,048-token chunk would be 201 MB.
+_ROWS = 128
+
+
+class Scorer(Protocol):
+    """What a model must do to be scored; LayerWiseInferenceEngine does."""
+
+    def reset(self) -> None:
+        """Forgets every token seen so far."""
+
+    def forward(self, tokens: Sequence[int], *, last_only: bool = True) -> NDArray[np.float32]:
+        """Appends tokens; returns logits, float32 [vocab] (last_only) or [n_tokens, vocab]."""
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    perplexity: float
+    stderr: float  # standard error of the perplexity, from the spread of -log p
+    chunks: int
+    tokens: int  # counted tokens, those that were predicted
+
+
+def perplexity(
+    model: Scorer,
+    tokens: Sequence[int],
+    context: int,
+    *,
+    bos_id: int | None = None,
+    on_chunk: Callable[[int, int, float], None] | None = None,
+) -> Perplexity:
+    """Scores `tokens` in chunks of `context`.
+
+    bos_id replaces the first token of each chunk; None leaves it as it is.
+    on_chunk(done, total, perplexity so far) is called after each chunk.
+    ValueError when the context is below 3 or the text is shorter than one chunk.
+    """
+    if context < MIN_CONTEXT:
+        raise ValueError(f"perplexity: context is {context}; the smallest is {MIN_CONTEXT}")
+    n_chunks = len(tokens) // context
+    if n_chunks == 0:
+        raise ValueError(
+            f"perplexity: the text has {len(tokens)} tokens, less than one chunk of {context}. "
+            f"Use a longer text or a smaller context."
+        )
+    chunk_losses = []
+    for index in range(n_chunks):
+        chunk = list(tokens[index * context : (index + 1) * context])
+        if bos_id is not None:
+            chunk[0] = bos_id
+        chunk_losses.append(_chunk_losses(model, chunk))
+        if on_chunk is not None:
+            on_chunk(index + 1, n_chunks, _exp_mean(np.concatenate(chunk_losses)))
+    losses = np.concatenate(chunk_losses)
+    value = _exp_mean(losses)
+    # d exp(m) = exp(m) dm, and m, a mean of n losses, has the standard error std / sqrt(n).
+    stderr = value * float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else 0.0
+    return Perplexity(value, stderr, n_chunks, losses.size)
+
+
+def _chunk_losses(model: Scorer, chunk: list[int]) -> NDArray[np.float64]:
+    """-log p of the tokens that positions len/2 ... len-2 predict: float64 [n_counted]."""
+    first, last = len(chunk) // 2, len(chunk) - 1
+    model.reset()
+    model.forward(chunk[:first])
+    losses = []
+    for start in range(first, last, _ROWS):
+        end = min(start + _ROWS, last)
+        logits = model.forward(chunk[start:end], last_only=False)  # [end - start, vocab]
+        losses.append(negative_log_likelihood(logits, chunk[start + 1 : end + 1]))
+    return np.concatenate(losses)
+
+
+def negative_log_likelihood(
+    logits: NDArray[np.float32], targets: Sequence[int]
+) -> NDArray[np.float64]:
+    """-log softmax(logits)[target] of each row. logits: [n, vocab]; targets: n ids -> [n]."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)  # the largest is 0: exp cannot overflow
+    log_sum = np.log(np.exp(shifted).sum(axis=-1, dtype=np.float64))
+    chosen = shifted[np.arange(len(targets)), targets].astype(np.float64)
+    losses: NDArray[np.float64] = log_sum - chosen
+    return losses
+
+
+def _exp_mean(losses: NDArray[np.float64]) -> float:
+    with np.errstate(over="ignore"):  # a broken model has perplexity inf, which is the answer
+        return float(np.exp(losses.mean()))
