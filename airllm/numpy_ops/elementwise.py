@@ -1,4 +1,7 @@
-"""Row-wise and element-wise operations, computed in float64 and rounded once."""
+"""Row-wise and element-wise operations, computed in float64 and rounded once.
+
+NaN gives NaN in what depends on it, an infinity gives the formula's limit.
+"""
 
 import math
 from typing import Any
@@ -11,7 +14,6 @@ from airllm.numpy_ops.checks import Float32
 
 Float64 = NDArray[np.float64]
 
-# Infinities and NaN are values like any other here; what they give is in each docstring.
 _quiet = np.errstate(all="ignore")
 
 
@@ -77,10 +79,10 @@ def gelu(x: Float32, approximate: str = "tanh", *, out: Float32 | None = None) -
     if approximate == "tanh":
         # (1 + tanh(u)) / 2 is sigmoid(2u), which does not cancel for negative u.
         u = math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide**3)
-        out[...] = wide / (1.0 + np.exp(-2.0 * u))
+        out[...] = _bounded(wide) / (1.0 + np.exp(-2.0 * u))
     else:
         # (1 + erf(z)) / 2 is erfc(-z) / 2, which does not cancel for negative z.
-        out[...] = wide * 0.5 * _erfc(-wide * math.sqrt(0.5))
+        out[...] = _bounded(wide) * 0.5 * _erfc(-wide * math.sqrt(0.5))
     return out
 
 
@@ -108,7 +110,12 @@ def softmax_rows(x: NDArray[Any]) -> NDArray[Any]:
 
 def _silu(x: Float32) -> Float64:
     wide = x.astype(np.float64)
-    return np.asarray(wide / (1.0 + np.exp(-wide)))
+    return np.asarray(_bounded(wide) / (1.0 + np.exp(-wide)))
+
+
+def _bounded(x: Float64) -> Float64:
+    # -inf * 0 would be NaN where the limit is 0; the largest float32 is 3.4e38.
+    return np.asarray(np.maximum(x, -1e39))
 
 
 def _erfc(x: Float64) -> Float64:
