@@ -97,13 +97,13 @@ def _value(value: object) -> tuple[int, bytes]:
         return _BOOL, bytes([value])
     if isinstance(value, (str, bytes)):
         return _STRING, _string(value)
+    if isinstance(value, np.generic):
+        number, layout = _NUMBERS[value.dtype.name]
+        return number, struct.pack(layout, value.item())
     if isinstance(value, int):
         return _value(np.array(value, _integer_type(value))[()])
     if isinstance(value, float):
         return _value(np.float32(value))
-    if isinstance(value, np.generic):
-        number, layout = _NUMBERS[value.dtype.name]
-        return number, struct.pack(layout, value.item())
     if isinstance(value, np.ndarray):
         kind = _BOOL if value.dtype == bool else _NUMBERS[value.dtype.name][0]
         return _ARRAY, struct.pack("<IQ", kind, value.size) + value.tobytes()

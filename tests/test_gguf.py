@@ -1,0 +1,350 @@
+"""The GGUF reader: what it gives for good files, and what it says of bad ones."""
+
+import os
+import stat
+import struct
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_writer import gguf_bytes, write_gguf
+
+from airllm.formats.gguf import FormatError, GGUFFile
+
+GIB = 2**30
+
+
+def small_model() -> bytes:
+    """A valid file with a value of every metadata type and a tensor of every supported type."""
+    rng = np.random.default_rng(7)
+    metadata = {
+        "general.architecture": "llama",
+        "count": 42,
+        "negative": -42,
+        "large": 2**40,
+        "eps": np.float32(1e-5),
+        "exact": np.float64(1e-5),
+        "small": np.int8(-3),
+        "flag": True,
+        "tokens": ["<s>", "", "Ġhello", "日本"],
+        "scores": np.array([0.5, -1.0], np.float32),
+        "types": np.array([1, 3, 6], np.int32),
+        "flags": np.array([True, False]),
+    }
+    layouts = [("f32", 128), ("f16", 64), ("bf16", 64), ("q8_0", 34), ("q4_0", 18), ("q4_1", 20)]
+    tensors = [
+        (f"blk.0.{kind}", kind, (3, 32), rng.integers(0, 256, (3, row_bytes), np.uint8))
+        for kind, row_bytes in layouts
+    ]
+    tensors.append(("norm", "f32", (5,), rng.standard_normal(5).astype(np.float32)))
+    return gguf_bytes(metadata, tensors)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(small_model())
+    return path
+
+
+def refused(path: Path, raw: bytes, *, sparse: int = 0) -> str:
+    """The message with which a file of these bytes, and then `sparse` zeros, is refused."""
+    with path.open("wb") as file:
+        file.write(raw)
+        file.truncate(len(raw) + sparse)
+    with pytest.raises(FormatError) as error:
+        GGUFFile.open(path)
+    assert str(error.value).startswith(f"{path}: ")
+    return str(error.value)
+
+
+def header(n_tensors: int, n_keys: int, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_keys)
+
+
+def string(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def entry(name: str = "w", dims: tuple[int, ...] = (32,), kind: int = 0, offset: int = 0) -> bytes:
+    """A tensor's entry; dims as the file has them, the fastest first."""
+    dims_raw = struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
+    return string(name) + dims_raw + struct.pack("<IQ", kind, offset)
+
+
+# What a good file gives.
+
+
+def test_metadata_comes_back_with_its_types(model: Path) -> None:
+    metadata = GGUFFile.open(model).metadata
+    assert metadata["general.architecture"] == "llama"
+    assert metadata["count"] == 42
+    assert metadata["negative"] == -42
+    assert metadata["large"] == 2**40
+    assert metadata["eps"] == np.float32(1e-5)
+    assert metadata["exact"] == 1e-5
+    assert metadata["small"] == -3
+    assert metadata["flag"] is True
+    assert metadata["tokens"] == ["<s>", "", "Ġhello", "日本"]
+    np.testing.assert_array_equal(metadata["scores"], np.array([0.5, -1.0], np.float32))
+    np.testing.assert_array_equal(metadata["types"], np.array([1, 3, 6], np.int32))
+    np.testing.assert_array_equal(metadata["flags"], [True, False])
+    assert isinstance(metadata["types"], np.ndarray)
+    assert metadata["types"].dtype == np.int32
+
+
+def test_a_matrix_has_the_shape_of_its_rows_and_the_files_bytes(tmp_path: Path) -> None:
+    rows = np.arange(3 * 40, dtype=np.uint8).reshape(3, 40)
+    path = write_gguf(tmp_path / "m.gguf", {}, [("w", "q4_1", (3, 64), rows)])
+    with GGUFFile.open(path) as file:
+        tensor = file.tensors["w"]
+        assert (tensor.type, tensor.shape, tensor.nbytes) == ("q4_1", (3, 64), 120)
+        np.testing.assert_array_equal(file.data("w"), rows)
+
+
+def test_a_vector_is_one_row_of_bytes(tmp_path: Path) -> None:
+    values = np.linspace(-1, 1, 7, dtype=np.float32)
+    path = write_gguf(tmp_path / "m.gguf", {}, [("norm", "f32", (7,), values)])
+    with GGUFFile.open(path) as file:
+        np.testing.assert_array_equal(file.data("norm").view(np.float32), values)
+
+
+def test_data_is_a_read_only_view_that_outlives_the_file(model: Path) -> None:
+    with GGUFFile.open(model) as file:
+        data = file.data("norm")
+        again = file.data("norm")
+    assert np.shares_memory(data, again)
+    assert not data.flags.writeable
+    assert data.nbytes == 20
+    assert int(data.sum()) > 0
+
+
+def test_tensors_keep_the_order_of_the_file(model: Path) -> None:
+    names = list(GGUFFile.open(model).tensors)
+    assert names[:2] == ["blk.0.f32", "blk.0.f16"]
+    assert names[-1] == "norm"
+
+
+@pytest.mark.parametrize("alignment", [8, 32, 64, 4096])
+def test_every_alignment_is_honoured(tmp_path: Path, alignment: int) -> None:
+    tensors = [
+        (name, "f32", (3,), np.full(3, value, np.float32)) for name, value in (("a", 1), ("b", 2))
+    ]
+    path = write_gguf(tmp_path / "m.gguf", {}, tensors, alignment=alignment)
+    with GGUFFile.open(path) as file:
+        assert file.tensors["b"].offset % alignment == 0
+        np.testing.assert_array_equal(file.data("b").view(np.float32), [2, 2, 2])
+
+
+def test_version_2_reads_like_version_3(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", {"key": "value"}, version=2)
+    assert GGUFFile.open(path).metadata["key"] == "value"
+
+
+def test_a_file_without_tensors_is_a_vocabulary(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", {"key": "value"})
+    assert not GGUFFile.open(path).tensors
+
+
+def test_an_unknown_tensor_name_is_a_key_error(model: Path) -> None:
+    with pytest.raises(KeyError, match="nonesuch"):
+        GGUFFile.open(model).data("nonesuch")
+
+
+# Files that change under our feet.
+
+
+def test_an_unchanged_file_passes_the_check(model: Path) -> None:
+    GGUFFile.open(model).check_unchanged()
+
+
+def test_a_file_truncated_after_opening_is_noticed(model: Path) -> None:
+    file = GGUFFile.open(model)
+    os.truncate(model, 100)
+    with pytest.raises(FormatError, match=r"model\.gguf: the file was changed while it was in use"):
+        file.check_unchanged()
+
+
+def test_a_file_written_to_after_opening_is_noticed(model: Path) -> None:
+    file = GGUFFile.open(model)
+    before = model.stat()
+    model.write_bytes(small_model())
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(FormatError, match="changed"):
+        file.check_unchanged()
+
+
+def test_a_deleted_file_stays_readable_under_the_map(model: Path) -> None:
+    file = GGUFFile.open(model)
+    model.unlink()
+    file.check_unchanged()
+    assert file.data("norm").shape == (20,)
+
+
+def test_a_closed_file_says_so(model: Path) -> None:
+    file = GGUFFile.open(model)
+    file.close()
+    file.close()
+    with pytest.raises(FormatError, match="closed"):
+        file.check_unchanged()
+
+
+# Things that are no file, or no GGUF file.
+
+
+def test_a_missing_file_is_a_file_not_found_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf"):
+        GGUFFile.open(tmp_path / "nowhere.gguf")
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="is a directory"):
+        GGUFFile.open(tmp_path)
+
+
+def test_a_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.gguf"
+    os.mkfifo(pipe)
+    with pytest.raises(FormatError, match="not a regular file"):
+        GGUFFile.open(pipe)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_an_unreadable_file_is_a_permission_error(model: Path) -> None:
+    model.chmod(stat.S_IWUSR)
+    with pytest.raises(PermissionError, match=r"model\.gguf"):
+        GGUFFile.open(model)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    assert "is empty" in refused(tmp_path / "m.gguf", b"")
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
+        (b"PK\x03\x04", "ZIP archive"),
+        (b"tjgg\x03\0\0\0", "older GGML format"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"\x13\x37", "begins with b'\\x137'"),
+        (b"GGU", "begins with b'GGU'"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, start: bytes, message: str) -> None:
+    assert message in refused(tmp_path / "m.gguf", start)
+
+
+def test_random_bytes_are_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).bytes(10_000)
+    assert "not a GGUF file" in refused(tmp_path / "m.gguf", noise)
+
+
+def test_big_endian_files_are_refused_by_name(tmp_path: Path) -> None:
+    raw = b"GGUF" + struct.pack(">IQQ", 3, 0, 0)
+    assert "big-endian" in refused(tmp_path / "m.gguf", raw)
+
+
+@pytest.mark.parametrize("version", [0, 1, 4, 2**32 - 1])
+def test_other_versions_are_refused_by_number(tmp_path: Path, version: int) -> None:
+    message = refused(tmp_path / "m.gguf", header(0, 0, version))
+    assert f"GGUF version {version}; versions 2 and 3 are supported" in message
+
+
+# Damaged and hostile files.
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    raw = small_model()
+    for length in range(1, len(raw), 7):
+        refused(tmp_path / "m.gguf", raw[:length])
+
+
+HOSTILE = {
+    "claims 9,223,372,036,854,775,808 tensors": header(2**63, 0),
+    "claims 18,446,744,073,709,551,615 metadata keys": header(0, 2**64 - 1),
+    "the name of metadata key 0 needs 1,099,511,627,776 bytes": header(0, 1)
+    + struct.pack("<Q", 2**40),
+    "the name of metadata key 0 is not UTF-8": header(0, 1) + struct.pack("<Q", 1) + b"\xff",
+    "metadata 'k' has type 13, which GGUF does not define": header(0, 1)
+    + string("k")
+    + struct.pack("<I", 13),
+    "metadata 'k' is an array of arrays": header(0, 1)
+    + string("k")
+    + struct.pack("<IIQ", 9, 9, 1) * 1000,
+    "metadata 'k' has 4,611,686,018,427,387,904 strings": header(0, 1)
+    + string("k")
+    + struct.pack("<IIQ", 9, 8, 2**62),
+    "metadata 'k' needs 8,000,000 bytes": header(0, 1)
+    + string("k")
+    + struct.pack("<IIQ", 9, 8, 1_000_000),
+    "metadata 'k' needs 18,446,744,073,709,551,608 bytes": header(0, 1)
+    + string("k")
+    + struct.pack("<IIQ", 9, 12, 2**61 - 1),
+    "metadata 'k'[1] ends past the end": header(0, 1)
+    + string("k")
+    + struct.pack("<IIQ", 9, 8, 2)
+    + string("fine")
+    + struct.pack("<Q", 2**64 - 1),
+    "metadata 'k'[0] is not UTF-8": header(0, 1)
+    + string("k")
+    + struct.pack("<IIQQ", 9, 8, 1, 2)
+    + b"\xc3(",
+    "metadata 'k' has a bool that is neither 0 nor 1": header(0, 1)
+    + string("k")
+    + struct.pack("<IB", 7, 2),
+    "metadata key 'k' is there twice": header(0, 2) + (string("k") + struct.pack("<IB", 0, 1)) * 2,
+    "general.alignment is 12": gguf_bytes({"general.alignment": 12}),
+    "general.alignment is 0": gguf_bytes({"general.alignment": 0}),
+    "general.alignment is the string 'x'": gguf_bytes({"general.alignment": "x"}),
+    "one of 3 parts of a split model": gguf_bytes({"split.count": np.uint16(3)}),
+    "tensor 'w' has 0 dims": header(1, 0) + entry(dims=()),
+    "tensor 'w' has 5 dims": header(1, 0) + entry(dims=(1, 1, 1, 1, 1)),
+    "tensor 'w' has shape (0, 32)": header(1, 0) + entry(dims=(32, 0)),
+    "tensor 'w' is of type Q4_K; supported are F32": header(1, 0) + entry(kind=12),
+    "tensor 'w' is of type Q4_0_4_8": header(1, 0) + entry(kind=32),
+    "tensor 'w' is of type NUMBER 999": header(1, 0) + entry(kind=999),
+    "tensor 'w' has rows of 33 elements; Q4_1 needs a multiple of 32": header(1, 0)
+    + entry(dims=(33,), kind=3),
+    "tensor 'w' of shape (18446744073709551615, 18446744073709551615) ends at": header(1, 0)
+    + entry(dims=(2**64 - 1, 2**64 - 1))
+    + bytes(1000),
+    "tensor 'w' starts at 4, no multiple of 32": header(1, 0) + entry(offset=4) + bytes(1000),
+    "tensor 'w' of shape (32,) ends at": header(1, 0) + entry(offset=2**64 - 32) + bytes(1000),
+    "tensor 'w' is there twice": header(2, 0) + entry() + entry(offset=128) + bytes(1000),
+    "tensors 'a' and 'b' overlap": header(2, 0)
+    + entry("b", offset=96)
+    + entry("a", offset=0)
+    + bytes(1000),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_a_hostile_file_is_refused_by_its_fault(tmp_path: Path, fault: str) -> None:
+    assert fault in refused(tmp_path / "m.gguf", HOSTILE[fault])
+
+
+def test_a_long_name_is_shortened_in_the_message(tmp_path: Path) -> None:
+    message = refused(tmp_path / "m.gguf", header(1, 0) + entry("n" * 5000, kind=12))
+    assert len(message) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(struct.pack("<IIQ", 9, 0, 32 * GIB), id="numbers"),
+        pytest.param(struct.pack("<IIQ", 9, 8, 4 * GIB), id="strings"),
+        pytest.param(struct.pack("<IQ", 8, 32 * GIB), id="one string"),
+    ],
+)
+def test_a_huge_sparse_file_buys_no_memory_for_its_claims(tmp_path: Path, value: bytes) -> None:
+    """64 GiB that take no disk: every length is within the file, and absurd all the same."""
+    tracemalloc.start()
+    started = time.monotonic()
+    refused(tmp_path / "m.gguf", header(0, 1) + string("k") + value, sparse=64 * GIB)
+    seconds, (_, peak) = time.monotonic() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 1
+    assert peak < 2**20

@@ -1,0 +1,112 @@
+"""Hundreds of damaged GGUF files: each opens and can be read whole, or is refused by name.
+
+The damage is what happens to files (flipped bits, cut tails, lost or repeated pieces) and what an
+attacker does to them (a length, count, type or offset replaced by one chosen to overflow).
+"""
+
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from test_gguf import small_model
+
+from airllm.formats.gguf import FormatError, GGUFFile
+
+MODEL = small_model()
+HEADER_END = MODEL.index(b"norm") + 32  # nearly all of the parsing is before this
+Mutation = Callable[[bytes], bytes]
+
+places = st.integers(0, HEADER_END) | st.integers(0, len(MODEL))
+powers = st.sampled_from([0, 8, 16, 31, 32, 40, 61, 62, 63, 64])
+evil_numbers = st.builds(lambda power, nudge: 2**power + nudge, powers, st.integers(-33, 33))
+
+
+def flip(at: int, mask: int) -> Mutation:
+    return lambda raw: raw[:at] + bytes(byte ^ mask for byte in raw[at : at + 1]) + raw[at + 1 :]
+
+
+def truncate(at: int) -> Mutation:
+    return lambda raw: raw[:at]
+
+
+def rewrite(at: int, layout: str, value: int) -> Mutation:
+    field = struct.pack(layout, value % 2 ** (8 * struct.calcsize(layout)))
+    return lambda raw: raw[:at] + field + raw[at + len(field) :]
+
+
+def remove(at: int, length: int) -> Mutation:
+    return lambda raw: raw[:at] + raw[at + length :]
+
+
+def splice(source: int, length: int, at: int) -> Mutation:
+    return lambda raw: raw[:at] + raw[source : source + length] + raw[at:]
+
+
+def overwrite(source: int, length: int, at: int) -> Mutation:
+    return lambda raw: raw[:at] + raw[source : source + length] + raw[at + length :]
+
+
+lengths = st.integers(1, 64)
+mutations = st.one_of(
+    st.builds(flip, places, st.integers(1, 255)),
+    st.builds(truncate, places),
+    st.builds(rewrite, places, st.sampled_from(["<I", "<Q"]), evil_numbers),
+    st.builds(remove, places, lengths),
+    st.builds(splice, places, lengths, places),
+    st.builds(overwrite, places, lengths, places),
+)
+
+
+@pytest.fixture(scope="module")
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+@settings(
+    max_examples=600,
+    deadline=None,  # the test sets its own, below
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(mutations, min_size=1, max_size=4))
+def test_a_damaged_file_opens_whole_or_is_refused(
+    tmp_path: Path, traced: None, damage: list[Mutation]
+) -> None:
+    raw = MODEL
+    for mutate in damage:
+        raw = mutate(raw)
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(raw)
+
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    started = time.monotonic()
+    refusal = read_whole(path)
+    seconds = time.monotonic() - started
+    _, peak = tracemalloc.get_traced_memory()
+
+    assert seconds < 1
+    assert peak - before < 256 * 1024  # whatever the 1.8 kB file claims
+    event("refused" if refusal else "opened")
+    assert refusal is None or refusal.startswith(f"{path}: ")
+    assert len(refusal or "") < 500 + len(str(path))
+
+
+def read_whole(path: Path) -> str | None:
+    """Read every byte of every tensor; the message if the file is refused."""
+    try:
+        with GGUFFile.open(path) as file:
+            for name, tensor in file.tensors.items():
+                data = file.data(name)
+                assert data.nbytes == tensor.nbytes
+                data.sum()
+    except FormatError as error:
+        return str(error)
+    return None
