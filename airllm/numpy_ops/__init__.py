@@ -10,9 +10,11 @@ returned; it may be an input itself only where the operation says so. A wrong ty
 TypeError, a wrong shape, layout or overlap ValueError; nothing is ever converted silently.
 """
 
-from airllm.numpy_ops.attention import attention, attention_apply
+from airllm.numpy_ops.attention import attention
+from airllm.numpy_ops.attention import attention_apply as attention_apply
 from airllm.numpy_ops.elementwise import gelu, rms_norm, silu, softmax, swiglu
-from airllm.numpy_ops.matrix import PackedMatrix, RawRows, linear, linear_apply, matmul
+from airllm.numpy_ops.matrix import PackedMatrix, RawRows, linear, matmul
+from airllm.numpy_ops.matrix import linear_apply as linear_apply
 from airllm.numpy_ops.quants import (
     bfloat16_to_float32,
     dequantize,
@@ -21,7 +23,9 @@ from airllm.numpy_ops.quants import (
     float32_to_float16,
     quantize,
 )
-from airllm.numpy_ops.rope import rope, rope_apply, rope_table
+from airllm.numpy_ops.rope import rope
+from airllm.numpy_ops.rope import rope_apply as rope_apply
+from airllm.numpy_ops.rope import rope_table as rope_table
 from airllm.numpy_ops.system import (
     available_isas,
     cpu_budget,
@@ -32,7 +36,8 @@ from airllm.numpy_ops.system import (
     simd_level,
 )
 
-# What `tensor_ops_cpp` has too, and `airllm.tensor_ops_hybrid` re-exports.
+# What `tensor_ops_cpp` has too, and `airllm.tensor_ops_hybrid` re-exports. Beside it, `*_apply` and
+# `rope_table` are the arithmetic without the checks, for the executor of `airllm.backends`.
 __all__ = [
     "PackedMatrix",
     "RawRows",
@@ -59,6 +64,3 @@ __all__ = [
     "softmax",
     "swiglu",
 ]
-
-# Only here, for the NumPy executor: the arithmetic of an operation without its checks.
-__all__ += ["attention_apply", "linear_apply", "rope_apply", "rope_table"]

@@ -1,0 +1,118 @@
+"""The operations, from the C++ extension where it runs and from NumPy where it does not.
+
+The choice is made once, at the first import, by the environment variable AIRLLM_BACKEND:
+
+    auto    (or unset) C++ if it imports, otherwise NumPy; a fallback is logged with its reason
+    cpp     C++; an ImportError says why if it does not import
+    numpy   NumPy
+
+Everything in `airllm.numpy_ops.__all__` is here, with one signature whichever backend runs it.
+"""
+
+import importlib
+import logging
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from airllm import numpy_ops
+
+_EXTENSION = "tensor_ops_cpp"
+_CHOICES = ("auto", "cpp", "numpy")
+_BUILD = "Build it with `python -m pip install .` in a clone of the project"
+
+
+def _requested() -> str:
+    requested = os.environ.get("AIRLLM_BACKEND", "") or "auto"
+    if requested not in _CHOICES:
+        raise ValueError(f'AIRLLM_BACKEND is "{requested}"; expected {" or ".join(_CHOICES)}.')
+    return requested
+
+
+def _load_extension() -> ModuleType:
+    """The extension, whole; raises ImportError with a reason that a person can act on."""
+    try:
+        extension = importlib.import_module(_EXTENSION)
+    except ModuleNotFoundError as error:
+        if error.name == _EXTENSION:
+            raise ModuleNotFoundError(f"{_EXTENSION} is not installed", name=_EXTENSION) from error
+        raise ImportError(f"{_EXTENSION} does not import: {error}") from error
+    except Exception as error:  # a broken binary may raise anything
+        raise ImportError(f"{_EXTENSION} does not import: {error}") from error
+    missing = [name for name in numpy_ops.__all__ if not hasattr(extension, name)]
+    if missing:
+        raise ImportError(
+            f"{_EXTENSION} lacks {', '.join(missing)}: it was built from another version"
+        )
+    return extension
+
+
+def _choose(requested: str) -> tuple[ModuleType, str | None]:
+    """The backend's module, and why it is not the extension if that was wanted."""
+    if requested == "numpy":
+        return numpy_ops, None
+    try:
+        return _load_extension(), None
+    except ImportError as error:
+        # Who names an ISA wants that one, not a hundredth of its speed.
+        isa_named = bool(os.environ.get("TENSOR_OPS_ISA"))
+        if requested == "cpp" or (isa_named and not isinstance(error, ModuleNotFoundError)):
+            raise ImportError(
+                f"{error}. {_BUILD}, or set AIRLLM_BACKEND=numpy to run without it."
+            ) from error
+        logging.getLogger("airllm").warning(
+            "%s. Running on NumPy, many times slower. %s, or set AIRLLM_BACKEND=numpy to silence "
+            "this.",
+            error,
+            _BUILD,
+        )
+        return numpy_ops, str(error)
+
+
+_requested_backend = _requested()
+_ops, _fallback_reason = _choose(_requested_backend)
+
+backend = "numpy" if _ops is numpy_ops else "cpp"
+
+if TYPE_CHECKING:
+    from airllm.numpy_ops import *  # noqa: F403
+else:
+    # has_simd and simd_level are left to __getattr__: the extension can change its ISA.
+    globals().update(
+        {name: getattr(_ops, name) for name in numpy_ops.__all__ if "simd" not in name}
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name in numpy_ops.__all__:
+        return getattr(_ops, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def get_backend_info() -> dict[str, Any]:
+    """What runs the operations, and why.
+
+    backend: "cpp" or "numpy"; requested: what AIRLLM_BACKEND asked for; fallback_reason: why the
+    extension is not used although it was wanted, or None; has_simd, simd_level, available_isas,
+    threads, cpu_budget and optimization: as the functions of those names say; numpy: its version.
+    """
+    return {
+        "backend": backend,
+        "requested": _requested_backend,
+        "fallback_reason": _fallback_reason,
+        "has_simd": _ops.has_simd,
+        "simd_level": _ops.simd_level,
+        "available_isas": _ops.available_isas(),
+        "threads": _ops.get_num_threads(),
+        "cpu_budget": _ops.cpu_budget(),
+        "optimization": _ops.get_optimization_info(),
+        "numpy": np.__version__,
+    }
+
+
+def print_backend_info() -> None:
+    """get_backend_info on stdout, one line for each entry."""
+    for key, value in get_backend_info().items():
+        print(f"{key + ':':<17}{value}")
