@@ -26,7 +26,7 @@ from airllm.numpy_ops.quants import (
 from airllm.numpy_ops.rope import rope
 from airllm.numpy_ops.rope import rope_apply as rope_apply
 from airllm.numpy_ops.rope import rope_table as rope_table
-from airllm.numpy_ops.system import (
+from airllm.numpy_ops.runtime import (
     available_isas,
     cpu_budget,
     get_num_threads,

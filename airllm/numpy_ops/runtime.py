@@ -2,13 +2,13 @@
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from airllm import __version__
 from airllm.numpy_ops import checks
+from airllm.system import cpu_quota
 
 has_simd = False
 simd_level = "numpy"
@@ -57,32 +57,14 @@ def cpu_budget() -> dict[str, Any]:
             requested = int(value)
             reason = f"{name}={value}, limited to the CPUs that this process may use"
             break
+    quota = cpu_quota()
     return {
         "affinity": affinity,
-        "cgroup_quota": _cgroup_quota(),
+        "cgroup_quota": quota.cpus if quota else None,
         "env": requested,
         "chosen": min(requested or affinity, affinity),
         "reason": reason,
     }
-
-
-def _cgroup_quota() -> float | None:
-    """The tightest cpu.max from this process's control group (version 2) up to the root."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    own = next((line[3:] for line in lines if line.startswith("0::")), "/").lstrip("/")
-    root = Path("/sys/fs/cgroup")
-    tightest: float | None = None
-    for folder in [root / own, *(root / own).parents]:
-        try:
-            quota, period = (folder / "cpu.max").read_text().split()
-            cpus = float(quota) / float(period)
-        except (OSError, ValueError):  # no such file here, or "max"
-            continue
-        tightest = cpus if tightest is None else min(tightest, cpus)
-    return tightest
 
 
 def get_optimization_info() -> dict[str, Any]:
