@@ -1,0 +1,106 @@
+"""How text is cut into words before byte-pair encoding, by the name in `tokenizer.ggml.pre`.
+
+Merges never cross a word's edge, so a model that was trained with one rule sees strange tokens
+under another: an unknown name is an error and not a guess. The rules are those of the models' own
+tokenisers; the names are llama.cpp's.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = "|".join([_CONTRACTION, _WORD, r"\p{N}{1,3}", _SYMBOLS, _SPACES])
+_QWEN2 = "|".join([_CONTRACTION, _WORD, r"\p{N}", _SYMBOLS, _SPACES])
+_QWEN35 = "|".join(
+    [
+        _CONTRACTION,
+        r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+        _SPACES,
+    ]
+)
+
+# Words of one case: "HelloWorld" is two. What may precede one, its first part and its second part.
+_EDGE = r"[^\r\n\p{L}\p{N}]?"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SLASHED_SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+_TEKKEN = "|".join(
+    [
+        f"{_EDGE}{_UPPER}*{_LOWER}+",
+        f"{_EDGE}{_UPPER}+{_LOWER}*",
+        r"\p{N}",
+        _SLASHED_SYMBOLS,
+        _SPACES,
+    ]
+)
+_GPT4O = "|".join(
+    [
+        f"{_EDGE}{_UPPER}*{_LOWER}+{_CONTRACTION}?",
+        f"{_EDGE}{_UPPER}+{_LOWER}*{_CONTRACTION}?",
+        r"\p{N}{1,3}",
+        _SLASHED_SYMBOLS,
+        _SPACES,
+    ]
+)
+_DEEPSEEK3 = "|".join(
+    [
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
+        r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
+        r" ?[\p{P}\p{S}]+[\r\n]*",
+        _SPACES,
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Each pattern in turn cuts the pieces of the one before: matches, and what lies between."""
+
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False  # a word that is a token is that token, whatever merges would give
+    add_bos: bool = False  # where the file does not say
+
+    def build(self) -> "PreTokenizer":
+        """The rule for the `tokenizers` library; its words come out as byte-level characters."""
+        from tokenizers import Regex
+        from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+        splits = [Split(Regex(pattern), "isolated") for pattern in self.patterns]
+        return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+_FAMILIES: list[tuple[str, Rule]] = [
+    (
+        "default gpt-2 gpt2 phi-2 mpt olmo jais trillion gigachat a.x-4.0 mellum exaone4",
+        Rule((_GPT2,)),
+    ),
+    (
+        "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
+        Rule((r"\p{N}", _GPT2)),
+    ),
+    (
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
+        Rule((_LLAMA3,), ignore_merges=True, add_bos=True),
+    ),
+    ("dbrx smaug-bpe glm4 chatglm-bpe", Rule((_LLAMA3,))),
+    ("qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan grok-2 solar-open", Rule((_QWEN2,))),
+    ("qwen35", Rule((_QWEN35,))),
+    ("tekken", Rule((_TEKKEN,), ignore_merges=True, add_bos=True)),
+    ("gpt-4o llama4 kanana2", Rule((_GPT4O,))),
+    (
+        "deepseek-v3 hunyuan-dense",
+        Rule((r"\p{N}{1,3}", r"[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK3)),
+    ),
+]
+
+RULES: dict[str, Rule] = {name: rule for names, rule in _FAMILIES for name in names.split()}
