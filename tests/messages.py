@@ -1,0 +1,14 @@
+"""What an error message must say."""
+
+import re
+
+import pytest
+
+
+def check_message(ops, call, error, says):
+    """call(ops) raises `error` with a message that has the parts of `says` in this order."""
+    with pytest.raises(error) as caught:
+        call(ops)
+    message = str(caught.value)
+    pattern = ".*".join(re.escape(part) for part in says)
+    assert re.search(pattern, message, re.DOTALL), f"{message!r} does not say {says}"

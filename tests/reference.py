@@ -1,0 +1,263 @@
+"""Every operation once more, in float64, from its formula: what the backends are checked against.
+
+Written to be checked by eye: loops over rows and blocks, one formula each, no vectorised
+cleverness, nothing from airllm. Arguments are arrays of any shape, results float64 and not rounded
+to float32, so that an error can be measured in float32's own units (see bounds.py).
+"""
+
+import math
+import struct
+
+import numpy as np
+
+BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
+
+
+def each(formula, x):
+    """formula(float) for every element of x: float64, x's shape."""
+    x = np.asarray(x)
+    return np.array([formula(float(v)) for v in x.reshape(-1)], np.float64).reshape(x.shape)
+
+
+def each_row(formula, x):
+    """formula(float64 [n]) -> float64 [n] for every row along the last axis of x."""
+    x = np.asarray(x, np.float64)
+    result = np.empty_like(x)
+    for index in np.ndindex(x.shape[:-1]):
+        result[index] = formula(x[index])
+    return result
+
+
+# ---- elementwise ---------------------------------------------------------------------------------
+
+
+def silu(x):
+    return each(lambda v: v * _sigmoid(v) if v != -math.inf else -0.0, x)
+
+
+def gelu_tanh(x):
+    # 0.5 * (1 + tanh(u)) is sigmoid(2 u): the textbook form loses all digits for u < -18.
+    def formula(v):
+        if v == -math.inf:
+            return -0.0
+        return v * _sigmoid(2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))
+
+    return each(formula, x)
+
+
+def gelu_erf(x):
+    # 0.5 * (1 + erf(z)) is 0.5 * erfc(-z), for the same reason.
+    return each(lambda v: v * 0.5 * math.erfc(-v / math.sqrt(2)) if v != -math.inf else -0.0, x)
+
+
+def swiglu(gate, up):
+    with np.errstate(all="ignore"):
+        return silu(gate) * np.asarray(up, np.float64)
+
+
+def _sigmoid(v):
+    if v >= 0:
+        return 1 / (1 + math.exp(-v))
+    return math.exp(v) / (1 + math.exp(v))  # also NaN, which stays NaN
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def rms_norm(x, weight, eps):
+    weight = np.asarray(weight, np.float64)
+
+    def formula(row):
+        mean_square = math.fsum(v * v for v in row) / len(row)
+        if mean_square + eps == 0:
+            return row * math.nan
+        return row * weight / math.sqrt(mean_square + eps)
+
+    return each_row(formula, x) if np.asarray(x).shape[-1] else np.zeros(np.shape(x))
+
+
+def softmax(x):
+    def formula(row):
+        if len(row) == 0 or np.all(row == -math.inf):
+            return np.zeros(len(row))
+        if np.isnan(row).any() or np.isposinf(row).any():
+            return np.full(len(row), math.nan)
+        top = max(row)
+        exps = [math.exp(v - top) for v in row]
+        return np.array(exps) / math.fsum(exps)
+
+    return each_row(formula, x)
+
+
+def rope_frequencies(theta, head_dim):
+    return np.array([theta ** (-2 * i / head_dim) for i in range(head_dim // 2)])
+
+
+def rope_pairs(n_dims, interleaved):
+    """Which features turn together: [(first, second), ...]."""
+    half = n_dims // 2
+    return [(2 * i, 2 * i + 1) if interleaved else (i, i + half) for i in range(half)]
+
+
+def rope(x, positions, inv_freq, interleaved):
+    """x: [n_tokens, n_heads, head_dim]; inv_freq: [n_dims / 2]."""
+    x = np.asarray(x, np.float64)
+    result = x.copy()
+    for token, position in enumerate(positions):
+        for i, (a, b) in enumerate(rope_pairs(2 * len(inv_freq), interleaved)):
+            angle = float(position) * float(inv_freq[i])
+            c, s = math.cos(angle), math.sin(angle)
+            result[token, :, a] = x[token, :, a] * c - x[token, :, b] * s
+            result[token, :, b] = x[token, :, a] * s + x[token, :, b] * c
+    return result
+
+
+# ---- matrices ------------------------------------------------------------------------------------
+
+
+def matmul(a, b):
+    """a: [..., m, k]; b: [k, n]."""
+    with np.errstate(all="ignore"):
+        return np.einsum("...mk,kn->...mn", np.asarray(a, np.float64), np.asarray(b, np.float64))
+
+
+def linear(x, w):
+    """x: [..., k]; w: [n, k]."""
+    with np.errstate(all="ignore"):
+        return np.einsum("...k,nk->...n", np.asarray(x, np.float64), np.asarray(w, np.float64))
+
+
+def attention(q, k, v, scale, causal):
+    """q: [n_q, n_heads, head_dim]; k, v: [n_kv_heads, n_kv, head_dim]."""
+    q, k, v = (np.asarray(array, np.float64) for array in (q, k, v))
+    n_q, n_heads, _ = q.shape
+    n_kv_heads, n_kv, _ = k.shape
+    result = np.zeros_like(q)
+    for token in range(n_q):
+        n_seen = min(n_kv, token + n_kv - n_q + 1) if causal else n_kv
+        if n_seen <= 0:
+            continue
+        for head in range(n_heads):
+            kv_head = head // (n_heads // n_kv_heads)
+            scores = k[kv_head, :n_seen] @ q[token, head] * scale
+            result[token, head] = softmax(scores) @ v[kv_head, :n_seen]
+    return result
+
+
+# ---- number formats, bit by bit ------------------------------------------------------------------
+
+
+def decode_float16(bits):
+    """IEEE 754 binary16: 1 sign, 5 exponent, 10 fraction bits."""
+    sign = -1.0 if bits >> 15 else 1.0
+    exponent, fraction = bits >> 10 & 0x1F, bits & 0x3FF
+    if exponent == 0x1F:
+        return math.nan if fraction else sign * math.inf
+    if exponent == 0:
+        return sign * fraction * 2.0**-24
+    return sign * (1024 + fraction) * 2.0 ** (exponent - 25)
+
+
+def decode_bfloat16(bits):
+    """The upper half of a binary32."""
+    return struct.unpack("<f", struct.pack("<I", bits << 16))[0]
+
+
+def encode_nearest(value, decode, n_bits):
+    """The bits of a 16-bit format whose value is nearest to `value`, ties to the even bits.
+
+    decode: bits -> float, increasing over the positive bits up to infinity at `n_bits`. Infinity
+    stands for the value that would follow the largest finite one, as IEEE 754 rounds overflow.
+    """
+    magnitude = abs(value)
+    low, high = 0, n_bits  # decode(low) <= magnitude <= decode(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if decode(middle) <= magnitude else (low, middle)
+    above = decode(high)
+    if math.isinf(above):
+        above = 2 * decode(high - 1) - decode(high - 2)
+    if math.isinf(magnitude):
+        bits = n_bits
+    elif magnitude - decode(low) != above - magnitude:
+        bits = low if magnitude - decode(low) < above - magnitude else high
+    else:
+        bits = low if low % 2 == 0 else high
+    return bits | (0x8000 if math.copysign(1.0, value) < 0 else 0)
+
+
+def encode_float16(value):
+    return encode_nearest(value, decode_float16, 0x7C00)
+
+
+def encode_bfloat16(value):
+    return encode_nearest(value, decode_bfloat16, 0x7F80)
+
+
+def decode_block(block, type):
+    """32 floats from a block's bytes."""
+    d = decode_float16(struct.unpack_from("<H", block)[0])
+    if type == "q8_0":
+        return [q * d for q in struct.unpack_from("<32b", block, 2)]
+    nibbles = [byte & 15 for byte in block[-16:]] + [byte >> 4 for byte in block[-16:]]
+    if type == "q4_0":
+        return [(q - 8) * d for q in nibbles]
+    m = decode_float16(struct.unpack_from("<H", block, 2)[0])
+    # d * q is exact in float32; the sum is rounded to it, as the format's definition has it.
+    return [float(np.float32(q * d + m)) for q in nibbles]
+
+
+def encode_block(values, type):
+    """A block's bytes from 32 finite floats, as ggml-quants.c's quantize_row_*_ref have it.
+
+    Every step is one float32 operation, in GGML's order: the divisions and products decide which
+    way a tie goes. Where 1 / d overflows, d is zero as a float16 and the quants are those of d = 0.
+    """
+    x = [np.float32(v) for v in values]
+    with np.errstate(all="ignore"):
+        if type == "q8_0":
+            d = max(abs(v) for v in x) / np.float32(127)
+            inverse = _inverse(d)
+            quants = [_round_half_away(float(v * inverse)) for v in x]
+            return struct.pack("<H32b", encode_float16(float(d)), *quants)
+        if type == "q4_0":
+            largest = np.float32(0)
+            for v in x:
+                if abs(v) > abs(largest):
+                    largest = v
+            d = largest / np.float32(-8)
+            inverse = _inverse(d)
+            quants = [min(15, int(v * inverse + np.float32(8.5))) for v in x]
+            header = struct.pack("<H", encode_float16(float(d)))
+        else:
+            d = (max(x) - min(x)) / np.float32(15)
+            inverse = _inverse(d)
+            quants = [min(15, int((v - min(x)) * inverse + np.float32(0.5))) for v in x]
+            header = struct.pack("<HH", encode_float16(float(d)), encode_float16(float(min(x))))
+    return header + bytes(quants[i] | quants[i + 16] << 4 for i in range(16))
+
+
+def _inverse(d):
+    inverse = np.float32(1) / d
+    return inverse if np.isfinite(inverse) else np.float32(0)
+
+
+def _round_half_away(v):
+    return int(math.copysign(math.floor(abs(v) + 0.5), v))
+
+
+def quantize(x, type):
+    """float32 [..., n] to uint8 [..., n / 32 * bytes of a block]."""
+    x = np.asarray(x, np.float32)
+    packed = b"".join(encode_block(block, type) for block in x.reshape(-1, 32))
+    return np.frombuffer(bytearray(packed), np.uint8).reshape(
+        *x.shape[:-1], x.shape[-1] // 32 * BLOCK_BYTES[type]
+    )
+
+
+def dequantize(data, type):
+    """uint8 [..., row_bytes] to float64 [..., n]."""
+    size = BLOCK_BYTES[type]
+    blocks = data.reshape(-1, size)
+    values = np.array([decode_block(bytes(block), type) for block in blocks], np.float64)
+    return values.reshape(*data.shape[:-1], data.shape[-1] // size * 32)

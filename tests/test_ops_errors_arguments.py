@@ -1,0 +1,210 @@
+"""Arguments that one operation cannot take, by what the error says about them.
+
+"..." stands for words in between. test_ops_errors.py has what is common to all operations.
+"""
+
+import numpy as np
+import pytest
+from arrays import normal
+from messages import check_message
+
+X = normal((2, 4))
+WEIGHT = normal(4)
+POSITIONS = np.arange(2, dtype=np.int32)
+Q = normal((2, 2, 4))
+K = normal((1, 3, 4))
+ROW = normal(32)
+BLOCKS = np.zeros((2, 34), np.uint8)
+
+
+def packed(ops):
+    return ops.PackedMatrix(np.zeros((3, 34), np.uint8), "q8_0", (3, 32))
+
+
+TYPE_ERRORS = {
+    "rms_norm: weight is float64; expected float32...weight.astype(np.float32)": (
+        lambda ops: ops.rms_norm(X, WEIGHT.astype(np.float64))
+    ),
+    "eps": lambda ops: ops.rms_norm(X, WEIGHT, "1"),
+    "approximate": lambda ops: ops.gelu(X, None),
+    "swiglu: up is float64; expected float32": lambda ops: ops.swiglu(X, X.astype(np.float64)),
+    "rope: positions is int64; expected int32...positions.astype(np.int32)": (
+        lambda ops: ops.rope(Q, POSITIONS.astype(np.int64))
+    ),
+    "rope: positions is a list; expected": lambda ops: ops.rope(Q, [0, 1]),
+    "rope: inv_freq is float64; expected float32": (
+        lambda ops: ops.rope(Q, POSITIONS, inv_freq=np.ones(2))
+    ),
+    "matmul: b is float16; expected float32": (
+        lambda ops: ops.matmul(X, np.zeros((4, 3), np.float16))
+    ),
+    "linear: w is float64; expected float32 or float16": (
+        lambda ops: ops.linear(X, X.astype(np.float64))
+    ),
+    "linear: w is a list; expected...PackedMatrix": lambda ops: ops.linear(X, [[1.0]]),
+    "activations": lambda ops: ops.linear(X, X, activations=8),
+    "type": lambda ops: ops.quantize(ROW, None),
+    "dequantize: data is int8; expected uint8": (
+        lambda ops: ops.dequantize(BLOCKS.astype(np.int8), "q8_0")
+    ),
+    "dequantize: data is a bytes; expected": lambda ops: ops.dequantize(bytes(34), "q8_0"),
+    "float16_to_float32: x is float32; expected float16": lambda ops: ops.float16_to_float32(X),
+    "bfloat16_to_float32: x is float32; expected uint16": lambda ops: ops.bfloat16_to_float32(X),
+    "attention: k is float64; expected float32 or float16": (
+        lambda ops: ops.attention(Q, K.astype(np.float64), K)
+    ),
+    "attention: v is float16; expected float32": (
+        lambda ops: ops.attention(Q, K, K.astype(np.float16))
+    ),
+    "scale": lambda ops: ops.attention(Q, K, K, scale="1"),
+    "set_num_threads": lambda ops: ops.set_num_threads(1.5),
+}
+
+VALUE_ERRORS = {
+    "rms_norm: weight has shape (3,); expected (4,)": lambda ops: ops.rms_norm(X, normal(3)),
+    "rms_norm: weight has shape (1, 4); expected (4,)": lambda ops: ops.rms_norm(X, normal((1, 4))),
+    "rms_norm: eps is -0.5; expected a finite number at least 0": (
+        lambda ops: ops.rms_norm(X, WEIGHT, -0.5)
+    ),
+    "rms_norm: eps is nan; expected a finite number": lambda ops: ops.rms_norm(X, WEIGHT, np.nan),
+    'gelu: approximate is "erf"; expected "tanh" or "none"': lambda ops: ops.gelu(X, "erf"),
+    "swiglu: up has shape (4, 2); expected (2, 4)": lambda ops: ops.swiglu(X, normal((4, 2))),
+    "rope: x has shape (2, 4); expected 3 axes, [n_tokens, n_heads, head_dim]": (
+        lambda ops: ops.rope(X, POSITIONS)
+    ),
+    "rope: positions has shape (3,); expected (2,)": (
+        lambda ops: ops.rope(Q, np.zeros(3, np.int32))
+    ),
+    "rope: x has head_dim 5; expected an even number...inv_freq": (
+        lambda ops: ops.rope(normal((2, 2, 5)), POSITIONS)
+    ),
+    "rope: inv_freq has shape (3,); expected at most (2,)": (
+        lambda ops: ops.rope(Q, POSITIONS, inv_freq=normal(3))
+    ),
+    "rope: inv_freq has shape (1, 2); expected 1 axis": (
+        lambda ops: ops.rope(Q, POSITIONS, inv_freq=normal((1, 2)))
+    ),
+    "rope: theta is 0...expected a finite number above 0": (
+        lambda ops: ops.rope(Q, POSITIONS, theta=0.0)
+    ),
+    "matmul: a has shape (2, 4); expected [..., m, 3]...(3, 4)": (
+        lambda ops: ops.matmul(X, normal((3, 4)))
+    ),
+    "matmul: a has shape (4,); expected at least 2 axes": (
+        lambda ops: ops.matmul(WEIGHT, normal((4, 3)))
+    ),
+    "matmul: b has shape (1, 4, 3); expected 2 axes, [k, n]": (
+        lambda ops: ops.matmul(X, normal((1, 4, 3)))
+    ),
+    "linear: x has shape (2, 4); expected [..., 3]...(4, 3)": (
+        lambda ops: ops.linear(X, normal((4, 3)))
+    ),
+    "linear: x has shape (2, 4); expected [..., 32]...(3, 32)": (
+        lambda ops: ops.linear(X, packed(ops))
+    ),
+    "linear: w has shape (4,); expected 2 axes, [n, k]": lambda ops: ops.linear(X, WEIGHT),
+    'linear: activations is "f16"; expected "q8" or "f32"': (
+        lambda ops: ops.linear(X, X, activations="f16")
+    ),
+    'quantize: type is "q4_k"; expected "q8_0", "q4_0" or "q4_1"': (
+        lambda ops: ops.quantize(ROW, "q4_k")
+    ),
+    "quantize: x has shape (2, 33); expected...multiple of 32": (
+        lambda ops: ops.quantize(normal((2, 33)), "q4_0")
+    ),
+    'dequantize: type is "f16"; expected "q8_0", "q4_0" or "q4_1"': (
+        lambda ops: ops.dequantize(BLOCKS, "f16")
+    ),
+    "dequantize: data has shape (2, 34); expected...multiple of 18": (
+        lambda ops: ops.dequantize(BLOCKS, "q4_0")
+    ),
+    "attention: q has shape (2, 4); expected 3 axes, [n_q, n_heads, head_dim]": (
+        lambda ops: ops.attention(X, K, K)
+    ),
+    "attention: k has shape (2, 4); expected 3 axes, [n_kv_heads, n_kv, head_dim]": (
+        lambda ops: ops.attention(Q, X, X)
+    ),
+    "attention: v has shape (1, 2, 4); expected (1, 3, 4)": (
+        lambda ops: ops.attention(Q, K, normal((1, 2, 4)))
+    ),
+    "attention: k has shape (1, 3, 5); expected [n_kv_heads, n_kv, 4]": (
+        lambda ops: ops.attention(Q, normal((1, 3, 5)), normal((1, 3, 5)))
+    ),
+    "attention: k has 2 heads...divides q's 3": (
+        lambda ops: ops.attention(normal((2, 3, 4)), normal((2, 3, 4)), normal((2, 3, 4)))
+    ),
+    "attention: k has 0 heads": lambda ops: ops.attention(Q, normal((0, 3, 4)), normal((0, 3, 4))),
+    "attention: scale is nan; expected a finite number": (
+        lambda ops: ops.attention(Q, K, K, scale=np.nan)
+    ),
+    "set_num_threads: n is 0; expected at least 1": lambda ops: ops.set_num_threads(0),
+}
+
+
+@pytest.mark.parametrize("message", TYPE_ERRORS)
+def test_a_wrong_type_is_a_type_error(backend, message):
+    check_message(backend, TYPE_ERRORS[message], TypeError, message.split("..."))
+
+
+@pytest.mark.parametrize("message", VALUE_ERRORS)
+def test_a_wrong_value_is_a_value_error(backend, message):
+    # "[..., m, 3]" is a shape, not a gap.
+    parts = message.replace("[...,", "[\0,").split("...")
+    says = [part.replace("\0", "...") for part in parts]
+    check_message(backend, VALUE_ERRORS[message], ValueError, says)
+
+
+# ---- PackedMatrix and RawRows: `make` is one or the other ----------------------------------------
+
+MATRIX_TYPE_ERRORS = {
+    "type": lambda make: make(b"", None, (0, 0)),
+    "shape": lambda make: make(b"", "f32", 0),
+    "shape (floats)": lambda make: make(b"", "f32", (0.5, 0)),
+    "data is None; expected": lambda make: make(None, "f32", (0, 0)),
+    "data is a list; expected": lambda make: make([0], "f32", (0, 0)),
+    "data is a str; expected": lambda make: make("", "f32", (0, 0)),
+    "data is object; expected": lambda make: make(np.array([None]), "f32", (1, 2)),
+}
+
+MATRIX_VALUE_ERRORS = {
+    "data has 101 bytes; expected 102": (
+        lambda make: make(np.zeros(101, np.uint8), "q8_0", (3, 32))
+    ),
+    "data has 103 bytes; expected 102": (
+        lambda make: make(np.zeros(103, np.uint8), "q8_0", (3, 32))
+    ),
+    'type is "q2_k"; expected "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1"': (
+        lambda make: make(b"", "q2_k", (0, 0))
+    ),
+    "shape is (1, 33); expected...multiple of 32": lambda make: make(bytes(34), "q8_0", (1, 33)),
+    "shape is (-1, 0); expected": lambda make: make(b"", "f32", (-1, 0)),
+    "shape is (1, 0, 0); expected": lambda make: make(b"", "f32", (1, 0, 0)),
+    "data has shape (4, 4) and strides...contiguous...np.ascontiguousarray(data)": (
+        lambda make: make(np.zeros((4, 8), np.uint8)[:, :4], "f32", (4, 1))
+    ),
+}
+
+
+@pytest.fixture(params=["PackedMatrix", "RawRows"])
+def matrix(request):
+    return request.param
+
+
+@pytest.mark.parametrize("message", MATRIX_TYPE_ERRORS)
+def test_a_matrix_of_wrong_types_is_a_type_error(backend, matrix, message):
+    call = MATRIX_TYPE_ERRORS[message]
+    says = message.removesuffix(" (floats)")
+    check_message(backend, lambda ops: call(getattr(ops, matrix)), TypeError, [says])
+
+
+@pytest.mark.parametrize("message", MATRIX_VALUE_ERRORS)
+def test_a_matrix_that_cannot_be_is_a_value_error(backend, matrix, message):
+    call = MATRIX_VALUE_ERRORS[message]
+    says = f"{matrix}: {message}".split("...")
+    check_message(backend, lambda ops: call(getattr(ops, matrix)), ValueError, says)
+
+
+@pytest.mark.parametrize("shape", [(2**62, 2**62), (2**31, 2**33), (2**63 - 1, 1)])
+def test_a_size_that_would_overflow_is_refused(backend, matrix, shape):
+    with pytest.raises(ValueError, match="expected"):
+        getattr(backend, matrix)(b"", "f32", shape)

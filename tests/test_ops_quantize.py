@@ -1,0 +1,214 @@
+"""Number formats, bit for bit against reference.py: a file must mean the same to everyone."""
+
+import numpy as np
+import pytest
+import reference
+from arrays import normal, placed
+from bounds import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+TYPES = ["q8_0", "q4_0", "q4_1"]
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def type(request):
+    return request.param
+
+
+def check_quantize(ops, x, type):
+    actual, expected = ops.quantize(x, type), reference.quantize(x, type)
+    assert actual.dtype == np.uint8
+    for packed in (actual, expected):
+        # A scale or minimum of zero may have either sign.
+        blocks = packed.reshape(-1, reference.BLOCK_BYTES[type])
+        for high in (1, 3) if type == "q4_1" else (1,):
+            zero = (blocks[:, high - 1] == 0) & (blocks[:, high] == 0x80)
+            blocks[zero, high] = 0
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_quantize_gives_ggmls_bytes(ops, type):
+    for n in [32, 64, 96, 160, 1056]:
+        for offset in (0, 1, 7):
+            x = normal((3, n), seed=n)
+            check_quantize(ops, placed(x, offset), type)
+
+
+def test_quantize_of_constant_blocks(ops, type):
+    for value in [0.0, -0.0, 1.0, -1.0, 0.1, 1000.0]:
+        check_quantize(ops, np.full((1, 32), value, np.float32), type)
+
+
+def test_quantize_rounds_ties_as_ggml_does(ops, type):
+    # The scale is 1 (q8_0: 127 / 127; q4_0: -8 / -8; q4_1: 15 / 15), so the halves are ties.
+    lowest, highest = {"q8_0": (-127.0, 127.0), "q4_0": (-8.0, 7.0), "q4_1": (0.0, 15.0)}[type]
+    x = np.linspace(lowest, lowest + 15.5, 32, dtype=np.float32)
+    x[0], x[-1] = lowest, highest
+    check_quantize(ops, np.concatenate([x, x[::-1]])[np.newaxis], type)
+
+
+def test_quantize_where_several_values_have_the_largest_magnitude(ops, type):
+    # q4_0 takes its scale's sign from the first of them.
+    for first in (1.0, -1.0):
+        for place in (0, 5, 31):
+            x = normal((1, 32), scale=0.1)
+            x[0, place] = first
+            x[0, (place + 7) % 32] = -first
+            check_quantize(ops, x, type)
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-42, 1e-38, 1e-30, 1e-7, 1e4])
+def test_quantize_of_values_at_the_ends_of_the_scales_range(ops, type, scale):
+    check_quantize(ops, normal((4, 32), scale=scale), type)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    x=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(0, 3), st.sampled_from([0, 32, 64])),
+        elements=st.floats(-60000, 60000, width=32, allow_subnormal=True),
+    )
+)
+def test_quantize_of_any_finite_numbers(ops, type, x):
+    check_quantize(ops, x, type)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38])
+def test_what_a_block_cannot_hold_does_not_come_back_finite(ops, type, bad):
+    for place in (0, 13, 31):
+        x = normal((1, 96))
+        x[0, 32 + place] = bad
+        values = ops.dequantize(ops.quantize(x, type), type)
+        assert not np.isfinite(values[0, 32 + place])
+        assert np.isfinite(values[0, :32]).all()
+        assert np.isfinite(values[0, 64:]).all()
+
+
+def test_dequantize_is_exact_for_every_byte(ops, type):
+    random = np.random.default_rng(0)
+    size = reference.BLOCK_BYTES[type]
+    data = random.integers(0, 256, (64, 3 * size), dtype=np.uint8)
+    data.reshape(-1, size)[:, 1] &= 0x7B  # a finite positive scale, and for q4_1
+    data.reshape(-1, size)[:, 3] &= 0xFB if type == "q4_1" else 0xFF  # a finite minimum
+    for offset in (0, 1, 13):
+        result = ops.dequantize(placed(data, offset), type)
+        np.testing.assert_array_equal(result, reference.dequantize(data, type))
+
+
+def test_dequantize_undoes_quantize_to_within_half_a_step(ops, type):
+    x = normal((5, 320))
+    blocks = x.reshape(-1, 32)
+    if type == "q4_1":
+        step = (blocks.max(axis=1) - blocks.min(axis=1)) / 15
+    else:
+        # q4_0 reaches -8 steps but +7 only: the opposite end may lose a whole step.
+        step = np.abs(blocks).max(axis=1) / (127 if type == "q8_0" else 4)
+    error = np.abs(ops.dequantize(ops.quantize(x, type), type) - x).reshape(-1, 32)
+    # And the float16 scale (and minimum) is off by 2^-11 of itself.
+    allowed = step / 2 + np.abs(blocks).max(axis=1) * 2.0**-10
+    assert (error <= allowed[:, np.newaxis]).all()
+
+
+@pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 3), (2, 0, 1)])
+def test_leading_axes_are_kept(ops, type, leading):
+    x = normal((*leading, 64))
+    packed = ops.quantize(x, type)
+    assert packed.dtype == np.uint8
+    assert packed.shape == (*leading, 2 * reference.BLOCK_BYTES[type])
+    assert ops.dequantize(packed, type).shape == x.shape
+
+
+def test_rows_of_no_blocks(ops, type):
+    packed = ops.quantize(np.zeros((3, 0), np.float32), type)
+    assert packed.shape == (3, 0)
+    assert ops.dequantize(packed, type).shape == (3, 0)
+
+
+# ---- 16-bit floats -------------------------------------------------------------------------------
+
+# Around the ends of float16: its smallest normal and denormal numbers, half of that, its largest
+# number and the first one that rounds to infinity; then the same end of bfloat16.
+SPECIAL = np.array(
+    [
+        *(0.0, TINY, 2.0**-14, 2.0**-24, 2.0**-25, 2.0**-25 * 1.0001, 3 * 2.0**-25),
+        *(65504.0, 65519.99, 65520.0, 3.3895e38, 3.4e38, np.inf),
+    ],
+    np.float32,
+)
+
+
+def every_neighbour(encode_range, decode):
+    """float32 values on, halfway between and just beside the values of a 16-bit format."""
+    values = np.array([decode(bits) for bits in encode_range], np.float64)
+    middles = (values[1:] + values[:-1]) / 2
+    exact = np.concatenate([values, middles]).astype(np.float32)
+    return np.concatenate([exact, np.nextafter(exact, np.inf), np.nextafter(exact, -np.inf)])
+
+
+def test_float16_rounds_to_nearest_ties_to_even(ops):
+    x = np.concatenate([SPECIAL, every_neighbour(range(0, 0x7C00, 37), reference.decode_float16)])
+    x = np.concatenate([x, -x]).astype(np.float32)
+    expected = [reference.encode_float16(float(v)) for v in x]
+    result = ops.float32_to_float16(x)
+    assert result.dtype == np.float16
+    np.testing.assert_array_equal(result.view(np.uint16), expected)
+
+
+def test_bfloat16_rounds_to_nearest_ties_to_even(ops):
+    x = np.concatenate([SPECIAL, every_neighbour(range(0, 0x7F80, 37), reference.decode_bfloat16)])
+    x = np.concatenate([x, -x]).astype(np.float32)
+    expected = [reference.encode_bfloat16(float(v)) for v in x]
+    result = ops.float32_to_bfloat16(x)
+    assert result.dtype == np.uint16
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_every_float16_widens_to_its_value(ops):
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    exact = np.array([reference.decode_float16(int(b)) for b in bits])
+    result = ops.float16_to_float32(bits.view(np.float16))
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, exact)
+
+
+def test_every_bfloat16_widens_to_its_value(ops):
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    exact = np.array([reference.decode_bfloat16(int(b)) for b in bits])
+    result = ops.bfloat16_to_float32(bits)
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, exact)
+
+
+def test_nan_stays_nan_whatever_its_payload(ops):
+    # Cutting off the lower half of 0x7F800001 would leave an infinity.
+    nans = np.array([0x7FC00000, 0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32)
+    x = nans.view(np.float32)
+    assert np.isnan(ops.float32_to_float16(x)).all()
+    assert np.isnan(ops.bfloat16_to_float32(ops.float32_to_bfloat16(x))).all()
+
+
+def test_conversions_of_every_size_at_any_start(ops):
+    for n in [*range(71), 127]:
+        x = normal(n, seed=n)
+        halves = np.array([reference.encode_float16(float(v)) for v in x], np.uint16)
+        brains = np.array([reference.encode_bfloat16(float(v)) for v in x], np.uint16)
+        at = placed(x, n % 16)
+        np.testing.assert_array_equal(ops.float32_to_float16(at).view(np.uint16), halves)
+        np.testing.assert_array_equal(ops.float32_to_bfloat16(at), brains)
+        half_at = placed(halves.view(np.float16), n % 7)
+        np.testing.assert_array_equal(
+            ops.float16_to_float32(half_at), halves.view(np.float16).astype(np.float32)
+        )
+        wide = (brains.astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_array_equal(ops.bfloat16_to_float32(placed(brains, n % 7)), wide)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 3, 5)])
+def test_conversions_keep_any_shape(ops, shape):
+    x = normal(shape)
+    half, brain = ops.float32_to_float16(x), ops.float32_to_bfloat16(x)
+    assert half.shape == brain.shape == shape
+    assert ops.float16_to_float32(half).shape == ops.bfloat16_to_float32(brain).shape == shape
