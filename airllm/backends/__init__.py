@@ -1,0 +1,81 @@
+"""Backends: what prepares weights and runs graphs. C++ where it is built, NumPy everywhere."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from airllm.graph import Graph, Role
+
+__all__ = ["Backend", "Executor", "load_backend"]
+
+_log = logging.getLogger("airllm")
+
+
+class Executor(Protocol):
+    """Runs one graph; owns its internal buffers. For one thread at a time."""
+
+    def bind(self, weights: Mapping[str, Any]) -> Any:
+        """Put weights, as Backend.weight gives them, in the graph's slots; `run` takes the result.
+
+        Cheap, and keeps references. GraphError when a slot is missing or a shape is wrong.
+        """
+
+    def run(
+        self,
+        bound: Any,
+        buffers: Mapping[str, NDArray[Any]],
+        n_tokens: int,
+        past: int = 0,
+        k_cache: NDArray[Any] | None = None,
+        v_cache: NDArray[Any] | None = None,
+    ) -> None:
+        """Run all ops over the external buffers, [n_tokens, width] each.
+
+        k_cache, v_cache: [n_kv_heads, capacity, head_dim], float32 or float16, of the layer whose
+        weights are bound; they hold `past` tokens, and the batch is appended to them.
+        """
+
+
+class Backend(Protocol):
+    name: str
+
+    def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
+        """A weight prepared for an executor; it has `shape` and `nbytes`.
+
+        data: a tensor's bytes as the file has them, of the GGML type `type` ("q4_1"). It may be
+        kept, not copied, so it must stay as it is.
+        """
+
+    def executor(self, graph: Graph, max_tokens: int) -> Executor:
+        """An executor for batches of up to max_tokens."""
+
+
+def load_backend(name: str | None = None, threads: int | None = None) -> Backend:
+    """The backend of that name: "cpp", "numpy", or (None, "auto") what tensor_ops_hybrid chose.
+
+    threads: how many the C++ kernels use, for the whole process; None: what cpu_budget() says.
+    ImportError when "cpp" is asked for and the extension is not there; ValueError for a bad name.
+    """
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ValueError(f"threads is {threads!r}; expected an integer of at least 1")
+    if name in (None, "auto"):
+        from airllm import tensor_ops_hybrid
+
+        name = tensor_ops_hybrid.backend
+    if name == "cpp":
+        from airllm.backends.cpp_backend import CppBackend
+
+        return CppBackend(threads)
+    if name == "numpy":
+        from airllm.backends.numpy_backend import NumpyBackend
+
+        if threads is not None:
+            _log.warning(
+                "threads=%d changes nothing on the NumPy backend: its BLAS reads "
+                "OPENBLAS_NUM_THREADS when Python starts",
+                threads,
+            )
+        return NumpyBackend()
+    raise ValueError(f"backend is {name!r}; expected 'auto', 'cpp' or 'numpy'")

@@ -1,0 +1,170 @@
+"""Runs graphs op by op in NumPy: the fallback, and the second opinion in tests."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm import numpy_ops
+from airllm.graph import Graph, Op, Role
+
+Buffers = dict[str, NDArray[Any]]
+
+
+class NumpyBackend:
+    """Weights stay as the file has them and are widened, a few MB at a time, when they are used."""
+
+    name = "numpy"
+
+    def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
+        if role == "vector":
+            return numpy_ops.PackedMatrix(data, type, (1, *shape)).dequantize()[0]
+        kind = numpy_ops.RawRows if role == "rows" else numpy_ops.PackedMatrix
+        return kind(data, type, (shape[0], shape[1]))
+
+    def executor(self, graph: Graph, max_tokens: int) -> "NumpyExecutor":
+        return NumpyExecutor(graph, max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one run works on."""
+
+    buffers: Buffers  # each [n_tokens, width]
+    weights: Mapping[str, Any]
+    n_tokens: int
+    past: int
+    k_cache: NDArray[Any]  # [n_kv_heads, capacity, head_dim]
+    v_cache: NDArray[Any]
+
+
+class NumpyExecutor:
+    def __init__(self, graph: Graph, max_tokens: int) -> None:
+        self.graph = graph
+        self.max_tokens = max_tokens
+        self._internal = {
+            buffer.name: np.empty((max_tokens, buffer.width), np.float32)
+            for buffer in graph.buffers
+            if not buffer.external
+        }
+        self._external = [buffer for buffer in graph.buffers if buffer.external]
+
+    def bind(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
+        self.graph.check_bound({name: weight.shape for name, weight in weights.items()})
+        return dict(weights)
+
+    def run(
+        self,
+        bound: Any,
+        buffers: Mapping[str, NDArray[Any]],
+        n_tokens: int,
+        past: int = 0,
+        k_cache: NDArray[Any] | None = None,
+        v_cache: NDArray[Any] | None = None,
+    ) -> None:
+        if not 0 <= n_tokens <= self.max_tokens:
+            raise ValueError(f"n_tokens is {n_tokens}; expected 0 to {self.max_tokens}")
+        self._check_external(buffers, n_tokens)
+        values = {name: array[:n_tokens] for name, array in self._internal.items()} | dict(buffers)
+        none = np.empty((0, 0, 0), np.float32)
+        batch = _Batch(
+            values,
+            bound,
+            n_tokens,
+            past,
+            none if k_cache is None else k_cache,
+            none if v_cache is None else v_cache,
+        )
+        with np.errstate(all="ignore"):  # infinities and NaN are values here, as in C++
+            for op in self.graph.ops:
+                _OPS[op.kind](op, batch)
+
+    def _check_external(self, buffers: Mapping[str, NDArray[Any]], n_tokens: int) -> None:
+        if buffers.keys() != {buffer.name for buffer in self._external}:
+            expected = ", ".join(buffer.name for buffer in self._external)
+            raise ValueError(
+                f"graph {self.graph.name!r}: buffers are {', '.join(buffers)}; expected {expected}"
+            )
+        for buffer in self._external:
+            array = buffers[buffer.name]
+            shape = (n_tokens,) if buffer.dtype == "int32" else (n_tokens, buffer.width)
+            if array.shape != shape or array.dtype != buffer.dtype:
+                raise ValueError(
+                    f"graph {self.graph.name!r}: buffer {buffer.name!r} is {array.dtype} "
+                    f"{list(array.shape)}; expected {buffer.dtype} {list(shape)}"
+                )
+
+
+def _embed(op: Op, batch: _Batch) -> None:
+    tokens, out = _arrays(op, batch)
+    np.multiply(batch.weights[op.weights[0]].rows(tokens), np.float32(op.attrs["scale"]), out=out)
+
+
+def _rms_norm(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    numpy_ops.rms_norm(x, batch.weights[op.weights[0]], float(op.attrs["eps"]), out=out)
+
+
+def _linear(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    numpy_ops.linear_apply(x, batch.weights[op.weights[0]], out)  # exact: "q8" allows, not demands
+
+
+def _rope(op: Op, batch: _Batch) -> None:
+    x, table, out = _arrays(op, batch)
+    n_heads, head_dim = int(op.attrs["n_heads"]), int(op.attrs["head_dim"])
+    numpy_ops.rope_apply(x, table, n_heads, head_dim, bool(op.attrs["interleaved"]), out)
+
+
+def _kv_append(op: Op, batch: _Batch) -> None:
+    n_kv_heads, head_dim = int(op.attrs["n_kv_heads"]), int(op.attrs["head_dim"])
+    end = batch.past + batch.n_tokens
+    for name, cache in zip(op.inputs, (batch.k_cache, batch.v_cache), strict=True):
+        if cache.shape[1] < end:
+            raise ValueError(f"kv_append: {end} tokens do not fit a KV cache of {cache.shape[1]}")
+        rows = batch.buffers[name].reshape(batch.n_tokens, n_kv_heads, head_dim)
+        cache[:, batch.past : end] = rows.transpose(1, 0, 2)
+
+
+def _attention(op: Op, batch: _Batch) -> None:
+    q, out = _arrays(op, batch)
+    shape = batch.n_tokens, int(op.attrs["n_heads"]), int(op.attrs["head_dim"])
+    end = batch.past + batch.n_tokens
+    numpy_ops.attention_apply(
+        q.reshape(shape),
+        batch.k_cache[:, :end],
+        batch.v_cache[:, :end],
+        float(op.attrs["scale"]),
+        True,
+        out.reshape(shape),
+    )
+
+
+def _swiglu(op: Op, batch: _Batch) -> None:
+    gate, up, out = _arrays(op, batch)
+    numpy_ops.swiglu(gate, up, out=out)
+
+
+def _add(op: Op, batch: _Batch) -> None:
+    a, b, out = _arrays(op, batch)
+    np.add(a, b, out=out)
+
+
+def _arrays(op: Op, batch: _Batch) -> list[NDArray[Any]]:
+    """An op's inputs, and its output."""
+    assert op.output is not None
+    return [batch.buffers[name] for name in (*op.inputs, op.output)]
+
+
+_OPS: Mapping[str, Callable[[Op, _Batch], None]] = {
+    "embed": _embed,
+    "rms_norm": _rms_norm,
+    "linear": _linear,
+    "rope": _rope,
+    "kv_append": _kv_append,
+    "attention": _attention,
+    "swiglu": _swiglu,
+    "add": _add,
+}

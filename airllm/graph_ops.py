@@ -1,0 +1,176 @@
+"""The vocabulary of graphs: buffers, weight slots, ops, and what each kind of op takes and gives.
+
+SIGNATURES is the one place that knows an op's inputs, weights, attributes and output width. The
+backends implement these kinds and nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Attr = int | float | bool | str
+DType = Literal["float32", "int32"]
+Role = Literal["vector", "matrix", "rows"]  # [n]; [n, k] to multiply by; [n, k] to look rows up in
+Activations = Literal["q8", "f32"]
+
+
+class GraphError(ValueError):
+    """A graph is wrong, or is given weights of the wrong shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A named array, float32 [n_tokens, width]; int32 ones (token ids) are [n_tokens], width 1.
+
+    External buffers come from the caller with each run; the others belong to the executor.
+    """
+
+    name: str
+    width: int
+    external: bool = False
+    dtype: DType = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A slot: a weight's name and shape, (n,) or (n rows, k columns), bound to data later."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation. Buffers and weights are named; `output` is None where there is none."""
+
+    kind: str
+    inputs: tuple[str, ...]
+    output: str | None
+    weights: tuple[str, ...] = ()
+    attrs: Mapping[str, Attr] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An op with its buffers and weights looked up, as a signature's `width` checks it."""
+
+    op: Op
+    inputs: tuple[Buffer, ...]
+    weights: tuple[Weight, ...]
+
+    def require(self, truth: bool, fault: str) -> None:
+        if not truth:
+            where = f"{self.op.kind} -> {self.op.output!r}" if self.op.output else self.op.kind
+            raise GraphError(f"{where}: {fault}")
+
+    def require_width(self, index: int, width: int, reason: str) -> None:
+        buffer = self.inputs[index]
+        self.require(
+            buffer.width == width,
+            f"input {buffer.name!r} has width {buffer.width}, expected {width} ({reason})",
+        )
+
+    def count(self, attr: str) -> int:
+        """An attribute that counts something: an integer of at least 1."""
+        value = self.op.attrs[attr]
+        self.require(type(value) is int and value >= 1, f"{attr} is {value!r}, expected 1 or more")
+        return int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a kind of op takes, and the width of its output (None: it has none).
+
+    in_place: the inputs that the output may be.
+    """
+
+    inputs: tuple[str, ...]
+    weights: tuple[Role, ...]
+    attrs: frozenset[str]
+    width: Callable[[Call], int | None]
+    in_place: frozenset[str] = frozenset()
+
+
+def _embed(call: Call) -> int:
+    tokens = call.inputs[0]
+    call.require(tokens.dtype == "int32", f"input {tokens.name!r} is {tokens.dtype}, not int32")
+    return call.weights[0].shape[1]
+
+
+def _rms_norm(call: Call) -> int:
+    weight = call.weights[0]
+    call.require_width(0, weight.shape[0], f"the length of weight {weight.name!r}")
+    return weight.shape[0]
+
+
+def _linear(call: Call) -> int:
+    weight = call.weights[0]
+    n, k = weight.shape
+    call.require_width(0, k, f"weight {weight.name!r} is [{n}, {k}]")
+    activations = call.op.attrs["activations"]
+    call.require(activations in ("q8", "f32"), f"activations is {activations!r}, not 'q8' or 'f32'")
+    return n
+
+
+def _rope(call: Call) -> int:
+    n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    table = call.inputs[1]
+    call.require(
+        table.width % 2 == 0 and table.width <= head_dim,
+        f"table {table.name!r} has width {table.width}, expected an even number up to {head_dim}",
+    )
+    return n_heads * head_dim
+
+
+def _kv_append(call: Call) -> None:
+    n_kv_heads, head_dim = call.count("n_kv_heads"), call.count("head_dim")
+    for index in (0, 1):
+        call.require_width(index, n_kv_heads * head_dim, f"{n_kv_heads} KV heads of {head_dim}")
+
+
+def _attention(call: Call) -> int:
+    n_heads, n_kv_heads = call.count("n_heads"), call.count("n_kv_heads")
+    head_dim = call.count("head_dim")
+    call.require(
+        n_heads % n_kv_heads == 0, f"{n_heads} heads cannot share {n_kv_heads} KV heads evenly"
+    )
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    return n_heads * head_dim
+
+
+def _elementwise(call: Call) -> int:
+    first = call.inputs[0]
+    call.require_width(1, first.width, f"the width of {first.name!r}")
+    return first.width
+
+
+def _signature(
+    inputs: str,
+    width: Callable[[Call], int | None],
+    *,
+    weights: tuple[Role, ...] = (),
+    attrs: str = "",
+    in_place: str = "",
+) -> Signature:
+    names, aliases = tuple(inputs.split()), frozenset(in_place.split())
+    return Signature(names, weights, frozenset(attrs.split()), width, aliases)
+
+
+SIGNATURES: Mapping[str, Signature] = {
+    # out[t] = scale * weight[tokens[t]]
+    "embed": _signature("tokens", _embed, weights=("rows",), attrs="scale"),
+    # out = x / sqrt(mean(x^2) + eps) * weight
+    "rms_norm": _signature("x", _rms_norm, weights=("vector",), attrs="eps", in_place="x"),
+    # out = x @ weight.T; "q8" lets a quantised weight meet activations rounded to 8 bit
+    "linear": _signature("x", _linear, weights=("matrix",), attrs="activations"),
+    # rotates pairs of each head's dimensions; table: [n_tokens, n_dims], n_dims / 2 cos, then sin
+    "rope": _signature("x table", _rope, attrs="n_heads head_dim interleaved", in_place="x"),
+    # writes the batch's k and v behind the `past` tokens in the layer's KV cache
+    "kv_append": _signature("k v", _kv_append, attrs="n_kv_heads head_dim"),
+    # causal attention of q over the layer's KV cache, the batch included
+    "attention": _signature("q", _attention, attrs="n_heads n_kv_heads head_dim scale"),
+    # out = silu(gate) * up
+    "swiglu": _signature("gate up", _elementwise, in_place="gate up"),
+    "add": _signature("a b", _elementwise, in_place="a b"),
+}
