@@ -1,0 +1,199 @@
+"""Sampling: what each setting does to a distribution, and that a seed fixes the draws."""
+
+import math
+
+import numpy as np
+import pytest
+
+from airllm.sampling import PENALTY_WINDOW, Sampler, Sampling
+
+NO_CUT = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def logits_of(*probabilities: float) -> np.ndarray:
+    return np.log(np.array(probabilities, np.float32))
+
+
+def random_logits(n: int = 1000, seed: int = 0) -> np.ndarray:
+    return (3 * np.random.default_rng(seed).standard_normal(n)).astype(np.float32)
+
+
+def candidates(logits: np.ndarray, **settings: float) -> dict[int, float]:
+    """The probability of each token that may be drawn."""
+    ids, probabilities = Sampler(Sampling(**(NO_CUT | settings))).candidates(logits)
+    return dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+
+
+# ---- greedy --------------------------------------------------------------------------------------
+
+
+def test_temperature_zero_takes_the_likeliest_token():
+    logits = random_logits()
+    assert Sampler(Sampling(temperature=0)).sample(logits) == int(logits.argmax())
+
+
+def test_temperature_zero_takes_the_lowest_id_of_equals():
+    logits = np.array([0.0, 5.0, 5.0, 5.0], np.float32)
+    assert Sampler(Sampling(temperature=0)).sample(logits) == 1
+
+
+# ---- the distribution ----------------------------------------------------------------------------
+
+
+def test_temperature_one_draws_from_the_models_own_distribution():
+    logits = logits_of(0.5, 0.3, 0.15, 0.05)
+    sampler = Sampler(Sampling(temperature=1.0, seed=3, **NO_CUT))
+    n = 4000
+    counts = np.bincount([sampler.sample(logits) for _ in range(n)], minlength=4)
+    expected = n * np.array([0.5, 0.3, 0.15, 0.05])
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 16.27  # 3 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.8, 1.0, 2.0])
+def test_temperature_raises_probabilities_to_its_inverse_power(temperature):
+    found = candidates(logits_of(0.6, 0.3, 0.1), temperature=temperature)
+    powers = np.array([0.6, 0.3, 0.1]) ** (1 / temperature)
+    assert [found[i] for i in range(3)] == pytest.approx(list(powers / powers.sum()), rel=1e-6)
+
+
+def test_a_tiny_temperature_is_greedy_and_finite():
+    found = candidates(logits_of(0.6, 0.3, 0.1), temperature=1e-300)
+    assert found == {0: 1.0, 1: 0.0, 2: 0.0}
+
+
+@pytest.mark.parametrize("n", [50, 1000, 49152])
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_top_k_keeps_the_k_likeliest(n, k):
+    logits = random_logits(n)
+    assert set(candidates(logits, top_k=k)) == set(np.argsort(-logits)[:k].tolist())
+
+
+def test_top_k_keeps_the_lower_ids_of_equals():
+    assert set(candidates(np.zeros(1000, np.float32), top_k=5)) == {0, 1, 2, 3, 4}
+
+
+def test_top_k_of_zero_or_beyond_the_vocabulary_keeps_all():
+    logits = random_logits(100)
+    assert len(candidates(logits, top_k=0)) == len(candidates(logits, top_k=500)) == 100
+
+
+def test_top_p_keeps_the_fewest_that_reach_it():
+    logits = logits_of(0.1, 0.4, 0.3, 0.2)
+    assert set(candidates(logits, top_p=0.39)) == {1}
+    assert set(candidates(logits, top_p=0.5)) == {1, 2}
+    assert set(candidates(logits, top_p=0.8)) == {1, 2, 3}
+    assert set(candidates(logits, top_p=1.0)) == {0, 1, 2, 3}
+
+
+def test_top_p_counts_shares_of_what_top_k_left():
+    logits = logits_of(0.4, 0.3, 0.2, 0.1)
+    assert set(candidates(logits, top_k=2, top_p=0.56)) == {0}  # 0.4 / 0.7 = 0.57
+    assert set(candidates(logits, top_k=2, top_p=0.58)) == {0, 1}
+
+
+def test_min_p_keeps_tokens_at_least_that_fraction_as_likely_as_the_likeliest():
+    logits = logits_of(0.5, 0.3, 0.14, 0.06)
+    assert set(candidates(logits, min_p=0.25)) == {0, 1, 2}
+    assert set(candidates(logits, min_p=1.0)) == {0}
+
+
+def test_min_p_does_not_change_what_top_p_counts():
+    # 0.5 and 0.3 are 0.8 of the whole, though min-p alone leaves 0.94 of it.
+    logits = logits_of(0.5, 0.3, 0.14, 0.06)
+    assert set(candidates(logits, min_p=0.25, top_p=0.79)) == {0, 1}
+
+
+def test_candidates_come_likeliest_first_and_add_up_to_one():
+    ids, probabilities = Sampler(Sampling()).candidates(random_logits())
+    assert list(probabilities) == sorted(probabilities, reverse=True)
+    assert probabilities.sum() == pytest.approx(1.0, abs=1e-12)
+    assert len(ids) == len(probabilities) <= 40
+
+
+def test_a_token_that_is_ruled_out_is_never_drawn():
+    logits = np.array([-np.inf, 0.0, -np.inf, 0.0], np.float32)
+    sampler = Sampler(Sampling(temperature=1.0, seed=0, **NO_CUT))
+    assert {sampler.sample(logits) for _ in range(100)} == {1, 3}
+
+
+# ---- the repetition penalty ----------------------------------------------------------------------
+
+
+def test_the_penalty_divides_positive_and_multiplies_negative_logits():
+    sampler = Sampler(Sampling(temperature=0, repeat_penalty=2.0))
+    assert sampler.sample(np.array([4.0, 3.0], np.float32), [0]) == 1  # 2 against 3
+    assert sampler.sample(np.array([-1.0, -1.5], np.float32), [0]) == 1  # -2 against -1.5
+
+
+def test_the_penalty_counts_a_token_once_however_often_it_came():
+    sampler = Sampler(Sampling(temperature=0, repeat_penalty=1.5))
+    assert sampler.sample(np.array([4.0, 2.0], np.float32), [0] * 20) == 0  # 2.67 against 2
+
+
+def test_the_penalty_forgets_tokens_that_are_long_past():
+    sampler = Sampler(Sampling(temperature=0, repeat_penalty=2.0))
+    logits = np.array([4.0, 3.0, 0.0], np.float32)
+    assert sampler.sample(logits, [0] + [2] * (PENALTY_WINDOW - 1)) == 1
+    assert sampler.sample(logits, [0] + [2] * PENALTY_WINDOW) == 0
+
+
+def test_the_penalty_leaves_the_callers_logits_alone():
+    logits = np.array([4.0, 3.0], np.float32)
+    Sampler(Sampling(repeat_penalty=2.0)).sample(logits, [0, 1])
+    assert logits.tolist() == [4.0, 3.0]
+
+
+# ---- seeds ---------------------------------------------------------------------------------------
+
+
+def draws(seed: int | None) -> list[int]:
+    sampler = Sampler(Sampling(temperature=1.0, seed=seed, **NO_CUT))
+    return [sampler.sample(random_logits(seed=step)) for step in range(20)]
+
+
+def test_the_same_seed_draws_the_same_tokens():
+    assert draws(7) == draws(7)
+
+
+def test_different_seeds_and_no_seed_draw_different_tokens():
+    assert len({tuple(draws(seed)) for seed in (7, 8, None, None)}) == 4
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("min_p", -0.01),
+        ("min_p", 1.5),
+        ("repeat_penalty", 0.0),
+        ("repeat_penalty", -1.0),
+        ("seed", -1),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is {value}; expected"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", "hot"), ("top_k", 2.5), ("top_k", True), ("seed", "7"), ("min_p", None)],
+)
+def test_a_value_of_another_type_is_refused_by_name(name, value):
+    with pytest.raises(TypeError, match=f"^{name} is {value!r}; expected"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_an_error_not_a_token(bad):
+    with pytest.raises(ValueError, match="largest logit is (nan|inf)"):
+        Sampler(Sampling()).sample(np.array([0.0, bad, 1.0], np.float32))
