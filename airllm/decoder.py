@@ -1,0 +1,96 @@
+"""The forward pass: tokens through embedding, layers and head, one layer at a time."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.backends import Backend
+from airllm.formats.gguf import GGUFFile
+from airllm.kv_cache import KVCache, KVType
+from airllm.models import Model
+from airllm.numpy_ops import rope_table
+from airllm.weights import MappedWeights, OnProgress
+
+Logits = NDArray[np.float32]
+
+
+class Decoder:
+    """A model ready to run: executors, weights, KV cache, and the buffers between the graphs.
+
+    All of it is allocated once; an evaluation allocates nothing that grows with the model.
+    """
+
+    def __init__(
+        self,
+        gguf: GGUFFile,
+        model: Model,
+        backend: Backend,
+        *,
+        context: int,
+        batch_size: int,
+        kv_type: KVType,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        config = model.config
+        self._gguf, self._model, self._batch_size = gguf, model, batch_size
+        self._embed, self._layer, self._head = (
+            backend.executor(graph, batch_size) for graph in (model.embed, model.layer, model.head)
+        )
+        self.weights = MappedWeights(
+            gguf,
+            model,
+            backend,
+            embed=self._embed,
+            layer=self._layer,
+            head=self._head,
+            on_progress=on_progress,
+        )
+        self.cache = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, context, kv_type)
+        self._residual = np.empty((batch_size, config.hidden_size), np.float32)
+        self._last_logits = np.empty(config.vocab_size, np.float32)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of what is between and inside the graphs."""
+        graphs = (self._model.embed, self._model.layer, self._model.head)
+        internal = sum(graph.row_bytes for graph in graphs) * self._batch_size
+        return internal + self._residual.nbytes + self._last_logits.nbytes
+
+    def evaluate(self, tokens: NDArray[np.int32], logits: Logits | None = None) -> Logits:
+        """Append tokens to the cache, a batch at a time, and compute logits.
+
+        tokens: int32 [n], at least one, valid ids that fit the context: not checked here.
+        logits: float32 [n, vocab], filled and returned; if None, only the last row is computed and
+            returned, float32 [vocab], in a buffer that the next call overwrites.
+
+        An exception, Ctrl-C's too, leaves in the cache the batches that were complete.
+        FormatError when the file has changed since it was opened.
+        """
+        for start in range(0, len(tokens), self._batch_size):
+            batch = tokens[start : start + self._batch_size]
+            residual = self._residual[: len(batch)]
+            self._run_layers(batch, residual)
+            if logits is not None:
+                self._run_head(residual, logits[start : start + len(batch)])
+        if logits is not None:
+            return logits
+        self._run_head(residual[-1:], self._last_logits[np.newaxis])
+        return self._last_logits
+
+    def _run_layers(self, tokens: NDArray[np.int32], residual: NDArray[np.float32]) -> None:
+        """tokens: [n] -> residual: [n, hidden_size]"""
+        n, past = len(tokens), self.cache.length
+        self._gguf.check_unchanged()
+        with self.weights.embed() as bound:
+            self._embed.run(bound, {"tokens": tokens, "residual": residual}, n)
+        rope = rope_table(np.arange(past, past + n), self._model.inv_freq)  # [n, rope_dims]
+        buffers = {"residual": residual, "rope": rope}
+        for index in range(self._model.config.n_layers):
+            keys, values = self.cache.layer(index)
+            with self.weights.layer(index) as bound:
+                self._layer.run(bound, buffers, n, past, keys, values)
+        self.cache.length += n
+
+    def _run_head(self, residual: NDArray[np.float32], logits: Logits) -> None:
+        """residual: [n, hidden_size] -> logits: [n, vocab]"""
+        with self.weights.head() as bound:
+            self._head.run(bound, {"residual": residual, "logits": logits}, len(residual))

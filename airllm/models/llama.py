@@ -1,0 +1,51 @@
+"""Llama (arXiv:2302.13971, arXiv:2407.21783), and models of its shape: SmolLM2, Mistral, TinyLlama.
+
+Weight slots are named as GGUF names the tensors. GGUF's conversion of this architecture reorders
+the rows of Q and K so that the pairs that rope rotates are neighbours, hence `interleaved`.
+"""
+
+from airllm.graph import Activations, Graph, GraphBuilder
+from airllm.models.config import ModelConfig
+
+
+def embed(c: ModelConfig) -> Graph:
+    g = GraphBuilder("embed")
+    tokens = g.external("tokens", 1, "int32")  # [n]
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    g.embed(tokens, g.weight("token_embd", c.vocab_size, c.hidden_size), out=x)
+    return g.build()
+
+
+def layer(c: ModelConfig, activations: Activations) -> Graph:
+    g = GraphBuilder("layer", activations=activations)
+    hidden, ffn = c.hidden_size, c.intermediate_size
+    q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    x = g.external("residual", hidden)  # [n, hidden]
+    table = g.external("rope", c.rope_dims)  # [n, rope_dims]
+
+    h = g.rms_norm(x, g.weight("attn_norm", hidden), c.rms_norm_eps)  # [n, hidden]
+    q = g.linear(h, g.weight("attn_q", q_width, hidden))  # [n, q_width]
+    k = g.linear(h, g.weight("attn_k", kv_width, hidden))  # [n, kv_width]
+    v = g.linear(h, g.weight("attn_v", kv_width, hidden))  # [n, kv_width]
+    q = g.rope(q, table, c.n_heads, c.head_dim, interleaved=True, out=q)
+    k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=True, out=k)
+    g.kv_append(k, v, c.n_kv_heads, c.head_dim)
+    a = g.attention(q, c.n_heads, c.n_kv_heads, c.head_dim, scale=c.head_dim**-0.5)  # [n, q_width]
+    x = g.add(x, g.linear(a, g.weight("attn_output", hidden, q_width)), out=x)  # [n, hidden]
+
+    h = g.rms_norm(x, g.weight("ffn_norm", hidden), c.rms_norm_eps)  # [n, hidden]
+    gate = g.linear(h, g.weight("ffn_gate", ffn, hidden))  # [n, ffn]
+    up = g.linear(h, g.weight("ffn_up", ffn, hidden))  # [n, ffn]
+    h = g.swiglu(gate, up)  # [n, ffn]
+    g.add(x, g.linear(h, g.weight("ffn_down", hidden, ffn)), out=x)  # [n, hidden]
+    return g.build()
+
+
+def head(c: ModelConfig, activations: Activations) -> Graph:
+    g = GraphBuilder("head", activations=activations)
+    output = "token_embd" if c.tied_embeddings else "output"
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    logits = g.external("logits", c.vocab_size)  # [n, vocab]
+    h = g.rms_norm(x, g.weight("output_norm", c.hidden_size), c.rms_norm_eps)  # [n, hidden]
+    g.linear(h, g.weight(output, c.vocab_size, c.hidden_size), out=logits)
+    return g.build()

@@ -1,0 +1,128 @@
+"""Where a layer's weights come from: the engine asks for a layer, and has it while it needs it.
+
+    with source.layer(index) as bound:
+        executor.run(bound, ...)
+
+Here they come from the file's memory map, prepared once and all kept. A source that streams layers
+from disk has the same three methods.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+from airllm.backends import Backend, Executor
+from airllm.formats.gguf import GGUFFile
+from airllm.graph import Graph, Role
+from airllm.models import Model
+
+__all__ = ["MappedWeights", "WeightSource", "check_tensors"]
+
+OnProgress = Callable[[int, int], None]  # (done, total)
+
+_VECTOR_TYPES = ("f32", "f16", "bf16")
+
+
+class WeightSource(Protocol):
+    """Weights as an executor's `bind` returns them, valid inside the `with`."""
+
+    def embed(self) -> AbstractContextManager[Any]: ...
+    def layer(self, index: int) -> AbstractContextManager[Any]: ...
+    def head(self) -> AbstractContextManager[Any]: ...
+
+
+class MappedWeights:
+    """All weights of a GGUF file, bound to the executors of a model's graphs."""
+
+    def __init__(
+        self,
+        gguf: GGUFFile,
+        model: Model,
+        backend: Backend,
+        *,
+        embed: Executor,
+        layer: Executor,
+        head: Executor,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """on_progress(done, total) is called after each layer that is prepared."""
+        check_tensors(gguf, model)
+        gguf.check_unchanged()
+        self._prepared: dict[tuple[str, Role], Any] = {}
+        executors = {"embed": embed, "layer": layer, "head": head}
+        self._bound = []
+        for graph, index in _places(model):
+            bound = executors[graph.name].bind(self._prepare(gguf, backend, graph, index))
+            self._bound.append(nullcontext(bound))
+            if on_progress is not None and index is not None:
+                on_progress(index + 1, model.config.n_layers)
+
+    def embed(self) -> AbstractContextManager[Any]:
+        return self._bound[0]
+
+    def layer(self, index: int) -> AbstractContextManager[Any]:
+        return self._bound[1 + index]
+
+    def head(self) -> AbstractContextManager[Any]:
+        return self._bound[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights as the backend keeps them, be it in memory or in the map."""
+        return sum(weight.nbytes for weight in self._prepared.values())
+
+    def _prepare(
+        self, gguf: GGUFFile, backend: Backend, graph: Graph, index: int | None
+    ) -> dict[str, Any]:
+        """The weights of a graph's slots; a tensor is prepared once for each role it has."""
+        weights = {}
+        for slot, role in graph.roles.items():
+            tensor = gguf.tensors[tensor_name(slot, index)]
+            key = tensor.name, role
+            if key not in self._prepared:
+                data = gguf.data(tensor.name)
+                self._prepared[key] = backend.weight(role, data, tensor.type, tensor.shape)
+            weights[slot] = self._prepared[key]
+        return weights
+
+
+def tensor_name(slot: str, layer: int | None = None) -> str:
+    """The GGUF tensor of a weight slot: "attn_q" of layer 3 is "blk.3.attn_q.weight"."""
+    return f"{slot}.weight" if layer is None else f"blk.{layer}.{slot}.weight"
+
+
+def check_tensors(gguf: GGUFFile, model: Model) -> None:
+    """Compare a file's tensors with the slots of a model's graphs, before any is read.
+
+    FormatError names a tensor that is missing, of another shape or type, or that no slot takes: a
+    model that computes without some of its weights would run and be wrong.
+    """
+    unused = gguf.tensors.keys() - {"rope_freqs.weight"}  # that one is in Model.inv_freq
+    for graph, index in _places(model):
+        for slot in graph.weights:
+            name = tensor_name(slot.name, index)
+            tensor = gguf.tensors.get(name)
+            if tensor is None:
+                raise gguf.metadata.fault(f"tensor {name} is missing")
+            if tensor.shape != slot.shape:
+                raise gguf.metadata.fault(
+                    f"tensor {name} has shape {list(tensor.shape)}; expected {list(slot.shape)}, "
+                    f"as the metadata says"
+                )
+            if graph.roles[slot.name] == "vector" and tensor.type not in _VECTOR_TYPES:
+                raise gguf.metadata.fault(
+                    f"tensor {name} is {tensor.type}; expected one of {', '.join(_VECTOR_TYPES)}"
+                )
+            unused.discard(name)
+    if unused:
+        raise gguf.metadata.fault(
+            f"tensor {min(unused)} has no place in a {model.config.architecture} model"
+        )
+
+
+def _places(model: Model) -> Iterator[tuple[Graph, int | None]]:
+    """Each graph that a forward pass runs, in order, with the layer whose weights it takes."""
+    yield model.embed, None
+    for index in range(model.config.n_layers):
+        yield model.layer, index
+    yield model.head, None
