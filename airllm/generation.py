@@ -1,0 +1,85 @@
+"""Generating text: evaluate, sample, show, again."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+
+from airllm.decoder import Decoder
+from airllm.sampling import Sampler, Sampling
+from airllm.text_stream import TextStream
+from airllm.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated, and how fast."""
+
+    text: str
+    tokens: tuple[int, ...]  # without the end token; those of a stop string are there
+    prompt_tokens: int
+    finish_reason: FinishReason  # end token or stop string; max_new_tokens; the context is full
+    prefill_seconds: float  # the prompt, up to the first token
+    decode_seconds: float  # the tokens after the first
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+
+
+def generate(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+) -> Generator[str, None, Generation]:
+    """Continue a prompt, which must fit the context; yields text and returns the whole.
+
+    Whole characters are yielded, and nothing of a stop string. Times are the model's and the
+    sampler's, not the consumer's.
+    """
+    sampler, stream = Sampler(sampling), TextStream(stop)
+    history, n_prompt = list(prompt), len(prompt)
+    pieces: list[str] = []
+    seconds: list[float] = []  # of each evaluation, the prompt's first
+    finish: FinishReason = "length"
+    pending = history
+    while len(history) - n_prompt < max_new_tokens:
+        if decoder.cache.length + len(pending) > decoder.cache.capacity:
+            finish = "context"
+            break
+        start = perf_counter()
+        logits = decoder.evaluate(np.array(pending, np.int32))
+        token = sampler.sample(logits, history)
+        seconds.append(perf_counter() - start)
+        if token in tokenizer.eos_ids:
+            finish = "stop"
+            break
+        history.append(token)
+        pending = [token]
+        # A control token is markup, not text.
+        said = b"" if tokenizer.is_control(token) else tokenizer.token_bytes(token)
+        if piece := stream.push(said):
+            pieces.append(piece)
+            yield piece
+        if stream.stopped:
+            finish = "stop"
+            break
+    if rest := stream.finish():
+        pieces.append(rest)
+        yield rest
+    prefill, decode = sum(seconds[:1]), sum(seconds[1:])
+    return Generation(
+        text="".join(pieces),
+        tokens=tuple(history[n_prompt:]),
+        prompt_tokens=n_prompt,
+        finish_reason=finish,
+        prefill_seconds=prefill,
+        decode_seconds=decode,
+        prefill_tokens_per_second=n_prompt / prefill if prefill else 0.0,
+        decode_tokens_per_second=(len(seconds) - 1) / decode if decode else 0.0,
+    )

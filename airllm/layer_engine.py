@@ -1,0 +1,331 @@
+"""The engine: opens a model's file, and continues text with it.
+
+with LayerWiseInferenceEngine("model.gguf") as engine:
+    print(engine.generate("Once upon a time", max_new_tokens=50).text)
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.backends import load_backend
+from airllm.chat_template import ChatTemplate
+from airllm.decoder import Decoder
+from airllm.formats.gguf import GGUFFile
+from airllm.generation import Generation, generate
+from airllm.graph import Activations
+from airllm.kv_cache import KVType
+from airllm.models import ModelConfig, load_model
+from airllm.sampling import Sampling
+from airllm.tokenizer import Tokenizer
+from airllm.weights import OnProgress
+
+__all__ = ["Generation", "LayerWiseInferenceEngine"]
+
+# Unless asked for more: the cache of a long context would be most of a small model's memory.
+DEFAULT_CONTEXT = 4096
+
+Prompt = str | Sequence[Mapping[str, str]]
+
+_log = logging.getLogger("airllm")
+
+
+class LayerWiseInferenceEngine:
+    """A language model on the CPU, run layer by layer.
+
+    One thread at a time: a second one gets a RuntimeError instead of a corrupt cache, and so does
+    a call while a `stream` is unfinished.
+
+    config: what the model is made of. tokenizer, chat_template: as its file has them. backend:
+    "cpp" or "numpy". context: tokens that fit. position: tokens in the KV cache.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        backend: str | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        kv_type: KVType = "f16",
+        activations: Activations = "q8",
+        batch_size: int = 512,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Open a GGUF file: metadata and tensors are checked before any is used.
+
+        backend: "cpp", "numpy", or None for the one that airllm.tensor_ops_hybrid chose.
+        threads: of the C++ kernels, for the whole process; None for what cpu_budget() says.
+        context: tokens that prompt and answer may have together, up to what the model was trained
+            for; None for that, but at most 4096.
+        kv_type: "f16", or "f32" for exact work at twice the memory.
+        activations: "q8" multiplies quantised weights by activations rounded to 8 bit, as
+            llama.cpp does; "f32" does not round.
+        batch_size: tokens of a prompt that are evaluated at once.
+        on_progress: called with (done, total) layers while weights are prepared.
+
+        Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
+        where it cannot be read, ValueError for an argument that makes no sense.
+        """
+        _check_choice("kv_type", kv_type, get_args(KVType))
+        _check_choice("activations", activations, get_args(Activations))
+        _check_count("batch_size", batch_size)
+        runner = load_backend(backend, threads)
+        self.backend = runner.name
+        self._busy = threading.Lock()
+        self._gguf = GGUFFile.open(model_path)
+        try:
+            model = load_model(self._gguf, activations)
+            self.config: ModelConfig = model.config
+            self.context = _context(context, model.config)
+            self._decoder: Decoder | None = Decoder(
+                self._gguf,
+                model,
+                runner,
+                context=self.context,
+                batch_size=min(int(batch_size), self.context),
+                kv_type=kv_type,
+                on_progress=on_progress,
+            )
+        except BaseException:
+            self._gguf.close()
+            raise
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self._gguf.metadata)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        return ChatTemplate.from_gguf(self._gguf.metadata)
+
+    @property
+    def position(self) -> int:
+        """Tokens in the KV cache: where the next one goes."""
+        return 0 if self._decoder is None else self._decoder.cache.length
+
+    def forward(self, tokens: Sequence[int], *, last_only: bool = True) -> NDArray[np.float32]:
+        """Evaluate tokens after those in the KV cache.
+
+        tokens: ids, at least one. Returns the logits of the last one, float32 [vocab_size], or of
+        all, [n_tokens, vocab_size]. ValueError when an id is none or the context has no room.
+        """
+        ids = self._checked_tokens(tokens)
+        with self._exclusive() as decoder:
+            room = self.context - decoder.cache.length
+            if len(ids) > room:
+                raise ValueError(
+                    f"{len(ids)} tokens do not fit: {decoder.cache.length} of the context's "
+                    f"{self.context} are used. reset() empties it; context= makes it larger."
+                )
+            if last_only:
+                return decoder.evaluate(ids).copy()
+            return decoder.evaluate(ids, np.empty((len(ids), self.config.vocab_size), np.float32))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        on_token: Callable[[str], None] | None = None,
+    ) -> Generation:
+        """Continue a text, or answer the last of some messages. What was in the cache is forgotten.
+
+        prompt: a text; or a chat, [{"role": "user", "content": "Hello"}], in the form that the
+            model's chat template gives it.
+        temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.sampling.Sampling.
+        stop: strings that end the answer and are not part of it.
+        on_token: called with each piece of text as it comes; never with half a character.
+
+        ValueError when the prompt does not fit the context. Ctrl-C, and whatever on_token raises,
+        leave the engine usable.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        with closing(self._start(prompt, sampling, max_new_tokens, stop)) as pieces:
+            while True:
+                try:
+                    piece = next(pieces)
+                except StopIteration as end:
+                    generation: Generation = end.value
+                    return generation
+                if on_token is not None:
+                    on_token(piece)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:
+        """generate, as an iterator over the pieces of text.
+
+        The engine is busy from the first piece until the iterator ends, is closed or is dropped.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        return self._start(prompt, sampling, max_new_tokens, stop)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text as a prompt: with the BOS token where the model wants one."""
+        return self.tokenizer.encode(text)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        with self._exclusive() as decoder:
+            decoder.cache.clear()
+
+    def memory_usage(self) -> dict[str, int]:
+        """Bytes: weights (as the backend keeps them; NumPy's stay in the file's memory map),
+        kv_cache (when full), buffers, and resident (of the whole process, now)."""
+        decoder = self._decoder
+        return {
+            "weights": decoder.weights.nbytes if decoder else 0,
+            "kv_cache": decoder.cache.nbytes if decoder else 0,
+            "buffers": decoder.buffer_bytes if decoder else 0,
+            "resident": _resident_bytes(),
+        }
+
+    def close(self) -> None:
+        """Give memory and file back. What still runs, in a stream say, fails at its next token."""
+        self._decoder = None
+        self._gguf.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(
+        self, prompt: Prompt, sampling: Sampling, max_new_tokens: int, stop: str | Sequence[str]
+    ) -> Generator[str, None, Generation]:
+        """Check all arguments now, not at the first piece, and make the generator."""
+        _check_count("max_new_tokens", max_new_tokens, least=0)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        for text in stop:
+            if not isinstance(text, str):
+                raise TypeError(f"stop has {text!r}; expected strings")
+            if not text:
+                raise ValueError("stop has an empty string, which would stop at once")
+        ids = self._prompt_tokens(prompt)
+        if len(ids) > self.context:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens; the context has room for {self.context}. "
+                f"context= makes it larger; this model allows {self.config.context_length}."
+            )
+        return self._run(ids, sampling, max_new_tokens, stop)
+
+    def _run(
+        self, ids: list[int], sampling: Sampling, max_new_tokens: int, stop: Sequence[str]
+    ) -> Generator[str, None, Generation]:
+        with self._exclusive() as decoder:
+            decoder.cache.clear()
+            return (
+                yield from generate(decoder, self.tokenizer, ids, sampling, max_new_tokens, stop)
+            )
+
+    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
+        """The ids of a text or a chat; at least one."""
+        tokenizer = self.tokenizer
+        if isinstance(prompt, str):
+            ids = tokenizer.encode(prompt)
+        else:
+            # Templates write control tokens as text, BOS too if they know of it.
+            text = self.chat_template.render(list(prompt), add_generation_prompt=True)
+            ids = tokenizer.encode(text, parse_special=True)
+        if not ids:
+            raise ValueError("the prompt is empty, and this model has no token that begins a text")
+        return ids
+
+    def _checked_tokens(self, tokens: Sequence[int]) -> NDArray[np.int32]:
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or not ids.size:
+            raise ValueError(f"tokens have shape {list(ids.shape)}; expected [n], n at least 1")
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"tokens are {ids.dtype}; expected integers")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"token {low if low < 0 else high} is not in the vocabulary; expected "
+                f"0 to {self.config.vocab_size - 1}"
+            )
+        return np.ascontiguousarray(ids, dtype=np.int32)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[Decoder]:
+        """The decoder, for one caller at a time. RuntimeError for the second, and after close."""
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError(
+                "the engine is busy: another thread uses it, or a stream() is not finished; close "
+                "the stream, or open an engine for each thread"
+            )
+        try:
+            if self._decoder is None:
+                raise RuntimeError("the engine is closed")
+            yield self._decoder
+        finally:
+            self._busy.release()
+
+
+def _context(asked: int | None, config: ModelConfig) -> int:
+    if asked is None:
+        if config.context_length > DEFAULT_CONTEXT:
+            _log.info(
+                "context of %d tokens; the model allows %d", DEFAULT_CONTEXT, config.context_length
+            )
+        return min(config.context_length, DEFAULT_CONTEXT)
+    _check_count("context", asked)
+    if asked > config.context_length:
+        raise ValueError(
+            f"context is {asked}; {config.name} allows at most {config.context_length} tokens"
+        )
+    return int(asked)
+
+
+def _check_count(name: str, value: object, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} is {value!r}; expected an integer of at least {least}")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected at least {least}")
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}")
+
+
+def _resident_bytes() -> int:
+    """This process's resident memory; where /proc does not say, the most that it ever was."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
