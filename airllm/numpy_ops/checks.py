@@ -33,8 +33,8 @@ def array(
         )
     if value.ndim < min_ndim:
         raise ValueError(
-            f"{op}: {name} has shape {value.shape}; expected at least {min_ndim} "
-            f"{'axis' if min_ndim == 1 else 'axes'}. Add one with {name}[np.newaxis]."
+            f"{op}: {name} has shape {value.shape}; expected at least {_axes(min_ndim)}. "
+            f"Add one with {name}[np.newaxis]."
         )
     if not value.flags.c_contiguous:
         raise ValueError(
@@ -64,7 +64,7 @@ def axes(op: str, name: str, value: NDArray[Any], names: str) -> None:
     count = names.count(",") + 1
     if value.ndim != count:
         raise ValueError(
-            f"{op}: {name} has shape {value.shape}; expected {count} axes, {names}. "
+            f"{op}: {name} has shape {value.shape}; expected {_axes(count)}, {names}. "
             f"Reshape with {name}.reshape(...)."
         )
 
@@ -135,6 +135,10 @@ def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> str:
 def one_of(allowed: Sequence[str]) -> str:
     quoted = [f'"{word}"' for word in allowed]
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def _axes(count: int) -> str:
+    return "1 axis" if count == 1 else f"{count} axes"
 
 
 def kind(value: object) -> str:
