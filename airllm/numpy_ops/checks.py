@@ -78,8 +78,8 @@ def output(
 ) -> Float32:
     """A new array, or `out` if it can take the result.
 
-    inputs: what `out` must not overlap, by name; those named in `in_place` may be `out` itself,
-    the whole of it, because each of their values is read before it is written.
+    inputs: what `out` must not overlap, by name; those named in `in_place` are of out's shape and
+    may be `out` itself, because each of their values is read before it is written.
     """
     if out is None:
         return np.empty(expected, np.float32)
@@ -98,8 +98,7 @@ def output(
         # Exact, not a guess, for contiguous arrays; an empty one overlaps nothing.
         if not np.may_share_memory(checked, value):
             continue
-        same = checked.ctypes.data == value.ctypes.data and checked.nbytes == value.nbytes
-        if name in in_place and same:
+        if name in in_place and checked.ctypes.data == value.ctypes.data:
             continue
         allowed = f"{name} itself or separate memory" if name in in_place else "separate memory"
         raise ValueError(
