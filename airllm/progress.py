@@ -1,0 +1,89 @@
+"""How far something is and how long it still takes: a bar on a terminal, lines in a log."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+log = logging.getLogger("airllm")
+
+QUIET_SECONDS = 1.0  # before a bar shows: what is quick needs none
+LOG_SECONDS = 10.0  # between two lines of a log
+
+
+class Progress:
+    """with Progress("scoring", "chunks") as progress:
+        ... progress.update(3, 14)
+
+    On stderr if that is a terminal, otherwise in the log "airllm". unit "bytes" is shown in
+    multiples of 1024. shown=False shows nothing.
+    """
+
+    def __init__(self, label: str, unit: str, *, shown: bool = True) -> None:
+        self._label = label
+        self._unit = unit
+        self.shown = shown
+        self._start = self._logged = time.monotonic()
+        self._bar: tqdm[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` units are done; `note` is a word about them."""
+        if not self.shown:
+            return
+        if sys.stderr.isatty():
+            self._draw(done, total, note)
+        else:
+            self._log(done, total, note)
+
+    def _draw(self, done: int, total: int, note: str) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            in_bytes = self._unit == "bytes"
+            self._bar = tqdm(
+                total=total,
+                desc=self._label,
+                unit="B" if in_bytes else f" {self._unit}",
+                unit_scale=in_bytes,
+                unit_divisor=1024 if in_bytes else 1000,
+                delay=QUIET_SECONDS,
+                leave=False,
+                dynamic_ncols=True,
+                miniters=1,  # look at the clock at each update: some come once in many seconds
+            )
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _log(self, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self._logged < LOG_SECONDS or done == 0:
+            return
+        self._logged = now
+        left = format_duration((now - self._start) * (total - done) / done)
+        percent = 100 * done // total
+        log.info("%s: %d%%, %s left%s", self._label, percent, left, f", {note}" if note else "")
+
+
+def format_duration(seconds: float) -> str:
+    """75 -> "1 min 15 s"."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,114 @@
+"""Progress with the time left: lines in a log, a bar on a terminal, nothing for what is quick."""
+
+import io
+import logging
+
+import pytest
+
+from airllm import progress
+from airllm.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("airllm.progress.time.monotonic", clock)
+    return clock
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Called in the test itself: pytest gives each phase of a test a stderr of its own."""
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    return screen
+
+
+def test_in_a_log_it_is_a_line_every_ten_seconds_with_the_time_left(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "airllm")
+    with Progress("scoring", "chunks") as shown:
+        for chunk in range(1, 9):
+            clock.now += 6
+            shown.update(chunk, 8, "perplexity 9.5")
+    assert caplog.messages == [
+        "scoring: 25%, 36 s left, perplexity 9.5",
+        "scoring: 50%, 24 s left, perplexity 9.5",
+        "scoring: 75%, 12 s left, perplexity 9.5",
+        "scoring: 100%, 0 s left, perplexity 9.5",
+    ]
+
+
+def test_in_a_log_what_is_quick_is_not_mentioned(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "airllm")
+    with Progress("loading", "layers") as shown:
+        clock.now += 9
+        shown.update(30, 30)
+    assert caplog.messages == []
+
+
+def test_in_a_log_the_time_left_waits_for_the_first_unit(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "airllm")
+    with Progress("loading", "layers") as shown:
+        clock.now += 60
+        shown.update(0, 30)
+    assert caplog.messages == []
+
+
+def test_shown_false_shows_nothing_in_a_log(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "airllm")
+    with Progress("scoring", "chunks", shown=False) as shown:
+        clock.now += 60
+        shown.update(1, 2)
+    assert caplog.messages == []
+
+
+def test_shown_false_shows_nothing_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_a_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0)
+    with Progress("scoring", "chunks", shown=False) as shown:
+        shown.update(1, 2)
+    assert screen.getvalue() == ""
+
+
+def test_on_a_terminal_what_is_quick_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_a_terminal(monkeypatch)
+    with Progress("loading", "layers") as shown:
+        for layer in range(1, 31):
+            shown.update(layer, 30)
+    assert screen.getvalue().strip() == ""
+
+
+def test_on_a_terminal_it_is_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_a_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0)
+    with Progress("loading", "layers") as shown:
+        shown.update(10, 30)
+    drawn = screen.getvalue()
+    assert "loading:   0%" in drawn
+    assert "0/30" in drawn
+    assert drawn.split("\r")[-1].strip() == ""  # the last thing drawn is blanks over the bar
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s"), (7500, "2 h 5 min")],
+)
+def test_durations_are_shown_in_two_units_at_most(seconds: float, text: str) -> None:
+    assert progress.format_duration(seconds) == text
