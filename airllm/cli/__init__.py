@@ -1,0 +1,80 @@
+"""The `airllm` command: one file for each command, this one to choose it and to end it well.
+
+A command's module has `add(subparsers)`, which describes it, and `run(args) -> exit status`.
+Modules import the engine and NumPy inside `run`, so that --help is there at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from airllm import __version__
+from airllm.cli import bench, chat, console, demo, generate, info, options, perplexity, pull
+
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130  # 128 + SIGINT
+READER_GONE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status, as options.EXIT_STATUS lists them."""
+    args = argparse.Namespace(debug=False, quiet=False)  # for errors before they are parsed
+    try:
+        _parser().parse_args(argv, namespace=args)
+        console.replace_what_stdout_cannot_show()
+        with console.logging_to_stderr(quiet=args.quiet, debug=args.debug):
+            status: int = args.run(args)
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
+        return status
+    except KeyboardInterrupt:
+        console.note("interrupted")
+        return INTERRUPTED
+    except options.UsageError as error:
+        console.note(f"error: {error}")
+        return USAGE
+    except BrokenPipeError:
+        return READER_GONE
+    except Exception as error:
+        if args.debug or os.environ.get("AIRLLM_DEBUG", "0") not in ("", "0"):
+            raise
+        if not isinstance(error, _expected_errors()):
+            console.note("error: this should not have happened; please report what follows")
+            raise
+        console.note(f"error: {_describe(error)}")
+        return FAILED
+    finally:
+        console.abandon_stdout()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="airllm",
+        description="Run language models on this machine's CPU.",
+        epilog=options.epilog(
+            "airllm demo                      a model is fetched and answers a question",
+            "airllm chat -m smollm2-135m      talk with it",
+            "airllm generate --help           every command explains itself",
+        ),
+        formatter_class=options.HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"airllm {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (demo, pull, generate, chat, perplexity, bench, info):
+        command.add(commands)
+    return parser
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Faults of the input or the machine, which their message explains; others are ours."""
+    from airllm.hub import HubError
+
+    return HubError, ValueError, OSError, ImportError, MemoryError
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or ("out of memory" if isinstance(error, MemoryError) else repr(error))

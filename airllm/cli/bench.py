@@ -1,0 +1,99 @@
+"""airllm bench: how many tokens a second."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from airllm.cli import console, model, options
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.add_command(
+        subparsers,
+        "bench",
+        run,
+        help="measure tokens a second",
+        description="Measures as llama-bench does: pp512 evaluates a prompt of 512 tokens, tg128 "
+        "then makes 128 tokens one by one, each from an empty cache, after a warm-up. Shows the "
+        "mean and the spread (standard deviation) of the repetitions. Lists measure every "
+        "combination.",
+        examples=[
+            "airllm bench -m smollm2-135m",
+            "airllm bench -m model.gguf -p 128,512 -n 0 -t 1,2,4 -r 5 --json",
+        ],
+    )
+    options.add_model(parser)
+    parser.add_argument(
+        "-p",
+        "--prompt-tokens",
+        type=options.counts,
+        default=[512],
+        metavar="N,...",
+        help="lengths of the prompt; 0: none (default: 512)",
+    )
+    parser.add_argument(
+        "-n",
+        "--generated-tokens",
+        type=options.counts,
+        default=[128],
+        metavar="N,...",
+        help="numbers of tokens to generate; 0: none (default: 128)",
+    )
+    parser.add_argument(
+        "-t",
+        "--threads",
+        type=options.positives,
+        default=[None],
+        metavar="N,...",
+        help="threads to compute with (default: what `airllm info` says)",
+    )
+    parser.add_argument(
+        "-r",
+        "--repetitions",
+        type=options.positive,
+        default=3,
+        metavar="N",
+        help="how often each test is timed (default: %(default)s)",
+    )
+    options.add_engine(parser, context=False)
+    options.add_output(parser, json="results: a list of test, threads, tokens_per_second, stddev")
+
+
+def run(args: argparse.Namespace) -> int:
+    context = max(args.prompt_tokens + args.generated_tokens)
+    if context == 0:
+        raise options.UsageError("-p 0 -n 0 leaves nothing to measure")
+    rows = []
+    for row in _measure(args, context):
+        rows.append(row)
+        if not args.json:
+            if len(rows) == 1:
+                print(f"{'backend':<8} {'isa':<12} {'threads':>7}  {'test':<8} {'tokens/s':>18}")
+            speed = f"{row['tokens_per_second']:.2f} ± {row['stddev']:.2f}"
+            print(
+                f"{row['backend']:<8} {row['isa']:<12} {row['threads']:>7}  {row['test']:<8} "
+                f"{speed:>18}",
+                flush=True,
+            )
+    if args.json:
+        console.write_json({"model": args.model, "results": rows})
+    return 0
+
+
+def _measure(args: argparse.Namespace, context: int) -> Iterator[dict[str, object]]:
+    """One row for each test and number of threads; an engine for each number of threads."""
+    from airllm import benchmark
+
+    for threads in args.threads:
+        with model.open_engine(args, context=context, threads=threads) as engine:
+            runtime = model.runtime(engine)
+            vocab_size = engine.config.vocab_size
+            tests = [benchmark.prefill(n, vocab_size) for n in args.prompt_tokens if n]
+            tests += [benchmark.decode(n, vocab_size) for n in args.generated_tokens if n]
+            for test in tests:
+                label = f"{test.name}, {runtime['threads']} threads"
+                with console.progress(label, "tokens") as progress:
+                    result = benchmark.measure(
+                        engine, test, args.repetitions, on_progress=progress.update
+                    )
+                yield {**asdict(result), **runtime}

@@ -1,0 +1,117 @@
+"""What a person or a program sees: results on stdout; notes, logs and progress on stderr."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Self
+
+from airllm.progress import Progress
+
+log = logging.getLogger("airllm")
+
+# A model may say anything, an escape sequence too. C0 controls except tab and newline, DEL, C1.
+_CONTROLS = dict.fromkeys(
+    {*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\N{REPLACEMENT CHARACTER}"
+)
+
+
+@contextlib.contextmanager
+def logging_to_stderr(*, quiet: bool, debug: bool) -> Iterator[None]:
+    """The "airllm" logger's records appear on stderr: all, or errors alone."""
+    handler = _StderrHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.ERROR if quiet else logging.DEBUG if debug else logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+def replace_what_stdout_cannot_show() -> None:
+    """An ASCII terminal shows ? for a character that it lacks, instead of ending the program."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # a replaced stdout may have none
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+
+
+def note(message: str) -> None:
+    """A line on stderr, whatever --quiet says."""
+    print(f"airllm: {message}", file=sys.stderr)
+
+
+def write(text: str) -> None:
+    """A model's text on stdout, at once; on a terminal without its control characters."""
+    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+class Answer:
+    """An answer that is shown while it comes; whatever ends it, its line ends as well."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+
+    def show(self, piece: str) -> None:
+        self.pieces.append(piece)
+        write(piece)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pieces:
+            write("\n")
+
+
+def write_json(value: Mapping[str, object]) -> None:
+    """One JSON object on stdout; infinities and NaN, which JSON lacks, become null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+
+
+def abandon_stdout() -> None:
+    """Drops what stdout cannot take (reader gone, disk full), so that exit does not fail again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def format_bytes(n: int) -> str:
+    """1536 -> "1.5 KiB"."""
+    if n < 1024:
+        return f"{n} bytes"
+    power = min((n.bit_length() - 1) // 10, 4)
+    size = n / 1024**power
+    return f"{size:.{0 if size >= 100 else 1}f} {'KMGT'[power - 1]}iB"
+
+
+def progress(label: str, unit: str) -> Progress:
+    """Progress on stderr, unless --quiet."""
+    return Progress(label, unit, shown=log.isEnabledFor(logging.INFO))
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        note(level + self.format(record))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,115 @@
+"""airllm generate: one prompt, one answer."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from airllm.cli import console, model, options
+
+if TYPE_CHECKING:
+    from airllm.layer_engine import Generation, LayerWiseInferenceEngine
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.add_command(
+        subparsers,
+        "generate",
+        run,
+        help="continue a text, or answer a question (--chat)",
+        description="Continues a text. With --chat the prompt is a question, put to the model "
+        "in the form that it was trained on. The answer streams to stdout, notes go to stderr.",
+        examples=[
+            'airllm generate -m smollm2-135m --chat --prompt "What is the capital of France?"',
+            'airllm generate -m model.gguf --prompt "Once upon a time" --max-tokens 50 --seed 1',
+            "airllm generate -m model.gguf --chat --prompt - < question.txt",
+        ],
+    )
+    options.add_model(parser)
+    parser.add_argument(
+        "-p",
+        "--prompt",
+        required=True,
+        type=options.text,
+        metavar="P",
+        help="the text; - reads it from stdin",
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="ask, with the model's chat template around the prompt"
+    )
+    parser.add_argument(
+        "--system",
+        type=options.text,
+        metavar="S",
+        help="with --chat: who the model is and how it should answer",
+    )
+    options.add_sampling(parser, max_tokens=256)
+    options.add_threads(parser)
+    options.add_engine(parser)
+    options.add_output(
+        parser, json="text, tokens, prompt_tokens, finish_reason, timings, backend, isa, threads"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.system is not None and not args.chat:
+        raise options.UsageError("--system needs --chat: a plain text has no place for it")
+    prompt = _read_stdin() if args.prompt == "-" else args.prompt
+    request = model.conversation(prompt, args.system) if args.chat else prompt
+    with model.open_engine(args, context=args.context, threads=args.threads) as engine:
+        if args.chat:
+            model.chat_template(engine, args.model)  # refused here, by its name
+        if args.json:
+            generation = engine.generate(request, **options.sampling(args))
+            console.write_json(as_json(engine, generation))
+        else:
+            generation = stream(engine, request, args)
+        _report(engine, generation, args)
+    return 0
+
+
+def stream(
+    engine: "LayerWiseInferenceEngine",
+    request: str | list[dict[str, str]],
+    args: argparse.Namespace,
+) -> "Generation":
+    with console.Answer() as answer:
+        return engine.generate(request, on_token=answer.show, **options.sampling(args))
+
+
+def as_json(engine: "LayerWiseInferenceEngine", generation: "Generation") -> dict[str, object]:
+    return {
+        "text": generation.text,
+        "tokens": list(generation.tokens),
+        "prompt_tokens": generation.prompt_tokens,
+        "finish_reason": generation.finish_reason,
+        "timings": model.timings(generation),
+        **model.runtime(engine),
+    }
+
+
+def _report(
+    engine: "LayerWiseInferenceEngine", generation: "Generation", args: argparse.Namespace
+) -> None:
+    if generation.finish_reason == "length":
+        console.log.info("stopped after %d tokens; --max-tokens allows more", args.max_tokens)
+    elif generation.finish_reason == "context":
+        console.log.info(
+            "stopped: the context of %d tokens is full; --context makes it larger", engine.context
+        )
+    console.log.info(
+        "prompt: %d tokens, %.1f tokens/s; answer: %d tokens, %.1f tokens/s",
+        generation.prompt_tokens,
+        generation.prefill_tokens_per_second,
+        len(generation.tokens),
+        generation.decode_tokens_per_second,
+    )
+
+
+def _read_stdin() -> str:
+    """All of stdin; the newline that ends a file is not part of the prompt."""
+    if sys.stdin.isatty():
+        console.log.info("reading the prompt; Ctrl-D ends it")
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt on stdin is not UTF-8: {error}") from None

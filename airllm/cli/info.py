@@ -1,0 +1,130 @@
+"""airllm info: what this machine offers, what is used of it, and why."""
+
+import argparse
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from airllm import __version__
+from airllm.cli import console, options
+
+# Every variable that changes what airllm does, and what it is for.
+VARIABLES = {
+    "AIRLLM_BACKEND": "auto, cpp or numpy: what computes",
+    "TENSOR_OPS_ISA": "instruction set of the cpp backend, one of those available",
+    "TENSOR_OPS_NUM_THREADS": "threads of the cpp backend",
+    "OPENBLAS_NUM_THREADS": "threads of NumPy's matrix product, for the numpy backend",
+    "OMP_NUM_THREADS": "the same, where OPENBLAS_NUM_THREADS is not set",
+    "AIRLLM_HOME": "folder of the models",
+    "XDG_CACHE_HOME": "where AIRLLM_HOME is not set, models are in its folder airllm",
+    "AIRLLM_DEBUG": "1 shows where an error came from",
+}
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.add_command(
+        subparsers,
+        "info",
+        run,
+        help="show CPU, threads, memory, build, backend and models",
+        description="What this machine offers (CPU, instruction sets, limits of its control "
+        "group), what airllm uses of it and why, how it was built, which models are here, and "
+        "the environment variables that matter.",
+        examples=["airllm info", "airllm info --json", "TENSOR_OPS_ISA=avx2 airllm info"],
+    )
+    options.add_output(parser, json="the same, by section")
+
+
+def run(args: argparse.Namespace) -> int:
+    sections = collect()
+    if args.json:
+        console.write_json(sections)
+    else:
+        print("\n".join(_lines(sections)))
+    return 0
+
+
+def collect() -> dict[str, dict[str, Any]]:
+    """Sections of names and values; bytes and seconds as plain numbers, None where unknown."""
+    from airllm import system
+
+    quota, limit = system.cpu_quota(), system.memory_limit()
+    return {
+        "airllm": {
+            "version": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        },
+        "cpu": {
+            "model": system.cpu_model(),
+            "logical_cpus": os.cpu_count(),
+            "cgroup_quota": quota and quota.cpus,
+            "cgroup_quota_source": quota and str(quota.source),
+        },
+        "memory": {
+            "total_bytes": system.total_memory(),
+            "available_bytes": system.available_memory(),
+            "cgroup_limit_bytes": limit and limit.limit,
+            "cgroup_used_bytes": limit and limit.used,
+            "cgroup_limit_source": limit and str(limit.source),
+        },
+        **_backend(),
+        "models": _models(),
+        "environment": {name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+def _backend() -> dict[str, dict[str, Any]]:
+    """Sections backend, threads and build; a backend that does not start is a finding as well."""
+    try:
+        from airllm import tensor_ops_hybrid
+    except (ImportError, ValueError) as error:
+        return {"backend": {"backend": None, "error": str(error)}, "threads": {}, "build": {}}
+    found = tensor_ops_hybrid.get_backend_info()
+    return {
+        "backend": {
+            "backend": found["backend"],
+            "requested": found["requested"],
+            "fallback_reason": found["fallback_reason"],
+            "isa": found["simd_level"],
+            "available_isas": found["available_isas"],
+        },
+        "threads": {"in_use": found["threads"], **found["cpu_budget"]},
+        "build": {**found["optimization"], "numpy": found["numpy"]},
+    }
+
+
+def _models() -> dict[str, Any]:
+    from airllm import hub
+
+    found = {name: hub.find_model(name) for name in hub.KNOWN_MODELS}
+    return {
+        "directory": str(hub.models_dir()),
+        "found": {name: str(path) for name, path in found.items() if path is not None},
+        "not_fetched": [name for name, path in found.items() if path is None],
+    }
+
+
+def _lines(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for section, values in sections.items():
+        lines.append(section)
+        width = max(map(len, values), default=0)
+        for name, value in values.items():
+            lines.append(f"  {name:<{width}}  {_words(name, value)}".rstrip())
+            if section == "environment":
+                lines[-1] += f"   ({VARIABLES[name]})"
+    return lines
+
+
+def _words(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("_bytes") and isinstance(value, int):
+        return console.format_bytes(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    return str(value)

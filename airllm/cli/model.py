@@ -1,0 +1,89 @@
+"""From --model and its companions to an open engine, and what there is to say about one."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from airllm.cli import console
+
+if TYPE_CHECKING:
+    from airllm.chat_template import ChatTemplate
+    from airllm.layer_engine import Generation, LayerWiseInferenceEngine
+
+
+def find(name: str) -> Path:
+    """The model's file; ValueError that says how to get it where there is none."""
+    from airllm import hub
+
+    path = hub.find_model(name)
+    if path is not None:
+        return path
+    if name in hub.KNOWN_MODELS:
+        raise ValueError(f"{name} has not been fetched yet. Run: airllm pull {name}")
+    known = ", ".join(hub.KNOWN_MODELS)
+    raise ValueError(f"{name}: no such file, and no model of that name is known (known: {known})")
+
+
+def open_engine(
+    args: argparse.Namespace, *, context: int | None = None, threads: int | None = None
+) -> "LayerWiseInferenceEngine":
+    """The engine for --model, --backend, --kv-type and --activations; context manager."""
+    path = find(args.model)
+    from airllm.layer_engine import LayerWiseInferenceEngine
+
+    console.log.debug("opening %s", path)
+    with console.progress("loading", "layers") as progress:
+        return LayerWiseInferenceEngine(
+            path,
+            backend=None if args.backend == "auto" else args.backend,
+            threads=threads,
+            context=context,
+            kv_type=args.kv_type,
+            activations=args.activations,
+            on_progress=progress.update,
+        )
+
+
+class Runtime(TypedDict):
+    """What an engine runs on, as --json names it."""
+
+    backend: str  # "cpp" or "numpy"
+    isa: str  # "avx512"; "numpy"
+    threads: int
+
+
+def runtime(engine: "LayerWiseInferenceEngine") -> Runtime:
+    from airllm import numpy_ops, tensor_ops_hybrid
+
+    # An engine may run on NumPy where the process's choice is C++, not the other way round.
+    ops = numpy_ops if engine.backend == "numpy" else tensor_ops_hybrid
+    return {
+        "backend": engine.backend,
+        "isa": ops.simd_level,
+        "threads": ops.get_num_threads(),
+    }
+
+
+def timings(generation: "Generation") -> dict[str, float]:
+    return {
+        "prefill_seconds": generation.prefill_seconds,
+        "prefill_tokens_per_second": generation.prefill_tokens_per_second,
+        "decode_seconds": generation.decode_seconds,
+        "decode_tokens_per_second": generation.decode_tokens_per_second,
+    }
+
+
+def conversation(question: str, system: str | None = None) -> list[dict[str, str]]:
+    """The messages of a conversation that begins with `question`."""
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": question}]
+
+
+def chat_template(engine: "LayerWiseInferenceEngine", name: str) -> "ChatTemplate":
+    """How the model wants a chat written; ValueError where it was not made for one."""
+    if engine.chat_template is None:
+        raise ValueError(
+            f"{name} has no chat template, so it cannot chat; "
+            f"`airllm generate` without --chat continues a text with it"
+        )
+    return engine.chat_template

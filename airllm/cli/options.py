@@ -1,0 +1,269 @@
+"""Options that several commands share, and what a value may be. A bad one is a usage error (2)."""
+
+import argparse
+import math
+import textwrap
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class UsageError(Exception):
+    """Options that are right one by one and wrong together; exit status 2."""
+
+
+EXIT_STATUS = """\
+exit status:
+  0    it worked
+  1    it failed; the last line on stderr says why
+  2    the command line is wrong
+  130  interrupted by Ctrl-C
+  141  whatever read our output has stopped reading"""
+
+
+def epilog(*examples: str) -> str:
+    lines = "\n".join(f"  {example}" for example in examples)
+    return f"examples:\n{lines}\n\n{EXIT_STATUS}"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Examples as they are written, and room for the longest command's name."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=27)
+
+
+def add_command(
+    subparsers: Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    help: str,
+    description: str,
+    examples: list[str],
+) -> argparse.ArgumentParser:
+    """A command with a help that teaches: what it does, its options, examples, exit status."""
+    parser = subparsers.add_parser(
+        name,
+        help=help,
+        description=textwrap.fill(description, 80),
+        epilog=epilog(*examples),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_output(parser: argparse.ArgumentParser, *, json: str | None = None) -> None:
+    """What every command has, last in its help. json: what its --json prints."""
+    group = parser.add_argument_group("output")
+    if json is not None:
+        group.add_argument("--json", action="store_true", help=f"print one JSON object: {json}")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="only errors on stderr, no notes or progress"
+    )
+    group.add_argument(
+        "--debug",
+        action="store_true",
+        help="log details, and show where an error came from (also AIRLLM_DEBUG=1)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        required=required,
+        metavar="M",
+        help="a GGUF file, or the name of a model that `airllm pull` has fetched",
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None:
+    """How the model runs. context=False where the command sets the context itself."""
+    group = parser.add_argument_group("how it runs")
+    group.add_argument(
+        "--backend",
+        choices=["auto", "cpp", "numpy"],
+        default="auto",
+        help="cpp: the compiled kernels; numpy: slow, needs no compiler (default: %(default)s, "
+        "which is cpp where it works, or what AIRLLM_BACKEND says)",
+    )
+    if context:
+        group.add_argument(
+            "--context",
+            type=positive,
+            metavar="N",
+            help="tokens that prompt and answer may have together; the KV cache grows with it "
+            "(default: the model's own limit, or less where that is large)",
+        )
+    group.add_argument(
+        "--kv-type",
+        choices=["f16", "f32"],
+        default="f16",
+        help="what keys and values are kept as (default: %(default)s)",
+    )
+    group.add_argument(
+        "--activations",
+        choices=["q8", "f32"],
+        default="q8",
+        help="what meets quantised weights: q8 is fast, f32 exact (default: %(default)s)",
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-t",
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads to compute with (default: what `airllm info` says)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+    group = parser.add_argument_group("what it says")
+    group.add_argument(
+        "-n",
+        "--max-tokens",
+        type=positive,
+        default=max_tokens,
+        metavar="N",
+        help="the longest answer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=not_negative,
+        default=0.8,
+        metavar="T",
+        help="0 always takes the likeliest token; higher is livelier (default: %(default)s)",
+    )
+    group.add_argument(
+        "--top-k",
+        type=count,
+        default=40,
+        metavar="K",
+        help="choose among the K likeliest tokens; 0: among all (default: %(default)s)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=share,
+        default=0.95,
+        metavar="P",
+        help="choose among the likeliest that together have probability P; 1: among all "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--min-p",
+        type=share,
+        default=0.05,
+        metavar="P",
+        help="leave out tokens less than P times as likely as the likeliest (default: %(default)s)",
+    )
+    group.add_argument(
+        "--repeat-penalty",
+        type=above_zero,
+        default=1.0,
+        metavar="R",
+        help="above 1 makes what was said less likely to be said again (default: %(default)s)",
+    )
+    group.add_argument(
+        "--seed", type=count, metavar="S", help="the same seed gives the same answer"
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="STR",
+        type=not_empty,
+        help="end the answer before this text; may be given more than once",
+    )
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of add_sampling as keyword arguments of the engine's generate()."""
+    return {
+        "max_new_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "repeat_penalty": args.repeat_penalty,
+        "seed": args.seed,
+        "stop": tuple(args.stop),
+    }
+
+
+def positive(text: str) -> int:
+    return _integer(text, minimum=1)
+
+
+def count(text: str) -> int:
+    return _integer(text, minimum=0)
+
+
+def counts(text: str) -> list[int]:
+    """ "1,2,4" -> [1, 2, 4]"""
+    return [count(item) for item in text.split(",")]
+
+
+def positives(text: str) -> list[int]:
+    return [positive(item) for item in text.split(",")]
+
+
+def not_negative(text: str) -> float:
+    value = _number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def above_zero(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def text(value: str) -> str:
+    """Python passes a byte that is not UTF-8 as a lone surrogate, which no tokeniser takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("the text is not UTF-8") from None
+    return value
+
+
+def not_empty(value: str) -> str:
+    if not value:
+        raise argparse.ArgumentTypeError("the text is empty")
+    return text(value)
+
+
+def _integer(text: str, minimum: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < minimum:
+        raise argparse.ArgumentTypeError(f"{value} is less than {minimum}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value

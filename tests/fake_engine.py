@@ -1,0 +1,104 @@
+"""An engine for the command line's tests: it answers what it was told to and notes what was asked.
+
+Its tokens are words: "a b c" has three.
+"""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+WORDS = ["<eos>", "a", "b", "c", "hello", "world"]
+
+
+class FakeTokenizer:
+    bos_id: int | None = None
+    add_bos = False
+
+    def encode(self, text: str, **_: bool) -> list[int]:
+        return [WORDS.index(word) if word in WORDS else 0 for word in text.split()]
+
+
+class FakeTemplate:
+    def render(self, messages: list[dict[str, str]], **_: bool) -> str:
+        return " ".join(message["content"] for message in messages)
+
+
+class FakeEngine:
+    """answers: for each generate() its pieces; an exception among them is raised there."""
+
+    backend = "numpy"
+
+    def __init__(
+        self,
+        *answers: Sequence[str | BaseException],
+        finish_reason: str = "stop",
+        context: int = 1000,
+    ) -> None:
+        self._answers = list(answers)
+        self._finish_reason = finish_reason
+        self.context = context
+        self.config = SimpleNamespace(vocab_size=len(WORDS), context_length=1000)
+        self.tokenizer = FakeTokenizer()
+        self.chat_template: FakeTemplate | None = FakeTemplate()
+        self.requests: list[Any] = []  # prompt or messages of each generate()
+        self.sampling: dict[str, Any] = {}
+        self.opened_with: dict[str, Any] = {}
+        self.resets = 0
+        self.closed = False
+
+    def generate(
+        self,
+        request: str | list[dict[str, str]],
+        *,
+        on_token: Callable[[str], None] | None = None,
+        **sampling: Any,
+    ) -> SimpleNamespace:
+        self.requests.append(request if isinstance(request, str) else list(request))
+        self.sampling = sampling
+        said = []
+        for piece in self._answers.pop(0):
+            if isinstance(piece, BaseException):
+                raise piece
+            said.append(piece)
+            if on_token is not None:
+                on_token(piece)
+        return SimpleNamespace(
+            text="".join(said),
+            tokens=list(range(len(said))),
+            prompt_tokens=7,
+            finish_reason=self._finish_reason,
+            prefill_seconds=0.5,
+            prefill_tokens_per_second=14.0,
+            decode_seconds=0.25,
+            decode_tokens_per_second=8.0,
+        )
+
+    def forward(self, tokens: Sequence[int], *, last_only: bool = True) -> np.ndarray:
+        """Every token is equally likely."""
+        shape = (len(WORDS),) if last_only else (len(tokens), len(WORDS))
+        return np.zeros(shape, np.float32)
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def memory_usage(self) -> dict[str, int]:
+        return {"weights": 3 << 20, "kv_cache": 1 << 20, "buffers": 512, "resident": 5 << 20}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Self:
+        """Every command opens this engine from now on."""
+
+        def open_engine(args: Any, **options: Any) -> FakeEngine:
+            self.opened_with = {"model": args.model, **options}
+            return self
+
+        monkeypatch.setattr("airllm.cli.model.open_engine", open_engine)
+        return self

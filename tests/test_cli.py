@@ -1,0 +1,178 @@
+"""The command line as a whole: help, exit status, what goes to stdout and what to stderr."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+
+from airllm.cli import main
+
+COMMANDS = ["demo", "pull", "generate", "chat", "perplexity", "bench", "info"]
+GENERATE = ["generate", "--model", "m", "--prompt", "p"]
+
+
+def usage_error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What stderr says to a command line that is wrong."""
+    with pytest.raises(SystemExit) as exit:
+        main(argv)
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_by_example_and_documents_its_exit_status(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert f"  airllm {command}" in text.split("examples:")[1]
+    assert "130  interrupted" in text.split("exit status:")[1]
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert [command for command in COMMANDS if f"\n    {command} " not in text] == []
+
+
+def test_help_imports_neither_numpy_nor_the_engine() -> None:
+    program = (
+        "import sys, airllm.cli\n"
+        "try: airllm.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'tokenizers', 'jinja2', 'tqdm', 'tensor_ops_cpp'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_command_it_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "COMMAND" in usage_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fault"),
+    [
+        ("--max-tokens", "0", "0 is less than 1"),
+        ("--max-tokens", "many", "'many' is not a whole number"),
+        ("--temperature", "-1", "-1 is negative"),
+        ("--temperature", "nan", "nan is not a finite number"),
+        ("--top-k", "-1", "-1 is less than 0"),
+        ("--top-p", "1.5", "1.5 is not between 0 and 1"),
+        ("--min-p", "x", "'x' is not a number"),
+        ("--repeat-penalty", "0", "0 is not above 0"),
+        ("--stop", "", "the text is empty"),
+        ("--threads", "0", "0 is less than 1"),
+        ("--context", "0", "0 is less than 1"),
+        ("--backend", "gpu", "invalid choice: 'gpu'"),
+        ("--kv-type", "q1", "invalid choice: 'q1'"),
+    ],
+)
+def test_an_option_out_of_range_is_a_usage_error_that_names_it(
+    option: str, value: str, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = usage_error(capsys, *GENERATE, f"{option}={value}")
+    assert option in said
+    assert fault in said
+
+
+def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--temp" in usage_error(capsys, *GENERATE, "--temp", "0")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("model.gguf: truncated"), "airllm: error: model.gguf: truncated\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "x.gguf"),
+            "airllm: error: x.gguf: No such file or directory\n",
+        ),
+        (MemoryError(), "airllm: error: out of memory\n"),
+        (ImportError("tensor_ops_cpp is missing"), "airllm: error: tensor_ops_cpp is missing\n"),
+    ],
+)
+def test_an_expected_error_is_one_line_and_status_1(
+    error: Exception,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    FakeEngine([error]).install(monkeypatch)
+    assert main([*GENERATE, "--json"]) == 1
+    assert capsys.readouterr() == ("", line)
+
+
+def test_debug_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeEngine([ValueError("bad")], [ValueError("bad")]).install(monkeypatch)
+    with pytest.raises(ValueError, match="bad"):
+        main([*GENERATE, "--debug"])
+    monkeypatch.setenv("AIRLLM_DEBUG", "1")
+    with pytest.raises(ValueError, match="bad"):
+        main(GENERATE)
+
+
+def test_a_fault_of_our_own_is_not_dressed_up_as_the_users(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeEngine([ZeroDivisionError()]).install(monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        main(GENERATE)
+    assert "please report" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeEngine(["Once", KeyboardInterrupt()]).install(monkeypatch)
+    assert main(GENERATE) == 130
+    assert capsys.readouterr() == ("Once\n", "airllm: interrupted\n")
+
+
+SPEAKS_UNTIL_STOPPED = """
+import itertools, sys
+sys.path.insert(0, {tests!r})
+from fake_engine import FakeEngine
+from airllm.cli import main, model
+model.open_engine = lambda args, **options: FakeEngine(itertools.repeat("again and again "))
+sys.exit(main({argv!r}))
+"""
+
+
+def start(*argv: str, stdout: int = subprocess.PIPE) -> "subprocess.Popen[str]":
+    """The command in a process of its own, with a model that never stops to speak."""
+    tests = Path(__file__).parent
+    program = SPEAKS_UNTIL_STOPPED.format(tests=str(tests), argv=list(argv))
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tests.parent)},
+    )
+
+
+def test_a_reader_that_goes_away_ends_it_quietly_with_status_141() -> None:
+    with start(*GENERATE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == "again"
+        process.stdout.close()
+        assert process.wait(timeout=30) == 141
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said_once_with_status_1() -> None:
+    with Path("/dev/full").open("w") as full, start(*GENERATE, stdout=full.fileno()) as process:
+        assert process.wait(timeout=30) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == "airllm: error: No space left on device\n"

@@ -1,0 +1,128 @@
+"""airllm bench and airllm perplexity: what they measure, and the form in which they say it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from fake_engine import WORDS, FakeEngine
+
+from airllm.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run_json(capsys: Capture, *argv: str) -> dict[str, object]:
+    assert main([*argv, "--json"]) == 0
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_bench_measures_every_prompt_length_then_every_generation_length(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine().install(monkeypatch)
+    found = run_json(capsys, "bench", "-m", "m", "-p", "8,4", "-n", "3", "-r", "2")
+    results = found["results"]
+    assert isinstance(results, list)
+    assert [result["test"] for result in results] == ["pp8", "pp4", "tg3"]
+    for result in results:
+        assert result["tokens_per_second"] > 0
+        assert result["stddev"] >= 0
+        assert result["threads"] >= 1
+
+
+def test_bench_opens_the_model_for_each_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine()
+    seen = []
+
+    def open_engine(args: object, *, context: int, threads: int | None) -> FakeEngine:
+        seen.append((context, threads))
+        return engine
+
+    monkeypatch.setattr("airllm.cli.model.open_engine", open_engine)
+    run_json(capsys, "bench", "-m", "m", "-p", "8", "-n", "16", "-t", "1,2", "-r", "1")
+    assert seen == [(16, 1), (16, 2)]  # a context that just holds the longest test
+
+
+def test_bench_prints_a_table_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    FakeEngine().install(monkeypatch)
+    assert main(["bench", "-m", "m", "-p", "8", "-n", "4", "-r", "2"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].split() == ["backend", "isa", "threads", "test", "tokens/s"]
+    assert [line.split()[3] for line in lines[1:]] == ["pp8", "tg4"]
+    assert all("±" in line for line in lines[1:])
+    assert err == ""
+
+
+def test_bench_of_nothing_is_a_usage_error(capsys: Capture) -> None:
+    assert main(["bench", "-m", "m", "-p", "0", "-n", "0"]) == 2
+    assert "nothing to measure" in capsys.readouterr().err
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("a b c " * 5 + "\n")
+    return path
+
+
+def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine().install(monkeypatch)
+    found = run_json(capsys, "perplexity", "-m", "m", "--file", str(text), "--context", "6")
+    assert found.pop("perplexity") == pytest.approx(len(WORDS), rel=1e-12)
+    assert found.pop("stderr") == pytest.approx(0, abs=1e-12)
+    assert found == {"chunks": 2, "tokens": 4, "context": 6}
+    assert engine.opened_with["context"] == 6
+
+
+def test_perplexity_prints_one_line(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine().install(monkeypatch)
+    assert main(["perplexity", "-m", "m", "-f", str(text), "--context", "6"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "perplexity 6.0000 ± 0.0000 (4 tokens in 2 chunks of 6)\n"
+    assert err == ""
+
+
+def test_an_infinite_perplexity_is_null_in_json(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine().install(monkeypatch)
+    uniform = engine.forward
+
+    def broken(tokens: list[int], *, last_only: bool = True) -> object:
+        return uniform(tokens, last_only=last_only) + math.nan
+
+    monkeypatch.setattr(engine, "forward", broken)
+    found = run_json(capsys, "perplexity", "-m", "m", "-f", str(text), "--context", "6")
+    assert found["perplexity"] is None
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"\xff\xfe", "text.txt: not UTF-8"),
+        (b"a b", "the text has 2 tokens, less than one chunk of 6"),
+    ],
+)
+def test_a_text_that_cannot_be_scored_is_refused(
+    data: bytes, fault: str, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine().install(monkeypatch)
+    text.write_bytes(data)
+    assert main(["perplexity", "-m", "m", "-f", str(text), "--context", "6"]) == 1
+    assert fault in capsys.readouterr().err
+
+
+def test_a_text_that_is_not_there_is_named(capsys: Capture) -> None:
+    assert main(["perplexity", "-m", "m", "-f", "/nowhere/text.txt"]) == 1
+    assert capsys.readouterr().err == (
+        "airllm: error: /nowhere/text.txt: No such file or directory\n"
+    )

@@ -1,0 +1,235 @@
+"""airllm chat: what the model sees of a conversation, and what Ctrl-C and a full context do."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+
+from airllm.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def chat(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, typed: str, *options: str) -> int:
+    engine.install(monkeypatch)
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    return main(["chat", "--model", "m.gguf", *options])
+
+
+def test_each_line_is_answered_with_all_that_was_said_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["Par", "is."], ["2 million."])
+    assert chat(monkeypatch, engine, "Capital of France?\nHow many live there?\n") == 0
+    assert engine.requests == [
+        [user("Capital of France?")],
+        [user("Capital of France?"), assistant("Paris."), user("How many live there?")],
+    ]
+    assert capsys.readouterr().out == "Paris.\n2 million.\n"
+
+
+def test_from_a_pipe_there_are_no_prompts_and_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    chat(monkeypatch, FakeEngine(["Yes."]), "Well?\n")
+    assert capsys.readouterr() == ("Yes.\n", "")
+
+
+def test_empty_lines_are_no_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(["a"])
+    chat(monkeypatch, engine, "\n  \nhello\n\n")
+    assert engine.requests == [[user("hello")]]
+
+
+def test_the_system_message_comes_first_and_survives_a_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FakeEngine(["a"], ["b"])
+    chat(monkeypatch, engine, "one\n/reset\ntwo\n", "--system", "Be brief.")
+    system = {"role": "system", "content": "Be brief."}
+    assert engine.requests == [[system, user("one")], [system, user("two")]]
+
+
+def test_exit_ends_before_the_lines_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(["a"])
+    assert chat(monkeypatch, engine, "one\n/exit\ntwo\n") == 0
+    assert engine.requests == [[user("one")]]
+    assert engine.closed
+
+
+def test_help_lists_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    chat(monkeypatch, FakeEngine(), "/help\n")
+    text = capsys.readouterr().out
+    assert [word for word in ("/reset", "/help", "/exit", "Ctrl-C", "Ctrl-D") if word in text] == [
+        "/reset", "/help", "/exit", "Ctrl-C", "Ctrl-D",
+    ]  # fmt: skip
+
+
+def test_an_unknown_command_is_no_message(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    engine = FakeEngine()
+    chat(monkeypatch, engine, "/quit\n")
+    assert engine.requests == []
+    assert "there is no /quit" in capsys.readouterr().err
+
+
+def test_a_message_may_begin_with_a_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(["Accounts."])
+    chat(monkeypatch, engine, "/etc/passwd holds what?\n")
+    assert engine.requests == [[user("/etc/passwd holds what?")]]
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_was_said_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["Once ", KeyboardInterrupt()], ["Sure."])
+    assert chat(monkeypatch, engine, "Tell a story\nA short one\n") == 0
+    assert engine.requests[1] == [
+        user("Tell a story"), assistant("Once "), user("A short one"),
+    ]  # fmt: skip
+    assert capsys.readouterr().out == "Once \nSure.\n"
+
+
+def test_ctrl_c_before_the_first_word_takes_the_question_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine([KeyboardInterrupt()], ["Sure."])
+    assert chat(monkeypatch, engine, "A long question\nA short one\n") == 0
+    assert engine.requests[1] == [user("A short one")]
+    assert "the question is forgotten" in capsys.readouterr().err
+
+
+def test_an_answer_that_fills_the_context_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    chat(monkeypatch, FakeEngine(["half an"], finish_reason="context", context=64), "go\n")
+    err = capsys.readouterr().err
+    assert "context of 64 tokens is full" in err
+    assert "/reset" in err
+    assert "--context 128" in err
+
+
+def test_more_context_than_the_model_allows_is_not_offered(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    chat(monkeypatch, FakeEngine(["half an"], finish_reason="context", context=1000), "go\n")
+    err = capsys.readouterr().err
+    assert "/reset" in err
+    assert "--context" not in err
+
+
+def test_a_message_that_does_not_fit_fails_where_nobody_can_react(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["a b"], context=4)
+    assert chat(monkeypatch, engine, "hello\nhello world\n") == 1
+    assert engine.requests == [[user("hello")]]
+    assert "has 5 tokens with this message; the context of 4 tokens" in capsys.readouterr().err
+
+
+def test_a_model_without_a_chat_template_is_refused_before_the_first_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine()
+    engine.chat_template = None
+    assert chat(monkeypatch, engine, "") == 1
+    assert "m.gguf has no chat template" in capsys.readouterr().err
+
+
+ON_A_TERMINAL = """
+import signal, sys
+sys.path.insert(0, {tests!r})
+from fake_engine import FakeEngine
+from airllm.cli import main, model
+
+def endless():
+    yield "Once upon a time"
+    signal.pause()  # until Ctrl-C
+
+engine = FakeEngine(endless(), ["The end."], context=8)
+model.open_engine = lambda args, **options: engine
+sys.exit(main(["chat", "--model", "m.gguf"]))
+"""
+
+
+class Terminal:
+    """The chat on a pseudo-terminal, as a person would have it."""
+
+    def __init__(self) -> None:
+        tests = Path(__file__).parent
+        self.master, slave = pty.openpty()
+        self.seen = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ON_A_TERMINAL.format(tests=str(tests))],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "PYTHONPATH": str(tests.parent), "TERM": "dumb"},
+            preexec_fn=_own_the_terminal,
+        )
+        os.close(slave)
+
+    def type(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Reads until `text` has come; what was read before it is gone."""
+        while text not in self.seen:
+            try:
+                data = os.read(self.master, 4096)
+            except OSError:  # Linux says EIO when the other side has closed
+                data = b""
+            assert data, f"{text!r} did not come; last: {self.seen!r}"
+            self.seen += data.decode()
+        self.seen = self.seen.split(text, 1)[1]
+
+    def close(self) -> int:
+        try:
+            return self.process.wait(timeout=30)
+        finally:
+            self.process.kill()
+            os.close(self.master)
+
+
+def _own_the_terminal() -> None:
+    """Makes stdin the controlling terminal, so that ^C typed there becomes a SIGINT."""
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_program() -> None:
+    terminal = Terminal()
+    terminal.wait_for("> ")
+    terminal.type("Tell a story\n")
+    terminal.wait_for("Once upon a time")
+    terminal.type("\x03")
+    terminal.wait_for("airllm: stopped")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    terminal.wait_for("airllm: Ctrl-D or /exit ends")
+    terminal.wait_for("> ")
+    terminal.type("a b\n")  # 3 + 4 words were said: this does not fit, and that is not the end
+    terminal.wait_for("/reset starts a new conversation")
+    terminal.wait_for("> ")
+    terminal.type("/reset\n")
+    terminal.wait_for("> ")
+    terminal.type("And now?\n")
+    terminal.wait_for("The end.")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.close() == 0

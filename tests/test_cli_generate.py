@@ -1,0 +1,157 @@
+"""airllm generate: what is asked of the engine, and what comes out where."""
+
+import io
+import json
+
+import pytest
+from fake_engine import FakeEngine
+
+from airllm.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def generate(*options: str) -> int:
+    return main(["generate", "--model", "m.gguf", *options])
+
+
+def test_the_answer_is_on_stdout_and_the_speed_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine([" there", " was"]).install(monkeypatch)
+    assert generate("--prompt", "Once") == 0
+    out, err = capsys.readouterr()
+    assert out == " there was\n"
+    assert err == "airllm: prompt: 7 tokens, 14.0 tokens/s; answer: 2 tokens, 8.0 tokens/s\n"
+
+
+def test_quiet_leaves_stderr_empty(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    FakeEngine(["text"]).install(monkeypatch)
+    assert generate("--prompt", "Once", "--quiet") == 0
+    assert capsys.readouterr() == ("text\n", "")
+
+
+def test_json_is_one_object_with_text_tokens_and_timings(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine(["Größe", " ✓"], finish_reason="length").install(monkeypatch)
+    assert generate("--prompt", "Once", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("threads") >= 1
+    assert found == {
+        "text": "Größe ✓",
+        "tokens": [0, 1],
+        "prompt_tokens": 7,
+        "finish_reason": "length",
+        "timings": {
+            "prefill_seconds": 0.5,
+            "prefill_tokens_per_second": 14.0,
+            "decode_seconds": 0.25,
+            "decode_tokens_per_second": 8.0,
+        },
+        "backend": "numpy",
+        "isa": "numpy",
+    }
+
+
+def test_without_chat_the_prompt_is_continued_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(["x"]).install(monkeypatch)
+    generate("--prompt", " Once\n")
+    assert engine.requests == [" Once\n"]
+
+
+def test_with_chat_the_prompt_is_a_users_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(["x"]).install(monkeypatch)
+    generate("--prompt", "Why?", "--chat", "--system", "Be brief.")
+    assert engine.requests == [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    ]
+
+
+def test_a_system_message_without_chat_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine().install(monkeypatch)
+    assert generate("--prompt", "Why?", "--system", "Be brief.") == 2
+    assert "--system needs --chat" in capsys.readouterr().err
+
+
+def test_a_dash_reads_the_prompt_from_stdin_without_its_last_newline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FakeEngine(["x"]).install(monkeypatch)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    generate("--prompt", "-")
+    assert engine.requests == ["one\ntwo"]
+
+
+def test_a_prompt_on_stdin_that_is_not_utf8_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine().install(monkeypatch)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
+    assert generate("--prompt", "-") == 1
+    assert "the prompt on stdin is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_prompt_in_the_command_line_that_is_not_utf8_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Python passes the byte FF as the lone surrogate DCFF, which no tokeniser can encode."""
+    FakeEngine().install(monkeypatch)
+    with pytest.raises(SystemExit) as exit:
+        generate("--prompt", "caf\udcff")
+    assert exit.value.code == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(["x"]).install(monkeypatch)
+    generate(
+        *("--prompt", "p", "--max-tokens", "9", "--temperature", "0.5", "--top-k", "7"),
+        *("--top-p", "0.6", "--min-p", "0.1", "--repeat-penalty", "1.2", "--seed", "3"),
+        *("--stop", "a", "--stop", "b"),
+    )
+    assert engine.sampling == {
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.6,
+        "min_p": 0.1,
+        "repeat_penalty": 1.2,
+        "seed": 3,
+        "stop": ("a", "b"),
+    }
+
+
+def test_model_context_and_threads_reach_the_engine_which_is_closed_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FakeEngine(["x"]).install(monkeypatch)
+    generate("--prompt", "p", "--context", "99", "--threads", "2")
+    assert engine.opened_with == {"model": "m.gguf", "context": 99, "threads": 2}
+    assert engine.closed
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("length", "stopped after 5 tokens; --max-tokens allows more"),
+        ("context", "the context of 1000 tokens is full; --context makes it larger"),
+    ],
+)
+def test_an_answer_that_was_cut_says_why(
+    reason: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine(["x"], finish_reason=reason).install(monkeypatch)
+    generate("--prompt", "p", "--max-tokens", "5")
+    assert says in capsys.readouterr().err
+
+
+def test_chat_with_a_model_that_has_no_template_is_refused_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine().install(monkeypatch)
+    engine.chat_template = None
+    assert generate("--prompt", "Why?", "--chat") == 1
+    assert "m.gguf has no chat template" in capsys.readouterr().err
