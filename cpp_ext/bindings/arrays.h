@@ -1,0 +1,105 @@
+// What a caller may pass, checked in one place, before anything is computed or allocated.
+//
+// Every message reads "operation: argument is what came; expected what. How to fix it.", the same as
+// airllm.numpy_ops.checks.  TypeError: no array, or another dtype.  ValueError: everything else.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstddef>
+#include <initializer_list>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace tensor_ops::bindings {
+
+namespace py = pybind11;
+
+using Shape = std::span<const py::ssize_t>;
+
+std::string to_text(Shape shape);                // "(2, 3)", as Python writes it
+std::string describe_kind(const py::handle& h);  // "a list", "None"
+
+// An argument of an operation: op and name are for messages.
+struct Argument {
+    const char* op;
+    const char* name;
+    py::handle value;
+};
+
+enum class Dtype { float32, float16, uint16, uint8, int32 };
+
+// A C-contiguous, aligned array.  Borrowed: the caller's arguments keep it alive.
+class Array {
+   public:
+    // Throws py::type_error or py::value_error.
+    Array(const Argument& argument, std::initializer_list<Dtype> allowed, py::ssize_t min_axes = 1);
+
+    const char* name() const { return name_; }
+    Dtype dtype() const { return dtype_; }
+    Shape shape() const {
+        return {array_.shape(), static_cast<std::size_t>(array_.ndim())};
+    }
+    std::size_t axis(py::ssize_t i) const {  // negative: from the end
+        return static_cast<std::size_t>(array_.shape(i < 0 ? array_.ndim() + i : i));
+    }
+    std::size_t size() const { return static_cast<std::size_t>(array_.size()); }
+    std::size_t rows() const;  // product of all axes but the last
+    std::size_t bytes() const { return static_cast<std::size_t>(array_.nbytes()); }
+    const void* data() const { return array_.data(); }
+    const float* floats() const { return static_cast<const float*>(array_.data()); }
+    const py::array& handle() const { return array_; }
+
+    // Throw py::value_error; `why` says where the expectation comes from.
+    void require_shape(Shape expected, const char* why) const;
+    void require_axes(py::ssize_t count, const char* names) const;
+
+   private:
+    friend class Output;
+    const char* op_;
+    const char* name_;
+    py::array array_;
+    Dtype dtype_;
+};
+
+inline Array float_array(const char* op, const char* name, py::handle value,
+                         py::ssize_t min_axes = 1) {
+    return Array({op, name, value}, {Dtype::float32}, min_axes);
+}
+
+// Memory that an output must not overlap; `in_place`: but may be, the whole of it.
+struct Input {
+    const char* name;
+    const void* data;
+    std::size_t bytes;
+    bool in_place;
+
+    Input(const Array& array, bool may_be_output)
+        : name(array.name()), data(array.data()), bytes(array.bytes()), in_place(may_be_output) {}
+    Input(const char* n, const void* d, std::size_t b) : name(n), data(d), bytes(b), in_place(false) {}
+};
+
+// `out` if it can take the result, a new array if it is None.
+class Output {
+   public:
+    Output(const char* op, py::handle out, Shape shape, std::initializer_list<Input> inputs);
+    float* data() { return static_cast<float*>(array_.mutable_data()); }
+    py::array release() { return std::move(array_); }
+
+   private:
+    py::array array_;
+};
+
+// A word of a fixed set; returns its index.
+std::size_t choice(const Argument& argument, std::initializer_list<const char*> allowed);
+// A finite number above (or at) minimum.
+double number(const Argument& argument, double minimum, bool inclusive);
+
+[[noreturn]] inline void value_error(const std::string& message) { throw py::value_error(message); }
+
+}  // namespace tensor_ops::bindings

@@ -1,0 +1,202 @@
+// The executor: graphs that Python builds, run with one call for each segment of a model.
+#include "graph/executor.h"
+
+#include <map>
+#include <mutex>
+
+#include "bindings/matrix_object.h"
+#include "bindings/module.h"
+
+namespace tensor_ops::bindings {
+namespace {
+
+// Weights in a graph's slots, and what keeps their memory alive.
+struct Bound {
+    std::vector<Weight> weights;
+    std::vector<py::object> owners;
+};
+
+class PyExecutor {
+   public:
+    PyExecutor(const py::sequence& buffers, const std::vector<std::string>& weights,
+               const py::sequence& ops, std::size_t max_tokens)
+        : executor_(read_graph(buffers, weights, ops), max_tokens),
+          pointers_(executor_.graph().buffers.size(), nullptr) {
+        std::vector<bool> is_ids(pointers_.size());
+        for (const Op& op : executor_.graph().ops)
+            if (op.kind == OpKind::embed) is_ids[static_cast<std::size_t>(op.inputs[0])] = true;
+        for (std::size_t b = 0; b < pointers_.size(); ++b) {
+            const Buffer& buffer = executor_.graph().buffers[b];
+            if (buffer.external)
+                external_.push_back({b, py::str(buffer.name), buffer.width,
+                                     is_ids[b] ? Dtype::int32 : Dtype::float32});
+        }
+    }
+
+    std::size_t bytes() const { return executor_.bytes(); }
+
+    Bound bind(const py::dict& weights) const {
+        Bound bound;
+        for (const std::string& name : executor_.graph().weights) {
+            if (!weights.contains(name))
+                value_error("Executor.bind: weight '" + name + "' is missing.");
+            const py::object value = weights[name.c_str()];
+            bound.weights.push_back(read_weight(name, value));
+            bound.owners.push_back(value);
+        }
+        check_weights(executor_.graph(), bound.weights);
+        return bound;
+    }
+
+    void run(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, std::size_t past,
+             py::handle k_cache, py::handle v_cache) {
+        const std::unique_lock lock(running_, std::try_to_lock);
+        if (!lock.owns_lock())
+            throw std::runtime_error("Executor.run: it runs on another thread already; use one "
+                                     "executor for each thread");
+        if (bound.weights.size() != executor_.graph().weights.size())
+            value_error("Executor.run: the weights were bound by another executor.");
+        check_weights(executor_.graph(), bound.weights);
+        for (const External& external : external_)
+            pointers_[external.index] = external_pointer(external, buffers, n_tokens);
+        const Batch batch{pointers_, n_tokens, past, read_cache(k_cache, v_cache)};
+        const py::gil_scoped_release release;
+        executor_.run(bound.weights, batch);
+    }
+
+   private:
+    struct External {
+        std::size_t index;
+        py::str name;
+        std::size_t width;
+        Dtype dtype;
+    };
+
+    static Graph read_graph(const py::sequence& buffers, const std::vector<std::string>& weights,
+                            const py::sequence& ops) {
+        Graph graph;
+        graph.weights = weights;
+        std::map<std::string, int> buffer_index, weight_index;
+        for (const py::handle item : buffers) {
+            const auto [name, width, external] =
+                item.cast<std::tuple<std::string, std::size_t, bool>>();
+            buffer_index[name] = static_cast<int>(graph.buffers.size());
+            graph.buffers.push_back({name, width, external});
+        }
+        for (const std::string& name : weights)
+            weight_index[name] = static_cast<int>(weight_index.size());
+        const auto index = [](const std::map<std::string, int>& names, const std::string& name) {
+            const auto found = names.find(name);
+            if (found == names.end()) value_error("Executor: nothing is named '" + name + "'.");
+            return found->second;
+        };
+        for (const py::handle item : ops) {
+            const auto [kind, inputs, output, slots, attrs] =
+                item.cast<std::tuple<std::string, std::vector<std::string>,
+                                     std::optional<std::string>, std::vector<std::string>, py::dict>>();
+            Op op;
+            op.kind = op_kind_from_name(kind);
+            for (const std::string& name : inputs) op.inputs.push_back(index(buffer_index, name));
+            if (output) op.output = index(buffer_index, *output);
+            if (slots.size() > 1) value_error("Executor: " + kind + " takes one weight at most.");
+            if (!slots.empty()) op.weight = index(weight_index, slots[0]);
+            read_attributes(attrs, op);
+            graph.ops.push_back(std::move(op));
+        }
+        return graph;
+    }
+
+    static void read_attributes(const py::dict& attrs, Op& op) {
+        for (const auto& [key, value] : attrs) {
+            const auto name = key.cast<std::string>();
+            if (name == "eps") op.eps = value.cast<float>();
+            else if (name == "scale") op.scale = value.cast<float>();
+            else if (name == "n_heads") op.n_heads = value.cast<std::size_t>();
+            else if (name == "n_kv_heads") op.n_kv_heads = value.cast<std::size_t>();
+            else if (name == "head_dim") op.head_dim = value.cast<std::size_t>();
+            else if (name == "interleaved") op.interleaved = value.cast<bool>();
+            else if (name == "activations")
+                op.exact = choice({"Executor", "activations", value}, {"q8", "f32"}) == 1;
+            else
+                value_error(std::string("Executor: ") + op_kind_name(op.kind) +
+                            " has no attribute '" + name + "'.");
+        }
+    }
+
+    static Weight read_weight(const std::string& name, const py::object& value) {
+        if (py::isinstance<PackedMatrix>(value))
+            return std::shared_ptr<const PackedMatrix>(value.cast<PackedMatrixPtr>());
+        if (py::isinstance<RawRowsObject>(value)) return value.cast<const RawRowsObject&>().rows;
+        const Array vector = float_array("Executor.bind", name.c_str(), value);
+        vector.require_axes(1, "[n]");
+        return Vector{vector.floats(), vector.size()};
+    }
+
+    static void* external_pointer(const External& external, const py::dict& buffers,
+                                  std::size_t n_tokens) {
+        PyObject* value = PyDict_GetItemWithError(buffers.ptr(), external.name.ptr());
+        const auto name = external.name.cast<std::string>();
+        if (!value) value_error("Executor.run: buffer '" + name + "' is missing.");
+        const Array array({"Executor.run", name.c_str(), value}, {external.dtype});
+        const auto rows = static_cast<py::ssize_t>(n_tokens);
+        const py::ssize_t shape[] = {rows, static_cast<py::ssize_t>(external.width)};
+        array.require_shape(Shape(shape, external.dtype == Dtype::int32 ? 1 : 2),
+                            "[n_tokens, width]");
+        if (external.dtype == Dtype::float32 && !array.handle().writeable())
+            value_error("Executor.run: buffer '" + name + "' is read-only.");
+        return const_cast<void*>(array.data());
+    }
+
+    static KvCache read_cache(py::handle k_object, py::handle v_object) {
+        if (k_object.is_none() && v_object.is_none()) return {};
+        const Array k({"Executor.run", "k_cache", k_object}, {Dtype::float32, Dtype::float16});
+        const Array v({"Executor.run", "v_cache", v_object}, {k.dtype()});
+        k.require_axes(3, "[n_kv_heads, capacity, head_dim]");
+        v.require_shape(k.shape(), "the shape of k_cache");
+        if (!k.handle().writeable() || !v.handle().writeable())
+            value_error("Executor.run: the KV cache is read-only.");
+        return {const_cast<void*>(k.data()),
+                const_cast<void*>(v.data()),
+                k.dtype() == Dtype::float32 ? DType::f32 : DType::f16,
+                k.axis(0),
+                k.axis(1),
+                k.axis(2)};
+    }
+
+    Executor executor_;
+    std::vector<External> external_;
+    std::vector<void*> pointers_;
+    std::mutex running_;
+};
+
+}  // namespace
+
+void bind_executor(py::module_& m) {
+    using py::arg;
+    py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.");
+    py::class_<PyExecutor>(
+        m, "Executor",
+        "Runs a graph of ops over named buffers; see airllm.graph, which builds and checks them.\n\n"
+        "buffers: (name, width, external) of each; every buffer is [n_tokens, width].\n"
+        "weights: the slots' names.\n"
+        "ops: (kind, input names, output name or None, weight slots, attributes), in order.\n"
+        "max_tokens: rows for which the internal buffers are allocated, here and never again.\n"
+        "Raises ValueError, naming op and buffer, for a graph that does not fit together.")
+        .def(py::init<const py::sequence&, const std::vector<std::string>&, const py::sequence&,
+                      std::size_t>(),
+             arg("buffers"), arg("weights"), arg("ops"), arg("max_tokens"))
+        .def_property_readonly("nbytes", &PyExecutor::bytes, "Bytes of the internal buffers.")
+        .def("bind", &PyExecutor::bind, arg("weights"),
+             "Put weights in the slots: a dict of PackedMatrix, RawRows or float32 [n] by name.\n\n"
+             "Cheap, and keeps references. ValueError where one is missing or does not fit.")
+        .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"), arg("past") = 0,
+             arg("k_cache") = py::none(), arg("v_cache") = py::none(),
+             "Run all ops on all threads, without the GIL.\n\n"
+             "buffers: the external ones by name, float32 [n_tokens, width], token ids int32 "
+             "[n_tokens].\n"
+             "k_cache, v_cache: float32 or float16 [n_kv_heads, capacity, head_dim]; they hold "
+             "`past` positions, and the batch's are written after them.\n"
+             "ValueError, and nothing has run, where something does not fit.");
+}
+
+}  // namespace tensor_ops::bindings

@@ -1,0 +1,269 @@
+// Matrix products, and the matrices that are packed for them.
+#include "bindings/matrix_object.h"
+#include "bindings/module.h"
+#include "dispatch.h"
+#include "ops/ops.h"
+
+namespace tensor_ops::bindings {
+namespace {
+
+// Multiply-adds from which a second thread pays: a few microseconds' worth.
+constexpr std::size_t parallel_products = 1 << 18;
+
+int threads_for(std::size_t products) {
+    return static_cast<int>(std::min<std::size_t>(1 + products / parallel_products, 1024));
+}
+
+// The bytes of an array of any dtype, or of a bytes-like object; `owner` keeps them alive.
+struct Bytes {
+    py::object owner;
+    std::span<const std::byte> data;
+};
+
+Bytes bytes_of(const char* op, py::handle value) {
+    py::object array;
+    if (py::isinstance<py::array>(value)) {
+        array = py::reinterpret_borrow<py::object>(value);
+    } else if (PyObject_CheckBuffer(value.ptr())) {
+        array = py::module_::import("numpy").attr("asarray")(
+            py::reinterpret_steal<py::object>(PyMemoryView_FromObject(value.ptr())));
+    } else {
+        throw py::type_error(std::string(op) + ": data is " + describe_kind(value) +
+                             "; expected bytes or a numpy array of the matrix's raw bytes.");
+    }
+    const auto checked = py::reinterpret_borrow<py::array>(array);
+    if (checked.dtype().kind() == 'O' || checked.dtype().attr("hasobject").cast<bool>())
+        throw py::type_error(std::string(op) + ": data is object; expected raw bytes, uint8.");
+    if (!(checked.flags() & py::array::c_style))
+        value_error(std::string(op) + ": data has shape " +
+                    to_text({checked.shape(), static_cast<std::size_t>(checked.ndim())}) +
+                    " and strides " + py::str(checked.attr("strides")).cast<std::string>() +
+                    "; expected C-contiguous memory. Copy with np.ascontiguousarray(data).");
+    return {array,
+            {static_cast<const std::byte*>(checked.data()), static_cast<std::size_t>(checked.nbytes())}};
+}
+
+struct MatrixArguments {
+    DType type;
+    std::size_t n, k;
+    Bytes bytes;
+};
+
+MatrixArguments matrix_arguments(const char* op, py::handle data, py::handle type,
+                                 py::handle shape) {
+    MatrixArguments a;
+    a.type = static_cast<DType>(
+        choice({op, "type", type}, {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"}));
+    const bool sequence = py::isinstance<py::tuple>(shape) || py::isinstance<py::list>(shape);
+    bool integers = sequence;
+    if (sequence)
+        for (const py::handle axis : shape) integers &= PyIndex_Check(axis.ptr()) != 0;
+    if (!integers)
+        throw py::type_error(std::string(op) + ": shape is " + py::repr(shape).cast<std::string>() +
+                             "; expected two integers, (n, k).");
+    const auto axes = py::reinterpret_borrow<py::sequence>(shape);
+    py::ssize_t size[2] = {-1, -1};
+    for (std::size_t i = 0; i < axes.size() && i < 2; ++i) {
+        size[i] = PyNumber_AsSsize_t(py::object(axes[i]).ptr(), nullptr);  // clips what is too large
+        if (size[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
+    }
+    if (axes.size() != 2 || size[0] < 0 || size[1] < 0)
+        value_error(std::string(op) + ": shape is " +
+                    py::repr(py::tuple(axes)).cast<std::string>() +
+                    "; expected (n, k), neither negative.");
+    a.n = static_cast<std::size_t>(size[0]);
+    a.k = static_cast<std::size_t>(size[1]);
+    if (is_quantized(a.type) && a.k % quant_block)
+        value_error(std::string(op) + ": shape is " + to_text(size) +
+                    "; expected a number of columns that is a multiple of 32, the block of " +
+                    dtype_name(a.type) + ".");
+    a.bytes = bytes_of(op, data);
+    std::size_t expected;
+    try {
+        expected = matrix_bytes(a.type, a.n, a.k);
+    } catch (const std::invalid_argument& error) {
+        value_error(std::string(op) + ": " + error.what() + ".");
+    }
+    if (a.bytes.data.size() != expected)
+        value_error(std::string(op) + ": data has " + std::to_string(a.bytes.data.size()) +
+                    " bytes; expected " + std::to_string(expected) + ", for " +
+                    std::to_string(a.n) + " rows of " + std::to_string(a.k) + " " +
+                    dtype_name(a.type) + " values.");
+    return a;
+}
+
+PackedMatrixPtr make_packed(py::handle data, py::handle type, py::handle shape) {
+    const MatrixArguments a = matrix_arguments("PackedMatrix", data, type, shape);
+    const py::gil_scoped_release release;
+    return std::make_shared<PackedMatrix>(a.type, a.bytes.data, a.n, a.k);
+}
+
+RawRowsObject make_raw_rows(py::handle data, py::handle type, py::handle shape) {
+    const MatrixArguments a = matrix_arguments("RawRows", data, type, shape);
+    return {a.bytes.owner, {a.bytes.data.data(), a.type, a.n, a.k}};
+}
+
+py::array unpack(const PackedMatrix& w) {
+    py::array_t<float> out({w.n(), w.k()});
+    float* y = out.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        run_team([&](const Worker& worker) {
+            const Share part = share(worker, w.n());
+            w.table().unpack(w.view(), part.first, part.last, y + part.first * w.k());
+        });
+    }
+    return out;
+}
+
+py::array matmul(py::handle a_object, py::handle b_object, py::handle out_object) {
+    const Array a = float_array("matmul", "a", a_object, 2);
+    const Array b = float_array("matmul", "b", b_object);
+    b.require_axes(2, "[k, n]");
+    const std::size_t k = b.axis(0), n = b.axis(1), m = a.rows();
+    if (a.axis(-1) != k)
+        value_error("matmul: a has shape " + to_text(a.shape()) + "; expected [..., m, " +
+                    std::to_string(k) + "], as b has " + std::to_string(k) + " rows (shape " +
+                    to_text(b.shape()) + ").");
+    std::vector<py::ssize_t> shape(a.shape().begin(), a.shape().end());
+    shape.back() = static_cast<py::ssize_t>(n);
+    Output out("matmul", out_object, shape, {{a, false}, {b, false}});
+    const float *left = a.floats(), *right = b.floats();
+    float* c = out.data();
+    const KernelTable& table = kernels();
+    {
+        const py::gil_scoped_release release;
+        run_team(
+            [&](const Worker& worker) {
+                tensor_ops::matmul(worker, table, left, right, c, m, k, n);
+            },
+            threads_for(m * k * n));
+    }
+    return out.release();
+}
+
+void require_columns(const Array& x, std::size_t n, std::size_t k) {
+    if (x.axis(-1) == k) return;
+    const py::ssize_t shape[] = {static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(k)};
+    value_error("linear: x has shape " + to_text(x.shape()) + "; expected [..., " +
+                std::to_string(k) + "], as w has " + std::to_string(k) + " columns (shape " +
+                to_text(shape) + ").");
+}
+
+std::vector<py::ssize_t> linear_shape(const Array& x, std::size_t n) {
+    std::vector<py::ssize_t> shape(x.shape().begin(), x.shape().end());
+    shape.back() = static_cast<py::ssize_t>(n);
+    return shape;
+}
+
+py::array linear_packed(const Array& x, const PackedMatrix& w, bool exact, py::handle out_object) {
+    require_columns(x, w.n(), w.k());
+    Output out("linear", out_object, linear_shape(x, w.n()), {{x, false}});
+    const std::size_t rows = x.rows();
+    const float* input = x.floats();
+    float* y = out.data();
+    {
+        const py::gil_scoped_release release;
+        AlignedBytes quantized;
+        if (!exact && is_quantized(w.type()))
+            quantized = AlignedBytes(quantized_activation_bytes(rows, w.k()));
+        run_team(
+            [&](const Worker& worker) {
+                if (quantized.data()) {
+                    quantize_activations(worker, w.table(), input, rows, w.k(), quantized.data());
+                    worker.barrier();
+                }
+                tensor_ops::linear(worker, w, input, quantized.data(), rows, y);
+            },
+            threads_for(rows * w.k() * w.n()));
+    }
+    return out.release();
+}
+
+py::array linear(py::handle x_object, py::handle w_object, py::handle activations,
+                 py::handle out_object) {
+    const Array x = float_array("linear", "x", x_object);
+    const bool exact = choice({"linear", "activations", activations}, {"q8", "f32"}) == 1;
+    if (py::isinstance<PackedMatrix>(w_object))
+        return linear_packed(x, *w_object.cast<PackedMatrixPtr>(), exact, out_object);
+    if (!py::isinstance<py::array>(w_object))
+        throw py::type_error("linear: w is " + describe_kind(w_object) +
+                             "; expected a numpy array of float32 or float16, or a PackedMatrix. "
+                             "Convert with np.asarray(w, dtype=np.float32).");
+    const Array w({"linear", "w", w_object}, {Dtype::float32, Dtype::float16});
+    w.require_axes(2, "[n, k]");
+    const std::size_t n = w.axis(0), k = w.axis(1), rows = x.rows();
+    require_columns(x, n, k);
+    Output out("linear", out_object, linear_shape(x, n), {{x, false}, {w, false}});
+    const float* input = x.floats();
+    float* y = out.data();
+    const DType type = w.dtype() == Dtype::float32 ? DType::f32 : DType::f16;
+    const KernelTable& table = kernels();
+    {
+        const py::gil_scoped_release release;
+        run_team(
+            [&](const Worker& worker) {
+                linear_plain(worker, table, type, w.data(), n, k, input, rows, y);
+            },
+            threads_for(rows * k * n));
+    }
+    return out.release();
+}
+
+template <class Matrix>
+py::tuple shape_of(const Matrix& w) {
+    return py::make_tuple(w.n(), w.k());
+}
+
+std::string describe(const char* name, const char* type, const py::tuple& shape) {
+    return std::string(name) + "(type='" + type + "', shape=" + py::repr(shape).cast<std::string>() +
+           ")";
+}
+
+}  // namespace
+
+void bind_matrix(py::module_& m) {
+    using py::arg;
+    py::class_<PackedMatrix, PackedMatrixPtr>(
+        m, "PackedMatrix",
+        "A weight matrix [n, k] in the layout that the kernels want.\n\n"
+        "data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes as a GGUF "
+        "file has them. Packed by all threads, not kept.\n"
+        "type: \"f32\", \"f16\", \"bf16\", \"q8_0\", \"q4_0\" or \"q4_1\".\n"
+        "shape: (n, k), k a multiple of the type's block.\n"
+        "Attributes: type, shape, nbytes (bytes of the packed form).")
+        .def(py::init(&make_packed), arg("data"), arg("type"), arg("shape"))
+        .def_property_readonly("type", [](const PackedMatrix& w) { return dtype_name(w.type()); })
+        .def_property_readonly("shape", shape_of<PackedMatrix>)
+        .def_property_readonly("nbytes", &PackedMatrix::bytes)
+        .def("dequantize", unpack, "The whole matrix: float32 [n, k].")
+        .def("__repr__", [](const PackedMatrix& w) {
+            return describe("PackedMatrix", dtype_name(w.type()), shape_of(w));
+        });
+    py::class_<RawRowsObject>(
+        m, "RawRows",
+        "A matrix whose rows are looked up rather than multiplied by: an embedding.\n\n"
+        "Arguments as PackedMatrix. The bytes are kept as they are, not copied.")
+        .def(py::init(&make_raw_rows), arg("data"), arg("type"), arg("shape"))
+        .def_property_readonly("type", [](const RawRowsObject& w) { return dtype_name(w.rows.type); })
+        .def_property_readonly(
+            "shape", [](const RawRowsObject& w) { return py::make_tuple(w.rows.n, w.rows.k); })
+        .def_property_readonly("nbytes", [](const RawRowsObject& w) {
+            return matrix_bytes(w.rows.type, w.rows.n, w.rows.k);
+        })
+        .def("__repr__", [](const RawRowsObject& w) {
+            return describe("RawRows", dtype_name(w.rows.type), py::make_tuple(w.rows.n, w.rows.k));
+        });
+    m.def("matmul", matmul, arg("a"), arg("b"), py::kw_only(), arg("out") = py::none(),
+          "a @ b.\n\na: float32 [..., m, k]; b: float32 [k, n]; out: float32 [..., m, n], neither a "
+          "nor b. Returns out.");
+    m.def("linear", linear, arg("x"), arg("w"), py::kw_only(), arg("activations") = "q8",
+          arg("out") = py::none(),
+          "x @ w.T: w as checkpoints store it, one row for each output feature.\n\n"
+          "x: float32 [..., k]; w: float32 or float16 array [n, k], or PackedMatrix of shape (n, k).\n"
+          "activations: how x meets a quantised w: \"q8\", rounded to 8 bits in blocks of 32, or "
+          "\"f32\", exactly.\n"
+          "out: float32 [..., n], neither x nor w. Returns out.");
+}
+
+}  // namespace tensor_ops::bindings

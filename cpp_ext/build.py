@@ -1,0 +1,281 @@
+"""How the C++ sources are compiled: one description for the extension, its tests and benchmarks.
+
+Each ISA of `isas.py` is one object with its own flags; everything else is compiled for the
+machine's baseline, so that the binary starts on any CPU and dispatches from there.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for setup.py, which runs from the folder above
+from isas import Isa, isas_for
+
+ROOT = Path(__file__).parent
+XSIMD_MINIMUM = (14, 0, 0)
+
+# What one compilation may take (measured: 410 MB for an ISA, 500 MB for a binding), rounded up.
+COMPILER_BYTES = 700 << 20
+
+COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
+# Kernels throw nothing. Contracting a * b + c is what FMA is for; the rest of IEEE 754 stays.
+KERNEL_FLAGS = ("-fno-exceptions", "-fno-rtti", "-ffp-contract=fast", "-fno-math-errno")
+WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion")
+# GCC bug 105593: _mm512_undefined_ps() in its own headers.
+KERNEL_WARNINGS = (*WARNINGS, "-Wno-uninitialized", "-Wno-maybe-uninitialized")
+
+CORE_SOURCES = (
+    "cpu_features.cpp",
+    "dispatch.cpp",
+    "threads/cpu_budget.cpp",
+    "threads/team.cpp",
+    "ops/matrix.cpp",
+    "ops/ops.cpp",
+    "graph/graph.cpp",
+    "graph/executor.cpp",
+)
+BINDING_SOURCES = tuple(
+    f"bindings/{name}.cpp"
+    for name in (
+        *("module", "arrays", "elementwise", "matrix", "formats", "attention", "executor"),
+        "runtime",
+    )
+)
+
+
+class BuildError(Exception):
+    """What cannot be built, why, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A C++ compiler and the machine it compiles for, as `platform.machine()` names it."""
+
+    compiler: tuple[str, ...]
+    machine: str
+    flags: tuple[str, ...] = ()  # for every object, for instance a sanitizer's
+
+    @classmethod
+    def native(cls, flags: Sequence[str] = ()) -> "Toolchain":
+        """$CXX, else g++ or clang++. Raises BuildError when there is none."""
+        import platform
+
+        named = os.environ.get("CXX", "").split()
+        found = named or next(([name] for name in ("g++", "clang++") if shutil.which(name)), [])
+        if not found or not shutil.which(found[0]):
+            raise BuildError(
+                f"no C++ compiler: {named[0] if named else 'g++ or clang++'} is not on the PATH. "
+                "Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++), name "
+                "it in CXX, or install without the extension: AIRLLM_NO_EXTENSION=1"
+            )
+        return cls(tuple(found), platform.machine(), tuple(flags))
+
+    def version(self) -> str:
+        result = subprocess.run(
+            [*self.compiler, "--version"], capture_output=True, text=True, check=False
+        )
+        return result.stdout.splitlines()[0] if result.stdout else self.compiler[0]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One source, compiled to one object."""
+
+    source: Path
+    object: Path
+    flags: tuple[str, ...]
+
+
+def xsimd_include() -> Path:
+    """The folder that holds xsimd/xsimd.hpp, at least version 14: XSIMD_INCLUDE_DIR, the headers
+    in the pythran package, or the system's. Raises BuildError."""
+    named = os.environ.get("XSIMD_INCLUDE_DIR")
+    if named:
+        version = xsimd_version(Path(named))
+        if version is None:
+            raise BuildError(f"XSIMD_INCLUDE_DIR is {named}, which has no xsimd/xsimd.hpp")
+        if version < XSIMD_MINIMUM:
+            raise BuildError(f"XSIMD_INCLUDE_DIR is {named}: xsimd {_dotted(version)} is too old, "
+                             f"at least {_dotted(XSIMD_MINIMUM)} is needed")
+        return Path(named)
+    spec = importlib.util.find_spec("pythran")
+    packaged = list(spec.submodule_search_locations or []) if spec else []
+    seen = []
+    for folder in (*packaged, "/usr/local/include", "/usr/include"):
+        version = xsimd_version(Path(folder))
+        if version is not None and version >= XSIMD_MINIMUM:
+            return Path(folder)
+        if version is not None:
+            seen.append(f"{folder} has {_dotted(version)}")
+    raise BuildError(
+        f"no xsimd headers of version {_dotted(XSIMD_MINIMUM)} or later"
+        + (f" ({'; '.join(seen)})" if seen else "")
+        + ". Install the build requirements (pip install pybind11 pythran), or set "
+        "XSIMD_INCLUDE_DIR to the folder that holds xsimd/xsimd.hpp"
+    )
+
+
+def xsimd_version(include: Path) -> tuple[int, ...] | None:
+    """The version of the headers under `include`, None where there are none."""
+    try:
+        text = (include / "xsimd/config/xsimd_config.hpp").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    parts = dict(re.findall(r"#define XSIMD_VERSION_(MAJOR|MINOR|PATCH) (\d+)", text))
+    return tuple(int(parts.get(key, 0)) for key in ("MAJOR", "MINOR", "PATCH"))
+
+
+def _dotted(version: Iterable[int]) -> str:
+    return ".".join(map(str, version))
+
+
+def write_isa_list(isas: Sequence[Isa], folder: Path) -> None:
+    """compiled_isas.inc for dispatch.cpp: which ISAs there are and what they need of the CPU."""
+    lines = [
+        f"TENSOR_OPS_ISA({isa.name}, {' && '.join(f'cpu.{need}' for need in isa.needs) or 'true'})"
+        for isa in isas
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "compiled_isas.inc"
+    text = "\n".join(lines) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def core_units(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> list[Unit]:
+    """Everything below the bindings: the kernels of each ISA, and what runs them."""
+    write_isa_list(isas, folder)
+    include = (f"-I{ROOT}", f"-I{folder}", *toolchain.flags)
+    xsimd = ("-isystem", str(xsimd_include()))
+    kernels = [
+        Unit(
+            ROOT / "isa" / f"{isa.name}.cpp",
+            folder / "isa" / f"{isa.name}.o",
+            (*COMMON_FLAGS, *KERNEL_FLAGS, *KERNEL_WARNINGS, *include, *xsimd, *isa.flags),
+        )
+        for isa in isas
+    ]
+    return kernels + units_of(CORE_SOURCES, folder, include)
+
+
+def units_of(sources: Iterable[str], folder: Path, flags: Sequence[str]) -> list[Unit]:
+    return [
+        Unit(
+            ROOT / name,
+            folder / Path(name).with_suffix(".o"),
+            (*COMMON_FLAGS, *WARNINGS, *flags),
+        )
+        for name in sources
+    ]
+
+
+def compile_all(toolchain: Toolchain, units: Sequence[Unit]) -> list[Path]:
+    """Compile what has changed since last time, as many at once as cores and memory allow.
+
+    Returns the objects. Raises BuildError with the compiler's own words.
+    """
+    stale = [unit for unit in units if not _is_fresh(toolchain, unit)]
+    with ThreadPoolExecutor(max_workers=jobs()) as pool:
+        list(pool.map(lambda unit: _compile(toolchain, unit), stale))
+    return [unit.object for unit in units]
+
+
+def jobs() -> int:
+    """Compilers to run at once: one for each core, but no more than memory has room for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii")
+        available = int(re.findall(r"MemAvailable:\s+(\d+)", lines)[0]) * 1024
+    except (OSError, IndexError):
+        available = 4 * COMPILER_BYTES
+    return max(1, min(cores or 1, available // COMPILER_BYTES))
+
+
+def _command(toolchain: Toolchain, unit: Unit) -> list[str]:
+    dependencies = ["-MMD", "-MF", str(unit.object.with_suffix(".d"))]
+    return [*toolchain.compiler, *unit.flags, *dependencies, "-c", str(unit.source), "-o",
+            str(unit.object)]
+
+
+def _is_fresh(toolchain: Toolchain, unit: Unit) -> bool:
+    """Whether the object was made by the same command from files that have not changed since."""
+    command, dependencies = unit.object.with_suffix(".cmd"), unit.object.with_suffix(".d")
+    try:
+        if command.read_text(encoding="utf-8") != "\n".join(_command(toolchain, unit)):
+            return False
+        made = unit.object.stat().st_mtime_ns
+        words = dependencies.read_text(encoding="utf-8").replace("\\\n", " ").split()
+        return all(Path(word).stat().st_mtime_ns <= made for word in words[1:])
+    except OSError:
+        return False
+
+
+def _compile(toolchain: Toolchain, unit: Unit) -> None:
+    unit.object.parent.mkdir(parents=True, exist_ok=True)
+    command = _command(toolchain, unit)
+    print(f"compiling {unit.source.relative_to(ROOT.parent)}", file=sys.stderr, flush=True)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        unit.object.unlink(missing_ok=True)
+        killed = " (the compiler was killed: out of memory?)" if result.returncode < 0 else ""
+        raise BuildError(f"{' '.join(command)}\n{result.stderr}{killed}")
+    if result.stderr:
+        print(result.stderr, file=sys.stderr)
+    unit.object.with_suffix(".cmd").write_text("\n".join(command), encoding="utf-8")
+
+
+def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, flags: Sequence[str]) -> None:
+    """Link objects to `output`; it appears whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    command = [*toolchain.compiler, *map(str, objects), *toolchain.flags, *flags, "-pthread", "-o",
+               str(partial)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise BuildError(f"{' '.join(command)}\n{result.stderr}")
+    partial.replace(output)
+
+
+def build_extension(folder: Path, output: Path, version: str) -> None:
+    """Compile and link tensor_ops_cpp for the running Python. TENSOR_OPS_ISA restricts the ISAs."""
+    import sysconfig
+
+    try:
+        import pybind11
+    except ImportError:
+        raise BuildError(
+            "pybind11 is not installed; install the build requirements: "
+            "pip install pybind11 pythran"
+        ) from None
+    toolchain = Toolchain.native()
+    try:
+        isas = isas_for(toolchain.machine, os.environ.get("TENSOR_OPS_ISA"))
+    except ValueError as error:
+        raise BuildError(str(error)) from None
+    xsimd = xsimd_version(xsimd_include()) or ()
+    names = {
+        "COMPILER": toolchain.version(),
+        "FLAGS": " ".join(COMMON_FLAGS[:2] + KERNEL_FLAGS),
+        "VERSION": version,
+        "XSIMD": _dotted(xsimd),
+    }
+    python = ("-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include())
+    defines = tuple(f'-DTENSOR_OPS_{key}="{value}"' for key, value in names.items())
+    bindings = units_of(
+        BINDING_SOURCES, folder, (f"-I{ROOT}", f"-I{folder}", *python, *defines, "-Os")
+    )
+    objects = compile_all(toolchain, [*core_units(toolchain, isas, folder), *bindings])
+    link(toolchain, objects, output, shared_library_flags())
+
+
+def shared_library_flags() -> tuple[str, ...]:
+    if sys.platform == "darwin":
+        return ("-bundle", "-undefined", "dynamic_lookup")
+    return ("-shared", "-Wl,--exclude-libs,ALL")

@@ -1,0 +1,149 @@
+#include "graph/graph.h"
+
+#include <stdexcept>
+
+namespace tensor_ops {
+namespace {
+
+// What each kind of op takes, in the order of OpKind.
+struct Signature {
+    const char* name;
+    std::size_t inputs;
+    bool output, weight;
+};
+constexpr Signature signatures[] = {
+    {"embed", 1, true, true},      {"rms_norm", 1, true, true},   {"linear", 1, true, true},
+    {"rope", 2, true, false},      {"kv_append", 2, false, false}, {"attention", 1, true, false},
+    {"swiglu", 2, true, false},    {"add", 2, true, false},
+};
+
+const Signature& signature(OpKind kind) { return signatures[static_cast<int>(kind)]; }
+
+[[noreturn]] void fail(const Graph& graph, const Op& op, const std::string& fault) {
+    const std::string output =
+        op.output >= 0 && static_cast<std::size_t>(op.output) < graph.buffers.size()
+            ? " -> '" + graph.buffers[static_cast<std::size_t>(op.output)].name + "'"
+            : "";
+    throw std::invalid_argument(std::string(op_kind_name(op.kind)) + output + ": " + fault);
+}
+
+class OpCheck {
+   public:
+    OpCheck(const Graph& graph, const Op& op) : graph_(graph), op_(op) {}
+
+    void run() const {
+        const Signature& s = signature(op_.kind);
+        require(op_.inputs.size() == s.inputs, "has " + std::to_string(op_.inputs.size()) +
+                                                   " inputs, expected " + std::to_string(s.inputs));
+        for (const int input : op_.inputs)
+            require(input >= 0 && at(input) < graph_.buffers.size(), "an input is no buffer");
+        require(s.output == (op_.output >= 0), s.output ? "has no output" : "has an output");
+        require(op_.output < 0 || at(op_.output) < graph_.buffers.size(), "the output is no buffer");
+        require(s.weight == (op_.weight >= 0), s.weight ? "has no weight" : "has a weight");
+        require(op_.weight < 0 || at(op_.weight) < graph_.weights.size(), "the weight is no slot");
+        switch (op_.kind) {
+            case OpKind::embed: return width(0, 1);
+            case OpKind::linear:
+                return require(op_.inputs[0] != op_.output, "cannot overwrite its input");
+            case OpKind::rms_norm: return width(0, output_width());
+            case OpKind::swiglu:
+            case OpKind::add: width(0, output_width()); return width(1, output_width());
+            case OpKind::rope: {
+                heads(op_.n_heads);
+                width(0, op_.n_heads * op_.head_dim);
+                width_of(op_.output, op_.n_heads * op_.head_dim);
+                const std::size_t dims = graph_.buffers[at(op_.inputs[1])].width;
+                require(dims % 2 == 0 && dims <= op_.head_dim,
+                        "the table's width is " + std::to_string(dims) +
+                            ", expected an even number up to head_dim " + std::to_string(op_.head_dim));
+                return require(op_.inputs[1] != op_.output, "cannot overwrite its table");
+            }
+            case OpKind::kv_append:
+                heads(op_.n_kv_heads);
+                width(0, op_.n_kv_heads * op_.head_dim);
+                return width(1, op_.n_kv_heads * op_.head_dim);
+            case OpKind::attention:
+                heads(op_.n_heads);
+                heads(op_.n_kv_heads);
+                require(op_.n_heads % op_.n_kv_heads == 0, "n_heads is no multiple of n_kv_heads");
+                require(op_.inputs[0] != op_.output, "cannot overwrite its input");
+                width(0, op_.n_heads * op_.head_dim);
+                return width_of(op_.output, op_.n_heads * op_.head_dim);
+        }
+    }
+
+   private:
+    static std::size_t at(int i) { return static_cast<std::size_t>(i); }
+    void require(bool truth, const std::string& fault) const {
+        if (!truth) fail(graph_, op_, fault);
+    }
+    std::size_t output_width() const { return graph_.buffers[at(op_.output)].width; }
+    void width_of(int buffer, std::size_t expected) const {
+        const Buffer& b = graph_.buffers[at(buffer)];
+        require(b.width == expected, "buffer '" + b.name + "' has width " + std::to_string(b.width) +
+                                         ", expected " + std::to_string(expected));
+    }
+    void width(std::size_t input, std::size_t expected) const {
+        width_of(op_.inputs[input], expected);
+    }
+    void heads(std::size_t n) const {
+        require(n >= 1 && n <= 1u << 20, "the number of heads is out of range");
+        require(op_.head_dim >= 1 && op_.head_dim <= 256,
+                "head_dim is " + std::to_string(op_.head_dim) + ", expected 1 to 256");
+    }
+
+    const Graph& graph_;
+    const Op& op_;
+};
+
+}  // namespace
+
+OpKind op_kind_from_name(const std::string& name) {
+    std::string known;
+    for (std::size_t i = 0; i < std::size(signatures); ++i) {
+        if (name == signatures[i].name) return static_cast<OpKind>(i);
+        known += std::string(" ") + signatures[i].name;
+    }
+    throw std::invalid_argument("no op is named '" + name + "'; there are:" + known);
+}
+
+const char* op_kind_name(OpKind kind) { return signature(kind).name; }
+
+void Graph::check() const {
+    for (const Op& op : ops) OpCheck(*this, op).run();
+}
+
+void check_weights(const Graph& graph, const std::vector<Weight>& weights) {
+    if (weights.size() != graph.weights.size())
+        throw std::invalid_argument("as many weights as slots are expected");
+    for (const Op& op : graph.ops) {
+        if (op.weight < 0) continue;
+        const auto slot = static_cast<std::size_t>(op.weight);
+        const std::string name = "weight '" + graph.weights[slot] + "' ";
+        const Weight& weight = weights[slot];
+        const auto require_shape = [&](std::size_t n, std::size_t k, std::size_t n_wanted,
+                                       std::size_t k_wanted) {
+            if (n != n_wanted || k != k_wanted)
+                fail(graph, op,
+                     name + "is [" + std::to_string(n) + ", " + std::to_string(k) + "], expected [" +
+                         std::to_string(n_wanted) + ", " + std::to_string(k_wanted) + "]");
+        };
+        const std::size_t out = graph.buffers[static_cast<std::size_t>(op.output)].width;
+        const std::size_t in = graph.buffers[static_cast<std::size_t>(op.inputs[0])].width;
+        if (op.kind == OpKind::rms_norm) {
+            const auto* vector = std::get_if<Vector>(&weight);
+            if (!vector) fail(graph, op, name + "is no float32 vector");
+            require_shape(1, vector->n, 1, out);
+        } else if (op.kind == OpKind::linear) {
+            const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight);
+            if (!matrix) fail(graph, op, name + "is no PackedMatrix");
+            require_shape((*matrix)->n(), (*matrix)->k(), out, in);
+        } else {
+            const auto* rows = std::get_if<RawRows>(&weight);
+            if (!rows) fail(graph, op, name + "is no RawRows");
+            require_shape(rows->n, rows->k, rows->n, out);
+        }
+    }
+}
+
+}  // namespace tensor_ops

@@ -1,0 +1,59 @@
+// A graph as the executor runs it: ops over numbered buffers, weights as numbered slots.
+//
+// Every buffer is [n_tokens][width]: float32, or int32 ids for the input of an embed op.  External
+// buffers come with each run, the others belong to the executor.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "ops/ops.h"
+
+namespace tensor_ops {
+
+enum class OpKind { embed, rms_norm, linear, rope, kv_append, attention, swiglu, add };
+
+// Throws std::invalid_argument for a name that is no op.
+OpKind op_kind_from_name(const std::string& name);
+const char* op_kind_name(OpKind kind);
+
+struct Buffer {
+    std::string name;
+    std::size_t width;
+    bool external;
+};
+
+struct Op {
+    OpKind kind;
+    std::vector<int> inputs;  // buffers
+    int output = -1;          // buffer, or -1
+    int weight = -1;          // slot, or -1
+    std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // rope, kv_append, attention
+    float eps = 0.0f;                                       // rms_norm
+    float scale = 1.0f;                                     // embed, attention
+    bool interleaved = false;                               // rope
+    bool exact = false;                                     // linear: float32 activations
+};
+
+struct Graph {
+    std::vector<Buffer> buffers;
+    std::vector<std::string> weights;  // the slots' names
+    std::vector<Op> ops;
+
+    // Throws std::invalid_argument, naming op and buffer, where the parts do not fit together in a
+    // way that could make an op read or write outside its buffers.
+    void check() const;
+};
+
+struct Vector {
+    const float* data;
+    std::size_t n;
+};
+using Weight = std::variant<Vector, std::shared_ptr<const PackedMatrix>, RawRows>;
+
+// One weight for each slot; throws std::invalid_argument where kind or shape do not fit the ops.
+void check_weights(const Graph& graph, const std::vector<Weight>& weights);
+
+}  // namespace tensor_ops

@@ -1,0 +1,20 @@
+// 16 registers of 8 floats: 6 x 2 sums, 2 weights, 1 broadcast.
+#include "kernels/table.h"
+
+namespace tensor_ops {
+namespace {
+
+struct Isa {
+    using Arch = xsimd::fma3<xsimd::avx2>;
+    using Int8 = Avx2Int8<Isa>;
+    using HalfLoad = Avx2Half<Isa>;
+    static constexpr std::size_t float_tile = 6;
+    static constexpr std::size_t activation_tile = 4;
+};
+
+}  // namespace
+
+extern const KernelTable avx2_kernels;
+const KernelTable avx2_kernels = make_table<Isa>("avx2");
+
+}  // namespace tensor_ops

@@ -1,0 +1,20 @@
+// NEON with the 8-bit dot product (ARMv8.2: Cortex-A55, A76, Apple M1 and later).
+#include "kernels/table.h"
+
+namespace tensor_ops {
+namespace {
+
+struct Isa {
+    using Arch = xsimd::neon64;
+    using Int8 = NeonDotInt8<Isa>;
+    using HalfLoad = NeonHalf<Isa>;
+    static constexpr std::size_t float_tile = 8;
+    static constexpr std::size_t activation_tile = 8;
+};
+
+}  // namespace
+
+extern const KernelTable neon_dotprod_kernels;
+const KernelTable neon_dotprod_kernels = make_table<Isa>("neon_dotprod");
+
+}  // namespace tensor_ops

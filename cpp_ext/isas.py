@@ -1,0 +1,61 @@
+"""The ISAs that the kernels are compiled for: flags as data, read by every build of the kernels.
+
+An ISA is one object file, `isa/<name>.cpp`, with its own compiler flags. `dispatch.cpp` picks the
+last one of this list that was compiled in and whose `needs` the CPU has (and the kernel enabled).
+The names in `needs` are fields of `CpuFeatures` in `cpu_features.h`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Isa:
+    name: str
+    """As `TENSOR_OPS_ISA` spells it, and the file name under `isa/`."""
+    machines: tuple[str, ...]
+    """Machine names (as `platform.machine()` gives them) it is compiled on; empty: everywhere."""
+    flags: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+_X86 = ("x86_64", "AMD64")
+_ARM = ("aarch64", "arm64")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+
+# From the slowest to the fastest.
+ISAS = (
+    Isa("scalar", (), ("-DXSIMD_WITH_EMULATED=1",)),
+    Isa("avx2", _X86, _AVX2, ("avx2", "fma", "f16c")),
+    Isa("avxvnni", _X86, (*_AVX2, "-mavxvnni"), ("avx2", "fma", "f16c", "avxvnni")),
+    Isa(
+        "avx512",
+        _X86,
+        (
+            *_AVX2,
+            *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd", "-mavx512vnni"),
+            "-mprefer-vector-width=512",
+        ),
+        ("avx2", "fma", "f16c", "avx512", "avx512vnni"),
+    ),
+    Isa("neon", _ARM, (), ("neon",)),
+    Isa("neon_dotprod", _ARM, ("-march=armv8.2-a+dotprod",), ("neon", "dotprod")),
+)
+
+
+def isas_for(machine: str, only: str | None = None) -> tuple[Isa, ...]:
+    """The ISAs to compile for `machine`, or just those that `only` names (comma-separated).
+
+    Raises ValueError for a name that does not exist or cannot be compiled for this machine.
+    """
+    possible = tuple(isa for isa in ISAS if not isa.machines or machine in isa.machines)
+    if not only:
+        return possible
+    by_name = {isa.name: isa for isa in possible}
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    for name in names:
+        if name not in by_name:
+            raise ValueError(
+                f"TENSOR_OPS_ISA names {name!r}, which cannot be compiled for {machine}; "
+                f"possible here: {', '.join(by_name)}"
+            )
+    return tuple(isa for isa in possible if isa.name in names)

@@ -1,0 +1,171 @@
+// The contract between the kernels and everything above them: one table of plain functions per ISA.
+//
+// Common to all entries, unless an entry says otherwise:
+//   - Single-threaded, no allocation, no exceptions, no global state.  Deterministic for a given ISA
+//     and a given shape of the call.
+//   - Pointers need only the alignment of their type.  Sizes may be zero.
+//   - Inputs and outputs do not overlap, or are exactly the same array where "may be" says so.
+//   - NaN in gives NaN out in the elements that depend on it; infinities follow the formula's limit.
+//   - "ulp" is a float32 unit in the last place of the exact result, u = 2^-24.  The bounds are
+//     checked in tests/ against float64 on every ISA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tensor_ops {
+
+// Element types as GGUF files store them.  Quantised types come in blocks of 32 along a row:
+//   q8_0: f16 d, int8 q[32]               value = d * q
+//   q4_0: f16 d, 16 bytes of nibbles      value = d * (q - 8)
+//   q4_1: f16 d, f16 m, 16 bytes          value = d * q + m
+// Byte i of the nibbles holds column i in its low half and column i + 16 in its high half.
+enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
+
+inline constexpr std::size_t quant_block = 32;
+
+static constexpr bool is_quantized(DType type) { return type >= DType::q8_0; }
+
+// Bytes of one row of n elements; n is a multiple of quant_block for the quantised types.
+static constexpr std::size_t row_bytes(DType type, std::size_t n) {
+    switch (type) {
+        case DType::f32: return n * 4;
+        case DType::f16:
+        case DType::bf16: return n * 2;
+        case DType::q8_0: return n / quant_block * 34;
+        case DType::q4_0: return n / quant_block * 18;
+        case DType::q4_1: return n / quant_block * 20;
+    }
+    return 0;
+}
+
+// A matrix of n rows (outputs) and k columns (inputs) in the ISA's own layout, see kernels/packed.h.
+// Rows are interleaved in groups, so that one vector holds one column of several rows; a group's
+// bytes are contiguous, groups are `group_bytes` apart, and the last one is padded with zero rows.
+struct PackedView {
+    const std::byte* data;  // 64-byte aligned
+    std::size_t n, k;
+    DType type;
+};
+
+// Activations quantised to 8 bit per block of 32, interleaved by tiles of rows, see kernels/packed.h.
+// The bytes of `rows` rows: rows * k / 32 * quantized_block_bytes.
+inline constexpr std::size_t quantized_block_bytes = 32 + 3 * 4;
+
+// What one call of the attention kernel works on: one KV head, and the query heads that share it.
+struct AttentionTask {
+    const float* q;         // row (token t, head h of the group) at q + t * q_stride + h * head_dim
+    std::size_t q_stride;   // floats from one token to the next
+    const void* k;          // [n_kv][head_dim]
+    const void* v;          // [n_kv][head_dim]
+    DType kv_type;          // f32 or f16
+    std::size_t n_q;        // query tokens
+    std::size_t group;      // query heads that share this KV head
+    std::size_t n_kv;       // KV positions; the last one belongs to the last query token if causal
+    std::size_t head_dim;   // at most 256
+    float scale;
+    bool causal;            // query token t sees positions up to n_kv - n_q + t
+    float* out;             // laid out as q
+    std::size_t out_stride;
+};
+
+struct KernelTable {
+    const char* isa;              // "avx512", as TENSOR_OPS_ISA spells it
+    std::size_t vector_floats;    // floats in one vector register
+
+    // ---- elementwise; y may be x (or gate, up, a, b) -------------------------------------------
+
+    // y = x / (1 + exp(-x)).  Within 3 ulp.  -inf gives -0.
+    void (*silu)(const float* x, float* y, std::size_t n);
+    // y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  With v = 2 sqrt(2/pi) (x + 0.044715 x^3):
+    // relative error below 2e-7 * (2 + |v|) (the rounding of v, through exp, is what the |v| is);
+    // for v < -87 the result is within 1e-36 of the exact one.
+    void (*gelu_tanh)(const float* x, float* y, std::size_t n);
+    // y = 0.5 x (1 + erf(x / sqrt(2))).  Relative error below 1e-6, in the left tail too;
+    // where |y| < 1e-36 the absolute error is below 1e-42.
+    void (*gelu_erf)(const float* x, float* y, std::size_t n);
+    // y = silu(gate) * up.  Within 4 ulp.
+    void (*swiglu)(const float* gate, const float* up, float* y, std::size_t n);
+    // y = a + b.  Correctly rounded.
+    void (*add)(const float* a, const float* b, float* y, std::size_t n);
+
+    // ---- rows; y may be x ----------------------------------------------------------------------
+
+    // y[r][i] = x[r][i] * w[i] / sqrt(mean(x[r][:]^2) + eps).  x, y: [rows][n].
+    // Sums in float32 over 4 vectors of lanes; relative error below 4e-7 + 3e-8 * log2(n) ... see
+    // tests: 1e-6 for n up to 65536.  A row whose squares overflow float32 is summed in float64.
+    void (*rms_norm)(const float* x, const float* w, float eps, float* y, std::size_t rows,
+                     std::size_t n);
+    // y[r][:] = exp(x[r][:] - max) / sum(exp(x[r][:] - max)).  Relative error below
+    // 1e-6 + 6e-8 * |x - max| where y is a normal number.  A row of only -inf gives zeros.
+    void (*softmax)(const float* x, float* y, std::size_t rows, std::size_t n);
+    // Rotates pairs of x by the angles in table.  x, y: [rows][n_heads][head_dim];
+    // table: [rows][n_dims] = cos[n_dims / 2] then sin[n_dims / 2].  Pair j is (2j, 2j+1) when
+    // interleaved, else (j, j + n_dims / 2).  Dimensions from n_dims on are copied.
+    // Each output within 2u * (|a cos| + |b sin|).
+    void (*rope)(const float* x, const float* table, float* y, std::size_t rows, std::size_t n_heads,
+                 std::size_t head_dim, std::size_t n_dims, bool interleaved);
+
+    // ---- conversion and block formats ----------------------------------------------------------
+
+    // Rows of float32 to and from any DType; n elements (a multiple of 32 for quantised types).
+    // f16 and bf16 round to nearest even, overflow to infinity and keep NaN.  Quantising rounds as
+    // GGML's reference does; a block that holds NaN or infinity dequantises to NaN or infinity in
+    // at least that element, or in the whole block.
+    void (*from_float)(DType type, const float* x, std::byte* y, std::size_t n);
+    void (*to_float)(DType type, const std::byte* x, float* y, std::size_t n);
+
+    // ---- matrices ------------------------------------------------------------------------------
+
+    // Rows in a group of the packed layout, and the bytes of one group.
+    std::size_t (*group_rows)(DType type);
+    std::size_t (*group_bytes)(DType type, std::size_t k);
+    // Packs groups [first, last) of the n x k matrix at src (rows as the file stores them) to dst,
+    // the start of the whole packed matrix.
+    void (*pack)(DType type, const std::byte* src, std::size_t n, std::size_t k, std::size_t first,
+                 std::size_t last, std::byte* dst);
+    // The float32 values of rows [first, last) of a packed matrix.  Exact.
+    void (*unpack)(const PackedView& w, std::size_t first, std::size_t last, float* y);
+
+    // Rows that the quantised kernels take at once; activations are interleaved by tiles of it.
+    std::size_t activation_tile;
+    // Quantises rows of x ([rows][k], k a multiple of 32) for linear_q8: q = round(x / d),
+    // d = max|x| / 127 over each block of 32.  rows [first, last) must start at a tile.
+    void (*quantize_activations)(const float* x, std::size_t rows, std::size_t k, std::size_t first,
+                                 std::size_t last, std::byte* q);
+    // y[r][j] = sum_i x[r][i] w[j][i] for the rows j of groups [first, last) of a quantised matrix,
+    // x quantised as above.  The dot products of a block are exact in int32, blocks are summed in
+    // float32: the error against exact weights is that of x's rounding, below 1% of the output
+    // vector's norm for k >= 32 (about 0.4% for Gaussian x).
+    void (*linear_q8)(const PackedView& w, const std::byte* xq, std::size_t rows, std::size_t first,
+                      std::size_t last, float* y, std::size_t y_stride);
+    // The same for any packed type with float32 x: |error| <= (k + 8) u * sum_i |x[r][i] w[j][i]|
+    // (and far below it: sums run over several lanes).
+    // For q4_1 the sum counts d * q and m apart.
+    void (*linear_f32)(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
+                       std::size_t last, float* y, std::size_t y_stride);
+
+    // y[r][j] = sum_i x[r][i] w[j][i] for rows j in [first, last) of a plain row-major w ([n][k],
+    // f32, f16 or bf16); for few rows of x, at memory speed.  Bound as linear_f32.
+    void (*dot_rows)(DType type, const void* w, const float* x, std::size_t x_stride,
+                     std::size_t rows, std::size_t k, std::size_t first, std::size_t last, float* y,
+                     std::size_t y_stride);
+    // c = a b for a [m][k], b [k][n] row-major with the strides given, columns [first, last) of c.
+    // `scratch` holds matmul_scratch_floats floats.  Bound as linear_f32.
+    void (*matmul)(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,
+                   float* c, std::size_t c_stride, std::size_t m, std::size_t k, std::size_t first,
+                   std::size_t last, float* scratch);
+    std::size_t matmul_scratch_floats;
+
+    // ---- attention -----------------------------------------------------------------------------
+
+    // out = softmax(scale * q k^T) v with an online softmax over tiles of KV positions, for query
+    // tokens [first, last) of the task.  A query that sees no position gives zeros.
+    // `scratch` holds attention_scratch_floats floats.
+    // |error| <= 4e-6 * max|v| for |scale * q k| below 80 and KV in f32 (f16 KV is read exactly).
+    void (*attention)(const AttentionTask& task, std::size_t first, std::size_t last,
+                      float* scratch);
+    std::size_t attention_scratch_floats;
+};
+
+}  // namespace tensor_ops

@@ -1,0 +1,52 @@
+// Elementwise kernels: the arithmetic of one vector each; simd.h has the loop.
+#pragma once
+
+#include "kernels/vmath.h"
+
+namespace tensor_ops {
+namespace {
+
+template <class Isa>
+void silu(const float* x, float* y, std::size_t n) {
+    map<Isa>(n, y, [](auto v) { return times_sigmoid<Isa>(v, v); }, x);
+}
+
+template <class Isa>
+void gelu_tanh(const float* x, float* y, std::size_t n) {
+    using F = Floats<Isa>;
+    // 0.5 (1 + tanh(v / 2)) = sigmoid(v), with v / 2 = sqrt(2 / pi) (x + 0.044715 x^3).
+    map<Isa>(
+        n, y,
+        [](F v) {
+            const F cubic = xsimd::fma(v * v, F(0.0713548162726f), F(1.5957691216057f));
+            return times_sigmoid<Isa>(v, v * cubic);
+        },
+        x);
+}
+
+template <class Isa>
+void gelu_erf(const float* x, float* y, std::size_t n) {
+    using F = Floats<Isa>;
+    // For x < 0: x * erfc(|x| / sqrt 2) / 2, which keeps its relative precision in the tail.
+    map<Isa>(
+        n, y,
+        [](F v) {
+            const F q = F(0.5f) * erfc_scaled<Isa>(xsimd::abs(v));
+            const F bounded = xsimd::select(v < F(-1e30f), F(-1e30f), v);
+            return bounded * xsimd::select(v < F(0.0f), q, F(1.0f) - q);
+        },
+        x);
+}
+
+template <class Isa>
+void swiglu(const float* gate, const float* up, float* y, std::size_t n) {
+    map<Isa>(n, y, [](auto g, auto u) { return times_sigmoid<Isa>(g, g) * u; }, gate, up);
+}
+
+template <class Isa>
+void add(const float* a, const float* b, float* y, std::size_t n) {
+    map<Isa>(n, y, [](auto u, auto v) { return u + v; }, a, b);
+}
+
+}  // namespace
+}  // namespace tensor_ops

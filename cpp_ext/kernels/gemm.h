@@ -1,0 +1,290 @@
+// Float matrix products: one register-tiled microkernel over packed panels, the blocking around it
+// (after Goto and van de Geijn 2008), and the two shapes that are better off without packing.
+//
+// A panel is [k][2 vectors] of f32, f16 or bf16: a group of the packed layout, or a piece of a plain
+// matrix packed on the way.  A tile of x is [k][rows], so that its broadcasts come in order.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/packed.h"
+
+namespace tensor_ops {
+namespace {
+
+struct Bfloat16 {
+    std::uint16_t bits;
+};
+struct Half {
+    std::uint16_t bits;
+};
+
+template <class Isa>
+inline Floats<Isa> load_as_float(const float* p) {
+    return load<Isa>(p);
+}
+template <class Isa>
+inline Floats<Isa> load_as_float(const Half* p) {
+    return Isa::HalfLoad::load(reinterpret_cast<const std::uint16_t*>(p));
+}
+template <class Isa>
+inline Floats<Isa> load_as_float(const Bfloat16* p) {
+    std::int32_t lane[lanes<Isa>];
+    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = static_cast<std::int32_t>(p[i].bits) << 16;
+    return xsimd::bitwise_cast<float>(Ints<Isa>::load_unaligned(lane));
+}
+
+inline float load_one(const float* p) { return *p; }
+inline float load_one(const Half* p) { return half_to_float(p->bits); }
+inline float load_one(const Bfloat16* p) {
+    return bits_to_float(static_cast<std::uint32_t>(p->bits) << 16);
+}
+
+// Calls f with a null pointer of the C++ type of a float DType.
+template <class F>
+inline void with_source(DType type, F&& f) {
+    if (type == DType::f32)
+        f(static_cast<const float*>(nullptr));
+    else if (type == DType::f16)
+        f(static_cast<const Half*>(nullptr));
+    else
+        f(static_cast<const Bfloat16*>(nullptr));
+}
+
+// Columns of a panel, and the blocking: a block of panels (256 x 512 floats, 512 KB) stays in L2
+// while all tiles of x pass over it, a tile of x (12 x 256 floats, 12 KB) stays in L1.
+template <class Isa>
+inline constexpr std::size_t panel = 2 * lanes<Isa>;
+inline constexpr std::size_t depth_block = 256;
+inline constexpr std::size_t column_block = 512;
+inline constexpr std::size_t max_tile = 16;
+
+inline constexpr std::size_t gemm_scratch_floats = depth_block * (column_block + max_tile);
+
+// Where the panels of a matrix lie: elements from one panel to the next, and from one k to the next.
+template <class Source>
+struct Panels {
+    const Source* data;
+    std::size_t stride, row_stride;
+};
+
+// c[rows][panel] (+)= x[k][Rows] * b[k][panel]; only `columns` of c's columns exist.
+template <class Isa, std::size_t Rows, class Source>
+inline void multiply_panel(const float* x, const Source* b, std::size_t b_stride, std::size_t k,
+                           float* c, std::size_t c_stride, std::size_t columns, bool accumulate) {
+    using F = Floats<Isa>;
+    constexpr std::size_t w = lanes<Isa>;
+    // Few rows: several k at once, in accumulators of their own, to cover the FMA's latency.
+    constexpr std::size_t chains = Rows <= 2 ? 4 / Rows : 1;
+    F sum[chains][Rows][2];
+    unroll<chains>([&](auto s) {
+        unroll<Rows>([&](auto r) { sum[s][r][0] = sum[s][r][1] = F(0.0f); });
+    });
+    std::size_t i = 0;
+    for (; i + chains <= k; i += chains) {
+        unroll<chains>([&](auto s) {
+            const F b0 = load_as_float<Isa>(b + (i + s) * b_stride);
+            const F b1 = load_as_float<Isa>(b + (i + s) * b_stride + w);
+            unroll<Rows>([&](auto r) {
+                const F v(x[(i + s) * Rows + r]);
+                sum[s][r][0] = xsimd::fma(v, b0, sum[s][r][0]);
+                sum[s][r][1] = xsimd::fma(v, b1, sum[s][r][1]);
+            });
+        });
+    }
+    for (; i < k; ++i) {
+        const F b0 = load_as_float<Isa>(b + i * b_stride);
+        const F b1 = load_as_float<Isa>(b + i * b_stride + w);
+        unroll<Rows>([&](auto r) {
+            const F v(x[i * Rows + r]);
+            sum[0][r][0] = xsimd::fma(v, b0, sum[0][r][0]);
+            sum[0][r][1] = xsimd::fma(v, b1, sum[0][r][1]);
+        });
+    }
+    unroll<Rows>([&](auto r) {
+        float* row = c + r * c_stride;
+        unroll<2>([&](auto h) {
+            F total = sum[0][r][h];
+            unroll<chains - 1>([&](auto s) { total += sum[s + 1][r][h]; });
+            if (columns >= (h + 1) * w) {
+                if (accumulate) total += load<Isa>(row + h * w);
+                total.store_unaligned(row + h * w);
+            } else if (columns > h * w) {
+                const std::size_t left = columns - h * w;
+                if (accumulate) total += load_partial<Isa>(row + h * w, left, 0.0f);
+                store_partial<Isa>(total, row + h * w, left);
+            }
+        });
+    });
+}
+
+// Calls f(row, std::integral_constant<rows>) for tiles of the register tile's rows, then 4, 2, 1.
+template <class Isa, class F>
+inline void for_each_tile(std::size_t rows, F&& f) {
+    std::size_t r = 0;
+    for (; r + Isa::float_tile <= rows; r += Isa::float_tile)
+        f(r, std::integral_constant<std::size_t, Isa::float_tile>{});
+    for (; r + 4 <= rows; r += 4) f(r, std::integral_constant<std::size_t, 4>{});
+    for (; r + 2 <= rows; r += 2) f(r, std::integral_constant<std::size_t, 2>{});
+    if (r < rows) f(r, std::integral_constant<std::size_t, 1>{});
+}
+
+// c[m][n] (+)= x[m][k] * panels, k at most depth_block.  `tile` holds depth_block * max_tile floats.
+template <class Isa, class Source>
+void multiply_panels(const float* x, std::size_t x_stride, std::size_t m, std::size_t k,
+                     Panels<Source> panels, std::size_t n, float* c, std::size_t c_stride,
+                     bool accumulate, float* tile) {
+    for_each_tile<Isa>(m, [&](std::size_t r, auto rows) {
+        const float* source = x + r * x_stride;
+        if (rows != 1) {
+            for (std::size_t t = 0; t < rows; ++t)
+                for (std::size_t i = 0; i < k; ++i) tile[i * rows + t] = source[t * x_stride + i];
+            source = tile;
+        }
+        for (std::size_t j = 0; j < n; j += panel<Isa>)
+            multiply_panel<Isa, rows>(source, panels.data + j / panel<Isa> * panels.stride,
+                                      panels.row_stride, k, c + r * c_stride + j, c_stride, n - j,
+                                      accumulate);
+    });
+}
+
+// linear_f32 of kernels.h for the float types: the groups of the packed layout are the panels.
+template <class Isa, class Source>
+void linear_float(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
+                  std::size_t last, float* y, std::size_t y_stride) {
+    float tile[depth_block * max_tile];
+    const std::size_t stride = group_bytes<Isa>(w.type, w.k) / sizeof(Source);
+    const auto* groups = reinterpret_cast<const Source*>(w.data);
+    const std::size_t step = column_block / panel<Isa>;
+    for (std::size_t g = first; g < last; g += step) {
+        const std::size_t column = g * panel<Isa>;
+        const std::size_t end = std::min(std::min(g + step, last) * panel<Isa>, w.n);
+        // One row reads each weight once anyway: then a panel is read whole.
+        const std::size_t depth = rows == 1 ? w.k : depth_block;
+        std::size_t i = 0;
+        do {  // once for k = 0, too: the outputs are zeros then
+            const Panels<Source> panels{groups + g * stride + i * panel<Isa>, stride, panel<Isa>};
+            multiply_panels<Isa>(x + i, w.k, rows, std::min(depth, w.k - i), panels, end - column,
+                                 y + column, y_stride, i > 0, tile);
+            i += depth;
+        } while (i < w.k);
+    }
+}
+
+// b[k][n] to panels [n / panel][k][panel], the last one padded with zeros.
+template <class Isa>
+void pack_panels(const float* b, std::size_t b_stride, std::size_t k, std::size_t n, float* panels) {
+    for (std::size_t j = 0; j < n; j += panel<Isa>) {
+        const std::size_t columns = std::min(panel<Isa>, n - j);
+        for (std::size_t i = 0; i < k; ++i, panels += panel<Isa>) {
+            if (columns < panel<Isa>) std::memset(panels, 0, panel<Isa> * sizeof(float));
+            std::memcpy(panels, b + i * b_stride + j, columns * sizeof(float));
+        }
+    }
+}
+
+// c[rows][n] += a[rows][Depth] * b[Depth][n] without packing, for few rows: b is read once, in
+// Depth streams, and c stays in the nearest cache.
+template <class Isa, std::size_t Depth>
+void accumulate_outer(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,
+                      float* c, std::size_t c_stride, std::size_t rows, std::size_t n) {
+    using F = Floats<Isa>;
+    constexpr std::size_t w = lanes<Isa>;
+    std::size_t j = 0;
+    for (; j + w <= n; j += w) {
+        F v[Depth];
+        unroll<Depth>([&](auto i) { v[i] = load<Isa>(b + i * b_stride + j); });
+        for (std::size_t r = 0; r < rows; ++r) {
+            F even = load<Isa>(c + r * c_stride + j), odd(0.0f);
+            unroll<Depth>([&](auto i) {
+                F& sum = i % 2 ? odd : even;
+                sum = xsimd::fma(F(a[r * a_stride + i]), v[i], sum);
+            });
+            (even + odd).store_unaligned(c + r * c_stride + j);
+        }
+    }
+    for (; j < n; ++j)
+        for (std::size_t r = 0; r < rows; ++r)
+            for (std::size_t i = 0; i < Depth; ++i)
+                c[r * c_stride + j] += a[r * a_stride + i] * b[i * b_stride + j];
+}
+
+template <class Isa>
+void matmul(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride, float* c,
+            std::size_t c_stride, std::size_t m, std::size_t k, std::size_t first, std::size_t last,
+            float* scratch) {
+    const std::size_t few_rows = 4;
+    float* tile = scratch + depth_block * column_block;
+    for (std::size_t j = first; j < last; j += column_block) {
+        const std::size_t n = std::min(column_block, last - j);
+        if (m <= few_rows || k == 0) {
+            for (std::size_t r = 0; r < m; ++r)
+                std::memset(c + r * c_stride + j, 0, n * sizeof(float));
+            std::size_t i = 0;
+            for (; i + 8 <= k; i += 8)
+                accumulate_outer<Isa, 8>(a + i, a_stride, b + i * b_stride + j, b_stride, c + j,
+                                         c_stride, m, n);
+            for (; i < k; ++i)
+                accumulate_outer<Isa, 1>(a + i, a_stride, b + i * b_stride + j, b_stride, c + j,
+                                         c_stride, m, n);
+            continue;
+        }
+        for (std::size_t i = 0; i < k; i += depth_block) {
+            const std::size_t depth = std::min(depth_block, k - i);
+            pack_panels<Isa>(b + i * b_stride + j, b_stride, depth, n, scratch);
+            const Panels<float> panels{scratch, depth * panel<Isa>, panel<Isa>};
+            multiply_panels<Isa>(a + i, a_stride, m, depth, panels, n, c + j, c_stride, i > 0,
+                                 tile);
+        }
+    }
+}
+
+// Rows x Tokens dot products along k.
+template <class Isa, std::size_t Rows, std::size_t Tokens, class Source>
+inline void dot_block(const Source* w, std::size_t k, const float* x, std::size_t x_stride, float* y,
+                      std::size_t y_stride) {
+    using F = Floats<Isa>;
+    constexpr std::size_t width = lanes<Isa>;
+    F sum[Rows][Tokens];
+    unroll<Rows>([&](auto r) { unroll<Tokens>([&](auto t) { sum[r][t] = F(0.0f); }); });
+    std::size_t i = 0;
+    for (; i + width <= k; i += width) {
+        F v[Tokens];
+        unroll<Tokens>([&](auto t) { v[t] = load<Isa>(x + t * x_stride + i); });
+        unroll<Rows>([&](auto r) {
+            const F weight = load_as_float<Isa>(w + r * k + i);
+            unroll<Tokens>([&](auto t) { sum[r][t] = xsimd::fma(weight, v[t], sum[r][t]); });
+        });
+    }
+    unroll<Rows>([&](auto r) {
+        unroll<Tokens>([&](auto t) {
+            float total = xsimd::reduce_add(sum[r][t]);
+            for (std::size_t l = i; l < k; ++l)
+                total += load_one(w + r * k + l) * x[t * x_stride + l];
+            y[t * y_stride + r] = total;
+        });
+    });
+}
+
+template <class Isa>
+void dot_rows(DType type, const void* w, const float* x, std::size_t x_stride, std::size_t rows,
+              std::size_t k, std::size_t first, std::size_t last, float* y, std::size_t y_stride) {
+    with_source(type, [&](auto source) {
+        const auto* weights = static_cast<decltype(source)>(w);
+        const auto tokens_at = [&](std::size_t t, auto tokens) {
+            std::size_t j = first;
+            for (; j + 4 <= last; j += 4)
+                dot_block<Isa, 4, tokens>(weights + j * k, k, x + t * x_stride, x_stride,
+                                          y + t * y_stride + j, y_stride);
+            for (; j < last; ++j)
+                dot_block<Isa, 1, tokens>(weights + j * k, k, x + t * x_stride, x_stride,
+                                          y + t * y_stride + j, y_stride);
+        };
+        std::size_t t = 0;
+        for (; t + 2 <= rows; t += 2) tokens_at(t, std::integral_constant<std::size_t, 2>{});
+        if (t < rows) tokens_at(t, std::integral_constant<std::size_t, 1>{});
+    });
+}
+
+}  // namespace
+}  // namespace tensor_ops

@@ -1,0 +1,179 @@
+// The words that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
+// conversion of halves, behind one struct per instruction set, with a generic version beside them.
+//
+// An Int8 struct multiplies a vector of weight codes (a 32-bit lane is one row's 4 columns) by the
+// 4 activation codes of those columns, the same for all lanes:
+//   Acc                      what sums grow in
+//   start(correction)        an Acc whose finished value begins at `correction` (int32 per lane)
+//   dot_nibbles(acc, w, x)   acc += dot(w, x) per lane, codes w in [0, 15]
+//   dot_bytes(acc, w, x)     acc += dot(w, x) per lane, codes w = weight + byte_bias as bytes
+//   finish(acc)              the int32 sums per lane
+// At most 8 steps may be taken between start and finish.
+#pragma once
+
+#include "kernels/simd.h"
+
+namespace tensor_ops {
+namespace {
+
+inline float bits_to_float(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline std::uint32_t float_to_bits(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// f16 to f32 by moving exponent and mantissa and rescaling by 2^112, which also normalises
+// denormals; the largest exponent is infinity or NaN.
+template <class Isa>
+inline Floats<Isa> halves_by_shifts(const std::uint16_t* p) {
+    using F = Floats<Isa>;
+    using I = Ints<Isa>;
+    std::int32_t lane[lanes<Isa>];
+    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = p[i];
+    const I half = I::load_unaligned(lane);
+    const I magnitude = (half & I(0x7fff)) << 13;
+    const F finite = xsimd::bitwise_cast<float>(magnitude) * F(0x1p112f);
+    const F special = xsimd::bitwise_cast<float>(magnitude | I(0x7f800000));
+    const auto is_special = xsimd::batch_bool_cast<float>((half & I(0x7c00)) == I(0x7c00));
+    const F sign = xsimd::bitwise_cast<float>((half & I(0x8000)) << 16);
+    return xsimd::select(is_special, special, finite) | sign;
+}
+
+template <class Isa>
+struct GenericInt8 {
+    using I = Ints<Isa>;
+    using Acc = I;
+    static constexpr int byte_bias = 0;
+    static Acc start(I correction) { return correction; }
+    static Acc dot_bytes(Acc acc, I w, I x) {
+        // Sign-extends byte b of every lane, so that it needs 32-bit shifts and multiplies only.
+        unroll<4>([&](auto b) {
+            constexpr int up = 24 - 8 * static_cast<int>(b);
+            acc = acc + ((w << up) >> 24) * ((x << up) >> 24);
+        });
+        return acc;
+    }
+    static Acc dot_nibbles(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
+    static I finish(Acc acc) { return acc; }
+};
+
+template <class Isa>
+struct GenericHalf {
+    static Floats<Isa> load(const std::uint16_t* p) { return halves_by_shifts<Isa>(p); }
+};
+
+#if defined(__AVX2__) && defined(__F16C__)
+template <class Isa>
+struct Avx2Half {
+    static Floats<Isa> load(const std::uint16_t* p) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
+};
+
+// Without a dot product: nibbles are summed in 16 bit (8 steps reach at most 8 * 2 * 15 * 127 =
+// 30,480), signed bytes as |w| * sign(x, w), which stays below 2^15 (2 * 128 * 127).
+template <class Isa>
+struct Avx2Int8 {
+    using I = Ints<Isa>;
+    static constexpr int byte_bias = 0;
+    struct Acc {
+        __m256i sum16, sum32;
+    };
+    static Acc start(I correction) { return {_mm256_setzero_si256(), correction}; }
+    static Acc dot_nibbles(Acc acc, I w, I x) {
+        acc.sum16 = _mm256_add_epi16(acc.sum16, _mm256_maddubs_epi16(w, x));
+        return acc;
+    }
+    static Acc dot_bytes(Acc acc, I w, I x) {
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        acc.sum32 = _mm256_add_epi32(acc.sum32, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        return acc;
+    }
+    static I finish(Acc acc) {
+        return _mm256_add_epi32(acc.sum32, _mm256_madd_epi16(acc.sum16, _mm256_set1_epi16(1)));
+    }
+};
+#endif
+
+#if defined(__AVXVNNI__)
+// vpdpbusd multiplies unsigned by signed: bytes carry a bias of 128, taken off by the correction.
+template <class Isa>
+struct AvxVnniInt8 {
+    using I = Ints<Isa>;
+    using Acc = I;
+    static constexpr int byte_bias = 128;
+    static Acc start(I correction) { return correction; }
+    static Acc dot_nibbles(Acc acc, I w, I x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+    static Acc dot_bytes(Acc acc, I w, I x) { return dot_nibbles(acc, w, x); }
+    static I finish(Acc acc) { return acc; }
+};
+#endif
+
+#if defined(__AVX512VNNI__)
+template <class Isa>
+struct Avx512VnniInt8 {
+    using I = Ints<Isa>;
+    using Acc = I;
+    static constexpr int byte_bias = 128;
+    static Acc start(I correction) { return correction; }
+    static Acc dot_nibbles(Acc acc, I w, I x) { return _mm512_dpbusd_epi32(acc, w, x); }
+    static Acc dot_bytes(Acc acc, I w, I x) { return dot_nibbles(acc, w, x); }
+    static I finish(Acc acc) { return acc; }
+};
+
+template <class Isa>
+struct Avx512Half {
+    static Floats<Isa> load(const std::uint16_t* p) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+};
+#endif
+
+#if defined(__aarch64__)
+template <class Isa>
+struct NeonHalf {
+    static Floats<Isa> load(const std::uint16_t* p) {
+        return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+    }
+};
+
+template <class Isa>
+struct NeonInt8 {
+    using I = Ints<Isa>;
+    using Acc = I;
+    static constexpr int byte_bias = 0;
+    static Acc start(I correction) { return correction; }
+    static Acc dot_bytes(Acc acc, I w, I x) {
+        const int8x16_t a = vreinterpretq_s8_s32(w), b = vreinterpretq_s8_s32(x);
+        const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
+        const int16x8_t high = vmull_high_s8(a, b);
+        return vpadalq_s16(acc, vpaddq_s16(low, high));
+    }
+    static Acc dot_nibbles(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
+    static I finish(Acc acc) { return acc; }
+};
+#endif
+
+#if defined(__ARM_FEATURE_DOTPROD)
+template <class Isa>
+struct NeonDotInt8 {
+    using I = Ints<Isa>;
+    using Acc = I;
+    static constexpr int byte_bias = 0;
+    static Acc start(I correction) { return correction; }
+    static Acc dot_bytes(Acc acc, I w, I x) {
+        return vdotq_s32(acc, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+    }
+    static Acc dot_nibbles(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
+    static I finish(Acc acc) { return acc; }
+};
+#endif
+
+}  // namespace
+}  // namespace tensor_ops

@@ -1,0 +1,94 @@
+// Kernels over rows: RMSNorm (Zhang and Sennrich 2019), softmax, rotary embedding (Su et al. 2021).
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/vmath.h"
+
+namespace tensor_ops {
+namespace {
+
+template <class Isa>
+void rms_norm(const float* x, const float* w, float eps, float* y, std::size_t rows,
+              std::size_t n) {
+    using F = Floats<Isa>;
+    for (std::size_t r = 0; r < rows; ++r, x += n, y += n) {
+        const F squares = fold<Isa>(
+            x, n, 0.0f, 0.0f, [](F sum, F v) { return xsimd::fma(v, v, sum); },
+            [](F a, F b) { return a + b; });
+        double sum = xsimd::reduce_add(squares);
+        // Squares of magnitudes beyond 2^-60 and 2^60 or so leave float32: take the slow way round.
+        if (!(sum > 1e-30 && sum < 1e38)) {
+            sum = 0.0;
+            for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
+        }
+        const double mean = n ? sum / static_cast<double>(n) : 0.0;
+        const F scale(static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps))));
+        map<Isa>(n, y, [scale](F v, F weight) { return v * scale * weight; }, x, w);
+    }
+}
+
+template <class Isa>
+void softmax(const float* x, float* y, std::size_t rows, std::size_t n) {
+    using F = Floats<Isa>;
+    constexpr float lowest = -std::numeric_limits<float>::infinity();
+    const auto plus = [](F a, F b) { return a + b; };
+    const auto larger = [](F a, F b) { return xsimd::max(a, b); };
+    for (std::size_t r = 0; r < rows; ++r, x += n, y += n) {
+        // max may lose a NaN on the way, the sum of the exponentials does not.
+        const float largest = xsimd::reduce_max(fold<Isa>(x, n, lowest, lowest, larger, larger));
+        const float top = largest == lowest ? 0.0f : largest;
+        map<Isa>(n, y, [top](F v) { return exp<Isa>(v - F(top)); }, x);
+        const float sum = xsimd::reduce_add(fold<Isa>(y, n, 0.0f, 0.0f, plus, plus));
+        const F scale(sum == 0.0f ? 0.0f : 1.0f / sum);  // 0: nothing to attend to
+        map<Isa>(n, y, [scale](F v) { return v * scale; }, y);
+    }
+}
+
+// One head; the second of a pair is `pairs` floats after the first.
+template <class Isa>
+inline void rotate_split(const float* x, const float* cosines, const float* sines, float* y,
+                         std::size_t pairs) {
+    constexpr std::size_t w = lanes<Isa>;
+    std::size_t i = 0;
+    for (; i + w <= pairs; i += w) {
+        const auto a = load<Isa>(x + i), b = load<Isa>(x + pairs + i);
+        const auto c = load<Isa>(cosines + i), s = load<Isa>(sines + i);
+        (a * c - b * s).store_unaligned(y + i);
+        (b * c + a * s).store_unaligned(y + pairs + i);
+    }
+    for (; i < pairs; ++i) {
+        const float a = x[i], b = x[pairs + i];
+        y[i] = a * cosines[i] - b * sines[i];
+        y[pairs + i] = b * cosines[i] + a * sines[i];
+    }
+}
+
+template <class Isa>
+inline void rotate_interleaved(const float* x, const float* cosines, const float* sines, float* y,
+                               std::size_t pairs) {
+    for (std::size_t i = 0; i < pairs; ++i) {
+        const float a = x[2 * i], b = x[2 * i + 1];
+        y[2 * i] = a * cosines[i] - b * sines[i];
+        y[2 * i + 1] = b * cosines[i] + a * sines[i];
+    }
+}
+
+template <class Isa>
+void rope(const float* x, const float* table, float* y, std::size_t rows, std::size_t n_heads,
+          std::size_t head_dim, std::size_t n_dims, bool interleaved) {
+    const std::size_t pairs = n_dims / 2;
+    for (std::size_t r = 0; r < rows; ++r, table += n_dims) {
+        for (std::size_t h = 0; h < n_heads; ++h, x += head_dim, y += head_dim) {
+            if (interleaved)
+                rotate_interleaved<Isa>(x, table, table + pairs, y, pairs);
+            else
+                rotate_split<Isa>(x, table, table + pairs, y, pairs);
+            if (y != x) std::memcpy(y + n_dims, x + n_dims, (head_dim - n_dims) * sizeof(float));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace tensor_ops

@@ -1,0 +1,40 @@
+// Memory for vectors: aligned to cache lines, large pieces to huge pages, not initialised.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace tensor_ops {
+
+class AlignedBytes {
+   public:
+    AlignedBytes() = default;
+    // Throws std::bad_alloc.
+    explicit AlignedBytes(std::size_t bytes) : size_(bytes) {
+        // Huge pages spare the kernels a TLB miss every 4 KB of weights.
+        constexpr std::size_t huge_page = 2u << 20;
+        const std::size_t alignment = bytes >= huge_page ? huge_page : 64;
+        const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+        if (rounded < bytes) throw std::bad_alloc();
+        data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, rounded)));
+        if (!data_ && bytes) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+        if (alignment == huge_page) madvise(data_.get(), rounded, MADV_HUGEPAGE);
+#endif
+    }
+    std::byte* data() const { return data_.get(); }
+    std::size_t size() const { return size_; }
+
+   private:
+    struct Release {
+        void operator()(std::byte* p) const { std::free(p); }
+    };
+    std::unique_ptr<std::byte, Release> data_;
+    std::size_t size_ = 0;
+};
+
+}  // namespace tensor_ops

@@ -1,0 +1,48 @@
+// Matrices as the operations take them: packed for the kernels, or rows as a file has them.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string_view>
+
+#include "kernels.h"
+#include "ops/aligned_bytes.h"
+
+namespace tensor_ops {
+
+// "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"; throws std::invalid_argument for another name.
+DType dtype_from_name(std::string_view name);
+const char* dtype_name(DType type);
+
+// Bytes of an n x k matrix as files store it.  Throws std::invalid_argument when k is no multiple
+// of the type's block or the size overflows.
+std::size_t matrix_bytes(DType type, std::size_t n, std::size_t k);
+
+// n rows (outputs) by k columns (inputs) in the layout of the ISA that was in use when it was made.
+class PackedMatrix {
+   public:
+    // Packs on all threads.  `source` holds matrix_bytes(type, n, k) bytes.
+    PackedMatrix(DType type, std::span<const std::byte> source, std::size_t n, std::size_t k);
+
+    DType type() const { return view_.type; }
+    std::size_t n() const { return view_.n; }
+    std::size_t k() const { return view_.k; }
+    std::size_t bytes() const { return data_.size(); }
+    std::size_t groups() const;
+    const PackedView& view() const { return view_; }
+    const KernelTable& table() const { return *table_; }
+
+   private:
+    const KernelTable* table_;
+    AlignedBytes data_;
+    PackedView view_;
+};
+
+// Rows as a file stores them, not owned: for lookups of single rows.
+struct RawRows {
+    const std::byte* data;
+    DType type;
+    std::size_t n, k;
+};
+
+}  // namespace tensor_ops

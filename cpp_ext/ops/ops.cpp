@@ -1,0 +1,141 @@
+#include "ops/ops.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace tensor_ops {
+
+void rms_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
+              float eps, float* y, std::size_t rows, std::size_t n) {
+    const Share part = share(worker, rows);
+    table.rms_norm(x + part.first * n, weight, eps, y + part.first * n, part.last - part.first, n);
+}
+
+void softmax(const Worker& worker, const KernelTable& table, const float* x, float* y,
+             std::size_t rows, std::size_t n) {
+    const Share part = share(worker, rows);
+    table.softmax(x + part.first * n, y + part.first * n, part.last - part.first, n);
+}
+
+void rope(const Worker& worker, const KernelTable& table, const float* x, const float* angles,
+          float* y, std::size_t rows, std::size_t n_heads, std::size_t head_dim, std::size_t n_dims,
+          bool interleaved) {
+    const Share part = share(worker, rows);
+    const std::size_t row = n_heads * head_dim;
+    table.rope(x + part.first * row, angles + part.first * n_dims, y + part.first * row,
+               part.last - part.first, n_heads, head_dim, n_dims, interleaved);
+}
+
+std::size_t quantized_activation_bytes(std::size_t rows, std::size_t k) {
+    return rows * (k / quant_block) * quantized_block_bytes;
+}
+
+void quantize_activations(const Worker& worker, const KernelTable& table, const float* x,
+                          std::size_t rows, std::size_t k, std::byte* xq) {
+    const Share part = share(worker, rows, table.activation_tile);
+    table.quantize_activations(x, rows, k, part.first, part.last, xq);
+}
+
+void linear(const Worker& worker, const PackedMatrix& w, const float* x, const std::byte* xq,
+            std::size_t rows, float* y) {
+    const Share part = share(worker, w.groups());
+    if (xq && is_quantized(w.type()))
+        w.table().linear_q8(w.view(), xq, rows, part.first, part.last, y, w.n());
+    else
+        w.table().linear_f32(w.view(), x, rows, part.first, part.last, y, w.n());
+}
+
+void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,
+                  std::size_t n, std::size_t k, const float* x, std::size_t rows, float* y) {
+    constexpr std::size_t few_rows = 4;  // up to here the rows of w are best read as they are
+    const std::size_t group = table.group_rows(type);
+    const Share part = share(worker, n, group);
+    if (rows <= few_rows) {
+        table.dot_rows(type, w, x, k, rows, k, part.first, part.last, y, n);
+        return;
+    }
+    // Packs as many groups as stay in 2 MB, at least one, and multiplies by those.
+    constexpr std::size_t limit = 2u << 20;
+    const std::size_t bytes = table.group_bytes(type, k);
+    const std::size_t groups = std::max<std::size_t>(1, limit / std::max<std::size_t>(bytes, 1));
+    auto* packed = static_cast<std::byte*>(thread_scratch(groups * bytes));
+    const auto* source = static_cast<const std::byte*>(w);
+    for (std::size_t j = part.first; j < part.last; j += groups * group) {
+        const std::size_t count = std::min(groups * group, part.last - j);
+        const std::size_t used = (count + group - 1) / group;
+        table.pack(type, source + j * row_bytes(type, k), count, k, 0, used, packed);
+        table.linear_f32({packed, count, k, type}, x, rows, 0, used, y + j, n);
+    }
+}
+
+void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b, float* c,
+            std::size_t m, std::size_t k, std::size_t n) {
+    auto* scratch =
+        static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));
+    const std::size_t panel = 2 * table.vector_floats;
+    // By columns, so that each thread packs its own part of b; by rows when there are too few.
+    const bool by_columns = m < 16 || n >= 4 * panel * static_cast<std::size_t>(worker.count());
+    const Share rows = by_columns ? Share{0, m} : share(worker, m, 4);
+    const Share columns = by_columns ? share(worker, n, panel) : Share{0, n};
+    table.matmul(a + rows.first * k, k, b, n, c + rows.first * n, n, rows.last - rows.first, k,
+                 columns.first, columns.last, scratch);
+}
+
+void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
+               std::size_t n_tokens, std::size_t past, const KvCache& cache) {
+    const std::size_t d = cache.head_dim, element = row_bytes(cache.type, 1);
+    const Share part = share(worker, n_tokens * cache.n_kv_heads);
+    for (std::size_t i = part.first; i < part.last; ++i) {
+        const std::size_t token = i / cache.n_kv_heads, head = i % cache.n_kv_heads;
+        const std::size_t at = (head * cache.capacity + past + token) * d * element;
+        table.from_float(cache.type, k + i * d, static_cast<std::byte*>(cache.k) + at, d);
+        table.from_float(cache.type, v + i * d, static_cast<std::byte*>(cache.v) + at, d);
+    }
+}
+
+void attention(const Worker& worker, const KernelTable& table, const float* q, std::size_t n_q,
+               std::size_t n_heads, std::size_t n_kv, const KvCache& cache, float scale, bool causal,
+               float* out) {
+    if (n_q == 0 || n_heads == 0) return;
+    auto* scratch =
+        static_cast<float*>(thread_scratch(table.attention_scratch_floats * sizeof(float)));
+    const std::size_t d = cache.head_dim, group = n_heads / cache.n_kv_heads;
+    const std::size_t head_bytes = cache.capacity * d * row_bytes(cache.type, 1);
+    // Items are a KV head and a run of tokens; taken in turn, because later tokens see more.
+    const std::size_t tokens = std::max<std::size_t>(1, 64 / group);
+    const std::size_t runs = (n_q + tokens - 1) / tokens;
+    const auto count = static_cast<std::size_t>(worker.count());
+    for (auto i = static_cast<std::size_t>(worker.index()); i < runs * cache.n_kv_heads; i += count) {
+        const std::size_t head = i % cache.n_kv_heads, first = i / cache.n_kv_heads * tokens;
+        const AttentionTask task{
+            .q = q + head * group * d,
+            .q_stride = n_heads * d,
+            .k = static_cast<const std::byte*>(cache.k) + head * head_bytes,
+            .v = static_cast<const std::byte*>(cache.v) + head * head_bytes,
+            .kv_type = cache.type,
+            .n_q = n_q,
+            .group = group,
+            .n_kv = n_kv,
+            .head_dim = d,
+            .scale = scale,
+            .causal = causal,
+            .out = out + head * group * d,
+            .out_stride = n_heads * d,
+        };
+        table.attention(task, first, std::min(first + tokens, n_q), scratch);
+    }
+}
+
+void embed(const Worker& worker, const KernelTable& table, const RawRows& rows,
+           const std::int32_t* ids, std::size_t n_tokens, float scale, float* y) {
+    const Share part = share(worker, n_tokens);
+    const std::size_t bytes = row_bytes(rows.type, rows.k);
+    for (std::size_t t = part.first; t < part.last; ++t) {
+        float* row = y + t * rows.k;
+        table.to_float(rows.type, rows.data + static_cast<std::size_t>(ids[t]) * bytes, row, rows.k);
+        if (scale != 1.0f)
+            for (std::size_t i = 0; i < rows.k; ++i) row[i] *= scale;
+    }
+}
+
+}  // namespace tensor_ops

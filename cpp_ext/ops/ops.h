@@ -1,0 +1,64 @@
+// Operations on a team: each function does its worker's share of one operation, and the operation is
+// complete when all workers of the team have called it and met at a barrier (or left the team).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+#include "ops/matrix.h"
+#include "threads/team.h"
+
+namespace tensor_ops {
+
+// y = op(x...), n elements.  Shares are whole cache lines.
+template <class F>
+void for_elements(const Worker& worker, std::size_t n, F&& f) {
+    const Share part = share(worker, n, 16);
+    f(part.first, part.last - part.first);
+}
+
+void rms_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
+              float eps, float* y, std::size_t rows, std::size_t n);
+void softmax(const Worker& worker, const KernelTable& table, const float* x, float* y,
+             std::size_t rows, std::size_t n);
+void rope(const Worker& worker, const KernelTable& table, const float* x, const float* angles,
+          float* y, std::size_t rows, std::size_t n_heads, std::size_t head_dim, std::size_t n_dims,
+          bool interleaved);
+
+// Bytes that quantised activations take.
+std::size_t quantized_activation_bytes(std::size_t rows, std::size_t k);
+void quantize_activations(const Worker& worker, const KernelTable& table, const float* x,
+                          std::size_t rows, std::size_t k, std::byte* xq);
+
+// y[rows][n] = x[rows][k] w^T.  With xq (from quantize_activations, after a barrier) a quantised w
+// meets 8-bit activations, without it exact ones.
+void linear(const Worker& worker, const PackedMatrix& w, const float* x, const std::byte* xq,
+            std::size_t rows, float* y);
+// The same for rows of w as they lie in a plain array of type f32, f16 or bf16.
+void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,
+                  std::size_t n, std::size_t k, const float* x, std::size_t rows, float* y);
+// c[m][n] = a[m][k] b[k][n].
+void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b, float* c,
+            std::size_t m, std::size_t k, std::size_t n);
+
+// A layer's KV cache, [n_kv_heads][capacity][head_dim], f32 or f16.
+struct KvCache {
+    void* k = nullptr;
+    void* v = nullptr;
+    DType type = DType::f32;
+    std::size_t n_kv_heads = 0, capacity = 0, head_dim = 0;
+};
+// Writes n_tokens rows of k and v, [n_tokens][n_kv_heads][head_dim], at position `past`.
+void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
+               std::size_t n_tokens, std::size_t past, const KvCache& cache);
+// q, out: [n_q][n_heads][head_dim]; the cache holds n_kv positions.
+void attention(const Worker& worker, const KernelTable& table, const float* q, std::size_t n_q,
+               std::size_t n_heads, std::size_t n_kv, const KvCache& cache, float scale, bool causal,
+               float* out);
+
+// y = scale * rows `ids` of a table of embeddings; ids must be below rows.n.
+void embed(const Worker& worker, const KernelTable& table, const RawRows& rows,
+           const std::int32_t* ids, std::size_t n_tokens, float scale, float* y);
+
+}  // namespace tensor_ops

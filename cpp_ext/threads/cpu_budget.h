@@ -1,0 +1,22 @@
+// How many threads this process should use: CPUs it may run on, cores they share, cgroup quota.
+#pragma once
+
+#include <optional>
+#include <string>
+
+namespace tensor_ops {
+
+struct CpuBudget {
+    int affinity;                        // logical CPUs that this process may run on
+    int cores;                           // physical cores among them
+    std::optional<double> cgroup_quota;  // CPUs' worth of time, the tightest of the hierarchy
+    std::optional<int> env;              // TENSOR_OPS_NUM_THREADS
+    int chosen;
+    std::string reason;                  // of `chosen`, in words
+};
+
+// Reads the environment and /proc, /sys afresh.  Throws std::invalid_argument when
+// TENSOR_OPS_NUM_THREADS is set but is no number from 1 to 1024.
+CpuBudget cpu_budget();
+
+}  // namespace tensor_ops

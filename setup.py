@@ -1,0 +1,40 @@
+"""Builds the extension tensor_ops_cpp; everything else about the package is in pyproject.toml.
+
+Environment: CXX (the compiler), TENSOR_OPS_ISA (only these ISAs, comma-separated),
+XSIMD_INCLUDE_DIR (xsimd's headers), AIRLLM_NO_EXTENSION=1 (pure Python, on NumPy).
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "cpp_ext"))
+import build as cpp_build  # noqa: E402
+
+
+def version() -> str:
+    text = (ROOT / "airllm" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'__version__ = "(.+)"', text)
+    assert found, "airllm/__init__.py states no version"
+    return found[1]
+
+
+class BuildKernels(build_ext):
+    """Compiles each ISA's object with its own flags, which setuptools' own build_ext cannot."""
+
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).absolute()
+        folder = Path(self.build_temp).absolute() / "cpp_ext"
+        try:
+            cpp_build.build_extension(folder, output, version())
+        except cpp_build.BuildError as error:
+            sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
+
+
+extensions = [] if os.environ.get("AIRLLM_NO_EXTENSION") else [Extension("tensor_ops_cpp", [])]
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels})
