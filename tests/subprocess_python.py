@@ -16,7 +16,7 @@ def run_python(code, *, path=(), timeout=60, **variables):
     environment = {name: v for name, v in os.environ.items() if name not in _VARIABLES}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), **variables}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],  # -P: the folder it runs in is not searched
         env=environment,
         capture_output=True,
         text=True,

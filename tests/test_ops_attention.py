@@ -141,7 +141,7 @@ def test_nothing_around_out_is_written(ops):
         check_attention(out, q, k, v)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n_q=st.integers(0, 20),
     n_kv=st.integers(0, 70),

@@ -101,7 +101,7 @@ def test_plain_weights_of_sizes_beyond_one_block_of_any_kernel(ops, plain):
     check_exact(ops.linear(x, w), x, w)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     leading=st.lists(st.integers(0, 4), max_size=3),
     k=st.integers(0, 80),

@@ -40,7 +40,7 @@ def test_sizes_beyond_one_block_of_any_kernel(ops):
     check_matmul(ops.matmul(a, b), a, b)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     leading=st.lists(st.integers(0, 3), max_size=2),
     m=st.integers(0, 20),

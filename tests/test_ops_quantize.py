@@ -64,7 +64,7 @@ def test_quantize_of_values_at_the_ends_of_the_scales_range(ops, type, scale):
     check_quantize(ops, normal((4, 32), scale=scale), type)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     x=hnp.arrays(
         np.float32,

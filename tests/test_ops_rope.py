@@ -126,7 +126,7 @@ def test_zero_sized_axes(ops, shape):
     assert result.shape == shape
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_rotation_keeps_the_length_of_every_pair(ops, data):
     n_tokens, n_heads = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))

@@ -178,4 +178,4 @@ def bfloat16_to_float32(x: NDArray[np.uint16]) -> Float32:
 
 
 def _widen_bfloat16(x: NDArray[np.uint16]) -> Float32:
-    return (x.astype(np.uint32) << 16).view(np.float32)
+    return np.left_shift(x, 16, dtype=np.uint32).view(np.float32)

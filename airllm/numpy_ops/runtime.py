@@ -35,8 +35,8 @@ def set_num_threads(n: int) -> None:
     """
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
         raise TypeError(f"set_num_threads: n is {checks.kind(n)}; expected an integer.")
-    if n < 1:
-        raise ValueError(f"set_num_threads: n is {n}; expected at least 1.")
+    if not 1 <= n <= 1024:
+        raise ValueError(f"set_num_threads: n is {n}; expected at least 1, at most 1024.")
 
 
 def cpu_budget() -> dict[str, Any]:
