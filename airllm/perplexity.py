@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 MIN_CONTEXT = 3  # the smallest chunk with a counted position: 3 // 2 == 1 == 3 - 2
 
-# Logits are asked for in slices of this many positions: 128 rows of 49,152 float32 are 25 MB,
-# the whole second half of a 2,048-token chunk would be 201 MB.
-_ROWS = 128
+# Logits are asked for in slices of at most this many bytes: the second half of a 512-token chunk
+# at a vocabulary of 49,152 is one slice, that of 2,048 tokens at 128,256 would be 525 MB.
+_LOGITS_BYTES = 64 << 20
 
 
 class Scorer(Protocol):
@@ -80,10 +80,11 @@ def _chunk_losses(model: Scorer, chunk: list[int]) -> NDArray[np.float64]:
     """-log p of the tokens that positions len/2 ... len-2 predict: float64 [n_counted]."""
     first, last = len(chunk) // 2, len(chunk) - 1
     model.reset()
-    model.forward(chunk[:first])
+    vocab_size = model.forward(chunk[:first]).size
+    rows = max(1, _LOGITS_BYTES // (4 * vocab_size))
     losses = []
-    for start in range(first, last, _ROWS):
-        end = min(start + _ROWS, last)
+    for start in range(first, last, rows):
+        end = min(start + rows, last)
         logits = model.forward(chunk[start:end], last_only=False)  # [end - start, vocab]
         losses.append(negative_log_likelihood(logits, chunk[start + 1 : end + 1]))
     return np.concatenate(losses)

@@ -19,12 +19,14 @@ class KnownModel:
         self.scale = scale
         self.seen: list[int] = []
         self.chunks: list[list[int]] = []
+        self.calls: list[int] = []
 
     def reset(self) -> None:
         self.seen = []
         self.chunks.append(self.seen)
 
     def forward(self, tokens: Sequence[int], *, last_only: bool = True) -> NDArray[np.float32]:
+        self.calls.append(len(tokens))
         rows = []
         for token in tokens:
             self.seen.append(token)
@@ -66,6 +68,15 @@ def test_perplexity_is_exp_of_the_mean_loss_of_each_chunks_second_half(context: 
     assert result.chunks == 2
     assert result.tokens == len(losses) == 2 * (context - 1 - context // 2)
     assert result.perplexity == pytest.approx(math.exp(math.fsum(losses) / len(losses)), rel=1e-6)
+
+
+def test_logits_come_in_slices_that_keep_them_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = random_tokens(40)
+    whole = perplexity(KnownModel(), tokens, 40)
+    monkeypatch.setattr("airllm.perplexity._LOGITS_BYTES", 4 * VOCAB * 3)
+    model = KnownModel()
+    assert perplexity(model, tokens, 40) == whole
+    assert model.calls == [20, 3, 3, 3, 3, 3, 3, 1]  # tokens of each forward call
 
 
 def test_the_standard_error_follows_from_the_spread_of_the_losses() -> None:
