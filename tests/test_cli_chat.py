@@ -3,9 +3,11 @@
 import io
 import os
 import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import pytest
 from fake_engine import FakeEngine
@@ -148,17 +150,71 @@ def test_a_model_without_a_chat_template_is_refused_before_the_first_message(
     assert "m.gguf has no chat template" in capsys.readouterr().err
 
 
+class TypedLines(io.StringIO):
+    """A terminal on which `lines` are typed; an exception is what a key like Ctrl-C raises."""
+
+    def __init__(self, *lines: str | BaseException) -> None:
+        super().__init__()
+        self._lines = list(lines)
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, size: int | None = -1) -> str:
+        line = self._lines.pop(0) if self._lines else ""
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+def chat_on_terminal(
+    monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, *lines: str | BaseException
+) -> int:
+    engine.install(monkeypatch)
+    monkeypatch.setattr("sys.stdin", TypedLines(*lines))
+    return main(["chat", "--model", "m.gguf"])
+
+
+def test_with_a_person_the_prompt_does_not_get_among_the_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert chat_on_terminal(monkeypatch, FakeEngine(["Yes."]), "Well?\n") == 0
+    out, err = capsys.readouterr()
+    assert out == "Yes.\n"
+    assert err.count("> ") == 2
+
+
+def test_ctrl_c_at_the_prompt_does_not_end_the_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["Yes."])
+    assert chat_on_terminal(monkeypatch, engine, KeyboardInterrupt(), "Well?\n") == 0
+    assert engine.requests == [[user("Well?")]]
+    assert "Ctrl-D or /exit ends" in capsys.readouterr().err
+
+
+def test_with_a_person_a_message_that_does_not_fit_is_not_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b"], ["c"], context=4)
+    lines = ("a\n", "a b c\n", "/reset\n", "a b c\n")
+    assert chat_on_terminal(monkeypatch, engine, *lines) == 0
+    assert engine.requests == [[user("a")], [user("a b c")]]
+    assert "has 5 tokens with this message" in capsys.readouterr().err
+
+
 ON_A_TERMINAL = """
-import signal, sys
+import sys
 sys.path.insert(0, {tests!r})
 from fake_engine import FakeEngine
 from airllm.cli import main, model
 
 def endless():
     yield "Once upon a time"
-    signal.pause()  # until Ctrl-C
+    while True:  # until Ctrl-C
+        pass
 
-engine = FakeEngine(endless(), ["The end."], context=8)
+engine = FakeEngine(endless(), ["The end."])
 model.open_engine = lambda args, **options: engine
 sys.exit(main(["chat", "--model", "m.gguf"]))
 """
@@ -187,6 +243,7 @@ class Terminal:
     def wait_for(self, text: str) -> None:
         """Reads until `text` has come; what was read before it is gone."""
         while text not in self.seen:
+            assert select.select([self.master], [], [], 30)[0], f"{text!r} did not come in 30 s"
             try:
                 data = os.read(self.master, 4096)
             except OSError:  # Linux says EIO when the other side has closed
@@ -195,12 +252,13 @@ class Terminal:
             self.seen += data.decode()
         self.seen = self.seen.split(text, 1)[1]
 
-    def close(self) -> int:
-        try:
-            return self.process.wait(timeout=30)
-        finally:
-            self.process.kill()
-            os.close(self.master)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
 
 
 def _own_the_terminal() -> None:
@@ -213,23 +271,15 @@ def _own_the_terminal() -> None:
 
 
 def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_program() -> None:
-    terminal = Terminal()
-    terminal.wait_for("> ")
-    terminal.type("Tell a story\n")
-    terminal.wait_for("Once upon a time")
-    terminal.type("\x03")
-    terminal.wait_for("airllm: stopped")
-    terminal.wait_for("> ")
-    terminal.type("\x03")
-    terminal.wait_for("airllm: Ctrl-D or /exit ends")
-    terminal.wait_for("> ")
-    terminal.type("a b\n")  # 3 + 4 words were said: this does not fit, and that is not the end
-    terminal.wait_for("/reset starts a new conversation")
-    terminal.wait_for("> ")
-    terminal.type("/reset\n")
-    terminal.wait_for("> ")
-    terminal.type("And now?\n")
-    terminal.wait_for("The end.")
-    terminal.wait_for("> ")
-    terminal.type("\x04")
-    assert terminal.close() == 0
+    with Terminal() as terminal:
+        terminal.wait_for("> ")
+        terminal.type("Tell a story\n")
+        terminal.wait_for("Once upon a time")
+        terminal.type("\x03")
+        terminal.wait_for("airllm: stopped")
+        terminal.wait_for("> ")
+        terminal.type("And now?\n")
+        terminal.wait_for("The end.")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(timeout=30) == 0

@@ -35,7 +35,7 @@ def open_engine(
     with console.progress("loading", "layers") as progress:
         return LayerWiseInferenceEngine(
             path,
-            backend=None if args.backend == "auto" else args.backend,
+            backend=args.backend,
             threads=threads,
             context=context,
             kv_type=args.kv_type,
@@ -53,10 +53,11 @@ class Runtime(TypedDict):
 
 
 def runtime(engine: "LayerWiseInferenceEngine") -> Runtime:
-    from airllm import numpy_ops, tensor_ops_hybrid
-
-    # An engine may run on NumPy where the process's choice is C++, not the other way round.
-    ops = numpy_ops if engine.backend == "numpy" else tensor_ops_hybrid
+    # Not tensor_ops_hybrid's: --backend may differ from what the process has chosen.
+    if engine.backend == "cpp":
+        import tensor_ops_cpp as ops
+    else:
+        from airllm import numpy_ops as ops
     return {
         "backend": engine.backend,
         "isa": ops.simd_level,
