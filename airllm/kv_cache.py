@@ -1,35 +1,27 @@
 """The keys and values of the tokens evaluated so far, which attention reads again."""
 
-from typing import Literal
+import contextlib
+import math
+import mmap
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 KVType = Literal["f16", "f32"]
-_DTYPES: dict[KVType, type[np.floating]] = {"f16": np.float16, "f32": np.float32}
+_DTYPES: dict[KVType, np.dtype[Any]] = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
 
-Cache = NDArray[np.float16] | NDArray[np.float32]
+Cache = NDArray[Any]  # float16 or float32
 
 
 class KVCache:
-    """Keys and values of all layers, for up to `capacity` tokens; `length` of them are there.
-
-    The memory is asked for once, and the system hands out its pages when tokens first fill them.
-    """
+    """Keys and values of all layers, for up to `capacity` tokens; `length` of them are there."""
 
     def __init__(
         self, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, kv_type: KVType = "f16"
     ) -> None:
         """MemoryError, with the size, when the system refuses it."""
-        shape = (n_layers, 2, n_kv_heads, capacity, head_dim)
-        try:
-            self._data = np.zeros(shape, _DTYPES[kv_type])
-        except MemoryError:
-            n_bytes = float(np.prod(shape, dtype=np.float64)) * np.dtype(_DTYPES[kv_type]).itemsize
-            raise MemoryError(
-                f"the KV cache of {capacity} tokens needs {n_bytes / 2**20:,.0f} MiB; ask for a "
-                f"smaller context"
-            ) from None
+        self._data = _lazy_zeros((n_layers, 2, n_kv_heads, capacity, head_dim), _DTYPES[kv_type])
         self._layers = [(keys, values) for keys, values in self._data]
         self.capacity = capacity
         self.length = 0
@@ -45,3 +37,21 @@ class KVCache:
 
     def clear(self) -> None:
         self.length = 0
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Cache:
+    """Zeros that take memory page by page, as they are first written to.
+
+    np.zeros would ask for pages of 2 MiB, and as the first token touches a bit of each head's keys
+    and values, it would take the whole cache: 94 MB for SmolLM2-135M, where small pages take 1.
+    """
+    n_bytes = math.prod(shape) * dtype.itemsize
+    try:
+        pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise MemoryError(
+            f"the KV cache needs {n_bytes / 2**20:,.0f} MiB; ask for a smaller context"
+        ) from None
+    with contextlib.suppress(AttributeError, OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)
