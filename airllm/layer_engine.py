@@ -105,6 +105,7 @@ class LayerWiseInferenceEngine:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
+        """How the model wants a chat written. FormatError if its file does not say."""
         return ChatTemplate.from_gguf(self._gguf.metadata)
 
     @property

@@ -27,7 +27,7 @@ class CppBackend:
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
         if role == "vector":
-            return tensor_ops_cpp.PackedMatrix(data, type, (1, *shape)).dequantize()[0]
+            return tensor_ops_cpp.PackedMatrix(data, type, (1, shape[0])).dequantize()[0]
         kind = tensor_ops_cpp.RawRows if role == "rows" else tensor_ops_cpp.PackedMatrix
         return kind(data, type, shape)
 

@@ -20,7 +20,7 @@ class NumpyBackend:
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
         if role == "vector":
-            return numpy_ops.PackedMatrix(data, type, (1, *shape)).dequantize()[0]
+            return numpy_ops.PackedMatrix(data, type, (1, shape[0])).dequantize()[0]
         kind = numpy_ops.RawRows if role == "rows" else numpy_ops.PackedMatrix
         return kind(data, type, (shape[0], shape[1]))
 

@@ -21,6 +21,7 @@ _MAX_HEAD_DIM = 256  # the attention kernels'
 _ARITHMETIC_KEYS = ("attention.", "rope.", "expert", "logit_scale", "embedding_scale", "residual_")
 _KNOWN_KEYS = frozenset(
     [
+        "attention.causal",
         "attention.head_count",
         "attention.head_count_kv",
         "attention.key_length",
@@ -78,6 +79,8 @@ class ModelConfig:
             raise metadata.fault(
                 f"{arch}.attention.layer_norm_rms_epsilon is {eps}; expected it between 0 and 1"
             )
+        if not metadata.flag(f"{arch}.attention.causal", True):
+            raise metadata.fault(f"{arch}.attention.causal is False; expected True")
         rope_dims = metadata.integer(f"{arch}.rope.dimension_count", head_dim, low=2, high=head_dim)
         if rope_dims % 2:
             raise metadata.fault(f"{arch}.rope.dimension_count is {rope_dims}; expected it even")
@@ -143,13 +146,17 @@ def _vocab_size(gguf: GGUFFile, arch: str) -> int:
     if embedding is None:
         raise gguf.metadata.fault("tensor token_embd.weight is missing")
     rows = embedding.shape[0]
-    said = {f"{arch}.vocab_size": gguf.metadata.integer(f"{arch}.vocab_size", rows)}
+    said = gguf.metadata.integer(f"{arch}.vocab_size", rows)
+    if said != rows:
+        raise gguf.metadata.fault(
+            f"{arch}.vocab_size is {said}; expected {rows}, the rows of token_embd.weight"
+        )
     if "tokenizer.ggml.tokens" in gguf.metadata:
-        said["tokenizer.ggml.tokens' length"] = len(gguf.metadata.texts("tokenizer.ggml.tokens"))
-    for key, value in said.items():
-        if value != rows:
+        n_tokens = len(gguf.metadata.texts("tokenizer.ggml.tokens"))
+        if n_tokens != rows:
             raise gguf.metadata.fault(
-                f"{key} is {value}; expected {rows}, the rows of token_embd.weight"
+                f"tokenizer.ggml.tokens has {n_tokens} entries; expected {rows}, the rows of "
+                f"token_embd.weight"
             )
     return rows
 
