@@ -77,7 +77,7 @@ def test_linear_refuses_an_input_of_another_width_and_names_both():
 
 def test_rms_norm_refuses_a_weight_of_another_length():
     g, x = builder_with_x(64)
-    with pytest.raises(GraphError, match="rms_norm.*'x' has width 64, expected 63.*'norm'"):
+    with pytest.raises(GraphError, match=r"rms_norm.*'x' has width 64, expected 63.*'norm'"):
         g.rms_norm(x, g.weight("norm", 63), 1e-5)
 
 
@@ -90,15 +90,15 @@ def test_rms_norm_refuses_a_matrix():
 def test_add_and_swiglu_refuse_inputs_of_different_widths():
     g, x = builder_with_x(64)
     y = g.external("y", 32)
-    with pytest.raises(GraphError, match="add.*'y' has width 32, expected 64"):
+    with pytest.raises(GraphError, match=r"add.*'y' has width 32, expected 64"):
         g.add(x, y)
-    with pytest.raises(GraphError, match="swiglu.*'y' has width 32, expected 64"):
+    with pytest.raises(GraphError, match=r"swiglu.*'y' has width 32, expected 64"):
         g.swiglu(x, y)
 
 
 def test_embed_refuses_tokens_that_are_not_int32():
     g, x = builder_with_x(1)
-    with pytest.raises(GraphError, match="embed.*'x' is float32, not int32"):
+    with pytest.raises(GraphError, match=r"embed.*'x' is float32, not int32"):
         g.embed(x, g.weight("table", 100, 64))
 
 
@@ -138,7 +138,7 @@ def test_kv_append_refuses_keys_of_another_width():
 
 def test_an_output_buffer_of_another_width_is_refused():
     g, x = builder_with_x(64)
-    with pytest.raises(GraphError, match="output 'y' is float32 of width 32, expected .* 64"):
+    with pytest.raises(GraphError, match=r"output 'y' is float32 of width 32, expected .* 64"):
         g.add(x, x, out=g.external("y", 32))
 
 
@@ -218,7 +218,7 @@ def test_attention_needs_a_kv_append_of_the_same_heads_before_it():
         return g.build()
 
     assert attend(2).ops[1].kind == "attention"
-    with pytest.raises(GraphError, match="attention.*no kv_append comes before it"):
+    with pytest.raises(GraphError, match=r"attention.*no kv_append comes before it"):
         attend(None)
     with pytest.raises(GraphError, match=r"reads KV heads \(2, 16\), the cache has \(1, 32\)"):
         attend(1)
@@ -271,3 +271,17 @@ def test_running_refuses_external_buffers_of_another_shape_or_dtype():
         executor.run(bound, {"x": np.zeros((5, 64), np.float32)}, 5)
     with pytest.raises(ValueError, match="buffers are y; expected x"):
         executor.run(bound, {"y": np.zeros((2, 64), np.float32)}, 2)
+
+
+def test_appending_beyond_the_kv_cache_is_refused():
+    g = GraphBuilder("test")
+    k = g.external("k", 32)
+    g.kv_append(k, k, 2, 16)
+    executor = NumpyBackend().executor(g.build(), 4)
+    cache = np.zeros((2, 5, 16), np.float16)
+    rows = {"k": np.ones((2, 32), np.float32)}
+    executor.run(executor.bind({}), rows, 2, 3, cache, cache.copy())
+    assert (cache[:, :3] == 0).all()
+    assert (cache[:, 3:] == 1).all()
+    with pytest.raises(ValueError, match="6 tokens do not fit a KV cache of 5"):
+        executor.run(executor.bind({}), rows, 2, 4, cache, cache.copy())

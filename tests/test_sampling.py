@@ -195,5 +195,5 @@ def test_a_value_of_another_type_is_refused_by_name(name, value):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_no_numbers_are_an_error_not_a_token(bad):
-    with pytest.raises(ValueError, match="largest logit is (nan|inf)"):
+    with pytest.raises(ValueError, match=r"largest logit is (nan|inf)"):
         Sampler(Sampling()).sample(np.array([0.0, bad, 1.0], np.float32))

@@ -1,0 +1,346 @@
+"""The forward pass against the float64 reference: every tensor type, however tokens are fed."""
+
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+import reference_model
+from extension import ISAS, require_cpp
+from tiny_model import TYPES, Sizes, write_tiny_model
+
+from airllm.formats.gguf import FormatError
+from airllm.kv_cache import KVCache
+from airllm.layer_engine import LayerWiseInferenceEngine
+
+# Norm of the logits' error over the norm of the logits, for 3 layers; measured: a third of each.
+EXACT = 1e-5  # float32 arithmetic, f32 cache
+F16_CACHE = 6e-3  # keys and values rounded to 11 bits
+# Against a reference that rounds activations to 8 bits too. What is left: values so near to a half
+# that they round the other way, and Q4_1's offsets, which need not meet rounded activations.
+Q8_ACTIVATIONS = 8e-3
+
+TOKENS = np.random.default_rng(1).integers(0, 268, 70).tolist()
+
+
+@pytest.fixture(params=["numpy", *(f"cpp-{isa}" for isa in ISAS or ["missing"])])
+def backend(request):
+    """The name of each backend; C++ on one ISA after the other."""
+    if request.param == "numpy":
+        yield "numpy"
+        return
+    extension = require_cpp()
+    before = extension.simd_level
+    extension.set_isa(request.param.removeprefix("cpp-"))
+    yield "cpp"
+    extension.set_isa(before)
+
+
+@pytest.fixture
+def engine_for(backend):
+    """Opens a tiny model; exact, with batches of 32, unless told otherwise."""
+    engines = []
+
+    def open_engine(model, **settings):
+        exact = {"kv_type": "f32", "activations": "f32", "batch_size": 32}
+        engine = LayerWiseInferenceEngine(model.path, backend=backend, **(exact | settings))
+        engines.append(engine)
+        return engine
+
+    yield open_engine
+    for engine in engines:
+        engine.close()
+
+
+def assert_close(logits, expected, bound):
+    error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
+    assert error <= bound, f"relative error {error:.2e}, allowed {bound:.0e}"
+
+
+# ---- the same logits as the reference ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_logits_are_the_references_for_every_tensor_type(tmp_path, engine_for, type):
+    model = write_tiny_model(tmp_path, type)
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS)
+    logits = engine_for(model).forward(TOKENS, last_only=False)
+    assert logits.dtype == np.float32
+    assert_close(logits, expected, EXACT)
+
+
+@pytest.mark.parametrize("type", ["q8_0", "q4_0", "q4_1"])
+def test_8_bit_activations_cost_their_rounding_and_no_more(tmp_path, engine_for, backend, type):
+    model = write_tiny_model(tmp_path, type)
+    rounding = "q8" if backend == "cpp" else "f32"  # NumPy may round, and does not
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS, activations=rounding)
+    logits = engine_for(model, activations="q8").forward(TOKENS, last_only=False)
+    assert_close(logits, expected, Q8_ACTIVATIONS)
+
+
+@pytest.mark.parametrize("type", ["f32", "f16", "bf16"])
+def test_8_bit_activations_are_for_quantised_weights_only(tmp_path, engine_for, type):
+    model = write_tiny_model(tmp_path, type)
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS)
+    logits = engine_for(model, activations="q8").forward(TOKENS, last_only=False)
+    assert_close(logits, expected, EXACT)
+
+
+def test_logits_with_an_f16_cache_are_close_to_the_references(tmp_path, engine_for):
+    model = write_tiny_model(tmp_path)
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS)
+    logits = engine_for(model, kv_type="f16").forward(TOKENS, last_only=False)
+    assert_close(logits, expected, F16_CACHE)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        Sizes(n_heads=4, n_kv_heads=4),
+        Sizes(n_heads=4, n_kv_heads=1),
+        Sizes(n_heads=3, n_kv_heads=3, head_dim=24, rope_dims=24),
+        Sizes(n_heads=6, n_kv_heads=2, head_dim=32, rope_dims=20),
+        Sizes(n_layers=1),
+        Sizes(theta=500000.0, eps=1e-6),
+    ],
+    ids=["mha", "mqa", "q narrower", "q wider, part of rope", "one layer", "theta"],
+)
+def test_logits_are_the_references_for_every_shape_of_model(tmp_path, engine_for, sizes):
+    model = write_tiny_model(tmp_path, sizes=sizes)
+    expected = reference_model.forward(model.tensors, sizes, TOKENS)
+    assert_close(engine_for(model).forward(TOKENS, last_only=False), expected, EXACT)
+
+
+@pytest.mark.parametrize("type", ["f32", "q8_0"])
+def test_a_model_without_an_output_matrix_uses_its_embedding(tmp_path, engine_for, type):
+    model = write_tiny_model(tmp_path, type, tied=True)
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS)
+    engine = engine_for(model)
+    assert engine.config.tied_embeddings
+    assert_close(engine.forward(TOKENS, last_only=False), expected, EXACT)
+
+
+def test_the_factors_of_rope_freqs_divide_the_frequencies(tmp_path, engine_for):
+    factors = np.linspace(1.0, 8.0, 8).astype(np.float32)
+    model = write_tiny_model(tmp_path, rope_factors=factors)
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS, rope_factors=factors)
+    assert_close(engine_for(model).forward(TOKENS, last_only=False), expected, EXACT)
+
+
+def test_linear_rope_scaling_divides_positions(tmp_path, engine_for):
+    scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    model = write_tiny_model(tmp_path, metadata=scaling)
+    factors = np.full(8, 4.0)
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS, rope_factors=factors)
+    assert_close(engine_for(model).forward(TOKENS, last_only=False), expected, EXACT)
+
+
+# ---- however the tokens are fed ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [list(range(1, 70)), [1], [69], [31, 32, 33], [40, 41, 42]],
+    ids=["token by token", "first alone", "last alone", "around a batch", "prompt, then tokens"],
+)
+def test_logits_do_not_depend_on_how_tokens_are_fed(tmp_path, engine_for, cuts):
+    model = write_tiny_model(tmp_path)
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS)
+    engine = engine_for(model)
+    parts = [TOKENS[start:end] for start, end in zip([0, *cuts], [*cuts, 70], strict=True)]
+    logits = np.concatenate([engine.forward(part, last_only=False) for part in parts])
+    assert engine.position == 70
+    assert_close(logits, expected, EXACT)
+
+
+def test_only_the_last_rows_logits_come_unless_all_are_asked_for(tmp_path, engine_for):
+    engine = engine_for(write_tiny_model(tmp_path))
+    every = engine.forward(TOKENS, last_only=False)
+    engine.reset()
+    last = engine.forward(TOKENS)
+    assert every.shape == (70, 268)
+    assert last.shape == (268,)
+    np.testing.assert_allclose(last, every[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_logits_stay_the_callers_after_the_next_forward(tmp_path, engine_for):
+    engine = engine_for(write_tiny_model(tmp_path))
+    first = engine.forward([1, 2, 3])
+    before = first.copy()
+    engine.forward([4])
+    np.testing.assert_array_equal(first, before)
+
+
+def test_reset_forgets_all_tokens(tmp_path, engine_for):
+    engine = engine_for(write_tiny_model(tmp_path))
+    first = engine.forward(TOKENS)
+    engine.reset()
+    assert engine.position == 0
+    np.testing.assert_array_equal(engine.forward(TOKENS), first)
+
+
+def test_the_context_can_be_filled_to_its_last_token(tmp_path, engine_for):
+    model = write_tiny_model(tmp_path)
+    engine = engine_for(model, context=70)
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS)
+    assert_close(engine.forward(TOKENS), expected[-1], EXACT)
+    with pytest.raises(ValueError, match=r"1 tokens do not fit: 70 of the context's 70 are used"):
+        engine.forward([1])
+    assert engine.position == 70
+
+
+def test_decoding_allocates_nothing_that_grows_with_the_model(tmp_path):
+    require_cpp()  # NumPy widens weights as it goes: it allocates blocks of 1 MB, again and again
+    sizes = Sizes(hidden=256, ffn=512, n_layers=6)
+    model = write_tiny_model(tmp_path, sizes=sizes)
+    with LayerWiseInferenceEngine(model.path, backend="cpp") as engine:
+        engine.forward(TOKENS)
+        tracemalloc.start()
+        try:
+            for token in range(10):
+                engine.forward([token])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 16 * 1024  # the logits, 1 kB, the rope table, and Python's small objects
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(tmp_path):
+    with LayerWiseInferenceEngine(write_tiny_model(tmp_path).path, backend="numpy") as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("token", [-1, 268, 2**40])
+def test_a_token_outside_the_vocabulary_is_refused(engine, token):
+    with pytest.raises(ValueError, match=f"token {token} is not in the vocabulary; .* 0 to 267"):
+        engine.forward([1, token])
+    assert engine.position == 0
+
+
+def test_no_tokens_and_tokens_that_are_not_integers_are_refused(engine):
+    with pytest.raises(ValueError, match=r"expected \[n\], n at least 1"):
+        engine.forward([])
+    with pytest.raises(TypeError, match="tokens are float64; expected integers"):
+        engine.forward([1.5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "cuda"}, "backend is 'cuda'; expected 'auto', 'cpp' or 'numpy'"),
+        ({"kv_type": "q8"}, "kv_type is 'q8'; expected 'f16' or 'f32'"),
+        ({"activations": "q4"}, "activations is 'q4'; expected 'q8' or 'f32'"),
+        ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
+        ({"context": 0}, "context is 0; expected at least 1"),
+        ({"context": 97}, "context is 97; tiny allows at most 96 tokens"),
+        ({"threads": 0}, "threads is 0; expected an integer of at least 1"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused_by_name(tmp_path, settings, message):
+    model = write_tiny_model(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        LayerWiseInferenceEngine(model.path, **({"backend": "numpy"} | settings))
+
+
+def test_a_missing_file_is_an_error_with_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.gguf"):
+        LayerWiseInferenceEngine(tmp_path / "none.gguf")
+
+
+def test_threads_on_numpy_are_a_warning_not_a_silence(tmp_path, caplog):
+    LayerWiseInferenceEngine(write_tiny_model(tmp_path).path, backend="numpy", threads=1).close()
+    assert "OPENBLAS_NUM_THREADS" in caplog.text
+
+
+# ---- context, memory, life ----------------------------------------------------------------------
+
+
+def test_the_context_is_the_models_up_to_4096_and_says_when_it_is_less(tmp_path, caplog):
+    caplog.set_level("INFO", "airllm")
+    for allowed, expected in ((96, 96), (8192, 4096)):
+        model = write_tiny_model(tmp_path, metadata={"llama.context_length": allowed})
+        with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
+            assert engine.context == expected
+    assert caplog.messages == ["context of 4096 tokens; the model allows 8192"]
+
+
+def test_a_long_context_takes_memory_only_as_it_fills(tmp_path):
+    model = write_tiny_model(tmp_path, metadata={"llama.context_length": 2**20})
+    with LayerWiseInferenceEngine(model.path, backend="numpy", context=2**20) as engine:
+        cache_bytes = 3 * 2 * 2 * 2**20 * 16 * 2  # layers, K and V, KV heads, tokens, dims, f16
+        before = engine.memory_usage()["resident"]
+        engine.forward([1, 2, 3])
+        usage = engine.memory_usage()
+    assert usage["kv_cache"] == cache_bytes
+    assert usage["resident"] - before < 2 * 2**20
+
+
+def test_a_cache_that_no_machine_can_hold_is_refused_with_its_size():
+    with pytest.raises(MemoryError, match="KV cache needs 17,592,186,044,416 MiB"):
+        KVCache(n_layers=1, n_kv_heads=1, head_dim=64, capacity=2**56)
+
+
+def test_memory_usage_counts_weights_and_buffers(engine):
+    usage = engine.memory_usage()
+    assert usage["weights"] == sum(tensor.nbytes for tensor in engine._gguf.tensors.values())
+    assert usage["buffers"] > 0
+    assert usage["resident"] > usage["weights"]
+
+
+def test_loading_reports_each_layer(tmp_path):
+    calls = []
+    LayerWiseInferenceEngine(
+        write_tiny_model(tmp_path).path,
+        backend="numpy",
+        on_progress=lambda done, total: calls.append((done, total)),
+    ).close()
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_file_that_changes_underneath_is_an_error_not_a_crash(tmp_path):
+    model = write_tiny_model(tmp_path)
+    with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
+        engine.forward([1])
+        with model.path.open("r+b") as file:
+            file.truncate(4096)
+        with pytest.raises(FormatError, match=r"tiny\.gguf: the file was changed while"):
+            engine.forward([2])
+
+
+def test_a_file_that_is_deleted_underneath_does_no_harm(tmp_path):
+    model = write_tiny_model(tmp_path)
+    with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
+        model.path.unlink()
+        assert np.isfinite(engine.forward([1, 2])).all()
+
+
+def test_a_closed_engine_says_so_and_closing_twice_is_fine(engine):
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        engine.forward([1])
+    assert engine.memory_usage()["weights"] == 0
+
+
+def test_a_second_thread_gets_an_error_and_the_first_goes_on(engine, monkeypatch):
+    inside, go_on = threading.Event(), threading.Event()
+    run_layers = engine._decoder._run_layers
+
+    def wait_inside(tokens, residual):
+        inside.set()
+        assert go_on.wait(10)
+        run_layers(tokens, residual)
+
+    monkeypatch.setattr(engine._decoder, "_run_layers", wait_inside)
+    first = threading.Thread(target=engine.forward, args=([1, 2, 3],))
+    first.start()
+    assert inside.wait(10)
+    with pytest.raises(RuntimeError, match="the engine is busy"):
+        engine.forward([1])
+    go_on.set()
+    first.join()
+    assert engine.position == 3

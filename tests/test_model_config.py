@@ -1,0 +1,246 @@
+"""Models that do not fit together are refused by name before anything is computed."""
+
+import time
+
+import numpy as np
+import pytest
+from tiny_model import Sizes, write_tiny_model
+
+from airllm.formats.gguf import FormatError, GGUFFile
+from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models import ModelConfig, load_model
+
+
+def refusal(tmp_path, **changes) -> str:
+    """What opening a tiny model with these changes says, without the file's name."""
+    model = write_tiny_model(tmp_path, **changes)
+    start = time.perf_counter()
+    with pytest.raises(FormatError) as caught:
+        LayerWiseInferenceEngine(model.path, backend="numpy")
+    assert time.perf_counter() - start < 1.0
+    file, _, message = str(caught.value).partition(": ")
+    assert file == str(model.path)
+    return message
+
+
+def config_of(tmp_path, **changes) -> ModelConfig:
+    with GGUFFile.open(write_tiny_model(tmp_path, **changes).path) as gguf:
+        return load_model(gguf).config
+
+
+# ---- what is read --------------------------------------------------------------------------------
+
+
+def test_the_configuration_is_the_files(tmp_path):
+    assert config_of(tmp_path) == ModelConfig(
+        architecture="llama",
+        name="tiny",
+        vocab_size=268,
+        hidden_size=64,
+        intermediate_size=96,
+        n_layers=3,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=16,
+        rms_norm_eps=float(np.float32(1e-5)),
+        context_length=96,
+        rope_dims=16,
+        tied_embeddings=False,
+    )
+
+
+def test_keys_that_files_may_leave_out_have_defaults(tmp_path):
+    absent = [
+        "general.name",
+        "llama.vocab_size",
+        "llama.attention.head_count_kv",
+        "llama.attention.key_length",
+        "llama.attention.value_length",
+        "llama.rope.dimension_count",
+        "llama.rope.freq_base",
+    ]
+    sizes = Sizes(n_kv_heads=4)
+    config = config_of(tmp_path, sizes=sizes, metadata=dict.fromkeys(absent))
+    assert (config.name, config.vocab_size) == ("tiny", 268)
+    assert (config.n_kv_heads, config.head_dim, config.rope_dims) == (4, 16, 16)
+
+
+def test_a_sliding_window_limits_the_context_to_where_it_changes_nothing(tmp_path):
+    window = {"llama.attention.sliding_window": 40}
+    assert config_of(tmp_path, metadata=window).context_length == 40
+
+
+# ---- metadata that is wrong ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "general.architecture",
+        "llama.block_count",
+        "llama.context_length",
+        "llama.embedding_length",
+        "llama.feed_forward_length",
+        "llama.attention.head_count",
+        "llama.attention.layer_norm_rms_epsilon",
+    ],
+)
+def test_a_missing_key_is_refused_by_name(tmp_path, key):
+    assert refusal(tmp_path, metadata={key: None}) == f"{key} is missing from the metadata"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("block_count", "three", "the string 'three'; expected an integer"),
+        ("block_count", 3.0, "float 3.0; expected an integer"),
+        ("block_count", True, "bool True; expected an integer"),
+        ("attention.head_count", [4, 4, 4], "an array of 3 uint32; expected an integer"),
+        ("attention.layer_norm_rms_epsilon", "tiny", "the string 'tiny'; expected a number"),
+        ("rope.freq_base", [1.0, 2.0], "an array of 2 float32; expected a number"),
+        ("rope.scaling.type", 4, "int 4; expected a string"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_key_and_value(tmp_path, key, value, fault):
+    assert refusal(tmp_path, metadata={f"llama.{key}": value}) == f"llama.{key} is {fault}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("block_count", 0, "1 to 4096"),
+        ("block_count", 2**31, "1 to 4096"),
+        ("block_count", -1, "1 to 4096"),
+        ("context_length", 0, "1 to 16777216"),
+        ("context_length", 2**40, "1 to 16777216"),
+        ("embedding_length", 0, "1 to 1048576"),
+        ("feed_forward_length", 2**63, "1 to 1048576"),
+        ("attention.head_count", 0, "1 to 4096"),
+        ("attention.head_count_kv", 0, "1 to 4096"),
+        ("attention.key_length", 257, "1 to 256"),
+        ("rope.dimension_count", 17, "2 to 16"),
+        ("rope.dimension_count", 0, "2 to 16"),
+    ],
+)
+def test_a_count_out_of_range_is_refused_with_key_and_value(tmp_path, key, value, expected):
+    said = refusal(tmp_path, metadata={f"llama.{key}": value})
+    assert said == f"llama.{key} is {value}; expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"attention.head_count_kv": 3}, "head_count_kv is 3; expected a divisor of"),
+        ({"attention.head_count_kv": 8}, "head_count_kv is 8; expected a divisor of"),
+        (
+            {"attention.key_length": None, "attention.head_count": 5, "attention.head_count_kv": 5},
+            "head_count is 5; expected a divisor of llama.embedding_length, 64",
+        ),
+        ({"attention.value_length": 8}, "value_length is 8; expected 16, the keys' length"),
+        ({"attention.layer_norm_rms_epsilon": 0.0}, "epsilon is 0.0; expected it between 0 and 1"),
+        ({"attention.layer_norm_rms_epsilon": np.nan}, "epsilon is nan; expected a finite number"),
+        ({"rope.dimension_count": 15}, "dimension_count is 15; expected it even"),
+        ({"rope.freq_base": 0.0}, "freq_base is 0.0; expected at least 1"),
+        ({"rope.freq_base": np.inf}, "freq_base is inf; expected a finite number"),
+        ({"rope.scaling.factor": -2.0}, "rope.scaling.factor is -2.0; expected at least 1"),
+        ({"attention.causal": False}, "attention.causal is False; expected True"),
+        ({"vocab_size": 300}, "vocab_size is 300; expected 268, the rows of token_embd.weight"),
+    ],
+)
+def test_values_that_contradict_each_other_or_sense_are_refused(tmp_path, changes, fault):
+    metadata = {f"llama.{key}": value for key, value in changes.items()}
+    assert fault in refusal(tmp_path, metadata=metadata)
+
+
+def test_a_vocabulary_that_is_not_the_embeddings_is_refused(tmp_path):
+    said = refusal(tmp_path, metadata={"tokenizer.ggml.tokens": ["a", "b"]})
+    assert (
+        said == "tokenizer.ggml.tokens has 2 entries; expected 268, the rows of token_embd.weight"
+    )
+
+
+# ---- what is not implemented ---------------------------------------------------------------------
+
+
+def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones(tmp_path):
+    said = refusal(tmp_path, metadata={"general.architecture": "rwkv6"})
+    assert said == "the architecture 'rwkv6' is not supported; supported: llama"
+
+
+@pytest.mark.parametrize("scaling", ["yarn", "longrope", ""])
+def test_a_rope_scaling_that_is_not_implemented_is_refused_by_name(tmp_path, scaling):
+    said = refusal(tmp_path, metadata={"llama.rope.scaling.type": scaling})
+    assert said.startswith(f"llama.rope.scaling.type is {scaling!r}; ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.expert_count", 8),
+        ("llama.rope.scaling.attn_factor", 1.2),
+        ("llama.attention.scale", 0.5),
+        ("llama.logit_scale", 8.0),
+    ],
+)
+def test_a_key_that_would_change_the_arithmetic_is_refused_not_ignored(tmp_path, key, value):
+    assert refusal(tmp_path, metadata={key: value}).startswith(f"{key} asks for something")
+
+
+def test_such_a_key_that_is_zero_or_false_asks_for_nothing(tmp_path):
+    off = {"llama.expert_count": 0, "llama.rope.scaling.yarn_log_multiplier": 0.0}
+    assert config_of(tmp_path, metadata=off).n_layers == 3
+
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["token_embd.weight", "output_norm.weight", "blk.0.attn_q.weight", "blk.2.ffn_up.weight"],
+)
+def test_a_missing_tensor_is_refused_by_name(tmp_path, name):
+    assert refusal(tmp_path, tensors={name: None}) == f"tensor {name} is missing"
+
+
+def test_layers_that_the_metadata_promises_must_be_there(tmp_path):
+    said = refusal(tmp_path, metadata={"llama.block_count": 4096})
+    assert said == "tensor blk.3.attn_norm.weight is missing"
+
+
+def test_layers_that_the_metadata_does_not_know_are_refused(tmp_path):
+    said = refusal(tmp_path, metadata={"llama.block_count": 2})
+    assert said == "tensor blk.2.attn_k.weight has no place in a llama model"
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (64, 32), (64,), (4096,), (1, 64, 64)])
+def test_a_tensor_of_another_shape_is_refused_with_both(tmp_path, shape):
+    name = "blk.1.attn_q.weight"
+    tensor = (name, "f32", shape, np.zeros(shape, np.float32))
+    said = refusal(tmp_path, tensors={name: tensor})
+    assert said.startswith(f"tensor {name} has shape {list(shape)}; expected [64, 64]")
+
+
+def test_a_quantised_norm_is_refused(tmp_path):
+    name = "blk.0.attn_norm.weight"
+    tensor = (name, "q8_0", (64,), np.zeros(68, np.uint8))
+    said = refusal(tmp_path, tensors={name: tensor})
+    assert said == f"tensor {name} is q8_0; expected one of f32, f16, bf16"
+
+
+def test_a_tensor_without_a_place_is_refused_not_ignored(tmp_path):
+    name = "blk.0.attn_q.bias"
+    said = refusal(tmp_path, tensors={name: (name, "f32", (64,), np.zeros(64, np.float32))})
+    assert said == f"tensor {name} has no place in a llama model"
+
+
+@pytest.mark.parametrize("factors", [np.ones(7), np.zeros(8), np.full(8, np.nan), -np.ones(8)])
+def test_rope_factors_that_make_no_sense_are_refused(tmp_path, factors):
+    assert "tensor rope_freqs.weight " in refusal(tmp_path, rope_factors=factors)
+
+
+def test_a_norm_in_half_precision_is_read(tmp_path):
+    name = "output_norm.weight"
+    half = (name, "f16", (64,), np.ones(64, np.float16))
+    model = write_tiny_model(tmp_path, tensors={name: half})
+    with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
+        assert np.isfinite(engine.forward([1])).all()

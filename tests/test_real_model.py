@@ -1,0 +1,43 @@
+"""A real model, where it was pulled: `airllm pull smollm2-135m`, or AIRLLM_TEST_MODEL=its path."""
+
+import os
+
+import pytest
+from extension import ISAS, require_cpp
+
+from airllm.hub import find_model
+from airllm.layer_engine import LayerWiseInferenceEngine
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def path():
+    found = find_model(os.environ.get("AIRLLM_TEST_MODEL") or "smollm2-135m")
+    if found is None:
+        pytest.skip("no real model here: run `airllm pull smollm2-135m`, or set AIRLLM_TEST_MODEL")
+    return found
+
+
+def test_the_capital_of_france_on_numpy(path):
+    with LayerWiseInferenceEngine(path, backend="numpy", context=128) as engine:
+        answer = engine.generate(QUESTION, temperature=0, max_new_tokens=20)
+    assert answer.text == "The capital of France is Paris."
+    assert answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("activations", ["q8", "f32"])
+@pytest.mark.parametrize("isa", ISAS or ["missing"])
+def test_the_capital_of_france_on_cpp(path, isa, activations):
+    extension = require_cpp()
+    before = extension.simd_level
+    extension.set_isa(isa)
+    try:
+        with LayerWiseInferenceEngine(
+            path, backend="cpp", context=128, activations=activations
+        ) as engine:
+            answer = engine.generate(QUESTION, temperature=0, max_new_tokens=20)
+    finally:
+        extension.set_isa(before)
+    assert answer.text == "The capital of France is Paris."
+    assert answer.finish_reason == "stop"

@@ -1,0 +1,179 @@
+"""Writes a tiny random Llama as a GGUF file: a whole model, vocabulary included, in 0.2 MB.
+
+The tests get the values of its tensors too, worked out here from the very numbers that were
+written, so that nothing that reads GGUF files or unpacks blocks is checked against itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf_writer import TensorSpec, write_gguf
+
+TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    hidden: int = 64
+    ffn: int = 96
+    n_layers: int = 3
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    head_dim: int = 16
+    rope_dims: int = 16
+    theta: float = 10000.0
+    eps: float = 1e-5
+    context: int = 96
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    path: Path
+    sizes: Sizes
+    tensors: dict[str, np.ndarray]  # float64 values by GGUF name
+
+
+def write_tiny_model(
+    folder: Path,
+    type: str = "f32",
+    *,
+    sizes: Sizes | None = None,
+    tied: bool = False,
+    rope_factors: np.ndarray | None = None,
+    metadata: Mapping[str, object | None] | None = None,
+    tensors: Mapping[str, TensorSpec | None] | None = None,
+) -> TinyModel:
+    """Write `folder`/tiny.gguf.
+
+    type: of the matrices; norms are f32. rope_factors: float32 [rope_dims / 2], as a tensor.
+    metadata, tensors: what to put in place of the valid entries, by name; None leaves one out.
+    """
+    sizes = sizes or Sizes()
+    vocabulary = vocabulary_tokens()
+    rng = np.random.default_rng(5)
+    specs: dict[str, TensorSpec | None] = {}
+    values: dict[str, np.ndarray] = {}
+    for name, shape in _shapes(sizes, len(vocabulary), tied).items():
+        kind = type if len(shape) == 2 else "f32"
+        data, values[name] = _random_tensor(rng, kind, shape)
+        specs[name] = (name, kind, shape, data)
+    if rope_factors is not None:
+        name, shape = "rope_freqs.weight", rope_factors.shape
+        specs[name] = (name, "f32", shape, rope_factors.astype(np.float32))
+    entries = _metadata(sizes, vocabulary) | dict(metadata or {})
+    specs |= tensors or {}
+    path = write_gguf(
+        folder / "tiny.gguf",
+        {key: value for key, value in entries.items() if value is not None},
+        [spec for spec in specs.values() if spec is not None],
+    )
+    return TinyModel(path, sizes, values)
+
+
+def _metadata(sizes: Sizes, vocabulary: list[str]) -> dict[str, object]:
+    return {
+        "general.architecture": "llama",
+        "general.name": "tiny",
+        "llama.block_count": sizes.n_layers,
+        "llama.context_length": sizes.context,
+        "llama.embedding_length": sizes.hidden,
+        "llama.feed_forward_length": sizes.ffn,
+        "llama.attention.head_count": sizes.n_heads,
+        "llama.attention.head_count_kv": sizes.n_kv_heads,
+        "llama.attention.key_length": sizes.head_dim,
+        "llama.attention.value_length": sizes.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": sizes.eps,
+        "llama.rope.freq_base": sizes.theta,
+        "llama.rope.dimension_count": sizes.rope_dims,
+        "llama.vocab_size": len(vocabulary),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": vocabulary,
+        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(vocabulary) - len(SPECIAL)),
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": CHAT_TEMPLATE,
+    }
+
+
+def vocabulary_tokens() -> list[str]:
+    """Three control tokens, a token for each byte as GPT-2 spells it, and the merges' results."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    byte_tokens = [chr(byte if byte in visible else next(others)) for byte in range(256)]
+    return [*SPECIAL, *byte_tokens, *(merge.replace(" ", "") for merge in MERGES)]
+
+
+def byte_token(byte: int) -> int:
+    """The id of the token that is this one byte."""
+    return len(SPECIAL) + byte
+
+
+def _shapes(sizes: Sizes, n_vocab: int, tied: bool) -> dict[str, tuple[int, ...]]:
+    hidden, q_width = sizes.hidden, sizes.n_heads * sizes.head_dim
+    kv_width = sizes.n_kv_heads * sizes.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, hidden)}
+    for i in range(sizes.n_layers):
+        shapes |= {
+            f"blk.{i}.attn_norm.weight": (hidden,),
+            f"blk.{i}.attn_q.weight": (q_width, hidden),
+            f"blk.{i}.attn_k.weight": (kv_width, hidden),
+            f"blk.{i}.attn_v.weight": (kv_width, hidden),
+            f"blk.{i}.attn_output.weight": (hidden, q_width),
+            f"blk.{i}.ffn_norm.weight": (hidden,),
+            f"blk.{i}.ffn_gate.weight": (sizes.ffn, hidden),
+            f"blk.{i}.ffn_up.weight": (sizes.ffn, hidden),
+            f"blk.{i}.ffn_down.weight": (hidden, sizes.ffn),
+        }
+    shapes["output_norm.weight"] = (hidden,)
+    return shapes if tied else shapes | {"output.weight": (n_vocab, hidden)}
+
+
+def _random_tensor(
+    rng: np.random.Generator, type: str, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A tensor's data as `type` stores it, and its values in float64."""
+    if len(shape) == 1:  # a norm's weight: about 1
+        weight = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        return weight, weight.astype(np.float64)
+    spread = 2.0 * shape[1] ** -0.5  # so that activations neither vanish nor explode
+    if type == "bf16":
+        bits = (spread * rng.standard_normal(shape)).astype("<f4").view("<u4") >> 16
+        return bits.astype("<u2"), (bits << 16).view("<f4").astype(np.float64)
+    if type in ("f32", "f16"):
+        weight = (spread * rng.standard_normal(shape)).astype("<f4" if type == "f32" else "<f2")
+        return weight, weight.astype(np.float64)
+    return _random_blocks(rng, type, shape, spread)
+
+
+def _random_blocks(
+    rng: np.random.Generator, type: str, shape: tuple[int, ...], spread: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random scales and quants, in GGML's blocks of 32: a scale d, for q4_1 an offset m, quants."""
+    n, n_blocks = shape[0], shape[1] // 32
+    largest = {"q8_0": 127, "q4_0": 8, "q4_1": 7.5}[type]
+    d = (1.7 * spread / largest * rng.uniform(0.7, 1.3, (n, n_blocks, 1))).astype("<f2")
+    if type == "q8_0":
+        q = rng.integers(-127, 128, (n, n_blocks, 32), np.int8)
+        return _joined(d, q), (d.astype(np.float64) * q).reshape(shape)
+    q = rng.integers(0, 16, (n, n_blocks, 32), np.uint8)
+    nibbles = q[..., :16] | q[..., 16:] << 4
+    if type == "q4_0":
+        return _joined(d, nibbles), (d.astype(np.float64) * (q - 8.0)).reshape(shape)
+    m = (-7.5 * d).astype("<f2")
+    return _joined(d, m, nibbles), (d.astype(np.float64) * q + m).reshape(shape)
+
+
+def _joined(*parts: np.ndarray) -> np.ndarray:
+    """Parts of blocks, [n, n_blocks, ...] each, as bytes."""
+    return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=-1)
