@@ -244,3 +244,42 @@ def test_a_norm_in_half_precision_is_read(tmp_path):
     model = write_tiny_model(tmp_path, tensors={name: half})
     with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
         assert np.isfinite(engine.forward([1])).all()
+
+
+# ---- damage --------------------------------------------------------------------------------------
+
+
+def damaged(raw: bytes, header_bytes: int, rng: np.random.Generator) -> bytes:
+    """Up to three places of the header with a flipped bit, a tempting number, or bytes cut out."""
+    data = bytearray(raw)
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(header_bytes - 16))
+        match rng.integers(3):
+            case 0:
+                data[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                data[at : at + 8] = int(rng.choice([0, 1, 2**32, 2**63 - 1])).to_bytes(8, "little")
+            case _:
+                del data[at : at + int(rng.integers(1, 9))]
+    return bytes(data)
+
+
+def test_a_damaged_header_gives_an_error_or_a_model_that_runs(tmp_path):
+    path = write_tiny_model(tmp_path, "q4_0").path
+    raw = path.read_bytes()
+    with GGUFFile.open(path) as gguf:
+        header_bytes = min(tensor.offset for tensor in gguf.tensors.values())
+    rng = np.random.default_rng(0)
+    refusals = []
+    for _ in range(300):
+        path.write_bytes(damaged(raw, header_bytes, rng))
+        start = time.perf_counter()
+        try:
+            with LayerWiseInferenceEngine(path, backend="numpy") as engine:
+                assert engine.forward([1, 2]).shape == (268,)
+                assert isinstance(engine.tokenize("hello"), list)
+        except FormatError as error:
+            refusals.append(str(error))
+        assert time.perf_counter() - start < 1.0
+    assert 150 < len(refusals) < 300  # both happen
+    assert all(refusal.startswith(f"{path}: ") for refusal in refusals)
