@@ -74,8 +74,8 @@ class Answer:
 
 
 def write_json(value: Mapping[str, object]) -> None:
-    """One JSON object on stdout; infinities and NaN, which JSON lacks, become null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+    """One JSON object on a line of stdout; infinities and NaN, which JSON lacks, become null."""
+    print(json.dumps(_finite(value), ensure_ascii=False))
 
 
 def abandon_stdout() -> None:
