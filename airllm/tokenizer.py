@@ -243,15 +243,15 @@ def _sentence_piece(metadata: Metadata) -> _Scheme:
             f"tokenizer.ggml.scores has {len(scores):,} entries for"
             f" {len(vocabulary.texts):,} tokens"
         )
-    for id in vocabulary.bytes:
-        if not re.fullmatch("<0x[0-9A-F]{2}>", vocabulary.texts[id]):
-            raise metadata.fault(f"token {id} is declared a byte but is {vocabulary.texts[id]!r}")
     longest = max(map(len, vocabulary.texts))
     if longest > MAX_PIECE or sum(map(len, vocabulary.texts)) > MAX_SPLITS:
         raise metadata.fault(
             "tokenizer.ggml.tokens is too large to be a vocabulary"
             f" (longest token: {longest:,} characters)"
         )
+    for id in vocabulary.bytes:
+        if not re.fullmatch("<0x[0-9A-F]{2}>", vocabulary.texts[id]):
+            raise metadata.fault(f"token {id} is declared a byte but is {vocabulary.texts[id]!r}")
     if len(vocabulary.bytes) < 256 and vocabulary.unknown_id is None:
         raise metadata.fault("the vocabulary has neither tokens for all bytes nor an unknown token")
 
