@@ -49,8 +49,7 @@ def test_a_chat_that_outgrows_the_context_ends_with_the_way_to_go_on(
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n" * 30))
     options = ["--max-tokens", "4", "--temperature", "0", "--context", "64"]
     assert main(["chat", "-m", tiny, "--backend", "numpy", *options]) == 1
-    out, err = capsys.readouterr()
-    assert out.count("\n") >= 1
+    _, err = capsys.readouterr()
     assert "context of 64 tokens is full" in err.splitlines()[-1]
 
 

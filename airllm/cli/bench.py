@@ -91,7 +91,7 @@ def _measure(args: argparse.Namespace, context: int) -> Iterator[dict[str, objec
             tests = [benchmark.prefill(n, vocab_size) for n in args.prompt_tokens if n]
             tests += [benchmark.decode(n, vocab_size) for n in args.generated_tokens if n]
             for test in tests:
-                label = f"{test.name}, {runtime['threads']} threads"
+                label = f"{test.name}, {model.in_words(runtime)}"
                 with console.progress(label, "tokens") as progress:
                     result = benchmark.measure(
                         engine, test, args.repetitions, on_progress=progress.update

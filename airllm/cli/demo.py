@@ -38,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
     from airllm import hub
 
     if hub.find_model(MODEL) is None:
-        console.log.info("fetching %s, once", MODEL)
         hub.pull(MODEL, progress=not args.quiet)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         request = model.conversation(args.prompt)
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         if name != "resident"
     )
     print(
-        f"\nbackend  {runtime['backend']}, {runtime['isa']}, {runtime['threads']} threads"
+        f"\nbackend  {model.in_words(runtime)}"
         f"\nprefill  {generation.prompt_tokens} tokens, "
         f"{generation.prefill_tokens_per_second:.1f} tokens/s"
         f"\ndecode   {len(generation.tokens)} tokens, "

@@ -1,6 +1,7 @@
 """From --model and its companions to an open engine, and what there is to say about one."""
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -53,16 +54,19 @@ class Runtime(TypedDict):
 
 
 def runtime(engine: "LayerWiseInferenceEngine") -> Runtime:
-    # Not tensor_ops_hybrid's: --backend may differ from what the process has chosen.
-    if engine.backend == "cpp":
-        import tensor_ops_cpp as ops
-    else:
-        from airllm import numpy_ops as ops
+    # Not tensor_ops_hybrid: --backend may differ from what the process has chosen.
+    ops = import_module("tensor_ops_cpp" if engine.backend == "cpp" else "airllm.numpy_ops")
     return {
         "backend": engine.backend,
         "isa": ops.simd_level,
         "threads": ops.get_num_threads(),
     }
+
+
+def in_words(runtime: Runtime) -> str:
+    """ "cpp, avx512, 2 threads" """
+    threads = runtime["threads"]
+    return f"{runtime['backend']}, {runtime['isa']}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def timings(generation: "Generation") -> dict[str, float]:
