@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 from arrays import normal, placed, watched
-from bounds import TINY, U, check
+from bounds import SMALLEST_NORMAL, TINY, U, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,19 +54,19 @@ def check_exact(actual, x, values, size=None):
     check(actual, reference.linear(x, values), (k + 8) * (U * total + TINY), "linear")
 
 
-def check_q8(actual, x, values, size):
-    """x may have been rounded by half of d = max|x| / 127 in each block of 32 of its values."""
+# Activations are rounded to whole multiples of d = max|x| / LEVELS in each block of 32.
+LEVELS = {"q8": 127, "q16": 32512}
+
+
+def check_rounded(actual, x, values, size, activations):
+    """x may be off by half of d, besides what check_exact allows."""
     k = x.shape[-1]
     blocks = np.abs(x.astype(np.float64)).reshape(*x.shape[:-1], k // 32, 32)
-    d = blocks.max(axis=-1, keepdims=True, initial=0.0) / 127
+    d = blocks.max(axis=-1, keepdims=True, initial=0.0) / LEVELS[activations]
     rounding = np.broadcast_to(0.501 * d, blocks.shape).reshape(x.shape)
     bound = reference.linear(rounding, np.abs(values))
     bound += (k + 8) * (U * reference.linear(np.abs(x) + rounding, size) + TINY)
-    check(actual, reference.linear(x, values), bound, "linear q8")
-
-
-def relative_error(actual, exact):
-    return np.linalg.norm(actual - exact) / np.linalg.norm(exact)
+    check(actual, reference.linear(x, values), bound, f"linear {activations}")
 
 
 # ---- float32 and float16 weights -----------------------------------------------------------------
@@ -146,7 +146,8 @@ def test_denormal_and_largest_halves_are_read_exactly(ops):
 def test_activations_do_not_matter_to_plain_weights(ops, plain):
     x, w = normal((2, 64)), plain((10, 64), seed=1)
     exact = ops.linear(x, w, activations="f32")
-    np.testing.assert_array_equal(ops.linear(x, w, activations="q8"), exact)
+    for activations in ("auto", "q8", "q16"):
+        np.testing.assert_array_equal(ops.linear(x, w, activations=activations), exact)
 
 
 # ---- packed weights ------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ def test_packed_weights_write_nothing_around_out(ops, type):
     for n in [1, 3, 16, 17, 33]:
         rows, _ = file_rows(n, 64, type)
         w = ops.PackedMatrix(rows, type, (n, 64))
-        for activations in ("q8", "f32"):
+        for activations in ("q8", "q16", "f32"):
             x = normal((5, 64), seed=n)
             with watched((5, n), offset=n % 16) as out:
                 assert ops.linear(x, w, activations=activations, out=out) is out
@@ -259,7 +260,7 @@ def test_a_matrix_outlives_the_array_it_was_made_from(backend, type):
 def test_an_empty_matrix(ops, type, shape):
     w = ops.PackedMatrix(b"", type, shape)
     assert w.dequantize().shape == shape
-    for activations in ("q8", "f32"):
+    for activations in ("q8", "q16", "f32"):
         result = ops.linear(normal((2, shape[1])), w, activations=activations)
         np.testing.assert_array_equal(result, np.zeros((2, shape[0]), np.float32))
 
@@ -270,7 +271,7 @@ def test_raw_rows_take_the_same_arguments(backend, type):
     assert (raw.type, raw.shape) == (type, (5, 64))
 
 
-# ---- quantised weights meet 8-bit activations ----------------------------------------------------
+# ---- quantised weights meet rounded activations --------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=QUANTIZED)
@@ -278,32 +279,40 @@ def quantized(request):
     return request.param
 
 
-def test_q8_is_within_one_percent_of_the_exact_product(ops, quantized):
+@pytest.fixture(scope="module", params=LEVELS)
+def activations(request):
+    return request.param
+
+
+@pytest.mark.parametrize(("activations", "percent"), [("q8", 1.0), ("q16", 0.01)])
+def test_rounding_keeps_the_result_within_a_share_of_its_norm(ops, quantized, activations, percent):
     for n, k in [(64, 32), (100, 96), (48, 576), (32, 1536)]:
         x = normal((4, k), seed=n)
         rows, values = file_rows(n, k, quantized, seed=n)
-        w = ops.PackedMatrix(rows, quantized, (n, k))
-        assert relative_error(ops.linear(x, w), reference.linear(x, values)) < 0.01
+        exact = reference.linear(x, values)
+        result = ops.linear(x, ops.PackedMatrix(rows, quantized, (n, k)), activations=activations)
+        assert np.linalg.norm(result - exact) < percent / 100 * np.linalg.norm(exact)
 
 
-def test_q8_is_off_by_the_rounding_of_the_activations_alone(ops, quantized):
+def test_the_result_is_off_by_the_rounding_of_the_activations_alone(ops, quantized, activations):
     for n, k, m in [(1, 32, 1), (16, 64, 2), (17, 288, 3), (65, 96, 7), (33, 1056, 5)]:
         x = normal((m, k), seed=n)
         rows, values = file_rows(n, k, quantized, seed=n)
-        w = ops.PackedMatrix(rows, quantized, (n, k))
-        check_q8(ops.linear(x, w), x, values, offset_part(rows, values, quantized))
+        result = ops.linear(x, ops.PackedMatrix(rows, quantized, (n, k)), activations=activations)
+        check_rounded(result, x, values, offset_part(rows, values, quantized), activations)
 
 
-def test_q8_for_every_number_of_tokens(ops, quantized):
+def test_rounded_activations_for_every_number_of_tokens(ops, quantized, activations):
     rows, values = file_rows(35, 64, quantized)
     w = ops.PackedMatrix(rows, quantized, (35, 64))
     for m in [*range(1, 36), 70]:
         x = normal((m, 64), seed=m)
-        check_q8(ops.linear(placed(x), w), x, values, offset_part(rows, values, quantized))
+        result = ops.linear(placed(x), w, activations=activations)
+        check_rounded(result, x, values, offset_part(rows, values, quantized), activations)
 
 
-def test_q8_of_the_largest_codes_does_not_overflow(ops, quantized):
-    # 127 * -128 and 127 * 15 in every place: the largest sums that 16-bit steps could overflow on.
+def test_the_largest_codes_do_not_overflow(ops, quantized, activations):
+    # The largest codes of both factors in every place, and of either sign.
     for byte in (0x80, 0x7F, 0xFF, 0x00):
         rows, _ = file_rows(16, 512, quantized)
         blocks = rows.reshape(-1, reference.BLOCK_BYTES[quantized])
@@ -311,35 +320,39 @@ def test_q8_of_the_largest_codes_does_not_overflow(ops, quantized):
         values = reference.dequantize(rows, quantized)
         w = ops.PackedMatrix(rows, quantized, (16, 512))
         for x in (np.ones((3, 512), np.float32), -np.ones((3, 512), np.float32)):
-            check_q8(ops.linear(x, w), x, values, offset_part(rows, values, quantized))
+            result = ops.linear(x, w, activations=activations)
+            check_rounded(result, x, values, offset_part(rows, values, quantized), activations)
 
 
-def test_q8_keeps_blocks_of_very_different_size_apart(ops, quantized):
+def test_blocks_of_very_different_size_are_rounded_apart(ops, quantized, activations):
     x = normal((2, 128)) * np.repeat([1e-6, 1e6, 1.0, 0.0], 32).astype(np.float32)
     rows, values = file_rows(20, 128, quantized)
-    w = ops.PackedMatrix(rows, quantized, (20, 128))
-    check_q8(ops.linear(x, w), x, values, offset_part(rows, values, quantized))
+    result = ops.linear(x, ops.PackedMatrix(rows, quantized, (20, 128)), activations=activations)
+    check_rounded(result, x, values, offset_part(rows, values, quantized), activations)
 
 
-def test_q8_of_zeros_is_zeros(ops, quantized):
+def test_activations_of_zero_give_zeros(ops, quantized, activations):
     rows, _ = file_rows(20, 64, quantized)
     w = ops.PackedMatrix(rows, quantized, (20, 64))
-    np.testing.assert_array_equal(ops.linear(np.zeros((2, 64), np.float32), w), 0.0)
+    zeros = np.zeros((2, 64), np.float32)
+    np.testing.assert_array_equal(ops.linear(zeros, w, activations=activations), 0.0)
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e30])
-def test_q8_of_tiny_and_huge_activations_stays_finite(ops, quantized, scale):
+def test_tiny_and_huge_activations_give_finite_results(ops, quantized, activations, scale):
     x = normal((2, 64), scale=scale)
     rows, values = file_rows(20, 64, quantized)
-    result = ops.linear(x, ops.PackedMatrix(rows, quantized, (20, 64)))
+    w = ops.PackedMatrix(rows, quantized, (20, 64))
+    result = ops.linear(x, w, activations=activations)
     assert np.isfinite(result).all()
-    # An activation whose block has a scale below float32's reach may count as zero.
-    tolerance = 0.01 * np.linalg.norm(reference.linear(x, values)) + 64 * 127 * 2.0**-126
-    assert np.linalg.norm(result - reference.linear(x, values)) <= tolerance
+    exact = reference.linear(x, values)
+    # A block whose d is no normal number may count as zeros: |x| < LEVELS * SMALLEST_NORMAL.
+    lost = LEVELS[activations] * SMALLEST_NORMAL * np.abs(values).sum(axis=1)
+    assert (np.abs(result - exact) <= 0.01 * np.linalg.norm(exact) + lost).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("activations", ["q8", "f32"])
+@pytest.mark.parametrize("activations", ["q8", "q16", "f32"])
 def test_bad_activations_spoil_their_own_row_alone(ops, quantized, activations, bad):
     rows, _ = file_rows(20, 64, quantized)
     w = ops.PackedMatrix(rows, quantized, (20, 64))
@@ -352,3 +365,13 @@ def test_bad_activations_spoil_their_own_row_alone(ops, quantized, activations, 
             assert not np.isfinite(result[m // 2]).any()
             others = np.arange(m) != m // 2
             np.testing.assert_array_equal(result[others], good[others])
+
+
+def test_auto_is_the_default_and_takes_16_bits_for_up_to_64_rows(ops, quantized):
+    rows, _ = file_rows(20, 64, quantized)
+    w = ops.PackedMatrix(rows, quantized, (20, 64))
+    for m, activations in [(1, "q16"), (64, "q16"), (65, "q8")]:
+        x = normal((m, 64))
+        result = ops.linear(x, w)
+        np.testing.assert_array_equal(result, ops.linear(x, w, activations="auto"))
+        np.testing.assert_array_equal(result, ops.linear(x, w, activations=activations))

@@ -55,6 +55,7 @@ def attention(
     if scale is None:
         scale = max(head_dim, 1) ** -0.5
     scale = checks.number("attention", "scale", scale, minimum=-np.inf, inclusive=False)
+    causal = checks.flag("attention", "causal", causal)
     out = checks.output("attention", out, q.shape, {"q": q, "k": k, "v": v})
     attention_apply(q, k, v, scale, causal, out)
     return out

@@ -4,6 +4,7 @@ Every message reads "operation: argument is what came; expected what. How to fix
 extension says the same. TypeError: not an array, or another dtype. ValueError: everything else.
 """
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -112,7 +113,10 @@ def number(op: str, name: str, value: object, *, minimum: float, inclusive: bool
     """A finite real number, at least `minimum` (or above it)."""
     if not isinstance(value, Real):
         raise TypeError(f"{op}: {name} is {kind(value)}; expected a number.")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:  # an int of hundreds of digits
+        result = math.inf
     in_range = result >= minimum if inclusive else result > minimum
     if not (in_range and np.isfinite(result)):
         relation = "at least" if inclusive else "above"
@@ -120,6 +124,13 @@ def number(op: str, name: str, value: object, *, minimum: float, inclusive: bool
             f"{op}: {name} is {result}; expected a finite number {relation} {minimum:g}."
         )
     return result
+
+
+def flag(op: str, name: str, value: object) -> bool:
+    """True or False, and nothing that merely counts as one."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{op}: {name} is {kind(value)}; expected True or False.")
+    return bool(value)
 
 
 def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> str:

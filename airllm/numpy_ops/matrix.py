@@ -14,6 +14,8 @@ from airllm.numpy_ops.quants import TYPES, Bytes, decode, row_bytes
 # Rows of a packed or half matrix are widened to float32 this many bytes at a time.
 _WIDENED_BYTES = 4 << 20
 
+_LONGEST_AXIS = 2**31 - 1
+
 
 class PackedMatrix:
     """A weight matrix [n, k] in one of the file's types, kept as its bytes and widened when used.
@@ -99,17 +101,17 @@ def matmul(a: Float32, b: Float32, *, out: Float32 | None = None) -> Float32:
 
 
 def linear(
-    x: Float32, w: Weight, *, activations: str = "q8", out: Float32 | None = None
+    x: Float32, w: Weight, *, activations: str = "auto", out: Float32 | None = None
 ) -> Float32:
     """x @ w.T: w as checkpoints store it, one row for each output feature.
 
     x: float32 [..., k]; w: float32 or float16 array [n, k], or PackedMatrix of shape (n, k).
-    activations: "q8" allows a quantised w to meet activations rounded to 8 bits, "f32" does not.
-        Here both are exact.
+    activations: how x may meet a quantised w: rounded to 8 or to 16 bits in blocks of 32 ("q8",
+        "q16"), or exactly ("f32"); "auto" is q16 for up to 64 rows, else q8. Here all are exact.
     out: float32 [..., n], neither x nor w. Returns out.
     """
     x = checks.float32("linear", "x", x)
-    checks.choice("linear", "activations", activations, ["q8", "f32"])
+    checks.choice("linear", "activations", activations, ["auto", "q8", "q16", "f32"])
     inputs: dict[str, NDArray[Any]] = {"x": x}
     if isinstance(w, PackedMatrix):
         inputs["w"] = w._rows
@@ -157,8 +159,11 @@ def _matrix_shape(op: str, shape: object) -> tuple[int, int]:
         isinstance(axis, (int, np.integer)) for axis in shape
     ):
         raise TypeError(f"{op}: shape is {shape!r}; expected two integers, (n, k).")
-    if len(shape) != 2 or min(shape) < 0:
-        raise ValueError(f"{op}: shape is {tuple(shape)}; expected (n, k), neither negative.")
+    # Without a limit, a matrix of no columns could have any number of rows, and no bytes.
+    if len(shape) != 2 or min(shape) < 0 or max(shape) > _LONGEST_AXIS:
+        raise ValueError(
+            f"{op}: shape is {tuple(shape)}; expected (n, k), each from 0 to {_LONGEST_AXIS}."
+        )
     return int(shape[0]), int(shape[1])
 
 

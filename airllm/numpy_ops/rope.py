@@ -34,6 +34,7 @@ def rope(
     n_tokens, n_heads, head_dim = x.shape
     positions = checks.array("rope", "positions", positions, ["int32"])
     checks.shape("rope", "positions", positions, (n_tokens,), "one position for each token of x")
+    interleaved = checks.flag("rope", "interleaved", interleaved)
     inputs = {"x": x, "positions": positions}
     if inv_freq is None:
         theta = checks.number("rope", "theta", theta, minimum=0.0, inclusive=False)
