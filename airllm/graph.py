@@ -168,7 +168,7 @@ class GraphBuilder:
     which for rms_norm, rope, swiglu and add may be an input.
     """
 
-    def __init__(self, name: str, *, activations: Activations = "q8") -> None:
+    def __init__(self, name: str, *, activations: Activations = "auto") -> None:
         """activations: what every `linear` of the graph does, see graph_ops.SIGNATURES."""
         self.name = name
         self._activations = activations

@@ -6,12 +6,12 @@ backends implement these kinds and nothing else.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Attr = int | float | bool | str
 DType = Literal["float32", "int32"]
 Role = Literal["vector", "matrix", "rows"]  # [n]; [n, k] to multiply by; [n, k] to look rows up in
-Activations = Literal["q8", "f32"]
+Activations = Literal["auto", "q8", "q16", "f32"]
 
 
 class GraphError(ValueError):
@@ -108,7 +108,8 @@ def _linear(call: Call) -> int:
     n, k = weight.shape
     call.require_width(0, k, f"weight {weight.name!r} is [{n}, {k}]")
     activations = call.op.attrs["activations"]
-    call.require(activations in ("q8", "f32"), f"activations is {activations!r}, not 'q8' or 'f32'")
+    allowed = get_args(Activations)
+    call.require(activations in allowed, f"activations is {activations!r}, not one of {allowed}")
     return n
 
 
@@ -162,7 +163,7 @@ SIGNATURES: Mapping[str, Signature] = {
     "embed": _signature("tokens", _embed, weights=("rows",), attrs="scale"),
     # out = x / sqrt(mean(x^2) + eps) * weight
     "rms_norm": _signature("x", _rms_norm, weights=("vector",), attrs="eps", in_place="x"),
-    # out = x @ weight.T; "q8" lets a quantised weight meet activations rounded to 8 bit
+    # out = x @ weight.T; activations: how x meets a quantised weight, see tensor_ops_cpp.linear
     "linear": _signature("x", _linear, weights=("matrix",), attrs="activations"),
     # rotates pairs of each head's dimensions; table: [n_tokens, n_dims], n_dims / 2 cos, then sin
     "rope": _signature("x table", _rope, attrs="n_heads head_dim interleaved", in_place="x"),

@@ -56,7 +56,7 @@ class LayerWiseInferenceEngine:
         threads: int | None = None,
         context: int | None = None,
         kv_type: KVType = "f16",
-        activations: Activations = "q8",
+        activations: Activations = "auto",
         batch_size: int = 512,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -67,8 +67,9 @@ class LayerWiseInferenceEngine:
         context: tokens that prompt and answer may have together, up to what the model was trained
             for; None for that, but at most 4096.
         kv_type: "f16", or "f32" for exact work at twice the memory.
-        activations: "q8" multiplies quantised weights by activations rounded to 8 bit, as
-            llama.cpp does; "f32" does not round.
+        activations: how activations meet quantised weights. "q8" rounds them to 8 bit in blocks
+            of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
+            "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
         batch_size: tokens of a prompt that are evaluated at once.
         on_progress: called with (done, total) layers while weights are prepared.
 

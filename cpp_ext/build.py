@@ -158,7 +158,12 @@ def core_units(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> list[
         Unit(
             ROOT / "isa" / f"{isa.name}.cpp",
             folder / "isa" / f"{isa.name}.o",
-            (*COMMON_FLAGS, *KERNEL_FLAGS, *KERNEL_WARNINGS, *include, *xsimd, *isa.flags),
+            (
+                *(*COMMON_FLAGS, *KERNEL_FLAGS, *KERNEL_WARNINGS, *include, *xsimd, *isa.flags),
+                # A namespace of each object's own: xsimd has plain inline functions (NEON's), and
+                # the linker would keep one ISA's copy of them for all.
+                f"-Dxsimd=xsimd_{isa.name}",
+            ),
         )
         for isa in isas
     ]

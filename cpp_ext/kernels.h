@@ -48,9 +48,15 @@ struct PackedView {
     DType type;
 };
 
-// Activations quantised to 8 bit per block of 32, interleaved by tiles of rows, see kernels/packed.h.
-// The bytes of `rows` rows: rows * k / 32 * quantized_block_bytes.
-inline constexpr std::size_t quantized_block_bytes = 32 + 3 * 4;
+// How activations meet quantised weights: as 8-bit integers, as 16-bit integers (two 8-bit digits, so
+// twice the dot products), or exactly.
+enum class Activations : std::uint8_t { q8, q16, f32 };
+
+// Activations quantised per block of 32, interleaved by tiles of rows, see kernels/packed.h.
+// The bytes of one row: k / 32 * quantized_block_bytes.
+static constexpr std::size_t quantized_block_bytes(Activations kind) {
+    return (kind == Activations::q16 ? 64 : 32) + 3 * 4;
+}
 
 // What one call of the attention kernel works on: one KV head, and the query heads that share it.
 struct AttentionTask {
@@ -129,16 +135,18 @@ struct KernelTable {
 
     // Rows that the quantised kernels take at once; activations are interleaved by tiles of it.
     std::size_t activation_tile;
-    // Quantises rows of x ([rows][k], k a multiple of 32) for linear_q8: q = round(x / d),
-    // d = max|x| / 127 over each block of 32.  rows [first, last) must start at a tile.
-    void (*quantize_activations)(const float* x, std::size_t rows, std::size_t k, std::size_t first,
-                                 std::size_t last, std::byte* q);
+    // Quantises rows of x ([rows][k], k a multiple of 32) for linear_quantized: q = round(x / d) over
+    // each block of 32, d = max|x| / 127 for q8, max|x| / 32512 for q16.  A block with NaN or infinity
+    // makes the outputs NaN.  rows [first, last) must start at a tile.
+    void (*quantize_activations)(Activations kind, const float* x, std::size_t rows, std::size_t k,
+                                 std::size_t first, std::size_t last, std::byte* q);
     // y[r][j] = sum_i x[r][i] w[j][i] for the rows j of groups [first, last) of a quantised matrix,
     // x quantised as above.  The dot products of a block are exact in int32, blocks are summed in
-    // float32: the error against exact weights is that of x's rounding, below 1% of the output
-    // vector's norm for k >= 32 (about 0.4% for Gaussian x).
-    void (*linear_q8)(const PackedView& w, const std::byte* xq, std::size_t rows, std::size_t first,
-                      std::size_t last, float* y, std::size_t y_stride);
+    // float32: the error against exact weights is that of x's rounding, for Gaussian x about 0.5% of
+    // the output vector's norm with q8 (bound 1%) and 0.002% with q16 (bound 0.01%).
+    void (*linear_quantized)(Activations kind, const PackedView& w, const std::byte* xq,
+                             std::size_t rows, std::size_t first, std::size_t last, float* y,
+                             std::size_t y_stride);
     // The same for any packed type with float32 x: |error| <= (k + 8) u * sum_i |x[r][i] w[j][i]|
     // (and far below it: sums run over several lanes).
     // For q4_1 the sum counts d * q and m apart.

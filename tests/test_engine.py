@@ -233,7 +233,7 @@ def test_no_tokens_and_tokens_that_are_not_integers_are_refused(engine):
     [
         ({"backend": "cuda"}, "backend is 'cuda'; expected 'auto', 'cpp' or 'numpy'"),
         ({"kv_type": "q8"}, "kv_type is 'q8'; expected 'f16' or 'f32'"),
-        ({"activations": "q4"}, "activations is 'q4'; expected 'q8' or 'f32'"),
+        ({"activations": "q4"}, "activations is 'q4'; expected 'auto' or 'q8' or 'q16' or 'f32'"),
         ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
         ({"context": 0}, "context is 0; expected at least 1"),
         ({"context": 97}, "context is 97; tiny allows at most 96 tokens"),

@@ -26,7 +26,7 @@ def test_the_capital_of_france_on_numpy(path):
     assert answer.finish_reason == "stop"
 
 
-@pytest.mark.parametrize("activations", ["q8", "f32"])
+@pytest.mark.parametrize("activations", ["auto", "q16", "f32"])
 @pytest.mark.parametrize("isa", ISAS or ["missing"])
 def test_the_capital_of_france_on_cpp(path, isa, activations):
     extension = require_cpp()

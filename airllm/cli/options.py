@@ -107,9 +107,10 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     )
     group.add_argument(
         "--activations",
-        choices=["q8", "f32"],
-        default="q8",
-        help="what meets quantised weights: q8 is fast, f32 exact (default: %(default)s)",
+        choices=["auto", "q8", "q16", "f32"],
+        default="auto",
+        help="what meets quantised weights: 8-bit integers are fast, 16-bit ones as good as exact, "
+        "f32 exact and slow; auto is q16 for up to 64 tokens at once, else q8",
     )
 
 

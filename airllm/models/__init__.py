@@ -41,7 +41,7 @@ class Model:
     inv_freq: NDArray[np.float64]  # [rope_dims / 2], radians per position
 
 
-def load_model(gguf: GGUFFile, activations: Activations = "q8") -> Model:
+def load_model(gguf: GGUFFile, activations: Activations = "auto") -> Model:
     """The model that a file describes. FormatError for an architecture that has no family here."""
     architecture = gguf.metadata.text("general.architecture")
     if architecture not in FAMILIES:

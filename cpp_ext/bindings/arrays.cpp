@@ -33,6 +33,8 @@ bool is_native(const py::dtype& dtype) {
            order == (std::endian::native == std::endian::little ? '<' : '>');
 }
 
+py::object numpy_bool() { return py::module_::import("numpy").attr("bool_"); }
+
 std::string text(const py::handle& h) { return py::str(h).cast<std::string>(); }
 
 }  // namespace
@@ -103,7 +105,7 @@ void Array::require_shape(Shape expected, const char* why) const {
 void Array::require_axes(py::ssize_t count, const char* names) const {
     if (array_.ndim() == count) return;
     value_error(std::string(op_) + ": " + name_ + " has shape " + to_text(shape()) + "; expected " +
-                std::to_string(count) + " axes, " + names + ". Reshape with " + name_ +
+                std::to_string(count) + (count == 1 ? " axis, " : " axes, ") + names + ". Reshape with " + name_ +
                 ".reshape(...).");
 }
 
@@ -160,8 +162,12 @@ double number(const Argument& argument, double minimum, bool inclusive) {
                             !PyComplex_Check(value) && py::hasattr(argument.value, "__float__"));
     if (!is_number)
         throw py::type_error(where + describe_kind(argument.value) + "; expected a number.");
-    const double result = PyFloat_AsDouble(value);
-    if (PyErr_Occurred()) throw py::error_already_set();
+    double result = PyFloat_AsDouble(value);
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError)) throw py::error_already_set();
+        PyErr_Clear();  // an int of hundreds of digits
+        result = std::numeric_limits<double>::infinity();
+    }
     if (!std::isfinite(result) || (inclusive ? result < minimum : result <= minimum)) {
         std::string least = std::to_string(minimum);
         while (least.back() == '0') least.pop_back();
@@ -170,6 +176,14 @@ double number(const Argument& argument, double minimum, bool inclusive) {
                     (inclusive ? "at least " : "above ") + least + ".");
     }
     return result;
+}
+
+bool flag(const Argument& argument) {
+    const py::handle value = argument.value;
+    if (!PyBool_Check(value.ptr()) && !py::isinstance(value, numpy_bool()))
+        throw py::type_error(std::string(argument.op) + ": " + argument.name + " is " +
+                             describe_kind(value) + "; expected True or False.");
+    return value.cast<bool>();
 }
 
 }  // namespace tensor_ops::bindings

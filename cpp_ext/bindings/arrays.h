@@ -100,6 +100,9 @@ std::size_t choice(const Argument& argument, std::initializer_list<const char*> 
 // A finite number above (or at) minimum.
 double number(const Argument& argument, double minimum, bool inclusive);
 
+// True or False, and nothing that merely counts as one.
+bool flag(const Argument& argument);
+
 [[noreturn]] inline void value_error(const std::string& message) { throw py::value_error(message); }
 
 }  // namespace tensor_ops::bindings

@@ -10,7 +10,7 @@ namespace tensor_ops::bindings {
 namespace {
 
 py::array attention(py::handle q_object, py::handle k_object, py::handle v_object,
-                    py::handle scale_object, bool causal, py::handle out_object) {
+                    py::handle scale_object, py::handle causal_object, py::handle out_object) {
     const Array q = float_array("attention", "q", q_object);
     const Array k({"attention", "k", k_object}, {Dtype::float32, Dtype::float16});
     const Array v({"attention", "v", v_object}, {k.dtype()});
@@ -35,6 +35,7 @@ py::array attention(py::handle q_object, py::handle k_object, py::handle v_objec
             ? 1.0 / std::sqrt(static_cast<double>(std::max<std::size_t>(head_dim, 1)))
             : number({"attention", "scale", scale_object}, -std::numeric_limits<double>::infinity(),
                      false);
+    const bool causal = flag({"attention", "causal", causal_object});
     Output out("attention", out_object, q.shape(), {{q, false}, {k, false}, {v, false}});
     // Constness ends at the cache's type, which is also what kv_append writes to.
     const KvCache cache{const_cast<void*>(k.data()),

@@ -123,12 +123,13 @@ std::vector<float> angle_table(const Array& positions, const std::vector<double>
 }
 
 py::array rope(py::handle x_object, py::handle positions_object, py::handle theta_object,
-               py::handle inv_freq_object, bool interleaved, py::handle out_object) {
+               py::handle inv_freq_object, py::handle interleaved_object, py::handle out_object) {
     const Array x = float_array("rope", "x", x_object);
     x.require_axes(3, "[n_tokens, n_heads, head_dim]");
     const std::size_t rows = x.axis(0), n_heads = x.axis(1), head_dim = x.axis(2);
     const Array positions({"rope", "positions", positions_object}, {Dtype::int32});
     positions.require_shape(x.shape().first(1), "one position for each token of x");
+    const bool interleaved = flag({"rope", "interleaved", interleaved_object});
     std::vector<double> frequencies;
     const void* inv_freq_data = nullptr;
     if (inv_freq_object.is_none()) {

@@ -116,7 +116,7 @@ class PyExecutor {
             else if (name == "head_dim") op.head_dim = value.cast<std::size_t>();
             else if (name == "interleaved") op.interleaved = value.cast<bool>();
             else if (name == "activations")
-                op.exact = choice({"Executor", "activations", value}, {"q8", "f32"}) == 1;
+                op.activations = activations_argument("Executor", value);
             else
                 value_error(std::string("Executor: ") + op_kind_name(op.kind) +
                             " has no attribute '" + name + "'.");

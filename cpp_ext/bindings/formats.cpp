@@ -59,28 +59,28 @@ py::array dequantize(py::handle data_object, py::handle type_object) {
 }
 
 py::array float32_to_float16(py::handle x_object) {
-    const Array x = float_array("float32_to_float16", "x", x_object, 0);
+    const Array x = float_array("float32_to_float16", "x", x_object);
     py::array out(py::dtype("float16"), std::vector<py::ssize_t>(x.shape().begin(), x.shape().end()));
     encode(DType::f16, x.floats(), out.mutable_data(), x.size());
     return out;
 }
 
 py::array float16_to_float32(py::handle x_object) {
-    const Array x({"float16_to_float32", "x", x_object}, {Dtype::float16}, 0);
+    const Array x({"float16_to_float32", "x", x_object}, {Dtype::float16});
     auto out = empty<float>({x.shape().begin(), x.shape().end()});
     decode(DType::f16, x.data(), out.mutable_data(), x.size());
     return out;
 }
 
 py::array float32_to_bfloat16(py::handle x_object) {
-    const Array x = float_array("float32_to_bfloat16", "x", x_object, 0);
+    const Array x = float_array("float32_to_bfloat16", "x", x_object);
     auto out = empty<std::uint16_t>({x.shape().begin(), x.shape().end()});
     encode(DType::bf16, x.floats(), out.mutable_data(), x.size());
     return out;
 }
 
 py::array bfloat16_to_float32(py::handle x_object) {
-    const Array x({"bfloat16_to_float32", "x", x_object}, {Dtype::uint16}, 0);
+    const Array x({"bfloat16_to_float32", "x", x_object}, {Dtype::uint16});
     auto out = empty<float>({x.shape().begin(), x.shape().end()});
     decode(DType::bf16, x.data(), out.mutable_data(), x.size());
     return out;

@@ -67,10 +67,12 @@ MatrixArguments matrix_arguments(const char* op, py::handle data, py::handle typ
         size[i] = PyNumber_AsSsize_t(py::object(axes[i]).ptr(), nullptr);  // clips what is too large
         if (size[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
     }
-    if (axes.size() != 2 || size[0] < 0 || size[1] < 0)
+    // Without a limit, a matrix of no columns could have any number of rows, and no bytes.
+    constexpr py::ssize_t longest = 0x7fffffff;
+    if (axes.size() != 2 || std::min(size[0], size[1]) < 0 || std::max(size[0], size[1]) > longest)
         value_error(std::string(op) + ": shape is " +
                     py::repr(py::tuple(axes)).cast<std::string>() +
-                    "; expected (n, k), neither negative.");
+                    "; expected (n, k), each from 0 to " + std::to_string(longest) + ".");
     a.n = static_cast<std::size_t>(size[0]);
     a.k = static_cast<std::size_t>(size[1]);
     if (is_quantized(a.type) && a.k % quant_block)
@@ -78,17 +80,19 @@ MatrixArguments matrix_arguments(const char* op, py::handle data, py::handle typ
                     "; expected a number of columns that is a multiple of 32, the block of " +
                     dtype_name(a.type) + ".");
     a.bytes = bytes_of(op, data);
-    std::size_t expected;
+    std::string in_words = "more than memory can hold";
+    bool fits = true;
     try {
-        expected = matrix_bytes(a.type, a.n, a.k);
-    } catch (const std::invalid_argument& error) {
-        value_error(std::string(op) + ": " + error.what() + ".");
+        const std::size_t expected = matrix_bytes(a.type, a.n, a.k);
+        in_words = std::to_string(expected);
+        fits = a.bytes.data.size() == expected;
+    } catch (const std::invalid_argument&) {  // the product overflows
+        fits = false;
     }
-    if (a.bytes.data.size() != expected)
+    if (!fits)
         value_error(std::string(op) + ": data has " + std::to_string(a.bytes.data.size()) +
-                    " bytes; expected " + std::to_string(expected) + ", for " +
-                    std::to_string(a.n) + " rows of " + std::to_string(a.k) + " " +
-                    dtype_name(a.type) + " values.");
+                    " bytes; expected " + in_words + ", for " + std::to_string(a.n) + " rows of " +
+                    std::to_string(a.k) + " " + dtype_name(a.type) + " values.");
     return a;
 }
 
@@ -156,7 +160,8 @@ std::vector<py::ssize_t> linear_shape(const Array& x, std::size_t n) {
     return shape;
 }
 
-py::array linear_packed(const Array& x, const PackedMatrix& w, bool exact, py::handle out_object) {
+py::array linear_packed(const Array& x, const PackedMatrix& w, Activations kind,
+                        py::handle out_object) {
     require_columns(x, w.n(), w.k());
     Output out("linear", out_object, linear_shape(x, w.n()), {{x, false}});
     const std::size_t rows = x.rows();
@@ -165,15 +170,16 @@ py::array linear_packed(const Array& x, const PackedMatrix& w, bool exact, py::h
     {
         const py::gil_scoped_release release;
         AlignedBytes quantized;
-        if (!exact && is_quantized(w.type()))
-            quantized = AlignedBytes(quantized_activation_bytes(rows, w.k()));
+        if (kind != Activations::f32 && is_quantized(w.type()))
+            quantized = AlignedBytes(quantized_activation_bytes(kind, rows, w.k()));
         run_team(
             [&](const Worker& worker) {
                 if (quantized.data()) {
-                    quantize_activations(worker, w.table(), input, rows, w.k(), quantized.data());
+                    quantize_activations(worker, w.table(), kind, input, rows, w.k(),
+                                         quantized.data());
                     worker.barrier();
                 }
-                tensor_ops::linear(worker, w, input, quantized.data(), rows, y);
+                tensor_ops::linear(worker, w, input, kind, quantized.data(), rows, y);
             },
             threads_for(rows * w.k() * w.n()));
     }
@@ -183,9 +189,9 @@ py::array linear_packed(const Array& x, const PackedMatrix& w, bool exact, py::h
 py::array linear(py::handle x_object, py::handle w_object, py::handle activations,
                  py::handle out_object) {
     const Array x = float_array("linear", "x", x_object);
-    const bool exact = choice({"linear", "activations", activations}, {"q8", "f32"}) == 1;
+    const auto kind = activations_argument("linear", activations).value_or(activations_for(x.rows()));
     if (py::isinstance<PackedMatrix>(w_object))
-        return linear_packed(x, *w_object.cast<PackedMatrixPtr>(), exact, out_object);
+        return linear_packed(x, *w_object.cast<PackedMatrixPtr>(), kind, out_object);
     if (!py::isinstance<py::array>(w_object))
         throw py::type_error("linear: w is " + describe_kind(w_object) +
                              "; expected a numpy array of float32 or float16, or a PackedMatrix. "
@@ -257,12 +263,12 @@ void bind_matrix(py::module_& m) {
     m.def("matmul", matmul, arg("a"), arg("b"), py::kw_only(), arg("out") = py::none(),
           "a @ b.\n\na: float32 [..., m, k]; b: float32 [k, n]; out: float32 [..., m, n], neither a "
           "nor b. Returns out.");
-    m.def("linear", linear, arg("x"), arg("w"), py::kw_only(), arg("activations") = "q8",
+    m.def("linear", linear, arg("x"), arg("w"), py::kw_only(), arg("activations") = "auto",
           arg("out") = py::none(),
           "x @ w.T: w as checkpoints store it, one row for each output feature.\n\n"
           "x: float32 [..., k]; w: float32 or float16 array [n, k], or PackedMatrix of shape (n, k).\n"
-          "activations: how x meets a quantised w: \"q8\", rounded to 8 bits in blocks of 32, or "
-          "\"f32\", exactly.\n"
+          "activations: how x meets a quantised w: rounded to 8 or to 16 bits in blocks of 32 "
+          "(\"q8\", \"q16\"), or exactly (\"f32\"); \"auto\" is q16 for up to 64 rows, else q8.\n"
           "out: float32 [..., n], neither x nor w. Returns out.");
 }
 

@@ -48,7 +48,7 @@ void set_threads(py::handle n) {
     const py::ssize_t value = PyNumber_AsSsize_t(n.ptr(), nullptr);
     if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
     if (value < 1 || value > 1024)
-        value_error("set_num_threads: n is " + py::str(n).cast<std::string>() + "; expected 1 to 1024.");
+        value_error("set_num_threads: n is " + py::str(n).cast<std::string>() + "; expected at least 1, at most 1024.");
     set_num_threads(static_cast<int>(value));
 }
 

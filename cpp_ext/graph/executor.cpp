@@ -19,7 +19,7 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
 void Executor::plan_buffers() {
     const std::size_t n = graph_.buffers.size();
     std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
-    std::size_t widest_input = 0;
+    std::size_t quantized_bytes = 0;
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
         const auto use = [&](int buffer) {
@@ -29,9 +29,12 @@ void Executor::plan_buffers() {
         };
         for (const int input : op.inputs) use(input);
         if (op.output >= 0) use(op.output);
-        if (op.kind == OpKind::linear && !op.exact)
-            widest_input = std::max(widest_input,
-                                    graph_.buffers[static_cast<std::size_t>(op.inputs[0])].width);
+        if (op.kind == OpKind::linear && op.activations != Activations::f32) {
+            const auto kind = op.activations.value_or(Activations::q16);
+            const Buffer& x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])];
+            quantized_bytes =
+                std::max(quantized_bytes, quantized_activation_bytes(kind, max_tokens_, x.width));
+        }
     }
     offsets_.assign(n, 0);
     std::size_t total = 0;
@@ -56,7 +59,7 @@ void Executor::plan_buffers() {
         total = std::max(total, offset + graph_.buffers[b].width);
     }
     arena_ = AlignedBytes(max_tokens_ * total * sizeof(float));
-    quantized_ = AlignedBytes(quantized_activation_bytes(max_tokens_, widest_input));
+    quantized_ = AlignedBytes(quantized_bytes);
 }
 
 // An op waits for the team if it reads what was written, or writes what was read or written, since
@@ -135,7 +138,8 @@ struct Executor::Run {
     const Batch& batch;
     const KernelTable& table;
     const Worker& worker;
-    int quantized_input = -1;     // whose 8-bit form `quantized_` holds
+    int quantized_input = -1;     // whose quantised form `quantized_` holds, and which
+    Activations quantized_as = Activations::f32;
     bool quantized_busy = false;  // may another thread still read it?
 
     float* buffer(int index) const { return executor.buffer(index, batch); }
@@ -149,18 +153,19 @@ struct Executor::Run {
     void linear(const Op& op) {
         const auto& w = *std::get<std::shared_ptr<const PackedMatrix>>(weight(op));
         const float* x = buffer(op.inputs[0]);
-        std::byte* xq = nullptr;
-        if (!op.exact && is_quantized(w.type())) {
-            xq = executor.quantized_.data();
-            if (quantized_input != op.inputs[0]) {
+        std::byte* xq = executor.quantized_.data();
+        const Activations kind = op.activations.value_or(activations_for(batch.n_tokens));
+        if (kind != Activations::f32 && is_quantized(w.type())) {
+            if (quantized_input != op.inputs[0] || quantized_as != kind) {
                 if (quantized_busy) meet();
-                quantize_activations(worker, w.table(), x, batch.n_tokens, w.k(), xq);
+                quantize_activations(worker, w.table(), kind, x, batch.n_tokens, w.k(), xq);
                 meet();
                 quantized_input = op.inputs[0];
+                quantized_as = kind;
             }
             quantized_busy = true;
         }
-        tensor_ops::linear(worker, w, x, xq, batch.n_tokens, buffer(op.output));
+        tensor_ops::linear(worker, w, x, kind, xq, batch.n_tokens, buffer(op.output));
     }
 
     void step(std::size_t index) {

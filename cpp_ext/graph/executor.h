@@ -44,7 +44,7 @@ class Executor {
     std::vector<std::size_t> offsets_;  // of internal buffers, floats per token into the arena
     std::vector<char> barrier_before_;  // of each op: may it touch what another thread works on?
     AlignedBytes arena_;
-    AlignedBytes quantized_;  // the 8-bit form of the input of the linear op at hand
+    AlignedBytes quantized_;  // the quantised input of the linear op at hand
 };
 
 }  // namespace tensor_ops

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -34,7 +35,7 @@ struct Op {
     float eps = 0.0f;                                       // rms_norm
     float scale = 1.0f;                                     // embed, attention
     bool interleaved = false;                               // rope
-    bool exact = false;                                     // linear: float32 activations
+    std::optional<Activations> activations;                 // linear; else activations_for(rows)
 };
 
 struct Graph {

@@ -1,5 +1,5 @@
-// Products with quantised weights: 8-bit activations in integer dot products (linear_q8), or exact
-// float32 activations (linear_f32).  Layouts in packed.h.
+// Products with quantised weights: activations as integers (linear_quantized), or exact
+// (linear_f32).  Layouts in packed.h.
 #pragma once
 
 #include "kernels/gemm.h"
@@ -44,46 +44,56 @@ inline Ints<Isa> high_nibbles(Ints<Isa> v) {
 }
 
 // One group of weights by one tile of activations.
-template <class Isa, DType Type, std::size_t Tokens>
-inline void multiply_group_q8(GroupCursor<Isa> w, const std::byte* x, std::size_t blocks, float* y,
-                              std::size_t y_stride, std::size_t columns) {
+template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
+inline void multiply_group(GroupCursor<Isa> w, const std::byte* x, std::size_t blocks, float* y,
+                           std::size_t y_stride, std::size_t columns) {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     using Int8 = typename Isa::Int8;
     // What the codes carry too much, times the sum of the activations' codes, is taken off.
     constexpr int bias = Type == DType::q8_0 ? Int8::byte_bias : zero_point(Type);
+    constexpr std::size_t codes_bytes = Digits * quant_block * Tokens;
     F total[Tokens];
     unroll<Tokens>([&](auto t) { total[t] = F(0.0f); });
-    for (std::size_t b = 0; b < blocks; ++b, w.next(), x += Tokens * quantized_block_bytes) {
-        const std::byte* tail = x + Tokens * quant_block;
-        typename Int8::Acc sum[Tokens];
+    for (std::size_t b = 0; b < blocks; ++b, w.next(), x += codes_bytes + 12 * Tokens) {
+        const std::byte* tail = x + codes_bytes;
+        typename Int8::Acc sum[Tokens], high[Tokens];  // of the lowest digit, and of the other
         unroll<Tokens>([&](auto t) {
             sum[t] = Int8::start(
                 bias ? I(-bias * read<std::int32_t>(tail + 8 * Tokens + 4 * t)) : I(0));
+            high[t] = Int8::start(I(0));
         });
-        const auto x_quad = [&](std::size_t quad, std::size_t t) {
-            return I(read<std::int32_t>(x + (quad * Tokens + t) * 4));
+        const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
+            return I(read<std::int32_t>(x + ((d * 8 + quad) * Tokens + t) * 4));
         };
         if constexpr (Type == DType::q8_0) {
             unroll<8>([&](auto quad) {
                 const I codes = load_codes<Isa>(w.codes + quad * 4 * lanes<Isa>);
-                unroll<Tokens>(
-                    [&](auto t) { sum[t] = Int8::dot_bytes(sum[t], codes, x_quad(quad, t)); });
+                unroll<Tokens>([&](auto t) {
+                    sum[t] = Int8::dot_bytes(sum[t], codes, digit(Digits - 1, quad, t));
+                    if constexpr (Digits == 2)
+                        high[t] = Int8::dot_bytes(high[t], codes, digit(0, quad, t));
+                });
             });
         } else {
             unroll<4>([&](auto pair) {
                 const I codes = load_codes<Isa>(w.codes + pair * 4 * lanes<Isa>);
-                const I low = low_nibbles<Isa>(codes), high = high_nibbles<Isa>(codes);
+                const I even = low_nibbles<Isa>(codes), odd = high_nibbles<Isa>(codes);
                 unroll<Tokens>([&](auto t) {
-                    sum[t] = Int8::dot_nibbles(sum[t], low, x_quad(2 * pair, t));
-                    sum[t] = Int8::dot_nibbles(sum[t], high, x_quad(2 * pair + 1, t));
+                    sum[t] = Int8::dot_nibbles(sum[t], even, digit(Digits - 1, 2 * pair, t));
+                    sum[t] = Int8::dot_nibbles(sum[t], odd, digit(Digits - 1, 2 * pair + 1, t));
+                    if constexpr (Digits == 2) {
+                        high[t] = Int8::dot_nibbles(high[t], even, digit(0, 2 * pair, t));
+                        high[t] = Int8::dot_nibbles(high[t], odd, digit(0, 2 * pair + 1, t));
+                    }
                 });
             });
         }
         const F d = GroupCursor<Isa>::halves(w.scales);
         unroll<Tokens>([&](auto t) {
-            const F exact = xsimd::to_float(Int8::finish(sum[t]));
-            total[t] = xsimd::fma(exact, d * F(read<float>(tail + 4 * t)), total[t]);
+            I exact = Int8::finish(sum[t]);
+            if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
+            total[t] = xsimd::fma(xsimd::to_float(exact), d * F(read<float>(tail + 4 * t)), total[t]);
         });
         if constexpr (Type == DType::q4_1) {
             const F m = GroupCursor<Isa>::halves(w.minima);
@@ -122,16 +132,14 @@ inline void with_tile(std::size_t tile, F&& f) {
 inline constexpr std::size_t activation_block_bytes = 512 * 1024;
 
 template <class Isa>
-void linear_q8(const PackedView& w, const std::byte* xq, std::size_t rows, std::size_t first,
-               std::size_t last, float* y, std::size_t y_stride) {
+void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq, std::size_t rows,
+                      std::size_t first, std::size_t last, float* y, std::size_t y_stride) {
     const std::size_t blocks = w.k / quant_block;
-    const std::size_t row_size = blocks * quantized_block_bytes;
-    const std::size_t tile_limit = Isa::activation_tile;
+    const std::size_t row_size = blocks * quantized_block_bytes(kind);
+    const std::size_t fitting = activation_block_bytes / std::max<std::size_t>(row_size, 1);
     const std::size_t step =
-        std::max(activation_block_bytes / std::max<std::size_t>(row_size, 1) / tile_limit,
-                 std::size_t{1}) *
-        tile_limit;
-    with_quantized(w.type, [&](auto type) {
+        std::max<std::size_t>(fitting / Isa::activation_tile, 1) * Isa::activation_tile;
+    const auto multiply = [&](auto type, auto digits) {
         for (std::size_t begin = 0; begin < rows; begin += step) {
             const std::size_t end = std::min(begin + step, rows);
             for (std::size_t g = first; g < last; ++g) {
@@ -140,15 +148,17 @@ void linear_q8(const PackedView& w, const std::byte* xq, std::size_t rows, std::
                 for (std::size_t r = begin; r < end;) {
                     const std::size_t tile = tile_rows<Isa>(rows - r);
                     with_tile<Isa::activation_tile>(tile, [&](auto tokens) {
-                        multiply_group_q8<Isa, type, tokens>(group, xq + r * row_size, blocks,
-                                                             y + r * y_stride + column, y_stride,
-                                                             w.n - column);
+                        multiply_group<Isa, type, digits, tokens>(group, xq + r * row_size, blocks,
+                                                                  y + r * y_stride + column,
+                                                                  y_stride, w.n - column);
                     });
                     r += tile;
                 }
             }
         }
-    });
+    };
+    with_quantized(w.type,
+                   [&](auto type) { with_digits(kind, [&](auto digits) { multiply(type, digits); }); });
 }
 
 // One group by Tokens rows of float32: codes become floats, a column at a time.

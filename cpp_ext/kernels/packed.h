@@ -10,9 +10,12 @@
 // Each part starts on 64 bytes: two streams (three for q4_1), every load of codes aligned.
 //
 // Activations: tiles of T rows, T the largest of activation_tile, ..., 4, 2, 1 that still fits; a
-// tile is [k / 32] records of { int8 [8 quads][T][4 columns]; float d[T]; float sum[T] (of the
-// dequantised block); int32 sum[T] (of the codes) }.
+// tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float d[T]; float sum[T] (of
+// the dequantised block); int32 sum[T] (of the codes) }.  A q8 code is one digit; a q16 code is two,
+// 256 * high + low, each in [-127, 127].
 #pragma once
+
+#include <algorithm>
 
 #include "kernels/blocks.h"
 
@@ -139,49 +142,72 @@ constexpr std::size_t tile_rows(std::size_t left) {
     return tile;
 }
 
-template <class Isa>
+template <class Isa, std::size_t Digits>
 void quantize_block_of_activations(const float* x, std::size_t tile, std::size_t row,
                                    std::byte* record) {
     using F = Floats<Isa>;
     constexpr std::size_t w = lanes<Isa>;
-    F top(0.0f);
-    for (std::size_t i = 0; i < quant_block; i += w)
-        top = xsimd::max(top, xsimd::abs(load<Isa>(x + i)));
+    constexpr float levels = Digits == 1 ? 127.0f : 127.0f * 256.0f;
+    F top(0.0f), poison(0.0f);  // poison: 0, or NaN where x is NaN or infinite
+    for (std::size_t i = 0; i < quant_block; i += w) {
+        const F v = load<Isa>(x + i);
+        top = xsimd::max(top, xsimd::abs(v));
+        poison = xsimd::fma(v, F(0.0f), poison);
+    }
     const float largest = xsimd::reduce_max(top);
-    const float d = largest / 127.0f;
-    const F inverse(largest > 0.0f ? 127.0f / largest : 0.0f);
+    // Too small a block has no scale that float32 can hold the inverse of: it counts as zeros.
+    const float inverse = largest > levels * 1e-37f ? levels / largest : 0.0f;
     std::int32_t code[quant_block];
     for (std::size_t i = 0; i < quant_block; i += w)
-        xsimd::nearbyint_as_int(load<Isa>(x + i) * inverse).store_unaligned(code + i);
+        xsimd::nearbyint_as_int(load<Isa>(x + i) * F(inverse)).store_unaligned(code + i);
     std::int32_t sum = 0;
+    std::byte* digits = record + row * 4;
     for (std::size_t i = 0; i < quant_block; ++i) {
-        record[(i / 4 * tile + row) * 4 + i % 4] = static_cast<std::byte>(code[i]);
+        const std::size_t at = i / 4 * tile * 4 + i % 4;
+        if constexpr (Digits == 1) {
+            digits[at] = static_cast<std::byte>(code[i]);
+        } else {
+            const std::int32_t high = (code[i] + 128) >> 8;
+            // -128 has no negative in 8 bit, which AVX2's dot product needs: 1/32512 of the largest.
+            const std::int32_t low = std::max(code[i] - (high << 8), -127);
+            code[i] = (high << 8) + low;
+            digits[at] = static_cast<std::byte>(high);
+            digits[at + quant_block * tile] = static_cast<std::byte>(low);
+        }
         sum += code[i];
     }
-    // NaN and infinity must show in the output: they make the scale NaN.
-    float check = 0.0f;
-    for (std::size_t i = 0; i < quant_block; ++i) check += x[i] * 0.0f;
-    const float scale = d + check;
+    const float scale = largest / levels + xsimd::reduce_add(poison);
     const float scaled_sum = scale * static_cast<float>(sum);
-    std::byte* tail = record + quant_block * tile + row * 4;
+    std::byte* tail = record + Digits * quant_block * tile + row * 4;
     std::memcpy(tail, &scale, 4);
     std::memcpy(tail + 4 * tile, &scaled_sum, 4);
     std::memcpy(tail + 8 * tile, &sum, 4);
 }
 
+// Calls f with std::integral_constant<std::size_t, digits>.
+template <class F>
+inline void with_digits(Activations kind, F&& f) {
+    if (kind == Activations::q16)
+        f(std::integral_constant<std::size_t, 2>{});
+    else
+        f(std::integral_constant<std::size_t, 1>{});
+}
+
 template <class Isa>
-void quantize_activations(const float* x, std::size_t rows, std::size_t k, std::size_t first,
-                          std::size_t last, std::byte* q) {
-    const std::size_t blocks = k / quant_block;
-    for (std::size_t r = first; r < last;) {
-        const std::size_t tile = tile_rows<Isa>(rows - r);
-        std::byte* record = q + r * blocks * quantized_block_bytes;
-        for (std::size_t b = 0; b < blocks; ++b, record += tile * quantized_block_bytes)
-            for (std::size_t t = 0; t < tile; ++t)
-                quantize_block_of_activations<Isa>(x + (r + t) * k + b * quant_block, tile, t,
-                                                   record);
-        r += tile;
-    }
+void quantize_activations(Activations kind, const float* x, std::size_t rows, std::size_t k,
+                          std::size_t first, std::size_t last, std::byte* q) {
+    const std::size_t blocks = k / quant_block, bytes = quantized_block_bytes(kind);
+    with_digits(kind, [&](auto digits) {
+        for (std::size_t r = first; r < last;) {
+            const std::size_t tile = tile_rows<Isa>(rows - r);
+            std::byte* record = q + r * blocks * bytes;
+            for (std::size_t b = 0; b < blocks; ++b, record += tile * bytes)
+                for (std::size_t t = 0; t < tile; ++t)
+                    quantize_block_of_activations<Isa, digits>(x + (r + t) * k + b * quant_block,
+                                                               tile, t, record);
+            r += tile;
+        }
+    });
 }
 
 }  // namespace

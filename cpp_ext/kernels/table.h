@@ -38,7 +38,7 @@ constexpr KernelTable make_table(const char* name) {
         .unpack = unpack<Isa>,
         .activation_tile = Isa::activation_tile,
         .quantize_activations = quantize_activations<Isa>,
-        .linear_q8 = linear_q8<Isa>,
+        .linear_quantized = linear_quantized<Isa>,
         .linear_f32 = linear_f32<Isa>,
         .dot_rows = dot_rows<Isa>,
         .matmul = matmul<Isa>,

@@ -26,23 +26,28 @@ void rope(const Worker& worker, const KernelTable& table, const float* x, const 
                part.last - part.first, n_heads, head_dim, n_dims, interleaved);
 }
 
-std::size_t quantized_activation_bytes(std::size_t rows, std::size_t k) {
-    return rows * (k / quant_block) * quantized_block_bytes;
+Activations activations_for(std::size_t rows) {
+    return rows <= 64 ? Activations::q16 : Activations::q8;
 }
 
-void quantize_activations(const Worker& worker, const KernelTable& table, const float* x,
-                          std::size_t rows, std::size_t k, std::byte* xq) {
+std::size_t quantized_activation_bytes(Activations kind, std::size_t rows, std::size_t k) {
+    return rows * (k / quant_block) * quantized_block_bytes(kind);
+}
+
+void quantize_activations(const Worker& worker, const KernelTable& table, Activations kind,
+                          const float* x, std::size_t rows, std::size_t k, std::byte* xq) {
     const Share part = share(worker, rows, table.activation_tile);
-    table.quantize_activations(x, rows, k, part.first, part.last, xq);
+    table.quantize_activations(kind, x, rows, k, part.first, part.last, xq);
 }
 
-void linear(const Worker& worker, const PackedMatrix& w, const float* x, const std::byte* xq,
-            std::size_t rows, float* y) {
+void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,
+            const std::byte* xq, std::size_t rows, float* y) {
     const Share part = share(worker, w.groups());
-    if (xq && is_quantized(w.type()))
-        w.table().linear_q8(w.view(), xq, rows, part.first, part.last, y, w.n());
+    const KernelTable& table = w.table();
+    if (is_quantized(w.type()) && kind != Activations::f32)
+        table.linear_quantized(kind, w.view(), xq, rows, part.first, part.last, y, w.n());
     else
-        w.table().linear_f32(w.view(), x, rows, part.first, part.last, y, w.n());
+        table.linear_f32(w.view(), x, rows, part.first, part.last, y, w.n());
 }
 
 void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,

@@ -26,15 +26,20 @@ void rope(const Worker& worker, const KernelTable& table, const float* x, const 
           float* y, std::size_t rows, std::size_t n_heads, std::size_t head_dim, std::size_t n_dims,
           bool interleaved);
 
-// Bytes that quantised activations take.
-std::size_t quantized_activation_bytes(std::size_t rows, std::size_t k);
-void quantize_activations(const Worker& worker, const KernelTable& table, const float* x,
-                          std::size_t rows, std::size_t k, std::byte* xq);
+// What a linear operation of that many rows does unless told otherwise.  Up to 64 rows (decoding, a
+// turn of a chat) the 16-bit form: it costs little where reading the weights is the work, and is as
+// good as exact.  Longer batches take the 8-bit one, at twice the speed.
+Activations activations_for(std::size_t rows);
 
-// y[rows][n] = x[rows][k] w^T.  With xq (from quantize_activations, after a barrier) a quantised w
-// meets 8-bit activations, without it exact ones.
-void linear(const Worker& worker, const PackedMatrix& w, const float* x, const std::byte* xq,
-            std::size_t rows, float* y);
+// Bytes that quantised activations take.
+std::size_t quantized_activation_bytes(Activations kind, std::size_t rows, std::size_t k);
+void quantize_activations(const Worker& worker, const KernelTable& table, Activations kind,
+                          const float* x, std::size_t rows, std::size_t k, std::byte* xq);
+
+// y[rows][n] = x[rows][k] w^T.  Unless w is a float matrix or kind is f32, xq is what
+// quantize_activations made of x, and a barrier lies between.
+void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,
+            const std::byte* xq, std::size_t rows, float* y);
 // The same for rows of w as they lie in a plain array of type f32, f16 or bf16.
 void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,
                   std::size_t n, std::size_t k, const float* x, std::size_t rows, float* y);
