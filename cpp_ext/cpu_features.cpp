@@ -33,8 +33,8 @@ CpuFeatures detect_cpu_features() {
     std::uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
     const std::uint64_t states = enabled_states(c);
-    const bool ymm = all_set(states, 0x6);    // SSE and AVX
-    const bool zmm = all_set(states, 0xe6);   // and opmask, upper halves, upper registers
+    const bool ymm = all_set(states, 0x6);   // SSE and AVX
+    const bool zmm = all_set(states, 0xe6);  // and opmask, upper halves, upper registers
     f.fma = ymm && all_set(c, 1u << 12);
     f.f16c = ymm && all_set(c, 1u << 29);
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;

@@ -1,11 +1,12 @@
 // The contract between the kernels and everything above them: one table of plain functions per ISA.
 //
 // Common to all entries, unless an entry says otherwise:
-//   - Single-threaded, no allocation, no exceptions, no global state.  Deterministic for a given ISA
-//     and a given shape of the call.
+//   - Single-threaded, no allocation, no exceptions, no global state.  Deterministic for a given
+//     ISA and a given shape of the call.
 //   - Pointers need only the alignment of their type.  Sizes may be zero.
 //   - Inputs and outputs do not overlap, or are exactly the same array where "may be" says so.
-//   - NaN in gives NaN out in the elements that depend on it; infinities follow the formula's limit.
+//   - NaN in gives NaN out in the elements that depend on it; infinities follow the
+//     formula's limit.
 //   - "ulp" is a float32 unit in the last place of the exact result, u = 2^-24.  The bounds are
 //     checked in tests/ against float64 on every ISA.
 #pragma once
@@ -39,17 +40,18 @@ static constexpr std::size_t row_bytes(DType type, std::size_t n) {
     return 0;
 }
 
-// A matrix of n rows (outputs) and k columns (inputs) in the ISA's own layout, see kernels/packed.h.
-// Rows are interleaved in groups, so that one vector holds one column of several rows; a group's
-// bytes are contiguous, groups are `group_bytes` apart, and the last one is padded with zero rows.
+// A matrix of n rows (outputs) and k columns (inputs) in the ISA's own layout, see
+// kernels/packed.h. Rows are interleaved in groups, so that one vector holds one column of several
+// rows; a group's bytes are contiguous, groups are `group_bytes` apart, and the last one is padded
+// with zero rows.
 struct PackedView {
     const std::byte* data;  // 64-byte aligned
     std::size_t n, k;
     DType type;
 };
 
-// How activations meet quantised weights: as 8-bit integers, as 16-bit integers (two 8-bit digits, so
-// twice the dot products), or exactly.
+// How activations meet quantised weights: as 8-bit integers, as 16-bit integers (two 8-bit digits,
+// so twice the dot products), or exactly.
 enum class Activations : std::uint8_t { q8, q16, f32 };
 
 // Activations quantised per block of 32, interleaved by tiles of rows, see kernels/packed.h.
@@ -60,32 +62,32 @@ static constexpr std::size_t quantized_block_bytes(Activations kind) {
 
 // What one call of the attention kernel works on: one KV head, and the query heads that share it.
 struct AttentionTask {
-    const float* q;         // row (token t, head h of the group) at q + t * q_stride + h * head_dim
-    std::size_t q_stride;   // floats from one token to the next
-    const void* k;          // [n_kv][head_dim]
-    const void* v;          // [n_kv][head_dim]
-    DType kv_type;          // f32 or f16
-    std::size_t n_q;        // query tokens
-    std::size_t group;      // query heads that share this KV head
-    std::size_t n_kv;       // KV positions; the last one belongs to the last query token if causal
-    std::size_t head_dim;   // at most 256
+    const float* q;        // row (token t, head h of the group) at q + t * q_stride + h * head_dim
+    std::size_t q_stride;  // floats from one token to the next
+    const void* k;         // [n_kv][head_dim]
+    const void* v;         // [n_kv][head_dim]
+    DType kv_type;         // f32 or f16
+    std::size_t n_q;       // query tokens
+    std::size_t group;     // query heads that share this KV head
+    std::size_t n_kv;      // KV positions; the last one belongs to the last query token if causal
+    std::size_t head_dim;  // at most 256
     float scale;
-    bool causal;            // query token t sees positions up to n_kv - n_q + t
-    float* out;             // laid out as q
+    bool causal;  // query token t sees positions up to n_kv - n_q + t
+    float* out;   // laid out as q
     std::size_t out_stride;
 };
 
 struct KernelTable {
-    const char* isa;              // "avx512", as TENSOR_OPS_ISA spells it
-    std::size_t vector_floats;    // floats in one vector register
+    const char* isa;            // "avx512", as TENSOR_OPS_ISA spells it
+    std::size_t vector_floats;  // floats in one vector register
 
     // ---- elementwise; y may be x (or gate, up, a, b) -------------------------------------------
 
     // y = x / (1 + exp(-x)).  Within 3 ulp.  -inf gives -0.
     void (*silu)(const float* x, float* y, std::size_t n);
-    // y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  With v = 2 sqrt(2/pi) (x + 0.044715 x^3):
-    // relative error below 2e-7 * (2 + |v|) (the rounding of v, through exp, is what the |v| is);
-    // for v < -87 the result is within 1e-36 of the exact one.
+    // y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+    // With v = 2 sqrt(2/pi) (x + 0.044715 x^3): relative error below 2e-7 * (2 + |v|) (the rounding
+    // of v, through exp, is what the |v| is); for v < -87 within 1e-36 of the exact result.
     void (*gelu_tanh)(const float* x, float* y, std::size_t n);
     // y = 0.5 x (1 + erf(x / sqrt(2))).  Relative error below 1e-6, in the left tail too;
     // where |y| < 1e-36 the absolute error is below 1e-42.
@@ -109,8 +111,8 @@ struct KernelTable {
     // table: [rows][n_dims] = cos[n_dims / 2] then sin[n_dims / 2].  Pair j is (2j, 2j+1) when
     // interleaved, else (j, j + n_dims / 2).  Dimensions from n_dims on are copied.
     // Each output within 2u * (|a cos| + |b sin|).
-    void (*rope)(const float* x, const float* table, float* y, std::size_t rows, std::size_t n_heads,
-                 std::size_t head_dim, std::size_t n_dims, bool interleaved);
+    void (*rope)(const float* x, const float* table, float* y, std::size_t rows,
+                 std::size_t n_heads, std::size_t head_dim, std::size_t n_dims, bool interleaved);
 
     // ---- conversion and block formats ----------------------------------------------------------
 
@@ -135,15 +137,15 @@ struct KernelTable {
 
     // Rows that the quantised kernels take at once; activations are interleaved by tiles of it.
     std::size_t activation_tile;
-    // Quantises rows of x ([rows][k], k a multiple of 32) for linear_quantized: q = round(x / d) over
-    // each block of 32, d = max|x| / 127 for q8, max|x| / 32512 for q16.  A block with NaN or infinity
-    // makes the outputs NaN.  rows [first, last) must start at a tile.
+    // Quantises rows of x ([rows][k], k a multiple of 32) for linear_quantized: q = round(x / d)
+    // over each block of 32, d = max|x| / 127 for q8, max|x| / 32512 for q16.  A block with NaN or
+    // infinity makes the outputs NaN.  rows [first, last) must start at a tile.
     void (*quantize_activations)(Activations kind, const float* x, std::size_t rows, std::size_t k,
                                  std::size_t first, std::size_t last, std::byte* q);
     // y[r][j] = sum_i x[r][i] w[j][i] for the rows j of groups [first, last) of a quantised matrix,
     // x quantised as above.  The dot products of a block are exact in int32, blocks are summed in
-    // float32: the error against exact weights is that of x's rounding, for Gaussian x about 0.5% of
-    // the output vector's norm with q8 (bound 1%) and 0.002% with q16 (bound 0.01%).
+    // float32: the error against exact weights is that of x's rounding, for Gaussian x about 0.5%
+    // of the output vector's norm with q8 (bound 1%) and 0.002% with q16 (bound 0.01%).
     void (*linear_quantized)(Activations kind, const PackedView& w, const std::byte* xq,
                              std::size_t rows, std::size_t first, std::size_t last, float* y,
                              std::size_t y_stride);

@@ -23,7 +23,8 @@ const DtypeName& of(Dtype dtype) { return dtype_names[static_cast<int>(dtype)]; 
 
 std::string joined(std::initializer_list<Dtype> allowed) {
     std::string text;
-    for (const Dtype dtype : allowed) text += (text.empty() ? "" : " or ") + std::string(of(dtype).name);
+    for (const Dtype dtype : allowed)
+        text += (text.empty() ? "" : " or ") + std::string(of(dtype).name);
     return text;
 }
 
@@ -41,7 +42,8 @@ std::string text(const py::handle& h) { return py::str(h).cast<std::string>(); }
 
 std::string to_text(Shape shape) {
     std::string inside;
-    for (const py::ssize_t axis : shape) inside += (inside.empty() ? "" : ", ") + std::to_string(axis);
+    for (const py::ssize_t axis : shape)
+        inside += (inside.empty() ? "" : ", ") + std::to_string(axis);
     return "(" + inside + (shape.size() == 1 ? ",)" : ")");
 }
 
@@ -105,21 +107,21 @@ void Array::require_shape(Shape expected, const char* why) const {
 void Array::require_axes(py::ssize_t count, const char* names) const {
     if (array_.ndim() == count) return;
     value_error(std::string(op_) + ": " + name_ + " has shape " + to_text(shape()) + "; expected " +
-                std::to_string(count) + (count == 1 ? " axis, " : " axes, ") + names + ". Reshape with " + name_ +
-                ".reshape(...).");
+                std::to_string(count) + (count == 1 ? " axis, " : " axes, ") + names +
+                ". Reshape with " + name_ + ".reshape(...).");
 }
 
 Output::Output(const char* op, py::handle out, Shape shape, std::initializer_list<Input> inputs) {
     if (out.is_none()) {
-        array_ = py::array(py::dtype::of<float>(), std::vector<py::ssize_t>(shape.begin(), shape.end()));
+        array_ =
+            py::array(py::dtype::of<float>(), std::vector<py::ssize_t>(shape.begin(), shape.end()));
         return;
     }
-    const std::string advice =
-        " Allocate it with np.empty(" + to_text(shape) + ", np.float32).";
+    const std::string advice = " Allocate it with np.empty(" + to_text(shape) + ", np.float32).";
     const Array checked({op, "out", out}, {Dtype::float32}, 0);
     if (!std::equal(shape.begin(), shape.end(), checked.shape().begin(), checked.shape().end()))
-        value_error(std::string(op) + ": out has shape " + to_text(checked.shape()) + "; expected " +
-                    to_text(shape) + "." + advice);
+        value_error(std::string(op) + ": out has shape " + to_text(checked.shape()) +
+                    "; expected " + to_text(shape) + "." + advice);
     if (!checked.handle().writeable())
         value_error(std::string(op) + ": out is read-only; expected a writeable array." + advice);
     const auto begin = reinterpret_cast<std::uintptr_t>(checked.data());
@@ -144,7 +146,8 @@ std::size_t choice(const Argument& argument, std::initializer_list<const char*> 
         expected += (i == 1 ? "" : last ? " or " : ", ") + ("\"" + std::string(word) + "\"");
     }
     if (!py::isinstance<py::str>(argument.value))
-        throw py::type_error(where + describe_kind(argument.value) + "; expected " + expected + ".");
+        throw py::type_error(where + describe_kind(argument.value) + "; expected " + expected +
+                             ".");
     const std::string word = text(argument.value);
     i = 0;
     for (const char* candidate : allowed) {

@@ -1,7 +1,7 @@
 // What a caller may pass, checked in one place, before anything is computed or allocated.
 //
-// Every message reads "operation: argument is what came; expected what. How to fix it.", the same as
-// airllm.numpy_ops.checks.  TypeError: no array, or another dtype.  ValueError: everything else.
+// Every message reads "operation: argument is what came; expected what. How to fix it.", the same
+// as airllm.numpy_ops.checks.  TypeError: no array, or another dtype.  ValueError: everything else.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -36,15 +36,13 @@ enum class Dtype { float32, float16, uint16, uint8, int32 };
 
 // A C-contiguous, aligned array.  Borrowed: the caller's arguments keep it alive.
 class Array {
-   public:
+ public:
     // Throws py::type_error or py::value_error.
     Array(const Argument& argument, std::initializer_list<Dtype> allowed, py::ssize_t min_axes = 1);
 
     const char* name() const { return name_; }
     Dtype dtype() const { return dtype_; }
-    Shape shape() const {
-        return {array_.shape(), static_cast<std::size_t>(array_.ndim())};
-    }
+    Shape shape() const { return {array_.shape(), static_cast<std::size_t>(array_.ndim())}; }
     std::size_t axis(py::ssize_t i) const {  // negative: from the end
         return static_cast<std::size_t>(array_.shape(i < 0 ? array_.ndim() + i : i));
     }
@@ -59,7 +57,7 @@ class Array {
     void require_shape(Shape expected, const char* why) const;
     void require_axes(py::ssize_t count, const char* names) const;
 
-   private:
+ private:
     friend class Output;
     const char* op_;
     const char* name_;
@@ -81,17 +79,18 @@ struct Input {
 
     Input(const Array& array, bool may_be_output)
         : name(array.name()), data(array.data()), bytes(array.bytes()), in_place(may_be_output) {}
-    Input(const char* n, const void* d, std::size_t b) : name(n), data(d), bytes(b), in_place(false) {}
+    Input(const char* n, const void* d, std::size_t b)
+        : name(n), data(d), bytes(b), in_place(false) {}
 };
 
 // `out` if it can take the result, a new array if it is None.
 class Output {
-   public:
+ public:
     Output(const char* op, py::handle out, Shape shape, std::initializer_list<Input> inputs);
     float* data() { return static_cast<float*>(array_.mutable_data()); }
     py::array release() { return std::move(array_); }
 
-   private:
+ private:
     py::array array_;
 };
 

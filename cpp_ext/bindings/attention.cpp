@@ -22,7 +22,8 @@ py::array attention(py::handle q_object, py::handle k_object, py::handle v_objec
     if (k.axis(2) != head_dim)
         value_error("attention: k has shape " + to_text(k.shape()) +
                     "; expected [n_kv_heads, n_kv, " + std::to_string(head_dim) + "], as q has " +
-                    "head_dim " + std::to_string(head_dim) + " (shape " + to_text(q.shape()) + ").");
+                    "head_dim " + std::to_string(head_dim) + " (shape " + to_text(q.shape()) +
+                    ").");
     if (n_kv_heads ? n_heads % n_kv_heads : n_heads)
         value_error("attention: k has " + std::to_string(n_kv_heads) + " heads (shape " +
                     to_text(k.shape()) + "); expected a number that divides q's " +

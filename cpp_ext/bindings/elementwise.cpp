@@ -106,8 +106,8 @@ py::array softmax(py::handle x_object, py::handle out_object) {
     return out.release();
 }
 
-// The angles' cosines and sines, [n_tokens][cos of each pair, sin of each pair]; in float64, so that
-// a long context does not lose the fast pairs.
+// The angles' cosines and sines, [n_tokens][cos of each pair, sin of each pair]; in float64, so
+// that a long context does not lose the fast pairs.
 std::vector<float> angle_table(const Array& positions, const std::vector<double>& frequencies) {
     const std::size_t pairs = frequencies.size();
     const auto* position = static_cast<const std::int32_t*>(positions.data());
@@ -151,10 +151,11 @@ py::array rope(py::handle x_object, py::handle positions_object, py::handle thet
         frequencies.assign(inv_freq.floats(), inv_freq.floats() + inv_freq.size());
         inv_freq_data = inv_freq.data();
     }
-    Output out("rope", out_object, x.shape(),
-               {{x, true},
-                {positions, false},
-                {"inv_freq", inv_freq_data, inv_freq_data ? frequencies.size() * sizeof(float) : 0}});
+    Output out(
+        "rope", out_object, x.shape(),
+        {{x, true},
+         {positions, false},
+         {"inv_freq", inv_freq_data, inv_freq_data ? frequencies.size() * sizeof(float) : 0}});
     const float* input = x.floats();
     float* output = out.data();
     const KernelTable& table = kernels();
@@ -184,7 +185,8 @@ void bind_elementwise(py::module_& m) {
           "approximate: \"tanh\", the paper's approximation, or \"none\", by erf.");
     m.def("swiglu", swiglu, arg("gate"), arg("up"), py::kw_only(), arg("out") = py::none(),
           "silu(gate) * up (arXiv:2002.05202).\n\n"
-          "gate, up: float32 [...] of one shape; out: float32 [...], may be gate or up. Returns out.");
+          "gate, up: float32 [...] of one shape; out: float32 [...], may be gate or up. Returns "
+          "out.");
     m.def("rms_norm", rms_norm, arg("x"), arg("weight"), arg("eps") = 1e-6, py::kw_only(),
           arg("out") = py::none(),
           "x * weight / sqrt(mean(x^2) + eps), the mean over the last axis (arXiv:1910.07467).\n\n"
@@ -194,17 +196,18 @@ void bind_elementwise(py::module_& m) {
           "exp(x) / sum(exp(x)) over the last axis, computed from x - max(x).\n\n"
           "A row of -inf alone gives zeros: it has nothing to attend to. A row with NaN or +inf "
           "gives NaN.\nx: float32 [..., n]; out: float32 [..., n], may be x. Returns out.");
-    m.def("rope", rope, arg("x"), arg("positions"), py::kw_only(), arg("theta") = 10000.0,
-          arg("inv_freq") = py::none(), arg("interleaved") = false, arg("out") = py::none(),
-          "Turn each pair of features by the angle position * inv_freq[pair] (arXiv:2104.09864).\n\n"
-          "x: float32 [n_tokens, n_heads, head_dim]; positions: int32 [n_tokens].\n"
-          "inv_freq: float32 [n_dims / 2], radians per position, n_dims <= head_dim; features from "
-          "n_dims on are copied. Without it n_dims is head_dim, which must be even, and "
-          "inv_freq[i] = theta ** (-2i / head_dim).\n"
-          "interleaved: the pairs are (0, 1), (2, 3), ...; otherwise feature i goes with "
-          "i + n_dims / 2.\n"
-          "out: float32 [n_tokens, n_heads, head_dim], may be x. Returns out.\n"
-          "Angles are computed in float64.");
+    m.def(
+        "rope", rope, arg("x"), arg("positions"), py::kw_only(), arg("theta") = 10000.0,
+        arg("inv_freq") = py::none(), arg("interleaved") = false, arg("out") = py::none(),
+        "Turn each pair of features by the angle position * inv_freq[pair] (arXiv:2104.09864).\n\n"
+        "x: float32 [n_tokens, n_heads, head_dim]; positions: int32 [n_tokens].\n"
+        "inv_freq: float32 [n_dims / 2], radians per position, n_dims <= head_dim; features from "
+        "n_dims on are copied. Without it n_dims is head_dim, which must be even, and "
+        "inv_freq[i] = theta ** (-2i / head_dim).\n"
+        "interleaved: the pairs are (0, 1), (2, 3), ...; otherwise feature i goes with "
+        "i + n_dims / 2.\n"
+        "out: float32 [n_tokens, n_heads, head_dim], may be x. Returns out.\n"
+        "Angles are computed in float64.");
 }
 
 }  // namespace tensor_ops::bindings

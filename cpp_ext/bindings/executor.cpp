@@ -17,7 +17,7 @@ struct Bound {
 };
 
 class PyExecutor {
-   public:
+ public:
     PyExecutor(const py::sequence& buffers, const std::vector<std::string>& weights,
                const py::sequence& ops, std::size_t max_tokens)
         : executor_(read_graph(buffers, weights, ops), max_tokens),
@@ -52,8 +52,9 @@ class PyExecutor {
              py::handle k_cache, py::handle v_cache) {
         const std::unique_lock lock(running_, std::try_to_lock);
         if (!lock.owns_lock())
-            throw std::runtime_error("Executor.run: it runs on another thread already; use one "
-                                     "executor for each thread");
+            throw std::runtime_error(
+                "Executor.run: it runs on another thread already; use one "
+                "executor for each thread");
         if (bound.weights.size() != executor_.graph().weights.size())
             value_error("Executor.run: the weights were bound by another executor.");
         check_weights(executor_.graph(), bound.weights);
@@ -64,7 +65,7 @@ class PyExecutor {
         executor_.run(bound.weights, batch);
     }
 
-   private:
+ private:
     struct External {
         std::size_t index;
         py::str name;
@@ -91,9 +92,9 @@ class PyExecutor {
             return found->second;
         };
         for (const py::handle item : ops) {
-            const auto [kind, inputs, output, slots, attrs] =
-                item.cast<std::tuple<std::string, std::vector<std::string>,
-                                     std::optional<std::string>, std::vector<std::string>, py::dict>>();
+            const auto [kind, inputs, output, slots, attrs] = item.cast<
+                std::tuple<std::string, std::vector<std::string>, std::optional<std::string>,
+                           std::vector<std::string>, py::dict>>();
             Op op;
             op.kind = op_kind_from_name(kind);
             for (const std::string& name : inputs) op.inputs.push_back(index(buffer_index, name));
@@ -109,12 +110,18 @@ class PyExecutor {
     static void read_attributes(const py::dict& attrs, Op& op) {
         for (const auto& [key, value] : attrs) {
             const auto name = key.cast<std::string>();
-            if (name == "eps") op.eps = value.cast<float>();
-            else if (name == "scale") op.scale = value.cast<float>();
-            else if (name == "n_heads") op.n_heads = value.cast<std::size_t>();
-            else if (name == "n_kv_heads") op.n_kv_heads = value.cast<std::size_t>();
-            else if (name == "head_dim") op.head_dim = value.cast<std::size_t>();
-            else if (name == "interleaved") op.interleaved = value.cast<bool>();
+            if (name == "eps")
+                op.eps = value.cast<float>();
+            else if (name == "scale")
+                op.scale = value.cast<float>();
+            else if (name == "n_heads")
+                op.n_heads = value.cast<std::size_t>();
+            else if (name == "n_kv_heads")
+                op.n_kv_heads = value.cast<std::size_t>();
+            else if (name == "head_dim")
+                op.head_dim = value.cast<std::size_t>();
+            else if (name == "interleaved")
+                op.interleaved = value.cast<bool>();
             else if (name == "activations")
                 op.activations = activations_argument("Executor", value);
             else
@@ -173,10 +180,12 @@ class PyExecutor {
 
 void bind_executor(py::module_& m) {
     using py::arg;
-    py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.");
+    py::class_<Bound>(m, "BoundWeights",
+                      "Weights in the slots of a graph; Executor.bind makes it.");
     py::class_<PyExecutor>(
         m, "Executor",
-        "Runs a graph of ops over named buffers; see airllm.graph, which builds and checks them.\n\n"
+        "Runs a graph of ops over named buffers; see airllm.graph, which builds and checks "
+        "them.\n\n"
         "buffers: (name, width, external) of each; every buffer is [n_tokens, width].\n"
         "weights: the slots' names.\n"
         "ops: (kind, input names, output name or None, weight slots, attributes), in order.\n"
@@ -189,8 +198,8 @@ void bind_executor(py::module_& m) {
         .def("bind", &PyExecutor::bind, arg("weights"),
              "Put weights in the slots: a dict of PackedMatrix, RawRows or float32 [n] by name.\n\n"
              "Cheap, and keeps references. ValueError where one is missing or does not fit.")
-        .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"), arg("past") = 0,
-             arg("k_cache") = py::none(), arg("v_cache") = py::none(),
+        .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"),
+             arg("past") = 0, arg("k_cache") = py::none(), arg("v_cache") = py::none(),
              "Run all ops on all threads, without the GIL.\n\n"
              "buffers: the external ones by name, float32 [n_tokens, width], token ids int32 "
              "[n_tokens].\n"

@@ -60,7 +60,8 @@ py::array dequantize(py::handle data_object, py::handle type_object) {
 
 py::array float32_to_float16(py::handle x_object) {
     const Array x = float_array("float32_to_float16", "x", x_object);
-    py::array out(py::dtype("float16"), std::vector<py::ssize_t>(x.shape().begin(), x.shape().end()));
+    py::array out(py::dtype("float16"),
+                  std::vector<py::ssize_t>(x.shape().begin(), x.shape().end()));
     encode(DType::f16, x.floats(), out.mutable_data(), x.size());
     return out;
 }
@@ -90,11 +91,12 @@ py::array bfloat16_to_float32(py::handle x_object) {
 
 void bind_formats(py::module_& m) {
     using py::arg;
-    m.def("quantize", quantize, arg("x"), arg("type"),
-          "Pack each row of x into blocks of 32, rounding as GGML does.\n\n"
-          "x: float32 [..., n], n a multiple of 32; type: \"q8_0\", \"q4_0\" or \"q4_1\".\n"
-          "Returns uint8 [..., n / 32 * bytes of a block]. A block that holds NaN, an infinity, or a "
-          "value so large that the float16 scale overflows does not dequantise to finite values.");
+    m.def(
+        "quantize", quantize, arg("x"), arg("type"),
+        "Pack each row of x into blocks of 32, rounding as GGML does.\n\n"
+        "x: float32 [..., n], n a multiple of 32; type: \"q8_0\", \"q4_0\" or \"q4_1\".\n"
+        "Returns uint8 [..., n / 32 * bytes of a block]. A block that holds NaN, an infinity, or a "
+        "value so large that the float16 scale overflows does not dequantise to finite values.");
     m.def("dequantize", dequantize, arg("data"), arg("type"),
           "The values of packed rows, exactly.\n\n"
           "data: uint8 [..., row_bytes], as `quantize` returns; type: \"q8_0\", \"q4_0\" or "

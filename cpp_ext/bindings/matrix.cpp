@@ -40,7 +40,8 @@ Bytes bytes_of(const char* op, py::handle value) {
                     " and strides " + py::str(checked.attr("strides")).cast<std::string>() +
                     "; expected C-contiguous memory. Copy with np.ascontiguousarray(data).");
     return {array,
-            {static_cast<const std::byte*>(checked.data()), static_cast<std::size_t>(checked.nbytes())}};
+            {static_cast<const std::byte*>(checked.data()),
+             static_cast<std::size_t>(checked.nbytes())}};
 }
 
 struct MatrixArguments {
@@ -64,7 +65,8 @@ MatrixArguments matrix_arguments(const char* op, py::handle data, py::handle typ
     const auto axes = py::reinterpret_borrow<py::sequence>(shape);
     py::ssize_t size[2] = {-1, -1};
     for (std::size_t i = 0; i < axes.size() && i < 2; ++i) {
-        size[i] = PyNumber_AsSsize_t(py::object(axes[i]).ptr(), nullptr);  // clips what is too large
+        size[i] =
+            PyNumber_AsSsize_t(py::object(axes[i]).ptr(), nullptr);  // clips what is too large
         if (size[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
     }
     // Without a limit, a matrix of no columns could have any number of rows, and no bytes.
@@ -189,7 +191,8 @@ py::array linear_packed(const Array& x, const PackedMatrix& w, Activations kind,
 py::array linear(py::handle x_object, py::handle w_object, py::handle activations,
                  py::handle out_object) {
     const Array x = float_array("linear", "x", x_object);
-    const auto kind = activations_argument("linear", activations).value_or(activations_for(x.rows()));
+    const auto kind =
+        activations_argument("linear", activations).value_or(activations_for(x.rows()));
     if (py::isinstance<PackedMatrix>(w_object))
         return linear_packed(x, *w_object.cast<PackedMatrixPtr>(), kind, out_object);
     if (!py::isinstance<py::array>(w_object))
@@ -222,8 +225,8 @@ py::tuple shape_of(const Matrix& w) {
 }
 
 std::string describe(const char* name, const char* type, const py::tuple& shape) {
-    return std::string(name) + "(type='" + type + "', shape=" + py::repr(shape).cast<std::string>() +
-           ")";
+    return std::string(name) + "(type='" + type +
+           "', shape=" + py::repr(shape).cast<std::string>() + ")";
 }
 
 }  // namespace
@@ -251,22 +254,25 @@ void bind_matrix(py::module_& m) {
         "A matrix whose rows are looked up rather than multiplied by: an embedding.\n\n"
         "Arguments as PackedMatrix. The bytes are kept as they are, not copied.")
         .def(py::init(&make_raw_rows), arg("data"), arg("type"), arg("shape"))
-        .def_property_readonly("type", [](const RawRowsObject& w) { return dtype_name(w.rows.type); })
+        .def_property_readonly("type",
+                               [](const RawRowsObject& w) { return dtype_name(w.rows.type); })
         .def_property_readonly(
             "shape", [](const RawRowsObject& w) { return py::make_tuple(w.rows.n, w.rows.k); })
-        .def_property_readonly("nbytes", [](const RawRowsObject& w) {
-            return matrix_bytes(w.rows.type, w.rows.n, w.rows.k);
-        })
+        .def_property_readonly(
+            "nbytes",
+            [](const RawRowsObject& w) { return matrix_bytes(w.rows.type, w.rows.n, w.rows.k); })
         .def("__repr__", [](const RawRowsObject& w) {
             return describe("RawRows", dtype_name(w.rows.type), py::make_tuple(w.rows.n, w.rows.k));
         });
-    m.def("matmul", matmul, arg("a"), arg("b"), py::kw_only(), arg("out") = py::none(),
-          "a @ b.\n\na: float32 [..., m, k]; b: float32 [k, n]; out: float32 [..., m, n], neither a "
-          "nor b. Returns out.");
+    m.def(
+        "matmul", matmul, arg("a"), arg("b"), py::kw_only(), arg("out") = py::none(),
+        "a @ b.\n\na: float32 [..., m, k]; b: float32 [k, n]; out: float32 [..., m, n], neither a "
+        "nor b. Returns out.");
     m.def("linear", linear, arg("x"), arg("w"), py::kw_only(), arg("activations") = "auto",
           arg("out") = py::none(),
           "x @ w.T: w as checkpoints store it, one row for each output feature.\n\n"
-          "x: float32 [..., k]; w: float32 or float16 array [n, k], or PackedMatrix of shape (n, k).\n"
+          "x: float32 [..., k]; w: float32 or float16 array [n, k], or PackedMatrix of shape (n, "
+          "k).\n"
           "activations: how x meets a quantised w: rounded to 8 or to 16 bits in blocks of 32 "
           "(\"q8\", \"q16\"), or exactly (\"f32\"); \"auto\" is q16 for up to 64 rows, else q8.\n"
           "out: float32 [..., n], neither x nor w. Returns out.");

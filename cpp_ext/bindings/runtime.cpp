@@ -42,13 +42,15 @@ py::object attribute(const std::string& name) {
 
 void set_threads(py::handle n) {
     if (!PyLong_Check(n.ptr()) && !PyIndex_Check(n.ptr()))
-        throw py::type_error("set_num_threads: n is " + describe_kind(n) + "; expected an integer.");
+        throw py::type_error("set_num_threads: n is " + describe_kind(n) +
+                             "; expected an integer.");
     if (PyBool_Check(n.ptr()))
         throw py::type_error("set_num_threads: n is a bool; expected an integer.");
     const py::ssize_t value = PyNumber_AsSsize_t(n.ptr(), nullptr);
     if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
     if (value < 1 || value > 1024)
-        value_error("set_num_threads: n is " + py::str(n).cast<std::string>() + "; expected at least 1, at most 1024.");
+        value_error("set_num_threads: n is " + py::str(n).cast<std::string>() +
+                    "; expected at least 1, at most 1024.");
     set_num_threads(static_cast<int>(value));
 }
 
@@ -67,12 +69,13 @@ void bind_runtime(py::module_& m) {
     m.def("get_num_threads", num_threads, "The threads that operations use.");
     m.def("set_num_threads", set_threads, py::arg("n"),
           "Use n threads from the next operation on; 1 to 1024.");
-    m.def("cpu_budget", budget,
-          "How many threads this process should use, and why.\n\n"
-          "affinity: logical CPUs that it may run on; cores: physical cores among them; "
-          "cgroup_quota: CPUs' worth of time that its control group grants, None if unlimited; env: "
-          "TENSOR_OPS_NUM_THREADS, None if unset; chosen: the number of threads; reason: why that "
-          "many.");
+    m.def(
+        "cpu_budget", budget,
+        "How many threads this process should use, and why.\n\n"
+        "affinity: logical CPUs that it may run on; cores: physical cores among them; "
+        "cgroup_quota: CPUs' worth of time that its control group grants, None if unlimited; env: "
+        "TENSOR_OPS_NUM_THREADS, None if unset; chosen: the number of threads; reason: why that "
+        "many.");
     m.def("get_optimization_info", optimization_info,
           "isa, available_isas, threads, compiler, flags, version, xsimd (its headers' version).");
 }

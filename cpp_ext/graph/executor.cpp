@@ -45,8 +45,8 @@ void Executor::plan_buffers() {
         for (bool moved = true; moved;) {
             moved = false;
             for (std::size_t o = 0; o < b; ++o) {
-                const bool alive = !graph_.buffers[o].external && first[o] <= last[b] &&
-                                   first[b] <= last[o];
+                const bool alive =
+                    !graph_.buffers[o].external && first[o] <= last[b] && first[b] <= last[o];
                 const bool overlaps = offset < offsets_[o] + graph_.buffers[o].width &&
                                       offsets_[o] < offset + graph_.buffers[b].width;
                 if (alive && overlaps) {
@@ -69,10 +69,10 @@ void Executor::plan_barriers() {
     std::vector<char> written(n + 1), read(n + 1);
     const auto touched = [&](const std::vector<char>& marks, std::size_t b) {
         for (std::size_t o = 0; o < n; ++o) {
-            const bool same = o == b || (b < n && !graph_.buffers[o].external &&
-                                         !graph_.buffers[b].external &&
-                                         offsets_[o] < offsets_[b] + graph_.buffers[b].width &&
-                                         offsets_[b] < offsets_[o] + graph_.buffers[o].width);
+            const bool same =
+                o == b || (b < n && !graph_.buffers[o].external && !graph_.buffers[b].external &&
+                           offsets_[o] < offsets_[b] + graph_.buffers[b].width &&
+                           offsets_[b] < offsets_[o] + graph_.buffers[o].width);
             if (marks[o] && same) return true;
         }
         return b == n && marks[n] != 0;
@@ -108,13 +108,12 @@ void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batc
     for (const Op& op : graph_.ops) {
         if (op.kind == OpKind::kv_append || op.kind == OpKind::attention) {
             const KvCache& cache = batch.cache;
-            if (!cache.k)
-                throw std::invalid_argument("this graph needs k_cache and v_cache");
+            if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
             if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
-                throw std::invalid_argument(
-                    "the KV cache has " + std::to_string(cache.n_kv_heads) + " heads of " +
-                    std::to_string(cache.head_dim) + ", expected " + std::to_string(op.n_kv_heads) +
-                    " of " + std::to_string(op.head_dim));
+                throw std::invalid_argument("the KV cache has " + std::to_string(cache.n_kv_heads) +
+                                            " heads of " + std::to_string(cache.head_dim) +
+                                            ", expected " + std::to_string(op.n_kv_heads) + " of " +
+                                            std::to_string(op.head_dim));
             if (batch.past > cache.capacity || batch.n_tokens > cache.capacity - batch.past)
                 throw std::invalid_argument(
                     std::to_string(batch.past) + " + " + std::to_string(batch.n_tokens) +
@@ -138,12 +137,14 @@ struct Executor::Run {
     const Batch& batch;
     const KernelTable& table;
     const Worker& worker;
-    int quantized_input = -1;     // whose quantised form `quantized_` holds, and which
+    int quantized_input = -1;  // whose quantised form `quantized_` holds, and which
     Activations quantized_as = Activations::f32;
     bool quantized_busy = false;  // may another thread still read it?
 
     float* buffer(int index) const { return executor.buffer(index, batch); }
-    const Weight& weight(const Op& op) const { return weights[static_cast<std::size_t>(op.weight)]; }
+    const Weight& weight(const Op& op) const {
+        return weights[static_cast<std::size_t>(op.weight)];
+    }
 
     void meet() {
         worker.barrier();
@@ -196,8 +197,8 @@ struct Executor::Run {
                 kv_append(worker, table, in(0), in(1), n, batch.past, batch.cache);
                 break;
             case OpKind::attention:
-                attention(worker, table, in(0), n, op.n_heads, batch.past + n, batch.cache, op.scale,
-                          true, buffer(op.output));
+                attention(worker, table, in(0), n, op.n_heads, batch.past + n, batch.cache,
+                          op.scale, true, buffer(op.output));
                 break;
             case OpKind::swiglu:
             case OpKind::add: {

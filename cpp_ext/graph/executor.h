@@ -19,7 +19,7 @@ struct Batch {
 };
 
 class Executor {
-   public:
+ public:
     // Allocates everything that a run needs, for batches of up to max_tokens.
     // Throws std::invalid_argument (see Graph::check) or std::bad_alloc.
     Executor(Graph graph, std::size_t max_tokens);
@@ -32,7 +32,7 @@ class Executor {
     // fit (n_tokens, the cache, a token id); then nothing has run.
     void run(const std::vector<Weight>& weights, const Batch& batch);
 
-   private:
+ private:
     struct Run;
     void plan_buffers();
     void plan_barriers();

@@ -12,9 +12,9 @@ struct Signature {
     bool output, weight;
 };
 constexpr Signature signatures[] = {
-    {"embed", 1, true, true},      {"rms_norm", 1, true, true},   {"linear", 1, true, true},
-    {"rope", 2, true, false},      {"kv_append", 2, false, false}, {"attention", 1, true, false},
-    {"swiglu", 2, true, false},    {"add", 2, true, false},
+    {"embed", 1, true, true},   {"rms_norm", 1, true, true},    {"linear", 1, true, true},
+    {"rope", 2, true, false},   {"kv_append", 2, false, false}, {"attention", 1, true, false},
+    {"swiglu", 2, true, false}, {"add", 2, true, false},
 };
 
 const Signature& signature(OpKind kind) { return signatures[static_cast<int>(kind)]; }
@@ -28,7 +28,7 @@ const Signature& signature(OpKind kind) { return signatures[static_cast<int>(kin
 }
 
 class OpCheck {
-   public:
+ public:
     OpCheck(const Graph& graph, const Op& op) : graph_(graph), op_(op) {}
 
     void run() const {
@@ -38,7 +38,8 @@ class OpCheck {
         for (const int input : op_.inputs)
             require(input >= 0 && at(input) < graph_.buffers.size(), "an input is no buffer");
         require(s.output == (op_.output >= 0), s.output ? "has no output" : "has an output");
-        require(op_.output < 0 || at(op_.output) < graph_.buffers.size(), "the output is no buffer");
+        require(op_.output < 0 || at(op_.output) < graph_.buffers.size(),
+                "the output is no buffer");
         require(s.weight == (op_.weight >= 0), s.weight ? "has no weight" : "has a weight");
         require(op_.weight < 0 || at(op_.weight) < graph_.weights.size(), "the weight is no slot");
         switch (op_.kind) {
@@ -55,7 +56,8 @@ class OpCheck {
                 const std::size_t dims = graph_.buffers[at(op_.inputs[1])].width;
                 require(dims % 2 == 0 && dims <= op_.head_dim,
                         "the table's width is " + std::to_string(dims) +
-                            ", expected an even number up to head_dim " + std::to_string(op_.head_dim));
+                            ", expected an even number up to head_dim " +
+                            std::to_string(op_.head_dim));
                 return require(op_.inputs[1] != op_.output, "cannot overwrite its table");
             }
             case OpKind::kv_append:
@@ -72,7 +74,7 @@ class OpCheck {
         }
     }
 
-   private:
+ private:
     static std::size_t at(int i) { return static_cast<std::size_t>(i); }
     void require(bool truth, const std::string& fault) const {
         if (!truth) fail(graph_, op_, fault);
@@ -80,8 +82,9 @@ class OpCheck {
     std::size_t output_width() const { return graph_.buffers[at(op_.output)].width; }
     void width_of(int buffer, std::size_t expected) const {
         const Buffer& b = graph_.buffers[at(buffer)];
-        require(b.width == expected, "buffer '" + b.name + "' has width " + std::to_string(b.width) +
-                                         ", expected " + std::to_string(expected));
+        require(b.width == expected, "buffer '" + b.name + "' has width " +
+                                         std::to_string(b.width) + ", expected " +
+                                         std::to_string(expected));
     }
     void width(std::size_t input, std::size_t expected) const {
         width_of(op_.inputs[input], expected);
@@ -125,8 +128,9 @@ void check_weights(const Graph& graph, const std::vector<Weight>& weights) {
                                        std::size_t k_wanted) {
             if (n != n_wanted || k != k_wanted)
                 fail(graph, op,
-                     name + "is [" + std::to_string(n) + ", " + std::to_string(k) + "], expected [" +
-                         std::to_string(n_wanted) + ", " + std::to_string(k_wanted) + "]");
+                     name + "is [" + std::to_string(n) + ", " + std::to_string(k) +
+                         "], expected [" + std::to_string(n_wanted) + ", " +
+                         std::to_string(k_wanted) + "]");
         };
         const std::size_t out = graph.buffers[static_cast<std::size_t>(op.output)].width;
         const std::size_t in = graph.buffers[static_cast<std::size_t>(op.inputs[0])].width;

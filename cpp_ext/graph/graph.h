@@ -28,9 +28,9 @@ struct Buffer {
 
 struct Op {
     OpKind kind;
-    std::vector<int> inputs;  // buffers
-    int output = -1;          // buffer, or -1
-    int weight = -1;          // slot, or -1
+    std::vector<int> inputs;                                // buffers
+    int output = -1;                                        // buffer, or -1
+    int weight = -1;                                        // slot, or -1
     std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // rope, kv_append, attention
     float eps = 0.0f;                                       // rms_norm
     float scale = 1.0f;                                     // embed, attention

@@ -1,6 +1,6 @@
 // Attention over tiles of KV positions with an online softmax (Milakov and Gimelshein 2018, Dao et
-// al. 2022): scores never exist beyond one tile, and K and V are read once for all the query rows of
-// a tile, that is for all heads that share them.
+// al. 2022): scores never exist beyond one tile, and K and V are read once for all the query rows
+// of a tile, that is for all heads that share them.
 #pragma once
 
 #include "kernels/gemm.h"
@@ -9,18 +9,18 @@
 namespace tensor_ops {
 namespace {
 
-inline constexpr std::size_t kv_tile = 64;         // positions at a time
-inline constexpr std::size_t query_tile = 64;      // rows (tokens x heads) at a time
+inline constexpr std::size_t kv_tile = 64;     // positions at a time
+inline constexpr std::size_t query_tile = 64;  // rows (tokens x heads) at a time
 inline constexpr std::size_t max_head_dim = 256;
 inline constexpr std::size_t padded_head_dim = max_head_dim + 32;  // up to a whole panel
 
 struct AttentionScratch {
-    float q[query_tile * max_head_dim];         // scaled queries [rows][head_dim]
-    float scores[query_tile * kv_tile];         // [rows][kv_tile]
-    float keys[kv_tile * max_head_dim];         // panels [kv_tile / panel][head_dim][panel]
-    float values[kv_tile * padded_head_dim];    // panels, where V itself does not serve as such
-    float out[query_tile * max_head_dim];       // [rows][head_dim], not yet divided by `sum`
-    float top[query_tile], sum[query_tile];     // of the softmax so far
+    float q[query_tile * max_head_dim];       // scaled queries [rows][head_dim]
+    float scores[query_tile * kv_tile];       // [rows][kv_tile]
+    float keys[kv_tile * max_head_dim];       // panels [kv_tile / panel][head_dim][panel]
+    float values[kv_tile * padded_head_dim];  // panels, where V itself does not serve as such
+    float out[query_tile * max_head_dim];     // [rows][head_dim], not yet divided by `sum`
+    float top[query_tile], sum[query_tile];   // of the softmax so far
     float tile[depth_block * max_tile];
 };
 inline constexpr std::size_t attention_scratch_floats = sizeof(AttentionScratch) / sizeof(float);
@@ -56,16 +56,17 @@ template <class Isa>
 inline float soften(float* scores, std::size_t visible, std::size_t n, float& top, float& sum) {
     using F = Floats<Isa>;
     constexpr float lowest = -std::numeric_limits<float>::infinity();
-    const float largest = xsimd::reduce_max(
-        fold<Isa>(scores, visible, lowest, lowest, [](F a, F b) { return xsimd::max(a, b); },
-                  [](F a, F b) { return xsimd::max(a, b); }));
+    const float largest = xsimd::reduce_max(fold<Isa>(
+        scores, visible, lowest, lowest, [](F a, F b) { return xsimd::max(a, b); },
+        [](F a, F b) { return xsimd::max(a, b); }));
     const float higher = std::max(top, largest);
     const F shift(higher == lowest ? 0.0f : higher);
     map<Isa>(visible, scores, [shift](F v) { return exp<Isa>(v - shift); }, scores);
     for (std::size_t i = visible; i < n; ++i) scores[i] = 0.0f;
     const float factor = higher == lowest ? 0.0f : std::exp(top - higher);
-    const F weights = fold<Isa>(scores, visible, 0.0f, 0.0f, [](F a, F b) { return a + b; },
-                                [](F a, F b) { return a + b; });
+    const F weights = fold<Isa>(
+        scores, visible, 0.0f, 0.0f, [](F a, F b) { return a + b; },
+        [](F a, F b) { return a + b; });
     sum = sum * factor + xsimd::reduce_add(weights);
     top = higher;
     return factor;

@@ -72,8 +72,7 @@ inline Block read_block(DType type, const std::byte* p) {
 }
 
 inline void write_nibbles(const std::uint8_t* code, std::byte* p) {
-    for (std::size_t i = 0; i < 16; ++i)
-        p[i] = static_cast<std::byte>(code[i] | code[i + 16] << 4);
+    for (std::size_t i = 0; i < 16; ++i) p[i] = static_cast<std::byte>(code[i] | code[i + 16] << 4);
 }
 
 inline void write_half(float value, std::byte* p) {

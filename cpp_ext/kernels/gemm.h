@@ -1,8 +1,8 @@
 // Float matrix products: one register-tiled microkernel over packed panels, the blocking around it
 // (after Goto and van de Geijn 2008), and the two shapes that are better off without packing.
 //
-// A panel is [k][2 vectors] of f32, f16 or bf16: a group of the packed layout, or a piece of a plain
-// matrix packed on the way.  A tile of x is [k][rows], so that its broadcasts come in order.
+// A panel is [k][2 vectors] of f32, f16 or bf16: a group of the packed layout, or a piece of a
+// plain matrix packed on the way.  A tile of x is [k][rows], so that its broadcasts come in order.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +30,8 @@ inline Floats<Isa> load_as_float(const Half* p) {
 template <class Isa>
 inline Floats<Isa> load_as_float(const Bfloat16* p) {
     std::int32_t lane[lanes<Isa>];
-    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = static_cast<std::int32_t>(p[i].bits) << 16;
+    for (std::size_t i = 0; i < lanes<Isa>; ++i)
+        lane[i] = static_cast<std::int32_t>(p[i].bits) << 16;
     return xsimd::bitwise_cast<float>(Ints<Isa>::load_unaligned(lane));
 }
 
@@ -61,7 +62,7 @@ inline constexpr std::size_t max_tile = 16;
 
 inline constexpr std::size_t gemm_scratch_floats = depth_block * (column_block + max_tile);
 
-// Where the panels of a matrix lie: elements from one panel to the next, and from one k to the next.
+// Where the panels of a matrix lie: elements from one panel to the next, from one k to the next.
 template <class Source>
 struct Panels {
     const Source* data;
@@ -77,9 +78,8 @@ inline void multiply_panel(const float* x, const Source* b, std::size_t b_stride
     // Few rows: several k at once, in accumulators of their own, to cover the FMA's latency.
     constexpr std::size_t chains = Rows <= 2 ? 4 / Rows : 1;
     F sum[chains][Rows][2];
-    unroll<chains>([&](auto s) {
-        unroll<Rows>([&](auto r) { sum[s][r][0] = sum[s][r][1] = F(0.0f); });
-    });
+    unroll<chains>(
+        [&](auto s) { unroll<Rows>([&](auto r) { sum[s][r][0] = sum[s][r][1] = F(0.0f); }); });
     std::size_t i = 0;
     for (; i + chains <= k; i += chains) {
         unroll<chains>([&](auto s) {
@@ -129,7 +129,8 @@ inline void for_each_tile(std::size_t rows, F&& f) {
     if (r < rows) f(r, std::integral_constant<std::size_t, 1>{});
 }
 
-// c[m][n] (+)= x[m][k] * panels, k at most depth_block.  `tile` holds depth_block * max_tile floats.
+// c[m][n] (+)= x[m][k] * panels, k at most depth_block.  `tile` holds depth_block * max_tile
+// floats.
 template <class Isa, class Source>
 void multiply_panels(const float* x, std::size_t x_stride, std::size_t m, std::size_t k,
                      Panels<Source> panels, std::size_t n, float* c, std::size_t c_stride,
@@ -173,7 +174,8 @@ void linear_float(const PackedView& w, const float* x, std::size_t rows, std::si
 
 // b[k][n] to panels [n / panel][k][panel], the last one padded with zeros.
 template <class Isa>
-void pack_panels(const float* b, std::size_t b_stride, std::size_t k, std::size_t n, float* panels) {
+void pack_panels(const float* b, std::size_t b_stride, std::size_t k, std::size_t n,
+                 float* panels) {
     for (std::size_t j = 0; j < n; j += panel<Isa>) {
         const std::size_t columns = std::min(panel<Isa>, n - j);
         for (std::size_t i = 0; i < k; ++i, panels += panel<Isa>) {
@@ -241,8 +243,8 @@ void matmul(const float* a, std::size_t a_stride, const float* b, std::size_t b_
 
 // Rows x Tokens dot products along k.
 template <class Isa, std::size_t Rows, std::size_t Tokens, class Source>
-inline void dot_block(const Source* w, std::size_t k, const float* x, std::size_t x_stride, float* y,
-                      std::size_t y_stride) {
+inline void dot_block(const Source* w, std::size_t k, const float* x, std::size_t x_stride,
+                      float* y, std::size_t y_stride) {
     using F = Floats<Isa>;
     constexpr std::size_t width = lanes<Isa>;
     F sum[Rows][Tokens];

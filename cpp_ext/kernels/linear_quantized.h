@@ -59,8 +59,8 @@ inline void multiply_group(GroupCursor<Isa> w, const std::byte* x, std::size_t b
         const std::byte* tail = x + codes_bytes;
         typename Int8::Acc sum[Tokens], high[Tokens];  // of the lowest digit, and of the other
         unroll<Tokens>([&](auto t) {
-            sum[t] = Int8::start(
-                bias ? I(-bias * read<std::int32_t>(tail + 8 * Tokens + 4 * t)) : I(0));
+            sum[t] =
+                Int8::start(bias ? I(-bias * read<std::int32_t>(tail + 8 * Tokens + 4 * t)) : I(0));
             high[t] = Int8::start(I(0));
         });
         const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
@@ -93,7 +93,8 @@ inline void multiply_group(GroupCursor<Isa> w, const std::byte* x, std::size_t b
         unroll<Tokens>([&](auto t) {
             I exact = Int8::finish(sum[t]);
             if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
-            total[t] = xsimd::fma(xsimd::to_float(exact), d * F(read<float>(tail + 4 * t)), total[t]);
+            total[t] =
+                xsimd::fma(xsimd::to_float(exact), d * F(read<float>(tail + 4 * t)), total[t]);
         });
         if constexpr (Type == DType::q4_1) {
             const F m = GroupCursor<Isa>::halves(w.minima);
@@ -157,8 +158,9 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
             }
         }
     };
-    with_quantized(w.type,
-                   [&](auto type) { with_digits(kind, [&](auto digits) { multiply(type, digits); }); });
+    with_quantized(w.type, [&](auto type) {
+        with_digits(kind, [&](auto digits) { multiply(type, digits); });
+    });
 }
 
 // One group by Tokens rows of float32: codes become floats, a column at a time.
@@ -224,9 +226,8 @@ void linear_f32(const PackedView& w, const float* x, std::size_t rows, std::size
             for (std::size_t r = 0; r < rows;) {
                 const std::size_t tile = rows - r >= 4 ? 4 : 1;
                 with_tile<4>(tile, [&](auto tokens) {
-                    multiply_group_f32<Isa, type, tokens>(group, x + r * w.k, w.k,
-                                                          y + r * y_stride + column, y_stride,
-                                                          w.n - column);
+                    multiply_group_f32<Isa, type, tokens>(
+                        group, x + r * w.k, w.k, y + r * y_stride + column, y_stride, w.n - column);
                 });
                 r += tile;
             }

@@ -11,8 +11,8 @@
 //
 // Activations: tiles of T rows, T the largest of activation_tile, ..., 4, 2, 1 that still fits; a
 // tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float d[T]; float sum[T] (of
-// the dequantised block); int32 sum[T] (of the codes) }.  A q8 code is one digit; a q16 code is two,
-// 256 * high + low, each in [-127, 127].
+// the dequantised block); int32 sum[T] (of the codes) }.  A q8 code is one digit; a q16 code is
+// two, 256 * high + low, each in [-127, 127].
 #pragma once
 
 #include <algorithm>
@@ -125,10 +125,9 @@ void unpack(const PackedView& w, std::size_t first, std::size_t last, float* y) 
                                  ? byte ^ flip
                                  : byte >> code_shift<Isa>(w.type, c % quant_block) & 15;
             const float d = half_to_float(read<std::uint16_t>(group + at.scales + half));
-            const float m =
-                w.type == DType::q4_1
-                    ? half_to_float(read<std::uint16_t>(group + at.minima + half))
-                    : 0.0f;
+            const float m = w.type == DType::q4_1
+                                ? half_to_float(read<std::uint16_t>(group + at.minima + half))
+                                : 0.0f;
             y[c] = d * static_cast<float>(code - zero_point(w.type)) + m;
         }
     }
@@ -168,7 +167,8 @@ void quantize_block_of_activations(const float* x, std::size_t tile, std::size_t
             digits[at] = static_cast<std::byte>(code[i]);
         } else {
             const std::int32_t high = (code[i] + 128) >> 8;
-            // -128 has no negative in 8 bit, which AVX2's dot product needs: 1/32512 of the largest.
+            // AVX2's dot product negates, and -128 has no negative in 8 bit: -127 is off by
+            // 1/32512 of the largest.
             const std::int32_t low = std::max(code[i] - (high << 8), -127);
             code[i] = (high << 8) + low;
             digits[at] = static_cast<std::byte>(high);

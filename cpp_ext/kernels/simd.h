@@ -1,4 +1,4 @@
-// Vector types of an ISA, and the loops: every loop over a row, its unrolling and its tail are here.
+// Vector types of an ISA, and the loops: here is every loop over a row, its unrolling and its tail.
 //
 // An `Isa` is a struct of isa/<name>.cpp, see table.h.  Everything in kernels/ is in an anonymous
 // namespace, so that objects compiled with different flags cannot share a function by accident.
@@ -84,8 +84,7 @@ template <std::size_t N, class F>
 inline __attribute__((always_inline)) void unroll(F&& f) {
     [&]<std::size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) {
         (f(std::integral_constant<std::size_t, I>{}), ...);
-    }
-    (std::make_index_sequence<N>{});
+    }(std::make_index_sequence<N>{});
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 //         using Arch = xsimd::...;                            // what xsimd calls it
 //         using Int8 = ...; using HalfLoad = ...;             // from intrinsics.h
 //         static constexpr std::size_t float_tile = ...;      // rows of the float microkernel
-//         static constexpr std::size_t activation_tile = ...; // rows of the 8-bit one, a power of 2
+//         static constexpr std::size_t activation_tile = ...; // of the 8-bit one, a power of 2
 //     };
 #pragma once
 

@@ -11,7 +11,7 @@
 namespace tensor_ops {
 
 class AlignedBytes {
-   public:
+ public:
     AlignedBytes() = default;
     // Throws std::bad_alloc.
     explicit AlignedBytes(std::size_t bytes) : size_(bytes) {
@@ -29,7 +29,7 @@ class AlignedBytes {
     std::byte* data() const { return data_.get(); }
     std::size_t size() const { return size_; }
 
-   private:
+ private:
     struct Release {
         void operator()(std::byte* p) const { std::free(p); }
     };

@@ -31,7 +31,8 @@ DType dtype_from_name(std::string_view name) {
         if (name == entry.name) return entry.type;
         known += known.empty() ? entry.name : std::string(", ") + entry.name;
     }
-    throw std::invalid_argument("unknown type '" + std::string(name) + "'; expected one of " + known);
+    throw std::invalid_argument("unknown type '" + std::string(name) + "'; expected one of " +
+                                known);
 }
 
 const char* dtype_name(DType type) { return dtype_names[static_cast<int>(type)].name; }

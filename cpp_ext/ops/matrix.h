@@ -20,7 +20,7 @@ std::size_t matrix_bytes(DType type, std::size_t n, std::size_t k);
 
 // n rows (outputs) by k columns (inputs) in the layout of the ISA that was in use when it was made.
 class PackedMatrix {
-   public:
+ public:
     // Packs on all threads.  `source` holds matrix_bytes(type, n, k) bytes.
     PackedMatrix(DType type, std::span<const std::byte> source, std::size_t n, std::size_t k);
 
@@ -32,7 +32,7 @@ class PackedMatrix {
     const PackedView& view() const { return view_; }
     const KernelTable& table() const { return *table_; }
 
-   private:
+ private:
     const KernelTable* table_;
     AlignedBytes data_;
     PackedView view_;

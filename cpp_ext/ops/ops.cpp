@@ -73,8 +73,8 @@ void linear_plain(const Worker& worker, const KernelTable& table, DType type, co
     }
 }
 
-void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b, float* c,
-            std::size_t m, std::size_t k, std::size_t n) {
+void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b,
+            float* c, std::size_t m, std::size_t k, std::size_t n) {
     auto* scratch =
         static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));
     const std::size_t panel = 2 * table.vector_floats;
@@ -99,8 +99,8 @@ void kv_append(const Worker& worker, const KernelTable& table, const float* k, c
 }
 
 void attention(const Worker& worker, const KernelTable& table, const float* q, std::size_t n_q,
-               std::size_t n_heads, std::size_t n_kv, const KvCache& cache, float scale, bool causal,
-               float* out) {
+               std::size_t n_heads, std::size_t n_kv, const KvCache& cache, float scale,
+               bool causal, float* out) {
     if (n_q == 0 || n_heads == 0) return;
     auto* scratch =
         static_cast<float*>(thread_scratch(table.attention_scratch_floats * sizeof(float)));
@@ -110,7 +110,8 @@ void attention(const Worker& worker, const KernelTable& table, const float* q, s
     const std::size_t tokens = std::max<std::size_t>(1, 64 / group);
     const std::size_t runs = (n_q + tokens - 1) / tokens;
     const auto count = static_cast<std::size_t>(worker.count());
-    for (auto i = static_cast<std::size_t>(worker.index()); i < runs * cache.n_kv_heads; i += count) {
+    for (auto i = static_cast<std::size_t>(worker.index()); i < runs * cache.n_kv_heads;
+         i += count) {
         const std::size_t head = i % cache.n_kv_heads, first = i / cache.n_kv_heads * tokens;
         const AttentionTask task{
             .q = q + head * group * d,
@@ -137,7 +138,8 @@ void embed(const Worker& worker, const KernelTable& table, const RawRows& rows,
     const std::size_t bytes = row_bytes(rows.type, rows.k);
     for (std::size_t t = part.first; t < part.last; ++t) {
         float* row = y + t * rows.k;
-        table.to_float(rows.type, rows.data + static_cast<std::size_t>(ids[t]) * bytes, row, rows.k);
+        table.to_float(rows.type, rows.data + static_cast<std::size_t>(ids[t]) * bytes, row,
+                       rows.k);
         if (scale != 1.0f)
             for (std::size_t i = 0; i < rows.k; ++i) row[i] *= scale;
     }

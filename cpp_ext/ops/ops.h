@@ -1,5 +1,5 @@
-// Operations on a team: each function does its worker's share of one operation, and the operation is
-// complete when all workers of the team have called it and met at a barrier (or left the team).
+// Operations on a team: each function does its worker's share of one operation, and the operation
+// is complete when all workers of the team have called it and met at a barrier (or left the team).
 #pragma once
 
 #include <cstddef>
@@ -44,8 +44,8 @@ void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activat
 void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,
                   std::size_t n, std::size_t k, const float* x, std::size_t rows, float* y);
 // c[m][n] = a[m][k] b[k][n].
-void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b, float* c,
-            std::size_t m, std::size_t k, std::size_t n);
+void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b,
+            float* c, std::size_t m, std::size_t k, std::size_t n);
 
 // A layer's KV cache, [n_kv_heads][capacity][head_dim], f32 or f16.
 struct KvCache {
@@ -59,8 +59,8 @@ void kv_append(const Worker& worker, const KernelTable& table, const float* k, c
                std::size_t n_tokens, std::size_t past, const KvCache& cache);
 // q, out: [n_q][n_heads][head_dim]; the cache holds n_kv positions.
 void attention(const Worker& worker, const KernelTable& table, const float* q, std::size_t n_q,
-               std::size_t n_heads, std::size_t n_kv, const KvCache& cache, float scale, bool causal,
-               float* out);
+               std::size_t n_heads, std::size_t n_kv, const KvCache& cache, float scale,
+               bool causal, float* out);
 
 // y = scale * rows `ids` of a table of embeddings; ids must be below rows.n.
 void embed(const Worker& worker, const KernelTable& table, const RawRows& rows,

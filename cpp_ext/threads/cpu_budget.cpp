@@ -48,8 +48,8 @@ std::string first_line(const std::string& path) {
 int physical_cores(const std::vector<int>& cpus) {
     std::set<std::string> cores;
     for (const int cpu : cpus) {
-        const std::string siblings = first_line("/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
-                                                "/topology/thread_siblings_list");
+        const std::string siblings = first_line(
+            "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
         cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
     }
     return static_cast<int>(cores.size());
@@ -128,8 +128,8 @@ CpuBudget cpu_budget() {
     budget.cgroup_quota = cgroup_quota();
     budget.env = threads_from_environment();
     // A quota is rounded down: a thread beyond it would only be throttled, and all wait for it.
-    const int granted = budget.cgroup_quota ? std::max(1, static_cast<int>(*budget.cgroup_quota))
-                                            : budget.cores;
+    const int granted =
+        budget.cgroup_quota ? std::max(1, static_cast<int>(*budget.cgroup_quota)) : budget.cores;
     if (budget.env) {
         budget.chosen = *budget.env;
         budget.reason = "TENSOR_OPS_NUM_THREADS";

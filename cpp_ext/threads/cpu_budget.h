@@ -12,7 +12,7 @@ struct CpuBudget {
     std::optional<double> cgroup_quota;  // CPUs' worth of time, the tightest of the hierarchy
     std::optional<int> env;              // TENSOR_OPS_NUM_THREADS
     int chosen;
-    std::string reason;                  // of `chosen`, in words
+    std::string reason;  // of `chosen`, in words
 };
 
 // Reads the environment and /proc, /sys afresh.  Throws std::invalid_argument when

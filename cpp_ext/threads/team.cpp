@@ -98,8 +98,8 @@ Team& team() {
     if (existing) return *existing;
     // A child of fork() has none of its parent's threads: it forgets that team (and leaks it, as
     // its mutex may be held by a thread that is not here) and begins anew.
-    static const int registered =
-        pthread_atfork(nullptr, nullptr, [] { the_team.store(nullptr, std::memory_order_relaxed); });
+    static const int registered = pthread_atfork(
+        nullptr, nullptr, [] { the_team.store(nullptr, std::memory_order_relaxed); });
     (void)registered;
     Team* fresh = new Team;
     if (the_team.compare_exchange_strong(existing, fresh)) return *fresh;
@@ -131,7 +131,8 @@ Share share(const Worker& worker, std::size_t n, std::size_t unit) {
     const std::size_t units = (n + unit - 1) / unit;
     const auto index = static_cast<std::size_t>(worker.index());
     const auto count = static_cast<std::size_t>(worker.count());
-    return {std::min(n, units * index / count * unit), std::min(n, units * (index + 1) / count * unit)};
+    return {std::min(n, units * index / count * unit),
+            std::min(n, units * (index + 1) / count * unit)};
 }
 
 void* thread_scratch(std::size_t bytes) {

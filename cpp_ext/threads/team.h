@@ -19,18 +19,18 @@ namespace tensor_ops {
 
 // All threads of a team meet at wait().
 class Barrier {
-   public:
+ public:
     void reset(int count) { count_ = count; }
     void wait();
 
-   private:
+ private:
     int count_ = 1;
     std::atomic<int> arrived_{0};
     std::atomic<unsigned> generation_{0};
 };
 
 class Worker {
-   public:
+ public:
     Worker(int index, int count, Barrier* barrier)
         : index_(index), count_(count), barrier_(barrier) {}
     int index() const { return index_; }
@@ -39,7 +39,7 @@ class Worker {
         if (count_ > 1) barrier_->wait();
     }
 
-   private:
+ private:
     int index_, count_;
     Barrier* barrier_;
 };
