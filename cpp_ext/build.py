@@ -102,8 +102,10 @@ def xsimd_include() -> Path:
         if version is None:
             raise BuildError(f"XSIMD_INCLUDE_DIR is {named}, which has no xsimd/xsimd.hpp")
         if version < XSIMD_MINIMUM:
-            raise BuildError(f"XSIMD_INCLUDE_DIR is {named}: xsimd {_dotted(version)} is too old, "
-                             f"at least {_dotted(XSIMD_MINIMUM)} is needed")
+            raise BuildError(
+                f"XSIMD_INCLUDE_DIR is {named}: xsimd {_dotted(version)} is too old, "
+                f"at least {_dotted(XSIMD_MINIMUM)} is needed"
+            )
         return Path(named)
     spec = importlib.util.find_spec("pythran")
     packaged = list(spec.submodule_search_locations or []) if spec else []
@@ -205,8 +207,8 @@ def jobs() -> int:
 
 def _command(toolchain: Toolchain, unit: Unit) -> list[str]:
     dependencies = ["-MMD", "-MF", str(unit.object.with_suffix(".d"))]
-    return [*toolchain.compiler, *unit.flags, *dependencies, "-c", str(unit.source), "-o",
-            str(unit.object)]
+    files = ["-c", str(unit.source), "-o", str(unit.object)]
+    return [*toolchain.compiler, *unit.flags, *dependencies, *files]
 
 
 def _is_fresh(toolchain: Toolchain, unit: Unit) -> bool:
@@ -240,8 +242,8 @@ def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, flags: Seq
     """Link objects to `output`; it appears whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
-    command = [*toolchain.compiler, *map(str, objects), *toolchain.flags, *flags, "-pthread", "-o",
-               str(partial)]
+    flags = [*toolchain.flags, *flags, "-pthread", "-o", str(partial)]
+    command = [*toolchain.compiler, *map(str, objects), *flags]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise BuildError(f"{' '.join(command)}\n{result.stderr}")
