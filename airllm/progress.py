@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("airllm")
 
-QUIET_SECONDS = 1.0  # before a bar shows: what is quick needs none
+QUIET_SECONDS = 1.0  # before a bar shows: what is quick needs none, nor tqdm's import
 LOG_SECONDS = 10.0  # between two lines of a log
 
 
@@ -19,8 +19,8 @@ class Progress:
     """with Progress("scoring", "chunks") as progress:
         ... progress.update(3, 14)
 
-    On stderr if that is a terminal, otherwise in the log "airllm". unit "bytes" is shown in
-    multiples of 1024. shown=False shows nothing.
+    On stderr if that is a terminal, until all is done or the `with` ends; otherwise in the log
+    "airllm". unit "bytes" is shown in multiples of 1024. shown=False shows nothing.
     """
 
     def __init__(self, label: str, unit: str, *, shown: bool = True) -> None:
@@ -39,36 +39,51 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._clear()
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` units are done; `note` is a word about them."""
         if not self.shown:
             return
-        if sys.stderr.isatty():
-            self._draw(done, total, note)
-        else:
+        if not sys.stderr.isatty():
             self._log(done, total, note)
+        elif done >= total:
+            self._clear()
+        elif time.monotonic() - self._start >= QUIET_SECONDS:
+            self._draw(done, total, note)
 
     def _draw(self, done: int, total: int, note: str) -> None:
         if self._bar is None:
-            from tqdm import tqdm
-
-            in_bytes = self._unit == "bytes"
-            self._bar = tqdm(
-                total=total,
-                desc=self._label,
-                unit="B" if in_bytes else f" {self._unit}",
-                unit_scale=in_bytes,
-                unit_divisor=1024 if in_bytes else 1000,
-                delay=QUIET_SECONDS,
-                leave=False,
-                dynamic_ncols=True,
-                miniters=1,  # look at the clock at each update: some come once in many seconds
-            )
+            self._bar = self._new_bar(done, total)
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
+
+    def _new_bar(self, done: int, total: int) -> "tqdm[None]":
+        """A bar that counts from the start of this Progress, which was a second ago or more."""
+        from tqdm import tqdm
+
+        in_bytes = self._unit == "bytes"
+        bar = tqdm(
+            total=total,
+            desc=self._label,
+            unit="B" if in_bytes else f" {self._unit}",
+            unit_scale=in_bytes,
+            unit_divisor=1024 if in_bytes else 1000,
+            smoothing=0,  # the time left follows from the mean since the start, as in a log
+            delay=1e-9,  # not drawn before its start is right
+            leave=False,
+            dynamic_ncols=True,
+            miniters=1,  # look at the clock at each update: some come once in many seconds
+        )
+        bar.start_t -= time.monotonic() - self._start
+        bar.n = done
+        bar.refresh()
+        return bar
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _log(self, done: int, total: int, note: str) -> None:
         now = time.monotonic()

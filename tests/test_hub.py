@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from airllm import hub
+from airllm import hub, progress
 from airllm.hub import HubError, KnownModel
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -385,7 +385,7 @@ def test_a_long_download_writes_a_line_now_and_then_where_no_terminal_is(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pip.waits = 3
-    monkeypatch.setattr(hub._Progress, "LOG_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "LOG_SECONDS", -1.0)
     with caplog.at_level(logging.INFO, "airllm"):
         hub.pull("tiny")
     lines = [record.getMessage() for record in caplog.records]

@@ -79,10 +79,12 @@ def test_shown_false_shows_nothing_in_a_log(clock: Clock, caplog: pytest.LogCapt
     assert caplog.messages == []
 
 
-def test_shown_false_shows_nothing_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shown_false_shows_nothing_on_a_terminal(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = on_a_terminal(monkeypatch)
-    monkeypatch.setattr(progress, "QUIET_SECONDS", 0)
     with Progress("scoring", "chunks", shown=False) as shown:
+        clock.now += 60
         shown.update(1, 2)
     assert screen.getvalue() == ""
 
@@ -95,15 +97,43 @@ def test_on_a_terminal_what_is_quick_shows_no_bar(monkeypatch: pytest.MonkeyPatc
     assert screen.getvalue().strip() == ""
 
 
-def test_on_a_terminal_it_is_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_it_is_a_bar_that_goes_away(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = on_a_terminal(monkeypatch)
-    monkeypatch.setattr(progress, "QUIET_SECONDS", 0)
     with Progress("loading", "layers") as shown:
+        clock.now += 2
         shown.update(10, 30)
-    drawn = screen.getvalue()
-    assert "loading:   0%" in drawn
-    assert "0/30" in drawn
-    assert drawn.split("\r")[-1].strip() == ""  # the last thing drawn is blanks over the bar
+        assert "loading:  33%" in screen.getvalue()
+        assert "10/30" in screen.getvalue()
+    assert last_drawn(screen) == ""
+
+
+def test_on_a_terminal_a_bar_that_is_full_goes_away_before_the_with_ends(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = on_a_terminal(monkeypatch)
+    with Progress("loading", "layers") as shown:
+        clock.now += 2
+        shown.update(29, 30)
+        assert last_drawn(screen) != ""
+        shown.update(30, 30)
+        assert last_drawn(screen) == ""
+
+
+def test_on_a_terminal_the_time_left_follows_from_the_whole_time_so_far(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = on_a_terminal(monkeypatch)
+    with Progress("loading", "layers") as shown:
+        clock.now += 60  # the first update comes late: the bar is new, the work is not
+        shown.update(10, 30)
+    assert "[01:00<02:00" in screen.getvalue()
+
+
+def last_drawn(screen: Terminal) -> str:
+    """What the line shows now; blanks over a bar that went away are nothing."""
+    return screen.getvalue().split("\r")[-1].strip()
 
 
 @pytest.mark.parametrize(
