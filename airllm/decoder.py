@@ -8,7 +8,8 @@ from airllm.formats.gguf import GGUFFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.numpy_ops import rope_table
-from airllm.weights import MappedWeights, OnProgress
+from airllm.progress import OnProgress, part_of
+from airllm.weights import MappedWeights
 
 Logits = NDArray[np.float32]
 
@@ -55,20 +56,30 @@ class Decoder:
         internal = sum(graph.row_bytes for graph in graphs) * self._batch_size
         return internal + self._residual.nbytes + self._last_logits.nbytes
 
-    def evaluate(self, tokens: NDArray[np.int32], logits: Logits | None = None) -> Logits:
+    def evaluate(
+        self,
+        tokens: NDArray[np.int32],
+        logits: Logits | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Logits:
         """Append tokens to the cache, a batch at a time, and compute logits.
 
         tokens: int32 [n], at least one, valid ids that fit the context: not checked here.
         logits: float32 [n, vocab], filled and returned; if None, only the last row is computed and
             returned, float32 [vocab], in a buffer that the next call overwrites.
+        on_progress: called with (done, total) after each step: one layer for one batch of tokens.
 
         An exception, Ctrl-C's too, leaves in the cache the batches that were complete.
         FormatError when the file has changed since it was opened.
         """
-        for start in range(0, len(tokens), self._batch_size):
+        starts = range(0, len(tokens), self._batch_size)
+        n_layers = self._model.config.n_layers
+        steps = n_layers * len(starts)
+        for index, start in enumerate(starts):
             batch = tokens[start : start + self._batch_size]
             residual = self._residual[: len(batch)]
-            self._run_layers(batch, residual)
+            on_layer = part_of(on_progress, n_layers * index, n_layers, steps)
+            self._run_layers(batch, residual, on_layer)
             if logits is not None:
                 self._run_head(residual, logits[start : start + len(batch)])
         if logits is not None:
@@ -76,7 +87,12 @@ class Decoder:
         self._run_head(residual[-1:], self._last_logits[np.newaxis])
         return self._last_logits
 
-    def _run_layers(self, tokens: NDArray[np.int32], residual: NDArray[np.float32]) -> None:
+    def _run_layers(
+        self,
+        tokens: NDArray[np.int32],
+        residual: NDArray[np.float32],
+        on_layer: OnProgress | None,
+    ) -> None:
         """tokens: [n] -> residual: [n, hidden_size]"""
         n, past = len(tokens), self.cache.length
         self._gguf.check_unchanged()
@@ -84,11 +100,14 @@ class Decoder:
             self._embed.run(bound, {"tokens": tokens, "residual": residual}, n)
         rope = rope_table(np.arange(past, past + n), self._model.inv_freq)  # [n, rope_dims]
         buffers = {"residual": residual, "rope": rope}
-        for index in range(self._model.config.n_layers):
+        n_layers = self._model.config.n_layers
+        for index in range(n_layers):
             keys, values = self.cache.layer(index)
             with self.weights.layer(index) as bound:
                 self._layer.run(bound, buffers, n, past, keys, values)
-        self.cache.length += n
+            if on_layer is not None:
+                on_layer(index + 1, n_layers)
+        self.cache.tokens.extend(tokens.tolist())
 
     def _run_head(self, residual: NDArray[np.float32], logits: Logits) -> None:
         """residual: [n, hidden_size] -> logits: [n, vocab]"""

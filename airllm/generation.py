@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from airllm.decoder import Decoder
+from airllm.progress import OnProgress
 from airllm.sampling import Sampler, Sampling
 from airllm.text_stream import TextStream
 from airllm.tokenizer import Tokenizer
@@ -22,10 +23,11 @@ class Generation:
     text: str
     tokens: tuple[int, ...]  # without the end token; those of a stop string are there
     prompt_tokens: int
+    reused_tokens: int  # of the prompt, those that were in the KV cache and not evaluated again
     finish_reason: FinishReason  # end token or stop string; max_new_tokens; the context is full
-    prefill_seconds: float  # the prompt, up to the first token
+    prefill_seconds: float  # the prompt's evaluation, up to the first token
     decode_seconds: float  # the tokens after the first
-    prefill_tokens_per_second: float
+    prefill_tokens_per_second: float  # of the tokens that were evaluated
     decode_tokens_per_second: float
 
 
@@ -36,24 +38,29 @@ def generate(
     sampling: Sampling,
     max_new_tokens: int,
     stop: Sequence[str] = (),
+    on_progress: OnProgress | None = None,
 ) -> Generator[str, None, Generation]:
     """Continue a prompt, which must fit the context; yields text and returns the whole.
+
+    The cache holds the prompt's beginning, or nothing, but not the whole prompt.
 
     Whole characters are yielded, and nothing of a stop string. Times are the model's and the
     sampler's, not the consumer's.
     """
     sampler, stream = Sampler(sampling), TextStream(stop)
     history, n_prompt = list(prompt), len(prompt)
+    n_reused = decoder.cache.length
     pieces: list[str] = []
     seconds: list[float] = []  # of each evaluation, the prompt's first
     finish: FinishReason = "length"
-    pending = history
+    pending = history[n_reused:]
     while len(history) - n_prompt < max_new_tokens:
         if decoder.cache.length + len(pending) > decoder.cache.capacity:
             finish = "context"
             break
         start = perf_counter()
-        logits = decoder.evaluate(np.array(pending, np.int32))
+        logits = decoder.evaluate(np.array(pending, np.int32), None, on_progress)
+        on_progress = None  # it is for the prompt; a token of the answer is quick
         token = sampler.sample(logits, history)
         seconds.append(perf_counter() - start)
         if token in tokenizer.eos_ids:
@@ -77,9 +84,10 @@ def generate(
         text="".join(pieces),
         tokens=tuple(history[n_prompt:]),
         prompt_tokens=n_prompt,
+        reused_tokens=n_reused,
         finish_reason=finish,
         prefill_seconds=prefill,
         decode_seconds=decode,
-        prefill_tokens_per_second=n_prompt / prefill if prefill else 0.0,
+        prefill_tokens_per_second=(n_prompt - n_reused) / prefill if prefill else 0.0,
         decode_tokens_per_second=(len(seconds) - 1) / decode if decode else 0.0,
     )

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import mmap
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ Cache = NDArray[Any]  # float16 or float32
 
 
 class KVCache:
-    """Keys and values of all layers, for up to `capacity` tokens; `length` of them are there."""
+    """Keys and values of all layers, for up to `capacity` tokens; those of `tokens` are there."""
 
     def __init__(
         self, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, kv_type: KVType = "f16"
@@ -24,7 +25,12 @@ class KVCache:
         self._data = _lazy_zeros((n_layers, 2, n_kv_heads, capacity, head_dim), _DTYPES[kv_type])
         self._layers = [(keys, values) for keys, values in self._data]
         self.capacity = capacity
-        self.length = 0
+        self.tokens: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens that are there: the position of the next one."""
+        return len(self.tokens)
 
     def layer(self, index: int) -> tuple[Cache, Cache]:
         """Keys and values of a layer, [n_kv_heads, capacity, head_dim] each."""
@@ -36,7 +42,20 @@ class KVCache:
         return self._data.nbytes
 
     def clear(self) -> None:
-        self.length = 0
+        self.tokens.clear()
+
+    def keep_shared(self, prompt: Sequence[int]) -> int:
+        """Forget what does not begin `prompt` as well, and return how many tokens are left.
+
+        Never all of the prompt: the logits of its last token are still to be computed.
+        """
+        kept = 0
+        for mine, its in zip(self.tokens, prompt[:-1], strict=False):
+            if mine != its:
+                break
+            kept += 1
+        del self.tokens[kept:]
+        return kept
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Cache:

@@ -24,9 +24,9 @@ from airllm.generation import Generation, generate
 from airllm.graph import Activations
 from airllm.kv_cache import KVType
 from airllm.models import ModelConfig, load_model
+from airllm.progress import OnProgress
 from airllm.sampling import Sampling
 from airllm.tokenizer import Tokenizer
-from airllm.weights import OnProgress
 
 __all__ = ["Generation", "LayerWiseInferenceEngine"]
 
@@ -114,11 +114,18 @@ class LayerWiseInferenceEngine:
         """Tokens in the KV cache: where the next one goes."""
         return 0 if self._decoder is None else self._decoder.cache.length
 
-    def forward(self, tokens: Sequence[int], *, last_only: bool = True) -> NDArray[np.float32]:
+    def forward(
+        self,
+        tokens: Sequence[int],
+        *,
+        last_only: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> NDArray[np.float32]:
         """Evaluate tokens after those in the KV cache.
 
         tokens: ids, at least one. Returns the logits of the last one, float32 [vocab_size], or of
         all, [n_tokens, vocab_size]. ValueError when an id is none or the context has no room.
+        on_progress: called with (done, total) steps; a step is a layer for a batch of tokens.
         """
         ids = self._checked_tokens(tokens)
         with self._exclusive() as decoder:
@@ -129,8 +136,9 @@ class LayerWiseInferenceEngine:
                     f"{self.context} are used. reset() empties it; context= makes it larger."
                 )
             if last_only:
-                return decoder.evaluate(ids).copy()
-            return decoder.evaluate(ids, np.empty((len(ids), self.config.vocab_size), np.float32))
+                return decoder.evaluate(ids, None, on_progress).copy()
+            logits = np.empty((len(ids), self.config.vocab_size), np.float32)
+            return decoder.evaluate(ids, logits, on_progress)
 
     def generate(
         self,
@@ -145,20 +153,29 @@ class LayerWiseInferenceEngine:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         on_token: Callable[[str], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Generation:
-        """Continue a text, or answer the last of some messages. What was in the cache is forgotten.
+        """Continue a text, or answer the last of some messages.
+
+        The beginning that the prompt shares with the tokens in the KV cache, those of the last
+        prompt and its answer say, is not evaluated again. How tokens fall into batches changes how
+        numbers round, above all with activations="auto", where 64 tokens are the limit between 16
+        and 8 bit: so an answer can differ from the one that an empty cache would give. With a seed
+        the cache is emptied first, and the answer is the same whatever was asked before.
 
         prompt: a text; or a chat, [{"role": "user", "content": "Hello"}], in the form that the
             model's chat template gives it.
         temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.sampling.Sampling.
         stop: strings that end the answer and are not part of it.
         on_token: called with each piece of text as it comes; never with half a character.
+        on_progress: called with (done, total) steps while the prompt is evaluated; a step is a
+            layer for a batch of tokens.
 
-        ValueError when the prompt does not fit the context. Ctrl-C, and whatever on_token raises,
-        leave the engine usable.
+        ValueError when the prompt does not fit the context. Ctrl-C, and whatever the callbacks
+        raise, leave the engine usable.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        with closing(self._start(prompt, sampling, max_new_tokens, stop)) as pieces:
+        with closing(self._start(prompt, sampling, max_new_tokens, stop, on_progress)) as pieces:
             while True:
                 try:
                     piece = next(pieces)
@@ -180,13 +197,14 @@ class LayerWiseInferenceEngine:
         repeat_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """generate, as an iterator over the pieces of text.
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        return self._start(prompt, sampling, max_new_tokens, stop)
+        return self._start(prompt, sampling, max_new_tokens, stop, on_progress)
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text as a prompt: with the BOS token where the model wants one."""
@@ -196,7 +214,7 @@ class LayerWiseInferenceEngine:
         return self.tokenizer.decode(ids)
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Forget all tokens, so that the next prompt is evaluated from its first on."""
         with self._exclusive() as decoder:
             decoder.cache.clear()
 
@@ -223,7 +241,12 @@ class LayerWiseInferenceEngine:
         self.close()
 
     def _start(
-        self, prompt: Prompt, sampling: Sampling, max_new_tokens: int, stop: str | Sequence[str]
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        max_new_tokens: int,
+        stop: str | Sequence[str],
+        on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
         """Check all arguments now, not at the first piece, and make the generator."""
         _check_count("max_new_tokens", max_new_tokens, least=0)
@@ -239,15 +262,25 @@ class LayerWiseInferenceEngine:
                 f"the prompt has {len(ids)} tokens; the context has room for {self.context}. "
                 f"context= makes it larger; this model allows {self.config.context_length}."
             )
-        return self._run(ids, sampling, max_new_tokens, stop)
+        return self._run(ids, sampling, max_new_tokens, stop, on_progress)
 
     def _run(
-        self, ids: list[int], sampling: Sampling, max_new_tokens: int, stop: Sequence[str]
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
         with self._exclusive() as decoder:
-            decoder.cache.clear()
+            if sampling.seed is not None:
+                decoder.cache.clear()
+            decoder.cache.keep_shared(ids)
+            tokenizer = self.tokenizer
             return (
-                yield from generate(decoder, self.tokenizer, ids, sampling, max_new_tokens, stop)
+                yield from generate(
+                    decoder, tokenizer, ids, sampling, max_new_tokens, stop, on_progress
+                )
             )
 
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:

@@ -3,11 +3,15 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+# What long work calls as it goes on: (done, total), in whatever unit it counts.
+OnProgress = Callable[[int, int], None]
 
 log = logging.getLogger("airllm")
 
@@ -93,6 +97,16 @@ class Progress:
         left = format_duration((now - self._start) * (total - done) / done)
         percent = 100 * done // total
         log.info("%s: %d%%, %s left%s", self._label, percent, left, f", {note}" if note else "")
+
+
+def part_of(on_progress: OnProgress | None, before: int, n: int, total: int) -> OnProgress | None:
+    """For a part of the work: its progress, in a unit of its own, as progress of the whole.
+
+    The part is `n` of the whole's `total` units, `before` of which are done when it begins.
+    """
+    if on_progress is None:
+        return None
+    return lambda done, of: on_progress(before + n * done // of, total)
 
 
 def format_duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ Here they come from the file's memory map, prepared once and all kept. A source 
 from disk has the same three methods.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -15,10 +15,9 @@ from airllm.backends import Backend, Executor
 from airllm.formats.gguf import GGUFFile
 from airllm.graph import Graph, Role
 from airllm.models import Model
+from airllm.progress import OnProgress
 
 __all__ = ["MappedWeights", "WeightSource", "check_tensors"]
-
-OnProgress = Callable[[int, int], None]  # (done, total)
 
 _VECTOR_TYPES = ("f32", "f16", "bf16")
 

@@ -301,6 +301,16 @@ def test_loading_reports_each_layer(tmp_path):
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.parametrize("last_only", [True, False])
+def test_evaluation_reports_each_layer_of_each_batch(tmp_path, last_only):
+    calls = []
+    with LayerWiseInferenceEngine(
+        write_tiny_model(tmp_path).path, backend="numpy", batch_size=4
+    ) as engine:
+        engine.forward(TOKENS[:9], last_only=last_only, on_progress=lambda *now: calls.append(now))
+    assert calls == [(done, 9) for done in range(1, 10)]  # three batches through three layers
+
+
 def test_a_file_that_changes_underneath_is_an_error_not_a_crash(tmp_path):
     model = write_tiny_model(tmp_path)
     with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
@@ -330,10 +340,10 @@ def test_a_second_thread_gets_an_error_and_the_first_goes_on(engine, monkeypatch
     inside, go_on = threading.Event(), threading.Event()
     run_layers = engine._decoder._run_layers
 
-    def wait_inside(tokens, residual):
+    def wait_inside(*batch):
         inside.set()
         assert go_on.wait(10)
-        run_layers(tokens, residual)
+        run_layers(*batch)
 
     monkeypatch.setattr(engine._decoder, "_run_layers", wait_inside)
     first = threading.Thread(target=engine.forward, args=([1, 2, 3],))

@@ -1,41 +1,14 @@
 """Generation: reproducible, in whole characters, and ending for the right reason."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from scripted_decoder import ScriptedDecoder, tokens_of
 from tiny_model import byte_token, vocabulary_tokens, write_tiny_model
 
 from airllm.layer_engine import LayerWiseInferenceEngine
 
 EOS = 2  # <|im_end|>
 LLAMA = [byte_token(byte) for byte in "🦙".encode()]
-
-
-def tokens_of(text: str) -> list[int]:
-    return [byte_token(byte) for byte in text.encode()]
-
-
-class ScriptedDecoder:
-    """In a Decoder's place: whatever it reads, its likeliest next token is the script's."""
-
-    def __init__(self, script: list[int], context: int) -> None:
-        self.script = script
-        self.cache = SimpleNamespace(length=0, capacity=context, clear=self._clear)
-        self.evaluated: list[list[int]] = []
-        self._step = 0
-
-    def evaluate(self, tokens: np.ndarray) -> np.ndarray:
-        self.evaluated.append(tokens.tolist())
-        self.cache.length += len(tokens)
-        assert self.cache.length <= self.cache.capacity
-        logits = np.zeros(268, np.float32)
-        logits[self.script[self._step]] = 100.0
-        self._step += 1
-        return logits
-
-    def _clear(self) -> None:
-        self.cache.length = 0
 
 
 @pytest.fixture
@@ -186,6 +159,15 @@ def test_speeds_are_tokens_over_seconds(engine):
         generation.prompt_tokens / generation.prefill_seconds
     )
     assert generation.decode_tokens_per_second == pytest.approx(7 / generation.decode_seconds)
+
+
+def test_progress_is_reported_for_the_prompt_and_not_for_the_answer(engine):
+    calls = []
+    settings = {"max_new_tokens": 4, "on_progress": lambda *now: calls.append(now)}
+    engine.generate("hello", **settings)
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert "".join(engine.stream("again", **settings))
+    assert calls == [(1, 3), (2, 3), (3, 3)] * 2
 
 
 def test_speeds_are_zero_where_nothing_was_measured(engine):

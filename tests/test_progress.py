@@ -136,6 +136,16 @@ def last_drawn(screen: Terminal) -> str:
     return screen.getvalue().split("\r")[-1].strip()
 
 
+def test_progress_of_a_part_is_progress_of_the_whole() -> None:
+    calls: list[tuple[int, int]] = []
+    part = progress.part_of(lambda *now: calls.append(now), 100, 50, 200)
+    assert part is not None
+    part(1, 3)
+    part(3, 3)
+    assert calls == [(116, 200), (150, 200)]
+    assert progress.part_of(None, 100, 50, 200) is None
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s"), (7500, "2 h 5 min")],
