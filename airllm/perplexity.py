@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.progress import OnProgress, part_of
+
 MIN_CONTEXT = 3  # the smallest chunk with a counted position: 3 // 2 == 1 == 3 - 2
 
 # Logits are asked for in slices of at most this many bytes: the second half of a 512-token chunk
@@ -27,7 +29,13 @@ class Scorer(Protocol):
     def reset(self) -> None:
         """Forgets every token seen so far."""
 
-    def forward(self, tokens: Sequence[int], *, last_only: bool = True) -> NDArray[np.float32]:
+    def forward(
+        self,
+        tokens: Sequence[int],
+        *,
+        last_only: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> NDArray[np.float32]:
         """Appends tokens; returns logits, float32 [vocab] (last_only) or [n_tokens, vocab]."""
 
 
@@ -45,12 +53,13 @@ def perplexity(
     context: int,
     *,
     bos_id: int | None = None,
-    on_chunk: Callable[[int, int, float], None] | None = None,
+    on_progress: Callable[[int, int, float | None], None] | None = None,
 ) -> Perplexity:
     """Scores `tokens` in chunks of `context`.
 
     bos_id replaces the first token of each chunk; None leaves it as it is.
-    on_chunk(done, total, perplexity so far) is called after each chunk.
+    on_progress(tokens done, tokens in all, perplexity of the chunks so far) is called as it goes
+    on; in the first chunk there is no perplexity yet, but None.
     ValueError when the context is below 3 or the text is shorter than one chunk.
     """
     if context < MIN_CONTEXT:
@@ -61,31 +70,41 @@ def perplexity(
             f"perplexity: the text has {len(tokens)} tokens, less than one chunk of {context}. "
             f"Use a longer text or a smaller context."
         )
+    n_fed = context - 1  # of each chunk: the last token is only predicted
+    so_far: float | None = None
+
+    def on_tokens(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(done, total, so_far)
+
     chunk_losses = []
     for index in range(n_chunks):
         chunk = list(tokens[index * context : (index + 1) * context])
         if bos_id is not None:
             chunk[0] = bos_id
-        chunk_losses.append(_chunk_losses(model, chunk))
-        if on_chunk is not None:
-            on_chunk(index + 1, n_chunks, _exp_mean(np.concatenate(chunk_losses)))
-    losses = np.concatenate(chunk_losses)
-    value = _exp_mean(losses)
+        within = part_of(on_tokens, index * n_fed, n_fed, n_chunks * n_fed)
+        chunk_losses.append(_chunk_losses(model, chunk, within))
+        losses = np.concatenate(chunk_losses)
+        so_far = value = _exp_mean(losses)
+        on_tokens((index + 1) * n_fed, n_chunks * n_fed)
     # d exp(m) = exp(m) dm, and m, a mean of n losses, has the standard error std / sqrt(n).
     stderr = value * float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else 0.0
     return Perplexity(value, stderr, n_chunks, losses.size)
 
 
-def _chunk_losses(model: Scorer, chunk: list[int]) -> NDArray[np.float64]:
+def _chunk_losses(
+    model: Scorer, chunk: list[int], on_progress: OnProgress | None
+) -> NDArray[np.float64]:
     """-log p of the tokens that positions len/2 ... len-2 predict: float64 [n_counted]."""
     first, last = len(chunk) // 2, len(chunk) - 1
     model.reset()
-    vocab_size = model.forward(chunk[:first]).size
+    vocab_size = model.forward(chunk[:first], on_progress=part_of(on_progress, 0, first, last)).size
     rows = max(1, _LOGITS_BYTES // (4 * vocab_size))
     losses = []
     for start in range(first, last, rows):
         end = min(start + rows, last)
-        logits = model.forward(chunk[start:end], last_only=False)  # [end - start, vocab]
+        within = part_of(on_progress, start, end - start, last)
+        logits = model.forward(chunk[start:end], last_only=False, on_progress=within)  # [n, vocab]
         losses.append(negative_log_likelihood(logits, chunk[start + 1 : end + 1]))
     return np.concatenate(losses)
 

@@ -54,9 +54,13 @@ class FakeEngine:
         request: str | list[dict[str, str]],
         *,
         on_token: Callable[[str], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
         **sampling: Any,
     ) -> SimpleNamespace:
         self.requests.append(request if isinstance(request, str) else list(request))
+        if on_progress is not None:
+            on_progress(1, 2)
+            on_progress(2, 2)
         self.sampling = sampling
         said = []
         for piece in self._answers.pop(0):
@@ -69,6 +73,7 @@ class FakeEngine:
             text="".join(said),
             tokens=list(range(len(said))),
             prompt_tokens=7,
+            reused_tokens=0,
             finish_reason=self._finish_reason,
             prefill_seconds=0.5,
             prefill_tokens_per_second=14.0,
@@ -76,7 +81,9 @@ class FakeEngine:
             decode_tokens_per_second=8.0,
         )
 
-    def forward(self, tokens: Sequence[int], *, last_only: bool = True) -> np.ndarray:
+    def forward(
+        self, tokens: Sequence[int], *, last_only: bool = True, on_progress: object = None
+    ) -> np.ndarray:
         """Every token is equally likely."""
         shape = (len(WORDS),) if last_only else (len(tokens), len(WORDS))
         return np.zeros(shape, np.float32)

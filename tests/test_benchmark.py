@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from airllm import benchmark
+from airllm.progress import OnProgress
 
 
 class CountingModel:
@@ -21,8 +22,12 @@ class CountingModel:
     def reset(self) -> None:
         self.resets.append(len(self.calls))
 
-    def forward(self, tokens: Sequence[int], *, last_only: bool = True) -> NDArray[np.float32]:
+    def forward(
+        self, tokens: Sequence[int], *, on_progress: OnProgress | None = None
+    ) -> NDArray[np.float32]:
         self.calls.append(list(tokens))
+        if on_progress is not None:
+            on_progress(1, 2)
         self.now += next(self._durations)
         return np.zeros(4, np.float32)
 
@@ -63,11 +68,18 @@ def test_the_tokens_are_in_the_vocabulary_and_the_same_each_time() -> None:
     assert test == benchmark.prefill(1000, 7)
 
 
-def test_progress_counts_the_warm_up_and_ends_at_the_total() -> None:
+def test_progress_counts_the_warm_up_goes_on_within_a_prompt_and_ends_at_the_total() -> None:
     seen: list[tuple[int, int]] = []
     model = CountingModel([1.0] * 3)
     benchmark.measure(model, benchmark.prefill(4, 50), 2, on_progress=lambda *now: seen.append(now))
-    assert seen == [(4, 12), (8, 12), (12, 12)]
+    assert seen == [(2, 12), (4, 12), (6, 12), (8, 12), (10, 12), (12, 12)]
+
+
+def test_within_a_single_token_no_progress_is_asked_for() -> None:
+    seen: list[tuple[int, int]] = []
+    model = CountingModel([1.0] * 4)
+    benchmark.measure(model, benchmark.decode(3, 50), 1, on_progress=lambda *now: seen.append(now))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 @pytest.mark.parametrize("make", [benchmark.prefill, benchmark.decode])

@@ -97,7 +97,7 @@ def test_an_infinite_perplexity_is_null_in_json(
     engine = FakeEngine().install(monkeypatch)
     uniform = engine.forward
 
-    def broken(tokens: list[int], *, last_only: bool = True) -> object:
+    def broken(tokens: list[int], *, last_only: bool = True, on_progress: object = None) -> object:
         return uniform(tokens, last_only=last_only) + math.nan
 
     monkeypatch.setattr(engine, "forward", broken)

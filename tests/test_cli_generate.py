@@ -25,6 +25,25 @@ def test_the_answer_is_on_stdout_and_the_speed_on_stderr(
     assert err == "airllm: prompt: 7 tokens, 14.0 tokens/s; answer: 2 tokens, 8.0 tokens/s\n"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_slow_prompt_shows_how_far_it_is_until_the_answer_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    FakeEngine(["x"]).install(monkeypatch)
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("airllm.progress.QUIET_SECONDS", 0)
+    assert generate("--prompt", "Once") == 0
+    bar, blank, report = screen.getvalue().removeprefix("\r").split("\r")
+    assert bar.startswith("reading the prompt:  50%")
+    assert blank.strip() == ""
+    assert report.startswith("airllm: prompt: 7 tokens")
+
+
 def test_quiet_leaves_stderr_empty(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     FakeEngine(["text"]).install(monkeypatch)
     assert generate("--prompt", "Once", "--quiet") == 0

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from airllm.perplexity import Perplexity, negative_log_likelihood, perplexity
+from airllm.progress import OnProgress
 
 VOCAB = 11
 
@@ -25,8 +26,17 @@ class KnownModel:
         self.seen = []
         self.chunks.append(self.seen)
 
-    def forward(self, tokens: Sequence[int], *, last_only: bool = True) -> NDArray[np.float32]:
+    def forward(
+        self,
+        tokens: Sequence[int],
+        *,
+        last_only: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> NDArray[np.float32]:
         self.calls.append(len(tokens))
+        if on_progress is not None:
+            on_progress(1, 2)
+            on_progress(2, 2)
         rows = []
         for token in tokens:
             self.seen.append(token)
@@ -114,11 +124,16 @@ def test_without_bos_the_text_is_left_as_it_is() -> None:
     assert model.chunks == [tokens[:9]]  # the last token is predicted, never fed
 
 
-def test_progress_ends_at_the_result() -> None:
-    seen: list[tuple[int, int, float]] = []
-    result = perplexity(KnownModel(), random_tokens(30), 10, on_chunk=lambda *now: seen.append(now))
-    assert [now[:2] for now in seen] == [(1, 3), (2, 3), (3, 3)]
-    assert seen[-1][2] == result.perplexity
+def test_progress_counts_tokens_and_knows_the_perplexity_of_the_chunks_so_far() -> None:
+    seen: list[tuple[int, int, float | None]] = []
+    tokens = random_tokens(20)
+    both = perplexity(KnownModel(), tokens, 10, on_progress=lambda *now: seen.append(now))
+    first = perplexity(KnownModel(), tokens[:10], 10).perplexity
+    assert seen == [  # nine tokens of a chunk are fed: five, then four whose logits count
+        (2, 18, None), (5, 18, None), (7, 18, None), (9, 18, None), (9, 18, first),
+        (11, 18, first), (14, 18, first), (16, 18, first), (18, 18, first),
+        (18, 18, both.perplexity),
+    ]  # fmt: skip
 
 
 def test_a_text_shorter_than_one_chunk_is_refused_with_both_lengths() -> None:

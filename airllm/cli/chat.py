@@ -99,8 +99,10 @@ class Conversation:
         answer = console.Answer()
         try:
             self._check_room(asked)
-            with answer:
-                generation = self._engine.generate(asked, on_token=answer.show, **self._sampling)
+            with answer, console.prompt_progress() as progress:
+                generation = self._engine.generate(
+                    asked, on_token=answer.show, on_progress=progress.update, **self._sampling
+                )
             reason: str = generation.finish_reason
         except KeyboardInterrupt:
             reason = "interrupted"

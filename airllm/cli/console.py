@@ -54,12 +54,14 @@ def write(text: str) -> None:
 class Answer:
     """An answer that is shown while it comes; whatever ends it, its line ends as well."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shown: bool = True) -> None:
         self.pieces: list[str] = []
+        self._shown = shown
 
     def show(self, piece: str) -> None:
         self.pieces.append(piece)
-        write(piece)
+        if self._shown:
+            write(piece)
 
     @property
     def text(self) -> str:
@@ -69,7 +71,7 @@ class Answer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.pieces:
+        if self.pieces and self._shown:
             write("\n")
 
 
@@ -99,6 +101,11 @@ def format_bytes(n: int) -> str:
 def progress(label: str, unit: str) -> Progress:
     """Progress on stderr, unless --quiet."""
     return Progress(label, unit, shown=log.isEnabledFor(logging.INFO))
+
+
+def prompt_progress() -> Progress:
+    """Progress of a prompt's evaluation; it goes away before the answer begins."""
+    return progress("reading the prompt", "layers")
 
 
 class _StderrHandler(logging.Handler):

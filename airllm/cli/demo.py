@@ -41,11 +41,9 @@ def run(args: argparse.Namespace) -> int:
         hub.pull(MODEL, progress=not args.quiet)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         request = model.conversation(args.prompt)
-        if args.json:
-            generation = engine.generate(request, **options.sampling(args))
-        else:
+        if not args.json:
             console.write(f"> {args.prompt}\n")
-            generation = generate.stream(engine, request, args)
+        generation = generate.answer(engine, request, args)
         memory = engine.memory_usage()
         runtime = model.runtime(engine)
     if args.json:

@@ -58,22 +58,26 @@ def run(args: argparse.Namespace) -> int:
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         if args.chat:
             model.chat_template(engine, args.model)  # refused here, by its name
+        generation = answer(engine, request, args)
         if args.json:
-            generation = engine.generate(request, **options.sampling(args))
             console.write_json(as_json(engine, generation))
-        else:
-            generation = stream(engine, request, args)
         _report(engine, generation, args)
     return 0
 
 
-def stream(
+def answer(
     engine: "LayerWiseInferenceEngine",
     request: str | list[dict[str, str]],
     args: argparse.Namespace,
 ) -> "Generation":
-    with console.Answer() as answer:
-        return engine.generate(request, on_token=answer.show, **options.sampling(args))
+    """The answer, which is shown as it comes unless --json asks for it as a whole."""
+    with console.Answer(shown=not args.json) as answer, console.prompt_progress() as progress:
+        return engine.generate(
+            request,
+            on_token=answer.show,
+            on_progress=progress.update,
+            **options.sampling(args),
+        )
 
 
 def as_json(engine: "LayerWiseInferenceEngine", generation: "Generation") -> dict[str, object]:

@@ -47,14 +47,14 @@ def run(args: argparse.Namespace) -> int:
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         tokenizer = engine.tokenizer
         tokens = tokenizer.encode(text)
-        with console.progress("scoring", "chunks") as progress:
+        with console.progress("scoring", "tokens") as progress:
             result = perplexity(
                 engine,
                 tokens,
                 args.context,
                 bos_id=tokenizer.bos_id if tokenizer.add_bos else None,
-                on_chunk=lambda done, total, so_far: progress.update(
-                    done, total, f"perplexity {so_far:.2f}"
+                on_progress=lambda done, total, so_far: progress.update(
+                    done, total, "" if so_far is None else f"perplexity {so_far:.2f}"
                 ),
             )
     if args.json:
