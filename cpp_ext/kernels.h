@@ -2,11 +2,12 @@
 //
 // Common to all entries, unless an entry says otherwise:
 //   - Single-threaded, no allocation, no exceptions, no global state.  Deterministic for a given
-//     ISA and a given shape of the call.
+//   ISA,
+//     and an output does not depend on which part of the work a call is given.
 //   - Pointers need only the alignment of their type.  Sizes may be zero.
 //   - Inputs and outputs do not overlap, or are exactly the same array where "may be" says so.
-//   - NaN in gives NaN out in the elements that depend on it; infinities follow the
-//     formula's limit.
+//   - NaN in gives NaN out in the elements that depend on it; infinities follow the formula's
+//   limit.
 //   - "ulp" is a float32 unit in the last place of the exact result, u = 2^-24.  The bounds are
 //     checked in tests/ against float64 on every ISA.
 #pragma once
@@ -16,28 +17,60 @@
 
 namespace tensor_ops {
 
-// Element types as GGUF files store them.  Quantised types come in blocks of 32 along a row:
-//   q8_0: f16 d, int8 q[32]               value = d * q
-//   q4_0: f16 d, 16 bytes of nibbles      value = d * (q - 8)
-//   q4_1: f16 d, f16 m, 16 bytes          value = d * q + m
-// Byte i of the nibbles holds column i in its low half and column i + 16 in its high half.
-enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
+// Element types as GGUF files store them; kernels/blocks.h reads their blocks.  Quantised types
+// come in blocks of 32 columns with half precision scales,
+//   q8_0: d * q      q4_0: d * (q - 8)      q5_0: d * (q - 16)      q4_1, q5_1: d * q + m
+// or, the K types, in blocks of 256 cut into sub-blocks of 32 (q4_k, q5_k) or 16 with integer
+// scales,
+//   q2_k, q4_k, q5_k: d * s * q - d_min * s_min      q3_k: d * s * (q - 4)      q6_k: d * s * (q -
+//   32)
+enum class DType : std::uint8_t {
+    f32,
+    f16,
+    bf16,
+    q8_0,
+    q4_0,
+    q4_1,
+    q5_0,
+    q5_1,
+    q2_k,
+    q3_k,
+    q4_k,
+    q5_k,
+    q6_k
+};
 
+// Columns that share a scale, or a pair of sub-blocks' scales: what the kernels take at a time.
 inline constexpr std::size_t quant_block = 32;
 
 static constexpr bool is_quantized(DType type) { return type >= DType::q8_0; }
 
-// Bytes of one row of n elements; n is a multiple of quant_block for the quantised types.
-static constexpr std::size_t row_bytes(DType type, std::size_t n) {
+// Elements and bytes of a block as files store it.
+struct BlockSize {
+    std::size_t elements, bytes;
+};
+static constexpr BlockSize block_size(DType type) {
     switch (type) {
-        case DType::f32: return n * 4;
+        case DType::f32: return {1, 4};
         case DType::f16:
-        case DType::bf16: return n * 2;
-        case DType::q8_0: return n / quant_block * 34;
-        case DType::q4_0: return n / quant_block * 18;
-        case DType::q4_1: return n / quant_block * 20;
+        case DType::bf16: return {1, 2};
+        case DType::q8_0: return {32, 34};
+        case DType::q4_0: return {32, 18};
+        case DType::q4_1: return {32, 20};
+        case DType::q5_0: return {32, 22};
+        case DType::q5_1: return {32, 24};
+        case DType::q2_k: return {256, 84};
+        case DType::q3_k: return {256, 110};
+        case DType::q4_k: return {256, 144};
+        case DType::q5_k: return {256, 176};
+        case DType::q6_k: return {256, 210};
     }
-    return 0;
+    return {1, 0};
+}
+
+// Bytes of one row of n elements; n is a multiple of the type's block.
+static constexpr std::size_t row_bytes(DType type, std::size_t n) {
+    return n / block_size(type).elements * block_size(type).bytes;
 }
 
 // A matrix of n rows (outputs) and k columns (inputs) in the ISA's own layout, see
@@ -57,7 +90,7 @@ enum class Activations : std::uint8_t { q8, q16, f32 };
 // Activations quantised per block of 32, interleaved by tiles of rows, see kernels/packed.h.
 // The bytes of one row: k / 32 * quantized_block_bytes.
 static constexpr std::size_t quantized_block_bytes(Activations kind) {
-    return (kind == Activations::q16 ? 64 : 32) + 3 * 4;
+    return (kind == Activations::q16 ? 64 : 32) + 4 * 4;
 }
 
 // What one call of the attention kernel works on: one KV head, and the query heads that share it.
@@ -83,16 +116,18 @@ struct KernelTable {
 
     // ---- elementwise; y may be x (or gate, up, a, b) -------------------------------------------
 
-    // y = x / (1 + exp(-x)).  Within 3 ulp.  -inf gives -0.
+    // y = x / (1 + exp(-x)).  Within 3 ulp; for x < -87, where exp(x) is denormal, within 2^-142.
+    // -inf gives -0.
     void (*silu)(const float* x, float* y, std::size_t n);
-    // y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
-    // With v = 2 sqrt(2/pi) (x + 0.044715 x^3): relative error below 2e-7 * (2 + |v|) (the rounding
-    // of v, through exp, is what the |v| is); for v < -87 within 1e-36 of the exact result.
+    // y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  With v = 2 sqrt(2/pi) (x + 0.044715
+    // x^3): relative error below 2e-7 * (2 + |v|) (the rounding of v, through exp, is what the |v|
+    // is); for v < -87 the result is within 1e-36 of the exact one.
     void (*gelu_tanh)(const float* x, float* y, std::size_t n);
     // y = 0.5 x (1 + erf(x / sqrt(2))).  Relative error below 1e-6, in the left tail too;
     // where |y| < 1e-36 the absolute error is below 1e-42.
     void (*gelu_erf)(const float* x, float* y, std::size_t n);
-    // y = silu(gate) * up.  Within 4 ulp.
+    // y = silu(gate) * up, silu rounded to float32 first.  Within 4 ulp; for gate < -87 within
+    // 2^-142 * |up|.
     void (*swiglu)(const float* gate, const float* up, float* y, std::size_t n);
     // y = a + b.  Correctly rounded.
     void (*add)(const float* a, const float* b, float* y, std::size_t n);
@@ -100,12 +135,13 @@ struct KernelTable {
     // ---- rows; y may be x ----------------------------------------------------------------------
 
     // y[r][i] = x[r][i] * w[i] / sqrt(mean(x[r][:]^2) + eps).  x, y: [rows][n].
-    // Sums in float32 over 4 vectors of lanes; relative error below 4e-7 + 3e-8 * log2(n) ... see
-    // tests: 1e-6 for n up to 65536.  A row whose squares overflow float32 is summed in float64.
+    // Sums in float32 over 4 vectors of lanes: relative error below 1e-6 for n up to 65536.  A row
+    // whose squares leave float32's range is summed in float64.
     void (*rms_norm)(const float* x, const float* w, float eps, float* y, std::size_t rows,
                      std::size_t n);
     // y[r][:] = exp(x[r][:] - max) / sum(exp(x[r][:] - max)).  Relative error below
-    // 1e-6 + 6e-8 * |x - max| where y is a normal number.  A row of only -inf gives zeros.
+    // 1e-6 + 6e-8 * |x - max| where y is a normal number, else within 2^-126.  A row of only -inf
+    // gives zeros.
     void (*softmax)(const float* x, float* y, std::size_t rows, std::size_t n);
     // Rotates pairs of x by the angles in table.  x, y: [rows][n_heads][head_dim];
     // table: [rows][n_dims] = cos[n_dims / 2] then sin[n_dims / 2].  Pair j is (2j, 2j+1) when
@@ -116,10 +152,10 @@ struct KernelTable {
 
     // ---- conversion and block formats ----------------------------------------------------------
 
-    // Rows of float32 to and from any DType; n elements (a multiple of 32 for quantised types).
-    // f16 and bf16 round to nearest even, overflow to infinity and keep NaN.  Quantising rounds as
-    // GGML's reference does; a block that holds NaN or infinity dequantises to NaN or infinity in
-    // at least that element, or in the whole block.
+    // Rows of float32 to and from any DType, n elements, a multiple of the type's block; the K
+    // types can only be read.  f16 and bf16 round to nearest even, overflow to infinity and keep
+    // NaN. Quantising rounds as GGML's reference does, and takes a block whose scale's inverse
+    // overflows for zeros; a block that holds NaN or infinity dequantises to NaN or infinity.
     void (*from_float)(DType type, const float* x, std::byte* y, std::size_t n);
     void (*to_float)(DType type, const std::byte* x, float* y, std::size_t n);
 
@@ -151,7 +187,7 @@ struct KernelTable {
                              std::size_t y_stride);
     // The same for any packed type with float32 x: |error| <= (k + 8) u * sum_i |x[r][i] w[j][i]|
     // (and far below it: sums run over several lanes).
-    // For q4_1 the sum counts d * q and m apart.
+    // For types with a minimum the sum counts d * q and m apart.
     void (*linear_f32)(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
                        std::size_t last, float* y, std::size_t y_stride);
 

@@ -137,7 +137,7 @@ Output::Output(const char* op, py::handle out, Shape shape, std::initializer_lis
     array_ = checked.handle();
 }
 
-std::size_t choice(const Argument& argument, std::initializer_list<const char*> allowed) {
+std::size_t choice(const Argument& argument, std::span<const char* const> allowed) {
     const std::string where = std::string(argument.op) + ": " + argument.name + " is ";
     std::string expected;
     std::size_t i = 0;

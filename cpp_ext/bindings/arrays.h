@@ -95,7 +95,10 @@ class Output {
 };
 
 // A word of a fixed set; returns its index.
-std::size_t choice(const Argument& argument, std::initializer_list<const char*> allowed);
+std::size_t choice(const Argument& argument, std::span<const char* const> allowed);
+inline std::size_t choice(const Argument& argument, std::initializer_list<const char*> allowed) {
+    return choice(argument, std::span(allowed.begin(), allowed.size()));
+}
 // A finite number above (or at) minimum.
 double number(const Argument& argument, double minimum, bool inclusive);
 

@@ -2,14 +2,17 @@
 #include "bindings/arrays.h"
 #include "bindings/module.h"
 #include "dispatch.h"
+#include "ops/matrix.h"
 
 namespace tensor_ops::bindings {
 namespace {
 
-constexpr DType quantized_types[] = {DType::q8_0, DType::q4_0, DType::q4_1};
+constexpr std::size_t first_quantized = static_cast<std::size_t>(DType::q8_0);
 
-DType quantized_type(const char* op, py::handle type) {
-    return quantized_types[choice({op, "type", type}, {"q8_0", "q4_0", "q4_1"})];
+// One of the first `count` quantised types.
+DType quantized_type(const char* op, py::handle type, std::size_t count) {
+    const auto names = dtype_name_list().subspan(first_quantized, count);
+    return static_cast<DType>(first_quantized + choice({op, "type", type}, names));
 }
 
 std::vector<py::ssize_t> with_last_axis(Shape shape, std::size_t last) {
@@ -35,7 +38,7 @@ void decode(DType type, const void* x, float* y, std::size_t n) {
 
 py::array quantize(py::handle x_object, py::handle type_object) {
     const Array x = float_array("quantize", "x", x_object);
-    const DType type = quantized_type("quantize", type_object);
+    const DType type = quantized_type("quantize", type_object, 5);
     if (x.axis(-1) % quant_block)
         value_error("quantize: x has shape " + to_text(x.shape()) +
                     "; expected a last axis that is a multiple of 32, the block of " +
@@ -47,13 +50,13 @@ py::array quantize(py::handle x_object, py::handle type_object) {
 
 py::array dequantize(py::handle data_object, py::handle type_object) {
     const Array data({"dequantize", "data", data_object}, {Dtype::uint8});
-    const DType type = quantized_type("dequantize", type_object);
-    const std::size_t block = row_bytes(type, quant_block);
+    const DType type = quantized_type("dequantize", type_object, 10);
+    const auto [elements, block] = block_size(type);
     if (data.axis(-1) % block)
         value_error("dequantize: data has shape " + to_text(data.shape()) +
                     "; expected a last axis that is a multiple of " + std::to_string(block) +
                     ", the bytes of a " + py::str(type_object).cast<std::string>() + " block.");
-    auto out = empty<float>(with_last_axis(data.shape(), data.axis(-1) / block * quant_block));
+    auto out = empty<float>(with_last_axis(data.shape(), data.axis(-1) / block * elements));
     decode(type, data.data(), out.mutable_data(), static_cast<std::size_t>(out.size()));
     return out;
 }
@@ -94,13 +97,15 @@ void bind_formats(py::module_& m) {
     m.def(
         "quantize", quantize, arg("x"), arg("type"),
         "Pack each row of x into blocks of 32, rounding as GGML does.\n\n"
-        "x: float32 [..., n], n a multiple of 32; type: \"q8_0\", \"q4_0\" or \"q4_1\".\n"
+        "x: float32 [..., n], n a multiple of 32; type: \"q8_0\", \"q4_0\", \"q4_1\", \"q5_0\" or "
+        "\"q5_1\".\n"
         "Returns uint8 [..., n / 32 * bytes of a block]. A block that holds NaN, an infinity, or a "
         "value so large that the float16 scale overflows does not dequantise to finite values.");
     m.def("dequantize", dequantize, arg("data"), arg("type"),
           "The values of packed rows, exactly.\n\n"
-          "data: uint8 [..., row_bytes], as `quantize` returns; type: \"q8_0\", \"q4_0\" or "
-          "\"q4_1\".\nReturns float32 [..., row_bytes / bytes of a block * 32].");
+          "data: uint8 [..., row_bytes]; type: what `quantize` makes, or \"q2_k\", \"q3_k\", "
+          "\"q4_k\", \"q5_k\" or \"q6_k\".\n"
+          "Returns float32 [..., row_bytes / bytes of a block * elements of a block].");
     m.def("float32_to_float16", float32_to_float16, arg("x"),
           "Rounded to the nearest, ties to even; from 65520 on, infinity.\n\n"
           "x: float32 [...]. Returns float16 [...].");

@@ -53,8 +53,7 @@ struct MatrixArguments {
 MatrixArguments matrix_arguments(const char* op, py::handle data, py::handle type,
                                  py::handle shape) {
     MatrixArguments a;
-    a.type = static_cast<DType>(
-        choice({op, "type", type}, {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"}));
+    a.type = static_cast<DType>(choice({op, "type", type}, dtype_name_list()));
     const bool sequence = py::isinstance<py::tuple>(shape) || py::isinstance<py::list>(shape);
     bool integers = sequence;
     if (sequence)
@@ -77,10 +76,11 @@ MatrixArguments matrix_arguments(const char* op, py::handle data, py::handle typ
                     "; expected (n, k), each from 0 to " + std::to_string(longest) + ".");
     a.n = static_cast<std::size_t>(size[0]);
     a.k = static_cast<std::size_t>(size[1]);
-    if (is_quantized(a.type) && a.k % quant_block)
+    const std::size_t block = block_size(a.type).elements;
+    if (a.k % block)
         value_error(std::string(op) + ": shape is " + to_text(size) +
-                    "; expected a number of columns that is a multiple of 32, the block of " +
-                    dtype_name(a.type) + ".");
+                    "; expected a number of columns that is a multiple of " +
+                    std::to_string(block) + ", the block of " + dtype_name(a.type) + ".");
     a.bytes = bytes_of(op, data);
     std::string in_words = "more than memory can hold";
     bool fits = true;
@@ -238,7 +238,8 @@ void bind_matrix(py::module_& m) {
         "A weight matrix [n, k] in the layout that the kernels want.\n\n"
         "data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes as a GGUF "
         "file has them. Packed by all threads, not kept.\n"
-        "type: \"f32\", \"f16\", \"bf16\", \"q8_0\", \"q4_0\" or \"q4_1\".\n"
+        "type: \"f32\", \"f16\", \"bf16\", or one of GGML's \"q8_0\", \"q4_0\", \"q4_1\", "
+        "\"q5_0\", \"q5_1\", \"q2_k\", \"q3_k\", \"q4_k\", \"q5_k\", \"q6_k\".\n"
         "shape: (n, k), k a multiple of the type's block.\n"
         "Attributes: type, shape, nbytes (bytes of the packed form).")
         .def(py::init(&make_packed), arg("data"), arg("type"), arg("shape"))

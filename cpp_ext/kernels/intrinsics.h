@@ -6,7 +6,8 @@
 //   Acc                      what sums grow in
 //   start(correction)        an Acc whose finished value begins at `correction` (int32 per lane)
 //   dot_nibbles(acc, w, x)   acc += dot(w, x) per lane, codes w in [0, 15]
-//   dot_bytes(acc, w, x)     acc += dot(w, x) per lane, codes w = weight + byte_bias as bytes
+//   dot_codes(acc, w, x)     the same for codes w in [0, 63]
+//   dot_bytes(acc, w, x)     the same for whole bytes, w = weight + byte_bias
 //   finish(acc)              the int32 sums per lane
 // At most 8 steps may be taken between start and finish.
 #pragma once
@@ -60,6 +61,7 @@ struct GenericInt8 {
         return acc;
     }
     static Acc dot_nibbles(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
+    static Acc dot_codes(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
     static I finish(Acc acc) { return acc; }
 };
 
@@ -90,6 +92,11 @@ struct Avx2Int8 {
         acc.sum16 = _mm256_add_epi16(acc.sum16, _mm256_maddubs_epi16(w, x));
         return acc;
     }
+    static Acc dot_codes(Acc acc, I w, I x) {
+        const __m256i pairs = _mm256_maddubs_epi16(w, x);
+        acc.sum32 = _mm256_add_epi32(acc.sum32, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        return acc;
+    }
     static Acc dot_bytes(Acc acc, I w, I x) {
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
         acc.sum32 = _mm256_add_epi32(acc.sum32, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -110,6 +117,7 @@ struct AvxVnniInt8 {
     static constexpr int byte_bias = 128;
     static Acc start(I correction) { return correction; }
     static Acc dot_nibbles(Acc acc, I w, I x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+    static Acc dot_codes(Acc acc, I w, I x) { return dot_nibbles(acc, w, x); }
     static Acc dot_bytes(Acc acc, I w, I x) { return dot_nibbles(acc, w, x); }
     static I finish(Acc acc) { return acc; }
 };
@@ -123,6 +131,7 @@ struct Avx512VnniInt8 {
     static constexpr int byte_bias = 128;
     static Acc start(I correction) { return correction; }
     static Acc dot_nibbles(Acc acc, I w, I x) { return _mm512_dpbusd_epi32(acc, w, x); }
+    static Acc dot_codes(Acc acc, I w, I x) { return dot_nibbles(acc, w, x); }
     static Acc dot_bytes(Acc acc, I w, I x) { return dot_nibbles(acc, w, x); }
     static I finish(Acc acc) { return acc; }
 };
@@ -156,6 +165,7 @@ struct NeonInt8 {
         return vpadalq_s16(acc, vpaddq_s16(low, high));
     }
     static Acc dot_nibbles(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
+    static Acc dot_codes(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
     static I finish(Acc acc) { return acc; }
 };
 #endif
@@ -171,6 +181,7 @@ struct NeonDotInt8 {
         return vdotq_s32(acc, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
     }
     static Acc dot_nibbles(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
+    static Acc dot_codes(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
     static I finish(Acc acc) { return acc; }
 };
 #endif

@@ -7,119 +7,192 @@
 namespace tensor_ops {
 namespace {
 
-// The parts of one group, block by block.
 template <class Isa>
-struct GroupCursor {
-    const std::byte *codes, *scales, *minima;
-    std::size_t block_bytes;
+inline Floats<Isa> load_halves(const std::byte* p) {
+    return Isa::HalfLoad::load(reinterpret_cast<const std::uint16_t*>(p));
+}
 
-    GroupCursor(const PackedView& w, std::size_t group) {
-        const GroupLayout<Isa> at(w.type, w.k);
-        codes = w.data + group * at.total;
-        scales = codes + at.scales;
-        minima = codes + at.minima;
-        block_bytes = at.block_bytes;
+template <class Isa>
+inline Floats<Isa> load_int8(const std::byte* p) {
+    std::int32_t lane[lanes<Isa>];
+    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = static_cast<std::int8_t>(p[i]);
+    return xsimd::to_float(Ints<Isa>::load_unaligned(lane));
+}
+
+// One group of weights, read block by block.
+template <class Isa, DType Type>
+class GroupReader {
+    using F = Floats<Isa>;
+    using I = Ints<Isa>;
+    static constexpr Format format = format_of(Type);
+    static constexpr GroupLayout<Isa> layout{Type, 0};
+
+ public:
+    GroupReader(const PackedView& w, std::size_t group) {
+        const GroupLayout<Isa> at(Type, w.k);
+        codes_ = w.data + group * at.total;
+        scales_ = codes_ + at.scales;
     }
-    static Floats<Isa> halves(const std::byte* p) {
-        return Isa::HalfLoad::load(reinterpret_cast<const std::uint16_t*>(p));
+
+    // Sets even and odd to the codes of quads 2 Pair and 2 Pair + 1 of block b.
+    template <std::size_t Pair>
+    void codes(std::size_t b, I& even, I& odd) const {
+        const std::byte* block = codes_ + b * layout.block_bytes();
+        const auto vector = [&](std::size_t i) {
+            return I::load_aligned(
+                reinterpret_cast<const std::int32_t*>(block + i * 4 * lanes<Isa>));
+        };
+        if constexpr (format.bits == 8) {
+            even = vector(2 * Pair);
+            odd = vector(2 * Pair + 1);
+            return;
+        }
+        constexpr bool nibbles = format.bits & 4, pairs = format.bits & 2,
+                       singles = format.bits & 1;
+        if constexpr (nibbles) {
+            const I v = vector(Pair);
+            even = part<0, 4, 0>(v);
+            odd = part<4, 4, 0>(v);
+        } else {
+            even = odd = I(0);
+        }
+        constexpr int above = nibbles ? 4 : 0;  // bits of the code that the planes before held
+        if constexpr (pairs) {
+            const I v = vector((nibbles ? 4 : 0) + Pair / 2);
+            even = even | part<4 * (Pair % 2), 2, above>(v);
+            odd = odd | part<4 * (Pair % 2) + 2, 2, above>(v);
+        }
+        if constexpr (singles) {
+            const I v = vector((nibbles ? 4 : 0) + (pairs ? 2 : 0));
+            even = even | part<2 * Pair, 1, above + (pairs ? 2 : 0)>(v);
+            odd = odd | part<2 * Pair + 1, 1, above + (pairs ? 2 : 0)>(v);
+        }
     }
-    void next() {
-        codes += block_bytes;
-        scales += 2 * lanes<Isa>;
-        minima += 2 * lanes<Isa>;
+
+    // Of block b, for its columns from sub * format.sub on.
+    F scale(std::size_t b, std::size_t sub) const {
+        const F d = load_halves<Isa>(scales_ + layout.d(b));
+        if constexpr (!format.is_k) return d;
+        return d * load_int8<Isa>(scales_ + layout.s(b) + sub * lanes<Isa>);
     }
+    F minimum(std::size_t b, std::size_t sub) const {
+        const F m = load_halves<Isa>(scales_ + layout.d_min(b));
+        if constexpr (!format.is_k) return m;
+        return -(m * load_int8<Isa>(scales_ + layout.s_min(b) + sub * lanes<Isa>));
+    }
+
+ private:
+    // `Width` bits from bit `From` of each byte, moved to bit `To`: one shift and one mask.
+    template <int From, int Width, int To>
+    static I part(I v) {
+        const I mask(static_cast<std::int32_t>(plane_mask(Width) << To));
+        if constexpr (From > To) return (v >> (From - To)) & mask;
+        if constexpr (From < To) return (v << (To - From)) & mask;
+        return v & mask;
+    }
+
+    const std::byte *codes_, *scales_;
 };
 
-template <class Isa>
-inline Ints<Isa> load_codes(const std::byte* p) {
-    return Ints<Isa>::load_aligned(reinterpret_cast<const std::int32_t*>(p));
-}
-template <class Isa>
-inline Ints<Isa> low_nibbles(Ints<Isa> v) {
-    return v & Ints<Isa>(0x0f0f0f0f);
-}
-template <class Isa>
-inline Ints<Isa> high_nibbles(Ints<Isa> v) {
-    return (v >> 4) & Ints<Isa>(0x0f0f0f0f);
+// The part of a block that shares a scale: pairs of quads [first, first + count).
+template <std::size_t Sub>
+inline constexpr std::size_t pairs_per_sub = Sub / 8;
+
+// The dot product for codes of so many bits.
+template <class Isa, int Bits>
+inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, Ints<Isa> digits) {
+    if constexpr (Bits == 8)
+        sum = Isa::Int8::dot_bytes(sum, codes, digits);
+    else if constexpr (Bits <= 4)
+        sum = Isa::Int8::dot_nibbles(sum, codes, digits);
+    else
+        sum = Isa::Int8::dot_codes(sum, codes, digits);
 }
 
 // One group of weights by one tile of activations.
 template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
-inline void multiply_group(GroupCursor<Isa> w, const std::byte* x, std::size_t blocks, float* y,
-                           std::size_t y_stride, std::size_t columns) {
+inline void multiply_group(const GroupReader<Isa, Type>& w, const std::byte* x, std::size_t blocks,
+                           float* y, std::size_t y_stride, std::size_t columns) {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     using Int8 = typename Isa::Int8;
+    constexpr Format format = format_of(Type);
+    constexpr std::size_t pairs = pairs_per_sub<format.sub>;
     // What the codes carry too much, times the sum of the activations' codes, is taken off.
-    constexpr int bias = Type == DType::q8_0 ? Int8::byte_bias : zero_point(Type);
+    constexpr int bias = Type == DType::q8_0 ? Int8::byte_bias : format.zero;
     constexpr std::size_t codes_bytes = Digits * quant_block * Tokens;
     F total[Tokens];
-    unroll<Tokens>([&](auto t) { total[t] = F(0.0f); });
-    for (std::size_t b = 0; b < blocks; ++b, w.next(), x += codes_bytes + 12 * Tokens) {
+#pragma GCC unroll 8
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        total[t] = F(0.0f);
+    }
+    for (std::size_t b = 0; b < blocks; ++b, x += codes_bytes + 16 * Tokens) {
         const std::byte* tail = x + codes_bytes;
-        typename Int8::Acc sum[Tokens], high[Tokens];  // of the lowest digit, and of the other
-        unroll<Tokens>([&](auto t) {
-            sum[t] =
-                Int8::start(bias ? I(-bias * read<std::int32_t>(tail + 8 * Tokens + 4 * t)) : I(0));
-            high[t] = Int8::start(I(0));
-        });
         const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
             return I(read<std::int32_t>(x + ((d * 8 + quad) * Tokens + t) * 4));
         };
-        if constexpr (Type == DType::q8_0) {
-            unroll<8>([&](auto quad) {
-                const I codes = load_codes<Isa>(w.codes + quad * 4 * lanes<Isa>);
-                unroll<Tokens>([&](auto t) {
-                    sum[t] = Int8::dot_bytes(sum[t], codes, digit(Digits - 1, quad, t));
-                    if constexpr (Digits == 2)
-                        high[t] = Int8::dot_bytes(high[t], codes, digit(0, quad, t));
-                });
-            });
-        } else {
-            unroll<4>([&](auto pair) {
-                const I codes = load_codes<Isa>(w.codes + pair * 4 * lanes<Isa>);
-                const I even = low_nibbles<Isa>(codes), odd = high_nibbles<Isa>(codes);
-                unroll<Tokens>([&](auto t) {
-                    sum[t] = Int8::dot_nibbles(sum[t], even, digit(Digits - 1, 2 * pair, t));
-                    sum[t] = Int8::dot_nibbles(sum[t], odd, digit(Digits - 1, 2 * pair + 1, t));
+        unroll<quant_block / format.sub>([&](auto sub) {
+            const auto code_sum = [&](std::size_t t) {  // of the columns that share the scale
+                const auto all = read<std::int32_t>(tail + 8 * Tokens + 4 * t);
+                if constexpr (format.sub == quant_block) return all;
+                const auto first = read<std::int32_t>(tail + 12 * Tokens + 4 * t);
+                return sub == 0 ? first : all - first;
+            };
+            typename Int8::Acc sum[Tokens], high[Tokens];  // of the lowest digit, of the other
+#pragma GCC unroll 8
+            for (std::size_t t = 0; t < Tokens; ++t) {
+                sum[t] = Int8::start(bias ? I(-bias * code_sum(t)) : I(0));
+                high[t] = Int8::start(I(0));
+            }
+            unroll<pairs>([&](auto p) {
+                constexpr std::size_t pair = sub * pairs + p;
+                I even, odd;
+                w.template codes<pair>(b, even, odd);
+#pragma GCC unroll 8
+                for (std::size_t t = 0; t < Tokens; ++t) {
+                    dot<Isa, format.bits>(sum[t], even, digit(Digits - 1, 2 * pair, t));
+                    dot<Isa, format.bits>(sum[t], odd, digit(Digits - 1, 2 * pair + 1, t));
                     if constexpr (Digits == 2) {
-                        high[t] = Int8::dot_nibbles(high[t], even, digit(0, 2 * pair, t));
-                        high[t] = Int8::dot_nibbles(high[t], odd, digit(0, 2 * pair + 1, t));
+                        dot<Isa, format.bits>(high[t], even, digit(0, 2 * pair, t));
+                        dot<Isa, format.bits>(high[t], odd, digit(0, 2 * pair + 1, t));
                     }
-                });
+                }
             });
-        }
-        const F d = GroupCursor<Isa>::halves(w.scales);
-        unroll<Tokens>([&](auto t) {
-            I exact = Int8::finish(sum[t]);
-            if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
-            total[t] =
-                xsimd::fma(xsimd::to_float(exact), d * F(read<float>(tail + 4 * t)), total[t]);
+            const F scale = w.scale(b, sub);
+#pragma GCC unroll 8
+            for (std::size_t t = 0; t < Tokens; ++t) {
+                I exact = Int8::finish(sum[t]);
+                if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
+                const F both = scale * F(read<float>(tail + 4 * t));
+                total[t] = xsimd::fma(xsimd::to_float(exact), both, total[t]);
+            }
+            if constexpr (format.has_min) {
+                const F minimum = w.minimum(b, sub);
+#pragma GCC unroll 8
+                for (std::size_t t = 0; t < Tokens; ++t) {
+                    float x_sum = read<float>(tail + 4 * Tokens + 4 * t);
+                    if constexpr (format.sub != quant_block)
+                        x_sum = read<float>(tail + 4 * t) * static_cast<float>(code_sum(t));
+                    total[t] = xsimd::fma(minimum, F(x_sum), total[t]);
+                }
+            }
         });
-        if constexpr (Type == DType::q4_1) {
-            const F m = GroupCursor<Isa>::halves(w.minima);
-            unroll<Tokens>([&](auto t) {
-                total[t] = xsimd::fma(m, F(read<float>(tail + 4 * Tokens + 4 * t)), total[t]);
-            });
-        }
     }
-    unroll<Tokens>([&](auto t) {
+#pragma GCC unroll 8
+    for (std::size_t t = 0; t < Tokens; ++t) {
         if (columns >= lanes<Isa>)
             total[t].store_unaligned(y + t * y_stride);
         else
             store_partial<Isa>(total[t], y + t * y_stride, columns);
-    });
+    }
 }
 
 // Calls f with std::integral_constant<DType, type> of a quantised type.
-template <class F>
+template <DType Type = DType::q8_0, class F>
 inline void with_quantized(DType type, F&& f) {
-    if (type == DType::q8_0)
-        f(std::integral_constant<DType, DType::q8_0>{});
-    else if (type == DType::q4_0)
-        f(std::integral_constant<DType, DType::q4_0>{});
-    else
-        f(std::integral_constant<DType, DType::q4_1>{});
+    if (type == Type) return f(std::integral_constant<DType, Type>{});
+    if constexpr (Type != DType::q6_k)
+        with_quantized<static_cast<DType>(static_cast<int>(Type) + 1)>(type, static_cast<F&&>(f));
 }
 
 // Calls f with std::integral_constant<tile> for a tile of Tile, ..., 2, 1 rows.
@@ -144,7 +217,7 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
         for (std::size_t begin = 0; begin < rows; begin += step) {
             const std::size_t end = std::min(begin + step, rows);
             for (std::size_t g = first; g < last; ++g) {
-                const GroupCursor<Isa> group(w, g);
+                const GroupReader<Isa, type> group(w, g);
                 const std::size_t column = g * lanes<Isa>;
                 for (std::size_t r = begin; r < end;) {
                     const std::size_t tile = tile_rows<Isa>(rows - r);
@@ -165,48 +238,62 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
 
 // One group by Tokens rows of float32: codes become floats, a column at a time.
 template <class Isa, DType Type, std::size_t Tokens>
-inline void multiply_group_f32(GroupCursor<Isa> w, const float* x, std::size_t k, float* y,
-                               std::size_t y_stride, std::size_t columns) {
+inline void multiply_group_f32(const GroupReader<Isa, Type>& w, const float* x, std::size_t k,
+                               float* y, std::size_t y_stride, std::size_t columns) {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
-    constexpr int bias = Type == DType::q8_0 ? Isa::Int8::byte_bias : zero_point(Type);
+    constexpr Format format = format_of(Type);
+    constexpr std::size_t pairs = pairs_per_sub<format.sub>;
+    constexpr int bias = Type == DType::q8_0 ? Isa::Int8::byte_bias : format.zero;
+    constexpr bool is_signed = Type == DType::q8_0 && bias == 0;
     F total[Tokens];
-    unroll<Tokens>([&](auto t) { total[t] = F(0.0f); });
-    for (std::size_t b = 0; b < k / quant_block; ++b, w.next(), x += quant_block) {
-        F sum[Tokens], x_sum[Tokens];
-        unroll<Tokens>([&](auto t) { sum[t] = x_sum[t] = F(0.0f); });
-        for (std::size_t quad = 0; quad < 8; ++quad) {
-            I codes;
-            if constexpr (Type == DType::q8_0) {
-                codes = load_codes<Isa>(w.codes + quad * 4 * lanes<Isa>);
-            } else {
-                codes = load_codes<Isa>(w.codes + quad / 2 * 4 * lanes<Isa>);
-                codes = quad % 2 ? high_nibbles<Isa>(codes) : low_nibbles<Isa>(codes);
+#pragma GCC unroll 8
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        total[t] = F(0.0f);
+    }
+    for (std::size_t b = 0; b < k / quant_block; ++b, x += quant_block) {
+        unroll<quant_block / format.sub>([&](auto sub) {
+            F sum[Tokens], x_sum[Tokens];
+#pragma GCC unroll 8
+            for (std::size_t t = 0; t < Tokens; ++t) {
+                sum[t] = x_sum[t] = F(0.0f);
             }
-            unroll<4>([&](auto c) {
-                constexpr int up = 24 - 8 * static_cast<int>(c);
-                // Signed bytes are sign-extended; unsigned ones lose their bias as integers.
-                const I code = Type == DType::q8_0 && bias == 0
-                                   ? (codes << up) >> 24
-                                   : ((codes >> (8 * static_cast<int>(c))) & I(0xff)) - I(bias);
-                const F weight = xsimd::to_float(code);
-                unroll<Tokens>([&](auto t) {
-                    const F v(x[t * k + quad * 4 + c]);
-                    sum[t] = xsimd::fma(weight, v, sum[t]);
-                    if constexpr (Type == DType::q4_1) x_sum[t] += v;
+            unroll<pairs>([&](auto p) {
+                constexpr std::size_t pair = sub * pairs + p;
+                I quads[2];
+                w.template codes<pair>(b, quads[0], quads[1]);
+                unroll<8>([&](auto i) {
+                    const I codes = quads[i / 4];
+                    constexpr int byte = static_cast<int>(i % 4);
+                    const I code = is_signed ? (codes << (24 - 8 * byte)) >> 24
+                                             : ((codes >> (8 * byte)) & I(0xff)) - I(bias);
+                    const F weight = xsimd::to_float(code);
+#pragma GCC unroll 8
+                    for (std::size_t t = 0; t < Tokens; ++t) {
+                        const F v(x[t * k + 8 * pair + i]);
+                        sum[t] = xsimd::fma(weight, v, sum[t]);
+                        if constexpr (format.has_min) x_sum[t] += v;
+                    }
                 });
             });
-        }
-        const F d = GroupCursor<Isa>::halves(w.scales);
-        unroll<Tokens>([&](auto t) { total[t] = xsimd::fma(d, sum[t], total[t]); });
-        if constexpr (Type == DType::q4_1) {
-            const F m = GroupCursor<Isa>::halves(w.minima);
-            unroll<Tokens>([&](auto t) { total[t] = xsimd::fma(m, x_sum[t], total[t]); });
-        }
+            const F scale = w.scale(b, sub);
+#pragma GCC unroll 8
+            for (std::size_t t = 0; t < Tokens; ++t) {
+                total[t] = xsimd::fma(scale, sum[t], total[t]);
+            }
+            if constexpr (format.has_min) {
+                const F minimum = w.minimum(b, sub);
+#pragma GCC unroll 8
+                for (std::size_t t = 0; t < Tokens; ++t) {
+                    total[t] = xsimd::fma(minimum, x_sum[t], total[t]);
+                }
+            }
+        });
     }
-    unroll<Tokens>([&](auto t) {
+#pragma GCC unroll 8
+    for (std::size_t t = 0; t < Tokens; ++t) {
         store_partial<Isa>(total[t], y + t * y_stride, std::min(columns, lanes<Isa>));
-    });
+    }
 }
 
 template <class Isa>
@@ -221,14 +308,18 @@ void linear_f32(const PackedView& w, const float* x, std::size_t rows, std::size
     }
     with_quantized(w.type, [&](auto type) {
         for (std::size_t g = first; g < last; ++g) {
-            const GroupCursor<Isa> group(w, g);
+            const GroupReader<Isa, type> group(w, g);
             const std::size_t column = g * lanes<Isa>;
             for (std::size_t r = 0; r < rows;) {
                 const std::size_t tile = rows - r >= 4 ? 4 : 1;
-                with_tile<4>(tile, [&](auto tokens) {
+                const auto multiply = [&](auto tokens) {
                     multiply_group_f32<Isa, type, tokens>(
                         group, x + r * w.k, w.k, y + r * y_stride + column, y_stride, w.n - column);
-                });
+                };
+                if (tile == 4)
+                    multiply(std::integral_constant<std::size_t, 4>{});
+                else
+                    multiply(std::integral_constant<std::size_t, 1>{});
                 r += tile;
             }
         }

@@ -1,18 +1,23 @@
 // The packed layouts: how weights and activations lie in memory for the matrix kernels.
 //
 // Weights, floating types (f32, f16, bf16): groups of 2 vectors of rows; a group is [k][rows].
-// Weights, quantised: groups of one vector of rows (16 for AVX-512).  A group is
-//     codes   [k / 32][8 quads of columns][rows][4 columns]     one byte a code (q8_0), or
-//             [k / 32][4 pairs of quads][rows][4 columns]       a byte holds the code of quad 2p in
-//                                                               its low half, of 2p + 1 in its high
-//     d       [k / 32][rows] f16;   m  [k / 32][rows] f16 (q4_1)
-// so that 32 columns of a group are 8 (4) loads, 8 dot products and one scaling for all its rows.
-// Each part starts on 64 bytes: two streams (three for q4_1), every load of codes aligned.
+//
+// Weights, quantised: groups of one vector of rows (16 for AVX-512), two streams each, `codes` and
+// `scales`.  A block of 32 columns has `bits` vectors of codes, so that none of them is wasted: a
+// 32-bit lane belongs to one row, each of its bytes to one column of a quad, and the codes of the 8
+// quads are spread over planes that hold bits of each code, from the lowest up:
+//     8 bits   8 vectors, one a quad
+//     4 bits   4 vectors, quad q in the half q % 2 of vector q / 2
+//     2 bits   2 vectors, quad q in the bits 2 (q % 4) of vector q / 4
+//     1 bit    1 vector,  quad q in bit q
+// q5 is 4 + 1 bits, q6 4 + 2, q3 2 + 1.  The scales stream has, for each block of the file,
+//     half d [rows]; half d_min [rows] if there are minima; and for the K types
+//     int8 s [8][32 / sub][rows]; int8 s_min likewise.
 //
 // Activations: tiles of T rows, T the largest of activation_tile, ..., 4, 2, 1 that still fits; a
 // tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float d[T]; float sum[T] (of
-// the dequantised block); int32 sum[T] (of the codes) }.  A q8 code is one digit; a q16 code is
-// two, 256 * high + low, each in [-127, 127].
+// the dequantised block); int32 sum[T], first[T] (of the codes, of those of columns 0 to 15) }.
+// A q8 code is one digit; a q16 code is two, 256 * high + low, each in [-127, 127].
 #pragma once
 
 #include <algorithm>
@@ -31,19 +36,37 @@ std::size_t group_rows(DType type) {
     return is_quantized(type) ? lanes<Isa> : 2 * lanes<Isa>;
 }
 
-// Offsets of a quantised group's parts.
+// Where the parts of a quantised group are, in bytes.
 template <class Isa>
 struct GroupLayout {
-    std::size_t block_bytes;  // of codes, per 32 columns
-    std::size_t scales, minima, total;
+    static constexpr std::size_t rows = lanes<Isa>;
+    Format format;
+    std::size_t scales;        // start of the scales stream
+    std::size_t record_bytes;  // of the scales stream, per block of the file
+    std::size_t total;
 
-    GroupLayout(DType type, std::size_t k) {
-        const std::size_t blocks = k / quant_block;
-        block_bytes = quant_block * lanes<Isa> / (type == DType::q8_0 ? 1 : 2);
-        const std::size_t halves = round_up(blocks * lanes<Isa> * 2, 64);
-        scales = round_up(blocks * block_bytes, 64);
-        minima = scales + halves;
-        total = minima + (type == DType::q4_1 ? halves : 0);
+    constexpr GroupLayout(DType type, std::size_t k) : format(format_of(type)) {
+        const std::size_t halves = 2 * rows, parts = format.has_min ? 2 : 1;
+        const std::size_t integers =
+            format.is_k ? 8 * (quant_block / std::max(format.sub, std::size_t{1})) * rows : 0;
+        record_bytes = parts * (halves + integers);
+        scales = round_up(k / quant_block * block_bytes(), 64);
+        total = scales + round_up(k / block_size(type).elements * record_bytes, 64);
+    }
+    constexpr std::size_t block_bytes() const {
+        return static_cast<std::size_t>(format.bits) * 4 * rows;
+    }
+    // Of block b (of 32 columns), within the scales stream.
+    constexpr std::size_t d(std::size_t b) const {
+        return (format.is_k ? b / 8 : b) * record_bytes;
+    }
+    constexpr std::size_t d_min(std::size_t b) const { return d(b) + 2 * rows; }
+    constexpr std::size_t s(std::size_t b) const {
+        const std::size_t subs = quant_block / format.sub;
+        return d(b) + (format.has_min ? 4 : 2) * rows + b % 8 * subs * rows;
+    }
+    constexpr std::size_t s_min(std::size_t b) const {
+        return s(b) + 8 * (quant_block / format.sub) * rows;
     }
 };
 
@@ -53,34 +76,74 @@ std::size_t group_bytes(DType type, std::size_t k) {
     return round_up(row_bytes(type, k) * group_rows<Isa>(type), 64);
 }
 
-// Byte and shift of the code of column c (of 32) and row r (of the group) within a block's codes.
-template <class Isa>
-inline std::size_t code_offset(DType type, std::size_t c, std::size_t r) {
-    const std::size_t quad = type == DType::q8_0 ? c / 4 : c / 8;
-    return (quad * lanes<Isa> + r) * 4 + c % 4;
+// Calls f(vector, shift, code_shift, bits) for each plane: where the bits of a quad's codes lie.
+template <class F>
+inline void for_each_plane(int bits, std::size_t quad, F&& f) {
+    if (bits == 8) return f(quad, 0, 0, 8);
+    std::size_t vector = 0;
+    int code_shift = 0;
+    for (int width = 4; width > 0; width /= 2) {
+        if (!(bits & width)) continue;
+        const std::size_t per_vector = 8 / static_cast<std::size_t>(width);
+        f(vector + quad / per_vector, width * static_cast<int>(quad % per_vector), code_shift,
+          width);
+        vector += 8 / per_vector;
+        code_shift += width;
+    }
 }
+
+// The bits of a plane in each of a quad's four bytes.
+constexpr std::uint32_t plane_mask(int width) { return 0x01010101u * ((1u << width) - 1); }
+
+// Ors the codes of one quad of row r, a byte each, into a block's codes, which begin as zeros.
 template <class Isa>
-inline int code_shift(DType type, std::size_t c) {
-    return type != DType::q8_0 && c / 4 % 2 ? 4 : 0;
+inline void put_quad(int bits, std::byte* codes, std::size_t quad, std::size_t r,
+                     std::uint32_t four) {
+    for_each_plane(bits, quad, [&](std::size_t vector, int shift, int code_shift, int width) {
+        std::byte* lane = codes + (vector * lanes<Isa> + r) * 4;
+        const auto merged = read<std::uint32_t>(lane) | (four >> code_shift & plane_mask(width))
+                                                            << shift;
+        std::memcpy(lane, &merged, 4);
+    });
 }
 
 template <class Isa>
-void pack_quantized_row(DType type, const std::byte* src, std::size_t k, std::size_t r,
+inline std::uint32_t get_quad(int bits, const std::byte* codes, std::size_t quad, std::size_t r) {
+    std::uint32_t four = 0;
+    for_each_plane(bits, quad, [&](std::size_t vector, int shift, int code_shift, int width) {
+        const auto lane = read<std::uint32_t>(codes + (vector * lanes<Isa> + r) * 4);
+        four |= (lane >> shift & plane_mask(width)) << code_shift;
+    });
+    return four;
+}
+
+// q8_0's codes are unsigned in Block; ISAs whose dot product wants them signed take 128 off again.
+template <class Isa>
+constexpr std::uint32_t quad_flip(DType type) {
+    return type == DType::q8_0 && Isa::Int8::byte_bias == 0 ? 0x80808080 : 0;
+}
+
+template <class Isa>
+void pack_quantized_row(DType type, const std::byte* row, std::size_t k, std::size_t r,
                         std::byte* group) {
     const GroupLayout<Isa> at(type, k);
-    const std::size_t bytes = row_bytes(type, quant_block);
-    // Codes are unsigned here; ISAs whose dot product wants them signed take 128 off again.
-    const std::uint8_t flip = type == DType::q8_0 && Isa::Int8::byte_bias == 0 ? 0x80 : 0;
-    for (std::size_t b = 0; b < k / quant_block; ++b, src += bytes) {
-        const Block block = read_block(type, src);
-        std::byte* codes = group + b * at.block_bytes;
-        for (std::size_t c = 0; c < quant_block; ++c) {
-            const int code = (block.code[c] ^ flip) << code_shift<Isa>(type, c);
-            codes[code_offset<Isa>(type, c, r)] |= static_cast<std::byte>(code);
+    std::byte* scales = group + at.scales;
+    for (std::size_t b = 0; b < k / quant_block; ++b) {
+        const Block block = read_block(type, row, b);
+        std::byte* codes = group + b * at.block_bytes();
+        for (std::size_t quad = 0; quad < 8; ++quad) {
+            std::uint32_t four;
+            std::memcpy(&four, block.code + 4 * quad, 4);
+            put_quad<Isa>(at.format.bits, codes, quad, r, four ^ quad_flip<Isa>(type));
         }
-        const std::size_t half = (b * lanes<Isa> + r) * 2;
-        std::memcpy(group + at.scales + half, src, 2);
-        if (type == DType::q4_1) std::memcpy(group + at.minima + half, src + 2, 2);
+        std::memcpy(scales + at.d(b) + 2 * r, &block.d, 2);
+        if (at.format.has_min) std::memcpy(scales + at.d_min(b) + 2 * r, &block.d_min, 2);
+        if (!at.format.is_k) continue;
+        for (std::size_t i = 0; i < quant_block / at.format.sub; ++i) {
+            scales[at.s(b) + i * at.rows + r] = static_cast<std::byte>(block.s[i]);
+            if (at.format.has_min)
+                scales[at.s_min(b) + i * at.rows + r] = static_cast<std::byte>(block.s_min[i]);
+        }
     }
 }
 
@@ -88,7 +151,7 @@ template <class Isa>
 void pack(DType type, const std::byte* src, std::size_t n, std::size_t k, std::size_t first,
           std::size_t last, std::byte* dst) {
     const std::size_t rows = group_rows<Isa>(type), bytes = group_bytes<Isa>(type, k);
-    const std::size_t source_bytes = row_bytes(type, k), element = row_bytes(type, 1);
+    const std::size_t source_bytes = row_bytes(type, k), element = block_size(type).bytes;
     for (std::size_t g = first; g < last; ++g) {
         std::byte* group = dst + g * bytes;
         std::memset(group, 0, bytes);
@@ -105,31 +168,45 @@ void pack(DType type, const std::byte* src, std::size_t n, std::size_t k, std::s
 }
 
 template <class Isa>
+void unpack_quantized_row(const PackedView& w, const std::byte* group, std::size_t r, float* y) {
+    const GroupLayout<Isa> at(w.type, w.k);
+    const std::byte* scales = group + at.scales;
+    Block block;
+    for (std::size_t b = 0; b < w.k / quant_block; ++b, y += quant_block) {
+        block.d = read<std::uint16_t>(scales + at.d(b) + 2 * r);
+        block.d_min = at.format.has_min ? read<std::uint16_t>(scales + at.d_min(b) + 2 * r)
+                                        : std::uint16_t{0};
+        for (std::size_t i = 0; i < 2; ++i) {
+            const std::size_t sub = at.format.sub == 16 ? i : 0;
+            const auto integer = [&](std::size_t offset) {
+                return at.format.is_k ? static_cast<std::int8_t>(scales[offset + sub * at.rows + r])
+                                      : std::int8_t{1};
+            };
+            block.s[i] = integer(at.s(b));
+            block.s_min[i] = at.format.has_min ? integer(at.s_min(b)) : std::int8_t{0};
+        }
+        for (std::size_t quad = 0; quad < 8; ++quad) {
+            const std::uint32_t four =
+                get_quad<Isa>(at.format.bits, group + b * at.block_bytes(), quad, r) ^
+                quad_flip<Isa>(w.type);
+            std::memcpy(block.code + 4 * quad, &four, 4);
+        }
+        block_values(w.type, block, y);
+    }
+}
+
+template <class Isa>
 void unpack(const PackedView& w, std::size_t first, std::size_t last, float* y) {
     const std::size_t rows = group_rows<Isa>(w.type), bytes = group_bytes<Isa>(w.type, w.k);
-    const std::size_t element = row_bytes(w.type, 1);
-    const GroupLayout<Isa> at(w.type, w.k);
-    const std::uint8_t flip = w.type == DType::q8_0 && Isa::Int8::byte_bias == 0 ? 0x80 : 0;
+    const std::size_t element = block_size(w.type).bytes;
     for (std::size_t j = first; j < last; ++j, y += w.k) {
         const std::byte* group = w.data + j / rows * bytes;
-        const std::size_t r = j % rows;
-        for (std::size_t c = 0; c < w.k; ++c) {
-            if (!is_quantized(w.type)) {
-                to_float(w.type, group + (c * rows + r) * element, y + c, 1);
-                continue;
-            }
-            const std::size_t b = c / quant_block, half = (b * lanes<Isa> + r) * 2;
-            const auto byte = static_cast<std::uint8_t>(
-                group[b * at.block_bytes + code_offset<Isa>(w.type, c % quant_block, r)]);
-            const int code = w.type == DType::q8_0
-                                 ? byte ^ flip
-                                 : byte >> code_shift<Isa>(w.type, c % quant_block) & 15;
-            const float d = half_to_float(read<std::uint16_t>(group + at.scales + half));
-            const float m = w.type == DType::q4_1
-                                ? half_to_float(read<std::uint16_t>(group + at.minima + half))
-                                : 0.0f;
-            y[c] = d * static_cast<float>(code - zero_point(w.type)) + m;
+        if (is_quantized(w.type)) {
+            unpack_quantized_row<Isa>(w, group, j % rows, y);
+            continue;
         }
+        for (std::size_t c = 0; c < w.k; ++c)
+            to_float(w.type, group + (c * rows + j % rows) * element, y + c, 1);
     }
 }
 
@@ -141,10 +218,20 @@ constexpr std::size_t tile_rows(std::size_t left) {
     return tile;
 }
 
+// Writes a block's codes as bytes, quad by quad, to row `row` of a tile.
+inline void put_digits(const std::int32_t* code, std::size_t tile, std::size_t row,
+                       std::byte* digits) {
+    std::int8_t bytes[quant_block];
+    for (std::size_t i = 0; i < quant_block; ++i) bytes[i] = static_cast<std::int8_t>(code[i]);
+    for (std::size_t quad = 0; quad < 8; ++quad)
+        std::memcpy(digits + (quad * tile + row) * 4, bytes + 4 * quad, 4);
+}
+
 template <class Isa, std::size_t Digits>
 void quantize_block_of_activations(const float* x, std::size_t tile, std::size_t row,
                                    std::byte* record) {
     using F = Floats<Isa>;
+    using I = Ints<Isa>;
     constexpr std::size_t w = lanes<Isa>;
     constexpr float levels = Digits == 1 ? 127.0f : 127.0f * 256.0f;
     F top(0.0f), poison(0.0f);  // poison: 0, or NaN where x is NaN or infinite
@@ -156,32 +243,33 @@ void quantize_block_of_activations(const float* x, std::size_t tile, std::size_t
     const float largest = xsimd::reduce_max(top);
     // Too small a block has no scale that float32 can hold the inverse of: it counts as zeros.
     const float inverse = largest > levels * 1e-37f ? levels / largest : 0.0f;
-    std::int32_t code[quant_block];
-    for (std::size_t i = 0; i < quant_block; i += w)
-        xsimd::nearbyint_as_int(load<Isa>(x + i) * F(inverse)).store_unaligned(code + i);
-    std::int32_t sum = 0;
-    std::byte* digits = record + row * 4;
-    for (std::size_t i = 0; i < quant_block; ++i) {
-        const std::size_t at = i / 4 * tile * 4 + i % 4;
-        if constexpr (Digits == 1) {
-            digits[at] = static_cast<std::byte>(code[i]);
+    std::int32_t high[quant_block], low[quant_block];
+    std::int32_t sums[2] = {0, 0};  // of columns 0 to 15, 16 to 31
+    for (std::size_t i = 0; i < quant_block; i += w) {
+        I code = xsimd::nearbyint_as_int(load<Isa>(x + i) * F(inverse));
+        if constexpr (Digits == 2) {
+            const I upper = (code + I(128)) >> 8;
+            // -128 has no negative in 8 bit, which AVX2's dot product needs: 1/32512 of the
+            // largest.
+            const I lower = xsimd::max(code - (upper << 8), I(-127));
+            upper.store_unaligned(high + i);
+            lower.store_unaligned(low + i);
+            code = (upper << 8) + lower;
         } else {
-            const std::int32_t high = (code[i] + 128) >> 8;
-            // AVX2's dot product negates, and -128 has no negative in 8 bit: -127 is off by
-            // 1/32512 of the largest.
-            const std::int32_t low = std::max(code[i] - (high << 8), -127);
-            code[i] = (high << 8) + low;
-            digits[at] = static_cast<std::byte>(high);
-            digits[at + quant_block * tile] = static_cast<std::byte>(low);
+            code.store_unaligned(low + i);
         }
-        sum += code[i];
+        sums[i / 16] += xsimd::reduce_add(code);
     }
+    put_digits(low, tile, row, record + (Digits - 1) * quant_block * tile);
+    if constexpr (Digits == 2) put_digits(high, tile, row, record);
+    const std::int32_t sum = sums[0] + sums[1];
     const float scale = largest / levels + xsimd::reduce_add(poison);
     const float scaled_sum = scale * static_cast<float>(sum);
     std::byte* tail = record + Digits * quant_block * tile + row * 4;
     std::memcpy(tail, &scale, 4);
     std::memcpy(tail + 4 * tile, &scaled_sum, 4);
     std::memcpy(tail + 8 * tile, &sum, 4);
+    std::memcpy(tail + 12 * tile, &sums[0], 4);
 }
 
 // Calls f with std::integral_constant<std::size_t, digits>.

@@ -9,11 +9,8 @@
 namespace tensor_ops {
 namespace {
 
-constexpr struct {
-    DType type;
-    const char* name;
-} dtype_names[] = {{DType::f32, "f32"},   {DType::f16, "f16"},   {DType::bf16, "bf16"},
-                   {DType::q8_0, "q8_0"}, {DType::q4_0, "q4_0"}, {DType::q4_1, "q4_1"}};
+constexpr const char* dtype_names[] = {"f32",  "f16",  "bf16", "q8_0", "q4_0", "q4_1", "q5_0",
+                                       "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"};
 
 std::size_t checked_product(std::size_t a, std::size_t b) {
     std::size_t product;
@@ -25,22 +22,16 @@ std::size_t checked_product(std::size_t a, std::size_t b) {
 
 }  // namespace
 
-DType dtype_from_name(std::string_view name) {
-    std::string known;
-    for (const auto& entry : dtype_names) {
-        if (name == entry.name) return entry.type;
-        known += known.empty() ? entry.name : std::string(", ") + entry.name;
-    }
-    throw std::invalid_argument("unknown type '" + std::string(name) + "'; expected one of " +
-                                known);
-}
+std::span<const char* const> dtype_name_list() { return dtype_names; }
 
-const char* dtype_name(DType type) { return dtype_names[static_cast<int>(type)].name; }
+const char* dtype_name(DType type) { return dtype_names[static_cast<int>(type)]; }
 
 std::size_t matrix_bytes(DType type, std::size_t n, std::size_t k) {
-    if (is_quantized(type) && k % quant_block != 0)
+    const std::size_t block = block_size(type).elements;
+    if (k % block != 0)
         throw std::invalid_argument("rows of " + std::to_string(k) + " elements cannot be " +
-                                    dtype_name(type) + ", whose blocks are 32 elements long");
+                                    dtype_name(type) + ", whose blocks are " +
+                                    std::to_string(block) + " elements long");
     if (k > SIZE_MAX / 8) checked_product(k, SIZE_MAX);
     return checked_product(n, row_bytes(type, k));
 }

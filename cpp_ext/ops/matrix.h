@@ -3,16 +3,15 @@
 
 #include <cstddef>
 #include <span>
-#include <string_view>
 
 #include "kernels.h"
 #include "ops/aligned_bytes.h"
 
 namespace tensor_ops {
 
-// "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"; throws std::invalid_argument for another name.
-DType dtype_from_name(std::string_view name);
+// "q4_0"; and all of them, in DType's order.
 const char* dtype_name(DType type);
+std::span<const char* const> dtype_name_list();
 
 // Bytes of an n x k matrix as files store it.  Throws std::invalid_argument when k is no multiple
 // of the type's block or the size overflows.
