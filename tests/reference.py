@@ -2,15 +2,14 @@
 
 Written to be checked by eye: loops over rows and blocks, one formula each, no vectorised
 cleverness, nothing from airllm. Arguments are arrays of any shape, results float64 and not rounded
-to float32, so that an error can be measured in float32's own units (see bounds.py).
+to float32, so that an error can be measured in float32's own units (see bounds.py). Quantised
+formats are in reference_blocks.py.
 """
 
 import math
 import struct
 
 import numpy as np
-
-BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
 
 
 def each(formula, x):
@@ -144,7 +143,7 @@ def attention(q, k, v, scale, causal):
     return result
 
 
-# ---- number formats, bit by bit ------------------------------------------------------------------
+# ---- 16-bit floats, bit by bit -------------------------------------------------------------------
 
 
 def decode_float16(bits):
@@ -192,72 +191,3 @@ def encode_float16(value):
 
 def encode_bfloat16(value):
     return encode_nearest(value, decode_bfloat16, 0x7F80)
-
-
-def decode_block(block, type):
-    """32 floats from a block's bytes."""
-    d = decode_float16(struct.unpack_from("<H", block)[0])
-    if type == "q8_0":
-        return [q * d for q in struct.unpack_from("<32b", block, 2)]
-    nibbles = [byte & 15 for byte in block[-16:]] + [byte >> 4 for byte in block[-16:]]
-    if type == "q4_0":
-        return [(q - 8) * d for q in nibbles]
-    m = decode_float16(struct.unpack_from("<H", block, 2)[0])
-    # d * q is exact in float32; the sum is rounded to it, as the format's definition has it.
-    return [float(np.float32(q * d + m)) for q in nibbles]
-
-
-def encode_block(values, type):
-    """A block's bytes from 32 finite floats, as ggml-quants.c's quantize_row_*_ref have it.
-
-    Every step is one float32 operation, in GGML's order: the divisions and products decide which
-    way a tie goes. Where 1 / d overflows, d is zero as a float16 and the quants are those of d = 0.
-    """
-    x = [np.float32(v) for v in values]
-    with np.errstate(all="ignore"):
-        if type == "q8_0":
-            d = max(abs(v) for v in x) / np.float32(127)
-            inverse = _inverse(d)
-            quants = [_round_half_away(float(v * inverse)) for v in x]
-            return struct.pack("<H32b", encode_float16(float(d)), *quants)
-        if type == "q4_0":
-            largest = np.float32(0)
-            for v in x:
-                if abs(v) > abs(largest):
-                    largest = v
-            d = largest / np.float32(-8)
-            inverse = _inverse(d)
-            quants = [min(15, int(v * inverse + np.float32(8.5))) for v in x]
-            header = struct.pack("<H", encode_float16(float(d)))
-        else:
-            d = (max(x) - min(x)) / np.float32(15)
-            inverse = _inverse(d)
-            quants = [min(15, int((v - min(x)) * inverse + np.float32(0.5))) for v in x]
-            header = struct.pack("<HH", encode_float16(float(d)), encode_float16(float(min(x))))
-    return header + bytes(quants[i] | quants[i + 16] << 4 for i in range(16))
-
-
-def _inverse(d):
-    inverse = np.float32(1) / d
-    return inverse if np.isfinite(inverse) else np.float32(0)
-
-
-def _round_half_away(v):
-    return int(math.copysign(math.floor(abs(v) + 0.5), v))
-
-
-def quantize(x, type):
-    """float32 [..., n] to uint8 [..., n / 32 * bytes of a block]."""
-    x = np.asarray(x, np.float32)
-    packed = b"".join(encode_block(block, type) for block in x.reshape(-1, 32))
-    return np.frombuffer(bytearray(packed), np.uint8).reshape(
-        *x.shape[:-1], x.shape[-1] // 32 * BLOCK_BYTES[type]
-    )
-
-
-def dequantize(data, type):
-    """uint8 [..., row_bytes] to float64 [..., n]."""
-    size = BLOCK_BYTES[type]
-    blocks = data.reshape(-1, size)
-    values = np.array([decode_block(bytes(block), type) for block in blocks], np.float64)
-    return values.reshape(*data.shape[:-1], data.shape[-1] // size * 32)

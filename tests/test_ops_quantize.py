@@ -1,31 +1,42 @@
 """Number formats, bit for bit against reference.py: a file must mean the same to everyone."""
 
+import functools
+import re
+
 import numpy as np
 import pytest
 import reference
+import reference_blocks
 from arrays import normal, placed
 from bounds import TINY
+from file_rows import K_QUANTS, QUANTIZED, columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-TYPES = ["q8_0", "q4_0", "q4_1"]
+# What `quantize` makes, with the least and the greatest quant, each at its distance from zero.
+LIMITS = {"q8_0": (-127, 127), "q4_0": (-8, 7), "q4_1": (0, 15), "q5_0": (-16, 15), "q5_1": (0, 31)}
 
 
-@pytest.fixture(scope="module", params=TYPES)
+@pytest.fixture(scope="module", params=LIMITS)
 def type(request):
     return request.param
 
 
+@pytest.fixture(scope="module", params=QUANTIZED)
+def any_type(request):
+    return request.param
+
+
 def check_quantize(ops, x, type):
-    actual, expected = ops.quantize(x, type), reference.quantize(x, type)
+    actual, expected = ops.quantize(x, type), reference_blocks.quantize(x, type)
     assert actual.dtype == np.uint8
     for packed in (actual, expected):
         # A scale or minimum of zero may have either sign.
-        blocks = packed.reshape(-1, reference.BLOCK_BYTES[type])
-        for high in (1, 3) if type == "q4_1" else (1,):
-            zero = (blocks[:, high - 1] == 0) & (blocks[:, high] == 0x80)
-            blocks[zero, high] = 0
+        blocks = packed.reshape(-1, reference_blocks.block_bytes(type))
+        for at in reference_blocks.LAYOUTS[type][2]:
+            zero = (blocks[:, at] == 0) & (blocks[:, at + 1] == 0x80)
+            blocks[zero, at + 1] = 0
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -42,15 +53,16 @@ def test_quantize_of_constant_blocks(ops, type):
 
 
 def test_quantize_rounds_ties_as_ggml_does(ops, type):
-    # The scale is 1 (q8_0: 127 / 127; q4_0: -8 / -8; q4_1: 15 / 15), so the halves are ties.
-    lowest, highest = {"q8_0": (-127.0, 127.0), "q4_0": (-8.0, 7.0), "q4_1": (0.0, 15.0)}[type]
-    x = np.linspace(lowest, lowest + 15.5, 32, dtype=np.float32)
-    x[0], x[-1] = lowest, highest
-    check_quantize(ops, np.concatenate([x, x[::-1]])[np.newaxis], type)
+    # The scale is 1 (q8_0: 127 / 127; q4_0: -8 / -8; q4_1: 15 / 15...), so the halves are ties.
+    lowest, highest = LIMITS[type]
+    for first in (lowest, highest - 15.5):
+        x = np.linspace(first, first + 15.5, 32, dtype=np.float32)
+        x[0], x[-1] = lowest, highest
+        check_quantize(ops, np.concatenate([x, x[::-1]])[np.newaxis], type)
 
 
 def test_quantize_where_several_values_have_the_largest_magnitude(ops, type):
-    # q4_0 takes its scale's sign from the first of them.
+    # q4_0 and q5_0 take their scale's sign from the first of them.
     for first in (1.0, -1.0):
         for place in (0, 5, 31):
             x = normal((1, 32), scale=0.1)
@@ -87,25 +99,40 @@ def test_what_a_block_cannot_hold_does_not_come_back_finite(ops, type, bad):
         assert np.isfinite(values[0, 64:]).all()
 
 
-def test_dequantize_is_exact_for_every_byte(ops, type):
+@pytest.mark.parametrize("type", K_QUANTS)
+def test_k_quants_are_read_and_never_made(backend, type):
+    says = f'quantize: type is "{type}"; expected "q8_0", "q4_0", "q4_1", "q5_0" or "q5_1"'
+    with pytest.raises(ValueError, match=re.escape(says)):
+        backend.quantize(normal((1, 256)), type)
+
+
+def test_dequantize_is_exact_for_every_byte(ops, any_type):
     random = np.random.default_rng(0)
-    size = reference.BLOCK_BYTES[type]
+    size = reference_blocks.block_bytes(any_type)
     data = random.integers(0, 256, (64, 3 * size), dtype=np.uint8)
-    data.reshape(-1, size)[:, 1] &= 0x7B  # a finite positive scale, and for q4_1
-    data.reshape(-1, size)[:, 3] &= 0xFB if type == "q4_1" else 0xFF  # a finite minimum
+    for at in reference_blocks.LAYOUTS[any_type][2]:
+        data.reshape(-1, size)[:, at + 1] &= 0xFB  # a finite scale or minimum, of any magnitude
+    expected = dequantized(data.tobytes(), any_type)
     for offset in (0, 1, 13):
-        result = ops.dequantize(placed(data, offset), type)
-        np.testing.assert_array_equal(result, reference.dequantize(data, type))
+        result = ops.dequantize(placed(data, offset), any_type)
+        np.testing.assert_array_equal(result.reshape(-1), expected)
+
+
+@functools.cache  # the same bytes for each backend
+def dequantized(data, type):
+    return reference_blocks.dequantize(np.frombuffer(data, np.uint8), type)
 
 
 def test_dequantize_undoes_quantize_to_within_half_a_step(ops, type):
     x = normal((5, 320))
     blocks = x.reshape(-1, 32)
-    if type == "q4_1":
-        step = (blocks.max(axis=1) - blocks.min(axis=1)) / 15
+    least, greatest = LIMITS[type]
+    if least == 0:
+        step = (blocks.max(axis=1) - blocks.min(axis=1)) / greatest
     else:
-        # q4_0 reaches -8 steps but +7 only: the opposite end may lose a whole step.
-        step = np.abs(blocks).max(axis=1) / (127 if type == "q8_0" else 4)
+        # q4_0 reaches -8 steps but +7 only, q5_0 -16 and +15: there the opposite end may lose a
+        # whole step.
+        step = np.abs(blocks).max(axis=1) / -least * (1 if least == -greatest else 2)
     error = np.abs(ops.dequantize(ops.quantize(x, type), type) - x).reshape(-1, 32)
     # And the float16 scale (and minimum) is off by 2^-11 of itself.
     allowed = step / 2 + np.abs(blocks).max(axis=1) * 2.0**-10
@@ -117,8 +144,14 @@ def test_leading_axes_are_kept(ops, type, leading):
     x = normal((*leading, 64))
     packed = ops.quantize(x, type)
     assert packed.dtype == np.uint8
-    assert packed.shape == (*leading, 2 * reference.BLOCK_BYTES[type])
+    assert packed.shape == (*leading, 2 * reference_blocks.block_bytes(type))
     assert ops.dequantize(packed, type).shape == x.shape
+
+
+@pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 3), (2, 0, 1)])
+def test_dequantize_keeps_leading_axes(ops, any_type, leading):
+    data = np.zeros((*leading, 2 * reference_blocks.block_bytes(any_type)), np.uint8)
+    assert ops.dequantize(data, any_type).shape == (*leading, columns(any_type, 2))
 
 
 def test_rows_of_no_blocks(ops, type):

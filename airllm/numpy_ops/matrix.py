@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.numpy_ops import checks
+from airllm.numpy_ops.blocks import Bytes
 from airllm.numpy_ops.checks import Float32
-from airllm.numpy_ops.quants import TYPES, Bytes, decode, row_bytes
+from airllm.numpy_ops.quants import TYPES, decode, row_bytes
 
 # Rows of a packed or half matrix are widened to float32 this many bytes at a time.
 _WIDENED_BYTES = 4 << 20
@@ -22,7 +23,8 @@ class PackedMatrix:
 
     data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes. Not copied;
         the matrix keeps a reference, and whoever changes the bytes changes the matrix.
-    type: "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1".
+    type: "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k",
+        "q5_k" or "q6_k".
     shape: (n, k), k a multiple of the type's block.
 
     Attributes: type, shape, nbytes (bytes of the packed rows).

@@ -1,13 +1,8 @@
-"""Number formats of weights: float16, bfloat16 and GGML's blocks of 32 (q8_0, q4_0, q4_1).
+"""Number formats of weights: float16, bfloat16 and GGML's quantised blocks (see blocks.py).
 
-A block is a row's 32 consecutive values under one float16 scale d, little-endian:
-
-    q8_0   34 bytes   d, 32 int8               value = q * d
-    q4_0   18 bytes   d, 16 bytes of nibbles   value = (q - 8) * d
-    q4_1   20 bytes   d, m, 16 bytes           value = q * d + m
-
-where byte i holds value i in its low and value i + 16 in its high nibble. Layouts and rounding
-are those of GGML (ggml-common.h and the quantize_row_*_ref functions of ggml-quants.c).
+Layouts and rounding are those of GGML (ggml-common.h and the quantize_row_*_ref functions of
+ggml-quants.c). K-quants are read only: GGML searches for their scales, by heuristics that may
+change, so that no particular result is the right one.
 """
 
 from typing import Any
@@ -16,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.numpy_ops import checks
+from airllm.numpy_ops.blocks import BLOCK, DECODERS, SUPER_BLOCK, Bytes
 from airllm.numpy_ops.checks import Float32
 
-Bytes = NDArray[np.uint8]
-
-BLOCK = 32
 # type: (values in a block, bytes of a block)
 TYPES = {
     "f32": (1, 4),
@@ -29,8 +22,14 @@ TYPES = {
     "q8_0": (BLOCK, 34),
     "q4_0": (BLOCK, 18),
     "q4_1": (BLOCK, 20),
+    "q5_0": (BLOCK, 22),
+    "q5_1": (BLOCK, 24),
+    "q2_k": (SUPER_BLOCK, 84),
+    "q3_k": (SUPER_BLOCK, 110),
+    "q4_k": (SUPER_BLOCK, 144),
+    "q5_k": (SUPER_BLOCK, 176),
+    "q6_k": (SUPER_BLOCK, 210),
 }
-QUANTIZED = ["q8_0", "q4_0", "q4_1"]
 
 
 def row_bytes(type: str, k: int) -> int:
@@ -42,12 +41,12 @@ def row_bytes(type: str, k: int) -> int:
 def quantize(x: Float32, type: str) -> Bytes:
     """Pack each row of x into blocks of 32, rounding as GGML does.
 
-    x: float32 [..., n], n a multiple of 32; type: "q8_0", "q4_0" or "q4_1".
+    x: float32 [..., n], n a multiple of 32; type: "q8_0", "q4_0", "q4_1", "q5_0" or "q5_1".
     Returns uint8 [..., n / 32 * bytes of a block]. A block that holds NaN, an infinity, or a value
     so large that the float16 scale overflows does not dequantise to finite values.
     """
     x = checks.float32("quantize", "x", x)
-    checks.choice("quantize", "type", type, QUANTIZED)
+    checks.choice("quantize", "type", type, list(_QUANTIZERS))
     n = x.shape[-1]
     if n % BLOCK:
         raise ValueError(
@@ -65,11 +64,12 @@ def quantize(x: Float32, type: str) -> Bytes:
 def dequantize(data: Bytes, type: str) -> Float32:
     """The values of packed rows, exactly.
 
-    data: uint8 [..., row_bytes], as `quantize` returns; type: "q8_0", "q4_0" or "q4_1".
-    Returns float32 [..., row_bytes / bytes of a block * 32].
+    data: uint8 [..., row_bytes], as a file has them or `quantize` returns them.
+    type: what `quantize` takes, or a K-quant: "q2_k", "q3_k", "q4_k", "q5_k" or "q6_k".
+    Returns float32 [..., row_bytes / bytes of a block * values in a block].
     """
     data = checks.array("dequantize", "data", data, ["uint8"])
-    checks.choice("dequantize", "type", type, QUANTIZED)
+    checks.choice("dequantize", "type", type, list(DECODERS))
     size = TYPES[type][1]
     if data.shape[-1] % size:
         raise ValueError(
@@ -89,20 +89,12 @@ def decode(data: Bytes, type: str) -> Float32:
         return floats.astype(np.float32)
     if type == "bf16":
         return _widen_bfloat16(data.reshape(-1).view("<u2").reshape(shape))
-    blocks = data.reshape(-1, size)
-    d = blocks[:, 0:2].copy().view("<f2").astype(np.float32)  # [n_blocks, 1]
-    if type == "q8_0":
-        return (blocks[:, 2:].view(np.int8) * d).reshape(shape)
-    packed = blocks[:, size - 16 :]
-    nibbles = np.concatenate([packed & 15, packed >> 4], axis=1).view(np.int8)
-    if type == "q4_0":
-        return ((nibbles - np.int8(8)) * d).reshape(shape)
-    m = blocks[:, 2:4].copy().view("<f2").astype(np.float32)
-    return (nibbles * d + m).reshape(shape)
+    return DECODERS[type](data.reshape(-1, size)).reshape(shape)
 
 
 # Each takes float32 [n_blocks, 32]; returns the header float32 [n_blocks, 1 or 2], which is stored
-# as float16, and the quants. They divide by the float32 scale, not by its float16, as GGML does.
+# as float16, and the bytes of the quants. They divide by the float32 scale, not by its float16, as
+# GGML does.
 
 
 def _quantize_q8_0(x: Float32) -> tuple[Float32, NDArray[Any]]:
@@ -113,22 +105,50 @@ def _quantize_q8_0(x: Float32) -> tuple[Float32, NDArray[Any]]:
     return d, np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int8)
 
 
-def _quantize_q4_0(x: Float32) -> tuple[Float32, NDArray[Any]]:
-    # The value of largest magnitude, the first one if there are several, becomes -8.
-    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, np.newaxis], axis=1)
-    d = largest / np.float32(-8)
-    q = np.minimum(np.trunc(x * _inverse(d) + np.float32(8.5)), 15)
+def _quantize_q4_0(x: Float32) -> tuple[Float32, Bytes]:
+    d, q = _round_from_largest(x, 8)
     return d, _nibbles(q)
 
 
-def _quantize_q4_1(x: Float32) -> tuple[Float32, NDArray[Any]]:
+def _quantize_q4_1(x: Float32) -> tuple[Float32, Bytes]:
+    header, q = _round_from_lowest(x, 15)
+    return header, _nibbles(q)
+
+
+def _quantize_q5_0(x: Float32) -> tuple[Float32, Bytes]:
+    d, q = _round_from_largest(x, 16)
+    return d, np.concatenate([_highest_bits(q), _nibbles(q)], axis=1)
+
+
+def _quantize_q5_1(x: Float32) -> tuple[Float32, Bytes]:
+    header, q = _round_from_lowest(x, 31)
+    return header, np.concatenate([_highest_bits(q), _nibbles(q)], axis=1)
+
+
+_QUANTIZERS = {
+    "q8_0": _quantize_q8_0,
+    "q4_0": _quantize_q4_0,
+    "q4_1": _quantize_q4_1,
+    "q5_0": _quantize_q5_0,
+    "q5_1": _quantize_q5_1,
+}
+
+
+def _round_from_largest(x: Float32, zero: int) -> tuple[Float32, Bytes]:
+    """d and the quants 0 to 2 * zero - 1 of x = d * (q - zero)."""
+    # The value of largest magnitude, the first one if there are several, becomes quant 0.
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, np.newaxis], axis=1)
+    d = largest / np.float32(-zero)
+    q = np.minimum(np.trunc(x * _inverse(d) + np.float32(zero + 0.5)), 2 * zero - 1)
+    return d, q.astype(np.uint8)
+
+
+def _round_from_lowest(x: Float32, highest: int) -> tuple[Float32, Bytes]:
+    """d and m, side by side, and the quants 0 to highest of x = d * q + m."""
     low = x.min(axis=1, keepdims=True)
-    d = (x.max(axis=1, keepdims=True) - low) / np.float32(15)
-    q = np.minimum(np.trunc((x - low) * _inverse(d) + np.float32(0.5)), 15)
-    return np.concatenate([d, low], axis=1), _nibbles(q)
-
-
-_QUANTIZERS = {"q8_0": _quantize_q8_0, "q4_0": _quantize_q4_0, "q4_1": _quantize_q4_1}
+    d = (x.max(axis=1, keepdims=True) - low) / np.float32(highest)
+    q = np.minimum(np.trunc((x - low) * _inverse(d) + np.float32(0.5)), highest)
+    return np.concatenate([d, low], axis=1), q.astype(np.uint8)
 
 
 def _inverse(d: Float32) -> Float32:
@@ -137,10 +157,16 @@ def _inverse(d: Float32) -> Float32:
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
 
-def _nibbles(q: Float32) -> Bytes:
-    """float32 [n_blocks, 32] of 0..15 to uint8 [n_blocks, 16]."""
-    low, high = np.split(q.astype(np.uint8), 2, axis=1)
+def _nibbles(q: Bytes) -> Bytes:
+    """The low 4 bits of uint8 [n_blocks, 32] as uint8 [n_blocks, 16]."""
+    low, high = np.split(q & 15, 2, axis=1)
     return low | high << np.uint8(4)
+
+
+def _highest_bits(q: Bytes) -> Bytes:
+    """Bit 4 of uint8 [n_blocks, 32] as uint8 [n_blocks, 4]: 8 neighbours to a byte."""
+    bits: Bytes = np.packbits(q & np.uint8(16), axis=1, bitorder="little")
+    return bits
 
 
 def float32_to_float16(x: Float32) -> NDArray[np.float16]:

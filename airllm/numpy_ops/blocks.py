@@ -1,0 +1,165 @@
+"""GGML's blocks: consecutive values of a row in a few bits each, under common float16 scales.
+
+Blocks of 32 have a scale d, and some an offset m:
+
+    q8_0    34 bytes   d, 32 int8                           d * q
+    q4_0    18         d, 16 nibbles                        d * (q - 8)
+    q4_1    20         d, m, 16 nibbles                     d * q + m
+    q5_0    22         d, 4 highest, 16 nibbles             d * (q - 16)
+    q5_1    24         d, m, 4 highest, 16 nibbles          d * q + m
+
+Super-blocks of 256, the K-quants, are cut into sub-blocks that have an integer scale s, and some an
+integer minimum m, of their own: 16 sub-blocks of 16 in q2_k, q3_k and q6_k, 8 of 32 in q4_k, q5_k.
+
+    q2_k    84 bytes   16 s and m, 64 pairs, d, dmin        d * s * q - dmin * m
+    q3_k   110         32 highest, 64 pairs, 12 s, d        d * (s - 32) * (q - 4)
+    q4_k   144         d, dmin, 12 s and m, 128 nibbles     d * s * q - dmin * m
+    q5_k   176         d, dmin, 12 s and m, 32 highest,     d * s * q - dmin * m
+                       128 nibbles
+    q6_k   210         128 nibbles, 64 upper pairs,         d * s * (q - 32)
+                       16 int8 s, d
+
+Numbers count bytes. A byte of nibbles has the low 4 bits of two quants, one of pairs 2 bits of
+four, one of highest the topmost bit of eight. Layouts are those of ggml-common.h, little-endian.
+
+All products are exact in float32 (11 + 6 + 5 bits at most): a value is rounded once, if at all, by
+its sum or difference.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.numpy_ops.checks import Float32
+
+Bytes = NDArray[np.uint8]
+
+BLOCK = 32
+SUPER_BLOCK = 256
+
+
+def _q8_0(blocks: Bytes) -> Float32:
+    return _half(blocks, 0) * blocks[:, 2:].view(np.int8)
+
+
+def _q4_0(blocks: Bytes) -> Float32:
+    return _half(blocks, 0) * _centred(_planes(blocks[:, 2:], 4), 8)
+
+
+def _q4_1(blocks: Bytes) -> Float32:
+    return _half(blocks, 0) * _planes(blocks[:, 4:], 4) + _half(blocks, 2)
+
+
+def _q5_0(blocks: Bytes) -> Float32:
+    q = _planes(blocks[:, 6:], 4) | _highest_bits(blocks[:, 2:6])
+    return _half(blocks, 0) * _centred(q, 16)
+
+
+def _q5_1(blocks: Bytes) -> Float32:
+    q = _planes(blocks[:, 8:], 4) | _highest_bits(blocks[:, 4:8])
+    return _half(blocks, 0) * q + _half(blocks, 2)
+
+
+def _q2_k(blocks: Bytes) -> Float32:
+    s, m = blocks[:, :16] & 15, blocks[:, :16] >> 4
+    q = _planes(blocks[:, 16:80], 2, together=32)
+    return _scaled(_half(blocks, 80) * s, q, _half(blocks, 82) * m)
+
+
+def _q3_k(blocks: Bytes) -> Float32:
+    q = _planes(blocks[:, 32:96], 2, together=32)
+    q |= _planes(blocks[:, :32], 1, to_bit=2)
+    s = _planes(blocks[:, 96:104], 4) | _planes(blocks[:, 104:108], 2, to_bit=4)
+    return _scaled(_half(blocks, 108) * _centred(s, 32), _centred(q, 4))
+
+
+def _q4_k(blocks: Bytes) -> Float32:
+    s, m = _six_bit_scales(blocks[:, 4:16])
+    q = _planes(blocks[:, 16:], 4, together=32)
+    return _scaled(_half(blocks, 0) * s, q, _half(blocks, 2) * m)
+
+
+def _q5_k(blocks: Bytes) -> Float32:
+    s, m = _six_bit_scales(blocks[:, 4:16])
+    q = _planes(blocks[:, 48:], 4, together=32)
+    q |= _planes(blocks[:, 16:48], 1, to_bit=4)
+    return _scaled(_half(blocks, 0) * s, q, _half(blocks, 2) * m)
+
+
+def _q6_k(blocks: Bytes) -> Float32:
+    q = _planes(blocks[:, :128], 4, together=64)
+    q |= _planes(blocks[:, 128:192], 2, together=32, to_bit=4)
+    s = blocks[:, 192:208].view(np.int8)
+    return _scaled(_half(blocks, 208) * s, _centred(q, 32))
+
+
+# type: uint8 [n_blocks, bytes of a block] -> float32 [n_blocks, values in a block]
+DECODERS: dict[str, Callable[[Bytes], Float32]] = {
+    "q8_0": _q8_0,
+    "q4_0": _q4_0,
+    "q4_1": _q4_1,
+    "q5_0": _q5_0,
+    "q5_1": _q5_1,
+    "q2_k": _q2_k,
+    "q3_k": _q3_k,
+    "q4_k": _q4_k,
+    "q5_k": _q5_k,
+    "q6_k": _q6_k,
+}
+
+
+def _half(blocks: Bytes, at: int) -> Float32:
+    """The float16 at byte `at` of each block: float32 [n_blocks, 1]."""
+    return blocks[:, at : at + 2].copy().view("<f2").astype(np.float32)
+
+
+def _planes(packed: Bytes, bits: int, together: int | None = None, to_bit: int = 0) -> Bytes:
+    """The fields of `bits` bits in bytes [n_blocks, n_bytes]: [n_blocks, n_bytes * 8 / bits].
+
+    Neighbours are in neighbouring bytes, not in one byte: first come the lowest fields of
+    `together` bytes (None: of all), then their next higher ones, and so on; then the next bytes.
+    to_bit: where the fields go, so that they can be joined with others.
+    """
+    n_blocks, n_bytes = packed.shape
+    together = together or n_bytes
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, np.newaxis]
+    groups = packed.reshape(n_blocks, n_bytes // together, 1, together)
+    fields = groups >> shifts & np.uint8(2**bits - 1)  # [n_blocks, n_groups, 8 / bits, together]
+    return fields.reshape(n_blocks, n_bytes * 8 // bits) << np.uint8(to_bit)
+
+
+def _highest_bits(packed: Bytes) -> Bytes:
+    """[n_blocks, 4] to 0 or 16 for each value, [n_blocks, 32]: here a byte has 8 neighbours."""
+    return np.unpackbits(packed, axis=1, bitorder="little") << np.uint8(4)
+
+
+def _six_bit_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """s and m of q4_k and q5_k: uint8 [n_blocks, 12] to two of [n_blocks, 8], each 0 to 63.
+
+    The first four s and m are the low 6 bits of bytes 0 to 3 and 4 to 7. The upper 2 bits of those
+    bytes belong to the last four, whose low 4 bits are the nibbles of bytes 8 to 11.
+    """
+    first_s, first_m, low = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    s = np.concatenate([first_s & 63, low & 15 | first_s >> 6 << np.uint8(4)], axis=1)
+    m = np.concatenate([first_m & 63, low >> 4 | first_m >> 6 << np.uint8(4)], axis=1)
+    return s, m
+
+
+def _centred(q: Bytes, zero: int) -> NDArray[np.int8]:
+    """q - zero, for q up to 63."""
+    return q.view(np.int8) - np.int8(zero)
+
+
+def _scaled(scale: Float32, q: NDArray[np.integer[Any]], minimum: Float32 | None = None) -> Float32:
+    """scale * q - minimum, each of a sub-block's own.
+
+    scale, minimum: [n_blocks, n_sub_blocks]; q: [n_blocks, 256]. Returns float32 [n_blocks, 256].
+    """
+    n_blocks, n_sub_blocks = scale.shape
+    sub_blocks = q.reshape(n_blocks, n_sub_blocks, SUPER_BLOCK // n_sub_blocks)
+    values = scale[..., np.newaxis] * sub_blocks
+    if minimum is not None:
+        values -= minimum[..., np.newaxis]
+    return values.reshape(n_blocks, SUPER_BLOCK)
