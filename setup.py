@@ -6,13 +6,16 @@ XSIMD_INCLUDE_DIR (xsimd's headers), AIRLLM_NO_EXTENSION=1 (pure Python, on NumP
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
+from sysconfig import get_platform
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.absolute()
 sys.path.insert(0, str(ROOT / "cpp_ext"))
 import build as cpp_build  # noqa: E402
 
@@ -29,12 +32,23 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).absolute()
-        folder = Path(self.build_temp).absolute() / "cpp_ext"
+        # Not build_temp: that is a new one for each editable install, and all would be compiled.
+        folder = ROOT / "build" / f"objects-{get_platform()}-{sys.implementation.cache_tag}"
         try:
             cpp_build.build_extension(folder, output, version())
         except cpp_build.BuildError as error:
             sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
 
 
+class BuildPython(build_py):
+    """Starts empty, or a wheel would hold what an earlier version of the sources left behind."""
+
+    def run(self) -> None:
+        left_over = Path(self.build_lib).absolute()
+        if left_over.is_relative_to(ROOT / "build"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        super().run()
+
+
 extensions = [] if os.environ.get("AIRLLM_NO_EXTENSION") else [Extension("tensor_ops_cpp", [])]
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels})
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "build_py": BuildPython})

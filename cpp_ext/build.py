@@ -4,7 +4,6 @@ Each ISA of `isas.py` is one object with its own flags; everything else is compi
 machine's baseline, so that the binary starts on any CPU and dispatches from there.
 """
 
-import importlib.util
 import os
 import re
 import shutil
@@ -16,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for setup.py, which runs from the folder above
+from headers import BuildError as BuildError
+from headers import Headers, pybind11_headers, xsimd_headers
 from isas import Isa, isas_for
 
 ROOT = Path(__file__).parent
-XSIMD_MINIMUM = (14, 0, 0)
+XSIMD_CACHE = ROOT.parent / "build/xsimd"
 
 # What one compilation may take (measured: 410 MB for an ISA, 500 MB for a binding), rounded up.
 COMPILER_BYTES = 700 << 20
@@ -48,10 +49,6 @@ BINDING_SOURCES = tuple(
         "runtime",
     )
 )
-
-
-class BuildError(Exception):
-    """What cannot be built, why, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -91,51 +88,7 @@ class Unit:
     source: Path
     object: Path
     flags: tuple[str, ...]
-
-
-def xsimd_include() -> Path:
-    """The folder that holds xsimd/xsimd.hpp, at least version 14: XSIMD_INCLUDE_DIR, the headers
-    in the pythran package, or the system's. Raises BuildError."""
-    named = os.environ.get("XSIMD_INCLUDE_DIR")
-    if named:
-        version = xsimd_version(Path(named))
-        if version is None:
-            raise BuildError(f"XSIMD_INCLUDE_DIR is {named}, which has no xsimd/xsimd.hpp")
-        if version < XSIMD_MINIMUM:
-            raise BuildError(
-                f"XSIMD_INCLUDE_DIR is {named}: xsimd {_dotted(version)} is too old, "
-                f"at least {_dotted(XSIMD_MINIMUM)} is needed"
-            )
-        return Path(named)
-    spec = importlib.util.find_spec("pythran")
-    packaged = list(spec.submodule_search_locations or []) if spec else []
-    seen = []
-    for folder in (*packaged, "/usr/local/include", "/usr/include"):
-        version = xsimd_version(Path(folder))
-        if version is not None and version >= XSIMD_MINIMUM:
-            return Path(folder)
-        if version is not None:
-            seen.append(f"{folder} has {_dotted(version)}")
-    raise BuildError(
-        f"no xsimd headers of version {_dotted(XSIMD_MINIMUM)} or later"
-        + (f" ({'; '.join(seen)})" if seen else "")
-        + ". Install the build requirements (pip install pybind11 pythran), or set "
-        "XSIMD_INCLUDE_DIR to the folder that holds xsimd/xsimd.hpp"
-    )
-
-
-def xsimd_version(include: Path) -> tuple[int, ...] | None:
-    """The version of the headers under `include`, None where there are none."""
-    try:
-        text = (include / "xsimd/config/xsimd_config.hpp").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    parts = dict(re.findall(r"#define XSIMD_VERSION_(MAJOR|MINOR|PATCH) (\d+)", text))
-    return tuple(int(parts.get(key, 0)) for key in ("MAJOR", "MINOR", "PATCH"))
-
-
-def _dotted(version: Iterable[int]) -> str:
-    return ".".join(map(str, version))
+    headers: tuple[Headers, ...] = ()
 
 
 def write_isa_list(isas: Sequence[Isa], folder: Path) -> None:
@@ -155,29 +108,33 @@ def core_units(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> list[
     """Everything below the bindings: the kernels of each ISA, and what runs them."""
     write_isa_list(isas, folder)
     include = (f"-I{ROOT}", f"-I{folder}", *toolchain.flags)
-    xsimd = ("-isystem", str(xsimd_include()))
+    xsimd = xsimd_headers(XSIMD_CACHE)
     kernels = [
         Unit(
             ROOT / "isa" / f"{isa.name}.cpp",
             folder / "isa" / f"{isa.name}.o",
             (
-                *(*COMMON_FLAGS, *KERNEL_FLAGS, *KERNEL_WARNINGS, *include, *xsimd, *isa.flags),
+                *(*COMMON_FLAGS, *KERNEL_FLAGS, *KERNEL_WARNINGS, *include, *isa.flags),
                 # A namespace of each object's own: xsimd has plain inline functions (NEON's), and
                 # the linker would keep one ISA's copy of them for all.
                 f"-Dxsimd=xsimd_{isa.name}",
             ),
+            (xsimd,),
         )
         for isa in isas
     ]
     return kernels + units_of(CORE_SOURCES, folder, include)
 
 
-def units_of(sources: Iterable[str], folder: Path, flags: Sequence[str]) -> list[Unit]:
+def units_of(
+    sources: Iterable[str], folder: Path, flags: Sequence[str], headers: tuple[Headers, ...] = ()
+) -> list[Unit]:
     return [
         Unit(
             ROOT / name,
             folder / Path(name).with_suffix(".o"),
             (*COMMON_FLAGS, *WARNINGS, *flags),
+            headers,
         )
         for name in sources
     ]
@@ -208,14 +165,22 @@ def jobs() -> int:
 def _command(toolchain: Toolchain, unit: Unit) -> list[str]:
     dependencies = ["-MMD", "-MF", str(unit.object.with_suffix(".d"))]
     files = ["-c", str(unit.source), "-o", str(unit.object)]
-    return [*toolchain.compiler, *unit.flags, *dependencies, *files]
+    headers = [flag for library in unit.headers for flag in library.flags]
+    return [*toolchain.compiler, *unit.flags, *headers, *dependencies, *files]
+
+
+def _fingerprint(toolchain: Toolchain, unit: Unit) -> str:
+    """What an object is made with, files aside. Libraries by their versions: pip unpacks them
+    somewhere else for each build."""
+    libraries = [library.name for library in unit.headers]
+    return "\n".join([*toolchain.compiler, toolchain.version(), *unit.flags, *libraries])
 
 
 def _is_fresh(toolchain: Toolchain, unit: Unit) -> bool:
-    """Whether the object was made by the same command from files that have not changed since."""
-    command, dependencies = unit.object.with_suffix(".cmd"), unit.object.with_suffix(".d")
+    """Whether the object was made in the same way from files that have not changed since."""
+    made_with, dependencies = unit.object.with_suffix(".made_with"), unit.object.with_suffix(".d")
     try:
-        if command.read_text(encoding="utf-8") != "\n".join(_command(toolchain, unit)):
+        if made_with.read_text(encoding="utf-8") != _fingerprint(toolchain, unit):
             return False
         made = unit.object.stat().st_mtime_ns
         words = dependencies.read_text(encoding="utf-8").replace("\\\n", " ").split()
@@ -235,7 +200,8 @@ def _compile(toolchain: Toolchain, unit: Unit) -> None:
         raise BuildError(f"{' '.join(command)}\n{result.stderr}{killed}")
     if result.stderr:
         print(result.stderr, file=sys.stderr)
-    unit.object.with_suffix(".cmd").write_text("\n".join(command), encoding="utf-8")
+    made_with = unit.object.with_suffix(".made_with")
+    made_with.write_text(_fingerprint(toolchain, unit), encoding="utf-8")
 
 
 def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, flags: Sequence[str]) -> None:
@@ -254,30 +220,23 @@ def build_extension(folder: Path, output: Path, version: str) -> None:
     """Compile and link tensor_ops_cpp for the running Python. TENSOR_OPS_ISA restricts the ISAs."""
     import sysconfig
 
-    try:
-        import pybind11
-    except ImportError:
-        raise BuildError(
-            "pybind11 is not installed; install the build requirements: "
-            "pip install pybind11 pythran"
-        ) from None
     toolchain = Toolchain.native()
+    pybind11 = pybind11_headers()
+    xsimd = xsimd_headers(XSIMD_CACHE)
     try:
         isas = isas_for(toolchain.machine, os.environ.get("TENSOR_OPS_ISA"))
     except ValueError as error:
         raise BuildError(str(error)) from None
-    xsimd = xsimd_version(xsimd_include()) or ()
     names = {
         "COMPILER": toolchain.version(),
         "FLAGS": " ".join(COMMON_FLAGS[:2] + KERNEL_FLAGS),
         "VERSION": version,
-        "XSIMD": _dotted(xsimd),
+        "XSIMD": xsimd.name.removeprefix("xsimd "),
     }
-    python = ("-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include())
+    python = ("-isystem", sysconfig.get_path("include"))
     defines = tuple(f'-DTENSOR_OPS_{key}="{value}"' for key, value in names.items())
-    bindings = units_of(
-        BINDING_SOURCES, folder, (f"-I{ROOT}", f"-I{folder}", *python, *defines, "-Os")
-    )
+    flags = (f"-I{ROOT}", f"-I{folder}", *python, *defines, "-Os")
+    bindings = units_of(BINDING_SOURCES, folder, flags, (pybind11,))
     objects = compile_all(toolchain, [*core_units(toolchain, isas, folder), *bindings])
     link(toolchain, objects, output, shared_library_flags())
 

@@ -25,7 +25,7 @@ class Executor(Protocol):
     def run(
         self,
         bound: Any,
-        buffers: Mapping[str, NDArray[Any]],
+        buffers: dict[str, NDArray[Any]],
         n_tokens: int,
         past: int = 0,
         k_cache: NDArray[Any] | None = None,

@@ -1,0 +1,158 @@
+# Types of the C++ extension. What each function does is in its docstring; in airllm/numpy_ops the
+# same functions are written in Python.
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Float32: TypeAlias = NDArray[np.float32]
+_Bytes: TypeAlias = NDArray[np.uint8]
+_Cache: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
+
+__version__: str
+has_simd: bool  # of the ISA in use, as is simd_level
+simd_level: str  # as TENSOR_OPS_ISA spells it
+
+# ---- operations: the last axis is the feature axis, every result has the shape of `out` ----------
+
+def silu(
+    x: _Float32,  # [...]
+    *,
+    out: _Float32 | None = None,  # [...], may be x
+) -> _Float32: ...
+def gelu(
+    x: _Float32,  # [...]
+    approximate: str = "tanh",  # or "none"
+    *,
+    out: _Float32 | None = None,  # [...], may be x
+) -> _Float32: ...
+def swiglu(
+    gate: _Float32,  # [...]
+    up: _Float32,  # [...]
+    *,
+    out: _Float32 | None = None,  # [...], may be gate or up
+) -> _Float32: ...
+def rms_norm(
+    x: _Float32,  # [..., n]
+    weight: _Float32,  # [n]
+    eps: float = 1e-06,
+    *,
+    out: _Float32 | None = None,  # [..., n], may be x
+) -> _Float32: ...
+def softmax(
+    x: _Float32,  # [..., n]
+    *,
+    out: _Float32 | None = None,  # [..., n], may be x
+) -> _Float32: ...
+def rope(
+    x: _Float32,  # [n_tokens, n_heads, head_dim]
+    positions: NDArray[np.int32],  # [n_tokens]
+    *,
+    theta: float = 10000.0,
+    inv_freq: _Float32 | None = None,  # [n_dims / 2], n_dims <= head_dim; overrides theta
+    interleaved: bool = False,
+    out: _Float32 | None = None,  # [n_tokens, n_heads, head_dim], may be x
+) -> _Float32: ...
+def matmul(
+    a: _Float32,  # [..., m, k]
+    b: _Float32,  # [k, n]
+    *,
+    out: _Float32 | None = None,  # [..., m, n]
+) -> _Float32: ...
+def linear(
+    x: _Float32,  # [..., k]
+    w: PackedMatrix | NDArray[np.float32] | NDArray[np.float16],  # [n, k]
+    *,
+    activations: str = "auto",  # or "q8", "q16", "f32"
+    out: _Float32 | None = None,  # [..., n]
+) -> _Float32: ...
+def attention(
+    q: _Float32,  # [n_q, n_heads, head_dim]
+    k: _Cache,  # [n_kv_heads, n_kv, head_dim]
+    v: _Cache,  # [n_kv_heads, n_kv, head_dim]
+    *,
+    scale: float | None = None,  # None: head_dim ** -0.5
+    causal: bool = True,
+    out: _Float32 | None = None,  # [n_q, n_heads, head_dim]
+) -> _Float32: ...
+
+# ---- formats -------------------------------------------------------------------------------------
+
+def quantize(
+    x: _Float32,  # [..., n], n a multiple of 32
+    type: str,  # "q8_0", "q4_0" or "q4_1"
+) -> _Bytes: ...  # [..., row_bytes]
+def dequantize(
+    data: _Bytes,  # [..., row_bytes]
+    type: str,
+) -> _Float32: ...  # [..., n]
+def float32_to_float16(x: _Float32) -> NDArray[np.float16]: ...
+def float16_to_float32(x: NDArray[np.float16]) -> _Float32: ...
+def float32_to_bfloat16(x: _Float32) -> NDArray[np.uint16]: ...
+def bfloat16_to_float32(x: NDArray[np.uint16]) -> _Float32: ...
+
+class PackedMatrix:
+    def __init__(
+        self,
+        data: Any,  # an array of any dtype, or bytes-like: the n rows' bytes
+        type: str,  # "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1"
+        shape: Sequence[int],  # (n, k)
+    ) -> None: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int: ...  # of the packed form
+    def dequantize(self) -> _Float32: ...  # [n, k]
+
+class RawRows:
+    def __init__(
+        self,
+        data: Any,  # as PackedMatrix; kept, not copied
+        type: str,
+        shape: Sequence[int],  # (n, k)
+    ) -> None: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+# ---- graphs, as airllm.graph builds them ---------------------------------------------------------
+
+class BoundWeights: ...
+
+class Executor:
+    def __init__(
+        self,
+        buffers: Sequence[tuple[str, int, bool]],  # name, width, external
+        weights: Sequence[str],  # the slots' names
+        # kind, input names, output name, weight slots, attributes
+        ops: Sequence[tuple[str, Sequence[str], str | None, Sequence[str], Mapping[str, Any]]],
+        max_tokens: int,
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...  # of the internal buffers
+    def bind(self, weights: dict[str, PackedMatrix | RawRows | _Float32]) -> BoundWeights: ...
+    def run(
+        self,
+        bound: BoundWeights,
+        buffers: dict[str, NDArray[Any]],  # the external ones: float32 [n_tokens, width], or int32
+        n_tokens: int,
+        past: int = 0,
+        k_cache: _Cache | None = None,  # [n_kv_heads, capacity, head_dim], as v_cache
+        v_cache: _Cache | None = None,
+    ) -> None: ...
+
+# ---- what runs -----------------------------------------------------------------------------------
+
+def available_isas() -> list[str]: ...  # slowest first
+def set_isa(name: str) -> None: ...  # "": the best one
+def get_num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def cpu_budget() -> dict[str, Any]: ...
+def get_optimization_info() -> dict[str, Any]: ...
