@@ -4,12 +4,12 @@ GGUF files carry a Jinja template for it, written for Hugging Face's library. It
 a stranger, so it runs in a sandbox with a budget: see `template_sandbox`.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 from airllm.formats.metadata import Metadata
 
-__all__ = ["ChatTemplate", "ChatTemplateError"]
+__all__ = ["ChatTemplate", "ChatTemplateError", "map_texts"]
 
 CHATML = (
     "{% for message in messages %}"
@@ -76,19 +76,22 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation, for `encode(text, parse_special=True)`.
 
+        Messages can write control tokens too, unless `map_texts(tokenizer.guarded, messages)` keeps
+        them from it.
+
         messages: mappings with "role" ("system", "user", "assistant") and "content".
         add_generation_prompt: end where the assistant's next message begins.
         variables: what else the template knows, such as `tools` or `enable_thinking`.
 
         Raises ChatTemplateError if the template refuses (roles that do not alternate, say), fails,
-        or does not end.
+        or does not end; TypeError for messages that are none.
         """
         values: dict[str, object] = {
             "tools": None,
             "documents": None,
             **self._special_tokens,
             **variables,
-            "messages": [dict(message) for message in messages],
+            "messages": [_checked(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
         try:
@@ -96,3 +99,20 @@ class ChatTemplate:
         except Exception as error:  # a template can cause any
             reason = str(error) or type(error).__name__
             raise ChatTemplateError(f"the model's chat template: {reason}") from error
+
+
+def map_texts(change: Callable[[str], str], value: Any) -> Any:
+    """`value` with each string in it changed: in lists and mappings too, except for keys."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_texts(change, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [map_texts(change, item) for item in value]
+    return value
+
+
+def _checked(message: object) -> dict[str, object]:
+    if not isinstance(message, Mapping) or "role" not in message:
+        raise TypeError(f"{message!r} is no message; expected a mapping with 'role' and 'content'")
+    return dict(message)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import load_backend
-from airllm.chat_template import ChatTemplate
+from airllm.chat_template import ChatTemplate, map_texts
 from airllm.decoder import Decoder
 from airllm.formats.gguf import GGUFFile
 from airllm.generation import Generation, generate
@@ -206,9 +206,15 @@ class LayerWiseInferenceEngine:
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         return self._start(prompt, sampling, max_new_tokens, stop, on_progress)
 
-    def tokenize(self, text: str) -> list[int]:
-        """The ids of a text as a prompt: with the BOS token where the model wants one."""
-        return self.tokenizer.encode(text)
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """The ids of a text as a prompt, with the BOS token where the model wants one; or of a chat
+        up to where the answer begins. Control tokens come from the chat template alone, never from
+        what a text or a message says."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        guarded = map_texts(self.tokenizer.guarded, prompt)
+        text = self.chat_template.render(guarded, add_generation_prompt=True)
+        return self.tokenizer.encode(text, parse_special=True)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)
@@ -284,14 +290,8 @@ class LayerWiseInferenceEngine:
             )
 
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
-        """The ids of a text or a chat; at least one."""
-        tokenizer = self.tokenizer
-        if isinstance(prompt, str):
-            ids = tokenizer.encode(prompt)
-        else:
-            # Templates write control tokens as text, BOS too if they know of it.
-            text = self.chat_template.render(list(prompt), add_generation_prompt=True)
-            ids = tokenizer.encode(text, parse_special=True)
+        """tokenize, with at least one token."""
+        ids = self.tokenize(prompt)
         if not ids:
             raise ValueError("the prompt is empty, and this model has no token that begins a text")
         return ids

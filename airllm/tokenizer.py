@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from airllm.control_guard import GUARD, REPLACEMENT, ControlGuard
 from airllm.formats.metadata import Metadata
 from airllm.pre_tokenizers import RULES
 from airllm.vocabulary import Vocabulary, hidden_name
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Tokenizer"]
 
-REPLACEMENT = "\ufffd"  # stands for what cannot be spelled, as it does for undecodable bytes
 SPACE = "▁"  # SentencePiece's
 
 # Limits of a SentencePiece vocabulary, all of whose splits are tried: with 262,000 tokens, Gemma's
@@ -58,8 +58,9 @@ class Tokenizer:
         self.add_bos = scheme.add_bos and self.bos_id is not None
         self._scheme = scheme
         self._vocabulary = vocabulary
+        self._guard = ControlGuard(vocabulary.texts[id] for id in vocabulary.control)
         self._plain = scheme.build(vocabulary.user_defined)
-        self._special = scheme.build(vocabulary.user_defined | vocabulary.control)
+        self._special = scheme.build(vocabulary.user_defined | vocabulary.control, drop=GUARD)
         # The library numbers control tokens from the vocabulary's end; these are their own numbers.
         self._control_ids = {
             self._special.token_to_id(vocabulary.texts[id]): id for id in vocabulary.control
@@ -89,13 +90,14 @@ class Tokenizer:
 
         add_special: begin with the BOS token if the model wants one (and the text has none yet).
         parse_special: take control tokens written in the text, such as "<|im_end|>", for what they
-            are. For prompts that a chat template made; never for text from elsewhere.
+            are. For prompts that a chat template made of `guarded` messages; never for text from
+            elsewhere.
 
         What the vocabulary cannot spell becomes U+FFFD; if it cannot spell that, a ValueError.
         """
         if not isinstance(text, str):
             raise TypeError(f"encode: expected a str, got {type(text).__name__}")
-        text = self._spellable(text)
+        text = self._spellable(text, but=GUARD if parse_special else "")
         if parse_special:
             ids = self._special.encode(text, add_special_tokens=False).ids
             ids = [self._control_ids.get(id, id) for id in ids]
@@ -104,6 +106,11 @@ class Tokenizer:
         if add_special and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
+
+    def guarded(self, text: str) -> str:
+        """A text that a chat template may write into a prompt without any of it becoming a control
+        token: `encode(guarded(text), parse_special=True)` is `encode(text)`. See control_guard."""
+        return self._guard.guard(text)
 
     def decode(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD.
@@ -135,7 +142,8 @@ class Tokenizer:
         """Whether a token is markup (BOS, end of turn...) rather than text."""
         return id in self._vocabulary.control
 
-    def _spellable(self, text: str) -> str:
+    def _spellable(self, text: str, but: str) -> str:
+        """`text` with U+FFFD for what the vocabulary cannot spell, `but` for one character."""
         try:
             raw = text.encode()
         except UnicodeEncodeError:  # half of a surrogate pair, which is no character
@@ -144,8 +152,8 @@ class Tokenizer:
         missing = self._scheme.missing_bytes
         if len(raw.translate(None, missing)) == len(raw):
             return text
-        unspellable = {char for char in set(text) if set(char.encode()) & set(missing)}
-        if set(REPLACEMENT.encode()) & set(missing):
+        unspellable = {char for char in set(text) - {but} if set(char.encode()) & set(missing)}
+        if unspellable and set(REPLACEMENT.encode()) & set(missing):
             raise ValueError(f"the model's vocabulary has no tokens for {min(unspellable)!r}")
         return text.translate(dict.fromkeys(map(ord, unspellable), REPLACEMENT))
 
@@ -163,13 +171,17 @@ class _Scheme:
     add_bos: bool
     space_prefix: bool  # whether text begins with a space that its author did not write
 
-    def build(self, added: Iterable[int]) -> "tokenizers.Tokenizer":
-        """A tokeniser that finds the `added` tokens before anything else; the model is shared."""
+    def build(self, added: Iterable[int], drop: str = "") -> "tokenizers.Tokenizer":
+        """A tokeniser that finds the `added` tokens before anything else, and then drops a
+        character; the model is shared."""
         import tokenizers
+        from tokenizers.normalizers import Replace, Sequence
 
         tokenizer = tokenizers.Tokenizer(self.model)
-        if self.normalizer is not None:
-            tokenizer.normalizer = self.normalizer
+        steps: list[Normalizer] = [Replace(drop, "")] if drop else []
+        steps += [self.normalizer] if self.normalizer is not None else []
+        if steps:
+            tokenizer.normalizer = Sequence(steps)
         if self.pre_tokenizer is not None:
             tokenizer.pre_tokenizer = self.pre_tokenizer
         texts = [self.vocabulary.texts[id] for id in added]

@@ -21,11 +21,6 @@ class FakeTokenizer:
         return [WORDS.index(word) if word in WORDS else 0 for word in text.split()]
 
 
-class FakeTemplate:
-    def render(self, messages: list[dict[str, str]], **_: bool) -> str:
-        return " ".join(message["content"] for message in messages)
-
-
 class FakeEngine:
     """answers: for each generate() its pieces; an exception among them is raised there."""
 
@@ -42,7 +37,7 @@ class FakeEngine:
         self.context = context
         self.config = SimpleNamespace(vocab_size=len(WORDS), context_length=1000)
         self.tokenizer = FakeTokenizer()
-        self.chat_template: FakeTemplate | None = FakeTemplate()
+        self.chat_template: str | None = "a template"
         self.requests: list[Any] = []  # prompt or messages of each generate()
         self.sampling: dict[str, Any] = {}
         self.opened_with: dict[str, Any] = {}
@@ -80,6 +75,9 @@ class FakeEngine:
             decode_seconds=0.25,
             decode_tokens_per_second=8.0,
         )
+
+    def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.tokenizer.encode(" ".join(message["content"] for message in messages))
 
     def forward(
         self, tokens: Sequence[int], *, last_only: bool = True, on_progress: object = None

@@ -79,7 +79,7 @@ class Conversation:
 
     def __init__(self, engine: "LayerWiseInferenceEngine", args: argparse.Namespace) -> None:
         self._engine = engine
-        self._template = model.chat_template(engine, args.model)
+        model.chat_template(engine, args.model)  # refused here, by its name
         self._system = args.system
         self._sampling = options.sampling(args)
         self.reset()
@@ -104,6 +104,11 @@ class Conversation:
                     asked, on_token=answer.show, on_progress=progress.update, **self._sampling
                 )
             reason: str = generation.finish_reason
+            console.log.debug(
+                "%d of the prompt's %d tokens were known",
+                generation.reused_tokens,
+                generation.prompt_tokens,
+            )
         except KeyboardInterrupt:
             reason = "interrupted"
         if answer.text:
@@ -116,8 +121,7 @@ class Conversation:
             console.note(f"stopped: {self._how_to_go_on()}")
 
     def _check_room(self, messages: list[dict[str, str]]) -> None:
-        prompt = self._template.render(messages)
-        used = len(self._engine.tokenizer.encode(prompt, parse_special=True))
+        used = len(self._engine.tokenize(messages))
         if used >= self._engine.context:
             raise ContextFullError(
                 f"the conversation has {used} tokens with this message; {self._how_to_go_on()}"
