@@ -192,10 +192,10 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_an_endless_template_ends_within_a_second(name: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ChatTemplateError, match="it takes too long; it may loop without end"):
         render(ENDLESS[name])
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 LARGE = {
@@ -308,7 +308,7 @@ def test_a_namespace_that_holds_itself_is_written_without_end() -> None:
     ids=lambda source: f"{source[:12]}...",
 )
 def test_a_template_too_large_or_deep_to_compile_is_refused(source: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ChatTemplateError, match="the model's chat template: "):
         ChatTemplate(source)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1

@@ -87,9 +87,9 @@ def test_a_damaged_file_opens_whole_or_is_refused(
 
     tracemalloc.reset_peak()
     before, _ = tracemalloc.get_traced_memory()
-    started = time.monotonic()
+    started = time.process_time()
     refusal = read_whole(path)
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     _, peak = tracemalloc.get_traced_memory()
 
     assert seconds < 1

@@ -14,10 +14,10 @@ from airllm.models import ModelConfig, load_model
 def refusal(tmp_path, **changes) -> str:
     """What opening a tiny model with these changes says, without the file's name."""
     model = write_tiny_model(tmp_path, **changes)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FormatError) as caught:
         LayerWiseInferenceEngine(model.path, backend="numpy")
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     file, _, message = str(caught.value).partition(": ")
     assert file == str(model.path)
     return message
@@ -273,13 +273,13 @@ def test_a_damaged_header_gives_an_error_or_a_model_that_runs(tmp_path):
     refusals = []
     for _ in range(300):
         path.write_bytes(damaged(raw, header_bytes, rng))
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             with LayerWiseInferenceEngine(path, backend="numpy") as engine:
                 assert engine.forward([1, 2]).shape == (268,)
                 assert isinstance(engine.tokenize("hello"), list)
         except FormatError as error:
             refusals.append(str(error))
-        assert time.perf_counter() - start < 1.0
+        assert time.process_time() - start < 1.0
     assert 150 < len(refusals) < 300  # both happen
     assert all(refusal.startswith(f"{path}: ") for refusal in refusals)
