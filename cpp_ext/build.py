@@ -192,7 +192,7 @@ def _is_fresh(toolchain: Toolchain, unit: Unit) -> bool:
 def _compile(toolchain: Toolchain, unit: Unit) -> None:
     unit.object.parent.mkdir(parents=True, exist_ok=True)
     command = _command(toolchain, unit)
-    print(f"compiling {unit.source.relative_to(ROOT.parent)}", file=sys.stderr, flush=True)
+    print(f"compiling {os.path.relpath(unit.source, ROOT.parent)}", file=sys.stderr, flush=True)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         unit.object.unlink(missing_ok=True)
@@ -214,6 +214,21 @@ def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, flags: Seq
     if result.returncode != 0:
         raise BuildError(f"{' '.join(command)}\n{result.stderr}")
     partial.replace(output)
+
+
+def build_program(
+    toolchain: Toolchain,
+    isas: Sequence[Isa],
+    sources: Iterable[Path],
+    folder: Path,
+    output: Path,
+    flags: Sequence[str] = (),
+) -> None:
+    """Compile `sources`, with flags of their own, and everything below the bindings; link them."""
+    own_flags = (*COMMON_FLAGS, *WARNINGS, f"-I{ROOT}", *toolchain.flags, *flags)
+    own = [Unit(path, folder / "program" / f"{path.stem}.o", own_flags) for path in sources]
+    objects = compile_all(toolchain, [*core_units(toolchain, isas, folder), *own])
+    link(toolchain, objects, output, ())
 
 
 def build_extension(folder: Path, output: Path, version: str) -> None:
