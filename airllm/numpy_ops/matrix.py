@@ -13,7 +13,7 @@ from airllm.numpy_ops.checks import Float32
 from airllm.numpy_ops.quants import TYPES, decode, row_bytes
 
 # Rows of a packed or half matrix are widened to float32 this many bytes at a time: small enough for
-# the allocator to hand out the same memory again, already mapped. Widening 28 million weights costs
+# the allocator to hand out the same memory again, already mapped. Widening 35 million weights costs
 # 40 page faults at 1 MB, 900 at 2 MB and 13,900 at 4 MB, where they take a third of the time
 # (37, 38 and 65 ms; 40 ms at 0.25 MB, where Python's part begins to show).
 _WIDENED_BYTES = 1 << 20
