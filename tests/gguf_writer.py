@@ -12,7 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-TENSOR_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 8, "bf16": 30}
+TENSOR_TYPES = {
+    **{"f32": 0, "f16": 1, "bf16": 30},
+    **{"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8},
+    **{"q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13, "q6_k": 14},
+}
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NUMBERS = {

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import reference_model
 from extension import ISAS, require_cpp
-from tiny_model import TYPES, Sizes, write_tiny_model
+from file_rows import QUANTIZED
+from tiny_model import Sizes, write_tiny_model
 
+from airllm.formats.ggml_types import SUPPORTED_TYPES
 from airllm.formats.gguf import FormatError
 from airllm.kv_cache import KVCache
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -60,7 +62,7 @@ def assert_close(logits, expected, bound):
 # ---- the same logits as the reference ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("type", SUPPORTED_TYPES)
 def test_logits_are_the_references_for_every_tensor_type(tmp_path, engine_for, type):
     model = write_tiny_model(tmp_path, type)
     expected = reference_model.forward(model.tensors, model.sizes, TOKENS)
@@ -69,7 +71,7 @@ def test_logits_are_the_references_for_every_tensor_type(tmp_path, engine_for, t
     assert_close(logits, expected, EXACT)
 
 
-@pytest.mark.parametrize("type", ["q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("type", QUANTIZED)
 def test_8_bit_activations_cost_their_rounding_and_no_more(tmp_path, engine_for, backend, type):
     model = write_tiny_model(tmp_path, type)
     rounding = "q8" if backend == "cpp" else "f32"  # NumPy may round, and does not
@@ -111,7 +113,18 @@ def test_logits_are_the_references_for_every_shape_of_model(tmp_path, engine_for
     assert_close(engine_for(model).forward(TOKENS, last_only=False), expected, EXACT)
 
 
-@pytest.mark.parametrize("type", ["f32", "q8_0"])
+@pytest.mark.parametrize(
+    ("type", "other"), [("q4_k", "q6_k"), ("q2_k", "q4_k"), ("q5_0", "q5_1")], ids=lambda type: type
+)
+def test_a_layers_matrices_may_be_of_different_types(tmp_path, engine_for, type, other):
+    # As in Q4_K_M files: some of V and of the FFN's way back are Q6_K, the rest is Q4_K.
+    types = {"attn_v": other, "ffn_down": other, "output": other}
+    model = write_tiny_model(tmp_path, type, types=types)
+    expected = reference_model.forward(model.tensors, model.sizes, TOKENS)
+    assert_close(engine_for(model).forward(TOKENS, last_only=False), expected, EXACT)
+
+
+@pytest.mark.parametrize("type", ["f32", "q8_0", "q6_k"])
 def test_a_model_without_an_output_matrix_uses_its_embedding(tmp_path, engine_for, type):
     model = write_tiny_model(tmp_path, type, tied=True)
     expected = reference_model.forward(model.tensors, model.sizes, TOKENS)

@@ -11,9 +11,18 @@ import numpy as np
 import pytest
 from gguf_writer import gguf_bytes, write_gguf
 
+from airllm.formats.ggml_types import SUPPORTED_TYPES
 from airllm.formats.gguf import FormatError, GGUFFile
 
 GIB = 2**30
+
+# Of every supported type: how many values a short row has, and its bytes.
+SHORT_ROWS = {
+    **{"f32": (32, 128), "f16": (32, 64), "bf16": (32, 64)},
+    **{"q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24)},
+    **{"q2_k": (256, 84), "q3_k": (256, 110), "q4_k": (256, 144)},
+    **{"q5_k": (256, 176), "q6_k": (256, 210)},
+}
 
 
 def small_model() -> bytes:
@@ -33,10 +42,9 @@ def small_model() -> bytes:
         "types": np.array([1, 3, 6], np.int32),
         "flags": np.array([True, False]),
     }
-    layouts = [("f32", 128), ("f16", 64), ("bf16", 64), ("q8_0", 34), ("q4_0", 18), ("q4_1", 20)]
     tensors = [
-        (f"blk.0.{kind}", kind, (3, 32), rng.integers(0, 256, (3, row_bytes), np.uint8))
-        for kind, row_bytes in layouts
+        (f"blk.0.{kind}", kind, (1, k), rng.integers(0, 256, (1, row_bytes), np.uint8))
+        for kind, (k, row_bytes) in SHORT_ROWS.items()
     ]
     tensors.append(("norm", "f32", (5,), rng.standard_normal(5).astype(np.float32)))
     return gguf_bytes(metadata, tensors)
@@ -102,6 +110,13 @@ def test_a_matrix_has_the_shape_of_its_rows_and_the_files_bytes(tmp_path: Path) 
         tensor = file.tensors["w"]
         assert (tensor.type, tensor.shape, tensor.nbytes) == ("q4_1", (3, 64), 120)
         np.testing.assert_array_equal(file.data("w"), rows)
+
+
+def test_rows_of_every_supported_type_are_as_long_as_the_type_says(model: Path) -> None:
+    assert set(SUPPORTED_TYPES) == SHORT_ROWS.keys()
+    with GGUFFile.open(model) as file:
+        for kind, (_, row_bytes) in SHORT_ROWS.items():
+            assert file.data(f"blk.0.{kind}").shape == (1, row_bytes)
 
 
 def test_a_vector_is_one_row_of_bytes(tmp_path: Path) -> None:
@@ -303,11 +318,13 @@ HOSTILE = {
     "tensor 'w' has 0 dims": header(1, 0) + entry(dims=()),
     "tensor 'w' has 5 dims": header(1, 0) + entry(dims=(1, 1, 1, 1, 1)),
     "tensor 'w' has shape (0, 32)": header(1, 0) + entry(dims=(32, 0)),
-    "tensor 'w' is of type Q4_K; supported are F32": header(1, 0) + entry(kind=12),
+    "tensor 'w' is of type IQ4_XS; supported are F32": header(1, 0) + entry(kind=23),
     "tensor 'w' is of type Q4_0_4_8": header(1, 0) + entry(kind=32),
     "tensor 'w' is of type NUMBER 999": header(1, 0) + entry(kind=999),
     "tensor 'w' has rows of 33 elements; Q4_1 needs a multiple of 32": header(1, 0)
     + entry(dims=(33,), kind=3),
+    "tensor 'w' has rows of 288 elements; Q4_K needs a multiple of 256": header(1, 0)
+    + entry(dims=(288,), kind=12),
     "tensor 'w' of shape (18446744073709551615, 18446744073709551615) ends at": header(1, 0)
     + entry(dims=(2**64 - 1, 2**64 - 1))
     + bytes(1000),

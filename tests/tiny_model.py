@@ -1,7 +1,8 @@
 """Writes a tiny random Llama as a GGUF file: a whole model, vocabulary included, in 0.2 MB.
 
-The tests get the values of its tensors too, worked out here from the very numbers that were
-written, so that nothing that reads GGUF files or unpacks blocks is checked against itself.
+The tests get the values of its tensors too, worked out here or in reference_blocks.py from the very
+numbers that were written, so that nothing that reads GGUF files or unpacks blocks is checked
+against itself.
 """
 
 from collections.abc import Mapping
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from file_rows import K_QUANTS, decoded, drawn_rows, set_halves
 from gguf_writer import TensorSpec, write_gguf
+from reference_blocks import block_bytes
 
-TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld"]
 CHAT_TEMPLATE = (
@@ -34,6 +36,10 @@ class Sizes:
     context: int = 96
 
 
+# Every matrix is a multiple of 256 wide, as K-quants must be.
+WIDE = Sizes(hidden=256, ffn=512, n_layers=2, head_dim=64, rope_dims=64)
+
+
 @dataclass(frozen=True)
 class TinyModel:
     path: Path
@@ -47,22 +53,26 @@ def write_tiny_model(
     *,
     sizes: Sizes | None = None,
     tied: bool = False,
+    types: Mapping[str, str] | None = None,
     rope_factors: np.ndarray | None = None,
     metadata: Mapping[str, object | None] | None = None,
     tensors: Mapping[str, TensorSpec | None] | None = None,
 ) -> TinyModel:
     """Write `folder`/tiny.gguf.
 
-    type: of the matrices; norms are f32. rope_factors: float32 [rope_dims / 2], as a tensor.
+    type: of the matrices; norms are f32. sizes: None for Sizes(), or WIDE for a K-quant.
+    types: of matrices that have another one, by slot: {"ffn_down": "q6_k"}.
+    rope_factors: float32 [rope_dims / 2], as a tensor.
     metadata, tensors: what to put in place of the valid entries, by name; None leaves one out.
     """
-    sizes = sizes or Sizes()
+    sizes = sizes or (WIDE if type in K_QUANTS else Sizes())
     vocabulary = vocabulary_tokens()
     rng = np.random.default_rng(5)
     specs: dict[str, TensorSpec | None] = {}
     values: dict[str, np.ndarray] = {}
     for name, shape in _shapes(sizes, len(vocabulary), tied).items():
-        kind = type if len(shape) == 2 else "f32"
+        slot = name.removesuffix(".weight").split(".")[-1]
+        kind = (types or {}).get(slot, type) if len(shape) == 2 else "f32"
         data, values[name] = _random_tensor(rng, kind, shape)
         specs[name] = (name, kind, shape, data)
     if rope_factors is not None:
@@ -153,27 +163,20 @@ def _random_tensor(
     if type in ("f32", "f16"):
         weight = (spread * rng.standard_normal(shape)).astype("<f4" if type == "f32" else "<f2")
         return weight, weight.astype(np.float64)
-    return _random_blocks(rng, type, shape, spread)
+    return _random_rows(rng, type, shape, spread)
 
 
-def _random_blocks(
+# What m (or dmin) is when d is 1, so that values are about as often negative as positive.
+_CENTRE = {"q4_1": -7.5, "q5_1": -15.5, "q2_k": 1.5, "q4_k": 7.5, "q5_k": 15.5}
+
+
+def _random_rows(
     rng: np.random.Generator, type: str, shape: tuple[int, ...], spread: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Random scales and quants, in GGML's blocks of 32: a scale d, for q4_1 an offset m, quants."""
-    n, n_blocks = shape[0], shape[1] // 32
-    largest = {"q8_0": 127, "q4_0": 8, "q4_1": 7.5}[type]
-    d = (1.7 * spread / largest * rng.uniform(0.7, 1.3, (n, n_blocks, 1))).astype("<f2")
-    if type == "q8_0":
-        q = rng.integers(-127, 128, (n, n_blocks, 32), np.int8)
-        return _joined(d, q), (d.astype(np.float64) * q).reshape(shape)
-    q = rng.integers(0, 16, (n, n_blocks, 32), np.uint8)
-    nibbles = q[..., :16] | q[..., 16:] << 4
-    if type == "q4_0":
-        return _joined(d, nibbles), (d.astype(np.float64) * (q - 8.0)).reshape(shape)
-    m = (-7.5 * d).astype("<f2")
-    return _joined(d, m, nibbles), (d.astype(np.float64) * q + m).reshape(shape)
-
-
-def _joined(*parts: np.ndarray) -> np.ndarray:
-    """Parts of blocks, [n, n_blocks, ...] each, as bytes."""
-    return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=-1)
+    """Random quants, and scales that give values the standard deviation `spread`."""
+    blocks = rng.integers(0, 256, (64, block_bytes(type)), np.uint8)
+    halves = rng.uniform(0.7, 1.3, (64, 1)) * [1.0, _CENTRE.get(type, 0.0)]
+    set_halves(blocks, type, halves)
+    set_halves(blocks, type, halves * (spread / decoded(blocks, type).values.std()))
+    rows = drawn_rows(*shape, type, decoded(blocks, type), seed=int(rng.integers(2**32)))
+    return rows.data, rows.values

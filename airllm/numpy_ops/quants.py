@@ -159,8 +159,8 @@ def _inverse(d: Float32) -> Float32:
 
 def _nibbles(q: Bytes) -> Bytes:
     """The low 4 bits of uint8 [n_blocks, 32] as uint8 [n_blocks, 16]."""
-    low, high = np.split(q & 15, 2, axis=1)
-    return low | high << np.uint8(4)
+    low, high = q[:, : BLOCK // 2], q[:, BLOCK // 2 :]
+    return low & np.uint8(15) | high << np.uint8(4)
 
 
 def _highest_bits(q: Bytes) -> Bytes:
