@@ -192,10 +192,11 @@ struct KernelTable {
                        std::size_t last, float* y, std::size_t y_stride);
 
     // y[r][j] = sum_i x[r][i] w[j][i] for rows j in [first, last) of a plain row-major w ([n][k],
-    // f32, f16 or bf16); for few rows of x, at memory speed.  Bound as linear_f32.
-    void (*dot_rows)(DType type, const void* w, const float* x, std::size_t x_stride,
-                     std::size_t rows, std::size_t k, std::size_t first, std::size_t last, float* y,
-                     std::size_t y_stride);
+    // f32, f16 or bf16), x [rows][k].  `scratch` holds matmul_scratch_floats floats.  Bound as
+    // linear_f32.
+    void (*linear_plain)(DType type, const void* w, const float* x, std::size_t rows, std::size_t k,
+                         std::size_t first, std::size_t last, float* y, std::size_t y_stride,
+                         float* scratch);
     // c = a b for a [m][k], b [k][n] row-major with the strides given, columns [first, last) of c.
     // `scratch` holds matmul_scratch_floats floats.  Bound as linear_f32.
     void (*matmul)(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,

@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 namespace tensor_ops::bindings {
@@ -56,10 +57,11 @@ std::string describe_kind(const py::handle& h) {
 
 Array::Array(const Argument& argument, std::initializer_list<Dtype> allowed, py::ssize_t min_axes)
     : op_(argument.op), name_(argument.name) {
-    const std::string where = std::string(op_) + ": " + name_;
+    // Messages are put together only when they are needed: a good call costs no allocation.
+    const auto where = [&] { return std::string(op_) + ": " + name_; };
     const char* first = of(*allowed.begin()).name;
     if (!py::isinstance<py::array>(argument.value))
-        throw py::type_error(where + " is " + describe_kind(argument.value) +
+        throw py::type_error(where() + " is " + describe_kind(argument.value) +
                              "; expected a numpy array of " + joined(allowed) +
                              ". Convert with np.asarray(" + name_ + ", dtype=np." + first + ").");
     array_ = py::reinterpret_borrow<py::array>(argument.value);
@@ -74,20 +76,20 @@ Array::Array(const Argument& argument, std::initializer_list<Dtype> allowed, py:
     }
     if (!found) {
         const std::string name = text(dtype.attr("name"));
-        throw py::type_error(where + " is " + (is_native(dtype) ? name : "byte-swapped " + name) +
+        throw py::type_error(where() + " is " + (is_native(dtype) ? name : "byte-swapped " + name) +
                              "; expected " + joined(allowed) + ". Convert with " + name_ +
                              ".astype(np." + first + ").");
     }
     if (array_.ndim() < min_axes)
-        value_error(where + " has shape " + to_text(shape()) + "; expected at least " +
+        value_error(where() + " has shape " + to_text(shape()) + "; expected at least " +
                     std::to_string(min_axes) + (min_axes == 1 ? " axis" : " axes") +
                     ". Add one with " + name_ + "[np.newaxis].");
     if (!(array_.flags() & py::array::c_style))
-        value_error(where + " has shape " + to_text(shape()) + " and strides " +
+        value_error(where() + " has shape " + to_text(shape()) + " and strides " +
                     text(array_.attr("strides")) + "; expected C-contiguous memory. " +
                     "Copy with np.ascontiguousarray(" + name_ + ").");
     if (!(array_.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
-        value_error(where + " starts at an unaligned address; expected a multiple of " +
+        value_error(where() + " starts at an unaligned address; expected a multiple of " +
                     std::to_string(dtype.itemsize()) + " bytes. Copy with " + name_ + ".copy().");
 }
 
@@ -117,13 +119,15 @@ Output::Output(const char* op, py::handle out, Shape shape, std::initializer_lis
             py::array(py::dtype::of<float>(), std::vector<py::ssize_t>(shape.begin(), shape.end()));
         return;
     }
-    const std::string advice = " Allocate it with np.empty(" + to_text(shape) + ", np.float32).";
+    const auto advice = [&] {
+        return " Allocate it with np.empty(" + to_text(shape) + ", np.float32).";
+    };
     const Array checked({op, "out", out}, {Dtype::float32}, 0);
     if (!std::equal(shape.begin(), shape.end(), checked.shape().begin(), checked.shape().end()))
         value_error(std::string(op) + ": out has shape " + to_text(checked.shape()) +
-                    "; expected " + to_text(shape) + "." + advice);
+                    "; expected " + to_text(shape) + "." + advice());
     if (!checked.handle().writeable())
-        value_error(std::string(op) + ": out is read-only; expected a writeable array." + advice);
+        value_error(std::string(op) + ": out is read-only; expected a writeable array." + advice());
     const auto begin = reinterpret_cast<std::uintptr_t>(checked.data());
     for (const Input& input : inputs) {
         const auto other = reinterpret_cast<std::uintptr_t>(input.data);
@@ -132,39 +136,38 @@ Output::Output(const char* op, py::handle out, Shape shape, std::initializer_lis
         if (apart || (input.in_place && begin == other && checked.bytes() == input.bytes)) continue;
         value_error(std::string(op) + ": out overlaps " + input.name + "; expected " +
                     (input.in_place ? std::string(input.name) + " itself or " : std::string()) +
-                    "separate memory." + advice);
+                    "separate memory." + advice());
     }
     array_ = checked.handle();
 }
 
 std::size_t choice(const Argument& argument, std::span<const char* const> allowed) {
-    const std::string where = std::string(argument.op) + ": " + argument.name + " is ";
+    const bool is_text = PyUnicode_Check(argument.value.ptr());
+    const char* word = is_text ? PyUnicode_AsUTF8(argument.value.ptr()) : nullptr;
+    if (is_text && !word) PyErr_Clear();  // a lone surrogate: no word of ours
+    for (std::size_t i = 0; word && i < allowed.size(); ++i)
+        if (std::strcmp(word, allowed[i]) == 0) return i;
     std::string expected;
-    std::size_t i = 0;
-    for (const char* word : allowed) {
-        const bool last = ++i == allowed.size();
-        expected += (i == 1 ? "" : last ? " or " : ", ") + ("\"" + std::string(word) + "\"");
-    }
-    if (!py::isinstance<py::str>(argument.value))
+    for (std::size_t i = 0; i < allowed.size(); ++i)
+        expected += std::string(i == 0                    ? ""
+                                : i + 1 == allowed.size() ? " or "
+                                                          : ", ") +
+                    "\"" + allowed[i] + "\"";
+    const std::string where = std::string(argument.op) + ": " + argument.name + " is ";
+    if (!is_text)
         throw py::type_error(where + describe_kind(argument.value) + "; expected " + expected +
                              ".");
-    const std::string word = text(argument.value);
-    i = 0;
-    for (const char* candidate : allowed) {
-        if (word == candidate) return i;
-        ++i;
-    }
-    value_error(where + "\"" + word + "\"; expected " + expected + ".");
+    value_error(where + "\"" + (word ? word : "?") + "\"; expected " + expected + ".");
 }
 
 double number(const Argument& argument, double minimum, bool inclusive) {
-    const std::string where = std::string(argument.op) + ": " + argument.name + " is ";
+    const auto where = [&] { return std::string(argument.op) + ": " + argument.name + " is "; };
     PyObject* value = argument.value.ptr();
     const bool is_number = PyFloat_Check(value) || PyLong_Check(value) ||
                            (PyNumber_Check(value) && !py::isinstance<py::array>(argument.value) &&
                             !PyComplex_Check(value) && py::hasattr(argument.value, "__float__"));
     if (!is_number)
-        throw py::type_error(where + describe_kind(argument.value) + "; expected a number.");
+        throw py::type_error(where() + describe_kind(argument.value) + "; expected a number.");
     double result = PyFloat_AsDouble(value);
     if (PyErr_Occurred()) {
         if (!PyErr_ExceptionMatches(PyExc_OverflowError)) throw py::error_already_set();
@@ -175,7 +178,7 @@ double number(const Argument& argument, double minimum, bool inclusive) {
         std::string least = std::to_string(minimum);
         while (least.back() == '0') least.pop_back();
         if (least.back() == '.') least.pop_back();
-        value_error(where + text(py::float_(result)) + "; expected a finite number " +
+        value_error(where() + text(py::float_(result)) + "; expected a finite number " +
                     (inclusive ? "at least " : "above ") + least + ".");
     }
     return result;

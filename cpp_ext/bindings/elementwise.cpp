@@ -4,18 +4,12 @@
 
 #include "bindings/arrays.h"
 #include "bindings/module.h"
+#include "bindings/parallel.h"
 #include "dispatch.h"
 #include "ops/ops.h"
 
 namespace tensor_ops::bindings {
 namespace {
-
-// Elements from which a second thread pays: waking it costs about what 16,384 activations do.
-constexpr std::size_t parallel_elements = 16384;
-
-int threads_for(std::size_t elements) {
-    return static_cast<int>(std::min<std::size_t>(1 + elements / parallel_elements, 1024));
-}
 
 using Unary = void (*)(const float*, float*, std::size_t);
 using Binary = void (*)(const float*, const float*, float*, std::size_t);
@@ -25,16 +19,10 @@ py::array unary(const char* op, py::handle x_object, py::handle out_object, Unar
     Output out(op, out_object, x.shape(), {{x, true}});
     const float* input = x.floats();
     float* output = out.data();
-    {
-        const py::gil_scoped_release release;
-        run_team(
-            [&](const Worker& worker) {
-                for_elements(worker, x.size(), [&](std::size_t i, std::size_t n) {
-                    kernel(input + i, output + i, n);
-                });
-            },
-            threads_for(x.size()));
-    }
+    run_parallel(x.size(), [&](const Worker& worker) {
+        for_elements(worker, x.size(),
+                     [&](std::size_t i, std::size_t n) { kernel(input + i, output + i, n); });
+    });
     return out.release();
 }
 
@@ -53,16 +41,10 @@ py::array swiglu(py::handle gate_object, py::handle up_object, py::handle out_ob
     const float *g = gate.floats(), *u = up.floats();
     float* output = out.data();
     const Binary kernel = kernels().swiglu;
-    {
-        const py::gil_scoped_release release;
-        run_team(
-            [&](const Worker& worker) {
-                for_elements(worker, gate.size(), [&](std::size_t i, std::size_t n) {
-                    kernel(g + i, u + i, output + i, n);
-                });
-            },
-            threads_for(gate.size()));
-    }
+    run_parallel(gate.size(), [&](const Worker& worker) {
+        for_elements(worker, gate.size(),
+                     [&](std::size_t i, std::size_t n) { kernel(g + i, u + i, output + i, n); });
+    });
     return out.release();
 }
 
@@ -77,14 +59,9 @@ py::array rms_norm(py::handle x_object, py::handle weight_object, py::handle eps
     float* output = out.data();
     const std::size_t rows = x.rows(), n = x.axis(-1);
     const KernelTable& table = kernels();
-    {
-        const py::gil_scoped_release release;
-        run_team(
-            [&](const Worker& worker) {
-                tensor_ops::rms_norm(worker, table, input, w, eps, output, rows, n);
-            },
-            threads_for(x.size()));
-    }
+    run_parallel(x.size(), [&](const Worker& worker) {
+        tensor_ops::rms_norm(worker, table, input, w, eps, output, rows, n);
+    });
     return out.release();
 }
 
@@ -95,14 +72,9 @@ py::array softmax(py::handle x_object, py::handle out_object) {
     float* output = out.data();
     const std::size_t rows = x.rows(), n = x.axis(-1);
     const KernelTable& table = kernels();
-    {
-        const py::gil_scoped_release release;
-        run_team(
-            [&](const Worker& worker) {
-                tensor_ops::softmax(worker, table, input, output, rows, n);
-            },
-            threads_for(x.size()));
-    }
+    run_parallel(x.size(), [&](const Worker& worker) {
+        tensor_ops::softmax(worker, table, input, output, rows, n);
+    });
     return out.release();
 }
 
@@ -159,16 +131,11 @@ py::array rope(py::handle x_object, py::handle positions_object, py::handle thet
     const float* input = x.floats();
     float* output = out.data();
     const KernelTable& table = kernels();
-    {
-        const py::gil_scoped_release release;
-        const std::vector<float> angles = angle_table(positions, frequencies);
-        run_team(
-            [&](const Worker& worker) {
-                tensor_ops::rope(worker, table, input, angles.data(), output, rows, n_heads,
-                                 head_dim, 2 * frequencies.size(), interleaved);
-            },
-            threads_for(x.size()));
-    }
+    const std::vector<float> angles = angle_table(positions, frequencies);
+    run_parallel(x.size(), [&](const Worker& worker) {
+        tensor_ops::rope(worker, table, input, angles.data(), output, rows, n_heads, head_dim,
+                         2 * frequencies.size(), interleaved);
+    });
     return out.release();
 }
 

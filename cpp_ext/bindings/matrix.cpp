@@ -1,18 +1,15 @@
 // Matrix products, and the matrices that are packed for them.
 #include "bindings/matrix_object.h"
 #include "bindings/module.h"
+#include "bindings/parallel.h"
 #include "dispatch.h"
 #include "ops/ops.h"
 
 namespace tensor_ops::bindings {
 namespace {
 
-// Multiply-adds from which a second thread pays: a few microseconds' worth.
-constexpr std::size_t parallel_products = 1 << 18;
-
-int threads_for(std::size_t products) {
-    return static_cast<int>(std::min<std::size_t>(1 + products / parallel_products, 1024));
-}
+// The work of a product, as run_parallel counts it: 32 multiply-adds take about a nanosecond.
+std::size_t product_work(std::size_t m, std::size_t k, std::size_t n) { return m * k * n / 32; }
 
 // The bytes of an array of any dtype, or of a bytes-like object; `owner` keeps them alive.
 struct Bytes {
@@ -137,14 +134,9 @@ py::array matmul(py::handle a_object, py::handle b_object, py::handle out_object
     const float *left = a.floats(), *right = b.floats();
     float* c = out.data();
     const KernelTable& table = kernels();
-    {
-        const py::gil_scoped_release release;
-        run_team(
-            [&](const Worker& worker) {
-                tensor_ops::matmul(worker, table, left, right, c, m, k, n);
-            },
-            threads_for(m * k * n));
-    }
+    run_parallel(product_work(m, k, n), [&](const Worker& worker) {
+        tensor_ops::matmul(worker, table, left, right, c, m, k, n);
+    });
     return out.release();
 }
 
@@ -169,22 +161,16 @@ py::array linear_packed(const Array& x, const PackedMatrix& w, Activations kind,
     const std::size_t rows = x.rows();
     const float* input = x.floats();
     float* y = out.data();
-    {
-        const py::gil_scoped_release release;
-        AlignedBytes quantized;
-        if (kind != Activations::f32 && is_quantized(w.type()))
-            quantized = AlignedBytes(quantized_activation_bytes(kind, rows, w.k()));
-        run_team(
-            [&](const Worker& worker) {
-                if (quantized.data()) {
-                    quantize_activations(worker, w.table(), kind, input, rows, w.k(),
-                                         quantized.data());
-                    worker.barrier();
-                }
-                tensor_ops::linear(worker, w, input, kind, quantized.data(), rows, y);
-            },
-            threads_for(rows * w.k() * w.n()));
-    }
+    AlignedBytes quantized;
+    if (kind != Activations::f32 && is_quantized(w.type()))
+        quantized = AlignedBytes(quantized_activation_bytes(kind, rows, w.k()));
+    run_parallel(product_work(rows, w.k(), w.n()), [&](const Worker& worker) {
+        if (quantized.data()) {
+            quantize_activations(worker, w.table(), kind, input, rows, w.k(), quantized.data());
+            worker.barrier();
+        }
+        tensor_ops::linear(worker, w, input, kind, quantized.data(), rows, y);
+    });
     return out.release();
 }
 
@@ -208,14 +194,9 @@ py::array linear(py::handle x_object, py::handle w_object, py::handle activation
     float* y = out.data();
     const DType type = w.dtype() == Dtype::float32 ? DType::f32 : DType::f16;
     const KernelTable& table = kernels();
-    {
-        const py::gil_scoped_release release;
-        run_team(
-            [&](const Worker& worker) {
-                linear_plain(worker, table, type, w.data(), n, k, input, rows, y);
-            },
-            threads_for(rows * k * n));
-    }
+    run_parallel(product_work(rows, k, n), [&](const Worker& worker) {
+        linear_plain(worker, table, type, w.data(), n, k, input, rows, y);
+    });
     return out.release();
 }
 

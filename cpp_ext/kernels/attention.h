@@ -3,7 +3,7 @@
 // of a tile, that is for all heads that share them.
 #pragma once
 
-#include "kernels/gemm.h"
+#include "kernels/plain_matrix.h"
 #include "kernels/vmath.h"
 
 namespace tensor_ops {

@@ -195,11 +195,11 @@ inline void with_quantized(DType type, F&& f) {
         with_quantized<static_cast<DType>(static_cast<int>(Type) + 1)>(type, static_cast<F&&>(f));
 }
 
-// Calls f with std::integral_constant<tile> for a tile of Tile, ..., 2, 1 rows.
+// Calls f with std::integral_constant<tile> for a tile of Tile rows, or one of the smaller sizes.
 template <std::size_t Tile, class F>
 inline void with_tile(std::size_t tile, F&& f) {
     if (tile == Tile) return f(std::integral_constant<std::size_t, Tile>{});
-    if constexpr (Tile > 1) with_tile<Tile / 2>(tile, static_cast<F&&>(f));
+    if constexpr (Tile > 1) with_tile<smaller_tile(Tile)>(tile, static_cast<F&&>(f));
 }
 
 // Activations that a block of weights meets while they stay in L2: 512 KB.

@@ -14,10 +14,10 @@
 //     half d [rows]; half d_min [rows] if there are minima; and for the K types
 //     int8 s [8][32 / sub][rows]; int8 s_min likewise.
 //
-// Activations: tiles of T rows, T the largest of activation_tile, ..., 4, 2, 1 that still fits; a
-// tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float d[T]; float sum[T] (of
-// the dequantised block); int32 sum[T], first[T] (of the codes, of those of columns 0 to 15) }.
-// A q8 code is one digit; a q16 code is two, 256 * high + low, each in [-127, 127].
+// Activations: tiles of T rows, T the largest of activation_tile, a quarter of it, ..., 1 that
+// fits; a tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float d[T]; float
+// sum[T] (of the dequantised block); int32 sum[T], first[T] (of the codes, of those of columns 0 to
+// 15) }. A q8 code is one digit; a q16 code is two, 256 * high + low, each in [-127, 127].
 #pragma once
 
 #include <algorithm>
@@ -210,11 +210,14 @@ void unpack(const PackedView& w, std::size_t first, std::size_t last, float* y) 
     }
 }
 
+// The sizes of tiles: each is compiled for every type, so there are few.
+constexpr std::size_t smaller_tile(std::size_t tile) { return tile >= 4 ? tile / 4 : 1; }
+
 // Rows of the next tile of activations when `left` rows remain.
 template <class Isa>
 constexpr std::size_t tile_rows(std::size_t left) {
     std::size_t tile = Isa::activation_tile;
-    while (tile > left) tile /= 2;
+    while (tile > left) tile = smaller_tile(tile);
     return tile;
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear_quantized.h"
+#include "kernels/plain_matrix.h"
 #include "kernels/rows.h"
 
 namespace tensor_ops {
@@ -40,7 +41,7 @@ constexpr KernelTable make_table(const char* name) {
         .quantize_activations = quantize_activations<Isa>,
         .linear_quantized = linear_quantized<Isa>,
         .linear_f32 = linear_f32<Isa>,
-        .dot_rows = dot_rows<Isa>,
+        .linear_plain = linear_plain<Isa>,
         .matmul = matmul<Isa>,
         .matmul_scratch_floats = gemm_scratch_floats,
         .attention = attention<Isa>,

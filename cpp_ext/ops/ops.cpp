@@ -52,25 +52,10 @@ void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activat
 
 void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,
                   std::size_t n, std::size_t k, const float* x, std::size_t rows, float* y) {
-    constexpr std::size_t few_rows = 4;  // up to here the rows of w are best read as they are
-    const std::size_t group = table.group_rows(type);
-    const Share part = share(worker, n, group);
-    if (rows <= few_rows) {
-        table.dot_rows(type, w, x, k, rows, k, part.first, part.last, y, n);
-        return;
-    }
-    // Packs as many groups as stay in 2 MB, at least one, and multiplies by those.
-    constexpr std::size_t limit = 2u << 20;
-    const std::size_t bytes = table.group_bytes(type, k);
-    const std::size_t groups = std::max<std::size_t>(1, limit / std::max<std::size_t>(bytes, 1));
-    auto* packed = static_cast<std::byte*>(thread_scratch(groups * bytes));
-    const auto* source = static_cast<const std::byte*>(w);
-    for (std::size_t j = part.first; j < part.last; j += groups * group) {
-        const std::size_t count = std::min(groups * group, part.last - j);
-        const std::size_t used = (count + group - 1) / group;
-        table.pack(type, source + j * row_bytes(type, k), count, k, 0, used, packed);
-        table.linear_f32({packed, count, k, type}, x, rows, 0, used, y + j, n);
-    }
+    auto* scratch =
+        static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));
+    const Share part = share(worker, n, 2 * table.vector_floats);
+    table.linear_plain(type, w, x, rows, k, part.first, part.last, y, n, scratch);
 }
 
 void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b,

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
+#include <type_traits>
 
 namespace tensor_ops {
 
@@ -64,7 +65,7 @@ void run_team(TeamFunction f, void* context, int max_threads);
 
 template <class F>
 void run_team(F&& f, int max_threads = 1 << 20) {
-    run_team([](void* context, const Worker& worker) { (*static_cast<F*>(context))(worker); },
+    run_team([](void* context, const Worker& worker) { (*static_cast<std::remove_reference_t<F>*>(context))(worker); },
              const_cast<void*>(static_cast<const void*>(std::addressof(f))), max_threads);
 }
 

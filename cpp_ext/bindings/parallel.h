@@ -1,0 +1,28 @@
+// Runs an operation's work on the team, with as many threads as pay for themselves.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+
+#include "threads/team.h"
+
+namespace tensor_ops::bindings {
+
+// Work is counted in elements of an activation, about a nanosecond each.  From twice this on, a
+// second thread pays for its waking (about 5 microseconds when it sleeps).
+inline constexpr std::size_t work_per_thread = 8192;
+
+// f must not touch Python.  The GIL is kept for little work: giving it back and taking it again
+// costs more than a second Python thread could gain.
+template <class F>
+void run_parallel(std::size_t work, F&& f) {
+    std::optional<pybind11::gil_scoped_release> release;
+    if (work >= work_per_thread) release.emplace();
+    const std::size_t threads = std::clamp<std::size_t>(work / work_per_thread, 1, 1024);
+    run_team(f, static_cast<int>(threads));
+}
+
+}  // namespace tensor_ops::bindings

@@ -1,0 +1,202 @@
+// Products with plain row-major matrices: many rows through panels that are packed on the way, few
+// rows straight from memory, which they read once.
+#pragma once
+
+#include "kernels/gemm.h"
+
+namespace tensor_ops {
+namespace {
+
+// Up to here packing a matrix costs more than it saves.
+inline constexpr std::size_t few_rows = 4;
+
+// b[k][n] to panels [n / panel][k][panel], the last one padded with zeros.
+template <class Isa>
+void pack_panels(const float* b, std::size_t b_stride, std::size_t k, std::size_t n,
+                 float* panels) {
+    for (std::size_t j = 0; j < n; j += panel<Isa>) {
+        const std::size_t columns = std::min(panel<Isa>, n - j);
+        for (std::size_t i = 0; i < k; ++i, panels += panel<Isa>) {
+            if (columns < panel<Isa>) std::memset(panels, 0, panel<Isa> * sizeof(float));
+            std::memcpy(panels, b + i * b_stride + j, columns * sizeof(float));
+        }
+    }
+}
+
+// w[n][k] to panels [n / panel][k][panel], transposed in squares of a vector's width; the last
+// panel is padded with zeros.
+template <class Isa, class Source>
+void pack_transposed(const Source* w, std::size_t w_stride, std::size_t n, std::size_t k,
+                     float* panels) {
+    constexpr std::size_t width = lanes<Isa>;
+    for (std::size_t j = 0; j < round_up(n, panel<Isa>); j += width) {
+        float* column = panels + j / panel<Isa> * k * panel<Isa> + j % panel<Isa>;
+        std::size_t i = 0;
+        if (j + width <= n) {
+            for (; i + width <= k; i += width) {
+                Floats<Isa> square[width];
+                unroll<width>(
+                    [&](auto r) { square[r] = load_as_float<Isa>(w + (j + r) * w_stride + i); });
+                xsimd::transpose(square, square + width);
+                unroll<width>(
+                    [&](auto r) { square[r].store_unaligned(column + (i + r) * panel<Isa>); });
+            }
+        }
+        for (; i < k; ++i)
+            for (std::size_t r = 0; r < width; ++r)
+                column[i * panel<Isa> + r] =
+                    j + r < n ? load_one(w + (j + r) * w_stride + i) : 0.0f;
+    }
+}
+
+// c[rows][n] += a[rows][Depth] * b[Depth][n] without packing, for few rows: b is read once, in
+// Depth streams, and c stays in the nearest cache.
+template <class Isa, std::size_t Depth>
+void accumulate_outer(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,
+                      float* c, std::size_t c_stride, std::size_t rows, std::size_t n) {
+    using F = Floats<Isa>;
+    constexpr std::size_t w = lanes<Isa>;
+    std::size_t j = 0;
+    for (; j + w <= n; j += w) {
+        F v[Depth];
+        unroll<Depth>([&](auto i) { v[i] = load<Isa>(b + i * b_stride + j); });
+        for (std::size_t r = 0; r < rows; ++r) {
+            F even = load<Isa>(c + r * c_stride + j), odd(0.0f);
+            unroll<Depth>([&](auto i) {
+                F& sum = i % 2 ? odd : even;
+                sum = xsimd::fma(F(a[r * a_stride + i]), v[i], sum);
+            });
+            (even + odd).store_unaligned(c + r * c_stride + j);
+        }
+    }
+    for (; j < n; ++j)
+        for (std::size_t r = 0; r < rows; ++r)
+            for (std::size_t i = 0; i < Depth; ++i)
+                c[r * c_stride + j] += a[r * a_stride + i] * b[i * b_stride + j];
+}
+
+// matmul for few rows.  A run of columns is long enough for the prefetchers (which start anew on
+// each page), short enough for c to stay in L1.
+template <class Isa>
+void matmul_few_rows(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,
+                     float* c, std::size_t c_stride, std::size_t m, std::size_t k,
+                     std::size_t first, std::size_t last) {
+    constexpr std::size_t run = 4096;
+    constexpr std::size_t depth = 4;
+    for (std::size_t j = first; j < last; j += run) {
+        const std::size_t n = std::min(run, last - j);
+        for (std::size_t r = 0; r < m; ++r) std::memset(c + r * c_stride + j, 0, n * sizeof(float));
+        std::size_t i = 0;
+        for (; i + depth <= k; i += depth)
+            accumulate_outer<Isa, depth>(a + i, a_stride, b + i * b_stride + j, b_stride, c + j,
+                                         c_stride, m, n);
+        for (; i < k; ++i)
+            accumulate_outer<Isa, 1>(a + i, a_stride, b + i * b_stride + j, b_stride, c + j,
+                                     c_stride, m, n);
+    }
+}
+
+// Columns [first, last) of c in blocks of panels; pack(i, depth, j, n, panels) packs the part of
+// the right-hand matrix with rows [i, i + depth) and columns [j, j + n).
+template <class Isa, class Pack>
+void multiply_blocks(const float* a, std::size_t a_stride, std::size_t m, std::size_t k, float* c,
+                     std::size_t c_stride, std::size_t first, std::size_t last, float* scratch,
+                     Pack&& pack) {
+    float* tile = scratch + depth_block * column_block;
+    for (std::size_t j = first; j < last; j += column_block) {
+        const std::size_t n = std::min(column_block, last - j);
+        std::size_t i = 0;
+        do {  // once for k = 0, too: the outputs are zeros then
+            const std::size_t depth = std::min(depth_block, k - i);
+            pack(i, depth, j, n, scratch);
+            const Panels<float> panels{scratch, depth * panel<Isa>, panel<Isa>};
+            multiply_panels<Isa>(a + i, a_stride, m, depth, panels, n, c + j, c_stride, i > 0,
+                                 tile);
+            i += depth_block;
+        } while (i < k);
+    }
+}
+
+template <class Isa>
+void matmul(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride, float* c,
+            std::size_t c_stride, std::size_t m, std::size_t k, std::size_t first, std::size_t last,
+            float* scratch) {
+    if (m <= few_rows)
+        return matmul_few_rows<Isa>(a, a_stride, b, b_stride, c, c_stride, m, k, first, last);
+    multiply_blocks<Isa>(a, a_stride, m, k, c, c_stride, first, last, scratch,
+                         [&](auto i, auto depth, auto j, auto n, float* panels) {
+                             pack_panels<Isa>(b + i * b_stride + j, b_stride, depth, n, panels);
+                         });
+}
+
+// Rows x Tokens dot products along k.
+template <class Isa, std::size_t Rows, std::size_t Tokens, class Source>
+inline void dot_block(const Source* w, std::size_t k, const float* x, std::size_t x_stride,
+                      float* y, std::size_t y_stride) {
+    using F = Floats<Isa>;
+    constexpr std::size_t width = lanes<Isa>;
+    F sum[Rows][Tokens];
+    unroll<Rows>([&](auto r) { unroll<Tokens>([&](auto t) { sum[r][t] = F(0.0f); }); });
+    std::size_t i = 0;
+    for (; i + width <= k; i += width) {
+        F v[Tokens];
+        unroll<Tokens>([&](auto t) { v[t] = load<Isa>(x + t * x_stride + i); });
+        unroll<Rows>([&](auto r) {
+            const F weight = load_as_float<Isa>(w + r * k + i);
+            unroll<Tokens>([&](auto t) { sum[r][t] = xsimd::fma(weight, v[t], sum[r][t]); });
+        });
+    }
+    unroll<Rows>([&](auto r) {
+        unroll<Tokens>([&](auto t) {
+            float total = xsimd::reduce_add(sum[r][t]);
+            for (std::size_t l = i; l < k; ++l)
+                total += load_one(w + r * k + l) * x[t * x_stride + l];
+            y[t * y_stride + r] = total;
+        });
+    });
+}
+
+// dot_rows of kernels.h for one type: 4 rows of w at a time meet all rows of x while they are near.
+template <class Isa, class Source>
+void dot_rows_of(const Source* w, const float* x, std::size_t x_stride, std::size_t rows,
+                 std::size_t k, std::size_t first, std::size_t last, float* y,
+                 std::size_t y_stride) {
+    const auto columns_at = [&](std::size_t j, auto columns) {
+        std::size_t t = 0;
+        for (; t + 2 <= rows; t += 2)
+            dot_block<Isa, columns, 2>(w + j * k, k, x + t * x_stride, x_stride,
+                                       y + t * y_stride + j, y_stride);
+        if (t < rows)
+            dot_block<Isa, columns, 1>(w + j * k, k, x + t * x_stride, x_stride,
+                                       y + t * y_stride + j, y_stride);
+    };
+    std::size_t j = first;
+    for (; j + 4 <= last; j += 4) columns_at(j, std::integral_constant<std::size_t, 4>{});
+    for (; j < last; ++j) columns_at(j, std::integral_constant<std::size_t, 1>{});
+}
+
+template <class Isa>
+void dot_rows(DType type, const void* w, const float* x, std::size_t x_stride, std::size_t rows,
+              std::size_t k, std::size_t first, std::size_t last, float* y, std::size_t y_stride) {
+    with_source(type, [&](auto source) {
+        dot_rows_of<Isa>(static_cast<decltype(source)>(w), x, x_stride, rows, k, first, last, y,
+                         y_stride);
+    });
+}
+
+template <class Isa>
+void linear_plain(DType type, const void* w, const float* x, std::size_t rows, std::size_t k,
+                  std::size_t first, std::size_t last, float* y, std::size_t y_stride,
+                  float* scratch) {
+    if (rows <= few_rows) return dot_rows<Isa>(type, w, x, k, rows, k, first, last, y, y_stride);
+    with_source(type, [&](auto source) {
+        const auto* weights = static_cast<decltype(source)>(w);
+        multiply_blocks<Isa>(x, k, rows, k, y, y_stride, first, last, scratch,
+                             [&](auto i, auto depth, auto j, auto n, float* panels) {
+                                 pack_transposed<Isa>(weights + j * k + i, k, n, depth, panels);
+                             });
+    });
+}
+
+}  // namespace
+}  // namespace tensor_ops
