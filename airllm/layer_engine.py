@@ -329,7 +329,7 @@ class LayerWiseInferenceEngine:
 def _context(asked: int | None, config: ModelConfig) -> int:
     if asked is None:
         if config.context_length > DEFAULT_CONTEXT:
-            _log.info(
+            _log.debug(
                 "context of %d tokens; the model allows %d", DEFAULT_CONTEXT, config.context_length
             )
         return min(config.context_length, DEFAULT_CONTEXT)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 
-from airllm import hub
+from airllm import hub, numpy_ops
 from airllm.cli import main, model
 
 Capture = pytest.CaptureFixture[str]
@@ -95,7 +95,7 @@ def test_the_demo_fetches_its_model_once(
     assert [name for name, _ in fake_hub.pulled] == [KNOWN]
 
 
-def test_the_demo_asks_and_says_what_it_ran_on_how_fast_and_in_how_much_memory(
+def test_the_demo_asks_and_says_in_a_line_what_it_ran_on_how_fast_in_how_much_memory(
     fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     engine = FakeEngine(["Par", "is."]).install(monkeypatch)
@@ -103,14 +103,24 @@ def test_the_demo_asks_and_says_what_it_ran_on_how_fast_and_in_how_much_memory(
     assert engine.requests == [[{"role": "user", "content": "What is the capital of France?"}]]
     assert engine.sampling["temperature"] == 0
     assert engine.opened_with == {"model": KNOWN, "context": None, "threads": 1}
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ["> What is the capital of France?", "Paris.", ""]
-    assert lines[3].startswith("backend  numpy, numpy, ")
-    assert lines[4:] == [
-        "prefill  7 tokens, 14.0 tokens/s",
-        "decode   2 tokens, 8.0 tokens/s",
-        "memory   5.0 MiB resident (weights 3.0 MiB, kv cache 1.0 MiB, buffers 512 bytes)",
-    ]
+    *conversation, summary = capsys.readouterr().out.splitlines()
+    assert conversation == ["> What is the capital of France?", "Paris.", ""]
+    threads = numpy_ops.get_num_threads()
+    assert summary == (
+        f"numpy, numpy, {threads} thread{'s' if threads > 1 else ''}: "
+        "prefill 14.0 tokens/s, decode 8.0 tokens/s, 5.0 MiB of memory"
+    )
+
+
+def test_the_demo_says_where_its_model_is_and_what_to_try_next(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine(["Paris."], ["Paris."]).install(monkeypatch)
+    main(["demo"])
+    first = capsys.readouterr().err
+    main(["demo"])
+    assert f"the model is in {fake_hub.file.parent}" in first
+    assert capsys.readouterr().err == f"airllm: to talk with it: airllm chat --model {KNOWN}\n"
 
 
 def test_the_demos_json_is_one_object(

@@ -272,13 +272,15 @@ def test_threads_on_numpy_are_a_warning_not_a_silence(tmp_path, caplog):
 # ---- context, memory, life ----------------------------------------------------------------------
 
 
-def test_the_context_is_the_models_up_to_4096_and_says_when_it_is_less(tmp_path, caplog):
-    caplog.set_level("INFO", "airllm")
+def test_the_context_is_the_models_up_to_4096_which_the_log_has_in_its_details(tmp_path, caplog):
+    caplog.set_level("DEBUG", "airllm")
     for allowed, expected in ((96, 96), (8192, 4096)):
         model = write_tiny_model(tmp_path, metadata={"llama.context_length": allowed})
         with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
             assert engine.context == expected
-    assert caplog.messages == ["context of 4096 tokens; the model allows 8192"]
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("DEBUG", "context of 4096 tokens; the model allows 8192")
+    ]
 
 
 def test_a_long_context_takes_memory_only_as_it_fills(tmp_path):

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from airllm import hub
 
     if hub.find_model(MODEL) is None:
-        hub.pull(MODEL, progress=not args.quiet)
+        path = hub.pull(MODEL, progress=not args.quiet)
+        console.log.info("the model is in %s, for this time and the next", path.parent)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         request = model.conversation(args.prompt)
         if not args.json:
@@ -50,17 +51,15 @@ def run(args: argparse.Namespace) -> int:
         answer = generate.as_json(engine, generation)
         console.write_json({"prompt": args.prompt, **answer, "memory": memory})
         return 0
-    held = ", ".join(
-        f"{name.replace('_', ' ')} {console.format_bytes(size)}"
-        for name, size in memory.items()
-        if name != "resident"
-    )
     print(
-        f"\nbackend  {model.in_words(runtime)}"
-        f"\nprefill  {generation.prompt_tokens} tokens, "
-        f"{generation.prefill_tokens_per_second:.1f} tokens/s"
-        f"\ndecode   {len(generation.tokens)} tokens, "
-        f"{generation.decode_tokens_per_second:.1f} tokens/s"
-        f"\nmemory   {console.format_bytes(memory['resident'])} resident ({held})"
+        f"\n{model.in_words(runtime)}: "
+        f"prefill {generation.prefill_tokens_per_second:.1f} tokens/s, "
+        f"decode {generation.decode_tokens_per_second:.1f} tokens/s, "
+        f"{console.format_bytes(memory['resident'])} of memory"
     )
+    console.log.debug(
+        "of it weights %s, a full KV cache %s, buffers %s",
+        *(console.format_bytes(memory[name]) for name in ("weights", "kv_cache", "buffers")),
+    )
+    console.log.info("to talk with it: airllm chat --model %s", MODEL)
     return 0

@@ -97,11 +97,13 @@ def _backend() -> dict[str, dict[str, Any]]:
 
 def _models() -> dict[str, Any]:
     from airllm import hub
+    from airllm.layer_engine import DEFAULT_CONTEXT
 
     found = {name: hub.find_model(name) for name in hub.KNOWN_MODELS}
     return {
         "directory": str(hub.models_dir()),
         "found": {name: str(path) for name, path in found.items() if path is not None},
+        "default_context": DEFAULT_CONTEXT,
         "not_fetched": [name for name, path in found.items() if path is None],
     }
 
