@@ -1,0 +1,15 @@
+"""The C++ extension, which everything here measures."""
+
+import importlib
+import sys
+from typing import Any
+
+import common  # noqa: F401 (the checkout comes first on the path)
+
+try:
+    cpp: Any = importlib.import_module("tensor_ops_cpp")
+except ImportError as error:
+    sys.exit(
+        f"the C++ extension does not import: {error}\n"
+        "Build it with `pip install .` or `python setup.py build_ext --inplace` in the checkout."
+    )

@@ -1,0 +1,93 @@
+"""Command-line options that the scripts share."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the script's docstring."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def words(text: str) -> tuple[str, ...]:
+    """ "a, b" -> ("a", "b")."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """ "1,2" -> (1, 2); an argparse error for anything but positive integers."""
+    try:
+        numbers = tuple(int(word) for word in words(text))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected integers of at least 1")
+    return numbers
+
+
+def count(text: str) -> int:
+    numbers = counts(text)
+    if len(numbers) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected one integer")
+    return numbers[0]
+
+
+def add_common(parser: argparse.ArgumentParser, *, seconds: float) -> None:
+    parser.add_argument(
+        "--isa", type=isas, metavar="NAME,...", help="of those that run here; see the default below"
+    )
+    parser.add_argument(
+        "--only",
+        type=words,
+        default=(),
+        metavar="WORD,...",
+        help="only what has one of these words in its name",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=seconds,
+        help="of timing for each row (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny shapes, to see that everything runs"
+    )
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write everything as JSON: to FILE, or instead of the table to standard output",
+    )
+
+
+def isas(text: str) -> tuple[str, ...]:
+    """Names of ISAs; an argparse error for one that cannot run here."""
+
+    from common.extension import cpp
+
+    available = cpp.available_isas()
+    for name in words(text):
+        if name not in available:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} cannot run here; possible: {', '.join(available)}"
+            )
+    return words(text)
+
+
+def write_json(destination: str, document: Mapping[str, object]) -> None:
+    """To a file, or to standard output for "-"."""
+    text = json.dumps(document, indent=1) + "\n"
+    if destination == "-":
+        sys.stdout.write(text)
+    else:
+        Path(destination).write_text(text, encoding="utf-8")

@@ -1,0 +1,73 @@
+"""Runs a benchmark in a process of its own.
+
+BLAS libraries and OpenMP read the number of threads when they are loaded, hence a process for each.
+"""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# What NumPy's and PyTorch's libraries, and the extension, take the number of threads from.
+THREAD_VARIABLES = (
+    *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
+    "TENSOR_OPS_NUM_THREADS",
+)
+
+
+def iterate(function: Callable[..., Iterator[T]], *arguments: Any, threads: int) -> Iterator[T]:
+    """What the generator function(*arguments) yields, from a new process with so many threads.
+
+    Raises RuntimeError with the process's traceback, or its exit status, when it fails.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments), daemon=True)
+    with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))):
+        process.start()
+    sender.close()  # so that the pipe ends with the process
+    try:
+        while True:
+            try:
+                kind, value = receiver.recv()
+            except EOFError:
+                process.join()
+                raise RuntimeError(f"a benchmark died with status {process.exitcode}") from None
+            if kind == "failed":
+                raise RuntimeError(f"a benchmark failed:\n{value}")
+            if kind == "done":
+                return
+            yield value
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _send(
+    sender: Connection, function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]
+) -> None:
+    try:
+        for value in function(*arguments):
+            sender.send(("value", value))
+        sender.send(("done", None))
+    except Exception:
+        sender.send(("failed", traceback.format_exc()))
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,129 @@
+"""A contest's outcome as a row of results: ratios, shares, and whether the bars are reached."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from common import limits
+from common.contest import Outcome
+from common.table import duration
+from common.timing import Timing, median_ratio, ratio
+
+PEERS = {"numpy": "NumPy", "torch": "PyTorch"}
+WRONG = "wrong result"  # how a failure begins that must never be
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of a peer: how many times as fast we are. Of a limit: the share of it that we reach."""
+
+    best: float  # by the best samples: what the verdict is about
+    median: float  # by the median of neighbouring samples' ratios
+    other_seconds: float  # the peer's best; for a limit, what the work takes at that limit
+
+
+@dataclass(frozen=True)
+class Check:
+    of: str
+    least: float | None
+    aim: float | None
+    value: float | None  # None: the peer or the limit did not take part
+
+    @property
+    def passed(self) -> bool | None:
+        if self.least is None:
+            return True
+        return None if self.value is None else self.value >= self.least
+
+    def in_words(self, number: float) -> str:
+        if self.of == "microsecond":
+            return f"{1 / number:.3g} us"
+        if self.of in PEERS:
+            return f"{number:.3g}x {PEERS[self.of]}"
+        title = limits.TITLES[self.of]  # type: ignore[index]
+        return f"{100 * number:.0f}% of {title}"
+
+
+@dataclass(frozen=True)
+class Row:
+    group: str
+    op: str
+    shape: str
+    isa: str
+    threads: int
+    failure: str | None = None  # why there are no numbers: a wrong result, a type not supported
+    seconds_best: float = 0.0
+    seconds_median: float = 0.0
+    gflops: float = 0.0  # by the best sample, as are the gigabytes a second
+    gbytes: float = 0.0
+    ratios: Mapping[str, Ratio] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)  # relative, against float64
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def is_wrong(self) -> bool:
+        return self.failure is not None and self.failure.startswith(WRONG)
+
+    @property
+    def passed(self) -> bool | None:
+        """None: nothing failed, but not everything could be measured."""
+        if self.failure:
+            return False
+        results = [check.passed for check in self.checks]
+        if False in results:
+            return False
+        return None if None in results else True
+
+    def verdict(self) -> str:
+        """What failed, or "pass"."""
+        if self.failure:
+            return f"FAIL: {self.failure}"
+        if self.passed is False:
+            missed = [c for c in self.checks if c.passed is False and c.value is not None]
+            return f"FAIL: {', '.join(c.in_words(c.value) for c in missed if c.value is not None)}"
+        return "pass" if self.passed else "not measured"
+
+    def bars(self) -> str:
+        """What is asked for: "3x NumPy, 1.2x PyTorch"."""
+        return ", ".join(c.in_words(c.least) for c in self.checks if c.least is not None)
+
+    def limit(self) -> str:
+        """ "93% of read bandwidth", "" where the caches hold everything."""
+        for name, title in limits.TITLES.items():
+            if name in self.ratios:
+                return f"{100 * self.ratios[name].best:.0f}% of {title}"
+        return ""
+
+    def ratio(self, peer: str) -> str:
+        return f"{self.ratios[peer].best:.2f}x" if peer in self.ratios else ""
+
+    def cells(self) -> list[str]:
+        """op, shape, ISA, threads, median, best, NumPy, PyTorch, limit, at least, verdict."""
+        times = [duration(self.seconds_median), duration(self.seconds_best)]
+        return [
+            *(self.op, self.shape, self.isa, str(self.threads)),
+            *(["", ""] if self.failure else times),
+            *(self.ratio(peer) for peer in PEERS),
+            *(self.limit(), self.bars(), self.verdict()),
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        for check, values_of_check in zip(self.checks, values["checks"], strict=True):
+            values_of_check["passed"] = check.passed
+        return {**values, "passed": self.passed}
+
+
+def ratios_of(outcome: Outcome, isa: str) -> dict[str, Ratio]:
+    ours = outcome.timings[isa]
+    return {
+        name: Ratio(ratio(timing, ours), median_ratio(timing, ours), timing.best)
+        for name, timing in outcome.timings.items()
+        if name in PEERS or name in limits.NAMES
+    }
+
+
+def value_of(target: str, ours: Timing, ratios: Mapping[str, Ratio]) -> float | None:
+    if target == "microsecond":
+        return 1e-6 / ours.best
+    return ratios[target].best if target in ratios else None

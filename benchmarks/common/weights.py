@@ -1,0 +1,91 @@
+"""Random weights in the forms that model files store them in, made at the speed of a byte stream.
+
+The quants are random bits; the float16 scales make the values about normal in size. Block layouts
+are those of ggml-common.h.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm import numpy_ops
+from airllm.formats.ggml_types import TYPES
+
+BY_NAME = {kind.name: kind for kind in TYPES.values()}
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A float16 field of a block: `factor` times the block's random scale."""
+
+    offset: int
+    factor: float
+
+
+# The first factor of a type is 1 / (standard deviation of a value with scale 1 and random quants),
+# the second centres the values on zero.
+_SCALES = {
+    "q8_0": [_Scale(0, 1 / 74)],
+    "q4_0": [_Scale(0, 1 / 4.6)],
+    "q4_1": [_Scale(0, 1 / 4.6), _Scale(2, -7.5 / 4.6)],
+    "q5_0": [_Scale(0, 1 / 9.2)],
+    "q5_1": [_Scale(0, 1 / 9.2), _Scale(2, -15.5 / 9.2)],
+    "q2_k": [_Scale(80, 1 / 13.9), _Scale(82, 1.5 / 13.9)],
+    "q3_k": [_Scale(108, 1 / 43)],
+    "q4_k": [_Scale(0, 1 / 258), _Scale(2, 7.5 / 258)],
+    "q5_k": [_Scale(0, 1 / 527), _Scale(2, 15.5 / 527)],
+    "q6_k": [_Scale(208, 1 / 1367)],
+}
+FLOATS = ("f32", "f16", "bf16")
+NAMES = (*FLOATS, *_SCALES)
+
+
+def random_rows(
+    type: str, n: int, k: int, rng: np.random.Generator, deviation: float | None = None
+) -> Bytes:
+    """n rows of k values as a GGUF file has them: uint8 [n, row_bytes].
+
+    deviation: the values' standard deviation, by default k^-0.5 (then x @ w.T is as large as x).
+    Raises ValueError for a type that cannot be made, or a k that is no multiple of its block.
+    """
+    deviation = k**-0.5 if deviation is None else deviation
+    if type in FLOATS:
+        values = rng.standard_normal((n, k), np.float32) * np.float32(deviation)
+        return _float_bytes(values, type)
+    if type not in _SCALES:
+        raise ValueError(f"no random weights of type {type!r}; possible: {', '.join(NAMES)}")
+    kind = BY_NAME[type]
+    if k % kind.block_size:
+        raise ValueError(f"rows of {k} values; {type} needs a multiple of {kind.block_size}")
+    shape = (n, k // kind.block_size, kind.block_bytes)
+    blocks = np.frombuffer(bytearray(rng.bytes(n * shape[1] * shape[2])), np.uint8).reshape(shape)
+    if type == "q8_0":  # which has no -128
+        quants = blocks[..., 2:]
+        quants[quants == 0x80] = 0x81
+    scale = deviation * rng.uniform(0.7, 1.3, shape[:2])
+    for field in _SCALES[type]:
+        half = (scale * field.factor).astype("<f2")
+        blocks[..., field.offset : field.offset + 2] = half[..., None].view(np.uint8)
+    return blocks.reshape(n, -1)
+
+
+def values(data: Bytes, type: str) -> NDArray[np.float64]:
+    """The values of such rows, by the NumPy backend: float64 [n, k].
+
+    Raises ValueError for a type that it does not know.
+    """
+    if type == "bf16":
+        wide = data.view("<u2").astype(np.uint32) << np.uint32(16)
+        return wide.view(np.float32).astype(np.float64)
+    if type in FLOATS:
+        return data.view("<f4" if type == "f32" else "<f2").astype(np.float64)
+    return numpy_ops.dequantize(data, type).astype(np.float64)
+
+
+def _float_bytes(values: NDArray[np.float32], type: str) -> Bytes:
+    if type == "bf16":
+        return (values.view(np.uint32) >> np.uint32(16)).astype("<u2").view(np.uint8)
+    return values.astype("<f4" if type == "f32" else "<f2").view(np.uint8)
