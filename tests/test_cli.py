@@ -1,5 +1,6 @@
 """The command line as a whole: help, exit status, what goes to stdout and what to stderr."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -147,6 +148,9 @@ sys.exit(main({argv!r}))
 """
 
 
+SPEAKS_ONCE = SPEAKS_UNTIL_STOPPED.replace('itertools.repeat("again and again ")', '["Yes."]')
+
+
 def start(*argv: str, stdout: int = subprocess.PIPE) -> "subprocess.Popen[str]":
     """The command in a process of its own, with a model that never stops to speak."""
     tests = Path(__file__).parent
@@ -168,6 +172,35 @@ def test_a_reader_that_goes_away_ends_it_quietly_with_status_141() -> None:
         assert process.wait(timeout=30) == 141
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_empty_or_take_everything(closed: str) -> None:
+    tests = Path(__file__).parent
+    program = SPEAKS_ONCE.format(tests=str(tests), argv=["chat", "--model", "m"])
+    done = subprocess.run(
+        ["sh", "-c", f'printf "Well?\\n" | "$0" -c "$1" {closed}', sys.executable, program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tests.parent)},
+    )
+    assert done.returncode == 0
+    assert done.stdout == ("Yes.\n" if closed == "2>&-" else "")
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_notes_that_stderr_does_not_take_are_lost_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeEngine(["Once"]).install(monkeypatch)
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        assert main(GENERATE) == 0
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert capsys.readouterr().out == "Once\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -21,6 +21,7 @@ READER_GONE = 141  # 128 + SIGPIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, as options.EXIT_STATUS lists them."""
     args = argparse.Namespace(debug=False, quiet=False)  # for errors before they are parsed
+    console.open_missing_streams()
     try:
         _parser().parse_args(argv, namespace=args)
         console.replace_what_stdout_cannot_show()

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Self
 
 from airllm.progress import Progress
@@ -33,6 +34,18 @@ def logging_to_stderr(*, quiet: bool, debug: bool) -> Iterator[None]:
         log.setLevel(before)
 
 
+def open_missing_streams() -> None:
+    """Where a standard stream was closed (`>&-`), nothing is read, and what is written is lost.
+
+    Python leaves None in their place, and the next file that is opened would take their number.
+    """
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115
+            os.dup2(stream.fileno(), number)
+            setattr(sys, name, stream)
+
+
 def replace_what_stdout_cannot_show() -> None:
     """An ASCII terminal shows ? for a character that it lacks, instead of ending the program."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # a replaced stdout may have none
@@ -41,8 +54,9 @@ def replace_what_stdout_cannot_show() -> None:
 
 
 def note(message: str) -> None:
-    """A line on stderr, whatever --quiet says."""
-    print(f"airllm: {message}", file=sys.stderr)
+    """A line on stderr, whatever --quiet says; lost where stderr takes no more."""
+    with contextlib.suppress(OSError):
+        print(f"airllm: {message}", file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:
