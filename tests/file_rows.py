@@ -53,8 +53,7 @@ def drawn_rows(n, k, type, blocks, seed=0):
 
 def decoded(blocks, type):
     """FileRows of one block each from uint8 [n_blocks, bytes of a block]."""
-    values = reference_blocks.dequantize(blocks, type)
-    return FileRows(blocks, values, reference_blocks.magnitudes(blocks, type))
+    return FileRows(blocks, *reference_blocks.dequantize_and_measure(blocks, type))
 
 
 def set_halves(blocks, type, halves):

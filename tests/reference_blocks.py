@@ -38,14 +38,19 @@ def block_bytes(type):
 
 def dequantize(data, type):
     """uint8 [..., row_bytes] to float64 [..., n]; a sum d * q + m is rounded once, to float32."""
-    product, offset = _parts(data, type)
-    return (product + offset).astype(np.float32).astype(np.float64)
+    return dequantize_and_measure(data, type)[0]
 
 
-def magnitudes(data, type):
-    """|d q| + |m| of each value, by which the error of a sum of d * q + m is measured."""
-    product, offset = _parts(data, type)
-    return np.abs(product) + np.abs(offset)
+def dequantize_and_measure(data, type):
+    """The values, and |d q| + |m| of each, by which the error of a sum of d * q + m is measured."""
+    size, n_bytes, _ = LAYOUTS[type]
+    parts = [
+        part for block in data.reshape(-1, n_bytes) for part in _DECODERS[type](block.tolist())
+    ]
+    product, offset = np.array(parts, np.float64).reshape(-1, 2).T
+    shape = (*data.shape[:-1], data.shape[-1] // n_bytes * size)
+    values = (product + offset).astype(np.float32).astype(np.float64)
+    return values.reshape(shape), (np.abs(product) + np.abs(offset)).reshape(shape)
 
 
 def quantize(x, type):
@@ -55,16 +60,6 @@ def quantize(x, type):
     return np.frombuffer(bytearray(packed), np.uint8).reshape(
         *x.shape[:-1], x.shape[-1] // 32 * block_bytes(type)
     )
-
-
-def _parts(data, type):
-    """A value's product with d and its offset, float64 [..., n] both."""
-    size, n_bytes, _ = LAYOUTS[type]
-    parts = [
-        part for block in data.reshape(-1, n_bytes) for part in _DECODERS[type](block.tolist())
-    ]
-    shape = (2, *data.shape[:-1], data.shape[-1] // n_bytes * size)
-    return np.array(parts, np.float64).reshape(-1, 2).T.reshape(shape)
 
 
 # ---- decoders: a block's bytes to its values' (product with d, offset), one after the other ------

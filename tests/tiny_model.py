@@ -5,12 +5,13 @@ numbers that were written, so that nothing that reads GGUF files or unpacks bloc
 against itself.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from file_rows import K_QUANTS, decoded, drawn_rows, set_halves
+from file_rows import K_QUANTS, FileRows, decoded, drawn_rows, set_halves
 from gguf_writer import TensorSpec, write_gguf
 from reference_blocks import block_bytes
 
@@ -163,20 +164,21 @@ def _random_tensor(
     if type in ("f32", "f16"):
         weight = (spread * rng.standard_normal(shape)).astype("<f4" if type == "f32" else "<f2")
         return weight, weight.astype(np.float64)
-    return _random_rows(rng, type, shape, spread)
+    blocks = _random_blocks(type, spread)
+    rows = drawn_rows(*shape, type, blocks, seed=int(rng.integers(2**32)))
+    return rows.data, rows.values
 
 
 # What m (or dmin) is when d is 1, so that values are about as often negative as positive.
 _CENTRE = {"q4_1": -7.5, "q5_1": -15.5, "q2_k": 1.5, "q4_k": 7.5, "q5_k": 15.5}
 
 
-def _random_rows(
-    rng: np.random.Generator, type: str, shape: tuple[int, ...], spread: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Random quants, and scales that give values the standard deviation `spread`."""
+@functools.cache
+def _random_blocks(type: str, spread: float) -> FileRows:
+    """64 blocks of random quants, with scales that give values the standard deviation `spread`."""
+    rng = np.random.default_rng(6)
     blocks = rng.integers(0, 256, (64, block_bytes(type)), np.uint8)
     halves = rng.uniform(0.7, 1.3, (64, 1)) * [1.0, _CENTRE.get(type, 0.0)]
     set_halves(blocks, type, halves)
     set_halves(blocks, type, halves * (spread / decoded(blocks, type).values.std()))
-    rows = drawn_rows(*shape, type, decoded(blocks, type), seed=int(rng.integers(2**32)))
-    return rows.data, rows.values
+    return decoded(blocks, type)
