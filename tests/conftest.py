@@ -32,20 +32,3 @@ def ops(request):
 def backend(request):
     """The operations on each backend, for what does not depend on the ISA."""
     return numpy_ops if request.param == "numpy" else require_cpp()
-
-
-# Not yet in every build of the extension.
-NEW_TYPES = ["q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
-
-
-@pytest.fixture(autouse=True)
-def skip_types_that_the_extension_lacks(request):
-    """Skips tests parametrized by the C++ backend and by a tensor type that it refuses by name."""
-    callspec = getattr(request.node, "callspec", None)
-    words = [word for word in callspec.params.values() if isinstance(word, str)] if callspec else []
-    if any(word.startswith("cpp") for word in words):
-        for word in set(words).intersection(NEW_TYPES):
-            try:
-                require_cpp().PackedMatrix(b"", word, (0, 0))
-            except ValueError as refusal:
-                pytest.skip(str(refusal))

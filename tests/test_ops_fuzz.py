@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 
 from airllm import numpy_ops
 
-# Few sizes, so that what replaces an array often has its shape; 32 is a block.
+# Few sizes, so that what replaces an array often has its shape; 32 is a block, 256 a large one.
 SIZES = st.sampled_from([0, 1, 2, 4, 32])
 SHAPES = st.lists(SIZES, max_size=4).map(tuple)
 DTYPES = st.sampled_from(["f4"] * 8 + ["f2", "f8", "i4", "u2", "u1", ">f4", "O", "c8", "S3"])
 LAYOUTS = st.sampled_from(["plain"] * 4 + ["transposed", "strided", "read-only", "misaligned"])
 NUMBERS = st.sampled_from([0, 1, -1, 0.5, 10.0, np.nan, np.inf, 10**400, True, 1j])
-WORDS = st.sampled_from(["q8_0", "q4_0", "q4_1", "f32", "f16", "bf16", "q8", "tanh", "none", ""])
-AXES = st.sampled_from([0, 1, 2, 32, -1, 2**31, 2**63, 2**200, 0.5])
+WORDS = st.sampled_from(
+    ["q8_0", "q4_0", "q5_1", "q4_k", "q6_k", "f32", "f16", "bf16", "q8", "tanh", "none", ""]
+)
+AXES = st.sampled_from([0, 1, 2, 32, 256, -1, 2**31, 2**63, 2**200, 0.5])
 
 
 @st.composite
@@ -44,7 +46,7 @@ def ones(*shape, dtype=np.float32):
 
 
 def rows(type, n, k):
-    block, size = {"f32": (1, 4), "f16": (1, 2)}.get(type) or (32, {"q8_0": 34, "q4_1": 20}[type])
+    block, size = {"f16": (1, 2), "q8_0": (32, 34), "q4_1": (32, 20), "q4_k": (256, 144)}[type]
     return np.zeros((n, k // block * size), np.uint8)
 
 
@@ -80,6 +82,9 @@ SOUND = {
     "PackedMatrix": lambda t, m, n, k: {
         "data": rows("q4_1", n, 32 * m), "type": "q4_1", "shape": (n, 32 * m)
     },
+    "PackedMatrix of super-blocks": lambda t, m, n, k: {
+        "data": rows("q4_k", n, 256 * m), "type": "q4_k", "shape": (n, 256 * m)
+    },
     "RawRows": lambda t, m, n, k: {"data": rows("f16", n, k), "type": "f16", "shape": (n, k)},
 }  # fmt: skip
 TAKE_OUT = list(SOUND)[: list(SOUND).index("quantize")]
@@ -88,7 +93,7 @@ TAKE_OUT = list(SOUND)[: list(SOUND).index("quantize")]
 def outcome(ops, op, arguments):
     """What the call gives, its type and shape; or that it is refused."""
     try:
-        result = getattr(ops, op)(**arguments)
+        result = getattr(ops, op.split()[0])(**arguments)
     except (TypeError, ValueError):  # which of the two depends on what is checked first
         return "refused"
     return type(result).__name__, result.shape
