@@ -68,6 +68,13 @@ def linear(
     activations: str = "auto",  # or "q8", "q16", "f32"
     out: _Float32 | None = None,  # [..., n]
 ) -> _Float32: ...
+def linear_many(
+    x: _Float32,  # [..., k]
+    ws: Sequence[PackedMatrix],  # each [n_i, k]
+    *,
+    activations: str = "auto",
+    out: Sequence[_Float32] | None = None,  # each [..., n_i]
+) -> tuple[_Float32, ...]: ...
 def attention(
     q: _Float32,  # [n_q, n_heads, head_dim]
     k: _Cache,  # [n_kv_heads, n_kv, head_dim]
@@ -146,6 +153,7 @@ class Executor:
         past: int = 0,
         k_cache: _Cache | None = None,  # [n_kv_heads, capacity, head_dim], as v_cache
         v_cache: _Cache | None = None,
+        threads: int = 0,  # at most so many; 0: all
     ) -> None: ...
 
 # ---- what runs -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ TypeError, a wrong shape, layout or overlap ValueError; nothing is ever converte
 from airllm.numpy_ops.attention import attention
 from airllm.numpy_ops.attention import attention_apply as attention_apply
 from airllm.numpy_ops.elementwise import gelu, rms_norm, silu, softmax, swiglu
-from airllm.numpy_ops.matrix import PackedMatrix, RawRows, linear, matmul
+from airllm.numpy_ops.matrix import PackedMatrix, RawRows, linear, linear_many, matmul
 from airllm.numpy_ops.matrix import linear_apply as linear_apply
 from airllm.numpy_ops.quants import (
     bfloat16_to_float32,
@@ -54,6 +54,7 @@ __all__ = [
     "get_optimization_info",
     "has_simd",
     "linear",
+    "linear_many",
     "matmul",
     "quantize",
     "rms_norm",

@@ -1,7 +1,7 @@
 """Matrix products, and the matrices that stay packed as a model file has them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,52 @@ def linear(
     m = math.prod(x.shape[:-1])
     linear_apply(x.reshape(m, k), w, out.reshape(m, n))
     return out
+
+
+def linear_many(
+    x: Float32,
+    ws: Sequence[PackedMatrix],
+    *,
+    activations: str = "auto",
+    out: Sequence[Float32] | None = None,
+) -> tuple[Float32, ...]:
+    """linear(x, w) for each w of ws; in the C++ extension that is one call.
+
+    ws: list or tuple of PackedMatrix, each (n_i, k); out: as many arrays, float32 [..., n_i], apart
+    from each other. Returns a tuple of them.
+    """
+    op = "linear_many"
+    x = checks.float32(op, "x", x)
+    checks.choice(op, "activations", activations, ["auto", "q8", "q16", "f32"])
+    if not isinstance(ws, (list, tuple)):
+        raise TypeError(f"{op}: ws is {checks.kind(ws)}; expected a list or tuple of PackedMatrix.")
+    for w in ws:
+        if not isinstance(w, PackedMatrix):
+            raise TypeError(
+                f"{op}: ws holds {checks.kind(w)}; expected a list or tuple of PackedMatrix."
+            )
+    if out is not None and (not isinstance(out, (list, tuple)) or len(out) != len(ws)):
+        raise TypeError(
+            f"{op}: out is {checks.kind(out)}; expected a list or tuple of {len(ws)} arrays, one "
+            "for each matrix."
+        )
+    outs: list[Float32] = []
+    for i, w in enumerate(ws):
+        if x.shape[-1] != w.shape[1]:
+            raise ValueError(
+                f"{op}: x has shape {x.shape}; expected [..., {w.shape[1]}], as w has {w.shape[1]} "
+                f"columns (shape {w.shape})."
+            )
+        given = None if out is None else out[i]
+        outs.append(checks.output(op, given, (*x.shape[:-1], w.shape[0]), {"x": x}))
+        if any(np.may_share_memory(outs[i], other) for other in outs[:i]):
+            raise ValueError(
+                f"{op}: two arrays of out overlap; expected separate memory for each."
+            )
+    m = math.prod(x.shape[:-1])
+    for w, result in zip(ws, outs, strict=True):
+        linear_apply(x.reshape(m, x.shape[-1]), w, result.reshape(m, w.shape[0]))
+    return tuple(outs)
 
 
 @np.errstate(all="ignore")

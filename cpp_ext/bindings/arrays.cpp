@@ -141,6 +141,13 @@ Output::Output(const char* op, py::handle out, Shape shape, std::initializer_lis
     array_ = checked.handle();
 }
 
+bool Output::overlaps(const Output& other) const {
+    const auto* a = static_cast<const std::byte*>(array_.data());
+    const auto* b = static_cast<const std::byte*>(other.array_.data());
+    return array_.size() && other.array_.size() && a < b + other.array_.nbytes() &&
+           b < a + array_.nbytes();
+}
+
 std::size_t choice(const Argument& argument, std::span<const char* const> allowed) {
     const bool is_text = PyUnicode_Check(argument.value.ptr());
     const char* word = is_text ? PyUnicode_AsUTF8(argument.value.ptr()) : nullptr;

@@ -89,6 +89,7 @@ class Output {
     Output(const char* op, py::handle out, Shape shape, std::initializer_list<Input> inputs);
     float* data() { return static_cast<float*>(array_.mutable_data()); }
     py::array release() { return std::move(array_); }
+    bool overlaps(const Output& other) const;
 
  private:
     py::array array_;

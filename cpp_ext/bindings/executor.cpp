@@ -49,7 +49,9 @@ class PyExecutor {
     }
 
     void run(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, std::size_t past,
-             py::handle k_cache, py::handle v_cache) {
+             py::handle k_cache, py::handle v_cache, int threads) {
+        if (threads < 0)
+            value_error("Executor.run: threads is negative; expected 0 (all) or more.");
         const std::unique_lock lock(running_, std::try_to_lock);
         if (!lock.owns_lock())
             throw std::runtime_error(
@@ -60,7 +62,8 @@ class PyExecutor {
         check_weights(executor_.graph(), bound.weights);
         for (const External& external : external_)
             pointers_[external.index] = external_pointer(external, buffers, n_tokens);
-        const Batch batch{pointers_, n_tokens, past, read_cache(k_cache, v_cache)};
+        const Batch batch{pointers_, n_tokens, past, read_cache(k_cache, v_cache),
+                          threads == 0 ? num_threads() : threads};
         const py::gil_scoped_release release;
         executor_.run(bound.weights, batch);
     }
@@ -200,11 +203,13 @@ void bind_executor(py::module_& m) {
              "Cheap, and keeps references. ValueError where one is missing or does not fit.")
         .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"),
              arg("past") = 0, arg("k_cache") = py::none(), arg("v_cache") = py::none(),
+             arg("threads") = 0,
              "Run all ops on all threads, without the GIL.\n\n"
              "buffers: the external ones by name, float32 [n_tokens, width], token ids int32 "
              "[n_tokens].\n"
              "k_cache, v_cache: float32 or float16 [n_kv_heads, capacity, head_dim]; they hold "
              "`past` positions, and the batch's are written after them.\n"
+             "threads: at most so many for this run; 0 for all that set_num_threads allows.\n"
              "ValueError, and nothing has run, where something does not fit.");
 }
 

@@ -140,10 +140,10 @@ py::array matmul(py::handle a_object, py::handle b_object, py::handle out_object
     return out.release();
 }
 
-void require_columns(const Array& x, std::size_t n, std::size_t k) {
+void require_columns(const char* op, const Array& x, std::size_t n, std::size_t k) {
     if (x.axis(-1) == k) return;
     const py::ssize_t shape[] = {static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(k)};
-    value_error("linear: x has shape " + to_text(x.shape()) + "; expected [..., " +
+    value_error(std::string(op) + ": x has shape " + to_text(x.shape()) + "; expected [..., " +
                 std::to_string(k) + "], as w has " + std::to_string(k) + " columns (shape " +
                 to_text(shape) + ").");
 }
@@ -154,24 +154,81 @@ std::vector<py::ssize_t> linear_shape(const Array& x, std::size_t n) {
     return shape;
 }
 
-py::array linear_packed(const Array& x, const PackedMatrix& w, Activations kind,
-                        py::handle out_object) {
-    require_columns(x, w.n(), w.k());
-    Output out("linear", out_object, linear_shape(x, w.n()), {{x, false}});
+// One team run for all matrices: x is quantised once, and nobody waits between them.
+std::vector<py::array> linear_packed(const char* op, const Array& x,
+                                     const std::vector<PackedMatrixPtr>& matrices, Activations kind,
+                                     const std::vector<py::object>& out_objects) {
+    struct Product {
+        const PackedMatrix* w;
+        Output out;
+        float* y;
+    };
+    std::vector<Product> products;
+    std::size_t work = 0;
+    const PackedMatrix* quantized_for = nullptr;  // any of those that want x in integers
+    for (std::size_t i = 0; i < matrices.size(); ++i) {
+        const PackedMatrix& w = *matrices[i];
+        require_columns(op, x, w.n(), w.k());
+        products.push_back(
+            {&w, Output(op, out_objects[i], linear_shape(x, w.n()), {{x, false}}), nullptr});
+        products.back().y = products.back().out.data();
+        for (std::size_t o = 0; o < i; ++o)
+            if (products[o].out.overlaps(products[i].out))
+                value_error(std::string(op) + ": two arrays of out overlap; expected separate " +
+                            "memory for each.");
+        work += product_work(x.rows(), w.k(), w.n());
+        if (kind == Activations::f32 || !is_quantized(w.type())) continue;
+        if (quantized_for && &quantized_for->table() != &w.table())
+            value_error(std::string(op) + ": the matrices were packed for different ISAs.");
+        quantized_for = &w;
+    }
     const std::size_t rows = x.rows();
     const float* input = x.floats();
-    float* y = out.data();
     AlignedBytes quantized;
-    if (kind != Activations::f32 && is_quantized(w.type()))
-        quantized = AlignedBytes(quantized_activation_bytes(kind, rows, w.k()));
-    run_parallel(product_work(rows, w.k(), w.n()), [&](const Worker& worker) {
-        if (quantized.data()) {
-            quantize_activations(worker, w.table(), kind, input, rows, w.k(), quantized.data());
+    if (quantized_for)
+        quantized = AlignedBytes(quantized_activation_bytes(kind, rows, quantized_for->k()));
+    run_parallel(work, [&](const Worker& worker) {
+        if (quantized_for) {
+            quantize_activations(worker, quantized_for->table(), kind, input, rows,
+                                 quantized_for->k(), quantized.data());
             worker.barrier();
         }
-        tensor_ops::linear(worker, w, input, kind, quantized.data(), rows, y);
+        for (const Product& p : products)
+            tensor_ops::linear(worker, *p.w, input, kind, quantized.data(), rows, p.y);
     });
-    return out.release();
+    std::vector<py::array> results;
+    for (Product& p : products) results.push_back(p.out.release());
+    return results;
+}
+
+py::tuple linear_many(py::handle x_object, py::handle ws_object, py::handle activations,
+                      py::handle out_object) {
+    const char* op = "linear_many";
+    const auto is_sequence = [](py::handle h) {
+        return py::isinstance<py::tuple>(h) || py::isinstance<py::list>(h);
+    };
+    const Array x = float_array(op, "x", x_object);
+    const auto kind = activations_argument(op, activations).value_or(activations_for(x.rows()));
+    if (!is_sequence(ws_object))
+        throw py::type_error("linear_many: ws is " + describe_kind(ws_object) +
+                             "; expected a list or tuple of PackedMatrix.");
+    std::vector<PackedMatrixPtr> matrices;
+    for (const py::handle w : ws_object) {
+        if (!py::isinstance<PackedMatrix>(w))
+            throw py::type_error("linear_many: ws holds " + describe_kind(w) +
+                                 "; expected a list or tuple of PackedMatrix.");
+        matrices.push_back(w.cast<PackedMatrixPtr>());
+    }
+    std::vector<py::object> outs(matrices.size(), py::none());
+    if (!out_object.is_none()) {
+        if (!is_sequence(out_object) || py::len(out_object) != matrices.size())
+            throw py::type_error("linear_many: out is " + describe_kind(out_object) +
+                                 "; expected a list or tuple of " +
+                                 std::to_string(matrices.size()) + " arrays, one for each matrix.");
+        for (std::size_t i = 0; i < outs.size(); ++i)
+            outs[i] = py::reinterpret_borrow<py::sequence>(out_object)[i];
+    }
+    return py::tuple(py::cast(linear_packed(op, x, matrices, kind, outs)));
 }
 
 py::array linear(py::handle x_object, py::handle w_object, py::handle activations,
@@ -180,7 +237,8 @@ py::array linear(py::handle x_object, py::handle w_object, py::handle activation
     const auto kind =
         activations_argument("linear", activations).value_or(activations_for(x.rows()));
     if (py::isinstance<PackedMatrix>(w_object))
-        return linear_packed(x, *w_object.cast<PackedMatrixPtr>(), kind, out_object);
+        return linear_packed("linear", x, {w_object.cast<PackedMatrixPtr>()}, kind,
+                             {py::reinterpret_borrow<py::object>(out_object)})[0];
     if (!py::isinstance<py::array>(w_object))
         throw py::type_error("linear: w is " + describe_kind(w_object) +
                              "; expected a numpy array of float32 or float16, or a PackedMatrix. "
@@ -188,7 +246,7 @@ py::array linear(py::handle x_object, py::handle w_object, py::handle activation
     const Array w({"linear", "w", w_object}, {Dtype::float32, Dtype::float16});
     w.require_axes(2, "[n, k]");
     const std::size_t n = w.axis(0), k = w.axis(1), rows = x.rows();
-    require_columns(x, n, k);
+    require_columns("linear", x, n, k);
     Output out("linear", out_object, linear_shape(x, n), {{x, false}, {w, false}});
     const float* input = x.floats();
     float* y = out.data();
@@ -258,6 +316,13 @@ void bind_matrix(py::module_& m) {
           "activations: how x meets a quantised w: rounded to 8 or to 16 bits in blocks of 32 "
           "(\"q8\", \"q16\"), or exactly (\"f32\"); \"auto\" is q16 for up to 64 rows, else q8.\n"
           "out: float32 [..., n], neither x nor w. Returns out.");
+    m.def("linear_many", linear_many, arg("x"), arg("ws"), py::kw_only(),
+          arg("activations") = "auto", arg("out") = py::none(),
+          "linear(x, w) for each w of ws, as one call: x is quantised once, and no thread waits "
+          "between the matrices.\n\n"
+          "ws: list or tuple of PackedMatrix, each (n_i, k). out: as many arrays, float32 [..., "
+          "n_i], "
+          "apart from each other. Returns a tuple of them.");
 }
 
 }  // namespace tensor_ops::bindings

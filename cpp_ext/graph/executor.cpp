@@ -139,7 +139,8 @@ struct Executor::Run {
     const Worker& worker;
     int quantized_input = -1;  // whose quantised form `quantized_` holds, and which
     Activations quantized_as = Activations::f32;
-    bool quantized_busy = false;  // may another thread still read it?
+    const KernelTable* quantized_for = nullptr;  // their layouts differ
+    bool quantized_busy = false;                 // may another thread still read it?
 
     float* buffer(int index) const { return executor.buffer(index, batch); }
     const Weight& weight(const Op& op) const {
@@ -157,12 +158,14 @@ struct Executor::Run {
         std::byte* xq = executor.quantized_.data();
         const Activations kind = op.activations.value_or(activations_for(batch.n_tokens));
         if (kind != Activations::f32 && is_quantized(w.type())) {
-            if (quantized_input != op.inputs[0] || quantized_as != kind) {
+            if (quantized_input != op.inputs[0] || quantized_as != kind ||
+                quantized_for != &w.table()) {
                 if (quantized_busy) meet();
                 quantize_activations(worker, w.table(), kind, x, batch.n_tokens, w.k(), xq);
                 meet();
                 quantized_input = op.inputs[0];
                 quantized_as = kind;
+                quantized_for = &w.table();
             }
             quantized_busy = true;
         }
@@ -217,10 +220,12 @@ void Executor::run(const std::vector<Weight>& weights, const Batch& batch) {
     check_batch(weights, batch);
     if (batch.n_tokens == 0) return;
     const KernelTable& table = kernels();
-    run_team([&](const Worker& worker) {
-        Run run{*this, weights, batch, table, worker};
-        for (std::size_t i = 0; i < graph_.ops.size(); ++i) run.step(i);
-    });
+    run_team(
+        [&](const Worker& worker) {
+            Run run{*this, weights, batch, table, worker};
+            for (std::size_t i = 0; i < graph_.ops.size(); ++i) run.step(i);
+        },
+        batch.max_threads);
 }
 
 }  // namespace tensor_ops

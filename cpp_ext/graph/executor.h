@@ -15,7 +15,8 @@ namespace tensor_ops {
 struct Batch {
     std::span<void* const> external;  // one pointer for each buffer of the graph, null for internal
     std::size_t n_tokens = 0, past = 0;
-    KvCache cache;  // k is null for a graph without attention
+    KvCache cache;              // k is null for a graph without attention
+    int max_threads = 1 << 20;  // for this run; never more than num_threads()
 };
 
 class Executor {
