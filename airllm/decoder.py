@@ -9,7 +9,7 @@ from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.numpy_ops import rope_table
 from airllm.progress import OnProgress, part_of
-from airllm.weights import MappedWeights
+from airllm.weights import FileWeights
 
 Logits = NDArray[np.float32]
 
@@ -32,11 +32,11 @@ class Decoder:
         on_progress: OnProgress | None = None,
     ) -> None:
         config = model.config
-        self._gguf, self._model, self._batch_size = gguf, model, batch_size
+        self._model, self._batch_size = model, batch_size
         self._embed, self._layer, self._head = (
             backend.executor(graph, batch_size) for graph in (model.embed, model.layer, model.head)
         )
-        self.weights = MappedWeights(
+        self.weights = FileWeights(
             gguf,
             model,
             backend,
@@ -95,7 +95,6 @@ class Decoder:
     ) -> None:
         """tokens: [n] -> residual: [n, hidden_size]"""
         n, past = len(tokens), self.cache.length
-        self._gguf.check_unchanged()
         with self.weights.embed() as bound:
             self._embed.run(bound, {"tokens": tokens, "residual": residual}, n)
         rope = rope_table(np.arange(past, past + n), self._model.inv_freq)  # [n, rope_dims]

@@ -3,13 +3,16 @@
     with source.layer(index) as bound:
         executor.run(bound, ...)
 
-Here they come from the file's memory map, prepared once and all kept. A source that streams layers
-from disk has the same three methods.
+Here all are prepared once and kept. A source that streams layers from disk has the same three
+methods.
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
 from airllm.formats.gguf import GGUFFile
@@ -17,7 +20,7 @@ from airllm.graph import Graph, Role
 from airllm.models import Model
 from airllm.progress import OnProgress
 
-__all__ = ["MappedWeights", "WeightSource", "check_tensors"]
+__all__ = ["FileWeights", "WeightSource", "check_tensors"]
 
 _VECTOR_TYPES = ("f32", "f16", "bf16")
 
@@ -30,8 +33,12 @@ class WeightSource(Protocol):
     def head(self) -> AbstractContextManager[Any]: ...
 
 
-class MappedWeights:
-    """All weights of a GGUF file, bound to the executors of a model's graphs."""
+class FileWeights:
+    """All weights of a GGUF file, bound to the executors of a model's graphs.
+
+    What a backend repacks is read from the file; what it keeps as it is stays in the file's memory
+    map, and is given out only while the file is unchanged: FormatError where it is not.
+    """
 
     def __init__(
         self,
@@ -46,23 +53,32 @@ class MappedWeights:
     ) -> None:
         """on_progress(done, total) is called after each layer that is prepared."""
         check_tensors(gguf, model)
-        gguf.check_unchanged()
+        self._gguf = gguf
+        self._layers_stay_in_map = "matrix" in backend.keeps
         self._prepared: dict[tuple[str, Role], Any] = {}
+        largest = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
+        memory = np.empty(largest, np.uint8)  # one tensor after the other is read into it
         executors = {"embed": embed, "layer": layer, "head": head}
         self._bound = []
         for graph, index in _places(model):
-            bound = executors[graph.name].bind(self._prepare(gguf, backend, graph, index))
+            bound = executors[graph.name].bind(self._prepare(backend, graph, index, memory))
             self._bound.append(nullcontext(bound))
             if on_progress is not None and index is not None:
                 on_progress(index + 1, model.config.n_layers)
+        gguf.check_unchanged()
 
     def embed(self) -> AbstractContextManager[Any]:
+        self._gguf.check_unchanged()  # a microsecond
         return self._bound[0]
 
     def layer(self, index: int) -> AbstractContextManager[Any]:
+        if self._layers_stay_in_map:
+            self._gguf.check_unchanged()
         return self._bound[1 + index]
 
     def head(self) -> AbstractContextManager[Any]:
+        if self._layers_stay_in_map:
+            self._gguf.check_unchanged()
         return self._bound[-1]
 
     @property
@@ -71,15 +87,18 @@ class MappedWeights:
         return sum(weight.nbytes for weight in self._prepared.values())
 
     def _prepare(
-        self, gguf: GGUFFile, backend: Backend, graph: Graph, index: int | None
+        self, backend: Backend, graph: Graph, index: int | None, memory: NDArray[np.uint8]
     ) -> dict[str, Any]:
         """The weights of a graph's slots; a tensor is prepared once for each role it has."""
         weights = {}
         for slot, role in graph.roles.items():
-            tensor = gguf.tensors[tensor_name(slot, index)]
+            tensor = self._gguf.tensors[tensor_name(slot, index)]
             key = tensor.name, role
             if key not in self._prepared:
-                data = gguf.data(tensor.name)
+                if role in backend.keeps:
+                    data = self._gguf.data(tensor.name)
+                else:
+                    data = self._gguf.read(tensor.name, memory)
                 self._prepared[key] = backend.weight(role, data, tensor.type, tensor.shape)
             weights[slot] = self._prepared[key]
         return weights

@@ -326,14 +326,57 @@ def test_evaluation_reports_each_layer_of_each_batch(tmp_path, last_only):
     assert calls == [(done, 9) for done in range(1, 10)]  # three batches through three layers
 
 
-def test_a_file_that_changes_underneath_is_an_error_not_a_crash(tmp_path):
+@pytest.mark.parametrize("name", ["numpy", "cpp"])
+def test_a_file_that_changes_underneath_is_an_error_not_a_crash(tmp_path, name):
+    if name == "cpp":
+        require_cpp()
     model = write_tiny_model(tmp_path)
-    with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
+    with LayerWiseInferenceEngine(model.path, backend=name) as engine:
         engine.forward([1])
         with model.path.open("r+b") as file:
             file.truncate(4096)
         with pytest.raises(FormatError, match=r"tiny\.gguf: the file was changed while"):
             engine.forward([2])
+
+
+def truncate_at(model, step):
+    """A callback for the progress of loading or evaluation: another program writes the file."""
+
+    def on_progress(done, total):
+        if done == step:
+            with model.path.open("r+b") as file:
+                file.truncate(4096)
+
+    return on_progress
+
+
+@pytest.mark.parametrize("name", ["numpy", "cpp"])
+@pytest.mark.parametrize("layer", [1, 3])
+def test_a_file_that_changes_while_it_is_loaded_is_an_error_not_a_crash(tmp_path, name, layer):
+    if name == "cpp":
+        require_cpp()
+    model = write_tiny_model(tmp_path)
+    with pytest.raises(FormatError, match=r"tiny\.gguf: the file was changed while"):
+        LayerWiseInferenceEngine(model.path, backend=name, on_progress=truncate_at(model, layer))
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_a_file_that_changes_while_numpy_reads_its_layers_is_an_error_not_a_crash(tmp_path, layer):
+    model = write_tiny_model(tmp_path)
+    with (
+        LayerWiseInferenceEngine(model.path, backend="numpy") as engine,
+        pytest.raises(FormatError, match=r"tiny\.gguf: the file was changed while"),
+    ):
+        engine.forward([1, 2], on_progress=truncate_at(model, layer))
+
+
+def test_the_cpp_backend_needs_no_file_for_layers_that_it_has_packed(tmp_path):
+    require_cpp()
+    model = write_tiny_model(tmp_path)
+    with LayerWiseInferenceEngine(model.path, backend="cpp") as engine:
+        whole = engine.forward([1, 2])
+        engine.reset()
+        assert (engine.forward([1, 2], on_progress=truncate_at(model, 1)) == whole).all()
 
 
 def test_a_file_that_is_deleted_underneath_does_no_harm(tmp_path):

@@ -103,6 +103,15 @@ def test_metadata_comes_back_with_its_types(model: Path) -> None:
     assert metadata["types"].dtype == np.int32
 
 
+def test_read_puts_the_files_bytes_into_memory_that_is_used_again(model: Path) -> None:
+    memory = np.empty(4096, np.uint8)
+    with GGUFFile.open(model) as file:
+        for name in file.tensors:
+            read = file.read(name, memory)
+            assert np.shares_memory(read, memory)
+            np.testing.assert_array_equal(read, file.data(name))
+
+
 def test_a_matrix_has_the_shape_of_its_rows_and_the_files_bytes(tmp_path: Path) -> None:
     rows = np.arange(3 * 40, dtype=np.uint8).reshape(3, 40)
     path = write_gguf(tmp_path / "m.gguf", {}, [("w", "q4_1", (3, 64), rows)])
@@ -189,6 +198,23 @@ def test_a_file_written_to_after_opening_is_noticed(model: Path) -> None:
     os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     with pytest.raises(FormatError, match="changed"):
         file.check_unchanged()
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last moment: it was whole when it was checked, and is not when it is read."""
+    file = GGUFFile.open(model)
+    last = max(file.tensors.values(), key=lambda tensor: tensor.offset)
+    check = file.check_unchanged
+
+    def check_and_shrink() -> None:
+        check()
+        os.truncate(model, last.offset + last.nbytes - 1)
+
+    monkeypatch.setattr(file, "check_unchanged", check_and_shrink)
+    with pytest.raises(FormatError, match=f"{last.name!r} cannot be read to its end"):
+        file.read(last.name, np.empty(4096, np.uint8))
 
 
 def test_a_deleted_file_stays_readable_under_the_map(model: Path) -> None:

@@ -40,12 +40,13 @@ class Executor(Protocol):
 
 class Backend(Protocol):
     name: str
+    keeps: frozenset[Role]  # roles of weights that go on reading the data they were made from
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
         """A weight prepared for an executor; it has `shape` and `nbytes`.
 
-        data: a tensor's bytes as the file has them, of the GGML type `type` ("q4_1"). It may be
-        kept, not copied, so it must stay as it is.
+        data: a tensor's bytes as the file has them, of the GGML type `type` ("q4_1"). For a role
+        in `keeps` it must stay as it is as long as the weight is used.
         """
 
     def executor(self, graph: Graph, max_tokens: int) -> Executor:

@@ -17,6 +17,7 @@ class NumpyBackend:
     """Weights stay as the file has them and are widened, a few MB at a time, when they are used."""
 
     name = "numpy"
+    keeps: frozenset[Role] = frozenset(["rows", "matrix"])
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
         if role == "vector":

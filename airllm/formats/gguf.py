@@ -14,6 +14,7 @@ file, and with the limits below, before anything is allocated or looped over. Al
 """
 
 import dataclasses
+import io
 import itertools
 import math
 import mmap
@@ -121,6 +122,26 @@ class GGUFFile:
         """
         tensor = self.tensors[name]
         raw = np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.offset)
+        return raw.reshape(*tensor.shape[:-1], tensor.row_bytes)
+
+    def read(self, name: str, memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """A tensor's bytes, as `data` has them, read into the beginning of `memory`, uint8 [n].
+
+        Slower than looking at the map, and safe: a file that is truncated at this very moment is a
+        FormatError. Raises KeyError for a name the file does not have.
+        """
+        tensor = self.tensors[name]
+        raw = memory[: tensor.nbytes]
+        self.check_unchanged()
+        assert self._descriptor is not None
+        with io.FileIO(self._descriptor, closefd=False) as file:
+            file.seek(tensor.offset)
+            done = 0
+            while done < tensor.nbytes:  # Linux reads 2 GiB at a time
+                n_bytes = file.readinto(raw[done:].data)
+                if not n_bytes:
+                    raise FormatError(f"{self.path}: {_quote(name)} cannot be read to its end")
+                done += n_bytes
         return raw.reshape(*tensor.shape[:-1], tensor.row_bytes)
 
     def check_unchanged(self) -> None:
