@@ -98,6 +98,8 @@ def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None
             "airllm: error: x.gguf: No such file or directory\n",
         ),
         (MemoryError(), "airllm: error: out of memory\n"),
+        (MemoryError("std::bad_alloc"), "airllm: error: out of memory\n"),
+        (MemoryError("90 MiB"), "airllm: error: out of memory: 90 MiB\n"),
         (ImportError("tensor_ops_cpp is missing"), "airllm: error: tensor_ops_cpp is missing\n"),
     ],
 )

@@ -78,4 +78,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or ("out of memory" if isinstance(error, MemoryError) else repr(error))
+    if isinstance(error, MemoryError):
+        wanted = str(error).removeprefix("std::bad_alloc")  # all that C++ says
+        return f"out of memory: {wanted}" if wanted else "out of memory"
+    return str(error) or repr(error)
