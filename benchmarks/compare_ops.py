@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common import contest, machine, native, options, process, table
 from common.extension import cpp
-from common.limits import TITLES, UNITS, Limits, Name
+from common.limits import Limits, Name, in_words
 from common.rows import WRONG, Check, Row, ratios_of, value_of
 from common.verify import WrongResultError
 from ops import Participants, load_torch
@@ -49,11 +49,8 @@ class Probed:
     rates: dict[Name, float]
 
     def in_words(self) -> str:
-        rates = (
-            f"{TITLES[name]} {rate / 1e9:.1f} {UNITS[name]}" for name, rate in self.rates.items()
-        )
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.isa}, {threads}: {', '.join(rates)}"
+        return f"{self.isa}, {threads}: {in_words(self.rates)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,4 +185,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except process.FailedError as error:
+        sys.exit(str(error))

@@ -5,6 +5,7 @@ The probes are C++ (cpp/peaks.h, cpp/machine_limits.cpp), built when first used.
 
 import ctypes
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -71,7 +72,7 @@ class Limits:
         for name in NAMES:
             for _ in range(PROBES):
                 self.rate(name)
-        return dict(self._best)
+        return {name: self._best[name] for name in NAMES}
 
     def _read(self, streams: int) -> float:
         seconds = self._library.limits_read_seconds(
@@ -98,6 +99,11 @@ class Limits:
             seconds = max(time.perf_counter() - started, 1e-7)
             self._rounds[name] = max(rounds, int(rounds * PROBE_SECONDS / seconds))
         return float(function(self.isa.encode(), self._rounds[name], self.threads))
+
+
+def in_words(rates: Mapping[Name, float]) -> str:
+    """For instance "read bandwidth 36.1 GB/s, memcpy ..."."""
+    return ", ".join(f"{TITLES[name]} {rates[name] / 1e9:.1f} {UNITS[name]}" for name in rates)
 
 
 _FUNCTIONS = {"multiply_add": "multiply_add", "dot": "dot_int8"}

@@ -4,6 +4,7 @@ Everything lands in build/benchmarks of the checkout, and only what has changed 
 """
 
 import dataclasses
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from build import BuildError as BuildError
 SOURCES = ROOT / "benchmarks" / "cpp"
 FOLDER = ROOT / "build" / "benchmarks"
 LIMITS_SOURCES = ("machine_limits.cpp", "machine_limits_library.cpp")
+PROGRAM_SOURCES = (
+    *("machine_limits.cpp", "bench.cpp", "bench_elementwise.cpp", "bench_products.cpp"),
+    "bench_attention.cpp",
+)
 
 
 def limits_library() -> Path:
@@ -32,6 +37,32 @@ def limits_library() -> Path:
         if _link_needed(build.compile_all(toolchain, units), output):
             build.link(toolchain, [unit.object for unit in units], output, ("-shared",))
     return output
+
+
+def kernels_program() -> Path:
+    """The Google Benchmark program (cpp/bench*.cpp). Raises BuildError."""
+    output = FOLDER / "kernels"
+    with _locked():
+        toolchain = build.Toolchain.native()
+        _require_google_benchmark(toolchain)
+        units = build.core_units(toolchain, isas_for(toolchain.machine), FOLDER)
+        units += [*peaks_units(toolchain), *_own_units(toolchain, PROGRAM_SOURCES)]
+        objects = build.compile_all(toolchain, units)
+        if _link_needed(objects, output):
+            build.link(toolchain, objects, output, ("-lbenchmark",))
+    return output
+
+
+def _require_google_benchmark(toolchain: build.Toolchain) -> None:
+    """Its lack would show as a page of compiler messages."""
+    include = "#include <benchmark/benchmark.h>\n"
+    command = [*toolchain.compiler, "-fsyntax-only", "-x", "c++", "-"]
+    result = subprocess.run(command, input=include, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise BuildError(
+            "Google Benchmark is not installed (Debian, Ubuntu: apt install libbenchmark-dev; "
+            "Fedora: dnf install google-benchmark-devel)"
+        )
 
 
 def peaks_units(toolchain: build.Toolchain) -> list[build.Unit]:

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+Parser = argparse.ArgumentParser
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
+
+def parser(doc: str | None) -> Parser:
     """A parser whose help is the script's docstring."""
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

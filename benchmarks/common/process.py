@@ -13,6 +13,11 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+
+class FailedError(Exception):
+    """A benchmark's process ended without its results; the message says why."""
+
+
 # What NumPy's and PyTorch's libraries, and the extension, take the number of threads from.
 THREAD_VARIABLES = (
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
@@ -23,7 +28,7 @@ THREAD_VARIABLES = (
 def iterate(function: Callable[..., Iterator[T]], *arguments: Any, threads: int) -> Iterator[T]:
     """What the generator function(*arguments) yields, from a new process with so many threads.
 
-    Raises RuntimeError with the process's traceback, or its exit status, when it fails.
+    Raises FailedError with the process's traceback, or its exit status, when it fails.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -37,9 +42,9 @@ def iterate(function: Callable[..., Iterator[T]], *arguments: Any, threads: int)
                 kind, value = receiver.recv()
             except EOFError:
                 process.join()
-                raise RuntimeError(f"a benchmark died with status {process.exitcode}") from None
+                raise FailedError(f"a benchmark died with status {process.exitcode}") from None
             if kind == "failed":
-                raise RuntimeError(f"a benchmark failed:\n{value}")
+                raise FailedError(f"a benchmark failed:\n{value}")
             if kind == "done":
                 return
             yield value
