@@ -11,9 +11,7 @@ K = 512
 
 def matrices(ops, types, sizes=(40, 8, 17)):
     rows = [file_rows(n, K, t, seed=n) for n, t in zip(sizes, types, strict=True)]
-    return [
-        ops.PackedMatrix(r.data, t, (n, K)) for r, t, n in zip(rows, types, sizes, strict=True)
-    ]
+    return [ops.PackedMatrix(r.data, t, (n, K)) for r, t, n in zip(rows, types, sizes, strict=True)]
 
 
 @pytest.mark.parametrize("activations", ["auto", "q8", "q16", "f32"])

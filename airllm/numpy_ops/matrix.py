@@ -178,9 +178,7 @@ def linear_many(
         given = None if out is None else out[i]
         outs.append(checks.output(op, given, (*x.shape[:-1], w.shape[0]), {"x": x}))
         if any(np.may_share_memory(outs[i], other) for other in outs[:i]):
-            raise ValueError(
-                f"{op}: two arrays of out overlap; expected separate memory for each."
-            )
+            raise ValueError(f"{op}: two arrays of out overlap; expected separate memory for each.")
     m = math.prod(x.shape[:-1])
     for w, result in zip(ws, outs, strict=True):
         linear_apply(x.reshape(m, x.shape[-1]), w, result.reshape(m, w.shape[0]))
