@@ -50,5 +50,6 @@ class BuildPython(build_py):
         super().run()
 
 
-extensions = [] if os.environ.get("AIRLLM_NO_EXTENSION") else [Extension("tensor_ops_cpp", [])]
+wanted = os.environ.get("AIRLLM_NO_EXTENSION", "0") in ("", "0")
+extensions = [Extension("tensor_ops_cpp", [])] if wanted else []
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "build_py": BuildPython})

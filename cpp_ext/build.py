@@ -29,8 +29,13 @@ COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Kernels throw nothing. Contracting a * b + c is what FMA is for; the rest of IEEE 754 stays.
 KERNEL_FLAGS = ("-fno-exceptions", "-fno-rtti", "-ffp-contract=fast", "-fno-math-errno")
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion")
-# GCC bug 105593: _mm512_undefined_ps() in its own headers.
-KERNEL_WARNINGS = (*WARNINGS, "-Wno-uninitialized", "-Wno-maybe-uninitialized")
+# GCC bug 105593: _mm512_undefined_ps() in its own headers. Clang has one of the two, and says so.
+KERNEL_WARNINGS = (
+    *WARNINGS,
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+    "-Wno-unknown-warning-option",
+)
 
 CORE_SOURCES = (
     "cpu_features.cpp",

@@ -89,11 +89,11 @@ def attention(
 
 def quantize(
     x: _Float32,  # [..., n], n a multiple of 32
-    type: str,  # "q8_0", "q4_0" or "q4_1"
+    type: str,  # "q8_0", "q4_0", "q4_1", "q5_0" or "q5_1"
 ) -> _Bytes: ...  # [..., row_bytes]
 def dequantize(
     data: _Bytes,  # [..., row_bytes]
-    type: str,
+    type: str,  # as quantize, or "q2_k" to "q6_k"
 ) -> _Float32: ...  # [..., n]
 def float32_to_float16(x: _Float32) -> NDArray[np.float16]: ...
 def float16_to_float32(x: NDArray[np.float16]) -> _Float32: ...
@@ -104,7 +104,7 @@ class PackedMatrix:
     def __init__(
         self,
         data: Any,  # an array of any dtype, or bytes-like: the n rows' bytes
-        type: str,  # "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1"
+        type: str,  # "f32", "f16", "bf16", or as dequantize
         shape: Sequence[int],  # (n, k)
     ) -> None: ...
     @property

@@ -1,0 +1,171 @@
+"""What `pip install .` installs, what a source distribution holds, and how a build fails."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from extension import require_cpp
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, cwd=ROOT, **variables):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory):
+    """Runs a hook of setuptools' build backend in the repository; returns what it has built.
+
+    A setuptools of its own: on Python 3.11 pythran has installed one from before pyproject.toml.
+    """
+    backend = tmp_path_factory.mktemp("setuptools")
+    pip = ["-m", "pip", "install", "--quiet", "--target", str(backend), "setuptools>=64", "wheel"]
+    if (result := run(*pip)).returncode != 0:
+        pytest.skip(f"pip does not get setuptools here: {result.stderr}")
+
+    def run_hook(hook):
+        folder = tmp_path_factory.mktemp(hook)
+        code = f"from setuptools import build_meta; build_meta.{hook}({str(folder)!r})"
+        result = run("-c", code, PYTHONPATH=str(backend))
+        assert result.returncode == 0, result.stdout + result.stderr
+        [built] = folder.iterdir()
+        return built
+
+    return run_hook
+
+
+@pytest.fixture(scope="session")
+def wheel(build):
+    require_cpp()
+    return build("build_wheel")
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """A virtual environment with the wheel in it; returns its Python and its site-packages."""
+    folder = tmp_path_factory.mktemp("venv")
+    assert run("-m", "venv", "--without-pip", str(folder)).returncode == 0
+    [packages] = folder.glob("lib/python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(packages)
+    requirements = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "requirements.pth").write_text("\n".join(requirements))
+    return folder / "bin/python", packages
+
+
+def test_a_wheel_holds_the_package_its_types_and_the_extension(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "airllm").rglob("*.py")}
+    extension = {name for name in names if name.endswith((".so", ".pyd"))}
+    metadata = {name for name in names if ".dist-info/" in name}
+    typed = {"airllm/py.typed", "tensor_ops_cpp-stubs/__init__.pyi"}
+    assert names - extension - metadata == sources | typed
+    assert len(extension) == 1
+    assert any(name.endswith("/LICENSE") for name in metadata)
+
+
+def test_what_an_earlier_build_left_behind_is_not_in_the_wheel(wheel, build):
+    left_overs = [path / "airllm/left_over.py" for path in (ROOT / "build").glob("lib.*")]
+    assert left_overs
+    for path in left_overs:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    try:
+        assert "airllm/left_over.py" not in zipfile.ZipFile(build("build_wheel")).namelist()
+    finally:
+        for path in left_overs:
+            path.unlink(missing_ok=True)
+
+
+def test_the_installed_package_runs_on_the_installed_extension(installed, tmp_path):
+    python, packages = installed
+    code = "import tensor_ops_cpp, airllm; print(tensor_ops_cpp.__file__, airllm.__file__)"
+    clean = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
+    options = {"cwd": tmp_path, "env": clean, "capture_output": True, "text": True, "check": True}
+    files = subprocess.run([python, "-c", code], **options).stdout.split()
+    assert [Path(file).is_relative_to(packages) for file in files] == [True, True]
+    info = subprocess.run([python, "-m", "airllm", "info", "--json"], **options).stdout
+    assert json.loads(info)["backend"]["backend"] == "cpp"
+
+
+# --strict complains of an ignored error that is none, so the types are seen, and are not Any.
+TYPED_PROGRAM = """
+from typing import assert_type
+import numpy as np
+import tensor_ops_cpp
+from numpy.typing import NDArray
+from airllm import tensor_ops_hybrid
+from airllm.layer_engine import LayerWiseInferenceEngine
+
+x = np.ones((2, 64), np.float32)
+assert_type(tensor_ops_cpp.silu(x), NDArray[np.float32])
+assert_type(tensor_ops_hybrid.silu(x), NDArray[np.float32])
+assert_type(LayerWiseInferenceEngine("model.gguf").generate("Once").text, str)
+tensor_ops_cpp.rms_norm(x, "weight")  # type: ignore[arg-type]
+tensor_ops_hybrid.rms_norm(x, "weight")  # type: ignore[arg-type]
+"""
+
+
+def test_code_that_uses_the_installed_package_passes_mypy_strict(installed, tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "program.py").write_text(TYPED_PROGRAM)
+    options = ["--strict", "--python-executable", str(installed[0])]
+    cache = f"--cache-dir={ROOT / '.mypy_cache'}"
+    result = run("-m", "mypy", *options, cache, "program.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+
+
+def test_a_source_distribution_holds_what_builds_and_tests_it(build):
+    with tarfile.open(build("build_sdist")) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("airllm", "cpp_ext", "tests"):
+        sources = (ROOT / folder).rglob("*.*")
+        kept = {str(path.relative_to(ROOT)) for path in sources if "__pycache__" not in str(path)}
+        assert kept <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py", ".clang-format"} <= names
+    assert {"airllm/py.typed", "tensor_ops_cpp-stubs/__init__.pyi"} <= names
+    assert not any(name.startswith("build") or name.endswith(".so") for name in names)
+
+
+def build_extension(tmp_path, **variables):
+    """Standard error of a build that must fail."""
+    folders = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    result = run("setup.py", "build_ext", *folders, **variables)
+    assert result.returncode == 1
+    assert list(tmp_path.rglob("*.so")) == []
+    return result.stderr.splitlines()[-1]
+
+
+def test_without_a_compiler_the_error_says_how_to_get_one(tmp_path):
+    error = build_extension(tmp_path, PATH=str(tmp_path), CXX="")
+    assert error.startswith("error: tensor_ops_cpp was not built: no C++ compiler: g++ or clang++")
+    assert "apt install g++" in error
+    assert "AIRLLM_NO_EXTENSION=1" in error
+
+
+def test_a_compiler_that_does_not_exist_is_named(tmp_path):
+    assert "no C++ compiler: nonsense++ is not on" in build_extension(tmp_path, CXX="nonsense++ -m")
+
+
+def test_an_isa_of_another_machine_is_refused_at_build_time(tmp_path):
+    error = build_extension(tmp_path, TENSOR_OPS_ISA="scalar,avx9")
+    assert "TENSOR_OPS_ISA names 'avx9', which cannot be compiled for" in error
+
+
+def test_the_extension_can_be_left_out(tmp_path):
+    folder = ["--build-lib", str(tmp_path / "lib")]
+    result = run("setup.py", "build_ext", *folder, AIRLLM_NO_EXTENSION="1", PATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.rglob("*")) == []
