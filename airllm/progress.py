@@ -1,11 +1,12 @@
 """How far something is and how long it still takes: a bar on a terminal, lines in a log."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -76,7 +77,7 @@ class Progress:
             smoothing=0,  # the time left follows from the mean since the start, as in a log
             delay=1e-9,  # not drawn before its start is right
             leave=False,
-            dynamic_ncols=True,
+            **_shape(sys.stderr),
             miniters=1,  # look at the clock at each update: some come once in many seconds
         )
         bar.start_t -= time.monotonic() - self._start
@@ -107,6 +108,16 @@ def part_of(on_progress: OnProgress | None, before: int, n: int, total: int) -> 
     if on_progress is None:
         return None
     return lambda done, of: on_progress(before + n * done // of, total)
+
+
+def _shape(terminal: TextIO) -> dict[str, int]:
+    """How wide tqdm draws. Some terminals, in containers say, claim to have no columns and no
+    lines; there it would draw nothing."""
+    try:
+        sizeless = os.get_terminal_size(terminal.fileno()).columns == 0
+    except OSError:
+        sizeless = False
+    return {"ncols": 80, "nrows": 24} if sizeless else {"dynamic_ncols": True}
 
 
 def format_duration(seconds: float) -> str:

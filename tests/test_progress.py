@@ -2,6 +2,8 @@
 
 import io
 import logging
+import os
+import pty
 
 import pytest
 
@@ -129,6 +131,19 @@ def test_on_a_terminal_the_time_left_follows_from_the_whole_time_so_far(
         clock.now += 60  # the first update comes late: the bar is new, the work is not
         shown.update(10, 30)
     assert "[01:00<02:00" in screen.getvalue()
+
+
+def test_a_terminal_that_claims_to_have_no_columns_still_gets_its_bar(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, slave = pty.openpty()  # nobody has told it its size
+    with os.fdopen(master, "rb", 0) as screen, os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with Progress("loading", "layers") as shown:
+            clock.now += 2
+            shown.update(10, 30)
+        terminal.flush()
+        assert b"loading:  33%" in screen.read(4096)
 
 
 def last_drawn(screen: Terminal) -> str:
