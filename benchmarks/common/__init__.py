@@ -1,7 +1,10 @@
-"""What the benchmarks share. The checkout that this file is in is measured, not another install."""
+"""What the benchmarks share.
+
+They measure the package that is installed, or, where none is, the checkout that they are in.
+"""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))

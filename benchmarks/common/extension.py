@@ -4,7 +4,7 @@ import importlib
 import sys
 from typing import Any
 
-import common  # noqa: F401 (the checkout comes first on the path)
+import common  # noqa: F401 (puts the checkout on the path)
 
 try:
     cpp: Any = importlib.import_module("tensor_ops_cpp")

@@ -1,25 +1,26 @@
 """Builds the C++ parts of the benchmarks with the flags that the kernels themselves are built with.
 
 Everything lands in build/benchmarks of the checkout, and only what has changed is compiled again.
+TENSOR_OPS_ISA restricts the ISAs, as it does for setup.py; each choice has a folder of its own.
 """
 
 import dataclasses
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from common import ROOT
 
 sys.path.insert(0, str(ROOT / "cpp_ext"))
-from isas import isas_for
+from isas import Isa, isas_for
 
 import build
 from build import BuildError as BuildError
 
 SOURCES = ROOT / "benchmarks" / "cpp"
-FOLDER = ROOT / "build" / "benchmarks"
 LIMITS_SOURCES = ("machine_limits.cpp", "machine_limits_library.cpp")
 PROGRAM_SOURCES = (
     *("machine_limits.cpp", "bench.cpp", "bench_elementwise.cpp", "bench_products.cpp"),
@@ -29,27 +30,56 @@ PROGRAM_SOURCES = (
 
 def limits_library() -> Path:
     """The shared library of the limits that common/limits.py calls. Raises BuildError."""
-    output = FOLDER / "limits.so"
-    with _locked():
-        toolchain = build.Toolchain.native()
-        units = [*peaks_units(toolchain), *_own_units(toolchain, LIMITS_SOURCES)]
-        units += build.units_of(["cpu_features.cpp"], FOLDER, _includes())
-        if _link_needed(build.compile_all(toolchain, units), output):
-            build.link(toolchain, [unit.object for unit in units], output, ("-shared",))
-    return output
+    with _building() as (toolchain, isas, folder):
+        units = [*peaks_units(toolchain, isas, folder)]
+        units += _own_units(LIMITS_SOURCES, folder)
+        units += build.units_of(["cpu_features.cpp"], folder, _includes(folder))
+        return _linked(toolchain, units, folder / "limits.so", "-shared")
 
 
 def kernels_program() -> Path:
     """The Google Benchmark program (cpp/bench*.cpp). Raises BuildError."""
-    output = FOLDER / "kernels"
-    with _locked():
-        toolchain = build.Toolchain.native()
+    with _building() as (toolchain, isas, folder):
         _require_google_benchmark(toolchain)
-        units = build.core_units(toolchain, isas_for(toolchain.machine), FOLDER)
-        units += [*peaks_units(toolchain), *_own_units(toolchain, PROGRAM_SOURCES)]
-        objects = build.compile_all(toolchain, units)
-        if _link_needed(objects, output):
-            build.link(toolchain, objects, output, ("-lbenchmark",))
+        units = build.core_units(toolchain, isas, folder)
+        units += peaks_units(toolchain, isas, folder)
+        units += _own_units(PROGRAM_SOURCES, folder)
+        return _linked(toolchain, units, folder / "kernels", "-lbenchmark")
+
+
+def peaks_units(toolchain: build.Toolchain, isas: Sequence[Isa], folder: Path) -> list[build.Unit]:
+    """peaks/<isa>.cpp for each ISA, compiled exactly as isa/<isa>.cpp is."""
+    return [
+        dataclasses.replace(
+            unit,
+            source=SOURCES / "peaks" / unit.source.name,
+            object=folder / "peaks" / unit.object.name,
+            flags=(*unit.flags, f"-I{SOURCES}"),
+        )
+        for unit in build.core_units(toolchain, isas, folder)
+        if unit.source.parent.name == "isa"
+    ]
+
+
+def _own_units(names: Sequence[str], folder: Path) -> list[build.Unit]:
+    flags = (*build.COMMON_FLAGS, *build.WARNINGS, *_includes(folder))
+    return [
+        build.Unit(SOURCES / name, folder / Path(name).with_suffix(".o"), flags) for name in names
+    ]
+
+
+def _includes(folder: Path) -> tuple[str, ...]:
+    return (f"-I{build.ROOT}", f"-I{folder}", f"-I{SOURCES}")
+
+
+def _linked(
+    toolchain: build.Toolchain, units: Sequence[build.Unit], output: Path, flag: str
+) -> Path:
+    """Compiles and links what has changed. What has not may be in use by another process."""
+    objects = build.compile_all(toolchain, units)
+    newest = max(path.stat().st_mtime_ns for path in objects)
+    if not output.exists() or output.stat().st_mtime_ns < newest:
+        build.link(toolchain, objects, output, (flag,))
     return output
 
 
@@ -65,46 +95,20 @@ def _require_google_benchmark(toolchain: build.Toolchain) -> None:
         )
 
 
-def peaks_units(toolchain: build.Toolchain) -> list[build.Unit]:
-    """peaks/<isa>.cpp for each ISA, compiled exactly as isa/<isa>.cpp is."""
-    kernels = build.core_units(toolchain, isas_for(toolchain.machine), FOLDER)
-    return [
-        dataclasses.replace(
-            unit,
-            source=SOURCES / "peaks" / unit.source.name,
-            object=FOLDER / "peaks" / unit.object.name,
-            flags=(*unit.flags, f"-I{SOURCES}"),
-        )
-        for unit in kernels
-        if unit.source.parent.name == "isa"
-    ]
-
-
-def _own_units(toolchain: build.Toolchain, names: tuple[str, ...]) -> list[build.Unit]:
-    flags = (*build.COMMON_FLAGS, *build.WARNINGS, *_includes(), *toolchain.flags)
-    return [
-        build.Unit(SOURCES / name, FOLDER / Path(name).with_suffix(".o"), flags) for name in names
-    ]
-
-
-def _includes() -> tuple[str, ...]:
-    return (f"-I{build.ROOT}", f"-I{FOLDER}", f"-I{SOURCES}")
-
-
-def _link_needed(objects: list[Path], output: Path) -> bool:
-    """Linking again would replace a library that another process may be starting to load."""
-    if not output.exists():
-        return True
-    made = output.stat().st_mtime_ns
-    return any(path.stat().st_mtime_ns > made for path in objects)
-
-
 @contextmanager
-def _locked() -> Iterator[None]:
-    """One build at a time: several benchmarks may start at once."""
+def _building() -> Iterator[tuple[build.Toolchain, tuple[Isa, ...], Path]]:
+    """The compiler, the ISAs and the folder of a build; only one at a time runs in a folder."""
     import fcntl
 
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / ".lock").open("w") as lock:
+    only = os.environ.get("TENSOR_OPS_ISA", "")
+    toolchain = build.Toolchain.native()
+    folder = ROOT / "build" / "-".join(["benchmarks", *only.split(",")]).rstrip("-")
+    try:
+        isas = isas_for(toolchain.machine, only)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except (ValueError, OSError) as error:
+        raise BuildError(str(error)) from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield toolchain, isas, folder

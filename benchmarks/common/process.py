@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class FailedError(Exception):
-    """A benchmark's process ended without its results; the message says why."""
+    """A benchmark ended without its results; the message says why."""
 
 
 # What NumPy's and PyTorch's libraries, and the extension, take the number of threads from.
@@ -44,7 +44,7 @@ def iterate(function: Callable[..., Iterator[T]], *arguments: Any, threads: int)
                 process.join()
                 raise FailedError(f"a benchmark died with status {process.exitcode}") from None
             if kind == "failed":
-                raise FailedError(f"a benchmark failed:\n{value}")
+                raise FailedError(f"a benchmark failed: {value}")
             if kind == "done":
                 return
             yield value
@@ -60,6 +60,8 @@ def _send(
         for value in function(*arguments):
             sender.send(("value", value))
         sender.send(("done", None))
+    except FailedError as error:
+        sender.send(("failed", str(error)))
     except Exception:
         sender.send(("failed", traceback.format_exc()))
 

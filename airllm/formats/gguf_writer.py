@@ -1,0 +1,190 @@
+"""Writes GGUF files front to back, in no more memory than a piece of a tensor takes.
+
+The format is the one at the head of `gguf.py`. Metadata and the table of tensors come first, so the
+tensors' types and shapes must be known from the start; their data follows when it is there.
+"""
+
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.formats.ggml_types import TYPES
+
+ALIGNMENT = 32
+
+_NUMBER_OF_TYPE = {kind.name: number for number, kind in TYPES.items()}
+_KIND_OF_TYPE = {kind.name: kind for kind in TYPES.values()}
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_NUMBERS = {
+    name: number
+    for number, name in enumerate(("uint8", "int8", "uint16", "int16", "uint32", "int32"))
+} | {"float32": 6, "bool": _BOOL, "uint64": 10, "int64": 11, "float64": 12}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor to be written: shape is row-major, (n rows, k columns) or (k,)."""
+
+    name: str
+    type: str  # "q4_1"
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Raises ValueError for a type that does not exist, or rows that are no whole blocks."""
+        kind = _KIND_OF_TYPE.get(self.type)
+        if kind is None:
+            raise ValueError(f"tensor {self.name}: there is no type {self.type!r}")
+        if self.shape[-1] % kind.block_size:
+            raise ValueError(
+                f"tensor {self.name}: rows of {self.shape[-1]} values; {self.type} needs a "
+                f"multiple of {kind.block_size}"
+            )
+        n_rows = int(np.prod(self.shape[:-1], dtype=np.int64))
+        return n_rows * kind.row_bytes(self.shape[-1])
+
+
+class GGUFWriter:
+    """with GGUFWriter(path, metadata, tensors) as writer:
+        for tensor in tensors:
+            for piece in ...:
+                writer.write(tensor.name, piece)
+
+    metadata: str, bool, int (uint32, or int32, uint64, int64 where it does not fit), float
+        (float32), NumPy scalars and 1-D arrays in their own type, lists of strings.
+
+    The file appears under its name when all is written; until then it is `path`.partial, which an
+    exception removes. OSError where it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        metadata: Mapping[str, object],
+        tensors: Sequence[TensorInfo],
+    ) -> None:
+        self.path = Path(path)
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._tensors = list(tensors)
+        self._written = 0  # bytes of the first of self._tensors
+        head = _head(metadata, self._tensors)
+        self._file: BinaryIO = self._partial.open("wb")
+        self._file.write(head)
+
+    def write(self, name: str, data: NDArray[Any]) -> None:
+        """The next piece of a tensor, as raw bytes of a C-contiguous array of any type.
+
+        Tensors come in the order in which they were announced; ValueError otherwise, and for more
+        bytes than the tensor has.
+        """
+        while self._tensors and self._written == self._tensors[0].nbytes:
+            self._next_tensor()
+        if not self._tensors or self._tensors[0].name != name:
+            expected = self._tensors[0].name if self._tensors else "nothing more"
+            raise ValueError(f"{self.path}: data for {name}; expected {expected}")
+        tensor = self._tensors[0]
+        if self._written + data.nbytes > tensor.nbytes:
+            raise ValueError(
+                f"{self.path}: {self._written + data.nbytes} bytes for {name}; expected "
+                f"{tensor.nbytes}"
+            )
+        self._file.write(np.ascontiguousarray(data).data)
+        self._written += data.nbytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        while self._tensors and self._written == self._tensors[0].nbytes:
+            self._next_tensor()
+        if self._tensors:
+            tensor = self._tensors[0]
+            raise ValueError(
+                f"{self.path}: {self._written} bytes for {tensor.name}; expected {tensor.nbytes}"
+            )
+        self._file.close()
+        self._partial.replace(self.path)
+
+    def _next_tensor(self) -> None:
+        self._file.write(bytes(-self._written % ALIGNMENT))
+        self._tensors.pop(0)
+        self._written = 0
+
+
+def _head(metadata: Mapping[str, object], tensors: Sequence[TensorInfo]) -> bytes:
+    """All that comes before the tensors' data."""
+    head = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        head += _string(key)
+        head += _typed(key, value)
+    offset = 0
+    for tensor in tensors:
+        nbytes = tensor.nbytes  # which checks it
+        dims = tensor.shape[::-1]  # the file counts the fastest axis first
+        head += _string(tensor.name)
+        head += struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
+        head += struct.pack("<IQ", _NUMBER_OF_TYPE[tensor.type], offset)
+        offset += nbytes + -nbytes % ALIGNMENT
+    head += bytes(-len(head) % ALIGNMENT)
+    return bytes(head)
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _typed(key: str, value: object) -> bytes:
+    """A metadata value after the number of its type. TypeError where GGUF has none."""
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _string(value)
+    if isinstance(value, (list, tuple)):
+        if not all(isinstance(text, str) for text in value):
+            raise TypeError(f"metadata {key}: a list of other things than strings; use an array")
+        texts = b"".join(map(_string, value))
+        return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + texts
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.name in _NUMBERS:
+        number = _NUMBERS[value.dtype.name]
+        return struct.pack("<IIQ", _ARRAY, number, value.size) + _little_endian(value)
+    scalar = _scalar(value)
+    if scalar is None or scalar.dtype.name not in _NUMBERS:
+        raise TypeError(f"metadata {key}: GGUF has no type for {value!r}")
+    return struct.pack("<I", _NUMBERS[scalar.dtype.name]) + _little_endian(scalar)
+
+
+def _scalar(value: object) -> NDArray[Any] | None:
+    """As the NumPy type that it is written in."""
+    if isinstance(value, (bool, np.generic)):
+        return np.asarray(value)
+    if isinstance(value, float):
+        return np.asarray(value, np.float32)
+    if isinstance(value, int):
+        for dtype in (np.uint32, np.int32, np.uint64, np.int64):
+            limits = np.iinfo(dtype)
+            if limits.min <= value <= limits.max:
+                return np.asarray(value, dtype)
+    return None
+
+
+def _little_endian(values: NDArray[Any]) -> bytes:
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
