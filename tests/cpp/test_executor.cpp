@@ -1,0 +1,387 @@
+// The executor's own promises: what shares memory or threads gives what plain loops give, and what
+// does not fit is refused before anything has run.
+
+#include "dispatch.h"
+#include "graphs.h"
+#include "threads.h"
+
+using namespace arrays;
+using graphs::Builder;
+using graphs::OpKind;
+using graphs::Weight;
+using tensor_ops::Activations;
+using tensor_ops::DType;
+using tensor_ops::Executor;
+using tensor_ops::Graph;
+using tensor_ops::Op;
+
+namespace {
+
+constexpr std::size_t width = 64;
+
+// ---- plain loops: each buffer in memory of its own, one thread, one op after the other -----------
+
+void plain_linear(const tensor_ops::PackedMatrix& w, Activations kind, const float* x,
+                  std::size_t n, float* y) {
+    const auto& table = w.table();
+    if (kind == Activations::f32 || !tensor_ops::is_quantized(w.type()))
+        return table.linear_f32(w.view(), x, n, 0, w.groups(), y, w.n());
+    Array<std::byte> xq(n * (w.k() / 32) * tensor_ops::quantized_block_bytes(kind));
+    table.quantize_activations(kind, x, n, w.k(), 0, n, xq.data());
+    table.linear_quantized(kind, w.view(), xq.data(), n, 0, w.groups(), y, w.n());
+}
+
+// For graphs of rms_norm, linear, add and swiglu over buffers of one width; buffers: one for each
+// of the graph's, filled in for the external ones.
+void run_plainly(const Graph& graph, const std::vector<Weight>& weights, std::size_t n,
+                 std::vector<Floats>& buffers) {
+    const auto& table = tensor_ops::kernels();
+    for (const Op& op : graph.ops) {
+        const auto at = [&](int b) { return buffers[static_cast<std::size_t>(b)].data(); };
+        const float* x = at(op.inputs[0]);
+        float* y = at(op.output);
+        const auto slot = static_cast<std::size_t>(op.weight);
+        if (op.kind == OpKind::rms_norm)
+            table.rms_norm(x, std::get<tensor_ops::Vector>(weights[slot]).data, op.eps, y, n, width);
+        else if (op.kind == OpKind::linear)
+            plain_linear(*std::get<std::shared_ptr<const tensor_ops::PackedMatrix>>(weights[slot]),
+                         op.activations.value_or(tensor_ops::activations_for(n)), x, n, y);
+        else if (op.kind == OpKind::add)
+            table.add(x, at(op.inputs[1]), y, n * width);
+        else
+            table.swiglu(x, at(op.inputs[1]), y, n * width);
+    }
+}
+
+// Runs the graph both ways, the external buffers filled with the same numbers, and compares these
+// bit for bit.
+void check_against_plain_loops(const Graph& graph, const std::vector<Weight>& weights,
+                               std::size_t n, int threads,
+                               std::source_location where = std::source_location::current()) {
+    std::vector<Floats> expected, actual;
+    std::vector<std::pair<int, void*>> external;
+    for (std::size_t b = 0; b < graph.buffers.size(); ++b) {
+        expected.push_back(normal(n * width, static_cast<unsigned>(b)));
+        actual.push_back(copy<float>(expected.back()));
+        if (graph.buffers[b].external) external.emplace_back(static_cast<int>(b), actual[b].data());
+    }
+    run_plainly(graph, weights, n, expected);
+    const Threads wanted(threads);
+    Executor executor(graph, n);
+    graphs::run(executor, weights, external, n);
+    for (std::size_t b = 0; b < graph.buffers.size(); ++b)
+        if (graph.buffers[b].external)
+            check::that(same_bytes(actual[b], expected[b]),
+                        "buffer " + graph.buffers[b].name + " with " + std::to_string(threads) +
+                            " threads and " + std::to_string(n) + " tokens",
+                        where);
+}
+
+// `n_ops` ops on random buffers of those written so far: inputs overwritten, results reused late,
+// one input of several matrices, quantised and exact ones side by side.
+Graph random_graph(unsigned seed, std::size_t n_ops) {
+    std::mt19937 random(seed);
+    Builder b;
+    std::vector<int> written = {b.external("x", width), b.external("y", width)}, all = written;
+    for (const char* name : {"a", "b", "c", "d", "e"}) all.push_back(b.internal(name, width));
+    for (const char* name : {"norm", "f32", "q8_0", "q4_1"}) b.slot(name);
+    const auto any_of = [&](const std::vector<int>& v) { return v[random() % v.size()]; };
+    while (b.graph.ops.size() < n_ops) {
+        const int first = any_of(written), second = any_of(written), output = any_of(all);
+        const auto choice = random() % 6;
+        if (choice < 2) {
+            b.op(OpKind::rms_norm, {first}, output, 0).eps = 1e-5f;
+        } else if (choice == 2) {
+            b.op(OpKind::add, {first, second}, output);
+        } else if (choice == 3) {
+            b.op(OpKind::swiglu, {first, second}, output);
+        } else {
+            if (output == first) continue;
+            Op& linear = b.op(OpKind::linear, {first}, output, 1 + static_cast<int>(random() % 3));
+            if (random() % 2) linear.activations = static_cast<Activations>(random() % 3);
+        }
+        written.push_back(output);
+    }
+    return b.graph;
+}
+
+}  // namespace
+
+TEST(random_graphs_give_what_plain_loops_give_on_any_number_of_threads) {
+    const Floats norm = normal(width, 1);
+    const std::vector<Weight> weights = {
+        graphs::vector(norm), graphs::packed(matrices::random(DType::f32, width, width, 2)),
+        graphs::packed(matrices::random(DType::q8_0, width, width, 3)),
+        graphs::packed(matrices::random(DType::q4_1, width, width, 4))};
+    for (unsigned seed = 0; seed < 12; ++seed) {
+        const Graph graph = random_graph(seed, 40);
+        for (const int threads : {1, 2, 4})
+            for (const std::size_t n : {1u, 7u, 33u})
+                check_against_plain_loops(graph, weights, n, threads);
+    }
+}
+
+TEST(buffers_that_do_not_live_at_the_same_time_share_memory) {
+    Builder b;
+    const int norm = b.slot("norm");
+    int last = b.external("x", width);
+    for (int i = 0; i < 20; ++i) {
+        const int next = b.internal("step", width);
+        b.op(OpKind::rms_norm, {last}, next, norm).eps = 1e-5f;
+        last = next;
+    }
+    b.op(OpKind::add, {last, 0}, 0);
+    const std::size_t n = 5, two_buffers = 2 * n * width * sizeof(float);
+    check::that(Executor(b.graph, n).bytes() <= two_buffers, "more than two of twenty buffers");
+    const Floats weight = normal(width, 1);
+    check_against_plain_loops(b.graph, {graphs::vector(weight)}, n, 3);
+}
+
+// The quantised form of an input serves the matrices that follow, until the input changes.
+TEST(an_input_that_changes_between_two_matrices_is_quantised_again) {
+    Builder b;
+    const int x = b.external("x", width), y = b.external("y", width), z = b.external("z", width);
+    const int norm = b.slot("norm"), w = b.slot("w");
+    b.op(OpKind::linear, {x}, y, w);
+    b.op(OpKind::linear, {x}, z, w);
+    b.op(OpKind::rms_norm, {x}, x, norm).eps = 1e-5f;
+    b.op(OpKind::linear, {x}, y, w);
+    b.op(OpKind::linear, {y}, z, w);
+    b.op(OpKind::linear, {x}, y, w);
+    const Floats weight = normal(width, 1);
+    const std::vector<Weight> weights = {
+        graphs::vector(weight), graphs::packed(matrices::random(DType::q8_0, width, width, 2))};
+    for (const int threads : {1, 3}) check_against_plain_loops(b.graph, weights, 9, threads);
+}
+
+TEST(matrices_on_one_input_may_want_it_quantised_differently) {
+    Builder b;
+    const int x = b.external("x", width), w = b.slot("w");
+    for (const Activations kind : {Activations::q8, Activations::q16, Activations::f32, Activations::q8}) {
+        const int y = b.external("y", width);
+        b.op(OpKind::linear, {x}, y, w).activations = kind;
+    }
+    const std::vector<Weight> weights = {
+        graphs::packed(matrices::random(DType::q4_0, width, width, 2))};
+    for (const int threads : {1, 3}) check_against_plain_loops(b.graph, weights, 9, threads);
+}
+
+// Each ISA has its own layout of quantised activations, and a matrix keeps the ISA it was made for.
+TEST(matrices_on_one_input_may_be_packed_for_different_isas) {
+    Builder b;
+    const int x = b.external("x", width), y = b.external("y", width), z = b.external("z", width);
+    b.op(OpKind::linear, {x}, y, b.slot("first"));
+    b.op(OpKind::linear, {x}, z, b.slot("second"));
+    const auto packed_for = [](const std::string& isa, unsigned seed) {
+        tensor_ops::select_isa(isa);
+        const Weight w = graphs::packed(matrices::random(DType::q8_0, width, width, seed));
+        tensor_ops::select_isa("");
+        return w;
+    };
+    for (const std::string& first : tensor_ops::available_isas())
+        for (const std::string& second : tensor_ops::available_isas())
+            check_against_plain_loops(b.graph, {packed_for(first, 2), packed_for(second, 3)}, 13, 2);
+}
+
+TEST(an_executor_may_run_many_batches_of_any_size_it_allows) {
+    Builder b;
+    const int x = b.external("x", width), y = b.external("y", width), w = b.slot("w");
+    b.op(OpKind::linear, {x}, y, w);
+    const auto matrix = matrices::random(DType::q8_0, width, width, 2);
+    const std::vector<Weight> weights = {graphs::packed(matrix)};
+    Executor executor(b.graph, 20);
+    for (const std::size_t n : {20u, 1u, 7u, 0u, 20u}) {
+        Floats input = normal(n * width, 1), output(n * width), expected(n * width);
+        graphs::run(executor, weights, {{x, input.data()}, {y, output.data()}}, n);
+        plain_linear(*std::get<std::shared_ptr<const tensor_ops::PackedMatrix>>(weights[0]),
+                     tensor_ops::activations_for(n), input.data(), n, expected.data());
+        check::that(same_bytes(output, expected), std::to_string(n) + " tokens");
+    }
+}
+
+// ---- embed -------------------------------------------------------------------------------------
+
+TEST(embed_looks_up_rows_of_every_type_and_scales_them) {
+    for (const DType type : matrices::all_types) {
+        const std::size_t columns = matrices::in_blocks(type, width);
+        for (const float scale : {1.0f, 8.0f}) {
+            Builder b;
+            const int tokens = b.external("tokens", 1), y = b.external("y", columns);
+            b.op(OpKind::embed, {tokens}, y, b.slot("embedding")).scale = scale;
+            const auto rows = matrices::random(type, 11, columns, 1, 4);
+            Array<std::int32_t> ids = copy<std::int32_t>(std::vector{10, 0, 3, 3, 7});
+            Floats out(5 * columns);
+            Executor executor(b.graph, 5);
+            const Threads wanted(2);
+            graphs::run(executor, {graphs::raw_rows(rows)}, {{tokens, ids.data()}, {y, out.data()}}, 5);
+            for (std::size_t i = 0; i < out.size(); ++i) {
+                const auto row = static_cast<std::size_t>(ids[i / columns]);
+                const double exact = scale * rows.values[row * columns + i % columns];
+                check::near(matrices::name(type), out[i], exact, ulp(exact) / 2, "at ", i);
+            }
+        }
+    }
+}
+
+TEST(a_token_that_is_not_in_the_vocabulary_is_refused_before_anything_has_run) {
+    Builder b;
+    const int tokens = b.external("tokens", 1), y = b.external("y", width);
+    b.op(OpKind::embed, {tokens}, y, b.slot("embedding"));
+    const auto rows = matrices::random(DType::f32, 11, width, 1);
+    Executor executor(b.graph, 3);
+    for (const std::int32_t bad : {-1, 11, INT32_MAX, INT32_MIN}) {
+        Array<std::int32_t> ids = copy<std::int32_t>(std::vector{1, 2, bad});
+        Floats out(3 * width);
+        check::refused(
+            [&] {
+                graphs::run(executor, {graphs::raw_rows(rows)},
+                            {{tokens, ids.data()}, {y, out.data()}}, 3);
+            },
+            "token " + std::to_string(bad) + " is not in the vocabulary of 11");
+        check::that(same_bytes(out, Floats(3 * width)), "something was written");
+    }
+}
+
+// ---- what is refused ---------------------------------------------------------------------------
+
+namespace {
+
+// A graph with one op: what is wrong with it.
+void check_graph_refused(OpKind kind, const std::vector<std::size_t>& input_widths,
+                         std::size_t output_width, bool weight, void (*change)(Op&),
+                         const char* words,
+                         std::source_location where = std::source_location::current()) {
+    Builder b;
+    std::vector<int> inputs;
+    for (const std::size_t w : input_widths) inputs.push_back(b.external("in", w));
+    const int output = output_width ? b.external("out", output_width) : -1;
+    Op& op = b.op(kind, inputs, output, weight ? b.slot("w") : -1);
+    op.n_heads = 4;
+    op.n_kv_heads = 2;
+    op.head_dim = 16;
+    change(op);
+    check::refused([&] { Executor(b.graph, 4); }, words, where);
+}
+
+void unchanged(Op&) {}
+
+}  // namespace
+
+TEST(a_graph_that_does_not_fit_together_is_refused_with_op_and_fault) {
+    using enum OpKind;
+    check_graph_refused(add, {64}, 64, false, unchanged, "add -> 'out': has 1 inputs, expected 2");
+    check_graph_refused(add, {64, 32}, 64, false, unchanged, "buffer 'in' has width 32, expected 64");
+    check_graph_refused(swiglu, {32, 64}, 64, false, unchanged, "has width 32, expected 64");
+    check_graph_refused(add, {64, 64}, 0, false, unchanged, "has no output");
+    check_graph_refused(add, {64, 64}, 64, true, unchanged, "has a weight");
+    check_graph_refused(rms_norm, {64}, 64, false, unchanged, "has no weight");
+    check_graph_refused(rms_norm, {64}, 32, true, unchanged, "has width 64, expected 32");
+    check_graph_refused(embed, {2}, 64, true, unchanged, "has width 2, expected 1");
+    check_graph_refused(kv_append, {32, 32}, 32, false, unchanged, "has an output");
+    check_graph_refused(kv_append, {32, 16}, 0, false, unchanged, "has width 16, expected 32");
+    check_graph_refused(rope, {64, 6}, 32, false, unchanged, "has width 32, expected 64");
+    check_graph_refused(rope, {64, 5}, 64, false, unchanged, "the table's width is 5");
+    check_graph_refused(rope, {64, 18}, 64, false, unchanged, "the table's width is 18");
+    check_graph_refused(attention, {32}, 64, false, unchanged, "has width 32, expected 64");
+}
+
+TEST(an_op_that_points_outside_of_the_graph_is_refused) {
+    using enum OpKind;
+    for (const int bad : {-1, 9}) {
+        check_graph_refused(
+            add, {64, 64}, 64, false,
+            bad < 0 ? [](Op& op) { op.inputs[0] = -1; } : [](Op& op) { op.inputs[0] = 9; },
+            "an input is no buffer");
+    }
+    check_graph_refused(add, {64, 64}, 64, false, [](Op& op) { op.output = 9; },
+                        "the output is no buffer");
+    check_graph_refused(rms_norm, {64}, 64, true, [](Op& op) { op.weight = 9; },
+                        "the weight is no slot");
+}
+
+TEST(an_op_that_would_overwrite_what_it_reads_is_refused) {
+    using enum OpKind;
+    const auto in_place = [](Op& op) { op.output = op.inputs[0]; };
+    check_graph_refused(linear, {64}, 64, true, in_place, "cannot overwrite its input");
+    check_graph_refused(attention, {64}, 64, false, in_place, "cannot overwrite its input");
+    check_graph_refused(rope, {64, 16}, 64, false,
+                        [](Op& op) {
+                            op.n_heads = 1;
+                            op.inputs = {1, 1};
+                            op.output = 1;
+                        },
+                        "cannot overwrite its table");
+}
+
+TEST(heads_out_of_range_are_refused) {
+    using enum OpKind;
+    check_graph_refused(attention, {64}, 64, false, [](Op& op) { op.n_heads = 0; },
+                        "number of heads is out of range");
+    check_graph_refused(attention, {64}, 64, false, [](Op& op) { op.n_kv_heads = 3; },
+                        "n_heads is no multiple of n_kv_heads");
+    for (const auto change : {+[](Op& op) { op.head_dim = 0; }, +[](Op& op) { op.head_dim = 257; }})
+        check_graph_refused(attention, {64}, 64, false, change, "expected 1 to 256");
+}
+
+TEST(a_name_that_is_no_op_is_refused_with_those_that_are) {
+    check::refused([] { tensor_ops::op_kind_from_name("conv"); }, "no op is named 'conv'");
+    check::refused([] { tensor_ops::op_kind_from_name(""); }, "embed rms_norm linear rope");
+    check::that(tensor_ops::op_kind_from_name("swiglu") == OpKind::swiglu, "swiglu");
+}
+
+TEST(weights_of_the_wrong_kind_or_shape_are_refused_by_name) {
+    Builder b;
+    const int tokens = b.external("tokens", 1), x = b.external("x", width), y = b.external("y", 32);
+    b.op(OpKind::embed, {tokens}, x, b.slot("embedding"));
+    b.op(OpKind::rms_norm, {x}, x, b.slot("norm"));
+    b.op(OpKind::linear, {x}, y, b.slot("out"));
+    const auto embedding = matrices::random(DType::f32, 11, width, 1),
+               out = matrices::random(DType::f32, 32, width, 2);
+    const Floats norm = normal(width, 3), short_norm = normal(width - 1, 3);
+    const std::vector<Weight> good = {graphs::raw_rows(embedding), graphs::vector(norm),
+                                      graphs::packed(out)};
+    tensor_ops::check_weights(b.graph, good);
+    const auto refused = [&](std::size_t slot, const Weight& bad, const char* words) {
+        std::vector<Weight> weights = good;
+        weights[slot] = bad;
+        check::refused([&] { tensor_ops::check_weights(b.graph, weights); }, words);
+    };
+    refused(0, graphs::vector(norm), "weight 'embedding' is no RawRows");
+    refused(0, graphs::raw_rows(matrices::random(DType::f32, 11, 32, 1)), "is [11, 32], expected [11, 64]");
+    refused(1, graphs::packed(out), "weight 'norm' is no float32 vector");
+    refused(1, graphs::vector(short_norm), "is [1, 63], expected [1, 64]");
+    refused(2, graphs::raw_rows(embedding), "weight 'out' is no PackedMatrix");
+    refused(2, graphs::packed(embedding), "is [11, 64], expected [32, 64]");
+    check::refused([&] { tensor_ops::check_weights(b.graph, {}); }, "as many weights as slots");
+}
+
+TEST(a_batch_that_does_not_fit_is_refused_and_the_next_one_runs) {
+    Builder b;
+    const int q = b.external("q", 64), kv = b.external("kv", 32), out = b.external("out", 64);
+    Op& append = b.op(OpKind::kv_append, {kv, kv});
+    append.n_kv_heads = 2;
+    append.head_dim = 16;
+    Op& attention = b.op(OpKind::attention, {q}, out);
+    attention.n_heads = 4;
+    attention.n_kv_heads = 2;
+    attention.head_dim = 16;
+    Executor executor(b.graph, 4);
+    Floats queries = normal(4 * 64, 1), keys = normal(4 * 32, 2), result(4 * 64);
+    Floats k_cache(2 * 10 * 16), v_cache(2 * 10 * 16);
+    const tensor_ops::KvCache cache{k_cache.data(), v_cache.data(), DType::f32, 2, 10, 16};
+    const auto run = [&](std::size_t n, std::size_t past, const tensor_ops::KvCache& c) {
+        graphs::run(executor, {}, {{q, queries.data()}, {kv, keys.data()}, {out, result.data()}}, n,
+                    past, c);
+    };
+    check::refused([&] { run(5, 0, cache); }, "n_tokens is 5; this executor takes up to 4");
+    check::refused([&] { run(1, 0, {}); }, "this graph needs k_cache and v_cache");
+    check::refused([&] { run(4, 7, cache); }, "7 + 4 positions do not fit the KV cache of 10");
+    check::refused([&] { run(1, SIZE_MAX, cache); }, "do not fit the KV cache of 10");
+    tensor_ops::KvCache other = cache;
+    other.head_dim = 8;
+    check::refused([&] { run(1, 0, other); }, "has 2 heads of 8, expected 2 of 16");
+    check::that(same_bytes(result, Floats(4 * 64)), "something was written");
+    check::that(same_bytes(k_cache, Floats(2 * 10 * 16)), "the cache was written");
+    run(4, 0, cache);
+    check::that(std::isfinite(result[0]), "the next batch");
+}

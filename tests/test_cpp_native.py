@@ -1,0 +1,100 @@
+"""The C++ tests (tests/cpp) on this machine: every kernel on every ISA that its CPU has."""
+
+import platform
+import subprocess
+import sys
+
+import cpp_program
+import pytest
+
+# The Linux kernel's names for what isas.py calls it.
+CPUINFO = {
+    "avx2": {"avx2"},
+    "fma": {"fma"},
+    "f16c": {"f16c"},
+    "avxvnni": {"avx_vnni"},
+    "avx512": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
+    "avx512vnni": {"avx512_vnni"},
+    "neon": {"asimd"},
+    "dotprod": {"asimddp"},
+}
+
+
+@pytest.fixture(scope="module")
+def program():
+    return cpp_program.native()
+
+
+@pytest.mark.parametrize("group", cpp_program.GROUPS)
+def test_every_test_passes_on_every_isa_of_this_cpu(program, group):
+    cpp_program.run(program, group)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc/cpuinfo")
+def test_the_isas_found_are_those_whose_features_the_system_lists(program):
+    flags = cpp_program.cpu_flags()
+    expected = [
+        isa.name
+        for isa in cpp_program.native_isas()
+        if all(CPUINFO[need] <= flags for need in isa.needs)
+    ]
+    assert cpp_program.run(program, "dispatch") == expected
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-VNNI is x86's")
+def test_the_avxvnni_kernels_run_wherever_their_instruction_exists_in_any_form(program):
+    flags = cpp_program.cpu_flags()
+    exists = "avx_vnni" in flags or {"avx512_vnni", "avx512vl"} <= flags
+    assert ("avxvnni" in cpp_program.run(program, "dispatch")) == exists
+
+
+# ---- the harness: what is wrong is seen ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broken_program(program, tmp_path_factory):
+    """The program with one group more, whose tests go wrong in every way they can."""
+    source = tmp_path_factory.mktemp("broken") / "test_broken.cpp"
+    source.write_text(
+        "#include <cstdlib>\n"
+        f'#include "{cpp_program.ROOT}/tests/cpp/arrays.h"\n'
+        "TEST(two_is_three) { check::equal(2, 3, \"two\"); }\n"
+        "TEST(nan_is_near) { check::near(\"nan\", arrays::not_a_number, 1, 1, \"here\"); }\n"
+        "TEST(it_throws) { throw std::runtime_error(\"thrown\"); }\n"
+        "TEST(it_writes_past_the_end) { arrays::Floats x(3); x.data()[3] = 1; }\n"
+        "KERNEL_TEST(no_kernel_adds) {\n"
+        "    arrays::Floats x = arrays::normal(3, 1), y(3);\n"
+        "    table.add(x.data(), x.data(), y.data(), 3);\n"
+        "    check::that(arrays::same_bytes(x, y), \"x + x is x\");\n"
+        "}\n"
+        "TEST(it_dies) { std::abort(); }\n"
+    )
+    main = cpp_program.ROOT / "tests/cpp/main.cpp"
+    output = source.with_name("tests")
+    cpp_program.build.build_program(
+        cpp_program.toolchain(),
+        cpp_program.native_isas(),
+        [main, source],
+        cpp_program.folder("native"),
+        output,
+        cpp_program.FLAGS,
+    )
+    return output
+
+
+def test_what_fails_is_reported_with_its_values_and_its_isa(broken_program):
+    with pytest.raises(pytest.fail.Exception) as failure:
+        cpp_program.run(broken_program)
+    report = str(failure.value)
+    assert "broken: two_is_three ... \n    test_broken.cpp:3: two: 2, expected 3\n" in report
+    assert "nan here: nan, exact 1" in report
+    assert "exception: thrown" in report
+    assert "written outside of the array made here" in report
+    assert "broken: no_kernel_adds [scalar] ... \n    test_broken.cpp:10: x + x is x\n" in report
+    assert "broken: it_dies ... \nkilled by signal 6, in the last test above" in report
+
+
+def test_a_group_that_does_not_exist_is_an_error(program):
+    result = subprocess.run([program, "nonsense"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "no tests in group nonsense" in result.stdout

@@ -1,0 +1,92 @@
+"""What the ISAs' objects may hold: nothing that the linker could merge with another object's.
+
+An inline function or a template that two objects define under one name is kept once: the scalar
+kernels would then run AVX-512 code. And each object compiles on a small machine.
+"""
+
+import subprocess
+
+import cpp_program
+import pytest
+
+MEBIBYTE = 1 << 20
+
+
+def shared_symbols(nm, objects):
+    """The names that two or more objects define for others, weak and unique ones included."""
+    owners = {}
+    for path in objects:
+        command = [nm, "--extern-only", "--defined-only", "--format=posix", str(path)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for line in output.splitlines():
+            owners.setdefault(line.split()[0], []).append(path.stem)
+    assert owners, "nm lists nothing"
+    return {name: paths for name, paths in owners.items() if len(paths) > 1}
+
+
+@pytest.fixture(scope="module", params=["native", "aarch64"])
+def objects(request):
+    """nm for a machine's objects, the ISAs' objects, and those of everything else in the library."""
+    nm = "nm"
+    if request.param == "native":
+        isas = cpp_program.native_isas()
+        cpp_program.native()
+    else:
+        nm = "aarch64-linux-gnu-nm"
+        cpp_program.require("aarch64-linux-gnu-g++", nm)
+        isas = cpp_program.isas.isas_for("aarch64")
+        cpp_program.aarch64()
+    folder = cpp_program.folder(request.param)
+    others = [folder / name for name in cpp_program.build.CORE_SOURCES]
+    return (
+        nm,
+        [folder / f"isa/{isa.name}.o" for isa in isas],
+        [path.with_suffix(".o") for path in others],
+    )
+
+
+def test_the_isas_share_no_function_with_each_other(objects):
+    nm, kernels, _ = objects
+    assert shared_symbols(nm, kernels) == {}
+
+
+def test_the_isas_share_no_function_with_what_runs_on_every_cpu(objects):
+    nm, kernels, others = objects
+    for kernel in kernels:
+        for other in others:
+            assert shared_symbols(nm, [kernel, other]) == {}
+
+
+def test_two_objects_that_share_a_function_are_noticed(tmp_path):
+    compiler = cpp_program.build.Toolchain.native().compiler
+    source = tmp_path / "shared.cpp"
+    source.write_text(
+        "template <class T> __attribute__((noinline)) T twice(T x) { return x + x; }\n"
+        "float entry(float x) { return twice(x); }\n"
+    )
+    paths = [tmp_path / "a.o", tmp_path / "b.o"]
+    for path in paths:
+        subprocess.run([*compiler, f"-Dentry={path.stem}", "-c", source, "-o", path], check=True)
+    assert shared_symbols("nm", paths) == {"_Z5twiceIfET_S0_": ["a", "b"]}
+
+
+def test_each_object_compiles_in_under_700_megabytes(objects):
+    _, kernels, others = objects
+    taken = {
+        path.stem: int(path.with_suffix(".maxrss").read_text()) / MEBIBYTE
+        for path in kernels + others
+    }
+    assert {name: size for name, size in taken.items() if size >= 700} == {}
+    # build.py reckons with it when it decides how many compilers may run at once.
+    assert cpp_program.build.COMPILER_BYTES >= 700 * MEBIBYTE
+
+
+def test_what_the_compiler_takes_is_measured(tmp_path):
+    source, record = tmp_path / "large.cpp", tmp_path / "large.maxrss"
+    compiler = cpp_program.toolchain().compiler
+    sizes = []
+    for n in (1, 20000):
+        source.write_text("".join(f"int f{i}() {{ return {i}; }}\n" for i in range(n)))
+        subprocess.run([*compiler, "-c", source, "-o", record.with_suffix(".o")], check=True)
+        sizes.append(int(record.read_text()))
+    assert MEBIBYTE < sizes[0] < sizes[1] - MEBIBYTE

@@ -1,0 +1,53 @@
+"""The C++ tests under the sanitizers: no read or write out of bounds, no undefined arithmetic, no
+two threads at the same memory.
+
+They compile for a minute the first time; `-m "not slow"` leaves them out.
+"""
+
+import cpp_program
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# Not the parts that make the compiler take minutes and a gigabyte for one object; a null pointer is
+# seen without them.
+ADDRESS = (
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-address-use-after-scope",
+    "-fno-sanitize=null,object-size,vptr",
+    "-fno-sanitize-recover=all",
+)
+THREAD = ("-fsanitize=thread",)
+
+
+def program(name, sanitizer, isas, groups):
+    """The program of some groups for some of this machine's ISAs, instrumented."""
+    # -O1 and symbols: reports that can be read, from objects that compile in reasonable time.
+    toolchain = cpp_program.toolchain((*sanitizer, "-O1", "-g1", "-fno-omit-frame-pointer"))
+    chosen = tuple(isa for isa in cpp_program.native_isas() if isa.name in isas)
+    return cpp_program.built(name, toolchain, chosen, groups)
+
+
+# Of threads and fork() the other sanitizer, or none, knows more.
+ADDRESS_GROUPS = tuple(group for group in cpp_program.GROUPS if group not in ("team", "fork"))
+
+
+@pytest.fixture(scope="module")
+def address_program():
+    # The vector kernels' loops and tails are one template: its narrowest and a wider instance.
+    return program("address", ADDRESS, {"scalar", "avx2", "neon_dotprod"}, ADDRESS_GROUPS)
+
+
+@pytest.mark.parametrize("group", ADDRESS_GROUPS)
+def test_nothing_is_read_or_written_out_of_bounds_or_undefined(address_program, group):
+    cpp_program.run(address_program, group, UBSAN_OPTIONS="print_stacktrace=1")
+
+
+@pytest.fixture(scope="module")
+def thread_program():
+    return program("thread", THREAD, {"scalar"}, ("team", "executor", "layer"))
+
+
+@pytest.mark.parametrize("group", ["team", "executor", "layer"])
+def test_no_two_threads_work_on_the_same_memory(thread_program, group):
+    cpp_program.run(thread_program, group, TSAN_OPTIONS="halt_on_error=1")
