@@ -259,7 +259,7 @@ def _read_bandwidth(run: Run) -> float | None:
         probes = limits.Limits(cpp.simd_level, run.threads)
     except native.BuildError:
         return None
-    return max(probes.rate("read") for _ in range(limits.PROBES))
+    return probes.best["read"]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -94,7 +94,7 @@ def measure(run: Run) -> Iterator[Row | Probed]:
         if not run.only or any(word.lower() in item.name.lower() for word in run.only):
             yield hold(item, participants, limits, run)
     if limits is not None:
-        yield Probed(run.isa, run.threads, limits.best_rates())
+        yield Probed(run.isa, run.threads, dict(limits.best))
 
 
 def hold(item: Contest, participants: Participants, limits: Limits | None, run: Run) -> Row:

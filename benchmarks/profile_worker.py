@@ -93,7 +93,7 @@ def profile(run: Run) -> Iterator[Profiled | dict[limits.Name, float]]:
         )
         case = operation.make(Participants(isas, cycle_bytes=cycle_bytes))
         outcome = contest.run(case, probes, seconds=run.seconds, settle=run.threads > 1)
-        work, best = outcome.work, {n: t.best for n, t in outcome.timings.items()}
+        work = outcome.work
         yield Profiled(
             operation.name,
             operation.shape,
@@ -106,10 +106,10 @@ def profile(run: Run) -> Iterator[Profiled | dict[limits.Name, float]]:
                 if name not in limits.NAMES
             },
             work.limit,
-            best.get(work.limit) if work.limit else None,
+            outcome.limit_seconds,
         )
     if probes is not None:
-        yield probes.best_rates()
+        yield dict(probes.best)
 
 
 def _limits(run: Run) -> Limits | None:

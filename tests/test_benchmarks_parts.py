@@ -17,7 +17,7 @@ import compare_ops
 from common import contest, process, table, timing, verify, weights
 from common.contest import Case, Contender, Work
 from common.extension import cpp
-from common.rows import Check, Row
+from common.rows import Check, Row, ratios_of
 from common.timing import Timing
 from ops import Participants, elementwise
 from ops.contests import Contest
@@ -171,15 +171,47 @@ def test_the_fastest_form_of_a_contender_competes(monkeypatch):
     assert set(outcome.timings["x"].seconds) == {1.0}
 
 
-def test_a_limit_takes_part_with_the_time_that_the_work_takes_there():
-    class Machine:
-        def rate(self, name):
-            return {"read": 500.0}[name]
+class Machine:
+    """Whose read bandwidth is probed as these bytes a second, one probe after the other."""
 
+    def __init__(self, *rates):
+        self.rates = itertools.chain(rates, itertools.repeat(rates[-1]))
+        self.best = {"read": max(rates)}
+
+    def rate(self, name):
+        assert name == "read"
+        return next(self.rates)
+
+
+def test_a_limit_takes_part_with_the_time_that_the_work_takes_there():
     contender = Contender("x", ((lambda: np.ones((1, 1), np.float32),),), 1e-6)
     case = Case(np.ones((1, 1)), (contender,), Work("read", 1000, 1000, 1))
-    outcome = contest.run(case, Machine(), seconds=0.001, settle=False)
+    outcome = contest.run(case, Machine(500.0), seconds=0.001, settle=False)
     assert outcome.timings["read"].best == 2.0
+    assert outcome.limit_seconds == 2.0
+
+
+def test_sampling_goes_on_until_there_was_a_quiet_moment(monkeypatch):
+    clock = Clock(monkeypatch)
+    probes = iter([9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 9.0])
+    samplers = {"x": clock.taking(1.0, 1.0), "limit": lambda: next(probes)}
+    taken = timing.interleave(samplers, 4.5, settle=False, reference=("limit", 1.0))
+    assert len(taken["limit"].seconds) == 7
+
+
+def test_sampling_does_not_wait_forever_for_a_quiet_moment(monkeypatch):
+    clock = Clock(monkeypatch)
+    samplers = {"x": clock.taking(1.0, 1.0), "limit": lambda: 9.0}
+    taken = timing.interleave(samplers, 4.5, settle=False, reference=("limit", 1.0))
+    assert len(taken["limit"].seconds) == 4 * 4.5 + 1
+
+
+def test_the_share_of_a_limit_is_that_of_its_best_probe():
+    work = Work("read", 1000, 1000, 1)
+    timings = {"x": Timing((4.0, 5.0)), "numpy": Timing((12.0, 5.0)), "read": Timing((3.0, 3.0))}
+    ratios = ratios_of(contest.Outcome(work, timings, {}, limit_seconds=2.0), "x")
+    assert (ratios["read"].best, ratios["read"].other_seconds) == (0.5, 2.0)
+    assert (ratios["numpy"].best, ratios["numpy"].other_seconds) == (1.25, 5.0)
 
 
 # ---- verdicts ------------------------------------------------------------------------------------

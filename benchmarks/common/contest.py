@@ -2,7 +2,7 @@
 with what the machine can do."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,14 +52,16 @@ class Case:
 class Outcome:
     work: Work
     timings: Mapping[str, Timing]  # by contender; the limit is one of them
-    errors: Mapping[str, float] = field(default_factory=dict)  # relative, by contender
+    errors: Mapping[str, float]  # relative, by contender
+    limit_seconds: float | None  # what the work takes at the best rate that was ever probed
 
 
 def run(case: Case, machine: Limits | None, *, seconds: float, settle: bool) -> Outcome:
     """Verify every form of every contender, then time the fastest of each for `seconds` in all.
 
     machine: takes part as the contender named after the limit: the time that the case's work takes
-    at that rate. Raises verify.WrongResultError.
+        at that rate.
+    Raises verify.WrongResultError.
     """
     errors, samplers = {}, dict[str, Callable[[], float]]()
     for contender in case.contenders:
@@ -71,9 +73,14 @@ def run(case: Case, machine: Limits | None, *, seconds: float, settle: bool) -> 
             timing.wait_until_idle()
         forms = [timing.Sampler(form, contender.prepare) for form in contender.forms]
         samplers[contender.name] = min(forms, key=lambda form: form.seconds)
-    if machine is not None and case.work.limit is not None:
-        samplers[case.work.limit] = _limit_sampler(machine, case.work)
-    return Outcome(case.work, timing.interleave(samplers, seconds, settle=settle), errors)
+    work, name = case.work, case.work.limit
+    if machine is None or name is None:
+        timings = timing.interleave(samplers, seconds, settle=settle)
+        return Outcome(work, timings, errors, None)
+    samplers[name] = lambda: work.amount / machine.rate(name)
+    idle = (name, work.amount / machine.best[name])
+    timings = timing.interleave(samplers, seconds, settle=settle, reference=idle)
+    return Outcome(work, timings, errors, work.amount / machine.best[name])
 
 
 def _verify(contender: Contender, form: Form, exact: NDArray[np.float64]) -> float:
@@ -83,9 +90,3 @@ def _verify(contender: Contender, form: Form, exact: NDArray[np.float64]) -> flo
         verify.check(contender.name, contender.to_numpy(call()), exact, contender.tolerance)
         for call in form
     )
-
-
-def _limit_sampler(machine: Limits, work: Work) -> Callable[[], float]:
-    name = work.limit
-    assert name is not None
-    return lambda: work.amount / machine.rate(name)

@@ -54,6 +54,9 @@ class Limits:
         self._rounds: dict[Name, int] = {}
         self._best: dict[Name, float] = {}
         self._streams = max(STREAMS, key=lambda n: max(self._read(n) for _ in range(3)))
+        for name in NAMES:
+            for _ in range(PROBES):
+                self.rate(name)
 
     def rate(self, name: Name) -> float:
         """One probe of a few milliseconds: bytes a second (read; copy, where reading and writing
@@ -67,12 +70,10 @@ class Limits:
         self._best[name] = max(rate, self._best.get(name, 0.0))
         return rate
 
-    def best_rates(self) -> dict[Name, float]:
-        """The best of all probes so far, and of a few more."""
-        for name in NAMES:
-            for _ in range(PROBES):
-                self.rate(name)
-        return {name: self._best[name] for name in NAMES}
+    @property
+    def best(self) -> Mapping[Name, float]:
+        """The best of all probes so far: what the machine can do."""
+        return self._best
 
     def _read(self, streams: int) -> float:
         seconds = self._library.limits_read_seconds(

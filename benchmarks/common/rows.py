@@ -19,7 +19,7 @@ class Ratio:
 
     best: float  # by the best samples: what the verdict is about
     median: float  # by the median of neighbouring samples' ratios
-    other_seconds: float  # the peer's best; for a limit, what the work takes at that limit
+    other_seconds: float  # the peer's best; for a limit, what the work takes at the best probe
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,16 @@ class Row:
 
 def ratios_of(outcome: Outcome, isa: str) -> dict[str, Ratio]:
     ours = outcome.timings[isa]
-    return {
+    ratios = {
         name: Ratio(ratio(timing, ours), median_ratio(timing, ours), timing.best)
         for name, timing in outcome.timings.items()
-        if name in PEERS or name in limits.NAMES
+        if name in PEERS
     }
+    name, seconds = outcome.work.limit, outcome.limit_seconds
+    if name is not None and seconds is not None:
+        median = median_ratio(outcome.timings[name], ours)
+        ratios[name] = Ratio(seconds / ours.best, median, seconds)
+    return ratios
 
 
 def value_of(target: str, ours: Timing, ratios: Mapping[str, Ratio]) -> float | None:

@@ -5,6 +5,7 @@ A disturbance then hits all of them alike, and two numbers are taken from the sa
 """
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ Call = Callable[[], object]
 SAMPLE_SECONDS = 2e-3  # long enough for the clock, short enough to fit between disturbances
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 IDLE_TIMEOUT = 0.1  # seconds
+QUIET, PATIENCE = 1.05, 4
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,27 @@ class Sampler:
 
 
 def interleave(
-    samplers: Mapping[str, Callable[[], float]], seconds: float, *, settle: bool
+    samplers: Mapping[str, Callable[[], float]],
+    seconds: float,
+    *,
+    settle: bool,
+    reference: tuple[str, float] | None = None,
 ) -> dict[str, Timing]:
     """One sample of each in turn, again and again for `seconds` (but at least 5 rounds).
 
     settle: wait before each sample for the threads of the one before to sleep.
+    reference: a sampler, and the seconds that it is known to take on an idle machine. Up to four
+        times as long, sampling goes on until it comes near them: until there was a quiet moment.
     """
     taken: dict[str, list[float]] = {name: [] for name in samplers}
     collecting = gc.isenabled()
     gc.disable()
     try:
-        end = time.perf_counter() + seconds
+        start = time.perf_counter()
         for round_number in range(MOST_ROUNDS):
-            if round_number >= LEAST_ROUNDS and time.perf_counter() > end:
+            patience = PATIENCE if reference and not _was_quiet(taken, *reference) else 1
+            spent = time.perf_counter() - start
+            if round_number >= LEAST_ROUNDS and spent > patience * seconds:
                 break
             for name, sample in samplers.items():
                 if settle:
@@ -90,6 +100,10 @@ def interleave(
         if collecting:
             gc.enable()
     return {name: Timing(tuple(samples)) for name, samples in taken.items()}
+
+
+def _was_quiet(taken: Mapping[str, list[float]], name: str, seconds: float) -> bool:
+    return min(taken[name], default=math.inf) <= QUIET * seconds
 
 
 def wait_until_idle() -> None:
