@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for setup.py, which runs from the folder above
 from headers import BuildError as BuildError
-from headers import Headers, pybind11_headers, xsimd_headers
+from headers import Headers, pybind11_headers, python_headers, xsimd_headers
 from isas import Isa, isas_for
 
 ROOT = Path(__file__).parent
@@ -238,10 +238,8 @@ def build_program(
 
 def build_extension(folder: Path, output: Path, version: str) -> None:
     """Compile and link tensor_ops_cpp for the running Python. TENSOR_OPS_ISA restricts the ISAs."""
-    import sysconfig
-
     toolchain = Toolchain.native()
-    pybind11 = pybind11_headers()
+    libraries = (python_headers(), pybind11_headers())
     xsimd = xsimd_headers(XSIMD_CACHE)
     try:
         isas = isas_for(toolchain.machine, os.environ.get("TENSOR_OPS_ISA"))
@@ -253,10 +251,9 @@ def build_extension(folder: Path, output: Path, version: str) -> None:
         "VERSION": version,
         "XSIMD": xsimd.name.removeprefix("xsimd "),
     }
-    python = ("-isystem", sysconfig.get_path("include"))
     defines = tuple(f'-DTENSOR_OPS_{key}="{value}"' for key, value in names.items())
-    flags = (f"-I{ROOT}", f"-I{folder}", *python, *defines, "-Os")
-    bindings = units_of(BINDING_SOURCES, folder, flags, (pybind11,))
+    flags = (f"-I{ROOT}", f"-I{folder}", *defines, "-Os")
+    bindings = units_of(BINDING_SOURCES, folder, flags, libraries)
     objects = compile_all(toolchain, [*core_units(toolchain, isas, folder), *bindings])
     link(toolchain, objects, output, shared_library_flags())
 

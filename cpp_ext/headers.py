@@ -1,4 +1,4 @@
-"""The header-only libraries that the C++ sources include: pybind11, and xsimd 14 or later.
+"""The headers that the C++ sources include: Python's, pybind11's, and those of xsimd 14 or later.
 
 xsimd comes inside the package pythran, a build requirement. On Python 3.11 it cannot be required:
 pythran 0.19 asks there for a setuptools from before pyproject.toml. So pip fetches its wheel alone,
@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Iterable
@@ -40,7 +41,19 @@ class Headers:
         return () if str(self.folder) in SYSTEM_FOLDERS else ("-isystem", str(self.folder))
 
 
+def python_headers() -> Headers:
+    """Those of the running Python. Raises BuildError where they are not installed."""
+    folder = Path(sysconfig.get_path("include"))
+    if not (folder / "Python.h").exists():
+        raise BuildError(
+            f"no Python headers: there is no Python.h in {folder}. Install them (Debian, Ubuntu: "
+            "apt install python3-dev; Fedora: dnf install python3-devel)"
+        )
+    return Headers(f"Python {sys.version}", folder)
+
+
 def pybind11_headers() -> Headers:
+    """Raises BuildError where pybind11 is not installed."""
     try:
         import pybind11
     except ImportError:

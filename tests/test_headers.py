@@ -1,4 +1,4 @@
-"""Where the build finds xsimd's headers, and what it says where they are not."""
+"""Where the build finds the headers that it needs, and what it says where they are not."""
 
 import sys
 import zipfile
@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cpp_ext"))
 import headers
-from headers import BuildError, xsimd_headers
+from headers import BuildError, pybind11_headers, python_headers, xsimd_headers
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,18 @@ def write_pythran_wheel(folder, xsimd):
         )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
+
+
+def test_without_pythons_headers_the_error_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(BuildError, match=rf"no Python\.h in {tmp_path}.*apt install python3-dev"):
+        python_headers()
+
+
+def test_without_pybind11_the_error_names_the_build_requirements(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pybind11", None)
+    with pytest.raises(BuildError, match=r"pip install pybind11 'pythran>=0\.19'"):
+        pybind11_headers()
 
 
 def test_the_named_folder_comes_first(tmp_path, monkeypatch):
