@@ -49,8 +49,7 @@ class Probed:
     rates: dict[Name, float]
 
     def in_words(self) -> str:
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.isa}, {threads}: {in_words(self.rates)}"
+        return f"{self.isa}, {table.in_threads(self.threads)}: {in_words(self.rates)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

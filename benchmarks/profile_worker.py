@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{machine.in_words(description)}\n")
         _print(profiled, isas, threads, rates)
     if args.plot:
-        profile_plot.draw(args.plot, profiled, rates, f"{description['cpu']}, {threads} threads")
+        profile_plot.draw(
+            args.plot, profiled, rates, f"{description['cpu']}, {table.in_threads(threads)}"
+        )
     return 0
 
 
@@ -139,7 +141,7 @@ def _print(
             cells.append(f"{duration(ours.best)}{speedup}" if ours else "")
         print(columns.line([*cells, item.share(isas[-1])]))
     if rates:
-        print(f"\nlimits, {isas[-1]}, {threads} threads: {limits.in_words(rates)}")
+        print(f"\nlimits, {isas[-1]}, {table.in_threads(threads)}: {limits.in_words(rates)}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -281,6 +281,14 @@ def test_a_process_that_dies_is_told_by_its_status():
         list(process.iterate(sudden_death, threads=1))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.00123, "1.23 ms"), (0.99949, "999 ms"), (0.99951, "1 s"), (1234.5, "1234 s"), (0, "0 ns")],
+)
+def test_durations_have_three_digits_and_a_unit(seconds, text):
+    assert table.duration(seconds) == text
+
+
 def test_a_file_without_markers_is_left_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- performance:begin --> and no end", encoding="utf-8")

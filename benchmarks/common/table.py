@@ -6,6 +6,8 @@ from pathlib import Path
 MARKER_BEGIN = "<!-- performance:begin -->"
 MARKER_END = "<!-- performance:end -->"
 
+UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
+
 Rows = Sequence[Sequence[str]]
 
 
@@ -41,7 +43,12 @@ class Columns:
 
 def duration(seconds: float) -> str:
     """0.00123 -> "1.23 ms"."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}" if seconds < 1000 * scale else f"{seconds:.0f} s"
-    return f"{seconds * 1e9:.0f} ns"
+    # 0.9995 and more is written as 1.
+    unit, scale = next((unit for unit in UNITS if seconds >= 0.9995 * unit[1]), UNITS[-1])
+    digits = 3 if seconds < 999.5 * scale else 4
+    return f"{seconds / scale:.{digits}g} {unit}"
+
+
+def in_threads(count: int) -> str:
+    """2 -> "2 threads"."""
+    return f"{count} thread{'s' if count > 1 else ''}"
