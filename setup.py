@@ -52,4 +52,8 @@ class BuildPython(build_py):
 
 wanted = os.environ.get("AIRLLM_NO_EXTENSION", "0") in ("", "0")
 extensions = [Extension("tensor_ops_cpp", [])] if wanted else []
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "build_py": BuildPython})
+setup(
+    license="Apache-2.0",
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
+)
