@@ -1,8 +1,12 @@
 """Cgroup limits, memory and the CPU's name, read from a made-up /proc and /sys under tmp_path."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
+from extension import require_cpp
+from subprocess_python import run_python
 
 from airllm import system
 
@@ -219,3 +223,19 @@ def test_the_cpus_name_comes_from_cpuinfo(tmp_path: Path) -> None:
 def test_an_arm_board_is_named_by_its_device_tree(tmp_path: Path) -> None:
     files = {"proc/cpuinfo": "CPU part : 0xd08\n", "proc/device-tree/model": "A Board 4B\0"}
     assert system.cpu_model(machine(tmp_path, files)) == "A Board 4B"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks here")
+def test_the_extension_reads_the_same_limits_on_this_machine() -> None:
+    """It reads them itself, for those who use it without this package."""
+    require_cpp()
+    quota = system.cpu_quota()
+    cpu = min(os.sched_getaffinity(0))
+    for mask in (os.sched_getaffinity(0), {cpu}):
+        done = run_python(
+            f"import json, os; os.sched_setaffinity(0, {mask})\n"
+            "import tensor_ops_cpp; print(json.dumps(tensor_ops_cpp.cpu_budget()))"
+        )
+        budget = json.loads(done.stdout)
+        assert budget["affinity"] == len(mask)
+        assert budget["cgroup_quota"] == pytest.approx(quota.cpus if quota else None)
