@@ -1,13 +1,13 @@
 // The contract between the kernels and everything above them: one table of plain functions per ISA.
 //
 // Common to all entries, unless an entry says otherwise:
-//   - Single-threaded, no allocation, no exceptions, no global state.  Deterministic for a given
-//   ISA,
-//     and an output does not depend on which part of the work a call is given.
+//   - Single-threaded, no allocation, no exceptions, no global state.  Deterministic.
+//   - Columns of a product, elements and rows of the other kernels are the same bit for bit
+//     whatever part of them a call is given.  Attention's last bits depend on where its query
+//     tokens are cut; ops/ cuts them alike for any number of threads.
 //   - Pointers need only the alignment of their type.  Sizes may be zero.
 //   - Inputs and outputs do not overlap, or are exactly the same array where "may be" says so.
-//   - NaN in gives NaN out in the elements that depend on it; infinities follow the formula's
-//   limit.
+//   - NaN in gives NaN out in what depends on it; infinities follow the formula's limit.
 //   - "ulp" is a float32 unit in the last place of the exact result, u = 2^-24.  The bounds are
 //     checked in tests/ against float64 on every ISA.
 #pragma once
@@ -209,7 +209,9 @@ struct KernelTable {
     // out = softmax(scale * q k^T) v with an online softmax over tiles of KV positions, for query
     // tokens [first, last) of the task.  A query that sees no position gives zeros.
     // `scratch` holds attention_scratch_floats floats.
-    // |error| <= 4e-6 * max|v| for |scale * q k| below 80 and KV in f32 (f16 KV is read exactly).
+    // |error| <= (4e-6 + 1.2e-7 S) * max|v|, S the largest |scale * q k|: exp turns the relative
+    // rounding of a score into an absolute one.  f16 KV is read exactly.  What no query of the
+    // call sees is not read; up to there K and V must be finite, as 0 * inf is NaN.
     void (*attention)(const AttentionTask& task, std::size_t first, std::size_t last,
                       float* scratch);
     std::size_t attention_scratch_floats;

@@ -5,6 +5,7 @@ has changed is compiled again. AIRLLM_REQUIRE_CROSS=1, as in CI, turns the skipp
 need a cross compiler or an emulator into failures.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -44,14 +45,21 @@ def folder(name):
     return path
 
 
+@contextlib.contextmanager
+def locked(path):
+    """The folder for this process alone: two runs of pytest may be under way."""
+    with (path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @functools.cache
 def built(name, toolchain, isa_list, groups=tuple(GROUPS)):
     """The program of these groups, built in the folder of that name."""
     sources = [path for path in SOURCES if path.stem.removeprefix("test_") in ("main", *groups)]
     program = folder(name) / "tests"
     failure = ""
-    with (folder(name) / ".lock").open("w") as lock:  # two runs of pytest may be under way
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder(name)):
         try:
             build.build_program(toolchain, isa_list, sources, folder(name), program, FLAGS)
         except build.BuildError as error:

@@ -105,6 +105,21 @@ def test_the_table_goes_between_the_markers_of_a_readme(compiler, tmp_path):
     assert "old" not in text
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--markdown", "has no <!-- performance:begin -->"), ("--json", "there is no folder")],
+)
+def test_a_file_that_cannot_take_the_results_is_refused_before_they_are_measured(
+    tmp_path, option, message
+):
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers", encoding="utf-8")
+    path = readme if option == "--markdown" else tmp_path / "missing" / "results.json"
+    result = run("compare_ops.py", *QUICK, option, path, expect=2)
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
 def test_words_that_name_nothing_are_an_error(compiler):
     result = run("compare_ops.py", *QUICK, "--only", "nonsense", expect=1)
     assert "nothing is named like nonsense" in result.stderr

@@ -13,7 +13,8 @@ from extension import ISAS, require_cpp
 from messages import check_message
 from subprocess_python import run_python
 
-UNFIXED = pytest.mark.xfail(strict=True, reason="to be fixed in cpp_ext/bindings/executor.cpp")
+# pybind11 allocates what was never initialised; CPython before 3.14 ends such a thread by unwinding.
+UNFIXED = pytest.mark.xfail(strict=True, reason="pybind11 and CPython end the process here")
 
 X4 = [("x", 4, True), ("y", 4, True)]
 ADD = [("add", ["x", "x"], "y", [], {})]
@@ -103,7 +104,6 @@ def test_what_is_no_graph_is_a_type_error(cpp, graph):
         cpp.Executor(**GRAPH | graph)
 
 
-@UNFIXED
 @pytest.mark.parametrize("graph", NO_PARTS, ids=ascii)
 def test_what_is_no_buffer_or_op_is_a_type_error(cpp, graph):
     with pytest.raises(TypeError):
@@ -142,9 +142,9 @@ except (MemoryError, ValueError) as error:
     ("width", "max_tokens", "external"),
     [
         (4, 2**58, True),  # too much, but a number that 64 bits hold
-        pytest.param(4, 2**62, True, marks=UNFIXED),  # 2^66 bytes
-        pytest.param(2**60, 4, False, marks=UNFIXED),
-        pytest.param(2**62, 1, False, marks=UNFIXED),
+        (4, 2**62, True),  # 2^66 bytes
+        (2**60, 4, False),
+        (2**62, 1, False),
     ],
 )
 def test_buffers_beyond_any_memory_are_refused(width, max_tokens, external):
@@ -333,7 +333,6 @@ def test_a_cache_that_does_not_fit_is_refused(cpp, past, k, v, error, says):
     )
 
 
-@UNFIXED
 @pytest.mark.parametrize("external", [True, False])
 def test_a_graph_that_computes_token_ids_is_refused(cpp, external):
     """Ids are checked before anything runs, so nothing may write them after that."""

@@ -58,27 +58,24 @@ def broken_program(program, tmp_path_factory):
     source.write_text(
         "#include <cstdlib>\n"
         f'#include "{cpp_program.ROOT}/tests/cpp/arrays.h"\n'
-        "TEST(two_is_three) { check::equal(2, 3, \"two\"); }\n"
-        "TEST(nan_is_near) { check::near(\"nan\", arrays::not_a_number, 1, 1, \"here\"); }\n"
-        "TEST(it_throws) { throw std::runtime_error(\"thrown\"); }\n"
+        'TEST(two_is_three) { check::equal(2, 3, "two"); }\n'
+        'TEST(nan_is_near) { check::near("nan", arrays::not_a_number, 1, 1, "here"); }\n'
+        'TEST(it_throws) { throw std::runtime_error("thrown"); }\n'
         "TEST(it_writes_past_the_end) { arrays::Floats x(3); x.data()[3] = 1; }\n"
         "KERNEL_TEST(no_kernel_adds) {\n"
         "    arrays::Floats x = arrays::normal(3, 1), y(3);\n"
         "    table.add(x.data(), x.data(), y.data(), 3);\n"
-        "    check::that(arrays::same_bytes(x, y), \"x + x is x\");\n"
+        '    check::that(arrays::same_bytes(x, y), "x + x is x");\n'
         "}\n"
         "TEST(it_dies) { std::abort(); }\n"
     )
     main = cpp_program.ROOT / "tests/cpp/main.cpp"
-    output = source.with_name("tests")
-    cpp_program.build.build_program(
-        cpp_program.toolchain(),
-        cpp_program.native_isas(),
-        [main, source],
-        cpp_program.folder("native"),
-        output,
-        cpp_program.FLAGS,
-    )
+    folder, output = cpp_program.folder("native"), source.with_name("tests")
+    toolchain, isas = cpp_program.toolchain(), cpp_program.native_isas()
+    with cpp_program.locked(folder):
+        cpp_program.build.build_program(
+            toolchain, isas, [main, source], folder, output, cpp_program.FLAGS
+        )
     return output
 
 

@@ -26,7 +26,7 @@ def shared_symbols(nm, objects):
 
 @pytest.fixture(scope="module", params=["native", "aarch64"])
 def objects(request):
-    """nm for a machine's objects, the ISAs' objects, and those of everything else in the library."""
+    """nm for a machine's objects, those of the ISAs, and those of everything else."""
     nm = "nm"
     if request.param == "native":
         isas = cpp_program.native_isas()

@@ -1,4 +1,4 @@
-"""attention against float64: |error| <= 4e-6 max|v| for scores below 80, as kernels.h states."""
+"""attention against float64: |error| <= 4e-6 max|v| for small scores, as kernels.h states."""
 
 import numpy as np
 import pytest

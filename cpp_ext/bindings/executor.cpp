@@ -20,7 +20,7 @@ class PyExecutor {
  public:
     PyExecutor(const py::sequence& buffers, const std::vector<std::string>& weights,
                const py::sequence& ops, std::size_t max_tokens)
-        : executor_(read_graph(buffers, weights, ops), max_tokens),
+        : executor_(graph_argument(buffers, weights, ops), max_tokens),
           pointers_(executor_.graph().buffers.size(), nullptr) {
         std::vector<bool> is_ids(pointers_.size());
         for (const Op& op : executor_.graph().ops)
@@ -75,6 +75,17 @@ class PyExecutor {
         std::size_t width;
         Dtype dtype;
     };
+
+    static Graph graph_argument(const py::sequence& buffers,
+                                const std::vector<std::string>& weights, const py::sequence& ops) {
+        try {
+            return read_graph(buffers, weights, ops);
+        } catch (const py::cast_error&) {
+            throw py::type_error(
+                "Executor: buffers or ops are not as expected: (name, width, external) and (kind, "
+                "input names, output name or None, weight slots, attributes) each.");
+        }
+    }
 
     static Graph read_graph(const py::sequence& buffers, const std::vector<std::string>& weights,
                             const py::sequence& ops) {

@@ -1,6 +1,7 @@
 #include "graph/executor.h"
 
 #include <algorithm>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -10,6 +11,9 @@ namespace tensor_ops {
 Executor::Executor(Graph graph, std::size_t max_tokens)
     : graph_(std::move(graph)), max_tokens_(max_tokens) {
     graph_.check();
+    if (max_tokens > largest_batch)
+        throw std::invalid_argument("max_tokens is " + std::to_string(max_tokens) +
+                                    "; expected at most " + std::to_string(largest_batch));
     plan_buffers();
     plan_barriers();
 }
@@ -58,7 +62,9 @@ void Executor::plan_buffers() {
         offsets_[b] = offset;
         total = std::max(total, offset + graph_.buffers[b].width);
     }
-    arena_ = AlignedBytes(max_tokens_ * total * sizeof(float));
+    std::size_t bytes;
+    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), total, &bytes)) throw std::bad_alloc();
+    arena_ = AlignedBytes(bytes);
     quantized_ = AlignedBytes(quantized_bytes);
 }
 

@@ -113,7 +113,23 @@ OpKind op_kind_from_name(const std::string& name) {
 const char* op_kind_name(OpKind kind) { return signature(kind).name; }
 
 void Graph::check() const {
-    for (const Op& op : ops) OpCheck(*this, op).run();
+    for (const Buffer& buffer : buffers)
+        if (buffer.width > longest_row)
+            throw std::invalid_argument("buffer '" + buffer.name + "' has width " +
+                                        std::to_string(buffer.width) + "; expected at most " +
+                                        std::to_string(longest_row));
+    std::vector<char> written(buffers.size());
+    for (const Op& op : ops) {
+        OpCheck(*this, op).run();
+        if (op.output >= 0) written[static_cast<std::size_t>(op.output)] = 1;
+    }
+    // Ids are checked before anything runs, so nothing may write them after that.
+    for (const Op& op : ops) {
+        if (op.kind != OpKind::embed) continue;
+        const auto ids = static_cast<std::size_t>(op.inputs[0]);
+        if (written[ids] || !buffers[ids].external)
+            fail(*this, op, "its tokens '" + buffers[ids].name + "' do not come from outside");
+    }
 }
 
 void check_weights(const Graph& graph, const std::vector<Weight>& weights) {

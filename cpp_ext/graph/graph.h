@@ -38,6 +38,9 @@ struct Op {
     std::optional<Activations> activations;                 // linear; else activations_for(rows)
 };
 
+// Of a buffer, and rows of a batch: far beyond any model, and no product of them overflows.
+inline constexpr std::size_t longest_row = 1u << 30, largest_batch = 1u << 24;
+
 struct Graph {
     std::vector<Buffer> buffers;
     std::vector<std::string> weights;  // the slots' names

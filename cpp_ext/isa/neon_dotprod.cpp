@@ -9,7 +9,7 @@ struct Isa {
     using Int8 = NeonDotInt8<Isa>;
     using HalfLoad = NeonHalf<Isa>;
     static constexpr std::size_t float_tile = 8;
-    static constexpr std::size_t activation_tile = 8;
+    static constexpr std::size_t activation_tile = 4;
 };
 
 }  // namespace

@@ -56,23 +56,28 @@ void accumulate_outer(const float* a, std::size_t a_stride, const float* b, std:
                       float* c, std::size_t c_stride, std::size_t rows, std::size_t n) {
     using F = Floats<Isa>;
     constexpr std::size_t w = lanes<Isa>;
-    std::size_t j = 0;
-    for (; j + w <= n; j += w) {
+    const auto columns_at = [&](std::size_t j, auto&& load_at, auto&& store_at) {
         F v[Depth];
-        unroll<Depth>([&](auto i) { v[i] = load<Isa>(b + i * b_stride + j); });
+        unroll<Depth>([&](auto i) { v[i] = load_at(b + i * b_stride + j); });
         for (std::size_t r = 0; r < rows; ++r) {
-            F even = load<Isa>(c + r * c_stride + j), odd(0.0f);
+            float* sums = c + r * c_stride + j;
+            F even = load_at(sums), odd(0.0f);
             unroll<Depth>([&](auto i) {
                 F& sum = i % 2 ? odd : even;
                 sum = xsimd::fma(F(a[r * a_stride + i]), v[i], sum);
             });
-            (even + odd).store_unaligned(c + r * c_stride + j);
+            store_at(even + odd, sums);
         }
-    }
-    for (; j < n; ++j)
-        for (std::size_t r = 0; r < rows; ++r)
-            for (std::size_t i = 0; i < Depth; ++i)
-                c[r * c_stride + j] += a[r * a_stride + i] * b[i * b_stride + j];
+    };
+    std::size_t j = 0;
+    for (; j + w <= n; j += w)
+        columns_at(
+            j, [](const float* p) { return load<Isa>(p); },
+            [](F v, float* p) { v.store_unaligned(p); });
+    if (j < n)
+        columns_at(
+            j, [&](const float* p) { return load_partial<Isa>(p, n - j, 0.0f); },
+            [&](F v, float* p) { store_partial<Isa>(v, p, n - j); });
 }
 
 // matmul for few rows.  A run of columns is long enough for the prefetchers (which start anew on

@@ -24,7 +24,7 @@ inline constexpr std::size_t margin = 64;
 // fails the test, reading outside gives NaN.
 template <class T>
 class Array {
-   public:
+ public:
     explicit Array(std::size_t n, std::size_t offset = 0,
                    std::source_location where = std::source_location::current())
         : before_(margin + offset * sizeof(T)),
@@ -52,7 +52,7 @@ class Array {
     const T* begin() const { return data(); }
     const T* end() const { return data() + size_; }
 
-   private:
+ private:
     static constexpr std::align_val_t alignment{64};
     struct Delete {
         void operator()(unsigned char* p) const { ::operator delete(p, alignment); }
@@ -114,7 +114,7 @@ inline std::vector<std::size_t> sizes() {
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 inline constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-inline constexpr double roundoff = 0x1p-24;      // one rounding's relative error
+inline constexpr double roundoff = 0x1p-24;  // one rounding's relative error
 inline constexpr double tiny = 0x1p-149;  // the smallest denormal: what a rounding costs near zero
 inline constexpr double smallest_normal = 0x1p-126;
 

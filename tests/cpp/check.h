@@ -66,8 +66,8 @@ void equal(const A& actual, const B& expected, std::string_view what,
         fail(std::string(what) + ": " + text(actual) + ", expected " + text(expected), where);
 }
 
-// |actual - exact| <= bound; NaN where the exact value is NaN; infinite where it is, or where it may
-// round to float32's infinity.
+// |actual - exact| <= bound; NaN where the exact value is NaN; infinite where it is, or where it
+// may round to float32's infinity.
 inline bool is_near(float actual, double exact, double bound) {
     if (std::isnan(exact)) return std::isnan(actual);
     if (static_cast<double>(actual) == exact) return true;
@@ -106,7 +106,8 @@ void refused(F&& f, std::string_view words,
     } catch (const std::invalid_argument& error) {
         const std::string message = error.what();
         if (message.find(words) == std::string::npos)
-            fail("the message is \"" + message + "\", expected \"" + std::string(words) + "\"", where);
+            fail("the message is \"" + message + "\", expected \"" + std::string(words) + "\"",
+                 where);
         return;
     }
     fail("nothing was thrown, expected \"" + std::string(words) + "\"", where);
@@ -114,12 +115,12 @@ void refused(F&& f, std::string_view words,
 
 }  // namespace check
 
-#define TEST(name)                                                           \
-    static void name();                                                      \
+#define TEST(name)                                                             \
+    static void name();                                                        \
     static const check::Registration registered_##name(__FILE__, #name, name); \
     static void name()
 
-#define KERNEL_TEST(name)                                                    \
-    static void name(const tensor_ops::KernelTable& table);                  \
+#define KERNEL_TEST(name)                                                      \
+    static void name(const tensor_ops::KernelTable& table);                    \
     static const check::Registration registered_##name(__FILE__, #name, name); \
     static void name(const tensor_ops::KernelTable& table)

@@ -17,7 +17,7 @@ using tensor_ops::Weight;
 
 // Buffers and slots are known by the numbers that the functions return.
 class Builder {
-   public:
+ public:
     int external(const char* name, std::size_t width) { return buffer(name, width, true); }
     int internal(const char* name, std::size_t width) { return buffer(name, width, false); }
     int slot(const char* name) {
@@ -36,7 +36,7 @@ class Builder {
 
     Graph graph;
 
-   private:
+ private:
     int buffer(const char* name, std::size_t width, bool external) {
         graph.buffers.push_back({name, width, external});
         return static_cast<int>(graph.buffers.size()) - 1;
@@ -61,9 +61,11 @@ inline void run(Executor& executor, const std::vector<Weight>& weights,
                 const std::vector<std::pair<int, void*>>& external, std::size_t n_tokens,
                 std::size_t past = 0, tensor_ops::KvCache cache = {}) {
     std::vector<void*> pointers(executor.graph().buffers.size());
-    for (const auto& [buffer, pointer] : external) pointers[static_cast<std::size_t>(buffer)] = pointer;
+    for (const auto& [buffer, pointer] : external)
+        pointers[static_cast<std::size_t>(buffer)] = pointer;
     tensor_ops::check_weights(executor.graph(), weights);
-    tensor_ops::Batch batch{.external = pointers, .n_tokens = n_tokens, .past = past, .cache = cache};
+    tensor_ops::Batch batch{
+        .external = pointers, .n_tokens = n_tokens, .past = past, .cache = cache};
     executor.run(weights, batch);
 }
 

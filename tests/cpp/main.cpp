@@ -33,8 +33,7 @@ bool passes(const Case& test, const std::string& isa, F&& f) {
     } catch (const std::exception& error) {
         fail(std::string("exception: ") + error.what(), std::source_location::current());
     }
-    if (failures > shown_failures)
-        std::printf("\n    and %d more", failures - shown_failures);
+    if (failures > shown_failures) std::printf("\n    and %d more", failures - shown_failures);
     std::printf("%s\n", failures ? "\n    FAILED" : "ok");
     return failures == 0;
 }
@@ -89,8 +88,7 @@ int main(int argc, char** argv) {
     for (const check::Case& test : check::cases()) {
         if (!wanted.empty() && !wanted.contains(test.group)) continue;
         missing.erase(test.group);
-        all &= test.each_isa ? check::passes_on_each_isa(test)
-                             : check::passes(test, "", test.once);
+        all &= test.each_isa ? check::passes_on_each_isa(test) : check::passes(test, "", test.once);
     }
     for (const std::string& group : missing) std::printf("no tests in group %s\n", group.c_str());
     if (!missing.empty()) return 2;

@@ -82,7 +82,8 @@ inline void fill_blocks(DType type, Array<std::byte>& bytes, unsigned seed, doub
 
 // Gaussian numbers; for a quantised type random codes.  The bytes start `offset` bytes after a
 // 64-byte boundary.
-inline Matrix random(DType type, std::size_t n, std::size_t k, unsigned seed, std::size_t offset = 0) {
+inline Matrix random(DType type, std::size_t n, std::size_t k, unsigned seed,
+                     std::size_t offset = 0) {
     Matrix m{type, n, k, Array<std::byte>(n * row_bytes(type, k), offset), {}, {}};
     if (is_float(type))
         reference::encode_row(type, arrays::normal(n * k, seed).data(), n * k, m.bytes.data());
@@ -117,7 +118,8 @@ inline Packed pack(const KernelTable& table, const Matrix& m) {
 // |error| <= (k + 8) u * sum_i |x_i w_i|, as linear_f32, linear_plain and matmul promise.
 inline double float_bound(const float* x, const double* sizes, std::size_t k) {
     const double sum = reference::dot_of_magnitudes(x, sizes, k);
-    return static_cast<double>(k + 8) * (arrays::roundoff * (std::isfinite(sum) ? sum : 0) + arrays::tiny);
+    return static_cast<double>(k + 8) *
+           (arrays::roundoff * (std::isfinite(sum) ? sum : 0) + arrays::tiny);
 }
 
 // Checks y = x w^T, [rows][w.n].

@@ -1,5 +1,5 @@
-// Every kernel once more, in float64, from its formula, to be checked by eye; nothing of kernels/ is
-// used.  Results are float64 and not rounded, so that errors can be measured in float32's units.
+// Every kernel once more, in float64, from its formula, to be checked by eye; nothing of kernels/
+// is used.  Results are float64 and not rounded, so that errors can be measured in float32's units.
 #pragma once
 
 #include <algorithm>
@@ -29,9 +29,7 @@ inline double gelu_argument(double x) {
     return 2 * std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x);
 }
 
-inline double gelu_tanh(double x) {
-    return x == -infinity ? -0.0 : x * sigmoid(gelu_argument(x));
-}
+inline double gelu_tanh(double x) { return x == -infinity ? -0.0 : x * sigmoid(gelu_argument(x)); }
 
 // 0.5 (1 + erf(z)) = 0.5 erfc(-z), for the same reason.
 inline double gelu_erf(double x) {

@@ -1,4 +1,5 @@
-// The number formats of GGUF files, value by value, as GGML defines them; nothing of kernels/ is used.
+// The number formats of GGUF files, value by value, as GGML defines them; nothing of kernels/ is
+// used.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +31,8 @@ inline double decode_bfloat(std::uint16_t bits) {
 }
 
 // To the nearest value of a 16-bit format, ties to even, overflow to infinity.  Not for NaN.
-inline std::uint16_t encode(double value, int fraction_bits, int smallest_exponent, int infinity_bits) {
+inline std::uint16_t encode(double value, int fraction_bits, int smallest_exponent,
+                            int infinity_bits) {
     const int sign = std::signbit(value) ? 0x8000 : 0;
     const double magnitude = std::abs(value);
     if (std::isinf(magnitude)) return static_cast<std::uint16_t>(sign | infinity_bits);
@@ -66,7 +68,8 @@ struct ScaleAndMinimum {
 };
 inline ScaleAndMinimum six_bits(const std::byte* p, int j) {
     if (j < 4) return {byte(p, j) & 63, byte(p, j + 4) & 63};
-    return {(byte(p, j + 4) & 15) | byte(p, j - 4) >> 6 << 4, byte(p, j + 4) >> 4 | byte(p, j) >> 6 << 4};
+    return {(byte(p, j + 4) & 15) | byte(p, j - 4) >> 6 << 4,
+            byte(p, j + 4) >> 4 | byte(p, j) >> 6 << 4};
 }
 
 // An element of a block is product + minimum, each exact.
@@ -157,7 +160,8 @@ inline std::vector<Element> decode_elements(DType type, const std::byte* p, std:
 
 inline Values decode_row(DType type, const std::byte* p, std::size_t n) {
     Values values;
-    for (const auto& [product, minimum] : decode_elements(type, p, n)) values.push_back(product + minimum);
+    for (const auto& [product, minimum] : decode_elements(type, p, n))
+        values.push_back(product + minimum);
     return values;
 }
 
@@ -166,8 +170,8 @@ inline Values decode_row(DType type, const std::byte* p, std::size_t n) {
 // overflows, the scale is zero as an f16 and the codes are those of zeros.
 inline void encode_block(DType type, const float* x, std::byte* p) {
     const auto [lowest, highest] = std::minmax_element(x, x + 32);
-    const float largest = *std::max_element(
-        x, x + 32, [](float a, float b) { return std::abs(a) < std::abs(b); });
+    const float largest =
+        *std::max_element(x, x + 32, [](float a, float b) { return std::abs(a) < std::abs(b); });
     const auto inverse = [](float d) { return std::isfinite(1 / d) ? 1 / d : 0.0f; };
     if (type == DType::q8_0) {
         const float d = std::abs(largest) / 127, id = inverse(d);
@@ -179,7 +183,8 @@ inline void encode_block(DType type, const float* x, std::byte* p) {
     const bool five_bits = type == DType::q5_0 || type == DType::q5_1;
     const int top = five_bits ? 31 : 15;
     const auto middle = static_cast<float>(five_bits ? 16 : 8);
-    const float d = has_minimum ? (*highest - *lowest) / static_cast<float>(top) : largest / -middle;
+    const float d =
+        has_minimum ? (*highest - *lowest) / static_cast<float>(top) : largest / -middle;
     const float id = inverse(d);
     write_bits(encode_half(d), p);
     p += 2;

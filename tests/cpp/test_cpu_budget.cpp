@@ -19,7 +19,7 @@ constexpr const char* variable = "TENSOR_OPS_NUM_THREADS";
 
 // Sets or, with nullptr, unsets the variable for one test.
 class Environment {
-   public:
+ public:
     explicit Environment(const char* value) {
         if (const char* before = std::getenv(variable)) before_ = before;
         set(value);
@@ -27,7 +27,7 @@ class Environment {
     ~Environment() { set(before_.empty() ? nullptr : before_.c_str()); }
     Environment(const Environment&) = delete;
 
-   private:
+ private:
     static void set(const char* value) {
         if (value)
             setenv(variable, value, 1);

@@ -52,8 +52,8 @@ Floats every_kind_of_float() {
 
 // Zeros, the ends of the denormals, of exp's range and of float32, infinities and NaN.
 Floats edges() {
-    const std::vector<double> values = {0,   tiny, smallest_normal, 1e-20, 88, 104, 1e4,
-                                        3e38, 3.4028234e38, infinity};
+    const std::vector<double> values = {0,   tiny, smallest_normal, 1e-20,   88, 104,
+                                        1e4, 3e38, 3.4028234e38,    infinity};
     Floats x(2 * values.size() + 1);
     for (std::size_t i = 0; i < values.size(); ++i) {
         x[2 * i] = static_cast<float>(values[i]);
@@ -136,7 +136,8 @@ namespace {
 
 void check_swiglu(const Floats& gate, const Floats& up, const Floats& y) {
     for (std::size_t i = 0; i < y.size(); ++i) {
-        // silu(gate) is rounded to float32, where it may be a denormal or 0, before it is multiplied.
+        // silu(gate) is rounded to float32, where it may be a denormal or 0, before it is
+        // multiplied.
         const double exact = reference::swiglu(gate[i], up[i]);
         const double silu_rounding = gate[i] < -87 ? 0x1p-142 : 3 * tiny;
         if (std::isinf(up[i]) && std::abs(reference::silu(gate[i])) <= silu_rounding) continue;

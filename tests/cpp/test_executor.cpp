@@ -19,7 +19,8 @@ namespace {
 
 constexpr std::size_t width = 64;
 
-// ---- plain loops: each buffer in memory of its own, one thread, one op after the other -----------
+// ---- plain loops: each buffer in memory of its own, one thread, one op after the other
+// -----------
 
 void plain_linear(const tensor_ops::PackedMatrix& w, Activations kind, const float* x,
                   std::size_t n, float* y) {
@@ -42,7 +43,8 @@ void run_plainly(const Graph& graph, const std::vector<Weight>& weights, std::si
         float* y = at(op.output);
         const auto slot = static_cast<std::size_t>(op.weight);
         if (op.kind == OpKind::rms_norm)
-            table.rms_norm(x, std::get<tensor_ops::Vector>(weights[slot]).data, op.eps, y, n, width);
+            table.rms_norm(x, std::get<tensor_ops::Vector>(weights[slot]).data, op.eps, y, n,
+                           width);
         else if (op.kind == OpKind::linear)
             plain_linear(*std::get<std::shared_ptr<const tensor_ops::PackedMatrix>>(weights[slot]),
                          op.activations.value_or(tensor_ops::activations_for(n)), x, n, y);
@@ -157,7 +159,8 @@ TEST(an_input_that_changes_between_two_matrices_is_quantised_again) {
 TEST(matrices_on_one_input_may_want_it_quantised_differently) {
     Builder b;
     const int x = b.external("x", width), w = b.slot("w");
-    for (const Activations kind : {Activations::q8, Activations::q16, Activations::f32, Activations::q8}) {
+    for (const Activations kind :
+         {Activations::q8, Activations::q16, Activations::f32, Activations::q8}) {
         const int y = b.external("y", width);
         b.op(OpKind::linear, {x}, y, w).activations = kind;
     }
@@ -180,7 +183,8 @@ TEST(matrices_on_one_input_may_be_packed_for_different_isas) {
     };
     for (const std::string& first : tensor_ops::available_isas())
         for (const std::string& second : tensor_ops::available_isas())
-            check_against_plain_loops(b.graph, {packed_for(first, 2), packed_for(second, 3)}, 13, 2);
+            check_against_plain_loops(b.graph, {packed_for(first, 2), packed_for(second, 3)}, 13,
+                                      2);
 }
 
 TEST(an_executor_may_run_many_batches_of_any_size_it_allows) {
@@ -213,7 +217,8 @@ TEST(embed_looks_up_rows_of_every_type_and_scales_them) {
             Floats out(5 * columns);
             Executor executor(b.graph, 5);
             const Threads wanted(2);
-            graphs::run(executor, {graphs::raw_rows(rows)}, {{tokens, ids.data()}, {y, out.data()}}, 5);
+            graphs::run(executor, {graphs::raw_rows(rows)}, {{tokens, ids.data()}, {y, out.data()}},
+                        5);
             for (std::size_t i = 0; i < out.size(); ++i) {
                 const auto row = static_cast<std::size_t>(ids[i / columns]);
                 const double exact = scale * rows.values[row * columns + i % columns];
@@ -270,7 +275,8 @@ void unchanged(Op&) {}
 TEST(a_graph_that_does_not_fit_together_is_refused_with_op_and_fault) {
     using enum OpKind;
     check_graph_refused(add, {64}, 64, false, unchanged, "add -> 'out': has 1 inputs, expected 2");
-    check_graph_refused(add, {64, 32}, 64, false, unchanged, "buffer 'in' has width 32, expected 64");
+    check_graph_refused(add, {64, 32}, 64, false, unchanged,
+                        "buffer 'in' has width 32, expected 64");
     check_graph_refused(swiglu, {32, 64}, 64, false, unchanged, "has width 32, expected 64");
     check_graph_refused(add, {64, 64}, 0, false, unchanged, "has no output");
     check_graph_refused(add, {64, 64}, 64, true, unchanged, "has a weight");
@@ -293,10 +299,10 @@ TEST(an_op_that_points_outside_of_the_graph_is_refused) {
             bad < 0 ? [](Op& op) { op.inputs[0] = -1; } : [](Op& op) { op.inputs[0] = 9; },
             "an input is no buffer");
     }
-    check_graph_refused(add, {64, 64}, 64, false, [](Op& op) { op.output = 9; },
-                        "the output is no buffer");
-    check_graph_refused(rms_norm, {64}, 64, true, [](Op& op) { op.weight = 9; },
-                        "the weight is no slot");
+    check_graph_refused(
+        add, {64, 64}, 64, false, [](Op& op) { op.output = 9; }, "the output is no buffer");
+    check_graph_refused(
+        rms_norm, {64}, 64, true, [](Op& op) { op.weight = 9; }, "the weight is no slot");
 }
 
 TEST(an_op_that_would_overwrite_what_it_reads_is_refused) {
@@ -304,21 +310,24 @@ TEST(an_op_that_would_overwrite_what_it_reads_is_refused) {
     const auto in_place = [](Op& op) { op.output = op.inputs[0]; };
     check_graph_refused(linear, {64}, 64, true, in_place, "cannot overwrite its input");
     check_graph_refused(attention, {64}, 64, false, in_place, "cannot overwrite its input");
-    check_graph_refused(rope, {64, 16}, 64, false,
-                        [](Op& op) {
-                            op.n_heads = 1;
-                            op.inputs = {1, 1};
-                            op.output = 1;
-                        },
-                        "cannot overwrite its table");
+    check_graph_refused(
+        rope, {64, 16}, 64, false,
+        [](Op& op) {
+            op.n_heads = 1;
+            op.inputs = {1, 1};
+            op.output = 1;
+        },
+        "cannot overwrite its table");
 }
 
 TEST(heads_out_of_range_are_refused) {
     using enum OpKind;
-    check_graph_refused(attention, {64}, 64, false, [](Op& op) { op.n_heads = 0; },
-                        "number of heads is out of range");
-    check_graph_refused(attention, {64}, 64, false, [](Op& op) { op.n_kv_heads = 3; },
-                        "n_heads is no multiple of n_kv_heads");
+    check_graph_refused(
+        attention, {64}, 64, false, [](Op& op) { op.n_heads = 0; },
+        "number of heads is out of range");
+    check_graph_refused(
+        attention, {64}, 64, false, [](Op& op) { op.n_kv_heads = 3; },
+        "n_heads is no multiple of n_kv_heads");
     for (const auto change : {+[](Op& op) { op.head_dim = 0; }, +[](Op& op) { op.head_dim = 257; }})
         check_graph_refused(attention, {64}, 64, false, change, "expected 1 to 256");
 }
@@ -347,7 +356,8 @@ TEST(weights_of_the_wrong_kind_or_shape_are_refused_by_name) {
         check::refused([&] { tensor_ops::check_weights(b.graph, weights); }, words);
     };
     refused(0, graphs::vector(norm), "weight 'embedding' is no RawRows");
-    refused(0, graphs::raw_rows(matrices::random(DType::f32, 11, 32, 1)), "is [11, 32], expected [11, 64]");
+    refused(0, graphs::raw_rows(matrices::random(DType::f32, 11, 32, 1)),
+            "is [11, 32], expected [11, 64]");
     refused(1, graphs::packed(out), "weight 'norm' is no float32 vector");
     refused(1, graphs::vector(short_norm), "is [1, 63], expected [1, 64]");
     refused(2, graphs::raw_rows(embedding), "weight 'out' is no PackedMatrix");

@@ -52,8 +52,7 @@ void drop_signs_of_zeros(DType type, Bytes& blocks) {
     }
 }
 
-void check_quantizing(const KernelTable& table, DType type, const Floats& x,
-                      std::size_t offset = 0,
+void check_quantizing(const KernelTable& table, DType type, const Floats& x, std::size_t offset = 0,
                       std::source_location where = std::source_location::current()) {
     const std::size_t size = block_size(type).bytes;
     Bytes actual(x.size() / 32 * size, offset), expected(actual.size());
@@ -63,8 +62,8 @@ void check_quantizing(const KernelTable& table, DType type, const Floats& x,
     drop_signs_of_zeros(type, expected);
     for (std::size_t i = 0; i < actual.size(); ++i)
         check::equal(actual[i], expected[i],
-                     std::string(matrices::name(type)) + " byte " + std::to_string(i % size) + " of block " +
-                         std::to_string(i / size),
+                     std::string(matrices::name(type)) + " byte " + std::to_string(i % size) +
+                         " of block " + std::to_string(i / size),
                      where);
 }
 
@@ -197,7 +196,8 @@ KERNEL_TEST(what_a_block_cannot_hold_does_not_come_back_finite) {
                 Bytes bytes(row_bytes(type, 96));
                 table.from_float(type, x.data(), bytes.data(), 96);
                 table.to_float(type, bytes.data(), back.data(), 96);
-                check::that(!std::isfinite(back[at]), std::string(matrices::name(type)) + " hides it");
+                check::that(!std::isfinite(back[at]),
+                            std::string(matrices::name(type)) + " hides it");
                 for (std::size_t i = 0; i < 96; ++i)
                     check::that(std::isfinite(back[i]) || i / 32 == 1, "another block suffers");
             }
@@ -228,11 +228,13 @@ KERNEL_TEST(scales_may_be_any_half) {
         std::uint16_t bits = 0;
         for (std::size_t at = 0; at < row.bytes.size(); at += size)
             for (const std::size_t half : halves)
-                reference::write_bits(bits = static_cast<std::uint16_t>(bits + 511), &row.bytes[at + half]);
+                reference::write_bits(bits = static_cast<std::uint16_t>(bits + 511),
+                                      &row.bytes[at + half]);
         matrices::decode(row);
         Floats x(row.values.size());
         table.to_float(type, row.bytes.data(), x.data(), x.size());
         for (std::size_t i = 0; i < x.size(); ++i)
-            check::near(matrices::name(type), x[i], row.values[i], ulp(row.values[i]) / 2, "at ", i);
+            check::near(matrices::name(type), x[i], row.values[i], ulp(row.values[i]) / 2, "at ",
+                        i);
     }
 }

@@ -31,7 +31,7 @@ struct LayerWeights {
           up(scaled(type, ffn, hidden, 6)),
           down(scaled(type, hidden, ffn, 7)) {}
 
-   private:
+ private:
     static Matrix scaled(DType type, std::size_t n, std::size_t k, unsigned seed) {
         return matrices::normal(type, n, k, seed, 1 / std::sqrt(static_cast<double>(k)));
     }
@@ -88,7 +88,8 @@ Floats angles(std::size_t first, std::size_t n) {
     Floats table(n * n_dims);
     for (std::size_t t = 0; t < n; ++t) {
         for (std::size_t j = 0; j < n_dims / 2; ++j) {
-            const double angle = static_cast<double>(first + t) * std::pow(100.0, -2.0 * static_cast<double>(j) / n_dims);
+            const double angle = static_cast<double>(first + t) *
+                                 std::pow(100.0, -2.0 * static_cast<double>(j) / n_dims);
             table[t * n_dims + j] = static_cast<float>(std::cos(angle));
             table[t * n_dims + n_dims / 2 + j] = static_cast<float>(std::sin(angle));
         }
@@ -96,7 +97,8 @@ Floats angles(std::size_t first, std::size_t n) {
     return table;
 }
 
-// ---- the same in float64, one token after the other ----------------------------------------------
+// ---- the same in float64, one token after the other
+// ----------------------------------------------
 
 using reference::Values;
 
@@ -132,8 +134,9 @@ Values layer(const LayerWeights& w, const Values& residual, const float* table,
     }
     for (std::size_t head = 0; head < n_heads; ++head) {
         const std::size_t kv = head / (n_heads / n_kv_heads);
-        const Values out = reference::attend(&q[head * head_dim], keys[kv].data(), values[kv].data(),
-                                             keys[kv].size() / head_dim, head_dim, attention_scale);
+        const Values out =
+            reference::attend(&q[head * head_dim], keys[kv].data(), values[kv].data(),
+                              keys[kv].size() / head_dim, head_dim, attention_scale);
         a.insert(a.end(), out.begin(), out.end());
     }
     const Values o = multiply(w.o, a);
@@ -147,16 +150,18 @@ Values layer(const LayerWeights& w, const Values& residual, const float* table,
     return x;
 }
 
-// A prompt of 5 tokens, one token, 7 tokens: runs the layer in three batches and returns the largest
-// error of a token, as a share of its norm.
+// A prompt of 5 tokens, one token, 7 tokens: runs the layer in three batches and returns the
+// largest error of a token, as a share of its norm.
 double worst_error(const LayerWeights& w, Activations activations, DType kv_type) {
     constexpr std::size_t batches[] = {5, 1, 7};
     const LayerGraph g(activations);
     tensor_ops::Executor executor(g.graph, 7);
     const auto weights = bind(w);
-    const std::size_t cache_bytes = n_kv_heads * capacity * head_dim * tensor_ops::row_bytes(kv_type, 1);
+    const std::size_t cache_bytes =
+        n_kv_heads * capacity * head_dim * tensor_ops::row_bytes(kv_type, 1);
     Array<std::byte> k_cache(cache_bytes), v_cache(cache_bytes);
-    const tensor_ops::KvCache cache{k_cache.data(), v_cache.data(), kv_type, n_kv_heads, capacity, head_dim};
+    const tensor_ops::KvCache cache{k_cache.data(), v_cache.data(), kv_type,
+                                    n_kv_heads,     capacity,       head_dim};
     Values keys[n_kv_heads], values[n_kv_heads];
     double worst = 0;
     std::size_t past = 0;
@@ -192,7 +197,8 @@ KERNEL_TEST(a_decoder_layer_with_exact_activations_is_as_good_as_float32) {
         for (const int threads : {1, 2, 3}) {
             const Threads wanted(threads);
             const double error = worst_error(w, Activations::f32, DType::f32);
-            check::that(error < 1e-5, std::string(matrices::name(type)) + ": " + check::text(error));
+            check::that(error < 1e-5,
+                        std::string(matrices::name(type)) + ": " + check::text(error));
         }
     }
 }
@@ -209,7 +215,8 @@ KERNEL_TEST(a_decoder_layer_with_quantised_activations_is_within_their_error) {
             for (const int threads : {1, 3}) {
                 const Threads wanted(threads);
                 const double error = worst_error(w, kind, DType::f32);
-                check::that(error < share, std::string(matrices::name(type)) + ": " + check::text(error));
+                check::that(error < share,
+                            std::string(matrices::name(type)) + ": " + check::text(error));
             }
         }
     }

@@ -196,8 +196,8 @@ void check_rope(const RopeShape& s, const Floats& x, const Floats& angles, const
                 };
                 check::near({"rope", where}, y[first], a * c - b * d, bound(a * c, b * d), "pair ",
                             j, " of head ", h, " of row ", r);
-                check::near({"rope", where}, y[second], b * c + a * d, bound(b * c, a * d),
-                            "pair ", j, " of head ", h, " of row ", r);
+                check::near({"rope", where}, y[second], b * c + a * d, bound(b * c, a * d), "pair ",
+                            j, " of head ", h, " of row ", r);
             }
             for (std::size_t i = head + s.n_dims; i < head + s.head_dim; ++i)
                 check::equal(y[i], x[i], "a copied dimension", where);

@@ -77,8 +77,7 @@ TEST(a_run_may_ask_for_fewer_threads) {
 TEST(a_number_of_threads_out_of_range_is_refused_and_changes_nothing) {
     const Threads wanted(3);
     for (const int n : {0, -1, 1025})
-        check::refused([n] { set_num_threads(n); },
-                       std::to_string(n) + "; expected 1 to 1024");
+        check::refused([n] { set_num_threads(n); }, std::to_string(n) + "; expected 1 to 1024");
     check::equal(tensor_ops::num_threads(), 3, "threads");
 }
 

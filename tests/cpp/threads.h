@@ -7,12 +7,12 @@
 
 // The number of threads that a test asks for, put back at its end.
 class Threads {
-   public:
+ public:
     explicit Threads(int n) : before_(tensor_ops::num_threads()) { tensor_ops::set_num_threads(n); }
     ~Threads() { tensor_ops::set_num_threads(before_); }
     Threads(const Threads&) = delete;
 
-   private:
+ private:
     int before_;
 };
 
