@@ -13,7 +13,7 @@ from extension import ISAS, require_cpp
 from messages import check_message
 from subprocess_python import run_python
 
-# pybind11 allocates what was never initialised; CPython before 3.14 ends such a thread by unwinding.
+# pybind11 allocates what was never initialised; CPython < 3.14 ends such threads by unwinding.
 UNFIXED = pytest.mark.xfail(strict=True, reason="pybind11 and CPython end the process here")
 
 X4 = [("x", 4, True), ("y", 4, True)]
