@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from common import contest, machine, native, options, process, table
 from common.extension import cpp
@@ -176,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--markdown",
-        type=Path,
+        type=options.marked,
         metavar="FILE",
         help="put the table between the two performance markers of that file",
     )

@@ -13,7 +13,6 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from common import contest, limits, machine, native, options, process, profile_plot, table
 from common.extension import cpp
@@ -148,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = options.parser(__doc__)
     options.add_common(parser, seconds=0.5)
     parser.add_argument("--threads", type=options.count, metavar="N", help="default: all")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it, too")
+    parser.add_argument("--plot", type=options.output, metavar="FILE.png", help="draw it, too")
     return parser
 
 

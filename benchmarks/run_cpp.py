@@ -145,7 +145,9 @@ def _parser() -> options.Parser:
         metavar="SECONDS",
         help="of each repetition (default: %(default)s)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the results there, too")
+    parser.add_argument(
+        "--json", type=options.output, metavar="FILE", help="write the results there, too"
+    )
     return parser
 
 

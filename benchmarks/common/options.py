@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from common import table
+
 Parser = argparse.ArgumentParser
 
 
@@ -65,11 +67,28 @@ def add_common(parser: argparse.ArgumentParser, *, seconds: float) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
+        type=output,
         nargs="?",
         const="-",
         metavar="FILE",
         help="write everything as JSON: to FILE, or instead of the table to standard output",
     )
+
+
+def output(text: str) -> str:
+    """A file's name. Its folder must be there: nobody wants to know that only after ten minutes."""
+    if not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no folder {Path(text).parent}")
+    return text
+
+
+def marked(text: str) -> Path:
+    """A file with the markers of table.replace_marked."""
+    try:
+        table.around_markers(Path(text))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
 
 
 def isas(text: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from common.limits import TITLES, Name
@@ -64,7 +63,7 @@ def require_matplotlib() -> Any:
     return importlib.import_module("matplotlib.pyplot")
 
 
-def draw(path: Path, profiled: Sequence[Profiled], rates: Mapping[Name, float], title: str) -> None:
+def draw(path: str, profiled: Sequence[Profiled], rates: Mapping[Name, float], title: str) -> None:
     pyplot = require_matplotlib()
     height = 2 + 0.34 * len(profiled)
     figure, (bars, roofline) = pyplot.subplots(

@@ -17,13 +17,20 @@ def markdown(head: Sequence[str], rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def replace_marked(path: Path, text: str) -> None:
-    """Put `text` between the markers in a file. Raises ValueError for a file without them."""
+def around_markers(path: Path) -> tuple[str, str]:
+    """What comes before and after the text between the markers. ValueError without them."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(MARKER_BEGIN)
     _, end, after = rest.partition(MARKER_END)
     if not begin or not end:
         raise ValueError(f"{path} has no {MARKER_BEGIN} followed by {MARKER_END}")
-    path.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+    return before, after
+
+
+def replace_marked(path: Path, text: str) -> None:
+    """Put `text` between the markers in a file. ValueError for a file without them."""
+    before, after = around_markers(path)
+    marked = f"{MARKER_BEGIN}\n{text.strip()}\n{MARKER_END}"
+    path.write_text(f"{before}{marked}{after}", encoding="utf-8")
 
 
 class Columns:

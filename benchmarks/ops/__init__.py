@@ -6,7 +6,7 @@ PyTorch's are tried with and without out=, and the faster one competes.
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ class Participants:
     isas: tuple[str, ...]
     torch: Any = None
     numpy: bool = True
-    cycle_bytes: int = beyond_caches()
+    cycle_bytes: int = field(default_factory=beyond_caches)
 
     def cpp(self, form: Callable[[], Form], tolerance: float) -> tuple[Contender, ...]:
         """A contender for each ISA; `form` is called with that ISA in use."""
