@@ -19,8 +19,8 @@ namespace {
 
 constexpr std::size_t width = 64;
 
-// ---- plain loops: each buffer in memory of its own, one thread, one op after the other
-// -----------
+// ---- plain loops -------------------------------------------------------------------------------
+// Each buffer in memory of its own, one thread, one op after the other.
 
 void plain_linear(const tensor_ops::PackedMatrix& w, Activations kind, const float* x,
                   std::size_t n, float* y) {

@@ -97,8 +97,7 @@ Floats angles(std::size_t first, std::size_t n) {
     return table;
 }
 
-// ---- the same in float64, one token after the other
-// ----------------------------------------------
+// ---- the same in float64, one token after the other --------------------------------------------
 
 using reference::Values;
 
