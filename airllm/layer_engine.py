@@ -212,7 +212,7 @@ class LayerWiseInferenceEngine:
         what a text or a message says."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        guarded = map_texts(self.tokenizer.guarded, prompt)
+        guarded = map_texts(self.tokenizer.guarded, list(prompt))
         text = self.chat_template.render(guarded, add_generation_prompt=True)
         return self.tokenizer.encode(text, parse_special=True)
 

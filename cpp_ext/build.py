@@ -26,14 +26,17 @@ XSIMD_CACHE = ROOT.parent / "build/xsimd"
 COMPILER_BYTES = 700 << 20
 
 COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
-# Kernels throw nothing. Contracting a * b + c is what FMA is for; the rest of IEEE 754 stays.
-KERNEL_FLAGS = ("-fno-exceptions", "-fno-rtti", "-ffp-contract=fast", "-fno-math-errno")
+# Kernels throw nothing. They write FMA where they want it: a compiler that contracts a * b + c
+# where it can gives a tail or a narrower tile other bits than the body. IEEE 754 stays.
+KERNEL_FLAGS = ("-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-fno-math-errno")
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion")
-# GCC bug 105593: _mm512_undefined_ps() in its own headers. Clang has one of the two, and says so.
+# GCC bug 105593: _mm512_undefined_ps() in its own headers; Clang has one of the two, and says so.
+# GCC on ARM tells of every vector in a struct that its calls changed in version 10.
 KERNEL_WARNINGS = (
     *WARNINGS,
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
+    "-Wno-psabi",
     "-Wno-unknown-warning-option",
 )
 

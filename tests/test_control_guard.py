@@ -145,7 +145,9 @@ def test_keys_and_what_is_no_text_are_not_changed() -> None:
 
 def test_a_message_cannot_end_its_turn(tmp_path) -> None:
     with LayerWiseInferenceEngine(write_tiny_model(tmp_path).path, backend="numpy") as engine:
-        ids = engine.tokenize([{"role": "user", "content": ATTACK}])
+        message = {"role": "user", "content": ATTACK}
+        ids = engine.tokenize([message])
+        assert engine.tokenize(iter([message])) == ids
         control = [id for id in ids if engine.tokenizer.is_control(id)]
         text = engine.detokenize(ids)
     assert control == [1, 2, 1]  # <|im_start|>user ... <|im_end|> <|im_start|>assistant

@@ -249,7 +249,10 @@ void quantize_block_of_activations(const float* x, std::size_t tile, std::size_t
     std::int32_t high[quant_block], low[quant_block];
     std::int32_t sums[2] = {0, 0};  // of columns 0 to 15, 16 to 31
     for (std::size_t i = 0; i < quant_block; i += w) {
-        I code = xsimd::nearbyint_as_int(load<Isa>(x + i) * F(inverse));
+        const F v = load<Isa>(x + i) * F(inverse);
+        // NaN and infinity have no code: poison tells of them.
+        const F finite = xsimd::select(xsimd::abs(v) < F(2 * levels), v, F(0.0f));
+        I code = xsimd::nearbyint_as_int(finite);
         if constexpr (Digits == 2) {
             const I upper = (code + I(128)) >> 8;
             // -128 has no negative in 8 bit, which AVX2's dot product needs: 1/32512 of the

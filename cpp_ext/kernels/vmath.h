@@ -1,7 +1,7 @@
 // Vector maths: exp and what is built on it.  Bounds hold on every ISA, with or without FMA.
 #pragma once
 
-#include "kernels/simd.h"
+#include "kernels/intrinsics.h"
 
 namespace tensor_ops {
 namespace {
@@ -35,8 +35,8 @@ inline Floats<Isa> exp_sum(Floats<Isa> high, Floats<Isa> low) {
                               xsimd::select(high > F(89.0f), F(89.0f), high));
     const F n = xsimd::nearbyint(x * F(1.44269504f));
     // ln 2 in two parts; the first has 9 significant bits, so n * part is exact without FMA too.
-    F r = x - n * F(0.693359375f);
-    r = (r - n * F(-2.12194440e-4f)) + low;
+    F r = xsimd::fnma(n, F(0.693359375f), x);
+    r = xsimd::fnma(n, F(-2.12194440e-4f), r) + low;
     const F q = polynomial(r, 0.00139269266f, 0.00836377387f, 0.0416665501f, 0.166665734f, 0.5f);
     const F e = xsimd::fma(r * r, q, r) + F(1.0f);
     // In two steps, so that 2^128 and denormal results come out right.
@@ -58,7 +58,7 @@ inline Floats<Isa> times_sigmoid(Floats<Isa> x, Floats<Isa> v) {
     const F e = exp<Isa>(-xsimd::abs(v));
     const auto negative = v < F(0.0f);
     const F bounded = xsimd::select(negative & (x < F(-1e30f)), F(-1e30f), x);
-    return bounded * (xsimd::select(negative, e, F(1.0f)) / (F(1.0f) + e));
+    return bounded * divide(xsimd::select(negative, e, F(1.0f)), F(1.0f) + e);
 }
 
 // exp(-x^2 / 2), relative error below 2e-7: x^2 is split so that its rounding, which exp would
@@ -78,7 +78,7 @@ inline Floats<Isa> gaussian(Floats<Isa> x) {
 template <class Isa>
 inline Floats<Isa> erfc_scaled(Floats<Isa> x) {
     using F = Floats<Isa>;
-    const F t = F(3.0f) / xsimd::fma(x, F(0.707106781f), F(3.0f));
+    const F t = divide(F(3.0f), xsimd::fma(x, F(0.707106781f), F(3.0f)));
     const F p = polynomial(t, 0.05663792f, -0.29699361f, 0.54672718f, -0.45527095f, 0.41470727f,
                            -0.0076214718f, 0.19399821f, 0.17105420f, 0.18872744f, 0.18803381f);
     return gaussian<Isa>(x) * t * p;

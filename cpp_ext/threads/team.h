@@ -65,8 +65,11 @@ void run_team(TeamFunction f, void* context, int max_threads);
 
 template <class F>
 void run_team(F&& f, int max_threads = 1 << 20) {
-    run_team([](void* context, const Worker& worker) { (*static_cast<std::remove_reference_t<F>*>(context))(worker); },
-             const_cast<void*>(static_cast<const void*>(std::addressof(f))), max_threads);
+    run_team(
+        [](void* context, const Worker& worker) {
+            (*static_cast<std::remove_reference_t<F>*>(context))(worker);
+        },
+        const_cast<void*>(static_cast<const void*>(std::addressof(f))), max_threads);
 }
 
 }  // namespace tensor_ops
