@@ -93,21 +93,45 @@ static constexpr std::size_t quantized_block_bytes(Activations kind) {
     return (kind == Activations::q16 ? 64 : 32) + 4 * 4;
 }
 
-// What one call of the attention kernel works on: one KV head, and the query heads that share it.
+inline constexpr std::size_t attention_max_head_dim = 256;
+inline constexpr std::size_t attention_query_tile = 128;  // rows that share one reading of K and V
+
+// What the attention kernels work on: one KV head, and the query heads that share it.  Rows are
+// query tokens and heads: row = token * group + head of the group.
 struct AttentionTask {
-    const float* q;        // row (token t, head h of the group) at q + t * q_stride + h * head_dim
+    const float* q;        // token t, head h at q + t * q_stride + h * head_dim
     std::size_t q_stride;  // floats from one token to the next
     const void* k;         // [n_kv][head_dim]
     const void* v;         // [n_kv][head_dim]
-    DType kv_type;         // f32 or f16
+    DType kv_type;         // f32, f16 or q8_0 (head_dim is a multiple of 32 then)
     std::size_t n_q;       // query tokens
     std::size_t group;     // query heads that share this KV head
     std::size_t n_kv;      // KV positions; the last one belongs to the last query token if causal
-    std::size_t head_dim;  // at most 256
+    std::size_t head_dim;  // at most attention_max_head_dim
     float scale;
-    bool causal;  // query token t sees positions up to n_kv - n_q + t
-    float* out;   // laid out as q
+    // Query token t stands at position p = n_kv - n_q + t.  It sees positions j <= p if causal, and
+    // of them, or of all, those with |j - p| < window, unless that is 0.
+    bool causal;
+    std::size_t window = 0;
+    float softcap = 0.0f;  // scores become softcap * tanh(score / softcap); 0: stay as they are
+    const float* sinks = nullptr;  // [group]: a score of each head that has no value; or none
+    float* out;                    // laid out as q
     std::size_t out_stride;
+    float* lse = nullptr;        // log(sum(exp(scores))), sink included, of token t and head h at
+    std::size_t lse_stride = 0;  // lse + t * lse_stride + h; or none
+};
+
+// Positions by parts: part i begins at i * positions.  What a part contributes is, for each row,
+// head_dim weighted sums of values, the largest score (in units of log 2) and the sum of weights.
+inline constexpr std::size_t attention_part_unit = 512;
+struct AttentionParts {
+    std::size_t positions;  // of a part, a multiple of attention_part_unit
+    std::size_t first;      // the first part that any row sees
+    float* data;            // [parts from the first on][row][head_dim + 2]
+    std::size_t stride;     // floats from one part to the next
+    float* row(std::size_t part, std::size_t r, std::size_t head_dim) const {
+        return data + (part - first) * stride + r * (head_dim + 2);
+    }
 };
 
 struct KernelTable {
@@ -206,14 +230,24 @@ struct KernelTable {
 
     // ---- attention -----------------------------------------------------------------------------
 
-    // out = softmax(scale * q k^T) v with an online softmax over tiles of KV positions, for query
-    // tokens [first, last) of the task.  A query that sees no position gives zeros.
+    // out = softmax(scores) v, scores = scale * q k^T, with an online softmax over tiles of KV
+    // positions, for rows [first, last) of the task.  A row that sees no position gives zeros.
     // `scratch` holds attention_scratch_floats floats.
-    // |error| <= (4e-6 + 1.2e-7 S) * max|v|, S the largest |scale * q k|: exp turns the relative
-    // rounding of a score into an absolute one.  f16 KV is read exactly.  What no query of the
-    // call sees is not read; up to there K and V must be finite, as 0 * inf is NaN.
+    // |error| <= (4e-6 + 1.2e-7 S) * max|v|, S the largest |score|: exp turns the relative rounding
+    // of a score into an absolute one.  That of lse is below 4e-7 * (8 + S), where S
+    // counts finite sinks, too.  f16 and q8_0 are read
+    // exactly.  What no row of the call sees is not read; up to there K and V must be finite, as
+    // 0 * inf is NaN.
     void (*attention)(const AttentionTask& task, std::size_t first, std::size_t last,
                       float* scratch);
+    // The same in two steps, for several threads: what parts [from, to) of the positions contribute
+    // to the rows, and when all parts that they see have been done, out and lse.  The results do
+    // not depend on how the parts are divided into calls.
+    void (*attention_parts)(const AttentionTask& task, std::size_t first, std::size_t last,
+                            const AttentionParts& parts, std::size_t from, std::size_t to,
+                            float* scratch);
+    void (*attention_merge)(const AttentionTask& task, std::size_t first, std::size_t last,
+                            const AttentionParts& parts);
     std::size_t attention_scratch_floats;
 };
 

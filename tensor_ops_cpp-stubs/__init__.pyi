@@ -2,13 +2,14 @@
 # same functions are written in Python.
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 _Float32: TypeAlias = NDArray[np.float32]
 _Bytes: TypeAlias = NDArray[np.uint8]
+_Int32: TypeAlias = NDArray[np.int32]
 _Cache: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 
 __version__: str
@@ -48,7 +49,7 @@ def softmax(
 ) -> _Float32: ...
 def rope(
     x: _Float32,  # [n_tokens, n_heads, head_dim]
-    positions: NDArray[np.int32],  # [n_tokens]
+    positions: _Int32,  # [n_tokens]
     *,
     theta: float = 10000.0,
     inv_freq: _Float32 | None = None,  # [n_dims / 2], n_dims <= head_dim; overrides theta
@@ -75,13 +76,36 @@ def linear_many(
     activations: str = "auto",
     out: Sequence[_Float32] | None = None,  # each [..., n_i]
 ) -> tuple[_Float32, ...]: ...
+@overload
 def attention(
     q: _Float32,  # [n_q, n_heads, head_dim]
-    k: _Cache,  # [n_kv_heads, n_kv, head_dim]
-    v: _Cache,  # [n_kv_heads, n_kv, head_dim]
+    k: _Cache | _Bytes,  # [n_kv_heads, n_kv, head_dim], or Q8_0: [..., head_dim / 32 * 34]
+    v: _Cache | _Bytes,  # as k
     *,
     scale: float | None = None,  # None: head_dim ** -0.5
     causal: bool = True,
+    window: int | None = None,  # positions, at least 1
+    softcap: float | None = None,  # above 0
+    sinks: _Float32 | None = None,  # [n_heads]
+    cu_seqlens_q: _Int32 | None = None,  # [n_sequences + 1], as cu_seqlens_k
+    cu_seqlens_k: _Int32 | None = None,
+    return_lse: Literal[True],
+    out: _Float32 | None = None,  # [n_q, n_heads, head_dim]
+) -> tuple[_Float32, _Float32]: ...  # out, lse [n_q, n_heads]
+@overload
+def attention(
+    q: _Float32,  # [n_q, n_heads, head_dim]
+    k: _Cache | _Bytes,  # [n_kv_heads, n_kv, head_dim], or Q8_0: [..., head_dim / 32 * 34]
+    v: _Cache | _Bytes,  # as k
+    *,
+    scale: float | None = None,  # None: head_dim ** -0.5
+    causal: bool = True,
+    window: int | None = None,  # positions, at least 1
+    softcap: float | None = None,  # above 0
+    sinks: _Float32 | None = None,  # [n_heads]
+    cu_seqlens_q: _Int32 | None = None,  # [n_sequences + 1], as cu_seqlens_k
+    cu_seqlens_k: _Int32 | None = None,
+    return_lse: Literal[False] = False,
     out: _Float32 | None = None,  # [n_q, n_heads, head_dim]
 ) -> _Float32: ...
 

@@ -126,21 +126,56 @@ def linear(x, w):
         return np.einsum("...k,nk->...n", np.asarray(x, np.float64), np.asarray(w, np.float64))
 
 
-def attention(q, k, v, scale, causal):
-    """q: [n_q, n_heads, head_dim]; k, v: [n_kv_heads, n_kv, head_dim]."""
+def attention(q, k, v, scale, causal=True, window=None, softcap=None, sinks=None, cu_seqlens=None):
+    """out [n_q, n_heads, head_dim] and lse [n_q, n_heads].
+
+    q: [n_q, n_heads, head_dim]; k, v: [n_kv_heads, n_kv, head_dim], numbers; sinks: [n_heads];
+    cu_seqlens: where sequences start and end in q and in k, (list, list), or None: one sequence.
+    """
     q, k, v = (np.asarray(array, np.float64) for array in (q, k, v))
-    n_q, n_heads, _ = q.shape
-    n_kv_heads, n_kv, _ = k.shape
-    result = np.zeros_like(q)
-    for token in range(n_q):
-        n_seen = min(n_kv, token + n_kv - n_q + 1) if causal else n_kv
-        if n_seen <= 0:
-            continue
-        for head in range(n_heads):
-            kv_head = head // (n_heads // n_kv_heads)
-            scores = k[kv_head, :n_seen] @ q[token, head] * scale
-            result[token, head] = softmax(scores) @ v[kv_head, :n_seen]
-    return result
+    out, lse = np.zeros_like(q), np.zeros(q.shape[:2])
+    ends_q, ends_k = cu_seqlens or ([0, q.shape[0]], [0, k.shape[1]])
+    n_heads, n_kv_heads = q.shape[1], k.shape[0]
+    for sequence in range(len(ends_q) - 1):
+        first, n_q = ends_q[sequence], ends_q[sequence + 1] - ends_q[sequence]
+        keys = slice(ends_k[sequence], ends_k[sequence + 1])
+        n_kv = keys.stop - keys.start
+        for token in range(n_q):
+            seen = _seen_keys(n_kv - n_q + token, n_kv, causal, window)
+            for head in range(n_heads):
+                kv_head = head // (n_heads // n_kv_heads)
+                out[first + token, head], lse[first + token, head] = _attend(
+                    q[first + token, head],
+                    k[kv_head, keys][seen],
+                    v[kv_head, keys][seen],
+                    scale,
+                    softcap,
+                    -math.inf if sinks is None else float(sinks[head]),
+                )
+    return out, lse
+
+
+def _seen_keys(position, n_kv, causal, window):
+    """The keys that the query at `position` sees, in order."""
+    first, last = 0, n_kv - 1
+    if causal:
+        last = min(last, position)
+    if window is not None:
+        first, last = max(first, position - window + 1), min(last, position + window - 1)
+    return list(range(first, last + 1))
+
+
+def _attend(query, keys, values, scale, softcap, sink):
+    """One query, one head, the keys that it sees: its row of out and its lse."""
+    scores = [float(score) for score in keys @ query * scale]
+    if softcap is not None:
+        scores = [softcap * math.tanh(score / softcap) for score in scores]
+    top = max([sink, *scores])
+    if top == -math.inf:
+        return np.zeros(len(query)), -math.inf
+    weights = [math.exp(score - top) for score in scores]
+    total = math.fsum([*weights, math.exp(sink - top)])
+    return np.array(weights) @ values / total, top + math.log(total)
 
 
 # ---- 16-bit floats, bit by bit -------------------------------------------------------------------

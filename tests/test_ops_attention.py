@@ -1,4 +1,11 @@
-"""attention against float64: |error| <= 4e-6 max|v| for small scores, as kernels.h states."""
+"""attention against float64: which keys count, how much, in which format, and the errors' bounds.
+
+As kernels.h states them: |error| <= (4e-6 + 1.2e-7 S) max|v| of out and 4e-7 (8 + S) of lse, S the
+largest |scale * q k|, before it is capped. lse counts the sinks, too, so that its S does.
+"""
+
+import importlib
+import math
 
 import numpy as np
 import pytest
@@ -8,47 +15,171 @@ from bounds import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airllm import numpy_ops
 
-def inputs(n_q, n_kv, n_heads, n_kv_heads, head_dim, dtype=np.float32, seed=0):
+INFINITY = math.inf
+
+
+def inputs(n_q, n_kv, n_heads, n_kv_heads, head_dim, kv_type="float32", seed=0):
     q = normal((n_q, n_heads, head_dim), seed)
-    k = normal((n_kv_heads, n_kv, head_dim), seed + 1).astype(dtype)
-    v = normal((n_kv_heads, n_kv, head_dim), seed + 2).astype(dtype)
-    return q, k, v
+    shape = (n_kv_heads, n_kv, head_dim)
+    return q, cache(shape, kv_type, seed + 1), cache(shape, kv_type, seed + 2)
 
 
-def check_attention(actual, q, k, v, scale=None, causal=True):
+def cache(shape, kv_type, seed):
+    """Keys or values about as large as 1; of Q8_0 every code, and scales of either sign."""
+    if kv_type != "q8_0":
+        return normal(shape, seed).astype(kv_type)
+    n_kv_heads, n_kv, head_dim = shape
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 256, (n_kv_heads, n_kv, head_dim // 32, 34), dtype=np.uint8)
+    scales = random.normal(0.0, 1 / 74, (n_kv_heads, n_kv, head_dim // 32, 1))
+    blocks[..., :2] = scales.astype("<f2").view(np.uint8)
+    return blocks.reshape(n_kv_heads, n_kv, head_dim // 32 * 34)
+
+
+def widened(rows):
+    """Keys or values in float64. uint8 is Q8_0: blocks of a float16 scale and 32 int8."""
+    if rows.dtype != np.uint8:
+        return rows.astype(np.float64)
+    blocks = rows.reshape(-1, 34)
+    scales = blocks[:, :2].copy().view("<f2").astype(np.float64)
+    return (scales * blocks[:, 2:].view(np.int8)).reshape(*rows.shape[:2], rows.shape[2] // 34 * 32)
+
+
+def largest_score(q, k, scale):
+    """max |scale * q k|, of masked pairs, too."""
+    n_q, n_heads, head_dim = q.shape
+    groups = q.reshape(n_q, k.shape[0], n_heads // max(k.shape[0], 1), head_dim)
+    scores = np.einsum("thgd,hjd->thgj", groups.astype(np.float64), k)
+    return np.abs(scale * scores).max(initial=0.0)
+
+
+def check_attention(result, q, k, v, *, scale=None, cu_seqlens=None, **options):
+    """result: out, or (out, lse)."""
+    k, v = widened(k), widened(v)
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
-    exact = reference.attention(q, k, v, scale, causal)
-    check(actual, exact, 4e-6 * np.abs(v.astype(np.float64)).max(initial=0.0), "attention")
+    exact_out, exact_lse = reference.attention(q, k, v, scale, cu_seqlens=cu_seqlens, **options)
+    s = largest_score(q, k, scale)
+    out, lse = result if isinstance(result, tuple) else (result, None)
+    check(out, exact_out, (4e-6 + 1.2e-7 * s) * np.abs(v).max(initial=0.0), "out")
+    if lse is not None:
+        sinks = options.get("sinks")
+        if sinks is not None:
+            s = np.abs(sinks[np.isfinite(sinks)]).max(initial=s)
+        check(lse, exact_lse, 4e-7 * (8 + s), "lse")
 
 
-@pytest.fixture(scope="module", params=[np.float32, np.float16], ids=["float32", "float16"])
-def dtype(request):
+def attend(ops, q, k, v, *, cu_seqlens=None, return_lse=True, **options):
+    """out of a call whose out and lse are checked; cu_seqlens: (that of q, that of k) or None."""
+    given = options
+    if cu_seqlens is not None:
+        ends_q, ends_k = (np.array(ends, np.int32) for ends in cu_seqlens)
+        given = options | {"cu_seqlens_q": ends_q, "cu_seqlens_k": ends_k}
+    result = ops.attention(q, k, v, return_lse=return_lse, **given)
+    assert isinstance(result, tuple) == return_lse
+    check_attention(result, q, k, v, cu_seqlens=cu_seqlens, **options)
+    return result[0] if return_lse else result
+
+
+def cumulative(lengths):
+    return [0, *np.cumsum(lengths).tolist()]
+
+
+def sinks_of(n_heads, seed=7):
+    """One sink for each head: small ones, every third -inf."""
+    sinks = normal(n_heads, seed)
+    sinks[2::3] = -INFINITY
+    return sinks
+
+
+@pytest.fixture(scope="module", params=["float32", "float16", "q8_0"])
+def kv_type(request):
     return request.param
 
 
-@pytest.mark.parametrize("head_dim", [1, 2, 3, 8, 15, 16, 17, 33, 64, 70, 80, 96, 128, 160, 256])
-def test_every_head_size(ops, dtype, head_dim):
-    q, k, v = inputs(3, 21, 4, 2, head_dim, dtype)
-    check_attention(ops.attention(q, k, v), q, k, v)
+@pytest.fixture(scope="module")
+def small_head(kv_type):
+    """A head size with a tail, where the type can have one."""
+    return 32 if kv_type == "q8_0" else 20
 
 
-def test_every_number_of_keys(ops, dtype):
+# ---- shapes --------------------------------------------------------------------------------------
+
+HEAD_SIZES = [1, 2, 3, 8, 15, 16, 17, 20, 33, 64, 70, 80, 96, 128, 160, 256]
+WHOLE_BLOCKS = [32, 64, 96, 128, 160, 192, 224, 256]
+
+
+@pytest.mark.parametrize("head_dim", HEAD_SIZES)
+@pytest.mark.parametrize("kv_type", ["float32", "float16"])
+def test_every_head_size(ops, kv_type, head_dim):
+    attend(ops, *inputs(3, 21, 4, 2, head_dim, kv_type))
+
+
+@pytest.mark.parametrize("head_dim", WHOLE_BLOCKS)
+def test_every_head_size_of_whole_blocks(ops, head_dim):
+    attend(ops, *inputs(3, 21, 4, 2, head_dim, "q8_0"))
+
+
+def test_every_number_of_keys(ops, kv_type, small_head):
     for n_kv in [*range(1, 71), 127, 515]:
-        q, k, v = inputs(1, n_kv, 3, 1, 20, dtype, seed=n_kv)
-        check_attention(ops.attention(q, k, v), q, k, v)
+        attend(ops, *inputs(1, n_kv, 3, 1, small_head, kv_type, seed=n_kv))
 
 
-def test_every_number_of_queries(ops, dtype):
+def test_every_number_of_queries(ops, kv_type, small_head):
     for n_q in [*range(1, 36), 70]:
-        q, k, v = inputs(n_q, n_q + 5, 2, 1, 16, dtype, seed=n_q)
-        check_attention(ops.attention(q, k, v), q, k, v)
+        attend(ops, *inputs(n_q, n_q + 5, 2, 1, small_head, kv_type, seed=n_q))
 
 
-@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(1, 1), (9, 3), (8, 1), (6, 6), (12, 4)])
-def test_query_heads_share_key_heads_in_groups(ops, dtype, n_heads, n_kv_heads):
-    q, k, v = inputs(4, 30, n_heads, n_kv_heads, 24, dtype)
-    check_attention(ops.attention(q, k, v), q, k, v)
+@pytest.mark.parametrize("head_dim", [20, 64, 80, 96, 128, 256])
+def test_one_query_over_a_long_cache(ops, kv_type, head_dim):
+    if kv_type == "q8_0" and head_dim % 32:
+        head_dim = 32
+    attend(ops, *inputs(1, 5000, 4, 2, head_dim, kv_type))
+
+
+def test_one_query_over_a_long_cache_with_everything_at_once(ops, kv_type):
+    q, k, v = inputs(1, 5000, 8, 2, 64, kv_type)
+    attend(ops, q, k, v, softcap=3.0, sinks=sinks_of(8), window=4900)
+
+
+def test_a_long_prompt_with_everything_at_once(ops, kv_type):
+    q, k, v = inputs(150, 230, 4, 2, 64, kv_type)
+    for causal in (True, False):
+        attend(ops, q, k, v, causal=causal, softcap=3.0, sinks=sinks_of(4), window=90)
+
+
+@pytest.mark.parametrize("n_q", [1, 5])
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv_heads"), [(1, 1), (6, 6), (9, 3), (8, 2), (8, 1), (16, 2), (71, 1), (142, 2)]
+)
+def test_query_heads_share_key_heads_in_groups(ops, kv_type, n_heads, n_kv_heads, n_q):
+    attend(ops, *inputs(n_q, 30, n_heads, n_kv_heads, 32, kv_type))
+
+
+@pytest.mark.parametrize("n_kv_heads", [0, 2])
+def test_no_query_heads(ops, n_kv_heads):
+    q, k, v = inputs(3, 4, 0, n_kv_heads, 8)
+    out, lse = ops.attention(q, k, v, sinks=np.empty(0, np.float32), return_lse=True)
+    assert out.shape == (3, 0, 8)
+    assert lse.shape == (3, 0)
+
+
+def test_no_queries(ops, kv_type):
+    q, k, v = inputs(0, 4, 2, 1, 32, kv_type)
+    out, lse = ops.attention(q, k, v, return_lse=True)
+    assert out.shape == (0, 2, 32)
+    assert lse.shape == (0, 2)
+
+
+def test_heads_of_no_features_have_scores_of_zero(ops, kv_type):
+    q, k, v = inputs(3, 4, 2, 1, 0, kv_type)
+    out, lse = ops.attention(q, k, v, return_lse=True)
+    assert out.shape == (3, 2, 0)
+    check(lse, np.repeat(np.log([[2.0], [3.0], [4.0]]), 2, axis=1), 4e-7 * 8, "lse")
+
+
+# ---- which keys a query sees ---------------------------------------------------------------------
 
 
 def test_a_query_sees_no_later_key(ops):
@@ -60,29 +191,103 @@ def test_a_query_sees_no_later_key(ops):
     assert (after[3:] != before[3:]).all()
 
 
-def test_without_a_mask_every_query_sees_every_key(ops, dtype):
-    q, k, v = inputs(5, 40, 4, 2, 16, dtype)
-    check_attention(ops.attention(q, k, v, causal=False), q, k, v, causal=False)
+def test_without_a_mask_every_query_sees_every_key(ops, kv_type):
+    attend(ops, *inputs(5, 40, 4, 2, 32, kv_type), causal=False)
 
 
-def test_a_query_without_keys_gives_zeros(ops):
-    q, k, v = inputs(6, 4, 2, 1, 8)  # the first two queries come before the first key
-    result = ops.attention(q, k, v)
-    np.testing.assert_array_equal(result[:2], 0.0)
-    check_attention(result, q, k, v)
+def test_a_query_without_keys_gives_zeros(ops, kv_type):
+    q, k, v = inputs(6, 4, 2, 1, 32, kv_type)  # the first two queries come before the first key
+    out, lse = ops.attention(q, k, v, return_lse=True)
+    np.testing.assert_array_equal(out[:2], 0.0)
+    np.testing.assert_array_equal(lse[:2], -INFINITY)
+    check_attention((out, lse), q, k, v)
+
+
+def test_many_more_queries_than_keys(ops, kv_type):
+    q, k, v = inputs(200, 3, 4, 2, 32, kv_type)
+    for causal in (True, False):
+        attend(ops, q, k, v, causal=causal)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_no_keys_at_all_give_zeros(ops, causal):
-    q, k, v = inputs(3, 0, 2, 1, 8)
+def test_no_keys_at_all_give_zeros(ops, kv_type, causal):
+    q, k, v = inputs(3, 0, 2, 1, 32, kv_type)
     out = np.full(q.shape, 7.0, np.float32)
-    np.testing.assert_array_equal(ops.attention(q, k, v, causal=causal, out=out), 0.0)
+    _, lse = ops.attention(q, k, v, causal=causal, out=out, return_lse=True)
+    np.testing.assert_array_equal(out, 0.0)
+    np.testing.assert_array_equal(lse, -INFINITY)
+
+
+# ---- window --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_every_window(ops, causal):
+    q, k, v = inputs(9, 70, 2, 1, 20)
+    for window in range(1, 75):
+        attend(ops, q, k, v, window=window, causal=causal)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 100, 1030])
+def test_a_window_over_a_long_cache(ops, kv_type, window, causal):
+    attend(ops, *inputs(3, 2000, 4, 2, 64, kv_type), window=window, causal=causal)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 10, 64, 100])
+def test_a_window_that_slides_over_a_prompt(ops, window, causal):
+    attend(ops, *inputs(140, 150, 2, 1, 20), window=window, causal=causal)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 2, 5, 12])
+def test_a_window_before_the_first_key(ops, window, causal):
+    attend(ops, *inputs(12, 4, 2, 1, 8), window=window, causal=causal)
+
+
+def test_a_window_of_one_gives_the_value_at_the_querys_position(ops, kv_type):
+    q, k, v = inputs(4, 10, 2, 2, 32, kv_type)
+    expected = widened(v)[:, 6:].transpose(1, 0, 2)
+    for causal in (True, False):
+        np.testing.assert_array_equal(ops.attention(q, k, v, window=1, causal=causal), expected)
+
+
+def test_what_a_window_hides_changes_nothing(ops):
+    q, k, v = inputs(1, 20, 2, 1, 8)
+    before = ops.attention(q, k, v, window=6)
+    k[:, :14], v[:, :14] = 1e3, 1e3  # the query is at position 19 and sees 14 to 19
+    np.testing.assert_array_equal(ops.attention(q, k, v, window=6), before)
+    k[:, 14] = 1.0
+    assert (ops.attention(q, k, v, window=6) != before).all()
+
+
+@pytest.mark.parametrize("window", [30, 31, 64, 2**31 - 1, 2**31, 2**63 - 1, 2**64, 10**30])
+def test_a_window_as_long_as_the_keys_hides_nothing(ops, window):
+    q, k, v = inputs(7, 30, 2, 1, 20)
+    for causal in (True, False):
+        expected = ops.attention(q, k, v, causal=causal)
+        result = ops.attention(q, k, v, causal=causal, window=window)
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_a_causal_window_as_long_as_the_keys_hides_nothing_from_more_queries(ops):
+    q, k, v = inputs(40, 30, 2, 1, 20)
+    np.testing.assert_array_equal(ops.attention(q, k, v, window=30), ops.attention(q, k, v))
+
+
+def test_a_numpy_integer_is_a_window(ops):
+    q, k, v = inputs(7, 30, 2, 1, 20)
+    expected = ops.attention(q, k, v, window=5)
+    np.testing.assert_array_equal(ops.attention(q, k, v, window=np.int64(5)), expected)
+
+
+# ---- scores: scale, softcap, sinks ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 0.01, 1.0])
 def test_scale_multiplies_the_scores(ops, scale):
-    q, k, v = inputs(3, 20, 2, 1, 16)
-    check_attention(ops.attention(q, k, v, scale=scale), q, k, v, scale=scale)
+    attend(ops, *inputs(3, 20, 2, 1, 16), scale=scale)
 
 
 def test_scale_defaults_to_the_inverse_root_of_the_head_size(ops):
@@ -90,13 +295,80 @@ def test_scale_defaults_to_the_inverse_root_of_the_head_size(ops):
     np.testing.assert_array_equal(ops.attention(q, k, v), ops.attention(q, k, v, scale=0.25))
 
 
-def test_one_dominant_key_gives_its_value(ops, dtype):
+@pytest.mark.parametrize("softcap", [1e-30, 0.01, 0.5, 1, 30.0, 50.0, 1e30])
+def test_softcap_bends_the_scores(ops, kv_type, softcap):
+    for scale in (None, 3.0):
+        attend(ops, *inputs(3, 40, 4, 2, 32, kv_type), softcap=softcap, scale=scale)
+
+
+def test_softcap_comes_after_scale_and_before_the_mask(ops):
+    q, k, v = inputs(8, 8, 2, 1, 16)
+    attend(ops, q, k, v, softcap=0.1, scale=2.0)  # a masked score of -softcap would count
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_no_score_is_larger_than_softcap(ops, size):
+    q, k, v = np.full((1, 1, 1), size, np.float32), *inputs(1, 3, 1, 1, 1)[1:]
+    k[0, :, 0] = 1.0, -1.0, 0.0  # scores of softcap, -softcap and 0
+    out, lse = ops.attention(q, k, v, softcap=2.0, return_lse=True)
+    weights = np.exp([2.0, -2.0, 0.0])
+    values = v[0, :, 0].astype(np.float64)
+    bound = (4e-6 + 1.2e-7 * 2) * np.abs(values).max()  # as for scores of 2: these are exact
+    check(out[0, 0], [weights @ values / weights.sum()], bound, "out")
+    check(lse[0], [np.log(weights.sum())], 4e-7 * (8 + 2), "lse")
+
+
+def test_a_sink_takes_its_share_of_the_weight(ops, kv_type):
+    q, k, v = inputs(5, 40, 6, 2, 32, kv_type)
+    for sinks in (sinks_of(6), np.zeros(6, np.float32), normal(6, scale=8.0)):
+        attend(ops, q, k, v, sinks=sinks)
+
+
+def test_a_sink_is_neither_scaled_nor_capped(ops):
+    sinks = np.array([3.0, -3.0], np.float32)
+    attend(ops, *inputs(3, 20, 2, 1, 16), sinks=sinks, scale=0.1, softcap=0.5)
+
+
+def test_a_sink_counts_once_however_many_keys_there_are(ops):
+    for n_kv in (1, 64, 65, 1000, 5000):
+        attend(ops, *inputs(1, n_kv, 3, 1, 16), sinks=np.full(3, math.log(n_kv), np.float32))
+
+
+def test_a_sink_far_above_the_scores_leaves_no_weight(ops):
+    q, k, v = inputs(3, 70, 2, 1, 16)
+    sinks = np.array([1e4, 3e38], np.float32)
+    out, lse = ops.attention(q, k, v, sinks=sinks, return_lse=True)
+    np.testing.assert_array_equal(out, 0.0)
+    np.testing.assert_array_equal(lse, np.broadcast_to(sinks, (3, 2)))
+
+
+@pytest.mark.parametrize("sink", [-1e4, -3e38, -INFINITY])
+def test_a_sink_far_below_the_scores_changes_nothing(ops, sink):
+    q, k, v = inputs(3, 70, 2, 1, 16)
+    result = ops.attention(q, k, v, sinks=np.full(2, sink, np.float32), return_lse=True)
+    check_attention(result, q, k, v)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_query_that_sees_only_the_sink_gives_zeros(ops, causal):
+    q, k, v = inputs(8, 3, 2, 1, 8)
+    sinks = np.array([1.5, -INFINITY], np.float32)
+    window = 2  # causal or not, the queries 0 to 3, at positions -5 to -2, see no key
+    result = ops.attention(q, k, v, sinks=sinks, causal=causal, window=window, return_lse=True)
+    np.testing.assert_array_equal(result[0][:4], 0.0)
+    np.testing.assert_array_equal(result[1][:4], np.broadcast_to(sinks, (4, 2)))
+    check_attention(result, q, k, v, sinks=sinks, causal=causal, window=window)
+
+
+def test_one_dominant_key_gives_its_value(ops, kv_type):
     for place in (0, 16, 69):
-        q, k, v = np.ones((1, 1, 16), np.float32), *inputs(1, 70, 1, 1, 16, dtype)[1:]
-        k[...] = 0.0
-        k[0, place] = 100.0
+        q, k, v = inputs(1, 70, 1, 1, 32, kv_type)
+        q[...] = 1.0
+        q8_0_block = np.frombuffer(np.float16(1.0).tobytes() + bytes([100] * 32), np.uint8)
+        k[...] = 0
+        k[0, place] = q8_0_block if kv_type == "q8_0" else 100.0
         result = ops.attention(q, k, v, scale=1.0)
-        np.testing.assert_array_equal(result[0, 0], v[0, place].astype(np.float32))
+        np.testing.assert_array_equal(result[0, 0], widened(v)[0, place])
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4, 1e30])
@@ -109,28 +381,80 @@ def test_scores_far_beyond_exps_range_do_not_overflow(ops, size):
     check(result, expected, 4e-6 * np.abs(v).max(), "attention")
 
 
-def test_nan_in_a_query_spoils_that_query_alone(ops):
-    q, k, v = inputs(4, 20, 2, 1, 16)
-    good = ops.attention(q, k, v)
-    q[1, 1, 3] = np.nan
-    result = ops.attention(q, k, v)
-    assert np.isnan(result[1, 1]).all()
-    result[1, 1] = good[1, 1]
-    np.testing.assert_array_equal(result, good)
+# ---- sequences laid end to end -------------------------------------------------------------------
 
 
-def test_nan_in_a_key_or_a_value_that_is_seen_is_not_hidden(ops):
-    for which in (1, 2):
-        arrays = inputs(2, 20, 2, 1, 16)
-        arrays[which][0, 5, 3] = np.nan
-        assert np.isnan(ops.attention(*arrays)[..., 3]).all()
+@pytest.mark.parametrize("causal", [True, False])
+def test_each_sequence_attends_to_itself_alone(ops, kv_type, causal):
+    lengths_q, lengths_k = [3, 1, 10, 5], [3, 40, 17, 5]
+    q, k, v = inputs(19, 65, 4, 2, 32, kv_type)
+    ends = cumulative(lengths_q), cumulative(lengths_k)
+    attend(ops, q, k, v, cu_seqlens=ends, causal=causal)
+    attend(ops, q, k, v, cu_seqlens=ends, causal=causal, window=4, softcap=2.0, sinks=sinks_of(4))
 
 
-def test_every_start(ops, dtype):
-    q, k, v = inputs(2, 19, 2, 1, 21, dtype)
-    for offset in range(16):
-        result = ops.attention(placed(q, offset), placed(k, 15 - offset), placed(v, offset))
-        check_attention(result, q, k, v)
+def test_nothing_of_a_sequence_shows_in_another(ops):
+    q, k, v = inputs(9, 30, 2, 1, 16)
+    ends = {"cu_seqlens_q": np.array([0, 2, 5, 9], np.int32)}
+    ends["cu_seqlens_k"] = np.array([0, 9, 21, 30], np.int32)
+    before = ops.attention(q, k, v, **ends)
+    q[2:5], k[:, 9:21], v[:, 9:21] = np.nan, np.nan, np.nan
+    after = ops.attention(q, k, v, **ends)
+    assert np.isnan(after[2:5]).all()
+    after[2:5] = before[2:5]
+    np.testing.assert_array_equal(after, before)
+
+
+def test_a_sequence_may_lack_queries_or_keys_or_both(ops):
+    lengths_q, lengths_k = [0, 2, 0, 3, 4, 0], [0, 0, 5, 1, 6, 0]
+    attend(ops, *inputs(9, 12, 2, 1, 8), cu_seqlens=(cumulative(lengths_q), cumulative(lengths_k)))
+
+
+def test_one_sequence_is_what_it_is_without_lengths(ops, kv_type):
+    attend(ops, *inputs(5, 70, 4, 2, 32, kv_type), cu_seqlens=([0, 5], [0, 70]))
+
+
+def test_many_short_sequences(ops):
+    lengths = np.random.default_rng(0).integers(0, 4, 200)
+    n = int(lengths.sum())
+    attend(ops, *inputs(n, n, 2, 1, 20), cu_seqlens=(cumulative(lengths), cumulative(lengths)))
+
+
+def test_a_batch_of_one_token_each(ops, kv_type):
+    lengths = [1, 300, 65, 1200, 64]
+    q, k, v = inputs(5, sum(lengths), 6, 2, 64, kv_type)
+    attend(ops, q, k, v, cu_seqlens=(list(range(6)), cumulative(lengths)))
+
+
+def test_no_sequences_at_all(ops):
+    q, k, v = inputs(0, 0, 2, 1, 8)
+    zero = np.zeros(1, np.int32)
+    assert ops.attention(q, k, v, cu_seqlens_q=zero, cu_seqlens_k=zero).shape == (0, 2, 8)
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def test_asking_for_lse_changes_no_bit_of_out(ops, kv_type):
+    for n_q, n_kv in [(1, 2000), (40, 70)]:
+        q, k, v = inputs(n_q, n_kv, 4, 2, 32, kv_type)
+        out, _ = ops.attention(q, k, v, return_lse=True)
+        np.testing.assert_array_equal(out, ops.attention(q, k, v))
+
+
+def test_lse_of_scores_far_beyond_exps_range(ops):
+    q, k, v = inputs(1, 64, 1, 1, 1)
+    q[...], k[...] = 1.0, 1e6
+    _, lse = ops.attention(q, k, v, scale=1.0, return_lse=True)
+    check(lse, [[1e6 + math.log(64)]], 4e-7 * (8 + 1e6), "lse")
+
+
+def test_out_receives_the_result_beside_lse(ops):
+    q, k, v = inputs(3, 20, 2, 1, 16)
+    with watched(q.shape) as out:
+        result, lse = ops.attention(q, k, v, out=out, return_lse=True)
+        assert result is out
+    check_attention((out, lse), q, k, v)
 
 
 def test_nothing_around_out_is_written(ops):
@@ -141,22 +465,70 @@ def test_nothing_around_out_is_written(ops):
         check_attention(out, q, k, v)
 
 
-@settings(max_examples=40)
-@given(
-    n_q=st.integers(0, 20),
-    n_kv=st.integers(0, 70),
-    n_kv_heads=st.integers(1, 3),
-    group=st.integers(1, 4),
-    head_dim=st.integers(0, 70),
-    causal=st.booleans(),
-)
-def test_any_shape(ops, n_q, n_kv, n_kv_heads, group, head_dim, causal):
-    q, k, v = inputs(n_q, n_kv, n_kv_heads * group, n_kv_heads, head_dim, seed=n_q)
-    result = ops.attention(q, k, v, causal=causal)
-    check_attention(result, q, k, v, causal=causal)
+def test_every_start(ops, kv_type, small_head):
+    q, k, v = inputs(2, 19, 2, 1, small_head, kv_type)
+    for offset in range(16):
+        attend(ops, placed(q, offset), placed(k, 15 - offset), placed(v, offset))
 
 
-@pytest.mark.parametrize("n_kv_heads", [0, 2])
-def test_no_query_heads(ops, n_kv_heads):
-    q, k, v = inputs(3, 4, 0, n_kv_heads, 8)
-    assert ops.attention(q, k, v).shape == (3, 0, 8)
+def test_rows_that_quantize_wrote(ops):
+    q = normal((3, 4, 64))
+    k, v = (ops.quantize(normal((2, 21, 64), seed), "q8_0") for seed in (1, 2))
+    attend(ops, q, k, v)
+
+
+def test_nan_in_a_query_spoils_that_query_alone(ops):
+    q, k, v = inputs(4, 20, 2, 1, 16)
+    good = ops.attention(q, k, v, return_lse=True)
+    q[1, 1, 3] = np.nan
+    for result, before in zip(ops.attention(q, k, v, return_lse=True), good, strict=True):
+        assert np.isnan(result[1, 1]).all()
+        result[1, 1] = before[1, 1]
+        np.testing.assert_array_equal(result, before)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_nan_in_a_key_or_a_value_that_is_seen_is_not_hidden(ops, softcap):
+    for which in (1, 2):
+        arrays = inputs(2, 20, 2, 1, 16)
+        arrays[which][0, 5, 3] = np.nan
+        assert np.isnan(ops.attention(*arrays, softcap=softcap)[..., 3]).all()
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_numpy_takes_as_many_queries_at_a_time_as_its_memory_allows(monkeypatch, n_rows):
+    module = importlib.import_module("airllm.numpy_ops.attention")
+    monkeypatch.setattr(module, "_SCORES_BYTES", 4 * n_rows * 2 * 30)
+    for causal in (True, False):
+        q, k, v = inputs(10, 30, 4, 2, 16)
+        attend(numpy_ops, q, k, v, causal=causal, window=5, sinks=sinks_of(4))
+
+
+@st.composite
+def calls(draw):
+    """q, k, v and options of any call that is allowed, all of them small."""
+    kv_type = draw(st.sampled_from(["float32", "float16", "q8_0"]))
+    n_kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    n_heads = n_kv_heads * group
+    head_dim = draw(st.sampled_from([0, 32, 64]) if kv_type == "q8_0" else st.integers(0, 70))
+    lengths = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 70)), max_size=4))
+    lengths_q, lengths_k = [n for n, _ in lengths], [n for _, n in lengths]
+    options = {
+        "causal": draw(st.booleans()),
+        "scale": draw(st.sampled_from([None, None, 0.0, -0.3, 1.0])),
+        "window": draw(st.none() | st.integers(1, 80)),
+        "softcap": draw(st.none() | st.sampled_from([0.1, 1.0, 5.0, 1e6])),
+        "sinks": draw(st.sampled_from([None, sinks_of(n_heads)])),
+        "return_lse": draw(st.booleans()),
+    }
+    if len(lengths) != 1 or draw(st.booleans()):
+        options["cu_seqlens"] = cumulative(lengths_q), cumulative(lengths_k)
+    shape = sum(lengths_q), sum(lengths_k), n_heads, n_kv_heads, head_dim
+    return inputs(*shape, kv_type, seed=sum(lengths_q)), options
+
+
+@settings(max_examples=100)
+@given(call=calls())
+def test_any_call(ops, call):
+    arrays, options = call
+    attend(ops, *arrays, **options)

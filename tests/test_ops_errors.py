@@ -204,6 +204,9 @@ OVERLAPS = {
     ("attention", "v"): lambda ops, x, out: ops.attention(
         heads(X), keys(X), keys(x), out=heads(out)
     ),
+    ("attention", "sinks"): lambda ops, x, out: ops.attention(
+        heads(X), KEYS, KEYS, sinks=x[1, :1], out=heads(out)
+    ),
 }
 
 
@@ -236,6 +239,16 @@ def test_rms_norm_cannot_be_written_over_its_weight(backend):
     weight = normal(4)
     with pytest.raises(ValueError, match="rms_norm: out overlaps weight"):
         backend.rms_norm(normal(4), weight, out=weight)
+
+
+@pytest.mark.parametrize("name", ["cu_seqlens_q", "cu_seqlens_k"])
+def test_attention_cannot_be_written_over_its_sequences(backend, name):
+    out = np.zeros((2, 1, 4), np.float32)
+    lengths = dict.fromkeys(["cu_seqlens_q", "cu_seqlens_k"], np.array([0, 2], np.int32))
+    lengths[name] = out[0, 0, :2].view(np.int32)
+    lengths[name][1] = 2
+    with pytest.raises(ValueError, match=f"attention: out overlaps {name}; expected separate mem"):
+        backend.attention(heads(X), keys(X), keys(X), out=out, **lengths)
 
 
 def test_out_may_touch_an_input_without_overlapping(backend):

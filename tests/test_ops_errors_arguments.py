@@ -15,6 +15,17 @@ Q = normal((2, 2, 4))
 K = normal((1, 3, 4))
 ROW = normal(32)
 BLOCKS = np.zeros((2, 34), np.uint8)
+K_Q8_0 = np.zeros((1, 3, 34), np.uint8)
+ENDS_Q = np.array([0, 1, 2], np.int32)
+ENDS_K = np.array([0, 1, 3], np.int32)
+
+
+def ends(*values):
+    return np.array(values, np.int32)
+
+
+def in_sequences(ops, ends_q=ENDS_Q, ends_k=ENDS_K):
+    return ops.attention(Q, K, K, cu_seqlens_q=ends_q, cu_seqlens_k=ends_k)
 
 
 def packed(ops):
@@ -52,13 +63,53 @@ TYPE_ERRORS = {
     "dequantize: data is a bytes; expected": lambda ops: ops.dequantize(bytes(34), "q8_0"),
     "float16_to_float32: x is float32; expected float16": lambda ops: ops.float16_to_float32(X),
     "bfloat16_to_float32: x is float32; expected uint16": lambda ops: ops.bfloat16_to_float32(X),
-    "attention: k is float64; expected float32 or float16": (
+    "attention: k is float64; expected float32 or float16 or uint8...k.astype(np.float32)": (
         lambda ops: ops.attention(Q, K.astype(np.float64), K)
     ),
-    "attention: v is float16; expected float32": (
+    "attention: k is a list; expected a numpy array of float32 or float16 or uint8": (
+        lambda ops: ops.attention(Q, [0.0], K)
+    ),
+    "attention: v is int8; expected float32 or float16 or uint8...v.astype(np.float32)": (
+        lambda ops: ops.attention(Q, K, K.astype(np.int8))
+    ),
+    "attention: v is float16; expected float32, as k is. Convert with v.astype(np.float32).": (
         lambda ops: ops.attention(Q, K, K.astype(np.float16))
     ),
+    'attention: v is float32; expected uint8, as k is. Convert with quantize(v, "q8_0").': (
+        lambda ops: ops.attention(Q, K_Q8_0, K)
+    ),
+    'attention: v is uint8; expected float32, as k is. Convert with dequantize(v, "q8_0").': (
+        lambda ops: ops.attention(Q, K, K_Q8_0)
+    ),
     "scale": lambda ops: ops.attention(Q, K, K, scale="1"),
+    "attention: window is a float; expected an integer of at least 1, or None for no window.": (
+        lambda ops: ops.attention(Q, K, K, window=1.0)
+    ),
+    "attention: window is a bool; expected an integer of at least 1": (
+        lambda ops: ops.attention(Q, K, K, window=True)
+    ),
+    "attention: softcap is a str; expected a number.": (
+        lambda ops: ops.attention(Q, K, K, softcap="1")
+    ),
+    "attention: sinks is a list; expected a numpy array of float32": (
+        lambda ops: ops.attention(Q, K, K, sinks=[0.0, 0.0])
+    ),
+    "attention: sinks is float64; expected float32...sinks.astype(np.float32)": (
+        lambda ops: ops.attention(Q, K, K, sinks=np.zeros(2))
+    ),
+    "attention: cu_seqlens_q is a list; expected a numpy array of int32": (
+        lambda ops: in_sequences(ops, ends_q=[0, 1, 2])
+    ),
+    "attention: cu_seqlens_q is None; expected a numpy array of int32, as cu_seqlens_k is given. "
+    "Pass both or neither.": lambda ops: in_sequences(ops, ends_q=None),
+    "attention: cu_seqlens_k is None; expected a numpy array of int32, as cu_seqlens_q is given. "
+    "Pass both or neither.": lambda ops: in_sequences(ops, ends_k=None),
+    "attention: cu_seqlens_k is int64; expected int32...cu_seqlens_k.astype(np.int32)": (
+        lambda ops: in_sequences(ops, ends_k=ENDS_K.astype(np.int64))
+    ),
+    "attention: return_lse is an int; expected True or False.": (
+        lambda ops: ops.attention(Q, K, K, return_lse=1)
+    ),
     "set_num_threads": lambda ops: ops.set_num_threads(1.5),
 }
 
@@ -138,6 +189,76 @@ VALUE_ERRORS = {
     "attention: k has 0 heads": lambda ops: ops.attention(Q, normal((0, 3, 4)), normal((0, 3, 4))),
     "attention: scale is nan; expected a finite number": (
         lambda ops: ops.attention(Q, K, K, scale=np.nan)
+    ),
+    "attention: q has head_dim 4; expected a multiple of 32, the block of Q8_0, as k is uint8. "
+    "Pass k and v as float32 or float16.": lambda ops: ops.attention(Q, K_Q8_0, K_Q8_0),
+    "attention: k has shape (1, 3, 34); expected [n_kv_heads, n_kv, 68], rows of Q8_0, as q has "
+    "head_dim 64 (shape (2, 2, 64)).": lambda ops: ops.attention(
+        normal((2, 2, 64)), K_Q8_0, K_Q8_0
+    ),
+    "attention: window is 0; expected an integer of at least 1, or None for no window.": (
+        lambda ops: ops.attention(Q, K, K, window=0)
+    ),
+    "attention: window is -1000000000000000000000000000000; expected an integer of at least 1": (
+        lambda ops: ops.attention(Q, K, K, window=-(10**30))
+    ),
+    "attention: softcap is 0.0; expected a finite number above 0.": (
+        lambda ops: ops.attention(Q, K, K, softcap=0)
+    ),
+    "attention: softcap is -30.0; expected a finite number above 0.": (
+        lambda ops: ops.attention(Q, K, K, softcap=-30.0)
+    ),
+    "attention: softcap is inf; expected a finite number above 0.": (
+        lambda ops: ops.attention(Q, K, K, softcap=np.inf)
+    ),
+    "attention: softcap is 1e-50; expected 1.2e-38 to 3.4e+38, float32's range. Pass None": (
+        lambda ops: ops.attention(Q, K, K, softcap=1e-50)
+    ),
+    "attention: softcap is 1e+50; expected 1.2e-38 to 3.4e+38, float32's range. Pass None": (
+        lambda ops: ops.attention(Q, K, K, softcap=1e50)
+    ),
+    "attention: sinks has shape (3,); expected (2,), one sink for each head of q.": (
+        lambda ops: ops.attention(Q, K, K, sinks=normal(3))
+    ),
+    "attention: sinks has shape (1, 2); expected (2,)": (
+        lambda ops: ops.attention(Q, K, K, sinks=normal((1, 2)))
+    ),
+    "attention: sinks[1] is nan; expected a finite number, or -inf for a head without a sink.": (
+        lambda ops: ops.attention(Q, K, K, sinks=np.array([0.0, np.nan], np.float32))
+    ),
+    "attention: sinks[0] is inf; expected a finite number, or -inf": (
+        lambda ops: ops.attention(Q, K, K, sinks=np.array([np.inf, 0.0], np.float32))
+    ),
+    "attention: cu_seqlens_q has shape (1, 3); expected 1 axis, [n_sequences + 1]. Reshape": (
+        lambda ops: in_sequences(ops, ends_q=ENDS_Q[np.newaxis])
+    ),
+    "attention: cu_seqlens_q has shape (); expected at least 1 axis": (
+        lambda ops: in_sequences(ops, ends_q=np.array(0, np.int32))
+    ),
+    "attention: cu_seqlens_k has shape (2,); expected (3,), that of cu_seqlens_q.": (
+        lambda ops: in_sequences(ops, ends_k=ends(0, 3))
+    ),
+    "attention: cu_seqlens_q is empty; expected 0 and each sequence's end. "
+    "Make cu_seqlens_q with np.cumsum([0, *lengths], dtype=np.int32).": (
+        lambda ops: in_sequences(ops, ends(), ends())
+    ),
+    "attention: cu_seqlens_q starts with 1; expected 0. "
+    "Make cu_seqlens_q with np.cumsum([0, *lengths], dtype=np.int32).": (
+        lambda ops: in_sequences(ops, ends_q=ends(1, 1, 2))
+    ),
+    "attention: cu_seqlens_k falls from 3 to 2; expected numbers that never fall. "
+    "Make cu_seqlens_k with np.cumsum([0, *lengths], dtype=np.int32).": (
+        lambda ops: in_sequences(ops, ends(0, 0, 1, 2), ends(0, 3, 2, 3))
+    ),
+    "attention: cu_seqlens_k falls from 0 to -1; expected": (
+        lambda ops: in_sequences(ops, ends_k=ends(0, -1, 3))
+    ),
+    "attention: cu_seqlens_q ends with 1; expected 2, the n_q of q. "
+    "Make cu_seqlens_q with np.cumsum([0, *lengths], dtype=np.int32).": (
+        lambda ops: in_sequences(ops, ends_q=ends(0, 1, 1))
+    ),
+    "attention: cu_seqlens_k ends with 4; expected 3, the n_kv of k. Make cu_seqlens_k": (
+        lambda ops: in_sequences(ops, ends_k=ends(0, 1, 4))
     ),
     "set_num_threads: n is 0; expected at least 1": lambda ops: ops.set_num_threads(0),
     "set_num_threads: n is 1025; expected": lambda ops: ops.set_num_threads(1025),

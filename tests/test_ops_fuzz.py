@@ -50,6 +50,22 @@ def rows(type, n, k):
     return np.zeros((n, k // block * size), np.uint8)
 
 
+def attention_with_everything(t, m, n, k):
+    head_dim = 32 * min(k, 8)  # the extension takes up to 256
+    cache = rows("q8_0", n * t, head_dim).reshape(n, t, head_dim // 32 * 34)
+    return {
+        "q": ones(m, 2 * n, head_dim),
+        "k": cache,
+        "v": cache,
+        "window": 2,
+        "softcap": 10.0,
+        "sinks": ones(2 * n),
+        "cu_seqlens_q": np.array([0, m // 2, m], np.int32),
+        "cu_seqlens_k": np.array([0, t // 2, t], np.int32),
+        "return_lse": True,
+    }
+
+
 # Sound calls: the arguments of each operation by name, for any sizes t, m, n, k.
 SOUND = {
     "rms_norm": lambda t, m, n, k: {"x": ones(t, m, k), "weight": ones(k), "eps": 0.5},
@@ -73,6 +89,7 @@ SOUND = {
         "scale": 0.5,
         "causal": True,
     },
+    "attention with everything": attention_with_everything,
     "quantize": lambda t, m, n, k: {"x": ones(t, 32 * m), "type": "q4_0"},
     "dequantize": lambda t, m, n, k: {"data": rows("q8_0", t, 32 * m), "type": "q8_0"},
     "float32_to_float16": lambda t, m, n, k: {"x": ones(t, k)},
@@ -91,12 +108,13 @@ TAKE_OUT = list(SOUND)[: list(SOUND).index("quantize")]
 
 
 def outcome(ops, op, arguments):
-    """What the call gives, its type and shape; or that it is refused."""
+    """What the call gives, its type and shape, of several results each; or that it is refused."""
     try:
         result = getattr(ops, op.split()[0])(**arguments)
     except (TypeError, ValueError):  # which of the two depends on what is checked first
         return "refused"
-    return type(result).__name__, result.shape
+    results = result if isinstance(result, tuple) else [result]
+    return [(type(part).__name__, part.shape) for part in results]
 
 
 @pytest.mark.parametrize("op", SOUND)

@@ -26,6 +26,7 @@ def work(ops):
     x, gate = normal((70, 320)), normal((70, 320), seed=1)
     w = ops.PackedMatrix(ops.quantize(normal((130, 320), seed=2), "q4_1"), "q4_1", (130, 320))
     q, kv = normal((70, 6, 32), seed=3), normal((2, 90, 32), seed=4)
+    long = normal((2, 5000, 32), seed=7)  # its positions are divided, too
     return {
         "silu": ops.silu(x),
         "swiglu": ops.swiglu(gate, x),
@@ -37,6 +38,7 @@ def work(ops):
         **{f"linear_{kind}": ops.linear(x, w, activations=kind) for kind in ("q8", "q16", "f32")},
         "linear_one_token": ops.linear(x[:1], w),
         "attention": ops.attention(q, kv, kv),
+        "attention_long": ops.attention(q[:1], long, long),
         "dequantize": w.dequantize(),
     }
 

@@ -1,18 +1,28 @@
-"""Scaled dot-product attention (arXiv:1706.03762) with grouped queries (arXiv:2305.13245)."""
+"""Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) and what models add to it.
+
+Grouped queries (arXiv:2305.13245), a sliding window (arXiv:2004.05150), capped scores
+(arXiv:2408.00118), attention sinks (arXiv:2508.10925) and sequences laid end to end.
+"""
+
+from itertools import pairwise
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.numpy_ops import checks
+from airllm.numpy_ops.blocks import BLOCK
 from airllm.numpy_ops.checks import Float32
-from airllm.numpy_ops.elementwise import softmax_rows
+from airllm.numpy_ops.quants import decode, row_bytes
 
 # Queries are taken so many at a time that their scores stay below this.
 _SCORES_BYTES = 16 << 20
 
-Cache = NDArray[np.float32] | NDArray[np.float16]
+Cache = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint8]
+Int32 = NDArray[np.int32]
 
 
+@overload
 def attention(
     q: Float32,
     k: Cache,
@@ -20,70 +30,298 @@ def attention(
     *,
     scale: float | None = None,
     causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Float32 | None = None,
+    cu_seqlens_q: Int32 | None = None,
+    cu_seqlens_k: Int32 | None = None,
+    return_lse: Literal[False] = False,
     out: Float32 | None = None,
-) -> Float32:
+) -> Float32: ...
+@overload
+def attention(
+    q: Float32,
+    k: Cache,
+    v: Cache,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Float32 | None = None,
+    cu_seqlens_q: Int32 | None = None,
+    cu_seqlens_k: Int32 | None = None,
+    return_lse: Literal[True],
+    out: Float32 | None = None,
+) -> tuple[Float32, Float32]: ...
+def attention(
+    q: Float32,
+    k: Cache,
+    v: Cache,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Float32 | None = None,
+    cu_seqlens_q: Int32 | None = None,
+    cu_seqlens_k: Int32 | None = None,
+    return_lse: bool = False,
+    out: Float32 | None = None,
+) -> Float32 | tuple[Float32, Float32]:
     """softmax(q @ k.T * scale) @ v for each head; heads share keys and values in groups.
 
-    q: float32 [n_q, n_heads, head_dim].
-    k, v: float32 or float16, both the same, [n_kv_heads, n_kv, head_dim], as the KV cache has
-        them; n_heads is a multiple of n_kv_heads, and query head h reads key head
-        h // (n_heads / n_kv_heads).
+    q: float32 [n_q, n_heads, head_dim]; the C++ extension takes head_dim up to 256.
+    k, v: [n_kv_heads, n_kv, head_dim], as the KV cache has them, both float32 or both float16; or
+        both uint8 [n_kv_heads, n_kv, head_dim / 32 * 34], rows of GGML's Q8_0 (blocks of a float16
+        scale and 32 int8) as quantize(x, "q8_0") writes them. n_heads is a multiple of n_kv_heads,
+        and query head h reads key head h // (n_heads / n_kv_heads).
     scale: head_dim ** -0.5 if None.
-    causal: the queries are the last n_q of the n_kv positions, so query i sees the keys up to
-        i + n_kv - n_q. A query that sees no key gives zeros.
-    out: float32 [n_q, n_heads, head_dim], none of the inputs. Returns out.
+    causal: the queries are the last n_q of the n_kv positions, so query t stands at position
+        p = n_kv - n_q + t and sees the keys 0 to p.
+    window: positions, at least 1: of these keys it sees only p - window + 1 to p; without causal,
+        those above p - window and below p + window. max(n_q, n_kv) or more hides nothing.
+    softcap: above 0: a score s = q @ k * scale becomes softcap * tanh(s / softcap).
+    sinks: float32 [n_heads], finite or -inf: one more score for each head, neither scaled nor
+        capped, which has no value and so only adds to the softmax's denominator.
+    cu_seqlens_q, cu_seqlens_k: int32 [n_sequences + 1], both or neither, from 0 to n_q and to n_kv,
+        never falling: sequence i has the queries cu_seqlens_q[i] to cu_seqlens_q[i + 1] - 1, and
+        keys alike. Each attends to itself alone, positions counted within it.
+    return_lse: also return the logarithm of the softmax's denominator, sinks included, float32
+        [n_q, n_heads] (natural logarithm, of scores as capped).
+    out: float32 [n_q, n_heads, head_dim], none of the inputs. Returns out, or (out, lse).
 
-    Values must be finite: a masked one counts with weight 0, and 0 * inf is NaN.
+    A query that sees no key gives zeros; its lse is its head's sink, -inf without. Values must be
+    finite: a masked one counts with weight 0, and 0 * inf is NaN. A wrong dtype is a TypeError, a
+    wrong shape or number a ValueError.
+
+    With S the largest |q @ k * scale|, the error of out is at most (4e-6 + 1.2e-7 S) * max|v|; that
+    of lse 4e-7 * (8 + S), where S counts the finite sinks, too. Here a block of queries has all its
+    scores in memory; the extension never has more than a tile of them, by the online softmax of
+    Milakov and Gimelshein 2018 (arXiv:1805.02867).
     """
-    q = checks.float32("attention", "q", q)
-    k = checks.array("attention", "k", k, ["float32", "float16"])
-    v = checks.array("attention", "v", v, [k.dtype.name])
-    checks.axes("attention", "q", q, "[n_q, n_heads, head_dim]")
-    checks.axes("attention", "k", k, "[n_kv_heads, n_kv, head_dim]")
-    checks.shape("attention", "v", v, k.shape, "the shape of k")
-    _, n_heads, head_dim = q.shape
-    if k.shape[2] != head_dim:
-        raise ValueError(
-            f"attention: k has shape {k.shape}; expected [n_kv_heads, n_kv, {head_dim}], as q has "
-            f"head_dim {head_dim} (shape {q.shape})."
-        )
-    if n_heads % k.shape[0] if k.shape[0] else n_heads:
-        raise ValueError(
-            f"attention: k has {k.shape[0]} heads (shape {k.shape}); expected a number that "
-            f"divides q's {n_heads}."
-        )
+    op = "attention"
+    q = checks.float32(op, "q", q)
+    k, v = _keys_and_values(q, k, v)
+    n_q, n_heads, head_dim = q.shape
+    n_kv = k.shape[1]
     if scale is None:
         scale = max(head_dim, 1) ** -0.5
-    scale = checks.number("attention", "scale", scale, minimum=-np.inf, inclusive=False)
-    causal = checks.flag("attention", "causal", causal)
-    out = checks.output("attention", out, q.shape, {"q": q, "k": k, "v": v})
-    attention_apply(q, k, v, scale, causal, out)
-    return out
+    scale = checks.number(op, "scale", scale, minimum=-np.inf, inclusive=False)
+    causal = checks.flag(op, "causal", causal)
+    if window is not None:
+        # What hides nothing need not be larger: positions are int64 below.
+        window = min(_window(window), n_q + n_kv)
+    if softcap is not None:
+        softcap = _softcap(softcap)
+    inputs: dict[str, NDArray[Any]] = {"q": q, "k": k, "v": v}
+    if sinks is not None:
+        inputs["sinks"] = sinks = _sinks(sinks, n_heads)
+    ends_q, ends_k = [0, n_q], [0, n_kv]
+    if cu_seqlens_q is not None or cu_seqlens_k is not None:
+        cu_seqlens_q = _cu_seqlens("cu_seqlens_q", cu_seqlens_q, "cu_seqlens_k")
+        cu_seqlens_k = _cu_seqlens("cu_seqlens_k", cu_seqlens_k, "cu_seqlens_q")
+        checks.shape(op, "cu_seqlens_k", cu_seqlens_k, cu_seqlens_q.shape, "that of cu_seqlens_q")
+        ends_q = _ends("cu_seqlens_q", cu_seqlens_q, n_q, "the n_q of q")
+        ends_k = _ends("cu_seqlens_k", cu_seqlens_k, n_kv, "the n_kv of k")
+        inputs |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    return_lse = checks.flag(op, "return_lse", return_lse)
+    out = checks.output(op, out, q.shape, inputs)
+    lse = np.empty((n_q, n_heads), np.float32)
+    for (q0, q1), (k0, k1) in zip(pairwise(ends_q), pairwise(ends_k), strict=True):
+        attention_apply(
+            q[q0:q1],
+            k[:, k0:k1],
+            v[:, k0:k1],
+            scale,
+            causal,
+            out[q0:q1],
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
+            lse=lse[q0:q1],
+        )
+    return (out, lse) if return_lse else out
 
 
 @np.errstate(all="ignore")
 def attention_apply(
-    q: Float32, k: Cache, v: Cache, scale: float, causal: bool, out: Float32
+    q: Float32,
+    k: Cache,
+    v: Cache,
+    scale: float,
+    causal: bool,
+    out: Float32,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Float32 | None = None,
+    lse: Float32 | None = None,
 ) -> None:
-    """attention without its checks; k and v may be strided, as views of a larger cache are."""
+    """attention of one sequence without its checks, to out and to lse unless that is None.
+
+    k and v may be strided, as views of a larger cache are.
+    """
     n_q, n_heads, head_dim = q.shape
     n_kv_heads, n_kv, _ = k.shape
-    if q.size == 0 or n_kv == 0:
-        out[...] = 0.0
-        return
-    group = n_heads // n_kv_heads
-    step = max(1, _SCORES_BYTES // (4 * group * n_kv))
+    group = n_heads // max(n_kv_heads, 1)
+    step = max(1, _SCORES_BYTES // (4 * max(group * n_kv, 1)))
     for head in range(n_kv_heads):
         heads = slice(head * group, (head + 1) * group)
-        keys = k[head].astype(np.float32, copy=False)  # [n_kv, head_dim]
-        values = v[head].astype(np.float32, copy=False)
+        keys, values = _widened(k[head]), _widened(v[head])  # [n_kv, head_dim]
+        sink = np.full(group, -np.inf, np.float32) if sinks is None else sinks[heads]
         for start in range(0, n_q, step):
             rows = slice(start, min(start + step, n_q))
-            queries = q[rows, heads].reshape(-1, head_dim)  # [n_rows * group, head_dim]
-            scores = (queries @ keys.T * np.float32(scale)).reshape(-1, group, n_kv)
-            if causal:
-                last_seen = np.arange(rows.start, rows.stop) + (n_kv - n_q)
-                masked = np.arange(n_kv) > last_seen[:, np.newaxis]  # [n_rows, n_kv]
-                scores[np.broadcast_to(masked[:, np.newaxis], scores.shape)] = -np.inf
-            weights = softmax_rows(scores).reshape(-1, n_kv)
-            out[rows, heads] = (weights @ values).reshape(-1, group, head_dim)
+            n_rows = rows.stop - rows.start
+            queries = q[rows, heads].reshape(n_rows * group, head_dim)
+            scores = (queries @ keys.T * np.float32(scale)).reshape(n_rows, group, n_kv)
+            if softcap is not None:
+                cap = np.float32(softcap)
+                scores = cap * np.tanh(scores / cap)
+            positions = np.arange(rows.start, rows.stop) + (n_kv - n_q)
+            hidden = ~_seen(positions, n_kv, causal, window)
+            np.copyto(scores, -np.inf, where=hidden[:, np.newaxis])
+            weights, log_total = _softmax(scores, sink)
+            weighted = weights.reshape(n_rows * group, n_kv) @ values
+            out[rows, heads] = weighted.reshape(n_rows, group, head_dim)
+            if lse is not None:
+                lse[rows, heads] = log_total
+
+
+def _widened(rows: Cache) -> Float32:
+    """The float32 values of rows of keys or values: exact for either other type."""
+    if rows.dtype == np.uint8:
+        return decode(rows.view(np.uint8), "q8_0")
+    return rows.astype(np.float32, copy=False)
+
+
+def _seen(
+    positions: NDArray[np.int64], n_kv: int, causal: bool, window: int | None
+) -> NDArray[np.bool_]:
+    """Whether the queries at `positions` see the keys 0 to n_kv - 1: [n_rows, n_kv]."""
+    ahead = np.arange(n_kv) - positions[:, np.newaxis]  # how far a key lies ahead of a query
+    seen = ahead <= 0 if causal else np.ones(ahead.shape, np.bool_)
+    return seen if window is None else seen & (np.abs(ahead) < window)
+
+
+def _softmax(scores: Float32, sink: Float32) -> tuple[Float32, NDArray[np.float64]]:
+    """The weights exp(score) / total, written over the scores, and log(total).
+
+    scores: [n_rows, group, n_kv]; sink: [group], its exp counts in the total; log(total):
+    [n_rows, group], -inf where there is nothing but -inf, and the weights are then 0.
+    """
+    top = np.maximum(np.max(scores, axis=-1, initial=-np.inf), sink)
+    top = np.where(top == -np.inf, np.float32(0), top)
+    scores -= top[..., np.newaxis]
+    weights = np.exp(scores, out=scores)
+    total = np.sum(weights, axis=-1) + np.exp(sink - top)
+    weights /= np.where(total == 0, np.float32(1), total)[..., np.newaxis]
+    return weights, top + np.log(total.astype(np.float64))
+
+
+# ---- what may be passed --------------------------------------------------------------------------
+
+
+def _keys_and_values(q: Float32, k: object, v: object) -> tuple[NDArray[Any], NDArray[Any]]:
+    """k and v as arrays, if they are alike and fit q."""
+    op, dtypes = "attention", ["float32", "float16", "uint8"]
+    keys = checks.array(op, "k", k, dtypes)
+    values = checks.array(op, "v", v, dtypes)
+    if values.dtype != keys.dtype:
+        advice = f"v.astype(np.{keys.dtype.name})"
+        if keys.dtype == np.uint8:
+            advice = 'quantize(v, "q8_0")'
+        elif values.dtype == np.uint8:
+            advice = 'dequantize(v, "q8_0")'
+        raise TypeError(
+            f"{op}: v is {values.dtype.name}; expected {keys.dtype.name}, as k is. "
+            f"Convert with {advice}."
+        )
+    checks.axes(op, "q", q, "[n_q, n_heads, head_dim]")
+    checks.axes(op, "k", keys, "[n_kv_heads, n_kv, head_dim]")
+    checks.shape(op, "v", values, keys.shape, "the shape of k")
+    _, n_heads, head_dim = q.shape
+    n_kv_heads, _, n_columns = keys.shape
+    expected, rows = head_dim, ""
+    if keys.dtype == np.uint8:
+        if head_dim % BLOCK:
+            raise ValueError(
+                f"{op}: q has head_dim {head_dim}; expected a multiple of {BLOCK}, the block of "
+                "Q8_0, as k is uint8. Pass k and v as float32 or float16."
+            )
+        expected, rows = row_bytes("q8_0", head_dim), ", rows of Q8_0"
+    if n_columns != expected:
+        raise ValueError(
+            f"{op}: k has shape {keys.shape}; expected [n_kv_heads, n_kv, {expected}]{rows}, as q "
+            f"has head_dim {head_dim} (shape {q.shape})."
+        )
+    if n_heads % n_kv_heads if n_kv_heads else n_heads:
+        raise ValueError(
+            f"{op}: k has {n_kv_heads} heads (shape {keys.shape}); expected a number that "
+            f"divides q's {n_heads}."
+        )
+    return keys, values
+
+
+def _window(window: object) -> int:
+    expected = "expected an integer of at least 1, or None for no window."
+    if not isinstance(window, (int, np.integer)) or isinstance(window, bool):
+        raise TypeError(f"attention: window is {checks.kind(window)}; {expected}")
+    if window < 1:
+        raise ValueError(f"attention: window is {window}; {expected}")
+    return int(window)
+
+
+def _softcap(softcap: object) -> float:
+    value = checks.number("attention", "softcap", softcap, minimum=0.0, inclusive=False)
+    limits = np.finfo(np.float32)
+    if not float(limits.smallest_normal) <= value <= float(limits.max):
+        raise ValueError(
+            f"attention: softcap is {value}; expected 1.2e-38 to 3.4e+38, float32's range. "
+            "Pass None for scores without a cap."
+        )
+    return value
+
+
+def _sinks(sinks: object, n_heads: int) -> Float32:
+    checked = checks.float32("attention", "sinks", sinks)
+    checks.shape("attention", "sinks", checked, (n_heads,), "one sink for each head of q")
+    for head, sink in enumerate(checked):
+        if not sink < np.inf:
+            raise ValueError(
+                f"attention: sinks[{head}] is {sink}; expected a finite number, or -inf for a head "
+                "without a sink."
+            )
+    return checked
+
+
+def _cu_seqlens(name: str, value: object, other: str) -> Int32:
+    if value is None:
+        raise TypeError(
+            f"attention: {name} is None; expected a numpy array of int32, as {other} is given. "
+            "Pass both or neither."
+        )
+    array = checks.array("attention", name, value, ["int32"])
+    checks.axes("attention", name, array, "[n_sequences + 1]")
+    return array
+
+
+def _ends(name: str, cu_seqlens: Int32, n: int, what: str) -> list[int]:
+    """0 and where each sequence ends, if they divide n positions; `what` says whose these are."""
+    advice = f"Make {name} with np.cumsum([0, *lengths], dtype=np.int32)."
+    if not cu_seqlens.size:
+        raise ValueError(
+            f"attention: {name} is empty; expected 0 and each sequence's end. {advice}"
+        )
+    ends = [int(end) for end in cu_seqlens]
+    if ends[0] != 0:
+        raise ValueError(f"attention: {name} starts with {ends[0]}; expected 0. {advice}")
+    for start, end in pairwise(ends):
+        if end < start:
+            raise ValueError(
+                f"attention: {name} falls from {start} to {end}; expected numbers that never fall. "
+                f"{advice}"
+            )
+    if ends[-1] != n:
+        raise ValueError(f"attention: {name} ends with {ends[-1]}; expected {n}, {what}. {advice}")
+    return ends

@@ -20,7 +20,7 @@ void add_case(const std::string& name, DType type, std::size_t n_q, std::size_t 
               const Work& work) {
     struct Data {
         std::vector<std::byte> k, v;
-        std::vector<float> q, out;
+        std::vector<float> q, out, workspace;
     };
     const std::size_t values = n_kv_heads * n_kv * head_dim;
     const std::size_t bytes = tensor_ops::row_bytes(type, values);
@@ -29,6 +29,7 @@ void add_case(const std::string& name, DType type, std::size_t n_q, std::size_t 
         auto data = std::make_shared<Data>();
         data->q = normal(n_q * n_heads * head_dim);
         data->out.resize(data->q.size());
+        data->workspace.resize(tensor_ops::attention_workspace_floats);
         const std::vector<float> kv = normal(values);
         data->k.resize(copies * bytes);
         for (std::size_t i = 0; i < copies; ++i)
@@ -39,8 +40,15 @@ void add_case(const std::string& name, DType type, std::size_t n_q, std::size_t 
             const KvCache cache{
                 data->k.data() + at, data->v.data() + at, type, n_kv_heads, n_kv, head_dim};
             const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-            tensor_ops::attention(worker, table, data->q.data(), n_q, n_heads, n_kv, cache, scale,
-                                  true, data->out.data());
+            tensor_ops::attention(worker, table,
+                                  {.q = data->q.data(),
+                                   .n_q = n_q,
+                                   .n_heads = n_heads,
+                                   .cache = cache,
+                                   .n_kv = n_kv,
+                                   .scale = scale,
+                                   .out = data->out.data()},
+                                  data->workspace.data());
         };
     });
 }

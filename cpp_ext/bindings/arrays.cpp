@@ -37,9 +37,9 @@ bool is_native(const py::dtype& dtype) {
 
 py::object numpy_bool() { return py::module_::import("numpy").attr("bool_"); }
 
-std::string text(const py::handle& h) { return py::str(h).cast<std::string>(); }
-
 }  // namespace
+
+std::string text(const py::handle& h) { return py::str(h).cast<std::string>(); }
 
 std::string to_text(Shape shape) {
     std::string inside;
@@ -113,7 +113,7 @@ void Array::require_axes(py::ssize_t count, const char* names) const {
                 ". Reshape with " + name_ + ".reshape(...).");
 }
 
-Output::Output(const char* op, py::handle out, Shape shape, std::initializer_list<Input> inputs) {
+Output::Output(const char* op, py::handle out, Shape shape, std::span<const Input> inputs) {
     if (out.is_none()) {
         array_ =
             py::array(py::dtype::of<float>(), std::vector<py::ssize_t>(shape.begin(), shape.end()));

@@ -23,6 +23,7 @@ namespace py = pybind11;
 using Shape = std::span<const py::ssize_t>;
 
 std::string to_text(Shape shape);                // "(2, 3)", as Python writes it
+std::string text(const py::handle& h);           // str(h)
 std::string describe_kind(const py::handle& h);  // "a list", "None"
 
 // An argument of an operation: op and name are for messages.
@@ -86,7 +87,9 @@ struct Input {
 // `out` if it can take the result, a new array if it is None.
 class Output {
  public:
-    Output(const char* op, py::handle out, Shape shape, std::initializer_list<Input> inputs);
+    Output(const char* op, py::handle out, Shape shape, std::span<const Input> inputs);
+    Output(const char* op, py::handle out, Shape shape, std::initializer_list<Input> inputs)
+        : Output(op, out, shape, std::span(inputs.begin(), inputs.end())) {}
     float* data() { return static_cast<float*>(array_.mutable_data()); }
     py::array release() { return std::move(array_); }
     bool overlaps(const Output& other) const;

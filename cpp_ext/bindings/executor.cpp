@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 
+#include "bindings/kv_cache.h"
 #include "bindings/matrix_object.h"
 #include "bindings/module.h"
 
@@ -170,18 +171,17 @@ class PyExecutor {
 
     static KvCache read_cache(py::handle k_object, py::handle v_object) {
         if (k_object.is_none() && v_object.is_none()) return {};
-        const Array k({"Executor.run", "k_cache", k_object}, {Dtype::float32, Dtype::float16});
-        const Array v({"Executor.run", "v_cache", v_object}, {k.dtype()});
-        k.require_axes(3, "[n_kv_heads, capacity, head_dim]");
-        v.require_shape(k.shape(), "the shape of k_cache");
-        if (!k.handle().writeable() || !v.handle().writeable())
+        const KvArrays kv({"Executor.run", "k_cache", k_object},
+                          {"Executor.run", "v_cache", v_object});
+        kv.require_axes("[n_kv_heads, capacity, head_dim]");
+        const std::size_t block = block_size(DType::q8_0).bytes;
+        if (kv.k.dtype() == Dtype::uint8 && kv.k.axis(2) % block)
+            value_error("Executor.run: k_cache has shape " + to_text(kv.k.shape()) +
+                        "; expected a last axis of Q8_0 blocks, a multiple of " +
+                        std::to_string(block) + ".");
+        if (!kv.k.handle().writeable() || !kv.v.handle().writeable())
             value_error("Executor.run: the KV cache is read-only.");
-        return {const_cast<void*>(k.data()),
-                const_cast<void*>(v.data()),
-                k.dtype() == Dtype::float32 ? DType::f32 : DType::f16,
-                k.axis(0),
-                k.axis(1),
-                k.axis(2)};
+        return kv.cache();
     }
 
     Executor executor_;
@@ -218,7 +218,9 @@ void bind_executor(py::module_& m) {
              "Run all ops on all threads, without the GIL.\n\n"
              "buffers: the external ones by name, float32 [n_tokens, width], token ids int32 "
              "[n_tokens].\n"
-             "k_cache, v_cache: float32 or float16 [n_kv_heads, capacity, head_dim]; they hold "
+             "k_cache, v_cache: float32 or float16 [n_kv_heads, capacity, head_dim], or q8_0 as "
+             "uint8 "
+             "[n_kv_heads, capacity, head_dim / 32 * 34]; they hold "
              "`past` positions, and the batch's are written after them.\n"
              "threads: at most so many for this run; 0 for all that set_num_threads allows.\n"
              "ValueError, and nothing has run, where something does not fit.");

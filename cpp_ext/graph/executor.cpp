@@ -23,7 +23,7 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
 void Executor::plan_buffers() {
     const std::size_t n = graph_.buffers.size();
     std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
-    std::size_t quantized_bytes = 0;
+    std::size_t quantized_bytes = 0, parts_floats = 0;
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
         const auto use = [&](int buffer) {
@@ -33,6 +33,7 @@ void Executor::plan_buffers() {
         };
         for (const int input : op.inputs) use(input);
         if (op.output >= 0) use(op.output);
+        if (op.kind == OpKind::attention) parts_floats = attention_workspace_floats;
         if (op.kind == OpKind::linear && op.activations != Activations::f32) {
             const auto kind = op.activations.value_or(Activations::q16);
             const Buffer& x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])];
@@ -66,6 +67,7 @@ void Executor::plan_buffers() {
     if (__builtin_mul_overflow(max_tokens_ * sizeof(float), total, &bytes)) throw std::bad_alloc();
     arena_ = AlignedBytes(bytes);
     quantized_ = AlignedBytes(quantized_bytes);
+    parts_ = AlignedBytes(parts_floats * sizeof(float));
 }
 
 // An op waits for the team if it reads what was written, or writes what was read or written, since
@@ -206,8 +208,15 @@ struct Executor::Run {
                 kv_append(worker, table, in(0), in(1), n, batch.past, batch.cache);
                 break;
             case OpKind::attention:
-                attention(worker, table, in(0), n, op.n_heads, batch.past + n, batch.cache,
-                          op.scale, true, buffer(op.output));
+                attention(worker, table,
+                          {.q = in(0),
+                           .n_q = n,
+                           .n_heads = op.n_heads,
+                           .cache = batch.cache,
+                           .n_kv = batch.past + n,
+                           .scale = op.scale,
+                           .out = buffer(op.output)},
+                          reinterpret_cast<float*>(executor.parts_.data()));
                 break;
             case OpKind::swiglu:
             case OpKind::add: {

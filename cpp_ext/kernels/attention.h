@@ -1,155 +1,342 @@
 // Attention over tiles of KV positions with an online softmax (Milakov and Gimelshein 2018, Dao et
-// al. 2022): scores never exist beyond one tile, and K and V are read once for all the query rows
-// of a tile, that is for all heads that share them.
+// al. 2022): scores never exist beyond one tile, and K and V are read once for all rows of a query
+// tile, that is for all heads that share them and for several tokens.
+//
+// A row is a query token and a head of the group: row = token * group + head.
 #pragma once
 
-#include "kernels/plain_matrix.h"
-#include "kernels/vmath.h"
+#include "kernels/attention_tile.h"
 
 namespace tensor_ops {
 namespace {
 
-inline constexpr std::size_t kv_tile = 64;     // positions at a time
-inline constexpr std::size_t query_tile = 64;  // rows (tokens x heads) at a time
-inline constexpr std::size_t max_head_dim = 256;
-inline constexpr std::size_t padded_head_dim = max_head_dim + 32;  // up to a whole panel
+inline constexpr std::size_t many_tile = 96;  // positions at a time: a multiple of float_tile
+// Few rows: positions at a time of K, and of the softmax and V.  The longer memory is read in order
+// the better: 29 GB/s with 2048, 26 with 512.  Sums of 512 keep rounding small.
+inline constexpr std::size_t few_tile = 2048;
+inline constexpr std::size_t few_chunk = attention_part_unit;
+inline constexpr std::size_t few_block = 16;  // positions that stay in the nearest cache
+inline constexpr std::size_t max_few_width = 8;
 
 struct AttentionScratch {
-    float q[query_tile * max_head_dim];       // scaled queries [rows][head_dim]
-    float scores[query_tile * kv_tile];       // [rows][kv_tile]
-    float keys[kv_tile * max_head_dim];       // panels [kv_tile / panel][head_dim][panel]
-    float values[kv_tile * padded_head_dim];  // panels, where V itself does not serve as such
-    float out[query_tile * max_head_dim];     // [rows][head_dim], not yet divided by `sum`
-    float top[query_tile], sum[query_tile];   // of the softmax so far
-    float tile[depth_block * max_tile];
+    float q[attention_query_tile *
+            attention_max_head_dim];  // panels [head_dim][width]; few: [row][head_dim]
+    float keys[many_tile * attention_max_head_dim];  // [position][head_dim], where K is not float32
+    float values[many_tile * attention_max_head_dim];  // panels [position][2 vectors]
+    float scores[few_tile * max_few_width];            // [position][width]
+    float out[attention_query_tile *
+              attention_max_head_dim];                    // [row][whole panels], weighted sums of V
+    float chunk[max_few_width * attention_max_head_dim];  // the same of one chunk
+    float factor[max_width];
+    PanelState
+        states[attention_query_tile / 8];  // there is only one panel if it has less than 8 rows
 };
 inline constexpr std::size_t attention_scratch_floats = sizeof(AttentionScratch) / sizeof(float);
 
-// k[n][head_dim] to panels of positions, transposed, in squares of a vector's width.
-template <class Isa, class Source>
-void pack_keys(const Source* k, std::size_t n, std::size_t head_dim, float* panels) {
-    constexpr std::size_t w = lanes<Isa>;
-    std::size_t j = 0;
-    for (; j + w <= n; j += w) {
-        float* column = panels + j / panel<Isa> * head_dim * panel<Isa> + j % panel<Isa>;
-        std::size_t c = 0;
-        for (; c + w <= head_dim; c += w) {
-            Floats<Isa> square[w];
-            unroll<w>([&](auto i) { square[i] = load_as_float<Isa>(k + (j + i) * head_dim + c); });
-            xsimd::transpose(square, square + w);
-            unroll<w>([&](auto i) { square[i].store_unaligned(column + (c + i) * panel<Isa>); });
-        }
-        for (; c < head_dim; ++c)
-            for (std::size_t i = 0; i < w; ++i)
-                column[c * panel<Isa> + i] = load_one(k + (j + i) * head_dim + c);
-    }
-    for (; j < round_up(n, panel<Isa>); ++j) {
-        float* column = panels + j / panel<Isa> * head_dim * panel<Isa> + j % panel<Isa>;
-        for (std::size_t c = 0; c < head_dim; ++c)
-            column[c * panel<Isa>] = j < n ? load_one(k + j * head_dim + c) : 0.0f;
-    }
+// The positions [low, high) that a row may look at.
+struct Reach {
+    std::size_t low, high;
+};
+inline Reach reach(const AttentionTask& task, std::size_t row) {
+    // One past the row's own position, n_q further on: with more queries than positions the first
+    // ones stand before them all.
+    const std::size_t next = task.n_kv + row / task.group + 1;
+    const auto position = [&](std::size_t shifted) {
+        return std::min(shifted > task.n_q ? shifted - task.n_q : 0, task.n_kv);
+    };
+    if (!task.window) return {0, task.causal ? position(next) : task.n_kv};
+    const std::size_t window = std::min(task.window, task.n_q + task.n_kv);
+    return {next > window ? position(next - window) : 0,
+            position(task.causal ? next : next - 1 + window)};
 }
 
-// Turns a row of scores into weights relative to the new maximum; returns the factor for what was
-// summed under the old one.
+// What rows [first, last), side by side in a panel of that width, see of positions [p, p + n).
 template <class Isa>
-inline float soften(float* scores, std::size_t visible, std::size_t n, float& top, float& sum) {
-    using F = Floats<Isa>;
-    constexpr float lowest = -std::numeric_limits<float>::infinity();
-    const float largest = xsimd::reduce_max(fold<Isa>(
-        scores, visible, lowest, lowest, [](F a, F b) { return xsimd::max(a, b); },
-        [](F a, F b) { return xsimd::max(a, b); }));
-    const float higher = std::max(top, largest);
-    const F shift(higher == lowest ? 0.0f : higher);
-    map<Isa>(visible, scores, [shift](F v) { return exp<Isa>(v - shift); }, scores);
-    for (std::size_t i = visible; i < n; ++i) scores[i] = 0.0f;
-    const float factor = higher == lowest ? 0.0f : std::exp(top - higher);
-    const F weights = fold<Isa>(
-        scores, visible, 0.0f, 0.0f, [](F a, F b) { return a + b; },
-        [](F a, F b) { return a + b; });
-    sum = sum * factor + xsimd::reduce_add(weights);
-    top = higher;
-    return factor;
+Visible visible_part(const AttentionTask& task, std::size_t first, std::size_t last,
+                     std::size_t width, std::size_t p, std::size_t n) {
+    constexpr std::size_t w = lanes<Isa>;
+    Visible visible;
+    // The first row's reach ends first, the last row's begins last.
+    visible.all = reach(task, first).high >= p + n && reach(task, last - 1).low <= p &&
+                  n % std::max<std::size_t>(1, w / width) == 0;
+    if (visible.all) return visible;
+    for (std::size_t i = 0; i < std::max(width, w); ++i) {
+        const Reach r = reach(task, std::min(first + i % width, last - 1));
+        visible.low[i] = static_cast<float>(std::clamp(r.low, p, p + n) - p);
+        visible.high[i] = static_cast<float>(std::clamp(r.high, p, p + n) - p);
+        visible.ahead[i] = static_cast<float>(i / width);
+    }
+    return visible;
 }
 
-// One tile of KV positions [p, p + n) for all rows of the query tile.
-template <class Isa, class Source>
-void attend_tile(const AttentionTask& task, const Source* k, const Source* v, std::size_t n,
-                 std::size_t rows, const std::size_t* visible, AttentionScratch& s) {
-    using F = Floats<Isa>;
-    const std::size_t d = task.head_dim;
-    // Transposing the keys pays from 4 rows on.
-    if (rows < 4) {
-        dot_rows<Isa>(task.kv_type, k, s.q, d, rows, d, 0, n, s.scores, kv_tile);
-    } else {
-        pack_keys<Isa>(k, n, d, s.keys);
-        const Panels<float> keys{s.keys, d * panel<Isa>, panel<Isa>};
-        multiply_panels<Isa>(s.q, d, rows, d, keys, n, s.scores, kv_tile, false, s.tile);
-    }
-    for (std::size_t r = 0; r < rows; ++r) {
-        const float factor =
-            soften<Isa>(s.scores + r * kv_tile, std::min(visible[r], n), n, s.top[r], s.sum[r]);
-        if (factor != 1.0f)
-            map<Isa>(d, s.out + r * d, [factor](F x) { return x * F(factor); }, s.out + r * d);
-    }
-    if (d % panel<Isa> == 0) {
-        const Panels<Source> values{v, panel<Isa>, d};
-        multiply_panels<Isa>(s.scores, kv_tile, rows, n, values, d, s.out, d, true, s.tile);
-    } else {
-        for (std::size_t i = 0; i < n; ++i)
-            for (std::size_t c = 0; c < round_up(d, panel<Isa>); ++c)
-                s.values[(c / panel<Isa> * n + i) * panel<Isa> + c % panel<Isa>] =
-                    c < d ? load_one(v + i * d + c) : 0.0f;
-        const Panels<float> values{s.values, n * panel<Isa>, panel<Isa>};
-        multiply_panels<Isa>(s.scores, kv_tile, rows, n, values, d, s.out, d, true, s.tile);
-    }
+inline const float* query(const AttentionTask& task, std::size_t row) {
+    return task.q + row / task.group * task.q_stride + row % task.group * task.head_dim;
 }
 
-// Query tokens [first, last) by heads [head, head + heads) of the group.
+// What is left to do when a row has seen all of its positions: its head's sink joins the sum.
+template <class Isa>
+void finish_row(const AttentionTask& task, std::size_t row, float top, float sum,
+                const float* values) {
+    const std::size_t token = row / task.group, head = row % task.group;
+    // In float64: a sink may be as large as float32 goes.
+    constexpr double infinity = std::numeric_limits<double>::infinity(),
+                     log2_of_e = 1.4426950408889634;
+    const double sink = task.sinks ? task.sinks[head] * log2_of_e : -infinity;
+    const double highest = std::max<double>(top, sink);
+    const bool nothing = highest == -infinity;
+    const double weight = nothing ? 0.0 : std::exp2(top - highest);
+    // Where there is nothing the sum is 0, or NaN.
+    const double total = nothing ? sum : sum * weight + std::exp2(sink - highest);
+    const Floats<Isa> scale(nothing ? 0.0f : static_cast<float>(weight / total));
+    map<Isa>(
+        task.head_dim, task.out + token * task.out_stride + head * task.head_dim,
+        [scale](Floats<Isa> x) { return x * scale; }, values);
+    if (task.lse)
+        task.lse[token * task.lse_stride + head] =
+            static_cast<float>((highest + std::log2(total)) / log2_of_e);
+}
+
+// A query tile's rows [first, last) on their way through the positions.
 template <class Isa, class Source>
-void attend_rows(const AttentionTask& task, std::size_t first, std::size_t last, std::size_t head,
-                 std::size_t heads, AttentionScratch& s) {
-    using F = Floats<Isa>;
-    const std::size_t d = task.head_dim, rows = (last - first) * heads;
-    std::size_t reach[query_tile], visible[query_tile], furthest = 0;
-    for (std::size_t r = 0; r < rows; ++r) {
-        const std::size_t token = first + r / heads;
-        const float* q = task.q + token * task.q_stride + (head + r % heads) * d;
-        map<Isa>(d, s.q + r * d, [&](F x) { return x * F(task.scale); }, q);
-        // With more queries than positions the first ones see nothing.
-        const std::size_t ahead = task.n_q - 1 - token;
-        reach[r] = !task.causal ? task.n_kv : task.n_kv > ahead ? task.n_kv - ahead : 0;
-        furthest = std::max(furthest, reach[r]);
-        s.top[r] = -std::numeric_limits<float>::infinity();
-        s.sum[r] = 0.0f;
-        std::memset(s.out + r * d, 0, d * sizeof(float));
+struct QueryTile {
+    static constexpr std::size_t w = lanes<Isa>;
+    const AttentionTask& task;
+    const AttentionParts* parts;
+    AttentionScratch& s;
+    std::size_t first, last, rows, d, stride, width;
+    bool few;
+    float scale, softcap;  // scores are in units of log 2, so that their softmax takes powers of 2
+
+    QueryTile(const AttentionTask& t, std::size_t from, std::size_t to, const AttentionParts* p,
+              AttentionScratch& scratch)
+        : task(t),
+          parts(p),
+          s(scratch),
+          first(from),
+          last(to),
+          rows(to - from),
+          d(t.head_dim),
+          stride(round_up(d, panel<Isa>)),
+          width(panel_width<Isa>(rows, d)),
+          few(are_few<Isa>(rows, d)),
+          scale(t.softcap != 0.0f ? t.scale / t.softcap : t.scale * log2_e),
+          softcap(t.softcap * log2_e) {
+        if (few)
+            copy_queries();
+        else
+            for (std::size_t r = 0; r < rows; r += w) transpose_queries(r);
+        start();
     }
-    const auto* k = static_cast<const Source*>(task.k);
-    const auto* v = static_cast<const Source*>(task.v);
-    for (std::size_t p = 0; p < furthest; p += kv_tile) {
-        for (std::size_t r = 0; r < rows; ++r) visible[r] = reach[r] > p ? reach[r] - p : 0;
-        attend_tile<Isa>(task, k + p * d, v + p * d, std::min(kv_tile, furthest - p), rows, visible,
-                         s);
+
+    // As [width][head_dim], the missing ones zero.
+    void copy_queries() {
+        for (std::size_t r = 0; r < width; ++r)
+            if (r < rows)
+                map<Isa>(
+                    d, s.q + r * d, [this](Floats<Isa> x) { return x * scale; },
+                    query(task, first + r));
+            else
+                std::memset(s.q + r * d, 0, d * sizeof(float));
     }
-    for (std::size_t r = 0; r < rows; ++r) {
-        float* out = task.out + (first + r / heads) * task.out_stride + (head + r % heads) * d;
-        const F scale(s.sum[r] == 0.0f ? 0.0f : 1.0f / s.sum[r]);
-        map<Isa>(d, out, [scale](F x) { return x * scale; }, s.out + r * d);
+
+    // A vector of rows as columns of [head_dim][width], in squares.
+    void transpose_queries(std::size_t r) {
+        static constexpr float zeros[attention_max_head_dim] = {};
+        const float* row[w];
+        for (std::size_t i = 0; i < w; ++i)
+            row[i] = r + i < rows ? query(task, first + r + i) : zeros;
+        float* q = s.q + r / width * width * d + r % width;
+        std::size_t c = 0;
+        for (; c + w <= d; c += w) {
+            Floats<Isa> square[w];
+            unroll<w>([&](auto i) { square[i] = load<Isa>(row[i] + c) * scale; });
+            xsimd::transpose(square, square + w);
+            unroll<w>([&](auto i) { square[i].store_unaligned(q + (c + i) * width); });
+        }
+        for (; c < d; ++c)
+            for (std::size_t i = 0; i < w; ++i) q[c * width + i] = row[i][c] * scale;
     }
+
+    void start() {
+        for (std::size_t i = 0; i * width < rows; ++i) {
+            std::fill_n(s.states[i].top, max_width, minus_infinity);
+            std::fill_n(s.states[i].sum, max_width, 0.0f);
+        }
+        std::memset(s.out, 0, std::max(rows, width) * stride * sizeof(float));
+    }
+
+    // Positions [begin, end), at most a tile, for all panels.
+    void attend_many(std::size_t begin, std::size_t end) {
+        const std::size_t n = end - begin;
+        const float* keys = unpack_rows<Isa, Source>(task.k, d, begin, n, s.keys);
+        unpack_panels<Isa, Source>(task.v, d, begin, n, s.values);
+        for (std::size_t i = 0; i * width < rows; ++i) {
+            const std::size_t r = first + i * width, to = std::min(r + width, last);
+            const std::size_t until = std::min(end, reach(task, to - 1).high);
+            if (until <= begin || reach(task, r).low >= until) continue;
+            const std::size_t seen = until - begin;
+            const Visible visible = visible_part<Isa>(task, r, to, width, begin, seen);
+            const auto make_weights = [&](auto vectors) {
+                score_many<Isa, vectors>(keys, seen, d, s.q + i * width * d, s.scores);
+                weigh<Isa, vectors>(s.scores, width, seen, softcap, visible, s.states[i], s.factor);
+            };
+            if (width == w)
+                make_weights(std::integral_constant<std::size_t, 1>{});
+            else
+                make_weights(std::integral_constant<std::size_t, 2>{});
+            add_values_many<Isa>(s.scores, width, to - r, seen, s.values, n * panel<Isa>, d,
+                                 s.factor, s.out + i * width * stride, stride);
+        }
+    }
+
+    // Few rows: rows [p, p + n) of the cache as their products take them.
+    auto products_take(const void* cache, std::size_t p, std::size_t n, float* unpacked) const {
+        if constexpr (std::is_same_v<Source, BlockQ8>)
+            return unpack_rows<Isa, Source>(cache, d, p, n, unpacked);
+        else
+            return cache_row<Source>(cache, d, p);
+    }
+
+    // Few rows: scores of positions [begin, end).
+    void score(std::size_t begin, std::size_t end) {
+        with_width<Isa>(width, [&](auto columns) {
+            constexpr bool unpacks = std::is_same_v<Source, BlockQ8>;
+            const std::size_t step = unpacks ? few_block : end - begin;
+            for (std::size_t p = begin; p < end; p += step) {
+                const std::size_t n = std::min(step, end - p);
+                score_few<Isa, columns>(products_take(task.k, p, n, s.keys), n, d, s.q,
+                                        s.scores + (p - begin) * width);
+            }
+        });
+    }
+
+    // Few rows: their part of positions [begin, end) from the scores.
+    void attend_few(std::size_t begin, std::size_t end, float* scores) {
+        const Visible visible = visible_part<Isa>(task, first, last, width, begin, end - begin);
+        weigh<Isa, 1>(scores, width, end - begin, softcap, visible, s.states[0], s.factor);
+        std::memset(s.chunk, 0, width * stride * sizeof(float));
+        with_width<Isa>(width, [&](auto columns) {
+            for (std::size_t p = begin; p < end; p += few_block) {
+                const std::size_t n = std::min(few_block, end - p);
+                add_values_few<Isa, columns>(scores + (p - begin) * width, n,
+                                             products_take(task.v, p, n, s.values), d, s.chunk,
+                                             stride);
+            }
+        });
+        for (std::size_t r = 0; r < rows; ++r) {
+            const Floats<Isa> factor(s.factor[r]);
+            map<Isa>(
+                d, s.out + r * stride,
+                [factor](Floats<Isa> x, Floats<Isa> y) { return xsimd::fma(x, factor, y); },
+                s.out + r * stride, s.chunk + r * stride);
+        }
+    }
+
+    // Positions [begin, end).  Tiles end at multiples of their size, wherever they begin, so that
+    // results do not depend on how the positions are divided into calls.
+    void attend(std::size_t begin, std::size_t end) {
+        begin = std::max(begin, reach(task, first).low);
+        end = std::min(end, reach(task, last - 1).high);
+        const auto end_of = [&](std::size_t p, std::size_t size) {
+            return std::min(end, p - p % size + size);
+        };
+        std::size_t scored = begin;  // few rows: where the tile begins whose scores there are
+        for (std::size_t p = begin; p < end;) {
+            std::size_t next = end_of(p, few ? few_chunk : many_tile);
+            if (parts) next = std::min(next, end_of(p, parts->positions));
+            if (few) {
+                // A chunk in the middle of a tile begins with a whole vector of scores.
+                const bool whole = p % few_chunk == 0;
+                if (p == begin || p % few_tile == 0 || scored % few_chunk != 0) {
+                    scored = p;
+                    score(p, end_of(p, whole ? few_tile : few_chunk));
+                }
+                attend_few(p, next, s.scores + (p - scored) * width);
+            } else {
+                attend_many(p, next);
+            }
+            p = next;
+            if (parts && (p == end || p % parts->positions == 0)) {
+                store_part((p - 1) / parts->positions);
+                start();
+            }
+        }
+    }
+
+    float sum_of(std::size_t r) const {
+        float sum = 0.0f;
+        for (std::size_t i = r % width; i < std::max(width, w); i += width)
+            sum += s.states[r / width].sum[i];
+        return sum;
+    }
+
+    void finish() {
+        for (std::size_t r = 0; r < rows; ++r)
+            finish_row<Isa>(task, first + r, s.states[r / width].top[r % width], sum_of(r),
+                            s.out + r * stride);
+    }
+
+    void store_part(std::size_t part) {
+        for (std::size_t r = 0; r < rows; ++r) {
+            float* to = parts->row(part, first + r, d);
+            std::memcpy(to, s.out + r * stride, d * sizeof(float));
+            to[d] = s.states[r / width].top[r % width];
+            to[d + 1] = sum_of(r);
+        }
+    }
+};
+
+// Calls f with each query tile of rows [first, last), ready to see positions of K's type.
+template <class Isa, class F>
+void for_query_tiles(const AttentionTask& task, std::size_t first, std::size_t last,
+                     const AttentionParts* parts, float* scratch, F&& f) {
+    auto& s = *reinterpret_cast<AttentionScratch*>(scratch);
+    with_kv_source(task.kv_type, [&](auto source) {
+        for (std::size_t r = first; r < last; r += attention_query_tile)
+            f(QueryTile<Isa, std::remove_cvref_t<decltype(*source)>>(
+                task, r, std::min(r + attention_query_tile, last), parts, s));
+    });
 }
 
 template <class Isa>
 void attention(const AttentionTask& task, std::size_t first, std::size_t last, float* scratch) {
-    auto& s = *reinterpret_cast<AttentionScratch*>(scratch);
-    const std::size_t heads = std::min(task.group, query_tile);
-    const std::size_t tokens = query_tile / std::max<std::size_t>(heads, 1);
-    with_source(task.kv_type, [&](auto source) {
-        using Source = std::remove_cvref_t<decltype(*source)>;
-        for (std::size_t h = 0; h < task.group; h += heads)
-            for (std::size_t t = first; t < last; t += tokens)
-                attend_rows<Isa, Source>(task, t, std::min(t + tokens, last), h,
-                                         std::min(heads, task.group - h), s);
+    for_query_tiles<Isa>(task, first, last, nullptr, scratch, [&](auto tile) {
+        tile.attend(0, task.n_kv);
+        tile.finish();
     });
+}
+
+template <class Isa>
+void attention_parts(const AttentionTask& task, std::size_t first, std::size_t last,
+                     const AttentionParts& parts, std::size_t from, std::size_t to,
+                     float* scratch) {
+    for_query_tiles<Isa>(task, first, last, &parts, scratch, [&](auto tile) {
+        tile.attend(from * parts.positions, to * parts.positions);
+    });
+}
+
+template <class Isa>
+void attention_merge(const AttentionTask& task, std::size_t first, std::size_t last,
+                     const AttentionParts& parts) {
+    using F = Floats<Isa>;
+    const std::size_t d = task.head_dim;
+    for (std::size_t r = first; r < last; ++r) {
+        const Reach seen = reach(task, r);
+        const std::size_t from = seen.low / parts.positions;
+        const std::size_t to = (seen.high + parts.positions - 1) / parts.positions;
+        float top = minus_infinity, sum = 0.0f;
+        for (std::size_t i = from; i < to; ++i) top = std::max(top, parts.row(i, r, d)[d]);
+        float values[attention_max_head_dim] = {};
+        for (std::size_t i = from; i < to; ++i) {
+            const float* part = parts.row(i, r, d);
+            const float weight = top == minus_infinity ? 0.0f : std::exp2(part[d] - top);
+            map<Isa>(
+                d, values, [weight](F total, F x) { return xsimd::fma(x, F(weight), total); },
+                values, part);
+            sum += part[d + 1] * weight;
+        }
+        finish_row<Isa>(task, r, top, sum, values);
+    }
 }
 
 }  // namespace

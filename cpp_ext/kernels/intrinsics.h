@@ -1,6 +1,6 @@
 // The words that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
 // conversion of halves, behind one struct per instruction set, with a generic version beside them;
-// and a division that is rounded correctly everywhere.
+// a division that is rounded correctly everywhere; sums across lanes.
 //
 // An Int8 struct multiplies a vector of weight codes (a 32-bit lane is one row's 4 columns) by the
 // 4 activation codes of those columns, the same for all lanes:
@@ -59,6 +59,31 @@ inline xsimd::batch<float, xsimd::neon64> divide(xsimd::batch<float, xsimd::neon
     return vdivq_f32(a, b);
 }
 #endif
+
+// Lane i of the result is the sum of all lanes of x[i], for `lanes<Isa>` vectors x.
+template <class Isa>
+inline Floats<Isa> sum_each(const Floats<Isa>* x) {
+#if defined(__AVX512F__)
+    if constexpr (lanes<Isa> == 16) {  // xsimd 14.1's haddp has the sums out of order
+        __m512 fours[4];               // 4 lanes of x[i], of x[i + 4], of x[i + 8], of x[i + 12]
+        unroll<4>([&](auto i) {
+            const auto halves = [](__m512 a, __m512 b) {
+                return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44),
+                                     _mm512_shuffle_f32x4(a, b, 0xee));
+            };
+            const __m512 a = halves(x[i], x[i + 4]), b = halves(x[i + 8], x[i + 12]);
+            fours[i] =
+                _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+        });
+        const auto twos = [](__m512 a, __m512 b) {
+            return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        };
+        const __m512 a = twos(fours[0], fours[1]), b = twos(fours[2], fours[3]);
+        return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    }
+#endif
+    return xsimd::haddp(x);
+}
 
 template <class Isa>
 struct GenericInt8 {

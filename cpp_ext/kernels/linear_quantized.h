@@ -12,13 +12,6 @@ inline Floats<Isa> load_halves(const std::byte* p) {
     return Isa::HalfLoad::load(reinterpret_cast<const std::uint16_t*>(p));
 }
 
-template <class Isa>
-inline Floats<Isa> load_int8(const std::byte* p) {
-    std::int32_t lane[lanes<Isa>];
-    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = static_cast<std::int8_t>(p[i]);
-    return xsimd::to_float(Ints<Isa>::load_unaligned(lane));
-}
-
 // One group of weights, read block by block.
 template <class Isa, DType Type>
 class GroupReader {

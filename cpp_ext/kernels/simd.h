@@ -25,6 +25,14 @@ inline Floats<Isa> load(const float* p) {
     return Floats<Isa>::load_unaligned(p);
 }
 
+// A vector of signed bytes.
+template <class Isa>
+inline Floats<Isa> load_int8(const std::byte* p) {
+    std::int32_t lane[lanes<Isa>];
+    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = static_cast<std::int8_t>(p[i]);
+    return xsimd::to_float(Ints<Isa>::load_unaligned(lane));
+}
+
 // The first `count` lanes from p, the others `fill`.
 template <class Isa>
 inline Floats<Isa> load_partial(const float* p, std::size_t count, float fill) {

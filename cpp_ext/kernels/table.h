@@ -45,6 +45,8 @@ constexpr KernelTable make_table(const char* name) {
         .matmul = matmul<Isa>,
         .matmul_scratch_floats = gemm_scratch_floats,
         .attention = attention<Isa>,
+        .attention_parts = attention_parts<Isa>,
+        .attention_merge = attention_merge<Isa>,
         .attention_scratch_floats = attention_scratch_floats,
     };
 }

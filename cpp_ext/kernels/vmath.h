@@ -50,6 +50,18 @@ inline Floats<Isa> exp(Floats<Isa> x) {
     return exp_sum<Isa>(x, Floats<Isa>(0.0f));
 }
 
+// 2^x for x <= 0.  Within 2 ulp, exactly 1 for 0; 0 below -126.5 or so, where the result would not
+// be a normal number.  NaN stays NaN.  2^x = 2^n 2^r, r in +-0.5: degree 6, truncation below 2e-9.
+template <class Isa>
+inline Floats<Isa> exp2_to_one(Floats<Isa> x) {
+    using F = Floats<Isa>;
+    const F bounded = xsimd::select(x < F(-127.0f), F(-127.0f), x);  // NaN passes through
+    const F n = xsimd::nearbyint(bounded);
+    const F e = polynomial(bounded - n, 1.5345812e-4f, 1.33999312e-3f, 9.61848896e-3f,
+                           5.55032878e-2f, 0.240226469f, 0.693147206f, 1.0f);
+    return e * power_of_two<Isa>(xsimd::to_int(n));
+}
+
 // x * sigmoid(v).  exp is taken of -|v|, which cannot overflow, so that both tails keep their
 // relative precision; x is clamped where the product is 0 anyway, because inf * 0 is NaN.
 template <class Isa>

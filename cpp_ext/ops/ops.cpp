@@ -71,52 +71,6 @@ void matmul(const Worker& worker, const KernelTable& table, const float* a, cons
                  columns.first, columns.last, scratch);
 }
 
-void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
-               std::size_t n_tokens, std::size_t past, const KvCache& cache) {
-    const std::size_t d = cache.head_dim, element = row_bytes(cache.type, 1);
-    const Share part = share(worker, n_tokens * cache.n_kv_heads);
-    for (std::size_t i = part.first; i < part.last; ++i) {
-        const std::size_t token = i / cache.n_kv_heads, head = i % cache.n_kv_heads;
-        const std::size_t at = (head * cache.capacity + past + token) * d * element;
-        table.from_float(cache.type, k + i * d, static_cast<std::byte*>(cache.k) + at, d);
-        table.from_float(cache.type, v + i * d, static_cast<std::byte*>(cache.v) + at, d);
-    }
-}
-
-void attention(const Worker& worker, const KernelTable& table, const float* q, std::size_t n_q,
-               std::size_t n_heads, std::size_t n_kv, const KvCache& cache, float scale,
-               bool causal, float* out) {
-    if (n_q == 0 || n_heads == 0) return;
-    auto* scratch =
-        static_cast<float*>(thread_scratch(table.attention_scratch_floats * sizeof(float)));
-    const std::size_t d = cache.head_dim, group = n_heads / cache.n_kv_heads;
-    const std::size_t head_bytes = cache.capacity * d * row_bytes(cache.type, 1);
-    // Items are a KV head and a run of tokens; taken in turn, because later tokens see more.
-    const std::size_t tokens = std::max<std::size_t>(1, 64 / group);
-    const std::size_t runs = (n_q + tokens - 1) / tokens;
-    const auto count = static_cast<std::size_t>(worker.count());
-    for (auto i = static_cast<std::size_t>(worker.index()); i < runs * cache.n_kv_heads;
-         i += count) {
-        const std::size_t head = i % cache.n_kv_heads, first = i / cache.n_kv_heads * tokens;
-        const AttentionTask task{
-            .q = q + head * group * d,
-            .q_stride = n_heads * d,
-            .k = static_cast<const std::byte*>(cache.k) + head * head_bytes,
-            .v = static_cast<const std::byte*>(cache.v) + head * head_bytes,
-            .kv_type = cache.type,
-            .n_q = n_q,
-            .group = group,
-            .n_kv = n_kv,
-            .head_dim = d,
-            .scale = scale,
-            .causal = causal,
-            .out = out + head * group * d,
-            .out_stride = n_heads * d,
-        };
-        table.attention(task, first, std::min(first + tokens, n_q), scratch);
-    }
-}
-
 void embed(const Worker& worker, const KernelTable& table, const RawRows& rows,
            const std::int32_t* ids, std::size_t n_tokens, float scale, float* y) {
     const Share part = share(worker, n_tokens);

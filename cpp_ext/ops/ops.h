@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "ops/attention.h"
 #include "ops/matrix.h"
 #include "threads/team.h"
 
@@ -46,21 +47,6 @@ void linear_plain(const Worker& worker, const KernelTable& table, DType type, co
 // c[m][n] = a[m][k] b[k][n].
 void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b,
             float* c, std::size_t m, std::size_t k, std::size_t n);
-
-// A layer's KV cache, [n_kv_heads][capacity][head_dim], f32 or f16.
-struct KvCache {
-    void* k = nullptr;
-    void* v = nullptr;
-    DType type = DType::f32;
-    std::size_t n_kv_heads = 0, capacity = 0, head_dim = 0;
-};
-// Writes n_tokens rows of k and v, [n_tokens][n_kv_heads][head_dim], at position `past`.
-void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
-               std::size_t n_tokens, std::size_t past, const KvCache& cache);
-// q, out: [n_q][n_heads][head_dim]; the cache holds n_kv positions.
-void attention(const Worker& worker, const KernelTable& table, const float* q, std::size_t n_q,
-               std::size_t n_heads, std::size_t n_kv, const KvCache& cache, float scale,
-               bool causal, float* out);
 
 // y = scale * rows `ids` of a table of embeddings; ids must be below rows.n.
 void embed(const Worker& worker, const KernelTable& table, const RawRows& rows,

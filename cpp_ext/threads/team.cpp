@@ -111,8 +111,19 @@ struct Scratch {
     void* data = nullptr;
     std::size_t size = 0;
     ~Scratch() { std::free(data); }
+    void* of(std::size_t bytes) {
+        if (size < bytes) {
+            std::free(data);
+            size = 0;
+            const std::size_t rounded = (bytes + 63) / 64 * 64;
+            data = std::aligned_alloc(64, rounded);
+            if (!data) throw std::bad_alloc();
+            size = rounded;
+        }
+        return data;
+    }
 };
-thread_local Scratch scratch;
+thread_local Scratch own_scratch, lent_scratch;
 
 }  // namespace
 
@@ -135,17 +146,9 @@ Share share(const Worker& worker, std::size_t n, std::size_t unit) {
             std::min(n, units * (index + 1) / count * unit)};
 }
 
-void* thread_scratch(std::size_t bytes) {
-    if (scratch.size < bytes) {
-        std::free(scratch.data);
-        scratch.size = 0;
-        const std::size_t rounded = (bytes + 63) / 64 * 64;
-        scratch.data = std::aligned_alloc(64, rounded);
-        if (!scratch.data) throw std::bad_alloc();
-        scratch.size = rounded;
-    }
-    return scratch.data;
-}
+void* thread_scratch(std::size_t bytes) { return own_scratch.of(bytes); }
+
+void* team_scratch(std::size_t bytes) { return lent_scratch.of(bytes); }
 
 int num_threads() {
     int n = wanted_threads.load(std::memory_order_relaxed);

@@ -54,6 +54,8 @@ Share share(const Worker& worker, std::size_t n, std::size_t unit = 1);
 // At least `bytes` bytes of memory of this thread's own, 64-byte aligned, kept until it ends.
 // Throws std::bad_alloc.
 void* thread_scratch(std::size_t bytes);
+// The same, apart from it, for memory that the thread which calls run_team lends to the team.
+void* team_scratch(std::size_t bytes);
 
 int num_threads();
 // Throws std::invalid_argument unless 1 <= n <= 1024.

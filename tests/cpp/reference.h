@@ -78,16 +78,28 @@ inline double dot_of_magnitudes(const float* x, const double* w, std::size_t k) 
     return sum;
 }
 
-// One query's answer; k and v: the n positions that it sees, [n][head_dim].
+// One query's answer; k and v: the n positions that it sees, [n][head_dim].  A sink is a score
+// more, without a value; lse is the logarithm of the softmax's denominator.
+struct Attended {
+    Values out;
+    double lse, largest_score;
+};
 template <class Number>
-Values attend(const Number* q, const double* k, const double* v, std::size_t n,
-              std::size_t head_dim, double scale) {
-    Values scores(n), out(head_dim);
-    for (std::size_t p = 0; p < n; ++p) scores[p] = scale * dot(q, k + p * head_dim, head_dim);
+Attended attend(const Number* q, const double* k, const double* v, std::size_t n,
+                std::size_t head_dim, double scale, double softcap = 0, double sink = -infinity) {
+    Values scores(n + 1, sink), out(head_dim);
+    for (std::size_t p = 0; p < n; ++p) {
+        scores[p] = scale * dot(q, k + p * head_dim, head_dim);
+        if (softcap != 0) scores[p] = softcap * std::tanh(scores[p] / softcap);
+    }
+    const double top = *std::max_element(scores.begin(), scores.end());
+    double sum = 0, largest = 0;
+    for (std::size_t p = 0; p < n; ++p) largest = std::max(largest, std::abs(scores[p]));
+    for (const double score : scores) sum += std::isinf(top) ? 0 : std::exp(score - top);
     const Values weights = softmax(scores);
     for (std::size_t p = 0; p < n; ++p)
         for (std::size_t i = 0; i < head_dim; ++i) out[i] += weights[p] * v[p * head_dim + i];
-    return out;
+    return {out, top + std::log(sum), largest};
 }
 
 }  // namespace reference

@@ -1,6 +1,8 @@
 // attention within the bound of kernels.h: |error| <= (4e-6 + 1.2e-7 S) max|v|, S the largest
 // score.
 
+#include <array>
+
 #include "arrays.h"
 #include "reference_formats.h"
 
@@ -17,12 +19,22 @@ struct Shape {
     std::size_t n_q, group, n_kv, head_dim;
     DType kv_type = DType::f32;
     bool causal = true;
+    std::size_t window = 0;
+    float softcap = 0;
+    bool sinks = false;
     std::size_t gap = 0;  // floats between the tokens of q and of out
+    std::size_t rows() const { return n_q * group; }
     std::size_t stride() const { return group * head_dim + gap; }
+    std::size_t at(std::size_t row) const {
+        return row / group * stride() + row % group * head_dim;
+    }
     float scale() const { return static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))); }
 };
 
-constexpr DType kv_types[] = {DType::f32, DType::f16};
+constexpr DType kv_types[] = {DType::f32, DType::f16, DType::q8_0};
+bool has_type(std::size_t head_dim, DType type) {
+    return head_dim % tensor_ops::block_size(type).elements == 0;
+}
 
 // Keys or values in their type, and what they are exactly.
 struct Cache {
@@ -31,8 +43,8 @@ struct Cache {
 };
 
 Cache cache(DType type, const Floats& values, std::size_t offset = 0) {
-    const std::size_t element = tensor_ops::row_bytes(type, 1);
-    Cache c{Array<std::byte>(values.size() * element, offset * element), {}};
+    const std::size_t unit = type == DType::f32 ? 4 : 2;
+    Cache c{Array<std::byte>(tensor_ops::row_bytes(type, values.size()), offset * unit), {}};
     reference::encode_row(type, values.data(), values.size(), c.bytes.data());
     c.exact = reference::decode_row(type, c.bytes.data(), values.size());
     return c;
@@ -44,9 +56,18 @@ Cache random_cache(const Shape& s, unsigned seed) {
 
 Floats random_q(const Shape& s) { return normal(s.n_q * s.stride(), 1, 1, s.head_dim % 16); }
 
-Floats run(const KernelTable& table, const Shape& s, const Floats& q, const Cache& k,
-           const Cache& v, float scale, std::size_t first, std::size_t last) {
-    Floats out(s.n_q * s.stride(), 3), scratch(table.attention_scratch_floats, 1);
+Floats sinks(const Shape& s) { return normal(s.group, 9); }
+
+struct Result {
+    Floats out, lse;  // laid out as q; [n_q][group]
+};
+
+// Rows [first, last), all positions at once or by parts that end at multiples of `part`.
+Result run(const KernelTable& table, const Shape& s, const Floats& q, const Cache& k,
+           const Cache& v, float scale, std::size_t first, std::size_t last, std::size_t part = 0) {
+    Result result{Floats(s.n_q * s.stride(), 3), Floats(s.rows(), 5)};
+    Floats scratch(table.attention_scratch_floats, 1);
+    const Floats sink = sinks(s);
     const AttentionTask task{.q = q.data(),
                              .q_stride = s.stride(),
                              .k = k.bytes.data(),
@@ -58,47 +79,84 @@ Floats run(const KernelTable& table, const Shape& s, const Floats& q, const Cach
                              .head_dim = s.head_dim,
                              .scale = scale,
                              .causal = s.causal,
-                             .out = out.data(),
-                             .out_stride = s.stride()};
-    table.attention(task, first, last, scratch.data());
-    return out;
-}
-
-std::size_t positions_seen(const Shape& s, std::size_t token) {
-    if (!s.causal) return s.n_kv;
-    return s.n_kv + token + 1 > s.n_q ? s.n_kv + token + 1 - s.n_q : 0;
-}
-
-void check_tokens(const Shape& s, const Floats& q, const Cache& k, const Cache& v, float scale,
-                  std::size_t first, std::size_t last, const Floats& out, const Where& where,
-                  double largest_score = 0) {
-    double largest = 0;
-    for (const double value : v.exact)
-        if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
-    for (std::size_t t = 0; t < s.n_q; ++t) {
-        for (std::size_t i = 0; i < s.stride(); ++i) {
-            const float actual = out[t * s.stride() + i];
-            if (t < first || t >= last || i >= s.group * s.head_dim)
-                check::that(std::bit_cast<std::uint32_t>(actual) == 0xffffffff,
-                            "written outside of the tokens asked for", where);
-        }
-        for (std::size_t h = 0; h < s.group && t >= first && t < last; ++h) {
-            const std::size_t at = t * s.stride() + h * s.head_dim;
-            const auto exact = reference::attend(q.data() + at, k.exact.data(), v.exact.data(),
-                                                 positions_seen(s, t), s.head_dim, scale);
-            for (std::size_t i = 0; i < s.head_dim; ++i)
-                check::near({"attention", where}, out[at + i], exact[i],
-                            (4e-6 + 1.2e-7 * largest_score) * largest, "token ", t, " of ", s.n_q,
-                            ", head ", h, " of ", s.group, ", ", s.n_kv, " positions, dimension ",
-                            i, " of ", s.head_dim);
-        }
+                             .window = s.window,
+                             .softcap = s.softcap,
+                             .sinks = s.sinks ? sink.data() : nullptr,
+                             .out = result.out.data(),
+                             .out_stride = s.stride(),
+                             .lse = result.lse.data(),
+                             .lse_stride = s.group};
+    if (part == 0) {
+        table.attention(task, first, last, scratch.data());
+        return result;
     }
+    const std::size_t parts = (s.n_kv + part - 1) / part;
+    const std::size_t part_floats = s.rows() * (s.head_dim + 2);
+    Floats between(parts * part_floats);
+    const tensor_ops::AttentionParts layout{part, 0, between.data(), part_floats};
+    for (std::size_t i = parts; i-- > 0;)  // in any order
+        table.attention_parts(task, first, last, layout, i, i + 1, scratch.data());
+    table.attention_merge(task, first, last, layout);
+    return result;
+}
+
+// The positions that a token sees: from, to.
+std::array<std::size_t, 2> seen(const Shape& s, std::size_t token) {
+    const auto n = static_cast<long>(s.n_kv);
+    const auto window = static_cast<long>(std::min<std::size_t>(s.window, 1 << 30));
+    const long position = n - static_cast<long>(s.n_q) + static_cast<long>(token);
+    long from = 0, to = n;
+    if (s.causal) to = std::clamp(position + 1, 0l, n);
+    if (s.window) from = std::clamp(position - window + 1, 0l, to);
+    if (s.window && !s.causal) {
+        from = std::clamp(position - window + 1, 0l, n);
+        to = std::clamp(position + window, from, n);
+    }
+    return {static_cast<std::size_t>(from), static_cast<std::size_t>(to)};
+}
+
+double largest_finite(const reference::Values& values) {
+    double largest = 0;
+    for (const double value : values)
+        if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
+    return largest;
+}
+
+// Whether out and lse of rows [first, last) are right, and nothing else was written.
+void check_rows(const Shape& s, const Floats& q, const Cache& k, const Cache& v, float scale,
+                std::size_t first, std::size_t last, const Result& result, const Where& where,
+                double largest_score = 0) {
+    const double largest = largest_finite(v.exact);
+    const Floats sink = sinks(s);
+    std::vector<char> written(result.out.size());
+    for (std::size_t row = first; row < last; ++row) {
+        const auto [from, to] = seen(s, row / s.group);
+        const auto exact =
+            reference::attend(q.data() + s.at(row), k.exact.data() + from * s.head_dim,
+                              v.exact.data() + from * s.head_dim, to - from, s.head_dim, scale,
+                              s.softcap, s.sinks ? sink[row % s.group] : -infinity);
+        for (std::size_t i = 0; i < s.head_dim; ++i) {
+            written[s.at(row) + i] = 1;
+            check::near({"attention", where}, result.out[s.at(row) + i], exact.out[i],
+                        (4e-6 + 1.2e-7 * largest_score) * largest, "dimension ", i, " of ",
+                        s.head_dim, ", row ", row, " of ", s.n_q, " x ", s.group, ", positions ",
+                        from, " to ", to);
+        }
+        check::near({"lse", where}, result.lse[row], exact.lse, 4e-7 * (8 + exact.largest_score),
+                    "of row ", row, " of ", s.n_q, " x ", s.group, ", positions ", from, " to ",
+                    to);
+    }
+    const auto untouched = [](float x) { return std::bit_cast<std::uint32_t>(x) == 0xffffffff; };
+    for (std::size_t i = 0; i < written.size(); ++i)
+        check::that(written[i] || untouched(result.out[i]), "written outside of the rows", where);
+    for (std::size_t row = 0; row < s.rows(); ++row)
+        check::that((row >= first && row < last) || untouched(result.lse[row]),
+                    "lse written outside of the rows", where);
 }
 
 void check_attention(const KernelTable& table, const Shape& s, const Floats& q, const Cache& k,
                      const Cache& v, float scale, Where where = Where::current()) {
-    const Floats out = run(table, s, q, k, v, scale, 0, s.n_q);
-    check_tokens(s, q, k, v, scale, 0, s.n_q, out, where);
+    check_rows(s, q, k, v, scale, 0, s.rows(), run(table, s, q, k, v, scale, 0, s.rows()), where);
 }
 
 void check_random(const KernelTable& table, const Shape& s, Where where = Where::current()) {
@@ -112,16 +170,21 @@ KERNEL_TEST(every_head_size_at_any_start) {
     for (const DType type : kv_types)
         for (const std::size_t d :
              {1u, 2u, 3u, 8u, 15u, 16u, 17u, 32u, 33u, 64u, 70u, 96u, 128u, 255u, 256u})
-            for (const std::size_t n_q : {1u, 5u}) check_random(table, {n_q, 2, 21, d, type});
+            for (const std::size_t n_q : {1u, 5u})
+                if (has_type(d, type)) check_random(table, {n_q, 2, 21, d, type});
 }
 
 KERNEL_TEST(every_number_of_positions) {
     for (const DType type : kv_types) {
         for (std::size_t n_kv = 0; n_kv <= 70; ++n_kv) {
-            check_random(table, {1, 3, n_kv, 20, type});
+            check_random(table, {1, 3, n_kv, 32, type});
             check_random(table, {1, 5, n_kv, 32, type});
+            if (has_type(20, type)) check_random(table, {1, 3, n_kv, 20, type});
         }
-        check_random(table, {2, 3, 515, 20, type});
+        for (const std::size_t n_kv : {95u, 96u, 97u, 511u, 512u, 513u, 2047u, 2049u}) {
+            check_random(table, {1, 3, n_kv, 32, type});
+            check_random(table, {7, 3, n_kv, 32, type});
+        }
     }
 }
 
@@ -136,7 +199,7 @@ KERNEL_TEST(heads_that_share_keys) {
 }
 
 KERNEL_TEST(without_a_mask_every_query_sees_every_position) {
-    for (const DType type : kv_types) check_random(table, {5, 2, 70, 16, type, false});
+    for (const DType type : kv_types) check_random(table, {5, 2, 70, 32, type, false});
 }
 
 KERNEL_TEST(a_query_that_sees_nothing_gives_zeros) {
@@ -145,14 +208,60 @@ KERNEL_TEST(a_query_that_sees_nothing_gives_zeros) {
     check_random(table, {3, 2, 0, 8, DType::f16, false});
 }
 
-KERNEL_TEST(some_tokens_are_right_and_no_other_is_written) {
+KERNEL_TEST(a_window_hides_what_lies_further_back) {
+    for (const bool causal : {true, false})
+        for (const std::size_t n_q : {1u, 4u, 60u})
+            for (const std::size_t window : {1u, 2u, 17u, 59u, 60u, 61u, 1000u})
+                for (const std::size_t group : {1u, 3u})
+                    check_random(table, {n_q, group, 60, 16, DType::f32, causal, window});
+    check_random(table, {1, 2, 3000, 16, DType::f32, true, 700});
+    check_random(table, {200, 1, 700, 16, DType::f32, true, 130});
+    check_random(table, {9, 2, 4, 16, DType::f32, true, 2});  // the first ones see nothing
+    check_random(table, {9, 2, 4, 16, DType::f32, false, 2});
+    check_random(table, {5, 2, 20, 16, DType::f32, true, SIZE_MAX});
+    check_random(table, {5, 2, 20, 16, DType::f32, false, SIZE_MAX});
+}
+
+KERNEL_TEST(softcap_bounds_the_scores) {
+    for (const float softcap : {0.5f, 2.0f, 50.0f})
+        for (const std::size_t n_q : {1u, 6u})
+            check_random(table, {n_q, 2, 70, 16, DType::f32, true, 0, softcap});
+}
+
+KERNEL_TEST(sinks_take_part_of_the_weight) {
+    for (const std::size_t n_q : {1u, 6u})
+        for (const std::size_t n_kv : {0u, 3u, 70u})
+            check_random(table, {n_q, 3, n_kv, 16, DType::f32, true, 0, 0, true});
+}
+
+KERNEL_TEST(all_options_together) {
+    for (const DType type : kv_types)
+        for (const std::size_t n_q : {1u, 5u, 100u})
+            check_random(table, {n_q, 4, 1300, 64, type, true, 600, 30, true});
+}
+
+KERNEL_TEST(parts_of_the_positions_give_the_same_as_all) {
+    for (const DType type : kv_types)
+        for (const std::size_t n_q : {1u, 3u, 40u})
+            for (const std::size_t part : {512u, 1024u})
+                for (const std::size_t window : {0u, 900u}) {
+                    const Shape s{n_q, 3, 2600, 32, type, true, window, 0, true};
+                    const Floats q = random_q(s);
+                    const Cache k = random_cache(s, 2), v = random_cache(s, 3);
+                    check_rows(s, q, k, v, s.scale(), 0, s.rows(),
+                               run(table, s, q, k, v, s.scale(), 0, s.rows(), part),
+                               Where::current());
+                }
+}
+
+KERNEL_TEST(some_rows_are_right_and_no_other_is_written) {
     const Shape s{.n_q = 40, .group = 3, .n_kv = 50, .head_dim = 20, .gap = 7};
     const Floats q = random_q(s);
     const Cache k = random_cache(s, 2), v = random_cache(s, 3);
-    const std::size_t ranges[][2] = {{0, 40}, {0, 1}, {13, 13}, {7, 39}, {39, 40}};
+    const std::size_t ranges[][2] = {{0, 120}, {0, 1}, {13, 13}, {7, 119}, {119, 120}};
     for (const auto& [first, last] : ranges) {
-        const Floats out = run(table, s, q, k, v, s.scale(), first, last);
-        check_tokens(s, q, k, v, s.scale(), first, last, out, Where::current());
+        check_rows(s, q, k, v, s.scale(), first, last,
+                   run(table, s, q, k, v, s.scale(), first, last), Where::current());
     }
 }
 
@@ -164,7 +273,7 @@ KERNEL_TEST(scale_may_be_zero_or_negative) {
 
 KERNEL_TEST(scores_up_to_eighty) {
     for (const DType type : kv_types) {
-        for (const std::size_t d : {8u, 64u, 128u}) {
+        for (const std::size_t d : {32u, 64u, 128u}) {
             const Shape s{9, 2, 200, d, type};
             const Floats q = random_q(s);
             const Cache k = random_cache(s, 2), v = random_cache(s, 3);
@@ -174,8 +283,8 @@ KERNEL_TEST(scores_up_to_eighty) {
                     largest =
                         std::max(largest, std::abs(reference::dot(&q[r * d], &k.exact[p * d], d)));
             const auto scale = static_cast<float>(79 / largest);
-            const Floats out = run(table, s, q, k, v, scale, 0, s.n_q);
-            check_tokens(s, q, k, v, scale, 0, s.n_q, out, Where::current(), 79);
+            check_rows(s, q, k, v, scale, 0, s.rows(), run(table, s, q, k, v, scale, 0, s.rows()),
+                       Where::current(), 79);
         }
     }
 }
@@ -186,7 +295,7 @@ KERNEL_TEST(one_dominant_position_gives_its_value) {
         Floats keys = filled(70 * 16, 0);
         for (std::size_t i = 0; i < 16; ++i) keys[at * 16 + i] = 100;
         const Cache k = cache(s.kv_type, keys), v = random_cache(s, 3);
-        const Floats out = run(table, s, filled(16, 1), k, v, 1, 0, 1);
+        const Floats out = run(table, s, filled(16, 1), k, v, 1, 0, 1).out;
         for (std::size_t i = 0; i < 16; ++i)
             check::near("attention", out[i], v.exact[at * 16 + i], 0, "at ", i);
     }
@@ -238,7 +347,8 @@ KERNEL_TEST(nan_and_infinity_in_what_is_not_seen_touch_nothing) {
         Floats keys = normal(20 * 16, 2), values = normal(20 * 16, 3);
         for (std::size_t i = 16 * 16; i < 20 * 16; ++i) keys[i] = values[i] = bad;
         const Cache k = cache(s.kv_type, keys), v = cache(s.kv_type, values);
-        const Floats q = random_q(s), out = run(table, s, q, k, v, s.scale(), 0, 4);
-        check_tokens({4, 2, 16, 16}, q, k, v, s.scale(), 0, 4, out, Where::current());
+        const Floats q = random_q(s);
+        check_rows(s, q, k, v, s.scale(), 0, 8, run(table, s, q, k, v, s.scale(), 0, 8),
+                   Where::current());
     }
 }

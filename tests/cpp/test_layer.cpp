@@ -135,7 +135,8 @@ Values layer(const LayerWeights& w, const Values& residual, const float* table,
         const std::size_t kv = head / (n_heads / n_kv_heads);
         const Values out =
             reference::attend(&q[head * head_dim], keys[kv].data(), values[kv].data(),
-                              keys[kv].size() / head_dim, head_dim, attention_scale);
+                              keys[kv].size() / head_dim, head_dim, attention_scale)
+                .out;
         a.insert(a.end(), out.begin(), out.end());
     }
     const Values o = multiply(w.o, a);

@@ -1,0 +1,164 @@
+#include "ops/attention.h"
+
+#include <algorithm>
+
+namespace tensor_ops {
+namespace {
+
+// Pieces of work that are enough for any number of threads.
+constexpr std::size_t wanted_pieces = 128;
+
+constexpr std::size_t divide_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit; }
+
+struct Sequence {
+    std::size_t q_first, n_q, kv_first, n_kv;
+};
+
+std::size_t n_sequences(const AttentionCall& call) {
+    return call.q_starts.empty() ? 1 : call.q_starts.size() - 1;
+}
+
+Sequence sequence(const AttentionCall& call, std::size_t i) {
+    if (call.q_starts.empty()) return {0, call.n_q, 0, call.n_kv};
+    const auto q = static_cast<std::size_t>(call.q_starts[i]);
+    const auto kv = static_cast<std::size_t>(call.kv_starts[i]);
+    return {q, static_cast<std::size_t>(call.q_starts[i + 1]) - q, kv,
+            static_cast<std::size_t>(call.kv_starts[i + 1]) - kv};
+}
+
+AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t head) {
+    const KvCache& cache = call.cache;
+    const std::size_t d = cache.head_dim, group = call.n_heads / cache.n_kv_heads;
+    const std::size_t stride = call.n_heads * d, at = s.q_first * stride + head * group * d;
+    const std::size_t kv_at = (head * cache.capacity + s.kv_first) * row_bytes(cache.type, d);
+    return {
+        .q = call.q + at,
+        .q_stride = stride,
+        .k = static_cast<const std::byte*>(cache.k) + kv_at,
+        .v = static_cast<const std::byte*>(cache.v) + kv_at,
+        .kv_type = cache.type,
+        .n_q = s.n_q,
+        .group = group,
+        .n_kv = s.n_kv,
+        .head_dim = d,
+        .scale = call.scale,
+        .causal = call.causal,
+        .window = call.window,
+        .softcap = call.softcap,
+        .sinks = call.sinks ? call.sinks + head * group : nullptr,
+        .out = call.out + at,
+        .out_stride = stride,
+        .lse = call.lse ? call.lse + s.q_first * call.n_heads + head * group : nullptr,
+        .lse_stride = call.n_heads,
+    };
+}
+
+// How the work on one sequence is divided: the query rows of each KV head into runs and, where that
+// makes too few pieces, the positions into parts.
+struct Division {
+    std::size_t rows, runs, parts;
+    AttentionParts layout;  // if there are several parts, for the first head
+};
+
+Division divide(const AttentionCall& call, const Sequence& s, float* workspace, std::size_t room) {
+    const std::size_t heads = call.cache.n_kv_heads, rows = s.n_q * (call.n_heads / heads);
+    Division d{rows, divide_up(rows, attention_query_tile), 1, {}};
+    if (rows == 0) return d;
+    const std::size_t part_floats = heads * rows * (call.cache.head_dim + 2);
+    const std::size_t most = std::max<std::size_t>(
+        1, std::min(wanted_pieces / (heads * d.runs * n_sequences(call)), room / part_floats));
+    // What the first query does not see any more, no other does.
+    const std::size_t seen = s.n_kv + 1 > s.n_q ? s.n_kv + 1 - s.n_q : 0;
+    const std::size_t low = call.window && seen > call.window ? seen - call.window : 0;
+    const std::size_t units = divide_up(s.n_kv - low, attention_part_unit);
+    for (std::size_t size = std::max<std::size_t>(1, divide_up(units, most));; ++size) {
+        const std::size_t positions = size * attention_part_unit, first = low / positions;
+        d.parts = std::max<std::size_t>(1, divide_up(s.n_kv, positions) - first);
+        d.layout = {positions, first, workspace, part_floats};
+        if (d.parts <= most) return d;
+    }
+}
+
+// Calls f(sequence, division) for each sequence, with its share of the workspace.
+template <class F>
+void for_sequences(const AttentionCall& call, float* workspace, F&& f) {
+    const std::size_t count = n_sequences(call), room = attention_workspace_floats / count;
+    for (std::size_t i = 0; i < count; ++i) {
+        const Sequence s = sequence(call, i);
+        f(s, divide(call, s, workspace + i * room, room));
+    }
+}
+
+AttentionParts parts_of(const AttentionCall& call, const Division& d, std::size_t head) {
+    AttentionParts parts = d.layout;
+    parts.data += head * d.rows * (call.cache.head_dim + 2);
+    return parts;
+}
+
+// Worker's share of `ranges` ranges of that length, as far as it lies in one of them.
+Share share_of(const Worker& worker, std::size_t range, std::size_t ranges, std::size_t length) {
+    const Share all = share(worker, ranges * length);
+    const std::size_t from = range * length;
+    return {std::clamp(all.first, from, from + length) - from,
+            std::clamp(all.last, from, from + length) - from};
+}
+
+}  // namespace
+
+void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
+               std::size_t n_tokens, std::size_t past, const KvCache& cache) {
+    const std::size_t d = cache.head_dim, bytes = row_bytes(cache.type, d);
+    const Share part = share(worker, n_tokens * cache.n_kv_heads);
+    for (std::size_t i = part.first; i < part.last; ++i) {
+        const std::size_t token = i / cache.n_kv_heads, head = i % cache.n_kv_heads;
+        const std::size_t at = (head * cache.capacity + past + token) * bytes;
+        table.from_float(cache.type, k + i * d, static_cast<std::byte*>(cache.k) + at, d);
+        table.from_float(cache.type, v + i * d, static_cast<std::byte*>(cache.v) + at, d);
+    }
+}
+
+void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,
+               float* workspace) {
+    if (call.n_q == 0 || call.n_heads == 0) return;
+    auto* scratch =
+        static_cast<float*>(thread_scratch(table.attention_scratch_floats * sizeof(float)));
+    const std::size_t heads = call.cache.n_kv_heads;
+    const auto count = static_cast<std::size_t>(worker.count());
+    const auto index = static_cast<std::size_t>(worker.index());
+    // Whole pieces are dealt out in turn, forth and back, as those of later queries are larger.
+    const auto mine = [&](std::size_t piece) {
+        return piece % count == (piece / count % 2 ? count - 1 - index : index);
+    };
+    std::size_t piece = 0;
+    bool divided = false;
+    for_sequences(call, workspace, [&](const Sequence& s, const Division& d) {
+        divided |= d.parts > 1;
+        for (std::size_t run = 0; run < d.runs; ++run) {
+            const std::size_t first = run * attention_query_tile;
+            const std::size_t last = std::min(first + attention_query_tile, d.rows);
+            for (std::size_t head = 0; head < heads; ++head) {
+                if (d.parts == 1) {
+                    if (mine(piece++))
+                        table.attention(task_of(call, s, head), first, last, scratch);
+                    continue;
+                }
+                // Parts are dealt out by stretches: memory is best read in order.
+                const Share stretch = share_of(worker, head, heads, d.parts);
+                table.attention_parts(task_of(call, s, head), first, last, parts_of(call, d, head),
+                                      d.layout.first + stretch.first, d.layout.first + stretch.last,
+                                      scratch);
+            }
+        }
+    });
+    if (!divided) return;
+    worker.barrier();
+    for_sequences(call, workspace, [&](const Sequence& s, const Division& d) {
+        for (std::size_t head = 0; head < heads && d.parts > 1; ++head) {
+            const Share rows = share_of(worker, head, heads, d.rows);
+            table.attention_merge(task_of(call, s, head), rows.first, rows.last,
+                                  parts_of(call, d, head));
+        }
+    });
+}
+
+}  // namespace tensor_ops

@@ -1,0 +1,48 @@
+// Attention over a KV cache, for one sequence or a batch of several; on a team, see ops.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels.h"
+#include "threads/team.h"
+
+namespace tensor_ops {
+
+// A layer's KV cache, [n_kv_heads][capacity][head_dim], f32, f16 or q8_0.
+struct KvCache {
+    void* k = nullptr;
+    void* v = nullptr;
+    DType type = DType::f32;
+    std::size_t n_kv_heads = 0, capacity = 0, head_dim = 0;
+};
+// Writes n_tokens rows of k and v, [n_tokens][n_kv_heads][head_dim], at position `past`.
+void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
+               std::size_t n_tokens, std::size_t past, const KvCache& cache);
+
+// The fields that AttentionTask has, too, are as there.
+struct AttentionCall {
+    const float* q;  // [n_q][n_heads][head_dim]
+    std::size_t n_q, n_heads;
+    KvCache cache;
+    std::size_t n_kv;  // positions that the cache holds
+    float scale;
+    bool causal = true;
+    std::size_t window = 0;
+    float softcap = 0.0f;
+    const float* sinks = nullptr;  // [n_heads]
+    float* out;                    // as q
+    float* lse = nullptr;          // [n_q][n_heads]
+    // Of several sequences: where each begins in q and in the cache, and where the last one ends.
+    std::span<const std::int32_t> q_starts = {}, kv_starts = {};
+};
+
+// `workspace` holds attention_workspace_floats floats, the same for all workers: a long KV is
+// divided into parts, whose results are merged in order.  How does not depend on the number of
+// workers, nor do the results.
+inline constexpr std::size_t attention_workspace_floats = 1u << 18;
+void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,
+               float* workspace);
+
+}  // namespace tensor_ops
