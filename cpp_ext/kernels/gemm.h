@@ -58,7 +58,7 @@ template <class Isa>
 inline constexpr std::size_t panel = 2 * lanes<Isa>;
 inline constexpr std::size_t depth_block = 256;
 inline constexpr std::size_t column_block = 512;
-inline constexpr std::size_t max_tile = 16;
+inline constexpr std::size_t max_tile = 17;  // 16 rows, and room for transpose_tile
 
 inline constexpr std::size_t gemm_scratch_floats = depth_block * (column_block + max_tile);
 
@@ -129,6 +129,29 @@ inline void for_each_tile(std::size_t rows, F&& f) {
     if (r < rows) f(r, std::integral_constant<std::size_t, 1>{});
 }
 
+// x[Rows][k] to tile[k][Rows], in squares of a vector's width.  Writes up to a vector beyond that.
+template <class Isa, std::size_t Rows>
+inline void transpose_tile(const float* x, std::size_t x_stride, std::size_t k, float* tile) {
+    constexpr std::size_t w = lanes<Isa>, count = std::min(Rows, w);
+    static_assert(Rows % count == 0);
+    for (std::size_t first = 0; first < Rows; first += count) {
+        std::size_t i = 0;
+        for (; i + w <= k; i += w) {
+            Floats<Isa> square[w];
+            unroll<w>([&](auto r) {
+                square[r] = Floats<Isa>(0.0f);
+                if constexpr (r < count) square[r] = load<Isa>(x + (first + r) * x_stride + i);
+            });
+            xsimd::transpose(square, square + w);
+            // The lanes beyond `count` are overwritten by the next column.
+            unroll<w>([&](auto l) { square[l].store_unaligned(tile + (i + l) * Rows + first); });
+        }
+        for (; i < k; ++i)
+            for (std::size_t r = first; r < first + count; ++r)
+                tile[i * Rows + r] = x[r * x_stride + i];
+    }
+}
+
 // c[m][n] (+)= x[m][k] * panels, k at most depth_block.  `tile` holds depth_block * max_tile
 // floats.
 template <class Isa, class Source>
@@ -138,8 +161,7 @@ void multiply_panels(const float* x, std::size_t x_stride, std::size_t m, std::s
     for_each_tile<Isa>(m, [&](std::size_t r, auto rows) {
         const float* source = x + r * x_stride;
         if (rows != 1) {
-            for (std::size_t t = 0; t < rows; ++t)
-                for (std::size_t i = 0; i < k; ++i) tile[i * rows + t] = source[t * x_stride + i];
+            transpose_tile<Isa, rows>(source, x_stride, k, tile);
             source = tile;
         }
         for (std::size_t j = 0; j < n; j += panel<Isa>)
