@@ -23,11 +23,7 @@ def backend(request):
     return request.param
 
 
-# Those whose attention both backends have; windows and capped scores come with attention's own.
-READY = ["llama", "qwen2", "qwen3", "qwen3moe"]
-
-
-@pytest.fixture(params=READY)
+@pytest.fixture(params=FAMILIES)
 def sizes(request):
     return FAMILIES[request.param]
 

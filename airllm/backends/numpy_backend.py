@@ -146,8 +146,6 @@ def _kv_append(op: Op, batch: _Batch) -> None:
 
 
 def _attention(op: Op, batch: _Batch) -> None:
-    if op.attrs["window"] or op.attrs["softcap"]:
-        raise NotImplementedError("attention: no window and no softcap yet")
     q, out = _arrays(op, batch)
     shape = batch.n_tokens, int(op.attrs["n_heads"]), int(op.attrs["head_dim"])
     end = batch.past + batch.n_tokens
@@ -158,6 +156,8 @@ def _attention(op: Op, batch: _Batch) -> None:
         float(op.attrs["scale"]),
         True,
         out.reshape(shape),
+        window=int(op.attrs["window"]) or None,
+        softcap=float(op.attrs["softcap"]) or None,
     )
 
 

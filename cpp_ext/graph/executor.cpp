@@ -255,6 +255,8 @@ struct Executor::Run {
                            .cache = batch.cache,
                            .n_kv = batch.past + n,
                            .scale = op.scale,
+                           .window = op.window,
+                           .softcap = op.cap,
                            .out = buffer(op.output)},
                           reinterpret_cast<float*>(executor.parts_.data()));
                 break;
