@@ -132,7 +132,7 @@ def _look_up(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Weight
         rank = {"vector": 1, "experts": 3}.get(role, 2)
         call.require(
             len(weight.shape) == rank,
-            f"weight {weight.name!r} is {list(weight.shape)}, not a {role}",
+            f"weight {weight.name!r} is {list(weight.shape)}, expected {rank} axes ({role})",
         )
     for buffer in call.inputs:
         call.require(buffer.width >= 1, f"input {buffer.name!r} has width {buffer.width}")

@@ -8,10 +8,12 @@ from hf_models import CASES, VOCAB, build, logits, require_hf, write_gguf
 from airllm.layer_engine import LayerWiseInferenceEngine
 
 # Norm of the logits' difference over the norm of the logits. Both compute in float32, transformers
-# its angles, too.
-EXACT = 1e-5
-# 8-bit weights (0.4% off) and, after 64 tokens, 8-bit activations.
-Q8_0 = 2e-2
+# its angles, too; measured: up to 9.4e-7.
+EXACT = 3e-6
+# 8-bit weights are 0.5% off each, and activations likewise in a batch of more than 64; measured: up
+# to 3.8% after three layers. A token whose experts are nearly equal goes to others: 7.8%.
+Q8_0 = 5e-2
+Q8_0_EXPERTS = 10e-2
 
 TOKENS = np.random.default_rng(3).integers(0, VOCAB, 90).tolist()
 
@@ -50,5 +52,6 @@ def test_logits_are_those_of_transformers(tmp_path, model, backend, step):
 def test_quantised_weights_give_nearly_the_same_logits(tmp_path, model, backend):
     case, hf, expected = model
     path = write_gguf(tmp_path / "model.gguf", case, hf, "q8_0")
+    bound = Q8_0_EXPERTS if case.arch == "qwen3moe" else Q8_0
     with LayerWiseInferenceEngine(path, backend=backend) as engine:
-        assert difference(engine.forward(TOKENS, last_only=False), expected) <= Q8_0
+        assert difference(engine.forward(TOKENS, last_only=False), expected) <= bound
