@@ -33,15 +33,16 @@ class Decoder:
     ) -> None:
         config = model.config
         self._model, self._batch_size = model, batch_size
-        self._embed, self._layer, self._head = (
-            backend.executor(graph, batch_size) for graph in (model.embed, model.layer, model.head)
-        )
+        kinds = [backend.executor(kind.graph, batch_size) for kind in model.kinds]
+        self._layers = [kinds[kind] for kind in model.kind_of_layer]
+        self._embed = backend.executor(model.embed, batch_size)
+        self._head = backend.executor(model.head, batch_size)
         self.weights = FileWeights(
             gguf,
             model,
             backend,
             embed=self._embed,
-            layer=self._layer,
+            layers=self._layers,
             head=self._head,
             on_progress=on_progress,
         )
@@ -52,7 +53,8 @@ class Decoder:
     @property
     def buffer_bytes(self) -> int:
         """Bytes of what is between and inside the graphs."""
-        graphs = (self._model.embed, self._model.layer, self._model.head)
+        layers = (kind.graph for kind in self._model.kinds)
+        graphs = (self._model.embed, *layers, self._model.head)
         internal = sum(graph.row_bytes for graph in graphs) * self._batch_size
         return internal + self._residual.nbytes + self._last_logits.nbytes
 
@@ -97,13 +99,16 @@ class Decoder:
         n, past = len(tokens), self.cache.length
         with self.weights.embed() as bound:
             self._embed.run(bound, {"tokens": tokens, "residual": residual}, n)
-        rope = rope_table(np.arange(past, past + n), self._model.inv_freq)  # [n, rope_dims]
-        buffers = {"residual": residual, "rope": rope}
+        positions = np.arange(past, past + n)
+        buffers = [  # of each kind of layer; rope: [n, rope_dims]
+            {"residual": residual, "rope": rope_table(positions, kind.inv_freq)}
+            for kind in self._model.kinds
+        ]
         n_layers = self._model.config.n_layers
-        for index in range(n_layers):
+        for index, kind in enumerate(self._model.kind_of_layer):
             keys, values = self.cache.layer(index)
             with self.weights.layer(index) as bound:
-                self._layer.run(bound, buffers, n, past, keys, values)
+                self._layers[index].run(bound, buffers[kind], n, past, keys, values)
             if on_layer is not None:
                 on_layer(index + 1, n_layers)
         self.cache.tokens.extend(tokens.tolist())

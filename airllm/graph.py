@@ -129,10 +129,10 @@ def _look_up(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Weight
     ):
         call.require(have == expected, f"has {what} {have}, expected {expected}")
     for weight, role in zip(call.weights, signature.weights, strict=True):
-        rank = 1 if role == "vector" else 2
+        rank = {"vector": 1, "experts": 3}.get(role, 2)
         call.require(
             len(weight.shape) == rank,
-            f"weight {weight.name!r} is {list(weight.shape)}, not a {role}",
+            f"weight {weight.name!r} is {list(weight.shape)}, expected {rank} axes ({role})",
         )
     for buffer in call.inputs:
         call.require(buffer.width >= 1, f"input {buffer.name!r} has width {buffer.width}")
@@ -165,11 +165,11 @@ class GraphBuilder:
     """Writes a graph down op by op; each method returns the buffer that the op writes.
 
     A new buffer is named after the op's weight, or the op. `out` names another one to write to,
-    which for rms_norm, rope, swiglu and add may be an input.
+    which may be an input of ops that work in place (graph_ops.SIGNATURES).
     """
 
     def __init__(self, name: str, *, activations: Activations = "auto") -> None:
-        """activations: what every `linear` of the graph does, see graph_ops.SIGNATURES."""
+        """activations: what every matrix product of the graph does, see graph_ops.SIGNATURES."""
         self.name = name
         self._activations = activations
         self._buffers: dict[str, Buffer] = {}
@@ -184,7 +184,8 @@ class GraphBuilder:
         return buffer
 
     def weight(self, name: str, *shape: int) -> Weight:
-        """A weight slot; (n) is a vector, (n, k) a matrix as checkpoints store it."""
+        """A weight slot; (n) is a vector, (n, k) a matrix as checkpoints store it, (n_experts, n,
+        k) a matrix for each expert."""
         weight = Weight(name, shape)
         if self._weights.setdefault(name, weight) != weight:
             raise GraphError(f"graph {self.name!r}: weight {name!r} has two shapes")
@@ -201,6 +202,16 @@ class GraphBuilder:
     ) -> Buffer:
         """x / sqrt(mean(x^2) + eps) * weight over each row."""
         return self._emit("rms_norm", [x], out, [weight], eps=eps)
+
+    def head_norm(
+        self, x: Buffer, weight: Weight, n_heads: int, eps: float, *, out: Buffer | None = None
+    ) -> Buffer:
+        """rms_norm of each head by itself. x: [n_tokens, n_heads * head_dim], weight: [head_dim]"""
+        return self._emit("head_norm", [x], out, [weight], n_heads=n_heads, eps=eps)
+
+    def bias(self, x: Buffer, weight: Weight, *, out: Buffer | None = None) -> Buffer:
+        """x + weight, the same for each row."""
+        return self._emit("bias", [x], out, [weight])
 
     def linear(self, x: Buffer, weight: Weight, *, out: Buffer | None = None) -> Buffer:
         """x @ weight.T. x: [n_tokens, k], weight: [n, k] -> [n_tokens, n]"""
@@ -245,9 +256,15 @@ class GraphBuilder:
         head_dim: int,
         *,
         scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
         out: Buffer | None = None,
     ) -> Buffer:
-        """softmax(scale * q K^T) V over the KV cache, causal. -> [n_tokens, n_heads * head_dim]"""
+        """softmax(scale * q K^T) V over the KV cache, causal. -> [n_tokens, n_heads * head_dim]
+
+        window: positions that a token sees, its own included; 0: all before it.
+        softcap: scores s become softcap * tanh(s / softcap); 0: they stay.
+        """
         return self._emit(
             "attention",
             [q],
@@ -256,11 +273,46 @@ class GraphBuilder:
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             scale=scale,
+            window=window,
+            softcap=softcap,
         )
 
     def swiglu(self, gate: Buffer, up: Buffer, *, out: Buffer | None = None) -> Buffer:
         """silu(gate) * up"""
         return self._emit("swiglu", [gate, up], out)
+
+    def geglu(self, gate: Buffer, up: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """gelu(gate) * up, gelu by its tanh approximation"""
+        return self._emit("geglu", [gate, up], out)
+
+    def softcap(self, x: Buffer, cap: float, *, out: Buffer | None = None) -> Buffer:
+        """cap * tanh(x / cap)"""
+        return self._emit("softcap", [x], out, cap=cap)
+
+    def route(self, logits: Buffer, n_used: int, *, normalized: bool) -> Buffer:
+        """The n_used experts that each token goes to. logits: [n_tokens, n_experts] -> [n_tokens,
+        2 * n_used], the experts' numbers and then their shares."""
+        return self._emit("route", [logits], None, n_used=n_used, normalized=normalized)
+
+    def expert_linear(self, x: Buffer, route: Buffer, weight: Weight) -> Buffer:
+        """x @ weight[e].T for each expert e of a token's route. weight: [n_experts, n, k]
+
+        x: [n_tokens, k], or [n_tokens, n_used * k] with one for each expert
+        -> [n_tokens, n_used * n]
+        """
+        return self._emit(
+            "expert_linear",
+            [x, route],
+            None,
+            [weight],
+            n_used=route.width // 2,
+            shared=x.width == weight.shape[-1],
+            activations=self._activations,
+        )
+
+    def expert_sum(self, x: Buffer, route: Buffer) -> Buffer:
+        """What a token's experts gave, by their shares. [n_tokens, n_used * n] -> [n_tokens, n]"""
+        return self._emit("expert_sum", [x, route], None, n_used=route.width // 2)
 
     def add(self, a: Buffer, b: Buffer, *, out: Buffer | None = None) -> Buffer:
         return self._emit("add", [a, b], out)

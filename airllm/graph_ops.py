@@ -4,13 +4,15 @@ SIGNATURES is the one place that knows an op's inputs, weights, attributes and o
 backends implement these kinds and nothing else.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Attr = int | float | bool | str
 DType = Literal["float32", "int32"]
-Role = Literal["vector", "matrix", "rows"]  # [n]; [n, k] to multiply by; [n, k] to look rows up in
+# [n]; [n, k] to multiply by; [n, k] to look rows up in; [n_experts, n, k], a matrix for each expert
+Role = Literal["vector", "matrix", "rows", "experts"]
 Activations = Literal["auto", "q8", "q16", "f32"]
 
 
@@ -33,7 +35,8 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A slot: a weight's name and shape, (n,) or (n rows, k columns), bound to data later."""
+    """A slot: a weight's name and shape, (n,), (n rows, k columns) or (n_experts, n, k), bound to
+    data later."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,10 +73,11 @@ class Call:
             f"input {buffer.name!r} has width {buffer.width}, expected {width} ({reason})",
         )
 
-    def count(self, attr: str) -> int:
-        """An attribute that counts something: an integer of at least 1."""
+    def count(self, attr: str, least: int = 1) -> int:
+        """An attribute that counts something: an integer of at least `least`."""
         value = self.op.attrs[attr]
-        self.require(type(value) is int and value >= 1, f"{attr} is {value!r}, expected 1 or more")
+        fault = f"{attr} is {value!r}, expected {least} or more"
+        self.require(type(value) is int and value >= least, fault)
         return int(value)
 
 
@@ -97,20 +101,31 @@ def _embed(call: Call) -> int:
     return call.weights[0].shape[1]
 
 
-def _rms_norm(call: Call) -> int:
+def _vector(call: Call) -> int:
     weight = call.weights[0]
     call.require_width(0, weight.shape[0], f"the length of weight {weight.name!r}")
     return weight.shape[0]
+
+
+def _head_norm(call: Call) -> int:
+    n_heads, weight = call.count("n_heads"), call.weights[0]
+    head_dim = weight.shape[0]
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of weight {weight.name!r}'s length")
+    return n_heads * head_dim
 
 
 def _linear(call: Call) -> int:
     weight = call.weights[0]
     n, k = weight.shape
     call.require_width(0, k, f"weight {weight.name!r} is [{n}, {k}]")
+    _check_activations(call)
+    return n
+
+
+def _check_activations(call: Call) -> None:
     activations = call.op.attrs["activations"]
     allowed = get_args(Activations)
     call.require(activations in allowed, f"activations is {activations!r}, not one of {allowed}")
-    return n
 
 
 def _rope(call: Call) -> int:
@@ -137,7 +152,48 @@ def _attention(call: Call) -> int:
         n_heads % n_kv_heads == 0, f"{n_heads} heads cannot share {n_kv_heads} KV heads evenly"
     )
     call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    call.count("window", least=0)
+    _check_cap(call, "softcap", least=0.0)
     return n_heads * head_dim
+
+
+def _softcap(call: Call) -> int:
+    _check_cap(call, "cap", least=1e-6)
+    return call.inputs[0].width
+
+
+def _check_cap(call: Call, attr: str, least: float) -> None:
+    cap = call.op.attrs[attr]
+    good = isinstance(cap, float) and least <= cap < math.inf
+    call.require(good, f"{attr} is {cap!r}, expected a float of at least {least}")
+
+
+def _route(call: Call) -> int:
+    n_used, logits = call.count("n_used"), call.inputs[0]
+    call.require(
+        n_used <= logits.width, f"n_used is {n_used}, expected at most the {logits.width} experts"
+    )
+    return 2 * n_used
+
+
+def _expert_linear(call: Call) -> int:
+    n_used, weight = call.count("n_used"), call.weights[0]
+    _, n, k = weight.shape
+    inputs = 1 if call.op.attrs["shared"] else n_used
+    call.require_width(0, inputs * k, f"{inputs} for weight {weight.name!r}, {list(weight.shape)}")
+    call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
+    _check_activations(call)
+    return n_used * n
+
+
+def _expert_sum(call: Call) -> int:
+    n_used, x = call.count("n_used"), call.inputs[0]
+    call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
+    call.require(
+        x.width % n_used == 0,
+        f"input {x.name!r} has width {x.width}, expected a multiple of {n_used}",
+    )
+    return x.width // n_used
 
 
 def _elementwise(call: Call) -> int:
@@ -162,16 +218,40 @@ SIGNATURES: Mapping[str, Signature] = {
     # out[t] = scale * weight[tokens[t]]
     "embed": _signature("tokens", _embed, weights=("rows",), attrs="scale"),
     # out = x / sqrt(mean(x^2) + eps) * weight
-    "rms_norm": _signature("x", _rms_norm, weights=("vector",), attrs="eps", in_place="x"),
+    "rms_norm": _signature("x", _vector, weights=("vector",), attrs="eps", in_place="x"),
     # out = x @ weight.T; activations: how x meets a quantised weight, see tensor_ops_cpp.linear
     "linear": _signature("x", _linear, weights=("matrix",), attrs="activations"),
+    # out = x + weight
+    "bias": _signature("x", _vector, weights=("vector",), in_place="x"),
+    # rms_norm of each of x's heads by itself
+    "head_norm": _signature(
+        "x", _head_norm, weights=("vector",), attrs="n_heads eps", in_place="x"
+    ),
     # rotates pairs of each head's dimensions; table: [n_tokens, n_dims], n_dims / 2 cos, then sin
     "rope": _signature("x table", _rope, attrs="n_heads head_dim interleaved", in_place="x"),
     # writes the batch's k and v behind the `past` tokens in the layer's KV cache
     "kv_append": _signature("k v", _kv_append, attrs="n_kv_heads head_dim"),
-    # causal attention of q over the layer's KV cache, the batch included
-    "attention": _signature("q", _attention, attrs="n_heads n_kv_heads head_dim scale"),
+    # causal attention of q over the layer's KV cache, the batch included; window: each token sees
+    # so many positions, its own included, or with 0 all; softcap: a score s becomes
+    # softcap * tanh(s / softcap), unless it is 0
+    "attention": _signature(
+        "q", _attention, attrs="n_heads n_kv_heads head_dim scale window softcap"
+    ),
     # out = silu(gate) * up
     "swiglu": _signature("gate up", _elementwise, in_place="gate up"),
+    # out = gelu(gate) * up, with the tanh approximation
+    "geglu": _signature("gate up", _elementwise, in_place="gate up"),
+    # out = cap * tanh(x / cap)
+    "softcap": _signature("x", _softcap, attrs="cap", in_place="x"),
+    # softmax over a token's logits, [n_experts]; out: the numbers of the n_used experts with the
+    # largest shares, largest first, and then these shares; normalized: divided by their sum
+    "route": _signature("logits", _route, attrs="n_used normalized"),
+    # out: x @ weight[e].T for each expert e of the token's route, one behind the other; shared: all
+    # experts have the same x, [k], else each its own, [n_used * k]; touches no other expert
+    "expert_linear": _signature(
+        "x route", _expert_linear, weights=("experts",), attrs="n_used shared activations"
+    ),
+    # out: what the token's experts gave, [n_used * n], summed by their shares: [n]
+    "expert_sum": _signature("x route", _expert_sum, attrs="n_used"),
     "add": _signature("a b", _elementwise, in_place="a b"),
 }

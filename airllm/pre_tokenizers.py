@@ -69,6 +69,7 @@ class Rule:
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a word that is a token is that token, whatever merges would give
     add_bos: bool = False  # where the file does not say
+    composed: bool = False  # text is brought to Unicode's form NFC first: e + ´ becomes é
 
     def build(self) -> "PreTokenizer":
         """The rule for the `tokenizers` library; its words come out as byte-level characters."""
@@ -93,7 +94,8 @@ _FAMILIES: list[tuple[str, Rule]] = [
         Rule((_LLAMA3,), ignore_merges=True, add_bos=True),
     ),
     ("dbrx smaug-bpe glm4 chatglm-bpe", Rule((_LLAMA3,))),
-    ("qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan grok-2 solar-open", Rule((_QWEN2,))),
+    ("qwen2", Rule((_QWEN2,), composed=True)),
+    ("deepseek-r1-qwen stablelm2 megrez hunyuan grok-2 solar-open", Rule((_QWEN2,))),
     ("qwen35", Rule((_QWEN35,))),
     ("tekken", Rule((_TEKKEN,), ignore_merges=True, add_bos=True)),
     ("gpt-4o llama4 kanana2", Rule((_GPT4O,))),

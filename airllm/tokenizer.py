@@ -191,6 +191,7 @@ class _Scheme:
 
 def _byte_level(metadata: Metadata) -> _Scheme:
     from tokenizers.models import BPE
+    from tokenizers.normalizers import NFC
 
     vocabulary = Vocabulary.from_metadata(metadata)
     ids = vocabulary.reachable()
@@ -220,7 +221,7 @@ def _byte_level(metadata: Metadata) -> _Scheme:
     return _Scheme(
         vocabulary=vocabulary,
         model=BPE(vocab=ids, merges=merges, ignore_merges=rule.ignore_merges),
-        normalizer=None,
+        normalizer=NFC() if rule.composed else None,
         pre_tokenizer=rule.build(),
         text_bytes=text_bytes,
         missing_bytes=bytes(byte for char, byte in byte_of.items() if char not in ids),

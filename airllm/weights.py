@@ -7,7 +7,7 @@ Here all are prepared once and kept. A source that streams layers from disk has 
 methods.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -47,21 +47,22 @@ class FileWeights:
         backend: Backend,
         *,
         embed: Executor,
-        layer: Executor,
+        layers: Sequence[Executor],
         head: Executor,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """on_progress(done, total) is called after each layer that is prepared."""
+        """layers: the executor of each layer; those of one kind share theirs.
+        on_progress(done, total) is called after each layer that is prepared."""
         check_tensors(gguf, model)
         self._gguf = gguf
         self._layers_stay_in_map = "matrix" in backend.keeps
         self._prepared: dict[tuple[str, Role], Any] = {}
         largest = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
         memory = np.empty(largest, np.uint8)  # one tensor after the other is read into it
-        executors = {"embed": embed, "layer": layer, "head": head}
         self._bound = []
-        for graph, index in _places(model):
-            bound = executors[graph.name].bind(self._prepare(backend, graph, index, memory))
+        places = zip(_places(model), (embed, *layers, head), strict=True)
+        for (graph, index), executor in places:
+            bound = executor.bind(self._prepare(backend, graph, index, memory))
             self._bound.append(nullcontext(bound))
             if on_progress is not None and index is not None:
                 on_progress(index + 1, model.config.n_layers)
@@ -105,8 +106,10 @@ class FileWeights:
 
 
 def tensor_name(slot: str, layer: int | None = None) -> str:
-    """The GGUF tensor of a weight slot: "attn_q" of layer 3 is "blk.3.attn_q.weight"."""
-    return f"{slot}.weight" if layer is None else f"blk.{layer}.{slot}.weight"
+    """The GGUF tensor of a weight slot: "attn_q" of layer 3 is "blk.3.attn_q.weight", and
+    "attn_q.bias" "blk.3.attn_q.bias"."""
+    name = slot if slot.endswith(".bias") else f"{slot}.weight"
+    return name if layer is None else f"blk.{layer}.{name}"
 
 
 def check_tensors(gguf: GGUFFile, model: Model) -> None:
@@ -141,6 +144,6 @@ def check_tensors(gguf: GGUFFile, model: Model) -> None:
 def _places(model: Model) -> Iterator[tuple[Graph, int | None]]:
     """Each graph that a forward pass runs, in order, with the layer whose weights it takes."""
     yield model.embed, None
-    for index in range(model.config.n_layers):
-        yield model.layer, index
+    for index, kind in enumerate(model.kind_of_layer):
+        yield model.kinds[kind].graph, index
     yield model.head, None

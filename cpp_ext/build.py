@@ -51,6 +51,7 @@ CORE_SOURCES = (
     "threads/team.cpp",
     "ops/attention.cpp",
     "ops/matrix.cpp",
+    "ops/experts.cpp",
     "ops/ops.cpp",
     "graph/graph.cpp",
     "graph/executor.cpp",

@@ -168,7 +168,9 @@ class Executor:
     ) -> None: ...
     @property
     def nbytes(self) -> int: ...  # of the internal buffers
-    def bind(self, weights: dict[str, PackedMatrix | RawRows | _Float32]) -> BoundWeights: ...
+    def bind(  # a list: of experts
+        self, weights: dict[str, PackedMatrix | RawRows | list[PackedMatrix] | _Float32]
+    ) -> BoundWeights: ...
     def run(
         self,
         bound: BoundWeights,

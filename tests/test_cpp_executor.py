@@ -176,6 +176,33 @@ def test_a_weight_that_does_not_fit_its_slot_is_refused_by_name(cpp, weight, err
     check_message(cpp, lambda ops: executor.bind({"w": weight(ops)}), error, says)
 
 
+EXPERTS = {
+    "buffers": [("x", 32, True), ("route", 4, True), ("y", 8, True)],
+    "weights": ["w"],
+    "ops": [("expert_linear", ["x", "route"], "y", ["w"], {"n_used": 2, "shared": True})],
+    "max_tokens": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "says"),
+    [
+        (lambda cpp: [], ValueError, ["'w' has no experts"]),
+        (lambda cpp: [matrix(cpp, 4, 32), None], TypeError, ["'w' holds", "no PackedMatrix"]),
+        (lambda cpp: matrix(cpp, 4, 32), ValueError, ["'w' is no list of PackedMatrix"]),
+        (lambda cpp: [matrix(cpp, 5, 32)], ValueError, ["'w' is [10, 32], expected [8, 32]"]),
+        (
+            lambda cpp: [matrix(cpp, 4, 32), matrix(cpp, 4, 64)],
+            ValueError,
+            ["'w' has experts of different shapes"],
+        ),
+    ],
+)
+def test_experts_that_do_not_fit_their_slot_are_refused_by_name(cpp, weight, error, says):
+    executor = cpp.Executor(**EXPERTS)
+    check_message(cpp, lambda ops: executor.bind({"w": weight(ops)}), error, says)
+
+
 @pytest.mark.parametrize("weights", [{}, {"v": 1}, {5: 1}])
 def test_a_weight_that_is_missing_is_named(cpp, weights):
     with pytest.raises(ValueError, match="weight 'w' is missing"):

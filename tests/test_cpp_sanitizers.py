@@ -45,9 +45,9 @@ def test_nothing_is_read_or_written_out_of_bounds_or_undefined(address_program, 
 
 @pytest.fixture(scope="module")
 def thread_program():
-    return program("thread", THREAD, {"scalar"}, ("team", "executor", "layer"))
+    return program("thread", THREAD, {"scalar"}, ("team", "executor", "experts", "layer"))
 
 
-@pytest.mark.parametrize("group", ["team", "executor", "layer"])
+@pytest.mark.parametrize("group", ["team", "executor", "experts", "layer"])
 def test_no_two_threads_work_on_the_same_memory(thread_program, group):
     cpp_program.run(thread_program, group, TSAN_OPTIONS="halt_on_error=1")

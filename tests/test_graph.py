@@ -83,7 +83,7 @@ def test_rms_norm_refuses_a_weight_of_another_length():
 
 def test_rms_norm_refuses_a_matrix():
     g, x = builder_with_x(64)
-    with pytest.raises(GraphError, match=r"weight 'w' is \[64, 64\], not a vector"):
+    with pytest.raises(GraphError, match=r"weight 'w' is \[64, 64\], expected 1 axes \(vector\)"):
         g.rms_norm(x, g.weight("w", 64, 64), 1e-5)
 
 
@@ -134,6 +134,38 @@ def test_kv_append_refuses_keys_of_another_width():
     g, x = builder_with_x(64)
     with pytest.raises(GraphError, match=r"kv_append: input 'x' has width 64, expected 32"):
         g.kv_append(x, x, 2, 16)
+
+
+def test_head_norm_refuses_heads_that_do_not_make_up_the_width():
+    g, x = builder_with_x(64)
+    with pytest.raises(GraphError, match=r"head_norm.*'x' has width 64, expected 48 \(3 heads of"):
+        g.head_norm(x, g.weight("norm", 16), 3, 1e-5)
+
+
+def test_a_cap_or_a_window_that_makes_no_sense_is_refused():
+    g, q = builder_with_x(64)
+    g.kv_append(q, q, 4, 16)
+    with pytest.raises(GraphError, match=r"cap is 0.0, expected a float of at least"):
+        g.softcap(q, 0.0)
+    with pytest.raises(GraphError, match=r"attention.*softcap is -1.0, expected a float"):
+        g.attention(q, 4, 4, 16, scale=0.25, softcap=-1.0)
+    with pytest.raises(GraphError, match=r"attention.*window is -1, expected 0 or more"):
+        g.attention(q, 4, 4, 16, scale=0.25, window=-1)
+
+
+def test_a_route_to_more_experts_than_there_are_is_refused():
+    g, logits = builder_with_x(8)
+    with pytest.raises(GraphError, match="n_used is 9, expected at most the 8 experts"):
+        g.route(logits, 9, normalized=True)
+
+
+def test_experts_refuse_an_input_that_is_neither_all_of_theirs_nor_one_for_each():
+    g, x = builder_with_x(96)
+    route = g.external("route", 4)  # two experts
+    with pytest.raises(GraphError, match=r"'x' has width 96, expected 128 \(2 for weight 'w'"):
+        g.expert_linear(x, route, g.weight("w", 5, 32, 64))
+    with pytest.raises(GraphError, match=r"weight 'm' is \[64, 96\], expected 3 axes"):
+        g.expert_linear(x, route, g.weight("m", 64, 96))
 
 
 def test_an_output_buffer_of_another_width_is_refused():

@@ -1,10 +1,11 @@
 """Models that do not fit together are refused by name before anything is computed."""
 
+import dataclasses
 import time
 
 import numpy as np
 import pytest
-from tiny_model import Sizes, write_tiny_model
+from tiny_model import FAMILIES, Sizes, write_tiny_model
 
 from airllm.formats.gguf import FormatError, GGUFFile
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -46,6 +47,8 @@ def test_the_configuration_is_the_files(tmp_path):
         context_length=96,
         rope_dims=16,
         tied_embeddings=False,
+        windows=(0, 0, 0),
+        attention_scale=0.25,
     )
 
 
@@ -65,9 +68,96 @@ def test_keys_that_files_may_leave_out_have_defaults(tmp_path):
     assert (config.n_kv_heads, config.head_dim, config.rope_dims) == (4, 16, 16)
 
 
-def test_a_sliding_window_limits_the_context_to_where_it_changes_nothing(tmp_path):
+def family_config(tmp_path, family: str, **metadata) -> ModelConfig:
+    """Of a tiny model of that family; metadata without the architecture's name in front."""
+    sizes = FAMILIES[family]
+    keys = {f"{sizes.arch}.{key}": value for key, value in metadata.items()}
+    return config_of(tmp_path, sizes=sizes, metadata=keys)
+
+
+def test_a_llamas_window_is_that_of_all_its_layers(tmp_path):
     window = {"llama.attention.sliding_window": 40}
-    assert config_of(tmp_path, metadata=window).context_length == 40
+    config = config_of(tmp_path, metadata=window)
+    assert config.windows == (40, 40, 40)
+    assert config.context_length == 96
+
+
+def test_every_second_layer_of_gemma_2_has_a_window(tmp_path):
+    assert family_config(tmp_path, "gemma2").windows == (20, 0, 20, 0)
+
+
+def test_every_sixth_layer_of_gemma_3_has_no_window(tmp_path):
+    assert family_config(tmp_path, "gemma3").windows == (20, 20, 20, 20, 20, 0, 20)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "windows"),
+    [
+        (3, (20, 20, 0, 20)),
+        (1, (0, 0, 0, 0)),
+        (np.array([True, False, False, True]), (20, 0, 0, 20)),
+    ],
+    ids=["period", "no window", "each layer"],
+)
+def test_a_file_may_say_which_layers_have_a_window(tmp_path, pattern, windows):
+    config = family_config(tmp_path, "gemma2", **{"attention.sliding_window_pattern": pattern})
+    assert config.windows == windows
+
+
+def test_a_pattern_of_another_number_of_layers_is_refused(tmp_path):
+    key = "gemma2.attention.sliding_window_pattern"
+    pattern = {key: np.array([True, False])}
+    said = refusal(tmp_path, sizes=FAMILIES["gemma2"], metadata=pattern)
+    assert said == f"{key} has 2 entries; expected 4, one for each layer"
+
+
+def test_gemma_2_has_its_window_and_caps_where_the_file_is_silent(tmp_path):
+    names = ["attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"]
+    config = family_config(tmp_path, "gemma2", **dict.fromkeys(names))
+    assert config.windows == (4096, 0, 4096, 0)
+    assert (config.attention_softcap, config.final_softcap) == (50.0, 30.0)
+
+
+def test_the_27b_gemma_scales_its_scores_by_its_width_the_others_by_their_heads(tmp_path):
+    sizes = FAMILIES["gemma2"]
+    assert family_config(tmp_path, "gemma2").attention_scale == 24**-0.5
+    large = config_of(tmp_path, sizes=dataclasses.replace(sizes, n_layers=46, hidden=36))
+    assert large.attention_scale == (36 / 4) ** -0.5
+
+
+def test_a_file_may_say_what_gemma_scales_its_scores_by(tmp_path):
+    assert family_config(tmp_path, "gemma3", **{"attention.scale": 0.5}).attention_scale == 0.5
+
+
+def test_a_mixture_of_experts_says_how_many_and_how_large_they_are(tmp_path):
+    config = family_config(tmp_path, "qwen3moe", expert_weights_norm=False)
+    assert (config.n_experts, config.n_experts_used, config.intermediate_size) == (6, 2, 32)
+    assert not config.normalized_experts
+
+
+def test_the_experts_size_is_a_share_of_the_feed_forward_length_unless_said(tmp_path):
+    sizes = {"expert_feed_forward_length": None, "feed_forward_length": 64}
+    assert family_config(tmp_path, "qwen3moe", **sizes).intermediate_size == 32
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "fault"),
+    [
+        ("qwen3moe", "expert_count", None, "expert_count is missing from the metadata"),
+        ("qwen3moe", "expert_used_count", 7, "expert_used_count is 7; expected 1 to 6"),
+        ("qwen3moe", "expert_gating_func", 2, "expert_gating_func is 2; expected 1, softmax"),
+        ("qwen3moe", "expert_weights_scale", 2.5, "expert_weights_scale is 2.5; expected 1"),
+        ("qwen3", "expert_count", 8, "expert_count asks for something that qwen3 models"),
+        ("qwen2", "attention.sliding_window", 8, "sliding_window asks for something that qwen2"),
+        ("gemma2", "final_logit_softcapping", -3.0, "softcapping is -3.0; expected at least"),
+        ("gemma3", "attn_logit_softcapping", 50.0, "asks for something that gemma3 models here"),
+        ("gemma3", "attention.scale", -1.0, "scale is -1.0; expected it above 0"),
+        ("gemma3", "rope.freq_base_swa", 0.5, "freq_base_swa is 0.5; expected at least 1"),
+    ],
+)
+def test_a_familys_own_keys_are_checked_too(tmp_path, family, key, value, fault):
+    sizes = FAMILIES[family]
+    assert fault in refusal(tmp_path, sizes=sizes, metadata={f"{sizes.arch}.{key}": value})
 
 
 # ---- metadata that is wrong ----------------------------------------------------------------------
@@ -164,7 +254,9 @@ def test_a_vocabulary_that_is_not_the_embeddings_is_refused(tmp_path):
 
 def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones(tmp_path):
     said = refusal(tmp_path, metadata={"general.architecture": "rwkv6"})
-    assert said == "the architecture 'rwkv6' is not supported; supported: llama"
+    assert said == "the architecture 'rwkv6' is not supported; supported: " + ", ".join(
+        ["gemma2", "gemma3", "llama", "qwen2", "qwen3", "qwen3moe"]
+    )
 
 
 @pytest.mark.parametrize("scaling", ["yarn", "longrope", ""])

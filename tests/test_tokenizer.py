@@ -158,6 +158,16 @@ def test_a_capital_letter_begins_a_word_for_some_rules() -> None:
     assert (count("tekken"), count("gpt-4o"), count("llama-bpe"), count("gpt-2")) == (2, 2, 1, 1)
 
 
+def test_qwen_composes_letters_and_accents_first() -> None:
+    decomposed = "cafe\u0301"
+    assert Tokenizer.from_gguf(gpt2(pre="gpt-2")).decode(encode("gpt-2", decomposed)) == decomposed
+    assert encode("qwen2", decomposed) == encode("qwen2", "caf\u00e9")
+
+
+def encode(pre: str, text: str) -> list[int]:
+    return Tokenizer.from_gguf(gpt2(pre=pre)).encode(text, add_special=False)
+
+
 def test_llama_3_takes_a_word_that_is_a_token_whatever_the_merges() -> None:
     """No merge makes "abc", so only a rule that looks words up first finds it."""
     tokens = [*SPECIALS, *byte_characters(), "abc"]

@@ -5,6 +5,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from airllm.backends.experts import Experts
 from airllm.graph import Graph, Role
 
 try:
@@ -29,6 +30,8 @@ class CppBackend:
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
         if role == "vector":
             return tensor_ops_cpp.PackedMatrix(data, type, (1, shape[0])).dequantize()[0]
+        if role == "experts":
+            return Experts(tensor_ops_cpp.PackedMatrix(part, type, shape[1:]) for part in data)
         kind = tensor_ops_cpp.RawRows if role == "rows" else tensor_ops_cpp.PackedMatrix
         return kind(data, type, shape)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
+from airllm.backends.experts import Experts
 from airllm.graph import Graph, Op, Role
 
 Buffers = dict[str, NDArray[Any]]
@@ -17,11 +18,14 @@ class NumpyBackend:
     """Weights stay as the file has them and are widened, a few MB at a time, when they are used."""
 
     name = "numpy"
-    keeps: frozenset[Role] = frozenset(["rows", "matrix"])
+    keeps: frozenset[Role] = frozenset(["rows", "matrix", "experts"])
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
         if role == "vector":
             return numpy_ops.PackedMatrix(data, type, (1, shape[0])).dequantize()[0]
+        if role == "experts":
+            matrix_shape = shape[1], shape[2]
+            return Experts(numpy_ops.PackedMatrix(part, type, matrix_shape) for part in data)
         kind = numpy_ops.RawRows if role == "rows" else numpy_ops.PackedMatrix
         return kind(data, type, (shape[0], shape[1]))
 
@@ -108,6 +112,18 @@ def _rms_norm(op: Op, batch: _Batch) -> None:
     numpy_ops.rms_norm(x, batch.weights[op.weights[0]], float(op.attrs["eps"]), out=out)
 
 
+def _head_norm(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    weight, eps = batch.weights[op.weights[0]], float(op.attrs["eps"])
+    heads = batch.n_tokens, int(op.attrs["n_heads"]), len(weight)
+    numpy_ops.rms_norm(x.reshape(heads), weight, eps, out=out.reshape(heads))
+
+
+def _bias(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    np.add(x, batch.weights[op.weights[0]], out=out)
+
+
 def _linear(op: Op, batch: _Batch) -> None:
     x, out = _arrays(op, batch)
     numpy_ops.linear_apply(x, batch.weights[op.weights[0]], out)  # exact: "q8" allows, not demands
@@ -140,12 +156,59 @@ def _attention(op: Op, batch: _Batch) -> None:
         float(op.attrs["scale"]),
         True,
         out.reshape(shape),
+        window=int(op.attrs["window"]) or None,
+        softcap=float(op.attrs["softcap"]) or None,
     )
 
 
 def _swiglu(op: Op, batch: _Batch) -> None:
     gate, up, out = _arrays(op, batch)
     numpy_ops.swiglu(gate, up, out=out)
+
+
+def _geglu(op: Op, batch: _Batch) -> None:
+    gate, up, out = _arrays(op, batch)
+    np.multiply(numpy_ops.gelu(gate), up, out=out)
+
+
+def _softcap(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    cap = float(op.attrs["cap"])
+    out[...] = cap * np.tanh(x.astype(np.float64) / cap)
+
+
+def _route(op: Op, batch: _Batch) -> None:
+    logits, out = _arrays(op, batch)
+    n_used = int(op.attrs["n_used"])
+    shares = numpy_ops.softmax(logits)
+    experts = np.argsort(-shares, axis=-1, kind="stable")[:, :n_used]  # the first of equals first
+    chosen = np.take_along_axis(shares, experts, axis=-1)
+    if op.attrs["normalized"]:
+        chosen /= chosen.sum(axis=-1, keepdims=True)
+    out[:, :n_used] = experts
+    out[:, n_used:] = chosen
+
+
+def _expert_linear(op: Op, batch: _Batch) -> None:
+    x, route, out = _arrays(op, batch)
+    n_used, matrices = int(op.attrs["n_used"]), batch.weights[op.weights[0]]
+    _, n, k = matrices.shape
+    experts = route[:, :n_used].astype(np.int64)  # [n_tokens, n_used]
+    inputs = x.reshape(batch.n_tokens, x.shape[1] // k, k)  # one for all of them, or one for each
+    rows = np.broadcast_to(inputs, (batch.n_tokens, n_used, k))
+    result = out.reshape(batch.n_tokens, n_used, n)
+    for expert in np.unique(experts):
+        chosen = experts == expert
+        part = np.empty((int(chosen.sum()), n), np.float32)
+        numpy_ops.linear_apply(rows[chosen], matrices[expert], part)
+        result[chosen] = part
+
+
+def _expert_sum(op: Op, batch: _Batch) -> None:
+    x, route, out = _arrays(op, batch)
+    n_used = int(op.attrs["n_used"])
+    parts = x.reshape(batch.n_tokens, n_used, x.shape[1] // n_used)
+    np.einsum("tu,tuj->tj", route[:, n_used:], parts, out=out)
 
 
 def _add(op: Op, batch: _Batch) -> None:
@@ -162,10 +225,17 @@ def _arrays(op: Op, batch: _Batch) -> list[NDArray[Any]]:
 _OPS: Mapping[str, Callable[[Op, _Batch], None]] = {
     "embed": _embed,
     "rms_norm": _rms_norm,
+    "head_norm": _head_norm,
+    "bias": _bias,
     "linear": _linear,
     "rope": _rope,
     "kv_append": _kv_append,
     "attention": _attention,
     "swiglu": _swiglu,
+    "geglu": _geglu,
+    "softcap": _softcap,
+    "route": _route,
+    "expert_linear": _expert_linear,
+    "expert_sum": _expert_sum,
     "add": _add,
 }

@@ -1,7 +1,9 @@
 """Model families: one file each, which reads like the model's definition.
 
-A family gives three graphs: `embed` (token ids to the residual stream), `layer` (the residual
-stream to itself, run once for each layer) and `head` (the residual stream to logits).
+A family gives three kinds of graphs: `embed` (token ids to the residual stream), `layer` (the
+residual stream to itself, run once for each layer; layers that differ in their attention's window
+have a graph each) and `head` (the residual stream to logits). Weight slots are named as GGUF names
+the tensors.
 """
 
 from dataclasses import dataclass
@@ -12,22 +14,38 @@ from numpy.typing import NDArray
 
 from airllm.formats.gguf import GGUFFile
 from airllm.graph import Activations, Graph
-from airllm.models import llama
-from airllm.models.config import ModelConfig, inverse_frequencies
+from airllm.models import gemma2, gemma3, llama, qwen2, qwen3, qwen3moe
+from airllm.models.config import ModelConfig
+from airllm.models.rope import inverse_frequencies
 
-__all__ = ["FAMILIES", "Model", "ModelConfig", "load_model"]
+__all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 
 
 class Family(Protocol):
     """What a family's file defines."""
 
     def embed(self, c: ModelConfig) -> Graph: ...
-    def layer(self, c: ModelConfig, activations: Activations) -> Graph: ...
+    def layer(self, c: ModelConfig, activations: Activations, window: int) -> Graph: ...
     def head(self, c: ModelConfig, activations: Activations) -> Graph: ...
 
 
 # By the name that GGUF's general.architecture has.
-FAMILIES: dict[str, Family] = {"llama": llama}
+FAMILIES: dict[str, Family] = {
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "llama": llama,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "qwen3moe": qwen3moe,
+}
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What layers of the same window have in common."""
+
+    graph: Graph
+    inv_freq: NDArray[np.float64]  # [rope_dims / 2], radians per position
 
 
 @dataclass(frozen=True)
@@ -36,9 +54,9 @@ class Model:
 
     config: ModelConfig
     embed: Graph
-    layer: Graph
+    kinds: tuple[LayerKind, ...]
+    kind_of_layer: tuple[int, ...]  # which of `kinds` each layer is
     head: Graph
-    inv_freq: NDArray[np.float64]  # [rope_dims / 2], radians per position
 
 
 def load_model(gguf: GGUFFile, activations: Activations = "auto") -> Model:
@@ -50,10 +68,17 @@ def load_model(gguf: GGUFFile, activations: Activations = "auto") -> Model:
             f"{', '.join(sorted(FAMILIES))}"
         )
     family, config = FAMILIES[architecture], ModelConfig.from_gguf(gguf)
+    windows = sorted(set(config.windows))
     return Model(
         config,
         family.embed(config),
-        family.layer(config, activations),
+        tuple(
+            LayerKind(
+                family.layer(config, activations, window),
+                inverse_frequencies(gguf, config, window),
+            )
+            for window in windows
+        ),
+        tuple(windows.index(window) for window in config.windows),
         family.head(config, activations),
-        inverse_frequencies(gguf, config),
     )

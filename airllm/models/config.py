@@ -1,9 +1,12 @@
-"""A model's configuration, read from GGUF metadata; nothing in it is believed unchecked."""
+"""A model's configuration, read from GGUF metadata; nothing in it is believed unchecked.
+
+Keys and their meanings are llama.cpp's, the defaults those of files that its converter wrote before
+it knew a key.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from airllm.formats.gguf import GGUFFile, Metadata
 
@@ -15,10 +18,14 @@ _MAX_WIDTH = 2**20
 _MAX_LAYERS = 2**12
 _MAX_HEADS = 2**12
 _MAX_HEAD_DIM = 256  # the attention kernels'
+_MAX_EXPERTS = 2**12
 
 # Keys that change the arithmetic begin like this. One that is not known is refused, not ignored:
 # the model would run and be wrong. A value of 0 or false turns its feature off.
-_ARITHMETIC_KEYS = ("attention.", "rope.", "expert", "logit_scale", "embedding_scale", "residual_")
+_ARITHMETIC_KEYS = (
+    *("attention.", "rope.", "expert", "moe", "attn_", "final_"),
+    *("logit_scale", "embedding_scale", "residual_"),
+)
 _KNOWN_KEYS = frozenset(
     [
         "attention.causal",
@@ -26,7 +33,6 @@ _KNOWN_KEYS = frozenset(
         "attention.head_count_kv",
         "attention.key_length",
         "attention.layer_norm_rms_epsilon",
-        "attention.sliding_window",
         "attention.value_length",
         "rope.dimension_count",
         "rope.freq_base",
@@ -40,6 +46,53 @@ _KNOWN_KEYS = frozenset(
 
 
 @dataclass(frozen=True)
+class _Family:
+    """What the files of an architecture may say beyond that, and mean where they are silent."""
+
+    keys: frozenset[str] = frozenset()
+    window: int = 0
+    window_period: int = 0  # of so many layers, the last sees all positions; 0: none does
+    attention_softcap: float = 0.0
+    final_softcap: float = 0.0
+    # So many layers has the model whose scores are scaled by hidden_size / n_heads, not head_dim:
+    # files do not say it, and llama.cpp goes by this, too.
+    layers_of_27b: int | None = None
+    has_experts: bool = False
+
+
+_GEMMA_KEYS = frozenset(
+    ["attention.scale", "attention.sliding_window", "attention.sliding_window_pattern"]
+)
+_EXPERT_KEYS = frozenset(
+    [
+        "expert_count",
+        "expert_feed_forward_length",
+        "expert_gating_func",
+        "expert_used_count",
+        "expert_weights_norm",
+        "expert_weights_scale",
+    ]
+)
+_FAMILIES = {
+    "llama": _Family(frozenset(["attention.sliding_window"])),
+    "qwen3moe": _Family(_EXPERT_KEYS, has_experts=True),
+    "gemma2": _Family(
+        _GEMMA_KEYS | {"attn_logit_softcapping", "final_logit_softcapping"},
+        window=4096,
+        window_period=2,
+        attention_softcap=50.0,
+        final_softcap=30.0,
+        layers_of_27b=46,
+    ),
+    "gemma3": _Family(
+        _GEMMA_KEYS | {"final_logit_softcapping", "rope.freq_base_swa"},
+        window_period=6,
+        layers_of_27b=62,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """What a decoder-only transformer is made of."""
 
@@ -47,23 +100,32 @@ class ModelConfig:
     name: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int  # of the feed-forward network, or of an expert
     n_layers: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    context_length: int  # tokens that the model was trained for, or its attention window if smaller
+    context_length: int  # tokens that the model was trained for
     rope_dims: int  # dimensions of a head that rotate, from the first on
     tied_embeddings: bool  # the output matrix is the embedding
+    windows: tuple[int, ...]  # of each layer: positions that a token sees, its own too; 0: all
+    attention_scale: float  # what q k^T is multiplied by
+    attention_softcap: float = 0.0  # scores are capped smoothly to +-softcap; 0: they are not
+    final_softcap: float = 0.0  # logits likewise
+    n_experts: int = 0
+    n_experts_used: int = 0  # by each token
+    normalized_experts: bool = True  # the shares of a token's experts sum to 1
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile) -> "ModelConfig":
         """Read and check. FormatError names the file, the key and its value."""
         metadata = gguf.metadata
         arch = metadata.text("general.architecture")
-        _refuse_unknown_keys(metadata, arch)
+        family = _FAMILIES.get(arch, _Family())
+        _refuse_unknown_keys(metadata, arch, family)
         hidden_size = metadata.integer(f"{arch}.embedding_length", low=1, high=_MAX_WIDTH)
+        n_layers = metadata.integer(f"{arch}.block_count", low=1, high=_MAX_LAYERS)
         n_heads = metadata.integer(f"{arch}.attention.head_count", low=1, high=_MAX_HEADS)
         n_kv_heads = metadata.integer(
             f"{arch}.attention.head_count_kv", n_heads, low=1, high=_MAX_HEADS
@@ -84,29 +146,40 @@ class ModelConfig:
         rope_dims = metadata.integer(f"{arch}.rope.dimension_count", head_dim, low=2, high=head_dim)
         if rope_dims % 2:
             raise metadata.fault(f"{arch}.rope.dimension_count is {rope_dims}; expected it even")
+        wide = n_layers == family.layers_of_27b
+        scaled_by = hidden_size / n_heads if wide else head_dim
+        n_experts, n_experts_used = _experts(metadata, arch) if family.has_experts else (0, 0)
         return cls(
             architecture=arch,
             name=metadata.text("general.name", gguf.path.stem),
             vocab_size=_vocab_size(gguf, arch),
             hidden_size=hidden_size,
-            intermediate_size=metadata.integer(
-                f"{arch}.feed_forward_length", low=1, high=_MAX_WIDTH
-            ),
-            n_layers=metadata.integer(f"{arch}.block_count", low=1, high=_MAX_LAYERS),
+            intermediate_size=_intermediate_size(metadata, arch, n_experts_used),
+            n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             rms_norm_eps=eps,
-            context_length=_context_length(metadata, arch),
+            context_length=metadata.integer(f"{arch}.context_length", low=1, high=_MAX_CONTEXT),
             rope_dims=rope_dims,
             tied_embeddings="output.weight" not in gguf.tensors,
+            windows=_windows(metadata, arch, family, n_layers),
+            attention_scale=_attention_scale(metadata, arch, scaled_by),
+            attention_softcap=_cap(
+                metadata, f"{arch}.attn_logit_softcapping", family.attention_softcap
+            ),
+            final_softcap=_cap(metadata, f"{arch}.final_logit_softcapping", family.final_softcap),
+            n_experts=n_experts,
+            n_experts_used=n_experts_used,
+            normalized_experts=metadata.flag(f"{arch}.expert_weights_norm", True),
         )
 
 
-def _refuse_unknown_keys(metadata: Metadata, arch: str) -> None:
+def _refuse_unknown_keys(metadata: Metadata, arch: str, family: _Family) -> None:
+    known = _KNOWN_KEYS | family.keys
     for key, value in metadata.items():
         name = key.removeprefix(f"{arch}.")
-        unknown = name != key and name.startswith(_ARITHMETIC_KEYS) and name not in _KNOWN_KEYS
+        unknown = name != key and name.startswith(_ARITHMETIC_KEYS) and name not in known
         if unknown and not (isinstance(value, (int, float)) and value == 0):
             raise metadata.fault(f"{key} asks for something that {arch} models here do not do")
 
@@ -133,11 +206,58 @@ def _head_dim(metadata: Metadata, arch: str, hidden_size: int, n_heads: int) -> 
     return head_dim
 
 
-def _context_length(metadata: Metadata, arch: str) -> int:
-    context = metadata.integer(f"{arch}.context_length", low=1, high=_MAX_CONTEXT)
-    # A window masks nothing in a context that is no longer than it, so up to there we are exact.
-    window = metadata.integer(f"{arch}.attention.sliding_window", 0)
-    return min(context, window) if window else context
+def _windows(metadata: Metadata, arch: str, family: _Family, n_layers: int) -> tuple[int, ...]:
+    """The window of each layer: of all of them, unless a pattern says which attend to everything.
+
+    The pattern is a period, whose last layer does, or says of each layer whether it has a window.
+    """
+    window = metadata.integer(f"{arch}.attention.sliding_window", family.window, high=_MAX_CONTEXT)
+    key = f"{arch}.attention.sliding_window_pattern"
+    pattern = metadata.get(key)
+    if isinstance(pattern, np.ndarray):
+        if pattern.size != n_layers:
+            raise metadata.fault(
+                f"{key} has {pattern.size} entries; expected {n_layers}, one for each layer"
+            )
+        return tuple(window if local else 0 for local in pattern.tolist())
+    period = metadata.integer(key, family.window_period)
+    return tuple(0 if period and i % period == period - 1 else window for i in range(n_layers))
+
+
+def _attention_scale(metadata: Metadata, arch: str, dims: float) -> float:
+    """One over the square root of `dims`, unless the file says otherwise."""
+    scale = metadata.number(f"{arch}.attention.scale", 0.0) or dims**-0.5
+    if scale < 0.0:
+        raise metadata.fault(f"{arch}.attention.scale is {scale}; expected it above 0")
+    return scale
+
+
+def _cap(metadata: Metadata, key: str, default: float) -> float:
+    cap = metadata.number(key, default)
+    if cap != 0.0 and cap < 1e-3:
+        raise metadata.fault(f"{key} is {cap}; expected at least 0.001, or 0 for none")
+    return cap
+
+
+def _experts(metadata: Metadata, arch: str) -> tuple[int, int]:
+    """How many experts there are, and how many a token uses."""
+    n_experts = metadata.integer(f"{arch}.expert_count", low=1, high=_MAX_EXPERTS)
+    n_used = metadata.integer(f"{arch}.expert_used_count", low=1, high=n_experts)
+    gating = metadata.integer(f"{arch}.expert_gating_func", 1)
+    if gating not in (0, 1):
+        raise metadata.fault(f"{arch}.expert_gating_func is {gating}; expected 1, softmax")
+    scale = metadata.number(f"{arch}.expert_weights_scale", 1.0)
+    if scale not in (0.0, 1.0):  # 0 means unset
+        raise metadata.fault(f"{arch}.expert_weights_scale is {scale}; expected 1")
+    return n_experts, n_used
+
+
+def _intermediate_size(metadata: Metadata, arch: str, n_experts_used: int) -> int:
+    key = f"{arch}.feed_forward_length"
+    if not n_experts_used:
+        return metadata.integer(key, low=1, high=_MAX_WIDTH)
+    default = metadata.integer(key, 0) // n_experts_used
+    return metadata.integer(f"{arch}.expert_feed_forward_length", default, low=1, high=_MAX_WIDTH)
 
 
 def _vocab_size(gguf: GGUFFile, arch: str) -> int:
@@ -159,48 +279,3 @@ def _vocab_size(gguf: GGUFFile, arch: str) -> int:
                 f"token_embd.weight"
             )
     return rows
-
-
-def inverse_frequencies(gguf: GGUFFile, config: ModelConfig) -> NDArray[np.float64]:
-    """Radians per position of each pair of rotating dimensions: float64 [rope_dims / 2].
-
-    theta^(-2i / rope_dims), divided by the factor of linear scaling, and by the factors of the
-    tensor rope_freqs.weight, which is how GGUF stores Llama 3's scaling. FormatError for a scaling
-    that is not implemented, by its name.
-    """
-    metadata, arch = gguf.metadata, config.architecture
-    theta = metadata.number(f"{arch}.rope.freq_base", 10000.0)
-    if theta < 1.0:
-        raise metadata.fault(f"{arch}.rope.freq_base is {theta}; expected at least 1")
-    exponents = np.arange(0, config.rope_dims, 2, dtype=np.float64) / config.rope_dims
-    frequencies = theta**-exponents / _linear_scale(metadata, arch)
-    if "rope_freqs.weight" not in gguf.tensors:
-        return frequencies
-    tensor = gguf.tensors["rope_freqs.weight"]
-    if tensor.type != "f32" or tensor.shape != exponents.shape:
-        raise metadata.fault(
-            f"tensor rope_freqs.weight is {tensor.type} {list(tensor.shape)}; expected f32 "
-            f"{list(exponents.shape)}, one for each rotating pair"
-        )
-    factors = gguf.data(tensor.name).copy().view("<f4").astype(np.float64)
-    if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise metadata.fault("tensor rope_freqs.weight has values that are not positive numbers")
-    return frequencies / factors
-
-
-def _linear_scale(metadata: Metadata, arch: str) -> float:
-    """What linear scaling divides positions by; 1 without."""
-    kind = metadata.text(f"{arch}.rope.scaling.type", "linear")
-    if kind == "none":
-        return 1.0
-    if kind != "linear":
-        raise metadata.fault(
-            f"{arch}.rope.scaling.type is {kind!r}; this version knows 'none' and 'linear'"
-        )
-    # The second key is what files of before September 2023 say.
-    keys = (f"{arch}.rope.scaling.factor", f"{arch}.rope.scale_linear")
-    key = next((key for key in keys if key in metadata), keys[0])
-    factor = metadata.number(key, 1.0) or 1.0  # 0 means unset
-    if factor < 1.0:
-        raise metadata.fault(f"{key} is {factor}; expected at least 1")
-    return factor

@@ -1,10 +1,11 @@
-"""Llama (arXiv:2302.13971, arXiv:2407.21783), and models of its shape: SmolLM2, Mistral, TinyLlama.
+"""Llama (arXiv:2302.13971, arXiv:2407.21783), and models of its shape: SmolLM2, TinyLlama, and
+Mistral (arXiv:2310.06825), whose layers attend to a window.
 
-Weight slots are named as GGUF names the tensors. GGUF's conversion of this architecture reorders
-the rows of Q and K so that the pairs that rope rotates are neighbours, hence `interleaved`.
+GGUF's conversion of this architecture reorders the rows of Q and K so that the pairs that rope
+rotates are neighbours, hence `interleaved`.
 """
 
-from airllm.graph import Activations, Graph, GraphBuilder
+from airllm.graph import Activations, Buffer, Graph, GraphBuilder
 from airllm.models.config import ModelConfig
 
 
@@ -16,10 +17,9 @@ def embed(c: ModelConfig) -> Graph:
     return g.build()
 
 
-def layer(c: ModelConfig, activations: Activations) -> Graph:
+def layer(c: ModelConfig, activations: Activations, window: int) -> Graph:
     g = GraphBuilder("layer", activations=activations)
-    hidden, ffn = c.hidden_size, c.intermediate_size
-    q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    hidden, q_width, kv_width = c.hidden_size, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     x = g.external("residual", hidden)  # [n, hidden]
     table = g.external("rope", c.rope_dims)  # [n, rope_dims]
 
@@ -30,15 +30,23 @@ def layer(c: ModelConfig, activations: Activations) -> Graph:
     q = g.rope(q, table, c.n_heads, c.head_dim, interleaved=True, out=q)
     k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=True, out=k)
     g.kv_append(k, v, c.n_kv_heads, c.head_dim)
-    a = g.attention(q, c.n_heads, c.n_kv_heads, c.head_dim, scale=c.head_dim**-0.5)  # [n, q_width]
+    a = g.attention(
+        q, c.n_heads, c.n_kv_heads, c.head_dim, scale=c.attention_scale, window=window
+    )  # [n, q_width]
     x = g.add(x, g.linear(a, g.weight("attn_output", hidden, q_width)), out=x)  # [n, hidden]
 
+    feed_forward(g, c, x)
+    return g.build()
+
+
+def feed_forward(g: GraphBuilder, c: ModelConfig, x: Buffer) -> None:
+    """The second half of a layer, SwiGLU (arXiv:2002.05202). x: the residual, [n, hidden]."""
+    hidden, ffn = c.hidden_size, c.intermediate_size
     h = g.rms_norm(x, g.weight("ffn_norm", hidden), c.rms_norm_eps)  # [n, hidden]
     gate = g.linear(h, g.weight("ffn_gate", ffn, hidden))  # [n, ffn]
     up = g.linear(h, g.weight("ffn_up", ffn, hidden))  # [n, ffn]
     h = g.swiglu(gate, up)  # [n, ffn]
     g.add(x, g.linear(h, g.weight("ffn_down", hidden, ffn)), out=x)  # [n, hidden]
-    return g.build()
 
 
 def head(c: ModelConfig, activations: Activations) -> Graph:

@@ -137,6 +137,16 @@ class PyExecutor {
                 op.head_dim = value.cast<std::size_t>();
             else if (name == "interleaved")
                 op.interleaved = value.cast<bool>();
+            else if (name == "window")
+                op.window = value.cast<std::size_t>();
+            else if (name == "cap" || name == "softcap")
+                op.cap = value.cast<float>();
+            else if (name == "n_used")
+                op.n_used = value.cast<std::size_t>();
+            else if (name == "normalized")
+                op.normalized = value.cast<bool>();
+            else if (name == "shared")
+                op.shared = value.cast<bool>();
             else if (name == "activations")
                 op.activations = activations_argument("Executor", value);
             else
@@ -149,9 +159,21 @@ class PyExecutor {
         if (py::isinstance<PackedMatrix>(value))
             return std::shared_ptr<const PackedMatrix>(value.cast<PackedMatrixPtr>());
         if (py::isinstance<RawRowsObject>(value)) return value.cast<const RawRowsObject&>().rows;
+        if (py::isinstance<py::list>(value)) return read_experts(name, value);
         const Array vector = float_array("Executor.bind", name.c_str(), value);
         vector.require_axes(1, "[n]");
         return Vector{vector.floats(), vector.size()};
+    }
+
+    static Experts read_experts(const std::string& name, const py::list& values) {
+        Experts experts;
+        for (const py::handle value : values) {
+            if (!py::isinstance<PackedMatrix>(value))
+                throw py::type_error("Executor.bind: the list '" + name +
+                                     "' holds something that is no PackedMatrix.");
+            experts.push_back(value.cast<PackedMatrixPtr>());
+        }
+        return experts;
     }
 
     static void* external_pointer(const External& external, const py::dict& buffers,
@@ -210,7 +232,8 @@ void bind_executor(py::module_& m) {
              arg("buffers"), arg("weights"), arg("ops"), arg("max_tokens"))
         .def_property_readonly("nbytes", &PyExecutor::bytes, "Bytes of the internal buffers.")
         .def("bind", &PyExecutor::bind, arg("weights"),
-             "Put weights in the slots: a dict of PackedMatrix, RawRows or float32 [n] by name.\n\n"
+             "Put weights in the slots: a dict of PackedMatrix, RawRows, float32 [n] or, for "
+             "experts, lists of PackedMatrix, by name.\n\n"
              "Cheap, and keeps references. ValueError where one is missing or does not fit.")
         .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"),
              arg("past") = 0, arg("k_cache") = py::none(), arg("v_cache") = py::none(),

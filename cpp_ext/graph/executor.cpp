@@ -23,7 +23,7 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
 void Executor::plan_buffers() {
     const std::size_t n = graph_.buffers.size();
     std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
-    std::size_t quantized_bytes = 0, parts_floats = 0;
+    std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0;
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
         const auto use = [&](int buffer) {
@@ -39,6 +39,17 @@ void Executor::plan_buffers() {
             const Buffer& x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])];
             quantized_bytes =
                 std::max(quantized_bytes, quantized_activation_bytes(kind, max_tokens_, x.width));
+        }
+        if (op.kind == OpKind::expert_linear) {
+            const std::size_t k = graph_.buffers[static_cast<std::size_t>(op.inputs[0])].width /
+                                  (op.shared ? 1 : op.n_used);
+            const std::size_t y = graph_.buffers[static_cast<std::size_t>(op.output)].width;
+            expert_floats = std::max(expert_floats, k + y / op.n_used);
+            if (op.activations != Activations::f32)
+                quantized_bytes =
+                    std::max(quantized_bytes,
+                             quantized_activation_bytes(op.activations.value_or(Activations::q16),
+                                                        std::max(max_tokens_, op.n_used), k));
         }
     }
     offsets_.assign(n, 0);
@@ -66,6 +77,9 @@ void Executor::plan_buffers() {
     std::size_t bytes;
     if (__builtin_mul_overflow(max_tokens_ * sizeof(float), total, &bytes)) throw std::bad_alloc();
     arena_ = AlignedBytes(bytes);
+    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), expert_floats, &bytes))
+        throw std::bad_alloc();
+    expert_rows_ = AlignedBytes(bytes);
     quantized_ = AlignedBytes(quantized_bytes);
     parts_ = AlignedBytes(parts_floats * sizeof(float));
 }
@@ -180,6 +194,24 @@ struct Executor::Run {
         tensor_ops::linear(worker, w, x, kind, xq, batch.n_tokens, buffer(op.output));
     }
 
+    void experts(const Op& op) {
+        if (quantized_busy) meet();
+        const ExpertTask task{
+            .x = buffer(op.inputs[0]),
+            .shared = op.shared,
+            .route = buffer(op.inputs[1]),
+            .rows = batch.n_tokens,
+            .n_used = op.n_used,
+            .kind = op.activations.value_or(activations_for(batch.n_tokens)),
+            .quantized = executor.quantized_.data(),
+            .scratch = reinterpret_cast<float*>(executor.expert_rows_.data()),
+            .y = buffer(op.output),
+        };
+        expert_linear(worker, std::get<Experts>(weight(op)), task);
+        quantized_input = -1;
+        quantized_busy = true;
+    }
+
     void step(std::size_t index) {
         const Op& op = executor.graph_.ops[index];
         if (executor.barrier_before_[index]) meet();
@@ -199,6 +231,14 @@ struct Executor::Run {
                 rms_norm(worker, table, in(0), std::get<Vector>(weight(op)).data, op.eps,
                          buffer(op.output), n, width(op.output));
                 break;
+            case OpKind::head_norm:
+                rms_norm(worker, table, in(0), std::get<Vector>(weight(op)).data, op.eps,
+                         buffer(op.output), n * op.n_heads, width(op.output) / op.n_heads);
+                break;
+            case OpKind::bias:
+                bias(worker, table, in(0), std::get<Vector>(weight(op)).data, buffer(op.output), n,
+                     width(op.output));
+                break;
             case OpKind::linear: linear(op); break;
             case OpKind::rope:
                 rope(worker, table, in(0), in(1), buffer(op.output), n, op.n_heads, op.head_dim,
@@ -215,6 +255,8 @@ struct Executor::Run {
                            .cache = batch.cache,
                            .n_kv = batch.past + n,
                            .scale = op.scale,
+                           .window = op.window,
+                           .softcap = op.cap,
                            .out = buffer(op.output)},
                           reinterpret_cast<float*>(executor.parts_.data()));
                 break;
@@ -226,6 +268,20 @@ struct Executor::Run {
                 });
                 break;
             }
+            case OpKind::geglu:
+                geglu(worker, table, in(0), in(1), buffer(op.output), n * width(op.output));
+                break;
+            case OpKind::softcap:
+                softcap(worker, in(0), op.cap, buffer(op.output), n * width(op.output));
+                break;
+            case OpKind::route:
+                route(worker, table, in(0), n, width(op.inputs[0]), op.n_used, op.normalized,
+                      buffer(op.output));
+                break;
+            case OpKind::expert_linear: experts(op); break;
+            case OpKind::expert_sum:
+                expert_sum(worker, in(0), in(1), n, width(op.output), op.n_used, buffer(op.output));
+                break;
         }
         if (op.output == quantized_input) quantized_input = -1;
     }

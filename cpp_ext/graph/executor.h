@@ -27,7 +27,9 @@ class Executor {
 
     const Graph& graph() const { return graph_; }
     std::size_t max_tokens() const { return max_tokens_; }
-    std::size_t bytes() const { return arena_.size() + quantized_.size() + parts_.size(); }
+    std::size_t bytes() const {
+        return arena_.size() + quantized_.size() + parts_.size() + expert_rows_.size();
+    }
 
     // Weights as check_weights accepts them.  Throws std::invalid_argument when the batch does not
     // fit (n_tokens, the cache, a token id); then nothing has run.
@@ -45,8 +47,9 @@ class Executor {
     std::vector<std::size_t> offsets_;  // of internal buffers, floats per token into the arena
     std::vector<char> barrier_before_;  // of each op: may it touch what another thread works on?
     AlignedBytes arena_;
-    AlignedBytes quantized_;  // the quantised input of the linear op at hand
-    AlignedBytes parts_;      // what attention to parts of a long cache gives, until it is merged
+    AlignedBytes quantized_;    // the quantised input of the linear op at hand
+    AlignedBytes parts_;        // what attention to parts of a long cache gives, until it is merged
+    AlignedBytes expert_rows_;  // what one expert of the op at hand takes and gives
 };
 
 }  // namespace tensor_ops

@@ -1,9 +1,13 @@
 #include "graph/graph.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace tensor_ops {
 namespace {
+
+// Experts of a token; the largest of known models use 8 to 10.
+constexpr std::size_t largest_route = 1u << 12;
 
 // What each kind of op takes, in the order of OpKind.
 struct Signature {
@@ -12,9 +16,14 @@ struct Signature {
     bool output, weight;
 };
 constexpr Signature signatures[] = {
-    {"embed", 1, true, true},   {"rms_norm", 1, true, true},    {"linear", 1, true, true},
-    {"rope", 2, true, false},   {"kv_append", 2, false, false}, {"attention", 1, true, false},
-    {"swiglu", 2, true, false}, {"add", 2, true, false},
+    {"embed", 1, true, true},       {"rms_norm", 1, true, true},
+    {"head_norm", 1, true, true},   {"bias", 1, true, true},
+    {"linear", 1, true, true},      {"rope", 2, true, false},
+    {"kv_append", 2, false, false}, {"attention", 1, true, false},
+    {"swiglu", 2, true, false},     {"geglu", 2, true, false},
+    {"softcap", 1, true, false},    {"add", 2, true, false},
+    {"route", 1, true, false},      {"expert_linear", 2, true, true},
+    {"expert_sum", 2, true, false},
 };
 
 const Signature& signature(OpKind kind) { return signatures[static_cast<int>(kind)]; }
@@ -46,8 +55,17 @@ class OpCheck {
             case OpKind::embed: return width(0, 1);
             case OpKind::linear:
                 return require(op_.inputs[0] != op_.output, "cannot overwrite its input");
-            case OpKind::rms_norm: return width(0, output_width());
+            case OpKind::softcap:
+                require(op_.cap > 0.0f, "cap is not above 0");
+                return width(0, output_width());
+            case OpKind::rms_norm:
+            case OpKind::bias: return width(0, output_width());
+            case OpKind::head_norm:
+                require(op_.n_heads >= 1 && output_width() % op_.n_heads == 0,
+                        "the output does not divide into n_heads");
+                return width(0, output_width());
             case OpKind::swiglu:
+            case OpKind::geglu:
             case OpKind::add: width(0, output_width()); return width(1, output_width());
             case OpKind::rope: {
                 heads(op_.n_heads);
@@ -70,7 +88,19 @@ class OpCheck {
                 require(op_.n_heads % op_.n_kv_heads == 0, "n_heads is no multiple of n_kv_heads");
                 require(op_.inputs[0] != op_.output, "cannot overwrite its input");
                 width(0, op_.n_heads * op_.head_dim);
+                require(op_.cap >= 0.0f, "softcap is below 0");
                 return width_of(op_.output, op_.n_heads * op_.head_dim);
+            case OpKind::route:
+                experts(graph_.buffers[at(op_.inputs[0])].width);
+                return width_of(op_.output, 2 * op_.n_used);
+            case OpKind::expert_linear:
+                experts(largest_route);
+                require(output_width() % op_.n_used == 0, "the output does not divide into n_used");
+                return width(1, 2 * op_.n_used);
+            case OpKind::expert_sum:
+                experts(largest_route);
+                width(0, op_.n_used * output_width());
+                return width(1, 2 * op_.n_used);
         }
     }
 
@@ -95,9 +125,28 @@ class OpCheck {
                 "head_dim is " + std::to_string(op_.head_dim) + ", expected 1 to 256");
     }
 
+    void experts(std::size_t most) const {
+        require(op_.n_used >= 1 && op_.n_used <= std::min(most, largest_route),
+                "n_used is " + std::to_string(op_.n_used) + ", expected 1 to " +
+                    std::to_string(std::min(most, largest_route)));
+        for (const int input : op_.inputs)
+            require(input != op_.output, "cannot overwrite its input");
+    }
+
     const Graph& graph_;
     const Op& op_;
 };
+
+// Of a PackedMatrix for each expert.
+void check_experts(const Graph& graph, const Op& op, const Experts& experts,
+                   const std::string& name) {
+    if (experts.empty()) fail(graph, op, name + "has no experts");
+    const PackedMatrix& first = *experts[0];
+    for (const auto& expert : experts)
+        if (expert->n() != first.n() || expert->k() != first.k() ||
+            expert->type() != first.type() || &expert->table() != &first.table())
+            fail(graph, op, name + "has experts of different shapes, types or instruction sets");
+}
 
 }  // namespace
 
@@ -150,10 +199,17 @@ void check_weights(const Graph& graph, const std::vector<Weight>& weights) {
         };
         const std::size_t out = graph.buffers[static_cast<std::size_t>(op.output)].width;
         const std::size_t in = graph.buffers[static_cast<std::size_t>(op.inputs[0])].width;
-        if (op.kind == OpKind::rms_norm) {
+        if (op.kind == OpKind::rms_norm || op.kind == OpKind::head_norm ||
+            op.kind == OpKind::bias) {
             const auto* vector = std::get_if<Vector>(&weight);
             if (!vector) fail(graph, op, name + "is no float32 vector");
-            require_shape(1, vector->n, 1, out);
+            require_shape(1, vector->n, 1, op.kind == OpKind::head_norm ? out / op.n_heads : out);
+        } else if (op.kind == OpKind::expert_linear) {
+            const auto* experts = std::get_if<Experts>(&weight);
+            if (!experts) fail(graph, op, name + "is no list of PackedMatrix");
+            check_experts(graph, op, *experts, name);
+            require_shape((*experts)[0]->n() * op.n_used,
+                          (*experts)[0]->k() * (op.shared ? 1 : op.n_used), out, in);
         } else if (op.kind == OpKind::linear) {
             const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight);
             if (!matrix) fail(graph, op, name + "is no PackedMatrix");

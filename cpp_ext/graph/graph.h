@@ -14,7 +14,23 @@
 
 namespace tensor_ops {
 
-enum class OpKind { embed, rms_norm, linear, rope, kv_append, attention, swiglu, add };
+enum class OpKind {
+    embed,
+    rms_norm,
+    head_norm,
+    bias,
+    linear,
+    rope,
+    kv_append,
+    attention,
+    swiglu,
+    geglu,
+    softcap,
+    add,
+    route,
+    expert_linear,
+    expert_sum
+};
 
 // Throws std::invalid_argument for a name that is no op.
 OpKind op_kind_from_name(const std::string& name);
@@ -31,11 +47,16 @@ struct Op {
     std::vector<int> inputs;                                // buffers
     int output = -1;                                        // buffer, or -1
     int weight = -1;                                        // slot, or -1
-    std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // rope, kv_append, attention
-    float eps = 0.0f;                                       // rms_norm
+    std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // head_norm, rope, kv_append, attention
+    float eps = 0.0f;                                       // rms_norm, head_norm
     float scale = 1.0f;                                     // embed, attention
     bool interleaved = false;                               // rope
-    std::optional<Activations> activations;                 // linear; else activations_for(rows)
+    std::size_t window = 0;                  // attention: positions that a token sees; 0: all
+    float cap = 0.0f;                        // softcap; attention, for scores, 0: none
+    std::size_t n_used = 0;                  // route, expert_linear, expert_sum: experts of a token
+    bool normalized = false;                 // route: the shares sum to 1
+    bool shared = false;                     // expert_linear: all experts have the same input
+    std::optional<Activations> activations;  // linear, expert_linear; else activations_for(rows)
 };
 
 // Of a buffer, and rows of a batch: far beyond any model, and no product of them overflows.
@@ -55,7 +76,7 @@ struct Vector {
     const float* data;
     std::size_t n;
 };
-using Weight = std::variant<Vector, std::shared_ptr<const PackedMatrix>, RawRows>;
+using Weight = std::variant<Vector, std::shared_ptr<const PackedMatrix>, RawRows, Experts>;
 
 // One weight for each slot; throws std::invalid_argument where kind or shape do not fit the ops.
 void check_weights(const Graph& graph, const std::vector<Weight>& weights);

@@ -1,6 +1,7 @@
 #include "ops/ops.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace tensor_ops {
@@ -9,6 +10,31 @@ void rms_norm(const Worker& worker, const KernelTable& table, const float* x, co
               float eps, float* y, std::size_t rows, std::size_t n) {
     const Share part = share(worker, rows);
     table.rms_norm(x + part.first * n, weight, eps, y + part.first * n, part.last - part.first, n);
+}
+
+void bias(const Worker& worker, const KernelTable& table, const float* x, const float* w, float* y,
+          std::size_t rows, std::size_t n) {
+    const Share part = share(worker, rows);
+    for (std::size_t r = part.first; r < part.last; ++r) table.add(x + r * n, w, y + r * n, n);
+}
+
+void geglu(const Worker& worker, const KernelTable& table, const float* gate, const float* up,
+           float* y, std::size_t n) {
+    constexpr std::size_t step = 256;  // stays in the first cache
+    float gelu[step];
+    for_elements(worker, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; i += step) {
+            const std::size_t m = std::min(step, first + count - i);
+            table.gelu_tanh(gate + i, gelu, m);
+            for (std::size_t j = 0; j < m; ++j) y[i + j] = gelu[j] * up[i + j];
+        }
+    });
+}
+
+void softcap(const Worker& worker, const float* x, float cap, float* y, std::size_t n) {
+    for_elements(worker, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i) y[i] = cap * std::tanh(x[i] / cap);
+    });
 }
 
 void softmax(const Worker& worker, const KernelTable& table, const float* x, float* y,

@@ -289,6 +289,31 @@ TEST(a_graph_that_does_not_fit_together_is_refused_with_op_and_fault) {
     check_graph_refused(rope, {64, 5}, 64, false, unchanged, "the table's width is 5");
     check_graph_refused(rope, {64, 18}, 64, false, unchanged, "the table's width is 18");
     check_graph_refused(attention, {32}, 64, false, unchanged, "has width 32, expected 64");
+    check_graph_refused(bias, {64}, 32, true, unchanged, "has width 64, expected 32");
+    check_graph_refused(head_norm, {66}, 66, true, unchanged, "does not divide into n_heads");
+    check_graph_refused(geglu, {64, 32}, 64, false, unchanged, "has width 32, expected 64");
+    check_graph_refused(softcap, {64}, 64, false, unchanged, "cap is not above 0");
+    check_graph_refused(
+        attention, {64}, 64, false, [](Op& op) { op.cap = -1.0f; }, "softcap is below 0");
+}
+
+TEST(a_mixture_of_experts_that_does_not_fit_together_is_refused) {
+    using enum OpKind;
+    const auto two = [](Op& op) { op.n_used = 2; };
+    check_graph_refused(route, {8}, 4, false, unchanged, "n_used is 0, expected 1 to 8");
+    check_graph_refused(
+        route, {8}, 18, false, [](Op& op) { op.n_used = 9; }, "n_used is 9, expected 1 to 8");
+    check_graph_refused(route, {8}, 6, false, two, "has width 6, expected 4");
+    check_graph_refused(expert_linear, {64, 6}, 64, true, two, "has width 6, expected 4");
+    check_graph_refused(expert_linear, {64, 4}, 33, true, two, "does not divide into n_used");
+    check_graph_refused(expert_sum, {64, 4}, 16, false, two, "has width 64, expected 32");
+    check_graph_refused(
+        expert_linear, {4, 4}, 4, true,
+        [](Op& op) {
+            op.n_used = 2;
+            op.output = op.inputs[1];
+        },
+        "cannot overwrite its input");
 }
 
 TEST(an_op_that_points_outside_of_the_graph_is_refused) {
@@ -334,7 +359,7 @@ TEST(heads_out_of_range_are_refused) {
 
 TEST(a_name_that_is_no_op_is_refused_with_those_that_are) {
     check::refused([] { tensor_ops::op_kind_from_name("conv"); }, "no op is named 'conv'");
-    check::refused([] { tensor_ops::op_kind_from_name(""); }, "embed rms_norm linear rope");
+    check::refused([] { tensor_ops::op_kind_from_name(""); }, "embed rms_norm head_norm");
     check::that(tensor_ops::op_kind_from_name("swiglu") == OpKind::swiglu, "swiglu");
 }
 

@@ -1,0 +1,141 @@
+#include "ops/experts.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <span>
+
+#include "ops/ops.h"
+
+namespace tensor_ops {
+namespace {
+
+// The rows of a task by expert: those of expert e are `of(e)`, row * n_used + u each.
+class Groups {
+ public:
+    // In memory of this thread's own, as every worker of the team counts for itself.
+    Groups(const ExpertTask& task, std::size_t n_experts) : n_experts_(n_experts) {
+        const std::size_t n = task.rows * task.n_used;
+        ends_ = static_cast<std::uint32_t*>(
+            thread_scratch((n_experts + 1 + n) * sizeof(std::uint32_t)));
+        items_ = ends_ + n_experts + 1;
+        std::fill(ends_, items_, 0);
+        for (std::size_t i = 0; i < n; ++i) ++ends_[expert(task, i)];
+        for (std::size_t e = 1; e <= n_experts; ++e) ends_[e] += ends_[e - 1];
+        for (std::size_t i = n; i-- > 0;)
+            items_[--ends_[expert(task, i)]] = static_cast<std::uint32_t>(i);
+        n_ = n;
+    }
+    std::span<const std::uint32_t> of(std::size_t e) const {
+        const std::size_t first = ends_[e], last = e == n_experts_ ? n_ : ends_[e + 1];
+        return {items_ + first, last - first};
+    }
+    std::span<const std::uint32_t> without_expert() const { return of(n_experts_); }
+
+ private:
+    // n_experts for a number that is none's, which a route may hold if it comes from elsewhere.
+    std::size_t expert(const ExpertTask& task, std::size_t i) const {
+        const float e = task.route[i / task.n_used * 2 * task.n_used + i % task.n_used];
+        return e >= 0.0f && e < static_cast<float>(n_experts_) ? static_cast<std::size_t>(e)
+                                                               : n_experts_;
+    }
+
+    std::size_t n_experts_, n_ = 0;
+    std::uint32_t *ends_, *items_;  // ends_: where each expert's items begin, once all is counted
+};
+
+// What a row's experts make of it, all threads on each matrix, as in decoding.
+void one_row(const Worker& worker, const Experts& experts, const ExpertTask& task,
+             const Groups& groups, bool quantize) {
+    const std::size_t k = experts[0]->k(), n = experts[0]->n();
+    const std::size_t row_bytes = quantized_activation_bytes(task.kind, 1, k);
+    if (quantize) {
+        const std::size_t inputs = task.shared ? 1 : task.n_used;
+        for (auto u = static_cast<std::size_t>(worker.index()); u < inputs;
+             u += static_cast<std::size_t>(worker.count()))
+            experts[0]->table().quantize_activations(task.kind, task.x + u * k, 1, k, 0, 1,
+                                                     task.quantized + u * row_bytes);
+        worker.barrier();
+    }
+    for (std::size_t e = 0; e < experts.size(); ++e)
+        for (const std::size_t u : groups.of(e)) {
+            const std::size_t input = task.shared ? 0 : u;
+            linear(worker, *experts[e], task.x + input * k, task.kind,
+                   task.quantized + input * row_bytes, 1, task.y + u * n);
+        }
+}
+
+// One expert's rows, at most task.rows of them, all threads together.
+void one_expert(const Worker& worker, const PackedMatrix& w, const ExpertTask& task,
+                std::span<const std::uint32_t> items, bool quantize) {
+    const std::size_t k = w.k(), n = w.n(), rows = items.size();
+    float *x = task.scratch, *y = task.scratch + task.rows * k;
+    const Share taken = share(worker, rows, w.table().activation_tile);
+    for (std::size_t r = taken.first; r < taken.last; ++r)
+        std::copy_n(task.x + (task.shared ? items[r] / task.n_used : items[r]) * k, k, x + r * k);
+    if (quantize)
+        w.table().quantize_activations(task.kind, x, rows, k, taken.first, taken.last,
+                                       task.quantized);
+    worker.barrier();
+    linear(worker, w, x, task.kind, task.quantized, rows, y);
+    worker.barrier();
+    const Share given = share(worker, rows);
+    for (std::size_t r = given.first; r < given.last; ++r)
+        std::copy_n(y + r * n, n, task.y + items[r] * n);
+}
+
+}  // namespace
+
+void route(const Worker& worker, const KernelTable& table, const float* logits, std::size_t rows,
+           std::size_t n_experts, std::size_t n_used, bool normalized, float* out) {
+    auto* shares = static_cast<float*>(thread_scratch(n_experts * sizeof(float)));
+    const Share part = share(worker, rows);
+    for (std::size_t r = part.first; r < part.last; ++r) {
+        table.softmax(logits + r * n_experts, shares, 1, n_experts);
+        float *chosen = out + r * 2 * n_used, *weights = chosen + n_used, sum = 0.0f;
+        for (std::size_t u = 0; u < n_used; ++u) {
+            // With NaN no comparison holds: the first is as good as any, and NaN is its share.
+            const float* best = std::max_element(shares, shares + n_experts);
+            chosen[u] = static_cast<float>(best - shares);
+            weights[u] = *best;
+            sum += *best;
+            shares[best - shares] = -1.0f;
+        }
+        if (normalized)
+            for (std::size_t u = 0; u < n_used; ++u) weights[u] /= sum;
+    }
+}
+
+void expert_linear(const Worker& worker, const Experts& experts, const ExpertTask& task) {
+    const Groups groups(task, experts.size());
+    const bool quantize = is_quantized(experts[0]->type()) && task.kind != Activations::f32;
+    if (task.rows == 1)
+        one_row(worker, experts, task, groups, quantize);
+    else
+        for (std::size_t e = 0; e < experts.size(); ++e) {
+            // A row names an expert once, unless the route comes from elsewhere.
+            auto items = groups.of(e);
+            for (; items.size() > task.rows; items = items.subspan(task.rows))
+                one_expert(worker, *experts[e], task, items.first(task.rows), quantize);
+            if (!items.empty()) one_expert(worker, *experts[e], task, items, quantize);
+        }
+    if (worker.index() == 0)
+        for (const std::size_t i : groups.without_expert())
+            std::fill_n(task.y + i * experts[0]->n(), experts[0]->n(), std::nanf(""));
+}
+
+void expert_sum(const Worker& worker, const float* x, const float* route, std::size_t rows,
+                std::size_t n, std::size_t n_used, float* y) {
+    const Share part = share(worker, rows * n, 16);  // columns too, as one row is common
+    for (std::size_t i = part.first; i < part.last;) {
+        const std::size_t r = i / n, first = i % n, last = std::min(n, first + part.last - i);
+        const float *shares = route + r * 2 * n_used + n_used, *in = x + r * n_used * n;
+        float* out = y + r * n;
+        for (std::size_t c = first; c < last; ++c) out[c] = shares[0] * in[c];
+        for (std::size_t u = 1; u < n_used; ++u)
+            for (std::size_t c = first; c < last; ++c) out[c] += shares[u] * in[u * n + c];
+        i += last - first;
+    }
+}
+
+}  // namespace tensor_ops

@@ -1,0 +1,251 @@
+"""Tiny random models of Hugging Face `transformers`, and the same models as GGUF files.
+
+The names of tensors and keys, the order of Llama's Q and K and the 1 in Gemma's norms are those of
+llama.cpp's converter. Nothing is downloaded.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
+from airllm.numpy_ops import quantize
+
+try:
+    import torch
+    import transformers
+
+    _why_not = ""
+except ImportError as error:
+    _why_not = f"`pip install .[test-hf]` brings what this needs ({error})"
+
+VOCAB, CONTEXT = 160, 128
+
+
+def require_hf() -> None:
+    """Skip the test where torch or transformers is missing; with AIRLLM_REQUIRE_HF=1, fail it."""
+    if _why_not and os.environ.get("AIRLLM_REQUIRE_HF") == "1":
+        pytest.fail(_why_not)
+    if _why_not:
+        pytest.skip(_why_not)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: the family's name in transformers, arguments of its config, and what GGUF says."""
+
+    family: str  # "Qwen2": Qwen2Config, Qwen2ForCausalLM
+    arch: str
+    config: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)  # keys without the arch in front
+
+
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CASES = {
+    "Llama 2": Case("Llama", "llama"),
+    "Llama 3.1": Case("Llama", "llama", {"rope_parameters": _LLAMA3_ROPE}),
+    "SmolLM2": Case("Llama", "llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "Llama, longer by linear scaling": Case(
+        "Llama",
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+    ),
+    "Mistral": Case("Mistral", "llama", {"sliding_window": 20}, {"attention.sliding_window": 20}),
+    "Qwen2": Case("Qwen2", "qwen2"),
+    "Qwen3": Case("Qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "Qwen3-MoE": Case("Qwen3Moe", "qwen3moe", _EXPERTS | {"norm_topk_prob": True}),
+    "Qwen3-MoE, shares as they are": Case(
+        "Qwen3Moe",
+        "qwen3moe",
+        _EXPERTS | {"norm_topk_prob": False},
+        {"expert_weights_norm": False},
+    ),
+    "Gemma 2": Case(
+        "Gemma2",
+        "gemma2",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 20,
+            "attn_logit_softcapping": 2.0,  # low enough to bend these models' scores and logits
+            "final_logit_softcapping": 1.5,
+        },
+        {"attention.sliding_window": 20}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+    ),
+    "Gemma 3": Case(
+        "Gemma3",
+        "gemma3",
+        {
+            "num_hidden_layers": 7,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 20,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        {"attention.sliding_window": 20, "rope.freq_base": 1e6}
+        | {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    ),
+}
+
+
+def build(case: Case) -> Any:
+    """The model, float32, with weights of a size that keeps activations about 1."""
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": case.arch.startswith("gemma"),
+    }
+    config_class = "Gemma3TextConfig" if case.family == "Gemma3" else f"{case.family}Config"
+    config = getattr(transformers, config_class)(**(sizes | case.config))
+    config._attn_implementation = "eager"  # the one that caps scores
+    model = getattr(transformers, f"{case.family}ForCausalLM")(config).float().eval()
+    random = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("norm.weight"):
+                centre = 0.0 if case.arch.startswith("gemma") else 1.0
+                weight.uniform_(centre - 0.5, centre + 0.5, generator=random)
+            else:
+                spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
+                weight.normal_(0.0, spread, generator=random)
+    return model
+
+
+def logits(model: Any, tokens: list[int]) -> np.ndarray:
+    """float32 [n_tokens, vocab]"""
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor([tokens])).logits[0])
+
+
+def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
+    """type: of the matrices; vectors are f32."""
+    tensors = {
+        name: (type if values.ndim > 1 else "f32", values) for name, values in _tensors(case, model)
+    }
+    infos = [TensorInfo(name, kind, values.shape) for name, (kind, values) in tensors.items()]
+    with GGUFWriter(path, _metadata(case, model.config), infos) as writer:
+        for name, (kind, values) in tensors.items():
+            writer.write(name, values if kind == "f32" else quantize(values, kind))
+    return path
+
+
+def _metadata(case: Case, config: Any) -> dict[str, object]:
+    entries: dict[str, object] = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+    }
+    if "head_dim" in case.config:
+        entries["attention.key_length"] = entries["attention.value_length"] = config.head_dim
+    if "rope_theta" in config.rope_parameters:
+        entries["rope.freq_base"] = float(config.rope_parameters["rope_theta"])
+    if case.arch == "qwen3moe":
+        entries |= {
+            "expert_count": config.num_experts,
+            "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }
+    entries |= case.metadata
+    return {
+        "general.architecture": case.arch,
+        **{f"{case.arch}.{key}": value for key, value in entries.items()},
+    }
+
+
+def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    gemma = case.arch.startswith("gemma")
+    for name, parameter in model.state_dict().items():
+        values = parameter.numpy()
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        if name.endswith("experts.gate_up_proj"):  # [n_experts, 2 * n, k]
+            for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
+                gguf_name = _gguf_name(name.replace("gate_up_proj", part), gemma)
+                yield gguf_name, np.ascontiguousarray(half)
+            continue
+        if gemma and name.endswith("norm.weight"):
+            values = values + np.float32(1.0)
+        if case.arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            values = _neighbours(values, model.config.head_dim)
+        yield _gguf_name(name, gemma), np.ascontiguousarray(values)
+    if model.config.rope_parameters.get("rope_type") == "llama3":
+        yield "rope_freqs.weight", _rope_factors(model)
+
+
+def _neighbours(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows of each head in the order 0, d/2, 1, d/2 + 1, ...: rope's pairs become neighbours."""
+    halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[-1])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _rope_factors(model: Any) -> np.ndarray:
+    """What Llama 3's scaling divides each frequency by."""
+    theta, dims = model.config.rope_parameters["rope_theta"], model.config.head_dim
+    plain = theta ** -(np.arange(0, dims, 2) / dims)
+    return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
+
+
+_NAMES = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate": "ffn_gate_exps",
+    "mlp.experts.up": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+}
+_GEMMA_NAMES = _NAMES | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def _gguf_name(name: str, gemma: bool) -> str:
+    """ "model.layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
+    suffix = "bias" if name.endswith(".bias") else "weight"
+    stem = name.removeprefix("model.").removesuffix(f".{suffix}")
+    layer = ""
+    if stem.startswith("layers."):
+        _, index, stem = stem.split(".", 2)
+        layer = f"blk.{index}."
+    return f"{layer}{(_GEMMA_NAMES if gemma else _NAMES)[stem]}.{suffix}"

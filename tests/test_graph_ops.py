@@ -1,0 +1,163 @@
+"""The ops that no array function has, by themselves: both backends against float64."""
+
+import numpy as np
+import pytest
+from extension import require_cpp
+
+from airllm.backends import Backend, load_backend
+from airllm.graph import Buffer, GraphBuilder, Weight
+
+# Largest error over the largest value; a few roundings of float32, sums of up to 96 products.
+EXACT = 2e-6
+
+N_EXPERTS, N_USED, N, K = 5, 2, 48, 64
+
+
+@pytest.fixture(params=["numpy", "cpp"])
+def backend(request):
+    if request.param == "cpp":
+        require_cpp()
+    return load_backend(request.param)
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def run(backend: Backend, build, inputs, weights, max_tokens=None):
+    """What a graph of one op gives: build(g, buffers, slots) -> the op's output.
+
+    inputs: [n_tokens, width] by name; weights: float32 arrays by name.
+    """
+    g = GraphBuilder("one op", activations="f32")
+    buffers = [g.external(name, array.shape[1]) for name, array in inputs.items()]
+    slots = [g.weight(name, *array.shape) for name, array in weights.items()]
+    made = build(g, *buffers, *slots)
+    zero = g.external("zero", made.width)
+    g.add(made, zero, out=zero)  # the graph's output is what the caller passes
+    n_tokens = len(next(iter(inputs.values())))
+    executor = backend.executor(g.build(), max_tokens or n_tokens)
+    roles = {1: "vector", 2: "matrix", 3: "experts"}
+    bound = executor.bind(
+        {
+            name: backend.weight(roles[array.ndim], array.view(np.uint8), "f32", array.shape)
+            for name, array in weights.items()
+        }
+    )
+    out = np.zeros((n_tokens, made.width), np.float32)
+    executor.run(bound, inputs | {"zero": out}, n_tokens)
+    return out
+
+
+def assert_close(actual, expected, bound=EXACT):
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
+    assert error <= bound, f"error {error:.1e}, allowed {bound:.0e}"
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7])
+def test_bias_adds_the_same_to_each_row(backend, n_tokens):
+    x, bias = random(n_tokens, 37), random(37, seed=1)
+    out = run(backend, lambda g, x, w: g.bias(x, w), {"x": x}, {"b": bias})
+    np.testing.assert_array_equal(out, x + bias)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7])
+def test_head_norm_normalises_each_head_by_itself(backend, n_tokens):
+    x, weight = random(n_tokens, 3 * 24), random(24, seed=1)
+    out = run(backend, lambda g, x, w: g.head_norm(x, w, 3, 1e-5), {"x": x}, {"w": weight})
+    heads = x.astype(np.float64).reshape(n_tokens, 3, 24)
+    expected = heads / np.sqrt((heads**2).mean(axis=-1, keepdims=True) + 1e-5) * weight
+    assert_close(out, expected.reshape(x.shape))
+
+
+@pytest.mark.parametrize("width", [5, 700])
+def test_geglu_is_gelu_of_the_gate_times_up(backend, width):
+    gate, up = 3 * random(4, width), random(4, width, seed=1)
+    out = run(backend, lambda g, gate, up: g.geglu(gate, up), {"gate": gate, "up": up}, {})
+    z = gate.astype(np.float64)
+    expected = z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2 * up
+    assert_close(out, expected)
+
+
+@pytest.mark.parametrize("output", ["gate", "up"])
+def test_geglu_may_overwrite_either_input(backend, output):
+    gate, up = random(4, 300), random(4, 300, seed=1)
+
+    def build(g: GraphBuilder, gate: Buffer, up: Buffer) -> Buffer:
+        return g.geglu(gate, up, out={"gate": gate, "up": up}[output])
+
+    apart = run(backend, lambda g, gate, up: g.geglu(gate, up), {"gate": gate, "up": up}, {})
+    over = run(backend, build, {"gate": gate.copy(), "up": up.copy()}, {})
+    np.testing.assert_array_equal(over, apart)
+
+
+def test_softcap_bends_values_towards_the_cap(backend):
+    x = np.array([[0.0, 1e-6, -0.5, 2.0, -40.0, 1e30, np.inf, -np.inf]], np.float32)
+    out = run(backend, lambda g, x: g.softcap(x, 30.0), {"x": x}, {})
+    expected = 30.0 * np.tanh(x.astype(np.float64) / 30.0)
+    np.testing.assert_allclose(out, expected, rtol=EXACT)
+
+
+# ---- experts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_route_has_the_largest_shares_in_order(backend, normalized):
+    logits = random(9, 12)
+    out = run(backend, lambda g, x: g.route(x, 3, normalized=normalized), {"x": logits}, {})
+    shares = np.exp(logits.astype(np.float64))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    for row, share in zip(out, shares, strict=True):
+        best = sorted(range(12), key=lambda e: -share[e])[:3]
+        assert row[:3].tolist() == best
+        assert_close(row[3:], share[best] / (share[best].sum() if normalized else 1.0))
+
+
+def test_of_equal_shares_the_first_experts_is_taken(backend):
+    logits = np.array([[1.0, 2.0, 2.0, 2.0, 1.0]], np.float32)
+    out = run(backend, lambda g, x: g.route(x, 2, normalized=True), {"x": logits}, {})
+    assert out[0].tolist() == [1.0, 2.0, 0.5, 0.5]
+
+
+def a_route(n_tokens: int, n_experts: int = N_EXPERTS) -> np.ndarray:
+    """Experts and shares for each token, as `route` gives them."""
+    rng = np.random.default_rng(2)
+    experts = [rng.permutation(n_experts)[:N_USED] for _ in range(n_tokens)]
+    return np.hstack([experts, rng.uniform(0.1, 1.0, (n_tokens, N_USED))]).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 40])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "each its own"])
+def test_each_row_meets_the_matrices_of_its_experts(backend, n_tokens, shared):
+    x, w = random(n_tokens, K if shared else N_USED * K), random(N_EXPERTS, N, K, seed=1)
+    route = a_route(n_tokens)
+
+    def build(g: GraphBuilder, x: Buffer, route: Buffer, w: Weight) -> Buffer:
+        return g.expert_linear(x, route, w)
+
+    out = run(backend, build, {"x": x, "route": route}, {"w": w}, max_tokens=50)
+    inputs = np.broadcast_to(x.reshape(n_tokens, -1, K), (n_tokens, N_USED, K)).astype(np.float64)
+    expected = [
+        w[int(route[t, u])].astype(np.float64) @ inputs[t, u]
+        for t in range(n_tokens)
+        for u in range(N_USED)
+    ]
+    assert_close(out.reshape(-1, N), np.array(expected))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 6])
+def test_experts_that_no_token_chose_are_not_touched(backend, n_tokens):
+    x, w, route = random(n_tokens, K), random(N_EXPERTS, N, K, seed=1), a_route(n_tokens, 3)
+    inputs = {"x": x, "route": route}
+    clean = run(backend, lambda g, x, r, w: g.expert_linear(x, r, w), inputs, {"w": w})
+    w[3:] = np.nan
+    poisoned = run(backend, lambda g, x, r, w: g.expert_linear(x, r, w), inputs, {"w": w})
+    np.testing.assert_array_equal(poisoned, clean)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 40])
+def test_what_experts_gave_is_summed_by_their_shares(backend, n_tokens):
+    x, route = random(n_tokens, N_USED * N), a_route(n_tokens)
+    out = run(backend, lambda g, x, r: g.expert_sum(x, r), {"x": x, "route": route}, {})
+    parts = x.astype(np.float64).reshape(n_tokens, N_USED, N)
+    assert_close(out, (parts * route[:, N_USED:, None]).sum(axis=1))
