@@ -102,10 +102,14 @@ inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, Ints<Isa> digits)
         sum = Isa::Int8::dot_codes(sum, codes, digits);
 }
 
-// One group of weights by one tile of activations.
-template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
-inline void multiply_group(const GroupReader<Isa, Type>& w, const std::byte* x, std::size_t blocks,
-                           float* y, std::size_t y_stride, std::size_t columns) {
+// Groups groups of weights, side by side, by one tile of activations.  One row takes four groups:
+// memory is read in four streams, whose pages end at different times, and while one group waits the
+// others compute.  On one core of a Zen 4, Q4_0: 18 GB/s with one group, 24 with two, 27 with four;
+// fetching ahead by hand is no help (20: it takes the few misses that a core may have in flight).
+template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens, std::size_t Groups>
+inline void multiply_groups(const GroupReader<Isa, Type> (&w)[Groups], const std::byte* x,
+                            std::size_t blocks, float* y, std::size_t y_stride,
+                            std::size_t columns) {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     using Int8 = typename Isa::Int8;
@@ -114,10 +118,12 @@ inline void multiply_group(const GroupReader<Isa, Type>& w, const std::byte* x, 
     // What the codes carry too much, times the sum of the activations' codes, is taken off.
     constexpr int bias = Type == DType::q8_0 ? Int8::byte_bias : format.zero;
     constexpr std::size_t codes_bytes = Digits * quant_block * Tokens;
-    F total[Tokens];
+    // Of group g and token t: element g * Tokens + t.
+    constexpr std::size_t sums = Groups * Tokens;
+    F total[sums];
 #pragma GCC unroll 8
-    for (std::size_t t = 0; t < Tokens; ++t) {
-        total[t] = F(0.0f);
+    for (std::size_t i = 0; i < sums; ++i) {
+        total[i] = F(0.0f);
     }
     for (std::size_t b = 0; b < blocks; ++b, x += codes_bytes + 16 * Tokens) {
         const std::byte* tail = x + codes_bytes;
@@ -131,53 +137,61 @@ inline void multiply_group(const GroupReader<Isa, Type>& w, const std::byte* x, 
                 const auto first = read<std::int32_t>(tail + 12 * Tokens + 4 * t);
                 return sub == 0 ? first : all - first;
             };
-            typename Int8::Acc sum[Tokens], high[Tokens];  // of the lowest digit, of the other
+            typename Int8::Acc sum[sums], high[sums];  // of the lowest digit, of the other
 #pragma GCC unroll 8
-            for (std::size_t t = 0; t < Tokens; ++t) {
-                sum[t] = Int8::start(bias ? I(-bias * code_sum(t)) : I(0));
-                high[t] = Int8::start(I(0));
+            for (std::size_t i = 0; i < sums; ++i) {
+                sum[i] = Int8::start(bias ? I(-bias * code_sum(i % Tokens)) : I(0));
+                high[i] = Int8::start(I(0));
             }
             unroll<pairs>([&](auto p) {
                 constexpr std::size_t pair = sub * pairs + p;
-                I even, odd;
-                w.template codes<pair>(b, even, odd);
+                unroll<Groups>([&](auto g) {
+                    I even, odd;
+                    w[g].template codes<pair>(b, even, odd);
+#pragma GCC unroll 8
+                    for (std::size_t t = 0; t < Tokens; ++t) {
+                        const std::size_t i = g * Tokens + t;
+                        dot<Isa, format.bits>(sum[i], even, digit(Digits - 1, 2 * pair, t));
+                        dot<Isa, format.bits>(sum[i], odd, digit(Digits - 1, 2 * pair + 1, t));
+                        if constexpr (Digits == 2) {
+                            dot<Isa, format.bits>(high[i], even, digit(0, 2 * pair, t));
+                            dot<Isa, format.bits>(high[i], odd, digit(0, 2 * pair + 1, t));
+                        }
+                    }
+                });
+            });
+            unroll<Groups>([&](auto g) {
+                const F scale = w[g].scale(b, sub);
+                F minimum;
+                if constexpr (format.has_min) minimum = w[g].minimum(b, sub);
 #pragma GCC unroll 8
                 for (std::size_t t = 0; t < Tokens; ++t) {
-                    dot<Isa, format.bits>(sum[t], even, digit(Digits - 1, 2 * pair, t));
-                    dot<Isa, format.bits>(sum[t], odd, digit(Digits - 1, 2 * pair + 1, t));
-                    if constexpr (Digits == 2) {
-                        dot<Isa, format.bits>(high[t], even, digit(0, 2 * pair, t));
-                        dot<Isa, format.bits>(high[t], odd, digit(0, 2 * pair + 1, t));
+                    const std::size_t i = g * Tokens + t;
+                    I exact = Int8::finish(sum[i]);
+                    if constexpr (Digits == 2) exact = exact + (Int8::finish(high[i]) << 8);
+                    const F both = scale * F(read<float>(tail + 4 * t));
+                    total[i] = xsimd::fma(xsimd::to_float(exact), both, total[i]);
+                    if constexpr (format.has_min) {
+                        float x_sum = read<float>(tail + 4 * Tokens + 4 * t);
+                        if constexpr (format.sub != quant_block)
+                            x_sum = read<float>(tail + 4 * t) * static_cast<float>(code_sum(t));
+                        total[i] = xsimd::fma(minimum, F(x_sum), total[i]);
                     }
                 }
             });
-            const F scale = w.scale(b, sub);
-#pragma GCC unroll 8
-            for (std::size_t t = 0; t < Tokens; ++t) {
-                I exact = Int8::finish(sum[t]);
-                if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
-                const F both = scale * F(read<float>(tail + 4 * t));
-                total[t] = xsimd::fma(xsimd::to_float(exact), both, total[t]);
-            }
-            if constexpr (format.has_min) {
-                const F minimum = w.minimum(b, sub);
-#pragma GCC unroll 8
-                for (std::size_t t = 0; t < Tokens; ++t) {
-                    float x_sum = read<float>(tail + 4 * Tokens + 4 * t);
-                    if constexpr (format.sub != quant_block)
-                        x_sum = read<float>(tail + 4 * t) * static_cast<float>(code_sum(t));
-                    total[t] = xsimd::fma(minimum, F(x_sum), total[t]);
-                }
-            }
         });
     }
+    unroll<Groups>([&](auto g) {
+        constexpr std::size_t first = g * lanes<Isa>;
 #pragma GCC unroll 8
-    for (std::size_t t = 0; t < Tokens; ++t) {
-        if (columns >= lanes<Isa>)
-            total[t].store_unaligned(y + t * y_stride);
-        else
-            store_partial<Isa>(total[t], y + t * y_stride, columns);
-    }
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            float* at = y + t * y_stride + first;
+            if (columns >= first + lanes<Isa>)
+                total[g * Tokens + t].store_unaligned(at);
+            else if (columns > first)
+                store_partial<Isa>(total[g * Tokens + t], at, columns - first);
+        }
+    });
 }
 
 // Calls f with std::integral_constant<DType, type> of a quantised type.
@@ -209,16 +223,24 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
     const auto multiply = [&](auto type, auto digits) {
         for (std::size_t begin = 0; begin < rows; begin += step) {
             const std::size_t end = std::min(begin + step, rows);
-            for (std::size_t g = first; g < last; ++g) {
-                const GroupReader<Isa, type> group(w, g);
-                const std::size_t column = g * lanes<Isa>;
+            const auto groups_at = [&](std::size_t g, auto&& group, std::size_t r, auto tokens) {
+                multiply_groups<Isa, type, digits, tokens>(group, xq + r * row_size, blocks,
+                                                           y + r * y_stride + g * lanes<Isa>,
+                                                           y_stride, w.n - g * lanes<Isa>);
+            };
+            std::size_t g = first;
+            if (rows == 1)
+                for (; g + 4 <= last; g += 4) {
+                    const GroupReader<Isa, type> four[] = {
+                        {w, g}, {w, g + 1}, {w, g + 2}, {w, g + 3}};
+                    groups_at(g, four, 0, std::integral_constant<std::size_t, 1>{});
+                }
+            for (; g < last; ++g) {
+                const GroupReader<Isa, type> group[] = {{w, g}};
                 for (std::size_t r = begin; r < end;) {
                     const std::size_t tile = tile_rows<Isa>(rows - r);
-                    with_tile<Isa::activation_tile>(tile, [&](auto tokens) {
-                        multiply_group<Isa, type, digits, tokens>(group, xq + r * row_size, blocks,
-                                                                  y + r * y_stride + column,
-                                                                  y_stride, w.n - column);
-                    });
+                    with_tile<Isa::activation_tile>(
+                        tile, [&](auto tokens) { groups_at(g, group, r, tokens); });
                     r += tile;
                 }
             }
