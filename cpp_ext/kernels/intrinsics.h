@@ -47,6 +47,20 @@ inline Floats<Isa> halves_by_shifts(const std::uint16_t* p) {
     return xsimd::select(is_special, special, finite) | sign;
 }
 
+// x * 2^n, rounded once where the result is denormal, for whole n from -152 to 0 (a NaN n comes
+// with a NaN x).
+template <class F>
+inline F times_power_of_two(F x, F n) {
+#if defined(__AVX512F__)
+    if constexpr (F::size == 16) return F(_mm512_scalef_ps(x, n));
+#endif
+    using I = xsimd::batch<std::int32_t, typename F::arch_type>;
+    const I whole = xsimd::to_int(xsimd::select(n == n, n, F(0.0f)));
+    const auto power = [](I i) { return xsimd::bitwise_cast<float>((i + I(127)) << 23); };
+    const I half = whole >> 1;  // in two steps: 2^-150 is no float32
+    return x * power(half) * power(whole - half);
+}
+
 template <class F>
 inline F divide(F a, F b) {
     return a / b;

@@ -58,7 +58,7 @@ void softmax(const float* x, float* y, std::size_t rows, std::size_t n) {
         // max may lose a NaN on the way, the sum of the exponentials does not.
         const float largest = xsimd::reduce_max(fold<Isa>(x, n, lowest, lowest, larger, larger));
         const float top = largest == lowest ? 0.0f : largest;
-        map<Isa>(n, y, [top](F v) { return exp<Isa>(v - F(top)); }, x);
+        map<Isa>(n, y, [top](F v) { return exp_to_one<Isa>(v - F(top)); }, x);
         const auto sum = static_cast<float>(long_sum<Isa>(y, n, plus));
         const F scale(sum == 0.0f ? 0.0f : 1.0f / sum);  // 0: nothing to attend to
         map<Isa>(n, y, [scale](F v) { return v * scale; }, y);

@@ -18,36 +18,19 @@ inline F polynomial(F x, float c0, float c1, Rest... rest) {
     return y;
 }
 
-// 2^n for integers n in [-126, 127], by the exponent's bits.
-template <class Isa>
-inline Floats<Isa> power_of_two(Ints<Isa> n) {
-    return xsimd::bitwise_cast<float>((n + Ints<Isa>(127)) << 23);
-}
-
-// exp(high + low), |low| small against 1.  Within 1.5 ulp of exp for x in [-87, 88] (denormal
-// results are correct to 1 unit); 0 below -104, infinity above 88.73; NaN stays NaN.
-// exp(x) = 2^n exp(r), n = round(x / ln 2), r in +-0.35: degree 6, truncation below 9e-9.
-template <class Isa>
-inline Floats<Isa> exp_sum(Floats<Isa> high, Floats<Isa> low) {
+// exp(high + low) for high <= 0, |low| small against 1.  Within 1.5 ulp (denormal results are
+// correct to 1 unit); 0 below -104; NaN stays NaN. exp(x) = 2^n exp(r), n = round(x / ln 2), r in
+// +-0.35: degree 6, truncation below 9e-9.
+template <class Isa, class... Low>
+inline Floats<Isa> exp_to_one(Floats<Isa> high, Low... low) {
     using F = Floats<Isa>;
-    // The comparisons are written so that NaN passes through.
-    const F x = xsimd::select(high < F(-105.0f), F(-105.0f),
-                              xsimd::select(high > F(89.0f), F(89.0f), high));
+    const F x = xsimd::select(high < F(-105.0f), F(-105.0f), high);  // NaN passes through
     const F n = xsimd::nearbyint(x * F(1.44269504f));
     // ln 2 in two parts; the first has 9 significant bits, so n * part is exact without FMA too.
     F r = xsimd::fnma(n, F(0.693359375f), x);
-    r = xsimd::fnma(n, F(-2.12194440e-4f), r) + low;
+    r = (xsimd::fnma(n, F(-2.12194440e-4f), r) + ... + low);
     const F q = polynomial(r, 0.00139269266f, 0.00836377387f, 0.0416665501f, 0.166665734f, 0.5f);
-    const F e = xsimd::fma(r * r, q, r) + F(1.0f);
-    // In two steps, so that 2^128 and denormal results come out right.
-    const auto whole = xsimd::nearbyint_as_int(xsimd::select(x == x, n, F(0.0f)));
-    const auto half = whole >> 1;
-    return e * power_of_two<Isa>(half) * power_of_two<Isa>(whole - half);
-}
-
-template <class Isa>
-inline Floats<Isa> exp(Floats<Isa> x) {
-    return exp_sum<Isa>(x, Floats<Isa>(0.0f));
+    return times_power_of_two(xsimd::fma(r * r, q, r) + F(1.0f), n);
 }
 
 // 2^x for x <= 0.  Within 2 ulp, exactly 1 for 0; 0 below -126.5 or so, where the result would not
@@ -59,7 +42,7 @@ inline Floats<Isa> exp2_to_one(Floats<Isa> x) {
     const F n = xsimd::nearbyint(bounded);
     const F e = polynomial(bounded - n, 1.5345812e-4f, 1.33999312e-3f, 9.61848896e-3f,
                            5.55032878e-2f, 0.240226469f, 0.693147206f, 1.0f);
-    return e * power_of_two<Isa>(xsimd::to_int(n));
+    return times_power_of_two(e, n);
 }
 
 // x * sigmoid(v).  exp is taken of -|v|, which cannot overflow, so that both tails keep their
@@ -67,7 +50,7 @@ inline Floats<Isa> exp2_to_one(Floats<Isa> x) {
 template <class Isa>
 inline Floats<Isa> times_sigmoid(Floats<Isa> x, Floats<Isa> v) {
     using F = Floats<Isa>;
-    const F e = exp<Isa>(-xsimd::abs(v));
+    const F e = exp_to_one<Isa>(-xsimd::abs(v));
     const auto negative = v < F(0.0f);
     const F bounded = xsimd::select(negative & (x < F(-1e30f)), F(-1e30f), x);
     return bounded * divide(xsimd::select(negative, e, F(1.0f)), F(1.0f) + e);
@@ -82,7 +65,7 @@ inline Floats<Isa> gaussian(Floats<Isa> x) {
     const F head = xsimd::bitwise_cast<float>(xsimd::bitwise_cast<std::int32_t>(bounded) &
                                               Ints<Isa>(~0xfff));  // 12 bits: its square is exact
     const F tail = (bounded - head) * (bounded + head);
-    return exp_sum<Isa>(head * head * F(-0.5f), tail * F(-0.5f));
+    return exp_to_one<Isa>(head * head * F(-0.5f), tail * F(-0.5f));
 }
 
 // erfc(x / sqrt 2) for x >= 0, relative error below 6e-7 while it is a normal number.
