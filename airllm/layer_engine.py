@@ -54,6 +54,7 @@ class LayerWiseInferenceEngine:
         *,
         backend: str | None = None,
         threads: int | None = None,
+        decode_threads: int | None = None,
         context: int | None = None,
         kv_type: KVType = "f16",
         activations: Activations = "auto",
@@ -64,9 +65,13 @@ class LayerWiseInferenceEngine:
 
         backend: "cpp", "numpy", or None for the one that airllm.tensor_ops_hybrid chose.
         threads: of the C++ kernels, for the whole process; None for what cpu_budget() says.
+        decode_threads: at most so many of them where one token is evaluated at a time, which waits
+            for memory rather than for arithmetic; None for all.
         context: tokens that prompt and answer may have together, up to what the model was trained
             for; None for that, but at most 4096.
-        kv_type: "f16", or "f32" for exact work at twice the memory.
+        kv_type: what keys and values are kept as: "f16"; "f32" for exact work at twice the memory;
+            "q8_0", 8 bit in blocks of 32, for about half (34/64) of it, where head_dim is a
+            multiple of 32.
         activations: how activations meet quantised weights. "q8" rounds them to 8 bit in blocks
             of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
             "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
@@ -79,7 +84,11 @@ class LayerWiseInferenceEngine:
         _check_choice("kv_type", kv_type, get_args(KVType))
         _check_choice("activations", activations, get_args(Activations))
         _check_count("batch_size", batch_size)
+        if decode_threads is not None:
+            _check_count("decode_threads", decode_threads)
         runner = load_backend(backend, threads)
+        if decode_threads is not None and runner.name == "numpy":
+            _log.warning("decode_threads=%d changes nothing on the NumPy backend", decode_threads)
         self.backend = runner.name
         self._busy = threading.Lock()
         self._gguf = GGUFFile.open(model_path)
@@ -94,6 +103,7 @@ class LayerWiseInferenceEngine:
                 context=self.context,
                 batch_size=min(int(batch_size), self.context),
                 kv_type=kv_type,
+                decode_threads=decode_threads or 0,
                 on_progress=on_progress,
             )
         except BaseException:

@@ -101,9 +101,10 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
         )
     group.add_argument(
         "--kv-type",
-        choices=["f16", "f32"],
+        choices=["f32", "f16", "q8_0"],
         default="f16",
-        help="what keys and values are kept as (default: %(default)s)",
+        help="what keys and values are kept as: exact, in 16 bit, or in 8 bit, half of that "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--activations",
@@ -114,7 +115,8 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     )
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
+def add_threads(parser: argparse.ArgumentParser, *, decode: bool = True) -> None:
+    """decode=False where nothing is evaluated token by token."""
     parser.add_argument(
         "-t",
         "--threads",
@@ -122,6 +124,14 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads to compute with (default: what `airllm info` says)",
     )
+    if decode:
+        parser.add_argument(
+            "--decode-threads",
+            type=positive,
+            metavar="N",
+            help="at most so many of them for the answer, which waits for memory where the prompt "
+            "waits for arithmetic (default: all)",
+        )
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
