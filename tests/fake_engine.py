@@ -41,6 +41,7 @@ class FakeEngine:
         self.requests: list[Any] = []  # prompt or messages of each generate()
         self.sampling: dict[str, Any] = {}
         self.opened_with: dict[str, Any] = {}
+        self.shifted_tokens = 0
         self.resets = 0
         self.closed = False
 
@@ -69,6 +70,7 @@ class FakeEngine:
             tokens=list(range(len(said))),
             prompt_tokens=7,
             reused_tokens=0,
+            shifted_tokens=self.shifted_tokens,
             finish_reason=self._finish_reason,
             prefill_seconds=0.5,
             prefill_tokens_per_second=14.0,

@@ -120,7 +120,42 @@ def test_an_answer_that_fills_the_context_says_how_to_go_on(
     err = capsys.readouterr().err
     assert "context of 64 tokens is full" in err
     assert "/reset" in err
+    assert "--on-full shift" in err
     assert "--context 128" in err
+
+
+def test_with_shift_a_full_context_forgets_the_oldest_exchanges_and_not_the_system_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b b"], ["c c"], ["a"], context=9)
+    options = ["--system", "hello", "--on-full", "shift"]
+    assert chat(monkeypatch, engine, "a\nb\nc c\n", *options) == 0
+    system = {"role": "system", "content": "hello"}
+    assert engine.requests == [
+        [system, user("a")],
+        [system, user("a"), assistant("b b"), user("b")],
+        [system, user("c c")],  # ten tokens would not fit; of nine, four may stay
+    ]
+    assert "the oldest 4 messages are forgotten" in capsys.readouterr().err
+
+
+def test_with_shift_an_endless_answer_keeps_the_system_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b"])
+    engine.shifted_tokens = 20
+    chat(monkeypatch, engine, "a\n", "--system", "hello world", "--on-full", "shift")
+    assert engine.sampling["on_full"] == "shift"
+    assert engine.sampling["keep"] == 2  # "hello world"
+    assert "the oldest 20 tokens were forgotten" in capsys.readouterr().err
+
+
+def test_with_shift_a_message_longer_than_the_context_still_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b"], context=4)
+    assert chat(monkeypatch, engine, "a\na b c hello\n", "--on-full", "shift") == 1
+    assert "has 4 tokens with this message" in capsys.readouterr().err
 
 
 def test_more_context_than_the_model_allows_is_not_offered(

@@ -44,6 +44,8 @@ def add(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from airllm.limits import ContextFullError
+
     interactive = sys.stdin.isatty()
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         conversation = Conversation(engine, args)
@@ -70,10 +72,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class ContextFullError(ValueError):
-    """The conversation and its next message are longer than the context."""
-
-
 class Conversation:
     """What was said so far: messages with "role" and "content", as chat templates take them."""
 
@@ -82,6 +80,7 @@ class Conversation:
         model.chat_template(engine, args.model)  # refused here, by its name
         self._system = args.system
         self._sampling = options.sampling(args)
+        self._shifts = args.on_full == "shift"
         self.reset()
 
     def reset(self) -> None:
@@ -98,12 +97,18 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": message}]
         answer = console.Answer()
         try:
-            self._check_room(asked)
+            asked = self._with_room(asked)
             with answer, console.prompt_progress() as progress:
                 generation = self._engine.generate(
-                    asked, on_token=answer.show, on_progress=progress.update, **self._sampling
+                    asked,
+                    on_token=answer.show,
+                    on_progress=progress.update,
+                    keep=self._kept(),
+                    **self._sampling,
                 )
             reason: str = generation.finish_reason
+            if generation.shifted_tokens:
+                console.log.info("the oldest %d tokens were forgotten", generation.shifted_tokens)
             console.log.debug(
                 "%d of the prompt's %d tokens were known",
                 generation.reused_tokens,
@@ -120,18 +125,43 @@ class Conversation:
         elif reason == "context":
             console.note(f"stopped: {self._how_to_go_on()}")
 
-    def _check_room(self, messages: list[dict[str, str]]) -> None:
+    def _with_room(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The messages if an answer fits. Else, with --on-full shift, those that are left when the
+        oldest exchanges are forgotten, until half of the context is free."""
+        from airllm.limits import ContextFullError
+
+        context = self._engine.context
         used = len(self._engine.tokenize(messages))
-        if used >= self._engine.context:
+        if used < context:
+            return messages
+        left, first = list(messages), int(self._system is not None)
+        while self._shifts and used > context // 2 and len(left) > first + 1:
+            del left[first : first + 2]  # a question and its answer
+            used = len(self._engine.tokenize(left))
+        if used >= context:
             raise ContextFullError(
                 f"the conversation has {used} tokens with this message; {self._how_to_go_on()}"
             )
+        console.log.info("the oldest %d messages are forgotten", len(messages) - len(left))
+        return left
+
+    def _kept(self) -> int:
+        """Tokens that every conversation with this system message begins with: those that an answer
+        longer than the context does not forget."""
+        if not self._shifts:
+            return 0
+        first, second = (
+            self._engine.tokenize(model.conversation(text, self._system)) for text in ("a", "b")
+        )
+        pairs = enumerate(zip(first, second, strict=False))
+        return next((at for at, (one, other) in pairs if one != other), 0)
 
     def _how_to_go_on(self) -> str:
         context, largest = self._engine.context, self._engine.config.context_length
         more = f"; airllm chat --context {min(2 * context, largest)} gives more room"
         return (
             f"the context of {context} tokens is full. /reset starts a new conversation"
+            f"{'' if self._shifts else '; --on-full shift forgets its oldest messages'}"
             f"{more if context < largest else ''}"
         )
 

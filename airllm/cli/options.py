@@ -134,7 +134,7 @@ def add_threads(parser: argparse.ArgumentParser, *, decode: bool = True) -> None
         )
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> "argparse._ArgumentGroup":
     group = parser.add_argument_group("what it says")
     group.add_argument(
         "-n",
@@ -191,6 +191,14 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
         type=not_empty,
         help="end the answer before this text; may be given more than once",
     )
+    group.add_argument(
+        "--on-full",
+        choices=["stop", "shift", "error"],
+        default="stop",
+        help="where the context is full: stop the answer, forget the older half of what was said "
+        "and go on (shift), or fail (default: %(default)s)",
+    )
+    return group
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -204,6 +212,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
         "repeat_penalty": args.repeat_penalty,
         "seed": args.seed,
         "stop": tuple(args.stop),
+        "on_full": args.on_full,
     }
 
 
@@ -213,6 +222,11 @@ def positive(text: str) -> int:
 
 def count(text: str) -> int:
     return _integer(text, minimum=0)
+
+
+def count_or_all(text: str) -> int:
+    """-1 is all."""
+    return _integer(text, minimum=-1)
 
 
 def counts(text: str) -> list[int]:
