@@ -3,7 +3,7 @@
 import contextlib
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +43,7 @@ class KVCache:
         width = row_bytes(kv_type, head_dim) // dtype.itemsize
         self._data = _lazy_zeros((n_layers, 2, n_kv_heads, capacity, width), dtype)
         self._layers = [(keys, values) for keys, values in self._data]
+        self.n_layers, self.n_kv_heads, self.head_dim = n_layers, n_kv_heads, head_dim
         self.kv_type: KVType = kv_type
         self.capacity = capacity
         self.tokens: list[int] = []
@@ -56,6 +57,12 @@ class KVCache:
         """Keys and values of a layer, [n_kv_heads, capacity, head_dim] each; of Q8_0 the last axis
         is bytes, [n_kv_heads, capacity, head_dim / 32 * 34]."""
         return self._layers[index]
+
+    def rows(self, n_tokens: int) -> Iterator[NDArray[np.uint8]]:
+        """The memory of the first tokens, uint8 [n_tokens, bytes of a row]: of each layer the keys,
+        then the values, of each KV head its own."""
+        for part in self._data.reshape(-1, *self._data.shape[-2:]):
+            yield part[:n_tokens].view(np.uint8)
 
     @property
     def nbytes(self) -> int:

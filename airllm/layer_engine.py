@@ -16,6 +16,7 @@ from typing import Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm import session
 from airllm.arguments import check_choice, check_count
 from airllm.backends import load_backend
 from airllm.chat_template import ChatTemplate, map_texts
@@ -244,6 +245,30 @@ class LayerWiseInferenceEngine:
         """Forget all tokens, so that the next prompt is evaluated from its first on."""
         with self._exclusive() as decoder:
             decoder.cache.clear()
+
+    def save_session(
+        self, path: str | os.PathLike[str], *, messages: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        """Write the KV cache's tokens, keys and values to a file, which load_session takes back.
+
+        messages: a chat so far, to have it back with them. The file holds all that was said: only
+        the user may read it. It appears when it is complete. OSError where it cannot be written.
+        """
+        with self._exclusive() as decoder:
+            session.save(path, decoder.cache, self._gguf.fingerprint(), messages)
+
+    def load_session(self, path: str | os.PathLike[str]) -> list[dict[str, str]]:
+        """Go on where save_session was called, on this machine or another, on any backend; returns
+        its messages. A prompt that begins with the session's tokens is evaluated from there
+        (without a seed, which asks for an empty cache).
+
+        FormatError, a ValueError, and nothing has changed, for a file that is damaged, belongs to
+        another model or kv_type, or does not fit the context.
+        """
+        with self._exclusive() as decoder:
+            return session.load(
+                path, decoder.cache, self._gguf.fingerprint(), self.config.vocab_size
+            )
 
     def memory_usage(self) -> dict[str, int]:
         """Bytes: weights (as the backend keeps them; NumPy's stay in the file's memory map),

@@ -14,6 +14,7 @@ file, and with the limits below, before anything is allocated or looped over. Al
 """
 
 import dataclasses
+import hashlib
 import io
 import itertools
 import math
@@ -42,6 +43,7 @@ MAX_STRINGS = 2**21
 MAX_TENSORS = 2**16
 MAX_KEYS = 2**16
 MAX_DIMS = 4
+FINGERPRINT_BYTES = 1024  # of each tensor
 MAX_FAULT_NAME = 80  # characters of a name that an error message repeats
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -143,6 +145,19 @@ class GGUFFile:
                     raise FormatError(f"{self.path}: {_quote(name)} cannot be read to its end")
                 done += n_bytes
         return raw.reshape(*tensor.shape[:-1], tensor.row_bytes)
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that tell models apart: SHA-256 of all that comes before the tensors' data and
+        of each tensor's beginning. A copy under another name has the same. Milliseconds, where a
+        hash of the whole file would take seconds."""
+        self.check_unchanged()
+        assert self._descriptor is not None
+        parts = [(tensor.offset, tensor.nbytes) for tensor in self.tensors.values()]
+        header_bytes = min((offset for offset, _ in parts), default=MAX_HEADER_BYTES)
+        digest = hashlib.sha256(os.pread(self._descriptor, header_bytes, 0))
+        for offset, n_bytes in parts:
+            digest.update(os.pread(self._descriptor, min(n_bytes, FINGERPRINT_BYTES), offset))
+        return digest.digest()
 
     def check_unchanged(self) -> None:
         """Raise FormatError if the file was written to or truncated since `open`.
