@@ -3,7 +3,9 @@
 Its tokens are words: "a b c" has three.
 """
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -90,6 +92,13 @@ class FakeEngine:
 
     def reset(self) -> None:
         self.resets += 1
+
+    def save_session(self, path: Path, *, messages: Sequence[dict[str, str]]) -> None:
+        path.write_text(json.dumps(messages))
+
+    def load_session(self, path: Path) -> list[dict[str, str]]:
+        messages: list[dict[str, str]] = json.loads(path.read_text())
+        return messages
 
     def memory_usage(self) -> dict[str, int]:
         return {"weights": 3 << 20, "kv_cache": 1 << 20, "buffers": 512, "resident": 5 << 20}

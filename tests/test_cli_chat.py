@@ -176,6 +176,48 @@ def test_a_message_that_does_not_fit_fails_where_nobody_can_react(
     assert "has 5 tokens with this message; the context of 4 tokens" in capsys.readouterr().err
 
 
+def test_a_session_goes_on_where_it_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    session = ["--session", str(tmp_path / "s")]
+    chat(monkeypatch, FakeEngine(["Par", "is."]), "Capital?\n", "--system", "Be brief.", *session)
+    assert capsys.readouterr().err == ""
+    engine = FakeEngine(["2 million."])
+    assert chat(monkeypatch, engine, "How many live there?\n", *session) == 0
+    begun = [{"role": "system", "content": "Be brief."}, user("Capital?"), assistant("Paris.")]
+    assert engine.requests == [[*begun, user("How many live there?")]]
+    assert "going on with the conversation of 3 messages" in capsys.readouterr().err
+
+
+def test_a_session_keeps_its_own_system_message_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    session = ["--session", str(tmp_path / "s")]
+    chat(monkeypatch, FakeEngine(["b"]), "a\n", *session)
+    engine = FakeEngine(["c"], ["d"])
+    chat(monkeypatch, engine, "b\n/reset\nc\n", "--system", "hello", *session)
+    assert engine.requests == [[user("a"), assistant("b"), user("b")], [user("c")]]
+    assert "--system changes nothing" in capsys.readouterr().err
+
+
+def test_a_session_is_saved_when_the_conversation_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    engine = FakeEngine(["b"], context=4)
+    assert chat(monkeypatch, engine, "a\na b c hello\n", "--session", str(path)) == 1
+    assert engine.load_session(path) == [user("a"), assistant("b")]
+
+
+def test_a_session_that_cannot_be_written_is_refused_before_the_first_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b"])
+    assert chat(monkeypatch, engine, "a\n", "--session", str(tmp_path / "none" / "s")) == 1
+    assert engine.requests == []
+    assert "No such file" in capsys.readouterr().err
+
+
 def test_a_model_without_a_chat_template_is_refused_before_the_first_message(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

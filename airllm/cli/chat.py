@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airllm.cli import console, model, options
@@ -30,12 +31,20 @@ def add(subparsers: options.Subparsers) -> None:
         examples=[
             "airllm chat -m smollm2-135m",
             'airllm chat -m model.gguf --system "Answer in one sentence." --temperature 0',
+            "airllm chat -m smollm2-135m --session ada.session      and the same another day",
             "airllm chat -m model.gguf < questions.txt > answers.txt",
         ],
     )
     options.add_model(parser)
     parser.add_argument(
         "--system", type=options.text, metavar="S", help="who the model is and how it should answer"
+    )
+    parser.add_argument(
+        "--session",
+        type=Path,
+        metavar="FILE",
+        help="go on with the conversation in FILE, if there is one, and write it there at the end; "
+        "it belongs to this model",
     )
     options.add_sampling(parser, max_tokens=1024)
     options.add_threads(parser)
@@ -51,25 +60,42 @@ def run(args: argparse.Namespace) -> int:
         conversation = Conversation(engine, args)
         if interactive:
             console.log.info("a line is a message; /help lists what else there is")
-        for line in _typed_lines() if interactive else sys.stdin:
-            message = line.strip()
-            if message == "/exit":
-                break
-            if message == "/reset":
-                conversation.reset()
-                console.log.info("a new conversation")
-            elif message == "/help":
-                print(HELP)
-            elif message.startswith("/") and len(message.split()) == 1:
-                console.note(f"there is no {message}; /help lists what there is")
-            elif message:
-                try:
-                    conversation.ask(message)
-                except ContextFullError as full:
-                    if not interactive:
-                        raise
-                    console.note(str(full))
+        with _kept_in(args.session, conversation):
+            for line in _typed_lines() if interactive else sys.stdin:
+                message = line.strip()
+                if message == "/exit":
+                    break
+                if message == "/reset":
+                    conversation.reset()
+                    console.log.info("a new conversation")
+                elif message == "/help":
+                    print(HELP)
+                elif message.startswith("/") and len(message.split()) == 1:
+                    console.note(f"there is no {message}; /help lists what there is")
+                elif message:
+                    try:
+                        conversation.ask(message)
+                    except ContextFullError as full:
+                        if not interactive:
+                            raise
+                        console.note(str(full))
     return 0
+
+
+@contextlib.contextmanager
+def _kept_in(path: Path | None, conversation: "Conversation") -> Iterator[None]:
+    """The conversation is the one in `path`, and is written there whatever ends it."""
+    if path is None:
+        yield
+        return
+    if path.exists():
+        conversation.load(path)
+    else:
+        conversation.save(path)  # where that cannot be, it is said now and not after the last word
+    try:
+        yield
+    finally:
+        conversation.save(path)
 
 
 class Conversation:
@@ -88,6 +114,23 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
+
+    def load(self, path: Path) -> None:
+        """Goes on with the conversation in a file, which has its own system message."""
+        messages = self._engine.load_session(path)
+        if not messages:
+            return
+        console.log.info("going on with the conversation of %d messages in %s", len(messages), path)
+        first = messages[0]
+        system = first["content"] if first.get("role") == "system" else None
+        if self._system not in (None, system):
+            console.note(
+                f"--system changes nothing: the conversation in {path} goes on as it began"
+            )
+        self.messages, self._system = messages, system
+
+    def save(self, path: Path) -> None:
+        self._engine.save_session(path, messages=self.messages)
 
     def ask(self, message: str) -> None:
         """Streams the answer to stdout; keeps both, or neither where there was no answer.
