@@ -36,6 +36,8 @@ class Decoder:
         config = model.config
         self._model, self._batch_size = model, batch_size
         self._decode_threads = decode_threads
+        # Before the weights, which take their time: it may be refused.
+        self.cache = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, context, kv_type)
         kinds = [backend.executor(kind.graph, batch_size) for kind in model.kinds]
         self._layers = [kinds[kind] for kind in model.kind_of_layer]
         self._embed = backend.executor(model.embed, batch_size)
@@ -49,7 +51,6 @@ class Decoder:
             head=self._head,
             on_progress=on_progress,
         )
-        self.cache = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, context, kv_type)
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
 

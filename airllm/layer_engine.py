@@ -16,7 +16,6 @@ from typing import Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm import session
 from airllm.arguments import check_choice, check_count
 from airllm.backends import load_backend
 from airllm.chat_template import ChatTemplate, map_texts
@@ -254,6 +253,8 @@ class LayerWiseInferenceEngine:
         messages: a chat so far, to have it back with them. The file holds all that was said: only
         the user may read it. It appears when it is complete. OSError where it cannot be written.
         """
+        from airllm import session
+
         with self._exclusive() as decoder:
             session.save(path, decoder.cache, self._gguf.fingerprint(), messages)
 
@@ -265,6 +266,8 @@ class LayerWiseInferenceEngine:
         FormatError, a ValueError, and nothing has changed, for a file that is damaged, belongs to
         another model or kv_type, or does not fit the context.
         """
+        from airllm import session
+
         with self._exclusive() as decoder:
             return session.load(
                 path, decoder.cache, self._gguf.fingerprint(), self.config.vocab_size
