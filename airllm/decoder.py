@@ -29,10 +29,15 @@ class Decoder:
         context: int,
         batch_size: int,
         kv_type: KVType,
+        decode_threads: int = 0,
         on_progress: OnProgress | None = None,
     ) -> None:
+        """decode_threads: at most so many for one token at a time; 0 for all."""
         config = model.config
         self._model, self._batch_size = model, batch_size
+        self._decode_threads = decode_threads
+        # Before the weights, which take their time: it may be refused.
+        self.cache = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, context, kv_type)
         kinds = [backend.executor(kind.graph, batch_size) for kind in model.kinds]
         self._layers = [kinds[kind] for kind in model.kind_of_layer]
         self._embed = backend.executor(model.embed, batch_size)
@@ -46,7 +51,6 @@ class Decoder:
             head=self._head,
             on_progress=on_progress,
         )
-        self.cache = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, context, kv_type)
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
 
@@ -81,24 +85,26 @@ class Decoder:
             batch = tokens[start : start + self._batch_size]
             residual = self._residual[: len(batch)]
             on_layer = part_of(on_progress, n_layers * index, n_layers, steps)
-            self._run_layers(batch, residual, on_layer)
+            threads = self._decode_threads if len(tokens) == 1 else 0
+            self._run_layers(batch, residual, threads, on_layer)
             if logits is not None:
-                self._run_head(residual, logits[start : start + len(batch)])
+                self._run_head(residual, logits[start : start + len(batch)], threads)
         if logits is not None:
             return logits
-        self._run_head(residual[-1:], self._last_logits[np.newaxis])
+        self._run_head(residual[-1:], self._last_logits[np.newaxis], threads)
         return self._last_logits
 
     def _run_layers(
         self,
         tokens: NDArray[np.int32],
         residual: NDArray[np.float32],
+        threads: int,
         on_layer: OnProgress | None,
     ) -> None:
         """tokens: [n] -> residual: [n, hidden_size]"""
         n, past = len(tokens), self.cache.length
         with self.weights.embed() as bound:
-            self._embed.run(bound, {"tokens": tokens, "residual": residual}, n)
+            self._embed.run(bound, {"tokens": tokens, "residual": residual}, n, threads=threads)
         positions = np.arange(past, past + n)
         buffers = [  # of each kind of layer; rope: [n, rope_dims]
             {"residual": residual, "rope": rope_table(positions, kind.inv_freq)}
@@ -108,12 +114,13 @@ class Decoder:
         for index, kind in enumerate(self._model.kind_of_layer):
             keys, values = self.cache.layer(index)
             with self.weights.layer(index) as bound:
-                self._layers[index].run(bound, buffers[kind], n, past, keys, values)
+                self._layers[index].run(bound, buffers[kind], n, past, keys, values, threads)
             if on_layer is not None:
                 on_layer(index + 1, n_layers)
         self.cache.tokens.extend(tokens.tolist())
 
-    def _run_head(self, residual: NDArray[np.float32], logits: Logits) -> None:
+    def _run_head(self, residual: NDArray[np.float32], logits: Logits, threads: int) -> None:
         """residual: [n, hidden_size] -> logits: [n, vocab]"""
         with self.weights.head() as bound:
-            self._head.run(bound, {"residual": residual, "logits": logits}, len(residual))
+            buffers = {"residual": residual, "logits": logits}
+            self._head.run(bound, buffers, len(residual), threads=threads)

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from airllm.decoder import Decoder
+from airllm.limits import ContextFullError, Limits, shift
 from airllm.progress import OnProgress
 from airllm.sampling import Sampler, Sampling
 from airllm.text_stream import TextStream
@@ -24,6 +25,7 @@ class Generation:
     tokens: tuple[int, ...]  # without the end token; those of a stop string are there
     prompt_tokens: int
     reused_tokens: int  # of the prompt, those that were in the KV cache and not evaluated again
+    shifted_tokens: int  # that were forgotten to make room, with on_full="shift"
     finish_reason: FinishReason  # end token or stop string; max_new_tokens; the context is full
     prefill_seconds: float  # the prompt's evaluation, up to the first token
     decode_seconds: float  # the tokens after the first
@@ -36,28 +38,38 @@ def generate(
     tokenizer: Tokenizer,
     prompt: Sequence[int],
     sampling: Sampling,
-    max_new_tokens: int,
-    stop: Sequence[str] = (),
+    limits: Limits,
     on_progress: OnProgress | None = None,
 ) -> Generator[str, None, Generation]:
     """Continue a prompt, which must fit the context; yields text and returns the whole.
+
+    limits: for this prompt, as for_prompt gives them; ContextFullError where on_full says so.
 
     The cache holds the prompt's beginning, or nothing, but not the whole prompt.
 
     Whole characters are yielded, and nothing of a stop string. Times are the model's and the
     sampler's, not the consumer's.
     """
-    sampler, stream = Sampler(sampling), TextStream(stop)
+    sampler, stream = Sampler(sampling), TextStream(limits.stop)
     history, n_prompt = list(prompt), len(prompt)
-    n_reused = decoder.cache.length
+    cache, n_reused, n_shifted = decoder.cache, decoder.cache.length, 0
     pieces: list[str] = []
     seconds: list[float] = []  # of each evaluation, the prompt's first
     finish: FinishReason = "length"
     pending = history[n_reused:]
-    while len(history) - n_prompt < max_new_tokens:
-        if decoder.cache.length + len(pending) > decoder.cache.capacity:
-            finish = "context"
-            break
+    while len(history) - n_prompt < limits.max_new_tokens:
+        if cache.length + len(pending) > cache.capacity:
+            if limits.on_full == "stop":
+                finish = "context"
+                break
+            if limits.on_full == "error":
+                raise ContextFullError(
+                    f"the context of {cache.capacity} tokens is full, after {n_prompt} of the "
+                    f"prompt and {len(history) - n_prompt} of the answer"
+                )
+            before = cache.length + len(pending)
+            pending = shift(cache, pending, limits.keep)
+            n_shifted += before - cache.length - len(pending)
         start = perf_counter()
         logits = decoder.evaluate(np.array(pending, np.int32), None, on_progress)
         on_progress = None  # it is for the prompt; a token of the answer is quick
@@ -85,6 +97,7 @@ def generate(
         tokens=tuple(history[n_prompt:]),
         prompt_tokens=n_prompt,
         reused_tokens=n_reused,
+        shifted_tokens=n_shifted,
         finish_reason=finish,
         prefill_seconds=prefill,
         decode_seconds=decode,

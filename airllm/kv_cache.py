@@ -3,27 +3,48 @@
 import contextlib
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-KVType = Literal["f16", "f32"]
-_DTYPES: dict[KVType, np.dtype[Any]] = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
+from airllm.numpy_ops.quants import TYPES, row_bytes
 
-Cache = NDArray[Any]  # float16 or float32
+KVType = Literal["f32", "f16", "q8_0"]
+_DTYPES: dict[KVType, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "q8_0": np.dtype(np.uint8),
+}
+
+Cache = NDArray[Any]  # float32, float16, or uint8 with rows of Q8_0
 
 
 class KVCache:
-    """Keys and values of all layers, for up to `capacity` tokens; those of `tokens` are there."""
+    """Keys and values of all layers, for up to `capacity` tokens; those of `tokens` are there.
+
+    kv_type: what they are kept as. "q8_0" is GGML's: blocks of 32 values, a float16 scale and an
+    int8 for each, 34 bytes.
+    """
 
     def __init__(
         self, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, kv_type: KVType = "f16"
     ) -> None:
-        """MemoryError, with the size, when the system refuses it."""
-        self._data = _lazy_zeros((n_layers, 2, n_kv_heads, capacity, head_dim), _DTYPES[kv_type])
+        """ValueError when head_dim is no multiple of the type's block; MemoryError, with the size,
+        when the system refuses it."""
+        block, _ = TYPES[kv_type]
+        if head_dim % block:
+            raise ValueError(
+                f"kv_type {kv_type!r} keeps blocks of {block} values, and this model's heads have "
+                f"{head_dim}, no multiple of it; use 'f16' or 'f32'"
+            )
+        dtype = _DTYPES[kv_type]
+        width = row_bytes(kv_type, head_dim) // dtype.itemsize
+        self._data = _lazy_zeros((n_layers, 2, n_kv_heads, capacity, width), dtype)
         self._layers = [(keys, values) for keys, values in self._data]
+        self.n_layers, self.n_kv_heads, self.head_dim = n_layers, n_kv_heads, head_dim
+        self.kv_type: KVType = kv_type
         self.capacity = capacity
         self.tokens: list[int] = []
 
@@ -33,8 +54,15 @@ class KVCache:
         return len(self.tokens)
 
     def layer(self, index: int) -> tuple[Cache, Cache]:
-        """Keys and values of a layer, [n_kv_heads, capacity, head_dim] each."""
+        """Keys and values of a layer, [n_kv_heads, capacity, head_dim] each; of Q8_0 the last axis
+        is bytes, [n_kv_heads, capacity, head_dim / 32 * 34]."""
         return self._layers[index]
+
+    def rows(self, n_tokens: int) -> Iterator[NDArray[np.uint8]]:
+        """The memory of the first tokens, uint8 [n_tokens, bytes of a row]: of each layer the keys,
+        then the values, of each KV head its own."""
+        for part in self._data.reshape(-1, *self._data.shape[-2:]):
+            yield part[:n_tokens].view(np.uint8)
 
     @property
     def nbytes(self) -> int:

@@ -16,6 +16,7 @@ from typing import Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.arguments import check_choice, check_count
 from airllm.backends import load_backend
 from airllm.chat_template import ChatTemplate, map_texts
 from airllm.decoder import Decoder
@@ -23,12 +24,13 @@ from airllm.formats.gguf import GGUFFile
 from airllm.generation import Generation, generate
 from airllm.graph import Activations
 from airllm.kv_cache import KVType
+from airllm.limits import ContextFullError, Limits, OnFull
 from airllm.models import ModelConfig, load_model
 from airllm.progress import OnProgress
 from airllm.sampling import Sampling
 from airllm.tokenizer import Tokenizer
 
-__all__ = ["Generation", "LayerWiseInferenceEngine"]
+__all__ = ["ContextFullError", "Generation", "LayerWiseInferenceEngine"]
 
 # Unless asked for more: the cache of a long context would be most of a small model's memory.
 DEFAULT_CONTEXT = 4096
@@ -54,6 +56,7 @@ class LayerWiseInferenceEngine:
         *,
         backend: str | None = None,
         threads: int | None = None,
+        decode_threads: int | None = None,
         context: int | None = None,
         kv_type: KVType = "f16",
         activations: Activations = "auto",
@@ -64,9 +67,13 @@ class LayerWiseInferenceEngine:
 
         backend: "cpp", "numpy", or None for the one that airllm.tensor_ops_hybrid chose.
         threads: of the C++ kernels, for the whole process; None for what cpu_budget() says.
+        decode_threads: at most so many of them where one token is evaluated at a time, which waits
+            for memory rather than for arithmetic; None for all.
         context: tokens that prompt and answer may have together, up to what the model was trained
             for; None for that, but at most 4096.
-        kv_type: "f16", or "f32" for exact work at twice the memory.
+        kv_type: what keys and values are kept as: "f16"; "f32" for exact work at twice the memory;
+            "q8_0", 8 bit in blocks of 32, for about half (34/64) of it, where head_dim is a
+            multiple of 32.
         activations: how activations meet quantised weights. "q8" rounds them to 8 bit in blocks
             of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
             "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
@@ -76,10 +83,14 @@ class LayerWiseInferenceEngine:
         Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
         where it cannot be read, ValueError for an argument that makes no sense.
         """
-        _check_choice("kv_type", kv_type, get_args(KVType))
-        _check_choice("activations", activations, get_args(Activations))
-        _check_count("batch_size", batch_size)
+        check_choice("kv_type", kv_type, get_args(KVType))
+        check_choice("activations", activations, get_args(Activations))
+        check_count("batch_size", batch_size)
+        if decode_threads is not None:
+            check_count("decode_threads", decode_threads)
         runner = load_backend(backend, threads)
+        if decode_threads is not None and runner.name == "numpy":
+            _log.warning("decode_threads=%d changes nothing on the NumPy backend", decode_threads)
         self.backend = runner.name
         self._busy = threading.Lock()
         self._gguf = GGUFFile.open(model_path)
@@ -94,6 +105,7 @@ class LayerWiseInferenceEngine:
                 context=self.context,
                 batch_size=min(int(batch_size), self.context),
                 kv_type=kv_type,
+                decode_threads=decode_threads or 0,
                 on_progress=on_progress,
             )
         except BaseException:
@@ -124,14 +136,15 @@ class LayerWiseInferenceEngine:
         """Evaluate tokens after those in the KV cache.
 
         tokens: ids, at least one. Returns the logits of the last one, float32 [vocab_size], or of
-        all, [n_tokens, vocab_size]. ValueError when an id is none or the context has no room.
+        all, [n_tokens, vocab_size]. ValueError when an id is none, and as ContextFullError when
+        the context has no room.
         on_progress: called with (done, total) steps; a step is a layer for a batch of tokens.
         """
         ids = self._checked_tokens(tokens)
         with self._exclusive() as decoder:
             room = self.context - decoder.cache.length
             if len(ids) > room:
-                raise ValueError(
+                raise ContextFullError(
                     f"{len(ids)} tokens do not fit: {decoder.cache.length} of the context's "
                     f"{self.context} are used. reset() empties it; context= makes it larger."
                 )
@@ -152,6 +165,8 @@ class LayerWiseInferenceEngine:
         repeat_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        on_full: OnFull = "stop",
+        keep: int = 0,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Generation:
@@ -166,16 +181,19 @@ class LayerWiseInferenceEngine:
         prompt: a text; or a chat, [{"role": "user", "content": "Hello"}], in the form that the
             model's chat template gives it.
         temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.sampling.Sampling.
-        stop: strings that end the answer and are not part of it.
+        max_new_tokens, stop, on_full, keep: where the answer ends, and what happens where the
+            context does; see airllm.limits.Limits.
         on_token: called with each piece of text as it comes; never with half a character.
         on_progress: called with (done, total) steps while the prompt is evaluated; a step is a
             layer for a batch of tokens.
 
-        ValueError when the prompt does not fit the context. Ctrl-C, and whatever the callbacks
-        raise, leave the engine usable.
+        ContextFullError, a ValueError, when the prompt does not fit the context, whatever on_full
+        says: what to leave out of a prompt is for its author to decide. It, Ctrl-C and whatever
+        the callbacks raise leave the engine usable.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        with closing(self._start(prompt, sampling, max_new_tokens, stop, on_progress)) as pieces:
+        limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
+        with closing(self._start(prompt, sampling, limits, on_progress)) as pieces:
             while True:
                 try:
                     piece = next(pieces)
@@ -197,6 +215,8 @@ class LayerWiseInferenceEngine:
         repeat_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        on_full: OnFull = "stop",
+        keep: int = 0,
         on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """generate, as an iterator over the pieces of text.
@@ -204,7 +224,8 @@ class LayerWiseInferenceEngine:
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        return self._start(prompt, sampling, max_new_tokens, stop, on_progress)
+        limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
+        return self._start(prompt, sampling, limits, on_progress)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The ids of a text as a prompt, with the BOS token where the model wants one; or of a chat
@@ -223,6 +244,34 @@ class LayerWiseInferenceEngine:
         """Forget all tokens, so that the next prompt is evaluated from its first on."""
         with self._exclusive() as decoder:
             decoder.cache.clear()
+
+    def save_session(
+        self, path: str | os.PathLike[str], *, messages: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        """Write the KV cache's tokens, keys and values to a file, which load_session takes back.
+
+        messages: a chat so far, to have it back with them. The file holds all that was said: only
+        the user may read it. It appears when it is complete. OSError where it cannot be written.
+        """
+        from airllm import session
+
+        with self._exclusive() as decoder:
+            session.save(path, decoder.cache, self._gguf.fingerprint(), messages)
+
+    def load_session(self, path: str | os.PathLike[str]) -> list[dict[str, str]]:
+        """Go on where save_session was called, on this machine or another, on any backend; returns
+        its messages. A prompt that begins with the session's tokens is evaluated from there
+        (without a seed, which asks for an empty cache).
+
+        FormatError, a ValueError, and nothing has changed, for a file that is damaged, belongs to
+        another model or kv_type, or does not fit the context.
+        """
+        from airllm import session
+
+        with self._exclusive() as decoder:
+            return session.load(
+                path, decoder.cache, self._gguf.fingerprint(), self.config.vocab_size
+            )
 
     def memory_usage(self) -> dict[str, int]:
         """Bytes: weights (as the backend keeps them; NumPy's stay in the file's memory map),
@@ -250,43 +299,33 @@ class LayerWiseInferenceEngine:
         self,
         prompt: Prompt,
         sampling: Sampling,
-        max_new_tokens: int,
-        stop: str | Sequence[str],
+        limits: Limits,
         on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
-        """Check all arguments now, not at the first piece, and make the generator."""
-        _check_count("max_new_tokens", max_new_tokens, least=0)
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        for text in stop:
-            if not isinstance(text, str):
-                raise TypeError(f"stop has {text!r}; expected strings")
-            if not text:
-                raise ValueError("stop has an empty string, which would stop at once")
+        """Check the prompt now, not at the first piece, and make the generator."""
         ids = self._prompt_tokens(prompt)
         if len(ids) > self.context:
-            raise ValueError(
+            raise ContextFullError(
                 f"the prompt has {len(ids)} tokens; the context has room for {self.context}. "
                 f"context= makes it larger; this model allows {self.config.context_length}."
             )
-        return self._run(ids, sampling, max_new_tokens, stop, on_progress)
+        has_bos = self.tokenizer.add_bos and ids[0] == self.tokenizer.bos_id
+        limits = limits.for_prompt(len(ids), has_bos, self.context)
+        return self._run(ids, sampling, limits, on_progress)
 
     def _run(
         self,
         ids: list[int],
         sampling: Sampling,
-        max_new_tokens: int,
-        stop: Sequence[str],
+        limits: Limits,
         on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
         with self._exclusive() as decoder:
             if sampling.seed is not None:
                 decoder.cache.clear()
             decoder.cache.keep_shared(ids)
-            tokenizer = self.tokenizer
             return (
-                yield from generate(
-                    decoder, tokenizer, ids, sampling, max_new_tokens, stop, on_progress
-                )
+                yield from generate(decoder, self.tokenizer, ids, sampling, limits, on_progress)
             )
 
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
@@ -333,7 +372,7 @@ def _context(asked: int | None, config: ModelConfig) -> int:
                 "context of %d tokens; the model allows %d", DEFAULT_CONTEXT, config.context_length
             )
         return min(config.context_length, DEFAULT_CONTEXT)
-    _check_count("context", asked)
+    check_count("context", asked)
     if asked > config.context_length:
         raise ValueError(
             f"context is {asked}; {config.name} allows at most {config.context_length} tokens"
@@ -341,16 +380,8 @@ def _context(asked: int | None, config: ModelConfig) -> int:
     return int(asked)
 
 
-def _check_count(name: str, value: object, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} is {value!r}; expected an integer of at least {least}")
-    if value < least:
-        raise ValueError(f"{name} is {value}; expected at least {least}")
-
-
-def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}")
+def _strings(strings: str | Sequence[str]) -> tuple[str, ...]:
+    return (strings,) if isinstance(strings, str) else tuple(strings)
 
 
 def _resident_bytes() -> int:

@@ -177,8 +177,8 @@ class Executor:
         buffers: dict[str, NDArray[Any]],  # the external ones: float32 [n_tokens, width], or int32
         n_tokens: int,
         past: int = 0,
-        k_cache: _Cache | None = None,  # [n_kv_heads, capacity, head_dim], as v_cache
-        v_cache: _Cache | None = None,
+        k_cache: _Cache | _Bytes | None = None,  # [n_kv_heads, capacity, head_dim], or Q8_0
+        v_cache: _Cache | _Bytes | None = None,  # as k_cache
         threads: int = 0,  # at most so many; 0: all
     ) -> None: ...
 

@@ -3,7 +3,9 @@
 Its tokens are words: "a b c" has three.
 """
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -41,6 +43,7 @@ class FakeEngine:
         self.requests: list[Any] = []  # prompt or messages of each generate()
         self.sampling: dict[str, Any] = {}
         self.opened_with: dict[str, Any] = {}
+        self.shifted_tokens = 0
         self.resets = 0
         self.closed = False
 
@@ -69,6 +72,7 @@ class FakeEngine:
             tokens=list(range(len(said))),
             prompt_tokens=7,
             reused_tokens=0,
+            shifted_tokens=self.shifted_tokens,
             finish_reason=self._finish_reason,
             prefill_seconds=0.5,
             prefill_tokens_per_second=14.0,
@@ -88,6 +92,13 @@ class FakeEngine:
 
     def reset(self) -> None:
         self.resets += 1
+
+    def save_session(self, path: Path, *, messages: Sequence[dict[str, str]]) -> None:
+        path.write_text(json.dumps(messages))
+
+    def load_session(self, path: Path) -> list[dict[str, str]]:
+        messages: list[dict[str, str]] = json.loads(path.read_text())
+        return messages
 
     def memory_usage(self) -> dict[str, int]:
         return {"weights": 3 << 20, "kv_cache": 1 << 20, "buffers": 512, "resident": 5 << 20}

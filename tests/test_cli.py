@@ -72,6 +72,7 @@ def test_without_a_command_it_is_a_usage_error(capsys: pytest.CaptureFixture[str
         ("--repeat-penalty", "0", "0 is not above 0"),
         ("--stop", "", "the text is empty"),
         ("--threads", "0", "0 is less than 1"),
+        ("--decode-threads", "0", "0 is less than 1"),
         ("--context", "0", "0 is less than 1"),
         ("--backend", "gpu", "invalid choice: 'gpu'"),
         ("--kv-type", "q1", "invalid choice: 'q1'"),

@@ -120,7 +120,42 @@ def test_an_answer_that_fills_the_context_says_how_to_go_on(
     err = capsys.readouterr().err
     assert "context of 64 tokens is full" in err
     assert "/reset" in err
+    assert "--on-full shift" in err
     assert "--context 128" in err
+
+
+def test_with_shift_a_full_context_forgets_the_oldest_exchanges_and_not_the_system_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b b"], ["c c"], ["a"], context=9)
+    options = ["--system", "hello", "--on-full", "shift"]
+    assert chat(monkeypatch, engine, "a\nb\nc c\n", *options) == 0
+    system = {"role": "system", "content": "hello"}
+    assert engine.requests == [
+        [system, user("a")],
+        [system, user("a"), assistant("b b"), user("b")],
+        [system, user("c c")],  # ten tokens would not fit; of nine, four may stay
+    ]
+    assert "the oldest 4 messages are forgotten" in capsys.readouterr().err
+
+
+def test_with_shift_an_endless_answer_keeps_the_system_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b"])
+    engine.shifted_tokens = 20
+    chat(monkeypatch, engine, "a\n", "--system", "hello world", "--on-full", "shift")
+    assert engine.sampling["on_full"] == "shift"
+    assert engine.sampling["keep"] == 2  # "hello world"
+    assert "the oldest 20 tokens were forgotten" in capsys.readouterr().err
+
+
+def test_with_shift_a_message_longer_than_the_context_still_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b"], context=4)
+    assert chat(monkeypatch, engine, "a\na b c hello\n", "--on-full", "shift") == 1
+    assert "has 4 tokens with this message" in capsys.readouterr().err
 
 
 def test_more_context_than_the_model_allows_is_not_offered(
@@ -139,6 +174,48 @@ def test_a_message_that_does_not_fit_fails_where_nobody_can_react(
     assert chat(monkeypatch, engine, "hello\nhello world\n") == 1
     assert engine.requests == [[user("hello")]]
     assert "has 5 tokens with this message; the context of 4 tokens" in capsys.readouterr().err
+
+
+def test_a_session_goes_on_where_it_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    session = ["--session", str(tmp_path / "s")]
+    chat(monkeypatch, FakeEngine(["Par", "is."]), "Capital?\n", "--system", "Be brief.", *session)
+    assert capsys.readouterr().err == ""
+    engine = FakeEngine(["2 million."])
+    assert chat(monkeypatch, engine, "How many live there?\n", *session) == 0
+    begun = [{"role": "system", "content": "Be brief."}, user("Capital?"), assistant("Paris.")]
+    assert engine.requests == [[*begun, user("How many live there?")]]
+    assert "going on with the conversation of 3 messages" in capsys.readouterr().err
+
+
+def test_a_session_keeps_its_own_system_message_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    session = ["--session", str(tmp_path / "s")]
+    chat(monkeypatch, FakeEngine(["b"]), "a\n", *session)
+    engine = FakeEngine(["c"], ["d"])
+    chat(monkeypatch, engine, "b\n/reset\nc\n", "--system", "hello", *session)
+    assert engine.requests == [[user("a"), assistant("b"), user("b")], [user("c")]]
+    assert "--system changes nothing" in capsys.readouterr().err
+
+
+def test_a_session_is_saved_when_the_conversation_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    engine = FakeEngine(["b"], context=4)
+    assert chat(monkeypatch, engine, "a\na b c hello\n", "--session", str(path)) == 1
+    assert engine.load_session(path) == [user("a"), assistant("b")]
+
+
+def test_a_session_that_cannot_be_written_is_refused_before_the_first_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b"])
+    assert chat(monkeypatch, engine, "a\n", "--session", str(tmp_path / "none" / "s")) == 1
+    assert engine.requests == []
+    assert "No such file" in capsys.readouterr().err
 
 
 def test_a_model_without_a_chat_template_is_refused_before_the_first_message(

@@ -53,6 +53,29 @@ def test_a_chat_that_outgrows_the_context_ends_with_the_way_to_go_on(
     assert "context of 64 tokens is full" in err.splitlines()[-1]
 
 
+def test_a_chat_in_two_sessions_says_what_one_would_have_said(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    options = ["-m", tiny, "--max-tokens", "4", "--temperature", "0"]
+
+    def chat(typed: str, *more: str) -> str:
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        return run(capsys, "chat", *options, *more)
+
+    session = ["--session", str(tmp_path / "s")]
+    expected = chat("hello\nworld\n")
+    assert chat("hello\n", *session) + chat("world\n", *session) == expected
+
+
+def test_a_chat_that_shifts_goes_on_and_on(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n" * 12))
+    options = ["--max-tokens", "4", "--temperature", "0", "--context", "64", "--on-full", "shift"]
+    assert main(["chat", "-m", tiny, "--backend", "numpy", *options]) == 0
+    assert "messages are forgotten" in capsys.readouterr().err
+
+
 def test_perplexity_is_that_of_the_engines_logits(
     tiny: str, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -61,6 +61,7 @@ def test_json_is_one_object_with_text_tokens_and_timings(
         "text": "Größe ✓",
         "tokens": [0, 1],
         "prompt_tokens": 7,
+        "shifted_tokens": 0,
         "finish_reason": "length",
         "timings": {
             "prefill_seconds": 0.5,
@@ -129,7 +130,7 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
     generate(
         *("--prompt", "p", "--max-tokens", "9", "--temperature", "0.5", "--top-k", "7"),
         *("--top-p", "0.6", "--min-p", "0.1", "--repeat-penalty", "1.2", "--seed", "3"),
-        *("--stop", "a", "--stop", "b"),
+        *("--stop", "a", "--stop", "b", "--on-full", "shift", "--keep", "-1"),
     )
     assert engine.sampling == {
         "max_new_tokens": 9,
@@ -140,7 +141,26 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         "repeat_penalty": 1.2,
         "seed": 3,
         "stop": ("a", "b"),
+        "on_full": "shift",
+        "keep": -1,
     }
+
+
+def test_what_is_kept_needs_something_that_forgets(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine().install(monkeypatch)
+    assert generate("--prompt", "p", "--keep", "5") == 2
+    assert "--keep needs --on-full shift" in capsys.readouterr().err
+
+
+def test_tokens_that_were_forgotten_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["x"], context=64).install(monkeypatch)
+    engine.shifted_tokens = 31
+    generate("--prompt", "p", "--on-full", "shift")
+    assert "context of 64 tokens was full: 31 tokens were forgotten" in capsys.readouterr().err
 
 
 def test_model_context_and_threads_reach_the_engine_which_is_closed_after(

@@ -86,6 +86,31 @@ def test_a_known_name_finds_its_file(fake_hub: FakeHub) -> None:
     assert model.find(KNOWN) == fake_hub.file
 
 
+def test_the_options_of_how_it_runs_reach_the_engine(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.pull(KNOWN)
+    seen: dict[str, Any] = {}
+
+    def engine(path: Path, **options: Any) -> FakeEngine:
+        seen.update(options)
+        return FakeEngine(["x"])
+
+    monkeypatch.setattr("airllm.layer_engine.LayerWiseInferenceEngine", engine)
+    how = ["--threads", "3", "--decode-threads", "2", "--kv-type", "q8_0", "--context", "99"]
+    how += ["--backend", "numpy", "--activations", "q16"]
+    assert main(["generate", "-m", KNOWN, "-p", "x", *how]) == 0
+    del seen["on_progress"]
+    assert seen == {
+        "threads": 3,
+        "decode_threads": 2,
+        "kv_type": "q8_0",
+        "context": 99,
+        "backend": "numpy",
+        "activations": "q16",
+    }
+
+
 def test_the_demo_fetches_its_model_once(
     fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

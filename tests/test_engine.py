@@ -14,6 +14,7 @@ from airllm.formats.ggml_types import SUPPORTED_TYPES
 from airllm.formats.gguf import FormatError
 from airllm.kv_cache import KVCache
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.numpy_ops import dequantize
 
 # Norm of the logits' error over the norm of the logits, for 3 layers; measured: a third of each.
 EXACT = 1e-5  # float32 arithmetic, f32 cache
@@ -21,6 +22,12 @@ F16_CACHE = 6e-3  # keys and values rounded to 11 bits
 # Against a reference that rounds activations to 8 bits too. What is left: values so near to a half
 # that they round the other way, and Q4_1's offsets, which need not meet rounded activations.
 Q8_ACTIVATIONS = 8e-3
+
+# Keys and values rounded to 8 bits of the largest of 32, where f16 keeps 11 of each: 16 to 20 times
+# as much. Against the same engine with an f32 cache; measured: half.
+Q8_CACHE = 8e-2
+
+HEADS_OF_32 = Sizes(head_dim=32, rope_dims=32)
 
 TOKENS = np.random.default_rng(1).integers(0, 268, 70).tolist()
 
@@ -93,6 +100,32 @@ def test_logits_with_an_f16_cache_are_close_to_the_references(tmp_path, engine_f
     expected = reference_model.forward(model.tensors, model.sizes, TOKENS)
     logits = engine_for(model, kv_type="f16").forward(TOKENS, last_only=False)
     assert_close(logits, expected, F16_CACHE)
+
+
+def test_logits_with_a_q8_0_cache_are_close_to_those_with_an_f32_one(tmp_path, engine_for):
+    model = write_tiny_model(tmp_path, sizes=HEADS_OF_32)
+    exact = engine_for(model).forward(TOKENS, last_only=False)
+    engine = engine_for(model, kv_type="q8_0")
+    logits = [engine.forward(TOKENS[:40], last_only=False)]  # in two batches
+    logits += [engine.forward([token], last_only=False) for token in TOKENS[40:]]
+    assert_close(np.concatenate(logits), exact, Q8_CACHE)
+
+
+def test_both_backends_keep_the_same_q8_0_blocks(tmp_path):
+    require_cpp()
+    model = write_tiny_model(tmp_path, sizes=HEADS_OF_32)
+    caches = []
+    for backend in ("numpy", "cpp"):
+        with LayerWiseInferenceEngine(
+            model.path, backend=backend, kv_type="q8_0", activations="f32"
+        ) as engine:
+            engine.forward(TOKENS)
+            blocks = np.stack(engine._decoder.cache.layer(0))  # [2, n_kv_heads, capacity, 34]
+            caches.append(dequantize(blocks, "q8_0")[:, :, :70])
+    scale = np.abs(caches[0]).max(axis=-1, keepdims=True) / 127
+    steps = np.abs(caches[0] - caches[1]) / scale
+    assert steps.max() < 1.1  # a value so near to a half that it rounds the other way
+    assert (steps < 0.1).mean() > 0.999
 
 
 @pytest.mark.parametrize(
@@ -245,12 +278,14 @@ def test_no_tokens_and_tokens_that_are_not_integers_are_refused(engine):
     ("settings", "message"),
     [
         ({"backend": "cuda"}, "backend is 'cuda'; expected 'auto', 'cpp' or 'numpy'"),
-        ({"kv_type": "q8"}, "kv_type is 'q8'; expected 'f16' or 'f32'"),
+        ({"kv_type": "q8"}, "kv_type is 'q8'; expected 'f32' or 'f16' or 'q8_0'"),
         ({"activations": "q4"}, "activations is 'q4'; expected 'auto' or 'q8' or 'q16' or 'f32'"),
         ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
         ({"context": 0}, "context is 0; expected at least 1"),
         ({"context": 97}, "context is 97; tiny allows at most 96 tokens"),
+        ({"kv_type": "q8_0"}, "keeps blocks of 32 values, and this model's heads have 16"),
         ({"threads": 0}, "threads is 0; expected an integer of at least 1"),
+        ({"decode_threads": 0}, "decode_threads is 0; expected at least 1"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_refused_by_name(tmp_path, settings, message):
@@ -264,9 +299,36 @@ def test_a_missing_file_is_an_error_with_its_name(tmp_path):
         LayerWiseInferenceEngine(tmp_path / "none.gguf")
 
 
+def test_decode_threads_are_for_single_tokens_only(tmp_path, monkeypatch):
+    require_cpp()
+    model = write_tiny_model(tmp_path)
+    with LayerWiseInferenceEngine(model.path, backend="cpp", decode_threads=1) as engine:
+        asked = []
+        decoder = engine._decoder
+        for executor in (decoder._embed, decoder._layers[0], decoder._head):
+            run = executor.run
+
+            def note(*arguments, threads=0, run=run):
+                asked.append(arguments[6] if len(arguments) > 6 else threads)
+                run(*arguments, **({} if len(arguments) > 6 else {"threads": threads}))
+
+            monkeypatch.setattr(executor, "run", note)
+        engine.forward([1, 2, 3])
+        prefill, asked[:] = asked.copy(), []
+        engine.forward([4])
+    assert prefill == [0] * 5  # embed, three layers, head: all threads
+    assert asked == [1] * 5
+
+
 def test_threads_on_numpy_are_a_warning_not_a_silence(tmp_path, caplog):
     LayerWiseInferenceEngine(write_tiny_model(tmp_path).path, backend="numpy", threads=1).close()
     assert "OPENBLAS_NUM_THREADS" in caplog.text
+
+
+def test_decode_threads_on_numpy_are_a_warning_not_a_silence(tmp_path, caplog):
+    model = write_tiny_model(tmp_path)
+    LayerWiseInferenceEngine(model.path, backend="numpy", decode_threads=1).close()
+    assert "decode_threads=1 changes nothing" in caplog.text
 
 
 # ---- context, memory, life ----------------------------------------------------------------------

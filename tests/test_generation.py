@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from extension import require_cpp
 from scripted_decoder import ScriptedDecoder, tokens_of
 from tiny_model import byte_token, vocabulary_tokens, write_tiny_model
 
-from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.layer_engine import ContextFullError, LayerWiseInferenceEngine
 
 EOS = 2  # <|im_end|>
 LLAMA = [byte_token(byte) for byte in "🦙".encode()]
@@ -149,6 +150,73 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(engine):
         engine.generate("x" * 97)
 
 
+def test_a_full_context_is_an_error_for_those_who_want_one(engine):
+    with pytest.raises(ContextFullError, match="96 tokens is full, after 93 of the prompt and 4 "):
+        engine.generate("x" * 93, temperature=0, max_new_tokens=100, on_full="error")
+    assert engine.generate("hello", max_new_tokens=1, seed=1).tokens
+
+
+@pytest.mark.parametrize("keep", [0, 7, -1])
+def test_shift_forgets_the_older_half_of_what_it_need_not_keep(scripted, keep):
+    engine = scripted(tokens_of("abcdefgh"))
+    prompt = "".join(chr(33 + at) for at in range(92))
+    generation = engine.generate(prompt, max_new_tokens=7, on_full="shift", keep=keep)
+    seen = tokens_of(prompt + "abcde")  # 97, one more than there is room for
+    kept = {0: 0, 7: 7, -1: 92}[keep]
+    forgotten = (97 - kept) // 2
+    assert generation.text == "abcdefg"
+    assert generation.finish_reason == "length"
+    assert generation.shifted_tokens == forgotten
+    assert engine._decoder.cache.tokens == (seen[:kept] + seen[kept + forgotten :] + tokens_of("f"))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpp"])
+def test_keys_and_values_after_a_shift_are_those_of_the_tokens_that_are_left(tmp_path, backend):
+    """No trace of what was forgotten, nor of where the rest stood before."""
+    if backend == "cpp":
+        require_cpp()
+    path = write_tiny_model(tmp_path).path
+    exact = {"kv_type": "f32", "activations": "f32"}
+    with LayerWiseInferenceEngine(path, backend=backend, **exact) as engine:
+        settings = {"temperature": 0, "on_full": "shift", "keep": 5}
+        generation = engine.generate("x" * 90, max_new_tokens=60, **settings)
+        assert len(generation.tokens) == 60
+        assert generation.shifted_tokens
+        cache = engine._decoder.cache
+        tokens = cache.tokens.copy()
+        mine = np.array([cache.layer(layer) for layer in range(3)])[..., : len(tokens), :]
+        engine.reset()
+        engine.forward(tokens)
+        its = np.array([cache.layer(layer) for layer in range(3)])[..., : len(tokens), :]
+    np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-4)  # batches that differ
+
+
+def test_shift_again_and_again_needs_no_more_room(engine):
+    generation = engine.generate("x" * 90, max_new_tokens=300, seed=2, on_full="shift")
+    assert (len(generation.tokens), generation.finish_reason) == (300, "length")
+    assert generation.shifted_tokens == 90 + 299 - engine.position
+
+
+def test_with_almost_all_kept_shift_still_goes_on(engine):
+    generation = engine.generate("x" * 95, max_new_tokens=9, seed=2, on_full="shift", keep=-1)
+    assert len(generation.tokens) == 9
+    assert engine._decoder.cache.tokens[:95] == engine.tokenize("x" * 95)
+
+
+def test_to_keep_the_whole_context_leaves_shift_nothing_to_forget(engine):
+    with pytest.raises(ContextFullError, match="keep 96 tokens of a context of 96"):
+        engine.stream("x" * 96, on_full="shift", keep=-1)
+    assert engine.generate("x" * 96, keep=-1).finish_reason == "context"
+
+
+def test_a_shift_keeps_the_bos_token(tmp_path):
+    model = write_tiny_model(tmp_path, metadata={"tokenizer.ggml.add_bos_token": True})
+    with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
+        generation = engine.generate("x" * 90, max_new_tokens=20, seed=1, on_full="shift")
+        assert generation.shifted_tokens
+        assert engine._decoder.cache.tokens[0] == engine.tokenizer.bos_id
+
+
 # ---- what is reported ----------------------------------------------------------------------------
 
 
@@ -163,7 +231,7 @@ def test_speeds_are_tokens_over_seconds(engine):
 
 def test_progress_is_reported_for_the_prompt_and_not_for_the_answer(engine):
     calls = []
-    settings = {"max_new_tokens": 4, "on_progress": lambda *now: calls.append(now)}
+    settings = {"max_new_tokens": 4, "seed": 5, "on_progress": lambda *now: calls.append(now)}
     engine.generate("hello", **settings)
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert "".join(engine.stream("again", **settings))
@@ -228,6 +296,8 @@ def test_an_empty_prompt_is_refused(engine):
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"stop": ["a", ""]}, "stop has an empty string"),
+        ({"on_full": "wrap"}, "on_full is 'wrap'; expected 'stop' or 'shift' or 'error'"),
+        ({"keep": -2}, "keep is -2; expected at least -1"),
     ],
 )
 def test_stream_refuses_bad_arguments_at_the_call(engine, settings, message):

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_writer import gguf_bytes, write_gguf
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airllm.formats.ggml_types import SUPPORTED_TYPES
 from airllm.formats.gguf import FormatError, GGUFFile
@@ -149,6 +151,38 @@ def test_tensors_keep_the_order_of_the_file(model: Path) -> None:
     names = list(GGUFFile.open(model).tensors)
     assert names[:2] == ["blk.0.f32", "blk.0.f16"]
     assert names[-1] == "norm"
+
+
+STRINGS = st.text(st.characters(exclude_categories=["Cs"]) | st.just("\0"), max_size=9)
+
+
+@given(st.lists(STRINGS | st.sampled_from(["", "x" * 255, "y" * 256, "\0" * 8]), max_size=40))
+def test_arrays_of_any_strings_come_back(tmp_path_factory, strings: list[str]) -> None:
+    path = write_gguf(tmp_path_factory.getbasetemp() / "strings.gguf", {"a": strings, "b": ["z"]})
+    with GGUFFile.open(path) as file:
+        assert file.metadata["a"] == strings
+        assert file.metadata["b"] == ["z"]
+
+
+@pytest.mark.parametrize("odd", ["", "\0", "x" * 300])
+@pytest.mark.parametrize("at", [0, 9_000, 19_999])
+def test_a_long_array_comes_back_whatever_is_in_it(tmp_path: Path, odd: str, at: int) -> None:
+    strings = [f"Ġ{number}" for number in range(20_000)]
+    strings[at] = odd
+    path = write_gguf(tmp_path / "strings.gguf", {"a": strings, "b": 7})
+    with GGUFFile.open(path) as file:
+        assert file.metadata["a"] == strings
+        assert file.metadata["b"] == 7
+
+
+@pytest.mark.parametrize("at", [0, 9_000, 19_999])
+def test_a_string_that_is_no_utf8_is_named_by_its_number(tmp_path: Path, at: int) -> None:
+    strings = ["good"] * 20_000
+    strings[at] = "evil"
+    path = write_gguf(tmp_path / "strings.gguf", {"a": strings})
+    path.write_bytes(path.read_bytes().replace(b"evil", b"ev\xffl"))
+    with pytest.raises(FormatError, match=rf"'a'\[{at}\] is not UTF-8"):
+        GGUFFile.open(path)
 
 
 @pytest.mark.parametrize("alignment", [8, 32, 64, 4096])

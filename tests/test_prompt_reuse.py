@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from extension import require_cpp
 from scripted_decoder import ScriptedDecoder, tokens_of
 from tiny_model import write_tiny_model
 
@@ -15,9 +16,12 @@ EOS = 2  # <|im_end|>
 GREEDY = {"temperature": 0, "max_new_tokens": 8}
 
 
-@pytest.fixture
-def engine(tmp_path) -> Iterator[Engine]:
-    with LayerWiseInferenceEngine(write_tiny_model(tmp_path).path, backend="numpy") as engine:
+@pytest.fixture(params=["numpy", "cpp"])
+def engine(tmp_path, request) -> Iterator[Engine]:
+    if request.param == "cpp":
+        require_cpp()
+    path = write_tiny_model(tmp_path).path
+    with LayerWiseInferenceEngine(path, backend=request.param) as engine:
         yield engine
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 from extension import ISAS, require_cpp
 
@@ -41,3 +42,18 @@ def test_the_capital_of_france_on_cpp(path, isa, activations):
         extension.set_isa(before)
     assert answer.text == "The capital of France is Paris."
     assert answer.finish_reason == "stop"
+
+
+def test_an_8_bit_cache_costs_less_than_8_bit_activations_do(path):
+    """Measured: 1 to 2% of the logits' norm, where activations="q8" costs 4 to 10%."""
+    require_cpp()
+    logits = []
+    for kv_type in ("f32", "q8_0"):
+        with LayerWiseInferenceEngine(
+            path, backend="cpp", context=128, activations="f32", kv_type=kv_type
+        ) as engine:
+            logits.append(engine.forward(engine.tokenize(QUESTION)))
+            kv_bytes = engine.memory_usage()["kv_cache"]
+    exact, found = logits
+    assert np.linalg.norm(found - exact) < 0.04 * np.linalg.norm(exact)
+    assert kv_bytes == 30 * 2 * 3 * 128 * (64 // 32 * 34)  # layers, K and V, heads, context, rows

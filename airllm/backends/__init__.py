@@ -30,11 +30,13 @@ class Executor(Protocol):
         past: int = 0,
         k_cache: NDArray[Any] | None = None,
         v_cache: NDArray[Any] | None = None,
+        threads: int = 0,
     ) -> None:
         """Run all ops over the external buffers, [n_tokens, width] each.
 
-        k_cache, v_cache: [n_kv_heads, capacity, head_dim], float32 or float16, of the layer whose
-        weights are bound; they hold `past` tokens, and the batch is appended to them.
+        k_cache, v_cache: [n_kv_heads, capacity, head_dim], float32 or float16, or uint8 with rows
+        of Q8_0, of the layer whose weights are bound; they hold `past` tokens, and the batch is
+        appended to them. threads: at most so many, 0 for all; NumPy's BLAS decides for itself.
         """
 
 

@@ -41,7 +41,7 @@ class _Batch:
     weights: Mapping[str, Any]
     n_tokens: int
     past: int
-    k_cache: NDArray[Any]  # [n_kv_heads, capacity, head_dim]
+    k_cache: NDArray[Any]  # [n_kv_heads, capacity, head_dim], or rows of Q8_0
     v_cache: NDArray[Any]
 
 
@@ -68,6 +68,7 @@ class NumpyExecutor:
         past: int = 0,
         k_cache: NDArray[Any] | None = None,
         v_cache: NDArray[Any] | None = None,
+        threads: int = 0,
     ) -> None:
         if not 0 <= n_tokens <= self.max_tokens:
             raise ValueError(f"n_tokens is {n_tokens}; expected 0 to {self.max_tokens}")
@@ -142,7 +143,8 @@ def _kv_append(op: Op, batch: _Batch) -> None:
         if cache.shape[1] < end:
             raise ValueError(f"kv_append: {end} tokens do not fit a KV cache of {cache.shape[1]}")
         rows = batch.buffers[name].reshape(batch.n_tokens, n_kv_heads, head_dim)
-        cache[:, batch.past : end] = rows.transpose(1, 0, 2)
+        kept = numpy_ops.quantize(rows, "q8_0") if cache.dtype == np.uint8 else rows
+        cache[:, batch.past : end] = kept.transpose(1, 0, 2)
 
 
 def _attention(op: Op, batch: _Batch) -> None:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airllm.cli import console, model, options
@@ -30,12 +31,20 @@ def add(subparsers: options.Subparsers) -> None:
         examples=[
             "airllm chat -m smollm2-135m",
             'airllm chat -m model.gguf --system "Answer in one sentence." --temperature 0',
+            "airllm chat -m smollm2-135m --session ada.session      and the same another day",
             "airllm chat -m model.gguf < questions.txt > answers.txt",
         ],
     )
     options.add_model(parser)
     parser.add_argument(
         "--system", type=options.text, metavar="S", help="who the model is and how it should answer"
+    )
+    parser.add_argument(
+        "--session",
+        type=Path,
+        metavar="FILE",
+        help="go on with the conversation in FILE, if there is one, and write it there at the end; "
+        "it belongs to this model",
     )
     options.add_sampling(parser, max_tokens=1024)
     options.add_threads(parser)
@@ -44,34 +53,49 @@ def add(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from airllm.limits import ContextFullError
+
     interactive = sys.stdin.isatty()
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         conversation = Conversation(engine, args)
         if interactive:
             console.log.info("a line is a message; /help lists what else there is")
-        for line in _typed_lines() if interactive else sys.stdin:
-            message = line.strip()
-            if message == "/exit":
-                break
-            if message == "/reset":
-                conversation.reset()
-                console.log.info("a new conversation")
-            elif message == "/help":
-                print(HELP)
-            elif message.startswith("/") and len(message.split()) == 1:
-                console.note(f"there is no {message}; /help lists what there is")
-            elif message:
-                try:
-                    conversation.ask(message)
-                except ContextFullError as full:
-                    if not interactive:
-                        raise
-                    console.note(str(full))
+        with _kept_in(args.session, conversation):
+            for line in _typed_lines() if interactive else sys.stdin:
+                message = line.strip()
+                if message == "/exit":
+                    break
+                if message == "/reset":
+                    conversation.reset()
+                    console.log.info("a new conversation")
+                elif message == "/help":
+                    print(HELP)
+                elif message.startswith("/") and len(message.split()) == 1:
+                    console.note(f"there is no {message}; /help lists what there is")
+                elif message:
+                    try:
+                        conversation.ask(message)
+                    except ContextFullError as full:
+                        if not interactive:
+                            raise
+                        console.note(str(full))
     return 0
 
 
-class ContextFullError(ValueError):
-    """The conversation and its next message are longer than the context."""
+@contextlib.contextmanager
+def _kept_in(path: Path | None, conversation: "Conversation") -> Iterator[None]:
+    """The conversation is the one in `path`, and is written there whatever ends it."""
+    if path is None:
+        yield
+        return
+    if path.exists():
+        conversation.load(path)
+    else:
+        conversation.save(path)  # where that cannot be, it is said now and not after the last word
+    try:
+        yield
+    finally:
+        conversation.save(path)
 
 
 class Conversation:
@@ -82,6 +106,7 @@ class Conversation:
         model.chat_template(engine, args.model)  # refused here, by its name
         self._system = args.system
         self._sampling = options.sampling(args)
+        self._shifts = args.on_full == "shift"
         self.reset()
 
     def reset(self) -> None:
@@ -89,6 +114,23 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
+
+    def load(self, path: Path) -> None:
+        """Goes on with the conversation in a file, which has its own system message."""
+        messages = self._engine.load_session(path)
+        if not messages:
+            return
+        console.log.info("going on with the conversation of %d messages in %s", len(messages), path)
+        first = messages[0]
+        system = first["content"] if first.get("role") == "system" else None
+        if self._system not in (None, system):
+            console.note(
+                f"--system changes nothing: the conversation in {path} goes on as it began"
+            )
+        self.messages, self._system = messages, system
+
+    def save(self, path: Path) -> None:
+        self._engine.save_session(path, messages=self.messages)
 
     def ask(self, message: str) -> None:
         """Streams the answer to stdout; keeps both, or neither where there was no answer.
@@ -98,12 +140,18 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": message}]
         answer = console.Answer()
         try:
-            self._check_room(asked)
+            asked = self._with_room(asked)
             with answer, console.prompt_progress() as progress:
                 generation = self._engine.generate(
-                    asked, on_token=answer.show, on_progress=progress.update, **self._sampling
+                    asked,
+                    on_token=answer.show,
+                    on_progress=progress.update,
+                    keep=self._kept(),
+                    **self._sampling,
                 )
             reason: str = generation.finish_reason
+            if generation.shifted_tokens:
+                console.log.info("the oldest %d tokens were forgotten", generation.shifted_tokens)
             console.log.debug(
                 "%d of the prompt's %d tokens were known",
                 generation.reused_tokens,
@@ -120,18 +168,43 @@ class Conversation:
         elif reason == "context":
             console.note(f"stopped: {self._how_to_go_on()}")
 
-    def _check_room(self, messages: list[dict[str, str]]) -> None:
+    def _with_room(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The messages if an answer fits. Else, with --on-full shift, those that are left when the
+        oldest exchanges are forgotten, until half of the context is free."""
+        from airllm.limits import ContextFullError
+
+        context = self._engine.context
         used = len(self._engine.tokenize(messages))
-        if used >= self._engine.context:
+        if used < context:
+            return messages
+        left, first = list(messages), int(self._system is not None)
+        while self._shifts and used > context // 2 and len(left) > first + 1:
+            del left[first : first + 2]  # a question and its answer
+            used = len(self._engine.tokenize(left))
+        if used >= context:
             raise ContextFullError(
                 f"the conversation has {used} tokens with this message; {self._how_to_go_on()}"
             )
+        console.log.info("the oldest %d messages are forgotten", len(messages) - len(left))
+        return left
+
+    def _kept(self) -> int:
+        """Tokens that every conversation with this system message begins with: those that an answer
+        longer than the context does not forget."""
+        if not self._shifts:
+            return 0
+        first, second = (
+            self._engine.tokenize(model.conversation(text, self._system)) for text in ("a", "b")
+        )
+        pairs = enumerate(zip(first, second, strict=False))
+        return next((at for at, (one, other) in pairs if one != other), 0)
 
     def _how_to_go_on(self) -> str:
         context, largest = self._engine.context, self._engine.config.context_length
         more = f"; airllm chat --context {min(2 * context, largest)} gives more room"
         return (
             f"the context of {context} tokens is full. /reset starts a new conversation"
+            f"{'' if self._shifts else '; --on-full shift forgets its oldest messages'}"
             f"{more if context < largest else ''}"
         )
 

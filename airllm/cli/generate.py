@@ -42,15 +42,27 @@ def add(subparsers: options.Subparsers) -> None:
         metavar="S",
         help="with --chat: who the model is and how it should answer",
     )
-    options.add_sampling(parser, max_tokens=256)
+    group = options.add_sampling(parser, max_tokens=256)
+    group.add_argument(
+        "--keep",
+        type=options.count_or_all,
+        default=0,
+        metavar="N",
+        help="with --on-full shift: tokens of the prompt's beginning that are not forgotten; -1: "
+        "all of it (default: %(default)s)",
+    )
     options.add_threads(parser)
     options.add_engine(parser)
     options.add_output(
-        parser, json="text, tokens, prompt_tokens, finish_reason, timings, backend, isa, threads"
+        parser,
+        json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, timings, backend, isa, "
+        "threads",
     )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.keep and args.on_full != "shift":
+        raise options.UsageError("--keep needs --on-full shift: nothing else forgets")
     if args.system is not None and not args.chat:
         raise options.UsageError("--system needs --chat: a plain text has no place for it")
     prompt = _read_stdin() if args.prompt == "-" else args.prompt
@@ -76,6 +88,7 @@ def answer(
             request,
             on_token=answer.show,
             on_progress=progress.update,
+            keep=args.keep,
             **options.sampling(args),
         )
 
@@ -85,6 +98,7 @@ def as_json(engine: "LayerWiseInferenceEngine", generation: "Generation") -> dic
         "text": generation.text,
         "tokens": list(generation.tokens),
         "prompt_tokens": generation.prompt_tokens,
+        "shifted_tokens": generation.shifted_tokens,
         "finish_reason": generation.finish_reason,
         "timings": model.timings(generation),
         **model.runtime(engine),
@@ -98,7 +112,15 @@ def _report(
         console.log.info("stopped after %d tokens; --max-tokens allows more", args.max_tokens)
     elif generation.finish_reason == "context":
         console.log.info(
-            "stopped: the context of %d tokens is full; --context makes it larger", engine.context
+            "stopped: the context of %d tokens is full; --context makes it larger, and --on-full "
+            "shift goes on without the oldest tokens",
+            engine.context,
+        )
+    if generation.shifted_tokens:
+        console.log.info(
+            "the context of %d tokens was full: %d tokens were forgotten",
+            engine.context,
+            generation.shifted_tokens,
         )
     console.log.info(
         "prompt: %d tokens, %.1f tokens/s; answer: %d tokens, %.1f tokens/s",

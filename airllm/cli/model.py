@@ -28,7 +28,7 @@ def find(name: str) -> Path:
 def open_engine(
     args: argparse.Namespace, *, context: int | None = None, threads: int | None = None
 ) -> "LayerWiseInferenceEngine":
-    """The engine for --model, --backend, --kv-type and --activations; context manager."""
+    """The engine for --model and the options of add_engine; context manager."""
     path = find(args.model)
     from airllm.layer_engine import LayerWiseInferenceEngine
 
@@ -38,6 +38,7 @@ def open_engine(
             path,
             backend=args.backend,
             threads=threads,
+            decode_threads=getattr(args, "decode_threads", None),  # not every command has it
             context=context,
             kv_type=args.kv_type,
             activations=args.activations,

@@ -101,9 +101,10 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
         )
     group.add_argument(
         "--kv-type",
-        choices=["f16", "f32"],
+        choices=["f32", "f16", "q8_0"],
         default="f16",
-        help="what keys and values are kept as (default: %(default)s)",
+        help="what keys and values are kept as: exact, in 16 bit, or in 8 bit, half of that "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--activations",
@@ -114,7 +115,8 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     )
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
+def add_threads(parser: argparse.ArgumentParser, *, decode: bool = True) -> None:
+    """decode=False where nothing is evaluated token by token."""
     parser.add_argument(
         "-t",
         "--threads",
@@ -122,9 +124,17 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads to compute with (default: what `airllm info` says)",
     )
+    if decode:
+        parser.add_argument(
+            "--decode-threads",
+            type=positive,
+            metavar="N",
+            help="at most so many of them for the answer, which waits for memory where the prompt "
+            "waits for arithmetic (default: all)",
+        )
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> "argparse._ArgumentGroup":
     group = parser.add_argument_group("what it says")
     group.add_argument(
         "-n",
@@ -181,6 +191,14 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
         type=not_empty,
         help="end the answer before this text; may be given more than once",
     )
+    group.add_argument(
+        "--on-full",
+        choices=["stop", "shift", "error"],
+        default="stop",
+        help="where the context is full: stop the answer, forget the older half of what was said "
+        "and go on (shift), or fail (default: %(default)s)",
+    )
+    return group
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -194,6 +212,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
         "repeat_penalty": args.repeat_penalty,
         "seed": args.seed,
         "stop": tuple(args.stop),
+        "on_full": args.on_full,
     }
 
 
@@ -203,6 +222,11 @@ def positive(text: str) -> int:
 
 def count(text: str) -> int:
     return _integer(text, minimum=0)
+
+
+def count_or_all(text: str) -> int:
+    """-1 is all."""
+    return _integer(text, minimum=-1)
 
 
 def counts(text: str) -> list[int]:

@@ -33,7 +33,7 @@ def add(subparsers: options.Subparsers) -> None:
         metavar="N",
         help="tokens in a chunk (default: %(default)s)",
     )
-    options.add_threads(parser)
+    options.add_threads(parser, decode=False)
     options.add_engine(parser, context=False)
     options.add_output(
         parser, json="perplexity, stderr, chunks, tokens (those that were predicted), context"

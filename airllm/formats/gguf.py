@@ -42,6 +42,8 @@ MAX_STRINGS = 2**21
 MAX_TENSORS = 2**16
 MAX_KEYS = 2**16
 MAX_DIMS = 4
+FINGERPRINT_BYTES = 1024  # of each tensor
+_STRINGS_AT_ONCE = 2**13
 MAX_FAULT_NAME = 80  # characters of a name that an error message repeats
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -144,6 +146,21 @@ class GGUFFile:
                 done += n_bytes
         return raw.reshape(*tensor.shape[:-1], tensor.row_bytes)
 
+    def fingerprint(self) -> bytes:
+        """32 bytes that tell models apart: SHA-256 of all that comes before the tensors' data and
+        of each tensor's beginning. A copy under another name has the same. Milliseconds, where a
+        hash of the whole file would take seconds."""
+        import hashlib
+
+        self.check_unchanged()
+        assert self._descriptor is not None
+        parts = [(tensor.offset, tensor.nbytes) for tensor in self.tensors.values()]
+        header_bytes = min((offset for offset, _ in parts), default=MAX_HEADER_BYTES)
+        digest = hashlib.sha256(os.pread(self._descriptor, header_bytes, 0))
+        for offset, n_bytes in parts:
+            digest.update(os.pread(self._descriptor, min(n_bytes, FINGERPRINT_BYTES), offset))
+        return digest.digest()
+
     def check_unchanged(self) -> None:
         """Raise FormatError if the file was written to or truncated since `open`.
 
@@ -233,32 +250,69 @@ class _Reader:
             raise self.fault(f"{what} is not UTF-8: {error}") from None
 
     def strings(self, count: int, what: str) -> list[str]:
-        """A whole array of strings, in a loop of its own: 100,000 of them must take some 20 ms."""
+        """An array of strings, so many at a time that what is claimed buys no memory."""
         if count > self.strings_left:
             raise self.fault(f"{what} has {count:,} strings, more than {MAX_STRINGS:,} in the file")
         self.strings_left -= count
         self.need(8 * count, what)
+        texts: list[str] = []
+        while len(texts) < count:
+            n = min(count - len(texts), _STRINGS_AT_ONCE)
+            texts += self._short_strings(n) or self._any_strings(n, what, len(texts))
+        return texts
+
+    def _any_strings(self, count: int, what: str, first: int) -> list[str]:
+        """Strings of an array from number `first` on, one after the other."""
         data, at, end = self.data, self.at, self.end
         length_at = struct.Struct("<Q").unpack_from
-        pieces = []
+        texts = []
         try:
             for _ in range(count):
                 start = at + 8
                 at = start + length_at(data, at)[0]
                 if at > end:
                     break
-                pieces.append(data[start:at].decode())
+                texts.append(data[start:at].decode())
         except UnicodeDecodeError as error:
-            raise self.fault(f"{what}[{len(pieces)}] is not UTF-8: {error}") from None
+            raise self.fault(f"{what}[{first + len(texts)}] is not UTF-8: {error}") from None
         except struct.error:
             at = end + 1
         if at > end:
             raise self.fault(
-                f"{what}[{len(pieces)}] ends past the end of the file or of what metadata may take"
-                f" ({end:,} bytes); it is truncated or damaged"
+                f"{what}[{first + len(texts)}] ends past the end of the file or of what metadata"
+                f" may take ({end:,} bytes); it is truncated or damaged"
             )
         self.at = at
-        return pieces
+        return texts
+
+    def _short_strings(self, count: int) -> list[str] | None:
+        """The same where each has 1 to 255 bytes and none of them is zero, as tokens and merges
+        have; None, and nothing is taken, where they are not like that, or no UTF-8.
+
+        The only zero bytes are then the upper seven of each length, and tell where strings begin
+        and end without a loop over them: a third of the time. A Llama 3 has 408,000.
+        """
+        most = min(self.end - self.at, 32 * count)
+        region = np.frombuffer(self.data, np.uint8, most, self.at).copy()
+        zeros = np.flatnonzero(region == 0)
+        starts = zeros[: 7 * count : 7] - 1  # of the lengths
+        if len(zeros) < 7 * count or starts[0] != 0:
+            return None
+        ends = starts + 8 + region[starts]  # of the strings
+        if (
+            (zeros[6 : 7 * count : 7] != starts + 7).any()
+            or (ends[:-1] != starts[1:]).any()
+            or ends[-1] > most
+            or (zeros[7 * count :] < ends[-1]).any()
+        ):
+            return None
+        region[starts] = 0
+        try:
+            pieces = region[: ends[-1]].tobytes().decode().split(8 * "\0")
+        except UnicodeDecodeError:
+            return None
+        self.at += int(ends[-1])
+        return pieces[1:]
 
     def numbers(self, kind: int, count: int, what: str) -> npt.NDArray[np.generic]:
         dtype = _NUMBERS[kind]
