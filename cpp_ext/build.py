@@ -22,7 +22,7 @@ from isas import Isa, isas_for
 ROOT = Path(__file__).parent
 XSIMD_CACHE = ROOT.parent / "build/xsimd"
 
-# What one compilation may take (measured: 410 MB for an ISA, 500 MB for a binding), rounded up.
+# What one compilation may take (measured: 630 MB for an ISA, 500 MB for a binding), rounded up.
 COMPILER_BYTES = 700 << 20
 
 COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")

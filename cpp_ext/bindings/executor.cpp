@@ -242,9 +242,8 @@ void bind_executor(py::module_& m) {
              "buffers: the external ones by name, float32 [n_tokens, width], token ids int32 "
              "[n_tokens].\n"
              "k_cache, v_cache: float32 or float16 [n_kv_heads, capacity, head_dim], or q8_0 as "
-             "uint8 "
-             "[n_kv_heads, capacity, head_dim / 32 * 34]; they hold "
-             "`past` positions, and the batch's are written after them.\n"
+             "uint8 [n_kv_heads, capacity, head_dim / 32 * 34]; they hold `past` "
+             "positions, and the batch's are written after them.\n"
              "threads: at most so many for this run; 0 for all that set_num_threads allows.\n"
              "ValueError, and nothing has run, where something does not fit.");
 }

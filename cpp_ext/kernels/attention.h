@@ -19,17 +19,17 @@ inline constexpr std::size_t few_block = 16;  // positions that stay in the near
 inline constexpr std::size_t max_few_width = 8;
 
 struct AttentionScratch {
-    float q[attention_query_tile *
-            attention_max_head_dim];  // panels [head_dim][width]; few: [row][head_dim]
+    // Queries: panels [head_dim][width]; few: [row][head_dim].
+    float q[attention_query_tile * attention_max_head_dim];
     float keys[many_tile * attention_max_head_dim];  // [position][head_dim], where K is not float32
     float values[many_tile * attention_max_head_dim];  // panels [position][2 vectors]
     float scores[few_tile * max_few_width];            // [position][width]
-    float out[attention_query_tile *
-              attention_max_head_dim];                    // [row][whole panels], weighted sums of V
+    // Weighted sums of V, [row][whole panels].
+    float out[attention_query_tile * attention_max_head_dim];
     float chunk[max_few_width * attention_max_head_dim];  // the same of one chunk
     float factor[max_width];
-    PanelState
-        states[attention_query_tile / 8];  // there is only one panel if it has less than 8 rows
+    // Of each panel: there is only one if it has less than 8 rows.
+    PanelState states[attention_query_tile / 8];
 };
 inline constexpr std::size_t attention_scratch_floats = sizeof(AttentionScratch) / sizeof(float);
 

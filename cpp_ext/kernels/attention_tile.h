@@ -74,8 +74,7 @@ inline void multiply(const float* x, std::size_t x_row, std::size_t x_step, std:
     unroll<Rows>([&](auto r) { unroll<Vectors>([&](auto v) { store(r, v, sum[r][v]); }); });
 }
 
-// ---- many rows
-// -----------------------------------------------------------------------------------
+// ---- many rows ----------------------------------------------------------------------------------
 
 // scores[j][r] = k[j] . q[r] for positions [0, n); q: [head_dim][Vectors vectors of rows].
 template <class Isa, std::size_t Vectors>
@@ -111,8 +110,7 @@ void add_values_many(const float* weights, std::size_t width, std::size_t rows, 
         });
 }
 
-// ---- few rows
-// ------------------------------------------------------------------------------------
+// ---- few rows -----------------------------------------------------------------------------------
 
 // Reading memory in order is what counts here: one Zen 4 core reads 33 GB/s so, and 12 GB/s where
 // four rows are read side by side, unless lines are asked for early and in order.
@@ -177,8 +175,7 @@ void add_values_few(const float* weights, std::size_t n, const Source* v, std::s
     for (; c < head_dim; c += w) columns(c, std::integral_constant<std::size_t, 1>{});
 }
 
-// ---- softmax
-// -------------------------------------------------------------------------------------
+// ---- softmax ------------------------------------------------------------------------------------
 
 // Where the softmax of a panel's rows stands.  With a width below a vector lane i belongs to row
 // i % width: `top` is the same in all lanes of a row, `sum` is spread over them.

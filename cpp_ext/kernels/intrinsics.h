@@ -1,6 +1,6 @@
 // The words that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
 // conversion of halves, behind one struct per instruction set, with a generic version beside them;
-// a division that is rounded correctly everywhere; sums across lanes.
+// a division that is rounded correctly everywhere; powers of two; sums across lanes.
 //
 // An Int8 struct multiplies a vector of weight codes (a 32-bit lane is one row's 4 columns) by the
 // 4 activation codes of those columns, the same for all lanes:
