@@ -108,12 +108,18 @@ inline void read_simple_block(DType type, const std::byte* p, Block& block) {
     p += format.has_min ? 4 : 2;
     const std::uint32_t fifth = format.bits == 5 ? read<std::uint32_t>(p) : 0;
     p += format.bits == 5 ? 4 : 0;
-    for (std::size_t i = 0; i < quant_block; ++i) {
-        const unsigned code = format.bits == 8 ? byte_at(p, i) ^ 0x80
-                                               : (byte_at(p, i % 16) >> (i < 16 ? 0 : 4) & 15) |
-                                                     (fifth >> i & 1) << 4;
-        block.code[i] = static_cast<std::uint8_t>(code);
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(p);
+    if (format.bits == 8) {
+        for (std::size_t i = 0; i < quant_block; ++i) block.code[i] = bytes[i] ^ 0x80;
+        return;
     }
+    for (std::size_t i = 0; i < 16; ++i) {
+        block.code[i] = bytes[i] & 15;
+        block.code[i + 16] = bytes[i] >> 4;
+    }
+    if (format.bits == 5)
+        for (std::size_t i = 0; i < quant_block; ++i)
+            block.code[i] |= static_cast<std::uint8_t>((fifth >> i & 1) << 4);
 }
 
 // The scale and minimum j of q4_k and q5_k: 6 bits each, 8 of both in 12 bytes.

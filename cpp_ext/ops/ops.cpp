@@ -90,7 +90,7 @@ void quantize_activations(const Worker& worker, const KernelTable& table, Activa
 
 void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,
             const std::byte* xq, std::size_t rows, float* y) {
-    constexpr std::size_t unit = 4;  // groups that one row passes side by side
+    constexpr std::size_t unit = 4;  // groups: 147 KB of Q4_0 4096 columns wide
     const KernelTable& table = w.table();
     const bool integers = is_quantized(w.type()) && kind != Activations::f32;
     deal(worker, w.groups(), unit, [&](std::size_t first, std::size_t last) {
