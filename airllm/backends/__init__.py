@@ -1,9 +1,10 @@
 """Backends: what prepares weights and runs graphs. C++ where it is built, NumPy everywhere."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph import Graph, Role
@@ -11,6 +12,9 @@ from airllm.graph import Graph, Role
 __all__ = ["Backend", "Executor", "load_backend"]
 
 _log = logging.getLogger("airllm")
+
+# n_tokens, past, k_cache and v_cache of a sequence, as Executor.run has them.
+CachedSequence = tuple[int, int, NDArray[Any], NDArray[Any]]
 
 
 class Executor(Protocol):
@@ -31,13 +35,25 @@ class Executor(Protocol):
         k_cache: NDArray[Any] | None = None,
         v_cache: NDArray[Any] | None = None,
         threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
     ) -> None:
         """Run all ops over the external buffers, [n_tokens, width] each.
 
         k_cache, v_cache: [n_kv_heads, capacity, head_dim], float32 or float16, or uint8 with rows
         of Q8_0, of the layer whose weights are bound; they hold `past` tokens, and the batch is
         appended to them. threads: at most so many, 0 for all; NumPy's BLAS decides for itself.
+        seconds: float64 [n_ops], to which the time of each op is added.
         """
+
+    def run_batch(
+        self,
+        bound: Any,
+        buffers: dict[str, NDArray[Any]],
+        sequences: Sequence[CachedSequence],
+        threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
+    ) -> None:
+        """run for several sequences at once: the rows of the first one first in the buffers."""
 
 
 class Backend(Protocol):

@@ -52,6 +52,7 @@ class CppExecutor:
             max_tokens=max_tokens,
         )
         self.run = self._executor.run  # no Python between the engine's loop and C++
+        self.run_batch = self._executor.run_batch
 
     def bind(self, weights: Mapping[str, Any]) -> Any:
         self._graph.check_bound({name: weight.shape for name, weight in weights.items()})

@@ -14,12 +14,13 @@ def add(subparsers: options.Subparsers) -> None:
         run,
         help="measure tokens a second",
         description="Measures as llama-bench does: pp512 evaluates a prompt of 512 tokens, tg128 "
-        "then makes 128 tokens one by one, each from an empty cache, after a warm-up. Shows the "
-        "mean and the spread (standard deviation) of the repetitions. Lists measure every "
-        "combination.",
+        "then makes 128 tokens one by one, each from an empty cache, after a warm-up; with "
+        "--batch 8, tg128x8 makes 128 tokens of each of 8 sequences together. Shows the mean and "
+        "the spread (standard deviation) of the repetitions. Lists measure every combination.",
         examples=[
             "airllm bench -m smollm2-135m",
             "airllm bench -m model.gguf -p 128,512 -n 0 -t 1,2,4 -r 5 --json",
+            "airllm bench -m model.gguf -p 0 -n 64 --batch 2,8",
         ],
     )
     options.add_model(parser)
@@ -40,6 +41,14 @@ def add(subparsers: options.Subparsers) -> None:
         help="numbers of tokens to generate; 0: none (default: 128)",
     )
     parser.add_argument(
+        "--batch",
+        type=options.positives,
+        default=[],
+        metavar="N,...",
+        help="also generate for N sequences together: tokens/s of all of them, and how many times "
+        "one sequence's that is",
+    )
+    parser.add_argument(
         "-t",
         "--threads",
         type=options.positives,
@@ -56,7 +65,10 @@ def add(subparsers: options.Subparsers) -> None:
         help="how often each test is timed (default: %(default)s)",
     )
     options.add_engine(parser, context=False)
-    options.add_output(parser, json="results: a list of test, threads, tokens_per_second, stddev")
+    options.add_output(
+        parser,
+        json="results: a list of test, threads, tokens_per_second, stddev, ratio_to_single",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,9 +82,10 @@ def run(args: argparse.Namespace) -> int:
             if len(rows) == 1:
                 print(f"{'backend':<8} {'isa':<12} {'threads':>7}  {'test':<8} {'tokens/s':>18}")
             speed = f"{row['tokens_per_second']:.2f} ± {row['stddev']:.2f}"
+            ratio = row["ratio_to_single"]
             print(
                 f"{row['backend']:<8} {row['isa']:<12} {row['threads']:>7}  {row['test']:<8} "
-                f"{speed:>18}",
+                f"{speed:>18}" + ("" if ratio is None else f"   {ratio:.2f} times one sequence's"),
                 flush=True,
             )
     if args.json:
@@ -88,12 +101,24 @@ def _measure(args: argparse.Namespace, context: int) -> Iterator[dict[str, objec
         with model.open_engine(args, context=context, threads=threads) as engine:
             runtime = model.runtime(engine)
             vocab_size = engine.config.vocab_size
-            tests = [benchmark.prefill(n, vocab_size) for n in args.prompt_tokens if n]
-            tests += [benchmark.decode(n, vocab_size) for n in args.generated_tokens if n]
-            for test in tests:
-                label = f"{test.name}, {model.in_words(runtime)}"
+
+            def measure(subject: benchmark.Model, test: benchmark.Test) -> benchmark.Result:
+                label = f"{test.name}, {model.in_words(runtime)}"  # noqa: B023
                 with console.progress(label, "tokens") as progress:
-                    result = benchmark.measure(
-                        engine, test, args.repetitions, on_progress=progress.update
+                    return benchmark.measure(
+                        subject, test, args.repetitions, on_progress=progress.update
                     )
-                yield {**asdict(result), **runtime}
+
+            def row(result: benchmark.Result, ratio: float | None = None) -> dict[str, object]:
+                return {**asdict(result), "ratio_to_single": ratio, **runtime}  # noqa: B023
+
+            for n in filter(None, args.prompt_tokens):
+                yield row(measure(engine, benchmark.prefill(n, vocab_size)))
+            for n in filter(None, args.generated_tokens):
+                single = measure(engine, benchmark.decode(n, vocab_size))
+                yield row(single)
+                for batch in args.batch:
+                    with engine.sequences(batch, n) as sequences:
+                        test = benchmark.decode_batch(n, batch, vocab_size)
+                        result = measure(benchmark.Batch(sequences), test)
+                    yield row(result, result.tokens_per_second / single.tokens_per_second)
