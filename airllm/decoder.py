@@ -1,16 +1,18 @@
 """The forward pass: tokens through embedding, layers and head, one layer at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.backends import Backend
+from airllm.backends import Backend, Executor
 from airllm.formats.gguf import GGUFFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.numpy_ops import rope_table
+from airllm.profiling import Profile
 from airllm.progress import OnProgress, part_of
 from airllm.weights import FileWeights
 
@@ -43,9 +45,9 @@ class Decoder:
         self._kv_type: KVType = kv_type
         self.cache = self.new_cache(context)
         kinds = [backend.executor(kind.graph, batch_size) for kind in model.kinds]
-        self._layers = [kinds[kind] for kind in model.kind_of_layer]
-        self._embed = backend.executor(model.embed, batch_size)
-        self._head = backend.executor(model.head, batch_size)
+        self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
+        self._embed: Executor = backend.executor(model.embed, batch_size)
+        self._head: Executor = backend.executor(model.head, batch_size)
         self.weights = FileWeights(
             gguf,
             model,
@@ -70,6 +72,22 @@ class Decoder:
     def batch_size(self) -> int:
         """Tokens that are evaluated at once, at most."""
         return self._batch_size
+
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """Note what each op takes; see Profile."""
+        profile, before = Profile(), (self._embed, self._layers, self._head)
+        model = self._model
+        self._embed = profile.wrap(self._embed, model.embed)
+        self._layers = [
+            profile.wrap(layer, model.kinds[kind].graph)
+            for layer, kind in zip(self._layers, model.kind_of_layer, strict=True)
+        ]
+        self._head = profile.wrap(self._head, model.head)
+        try:
+            yield profile
+        finally:
+            self._embed, self._layers, self._head = before
 
     def new_cache(self, capacity: int) -> KVCache:
         """A cache for a sequence beside that of `cache`. MemoryError where there is no room."""

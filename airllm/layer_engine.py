@@ -26,6 +26,7 @@ from airllm.graph import Activations
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError, Limits, OnFull
 from airllm.models import ModelConfig, load_model
+from airllm.profiling import Profile
 from airllm.progress import OnProgress
 from airllm.sampling import Sampling
 from airllm.tokenizer import Tokenizer
@@ -342,6 +343,14 @@ class LayerWiseInferenceEngine:
             return session.load(
                 path, decoder.cache, self._gguf.fingerprint(), self.config.vocab_size
             )
+
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """Inside the `with`, time, bytes and FLOPs of each op are noted; see airllm.profiling."""
+        with self._exclusive() as decoder:
+            switch = decoder.profile()
+        with switch as profile:
+            yield profile
 
     def memory_usage(self) -> dict[str, int]:
         """Bytes: weights (as the backend keeps them; NumPy's stay in the file's memory map),

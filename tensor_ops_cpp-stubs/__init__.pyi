@@ -155,7 +155,9 @@ class RawRows:
 
 # ---- graphs, as airllm.graph builds them ---------------------------------------------------------
 
-class BoundWeights: ...
+class BoundWeights:
+    @property
+    def nbytes(self) -> dict[str, int]: ...  # by slot
 
 class Executor:
     def __init__(

@@ -26,6 +26,9 @@ class Executor(Protocol):
         Cheap, and keeps references. GraphError when a slot is missing or a shape is wrong.
         """
 
+    def weight_bytes(self, bound: Any) -> Mapping[str, int]:
+        """Bytes of each slot's weight, as the backend keeps it."""
+
     def run(
         self,
         bound: Any,

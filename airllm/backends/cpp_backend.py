@@ -57,3 +57,6 @@ class CppExecutor:
     def bind(self, weights: Mapping[str, Any]) -> Any:
         self._graph.check_bound({name: weight.shape for name, weight in weights.items()})
         return self._executor.bind(dict(weights))
+
+    def weight_bytes(self, bound: tensor_ops_cpp.BoundWeights) -> Mapping[str, int]:
+        return bound.nbytes

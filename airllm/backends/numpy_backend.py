@@ -78,6 +78,9 @@ class NumpyExecutor:
         self.graph.check_bound({name: weight.shape for name, weight in weights.items()})
         return dict(weights)
 
+    def weight_bytes(self, bound: Any) -> Mapping[str, int]:
+        return {name: weight.nbytes for name, weight in bound.items()}
+
     def run(
         self,
         bound: Any,

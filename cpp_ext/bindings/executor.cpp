@@ -15,6 +15,14 @@ namespace {
 struct Bound {
     std::vector<Weight> weights;
     std::vector<py::object> owners;
+    std::vector<std::string> names;
+
+    py::dict nbytes() const {
+        py::dict found;
+        for (std::size_t i = 0; i < weights.size(); ++i)
+            found[names[i].c_str()] = weight_bytes(weights[i]);
+        return found;
+    }
 };
 
 class PyExecutor {
@@ -44,6 +52,7 @@ class PyExecutor {
             const py::object value = weights[name.c_str()];
             bound.weights.push_back(read_weight(name, value));
             bound.owners.push_back(value);
+            bound.names.push_back(name);
         }
         check_weights(executor_.graph(), bound.weights);
         return bound;
@@ -266,8 +275,8 @@ class PyExecutor {
 
 void bind_executor(py::module_& m) {
     using py::arg;
-    py::class_<Bound>(m, "BoundWeights",
-                      "Weights in the slots of a graph; Executor.bind makes it.");
+    py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.")
+        .def_property_readonly("nbytes", &Bound::nbytes, "Bytes of each weight, by its slot.");
     py::class_<PyExecutor>(
         m, "Executor",
         "Runs a graph of ops over named buffers; see airllm.graph, which builds and checks "
