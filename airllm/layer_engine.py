@@ -347,9 +347,7 @@ class LayerWiseInferenceEngine:
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Inside the `with`, time, bytes and FLOPs of each op are noted; see airllm.profiling."""
-        with self._exclusive() as decoder:
-            switch = decoder.profile()
-        with switch as profile:
+        with self._open_decoder().profile() as profile:
             yield profile
 
     def memory_usage(self) -> dict[str, int]:
@@ -440,11 +438,14 @@ class LayerWiseInferenceEngine:
                 "the stream, or open an engine for each thread"
             )
         try:
-            if self._decoder is None:
-                raise RuntimeError("the engine is closed")
-            yield self._decoder
+            yield self._open_decoder()
         finally:
             self._busy.release()
+
+    def _open_decoder(self) -> Decoder:
+        if self._decoder is None:
+            raise RuntimeError("the engine is closed")
+        return self._decoder
 
 
 def _context(asked: int | None, config: ModelConfig) -> int:

@@ -1,6 +1,7 @@
 // The executor: graphs that Python builds, run with one call for each segment of a model.
 #include "graph/executor.h"
 
+#include <cstdint>
 #include <map>
 #include <mutex>
 
@@ -16,6 +17,7 @@ struct Bound {
     std::vector<Weight> weights;
     std::vector<py::object> owners;
     std::vector<std::string> names;
+    std::uint64_t executor;  // that has checked them
 
     py::dict nbytes() const {
         py::dict found;
@@ -46,6 +48,7 @@ class PyExecutor {
 
     Bound bind(const py::dict& weights) const {
         Bound bound;
+        bound.executor = id_;
         for (const std::string& name : executor_.graph().weights) {
             if (!weights.contains(name))
                 value_error("Executor.bind: weight '" + name + "' is missing.");
@@ -102,7 +105,7 @@ class PyExecutor {
                     py::handle seconds) {
         if (bound.weights.size() != executor_.graph().weights.size())
             value_error("Executor.run: the weights were bound by another executor.");
-        check_weights(executor_.graph(), bound.weights);
+        if (bound.executor != id_) check_weights(executor_.graph(), bound.weights);
         for (const External& external : external_)
             pointers_[external.index] = external_pointer(external, buffers, n_tokens);
         const Batch batch{pointers_, n_tokens, sequences_, threads == 0 ? num_threads() : threads,
@@ -264,6 +267,12 @@ class PyExecutor {
         return kv.cache();
     }
 
+    static std::uint64_t next_id() {
+        static std::uint64_t last = 0;  // under the GIL
+        return ++last;
+    }
+
+    const std::uint64_t id_ = next_id();
     Executor executor_;
     std::vector<External> external_;
     std::vector<void*> pointers_;
