@@ -159,6 +159,10 @@ class BoundWeights:
     @property
     def nbytes(self) -> dict[str, int]: ...  # by slot
 
+class KvLayers:
+    # k_cache and v_cache of each layer, as Executor.run takes them
+    def __init__(self, layers: Sequence[tuple[_Cache | _Bytes, _Cache | _Bytes]]) -> None: ...
+
 class Executor:
     def __init__(
         self,
@@ -184,12 +188,12 @@ class Executor:
         threads: int = 0,  # at most so many; 0: all
         seconds: NDArray[np.float64] | None = None,  # [n_ops], added to
     ) -> None: ...
-    def run_batch(
+    def run_layers(
         self,
-        bound: BoundWeights,
+        bound: Sequence[BoundWeights],  # of each layer
         buffers: dict[str, NDArray[Any]],
-        # n_tokens, past, k_cache and v_cache of each
-        sequences: Sequence[tuple[int, int, _Cache | _Bytes, _Cache | _Bytes]],
+        sequences: Sequence[tuple[int, int, KvLayers]],  # n_tokens, past, and its caches
+        first_layer: int = 0,  # in each KvLayers
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None: ...

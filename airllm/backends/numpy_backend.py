@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
-from airllm.backends import CachedSequence
 from airllm.backends.experts import Experts
 from airllm.graph import Graph, Op, Role
 
@@ -33,6 +32,9 @@ class NumpyBackend:
 
     def executor(self, graph: Graph, max_tokens: int) -> "NumpyExecutor":
         return NumpyExecutor(graph, max_tokens)
+
+    def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
+        return list(layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +99,21 @@ class NumpyExecutor:
         sequence = _Sequence(0, n_tokens, past, k_cache, v_cache)
         self._run(bound, buffers, n_tokens, [sequence], seconds)
 
-    def run_batch(
+    def run_layers(
         self,
-        bound: Any,
+        bound: Sequence[Any],
         buffers: Mapping[str, NDArray[Any]],
-        sequences: Sequence[CachedSequence],
+        sequences: Sequence[tuple[int, int, Any]],
+        first_layer: int = 0,
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
-        parts, n_tokens = [], 0
-        for n, past, k_cache, v_cache in sequences:
-            parts.append(_Sequence(n_tokens, n, past, k_cache, v_cache))
-            n_tokens += n
-        self._run(bound, buffers, n_tokens, parts, seconds)
+        for index, weights in enumerate(bound, first_layer):
+            parts, n_tokens = [], 0
+            for n, past, layers in sequences:
+                parts.append(_Sequence(n_tokens, n, past, *layers[index]))
+                n_tokens += n
+            self._run(weights, buffers, n_tokens, parts, seconds)
 
     def _run(
         self,

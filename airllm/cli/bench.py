@@ -4,7 +4,6 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-
 from typing import TYPE_CHECKING
 
 from airllm.cli import console, model, options, profile

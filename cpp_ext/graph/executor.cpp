@@ -126,9 +126,9 @@ float* Executor::buffer(int index, const Batch& batch) const {
     return reinterpret_cast<float*>(arena_.data()) + offsets_[b] * max_tokens_;
 }
 
-void Executor::check_sequences(const Op& op, const Batch& batch) const {
-    std::size_t n_tokens = 0;
-    for (const CachedSequence& sequence : batch.sequences) {
+void Executor::check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const {
+    std::size_t found = 0;
+    for (const CachedSequence& sequence : layer.sequences) {
         const KvCache& cache = sequence.cache;
         if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
         if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
@@ -136,28 +136,26 @@ void Executor::check_sequences(const Op& op, const Batch& batch) const {
                                         " heads of " + std::to_string(cache.head_dim) +
                                         ", expected " + std::to_string(op.n_kv_heads) + " of " +
                                         std::to_string(op.head_dim));
-        if (cache.type != batch.sequences[0].cache.type)
+        if (cache.type != layer.sequences[0].cache.type)
             throw std::invalid_argument("the sequences' KV caches are of different types");
         if (sequence.past > cache.capacity || sequence.n_tokens > cache.capacity - sequence.past)
             throw std::invalid_argument(
                 std::to_string(sequence.past) + " + " + std::to_string(sequence.n_tokens) +
                 " positions do not fit the KV cache of " + std::to_string(cache.capacity));
-        n_tokens += sequence.n_tokens;
+        found += sequence.n_tokens;
     }
-    if (n_tokens != batch.n_tokens)
-        throw std::invalid_argument("the sequences have " + std::to_string(n_tokens) +
-                                    " tokens, and the batch has " + std::to_string(batch.n_tokens));
+    if (found != n_tokens)
+        throw std::invalid_argument("the sequences have " + std::to_string(found) +
+                                    " tokens, and the batch has " + std::to_string(n_tokens));
 }
 
-void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batch) const {
-    if (batch.n_tokens > max_tokens_)
-        throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
-                                    "; this executor takes up to " + std::to_string(max_tokens_));
+void Executor::check_layer(const Layer& layer, const Batch& batch) const {
     for (const Op& op : graph_.ops) {
         if (op.kind == OpKind::kv_append || op.kind == OpKind::attention) {
-            check_sequences(op, batch);
+            check_sequences(op, layer, batch.n_tokens);
         } else if (op.kind == OpKind::embed) {
-            const auto& rows = std::get<RawRows>(weights[static_cast<std::size_t>(op.weight)]);
+            const auto& rows =
+                std::get<RawRows>((*layer.weights)[static_cast<std::size_t>(op.weight)]);
             const auto* ids = reinterpret_cast<const std::int32_t*>(buffer(op.inputs[0], batch));
             for (std::size_t t = 0; t < batch.n_tokens; ++t)
                 if (ids[t] < 0 || static_cast<std::size_t>(ids[t]) >= rows.n)
@@ -168,10 +166,10 @@ void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batc
     }
 }
 
-// One thread's way through the ops.
+// One thread's way through the ops, with the weights of one layer.
 struct Executor::Run {
     Executor& executor;
-    const std::vector<Weight>& weights;
+    const Layer& layer;
     const Batch& batch;
     const KernelTable& table;
     const Worker& worker;
@@ -182,7 +180,7 @@ struct Executor::Run {
 
     float* buffer(int index) const { return executor.buffer(index, batch); }
     const Weight& weight(const Op& op) const {
-        return weights[static_cast<std::size_t>(op.weight)];
+        return (*layer.weights)[static_cast<std::size_t>(op.weight)];
     }
 
     void meet() {
@@ -229,7 +227,7 @@ struct Executor::Run {
     }
 
     void append(const float* k, const float* v) {
-        for (const CachedSequence& s : batch.sequences) {
+        for (const CachedSequence& s : layer.sequences) {
             kv_append(worker, table, k, v, s.n_tokens, s.past, s.cache);
             const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
             k += floats;
@@ -281,7 +279,7 @@ struct Executor::Run {
                            .window = op.window,
                            .softcap = op.cap,
                            .out = buffer(op.output),
-                           .sequences = batch.sequences},
+                           .sequences = layer.sequences},
                           reinterpret_cast<float*>(executor.parts_.data()));
                 break;
             case OpKind::swiglu:
@@ -310,6 +308,10 @@ struct Executor::Run {
         if (op.output == quantized_input) quantized_input = -1;
     }
 
+    void all() {
+        for (std::size_t i = 0; i < executor.graph_.ops.size(); ++i) step(i);
+    }
+
     // All steps, each until the last thread is done with it.
     void timed() {
         using Clock = std::chrono::steady_clock;
@@ -325,19 +327,29 @@ struct Executor::Run {
     }
 };
 
-void Executor::run(const std::vector<Weight>& weights, const Batch& batch) {
-    check_batch(weights, batch);
+void Executor::run(std::span<const Layer> layers, const Batch& batch) {
+    if (batch.n_tokens > max_tokens_)
+        throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
+                                    "; this executor takes up to " + std::to_string(max_tokens_));
+    std::size_t n_sequences = 0;
+    for (const Layer& layer : layers) {
+        check_layer(layer, batch);
+        n_sequences = std::max(n_sequences, layer.sequences.size());
+    }
     if (batch.n_tokens == 0) return;
-    const std::size_t parts = batch.sequences.size() * attention_workspace_floats * sizeof(float);
+    const std::size_t parts = n_sequences * attention_workspace_floats * sizeof(float);
     if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);
     const KernelTable& table = kernels();
     run_team(
         [&](const Worker& worker) {
-            Run run{*this, weights, batch, table, worker};
-            if (batch.seconds.empty())
-                for (std::size_t i = 0; i < graph_.ops.size(); ++i) run.step(i);
-            else
-                run.timed();
+            for (const Layer& layer : layers) {
+                if (&layer != layers.data()) worker.barrier();
+                Run run{*this, layer, batch, table, worker};
+                if (batch.seconds.empty())
+                    run.all();
+                else
+                    run.timed();
+            }
         },
         batch.max_threads, joining_);
 }
