@@ -23,6 +23,7 @@ from airllm.decoder import Decoder
 from airllm.formats.gguf import GGUFFile
 from airllm.generation import Generation, generate
 from airllm.graph import Activations
+from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError, Limits, OnFull
 from airllm.models import ModelConfig, load_model
@@ -65,6 +66,7 @@ class LayerWiseInferenceEngine:
         kv_type: KVType = "f16",
         activations: Activations = "auto",
         batch_size: int = 512,
+        fusion: bool | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Open a GGUF file: metadata and tensors are checked before any is used.
@@ -82,6 +84,8 @@ class LayerWiseInferenceEngine:
             of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
             "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
         batch_size: tokens of a prompt that are evaluated at once.
+        fusion: whether operations are combined, see airllm.graph_rewrite, which is faster and gives
+            the same numbers; None for what AIRLLM_FUSION says, 1 unless set.
         on_progress: called with (done, total) layers while weights are prepared.
 
         Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
@@ -99,7 +103,7 @@ class LayerWiseInferenceEngine:
         self._busy = threading.Lock()
         self._gguf = GGUFFile.open(model_path)
         try:
-            model = load_model(self._gguf, activations)
+            model = load_model(self._gguf, activations, fusion=fusion_wanted(fusion))
             self.config: ModelConfig = model.config
             self.context = _context(context, model.config)
             self._decoder: Decoder | None = Decoder(

@@ -168,8 +168,10 @@ class Executor:
         self,
         buffers: Sequence[tuple[str, int, bool]],  # name, width, external
         weights: Sequence[str],  # the slots' names
-        # kind, input names, output name, weight slots, attributes
-        ops: Sequence[tuple[str, Sequence[str], str | None, Sequence[str], Mapping[str, Any]]],
+        # kind, input names, output name or names, weight slots, attributes
+        ops: Sequence[
+            tuple[str, Sequence[str], str | Sequence[str] | None, Sequence[str], Mapping[str, Any]]
+        ],
         max_tokens: int,
     ) -> None: ...
     @property
