@@ -322,7 +322,8 @@ def test_fused_ops_that_do_not_fit_together_are_refused():
     glu = {**AUTO, "activation": "tanh"}
     refused("activation is 'tanh'", Op("glu_linear", ("x",), "y", ("a", "b"), glu))
     heads = {"n_kv_heads": 8, "head_dim": 8, "interleaved": False}
-    refused("'table' has width 16, expected an even", Op("rope_append", ("x", "y", "table"), None, (), heads))  # fmt: skip
+    append = Op("rope_append", ("x", "y", "table"), None, (), heads)
+    refused("'table' has width 16, expected an even", append)
 
 
 def test_what_is_quantised_for_matrices_cannot_be_read_as_numbers():
