@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,9 +13,9 @@ from airllm.backends import Backend, Executor
 from airllm.formats.gguf import GGUFFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
-from airllm.numpy_ops import rope_table
 from airllm.profiling import Profile
 from airllm.progress import OnProgress, part_of
+from airllm.rope_rows import RopeRows
 from airllm.weights import FileWeights
 
 Logits = NDArray[np.float32]
@@ -61,6 +60,7 @@ class Decoder:
             on_progress=on_progress,
         )
         self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
+        self._rope = [RopeRows(kind.inv_freq, context) for kind in model.kinds]
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
 
@@ -70,7 +70,8 @@ class Decoder:
         layers = (kind.graph for kind in self._model.kinds)
         graphs = (self._model.embed, *layers, self._model.head)
         internal = sum(graph.row_bytes for graph in graphs) * self._batch_size
-        return internal + self._residual.nbytes + self._last_logits.nbytes
+        rope = sum(rope.nbytes for rope in self._rope)
+        return internal + rope + self._residual.nbytes + self._last_logits.nbytes
 
     @property
     def batch_size(self) -> int:
@@ -164,12 +165,9 @@ class Decoder:
         n = len(tokens)
         with self.weights.embed() as bound:
             self._embed.run(bound, {"tokens": tokens, "residual": residual}, n, threads=threads)
-        positions = np.concatenate(
-            [np.arange(cache.length, cache.length + count) for count, cache in sequences]
-        )
+        positions = [(cache.length, count) for count, cache in sequences]
         buffers = [  # of each kind of layer; rope: [n, rope_dims]
-            {"residual": residual, "rope": rope_table(positions, kind.inv_freq)}
-            for kind in self._model.kinds
+            {"residual": residual, "rope": rope.rows(positions)} for rope in self._rope
         ]
         n_layers = self._model.config.n_layers
         batch = [(count, cache.length, self._layers_of(cache)) for count, cache in sequences]
@@ -182,9 +180,10 @@ class Decoder:
                 )
             if on_layer is not None:
                 on_layer(stop, n_layers)
-        ids = iter(tokens.tolist())
+        ids, first = tokens.tolist(), 0
         for count, cache in sequences:
-            cache.tokens.extend(islice(ids, count))
+            cache.tokens += ids[first : first + count]
+            first += count
 
     def _layers_of(self, cache: KVCache) -> Any:
         """A cache as the backend takes it, as long as there is the cache."""
