@@ -422,11 +422,9 @@ class LayerWiseInferenceEngine:
         return ids
 
     def _checked_tokens(self, tokens: Sequence[int]) -> NDArray[np.int32]:
-        if type(tokens) is list and len(tokens) == 1 and type(tokens[0]) is int:
-            if (
-                0 <= tokens[0] < self.config.vocab_size
-            ):  # what decoding asks, in a tenth of the time
-                return np.array(tokens, np.int32)
+        one = tokens[0] if type(tokens) is list and len(tokens) == 1 else None
+        if type(one) is int and 0 <= one < self.config.vocab_size:
+            return np.array(tokens, np.int32)  # decoding: a tenth of the time of what follows
         ids = np.asarray(tokens)
         if ids.ndim != 1 or not ids.size:
             raise ValueError(f"tokens have shape {list(ids.shape)}; expected [n], n at least 1")
