@@ -415,6 +415,15 @@ def test_sequences_that_make_no_sense_are_refused(cpp, sequences, first, error, 
     )
 
 
+@pytest.mark.parametrize("bound", [None, [None], [5], 5])
+def test_what_are_no_weights_is_a_type_error(cpp, bound):
+    executor = cpp.Executor(**ATTENTION)
+    buffers = {name: ones(1, n) for name, n, _ in X_ATTENTION}
+    sequences = [(1, 0, kv_layers(cpp, np.zeros((1, 2, *CACHE), np.float32)))]
+    with pytest.raises(TypeError):
+        executor.run_layers(bound, buffers, sequences)
+
+
 @pytest.mark.parametrize(
     ("layers", "error", "says"),
     [
@@ -455,7 +464,11 @@ def kv_layers(cpp, cache):
         ([("linear_many", ["x"], ["y"] * 9, ["a"] * 9, {})], ["too many matrices"]),
         ([("linear_add", ["x", "y"], "x", ["a"], {})], ["cannot overwrite its input"]),
         ([("glu_linear", ["x"], "y", ["a"], {})], ["glu_linear -> 'y'", "has 1 weights"]),
-        ([("rope_append", ["x", "y", "z"], None, [], {"n_kv_heads": 1, "head_dim": 32})], []),
+        ([("glu_linear", ["x"], "y", ["a", "b"], {"activation": "tanh"})], ["'tanh'", "'gelu'"]),
+        (
+            [("rope_append", ["x", "y", "z"], None, [], {"n_kv_heads": 1, "head_dim": 32})],
+            ["rope_append", "the table's width is 33"],
+        ),
     ],
 )
 def test_fused_ops_that_do_not_fit_together_are_value_errors(cpp, ops, says):
