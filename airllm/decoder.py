@@ -176,7 +176,7 @@ class Decoder:
         for start, stop in _stretches(self._model.kind_of_layer, at_once):
             with self.weights.layers(start, stop) as bound:
                 self._layers[start].run_layers(
-                    bound, buffers[self._model.kind_of_layer[start]], batch, start, threads
+                    bound, buffers[self._model.kind_of_layer[start]], batch, start, threads=threads
                 )
             if on_layer is not None:
                 on_layer(stop, n_layers)

@@ -60,6 +60,7 @@ CORE_SOURCES = (
     "ops/ops.cpp",
     "graph/graph.cpp",
     "graph/executor.cpp",
+    "graph/plan.cpp",
 )
 BINDING_SOURCES = tuple(
     f"bindings/{name}.cpp"
