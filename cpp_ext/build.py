@@ -56,9 +56,11 @@ CORE_SOURCES = (
     "ops/attention.cpp",
     "ops/matrix.cpp",
     "ops/experts.cpp",
+    "ops/fused.cpp",
     "ops/ops.cpp",
     "graph/graph.cpp",
     "graph/executor.cpp",
+    "graph/plan.cpp",
 )
 BINDING_SOURCES = tuple(
     f"bindings/{name}.cpp"

@@ -1,149 +1,52 @@
 #include "graph/executor.h"
 
 #include <algorithm>
-#include <new>
+#include <array>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 
 #include "dispatch.h"
+#include "ops/fused.h"
 
 namespace tensor_ops {
-Executor::Executor(Graph graph, std::size_t max_tokens)
-    : graph_(std::move(graph)), max_tokens_(max_tokens) {
-    graph_.check();
-    if (max_tokens > largest_batch)
-        throw std::invalid_argument("max_tokens is " + std::to_string(max_tokens) +
-                                    "; expected at most " + std::to_string(largest_batch));
-    plan_buffers();
-    plan_barriers();
-    for (const Op& op : graph_.ops)
-        if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
-}
-
-// Gives each internal buffer a place for the ops between its first and last use, so that buffers
-// which do not live at the same time share memory.
-void Executor::plan_buffers() {
-    const std::size_t n = graph_.buffers.size();
-    std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
-    std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0;
-    for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
-        const Op& op = graph_.ops[i];
-        const auto use = [&](int buffer) {
-            const auto b = static_cast<std::size_t>(buffer);
-            first[b] = std::min(first[b], i);
-            last[b] = std::max(last[b], i);
-        };
-        for (const int input : op.inputs) use(input);
-        if (op.output >= 0) use(op.output);
-        if (op.kind == OpKind::attention) parts_floats = attention_workspace_floats;
-        if (op.kind == OpKind::linear && op.activations != Activations::f32) {
-            const auto kind = op.activations.value_or(Activations::q16);
-            const Buffer& x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])];
-            quantized_bytes =
-                std::max(quantized_bytes, quantized_activation_bytes(kind, max_tokens_, x.width));
-        }
-        if (op.kind == OpKind::expert_linear) {
-            const std::size_t k = graph_.buffers[static_cast<std::size_t>(op.inputs[0])].width /
-                                  (op.shared ? 1 : op.n_used);
-            const std::size_t y = graph_.buffers[static_cast<std::size_t>(op.output)].width;
-            expert_floats = std::max(expert_floats, k + y / op.n_used);
-            if (op.activations != Activations::f32)
-                quantized_bytes =
-                    std::max(quantized_bytes,
-                             quantized_activation_bytes(op.activations.value_or(Activations::q16),
-                                                        std::max(max_tokens_, op.n_used), k));
-        }
-    }
-    offsets_.assign(n, 0);
-    std::size_t total = 0;
-    for (std::size_t b = 0; b < n; ++b) {
-        if (graph_.buffers[b].external) continue;
-        // The lowest place that no buffer alive at the same time overlaps.
-        std::size_t offset = 0;
-        for (bool moved = true; moved;) {
-            moved = false;
-            for (std::size_t o = 0; o < b; ++o) {
-                const bool alive =
-                    !graph_.buffers[o].external && first[o] <= last[b] && first[b] <= last[o];
-                const bool overlaps = offset < offsets_[o] + graph_.buffers[o].width &&
-                                      offsets_[o] < offset + graph_.buffers[b].width;
-                if (alive && overlaps) {
-                    offset = offsets_[o] + graph_.buffers[o].width;
-                    moved = true;
-                }
-            }
-        }
-        offsets_[b] = offset;
-        total = std::max(total, offset + graph_.buffers[b].width);
-    }
-    std::size_t bytes;
-    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), total, &bytes)) throw std::bad_alloc();
-    arena_ = AlignedBytes(bytes);
-    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), expert_floats, &bytes))
-        throw std::bad_alloc();
-    expert_rows_ = AlignedBytes(bytes);
-    quantized_ = AlignedBytes(quantized_bytes);
-    parts_ = AlignedBytes(parts_floats * sizeof(float));
-}
-
-// An op waits for the team if it reads what was written, or writes what was read or written, since
-// all last met; by place in memory, as buffers share it.  The KV cache counts as one more buffer.
-void Executor::plan_barriers() {
-    const std::size_t n = graph_.buffers.size();
-    std::vector<char> written(n + 1), read(n + 1);
-    const auto touched = [&](const std::vector<char>& marks, std::size_t b) {
-        for (std::size_t o = 0; o < n; ++o) {
-            const bool same =
-                o == b || (b < n && !graph_.buffers[o].external && !graph_.buffers[b].external &&
-                           offsets_[o] < offsets_[b] + graph_.buffers[b].width &&
-                           offsets_[b] < offsets_[o] + graph_.buffers[o].width);
-            if (marks[o] && same) return true;
-        }
-        return b == n && marks[n] != 0;
-    };
-    for (const Op& op : graph_.ops) {
-        std::vector<std::size_t> inputs(op.inputs.begin(), op.inputs.end()), outputs;
-        if (op.output >= 0) outputs.push_back(static_cast<std::size_t>(op.output));
-        if (op.kind == OpKind::kv_append) outputs.push_back(n);
-        if (op.kind == OpKind::attention) inputs.push_back(n);
-        bool conflict = false;
-        for (const std::size_t b : inputs) conflict |= touched(written, b);
-        for (const std::size_t b : outputs) conflict |= touched(written, b) || touched(read, b);
-        if (conflict) {
-            std::fill(written.begin(), written.end(), 0);
-            std::fill(read.begin(), read.end(), 0);
-        }
-        for (const std::size_t b : inputs) read[b] = 1;
-        for (const std::size_t b : outputs) written[b] = 1;
-        barrier_before_.push_back(conflict);
-    }
-}
-
 float* Executor::buffer(int index, const Batch& batch) const {
     const auto b = static_cast<std::size_t>(index);
     if (graph_.buffers[b].external) return static_cast<float*>(batch.external[b]);
     return reinterpret_cast<float*>(arena_.data()) + offsets_[b] * max_tokens_;
 }
 
-void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batch) const {
-    if (batch.n_tokens > max_tokens_)
-        throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
-                                    "; this executor takes up to " + std::to_string(max_tokens_));
+void Executor::check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const {
+    std::size_t found = 0;
+    for (const CachedSequence& sequence : layer.sequences) {
+        const KvCache& cache = sequence.cache;
+        if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
+        if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
+            throw std::invalid_argument("the KV cache has " + std::to_string(cache.n_kv_heads) +
+                                        " heads of " + std::to_string(cache.head_dim) +
+                                        ", expected " + std::to_string(op.n_kv_heads) + " of " +
+                                        std::to_string(op.head_dim));
+        if (cache.type != layer.sequences[0].cache.type)
+            throw std::invalid_argument("the sequences' KV caches are of different types");
+        if (sequence.past > cache.capacity || sequence.n_tokens > cache.capacity - sequence.past)
+            throw std::invalid_argument(
+                std::to_string(sequence.past) + " + " + std::to_string(sequence.n_tokens) +
+                " positions do not fit the KV cache of " + std::to_string(cache.capacity));
+        found += sequence.n_tokens;
+    }
+    if (found != n_tokens)
+        throw std::invalid_argument("the sequences have " + std::to_string(found) +
+                                    " tokens, and the batch has " + std::to_string(n_tokens));
+}
+
+void Executor::check_layer(const Layer& layer, const Batch& batch) const {
     for (const Op& op : graph_.ops) {
-        if (op.kind == OpKind::kv_append || op.kind == OpKind::attention) {
-            const KvCache& cache = batch.cache;
-            if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
-            if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
-                throw std::invalid_argument("the KV cache has " + std::to_string(cache.n_kv_heads) +
-                                            " heads of " + std::to_string(cache.head_dim) +
-                                            ", expected " + std::to_string(op.n_kv_heads) + " of " +
-                                            std::to_string(op.head_dim));
-            if (batch.past > cache.capacity || batch.n_tokens > cache.capacity - batch.past)
-                throw std::invalid_argument(
-                    std::to_string(batch.past) + " + " + std::to_string(batch.n_tokens) +
-                    " positions do not fit the KV cache of " + std::to_string(cache.capacity));
+        if (op.kind == OpKind::kv_append || op.kind == OpKind::rope_append ||
+            op.kind == OpKind::attention) {
+            check_sequences(op, layer, batch.n_tokens);
         } else if (op.kind == OpKind::embed) {
-            const auto& rows = std::get<RawRows>(weights[static_cast<std::size_t>(op.weight)]);
+            const auto& rows =
+                std::get<RawRows>((*layer.weights)[static_cast<std::size_t>(op.weight)]);
             const auto* ids = reinterpret_cast<const std::int32_t*>(buffer(op.inputs[0], batch));
             for (std::size_t t = 0; t < batch.n_tokens; ++t)
                 if (ids[t] < 0 || static_cast<std::size_t>(ids[t]) >= rows.n)
@@ -154,10 +57,10 @@ void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batc
     }
 }
 
-// One thread's way through the ops.
+// One thread's way through the ops, with the weights of one layer.
 struct Executor::Run {
     Executor& executor;
-    const std::vector<Weight>& weights;
+    const Layer& layer;
     const Batch& batch;
     const KernelTable& table;
     const Worker& worker;
@@ -168,7 +71,7 @@ struct Executor::Run {
 
     float* buffer(int index) const { return executor.buffer(index, batch); }
     const Weight& weight(const Op& op) const {
-        return weights[static_cast<std::size_t>(op.weight)];
+        return (*layer.weights)[static_cast<std::size_t>(op.weight)];
     }
 
     void meet() {
@@ -176,11 +79,20 @@ struct Executor::Run {
         quantized_busy = false;
     }
 
-    void linear(const Op& op) {
-        const auto& w = *std::get<std::shared_ptr<const PackedMatrix>>(weight(op));
+    const PackedMatrix& matrix(int slot) const {
+        return *std::get<std::shared_ptr<const PackedMatrix>>(
+            (*layer.weights)[static_cast<std::size_t>(slot)]);
+    }
+    Activations activations(const Op& op) const {
+        return op.activations.value_or(activations_for(batch.n_tokens));
+    }
+    float* products() const { return reinterpret_cast<float*>(executor.products_.data()); }
+
+    // An op's input as w takes it.
+    LinearInput input_for(const Op& op, const PackedMatrix& w) {
         const float* x = buffer(op.inputs[0]);
         std::byte* xq = executor.quantized_.data();
-        const Activations kind = op.activations.value_or(activations_for(batch.n_tokens));
+        const Activations kind = activations(op);
         if (kind != Activations::f32 && is_quantized(w.type())) {
             if (quantized_input != op.inputs[0] || quantized_as != kind ||
                 quantized_for != &w.table()) {
@@ -193,7 +105,70 @@ struct Executor::Run {
             }
             quantized_busy = true;
         }
-        tensor_ops::linear(worker, w, x, kind, xq, batch.n_tokens, buffer(op.output));
+        return {x, kind, xq, batch.n_tokens};
+    }
+
+    void linear(const Op& op, const PackedMatrix& w, float* y) {
+        const LinearInput input = input_for(op, w);
+        tensor_ops::linear(worker, w, input.x, input.kind, input.xq, input.rows, y);
+    }
+
+    void linear_many(const Op& op) {
+        std::array<const PackedMatrix*, largest_many> matrices;
+        std::array<float*, largest_many> outputs;
+        std::size_t n = 0;
+        const PackedMatrix* quantized = nullptr;
+        bool together = true;
+        const auto add = [&](int slot, int output) {
+            const PackedMatrix& w = matrix(slot);
+            matrices[n] = &w;
+            outputs[n++] = buffer(output);
+            if (!is_quantized(w.type())) return;
+            if (!quantized) quantized = &w;
+            together &= &w.table() == &quantized->table();
+        };
+        add(op.weight, op.output);
+        for (std::size_t i = 0; i < op.more_weights.size(); ++i)
+            add(op.more_weights[i], op.more_outputs[i]);
+        if (!together)
+            for (std::size_t i = 0; i < n; ++i) linear(op, *matrices[i], outputs[i]);
+        else
+            tensor_ops::linear_many(worker, std::span(matrices).first(n),
+                                    input_for(op, quantized ? *quantized : *matrices[0]),
+                                    std::span(outputs).first(n));
+    }
+
+    void glu_linear(const Op& op) {
+        const PackedMatrix &gate = matrix(op.weight), &up = matrix(op.more_weights[0]);
+        const Glu activation = op.gelu ? Glu::gelu : Glu::silu;
+        float* y = buffer(op.output);
+        if (alike(gate, up)) {
+            const LinearInput input = input_for(op, is_quantized(gate.type()) ? gate : up);
+            return tensor_ops::glu_linear(worker, gate, up, activation, input, products(), y);
+        }
+        linear(op, gate, y);
+        linear(op, up, products());
+        meet();
+        glu(worker, table, activation, y, products(), y, batch.n_tokens * gate.n());
+    }
+
+    void quantized_norm(const Op& op, std::size_t index) {
+        const std::size_t n = batch.n_tokens, k = std::get<Vector>(weight(op)).n;
+        const float* w = std::get<Vector>(weight(op)).data;
+        const Activations kind = activations(op);
+        const PackedMatrix* reader = nullptr;
+        for (const int slot : executor.matrices_[index])
+            if (!reader && is_quantized(matrix(slot).type())) reader = &matrix(slot);
+        if (!reader || kind == Activations::f32)
+            return rms_norm(worker, table, buffer(op.inputs[0]), w, op.eps, buffer(op.output), n,
+                            k);
+        if (quantized_busy) meet();
+        norm_and_quantize(worker, table, reader->table(), buffer(op.inputs[0]), w, op.eps,
+                          buffer(op.output), kind, n, k, executor.quantized_.data());
+        quantized_input = op.output;  // the barrier before its readers is planned
+        quantized_as = kind;
+        quantized_for = &reader->table();
+        quantized_busy = true;
     }
 
     void experts(const Op& op) {
@@ -204,7 +179,7 @@ struct Executor::Run {
             .route = buffer(op.inputs[1]),
             .rows = batch.n_tokens,
             .n_used = op.n_used,
-            .kind = op.activations.value_or(activations_for(batch.n_tokens)),
+            .kind = activations(op),
             .quantized = executor.quantized_.data(),
             .scratch = reinterpret_cast<float*>(executor.expert_rows_.data()),
             .y = buffer(op.output),
@@ -212,6 +187,27 @@ struct Executor::Run {
         expert_linear(worker, std::get<Experts>(weight(op)), task);
         quantized_input = -1;
         quantized_busy = true;
+    }
+
+    void append(const float* k, const float* v) {
+        for (const CachedSequence& s : layer.sequences) {
+            kv_append(worker, table, k, v, s.n_tokens, s.past, s.cache);
+            const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
+            k += floats;
+            v += floats;
+        }
+    }
+
+    void append_rotated(const Op& op, const float* k, const float* v, const float* angles,
+                        std::size_t n_dims) {
+        for (const CachedSequence& s : layer.sequences) {
+            rope_append(worker, table, k, v, angles, n_dims, op.interleaved, s.n_tokens, s.past,
+                        s.cache);
+            const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
+            k += floats;
+            v += floats;
+            angles += s.n_tokens * n_dims;
+        }
     }
 
     void step(std::size_t index) {
@@ -241,25 +237,34 @@ struct Executor::Run {
                 bias(worker, table, in(0), std::get<Vector>(weight(op)).data, buffer(op.output), n,
                      width(op.output));
                 break;
-            case OpKind::linear: linear(op); break;
+            case OpKind::linear: linear(op, matrix(op.weight), buffer(op.output)); break;
+            case OpKind::linear_many: linear_many(op); break;
+            case OpKind::linear_add:
+                linear_add(worker, matrix(op.weight), input_for(op, matrix(op.weight)), in(1),
+                           products(), buffer(op.output));
+                break;
+            case OpKind::glu_linear: glu_linear(op); break;
+            case OpKind::quantized_norm: return quantized_norm(op, index);
             case OpKind::rope:
                 rope(worker, table, in(0), in(1), buffer(op.output), n, op.n_heads, op.head_dim,
                      width(op.inputs[1]), op.interleaved);
                 break;
-            case OpKind::kv_append:
-                kv_append(worker, table, in(0), in(1), n, batch.past, batch.cache);
+            case OpKind::kv_append: append(in(0), in(1)); break;
+            case OpKind::rope_append:
+                append_rotated(op, in(0), in(1), in(2), width(op.inputs[2]));
                 break;
             case OpKind::attention:
                 attention(worker, table,
                           {.q = in(0),
                            .n_q = n,
                            .n_heads = op.n_heads,
-                           .cache = batch.cache,
-                           .n_kv = batch.past + n,
+                           .cache = {},
+                           .n_kv = 0,
                            .scale = op.scale,
                            .window = op.window,
                            .softcap = op.cap,
-                           .out = buffer(op.output)},
+                           .out = buffer(op.output),
+                           .sequences = layer.sequences},
                           reinterpret_cast<float*>(executor.parts_.data()));
                 break;
             case OpKind::swiglu:
@@ -286,17 +291,52 @@ struct Executor::Run {
                 break;
         }
         if (op.output == quantized_input) quantized_input = -1;
+        for (const int output : op.more_outputs)
+            if (output == quantized_input) quantized_input = -1;
+    }
+
+    void all() {
+        for (std::size_t i = 0; i < executor.graph_.ops.size(); ++i) step(i);
+    }
+
+    // All steps, each until the last thread is done with it.
+    void timed() {
+        using Clock = std::chrono::steady_clock;
+        auto last = Clock::now();
+        for (std::size_t i = 0; i < batch.seconds.size(); ++i) {
+            step(i);
+            meet();
+            if (worker.index() != 0) continue;
+            const auto now = Clock::now();
+            batch.seconds[i] += std::chrono::duration<double>(now - last).count();
+            last = now;
+        }
     }
 };
 
-void Executor::run(const std::vector<Weight>& weights, const Batch& batch) {
-    check_batch(weights, batch);
+void Executor::run(std::span<const Layer> layers, const Batch& batch) {
+    if (batch.n_tokens > max_tokens_)
+        throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
+                                    "; this executor takes up to " + std::to_string(max_tokens_));
+    std::size_t n_sequences = 0;
+    for (const Layer& layer : layers) {
+        check_layer(layer, batch);
+        n_sequences = std::max(n_sequences, layer.sequences.size());
+    }
     if (batch.n_tokens == 0) return;
+    const std::size_t parts = n_sequences * attention_workspace_floats * sizeof(float);
+    if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);
     const KernelTable& table = kernels();
     run_team(
         [&](const Worker& worker) {
-            Run run{*this, weights, batch, table, worker};
-            for (std::size_t i = 0; i < graph_.ops.size(); ++i) run.step(i);
+            for (const Layer& layer : layers) {
+                if (&layer != layers.data()) worker.barrier();
+                Run run{*this, layer, batch, table, worker};
+                if (batch.seconds.empty())
+                    run.all();
+                else
+                    run.timed();
+            }
         },
         batch.max_threads, joining_);
 }

@@ -32,8 +32,8 @@ void plain_linear(const tensor_ops::PackedMatrix& w, Activations kind, const flo
     table.linear_quantized(kind, w.view(), xq.data(), n, 0, w.groups(), y, w.n());
 }
 
-// For graphs of rms_norm, linear, add and swiglu over buffers of one width; buffers: one for each
-// of the graph's, filled in for the external ones.
+// For graphs of norms, products, add and swiglu over buffers of one width; buffers: one for each of
+// the graph's, filled in for the external ones.
 void run_plainly(const Graph& graph, const std::vector<Weight>& weights, std::size_t n,
                  std::vector<Floats>& buffers) {
     const auto& table = tensor_ops::kernels();
@@ -42,13 +42,32 @@ void run_plainly(const Graph& graph, const std::vector<Weight>& weights, std::si
         const float* x = at(op.inputs[0]);
         float* y = at(op.output);
         const auto slot = static_cast<std::size_t>(op.weight);
-        if (op.kind == OpKind::rms_norm)
+        const auto product = [&](int w, float* out) {
+            plain_linear(*std::get<std::shared_ptr<const tensor_ops::PackedMatrix>>(
+                             weights[static_cast<std::size_t>(w)]),
+                         op.activations.value_or(tensor_ops::activations_for(n)), x, n, out);
+        };
+        Floats own(n * width), other(n * width);
+        if (op.kind == OpKind::rms_norm || op.kind == OpKind::quantized_norm) {
             table.rms_norm(x, std::get<tensor_ops::Vector>(weights[slot]).data, op.eps, y, n,
                            width);
-        else if (op.kind == OpKind::linear)
-            plain_linear(*std::get<std::shared_ptr<const tensor_ops::PackedMatrix>>(weights[slot]),
-                         op.activations.value_or(tensor_ops::activations_for(n)), x, n, y);
-        else if (op.kind == OpKind::add)
+        } else if (op.kind == OpKind::linear || op.kind == OpKind::linear_many) {
+            product(op.weight, y);
+            for (std::size_t i = 0; i < op.more_weights.size(); ++i)
+                product(op.more_weights[i], at(op.more_outputs[i]));
+        } else if (op.kind == OpKind::linear_add) {
+            product(op.weight, own.data());
+            table.add(at(op.inputs[1]), own.data(), y, n * width);
+        } else if (op.kind == OpKind::glu_linear) {
+            product(op.weight, own.data());
+            product(op.more_weights[0], other.data());
+            if (op.gelu) {
+                table.gelu_tanh(own.data(), own.data(), n * width);
+                for (std::size_t i = 0; i < n * width; ++i) y[i] = own[i] * other[i];
+            } else {
+                table.swiglu(own.data(), other.data(), y, n * width);
+            }
+        } else if (op.kind == OpKind::add)
             table.add(x, at(op.inputs[1]), y, n * width);
         else
             table.swiglu(x, at(op.inputs[1]), y, n * width);
@@ -90,17 +109,30 @@ Graph random_graph(unsigned seed, std::size_t n_ops) {
     const auto any_of = [&](const std::vector<int>& v) { return v[random() % v.size()]; };
     while (b.graph.ops.size() < n_ops) {
         const int first = any_of(written), second = any_of(written), output = any_of(all);
-        const auto choice = random() % 6;
+        const auto choice = random() % 10;
+        const auto any_matrix = [&] { return 1 + static_cast<int>(random() % 3); };
         if (choice < 2) {
             b.op(OpKind::rms_norm, {first}, output, 0).eps = 1e-5f;
         } else if (choice == 2) {
             b.op(OpKind::add, {first, second}, output);
         } else if (choice == 3) {
             b.op(OpKind::swiglu, {first, second}, output);
+        } else if (choice == 4) {
+            Op& norm = b.op(OpKind::quantized_norm, {first}, output, 0);
+            norm.eps = 1e-5f;
+            if (random() % 2) norm.activations = static_cast<Activations>(random() % 3);
         } else {
-            if (output == first) continue;
-            Op& linear = b.op(OpKind::linear, {first}, output, 1 + static_cast<int>(random() % 3));
-            if (random() % 2) linear.activations = static_cast<Activations>(random() % 3);
+            const int third = any_of(all);
+            if (output == first || (choice == 5 && (third == first || third == output))) continue;
+            const OpKind kinds[] = {OpKind::linear_many, OpKind::linear_add, OpKind::glu_linear,
+                                    OpKind::linear, OpKind::linear};
+            Op& op = b.op(kinds[choice - 5], {first}, output, any_matrix());
+            if (choice == 5) op.more_outputs = {third};
+            if (choice == 5 || choice == 7) op.more_weights = {any_matrix()};
+            if (choice == 6) op.inputs.push_back(second);
+            op.gelu = random() % 2 != 0;
+            if (random() % 2) op.activations = static_cast<Activations>(random() % 3);
+            if (choice == 5) written.push_back(third);
         }
         written.push_back(output);
     }
@@ -187,6 +219,24 @@ TEST(matrices_on_one_input_may_be_packed_for_different_isas) {
                                       2);
 }
 
+TEST(a_norm_may_be_quantised_otherwise_than_a_matrix_wants_it) {
+    const Floats norm = normal(width, 1);
+    const std::vector<Weight> weights = {
+        graphs::vector(norm), graphs::packed(matrices::random(DType::q8_0, width, width, 3))};
+    for (const auto first : {Activations::q8, Activations::q16, Activations::f32})
+        for (const auto second : {Activations::q8, Activations::q16, Activations::f32}) {
+            Builder b;
+            const int x = b.external("x", width), y = b.external("y", width),
+                      h = b.internal("h", width);
+            const int slot = b.slot("norm"), w = b.slot("w");
+            Op& op = b.op(OpKind::quantized_norm, {x}, h, slot);
+            op.eps = 1e-5f;
+            op.activations = first;
+            b.op(OpKind::linear, {h}, y, w).activations = second;
+            check_against_plain_loops(b.graph, weights, 40, 3);
+        }
+}
+
 TEST(an_executor_may_run_many_batches_of_any_size_it_allows) {
     Builder b;
     const int x = b.external("x", width), y = b.external("y", width), w = b.slot("w");
@@ -201,6 +251,164 @@ TEST(an_executor_may_run_many_batches_of_any_size_it_allows) {
                      tensor_ops::activations_for(n), input.data(), n, expected.data());
         check::that(same_bytes(output, expected), std::to_string(n) + " tokens");
     }
+}
+
+// ---- several sequences -------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::size_t kv_heads = 2, capacity = 1300, head_dim = 16, kv_width = kv_heads * head_dim;
+
+// Appends k and v to a cache, and attends with q.
+struct AttentionGraph : Builder {
+    int q = external("q", 64), k = external("k", kv_width), v = external("v", kv_width),
+        out = external("out", 64);
+    AttentionGraph() {
+        Op& append = op(OpKind::kv_append, {k, v});
+        append.n_kv_heads = kv_heads;
+        append.head_dim = head_dim;
+        Op& attention = op(OpKind::attention, {q}, out);
+        attention.n_heads = 4;
+        attention.n_kv_heads = kv_heads;
+        attention.head_dim = head_dim;
+        attention.scale = 0.25f;
+    }
+};
+
+// A cache whose first `past` positions hold numbers.
+struct FilledCache {
+    Floats k, v;
+    FilledCache(std::size_t past, unsigned seed)
+        : k(kv_heads * capacity * head_dim), v(kv_heads * capacity * head_dim) {
+        for (std::size_t head = 0; head < kv_heads; ++head) {
+            const std::size_t at = head * capacity * head_dim;
+            std::copy_n(normal(past * head_dim, seed).data(), past * head_dim, k.data() + at);
+            std::copy_n(normal(past * head_dim, seed + 1).data(), past * head_dim, v.data() + at);
+        }
+    }
+    tensor_ops::KvCache view() {
+        return {k.data(), v.data(), DType::f32, kv_heads, capacity, head_dim};
+    }
+};
+
+}  // namespace
+
+TEST(a_sequence_in_a_batch_gets_what_it_gets_alone_bit_for_bit) {
+    // More than 512 positions are divided into parts, see ops/attention.h.
+    const struct {
+        std::size_t n_tokens, past;
+    } wanted[] = {{1, 0}, {1, 1250}, {5, 3}, {0, 7}, {40, 700}, {1, 900}, {1, 20}};
+    AttentionGraph g;
+    std::size_t total = 0;
+    for (const auto& [n, past] : wanted) total += n;
+    const Floats q = normal(total * 64, 1), k = normal(total * kv_width, 2),
+                 v = normal(total * kv_width, 3);
+    Floats expected(total * 64);
+    std::vector<FilledCache> alone, together;
+    std::vector<tensor_ops::CachedSequence> sequences;
+    std::size_t row = 0;
+    Executor executor(g.graph, total);
+    for (const auto& [n, past] : wanted) {
+        const auto seed = static_cast<unsigned>(10 + 2 * alone.size());
+        alone.emplace_back(past, seed);
+        together.emplace_back(past, seed);
+        sequences.push_back({n, past, together.back().view()});
+        Floats own_q = copy<float>(std::span(q.data() + row * 64, n * 64)),
+               own_k = copy<float>(std::span(k.data() + row * kv_width, n * kv_width)),
+               own_v = copy<float>(std::span(v.data() + row * kv_width, n * kv_width));
+        graphs::run(executor, {},
+                    {{g.q, own_q.data()},
+                     {g.k, own_k.data()},
+                     {g.v, own_v.data()},
+                     {g.out, expected.data() + row * 64}},
+                    n, past, alone.back().view());
+        row += n;
+    }
+    for (const int threads : {1, 3}) {
+        const Threads team(threads);
+        Floats out(total * 64), own_q = copy<float>(q), own_k = copy<float>(k),
+                                own_v = copy<float>(v);
+        graphs::run(
+            executor, {},
+            {{g.q, own_q.data()}, {g.k, own_k.data()}, {g.v, own_v.data()}, {g.out, out.data()}},
+            sequences);
+        check::that(same_bytes(out, expected), std::to_string(threads) + " threads");
+        for (std::size_t i = 0; i < alone.size(); ++i)
+            check::that(
+                same_bytes(together[i].k, alone[i].k) && same_bytes(together[i].v, alone[i].v),
+                "cache " + std::to_string(i));
+    }
+}
+
+TEST(sequences_that_do_not_fit_together_are_refused) {
+    AttentionGraph g;
+    Executor executor(g.graph, 8);
+    FilledCache first(0, 1), second(0, 2);
+    Floats x(8 * 64);
+    const auto run = [&](std::vector<tensor_ops::CachedSequence> sequences) {
+        graphs::run(executor, {},
+                    {{g.q, x.data()}, {g.k, x.data()}, {g.v, x.data()}, {g.out, x.data()}},
+                    sequences);
+    };
+    tensor_ops::KvCache halves = second.view();
+    halves.type = DType::f16;
+    check::refused([&] { run({{1, 0, first.view()}, {1, 0, halves}}); }, "different types");
+    check::refused([&] { run({{1, 0, first.view()}, {1, 0, {}}}); }, "needs k_cache");
+    check::refused([&] { run({{1, 0, first.view()}, {1, capacity, second.view()}}); },
+                   "1300 + 1 positions do not fit");
+    std::vector<void*> pointers(executor.graph().buffers.size(), x.data());
+    const tensor_ops::CachedSequence one{1, 0, first.view()};
+    check::refused(
+        [&] {
+            const std::vector<Weight> none;
+            const tensor_ops::Layer layer{&none, {&one, 1}};
+            executor.run({&layer, 1}, {.external = pointers, .n_tokens = 2});
+        },
+        "the sequences have 1 tokens, and the batch has 2");
+}
+
+TEST(layers_run_one_after_the_other_on_the_same_buffers) {
+    Builder b;
+    const int x = b.external("x", width), h = b.internal("h", width);
+    b.op(OpKind::linear, {x}, h, b.slot("w"));
+    b.op(OpKind::add, {x, h}, x);
+    std::vector<std::vector<Weight>> weights;
+    for (unsigned seed = 0; seed < 5; ++seed)
+        weights.push_back({graphs::packed(
+            matrices::normal(seed % 2 ? DType::q8_0 : DType::f32, width, width, seed, 0.1))});
+    Executor executor(b.graph, 7);
+    const Floats start = normal(7 * width, 1);
+    Floats expected = copy<float>(start);
+    for (const auto& w : weights) graphs::run(executor, w, {{x, expected.data()}}, 7);
+    for (const int threads : {1, 3}) {
+        const Threads team(threads);
+        Floats actual = copy<float>(start);
+        std::vector<void*> pointers = {actual.data(), nullptr};
+        std::vector<tensor_ops::Layer> layers;
+        for (const auto& w : weights) layers.push_back({&w});
+        executor.run(layers, {.external = pointers, .n_tokens = 7});
+        check::that(same_bytes(actual, expected), std::to_string(threads) + " threads");
+    }
+}
+
+TEST(the_time_of_each_op_is_added_where_it_is_asked_for) {
+    Builder b;
+    const int x = b.external("x", width), y = b.external("y", width);
+    b.op(OpKind::linear, {x}, y, b.slot("w"));
+    b.op(OpKind::add, {x, y}, y);
+    const std::vector<Weight> weights = {
+        graphs::packed(matrices::random(DType::q8_0, width, width, 2))};
+    Executor executor(b.graph, 9);
+    Floats in = normal(9 * width, 1), out(9 * width), timed(9 * width);
+    graphs::run(executor, weights, {{x, in.data()}, {y, out.data()}}, 9);
+    const Threads team(3);
+    std::vector<double> seconds = {100.0, 200.0};
+    std::vector<void*> pointers = {in.data(), timed.data()};
+    const tensor_ops::Layer layer{&weights};
+    executor.run({&layer, 1}, {.external = pointers, .n_tokens = 9, .seconds = seconds});
+    check::that(seconds[0] > 100.0 && seconds[0] < 110.0, check::text(seconds[0]));
+    check::that(seconds[1] > 200.0 && seconds[1] < 210.0, check::text(seconds[1]));
+    check::that(same_bytes(timed, out), "another result");
 }
 
 // ---- embed -------------------------------------------------------------------------------------
