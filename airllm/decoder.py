@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Backend
-from airllm.formats.gguf import GGUFFile
+from airllm.formats.model_file import ModelFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.numpy_ops import rope_table
@@ -22,7 +22,7 @@ class Decoder:
 
     def __init__(
         self,
-        gguf: GGUFFile,
+        gguf: ModelFile,
         model: Model,
         backend: Backend,
         *,

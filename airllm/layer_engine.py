@@ -20,7 +20,7 @@ from airllm.arguments import check_choice, check_count
 from airllm.backends import load_backend
 from airllm.chat_template import ChatTemplate, map_texts
 from airllm.decoder import Decoder
-from airllm.formats.gguf import GGUFFile
+from airllm.formats.opening import open_model
 from airllm.generation import Generation, generate
 from airllm.graph import Activations
 from airllm.kv_cache import KVType
@@ -93,7 +93,7 @@ class LayerWiseInferenceEngine:
             _log.warning("decode_threads=%d changes nothing on the NumPy backend", decode_threads)
         self.backend = runner.name
         self._busy = threading.Lock()
-        self._gguf = GGUFFile.open(model_path)
+        self._gguf = open_model(model_path)
         try:
             model = load_model(self._gguf, activations)
             self.config: ModelConfig = model.config

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
-from airllm.formats.gguf import GGUFFile
+from airllm.formats.model_file import ModelFile
 from airllm.graph import Graph, Role
 from airllm.models import Model
 from airllm.progress import OnProgress
@@ -42,7 +42,7 @@ class FileWeights:
 
     def __init__(
         self,
-        gguf: GGUFFile,
+        gguf: ModelFile,
         model: Model,
         backend: Backend,
         *,
@@ -112,7 +112,7 @@ def tensor_name(slot: str, layer: int | None = None) -> str:
     return name if layer is None else f"blk.{layer}.{name}"
 
 
-def check_tensors(gguf: GGUFFile, model: Model) -> None:
+def check_tensors(gguf: ModelFile, model: Model) -> None:
     """Compare a file's tensors with the slots of a model's graphs, before any is read.
 
     FormatError names a tensor that is missing, of another shape or type, or that no slot takes: a

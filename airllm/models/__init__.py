@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats.gguf import GGUFFile
+from airllm.formats.model_file import ModelFile
 from airllm.graph import Activations, Graph
 from airllm.models import gemma2, gemma3, llama, qwen2, qwen3, qwen3moe
 from airllm.models.config import ModelConfig
@@ -59,7 +59,7 @@ class Model:
     head: Graph
 
 
-def load_model(gguf: GGUFFile, activations: Activations = "auto") -> Model:
+def load_model(gguf: ModelFile, activations: Activations = "auto") -> Model:
     """The model that a file describes. FormatError for an architecture that has no family here."""
     architecture = gguf.metadata.text("general.architecture")
     if architecture not in FAMILIES:

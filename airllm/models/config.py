@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from airllm.formats.gguf import GGUFFile, Metadata
+from airllm.formats.metadata import Metadata
+from airllm.formats.model_file import ModelFile
 
 # Limits far above any model there is (the longest contexts are 10 million tokens, the widest layers
 # some 100,000), so that what follows cannot overflow. That the tensors are there, in these sizes,
@@ -118,7 +119,7 @@ class ModelConfig:
     normalized_experts: bool = True  # the shares of a token's experts sum to 1
 
     @classmethod
-    def from_gguf(cls, gguf: GGUFFile) -> "ModelConfig":
+    def from_gguf(cls, gguf: ModelFile) -> "ModelConfig":
         """Read and check. FormatError names the file, the key and its value."""
         metadata = gguf.metadata
         arch = metadata.text("general.architecture")
@@ -260,7 +261,7 @@ def _intermediate_size(metadata: Metadata, arch: str, n_experts_used: int) -> in
     return metadata.integer(f"{arch}.expert_feed_forward_length", default, low=1, high=_MAX_WIDTH)
 
 
-def _vocab_size(gguf: GGUFFile, arch: str) -> int:
+def _vocab_size(gguf: ModelFile, arch: str) -> int:
     """The rows of the embedding, which metadata and vocabulary must agree with."""
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None:
