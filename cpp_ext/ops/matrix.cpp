@@ -61,8 +61,9 @@ PackedMatrix::PackedMatrix(DType type, std::span<const std::byte> source, std::s
     const std::size_t all = groups();
     run_team(
         [&](const Worker& worker) {
-            const Share part = share(worker, all);
-            table_->pack(type, source.data(), n, k, part.first, part.last, data_);
+            deal(worker, all, 4, [&](std::size_t first, std::size_t last) {
+                table_->pack(type, source.data(), n, k, first, last, data_);
+            });
         },
         bytes() < 64 * 1024 ? 1 : 1024);
 }
