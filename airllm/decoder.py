@@ -8,8 +8,8 @@ from airllm.formats.model_file import ModelFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.numpy_ops import rope_table
+from airllm.open_weights import open_weights
 from airllm.progress import OnProgress, part_of
-from airllm.weights import FileWeights
 
 Logits = NDArray[np.float32]
 
@@ -30,11 +30,16 @@ class Decoder:
         batch_size: int,
         kv_type: KVType,
         decode_threads: int = 0,
+        budget: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """decode_threads: at most so many for one token at a time; 0 for all."""
+        """decode_threads: at most so many for one token at a time; 0 for all.
+        budget: bytes for weights, cache and buffers, None for no limit; see airllm.plan.
+
+        BudgetError where the model does not run in it."""
         config = model.config
         self._model, self._batch_size = model, batch_size
+        self.backend = backend
         self._decode_threads = decode_threads
         # Before the weights, which take their time: it may be refused.
         self.cache = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, context, kv_type)
@@ -42,17 +47,19 @@ class Decoder:
         self._layers = [kinds[kind] for kind in model.kind_of_layer]
         self._embed = backend.executor(model.embed, batch_size)
         self._head = backend.executor(model.head, batch_size)
-        self.weights = FileWeights(
+        self._residual = np.empty((batch_size, config.hidden_size), np.float32)
+        self._last_logits = np.empty(config.vocab_size, np.float32)
+        self.weights, self.plan = open_weights(
             gguf,
             model,
             backend,
-            embed=self._embed,
-            layers=self._layers,
-            head=self._head,
+            executors=(self._embed, self._layers, self._head),
+            budget=budget,
+            context=context,
+            kv_cache_bytes=self.cache.nbytes,
+            buffer_bytes=self.buffer_bytes,
             on_progress=on_progress,
         )
-        self._residual = np.empty((batch_size, config.hidden_size), np.float32)
-        self._last_logits = np.empty(config.vocab_size, np.float32)
 
     @property
     def buffer_bytes(self) -> int:
@@ -78,6 +85,8 @@ class Decoder:
         An exception, Ctrl-C's too, leaves in the cache the batches that were complete.
         FormatError when the file has changed since it was opened.
         """
+        if self.weights.streams and len(tokens) > self._batch_size:
+            return self._evaluate_in_one_pass(tokens, logits, on_progress)
         starts = range(0, len(tokens), self._batch_size)
         n_layers = self._model.config.n_layers
         steps = n_layers * len(starts)
@@ -93,6 +102,43 @@ class Decoder:
             return logits
         self._run_head(residual[-1:], self._last_logits[np.newaxis], threads)
         return self._last_logits
+
+    def _evaluate_in_one_pass(
+        self, tokens: NDArray[np.int32], logits: Logits | None, on_progress: OnProgress | None
+    ) -> Logits:
+        """`evaluate`, layer by layer instead of batch by batch: all tokens pass through a layer
+        before the next is read, so that a prompt takes one pass of the disk however long it is. The
+        batches are the same, and so is every bit. What it costs is the residual of all tokens.
+
+        An exception leaves the cache as it was."""
+        past, n_layers = self.cache.length, self._model.config.n_layers
+        residual = np.empty((len(tokens), self._model.config.hidden_size), np.float32)
+        starts = range(0, len(tokens), self._batch_size)
+        batches = [slice(start, start + self._batch_size) for start in starts]
+        with self.weights.embed() as bound:
+            for batch in batches:
+                buffers = {"tokens": tokens[batch], "residual": residual[batch]}
+                self._embed.run(bound, buffers, len(tokens[batch]))
+        positions = np.arange(past, past + len(tokens))
+        ropes = [rope_table(positions, kind.inv_freq) for kind in self._model.kinds]
+        for index, kind in enumerate(self._model.kind_of_layer):
+            keys, values = self.cache.layer(index)
+            with self.weights.layer(index) as bound:
+                for batch in batches:
+                    buffers = {"residual": residual[batch], "rope": ropes[kind][batch]}
+                    n, before = len(tokens[batch]), past + batch.start
+                    self._layers[index].run(bound, buffers, n, before, keys, values)
+            if on_progress is not None:
+                on_progress(index + 1, n_layers)
+        self.cache.tokens.extend(tokens.tolist())
+        if logits is None:
+            self._run_head(residual[-1:], self._last_logits[np.newaxis], 0)
+            return self._last_logits
+        with self.weights.head() as bound:
+            for batch in batches:
+                buffers = {"residual": residual[batch], "logits": logits[batch]}
+                self._head.run(bound, buffers, len(tokens[batch]))
+        return logits
 
     def _run_layers(
         self,

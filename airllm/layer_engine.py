@@ -11,13 +11,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.arguments import check_choice, check_count
 from airllm.backends import load_backend
+from airllm.budget import BudgetError, granted_bytes
 from airllm.chat_template import ChatTemplate, map_texts
 from airllm.decoder import Decoder
 from airllm.formats.opening import open_model
@@ -26,11 +27,12 @@ from airllm.graph import Activations
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError, Limits, OnFull
 from airllm.models import ModelConfig, load_model
+from airllm.plan import Plan, default_context, kv_bytes_per_token
 from airllm.progress import OnProgress
 from airllm.sampling import Sampling
 from airllm.tokenizer import Tokenizer
 
-__all__ = ["ContextFullError", "Generation", "LayerWiseInferenceEngine"]
+__all__ = ["BudgetError", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
 
 # Unless asked for more: the cache of a long context would be most of a small model's memory.
 DEFAULT_CONTEXT = 4096
@@ -61,6 +63,7 @@ class LayerWiseInferenceEngine:
         kv_type: KVType = "f16",
         activations: Activations = "auto",
         batch_size: int = 512,
+        ram_budget: int | str | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Open a GGUF file: metadata and tensors are checked before any is used.
@@ -78,16 +81,21 @@ class LayerWiseInferenceEngine:
             of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
             "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
         batch_size: tokens of a prompt that are evaluated at once.
+        ram_budget: memory for weights, KV cache and buffers, in bytes or as "2GiB"; None for what
+            AIRLLM_RAM says, or what is available. Layers that do not fit are streamed from the disk
+            for each token; answers are the same, bit for bit. See `plan`.
         on_progress: called with (done, total) layers while weights are prepared.
 
         Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
-        where it cannot be read, ValueError for an argument that makes no sense.
+        where it cannot be read, ValueError for an argument that makes no sense, and as BudgetError,
+        with the smallest that would do, for a budget that the model cannot run in.
         """
         check_choice("kv_type", kv_type, get_args(KVType))
         check_choice("activations", activations, get_args(Activations))
         check_count("batch_size", batch_size)
         if decode_threads is not None:
             check_count("decode_threads", decode_threads)
+        budget = granted_bytes(ram_budget)
         runner = load_backend(backend, threads)
         if decode_threads is not None and runner.name == "numpy":
             _log.warning("decode_threads=%d changes nothing on the NumPy backend", decode_threads)
@@ -97,7 +105,11 @@ class LayerWiseInferenceEngine:
         try:
             model = load_model(self._gguf, activations)
             self.config: ModelConfig = model.config
-            self.context = _context(context, model.config)
+            longest = _context(context, model.config)
+            if context is None:
+                kv_bytes = kv_bytes_per_token(model.config, kv_type)
+                longest = default_context(longest, int(batch_size), kv_bytes, budget)
+            self.context = longest
             self._decoder: Decoder | None = Decoder(
                 self._gguf,
                 model,
@@ -106,6 +118,7 @@ class LayerWiseInferenceEngine:
                 batch_size=min(int(batch_size), self.context),
                 kv_type=kv_type,
                 decode_threads=decode_threads or 0,
+                budget=budget,
                 on_progress=on_progress,
             )
         except BaseException:
@@ -284,8 +297,28 @@ class LayerWiseInferenceEngine:
             "resident": _resident_bytes(),
         }
 
+    def plan(self, *, probe: bool = False) -> Plan:
+        """What of the model is kept in memory and what is streamed, and the bytes of each.
+
+        probe: measure the disk for a fraction of a second as well, and expect a speed of it.
+        """
+        with self._exclusive() as decoder:
+            if not probe or not decoder.plan.streams:
+                return decoder.plan
+            from airllm.disk_probe import disk_bytes_per_second
+
+            return decoder.plan.with_disk(disk_bytes_per_second(self._gguf, decoder.backend))
+
+    def stream_stats(self) -> dict[str, Any] | None:
+        """Of all passes so far: bytes_read, disk_seconds (with a read under way),
+        waited_for_disk_seconds, waited_for_compute_seconds, io, direct; None where nothing is
+        streamed."""
+        return None if self._decoder is None else self._decoder.weights.stream_stats()
+
     def close(self) -> None:
         """Give memory and file back. What still runs, in a stream say, fails at its next token."""
+        if self._decoder is not None:
+            self._decoder.weights.close()
         self._decoder = None
         self._gguf.close()
 

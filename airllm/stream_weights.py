@@ -1,0 +1,240 @@
+"""Weights of a model that is larger than the memory it may have.
+
+As its plan says, some layers are kept; the others come from the disk for each pass, in order: while
+one is computed with, the next is read and packed. What was read ahead at the end of a pass is the
+beginning of the next.
+"""
+
+import mmap
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from airllm.backends import Backend, Executor, Stream
+from airllm.backends.experts import Experts
+from airllm.formats.model_file import Extent, ModelFile
+from airllm.models import Model
+from airllm.plan import Part, Plan
+from airllm.progress import OnProgress
+from airllm.weights import check_tensors
+
+_HEAD = -1  # in place of a layer's index
+
+
+class StreamWeights:
+    """A WeightSource within a Plan. For one thread at a time.
+
+    Memory is taken once, here. A disk that fails raises OSError where its layer is asked for, a
+    file that has changed FormatError; the next pass begins anew, and may succeed.
+    """
+
+    def __init__(
+        self,
+        gguf: ModelFile,
+        model: Model,
+        backend: Backend,
+        plan: Plan,
+        parts: Sequence[Part],
+        *,
+        embed: Executor,
+        layers: Sequence[Executor],
+        head: Executor,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """parts: as model_parts gives them. layers: the executor of each.
+        on_progress(done, total) is called after each layer that is kept has been read."""
+        check_tensors(gguf, model)
+        self._gguf, self._backend, self.plan = gguf, backend, plan
+        self._files = [(part.descriptor, str(part.path)) for part in gguf.parts]
+        embedding, *layer_parts, head_part = parts
+        self._kept_bytes = sum(part.kept_bytes for part in parts)
+        by_index = {**dict(enumerate(layer_parts)), _HEAD: head_part}
+        executors = {**dict(enumerate(layers)), _HEAD: head}
+
+        streamed = [*plan.streamed_layers, *([_HEAD] if plan.head == "streamed" else [])]
+        pinned = [index for index in by_index if index not in streamed]
+        self._bound: dict[int, list[Any]] = {}  # of each layer, and the head: in each slot
+        self._pin(
+            [by_index[index] for index in pinned],
+            [executors[i] for i in pinned],
+            pinned,
+            on_progress,
+        )
+        self._embedding = _Embedding(gguf, backend, embedding, embed, plan.embedding == "pinned")
+
+        self._section = {index: at for at, index in enumerate(streamed)}
+        self._next = 0  # section of the stream
+        self._stream: Stream | None = None
+        if streamed:
+            largest = max(by_index[index].nbytes for index in streamed)
+            slots = [backend.memory(largest) for _ in range(plan.slots)]
+            sections = []
+            for index in streamed:
+                bound, section = self._prepare(by_index[index], executors[index], slots)
+                self._bound[index] = bound
+                sections.append(section)
+            self._stream = backend.stream(self._files, sections)
+        self.streams = self._stream is not None
+        gguf.check_unchanged()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept, and of the ring."""
+        return self.plan.pinned_bytes + self.plan.ring_bytes
+
+    def embed(self) -> AbstractContextManager[Any]:
+        return self._embedding.bound()
+
+    def layer(self, index: int) -> AbstractContextManager[Any]:
+        if index in self._section:
+            return self._streamed(index)
+        return nullcontext(self._bound[index][0])
+
+    def head(self) -> AbstractContextManager[Any]:
+        return self.layer(_HEAD)
+
+    def stream_stats(self) -> dict[str, Any] | None:
+        return None if self._stream is None else self._stream.stats()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    @contextmanager
+    def _streamed(self, index: int) -> Iterator[Any]:
+        assert self._stream is not None
+        wanted = self._section[index]
+        if wanted < self._next:  # the last pass did not come to its end
+            self._next = 0
+            self._stream.rewind()
+        try:
+            while True:
+                section, slot = self._stream.take()
+                if section == wanted:
+                    break
+                self._stream.release()
+                self._next = section + 1
+        except BaseException:
+            self._next = len(self._section)  # whatever comes next begins anew
+            self._gguf.check_unchanged()  # the better explanation, if it is one
+            raise
+        try:
+            yield self._bound[index][slot]
+        finally:
+            self._stream.release()
+            self._next = (section + 1) % len(self._section)
+
+    def _prepare(
+        self, part: Part, executor: Executor, slots: Sequence[Any]
+    ) -> tuple[list[Any], list[tuple[int, int, int, list[Any]]]]:
+        """A part's weights with its matrices in each of the slots; what fills them."""
+        kept = self._kept(part)
+        ranges: list[tuple[int, int, int, list[Any]]] = [
+            (matrix.part, matrix.offset, matrix.file_bytes, []) for matrix in part.matrices
+        ]
+        bound = []
+        for memory in slots:
+            offset, weights = 0, dict(kept)
+            experts: dict[str, list[Any]] = {}
+            for matrix, (_, _, _, targets) in zip(part.matrices, ranges, strict=True):
+                room, target = self._backend.matrix_in(
+                    memory, offset, matrix.tensor.type, matrix.shape
+                )
+                targets.append(target)
+                if matrix.role == "experts":
+                    experts.setdefault(matrix.slot, []).append(room)
+                else:
+                    weights[matrix.slot] = room
+                offset += matrix.nbytes
+            weights |= {slot: Experts(rooms) for slot, rooms in experts.items()}
+            bound.append(executor.bind(weights))
+        return bound, ranges
+
+    def _kept(self, part: Part) -> dict[str, Any]:
+        """The weights of a part that are in memory anyway."""
+        weights = {}
+        for slot, role, tensor in part.kept:
+            memory = np.empty(tensor.nbytes, np.uint8)
+            data = self._gguf.read(tensor.name, memory)
+            weights[slot] = self._backend.weight(role, data, tensor.type, tensor.shape)
+        return weights
+
+    def _pin(
+        self,
+        parts: Sequence[Part],
+        executors: Sequence[Executor],
+        indices: Sequence[int],
+        on_progress: OnProgress | None,
+    ) -> None:
+        """Read what is kept: packed piece by piece, so that it never is in memory twice."""
+        sections = []
+        for part, executor, index in zip(parts, executors, indices, strict=True):
+            memory = self._backend.memory(part.nbytes)
+            [bound], section = self._prepare(part, executor, [memory])
+            self._bound[index] = [bound]
+            # Each has a place of its own, so the next may be read while this one is packed.
+            sections.append([(file, at, n, 2 * targets) for file, at, n, targets in section])
+        if not sections:
+            return
+        stream = self._backend.stream(self._files, sections, endless=False)
+        try:
+            for done in range(1, len(sections) + 1):
+                stream.take()
+                stream.release()
+                if on_progress is not None:
+                    on_progress(done, len(sections))
+        except BaseException:
+            self._gguf.check_unchanged()
+            raise
+        finally:
+            stream.close()
+
+
+class _Embedding:
+    """The embedding's rows: in memory, or looked up in the file's map.
+
+    What a look-up has touched is unmapped again, as it would count as this process's memory; the
+    page cache keeps it as long as the system likes.
+    """
+
+    def __init__(
+        self, gguf: ModelFile, backend: Backend, part: Part, executor: Executor, pinned: bool
+    ) -> None:
+        self._gguf = gguf
+        weights: dict[str, Any] = {}
+        self._looked_up: list[Extent] = []
+        for slot, role, tensor in [
+            *part.kept,
+            *((matrix.slot, matrix.role, matrix.tensor) for matrix in part.matrices),
+        ]:
+            if pinned or not tensor.extents:
+                data = gguf.read(tensor.name, np.empty(tensor.nbytes, np.uint8))
+            else:
+                data = gguf.data(tensor.name)
+                self._looked_up += tensor.extents
+            weights[slot] = backend.weight(role, data, tensor.type, tensor.shape)
+        self._bound = executor.bind(weights)
+        self._advise("MADV_RANDOM")
+
+    @contextmanager
+    def bound(self) -> Iterator[Any]:
+        if self._looked_up:
+            self._gguf.check_unchanged()
+        try:
+            yield self._bound
+        finally:
+            self._advise("MADV_DONTNEED")
+
+    def _advise(self, advice: str) -> None:
+        """For the pages that lie wholly in the embedding; nothing where the system has no such
+        word."""
+        option = getattr(mmap, advice, None)
+        if option is None:
+            return
+        for extent in self._looked_up:
+            first = -(-extent.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            n_bytes = extent.offset + extent.nbytes - first
+            if n_bytes > 0:
+                self._gguf.parts[extent.part].map.madvise(option, first, n_bytes)
