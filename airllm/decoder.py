@@ -9,6 +9,7 @@ from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.numpy_ops import rope_table
 from airllm.open_weights import open_weights
+from airllm.plan import buffer_bytes
 from airllm.progress import OnProgress, part_of
 
 Logits = NDArray[np.float32]
@@ -61,13 +62,19 @@ class Decoder:
             on_progress=on_progress,
         )
 
+    def close(self) -> None:
+        """End what reads ahead."""
+        self.weights.close()
+
+    @property
+    def streams(self) -> bool:
+        """Whether each pass waits for the disk."""
+        return self.weights.streams
+
     @property
     def buffer_bytes(self) -> int:
         """Bytes of what is between and inside the graphs."""
-        layers = (kind.graph for kind in self._model.kinds)
-        graphs = (self._model.embed, *layers, self._model.head)
-        internal = sum(graph.row_bytes for graph in graphs) * self._batch_size
-        return internal + self._residual.nbytes + self._last_logits.nbytes
+        return buffer_bytes(self._model, self._batch_size)
 
     def evaluate(
         self,

@@ -72,7 +72,8 @@ def generate(
             n_shifted += before - cache.length - len(pending)
         start = perf_counter()
         logits = decoder.evaluate(np.array(pending, np.int32), None, on_progress)
-        on_progress = None  # it is for the prompt; a token of the answer is quick
+        if not decoder.streams:
+            on_progress = None  # it is for the prompt; a token of the answer is quick
         token = sampler.sample(logits, history)
         seconds.append(perf_counter() - start)
         if token in tokenizer.eos_ids:

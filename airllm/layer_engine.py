@@ -105,11 +105,7 @@ class LayerWiseInferenceEngine:
         try:
             model = load_model(self._gguf, activations)
             self.config: ModelConfig = model.config
-            longest = _context(context, model.config)
-            if context is None:
-                kv_bytes = kv_bytes_per_token(model.config, kv_type)
-                longest = default_context(longest, int(batch_size), kv_bytes, budget)
-            self.context = longest
+            self.context = context_for(context, int(batch_size), model.config, kv_type, budget)
             self._decoder: Decoder | None = Decoder(
                 self._gguf,
                 model,
@@ -318,7 +314,7 @@ class LayerWiseInferenceEngine:
     def close(self) -> None:
         """Give memory and file back. What still runs, in a stream say, fails at its next token."""
         if self._decoder is not None:
-            self._decoder.weights.close()
+            self._decoder.close()
         self._decoder = None
         self._gguf.close()
 
@@ -398,13 +394,19 @@ class LayerWiseInferenceEngine:
             self._busy.release()
 
 
-def _context(asked: int | None, config: ModelConfig) -> int:
+def context_for(
+    asked: int | None, batch_size: int, config: ModelConfig, kv_type: KVType, budget: int | None
+) -> int:
+    """The context that an engine has; ValueError where more is asked for than the model allows."""
     if asked is None:
-        if config.context_length > DEFAULT_CONTEXT:
-            _log.debug(
-                "context of %d tokens; the model allows %d", DEFAULT_CONTEXT, config.context_length
-            )
-        return min(config.context_length, DEFAULT_CONTEXT)
+        longest = min(config.context_length, DEFAULT_CONTEXT)
+        kv_bytes = kv_bytes_per_token(config, kv_type)
+        context = default_context(longest, min(batch_size, longest), kv_bytes, budget)
+        if context < longest:
+            _log.info("a context of %d tokens: the memory has no room for more", context)
+        elif context < config.context_length:
+            _log.debug("context of %d tokens; the model allows %d", context, config.context_length)
+        return context
     check_count("context", asked)
     if asked > config.context_length:
         raise ValueError(

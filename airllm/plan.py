@@ -188,6 +188,13 @@ def default_context(
     return min(longest, max(affordable, shortest))
 
 
+def buffer_bytes(model: Model, batch_size: int) -> int:
+    """Of what is between and inside the graphs, for batches of so many tokens."""
+    layers = (kind.graph for kind in model.kinds)
+    internal = sum(graph.row_bytes for graph in (model.embed, *layers, model.head))
+    return (internal + 4 * model.config.hidden_size) * batch_size + 4 * model.config.vocab_size
+
+
 def kv_bytes_per_token(config: ModelConfig, kv_type: KVType) -> int:
     block, size = TYPES[kv_type]  # KVCache refuses what is not whole blocks
     return config.n_layers * 2 * config.n_kv_heads * -(-config.head_dim // block) * size

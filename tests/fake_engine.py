@@ -46,6 +46,7 @@ class FakeEngine:
         self.shifted_tokens = 0
         self.resets = 0
         self.closed = False
+        self.streamed: dict[str, Any] | None = None
 
     def generate(
         self,
@@ -99,6 +100,9 @@ class FakeEngine:
     def load_session(self, path: Path) -> list[dict[str, str]]:
         messages: list[dict[str, str]] = json.loads(path.read_text())
         return messages
+
+    def stream_stats(self) -> dict[str, Any] | None:
+        return self.streamed
 
     def memory_usage(self) -> dict[str, int]:
         return {"weights": 3 << 20, "kv_cache": 1 << 20, "buffers": 512, "resident": 5 << 20}

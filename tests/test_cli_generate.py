@@ -69,6 +69,7 @@ def test_json_is_one_object_with_text_tokens_and_timings(
             "decode_seconds": 0.25,
             "decode_tokens_per_second": 8.0,
         },
+        "stream": None,
         "backend": "numpy",
         "isa": "numpy",
     }

@@ -141,10 +141,11 @@ class Conversation:
         answer = console.Answer()
         try:
             asked = self._with_room(asked)
-            with answer, console.prompt_progress() as progress:
+            most = self._sampling["max_new_tokens"]
+            with answer, model.evaluation_progress(self._engine, most) as progress:
                 generation = self._engine.generate(
                     asked,
-                    on_token=answer.show,
+                    on_token=progress.before(answer.show),
                     on_progress=progress.update,
                     keep=self._kept(),
                     **self._sampling,

@@ -106,7 +106,11 @@ def abandon_stdout() -> None:
 
 def progress(label: str, unit: str) -> Progress:
     """Progress on stderr, unless --quiet."""
-    return Progress(label, unit, shown=log.isEnabledFor(logging.INFO))
+    return Progress(label, unit, shown=shows_progress())
+
+
+def shows_progress() -> bool:
+    return log.isEnabledFor(logging.INFO)
 
 
 def prompt_progress() -> Progress:

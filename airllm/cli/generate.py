@@ -55,8 +55,8 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_engine(parser)
     options.add_output(
         parser,
-        json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, timings, backend, isa, "
-        "threads",
+        json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, timings, stream (of what "
+        "was read from the disk meanwhile, null where all is in memory), backend, isa, threads",
     )
 
 
@@ -83,10 +83,13 @@ def answer(
     args: argparse.Namespace,
 ) -> "Generation":
     """The answer, which is shown as it comes unless --json asks for it as a whole."""
-    with console.Answer(shown=not args.json) as answer, console.prompt_progress() as progress:
+    with (
+        console.Answer(shown=not args.json) as answer,
+        model.evaluation_progress(engine, args.max_tokens) as progress,
+    ):
         return engine.generate(
             request,
-            on_token=answer.show,
+            on_token=progress.before(answer.show),
             on_progress=progress.update,
             keep=args.keep,
             **options.sampling(args),
@@ -101,6 +104,7 @@ def as_json(engine: "LayerWiseInferenceEngine", generation: "Generation") -> dic
         "shifted_tokens": generation.shifted_tokens,
         "finish_reason": generation.finish_reason,
         "timings": model.timings(generation),
+        "stream": engine.stream_stats(),
         **model.runtime(engine),
     }
 
@@ -129,6 +133,8 @@ def _report(
         len(generation.tokens),
         generation.decode_tokens_per_second,
     )
+    if (stats := engine.stream_stats()) is not None:
+        console.log.info("%s", model.stream_in_words(stats))
 
 
 def _read_stdin() -> str:

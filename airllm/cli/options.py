@@ -107,6 +107,14 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
         "(default: %(default)s)",
     )
     group.add_argument(
+        "--ram",
+        type=size,
+        metavar="SIZE",
+        help="memory for weights, KV cache and buffers, as in 2GiB or 500MB: what does not fit is "
+        "streamed from the disk for each token, see `airllm plan` (default: AIRLLM_RAM, or what "
+        "is available)",
+    )
+    group.add_argument(
         "--activations",
         choices=["auto", "q8", "q16", "f32"],
         default="auto",
@@ -236,6 +244,16 @@ def counts(text: str) -> list[int]:
 
 def positives(text: str) -> list[int]:
     return [positive(item) for item in text.split(",")]
+
+
+def size(text: str) -> int:
+    """ "2GiB" -> bytes"""
+    from airllm.budget import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def not_negative(text: str) -> float:
