@@ -1,15 +1,20 @@
 """The forward pass: tokens through embedding, layers and head, one layer at a time."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.backends import Backend
+from airllm.backends import Backend, Executor
 from airllm.formats.model_file import ModelFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.numpy_ops import rope_table
 from airllm.open_weights import open_weights
 from airllm.plan import buffer_bytes
+from airllm.profiling import Profile
 from airllm.progress import OnProgress, part_of
 
 Logits = NDArray[np.float32]
@@ -43,11 +48,12 @@ class Decoder:
         self.backend = backend
         self._decode_threads = decode_threads
         # Before the weights, which take their time: it may be refused.
-        self.cache = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, context, kv_type)
+        self._kv_type: KVType = kv_type
+        self.cache = self.new_cache(context)
         kinds = [backend.executor(kind.graph, batch_size) for kind in model.kinds]
-        self._layers = [kinds[kind] for kind in model.kind_of_layer]
-        self._embed = backend.executor(model.embed, batch_size)
-        self._head = backend.executor(model.head, batch_size)
+        self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
+        self._embed: Executor = backend.executor(model.embed, batch_size)
+        self._head: Executor = backend.executor(model.head, batch_size)
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
         self.weights, self.plan = open_weights(
@@ -76,24 +82,53 @@ class Decoder:
         """Bytes of what is between and inside the graphs."""
         return buffer_bytes(self._model, self._batch_size)
 
+    @property
+    def batch_size(self) -> int:
+        """Tokens that are evaluated at once, at most."""
+        return self._batch_size
+
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """Note what each op takes; see Profile."""
+        profile, before = Profile(), (self._embed, self._layers, self._head)
+        model = self._model
+        self._embed = profile.wrap(self._embed, model.embed)
+        self._layers = [
+            profile.wrap(layer, model.kinds[kind].graph)
+            for layer, kind in zip(self._layers, model.kind_of_layer, strict=True)
+        ]
+        self._head = profile.wrap(self._head, model.head)
+        try:
+            yield profile
+        finally:
+            self._embed, self._layers, self._head = before
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """A cache for a sequence beside that of `cache`. MemoryError where there is no room."""
+        c = self._model.config
+        return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, capacity, self._kv_type)
+
     def evaluate(
         self,
         tokens: NDArray[np.int32],
         logits: Logits | None = None,
         on_progress: OnProgress | None = None,
+        cache: KVCache | None = None,
     ) -> Logits:
-        """Append tokens to the cache, a batch at a time, and compute logits.
+        """Append tokens to a cache, a batch at a time, and compute logits.
 
         tokens: int32 [n], at least one, valid ids that fit the context: not checked here.
         logits: float32 [n, vocab], filled and returned; if None, only the last row is computed and
             returned, float32 [vocab], in a buffer that the next call overwrites.
         on_progress: called with (done, total) after each step: one layer for one batch of tokens.
+        cache: `self.cache` unless given.
 
         An exception, Ctrl-C's too, leaves in the cache the batches that were complete.
         FormatError when the file has changed since it was opened.
         """
+        cache = self.cache if cache is None else cache
         if self.weights.streams and len(tokens) > self._batch_size:
-            return self._evaluate_in_one_pass(tokens, logits, on_progress)
+            return self._evaluate_in_one_pass(tokens, logits, on_progress, cache)
         starts = range(0, len(tokens), self._batch_size)
         n_layers = self._model.config.n_layers
         steps = n_layers * len(starts)
@@ -102,7 +137,7 @@ class Decoder:
             residual = self._residual[: len(batch)]
             on_layer = part_of(on_progress, n_layers * index, n_layers, steps)
             threads = self._decode_threads if len(tokens) == 1 else 0
-            self._run_layers(batch, residual, threads, on_layer)
+            self._run_layers(batch, [(len(batch), cache)], residual, threads, on_layer)
             if logits is not None:
                 self._run_head(residual, logits[start : start + len(batch)], threads)
         if logits is not None:
@@ -111,14 +146,18 @@ class Decoder:
         return self._last_logits
 
     def _evaluate_in_one_pass(
-        self, tokens: NDArray[np.int32], logits: Logits | None, on_progress: OnProgress | None
+        self,
+        tokens: NDArray[np.int32],
+        logits: Logits | None,
+        on_progress: OnProgress | None,
+        cache: KVCache,
     ) -> Logits:
         """`evaluate`, layer by layer instead of batch by batch: all tokens pass through a layer
         before the next is read, so that a prompt takes one pass of the disk however long it is. The
         batches are the same, and so is every bit. What it costs is the residual of all tokens.
 
         An exception leaves the cache as it was."""
-        past, n_layers = self.cache.length, self._model.config.n_layers
+        past, n_layers = cache.length, self._model.config.n_layers
         residual = np.empty((len(tokens), self._model.config.hidden_size), np.float32)
         starts = range(0, len(tokens), self._batch_size)
         batches = [slice(start, start + self._batch_size) for start in starts]
@@ -129,7 +168,7 @@ class Decoder:
         positions = np.arange(past, past + len(tokens))
         ropes = [rope_table(positions, kind.inv_freq) for kind in self._model.kinds]
         for index, kind in enumerate(self._model.kind_of_layer):
-            keys, values = self.cache.layer(index)
+            keys, values = cache.layer(index)
             with self.weights.layer(index) as bound:
                 for batch in batches:
                     buffers = {"residual": residual[batch], "rope": ropes[kind][batch]}
@@ -137,7 +176,7 @@ class Decoder:
                     self._layers[index].run(bound, buffers, n, before, keys, values)
             if on_progress is not None:
                 on_progress(index + 1, n_layers)
-        self.cache.tokens.extend(tokens.tolist())
+        cache.tokens.extend(tokens.tolist())
         if logits is None:
             self._run_head(residual[-1:], self._last_logits[np.newaxis], 0)
             return self._last_logits
@@ -147,30 +186,57 @@ class Decoder:
                 self._head.run(bound, buffers, len(tokens[batch]))
         return logits
 
+    def evaluate_batch(
+        self, tokens: NDArray[np.int32], caches: Sequence[KVCache], logits: Logits
+    ) -> Logits:
+        """Append one token to each of several caches, reading the weights once for all of them.
+
+        tokens: int32 [n], n up to batch_size, checked no more than by `evaluate`.
+        logits: float32 [n, vocab], filled and returned.
+        """
+        residual = self._residual[: len(tokens)]
+        threads = self._decode_threads if len(tokens) == 1 else 0
+        self._run_layers(tokens, [(1, cache) for cache in caches], residual, threads, None)
+        self._run_head(residual, logits, threads)
+        return logits
+
     def _run_layers(
         self,
         tokens: NDArray[np.int32],
+        sequences: Sequence[tuple[int, KVCache]],
         residual: NDArray[np.float32],
         threads: int,
         on_layer: OnProgress | None,
     ) -> None:
-        """tokens: [n] -> residual: [n, hidden_size]"""
-        n, past = len(tokens), self.cache.length
+        """tokens: [n], those of the first sequence first -> residual: [n, hidden_size]
+
+        sequences: how many tokens each has, and its cache.
+        """
+        n = len(tokens)
         with self.weights.embed() as bound:
             self._embed.run(bound, {"tokens": tokens, "residual": residual}, n, threads=threads)
-        positions = np.arange(past, past + n)
+        positions = np.concatenate(
+            [np.arange(cache.length, cache.length + count) for count, cache in sequences]
+        )
         buffers = [  # of each kind of layer; rope: [n, rope_dims]
             {"residual": residual, "rope": rope_table(positions, kind.inv_freq)}
             for kind in self._model.kinds
         ]
         n_layers = self._model.config.n_layers
         for index, kind in enumerate(self._model.kind_of_layer):
-            keys, values = self.cache.layer(index)
+            layer, own = self._layers[index], buffers[kind]
             with self.weights.layer(index) as bound:
-                self._layers[index].run(bound, buffers[kind], n, past, keys, values, threads)
+                if len(sequences) == 1:
+                    cache = sequences[0][1]
+                    layer.run(bound, own, n, cache.length, *cache.layer(index), threads)
+                else:
+                    batch = [(n, cache.length, *cache.layer(index)) for n, cache in sequences]
+                    layer.run_batch(bound, own, batch, threads)
             if on_layer is not None:
                 on_layer(index + 1, n_layers)
-        self.cache.tokens.extend(tokens.tolist())
+        ids = iter(tokens.tolist())
+        for count, cache in sequences:
+            cache.tokens.extend(islice(ids, count))
 
     def _run_head(self, residual: NDArray[np.float32], logits: Logits, threads: int) -> None:
         """residual: [n, hidden_size] -> logits: [n, vocab]"""

@@ -155,7 +155,9 @@ class RawRows:
 
 # ---- graphs, as airllm.graph builds them ---------------------------------------------------------
 
-class BoundWeights: ...
+class BoundWeights:
+    @property
+    def nbytes(self) -> dict[str, int]: ...  # by slot
 
 class Executor:
     def __init__(
@@ -180,6 +182,16 @@ class Executor:
         k_cache: _Cache | _Bytes | None = None,  # [n_kv_heads, capacity, head_dim], or Q8_0
         v_cache: _Cache | _Bytes | None = None,  # as k_cache
         threads: int = 0,  # at most so many; 0: all
+        seconds: NDArray[np.float64] | None = None,  # [n_ops], added to
+    ) -> None: ...
+    def run_batch(
+        self,
+        bound: BoundWeights,
+        buffers: dict[str, NDArray[Any]],
+        # n_tokens, past, k_cache and v_cache of each
+        sequences: Sequence[tuple[int, int, _Cache | _Bytes, _Cache | _Bytes]],
+        threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
     ) -> None: ...
 
 # ---- what runs -----------------------------------------------------------------------------------

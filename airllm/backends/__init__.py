@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph import Graph, Role
@@ -11,6 +12,9 @@ from airllm.graph import Graph, Role
 __all__ = ["Backend", "Executor", "Stream", "load_backend"]
 
 _log = logging.getLogger("airllm")
+
+# n_tokens, past, k_cache and v_cache of a sequence, as Executor.run has them.
+CachedSequence = tuple[int, int, NDArray[Any], NDArray[Any]]
 
 
 class Executor(Protocol):
@@ -22,6 +26,9 @@ class Executor(Protocol):
         Cheap, and keeps references. GraphError when a slot is missing or a shape is wrong.
         """
 
+    def weight_bytes(self, bound: Any) -> Mapping[str, int]:
+        """Bytes of each slot's weight, as the backend keeps it."""
+
     def run(
         self,
         bound: Any,
@@ -31,13 +38,25 @@ class Executor(Protocol):
         k_cache: NDArray[Any] | None = None,
         v_cache: NDArray[Any] | None = None,
         threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
     ) -> None:
         """Run all ops over the external buffers, [n_tokens, width] each.
 
         k_cache, v_cache: [n_kv_heads, capacity, head_dim], float32 or float16, or uint8 with rows
         of Q8_0, of the layer whose weights are bound; they hold `past` tokens, and the batch is
         appended to them. threads: at most so many, 0 for all; NumPy's BLAS decides for itself.
+        seconds: float64 [n_ops], to which the time of each op is added.
         """
+
+    def run_batch(
+        self,
+        bound: Any,
+        buffers: dict[str, NDArray[Any]],
+        sequences: Sequence[CachedSequence],
+        threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
+    ) -> None:
+        """run for several sequences at once: the rows of the first one first in the buffers."""
 
 
 class Stream(Protocol):

@@ -76,10 +76,14 @@ class CppExecutor:
             max_tokens=max_tokens,
         )
         self.run = self._executor.run  # no Python between the engine's loop and C++
+        self.run_batch = self._executor.run_batch
 
     def bind(self, weights: Mapping[str, Any]) -> Any:
         self._graph.check_bound({name: weight.shape for name, weight in weights.items()})
         return self._executor.bind(dict(weights))
+
+    def weight_bytes(self, bound: tensor_ops_cpp.BoundWeights) -> Mapping[str, int]:
+        return bound.nbytes
 
 
 def _stream_settings() -> tuple[str, bool]:

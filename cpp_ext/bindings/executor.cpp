@@ -1,6 +1,7 @@
 // The executor: graphs that Python builds, run with one call for each segment of a model.
 #include "graph/executor.h"
 
+#include <cstdint>
 #include <map>
 #include <mutex>
 
@@ -15,6 +16,15 @@ namespace {
 struct Bound {
     std::vector<Weight> weights;
     std::vector<py::object> owners;
+    std::vector<std::string> names;
+    std::uint64_t executor;  // that has checked them
+
+    py::dict nbytes() const {
+        py::dict found;
+        for (std::size_t i = 0; i < weights.size(); ++i)
+            found[names[i].c_str()] = weight_bytes(weights[i]);
+        return found;
+    }
 };
 
 class PyExecutor {
@@ -38,35 +48,37 @@ class PyExecutor {
 
     Bound bind(const py::dict& weights) const {
         Bound bound;
+        bound.executor = id_;
         for (const std::string& name : executor_.graph().weights) {
             if (!weights.contains(name))
                 value_error("Executor.bind: weight '" + name + "' is missing.");
             const py::object value = weights[name.c_str()];
             bound.weights.push_back(read_weight(name, value));
             bound.owners.push_back(value);
+            bound.names.push_back(name);
         }
         check_weights(executor_.graph(), bound.weights);
         return bound;
     }
 
     void run(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, std::size_t past,
-             py::handle k_cache, py::handle v_cache, int threads) {
-        if (threads < 0)
-            value_error("Executor.run: threads is negative; expected 0 (all) or more.");
-        const std::unique_lock lock(running_, std::try_to_lock);
-        if (!lock.owns_lock())
-            throw std::runtime_error(
-                "Executor.run: it runs on another thread already; use one "
-                "executor for each thread");
-        if (bound.weights.size() != executor_.graph().weights.size())
-            value_error("Executor.run: the weights were bound by another executor.");
-        check_weights(executor_.graph(), bound.weights);
-        for (const External& external : external_)
-            pointers_[external.index] = external_pointer(external, buffers, n_tokens);
-        const Batch batch{pointers_, n_tokens, past, read_cache(k_cache, v_cache),
-                          threads == 0 ? num_threads() : threads};
-        const py::gil_scoped_release release;
-        executor_.run(bound.weights, batch);
+             py::handle k_cache, py::handle v_cache, int threads, py::handle seconds) {
+        const auto lock = lock_for_run(threads);
+        sequences_.assign(1, {n_tokens, past, read_cache(k_cache, v_cache)});
+        run_locked(bound, buffers, n_tokens, threads, seconds);
+    }
+
+    void run_batch(const Bound& bound, const py::dict& buffers, const py::sequence& sequences,
+                   int threads, py::handle seconds) {
+        const auto lock = lock_for_run(threads);
+        sequences_.clear();
+        std::size_t n_tokens = 0;
+        for (const py::handle item : sequences) {
+            const auto [n, past, k_cache, v_cache] = sequence_argument(item);
+            sequences_.push_back({n, past, read_cache(k_cache, v_cache)});
+            n_tokens += n;
+        }
+        run_locked(bound, buffers, n_tokens, threads, seconds);
     }
 
  private:
@@ -76,6 +88,55 @@ class PyExecutor {
         std::size_t width;
         Dtype dtype;
     };
+
+    std::unique_lock<std::mutex> lock_for_run(int threads) {
+        if (threads < 0)
+            value_error("Executor.run: threads is negative; expected 0 (all) or more.");
+        std::unique_lock lock(running_, std::try_to_lock);
+        if (!lock.owns_lock())
+            throw std::runtime_error(
+                "Executor.run: it runs on another thread already; use one "
+                "executor for each thread");
+        return lock;
+    }
+
+    // Of the sequences in sequences_, n_tokens in all.
+    void run_locked(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, int threads,
+                    py::handle seconds) {
+        if (bound.weights.size() != executor_.graph().weights.size())
+            value_error("Executor.run: the weights were bound by another executor.");
+        if (bound.executor != id_) check_weights(executor_.graph(), bound.weights);
+        for (const External& external : external_)
+            pointers_[external.index] = external_pointer(external, buffers, n_tokens);
+        const Batch batch{pointers_, n_tokens, sequences_, threads == 0 ? num_threads() : threads,
+                          read_seconds(seconds)};
+        const py::gil_scoped_release release;
+        executor_.run(bound.weights, batch);
+    }
+
+    using SequenceArgument = std::tuple<std::size_t, std::size_t, py::object, py::object>;
+    static SequenceArgument sequence_argument(py::handle item) {
+        try {
+            return item.cast<SequenceArgument>();
+        } catch (const py::cast_error&) {
+            throw py::type_error("Executor.run_batch: sequences holds " + describe_kind(item) +
+                                 " that is not (n_tokens, past, k_cache, v_cache).");
+        }
+    }
+
+    std::span<double> read_seconds(py::handle value) const {
+        if (value.is_none()) return {};
+        const std::size_t n_ops = executor_.graph().ops.size();
+        if (py::isinstance<py::array_t<double, py::array::c_style>>(value)) {
+            auto array = py::reinterpret_borrow<py::array_t<double, py::array::c_style>>(value);
+            if (array.ndim() == 1 && static_cast<std::size_t>(array.size()) == n_ops &&
+                array.writeable())
+                return {array.mutable_data(), n_ops};
+        }
+        value_error("Executor.run: seconds is " + describe_kind(value) +
+                    "; expected a writable, C-contiguous float64 array of shape (" +
+                    std::to_string(n_ops) + ",), one for each op.");
+    }
 
     static Graph graph_argument(const py::sequence& buffers,
                                 const std::vector<std::string>& weights, const py::sequence& ops) {
@@ -206,9 +267,16 @@ class PyExecutor {
         return kv.cache();
     }
 
+    static std::uint64_t next_id() {
+        static std::uint64_t last = 0;  // under the GIL
+        return ++last;
+    }
+
+    const std::uint64_t id_ = next_id();
     Executor executor_;
     std::vector<External> external_;
     std::vector<void*> pointers_;
+    std::vector<CachedSequence> sequences_;
     std::mutex running_;
 };
 
@@ -216,8 +284,8 @@ class PyExecutor {
 
 void bind_executor(py::module_& m) {
     using py::arg;
-    py::class_<Bound>(m, "BoundWeights",
-                      "Weights in the slots of a graph; Executor.bind makes it.");
+    py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.")
+        .def_property_readonly("nbytes", &Bound::nbytes, "Bytes of each weight, by its slot.");
     py::class_<PyExecutor>(
         m, "Executor",
         "Runs a graph of ops over named buffers; see airllm.graph, which builds and checks "
@@ -237,7 +305,7 @@ void bind_executor(py::module_& m) {
              "Cheap, and keeps references. ValueError where one is missing or does not fit.")
         .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"),
              arg("past") = 0, arg("k_cache") = py::none(), arg("v_cache") = py::none(),
-             arg("threads") = 0,
+             arg("threads") = 0, arg("seconds") = py::none(),
              "Run all ops on all threads, without the GIL.\n\n"
              "buffers: the external ones by name, float32 [n_tokens, width], token ids int32 "
              "[n_tokens].\n"
@@ -245,7 +313,14 @@ void bind_executor(py::module_& m) {
              "uint8 [n_kv_heads, capacity, head_dim / 32 * 34]; they hold `past` "
              "positions, and the batch's are written after them.\n"
              "threads: at most so many for this run; 0 for all that set_num_threads allows.\n"
-             "ValueError, and nothing has run, where something does not fit.");
+             "seconds: float64 [n_ops], to which the time of each op is added; the threads then "
+             "wait for each other after each op.\n"
+             "ValueError, and nothing has run, where something does not fit.")
+        .def("run_batch", &PyExecutor::run_batch, arg("bound"), arg("buffers"), arg("sequences"),
+             arg("threads") = 0, arg("seconds") = py::none(),
+             "run for several sequences at once, each with a KV cache of its own.\n\n"
+             "sequences: (n_tokens, past, k_cache, v_cache) of each; its rows of the buffers come "
+             "after those of the sequence before it.");
 }
 
 }  // namespace tensor_ops::bindings

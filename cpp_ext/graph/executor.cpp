@@ -1,6 +1,7 @@
 #include "graph/executor.h"
 
 #include <algorithm>
+#include <chrono>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -125,23 +126,36 @@ float* Executor::buffer(int index, const Batch& batch) const {
     return reinterpret_cast<float*>(arena_.data()) + offsets_[b] * max_tokens_;
 }
 
+void Executor::check_sequences(const Op& op, const Batch& batch) const {
+    std::size_t n_tokens = 0;
+    for (const CachedSequence& sequence : batch.sequences) {
+        const KvCache& cache = sequence.cache;
+        if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
+        if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
+            throw std::invalid_argument("the KV cache has " + std::to_string(cache.n_kv_heads) +
+                                        " heads of " + std::to_string(cache.head_dim) +
+                                        ", expected " + std::to_string(op.n_kv_heads) + " of " +
+                                        std::to_string(op.head_dim));
+        if (cache.type != batch.sequences[0].cache.type)
+            throw std::invalid_argument("the sequences' KV caches are of different types");
+        if (sequence.past > cache.capacity || sequence.n_tokens > cache.capacity - sequence.past)
+            throw std::invalid_argument(
+                std::to_string(sequence.past) + " + " + std::to_string(sequence.n_tokens) +
+                " positions do not fit the KV cache of " + std::to_string(cache.capacity));
+        n_tokens += sequence.n_tokens;
+    }
+    if (n_tokens != batch.n_tokens)
+        throw std::invalid_argument("the sequences have " + std::to_string(n_tokens) +
+                                    " tokens, and the batch has " + std::to_string(batch.n_tokens));
+}
+
 void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batch) const {
     if (batch.n_tokens > max_tokens_)
         throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
                                     "; this executor takes up to " + std::to_string(max_tokens_));
     for (const Op& op : graph_.ops) {
         if (op.kind == OpKind::kv_append || op.kind == OpKind::attention) {
-            const KvCache& cache = batch.cache;
-            if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
-            if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
-                throw std::invalid_argument("the KV cache has " + std::to_string(cache.n_kv_heads) +
-                                            " heads of " + std::to_string(cache.head_dim) +
-                                            ", expected " + std::to_string(op.n_kv_heads) + " of " +
-                                            std::to_string(op.head_dim));
-            if (batch.past > cache.capacity || batch.n_tokens > cache.capacity - batch.past)
-                throw std::invalid_argument(
-                    std::to_string(batch.past) + " + " + std::to_string(batch.n_tokens) +
-                    " positions do not fit the KV cache of " + std::to_string(cache.capacity));
+            check_sequences(op, batch);
         } else if (op.kind == OpKind::embed) {
             const auto& rows = std::get<RawRows>(weights[static_cast<std::size_t>(op.weight)]);
             const auto* ids = reinterpret_cast<const std::int32_t*>(buffer(op.inputs[0], batch));
@@ -214,6 +228,15 @@ struct Executor::Run {
         quantized_busy = true;
     }
 
+    void append(const float* k, const float* v) {
+        for (const CachedSequence& s : batch.sequences) {
+            kv_append(worker, table, k, v, s.n_tokens, s.past, s.cache);
+            const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
+            k += floats;
+            v += floats;
+        }
+    }
+
     void step(std::size_t index) {
         const Op& op = executor.graph_.ops[index];
         if (executor.barrier_before_[index]) meet();
@@ -246,20 +269,19 @@ struct Executor::Run {
                 rope(worker, table, in(0), in(1), buffer(op.output), n, op.n_heads, op.head_dim,
                      width(op.inputs[1]), op.interleaved);
                 break;
-            case OpKind::kv_append:
-                kv_append(worker, table, in(0), in(1), n, batch.past, batch.cache);
-                break;
+            case OpKind::kv_append: append(in(0), in(1)); break;
             case OpKind::attention:
                 attention(worker, table,
                           {.q = in(0),
                            .n_q = n,
                            .n_heads = op.n_heads,
-                           .cache = batch.cache,
-                           .n_kv = batch.past + n,
+                           .cache = {},
+                           .n_kv = 0,
                            .scale = op.scale,
                            .window = op.window,
                            .softcap = op.cap,
-                           .out = buffer(op.output)},
+                           .out = buffer(op.output),
+                           .sequences = batch.sequences},
                           reinterpret_cast<float*>(executor.parts_.data()));
                 break;
             case OpKind::swiglu:
@@ -287,16 +309,35 @@ struct Executor::Run {
         }
         if (op.output == quantized_input) quantized_input = -1;
     }
+
+    // All steps, each until the last thread is done with it.
+    void timed() {
+        using Clock = std::chrono::steady_clock;
+        auto last = Clock::now();
+        for (std::size_t i = 0; i < batch.seconds.size(); ++i) {
+            step(i);
+            meet();
+            if (worker.index() != 0) continue;
+            const auto now = Clock::now();
+            batch.seconds[i] += std::chrono::duration<double>(now - last).count();
+            last = now;
+        }
+    }
 };
 
 void Executor::run(const std::vector<Weight>& weights, const Batch& batch) {
     check_batch(weights, batch);
     if (batch.n_tokens == 0) return;
+    const std::size_t parts = batch.sequences.size() * attention_workspace_floats * sizeof(float);
+    if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);
     const KernelTable& table = kernels();
     run_team(
         [&](const Worker& worker) {
             Run run{*this, weights, batch, table, worker};
-            for (std::size_t i = 0; i < graph_.ops.size(); ++i) run.step(i);
+            if (batch.seconds.empty())
+                for (std::size_t i = 0; i < graph_.ops.size(); ++i) run.step(i);
+            else
+                run.timed();
         },
         batch.max_threads, joining_);
 }

@@ -11,12 +11,15 @@
 
 namespace tensor_ops {
 
-// What one run works on.  External buffers hold n_tokens rows; the cache holds `past` positions.
+// What one run works on.  External buffers hold n_tokens rows, those of the first sequence first.
 struct Batch {
     std::span<void* const> external;  // one pointer for each buffer of the graph, null for internal
-    std::size_t n_tokens = 0, past = 0;
-    KvCache cache;              // k is null for a graph without attention
-    int max_threads = 1 << 20;  // for this run; never more than num_threads()
+    std::size_t n_tokens = 0;
+    std::span<const CachedSequence> sequences;  // n_tokens in all; not read without attention
+    int max_threads = 1 << 20;                  // for this run; never more than num_threads()
+    // If not empty, one for each op, to which the time that it took is added; the team then meets
+    // after each op.
+    std::span<double> seconds = {};
 };
 
 class Executor {
@@ -39,6 +42,7 @@ class Executor {
     struct Run;
     void plan_buffers();
     void plan_barriers();
+    void check_sequences(const Op& op, const Batch& batch) const;
     void check_batch(const std::vector<Weight>& weights, const Batch& batch) const;
     float* buffer(int index, const Batch& batch) const;
 
@@ -48,8 +52,9 @@ class Executor {
     std::vector<char> barrier_before_;  // of each op: may it touch what another thread works on?
     Joining joining_ = Joining::any_time;  // routed rows decide how an expert's work is dealt out
     AlignedBytes arena_;
-    AlignedBytes quantized_;    // the quantised input of the linear op at hand
-    AlignedBytes parts_;        // what attention to parts of a long cache gives, until it is merged
+    AlignedBytes quantized_;  // the quantised input of the linear op at hand
+    AlignedBytes parts_;      // what attention to parts of a long cache gives, until it is merged;
+                              // grows with the number of sequences, when one runs with more
     AlignedBytes expert_rows_;  // what one expert of the op at hand takes and gives
 };
 
