@@ -12,7 +12,7 @@ from airllm.formats.model_file import ModelFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.numpy_ops import rope_table
-from airllm.open_weights import open_weights
+from airllm.open_weights import layer_executor, open_weights, plan_weights
 from airllm.plan import buffer_bytes
 from airllm.profiling import Profile
 from airllm.progress import OnProgress, part_of
@@ -50,21 +50,30 @@ class Decoder:
         # Before the weights, which take their time: it may be refused.
         self._kv_type: KVType = kv_type
         self.cache = self.new_cache(context)
-        kinds = [backend.executor(kind.graph, batch_size) for kind in model.kinds]
+        self.plan, parts = plan_weights(
+            gguf,
+            model,
+            backend,
+            budget=budget,
+            context=context,
+            kv_cache_bytes=self.cache.nbytes,
+            buffer_bytes=self.buffer_bytes,
+        )
+        kinds = [layer_executor(backend, kind.graph, batch_size, self.plan) for kind in model.kinds]
         self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
         self._embed: Executor = backend.executor(model.embed, batch_size)
         self._head: Executor = backend.executor(model.head, batch_size)
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
-        self.weights, self.plan = open_weights(
+        self.weights = open_weights(
             gguf,
             model,
             backend,
-            executors=(self._embed, self._layers, self._head),
-            budget=budget,
-            context=context,
-            kv_cache_bytes=self.cache.nbytes,
-            buffer_bytes=self.buffer_bytes,
+            self.plan,
+            parts,
+            embed=self._embed,
+            layers=self._layers,
+            head=self._head,
             on_progress=on_progress,
         )
 

@@ -6,6 +6,9 @@ computed with while the other fills. The embedding is neither: a token takes one
 kilobytes, so to keep it would only take the place of layers that are read whole. It is kept where
 everything else is.
 
+Of a mixture of experts, all but the experts is kept where that is possible; a token then reads the
+few experts that its router chooses, unless they are among those used last.
+
 The budget is that of the model: weights, KV cache when full, and buffers. Python, NumPy and the
 tokeniser take about 60 MB more.
 """
@@ -68,6 +71,18 @@ class Part:
     def file_bytes(self) -> int:
         return sum(matrix.file_bytes for matrix in self.matrices)
 
+    def without_experts(self) -> "Part":
+        others = tuple(matrix for matrix in self.matrices if matrix.role != "experts")
+        return replace(self, matrices=others)
+
+    def experts(self) -> list[list[Matrix]]:
+        """The matrices of each expert."""
+        found: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices:
+            if matrix.role == "experts":
+                found.setdefault(matrix.slot, []).append(matrix)
+        return [list(of_one) for of_one in zip(*found.values(), strict=True)]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -78,6 +93,8 @@ class Plan:
     streamed, and the reads under way. streamed_bytes_per_pass: of the files; a pass is a token of
     an answer, a whole prompt, or a token of each sequence of a batch. disk_bytes_per_second and
     expected_tokens_per_second: None where it was not probed, or nothing is streamed.
+    expert_places: of a mixture, experts that memory (ring_bytes) has room for where they are read
+    one by one; streamed_bytes_per_pass is then what a token takes where all are as likely.
     """
 
     budget_bytes: int | None
@@ -93,6 +110,7 @@ class Plan:
     head: Literal["pinned", "streamed"]
     embedding: Literal["pinned", "looked up"]
     streamed_bytes_per_pass: int
+    expert_places: int = 0
     disk_bytes_per_second: float | None = None
     expected_tokens_per_second: float | None = None
 
@@ -123,8 +141,10 @@ def make_plan(
     context: int,
     kv_cache_bytes: int,
     buffer_bytes: int,
+    experts_used: int = 0,
 ) -> Plan:
     """parts: as model_parts gives them: the embedding, the layers, the head.
+    experts_used: of each layer, by a token; 0 where there are none.
 
     BudgetError, with the smallest budget that would do, where the model does not fit.
     """
@@ -160,6 +180,23 @@ def make_plan(
         return plan(len(layers), 0, 0, True, has_room)
     reads = _read_buffer_bytes([*layers, head])
     needed = []
+    if experts_used and all(layer.experts() for layer in layers):
+        others = sum(layer.without_experts().nbytes for layer in layers)
+        experts = [expert for layer in layers for expert in layer.experts()]
+        place = max(sum(matrix.nbytes for matrix in expert) for expert in experts)
+        fewest = max(len(layer.experts()) for layer in layers)
+        room = budget - base - head.nbytes - others - reads
+        needed.append(budget - room + fewest * place)
+        if room >= fewest * place:
+            places = min(room // place, len(experts))
+            file_bytes = sum(matrix.file_bytes for matrix in experts[0])
+            missing = len(layers) * experts_used * (1 - places / len(experts))
+            return replace(
+                plan(0, 0, places * place + reads, True, False),
+                pinned_bytes=kept + head.nbytes + others,
+                streamed_bytes_per_pass=max(int(missing * file_bytes), 1),
+                expert_places=places,
+            )
     for slots, keeps_head in ((2, True), (2, False), (1, True), (1, False)):
         largest = max(*sizes, 0 if keeps_head else head.nbytes)
         ring = slots * largest + reads

@@ -12,8 +12,8 @@ from airllm.graph import Activations
 from airllm.kv_cache import KVType
 from airllm.layer_engine import context_for
 from airllm.models import load_model
-from airllm.plan import Plan, buffer_bytes, kv_bytes_per_token, make_plan, model_parts
-from airllm.weights import check_tensors
+from airllm.open_weights import plan_weights
+from airllm.plan import Plan, buffer_bytes, kv_bytes_per_token
 
 
 def plan_model(
@@ -35,10 +35,11 @@ def plan_model(
     runner = load_backend(backend)
     with closing(open_model(Path(model_path))) as gguf:
         model = load_model(gguf, activations)
-        check_tensors(gguf, model)
         length = context_for(context, batch_size, model.config, kv_type, budget)
-        plan = make_plan(
-            model_parts(gguf, model, runner),
+        plan, _ = plan_weights(
+            gguf,
+            model,
+            runner,
             budget=budget,
             context=length,
             kv_cache_bytes=length * kv_bytes_per_token(model.config, kv_type),

@@ -6,21 +6,27 @@ beginning of the next.
 """
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from airllm.backends import Backend, Executor, Stream
 from airllm.backends.experts import Experts
+from airllm.expert_cache import ExpertCache
 from airllm.formats.model_file import Extent, ModelFile
 from airllm.models import Model
 from airllm.plan import Part, Plan
 from airllm.progress import OnProgress
+from airllm.routed import RoutedExecutor
 from airllm.weights import check_tensors
 
 _HEAD = -1  # in place of a layer's index
+
+# File, offset, bytes, and a target for each slot.
+Section = list[tuple[int, int, int, list[Any]]]
 
 
 class StreamWeights:
@@ -49,13 +55,19 @@ class StreamWeights:
         self._gguf, self._backend, self.plan = gguf, backend, plan
         self._files = [(part.descriptor, str(part.path)) for part in gguf.parts]
         embedding, *layer_parts, head_part = parts
-        self._kept_bytes = sum(part.kept_bytes for part in parts)
         by_index = {**dict(enumerate(layer_parts)), _HEAD: head_part}
         executors = {**dict(enumerate(layers)), _HEAD: head}
 
-        streamed = [*plan.streamed_layers, *([_HEAD] if plan.head == "streamed" else [])]
-        pinned = [index for index in by_index if index not in streamed]
+        self._experts: ExpertCache | None = None
         self._bound: dict[int, list[Any]] = {}  # of each layer, and the head: in each slot
+        if plan.expert_places:
+            self._keep_all_but_experts(layer_parts, layers)
+            by_index = {_HEAD: head_part}
+            streamed: list[int] = []
+        else:
+            head_is_streamed = plan.head == "streamed"
+            streamed = [*plan.streamed_layers, *([_HEAD] if head_is_streamed else [])]
+        pinned = [index for index in by_index if index not in streamed]
         self._pin(
             [by_index[index] for index in pinned],
             [executors[i] for i in pinned],
@@ -76,7 +88,7 @@ class StreamWeights:
                 self._bound[index] = bound
                 sections.append(section)
             self._stream = backend.stream(self._files, sections)
-        self.streams = self._stream is not None
+        self.streams = self._stream is not None or self._experts is not None
         gguf.check_unchanged()
 
     @property
@@ -96,9 +108,13 @@ class StreamWeights:
         return self.layer(_HEAD)
 
     def stream_stats(self) -> dict[str, Any] | None:
+        if self._experts is not None:
+            return self._experts.stats()
         return None if self._stream is None else self._stream.stats()
 
     def close(self) -> None:
+        if self._experts is not None:
+            self._experts.close()
         if self._stream is not None:
             self._stream.close()
 
@@ -128,29 +144,63 @@ class StreamWeights:
 
     def _prepare(
         self, part: Part, executor: Executor, slots: Sequence[Any]
-    ) -> tuple[list[Any], list[tuple[int, int, int, list[Any]]]]:
-        """A part's weights with its matrices in each of the slots; what fills them."""
+    ) -> tuple[list[Any], Section]:
+        """A part bound with its matrices in each of the slots; what fills them."""
         kept = self._kept(part)
-        ranges: list[tuple[int, int, int, list[Any]]] = [
-            (matrix.part, matrix.offset, matrix.file_bytes, []) for matrix in part.matrices
-        ]
-        bound = []
+        bound, sections = [], []
         for memory in slots:
-            offset, weights = 0, dict(kept)
-            experts: dict[str, list[Any]] = {}
-            for matrix, (_, _, _, targets) in zip(part.matrices, ranges, strict=True):
-                room, target = self._backend.matrix_in(
-                    memory, offset, matrix.tensor.type, matrix.shape
-                )
-                targets.append(target)
-                if matrix.role == "experts":
-                    experts.setdefault(matrix.slot, []).append(room)
-                else:
-                    weights[matrix.slot] = room
-                offset += matrix.nbytes
-            weights |= {slot: Experts(rooms) for slot, rooms in experts.items()}
-            bound.append(executor.bind(weights))
-        return bound, ranges
+            weights, section = self._rooms(part, memory)
+            bound.append(executor.bind({**kept, **weights}))
+            sections.append(section)
+        merged = [
+            (file, at, n, [target for *_, targets in of_slots for target in targets])
+            for of_slots in zip(*sections, strict=True)
+            for file, at, n, _ in of_slots[:1]
+        ]
+        return bound, merged
+
+    def _rooms(self, part: Part, memory: Any) -> tuple[dict[str, Any], Section]:
+        """A part's matrices by slot, one after the other in `memory`; what fills them."""
+        weights: dict[str, Any] = {}
+        experts: dict[str, list[Any]] = {}
+        section: Section = []
+        offset = 0
+        for matrix in part.matrices:
+            room, target = self._backend.matrix_in(memory, offset, matrix.tensor.type, matrix.shape)
+            if matrix.role == "experts":
+                experts.setdefault(matrix.slot, []).append(room)
+            else:
+                weights[matrix.slot] = room
+            section.append((matrix.part, matrix.offset, matrix.file_bytes, [target]))
+            offset += matrix.nbytes
+        weights |= {slot: Experts(rooms) for slot, rooms in experts.items()}
+        return weights, section
+
+    def _keep_all_but_experts(self, layers: Sequence[Part], executors: Sequence[Executor]) -> None:
+        """Of a mixture: its experts come as they are asked for, the rest of it is read now."""
+        experts = [layer.experts() for layer in layers]
+        place_bytes = max(
+            sum(matrix.nbytes for matrix in expert) for layer in experts for expert in layer
+        )
+        cache = ExpertCache(self._backend, self._files, self.plan.expert_places, place_bytes)
+        self._experts = cache
+
+        def fetch(layer: int, wanted: Sequence[int]) -> Mapping[str, Experts]:
+            try:
+                return cache.fetch(layer, experts[layer], wanted)
+            except BaseException:
+                self._gguf.check_unchanged()  # the better explanation, if it is one
+                raise
+
+        sections = []
+        for index, (part, executor) in enumerate(zip(layers, executors, strict=True)):
+            others = part.without_experts()
+            weights, section = self._rooms(others, self._backend.memory(others.nbytes))
+            sections.append(section)
+            assert isinstance(executor, RoutedExecutor)
+            weights |= self._kept(part)
+            self._bound[index] = [executor.bind_routed(weights, partial(fetch, index))]
+        self._read_once(sections)
 
     def _kept(self, part: Part) -> dict[str, Any]:
         """The weights of a part that are in memory anyway."""
@@ -176,6 +226,12 @@ class StreamWeights:
             self._bound[index] = [bound]
             # Each has a place of its own, so the next may be read while this one is packed.
             sections.append([(file, at, n, 2 * targets) for file, at, n, targets in section])
+        self._read_once(sections, on_progress)
+
+    def _read_once(
+        self, sections: Sequence[Section], on_progress: OnProgress | None = None
+    ) -> None:
+        sections = [section for section in sections if section]
         if not sections:
             return
         stream = self._backend.stream(self._files, sections, endless=False)

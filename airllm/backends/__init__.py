@@ -66,6 +66,9 @@ class Stream(Protocol):
         """The next section, and the slot that it is in, until `release`. OSError where it cannot be
         read, or its file was changed; after that `rewind` tries again."""
 
+    def push(self, section: Sequence[tuple[int, int, int, Sequence[Any]]]) -> None:
+        """Another section, of a stream that is not endless."""
+
     def release(self) -> None: ...
     def rewind(self) -> None: ...
     def close(self) -> None: ...

@@ -25,8 +25,8 @@ class PlainStream:
         *,
         endless: bool = True,
     ) -> None:
-        self._files, self._sections, self._endless = files, sections, endless
-        self._slots = len(sections[0][0][3])
+        self._files, self._sections, self._endless = files, list(sections), endless
+        self._slots = len(sections[0][0][3]) if sections else 1
         self._opened = [_identity(descriptor) for descriptor, _ in files]
         self._next = 0
         self._held = False
@@ -50,9 +50,14 @@ class PlainStream:
         self._held = True
         return section, slot
 
+    def push(self, section: Sequence[Range]) -> None:
+        self._sections.append(section)
+
     def release(self) -> None:
         if self._held:
             self._held = False
+            if not self._endless:
+                self._sections[self._next] = []
             self._next += 1
 
     def rewind(self) -> None:

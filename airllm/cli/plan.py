@@ -1,8 +1,13 @@
 """airllm plan: what of a model would be in memory, what would be streamed, and how fast that is."""
 
 import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from airllm.cli import console, model, options
+
+if TYPE_CHECKING:
+    from airllm.plan import Plan
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -41,33 +46,41 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         console.write_json({"model": args.model, **plan.as_dict()})
         return 0
-    size = console.format_bytes
-    n_pinned, n_layers = len(plan.pinned_layers), len(plan.pinned_layers + plan.streamed_layers)
-    granted = "no limit" if plan.budget_bytes is None else size(plan.budget_bytes)
-    rows = [
-        ("model", size(plan.model_bytes)),
-        ("memory", f"{size(plan.total_bytes)} of {granted}"),
-        ("  KV cache", f"{size(plan.kv_cache_bytes)}, for a context of {plan.context} tokens"),
-        ("  buffers", size(plan.buffer_bytes)),
-        (
-            "  pinned",
-            f"{size(plan.pinned_bytes)}: {n_pinned} of {n_layers} layers"
-            f"{', the head' if plan.head == 'pinned' else ''}"
-            f"{', the embedding' if plan.embedding == 'pinned' else ''}",
-        ),
-    ]
-    if plan.streams:
-        streamed = (
-            f"{n_layers - n_pinned} layers{' and the head' if plan.head == 'streamed' else ''}"
-        )
-        rows.append(("  ring", f"{size(plan.ring_bytes)}, for what is streamed"))
-        rows.append(("streamed", f"{size(plan.streamed_bytes_per_pass)} a token: {streamed}"))
-        assert plan.disk_bytes_per_second is not None
-        assert plan.expected_tokens_per_second is not None
-        rows.append(("disk", f"{plan.disk_bytes_per_second / 1e9:.2f} GB/s"))
-        rows.append(("expected", f"{plan.expected_tokens_per_second:.3g} tokens/s"))
-    else:
-        rows.append(("streamed", "nothing: the disk is read once"))
-    for name, text in rows:
+    for name, text in _rows(plan):
         print(f"{name:<12}{text}")
     return 0
+
+
+def _rows(plan: "Plan") -> Iterator[tuple[str, str]]:
+    size = console.format_bytes
+    granted = "no limit" if plan.budget_bytes is None else size(plan.budget_bytes)
+    yield "model", size(plan.model_bytes)
+    yield "memory", f"{size(plan.total_bytes)} of {granted}"
+    yield "  KV cache", f"{size(plan.kv_cache_bytes)}, for a context of {plan.context} tokens"
+    yield "  buffers", size(plan.buffer_bytes)
+    yield "  pinned", f"{size(plan.pinned_bytes)}: {_pinned(plan)}"
+    if not plan.streams:
+        yield "streamed", "nothing: the disk is read once"
+        return
+    yield "  ring", f"{size(plan.ring_bytes)}, for {_streamed(plan)}"
+    yield "streamed", f"{size(plan.streamed_bytes_per_pass)} a token"
+    if plan.disk_bytes_per_second is not None:
+        yield "disk", f"{plan.disk_bytes_per_second / 1e9:.2f} GB/s"
+        yield "expected", f"{plan.expected_tokens_per_second:.3g} tokens/s"
+
+
+def _pinned(plan: "Plan") -> str:
+    if plan.expert_places:
+        return "all but the experts and the embedding"
+    n_layers = len(plan.pinned_layers + plan.streamed_layers)
+    parts = [f"{len(plan.pinned_layers)} of {n_layers} layers"]
+    parts += ["the head"] if plan.head == "pinned" else []
+    parts += ["the embedding"] if plan.embedding == "pinned" else []
+    return ", ".join(parts)
+
+
+def _streamed(plan: "Plan") -> str:
+    if plan.expert_places:
+        return f"the {plan.expert_places} experts that were used last"
+    head = " and the head" if plan.head == "streamed" else ""
+    return f"{len(plan.streamed_layers)} layers{head}"

@@ -13,6 +13,10 @@ namespace {
 
 using MemoryPtr = std::shared_ptr<AlignedBytes>;
 
+constexpr const char* not_as_expected =
+    "Stream: files or sections are not as expected: (descriptor, name) each, and lists of (file, "
+    "offset, bytes, targets), a target being a PackedMatrix or (Memory, offset).";
+
 [[noreturn]] void os_error(int error, const std::string& what, const std::string& file) {
     const py::tuple arguments = py::make_tuple(error, what, file);
     PyErr_SetObject(PyExc_OSError, arguments.ptr());
@@ -96,6 +100,7 @@ class PyStream {
         std::vector<std::shared_ptr<stream::File>> opened;
         std::vector<stream::Section> read;
         try {
+            options.slots = py::len(sections) ? options.slots : 1;
             for (const py::handle item : sections) {
                 stream::Section section;
                 for (const py::handle range : item) section.push_back(range_argument(range));
@@ -108,10 +113,7 @@ class PyStream {
             }
             stream_.emplace(std::move(opened), std::move(read), options);
         } catch (const py::cast_error&) {
-            throw py::type_error(
-                "Stream: files or sections are not as expected: (descriptor, name) each, and lists "
-                "of (file, offset, bytes, targets), a target being a PackedMatrix or (Memory, "
-                "offset).");
+            throw py::type_error(not_as_expected);
         } catch (const std::system_error& error) {
             os_error(error.code().value(), std::strerror(error.code().value()), error.what());
         }
@@ -130,6 +132,16 @@ class PyStream {
             if (taken) return {taken->section, taken->slot};
             if (PyErr_CheckSignals() != 0) throw py::error_already_set();
         }
+    }
+
+    void push(const py::sequence& ranges) {
+        stream::Section section;
+        try {
+            for (const py::handle range : ranges) section.push_back(range_argument(range));
+        } catch (const py::cast_error&) {
+            throw py::type_error(not_as_expected);
+        }
+        stream_->push(std::move(section));
     }
 
     void release() { stream_->release(); }
@@ -205,7 +217,11 @@ void bind_stream(py::module_& m) {
              "rewind() tries again. Ctrl-C ends the wait.")
         .def("release", &PyStream::release, "The section that was taken is no longer in use.")
         .def("rewind", &PyStream::rewind,
-             "The next section is the first; what was read ahead is forgotten.")
+             "The next section is the first; what was read ahead is forgotten. For an endless "
+             "stream.")
+        .def("push", &PyStream::push, arg("section"),
+             "Another section after the last; for a stream that is not endless, which may begin "
+             "with none and then has one slot.")
         .def("close", &PyStream::close,
              "End all reading, at once; a read that the system does not let go ends later by "
              "itself.")

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -86,8 +87,8 @@ struct Stream::State {
     };
 
     std::vector<std::shared_ptr<File>> files;
-    std::vector<Section> sections;
-    std::vector<std::vector<Piece>> pieces;  // of each section
+    std::deque<Section> sections;           // deques: threads are at work on what is there
+    std::deque<std::vector<Piece>> pieces;  // of each section
     Options options;
     std::size_t buffer_bytes = 0;
     std::size_t depth_each = 1;                       // reads under way of each thread
@@ -279,26 +280,19 @@ Stream::Stream(std::vector<std::shared_ptr<File>> files, std::vector<Section> se
                Options options, MakeRequests make)
     : state_(std::make_shared<State>()) {
     State& s = *state_;
-    if (sections.empty() || !options.slots || !options.threads || !options.depth ||
-        !options.piece_bytes)
+    if ((sections.empty() && options.endless) || !options.slots || !options.threads ||
+        !options.depth || !options.piece_bytes)
         throw std::invalid_argument("Stream: no sections, slots, threads, depth or piece_bytes");
-    std::size_t largest = 0;
-    for (const Section& section : sections) {
-        s.pieces.push_back({});
-        for (const Range& range : section) {
-            if (range.file >= files.size() || range.unit == 0 ||
-                range.takes.size() != options.slots || range.offset > UINT64_MAX / 4 ||
-                range.bytes > SIZE_MAX / 4)
-                throw std::invalid_argument("Stream: a range makes no sense");
-        }
-        s.pieces.back() = pieces_of(section, options.piece_bytes);
-        if (s.pieces.back().empty()) throw std::invalid_argument("Stream: a section has no bytes");
-        for (const Piece& piece : s.pieces.back()) largest = std::max(largest, piece.bytes);
-    }
     s.files = std::move(files);
-    s.sections = std::move(sections);
     s.options = options;
     s.slots.resize(options.slots);
+    std::size_t largest = sections.empty() ? options.piece_bytes : 0;
+    for (Section& section : sections) {
+        check(section);
+        s.pieces.push_back(pieces_of(section, options.piece_bytes));
+        for (const Piece& piece : s.pieces.back()) largest = std::max(largest, piece.bytes);
+        s.sections.push_back(std::move(section));
+    }
     s.buffer_bytes = round_up(largest) + 2 * direct_alignment;
 
     // Large units make large buffers: fewer of them then, in about the same memory.
@@ -403,13 +397,46 @@ void Stream::release() {
     const std::lock_guard lock(s.mutex);
     if (!s.held) return;
     s.held = false;
+    if (!s.options.endless) {  // nobody comes back to it
+        s.sections[s.next].clear();
+        s.pieces[s.next].clear();
+    }
     ++s.next;
+    s.work.notify_all();
+}
+
+void Stream::check(const Section& section) const {
+    const State& s = *state_;
+    std::size_t bytes = 0;
+    for (const Range& range : section) {
+        if (range.file >= s.files.size() || range.unit == 0 ||
+            range.takes.size() != s.options.slots || range.offset > UINT64_MAX / 4 ||
+            range.bytes > SIZE_MAX / 4)
+            throw std::invalid_argument("Stream: a range makes no sense");
+        bytes += range.bytes;
+    }
+    if (bytes == 0) throw std::invalid_argument("Stream: a section has no bytes");
+}
+
+void Stream::push(Section section) {
+    check_usable();
+    State& s = *state_;
+    if (s.options.endless) throw std::invalid_argument("Stream: an endless one has its sections");
+    check(section);
+    std::vector<Piece> pieces = pieces_of(section, s.options.piece_bytes);
+    for (const Piece& piece : pieces)
+        if (round_up(piece.bytes) + 2 * direct_alignment > s.buffer_bytes)
+            throw std::invalid_argument("Stream: a range's unit is larger than its buffers");
+    const std::lock_guard lock(s.mutex);
+    s.sections.push_back(std::move(section));
+    s.pieces.push_back(std::move(pieces));
     s.work.notify_all();
 }
 
 void Stream::rewind() {
     check_usable();
     State& s = *state_;
+    if (!s.options.endless) throw std::logic_error("it is read once, from its first section on");
     const std::lock_guard lock(s.mutex);
     s.held = false;
     ++s.era;

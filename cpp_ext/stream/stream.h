@@ -73,6 +73,7 @@ class Stream {
         std::size_t section, slot;
     };
 
+    // sections: may be none where more are pushed.
     // make: for tests; null for what `options` say.  Throws std::invalid_argument for options or
     // ranges that make no sense, std::bad_alloc, std::system_error where no thread starts.
     Stream(std::vector<std::shared_ptr<File>> files, std::vector<Section> sections, Options options,
@@ -87,7 +88,11 @@ class Stream {
     // The section that was taken is no longer in use.
     void release();
     // The next section is the first; what was read ahead, and what was wrong, is forgotten.
+    // std::logic_error for a stream that is not endless.
     void rewind();
+    // Another section after the last, of a stream that is not endless.  Throws
+    // std::invalid_argument for ranges that make no sense, or pieces larger than those at first.
+    void push(Section section);
     // Ends all reading.  Threads that the system does not let go, on a disk that stalls, end when
     // it does; their memory is theirs until then.
     void close();
@@ -98,6 +103,7 @@ class Stream {
     struct State;
     std::shared_ptr<State> state_;
     void check_usable() const;
+    void check(const Section& section) const;
 };
 
 }  // namespace tensor_ops::stream

@@ -223,6 +223,25 @@ TEST(a_stream_that_is_not_endless_ends_after_its_last_section) {
     }
 }
 
+TEST(sections_may_be_added_to_a_stream_that_is_not_endless) {
+    const TestFile file(100'000);
+    Copies copies;
+    Options options = small_pieces();
+    options.endless = false;
+    options.slots = 1;
+    Stream stream({file.opened()}, {}, options);
+    for (std::size_t i = 0; i < 20; ++i) {
+        const std::uint64_t offset = i * 7919 % 50'000;
+        stream.push({copies.range(offset, 20'000, 1, 1), copies.range(offset + 30'000, 5, 1, 1)});
+        check::equal(take(stream).section, i, "section");
+        check::that(copies.is_right(2 * i, 0) && copies.is_right(2 * i + 1, 0), "bytes");
+        stream.release();
+    }
+    check::refused([&] { stream.push({copies.range(0, 50'000, 50'000, 1)}); },
+                   "a range's unit is larger");
+    check::refused([&] { stream.push({}); }, "a section has no bytes");
+}
+
 TEST(pieces_are_whole_units_also_where_a_unit_is_larger_than_a_read) {
     const TestFile file(100'000);
     for (const std::size_t unit : {7u, 4'096u, 30'001u}) {
