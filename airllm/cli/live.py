@@ -1,6 +1,6 @@
 """What is going on while a token takes seconds: a line on a terminal, lines in a log.
 
-airllm: token 3: layer 5 of 16, 1.10 GB/s, 93% of the time waiting for the disk, 1.9 s a token, ...
+airllm: token 3: layer 5/16, 1.10 GB/s, 93% waiting for disk, 1.92 s/token, at most 40 s left
 """
 
 import logging
@@ -38,11 +38,14 @@ class StreamLine:
         shown: bool = True,
     ) -> None:
         self._stats, self._max_tokens, self._shown = stats, max_tokens, shown
-        self._start = self._token_start = self._pass_start = self._logged = time.monotonic()
-        self._before = stats() or {}
         self._passes = 0  # that are done; the first is the prompt's
         self._layer = 0
+        self._answer_start = 0.0  # when the prompt was read
         self._drawn_at: float | None = None
+        # When the last pass began, and this one, and what the statistics were then: what is shown
+        # is of these two.
+        self._logged, now = time.monotonic(), (time.monotonic(), stats() or {})
+        self._begun, self._last = [now, now], now
 
     def __enter__(self) -> Self:
         return self
@@ -57,11 +60,12 @@ class StreamLine:
 
     def update(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if done <= self._layer:
+        if done <= self._layer:  # a new pass, which began when the last one ended
             self._passes += 1
-            self._pass_start = now
+            self._begun = [self._begun[1], self._last]
             if self._passes == 1:
-                self._token_start = now
+                self._answer_start = self._last[0]
+        self._last = now, self._stats() or {}
         self._layer = done
         if not self._shown:
             return
@@ -92,27 +96,27 @@ class StreamLine:
         return shown
 
     def text(self, done: int, total: int) -> str:
-        now, stats = time.monotonic(), self._stats() or {}
-        seconds = max(now - self._start, 1e-9)
+        (now, stats), (begun, before) = self._last, self._begun[0]
+        seconds = max(now - begun, 1e-9)
 
         def since(name: str) -> float:
-            return float(stats.get(name, 0)) - float(self._before.get(name, 0))
+            return float(stats.get(name, 0)) - float(before.get(name, 0))
 
         what = "reading the prompt" if self._passes == 0 else f"token {self._passes + 1}"
         share = min(since("waited_for_disk_seconds") / seconds, 1.0)
         return (
-            f"{what}: layer {done} of {total}, {since('bytes_read') / seconds / 1e9:.2f} GB/s, "
-            f"{100 * share:.0f}% of the time waiting for the disk, {self._time(done, total, now)}"
+            f"{what}: layer {done}/{total}, {since('bytes_read') / seconds / 1e9:.2f} GB/s, "
+            f"{100 * share:.0f}% waiting for disk, {self._time(done, total)}"
         )
 
-    def _time(self, done: int, total: int, now: float) -> str:
-        in_pass = now - self._pass_start
+    def _time(self, done: int, total: int) -> str:
+        now = self._last[0]
         if self._passes == 0:  # the prompt, which ends with the first token
-            return f"{format_duration(in_pass * (total - done) / max(done, 1))} left"
+            left = (now - self._begun[1][0]) * (total - done) / max(done, 1)
+            return f"{format_duration(left)} left"
         tokens = self._passes - 1 + done / total  # since the first one
-        each = (now - self._token_start) / tokens
-        left = ""
-        if self._max_tokens is not None:
-            most = format_duration(each * max(self._max_tokens - 1 - tokens, 0))
-            left = f", at most {most} left"
-        return f"{each:.2f} s a token{left}"
+        each = (now - self._answer_start) / tokens
+        if self._max_tokens is None:
+            return f"{each:.2f} s/token"
+        left = each * max(self._max_tokens - 1 - tokens, 0)
+        return f"{each:.2f} s/token, at most {format_duration(left)} left"
