@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +47,7 @@ class Decoder:
 
         BudgetError where the model does not run in it."""
         config = model.config
-        self._model, self._batch_size = model, batch_size
-        self.backend = backend
+        self._model, self.backend, self._batch_size = model, backend, batch_size
         self._decode_threads = decode_threads
         # Before the weights, which take their time: it may be refused.
         self._kv_type: KVType = kv_type
@@ -76,6 +78,7 @@ class Decoder:
             head=self._head,
             on_progress=on_progress,
         )
+        self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
 
     def close(self) -> None:
         """End what reads ahead."""
@@ -99,7 +102,8 @@ class Decoder:
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Note what each op takes; see Profile."""
-        profile, before = Profile(), (self._embed, self._layers, self._head)
+        profile = Profile(self.cache.row_bytes)
+        before = (self._embed, self._layers, self._head)
         model = self._model
         self._embed = profile.wrap(self._embed, model.embed)
         self._layers = [
@@ -220,6 +224,7 @@ class Decoder:
         """tokens: [n], those of the first sequence first -> residual: [n, hidden_size]
 
         sequences: how many tokens each has, and its cache.
+        on_layer: called with (done, total) layers, which are gone through one by one then.
         """
         n = len(tokens)
         with self.weights.embed() as bound:
@@ -232,23 +237,40 @@ class Decoder:
             for kind in self._model.kinds
         ]
         n_layers = self._model.config.n_layers
-        for index, kind in enumerate(self._model.kind_of_layer):
-            layer, own = self._layers[index], buffers[kind]
-            with self.weights.layer(index) as bound:
-                if len(sequences) == 1:
-                    cache = sequences[0][1]
-                    layer.run(bound, own, n, cache.length, *cache.layer(index), threads)
-                else:
-                    batch = [(n, cache.length, *cache.layer(index)) for n, cache in sequences]
-                    layer.run_batch(bound, own, batch, threads)
+        batch = [(count, cache.length, self._layers_of(cache)) for count, cache in sequences]
+        # Many tokens take their time in each layer, and Ctrl-C waits for the end of a call.
+        at_once = self.weights.layers_at_once if on_layer is None and n <= 64 else 1
+        for start, stop in _stretches(self._model.kind_of_layer, at_once):
+            with self.weights.layers(start, stop) as bound:
+                self._layers[start].run_layers(
+                    bound, buffers[self._model.kind_of_layer[start]], batch, start, threads
+                )
             if on_layer is not None:
-                on_layer(index + 1, n_layers)
+                on_layer(stop, n_layers)
         ids = iter(tokens.tolist())
         for count, cache in sequences:
             cache.tokens.extend(islice(ids, count))
+
+    def _layers_of(self, cache: KVCache) -> Any:
+        """A cache as the backend takes it, as long as there is the cache."""
+        if cache not in self._kv_layers:
+            self._kv_layers[cache] = self.backend.kv_layers(cache.layers)
+        return self._kv_layers[cache]
 
     def _run_head(self, residual: NDArray[np.float32], logits: Logits, threads: int) -> None:
         """residual: [n, hidden_size] -> logits: [n, vocab]"""
         with self.weights.head() as bound:
             buffers = {"residual": residual, "logits": logits}
             self._head.run(bound, buffers, len(residual), threads=threads)
+
+
+@lru_cache
+def _stretches(kind_of_layer: tuple[int, ...], most: int) -> list[tuple[int, int]]:
+    """First layer and end of stretches of up to `most` layers of one kind."""
+    stretches, start = [], 0
+    for index in range(1, len(kind_of_layer) + 1):
+        at_end = index == len(kind_of_layer)
+        if at_end or kind_of_layer[index] != kind_of_layer[start] or index - start == most:
+            stretches.append((start, index))
+            start = index
+    return stretches

@@ -24,6 +24,7 @@ from airllm.decoder import Decoder
 from airllm.formats.opening import open_model
 from airllm.generation import Generation, generate
 from airllm.graph import Activations
+from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError, Limits, OnFull
 from airllm.models import ModelConfig, load_model
@@ -68,6 +69,7 @@ class LayerWiseInferenceEngine:
         activations: Activations = "auto",
         batch_size: int = 512,
         ram_budget: int | str | None = None,
+        fusion: bool | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Open a GGUF file: metadata and tensors are checked before any is used.
@@ -88,6 +90,8 @@ class LayerWiseInferenceEngine:
         ram_budget: memory for weights, KV cache and buffers, in bytes or as "2GiB"; None for what
             AIRLLM_RAM says, or what is available. Layers that do not fit are streamed from the disk
             for each token; answers are the same, bit for bit. See `plan`.
+        fusion: whether operations are combined, see airllm.graph_rewrite, which is faster and gives
+            the same numbers; None for what AIRLLM_FUSION says, 1 unless set.
         on_progress: called with (done, total) layers while weights are prepared.
 
         Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
@@ -107,7 +111,7 @@ class LayerWiseInferenceEngine:
         self._busy = threading.Lock()
         self._gguf = open_model(model_path)
         try:
-            model = load_model(self._gguf, activations)
+            model = load_model(self._gguf, activations, fusion=fusion_wanted(fusion))
             self.config: ModelConfig = model.config
             self.context = context_for(context, int(batch_size), model.config, kv_type, budget)
             self._decoder: Decoder | None = Decoder(

@@ -9,6 +9,7 @@ from airllm.budget import granted_bytes
 from airllm.disk_probe import disk_bytes_per_second
 from airllm.formats.opening import open_model
 from airllm.graph import Activations
+from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.layer_engine import context_for
 from airllm.models import load_model
@@ -24,6 +25,7 @@ def plan_model(
     kv_type: KVType = "f16",
     activations: Activations = "auto",
     batch_size: int = 512,
+    fusion: bool | None = None,
     ram_budget: int | str | None = None,
     probe: bool = False,
 ) -> Plan:
@@ -34,7 +36,7 @@ def plan_model(
     budget = granted_bytes(ram_budget)
     runner = load_backend(backend)
     with closing(open_model(Path(model_path))) as gguf:
-        model = load_model(gguf, activations)
+        model = load_model(gguf, activations, fusion=fusion_wanted(fusion))
         length = context_for(context, batch_size, model.config, kv_type, budget)
         plan, _ = plan_weights(
             gguf,

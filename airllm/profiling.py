@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.backends import CachedSequence, Executor
+from airllm.backends import Executor
 from airllm.graph import Graph, Op
 from airllm.graph_ops import SIGNATURES
 
@@ -46,14 +46,13 @@ class _Run:
 
     bound: Any
     counts: Sequence[tuple[int, int]]  # (n_tokens, past)
-    kv_row_bytes: int  # of one head's keys or values at one position
 
 
 class ProfiledExecutor:
     """An executor that notes what its ops take; see Profile."""
 
-    def __init__(self, executor: Executor, graph: Graph) -> None:
-        self._executor, self.graph = executor, graph
+    def __init__(self, executor: Executor, graph: Graph, kv_row_bytes: int) -> None:
+        self._executor, self.graph, self._kv_row_bytes = executor, graph, kv_row_bytes
         self.op_seconds = np.zeros(len(graph.ops))
         self.call_seconds = 0.0  # of run, its ops included
         self._runs: list[_Run] = []
@@ -75,21 +74,22 @@ class ProfiledExecutor:
             bound, buffers, n_tokens, past, k_cache, v_cache, threads, self.op_seconds
         )
         self.call_seconds += perf_counter() - start
-        self._runs.append(_Run(bound, [(n_tokens, past)], _row_bytes(k_cache)))
+        self._runs.append(_Run(bound, [(n_tokens, past)]))
 
-    def run_batch(
+    def run_layers(
         self,
-        bound: Any,
+        bound: Sequence[Any],
         buffers: dict[str, NDArray[Any]],
-        sequences: Sequence[CachedSequence],
+        sequences: Sequence[tuple[int, int, Any]],
+        first_layer: int = 0,
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
         start = perf_counter()
-        self._executor.run_batch(bound, buffers, sequences, threads, self.op_seconds)
+        self._executor.run_layers(bound, buffers, sequences, first_layer, threads, self.op_seconds)
         self.call_seconds += perf_counter() - start
-        row_bytes = _row_bytes(sequences[0][2]) if sequences else 0
-        self._runs.append(_Run(bound, [(n, past) for n, past, *_ in sequences], row_bytes))
+        counts = [(n_tokens, past) for n_tokens, past, _ in sequences]
+        self._runs += [_Run(weights, counts) for weights in bound]
 
     def add_to(self, found: dict[str, OpProfile]) -> None:
         """Add what was noted to the ops by name."""
@@ -100,19 +100,22 @@ class ProfiledExecutor:
             total.seconds += float(self.op_seconds[index])
             for run in self._runs:
                 weight_bytes = self._executor.weight_bytes(run.bound)
-                total.nbytes += _nbytes(self.graph, op, run, weight_bytes)
+                total.nbytes += _nbytes(self.graph, op, run, weight_bytes, self._kv_row_bytes)
                 total.flops += _flops(self.graph, op, run)
 
 
 class Profile:
     """Profiled executors in the order in which a forward pass runs them."""
 
-    def __init__(self) -> None:
+    def __init__(self, kv_row_bytes: int) -> None:
+        """kv_row_bytes: see KVCache.row_bytes."""
+        self._kv_row_bytes = kv_row_bytes
         self._executors: dict[int, ProfiledExecutor] = {}
 
     def wrap(self, executor: Executor, graph: Graph) -> ProfiledExecutor:
         """The executor, profiled; the same each time."""
-        return self._executors.setdefault(id(executor), ProfiledExecutor(executor, graph))
+        profiled = ProfiledExecutor(executor, graph, self._kv_row_bytes)
+        return self._executors.setdefault(id(executor), profiled)
 
     def ops(self) -> list[OpProfile]:
         found: dict[str, OpProfile] = {}
@@ -130,10 +133,6 @@ class Profile:
         return sum(executor.call_seconds for executor in self._executors.values())
 
 
-def _row_bytes(cache: NDArray[Any] | None) -> int:
-    return 0 if cache is None else cache.shape[-1] * cache.itemsize
-
-
 # ---- what an op must do --------------------------------------------------------------------------
 
 # FLOPs for each element of the output, of ops without a matrix.
@@ -147,6 +146,10 @@ _FLOPS: Mapping[str, int] = {
     "geglu": 10,
     "softcap": 3,
     "add": 1,
+    "quantized_norm": 4,
+    "linear_add": 1,
+    "glu_linear": 5,
+    "rope_append": 3,
 }
 
 
@@ -155,10 +158,12 @@ def _flops(graph: Graph, op: Op, run: _Run) -> int:
     if op.kind == "attention":
         per_position = 4 * int(op.attrs["n_heads"]) * int(op.attrs["head_dim"])
         return per_position * _seen(op, run, each_token=True)
-    width = sum(buffer.width for buffer in graph.buffers if buffer.name == op.output)
+    widths = {buffer.name: buffer.width for buffer in graph.buffers}
+    written = op.inputs[0] if op.kind == "rope_append" else op.output
+    width = widths[written] if written else 0
     flops = _FLOPS.get(op.kind, 0) * width
     shapes = {weight.name: weight.shape for weight in graph.weights}
-    for name, role in zip(op.weights, SIGNATURES[op.kind].weights, strict=True):
+    for name, role in zip(op.weights, SIGNATURES[op.kind].roles(op), strict=True):
         if role == "matrix":
             flops += 2 * shapes[name][0] * shapes[name][1]
         elif role == "experts":
@@ -168,13 +173,14 @@ def _flops(graph: Graph, op: Op, run: _Run) -> int:
     return flops * n_tokens
 
 
-def _nbytes(graph: Graph, op: Op, run: _Run, weight_bytes: Mapping[str, int]) -> int:
+def _nbytes(
+    graph: Graph, op: Op, run: _Run, weight_bytes: Mapping[str, int], kv_row_bytes: int
+) -> int:
     n_tokens = sum(n for n, _ in run.counts)
     widths = {buffer.name: buffer.width for buffer in graph.buffers}
-    names = (*op.inputs, *((op.output,) if op.output else ()))
-    total = 4 * n_tokens * sum(widths[name] for name in names)
+    total = 4 * n_tokens * sum(widths[name] for name in (*op.inputs, *op.outputs))
     shapes = {weight.name: weight.shape for weight in graph.weights}
-    for name, role in zip(op.weights, SIGNATURES[op.kind].weights, strict=True):
+    for name, role in zip(op.weights, SIGNATURES[op.kind].roles(op), strict=True):
         of_all = weight_bytes[name]
         if role == "rows":
             total += of_all * n_tokens // shapes[name][0]
@@ -183,11 +189,11 @@ def _nbytes(graph: Graph, op: Op, run: _Run, weight_bytes: Mapping[str, int]) ->
             total += of_all * min(n_tokens * int(op.attrs["n_used"]), n_experts) // n_experts
         else:
             total += of_all
-    if op.kind == "kv_append":
-        total += 2 * n_tokens * int(op.attrs["n_kv_heads"]) * run.kv_row_bytes
+    if op.kind in ("kv_append", "rope_append"):
+        total += 2 * n_tokens * int(op.attrs["n_kv_heads"]) * kv_row_bytes
     elif op.kind == "attention":
         positions = _seen(op, run, each_token=False)
-        total += 2 * positions * int(op.attrs["n_kv_heads"]) * run.kv_row_bytes
+        total += 2 * positions * int(op.attrs["n_kv_heads"]) * kv_row_bytes
     return total
 
 

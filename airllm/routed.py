@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.backends import Backend, CachedSequence
+from airllm.backends import Backend
 from airllm.graph import Graph, Op
 
 # From the numbers of experts to the weights of the slots that have experts.
@@ -33,7 +33,7 @@ def split_at_route(graph: Graph) -> tuple[Graph, Graph]:
 
 def _names(ops: Sequence[Op]) -> set[str]:
     """Of the buffers that they read and write."""
-    return {name for op in ops for name in (*op.inputs, op.output) if name is not None}
+    return {name for op in ops for name in (*op.inputs, *op.outputs)}
 
 
 def _half(name: str, graph: Graph, ops: Sequence[Op], crossing: set[str]) -> Graph:
@@ -107,22 +107,28 @@ class RoutedExecutor:
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
-        one, other = self._buffers(buffers, n_tokens), self._seconds(seconds)
-        self._first.run(bound.first, one[0], n_tokens, past, k_cache, v_cache, threads, other[0])
-        self._run_second(bound, one[1], n_tokens, threads, other[1])
+        of_halves, times = self._buffers(buffers, n_tokens), self._seconds(seconds)
+        self._first.run(
+            bound.first, of_halves[0], n_tokens, past, k_cache, v_cache, threads, times[0]
+        )
+        self._run_second(bound, of_halves[1], n_tokens, threads, times[1])
 
-    def run_batch(
+    def run_layers(
         self,
-        bound: RoutedWeights,
+        bound: Sequence[RoutedWeights],
         buffers: dict[str, NDArray[Any]],
-        sequences: Sequence[CachedSequence],
+        sequences: Sequence[tuple[int, int, Any]],
+        first_layer: int = 0,
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
         n_tokens = sum(count for count, *_ in sequences)
-        one, other = self._buffers(buffers, n_tokens), self._seconds(seconds)
-        self._first.run_batch(bound.first, one[0], sequences, threads, other[0])
-        self._run_second(bound, one[1], n_tokens, threads, other[1])
+        of_halves, times = self._buffers(buffers, n_tokens), self._seconds(seconds)
+        for layer, weights in enumerate(bound, first_layer):
+            self._first.run_layers(
+                [weights.first], of_halves[0], sequences, layer, threads, times[0]
+            )
+            self._run_second(weights, of_halves[1], n_tokens, threads, times[1])
 
     def _run_second(
         self,

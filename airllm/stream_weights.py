@@ -7,7 +7,7 @@ beginning of the next.
 
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from airllm.models import Model
 from airllm.plan import Part, Plan
 from airllm.progress import OnProgress
 from airllm.routed import RoutedExecutor
-from airllm.weights import check_tensors
+from airllm.weights import FileWeights, check_tensors
 
 _HEAD = -1  # in place of a layer's index
 
@@ -89,6 +89,7 @@ class StreamWeights:
                 sections.append(section)
             self._stream = backend.stream(self._files, sections)
         self.streams = self._stream is not None or self._experts is not None
+        self.layers_at_once = 1 if self.streams else FileWeights.layers_at_once
         gguf.check_unchanged()
 
     @property
@@ -103,6 +104,11 @@ class StreamWeights:
         if index in self._section:
             return self._streamed(index)
         return nullcontext(self._bound[index][0])
+
+    @contextmanager
+    def layers(self, start: int, stop: int) -> Iterator[Sequence[Any]]:
+        with ExitStack() as held:
+            yield [held.enter_context(self.layer(index)) for index in range(start, stop)]
 
     def head(self) -> AbstractContextManager[Any]:
         return self.layer(_HEAD)

@@ -159,13 +159,19 @@ class BoundWeights:
     @property
     def nbytes(self) -> dict[str, int]: ...  # by slot
 
+class KvLayers:
+    # k_cache and v_cache of each layer, as Executor.run takes them
+    def __init__(self, layers: Sequence[tuple[_Cache | _Bytes, _Cache | _Bytes]]) -> None: ...
+
 class Executor:
     def __init__(
         self,
         buffers: Sequence[tuple[str, int, bool]],  # name, width, external
         weights: Sequence[str],  # the slots' names
-        # kind, input names, output name, weight slots, attributes
-        ops: Sequence[tuple[str, Sequence[str], str | None, Sequence[str], Mapping[str, Any]]],
+        # kind, input names, output name or names, weight slots, attributes
+        ops: Sequence[
+            tuple[str, Sequence[str], str | Sequence[str] | None, Sequence[str], Mapping[str, Any]]
+        ],
         max_tokens: int,
     ) -> None: ...
     @property
@@ -184,12 +190,12 @@ class Executor:
         threads: int = 0,  # at most so many; 0: all
         seconds: NDArray[np.float64] | None = None,  # [n_ops], added to
     ) -> None: ...
-    def run_batch(
+    def run_layers(
         self,
-        bound: BoundWeights,
+        bound: Sequence[BoundWeights],  # of each layer
         buffers: dict[str, NDArray[Any]],
-        # n_tokens, past, k_cache and v_cache of each
-        sequences: Sequence[tuple[int, int, _Cache | _Bytes, _Cache | _Bytes]],
+        sequences: Sequence[tuple[int, int, KvLayers]],  # n_tokens, past, and its caches
+        first_layer: int = 0,  # in each KvLayers
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None: ...
@@ -200,6 +206,7 @@ def available_isas() -> list[str]: ...  # slowest first
 def set_isa(name: str) -> None: ...  # "": the best one
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
+def allocations() -> int: ...
 def cpu_budget() -> dict[str, Any]: ...
 def get_optimization_info() -> dict[str, Any]: ...
 

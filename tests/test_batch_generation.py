@@ -161,15 +161,15 @@ def test_on_token_gets_each_prompts_text_and_on_progress_the_prompts_done(engine
 
 
 def test_the_weights_are_gone_through_once_for_all_sequences(engine, monkeypatch):
-    layers = engine._decoder.weights.layer
+    layers = engine._decoder.weights.layers
     asked = []
     monkeypatch.setattr(
-        engine._decoder.weights, "layer", lambda index: asked.append(index) or layers(index)
+        engine._decoder.weights, "layers", lambda *range: asked.append(range) or layers(*range)
     )
     settings = {"max_new_tokens": 6, "temperature": 0}
     tokens = [g.tokens for g in engine.generate_batch(["aa", "bb", "cc"], **settings)]
     steps = max(map(len, tokens)) - 1  # the first token comes with the prompt
-    assert asked == [0, 1, 2] * (3 + steps)
+    assert asked == [(0, 3)] * (3 + steps)
 
 
 # ---- what stays as it was ------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(engine):
     ("settings", "error", "message"),
     [
         ({"batch": 0}, ValueError, "batch is 0"),
-        ({"batch": 513}, ValueError, "batch of 513 sequences.*batch_size=512"),
+        ({"batch": 513}, ValueError, "batch of 513 sequences.*batch_size=96"),
         ({"on_full": "error"}, ValueError, "on_full is 'error'; expected 'stop' or 'shift'"),
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens is -1"),
     ],

@@ -13,9 +13,6 @@ __all__ = ["Backend", "Executor", "Stream", "load_backend"]
 
 _log = logging.getLogger("airllm")
 
-# n_tokens, past, k_cache and v_cache of a sequence, as Executor.run has them.
-CachedSequence = tuple[int, int, NDArray[Any], NDArray[Any]]
-
 
 class Executor(Protocol):
     """Runs one graph; owns its internal buffers. For one thread at a time."""
@@ -48,15 +45,21 @@ class Executor(Protocol):
         seconds: float64 [n_ops], to which the time of each op is added.
         """
 
-    def run_batch(
+    def run_layers(
         self,
-        bound: Any,
+        bound: Sequence[Any],
         buffers: dict[str, NDArray[Any]],
-        sequences: Sequence[CachedSequence],
+        sequences: Sequence[tuple[int, int, Any]],
+        first_layer: int = 0,
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
-        """run for several sequences at once: the rows of the first one first in the buffers."""
+        """run with one layer's weights after another's, on the same buffers, and for several
+        sequences at once, each with caches of its own.
+
+        sequences: (n_tokens, past, what Backend.kv_layers made of its caches) of each; the rows of
+        the first one come first in the buffers. first_layer: where in the caches `bound` begins.
+        """
 
 
 class Stream(Protocol):
@@ -109,6 +112,9 @@ class Backend(Protocol):
         endless: bool = True,
     ) -> Stream:
         """See tensor_ops_cpp.Stream. A target is one of matrix_in, or (memory, offset)."""
+
+    def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
+        """A sequence's caches, k_cache and v_cache of each layer, checked once for all runs."""
 
 
 def load_backend(name: str | None = None, threads: int | None = None) -> Backend:

@@ -62,6 +62,9 @@ class CppBackend:
         io, direct = _stream_settings()
         return tensor_ops_cpp.Stream(files, sections, endless=endless, io=io, direct=direct)
 
+    def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
+        return tensor_ops_cpp.KvLayers(layers)
+
 
 class CppExecutor:
     def __init__(self, graph: Graph, max_tokens: int) -> None:
@@ -70,13 +73,13 @@ class CppExecutor:
             buffers=[(buffer.name, buffer.width, buffer.external) for buffer in graph.buffers],
             weights=[weight.name for weight in graph.weights],
             ops=[
-                (op.kind, list(op.inputs), op.output, list(op.weights), dict(op.attrs))
+                (op.kind, list(op.inputs), list(op.outputs), list(op.weights), dict(op.attrs))
                 for op in graph.ops
             ],
             max_tokens=max_tokens,
         )
         self.run = self._executor.run  # no Python between the engine's loop and C++
-        self.run_batch = self._executor.run_batch
+        self.run_layers = self._executor.run_layers
 
     def bind(self, weights: Mapping[str, Any]) -> Any:
         self._graph.check_bound({name: weight.shape for name, weight in weights.items()})

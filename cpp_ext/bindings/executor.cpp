@@ -27,6 +27,35 @@ struct Bound {
     }
 };
 
+// A sequence's KV cache of each layer, checked.
+struct KvLayers {
+    explicit KvLayers(const py::sequence& layers) {
+        for (const py::handle item : layers) {
+            if (!py::isinstance<py::tuple>(item) || py::len(item) != 2)
+                throw py::type_error("KvLayers: layers holds " + describe_kind(item) +
+                                     "; expected pairs (k_cache, v_cache).");
+            owners.push_back(py::reinterpret_borrow<py::tuple>(item));
+            caches.push_back(read_cache("KvLayers", owners.back()[0], owners.back()[1]));
+        }
+    }
+
+    static KvCache read_cache(const char* op, py::handle k_object, py::handle v_object) {
+        const KvArrays kv({op, "k_cache", k_object}, {op, "v_cache", v_object});
+        kv.require_axes("[n_kv_heads, capacity, head_dim]");
+        const std::size_t block = block_size(DType::q8_0).bytes;
+        if (kv.k.dtype() == Dtype::uint8 && kv.k.axis(2) % block)
+            value_error(std::string(op) + ": k_cache has shape " + to_text(kv.k.shape()) +
+                        "; expected a last axis of Q8_0 blocks, a multiple of " +
+                        std::to_string(block) + ".");
+        if (!kv.k.handle().writeable() || !kv.v.handle().writeable())
+            value_error(std::string(op) + ": the KV cache is read-only.");
+        return kv.cache();
+    }
+
+    std::vector<KvCache> caches;
+    std::vector<py::tuple> owners;
+};
+
 class PyExecutor {
  public:
     PyExecutor(const py::sequence& buffers, const std::vector<std::string>& weights,
@@ -64,21 +93,37 @@ class PyExecutor {
     void run(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, std::size_t past,
              py::handle k_cache, py::handle v_cache, int threads, py::handle seconds) {
         const auto lock = lock_for_run(threads);
-        sequences_.assign(1, {n_tokens, past, read_cache(k_cache, v_cache)});
-        run_locked(bound, buffers, n_tokens, threads, seconds);
+        const bool none = k_cache.is_none() && v_cache.is_none();
+        sequences_.assign(
+            1, {n_tokens, past,
+                none ? KvCache{} : KvLayers::read_cache("Executor.run", k_cache, v_cache)});
+        layers_.assign(1, {&weights_of(bound), sequences_});
+        run_locked(buffers, n_tokens, threads, seconds);
     }
 
-    void run_batch(const Bound& bound, const py::dict& buffers, const py::sequence& sequences,
-                   int threads, py::handle seconds) {
+    void run_layers(const std::vector<const Bound*>& bound, const py::dict& buffers,
+                    const py::sequence& sequences, std::size_t first_layer, int threads,
+                    py::handle seconds) {
         const auto lock = lock_for_run(threads);
-        sequences_.clear();
+        const std::size_t n_layers = bound.size(), n_sequences = py::len(sequences);
+        sequences_.assign(n_layers * n_sequences, {});
         std::size_t n_tokens = 0;
-        for (const py::handle item : sequences) {
-            const auto [n, past, k_cache, v_cache] = sequence_argument(item);
-            sequences_.push_back({n, past, read_cache(k_cache, v_cache)});
+        for (std::size_t s = 0; s < n_sequences; ++s) {
+            const auto [n, past, kv] = sequence_argument(sequences[s]);
+            if (first_layer > kv->caches.size() || n_layers > kv->caches.size() - first_layer)
+                value_error("Executor.run_layers: a sequence has caches of " +
+                            std::to_string(kv->caches.size()) + " layers, too few for " +
+                            std::to_string(n_layers) + " from layer " +
+                            std::to_string(first_layer) + " on.");
+            for (std::size_t i = 0; i < n_layers; ++i)
+                sequences_[i * n_sequences + s] = {n, past, kv->caches[first_layer + i]};
             n_tokens += n;
         }
-        run_locked(bound, buffers, n_tokens, threads, seconds);
+        layers_.clear();
+        for (std::size_t i = 0; i < n_layers; ++i)
+            layers_.push_back({&weights_of(*bound[i]),
+                               std::span(sequences_).subspan(i * n_sequences, n_sequences)});
+        run_locked(buffers, n_tokens, threads, seconds);
     }
 
  private:
@@ -100,28 +145,33 @@ class PyExecutor {
         return lock;
     }
 
-    // Of the sequences in sequences_, n_tokens in all.
-    void run_locked(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, int threads,
-                    py::handle seconds) {
+    const std::vector<Weight>& weights_of(const Bound& bound) const {
         if (bound.weights.size() != executor_.graph().weights.size())
             value_error("Executor.run: the weights were bound by another executor.");
         if (bound.executor != id_) check_weights(executor_.graph(), bound.weights);
-        for (const External& external : external_)
-            pointers_[external.index] = external_pointer(external, buffers, n_tokens);
-        const Batch batch{pointers_, n_tokens, sequences_, threads == 0 ? num_threads() : threads,
-                          read_seconds(seconds)};
-        const py::gil_scoped_release release;
-        executor_.run(bound.weights, batch);
+        return bound.weights;
     }
 
-    using SequenceArgument = std::tuple<std::size_t, std::size_t, py::object, py::object>;
-    static SequenceArgument sequence_argument(py::handle item) {
+    // Of layers_, whose sequences have n_tokens in all.
+    void run_locked(const py::dict& buffers, std::size_t n_tokens, int threads,
+                    py::handle seconds) {
+        for (const External& external : external_)
+            pointers_[external.index] = external_pointer(external, buffers, n_tokens);
+        const Batch batch{pointers_, n_tokens, threads == 0 ? num_threads() : threads,
+                          read_seconds(seconds)};
+        const py::gil_scoped_release release;
+        executor_.run(layers_, batch);
+    }
+
+    using SequenceArgument = std::tuple<std::size_t, std::size_t, const KvLayers*>;
+    static SequenceArgument sequence_argument(const py::object& item) {
         try {
-            return item.cast<SequenceArgument>();
+            const auto sequence = item.cast<SequenceArgument>();
+            if (std::get<2>(sequence)) return sequence;
         } catch (const py::cast_error&) {
-            throw py::type_error("Executor.run_batch: sequences holds " + describe_kind(item) +
-                                 " that is not (n_tokens, past, k_cache, v_cache).");
         }
+        throw py::type_error("Executor.run_layers: sequences holds " + describe_kind(item) +
+                             " that is not (n_tokens, past, KvLayers).");
     }
 
     std::span<double> read_seconds(py::handle value) const {
@@ -145,8 +195,16 @@ class PyExecutor {
         } catch (const py::cast_error&) {
             throw py::type_error(
                 "Executor: buffers or ops are not as expected: (name, width, external) and (kind, "
-                "input names, output name or None, weight slots, attributes) each.");
+                "input names, output name, names or None, weight slots, attributes) each.");
         }
+    }
+
+    using Outputs = std::variant<std::monostate, std::string, std::vector<std::string>>;
+
+    static void set_first(const std::vector<int>& all, int& first, std::vector<int>& others) {
+        if (all.empty()) return;
+        first = all[0];
+        others.assign(all.begin() + 1, all.end());
     }
 
     static Graph read_graph(const py::sequence& buffers, const std::vector<std::string>& weights,
@@ -168,15 +226,21 @@ class PyExecutor {
             return found->second;
         };
         for (const py::handle item : ops) {
-            const auto [kind, inputs, output, slots, attrs] = item.cast<
-                std::tuple<std::string, std::vector<std::string>, std::optional<std::string>,
-                           std::vector<std::string>, py::dict>>();
+            const auto [kind, inputs, output, slots, attrs] =
+                item.cast<std::tuple<std::string, std::vector<std::string>, Outputs,
+                                     std::vector<std::string>, py::dict>>();
             Op op;
             op.kind = op_kind_from_name(kind);
             for (const std::string& name : inputs) op.inputs.push_back(index(buffer_index, name));
-            if (output) op.output = index(buffer_index, *output);
-            if (slots.size() > 1) value_error("Executor: " + kind + " takes one weight at most.");
-            if (!slots.empty()) op.weight = index(weight_index, slots[0]);
+            std::vector<int> outputs, weight_slots;
+            if (const auto* one = std::get_if<std::string>(&output))
+                outputs.push_back(index(buffer_index, *one));
+            else if (const auto* several = std::get_if<std::vector<std::string>>(&output))
+                for (const std::string& name : *several)
+                    outputs.push_back(index(buffer_index, name));
+            for (const std::string& name : slots) weight_slots.push_back(index(weight_index, name));
+            set_first(outputs, op.output, op.more_outputs);
+            set_first(weight_slots, op.weight, op.more_weights);
             read_attributes(attrs, op);
             graph.ops.push_back(std::move(op));
         }
@@ -208,6 +272,8 @@ class PyExecutor {
                 op.normalized = value.cast<bool>();
             else if (name == "shared")
                 op.shared = value.cast<bool>();
+            else if (name == "activation")
+                op.gelu = value.cast<std::string>() == "gelu";
             else if (name == "activations")
                 op.activations = activations_argument("Executor", value);
             else
@@ -252,21 +318,6 @@ class PyExecutor {
         return const_cast<void*>(array.data());
     }
 
-    static KvCache read_cache(py::handle k_object, py::handle v_object) {
-        if (k_object.is_none() && v_object.is_none()) return {};
-        const KvArrays kv({"Executor.run", "k_cache", k_object},
-                          {"Executor.run", "v_cache", v_object});
-        kv.require_axes("[n_kv_heads, capacity, head_dim]");
-        const std::size_t block = block_size(DType::q8_0).bytes;
-        if (kv.k.dtype() == Dtype::uint8 && kv.k.axis(2) % block)
-            value_error("Executor.run: k_cache has shape " + to_text(kv.k.shape()) +
-                        "; expected a last axis of Q8_0 blocks, a multiple of " +
-                        std::to_string(block) + ".");
-        if (!kv.k.handle().writeable() || !kv.v.handle().writeable())
-            value_error("Executor.run: the KV cache is read-only.");
-        return kv.cache();
-    }
-
     static std::uint64_t next_id() {
         static std::uint64_t last = 0;  // under the GIL
         return ++last;
@@ -276,7 +327,8 @@ class PyExecutor {
     Executor executor_;
     std::vector<External> external_;
     std::vector<void*> pointers_;
-    std::vector<CachedSequence> sequences_;
+    std::vector<CachedSequence> sequences_;  // of the run, and its layers
+    std::vector<Layer> layers_;
     std::mutex running_;
 };
 
@@ -286,13 +338,18 @@ void bind_executor(py::module_& m) {
     using py::arg;
     py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.")
         .def_property_readonly("nbytes", &Bound::nbytes, "Bytes of each weight, by its slot.");
+    py::class_<KvLayers>(m, "KvLayers",
+                         "The KV caches of a sequence, (k_cache, v_cache) of each layer as "
+                         "Executor.run takes them; keeps them.")
+        .def(py::init<const py::sequence&>(), arg("layers"));
     py::class_<PyExecutor>(
         m, "Executor",
         "Runs a graph of ops over named buffers; see airllm.graph, which builds and checks "
         "them.\n\n"
         "buffers: (name, width, external) of each; every buffer is [n_tokens, width].\n"
         "weights: the slots' names.\n"
-        "ops: (kind, input names, output name or None, weight slots, attributes), in order.\n"
+        "ops: (kind, input names, output name, names or None, weight slots, attributes), in "
+        "order.\n"
         "max_tokens: rows for which the internal buffers are allocated, here and never again.\n"
         "Raises ValueError, naming op and buffer, for a graph that does not fit together.")
         .def(py::init<const py::sequence&, const std::vector<std::string>&, const py::sequence&,
@@ -316,11 +373,14 @@ void bind_executor(py::module_& m) {
              "seconds: float64 [n_ops], to which the time of each op is added; the threads then "
              "wait for each other after each op.\n"
              "ValueError, and nothing has run, where something does not fit.")
-        .def("run_batch", &PyExecutor::run_batch, arg("bound"), arg("buffers"), arg("sequences"),
-             arg("threads") = 0, arg("seconds") = py::none(),
-             "run for several sequences at once, each with a KV cache of its own.\n\n"
-             "sequences: (n_tokens, past, k_cache, v_cache) of each; its rows of the buffers come "
-             "after those of the sequence before it.");
+        .def("run_layers", &PyExecutor::run_layers, arg("bound"), arg("buffers"), arg("sequences"),
+             arg("first_layer") = 0, arg("threads") = 0, arg("seconds") = py::none(),
+             "run for one layer after the other, on the same buffers, and for several sequences at "
+             "once.\n\n"
+             "bound: the weights of each layer.\n"
+             "sequences: (n_tokens, past, KvLayers) of each; its rows of the buffers come after "
+             "those of the sequence before it.\n"
+             "first_layer: the place in each sequence's KvLayers of the first layer's cache.");
 }
 
 }  // namespace tensor_ops::bindings

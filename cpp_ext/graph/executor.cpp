@@ -1,12 +1,14 @@
 #include "graph/executor.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <new>
 #include <stdexcept>
 #include <string>
 
 #include "dispatch.h"
+#include "ops/fused.h"
 
 namespace tensor_ops {
 Executor::Executor(Graph graph, std::size_t max_tokens)
@@ -17,6 +19,7 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
                                     "; expected at most " + std::to_string(largest_batch));
     plan_buffers();
     plan_barriers();
+    plan_norms();
     for (const Op& op : graph_.ops)
         if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
 }
@@ -26,7 +29,7 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
 void Executor::plan_buffers() {
     const std::size_t n = graph_.buffers.size();
     std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
-    std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0;
+    std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0, product_floats = 0;
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
         const auto use = [&](int buffer) {
@@ -35,9 +38,12 @@ void Executor::plan_buffers() {
             last[b] = std::max(last[b], i);
         };
         for (const int input : op.inputs) use(input);
-        if (op.output >= 0) use(op.output);
+        for (const int output : op.outputs()) use(output);
+        if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
+            product_floats =
+                std::max(product_floats, graph_.buffers[static_cast<std::size_t>(op.output)].width);
         if (op.kind == OpKind::attention) parts_floats = attention_workspace_floats;
-        if (op.kind == OpKind::linear && op.activations != Activations::f32) {
+        if (is_product(op.kind) && op.activations != Activations::f32) {
             const auto kind = op.activations.value_or(Activations::q16);
             const Buffer& x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])];
             quantized_bytes =
@@ -83,15 +89,19 @@ void Executor::plan_buffers() {
     if (__builtin_mul_overflow(max_tokens_ * sizeof(float), expert_floats, &bytes))
         throw std::bad_alloc();
     expert_rows_ = AlignedBytes(bytes);
+    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), product_floats, &bytes))
+        throw std::bad_alloc();
+    products_ = AlignedBytes(bytes);
     quantized_ = AlignedBytes(quantized_bytes);
     parts_ = AlignedBytes(parts_floats * sizeof(float));
 }
 
 // An op waits for the team if it reads what was written, or writes what was read or written, since
-// all last met; by place in memory, as buffers share it.  The KV cache counts as one more buffer.
+// all last met; by place in memory, as buffers share it.  The KV cache counts as one more buffer,
+// and what products hold in between as another.
 void Executor::plan_barriers() {
     const std::size_t n = graph_.buffers.size();
-    std::vector<char> written(n + 1), read(n + 1);
+    std::vector<char> written(n + 2), read(n + 2);
     const auto touched = [&](const std::vector<char>& marks, std::size_t b) {
         for (std::size_t o = 0; o < n; ++o) {
             const bool same =
@@ -100,12 +110,14 @@ void Executor::plan_barriers() {
                            offsets_[b] < offsets_[o] + graph_.buffers[o].width);
             if (marks[o] && same) return true;
         }
-        return b == n && marks[n] != 0;
+        return b >= n && marks[b] != 0;
     };
     for (const Op& op : graph_.ops) {
         std::vector<std::size_t> inputs(op.inputs.begin(), op.inputs.end()), outputs;
-        if (op.output >= 0) outputs.push_back(static_cast<std::size_t>(op.output));
-        if (op.kind == OpKind::kv_append) outputs.push_back(n);
+        for (const int output : op.outputs()) outputs.push_back(static_cast<std::size_t>(output));
+        if (op.kind == OpKind::kv_append || op.kind == OpKind::rope_append) outputs.push_back(n);
+        if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
+            outputs.push_back(n + 1);
         if (op.kind == OpKind::attention) inputs.push_back(n);
         bool conflict = false;
         for (const std::size_t b : inputs) conflict |= touched(written, b);
@@ -120,15 +132,30 @@ void Executor::plan_barriers() {
     }
 }
 
+void Executor::plan_norms() {
+    matrices_.resize(graph_.ops.size());
+    for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
+        if (graph_.ops[i].kind != OpKind::quantized_norm) continue;
+        const int normed = graph_.ops[i].output;
+        for (std::size_t j = i + 1; j < graph_.ops.size(); ++j) {
+            const Op& op = graph_.ops[j];
+            if (is_product(op.kind) && op.inputs[0] == normed)
+                for (const int slot : op.weights()) matrices_[i].push_back(slot);
+            const std::vector<int> outputs = op.outputs();
+            if (std::find(outputs.begin(), outputs.end(), normed) != outputs.end()) break;
+        }
+    }
+}
+
 float* Executor::buffer(int index, const Batch& batch) const {
     const auto b = static_cast<std::size_t>(index);
     if (graph_.buffers[b].external) return static_cast<float*>(batch.external[b]);
     return reinterpret_cast<float*>(arena_.data()) + offsets_[b] * max_tokens_;
 }
 
-void Executor::check_sequences(const Op& op, const Batch& batch) const {
-    std::size_t n_tokens = 0;
-    for (const CachedSequence& sequence : batch.sequences) {
+void Executor::check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const {
+    std::size_t found = 0;
+    for (const CachedSequence& sequence : layer.sequences) {
         const KvCache& cache = sequence.cache;
         if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
         if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
@@ -136,28 +163,27 @@ void Executor::check_sequences(const Op& op, const Batch& batch) const {
                                         " heads of " + std::to_string(cache.head_dim) +
                                         ", expected " + std::to_string(op.n_kv_heads) + " of " +
                                         std::to_string(op.head_dim));
-        if (cache.type != batch.sequences[0].cache.type)
+        if (cache.type != layer.sequences[0].cache.type)
             throw std::invalid_argument("the sequences' KV caches are of different types");
         if (sequence.past > cache.capacity || sequence.n_tokens > cache.capacity - sequence.past)
             throw std::invalid_argument(
                 std::to_string(sequence.past) + " + " + std::to_string(sequence.n_tokens) +
                 " positions do not fit the KV cache of " + std::to_string(cache.capacity));
-        n_tokens += sequence.n_tokens;
+        found += sequence.n_tokens;
     }
-    if (n_tokens != batch.n_tokens)
-        throw std::invalid_argument("the sequences have " + std::to_string(n_tokens) +
-                                    " tokens, and the batch has " + std::to_string(batch.n_tokens));
+    if (found != n_tokens)
+        throw std::invalid_argument("the sequences have " + std::to_string(found) +
+                                    " tokens, and the batch has " + std::to_string(n_tokens));
 }
 
-void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batch) const {
-    if (batch.n_tokens > max_tokens_)
-        throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
-                                    "; this executor takes up to " + std::to_string(max_tokens_));
+void Executor::check_layer(const Layer& layer, const Batch& batch) const {
     for (const Op& op : graph_.ops) {
-        if (op.kind == OpKind::kv_append || op.kind == OpKind::attention) {
-            check_sequences(op, batch);
+        if (op.kind == OpKind::kv_append || op.kind == OpKind::rope_append ||
+            op.kind == OpKind::attention) {
+            check_sequences(op, layer, batch.n_tokens);
         } else if (op.kind == OpKind::embed) {
-            const auto& rows = std::get<RawRows>(weights[static_cast<std::size_t>(op.weight)]);
+            const auto& rows =
+                std::get<RawRows>((*layer.weights)[static_cast<std::size_t>(op.weight)]);
             const auto* ids = reinterpret_cast<const std::int32_t*>(buffer(op.inputs[0], batch));
             for (std::size_t t = 0; t < batch.n_tokens; ++t)
                 if (ids[t] < 0 || static_cast<std::size_t>(ids[t]) >= rows.n)
@@ -168,10 +194,10 @@ void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batc
     }
 }
 
-// One thread's way through the ops.
+// One thread's way through the ops, with the weights of one layer.
 struct Executor::Run {
     Executor& executor;
-    const std::vector<Weight>& weights;
+    const Layer& layer;
     const Batch& batch;
     const KernelTable& table;
     const Worker& worker;
@@ -182,7 +208,7 @@ struct Executor::Run {
 
     float* buffer(int index) const { return executor.buffer(index, batch); }
     const Weight& weight(const Op& op) const {
-        return weights[static_cast<std::size_t>(op.weight)];
+        return (*layer.weights)[static_cast<std::size_t>(op.weight)];
     }
 
     void meet() {
@@ -190,11 +216,20 @@ struct Executor::Run {
         quantized_busy = false;
     }
 
-    void linear(const Op& op) {
-        const auto& w = *std::get<std::shared_ptr<const PackedMatrix>>(weight(op));
+    const PackedMatrix& matrix(int slot) const {
+        return *std::get<std::shared_ptr<const PackedMatrix>>(
+            (*layer.weights)[static_cast<std::size_t>(slot)]);
+    }
+    Activations activations(const Op& op) const {
+        return op.activations.value_or(activations_for(batch.n_tokens));
+    }
+    float* products() const { return reinterpret_cast<float*>(executor.products_.data()); }
+
+    // An op's input as w takes it.
+    LinearInput input_for(const Op& op, const PackedMatrix& w) {
         const float* x = buffer(op.inputs[0]);
         std::byte* xq = executor.quantized_.data();
-        const Activations kind = op.activations.value_or(activations_for(batch.n_tokens));
+        const Activations kind = activations(op);
         if (kind != Activations::f32 && is_quantized(w.type())) {
             if (quantized_input != op.inputs[0] || quantized_as != kind ||
                 quantized_for != &w.table()) {
@@ -207,7 +242,70 @@ struct Executor::Run {
             }
             quantized_busy = true;
         }
-        tensor_ops::linear(worker, w, x, kind, xq, batch.n_tokens, buffer(op.output));
+        return {x, kind, xq, batch.n_tokens};
+    }
+
+    void linear(const Op& op, const PackedMatrix& w, float* y) {
+        const LinearInput input = input_for(op, w);
+        tensor_ops::linear(worker, w, input.x, input.kind, input.xq, input.rows, y);
+    }
+
+    void linear_many(const Op& op) {
+        std::array<const PackedMatrix*, largest_many> matrices;
+        std::array<float*, largest_many> outputs;
+        std::size_t n = 0;
+        const PackedMatrix* quantized = nullptr;
+        bool together = true;
+        const auto add = [&](int slot, int output) {
+            const PackedMatrix& w = matrix(slot);
+            matrices[n] = &w;
+            outputs[n++] = buffer(output);
+            if (!is_quantized(w.type())) return;
+            if (!quantized) quantized = &w;
+            together &= &w.table() == &quantized->table();
+        };
+        add(op.weight, op.output);
+        for (std::size_t i = 0; i < op.more_weights.size(); ++i)
+            add(op.more_weights[i], op.more_outputs[i]);
+        if (!together)
+            for (std::size_t i = 0; i < n; ++i) linear(op, *matrices[i], outputs[i]);
+        else
+            tensor_ops::linear_many(worker, std::span(matrices).first(n),
+                                    input_for(op, quantized ? *quantized : *matrices[0]),
+                                    std::span(outputs).first(n));
+    }
+
+    void glu_linear(const Op& op) {
+        const PackedMatrix &gate = matrix(op.weight), &up = matrix(op.more_weights[0]);
+        const Glu activation = op.gelu ? Glu::gelu : Glu::silu;
+        float* y = buffer(op.output);
+        if (alike(gate, up)) {
+            const LinearInput input = input_for(op, is_quantized(gate.type()) ? gate : up);
+            return tensor_ops::glu_linear(worker, gate, up, activation, input, products(), y);
+        }
+        linear(op, gate, y);
+        linear(op, up, products());
+        meet();
+        glu(worker, table, activation, y, products(), y, batch.n_tokens * gate.n());
+    }
+
+    void quantized_norm(const Op& op, std::size_t index) {
+        const std::size_t n = batch.n_tokens, k = std::get<Vector>(weight(op)).n;
+        const float* w = std::get<Vector>(weight(op)).data;
+        const Activations kind = activations(op);
+        const PackedMatrix* reader = nullptr;
+        for (const int slot : executor.matrices_[index])
+            if (!reader && is_quantized(matrix(slot).type())) reader = &matrix(slot);
+        if (!reader || kind == Activations::f32)
+            return rms_norm(worker, table, buffer(op.inputs[0]), w, op.eps, buffer(op.output), n,
+                            k);
+        if (quantized_busy) meet();
+        norm_and_quantize(worker, table, reader->table(), buffer(op.inputs[0]), w, op.eps,
+                          buffer(op.output), kind, n, k, executor.quantized_.data());
+        quantized_input = op.output;  // the barrier before its readers is planned
+        quantized_as = kind;
+        quantized_for = &reader->table();
+        quantized_busy = true;
     }
 
     void experts(const Op& op) {
@@ -218,7 +316,7 @@ struct Executor::Run {
             .route = buffer(op.inputs[1]),
             .rows = batch.n_tokens,
             .n_used = op.n_used,
-            .kind = op.activations.value_or(activations_for(batch.n_tokens)),
+            .kind = activations(op),
             .quantized = executor.quantized_.data(),
             .scratch = reinterpret_cast<float*>(executor.expert_rows_.data()),
             .y = buffer(op.output),
@@ -229,11 +327,23 @@ struct Executor::Run {
     }
 
     void append(const float* k, const float* v) {
-        for (const CachedSequence& s : batch.sequences) {
+        for (const CachedSequence& s : layer.sequences) {
             kv_append(worker, table, k, v, s.n_tokens, s.past, s.cache);
             const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
             k += floats;
             v += floats;
+        }
+    }
+
+    void append_rotated(const Op& op, const float* k, const float* v, const float* angles,
+                        std::size_t n_dims) {
+        for (const CachedSequence& s : layer.sequences) {
+            rope_append(worker, table, k, v, angles, n_dims, op.interleaved, s.n_tokens, s.past,
+                        s.cache);
+            const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
+            k += floats;
+            v += floats;
+            angles += s.n_tokens * n_dims;
         }
     }
 
@@ -264,12 +374,22 @@ struct Executor::Run {
                 bias(worker, table, in(0), std::get<Vector>(weight(op)).data, buffer(op.output), n,
                      width(op.output));
                 break;
-            case OpKind::linear: linear(op); break;
+            case OpKind::linear: linear(op, matrix(op.weight), buffer(op.output)); break;
+            case OpKind::linear_many: linear_many(op); break;
+            case OpKind::linear_add:
+                linear_add(worker, matrix(op.weight), input_for(op, matrix(op.weight)), in(1),
+                           products(), buffer(op.output));
+                break;
+            case OpKind::glu_linear: glu_linear(op); break;
+            case OpKind::quantized_norm: return quantized_norm(op, index);
             case OpKind::rope:
                 rope(worker, table, in(0), in(1), buffer(op.output), n, op.n_heads, op.head_dim,
                      width(op.inputs[1]), op.interleaved);
                 break;
             case OpKind::kv_append: append(in(0), in(1)); break;
+            case OpKind::rope_append:
+                append_rotated(op, in(0), in(1), in(2), width(op.inputs[2]));
+                break;
             case OpKind::attention:
                 attention(worker, table,
                           {.q = in(0),
@@ -281,7 +401,7 @@ struct Executor::Run {
                            .window = op.window,
                            .softcap = op.cap,
                            .out = buffer(op.output),
-                           .sequences = batch.sequences},
+                           .sequences = layer.sequences},
                           reinterpret_cast<float*>(executor.parts_.data()));
                 break;
             case OpKind::swiglu:
@@ -308,6 +428,12 @@ struct Executor::Run {
                 break;
         }
         if (op.output == quantized_input) quantized_input = -1;
+        for (const int output : op.more_outputs)
+            if (output == quantized_input) quantized_input = -1;
+    }
+
+    void all() {
+        for (std::size_t i = 0; i < executor.graph_.ops.size(); ++i) step(i);
     }
 
     // All steps, each until the last thread is done with it.
@@ -325,19 +451,29 @@ struct Executor::Run {
     }
 };
 
-void Executor::run(const std::vector<Weight>& weights, const Batch& batch) {
-    check_batch(weights, batch);
+void Executor::run(std::span<const Layer> layers, const Batch& batch) {
+    if (batch.n_tokens > max_tokens_)
+        throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
+                                    "; this executor takes up to " + std::to_string(max_tokens_));
+    std::size_t n_sequences = 0;
+    for (const Layer& layer : layers) {
+        check_layer(layer, batch);
+        n_sequences = std::max(n_sequences, layer.sequences.size());
+    }
     if (batch.n_tokens == 0) return;
-    const std::size_t parts = batch.sequences.size() * attention_workspace_floats * sizeof(float);
+    const std::size_t parts = n_sequences * attention_workspace_floats * sizeof(float);
     if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);
     const KernelTable& table = kernels();
     run_team(
         [&](const Worker& worker) {
-            Run run{*this, weights, batch, table, worker};
-            if (batch.seconds.empty())
-                for (std::size_t i = 0; i < graph_.ops.size(); ++i) run.step(i);
-            else
-                run.timed();
+            for (const Layer& layer : layers) {
+                if (&layer != layers.data()) worker.barrier();
+                Run run{*this, layer, batch, table, worker};
+                if (batch.seconds.empty())
+                    run.all();
+                else
+                    run.timed();
+            }
         },
         batch.max_threads, joining_);
 }

@@ -75,7 +75,10 @@ void Crew::meet(std::uint32_t passed) {
             barriers_.store(passed + 1, std::memory_order_release);
             barriers_.notify_all();
         } else {
-            wait_while_equal(barriers_, passed);
+            // Whoever came late may be here before the last of the meeting before has stored it.
+            for (auto met = barriers_.load(std::memory_order_acquire); met <= passed;
+                 met = barriers_.load(std::memory_order_acquire))
+                wait_while_equal(barriers_, met);
         }
         return;
     }

@@ -66,7 +66,8 @@ inline void run(Executor& executor, const std::vector<Weight>& weights,
     std::size_t n_tokens = 0;
     for (const auto& sequence : sequences) n_tokens += sequence.n_tokens;
     tensor_ops::check_weights(executor.graph(), weights);
-    executor.run(weights, {.external = pointers, .n_tokens = n_tokens, .sequences = sequences});
+    const tensor_ops::Layer layer{&weights, sequences};
+    executor.run({&layer, 1}, {.external = pointers, .n_tokens = n_tokens});
 }
 
 inline void run(Executor& executor, const std::vector<Weight>& weights,

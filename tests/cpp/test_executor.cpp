@@ -309,8 +309,36 @@ TEST(sequences_that_do_not_fit_together_are_refused) {
     std::vector<void*> pointers(executor.graph().buffers.size(), x.data());
     const tensor_ops::CachedSequence one{1, 0, first.view()};
     check::refused(
-        [&] { executor.run({}, {.external = pointers, .n_tokens = 2, .sequences = {&one, 1}}); },
+        [&] {
+            const std::vector<Weight> none;
+            const tensor_ops::Layer layer{&none, {&one, 1}};
+            executor.run({&layer, 1}, {.external = pointers, .n_tokens = 2});
+        },
         "the sequences have 1 tokens, and the batch has 2");
+}
+
+TEST(layers_run_one_after_the_other_on_the_same_buffers) {
+    Builder b;
+    const int x = b.external("x", width), h = b.internal("h", width);
+    b.op(OpKind::linear, {x}, h, b.slot("w"));
+    b.op(OpKind::add, {x, h}, x);
+    std::vector<std::vector<Weight>> weights;
+    for (unsigned seed = 0; seed < 5; ++seed)
+        weights.push_back({graphs::packed(
+            matrices::normal(seed % 2 ? DType::q8_0 : DType::f32, width, width, seed, 0.1))});
+    Executor executor(b.graph, 7);
+    const Floats start = normal(7 * width, 1);
+    Floats expected = copy<float>(start);
+    for (const auto& w : weights) graphs::run(executor, w, {{x, expected.data()}}, 7);
+    for (const int threads : {1, 3}) {
+        const Threads team(threads);
+        Floats actual = copy<float>(start);
+        std::vector<void*> pointers = {actual.data(), nullptr};
+        std::vector<tensor_ops::Layer> layers;
+        for (const auto& w : weights) layers.push_back({&w});
+        executor.run(layers, {.external = pointers, .n_tokens = 7});
+        check::that(same_bytes(actual, expected), std::to_string(threads) + " threads");
+    }
 }
 
 TEST(the_time_of_each_op_is_added_where_it_is_asked_for) {
@@ -326,8 +354,8 @@ TEST(the_time_of_each_op_is_added_where_it_is_asked_for) {
     const Threads team(3);
     std::vector<double> seconds = {100.0, 200.0};
     std::vector<void*> pointers = {in.data(), timed.data()};
-    executor.run(weights,
-                 {.external = pointers, .n_tokens = 9, .sequences = {}, .seconds = seconds});
+    const tensor_ops::Layer layer{&weights};
+    executor.run({&layer, 1}, {.external = pointers, .n_tokens = 9, .seconds = seconds});
     check::that(seconds[0] > 100.0 && seconds[0] < 110.0, check::text(seconds[0]));
     check::that(seconds[1] > 200.0 && seconds[1] < 210.0, check::text(seconds[1]));
     check::that(same_bytes(timed, out), "another result");
