@@ -63,7 +63,8 @@ class LayerWiseInferenceEngine:
         batch_size: int = 512,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Open a GGUF file: metadata and tensors are checked before any is used.
+        """Open a GGUF file, the first of a split model's, or a Hugging Face folder: all is checked
+        before any of it is used.
 
         backend: "cpp", "numpy", or None for the one that airllm.tensor_ops_hybrid chose.
         threads: of the C++ kernels, for the whole process; None for what cpu_budget() says.

@@ -77,7 +77,8 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
         "--model",
         required=required,
         metavar="M",
-        help="a GGUF file, or the name of a model that `airllm pull` has fetched",
+        help="a GGUF file (the first of a split model's), a Hugging Face folder, or the name of a "
+        "model that `airllm pull` has fetched",
     )
 
 
