@@ -61,6 +61,7 @@ class LayerWiseInferenceEngine:
         kv_type: KVType = "f16",
         activations: Activations = "auto",
         batch_size: int = 512,
+        quantize: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Open a GGUF file, the first of a split model's, or a Hugging Face folder: all is checked
@@ -79,6 +80,8 @@ class LayerWiseInferenceEngine:
             of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
             "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
         batch_size: tokens of a prompt that are evaluated at once.
+        quantize: what the matrices of a float model become while they are read: "q8_0", "q4_0",
+            "q4_1", "q5_0", "q5_1", or "f16", "bf16" or "f32"; see airllm.formats.retype.
         on_progress: called with (done, total) layers while weights are prepared.
 
         Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
@@ -94,7 +97,7 @@ class LayerWiseInferenceEngine:
             _log.warning("decode_threads=%d changes nothing on the NumPy backend", decode_threads)
         self.backend = runner.name
         self._busy = threading.Lock()
-        self._gguf = open_model(model_path)
+        self._gguf = open_model(model_path, quantize)
         try:
             model = load_model(self._gguf, activations)
             self.config: ModelConfig = model.config

@@ -92,7 +92,7 @@ def hf_config(sizes: Sizes, n_vocab: int, dtype: str) -> dict[str, object]:
     config: dict[str, object] = {
         "architectures": ["ForCausalLM"],
         "model_type": "mistral" if kind == "llama" and sizes.window else kind,
-        "dtype": dtype,
+        "dtype": {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[dtype],
         "transformers_version": "5.0.0",
         "vocab_size": n_vocab,
         "hidden_size": sizes.hidden,

@@ -42,6 +42,7 @@ def open_engine(
             context=context,
             kv_type=args.kv_type,
             activations=args.activations,
+            quantize=args.quantize,
             on_progress=progress.update,
         )
 

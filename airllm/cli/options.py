@@ -114,6 +114,13 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
         help="what meets quantised weights: 8-bit integers are fast, 16-bit ones as good as exact, "
         "f32 exact and slow; auto is q16 for up to 64 tokens at once, else q8",
     )
+    group.add_argument(
+        "--quantize",
+        choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
+        metavar="TYPE",
+        help="what the matrices of a float model become while they are read: %(choices)s "
+        "(default: they stay; `airllm convert` does it once and for all)",
+    )
 
 
 def add_threads(parser: argparse.ArgumentParser, *, decode: bool = True) -> None:

@@ -10,12 +10,27 @@ from airllm.formats.model_file import ModelFile
 __all__ = ["open_model"]
 
 
-def open_model(path: str | os.PathLike[str]) -> ModelFile:
+def open_model(path: str | os.PathLike[str], quantize: str | None = None) -> ModelFile:
     """A GGUF file, the first of a split model's, or a Hugging Face folder.
 
-    FormatError for what is damaged or not supported, OSError where it cannot be read.
+    quantize: what float matrices are turned into while they are read, "q8_0" say.
+
+    FormatError for what is damaged or not supported, OSError where it cannot be read, ValueError
+    for a `quantize` that is no type, or finds nothing to quantise.
     """
-    path = Path(path)
+    file = _open(Path(path))
+    if quantize is None:
+        return file
+    from airllm.formats.retype import RetypedModel
+
+    try:
+        return RetypedModel(file, quantize)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _open(path: Path) -> ModelFile:
     if not path.is_dir():
         return GGUFFile.open(path)
     if not (path / "config.json").exists():
