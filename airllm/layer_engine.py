@@ -277,6 +277,10 @@ class LayerWiseInferenceEngine:
                 path, decoder.cache, self._gguf.fingerprint(), self.config.vocab_size
             )
 
+    def fingerprint(self) -> bytes:
+        """32 bytes that tell models apart, whatever their files are called."""
+        return self._gguf.fingerprint()
+
     def memory_usage(self) -> dict[str, int]:
         """Bytes: weights (as the backend keeps them; NumPy's stay in the file's memory map),
         kv_cache (when full), buffers, and resident (of the whole process, now)."""

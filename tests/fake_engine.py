@@ -100,6 +100,9 @@ class FakeEngine:
         messages: list[dict[str, str]] = json.loads(path.read_text())
         return messages
 
+    def fingerprint(self) -> bytes:
+        return b"a model"
+
     def memory_usage(self) -> dict[str, int]:
         return {"weights": 3 << 20, "kv_cache": 1 << 20, "buffers": 512, "resident": 5 << 20}
 

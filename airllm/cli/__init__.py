@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from airllm import __version__
 from airllm.cli import (
+    batch,
     bench,
     chat,
     console,
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"airllm {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, pull, generate, chat, convert, perplexity, bench, info):
+    for command in (demo, pull, generate, chat, batch, convert, perplexity, bench, info):
         command.add(commands)
     return parser
 
