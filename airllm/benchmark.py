@@ -1,4 +1,5 @@
-"""Tokens a second of a model: prefill ("pp512", a prompt of 512) and decode ("tg128", one by one).
+"""Tokens a second of a model: prefill ("pp512", a prompt of 512), decode ("tg128", one by one), and
+decode of several sequences together ("tg128x8", counting the tokens of all eight).
 
 Measured as llama-bench measures: random tokens, an empty cache before each repetition, a
 warm-up that is not counted, the time of the model alone (no tokeniser, no sampling).
@@ -17,7 +18,7 @@ from airllm.progress import OnProgress, part_of
 
 
 class Model(Protocol):
-    """What can be measured; LayerWiseInferenceEngine can."""
+    """What can be measured; LayerWiseInferenceEngine can, and Batch."""
 
     def reset(self) -> None:
         """Forgets every token seen so far."""
@@ -26,6 +27,28 @@ class Model(Protocol):
         self, tokens: Sequence[int], *, on_progress: OnProgress | None = None
     ) -> NDArray[np.float32]:
         """Appends tokens to the cache; returns the last one's logits, float32 [vocab]."""
+
+
+class Sequences(Protocol):
+    """Several sequences that go on together; batch_generation.ParallelSequences can."""
+
+    def reset(self) -> None: ...
+    def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]: ...
+
+
+class Batch:
+    """Sequences as a Model, whose calls have a token of each of them."""
+
+    def __init__(self, sequences: Sequences) -> None:
+        self._sequences = sequences
+
+    def reset(self) -> None:
+        self._sequences.reset()
+
+    def forward(
+        self, tokens: Sequence[int], *, on_progress: OnProgress | None = None
+    ) -> NDArray[np.float32]:
+        return self._sequences.forward(tokens)
 
 
 @dataclass(frozen=True)
@@ -52,6 +75,13 @@ def decode(n_tokens: int, vocab_size: int) -> Test:
     """n_tokens one by one. One token warms up: it touches every weight, more would only cost."""
     steps = [[token] for token in _random_tokens(n_tokens, vocab_size)]
     return Test(f"tg{n_tokens}", warm_up=steps[:1], timed=steps)
+
+
+def decode_batch(n_tokens: int, n_sequences: int, vocab_size: int) -> Test:
+    """n_tokens of each of n_sequences, one of each in a call; for a Batch."""
+    ids = _random_tokens(n_tokens * n_sequences, vocab_size)
+    steps = [ids[at : at + n_sequences] for at in range(0, len(ids), n_sequences)]
+    return Test(f"tg{n_tokens}x{n_sequences}", warm_up=steps[:1], timed=steps)
 
 
 def measure(

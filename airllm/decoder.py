@@ -1,13 +1,21 @@
 """The forward pass: tokens through embedding, layers and head, one layer at a time."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+from weakref import WeakKeyDictionary
+
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.backends import Backend
+from airllm.backends import Backend, Executor
 from airllm.formats.model_file import ModelFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.numpy_ops import rope_table
+from airllm.profiling import Profile
 from airllm.progress import OnProgress, part_of
 from airllm.weights import FileWeights
 
@@ -34,14 +42,15 @@ class Decoder:
     ) -> None:
         """decode_threads: at most so many for one token at a time; 0 for all."""
         config = model.config
-        self._model, self._batch_size = model, batch_size
+        self._model, self._backend, self._batch_size = model, backend, batch_size
         self._decode_threads = decode_threads
         # Before the weights, which take their time: it may be refused.
-        self.cache = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, context, kv_type)
+        self._kv_type: KVType = kv_type
+        self.cache = self.new_cache(context)
         kinds = [backend.executor(kind.graph, batch_size) for kind in model.kinds]
-        self._layers = [kinds[kind] for kind in model.kind_of_layer]
-        self._embed = backend.executor(model.embed, batch_size)
-        self._head = backend.executor(model.head, batch_size)
+        self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
+        self._embed: Executor = backend.executor(model.embed, batch_size)
+        self._head: Executor = backend.executor(model.head, batch_size)
         self.weights = FileWeights(
             gguf,
             model,
@@ -51,6 +60,7 @@ class Decoder:
             head=self._head,
             on_progress=on_progress,
         )
+        self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
 
@@ -62,22 +72,52 @@ class Decoder:
         internal = sum(graph.row_bytes for graph in graphs) * self._batch_size
         return internal + self._residual.nbytes + self._last_logits.nbytes
 
+    @property
+    def batch_size(self) -> int:
+        """Tokens that are evaluated at once, at most."""
+        return self._batch_size
+
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """Note what each op takes; see Profile."""
+        profile = Profile(self.cache.row_bytes)
+        before = (self._embed, self._layers, self._head)
+        model = self._model
+        self._embed = profile.wrap(self._embed, model.embed)
+        self._layers = [
+            profile.wrap(layer, model.kinds[kind].graph)
+            for layer, kind in zip(self._layers, model.kind_of_layer, strict=True)
+        ]
+        self._head = profile.wrap(self._head, model.head)
+        try:
+            yield profile
+        finally:
+            self._embed, self._layers, self._head = before
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """A cache for a sequence beside that of `cache`. MemoryError where there is no room."""
+        c = self._model.config
+        return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, capacity, self._kv_type)
+
     def evaluate(
         self,
         tokens: NDArray[np.int32],
         logits: Logits | None = None,
         on_progress: OnProgress | None = None,
+        cache: KVCache | None = None,
     ) -> Logits:
-        """Append tokens to the cache, a batch at a time, and compute logits.
+        """Append tokens to a cache, a batch at a time, and compute logits.
 
         tokens: int32 [n], at least one, valid ids that fit the context: not checked here.
         logits: float32 [n, vocab], filled and returned; if None, only the last row is computed and
             returned, float32 [vocab], in a buffer that the next call overwrites.
         on_progress: called with (done, total) after each step: one layer for one batch of tokens.
+        cache: `self.cache` unless given.
 
         An exception, Ctrl-C's too, leaves in the cache the batches that were complete.
         FormatError when the file has changed since it was opened.
         """
+        cache = self.cache if cache is None else cache
         starts = range(0, len(tokens), self._batch_size)
         n_layers = self._model.config.n_layers
         steps = n_layers * len(starts)
@@ -86,7 +126,7 @@ class Decoder:
             residual = self._residual[: len(batch)]
             on_layer = part_of(on_progress, n_layers * index, n_layers, steps)
             threads = self._decode_threads if len(tokens) == 1 else 0
-            self._run_layers(batch, residual, threads, on_layer)
+            self._run_layers(batch, [(len(batch), cache)], residual, threads, on_layer)
             if logits is not None:
                 self._run_head(residual, logits[start : start + len(batch)], threads)
         if logits is not None:
@@ -94,33 +134,78 @@ class Decoder:
         self._run_head(residual[-1:], self._last_logits[np.newaxis], threads)
         return self._last_logits
 
+    def evaluate_batch(
+        self, tokens: NDArray[np.int32], caches: Sequence[KVCache], logits: Logits
+    ) -> Logits:
+        """Append one token to each of several caches, reading the weights once for all of them.
+
+        tokens: int32 [n], n up to batch_size, checked no more than by `evaluate`.
+        logits: float32 [n, vocab], filled and returned.
+        """
+        residual = self._residual[: len(tokens)]
+        threads = self._decode_threads if len(tokens) == 1 else 0
+        self._run_layers(tokens, [(1, cache) for cache in caches], residual, threads, None)
+        self._run_head(residual, logits, threads)
+        return logits
+
     def _run_layers(
         self,
         tokens: NDArray[np.int32],
+        sequences: Sequence[tuple[int, KVCache]],
         residual: NDArray[np.float32],
         threads: int,
         on_layer: OnProgress | None,
     ) -> None:
-        """tokens: [n] -> residual: [n, hidden_size]"""
-        n, past = len(tokens), self.cache.length
+        """tokens: [n], those of the first sequence first -> residual: [n, hidden_size]
+
+        sequences: how many tokens each has, and its cache.
+        on_layer: called with (done, total) layers, which are gone through one by one then.
+        """
+        n = len(tokens)
         with self.weights.embed() as bound:
             self._embed.run(bound, {"tokens": tokens, "residual": residual}, n, threads=threads)
-        positions = np.arange(past, past + n)
+        positions = np.concatenate(
+            [np.arange(cache.length, cache.length + count) for count, cache in sequences]
+        )
         buffers = [  # of each kind of layer; rope: [n, rope_dims]
             {"residual": residual, "rope": rope_table(positions, kind.inv_freq)}
             for kind in self._model.kinds
         ]
         n_layers = self._model.config.n_layers
-        for index, kind in enumerate(self._model.kind_of_layer):
-            keys, values = self.cache.layer(index)
-            with self.weights.layer(index) as bound:
-                self._layers[index].run(bound, buffers[kind], n, past, keys, values, threads)
+        batch = [(count, cache.length, self._layers_of(cache)) for count, cache in sequences]
+        # Many tokens take their time in each layer, and Ctrl-C waits for the end of a call.
+        at_once = self.weights.layers_at_once if on_layer is None and n <= 64 else 1
+        for start, stop in _stretches(self._model.kind_of_layer, at_once):
+            with self.weights.layers(start, stop) as bound:
+                self._layers[start].run_layers(
+                    bound, buffers[self._model.kind_of_layer[start]], batch, start, threads
+                )
             if on_layer is not None:
-                on_layer(index + 1, n_layers)
-        self.cache.tokens.extend(tokens.tolist())
+                on_layer(stop, n_layers)
+        ids = iter(tokens.tolist())
+        for count, cache in sequences:
+            cache.tokens.extend(islice(ids, count))
+
+    def _layers_of(self, cache: KVCache) -> Any:
+        """A cache as the backend takes it, as long as there is the cache."""
+        if cache not in self._kv_layers:
+            self._kv_layers[cache] = self._backend.kv_layers(cache.layers)
+        return self._kv_layers[cache]
 
     def _run_head(self, residual: NDArray[np.float32], logits: Logits, threads: int) -> None:
         """residual: [n, hidden_size] -> logits: [n, vocab]"""
         with self.weights.head() as bound:
             buffers = {"residual": residual, "logits": logits}
             self._head.run(bound, buffers, len(residual), threads=threads)
+
+
+@lru_cache
+def _stretches(kind_of_layer: tuple[int, ...], most: int) -> list[tuple[int, int]]:
+    """First layer and end of stretches of up to `most` layers of one kind."""
+    stretches, start = [], 0
+    for index in range(1, len(kind_of_layer) + 1):
+        at_end = index == len(kind_of_layer)
+        if at_end or kind_of_layer[index] != kind_of_layer[start] or index - start == most:
+            stretches.append((start, index))
+            start = index
+    return stretches

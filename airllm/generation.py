@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from airllm.decoder import Decoder
+from airllm.decoder import Decoder, Logits
+from airllm.kv_cache import KVCache
 from airllm.limits import ContextFullError, Limits, shift
 from airllm.progress import OnProgress
 from airllm.sampling import Sampler, Sampling
@@ -28,9 +29,103 @@ class Generation:
     shifted_tokens: int  # that were forgotten to make room, with on_full="shift"
     finish_reason: FinishReason  # end token or stop string; max_new_tokens; the context is full
     prefill_seconds: float  # the prompt's evaluation, up to the first token
-    decode_seconds: float  # the tokens after the first
+    decode_seconds: float  # the tokens after the first; in a batch, together with the others'
     prefill_tokens_per_second: float  # of the tokens that were evaluated
     decode_tokens_per_second: float
+
+
+class Continuation:
+    """A prompt and its answer, which grows by a token with each `take`.
+
+        while answer.goes_on():
+            evaluate answer.pending after answer.cache, and answer.take(the last token's logits)
+
+    pending: the tokens to evaluate next. Text is given out in whole characters, and nothing of a
+    stop string.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        cache: KVCache,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        limits: Limits,
+    ) -> None:
+        """prompt: must fit the context. cache: holds its beginning, or nothing, but not all of it.
+        limits: for this prompt, as for_prompt gives them."""
+        self.cache, self._tokenizer, self._limits = cache, tokenizer, limits
+        self._sampler, self._stream = Sampler(sampling), TextStream(limits.stop)
+        self._history, self._n_prompt = list(prompt), len(prompt)
+        self._n_reused, self._n_shifted = cache.length, 0
+        self.pending = self._history[self._n_reused :]
+        self._pieces: list[str] = []
+        self._seconds: list[float] = []  # of each evaluation, the prompt's first
+        self._finish: FinishReason | None = None
+
+    def goes_on(self) -> bool:
+        """Whether another token is wanted; there is room for it then.
+        ContextFullError where there is none, and the limits' on_full says so."""
+        cache, limits = self.cache, self._limits
+        n_said = len(self._history) - self._n_prompt
+        if self._finish is None and n_said >= limits.max_new_tokens:
+            self._finish = "length"
+        if self._finish is None and cache.length + len(self.pending) > cache.capacity:
+            if limits.on_full == "error":
+                raise ContextFullError(
+                    f"the context of {cache.capacity} tokens is full, after {self._n_prompt} of "
+                    f"the prompt and {n_said} of the answer"
+                )
+            if limits.on_full == "stop":
+                self._finish = "context"
+            else:
+                before = cache.length + len(self.pending)
+                self.pending = shift(cache, self.pending, limits.keep)
+                self._n_shifted += before - cache.length - len(self.pending)
+        return self._finish is None
+
+    def take(self, logits: Logits, start: float) -> str:
+        """Choose the next token; returns the text that it makes certain, which may be none.
+
+        logits: float32 [vocab], after `pending`; start: when their evaluation began, by
+        perf_counter.
+        """
+        token = self._sampler.sample(logits, self._history)
+        self._seconds.append(perf_counter() - start)
+        if token in self._tokenizer.eos_ids:
+            self._finish = "stop"
+            return ""
+        self._history.append(token)
+        self.pending = [token]
+        # A control token is markup, not text.
+        is_markup = self._tokenizer.is_control(token)
+        piece = self._stream.push(b"" if is_markup else self._tokenizer.token_bytes(token))
+        if self._stream.stopped:
+            self._finish = "stop"
+        self._pieces.append(piece)
+        return piece
+
+    def rest(self) -> str:
+        """The text that was held back, once no token is to come."""
+        rest = self._stream.finish()
+        self._pieces.append(rest)
+        return rest
+
+    def result(self) -> Generation:
+        prefill, decode = sum(self._seconds[:1]), sum(self._seconds[1:])
+        n_evaluated = self._n_prompt - self._n_reused
+        return Generation(
+            text="".join(self._pieces),
+            tokens=tuple(self._history[self._n_prompt :]),
+            prompt_tokens=self._n_prompt,
+            reused_tokens=self._n_reused,
+            shifted_tokens=self._n_shifted,
+            finish_reason=self._finish or "length",
+            prefill_seconds=prefill,
+            decode_seconds=decode,
+            prefill_tokens_per_second=n_evaluated / prefill if prefill else 0.0,
+            decode_tokens_per_second=(len(self._seconds) - 1) / decode if decode else 0.0,
+        )
 
 
 def generate(
@@ -41,66 +136,17 @@ def generate(
     limits: Limits,
     on_progress: OnProgress | None = None,
 ) -> Generator[str, None, Generation]:
-    """Continue a prompt, which must fit the context; yields text and returns the whole.
+    """Continue a prompt, see Continuation; yields text and returns the whole.
 
-    limits: for this prompt, as for_prompt gives them; ContextFullError where on_full says so.
-
-    The cache holds the prompt's beginning, or nothing, but not the whole prompt.
-
-    Whole characters are yielded, and nothing of a stop string. Times are the model's and the
-    sampler's, not the consumer's.
+    Times are the model's and the sampler's, not the consumer's.
     """
-    sampler, stream = Sampler(sampling), TextStream(limits.stop)
-    history, n_prompt = list(prompt), len(prompt)
-    cache, n_reused, n_shifted = decoder.cache, decoder.cache.length, 0
-    pieces: list[str] = []
-    seconds: list[float] = []  # of each evaluation, the prompt's first
-    finish: FinishReason = "length"
-    pending = history[n_reused:]
-    while len(history) - n_prompt < limits.max_new_tokens:
-        if cache.length + len(pending) > cache.capacity:
-            if limits.on_full == "stop":
-                finish = "context"
-                break
-            if limits.on_full == "error":
-                raise ContextFullError(
-                    f"the context of {cache.capacity} tokens is full, after {n_prompt} of the "
-                    f"prompt and {len(history) - n_prompt} of the answer"
-                )
-            before = cache.length + len(pending)
-            pending = shift(cache, pending, limits.keep)
-            n_shifted += before - cache.length - len(pending)
+    answer = Continuation(prompt, decoder.cache, tokenizer, sampling, limits)
+    while answer.goes_on():
         start = perf_counter()
-        logits = decoder.evaluate(np.array(pending, np.int32), None, on_progress)
+        logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
         on_progress = None  # it is for the prompt; a token of the answer is quick
-        token = sampler.sample(logits, history)
-        seconds.append(perf_counter() - start)
-        if token in tokenizer.eos_ids:
-            finish = "stop"
-            break
-        history.append(token)
-        pending = [token]
-        # A control token is markup, not text.
-        said = b"" if tokenizer.is_control(token) else tokenizer.token_bytes(token)
-        if piece := stream.push(said):
-            pieces.append(piece)
+        if piece := answer.take(logits, start):
             yield piece
-        if stream.stopped:
-            finish = "stop"
-            break
-    if rest := stream.finish():
-        pieces.append(rest)
+    if rest := answer.rest():
         yield rest
-    prefill, decode = sum(seconds[:1]), sum(seconds[1:])
-    return Generation(
-        text="".join(pieces),
-        tokens=tuple(history[n_prompt:]),
-        prompt_tokens=n_prompt,
-        reused_tokens=n_reused,
-        shifted_tokens=n_shifted,
-        finish_reason=finish,
-        prefill_seconds=prefill,
-        decode_seconds=decode,
-        prefill_tokens_per_second=(n_prompt - n_reused) / prefill if prefill else 0.0,
-        decode_tokens_per_second=(len(seconds) - 1) / decode if decode else 0.0,
-    )
+    return answer.result()

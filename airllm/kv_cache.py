@@ -58,6 +58,16 @@ class KVCache:
         is bytes, [n_kv_heads, capacity, head_dim / 32 * 34]."""
         return self._layers[index]
 
+    @property
+    def layers(self) -> list[tuple[Cache, Cache]]:
+        """`layer` of each."""
+        return self._layers
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the keys, or the values, of one KV head at one position."""
+        return int(self._data.strides[-2])
+
     def rows(self, n_tokens: int) -> Iterator[NDArray[np.uint8]]:
         """The memory of the first tokens, uint8 [n_tokens, bytes of a row]: of each layer the keys,
         then the values, of each KV head its own."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Self, get_args
+from typing import TYPE_CHECKING, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,13 @@ from airllm.graph import Activations
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError, Limits, OnFull
 from airllm.models import ModelConfig, load_model
+from airllm.profiling import Profile
 from airllm.progress import OnProgress
 from airllm.sampling import Sampling
 from airllm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from airllm.batch_generation import ParallelSequences
 
 __all__ = ["ContextFullError", "Generation", "LayerWiseInferenceEngine"]
 
@@ -231,6 +235,73 @@ class LayerWiseInferenceEngine:
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
         return self._start(prompt, sampling, limits, on_progress)
 
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        batch: int = 8,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        on_full: OnFull = "stop",
+        keep: int = 0,
+        on_token: Callable[[int, str], None] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[Generation]:
+        """Continue several prompts, each as `generate` does, and return the answers in order.
+
+        Up to `batch` of them are decoded together, which reads the weights once for all; where an
+        answer ends, the next prompt takes its place. Each has a KV cache of its own, of what it
+        needs of the context, as long as this runs; the engine's own is not touched.
+
+        With a seed, or temperature=0, an answer is the one that `generate` gives with an empty
+        cache, bit for bit, where the C++ backend has quantised weights. Float matrices, NumPy, and
+        a `batch` above 64 with activations="auto" (see there) round sums differently for several
+        rows than for one.
+
+        on_full: "stop" or "shift"; an error would take the other answers with it.
+        on_token: called with the index of a prompt and each piece of its text.
+        on_progress: called with (done, total) prompts.
+
+        ContextFullError, a ValueError, when a prompt does not fit, and MemoryError when the caches
+        do not: nothing has been evaluated then.
+        """
+        from airllm import batch_generation
+
+        ids = [self._prompt_tokens(prompt) for prompt in _prompts(prompts)]
+        check_count("batch", batch)
+        check_choice("on_full", on_full, ("stop", "shift"))
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
+        own_limits = [self._limits_for(prompt, limits) for prompt in ids]
+        if not ids:
+            return []
+        longest = min(max(map(len, ids)) + int(max_new_tokens), self.context)
+        with self.sequences(min(int(batch), len(ids)), longest) as lanes:
+            return batch_generation.generate_batch(
+                lanes, self.tokenizer, ids, sampling, own_limits, on_token, on_progress
+            )
+
+    @contextmanager
+    def sequences(self, n: int, capacity: int | None = None) -> Iterator["ParallelSequences"]:
+        """n sequences beside the engine's own, with KV caches for `capacity` tokens each (None:
+        the context): `forward` evaluates a token of each in one pass. The engine is busy with them
+        inside the `with`, and their memory is given back at its end."""
+        from airllm import batch_generation
+
+        check_count("n", n)
+        capacity = self.context if capacity is None else capacity
+        check_count("capacity", capacity)
+        with self._exclusive() as decoder:
+            yield batch_generation.ParallelSequences(
+                decoder, int(n), int(capacity), self.config.vocab_size
+            )
+
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The ids of a text as a prompt, with the BOS token where the model wants one; or of a chat
         up to where the answer begins. Control tokens come from the chat template alone, never from
@@ -281,6 +352,12 @@ class LayerWiseInferenceEngine:
         """32 bytes that tell models apart, whatever their files are called."""
         return self._gguf.fingerprint()
 
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """Inside the `with`, time, bytes and FLOPs of each op are noted; see airllm.profiling."""
+        with self._open_decoder().profile() as profile:
+            yield profile
+
     def memory_usage(self) -> dict[str, int]:
         """Bytes: weights (as the backend keeps them; NumPy's stay in the file's memory map),
         kv_cache (when full), buffers, and resident (of the whole process, now)."""
@@ -312,14 +389,17 @@ class LayerWiseInferenceEngine:
     ) -> Generator[str, None, Generation]:
         """Check the prompt now, not at the first piece, and make the generator."""
         ids = self._prompt_tokens(prompt)
+        return self._run(ids, sampling, self._limits_for(ids, limits), on_progress)
+
+    def _limits_for(self, ids: list[int], limits: Limits) -> Limits:
+        """The limits for a prompt. ContextFullError where it does not fit."""
         if len(ids) > self.context:
             raise ContextFullError(
                 f"the prompt has {len(ids)} tokens; the context has room for {self.context}. "
                 f"context= makes it larger; this model allows {self.config.context_length}."
             )
         has_bos = self.tokenizer.add_bos and ids[0] == self.tokenizer.bos_id
-        limits = limits.for_prompt(len(ids), has_bos, self.context)
-        return self._run(ids, sampling, limits, on_progress)
+        return limits.for_prompt(len(ids), has_bos, self.context)
 
     def _run(
         self,
@@ -366,11 +446,14 @@ class LayerWiseInferenceEngine:
                 "the stream, or open an engine for each thread"
             )
         try:
-            if self._decoder is None:
-                raise RuntimeError("the engine is closed")
-            yield self._decoder
+            yield self._open_decoder()
         finally:
             self._busy.release()
+
+    def _open_decoder(self) -> Decoder:
+        if self._decoder is None:
+            raise RuntimeError("the engine is closed")
+        return self._decoder
 
 
 def _context(asked: int | None, config: ModelConfig) -> int:
@@ -386,6 +469,12 @@ def _context(asked: int | None, config: ModelConfig) -> int:
             f"context is {asked}; {config.name} allows at most {config.context_length} tokens"
         )
     return int(asked)
+
+
+def _prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or any(isinstance(prompt, Mapping) for prompt in prompts):
+        raise TypeError("prompts is one prompt; expected a list of them. generate() takes one.")
+    return list(prompts)
 
 
 def _strings(strings: str | Sequence[str]) -> tuple[str, ...]:

@@ -155,7 +155,13 @@ class RawRows:
 
 # ---- graphs, as airllm.graph builds them ---------------------------------------------------------
 
-class BoundWeights: ...
+class BoundWeights:
+    @property
+    def nbytes(self) -> dict[str, int]: ...  # by slot
+
+class KvLayers:
+    # k_cache and v_cache of each layer, as Executor.run takes them
+    def __init__(self, layers: Sequence[tuple[_Cache | _Bytes, _Cache | _Bytes]]) -> None: ...
 
 class Executor:
     def __init__(
@@ -180,6 +186,16 @@ class Executor:
         k_cache: _Cache | _Bytes | None = None,  # [n_kv_heads, capacity, head_dim], or Q8_0
         v_cache: _Cache | _Bytes | None = None,  # as k_cache
         threads: int = 0,  # at most so many; 0: all
+        seconds: NDArray[np.float64] | None = None,  # [n_ops], added to
+    ) -> None: ...
+    def run_layers(
+        self,
+        bound: Sequence[BoundWeights],  # of each layer
+        buffers: dict[str, NDArray[Any]],
+        sequences: Sequence[tuple[int, int, KvLayers]],  # n_tokens, past, and its caches
+        first_layer: int = 0,  # in each KvLayers
+        threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
     ) -> None: ...
 
 # ---- what runs -----------------------------------------------------------------------------------

@@ -309,16 +309,17 @@ def test_stream_refuses_bad_arguments_at_the_call(engine, settings, message):
 
 
 def interrupt_layer(engine, monkeypatch, at: int) -> None:
-    """Ctrl-C in the middle of the forward pass: at the at-th layer that runs."""
+    """Ctrl-C in the middle of the forward pass: at the at-th layer that runs, one by one."""
+    monkeypatch.setattr(engine._decoder.weights, "layers_at_once", 1)
     executor = engine._decoder._layers[0]  # that of all layers, which are of one kind
-    run, calls = executor.run, iter(range(1, 10**6))
+    run, calls = executor.run_layers, iter(range(1, 10**6))
 
     def interrupted(*args, **kwargs):
         if next(calls) == at:
             raise KeyboardInterrupt
         run(*args, **kwargs)
 
-    monkeypatch.setattr(executor, "run", interrupted)
+    monkeypatch.setattr(executor, "run_layers", interrupted)
 
 
 @pytest.mark.parametrize("layer", [1, 3, 5, 20])

@@ -1,9 +1,10 @@
 """Backends: what prepares weights and runs graphs. C++ where it is built, NumPy everywhere."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph import Graph, Role
@@ -22,6 +23,9 @@ class Executor(Protocol):
         Cheap, and keeps references. GraphError when a slot is missing or a shape is wrong.
         """
 
+    def weight_bytes(self, bound: Any) -> Mapping[str, int]:
+        """Bytes of each slot's weight, as the backend keeps it."""
+
     def run(
         self,
         bound: Any,
@@ -31,12 +35,30 @@ class Executor(Protocol):
         k_cache: NDArray[Any] | None = None,
         v_cache: NDArray[Any] | None = None,
         threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
     ) -> None:
         """Run all ops over the external buffers, [n_tokens, width] each.
 
         k_cache, v_cache: [n_kv_heads, capacity, head_dim], float32 or float16, or uint8 with rows
         of Q8_0, of the layer whose weights are bound; they hold `past` tokens, and the batch is
         appended to them. threads: at most so many, 0 for all; NumPy's BLAS decides for itself.
+        seconds: float64 [n_ops], to which the time of each op is added.
+        """
+
+    def run_layers(
+        self,
+        bound: Sequence[Any],
+        buffers: dict[str, NDArray[Any]],
+        sequences: Sequence[tuple[int, int, Any]],
+        first_layer: int = 0,
+        threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
+    ) -> None:
+        """run with one layer's weights after another's, on the same buffers, and for several
+        sequences at once, each with caches of its own.
+
+        sequences: (n_tokens, past, what Backend.kv_layers made of its caches) of each; the rows of
+        the first one come first in the buffers. first_layer: where in the caches `bound` begins.
         """
 
 
@@ -53,6 +75,9 @@ class Backend(Protocol):
 
     def executor(self, graph: Graph, max_tokens: int) -> Executor:
         """An executor for batches of up to max_tokens."""
+
+    def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
+        """A sequence's caches, k_cache and v_cache of each layer, checked once for all runs."""
 
 
 def load_backend(name: str | None = None, threads: int | None = None) -> Backend:

@@ -1,6 +1,6 @@
 """Runs graphs on the C++ executor of tensor_ops_cpp: translates a Graph, and adds nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -38,6 +38,9 @@ class CppBackend:
     def executor(self, graph: Graph, max_tokens: int) -> "CppExecutor":
         return CppExecutor(graph, max_tokens)
 
+    def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
+        return tensor_ops_cpp.KvLayers(layers)
+
 
 class CppExecutor:
     def __init__(self, graph: Graph, max_tokens: int) -> None:
@@ -52,7 +55,11 @@ class CppExecutor:
             max_tokens=max_tokens,
         )
         self.run = self._executor.run  # no Python between the engine's loop and C++
+        self.run_layers = self._executor.run_layers
 
     def bind(self, weights: Mapping[str, Any]) -> Any:
         self._graph.check_bound({name: weight.shape for name, weight in weights.items()})
         return self._executor.bind(dict(weights))
+
+    def weight_bytes(self, bound: tensor_ops_cpp.BoundWeights) -> Mapping[str, int]:
+        return bound.nbytes

@@ -1,7 +1,8 @@
 """Runs graphs op by op in NumPy: the fallback, and the second opinion in tests."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,27 @@ class NumpyBackend:
     def executor(self, graph: Graph, max_tokens: int) -> "NumpyExecutor":
         return NumpyExecutor(graph, max_tokens)
 
+    def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
+        return list(layers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    first: int  # row of the buffers
+    n_tokens: int
+    past: int
+    k_cache: NDArray[Any]  # [n_kv_heads, capacity, head_dim], or rows of Q8_0
+    v_cache: NDArray[Any]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + self.n_tokens)
+
+    @property
+    def end(self) -> int:
+        """Positions in the cache after the batch."""
+        return self.past + self.n_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
@@ -40,9 +62,7 @@ class _Batch:
     buffers: Buffers  # each [n_tokens, width]
     weights: Mapping[str, Any]
     n_tokens: int
-    past: int
-    k_cache: NDArray[Any]  # [n_kv_heads, capacity, head_dim], or rows of Q8_0
-    v_cache: NDArray[Any]
+    sequences: Sequence[_Sequence]
 
 
 class NumpyExecutor:
@@ -60,6 +80,9 @@ class NumpyExecutor:
         self.graph.check_bound({name: weight.shape for name, weight in weights.items()})
         return dict(weights)
 
+    def weight_bytes(self, bound: Any) -> Mapping[str, int]:
+        return {name: weight.nbytes for name, weight in bound.items()}
+
     def run(
         self,
         bound: Any,
@@ -69,23 +92,48 @@ class NumpyExecutor:
         k_cache: NDArray[Any] | None = None,
         v_cache: NDArray[Any] | None = None,
         threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
+    ) -> None:
+        if k_cache is None or v_cache is None:
+            k_cache = v_cache = np.empty((0, 0, 0), np.float32)
+        sequence = _Sequence(0, n_tokens, past, k_cache, v_cache)
+        self._run(bound, buffers, n_tokens, [sequence], seconds)
+
+    def run_layers(
+        self,
+        bound: Sequence[Any],
+        buffers: Mapping[str, NDArray[Any]],
+        sequences: Sequence[tuple[int, int, Any]],
+        first_layer: int = 0,
+        threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
+    ) -> None:
+        for index, weights in enumerate(bound, first_layer):
+            parts, n_tokens = [], 0
+            for n, past, layers in sequences:
+                parts.append(_Sequence(n_tokens, n, past, *layers[index]))
+                n_tokens += n
+            self._run(weights, buffers, n_tokens, parts, seconds)
+
+    def _run(
+        self,
+        bound: Any,
+        buffers: Mapping[str, NDArray[Any]],
+        n_tokens: int,
+        sequences: Sequence[_Sequence],
+        seconds: NDArray[np.float64] | None,
     ) -> None:
         if not 0 <= n_tokens <= self.max_tokens:
             raise ValueError(f"n_tokens is {n_tokens}; expected 0 to {self.max_tokens}")
         self._check_external(buffers, n_tokens)
         values = {name: array[:n_tokens] for name, array in self._internal.items()} | dict(buffers)
-        none = np.empty((0, 0, 0), np.float32)
-        batch = _Batch(
-            values,
-            bound,
-            n_tokens,
-            past,
-            none if k_cache is None else k_cache,
-            none if v_cache is None else v_cache,
-        )
+        batch = _Batch(values, bound, n_tokens, sequences)
         with np.errstate(all="ignore"):  # infinities and NaN are values here, as in C++
-            for op in self.graph.ops:
+            for index, op in enumerate(self.graph.ops):
+                start = perf_counter()
                 _OPS[op.kind](op, batch)
+                if seconds is not None:
+                    seconds[index] += perf_counter() - start
 
     def _check_external(self, buffers: Mapping[str, NDArray[Any]], n_tokens: int) -> None:
         if buffers.keys() != {buffer.name for buffer in self._external}:
@@ -138,29 +186,30 @@ def _rope(op: Op, batch: _Batch) -> None:
 
 def _kv_append(op: Op, batch: _Batch) -> None:
     n_kv_heads, head_dim = int(op.attrs["n_kv_heads"]), int(op.attrs["head_dim"])
-    end = batch.past + batch.n_tokens
-    for name, cache in zip(op.inputs, (batch.k_cache, batch.v_cache), strict=True):
-        if cache.shape[1] < end:
-            raise ValueError(f"kv_append: {end} tokens do not fit a KV cache of {cache.shape[1]}")
-        rows = batch.buffers[name].reshape(batch.n_tokens, n_kv_heads, head_dim)
-        kept = numpy_ops.quantize(rows, "q8_0") if cache.dtype == np.uint8 else rows
-        cache[:, batch.past : end] = kept.transpose(1, 0, 2)
+    for s in batch.sequences:
+        for name, cache in zip(op.inputs, (s.k_cache, s.v_cache), strict=True):
+            capacity = cache.shape[1]
+            if capacity < s.end:
+                raise ValueError(f"kv_append: {s.end} tokens do not fit a KV cache of {capacity}")
+            rows = batch.buffers[name][s.rows].reshape(-1, n_kv_heads, head_dim)
+            kept = numpy_ops.quantize(rows, "q8_0") if cache.dtype == np.uint8 else rows
+            cache[:, s.past : s.end] = kept.transpose(1, 0, 2)
 
 
 def _attention(op: Op, batch: _Batch) -> None:
     q, out = _arrays(op, batch)
-    shape = batch.n_tokens, int(op.attrs["n_heads"]), int(op.attrs["head_dim"])
-    end = batch.past + batch.n_tokens
-    numpy_ops.attention_apply(
-        q.reshape(shape),
-        batch.k_cache[:, :end],
-        batch.v_cache[:, :end],
-        float(op.attrs["scale"]),
-        True,
-        out.reshape(shape),
-        window=int(op.attrs["window"]) or None,
-        softcap=float(op.attrs["softcap"]) or None,
-    )
+    shape = -1, int(op.attrs["n_heads"]), int(op.attrs["head_dim"])
+    for s in batch.sequences:
+        numpy_ops.attention_apply(
+            q[s.rows].reshape(shape),
+            s.k_cache[:, : s.end],
+            s.v_cache[:, : s.end],
+            float(op.attrs["scale"]),
+            True,
+            out[s.rows].reshape(shape),
+            window=int(op.attrs["window"]) or None,
+            softcap=float(op.attrs["softcap"]) or None,
+        )
 
 
 def _swiglu(op: Op, batch: _Batch) -> None:

@@ -1,10 +1,16 @@
 """airllm bench: how many tokens a second."""
 
 import argparse
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from airllm.cli import console, model, options
+from airllm.cli import console, model, options, profile
+
+if TYPE_CHECKING:
+    from airllm import benchmark
+    from airllm.layer_engine import LayerWiseInferenceEngine
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -14,12 +20,14 @@ def add(subparsers: options.Subparsers) -> None:
         run,
         help="measure tokens a second",
         description="Measures as llama-bench does: pp512 evaluates a prompt of 512 tokens, tg128 "
-        "then makes 128 tokens one by one, each from an empty cache, after a warm-up. Shows the "
-        "mean and the spread (standard deviation) of the repetitions. Lists measure every "
-        "combination.",
+        "then makes 128 tokens one by one, each from an empty cache, after a warm-up; with "
+        "--batch 8, tg128x8 makes 128 tokens of each of 8 sequences together. Shows the mean and "
+        "the spread (standard deviation) of the repetitions. Lists measure every combination.",
         examples=[
             "airllm bench -m smollm2-135m",
             "airllm bench -m model.gguf -p 128,512 -n 0 -t 1,2,4 -r 5 --json",
+            "airllm bench -m model.gguf -p 0 -n 64 --batch 2,8",
+            "airllm bench -m model.gguf -p 0 -n 64 --profile --plot profile.png",
         ],
     )
     options.add_model(parser)
@@ -40,6 +48,25 @@ def add(subparsers: options.Subparsers) -> None:
         help="numbers of tokens to generate; 0: none (default: 128)",
     )
     parser.add_argument(
+        "--batch",
+        type=options.positives,
+        default=[],
+        metavar="N,...",
+        help="also generate for N sequences together: tokens/s of all of them, and how many times "
+        "one sequence's that is",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="then run each test once more and show the time, bytes and FLOPs of each operation, "
+        "and what is spent outside of them",
+    )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help="draw the profiles, too (implies --profile; needs matplotlib)",
+    )
+    parser.add_argument(
         "-t",
         "--threads",
         type=options.positives,
@@ -56,44 +83,98 @@ def add(subparsers: options.Subparsers) -> None:
         help="how often each test is timed (default: %(default)s)",
     )
     options.add_engine(parser, context=False)
-    options.add_output(parser, json="results: a list of test, threads, tokens_per_second, stddev")
+    options.add_output(
+        parser,
+        json="results: a list of test, threads, tokens_per_second, stddev, ratio_to_single, and "
+        "profile (ops, each with calls, seconds, nbytes, flops; python_share)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     context = max(args.prompt_tokens + args.generated_tokens)
     if context == 0:
         raise options.UsageError("-p 0 -n 0 leaves nothing to measure")
-    rows = []
-    for row in _measure(args, context):
+    if args.plot:
+        profile.require_matplotlib()  # now, not after minutes of measuring
+    rows, profiles = [], []
+    for row, profiled in _measure(args, context):
         rows.append(row)
+        if profiled is not None:
+            profiles.append(profiled)
         if not args.json:
             if len(rows) == 1:
                 print(f"{'backend':<8} {'isa':<12} {'threads':>7}  {'test':<8} {'tokens/s':>18}")
             speed = f"{row['tokens_per_second']:.2f} ± {row['stddev']:.2f}"
+            ratio = row["ratio_to_single"]
             print(
                 f"{row['backend']:<8} {row['isa']:<12} {row['threads']:>7}  {row['test']:<8} "
-                f"{speed:>18}",
+                f"{speed:>18}" + ("" if ratio is None else f"   {ratio:.2f} times one sequence's"),
                 flush=True,
             )
+    if args.plot:
+        profile.draw(args.plot, profiles, f"{args.model}, {rows[-1]['isa']}")
     if args.json:
         console.write_json({"model": args.model, "results": rows})
+    else:
+        for profiled in profiles:
+            print("\n" + "\n".join(profiled.lines()))
     return 0
 
 
-def _measure(args: argparse.Namespace, context: int) -> Iterator[dict[str, object]]:
+def _measure(
+    args: argparse.Namespace, context: int
+) -> Iterator[tuple[dict[str, object], profile.Profiled | None]]:
     """One row for each test and number of threads; an engine for each number of threads."""
     from airllm import benchmark
 
     for threads in args.threads:
         with model.open_engine(args, context=context, threads=threads) as engine:
-            runtime = model.runtime(engine)
+            bench = _Bench(args, engine)
             vocab_size = engine.config.vocab_size
-            tests = [benchmark.prefill(n, vocab_size) for n in args.prompt_tokens if n]
-            tests += [benchmark.decode(n, vocab_size) for n in args.generated_tokens if n]
-            for test in tests:
-                label = f"{test.name}, {model.in_words(runtime)}"
-                with console.progress(label, "tokens") as progress:
-                    result = benchmark.measure(
-                        engine, test, args.repetitions, on_progress=progress.update
-                    )
-                yield {**asdict(result), **runtime}
+            for n in filter(None, args.prompt_tokens):
+                yield bench.row(engine, benchmark.prefill(n, vocab_size))
+            for n in filter(None, args.generated_tokens):
+                yield bench.row(engine, benchmark.decode(n, vocab_size))
+                single = bench.last
+                for batch in args.batch:
+                    test = benchmark.decode_batch(n, batch, vocab_size)
+                    with engine.sequences(batch, n) as sequences:
+                        yield bench.row(benchmark.Batch(sequences), test, single)
+
+
+class _Bench:
+    """Measures tests with one engine."""
+
+    def __init__(self, args: argparse.Namespace, engine: "LayerWiseInferenceEngine") -> None:
+        self._args, self._engine, self._runtime = args, engine, model.runtime(engine)
+        self.last: float = 0.0  # tokens a second
+
+    def row(
+        self, subject: "benchmark.Model", test: "benchmark.Test", single: float | None = None
+    ) -> tuple[dict[str, object], profile.Profiled | None]:
+        """What --json has of a test, and its profile. single: tokens/s to compare with."""
+        from airllm import benchmark
+
+        label = f"{test.name}, {model.in_words(self._runtime)}"
+        with console.progress(label, "tokens") as progress:
+            result = benchmark.measure(
+                subject, test, self._args.repetitions, on_progress=progress.update
+            )
+        self.last = result.tokens_per_second
+        ratio = self.last / single if single else None
+        row = {**asdict(result), "ratio_to_single": ratio, **self._runtime}
+        if not (self._args.profile or self._args.plot):
+            return row, None
+        profiled = self._profile(subject, test)
+        return {**row, "profile": profiled.as_json()}, profiled
+
+    def _profile(self, subject: "benchmark.Model", test: "benchmark.Test") -> profile.Profiled:
+        subject.reset()
+        with self._engine.profile() as found:
+            start = time.perf_counter()
+            for tokens in test.timed:
+                subject.forward(tokens)
+            seconds = time.perf_counter() - start
+        return profile.Profiled(
+            test.name, len(test.timed), seconds, found.call_seconds, found.ops()
+        )

@@ -1,6 +1,7 @@
 // The executor: graphs that Python builds, run with one call for each segment of a model.
 #include "graph/executor.h"
 
+#include <cstdint>
 #include <map>
 #include <mutex>
 
@@ -15,6 +16,44 @@ namespace {
 struct Bound {
     std::vector<Weight> weights;
     std::vector<py::object> owners;
+    std::vector<std::string> names;
+    std::uint64_t executor;  // that has checked them
+
+    py::dict nbytes() const {
+        py::dict found;
+        for (std::size_t i = 0; i < weights.size(); ++i)
+            found[names[i].c_str()] = weight_bytes(weights[i]);
+        return found;
+    }
+};
+
+// A sequence's KV cache of each layer, checked.
+struct KvLayers {
+    explicit KvLayers(const py::sequence& layers) {
+        for (const py::handle item : layers) {
+            if (!py::isinstance<py::tuple>(item) || py::len(item) != 2)
+                throw py::type_error("KvLayers: layers holds " + describe_kind(item) +
+                                     "; expected pairs (k_cache, v_cache).");
+            owners.push_back(py::reinterpret_borrow<py::tuple>(item));
+            caches.push_back(read_cache("KvLayers", owners.back()[0], owners.back()[1]));
+        }
+    }
+
+    static KvCache read_cache(const char* op, py::handle k_object, py::handle v_object) {
+        const KvArrays kv({op, "k_cache", k_object}, {op, "v_cache", v_object});
+        kv.require_axes("[n_kv_heads, capacity, head_dim]");
+        const std::size_t block = block_size(DType::q8_0).bytes;
+        if (kv.k.dtype() == Dtype::uint8 && kv.k.axis(2) % block)
+            value_error(std::string(op) + ": k_cache has shape " + to_text(kv.k.shape()) +
+                        "; expected a last axis of Q8_0 blocks, a multiple of " +
+                        std::to_string(block) + ".");
+        if (!kv.k.handle().writeable() || !kv.v.handle().writeable())
+            value_error(std::string(op) + ": the KV cache is read-only.");
+        return kv.cache();
+    }
+
+    std::vector<KvCache> caches;
+    std::vector<py::tuple> owners;
 };
 
 class PyExecutor {
@@ -38,35 +77,53 @@ class PyExecutor {
 
     Bound bind(const py::dict& weights) const {
         Bound bound;
+        bound.executor = id_;
         for (const std::string& name : executor_.graph().weights) {
             if (!weights.contains(name))
                 value_error("Executor.bind: weight '" + name + "' is missing.");
             const py::object value = weights[name.c_str()];
             bound.weights.push_back(read_weight(name, value));
             bound.owners.push_back(value);
+            bound.names.push_back(name);
         }
         check_weights(executor_.graph(), bound.weights);
         return bound;
     }
 
     void run(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, std::size_t past,
-             py::handle k_cache, py::handle v_cache, int threads) {
-        if (threads < 0)
-            value_error("Executor.run: threads is negative; expected 0 (all) or more.");
-        const std::unique_lock lock(running_, std::try_to_lock);
-        if (!lock.owns_lock())
-            throw std::runtime_error(
-                "Executor.run: it runs on another thread already; use one "
-                "executor for each thread");
-        if (bound.weights.size() != executor_.graph().weights.size())
-            value_error("Executor.run: the weights were bound by another executor.");
-        check_weights(executor_.graph(), bound.weights);
-        for (const External& external : external_)
-            pointers_[external.index] = external_pointer(external, buffers, n_tokens);
-        const Batch batch{pointers_, n_tokens, past, read_cache(k_cache, v_cache),
-                          threads == 0 ? num_threads() : threads};
-        const py::gil_scoped_release release;
-        executor_.run(bound.weights, batch);
+             py::handle k_cache, py::handle v_cache, int threads, py::handle seconds) {
+        const auto lock = lock_for_run(threads);
+        const bool none = k_cache.is_none() && v_cache.is_none();
+        sequences_.assign(
+            1, {n_tokens, past,
+                none ? KvCache{} : KvLayers::read_cache("Executor.run", k_cache, v_cache)});
+        layers_.assign(1, {&weights_of(bound), sequences_});
+        run_locked(buffers, n_tokens, threads, seconds);
+    }
+
+    void run_layers(const std::vector<const Bound*>& bound, const py::dict& buffers,
+                    const py::sequence& sequences, std::size_t first_layer, int threads,
+                    py::handle seconds) {
+        const auto lock = lock_for_run(threads);
+        const std::size_t n_layers = bound.size(), n_sequences = py::len(sequences);
+        sequences_.assign(n_layers * n_sequences, {});
+        std::size_t n_tokens = 0;
+        for (std::size_t s = 0; s < n_sequences; ++s) {
+            const auto [n, past, kv] = sequence_argument(sequences[s]);
+            if (first_layer > kv->caches.size() || n_layers > kv->caches.size() - first_layer)
+                value_error("Executor.run_layers: a sequence has caches of " +
+                            std::to_string(kv->caches.size()) + " layers, too few for " +
+                            std::to_string(n_layers) + " from layer " +
+                            std::to_string(first_layer) + " on.");
+            for (std::size_t i = 0; i < n_layers; ++i)
+                sequences_[i * n_sequences + s] = {n, past, kv->caches[first_layer + i]};
+            n_tokens += n;
+        }
+        layers_.clear();
+        for (std::size_t i = 0; i < n_layers; ++i)
+            layers_.push_back({&weights_of(*bound[i]),
+                               std::span(sequences_).subspan(i * n_sequences, n_sequences)});
+        run_locked(buffers, n_tokens, threads, seconds);
     }
 
  private:
@@ -76,6 +133,60 @@ class PyExecutor {
         std::size_t width;
         Dtype dtype;
     };
+
+    std::unique_lock<std::mutex> lock_for_run(int threads) {
+        if (threads < 0)
+            value_error("Executor.run: threads is negative; expected 0 (all) or more.");
+        std::unique_lock lock(running_, std::try_to_lock);
+        if (!lock.owns_lock())
+            throw std::runtime_error(
+                "Executor.run: it runs on another thread already; use one "
+                "executor for each thread");
+        return lock;
+    }
+
+    const std::vector<Weight>& weights_of(const Bound& bound) const {
+        if (bound.weights.size() != executor_.graph().weights.size())
+            value_error("Executor.run: the weights were bound by another executor.");
+        if (bound.executor != id_) check_weights(executor_.graph(), bound.weights);
+        return bound.weights;
+    }
+
+    // Of layers_, whose sequences have n_tokens in all.
+    void run_locked(const py::dict& buffers, std::size_t n_tokens, int threads,
+                    py::handle seconds) {
+        for (const External& external : external_)
+            pointers_[external.index] = external_pointer(external, buffers, n_tokens);
+        const Batch batch{pointers_, n_tokens, threads == 0 ? num_threads() : threads,
+                          read_seconds(seconds)};
+        const py::gil_scoped_release release;
+        executor_.run(layers_, batch);
+    }
+
+    using SequenceArgument = std::tuple<std::size_t, std::size_t, const KvLayers*>;
+    static SequenceArgument sequence_argument(const py::object& item) {
+        try {
+            const auto sequence = item.cast<SequenceArgument>();
+            if (std::get<2>(sequence)) return sequence;
+        } catch (const py::cast_error&) {
+        }
+        throw py::type_error("Executor.run_layers: sequences holds " + describe_kind(item) +
+                             " that is not (n_tokens, past, KvLayers).");
+    }
+
+    std::span<double> read_seconds(py::handle value) const {
+        if (value.is_none()) return {};
+        const std::size_t n_ops = executor_.graph().ops.size();
+        if (py::isinstance<py::array_t<double, py::array::c_style>>(value)) {
+            auto array = py::reinterpret_borrow<py::array_t<double, py::array::c_style>>(value);
+            if (array.ndim() == 1 && static_cast<std::size_t>(array.size()) == n_ops &&
+                array.writeable())
+                return {array.mutable_data(), n_ops};
+        }
+        value_error("Executor.run: seconds is " + describe_kind(value) +
+                    "; expected a writable, C-contiguous float64 array of shape (" +
+                    std::to_string(n_ops) + ",), one for each op.");
+    }
 
     static Graph graph_argument(const py::sequence& buffers,
                                 const std::vector<std::string>& weights, const py::sequence& ops) {
@@ -191,24 +302,17 @@ class PyExecutor {
         return const_cast<void*>(array.data());
     }
 
-    static KvCache read_cache(py::handle k_object, py::handle v_object) {
-        if (k_object.is_none() && v_object.is_none()) return {};
-        const KvArrays kv({"Executor.run", "k_cache", k_object},
-                          {"Executor.run", "v_cache", v_object});
-        kv.require_axes("[n_kv_heads, capacity, head_dim]");
-        const std::size_t block = block_size(DType::q8_0).bytes;
-        if (kv.k.dtype() == Dtype::uint8 && kv.k.axis(2) % block)
-            value_error("Executor.run: k_cache has shape " + to_text(kv.k.shape()) +
-                        "; expected a last axis of Q8_0 blocks, a multiple of " +
-                        std::to_string(block) + ".");
-        if (!kv.k.handle().writeable() || !kv.v.handle().writeable())
-            value_error("Executor.run: the KV cache is read-only.");
-        return kv.cache();
+    static std::uint64_t next_id() {
+        static std::uint64_t last = 0;  // under the GIL
+        return ++last;
     }
 
+    const std::uint64_t id_ = next_id();
     Executor executor_;
     std::vector<External> external_;
     std::vector<void*> pointers_;
+    std::vector<CachedSequence> sequences_;  // of the run, and its layers
+    std::vector<Layer> layers_;
     std::mutex running_;
 };
 
@@ -216,8 +320,12 @@ class PyExecutor {
 
 void bind_executor(py::module_& m) {
     using py::arg;
-    py::class_<Bound>(m, "BoundWeights",
-                      "Weights in the slots of a graph; Executor.bind makes it.");
+    py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.")
+        .def_property_readonly("nbytes", &Bound::nbytes, "Bytes of each weight, by its slot.");
+    py::class_<KvLayers>(m, "KvLayers",
+                         "The KV caches of a sequence, (k_cache, v_cache) of each layer as "
+                         "Executor.run takes them; keeps them.")
+        .def(py::init<const py::sequence&>(), arg("layers"));
     py::class_<PyExecutor>(
         m, "Executor",
         "Runs a graph of ops over named buffers; see airllm.graph, which builds and checks "
@@ -237,7 +345,7 @@ void bind_executor(py::module_& m) {
              "Cheap, and keeps references. ValueError where one is missing or does not fit.")
         .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"),
              arg("past") = 0, arg("k_cache") = py::none(), arg("v_cache") = py::none(),
-             arg("threads") = 0,
+             arg("threads") = 0, arg("seconds") = py::none(),
              "Run all ops on all threads, without the GIL.\n\n"
              "buffers: the external ones by name, float32 [n_tokens, width], token ids int32 "
              "[n_tokens].\n"
@@ -245,7 +353,17 @@ void bind_executor(py::module_& m) {
              "uint8 [n_kv_heads, capacity, head_dim / 32 * 34]; they hold `past` "
              "positions, and the batch's are written after them.\n"
              "threads: at most so many for this run; 0 for all that set_num_threads allows.\n"
-             "ValueError, and nothing has run, where something does not fit.");
+             "seconds: float64 [n_ops], to which the time of each op is added; the threads then "
+             "wait for each other after each op.\n"
+             "ValueError, and nothing has run, where something does not fit.")
+        .def("run_layers", &PyExecutor::run_layers, arg("bound"), arg("buffers"), arg("sequences"),
+             arg("first_layer") = 0, arg("threads") = 0, arg("seconds") = py::none(),
+             "run for one layer after the other, on the same buffers, and for several sequences at "
+             "once.\n\n"
+             "bound: the weights of each layer.\n"
+             "sequences: (n_tokens, past, KvLayers) of each; its rows of the buffers come after "
+             "those of the sequence before it.\n"
+             "first_layer: the place in each sequence's KvLayers of the first layer's cache.");
 }
 
 }  // namespace tensor_ops::bindings

@@ -1,6 +1,7 @@
 #include "graph/executor.h"
 
 #include <algorithm>
+#include <chrono>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,8 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
                                     "; expected at most " + std::to_string(largest_batch));
     plan_buffers();
     plan_barriers();
+    for (const Op& op : graph_.ops)
+        if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
 }
 
 // Gives each internal buffer a place for the ops between its first and last use, so that buffers
@@ -123,25 +126,36 @@ float* Executor::buffer(int index, const Batch& batch) const {
     return reinterpret_cast<float*>(arena_.data()) + offsets_[b] * max_tokens_;
 }
 
-void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batch) const {
-    if (batch.n_tokens > max_tokens_)
-        throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
-                                    "; this executor takes up to " + std::to_string(max_tokens_));
+void Executor::check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const {
+    std::size_t found = 0;
+    for (const CachedSequence& sequence : layer.sequences) {
+        const KvCache& cache = sequence.cache;
+        if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
+        if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
+            throw std::invalid_argument("the KV cache has " + std::to_string(cache.n_kv_heads) +
+                                        " heads of " + std::to_string(cache.head_dim) +
+                                        ", expected " + std::to_string(op.n_kv_heads) + " of " +
+                                        std::to_string(op.head_dim));
+        if (cache.type != layer.sequences[0].cache.type)
+            throw std::invalid_argument("the sequences' KV caches are of different types");
+        if (sequence.past > cache.capacity || sequence.n_tokens > cache.capacity - sequence.past)
+            throw std::invalid_argument(
+                std::to_string(sequence.past) + " + " + std::to_string(sequence.n_tokens) +
+                " positions do not fit the KV cache of " + std::to_string(cache.capacity));
+        found += sequence.n_tokens;
+    }
+    if (found != n_tokens)
+        throw std::invalid_argument("the sequences have " + std::to_string(found) +
+                                    " tokens, and the batch has " + std::to_string(n_tokens));
+}
+
+void Executor::check_layer(const Layer& layer, const Batch& batch) const {
     for (const Op& op : graph_.ops) {
         if (op.kind == OpKind::kv_append || op.kind == OpKind::attention) {
-            const KvCache& cache = batch.cache;
-            if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
-            if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
-                throw std::invalid_argument("the KV cache has " + std::to_string(cache.n_kv_heads) +
-                                            " heads of " + std::to_string(cache.head_dim) +
-                                            ", expected " + std::to_string(op.n_kv_heads) + " of " +
-                                            std::to_string(op.head_dim));
-            if (batch.past > cache.capacity || batch.n_tokens > cache.capacity - batch.past)
-                throw std::invalid_argument(
-                    std::to_string(batch.past) + " + " + std::to_string(batch.n_tokens) +
-                    " positions do not fit the KV cache of " + std::to_string(cache.capacity));
+            check_sequences(op, layer, batch.n_tokens);
         } else if (op.kind == OpKind::embed) {
-            const auto& rows = std::get<RawRows>(weights[static_cast<std::size_t>(op.weight)]);
+            const auto& rows =
+                std::get<RawRows>((*layer.weights)[static_cast<std::size_t>(op.weight)]);
             const auto* ids = reinterpret_cast<const std::int32_t*>(buffer(op.inputs[0], batch));
             for (std::size_t t = 0; t < batch.n_tokens; ++t)
                 if (ids[t] < 0 || static_cast<std::size_t>(ids[t]) >= rows.n)
@@ -152,10 +166,10 @@ void Executor::check_batch(const std::vector<Weight>& weights, const Batch& batc
     }
 }
 
-// One thread's way through the ops.
+// One thread's way through the ops, with the weights of one layer.
 struct Executor::Run {
     Executor& executor;
-    const std::vector<Weight>& weights;
+    const Layer& layer;
     const Batch& batch;
     const KernelTable& table;
     const Worker& worker;
@@ -166,7 +180,7 @@ struct Executor::Run {
 
     float* buffer(int index) const { return executor.buffer(index, batch); }
     const Weight& weight(const Op& op) const {
-        return weights[static_cast<std::size_t>(op.weight)];
+        return (*layer.weights)[static_cast<std::size_t>(op.weight)];
     }
 
     void meet() {
@@ -212,6 +226,15 @@ struct Executor::Run {
         quantized_busy = true;
     }
 
+    void append(const float* k, const float* v) {
+        for (const CachedSequence& s : layer.sequences) {
+            kv_append(worker, table, k, v, s.n_tokens, s.past, s.cache);
+            const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
+            k += floats;
+            v += floats;
+        }
+    }
+
     void step(std::size_t index) {
         const Op& op = executor.graph_.ops[index];
         if (executor.barrier_before_[index]) meet();
@@ -244,20 +267,19 @@ struct Executor::Run {
                 rope(worker, table, in(0), in(1), buffer(op.output), n, op.n_heads, op.head_dim,
                      width(op.inputs[1]), op.interleaved);
                 break;
-            case OpKind::kv_append:
-                kv_append(worker, table, in(0), in(1), n, batch.past, batch.cache);
-                break;
+            case OpKind::kv_append: append(in(0), in(1)); break;
             case OpKind::attention:
                 attention(worker, table,
                           {.q = in(0),
                            .n_q = n,
                            .n_heads = op.n_heads,
-                           .cache = batch.cache,
-                           .n_kv = batch.past + n,
+                           .cache = {},
+                           .n_kv = 0,
                            .scale = op.scale,
                            .window = op.window,
                            .softcap = op.cap,
-                           .out = buffer(op.output)},
+                           .out = buffer(op.output),
+                           .sequences = layer.sequences},
                           reinterpret_cast<float*>(executor.parts_.data()));
                 break;
             case OpKind::swiglu:
@@ -285,18 +307,51 @@ struct Executor::Run {
         }
         if (op.output == quantized_input) quantized_input = -1;
     }
+
+    void all() {
+        for (std::size_t i = 0; i < executor.graph_.ops.size(); ++i) step(i);
+    }
+
+    // All steps, each until the last thread is done with it.
+    void timed() {
+        using Clock = std::chrono::steady_clock;
+        auto last = Clock::now();
+        for (std::size_t i = 0; i < batch.seconds.size(); ++i) {
+            step(i);
+            meet();
+            if (worker.index() != 0) continue;
+            const auto now = Clock::now();
+            batch.seconds[i] += std::chrono::duration<double>(now - last).count();
+            last = now;
+        }
+    }
 };
 
-void Executor::run(const std::vector<Weight>& weights, const Batch& batch) {
-    check_batch(weights, batch);
+void Executor::run(std::span<const Layer> layers, const Batch& batch) {
+    if (batch.n_tokens > max_tokens_)
+        throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
+                                    "; this executor takes up to " + std::to_string(max_tokens_));
+    std::size_t n_sequences = 0;
+    for (const Layer& layer : layers) {
+        check_layer(layer, batch);
+        n_sequences = std::max(n_sequences, layer.sequences.size());
+    }
     if (batch.n_tokens == 0) return;
+    const std::size_t parts = n_sequences * attention_workspace_floats * sizeof(float);
+    if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);
     const KernelTable& table = kernels();
     run_team(
         [&](const Worker& worker) {
-            Run run{*this, weights, batch, table, worker};
-            for (std::size_t i = 0; i < graph_.ops.size(); ++i) run.step(i);
+            for (const Layer& layer : layers) {
+                if (&layer != layers.data()) worker.barrier();
+                Run run{*this, layer, batch, table, worker};
+                if (batch.seconds.empty())
+                    run.all();
+                else
+                    run.timed();
+            }
         },
-        batch.max_threads);
+        batch.max_threads, joining_);
 }
 
 }  // namespace tensor_ops

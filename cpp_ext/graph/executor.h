@@ -11,12 +11,21 @@
 
 namespace tensor_ops {
 
-// What one run works on.  External buffers hold n_tokens rows; the cache holds `past` positions.
+// Weights as check_weights accepts them, and the sequences with their caches, which have n_tokens
+// in all and are not read without attention.
+struct Layer {
+    const std::vector<Weight>* weights;
+    std::span<const CachedSequence> sequences = {};
+};
+
+// What one run works on.  External buffers hold n_tokens rows, those of the first sequence first.
 struct Batch {
     std::span<void* const> external;  // one pointer for each buffer of the graph, null for internal
-    std::size_t n_tokens = 0, past = 0;
-    KvCache cache;              // k is null for a graph without attention
+    std::size_t n_tokens = 0;
     int max_threads = 1 << 20;  // for this run; never more than num_threads()
+    // If not empty, one for each op, to which the time that it took is added; the team then meets
+    // after each op.
+    std::span<double> seconds = {};
 };
 
 class Executor {
@@ -31,24 +40,28 @@ class Executor {
         return arena_.size() + quantized_.size() + parts_.size() + expert_rows_.size();
     }
 
-    // Weights as check_weights accepts them.  Throws std::invalid_argument when the batch does not
-    // fit (n_tokens, the cache, a token id); then nothing has run.
-    void run(const std::vector<Weight>& weights, const Batch& batch);
+    // Runs the graph with one layer's weights and caches after another's, on the same buffers.
+    // Throws std::invalid_argument when the batch does not fit (n_tokens, a cache, a token id);
+    // then nothing has run.
+    void run(std::span<const Layer> layers, const Batch& batch);
 
  private:
     struct Run;
     void plan_buffers();
     void plan_barriers();
-    void check_batch(const std::vector<Weight>& weights, const Batch& batch) const;
+    void check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const;
+    void check_layer(const Layer& layer, const Batch& batch) const;
     float* buffer(int index, const Batch& batch) const;
 
     Graph graph_;
     std::size_t max_tokens_;
-    std::vector<std::size_t> offsets_;  // of internal buffers, floats per token into the arena
-    std::vector<char> barrier_before_;  // of each op: may it touch what another thread works on?
+    std::vector<std::size_t> offsets_;     // of internal buffers, floats per token into the arena
+    std::vector<char> barrier_before_;     // of each op: may it touch what another thread works on?
+    Joining joining_ = Joining::any_time;  // routed rows decide how an expert's work is dealt out
     AlignedBytes arena_;
-    AlignedBytes quantized_;    // the quantised input of the linear op at hand
-    AlignedBytes parts_;        // what attention to parts of a long cache gives, until it is merged
+    AlignedBytes quantized_;  // the quantised input of the linear op at hand
+    AlignedBytes parts_;      // what attention to parts of a long cache gives, until it is merged;
+                              // grows with the number of sequences, when one runs with more
     AlignedBytes expert_rows_;  // what one expert of the op at hand takes and gives
 };
 

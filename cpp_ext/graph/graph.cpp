@@ -181,6 +181,17 @@ void Graph::check() const {
     }
 }
 
+std::size_t weight_bytes(const Weight& weight) {
+    if (const auto* vector = std::get_if<Vector>(&weight)) return vector->n * sizeof(float);
+    if (const auto* rows = std::get_if<RawRows>(&weight))
+        return rows->n * row_bytes(rows->type, rows->k);
+    if (const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight))
+        return (*matrix)->bytes();
+    std::size_t bytes = 0;
+    for (const auto& expert : std::get<Experts>(weight)) bytes += expert->bytes();
+    return bytes;
+}
+
 void check_weights(const Graph& graph, const std::vector<Weight>& weights) {
     if (weights.size() != graph.weights.size())
         throw std::invalid_argument("as many weights as slots are expected");

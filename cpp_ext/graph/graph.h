@@ -78,6 +78,9 @@ struct Vector {
 };
 using Weight = std::variant<Vector, std::shared_ptr<const PackedMatrix>, RawRows, Experts>;
 
+// Bytes that are read where all of a weight is.
+std::size_t weight_bytes(const Weight& weight);
+
 // One weight for each slot; throws std::invalid_argument where kind or shape do not fit the ops.
 void check_weights(const Graph& graph, const std::vector<Weight>& weights);
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/ops.h"
+
 namespace tensor_ops {
 namespace {
 
@@ -12,22 +14,29 @@ constexpr std::size_t divide_up(std::size_t n, std::size_t unit) { return (n + u
 
 struct Sequence {
     std::size_t q_first, n_q, kv_first, n_kv;
+    const KvCache& cache;
 };
 
 std::size_t n_sequences(const AttentionCall& call) {
+    if (!call.sequences.empty()) return call.sequences.size();
     return call.q_starts.empty() ? 1 : call.q_starts.size() - 1;
 }
 
-Sequence sequence(const AttentionCall& call, std::size_t i) {
-    if (call.q_starts.empty()) return {0, call.n_q, 0, call.n_kv};
+// The i-th sequence, whose queries begin at q_first.
+Sequence sequence(const AttentionCall& call, std::size_t i, std::size_t q_first) {
+    if (!call.sequences.empty()) {
+        const CachedSequence& s = call.sequences[i];
+        return {q_first, s.n_tokens, 0, s.past + s.n_tokens, s.cache};
+    }
+    if (call.q_starts.empty()) return {0, call.n_q, 0, call.n_kv, call.cache};
     const auto q = static_cast<std::size_t>(call.q_starts[i]);
     const auto kv = static_cast<std::size_t>(call.kv_starts[i]);
     return {q, static_cast<std::size_t>(call.q_starts[i + 1]) - q, kv,
-            static_cast<std::size_t>(call.kv_starts[i + 1]) - kv};
+            static_cast<std::size_t>(call.kv_starts[i + 1]) - kv, call.cache};
 }
 
 AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t head) {
-    const KvCache& cache = call.cache;
+    const KvCache& cache = s.cache;
     const std::size_t d = cache.head_dim, group = call.n_heads / cache.n_kv_heads;
     const std::size_t stride = call.n_heads * d, at = s.q_first * stride + head * group * d;
     const std::size_t kv_at = (head * cache.capacity + s.kv_first) * row_bytes(cache.type, d);
@@ -54,19 +63,21 @@ AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t 
 }
 
 // How the work on one sequence is divided: the query rows of each KV head into runs and, where that
-// makes too few pieces, the positions into parts.
+// makes too few pieces, the positions into parts.  `sharers`: sequences that divide the room, and
+// the pieces that are wanted, among them.
 struct Division {
     std::size_t rows, runs, parts;
     AttentionParts layout;  // if there are several parts, for the first head
 };
 
-Division divide(const AttentionCall& call, const Sequence& s, float* workspace, std::size_t room) {
-    const std::size_t heads = call.cache.n_kv_heads, rows = s.n_q * (call.n_heads / heads);
+Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharers, float* workspace,
+                std::size_t room) {
+    const std::size_t heads = s.cache.n_kv_heads, rows = s.n_q * (call.n_heads / heads);
     Division d{rows, divide_up(rows, attention_query_tile), 1, {}};
     if (rows == 0) return d;
-    const std::size_t part_floats = heads * rows * (call.cache.head_dim + 2);
+    const std::size_t part_floats = heads * rows * (s.cache.head_dim + 2);
     const std::size_t most = std::max<std::size_t>(
-        1, std::min(wanted_pieces / (heads * d.runs * n_sequences(call)), room / part_floats));
+        1, std::min(wanted_pieces / (heads * d.runs * sharers), room / part_floats));
     // What the first query does not see any more, no other does.
     const std::size_t seen = s.n_kv + 1 > s.n_q ? s.n_kv + 1 - s.n_q : 0;
     const std::size_t low = call.window && seen > call.window ? seen - call.window : 0;
@@ -82,25 +93,19 @@ Division divide(const AttentionCall& call, const Sequence& s, float* workspace, 
 // Calls f(sequence, division) for each sequence, with its share of the workspace.
 template <class F>
 void for_sequences(const AttentionCall& call, float* workspace, F&& f) {
-    const std::size_t count = n_sequences(call), room = attention_workspace_floats / count;
-    for (std::size_t i = 0; i < count; ++i) {
-        const Sequence s = sequence(call, i);
-        f(s, divide(call, s, workspace + i * room, room));
+    const std::size_t count = n_sequences(call), sharers = call.sequences.empty() ? count : 1;
+    const std::size_t room = attention_workspace_floats / sharers;
+    for (std::size_t i = 0, q_first = 0; i < count; ++i) {
+        const Sequence s = sequence(call, i, q_first);
+        f(s, divide(call, s, sharers, workspace + i * room, room));
+        q_first += s.n_q;
     }
 }
 
-AttentionParts parts_of(const AttentionCall& call, const Division& d, std::size_t head) {
+AttentionParts parts_of(const Sequence& s, const Division& d, std::size_t head) {
     AttentionParts parts = d.layout;
-    parts.data += head * d.rows * (call.cache.head_dim + 2);
+    parts.data += head * d.rows * (s.cache.head_dim + 2);
     return parts;
-}
-
-// Worker's share of `ranges` ranges of that length, as far as it lies in one of them.
-Share share_of(const Worker& worker, std::size_t range, std::size_t ranges, std::size_t length) {
-    const Share all = share(worker, ranges * length);
-    const std::size_t from = range * length;
-    return {std::clamp(all.first, from, from + length) - from,
-            std::clamp(all.last, from, from + length) - from};
 }
 
 }  // namespace
@@ -108,56 +113,58 @@ Share share_of(const Worker& worker, std::size_t range, std::size_t ranges, std:
 void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
                std::size_t n_tokens, std::size_t past, const KvCache& cache) {
     const std::size_t d = cache.head_dim, bytes = row_bytes(cache.type, d);
-    const Share part = share(worker, n_tokens * cache.n_kv_heads);
-    for (std::size_t i = part.first; i < part.last; ++i) {
-        const std::size_t token = i / cache.n_kv_heads, head = i % cache.n_kv_heads;
-        const std::size_t at = (head * cache.capacity + past + token) * bytes;
-        table.from_float(cache.type, k + i * d, static_cast<std::byte*>(cache.k) + at, d);
-        table.from_float(cache.type, v + i * d, static_cast<std::byte*>(cache.v) + at, d);
-    }
+    for_rows(worker, n_tokens * cache.n_kv_heads, d, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i) {
+            const std::size_t token = i / cache.n_kv_heads, head = i % cache.n_kv_heads;
+            const std::size_t at = (head * cache.capacity + past + token) * bytes;
+            table.from_float(cache.type, k + i * d, static_cast<std::byte*>(cache.k) + at, d);
+            table.from_float(cache.type, v + i * d, static_cast<std::byte*>(cache.v) + at, d);
+        }
+    });
 }
 
 void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,
                float* workspace) {
-    if (call.n_q == 0 || call.n_heads == 0) return;
+    if (call.n_heads == 0 || (call.n_q == 0 && call.sequences.empty())) return;
     auto* scratch =
         static_cast<float*>(thread_scratch(table.attention_scratch_floats * sizeof(float)));
-    const std::size_t heads = call.cache.n_kv_heads;
-    const auto count = static_cast<std::size_t>(worker.count());
-    const auto index = static_cast<std::size_t>(worker.index());
-    // Whole pieces are dealt out in turn, forth and back, as those of later queries are larger.
-    const auto mine = [&](std::size_t piece) {
-        return piece % count == (piece / count % 2 ? count - 1 - index : index);
-    };
-    std::size_t piece = 0;
-    bool divided = false;
+    const KvCache& shape = call.sequences.empty() ? call.cache : call.sequences[0].cache;
+    const std::size_t heads = shape.n_kv_heads;
+    std::size_t pieces = 0, merged_rows = 0;
+    for_sequences(call, workspace, [&](const Sequence&, const Division& d) {
+        pieces += d.runs * heads * d.parts;
+        if (d.parts > 1) merged_rows += heads * d.rows;
+    });
+    // Whole pieces one by one, as those of later queries are larger; parts of the cache by
+    // stretches, as memory is best read in order.
+    Deal deal(worker, pieces, 1, merged_rows ? pieces : 1);
+    std::size_t at = 0;  // pieces before this one
     for_sequences(call, workspace, [&](const Sequence& s, const Division& d) {
-        divided |= d.parts > 1;
         for (std::size_t run = 0; run < d.runs; ++run) {
             const std::size_t first = run * attention_query_tile;
             const std::size_t last = std::min(first + attention_query_tile, d.rows);
-            for (std::size_t head = 0; head < heads; ++head) {
-                if (d.parts == 1) {
-                    if (mine(piece++))
+            for (std::size_t head = 0; head < heads; ++head, at += d.parts)
+                deal.within(at, at + d.parts, [&](std::size_t from, std::size_t to) {
+                    if (d.parts == 1)
                         table.attention(task_of(call, s, head), first, last, scratch);
-                    continue;
-                }
-                // Parts are dealt out by stretches: memory is best read in order.
-                const Share stretch = share_of(worker, head, heads, d.parts);
-                table.attention_parts(task_of(call, s, head), first, last, parts_of(call, d, head),
-                                      d.layout.first + stretch.first, d.layout.first + stretch.last,
-                                      scratch);
-            }
+                    else
+                        table.attention_parts(task_of(call, s, head), first, last,
+                                              parts_of(s, d, head), d.layout.first + from - at,
+                                              d.layout.first + to - at, scratch);
+                });
         }
     });
-    if (!divided) return;
+    if (merged_rows == 0) return;
     worker.barrier();
+    const std::size_t unit = std::max<std::size_t>(1, dealt_elements / shape.head_dim);
+    Deal merge(worker, merged_rows, unit);
+    at = 0;  // rows before this head's
     for_sequences(call, workspace, [&](const Sequence& s, const Division& d) {
-        for (std::size_t head = 0; head < heads && d.parts > 1; ++head) {
-            const Share rows = share_of(worker, head, heads, d.rows);
-            table.attention_merge(task_of(call, s, head), rows.first, rows.last,
-                                  parts_of(call, d, head));
-        }
+        for (std::size_t head = 0; head < heads && d.parts > 1; ++head, at += d.rows)
+            merge.within(at, at + d.rows, [&](std::size_t from, std::size_t to) {
+                table.attention_merge(task_of(call, s, head), from - at, to - at,
+                                      parts_of(s, d, head));
+            });
     });
 }
 

@@ -21,6 +21,12 @@ struct KvCache {
 void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
                std::size_t n_tokens, std::size_t past, const KvCache& cache);
 
+// A sequence that has a cache of its own: `past` positions, and after them those of n_tokens rows.
+struct CachedSequence {
+    std::size_t n_tokens = 0, past = 0;
+    KvCache cache;
+};
+
 // The fields that AttentionTask has, too, are as there.
 struct AttentionCall {
     const float* q;  // [n_q][n_heads][head_dim]
@@ -36,11 +42,15 @@ struct AttentionCall {
     float* lse = nullptr;          // [n_q][n_heads]
     // Of several sequences: where each begins in q and in the cache, and where the last one ends.
     std::span<const std::int32_t> q_starts = {}, kv_starts = {};
+    // Or sequences with caches of one shape and type, which then stand for n_q, cache and n_kv: the
+    // queries of the first one first.
+    std::span<const CachedSequence> sequences = {};
 };
 
-// `workspace` holds attention_workspace_floats floats, the same for all workers: a long KV is
-// divided into parts, whose results are merged in order.  How does not depend on the number of
-// workers, nor do the results.
+// `workspace` holds attention_workspace_floats floats, the same for all workers, and so many for
+// each of `sequences`: a long KV is divided into parts, whose results are merged in order.  How
+// does not depend on the number of workers, nor for one of `sequences` on the others, nor do the
+// results.
 inline constexpr std::size_t attention_workspace_floats = 1u << 18;
 void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,
                float* workspace);

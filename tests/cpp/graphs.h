@@ -58,15 +58,23 @@ inline Weight raw_rows(const matrices::Matrix& m) {
 
 // One run; `external` says where each external buffer lies.
 inline void run(Executor& executor, const std::vector<Weight>& weights,
-                const std::vector<std::pair<int, void*>>& external, std::size_t n_tokens,
-                std::size_t past = 0, tensor_ops::KvCache cache = {}) {
+                const std::vector<std::pair<int, void*>>& external,
+                std::span<const tensor_ops::CachedSequence> sequences) {
     std::vector<void*> pointers(executor.graph().buffers.size());
     for (const auto& [buffer, pointer] : external)
         pointers[static_cast<std::size_t>(buffer)] = pointer;
+    std::size_t n_tokens = 0;
+    for (const auto& sequence : sequences) n_tokens += sequence.n_tokens;
     tensor_ops::check_weights(executor.graph(), weights);
-    tensor_ops::Batch batch{
-        .external = pointers, .n_tokens = n_tokens, .past = past, .cache = cache};
-    executor.run(weights, batch);
+    const tensor_ops::Layer layer{&weights, sequences};
+    executor.run({&layer, 1}, {.external = pointers, .n_tokens = n_tokens});
+}
+
+inline void run(Executor& executor, const std::vector<Weight>& weights,
+                const std::vector<std::pair<int, void*>>& external, std::size_t n_tokens,
+                std::size_t past = 0, tensor_ops::KvCache cache = {}) {
+    const tensor_ops::CachedSequence sequence{n_tokens, past, cache};
+    run(executor, weights, external, std::span(&sequence, 1));
 }
 
 }  // namespace graphs

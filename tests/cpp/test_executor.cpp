@@ -203,6 +203,164 @@ TEST(an_executor_may_run_many_batches_of_any_size_it_allows) {
     }
 }
 
+// ---- several sequences -------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::size_t kv_heads = 2, capacity = 1300, head_dim = 16, kv_width = kv_heads * head_dim;
+
+// Appends k and v to a cache, and attends with q.
+struct AttentionGraph : Builder {
+    int q = external("q", 64), k = external("k", kv_width), v = external("v", kv_width),
+        out = external("out", 64);
+    AttentionGraph() {
+        Op& append = op(OpKind::kv_append, {k, v});
+        append.n_kv_heads = kv_heads;
+        append.head_dim = head_dim;
+        Op& attention = op(OpKind::attention, {q}, out);
+        attention.n_heads = 4;
+        attention.n_kv_heads = kv_heads;
+        attention.head_dim = head_dim;
+        attention.scale = 0.25f;
+    }
+};
+
+// A cache whose first `past` positions hold numbers.
+struct FilledCache {
+    Floats k, v;
+    FilledCache(std::size_t past, unsigned seed)
+        : k(kv_heads * capacity * head_dim), v(kv_heads * capacity * head_dim) {
+        for (std::size_t head = 0; head < kv_heads; ++head) {
+            const std::size_t at = head * capacity * head_dim;
+            std::copy_n(normal(past * head_dim, seed).data(), past * head_dim, k.data() + at);
+            std::copy_n(normal(past * head_dim, seed + 1).data(), past * head_dim, v.data() + at);
+        }
+    }
+    tensor_ops::KvCache view() {
+        return {k.data(), v.data(), DType::f32, kv_heads, capacity, head_dim};
+    }
+};
+
+}  // namespace
+
+TEST(a_sequence_in_a_batch_gets_what_it_gets_alone_bit_for_bit) {
+    // More than 512 positions are divided into parts, see ops/attention.h.
+    const struct {
+        std::size_t n_tokens, past;
+    } wanted[] = {{1, 0}, {1, 1250}, {5, 3}, {0, 7}, {40, 700}, {1, 900}, {1, 20}};
+    AttentionGraph g;
+    std::size_t total = 0;
+    for (const auto& [n, past] : wanted) total += n;
+    const Floats q = normal(total * 64, 1), k = normal(total * kv_width, 2),
+                 v = normal(total * kv_width, 3);
+    Floats expected(total * 64);
+    std::vector<FilledCache> alone, together;
+    std::vector<tensor_ops::CachedSequence> sequences;
+    std::size_t row = 0;
+    Executor executor(g.graph, total);
+    for (const auto& [n, past] : wanted) {
+        const auto seed = static_cast<unsigned>(10 + 2 * alone.size());
+        alone.emplace_back(past, seed);
+        together.emplace_back(past, seed);
+        sequences.push_back({n, past, together.back().view()});
+        Floats own_q = copy<float>(std::span(q.data() + row * 64, n * 64)),
+               own_k = copy<float>(std::span(k.data() + row * kv_width, n * kv_width)),
+               own_v = copy<float>(std::span(v.data() + row * kv_width, n * kv_width));
+        graphs::run(executor, {},
+                    {{g.q, own_q.data()},
+                     {g.k, own_k.data()},
+                     {g.v, own_v.data()},
+                     {g.out, expected.data() + row * 64}},
+                    n, past, alone.back().view());
+        row += n;
+    }
+    for (const int threads : {1, 3}) {
+        const Threads team(threads);
+        Floats out(total * 64), own_q = copy<float>(q), own_k = copy<float>(k),
+                                own_v = copy<float>(v);
+        graphs::run(
+            executor, {},
+            {{g.q, own_q.data()}, {g.k, own_k.data()}, {g.v, own_v.data()}, {g.out, out.data()}},
+            sequences);
+        check::that(same_bytes(out, expected), std::to_string(threads) + " threads");
+        for (std::size_t i = 0; i < alone.size(); ++i)
+            check::that(
+                same_bytes(together[i].k, alone[i].k) && same_bytes(together[i].v, alone[i].v),
+                "cache " + std::to_string(i));
+    }
+}
+
+TEST(sequences_that_do_not_fit_together_are_refused) {
+    AttentionGraph g;
+    Executor executor(g.graph, 8);
+    FilledCache first(0, 1), second(0, 2);
+    Floats x(8 * 64);
+    const auto run = [&](std::vector<tensor_ops::CachedSequence> sequences) {
+        graphs::run(executor, {},
+                    {{g.q, x.data()}, {g.k, x.data()}, {g.v, x.data()}, {g.out, x.data()}},
+                    sequences);
+    };
+    tensor_ops::KvCache halves = second.view();
+    halves.type = DType::f16;
+    check::refused([&] { run({{1, 0, first.view()}, {1, 0, halves}}); }, "different types");
+    check::refused([&] { run({{1, 0, first.view()}, {1, 0, {}}}); }, "needs k_cache");
+    check::refused([&] { run({{1, 0, first.view()}, {1, capacity, second.view()}}); },
+                   "1300 + 1 positions do not fit");
+    std::vector<void*> pointers(executor.graph().buffers.size(), x.data());
+    const tensor_ops::CachedSequence one{1, 0, first.view()};
+    check::refused(
+        [&] {
+            const std::vector<Weight> none;
+            const tensor_ops::Layer layer{&none, {&one, 1}};
+            executor.run({&layer, 1}, {.external = pointers, .n_tokens = 2});
+        },
+        "the sequences have 1 tokens, and the batch has 2");
+}
+
+TEST(layers_run_one_after_the_other_on_the_same_buffers) {
+    Builder b;
+    const int x = b.external("x", width), h = b.internal("h", width);
+    b.op(OpKind::linear, {x}, h, b.slot("w"));
+    b.op(OpKind::add, {x, h}, x);
+    std::vector<std::vector<Weight>> weights;
+    for (unsigned seed = 0; seed < 5; ++seed)
+        weights.push_back({graphs::packed(
+            matrices::normal(seed % 2 ? DType::q8_0 : DType::f32, width, width, seed, 0.1))});
+    Executor executor(b.graph, 7);
+    const Floats start = normal(7 * width, 1);
+    Floats expected = copy<float>(start);
+    for (const auto& w : weights) graphs::run(executor, w, {{x, expected.data()}}, 7);
+    for (const int threads : {1, 3}) {
+        const Threads team(threads);
+        Floats actual = copy<float>(start);
+        std::vector<void*> pointers = {actual.data(), nullptr};
+        std::vector<tensor_ops::Layer> layers;
+        for (const auto& w : weights) layers.push_back({&w});
+        executor.run(layers, {.external = pointers, .n_tokens = 7});
+        check::that(same_bytes(actual, expected), std::to_string(threads) + " threads");
+    }
+}
+
+TEST(the_time_of_each_op_is_added_where_it_is_asked_for) {
+    Builder b;
+    const int x = b.external("x", width), y = b.external("y", width);
+    b.op(OpKind::linear, {x}, y, b.slot("w"));
+    b.op(OpKind::add, {x, y}, y);
+    const std::vector<Weight> weights = {
+        graphs::packed(matrices::random(DType::q8_0, width, width, 2))};
+    Executor executor(b.graph, 9);
+    Floats in = normal(9 * width, 1), out(9 * width), timed(9 * width);
+    graphs::run(executor, weights, {{x, in.data()}, {y, out.data()}}, 9);
+    const Threads team(3);
+    std::vector<double> seconds = {100.0, 200.0};
+    std::vector<void*> pointers = {in.data(), timed.data()};
+    const tensor_ops::Layer layer{&weights};
+    executor.run({&layer, 1}, {.external = pointers, .n_tokens = 9, .seconds = seconds});
+    check::that(seconds[0] > 100.0 && seconds[0] < 110.0, check::text(seconds[0]));
+    check::that(seconds[1] > 200.0 && seconds[1] < 210.0, check::text(seconds[1]));
+    check::that(same_bytes(timed, out), "another result");
+}
+
 // ---- embed -------------------------------------------------------------------------------------
 
 TEST(embed_looks_up_rows_of_every_type_and_scales_them) {
