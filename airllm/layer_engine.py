@@ -25,6 +25,7 @@ from airllm.generation import Generation, generate
 from airllm.graph import Activations
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError, Limits, OnFull
+from airllm.lookahead import MOST_GUESSES, Lookahead
 from airllm.models import ModelConfig, load_model
 from airllm.profiling import Profile
 from airllm.progress import OnProgress
@@ -175,6 +176,7 @@ class LayerWiseInferenceEngine:
         stop: str | Sequence[str] = (),
         on_full: OnFull = "stop",
         keep: int = 0,
+        lookahead: int = 0,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Generation:
@@ -191,6 +193,10 @@ class LayerWiseInferenceEngine:
         temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.sampling.Sampling.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what happens where the
             context does; see airllm.limits.Limits.
+        lookahead: guess up to so many next tokens from what stood in the prompt and the answer
+            before, and check them in one pass, up to 63; 0 for none. The answer stays the same:
+            see airllm.lookahead. Worth it where passes are slow (the weights come from the disk)
+            and the text repeats.
         on_token: called with each piece of text as it comes; never with half a character.
         on_progress: called with (done, total) steps while the prompt is evaluated; a step is a
             layer for a batch of tokens.
@@ -201,7 +207,7 @@ class LayerWiseInferenceEngine:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
-        with closing(self._start(prompt, sampling, limits, on_progress)) as pieces:
+        with closing(self._start(prompt, sampling, limits, lookahead, on_progress)) as pieces:
             while True:
                 try:
                     piece = next(pieces)
@@ -225,6 +231,7 @@ class LayerWiseInferenceEngine:
         stop: str | Sequence[str] = (),
         on_full: OnFull = "stop",
         keep: int = 0,
+        lookahead: int = 0,
         on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """generate, as an iterator over the pieces of text.
@@ -233,7 +240,7 @@ class LayerWiseInferenceEngine:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
-        return self._start(prompt, sampling, limits, on_progress)
+        return self._start(prompt, sampling, limits, lookahead, on_progress)
 
     def generate_batch(
         self,
@@ -385,11 +392,15 @@ class LayerWiseInferenceEngine:
         prompt: Prompt,
         sampling: Sampling,
         limits: Limits,
+        lookahead: int,
         on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
         """Check the prompt now, not at the first piece, and make the generator."""
+        check_count("lookahead", lookahead, least=0)
+        if lookahead > MOST_GUESSES:
+            raise ValueError(f"lookahead is {lookahead}; expected at most {MOST_GUESSES}")
         ids = self._prompt_tokens(prompt)
-        return self._run(ids, sampling, self._limits_for(ids, limits), on_progress)
+        return self._run(ids, sampling, self._limits_for(ids, limits), lookahead, on_progress)
 
     def _limits_for(self, ids: list[int], limits: Limits) -> Limits:
         """The limits for a prompt. ContextFullError where it does not fit."""
@@ -406,14 +417,18 @@ class LayerWiseInferenceEngine:
         ids: list[int],
         sampling: Sampling,
         limits: Limits,
+        lookahead: int,
         on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
         with self._exclusive() as decoder:
             if sampling.seed is not None:
                 decoder.cache.clear()
             decoder.cache.keep_shared(ids)
+            ahead = Lookahead(decoder, lookahead, self.config.vocab_size) if lookahead else None
             return (
-                yield from generate(decoder, self.tokenizer, ids, sampling, limits, on_progress)
+                yield from generate(
+                    decoder, self.tokenizer, ids, sampling, limits, on_progress, ahead
+                )
             )
 
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:

@@ -78,6 +78,9 @@ class FakeEngine:
             prefill_tokens_per_second=14.0,
             decode_seconds=0.25,
             decode_tokens_per_second=8.0,
+            passes=len(said),
+            accepted_tokens=0,
+            tokens_per_pass=1.0,
         )
 
     def tokenize(self, messages: list[dict[str, str]]) -> list[int]:

@@ -142,6 +142,17 @@ def add_threads(parser: argparse.ArgumentParser, *, decode: bool = True) -> None
         )
 
 
+def add_lookahead(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lookahead",
+        type=count,
+        default=0,
+        metavar="N",
+        help="guess up to N next tokens from what was said before and check them in one pass, 63 "
+        "at most: the same answer, sooner where text repeats and passes are slow (default: 0)",
+    )
+
+
 def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> "argparse._ArgumentGroup":
     group = parser.add_argument_group("what it says")
     group.add_argument(
