@@ -81,22 +81,31 @@ def _check(graph: Graph) -> dict[str, Role]:
     written = {buffer.name for buffer in graph.buffers if buffer.external}
     roles: dict[str, Role] = {}
     cache: tuple[Attr, Attr] | None = None  # (n_kv_heads, head_dim), once k and v are in the cache
+    for_matrices: dict[str, Attr] = {}  # what a quantized_norm wrote, and for which activations
     for op in graph.ops:
         call = _look_up(op, buffers, weights)
         for name in op.inputs:
             call.require(name in written, f"input {name!r} is read before it is written")
-        for name, role in zip(op.weights, SIGNATURES[op.kind].weights, strict=True):
+        for name in op.inputs:
+            call.require(
+                name not in for_matrices or op.attrs.get("activations") == for_matrices[name],
+                f"input {name!r} is quantised for matrices with other activations",
+            )
+        for name, role in zip(op.weights, SIGNATURES[op.kind].roles(op), strict=True):
             used_as = roles.setdefault(name, role)
             call.require(used_as == role, f"weight {name!r} is used as {used_as} and as {role}")
-        if op.kind == "kv_append":
+        if op.kind in ("kv_append", "rope_append"):
             cache = op.attrs["n_kv_heads"], op.attrs["head_dim"]
         elif op.kind == "attention":
             wanted = op.attrs["n_kv_heads"], op.attrs["head_dim"]
             call.require(cache is not None, "no kv_append comes before it")
             call.require(cache == wanted, f"reads KV heads {wanted}, the cache has {cache}")
-        _check_output(call, SIGNATURES[op.kind].width(call), buffers)
-        if op.output is not None:
-            written.add(op.output)
+        _check_outputs(call, SIGNATURES[op.kind].width(call), buffers)
+        written |= {*op.outputs}
+        for name in op.outputs:
+            for_matrices.pop(name, None)
+            if op.kind == "quantized_norm":
+                for_matrices[name] = op.attrs["activations"]
     if idle := [name for name in buffers if name not in written]:
         raise GraphError(f"buffer {idle[0]!r} is never written")
     if idle := [name for name in weights if name not in roles]:
@@ -124,11 +133,11 @@ def _look_up(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Weight
     call = Call(op, tuple(buffers[n] for n in op.inputs), tuple(weights[n] for n in op.weights))
     for what, have, expected in (
         ("inputs", len(op.inputs), len(signature.inputs)),
-        ("weights", len(op.weights), len(signature.weights)),
+        ("weights", len(op.weights), len(signature.roles(op))),
         ("attributes", sorted(op.attrs), sorted(signature.attrs)),
     ):
         call.require(have == expected, f"has {what} {have}, expected {expected}")
-    for weight, role in zip(call.weights, signature.weights, strict=True):
+    for weight, role in zip(call.weights, signature.roles(op), strict=True):
         rank = {"vector": 1, "experts": 3}.get(role, 2)
         call.require(
             len(weight.shape) == rank,
@@ -142,23 +151,28 @@ def _look_up(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Weight
     return call
 
 
-def _check_output(call: Call, width: int | None, buffers: Mapping[str, Buffer]) -> None:
+def _check_outputs(call: Call, width: int | None, buffers: Mapping[str, Buffer]) -> None:
     op, signature = call.op, SIGNATURES[call.op.kind]
     if op.output is None or width is None:
         call.require(op.output is None, "it has no output")
         call.require(width is None, "it needs a buffer to write to")
         return
-    call.require(op.output in buffers, "no buffer has that name")
-    output = buffers[op.output]
-    call.require(
-        (output.width, output.dtype) == (width, "float32"),
-        f"output {output.name!r} is {output.dtype} of width {output.width}, "
-        f"expected float32 of width {width}",
-    )
-    for name, buffer in zip(signature.inputs, op.inputs, strict=True):
+    call.require(signature.many or not op.more_outputs, "it has one output")
+    call.require(len({*op.outputs}) == len(op.outputs), "it writes a buffer twice")
+    widths = [weight.shape[0] for weight in call.weights] if signature.many else [width]
+    for output_name, expected in zip(op.outputs, widths, strict=True):
+        call.require(output_name in buffers, f"no buffer is named {output_name!r}")
+        output = buffers[output_name]
         call.require(
-            buffer != op.output or name in signature.in_place, f"cannot overwrite its input {name}"
+            (output.width, output.dtype) == (expected, "float32"),
+            f"output {output.name!r} is {output.dtype} of width {output.width}, "
+            f"expected float32 of width {expected}",
         )
+        for name, buffer in zip(signature.inputs, op.inputs, strict=True):
+            call.require(
+                buffer != output_name or name in signature.in_place,
+                f"cannot overwrite its input {name}",
+            )
 
 
 class GraphBuilder:
@@ -342,7 +356,7 @@ class GraphBuilder:
             width = SIGNATURES[op.kind].width(call)
             if op.output is not None and width is not None:
                 self._buffers.setdefault(op.output, Buffer(op.output, width))
-            _check_output(call, width, self._buffers)
+            _check_outputs(call, width, self._buffers)
         except GraphError as error:
             raise GraphError(f"graph {self.name!r}: {error}") from None
         self._ops.append(op)

@@ -44,13 +44,19 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation. Buffers and weights are named; `output` is None where there is none."""
+    """One operation. Buffers and weights are named; `output` is None where there is none, and an op
+    of several outputs (linear_many) has the others in `more_outputs`."""
 
     kind: str
     inputs: tuple[str, ...]
     output: str | None
     weights: tuple[str, ...] = ()
     attrs: Mapping[str, Attr] = field(default_factory=dict)
+    more_outputs: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return () if self.output is None else (self.output, *self.more_outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,8 @@ class Call:
 class Signature:
     """What a kind of op takes, and the width of its output (None: it has none).
 
-    in_place: the inputs that the output may be.
+    in_place: the inputs that the output may be. many: the op has as many weights, of the one role
+    given, as it has outputs, which are as wide as the weights have rows.
     """
 
     inputs: tuple[str, ...]
@@ -93,6 +100,11 @@ class Signature:
     attrs: frozenset[str]
     width: Callable[[Call], int | None]
     in_place: frozenset[str] = frozenset()
+    many: bool = False
+
+    def roles(self, op: Op) -> tuple[Role, ...]:
+        """Of the op's weights."""
+        return self.weights * len(op.outputs) if self.many else self.weights
 
 
 def _embed(call: Call) -> int:
@@ -120,6 +132,46 @@ def _linear(call: Call) -> int:
     call.require_width(0, k, f"weight {weight.name!r} is [{n}, {k}]")
     _check_activations(call)
     return n
+
+
+def _quantized_norm(call: Call) -> int:
+    _check_activations(call)
+    return _vector(call)
+
+
+def _linear_many(call: Call) -> int:
+    for weight in call.weights:
+        n, k = weight.shape
+        call.require_width(0, k, f"weight {weight.name!r} is [{n}, {k}]")
+    _check_activations(call)
+    return call.weights[0].shape[0]
+
+
+def _linear_add(call: Call) -> int:
+    n = _linear(call)
+    call.require_width(1, n, f"the rows of weight {call.weights[0].name!r}")
+    return n
+
+
+def _glu_linear(call: Call) -> int:
+    gate, up = call.weights
+    call.require(
+        gate.shape == up.shape, f"weight {up.name!r} is {list(up.shape)}, expected that of the gate"
+    )
+    activation = call.op.attrs["activation"]
+    call.require(
+        activation in ("silu", "gelu"), f"activation is {activation!r}, expected 'silu' or 'gelu'"
+    )
+    return _linear(call)
+
+
+def _rope_append(call: Call) -> None:
+    _kv_append(call)
+    head_dim, table = call.count("head_dim"), call.inputs[2]
+    call.require(
+        table.width % 2 == 0 and table.width <= head_dim,
+        f"table {table.name!r} has width {table.width}, expected an even number up to {head_dim}",
+    )
 
 
 def _check_activations(call: Call) -> None:
@@ -209,9 +261,10 @@ def _signature(
     weights: tuple[Role, ...] = (),
     attrs: str = "",
     in_place: str = "",
+    many: bool = False,
 ) -> Signature:
     names, aliases = tuple(inputs.split()), frozenset(in_place.split())
-    return Signature(names, weights, frozenset(attrs.split()), width, aliases)
+    return Signature(names, weights, frozenset(attrs.split()), width, aliases, many)
 
 
 SIGNATURES: Mapping[str, Signature] = {
@@ -254,4 +307,23 @@ SIGNATURES: Mapping[str, Signature] = {
     # out: what the token's experts gave, [n_used * n], summed by their shares: [n]
     "expert_sum": _signature("x route", _expert_sum, attrs="n_used"),
     "add": _signature("a b", _elementwise, in_place="a b"),
+    # ---- what graph_rewrite makes of the others --------------------------------------------------
+    # rms_norm, for matrices alone: quantised for them at once, as their activations say
+    "quantized_norm": _signature(
+        "x", _quantized_norm, weights=("vector",), attrs="eps activations", in_place="x"
+    ),
+    # x @ weight.T for each of the weights
+    "linear_many": _signature(
+        "x", _linear_many, weights=("matrix",), attrs="activations", many=True
+    ),
+    # out = a + x @ weight.T
+    "linear_add": _signature(
+        "x a", _linear_add, weights=("matrix",), attrs="activations", in_place="a"
+    ),
+    # out = activation(x @ gate.T) * (x @ up.T); activation: "silu" or "gelu"
+    "glu_linear": _signature(
+        "x", _glu_linear, weights=("matrix", "matrix"), attrs="activations activation"
+    ),
+    # kv_append of rope(k) and v
+    "rope_append": _signature("k v table", _rope_append, attrs="n_kv_heads head_dim interleaved"),
 }

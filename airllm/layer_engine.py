@@ -23,6 +23,7 @@ from airllm.decoder import Decoder
 from airllm.formats.opening import open_model
 from airllm.generation import Generation, generate
 from airllm.graph import Activations
+from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError, Limits, OnFull
 from airllm.lookahead import MOST_GUESSES, Lookahead
@@ -67,6 +68,7 @@ class LayerWiseInferenceEngine:
         activations: Activations = "auto",
         batch_size: int = 512,
         quantize: str | None = None,
+        fusion: bool | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Open a GGUF file, the first of a split model's, or a Hugging Face folder: all is checked
@@ -87,6 +89,8 @@ class LayerWiseInferenceEngine:
         batch_size: tokens of a prompt that are evaluated at once.
         quantize: what the matrices of a float model become while they are read: "q8_0", "q4_0",
             "q4_1", "q5_0", "q5_1", or "f16", "bf16" or "f32"; see airllm.formats.retype.
+        fusion: whether operations are combined, see airllm.graph_rewrite, which is faster and gives
+            the same numbers; None for what AIRLLM_FUSION says, 1 unless set.
         on_progress: called with (done, total) layers while weights are prepared.
 
         Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
@@ -104,7 +108,7 @@ class LayerWiseInferenceEngine:
         self._busy = threading.Lock()
         self._gguf = open_model(model_path, quantize)
         try:
-            model = load_model(self._gguf, activations)
+            model = load_model(self._gguf, activations, fusion=fusion_wanted(fusion))
             self.config: ModelConfig = model.config
             self.context = _context(context, model.config)
             self._decoder: Decoder | None = Decoder(

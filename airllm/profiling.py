@@ -146,6 +146,10 @@ _FLOPS: Mapping[str, int] = {
     "geglu": 10,
     "softcap": 3,
     "add": 1,
+    "quantized_norm": 4,
+    "linear_add": 1,
+    "glu_linear": 5,
+    "rope_append": 3,
 }
 
 
@@ -154,10 +158,12 @@ def _flops(graph: Graph, op: Op, run: _Run) -> int:
     if op.kind == "attention":
         per_position = 4 * int(op.attrs["n_heads"]) * int(op.attrs["head_dim"])
         return per_position * _seen(op, run, each_token=True)
-    width = sum(buffer.width for buffer in graph.buffers if buffer.name == op.output)
+    widths = {buffer.name: buffer.width for buffer in graph.buffers}
+    written = op.inputs[0] if op.kind == "rope_append" else op.output
+    width = widths[written] if written else 0
     flops = _FLOPS.get(op.kind, 0) * width
     shapes = {weight.name: weight.shape for weight in graph.weights}
-    for name, role in zip(op.weights, SIGNATURES[op.kind].weights, strict=True):
+    for name, role in zip(op.weights, SIGNATURES[op.kind].roles(op), strict=True):
         if role == "matrix":
             flops += 2 * shapes[name][0] * shapes[name][1]
         elif role == "experts":
@@ -172,10 +178,9 @@ def _nbytes(
 ) -> int:
     n_tokens = sum(n for n, _ in run.counts)
     widths = {buffer.name: buffer.width for buffer in graph.buffers}
-    names = (*op.inputs, *((op.output,) if op.output else ()))
-    total = 4 * n_tokens * sum(widths[name] for name in names)
+    total = 4 * n_tokens * sum(widths[name] for name in (*op.inputs, *op.outputs))
     shapes = {weight.name: weight.shape for weight in graph.weights}
-    for name, role in zip(op.weights, SIGNATURES[op.kind].weights, strict=True):
+    for name, role in zip(op.weights, SIGNATURES[op.kind].roles(op), strict=True):
         of_all = weight_bytes[name]
         if role == "rows":
             total += of_all * n_tokens // shapes[name][0]
@@ -184,7 +189,7 @@ def _nbytes(
             total += of_all * min(n_tokens * int(op.attrs["n_used"]), n_experts) // n_experts
         else:
             total += of_all
-    if op.kind == "kv_append":
+    if op.kind in ("kv_append", "rope_append"):
         total += 2 * n_tokens * int(op.attrs["n_kv_heads"]) * kv_row_bytes
     elif op.kind == "attention":
         positions = _seen(op, run, each_token=False)

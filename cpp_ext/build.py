@@ -56,6 +56,7 @@ CORE_SOURCES = (
     "ops/attention.cpp",
     "ops/matrix.cpp",
     "ops/experts.cpp",
+    "ops/fused.cpp",
     "ops/ops.cpp",
     "graph/graph.cpp",
     "graph/executor.cpp",

@@ -168,8 +168,10 @@ class Executor:
         self,
         buffers: Sequence[tuple[str, int, bool]],  # name, width, external
         weights: Sequence[str],  # the slots' names
-        # kind, input names, output name, weight slots, attributes
-        ops: Sequence[tuple[str, Sequence[str], str | None, Sequence[str], Mapping[str, Any]]],
+        # kind, input names, output name or names, weight slots, attributes
+        ops: Sequence[
+            tuple[str, Sequence[str], str | Sequence[str] | None, Sequence[str], Mapping[str, Any]]
+        ],
         max_tokens: int,
     ) -> None: ...
     @property
@@ -204,5 +206,6 @@ def available_isas() -> list[str]: ...  # slowest first
 def set_isa(name: str) -> None: ...  # "": the best one
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
+def allocations() -> int: ...
 def cpu_budget() -> dict[str, Any]: ...
 def get_optimization_info() -> dict[str, Any]: ...

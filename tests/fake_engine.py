@@ -4,13 +4,16 @@ Its tokens are words: "a b c" has three.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
 import pytest
+
+from airllm.profiling import OpProfile
 
 WORDS = ["<eos>", "a", "b", "c", "hello", "world"]
 
@@ -45,6 +48,7 @@ class FakeEngine:
         self.opened_with: dict[str, Any] = {}
         self.shifted_tokens = 0
         self.resets = 0
+        self.batches: list[tuple[int, int]] = []  # of each sequences(): how many, how long
         self.closed = False
 
     def generate(
@@ -95,6 +99,21 @@ class FakeEngine:
 
     def reset(self) -> None:
         self.resets += 1
+
+    @contextmanager
+    def sequences(self, n: int, capacity: int) -> Iterator[SimpleNamespace]:
+        self.batches.append((n, capacity))
+        logits = np.zeros((n, len(WORDS)), np.float32)
+        yield SimpleNamespace(reset=lambda: None, forward=lambda tokens: logits)
+
+    @contextmanager
+    def profile(self) -> Iterator[SimpleNamespace]:
+        """Two ops; half a millisecond in all."""
+        ops = [
+            OpProfile("linear ffn_up", 6, 3e-4, 6_000_000, 30_000_000),
+            OpProfile("add", 12, 1e-4, 4000, 1000),
+        ]
+        yield SimpleNamespace(ops=lambda: ops, call_seconds=5e-4, op_seconds=4e-4)
 
     def save_session(self, path: Path, *, messages: Sequence[dict[str, str]]) -> None:
         path.write_text(json.dumps(messages))

@@ -82,6 +82,14 @@ def test_within_a_single_token_no_progress_is_asked_for() -> None:
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+def test_a_batch_gives_a_token_of_each_sequence_a_call_and_counts_them_all() -> None:
+    model = CountingModel([100.0] + [0.5] * 3)
+    batch = benchmark.Batch(model)
+    result = benchmark.measure(batch, benchmark.decode_batch(3, 4, 50), 1, clock=model.clock)
+    assert result == benchmark.Result("tg3x4", tokens_per_second=8.0, stddev=0.0)
+    assert [len(call) for call in model.calls] == [4] * 4
+
+
 @pytest.mark.parametrize("make", [benchmark.prefill, benchmark.decode])
 def test_a_test_without_tokens_is_refused(make: object) -> None:
     assert callable(make)

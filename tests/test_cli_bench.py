@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,86 @@ def test_bench_prints_a_table_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_bench_of_nothing_is_a_usage_error(capsys: Capture) -> None:
     assert main(["bench", "-m", "m", "-p", "0", "-n", "0"]) == 2
     assert "nothing to measure" in capsys.readouterr().err
+
+
+def test_bench_of_a_batch_says_how_many_times_one_sequences_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine().install(monkeypatch)
+    found = run_json(capsys, "bench", "-m", "m", "-p", "4", "-n", "3", "--batch", "2,5", "-r", "1")
+    results = found["results"]
+    assert isinstance(results, list)
+    assert [result["test"] for result in results] == ["pp4", "tg3", "tg3x2", "tg3x5"]
+    assert engine.batches == [(2, 3), (5, 3)]
+    speeds = [result["tokens_per_second"] for result in results]
+    assert [result["ratio_to_single"] for result in results] == [
+        None,
+        None,
+        pytest.approx(speeds[2] / speeds[1]),
+        pytest.approx(speeds[3] / speeds[1]),
+    ]
+
+
+def test_a_profile_is_a_table_of_operations_and_what_lies_between(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine().install(monkeypatch)
+    assert main(["bench", "-m", "m", "-p", "0", "-n", "3", "-r", "1", "--profile"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[4].split() == ["op", "calls", "ms", "share", "GB/s", "GFLOP/s"]
+    names = [line[:24].strip() for line in lines[5:]]
+    assert names == ["linear ffn_up", "add", "(arguments and threads)", "(Python)"]
+    assert lines[5].split()[2:4] == ["2", "0.100"]  # 6 calls and 0.3 ms, in three passes
+    assert lines[5].split()[-2:] == ["20.0", "100.0"]
+    assert err == ""
+
+
+def test_a_profile_in_json_has_every_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine().install(monkeypatch)
+    found = run_json(capsys, "bench", "-m", "m", "-p", "0", "-n", "3", "-r", "1", "--profile")
+    results = found["results"]
+    assert isinstance(results, list)
+    profile = results[0]["profile"]
+    assert profile["passes"] == 3
+    assert profile["ops"][0] == {
+        "name": "linear ffn_up",
+        "calls": 6,
+        "seconds": 3e-4,
+        "nbytes": 6_000_000,
+        "flops": 30_000_000,
+        "gbytes_per_second": pytest.approx(20.0),
+        "gflops_per_second": pytest.approx(100.0),
+    }
+    assert profile["arguments_and_threads_seconds"] == pytest.approx(1e-4)
+    python = profile["seconds"] - 5e-4
+    assert profile["python_seconds"] == pytest.approx(python)
+    assert profile["python_share"] == pytest.approx(python / profile["seconds"])
+
+
+def test_a_plot_is_drawn_where_matplotlib_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    FakeEngine().install(monkeypatch)
+    path = tmp_path / "profile.png"
+    arguments = ["-p", "4", "-n", "3", "-r", "1", "--plot", str(path)]
+    assert main(["bench", "-m", "m", *arguments]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert "linear ffn_up" in capsys.readouterr().out
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine().install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", "-m", "m", "--plot", "profile.png"]) == 1
+    out, err = capsys.readouterr()
+    assert "--plot needs matplotlib: pip install" in err
+    assert (out, engine.resets) == ("", 0)
 
 
 @pytest.fixture

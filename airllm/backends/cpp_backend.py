@@ -49,7 +49,7 @@ class CppExecutor:
             buffers=[(buffer.name, buffer.width, buffer.external) for buffer in graph.buffers],
             weights=[weight.name for weight in graph.weights],
             ops=[
-                (op.kind, list(op.inputs), op.output, list(op.weights), dict(op.attrs))
+                (op.kind, list(op.inputs), list(op.outputs), list(op.weights), dict(op.attrs))
                 for op in graph.ops
             ],
             max_tokens=max_tokens,

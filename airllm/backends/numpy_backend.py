@@ -185,13 +185,19 @@ def _rope(op: Op, batch: _Batch) -> None:
 
 
 def _kv_append(op: Op, batch: _Batch) -> None:
-    n_kv_heads, head_dim = int(op.attrs["n_kv_heads"]), int(op.attrs["head_dim"])
+    keys, values = (batch.buffers[name] for name in op.inputs)
+    _append(batch, (keys, values), int(op.attrs["n_kv_heads"]), int(op.attrs["head_dim"]))
+
+
+def _append(
+    batch: _Batch, kv: tuple[NDArray[Any], NDArray[Any]], n_kv_heads: int, head_dim: int
+) -> None:
     for s in batch.sequences:
-        for name, cache in zip(op.inputs, (s.k_cache, s.v_cache), strict=True):
+        for part, cache in zip(kv, (s.k_cache, s.v_cache), strict=True):
             capacity = cache.shape[1]
             if capacity < s.end:
                 raise ValueError(f"kv_append: {s.end} tokens do not fit a KV cache of {capacity}")
-            rows = batch.buffers[name][s.rows].reshape(-1, n_kv_heads, head_dim)
+            rows = part[s.rows].reshape(-1, n_kv_heads, head_dim)
             kept = numpy_ops.quantize(rows, "q8_0") if cache.dtype == np.uint8 else rows
             cache[:, s.past : s.end] = kept.transpose(1, 0, 2)
 
@@ -267,6 +273,39 @@ def _add(op: Op, batch: _Batch) -> None:
     np.add(a, b, out=out)
 
 
+def _linear_many(op: Op, batch: _Batch) -> None:
+    x = batch.buffers[op.inputs[0]]
+    for weight, output in zip(op.weights, op.outputs, strict=True):
+        numpy_ops.linear_apply(x, batch.weights[weight], batch.buffers[output])
+
+
+def _linear_add(op: Op, batch: _Batch) -> None:
+    x, a, out = _arrays(op, batch)
+    product = np.empty_like(out)
+    numpy_ops.linear_apply(x, batch.weights[op.weights[0]], product)
+    np.add(a, product, out=out)
+
+
+def _glu_linear(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    gate, up = np.empty_like(out), np.empty_like(out)
+    for weight, product in zip(op.weights, (gate, up), strict=True):
+        numpy_ops.linear_apply(x, batch.weights[weight], product)
+    if op.attrs["activation"] == "silu":
+        numpy_ops.swiglu(gate, up, out=out)
+    else:
+        np.multiply(numpy_ops.gelu(gate), up, out=out)
+
+
+def _rope_append(op: Op, batch: _Batch) -> None:
+    k, v, table = (batch.buffers[name] for name in op.inputs)
+    n_kv_heads, head_dim = int(op.attrs["n_kv_heads"]), int(op.attrs["head_dim"])
+    rotated = np.empty_like(k)
+    interleaved = bool(op.attrs["interleaved"])
+    numpy_ops.rope_apply(k, table, n_kv_heads, head_dim, interleaved, rotated)
+    _append(batch, (rotated, v), n_kv_heads, head_dim)
+
+
 def _arrays(op: Op, batch: _Batch) -> list[NDArray[Any]]:
     """An op's inputs, and its output."""
     assert op.output is not None
@@ -289,4 +328,9 @@ _OPS: Mapping[str, Callable[[Op, _Batch], None]] = {
     "expert_linear": _expert_linear,
     "expert_sum": _expert_sum,
     "add": _add,
+    "quantized_norm": _rms_norm,  # exact, as linear is
+    "linear_many": _linear_many,
+    "linear_add": _linear_add,
+    "glu_linear": _glu_linear,
+    "rope_append": _rope_append,
 }

@@ -12,6 +12,7 @@ from airllm.cli import console, options
 # Every variable that changes what airllm does, and what it is for.
 VARIABLES = {
     "AIRLLM_BACKEND": "auto, cpp or numpy: what computes",
+    "AIRLLM_FUSION": "0 runs each operation by itself, to compare or to profile",
     "TENSOR_OPS_ISA": "instruction set of the cpp backend, one of those available",
     "TENSOR_OPS_NUM_THREADS": "threads of the cpp backend",
     "OPENBLAS_NUM_THREADS": "threads of NumPy's matrix product, for the numpy backend",

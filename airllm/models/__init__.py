@@ -6,6 +6,7 @@ have a graph each) and `head` (the residual stream to logits). Weight slots are 
 the tensors.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from airllm.formats.model_file import ModelFile
 from airllm.graph import Activations, Graph
+from airllm.graph_rewrite import fuse
 from airllm.models import gemma2, gemma3, llama, qwen2, qwen3, qwen3moe
 from airllm.models.config import ModelConfig
 from airllm.models.rope import inverse_frequencies
@@ -59,8 +61,11 @@ class Model:
     head: Graph
 
 
-def load_model(gguf: ModelFile, activations: Activations = "auto") -> Model:
-    """The model that a file describes. FormatError for an architecture that has no family here."""
+def load_model(
+    gguf: ModelFile, activations: Activations = "auto", *, fusion: bool = False
+) -> Model:
+    """The model that a file describes; fusion: its graphs as graph_rewrite.fuse makes them.
+    FormatError for an architecture that has no family here."""
     architecture = gguf.metadata.text("general.architecture")
     if architecture not in FAMILIES:
         raise gguf.metadata.fault(
@@ -69,16 +74,17 @@ def load_model(gguf: ModelFile, activations: Activations = "auto") -> Model:
         )
     family, config = FAMILIES[architecture], ModelConfig.from_gguf(gguf)
     windows = sorted(set(config.windows))
+    finish: Callable[[Graph], Graph] = fuse if fusion else lambda graph: graph
     return Model(
         config,
         family.embed(config),
         tuple(
             LayerKind(
-                family.layer(config, activations, window),
+                finish(family.layer(config, activations, window)),
                 inverse_frequencies(gguf, config, window),
             )
             for window in windows
         ),
         tuple(windows.index(window) for window in config.windows),
-        family.head(config, activations),
+        finish(family.head(config, activations)),
     )

@@ -195,8 +195,16 @@ class PyExecutor {
         } catch (const py::cast_error&) {
             throw py::type_error(
                 "Executor: buffers or ops are not as expected: (name, width, external) and (kind, "
-                "input names, output name or None, weight slots, attributes) each.");
+                "input names, output name, names or None, weight slots, attributes) each.");
         }
+    }
+
+    using Outputs = std::variant<std::monostate, std::string, std::vector<std::string>>;
+
+    static void set_first(const std::vector<int>& all, int& first, std::vector<int>& others) {
+        if (all.empty()) return;
+        first = all[0];
+        others.assign(all.begin() + 1, all.end());
     }
 
     static Graph read_graph(const py::sequence& buffers, const std::vector<std::string>& weights,
@@ -218,15 +226,21 @@ class PyExecutor {
             return found->second;
         };
         for (const py::handle item : ops) {
-            const auto [kind, inputs, output, slots, attrs] = item.cast<
-                std::tuple<std::string, std::vector<std::string>, std::optional<std::string>,
-                           std::vector<std::string>, py::dict>>();
+            const auto [kind, inputs, output, slots, attrs] =
+                item.cast<std::tuple<std::string, std::vector<std::string>, Outputs,
+                                     std::vector<std::string>, py::dict>>();
             Op op;
             op.kind = op_kind_from_name(kind);
             for (const std::string& name : inputs) op.inputs.push_back(index(buffer_index, name));
-            if (output) op.output = index(buffer_index, *output);
-            if (slots.size() > 1) value_error("Executor: " + kind + " takes one weight at most.");
-            if (!slots.empty()) op.weight = index(weight_index, slots[0]);
+            std::vector<int> outputs, weight_slots;
+            if (const auto* one = std::get_if<std::string>(&output))
+                outputs.push_back(index(buffer_index, *one));
+            else if (const auto* several = std::get_if<std::vector<std::string>>(&output))
+                for (const std::string& name : *several)
+                    outputs.push_back(index(buffer_index, name));
+            for (const std::string& name : slots) weight_slots.push_back(index(weight_index, name));
+            set_first(outputs, op.output, op.more_outputs);
+            set_first(weight_slots, op.weight, op.more_weights);
             read_attributes(attrs, op);
             graph.ops.push_back(std::move(op));
         }
@@ -258,6 +272,8 @@ class PyExecutor {
                 op.normalized = value.cast<bool>();
             else if (name == "shared")
                 op.shared = value.cast<bool>();
+            else if (name == "activation")
+                op.gelu = value.cast<std::string>() == "gelu";
             else if (name == "activations")
                 op.activations = activations_argument("Executor", value);
             else
@@ -332,7 +348,8 @@ void bind_executor(py::module_& m) {
         "them.\n\n"
         "buffers: (name, width, external) of each; every buffer is [n_tokens, width].\n"
         "weights: the slots' names.\n"
-        "ops: (kind, input names, output name or None, weight slots, attributes), in order.\n"
+        "ops: (kind, input names, output name, names or None, weight slots, attributes), in "
+        "order.\n"
         "max_tokens: rows for which the internal buffers are allocated, here and never again.\n"
         "Raises ValueError, naming op and buffer, for a graph that does not fit together.")
         .def(py::init<const py::sequence&, const std::vector<std::string>&, const py::sequence&,

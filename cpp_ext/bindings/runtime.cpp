@@ -2,6 +2,7 @@
 #include "bindings/arrays.h"
 #include "bindings/module.h"
 #include "dispatch.h"
+#include "threads/allocations.h"
 #include "threads/cpu_budget.h"
 #include "threads/team.h"
 
@@ -76,6 +77,10 @@ void bind_runtime(py::module_& m) {
         "cgroup_quota: CPUs' worth of time that its control group grants, None if unlimited; env: "
         "TENSOR_OPS_NUM_THREADS, None if unset; chosen: the number of threads; reason: why that "
         "many.");
+    m.def(
+        "allocations", [] { return allocations.load(); },
+        "How often the extension has taken memory for matrices and for work; a decode loop takes "
+        "none.");
     m.def("get_optimization_info", optimization_info,
           "isa, available_isas, threads, compiler, flags, version, xsimd (its headers' version).");
 }

@@ -1,12 +1,14 @@
 #include "graph/executor.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <new>
 #include <stdexcept>
 #include <string>
 
 #include "dispatch.h"
+#include "ops/fused.h"
 
 namespace tensor_ops {
 Executor::Executor(Graph graph, std::size_t max_tokens)
@@ -17,6 +19,7 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
                                     "; expected at most " + std::to_string(largest_batch));
     plan_buffers();
     plan_barriers();
+    plan_norms();
     for (const Op& op : graph_.ops)
         if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
 }
@@ -26,7 +29,7 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
 void Executor::plan_buffers() {
     const std::size_t n = graph_.buffers.size();
     std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
-    std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0;
+    std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0, product_floats = 0;
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
         const auto use = [&](int buffer) {
@@ -35,9 +38,12 @@ void Executor::plan_buffers() {
             last[b] = std::max(last[b], i);
         };
         for (const int input : op.inputs) use(input);
-        if (op.output >= 0) use(op.output);
+        for (const int output : op.outputs()) use(output);
+        if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
+            product_floats =
+                std::max(product_floats, graph_.buffers[static_cast<std::size_t>(op.output)].width);
         if (op.kind == OpKind::attention) parts_floats = attention_workspace_floats;
-        if (op.kind == OpKind::linear && op.activations != Activations::f32) {
+        if (is_product(op.kind) && op.activations != Activations::f32) {
             const auto kind = op.activations.value_or(Activations::q16);
             const Buffer& x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])];
             quantized_bytes =
@@ -83,15 +89,19 @@ void Executor::plan_buffers() {
     if (__builtin_mul_overflow(max_tokens_ * sizeof(float), expert_floats, &bytes))
         throw std::bad_alloc();
     expert_rows_ = AlignedBytes(bytes);
+    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), product_floats, &bytes))
+        throw std::bad_alloc();
+    products_ = AlignedBytes(bytes);
     quantized_ = AlignedBytes(quantized_bytes);
     parts_ = AlignedBytes(parts_floats * sizeof(float));
 }
 
 // An op waits for the team if it reads what was written, or writes what was read or written, since
-// all last met; by place in memory, as buffers share it.  The KV cache counts as one more buffer.
+// all last met; by place in memory, as buffers share it.  The KV cache counts as one more buffer,
+// and what products hold in between as another.
 void Executor::plan_barriers() {
     const std::size_t n = graph_.buffers.size();
-    std::vector<char> written(n + 1), read(n + 1);
+    std::vector<char> written(n + 2), read(n + 2);
     const auto touched = [&](const std::vector<char>& marks, std::size_t b) {
         for (std::size_t o = 0; o < n; ++o) {
             const bool same =
@@ -100,12 +110,14 @@ void Executor::plan_barriers() {
                            offsets_[b] < offsets_[o] + graph_.buffers[o].width);
             if (marks[o] && same) return true;
         }
-        return b == n && marks[n] != 0;
+        return b >= n && marks[b] != 0;
     };
     for (const Op& op : graph_.ops) {
         std::vector<std::size_t> inputs(op.inputs.begin(), op.inputs.end()), outputs;
-        if (op.output >= 0) outputs.push_back(static_cast<std::size_t>(op.output));
-        if (op.kind == OpKind::kv_append) outputs.push_back(n);
+        for (const int output : op.outputs()) outputs.push_back(static_cast<std::size_t>(output));
+        if (op.kind == OpKind::kv_append || op.kind == OpKind::rope_append) outputs.push_back(n);
+        if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
+            outputs.push_back(n + 1);
         if (op.kind == OpKind::attention) inputs.push_back(n);
         bool conflict = false;
         for (const std::size_t b : inputs) conflict |= touched(written, b);
@@ -117,6 +129,21 @@ void Executor::plan_barriers() {
         for (const std::size_t b : inputs) read[b] = 1;
         for (const std::size_t b : outputs) written[b] = 1;
         barrier_before_.push_back(conflict);
+    }
+}
+
+void Executor::plan_norms() {
+    matrices_.resize(graph_.ops.size());
+    for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
+        if (graph_.ops[i].kind != OpKind::quantized_norm) continue;
+        const int normed = graph_.ops[i].output;
+        for (std::size_t j = i + 1; j < graph_.ops.size(); ++j) {
+            const Op& op = graph_.ops[j];
+            if (is_product(op.kind) && op.inputs[0] == normed)
+                for (const int slot : op.weights()) matrices_[i].push_back(slot);
+            const std::vector<int> outputs = op.outputs();
+            if (std::find(outputs.begin(), outputs.end(), normed) != outputs.end()) break;
+        }
     }
 }
 
@@ -151,7 +178,8 @@ void Executor::check_sequences(const Op& op, const Layer& layer, std::size_t n_t
 
 void Executor::check_layer(const Layer& layer, const Batch& batch) const {
     for (const Op& op : graph_.ops) {
-        if (op.kind == OpKind::kv_append || op.kind == OpKind::attention) {
+        if (op.kind == OpKind::kv_append || op.kind == OpKind::rope_append ||
+            op.kind == OpKind::attention) {
             check_sequences(op, layer, batch.n_tokens);
         } else if (op.kind == OpKind::embed) {
             const auto& rows =
@@ -188,11 +216,20 @@ struct Executor::Run {
         quantized_busy = false;
     }
 
-    void linear(const Op& op) {
-        const auto& w = *std::get<std::shared_ptr<const PackedMatrix>>(weight(op));
+    const PackedMatrix& matrix(int slot) const {
+        return *std::get<std::shared_ptr<const PackedMatrix>>(
+            (*layer.weights)[static_cast<std::size_t>(slot)]);
+    }
+    Activations activations(const Op& op) const {
+        return op.activations.value_or(activations_for(batch.n_tokens));
+    }
+    float* products() const { return reinterpret_cast<float*>(executor.products_.data()); }
+
+    // An op's input as w takes it.
+    LinearInput input_for(const Op& op, const PackedMatrix& w) {
         const float* x = buffer(op.inputs[0]);
         std::byte* xq = executor.quantized_.data();
-        const Activations kind = op.activations.value_or(activations_for(batch.n_tokens));
+        const Activations kind = activations(op);
         if (kind != Activations::f32 && is_quantized(w.type())) {
             if (quantized_input != op.inputs[0] || quantized_as != kind ||
                 quantized_for != &w.table()) {
@@ -205,7 +242,70 @@ struct Executor::Run {
             }
             quantized_busy = true;
         }
-        tensor_ops::linear(worker, w, x, kind, xq, batch.n_tokens, buffer(op.output));
+        return {x, kind, xq, batch.n_tokens};
+    }
+
+    void linear(const Op& op, const PackedMatrix& w, float* y) {
+        const LinearInput input = input_for(op, w);
+        tensor_ops::linear(worker, w, input.x, input.kind, input.xq, input.rows, y);
+    }
+
+    void linear_many(const Op& op) {
+        std::array<const PackedMatrix*, largest_many> matrices;
+        std::array<float*, largest_many> outputs;
+        std::size_t n = 0;
+        const PackedMatrix* quantized = nullptr;
+        bool together = true;
+        const auto add = [&](int slot, int output) {
+            const PackedMatrix& w = matrix(slot);
+            matrices[n] = &w;
+            outputs[n++] = buffer(output);
+            if (!is_quantized(w.type())) return;
+            if (!quantized) quantized = &w;
+            together &= &w.table() == &quantized->table();
+        };
+        add(op.weight, op.output);
+        for (std::size_t i = 0; i < op.more_weights.size(); ++i)
+            add(op.more_weights[i], op.more_outputs[i]);
+        if (!together)
+            for (std::size_t i = 0; i < n; ++i) linear(op, *matrices[i], outputs[i]);
+        else
+            tensor_ops::linear_many(worker, std::span(matrices).first(n),
+                                    input_for(op, quantized ? *quantized : *matrices[0]),
+                                    std::span(outputs).first(n));
+    }
+
+    void glu_linear(const Op& op) {
+        const PackedMatrix &gate = matrix(op.weight), &up = matrix(op.more_weights[0]);
+        const Glu activation = op.gelu ? Glu::gelu : Glu::silu;
+        float* y = buffer(op.output);
+        if (alike(gate, up)) {
+            const LinearInput input = input_for(op, is_quantized(gate.type()) ? gate : up);
+            return tensor_ops::glu_linear(worker, gate, up, activation, input, products(), y);
+        }
+        linear(op, gate, y);
+        linear(op, up, products());
+        meet();
+        glu(worker, table, activation, y, products(), y, batch.n_tokens * gate.n());
+    }
+
+    void quantized_norm(const Op& op, std::size_t index) {
+        const std::size_t n = batch.n_tokens, k = std::get<Vector>(weight(op)).n;
+        const float* w = std::get<Vector>(weight(op)).data;
+        const Activations kind = activations(op);
+        const PackedMatrix* reader = nullptr;
+        for (const int slot : executor.matrices_[index])
+            if (!reader && is_quantized(matrix(slot).type())) reader = &matrix(slot);
+        if (!reader || kind == Activations::f32)
+            return rms_norm(worker, table, buffer(op.inputs[0]), w, op.eps, buffer(op.output), n,
+                            k);
+        if (quantized_busy) meet();
+        norm_and_quantize(worker, table, reader->table(), buffer(op.inputs[0]), w, op.eps,
+                          buffer(op.output), kind, n, k, executor.quantized_.data());
+        quantized_input = op.output;  // the barrier before its readers is planned
+        quantized_as = kind;
+        quantized_for = &reader->table();
+        quantized_busy = true;
     }
 
     void experts(const Op& op) {
@@ -216,7 +316,7 @@ struct Executor::Run {
             .route = buffer(op.inputs[1]),
             .rows = batch.n_tokens,
             .n_used = op.n_used,
-            .kind = op.activations.value_or(activations_for(batch.n_tokens)),
+            .kind = activations(op),
             .quantized = executor.quantized_.data(),
             .scratch = reinterpret_cast<float*>(executor.expert_rows_.data()),
             .y = buffer(op.output),
@@ -232,6 +332,18 @@ struct Executor::Run {
             const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
             k += floats;
             v += floats;
+        }
+    }
+
+    void append_rotated(const Op& op, const float* k, const float* v, const float* angles,
+                        std::size_t n_dims) {
+        for (const CachedSequence& s : layer.sequences) {
+            rope_append(worker, table, k, v, angles, n_dims, op.interleaved, s.n_tokens, s.past,
+                        s.cache);
+            const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
+            k += floats;
+            v += floats;
+            angles += s.n_tokens * n_dims;
         }
     }
 
@@ -262,12 +374,22 @@ struct Executor::Run {
                 bias(worker, table, in(0), std::get<Vector>(weight(op)).data, buffer(op.output), n,
                      width(op.output));
                 break;
-            case OpKind::linear: linear(op); break;
+            case OpKind::linear: linear(op, matrix(op.weight), buffer(op.output)); break;
+            case OpKind::linear_many: linear_many(op); break;
+            case OpKind::linear_add:
+                linear_add(worker, matrix(op.weight), input_for(op, matrix(op.weight)), in(1),
+                           products(), buffer(op.output));
+                break;
+            case OpKind::glu_linear: glu_linear(op); break;
+            case OpKind::quantized_norm: return quantized_norm(op, index);
             case OpKind::rope:
                 rope(worker, table, in(0), in(1), buffer(op.output), n, op.n_heads, op.head_dim,
                      width(op.inputs[1]), op.interleaved);
                 break;
             case OpKind::kv_append: append(in(0), in(1)); break;
+            case OpKind::rope_append:
+                append_rotated(op, in(0), in(1), in(2), width(op.inputs[2]));
+                break;
             case OpKind::attention:
                 attention(worker, table,
                           {.q = in(0),
@@ -306,6 +428,8 @@ struct Executor::Run {
                 break;
         }
         if (op.output == quantized_input) quantized_input = -1;
+        for (const int output : op.more_outputs)
+            if (output == quantized_input) quantized_input = -1;
     }
 
     void all() {

@@ -37,7 +37,8 @@ class Executor {
     const Graph& graph() const { return graph_; }
     std::size_t max_tokens() const { return max_tokens_; }
     std::size_t bytes() const {
-        return arena_.size() + quantized_.size() + parts_.size() + expert_rows_.size();
+        return arena_.size() + quantized_.size() + parts_.size() + expert_rows_.size() +
+               products_.size();
     }
 
     // Runs the graph with one layer's weights and caches after another's, on the same buffers.
@@ -49,6 +50,7 @@ class Executor {
     struct Run;
     void plan_buffers();
     void plan_barriers();
+    void plan_norms();
     void check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const;
     void check_layer(const Layer& layer, const Batch& batch) const;
     float* buffer(int index, const Batch& batch) const;
@@ -59,9 +61,11 @@ class Executor {
     std::vector<char> barrier_before_;     // of each op: may it touch what another thread works on?
     Joining joining_ = Joining::any_time;  // routed rows decide how an expert's work is dealt out
     AlignedBytes arena_;
-    AlignedBytes quantized_;  // the quantised input of the linear op at hand
-    AlignedBytes parts_;      // what attention to parts of a long cache gives, until it is merged;
-                              // grows with the number of sequences, when one runs with more
+    std::vector<std::vector<int>> matrices_;  // of each quantized_norm: the slots that it is for
+    AlignedBytes products_;                   // what a product with an epilogue holds in between
+    AlignedBytes quantized_;                  // the quantised input of the linear op at hand
+    AlignedBytes parts_;  // what attention to parts of a long cache gives, until it is merged;
+                          // grows with the number of sequences, when one runs with more
     AlignedBytes expert_rows_;  // what one expert of the op at hand takes and gives
 };
 

@@ -23,7 +23,9 @@ constexpr Signature signatures[] = {
     {"swiglu", 2, true, false},     {"geglu", 2, true, false},
     {"softcap", 1, true, false},    {"add", 2, true, false},
     {"route", 1, true, false},      {"expert_linear", 2, true, true},
-    {"expert_sum", 2, true, false},
+    {"expert_sum", 2, true, false}, {"quantized_norm", 1, true, true},
+    {"linear_many", 1, true, true}, {"linear_add", 2, true, true},
+    {"glu_linear", 1, true, true},  {"rope_append", 3, false, false},
 };
 
 const Signature& signature(OpKind kind) { return signatures[static_cast<int>(kind)]; }
@@ -50,15 +52,39 @@ class OpCheck {
         require(op_.output < 0 || at(op_.output) < graph_.buffers.size(),
                 "the output is no buffer");
         require(s.weight == (op_.weight >= 0), s.weight ? "has no weight" : "has a weight");
+        for (const int output : op_.more_outputs)
+            require(output >= 0 && at(output) < graph_.buffers.size(), "an output is no buffer");
         require(op_.weight < 0 || at(op_.weight) < graph_.weights.size(), "the weight is no slot");
+        for (const int weight : op_.more_weights)
+            require(weight >= 0 && at(weight) < graph_.weights.size(), "a weight is no slot");
+        const bool many = op_.kind == OpKind::linear_many;
+        require(many || op_.more_outputs.empty(), "has several outputs");
+        require(op_.more_weights.size() == (many ? op_.more_outputs.size()
+                                            : op_.kind == OpKind::glu_linear ? 1
+                                                                             : 0),
+                "has " + std::to_string(1 + op_.more_weights.size()) + " weights");
         switch (op_.kind) {
             case OpKind::embed: return width(0, 1);
+            case OpKind::linear_many:
+                require(op_.outputs().size() <= largest_many, "has too many matrices");
+                for (const int output : op_.outputs()) {
+                    require(op_.inputs[0] != output, "cannot overwrite its input");
+                    const auto outputs = op_.outputs();
+                    require(std::count(outputs.begin(), outputs.end(), output) == 1,
+                            "writes a buffer twice");
+                }
+                return;
+            case OpKind::linear_add:
+                require(op_.inputs[0] != op_.output, "cannot overwrite its input");
+                return width(1, output_width());
+            case OpKind::glu_linear:
             case OpKind::linear:
                 return require(op_.inputs[0] != op_.output, "cannot overwrite its input");
             case OpKind::softcap:
                 require(op_.cap > 0.0f, "cap is not above 0");
                 return width(0, output_width());
             case OpKind::rms_norm:
+            case OpKind::quantized_norm:
             case OpKind::bias: return width(0, output_width());
             case OpKind::head_norm:
                 require(op_.n_heads >= 1 && output_width() % op_.n_heads == 0,
@@ -71,13 +97,10 @@ class OpCheck {
                 heads(op_.n_heads);
                 width(0, op_.n_heads * op_.head_dim);
                 width_of(op_.output, op_.n_heads * op_.head_dim);
-                const std::size_t dims = graph_.buffers[at(op_.inputs[1])].width;
-                require(dims % 2 == 0 && dims <= op_.head_dim,
-                        "the table's width is " + std::to_string(dims) +
-                            ", expected an even number up to head_dim " +
-                            std::to_string(op_.head_dim));
+                table(op_.inputs[1]);
                 return require(op_.inputs[1] != op_.output, "cannot overwrite its table");
             }
+            case OpKind::rope_append: table(op_.inputs[2]); [[fallthrough]];
             case OpKind::kv_append:
                 heads(op_.n_kv_heads);
                 width(0, op_.n_kv_heads * op_.head_dim);
@@ -119,6 +142,12 @@ class OpCheck {
     void width(std::size_t input, std::size_t expected) const {
         width_of(op_.inputs[input], expected);
     }
+    void table(int buffer) const {
+        const std::size_t dims = graph_.buffers[at(buffer)].width;
+        require(dims % 2 == 0 && dims <= op_.head_dim,
+                "the table's width is " + std::to_string(dims) +
+                    ", expected an even number up to head_dim " + std::to_string(op_.head_dim));
+    }
     void heads(std::size_t n) const {
         require(n >= 1 && n <= 1u << 20, "the number of heads is out of range");
         require(op_.head_dim >= 1 && op_.head_dim <= 256,
@@ -148,6 +177,42 @@ void check_experts(const Graph& graph, const Op& op, const Experts& experts,
             fail(graph, op, name + "has experts of different shapes, types or instruction sets");
 }
 
+// That a slot's weight fits an op which makes `output` of it.
+void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output,
+                  const std::vector<Weight>& weights) {
+    const std::string name = "weight '" + graph.weights[slot] + "' ";
+    const Weight& weight = weights[slot];
+    const auto require_shape = [&](std::size_t n, std::size_t k, std::size_t n_wanted,
+                                   std::size_t k_wanted) {
+        if (n != n_wanted || k != k_wanted)
+            fail(graph, op,
+                 name + "is [" + std::to_string(n) + ", " + std::to_string(k) + "], expected [" +
+                     std::to_string(n_wanted) + ", " + std::to_string(k_wanted) + "]");
+    };
+    const std::size_t out = graph.buffers[static_cast<std::size_t>(output)].width;
+    const std::size_t in = graph.buffers[static_cast<std::size_t>(op.inputs[0])].width;
+    if (op.kind == OpKind::rms_norm || op.kind == OpKind::quantized_norm ||
+        op.kind == OpKind::head_norm || op.kind == OpKind::bias) {
+        const auto* vector = std::get_if<Vector>(&weight);
+        if (!vector) fail(graph, op, name + "is no float32 vector");
+        require_shape(1, vector->n, 1, op.kind == OpKind::head_norm ? out / op.n_heads : out);
+    } else if (op.kind == OpKind::expert_linear) {
+        const auto* experts = std::get_if<Experts>(&weight);
+        if (!experts) fail(graph, op, name + "is no list of PackedMatrix");
+        check_experts(graph, op, *experts, name);
+        require_shape((*experts)[0]->n() * op.n_used,
+                      (*experts)[0]->k() * (op.shared ? 1 : op.n_used), out, in);
+    } else if (is_product(op.kind)) {
+        const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight);
+        if (!matrix) fail(graph, op, name + "is no PackedMatrix");
+        require_shape((*matrix)->n(), (*matrix)->k(), out, in);
+    } else {
+        const auto* rows = std::get_if<RawRows>(&weight);
+        if (!rows) fail(graph, op, name + "is no RawRows");
+        require_shape(rows->n, rows->k, rows->n, out);
+    }
+}
+
 }  // namespace
 
 OpKind op_kind_from_name(const std::string& name) {
@@ -157,6 +222,25 @@ OpKind op_kind_from_name(const std::string& name) {
         known += std::string(" ") + signatures[i].name;
     }
     throw std::invalid_argument("no op is named '" + name + "'; there are:" + known);
+}
+
+std::vector<int> Op::outputs() const {
+    std::vector<int> all;
+    if (output >= 0) all.push_back(output);
+    all.insert(all.end(), more_outputs.begin(), more_outputs.end());
+    return all;
+}
+
+std::vector<int> Op::weights() const {
+    std::vector<int> all;
+    if (weight >= 0) all.push_back(weight);
+    all.insert(all.end(), more_weights.begin(), more_weights.end());
+    return all;
+}
+
+bool is_product(OpKind kind) {
+    return kind == OpKind::linear || kind == OpKind::linear_many || kind == OpKind::linear_add ||
+           kind == OpKind::glu_linear;
 }
 
 const char* op_kind_name(OpKind kind) { return signature(kind).name; }
@@ -170,7 +254,7 @@ void Graph::check() const {
     std::vector<char> written(buffers.size());
     for (const Op& op : ops) {
         OpCheck(*this, op).run();
-        if (op.output >= 0) written[static_cast<std::size_t>(op.output)] = 1;
+        for (const int output : op.outputs()) written[static_cast<std::size_t>(output)] = 1;
     }
     // Ids are checked before anything runs, so nothing may write them after that.
     for (const Op& op : ops) {
@@ -196,40 +280,10 @@ void check_weights(const Graph& graph, const std::vector<Weight>& weights) {
     if (weights.size() != graph.weights.size())
         throw std::invalid_argument("as many weights as slots are expected");
     for (const Op& op : graph.ops) {
-        if (op.weight < 0) continue;
-        const auto slot = static_cast<std::size_t>(op.weight);
-        const std::string name = "weight '" + graph.weights[slot] + "' ";
-        const Weight& weight = weights[slot];
-        const auto require_shape = [&](std::size_t n, std::size_t k, std::size_t n_wanted,
-                                       std::size_t k_wanted) {
-            if (n != n_wanted || k != k_wanted)
-                fail(graph, op,
-                     name + "is [" + std::to_string(n) + ", " + std::to_string(k) +
-                         "], expected [" + std::to_string(n_wanted) + ", " +
-                         std::to_string(k_wanted) + "]");
-        };
-        const std::size_t out = graph.buffers[static_cast<std::size_t>(op.output)].width;
-        const std::size_t in = graph.buffers[static_cast<std::size_t>(op.inputs[0])].width;
-        if (op.kind == OpKind::rms_norm || op.kind == OpKind::head_norm ||
-            op.kind == OpKind::bias) {
-            const auto* vector = std::get_if<Vector>(&weight);
-            if (!vector) fail(graph, op, name + "is no float32 vector");
-            require_shape(1, vector->n, 1, op.kind == OpKind::head_norm ? out / op.n_heads : out);
-        } else if (op.kind == OpKind::expert_linear) {
-            const auto* experts = std::get_if<Experts>(&weight);
-            if (!experts) fail(graph, op, name + "is no list of PackedMatrix");
-            check_experts(graph, op, *experts, name);
-            require_shape((*experts)[0]->n() * op.n_used,
-                          (*experts)[0]->k() * (op.shared ? 1 : op.n_used), out, in);
-        } else if (op.kind == OpKind::linear) {
-            const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight);
-            if (!matrix) fail(graph, op, name + "is no PackedMatrix");
-            require_shape((*matrix)->n(), (*matrix)->k(), out, in);
-        } else {
-            const auto* rows = std::get_if<RawRows>(&weight);
-            if (!rows) fail(graph, op, name + "is no RawRows");
-            require_shape(rows->n, rows->k, rows->n, out);
-        }
+        const std::vector<int> slots = op.weights(), outputs = op.outputs();
+        for (std::size_t i = 0; i < slots.size(); ++i)
+            check_weight(graph, op, static_cast<std::size_t>(slots[i]),
+                         op.kind == OpKind::linear_many ? outputs[i] : op.output, weights);
     }
 }
 

@@ -29,7 +29,12 @@ enum class OpKind {
     add,
     route,
     expert_linear,
-    expert_sum
+    expert_sum,
+    quantized_norm,
+    linear_many,
+    linear_add,
+    glu_linear,
+    rope_append
 };
 
 // Throws std::invalid_argument for a name that is no op.
@@ -47,6 +52,7 @@ struct Op {
     std::vector<int> inputs;                                // buffers
     int output = -1;                                        // buffer, or -1
     int weight = -1;                                        // slot, or -1
+    std::vector<int> more_outputs, more_weights;            // linear_many; glu_linear: its `up`
     std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // head_norm, rope, kv_append, attention
     float eps = 0.0f;                                       // rms_norm, head_norm
     float scale = 1.0f;                                     // embed, attention
@@ -56,8 +62,17 @@ struct Op {
     std::size_t n_used = 0;                  // route, expert_linear, expert_sum: experts of a token
     bool normalized = false;                 // route: the shares sum to 1
     bool shared = false;                     // expert_linear: all experts have the same input
-    std::optional<Activations> activations;  // linear, expert_linear; else activations_for(rows)
+    bool gelu = false;                       // glu_linear: gelu, else silu
+    std::optional<Activations> activations;  // of products; none: activations_for(rows)
+
+    std::vector<int> outputs() const;
+    std::vector<int> weights() const;
 };
+
+inline constexpr std::size_t largest_many = 8;  // matrices of a linear_many
+
+// Whether an op multiplies its first input, in quantised form, with matrices.
+bool is_product(OpKind kind);
 
 // Of a buffer, and rows of a batch: far beyond any model, and no product of them overflows.
 inline constexpr std::size_t longest_row = 1u << 30, largest_batch = 1u << 24;

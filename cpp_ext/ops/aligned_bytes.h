@@ -8,6 +8,8 @@
 #include <memory>
 #include <new>
 
+#include "threads/allocations.h"
+
 namespace tensor_ops {
 
 class AlignedBytes {
@@ -16,6 +18,7 @@ class AlignedBytes {
     // Throws std::bad_alloc.
     explicit AlignedBytes(std::size_t bytes) : size_(bytes) {
         // Huge pages spare the kernels a TLB miss every 4 KB of weights.
+        if (bytes) ++allocations;
         constexpr std::size_t huge_page = 2u << 20;
         const std::size_t alignment = bytes >= huge_page ? huge_page : 64;
         const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;

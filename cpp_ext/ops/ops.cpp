@@ -88,17 +88,20 @@ void quantize_activations(const Worker& worker, const KernelTable& table, Activa
     });
 }
 
+void linear_groups(const PackedMatrix& w, const LinearInput& input, std::size_t first,
+                   std::size_t last, float* y) {
+    const KernelTable& table = w.table();
+    if (is_quantized(w.type()) && input.kind != Activations::f32)
+        table.linear_quantized(input.kind, w.view(), input.xq, input.rows, first, last, y, w.n());
+    else
+        table.linear_f32(w.view(), input.x, input.rows, first, last, y, w.n());
+}
+
 void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,
             const std::byte* xq, std::size_t rows, float* y) {
-    constexpr std::size_t unit = 4;  // groups that one row passes side by side
-    const KernelTable& table = w.table();
-    const bool integers = is_quantized(w.type()) && kind != Activations::f32;
-    deal(worker, w.groups(), unit, [&](std::size_t first, std::size_t last) {
-        if (integers)
-            table.linear_quantized(kind, w.view(), xq, rows, first, last, y, w.n());
-        else
-            table.linear_f32(w.view(), x, rows, first, last, y, w.n());
-    });
+    const LinearInput input{x, kind, xq, rows};
+    deal(worker, w.groups(), dealt_groups,
+         [&](std::size_t first, std::size_t last) { linear_groups(w, input, first, last, y); });
 }
 
 void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,

@@ -57,8 +57,21 @@ std::size_t quantized_activation_bytes(Activations kind, std::size_t rows, std::
 void quantize_activations(const Worker& worker, const KernelTable& table, Activations kind,
                           const float* x, std::size_t rows, std::size_t k, std::byte* xq);
 
-// y[rows][n] = x[rows][k] w^T.  Unless w is a float matrix or kind is f32, xq is what
+// x[rows][k] as matrices take it.  For quantised ones, unless kind is f32, xq is what
 // quantize_activations made of x, and a barrier lies between.
+struct LinearInput {
+    const float* x;
+    Activations kind;
+    const std::byte* xq;
+    std::size_t rows;
+};
+// Groups of rows of a matrix that are dealt out at once: one row of x passes so many side by side.
+inline constexpr std::size_t dealt_groups = 4;
+// The columns of y[rows][n] = x w^T that groups [first, last) of w give, on this thread.
+void linear_groups(const PackedMatrix& w, const LinearInput& input, std::size_t first,
+                   std::size_t last, float* y);
+
+// y[rows][n] = x[rows][k] w^T; see LinearInput.
 void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,
             const std::byte* xq, std::size_t rows, float* y);
 // The same for rows of w as they lie in a plain array of type f32, f16 or bf16.

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "threads/allocations.h"
 #include "threads/cpu_budget.h"
 #include "threads/crew.h"
 #include "threads/waiting.h"
@@ -104,6 +105,7 @@ struct Scratch {
             data = std::aligned_alloc(64, rounded);
             if (!data) throw std::bad_alloc();
             size = rounded;
+            ++allocations;
         }
         return data;
     }
