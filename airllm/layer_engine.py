@@ -282,21 +282,85 @@ class LayerWiseInferenceEngine:
         ContextFullError, a ValueError, when a prompt does not fit, and MemoryError when the caches
         do not: nothing has been evaluated then.
         """
-        from airllm import batch_generation
+        prompts = _prompts(prompts)
+        done: dict[int, Generation] = {}
+        answers = self.stream_batch(
+            prompts,
+            batch=batch,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            seed=seed,
+            stop=stop,
+            on_full=on_full,
+            keep=keep,
+            on_token=on_token,
+        )
+        with closing(answers):
+            for index, generation in answers:
+                done[index] = generation
+                if on_progress is not None:
+                    on_progress(len(done), len(prompts))
+        return [done[index] for index in range(len(prompts))]
 
+    def stream_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        batch: int = 8,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        on_full: OnFull = "stop",
+        keep: int = 0,
+        on_token: Callable[[int, str], None] | None = None,
+    ) -> Generator[tuple[int, Generation], None, None]:
+        """generate_batch, as an iterator over the index of each prompt and its answer, in the order
+        in which they get ready.
+
+        The engine is busy from the first answer's beginning until the iterator ends, is closed or
+        is dropped. Whatever is wrong with the arguments is said at once.
+        """
         ids = [self._prompt_tokens(prompt) for prompt in _prompts(prompts)]
         check_count("batch", batch)
         check_choice("on_full", on_full, ("stop", "shift"))
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
         own_limits = [self._limits_for(prompt, limits) for prompt in ids]
+        return self._stream_batch(ids, int(batch), sampling, own_limits, on_token)
+
+    def _stream_batch(
+        self,
+        ids: list[list[int]],
+        batch: int,
+        sampling: Sampling,
+        limits: list[Limits],
+        on_token: Callable[[int, str], None] | None,
+    ) -> Generator[tuple[int, Generation], None, None]:
+        from airllm import batch_generation
+
         if not ids:
-            return []
-        longest = min(max(map(len, ids)) + int(max_new_tokens), self.context)
-        with self.sequences(min(int(batch), len(ids)), longest) as lanes:
-            return batch_generation.generate_batch(
-                lanes, self.tokenizer, ids, sampling, own_limits, on_token, on_progress
+            return
+        longest = min(max(map(len, ids)) + int(limits[0].max_new_tokens), self.context)
+        with self.sequences(min(batch, len(ids)), longest) as lanes:
+            yield from batch_generation.stream_batch(
+                lanes, self.tokenizer, ids, sampling, limits, on_token
             )
+
+    def prompt_length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt. ValueError where it has none, or a chat template refuses it, and as
+        ContextFullError where it does not fit the context."""
+        ids = self._prompt_tokens(prompt)
+        self._limits_for(ids, Limits(0))
+        return len(ids)
 
     @contextmanager
     def sequences(self, n: int, capacity: int | None = None) -> Iterator["ParallelSequences"]:

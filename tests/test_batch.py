@@ -52,10 +52,10 @@ def answers(prompts: Path) -> list[dict[str, Any]]:
 
 
 def test_every_prompt_gets_a_line_with_its_index_and_id(prompts, monkeypatch, capsys: Capture):
-    engine = FakeEngine(["uno"], ["du", "e"], ["tre"]).install(monkeypatch)
+    engine = FakeEngine(["tre"], ["du", "e"], ["uno"]).install(monkeypatch)
     assert batch(prompts) == 0
-    assert engine.requests == ["one", "two", chat("three")]
-    found = answers(prompts)
+    assert engine.requests == [chat("three"), "two", "one"]
+    found = sorted(answers(prompts), key=lambda answer: answer["index"])
     assert [(a["index"], a.get("id"), a["text"]) for a in found] == [
         (0, None, "uno"),
         (1, "b", "due"),
@@ -81,13 +81,13 @@ def test_a_lines_settings_go_before_those_of_the_command(prompts, monkeypatch):
 def test_what_is_interrupted_goes_on_and_repeats_nothing(
     prompts, monkeypatch, capsys: Capture, interruption
 ):
-    FakeEngine(["uno"], ["d", interruption]).install(monkeypatch)
+    FakeEngine(["tre"], ["d", interruption]).install(monkeypatch)
     assert batch(prompts) != 0
-    assert [a["text"] for a in answers(prompts)] == ["uno"]
-    engine = FakeEngine(["due"], ["tre"]).install(monkeypatch)
+    assert [a["text"] for a in answers(prompts)] == ["tre"]
+    engine = FakeEngine(["due"], ["uno"]).install(monkeypatch)
     assert batch(prompts, "--json") == 0
-    assert engine.requests == ["two", chat("three")]
-    assert [a["text"] for a in answers(prompts)] == ["uno", "due", "tre"]
+    assert engine.requests == ["two", "one"]
+    assert [a["text"] for a in answers(prompts)] == ["tre", "due", "uno"]
     out, err = capsys.readouterr()
     assert json.loads(out) == {"prompts": 3, "answered": 2, "failed": 0, "answered_before": 1}
     assert "1 of 3 prompts are answered already" in err
@@ -99,10 +99,12 @@ def test_what_is_interrupted_goes_on_and_repeats_nothing(
 def test_a_prompt_that_cannot_be_answered_does_not_keep_the_others_from_it(
     prompts, monkeypatch, capsys: Capture
 ):
-    FakeEngine([ValueError("too long")], ["due"], ["tre"]).install(monkeypatch)
+    write(prompts, {"prompt": "one"}, {"prompt": "too long"}, {"prompt": "three"})
+    FakeEngine(["tre"], ["uno"]).install(monkeypatch)
     assert batch(prompts) == 1
-    assert [a.get("text") for a in answers(prompts)] == [None, "due", "tre"]
-    assert answers(prompts)[0]["error"] == "too long"
+    found = {answer["index"]: answer.get("text") for answer in answers(prompts)}
+    assert found == {0: "uno", 1: None, 2: "tre"}
+    assert answers(prompts)[0]["error"] == "it is too long"
     assert "1 prompts could not be answered" in capsys.readouterr().err
 
 
@@ -127,14 +129,19 @@ def test_a_real_model_answers_as_generate_does(tmp_path, capsys: Capture):
     model = write_tiny_model(tmp_path).path
     prompts, out = tmp_path / "p.jsonl", tmp_path / "a.jsonl"
     write(prompts, {"prompt": "hello"}, {"messages": chat("hello")}, {"prompt": "x " * 200})
+    with prompts.open("a") as file:  # settings of its own, and some that make no sense
+        file.write('{"prompt": "hello", "temperature": 0}\n{"prompt": "hello", "top_p": 7}\n')
     command = ["batch", "-m", str(model), "--in", str(prompts), "--out", str(out)]
     how = ["--backend", "numpy", "--seed", "1", "-n", "6"]
     assert main([*command, *how]) == 1
-    first, second, third = read(out)
+    found = sorted(read(out), key=lambda answer: answer["index"])
+    first, second, third, fourth, fifth = found
     with LayerWiseInferenceEngine(model, backend="numpy") as engine:
         assert first["text"] == engine.generate("hello", max_new_tokens=6, seed=1).text
         assert second["text"] == engine.generate(chat("hello"), max_new_tokens=6, seed=1).text
+        assert fourth["text"] == engine.generate("hello", max_new_tokens=6, temperature=0).text
     assert "the context has room for 96" in third["error"]
+    assert "top_p is 7" in fifth["error"]
 
 
 # Prompts.

@@ -1,7 +1,8 @@
 """airllm batch: many prompts from a file, their answers to another."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,14 @@ def add(subparsers: options.Subparsers) -> None:
         metavar="FILE",
         help="where answers are appended; those that are there are not made again",
     )
+    parser.add_argument(
+        "--batch",
+        type=options.positive,
+        default=8,
+        metavar="N",
+        help="prompts that are answered together: a pass of the model gives a token for each, so "
+        "the more the sooner, as far as memory for their KV caches goes (default: %(default)s)",
+    )
     options.add_sampling(parser, max_tokens=256)
     options.add_threads(parser)
     options.add_engine(parser)
@@ -47,6 +56,8 @@ def add(subparsers: options.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from airllm.batch_file import Answers, digest, read_jobs
 
+    if args.on_full == "error":
+        raise options.UsageError("--on-full error would end all answers; choose stop or shift")
     jobs = read_jobs(args.prompts)
     settings = options.sampling(args)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
@@ -65,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
                 console.log.info("%d of %d prompts are answered already", before, len(jobs))
             answered = failed = 0
             with console.progress("answering", "prompts") as progress:
-                for job, answer in _answers(engine, answers.left, settings):
+                for job, answer in _answers(engine, answers.left, settings, args.batch):
                     answers.append(job, answer)
                     answered, failed = answered + 1, failed + ("error" in answer)
                     progress.update(answered, len(answers.left))
@@ -80,19 +91,36 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answers(
-    engine: "LayerWiseInferenceEngine", jobs: Sequence["Job"], settings: dict[str, Any]
+    engine: "LayerWiseInferenceEngine",
+    jobs: Sequence["Job"],
+    settings: Mapping[str, Any],
+    batch: int,
 ) -> Iterator[tuple["Job", dict[str, object]]]:
-    """Each job with the fields of its answer, as they get ready. A prompt that cannot be answered
-    (it does not fit the context, say) has an error in place of a text, and is no one else's."""
+    """Each job with the fields of its answer, as they get ready; those with the same settings are
+    answered together. A prompt that cannot be answered (it does not fit the context, say) has an
+    error in place of a text, and is no one else's."""
+    groups: dict[str, list[Job]] = {}
     for job in jobs:
         try:
-            generation = engine.generate(job.prompt, **(settings | dict(job.settings)))
+            engine.prompt_length(job.prompt)
         except ValueError as error:
             if isinstance(error, _broken()):
                 raise
             yield job, {"error": str(error)}
         else:
-            yield job, _fields(generation)
+            groups.setdefault(repr(sorted(job.settings.items())), []).append(job)
+    for group in groups.values():
+        try:
+            answers = engine.stream_batch(
+                [job.prompt for job in group], batch=batch, **{**settings, **group[0].settings}
+            )
+        except ValueError as error:  # of the settings
+            for job in group:
+                yield job, {"error": str(error)}
+            continue
+        with closing(answers):
+            for index, generation in answers:
+                yield group[index], _fields(generation)
 
 
 def _broken() -> type[ValueError]:
