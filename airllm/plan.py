@@ -209,9 +209,18 @@ def make_plan(
     raise BudgetError(
         f"the model does not run in {format_bytes(budget)}: it needs at least "
         f"{format_bytes(minimum)} ({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are "
-        f"the KV cache of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers",
+        f"the KV cache of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
+        f"{_what_cannot_stream(parts)}",
         minimum,
     )
+
+
+def _what_cannot_stream(parts: Sequence[Part]) -> str:
+    """A hint for those whose matrices are made while they are read."""
+    made = any(role in ("matrix", "experts") for part in parts for _, role, _ in part.kept)
+    if not made:
+        return ""
+    return ". Weights that are quantised while they are read stay in memory: airllm convert once"
 
 
 def default_context(
@@ -295,7 +304,8 @@ def _place(tensor: Tensor, first: int, n_bytes: int) -> tuple[int, int] | None:
 
 def _read_buffer_bytes(parts: Iterable[Part]) -> int:
     """Of the reads under way: whole pages, and one more for a beginning within a page."""
-    longest = max(matrix.file_bytes for part in parts for matrix in part.matrices)
+    sizes = [matrix.file_bytes for part in parts for matrix in part.matrices]
+    longest = max(sizes, default=0)
     pages = -(-min(longest, READ_BYTES) // _PAGE_BYTES) + 2
     return READ_DEPTH * pages * _PAGE_BYTES
 

@@ -26,6 +26,7 @@ def plan_model(
     activations: Activations = "auto",
     batch_size: int = 512,
     fusion: bool | None = None,
+    quantize: str | None = None,
     ram_budget: int | str | None = None,
     probe: bool = False,
 ) -> Plan:
@@ -35,7 +36,7 @@ def plan_model(
     """
     budget = granted_bytes(ram_budget)
     runner = load_backend(backend)
-    with closing(open_model(Path(model_path))) as gguf:
+    with closing(open_model(Path(model_path), quantize)) as gguf:
         model = load_model(gguf, activations, fusion=fusion_wanted(fusion))
         length = context_for(context, batch_size, model.config, kv_type, budget)
         plan, _ = plan_weights(

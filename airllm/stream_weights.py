@@ -67,6 +67,7 @@ class StreamWeights:
         else:
             head_is_streamed = plan.head == "streamed"
             streamed = [*plan.streamed_layers, *([_HEAD] if head_is_streamed else [])]
+            streamed = [index for index in streamed if by_index[index].matrices]
         pinned = [index for index in by_index if index not in streamed]
         self._pin(
             [by_index[index] for index in pinned],

@@ -4,7 +4,7 @@ Its tokens are words: "a b c" has three.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,7 +83,22 @@ class FakeEngine:
             prefill_tokens_per_second=14.0,
             decode_seconds=0.25,
             decode_tokens_per_second=8.0,
+            passes=len(said),
+            accepted_tokens=0,
+            tokens_per_pass=1.0,
         )
+
+    def stream_batch(
+        self, prompts: Sequence[Any], *, batch: int, **sampling: Any
+    ) -> Generator[tuple[int, SimpleNamespace], None, None]:
+        """The last prompt first, to see who relies on the order."""
+        for index in reversed(range(len(prompts))):
+            yield index, self.generate(prompts[index], **sampling)
+
+    def prompt_length(self, prompt: Any) -> int:
+        if "too long" in str(prompt):
+            raise ValueError("it is too long")
+        return 7
 
     def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
         return self.tokenizer.encode(" ".join(message["content"] for message in messages))
@@ -122,6 +137,9 @@ class FakeEngine:
 
     def stream_stats(self) -> dict[str, Any] | None:
         return self.streamed
+
+    def fingerprint(self) -> bytes:
+        return b"a model"
 
     def memory_usage(self) -> dict[str, int]:
         return {"weights": 3 << 20, "kv_cache": 1 << 20, "buffers": 512, "resident": 5 << 20}

@@ -268,6 +268,17 @@ def test_an_interrupt_between_two_layers_leaves_the_engine_usable(
     np.testing.assert_array_equal(engine.forward(TOKENS), expected)
 
 
+def test_weights_that_are_quantised_while_they_are_read_are_kept(
+    tmp_path: Path, open_engine: Open
+) -> None:
+    model = write_tiny_model(tmp_path, sizes=SIZES)
+    expected = open_engine(model, quantize="q4_0", ram_budget="1GiB").forward(TOKENS)
+    with pytest.raises(BudgetError, match="airllm convert once") as refusal:
+        open_engine(model, quantize="q4_0", ram_budget=1)
+    engine = open_engine(model, quantize="q4_0", ram_budget=refusal.value.minimum)
+    np.testing.assert_array_equal(engine.forward(TOKENS), expected)
+
+
 @pytest.mark.parametrize("budget", [0, -1, "2 elephants", "", True, 1.5])
 def test_a_budget_that_is_none_is_refused(model: TinyModel, open_engine: Open, budget: Any) -> None:
     with pytest.raises(ValueError, match=r"elephants|ram_budget|''"):

@@ -47,6 +47,7 @@ def add(subparsers: options.Subparsers) -> None:
         "it belongs to this model",
     )
     options.add_sampling(parser, max_tokens=1024)
+    options.add_lookahead(parser)
     options.add_threads(parser)
     options.add_engine(parser)
     options.add_output(parser)
@@ -107,6 +108,7 @@ class Conversation:
         self._system = args.system
         self._sampling = options.sampling(args)
         self._shifts = args.on_full == "shift"
+        self._lookahead = args.lookahead
         self.reset()
 
     def reset(self) -> None:
@@ -148,6 +150,7 @@ class Conversation:
                     on_token=progress.before(answer.show),
                     on_progress=progress.update,
                     keep=self._kept(),
+                    lookahead=self._lookahead,
                     **self._sampling,
                 )
             reason: str = generation.finish_reason

@@ -51,12 +51,14 @@ def add(subparsers: options.Subparsers) -> None:
         help="with --on-full shift: tokens of the prompt's beginning that are not forgotten; -1: "
         "all of it (default: %(default)s)",
     )
+    options.add_lookahead(parser)
     options.add_threads(parser)
     options.add_engine(parser)
     options.add_output(
         parser,
-        json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, timings, stream (of what "
-        "was read from the disk meanwhile, null where all is in memory), backend, isa, threads",
+        json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, passes, accepted_tokens, "
+        "timings, stream (of what was read from the disk meanwhile, null where all is in memory), "
+        "backend, isa, threads",
     )
 
 
@@ -92,6 +94,7 @@ def answer(
             on_token=progress.before(answer.show),
             on_progress=progress.update,
             keep=args.keep,
+            lookahead=args.lookahead,
             **options.sampling(args),
         )
 
@@ -103,6 +106,8 @@ def as_json(engine: "LayerWiseInferenceEngine", generation: "Generation") -> dic
         "prompt_tokens": generation.prompt_tokens,
         "shifted_tokens": generation.shifted_tokens,
         "finish_reason": generation.finish_reason,
+        "passes": generation.passes,
+        "accepted_tokens": generation.accepted_tokens,
         "timings": model.timings(generation),
         "stream": engine.stream_stats(),
         **model.runtime(engine),
@@ -125,6 +130,12 @@ def _report(
             "the context of %d tokens was full: %d tokens were forgotten",
             engine.context,
             generation.shifted_tokens,
+        )
+    if args.lookahead:
+        console.log.info(
+            "lookahead: %d tokens were guessed right, %.2f tokens a pass",
+            generation.accepted_tokens,
+            generation.tokens_per_pass,
         )
     console.log.info(
         "prompt: %d tokens, %.1f tokens/s; answer: %d tokens, %.1f tokens/s",

@@ -46,6 +46,7 @@ def open_engine(
             kv_type=args.kv_type,
             activations=args.activations,
             ram_budget=args.ram,
+            quantize=args.quantize,
             on_progress=progress.update,
         )
 

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         kv_type=args.kv_type,
         activations=args.activations,
         ram_budget=args.ram,
+        quantize=args.quantize,
         probe=True,
     )
     if args.json:

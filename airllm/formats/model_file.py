@@ -19,7 +19,7 @@ import numpy.typing as npt
 from airllm.formats.mapped_file import MappedFile
 from airllm.formats.metadata import Metadata
 
-__all__ = ["Extent", "ModelFile", "ModelParts", "Tensor"]
+__all__ = ["Closing", "Extent", "ModelFile", "ModelParts", "Tensor"]
 
 FINGERPRINT_BYTES = 1024  # of each tensor
 _MAX_HEADER_BYTES = 64 * 2**20
@@ -101,11 +101,38 @@ class ModelFile(Protocol):
         """Raise FormatError if a file was written to or truncated since it was opened. To be called
         before the map is touched; a microsecond for each file."""
 
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
     def close(self) -> None:
         """Close the files. Views that `data` gave keep the maps alive until they are dropped."""
 
 
-class ModelParts:
+class Closing:
+    """What has `close`, as a context manager."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ModelParts(Closing):
     """A ModelFile over open files, for the formats to derive from."""
 
     path: Path
@@ -182,17 +209,6 @@ class ModelParts:
     def close(self) -> None:
         for part in self.parts:
             part.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {len(self.tensors)} tensors)"

@@ -117,6 +117,9 @@ class ModelConfig:
     n_experts: int = 0
     n_experts_used: int = 0  # by each token
     normalized_experts: bool = True  # the shares of a token's experts sum to 1
+    # Of a Llama: rope's pairs are neighbours, as its GGUF files order the rows of Q and K, or, as
+    # Hugging Face's do, a dimension of a head's first half and its like in the second.
+    rope_interleaved: bool = True
 
     @classmethod
     def from_gguf(cls, gguf: ModelFile) -> "ModelConfig":
@@ -173,6 +176,7 @@ class ModelConfig:
             n_experts=n_experts,
             n_experts_used=n_experts_used,
             normalized_experts=metadata.flag(f"{arch}.expert_weights_norm", True),
+            rope_interleaved=metadata.flag("airllm.rope.interleaved", True),
         )
 
 
