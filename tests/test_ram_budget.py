@@ -297,6 +297,26 @@ def test_the_environments_budget_holds_where_none_is_given(
         open_engine(model)
 
 
+def test_the_environment_says_how_streams_read(
+    model: TinyModel, open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smallest = smallest_budget(open_engine, model)
+    monkeypatch.setenv("AIRLLM_STREAM_IO", "threads")
+    monkeypatch.setenv("AIRLLM_STREAM_DIRECT", "0")
+    engine = open_engine(model, ram_budget=smallest)
+    engine.forward([1])
+    stats = engine.stream_stats()
+    assert stats is not None
+    assert stats["io"] == ("threads" if engine.backend == "cpp" else "plain")
+    assert not stats["direct"]
+    if engine.backend == "cpp":
+        for name, other in (("AIRLLM_STREAM_IO", "magic"), ("AIRLLM_STREAM_DIRECT", "maybe")):
+            monkeypatch.setenv(name, other)
+            with pytest.raises(ValueError, match=f"{name} is '{other}'"):
+                open_engine(model, ram_budget=smallest)
+            monkeypatch.delenv(name)
+
+
 def test_a_default_context_leaves_most_of_the_budget_to_the_weights(open_engine: Open) -> None:
     from airllm.plan import default_context
 

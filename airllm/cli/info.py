@@ -69,6 +69,7 @@ def collect() -> dict[str, dict[str, Any]]:
         "memory": {
             "total_bytes": system.total_memory(),
             "available_bytes": system.available_memory(),
+            "for_a_model_bytes": _granted(),
             "cgroup_limit_bytes": limit and limit.limit,
             "cgroup_used_bytes": limit and limit.used,
             "cgroup_limit_source": limit and str(limit.source),
@@ -77,6 +78,16 @@ def collect() -> dict[str, dict[str, Any]]:
         "models": _models(),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
     }
+
+
+def _granted() -> int | None:
+    """What --ram is where it is not given."""
+    from airllm.budget import granted_bytes
+
+    try:
+        return granted_bytes(None)
+    except ValueError:  # what AIRLLM_RAM says is no size; the environment shows it
+        return None
 
 
 def _backend() -> dict[str, dict[str, Any]]:
