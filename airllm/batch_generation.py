@@ -5,7 +5,7 @@ Each sequence has a KV cache and a length of its own. Its numbers do not depend 
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -14,7 +14,6 @@ from airllm.decoder import Decoder, Logits
 from airllm.generation import Continuation, Generation
 from airllm.kv_cache import KVCache
 from airllm.limits import Limits
-from airllm.progress import OnProgress
 from airllm.sampling import Sampling
 from airllm.tokenizer import Tokenizer
 
@@ -53,53 +52,47 @@ class ParallelSequences:
         return self._decoder.evaluate_batch(tokens, caches, self._logits[: len(steps)])
 
 
-def generate_batch(
+def stream_batch(
     lanes: ParallelSequences,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     limits: Sequence[Limits],
     on_token: Callable[[int, str], None] | None = None,
-    on_progress: OnProgress | None = None,
-) -> list[Generation]:
+) -> Iterator[tuple[int, Generation]]:
     """Continue all prompts, as many together as there are lanes; a sequence that ends makes room
-    for the next prompt.
+    for the next prompt. Yields a prompt's index and its answer as each gets ready.
 
     limits: of each prompt, which must fit its lane with its answer, or fill the context.
-    on_token(index of the prompt, text); on_progress(prompts done, prompts).
+    on_token(index of the prompt, text).
 
     A prompt is evaluated by itself, as is what a shift leaves of one; tokens of answers together.
     """
     free, waiting = list(lanes.caches), deque(enumerate(zip(prompts, limits, strict=True)))
     running: dict[int, Continuation] = {}
-    done: dict[int, Generation] = {}
 
     def say(index: int, piece: str) -> None:
         if piece and on_token is not None:
             on_token(index, piece)
 
-    def retire(index: int) -> None:
-        """Take an answer out if it has ended."""
-        if running[index].goes_on():
-            return
-        answer = running.pop(index)
-        say(index, answer.rest())
-        done[index] = answer.result()
-        free.append(answer.cache)
-        if on_progress is not None:
-            on_progress(len(done), len(prompts))
+    def ended() -> Iterator[tuple[int, Generation]]:
+        """Take answers out that have ended."""
+        for index in [index for index, answer in running.items() if not answer.goes_on()]:
+            answer = running.pop(index)
+            say(index, answer.rest())
+            free.append(answer.cache)
+            yield index, answer.result()
 
     while True:
-        for index in list(running):
-            retire(index)
+        yield from ended()
         while waiting and free:
             index, (prompt, own_limits) = waiting.popleft()
             cache = free.pop()
             cache.clear()
             running[index] = Continuation(prompt, cache, tokenizer, sampling, own_limits)
-            retire(index)
+            yield from ended()
         if not running:
-            return [done[index] for index in range(len(prompts))]
+            return
         together = [item for item in running.items() if len(item[1].pending) == 1]
         for index, answer in running.items():
             if len(answer.pending) > 1:

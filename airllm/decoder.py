@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
-from airllm.formats.gguf import GGUFFile
+from airllm.formats.model_file import ModelFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
+from airllm.open_weights import layer_executor, open_weights, plan_weights
+from airllm.plan import buffer_bytes
 from airllm.profiling import Profile
 from airllm.progress import OnProgress, part_of
 from airllm.rope_rows import RopeRows
-from airllm.weights import FileWeights
 
 Logits = NDArray[np.float32]
 
@@ -29,7 +30,7 @@ class Decoder:
 
     def __init__(
         self,
-        gguf: GGUFFile,
+        gguf: ModelFile,
         model: Model,
         backend: Backend,
         *,
@@ -37,23 +38,40 @@ class Decoder:
         batch_size: int,
         kv_type: KVType,
         decode_threads: int = 0,
+        budget: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """decode_threads: at most so many for one token at a time; 0 for all."""
+        """decode_threads: at most so many for one token at a time; 0 for all.
+        budget: bytes for weights, cache and buffers, None for no limit; see airllm.plan.
+
+        BudgetError where the model does not run in it."""
         config = model.config
-        self._model, self._backend, self._batch_size = model, backend, batch_size
+        self._model, self.backend, self._batch_size = model, backend, batch_size
         self._decode_threads = decode_threads
         # Before the weights, which take their time: it may be refused.
         self._kv_type: KVType = kv_type
         self.cache = self.new_cache(context)
-        kinds = [backend.executor(kind.graph, batch_size) for kind in model.kinds]
-        self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
-        self._embed: Executor = backend.executor(model.embed, batch_size)
-        self._head: Executor = backend.executor(model.head, batch_size)
-        self.weights = FileWeights(
+        self.plan, parts = plan_weights(
             gguf,
             model,
             backend,
+            budget=budget,
+            context=context,
+            kv_cache_bytes=self.cache.nbytes,
+            buffer_bytes=self.buffer_bytes,
+        )
+        kinds = [layer_executor(backend, kind.graph, batch_size, self.plan) for kind in model.kinds]
+        self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
+        self._embed: Executor = backend.executor(model.embed, batch_size)
+        self._head: Executor = backend.executor(model.head, batch_size)
+        self._residual = np.empty((batch_size, config.hidden_size), np.float32)
+        self._last_logits = np.empty(config.vocab_size, np.float32)
+        self.weights = open_weights(
+            gguf,
+            model,
+            backend,
+            self.plan,
+            parts,
             embed=self._embed,
             layers=self._layers,
             head=self._head,
@@ -61,17 +79,20 @@ class Decoder:
         )
         self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
         self._rope = [RopeRows(kind.inv_freq, context) for kind in model.kinds]
-        self._residual = np.empty((batch_size, config.hidden_size), np.float32)
-        self._last_logits = np.empty(config.vocab_size, np.float32)
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        self.weights.close()
+
+    @property
+    def streams(self) -> bool:
+        """Whether each pass waits for the disk."""
+        return self.weights.streams
 
     @property
     def buffer_bytes(self) -> int:
         """Bytes of what is between and inside the graphs."""
-        layers = (kind.graph for kind in self._model.kinds)
-        graphs = (self._model.embed, *layers, self._model.head)
-        internal = sum(graph.row_bytes for graph in graphs) * self._batch_size
-        rope = sum(rope.nbytes for rope in self._rope)
-        return internal + rope + self._residual.nbytes + self._last_logits.nbytes
+        return buffer_bytes(self._model, self._batch_size, self.cache.capacity)
 
     @property
     def batch_size(self) -> int:
@@ -119,6 +140,8 @@ class Decoder:
         FormatError when the file has changed since it was opened.
         """
         cache = self.cache if cache is None else cache
+        if self.weights.streams and len(tokens) > self._batch_size:
+            return self._evaluate_in_one_pass(tokens, logits, on_progress, cache)
         starts = range(0, len(tokens), self._batch_size)
         n_layers = self._model.config.n_layers
         steps = n_layers * len(starts)
@@ -134,6 +157,46 @@ class Decoder:
             return logits
         self._run_head(residual[-1:], self._last_logits[np.newaxis], threads)
         return self._last_logits
+
+    def _evaluate_in_one_pass(
+        self,
+        tokens: NDArray[np.int32],
+        logits: Logits | None,
+        on_progress: OnProgress | None,
+        cache: KVCache,
+    ) -> Logits:
+        """`evaluate`, layer by layer instead of batch by batch: all tokens pass through a layer
+        before the next is read, so that a prompt takes one pass of the disk however long it is. The
+        batches are the same, and so is every bit. What it costs is the residual of all tokens.
+
+        An exception leaves the cache as it was."""
+        past, n_layers = cache.length, self._model.config.n_layers
+        residual = np.empty((len(tokens), self._model.config.hidden_size), np.float32)
+        starts = range(0, len(tokens), self._batch_size)
+        batches = [slice(start, start + self._batch_size) for start in starts]
+        with self.weights.embed() as bound:
+            for batch in batches:
+                buffers = {"tokens": tokens[batch], "residual": residual[batch]}
+                self._embed.run(bound, buffers, len(tokens[batch]))
+        ropes = [rope.rows([(past, len(tokens))]) for rope in self._rope]
+        for index, kind in enumerate(self._model.kind_of_layer):
+            keys, values = cache.layer(index)
+            with self.weights.layer(index) as bound:
+                for batch in batches:
+                    buffers = {"residual": residual[batch], "rope": ropes[kind][batch]}
+                    n, before = len(tokens[batch]), past + batch.start
+                    self._layers[index].run(bound, buffers, n, before, keys, values)
+            if on_progress is not None:
+                on_progress(index + 1, n_layers)
+        cache.tokens.extend(tokens.tolist())
+        if logits is None:
+            self._run_head(residual[-1:], self._last_logits[np.newaxis], 0)
+            return self._last_logits
+        with self.weights.head() as bound:
+            for batch in batches:
+                buffers = {"residual": residual[batch], "logits": logits[batch]}
+                self._head.run(bound, buffers, len(tokens[batch]))
+        return logits
 
     def evaluate_batch(
         self, tokens: NDArray[np.int32], caches: Sequence[KVCache], logits: Logits
@@ -188,7 +251,7 @@ class Decoder:
     def _layers_of(self, cache: KVCache) -> Any:
         """A cache as the backend takes it, as long as there is the cache."""
         if cache not in self._kv_layers:
-            self._kv_layers[cache] = self._backend.kv_layers(cache.layers)
+            self._kv_layers[cache] = self.backend.kv_layers(cache.layers)
         return self._kv_layers[cache]
 
     def _run_head(self, residual: NDArray[np.float32], logits: Logits, threads: int) -> None:

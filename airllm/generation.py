@@ -10,6 +10,7 @@ import numpy as np
 from airllm.decoder import Decoder, Logits
 from airllm.kv_cache import KVCache
 from airllm.limits import ContextFullError, Limits, shift
+from airllm.lookahead import Lookahead
 from airllm.progress import OnProgress
 from airllm.sampling import Sampler, Sampling
 from airllm.text_stream import TextStream
@@ -32,6 +33,13 @@ class Generation:
     decode_seconds: float  # the tokens after the first; in a batch, together with the others'
     prefill_tokens_per_second: float  # of the tokens that were evaluated
     decode_tokens_per_second: float
+    passes: int  # evaluations of the model: the prompt's, and those of the answer
+    accepted_tokens: int  # of the answer, those that were guessed right and took no pass
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Of the answer, its end token too; 1 without lookahead."""
+        return (self.passes + self.accepted_tokens) / self.passes if self.passes else 0.0
 
 
 class Continuation:
@@ -62,6 +70,18 @@ class Continuation:
         self._pieces: list[str] = []
         self._seconds: list[float] = []  # of each evaluation, the prompt's first
         self._finish: FinishReason | None = None
+        self.accepted = 0  # tokens whose logits were there before they were chosen
+
+    @property
+    def history(self) -> Sequence[int]:
+        """The prompt's tokens and the answer's."""
+        return self._history
+
+    def room(self) -> int:
+        """Tokens that may be evaluated after `pending` in the same pass."""
+        n_said = len(self._history) - self._n_prompt
+        wanted = self._limits.max_new_tokens - n_said - 1
+        return min(wanted, self.cache.capacity - self.cache.length - len(self.pending))
 
     def goes_on(self) -> bool:
         """Whether another token is wanted; there is room for it then.
@@ -125,6 +145,8 @@ class Continuation:
             decode_seconds=decode,
             prefill_tokens_per_second=n_evaluated / prefill if prefill else 0.0,
             decode_tokens_per_second=(len(self._seconds) - 1) / decode if decode else 0.0,
+            passes=len(self._seconds) - self.accepted,
+            accepted_tokens=self.accepted,
         )
 
 
@@ -135,6 +157,7 @@ def generate(
     sampling: Sampling,
     limits: Limits,
     on_progress: OnProgress | None = None,
+    lookahead: Lookahead | None = None,
 ) -> Generator[str, None, Generation]:
     """Continue a prompt, see Continuation; yields text and returns the whole.
 
@@ -142,11 +165,32 @@ def generate(
     """
     answer = Continuation(prompt, decoder.cache, tokenizer, sampling, limits)
     while answer.goes_on():
+        if lookahead is not None and (guesses := lookahead.guess(answer)):
+            yield from _check(answer, lookahead, guesses)
+            continue
         start = perf_counter()
         logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
-        on_progress = None  # it is for the prompt; a token of the answer is quick
+        if not decoder.streams:
+            on_progress = None  # it is for the prompt; a token of the answer is quick
         if piece := answer.take(logits, start):
             yield piece
     if rest := answer.rest():
         yield rest
     return answer.result()
+
+
+def _check(
+    answer: Continuation, lookahead: Lookahead, guesses: Sequence[int]
+) -> Generator[str, None, None]:
+    """Evaluate the pending token and guesses after it together, and take tokens as long as they are
+    the guessed ones, and one more: for that the logits are there, too."""
+    start = perf_counter()
+    rows = lookahead.evaluate([*answer.pending, *guesses])
+    for row, guess in zip(rows, [*guesses, None], strict=True):
+        answer.cache.tokens += answer.pending
+        if piece := answer.take(row, start):
+            yield piece
+        if answer.pending != [guess] or not answer.goes_on():
+            return
+        answer.accepted += 1
+        start = perf_counter()

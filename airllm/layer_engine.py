@@ -11,22 +11,25 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.arguments import check_choice, check_count
 from airllm.backends import load_backend
+from airllm.budget import BudgetError, granted_bytes
 from airllm.chat_template import ChatTemplate, map_texts
 from airllm.decoder import Decoder
-from airllm.formats.gguf import GGUFFile
+from airllm.formats.opening import open_model
 from airllm.generation import Generation, generate
 from airllm.graph import Activations
 from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError, Limits, OnFull
+from airllm.lookahead import MOST_GUESSES, Lookahead
 from airllm.models import ModelConfig, load_model
+from airllm.plan import Plan, default_context, kv_bytes_per_token
 from airllm.profiling import Profile
 from airllm.progress import OnProgress
 from airllm.sampling import Sampling
@@ -35,7 +38,7 @@ from airllm.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from airllm.batch_generation import ParallelSequences
 
-__all__ = ["ContextFullError", "Generation", "LayerWiseInferenceEngine"]
+__all__ = ["BudgetError", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
 
 # Unless asked for more: the cache of a long context would be most of a small model's memory.
 DEFAULT_CONTEXT = 4096
@@ -66,10 +69,13 @@ class LayerWiseInferenceEngine:
         kv_type: KVType = "f16",
         activations: Activations = "auto",
         batch_size: int = 512,
+        ram_budget: int | str | None = None,
+        quantize: str | None = None,
         fusion: bool | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Open a GGUF file: metadata and tensors are checked before any is used.
+        """Open a GGUF file, the first of a split model's, or a Hugging Face folder: all is checked
+        before any of it is used.
 
         backend: "cpp", "numpy", or None for the one that airllm.tensor_ops_hybrid chose.
         threads: of the C++ kernels, for the whole process; None for what cpu_budget() says.
@@ -84,28 +90,35 @@ class LayerWiseInferenceEngine:
             of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
             "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
         batch_size: tokens of a prompt that are evaluated at once.
+        ram_budget: memory for weights, KV cache and buffers, in bytes or as "2GiB"; None for what
+            AIRLLM_RAM says, or what is available. Layers that do not fit are streamed from the disk
+            for each token; answers are the same, bit for bit. See `plan`.
+        quantize: what the matrices of a float model become while they are read: "q8_0", "q4_0",
+            "q4_1", "q5_0", "q5_1", or "f16", "bf16" or "f32"; see airllm.formats.retype.
         fusion: whether operations are combined, see airllm.graph_rewrite, which is faster and gives
             the same numbers; None for what AIRLLM_FUSION says, 1 unless set.
         on_progress: called with (done, total) layers while weights are prepared.
 
         Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
-        where it cannot be read, ValueError for an argument that makes no sense.
+        where it cannot be read, ValueError for an argument that makes no sense, and as BudgetError,
+        with the smallest that would do, for a budget that the model cannot run in.
         """
         check_choice("kv_type", kv_type, get_args(KVType))
         check_choice("activations", activations, get_args(Activations))
         check_count("batch_size", batch_size)
         if decode_threads is not None:
             check_count("decode_threads", decode_threads)
+        budget = granted_bytes(ram_budget)
         runner = load_backend(backend, threads)
         if decode_threads is not None and runner.name == "numpy":
             _log.warning("decode_threads=%d changes nothing on the NumPy backend", decode_threads)
         self.backend = runner.name
         self._busy = threading.Lock()
-        self._gguf = GGUFFile.open(model_path)
+        self._gguf = open_model(model_path, quantize)
         try:
             model = load_model(self._gguf, activations, fusion=fusion_wanted(fusion))
             self.config: ModelConfig = model.config
-            self.context = _context(context, model.config)
+            self.context = context_for(context, int(batch_size), model.config, kv_type, budget)
             self._decoder: Decoder | None = Decoder(
                 self._gguf,
                 model,
@@ -114,6 +127,7 @@ class LayerWiseInferenceEngine:
                 batch_size=min(int(batch_size), self.context),
                 kv_type=kv_type,
                 decode_threads=decode_threads or 0,
+                budget=budget,
                 on_progress=on_progress,
             )
         except BaseException:
@@ -175,6 +189,7 @@ class LayerWiseInferenceEngine:
         stop: str | Sequence[str] = (),
         on_full: OnFull = "stop",
         keep: int = 0,
+        lookahead: int = 0,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Generation:
@@ -191,6 +206,10 @@ class LayerWiseInferenceEngine:
         temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.sampling.Sampling.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what happens where the
             context does; see airllm.limits.Limits.
+        lookahead: guess up to so many next tokens from what stood in the prompt and the answer
+            before, and check them in one pass, up to 63; 0 for none. The answer stays the same:
+            see airllm.lookahead. Worth it where passes are slow (the weights come from the disk)
+            and the text repeats.
         on_token: called with each piece of text as it comes; never with half a character.
         on_progress: called with (done, total) steps while the prompt is evaluated; a step is a
             layer for a batch of tokens.
@@ -201,7 +220,7 @@ class LayerWiseInferenceEngine:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
-        with closing(self._start(prompt, sampling, limits, on_progress)) as pieces:
+        with closing(self._start(prompt, sampling, limits, lookahead, on_progress)) as pieces:
             while True:
                 try:
                     piece = next(pieces)
@@ -225,6 +244,7 @@ class LayerWiseInferenceEngine:
         stop: str | Sequence[str] = (),
         on_full: OnFull = "stop",
         keep: int = 0,
+        lookahead: int = 0,
         on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """generate, as an iterator over the pieces of text.
@@ -233,7 +253,7 @@ class LayerWiseInferenceEngine:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
-        return self._start(prompt, sampling, limits, on_progress)
+        return self._start(prompt, sampling, limits, lookahead, on_progress)
 
     def generate_batch(
         self,
@@ -271,21 +291,85 @@ class LayerWiseInferenceEngine:
         ContextFullError, a ValueError, when a prompt does not fit, and MemoryError when the caches
         do not: nothing has been evaluated then.
         """
-        from airllm import batch_generation
+        prompts = _prompts(prompts)
+        done: dict[int, Generation] = {}
+        answers = self.stream_batch(
+            prompts,
+            batch=batch,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            seed=seed,
+            stop=stop,
+            on_full=on_full,
+            keep=keep,
+            on_token=on_token,
+        )
+        with closing(answers):
+            for index, generation in answers:
+                done[index] = generation
+                if on_progress is not None:
+                    on_progress(len(done), len(prompts))
+        return [done[index] for index in range(len(prompts))]
 
+    def stream_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        batch: int = 8,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        on_full: OnFull = "stop",
+        keep: int = 0,
+        on_token: Callable[[int, str], None] | None = None,
+    ) -> Generator[tuple[int, Generation], None, None]:
+        """generate_batch, as an iterator over the index of each prompt and its answer, in the order
+        in which they get ready.
+
+        The engine is busy from the first answer's beginning until the iterator ends, is closed or
+        is dropped. Whatever is wrong with the arguments is said at once.
+        """
         ids = [self._prompt_tokens(prompt) for prompt in _prompts(prompts)]
         check_count("batch", batch)
         check_choice("on_full", on_full, ("stop", "shift"))
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
         own_limits = [self._limits_for(prompt, limits) for prompt in ids]
+        return self._stream_batch(ids, int(batch), sampling, own_limits, on_token)
+
+    def _stream_batch(
+        self,
+        ids: list[list[int]],
+        batch: int,
+        sampling: Sampling,
+        limits: list[Limits],
+        on_token: Callable[[int, str], None] | None,
+    ) -> Generator[tuple[int, Generation], None, None]:
+        from airllm import batch_generation
+
         if not ids:
-            return []
-        longest = min(max(map(len, ids)) + int(max_new_tokens), self.context)
-        with self.sequences(min(int(batch), len(ids)), longest) as lanes:
-            return batch_generation.generate_batch(
-                lanes, self.tokenizer, ids, sampling, own_limits, on_token, on_progress
+            return
+        longest = min(max(map(len, ids)) + int(limits[0].max_new_tokens), self.context)
+        with self.sequences(min(batch, len(ids)), longest) as lanes:
+            yield from batch_generation.stream_batch(
+                lanes, self.tokenizer, ids, sampling, limits, on_token
             )
+
+    def prompt_length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt. ValueError where it has none, or a chat template refuses it, and as
+        ContextFullError where it does not fit the context."""
+        ids = self._prompt_tokens(prompt)
+        self._limits_for(ids, Limits(0))
+        return len(ids)
 
     @contextmanager
     def sequences(self, n: int, capacity: int | None = None) -> Iterator["ParallelSequences"]:
@@ -350,6 +434,10 @@ class LayerWiseInferenceEngine:
                 path, decoder.cache, self._gguf.fingerprint(), self.config.vocab_size
             )
 
+    def fingerprint(self) -> bytes:
+        """32 bytes that tell models apart, whatever their files are called."""
+        return self._gguf.fingerprint()
+
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Inside the `with`, time, bytes and FLOPs of each op are noted; see airllm.profiling."""
@@ -367,8 +455,28 @@ class LayerWiseInferenceEngine:
             "resident": _resident_bytes(),
         }
 
+    def plan(self, *, probe: bool = False) -> Plan:
+        """What of the model is kept in memory and what is streamed, and the bytes of each.
+
+        probe: measure the disk for a fraction of a second as well, and expect a speed of it.
+        """
+        with self._exclusive() as decoder:
+            if not probe or not decoder.plan.streams:
+                return decoder.plan
+            from airllm.disk_probe import disk_bytes_per_second
+
+            return decoder.plan.with_disk(disk_bytes_per_second(self._gguf, decoder.backend))
+
+    def stream_stats(self) -> dict[str, Any] | None:
+        """Of all passes so far: bytes_read, disk_seconds (with a read under way),
+        waited_for_disk_seconds, waited_for_compute_seconds, io, direct; None where nothing is
+        streamed."""
+        return None if self._decoder is None else self._decoder.weights.stream_stats()
+
     def close(self) -> None:
         """Give memory and file back. What still runs, in a stream say, fails at its next token."""
+        if self._decoder is not None:
+            self._decoder.close()
         self._decoder = None
         self._gguf.close()
 
@@ -383,11 +491,15 @@ class LayerWiseInferenceEngine:
         prompt: Prompt,
         sampling: Sampling,
         limits: Limits,
+        lookahead: int,
         on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
         """Check the prompt now, not at the first piece, and make the generator."""
+        check_count("lookahead", lookahead, least=0)
+        if lookahead > MOST_GUESSES:
+            raise ValueError(f"lookahead is {lookahead}; expected at most {MOST_GUESSES}")
         ids = self._prompt_tokens(prompt)
-        return self._run(ids, sampling, self._limits_for(ids, limits), on_progress)
+        return self._run(ids, sampling, self._limits_for(ids, limits), lookahead, on_progress)
 
     def _limits_for(self, ids: list[int], limits: Limits) -> Limits:
         """The limits for a prompt. ContextFullError where it does not fit."""
@@ -404,14 +516,18 @@ class LayerWiseInferenceEngine:
         ids: list[int],
         sampling: Sampling,
         limits: Limits,
+        lookahead: int,
         on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
         with self._exclusive() as decoder:
             if sampling.seed is not None:
                 decoder.cache.clear()
             decoder.cache.keep_shared(ids)
+            ahead = Lookahead(decoder, lookahead, self.config.vocab_size) if lookahead else None
             return (
-                yield from generate(decoder, self.tokenizer, ids, sampling, limits, on_progress)
+                yield from generate(
+                    decoder, self.tokenizer, ids, sampling, limits, on_progress, ahead
+                )
             )
 
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
@@ -457,13 +573,19 @@ class LayerWiseInferenceEngine:
         return self._decoder
 
 
-def _context(asked: int | None, config: ModelConfig) -> int:
+def context_for(
+    asked: int | None, batch_size: int, config: ModelConfig, kv_type: KVType, budget: int | None
+) -> int:
+    """The context that an engine has; ValueError where more is asked for than the model allows."""
     if asked is None:
-        if config.context_length > DEFAULT_CONTEXT:
-            _log.debug(
-                "context of %d tokens; the model allows %d", DEFAULT_CONTEXT, config.context_length
-            )
-        return min(config.context_length, DEFAULT_CONTEXT)
+        longest = min(config.context_length, DEFAULT_CONTEXT)
+        kv_bytes = kv_bytes_per_token(config, kv_type)
+        context = default_context(longest, min(batch_size, longest), kv_bytes, budget)
+        if context < longest:
+            _log.info("a context of %d tokens: the memory has no room for more", context)
+        elif context < config.context_length:
+            _log.debug("context of %d tokens; the model allows %d", context, config.context_length)
+        return context
     check_count("context", asked)
     if asked > config.context_length:
         raise ValueError(

@@ -16,7 +16,7 @@ _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = "|".join([_CONTRACTION, _WORD, r"\p{N}{1,3}", _SYMBOLS, _SPACES])
 _QWEN2 = "|".join([_CONTRACTION, _WORD, r"\p{N}", _SYMBOLS, _SPACES])
 _QWEN35 = "|".join(
@@ -82,12 +82,12 @@ class Rule:
 
 _FAMILIES: list[tuple[str, Rule]] = [
     (
-        "default gpt-2 gpt2 phi-2 mpt olmo jais trillion gigachat a.x-4.0 mellum exaone4",
-        Rule((_GPT2,)),
+        "gpt-2 gpt2 default phi-2 mpt olmo jais trillion gigachat a.x-4.0 mellum exaone4",
+        Rule((GPT2_WORDS,)),
     ),
     (
         "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
-        Rule((r"\p{N}", _GPT2)),
+        Rule((r"\p{N}", GPT2_WORDS)),
     ),
     (
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
@@ -106,3 +106,15 @@ _FAMILIES: list[tuple[str, Rule]] = [
 ]
 
 RULES: dict[str, Rule] = {name: rule for names, rule in _FAMILIES for name in names.split()}
+
+
+def rule_name(patterns: tuple[str, ...], ignore_merges: bool, composed: bool) -> str | None:
+    """The first name of the rule that cuts like this; None where there is none."""
+    for name, rule in RULES.items():
+        if (rule.patterns, rule.ignore_merges, rule.composed) == (
+            patterns,
+            ignore_merges,
+            composed,
+        ):
+            return name
+    return None

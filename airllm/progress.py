@@ -57,6 +57,11 @@ class Progress:
         elif time.monotonic() - self._start >= QUIET_SECONDS:
             self._draw(done, total, note)
 
+    def before(self, show: Callable[[str], None]) -> Callable[[str], None]:
+        """`show`, for what is written to the same terminal meanwhile; nothing is in its way here:
+        the bar went when all was done."""
+        return show
+
     def _draw(self, done: int, total: int, note: str) -> None:
         if self._bar is None:
             self._bar = self._new_bar(done, total)

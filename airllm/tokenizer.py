@@ -242,11 +242,17 @@ def _splits(text: str) -> Iterator[tuple[str, str]]:
     return ((text[:at], text[at:]) for at in range(1, len(text)))
 
 
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return left, right
+
+
 def _sentence_piece(metadata: Metadata) -> _Scheme:
     """SentencePiece joins the pair with the best score. The same comes out of merges: each way to
     make a token from two others is one, and they stand in the order of the tokens' scores."""
     from tokenizers.models import BPE
     from tokenizers.normalizers import Prepend, Replace, Sequence
+    from tokenizers.pre_tokenizers import Metaspace
 
     vocabulary = Vocabulary.from_metadata(metadata)
     ids = vocabulary.reachable()
@@ -269,14 +275,25 @@ def _sentence_piece(metadata: Metadata) -> _Scheme:
         raise metadata.fault("the vocabulary has neither tokens for all bytes nor an unknown token")
 
     hidden = vocabulary.control | vocabulary.unused | vocabulary.bytes | vocabulary.user_defined
-    merges = [
-        (left, right)
-        for id in np.argsort(-scores, kind="stable").tolist()
-        if id not in hidden
-        for left, right in _splits(vocabulary.texts[id])
-        if left in ids and right in ids
-    ]
+    if "tokenizer.ggml.merges" in metadata:  # the file has them itself, those that it wants
+        words = {text for text, id in ids.items() if id not in hidden}
+        pairs = [_pair(merge) for merge in metadata.texts("tokenizer.ggml.merges")]
+        merges = [(a, b) for a, b in pairs if a in ids and b in ids and a + b in words]
+    else:
+        merges = [
+            (left, right)
+            for id in np.argsort(-scores, kind="stable").tolist()
+            if id not in hidden
+            for left, right in _splits(vocabulary.texts[id])
+            if left in ids and right in ids
+        ]
     space_prefix = metadata.flag("tokenizer.ggml.add_space_prefix", True)
+    prefix = [Prepend(SPACE)] if space_prefix else []
+    metaspace = None
+    if scheme := metadata.text("airllm.tokenizer.metaspace", ""):  # see formats.hf_tokenizer
+        if scheme not in ("first", "always"):
+            raise metadata.fault(f"airllm.tokenizer.metaspace is {scheme[:40]!r}")
+        metaspace = Metaspace(SPACE, prepend_scheme=scheme, split=False)
     return _Scheme(
         vocabulary=vocabulary,
         model=BPE(
@@ -286,8 +303,8 @@ def _sentence_piece(metadata: Metadata) -> _Scheme:
             fuse_unk=True,
             byte_fallback=True,
         ),
-        normalizer=Sequence([Prepend(SPACE)] * space_prefix + [Replace(" ", SPACE)]),
-        pre_tokenizer=None,
+        normalizer=None if metaspace else Sequence([*prefix, Replace(" ", SPACE)]),
+        pre_tokenizer=metaspace,
         text_bytes=lambda text: text.replace(SPACE, " ").encode(),
         missing_bytes=b"",
         add_bos=metadata.flag("tokenizer.ggml.add_bos_token", True),

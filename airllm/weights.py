@@ -3,10 +3,11 @@
     with source.layer(index) as bound:
         executor.run(bound, ...)
 
-Here all are prepared once and kept. A source that streams layers from disk has the same three
-methods.
+Here all are prepared once and kept. stream_weights.py keeps what a budget allows, and streams the
+rest from the disk.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -15,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
-from airllm.formats.gguf import GGUFFile
+from airllm.formats.model_file import ModelFile, Tensor
 from airllm.graph import Graph, Role
 from airllm.models import Model
 from airllm.progress import OnProgress
 
-__all__ = ["FileWeights", "WeightSource", "check_tensors"]
+__all__ = ["FileWeights", "WeightSource", "check_tensors", "places", "tensor_name"]
 
 _VECTOR_TYPES = ("f32", "f16", "bf16")
 
@@ -28,13 +29,22 @@ _VECTOR_TYPES = ("f32", "f16", "bf16")
 class WeightSource(Protocol):
     """Weights as an executor's `bind` returns them, valid inside the `with`."""
 
-    def embed(self) -> AbstractContextManager[Any]: ...
-
+    streams: bool  # whether a pass waits for the disk: then layers are worth using thoroughly
     layers_at_once: int  # consecutive ones that `layers` gives, at most
 
+    def embed(self) -> AbstractContextManager[Any]: ...
     def layer(self, index: int) -> AbstractContextManager[Any]: ...
     def layers(self, start: int, stop: int) -> AbstractContextManager[Sequence[Any]]: ...
     def head(self) -> AbstractContextManager[Any]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights that are kept, as the backend keeps them."""
+
+    def stream_stats(self) -> dict[str, Any] | None:
+        """What was streamed so far, see tensor_ops_cpp.Stream.stats; None where nothing is."""
+
+    def close(self) -> None: ...
 
 
 class FileWeights:
@@ -44,13 +54,14 @@ class FileWeights:
     map, and is given out only while the file is unchanged: FormatError where it is not.
     """
 
+    streams = False
     # All could be given at once; so many are so few that Ctrl-C is noticed between them, and that
     # many that Python's part in a token is an eighth of what it is with single ones.
     layers_at_once = 8
 
     def __init__(
         self,
-        gguf: GGUFFile,
+        gguf: ModelFile,
         model: Model,
         backend: Backend,
         *,
@@ -68,8 +79,8 @@ class FileWeights:
         largest = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
         memory = np.empty(largest, np.uint8)  # one tensor after the other is read into it
         self._bound = []
-        places = zip(_places(model), (embed, *layers, head), strict=True)
-        for (graph, index), executor in places:
+        runs = zip(places(model), (embed, *layers, head), strict=True)
+        for (graph, index), executor in runs:
             bound = executor.bind(self._prepare(backend, graph, index, memory))
             self._bound.append(nullcontext(bound))
             if on_progress is not None and index is not None:
@@ -95,6 +106,12 @@ class FileWeights:
             self._gguf.check_unchanged()
         return self._bound[-1]
 
+    def stream_stats(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
     @property
     def nbytes(self) -> int:
         """Bytes of the weights as the backend keeps them, be it in memory or in the map."""
@@ -111,11 +128,20 @@ class FileWeights:
             if key not in self._prepared:
                 if role in backend.keeps:
                     data = self._gguf.data(tensor.name)
+                    self._fetch_soon(tensor)
                 else:
                     data = self._gguf.read(tensor.name, memory)
                 self._prepared[key] = backend.weight(role, data, tensor.type, tensor.shape)
             weights[slot] = self._prepared[key]
         return weights
+
+    def _fetch_soon(self, tensor: Tensor) -> None:
+        """Tell the system that the map will be read: no token should wait for the disk later."""
+        for extent in tensor.extents:
+            first = extent.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            if hasattr(mmap, "MADV_WILLNEED"):
+                n_bytes = extent.offset + extent.nbytes - first
+                self._gguf.parts[extent.part].map.madvise(mmap.MADV_WILLNEED, first, n_bytes)
 
 
 def tensor_name(slot: str, layer: int | None = None) -> str:
@@ -125,14 +151,14 @@ def tensor_name(slot: str, layer: int | None = None) -> str:
     return name if layer is None else f"blk.{layer}.{name}"
 
 
-def check_tensors(gguf: GGUFFile, model: Model) -> None:
+def check_tensors(gguf: ModelFile, model: Model) -> None:
     """Compare a file's tensors with the slots of a model's graphs, before any is read.
 
     FormatError names a tensor that is missing, of another shape or type, or that no slot takes: a
     model that computes without some of its weights would run and be wrong.
     """
     unused = gguf.tensors.keys() - {"rope_freqs.weight"}  # that one is in Model.inv_freq
-    for graph, index in _places(model):
+    for graph, index in places(model):
         for slot in graph.weights:
             name = tensor_name(slot.name, index)
             tensor = gguf.tensors.get(name)
@@ -154,7 +180,7 @@ def check_tensors(gguf: GGUFFile, model: Model) -> None:
         )
 
 
-def _places(model: Model) -> Iterator[tuple[Graph, int | None]]:
+def places(model: Model) -> Iterator[tuple[Graph, int | None]]:
     """Each graph that a forward pass runs, in order, with the layer whose weights it takes."""
     yield model.embed, None
     for index, kind in enumerate(model.kind_of_layer):

@@ -61,12 +61,16 @@ CORE_SOURCES = (
     "graph/graph.cpp",
     "graph/executor.cpp",
     "graph/plan.cpp",
+    "stream/file.cpp",
+    "stream/requests.cpp",
+    "stream/uring.cpp",
+    "stream/stream.cpp",
 )
 BINDING_SOURCES = tuple(
     f"bindings/{name}.cpp"
     for name in (
         *("module", "arrays", "elementwise", "matrix", "formats", "attention", "executor"),
-        "runtime",
+        *("runtime", "stream"),
     )
 )
 

@@ -209,3 +209,47 @@ def set_num_threads(n: int) -> None: ...
 def allocations() -> int: ...
 def cpu_budget() -> dict[str, Any]: ...
 def get_optimization_info() -> dict[str, Any]: ...
+
+# ---- files, read ahead of need -------------------------------------------------------------------
+
+class Memory:
+    def __init__(self, nbytes: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def packed_bytes(
+    type: str,
+    shape: tuple[int, int],  # (n, k)
+) -> int: ...
+def packed_room(
+    memory: Memory,
+    offset: int,  # a multiple of 64
+    type: str,
+    shape: tuple[int, int],  # (n, k)
+) -> PackedMatrix: ...
+
+class Stream:
+    def __init__(
+        self,
+        files: Sequence[tuple[int, str]],  # descriptor, name
+        # file, offset, bytes, a target for each slot
+        sections: Sequence[
+            Sequence[tuple[int, int, int, Sequence[PackedMatrix | tuple[Memory, int]]]]
+        ],
+        *,
+        threads: int = 0,
+        depth: int = 8,
+        piece_bytes: int = 1048576,
+        endless: bool = True,
+        direct: bool = True,
+        io: str = "auto",
+    ) -> None: ...
+    def take(self) -> tuple[int, int]: ...  # section, slot
+    def release(self) -> None: ...
+    def rewind(self) -> None: ...
+    def push(
+        self,
+        section: Sequence[tuple[int, int, int, Sequence[PackedMatrix | tuple[Memory, int]]]],
+    ) -> None: ...
+    def close(self) -> None: ...
+    def stats(self) -> dict[str, Any]: ...

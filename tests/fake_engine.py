@@ -4,7 +4,7 @@ Its tokens are words: "a b c" has three.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +50,7 @@ class FakeEngine:
         self.resets = 0
         self.batches: list[tuple[int, int]] = []  # of each sequences(): how many, how long
         self.closed = False
+        self.streamed: dict[str, Any] | None = None
 
     def generate(
         self,
@@ -82,7 +83,22 @@ class FakeEngine:
             prefill_tokens_per_second=14.0,
             decode_seconds=0.25,
             decode_tokens_per_second=8.0,
+            passes=len(said),
+            accepted_tokens=0,
+            tokens_per_pass=1.0,
         )
+
+    def stream_batch(
+        self, prompts: Sequence[Any], *, batch: int, **sampling: Any
+    ) -> Generator[tuple[int, SimpleNamespace], None, None]:
+        """The last prompt first, to see who relies on the order."""
+        for index in reversed(range(len(prompts))):
+            yield index, self.generate(prompts[index], **sampling)
+
+    def prompt_length(self, prompt: Any) -> int:
+        if "too long" in str(prompt):
+            raise ValueError("it is too long")
+        return 7
 
     def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
         return self.tokenizer.encode(" ".join(message["content"] for message in messages))
@@ -118,6 +134,12 @@ class FakeEngine:
     def load_session(self, path: Path) -> list[dict[str, str]]:
         messages: list[dict[str, str]] = json.loads(path.read_text())
         return messages
+
+    def stream_stats(self) -> dict[str, Any] | None:
+        return self.streamed
+
+    def fingerprint(self) -> bytes:
+        return b"a model"
 
     def memory_usage(self) -> dict[str, int]:
         return {"weights": 3 << 20, "kv_cache": 1 << 20, "buffers": 512, "resident": 5 << 20}

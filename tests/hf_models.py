@@ -4,6 +4,7 @@ The names of tensors and keys, the order of Llama's Q and K and the 1 in Gemma's
 llama.cpp's converter. Nothing is downloaded.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -151,6 +152,19 @@ def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
         for name, (kind, values) in tensors.items():
             writer.write(name, values if kind == "f32" else quantize(values, kind))
     return path
+
+
+def write_folder(folder: Path, model: Any, n_shards: int = 1) -> Path:
+    """As save_pretrained writes it, and a tokeniser of as many tokens, whatever they are."""
+    n_bytes = sum(weight.nbytes for weight in model.state_dict().values())
+    model.save_pretrained(folder, max_shard_size=n_bytes // n_shards + 1)
+    assert len(list(folder.glob("*.safetensors"))) >= n_shards
+    tokenizer = {
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "model": {"type": "BPE", "vocab": {f"t{id}": id for id in range(VOCAB)}, "merges": []},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
 
 
 def _metadata(case: Case, config: Any) -> dict[str, object]:

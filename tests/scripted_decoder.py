@@ -13,11 +13,16 @@ def tokens_of(text: str) -> list[int]:
 class ScriptedDecoder:
     """In a Decoder's place: whatever it reads, its likeliest next token is the script's."""
 
+    streams = False
+
     def __init__(self, script: list[int], context: int) -> None:
         self.script = script
         self.cache = KVCache(n_layers=1, n_kv_heads=1, head_dim=1, capacity=context)
         self.evaluated: list[list[int]] = []
         self._step = 0
+
+    def close(self) -> None:
+        pass
 
     def evaluate(self, tokens: np.ndarray, *_: object) -> np.ndarray:
         self.evaluated.append(tokens.tolist())

@@ -253,3 +253,23 @@ def test_one_prompt_in_place_of_several_is_refused(engine, prompts):
 def test_an_empty_prompt_is_refused(engine):
     with pytest.raises(ValueError, match="the prompt is empty"):
         engine.generate_batch(["a", ""])
+
+
+def test_a_stream_gives_each_answer_when_it_is_ready(engine):
+    prompts = ["hello world", "hello", "x"]
+    settings = {"batch": 2, "seed": 3, "max_new_tokens": 9}
+    expected = engine.generate_batch(prompts, **settings)
+    order = []
+    for index, answer in engine.stream_batch(prompts, **settings):
+        order.append(index)
+        assert (answer.text, answer.tokens) == (expected[index].text, expected[index].tokens)
+    assert sorted(order) == [0, 1, 2]
+
+
+def test_a_stream_that_is_closed_frees_the_engine(engine):
+    answers = engine.stream_batch(["hello", "x"], batch=1, seed=3, max_new_tokens=5)
+    next(answers)
+    with pytest.raises(RuntimeError, match="busy"):
+        engine.forward([1])
+    answers.close()
+    engine.generate("x", max_new_tokens=1)

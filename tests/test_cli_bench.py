@@ -158,7 +158,7 @@ def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary(
     found = run_json(capsys, "perplexity", "-m", "m", "--file", str(text), "--context", "6")
     assert found.pop("perplexity") == pytest.approx(len(WORDS), rel=1e-12)
     assert found.pop("stderr") == pytest.approx(0, abs=1e-12)
-    assert found == {"chunks": 2, "tokens": 4, "context": 6}
+    assert found == {"chunks": 2, "tokens": 4, "context": 6, "stream": None}
     assert engine.opened_with["context"] == 6
 
 

@@ -63,12 +63,15 @@ def test_json_is_one_object_with_text_tokens_and_timings(
         "prompt_tokens": 7,
         "shifted_tokens": 0,
         "finish_reason": "length",
+        "passes": 2,
+        "accepted_tokens": 0,
         "timings": {
             "prefill_seconds": 0.5,
             "prefill_tokens_per_second": 14.0,
             "decode_seconds": 0.25,
             "decode_tokens_per_second": 8.0,
         },
+        "stream": None,
         "backend": "numpy",
         "isa": "numpy",
     }
@@ -131,6 +134,7 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         *("--prompt", "p", "--max-tokens", "9", "--temperature", "0.5", "--top-k", "7"),
         *("--top-p", "0.6", "--min-p", "0.1", "--repeat-penalty", "1.2", "--seed", "3"),
         *("--stop", "a", "--stop", "b", "--on-full", "shift", "--keep", "-1"),
+        *("--lookahead", "5"),
     )
     assert engine.sampling == {
         "max_new_tokens": 9,
@@ -143,6 +147,7 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         "stop": ("a", "b"),
         "on_full": "shift",
         "keep": -1,
+        "lookahead": 5,
     }
 
 

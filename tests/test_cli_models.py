@@ -98,7 +98,7 @@ def test_the_options_of_how_it_runs_reach_the_engine(
 
     monkeypatch.setattr("airllm.layer_engine.LayerWiseInferenceEngine", engine)
     how = ["--threads", "3", "--decode-threads", "2", "--kv-type", "q8_0", "--context", "99"]
-    how += ["--backend", "numpy", "--activations", "q16"]
+    how += ["--backend", "numpy", "--activations", "q16", "--ram", "2GiB", "--quantize", "q4_1"]
     assert main(["generate", "-m", KNOWN, "-p", "x", *how]) == 0
     del seen["on_progress"]
     assert seen == {
@@ -108,6 +108,8 @@ def test_the_options_of_how_it_runs_reach_the_engine(
         "context": 99,
         "backend": "numpy",
         "activations": "q16",
+        "ram_budget": 2 << 30,
+        "quantize": "q4_1",
     }
 
 

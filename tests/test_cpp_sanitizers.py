@@ -43,11 +43,14 @@ def test_nothing_is_read_or_written_out_of_bounds_or_undefined(address_program, 
     cpp_program.run(address_program, group, UBSAN_OPTIONS="print_stacktrace=1")
 
 
+THREAD_GROUPS = ("team", "executor", "experts", "layer", "stream")
+
+
 @pytest.fixture(scope="module")
 def thread_program():
-    return program("thread", THREAD, {"scalar"}, ("team", "executor", "experts", "layer"))
+    return program("thread", THREAD, {"scalar"}, THREAD_GROUPS)
 
 
-@pytest.mark.parametrize("group", ["team", "executor", "experts", "layer"])
+@pytest.mark.parametrize("group", THREAD_GROUPS)
 def test_no_two_threads_work_on_the_same_memory(thread_program, group):
     cpp_program.run(thread_program, group, TSAN_OPTIONS="halt_on_error=1")

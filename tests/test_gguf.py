@@ -374,7 +374,7 @@ HOSTILE = {
     "general.alignment is 12": gguf_bytes({"general.alignment": 12}),
     "general.alignment is 0": gguf_bytes({"general.alignment": 0}),
     "general.alignment is the string 'x'": gguf_bytes({"general.alignment": "x"}),
-    "one of 3 parts of a split model": gguf_bytes({"split.count": np.uint16(3)}),
+    "split.no is missing": gguf_bytes({"split.count": np.uint16(3)}),
     "tensor 'w' has 0 dims": header(1, 0) + entry(dims=()),
     "tensor 'w' has 5 dims": header(1, 0) + entry(dims=(1, 1, 1, 1, 1)),
     "tensor 'w' has shape (0, 32)": header(1, 0) + entry(dims=(32, 0)),

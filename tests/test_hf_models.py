@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from extension import require_cpp
-from hf_models import CASES, VOCAB, build, logits, require_hf, write_gguf
+from hf_models import CASES, VOCAB, build, logits, require_hf, write_folder, write_gguf
 
 from airllm.layer_engine import LayerWiseInferenceEngine
 
@@ -55,3 +55,12 @@ def test_quantised_weights_give_nearly_the_same_logits(tmp_path, model, backend)
     bound = Q8_0_EXPERTS if case.arch == "qwen3moe" else Q8_0
     with LayerWiseInferenceEngine(path, backend=backend) as engine:
         assert difference(engine.forward(TOKENS, last_only=False), expected) <= bound
+
+
+@pytest.mark.parametrize("n_shards", [1, 4])
+def test_a_folder_that_transformers_saved_gives_its_logits(tmp_path, model, backend, n_shards):
+    _, hf, expected = model
+    folder = write_folder(tmp_path / "model", hf, n_shards)
+    exact = {"kv_type": "f32", "activations": "f32", "batch_size": 32}
+    with LayerWiseInferenceEngine(folder, backend=backend, **exact) as engine:
+        assert difference(engine.forward(TOKENS, last_only=False), expected) <= EXACT

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from airllm.graph import Graph, Role
 
-__all__ = ["Backend", "Executor", "load_backend"]
+__all__ = ["Backend", "Executor", "Stream", "load_backend"]
 
 _log = logging.getLogger("airllm")
 
@@ -62,6 +62,22 @@ class Executor(Protocol):
         """
 
 
+class Stream(Protocol):
+    """Byte ranges of files, handed over section by section; see tensor_ops_cpp.Stream."""
+
+    def take(self) -> tuple[int, int]:
+        """The next section, and the slot that it is in, until `release`. OSError where it cannot be
+        read, or its file was changed; after that `rewind` tries again."""
+
+    def push(self, section: Sequence[tuple[int, int, int, Sequence[Any]]]) -> None:
+        """Another section, of a stream that is not endless."""
+
+    def release(self) -> None: ...
+    def rewind(self) -> None: ...
+    def close(self) -> None: ...
+    def stats(self) -> dict[str, Any]: ...
+
+
 class Backend(Protocol):
     name: str
     keeps: frozenset[Role]  # roles of weights that go on reading the data they were made from
@@ -75,6 +91,27 @@ class Backend(Protocol):
 
     def executor(self, graph: Graph, max_tokens: int) -> Executor:
         """An executor for batches of up to max_tokens."""
+
+    def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
+        """Bytes that a matrix takes in memory."""
+
+    def memory(self, nbytes: int) -> Any:
+        """Memory for matrices; a buffer."""
+
+    def matrix_in(
+        self, memory: Any, offset: int, type: str, shape: tuple[int, int]
+    ) -> tuple[Any, Any]:
+        """A matrix `offset` bytes, a multiple of 64, into `memory`, and what a stream's range goes
+        to so that it is filled; until then its values are undefined."""
+
+    def stream(
+        self,
+        files: Sequence[tuple[int, str]],
+        sections: Sequence[Sequence[tuple[int, int, int, Sequence[Any]]]],
+        *,
+        endless: bool = True,
+    ) -> Stream:
+        """See tensor_ops_cpp.Stream. A target is one of matrix_in, or (memory, offset)."""
 
     def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
         """A sequence's caches, k_cache and v_cache of each layer, checked once for all runs."""

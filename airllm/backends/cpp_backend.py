@@ -1,10 +1,12 @@
 """Runs graphs on the C++ executor of tensor_ops_cpp: translates a Graph, and adds nothing."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
+from airllm.backends import Stream
 from airllm.backends.experts import Experts
 from airllm.graph import Graph, Role
 
@@ -38,6 +40,28 @@ class CppBackend:
     def executor(self, graph: Graph, max_tokens: int) -> "CppExecutor":
         return CppExecutor(graph, max_tokens)
 
+    def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
+        return tensor_ops_cpp.packed_bytes(type, shape)
+
+    def memory(self, nbytes: int) -> tensor_ops_cpp.Memory:
+        return tensor_ops_cpp.Memory(nbytes)
+
+    def matrix_in(
+        self, memory: tensor_ops_cpp.Memory, offset: int, type: str, shape: tuple[int, int]
+    ) -> tuple[Any, Any]:
+        matrix = tensor_ops_cpp.packed_room(memory, offset, type, shape)
+        return matrix, matrix
+
+    def stream(
+        self,
+        files: Sequence[tuple[int, str]],
+        sections: Sequence[Sequence[tuple[int, int, int, Sequence[Any]]]],
+        *,
+        endless: bool = True,
+    ) -> Stream:
+        io, direct = _stream_settings()
+        return tensor_ops_cpp.Stream(files, sections, endless=endless, io=io, direct=direct)
+
     def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
         return tensor_ops_cpp.KvLayers(layers)
 
@@ -63,3 +87,18 @@ class CppExecutor:
 
     def weight_bytes(self, bound: tensor_ops_cpp.BoundWeights) -> Mapping[str, int]:
         return bound.nbytes
+
+
+def _stream_settings() -> tuple[str, bool]:
+    """How the C++ backend reads what it streams: AIRLLM_STREAM_IO, "auto" (io_uring where the
+    kernel has it) or "threads", and whether past the page cache (AIRLLM_STREAM_DIRECT, "1", "0").
+
+    ValueError for other values.
+    """
+    io = os.environ.get("AIRLLM_STREAM_IO") or "auto"
+    direct = os.environ.get("AIRLLM_STREAM_DIRECT") or "1"
+    if io not in ("auto", "threads"):
+        raise ValueError(f"AIRLLM_STREAM_IO is {io!r}; expected 'auto' or 'threads'")
+    if direct not in ("0", "1"):
+        raise ValueError(f"AIRLLM_STREAM_DIRECT is {direct!r}; expected '0' or '1'")
+    return io, direct == "1"

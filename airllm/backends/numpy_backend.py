@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from airllm import numpy_ops
 from airllm.backends.experts import Experts
+from airllm.backends.plain_stream import PlainStream
 from airllm.graph import Graph, Op, Role
+from airllm.numpy_ops.quants import row_bytes
 
 Buffers = dict[str, NDArray[Any]]
 
@@ -32,6 +34,27 @@ class NumpyBackend:
 
     def executor(self, graph: Graph, max_tokens: int) -> "NumpyExecutor":
         return NumpyExecutor(graph, max_tokens)
+
+    def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
+        return shape[0] * row_bytes(type, shape[1])
+
+    def memory(self, nbytes: int) -> NDArray[np.uint8]:
+        return np.empty(nbytes, np.uint8)
+
+    def matrix_in(
+        self, memory: NDArray[np.uint8], offset: int, type: str, shape: tuple[int, int]
+    ) -> tuple[Any, Any]:
+        rows = memory[offset : offset + self.packed_bytes(type, shape)]
+        return numpy_ops.PackedMatrix(rows, type, shape), (memory, offset)
+
+    def stream(
+        self,
+        files: Sequence[tuple[int, str]],
+        sections: Sequence[Sequence[tuple[int, int, int, Sequence[Any]]]],
+        *,
+        endless: bool = True,
+    ) -> PlainStream:
+        return PlainStream(files, sections, endless=endless)
 
     def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
         return list(layers)

@@ -10,7 +10,20 @@ import sys
 from collections.abc import Sequence
 
 from airllm import __version__
-from airllm.cli import bench, chat, console, demo, generate, info, options, perplexity, pull
+from airllm.cli import (
+    batch,
+    bench,
+    chat,
+    console,
+    convert,
+    demo,
+    generate,
+    info,
+    options,
+    perplexity,
+    plan,
+    pull,
+)
 
 FAILED = 1
 USAGE = 2
@@ -63,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"airllm {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, pull, generate, chat, perplexity, bench, info):
+    for command in (demo, pull, generate, chat, batch, convert, perplexity, bench, plan, info):
         command.add(commands)
     return parser
 

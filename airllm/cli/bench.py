@@ -85,7 +85,8 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_engine(parser, context=False)
     options.add_output(
         parser,
-        json="results: a list of test, threads, tokens_per_second, stddev, ratio_to_single, and "
+        json="results: a list of test, threads, tokens_per_second, stddev, ratio_to_single, "
+        "stream (of what was read from the disk so far, null where all is in memory), and "
         "profile (ops, each with calls, seconds, nbytes, flops; python_share)",
     )
 
@@ -162,7 +163,8 @@ class _Bench:
             )
         self.last = result.tokens_per_second
         ratio = self.last / single if single else None
-        row = {**asdict(result), "ratio_to_single": ratio, **self._runtime}
+        streamed = self._engine.stream_stats()
+        row = {**asdict(result), "ratio_to_single": ratio, "stream": streamed, **self._runtime}
         if not (self._args.profile or self._args.plot):
             return row, None
         profiled = self._profile(subject, test)

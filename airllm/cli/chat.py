@@ -47,6 +47,7 @@ def add(subparsers: options.Subparsers) -> None:
         "it belongs to this model",
     )
     options.add_sampling(parser, max_tokens=1024)
+    options.add_lookahead(parser)
     options.add_threads(parser)
     options.add_engine(parser)
     options.add_output(parser)
@@ -107,6 +108,7 @@ class Conversation:
         self._system = args.system
         self._sampling = options.sampling(args)
         self._shifts = args.on_full == "shift"
+        self._lookahead = args.lookahead
         self.reset()
 
     def reset(self) -> None:
@@ -141,12 +143,14 @@ class Conversation:
         answer = console.Answer()
         try:
             asked = self._with_room(asked)
-            with answer, console.prompt_progress() as progress:
+            most = self._sampling["max_new_tokens"]
+            with answer, model.evaluation_progress(self._engine, most) as progress:
                 generation = self._engine.generate(
                     asked,
-                    on_token=answer.show,
+                    on_token=progress.before(answer.show),
                     on_progress=progress.update,
                     keep=self._kept(),
+                    lookahead=self._lookahead,
                     **self._sampling,
                 )
             reason: str = generation.finish_reason

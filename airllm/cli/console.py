@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
+from airllm.budget import format_bytes as format_bytes
 from airllm.progress import Progress
 
 log = logging.getLogger("airllm")
@@ -103,18 +104,13 @@ def abandon_stdout() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def format_bytes(n: int) -> str:
-    """1536 -> "1.5 KiB"."""
-    if n < 1024:
-        return f"{n} bytes"
-    power = min((n.bit_length() - 1) // 10, 4)
-    size = n / 1024**power
-    return f"{size:.{0 if size >= 100 else 1}f} {'KMGT'[power - 1]}iB"
-
-
 def progress(label: str, unit: str) -> Progress:
     """Progress on stderr, unless --quiet."""
-    return Progress(label, unit, shown=log.isEnabledFor(logging.INFO))
+    return Progress(label, unit, shown=shows_progress())
+
+
+def shows_progress() -> bool:
+    return log.isEnabledFor(logging.INFO)
 
 
 def prompt_progress() -> Progress:

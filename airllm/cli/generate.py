@@ -51,12 +51,14 @@ def add(subparsers: options.Subparsers) -> None:
         help="with --on-full shift: tokens of the prompt's beginning that are not forgotten; -1: "
         "all of it (default: %(default)s)",
     )
+    options.add_lookahead(parser)
     options.add_threads(parser)
     options.add_engine(parser)
     options.add_output(
         parser,
-        json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, timings, backend, isa, "
-        "threads",
+        json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, passes, accepted_tokens, "
+        "timings, stream (of what was read from the disk meanwhile, null where all is in memory), "
+        "backend, isa, threads",
     )
 
 
@@ -83,12 +85,16 @@ def answer(
     args: argparse.Namespace,
 ) -> "Generation":
     """The answer, which is shown as it comes unless --json asks for it as a whole."""
-    with console.Answer(shown=not args.json) as answer, console.prompt_progress() as progress:
+    with (
+        console.Answer(shown=not args.json) as answer,
+        model.evaluation_progress(engine, args.max_tokens) as progress,
+    ):
         return engine.generate(
             request,
-            on_token=answer.show,
+            on_token=progress.before(answer.show),
             on_progress=progress.update,
             keep=args.keep,
+            lookahead=args.lookahead,
             **options.sampling(args),
         )
 
@@ -100,7 +106,10 @@ def as_json(engine: "LayerWiseInferenceEngine", generation: "Generation") -> dic
         "prompt_tokens": generation.prompt_tokens,
         "shifted_tokens": generation.shifted_tokens,
         "finish_reason": generation.finish_reason,
+        "passes": generation.passes,
+        "accepted_tokens": generation.accepted_tokens,
         "timings": model.timings(generation),
+        "stream": engine.stream_stats(),
         **model.runtime(engine),
     }
 
@@ -122,6 +131,12 @@ def _report(
             engine.context,
             generation.shifted_tokens,
         )
+    if args.lookahead:
+        console.log.info(
+            "lookahead: %d tokens were guessed right, %.2f tokens a pass",
+            generation.accepted_tokens,
+            generation.tokens_per_pass,
+        )
     console.log.info(
         "prompt: %d tokens, %.1f tokens/s; answer: %d tokens, %.1f tokens/s",
         generation.prompt_tokens,
@@ -129,6 +144,8 @@ def _report(
         len(generation.tokens),
         generation.decode_tokens_per_second,
     )
+    if (stats := engine.stream_stats()) is not None:
+        console.log.info("%s", model.stream_in_words(stats))
 
 
 def _read_stdin() -> str:

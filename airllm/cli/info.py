@@ -17,6 +17,9 @@ VARIABLES = {
     "TENSOR_OPS_NUM_THREADS": "threads of the cpp backend",
     "OPENBLAS_NUM_THREADS": "threads of NumPy's matrix product, for the numpy backend",
     "OMP_NUM_THREADS": "the same, where OPENBLAS_NUM_THREADS is not set",
+    "AIRLLM_RAM": "memory that a model may take, as in 2GiB",
+    "AIRLLM_STREAM_IO": "auto or threads: how a model larger than that is read",
+    "AIRLLM_STREAM_DIRECT": "0 reads it through the page cache",
     "AIRLLM_HOME": "folder of the models",
     "XDG_CACHE_HOME": "where AIRLLM_HOME is not set, models are in its folder airllm",
     "AIRLLM_DEBUG": "1 shows where an error came from",
@@ -66,6 +69,7 @@ def collect() -> dict[str, dict[str, Any]]:
         "memory": {
             "total_bytes": system.total_memory(),
             "available_bytes": system.available_memory(),
+            "for_a_model_bytes": _granted(),
             "cgroup_limit_bytes": limit and limit.limit,
             "cgroup_used_bytes": limit and limit.used,
             "cgroup_limit_source": limit and str(limit.source),
@@ -74,6 +78,16 @@ def collect() -> dict[str, dict[str, Any]]:
         "models": _models(),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
     }
+
+
+def _granted() -> int | None:
+    """What --ram is where it is not given."""
+    from airllm.budget import granted_bytes
+
+    try:
+        return granted_bytes(None)
+    except ValueError:  # what AIRLLM_RAM says is no size; the environment shows it
+        return None
 
 
 def _backend() -> dict[str, dict[str, Any]]:

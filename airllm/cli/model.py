@@ -1,15 +1,18 @@
 """From --model and its companions to an open engine, and what there is to say about one."""
 
 import argparse
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from airllm.cli import console
 
 if TYPE_CHECKING:
     from airllm.chat_template import ChatTemplate
+    from airllm.cli.live import StreamLine
     from airllm.layer_engine import Generation, LayerWiseInferenceEngine
+    from airllm.progress import Progress
 
 
 def find(name: str) -> Path:
@@ -42,8 +45,32 @@ def open_engine(
             context=context,
             kv_type=args.kv_type,
             activations=args.activations,
+            ram_budget=args.ram,
+            quantize=args.quantize,
             on_progress=progress.update,
         )
+
+
+def evaluation_progress(
+    engine: "LayerWiseInferenceEngine", max_tokens: int
+) -> "StreamLine | Progress":
+    """Progress of a prompt's evaluation, which goes away before the answer begins; of every token's
+    where the model is streamed."""
+    if engine.stream_stats() is None:
+        return console.prompt_progress()
+    from airllm.cli.live import StreamLine
+
+    return StreamLine(engine.stream_stats, max_tokens=max_tokens, shown=console.shows_progress())
+
+
+def stream_in_words(stats: Mapping[str, Any]) -> str:
+    """ "streamed 9.49 GB at 1.10 GB/s (io_uring, past the page cache)" """
+    speed = stats["bytes_read"] / max(stats["disk_seconds"], 1e-9)
+    cache = "past" if stats["direct"] else "through"
+    return (
+        f"streamed {stats['bytes_read'] / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s "
+        f"({stats['io']}, {cache} the page cache)"
+    )
 
 
 class Runtime(TypedDict):

@@ -77,7 +77,8 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
         "--model",
         required=required,
         metavar="M",
-        help="a GGUF file, or the name of a model that `airllm pull` has fetched",
+        help="a GGUF file (the first of a split model's), a Hugging Face folder, or the name of a "
+        "model that `airllm pull` has fetched",
     )
 
 
@@ -107,11 +108,26 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
         "(default: %(default)s)",
     )
     group.add_argument(
+        "--ram",
+        type=size,
+        metavar="SIZE",
+        help="memory for weights, KV cache and buffers, as in 2GiB or 500MB: what does not fit is "
+        "streamed from the disk for each token, see `airllm plan` (default: AIRLLM_RAM, or what "
+        "is available)",
+    )
+    group.add_argument(
         "--activations",
         choices=["auto", "q8", "q16", "f32"],
         default="auto",
         help="what meets quantised weights: 8-bit integers are fast, 16-bit ones as good as exact, "
         "f32 exact and slow; auto is q16 for up to 64 tokens at once, else q8",
+    )
+    group.add_argument(
+        "--quantize",
+        choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
+        metavar="TYPE",
+        help="what the matrices of a float model become while they are read: %(choices)s "
+        "(default: they stay; `airllm convert` does it once and for all)",
     )
 
 
@@ -132,6 +148,17 @@ def add_threads(parser: argparse.ArgumentParser, *, decode: bool = True) -> None
             help="at most so many of them for the answer, which waits for memory where the prompt "
             "waits for arithmetic (default: all)",
         )
+
+
+def add_lookahead(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lookahead",
+        type=count,
+        default=0,
+        metavar="N",
+        help="guess up to N next tokens from what was said before and check them in one pass, 63 "
+        "at most: the same answer, sooner where text repeats and passes are slow (default: 0)",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> "argparse._ArgumentGroup":
@@ -236,6 +263,16 @@ def counts(text: str) -> list[int]:
 
 def positives(text: str) -> list[int]:
     return [positive(item) for item in text.split(",")]
+
+
+def size(text: str) -> int:
+    """ "2GiB" -> bytes"""
+    from airllm.budget import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def not_negative(text: str) -> float:

@@ -36,7 +36,9 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_threads(parser, decode=False)
     options.add_engine(parser, context=False)
     options.add_output(
-        parser, json="perplexity, stderr, chunks, tokens (those that were predicted), context"
+        parser,
+        json="perplexity, stderr, chunks, tokens (those that were predicted), context, "
+        "stream (of what was read from the disk, null where all is in memory)",
     )
 
 
@@ -57,8 +59,9 @@ def run(args: argparse.Namespace) -> int:
                     done, total, "" if so_far is None else f"perplexity {so_far:.2f}"
                 ),
             )
+        streamed = engine.stream_stats()
     if args.json:
-        console.write_json({**asdict(result), "context": args.context})
+        console.write_json({**asdict(result), "context": args.context, "stream": streamed})
     else:
         print(
             f"perplexity {result.perplexity:.4f} ± {result.stderr:.4f} "

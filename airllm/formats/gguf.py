@@ -1,464 +1,121 @@
-"""Reads GGUF files: metadata, and tensors as views of the memory map.
+"""Opens GGUF files, one or the several of a split model (`gguf_header` describes the format).
 
-The format (ggml's docs/gguf.md), little-endian throughout:
-
-    "GGUF", u32 version, u64 tensor count, u64 metadata count
-    metadata: string key, u32 type, value
-    tensors:  string name, u32 number of dims, u64 dims (fastest first), u32 type, u64 offset
-    padding to `general.alignment`, then the tensors' data
-
-A string is a u64 length and that many bytes of UTF-8; an array is a u32 type, a u64 count and the
-values. Nothing in the file is believed: each count and length is compared with what is left of the
-file, and with the limits below, before anything is allocated or looped over. All of it is done in
-`open`, so a GGUFFile that exists is one whose tensors can all be read.
+A split model's files are named NAME-00001-of-00003.gguf and so on. Each says which it is and of how
+many (`split.no`, from 0 on, `split.count`), and how many tensors they have together
+(`split.tensors.count`); the first has the metadata of all.
 """
 
-import dataclasses
-import io
-import itertools
-import math
-import mmap
 import os
-import stat
-import struct
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-
-from airllm.formats.ggml_types import REMOVED_TYPES, SUPPORTED_TYPES, TYPES
+from airllm.formats.gguf_header import MAX_TENSORS, Header, read_header
+from airllm.formats.mapped_file import MappedFile, quote
 from airllm.formats.metadata import FormatError, Metadata
+from airllm.formats.model_file import ModelParts, Tensor
 
 __all__ = ["FormatError", "GGUFFile", "Metadata", "Tensor"]
 
-# What a file may ask for at most, so that a hostile one of many gigabytes is refused as fast as a
-# small one. The largest vocabularies need 0.8 million strings and 20 MB; models have some thousand
-# tensors and under a hundred keys.
-MAX_HEADER_BYTES = 64 * 2**20
-MAX_STRINGS = 2**21
-MAX_TENSORS = 2**16
-MAX_KEYS = 2**16
-MAX_DIMS = 4
-FINGERPRINT_BYTES = 1024  # of each tensor
-_STRINGS_AT_ONCE = 2**13
-MAX_FAULT_NAME = 80  # characters of a name that an error message repeats
-
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-_NUMBERS: dict[int, np.dtype[np.generic]] = {
-    0: np.dtype("<u1"),
-    1: np.dtype("<i1"),
-    2: np.dtype("<u2"),
-    3: np.dtype("<i2"),
-    4: np.dtype("<u4"),
-    5: np.dtype("<i4"),
-    6: np.dtype("<f4"),
-    _BOOL: np.dtype("?"),
-    10: np.dtype("<u8"),
-    11: np.dtype("<i8"),
-    12: np.dtype("<f8"),
-}
-
-# What people take for a GGUF file, by its first bytes.
-_OTHER_FORMATS = {
-    b"version https": "a Git LFS pointer, not the model; fetch the model with `git lfs pull`",
-    b"PK\x03\x04": "a ZIP archive (a PyTorch checkpoint?); convert it to GGUF",
-    b"tjgg": "a model of the older GGML format; convert it to GGUF",
-    b"lmgg": "a model of the older GGML format; convert it to GGUF",
-    b"fmgg": "a model of the older GGML format; convert it to GGUF",
-    b"<": "a web page or XML; was the download refused?",
-}
+_HINT = "give the .gguf file in it"
+_PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+MAX_PARTS = 99_999  # that names have digits for
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor's entry: `nbytes` bytes of type `type` ("q4_1") at `offset` in the file."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]  # row-major: a matrix is (n rows, k columns)
-    row_bytes: int  # bytes of shape[-1] elements
-    nbytes: int
-    offset: int
-
-
-class GGUFFile:
-    """An open GGUF file; all of it is checked, none of its tensors is read yet.
-
-    metadata: the file's key-value pairs.
-    tensors: every tensor by name, in the file's order.
-    """
-
-    path: Path
-    metadata: Metadata
-    tensors: Mapping[str, Tensor]
-    _map: mmap.mmap
-    _descriptor: int | None
-    _identity: tuple[int, int]
+class GGUFFile(ModelParts):
+    """An open GGUF model: see ModelFile. path: the file, or the first of them."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Map the file and check it.
+        """Map the file and check it, and with the first file of a split model the others, too.
 
         Raises FormatError for anything that is not a GGUF file this package can run, and OSError
-        (FileNotFoundError, PermissionError...) where the file cannot be opened at all.
+        (FileNotFoundError, PermissionError...) where a file cannot be opened at all.
         """
-        self = cls()
-        self.path = Path(path)
-        self._descriptor = descriptor = _open_regular_file(self.path)
+        path = Path(path)
+        parts = [MappedFile.open(path, hint=_HINT)]
         try:
-            self._identity = _identity(descriptor)
-            self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-            self._read()
+            header = read_header(parts[0])
+            tensors = list(header.tensors)
+            for other in _other_parts(path, header.metadata):
+                parts.append(_open_part(other, path))
+                tensors += _read_part(parts, header.metadata)
+                _check_count(path, tensors)
+            _check_together(path, header.metadata, tensors)
         except BaseException:
-            self.close()
+            for part in parts:
+                part.close()
             raise
-        return self
-
-    def data(self, name: str) -> npt.NDArray[np.uint8]:
-        """A tensor's bytes, read-only and without a copy: uint8 [n, row_bytes], 1-D: [row_bytes].
-
-        The view stays valid after `close`. Raises KeyError for a name the file does not have.
-        """
-        tensor = self.tensors[name]
-        raw = np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.offset)
-        return raw.reshape(*tensor.shape[:-1], tensor.row_bytes)
-
-    def read(self, name: str, memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """A tensor's bytes, as `data` has them, read into the beginning of `memory`, uint8 [n].
-
-        Slower than looking at the map, and safe: a file that is truncated at this very moment is a
-        FormatError. Raises KeyError for a name the file does not have.
-        """
-        tensor = self.tensors[name]
-        raw = memory[: tensor.nbytes]
-        self.check_unchanged()
-        assert self._descriptor is not None
-        with io.FileIO(self._descriptor, closefd=False) as file:
-            file.seek(tensor.offset)
-            done = 0
-            while done < tensor.nbytes:  # Linux reads 2 GiB at a time
-                n_bytes = file.readinto(raw[done:].data)
-                if not n_bytes:
-                    raise FormatError(f"{self.path}: {_quote(name)} cannot be read to its end")
-                done += n_bytes
-        return raw.reshape(*tensor.shape[:-1], tensor.row_bytes)
-
-    def fingerprint(self) -> bytes:
-        """32 bytes that tell models apart: SHA-256 of all that comes before the tensors' data and
-        of each tensor's beginning. A copy under another name has the same. Milliseconds, where a
-        hash of the whole file would take seconds."""
-        import hashlib
-
-        self.check_unchanged()
-        assert self._descriptor is not None
-        parts = [(tensor.offset, tensor.nbytes) for tensor in self.tensors.values()]
-        header_bytes = min((offset for offset, _ in parts), default=MAX_HEADER_BYTES)
-        digest = hashlib.sha256(os.pread(self._descriptor, header_bytes, 0))
-        for offset, n_bytes in parts:
-            digest.update(os.pread(self._descriptor, min(n_bytes, FINGERPRINT_BYTES), offset))
-        return digest.digest()
-
-    def check_unchanged(self) -> None:
-        """Raise FormatError if the file was written to or truncated since `open`.
-
-        Call it before touching the map: reading a page that a truncation took away kills the
-        process (SIGBUS). One fstat, about a microsecond. A file that was deleted, or that another
-        was renamed over, does no harm: the map still holds the one that was opened.
-        """
-        if self._descriptor is None:
-            raise FormatError(f"{self.path}: the file was closed")
-        if _identity(self._descriptor) != self._identity:
-            raise FormatError(
-                f"{self.path}: the file was changed while it was in use; load the model again"
-            )
-
-    def close(self) -> None:
-        """Close the file. Views that `data` gave keep the map alive until they are dropped."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"GGUFFile({str(self.path)!r}, {len(self.tensors)} tensors)"
-
-    def _read(self) -> None:
-        reader = _Reader(str(self.path), self._map)
-        tensor_count, key_count = _read_preamble(reader)
-        self.metadata = _read_metadata(reader, key_count)
-        alignment = _alignment(self.metadata)
-        _refuse_parts(self.metadata)
-        tensors = [_read_tensor(reader) for _ in range(tensor_count)]
-        data_start = -(-reader.at // alignment) * alignment
-        self.tensors = MappingProxyType(_place(reader, tensors, data_start, alignment))
+        return cls(path, header.metadata, tensors, parts)
 
 
-class _Reader:
-    """Takes values from the header in order, none from beyond its end."""
-
-    def __init__(self, source: str, data: mmap.mmap) -> None:
-        self.source = source
-        self.data = data
-        self.size = len(data)
-        self.end = min(self.size, MAX_HEADER_BYTES)
-        self.at = 0
-        self.strings_left = MAX_STRINGS
-
-    def fault(self, message: str) -> FormatError:
-        return FormatError(f"{self.source}: {message}")
-
-    def need(self, n_bytes: int, what: str) -> None:
-        """Raise unless n_bytes more are there."""
-        if n_bytes <= self.end - self.at:
-            return
-        if n_bytes <= self.size - self.at:
-            raise self.fault(f"{what} ends beyond {MAX_HEADER_BYTES:,} bytes, too far for metadata")
-        raise self.fault(
-            f"{what} needs {n_bytes:,} bytes at offset {self.at:,}, but the file ends at"
-            f" {self.size:,}; it is truncated or damaged"
-        )
-
-    def take(self, n_bytes: int, what: str) -> bytes:
-        self.need(n_bytes, what)
-        start, self.at = self.at, self.at + n_bytes
-        return self.data[start : self.at]
-
-    def u32(self, what: str) -> int:
-        return int.from_bytes(self.take(4, what), "little")
-
-    def u64(self, what: str) -> int:
-        return int.from_bytes(self.take(8, what), "little")
-
-    def string(self, what: str) -> str:
-        raw = self.take(self.u64(f"the length of {what}"), what)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as error:
-            raise self.fault(f"{what} is not UTF-8: {error}") from None
-
-    def strings(self, count: int, what: str) -> list[str]:
-        """An array of strings, so many at a time that what is claimed buys no memory."""
-        if count > self.strings_left:
-            raise self.fault(f"{what} has {count:,} strings, more than {MAX_STRINGS:,} in the file")
-        self.strings_left -= count
-        self.need(8 * count, what)
-        texts: list[str] = []
-        while len(texts) < count:
-            n = min(count - len(texts), _STRINGS_AT_ONCE)
-            texts += self._short_strings(n) or self._any_strings(n, what, len(texts))
-        return texts
-
-    def _any_strings(self, count: int, what: str, first: int) -> list[str]:
-        """Strings of an array from number `first` on, one after the other."""
-        data, at, end = self.data, self.at, self.end
-        length_at = struct.Struct("<Q").unpack_from
-        texts = []
-        try:
-            for _ in range(count):
-                start = at + 8
-                at = start + length_at(data, at)[0]
-                if at > end:
-                    break
-                texts.append(data[start:at].decode())
-        except UnicodeDecodeError as error:
-            raise self.fault(f"{what}[{first + len(texts)}] is not UTF-8: {error}") from None
-        except struct.error:
-            at = end + 1
-        if at > end:
-            raise self.fault(
-                f"{what}[{first + len(texts)}] ends past the end of the file or of what metadata"
-                f" may take ({end:,} bytes); it is truncated or damaged"
-            )
-        self.at = at
-        return texts
-
-    def _short_strings(self, count: int) -> list[str] | None:
-        """The same where each has 1 to 255 bytes and none of them is zero, as tokens and merges
-        have; None, and nothing is taken, where they are not like that, or no UTF-8.
-
-        The only zero bytes are then the upper seven of each length, and tell where strings begin
-        and end without a loop over them: a third of the time. A Llama 3 has 408,000.
-        """
-        most = min(self.end - self.at, 32 * count)
-        region = np.frombuffer(self.data, np.uint8, most, self.at).copy()
-        zeros = np.flatnonzero(region == 0)
-        starts = zeros[: 7 * count : 7] - 1  # of the lengths
-        if len(zeros) < 7 * count or starts[0] != 0:
-            return None
-        ends = starts + 8 + region[starts]  # of the strings
-        if (
-            (zeros[6 : 7 * count : 7] != starts + 7).any()
-            or (ends[:-1] != starts[1:]).any()
-            or ends[-1] > most
-            or (zeros[7 * count :] < ends[-1]).any()
-        ):
-            return None
-        region[starts] = 0
-        try:
-            pieces = region[: ends[-1]].tobytes().decode().split(8 * "\0")
-        except UnicodeDecodeError:
-            return None
-        self.at += int(ends[-1])
-        return pieces[1:]
-
-    def numbers(self, kind: int, count: int, what: str) -> npt.NDArray[np.generic]:
-        dtype = _NUMBERS[kind]
-        raw = self.take(count * dtype.itemsize, what)
-        if kind == _BOOL and raw.strip(b"\0\1"):
-            raise self.fault(f"{what} has a bool that is neither 0 nor 1")
-        return np.frombuffer(raw, dtype)
-
-    def value(self, what: str) -> object:
-        kind = self.u32(f"the type of {what}")
-        if kind == _STRING:
-            return self.string(what)
-        if kind == _ARRAY:
-            kind, count = self.u32(f"the type of {what}"), self.u64(f"the count of {what}")
-            if kind == _STRING:
-                return self.strings(count, what)
-            if kind == _ARRAY:
-                raise self.fault(f"{what} is an array of arrays, which no model needs")
-            if kind in _NUMBERS:
-                return self.numbers(kind, count, what)
-        elif kind in _NUMBERS:
-            return self.numbers(kind, 1, what)[0].item()
-        raise self.fault(f"{what} has type {kind}, which GGUF does not define")
-
-
-def _open_regular_file(path: Path) -> int:
-    """A descriptor; looks before it opens, because opening a named pipe would wait for a writer."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise FormatError(f"{path}: is a directory; give the .gguf file in it")
-    if not stat.S_ISREG(mode):
-        raise FormatError(f"{path}: is not a regular file")
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    if os.fstat(descriptor).st_size == 0:
-        os.close(descriptor)
-        raise FormatError(f"{path}: is empty")
-    return descriptor
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
-
-
-def _read_preamble(reader: _Reader) -> tuple[int, int]:
-    """Check magic and version; return the counts of tensors and of metadata keys."""
-    if reader.data[:4] != b"GGUF":
-        for magic, meaning in _OTHER_FORMATS.items():
-            if reader.data[: len(magic)] == magic:
-                raise reader.fault(f"not a GGUF file but {meaning}")
-        raise reader.fault(f"not a GGUF file: it begins with {reader.data[:4]!r}, not b'GGUF'")
-    reader.take(4, "the magic")
-    version = reader.u32("the version")
-    if version not in (2, 3):
-        if version and version & 0xFFFF == 0:
-            raise reader.fault("a big-endian GGUF file; only little-endian ones are supported")
-        raise reader.fault(f"GGUF version {version}; versions 2 and 3 are supported")
-    counts = []
-    for what, limit in (("tensors", MAX_TENSORS), ("metadata keys", MAX_KEYS)):
-        count = reader.u64(f"the count of {what}")
-        if count > limit:
-            raise reader.fault(f"claims {count:,} {what}; no model has more than {limit:,}")
-        counts.append(count)
-    return counts[0], counts[1]
-
-
-def _read_metadata(reader: _Reader, count: int) -> Metadata:
-    values: dict[str, object] = {}
-    for index in range(count):
-        key = reader.string(f"the name of metadata key {index}")
-        if key in values:
-            raise reader.fault(f"metadata key {_quote(key)} is there twice")
-        values[key] = reader.value(f"metadata {_quote(key)}")
-    return Metadata(reader.source, values)
-
-
-def _alignment(metadata: Metadata) -> int:
-    alignment = metadata.integer("general.alignment", 32)
-    if alignment < 8 or alignment & (alignment - 1):
+def _other_parts(path: Path, metadata: Metadata) -> Sequence[Path]:
+    """The files beside the first of a split model; none where the model is in one."""
+    count = metadata.integer("split.count", 1, high=MAX_PARTS)
+    if count <= 1:
+        return ()
+    number = metadata.integer("split.no", high=MAX_PARTS)
+    name = _PART_NAME.fullmatch(path.name)
+    if number != 0:
+        first = f"{name['stem']}-00001-of-{count:05}.gguf" if name else "the first"
+        raise metadata.fault(f"part {number + 1} of {count} of a split model; give {first}")
+    if name is None or int(name["number"]) != 1 or int(name["count"]) != count:
         raise metadata.fault(
-            f"general.alignment is {alignment}; expected a power of two, at least 8"
+            f"part 1 of {count} of a split model, whose name must end in -00001-of-{count:05}.gguf "
+            "for the others to be found; give it back its name"
         )
-    return alignment
+    names = (f"{name['stem']}-{number:05}-of-{count:05}.gguf" for number in range(2, count + 1))
+    return [path.with_name(other) for other in names]
 
 
-def _refuse_parts(metadata: Metadata) -> None:
-    parts = metadata.integer("split.count", 1)
-    if parts > 1:
-        raise metadata.fault(
-            f"one of {parts} parts of a split model; join them with `llama-gguf-split --merge`"
-        )
+def _open_part(path: Path, first: Path) -> MappedFile:
+    try:
+        return MappedFile.open(path, hint=f"it should be a part of {first.name}")
+    except FileNotFoundError:
+        raise FormatError(f"{first}: a split model whose part {path.name} is missing") from None
 
 
-def _read_tensor(reader: _Reader) -> Tensor:
-    """A tensor's entry, its offset still counted from the start of the data."""
-    name = reader.string("a tensor's name")
-    what = f"tensor {_quote(name)}"
-    n_dims = reader.u32(f"the number of dims of {what}")
-    if not 1 <= n_dims <= MAX_DIMS:
-        raise reader.fault(f"{what} has {n_dims:,} dims; expected 1 to {MAX_DIMS}")
-    shape = tuple(reversed([reader.u64(f"a dim of {what}") for _ in range(n_dims)]))
-    number, offset = reader.u32(f"the type of {what}"), reader.u64(f"the offset of {what}")
-
-    kind = TYPES.get(number)
-    if kind is None or kind.name not in SUPPORTED_TYPES:
-        name_of_type = kind.name if kind else REMOVED_TYPES.get(number, f"number {number}")
-        raise reader.fault(
-            f"{what} is of type {name_of_type.upper()}; supported are"
-            f" {', '.join(SUPPORTED_TYPES).upper()}: use a file of one of these"
-        )
-    if 0 in shape:
-        raise reader.fault(f"{what} has shape {shape}; a dim of 0 holds nothing")
-    if shape[-1] % kind.block_size:
-        raise reader.fault(
-            f"{what} has rows of {shape[-1]:,} elements; {kind.name.upper()} needs a multiple of"
-            f" {kind.block_size}"
-        )
-    row_bytes = kind.row_bytes(shape[-1])
-    nbytes = math.prod(shape[:-1]) * row_bytes
-    return Tensor(name, kind.name, shape, row_bytes, nbytes, offset)
+def _read_part(parts: Sequence[MappedFile], first: Metadata) -> list[Tensor]:
+    """The tensors of the last of `parts`, once it has shown to be what its name says."""
+    number = len(parts) - 1
+    header: Header = read_header(parts[-1], number)
+    found = header.metadata
+    expected: dict[str, int | str] = {
+        "split.no": number,
+        "split.count": first.integer("split.count"),
+        "split.tensors.count": first.integer("split.tensors.count"),
+    }
+    said: dict[str, int | str] = {key: found.integer(key) for key in expected}
+    if "general.architecture" in found:  # the first has it for all; a whole model has it, too
+        said["general.architecture"] = found.text("general.architecture")
+        expected["general.architecture"] = first.text("general.architecture")
+    for key, value in said.items():
+        if value != expected[key]:
+            raise found.fault(
+                f"{key} is {value!r}; expected {expected[key]!r} in part {number + 1} of "
+                f"{parts[0].path.name}: this file was renamed, or belongs to another model"
+            )
+    return header.tensors
 
 
-def _place(
-    reader: _Reader, tensors: list[Tensor], data_start: int, alignment: int
-) -> dict[str, Tensor]:
-    """Tensors by name with their place in the file, each inside it and clear of the others."""
-    placed: dict[str, Tensor] = {}
+def _check_count(path: Path, tensors: Sequence[Tensor]) -> None:
+    if len(tensors) > MAX_TENSORS:
+        raise FormatError(f"{path}: more than {MAX_TENSORS:,} tensors in the parts of this model")
+
+
+def _check_together(path: Path, metadata: Metadata, tensors: Sequence[Tensor]) -> None:
+    """What only all parts together can show."""
+    names: set[str] = set()
     for tensor in tensors:
-        what = f"tensor {_quote(tensor.name)}"
-        if tensor.name in placed:
-            raise reader.fault(f"{what} is there twice")
-        if tensor.offset % alignment:
-            raise reader.fault(f"{what} starts at {tensor.offset:,}, no multiple of {alignment}")
-        start = data_start + tensor.offset
-        if start + tensor.nbytes > reader.size:
-            raise reader.fault(
-                f"{what} of shape {tensor.shape} ends at {start + tensor.nbytes:,}, but the file"
-                f" at {reader.size:,}; it is truncated or damaged"
+        if tensor.name in names:
+            raise FormatError(
+                f"{path}: tensor {quote(tensor.name)} is in two parts of this model; they do not "
+                "belong together"
             )
-        placed[tensor.name] = dataclasses.replace(tensor, offset=start)
-    by_offset = sorted(placed.values(), key=lambda tensor: tensor.offset)
-    for before, after in itertools.pairwise(by_offset):
-        if before.offset + before.nbytes > after.offset:
-            raise reader.fault(f"tensors {_quote(before.name)} and {_quote(after.name)} overlap")
-    return placed
-
-
-def _quote(name: str) -> str:
-    return repr(name if len(name) <= MAX_FAULT_NAME else name[:MAX_FAULT_NAME] + "...")
+        names.add(tensor.name)
+    expected = metadata.integer("split.tensors.count", len(tensors))
+    if len(tensors) != expected:
+        raise metadata.fault(
+            f"has {len(tensors):,} tensors in all its parts; split.tensors.count says {expected:,}"
+        )

@@ -4,17 +4,20 @@ The format is the one at the head of `gguf.py`. Metadata and the table of tensor
 tensors' types and shapes must be known from the start; their data follows when it is there.
 """
 
+import errno
+import io
 import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.durable import sync_directory
 from airllm.formats.ggml_types import TYPES
 
 ALIGNMENT = 32
@@ -60,8 +63,9 @@ class GGUFWriter:
     metadata: str, bool, int (uint32, or int32, uint64, int64 where it does not fit), float
         (float32), NumPy scalars and 1-D arrays in their own type, lists of strings.
 
-    The file appears under its name when all is written; until then it is `path`.partial, which an
-    exception removes. OSError where it cannot be written.
+    The file appears under its name when all is written and on the disk; until then it is
+    `path`.partial, which an exception removes, and the next writer of the same file takes over from
+    one that was killed. OSError where it cannot be written, or another process writes it.
     """
 
     def __init__(
@@ -75,8 +79,12 @@ class GGUFWriter:
         self._tensors = list(tensors)
         self._written = 0  # bytes of the first of self._tensors
         head = _head(metadata, self._tensors)
-        self._file: BinaryIO = self._partial.open("wb")
-        self._file.write(head)
+        self._file = _open_exclusively(self._partial)
+        try:
+            self._write(head)
+        except BaseException:
+            self._abandon()
+            raise
 
     def write(self, name: str, data: NDArray[Any]) -> None:
         """The next piece of a tensor, as raw bytes of a C-contiguous array of any type.
@@ -95,7 +103,7 @@ class GGUFWriter:
                 f"{self.path}: {self._written + data.nbytes} bytes for {name}; expected "
                 f"{tensor.nbytes}"
             )
-        self._file.write(np.ascontiguousarray(data).data)
+        self._write(np.ascontiguousarray(data).data)
         self._written += data.nbytes
 
     def __enter__(self) -> Self:
@@ -110,9 +118,12 @@ class GGUFWriter:
         try:
             if error is None:
                 self._finish()
-        finally:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
+        except BaseException:
+            self._abandon()
+            raise
+        if error is not None:
+            self._abandon()
+        self._file.close()
 
     def _finish(self) -> None:
         while self._tensors and self._written == self._tensors[0].nbytes:
@@ -122,13 +133,53 @@ class GGUFWriter:
             raise ValueError(
                 f"{self.path}: {self._written} bytes for {tensor.name}; expected {tensor.nbytes}"
             )
-        self._file.close()
+        os.fsync(self._file.fileno())
         self._partial.replace(self.path)
+        sync_directory(self.path.parent)
+
+    def _abandon(self) -> None:
+        self._partial.unlink(missing_ok=True)  # while it is locked: it is ours
+        self._file.close()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        left = memoryview(data).cast("B")
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:  # which does not say where
+            raise OSError(error.errno, error.strerror, str(self._partial)) from None
 
     def _next_tensor(self) -> None:
-        self._file.write(bytes(-self._written % ALIGNMENT))
+        self._write(bytes(-self._written % ALIGNMENT))
         self._tensors.pop(0)
         self._written = 0
+
+
+def _open_exclusively(path: Path) -> io.FileIO:
+    """An empty file that no other process writes: the lock goes when its process does."""
+    while True:
+        file = io.FileIO(path, "ab")
+        try:
+            _lock(file, path)
+            # Another may have finished meanwhile: the file has its final name then, and is full.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(file: io.FileIO, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two writers at a time are not kept apart
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EAGAIN, "another process is writing it", str(path)) from None
 
 
 def _head(metadata: Mapping[str, object], tensors: Sequence[TensorInfo]) -> bytes:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats.gguf import GGUFFile
+from airllm.formats.model_file import ModelFile
 from airllm.graph import Activations, Graph
 from airllm.graph_rewrite import fuse
 from airllm.models import gemma2, gemma3, llama, qwen2, qwen3, qwen3moe
@@ -61,7 +61,9 @@ class Model:
     head: Graph
 
 
-def load_model(gguf: GGUFFile, activations: Activations = "auto", *, fusion: bool = False) -> Model:
+def load_model(
+    gguf: ModelFile, activations: Activations = "auto", *, fusion: bool = False
+) -> Model:
     """The model that a file describes; fusion: its graphs as graph_rewrite.fuse makes them.
     FormatError for an architecture that has no family here."""
     architecture = gguf.metadata.text("general.architecture")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from airllm.formats.gguf import GGUFFile, Metadata
+from airllm.formats.metadata import Metadata
+from airllm.formats.model_file import ModelFile
 
 # Limits far above any model there is (the longest contexts are 10 million tokens, the widest layers
 # some 100,000), so that what follows cannot overflow. That the tensors are there, in these sizes,
@@ -116,9 +117,12 @@ class ModelConfig:
     n_experts: int = 0
     n_experts_used: int = 0  # by each token
     normalized_experts: bool = True  # the shares of a token's experts sum to 1
+    # Of a Llama: rope's pairs are neighbours, as its GGUF files order the rows of Q and K, or, as
+    # Hugging Face's do, a dimension of a head's first half and its like in the second.
+    rope_interleaved: bool = True
 
     @classmethod
-    def from_gguf(cls, gguf: GGUFFile) -> "ModelConfig":
+    def from_gguf(cls, gguf: ModelFile) -> "ModelConfig":
         """Read and check. FormatError names the file, the key and its value."""
         metadata = gguf.metadata
         arch = metadata.text("general.architecture")
@@ -172,6 +176,7 @@ class ModelConfig:
             n_experts=n_experts,
             n_experts_used=n_experts_used,
             normalized_experts=metadata.flag(f"{arch}.expert_weights_norm", True),
+            rope_interleaved=metadata.flag("airllm.rope.interleaved", True),
         )
 
 
@@ -260,7 +265,7 @@ def _intermediate_size(metadata: Metadata, arch: str, n_experts_used: int) -> in
     return metadata.integer(f"{arch}.expert_feed_forward_length", default, low=1, high=_MAX_WIDTH)
 
 
-def _vocab_size(gguf: GGUFFile, arch: str) -> int:
+def _vocab_size(gguf: ModelFile, arch: str) -> int:
     """The rows of the embedding, which metadata and vocabulary must agree with."""
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None:

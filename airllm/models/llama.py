@@ -2,7 +2,7 @@
 Mistral (arXiv:2310.06825), whose layers attend to a window.
 
 GGUF's conversion of this architecture reorders the rows of Q and K so that the pairs that rope
-rotates are neighbours, hence `interleaved`.
+rotates are neighbours, hence `interleaved`; Hugging Face's files have them in halves.
 """
 
 from airllm.graph import Activations, Buffer, Graph, GraphBuilder
@@ -27,8 +27,8 @@ def layer(c: ModelConfig, activations: Activations, window: int) -> Graph:
     q = g.linear(h, g.weight("attn_q", q_width, hidden))  # [n, q_width]
     k = g.linear(h, g.weight("attn_k", kv_width, hidden))  # [n, kv_width]
     v = g.linear(h, g.weight("attn_v", kv_width, hidden))  # [n, kv_width]
-    q = g.rope(q, table, c.n_heads, c.head_dim, interleaved=True, out=q)
-    k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=True, out=k)
+    q = g.rope(q, table, c.n_heads, c.head_dim, interleaved=c.rope_interleaved, out=q)
+    k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=c.rope_interleaved, out=k)
     g.kv_append(k, v, c.n_kv_heads, c.head_dim)
     a = g.attention(
         q, c.n_heads, c.n_kv_heads, c.head_dim, scale=c.attention_scale, window=window

@@ -3,11 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats.gguf import GGUFFile, Metadata
+from airllm.formats.metadata import Metadata
+from airllm.formats.model_file import ModelFile
 from airllm.models.config import ModelConfig
 
 
-def inverse_frequencies(gguf: GGUFFile, config: ModelConfig, window: int) -> NDArray[np.float64]:
+def inverse_frequencies(gguf: ModelFile, config: ModelConfig, window: int) -> NDArray[np.float64]:
     """Radians per position of each pair of rotating dimensions: float64 [rope_dims / 2].
 
     theta^(-2i / rope_dims), divided by the factor of linear scaling, and by the factors of the

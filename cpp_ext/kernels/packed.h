@@ -29,6 +29,7 @@
 #include <algorithm>
 
 #include "kernels/blocks.h"
+#include "kernels/interleave.h"
 
 namespace tensor_ops {
 namespace {
@@ -177,20 +178,24 @@ template <class Isa>
 void pack(DType type, const std::byte* src, std::size_t n, std::size_t k, std::size_t first,
           std::size_t last, std::byte* dst) {
     const std::size_t rows = group_rows<Isa>(type), bytes = group_bytes<Isa>(type, k);
-    const std::size_t source_bytes = row_bytes(type, k), element = block_size(type).bytes;
+    const std::size_t source_bytes = row_bytes(type, k);
     for (std::size_t g = first; g < last; ++g) {
         std::byte* group = dst + g * bytes;
-        std::memset(group, 0, bytes);
-        for (std::size_t r = 0; r < rows && g * rows + r < n; ++r) {
-            const std::byte* row = src + (g * rows + r) * source_bytes;
-            if (is_quantized(type)) {
-                with_quantized(type, [&](auto constant) {
+        const std::byte* row = src + g * rows * source_bytes;
+        const std::size_t here = std::min(rows, n - g * rows);
+        if (is_quantized(type)) {
+            std::memset(group, 0, bytes);
+            with_quantized(type, [&](auto constant) {
+                for (std::size_t r = 0; r < here; ++r, row += source_bytes)
                     pack_quantized_row<Isa, constant>(row, k, r, group);
-                });
-                continue;
-            }
-            for (std::size_t c = 0; c < k; ++c)
-                std::memcpy(group + (c * rows + r) * element, row + c * element, element);
+            });
+        } else {
+            std::memset(group + k * rows * block_size(type).bytes, 0,
+                        bytes - k * rows * block_size(type).bytes);
+            if (type == DType::f32)
+                weave<4>(row, here, k, rows, group);
+            else
+                weave<2>(row, here, k, rows, group);
         }
     }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
 
 #include "kernels.h"
@@ -22,20 +23,34 @@ class PackedMatrix {
  public:
     // Packs on all threads.  `source` holds matrix_bytes(type, n, k) bytes.
     PackedMatrix(DType type, std::span<const std::byte> source, std::size_t n, std::size_t k);
+    // Room for one, `offset` bytes into memory that others may own too; pack_groups fills it.
+    // Throws std::invalid_argument where it does not fit, or offset is no multiple of 64.
+    PackedMatrix(DType type, std::size_t n, std::size_t k, std::shared_ptr<AlignedBytes> memory,
+                 std::size_t offset);
+
+    // Packs the rows of whole groups, `first_group` the first of them, on this thread alone.
+    void pack_groups(std::size_t first_group, std::span<const std::byte> rows) const;
+    // Bytes that the rows of a group have in a file.
+    std::size_t group_source_bytes() const;
 
     DType type() const { return view_.type; }
     std::size_t n() const { return view_.n; }
     std::size_t k() const { return view_.k; }
-    std::size_t bytes() const { return data_.size(); }
+    std::size_t bytes() const { return bytes_; }
     std::size_t groups() const;
     const PackedView& view() const { return view_; }
     const KernelTable& table() const { return *table_; }
 
  private:
     const KernelTable* table_;
-    AlignedBytes data_;
+    std::shared_ptr<AlignedBytes> memory_;
+    std::byte* data_;
+    std::size_t bytes_;
     PackedView view_;
 };
+
+// Bytes of an n x k matrix as it is packed for the ISA in use.  Throws as matrix_bytes.
+std::size_t packed_bytes(DType type, std::size_t n, std::size_t k);
 
 // Rows as a file stores them, not owned: for lookups of single rows.
 struct RawRows {

@@ -1,0 +1,140 @@
+"""airllm batch: many prompts from a file, their answers to another."""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airllm.cli import console, model, options
+
+if TYPE_CHECKING:
+    from airllm.batch_file import Job
+    from airllm.layer_engine import Generation, LayerWiseInferenceEngine
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.add_command(
+        subparsers,
+        "batch",
+        run,
+        help="answer a file of prompts, and go on where it was interrupted",
+        description='Answers a file of prompts, lines of JSON with "prompt" (a text to continue) '
+        'or "messages" (a chat). A line may have an "id" and settings of its own, such as '
+        '"max_new_tokens", "temperature" and "seed". Answers are appended to --out as they are '
+        "ready, a line each; after a crash or Ctrl-C the same command goes on where it was.",
+        examples=[
+            "airllm batch -m smollm2-135m --in prompts.jsonl --out answers.jsonl",
+            "airllm batch -m model.gguf --in q.jsonl --out a.jsonl -n 100 --temperature 0",
+        ],
+    )
+    options.add_model(parser)
+    parser.add_argument(
+        "--in", dest="prompts", required=True, type=Path, metavar="FILE", help="lines of JSON"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="where answers are appended; those that are there are not made again",
+    )
+    parser.add_argument(
+        "--batch",
+        type=options.positive,
+        default=8,
+        metavar="N",
+        help="prompts that are answered together: a pass of the model gives a token for each, so "
+        "the more the sooner, as far as memory for their KV caches goes (default: %(default)s)",
+    )
+    options.add_sampling(parser, max_tokens=256)
+    options.add_threads(parser)
+    options.add_engine(parser)
+    options.add_output(parser, json="prompts, answered (now), failed (now), answered_before")
+
+
+def run(args: argparse.Namespace) -> int:
+    from airllm.batch_file import Answers, digest, read_jobs
+
+    if args.on_full == "error":
+        raise options.UsageError("--on-full error would end all answers; choose stop or shift")
+    jobs = read_jobs(args.prompts)
+    settings = options.sampling(args)
+    with model.open_engine(args, context=args.context, threads=args.threads) as engine:
+        run = digest(
+            {
+                **settings,
+                "model": engine.fingerprint().hex(),
+                "context": engine.context,
+                "kv_type": args.kv_type,
+                "activations": args.activations,
+            }
+        )
+        with Answers.open(args.out, jobs, run) as answers:
+            before = len(jobs) - len(answers.left)
+            if before:
+                console.log.info("%d of %d prompts are answered already", before, len(jobs))
+            answered = failed = 0
+            with console.progress("answering", "prompts") as progress:
+                for job, answer in _answers(engine, answers.left, settings, args.batch):
+                    answers.append(job, answer)
+                    answered, failed = answered + 1, failed + ("error" in answer)
+                    progress.update(answered, len(answers.left))
+    if args.json:
+        counts = {"answered": answered - failed, "failed": failed, "answered_before": before}
+        console.write_json({"prompts": len(jobs), **counts})
+    else:
+        console.log.info("%d prompts answered now, %d failed", answered - failed, failed)
+    if failed:
+        console.note(f'{failed} prompts could not be answered; their lines say why, as "error"')
+    return int(failed > 0)
+
+
+def _answers(
+    engine: "LayerWiseInferenceEngine",
+    jobs: Sequence["Job"],
+    settings: Mapping[str, Any],
+    batch: int,
+) -> Iterator[tuple["Job", dict[str, object]]]:
+    """Each job with the fields of its answer, as they get ready; those with the same settings are
+    answered together. A prompt that cannot be answered (it does not fit the context, say) has an
+    error in place of a text, and is no one else's."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        try:
+            engine.prompt_length(job.prompt)
+        except ValueError as error:
+            if isinstance(error, _broken()):
+                raise
+            yield job, {"error": str(error)}
+        else:
+            groups.setdefault(repr(sorted(job.settings.items())), []).append(job)
+    for group in groups.values():
+        try:
+            answers = engine.stream_batch(
+                [job.prompt for job in group], batch=batch, **{**settings, **group[0].settings}
+            )
+        except ValueError as error:  # of the settings
+            for job in group:
+                yield job, {"error": str(error)}
+            continue
+        with closing(answers):
+            for index, generation in answers:
+                yield group[index], _fields(generation)
+
+
+def _broken() -> type[ValueError]:
+    """What is the model file's fault and not the prompt's."""
+    from airllm.formats.metadata import FormatError
+
+    return FormatError
+
+
+def _fields(generation: "Generation") -> dict[str, object]:
+    return {
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "prompt_tokens": generation.prompt_tokens,
+        "tokens": len(generation.tokens),
+        "seconds": round(generation.prefill_seconds + generation.decode_seconds, 3),
+    }

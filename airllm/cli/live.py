@@ -1,0 +1,122 @@
+"""What is going on while a token takes seconds: a line on a terminal, lines in a log.
+
+airllm: token 3: layer 5/16, 1.10 GB/s, 93% waiting for disk, 1.92 s/token, at most 40 s left
+"""
+
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from airllm.progress import LOG_SECONDS, format_duration
+
+REDRAW_SECONDS = 0.1
+
+# The line stands below the cursor, where an answer is being written, and leaves the cursor where it
+# is. Index and reverse index make sure that there is a line below; ECMA-48, which every terminal of
+# today speaks.
+_BELOW = "\x1bD\x1bM\x1b7\x1b[B\r\x1b[K"
+_BACK = "\x1b8"
+
+log = logging.getLogger("airllm")
+
+
+class StreamLine:
+    """How far a pass through a streamed model is; `update` takes (layers done, layers).
+
+    stats: see LayerWiseInferenceEngine.stream_stats. max_tokens: of the answer, for the time left.
+    """
+
+    def __init__(
+        self,
+        stats: Callable[[], dict[str, Any] | None],
+        *,
+        max_tokens: int | None = None,
+        shown: bool = True,
+    ) -> None:
+        self._stats, self._max_tokens, self._shown = stats, max_tokens, shown
+        self._passes = 0  # that are done; the first is the prompt's
+        self._layer = 0
+        self._answer_start = 0.0  # when the prompt was read
+        self._drawn_at: float | None = None
+        # When the last pass began, and this one, and what the statistics were then: what is shown
+        # is of these two.
+        self._logged, now = time.monotonic(), (time.monotonic(), stats() or {})
+        self._begun, self._last = [now, now], now
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.hide()
+
+    def update(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done <= self._layer:  # a new pass, which began when the last one ended
+            self._passes += 1
+            self._begun = [self._begun[1], self._last]
+            if self._passes == 1:
+                self._answer_start = self._last[0]
+        self._last = now, self._stats() or {}
+        self._layer = done
+        if not self._shown:
+            return
+        if not sys.stderr.isatty():
+            if now - self._logged >= LOG_SECONDS:
+                self._logged = now
+                log.info("%s", self.text(done, total))
+        elif self._drawn_at is None or now - self._drawn_at >= REDRAW_SECONDS:
+            self._drawn_at = now
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"{_BELOW}{self.text(done, total)[:width]}{_BACK}")
+            sys.stderr.flush()
+
+    def hide(self) -> None:
+        """Before anything else is written."""
+        if self._drawn_at is not None:
+            self._drawn_at = None
+            sys.stderr.write(_BELOW + _BACK)
+            sys.stderr.flush()
+
+    def before(self, show: Callable[[str], None]) -> Callable[[str], None]:
+        """`show`, for what is written to the same terminal: the line goes away first."""
+
+        def shown(piece: str) -> None:
+            self.hide()
+            show(piece)
+
+        return shown
+
+    def text(self, done: int, total: int) -> str:
+        (now, stats), (begun, before) = self._last, self._begun[0]
+        seconds = max(now - begun, 1e-9)
+
+        def since(name: str) -> float:
+            return float(stats.get(name, 0)) - float(before.get(name, 0))
+
+        what = "reading the prompt" if self._passes == 0 else f"token {self._passes + 1}"
+        share = min(since("waited_for_disk_seconds") / seconds, 1.0)
+        return (
+            f"{what}: layer {done}/{total}, {since('bytes_read') / seconds / 1e9:.2f} GB/s, "
+            f"{100 * share:.0f}% waiting for disk, {self._time(done, total)}"
+        )
+
+    def _time(self, done: int, total: int) -> str:
+        now = self._last[0]
+        if self._passes == 0:  # the prompt, which ends with the first token
+            left = (now - self._begun[1][0]) * (total - done) / max(done, 1)
+            return f"{format_duration(left)} left"
+        tokens = self._passes - 1 + done / total  # since the first one
+        each = (now - self._answer_start) / tokens
+        if self._max_tokens is None:
+            return f"{each:.2f} s/token"
+        left = each * max(self._max_tokens - 1 - tokens, 0)
+        return f"{each:.2f} s/token, at most {format_duration(left)} left"

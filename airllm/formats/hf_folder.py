@@ -1,0 +1,185 @@
+"""Opens a Hugging Face folder: config.json, tokenizer.json, and weights as safetensors.
+
+    config.json                     what the model is made of
+    model.safetensors               its weights, or
+    model.safetensors.index.json    which of several files has which tensor
+    tokenizer.json                  the tokeniser
+    tokenizer_config.json, chat_template.jinja, generation_config.json    where there are any
+
+Weights stay where they are; metadata, names and the few tensors that GGUF has otherwise are
+translated, so that the rest of the package sees no difference.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from airllm.formats.hf_config import HFConfig, translate
+from airllm.formats.hf_names import Part, translate_tensors
+from airllm.formats.hf_tokenizer import translate_tokenizer
+from airllm.formats.json_file import read_object
+from airllm.formats.mapped_file import MappedFile, quote
+from airllm.formats.metadata import FormatError, Metadata
+from airllm.formats.model_file import ModelParts, Tensor
+from airllm.formats.safetensors import read_table
+
+__all__ = ["ROPE_INTERLEAVED", "HFFolder"]
+
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Whether rope's pairs are neighbours in the rows of a Llama's Q and K, as GGUF files have them, or
+# a head's first half and its second, as here.
+ROPE_INTERLEAVED = "airllm.rope.interleaved"
+
+_MAX_JSON = 4 * 2**20
+_MAX_INDEX = 64 * 2**20
+_MAX_TOKENIZER = 128 * 2**20  # Gemma's 262,000 tokens and their merges take 33 MB
+_MAX_TEMPLATE = 2**20
+
+
+class HFFolder(ModelParts):
+    """An open folder: see ModelFile. path: the folder."""
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read the descriptions, map the weights and check all of it.
+
+        Raises FormatError for anything that is not a model this package can run, and OSError where
+        a file cannot be opened at all.
+        """
+        folder = Path(folder)
+        config = translate(_read(folder / CONFIG, required="a model's folder has one"))
+        parts: list[Part] = []
+        try:
+            _open_weights(folder, parts)
+            translated = translate_tensors(str(folder), parts, gemma=config.gemma, tied=config.tied)
+            tensors, made = list(translated.tensors), dict(translated.made)
+            _check_head(folder, config, tensors)
+            if config.rope_factors is not None:
+                _add_rope_factors(config.rope_factors, tensors, made)
+            metadata = {
+                "general.name": folder.resolve().name,
+                **config.metadata,
+                **_tokenizer(folder, tensors),
+            }
+            if config.metadata["general.architecture"] == "llama":
+                metadata[ROPE_INTERLEAVED] = False
+        except BaseException:
+            for part in parts:
+                part.file.close()
+            raise
+        files = [part.file for part in parts]
+        said = _digest_of_descriptions(folder)
+        return cls(folder, Metadata(str(folder), metadata), tensors, files, made=made, said=said)
+
+
+def _open_weights(folder: Path, parts: list[Part]) -> None:
+    """Append the files of the weights, each checked; with an index, against it."""
+    index = folder / INDEX
+    if not index.exists():
+        if not (folder / WEIGHTS).exists():
+            raise FormatError(
+                f"{folder}: has neither {WEIGHTS} nor {INDEX}; weights in another format (.bin, "
+                ".pth) can be saved as safetensors with transformers' save_pretrained"
+            )
+        file = MappedFile.open(folder / WEIGHTS, hint="it should be a file")
+        parts.append(Part(file, ()))
+        parts[-1] = Part(file, read_table(file))
+        return
+    places = read_object(index, _MAX_INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise FormatError(f"{index}: weight_map does not say which file has which tensor")
+    for name in sorted(set(map(str, places.values()))):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise FormatError(f"{index}: {quote(name)} is no .safetensors file of this folder")
+        try:
+            file = MappedFile.open(folder / name, hint="it should be a file")
+        except FileNotFoundError:
+            raise FormatError(f"{folder}: {name} is missing, which {INDEX} names") from None
+        parts.append(Part(file, ()))
+        parts[-1] = Part(file, read_table(file))
+        expected = {tensor for tensor, place in places.items() if place == name}
+        there = {stored.name for stored in parts[-1].table}
+        if expected != there:
+            odd = min(expected ^ there)
+            raise FormatError(
+                f"{folder / name}: tensor {quote(odd)} "
+                + ("is missing" if odd in expected else f"is not what {INDEX} has there")
+                + "; the file belongs to another model, or was replaced"
+            )
+
+
+def _check_head(folder: Path, config: HFConfig, tensors: list[Tensor]) -> None:
+    """Without an output matrix the embedding would serve, which only some models mean."""
+    if not config.tied and all(tensor.name != "output.weight" for tensor in tensors):
+        raise FormatError(
+            f"{folder}: tensor lm_head.weight is missing, and tie_word_embeddings is not true"
+        )
+
+
+def _add_rope_factors(
+    factors: npt.NDArray[np.float32],
+    tensors: list[Tensor],
+    made: dict[str, Callable[[], npt.NDArray[np.uint8]]],
+) -> None:
+    name = "rope_freqs.weight"
+    tensors.append(Tensor(name, "f32", factors.shape, factors.nbytes, factors.nbytes, ()))
+    made[name] = lambda: factors.astype("<f4").view(np.uint8)
+
+
+def _tokenizer(folder: Path, tensors: list[Tensor]) -> dict[str, object]:
+    """Tokeniser and chat template, with GGUF's keys."""
+    tokenizer = _read(
+        folder / TOKENIZER,
+        limit=_MAX_TOKENIZER,
+        required="transformers' AutoTokenizer writes one with save_pretrained",
+    )
+    settings = _read(folder / "tokenizer_config.json")
+    generation = {**_read(folder / CONFIG), **_read(folder / "generation_config.json")}
+    embedding = next(tensor for tensor in tensors if tensor.name == "token_embd.weight")
+    keys = translate_tokenizer(
+        tokenizer, settings, Metadata(str(folder), generation), embedding.shape[0]
+    )
+    template = _chat_template(folder, settings)
+    return keys if template is None else {**keys, "tokenizer.chat_template": template}
+
+
+def _chat_template(folder: Path, settings: Metadata) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        if not path.is_file() or path.stat().st_size > _MAX_TEMPLATE:
+            raise FormatError(f"{path}: no file of at most {_MAX_TEMPLATE:,} bytes")
+        try:
+            return path.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path}: is not UTF-8: {error}") from None
+    template = settings.get(
+        "chat_template", _read(folder / "chat_template.json").get("chat_template")
+    )
+    if isinstance(template, list):  # several, by name
+        named = {each.get("name"): each.get("template") for each in template if type(each) is dict}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _read(path: Path, *, limit: int = _MAX_JSON, required: str | None = None) -> Metadata:
+    """A JSON file's object; an empty one where there is no such file, unless it is required."""
+    try:
+        return Metadata(str(path), read_object(path, limit))
+    except FileNotFoundError:
+        if required is not None:
+            raise FormatError(f"{path.parent}: has no {path.name}; {required}") from None
+        return Metadata(str(path), {})
+
+
+def _digest_of_descriptions(folder: Path) -> bytes:
+    digest = hashlib.sha256()
+    for name in (CONFIG, TOKENIZER):
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.digest()

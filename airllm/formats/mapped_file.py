@@ -1,0 +1,114 @@
+"""One file of a model: mapped, and read without a map where it may change underneath."""
+
+import io
+import mmap
+import os
+import stat
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from airllm.formats.metadata import FormatError
+
+__all__ = ["MappedFile", "quote"]
+
+MAX_FAULT_NAME = 80  # characters of a name that an error message repeats
+
+
+class MappedFile:
+    """An open regular file that is not empty.
+
+    path: as it was given; another file may have that name by now. descriptor: open for reading
+    until `close`. map: of the whole file. size: in bytes.
+    """
+
+    path: Path
+    size: int
+    map: mmap.mmap
+    _descriptor: int | None
+    _identity: tuple[int, int]
+
+    @classmethod
+    def open(cls, path: Path, *, hint: str) -> Self:
+        """hint: what to give in place of a directory: "give the .gguf file in it".
+
+        FormatError for what is no regular file, or empty; OSError where it cannot be opened.
+        """
+        self = cls()
+        self.path = path
+        self._descriptor = descriptor = _open_regular_file(path, hint)
+        try:
+            self._identity = _identity(descriptor)
+            self.size = self._identity[0]
+            if self.size == 0:
+                raise FormatError(f"{path}: is empty")
+            self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @property
+    def descriptor(self) -> int:
+        """FormatError after `close`."""
+        if self._descriptor is None:
+            raise FormatError(f"{self.path}: the file was closed")
+        return self._descriptor
+
+    def view(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Bytes of the map, read-only: uint8 [nbytes]. Valid after `close`, too."""
+        return np.frombuffer(self.map, np.uint8, nbytes, offset)
+
+    def read(self, offset: int, memory: npt.NDArray[np.uint8], what: str) -> None:
+        """Fill `memory` from the file itself. FormatError names `what` where the file ends before;
+        OSError names the file where the disk does not give it."""
+        try:
+            with io.FileIO(self.descriptor, closefd=False) as file:
+                file.seek(offset)
+                done = 0
+                while done < memory.nbytes:  # Linux reads 2 GiB at a time
+                    n_bytes = file.readinto(memory[done:].data)
+                    if not n_bytes:
+                        raise FormatError(f"{self.path}: {quote(what)} cannot be read to its end")
+                    done += n_bytes
+        except OSError as error:
+            raise OSError(error.errno, f"{quote(what)}: {error.strerror}", str(self.path)) from None
+
+    def check_unchanged(self) -> None:
+        """FormatError if the file was written to or truncated since `open`.
+
+        Call it before touching the map: reading a page that a truncation took away kills the
+        process (SIGBUS). One fstat, about a microsecond. A file that was deleted, or that another
+        was renamed over, does no harm: the map still holds the one that was opened.
+        """
+        if _identity(self.descriptor) != self._identity:
+            raise FormatError(
+                f"{self.path}: the file was changed while it was in use; load the model again"
+            )
+
+    def close(self) -> None:
+        """Views keep the map alive until they are dropped."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def quote(name: str) -> str:
+    return repr(name if len(name) <= MAX_FAULT_NAME else name[:MAX_FAULT_NAME] + "...")
+
+
+def _open_regular_file(path: Path, hint: str) -> int:
+    """A descriptor; looks before it opens, because opening a named pipe would wait for a writer."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise FormatError(f"{path}: is a directory; {hint}")
+    if not stat.S_ISREG(mode):
+        raise FormatError(f"{path}: is not a regular file")
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns

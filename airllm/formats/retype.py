@@ -1,0 +1,133 @@
+"""A model's matrices in another type, made while they are read."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from airllm.formats.mapped_file import MappedFile, quote
+from airllm.formats.metadata import FormatError, Metadata
+from airllm.formats.model_file import Closing, ModelFile, Tensor
+from airllm.formats.numbers import FLOATS, WRITABLE, decode, encode, row_bytes
+
+__all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
+
+PIECE_VALUES = 2**20  # 4 MiB as float32: what is held of a tensor at a time
+_FINER = {"q4_0": "q8_0", "q4_1": "q8_0", "q5_0": "q8_0", "q5_1": "q8_0"}
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def target_type(tensor: Tensor, wanted: str, *, tied: bool) -> str:
+    """What a tensor becomes in a model of type `wanted`.
+
+    Vectors and the routers of experts are a thousandth of a model and decide much: F32. So does the
+    matrix that makes the logits, the embedding where it is `tied`: 8 bit where others have fewer.
+    Rows that are no whole blocks are F16.
+    """
+    if len(tensor.shape) < 2 or tensor.name.endswith("ffn_gate_inp.weight"):
+        return "f32"
+    if tensor.name == ("token_embd.weight" if tied else "output.weight"):
+        wanted = _FINER.get(wanted, wanted)
+    return "f16" if row_bytes(wanted, tensor.shape[-1]) is None else wanted
+
+
+def retyped(tensor: Tensor, type: str) -> Tensor:
+    """The tensor's entry with another type, and no place in a file."""
+    if type == tensor.type:
+        return tensor
+    n_bytes = row_bytes(type, tensor.shape[-1])
+    assert n_bytes is not None
+    return dataclasses.replace(
+        tensor, type=type, row_bytes=n_bytes, nbytes=tensor.n_rows * n_bytes, extents=()
+    )
+
+
+def rows_in_pieces(tensor: Tensor, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """First and last (excluded) row of each piece of at most PIECE_VALUES values, or `multiple`
+    rows where these have more."""
+    step = max(PIECE_VALUES // tensor.shape[-1] // multiple, 1) * multiple
+    for first in range(0, tensor.n_rows, step):
+        yield first, min(first + step, tensor.n_rows)
+
+
+def convert_rows(
+    file: ModelFile, tensor: Tensor, type: str, rows: tuple[int, int], memory: Bytes
+) -> Bytes:
+    """Rows of a tensor of `file` as `type`: uint8 [rows, row_bytes]. memory: for what is read.
+    FormatError names a tensor with values that `type` cannot hold."""
+    raw = file.read(tensor.name, memory, rows)
+    if type == tensor.type:
+        return raw
+    try:
+        return encode(decode(raw, tensor.type), type)
+    except ValueError as error:
+        raise FormatError(f"{file.path}: tensor {quote(tensor.name)} {error}") from None
+
+
+class RetypedModel(Closing):
+    """A ModelFile whose float matrices are read as `type`: quantised on the way in.
+
+    They have no extents: their bytes are made by `read`. Quantised matrices stay as they are.
+    """
+
+    path: Path
+    metadata: Metadata
+    tensors: Mapping[str, Tensor]
+    parts: tuple[MappedFile, ...]
+
+    def __init__(self, file: ModelFile, type: str) -> None:
+        """ValueError for a type that is none, or a model without float matrices."""
+        if type not in WRITABLE:
+            raise ValueError(f"quantize is {type!r}; expected one of {', '.join(WRITABLE)}")
+        tied = "output.weight" not in file.tensors
+        self._file, self._type = file, type
+        self.path, self.metadata, self.parts = file.path, file.metadata, file.parts
+        matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) > 1]
+        floats = [tensor for tensor in matrices if tensor.type in FLOATS]
+        if matrices and not floats:
+            raise ValueError(
+                f"{file.path}: its matrices are quantised already ({matrices[0].type}); "
+                "`airllm convert` makes another type of them, with what they have lost"
+            )
+        changed = {
+            tensor.name: retyped(tensor, target_type(tensor, type, tied=tied)) for tensor in floats
+        }
+        self.tensors = MappingProxyType({**file.tensors, **changed})
+
+    def data(self, name: str) -> Bytes:
+        tensor = self.tensors[name]
+        if tensor is self._file.tensors[name]:
+            return self._file.data(name)
+        made = self.read(name, np.empty(tensor.nbytes, np.uint8))
+        made.flags.writeable = False
+        return made
+
+    def read(self, name: str, memory: Bytes, rows: tuple[int, int] | None = None) -> Bytes:
+        tensor, source = self.tensors[name], self._file.tensors[name]
+        if tensor is source:
+            return self._file.read(name, memory, rows)
+        first, end = rows or (0, tensor.n_rows)
+        raw = memory[: (end - first) * tensor.row_bytes].reshape(end - first, tensor.row_bytes)
+        wanted = dataclasses.replace(source, shape=(end - first, source.shape[-1]))
+        scratch = np.empty(0, np.uint8)
+        for start, stop in rows_in_pieces(wanted):
+            if not scratch.size:
+                scratch = np.empty((stop - start) * source.row_bytes, np.uint8)
+            piece = (first + start, first + stop)
+            raw[start:stop] = convert_rows(self._file, source, tensor.type, piece, scratch)
+        leading = tensor.shape[:-1] if rows is None else (end - first,)
+        return raw.reshape(*leading, tensor.row_bytes)
+
+    def fingerprint(self) -> bytes:
+        return hashlib.sha256(self._file.fingerprint() + self._type.encode()).digest()
+
+    def check_unchanged(self) -> None:
+        self._file.check_unchanged()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,84 @@
+"""From a model and a budget to its plan and its weights: which of the sources it is."""
+
+from collections.abc import Sequence
+
+from airllm.backends import Backend, Executor
+from airllm.formats.model_file import ModelFile
+from airllm.graph import Graph
+from airllm.models import Model
+from airllm.plan import Part, Plan, make_plan, model_parts
+from airllm.progress import OnProgress
+from airllm.weights import FileWeights, WeightSource, check_tensors
+
+
+def plan_weights(
+    gguf: ModelFile,
+    model: Model,
+    backend: Backend,
+    *,
+    budget: int | None,
+    context: int,
+    kv_cache_bytes: int,
+    buffer_bytes: int,
+) -> tuple[Plan, list[Part]]:
+    """The plan for `budget` bytes, and the parts of the model that it speaks of.
+
+    FormatError where the tensors are not the model's, BudgetError where it does not run in the
+    budget; nothing was read then.
+    """
+    check_tensors(gguf, model)
+    parts = model_parts(gguf, model, backend)
+    plan = make_plan(
+        parts,
+        budget=budget,
+        context=context,
+        kv_cache_bytes=kv_cache_bytes,
+        buffer_bytes=buffer_bytes,
+        experts_used=model.config.n_experts_used,
+    )
+    return plan, parts
+
+
+def layer_executor(backend: Backend, graph: Graph, max_tokens: int, plan: Plan) -> Executor:
+    """The executor that a layer needs for weights as the plan has them."""
+    if not plan.expert_places:
+        return backend.executor(graph, max_tokens)
+    from airllm.routed import RoutedExecutor
+
+    return RoutedExecutor(backend, graph, max_tokens)
+
+
+def open_weights(
+    gguf: ModelFile,
+    model: Model,
+    backend: Backend,
+    plan: Plan,
+    parts: Sequence[Part],
+    *,
+    embed: Executor,
+    layers: Sequence[Executor],
+    head: Executor,
+    on_progress: OnProgress | None = None,
+) -> WeightSource:
+    """The weights as the plan says, bound to executors; those of layers are layer_executor's."""
+    # What all fits is read through the page cache, which has it already where the model was used
+    # before; but a whole tensor at a time, so there must be room for that too.
+    at_once = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
+    budget = plan.budget_bytes
+    if budget is None or (plan.embedding == "pinned" and plan.total_bytes + at_once <= budget):
+        return FileWeights(
+            gguf, model, backend, embed=embed, layers=layers, head=head, on_progress=on_progress
+        )
+    from airllm.stream_weights import StreamWeights
+
+    return StreamWeights(
+        gguf,
+        model,
+        backend,
+        plan,
+        parts,
+        embed=embed,
+        layers=layers,
+        head=head,
+        on_progress=on_progress,
+    )

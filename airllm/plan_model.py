@@ -1,0 +1,53 @@
+"""A model's plan without the model: nothing but its header is read, and what a probe reads."""
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+from airllm.backends import load_backend
+from airllm.budget import granted_bytes
+from airllm.disk_probe import disk_bytes_per_second
+from airllm.formats.opening import open_model
+from airllm.graph import Activations
+from airllm.graph_rewrite import fusion_wanted
+from airllm.kv_cache import KVType
+from airllm.layer_engine import context_for
+from airllm.models import load_model
+from airllm.open_weights import plan_weights
+from airllm.plan import Plan, buffer_bytes, kv_bytes_per_token
+
+
+def plan_model(
+    model_path: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    context: int | None = None,
+    kv_type: KVType = "f16",
+    activations: Activations = "auto",
+    batch_size: int = 512,
+    fusion: bool | None = None,
+    quantize: str | None = None,
+    ram_budget: int | str | None = None,
+    probe: bool = False,
+) -> Plan:
+    """What LayerWiseInferenceEngine would do with these arguments, and raise.
+
+    probe: read for a fraction of a second, where the model would be streamed, for the speed of it.
+    """
+    budget = granted_bytes(ram_budget)
+    runner = load_backend(backend)
+    with closing(open_model(Path(model_path), quantize)) as gguf:
+        model = load_model(gguf, activations, fusion=fusion_wanted(fusion))
+        length = context_for(context, batch_size, model.config, kv_type, budget)
+        plan, _ = plan_weights(
+            gguf,
+            model,
+            runner,
+            budget=budget,
+            context=length,
+            kv_cache_bytes=length * kv_bytes_per_token(model.config, kv_type),
+            buffer_bytes=buffer_bytes(model, min(batch_size, length), length),
+        )
+        if not probe or not plan.streams:
+            return plan
+        return plan.with_disk(disk_bytes_per_second(gguf, runner))

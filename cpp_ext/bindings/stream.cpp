@@ -1,0 +1,235 @@
+// Files read ahead of need: stream/stream.h, and where its bytes go.
+#include "stream/stream.h"
+
+#include <cstring>
+#include <system_error>
+
+#include "bindings/matrix_object.h"
+#include "bindings/module.h"
+#include "threads/team.h"
+
+namespace tensor_ops::bindings {
+namespace {
+
+using MemoryPtr = std::shared_ptr<AlignedBytes>;
+
+constexpr const char* not_as_expected =
+    "Stream: files or sections are not as expected: (descriptor, name) each, and lists of (file, "
+    "offset, bytes, targets), a target being a PackedMatrix or (Memory, offset).";
+
+[[noreturn]] void os_error(int error, const std::string& what, const std::string& file) {
+    const py::tuple arguments = py::make_tuple(error, what, file);
+    PyErr_SetObject(PyExc_OSError, arguments.ptr());
+    throw py::error_already_set();
+}
+
+MemoryPtr make_memory(std::size_t bytes) { return std::make_shared<AlignedBytes>(bytes); }
+
+struct Sizes {
+    DType type;
+    std::size_t n, k;
+};
+
+Sizes sizes_argument(const char* op, py::handle type,
+                     const std::pair<py::ssize_t, py::ssize_t>& s) {
+    constexpr py::ssize_t longest = 0x7fffffff;
+    if (std::min(s.first, s.second) < 0 || std::max(s.first, s.second) > longest)
+        value_error(std::string(op) + ": shape is out of range; expected (n, k), each from 0 to " +
+                    std::to_string(longest) + ".");
+    return {static_cast<DType>(choice({op, "type", type}, dtype_name_list())),
+            static_cast<std::size_t>(s.first), static_cast<std::size_t>(s.second)};
+}
+
+std::size_t size_when_packed(py::handle type, const std::pair<py::ssize_t, py::ssize_t>& shape) {
+    const Sizes sizes = sizes_argument("packed_bytes", type, shape);
+    return packed_bytes(sizes.type, sizes.n, sizes.k);
+}
+
+PackedMatrixPtr packed_room(const MemoryPtr& memory, std::size_t offset, py::handle type,
+                            const std::pair<py::ssize_t, py::ssize_t>& shape) {
+    const Sizes sizes = sizes_argument("packed_room", type, shape);
+    return std::make_shared<PackedMatrix>(sizes.type, sizes.n, sizes.k, memory, offset);
+}
+
+// Where a range's bytes go: into a PackedMatrix, or as they are into a Memory from an offset on.
+// The function keeps neither a Python object nor the GIL: reading threads call and drop it.
+stream::Take take_into(const py::handle& target, std::size_t bytes) {
+    if (py::isinstance<PackedMatrix>(target)) {
+        const auto matrix = target.cast<PackedMatrixPtr>();
+        if (bytes != matrix_bytes(matrix->type(), matrix->n(), matrix->k()))
+            value_error("Stream: a range has " + std::to_string(bytes) +
+                        " bytes; the PackedMatrix that it goes to takes another number.");
+        const std::size_t unit = matrix->group_source_bytes();
+        return [matrix, unit](std::span<const std::byte> piece, std::size_t first) {
+            matrix->pack_groups(first / unit, piece);
+        };
+    }
+    const auto [memory, offset] = target.cast<std::pair<MemoryPtr, std::size_t>>();
+    if (offset > memory->size() || bytes > memory->size() - offset)
+        value_error("Stream: a range of " + std::to_string(bytes) + " bytes does not fit at " +
+                    std::to_string(offset) + " of a Memory of " + std::to_string(memory->size()) +
+                    " bytes.");
+    return [memory, offset](std::span<const std::byte> piece, std::size_t first) {
+        std::memcpy(memory->data() + offset + first, piece.data(), piece.size());
+    };
+}
+
+stream::Range range_argument(const py::handle& item) {
+    const auto [file, offset, bytes, targets] =
+        item.cast<std::tuple<std::size_t, std::uint64_t, std::size_t, py::sequence>>();
+    stream::Range range{file, offset, bytes, 1, {}};
+    for (const py::handle target : targets) {
+        if (py::isinstance<PackedMatrix>(target))
+            range.unit =
+                std::max<std::size_t>(1, target.cast<PackedMatrixPtr>()->group_source_bytes());
+        range.takes.push_back(take_into(target, bytes));
+    }
+    return range;
+}
+
+class PyStream {
+ public:
+    PyStream(const py::sequence& files, const py::sequence& sections, std::size_t threads,
+             std::size_t depth, std::size_t piece_bytes, bool endless, bool direct, py::handle io) {
+        stream::Options options;
+        options.threads = threads ? threads : static_cast<std::size_t>(num_threads());
+        options.depth = depth;
+        options.piece_bytes = piece_bytes;
+        options.endless = endless;
+        options.uring = choice({"Stream", "io", io}, {"auto", "threads"}) == 0;
+        std::vector<std::shared_ptr<stream::File>> opened;
+        std::vector<stream::Section> read;
+        try {
+            options.slots = py::len(sections) ? options.slots : 1;
+            for (const py::handle item : sections) {
+                stream::Section section;
+                for (const py::handle range : item) section.push_back(range_argument(range));
+                if (!section.empty()) options.slots = section[0].takes.size();
+                read.push_back(std::move(section));
+            }
+            for (const py::handle item : files) {
+                const auto [descriptor, name] = item.cast<std::pair<int, std::string>>();
+                opened.push_back(std::make_shared<stream::File>(descriptor, name, direct));
+            }
+            stream_.emplace(std::move(opened), std::move(read), options);
+        } catch (const py::cast_error&) {
+            throw py::type_error(not_as_expected);
+        } catch (const std::system_error& error) {
+            os_error(error.code().value(), std::strerror(error.code().value()), error.what());
+        }
+    }
+
+    // Looks for Ctrl-C ten times a second: a disk may not answer for minutes.
+    std::pair<std::size_t, std::size_t> take() {
+        for (;;) {
+            std::optional<stream::Stream::Taken> taken;
+            try {
+                const py::gil_scoped_release release;
+                taken = stream_->take(std::chrono::milliseconds(100));
+            } catch (const stream::Fault& fault) {
+                os_error(fault.error, fault.what(), fault.file);
+            }
+            if (taken) return {taken->section, taken->slot};
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        }
+    }
+
+    void push(const py::sequence& ranges) {
+        stream::Section section;
+        try {
+            for (const py::handle range : ranges) section.push_back(range_argument(range));
+        } catch (const py::cast_error&) {
+            throw py::type_error(not_as_expected);
+        }
+        stream_->push(std::move(section));
+    }
+
+    void release() { stream_->release(); }
+    void rewind() { stream_->rewind(); }
+    void close() {
+        const py::gil_scoped_release release;
+        stream_->close();
+    }
+
+    py::dict stats() const {
+        const stream::Stats s = stream_->stats();
+        py::dict result;
+        result["bytes_read"] = s.bytes_read;
+        result["bytes_taken"] = s.bytes_taken;
+        result["disk_seconds"] = s.disk_seconds;
+        result["waited_for_disk_seconds"] = s.waited_for_disk;
+        result["waited_for_compute_seconds"] = s.waited_for_compute;
+        result["pack_seconds"] = s.take_seconds;
+        result["io"] = s.uring ? "io_uring" : "threads";
+        result["direct"] = s.direct;
+        result["depth"] = s.depth;
+        result["buffer_bytes"] = s.buffer_bytes;
+        return result;
+    }
+
+ private:
+    std::optional<stream::Stream> stream_;
+};
+
+}  // namespace
+
+void bind_stream(py::module_& m) {
+    using py::arg;
+    py::class_<AlignedBytes, MemoryPtr>(
+        m, "Memory", py::buffer_protocol(),
+        "Uninitialised memory, aligned for vectors, that matrices and streams share.\n\n"
+        "A buffer: np.frombuffer(memory, np.uint8) shows it. MemoryError where there is no more.")
+        .def(py::init(&make_memory), arg("nbytes"))
+        .def_property_readonly("nbytes", &AlignedBytes::size)
+        .def_buffer([](AlignedBytes& memory) {
+            return py::buffer_info(reinterpret_cast<std::uint8_t*>(memory.data()),
+                                   static_cast<py::ssize_t>(memory.size()));
+        });
+    m.def("packed_bytes", size_when_packed, arg("type"), arg("shape"),
+          "Bytes of a matrix (n, k) of that type as PackedMatrix keeps it on the ISA in use.");
+    m.def(
+        "packed_room", packed_room, arg("memory"), arg("offset"), arg("type"), arg("shape"),
+        "A PackedMatrix `offset` bytes into a Memory, a multiple of 64, for a Stream to fill.\n\n"
+        "Until that is done its values are undefined. It keeps the Memory alive; others may be in "
+        "the same place, for data that is there at other times.");
+    py::class_<PyStream>(
+        m, "Stream",
+        "Byte ranges of files, read ahead of need past the page cache, packed on the way, and "
+        "handed over in order.\n\n"
+        "files: (descriptor, name) each; the descriptors stay the caller's, the names are for "
+        "messages.\n"
+        "sections: lists of ranges (file, offset, bytes, targets) that are needed together, in the "
+        "order in which they are needed; after the last the first again if `endless`. targets: one "
+        "for each slot, the same number everywhere: a PackedMatrix of packed_room, or (Memory, "
+        "offset). As many sections as there are slots are under way, ready or in use.\n"
+        "threads: that pack; 0 for as many as operations use. depth, piece_bytes: reads under way "
+        "and bytes of each. direct: past the page cache, where the file system takes that.\n"
+        "io: \"auto\", which is io_uring where the kernel has it, or \"threads\".\n"
+        "ValueError for what does not fit together, OSError where a file cannot be used.")
+        .def(py::init<const py::sequence&, const py::sequence&, std::size_t, std::size_t,
+                      std::size_t, bool, bool, py::handle>(),
+             arg("files"), arg("sections"), py::kw_only(), arg("threads") = 0, arg("depth") = 8,
+             arg("piece_bytes") = 1 << 20, arg("endless") = true, arg("direct") = true,
+             arg("io") = "auto")
+        .def("take", &PyStream::take,
+             "Wait for the next section: (its index, the slot that it is in), until release().\n\n"
+             "OSError, with file and offset, where it cannot be read, ends before, or was changed; "
+             "rewind() tries again. Ctrl-C ends the wait.")
+        .def("release", &PyStream::release, "The section that was taken is no longer in use.")
+        .def("rewind", &PyStream::rewind,
+             "The next section is the first; what was read ahead is forgotten. For an endless "
+             "stream.")
+        .def("push", &PyStream::push, arg("section"),
+             "Another section after the last; for a stream that is not endless, which may begin "
+             "with none and then has one slot.")
+        .def("close", &PyStream::close,
+             "End all reading, at once; a read that the system does not let go ends later by "
+             "itself.")
+        .def("stats", &PyStream::stats,
+             "bytes_read, bytes_taken (of sections handed over), disk_seconds (with a read under "
+             "way), waited_for_disk_seconds (in take), waited_for_compute_seconds (nothing to "
+             "read, all slots full), pack_seconds (of all threads), io, direct, depth, "
+             "buffer_bytes.");
+}
+
+}  // namespace tensor_ops::bindings

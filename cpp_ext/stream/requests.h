@@ -1,0 +1,45 @@
+// Reads in flight: several at once through io_uring, or one by pread.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+
+namespace tensor_ops::stream {
+
+struct Read {
+    int descriptor;
+    std::byte* memory;
+    std::size_t bytes;
+    std::uint64_t offset;
+};
+
+struct Outcome {
+    std::size_t tag;
+    ssize_t result;  // bytes that were read, or minus an errno
+};
+
+// For one thread, but for wake().
+class Requests {
+ public:
+    virtual ~Requests() = default;
+    // Begins a read; at most `depth` may be under way.
+    virtual void start(std::size_t tag, const Read& read) = 0;
+    // Waits for one of those that were started; nothing when wake() was called.
+    virtual std::optional<Outcome> finish() = 0;
+    // Makes finish() return, now and from now on, if it can: from any thread.
+    virtual void wake() = 0;
+};
+
+using MakeRequests = std::function<std::unique_ptr<Requests>(std::size_t depth)>;
+
+// Null where the kernel has no io_uring, or does not let this process use it.
+std::unique_ptr<Requests> uring_requests(std::size_t depth);
+// Reads when finish() is called, one after the other, whatever the depth.
+std::unique_ptr<Requests> blocking_requests(std::size_t depth);
+
+}  // namespace tensor_ops::stream

@@ -1,0 +1,304 @@
+"""airllm batch: every prompt is answered once, whatever interrupts it."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from tiny_model import write_tiny_model
+
+from airllm.batch_file import Answers, BatchError, read_jobs
+from airllm.cli import main
+
+Capture = pytest.CaptureFixture[str]
+RUN = "run"
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    write(path, {"prompt": "one"}, {"prompt": "two", "id": "b"}, {"messages": chat("three")})
+    return path
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def write(path: Path, *lines: dict[str, Any]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def batch(prompts: Path, *options: str) -> int:
+    out = prompts.with_name("answers.jsonl")
+    return main(["batch", "-m", "m.gguf", "--in", str(prompts), "--out", str(out), *options])
+
+
+def answers(prompts: Path) -> list[dict[str, Any]]:
+    return read(prompts.with_name("answers.jsonl"))
+
+
+# The command.
+
+
+def test_every_prompt_gets_a_line_with_its_index_and_id(prompts, monkeypatch, capsys: Capture):
+    engine = FakeEngine(["tre"], ["du", "e"], ["uno"]).install(monkeypatch)
+    assert batch(prompts) == 0
+    assert engine.requests == [chat("three"), "two", "one"]
+    found = sorted(answers(prompts), key=lambda answer: answer["index"])
+    assert [(a["index"], a.get("id"), a["text"]) for a in found] == [
+        (0, None, "uno"),
+        (1, "b", "due"),
+        (2, None, "tre"),
+    ]
+    assert found[1]["tokens"] == 2
+    assert found[1]["finish_reason"] == "stop"
+    assert found[1]["prompt_tokens"] == 7
+    assert capsys.readouterr() == ("", "airllm: 3 prompts answered now, 0 failed\n")
+
+
+def test_a_lines_settings_go_before_those_of_the_command(prompts, monkeypatch):
+    write(prompts, {"prompt": "x", "max_new_tokens": 3, "seed": 9, "stop": ["a", "b"]})
+    engine = FakeEngine(["y"]).install(monkeypatch)
+    batch(prompts, "--temperature", "0.5", "-n", "70")
+    assert engine.sampling["max_new_tokens"] == 3
+    assert engine.sampling["seed"] == 9
+    assert engine.sampling["stop"] == ["a", "b"]
+    assert engine.sampling["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError("the disk"), MemoryError()])
+def test_what_is_interrupted_goes_on_and_repeats_nothing(
+    prompts, monkeypatch, capsys: Capture, interruption
+):
+    FakeEngine(["tre"], ["d", interruption]).install(monkeypatch)
+    assert batch(prompts) != 0
+    assert [a["text"] for a in answers(prompts)] == ["tre"]
+    engine = FakeEngine(["due"], ["uno"]).install(monkeypatch)
+    assert batch(prompts, "--json") == 0
+    assert engine.requests == ["two", "one"]
+    assert [a["text"] for a in answers(prompts)] == ["tre", "due", "uno"]
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"prompts": 3, "answered": 2, "failed": 0, "answered_before": 1}
+    assert "1 of 3 prompts are answered already" in err
+    engine = FakeEngine().install(monkeypatch)
+    assert batch(prompts) == 0
+    assert engine.requests == []
+
+
+def test_a_prompt_that_cannot_be_answered_does_not_keep_the_others_from_it(
+    prompts, monkeypatch, capsys: Capture
+):
+    write(prompts, {"prompt": "one"}, {"prompt": "too long"}, {"prompt": "three"})
+    FakeEngine(["tre"], ["uno"]).install(monkeypatch)
+    assert batch(prompts) == 1
+    found = {answer["index"]: answer.get("text") for answer in answers(prompts)}
+    assert found == {0: "uno", 1: None, 2: "tre"}
+    assert answers(prompts)[0]["error"] == "it is too long"
+    assert "1 prompts could not be answered" in capsys.readouterr().err
+
+
+def test_answers_of_another_model_or_other_settings_are_not_added_to(
+    prompts, monkeypatch, capsys: Capture
+):
+    FakeEngine(["uno"], ["due"], ["tre"]).install(monkeypatch)
+    batch(prompts)
+    kept = answers(prompts)
+    for options, fingerprint in ((["--temperature", "0.1"], b"1"), ([], b"2")):
+        engine = FakeEngine().install(monkeypatch)
+        monkeypatch.setattr(engine, "fingerprint", lambda print=fingerprint: print)
+        assert batch(prompts, *options) == 1
+        err = capsys.readouterr().err
+        assert "answers.jsonl:1: was answered by another model, or with other settings" in err
+        assert answers(prompts) == kept
+
+
+def test_a_real_model_answers_as_generate_does(tmp_path, capsys: Capture):
+    from airllm.layer_engine import LayerWiseInferenceEngine
+
+    model = write_tiny_model(tmp_path).path
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "a.jsonl"
+    write(prompts, {"prompt": "hello"}, {"messages": chat("hello")}, {"prompt": "x " * 200})
+    with prompts.open("a") as file:  # settings of its own, and some that make no sense
+        file.write('{"prompt": "hello", "temperature": 0}\n{"prompt": "hello", "top_p": 7}\n')
+    command = ["batch", "-m", str(model), "--in", str(prompts), "--out", str(out)]
+    how = ["--backend", "numpy", "--seed", "1", "-n", "6"]
+    assert main([*command, *how]) == 1
+    found = sorted(read(out), key=lambda answer: answer["index"])
+    first, second, third, fourth, fifth = found
+    with LayerWiseInferenceEngine(model, backend="numpy") as engine:
+        assert first["text"] == engine.generate("hello", max_new_tokens=6, seed=1).text
+        assert second["text"] == engine.generate(chat("hello"), max_new_tokens=6, seed=1).text
+        assert fourth["text"] == engine.generate("hello", max_new_tokens=6, temperature=0).text
+    assert "the context has room for 96" in third["error"]
+    assert "top_p is 7" in fifth["error"]
+
+
+# Prompts.
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("{", "no line of JSON"),
+        ("[1]", "expected an object, found a list"),
+        ("{}", 'expected either "prompt" or "messages"'),
+        ('{"prompt": "x", "messages": []}', 'expected either "prompt" or "messages"'),
+        ('{"prompt": 7}', "prompt is no string"),
+        ('{"prompt": "\\ud800"}', "in UTF-8"),
+        ('{"messages": []}', "messages is no list"),
+        ('{"messages": [{"role": "user"}]}', "messages is no list"),
+        ('{"prompt": "x", "temprature": 0}', "has 'temprature'; known are prompt, messages, id, "),
+        ('{"prompt": "x", "seed": "1"}', "seed is '1'; expected int"),
+        ('{"prompt": "x", "seed": true}', "seed is 'True'; expected int"),
+        ('{"prompt": "x", "stop": [1]}', "stop is '[1]'; expected str"),
+        ('{"prompt": "x", "id": [1]}', "id is [1]; expected a string or an integer"),
+        ('{"prompt": "x", "id": "a"}', "the id 'a' is that of line 1, too"),
+        ("[" * 100_000, "no line of JSON"),
+    ],
+)
+def test_a_bad_line_is_refused_before_anything_is_answered(prompts, monkeypatch, line, fault):
+    prompts.write_text('{"prompt": "fine", "id": "a"}\n\n' + line + "\n")
+    with pytest.raises(BatchError) as error:
+        read_jobs(prompts)
+    assert str(error.value).startswith(f"{prompts}:3: ")
+    assert fault in str(error.value)
+
+
+def test_lines_without_text_are_no_prompts(prompts):
+    prompts.write_text('\n{"prompt": "a"}\n  \n{"prompt": "b"}')
+    assert [(job.index, job.line) for job in read_jobs(prompts)] == [(0, 2), (1, 4)]
+
+
+# Answers.
+
+
+def answered(prompts: Path, *texts: str) -> Path:
+    out = prompts.with_name("answers.jsonl")
+    with Answers.open(out, read_jobs(prompts), RUN) as file:
+        for job, text in zip(list(file.left), texts, strict=False):
+            file.append(job, {"text": text})
+    return out
+
+
+def left(prompts: Path) -> list[int]:
+    with Answers.open(prompts.with_name("answers.jsonl"), read_jobs(prompts), RUN) as file:
+        return [job.index for job in file.left]
+
+
+def test_a_last_line_torn_anywhere_is_made_again(prompts):
+    out = answered(prompts, "uno", "due")
+    whole = out.read_bytes()
+    first = whole.index(b"\n") + 1
+    for end in range(first, len(whole)):
+        out.write_bytes(whole[:end])
+        assert left(prompts) == [1, 2]
+        assert out.read_bytes() == whole[:first]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_and_nothing_changes(prompts):
+    out = answered(prompts, "uno", "due")
+    damaged = out.read_bytes().replace(b'"index": 0', b'"index" 0')
+    out.write_bytes(damaged)
+    with pytest.raises(BatchError, match=r"answers\.jsonl:1: no line of JSON"):
+        left(prompts)
+    assert out.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("text", ["my diary", "my diary\n", '{"prompt": "x"}\n', "{}"])
+def test_a_file_of_something_else_is_left_alone(prompts, text):
+    out = prompts.with_name("answers.jsonl")
+    out.write_text(text)
+    with pytest.raises(BatchError, match=r"answers\.jsonl:1: "):
+        left(prompts)
+    assert out.read_text() == text
+
+
+def test_a_prompt_that_changed_is_refused_by_both_lines(prompts):
+    answered(prompts, "uno", "due")
+    write(prompts, {"prompt": "one"}, {"prompt": "TWO", "id": "b"}, {"prompt": "three"})
+    with pytest.raises(BatchError, match=r"answers\.jsonl:2: .* number 1, in line 2 of the input"):
+        left(prompts)
+
+
+def test_prompts_may_be_added_at_the_end(prompts):
+    answered(prompts, "uno", "due", "tre")
+    with prompts.open("a") as file:
+        file.write('{"prompt": "four"}\n')
+    assert left(prompts) == [3]
+
+
+def test_fewer_prompts_than_answers_are_refused(prompts):
+    answered(prompts, "uno", "due")
+    write(prompts, {"prompt": "one"})
+    with pytest.raises(BatchError, match=r":2: is no answer to one of the 1 prompts"):
+        left(prompts)
+
+
+def test_two_answers_to_one_prompt_are_refused(prompts):
+    out = answered(prompts, "uno")
+    out.write_bytes(out.read_bytes() * 2)
+    with pytest.raises(BatchError, match=r":2: a second answer to prompt 0"):
+        left(prompts)
+
+
+def test_two_processes_do_not_write_one_file(prompts):
+    out, jobs = prompts.with_name("answers.jsonl"), read_jobs(prompts)
+    with Answers.open(out, jobs, RUN), pytest.raises(BatchError, match="another process"):
+        Answers.open(out, jobs, RUN)
+    assert left(prompts) == [0, 1, 2]
+
+
+APPEND = """
+import os, sys
+from pathlib import Path
+from airllm.batch_file import Answers, read_jobs
+prompts, out = map(Path, sys.argv[1:3])
+try:
+    with Answers.open(out, read_jobs(prompts), "run") as answers:
+        for job in answers.left:
+            answers.append(job, {"text": 1000 * "x"})
+            if "kill" in sys.argv:
+                os.kill(os.getpid(), 9)
+except OSError as error:
+    sys.exit(f"{error.filename}: {error.strerror}")
+"""
+
+
+def test_an_answer_is_in_the_file_before_the_next_prompt(prompts):
+    out = prompts.with_name("answers.jsonl")
+    command = [sys.executable, "-c", APPEND, prompts, out, "kill"]
+    for n_done in (1, 2, 3):
+        assert subprocess.run(command).returncode == -signal.SIGKILL
+        assert [answer["index"] for answer in read(out)] == list(range(n_done))
+
+
+def test_a_full_disk_leaves_whole_lines_and_a_later_run_goes_on(prompts):
+    out = prompts.with_name("answers.jsonl")
+    command = [sys.executable, "-c", APPEND, prompts, out]
+    done = subprocess.run(
+        command,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == f"{out}: File too large\n"
+    assert [answer["index"] for answer in read(out)] == [0]
+    assert subprocess.run(command).returncode == 0
+    assert [answer["index"] for answer in read(out)] == [0, 1, 2]
+
+
+def test_out_that_is_no_file_is_an_error(prompts):
+    with pytest.raises(OSError, match="directory"):
+        Answers.open(prompts.parent, read_jobs(prompts), RUN)
+    assert not os.path.lexists(prompts.with_name("answers.jsonl"))

@@ -1,0 +1,127 @@
+"""The line that says what goes on while a model is streamed."""
+
+import io
+import json
+import logging
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+
+from airllm.cli import main
+from airllm.cli.live import StreamLine
+
+Capture = pytest.CaptureFixture[str]
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("airllm.cli.live.time.monotonic", clock)
+    return clock
+
+
+class Disk:
+    """1 GB a second, and nine tenths of the time somebody waits for it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def __call__(self) -> dict[str, Any]:
+        seconds = self._clock.now - 90
+        return {"bytes_read": int(1e9 * seconds), "waited_for_disk_seconds": 0.9 * seconds}
+
+
+def layers(line: StreamLine, clock: Clock, n: int, seconds: float) -> None:
+    for layer in range(1, n + 1):
+        clock.now += seconds
+        line.update(layer, 4)
+
+
+def test_a_prompts_line_has_layer_speed_waiting_and_the_time_left(clock: Clock) -> None:
+    line = StreamLine(Disk(clock))
+    layers(line, clock, 1, 2.0)
+    assert line.text(1, 4) == (
+        "reading the prompt: layer 1/4, 1.00 GB/s, 90% waiting for disk, 6 s left"
+    )
+
+
+def test_a_tokens_line_has_the_seconds_of_a_token_and_what_is_left_at_most(clock: Clock) -> None:
+    line = StreamLine(Disk(clock), max_tokens=11)
+    layers(line, clock, 4, 2.0)  # the prompt, which makes the first token
+    layers(line, clock, 4, 1.0)
+    layers(line, clock, 2, 1.0)
+    assert line.text(2, 4) == (
+        "token 3: layer 2/4, 1.00 GB/s, 90% waiting for disk, 4.00 s/token, at most 34 s left"
+    )
+
+
+def test_in_a_log_it_is_a_line_every_ten_seconds(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "airllm")
+    with StreamLine(Disk(clock)) as line:
+        layers(line, clock, 4, 3.0)
+        layers(line, clock, 4, 3.0)
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "reading the prompt",
+        "token 2",
+    ]
+
+
+def test_on_a_terminal_it_stands_below_the_cursor_and_goes_before_text_comes(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    with StreamLine(Disk(clock)) as line:
+        say = line.before(screen.write)
+        layers(line, clock, 1, 1.0)
+        assert "layer 1/4" in screen.getvalue()
+        assert screen.getvalue().endswith("\x1b8")  # the cursor is where it was
+        screen.truncate(0)
+        say("text")
+        assert "layer" not in screen.getvalue()
+        assert screen.getvalue().endswith("\x1b[K\x1b8text")
+
+
+def test_quiet_shows_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    with StreamLine(Disk(clock), shown=False) as line:
+        layers(line, clock, 4, 20.0)
+    assert screen.getvalue() == ""
+
+
+STATS = {
+    "bytes_read": 3_000_000_000,
+    "disk_seconds": 2.0,
+    "waited_for_disk_seconds": 1.0,
+    "io": "io_uring",
+    "direct": True,
+}
+
+
+def test_what_was_streamed_is_said_at_the_end_and_in_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["x"], ["x"]).install(monkeypatch)
+    engine.streamed = STATS
+    assert main(["generate", "-m", "m.gguf", "-p", "x"]) == 0
+    assert (
+        "streamed 3.00 GB at 1.50 GB/s (io_uring, past the page cache)" in capsys.readouterr().err
+    )
+    assert main(["generate", "-m", "m.gguf", "-p", "x", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stream"] == STATS

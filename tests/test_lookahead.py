@@ -1,0 +1,205 @@
+"""Lookahead: the same answers in fewer passes."""
+
+import numpy as np
+import pytest
+from extension import require_cpp
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import write_tiny_model
+
+from airllm.layer_engine import ContextFullError, LayerWiseInferenceEngine
+from airllm.lookahead import Lookahead, NGrams
+
+PROMPTS = ["hello world hello", "ab ab ab ab ab", "x", [{"role": "user", "content": "hello 12 12"}]]
+
+
+@pytest.fixture(scope="module", params=["numpy", "cpp"])
+def engine(request, tmp_path_factory):
+    """C++ has quantised weights, with which a row's numbers do not depend on those beside it."""
+    if request.param == "cpp":
+        require_cpp()
+    model = write_tiny_model(
+        tmp_path_factory.mktemp("model"), "q8_0" if request.param == "cpp" else "f32"
+    )
+    kv = "f16" if request.param == "cpp" else "f32"
+    with LayerWiseInferenceEngine(model.path, backend=request.param, kv_type=kv) as engine:
+        yield engine
+
+
+@pytest.fixture
+def endless(engine, monkeypatch):
+    """No token ends an answer."""
+    monkeypatch.setattr(engine.tokenizer, "eos_ids", frozenset())
+
+
+def both(engine, prompt, lookahead, **settings):
+    """The answers without and with guesses, each from an empty cache."""
+    engine.reset()
+    plain = engine.generate(prompt, **settings)
+    position = engine.position
+    engine.reset()
+    ahead = engine.generate(prompt, lookahead=lookahead, **settings)
+    # An answer that has ended may leave tokens in the cache that were accepted, and no others.
+    assert position == engine.position
+    return plain, ahead
+
+
+def same(plain, ahead):
+    fields = ("text", "tokens", "finish_reason", "prompt_tokens", "shifted_tokens")
+    return all(getattr(plain, field) == getattr(ahead, field) for field in fields)
+
+
+# The answer.
+
+
+@pytest.mark.parametrize("activations", ["auto", "q8", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("type", ["q8_0", "q4_1", "q6_k"])
+def test_rows_together_are_bit_for_bit_those_one_by_one(tmp_path, type, kv_type, activations):
+    """What identity stands on, with quantised weights and C++."""
+    require_cpp()
+    path = write_tiny_model(tmp_path, type).path
+    tokens = np.random.default_rng(4).integers(0, 268, 40).tolist()
+    with LayerWiseInferenceEngine(path, kv_type=kv_type, activations=activations) as engine:
+        engine.forward(tokens[:11])
+        one_by_one = [engine.forward([token]) for token in tokens[11:]]
+        engine.reset()
+        engine.forward(tokens[:11])
+        assert engine._decoder is not None
+        ahead = Lookahead(engine._decoder, len(tokens) - 12, engine.config.vocab_size)
+        np.testing.assert_array_equal(ahead.evaluate(tokens[11:]), one_by_one)
+        assert engine.position == 11
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("lookahead", [1, 2, 7, 63])
+def test_greedy_answers_are_identical(engine, prompt, lookahead):
+    plain, ahead = both(engine, prompt, lookahead, temperature=0, max_new_tokens=50)
+    assert same(plain, ahead)
+
+
+def test_sampled_answers_are_identical_whatever_the_seed(engine, endless):
+    """So their distribution is the same. A penalty that rewards makes this model repeat itself:
+    many guesses are right, and many wrong."""
+    accepted = passes = 0
+    for seed in range(20):
+        settings = {"seed": seed, "temperature": 0.4, "max_new_tokens": 40, "repeat_penalty": 0.3}
+        plain, ahead = both(engine, PROMPTS[1], 4, **settings)
+        assert same(plain, ahead)
+        accepted, passes = accepted + ahead.accepted_tokens, passes + ahead.passes
+    assert accepted > 60
+    assert passes > 20 * (1 + 40 / 5) + 60  # so many it would be if no guess were wrong
+
+
+def test_a_repeat_penalty_sees_the_accepted_tokens(engine):
+    settings = {"temperature": 0, "repeat_penalty": 1.3, "max_new_tokens": 50}
+    assert same(*both(engine, PROMPTS[1], 5, **settings))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 11])
+def test_the_longest_answer_is_as_long_as_without(engine, n):
+    plain, ahead = both(engine, PROMPTS[1], 8, temperature=0, max_new_tokens=n)
+    assert same(plain, ahead)
+    assert len(ahead.tokens) <= n
+
+
+def test_a_stop_string_ends_the_answer_where_it_does_without(engine):
+    engine.reset()
+    text = engine.generate(PROMPTS[1], temperature=0, max_new_tokens=40).text
+    for at in (3, 8, 20):
+        stop = text[at : at + 2]
+        assert same(*both(engine, PROMPTS[1], 8, temperature=0, max_new_tokens=40, stop=stop))
+
+
+@pytest.mark.parametrize("on_full", ["stop", "shift"])
+def test_the_contexts_end_is_where_it_is_without(engine, endless, on_full):
+    """96 tokens; a pass has no more guesses than there is room for."""
+    settings = {"temperature": 0, "max_new_tokens": 150, "on_full": on_full}
+    plain, ahead = both(engine, PROMPTS[1], 8, **settings)
+    assert same(plain, ahead)
+    assert plain.finish_reason == ("context" if on_full == "stop" else "length")
+
+
+def test_a_full_context_can_be_an_error(engine, endless):
+    engine.reset()
+    with pytest.raises(ContextFullError, match="the context of 96 tokens is full"):
+        engine.generate(PROMPTS[1], temperature=0, max_new_tokens=150, on_full="error", lookahead=8)
+
+
+def test_what_comes_after_is_as_without(engine):
+    """Guesses that were wrong leave nothing behind that a later prompt would see."""
+    answers = []
+    for lookahead in (0, 8):
+        engine.reset()
+        first = engine.generate(PROMPTS[0], temperature=0, max_new_tokens=20, lookahead=lookahead)
+        more = PROMPTS[0] + first.text + " and"
+        second = engine.generate(more, temperature=0, max_new_tokens=20, lookahead=lookahead)
+        answers.append((first.text, second.text, second.reused_tokens))
+    assert answers[0] == answers[1]
+
+
+def test_an_abandoned_stream_leaves_an_engine_that_works(engine):
+    engine.reset()
+    stream = engine.stream(PROMPTS[1], temperature=0, max_new_tokens=40, lookahead=8)
+    for _ in range(5):
+        next(stream)
+    stream.close()
+    assert same(*both(engine, PROMPTS[1], 8, temperature=0, max_new_tokens=20))
+
+
+# Passes.
+
+
+def test_passes_and_accepted_tokens_add_up(engine):
+    plain, ahead = both(engine, PROMPTS[1], 8, temperature=0, max_new_tokens=60)
+    assert plain.accepted_tokens == 0
+    assert plain.passes == ahead.passes + ahead.accepted_tokens
+    assert plain.tokens_per_pass == 1.0
+    assert ahead.tokens_per_pass == pytest.approx(plain.passes / ahead.passes)
+
+
+def test_an_answer_that_repeats_itself_takes_few_passes(engine, monkeypatch):
+    """Made to repeat: the sampler takes the likeliest of three tokens, by turns."""
+    from airllm.sampling import Sampler
+
+    turns = [7, 9, 11]
+    monkeypatch.setattr(Sampler, "sample", lambda self, logits, history: turns[len(history) % 3])
+    engine.reset()
+    ahead = engine.generate("x", max_new_tokens=60, lookahead=8)
+    assert ahead.passes <= 6 + 60 // 9  # until it has repeated itself once, and then 9 a pass
+    assert [token for token in ahead.tokens if token not in turns] == []
+
+
+@pytest.mark.parametrize(("lookahead", "message"), [(64, "at most 63"), (-1, "lookahead is -1")])
+def test_a_number_of_guesses_that_makes_no_sense_is_refused(engine, lookahead, message):
+    with pytest.raises(ValueError, match=message):
+        engine.generate("x", lookahead=lookahead)
+
+
+# Guesses.
+
+
+def test_a_guess_is_what_followed_the_last_tokens_before():
+    assert NGrams().guess([1, 2, 3, 4, 5, 1, 2], 3) == [3, 4, 5]
+
+
+def test_the_latest_occurrence_and_the_longest_run_go_first():
+    assert NGrams().guess([1, 2, 7, 1, 2, 8, 1, 2], 1) == [8]
+    assert NGrams().guess([0, 1, 2, 7, 1, 2, 8, 0, 1, 2], 1) == [7]
+
+
+def test_a_text_that_repeats_itself_is_guessed_beyond_its_end():
+    assert NGrams().guess([5, 6, 5, 6], 5) == [5, 6, 5, 6, 5]
+    assert NGrams().guess([9, 9, 9], 4) == [9, 9, 9, 9]
+
+
+def test_what_never_stood_there_is_not_guessed():
+    for tokens in ([], [1], [1, 2], [1, 2, 3, 4], [1, 2, 1]):
+        assert NGrams().guess(tokens, 4) == []
+
+
+@given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 5))
+def test_a_text_that_grows_is_guessed_as_if_it_came_at_once(tokens, n):
+    growing = NGrams()
+    for end in range(len(tokens) + 1):
+        assert growing.guess(tokens[:end], n) == NGrams().guess(tokens[:end], n)

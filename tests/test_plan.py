@@ -1,0 +1,184 @@
+"""Plans: what is pinned, what is streamed, and what a model that does not fit is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_model import Sizes, write_tiny_model
+
+from airllm import disk_probe
+from airllm.budget import BudgetError, default_bytes, parse_bytes
+from airllm.cli import main
+from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.plan import Matrix, Part, Plan, make_plan
+from airllm.plan_model import plan_model
+
+Capture = pytest.CaptureFixture[str]
+
+
+def part(name: str, megabytes: int) -> Part:
+    matrix = Matrix("m", "matrix", None, (1, 1), 0, 0, megabytes << 20, megabytes << 20)  # type: ignore[arg-type]
+    return Part(name, (matrix,), (), 0)
+
+
+LAYERS = [part(f"layer {i}", 100) for i in range(10)]
+
+
+def planned(megabytes: int | None, *, head: int = 50, kv: int = 20, buffers: int = 10) -> Plan:
+    """Ten layers of 100 MB, an embedding of 200; the reads under way take 8."""
+    return make_plan(
+        [part("embed", 200), *LAYERS, part("head", head)],
+        budget=None if megabytes is None else megabytes << 20,
+        context=1000,
+        kv_cache_bytes=kv << 20,
+        buffer_bytes=buffers << 20,
+    )
+
+
+def test_without_a_budget_everything_is_pinned() -> None:
+    plan = planned(None)
+    assert (len(plan.pinned_layers), plan.head, plan.embedding) == (10, "pinned", "pinned")
+    assert plan.streamed_bytes_per_pass == plan.ring_bytes == 0
+
+
+def test_the_embedding_is_the_last_that_is_pinned_as_a_token_takes_one_row_of_it() -> None:
+    assert planned(20 + 10 + 1000 + 50 + 200).embedding == "pinned"
+    plan = planned(20 + 10 + 1000 + 50 + 199)
+    assert (plan.embedding, len(plan.pinned_layers), plan.streams) == ("looked up", 10, False)
+
+
+def test_the_head_is_the_first_that_is_pinned_and_then_as_many_layers_as_fit() -> None:
+    plan = planned(20 + 10 + 209 + 50 + 300)
+    assert (plan.head, plan.pinned_layers, plan.slots) == ("pinned", (0, 1, 2), 2)
+    assert plan.streamed_layers == tuple(range(3, 10))
+    assert plan.streamed_bytes_per_pass == 700 << 20
+    assert plan.total_bytes <= 20 + 10 + 209 + 50 + 300 << 20
+
+
+def test_two_slots_come_before_the_head_and_one_slot_after_it() -> None:
+    assert (planned(239).slots, planned(239).head) == (2, "streamed")
+    assert (planned(200).slots, planned(200).head) == (1, "pinned")
+    assert (planned(140).slots, planned(140).head) == (1, "streamed")
+    assert planned(140).streamed_bytes_per_pass == 1050 << 20
+
+
+def test_a_model_that_does_not_run_is_told_the_smallest_budget_that_would_do() -> None:
+    with pytest.raises(BudgetError) as refusal:
+        planned(100)
+    smallest = refusal.value.minimum
+    assert 138 << 20 < smallest <= 140 << 20
+    assert f"({smallest} bytes)" in str(refusal.value)
+    assert "20.0 MiB are the KV cache of a context of 1000 tokens" in str(refusal.value)
+
+
+def test_a_disks_speed_gives_the_tokens_to_expect() -> None:
+    plan = planned(600).with_disk(700 * 2.0**20)
+    assert plan.expected_tokens_per_second == pytest.approx(1.0)
+    assert planned(None).with_disk(1e9).expected_tokens_per_second is None
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("2GiB", 2 << 30),
+        ("2gb", 2 * 10**9),
+        ("1.5G", 1_500_000_000),
+        ("500 MB", 500_000_000),
+        ("64KiB", 65536),
+        ("1073741824", 1 << 30),
+        ("10 b", 10),
+    ],
+)
+def test_sizes_have_units_of_1000_or_1024(text: str, n_bytes: int) -> None:
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "0", "1e9", "2 XiB", "two", "1GiB2"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_bytes(text)
+
+
+def test_the_default_leaves_room() -> None:
+    assert default_bytes(None) is None
+    assert default_bytes(1 << 30) == (1 << 30) - (256 << 20)
+    assert default_bytes(100 << 30) == int(0.9 * (100 << 30))
+    assert default_bytes(1 << 20) == 1
+
+
+# ---- airllm plan ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = Sizes(hidden=512, ffn=1024, n_layers=8, n_heads=8, head_dim=64, rope_dims=64)
+    return write_tiny_model(tmp_path_factory.mktemp("model"), "q4_0", sizes=sizes).path
+
+
+def plan_of(model: Path, *options: str) -> int:
+    return main(["plan", "-m", str(model), "--backend", "numpy", *options])
+
+
+def test_plan_says_what_the_engine_then_does(model: Path, capsys: Capture) -> None:
+    assert plan_of(model, "--ram", "7MiB", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    with LayerWiseInferenceEngine(model, backend="numpy", ram_budget="7MiB") as engine:
+        plan = engine.plan()
+        assert engine.plan(probe=True).disk_bytes_per_second
+    assert plan.streams
+    probed = {name: found.pop(name) for name in ("disk_bytes_per_second", "model")}
+    expected = {**plan.as_dict(), "expected_tokens_per_second": found["expected_tokens_per_second"]}
+    del expected["disk_bytes_per_second"]
+    assert found == json.loads(json.dumps(expected))
+    assert found["expected_tokens_per_second"] == pytest.approx(
+        probed["disk_bytes_per_second"] / plan.streamed_bytes_per_pass
+    )
+
+
+def test_plan_in_words(model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airllm.plan_model.disk_bytes_per_second", lambda *_: 1e9)
+    assert plan_of(model, "--ram", "7MiB", "--context", "96") == 0
+    said = {line[:12].strip(): line[12:] for line in capsys.readouterr().out.splitlines()}
+    assert said["memory"].endswith("MiB of 7.0 MiB")
+    assert said["KV cache"].endswith("for a context of 96 tokens")
+    assert "of 8 layers, the head" in said["pinned"]
+    assert said["streamed"].endswith(" a token")
+    assert " layers" in said["ring"]
+    assert said["disk"] == "1.00 GB/s"
+    assert said["expected"].endswith(" tokens/s")
+
+
+def test_plan_without_a_need_to_stream_probes_nothing(
+    model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airllm.plan_model.disk_bytes_per_second", None)
+    assert plan_of(model, "--ram", "1GiB") == 0
+    assert "nothing: the disk is read once" in capsys.readouterr().out
+
+
+def test_plan_refuses_a_model_that_cannot_run_with_the_smallest_ram(
+    model: Path, capsys: Capture
+) -> None:
+    assert plan_of(model, "--ram", "100KiB") == 1
+    refusal = capsys.readouterr().err
+    smallest = refusal.partition("needs at least ")[2].partition("(")[2].partition(" bytes")[0]
+    assert plan_of(model, "--ram", smallest, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["total_bytes"] <= int(smallest)
+    assert plan_of(model, "--ram", str(int(smallest) - 1)) == 1
+
+
+def test_a_ram_that_is_no_size_is_a_usage_error(model: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as exit:
+        plan_of(model, "--ram", "plenty")
+    assert exit.value.code == 2
+    assert "'plenty' is no size" in capsys.readouterr().err
+
+
+def test_a_probe_reads_for_no_longer_than_it_may(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_probe, "SECTION_BYTES", 65536)
+    monkeypatch.setattr(disk_probe, "PROBE_SECONDS", 0.0)
+    plan = plan_model(model, backend="numpy", ram_budget="7MiB", probe=True)
+    assert plan.disk_bytes_per_second is not None
+    assert plan.disk_bytes_per_second > 0

@@ -1,0 +1,327 @@
+"""Models in less memory than they need: the same answers, what is read, what goes wrong."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from extension import require_cpp
+from tiny_model import FAMILIES, Sizes, TinyModel, write_tiny_model
+
+from airllm.budget import BudgetError
+from airllm.formats.gguf import FormatError
+from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.open_weights import FileWeights
+
+# Layers of 1.2 MB in Q4_0, so that they, and not the reads under way, are what memory is for.
+SIZES = Sizes(hidden=512, ffn=1024, n_layers=8, n_heads=8, head_dim=64, rope_dims=64)
+TOKENS = np.random.default_rng(1).integers(0, 268, 70).tolist()
+
+Open = Callable[..., LayerWiseInferenceEngine]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return write_tiny_model(tmp_path_factory.mktemp("model"), "q4_0", sizes=SIZES)
+
+
+@pytest.fixture(params=["numpy", "cpp"])
+def open_engine(request: pytest.FixtureRequest) -> Iterator[Open]:
+    """An engine with batches of 32, so that TOKENS are three."""
+    if request.param == "cpp":
+        require_cpp()
+    engines = []
+
+    def opened(model: TinyModel, **settings: Any) -> LayerWiseInferenceEngine:
+        engine = LayerWiseInferenceEngine(
+            model.path, backend=request.param, **({"batch_size": 32, "context": 96} | settings)
+        )
+        engines.append(engine)
+        return engine
+
+    yield opened
+    for engine in engines:
+        engine.close()
+
+
+def smallest_budget(open_engine: Open, model: TinyModel, **settings: Any) -> int:
+    with pytest.raises(BudgetError) as refusal:
+        open_engine(model, ram_budget=1, **settings)
+    return refusal.value.minimum
+
+
+# ---- the same answers ----------------------------------------------------------------------------
+
+
+def logits_of(engine: LayerWiseInferenceEngine) -> list[np.ndarray]:
+    """Of a prompt of three batches, of tokens one by one after it, and of a prompt again."""
+    found = [engine.forward(TOKENS)]
+    found += [engine.forward([token]) for token in (5, 6, 7)]
+    engine.reset()
+    found.append(engine.forward(TOKENS, last_only=False))
+    return found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
+def test_answers_are_the_same_bit_for_bit_whatever_the_budget(
+    model: TinyModel, open_engine: Open, share: float
+) -> None:
+    expected = logits_of(open_engine(model, ram_budget="1GiB"))
+    smallest = smallest_budget(open_engine, model)
+    everything = open_engine(model, ram_budget="1GiB").plan().total_bytes
+    engine = open_engine(model, ram_budget=int(smallest + share * (everything - smallest)))
+    assert engine.plan().streams == (share < 1)
+    for found, wanted in zip(logits_of(engine), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_streams(tmp_path: Path, open_engine: Open, family: str) -> None:
+    tiny = write_tiny_model(tmp_path, sizes=FAMILIES[family])
+    expected = open_engine(tiny).forward(TOKENS[:40])
+    engine = open_engine(tiny)
+    streamed = stream_everything(engine)
+    np.testing.assert_array_equal(streamed.evaluate(np.array(TOKENS[:40], np.int32)), expected)
+
+
+def stream_everything(engine: LayerWiseInferenceEngine) -> Any:
+    """The engine's decoder with weights none of which is kept: tiny models are too small for a
+    budget to do that."""
+    from dataclasses import replace
+
+    from airllm.plan import model_parts
+    from airllm.stream_weights import StreamWeights
+
+    decoder = engine._decoder
+    assert decoder is not None
+    n_layers = engine.config.n_layers
+    parts = model_parts(engine._gguf, decoder._model, decoder.backend)
+    plan = replace(
+        engine.plan(),
+        pinned_layers=(),
+        streamed_layers=tuple(range(n_layers)),
+        head="streamed",
+        embedding="looked up",
+        slots=2,
+    )
+    decoder.weights = StreamWeights(
+        engine._gguf,
+        decoder._model,
+        decoder.backend,
+        plan,
+        parts,
+        embed=decoder._embed,
+        layers=decoder._layers,
+        head=decoder._head,
+    )
+    return decoder
+
+
+# ---- what is read, and how much memory it takes --------------------------------------------------
+
+
+def bytes_taken(engine: LayerWiseInferenceEngine) -> int:
+    stats = engine.stream_stats()
+    assert stats is not None
+    taken: int = stats["bytes_taken"]
+    return taken
+
+
+def test_a_prompt_takes_one_pass_however_long_it_is(model: TinyModel, open_engine: Open) -> None:
+    engine = open_engine(model, ram_budget=smallest_budget(open_engine, model))
+    per_pass = engine.plan().streamed_bytes_per_pass
+    engine.forward(TOKENS)  # three batches
+    assert bytes_taken(engine) == per_pass
+    engine.forward([5])
+    assert bytes_taken(engine) == 2 * per_pass
+
+
+def test_half_the_layers_memory_halves_what_is_read(model: TinyModel, open_engine: Open) -> None:
+    everything = open_engine(model, ram_budget="1GiB").plan()
+    least = open_engine(model, ram_budget=smallest_budget(open_engine, model)).plan()
+    layers = least.streamed_bytes_per_pass
+    half = open_engine(model, ram_budget=least.total_bytes + everything.pinned_bytes // 2).plan()
+    assert 0.3 * layers < half.streamed_bytes_per_pass < 0.7 * layers
+    assert half.pinned_layers == tuple(range(len(half.pinned_layers)))
+
+
+def test_above_the_models_size_nothing_is_streamed(model: TinyModel, open_engine: Open) -> None:
+    engine = open_engine(model, ram_budget=2 * model.path.stat().st_size + (8 << 20))
+    assert isinstance(engine._decoder and engine._decoder.weights, FileWeights)
+    assert engine.stream_stats() is None
+    assert not engine.plan().streams
+
+
+def test_the_memory_that_a_plan_names_is_within_the_budget(
+    model: TinyModel, open_engine: Open
+) -> None:
+    smallest = smallest_budget(open_engine, model)
+    for extra in range(0, 12_000_000, 1_500_000):
+        plan = open_engine(model, ram_budget=smallest + extra).plan()
+        assert plan.total_bytes <= smallest + extra
+
+
+def test_the_smallest_budget_does_and_a_byte_less_does_not(
+    model: TinyModel, open_engine: Open
+) -> None:
+    smallest = smallest_budget(open_engine, model)
+    open_engine(model, ram_budget=smallest).forward([1])
+    with pytest.raises(BudgetError, match=f"needs at least .*{smallest} bytes"):
+        open_engine(model, ram_budget=smallest - 1)
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def streaming(tmp_path: Path, open_engine: Open) -> tuple[TinyModel, LayerWiseInferenceEngine]:
+    """A model of its own that is streamed with as little memory as it can be."""
+    model = write_tiny_model(tmp_path, "q4_0", sizes=SIZES)
+    return model, open_engine(model, ram_budget=smallest_budget(open_engine, model))
+
+
+def test_a_file_that_is_truncated_is_an_error_that_names_it(
+    streaming: tuple[TinyModel, LayerWiseInferenceEngine],
+) -> None:
+    model, engine = streaming
+    engine.forward([1])
+    os.truncate(model.path, model.path.stat().st_size // 2)
+    with pytest.raises(FormatError, match=r"tiny\.gguf: the file was changed while it was in use"):
+        engine.forward([2])
+
+
+def test_a_file_that_is_written_to_is_an_error_and_never_a_wrong_token(
+    streaming: tuple[TinyModel, LayerWiseInferenceEngine],
+) -> None:
+    model, engine = streaming
+    engine.forward([1])
+    with model.path.open("r+b") as file:
+        file.seek(model.path.stat().st_size // 2)
+        file.write(bytes(100))
+    with pytest.raises(FormatError, match="changed while it was in use"):
+        engine.forward([2])
+
+
+def test_a_file_that_vanishes_is_read_on(
+    model: TinyModel, streaming: tuple[TinyModel, LayerWiseInferenceEngine]
+) -> None:
+    own, engine = streaming
+    expected = engine.forward([1])
+    own.path.rename(own.path.with_name("elsewhere"))
+    own.path.with_name("elsewhere").unlink()
+    engine.reset()
+    np.testing.assert_array_equal(engine.forward([1]), expected)
+
+
+class FaultyStream:
+    """A stream whose take fails once, at the section that `at` counts down to."""
+
+    def __init__(self, stream: Any, at: int, error: BaseException) -> None:
+        self._stream, self._left, self._error = stream, at, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def take(self) -> tuple[int, int]:
+        self._left -= 1
+        if self._left == -1:
+            raise self._error
+        taken: tuple[int, int] = self._stream.take()
+        return taken
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "the disk is ill", "f"), KeyboardInterrupt()])
+@pytest.mark.parametrize("at", [0, 3, 7])
+def test_after_an_error_in_the_middle_the_next_pass_begins_anew(
+    streaming: tuple[TinyModel, LayerWiseInferenceEngine], error: BaseException, at: int
+) -> None:
+    _, engine = streaming
+    engine.forward([1, 2])
+    expected = engine.forward([3])
+    engine.reset()
+    engine.forward([1, 2])
+    weights: Any = engine._decoder and engine._decoder.weights
+    weights._stream = FaultyStream(weights._stream, at, error)
+    with pytest.raises(type(error)):
+        engine.forward([3])
+    assert engine.position == 2
+    np.testing.assert_array_equal(engine.forward([3]), expected)
+
+
+def test_an_interrupt_between_two_layers_leaves_the_engine_usable(
+    streaming: tuple[TinyModel, LayerWiseInferenceEngine],
+) -> None:
+    _, engine = streaming
+    expected = engine.forward(TOKENS)
+    engine.reset()
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.forward(TOKENS, on_progress=interrupt)
+    assert engine.position == 0
+    np.testing.assert_array_equal(engine.forward(TOKENS), expected)
+
+
+def test_weights_that_are_quantised_while_they_are_read_are_kept(
+    tmp_path: Path, open_engine: Open
+) -> None:
+    model = write_tiny_model(tmp_path, sizes=SIZES)
+    expected = open_engine(model, quantize="q4_0", ram_budget="1GiB").forward(TOKENS)
+    with pytest.raises(BudgetError, match="airllm convert once") as refusal:
+        open_engine(model, quantize="q4_0", ram_budget=1)
+    engine = open_engine(model, quantize="q4_0", ram_budget=refusal.value.minimum)
+    np.testing.assert_array_equal(engine.forward(TOKENS), expected)
+
+
+@pytest.mark.parametrize("budget", [0, -1, "2 elephants", "", True, 1.5])
+def test_a_budget_that_is_none_is_refused(model: TinyModel, open_engine: Open, budget: Any) -> None:
+    with pytest.raises(ValueError, match=r"elephants|ram_budget|''"):
+        open_engine(model, ram_budget=budget)
+
+
+def test_the_environments_budget_holds_where_none_is_given(
+    model: TinyModel, open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRLLM_RAM", "1KiB")
+    with pytest.raises(BudgetError, match=r"does not run in 1\.0 KiB"):
+        open_engine(model)
+    open_engine(model, ram_budget="1GiB")
+    monkeypatch.setenv("AIRLLM_RAM", "much")
+    with pytest.raises(ValueError, match="AIRLLM_RAM: 'much' is no size"):
+        open_engine(model)
+
+
+def test_the_environment_says_how_streams_read(
+    model: TinyModel, open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smallest = smallest_budget(open_engine, model)
+    monkeypatch.setenv("AIRLLM_STREAM_IO", "threads")
+    monkeypatch.setenv("AIRLLM_STREAM_DIRECT", "0")
+    engine = open_engine(model, ram_budget=smallest)
+    engine.forward([1])
+    stats = engine.stream_stats()
+    assert stats is not None
+    assert stats["io"] == ("threads" if engine.backend == "cpp" else "plain")
+    assert not stats["direct"]
+    if engine.backend == "cpp":
+        for name, other in (("AIRLLM_STREAM_IO", "magic"), ("AIRLLM_STREAM_DIRECT", "maybe")):
+            monkeypatch.setenv(name, other)
+            with pytest.raises(ValueError, match=f"{name} is '{other}'"):
+                open_engine(model, ram_budget=smallest)
+            monkeypatch.delenv(name)
+
+
+def test_a_default_context_leaves_most_of_the_budget_to_the_weights(open_engine: Open) -> None:
+    from airllm.plan import default_context
+
+    assert default_context(4096, 512, 1000, None) == 4096
+    assert default_context(4096, 512, 1000, 1 << 30) == 4096
+    assert default_context(4096, 512, 1000, 4_000_000) == 768  # 1000 in steps of 256
+    assert default_context(4096, 512, 1000, 1) == 512
+    assert default_context(100, 512, 1000, 1) == 100
