@@ -1,11 +1,13 @@
 """From --model and its companions to an open engine, and what there is to say about one."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from airllm.cli import console
+from airllm.cli import console, options
 
 if TYPE_CHECKING:
     from airllm.chat_template import ChatTemplate
@@ -45,6 +47,19 @@ def open_engine(
             quantize=args.quantize,
             on_progress=progress.update,
         )
+
+
+@contextmanager
+def open_draft(args: argparse.Namespace) -> "Iterator[LayerWiseInferenceEngine | None]":
+    """The engine for --draft, which is run like the other."""
+    if args.draft is None:
+        yield None
+        return
+    if not args.lookahead:
+        raise options.UsageError("--draft needs --lookahead N: how many tokens it guesses")
+    own = argparse.Namespace(**{**vars(args), "model": args.draft, "quantize": None})
+    with open_engine(own, threads=args.threads) as draft:
+        yield draft
 
 
 class Runtime(TypedDict):
