@@ -56,6 +56,8 @@ CORE_SOURCES = (
     "ops/matrix.cpp",
     "ops/experts.cpp",
     "ops/ops.cpp",
+    "ops/q80.cpp",
+    "ops/slices.cpp",
     "graph/graph.cpp",
     "graph/executor.cpp",
 )

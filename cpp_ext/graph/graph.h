@@ -29,7 +29,14 @@ enum class OpKind {
     add,
     route,
     expert_linear,
-    expert_sum
+    expert_sum,
+    merge_add,
+    take_columns,
+    put_columns,
+    round_q8,
+    silu,
+    gelu,
+    multiply
 };
 
 // Throws std::invalid_argument for a name that is no op.
@@ -51,13 +58,18 @@ struct Op {
     float eps = 0.0f;                                       // rms_norm, head_norm
     float scale = 1.0f;                                     // embed, attention
     bool interleaved = false;                               // rope
-    std::size_t window = 0;                  // attention: positions that a token sees; 0: all
-    float cap = 0.0f;                        // softcap; attention, for scores, 0: none
-    std::size_t n_used = 0;                  // route, expert_linear, expert_sum: experts of a token
-    bool normalized = false;                 // route: the shares sum to 1
-    bool shared = false;                     // expert_linear: all experts have the same input
+    std::size_t window = 0;   // attention: positions that a token sees; 0: all
+    float cap = 0.0f;         // softcap; attention, for scores, 0: none
+    std::size_t n_used = 0;   // route, expert_linear, expert_sum: experts of a token
+    bool normalized = false;  // route: the shares sum to 1
+    bool shared = false;      // expert_linear: all experts have the same input
+    std::size_t offset = 0;   // take_columns, put_columns: the first column
+    bool quantized = false;   // merge_add, take_columns, put_columns: the rows are Q8_0 blocks
     std::optional<Activations> activations;  // linear, expert_linear; else activations_for(rows)
 };
+
+// The external buffer that holds rows of Q8_0 instead of float32, or -1.
+int quantized_buffer(const Op& op);
 
 // Of a buffer, and rows of a batch: far beyond any model, and no product of them overflows.
 inline constexpr std::size_t longest_row = 1u << 30, largest_batch = 1u << 24;
