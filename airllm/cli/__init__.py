@@ -10,7 +10,18 @@ import sys
 from collections.abc import Sequence
 
 from airllm import __version__
-from airllm.cli import bench, chat, console, demo, generate, info, options, perplexity, pull
+from airllm.cli import (
+    bench,
+    chat,
+    console,
+    demo,
+    generate,
+    info,
+    options,
+    perplexity,
+    pull,
+    worker,
+)
 
 FAILED = 1
 USAGE = 2
@@ -63,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"airllm {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, pull, generate, chat, perplexity, bench, info):
+    for command in (demo, pull, generate, chat, perplexity, bench, worker, info):
         command.add(commands)
     return parser
 
