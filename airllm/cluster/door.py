@@ -1,8 +1,8 @@
 """Who may come in: a thread that accepts connections all the time, and turns away most of them.
 
 The first visitor who says something is the root; one that connects and is silent (a port scan)
-holds nobody up. While a root is served, others are sent away at once, except that the other workers
-it announced are let in. Whoever connects must come from a network that is allowed.
+holds nobody up. While a root is served, others are sent away, except that the other workers it
+announced are let in. Whoever connects must come from a network that is allowed.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ LOOPBACK: tuple[Network, ...] = (
     ipaddress.ip_network("127.0.0.0/8"),
     ipaddress.ip_network("::1/128"),
 )
-_MOST_VISITORS = 64  # that have said nothing yet
+_MOST_VISITORS = 64  # that wait
+_GRACE_SECONDS = 0.1  # for a root whose predecessor is just leaving
 _LOGGED_PER_SECOND = 3  # of those turned away
 
 
@@ -71,7 +72,7 @@ class Door:
         self._idle = True
         self._expected = 0  # other workers
         self._let_in: deque[Visitor] = deque()
-        self._silent: dict[int, tuple[socket.socket, str, float]] = {}
+        self._waiting: dict[int, tuple[socket.socket, str, float]] = {}
         self._turned_away: deque[float] = deque()
         self._not_logged = 0
         self.on_stop: Callable[[], None] = lambda: None  # in the door's thread
@@ -141,7 +142,7 @@ class Door:
                 self._status_listener.close()
                 if self._status_path is not None:
                     self._status_path.unlink(missing_ok=True)
-            for sock, _, _ in self._silent.values():
+            for sock, _, _ in self._waiting.values():
                 sock.close()
             self.on_stop()
             _write(self._news, b"x")
@@ -152,72 +153,77 @@ class Door:
             if thing is not None:
                 poll.register(thing, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
-        for fd in self._silent:
-            poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(1000 if self._silent or self._not_logged else None)}
+        if self._idle:
+            for fd in self._waiting:
+                poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(self._milliseconds_to_wait())}
         if self._wake_read in ready and any(os.read(self._wake_read, 64)):
             self.stopped = True
             return
-        for fd in ready & self._silent.keys():
+        for fd in ready & self._waiting.keys():
             self._has_spoken(fd)
         if self._listener.fileno() in ready:
             self._accept()
         if self._status_listener is not None and self._status_listener.fileno() in ready:
             self._tell_status(self._status_listener)
-        self._send_away_the_silent()
-        self._log_the_rest()
+        self._review()
+
+    def _milliseconds_to_wait(self) -> float | None:
+        if self._not_logged or (self._waiting and not self._idle):
+            return 50
+        return 1000 * min(self._silence, 1.0) if self._waiting else None
 
     def _accept(self) -> None:
         try:
             sock, address = self._listener.accept()
-        except OSError as error:
-            if error.errno not in (None, 11, 103):  # gone again; else no descriptors are left
-                self._log(f"cannot accept a connection: {error.strerror}")
-                time.sleep(0.05)
-            return None
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # gone again
+        except OSError as error:  # no descriptors are left, say
+            self._log(f"cannot accept a connection: {error.strerror}")
+            time.sleep(0.05)
+            return
         name = f"{address[0]}:{address[1]}"
         if not is_allowed(address[0], self._networks):
-            return self._turn_away(sock, name, "its network is not allowed (--allow)")
+            self._turn_away(sock, name, "its network is not allowed (--allow)")
+            return
         with self._lock:
             if self._expected > 0:
                 self._expected -= 1
                 self._let_in.append((sock, name))
                 _write(self._news, b"x")
-                return None
-            idle = self._idle
-        if not idle:
-            return self._turn_away(sock, name, "a root is being served")
-        if len(self._silent) >= _MOST_VISITORS:
-            self._silent_one_leaves(next(iter(self._silent)), "too many others wait")
-        self._silent[sock.fileno()] = sock, name, time.monotonic()
-        return None
+                return
+        if len(self._waiting) >= _MOST_VISITORS:
+            self._leaves(next(iter(self._waiting)), "too many others wait")
+        self._waiting[sock.fileno()] = sock, name, time.monotonic()
 
     def _has_spoken(self, fd: int) -> None:
+        """Who speaks first, while no root is served, is the root."""
         with contextlib.suppress(OSError):
-            if not self._silent[fd][0].recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                return self._silent_one_leaves(fd, "it left without a word")
+            if not self._waiting[fd][0].recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                self._leaves(fd, "it left without a word")
+                return
         with self._lock:
-            chosen = self._idle
-            if chosen:
-                self._idle = False
-                sock, name, _ = self._silent.pop(fd)
-                self._let_in.append((sock, name))
-                _write(self._news, b"x")
-        if not chosen:
-            return self._silent_one_leaves(fd, "a root is being served")
-        for other in list(self._silent):
-            self._silent_one_leaves(other, "a root is being served")
-        return None
+            if not self._idle:
+                return
+            self._idle = False
+            sock, name, _ = self._waiting.pop(fd)
+            self._let_in.append((sock, name))
+            _write(self._news, b"x")
 
-    def _silent_one_leaves(self, fd: int, why: str) -> None:
-        sock, name, _ = self._silent.pop(fd)
-        self._turn_away(sock, name, why)
-
-    def _send_away_the_silent(self) -> None:
-        limit = time.monotonic() - self._silence
-        for fd, (_, _, since) in list(self._silent.items()):
+    def _review(self) -> None:
+        """Send away who has waited for too long, and log those whom a flood left uncounted."""
+        reason, seconds = f"it said nothing for {self._silence:g} s", self._silence
+        if not self._idle:
+            reason, seconds = "a root is being served", _GRACE_SECONDS
+        limit = time.monotonic() - seconds
+        for fd, (_, _, since) in list(self._waiting.items()):
             if since < limit:
-                self._silent_one_leaves(fd, f"it said nothing for {self._silence:.0f} s")
+                self._leaves(fd, reason)
+        self._log_the_rest()
+
+    def _leaves(self, fd: int, why: str) -> None:
+        sock, name, _ = self._waiting.pop(fd)
+        self._turn_away(sock, name, why)
 
     def _turn_away(self, sock: socket.socket, name: str, why: str) -> None:
         sock.close()

@@ -59,7 +59,7 @@ class Link:
             if self._deadline is not None:
                 left = self._deadline - time.monotonic()
                 if left <= 0:
-                    raise LinkError(f"{self.name} did not complete the handshake in time")
+                    raise self._fault(BlockingIOError())
                 self.set_timeout(max(left, 0.001))
             received = self._receive(bytearray(_CHUNK))
             parts.append(bytes(received[:missing]))
@@ -137,7 +137,9 @@ class Link:
 
     def _fault(self, error: OSError) -> LinkError:
         if isinstance(error, BlockingIOError):  # what SO_RCVTIMEO and SO_SNDTIMEO give
-            return LinkError(f"{self.name} was silent for {self._timeout:.0f} s")
+            if self._deadline is not None:
+                return LinkError(f"{self.name} did not complete the handshake in time")
+            return LinkError(f"{self.name} was silent for {self._timeout:g} s")
         return LinkError(f"{self.name}: {error.strerror or error}")
 
 
@@ -173,7 +175,7 @@ def _transfer_slowly(sends: list[Piece], receives: list[Piece]) -> None:
             poll.register(fd, event)
         link = (sends or receives)[0][0]
         if not poll.poll(link.timeout * 1000):
-            raise LinkError(f"{link.name} was silent for {link.timeout:.0f} s")
+            raise LinkError(f"{link.name} was silent for {link.timeout:g} s")
         sends = [(link, rest) for link, view in sends if (rest := view[link.send_some(view) :])]
         receives = [
             (link, rest) for link, view in receives if (rest := view[link.read_some(view) :])

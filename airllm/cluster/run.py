@@ -69,47 +69,53 @@ class Run:
         """To the root's stop packet. LinkError, ProtocolError, RefusedError, MemoryError or OSError
         where it ends otherwise."""
         with contextlib.ExitStack() as stack:
-            root = self._link(visitor[0], "the root", stack)
-            deadline = time.monotonic() + self.settings.handshake_timeout
-            root.set_deadline(deadline)
-            handshake = read_handshake(root.take)
-            self.report.event(
-                "root",
-                f"root {visitor[1]}: this is worker {handshake.index} of {handshake.n_workers}",
-                {
-                    "root": visitor[1],
-                    "worker": handshake.index,
-                    "n_workers": handshake.n_workers,
-                },
-            )
-            self.report.update(state="handshake", root=visitor[1])
-            self.door.expect(handshake.index)
-            root.send(encode_ack())
-            Fields(root.take, "everybody is there").ack()
-            others = self._mesh(handshake, deadline, stack)
+            try:
+                self._serve(visitor, stack)
+            finally:
+                self.door.reopen()  # before the root can see that its connection closes
 
-            net = read_net_config(root.take, handshake)
-            root.send(encode_ack())
-            program = Program(net, read_node_config(root.take, handshake, net))
-            root.set_deadline(None)
-            root.set_timeout(self.settings.silence_timeout)
-            lowered = lower(program)
-            self._describe(program, lowered)
-            self._grant_memory(program, lowered)
-            node = Node(lowered, program, self.backend, self.settings.threads)
-            root.send(encode_ack())
+    def _serve(self, visitor: Visitor, stack: contextlib.ExitStack) -> None:
+        root = self._link(visitor[0], "the root", stack)
+        deadline = time.monotonic() + self.settings.handshake_timeout
+        root.set_deadline(deadline)
+        handshake = read_handshake(root.take)
+        self.report.event(
+            "root",
+            f"root {visitor[1]}: this is worker {handshake.index} of {handshake.n_workers}",
+            {
+                "root": visitor[1],
+                "worker": handshake.index,
+                "n_workers": handshake.n_workers,
+            },
+        )
+        self.report.update(state="handshake", root=visitor[1])
+        self.door.expect(handshake.index)
+        root.send(encode_ack())
+        Fields(root.take, "everybody is there").ack()
+        others = self._mesh(handshake, deadline, stack)
 
-            self.report.update(state="weights")
-            weights = ResidentWeights(lowered, program.weights, self.backend)
-            stack.callback(weights.close)
-            self._receive_weights(root, program, weights)
-            weights.finish(node.executors)
-            node.weights = weights
-            root.send(encode_ack())
+        net = read_net_config(root.take, handshake)
+        root.send(encode_ack())
+        program = Program(net, read_node_config(root.take, handshake, net))
+        root.set_deadline(None)
+        root.set_timeout(self.settings.silence_timeout)
+        lowered = lower(program)
+        self._describe(program, lowered)
+        self._grant_memory(program, lowered)
+        node = Node(lowered, program, self.backend, self.settings.threads)
+        root.send(encode_ack())
 
-            self.report.update(state="running")
-            exchange = Exchange(net, program.node.node, node.pipes, {0: root} | others)
-            self._steps(root, node, exchange)
+        self.report.update(state="weights")
+        weights = ResidentWeights(lowered, program.weights, self.backend)
+        stack.callback(weights.close)
+        self._receive_weights(root, program, weights)
+        weights.finish(node.executors)
+        node.weights = weights
+        root.send(encode_ack())
+
+        self.report.update(state="running")
+        exchange = Exchange(net, program.node.node, node.pipes, {0: root} | others)
+        self._steps(root, node, exchange)
 
     def stop(self) -> None:
         """End the run soon, from any thread."""

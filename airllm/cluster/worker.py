@@ -68,7 +68,6 @@ class Worker:
                 good = self._run(visitor)
                 if once:
                     return good
-                self._door.reopen()
         finally:
             self.report.update(state="stopped")
             self.report.event("stopped", "stopped")
