@@ -51,6 +51,7 @@ CORE_SOURCES = (
     "cpu_features.cpp",
     "dispatch.cpp",
     "threads/cpu_budget.cpp",
+    "threads/crew.cpp",
     "threads/team.cpp",
     "ops/attention.cpp",
     "ops/matrix.cpp",

@@ -112,8 +112,9 @@ py::array unpack(const PackedMatrix& w) {
     {
         const py::gil_scoped_release release;
         run_team([&](const Worker& worker) {
-            const Share part = share(worker, w.n());
-            w.table().unpack(w.view(), part.first, part.last, y + part.first * w.k());
+            for_rows(worker, w.n(), w.k(), [&](std::size_t first, std::size_t count) {
+                w.table().unpack(w.view(), first, first + count, y + first * w.k());
+            });
         });
     }
     return out;

@@ -17,6 +17,8 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
                                     "; expected at most " + std::to_string(largest_batch));
     plan_buffers();
     plan_barriers();
+    for (const Op& op : graph_.ops)
+        if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
 }
 
 // Gives each internal buffer a place for the ops between its first and last use, so that buffers
@@ -325,7 +327,7 @@ void Executor::run(const std::vector<Weight>& weights, const Batch& batch) {
             Run run{*this, weights, batch, table, worker};
             for (std::size_t i = 0; i < graph_.ops.size(); ++i) run.step(i);
         },
-        batch.max_threads);
+        batch.max_threads, joining_);
 }
 
 }  // namespace tensor_ops

@@ -46,6 +46,7 @@ class Executor {
     std::size_t max_tokens_;
     std::vector<std::size_t> offsets_;  // of internal buffers, floats per token into the arena
     std::vector<char> barrier_before_;  // of each op: may it touch what another thread works on?
+    Joining joining_ = Joining::any_time;  // routed rows decide how an expert's work is dealt out
     AlignedBytes arena_;
     AlignedBytes quantized_;    // the quantised input of the linear op at hand
     AlignedBytes parts_;        // what attention to parts of a long cache gives, until it is merged

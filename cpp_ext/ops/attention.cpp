@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/ops.h"
+
 namespace tensor_ops {
 namespace {
 
@@ -95,26 +97,19 @@ AttentionParts parts_of(const AttentionCall& call, const Division& d, std::size_
     return parts;
 }
 
-// Worker's share of `ranges` ranges of that length, as far as it lies in one of them.
-Share share_of(const Worker& worker, std::size_t range, std::size_t ranges, std::size_t length) {
-    const Share all = share(worker, ranges * length);
-    const std::size_t from = range * length;
-    return {std::clamp(all.first, from, from + length) - from,
-            std::clamp(all.last, from, from + length) - from};
-}
-
 }  // namespace
 
 void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
                std::size_t n_tokens, std::size_t past, const KvCache& cache) {
     const std::size_t d = cache.head_dim, bytes = row_bytes(cache.type, d);
-    const Share part = share(worker, n_tokens * cache.n_kv_heads);
-    for (std::size_t i = part.first; i < part.last; ++i) {
-        const std::size_t token = i / cache.n_kv_heads, head = i % cache.n_kv_heads;
-        const std::size_t at = (head * cache.capacity + past + token) * bytes;
-        table.from_float(cache.type, k + i * d, static_cast<std::byte*>(cache.k) + at, d);
-        table.from_float(cache.type, v + i * d, static_cast<std::byte*>(cache.v) + at, d);
-    }
+    for_rows(worker, n_tokens * cache.n_kv_heads, d, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i) {
+            const std::size_t token = i / cache.n_kv_heads, head = i % cache.n_kv_heads;
+            const std::size_t at = (head * cache.capacity + past + token) * bytes;
+            table.from_float(cache.type, k + i * d, static_cast<std::byte*>(cache.k) + at, d);
+            table.from_float(cache.type, v + i * d, static_cast<std::byte*>(cache.v) + at, d);
+        }
+    });
 }
 
 void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,
@@ -123,41 +118,41 @@ void attention(const Worker& worker, const KernelTable& table, const AttentionCa
     auto* scratch =
         static_cast<float*>(thread_scratch(table.attention_scratch_floats * sizeof(float)));
     const std::size_t heads = call.cache.n_kv_heads;
-    const auto count = static_cast<std::size_t>(worker.count());
-    const auto index = static_cast<std::size_t>(worker.index());
-    // Whole pieces are dealt out in turn, forth and back, as those of later queries are larger.
-    const auto mine = [&](std::size_t piece) {
-        return piece % count == (piece / count % 2 ? count - 1 - index : index);
-    };
-    std::size_t piece = 0;
-    bool divided = false;
+    std::size_t pieces = 0, merged_rows = 0;
+    for_sequences(call, workspace, [&](const Sequence&, const Division& d) {
+        pieces += d.runs * heads * d.parts;
+        if (d.parts > 1) merged_rows += heads * d.rows;
+    });
+    // Whole pieces one by one, as those of later queries are larger; parts of the cache by
+    // stretches, as memory is best read in order.
+    Deal deal(worker, pieces, 1, merged_rows ? pieces : 1);
+    std::size_t at = 0;  // pieces before this one
     for_sequences(call, workspace, [&](const Sequence& s, const Division& d) {
-        divided |= d.parts > 1;
         for (std::size_t run = 0; run < d.runs; ++run) {
             const std::size_t first = run * attention_query_tile;
             const std::size_t last = std::min(first + attention_query_tile, d.rows);
-            for (std::size_t head = 0; head < heads; ++head) {
-                if (d.parts == 1) {
-                    if (mine(piece++))
+            for (std::size_t head = 0; head < heads; ++head, at += d.parts)
+                deal.within(at, at + d.parts, [&](std::size_t from, std::size_t to) {
+                    if (d.parts == 1)
                         table.attention(task_of(call, s, head), first, last, scratch);
-                    continue;
-                }
-                // Parts are dealt out by stretches: memory is best read in order.
-                const Share stretch = share_of(worker, head, heads, d.parts);
-                table.attention_parts(task_of(call, s, head), first, last, parts_of(call, d, head),
-                                      d.layout.first + stretch.first, d.layout.first + stretch.last,
-                                      scratch);
-            }
+                    else
+                        table.attention_parts(task_of(call, s, head), first, last,
+                                              parts_of(call, d, head), d.layout.first + from - at,
+                                              d.layout.first + to - at, scratch);
+                });
         }
     });
-    if (!divided) return;
+    if (merged_rows == 0) return;
     worker.barrier();
+    const std::size_t unit = std::max<std::size_t>(1, dealt_elements / call.cache.head_dim);
+    Deal merge(worker, merged_rows, unit);
+    at = 0;  // rows before this head's
     for_sequences(call, workspace, [&](const Sequence& s, const Division& d) {
-        for (std::size_t head = 0; head < heads && d.parts > 1; ++head) {
-            const Share rows = share_of(worker, head, heads, d.rows);
-            table.attention_merge(task_of(call, s, head), rows.first, rows.last,
-                                  parts_of(call, d, head));
-        }
+        for (std::size_t head = 0; head < heads && d.parts > 1; ++head, at += d.rows)
+            merge.within(at, at + d.rows, [&](std::size_t from, std::size_t to) {
+                table.attention_merge(task_of(call, s, head), from - at, to - at,
+                                      parts_of(call, d, head));
+            });
     });
 }
 

@@ -51,10 +51,11 @@ void one_row(const Worker& worker, const Experts& experts, const ExpertTask& tas
     const std::size_t row_bytes = quantized_activation_bytes(task.kind, 1, k);
     if (quantize) {
         const std::size_t inputs = task.shared ? 1 : task.n_used;
-        for (auto u = static_cast<std::size_t>(worker.index()); u < inputs;
-             u += static_cast<std::size_t>(worker.count()))
-            experts[0]->table().quantize_activations(task.kind, task.x + u * k, 1, k, 0, 1,
-                                                     task.quantized + u * row_bytes);
+        for_rows(worker, inputs, k, [&](std::size_t first, std::size_t count) {
+            for (std::size_t u = first; u < first + count; ++u)
+                experts[0]->table().quantize_activations(task.kind, task.x + u * k, 1, k, 0, 1,
+                                                         task.quantized + u * row_bytes);
+        });
         worker.barrier();
     }
     for (std::size_t e = 0; e < experts.size(); ++e)
@@ -70,18 +71,20 @@ void one_expert(const Worker& worker, const PackedMatrix& w, const ExpertTask& t
                 std::span<const std::uint32_t> items, bool quantize) {
     const std::size_t k = w.k(), n = w.n(), rows = items.size();
     float *x = task.scratch, *y = task.scratch + task.rows * k;
-    const Share taken = share(worker, rows, w.table().activation_tile);
-    for (std::size_t r = taken.first; r < taken.last; ++r)
-        std::copy_n(task.x + (task.shared ? items[r] / task.n_used : items[r]) * k, k, x + r * k);
-    if (quantize)
-        w.table().quantize_activations(task.kind, x, rows, k, taken.first, taken.last,
-                                       task.quantized);
+    deal(worker, rows, w.table().activation_tile, [&](std::size_t first, std::size_t last) {
+        for (std::size_t r = first; r < last; ++r)
+            std::copy_n(task.x + (task.shared ? items[r] / task.n_used : items[r]) * k, k,
+                        x + r * k);
+        if (quantize)
+            w.table().quantize_activations(task.kind, x, rows, k, first, last, task.quantized);
+    });
     worker.barrier();
     linear(worker, w, x, task.kind, task.quantized, rows, y);
     worker.barrier();
-    const Share given = share(worker, rows);
-    for (std::size_t r = given.first; r < given.last; ++r)
-        std::copy_n(y + r * n, n, task.y + items[r] * n);
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t r = first; r < first + count; ++r)
+            std::copy_n(y + r * n, n, task.y + items[r] * n);
+    });
 }
 
 }  // namespace
@@ -89,21 +92,22 @@ void one_expert(const Worker& worker, const PackedMatrix& w, const ExpertTask& t
 void route(const Worker& worker, const KernelTable& table, const float* logits, std::size_t rows,
            std::size_t n_experts, std::size_t n_used, bool normalized, float* out) {
     auto* shares = static_cast<float*>(thread_scratch(n_experts * sizeof(float)));
-    const Share part = share(worker, rows);
-    for (std::size_t r = part.first; r < part.last; ++r) {
-        table.softmax(logits + r * n_experts, shares, 1, n_experts);
-        float *chosen = out + r * 2 * n_used, *weights = chosen + n_used, sum = 0.0f;
-        for (std::size_t u = 0; u < n_used; ++u) {
-            // With NaN no comparison holds: the first is as good as any, and NaN is its share.
-            const float* best = std::max_element(shares, shares + n_experts);
-            chosen[u] = static_cast<float>(best - shares);
-            weights[u] = *best;
-            sum += *best;
-            shares[best - shares] = -1.0f;
+    for_rows(worker, rows, n_experts, [&](std::size_t first, std::size_t count) {
+        for (std::size_t r = first; r < first + count; ++r) {
+            table.softmax(logits + r * n_experts, shares, 1, n_experts);
+            float *chosen = out + r * 2 * n_used, *weights = chosen + n_used, sum = 0.0f;
+            for (std::size_t u = 0; u < n_used; ++u) {
+                // With NaN no comparison holds: the first is as good as any, and NaN is its share.
+                const float* best = std::max_element(shares, shares + n_experts);
+                chosen[u] = static_cast<float>(best - shares);
+                weights[u] = *best;
+                sum += *best;
+                shares[best - shares] = -1.0f;
+            }
+            if (normalized)
+                for (std::size_t u = 0; u < n_used; ++u) weights[u] /= sum;
         }
-        if (normalized)
-            for (std::size_t u = 0; u < n_used; ++u) weights[u] /= sum;
-    }
+    });
 }
 
 void expert_linear(const Worker& worker, const Experts& experts, const ExpertTask& task) {
@@ -126,16 +130,18 @@ void expert_linear(const Worker& worker, const Experts& experts, const ExpertTas
 
 void expert_sum(const Worker& worker, const float* x, const float* route, std::size_t rows,
                 std::size_t n, std::size_t n_used, float* y) {
-    const Share part = share(worker, rows * n, 16);  // columns too, as one row is common
-    for (std::size_t i = part.first; i < part.last;) {
-        const std::size_t r = i / n, first = i % n, last = std::min(n, first + part.last - i);
-        const float *shares = route + r * 2 * n_used + n_used, *in = x + r * n_used * n;
-        float* out = y + r * n;
-        for (std::size_t c = first; c < last; ++c) out[c] = shares[0] * in[c];
-        for (std::size_t u = 1; u < n_used; ++u)
-            for (std::size_t c = first; c < last; ++c) out[c] += shares[u] * in[u * n + c];
-        i += last - first;
-    }
+    // Columns too, as one row is common.
+    deal(worker, rows * n, dealt_elements, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t i = begin; i < end;) {
+            const std::size_t r = i / n, first = i % n, last = std::min(n, first + end - i);
+            const float *shares = route + r * 2 * n_used + n_used, *in = x + r * n_used * n;
+            float* out = y + r * n;
+            for (std::size_t c = first; c < last; ++c) out[c] = shares[0] * in[c];
+            for (std::size_t u = 1; u < n_used; ++u)
+                for (std::size_t c = first; c < last; ++c) out[c] += shares[u] * in[u * n + c];
+            i += last - first;
+        }
+    });
 }
 
 }  // namespace tensor_ops

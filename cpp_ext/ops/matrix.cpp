@@ -45,8 +45,9 @@ PackedMatrix::PackedMatrix(DType type, std::span<const std::byte> source, std::s
     view_ = {data_.data(), n, k, type};
     run_team(
         [&](const Worker& worker) {
-            const Share part = share(worker, groups);
-            table_->pack(type, source.data(), n, k, part.first, part.last, data_.data());
+            deal(worker, groups, 4, [&](std::size_t first, std::size_t last) {
+                table_->pack(type, source.data(), n, k, first, last, data_.data());
+            });
         },
         bytes() < 64 * 1024 ? 1 : 1024);
 }

@@ -6,16 +6,35 @@
 
 namespace tensor_ops {
 
+namespace {
+
+constexpr std::size_t round_up(std::size_t n, std::size_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+// Columns of a float product that are dealt out at a time: enough to pay for the panels that each
+// chunk packs and transposes, so few that every worker gets several.
+std::size_t column_unit(const Worker& worker, const KernelTable& table, std::size_t n,
+                        std::size_t most) {
+    const auto count = static_cast<std::size_t>(worker.count());
+    const std::size_t panel = 2 * table.vector_floats;
+    return round_up(std::clamp(n / (8 * count), panel, most), panel);
+}
+
+}  // namespace
+
 void rms_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
               float eps, float* y, std::size_t rows, std::size_t n) {
-    const Share part = share(worker, rows);
-    table.rms_norm(x + part.first * n, weight, eps, y + part.first * n, part.last - part.first, n);
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        table.rms_norm(x + first * n, weight, eps, y + first * n, count, n);
+    });
 }
 
 void bias(const Worker& worker, const KernelTable& table, const float* x, const float* w, float* y,
           std::size_t rows, std::size_t n) {
-    const Share part = share(worker, rows);
-    for (std::size_t r = part.first; r < part.last; ++r) table.add(x + r * n, w, y + r * n, n);
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t r = first; r < first + count; ++r) table.add(x + r * n, w, y + r * n, n);
+    });
 }
 
 void geglu(const Worker& worker, const KernelTable& table, const float* gate, const float* up,
@@ -39,17 +58,19 @@ void softcap(const Worker& worker, const float* x, float cap, float* y, std::siz
 
 void softmax(const Worker& worker, const KernelTable& table, const float* x, float* y,
              std::size_t rows, std::size_t n) {
-    const Share part = share(worker, rows);
-    table.softmax(x + part.first * n, y + part.first * n, part.last - part.first, n);
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        table.softmax(x + first * n, y + first * n, count, n);
+    });
 }
 
 void rope(const Worker& worker, const KernelTable& table, const float* x, const float* angles,
           float* y, std::size_t rows, std::size_t n_heads, std::size_t head_dim, std::size_t n_dims,
           bool interleaved) {
-    const Share part = share(worker, rows);
     const std::size_t row = n_heads * head_dim;
-    table.rope(x + part.first * row, angles + part.first * n_dims, y + part.first * row,
-               part.last - part.first, n_heads, head_dim, n_dims, interleaved);
+    for_rows(worker, rows, row, [&](std::size_t first, std::size_t count) {
+        table.rope(x + first * row, angles + first * n_dims, y + first * row, count, n_heads,
+                   head_dim, n_dims, interleaved);
+    });
 }
 
 Activations activations_for(std::size_t rows) {
@@ -62,26 +83,31 @@ std::size_t quantized_activation_bytes(Activations kind, std::size_t rows, std::
 
 void quantize_activations(const Worker& worker, const KernelTable& table, Activations kind,
                           const float* x, std::size_t rows, std::size_t k, std::byte* xq) {
-    const Share part = share(worker, rows, table.activation_tile);
-    table.quantize_activations(kind, x, rows, k, part.first, part.last, xq);
+    deal(worker, rows, table.activation_tile, [&](std::size_t first, std::size_t last) {
+        table.quantize_activations(kind, x, rows, k, first, last, xq);
+    });
 }
 
 void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,
             const std::byte* xq, std::size_t rows, float* y) {
-    const Share part = share(worker, w.groups());
+    constexpr std::size_t unit = 4;  // groups that one row passes side by side
     const KernelTable& table = w.table();
-    if (is_quantized(w.type()) && kind != Activations::f32)
-        table.linear_quantized(kind, w.view(), xq, rows, part.first, part.last, y, w.n());
-    else
-        table.linear_f32(w.view(), x, rows, part.first, part.last, y, w.n());
+    const bool integers = is_quantized(w.type()) && kind != Activations::f32;
+    deal(worker, w.groups(), unit, [&](std::size_t first, std::size_t last) {
+        if (integers)
+            table.linear_quantized(kind, w.view(), xq, rows, first, last, y, w.n());
+        else
+            table.linear_f32(w.view(), x, rows, first, last, y, w.n());
+    });
 }
 
 void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,
                   std::size_t n, std::size_t k, const float* x, std::size_t rows, float* y) {
     auto* scratch =
         static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));
-    const Share part = share(worker, n, 2 * table.vector_floats);
-    table.linear_plain(type, w, x, rows, k, part.first, part.last, y, n, scratch);
+    deal(worker, n, column_unit(worker, table, n, 512), [&](std::size_t first, std::size_t last) {
+        table.linear_plain(type, w, x, rows, k, first, last, y, n, scratch);
+    });
 }
 
 void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b,
@@ -90,24 +116,32 @@ void matmul(const Worker& worker, const KernelTable& table, const float* a, cons
         static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));
     const std::size_t panel = 2 * table.vector_floats;
     // By columns, so that each thread packs its own part of b; by rows when there are too few.
-    const bool by_columns = m < 16 || n >= 4 * panel * static_cast<std::size_t>(worker.count());
-    const Share rows = by_columns ? Share{0, m} : share(worker, m, 4);
-    const Share columns = by_columns ? share(worker, n, panel) : Share{0, n};
-    table.matmul(a + rows.first * k, k, b, n, c + rows.first * n, n, rows.last - rows.first, k,
-                 columns.first, columns.last, scratch);
+    if (m < 16 || n >= 4 * panel * static_cast<std::size_t>(worker.count())) {
+        // Few rows read b once as it lies, and rows of less than a page stop the prefetchers.
+        const std::size_t unit = m < 16 && n >= 4096 ? 1024 : column_unit(worker, table, n, 512);
+        deal(worker, n, unit, [&](std::size_t first, std::size_t last) {
+            table.matmul(a, k, b, n, c, n, m, k, first, last, scratch);
+        });
+    } else {
+        // A multiple of 4, as tiles of less sum in another order; of 12, the height of a tile.
+        deal(worker, m, 12, [&](std::size_t first, std::size_t last) {
+            table.matmul(a + first * k, k, b, n, c + first * n, n, last - first, k, 0, n, scratch);
+        });
+    }
 }
 
 void embed(const Worker& worker, const KernelTable& table, const RawRows& rows,
            const std::int32_t* ids, std::size_t n_tokens, float scale, float* y) {
-    const Share part = share(worker, n_tokens);
     const std::size_t bytes = row_bytes(rows.type, rows.k);
-    for (std::size_t t = part.first; t < part.last; ++t) {
-        float* row = y + t * rows.k;
-        table.to_float(rows.type, rows.data + static_cast<std::size_t>(ids[t]) * bytes, row,
-                       rows.k);
-        if (scale != 1.0f)
-            for (std::size_t i = 0; i < rows.k; ++i) row[i] *= scale;
-    }
+    for_rows(worker, n_tokens, rows.k, [&](std::size_t first, std::size_t count) {
+        for (std::size_t t = first; t < first + count; ++t) {
+            float* row = y + t * rows.k;
+            table.to_float(rows.type, rows.data + static_cast<std::size_t>(ids[t]) * bytes, row,
+                           rows.k);
+            if (scale != 1.0f)
+                for (std::size_t i = 0; i < rows.k; ++i) row[i] *= scale;
+        }
+    });
 }
 
 }  // namespace tensor_ops

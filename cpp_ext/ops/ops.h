@@ -1,7 +1,8 @@
-// Operations on a team: each function does its worker's share of one operation, and the operation
-// is complete when all workers of the team have called it and met at a barrier (or left the team).
+// Operations on a team: each function does what its worker is dealt of one operation, and the
+// operation is complete when all workers of the run have called it and met at a barrier (or left).
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -13,11 +14,21 @@
 
 namespace tensor_ops {
 
-// y = op(x...), n elements.  Shares are whole cache lines.
+// The least that is dealt out at a time, in elements: a microsecond's work or more, whole lines.
+inline constexpr std::size_t dealt_elements = 2048;
+
+// Calls f(first, count) for this worker's chunks of n elements.
 template <class F>
 void for_elements(const Worker& worker, std::size_t n, F&& f) {
-    const Share part = share(worker, n, 16);
-    f(part.first, part.last - part.first);
+    deal(worker, n, dealt_elements,
+         [&](std::size_t first, std::size_t last) { f(first, last - first); });
+}
+
+// Calls f(first, count) for this worker's chunks of rows of n elements.
+template <class F>
+void for_rows(const Worker& worker, std::size_t rows, std::size_t n, F&& f) {
+    deal(worker, rows, std::max<std::size_t>(1, dealt_elements / std::max<std::size_t>(n, 1)),
+         [&](std::size_t first, std::size_t last) { f(first, last - first); });
 }
 
 void rms_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,

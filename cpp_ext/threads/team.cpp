@@ -13,50 +13,30 @@
 #include <vector>
 
 #include "threads/cpu_budget.h"
+#include "threads/crew.h"
+#include "threads/waiting.h"
 
 namespace tensor_ops {
 namespace {
 
-inline void pause_cpu() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-// About 20 to 50 microseconds: longer than the gap between two operations of a layer, shorter than
-// anyone would notice on a battery.
-constexpr int spins = 1000;
-
-// Returns when value != old, having spun first.
-template <class T>
-void wait_while_equal(const std::atomic<T>& value, T old) {
-    for (int i = 0; i < spins; ++i) {
-        if (value.load(std::memory_order_acquire) != old) return;
-        pause_cpu();
-    }
-    value.wait(old, std::memory_order_acquire);
-}
-
 struct Team {
     std::mutex busy;
-    int started = 0;  // helper threads, workers 1 to started
-    Barrier barrier;
+    int started = 0;  // helper threads
 
-    // One run: what to do, for how many, and who is done.  A helper wakes when `epoch` changes.
+    // One run: what to do, for whom, and how many of those who came have left.  Helpers wake when
+    // `epoch` changes; whichever run is open then, they may join.
     std::atomic<unsigned> epoch{0};
     TeamFunction function = nullptr;
     void* context = nullptr;
-    int count = 1;
-    std::atomic<int> running{0};
+    Crew crew;
+    std::atomic<int> left{0};
 
     // As many as wanted, or as the system lets us have.
     int start_helpers(int helpers) {
         try {
             while (started < helpers) {
                 const unsigned seen = epoch.load();
-                std::thread([this, index = started + 1, seen] { help(index, seen); }).detach();
+                std::thread([this, seen] { help(seen); }).detach();
                 ++started;
             }
         } catch (const std::system_error&) {
@@ -64,29 +44,34 @@ struct Team {
         return std::min(started, helpers);
     }
 
-    void help(int index, unsigned seen) {
+    void help(unsigned seen) {
         for (;;) {
             wait_while_equal(epoch, seen);
             seen = epoch.load(std::memory_order_acquire);
-            if (index < count) function(context, Worker(index, count, &barrier));
-            // Also those without work report, so that none reads a later run's fields by mistake.
-            if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) running.notify_one();
+            const int index = crew.join();
+            if (index < 0) continue;
+            function(context, Worker(index, crew.limit(), &crew));
+            left.fetch_add(1, std::memory_order_acq_rel);
+            left.notify_one();
         }
     }
 
-    void run(TeamFunction f, void* ctx, int threads) {
-        threads = 1 + start_helpers(threads - 1);
+    void run(TeamFunction f, void* ctx, int threads, Joining joining) {
+        const int helpers = start_helpers(threads - 1);
         function = f;
         context = ctx;
-        count = threads;
-        barrier.reset(threads);
-        running.store(started, std::memory_order_relaxed);
+        left.store(0, std::memory_order_relaxed);
+        crew.open(1 + helpers, joining);
         epoch.fetch_add(1, std::memory_order_acq_rel);
-        epoch.notify_all();
-        f(ctx, Worker(0, threads, &barrier));
-        for (int left = running.load(std::memory_order_acquire); left != 0;
-             left = running.load(std::memory_order_acquire))
-            wait_while_equal(running, left);
+        if (helpers == started)
+            epoch.notify_all();
+        else
+            for (int i = 0; i < helpers; ++i) epoch.notify_one();
+        f(ctx, Worker(0, 1 + helpers, &crew));
+        const int others = crew.close() - 1;
+        for (int n = left.load(std::memory_order_acquire); n != others;
+             n = left.load(std::memory_order_acquire))
+            wait_while_equal(left, n);
     }
 };
 
@@ -127,23 +112,23 @@ thread_local Scratch own_scratch, lent_scratch;
 
 }  // namespace
 
-void Barrier::wait() {
-    const unsigned generation = generation_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
-        arrived_.store(0, std::memory_order_relaxed);
-        generation_.store(generation + 1, std::memory_order_release);
-        generation_.notify_all();
-    } else {
-        wait_while_equal(generation_, generation);
-    }
+void Worker::barrier() const {
+    if (crew_) crew_->meet(barriers_);
+    ++barriers_;
 }
 
-Share share(const Worker& worker, std::size_t n, std::size_t unit) {
-    const std::size_t units = (n + unit - 1) / unit;
-    const auto index = static_cast<std::size_t>(worker.index());
-    const auto count = static_cast<std::size_t>(worker.count());
-    return {std::min(n, units * index / count * unit),
-            std::min(n, units * (index + 1) / count * unit)};
+Deal::Deal(const Worker& worker, std::size_t n, std::size_t unit, std::size_t largest)
+    : worker_(worker), n_(n), unit_(unit), largest_(largest), step_(++worker.deals_) {
+    take();
+}
+
+void Deal::take() {
+    const std::size_t units = (n_ + unit_ - 1) / unit_;
+    std::size_t first = last_ == 0 ? 0 : units, last = units;  // all at once, when alone
+    const bool got =
+        worker_.crew_ ? worker_.crew_->claim(step_, units, largest_, first, last) : first < units;
+    first_ = got ? first * unit_ : ~std::size_t{0};
+    last_ = got ? std::min(last * unit_, n_) : ~std::size_t{0};
 }
 
 void* thread_scratch(std::size_t bytes) { return own_scratch.of(bytes); }
@@ -166,15 +151,14 @@ void set_num_threads(int n) {
     wanted_threads.store(n);
 }
 
-void run_team(TeamFunction f, void* context, int max_threads) {
+void run_team(TeamFunction f, void* context, int max_threads, Joining joining) {
     const int threads = std::min(num_threads(), max_threads);
     if (threads > 1) {
         Team& t = team();
         const std::unique_lock lock(t.busy, std::try_to_lock);
-        if (lock.owns_lock()) return t.run(f, context, threads);
+        if (lock.owns_lock()) return t.run(f, context, threads, joining);
     }
-    Barrier alone;
-    f(context, Worker(0, 1, &alone));
+    f(context, Worker(0, 1, nullptr));
 }
 
 }  // namespace tensor_ops

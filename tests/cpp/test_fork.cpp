@@ -32,7 +32,7 @@ TEST(a_forked_child_starts_a_team_of_its_own) {
     check::equal(sum_by_team(), sum_of_items, "sum before");
     const int status = status_of_child([] {
         std::atomic<int> workers{0};
-        tensor_ops::run_team([&](const tensor_ops::Worker&) { workers += 1; });
+        tensor_ops::run_team([&](const auto& worker) { wait_for_all(worker, workers); });
         return workers == 3 && sum_by_team() == sum_of_items;
     });
     check::equal(status, 0, "the child's status");

@@ -1,40 +1,43 @@
 // The team of threads: whoever calls, from wherever, every run is complete and none waits forever.
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
 
 #include "check.h"
 #include "threads.h"
+#include "threads/crew.h"
 
+using tensor_ops::Crew;
+using tensor_ops::deal;
+using tensor_ops::Deal;
+using tensor_ops::Joining;
 using tensor_ops::run_team;
 using tensor_ops::set_num_threads;
 using tensor_ops::Worker;
 
 namespace {
 
-// How often each worker of a run was called, and that all agree how many there are.
+// Who comes to a run that waits for all.
 struct Census {
-    std::atomic<int> calls{0}, sum_of_indices{0}, disagreements{0};
+    std::atomic<int> arrived{0}, sum_of_indices{0}, wrong{0};
     std::atomic<int> count{0};
 
     void operator()(const Worker& worker) {
-        int expected = 0;
-        if (!count.compare_exchange_strong(expected, worker.count()))
-            disagreements += expected != worker.count();
-        disagreements += worker.index() < 0 || worker.index() >= worker.count();
-        calls += 1;
+        wrong += worker.index() < 0 || worker.index() >= worker.count();
         sum_of_indices += worker.index();
+        count = wait_for_all(worker, arrived);
     }
     bool is_complete() const {
         const int n = count;
-        return disagreements == 0 && calls == n && sum_of_indices == n * (n - 1) / 2;
+        return wrong == 0 && arrived == n && sum_of_indices == n * (n - 1) / 2;
     }
 };
 
 }  // namespace
 
-TEST(each_worker_is_called_once) {
+TEST(all_threads_may_come_to_a_run_each_as_another_worker) {
     for (const int threads : {1, 2, 3, 7, 16}) {
         const Threads wanted(threads);
         Census census;
@@ -94,13 +97,14 @@ TEST(no_worker_passes_a_barrier_before_all_have_come) {
     for (const int threads : {1, 2, 3, 5}) {
         const Threads wanted(threads);
         constexpr int rounds = 300;
-        std::vector<int> arrived(static_cast<std::size_t>(threads));  // rounds, by worker
-        std::atomic<int> early{0};
+        std::vector<int> reached(static_cast<std::size_t>(threads));  // rounds, by worker
+        std::atomic<int> arrived{0}, early{0};
         run_team([&](const Worker& worker) {
+            wait_for_all(worker, arrived);
             for (int round = 1; round <= rounds; ++round) {
-                arrived[static_cast<std::size_t>(worker.index())] = round;
+                reached[static_cast<std::size_t>(worker.index())] = round;
                 worker.barrier();
-                for (const int other : arrived) early += other != round;
+                for (const int other : reached) early += other != round;
                 worker.barrier();
             }
         });
@@ -108,12 +112,13 @@ TEST(no_worker_passes_a_barrier_before_all_have_come) {
     }
 }
 
-TEST(a_barrier_serves_threads_that_come_late) {
+TEST(a_barrier_serves_threads_that_sleep) {
     const Threads wanted(3);
     std::atomic<int> wrong{0};
     for (int round = 0; round < 20; ++round) {
-        std::atomic<int> arrived{0};
+        std::atomic<int> came{0}, arrived{0};
         run_team([&](const Worker& worker) {
+            wait_for_all(worker, came);
             // Long enough for the others to stop spinning and sleep.
             for (int i = 0; worker.index() == round % 3 && i < 300; ++i) std::this_thread::yield();
             arrived += 1;
@@ -124,20 +129,73 @@ TEST(a_barrier_serves_threads_that_come_late) {
     check::equal(wrong.load(), 0, "workers that went ahead");
 }
 
+// ---- who comes late ----------------------------------------------------------------------------
+
+TEST(nobody_waits_at_a_barrier_for_a_thread_that_has_not_come) {
+    Crew crew;
+    crew.open(3, Joining::any_time);
+    const Worker caller(0, 3, &crew);
+    for (int i = 0; i < 5; ++i) caller.barrier();  // would never end
+    check::equal(crew.close(), 1, "workers");
+}
+
+TEST(who_comes_late_passes_what_is_done_and_shares_the_rest) {
+    Crew crew;
+    crew.open(2, Joining::any_time);
+    const Worker caller(0, 2, &crew);
+    std::size_t done = 0;
+    const auto count = [&](std::size_t first, std::size_t last) { done += last - first; };
+    for (int op = 0; op < 3; ++op) {
+        deal(caller, 100, 1, count);
+        caller.barrier();
+    }
+    check::equal(done, std::size_t{300}, "items of the caller's");
+    const Worker late(crew.join(), 2, &crew);
+    check::equal(late.index(), 1, "index");
+    done = 0;
+    for (int op = 0; op < 3; ++op) {
+        deal(late, 100, 1, count);
+        late.barrier();
+    }
+    check::equal(done, std::size_t{0}, "items done twice");
+    deal(late, 100, 1, count);
+    deal(caller, 100, 1, count);
+    check::equal(done, std::size_t{100}, "items of the fourth operation");
+    check::equal(crew.close(), 2, "workers");
+}
+
+TEST(a_run_that_is_closed_takes_no_one) {
+    Crew crew;
+    check::equal(crew.join(), -1, "index before a run");
+    crew.open(2, Joining::any_time);
+    check::equal(crew.join(), 1, "index");
+    check::equal(crew.join(), -1, "index of a third of two");
+    crew.open(2, Joining::any_time);
+    crew.close();
+    check::equal(crew.join(), -1, "index after a run");
+}
+
+TEST(some_runs_take_nobody_after_the_first_barrier) {
+    Crew crew;
+    crew.open(3, Joining::before_first_barrier);
+    const Worker caller(0, 3, &crew);
+    caller.barrier();
+    check::equal(crew.join(), -1, "index");
+}
+
 // ---- several callers ---------------------------------------------------------------------------
 
 TEST(a_run_within_a_run_has_the_caller_alone) {
     const Threads wanted(3);
-    std::atomic<int> outer{0}, inner{0}, not_alone{0};
-    run_team([&](const Worker&) {
-        outer += 1;
+    std::atomic<int> arrived{0}, inner{0}, not_alone{0};
+    run_team([&](const Worker& outer) {
+        wait_for_all(outer, arrived);
         run_team([&](const Worker& worker) {
             worker.barrier();
             not_alone += worker.count() != 1 || worker.index() != 0;
             inner += 1;
         });
     });
-    check::equal(outer.load(), 3, "outer calls");
     check::equal(inner.load(), 3, "inner calls");
     check::equal(not_alone.load(), 0, "inner workers of a larger team");
 }
@@ -168,24 +226,65 @@ TEST(the_number_of_threads_may_change_while_others_run) {
     check::equal(wrong.load(), 0, "wrong sums");
 }
 
-// ---- shares and scratch ------------------------------------------------------------------------
+// ---- deals and scratch -------------------------------------------------------------------------
 
-TEST(shares_are_whole_units_and_cover_everything_once) {
-    for (const int count : {1, 2, 3, 7}) {
-        for (const std::size_t n : {0u, 1u, 2u, 15u, 16u, 17u, 100u}) {
+TEST(a_deal_covers_everything_once_in_whole_units) {
+    for (const int threads : {1, 2, 3, 7}) {
+        const Threads wanted(threads);
+        for (const std::size_t n : {0u, 1u, 2u, 15u, 16u, 17u, 100u, 1000u}) {
             for (const std::size_t unit : {1u, 4u, 16u}) {
-                std::size_t next = 0;
-                for (int index = 0; index < count; ++index) {
-                    const auto part = tensor_ops::share(Worker(index, count, nullptr), n, unit);
-                    check::equal(part.first, next, "where a share starts");
-                    check::that(part.first % unit == 0 || part.first == n, "whole units");
-                    check::that(part.first <= part.last, "a share ends before it starts");
-                    next = part.last;
-                }
-                check::equal(next, n, "where the last share ends");
+                std::vector<std::atomic<int>> taken(n);
+                std::atomic<int> arrived{0}, broken{0};
+                run_team([&](const Worker& worker) {
+                    wait_for_all(worker, arrived);
+                    deal(worker, n, unit, [&](std::size_t first, std::size_t last) {
+                        broken += first >= last || last > n || first % unit != 0;
+                        broken += last % unit != 0 && last != n;
+                        for (std::size_t i = first; i < last; ++i) ++taken[i];
+                    });
+                });
+                check::equal(broken.load(), 0, "chunks that are not whole units");
+                const auto once = [](const std::atomic<int>& times) { return times == 1; };
+                check::that(std::all_of(taken.begin(), taken.end(), once), "each item once");
             }
         }
     }
+}
+
+TEST(a_deal_gives_its_chunks_to_the_ranges_that_they_lie_in) {
+    for (const int threads : {1, 3}) {
+        const Threads wanted(threads);
+        const std::vector<std::size_t> ends = {0, 10, 10, 11, 60, 100};
+        std::vector<std::atomic<int>> taken(100);
+        std::atomic<int> arrived{0}, outside{0};
+        run_team([&](const Worker& worker) {
+            wait_for_all(worker, arrived);
+            Deal deal(worker, 100);
+            for (std::size_t i = 0; i + 1 < ends.size(); ++i)
+                deal.within(ends[i], ends[i + 1], [&](std::size_t first, std::size_t last) {
+                    outside += first < ends[i] || last > ends[i + 1];
+                    for (std::size_t item = first; item < last; ++item) ++taken[item];
+                });
+        });
+        check::equal(outside.load(), 0, "chunks outside of their range");
+        const auto once = [](const std::atomic<int>& times) { return times == 1; };
+        check::that(std::all_of(taken.begin(), taken.end(), once), "each item once");
+    }
+}
+
+TEST(chunks_get_smaller_as_less_is_left_and_are_no_larger_than_asked) {
+    Crew crew;
+    crew.open(2, Joining::any_time);
+    const Worker caller(0, 2, &crew);
+    std::vector<std::size_t> sizes;
+    const auto note = [&](std::size_t first, std::size_t last) { sizes.push_back(last - first); };
+    deal(caller, 64, 1, note);
+    check::equal(sizes.front(), std::size_t{16}, "first chunk");
+    check::that(std::is_sorted(sizes.rbegin(), sizes.rend()), "a chunk larger than the one before");
+    check::equal(sizes.back(), std::size_t{1}, "last chunk");
+    sizes.clear();
+    Deal(caller, 64, 1, 2).within(0, 64, note);
+    check::equal(*std::max_element(sizes.begin(), sizes.end()), std::size_t{2}, "largest chunk");
 }
 
 TEST(scratch_is_aligned_kept_and_each_threads_own) {

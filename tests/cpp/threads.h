@@ -1,6 +1,8 @@
 // What tests of the team share.
 #pragma once
 
+#include <atomic>
+#include <thread>
 #include <vector>
 
 #include "threads/team.h"
@@ -16,16 +18,24 @@ class Threads {
     int before_;
 };
 
+// Waits until all workers that a run may have are there; returns how many.
+inline int wait_for_all(const tensor_ops::Worker& worker, std::atomic<int>& arrived) {
+    ++arrived;
+    while (arrived < worker.count()) std::this_thread::yield();
+    return worker.count();
+}
+
 inline constexpr int items = 1000, sum_of_items = items * (items + 1) / 2;
 
-// Sums 1 to `items` on the team: each thread its share, the caller the rest after a barrier.
+// Sums 1 to `items` on the team: each thread what it is dealt, the caller the rest after a barrier.
 inline int sum_by_team() {
     std::vector<int> parts(1024);
     int total = 0;
     tensor_ops::run_team([&](const tensor_ops::Worker& worker) {
-        const auto part = tensor_ops::share(worker, items);
-        for (std::size_t i = part.first; i < part.last; ++i)
-            parts[static_cast<std::size_t>(worker.index())] += static_cast<int>(i) + 1;
+        tensor_ops::deal(worker, items, 7, [&](std::size_t first, std::size_t last) {
+            for (std::size_t i = first; i < last; ++i)
+                parts[static_cast<std::size_t>(worker.index())] += static_cast<int>(i) + 1;
+        });
         worker.barrier();
         if (worker.index() == 0)
             for (int w = 0; w < worker.count(); ++w) total += parts[static_cast<std::size_t>(w)];
