@@ -9,18 +9,19 @@ namespace {
 
 constexpr std::size_t step = 512;  // values at a time, which stay in the first cache
 
-// Calls f(row, first column, count) for this worker's share of rows x n values, in whole blocks and
+// Calls f(row, first column, count) for this worker's part of rows x n values, in whole blocks and
 // at most `step` values at a time.
 template <class F>
 void for_pieces(const Worker& worker, std::size_t rows, std::size_t n, F&& f) {
     const std::size_t blocks = (n + quant_block - 1) / quant_block;  // of a row
-    const Share part = share(worker, rows * blocks);
-    for (std::size_t b = part.first; b < part.last;) {
-        const std::size_t row = b / blocks, at = b % blocks;
-        const std::size_t count = std::min({blocks - at, part.last - b, step / quant_block});
-        f(row, at * quant_block, std::min(count * quant_block, n - at * quant_block));
-        b += count;
-    }
+    deal(worker, rows * blocks, step / quant_block, [&](std::size_t first, std::size_t last) {
+        for (std::size_t b = first; b < last;) {
+            const std::size_t row = b / blocks, at = b % blocks;
+            const std::size_t count = std::min({blocks - at, last - b, step / quant_block});
+            f(row, at * quant_block, std::min(count * quant_block, n - at * quant_block));
+            b += count;
+        }
+    });
 }
 
 std::byte* at(const Rows& rows, std::size_t row, std::size_t column) {
@@ -76,8 +77,9 @@ void round_q8(const Worker& worker, const KernelTable& table, const float* x, fl
 }
 
 void multiply(const Worker& worker, const float* a, const float* b, float* y, std::size_t n) {
-    const Share part = share(worker, n, 16);
-    for (std::size_t i = part.first; i < part.last; ++i) y[i] = a[i] * b[i];
+    deal(worker, n, step, [&](std::size_t first, std::size_t last) {
+        for (std::size_t i = first; i < last; ++i) y[i] = a[i] * b[i];
+    });
 }
 
 }  // namespace tensor_ops
