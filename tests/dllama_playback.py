@@ -31,10 +31,12 @@ class Differences:
     value: dict[FloatType, float]
     bytes_compared: int = 0
     bytes_different: int = 0
+    sent: bytes = b""  # what the node would have sent
 
 
-def open_run(take, backend, threads=0):
-    """Everything before the first step: (handshake, program, node)."""
+def open_run(take, backend, threads=0, hold=ResidentWeights):
+    """Everything before the first step: (handshake, program, node). hold: makes what takes the
+    weights."""
     handshake = read_handshake(take)
     Fields(take, "everybody is there").ack()
     net = read_net_config(take, handshake)
@@ -42,7 +44,7 @@ def open_run(take, backend, threads=0):
     lowered = lower(program)
     node = Node(lowered, program, backend, threads)
     arrivals = Arrivals(program.weights)
-    weights = ResidentWeights(lowered, program.weights, backend)
+    weights = hold(lowered, program.weights, backend)
     while (header := read_weight_header(take)) is not None:
         key = header.name, header.index
         for plane in arrivals.expect(header):
@@ -55,7 +57,7 @@ def open_run(take, backend, threads=0):
     return handshake, program, node
 
 
-def play(run: Run, worker: int, backend, threads: int = 0) -> Differences:
+def play(run: Run, worker: int, backend, threads: int = 0, hold=ResidentWeights) -> Differences:
     """Feeds the run's bytes to a node, and compares what it would send."""
     root = run[worker, 0]
     data = bytes(root.to_worker)
@@ -68,7 +70,7 @@ def play(run: Run, worker: int, backend, threads: int = 0) -> Differences:
         at += n
         return data[at - n : at]
 
-    handshake, program, node = open_run(take, backend, threads)
+    handshake, program, node = open_run(take, backend, threads, hold)
     peers = _peers(run, worker, handshake)
     answers = bytes(root.from_worker)[4 * 4 :]  # after the acknowledgements
     result = Differences({}, {})
@@ -107,6 +109,7 @@ def play(run: Run, worker: int, backend, threads: int = 0) -> Differences:
             filled = max(filled, control.position + n)
     except EOFError:
         pass  # the root was killed there
+    node.weights.close()
     return result
 
 
@@ -122,6 +125,7 @@ def _peers(run: Run, worker: int, handshake: Handshake) -> dict[int, bytes]:
 
 
 def _compare(kind: FloatType, expected: bytes, actual: bytes, result: Differences) -> None:
+    result.sent += actual
     actual = actual[: len(expected)]
     result.bytes_compared += len(expected)
     result.bytes_different += sum(a != b for a, b in zip(expected, actual, strict=True))

@@ -300,8 +300,10 @@ class Root:
     test lets the root die.
     """
 
-    def __init__(self, model: Model, addresses, *, timeout=20.0, stage=lambda name: None) -> None:
-        self.model, self.n_nodes = model, len(addresses) + 1
+    def __init__(
+        self, model: Model, addresses, *, backend="numpy", timeout=20.0, stage=lambda name: None
+    ) -> None:
+        self.model, self.n_nodes, self.backend = model, len(addresses) + 1, load_backend(backend)
         self._exit = ExitStack()
         try:
             self._open(addresses, timeout, stage)
@@ -342,9 +344,9 @@ class Root:
 
     def _make_own_node(self, net: NetConfig) -> None:
         self.program = Program(net, node_config(self.model.shape, self.n_nodes, 0))
-        lowered, backend = lower(self.program), load_backend("numpy")
-        self.node = Node(lowered, self.program, backend)
-        weights = ResidentWeights(lowered, self.program.weights, backend)
+        lowered = lower(self.program)
+        self.node = Node(lowered, self.program, self.backend)
+        weights = ResidentWeights(lowered, self.program.weights, self.backend)
         for header, data in weight_messages(self.model, self.n_nodes, 0):
             key = header.name, header.index
             memory = weights.memory(key)

@@ -42,8 +42,8 @@ def connect(model, made):
     again, as roots do."""
     for _ in range(20):
         with contextlib.suppress(LinkError):
-            return Root(model, addresses(made))
-    return Root(model, addresses(made))
+            return Root(model, addresses(made), backend="cpp")
+    return Root(model, addresses(made), backend="cpp")
 
 
 def dial(worker):

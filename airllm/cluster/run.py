@@ -5,6 +5,7 @@ next root.
 """
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -30,10 +31,13 @@ from airllm.cluster.protocol import (
     read_weight_header,
 )
 from airllm.cluster.report import Report, megabytes
+from airllm.cluster.spill import free_bytes, open_spill
+from airllm.cluster.streamed import StreamedWeights, segment_bytes, segments_to_keep
 from airllm.cluster.weights import Arrivals, ResidentWeights
 from airllm.cluster.wire import Fields
 
 _PROGRESS_SECONDS = 5.0
+_SLACK = 32 << 20  # of a budget: what freed memory the allocator keeps
 
 
 class RefusedError(Exception):
@@ -101,13 +105,12 @@ class Run:
         root.set_timeout(self.settings.silence_timeout)
         lowered = lower(program)
         self._describe(program, lowered)
-        self._grant_memory(program, lowered)
+        weights = self._weights(program, lowered)
+        stack.callback(weights.close)
         node = Node(lowered, program, self.backend, self.settings.threads)
         root.send(encode_ack())
 
         self.report.update(state="weights")
-        weights = ResidentWeights(lowered, program.weights, self.backend)
-        stack.callback(weights.close)
         self._receive_weights(root, program, weights)
         weights.finish(node.executors)
         node.weights = weights
@@ -186,14 +189,17 @@ class Run:
         )
         self.report.update(model=shape)
 
-    def _grant_memory(self, program: Program, lowered: Lowered) -> None:
-        """RefusedError unless there is enough: before anything is allocated."""
+    def _weights(self, program: Program, lowered: Lowered) -> ResidentWeights | StreamedWeights:
+        """What will take the weights: memory, or memory and disk. RefusedError where neither is
+        enough; nothing has been allocated then."""
         sizes = program.weights
         weights, cache = weight_bytes(sizes), cache_bytes(lowered)
         buffers = buffer_bytes(lowered, program)
         buffers += max((size.plane_bytes for size in sizes.values()), default=0)
         needed = weights + cache + buffers
-        granted = self.settings.ram or system.available_memory()
+        granted = system.available_memory()
+        if self.settings.ram is not None:
+            granted = max(self.settings.ram - resident_bytes(), 0)
         text = (
             f"memory: {megabytes(needed)} needed (weights {megabytes(weights)}, "
             f"cache {megabytes(cache)}, buffers {megabytes(buffers)})"
@@ -208,11 +214,28 @@ class Run:
             "granted_bytes": granted,
         }
         self.report.update(memory=memory)
-        if granted is not None and needed > granted:
-            raise RefusedError(f"{text}: too little")
-        self.report.event("memory", text, memory)
+        if granted is None or needed <= granted:
+            self.report.event("memory", text, memory)
+            return ResidentWeights(lowered, sizes, self.backend)
+        if self.settings.ram is None:
+            raise RefusedError(f"{text}: too little; with --ram, weights are read from disk")
+        nbytes = segment_bytes(lowered, sizes)
+        n_kept = segments_to_keep(nbytes, granted - cache - buffers - _SLACK)
+        if n_kept is None:
+            least = needed - weights + 2 * max(nbytes) + _SLACK
+            raise RefusedError(f"{text}: too little; {megabytes(least)} are enough to stream")
+        streamed = sum(nbytes[n_kept:])
+        free = free_bytes(self.settings.cache)
+        if streamed > free:
+            raise RefusedError(f"{text}: too little, and {megabytes(free)} are free on the disk")
+        text += f": {megabytes(streamed)} of the weights are read from disk for every step"
+        self.report.event("memory", text, memory | {"streamed_bytes": streamed})
+        spill = open_spill(self.settings.cache)
+        return StreamedWeights(lowered, sizes, self.backend, spill, n_kept)
 
-    def _receive_weights(self, root: Link, program: Program, weights: Any) -> None:
+    def _receive_weights(
+        self, root: Link, program: Program, weights: ResidentWeights | StreamedWeights
+    ) -> None:
         arrivals = Arrivals(program.weights)
         progress = _Progress(weight_bytes(program.weights), self.report)
         while (header := read_weight_header(root.take)) is not None:
@@ -228,6 +251,7 @@ class Run:
     # ---- steps ----
 
     def _steps(self, root: Link, node: Node, exchange: Exchange) -> None:
+        weights = node.weights
         packet = memoryview(bytearray(8))
         filled = 0
         meter = Meter(self.report)
@@ -241,6 +265,7 @@ class Run:
                     return
                 root.set_timeout(self.settings.silence_timeout)
                 compute = sync = 0.0
+                disk = weights.waited_seconds
                 began = before = clock()
                 for run, syncs in node.step(control.position, control.rows):
                     run()
@@ -251,7 +276,8 @@ class Run:
                     before = clock()
                     sync += before - now
                 filled = max(filled, control.position + control.rows)
-                meter.step(control.rows, before - began, compute, sync)
+                disk = weights.waited_seconds - disk
+                meter.step(control.rows, before - began, compute - disk, sync, disk)
         finally:
             meter.finish()
 
@@ -262,15 +288,16 @@ class Meter:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._steps = self._tokens = 0
-        self._seconds = self._compute = self._sync = 0.0
+        self._seconds = self._compute = self._sync = self._disk = 0.0
         self._reported = time.monotonic()
 
-    def step(self, rows: int, seconds: float, compute: float, sync: float) -> None:
+    def step(self, rows: int, seconds: float, compute: float, sync: float, disk: float) -> None:
         self._steps += 1
         self._tokens += rows
         self._seconds += seconds
         self._compute += compute
         self._sync += sync
+        self._disk += disk
         now = time.monotonic()
         if now - self._reported >= 1.0:
             self._reported = now
@@ -283,6 +310,7 @@ class Meter:
             "seconds": round(self._seconds, 4),
             "compute_seconds": round(self._compute, 4),
             "sync_seconds": round(self._sync, 4),
+            "disk_seconds": round(self._disk, 4),
             "tokens_per_second": round(self._tokens / self._seconds, 2) if self._seconds else 0.0,
         }
 
@@ -293,7 +321,8 @@ class Meter:
         self._report.event(
             "tokens",
             f"{self._tokens} tokens in {self._steps} steps, {totals['tokens_per_second']:.1f} a "
-            f"second: {self._compute / seconds:.0%} compute, {self._sync / seconds:.0%} sync",
+            f"second: {self._compute / seconds:.0%} compute, {self._sync / seconds:.0%} sync, "
+            f"{self._disk / seconds:.0%} waiting for the disk",
             totals,
         )
 
@@ -330,6 +359,15 @@ class _Progress:
         self._report.update(weights=fields)
         text = f"weights: {megabytes(self._done)} of {megabytes(self._total)}{rest}"
         self._report.event("weights", text, fields)
+
+
+def resident_bytes() -> int:
+    """This process's memory now; what it is without any model, where /proc does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 100 << 20
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _f32_rows(program: Program) -> Sequence[Any]:

@@ -72,7 +72,7 @@ class ResidentWeights:
     def memory(self, key: WeightKey) -> NDArray[np.uint8]:
         """Where the next plane of a weight is to be read to."""
         n = self._sizes[key].plane_bytes
-        keeps = _plane_role(self._roles[key]) in self._backend.keeps
+        keeps = plane_role(self._roles[key]) in self._backend.keeps
         return np.empty(n, np.uint8) if keeps else self._staging[:n]
 
     def put(self, key: WeightKey, plane: int, data: NDArray[np.uint8]) -> None:
@@ -94,6 +94,8 @@ class ResidentWeights:
     def segment(self, index: int) -> Any:
         return self._bound[index]
 
+    waited_seconds = 0.0  # for the disk
+
     def close(self) -> None:
         self._bound.clear()
         self._planes.clear()
@@ -106,12 +108,12 @@ def prepare(backend: Backend, role: Role, data: NDArray[np.uint8], size: Size) -
         return backend.weight(role, data, type, (size.x,))
     if role == "rows":
         return backend.weight(role, data, type, (size.y, size.x))
-    return backend.weight(_plane_role(role), data, type, (size.x, size.y))
+    return backend.weight(plane_role(role), data, type, (size.x, size.y))
 
 
 def assemble(role: Role, planes: list[Any]) -> Any:
     return Experts(planes) if role == "experts" else planes[0]
 
 
-def _plane_role(role: Role) -> Role:
+def plane_role(role: Role) -> Role:
     return "matrix" if role == "experts" else role
