@@ -18,6 +18,8 @@ VARIABLES = {
     "OMP_NUM_THREADS": "the same, where OPENBLAS_NUM_THREADS is not set",
     "AIRLLM_HOME": "folder of the models",
     "XDG_CACHE_HOME": "where AIRLLM_HOME is not set, models are in its folder airllm",
+    "TMPDIR": "where a worker with --ram keeps what does not fit",
+    "XDG_RUNTIME_DIR": "folder of the socket that `airllm worker --status` asks",
     "AIRLLM_DEBUG": "1 shows where an error came from",
 }
 
