@@ -67,7 +67,7 @@ def net_config(s: Shape, n_nodes: int) -> NetConfig:
     return NetConfig(ROWS, n_nodes, sizes, (POS,))
 
 
-class _Builder:
+class Builder:
     """One node's program, buffer by buffer and op by op, in the stock root's order."""
 
     def __init__(self, s: Shape, n_nodes: int, node: int) -> None:
@@ -118,7 +118,7 @@ class _Builder:
 
 
 def node_config(s: Shape, n_nodes: int, node: int) -> NodeConfig:
-    b = _Builder(s, n_nodes, node)
+    b = Builder(s, n_nodes, node)
     sliced = PointerType.BATCHED_SLICE
     heads, kv_heads = s.heads // n_nodes, s.kv_heads // n_nodes
     q0, kv0, f0 = s.q_dim // n_nodes, s.kv_dim // n_nodes, s.hidden // n_nodes
@@ -245,7 +245,7 @@ def node_config(s: Shape, n_nodes: int, node: int) -> NodeConfig:
     return NodeConfig(node, tuple(b.buffers), tuple(b.segments))
 
 
-def _experts(b: _Builder, i: int, f0: int) -> None:
+def _experts(b: Builder, i: int, f0: int) -> None:
     s = b.s
     routed = s.experts, s.active
     b.add(OpCode.REPEAT_Z, "block_moe_y_repeat", "y", "q_moe_y", index=i)

@@ -311,7 +311,10 @@ class _SegmentLowering:
             raise self.fault(op, "EMBEDDING takes tokens from elsewhere than a pipe")
         tokens = self.g.external(f"tokens.{op.input.index}", 1, "int32")
         table = self.weight(op)
-        self.write(op.output, lambda out: self.g.embed(tokens, table, out=out))
+        if op.output.source is Source.BUFFER and self.program.view(op.output).type is FloatType.Q80:
+            rows = self.g.embed(tokens, table)
+            return self.write(op.output, lambda out: self.g.round_q8(rows, out=out))
+        return self.write(op.output, lambda out: self.g.embed(tokens, table, out=out))
 
     def inv_rms(self, op: Op) -> None:
         assert isinstance(op.config, InvRms)
