@@ -9,7 +9,7 @@ from extension import require_cpp
 from airllm.backends import load_backend
 from airllm.cluster.checks import Program
 from airllm.cluster.lowering import lower
-from airllm.cluster.node import Node
+from airllm.cluster.node import Node, buffer_bytes
 from airllm.cluster.node_config import (
     Gate,
     InvRms,
@@ -377,6 +377,18 @@ def test_layers_share_an_executor():
     node = Node(lower(program), program, load_backend("numpy"))
     # None at all, the first layer's attention (x is the root's), the others', the rest, the head.
     assert len(set(map(id, node.executors))) == 5
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3moe"])
+def test_no_more_is_allocated_than_was_announced(kind):
+    require_cpp()
+    shape = Shape(kind, True, experts=8, active=2) if "moe" in kind else Shape(kind, True)
+    program = Program(net_config(shape, 2), node_config(shape, 2, 1))
+    lowered = lower(program)
+    node = Node(lowered, program, load_backend("cpp"))
+    allocated = sum({id(e): e._executor.nbytes for e in node.executors}.values())
+    allocated += sum(pipe.nbytes for pipe in node.pipes)
+    assert 0 < allocated <= buffer_bytes(lowered, program)
 
 
 def test_pipes_are_q80_and_buffers_rounded_floats():

@@ -220,6 +220,26 @@ def test_another_worker_that_is_not_there_ends_the_run(model):
         assert serves(model, made)
 
 
+def test_a_root_that_leaves_while_workers_wait_for_each_other_is_followed_by_the_next(model):
+    with workers(1) as made:
+        with dial(made[0]) as sock:
+            sock.sendall(Handshake(2, 1, (("127.0.0.1", 1),)).encode())
+            assert sock.recv(4) == encode_ack()
+            sock.sendall(encode_ack())  # and worker 0 never comes
+        [text] = made[0].report.wait_for("run_failed")
+        assert text == "the run ended: the root closed the connection"
+        assert serves(model, made)
+
+
+def test_a_worker_that_never_comes_ends_the_run_in_time(model):
+    with workers(1, handshake_timeout=0.3) as made, dial(made[0]) as sock:
+        sock.sendall(Handshake(2, 1, (("127.0.0.1", 1),)).encode())
+        assert sock.recv(4) == encode_ack()
+        sock.sendall(encode_ack())
+        [text] = made[0].report.wait_for("run_failed")
+        assert text == "the run ended: another worker did not connect in time"
+
+
 def test_a_model_that_memory_has_no_room_for_is_refused_before_its_weights(model):
     with workers(1, ram=10_000_000) as made:
         with pytest.raises(Exception, match="closed the connection"):

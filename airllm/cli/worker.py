@@ -78,6 +78,14 @@ def add(subparsers: options.Subparsers) -> None:
         help="with --ram: keep the weights on disk in DIR between runs, by their content, so that "
         "they need not be written again",
     )
+    group.add_argument(
+        "--spin",
+        type=options.not_negative,
+        default=100.0,
+        metavar="US",
+        help="microseconds to look for what other nodes send before sleeping, which makes a sync a "
+        "little faster and keeps the processor busy; 0: none (default: %(default).0f)",
+    )
     group.add_argument("--once", action="store_true", help="end after the first root")
     group = parser.add_argument_group("limits, in seconds")
     group.add_argument(
@@ -134,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         handshake_timeout=args.handshake_timeout,
         silence_timeout=args.silence_timeout,
         idle_timeout=args.idle_timeout,
+        spin=args.spin * 1e-6,
         cache=args.cache,
     )
     worker = Worker(

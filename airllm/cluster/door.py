@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from airllm.cluster.link import LinkError
+from airllm.cluster.link import Link, LinkError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Visitor = tuple[socket.socket, str]  # and its address
@@ -89,8 +89,9 @@ class Door:
         with self._lock:
             self._expected = n
 
-    def next_worker(self, seconds: float) -> Visitor:
-        visitor = self._next(max(seconds, 0.0))
+    def next_worker(self, seconds: float, root: Link) -> Visitor:
+        """LinkError where none comes in that time, or the root leaves."""
+        visitor = self._next(max(seconds, 0.0), root)
         if visitor is None:
             raise LinkError("another worker did not connect in time")
         return visitor
@@ -116,8 +117,9 @@ class Door:
         for fd in (self._wake_read, self.wake, self._news_read, self._news):
             os.close(fd)
 
-    def _next(self, seconds: float | None) -> Visitor | None:
+    def _next(self, seconds: float | None, root: Link | None = None) -> Visitor | None:
         deadline = None if seconds is None else time.monotonic() + seconds
+        watched = [self._news_read] if root is None else [self._news_read, root.sock.fileno()]
         while not self.stopped:
             with self._lock:
                 if self._let_in:
@@ -125,8 +127,12 @@ class Door:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return None
-            if select.select([self._news_read], [], [], left)[0]:
+            ready = select.select(watched, [], [], left)[0]
+            if self._news_read in ready:
                 os.read(self._news_read, 1)
+            if root is not None and len(watched) == 2 and watched[1] in ready:
+                root.check_open()
+                watched.pop()  # it goes on to talk; what it says is read later
         return None
 
     # ---- the door's thread ----
@@ -262,6 +268,8 @@ def _listen(host: str, port: int) -> socket.socket:
 def _listen_locally(path: Path) -> socket.socket:
     """A socket for this user alone; one that a killed worker left behind is replaced."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.parent.stat().st_uid != os.getuid():
+        raise PermissionError(f"{path.parent} belongs to another user; set XDG_RUNTIME_DIR")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with contextlib.suppress(FileNotFoundError):

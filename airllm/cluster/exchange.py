@@ -11,12 +11,18 @@ from airllm.cluster.protocol import NetConfig, SyncType
 
 
 class Exchange:
-    """links: by node, this one's own left out; node 0 is the root."""
+    """links: by node, this one's own left out; node 0 is the root. spin: seconds in which to look
+    for what others send before sleeping."""
 
     def __init__(
-        self, net: NetConfig, node: int, pipes: list[NDArray[np.uint8]], links: Mapping[int, Link]
+        self,
+        net: NetConfig,
+        node: int,
+        pipes: list[NDArray[np.uint8]],
+        links: Mapping[int, Link],
+        spin: float = 0.0,
     ) -> None:
-        self._n_nodes, self._node = net.n_nodes, node
+        self._n_nodes, self._node, self._spin = net.n_nodes, node, spin
         self._pipes, self._links = pipes, links
         self._plans: dict[tuple[Sync, int], _Plan] = {}
 
@@ -27,7 +33,7 @@ class Exchange:
             plan = self._plans[sync, rows] = self._plan(sync, rows)
         for whole, part in plan.before:
             part[...] = whole
-        transfer(plan.sends, plan.receives)
+        transfer(plan.sends, plan.receives, self._spin)
         for whole, part in plan.after:
             whole[...] = part
 

@@ -4,6 +4,7 @@ Timeouts are the kernel's (SO_RCVTIMEO), which cost no system call of their own,
 """
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -83,6 +84,15 @@ class Link:
                 raise LinkError(f"{self.name} closed the connection")
             view = view[n:]
 
+    def read_soon(self, view: memoryview, seconds: float) -> None:
+        """read_into, looking for the first bytes for so long before it sleeps: to be woken takes as
+        long as a small sync. Others who want this processor get it meanwhile."""
+        end = time.perf_counter() + seconds
+        while not (n := self.read_some(view)) and time.perf_counter() < end:
+            os.sched_yield()
+        if n < len(view):
+            self.read_into(view[n:])
+
     def send(self, data: bytes | memoryview) -> None:
         try:
             self.sock.sendall(data)
@@ -113,6 +123,17 @@ class Link:
         if n == 0:
             raise LinkError(f"{self.name} closed the connection")
         return n
+
+    def check_open(self) -> None:
+        """LinkError where the other side has closed, and all that it sent has been read."""
+        try:
+            if self._buffer or self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                return
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise self._fault(error) from None
+        raise LinkError(f"{self.name} closed the connection")
 
     def shutdown(self) -> None:
         """End all waiting on the connection, from any thread."""
@@ -146,9 +167,9 @@ class Link:
 Piece = tuple[Link, memoryview]
 
 
-def transfer(sends: Sequence[Piece], receives: Sequence[Piece]) -> None:
+def transfer(sends: Sequence[Piece], receives: Sequence[Piece], spin: float = 0.0) -> None:
     """Send and receive, without waiting for the one before the other is done: a peer may read only
-    when it has written, and what both write may be more than sockets hold."""
+    when it has written, and what both write may be more than sockets hold. spin: see read_soon."""
     unsent = []
     for link, view in sends:
         n = link.send_some(view)
@@ -158,7 +179,7 @@ def transfer(sends: Sequence[Piece], receives: Sequence[Piece]) -> None:
         _transfer_slowly(unsent, list(receives))
         return
     for link, view in receives:
-        link.read_into(view)
+        link.read_soon(view, spin)
 
 
 def _transfer_slowly(sends: list[Piece], receives: list[Piece]) -> None:

@@ -49,8 +49,9 @@ class Settings:
     """threads: of the backend, 0 for all. ram: bytes that the process may use, None for what the
     machine has available. networks: where roots and workers may connect from, and where other
     workers may be. Timeouts in seconds: handshake, until the program has come; silence, in the
-    middle of something; idle, between two steps. cache: folder where weights that `ram` has no room
-    for are kept between runs; None: nowhere."""
+    middle of something; idle, between two steps. spin: seconds in which to look for what others
+    send before sleeping. cache: folder where weights that `ram` has no room for are kept between
+    runs; None: nowhere."""
 
     threads: int = 0
     ram: int | None = None
@@ -58,6 +59,7 @@ class Settings:
     handshake_timeout: float = 60.0
     silence_timeout: float = 300.0
     idle_timeout: float = 3600.0
+    spin: float = 100e-6
     cache: Path | None = None
 
 
@@ -96,7 +98,7 @@ class Run:
         self.door.expect(handshake.index)
         root.send(encode_ack())
         Fields(root.take, "everybody is there").ack()
-        others = self._mesh(handshake, deadline, stack)
+        others = self._mesh(handshake, root, deadline, stack)
 
         net = read_net_config(root.take, handshake)
         root.send(encode_ack())
@@ -117,7 +119,8 @@ class Run:
         root.send(encode_ack())
 
         self.report.update(state="running")
-        exchange = Exchange(net, program.node.node, node.pipes, {0: root} | others)
+        links = {0: root} | others
+        exchange = Exchange(net, program.node.node, node.pipes, links, self.settings.spin)
         self._steps(root, node, exchange)
 
     def stop(self) -> None:
@@ -136,7 +139,7 @@ class Run:
     # ---- before the first step ----
 
     def _mesh(
-        self, handshake: Handshake, deadline: float, stack: contextlib.ExitStack
+        self, handshake: Handshake, root: Link, deadline: float, stack: contextlib.ExitStack
     ) -> dict[int, Link]:
         """Links to the other workers, by node. Lower ones connect to us, in no order that they
         tell; we connect to higher ones."""
@@ -145,7 +148,7 @@ class Run:
             if other == handshake.index:
                 continue
             if other < handshake.index:
-                sock, name = self.door.next_worker(deadline - time.monotonic())
+                sock, name = self.door.next_worker(deadline - time.monotonic(), root)
             else:
                 host, port = handshake.others[other - 1]
                 name = f"{host}:{port}"
@@ -259,7 +262,7 @@ class Run:
         try:
             while True:
                 root.set_timeout(self.settings.idle_timeout)
-                root.read_into(packet)
+                root.read_soon(packet, self.settings.spin)
                 control = parse_control(bytes(packet), node.rows, node.positions, filled)
                 if control.rows == 0:
                     return
