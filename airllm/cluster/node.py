@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
 from airllm.cluster.checks import Program
-from airllm.cluster.lowering import Lowered, WeightKey
+from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node_config import Sync
 from airllm.cluster.rope import fill_angles
 from airllm.cluster.wire import FloatType, Size

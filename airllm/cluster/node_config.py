@@ -24,7 +24,7 @@ from airllm.cluster.wire import (
 )
 
 MOST_BUFFERS = 1 << 14
-MOST_SEGMENTS = 1 << 12
+MOST_SEGMENTS = 1 << 10
 MOST_OPS = 1 << 8  # of a segment; a layer's halves have about 20
 MOST_OPS_TOGETHER = 1 << 14
 MOST_SYNCS = 64

@@ -19,7 +19,8 @@ from airllm.cluster.checks import Program
 from airllm.cluster.door import Door, Network, Visitor, is_allowed
 from airllm.cluster.exchange import Exchange
 from airllm.cluster.link import Link, LinkError
-from airllm.cluster.lowering import Lowered, lower
+from airllm.cluster.lowered import Lowered
+from airllm.cluster.lowering import lower
 from airllm.cluster.node import Node, buffer_bytes, cache_bytes, weight_bytes
 from airllm.cluster.node_config import read_node_config
 from airllm.cluster.protocol import (

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
-from airllm.cluster.lowering import Lowered, WeightKey
+from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node import roles
 from airllm.cluster.spill import Spill
 from airllm.cluster.weights import assemble, plane_role, prepare

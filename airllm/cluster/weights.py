@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
 from airllm.backends.experts import Experts
-from airllm.cluster.lowering import Lowered, WeightKey
+from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node import roles
 from airllm.cluster.protocol import WeightHeader
 from airllm.cluster.wire import Fields, FloatType, ProtocolError, Size
