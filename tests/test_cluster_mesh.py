@@ -74,7 +74,7 @@ def test_sessions_in_a_row_leave_nothing_behind():
             assert_close(root.run(model.tokens), model.reference(model.tokens, 4), model.shape)
             root.stop()
             for worker in made:
-                worker.report.wait_for("listening", 1)
+                worker.report.wait_until_idle()
 
 
 def test_one_thread_or_two_give_the_same_bits():

@@ -332,9 +332,11 @@ def test_hundreds_of_sessions_leave_memory_and_descriptors_where_they_were(model
     with workers(3) as made:
         sessions(20)
         for worker in made:
-            worker.report.wait_for("listening")
+            worker.report.wait_until_idle()
         descriptors, memory = open_descriptors(), resident_bytes()
         sessions(60)  # of three workers each
         assert serves(model, made)
-        assert open_descriptors() <= descriptors + 12  # of the run that just ended
+        for worker in made:
+            worker.report.wait_until_idle()
+        assert open_descriptors() <= descriptors
         assert resident_bytes() <= memory + 30e6

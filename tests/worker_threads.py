@@ -40,6 +40,16 @@ class Events(Report):
                 assert self._news.wait(left), f"no {name} in {seconds} s: {self.events}"
         return self.texts(name)
 
+    def wait_until_idle(self, seconds: float = 20.0) -> None:
+        """Until every run that began is over."""
+
+        def idle():
+            names = [event for event, _ in self.events]
+            return names.count("root") <= names.count("run_over") + names.count("run_failed")
+
+        with self._news:
+            assert self._news.wait_for(idle, seconds), f"still busy: {self.events[-5:]}"
+
 
 class RunningWorker:
     def __init__(self, backend: str, settings: Settings) -> None:
@@ -65,9 +75,9 @@ def workers(n: int, backend: str = "cpp", **settings) -> Iterator[list[RunningWo
     with ExitStack() as stack:
         made = []
         for _ in range(n):
-            worker = RunningWorker(
-                backend, Settings(**{"networks": LOOPBACK, "threads": 1} | settings)
-            )
+            # Threads of one interpreter that look for bytes without sleeping hold each other up.
+            defaults = {"networks": LOOPBACK, "threads": 1, "spin": 0.0}
+            worker = RunningWorker(backend, Settings(**defaults | settings))
             stack.callback(worker.stop)
             made.append(worker)
         yield made

@@ -40,10 +40,19 @@ class View:
 
 
 class Program:
-    """A node's program, checked. ProtocolError names op, field and value."""
+    """A node's program, checked. ProtocolError names op, field and value.
+
+    weights: sizes by the op's name and index.
+    """
 
     def __init__(self, net: NetConfig, node: NodeConfig) -> None:
         self.net, self.node = net, node
+        self.weights = {
+            (op.name, op.index): op.weight
+            for segment in node.segments
+            for op in segment.ops
+            if op.weight.type is not FloatType.NONE
+        }
         for number, segment in enumerate(node.segments):
             for i, sync in enumerate(segment.syncs):
                 self._check_sync(f"segment {number}, sync {i}", sync.pipe, sync.type)
@@ -60,15 +69,6 @@ class Program:
             width = size.x // self.net.n_nodes
             return View(size.type, size.z, width, width * self.node.node)
         return View(size.type, size.z, size.x)
-
-    @property
-    def weights(self) -> Mapping[tuple[str, int], Size]:
-        return {
-            (op.name, op.index): op.weight
-            for segment in self.node.segments
-            for op in segment.ops
-            if op.weight.type is not FloatType.NONE
-        }
 
     def _check_sync(self, where: str, pipe: int, kind: SyncType) -> None:
         size, n = self.net.pipes[pipe].size, self.net.n_nodes

@@ -26,7 +26,7 @@ LOOPBACK: tuple[Network, ...] = (
     ipaddress.ip_network("::1/128"),
 )
 _MOST_VISITORS = 64  # that wait
-_GRACE_SECONDS = 0.1  # for a root whose predecessor is just leaving
+_GRACE_SECONDS = 0.25  # for a root whose predecessor is just leaving
 _LOGGED_PER_SECOND = 3  # of those turned away
 
 

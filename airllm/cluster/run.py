@@ -11,12 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from airllm import system
 from airllm.backends import Backend
 from airllm.cluster.checks import Program
-from airllm.cluster.door import Door, Network, Visitor, is_allowed
+from airllm.cluster.door import LOOPBACK, Door, Network, Visitor, is_allowed
 from airllm.cluster.exchange import Exchange
 from airllm.cluster.link import Link, LinkError
 from airllm.cluster.lowered import Lowered
@@ -56,7 +55,7 @@ class Settings:
 
     threads: int = 0
     ram: int | None = None
-    networks: Sequence[Network] = ()
+    networks: Sequence[Network] = LOOPBACK
     handshake_timeout: float = 60.0
     silence_timeout: float = 300.0
     idle_timeout: float = 3600.0
@@ -180,7 +179,6 @@ class Run:
             "nodes": net.n_nodes,
             "segments": len(lowered.segments),
             "layers": len(lowered.caches),
-            "width": max((size.x for size in _f32_rows(program)), default=0),
             "positions": lowered.positions,
             "rows": net.rows,
             "weights": len(program.weights),
@@ -372,13 +370,3 @@ def resident_bytes() -> int:
     except (OSError, IndexError, ValueError):
         return 100 << 20
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _f32_rows(program: Program) -> Sequence[Any]:
-    """Sizes of what holds the residual stream: the pipes that the root fills for all."""
-    return [
-        program.net.pipes[sync.pipe].size
-        for segment in program.node.segments
-        for sync in segment.syncs
-        if sync.type.value == 0
-    ]

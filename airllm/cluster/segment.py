@@ -190,6 +190,11 @@ class SegmentLowering:
         view = self.program.view(pointer)
         return self.g.take_columns(self.pipe(pointer.index), view.first, view.width, out=out)
 
+    def kept(self, op: Op, pointer: Pointer) -> Buffer:
+        """The values as they are now, for a step that is completed later."""
+        x = self.read(op, pointer)
+        return self.g.take_columns(x, 0, x.width) if x.external else x
+
     def write(self, pointer: Pointer, make: Callable[[Buffer | None], Buffer]) -> None:
         """make(out) emits an op that writes `out`, or a buffer of its own, and returns it."""
         if pointer.source is Source.PIPE:
@@ -297,7 +302,7 @@ class SegmentLowering:
     def shift(self, op: Op) -> None:
         if op.output.index in self.shifted:
             raise self.fault(op, f"fills the cache {op.output.index} twice")
-        self.shifted[op.output.index] = self.read(op, op.input)
+        self.shifted[op.output.index] = self.kept(op, op.input)
 
     def attention(self, op: Op) -> None:
         c = op.config
@@ -346,7 +351,7 @@ class SegmentLowering:
         shares = self.value(op.config.index)
         if not isinstance(shares, _Route):
             raise self.fault(op, f"buffer {op.config.index} holds no shares that a gate gave")
-        self.hold(op, _Scaled(self.read(op, op.input), shares.route))
+        self.hold(op, _Scaled(self.kept(op, op.input), shares.route))
 
     def cast(self, op: Op) -> None:
         if op.output.source is Source.PIPE:  # which rounds by itself
@@ -366,7 +371,7 @@ class SegmentLowering:
         self.hold(op, _Repeated(self.g.round_q8(self.read(op, op.input))))
 
     def softmax(self, op: Op) -> None:
-        self.hold(op, _Softmax(self.read(op, op.input)))
+        self.hold(op, _Softmax(self.kept(op, op.input)))
 
     def gate(self, op: Op) -> None:
         assert isinstance(op.config, Gate)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from airllm.backends import Backend, load_backend
-from airllm.cluster.door import LOOPBACK, Door, Visitor
+from airllm.cluster.door import Door, Visitor
 from airllm.cluster.link import LinkError
 from airllm.cluster.report import Report
 from airllm.cluster.run import RefusedError, Run, Settings
@@ -37,7 +37,7 @@ class Worker:
         status_path: Path | None = None,
     ) -> None:
         """OSError where the address cannot be had; ImportError as load_backend."""
-        self._settings = settings or Settings(networks=LOOPBACK)
+        self._settings = settings or Settings()
         self._backend = backend or load_backend(None, self._settings.threads or None)
         self.report = report or Report()
         self._door = Door(
