@@ -39,6 +39,7 @@ def test_sizes_are_read_as_people_write_them(text, expected):
         (["--allow", "300.1.1.1/8"], "'300.1.1.1/8' is no network"),
         (["--port", "70000"], "70000 is no port"),
         (["--cache", "d"], "--cache keeps what --ram leaves on disk"),
+        (["--host", "no.such.invalid"], "--host no.such.invalid: "),
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines connect"),
     ],
 )
@@ -48,8 +49,10 @@ def test_a_wrong_option_is_a_usage_error_that_says_what_would_do(argv, says, cap
 
 def test_an_address_in_use_is_an_error(capsys):
     with workers(1) as [running]:
-        assert main(["worker", "--port", str(running.address[1])]) == 1
-    assert "in use" in capsys.readouterr().err
+        port = running.address[1]
+        assert main(["worker", "--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert f"error: cannot listen on 127.0.0.1:{port}: Address already in use" in said
 
 
 def test_without_a_worker_there_is_no_status(capsys, tmp_path, monkeypatch):

@@ -191,7 +191,10 @@ def _words(value: object) -> str:
 
 
 def _is_loopback(host: str, is_allowed: Any, loopback: Any) -> bool:
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise options.UsageError(f"--host {host}: {error.strerror}") from None
     return all(is_allowed(str(entry[4][0]), loopback) for entry in found)
 
 
