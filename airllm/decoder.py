@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,11 +13,11 @@ from airllm.backends import Backend, Executor
 from airllm.formats.model_file import ModelFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
-from airllm.numpy_ops import rope_table
 from airllm.open_weights import layer_executor, open_weights, plan_weights
 from airllm.plan import buffer_bytes
 from airllm.profiling import Profile
 from airllm.progress import OnProgress, part_of
+from airllm.rope_rows import RopeRows
 
 Logits = NDArray[np.float32]
 
@@ -79,6 +78,7 @@ class Decoder:
             on_progress=on_progress,
         )
         self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
+        self._rope = [RopeRows(kind.inv_freq, context) for kind in model.kinds]
 
     def close(self) -> None:
         """End what reads ahead."""
@@ -92,7 +92,7 @@ class Decoder:
     @property
     def buffer_bytes(self) -> int:
         """Bytes of what is between and inside the graphs."""
-        return buffer_bytes(self._model, self._batch_size)
+        return buffer_bytes(self._model, self._batch_size, self.cache.capacity)
 
     @property
     def batch_size(self) -> int:
@@ -178,8 +178,7 @@ class Decoder:
             for batch in batches:
                 buffers = {"tokens": tokens[batch], "residual": residual[batch]}
                 self._embed.run(bound, buffers, len(tokens[batch]))
-        positions = np.arange(past, past + len(tokens))
-        ropes = [rope_table(positions, kind.inv_freq) for kind in self._model.kinds]
+        ropes = [rope.rows([(past, len(tokens))]) for rope in self._rope]
         for index, kind in enumerate(self._model.kind_of_layer):
             keys, values = cache.layer(index)
             with self.weights.layer(index) as bound:
@@ -229,12 +228,9 @@ class Decoder:
         n = len(tokens)
         with self.weights.embed() as bound:
             self._embed.run(bound, {"tokens": tokens, "residual": residual}, n, threads=threads)
-        positions = np.concatenate(
-            [np.arange(cache.length, cache.length + count) for count, cache in sequences]
-        )
+        positions = [(cache.length, count) for count, cache in sequences]
         buffers = [  # of each kind of layer; rope: [n, rope_dims]
-            {"residual": residual, "rope": rope_table(positions, kind.inv_freq)}
-            for kind in self._model.kinds
+            {"residual": residual, "rope": rope.rows(positions)} for rope in self._rope
         ]
         n_layers = self._model.config.n_layers
         batch = [(count, cache.length, self._layers_of(cache)) for count, cache in sequences]
@@ -243,13 +239,14 @@ class Decoder:
         for start, stop in _stretches(self._model.kind_of_layer, at_once):
             with self.weights.layers(start, stop) as bound:
                 self._layers[start].run_layers(
-                    bound, buffers[self._model.kind_of_layer[start]], batch, start, threads
+                    bound, buffers[self._model.kind_of_layer[start]], batch, start, threads=threads
                 )
             if on_layer is not None:
                 on_layer(stop, n_layers)
-        ids = iter(tokens.tolist())
+        ids, first = tokens.tolist(), 0
         for count, cache in sequences:
-            cache.tokens.extend(islice(ids, count))
+            cache.tokens += ids[first : first + count]
+            first += count
 
     def _layers_of(self, cache: KVCache) -> Any:
         """A cache as the backend takes it, as long as there is the cache."""

@@ -46,7 +46,7 @@ def plan_model(
             budget=budget,
             context=length,
             kv_cache_bytes=length * kv_bytes_per_token(model.config, kv_type),
-            buffer_bytes=buffer_bytes(model, min(batch_size, length)),
+            buffer_bytes=buffer_bytes(model, min(batch_size, length), length),
         )
         if not probe or not plan.streams:
             return plan

@@ -60,6 +60,7 @@ CORE_SOURCES = (
     "ops/ops.cpp",
     "graph/graph.cpp",
     "graph/executor.cpp",
+    "graph/plan.cpp",
     "stream/file.cpp",
     "stream/requests.cpp",
     "stream/uring.cpp",

@@ -236,6 +236,14 @@ def test_bad_arguments_are_refused(engine, settings, error, message):
         engine.generate_batch(["a"] * 600, **settings)
 
 
+def test_sequences_longer_than_the_context_are_refused(engine):
+    with (
+        pytest.raises(ValueError, match="capacity is 97; the context has room for 96"),
+        engine.sequences(2, 97),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("prompts", ["hello", [{"role": "user", "content": "hello"}]])
 def test_one_prompt_in_place_of_several_is_refused(engine, prompts):
     with pytest.raises(TypeError, match="prompts is one prompt; expected a list"):

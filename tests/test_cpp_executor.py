@@ -36,6 +36,9 @@ ATTENTION = {
 }
 
 
+X_ATTENTION = ATTENTION["buffers"]
+
+
 @pytest.fixture
 def cpp():
     return require_cpp()
@@ -358,6 +361,133 @@ def test_a_cache_that_does_not_fit_is_refused(cpp, past, k, v, error, says):
     check_message(
         cpp, lambda _: executor.run(executor.bind({}), buffers, 2, past, k, v), error, says
     )
+
+
+# ---- layers and sequences ------------------------------------------------------------------------
+
+
+def test_layers_run_one_after_the_other_and_sequences_keep_their_own_caches(cpp):
+    executor = cpp.Executor(**ATTENTION)
+    bound, rng = executor.bind({}), np.random.default_rng(0)
+    buffers = {name: rng.standard_normal((3, n)).astype(np.float32) for name, n, _ in X_ATTENTION}
+    cache = rng.standard_normal((2, 2, 2, *CACHE)).astype(np.float32)  # [sequence, layer, k or v]
+    alone = cache.copy()
+    sequences = [(1, 4, kv_layers(cpp, cache[0])), (2, 0, kv_layers(cpp, cache[1]))]
+    executor.run_layers([bound, bound], buffers, sequences)
+    expected = np.empty_like(buffers["y"])
+    for rows, past, own in ((slice(0, 1), 4, alone[0]), (slice(1, 3), 0, alone[1])):
+        part = {name: array[rows].copy() for name, array in buffers.items()}
+        for k, v in own:
+            executor.run(bound, part, rows.stop - rows.start, past, k, v)
+        expected[rows] = part["y"]
+    np.testing.assert_array_equal(buffers["y"], expected)
+    np.testing.assert_array_equal(cache, alone)
+
+
+def test_the_first_layer_says_where_in_the_caches_the_weights_begin(cpp):
+    executor = cpp.Executor(**ATTENTION)
+    buffers = {name: ones(1, n) for name, n, _ in X_ATTENTION}
+    cache = np.zeros((3, 2, *CACHE), np.float32)
+    executor.run_layers([executor.bind({})], buffers, [(1, 0, kv_layers(cpp, cache))], 1)
+    assert [layer.any() for layer in cache] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "first", "error", "says"),
+    [
+        ([(1, 0, None)], 0, TypeError, ["sequences holds", "not (n_tokens, past, KvLayers)"]),
+        ([(1, 0)], 0, TypeError, ["sequences holds a tuple"]),
+        ([None], 0, TypeError, ["sequences holds None"]),
+        ("caches", 1, ValueError, ["caches of 2 layers, too few for 2 from layer 1 on"]),
+        ("caches", 2**63, ValueError, ["too few for 2"]),
+    ],
+)
+def test_sequences_that_make_no_sense_are_refused(cpp, sequences, first, error, says):
+    executor = cpp.Executor(**ATTENTION)
+    bound, buffers = executor.bind({}), {name: ones(1, n) for name, n, _ in X_ATTENTION}
+    if sequences == "caches":
+        sequences = [(1, 0, kv_layers(cpp, np.zeros((2, 2, *CACHE), np.float32)))]
+    check_message(
+        cpp,
+        lambda _: executor.run_layers([bound, bound], buffers, sequences, first),
+        error,
+        says,
+    )
+
+
+@pytest.mark.parametrize("bound", [None, [None], [5], 5])
+def test_what_are_no_weights_is_a_type_error(cpp, bound):
+    executor = cpp.Executor(**ATTENTION)
+    buffers = {name: ones(1, n) for name, n, _ in X_ATTENTION}
+    sequences = [(1, 0, kv_layers(cpp, np.zeros((1, 2, *CACHE), np.float32)))]
+    with pytest.raises(TypeError):
+        executor.run_layers(bound, buffers, sequences)
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "says"),
+    [
+        ([None], TypeError, ["layers holds None", "pairs"]),
+        ([(ones(*CACHE),)], TypeError, ["layers holds a tuple", "pairs"]),
+        ([(ones(1, 8), ones(1, 8))], ValueError, ["k_cache has shape (1, 8)"]),
+        ([(ones(*CACHE), ones(*CACHE, dtype=np.float16))], TypeError, ["v_cache is float16"]),
+    ],
+)
+def test_caches_that_make_no_sense_are_refused(cpp, layers, error, says):
+    check_message(cpp, lambda ops: ops.KvLayers(layers), error, says)
+
+
+def test_the_caches_of_a_sequence_keep_their_memory(cpp):
+    executor = cpp.Executor(**ATTENTION)
+    layers = kv_layers(cpp, np.full((1, 2, *CACHE), 3, np.float32))
+    gc.collect()
+    others = [np.full((1, 2, *CACHE), 7, np.float32) for _ in range(100)]
+    buffers = {name: np.full((1, n), 3, np.float32) for name, n, _ in X_ATTENTION}
+    executor.run_layers([executor.bind({})], buffers, [(1, 5, layers)])
+    np.testing.assert_allclose(buffers["y"], 3)
+    assert len(others) == 100
+
+
+def kv_layers(cpp, cache):
+    """cache: [n_layers, 2, n_kv_heads, capacity, head_dim]"""
+    return cpp.KvLayers([(k, v) for k, v in cache])
+
+
+@pytest.mark.parametrize(
+    ("ops", "says"),
+    [
+        ([("linear", ["x"], ["y", "z"], ["a"], {})], ["linear -> 'y'", "has several outputs"]),
+        ([("linear", ["x"], "y", ["a", "b"], {})], ["linear -> 'y'", "has 2 weights"]),
+        ([("linear_many", ["x"], ["y", "z"], ["a"], {})], ["linear_many", "has 1 weights"]),
+        ([("linear_many", ["x"], ["y", "y"], ["a", "b"], {})], ["writes a buffer twice"]),
+        ([("linear_many", ["x"], ["y", "x"], ["a", "b"], {})], ["cannot overwrite its input"]),
+        ([("linear_many", ["x"], ["y"] * 9, ["a"] * 9, {})], ["too many matrices"]),
+        ([("linear_add", ["x", "y"], "x", ["a"], {})], ["cannot overwrite its input"]),
+        ([("glu_linear", ["x"], "y", ["a"], {})], ["glu_linear -> 'y'", "has 1 weights"]),
+        ([("glu_linear", ["x"], "y", ["a", "b"], {"activation": "tanh"})], ["'tanh'", "'gelu'"]),
+        (
+            [("rope_append", ["x", "y", "z"], None, [], {"n_kv_heads": 1, "head_dim": 32})],
+            ["rope_append", "the table's width is 33"],
+        ),
+    ],
+)
+def test_fused_ops_that_do_not_fit_together_are_value_errors(cpp, ops, says):
+    buffers = [("x", 32, True), ("y", 32, True), ("z", 33, True)]
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        cpp.Executor(buffers, ["a", "b"], ops, 4)
+    assert all(word in str(caught.value) for word in says), caught.value
+
+
+def test_each_matrix_of_a_fused_op_must_fit_its_output(cpp):
+    buffers = [("x", 32, True), ("y", 8, True), ("z", 4, True)]
+    many = cpp.Executor(
+        buffers, ["a", "b"], [("linear_many", ["x"], ["y", "z"], ["a", "b"], {})], 4
+    )
+    with pytest.raises(ValueError, match=r"'b' is \[8, 32\], expected \[4, 32\]"):
+        many.bind({"a": matrix(cpp, 8, 32), "b": matrix(cpp, 8, 32)})
+    glu = cpp.Executor(buffers, ["a", "b"], [("glu_linear", ["x"], "y", ["a", "b"], {})], 4)
+    with pytest.raises(ValueError, match=r"'b' is \[4, 32\], expected \[8, 32\]"):
+        glu.bind({"a": matrix(cpp, 8, 32), "b": matrix(cpp, 4, 32)})
 
 
 @pytest.mark.parametrize("external", [True, False])

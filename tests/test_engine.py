@@ -305,19 +305,23 @@ def test_decode_threads_are_for_single_tokens_only(tmp_path, monkeypatch):
     with LayerWiseInferenceEngine(model.path, backend="cpp", decode_threads=1) as engine:
         asked = []
         decoder = engine._decoder
-        for executor in (decoder._embed, decoder._layers[0], decoder._head):
-            run = executor.run
+        for executor, method in (
+            (decoder._embed, "run"),
+            (decoder._layers[0], "run_layers"),
+            (decoder._head, "run"),
+        ):
+            run = getattr(executor, method)
 
             def note(*arguments, threads=0, run=run):
-                asked.append(arguments[6] if len(arguments) > 6 else threads)
-                run(*arguments, **({} if len(arguments) > 6 else {"threads": threads}))
+                asked.append(threads)
+                run(*arguments, threads=threads)
 
-            monkeypatch.setattr(executor, "run", note)
+            monkeypatch.setattr(executor, method, note)
         engine.forward([1, 2, 3])
         prefill, asked[:] = asked.copy(), []
         engine.forward([4])
-    assert prefill == [0] * 5  # embed, three layers, head: all threads
-    assert asked == [1] * 5
+    assert prefill == [0] * 3  # embed, the layers, head: all threads
+    assert asked == [1] * 3
 
 
 def test_threads_on_numpy_are_a_warning_not_a_silence(tmp_path, caplog):

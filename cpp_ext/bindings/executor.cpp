@@ -101,11 +101,13 @@ class PyExecutor {
         run_locked(buffers, n_tokens, threads, seconds);
     }
 
-    void run_layers(const std::vector<const Bound*>& bound, const py::dict& buffers,
-                    const py::sequence& sequences, std::size_t first_layer, int threads,
+    // Tuples, of tuples: a list could be changed while this runs, and give up what is in it.
+    void run_layers(const py::sequence& bound_sequence, const py::dict& buffers,
+                    const py::sequence& sequence_sequence, std::size_t first_layer, int threads,
                     py::handle seconds) {
+        const py::tuple bound(bound_sequence), sequences(sequence_sequence);
         const auto lock = lock_for_run(threads);
-        const std::size_t n_layers = bound.size(), n_sequences = py::len(sequences);
+        const std::size_t n_layers = bound.size(), n_sequences = sequences.size();
         sequences_.assign(n_layers * n_sequences, {});
         std::size_t n_tokens = 0;
         for (std::size_t s = 0; s < n_sequences; ++s) {
@@ -121,7 +123,7 @@ class PyExecutor {
         }
         layers_.clear();
         for (std::size_t i = 0; i < n_layers; ++i)
-            layers_.push_back({&weights_of(*bound[i]),
+            layers_.push_back({&weights_of(bound_argument(bound[i])),
                                std::span(sequences_).subspan(i * n_sequences, n_sequences)});
         run_locked(buffers, n_tokens, threads, seconds);
     }
@@ -164,10 +166,17 @@ class PyExecutor {
     }
 
     using SequenceArgument = std::tuple<std::size_t, std::size_t, const KvLayers*>;
+    static const Bound& bound_argument(const py::object& item) {
+        if (!py::isinstance<Bound>(item))
+            throw py::type_error("Executor.run_layers: bound holds " + describe_kind(item) +
+                                 "; expected BoundWeights.");
+        return item.cast<const Bound&>();
+    }
+
     static SequenceArgument sequence_argument(const py::object& item) {
         try {
             const auto sequence = item.cast<SequenceArgument>();
-            if (std::get<2>(sequence)) return sequence;
+            if (std::get<2>(sequence) && py::isinstance<py::tuple>(item)) return sequence;
         } catch (const py::cast_error&) {
         }
         throw py::type_error("Executor.run_layers: sequences holds " + describe_kind(item) +
@@ -247,6 +256,12 @@ class PyExecutor {
         return graph;
     }
 
+    static bool is_gelu(const std::string& activation) {
+        if (activation != "silu" && activation != "gelu")
+            value_error("Executor: activation is '" + activation + "'; expected 'silu' or 'gelu'.");
+        return activation == "gelu";
+    }
+
     static void read_attributes(const py::dict& attrs, Op& op) {
         for (const auto& [key, value] : attrs) {
             const auto name = key.cast<std::string>();
@@ -273,7 +288,7 @@ class PyExecutor {
             else if (name == "shared")
                 op.shared = value.cast<bool>();
             else if (name == "activation")
-                op.gelu = value.cast<std::string>() == "gelu";
+                op.gelu = is_gelu(value.cast<std::string>());
             else if (name == "activations")
                 op.activations = activations_argument("Executor", value);
             else

@@ -32,8 +32,8 @@ void plain_linear(const tensor_ops::PackedMatrix& w, Activations kind, const flo
     table.linear_quantized(kind, w.view(), xq.data(), n, 0, w.groups(), y, w.n());
 }
 
-// For graphs of rms_norm, linear, add and swiglu over buffers of one width; buffers: one for each
-// of the graph's, filled in for the external ones.
+// For graphs of norms, products, add and swiglu over buffers of one width; buffers: one for each of
+// the graph's, filled in for the external ones.
 void run_plainly(const Graph& graph, const std::vector<Weight>& weights, std::size_t n,
                  std::vector<Floats>& buffers) {
     const auto& table = tensor_ops::kernels();
@@ -42,13 +42,32 @@ void run_plainly(const Graph& graph, const std::vector<Weight>& weights, std::si
         const float* x = at(op.inputs[0]);
         float* y = at(op.output);
         const auto slot = static_cast<std::size_t>(op.weight);
-        if (op.kind == OpKind::rms_norm)
+        const auto product = [&](int w, float* out) {
+            plain_linear(*std::get<std::shared_ptr<const tensor_ops::PackedMatrix>>(
+                             weights[static_cast<std::size_t>(w)]),
+                         op.activations.value_or(tensor_ops::activations_for(n)), x, n, out);
+        };
+        Floats own(n * width), other(n * width);
+        if (op.kind == OpKind::rms_norm || op.kind == OpKind::quantized_norm) {
             table.rms_norm(x, std::get<tensor_ops::Vector>(weights[slot]).data, op.eps, y, n,
                            width);
-        else if (op.kind == OpKind::linear)
-            plain_linear(*std::get<std::shared_ptr<const tensor_ops::PackedMatrix>>(weights[slot]),
-                         op.activations.value_or(tensor_ops::activations_for(n)), x, n, y);
-        else if (op.kind == OpKind::add)
+        } else if (op.kind == OpKind::linear || op.kind == OpKind::linear_many) {
+            product(op.weight, y);
+            for (std::size_t i = 0; i < op.more_weights.size(); ++i)
+                product(op.more_weights[i], at(op.more_outputs[i]));
+        } else if (op.kind == OpKind::linear_add) {
+            product(op.weight, own.data());
+            table.add(at(op.inputs[1]), own.data(), y, n * width);
+        } else if (op.kind == OpKind::glu_linear) {
+            product(op.weight, own.data());
+            product(op.more_weights[0], other.data());
+            if (op.gelu) {
+                table.gelu_tanh(own.data(), own.data(), n * width);
+                for (std::size_t i = 0; i < n * width; ++i) y[i] = own[i] * other[i];
+            } else {
+                table.swiglu(own.data(), other.data(), y, n * width);
+            }
+        } else if (op.kind == OpKind::add)
             table.add(x, at(op.inputs[1]), y, n * width);
         else
             table.swiglu(x, at(op.inputs[1]), y, n * width);
@@ -90,17 +109,30 @@ Graph random_graph(unsigned seed, std::size_t n_ops) {
     const auto any_of = [&](const std::vector<int>& v) { return v[random() % v.size()]; };
     while (b.graph.ops.size() < n_ops) {
         const int first = any_of(written), second = any_of(written), output = any_of(all);
-        const auto choice = random() % 6;
+        const auto choice = random() % 10;
+        const auto any_matrix = [&] { return 1 + static_cast<int>(random() % 3); };
         if (choice < 2) {
             b.op(OpKind::rms_norm, {first}, output, 0).eps = 1e-5f;
         } else if (choice == 2) {
             b.op(OpKind::add, {first, second}, output);
         } else if (choice == 3) {
             b.op(OpKind::swiglu, {first, second}, output);
+        } else if (choice == 4) {
+            Op& norm = b.op(OpKind::quantized_norm, {first}, output, 0);
+            norm.eps = 1e-5f;
+            if (random() % 2) norm.activations = static_cast<Activations>(random() % 3);
         } else {
-            if (output == first) continue;
-            Op& linear = b.op(OpKind::linear, {first}, output, 1 + static_cast<int>(random() % 3));
-            if (random() % 2) linear.activations = static_cast<Activations>(random() % 3);
+            const int third = any_of(all);
+            if (output == first || (choice == 5 && (third == first || third == output))) continue;
+            const OpKind kinds[] = {OpKind::linear_many, OpKind::linear_add, OpKind::glu_linear,
+                                    OpKind::linear, OpKind::linear};
+            Op& op = b.op(kinds[choice - 5], {first}, output, any_matrix());
+            if (choice == 5) op.more_outputs = {third};
+            if (choice == 5 || choice == 7) op.more_weights = {any_matrix()};
+            if (choice == 6) op.inputs.push_back(second);
+            op.gelu = random() % 2 != 0;
+            if (random() % 2) op.activations = static_cast<Activations>(random() % 3);
+            if (choice == 5) written.push_back(third);
         }
         written.push_back(output);
     }
@@ -185,6 +217,24 @@ TEST(matrices_on_one_input_may_be_packed_for_different_isas) {
         for (const std::string& second : tensor_ops::available_isas())
             check_against_plain_loops(b.graph, {packed_for(first, 2), packed_for(second, 3)}, 13,
                                       2);
+}
+
+TEST(a_norm_may_be_quantised_otherwise_than_a_matrix_wants_it) {
+    const Floats norm = normal(width, 1);
+    const std::vector<Weight> weights = {
+        graphs::vector(norm), graphs::packed(matrices::random(DType::q8_0, width, width, 3))};
+    for (const auto first : {Activations::q8, Activations::q16, Activations::f32})
+        for (const auto second : {Activations::q8, Activations::q16, Activations::f32}) {
+            Builder b;
+            const int x = b.external("x", width), y = b.external("y", width),
+                      h = b.internal("h", width);
+            const int slot = b.slot("norm"), w = b.slot("w");
+            Op& op = b.op(OpKind::quantized_norm, {x}, h, slot);
+            op.eps = 1e-5f;
+            op.activations = first;
+            b.op(OpKind::linear, {h}, y, w).activations = second;
+            check_against_plain_loops(b.graph, weights, 40, 3);
+        }
 }
 
 TEST(an_executor_may_run_many_batches_of_any_size_it_allows) {

@@ -1,0 +1,148 @@
+// What an executor decides once: where buffers lie, and where threads must meet.
+#include <algorithm>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "graph/executor.h"
+
+namespace tensor_ops {
+
+Executor::Executor(Graph graph, std::size_t max_tokens)
+    : graph_(std::move(graph)), max_tokens_(max_tokens) {
+    graph_.check();
+    if (max_tokens > largest_batch)
+        throw std::invalid_argument("max_tokens is " + std::to_string(max_tokens) +
+                                    "; expected at most " + std::to_string(largest_batch));
+    plan_buffers();
+    plan_barriers();
+    plan_norms();
+    for (const Op& op : graph_.ops)
+        if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
+}
+
+// Gives each internal buffer a place for the ops between its first and last use, so that buffers
+// which do not live at the same time share memory.
+void Executor::plan_buffers() {
+    const std::size_t n = graph_.buffers.size();
+    std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
+    std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0, product_floats = 0;
+    for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
+        const Op& op = graph_.ops[i];
+        const auto use = [&](int buffer) {
+            const auto b = static_cast<std::size_t>(buffer);
+            first[b] = std::min(first[b], i);
+            last[b] = std::max(last[b], i);
+        };
+        for (const int input : op.inputs) use(input);
+        for (const int output : op.outputs()) use(output);
+        if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
+            product_floats =
+                std::max(product_floats, graph_.buffers[static_cast<std::size_t>(op.output)].width);
+        if (op.kind == OpKind::attention) parts_floats = attention_workspace_floats;
+        const bool quantizes = is_product(op.kind) || op.kind == OpKind::quantized_norm;
+        if (quantizes && op.activations != Activations::f32) {
+            const auto kind = op.activations.value_or(Activations::q16);
+            const Buffer& x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])];
+            quantized_bytes =
+                std::max(quantized_bytes, quantized_activation_bytes(kind, max_tokens_, x.width));
+        }
+        if (op.kind == OpKind::expert_linear) {
+            const std::size_t k = graph_.buffers[static_cast<std::size_t>(op.inputs[0])].width /
+                                  (op.shared ? 1 : op.n_used);
+            const std::size_t y = graph_.buffers[static_cast<std::size_t>(op.output)].width;
+            expert_floats = std::max(expert_floats, k + y / op.n_used);
+            if (op.activations != Activations::f32)
+                quantized_bytes =
+                    std::max(quantized_bytes,
+                             quantized_activation_bytes(op.activations.value_or(Activations::q16),
+                                                        std::max(max_tokens_, op.n_used), k));
+        }
+    }
+    offsets_.assign(n, 0);
+    std::size_t total = 0;
+    for (std::size_t b = 0; b < n; ++b) {
+        if (graph_.buffers[b].external) continue;
+        // The lowest place that no buffer alive at the same time overlaps.
+        std::size_t offset = 0;
+        for (bool moved = true; moved;) {
+            moved = false;
+            for (std::size_t o = 0; o < b; ++o) {
+                const bool alive =
+                    !graph_.buffers[o].external && first[o] <= last[b] && first[b] <= last[o];
+                const bool overlaps = offset < offsets_[o] + graph_.buffers[o].width &&
+                                      offsets_[o] < offset + graph_.buffers[b].width;
+                if (alive && overlaps) {
+                    offset = offsets_[o] + graph_.buffers[o].width;
+                    moved = true;
+                }
+            }
+        }
+        offsets_[b] = offset;
+        total = std::max(total, offset + graph_.buffers[b].width);
+    }
+    std::size_t bytes;
+    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), total, &bytes)) throw std::bad_alloc();
+    arena_ = AlignedBytes(bytes);
+    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), expert_floats, &bytes))
+        throw std::bad_alloc();
+    expert_rows_ = AlignedBytes(bytes);
+    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), product_floats, &bytes))
+        throw std::bad_alloc();
+    products_ = AlignedBytes(bytes);
+    quantized_ = AlignedBytes(quantized_bytes);
+    parts_ = AlignedBytes(parts_floats * sizeof(float));
+}
+
+// An op waits for the team if it reads what was written, or writes what was read or written, since
+// all last met; by place in memory, as buffers share it.  The KV cache counts as one more buffer,
+// and what products hold in between as another.
+void Executor::plan_barriers() {
+    const std::size_t n = graph_.buffers.size();
+    std::vector<char> written(n + 2), read(n + 2);
+    const auto touched = [&](const std::vector<char>& marks, std::size_t b) {
+        for (std::size_t o = 0; o < n; ++o) {
+            const bool same =
+                o == b || (b < n && !graph_.buffers[o].external && !graph_.buffers[b].external &&
+                           offsets_[o] < offsets_[b] + graph_.buffers[b].width &&
+                           offsets_[b] < offsets_[o] + graph_.buffers[o].width);
+            if (marks[o] && same) return true;
+        }
+        return b >= n && marks[b] != 0;
+    };
+    for (const Op& op : graph_.ops) {
+        std::vector<std::size_t> inputs(op.inputs.begin(), op.inputs.end()), outputs;
+        for (const int output : op.outputs()) outputs.push_back(static_cast<std::size_t>(output));
+        if (op.kind == OpKind::kv_append || op.kind == OpKind::rope_append) outputs.push_back(n);
+        if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
+            outputs.push_back(n + 1);
+        if (op.kind == OpKind::attention) inputs.push_back(n);
+        bool conflict = false;
+        for (const std::size_t b : inputs) conflict |= touched(written, b);
+        for (const std::size_t b : outputs) conflict |= touched(written, b) || touched(read, b);
+        if (conflict) {
+            std::fill(written.begin(), written.end(), 0);
+            std::fill(read.begin(), read.end(), 0);
+        }
+        for (const std::size_t b : inputs) read[b] = 1;
+        for (const std::size_t b : outputs) written[b] = 1;
+        barrier_before_.push_back(conflict);
+    }
+}
+
+void Executor::plan_norms() {
+    matrices_.resize(graph_.ops.size());
+    for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
+        if (graph_.ops[i].kind != OpKind::quantized_norm) continue;
+        const int normed = graph_.ops[i].output;
+        for (std::size_t j = i + 1; j < graph_.ops.size(); ++j) {
+            const Op& op = graph_.ops[j];
+            if (is_product(op.kind) && op.inputs[0] == normed)
+                for (const int slot : op.weights()) matrices_[i].push_back(slot);
+            const std::vector<int> outputs = op.outputs();
+            if (std::find(outputs.begin(), outputs.end(), normed) != outputs.end()) break;
+        }
+    }
+}
+
+}  // namespace tensor_ops
