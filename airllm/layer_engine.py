@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -27,7 +27,7 @@ from airllm.graph import Activations
 from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError, Limits, OnFull
-from airllm.lookahead import MOST_GUESSES, Lookahead
+from airllm.lookahead import MOST_GUESSES, Draft, Lookahead
 from airllm.models import ModelConfig, load_model
 from airllm.plan import Plan, default_context, kv_bytes_per_token
 from airllm.profiling import Profile
@@ -190,6 +190,7 @@ class LayerWiseInferenceEngine:
         on_full: OnFull = "stop",
         keep: int = 0,
         lookahead: int = 0,
+        draft: "LayerWiseInferenceEngine | None" = None,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Generation:
@@ -210,6 +211,8 @@ class LayerWiseInferenceEngine:
             before, and check them in one pass, up to 63; 0 for none. The answer stays the same:
             see airllm.lookahead. Worth it where passes are slow (the weights come from the disk)
             and the text repeats.
+        draft: an engine with a smaller model of the same vocabulary, whose tokens are the guesses;
+            it is busy meanwhile, and forgets what it had in its KV cache.
         on_token: called with each piece of text as it comes; never with half a character.
         on_progress: called with (done, total) steps while the prompt is evaluated; a step is a
             layer for a batch of tokens.
@@ -220,7 +223,9 @@ class LayerWiseInferenceEngine:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
-        with closing(self._start(prompt, sampling, limits, lookahead, on_progress)) as pieces:
+        with closing(
+            self._start(prompt, sampling, limits, lookahead, draft, on_progress)
+        ) as pieces:
             while True:
                 try:
                     piece = next(pieces)
@@ -245,6 +250,7 @@ class LayerWiseInferenceEngine:
         on_full: OnFull = "stop",
         keep: int = 0,
         lookahead: int = 0,
+        draft: "LayerWiseInferenceEngine | None" = None,
         on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """generate, as an iterator over the pieces of text.
@@ -253,7 +259,7 @@ class LayerWiseInferenceEngine:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
-        return self._start(prompt, sampling, limits, lookahead, on_progress)
+        return self._start(prompt, sampling, limits, lookahead, draft, on_progress)
 
     def generate_batch(
         self,
@@ -492,14 +498,21 @@ class LayerWiseInferenceEngine:
         sampling: Sampling,
         limits: Limits,
         lookahead: int,
+        draft: "LayerWiseInferenceEngine | None",
         on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
         """Check the prompt now, not at the first piece, and make the generator."""
         check_count("lookahead", lookahead, least=0)
         if lookahead > MOST_GUESSES:
             raise ValueError(f"lookahead is {lookahead}; expected at most {MOST_GUESSES}")
+        if draft is not None:
+            if not lookahead:
+                raise ValueError("draft needs lookahead=, the number of tokens guessed at a time")
+            if not self.tokenizer.has_the_tokens_of(draft.tokenizer):
+                raise ValueError("draft is a model with other tokens than this one")
         ids = self._prompt_tokens(prompt)
-        return self._run(ids, sampling, self._limits_for(ids, limits), lookahead, on_progress)
+        limits = self._limits_for(ids, limits)
+        return self._run(ids, sampling, limits, lookahead, draft, on_progress)
 
     def _limits_for(self, ids: list[int], limits: Limits) -> Limits:
         """The limits for a prompt. ContextFullError where it does not fit."""
@@ -517,13 +530,18 @@ class LayerWiseInferenceEngine:
         sampling: Sampling,
         limits: Limits,
         lookahead: int,
+        draft: "LayerWiseInferenceEngine | None",
         on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
-        with self._exclusive() as decoder:
+        with ExitStack() as stack:
+            decoder = stack.enter_context(self._exclusive())
+            guesser = None if draft is None else Draft(stack.enter_context(draft._exclusive()))
             if sampling.seed is not None:
                 decoder.cache.clear()
             decoder.cache.keep_shared(ids)
-            ahead = Lookahead(decoder, lookahead, self.config.vocab_size) if lookahead else None
+            ahead = None
+            if lookahead:
+                ahead = Lookahead(decoder, lookahead, self.config.vocab_size, guesser)
             return (
                 yield from generate(
                     decoder, self.tokenizer, ids, sampling, limits, on_progress, ahead

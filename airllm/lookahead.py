@@ -3,7 +3,8 @@
 A token's time is mostly the reading of the weights, from memory or from the disk. A pass over a few
 tokens reads them once, so that guesses that prove right are nearly free. Text repeats: names, code,
 what a summary or an edit takes from its source. So the guess is what followed the last tokens when
-they stood together before, in the prompt or in the answer.
+they stood together before, in the prompt or in the answer. Or it is what a smaller model with the
+same vocabulary says, a draft.
 
 The answer does not change. Each token is chosen from its logits, by the same sampler, as without
 guesses; a guess only decides whether the next logits are there already. Where numbers do not depend
@@ -15,7 +16,7 @@ case, arXiv:2211.17192, accepts by the ratio of two).
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -25,11 +26,16 @@ from airllm.kv_cache import KVCache
 if TYPE_CHECKING:
     from airllm.generation import Continuation
 
-__all__ = ["MOST_GUESSES", "Lookahead", "NGrams"]
+__all__ = ["MOST_GUESSES", "Draft", "Lookahead", "NGrams"]
 
 # With the token before them, as many as "auto" evaluates with 16-bit activations: see graph.py.
 MOST_GUESSES = 63
 _LONGEST, _SHORTEST = 4, 2  # tokens that must have stood together before
+
+
+class Guesser(Protocol):
+    def guess(self, tokens: Sequence[int], n: int) -> list[int]:
+        """Up to n tokens that may follow `tokens`, which begin with those of the last call."""
 
 
 class NGrams:
@@ -40,8 +46,7 @@ class NGrams:
         self._n_known = 0
 
     def guess(self, tokens: Sequence[int], n: int) -> list[int]:
-        """Up to n tokens that may follow `tokens`, which begin with those of the last call; none
-        where the last ones have never stood together before."""
+        """None where the last ones have never stood together before."""
         for at in range(self._n_known, len(tokens)):
             for length in range(_SHORTEST, min(_LONGEST, at) + 1):
                 self._next[tuple(tokens[at - length : at])] = at
@@ -55,13 +60,32 @@ class NGrams:
         return []
 
 
+class Draft:
+    """Another model's likeliest tokens, as far as its context goes."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def guess(self, tokens: Sequence[int], n: int) -> list[int]:
+        cache, guesses = self._decoder.cache, list[int]()
+        cache.keep_shared(tokens)
+        pending = list(tokens[cache.length :])
+        while len(guesses) < n and cache.length + len(pending) <= cache.capacity:
+            logits = self._decoder.evaluate(np.array(pending, np.int32))
+            pending = [int(np.argmax(logits))]
+            guesses += pending
+        return guesses
+
+
 class Lookahead:
     """Guesses for one answer, and the passes that check them."""
 
-    def __init__(self, decoder: Decoder, n: int, vocab_size: int) -> None:
-        """n: guesses in a pass, at most."""
+    def __init__(
+        self, decoder: Decoder, n: int, vocab_size: int, guesser: Guesser | None = None
+    ) -> None:
+        """n: guesses in a pass, at most. guesser: NGrams unless given."""
         self.n = min(n, decoder.batch_size - 1)
-        self._decoder, self._ngrams = decoder, NGrams()
+        self._decoder, self._guesser = decoder, guesser or NGrams()
         # The cache's memory as that of several sequences, each a token longer than the one before:
         # a pass appends a token to each, and then each attends to its own beginning.
         self._views = [copy.copy(decoder.cache) for _ in range(self.n + 1)]
@@ -72,7 +96,7 @@ class Lookahead:
         room = min(self.n, answer.room())
         if len(answer.pending) > 1 or room < 1:
             return []
-        return self._ngrams.guess(answer.history, room)
+        return self._guesser.guess(answer.history, room)
 
     def evaluate(self, tokens: Sequence[int]) -> Logits:
         """The logits after each of some tokens that follow the cache's: float32 [n, vocab], in a

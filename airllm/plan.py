@@ -235,13 +235,13 @@ def default_context(
 
 
 def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
-    """Of what is between and inside the graphs, for batches of so many tokens, and of the table
-    that rope turns by when the context is full."""
-    rope = sum(8 * len(kind.inv_freq) for kind in model.kinds) * context
+    """Of what is between and inside the graphs, for batches of so many tokens, and of the cosines
+    and sines of a context."""
     layers = (kind.graph for kind in model.kinds)
     internal = sum(graph.row_bytes for graph in (model.embed, *layers, model.head))
-    residual = 4 * model.config.hidden_size
-    return rope + (internal + residual) * batch_size + 4 * model.config.vocab_size
+    rope = sum(2 * len(kind.inv_freq) for kind in model.kinds)
+    rows = (internal + 4 * model.config.hidden_size) * batch_size
+    return rows + 4 * rope * context + 4 * model.config.vocab_size
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_type: KVType) -> int:

@@ -138,6 +138,10 @@ class Tokenizer:
             return bytes([int(text[1:-1], 16)])
         return self._scheme.text_bytes(text)
 
+    def has_the_tokens_of(self, other: "Tokenizer") -> bool:
+        """Whether each id means the same to both."""
+        return self._vocabulary.texts == other._vocabulary.texts
+
     def is_control(self, id: int) -> bool:
         """Whether a token is markup (BOS, end of turn...) rather than text."""
         return id in self._vocabulary.control

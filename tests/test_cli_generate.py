@@ -148,6 +148,7 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         "on_full": "shift",
         "keep": -1,
         "lookahead": 5,
+        "draft": None,
     }
 
 
@@ -199,3 +200,15 @@ def test_chat_with_a_model_that_has_no_template_is_refused_with_the_way_out(
     engine.chat_template = None
     assert generate("--prompt", "Why?", "--chat") == 1
     assert "m.gguf has no chat template" in capsys.readouterr().err
+
+
+def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    engine, draft = FakeEngine(["x"]), FakeEngine()
+    engines = {"m.gguf": engine, "small.gguf": draft}
+    monkeypatch.setattr("airllm.cli.model.open_engine", lambda args, **_: engines[args.model])
+    assert generate("--prompt", "p", "--draft", "small.gguf") == 2
+    assert "--draft needs --lookahead N" in capsys.readouterr().err
+    assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "4") == 0
+    assert engine.sampling["draft"] is draft
+    assert draft.closed
+    assert "lookahead: 0 tokens were guessed right, 1.00 tokens a pass" in capsys.readouterr().err

@@ -203,3 +203,56 @@ def test_a_text_that_grows_is_guessed_as_if_it_came_at_once(tokens, n):
     growing = NGrams()
     for end in range(len(tokens) + 1):
         assert growing.guess(tokens[:end], n) == NGrams().guess(tokens[:end], n)
+
+
+# A draft.
+
+
+@pytest.fixture(scope="module")
+def draft(engine, tmp_path_factory):
+    """A model with other weights, or rather with fewer bits of the same: it is mostly right."""
+    path = write_tiny_model(tmp_path_factory.mktemp("draft"), "q4_1").path
+    with LayerWiseInferenceEngine(path, backend=engine.backend) as draft:
+        yield draft
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.5, "seed": 7}])
+def test_answers_with_a_draft_are_identical(engine, draft, settings):
+    engine.reset()
+    plain = engine.generate(PROMPTS[0], max_new_tokens=40, **settings)
+    engine.reset()
+    drafted = engine.generate(PROMPTS[0], lookahead=4, draft=draft, max_new_tokens=40, **settings)
+    assert same(plain, drafted)
+
+
+def test_a_draft_that_is_right_gives_as_many_tokens_a_pass_as_it_guesses(engine, endless):
+    with LayerWiseInferenceEngine(
+        engine._gguf.path, backend=engine.backend, kv_type=engine._decoder.cache.kv_type
+    ) as twin:
+        engine.reset()
+        answer = engine.generate("x", temperature=0, max_new_tokens=41, lookahead=4, draft=twin)
+    assert answer.passes == 1 + 40 // 5
+    assert answer.accepted_tokens == 32
+
+
+def test_a_draft_with_a_shorter_context_guesses_as_long_as_it_can(engine, draft, endless, tmp_path):
+    path = write_tiny_model(tmp_path).path
+    with LayerWiseInferenceEngine(path, backend=engine.backend, context=20) as short:
+        engine.reset()
+        plain = engine.generate(PROMPTS[0], temperature=0, max_new_tokens=50)
+        engine.reset()
+        settings = {"temperature": 0, "max_new_tokens": 50, "lookahead": 4}
+        assert same(plain, engine.generate(PROMPTS[0], draft=short, **settings))
+
+
+def test_a_draft_of_another_vocabulary_is_refused(engine, tmp_path):
+    tokens = [*engine._gguf.metadata.texts("tokenizer.ggml.tokens")]
+    tokens[-1] = "other"
+    merges = engine._gguf.metadata.texts("tokenizer.ggml.merges")[:-1]
+    changes = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges}
+    path = write_tiny_model(tmp_path, metadata=changes).path
+    with LayerWiseInferenceEngine(path, backend=engine.backend) as other:
+        with pytest.raises(ValueError, match="other tokens than this one"):
+            engine.generate("x", lookahead=4, draft=other)
+        with pytest.raises(ValueError, match="draft needs lookahead="):
+            engine.generate("x", draft=other)

@@ -57,8 +57,11 @@ def run(args: argparse.Namespace) -> int:
     from airllm.limits import ContextFullError
 
     interactive = sys.stdin.isatty()
-    with model.open_engine(args, context=args.context, threads=args.threads) as engine:
-        conversation = Conversation(engine, args)
+    with (
+        model.open_draft(args) as draft,
+        model.open_engine(args, context=args.context, threads=args.threads) as engine,
+    ):
+        conversation = Conversation(engine, args, draft)
         if interactive:
             console.log.info("a line is a message; /help lists what else there is")
         with _kept_in(args.session, conversation):
@@ -102,8 +105,13 @@ def _kept_in(path: Path | None, conversation: "Conversation") -> Iterator[None]:
 class Conversation:
     """What was said so far: messages with "role" and "content", as chat templates take them."""
 
-    def __init__(self, engine: "LayerWiseInferenceEngine", args: argparse.Namespace) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engine: "LayerWiseInferenceEngine",
+        args: argparse.Namespace,
+        draft: "LayerWiseInferenceEngine | None" = None,
+    ) -> None:
+        self._engine, self._draft = engine, draft
         model.chat_template(engine, args.model)  # refused here, by its name
         self._system = args.system
         self._sampling = options.sampling(args)
@@ -151,6 +159,7 @@ class Conversation:
                     on_progress=progress.update,
                     keep=self._kept(),
                     lookahead=self._lookahead,
+                    draft=self._draft,
                     **self._sampling,
                 )
             reason: str = generation.finish_reason

@@ -14,7 +14,7 @@ def add(subparsers: options.Subparsers) -> None:
         help="write a model as a GGUF file, quantised",
         description="Writes a GGUF file from a Hugging Face folder or another GGUF file, with its "
         "matrices in the type you choose; vectors stay F32, and the matrix that makes the logits "
-        "keeps 8 bit. It takes some 20 MB of memory, however large the model is. The file appears "
+        "keeps 8 bit. It takes some 10 MB of memory, however large the model is. The file appears "
         "under its name when it is complete; until then it is FILE.partial.",
         examples=[
             "airllm convert -m Qwen3-0.6B/ --out qwen3-0.6b.gguf --type q8_0",

@@ -69,10 +69,13 @@ def run(args: argparse.Namespace) -> int:
         raise options.UsageError("--system needs --chat: a plain text has no place for it")
     prompt = _read_stdin() if args.prompt == "-" else args.prompt
     request = model.conversation(prompt, args.system) if args.chat else prompt
-    with model.open_engine(args, context=args.context, threads=args.threads) as engine:
+    with (
+        model.open_draft(args) as draft,
+        model.open_engine(args, context=args.context, threads=args.threads) as engine,
+    ):
         if args.chat:
             model.chat_template(engine, args.model)  # refused here, by its name
-        generation = answer(engine, request, args)
+        generation = answer(engine, request, args, draft)
         if args.json:
             console.write_json(as_json(engine, generation))
         _report(engine, generation, args)
@@ -83,6 +86,7 @@ def answer(
     engine: "LayerWiseInferenceEngine",
     request: str | list[dict[str, str]],
     args: argparse.Namespace,
+    draft: "LayerWiseInferenceEngine | None" = None,
 ) -> "Generation":
     """The answer, which is shown as it comes unless --json asks for it as a whole."""
     with (
@@ -95,6 +99,7 @@ def answer(
             on_progress=progress.update,
             keep=args.keep,
             lookahead=args.lookahead,
+            draft=draft,
             **options.sampling(args),
         )
 

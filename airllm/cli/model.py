@@ -1,12 +1,13 @@
 """From --model and its companions to an open engine, and what there is to say about one."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from airllm.cli import console
+from airllm.cli import console, options
 
 if TYPE_CHECKING:
     from airllm.chat_template import ChatTemplate
@@ -71,6 +72,19 @@ def stream_in_words(stats: Mapping[str, Any]) -> str:
         f"streamed {stats['bytes_read'] / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s "
         f"({stats['io']}, {cache} the page cache)"
     )
+
+
+@contextmanager
+def open_draft(args: argparse.Namespace) -> "Iterator[LayerWiseInferenceEngine | None]":
+    """The engine for --draft, which is run like the other."""
+    if args.draft is None:
+        yield None
+        return
+    if not args.lookahead:
+        raise options.UsageError("--draft needs --lookahead N: how many tokens it guesses")
+    own = argparse.Namespace(**{**vars(args), "model": args.draft, "quantize": None})
+    with open_engine(own, threads=args.threads) as draft:
+        yield draft
 
 
 class Runtime(TypedDict):

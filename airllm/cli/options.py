@@ -159,6 +159,12 @@ def add_lookahead(parser: argparse.ArgumentParser) -> None:
         help="guess up to N next tokens from what was said before and check them in one pass, 63 "
         "at most: the same answer, sooner where text repeats and passes are slow (default: 0)",
     )
+    parser.add_argument(
+        "--draft",
+        metavar="M2",
+        help="with --lookahead: a smaller model with the same vocabulary, whose tokens are the "
+        "guesses",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> "argparse._ArgumentGroup":

@@ -50,10 +50,10 @@ def convert(
 
     on_progress: called with (done, total) bytes of the new file.
 
-    Takes some 20 MB, however large the model is. The file appears when it is complete, in place of
-    one that was there; see GGUFWriter. ValueError for a type that cannot be written, FormatError
-    for values that it cannot hold, OSError where the file cannot be written, at once where it is
-    seen that the disk has no room for it.
+    Takes some 10 MB beside the metadata, however large the model is. The file appears when it is
+    complete, in place of one that was there; see GGUFWriter. ValueError for a type that cannot be
+    written, FormatError for values that it cannot hold, OSError where the file cannot be written,
+    at once where it is seen that the disk has no room for it.
     """
     if type not in WRITABLE:
         raise ValueError(f"type is {type!r}; expected one of {', '.join(WRITABLE)}")

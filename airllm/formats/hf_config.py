@@ -162,9 +162,9 @@ def _refuse_unknown(config: Metadata, family: _Family) -> None:
 
 def _windows(config: Metadata, kind: str, n_layers: int) -> dict[str, object]:
     """Which layers have a window, and how wide it is; transformers says it in several ways."""
-    types = config.get("layer_types")
+    types = config.texts("layer_types") if "layer_types" in config else None
     if kind not in ("mistral", "gemma2", "gemma3_text"):
-        if config.get("use_sliding_window") or (isinstance(types, list) and set(types) != {_FULL}):
+        if config.get("use_sliding_window") or (types is not None and set(types) != {_FULL}):
             raise config.fault(
                 f"asks for layers with a window, which {kind} models here do not have"
             )
@@ -174,7 +174,7 @@ def _windows(config: Metadata, kind: str, n_layers: int) -> dict[str, object]:
     window: dict[str, object] = {"attention.sliding_window": config.integer("sliding_window")}
     if kind == "mistral":
         return window
-    if isinstance(types, list):
+    if types is not None:
         if len(types) != n_layers or set(types) - {_FULL, "sliding_attention"}:
             raise config.fault(
                 f"layer_types does not say of each of {n_layers} layers whether it has a window"

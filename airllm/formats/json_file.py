@@ -20,10 +20,14 @@ def read_object(path: Path, max_bytes: int) -> dict[str, object]:
 
 
 def parse_object(raw: bytes, source: str) -> dict[str, object]:
-    """FormatError for what is no JSON, no object, has a name twice, or NaN or infinities."""
+    """FormatError for what is no JSON, no object, has a name twice, integers of more than
+    64 bits, NaN or infinities."""
     try:
         value = json.loads(
-            raw.decode(), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant
+            raw.decode(),
+            object_pairs_hook=_without_repeats,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
         )
     except RecursionError:
         raise FormatError(f"{source}: JSON that is nested too deeply") from None
@@ -47,3 +51,9 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)

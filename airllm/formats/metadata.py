@@ -105,4 +105,6 @@ def _describe(value: object) -> str:
         return f"an array of {value.size} {value.dtype.name}"
     if isinstance(value, list):
         return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return "an object"
     return f"{type(value).__name__} {value}"
