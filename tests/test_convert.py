@@ -29,6 +29,7 @@ from airllm.formats.metadata import FormatError
 from airllm.formats.numbers import WRITABLE, decode
 from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.plan import BudgetError
 
 QUANTISED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 Capture = pytest.CaptureFixture[str]
@@ -335,3 +336,21 @@ def test_every_type_that_is_offered_can_be_written(tmp_path):
     model = write_tiny_model(tmp_path)
     for type in WRITABLE:
         converted(model.path, tmp_path / f"{type}.gguf", type).close()
+
+
+def test_a_folder_runs_in_a_budget_as_it_does_without(tmp_path):
+    """What is quantised on the way in has no place in a file, and is kept; the rest is streamed."""
+    require_cpp()
+    model = write_tiny_model(tmp_path, sizes=FAMILIES["gemma3"])
+    folder = write_folder(tmp_path / "hf", model, dtype="BF16", n_shards=3)
+    for quantize in (None, "q8_0"):
+        settings = {"backend": "cpp", "quantize": quantize, "batch_size": 8, "context": 96}
+        with pytest.raises(BudgetError) as refused:
+            LayerWiseInferenceEngine(folder, ram_budget=1000, **settings)
+        with (
+            LayerWiseInferenceEngine(folder, ram_budget=refused.value.minimum, **settings) as least,
+            LayerWiseInferenceEngine(folder, **settings) as whole,
+        ):
+            assert (least.stream_stats() is not None) == (quantize is None)
+            expected = whole.forward(TOKENS, last_only=False)
+            np.testing.assert_array_equal(least.forward(TOKENS, last_only=False), expected)
