@@ -143,12 +143,20 @@ def _look_up(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Weight
             len(weight.shape) == rank,
             f"weight {weight.name!r} is {list(weight.shape)}, expected {rank} axes ({role})",
         )
-    for buffer in call.inputs:
+    for name, buffer in zip(signature.inputs, call.inputs, strict=True):
         call.require(buffer.width >= 1, f"input {buffer.name!r} has width {buffer.width}")
+        wanted = _dtype(op, name)
         call.require(
-            buffer.dtype == "float32" or op.kind == "embed", f"input {buffer.name!r} is not float32"
+            buffer.dtype == wanted or op.kind == "embed",
+            f"input {buffer.name!r} is not {wanted}",
         )
     return call
+
+
+def _dtype(op: Op, name: str) -> DType:
+    """What an op's input, or "out", holds."""
+    quantized = name == SIGNATURES[op.kind].q8_0 and op.attrs["quantized"]
+    return "q8_0" if quantized else "float32"
 
 
 def _check_outputs(call: Call, width: int | None, buffers: Mapping[str, Buffer]) -> None:
@@ -159,14 +167,18 @@ def _check_outputs(call: Call, width: int | None, buffers: Mapping[str, Buffer])
         return
     call.require(signature.many or not op.more_outputs, "it has one output")
     call.require(len({*op.outputs}) == len(op.outputs), "it writes a buffer twice")
+    dtype = _dtype(op, "out")
     widths = [weight.shape[0] for weight in call.weights] if signature.many else [width]
     for output_name, expected in zip(op.outputs, widths, strict=True):
         call.require(output_name in buffers, f"no buffer is named {output_name!r}")
         output = buffers[output_name]
         call.require(
-            (output.width, output.dtype) == (expected, "float32"),
+            (output.width, output.dtype) == (expected, dtype),
             f"output {output.name!r} is {output.dtype} of width {output.width}, "
-            f"expected float32 of width {expected}",
+            f"expected {dtype} of width {expected}",
+        )
+        call.require(
+            output.external or op.kind != "put_columns", f"writes a part of {output.name!r} only"
         )
         for name, buffer in zip(signature.inputs, op.inputs, strict=True):
             call.require(
@@ -330,6 +342,38 @@ class GraphBuilder:
 
     def add(self, a: Buffer, b: Buffer, *, out: Buffer | None = None) -> Buffer:
         return self._emit("add", [a, b], out)
+
+    def multiply(self, a: Buffer, b: Buffer, *, out: Buffer | None = None) -> Buffer:
+        return self._emit("multiply", [a, b], out)
+
+    def silu(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        return self._emit("silu", [x], out)
+
+    def gelu(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """By its tanh approximation."""
+        return self._emit("gelu", [x], out)
+
+    def round_q8(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """x as blocks of Q8_0 hold it."""
+        return self._emit("round_q8", [x], out)
+
+    def merge_add(self, x: Buffer, parts: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """x + each of the parts, as wide as x, that stand side by side in `parts`, in order."""
+        return self._emit("merge_add", [x, parts], out, quantized=parts.dtype == "q8_0")
+
+    def take_columns(
+        self, x: Buffer, offset: int, width: int, *, out: Buffer | None = None
+    ) -> Buffer:
+        """x[:, offset : offset + width]"""
+        quantized = x.dtype == "q8_0"
+        return self._emit("take_columns", [x], out, offset=offset, width=width, quantized=quantized)
+
+    def put_columns(self, x: Buffer, offset: int, *, out: Buffer) -> Buffer:
+        """Writes x to the columns of `out`, which is external, from `offset` on."""
+        quantized = out.dtype == "q8_0"
+        return self._emit(
+            "put_columns", [x], out, offset=offset, width=out.width, quantized=quantized
+        )
 
     def build(self) -> Graph:
         """The graph. GraphError where it reads what nothing wrote, or leaves a slot unused."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Attr = int | float | bool | str
-DType = Literal["float32", "int32"]
+DType = Literal["float32", "int32", "q8_0"]
 # [n]; [n, k] to multiply by; [n, k] to look rows up in; [n_experts, n, k], a matrix for each expert
 Role = Literal["vector", "matrix", "rows", "experts"]
 Activations = Literal["auto", "q8", "q16", "f32"]
@@ -22,7 +22,9 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A named array, float32 [n_tokens, width]; int32 ones (token ids) are [n_tokens], width 1.
+    """A named array, float32 [n_tokens, width]; int32 ones (token ids) are [n_tokens], width 1;
+    q8_0 ones, rows of Q8_0 blocks that a cluster's nodes exchange, uint8 [n_tokens, width / 32 *
+    34].
 
     External buffers come from the caller with each run; the others belong to the executor.
     """
@@ -92,7 +94,9 @@ class Signature:
     """What a kind of op takes, and the width of its output (None: it has none).
 
     in_place: the inputs that the output may be. many: the op has as many weights, of the one role
-    given, as it has outputs, which are as wide as the weights have rows.
+    given, as it has outputs, which are as wide as the weights have rows. q8_0: the
+    external buffer, an input or "out", that may hold rows of Q8_0, and does where the attribute
+    `quantized` says so.
     """
 
     inputs: tuple[str, ...]
@@ -101,6 +105,7 @@ class Signature:
     width: Callable[[Call], int | None]
     in_place: frozenset[str] = frozenset()
     many: bool = False
+    q8_0: str = ""
 
     def roles(self, op: Op) -> tuple[Role, ...]:
         """Of the op's weights."""
@@ -254,6 +259,54 @@ def _elementwise(call: Call) -> int:
     return first.width
 
 
+def _activation(call: Call) -> int:
+    return call.inputs[0].width
+
+
+def _whole_blocks(call: Call, n: int, what: str) -> None:
+    call.require(n % 32 == 0, f"{what} is {n}, expected a multiple of 32, a block of Q8_0")
+
+
+def _round_q8(call: Call) -> int:
+    _whole_blocks(call, call.inputs[0].width, f"the width of {call.inputs[0].name!r}")
+    return call.inputs[0].width
+
+
+def _merge_add(call: Call) -> int:
+    x, parts = call.inputs
+    call.require(
+        parts.width % x.width == 0,
+        f"input {parts.name!r} has width {parts.width}, expected a multiple of {x.width}",
+    )
+    if call.op.attrs["quantized"]:
+        _whole_blocks(call, x.width, f"the width of {x.name!r}")
+    return x.width
+
+
+def _take_columns(call: Call) -> int:
+    x, offset, width = call.inputs[0], call.count("offset", least=0), call.count("width")
+    call.require(
+        offset + width <= x.width,
+        f"columns {offset} to {offset + width} of {x.name!r}, which has {x.width}",
+    )
+    if call.op.attrs["quantized"]:
+        _whole_blocks(call, offset, "offset")
+        _whole_blocks(call, width, "width")
+    return width
+
+
+def _put_columns(call: Call) -> int:
+    x, offset, width = call.inputs[0], call.count("offset", least=0), call.count("width")
+    call.require(
+        offset + x.width <= width,
+        f"columns {offset} to {offset + x.width} of {call.op.output!r}, which has {width}",
+    )
+    if call.op.attrs["quantized"]:
+        _whole_blocks(call, offset, "offset")
+        _whole_blocks(call, x.width, f"the width of {x.name!r}")
+    return width
+
+
 def _signature(
     inputs: str,
     width: Callable[[Call], int | None],
@@ -262,9 +315,10 @@ def _signature(
     attrs: str = "",
     in_place: str = "",
     many: bool = False,
+    q8_0: str = "",
 ) -> Signature:
     names, aliases = tuple(inputs.split()), frozenset(in_place.split())
-    return Signature(names, weights, frozenset(attrs.split()), width, aliases, many)
+    return Signature(names, weights, frozenset(attrs.split()), width, aliases, many, q8_0)
 
 
 SIGNATURES: Mapping[str, Signature] = {
@@ -326,4 +380,16 @@ SIGNATURES: Mapping[str, Signature] = {
     ),
     # kv_append of rope(k) and v
     "rope_append": _signature("k v table", _rope_append, attrs="n_kv_heads head_dim interleaved"),
+    "multiply": _signature("a b", _elementwise, in_place="a b"),
+    "silu": _signature("x", _activation, in_place="x"),
+    # the tanh approximation
+    "gelu": _signature("x", _activation, in_place="x"),
+    # out = x as blocks of Q8_0 hold it
+    "round_q8": _signature("x", _round_q8, in_place="x"),
+    # out = x + the parts, each as wide as x, that stand side by side in `parts`, in their order
+    "merge_add": _signature("x parts", _merge_add, attrs="quantized", in_place="x", q8_0="parts"),
+    # out = x[:, offset : offset + width]
+    "take_columns": _signature("x", _take_columns, attrs="offset width quantized", q8_0="x"),
+    # out[:, offset : offset + width of x] = x; the rest of out, which is external, stays
+    "put_columns": _signature("x", _put_columns, attrs="offset width quantized", q8_0="out"),
 }

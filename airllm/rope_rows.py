@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from airllm.numpy_ops import rope_table
 
-_AT_ONCE = 256  # positions that are computed where one is missing
+_AT_LEAST = 256  # positions that are computed where one is missing, or as many as there are
 
 
 class RopeRows:
@@ -15,23 +15,21 @@ class RopeRows:
 
     def __init__(self, inv_freq: NDArray[np.float64], capacity: int) -> None:
         """capacity: positions that there may be."""
-        self._inv_freq, self._filled = inv_freq, 0
-        self._table = np.empty((capacity, 2 * len(inv_freq)), np.float32)  # pages come when written
+        self._inv_freq, self._capacity = inv_freq, capacity
+        self._table = np.empty((0, 2 * len(inv_freq)), np.float32)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows that are there."""
-        return self._table[: self._filled].nbytes
+        return self._table.nbytes
 
     def rows(self, stretches: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         """For (first position, number of positions) of each sequence: [n_tokens, n_dims], which the
         caller must not change."""
         end = max(start + count for start, count in stretches)
-        if end > self._filled:
-            wanted = min(max(end, self._filled + _AT_ONCE), len(self._table))
-            missing = np.arange(self._filled, wanted)
-            self._table[self._filled : wanted] = rope_table(missing, self._inv_freq)
-            self._filled = wanted
+        if end > len(self._table):
+            wanted = max(end, min(max(2 * len(self._table), _AT_LEAST), self._capacity))
+            missing = rope_table(np.arange(len(self._table), wanted), self._inv_freq)
+            self._table = np.concatenate([self._table, missing])
         if len(stretches) == 1:
             [(start, count)] = stretches
             return self._table[start : start + count]

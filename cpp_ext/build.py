@@ -58,6 +58,8 @@ CORE_SOURCES = (
     "ops/experts.cpp",
     "ops/fused.cpp",
     "ops/ops.cpp",
+    "ops/q80.cpp",
+    "ops/slices.cpp",
     "graph/graph.cpp",
     "graph/executor.cpp",
     "graph/plan.cpp",

@@ -223,6 +223,18 @@ def test_a_model_that_cannot_be_is_refused(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+# ---- cluster_node --------------------------------------------------------------------------------
+
+
+def test_cluster_node_reports_shares_of_bandwidth_and_of_python(compiler):
+    report = json_of("cluster_node.py", "--quick")
+    assert report["slice_bytes"] > 0
+    assert 0 < report["python_share"] < 1
+    own = report["compute_seconds_best"] + report["python_seconds_best"]
+    share = report["slice_bytes"] / own / report["read_bytes_per_second"]
+    assert math.isclose(report["share_of_read"], share)
+
+
 @pytest.fixture
 def llama_bench(tmp_path):
     """A program that says what llama-bench says, at 50 tokens a second."""

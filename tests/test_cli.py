@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 
 from airllm.cli import main
 
-COMMANDS = ["demo", "pull", "generate", "chat", "perplexity", "bench", "info"]
+COMMANDS = ["demo", "pull", "generate", "chat", "perplexity", "bench", "worker", "info"]
 GENERATE = ["generate", "--model", "m", "--prompt", "p"]
 
 

@@ -18,6 +18,8 @@ UNFIXED = pytest.mark.xfail(strict=True, reason="pybind11 and CPython end the pr
 
 X4 = [("x", 4, True), ("y", 4, True)]
 ADD = [("add", ["x", "x"], "y", [], {})]
+Q8 = [("q", 64, True), ("y", 32, True)]
+TAKE = {"offset": 32, "quantized": True}
 GRAPH = {"buffers": X4, "weights": [], "ops": ADD, "max_tokens": 4}
 LINEAR = {
     "buffers": [("x", 32, True), ("y", 4, True)],
@@ -68,6 +70,42 @@ def matrix(cpp, n, k):
         ({"ops": [("rms_norm", ["x"], "y", [], {})]}, ["rms_norm -> 'y'", "has no weight"]),
         ({"ops": [("rope", ["x", "x"], "y", [], {})]}, ["rope -> 'y'", "heads is out of range"]),
         ({"buffers": [("x", 4, True), ("y", 5, True)]}, ["'x' has width 4, expected 5"]),
+        (
+            {
+                "buffers": Q8,
+                "ops": [("take_columns", ["q"], "y", [], TAKE), ("silu", ["q"], "q", [], {})],
+            },
+            ["silu", "takes 'q' for float32"],
+        ),
+        (
+            {"buffers": Q8, "ops": [("take_columns", ["q"], "y", [], TAKE | {"offset": 64})]},
+            ["take_columns", "columns from 64 to 96 of 64"],
+        ),
+        (
+            {"buffers": Q8, "ops": [("take_columns", ["q"], "y", [], TAKE | {"offset": 5})]},
+            ["take_columns", "5 values are no whole blocks of 32"],
+        ),
+        (
+            {
+                "buffers": [("q", 64, False), ("y", 32, True)],
+                "ops": [("take_columns", ["q"], "y", [], TAKE)],
+            },
+            ["take_columns", "'q' is internal"],
+        ),
+        (
+            {
+                "buffers": [("x", 4, True), ("y", 4, False)],
+                "ops": [("put_columns", ["x"], "y", [], {})],
+            },
+            ["put_columns", "writes a part of its buffer"],
+        ),
+        (
+            {
+                "buffers": [("x", 4, True), ("y", 3, True)],
+                "ops": [("merge_add", ["y", "x"], "y", [], {})],
+            },
+            ["merge_add", "the parts' width is no multiple"],
+        ),
     ],
 )
 def test_a_graph_that_does_not_fit_together_is_a_value_error(cpp, graph, says):

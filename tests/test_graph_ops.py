@@ -5,7 +5,7 @@ import pytest
 from extension import require_cpp
 
 from airllm.backends import Backend, load_backend
-from airllm.graph import Buffer, GraphBuilder, Weight
+from airllm.graph import Buffer, GraphBuilder, GraphError, Weight
 
 # Largest error over the largest value; a few roundings of float32, sums of up to 96 products.
 EXACT = 2e-6
@@ -161,3 +161,121 @@ def test_what_experts_gave_is_summed_by_their_shares(backend, n_tokens):
     out = run(backend, lambda g, x, r: g.expert_sum(x, r), {"x": x, "route": route}, {})
     parts = x.astype(np.float64).reshape(n_tokens, N_USED, N)
     assert_close(out, (parts * route[:, N_USED:, None]).sum(axis=1))
+
+
+# ---- what a cluster's nodes pass on ----
+
+
+def run_graph(backend, graph, buffers, n_tokens):
+    executor = backend.executor(graph, n_tokens)
+    executor.run(executor.bind({}), buffers, n_tokens)
+
+
+def q8_0(x):
+    """Blocks of Q8_0 by their definition: uint8 [n, width / 32 * 34]."""
+    blocks = x.astype(np.float64).reshape(len(x), -1, 32)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / 127
+    integers = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
+    halves = scale.astype(np.float16).view(np.uint8)
+    return np.concatenate([halves, integers.astype(np.int8).view(np.uint8)], axis=-1).reshape(
+        len(x), -1
+    )
+
+
+def from_q8_0(blocks):
+    parts = blocks.reshape(len(blocks), -1, 34)
+    scale = np.ascontiguousarray(parts[..., :2]).view(np.float16).astype(np.float64)
+    return (scale * parts[..., 2:].view(np.int8)).reshape(len(blocks), -1)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("silu", lambda z: z / (1 + np.exp(-z))),
+        ("gelu", lambda z: z * (1 + np.tanh(0.7978845608028654 * (z + 0.044715 * z**3))) / 2),
+    ],
+)
+def test_activations_by_themselves(backend, name, function, n_tokens):
+    x = 3 * random(n_tokens, 700)
+    out = run(backend, lambda g, x: getattr(g, name)(x), {"x": x}, {})
+    assert_close(out, function(x.astype(np.float64)))
+
+
+def test_multiply_is_elementwise(backend):
+    a, b = random(3, 1100), random(3, 1100, seed=1)
+    out = run(backend, lambda g, a, b: g.multiply(a, b), {"a": a, "b": b}, {})
+    np.testing.assert_array_equal(out, a * b)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e3])
+def test_round_q8_is_what_blocks_hold(backend, scale):
+    x = random(3, 1088) * np.float32(scale)
+    x[1, 32:64] = 0
+    out = run(backend, lambda g, x: g.round_q8(x), {"x": x}, {})
+    np.testing.assert_array_equal(out, from_q8_0(q8_0(x)).astype(np.float32))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize("n_parts", [1, 2, 3])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_merge_add_adds_the_parts_in_order(backend, n_parts, n_tokens, quantized):
+    x, parts = random(n_tokens, 1056), random(n_tokens, 1056 * n_parts, seed=1)
+    g = GraphBuilder("merge")
+    external = g.external("x", 1056)
+    held = g.external("parts", 1056 * n_parts, "q8_0" if quantized else "float32")
+    g.merge_add(external, held, out=external)
+    values, out = (q8_0(parts), x.copy()) if quantized else (parts, x.copy())
+    run_graph(backend, g.build(), {"x": out, "parts": values}, n_tokens)
+    expected = x.copy()
+    for part in np.split(from_q8_0(values) if quantized else parts, n_parts, axis=1):
+        expected += part.astype(np.float32)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_columns_are_put_and_taken(backend, n_tokens, quantized):
+    x = random(n_tokens, 640)
+    g = GraphBuilder("columns")
+    source, target = g.external("x", 640), g.external("out", 320)
+    whole = g.external("whole", 1280, "q8_0" if quantized else "float32")
+    g.put_columns(source, 320, out=whole)
+    g.take_columns(whole, 640, 320, out=target)
+    held = q8_0(np.ones((n_tokens, 1280))) if quantized else np.ones((n_tokens, 1280), np.float32)
+    out = np.zeros((n_tokens, 320), np.float32)
+    run_graph(backend, g.build(), {"x": x, "out": out, "whole": held}, n_tokens)
+    values = from_q8_0(held) if quantized else held
+    expected = np.ones((n_tokens, 1280))
+    expected[:, 320:960] = from_q8_0(q8_0(x)) if quantized else x
+    if quantized:
+        expected[:, :320] = expected[:, 960:] = from_q8_0(q8_0(np.ones((1, 32))))[0, 0]
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(out, values[:, 640:960].astype(np.float32))
+
+
+def test_nan_and_infinity_do_not_pass_as_numbers(backend):
+    x = random(1, 96)
+    x[0, 3], x[0, 40] = np.nan, np.inf
+    out = run(backend, lambda g, x: g.round_q8(x), {"x": x}, {})
+    assert not np.isfinite(out[0, 3])
+    assert not np.isfinite(out[0, 40])
+    assert np.isfinite(out[0, 64:]).all()
+
+
+BROKEN = {
+    "columns 64 to 128": lambda g, x, q, y: g.take_columns(x, 64, 64),
+    "offset is 16, expected a multiple of 32": lambda g, x, q, y: g.take_columns(q, 16, 32),
+    "columns 32 to 128": lambda g, x, q, y: g.put_columns(x, 32, out=y),
+    "input 'q' is not float32": lambda g, x, q, y: g.silu(q),
+    "expected a multiple of 64": lambda g, x, q, y: g.merge_add(y, x),
+    "writes a part of": lambda g, x, q, y: g.put_columns(x, 0, out=g.silu(x)),
+}
+
+
+@pytest.mark.parametrize("says", BROKEN)
+def test_columns_that_do_not_fit_are_refused(says):
+    g = GraphBuilder("broken")
+    buffers = g.external("x", 96), g.external("q", 96, "q8_0"), g.external("y", 64)
+    with pytest.raises(GraphError, match=says):
+        BROKEN[says](g, *buffers)

@@ -166,11 +166,15 @@ class NumpyExecutor:
             )
         for buffer in self._external:
             array = buffers[buffer.name]
-            shape = (n_tokens,) if buffer.dtype == "int32" else (n_tokens, buffer.width)
-            if array.shape != shape or array.dtype != buffer.dtype:
+            shape, dtype = {
+                "float32": ((n_tokens, buffer.width), "float32"),
+                "int32": ((n_tokens,), "int32"),
+                "q8_0": ((n_tokens, buffer.width // 32 * 34), "uint8"),
+            }[buffer.dtype]
+            if array.shape != shape or array.dtype != dtype:
                 raise ValueError(
                     f"graph {self.graph.name!r}: buffer {buffer.name!r} is {array.dtype} "
-                    f"{list(array.shape)}; expected {buffer.dtype} {list(shape)}"
+                    f"{list(array.shape)}; expected {dtype} {list(shape)}"
                 )
 
 
@@ -329,6 +333,51 @@ def _rope_append(op: Op, batch: _Batch) -> None:
     _append(batch, (rotated, v), n_kv_heads, head_dim)
 
 
+def _multiply(op: Op, batch: _Batch) -> None:
+    a, b, out = _arrays(op, batch)
+    np.multiply(a, b, out=out)
+
+
+def _silu(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    numpy_ops.silu(x, out=out)
+
+
+def _gelu(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    numpy_ops.gelu(x, out=out)
+
+
+def _round_q8(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    out[...] = numpy_ops.dequantize(numpy_ops.quantize(x, "q8_0"), "q8_0")
+
+
+def _merge_add(op: Op, batch: _Batch) -> None:
+    x, parts, out = _arrays(op, batch)
+    if op.attrs["quantized"]:
+        parts = numpy_ops.dequantize(parts, "q8_0")
+    out[...] = x
+    for part in np.split(parts, parts.shape[1] // x.shape[1], axis=1):
+        out += part
+
+
+def _take_columns(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    if op.attrs["quantized"]:
+        x = numpy_ops.dequantize(x, "q8_0")
+    offset = int(op.attrs["offset"])
+    out[...] = x[:, offset : offset + out.shape[1]]
+
+
+def _put_columns(op: Op, batch: _Batch) -> None:
+    x, out = _arrays(op, batch)
+    offset = int(op.attrs["offset"])
+    if op.attrs["quantized"]:
+        x, offset = numpy_ops.quantize(x, "q8_0"), offset // 32 * 34
+    out[:, offset : offset + x.shape[1]] = x
+
+
 def _arrays(op: Op, batch: _Batch) -> list[NDArray[Any]]:
     """An op's inputs, and its output."""
     assert op.output is not None
@@ -356,4 +405,11 @@ _OPS: Mapping[str, Callable[[Op, _Batch], None]] = {
     "linear_add": _linear_add,
     "glu_linear": _glu_linear,
     "rope_append": _rope_append,
+    "multiply": _multiply,
+    "silu": _silu,
+    "gelu": _gelu,
+    "round_q8": _round_q8,
+    "merge_add": _merge_add,
+    "take_columns": _take_columns,
+    "put_columns": _put_columns,
 }

@@ -23,6 +23,7 @@ from airllm.cli import (
     perplexity,
     plan,
     pull,
+    worker,
 )
 
 FAILED = 1
@@ -76,7 +77,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"airllm {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, pull, generate, chat, batch, convert, perplexity, bench, plan, info):
+    for command in (
+        demo,
+        pull,
+        generate,
+        chat,
+        batch,
+        convert,
+        perplexity,
+        bench,
+        plan,
+        worker,
+        info,
+    ):
         command.add(commands)
     return parser
 

@@ -22,6 +22,8 @@ VARIABLES = {
     "AIRLLM_STREAM_DIRECT": "0 reads it through the page cache",
     "AIRLLM_HOME": "folder of the models",
     "XDG_CACHE_HOME": "where AIRLLM_HOME is not set, models are in its folder airllm",
+    "TMPDIR": "where a worker with --ram keeps what does not fit",
+    "XDG_RUNTIME_DIR": "folder of the socket that `airllm worker --status` asks",
     "AIRLLM_DEBUG": "1 shows where an error came from",
 }
 

@@ -131,7 +131,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     )
 
 
-def add_threads(parser: argparse.ArgumentParser, *, decode: bool = True) -> None:
+def add_threads(parser: "argparse._ActionsContainer", *, decode: bool = True) -> None:
     """decode=False where nothing is evaluated token by token."""
     parser.add_argument(
         "-t",

@@ -63,13 +63,21 @@ class PyExecutor {
         : executor_(graph_argument(buffers, weights, ops), max_tokens),
           pointers_(executor_.graph().buffers.size(), nullptr) {
         std::vector<bool> is_ids(pointers_.size());
-        for (const Op& op : executor_.graph().ops)
+        std::vector<bool> is_quantized(pointers_.size());
+        for (const Op& op : executor_.graph().ops) {
             if (op.kind == OpKind::embed) is_ids[static_cast<std::size_t>(op.inputs[0])] = true;
+            if (const int b = quantized_buffer(op); b >= 0)
+                is_quantized[static_cast<std::size_t>(b)] = true;
+        }
         for (std::size_t b = 0; b < pointers_.size(); ++b) {
             const Buffer& buffer = executor_.graph().buffers[b];
             if (buffer.external)
-                external_.push_back({b, py::str(buffer.name), buffer.width,
-                                     is_ids[b] ? Dtype::int32 : Dtype::float32});
+                external_.push_back(
+                    {b, py::str(buffer.name),
+                     is_quantized[b] ? row_bytes(DType::q8_0, buffer.width) : buffer.width,
+                     is_quantized[b] ? Dtype::uint8
+                     : is_ids[b]     ? Dtype::int32
+                                     : Dtype::float32});
         }
     }
 
@@ -132,7 +140,7 @@ class PyExecutor {
     struct External {
         std::size_t index;
         py::str name;
-        std::size_t width;
+        std::size_t width;  // in elements of dtype
         Dtype dtype;
     };
 
@@ -289,6 +297,12 @@ class PyExecutor {
                 op.shared = value.cast<bool>();
             else if (name == "activation")
                 op.gelu = is_gelu(value.cast<std::string>());
+            else if (name == "offset")
+                op.offset = value.cast<std::size_t>();
+            else if (name == "width")
+                continue;  // the buffer's own
+            else if (name == "quantized")
+                op.quantized = value.cast<bool>();
             else if (name == "activations")
                 op.activations = activations_argument("Executor", value);
             else
@@ -328,7 +342,7 @@ class PyExecutor {
         const py::ssize_t shape[] = {rows, static_cast<py::ssize_t>(external.width)};
         array.require_shape(Shape(shape, external.dtype == Dtype::int32 ? 1 : 2),
                             "[n_tokens, width]");
-        if (external.dtype == Dtype::float32 && !array.handle().writeable())
+        if (external.dtype != Dtype::int32 && !array.handle().writeable())
             value_error("Executor.run: buffer '" + name + "' is read-only.");
         return const_cast<void*>(array.data());
     }
@@ -380,7 +394,7 @@ void bind_executor(py::module_& m) {
              arg("threads") = 0, arg("seconds") = py::none(),
              "Run all ops on all threads, without the GIL.\n\n"
              "buffers: the external ones by name, float32 [n_tokens, width], token ids int32 "
-             "[n_tokens].\n"
+             "[n_tokens], rows of Q8_0 uint8 [n_tokens, width / 32 * 34].\n"
              "k_cache, v_cache: float32 or float16 [n_kv_heads, capacity, head_dim], or q8_0 as "
              "uint8 [n_kv_heads, capacity, head_dim / 32 * 34]; they hold `past` "
              "positions, and the batch's are written after them.\n"

@@ -8,6 +8,7 @@
 
 #include "dispatch.h"
 #include "ops/fused.h"
+#include "ops/slices.h"
 
 namespace tensor_ops {
 float* Executor::buffer(int index, const Batch& batch) const {
@@ -288,6 +289,34 @@ struct Executor::Run {
             case OpKind::expert_linear: experts(op); break;
             case OpKind::expert_sum:
                 expert_sum(worker, in(0), in(1), n, width(op.output), op.n_used, buffer(op.output));
+                break;
+            case OpKind::merge_add:
+                merge_add(worker, table, in(0), {in(1), width(op.inputs[1]), op.quantized},
+                          buffer(op.output), n, width(op.output),
+                          width(op.inputs[1]) / width(op.output));
+                break;
+            case OpKind::take_columns:
+                take_columns(worker, table, {in(0), width(op.inputs[0]), op.quantized},
+                             buffer(op.output), n, width(op.output), op.offset);
+                break;
+            case OpKind::put_columns:
+                put_columns(worker, table, in(0),
+                            {buffer(op.output), width(op.output), op.quantized}, n,
+                            width(op.inputs[0]), op.offset);
+                break;
+            case OpKind::round_q8:
+                round_q8(worker, table, in(0), buffer(op.output), n, width(op.output));
+                break;
+            case OpKind::silu:
+            case OpKind::gelu: {
+                auto* const kernel = op.kind == OpKind::silu ? table.silu : table.gelu_tanh;
+                for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
+                    kernel(in(0) + i, buffer(op.output) + i, count);
+                });
+                break;
+            }
+            case OpKind::multiply:
+                multiply(worker, in(0), in(1), buffer(op.output), n * width(op.output));
                 break;
         }
         if (op.output == quantized_input) quantized_input = -1;

@@ -16,16 +16,20 @@ struct Signature {
     bool output, weight;
 };
 constexpr Signature signatures[] = {
-    {"embed", 1, true, true},       {"rms_norm", 1, true, true},
-    {"head_norm", 1, true, true},   {"bias", 1, true, true},
-    {"linear", 1, true, true},      {"rope", 2, true, false},
-    {"kv_append", 2, false, false}, {"attention", 1, true, false},
-    {"swiglu", 2, true, false},     {"geglu", 2, true, false},
-    {"softcap", 1, true, false},    {"add", 2, true, false},
-    {"route", 1, true, false},      {"expert_linear", 2, true, true},
-    {"expert_sum", 2, true, false}, {"quantized_norm", 1, true, true},
-    {"linear_many", 1, true, true}, {"linear_add", 2, true, true},
-    {"glu_linear", 1, true, true},  {"rope_append", 3, false, false},
+    {"embed", 1, true, true},        {"rms_norm", 1, true, true},
+    {"head_norm", 1, true, true},    {"bias", 1, true, true},
+    {"linear", 1, true, true},       {"rope", 2, true, false},
+    {"kv_append", 2, false, false},  {"attention", 1, true, false},
+    {"swiglu", 2, true, false},      {"geglu", 2, true, false},
+    {"softcap", 1, true, false},     {"add", 2, true, false},
+    {"route", 1, true, false},       {"expert_linear", 2, true, true},
+    {"expert_sum", 2, true, false},  {"quantized_norm", 1, true, true},
+    {"linear_many", 1, true, true},  {"linear_add", 2, true, true},
+    {"glu_linear", 1, true, true},   {"rope_append", 3, false, false},
+    {"merge_add", 2, true, false},   {"take_columns", 1, true, false},
+    {"put_columns", 1, true, false}, {"round_q8", 1, true, false},
+    {"silu", 1, true, false},        {"gelu", 1, true, false},
+    {"multiply", 2, true, false},
 };
 
 const Signature& signature(OpKind kind) { return signatures[static_cast<int>(kind)]; }
@@ -124,6 +128,21 @@ class OpCheck {
                 experts(largest_route);
                 width(0, op_.n_used * output_width());
                 return width(1, 2 * op_.n_used);
+            case OpKind::multiply: width(0, output_width()); return width(1, output_width());
+            case OpKind::silu:
+            case OpKind::gelu: return width(0, output_width());
+            case OpKind::round_q8: whole_blocks(output_width()); return width(0, output_width());
+            case OpKind::merge_add:
+                width(0, output_width());
+                require(op_.inputs[1] != op_.output, "cannot overwrite its parts");
+                require(output_width() >= 1 && input_width(1) % output_width() == 0,
+                        "the parts' width is no multiple of the output's");
+                if (op_.quantized) whole_blocks(output_width());
+                return;
+            case OpKind::take_columns: return columns(op_.inputs[0], op_.output);
+            case OpKind::put_columns:
+                require(graph_.buffers[at(op_.output)].external, "writes a part of its buffer");
+                return columns(op_.output, op_.inputs[0]);
         }
     }
 
@@ -152,6 +171,25 @@ class OpCheck {
         require(n >= 1 && n <= 1u << 20, "the number of heads is out of range");
         require(op_.head_dim >= 1 && op_.head_dim <= 256,
                 "head_dim is " + std::to_string(op_.head_dim) + ", expected 1 to 256");
+    }
+
+    std::size_t input_width(std::size_t input) const {
+        return graph_.buffers[at(op_.inputs[input])].width;
+    }
+    void whole_blocks(std::size_t n) const {
+        require(n % quant_block == 0, std::to_string(n) + " values are no whole blocks of " +
+                                          std::to_string(quant_block));
+    }
+    // `part` is as wide as the columns of `whole` from the offset on.
+    void columns(int whole, int part) const {
+        const std::size_t n = graph_.buffers[at(part)].width, all = graph_.buffers[at(whole)].width;
+        require(whole != part, "cannot overwrite its input");
+        require(op_.offset <= all && n <= all - op_.offset,
+                "columns from " + std::to_string(op_.offset) + " to " +
+                    std::to_string(op_.offset + n) + " of " + std::to_string(all));
+        if (!op_.quantized) return;
+        whole_blocks(n);
+        whole_blocks(op_.offset);
     }
 
     void experts(std::size_t most) const {
@@ -243,6 +281,16 @@ bool is_product(OpKind kind) {
            kind == OpKind::glu_linear;
 }
 
+int quantized_buffer(const Op& op) {
+    if (!op.quantized) return -1;
+    switch (op.kind) {
+        case OpKind::merge_add: return op.inputs[1];
+        case OpKind::take_columns: return op.inputs[0];
+        case OpKind::put_columns: return op.output;
+        default: return -1;
+    }
+}
+
 const char* op_kind_name(OpKind kind) { return signature(kind).name; }
 
 void Graph::check() const {
@@ -255,6 +303,25 @@ void Graph::check() const {
     for (const Op& op : ops) {
         OpCheck(*this, op).run();
         for (const int output : op.outputs()) written[static_cast<std::size_t>(output)] = 1;
+    }
+    // What holds Q8_0 has fewer bytes than floats: nothing else may take it for them.
+    std::vector<char> quantized(buffers.size());
+    for (const Op& op : ops) {
+        const int b = quantized_buffer(op);
+        if (b < 0) continue;
+        const Buffer& buffer = buffers[static_cast<std::size_t>(b)];
+        if (!buffer.external || buffer.width % quant_block)
+            fail(*this, op, "'" + buffer.name + "' is internal, or no rows of whole blocks");
+        quantized[static_cast<std::size_t>(b)] = 1;
+    }
+    for (const Op& op : ops) {
+        const auto floats = [&](int b) {
+            if (b >= 0 && b != quantized_buffer(op) && quantized[static_cast<std::size_t>(b)])
+                fail(*this, op,
+                     "takes '" + buffers[static_cast<std::size_t>(b)].name + "' for float32");
+        };
+        for (const int input : op.inputs) floats(input);
+        floats(op.output);
     }
     // Ids are checked before anything runs, so nothing may write them after that.
     for (const Op& op : ops) {

@@ -34,7 +34,14 @@ enum class OpKind {
     linear_many,
     linear_add,
     glu_linear,
-    rope_append
+    rope_append,
+    merge_add,
+    take_columns,
+    put_columns,
+    round_q8,
+    silu,
+    gelu,
+    multiply
 };
 
 // Throws std::invalid_argument for a name that is no op.
@@ -63,6 +70,8 @@ struct Op {
     bool normalized = false;                 // route: the shares sum to 1
     bool shared = false;                     // expert_linear: all experts have the same input
     bool gelu = false;                       // glu_linear: gelu, else silu
+    std::size_t offset = 0;                  // take_columns, put_columns: the first column
+    bool quantized = false;                  // merge_add, take_columns, put_columns: of Q8_0 blocks
     std::optional<Activations> activations;  // of products; none: activations_for(rows)
 
     std::vector<int> outputs() const;
@@ -73,6 +82,9 @@ inline constexpr std::size_t largest_many = 8;  // matrices of a linear_many
 
 // Whether an op multiplies its first input, in quantised form, with matrices.
 bool is_product(OpKind kind);
+
+// The external buffer that holds rows of Q8_0 instead of float32, or -1.
+int quantized_buffer(const Op& op);
 
 // Of a buffer, and rows of a batch: far beyond any model, and no product of them overflows.
 inline constexpr std::size_t longest_row = 1u << 30, largest_batch = 1u << 24;

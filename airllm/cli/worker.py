@@ -1,0 +1,224 @@
+"""airllm worker: take part in a distributed-llama cluster."""
+
+import argparse
+import ipaddress
+import json
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airllm.cli import console, options
+
+if TYPE_CHECKING:
+    from airllm.cluster.door import Network
+
+DEFAULT_PORT = 9990
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.add_command(
+        subparsers,
+        "worker",
+        run,
+        help="compute for a distributed-llama cluster",
+        description="Join a distributed-llama (dllama) cluster in place of `dllama worker`: wait "
+        "for a root, take its slice of the model, compute, and wait for the next. The protocol "
+        "has no passwords: whoever can connect from an allowed network can use this machine. "
+        "docs/cluster.md says how to set up a cluster and how to tunnel it.",
+        examples=[
+            "airllm worker                                        for a root on this machine",
+            "airllm worker --host 0.0.0.0 --allow 192.168.1.0/24  for one in the local network",
+            "airllm worker --ram 1G                               stream what 1 GB does not hold",
+            "airllm worker --status                               what the worker here is doing",
+        ],
+    )
+    group = parser.add_argument_group("who may connect")
+    group.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="address to listen on (default: %(default)s, this machine only)",
+    )
+    group.add_argument(
+        "--port", type=port, default=DEFAULT_PORT, metavar="P", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--allow",
+        type=network,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NET",
+        help="networks of the root and the other workers, as 192.168.1.0/24 or 10.0.0.7 "
+        "(default: this machine; needed with any --host that is not loopback)",
+    )
+    group = parser.add_argument_group("how it runs")
+    group.add_argument(
+        "--backend",
+        choices=["auto", "cpp", "numpy"],
+        default="auto",
+        help="cpp: the compiled kernels; numpy: slow, needs no compiler (default: %(default)s)",
+    )
+    options.add_threads(group, decode=False)
+    group.add_argument(
+        "--ram",
+        type=size,
+        metavar="R",
+        help="memory for this process, as 1G or 900M; weights that do not fit are kept on disk and "
+        "read for every token (default: what is available, all weights in memory)",
+    )
+    group.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="with --ram: keep the weights on disk in DIR between runs, by their content, so that "
+        "they need not be written again",
+    )
+    group.add_argument(
+        "--spin",
+        type=options.not_negative,
+        default=100.0,
+        metavar="US",
+        help="microseconds to look for what other nodes send before sleeping, which makes a sync a "
+        "little faster and keeps the processor busy; 0: none (default: %(default).0f)",
+    )
+    group.add_argument("--once", action="store_true", help="end after the first root")
+    group = parser.add_argument_group("limits, in seconds")
+    group.add_argument(
+        "--handshake-timeout",
+        type=options.above_zero,
+        default=60.0,
+        metavar="S",
+        help="until a root has sent its program (default: %(default).0f)",
+    )
+    group.add_argument(
+        "--silence-timeout",
+        type=options.above_zero,
+        default=300.0,
+        metavar="S",
+        help="without a byte in the middle of weights or a token (default: %(default).0f)",
+    )
+    group.add_argument(
+        "--idle-timeout",
+        type=options.above_zero,
+        default=3600.0,
+        metavar="S",
+        help="between two tokens, before the root is given up (default: %(default).0f)",
+    )
+    group = parser.add_argument_group("another worker")
+    group.add_argument(
+        "--status",
+        action="store_true",
+        help="show what the worker on --port of this machine is doing, and end",
+    )
+    options.add_output(parser, json="for each event, or the status")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.status:
+        return show_status(args.port, as_json=args.json)
+    from airllm.backends import load_backend
+    from airllm.cluster.door import LOOPBACK, is_allowed
+    from airllm.cluster.report import Report, status_path
+    from airllm.cluster.run import Settings
+    from airllm.cluster.worker import Worker
+
+    networks: tuple[Network, ...] = tuple(args.allow) or LOOPBACK
+    if args.cache is not None and args.ram is None:
+        raise options.UsageError("--cache keeps what --ram leaves on disk; give --ram as well")
+    if not args.allow and not _is_loopback(args.host, is_allowed, LOOPBACK):
+        raise options.UsageError(
+            f"--host {args.host} lets other machines connect; say which with --allow, for "
+            f"instance --allow 192.168.1.0/24. The protocol has no passwords: see docs/cluster.md"
+        )
+    settings = Settings(
+        threads=args.threads or 0,
+        ram=args.ram,
+        networks=networks,
+        handshake_timeout=args.handshake_timeout,
+        silence_timeout=args.silence_timeout,
+        idle_timeout=args.idle_timeout,
+        spin=args.spin * 1e-6,
+        cache=args.cache,
+    )
+    worker = Worker(
+        args.host,
+        args.port,
+        settings,
+        backend=load_backend(args.backend, args.threads),
+        report=Report(as_json=args.json),
+        status_path=status_path(args.port) if args.port else None,
+    )
+    before = signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    try:
+        return 0 if worker.serve(once=args.once) or not args.once else 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def show_status(port: int, *, as_json: bool) -> int:
+    """What the worker's status socket says; 1 where there is no worker."""
+    from airllm.cluster.report import status_path
+
+    path = status_path(port)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        try:
+            sock.connect(str(path))
+        except OSError as error:
+            console.note(
+                f"error: no worker of this user answers for port {port}: {path}: {error.strerror}"
+            )
+            return 1
+        data = b"".join(iter(lambda: sock.recv(65536), b""))
+    status: dict[str, Any] = json.loads(data)
+    if as_json:
+        console.write_json(status)
+    else:
+        for name, value in status.items():
+            sys.stdout.write(f"{name + ':':<10} {_words(value)}\n")
+    return 0
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return str(value)
+
+
+def _is_loopback(host: str, is_allowed: Any, loopback: Any) -> bool:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise options.UsageError(f"--host {host}: {error.strerror}") from None
+    return all(is_allowed(str(entry[4][0]), loopback) for entry in found)
+
+
+def port(text: str) -> int:
+    value = options.count(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{value} is no port")
+    return value
+
+
+def network(text: str) -> "Network":
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no network: {error}") from None
+
+
+def size(text: str) -> int:
+    """ "900M" -> 900000000; "1Gi" -> 2**30"""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 900M, 1.5G or 2GiB")
+    number, prefix, binary = found.groups()
+    value = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than a byte")
+    return value

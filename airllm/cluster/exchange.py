@@ -1,0 +1,75 @@
+"""Syncs: what nodes pass to each other between segments, over pipes that lie row after row."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.cluster.link import Link, Piece, transfer
+from airllm.cluster.node_config import Sync
+from airllm.cluster.protocol import NetConfig, SyncType
+
+
+class Exchange:
+    """links: by node, this one's own left out; node 0 is the root. spin: seconds in which to look
+    for what others send before sleeping."""
+
+    def __init__(
+        self,
+        net: NetConfig,
+        node: int,
+        pipes: list[NDArray[np.uint8]],
+        links: Mapping[int, Link],
+        spin: float = 0.0,
+    ) -> None:
+        self._n_nodes, self._node, self._spin = net.n_nodes, node, spin
+        self._pipes, self._links = pipes, links
+        self._plans: dict[tuple[Sync, int], _Plan] = {}
+
+    def run(self, sync: Sync, rows: int) -> None:
+        """One sync for the first `rows` rows of its pipe."""
+        plan = self._plans.get((sync, rows))
+        if plan is None:
+            plan = self._plans[sync, rows] = self._plan(sync, rows)
+        for whole, part in plan.before:
+            part[...] = whole
+        transfer(plan.sends, plan.receives, self._spin)
+        for whole, part in plan.after:
+            whole[...] = part
+
+    def _plan(self, sync: Sync, rows: int) -> "_Plan":
+        pipe, plan = self._pipes[sync.pipe][:rows], _Plan()
+        if sync.type is SyncType.WITH_ROOT:
+            plan.receive(self._links[0], pipe)
+            return plan
+        width = pipe.shape[1] // self._n_nodes
+        slices = [pipe[:, k * width : (k + 1) * width] for k in range(self._n_nodes)]
+        if sync.type is SyncType.NODE_SLICES_EXCEPT_ROOT:
+            plan.send([self._links[0]], slices[self._node])
+            return plan
+        plan.send(list(self._links.values()), slices[self._node])
+        for node, link in self._links.items():
+            plan.receive(link, slices[node])
+        return plan
+
+
+class _Plan:
+    """What to send and receive. Slices of several rows are gathered and scattered by a copy."""
+
+    def __init__(self) -> None:
+        self.sends: list[Piece] = []
+        self.receives: list[Piece] = []
+        self.before: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+        self.after: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+
+    def send(self, links: list[Link], rows: NDArray[np.uint8]) -> None:
+        memory = rows if rows.flags.c_contiguous else np.empty(rows.shape, np.uint8)
+        if memory is not rows:
+            self.before.append((rows, memory))
+        self.sends += [(link, memory.reshape(-1).data) for link in links]
+
+    def receive(self, link: Link, rows: NDArray[np.uint8]) -> None:
+        memory = rows if rows.flags.c_contiguous else np.empty(rows.shape, np.uint8)
+        if memory is not rows:
+            self.after.append((rows, memory))
+        self.receives.append((link, memory.reshape(-1).data))

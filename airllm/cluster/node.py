@@ -1,0 +1,187 @@
+"""A node of a cluster at work: executors, buffers and caches for its program, without sockets.
+
+node = Node(lowered, program, backend, threads=0)
+node.weights = ...                       # see weights.py
+for run, syncs in node.step(position, rows):
+    run()                                # one segment, in one call
+    ... exchange the pipes of syncs ...
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.backends import Backend, Executor
+from airllm.cluster.checks import Program
+from airllm.cluster.lowered import Lowered, WeightKey
+from airllm.cluster.node_config import Sync
+from airllm.cluster.rope import fill_angles
+from airllm.cluster.wire import FloatType, Size
+from airllm.graph import Graph, Role
+
+_EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
+
+
+class SegmentWeights(Protocol):
+    """waited_seconds: that `segment` waited for the disk, so far."""
+
+    waited_seconds: float
+
+    def segment(self, index: int) -> Any:
+        """A segment's weights as its executor bound them, until the next call."""
+
+
+class Node:
+    """pipes: [rows, bytes of a row] each, uint8."""
+
+    def __init__(
+        self, lowered: Lowered, program: Program, backend: Backend, threads: int = 0
+    ) -> None:
+        """Allocates all but the weights. threads: at most so many; 0 for all."""
+        self._lowered, self._backend, self._threads = lowered, backend, threads
+        self.rows = program.net.rows
+        self.positions = lowered.positions
+        self.weights: SegmentWeights
+        self.pipes = [
+            np.zeros((self.rows, pipe.size.row_bytes), np.uint8) for pipe in program.net.pipes
+        ]
+        self._types = [pipe.size.type for pipe in program.net.pipes]
+        self._carried = {
+            f"buffer.{index}": np.zeros((self.rows, width), np.float32)
+            for index, width in lowered.carried.items()
+        }
+        self._caches = [
+            tuple(np.zeros((c.n_kv_heads, c.length, c.head_dim), np.float32) for _ in "kv")
+            for c in lowered.caches
+        ]
+        self._angles = [
+            (angles.frequencies(), np.empty((self.rows, angles.head_dim), np.float32))
+            for angles in lowered.angles
+        ]
+        self._tokens = {
+            index: np.zeros(self.rows, np.int32)
+            for index in {int(name.split(".")[1]) for name in _externals(lowered, "tokens.")}
+        }
+        self._positions = self.pipes[0].view(np.float32)[:, 0]
+        self.executors = self._make_executors()
+        self._calls: dict[int, list[Callable[[int, Any], None]]] = {}
+
+    def _make_executors(self) -> list[Executor]:
+        """One for each segment; those of equal graphs, such as all layers', share one."""
+        made: list[tuple[Graph, Executor]] = []
+        executors = []
+        for segment in self._lowered.segments:
+            graph = segment.graph
+            executor = next((e for known, e in made if known == graph), None)
+            if executor is None:
+                executor = self._backend.executor(graph, self.rows)
+                made.append((graph, executor))
+            executors.append(executor)
+        return executors
+
+    def step(
+        self, position: int, rows: int
+    ) -> Iterator[tuple[Callable[[], None], tuple[Sync, ...]]]:
+        """For each segment in order: what computes it, and the syncs that follow."""
+        self._positions[:rows] = np.arange(position, position + rows)
+        for frequencies, table in self._angles:
+            fill_angles(frequencies, position, table[:rows])
+        calls = self._calls.get(rows) or self._calls.setdefault(rows, self._make_calls(rows))
+        for index, (call, segment) in enumerate(zip(calls, self._lowered.segments, strict=True)):
+            yield partial(self._run, call, index, position), segment.syncs
+
+    def _run(self, call: Callable[[int, Any], None] | None, index: int, position: int) -> None:
+        if call is not None:
+            call(position, self.weights.segment(index))
+
+    def _make_calls(self, rows: int) -> list[Any]:
+        """For each segment a function of position and weights; None where there is no op."""
+        calls: list[Any] = []
+        for segment, executor in zip(self._lowered.segments, self.executors, strict=True):
+            if not segment.graph.ops:
+                calls.append(None)
+                continue
+            buffers = {
+                buffer.name: self._external(buffer.name, rows)
+                for buffer in segment.graph.buffers
+                if buffer.external
+            }
+            k, v = (None, None) if segment.cache is None else self._caches[segment.cache]
+            tokens = [
+                (self.pipes[index].view(np.float32)[:rows, 0], array[:rows])
+                for index, array in self._tokens.items()
+                if f"tokens.{index}" in buffers
+            ]
+            calls.append(partial(_call, executor.run, buffers, rows, k, v, self._threads, tokens))
+        return calls
+
+    def _external(self, name: str, rows: int) -> NDArray[Any]:
+        kind, number = name.split(".")
+        if kind == "buffer":
+            return self._carried[name][:rows]
+        index = int(number)
+        if kind == "angles":
+            return self._angles[index][1][:rows]
+        if kind == "tokens":
+            return self._tokens[index][:rows]
+        pipe = self.pipes[index][:rows]
+        return pipe if self._types[index] is FloatType.Q80 else pipe.view(np.float32)
+
+
+def _call(
+    run: Callable[..., None],
+    buffers: dict[str, NDArray[Any]],
+    rows: int,
+    k: NDArray[Any] | None,
+    v: NDArray[Any] | None,
+    threads: int,
+    tokens: list[tuple[NDArray[np.float32], NDArray[np.int32]]],
+    position: int,
+    bound: Any,
+) -> None:
+    for floats, ids in tokens:
+        with np.errstate(invalid="ignore"):
+            ids[...] = floats  # what is no token of the table, the executor refuses
+    run(bound, buffers, rows, position, k, v, threads)
+
+
+def roles(lowered: Lowered) -> Mapping[WeightKey, Role]:
+    """What each weight of the program is used as."""
+    return {
+        key: segment.graph.roles[slot]
+        for segment in lowered.segments
+        for slot, key in segment.weights.items()
+    }
+
+
+def buffer_bytes(lowered: Lowered, program: Program) -> int:
+    """At most so much will Node allocate, apart from the KV cache."""
+    rows = program.net.rows
+    pipes = sum(pipe.size.nbytes for pipe in program.net.pipes)
+    carried = 4 * rows * sum(lowered.carried.values())
+    angles = 4 * rows * sum(angles.head_dim for angles in lowered.angles)
+    distinct: list[Graph] = []
+    for segment in lowered.segments:
+        if segment.graph not in distinct:
+            distinct.append(segment.graph)
+    # What a product quantises, and one expert's rows, are no wider than the buffers they are of.
+    internal = sum(2 * rows * graph.row_bytes + _EXECUTOR_BYTES for graph in distinct)
+    return pipes + carried + angles + internal
+
+
+def cache_bytes(lowered: Lowered) -> int:
+    return sum(cache.nbytes for cache in lowered.caches)
+
+
+def weight_bytes(sizes: Mapping[WeightKey, Size]) -> int:
+    return sum(size.nbytes for size in sizes.values())
+
+
+def _externals(lowered: Lowered, prefix: str) -> Iterator[str]:
+    for segment in lowered.segments:
+        for buffer in segment.graph.buffers:
+            if buffer.name.startswith(prefix):
+                yield buffer.name

@@ -1,0 +1,372 @@
+"""A run: one root's visit, from its first byte to its last.
+
+Whatever goes wrong in it is raised here, and only ends the run: worker.py logs it and waits for the
+next root.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airllm import system
+from airllm.backends import Backend
+from airllm.cluster.checks import Program
+from airllm.cluster.door import LOOPBACK, Door, Network, Visitor, is_allowed
+from airllm.cluster.exchange import Exchange
+from airllm.cluster.link import Link, LinkError
+from airllm.cluster.lowered import Lowered
+from airllm.cluster.lowering import lower
+from airllm.cluster.node import Node, buffer_bytes, cache_bytes, weight_bytes
+from airllm.cluster.node_config import read_node_config
+from airllm.cluster.protocol import (
+    Handshake,
+    encode_ack,
+    parse_control,
+    read_handshake,
+    read_net_config,
+    read_weight_header,
+)
+from airllm.cluster.report import Report, megabytes
+from airllm.cluster.spill import free_bytes, open_spill
+from airllm.cluster.streamed import StreamedWeights, segment_bytes, segments_to_keep
+from airllm.cluster.weights import Arrivals, ResidentWeights
+from airllm.cluster.wire import Fields
+
+_PROGRESS_SECONDS = 5.0
+_SLACK = 32 << 20  # of a budget: what freed memory the allocator keeps
+
+
+class RefusedError(Exception):
+    """The worker cannot serve what the root asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """threads: of the backend, 0 for all. ram: bytes that the process may use, None for what the
+    machine has available. networks: where roots and workers may connect from, and where other
+    workers may be. Timeouts in seconds: handshake, until the program has come; silence, in the
+    middle of something; idle, between two steps. spin: seconds in which to look for what others
+    send before sleeping. cache: folder where weights that `ram` has no room for are kept between
+    runs; None: nowhere."""
+
+    threads: int = 0
+    ram: int | None = None
+    networks: Sequence[Network] = LOOPBACK
+    handshake_timeout: float = 60.0
+    silence_timeout: float = 300.0
+    idle_timeout: float = 3600.0
+    spin: float = 100e-6
+    cache: Path | None = None
+
+
+@dataclass
+class Run:
+    backend: Backend
+    settings: Settings
+    door: Door
+    report: Report
+    links: list[Link] = field(default_factory=list)  # what stopping shuts down
+
+    def serve(self, visitor: Visitor) -> None:
+        """To the root's stop packet. LinkError, ProtocolError, RefusedError, MemoryError or OSError
+        where it ends otherwise."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self._serve(visitor, stack)
+            finally:
+                self.door.reopen()  # before the root can see that its connection closes
+
+    def _serve(self, visitor: Visitor, stack: contextlib.ExitStack) -> None:
+        root = self._link(visitor[0], "the root", stack)
+        deadline = time.monotonic() + self.settings.handshake_timeout
+        root.set_deadline(deadline)
+        handshake = read_handshake(root.take)
+        self.report.event(
+            "root",
+            f"root {visitor[1]}: this is worker {handshake.index} of {handshake.n_workers}",
+            {
+                "root": visitor[1],
+                "worker": handshake.index,
+                "n_workers": handshake.n_workers,
+            },
+        )
+        self.report.update(state="handshake", root=visitor[1])
+        self.door.expect(handshake.index)
+        root.send(encode_ack())
+        Fields(root.take, "everybody is there").ack()
+        others = self._mesh(handshake, root, deadline, stack)
+
+        net = read_net_config(root.take, handshake)
+        root.send(encode_ack())
+        program = Program(net, read_node_config(root.take, handshake, net))
+        root.set_deadline(None)
+        root.set_timeout(self.settings.silence_timeout)
+        lowered = lower(program)
+        self._describe(program, lowered)
+        weights = self._weights(program, lowered)
+        stack.callback(weights.close)
+        node = Node(lowered, program, self.backend, self.settings.threads)
+        root.send(encode_ack())
+
+        self.report.update(state="weights")
+        self._receive_weights(root, program, weights)
+        weights.finish(node.executors)
+        node.weights = weights
+        root.send(encode_ack())
+
+        self.report.update(state="running")
+        links = {0: root} | others
+        exchange = Exchange(net, program.node.node, node.pipes, links, self.settings.spin)
+        self._steps(root, node, exchange)
+
+    def stop(self) -> None:
+        """End the run soon, from any thread."""
+        for link in list(self.links):
+            link.shutdown()
+
+    def _link(self, sock: socket.socket, name: str, stack: contextlib.ExitStack) -> Link:
+        stack.callback(sock.close)
+        link = Link(sock, name, self.settings.handshake_timeout)
+        self.links.append(link)
+        if self.door.stopped:
+            raise LinkError("the worker is stopping")
+        return link
+
+    # ---- before the first step ----
+
+    def _mesh(
+        self, handshake: Handshake, root: Link, deadline: float, stack: contextlib.ExitStack
+    ) -> dict[int, Link]:
+        """Links to the other workers, by node. Lower ones connect to us, in no order that they
+        tell; we connect to higher ones."""
+        links = {}
+        for other in range(handshake.n_workers):
+            if other == handshake.index:
+                continue
+            if other < handshake.index:
+                sock, name = self.door.next_worker(deadline - time.monotonic(), root)
+            else:
+                host, port = handshake.others[other - 1]
+                name = f"{host}:{port}"
+                sock = self._connect(host, port, other, deadline)
+            links[other + 1] = self._link(sock, f"worker {other} ({name})", stack)
+            links[other + 1].set_timeout(self.settings.silence_timeout)
+        return links
+
+    def _connect(self, host: str, port: int, other: int, deadline: float) -> socket.socket:
+        """Only to where a worker may be: a root must not send us to other services."""
+        where = f"worker {other} at {host}:{port}"
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise LinkError(f"{where}: {error.strerror}") from None
+        allowed = [entry for entry in found if is_allowed(str(entry[4][0]), self.settings.networks)]
+        if not allowed:
+            raise LinkError(f"{where}: its network is not allowed (--allow)")
+        try:
+            left = max(deadline - time.monotonic(), 0.001)
+            return socket.create_connection((str(allowed[0][4][0]), port), left)
+        except OSError as error:
+            raise LinkError(f"{where}: {error.strerror or error}") from None
+
+    def _describe(self, program: Program, lowered: Lowered) -> None:
+        net = program.net
+        shape = {
+            "nodes": net.n_nodes,
+            "segments": len(lowered.segments),
+            "layers": len(lowered.caches),
+            "positions": lowered.positions,
+            "rows": net.rows,
+            "weights": len(program.weights),
+        }
+        self.report.event(
+            "model",
+            f"model: {shape['layers']} layers on {net.n_nodes} nodes, {lowered.positions} "
+            f"positions, steps of up to {net.rows} rows, {len(program.weights)} weights here",
+            shape,
+        )
+        self.report.update(model=shape)
+
+    def _weights(self, program: Program, lowered: Lowered) -> ResidentWeights | StreamedWeights:
+        """What will take the weights: memory, or memory and disk. RefusedError where neither is
+        enough; nothing has been allocated then."""
+        sizes = program.weights
+        weights, cache = weight_bytes(sizes), cache_bytes(lowered)
+        buffers = buffer_bytes(lowered, program)
+        buffers += max((size.plane_bytes for size in sizes.values()), default=0)
+        needed = weights + cache + buffers
+        granted = system.available_memory()
+        if self.settings.ram is not None:
+            granted = max(self.settings.ram - resident_bytes(), 0)
+        text = (
+            f"memory: {megabytes(needed)} needed (weights {megabytes(weights)}, "
+            f"cache {megabytes(cache)}, buffers {megabytes(buffers)})"
+        )
+        if granted is not None:
+            text += f", {megabytes(granted)} {'granted' if self.settings.ram else 'available'}"
+        memory = {
+            "needed_bytes": needed,
+            "weight_bytes": weights,
+            "cache_bytes": cache,
+            "buffer_bytes": buffers,
+            "granted_bytes": granted,
+        }
+        self.report.update(memory=memory)
+        if granted is None or needed <= granted:
+            self.report.event("memory", text, memory)
+            return ResidentWeights(lowered, sizes, self.backend)
+        if self.settings.ram is None:
+            raise RefusedError(f"{text}: too little; with --ram, weights are read from disk")
+        nbytes = segment_bytes(lowered, sizes)
+        n_kept = segments_to_keep(nbytes, granted - cache - buffers - _SLACK)
+        if n_kept is None:
+            least = needed - weights + 2 * max(nbytes) + _SLACK
+            raise RefusedError(f"{text}: too little; {megabytes(least)} are enough to stream")
+        streamed = sum(nbytes[n_kept:])
+        free = free_bytes(self.settings.cache)
+        if streamed > free:
+            raise RefusedError(f"{text}: too little, and {megabytes(free)} are free on the disk")
+        text += f": {megabytes(streamed)} of the weights are read from disk for every step"
+        self.report.event("memory", text, memory | {"streamed_bytes": streamed})
+        spill = open_spill(self.settings.cache)
+        return StreamedWeights(lowered, sizes, self.backend, spill, n_kept)
+
+    def _receive_weights(
+        self, root: Link, program: Program, weights: ResidentWeights | StreamedWeights
+    ) -> None:
+        arrivals = Arrivals(program.weights)
+        progress = _Progress(weight_bytes(program.weights), self.report)
+        while (header := read_weight_header(root.take)) is not None:
+            key = header.name, header.index
+            for plane in arrivals.expect(header):
+                memory = weights.memory(key)
+                root.read_into(memory.data)
+                weights.put(key, plane, memory)
+                progress.add(len(memory))
+        arrivals.finish()
+        progress.finish()
+
+    # ---- steps ----
+
+    def _steps(self, root: Link, node: Node, exchange: Exchange) -> None:
+        weights = node.weights
+        packet = memoryview(bytearray(8))
+        filled = 0
+        meter = Meter(self.report)
+        clock = time.perf_counter
+        try:
+            while True:
+                root.set_timeout(self.settings.idle_timeout)
+                root.read_soon(packet, self.settings.spin)
+                control = parse_control(bytes(packet), node.rows, node.positions, filled)
+                if control.rows == 0:
+                    return
+                root.set_timeout(self.settings.silence_timeout)
+                compute = sync = 0.0
+                disk = weights.waited_seconds
+                began = before = clock()
+                for run, syncs in node.step(control.position, control.rows):
+                    run()
+                    now = clock()
+                    compute += now - before
+                    for one in syncs:
+                        exchange.run(one, control.rows)
+                    before = clock()
+                    sync += before - now
+                filled = max(filled, control.position + control.rows)
+                disk = weights.waited_seconds - disk
+                meter.step(control.rows, before - began, compute - disk, sync, disk)
+        finally:
+            meter.finish()
+
+
+class Meter:
+    """Tokens, and where their time went; seconds."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._steps = self._tokens = 0
+        self._seconds = self._compute = self._sync = self._disk = 0.0
+        self._reported = time.monotonic()
+
+    def step(self, rows: int, seconds: float, compute: float, sync: float, disk: float) -> None:
+        self._steps += 1
+        self._tokens += rows
+        self._seconds += seconds
+        self._compute += compute
+        self._sync += sync
+        self._disk += disk
+        now = time.monotonic()
+        if now - self._reported >= 1.0:
+            self._reported = now
+            self._report.update(run=self.totals())
+
+    def totals(self) -> dict[str, float]:
+        return {
+            "steps": self._steps,
+            "tokens": self._tokens,
+            "seconds": round(self._seconds, 4),
+            "compute_seconds": round(self._compute, 4),
+            "sync_seconds": round(self._sync, 4),
+            "disk_seconds": round(self._disk, 4),
+            "tokens_per_second": round(self._tokens / self._seconds, 2) if self._seconds else 0.0,
+        }
+
+    def finish(self) -> None:
+        totals = self.totals()
+        self._report.update(run=totals)
+        seconds = self._seconds or 1.0
+        self._report.event(
+            "tokens",
+            f"{self._tokens} tokens in {self._steps} steps, {totals['tokens_per_second']:.1f} a "
+            f"second: {self._compute / seconds:.0%} compute, {self._sync / seconds:.0%} sync, "
+            f"{self._disk / seconds:.0%} waiting for the disk",
+            totals,
+        )
+
+
+class _Progress:
+    """Of the weights: a line every few seconds."""
+
+    def __init__(self, total: int, report: Report) -> None:
+        self._total, self._report = total, report
+        self._done = 0
+        self._began = self._reported = time.monotonic()
+
+    def add(self, n: int) -> None:
+        self._done += n
+        now = time.monotonic()
+        if now - self._reported < _PROGRESS_SECONDS:
+            return
+        self._reported = now
+        rate = self._done / (now - self._began)
+        left = (self._total - self._done) / rate
+        self._tell(f", {megabytes(rate)}/s, {left:.0f} s left", rate, left)
+
+    def finish(self) -> None:
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        self._tell(f" in {seconds:.1f} s", self._done / seconds, 0.0)
+
+    def _tell(self, rest: str, rate: float, left: float) -> None:
+        fields = {
+            "done_bytes": self._done,
+            "total_bytes": self._total,
+            "bytes_per_second": round(rate),
+            "seconds_left": round(left, 1),
+        }
+        self._report.update(weights=fields)
+        text = f"weights: {megabytes(self._done)} of {megabytes(self._total)}{rest}"
+        self._report.event("weights", text, fields)
+
+
+def resident_bytes() -> int:
+    """This process's memory now; what it is without any model, where /proc does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 100 << 20
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,135 @@
+"""airllm worker: its options, its status, and what it says."""
+
+import json
+
+import pytest
+from dllama_model import Model, Shape
+from dllama_root import Root
+from worker_threads import workers
+
+from airllm.cli import main, worker
+from airllm.cluster import report
+from airllm.cluster.door import LOOPBACK as LOOPBACK_NETWORKS
+from airllm.cluster.door import Door
+from airllm.cluster.report import Report, status_path
+
+
+def usage_error(capsys, *argv):
+    try:
+        status = main(["worker", *argv])
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("900M", 900_000_000), ("1G", 10**9), ("1.5GB", 1_500_000_000), ("2GiB", 2 << 30), ("7", 7)],
+)
+def test_sizes_are_read_as_people_write_them(text, expected):
+    assert worker.size(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--ram", "much"], "'much' is no size such as 900M"),
+        (["--ram", "0"], "'0' is less than a byte"),
+        (["--allow", "300.1.1.1/8"], "'300.1.1.1/8' is no network"),
+        (["--port", "70000"], "70000 is no port"),
+        (["--cache", "d"], "--cache keeps what --ram leaves on disk"),
+        (["--host", "no.such.invalid"], "--host no.such.invalid: "),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines connect"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error_that_says_what_would_do(argv, says, capsys):
+    assert says in usage_error(capsys, *argv)
+
+
+def test_an_address_in_use_is_an_error(capsys):
+    with workers(1) as [running]:
+        port = running.address[1]
+        assert main(["worker", "--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert f"error: cannot listen on 127.0.0.1:{port}: Address already in use" in said
+
+
+def test_without_a_worker_there_is_no_status(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert main(["worker", "--status", "--port", "1"]) == 1
+    assert "no worker of this user answers for port 1" in capsys.readouterr().err
+
+
+def test_the_status_socket_says_what_the_worker_does(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    state = Report()
+    state.update(state="running", run={"tokens": 7})
+    door = Door(
+        "127.0.0.1",
+        0,
+        LOOPBACK_NETWORKS,
+        silence=1.0,
+        log=print,
+        status=state.status,
+        status_path=status_path(4321),
+    )
+    try:
+        assert main(["worker", "--status", "--port", "4321"]) == 0
+        assert "run:       tokens 7" in capsys.readouterr().out
+        assert main(["worker", "--status", "--port", "4321", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["state"] == "running"
+    finally:
+        door.close()
+    assert not status_path(4321).exists()
+
+
+def test_a_run_is_told_in_plain_lines():
+    model = Model(Shape("llama", True, dim=64, hidden=64, layers=2, heads=2, kv_heads=2))
+    with workers(1) as [running]:
+        root = Root(model, [running.address])
+        root.run(model.tokens[:40])
+        root.stop()
+        running.report.wait_for("run_over")
+        events = running.report.events
+    texts = dict(events)
+    assert [name for name, _ in events][:2] == ["listening", "root"]
+    assert texts["root"].endswith("this is worker 0 of 1")
+    assert texts["model"].startswith("model: 2 layers on 2 nodes, 64 positions")
+    assert texts["memory"].startswith("memory: ")
+    assert texts["weights"].startswith("weights: 0.0 MB of 0.0 MB in ")
+    assert texts["tokens"].startswith("40 tokens in 2 steps, ")
+    assert texts["run_over"].startswith("the run is over, ")
+
+
+def test_json_events_are_a_line_each(capsys):
+    told = Report(as_json=True)
+    told.event("listening", "listening on x", {"port": 5})
+    told.event("run_failed", "the run ended: y", fault=True)
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["event"], first["text"], first["port"]) == ("listening", "listening on x", 5)
+    assert second["event"] == "run_failed"
+
+
+def test_weights_are_told_with_rate_and_time_left(monkeypatch):
+    from airllm.cluster import run
+
+    clock = iter([0.0, 1.0, 6.0, 7.0])
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    lines = []
+    told = Report()
+    monkeypatch.setattr(told, "event", lambda name, text, fields: lines.append(text))
+    progress = run._Progress(90_000_000, told)
+    progress.add(10_000_000)
+    progress.add(20_000_000)
+    progress.finish()
+    assert lines == [
+        "weights: 30.0 MB of 90.0 MB, 5.0 MB/s, 12 s left",
+        "weights: 30.0 MB of 90.0 MB in 7.0 s",
+    ]
+
+
+def test_the_status_of_each_user_has_a_place_of_its_own(monkeypatch):
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(report.os, "getuid", lambda: 77)
+    assert status_path(9990).parent.name == "airllm-77"

@@ -1,0 +1,182 @@
+"""Connections between nodes: exact reads, timeouts, and both ways at once."""
+
+import ipaddress
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from airllm.cluster.door import LOOPBACK, is_allowed
+from airllm.cluster.exchange import Exchange
+from airllm.cluster.link import Link, LinkError, transfer
+from airllm.cluster.node_config import Sync
+from airllm.cluster.protocol import NetConfig, Pipe, SyncType
+from airllm.cluster.wire import FloatType, Size
+
+
+@pytest.fixture
+def pair():
+    """Two ends of a TCP connection, each a Link."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        left = socket.create_connection(server.getsockname())
+        right, _ = server.accept()
+    links = Link(left, "left", 5.0), Link(right, "right", 5.0)
+    yield links
+    for link in links:
+        link.close()
+
+
+def view(n, value=0):
+    return memoryview(bytearray([value]) * n)
+
+
+def test_messages_are_taken_and_what_follows_is_not_lost(pair):
+    a, b = pair
+    a.send(bytes(range(100)))
+    assert b.take(3) == bytes([0, 1, 2])
+    assert b.take(4) == bytes([3, 4, 5, 6])
+    rest = view(93)
+    b.read_into(rest)
+    assert bytes(rest) == bytes(range(7, 100))
+
+
+def test_a_long_message_arrives_whole(pair):
+    a, b = pair
+    data = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8).tobytes()
+    sender = threading.Thread(target=a.send, args=(data,))
+    sender.start()
+    assert b.take(len(data)) == data
+    sender.join()
+
+
+def test_both_may_write_more_than_sockets_hold(pair):
+    n = 20_000_000
+    received = view(n), view(n)
+    sides = [
+        threading.Thread(target=transfer, args=([(link, view(n, i + 1))], [(link, received[i])]))
+        for i, link in enumerate(pair)
+    ]
+    for side in sides:
+        side.start()
+    for side in sides:
+        side.join(20)
+    assert bytes(received[0]) == bytes([2]) * n
+    assert bytes(received[1]) == bytes([1]) * n
+
+
+@pytest.mark.parametrize("spin", [0.0, 0.01])
+def test_what_comes_while_or_after_looking_for_it_is_read(pair, spin):
+    a, b = pair
+    a.send(b"early")
+    got = view(8)
+    timer = threading.Timer(0.02, a.send, (b"ago",))
+    timer.start()
+    b.read_soon(got, spin)
+    timer.join()
+    assert bytes(got) == b"earlyago"
+
+
+def test_silence_is_an_error_with_its_time(pair):
+    _, b = pair
+    b.set_timeout(0.05)
+    for read in (lambda: b.take(1), lambda: b.read_into(view(1))):
+        with pytest.raises(LinkError, match=r"right was silent for 0\.05 s"):
+            read()
+
+
+def test_a_peer_that_takes_nothing_is_silent_too(pair):
+    a, _ = pair
+    a.set_timeout(0.05)
+    for send in (lambda: a.send(view(50_000_000)), lambda: transfer([(a, view(50_000_000))], [])):
+        with pytest.raises(LinkError, match=r"left was silent for 0\.05 s"):
+            send()
+
+
+def test_a_closed_connection_is_an_error_everywhere(pair):
+    a, b = pair
+    a.close()
+    for read in (lambda: b.take(1), lambda: b.read_into(view(1)), lambda: b.read_some(view(1))):
+        with pytest.raises(LinkError, match="right closed the connection"):
+            read()
+    with pytest.raises(LinkError, match="right closed the connection"):
+        b.check_open()
+
+
+def test_a_connection_with_bytes_to_read_is_open(pair):
+    a, b = pair
+    b.check_open()
+    a.send(b"xy")
+    a.close()
+    assert b.take(1) == b"x"
+    b.check_open()
+    assert b.take(1) == b"y"
+
+
+def test_a_deadline_ends_a_message_that_drips(pair):
+    a, b = pair
+    b.set_deadline(time.monotonic() + 0.05)
+    a.send(b"x")
+    with pytest.raises(LinkError, match="right did not complete the handshake in time"):
+        b.take(2)
+
+
+def test_shutdown_ends_a_wait_from_another_thread(pair):
+    _, b = pair
+    timer = threading.Timer(0.02, b.shutdown)
+    timer.start()
+    with pytest.raises(LinkError):
+        b.take(1)
+    timer.join()
+
+
+# ---- syncs ----
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kind", [FloatType.F32, FloatType.Q80])
+def test_slices_land_in_their_places(pair, kind, rows):
+    """Nodes 0 and 1 of two, each with rows of its own."""
+    net = NetConfig(4, 2, (Pipe(Size(kind, 1, 4, 128), "p"),))
+    width = net.pipes[0].size.row_bytes
+    pipes = [np.full((4, width), node + 1, np.uint8) for node in range(2)]
+    for node in range(2):
+        pipes[node][:, (1 - node) * width // 2 : (2 - node) * width // 2] = 0
+    nodes = [Exchange(net, node, [pipes[node]], {1 - node: link}) for node, link in enumerate(pair)]
+    sync = Sync(0, SyncType.NODE_SLICES)
+    threads = [threading.Thread(target=node.run, args=(sync, rows)) for node in nodes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    for pipe in pipes:
+        assert (pipe[:rows, : width // 2] == 1).all()
+        assert (pipe[:rows, width // 2 :] == 2).all()
+    assert (pipes[0][rows:, width // 2 :] == 0).all()
+
+
+# ---- who is allowed ----
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("192.168.1.1", False),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_loopback_is_this_machine_alone(address, allowed):
+    assert is_allowed(address, LOOPBACK) is allowed
+
+
+def test_a_network_allows_its_addresses_of_its_kind():
+    network = [ipaddress.ip_network("192.168.1.0/24")]
+    assert is_allowed("192.168.1.77", network)
+    assert is_allowed("::ffff:192.168.1.77", network)
+    assert not is_allowed("192.168.2.1", network)
+    assert not is_allowed("::1", network)
