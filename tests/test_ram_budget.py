@@ -120,6 +120,22 @@ def stream_everything(engine: LayerWiseInferenceEngine) -> Any:
     return decoder
 
 
+def test_several_sequences_and_guesses_give_the_same_answers_and_share_a_pass(
+    model: TinyModel, open_engine: Open
+) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0}
+    prompts = ["hello world hello world", "hello", "world"]
+    resident = open_engine(model, ram_budget="1GiB")
+    engine = open_engine(model, ram_budget=smallest_budget(open_engine, model))
+    expected = [answer.tokens for answer in resident.generate_batch(prompts, **settings)]
+    found = [answer.tokens for answer in engine.generate_batch(prompts, **settings)]
+    assert found == expected
+    passes = bytes_taken(engine) / engine.plan().streamed_bytes_per_pass
+    assert passes <= len(prompts) + 8  # each prompt its own, and one for each token of all
+    guessed = engine.generate(prompts[0], lookahead=4, **settings)
+    assert guessed.tokens == resident.generate(prompts[0], lookahead=4, **settings).tokens
+
+
 # ---- what is read, and how much memory it takes --------------------------------------------------
 
 
