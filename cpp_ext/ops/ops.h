@@ -85,7 +85,7 @@ struct LinearInput {
     const std::byte* xq;
     std::size_t rows;
 };
-// Groups of rows of a matrix that are dealt out at once: one row of x passes so many side by side.
+// Groups of rows of a matrix that are dealt out at once: 147 KB of Q4_0 4096 columns wide.
 inline constexpr std::size_t dealt_groups = 4;
 // The columns of y[rows][n] = x w^T that groups [first, last) of w give, on this thread.
 void linear_groups(const PackedMatrix& w, const LinearInput& input, std::size_t first,
