@@ -25,13 +25,13 @@ XSIMD_CACHE = ROOT.parent / "build/xsimd"
 # What one compilation may take (measured: 630 MB for an ISA, 500 MB for a binding), rounded up.
 COMPILER_BYTES = 700 << 20
 
-COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
+COMMON_FLAGS = (
+    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread"),
+    "-DNDEBUG",  # xsimd asserts the alignment of every load, pybind11 the GIL at every reference
+)
 # Kernels throw nothing. They write FMA where they want it: a compiler that contracts a * b + c
 # where it can gives a tail or a narrower tile other bits than the body. IEEE 754 stays.
-KERNEL_FLAGS = (
-    *("-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-fno-math-errno"),
-    "-DNDEBUG",  # xsimd asserts the alignment of every load
-)
+KERNEL_FLAGS = (*("-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-fno-math-errno"),)
 # GCC collects its garbage the later the more memory the machine has. With these an object takes at
 # most 630 MB wherever it is compiled, and 10% more time. Clang ignores them.
 THRIFT = ("--param=ggc-min-expand=20", "--param=ggc-min-heapsize=32768")

@@ -155,6 +155,9 @@ struct KernelTable {
     void (*swiglu)(const float* gate, const float* up, float* y, std::size_t n);
     // y = a + b.  Correctly rounded.
     void (*add)(const float* a, const float* b, float* y, std::size_t n);
+    // y = x, past the caches where the ISA can: for outputs larger than they are, which are not
+    // read before they are overwritten then.  x and y do not overlap.
+    void (*stream)(const float* x, float* y, std::size_t n);
 
     // ---- rows; y may be x ----------------------------------------------------------------------
 

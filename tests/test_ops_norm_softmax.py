@@ -25,6 +25,12 @@ def test_rms_norm_of_long_rows(ops):
     check_rms_norm(ops.rms_norm(x, weight), x, weight)
 
 
+def test_rows_of_an_output_larger_than_the_caches_are_as_those_of_a_small_one(ops):
+    x, weight = normal((1025, 4096)), normal(4096, seed=1)  # written past the caches by C++
+    for op in (lambda x: ops.rms_norm(x, weight), ops.softmax):
+        np.testing.assert_array_equal(op(x)[-3:], op(x[-3:]))
+
+
 def test_rms_norm_defaults_to_an_eps_of_a_millionth(ops):
     x, weight = normal((2, 40), scale=1e-3), normal(40, seed=1)
     np.testing.assert_array_equal(ops.rms_norm(x, weight), ops.rms_norm(x, weight, 1e-6))

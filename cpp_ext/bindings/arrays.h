@@ -35,6 +35,9 @@ struct Argument {
 
 enum class Dtype { float32, float16, uint16, uint8, int32 };
 
+// None yet: py::array() would ask NumPy for an empty one, in a quarter of a microsecond.
+inline py::array no_array() { return py::reinterpret_steal<py::array>(py::handle()); }
+
 // A C-contiguous, aligned array.  Borrowed: the caller's arguments keep it alive.
 class Array {
  public:
@@ -62,7 +65,7 @@ class Array {
     friend class Output;
     const char* op_;
     const char* name_;
-    py::array array_;
+    py::array array_ = no_array();
     Dtype dtype_;
 };
 
@@ -95,7 +98,7 @@ class Output {
     bool overlaps(const Output& other) const;
 
  private:
-    py::array array_;
+    py::array array_ = no_array();
 };
 
 // A word of a fixed set; returns its index.

@@ -1,6 +1,7 @@
 // The words that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
 // conversion of halves, behind one struct per instruction set, with a generic version beside them;
-// a division that is rounded correctly everywhere; powers of two; sums across lanes.
+// a division that is rounded correctly everywhere; powers of two; stores past the caches; sums
+// across lanes.
 //
 // An Int8 struct multiplies a vector of weight codes (a 32-bit lane is one row's 4 columns) by the
 // 4 activation codes of those columns, the same for all lanes:
@@ -73,6 +74,23 @@ inline xsimd::batch<float, xsimd::neon64> divide(xsimd::batch<float, xsimd::neon
     return vdivq_f32(a, b);
 }
 #endif
+
+// Stores to a whole vector's boundary, past the caches where the ISA can, so that the memory which
+// is overwritten is not read first; others see it after stream_fence.
+template <class F>
+inline void stream_store(F v, float* p) {
+#if defined(__AVX512F__)
+    if constexpr (F::size == 16) return _mm512_stream_ps(p, v);
+#elif defined(__AVX__)
+    if constexpr (F::size == 8) return _mm256_stream_ps(p, v);
+#endif
+    v.store_aligned(p);
+}
+inline void stream_fence() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
 
 // Lane i of the result is the sum of all lanes of x[i], for `lanes<Isa>` vectors x.
 template <class Isa>

@@ -12,25 +12,26 @@ inline Floats<Isa> load_halves(const std::byte* p) {
     return Isa::HalfLoad::load(reinterpret_cast<const std::uint16_t*>(p));
 }
 
+// Keeps the compiler from moving reads across: weights are read in the order in which they lie.
+inline void keep_order() { __atomic_signal_fence(__ATOMIC_ACQ_REL); }
+
 // One group of weights, read block by block.
 template <class Isa, DType Type>
 class GroupReader {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     static constexpr Format format = format_of(Type);
-    static constexpr GroupLayout<Isa> layout{Type, 0};
+    static constexpr GroupLayout<Isa> layout{Type};
+    static constexpr std::size_t subs = quant_block / format.sub;
 
  public:
-    GroupReader(const PackedView& w, std::size_t group) {
-        const GroupLayout<Isa> at(Type, w.k);
-        codes_ = w.data + group * at.total;
-        scales_ = codes_ + at.scales;
-    }
+    GroupReader(const PackedView& w, std::size_t group)
+        : group_(w.data + group * layout.total(w.k)) {}
 
     // Sets even and odd to the codes of quads 2 Pair and 2 Pair + 1 of block b.
     template <std::size_t Pair>
     void codes(std::size_t b, I& even, I& odd) const {
-        const std::byte* block = codes_ + b * layout.block_bytes();
+        const std::byte* block = group_ + layout.codes(b);
         const auto vector = [&](std::size_t i) {
             return I::load_aligned(
                 reinterpret_cast<const std::int32_t*>(block + i * 4 * lanes<Isa>));
@@ -42,36 +43,52 @@ class GroupReader {
         }
         constexpr bool nibbles = format.bits & 4, pairs = format.bits & 2,
                        singles = format.bits & 1;
-        if constexpr (nibbles) {
-            const I v = vector(Pair);
-            even = part<0, 4, 0>(v);
-            odd = part<4, 4, 0>(v);
-        } else {
-            even = odd = I(0);
+        constexpr int above = nibbles ? 4 : 0;  // bits of the code that the plane before held
+        const auto plane = [&]<int Width>(std::integral_constant<int, Width>, std::size_t quad) {
+            return vector(plane_vector(format.bits, Width, quad * Width / 8));
+        };
+        even = odd = I(0);
+        if constexpr (singles) {
+            constexpr int at = above + (pairs ? 2 : 0);
+            const I v = plane(std::integral_constant<int, 1>{}, 2 * Pair);
+            even = part<2 * Pair, 1, at>(v);
+            odd = part<2 * Pair + 1, 1, at>(v);
         }
-        constexpr int above = nibbles ? 4 : 0;  // bits of the code that the planes before held
         if constexpr (pairs) {
-            const I v = vector((nibbles ? 4 : 0) + Pair / 2);
+            const I v = plane(std::integral_constant<int, 2>{}, 2 * Pair);
             even = even | part<4 * (Pair % 2), 2, above>(v);
             odd = odd | part<4 * (Pair % 2) + 2, 2, above>(v);
         }
-        if constexpr (singles) {
-            const I v = vector((nibbles ? 4 : 0) + (pairs ? 2 : 0));
-            even = even | part<2 * Pair, 1, above + (pairs ? 2 : 0)>(v);
-            odd = odd | part<2 * Pair + 1, 1, above + (pairs ? 2 : 0)>(v);
+        if constexpr (nibbles) {
+            const I v = plane(std::integral_constant<int, 4>{}, 2 * Pair);
+            even = even | part<0, 4, 0>(v);
+            odd = odd | part<4, 4, 0>(v);
         }
     }
 
-    // Of block b, for its columns from sub * format.sub on.
-    F scale(std::size_t b, std::size_t sub) const {
-        const F d = load_halves<Isa>(scales_ + layout.d(b));
-        if constexpr (!format.is_k) return d;
-        return d * load_int8<Isa>(scales_ + layout.s(b) + sub * lanes<Isa>);
-    }
-    F minimum(std::size_t b, std::size_t sub) const {
-        const F m = load_halves<Isa>(scales_ + layout.d_min(b));
-        if constexpr (!format.is_k) return m;
-        return -(m * load_int8<Isa>(scales_ + layout.s_min(b) + sub * lanes<Isa>));
+    // What a block's codes are multiplied by and what is added to them, for each format.sub
+    // columns. The K types have it as d * s, with d the same for 8 blocks.
+    struct Scales {
+        F d, d_min, scale[subs], minimum[subs];
+    };
+    // Of block b, where `scales` has those of the block before it.
+    void load_scales(std::size_t b, Scales& scales) const {
+        if (!format.is_k || b % layout.run_blocks == 0) {
+            scales.d = load_halves<Isa>(group_ + layout.d(b));
+            if constexpr (format.has_min) scales.d_min = load_halves<Isa>(group_ + layout.d_min(b));
+        }
+        unroll<subs>([&](auto i) {
+            const auto factor = [&](F d, std::size_t offset) {
+                if constexpr (!format.is_k) return d;
+                return d * load_int8<Isa>(group_ + offset + i * lanes<Isa>);
+            };
+            scales.scale[i] = factor(scales.d, layout.s(b));
+            if constexpr (format.has_min) {
+                const F m = factor(scales.d_min, layout.s_min(b));
+                scales.minimum[i] = format.is_k ? -m : m;
+            }
+        });
+        keep_order();
     }
 
  private:
@@ -84,7 +101,7 @@ class GroupReader {
         return v & mask;
     }
 
-    const std::byte *codes_, *scales_;
+    const std::byte* group_;
 };
 
 // The part of a block that shares a scale: pairs of quads [first, first + count).
@@ -102,14 +119,10 @@ inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, Ints<Isa> digits)
         sum = Isa::Int8::dot_codes(sum, codes, digits);
 }
 
-// Groups groups of weights, side by side, by one tile of activations.  One row takes four groups:
-// memory is read in four streams, whose pages end at different times, and while one group waits the
-// others compute.  On one core of a Zen 4, Q4_0: 18 GB/s with one group, 24 with two, 27 with four;
-// fetching ahead by hand is no help (20: it takes the few misses that a core may have in flight).
-template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens, std::size_t Groups>
-inline void multiply_groups(const GroupReader<Isa, Type> (&w)[Groups], const std::byte* x,
-                            std::size_t blocks, float* y, std::size_t y_stride,
-                            std::size_t columns) {
+// One group of weights by one tile of activations.
+template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
+inline void multiply_group(const GroupReader<Isa, Type>& w, const std::byte* x, std::size_t blocks,
+                           float* y, std::size_t y_stride, std::size_t columns) {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     using Int8 = typename Isa::Int8;
@@ -118,14 +131,14 @@ inline void multiply_groups(const GroupReader<Isa, Type> (&w)[Groups], const std
     // What the codes carry too much, times the sum of the activations' codes, is taken off.
     constexpr int bias = Type == DType::q8_0 ? Int8::byte_bias : format.zero;
     constexpr std::size_t codes_bytes = Digits * quant_block * Tokens;
-    // Of group g and token t: element g * Tokens + t.
-    constexpr std::size_t sums = Groups * Tokens;
-    F total[sums];
+    F total[Tokens];
 #pragma GCC unroll 8
-    for (std::size_t i = 0; i < sums; ++i) {
-        total[i] = F(0.0f);
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        total[t] = F(0.0f);
     }
+    typename GroupReader<Isa, Type>::Scales scales;
     for (std::size_t b = 0; b < blocks; ++b, x += codes_bytes + 16 * Tokens) {
+        w.load_scales(b, scales);
         const std::byte* tail = x + codes_bytes;
         const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
             return I(read<std::int32_t>(x + ((d * 8 + quad) * Tokens + t) * 4));
@@ -137,69 +150,48 @@ inline void multiply_groups(const GroupReader<Isa, Type> (&w)[Groups], const std
                 const auto first = read<std::int32_t>(tail + 12 * Tokens + 4 * t);
                 return sub == 0 ? first : all - first;
             };
-            typename Int8::Acc sum[sums], high[sums];  // of the lowest digit, of the other
+            typename Int8::Acc sum[Tokens], high[Tokens];  // of the lowest digit, of the other
 #pragma GCC unroll 8
-            for (std::size_t i = 0; i < sums; ++i) {
-                sum[i] = Int8::start(bias ? I(-bias * code_sum(i % Tokens)) : I(0));
-                high[i] = Int8::start(I(0));
+            for (std::size_t t = 0; t < Tokens; ++t) {
+                sum[t] = Int8::start(bias ? I(-bias * code_sum(t)) : I(0));
+                high[t] = Int8::start(I(0));
             }
             unroll<pairs>([&](auto p) {
                 constexpr std::size_t pair = sub * pairs + p;
-                unroll<Groups>([&](auto g) {
-                    I even, odd;
-                    w[g].template codes<pair>(b, even, odd);
-#pragma GCC unroll 8
-                    for (std::size_t t = 0; t < Tokens; ++t) {
-                        const std::size_t i = g * Tokens + t;
-                        dot<Isa, format.bits>(sum[i], even, digit(Digits - 1, 2 * pair, t));
-                        dot<Isa, format.bits>(sum[i], odd, digit(Digits - 1, 2 * pair + 1, t));
-                        if constexpr (Digits == 2) {
-                            dot<Isa, format.bits>(high[i], even, digit(0, 2 * pair, t));
-                            dot<Isa, format.bits>(high[i], odd, digit(0, 2 * pair + 1, t));
-                        }
-                    }
-                });
-            });
-            unroll<Groups>([&](auto g) {
-                const F scale = w[g].scale(b, sub);
-                F minimum;
-                if constexpr (format.has_min) minimum = w[g].minimum(b, sub);
+                I even, odd;
+                w.template codes<pair>(b, even, odd);
 #pragma GCC unroll 8
                 for (std::size_t t = 0; t < Tokens; ++t) {
-                    const std::size_t i = g * Tokens + t;
-                    I exact = Int8::finish(sum[i]);
-                    if constexpr (Digits == 2) exact = exact + (Int8::finish(high[i]) << 8);
-                    const F both = scale * F(read<float>(tail + 4 * t));
-                    total[i] = xsimd::fma(xsimd::to_float(exact), both, total[i]);
-                    if constexpr (format.has_min) {
-                        float x_sum = read<float>(tail + 4 * Tokens + 4 * t);
-                        if constexpr (format.sub != quant_block)
-                            x_sum = read<float>(tail + 4 * t) * static_cast<float>(code_sum(t));
-                        total[i] = xsimd::fma(minimum, F(x_sum), total[i]);
+                    dot<Isa, format.bits>(sum[t], even, digit(Digits - 1, 2 * pair, t));
+                    dot<Isa, format.bits>(sum[t], odd, digit(Digits - 1, 2 * pair + 1, t));
+                    if constexpr (Digits == 2) {
+                        dot<Isa, format.bits>(high[t], even, digit(0, 2 * pair, t));
+                        dot<Isa, format.bits>(high[t], odd, digit(0, 2 * pair + 1, t));
                     }
                 }
             });
+#pragma GCC unroll 8
+            for (std::size_t t = 0; t < Tokens; ++t) {
+                I exact = Int8::finish(sum[t]);
+                if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
+                const F both = scales.scale[sub] * F(read<float>(tail + 4 * t));
+                total[t] = xsimd::fma(xsimd::to_float(exact), both, total[t]);
+                if constexpr (format.has_min) {
+                    float x_sum = read<float>(tail + 4 * Tokens + 4 * t);
+                    if constexpr (format.sub != quant_block)
+                        x_sum = read<float>(tail + 4 * t) * static_cast<float>(code_sum(t));
+                    total[t] = xsimd::fma(scales.minimum[sub], F(x_sum), total[t]);
+                }
+            }
         });
     }
-    unroll<Groups>([&](auto g) {
-        constexpr std::size_t first = g * lanes<Isa>;
 #pragma GCC unroll 8
-        for (std::size_t t = 0; t < Tokens; ++t) {
-            float* at = y + t * y_stride + first;
-            if (columns >= first + lanes<Isa>)
-                total[g * Tokens + t].store_unaligned(at);
-            else if (columns > first)
-                store_partial<Isa>(total[g * Tokens + t], at, columns - first);
-        }
-    });
-}
-
-// Calls f with std::integral_constant<DType, type> of a quantised type.
-template <DType Type = DType::q8_0, class F>
-inline void with_quantized(DType type, F&& f) {
-    if (type == Type) return f(std::integral_constant<DType, Type>{});
-    if constexpr (Type != DType::q6_k)
-        with_quantized<static_cast<DType>(static_cast<int>(Type) + 1)>(type, static_cast<F&&>(f));
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        if (columns >= lanes<Isa>)
+            total[t].store_unaligned(y + t * y_stride);
+        else
+            store_partial<Isa>(total[t], y + t * y_stride, columns);
+    }
 }
 
 // Calls f with std::integral_constant<tile> for a tile of Tile rows, or one of the smaller sizes.
@@ -223,24 +215,15 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
     const auto multiply = [&](auto type, auto digits) {
         for (std::size_t begin = 0; begin < rows; begin += step) {
             const std::size_t end = std::min(begin + step, rows);
-            const auto groups_at = [&](std::size_t g, auto&& group, std::size_t r, auto tokens) {
-                multiply_groups<Isa, type, digits, tokens>(group, xq + r * row_size, blocks,
-                                                           y + r * y_stride + g * lanes<Isa>,
-                                                           y_stride, w.n - g * lanes<Isa>);
-            };
-            std::size_t g = first;
-            if (rows == 1)
-                for (; g + 4 <= last; g += 4) {
-                    const GroupReader<Isa, type> four[] = {
-                        {w, g}, {w, g + 1}, {w, g + 2}, {w, g + 3}};
-                    groups_at(g, four, 0, std::integral_constant<std::size_t, 1>{});
-                }
-            for (; g < last; ++g) {
-                const GroupReader<Isa, type> group[] = {{w, g}};
+            for (std::size_t g = first; g < last; ++g) {
+                const GroupReader<Isa, type> group(w, g);
                 for (std::size_t r = begin; r < end;) {
                     const std::size_t tile = tile_rows<Isa>(rows - r);
-                    with_tile<Isa::activation_tile>(
-                        tile, [&](auto tokens) { groups_at(g, group, r, tokens); });
+                    with_tile<Isa::activation_tile>(tile, [&](auto tokens) {
+                        multiply_group<Isa, type, digits, tokens>(group, xq + r * row_size, blocks,
+                                                                  y + r * y_stride + g * lanes<Isa>,
+                                                                  y_stride, w.n - g * lanes<Isa>);
+                    });
                     r += tile;
                 }
             }
@@ -266,7 +249,9 @@ inline void multiply_group_f32(const GroupReader<Isa, Type>& w, const float* x, 
     for (std::size_t t = 0; t < Tokens; ++t) {
         total[t] = F(0.0f);
     }
+    typename GroupReader<Isa, Type>::Scales scales;
     for (std::size_t b = 0; b < k / quant_block; ++b, x += quant_block) {
+        w.load_scales(b, scales);
         unroll<quant_block / format.sub>([&](auto sub) {
             F sum[Tokens], x_sum[Tokens];
 #pragma GCC unroll 8
@@ -291,16 +276,14 @@ inline void multiply_group_f32(const GroupReader<Isa, Type>& w, const float* x, 
                     }
                 });
             });
-            const F scale = w.scale(b, sub);
 #pragma GCC unroll 8
             for (std::size_t t = 0; t < Tokens; ++t) {
-                total[t] = xsimd::fma(scale, sum[t], total[t]);
+                total[t] = xsimd::fma(scales.scale[sub], sum[t], total[t]);
             }
             if constexpr (format.has_min) {
-                const F minimum = w.minimum(b, sub);
 #pragma GCC unroll 8
                 for (std::size_t t = 0; t < Tokens; ++t) {
-                    total[t] = xsimd::fma(minimum, x_sum[t], total[t]);
+                    total[t] = xsimd::fma(scales.minimum[sub], x_sum[t], total[t]);
                 }
             }
         });

@@ -2,17 +2,23 @@
 //
 // Weights, floating types (f32, f16, bf16): groups of 2 vectors of rows; a group is [k][rows].
 //
-// Weights, quantised: groups of one vector of rows (16 for AVX-512), two streams each, `codes` and
-// `scales`.  A block of 32 columns has `bits` vectors of codes, so that none of them is wasted: a
-// 32-bit lane belongs to one row, each of its bytes to one column of a quad, and the codes of the 8
-// quads are spread over planes that hold bits of each code, from the lowest up:
+// Weights, quantised: groups of one vector of rows (16 for AVX-512).  A group is one stream that
+// the kernels read in strict order, since prefetchers follow nothing as well: one core of a Zen 4
+// reads Q4_0 as fast as it reads at all; at 71 % of that if the scales lie four lines further on,
+// at 75 % with four groups and their scales as streams side by side.  A record is two blocks of 32
+// columns of each row, first what scales their codes, then the codes of one, of the other.  The
+// scales are half d [2][rows], then d_min likewise if there are minima; for the K types int8 s
+// [2][32 / sub] [rows], then s_min, and before each fourth record half d [rows], d_min [rows] (or
+// as much padding) of its 8 blocks.
+//
+// The codes of a block are `bits` vectors, so that no bit is wasted: a 32-bit lane belongs to one
+// row, each of its bytes to one column of a quad, and the codes of the 8 quads are spread over
+// planes that hold bits of each code, from the lowest up:
 //     8 bits   8 vectors, one a quad
 //     4 bits   4 vectors, quad q in the half q % 2 of vector q / 2
 //     2 bits   2 vectors, quad q in the bits 2 (q % 4) of vector q / 4
 //     1 bit    1 vector,  quad q in bit q
-// q5 is 4 + 1 bits, q6 4 + 2, q3 2 + 1.  The scales stream has, for each block of the file,
-//     half d [rows]; half d_min [rows] if there are minima; and for the K types
-//     int8 s [8][32 / sub][rows]; int8 s_min likewise.
+// q5 is 4 + 1 bits, q6 4 + 2, q3 2 + 1; their vectors lie in the order in which quads need them.
 //
 // Activations: tiles of T rows, T the largest of activation_tile, a quarter of it, ..., 1 that
 // fits; a tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float d[T]; float
@@ -41,71 +47,77 @@ template <class Isa>
 struct GroupLayout {
     static constexpr std::size_t rows = lanes<Isa>;
     Format format;
-    std::size_t scales;        // start of the scales stream
-    std::size_t record_bytes;  // of the scales stream, per block of the file
-    std::size_t total;
+    std::size_t subs;         // scales of a block
+    std::size_t block_bytes;  // codes of a block
+    std::size_t kind_bytes;   // of a record's d or s, or of its d_min or s_min
+    std::size_t record_bytes, head_bytes, run_bytes, run_blocks;  // a run: what shares a head
 
-    constexpr GroupLayout(DType type, std::size_t k) : format(format_of(type)) {
-        const std::size_t halves = 2 * rows, parts = format.has_min ? 2 : 1;
-        const std::size_t integers =
-            format.is_k ? 8 * (quant_block / std::max(format.sub, std::size_t{1})) * rows : 0;
-        record_bytes = parts * (halves + integers);
-        scales = round_up(k / quant_block * block_bytes(), 64);
-        total = scales + round_up(k / block_size(type).elements * record_bytes, 64);
+    constexpr explicit GroupLayout(DType type) : format(format_of(type)) {
+        subs = quant_block / std::max(format.sub, std::size_t{1});
+        block_bytes = static_cast<std::size_t>(format.bits) * 4 * rows;
+        kind_bytes = 2 * rows * (format.is_k ? subs : 2);
+        record_bytes = 2 * block_bytes + kind_bytes * (format.has_min ? 2 : 1);
+        head_bytes = format.is_k ? 4 * rows : 0;
+        run_blocks = format.is_k ? 8 : 2;
+        run_bytes = head_bytes + run_blocks / 2 * record_bytes;
     }
-    constexpr std::size_t block_bytes() const {
-        return static_cast<std::size_t>(format.bits) * 4 * rows;
+    constexpr std::size_t total(std::size_t k) const {
+        const std::size_t run = run_blocks * quant_block;
+        return round_up((k + run - 1) / run * run_bytes, 64);
     }
-    // Of block b (of 32 columns), within the scales stream.
+    // Of block b (of 32 columns).
+    constexpr std::size_t head(std::size_t b) const { return b / run_blocks * run_bytes; }
+    constexpr std::size_t record(std::size_t b) const {
+        return head(b) + head_bytes + b % run_blocks / 2 * record_bytes;
+    }
+    constexpr std::size_t codes(std::size_t b) const {
+        return record(b) + record_bytes - (2 - b % 2) * block_bytes;
+    }
     constexpr std::size_t d(std::size_t b) const {
-        return (format.is_k ? b / 8 : b) * record_bytes;
+        return format.is_k ? head(b) : record(b) + b % 2 * 2 * rows;
     }
-    constexpr std::size_t d_min(std::size_t b) const { return d(b) + 2 * rows; }
-    constexpr std::size_t s(std::size_t b) const {
-        const std::size_t subs = quant_block / format.sub;
-        return d(b) + (format.has_min ? 4 : 2) * rows + b % 8 * subs * rows;
+    constexpr std::size_t d_min(std::size_t b) const {
+        return d(b) + (format.is_k ? 2 * rows : kind_bytes);
     }
-    constexpr std::size_t s_min(std::size_t b) const {
-        return s(b) + 8 * (quant_block / format.sub) * rows;
-    }
+    constexpr std::size_t s(std::size_t b) const { return record(b) + b % 2 * subs * rows; }
+    constexpr std::size_t s_min(std::size_t b) const { return s(b) + kind_bytes; }
 };
 
 template <class Isa>
 std::size_t group_bytes(DType type, std::size_t k) {
-    if (is_quantized(type)) return GroupLayout<Isa>(type, k).total;
+    if (is_quantized(type)) return GroupLayout<Isa>(type).total(k);
     return round_up(row_bytes(type, k) * group_rows<Isa>(type), 64);
+}
+
+// Where vector i of the plane of so many bits lies in a block: vectors come in the order of the
+// first quads that they hold, those of narrower planes first.
+constexpr std::size_t plane_vector(int bits, int width, std::size_t i) {
+    const std::size_t quad = i * 8 / static_cast<std::size_t>(width);
+    std::size_t place = i;
+    for (int other = 1; other <= 4; other *= 2) {
+        if (other == width || !(bits & other)) continue;
+        const std::size_t quads = 8 / static_cast<std::size_t>(other);
+        place += other < width ? quad / quads + 1 : (quad + quads - 1) / quads;
+    }
+    return place;
 }
 
 // Calls f(vector, shift, code_shift, bits) for each plane: where the bits of a quad's codes lie.
 template <class F>
-inline void for_each_plane(int bits, std::size_t quad, F&& f) {
+constexpr void for_each_plane(int bits, std::size_t quad, F&& f) {
     if (bits == 8) return f(quad, 0, 0, 8);
-    std::size_t vector = 0;
     int code_shift = 0;
     for (int width = 4; width > 0; width /= 2) {
         if (!(bits & width)) continue;
         const std::size_t per_vector = 8 / static_cast<std::size_t>(width);
-        f(vector + quad / per_vector, width * static_cast<int>(quad % per_vector), code_shift,
-          width);
-        vector += 8 / per_vector;
+        f(plane_vector(bits, width, quad / per_vector), width * static_cast<int>(quad % per_vector),
+          code_shift, width);
         code_shift += width;
     }
 }
 
 // The bits of a plane in each of a quad's four bytes.
 constexpr std::uint32_t plane_mask(int width) { return 0x01010101u * ((1u << width) - 1); }
-
-// Ors the codes of one quad of row r, a byte each, into a block's codes, which begin as zeros.
-template <class Isa>
-inline void put_quad(int bits, std::byte* codes, std::size_t quad, std::size_t r,
-                     std::uint32_t four) {
-    for_each_plane(bits, quad, [&](std::size_t vector, int shift, int code_shift, int width) {
-        std::byte* lane = codes + (vector * lanes<Isa> + r) * 4;
-        const auto merged = read<std::uint32_t>(lane) | (four >> code_shift & plane_mask(width))
-                                                            << shift;
-        std::memcpy(lane, &merged, 4);
-    });
-}
 
 template <class Isa>
 inline std::uint32_t get_quad(int bits, const std::byte* codes, std::size_t quad, std::size_t r) {
@@ -123,28 +135,42 @@ constexpr std::uint32_t quad_flip(DType type) {
     return type == DType::q8_0 && Isa::Int8::byte_bias == 0 ? 0x80808080 : 0;
 }
 
-template <class Isa>
-void pack_quantized_row(DType type, const std::byte* row, std::size_t k, std::size_t r,
-                        std::byte* group) {
-    const GroupLayout<Isa> at(type, k);
-    std::byte* scales = group + at.scales;
+// Row r of a group.  Every vector of codes gets its lane at once, put together from the quads.
+template <class Isa, DType Type>
+void pack_quantized_row(const std::byte* row, std::size_t k, std::size_t r, std::byte* group) {
+    constexpr GroupLayout<Isa> at{Type};
+    constexpr auto bits = static_cast<std::size_t>(at.format.bits);
     for (std::size_t b = 0; b < k / quant_block; ++b) {
-        const Block block = read_block(type, row, b);
-        std::byte* codes = group + b * at.block_bytes();
-        for (std::size_t quad = 0; quad < 8; ++quad) {
-            std::uint32_t four;
-            std::memcpy(&four, block.code + 4 * quad, 4);
-            put_quad<Isa>(at.format.bits, codes, quad, r, four ^ quad_flip<Isa>(type));
-        }
-        std::memcpy(scales + at.d(b) + 2 * r, &block.d, 2);
-        if (at.format.has_min) std::memcpy(scales + at.d_min(b) + 2 * r, &block.d_min, 2);
+        const Block block = read_block(Type, row, b);
+        std::uint32_t lane[bits] = {};
+        unroll<8>([&](auto quad) {
+            const std::uint32_t four =
+                read<std::uint32_t>(reinterpret_cast<const std::byte*>(block.code) + 4 * quad) ^
+                quad_flip<Isa>(Type);
+            for_each_plane(at.format.bits, quad,
+                           [&](std::size_t vector, int shift, int code_shift, int width) {
+                               lane[vector] |= (four >> code_shift & plane_mask(width)) << shift;
+                           });
+        });
+        std::byte* codes = group + at.codes(b) + r * 4;
+        for (std::size_t v = 0; v < bits; ++v) std::memcpy(codes + v * 4 * at.rows, &lane[v], 4);
+        std::memcpy(group + at.d(b) + 2 * r, &block.d, 2);
+        if (at.format.has_min) std::memcpy(group + at.d_min(b) + 2 * r, &block.d_min, 2);
         if (!at.format.is_k) continue;
-        for (std::size_t i = 0; i < quant_block / at.format.sub; ++i) {
-            scales[at.s(b) + i * at.rows + r] = static_cast<std::byte>(block.s[i]);
+        for (std::size_t i = 0; i < at.subs; ++i) {
+            group[at.s(b) + i * at.rows + r] = static_cast<std::byte>(block.s[i]);
             if (at.format.has_min)
-                scales[at.s_min(b) + i * at.rows + r] = static_cast<std::byte>(block.s_min[i]);
+                group[at.s_min(b) + i * at.rows + r] = static_cast<std::byte>(block.s_min[i]);
         }
     }
+}
+
+// Calls f with std::integral_constant<DType, type> of a quantised type.
+template <DType Type = DType::q8_0, class F>
+inline void with_quantized(DType type, F&& f) {
+    if (type == Type) return f(std::integral_constant<DType, Type>{});
+    if constexpr (Type != DType::q6_k)
+        with_quantized<static_cast<DType>(static_cast<int>(Type) + 1)>(type, static_cast<F&&>(f));
 }
 
 template <class Isa>
@@ -158,7 +184,9 @@ void pack(DType type, const std::byte* src, std::size_t n, std::size_t k, std::s
         for (std::size_t r = 0; r < rows && g * rows + r < n; ++r) {
             const std::byte* row = src + (g * rows + r) * source_bytes;
             if (is_quantized(type)) {
-                pack_quantized_row<Isa>(type, row, k, r, group);
+                with_quantized(type, [&](auto constant) {
+                    pack_quantized_row<Isa, constant>(row, k, r, group);
+                });
                 continue;
             }
             for (std::size_t c = 0; c < k; ++c)
@@ -169,26 +197,24 @@ void pack(DType type, const std::byte* src, std::size_t n, std::size_t k, std::s
 
 template <class Isa>
 void unpack_quantized_row(const PackedView& w, const std::byte* group, std::size_t r, float* y) {
-    const GroupLayout<Isa> at(w.type, w.k);
-    const std::byte* scales = group + at.scales;
+    const GroupLayout<Isa> at(w.type);
     Block block;
     for (std::size_t b = 0; b < w.k / quant_block; ++b, y += quant_block) {
-        block.d = read<std::uint16_t>(scales + at.d(b) + 2 * r);
-        block.d_min = at.format.has_min ? read<std::uint16_t>(scales + at.d_min(b) + 2 * r)
-                                        : std::uint16_t{0};
+        block.d = read<std::uint16_t>(group + at.d(b) + 2 * r);
+        block.d_min =
+            at.format.has_min ? read<std::uint16_t>(group + at.d_min(b) + 2 * r) : std::uint16_t{0};
         for (std::size_t i = 0; i < 2; ++i) {
             const std::size_t sub = at.format.sub == 16 ? i : 0;
             const auto integer = [&](std::size_t offset) {
-                return at.format.is_k ? static_cast<std::int8_t>(scales[offset + sub * at.rows + r])
+                return at.format.is_k ? static_cast<std::int8_t>(group[offset + sub * at.rows + r])
                                       : std::int8_t{1};
             };
             block.s[i] = integer(at.s(b));
             block.s_min[i] = at.format.has_min ? integer(at.s_min(b)) : std::int8_t{0};
         }
         for (std::size_t quad = 0; quad < 8; ++quad) {
-            const std::uint32_t four =
-                get_quad<Isa>(at.format.bits, group + b * at.block_bytes(), quad, r) ^
-                quad_flip<Isa>(w.type);
+            const std::uint32_t four = get_quad<Isa>(at.format.bits, group + at.codes(b), quad, r) ^
+                                       quad_flip<Isa>(w.type);
             std::memcpy(block.code + 4 * quad, &four, 4);
         }
         block_values(w.type, block, y);

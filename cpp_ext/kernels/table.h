@@ -28,6 +28,7 @@ constexpr KernelTable make_table(const char* name) {
         .gelu_erf = gelu_erf<Isa>,
         .swiglu = swiglu<Isa>,
         .add = add<Isa>,
+        .stream = stream<Isa>,
         .rms_norm = rms_norm<Isa>,
         .softmax = softmax<Isa>,
         .rope = rope<Isa>,

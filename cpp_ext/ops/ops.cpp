@@ -25,8 +25,8 @@ std::size_t column_unit(const Worker& worker, const KernelTable& table, std::siz
 
 void rms_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
               float eps, float* y, std::size_t rows, std::size_t n) {
-    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
-        table.rms_norm(x + first * n, weight, eps, y + first * n, count, n);
+    write_rows(worker, table, x, y, rows, n, [&](std::size_t first, std::size_t count, float* to) {
+        table.rms_norm(x + first * n, weight, eps, to, count, n);
     });
 }
 
@@ -58,8 +58,8 @@ void softcap(const Worker& worker, const float* x, float cap, float* y, std::siz
 
 void softmax(const Worker& worker, const KernelTable& table, const float* x, float* y,
              std::size_t rows, std::size_t n) {
-    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
-        table.softmax(x + first * n, y + first * n, count, n);
+    write_rows(worker, table, x, y, rows, n, [&](std::size_t first, std::size_t count, float* to) {
+        table.softmax(x + first * n, to, count, n);
     });
 }
 
@@ -90,7 +90,7 @@ void quantize_activations(const Worker& worker, const KernelTable& table, Activa
 
 void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,
             const std::byte* xq, std::size_t rows, float* y) {
-    constexpr std::size_t unit = 4;  // groups that one row passes side by side
+    constexpr std::size_t unit = 4;  // groups: 147 KB of Q4_0 4096 columns wide
     const KernelTable& table = w.table();
     const bool integers = is_quantized(w.type()) && kind != Activations::f32;
     deal(worker, w.groups(), unit, [&](std::size_t first, std::size_t last) {

@@ -31,6 +31,26 @@ void for_rows(const Worker& worker, std::size_t rows, std::size_t n, F&& f) {
          [&](std::size_t first, std::size_t last) { f(first, last - first); });
 }
 
+// y = f(x), row by row: calls f(first, count, to), to for y's row `first` on, for this worker's
+// chunks of rows of n elements.  An output of 16 MB or more, unless it overwrites x, is made in the
+// first cache and written past the others, as a plain store reads the line that it overwrites:
+// rms_norm over 2048 x 4096 goes from 69 to 99 % of memcpy's speed on a Zen 4.  (Elementwise ops,
+// which compute more for each line, lose: silu 92 to 80 %.)
+template <class F>
+void write_rows(const Worker& worker, const KernelTable& table, const float* x, float* y,
+                std::size_t rows, std::size_t n, F&& f) {
+    constexpr std::size_t longest = 4096;
+    const bool streamed = rows * n >= (4u << 20) && x != y && n <= longest;
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        if (!streamed) return f(first, count, y + first * n);
+        alignas(64) float buffer[longest];
+        for (std::size_t r = first; r < first + count; ++r) {
+            f(r, 1, buffer);
+            table.stream(buffer, y + r * n, n);
+        }
+    });
+}
+
 void rms_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
               float eps, float* y, std::size_t rows, std::size_t n);
 // y = x + w, for each row.  y may be x.
