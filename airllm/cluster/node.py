@@ -21,6 +21,7 @@ from airllm.cluster.node_config import Sync
 from airllm.cluster.rope import fill_angles
 from airllm.cluster.wire import FloatType, Size
 from airllm.graph import Graph, Role
+from airllm.graph_rewrite import fuse, fusion_wanted
 
 _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 
@@ -70,11 +71,13 @@ class Node:
         self._calls: dict[int, list[Callable[[int, Any], None]]] = {}
 
     def _make_executors(self) -> list[Executor]:
-        """One for each segment; those of equal graphs, such as all layers', share one."""
+        """One for each segment, fused as the local engine's graphs are; those of equal graphs, such
+        as all layers', share one."""
+        fused = fusion_wanted(None)
         made: list[tuple[Graph, Executor]] = []
         executors = []
         for segment in self._lowered.segments:
-            graph = segment.graph
+            graph = fuse(segment.graph) if fused else segment.graph
             executor = next((e for known, e in made if known == graph), None)
             if executor is None:
                 executor = self._backend.executor(graph, self.rows)
