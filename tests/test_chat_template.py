@@ -192,10 +192,10 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_an_endless_template_ends_within_a_second(name: str) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(ChatTemplateError, match="it takes too long; it may loop without end"):
         render(ENDLESS[name])
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 1
 
 
 LARGE = {
