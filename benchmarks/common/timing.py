@@ -15,7 +15,8 @@ Call = Callable[[], object]
 
 SAMPLE_SECONDS = 2e-3  # long enough for the clock, short enough to fit between disturbances
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
-IDLE_TIMEOUT = 0.1  # seconds
+IDLE_TIMEOUT = 0.5  # seconds
+TICKS = 12e-3  # a thread that spins on another core is charged for it at the kernel's ticks only
 QUIET, PATIENCE = 1.05, 4
 
 
@@ -109,13 +110,13 @@ def _was_quiet(taken: Mapping[str, list[float]], name: str, seconds: float) -> b
 def wait_until_idle() -> None:
     """Wait until this process's other threads sleep.
 
-    Those of OpenMP and OpenBLAS spin for 5 to 30 ms after their last work, on cores that the next
+    Those of OpenMP and OpenBLAS spin for 5 to 130 ms after their last work, on cores that the next
     contender needs.
     """
     end = time.perf_counter() + IDLE_TIMEOUT
     while time.perf_counter() < end:
         start, used = time.perf_counter(), time.process_time()
-        time.sleep(1e-3)
+        time.sleep(TICKS)
         if time.process_time() - used < 0.3 * (time.perf_counter() - start):
             return
 
