@@ -268,16 +268,15 @@ struct Executor::Run {
                            .sequences = layer.sequences},
                           reinterpret_cast<float*>(executor.parts_.data()));
                 break;
-            case OpKind::swiglu:
-            case OpKind::add: {
-                auto* const kernel = op.kind == OpKind::add ? table.add : table.swiglu;
+            case OpKind::add:
                 for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
-                    kernel(in(0) + i, in(1) + i, buffer(op.output) + i, count);
+                    table.add(in(0) + i, in(1) + i, buffer(op.output) + i, count);
                 });
                 break;
-            }
+            case OpKind::swiglu:
             case OpKind::geglu:
-                geglu(worker, table, in(0), in(1), buffer(op.output), n * width(op.output));
+                glu(worker, table, op.kind == OpKind::swiglu ? Glu::silu : Glu::gelu, in(0), in(1),
+                    buffer(op.output), n * width(op.output));
                 break;
             case OpKind::softcap:
                 softcap(worker, in(0), op.cap, buffer(op.output), n * width(op.output));

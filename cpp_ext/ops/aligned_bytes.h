@@ -17,8 +17,8 @@ class AlignedBytes {
     AlignedBytes() = default;
     // Throws std::bad_alloc.
     explicit AlignedBytes(std::size_t bytes) : size_(bytes) {
-        // Huge pages spare the kernels a TLB miss every 4 KB of weights.
         if (bytes) ++allocations;
+        // Huge pages spare the kernels a TLB miss every 4 KB of weights.
         constexpr std::size_t huge_page = 2u << 20;
         const std::size_t alignment = bytes >= huge_page ? huge_page : 64;
         const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;

@@ -22,7 +22,8 @@ enum class Glu { silu, gelu };
 // one table and groups of as many rows: see alike.
 void glu_linear(const Worker& worker, const PackedMatrix& gate, const PackedMatrix& up,
                 Glu activation, const LinearInput& input, float* product, float* y);
-// y = activation(gate) * up by itself, n elements.
+// y = activation(gate) * up by itself, n elements; the activation, for gelu its tanh approximation,
+// is rounded to float32 first.  y may be either.
 void glu(const Worker& worker, const KernelTable& table, Glu activation, const float* gate,
          const float* up, float* y, std::size_t n);
 bool alike(const PackedMatrix& a, const PackedMatrix& b);

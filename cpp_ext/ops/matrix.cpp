@@ -4,6 +4,7 @@
 #include <string>
 
 #include "dispatch.h"
+#include "ops/ops.h"
 #include "threads/team.h"
 
 namespace tensor_ops {
@@ -61,7 +62,7 @@ PackedMatrix::PackedMatrix(DType type, std::span<const std::byte> source, std::s
     const std::size_t all = groups();
     run_team(
         [&](const Worker& worker) {
-            deal(worker, all, 4, [&](std::size_t first, std::size_t last) {
+            deal(worker, all, dealt_groups, [&](std::size_t first, std::size_t last) {
                 table_->pack(type, source.data(), n, k, first, last, data_);
             });
         },

@@ -37,19 +37,6 @@ void bias(const Worker& worker, const KernelTable& table, const float* x, const 
     });
 }
 
-void geglu(const Worker& worker, const KernelTable& table, const float* gate, const float* up,
-           float* y, std::size_t n) {
-    constexpr std::size_t step = 256;  // stays in the first cache
-    float gelu[step];
-    for_elements(worker, n, [&](std::size_t first, std::size_t count) {
-        for (std::size_t i = first; i < first + count; i += step) {
-            const std::size_t m = std::min(step, first + count - i);
-            table.gelu_tanh(gate + i, gelu, m);
-            for (std::size_t j = 0; j < m; ++j) y[i + j] = gelu[j] * up[i + j];
-        }
-    });
-}
-
 void softcap(const Worker& worker, const float* x, float cap, float* y, std::size_t n) {
     for_elements(worker, n, [&](std::size_t first, std::size_t count) {
         for (std::size_t i = first; i < first + count; ++i) y[i] = cap * std::tanh(x[i] / cap);

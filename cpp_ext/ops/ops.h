@@ -56,9 +56,6 @@ void rms_norm(const Worker& worker, const KernelTable& table, const float* x, co
 // y = x + w, for each row.  y may be x.
 void bias(const Worker& worker, const KernelTable& table, const float* x, const float* w, float* y,
           std::size_t rows, std::size_t n);
-// y = gelu(gate) * up, by the tanh approximation, gelu rounded to float32 first.  y may be either.
-void geglu(const Worker& worker, const KernelTable& table, const float* gate, const float* up,
-           float* y, std::size_t n);
 // y = cap * tanh(x / cap).  y may be x.
 void softcap(const Worker& worker, const float* x, float cap, float* y, std::size_t n);
 void softmax(const Worker& worker, const KernelTable& table, const float* x, float* y,

@@ -12,7 +12,7 @@
 
 namespace tensor_ops {
 
-inline constexpr std::size_t q80_bytes = 34;  // of a block: a half, 32 signed bytes
+inline constexpr std::size_t q80_bytes = block_size(DType::q8_0).bytes;
 
 // n values, a multiple of 32, to n / 32 blocks.  A block that holds NaN or infinity becomes NaN.
 void quantize_q80(const KernelTable& table, const float* x, std::byte* blocks, std::size_t n);
