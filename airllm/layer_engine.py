@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
@@ -33,6 +32,7 @@ from airllm.plan import Plan, default_context, kv_bytes_per_token
 from airllm.profiling import Profile
 from airllm.progress import OnProgress
 from airllm.sampling import Sampling
+from airllm.system import resident_bytes
 from airllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -458,7 +458,7 @@ class LayerWiseInferenceEngine:
             "weights": decoder.weights.nbytes if decoder else 0,
             "kv_cache": decoder.cache.nbytes if decoder else 0,
             "buffers": decoder.buffer_bytes if decoder else 0,
-            "resident": _resident_bytes(),
+            "resident": resident_bytes(),
         }
 
     def plan(self, *, probe: bool = False) -> Plan:
@@ -620,16 +620,3 @@ def _prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 def _strings(strings: str | Sequence[str]) -> tuple[str, ...]:
     return (strings,) if isinstance(strings, str) else tuple(strings)
-
-
-def _resident_bytes() -> int:
-    """This process's resident memory; where /proc does not say, the most that it ever was."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

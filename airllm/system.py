@@ -6,6 +6,7 @@ Everything is read from /proc and /sys; what a system does not say is None, neve
 Sources: cgroups(7), proc(5), and the kernel's admin-guide/cgroup-v1 and cgroup-v2.
 """
 
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -101,6 +102,19 @@ def total_memory(root: Path = ROOT) -> int | None:
     """Bytes of memory in the machine, whatever the cgroup grants; None if unknown."""
     kibibytes = _field(_text(root / "proc/meminfo"), "MemTotal:")
     return kibibytes * 1024 if kibibytes is not None else None
+
+
+def resident_bytes() -> int:
+    """This process's resident memory; where /proc does not say, the most that it ever was."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def cgroup_directories(controller: str, root: Path = ROOT) -> list[CgroupDirectory]:

@@ -21,9 +21,9 @@ from worker_threads import addresses, workers
 
 from airllm.backends import load_backend
 from airllm.cluster.link import LinkError
-from airllm.cluster.run import resident_bytes
 from airllm.cluster.spill import CacheFolder, SpillFile, open_spill
 from airllm.cluster.streamed import StreamedWeights, segments_to_keep
+from airllm.system import resident_bytes
 
 RECORDINGS = ["llama-f32", "llama-q40", "qwen3moe-q40"]
 

@@ -18,10 +18,10 @@ from airllm.backends import Backend, Executor
 from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node_config import Sync
-from airllm.cluster.rope import fill_angles
 from airllm.cluster.wire import FloatType, Size
 from airllm.graph import Graph, Role
 from airllm.graph_rewrite import fuse, fusion_wanted
+from airllm.numpy_ops import rope_table
 
 _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 
@@ -91,7 +91,7 @@ class Node:
         """For each segment in order: what computes it, and the syncs that follow."""
         self._positions[:rows] = np.arange(position, position + rows)
         for frequencies, table in self._angles:
-            fill_angles(frequencies, position, table[:rows])
+            table[:rows] = rope_table(np.arange(position, position + rows), frequencies)
         calls = self._calls.get(rows) or self._calls.setdefault(rows, self._make_calls(rows))
         for index, (call, segment) in enumerate(zip(calls, self._lowered.segments, strict=True)):
             yield partial(self._run, call, index, position), segment.syncs

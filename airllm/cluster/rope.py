@@ -43,11 +43,3 @@ class Angles:
         low, high = self.low_frequency_factor, self.high_frequency_factor
         share = np.clip((turns - low) / (high - low), 0.0, 1.0)
         return (1 - share) * f / self.factor + share * f
-
-
-def fill_angles(frequencies: NDArray[np.float64], position: int, out: NDArray[np.float32]) -> None:
-    """out[r]: the cosines of position + r, then the sines. out: [n, 2 * frequencies]"""
-    n = len(frequencies)
-    turned = np.arange(position, position + len(out), dtype=np.float64)[:, None] * frequencies
-    np.cos(turned, out=out[:, :n], casting="same_kind")
-    np.sin(turned, out=out[:, n:], casting="same_kind")

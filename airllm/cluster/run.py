@@ -5,7 +5,6 @@ next root.
 """
 
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -201,7 +200,7 @@ class Run:
         needed = weights + cache + buffers
         granted = system.available_memory()
         if self.settings.ram is not None:
-            granted = max(self.settings.ram - resident_bytes(), 0)
+            granted = max(self.settings.ram - system.resident_bytes(), 0)
         text = (
             f"memory: {megabytes(needed)} needed (weights {megabytes(weights)}, "
             f"cache {megabytes(cache)}, buffers {megabytes(buffers)})"
@@ -361,12 +360,3 @@ class _Progress:
         self._report.update(weights=fields)
         text = f"weights: {megabytes(self._done)} of {megabytes(self._total)}{rest}"
         self._report.event("weights", text, fields)
-
-
-def resident_bytes() -> int:
-    """This process's memory now; what it is without any model, where /proc does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return 100 << 20
-    return pages * os.sysconf("SC_PAGE_SIZE")
