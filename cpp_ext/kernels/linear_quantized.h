@@ -23,6 +23,7 @@ class GroupReader {
     static constexpr Format format = format_of(Type);
     static constexpr GroupLayout<Isa> layout{Type};
     static constexpr std::size_t subs = quant_block / format.sub;
+    static constexpr std::size_t read_ahead = 4096;  // 2 to 6 KB do as well, 8 KB does worse
 
  public:
     GroupReader(const PackedView& w, std::size_t group)
@@ -64,6 +65,15 @@ class GroupReader {
             even = even | part<0, 4, 0>(v);
             odd = odd | part<4, 4, 0>(v);
         }
+    }
+
+    // Fetches as much as a block has from `read_ahead` bytes behind it, which runs on into the next
+    // group. Between many products the hardware's prefetchers lose their lead: for a tile of 8 rows
+    // that is 14% of the time.
+    void fetch_ahead(std::size_t b) const {
+        const std::byte* ahead = group_ + layout.codes(b) + read_ahead;
+        unroll<(layout.record_bytes / 2 + 63) / 64>(
+            [&](auto line) { __builtin_prefetch(ahead + 64 * line); });
     }
 
     // What a block's codes are multiplied by and what is added to them, for each format.sub
@@ -138,6 +148,7 @@ inline void multiply_group(const GroupReader<Isa, Type>& w, const std::byte* x, 
     }
     typename GroupReader<Isa, Type>::Scales scales;
     for (std::size_t b = 0; b < blocks; ++b, x += codes_bytes + 16 * Tokens) {
+        if constexpr (Tokens >= 4) w.fetch_ahead(b);
         w.load_scales(b, scales);
         const std::byte* tail = x + codes_bytes;
         const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
