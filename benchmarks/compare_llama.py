@@ -4,11 +4,11 @@
     python benchmarks/compare_llama.py --model model.gguf
     python benchmarks/compare_llama.py --model model.gguf --llama-bench build/bin/llama-bench
 
-llama.cpp is llama-cpp-python, where it is installed, or a llama-bench binary:
-ik_llama.cpp has one, which wants --llama-bench-options "-rtr 1". Both start from an empty cache, or --depth
-tokens, and run the model alone, no tokeniser and no sampling; both keep keys and values in float16,
-and llama.cpp has flash attention on. llama-cpp-python's logits are compared with ours before
-anything is timed.
+llama.cpp is llama-cpp-python, where it is installed, or a llama-bench binary: ik_llama.cpp has one,
+which wants --llama-bench-options "-rtr 1". Both start from an empty cache, or --depth tokens, and
+run the model alone, no tokeniser and no sampling; both keep keys and values in float16, and
+llama.cpp has flash attention on. llama-cpp-python's logits are compared with ours before anything
+is timed.
 """
 
 import argparse
