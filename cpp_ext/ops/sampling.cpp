@@ -39,11 +39,21 @@ float largest_of(const float* x, std::size_t n) {
                                             : largest);
 }
 
-std::vector<float> largest_of_groups(std::span<const float> logits) {
-    std::vector<float> found((logits.size() + group - 1) / group);
-    for (std::size_t g = 0; g < found.size(); ++g)
-        found[g] = largest_of(&logits[g * group], std::min(group, logits.size() - g * group));
-    return found;
+// Kept by each thread, so that nothing is allocated after its first token.
+struct Candidate {
+    float logit;
+    std::size_t id;
+};
+struct Room {
+    std::vector<float> largest;  // of each group
+    std::vector<float> sorted;
+    std::vector<Candidate> left;
+};
+
+void look_at_groups(std::span<const float> logits, std::vector<float>& largest) {
+    largest.resize((logits.size() + group - 1) / group);
+    for (std::size_t g = 0; g < largest.size(); ++g)
+        largest[g] = largest_of(&logits[g * group], std::min(group, logits.size() - g * group));
 }
 
 // The first of the largest, or the first NaN.
@@ -56,52 +66,47 @@ std::size_t likeliest(std::span<const float> x) {
     return best;
 }
 
-struct Candidate {
-    float logit;
-    std::size_t id;
-};
-
 bool likelier(const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-// The k likeliest, or all where k is 0, in no order.
-std::vector<Candidate> candidates(std::span<const float> logits, std::span<const float> largest,
-                                  std::size_t k) {
+// Puts the k likeliest, or all where k is 0, into room.left, in no order.
+void take_candidates(std::span<const float> logits, std::size_t k, Room& room) {
     if (k == 0) k = logits.size();
     float floor = -std::numeric_limits<float>::infinity();
-    std::vector<float> sorted(largest.begin(), largest.end());
-    if (k <= sorted.size()) {  // k groups have a largest of at least this, so k logits have
-        const auto kth = sorted.begin() + static_cast<std::ptrdiff_t>(k - 1);
-        std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
+    if (k <= room.largest.size()) {  // k groups have a largest of at least this, so k logits have
+        room.sorted = room.largest;
+        const auto kth = room.sorted.begin() + static_cast<std::ptrdiff_t>(k - 1);
+        std::nth_element(room.sorted.begin(), kth, room.sorted.end(), std::greater<>());
         floor = *kth;
     }
-    std::vector<Candidate> found;
-    for (std::size_t g = 0; g < largest.size(); ++g) {
-        if (largest[g] < floor) continue;
+    room.left.clear();
+    for (std::size_t g = 0; g < room.largest.size(); ++g) {
+        if (room.largest[g] < floor) continue;
         for (std::size_t id = g * group; id < std::min((g + 1) * group, logits.size()); ++id)
-            if (logits[id] >= floor) found.push_back({logits[id], id});
+            if (logits[id] >= floor) room.left.push_back({logits[id], id});
     }
-    if (k < found.size()) {
-        const auto end = found.begin() + static_cast<std::ptrdiff_t>(k);
-        std::nth_element(found.begin(), end, found.end(), likelier);
-        found.erase(end, found.end());
+    if (k < room.left.size()) {
+        const auto end = room.left.begin() + static_cast<std::ptrdiff_t>(k);
+        std::nth_element(room.left.begin(), end, room.left.end(), likelier);
+        room.left.erase(end, room.left.end());
     }
-    return found;
 }
 
 }  // namespace
 
 // 20 us for 49,152 logits and a top_k of 40.
 std::size_t sample(std::span<const float> logits, const Sampling& sampling, double draw) {
-    const std::vector<float> largest = largest_of_groups(logits);
-    const std::size_t best_group = likeliest(largest) * group;
+    thread_local Room room;
+    look_at_groups(logits, room.largest);
+    const std::size_t best_group = likeliest(room.largest) * group;
     const std::size_t best_id =
         best_group +
         likeliest(logits.subspan(best_group).first(std::min(group, logits.size() - best_group)));
     if (sampling.temperature == 0.0 || !std::isfinite(logits[best_id])) return best_id;
 
-    std::vector<Candidate> left = candidates(logits, largest, sampling.top_k);
+    take_candidates(logits, sampling.top_k, room);
+    std::vector<Candidate>& left = room.left;
     const double best = logits[best_id];
     const auto relative = [&](const Candidate& c) { return std::exp(c.logit - best); };
     double total = 0.0;
