@@ -66,6 +66,7 @@ class Decoder:
         self._head: Executor = backend.executor(model.head, batch_size)
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
+        self._last_row = self._last_logits[np.newaxis]
         self.weights = open_weights(
             gguf,
             model,
@@ -155,7 +156,7 @@ class Decoder:
                 self._run_head(residual, logits[start : start + len(batch)], threads)
         if logits is not None:
             return logits
-        self._run_head(residual[-1:], self._last_logits[np.newaxis], threads)
+        self._run_head(residual[-1:], self._last_row, threads)
         return self._last_logits
 
     def _evaluate_in_one_pass(
@@ -190,7 +191,7 @@ class Decoder:
                 on_progress(index + 1, n_layers)
         cache.tokens.extend(tokens.tolist())
         if logits is None:
-            self._run_head(residual[-1:], self._last_logits[np.newaxis], 0)
+            self._run_head(residual[-1:], self._last_row, 0)
             return self._last_logits
         with self.weights.head() as bound:
             for batch in batches:

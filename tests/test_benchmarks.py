@@ -257,6 +257,21 @@ def test_compare_llama_reports_the_ratio_to_llama_bench(compiler, tiny_model, ll
     assert report["results"][1]["share_of_read"] > 0
 
 
+def test_compare_llama_hands_options_and_depth_to_llama_bench(compiler, tiny_model, llama_bench):
+    seen = llama_bench.with_name("seen")
+    program = (
+        llama_bench.read_text() + f"import sys\nopen({str(seen)!r}, 'w').write(str(sys.argv))\n"
+    )
+    llama_bench.write_text(program)
+    sizes = ("--prompt-tokens", "0", "--generated-tokens", "4", "--rounds", "1", "--threads", "1")
+    more = ("--llama-bench", llama_bench, "--llama-bench-options", "-rtr 1", "--depth", "8")
+    report = json_of("compare_llama.py", "--model", tiny_model, *sizes, *more)
+    assert [row["test"] for row in report["results"]] == ["tg4@8"]
+    assert seen.read_text().endswith(
+        "'-fa', '1', '-o', 'json', '-rtr', '1', '-p', '0', '-n', '4', '-d', '8']"
+    )
+
+
 def test_compare_llama_says_what_llama_bench_said_when_it_fails(tiny_model, llama_bench):
     llama_bench.write_text("#!/bin/sh\necho no such model >&2\nexit 3\n")
     sizes = ("--prompt-tokens", "8", "--generated-tokens", "4", "--threads", "1")
