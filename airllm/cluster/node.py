@@ -27,9 +27,12 @@ _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 
 
 class SegmentWeights(Protocol):
-    """waited_seconds: that `segment` waited for the disk, so far."""
+    """waited_seconds: that `segment` waited for the disk, so far; read_bytes: from there."""
 
     waited_seconds: float
+
+    @property
+    def read_bytes(self) -> int: ...
 
     def segment(self, index: int) -> Any:
         """A segment's weights as its executor bound them, until the next call."""

@@ -30,8 +30,8 @@ from airllm.cluster.protocol import (
     read_weight_header,
 )
 from airllm.cluster.report import Report, megabytes
-from airllm.cluster.spill import free_bytes, open_spill
-from airllm.cluster.streamed import StreamedWeights, segment_bytes, segments_to_keep
+from airllm.cluster.spill import open_spill, room_bytes
+from airllm.cluster.streamed import StreamedWeights, plan_residence
 from airllm.cluster.weights import Arrivals, ResidentWeights
 from airllm.cluster.wire import Fields
 
@@ -220,19 +220,18 @@ class Run:
             return ResidentWeights(lowered, sizes, self.backend)
         if self.settings.ram is None:
             raise RefusedError(f"{text}: too little; with --ram, weights are read from disk")
-        nbytes = segment_bytes(lowered, sizes)
-        n_kept = segments_to_keep(nbytes, granted - cache - buffers - _SLACK)
-        if n_kept is None:
-            least = needed - weights + 2 * max(nbytes) + _SLACK
+        residence = plan_residence(lowered, sizes, self.backend, granted - cache - buffers - _SLACK)
+        if isinstance(residence, int):
+            least = cache + buffers + _SLACK + residence
             raise RefusedError(f"{text}: too little; {megabytes(least)} are enough to stream")
-        streamed = sum(nbytes[n_kept:])
-        free = free_bytes(self.settings.cache)
-        if streamed > free:
-            raise RefusedError(f"{text}: too little, and {megabytes(free)} are free on the disk")
+        streamed = residence.streamed_bytes
+        room = room_bytes(self.settings.cache)
+        if streamed > room:
+            raise RefusedError(f"{text}: too little, and {megabytes(room)} are free on the disk")
         text += f": {megabytes(streamed)} of the weights are read from disk for every step"
         self.report.event("memory", text, memory | {"streamed_bytes": streamed})
         spill = open_spill(self.settings.cache)
-        return StreamedWeights(lowered, sizes, self.backend, spill, n_kept)
+        return StreamedWeights(lowered, sizes, self.backend, spill, residence)
 
     def _receive_weights(
         self, root: Link, program: Program, weights: ResidentWeights | StreamedWeights
@@ -266,7 +265,7 @@ class Run:
                     return
                 root.set_timeout(self.settings.silence_timeout)
                 compute = sync = 0.0
-                disk = weights.waited_seconds
+                disk, read = weights.waited_seconds, weights.read_bytes
                 began = before = clock()
                 for run, syncs in node.step(control.position, control.rows):
                     run()
@@ -278,7 +277,8 @@ class Run:
                     sync += before - now
                 filled = max(filled, control.position + control.rows)
                 disk = weights.waited_seconds - disk
-                meter.step(control.rows, before - began, compute - disk, sync, disk)
+                read = weights.read_bytes - read
+                meter.step(control.rows, before - began, compute - disk, sync, disk, read)
         finally:
             meter.finish()
 
@@ -288,17 +288,20 @@ class Meter:
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._steps = self._tokens = 0
+        self._steps = self._tokens = self._read = 0
         self._seconds = self._compute = self._sync = self._disk = 0.0
         self._reported = time.monotonic()
 
-    def step(self, rows: int, seconds: float, compute: float, sync: float, disk: float) -> None:
+    def step(
+        self, rows: int, seconds: float, compute: float, sync: float, disk: float, read: int = 0
+    ) -> None:
         self._steps += 1
         self._tokens += rows
         self._seconds += seconds
         self._compute += compute
         self._sync += sync
         self._disk += disk
+        self._read += read
         now = time.monotonic()
         if now - self._reported >= 1.0:
             self._reported = now
@@ -312,6 +315,7 @@ class Meter:
             "compute_seconds": round(self._compute, 4),
             "sync_seconds": round(self._sync, 4),
             "disk_seconds": round(self._disk, 4),
+            "disk_bytes": self._read,
             "tokens_per_second": round(self._tokens / self._seconds, 2) if self._seconds else 0.0,
         }
 
@@ -319,13 +323,14 @@ class Meter:
         totals = self.totals()
         self._report.update(run=totals)
         seconds = self._seconds or 1.0
-        self._report.event(
-            "tokens",
+        text = (
             f"{self._tokens} tokens in {self._steps} steps, {totals['tokens_per_second']:.1f} a "
             f"second: {self._compute / seconds:.0%} compute, {self._sync / seconds:.0%} sync, "
-            f"{self._disk / seconds:.0%} waiting for the disk",
-            totals,
+            f"{self._disk / seconds:.0%} waiting for the disk"
         )
+        if self._read:
+            text += f" ({megabytes(self._read / self._steps)} a step)"
+        self._report.event("tokens", text, totals)
 
 
 class _Progress:
