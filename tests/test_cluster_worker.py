@@ -6,6 +6,7 @@ After each the worker must serve the next root, at once.
 import contextlib
 import os
 import socket
+import struct
 import threading
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from worker_threads import addresses, workers
 
 from airllm.cluster.link import LinkError
 from airllm.cluster.protocol import Control, Handshake, encode_ack
-from airllm.cluster.wire import encode_u32
+from airllm.cluster.wire import encode_name, encode_u32
 
 SMALL = Shape("llama", True, dim=128, hidden=128, layers=1, heads=4, kv_heads=4, length=40)
 
@@ -165,6 +166,23 @@ def test_a_root_that_drips_bytes_does_not_stretch_the_handshake(model):
             threading.Event().wait(0.05)
         [text] = made[0].report.wait_for("run_failed")
         assert "in time" in text
+
+
+def test_a_root_that_drips_weights_is_given_up(model):
+    data = bytes(dllama_recording.read_recording("llama-q40")[0][0, 0].to_worker)
+    first_weight = encode_name("block_matmul_q") + struct.pack("<IQ", 0, 0)
+    with workers(1, silence_timeout=0.2, min_rate=1e9) as made, dial(made[0]) as sock:
+        at = data.index(first_weight) + len(first_weight)
+        sock.sendall(data[:at])
+        for byte in data[at:]:
+            with contextlib.suppress(OSError):
+                sock.sendall(bytes([byte]))
+            if made[0].report.texts("run_failed"):
+                break
+            threading.Event().wait(0.01)
+        [text] = made[0].report.wait_for("run_failed")
+        assert text == "the run ended: the root was slower than 1e+09 bytes a second for too long"
+        assert serves(model, made)
 
 
 def test_a_root_that_is_idle_for_too_long_is_given_up(model):

@@ -16,7 +16,7 @@ from airllm.backends import Backend
 from airllm.cluster.checks import Program
 from airllm.cluster.door import LOOPBACK, Door, Network, Visitor, is_allowed
 from airllm.cluster.exchange import Exchange
-from airllm.cluster.link import Link, LinkError
+from airllm.cluster.link import DEFAULT_RATE, Link, LinkError
 from airllm.cluster.lowered import Lowered
 from airllm.cluster.lowering import lower
 from airllm.cluster.node import Node, buffer_bytes, cache_bytes, weight_bytes
@@ -48,7 +48,8 @@ class Settings:
     """threads: of the backend, 0 for all. ram: bytes that the process may use, None for what the
     machine has available. networks: where roots and workers may connect from, and where other
     workers may be. Timeouts in seconds: handshake, until the program has come; silence, in the
-    middle of something; idle, between two steps. spin: seconds in which to look for what others
+    middle of something; idle, between two steps. min_rate: bytes a second, of who is not silent but
+    slow in the middle of something (link.Patience). spin: seconds in which to look for what others
     send before sleeping. cache: folder where weights that `ram` has no room for are kept between
     runs; None: nowhere."""
 
@@ -58,6 +59,7 @@ class Settings:
     handshake_timeout: float = 60.0
     silence_timeout: float = 300.0
     idle_timeout: float = 3600.0
+    min_rate: float = DEFAULT_RATE
     spin: float = 100e-6
     cache: Path | None = None
 
@@ -104,6 +106,7 @@ class Run:
         program = Program(net, read_node_config(root.take, handshake, net))
         root.set_deadline(None)
         root.set_timeout(self.settings.silence_timeout)
+        root.be_patient(True)
         lowered = lower(program)
         self._describe(program, lowered)
         weights = self._weights(program, lowered)
@@ -113,6 +116,7 @@ class Run:
 
         self.report.update(state="weights")
         self._receive_weights(root, program, weights)
+        root.be_patient(False)
         weights.finish(node.executors)
         node.weights = weights
         root.send(encode_ack())
@@ -129,7 +133,7 @@ class Run:
 
     def _link(self, sock: socket.socket, name: str, stack: contextlib.ExitStack) -> Link:
         stack.callback(sock.close)
-        link = Link(sock, name, self.settings.handshake_timeout)
+        link = Link(sock, name, self.settings.handshake_timeout, self.settings.min_rate)
         self.links.append(link)
         if self.door.stopped:
             raise LinkError("the worker is stopping")
