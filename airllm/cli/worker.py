@@ -80,10 +80,10 @@ def add(subparsers: options.Subparsers) -> None:
     group.add_argument(
         "--spin",
         type=options.not_negative,
-        default=100.0,
+        default=2000.0,
         metavar="US",
         help="microseconds to look for what other nodes send before sleeping, which makes a sync a "
-        "little faster and keeps the processor busy; 0: none (default: %(default).0f)",
+        "little faster and a processor busy; 0: none (default: %(default).0f)",
     )
     group.add_argument("--once", action="store_true", help="end after the first root")
     group = parser.add_argument_group("limits")

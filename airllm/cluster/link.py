@@ -113,14 +113,24 @@ class Link:
         if patience is not self._patience:
             self._set_limit(self._timeout)
 
-    def read_soon(self, view: memoryview, seconds: float) -> None:
+    def read_soon(self, view: memoryview, seconds: float, timeout: float | None = None) -> None:
         """read_into, looking for the first bytes for so long before it sleeps: to be woken takes as
-        long as a small sync. Others who want this processor get it meanwhile."""
-        end = time.perf_counter() + seconds
-        while not (n := self.read_some(view)) and time.perf_counter() < end:
-            os.sched_yield()
-        if n < len(view):
+        long as a small sync. Others who want this processor get it meanwhile. timeout: for these
+        bytes, in place of the connection's."""
+        n = self.read_some(view)
+        if not n:
+            end = time.perf_counter() + seconds
+            while not (n := self.read_some(view)) and time.perf_counter() < end:
+                os.sched_yield()
+        if n == len(view):
+            return
+        if timeout is None or n:
             self.read_into(view[n:])
+            return
+        usual = self._timeout
+        self.set_timeout(timeout)
+        self.read_into(view)
+        self.set_timeout(usual)
 
     def send(self, data: bytes | memoryview) -> None:
         try:

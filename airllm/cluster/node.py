@@ -7,7 +7,7 @@ for run, syncs in node.step(position, rows):
     ... exchange the pipes of syncs ...
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,6 +26,9 @@ from airllm.numpy_ops import rope_table
 _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 
 
+Call = tuple[Callable[[], None], tuple[Sync, ...]]
+
+
 class SegmentWeights(Protocol):
     """waited_seconds: that `segment` waited for the disk, so far; read_bytes: from there."""
 
@@ -33,6 +36,9 @@ class SegmentWeights(Protocol):
 
     @property
     def read_bytes(self) -> int: ...
+
+    def stays(self, index: int) -> bool:
+        """Whether a segment's weights are the same for every step."""
 
     def segment(self, index: int) -> Any:
         """A segment's weights as its executor bound them, until the next call."""
@@ -71,7 +77,7 @@ class Node:
         }
         self._positions = self.pipes[0].view(np.float32)[:, 0]
         self.executors = self._make_executors()
-        self._calls: dict[int, list[Callable[[int, Any], None]]] = {}
+        self._buffers: dict[int, list[dict[str, NDArray[Any]]]] = {}  # of segments, by rows
 
     def _make_executors(self) -> list[Executor]:
         """One for each segment, fused as the local engine's graphs are; those of equal graphs, such
@@ -88,41 +94,58 @@ class Node:
             executors.append(executor)
         return executors
 
-    def step(
-        self, position: int, rows: int
-    ) -> Iterator[tuple[Callable[[], None], tuple[Sync, ...]]]:
-        """For each segment in order: what computes it, and the syncs that follow."""
+    def step(self, position: int, rows: int) -> Sequence[Call]:
+        """For each segment in order: what computes it, and the syncs that follow.
+
+        May be called before the step begins, when the last one is over: from what others have sent
+        to the executor it is then one call.
+        """
         self._positions[:rows] = np.arange(position, position + rows)
         for frequencies, table in self._angles:
             table[:rows] = rope_table(np.arange(position, position + rows), frequencies)
-        calls = self._calls.get(rows) or self._calls.setdefault(rows, self._make_calls(rows))
-        for index, (call, segment) in enumerate(zip(calls, self._lowered.segments, strict=True)):
-            yield partial(self._run, call, index, position), segment.syncs
+        return [
+            (self._call(index, position, rows), segment.syncs)
+            for index, segment in enumerate(self._lowered.segments)
+        ]
 
-    def _run(self, call: Callable[[int, Any], None] | None, index: int, position: int) -> None:
-        if call is not None:
-            call(position, self.weights.segment(index))
-
-    def _make_calls(self, rows: int) -> list[Any]:
-        """For each segment a function of position and weights; None where there is no op."""
-        calls: list[Any] = []
-        for segment, executor in zip(self._lowered.segments, self.executors, strict=True):
-            if not segment.graph.ops:
-                calls.append(None)
-                continue
-            buffers = {
-                buffer.name: self._external(buffer.name, rows)
-                for buffer in segment.graph.buffers
-                if buffer.external
-            }
-            k, v = (None, None) if segment.cache is None else self._caches[segment.cache]
-            tokens = [
-                (self.pipes[index].view(np.float32)[:rows, 0], array[:rows])
-                for index, array in self._tokens.items()
-                if f"tokens.{index}" in buffers
+    def _call(self, index: int, position: int, rows: int) -> Callable[[], None]:
+        segment = self._lowered.segments[index]
+        if not segment.graph.ops:
+            return _nothing
+        if rows not in self._buffers:
+            self._buffers[rows] = [
+                self._externals(one.graph, rows) for one in self._lowered.segments
             ]
-            calls.append(partial(_call, executor.run, buffers, rows, k, v, self._threads, tokens))
-        return calls
+        buffers, run = self._buffers[rows][index], self.executors[index].run
+        k, v = (None, None) if segment.cache is None else self._caches[segment.cache]
+        arguments = buffers, rows, position, k, v, self._threads
+        tokens = [
+            (self.pipes[pipe].view(np.float32)[:rows, 0], array[:rows])
+            for pipe, array in self._tokens.items()
+            if f"tokens.{pipe}" in buffers
+        ]
+        if self.weights.stays(index) and not tokens:
+            return partial(run, self.weights.segment(index), *arguments)
+        return partial(self._run, index, run, arguments, tokens)
+
+    def _run(
+        self,
+        index: int,
+        run: Callable[..., None],
+        arguments: tuple[Any, ...],
+        tokens: list[tuple[NDArray[np.float32], NDArray[np.int32]]],
+    ) -> None:
+        for floats, ids in tokens:
+            with np.errstate(invalid="ignore"):
+                ids[...] = floats  # what is no token of the table, the executor refuses
+        run(self.weights.segment(index), *arguments)
+
+    def _externals(self, graph: Graph, rows: int) -> dict[str, NDArray[Any]]:
+        return {
+            buffer.name: self._external(buffer.name, rows)
+            for buffer in graph.buffers
+            if buffer.external
+        }
 
     def _external(self, name: str, rows: int) -> NDArray[Any]:
         kind, number = name.split(".")
@@ -137,21 +160,8 @@ class Node:
         return pipe if self._types[index] is FloatType.Q80 else pipe.view(np.float32)
 
 
-def _call(
-    run: Callable[..., None],
-    buffers: dict[str, NDArray[Any]],
-    rows: int,
-    k: NDArray[Any] | None,
-    v: NDArray[Any] | None,
-    threads: int,
-    tokens: list[tuple[NDArray[np.float32], NDArray[np.int32]]],
-    position: int,
-    bound: Any,
-) -> None:
-    for floats, ids in tokens:
-        with np.errstate(invalid="ignore"):
-            ids[...] = floats  # what is no token of the table, the executor refuses
-    run(bound, buffers, rows, position, k, v, threads)
+def _nothing() -> None:
+    pass
 
 
 def roles(lowered: Lowered) -> Mapping[WeightKey, Role]:

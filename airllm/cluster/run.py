@@ -7,7 +7,7 @@ next root.
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from airllm import system
 from airllm.backends import Backend
 from airllm.cluster.checks import Program
 from airllm.cluster.door import LOOPBACK, Door, Network, Visitor, is_allowed
-from airllm.cluster.exchange import Exchange
+from airllm.cluster.exchange import Exchange, Plan
 from airllm.cluster.link import DEFAULT_RATE, Link, LinkError
 from airllm.cluster.lowered import Lowered
 from airllm.cluster.lowering import lower
 from airllm.cluster.node import Node, buffer_bytes, cache_bytes, weight_bytes
 from airllm.cluster.node_config import read_node_config
 from airllm.cluster.protocol import (
+    Control,
     Handshake,
     encode_ack,
     parse_control,
@@ -60,7 +61,7 @@ class Settings:
     silence_timeout: float = 300.0
     idle_timeout: float = 3600.0
     min_rate: float = DEFAULT_RATE
-    spin: float = 100e-6
+    spin: float = 2e-3
     cache: Path | None = None
 
 
@@ -256,30 +257,44 @@ class Run:
 
     def _steps(self, root: Link, node: Node, exchange: Exchange) -> None:
         weights = node.weights
+        spin, idle = self.settings.spin, self.settings.idle_timeout
+        root.set_timeout(self.settings.silence_timeout)
         packet = memoryview(bytearray(8))
         filled = 0
+
+        def work(step: Control) -> list[tuple[Callable[[], None], list[Plan]]]:
+            """What to do for each segment: compute, and then exchange."""
+            return [
+                (run, [exchange.plan(sync, step.rows) for sync in syncs])
+                for run, syncs in node.step(step.position, step.rows)
+            ]
+
+        expected = Control(0, 1)
+        segments = work(expected)
         meter = Meter(self.report)
         clock = time.perf_counter
         try:
             while True:
-                root.set_timeout(self.settings.idle_timeout)
-                root.read_soon(packet, self.settings.spin)
+                root.read_soon(packet, spin, idle)
                 control = parse_control(bytes(packet), node.rows, node.positions, filled)
                 if control.rows == 0:
                     return
-                root.set_timeout(self.settings.silence_timeout)
                 compute = sync = 0.0
                 disk, read = weights.waited_seconds, weights.read_bytes
                 began = before = clock()
-                for run, syncs in node.step(control.position, control.rows):
+                if control != expected:
+                    segments = work(control)
+                for run, plans in segments:
                     run()
                     now = clock()
                     compute += now - before
-                    for one in syncs:
-                        exchange.run(one, control.rows)
+                    for plan in plans:
+                        plan.run()
                     before = clock()
                     sync += before - now
-                filled = max(filled, control.position + control.rows)
+                expected = Control(control.position + control.rows, control.rows)
+                segments = work(expected)  # while the root works
+                filled = max(filled, expected.position)
                 disk = weights.waited_seconds - disk
                 read = weights.read_bytes - read
                 meter.step(control.rows, before - began, compute - disk, sync, disk, read)

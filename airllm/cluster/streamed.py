@@ -191,6 +191,9 @@ class StreamedWeights:
             weights[slot] = assemble(self._roles[key], rooms)
         return weights, ranges
 
+    def stays(self, index: int) -> bool:
+        return False  # asking for a segment gives back the slot of the one before
+
     def segment(self, index: int) -> Any:
         """A segment's bound weights, until the next call. OSError where they cannot be read."""
         if self._stream is not None and self._holds_section:

@@ -91,6 +91,9 @@ class ResidentWeights:
             for segment, executor in zip(self._lowered.segments, executors, strict=True)
         ]
 
+    def stays(self, index: int) -> bool:
+        return True
+
     def segment(self, index: int) -> Any:
         return self._bound[index]
 
