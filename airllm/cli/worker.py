@@ -80,7 +80,7 @@ def add(subparsers: options.Subparsers) -> None:
     group.add_argument(
         "--spin",
         type=options.not_negative,
-        default=2000.0,
+        default=5000.0,
         metavar="US",
         help="microseconds to look for what other nodes send before sleeping, which makes a sync a "
         "little faster and a processor busy; 0: none (default: %(default).0f)",

@@ -18,15 +18,21 @@ from airllm.backends import Backend, Executor
 from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node_config import Sync
+from airllm.cluster.rope import Turns
 from airllm.cluster.wire import FloatType, Size
 from airllm.graph import Graph, Role
 from airllm.graph_rewrite import fuse, fusion_wanted
-from airllm.numpy_ops import rope_table
 
 _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 
 
 Call = tuple[Callable[[], None], tuple[Sync, ...]]
+
+# Of a segment, for so many rows: what runs it (None: nothing), its buffers, keys and values.
+_Array = NDArray[Any]
+_Call = tuple[
+    Callable[..., None] | None, dict[str, _Array], _Array | None, _Array | None, tuple[Sync, ...]
+]
 
 
 class SegmentWeights(Protocol):
@@ -67,17 +73,14 @@ class Node:
             tuple(np.zeros((c.n_kv_heads, c.length, c.head_dim), np.float32) for _ in "kv")
             for c in lowered.caches
         ]
-        self._angles = [
-            (angles.frequencies(), np.empty((self.rows, angles.head_dim), np.float32))
-            for angles in lowered.angles
-        ]
+        self._turns = [Turns(angles, self.rows) for angles in lowered.angles]
         self._tokens = {
             index: np.zeros(self.rows, np.int32)
             for index in {int(name.split(".")[1]) for name in _externals(lowered, "tokens.")}
         }
         self._positions = self.pipes[0].view(np.float32)[:, 0]
         self.executors = self._make_executors()
-        self._buffers: dict[int, list[dict[str, NDArray[Any]]]] = {}  # of segments, by rows
+        self._calls: dict[int, list[_Call]] = {}  # by rows
 
     def _make_executors(self) -> list[Executor]:
         """One for each segment, fused as the local engine's graphs are; those of equal graphs, such
@@ -101,51 +104,48 @@ class Node:
         to the executor it is then one call.
         """
         self._positions[:rows] = np.arange(position, position + rows)
-        for frequencies, table in self._angles:
-            table[:rows] = rope_table(np.arange(position, position + rows), frequencies)
+        for turns in self._turns:
+            turns.fill(position, rows)
+        if rows not in self._calls:
+            self._calls[rows] = [self._call(index, rows) for index in range(len(self.executors))]
         return [
-            (self._call(index, position, rows), segment.syncs)
-            for index, segment in enumerate(self._lowered.segments)
+            (partial(run, buffers, rows, position, k, v, self._threads) if run else _nothing, syncs)
+            for run, buffers, k, v, syncs in self._calls[rows]
         ]
 
-    def _call(self, index: int, position: int, rows: int) -> Callable[[], None]:
+    def _call(self, index: int, rows: int) -> _Call:
         segment = self._lowered.segments[index]
         if not segment.graph.ops:
-            return _nothing
-        if rows not in self._buffers:
-            self._buffers[rows] = [
-                self._externals(one.graph, rows) for one in self._lowered.segments
-            ]
-        buffers, run = self._buffers[rows][index], self.executors[index].run
-        k, v = (None, None) if segment.cache is None else self._caches[segment.cache]
-        arguments = buffers, rows, position, k, v, self._threads
+            return None, {}, None, None, segment.syncs
+        buffers = {
+            buffer.name: self._external(buffer.name, rows)
+            for buffer in segment.graph.buffers
+            if buffer.external
+        }
         tokens = [
             (self.pipes[pipe].view(np.float32)[:rows, 0], array[:rows])
             for pipe, array in self._tokens.items()
             if f"tokens.{pipe}" in buffers
         ]
+        run = self.executors[index].run
         if self.weights.stays(index) and not tokens:
-            return partial(run, self.weights.segment(index), *arguments)
-        return partial(self._run, index, run, arguments, tokens)
+            run = partial(run, self.weights.segment(index))
+        else:
+            run = partial(self._run, index, run, tokens)
+        k, v = (None, None) if segment.cache is None else self._caches[segment.cache]
+        return run, buffers, k, v, segment.syncs
 
     def _run(
         self,
         index: int,
         run: Callable[..., None],
-        arguments: tuple[Any, ...],
         tokens: list[tuple[NDArray[np.float32], NDArray[np.int32]]],
+        *arguments: Any,
     ) -> None:
         for floats, ids in tokens:
             with np.errstate(invalid="ignore"):
                 ids[...] = floats  # what is no token of the table, the executor refuses
         run(self.weights.segment(index), *arguments)
-
-    def _externals(self, graph: Graph, rows: int) -> dict[str, NDArray[Any]]:
-        return {
-            buffer.name: self._external(buffer.name, rows)
-            for buffer in graph.buffers
-            if buffer.external
-        }
 
     def _external(self, name: str, rows: int) -> NDArray[Any]:
         kind, number = name.split(".")
@@ -153,7 +153,7 @@ class Node:
             return self._carried[name][:rows]
         index = int(number)
         if kind == "angles":
-            return self._angles[index][1][:rows]
+            return self._turns[index].table[:rows]
         if kind == "tokens":
             return self._tokens[index][:rows]
         pipe = self.pipes[index][:rows]
@@ -178,7 +178,7 @@ def buffer_bytes(lowered: Lowered, program: Program) -> int:
     rows = program.net.rows
     pipes = sum(pipe.size.nbytes for pipe in program.net.pipes)
     carried = 4 * rows * sum(lowered.carried.values())
-    angles = 4 * rows * sum(angles.head_dim for angles in lowered.angles)
+    angles = sum(Turns.bytes_of(angles, rows) for angles in lowered.angles)
     distinct: list[Graph] = []
     for segment in lowered.segments:
         if segment.graph not in distinct:

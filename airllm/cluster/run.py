@@ -61,7 +61,7 @@ class Settings:
     silence_timeout: float = 300.0
     idle_timeout: float = 3600.0
     min_rate: float = DEFAULT_RATE
-    spin: float = 2e-3
+    spin: float = 5e-3
     cache: Path | None = None
 
 
@@ -262,12 +262,16 @@ class Run:
         packet = memoryview(bytearray(8))
         filled = 0
 
+        plans: dict[int, list[list[Plan]]] = {}  # by rows
+
         def work(step: Control) -> list[tuple[Callable[[], None], list[Plan]]]:
             """What to do for each segment: compute, and then exchange."""
-            return [
-                (run, [exchange.plan(sync, step.rows) for sync in syncs])
-                for run, syncs in node.step(step.position, step.rows)
-            ]
+            calls = node.step(step.position, step.rows)
+            if step.rows not in plans:
+                plans[step.rows] = [
+                    [exchange.plan(s, step.rows) for s in syncs] for _, syncs in calls
+                ]
+            return [(run, after) for (run, _), after in zip(calls, plans[step.rows], strict=True)]
 
         expected = Control(0, 1)
         segments = work(expected)
@@ -284,11 +288,11 @@ class Run:
                 began = before = clock()
                 if control != expected:
                     segments = work(control)
-                for run, plans in segments:
+                for run, exchanges in segments:
                     run()
                     now = clock()
                     compute += now - before
-                    for plan in plans:
+                    for plan in exchanges:
                         plan.run()
                     before = clock()
                     sync += before - now
