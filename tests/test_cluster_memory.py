@@ -1,12 +1,9 @@
 """A worker whose memory is smaller than its slice, and what it keeps on disk."""
 
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from dllama_model import Model, Shape
 from dllama_playback import play
 from dllama_root import Root
 from extension import require_cpp
+from worker_process import Process
 from worker_threads import addresses, workers
 
 from airllm.backends import load_backend
@@ -139,30 +137,6 @@ def test_segments_that_stay_are_spread_among_those_that_stream(monkeypatch):
 # ---- a worker of its own, whose memory can be measured ----
 
 
-class Process:
-    """`airllm worker --once` with these options."""
-
-    def __init__(self, *options):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.address = probe.getsockname()
-        command = [sys.executable, "-m", "airllm", "worker", "--json", "--once"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.address[1]), "--threads", "1", *options],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent.parent,
-        )
-        assert self.event()["event"] == "listening"
-
-    def event(self):
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-    def peak_bytes(self):
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
 @pytest.fixture(scope="module")
 def model():
     """A slice of 85 MB."""
@@ -173,7 +147,7 @@ def model():
 @pytest.mark.parametrize("ram", [None, 130_000_000])
 def test_resident_memory_stays_within_what_is_said(model, ram):
     require_cpp()
-    worker = Process(*(["--ram", str(ram)] if ram else []))
+    worker = Process("--once", *(["--ram", str(ram)] if ram else []))
     try:
         root = Root(model, [worker.address], backend="cpp")
         found = root.run(model.tokens[:10], batch=5)

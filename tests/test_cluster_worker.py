@@ -4,11 +4,9 @@ After each the worker must serve the next root, at once.
 """
 
 import contextlib
-import os
 import socket
 import struct
 import threading
-from pathlib import Path
 
 import dllama_recording
 import numpy as np
@@ -326,35 +324,3 @@ def test_it_stops_within_a_second_wherever_it_is(model):
             made[0]._worker.stop()
             made[0].thread.join(1)
             assert not made[0].thread.is_alive(), when
-
-
-def resident_bytes():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def open_descriptors():
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def test_hundreds_of_sessions_leave_memory_and_descriptors_where_they_were(model):
-    if not Path("/proc/self/fd").is_dir():
-        pytest.skip("needs /proc")
-
-    def sessions(count):
-        for number in range(count):
-            root = connect(model, made)
-            root.run(model.tokens[:8], batch=1 + number % 8)
-            root.stop() if number % 3 else root.close()
-
-    with workers(3) as made:
-        sessions(20)
-        for worker in made:
-            worker.report.wait_until_idle()
-        descriptors, memory = open_descriptors(), resident_bytes()
-        sessions(60)  # of three workers each
-        assert serves(model, made)
-        for worker in made:
-            worker.report.wait_until_idle()
-        assert open_descriptors() <= descriptors
-        assert resident_bytes() <= memory + 30e6
