@@ -8,7 +8,7 @@ from dllama_root import Root
 from worker_threads import workers
 
 from airllm.cli import main
-from airllm.cluster import report
+from airllm.cluster import meter, report
 from airllm.cluster.door import LOOPBACK as LOOPBACK_NETWORKS
 from airllm.cluster.door import Door
 from airllm.cluster.report import Report, status_path
@@ -105,14 +105,13 @@ def test_json_events_are_a_line_each(capsys):
 
 
 def test_weights_are_told_with_rate_and_time_left(monkeypatch):
-    from airllm.cluster import run
 
     clock = iter([0.0, 1.0, 6.0, 7.0])
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
     lines = []
     told = Report()
     monkeypatch.setattr(told, "event", lambda name, text, fields: lines.append(text))
-    progress = run._Progress(90_000_000, told)
+    progress = meter.Progress(90_000_000, told)
     progress.add(10_000_000)
     progress.add(20_000_000)
     progress.finish()
