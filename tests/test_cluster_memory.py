@@ -170,6 +170,23 @@ def test_resident_memory_stays_within_what_is_said(model, ram):
         assert peak <= needed + 100e6
 
 
+def test_a_cache_says_what_was_in_it(model, tmp_path):
+    require_cpp()
+    worker = Process("--ram", "130M", "--cache", str(tmp_path))
+    found = []
+    try:
+        for _ in range(2):
+            Root(model, [worker.address]).stop()
+            found.append(worker.wait_for("cache"))
+            worker.wait_for("run_over")
+    finally:
+        worker.stop()
+    first, second = found
+    assert first["reused_bytes"] == 0
+    assert second["reused_bytes"] == second["stored_bytes"] == first["stored_bytes"] > 20e6
+    assert second["text"].endswith(f" were in {tmp_path}/weights, byte for byte")
+
+
 def test_a_budget_too_small_to_stream_is_refused_with_what_would_do(model):
     with workers(1, ram=resident_bytes() + (20 << 20)) as made:
         with pytest.raises(LinkError):

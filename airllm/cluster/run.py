@@ -32,7 +32,7 @@ from airllm.cluster.protocol import (
     read_weight_header,
 )
 from airllm.cluster.report import Report, megabytes
-from airllm.cluster.spill import open_spill, room_bytes
+from airllm.cluster.spill import Spill, open_spill, room_bytes
 from airllm.cluster.streamed import StreamedWeights, plan_residence
 from airllm.cluster.weights import Arrivals, ResidentWeights
 from airllm.cluster.wire import Fields
@@ -72,6 +72,7 @@ class Run:
     door: Door
     report: Report
     links: list[Link] = field(default_factory=list)  # what stopping shuts down
+    _spill: Spill | None = None
 
     def serve(self, visitor: Visitor) -> None:
         """To the root's stop packet. LinkError, ProtocolError, RefusedError, MemoryError or OSError
@@ -235,7 +236,7 @@ class Run:
             raise RefusedError(f"{text}: too little, and {megabytes(room)} are free on the disk")
         text += f": {megabytes(streamed)} of the weights are read from disk for every step"
         self.report.event("memory", text, memory | {"streamed_bytes": streamed})
-        spill = open_spill(self.settings.cache)
+        spill = self._spill = open_spill(self.settings.cache)
         return StreamedWeights(lowered, sizes, self.backend, spill, residence)
 
     def _receive_weights(
@@ -252,6 +253,14 @@ class Run:
                 progress.add(len(memory))
         arrivals.finish()
         progress.finish()
+        if self._spill is not None and self.settings.cache is not None:
+            stored, reused = self._spill.stored_bytes, self._spill.reused_bytes
+            self.report.event(
+                "cache",
+                f"cache: {megabytes(reused)} of {megabytes(stored)} were in {self._spill.name}, "
+                "byte for byte",
+                {"stored_bytes": stored, "reused_bytes": reused},
+            )
 
     # ---- steps ----
 

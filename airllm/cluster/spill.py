@@ -23,10 +23,13 @@ _PIECE_BYTES = 1 << 20  # that are compared at once
 
 
 class Spill(Protocol):
-    """descriptor, name: of the file that planes are read from."""
+    """descriptor, name: of the file that planes are read from. stored_bytes: of all planes;
+    reused_bytes: of those that were there already."""
 
     descriptor: int
     name: str
+    stored_bytes: int
+    reused_bytes: int
 
     def store(self, data: Bytes) -> int:
         """Keep a copy; returns its place in the file. OSError where it cannot be written."""
@@ -62,8 +65,10 @@ class SpillFile:
         Path(path).unlink()
         self.name = f"the spill file in {folder}"
         self._end = 0
+        self.stored_bytes = self.reused_bytes = 0
 
     def store(self, data: Bytes) -> int:
+        self.stored_bytes += data.nbytes
         place = self._end
         _write_all(self.descriptor, data, place)
         self._end = _aligned(place + data.nbytes)
@@ -99,9 +104,10 @@ class CacheFile:
             raise
         self._places = dict(self._known())
         self._end = _aligned(os.fstat(self.descriptor).st_size)
-        self.reused_bytes = 0
+        self.stored_bytes = self.reused_bytes = 0
 
     def store(self, data: Bytes) -> int:
+        self.stored_bytes += data.nbytes
         digest = hashlib.sha256(data.data).hexdigest()
         known = self._places.get((digest, data.nbytes))
         if known is not None and _holds(self.descriptor, known, data):
