@@ -80,6 +80,19 @@ def test_what_comes_while_or_after_looking_for_it_is_read(pair, spin):
     assert bytes(got) == b"earlyago"
 
 
+def test_where_others_want_the_processor_it_sleeps(pair, monkeypatch):
+    a, b = pair
+    yielded, milliseconds = [], itertools.count()
+    monkeypatch.setattr(link_module.time, "perf_counter", lambda: next(milliseconds) / 1000)
+    monkeypatch.setattr(link_module.os, "sched_yield", lambda: yielded.append(1))
+    for _ in range(3):
+        timer = threading.Timer(0.01, a.send, (b"x",))
+        timer.start()
+        b.read_soon(view(1), 0.5)  # a look takes a millisecond, in which somebody else ran
+        timer.join()
+    assert len(yielded) == 1
+
+
 def test_silence_is_an_error_with_its_time(pair):
     _, b = pair
     b.set_timeout(0.05)
