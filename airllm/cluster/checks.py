@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from airllm.cluster.node_config import (
+    NodeConfig,
+    Op,
+)
+from airllm.cluster.op_config import (
     Attention,
     Gate,
     InvRms,
     Matmul,
-    NodeConfig,
-    Op,
     OpCode,
     Reference,
     RmsNorm,

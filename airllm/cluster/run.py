@@ -21,7 +21,9 @@ from airllm.cluster.lowered import Lowered
 from airllm.cluster.lowering import lower
 from airllm.cluster.meter import Meter, Progress
 from airllm.cluster.node import Node, buffer_bytes, cache_bytes, weight_bytes
-from airllm.cluster.node_config import read_node_config
+from airllm.cluster.node_config import (
+    read_node_config,
+)
 from airllm.cluster.protocol import (
     Control,
     Handshake,
