@@ -8,9 +8,7 @@ from dllama_recording import Run
 from airllm.cluster.checks import Program
 from airllm.cluster.lowering import lower
 from airllm.cluster.node import Node
-from airllm.cluster.node_config import (
-    read_node_config,
-)
+from airllm.cluster.node_config import read_node_config
 from airllm.cluster.protocol import (
     Handshake,
     SyncType,

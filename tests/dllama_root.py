@@ -13,12 +13,7 @@ from airllm.cluster.checks import Program
 from airllm.cluster.link import Link, transfer
 from airllm.cluster.lowering import lower
 from airllm.cluster.node import Node
-from airllm.cluster.node_config import (
-    NodeConfig,
-    Op,
-    Segment,
-    Sync,
-)
+from airllm.cluster.node_config import NodeConfig, Op, Segment, Sync
 from airllm.cluster.op_config import (
     Attention,
     Empty,

@@ -13,9 +13,7 @@ from airllm.cluster import link as link_module
 from airllm.cluster.door import LOOPBACK, is_allowed
 from airllm.cluster.exchange import Exchange
 from airllm.cluster.link import Link, LinkError, Patience, transfer
-from airllm.cluster.node_config import (
-    Sync,
-)
+from airllm.cluster.node_config import Sync
 from airllm.cluster.protocol import NetConfig, Pipe, SyncType
 from airllm.cluster.wire import FloatType, Size
 

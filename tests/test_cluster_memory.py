@@ -71,6 +71,20 @@ def test_what_is_damaged_in_the_cache_is_written_anew(name, damage, backend, tmp
     assert played("llama-q40", backend, hold=from_disk(cache=tmp_path)) == first
 
 
+def test_an_index_that_names_a_place_twice_damages_nothing(tmp_path):
+    planes = [np.full(5000, value, np.uint8) for value in range(2)]
+    spill = CacheFile(tmp_path)
+    for plane in planes:
+        spill.store(plane)
+    spill.close()
+    index = tmp_path / "weights.index"
+    index.write_text(index.read_text().replace(" 8192 ", " 0 "))
+    spill = CacheFile(tmp_path)
+    for place, plane in zip([spill.store(plane) for plane in planes], planes, strict=True):
+        assert os.pread(spill.descriptor, plane.nbytes, place) == plane.tobytes()
+    spill.close()
+
+
 def test_two_workers_do_not_share_a_cache(tmp_path):
     spill = CacheFile(tmp_path)
     with pytest.raises(OSError, match="another worker uses this cache"):

@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 from airllm.cluster.checks import Program
 from airllm.cluster.lowering import lower
 from airllm.cluster.node import buffer_bytes, cache_bytes
-from airllm.cluster.node_config import (
-    read_node_config,
-)
+from airllm.cluster.node_config import read_node_config
 from airllm.cluster.protocol import (
     Control,
     encode_ack,

@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.cluster.link import Link, Piece, transfer
-from airllm.cluster.node_config import (
-    Sync,
-)
+from airllm.cluster.node_config import Sync
 from airllm.cluster.protocol import NetConfig, SyncType
 
 

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 
 _CHUNK = 1 << 16
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # seconds, seconds
-
-
-DEFAULT_RATE = 10_000.0
 _CROWDED_SECONDS = 200e-6  # of a look and a yield, which take 3 us, and others a slice of some ms
+
+DEFAULT_RATE = 10_000.0  # bytes a second; the slowest networks that clusters have are far above
 
 
 class LinkError(Exception):

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from airllm.cluster.node_config import (
-    Sync,
-)
+from airllm.cluster.node_config import Sync
 from airllm.cluster.rope import Angles
 from airllm.graph import Graph
 

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from airllm.backends import Backend, Executor
 from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Lowered, WeightKey
-from airllm.cluster.node_config import (
-    Sync,
-)
+from airllm.cluster.node_config import Sync
 from airllm.cluster.rope import Turns
 from airllm.cluster.wire import FloatType, Size
 from airllm.graph import Graph, Role

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.cluster.op_config import (
-    Rope,
-    RopeType,
-)
+from airllm.cluster.op_config import Rope, RopeType
 from airllm.numpy_ops import rope_table
 
 _AHEAD = 64  # positions that are computed together

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from airllm import system
 from airllm.backends import Backend
+from airllm.budget import BudgetError
 from airllm.cluster.checks import Program
 from airllm.cluster.door import LOOPBACK, Door, Network, Visitor, is_allowed
 from airllm.cluster.exchange import Exchange, Plan
@@ -21,9 +22,7 @@ from airllm.cluster.lowered import Lowered
 from airllm.cluster.lowering import lower
 from airllm.cluster.meter import Meter, Progress
 from airllm.cluster.node import Node, buffer_bytes, cache_bytes, weight_bytes
-from airllm.cluster.node_config import (
-    read_node_config,
-)
+from airllm.cluster.node_config import read_node_config
 from airllm.cluster.protocol import (
     Control,
     Handshake,
@@ -228,10 +227,12 @@ class Run:
             return ResidentWeights(lowered, sizes, self.backend)
         if self.settings.ram is None:
             raise RefusedError(f"{text}: too little; with --ram, weights are read from disk")
-        residence = plan_residence(lowered, sizes, self.backend, granted - cache - buffers - _SLACK)
-        if isinstance(residence, int):
-            least = cache + buffers + _SLACK + residence
-            raise RefusedError(f"{text}: too little; {megabytes(least)} are enough to stream")
+        others = cache + buffers + _SLACK
+        try:
+            residence = plan_residence(lowered, sizes, self.backend, granted - others)
+        except BudgetError as error:
+            least = megabytes(others + error.minimum)
+            raise RefusedError(f"{text}: too little; {least} are enough to stream") from None
         streamed = residence.streamed_bytes
         room = room_bytes(self.settings.cache)
         if streamed > room:

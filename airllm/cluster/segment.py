@@ -15,10 +15,7 @@ from dataclasses import dataclass
 
 from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Cache, Segment, WeightKey
-from airllm.cluster.node_config import (
-    Op,
-    Sync,
-)
+from airllm.cluster.node_config import Op, Sync
 from airllm.cluster.op_config import (
     Attention,
     Gate,

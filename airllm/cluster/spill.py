@@ -86,8 +86,8 @@ class CacheFile:
     """A file that outlives the process, with an index that knows planes by the SHA-256 of their
     bytes: a line "digest place bytes" each, written when the plane is.
 
-    What is there already is compared with what came, and written again where it is damaged. Nothing
-    is ever removed: what is not used any more is the user's to delete, both files together.
+    What is there already is compared with what came; what is damaged is written anew, at the end.
+    Nothing is ever removed: what is not used any more is the user's to delete, both files together.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,12 +113,11 @@ class CacheFile:
         if known is not None and _holds(self.descriptor, known, data):
             self.reused_bytes += data.nbytes
             return known
-        place = self._end if known is None else known
+        place = self._end  # and never over what is there: a damaged index may name it twice
         _write_all(self.descriptor, data, place)
-        if known is None:
-            self._end = _aligned(place + data.nbytes)
-            self._places[digest, data.nbytes] = place
-            print(digest, place, data.nbytes, file=self._index, flush=True)
+        self._end = _aligned(place + data.nbytes)
+        self._places[digest, data.nbytes] = place
+        print(digest, place, data.nbytes, file=self._index, flush=True)
         return place
 
     def close(self) -> None:
@@ -126,7 +125,7 @@ class CacheFile:
         os.close(self.descriptor)
 
     def _known(self) -> Iterator[tuple[tuple[str, int], int]]:
-        """What the index says; a line that makes no sense says nothing."""
+        """What the index says, the last word of it; a line that makes no sense says nothing."""
         self._index.seek(0)
         for line in self._index:
             if found := _LINE.fullmatch(line.strip()):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor, Stream
+from airllm.budget import BudgetError
 from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node import roles
 from airllm.cluster.spill import Spill
@@ -39,9 +40,9 @@ class Residence:
 
 def plan_residence(
     lowered: Lowered, sizes: Mapping[WeightKey, Size], backend: Backend, budget: int
-) -> Residence | int:
+) -> Residence:
     """How to run a program's segments with so many bytes for weights, so that the least is read for
-    a step. Where not even streaming fits, the bytes that would do."""
+    a step. BudgetError where not even streaming fits."""
     role = roles(lowered)
     always = sum(size.nbytes for key, size in sizes.items() if role[key] not in _STREAMED)
     nbytes = [
@@ -52,7 +53,11 @@ def plan_residence(
         )
         for segment in lowered.segments
     ]
-    return residence_of(nbytes, budget - always) or always + max(nbytes, default=0) + _READS
+    residence = residence_of(nbytes, budget - always)
+    if residence is None:
+        minimum = always + max(nbytes, default=0) + _READS
+        raise BudgetError(f"to stream takes {minimum} bytes for weights, not {budget}", minimum)
+    return residence
 
 
 def residence_of(nbytes: Sequence[int], budget: int) -> Residence | None:
