@@ -119,6 +119,12 @@ class Plan:
         return self.streamed_bytes_per_pass > 0
 
     @property
+    def guesses_pay(self) -> bool:
+        """Whether several rows of a pass wait for the disk no longer than one: not where each has
+        experts of its own read."""
+        return self.streams and not self.expert_places
+
+    @property
     def total_bytes(self) -> int:
         """Of memory, at most."""
         return self.kv_cache_bytes + self.buffer_bytes + self.pinned_bytes + self.ring_bytes

@@ -58,7 +58,8 @@ template <class Isa>
 inline constexpr std::size_t panel = 2 * lanes<Isa>;
 inline constexpr std::size_t depth_block = 256;
 inline constexpr std::size_t column_block = 512;
-inline constexpr std::size_t max_tile = 17;  // 16 rows, and room for transpose_tile
+inline constexpr std::size_t few_panels = 4;  // that one row is multiplied with at once
+inline constexpr std::size_t max_tile = 17;   // 16 rows, and room for transpose_tile
 
 inline constexpr std::size_t gemm_scratch_floats = depth_block * (column_block + max_tile);
 
@@ -69,50 +70,42 @@ struct Panels {
     std::size_t stride, row_stride;
 };
 
-// c[rows][panel] (+)= x[k][Rows] * b[k][panel]; only `columns` of c's columns exist.
-template <class Isa, std::size_t Rows, class Source>
-inline void multiply_panel(const float* x, const Source* b, std::size_t b_stride, std::size_t k,
-                           float* c, std::size_t c_stride, std::size_t columns, bool accumulate) {
+// c[rows][Count panels] (+)= x[k][Rows] * b[k][panel] of panels that lie `stride` elements apart;
+// only `columns` of c's columns exist.
+//
+// Each sum takes its terms in their order, whatever Rows and Count are: a row's numbers do not
+// depend on how many rows it is multiplied with.
+template <class Isa, std::size_t Rows, std::size_t Count, class Source>
+inline void multiply_panel(const float* x, Panels<Source> b, std::size_t k, float* c,
+                           std::size_t c_stride, std::size_t columns, bool accumulate) {
     using F = Floats<Isa>;
     constexpr std::size_t w = lanes<Isa>;
-    // Few rows: several k at once, in accumulators of their own, to cover the FMA's latency.
-    constexpr std::size_t chains = Rows <= 2 ? 4 / Rows : 1;
-    F sum[chains][Rows][2];
-    unroll<chains>(
-        [&](auto s) { unroll<Rows>([&](auto r) { sum[s][r][0] = sum[s][r][1] = F(0.0f); }); });
-    std::size_t i = 0;
-    for (; i + chains <= k; i += chains) {
-        unroll<chains>([&](auto s) {
-            const F b0 = load_as_float<Isa>(b + (i + s) * b_stride);
-            const F b1 = load_as_float<Isa>(b + (i + s) * b_stride + w);
+    F sum[Count][Rows][2];
+    unroll<Count>(
+        [&](auto p) { unroll<Rows>([&](auto r) { sum[p][r][0] = sum[p][r][1] = F(0.0f); }); });
+    for (std::size_t i = 0; i < k; ++i) {
+        unroll<Count>([&](auto p) {
+            const Source* at = b.data + p * b.stride + i * b.row_stride;
+            const F b0 = load_as_float<Isa>(at);
+            const F b1 = load_as_float<Isa>(at + w);
             unroll<Rows>([&](auto r) {
-                const F v(x[(i + s) * Rows + r]);
-                sum[s][r][0] = xsimd::fma(v, b0, sum[s][r][0]);
-                sum[s][r][1] = xsimd::fma(v, b1, sum[s][r][1]);
+                const F v(x[i * Rows + r]);
+                sum[p][r][0] = xsimd::fma(v, b0, sum[p][r][0]);
+                sum[p][r][1] = xsimd::fma(v, b1, sum[p][r][1]);
             });
         });
     }
-    for (; i < k; ++i) {
-        const F b0 = load_as_float<Isa>(b + i * b_stride);
-        const F b1 = load_as_float<Isa>(b + i * b_stride + w);
-        unroll<Rows>([&](auto r) {
-            const F v(x[i * Rows + r]);
-            sum[0][r][0] = xsimd::fma(v, b0, sum[0][r][0]);
-            sum[0][r][1] = xsimd::fma(v, b1, sum[0][r][1]);
-        });
-    }
     unroll<Rows>([&](auto r) {
-        float* row = c + r * c_stride;
-        unroll<2>([&](auto h) {
-            F total = sum[0][r][h];
-            unroll<chains - 1>([&](auto s) { total += sum[s + 1][r][h]; });
+        unroll<2 * Count>([&](auto h) {
+            float* at = c + r * c_stride + h * w;
+            F total = sum[h / 2][r][h % 2];
             if (columns >= (h + 1) * w) {
-                if (accumulate) total += load<Isa>(row + h * w);
-                total.store_unaligned(row + h * w);
+                if (accumulate) total += load<Isa>(at);
+                total.store_unaligned(at);
             } else if (columns > h * w) {
                 const std::size_t left = columns - h * w;
-                if (accumulate) total += load_partial<Isa>(row + h * w, left, 0.0f);
-                store_partial<Isa>(total, row + h * w, left);
+                if (accumulate) total += load_partial<Isa>(at, left, 0.0f);
+                store_partial<Isa>(total, at, left);
             }
         });
     });
@@ -164,10 +157,18 @@ void multiply_panels(const float* x, std::size_t x_stride, std::size_t m, std::s
             transpose_tile<Isa, rows>(source, x_stride, k, tile);
             source = tile;
         }
-        for (std::size_t j = 0; j < n; j += panel<Isa>)
-            multiply_panel<Isa, rows>(source, panels.data + j / panel<Isa> * panels.stride,
-                                      panels.row_stride, k, c + r * c_stride + j, c_stride, n - j,
-                                      accumulate);
+        std::size_t j = 0;
+        const auto next = [&](auto count) {
+            const Panels<Source> some{panels.data + j / panel<Isa> * panels.stride, panels.stride,
+                                      panels.row_stride};
+            multiply_panel<Isa, rows, count>(source, some, k, c + r * c_stride + j, c_stride, n - j,
+                                             accumulate);
+            j += count * panel<Isa>;
+        };
+        // Few rows: several panels at once, to cover the FMA's latency.
+        constexpr std::size_t several = std::max<std::size_t>(few_panels / rows, 1);
+        while (j + several * panel<Isa> <= n) next(std::integral_constant<std::size_t, several>{});
+        while (j < n) next(std::integral_constant<std::size_t, 1>{});
     });
 }
 
@@ -178,18 +179,17 @@ void linear_float(const PackedView& w, const float* x, std::size_t rows, std::si
     float tile[depth_block * max_tile];
     const std::size_t stride = group_bytes<Isa>(w.type, w.k) / sizeof(Source);
     const auto* groups = reinterpret_cast<const Source*>(w.data);
-    const std::size_t step = column_block / panel<Isa>;
+    // One row reads each weight once anyway: then panels are read whole.
+    const std::size_t step = rows == 1 ? few_panels : column_block / panel<Isa>;
     for (std::size_t g = first; g < last; g += step) {
         const std::size_t column = g * panel<Isa>;
         const std::size_t end = std::min(std::min(g + step, last) * panel<Isa>, w.n);
-        // One row reads each weight once anyway: then a panel is read whole.
-        const std::size_t depth = rows == 1 ? w.k : depth_block;
         std::size_t i = 0;
         do {  // once for k = 0, too: the outputs are zeros then
             const Panels<Source> panels{groups + g * stride + i * panel<Isa>, stride, panel<Isa>};
-            multiply_panels<Isa>(x + i, w.k, rows, std::min(depth, w.k - i), panels, end - column,
-                                 y + column, y_stride, i > 0, tile);
-            i += depth;
+            multiply_panels<Isa>(x + i, w.k, rows, std::min(depth_block, w.k - i), panels,
+                                 end - column, y + column, y_stride, i > 0, tile);
+            i += depth_block;
         } while (i < w.k);
     }
 }

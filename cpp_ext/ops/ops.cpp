@@ -113,7 +113,7 @@ void matmul(const Worker& worker, const KernelTable& table, const float* a, cons
             table.matmul(a, k, b, n, c, n, m, k, first, last, scratch);
         });
     } else {
-        // A multiple of 4, as tiles of less sum in another order; of 12, the height of a tile.
+        // Of 12, the height of a tile.
         deal(worker, m, 12, [&](std::size_t first, std::size_t last) {
             table.matmul(a + first * k, k, b, n, c + first * n, n, last - first, k, 0, n, scratch);
         });
