@@ -213,9 +213,8 @@ struct KernelTable {
                              std::size_t rows, std::size_t first, std::size_t last, float* y,
                              std::size_t y_stride);
     // The same for any packed type with float32 x: |error| <= (k + 8) u * sum_i |x[r][i] w[j][i]|
-    // (and far below it: sums run over several lanes).
-    // For types with a minimum the sum counts d * q and m apart.
-    // Here and in linear_quantized a row's numbers do not depend on how many rows there are.
+    // (and far below it: sums run over several lanes).  For types with a minimum the sum counts
+    // d * q and m apart.  A row's result is the same, bit for bit, whatever rows are beside it.
     void (*linear_f32)(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
                        std::size_t last, float* y, std::size_t y_stride);
 

@@ -30,7 +30,7 @@ class GroupReader {
 
     // Sets even and odd to the codes of quads 2 Pair and 2 Pair + 1 of block b.
     template <std::size_t Pair>
-    void codes(std::size_t b, I& even, I& odd) const {
+    [[gnu::always_inline]] void codes(std::size_t b, I& even, I& odd) const {
         const std::byte* block = group_ + layout.codes(b);
         const auto vector = [&](std::size_t i) {
             return I::load_aligned(
@@ -71,13 +71,11 @@ class GroupReader {
     struct Scales {
         F d, d_min, scale[subs], minimum[subs];
     };
-    // Of block b, where `scales` has those of the block before it.
-    void load_scales(std::size_t b, Scales& scales) const {
-        if (!format.is_k || b % layout.run_blocks == 0) {
-            scales.d = load_halves<Isa>(group_ + layout.d(b));
-            if constexpr (format.has_min) scales.d_min = load_halves<Isa>(group_ + layout.d_min(b));
-        }
-        unroll<subs>([&](auto i) {
+    [[gnu::always_inline]] Scales load_scales(std::size_t b) const {
+        Scales scales;
+        scales.d = load_halves<Isa>(group_ + layout.d(b));
+        if constexpr (format.has_min) scales.d_min = load_halves<Isa>(group_ + layout.d_min(b));
+        unroll<subs>([&](auto i) __attribute__((always_inline)) {
             const auto factor = [&](F d, std::size_t offset) {
                 if constexpr (!format.is_k) return d;
                 return d * load_int8<Isa>(group_ + offset + i * lanes<Isa>);
@@ -89,6 +87,7 @@ class GroupReader {
             }
         });
         keep_order();
+        return scales;
     }
 
  private:
@@ -119,10 +118,11 @@ inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, Ints<Isa> digits)
         sum = Isa::Int8::dot_codes(sum, codes, digits);
 }
 
-// One group of weights by one tile of activations.
+// Block b of one group by the same block of one tile of activations.
 template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
-inline void multiply_group(const GroupReader<Isa, Type>& w, const std::byte* x, std::size_t blocks,
-                           float* y, std::size_t y_stride, std::size_t columns) {
+[[gnu::always_inline]] inline void multiply_block(const GroupReader<Isa, Type>& w, std::size_t b,
+                                                  const std::byte* x,
+                                                  Floats<Isa> (&total)[Tokens]) {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     using Int8 = typename Isa::Int8;
@@ -130,67 +130,85 @@ inline void multiply_group(const GroupReader<Isa, Type>& w, const std::byte* x, 
     constexpr std::size_t pairs = pairs_per_sub<format.sub>;
     // What the codes carry too much, times the sum of the activations' codes, is taken off.
     constexpr int bias = Type == DType::q8_0 ? Int8::byte_bias : format.zero;
-    constexpr std::size_t codes_bytes = Digits * quant_block * Tokens;
-    F total[Tokens];
-#pragma GCC unroll 8
-    for (std::size_t t = 0; t < Tokens; ++t) {
-        total[t] = F(0.0f);
-    }
-    typename GroupReader<Isa, Type>::Scales scales;
-    for (std::size_t b = 0; b < blocks; ++b, x += codes_bytes + 16 * Tokens) {
-        w.load_scales(b, scales);
-        const std::byte* tail = x + codes_bytes;
-        const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
-            return I(read<std::int32_t>(x + ((d * 8 + quad) * Tokens + t) * 4));
+    const auto scales = w.load_scales(b);
+    const std::byte* tail = x + Digits * quant_block * Tokens;
+    const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
+        return I(read<std::int32_t>(x + ((d * 8 + quad) * Tokens + t) * 4));
+    };
+    unroll<quant_block / format.sub>([&](auto sub) __attribute__((always_inline)) {
+        const auto code_sum = [&](std::size_t t) {  // of the columns that share the scale
+            const auto all = read<std::int32_t>(tail + 8 * Tokens + 4 * t);
+            if constexpr (format.sub == quant_block) return all;
+            const auto first = read<std::int32_t>(tail + 12 * Tokens + 4 * t);
+            return sub == 0 ? first : all - first;
         };
-        unroll<quant_block / format.sub>([&](auto sub) {
-            const auto code_sum = [&](std::size_t t) {  // of the columns that share the scale
-                const auto all = read<std::int32_t>(tail + 8 * Tokens + 4 * t);
-                if constexpr (format.sub == quant_block) return all;
-                const auto first = read<std::int32_t>(tail + 12 * Tokens + 4 * t);
-                return sub == 0 ? first : all - first;
-            };
-            typename Int8::Acc sum[Tokens], high[Tokens];  // of the lowest digit, of the other
+        typename Int8::Acc sum[Tokens], high[Tokens];  // of the lowest digit, of the other
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            sum[t] = Int8::start(bias ? I(-bias * code_sum(t)) : I(0));
+            high[t] = Int8::start(I(0));
+        }
+        unroll<pairs>([&](auto p) __attribute__((always_inline)) {
+            constexpr std::size_t pair = sub * pairs + p;
+            I even, odd;
+            w.template codes<pair>(b, even, odd);
 #pragma GCC unroll 8
             for (std::size_t t = 0; t < Tokens; ++t) {
-                sum[t] = Int8::start(bias ? I(-bias * code_sum(t)) : I(0));
-                high[t] = Int8::start(I(0));
-            }
-            unroll<pairs>([&](auto p) {
-                constexpr std::size_t pair = sub * pairs + p;
-                I even, odd;
-                w.template codes<pair>(b, even, odd);
-#pragma GCC unroll 8
-                for (std::size_t t = 0; t < Tokens; ++t) {
-                    dot<Isa, format.bits>(sum[t], even, digit(Digits - 1, 2 * pair, t));
-                    dot<Isa, format.bits>(sum[t], odd, digit(Digits - 1, 2 * pair + 1, t));
-                    if constexpr (Digits == 2) {
-                        dot<Isa, format.bits>(high[t], even, digit(0, 2 * pair, t));
-                        dot<Isa, format.bits>(high[t], odd, digit(0, 2 * pair + 1, t));
-                    }
-                }
-            });
-#pragma GCC unroll 8
-            for (std::size_t t = 0; t < Tokens; ++t) {
-                I exact = Int8::finish(sum[t]);
-                if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
-                const F both = scales.scale[sub] * F(read<float>(tail + 4 * t));
-                total[t] = xsimd::fma(xsimd::to_float(exact), both, total[t]);
-                if constexpr (format.has_min) {
-                    float x_sum = read<float>(tail + 4 * Tokens + 4 * t);
-                    if constexpr (format.sub != quant_block)
-                        x_sum = read<float>(tail + 4 * t) * static_cast<float>(code_sum(t));
-                    total[t] = xsimd::fma(scales.minimum[sub], F(x_sum), total[t]);
+                dot<Isa, format.bits>(sum[t], even, digit(Digits - 1, 2 * pair, t));
+                dot<Isa, format.bits>(sum[t], odd, digit(Digits - 1, 2 * pair + 1, t));
+                if constexpr (Digits == 2) {
+                    dot<Isa, format.bits>(high[t], even, digit(0, 2 * pair, t));
+                    dot<Isa, format.bits>(high[t], odd, digit(0, 2 * pair + 1, t));
                 }
             }
         });
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            I exact = Int8::finish(sum[t]);
+            if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
+            const F both = scales.scale[sub] * F(read<float>(tail + 4 * t));
+            total[t] = xsimd::fma(xsimd::to_float(exact), both, total[t]);
+            if constexpr (format.has_min) {
+                float x_sum = read<float>(tail + 4 * Tokens + 4 * t);
+                if constexpr (format.sub != quant_block)
+                    x_sum = read<float>(tail + 4 * t) * static_cast<float>(code_sum(t));
+                total[t] = xsimd::fma(scales.minimum[sub], F(x_sum), total[t]);
+            }
+        }
+    });
+}
+
+// `Streams` groups, `apart` from each other, by one tile of activations.
+template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens, std::size_t Streams>
+[[gnu::noinline]] void multiply_groups(const PackedView& w, std::size_t group, std::size_t apart,
+                                       const std::byte* x, float* y, std::size_t y_stride) {
+    const std::size_t blocks = w.k / quant_block;
+    const auto reader = [&]<std::size_t... S>(std::index_sequence<S...>) {
+        return std::array<GroupReader<Isa, Type>, Streams>{
+            GroupReader<Isa, Type>(w, group + S * apart)...};
+    }(std::make_index_sequence<Streams>{});
+    Floats<Isa> total[Streams][Tokens];
+#pragma GCC unroll 8
+    for (std::size_t s = 0; s < Streams; ++s) {
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            total[s][t] = Floats<Isa>(0.0f);
+        }
+    }
+    for (std::size_t b = 0; b < blocks; ++b, x += (Digits * quant_block + 16) * Tokens) {
+#pragma GCC unroll 8
+        for (std::size_t s = 0; s < Streams; ++s) {
+            multiply_block<Isa, Type, Digits, Tokens>(reader[s], b, x, total[s]);
+        }
     }
 #pragma GCC unroll 8
-    for (std::size_t t = 0; t < Tokens; ++t) {
-        if (columns >= lanes<Isa>)
-            total[t].store_unaligned(y + t * y_stride);
-        else
-            store_partial<Isa>(total[t], y + t * y_stride, columns);
+    for (std::size_t s = 0; s < Streams; ++s) {
+        const std::size_t column = (group + s * apart) * lanes<Isa>;
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            store_partial<Isa>(total[s][t], y + t * y_stride + column,
+                               std::min(w.n - column, lanes<Isa>));
+        }
     }
 }
 
@@ -213,17 +231,25 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
     const std::size_t step =
         std::max<std::size_t>(fitting / Isa::activation_tile, 1) * Isa::activation_tile;
     const auto multiply = [&](auto type, auto digits) {
+        const auto groups = [&](std::size_t group, std::size_t apart, auto streams, std::size_t row,
+                                auto tokens) {
+            multiply_groups<Isa, type, digits, tokens, streams>(
+                w, group, apart, xq + row * row_size, y + row * y_stride, y_stride);
+        };
+        constexpr std::integral_constant<std::size_t, 1> one;
+        constexpr std::integral_constant<std::size_t, far_streams> far;
+        if (rows == 1) {
+            const std::size_t apart = (last - first) / far;
+            for (std::size_t g = 0; g < apart; ++g) groups(first + g, apart, far, 0, one);
+            first += far * apart;
+        }
         for (std::size_t begin = 0; begin < rows; begin += step) {
             const std::size_t end = std::min(begin + step, rows);
             for (std::size_t g = first; g < last; ++g) {
-                const GroupReader<Isa, type> group(w, g);
                 for (std::size_t r = begin; r < end;) {
                     const std::size_t tile = tile_rows<Isa>(rows - r);
-                    with_tile<Isa::activation_tile>(tile, [&](auto tokens) {
-                        multiply_group<Isa, type, digits, tokens>(group, xq + r * row_size, blocks,
-                                                                  y + r * y_stride + g * lanes<Isa>,
-                                                                  y_stride, w.n - g * lanes<Isa>);
-                    });
+                    with_tile<Isa::activation_tile>(
+                        tile, [&](auto tokens) { groups(g, 0, one, r, tokens); });
                     r += tile;
                 }
             }
@@ -249,9 +275,8 @@ inline void multiply_group_f32(const GroupReader<Isa, Type>& w, const float* x, 
     for (std::size_t t = 0; t < Tokens; ++t) {
         total[t] = F(0.0f);
     }
-    typename GroupReader<Isa, Type>::Scales scales;
     for (std::size_t b = 0; b < k / quant_block; ++b, x += quant_block) {
-        w.load_scales(b, scales);
+        const auto scales = w.load_scales(b);
         unroll<quant_block / format.sub>([&](auto sub) {
             F sum[Tokens], x_sum[Tokens];
 #pragma GCC unroll 8

@@ -5,7 +5,8 @@
 // Weights, quantised: groups of one vector of rows (16 for AVX-512).  A group is one stream that
 // the kernels read in strict order, since prefetchers follow nothing as well: one core of a Zen 4
 // reads Q4_0 as fast as it reads a single stream; at 71 % of that if the scales lie four lines
-// further on, at 75 % with four groups and their scales as streams side by side.  A record is two
+// further on, at 75 % with four neighbouring groups and their scales as streams side by side.  (Far
+// from each other four groups are as good as four plain streams, see far_streams.)  A record is two
 // blocks of 32 columns of each row, first what scales their codes, then the codes of one, of the
 // other.  The scales are half d [2][rows], then d_min likewise if there are minima; for the K types
 // int8 s [2][32 / sub] [rows], then s_min, and before each fourth record half d [rows], d_min

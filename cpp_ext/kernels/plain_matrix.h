@@ -63,21 +63,22 @@ void pack_transposed(const Source* w, std::size_t w_stride, std::size_t n, std::
 }
 
 // c[rows][n] += a[rows][Depth] * b[Depth][n] without packing, for few rows: b is read once, in
-// Depth streams, and c stays in the nearest cache.
-template <class Isa, std::size_t Depth>
+// Depth streams, and c stays in a near cache.  Rows of b, and columns of a, are `apart`.
+template <class Isa, std::size_t Depth, class Apart>
 void accumulate_outer(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,
-                      float* c, std::size_t c_stride, std::size_t rows, std::size_t n) {
+                      Apart apart, float* c, std::size_t c_stride, std::size_t rows,
+                      std::size_t n) {
     using F = Floats<Isa>;
     constexpr std::size_t w = lanes<Isa>;
     const auto columns_at = [&](std::size_t j, auto&& load_at, auto&& store_at) {
         F v[Depth];
-        unroll<Depth>([&](auto i) { v[i] = load_at(b + i * b_stride + j); });
+        unroll<Depth>([&](auto i) { v[i] = load_at(b + i * apart * b_stride + j); });
         for (std::size_t r = 0; r < rows; ++r) {
             float* sums = c + r * c_stride + j;
             F even = load_at(sums), odd(0.0f);
             unroll<Depth>([&](auto i) {
                 F& sum = i % 2 ? odd : even;
-                sum = xsimd::fma(F(a[r * a_stride + i]), v[i], sum);
+                sum = xsimd::fma(F(a[r * a_stride + i * apart]), v[i], sum);
             });
             store_at(even + odd, sums);
         }
@@ -93,24 +94,32 @@ void accumulate_outer(const float* a, std::size_t a_stride, const float* b, std:
             [&](F v, float* p) { store_partial<Isa>(v, p, n - j); });
 }
 
-// matmul for few rows.  A run of columns is long enough for the prefetchers (which start anew on
-// each page), short enough for c to stay in L1.
+// matmul for few rows.  A run of columns is long enough for the prefetchers, short enough for c to
+// stay in a near cache.
 template <class Isa>
 void matmul_few_rows(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,
                      float* c, std::size_t c_stride, std::size_t m, std::size_t k,
                      std::size_t first, std::size_t last) {
-    constexpr std::size_t run = 4096;
-    constexpr std::size_t depth = 4;
+    constexpr std::integral_constant<std::size_t, 1> one;
+    const std::size_t run = m == 1 ? 16384 : 4096;
     for (std::size_t j = first; j < last; j += run) {
         const std::size_t n = std::min(run, last - j);
         for (std::size_t r = 0; r < m; ++r) std::memset(c + r * c_stride + j, 0, n * sizeof(float));
         std::size_t i = 0;
-        for (; i + depth <= k; i += depth)
-            accumulate_outer<Isa, depth>(a + i, a_stride, b + i * b_stride + j, b_stride, c + j,
-                                         c_stride, m, n);
-        for (; i < k; ++i)
-            accumulate_outer<Isa, 1>(a + i, a_stride, b + i * b_stride + j, b_stride, c + j,
-                                     c_stride, m, n);
+        const auto add = [&](auto depth, auto apart) {
+            accumulate_outer<Isa, depth>(a + i, a_stride, b + i * b_stride + j, b_stride, apart,
+                                         c + j, c_stride, m, n);
+        };
+        // Far columns of a would share few sets of L1, which slows 4 rows down, and does 2 no good.
+        const std::size_t quarter = k / far_streams;
+        if (m == 1) {
+            for (; i < quarter; ++i)
+                add(std::integral_constant<std::size_t, far_streams>{}, quarter);
+            i = far_streams * quarter;
+        }
+        constexpr std::integral_constant<std::size_t, 8> depth;
+        for (; i + depth <= k; i += depth) add(depth, one);
+        for (; i < k; ++i) add(one, one);
     }
 }
 
@@ -147,10 +156,10 @@ void matmul(const float* a, std::size_t a_stride, const float* b, std::size_t b_
                          });
 }
 
-// Rows x Tokens dot products along k.
+// Rows x Tokens dot products along k, with rows of w `apart` from each other.
 template <class Isa, std::size_t Rows, std::size_t Tokens, class Source>
-inline void dot_block(const Source* w, std::size_t k, const float* x, std::size_t x_stride,
-                      float* y, std::size_t y_stride) {
+inline void dot_block(const Source* w, std::size_t apart, std::size_t k, const float* x,
+                      std::size_t x_stride, float* y, std::size_t y_stride) {
     using F = Floats<Isa>;
     constexpr std::size_t width = lanes<Isa>;
     F sum[Rows][Tokens];
@@ -160,7 +169,7 @@ inline void dot_block(const Source* w, std::size_t k, const float* x, std::size_
         F v[Tokens];
         unroll<Tokens>([&](auto t) { v[t] = load<Isa>(x + t * x_stride + i); });
         unroll<Rows>([&](auto r) {
-            const F weight = load_as_float<Isa>(w + r * k + i);
+            const F weight = load_as_float<Isa>(w + r * apart * k + i);
             unroll<Tokens>([&](auto t) { sum[r][t] = xsimd::fma(weight, v[t], sum[r][t]); });
         });
     }
@@ -168,33 +177,35 @@ inline void dot_block(const Source* w, std::size_t k, const float* x, std::size_
         unroll<Tokens>([&](auto t) {
             float total = xsimd::reduce_add(sum[r][t]);
             for (std::size_t l = i; l < k; ++l)
-                total += load_one(w + r * k + l) * x[t * x_stride + l];
-            y[t * y_stride + r] = total;
+                total += load_one(w + r * apart * k + l) * x[t * x_stride + l];
+            y[t * y_stride + r * apart] = total;
         });
     });
 }
 
-// dot_rows of kernels.h for one type: 4 rows of w at a time meet all rows of x while they are near.
+// dot_rows of kernels.h for one type: 4 rows of w at a time, far apart, meet all rows of x while
+// they are near.
 template <class Isa, class Source>
 void dot_rows_of(const Source* w, const float* x, std::size_t x_stride, std::size_t rows,
                  std::size_t k, std::size_t first, std::size_t last, float* y,
                  std::size_t y_stride) {
+    const std::size_t apart = (last - first) / far_streams;
     const auto columns_at = [&](std::size_t j, auto columns) {
         std::size_t t = 0;
+        const auto block = [&](auto tokens) {
+            dot_block<Isa, columns, tokens>(w + j * k, apart, k, x + t * x_stride, x_stride,
+                                            y + t * y_stride + j, y_stride);
+            t += tokens;
+        };
         if constexpr (Isa::float_tile >= 8)  // registers for 16 sums
-            for (; t + 4 <= rows; t += 4)
-                dot_block<Isa, columns, 4>(w + j * k, k, x + t * x_stride, x_stride,
-                                           y + t * y_stride + j, y_stride);
-        for (; t + 2 <= rows; t += 2)
-            dot_block<Isa, columns, 2>(w + j * k, k, x + t * x_stride, x_stride,
-                                       y + t * y_stride + j, y_stride);
-        if (t < rows)
-            dot_block<Isa, columns, 1>(w + j * k, k, x + t * x_stride, x_stride,
-                                       y + t * y_stride + j, y_stride);
+            while (t + 4 <= rows) block(std::integral_constant<std::size_t, 4>{});
+        while (t + 2 <= rows) block(std::integral_constant<std::size_t, 2>{});
+        if (t < rows) block(std::integral_constant<std::size_t, 1>{});
     };
-    std::size_t j = first;
-    for (; j + 4 <= last; j += 4) columns_at(j, std::integral_constant<std::size_t, 4>{});
-    for (; j < last; ++j) columns_at(j, std::integral_constant<std::size_t, 1>{});
+    for (std::size_t j = first; j < first + apart; ++j)
+        columns_at(j, std::integral_constant<std::size_t, far_streams>{});
+    for (std::size_t j = first + far_streams * apart; j < last; ++j)
+        columns_at(j, std::integral_constant<std::size_t, 1>{});
 }
 
 template <class Isa>

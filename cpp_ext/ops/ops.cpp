@@ -100,8 +100,36 @@ void linear_plain(const Worker& worker, const KernelTable& table, DType type, co
     });
 }
 
+namespace {
+
+// One row, by parts of k that are the same for any number of threads: each reads whole rows of b,
+// whereas columns would cut them into pieces too short for the prefetchers.
+void matmul_one_row(const Worker& worker, const KernelTable& table, const float* a, const float* b,
+                    float* c, std::size_t k, std::size_t n, float* sums) {
+    constexpr std::size_t parts = matmul_sums + 1;
+    const auto count = static_cast<std::size_t>(worker.count());
+    const std::size_t columns = round_up(count > 2 ? n / count + 1 : n, 1024);
+    const std::size_t pieces = (n + columns - 1) / columns;
+    deal(worker, parts * pieces, 1, [&](std::size_t first, std::size_t last) {
+        for (std::size_t i = first; i < last; ++i) {
+            const std::size_t part = i / pieces, at = i % pieces * columns;
+            const std::size_t begin = part * k / parts, end = (part + 1) * k / parts;
+            table.matmul(a + begin, k, b + begin * n, n, part ? sums + (part - 1) * n : c, n, 1,
+                         end - begin, at, std::min(at + columns, n), nullptr);
+        }
+    });
+    worker.barrier();
+    deal(worker, n, 4096, [&](std::size_t first, std::size_t last) {
+        for (std::size_t i = 0; i < matmul_sums; ++i)
+            table.add(c + first, sums + i * n + first, c + first, last - first);
+    });
+}
+
+}  // namespace
+
 void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b,
-            float* c, std::size_t m, std::size_t k, std::size_t n) {
+            float* c, std::size_t m, std::size_t k, std::size_t n, float* sums) {
+    if (m == 1 && n >= 1024) return matmul_one_row(worker, table, a, b, c, k, n, sums);
     auto* scratch =
         static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));
     const std::size_t panel = 2 * table.vector_floats;
@@ -113,7 +141,7 @@ void matmul(const Worker& worker, const KernelTable& table, const float* a, cons
             table.matmul(a, k, b, n, c, n, m, k, first, last, scratch);
         });
     } else {
-        // Of 12, the height of a tile.
+        // A multiple of 4, as tiles of less sum in another order; of 12, the height of a tile.
         deal(worker, m, 12, [&](std::size_t first, std::size_t last) {
             table.matmul(a + first * k, k, b, n, c + first * n, n, last - first, k, 0, n, scratch);
         });

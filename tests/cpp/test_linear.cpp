@@ -135,6 +135,22 @@ KERNEL_TEST(f32_by_some_groups_is_the_same_and_writes_their_columns_alone) {
     }
 }
 
+KERNEL_TEST(f32_gives_a_row_the_same_whatever_rows_are_beside_it) {
+    constexpr std::size_t rows = 19, n = 165;
+    for (const DType type : matrices::all_types) {
+        const std::size_t k = matrices::in_blocks(type, 512);
+        const auto packed = matrices::pack(table, matrices::random(type, n, k, 1));
+        const Floats x = normal(rows * k, 2);
+        Floats together(rows * n), alone(n);
+        table.linear_f32(packed.view, x.data(), rows, 0, packed.groups, together.data(), n);
+        for (std::size_t r = 0; r < rows; ++r) {
+            table.linear_f32(packed.view, &x[r * k], 1, 0, packed.groups, alone.data(), n);
+            check::that(std::memcmp(alone.data(), &together[r * n], n * 4) == 0,
+                        matrices::name(type));
+        }
+    }
+}
+
 KERNEL_TEST(f32_of_no_outputs_does_nothing) {
     for (const DType type : matrices::all_types) {
         const std::size_t k = matrices::in_blocks(type, 64);
