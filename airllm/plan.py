@@ -226,7 +226,10 @@ def _what_cannot_stream(parts: Sequence[Part]) -> str:
     made = any(role in ("matrix", "experts") for part in parts for _, role, _ in part.kept)
     if not made:
         return ""
-    return ". Weights that are quantised while they are read stay in memory: airllm convert once"
+    return (
+        ". Weights that are quantised while they are read stay in memory; `airllm convert` writes "
+        "them to a file, which can be streamed"
+    )
 
 
 def default_context(
