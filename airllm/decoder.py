@@ -67,6 +67,7 @@ class Decoder:
         self._head: Executor = backend.executor(model.head, batch_size)
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
+        self._last_row = self._last_logits[np.newaxis]
         self.weights = open_weights(
             gguf,
             model,
@@ -144,8 +145,7 @@ class Decoder:
         FormatError when the file has changed since it was opened.
         """
         cache = self.cache if cache is None else cache
-        last = self._last_logits[np.newaxis]
-        parts = self._batches(tokens, cache, last if logits is None else logits)
+        parts = self._batches(tokens, cache, self._last_row if logits is None else logits)
         passes = [parts] if self.streams else [[part] for part in parts]
         for index, together in enumerate(passes):
             n_layers = self._model.config.n_layers

@@ -11,10 +11,10 @@ from airllm.formats.opening import open_model
 from airllm.graph import Activations
 from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
-from airllm.layer_engine import context_for
 from airllm.models import load_model
 from airllm.open_weights import plan_weights
 from airllm.plan import Plan, buffer_bytes, kv_bytes_per_token
+from airllm.token_engine import context_for
 
 
 def plan_model(

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm import tensor_ops_hybrid as ops
+
 __all__ = ["Sampler", "Sampling"]
 
 # The repetition penalty looks back so many tokens, as llama.cpp's does: over all of a long text,
 # words that any text repeats would be punished too.
 PENALTY_WINDOW = 64
-
-_GROUP = 64  # logits, see _top_k
 
 
 @dataclass(frozen=True)
@@ -84,56 +84,17 @@ class Sampler:
         settings = self.sampling
         if settings.repeat_penalty != 1.0 and history:
             logits = _penalised(logits, history, settings.repeat_penalty)
-        best = int(np.argmax(logits))  # the first of equals; NaN if there is one
-        if not math.isfinite(logits[best]):
-            raise ValueError(
-                f"the model's largest logit is {logits[best]}; the model's file may be damaged"
+        try:
+            return ops.sample(
+                logits,
+                self._random.random(),
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                min_p=settings.min_p,
             )
-        if settings.temperature == 0.0:
-            return best
-        ids, probabilities = self.candidates(logits)
-        cumulative = np.cumsum(probabilities)
-        drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(ids[min(drawn, len(ids) - 1)])  # the product may round up to the last sum
-
-    def candidates(
-        self, logits: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The tokens that may be drawn, likeliest first, and the probability of each.
-
-        logits: float32 [vocab], after the penalty. Returns int64 [n], float64 [n] with a sum of 1.
-        """
-        settings = self.sampling
-        ids = _top_k(logits, settings.top_k)
-        values = logits[ids].astype(np.float64)
-        values -= values.max()
-        relative = np.exp(values)  # probability, relative to the likeliest's
-        total = relative.sum()
-        # min-p first: it takes the same tokens away as after top-p, and spares sorting them.
-        likely = np.flatnonzero(relative >= settings.min_p)
-        likely = likely[np.argsort(-relative[likely], kind="stable")]
-        # As many as reach top_p: the one that crosses it is the last.
-        share = np.cumsum(relative[likely]) / total
-        likely = likely[: int(np.searchsorted(share, settings.top_p)) + 1]
-        with np.errstate(over="ignore"):  # a tiny temperature: only the likeliest is left
-            shaped = np.exp(values[likely] / settings.temperature)
-        return ids[likely], shaped / shaped.sum()
-
-
-def _top_k(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Ids of the k largest logits, lower ids first among equals; all of them if k is 0."""
-    n_groups = len(logits) // _GROUP
-    if k == 0 or k >= len(logits):
-        return np.arange(len(logits))
-    if k < n_groups:
-        # k groups have a largest value of at least `floor`, so the k largest are not below it.
-        # That takes 20 us for 49,152 logits, where np.partition on all of them takes 250.
-        groups = logits[: n_groups * _GROUP].reshape(_GROUP, n_groups).max(axis=0)
-        floor = np.partition(groups, -k)[-k]
-        ids = np.flatnonzero(logits >= floor)
-    else:
-        ids = np.arange(len(logits))
-    return ids[np.argsort(-logits[ids], kind="stable")[:k]]
+        except ValueError as error:
+            raise ValueError(f"{error} The model's file may be damaged.") from None
 
 
 def _penalised(

@@ -21,7 +21,7 @@ from airllm.models import Model
 from airllm.plan import Part, Plan
 from airllm.progress import OnProgress
 from airllm.routed import RoutedExecutor
-from airllm.weights import FileWeights, check_tensors
+from airllm.weights import check_tensors, layers_at_once
 
 _HEAD = -1  # in place of a layer's index
 
@@ -90,7 +90,8 @@ class StreamWeights:
                 sections.append(section)
             self._stream = backend.stream(self._files, sections)
         self.streams = self._stream is not None or self._experts is not None
-        self.layers_at_once = 1 if self.streams else FileWeights.layers_at_once
+        at_once = layers_at_once(model.config.n_layers, plan.pinned_bytes)
+        self.layers_at_once = 1 if self.streams else at_once
         gguf.check_unchanged()
 
     @property

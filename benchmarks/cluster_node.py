@@ -4,11 +4,14 @@
     python benchmarks/cluster_node.py --quick --json         to see that everything works
 
 The slice is that of node 1 of two, with Q40 weights and Q80 sync (dim 2048, hidden 8192, 16 layers,
-32 / 8 heads, 100 positions in the cache). Connections are left out: what others send is there at
-once. Segments and probes of the read bandwidth take turns; the best of each is compared, and so is
-the time of a token outside the executor: Python's share.
+32 / 8 heads, 100 positions in the cache). What it sends goes over loopback to a process that waits
+for it as a stock root does, without sleeping; what others send is there at once. Segments and
+probes of the read bandwidth take turns; the best of each is compared, and so is the time of a token
+outside the executor: sends, and Python's share.
 """
 
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +27,7 @@ from common.limits import Limits
 from airllm.backends import load_backend
 from airllm.cluster.checks import Program
 from airllm.cluster.exchange import Exchange
+from airllm.cluster.link import Link
 from airllm.cluster.lowering import lower
 from airllm.cluster.node import Node
 from airllm.cluster.weights import ResidentWeights
@@ -41,16 +45,41 @@ LLAMA_1B = Shape(
 )  # fmt: skip
 
 
-class InstantLink:
-    """Takes everything and has everything."""
+DROP_ALL = """
+import socket, sys
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+connection.setblocking(False)
+while True:
+    try:
+        if not connection.recv(1 << 20):
+            break
+    except BlockingIOError:
+        pass
+"""
 
-    name = "nobody"
+
+class OneWayLink(Link):
+    """To a process that takes everything and says nothing; what is read is there at once."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+            self._process = subprocess.Popen([sys.executable, "-c", DROP_ALL, port])
+            super().__init__(server.accept()[0], "nobody", 60.0)
+        self.seconds = 0.0  # of sends
 
     def send_some(self, view: memoryview) -> int:
-        return len(view)
+        began = time.perf_counter()
+        n = super().send_some(view)
+        self.seconds += time.perf_counter() - began
+        return n
 
-    def read_soon(self, view: memoryview, seconds: float) -> None:
+    def read_soon(self, view: memoryview, seconds: float, timeout: float | None = None) -> None:
         pass
+
+    def close(self) -> None:
+        super().close()
+        self._process.wait()
 
 
 class Watch:
@@ -95,12 +124,13 @@ def make_node(shape: Shape, threads: int) -> tuple[Node, Program, Watch]:
 
 def measure(shape: Shape, threads: int, rounds: int, limits: Limits | None) -> dict[str, Any]:
     node, program, watch = make_node(shape, threads)
-    exchange = Exchange(program.net, NODE, node.pipes, {0: InstantLink()})  # type: ignore[dict-item]
+    link = OneWayLink()
+    exchange = Exchange(program.net, NODE, node.pipes, {0: link})
     nbytes = sum(size.nbytes for size in program.weights.values())
     best: dict[int, float] = {}
-    outside, tokens = [], []
+    outside, sends, tokens = [], [], []
     for _ in range(rounds):
-        began, watch.seconds = time.perf_counter(), 0.0
+        began, watch.seconds, link.seconds = time.perf_counter(), 0.0, 0.0
         for index, (run, syncs) in enumerate(node.step(POSITION, 1)):
             before = watch.seconds
             run()
@@ -108,12 +138,15 @@ def measure(shape: Shape, threads: int, rounds: int, limits: Limits | None) -> d
                 exchange.run(sync, 1)
             best[index] = min(best.get(index, np.inf), watch.seconds - before)
         tokens.append(time.perf_counter() - began)
-        outside.append(tokens[-1] - watch.seconds)
+        sends.append(link.seconds)
+        outside.append(tokens[-1] - watch.seconds - link.seconds)
         if limits is not None:
             limits.rate("read")
+    link.close()
     if not np.isfinite(node.pipes[dllama_root.LG].view(np.float32)[0]).all():
         sys.exit("the logits are not finite: something is wrong")
     computed = sum(best.values())
+    own = computed + min(outside) + min(sends)
     read = limits.best["read"] if limits is not None else None
     return {
         "threads": threads,
@@ -121,9 +154,10 @@ def measure(shape: Shape, threads: int, rounds: int, limits: Limits | None) -> d
         "token_seconds_best": min(tokens),
         "compute_seconds_best": computed,
         "python_seconds_best": min(outside),
-        "python_share": min(outside) / (min(outside) + computed),
+        "sends_seconds_best": min(sends),
+        "python_share": min(outside) / own,
         "read_bytes_per_second": read,
-        "share_of_read": read and nbytes / (min(outside) + computed) / read,
+        "share_of_read": read and nbytes / own / read,
     }
 
 
@@ -152,6 +186,7 @@ def in_words(result: dict[str, Any]) -> None:
     lines = {
         "slice": f"{result['slice_bytes'] / 1e6:.1f} MB, {table.in_threads(result['threads'])}",
         "a token": f"{table.duration(result['compute_seconds_best'])} in the executor, "
+        f"{table.duration(result['sends_seconds_best'])} in sends, "
         f"{table.duration(result['python_seconds_best'])} in Python ({result['python_share']:.1%})",
     }
     if result["share_of_read"] is not None:

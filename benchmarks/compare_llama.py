@@ -4,14 +4,17 @@
     python benchmarks/compare_llama.py --model model.gguf
     python benchmarks/compare_llama.py --model model.gguf --llama-bench build/bin/llama-bench
 
-llama.cpp is llama-cpp-python, where it is installed, or a llama-bench binary. Both start from an
-empty cache and run the model alone, no tokeniser and no sampling; both keep keys and values in
-float16. llama-cpp-python's logits are compared with ours before anything is timed.
+llama.cpp is llama-cpp-python, where it is installed, or a llama-bench binary: ik_llama.cpp has one,
+which wants --llama-bench-options "-rtr 1". Both start from an empty cache, or --depth tokens, and
+run the model alone, no tokeniser and no sampling; both keep keys and values in float16, and
+llama.cpp has flash attention on. llama-cpp-python's logits are compared with ours before anything
+is timed.
 """
 
 import argparse
 import importlib.util
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -47,9 +50,11 @@ class Run:
     threads: int
     prompt: int
     generated: int
+    depth: int  # tokens in the cache before those generated
     rounds: int
     activations: Activations
     llama_bench: str | None
+    llama_bench_options: str
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,8 @@ class Row:
 
 
 class Contestant(Protocol):
-    def rate(self, test: benchmark.Test) -> float:
-        """Tokens a second of one run of the test, from an empty cache."""
+    def rate(self, test: benchmark.Test, context: list[int]) -> float:
+        """Tokens a second of one run of the test, with these tokens in the cache."""
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32] | None:
         """Those of the last token, [vocab]; None where there is no way to ask."""
@@ -105,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(COLUMNS.line(COLUMNS.head), flush=True)
     for threads in args.threads or sorted({1, cpp.cpu_budget()["chosen"]}):
         run = Run(
-            *(args.model, threads, args.prompt_tokens, args.generated_tokens, args.rounds),
-            *(args.activations, args.llama_bench),
+            *(args.model, threads, args.prompt_tokens, args.generated_tokens, args.depth),
+            *(args.rounds, args.activations, args.llama_bench, args.llama_bench_options),
         )
         for row in process.iterate(measure, run, threads=threads):
             rows.append(row)
@@ -121,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(run: Run) -> Iterator[Row]:
     """Runs in a process of its own, which has the number of threads in its environment."""
-    context = max(run.prompt, run.generated, VERIFIED_TOKENS)
+    context = max(run.prompt, run.depth + run.generated, VERIFIED_TOKENS)
     try:
         step_bytes = _bytes_of_a_step(run.model)
         engine = LayerWiseInferenceEngine(
@@ -135,12 +140,13 @@ def measure(run: Run) -> Iterator[Row]:
         vocab = engine.config.vocab_size
         _verify(ours, theirs, vocab)
         read = _read_bandwidth(run)
-        for test in _tests(run, vocab):
-            rates = _in_turn([ours, theirs], test, run.rounds)
+        for test, before in _tests(run, vocab):
+            rates = _in_turn([ours, theirs], test, before, run.rounds)
             share = None
             if read and test.name.startswith("tg"):
                 share = max(rates[0]) * step_bytes / read
-            yield Row(test.name, run.threads, tuple(rates[0]), tuple(rates[1]), share)
+            name = f"{test.name}@{len(before)}" if before else test.name
+            yield Row(name, run.threads, tuple(rates[0]), tuple(rates[1]), share)
 
 
 def _bytes_of_a_step(path: str) -> int:
@@ -154,20 +160,24 @@ def _bytes_of_a_step(path: str) -> int:
         )
 
 
-def _tests(run: Run, vocab: int) -> Iterator[benchmark.Test]:
+def _tests(run: Run, vocab: int) -> Iterator[tuple[benchmark.Test, list[int]]]:
+    """Tests, and the tokens that are in the cache before each."""
     if run.prompt:
-        yield benchmark.prefill(run.prompt, vocab)
+        yield benchmark.prefill(run.prompt, vocab), []
     if run.generated:
-        yield benchmark.decode(run.generated, vocab)
+        before = benchmark.prefill(run.depth, vocab).timed[0] if run.depth else []
+        yield benchmark.decode(run.generated, vocab), before
 
 
-def _in_turn(contestants: list[Contestant], test: benchmark.Test, rounds: int) -> list[list[float]]:
+def _in_turn(
+    contestants: list[Contestant], test: benchmark.Test, before: list[int], rounds: int
+) -> list[list[float]]:
     """One round more than asked for: the first one warms up."""
     rates: list[list[float]] = [[] for _ in contestants]
     for _ in range(rounds + 1):
         for contestant, taken in zip(contestants, rates, strict=True):
             timing.wait_until_idle()
-            taken.append(contestant.rate(test))
+            taken.append(contestant.rate(test, before))
     return [taken[1:] for taken in rates]
 
 
@@ -191,9 +201,9 @@ class Airllm:
     def __init__(self, engine: LayerWiseInferenceEngine) -> None:
         self._engine = engine
 
-    def rate(self, test: benchmark.Test) -> float:
+    def rate(self, test: benchmark.Test, context: list[int]) -> float:
         self._engine.reset()
-        return _rate(self._engine.forward, test)
+        return _rate(self._engine.forward, test, context)
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         self._engine.reset()
@@ -209,12 +219,13 @@ class LlamaCppPython:
             n_batch=512,
             n_threads=run.threads,
             n_threads_batch=run.threads,
+            flash_attn=True,
             verbose=False,
         )
 
-    def rate(self, test: benchmark.Test) -> float:
+    def rate(self, test: benchmark.Test, context: list[int]) -> float:
         self._model.reset()
-        return _rate(self._model.eval, test)
+        return _rate(self._model.eval, test, context)
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         self._model.reset()
@@ -230,13 +241,16 @@ class LlamaBench:
     def __init__(self, run: Run) -> None:
         assert run.llama_bench
         self._command = [run.llama_bench, "-m", run.model, "-t", str(run.threads), "-r", "1"]
-        self._command += ["-ngl", "0", "-o", "json"]
+        self._command += ["-ngl", "0", "-fa", "1", "-o", "json"]
+        self._command += shlex.split(run.llama_bench_options)
 
-    def rate(self, test: benchmark.Test) -> float:
+    def rate(self, test: benchmark.Test, context: list[int]) -> float:
         n = sum(map(len, test.timed))
         lengths = ["-p", str(n), "-n", "0"]
         if test.name.startswith("tg"):
             lengths = ["-p", "0", "-n", str(n)]
+        if context:
+            lengths += ["-d", str(len(context))]
         command = [*self._command, *lengths]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
@@ -247,7 +261,11 @@ class LlamaBench:
         return None
 
 
-def _rate(forward: Callable[[list[int]], object], test: benchmark.Test) -> float:
+def _rate(
+    forward: Callable[[list[int]], object], test: benchmark.Test, context: list[int]
+) -> float:
+    if context:
+        forward(context)
     start = time.perf_counter()
     for tokens in test.timed:
         forward(tokens)
@@ -267,10 +285,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, metavar="FILE.gguf")
     parser.add_argument("--llama-bench", metavar="PATH", help="instead of llama-cpp-python")
     parser.add_argument(
+        "--llama-bench-options",
+        default="",
+        metavar="OPTIONS",
+        help='more for that binary, as one word: "-rtr 1"',
+    )
+    parser.add_argument(
         "--threads", type=options.counts, metavar="N,...", help="default: 1 and all"
     )
     parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="default: 512")
     parser.add_argument("--generated-tokens", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--depth",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens in the cache before those generated (default: 0)",
+    )
     parser.add_argument(
         "--rounds", type=options.count, default=5, metavar="N", help="default: %(default)s"
     )

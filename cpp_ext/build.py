@@ -59,6 +59,7 @@ CORE_SOURCES = (
     "ops/fused.cpp",
     "ops/ops.cpp",
     "ops/q80.cpp",
+    "ops/sampling.cpp",
     "ops/slices.cpp",
     "graph/graph.cpp",
     "graph/executor.cpp",
@@ -72,7 +73,7 @@ BINDING_SOURCES = tuple(
     f"bindings/{name}.cpp"
     for name in (
         *("module", "arrays", "elementwise", "matrix", "formats", "attention", "executor"),
-        *("runtime", "stream"),
+        *("runtime", "sampling", "stream"),
     )
 )
 

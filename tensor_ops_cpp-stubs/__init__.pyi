@@ -108,6 +108,15 @@ def attention(
     return_lse: Literal[False] = False,
     out: _Float32 | None = None,  # [n_q, n_heads, head_dim]
 ) -> _Float32: ...
+def sample(
+    logits: _Float32,  # [vocab]
+    draw: float,  # from 0 to below 1
+    *,
+    temperature: float = 1.0,  # 0: the likeliest
+    top_k: int = 0,  # 0: all
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> int: ...
 
 # ---- formats -------------------------------------------------------------------------------------
 
@@ -238,7 +247,7 @@ class Stream:
         ],
         *,
         threads: int = 0,
-        depth: int = 8,
+        depth: int = 16,
         piece_bytes: int = 1048576,
         endless: bool = True,
         direct: bool = True,

@@ -32,3 +32,9 @@ def ops(request):
 def backend(request):
     """The operations on each backend, for what does not depend on the ISA."""
     return numpy_ops if request.param == "numpy" else require_cpp()
+
+
+@pytest.fixture
+def cpp():
+    """The extension, on the ISA in use."""
+    return require_cpp()

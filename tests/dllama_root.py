@@ -13,21 +13,18 @@ from airllm.cluster.checks import Program
 from airllm.cluster.link import Link, transfer
 from airllm.cluster.lowering import lower
 from airllm.cluster.node import Node
-from airllm.cluster.node_config import (
+from airllm.cluster.node_config import NodeConfig, Op, Segment, Sync
+from airllm.cluster.op_config import (
     Attention,
     Empty,
     Gate,
     InvRms,
     Matmul,
-    NodeConfig,
-    Op,
     OpCode,
     Reference,
     RmsNorm,
     Rope,
     RopeType,
-    Segment,
-    Sync,
 )
 from airllm.cluster.protocol import (
     NO_MORE_WEIGHTS,

@@ -230,7 +230,7 @@ def test_cluster_node_reports_shares_of_bandwidth_and_of_python(compiler):
     report = json_of("cluster_node.py", "--quick")
     assert report["slice_bytes"] > 0
     assert 0 < report["python_share"] < 1
-    own = report["compute_seconds_best"] + report["python_seconds_best"]
+    own = sum(report[f"{part}_seconds_best"] for part in ("compute", "sends", "python"))
     share = report["slice_bytes"] / own / report["read_bytes_per_second"]
     assert math.isclose(report["share_of_read"], share)
 
@@ -255,6 +255,21 @@ def test_compare_llama_reports_the_ratio_to_llama_bench(compiler, tiny_model, ll
         assert math.isclose(row["ratio"], max(row["airllm"]) / 50.0)
     assert report["results"][0]["share_of_read"] is None
     assert report["results"][1]["share_of_read"] > 0
+
+
+def test_compare_llama_hands_options_and_depth_to_llama_bench(compiler, tiny_model, llama_bench):
+    seen = llama_bench.with_name("seen")
+    program = (
+        llama_bench.read_text() + f"import sys\nopen({str(seen)!r}, 'w').write(str(sys.argv))\n"
+    )
+    llama_bench.write_text(program)
+    sizes = ("--prompt-tokens", "0", "--generated-tokens", "4", "--rounds", "1", "--threads", "1")
+    more = ("--llama-bench", llama_bench, "--llama-bench-options", "-rtr 1", "--depth", "8")
+    report = json_of("compare_llama.py", "--model", tiny_model, *sizes, *more)
+    assert [row["test"] for row in report["results"]] == ["tg4@8"]
+    assert seen.read_text().endswith(
+        "'-fa', '1', '-o', 'json', '-rtr', '1', '-p', '0', '-n', '4', '-d', '8']"
+    )
 
 
 def test_compare_llama_says_what_llama_bench_said_when_it_fails(tiny_model, llama_bench):

@@ -7,8 +7,8 @@ from dllama_model import Model, Shape
 from dllama_root import Root
 from worker_threads import workers
 
-from airllm.cli import main, worker
-from airllm.cluster import report
+from airllm.cli import main
+from airllm.cluster import meter, report
 from airllm.cluster.door import LOOPBACK as LOOPBACK_NETWORKS
 from airllm.cluster.door import Door
 from airllm.cluster.report import Report, status_path
@@ -24,18 +24,11 @@ def usage_error(capsys, *argv):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [("900M", 900_000_000), ("1G", 10**9), ("1.5GB", 1_500_000_000), ("2GiB", 2 << 30), ("7", 7)],
-)
-def test_sizes_are_read_as_people_write_them(text, expected):
-    assert worker.size(text) == expected
-
-
-@pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--ram", "much"], "'much' is no size such as 900M"),
-        (["--ram", "0"], "'0' is less than a byte"),
+        (["--ram", "much"], "'much' is no size; expected a number and a unit, as in 2GiB or 500MB"),
+        (["--ram", "0"], "'0' is no size"),
+        (["--min-rate", "slow"], "'slow' is no size"),
         (["--allow", "300.1.1.1/8"], "'300.1.1.1/8' is no network"),
         (["--port", "70000"], "70000 is no port"),
         (["--cache", "d"], "--cache keeps what --ram leaves on disk"),
@@ -112,14 +105,13 @@ def test_json_events_are_a_line_each(capsys):
 
 
 def test_weights_are_told_with_rate_and_time_left(monkeypatch):
-    from airllm.cluster import run
 
     clock = iter([0.0, 1.0, 6.0, 7.0])
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
     lines = []
     told = Report()
     monkeypatch.setattr(told, "event", lambda name, text, fields: lines.append(text))
-    progress = run._Progress(90_000_000, told)
+    progress = meter.Progress(90_000_000, told)
     progress.add(10_000_000)
     progress.add(20_000_000)
     progress.finish()

@@ -1,6 +1,7 @@
 """Connections between nodes: exact reads, timeouts, and both ways at once."""
 
 import ipaddress
+import itertools
 import socket
 import threading
 import time
@@ -8,9 +9,10 @@ import time
 import numpy as np
 import pytest
 
+from airllm.cluster import link as link_module
 from airllm.cluster.door import LOOPBACK, is_allowed
 from airllm.cluster.exchange import Exchange
-from airllm.cluster.link import Link, LinkError, transfer
+from airllm.cluster.link import Link, LinkError, Patience, transfer
 from airllm.cluster.node_config import Sync
 from airllm.cluster.protocol import NetConfig, Pipe, SyncType
 from airllm.cluster.wire import FloatType, Size
@@ -78,6 +80,19 @@ def test_what_comes_while_or_after_looking_for_it_is_read(pair, spin):
     assert bytes(got) == b"earlyago"
 
 
+def test_where_others_want_the_processor_it_sleeps(pair, monkeypatch):
+    a, b = pair
+    yielded, milliseconds = [], itertools.count()
+    monkeypatch.setattr(link_module.time, "perf_counter", lambda: next(milliseconds) / 1000)
+    monkeypatch.setattr(link_module.os, "sched_yield", lambda: yielded.append(1))
+    for _ in range(3):
+        timer = threading.Timer(0.01, a.send, (b"x",))
+        timer.start()
+        b.read_soon(view(1), 0.5)  # a look takes a millisecond, in which somebody else ran
+        timer.join()
+    assert len(yielded) == 1
+
+
 def test_silence_is_an_error_with_its_time(pair):
     _, b = pair
     b.set_timeout(0.05)
@@ -120,6 +135,64 @@ def test_a_deadline_ends_a_message_that_drips(pair):
     a.send(b"x")
     with pytest.raises(LinkError, match="right did not complete the handshake in time"):
         b.take(2)
+
+
+def test_patience_is_bought_by_bytes_and_never_more_than_at_first():
+    patience = Patience(10.0, rate=100.0)
+    patience.spend(4.0, 100)
+    assert patience.left == 7.0
+    patience.spend(0.0, 1_000_000)
+    assert patience.left == 10.0
+    patience.spend(11.0, 50)
+    assert patience.left == -0.5
+
+
+@pytest.fixture
+def slow_clock(monkeypatch):
+    """A clock that is two seconds on whenever it is read."""
+    seconds = itertools.count(0.0, 2.0)
+    monkeypatch.setattr(link_module.time, "monotonic", lambda: next(seconds))
+
+
+def test_a_side_that_drips_through_many_small_messages_is_given_up(pair, slow_clock):
+    a, b = pair
+    b.be_patient(True)
+    for _ in range(3):  # of five seconds' patience, each takes two
+        a.send(b"x")
+        b.take(1)
+    a.send(b"x")
+    with pytest.raises(LinkError, match="right was slower than 10000 bytes a second for too long"):
+        b.take(1)
+
+
+def test_a_side_that_is_fast_enough_may_take_long(pair, slow_clock):
+    a, b = pair
+    b.be_patient(True)
+    for _ in range(10):
+        a.send(bytes(20_000))
+        got = view(20_000)
+        b.read_into(got)
+
+
+def test_a_message_that_drips_is_given_up(pair):
+    a, b = pair
+    b.set_timeout(0.05)
+    a.send(b"x")
+    with pytest.raises(LinkError, match="right was slower than 10000 bytes a second for too long"):
+        b.read_into(view(2))
+    b.set_timeout(5.0)
+    a.send(b"yz")
+    rest = view(2)
+    b.read_into(rest)
+    assert bytes(rest) == b"yz"
+
+
+def test_a_sync_that_drips_is_given_up(pair, slow_clock):
+    a, b = pair
+    a.send(b"x" * 10)
+    b.set_timeout(1.0)
+    with pytest.raises(LinkError, match="right was slower than 10000 bytes a second for too long"):
+        transfer([(b, view(50_000_000))], [(b, view(100))])
 
 
 def test_shutdown_ends_a_wait_from_another_thread(pair):

@@ -10,11 +10,11 @@ from airllm.backends import load_backend
 from airllm.cluster.checks import Program
 from airllm.cluster.lowering import lower
 from airllm.cluster.node import Node, buffer_bytes
-from airllm.cluster.node_config import (
+from airllm.cluster.node_config import NodeConfig
+from airllm.cluster.op_config import (
     Gate,
     InvRms,
     Matmul,
-    NodeConfig,
     OpCode,
     Reference,
     RmsNorm,

@@ -1,12 +1,9 @@
 """A worker whose memory is smaller than its slice, and what it keeps on disk."""
 
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,20 +14,23 @@ from dllama_model import Model, Shape
 from dllama_playback import play
 from dllama_root import Root
 from extension import require_cpp
+from worker_process import Process
 from worker_threads import addresses, workers
 
 from airllm.backends import load_backend
+from airllm.cluster import streamed
 from airllm.cluster.link import LinkError
-from airllm.cluster.spill import CacheFolder, SpillFile, open_spill
-from airllm.cluster.streamed import StreamedWeights, segments_to_keep
+from airllm.cluster.spill import CacheFile, SpillFile, open_spill
+from airllm.cluster.streamed import Residence, StreamedWeights, residence_of
 from airllm.system import resident_bytes
 
 RECORDINGS = ["llama-f32", "llama-q40", "qwen3moe-q40"]
 
 
-def streamed(n_kept, cache=None):
+def from_disk(kept=(), cache=None, slots=2):
+    """What holds the weights: all but the segments `kept` come from the disk."""
     return lambda lowered, sizes, backend: StreamedWeights(
-        lowered, sizes, backend, open_spill(cache), n_kept
+        lowered, sizes, backend, open_spill(cache), Residence(frozenset(kept), slots, 1 << 20, 0)
     )
 
 
@@ -46,89 +46,109 @@ def backend(request):
     return load_backend(request.param)
 
 
-@pytest.mark.parametrize("n_kept", [0, 3])
+@pytest.mark.parametrize(("kept", "slots"), [((), 2), ((), 1), ((1, 3), 2)])
 @pytest.mark.parametrize("name", RECORDINGS)
-def test_weights_from_disk_give_the_same_bytes(name, n_kept, backend):
-    assert played(name, backend, hold=streamed(n_kept)) == played(name, backend)
+def test_weights_from_disk_give_the_same_bytes(name, kept, slots, backend):
+    assert played(name, backend, hold=from_disk(kept, slots=slots)) == played(name, backend)
+
+
+# ---- the file ----
 
 
 def test_weights_in_the_cache_are_not_written_again(backend, tmp_path):
-    first = played("llama-q40", backend, hold=streamed(0, tmp_path))
+    first = played("llama-q40", backend, hold=from_disk(cache=tmp_path))
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert files
-    assert played("llama-q40", backend, hold=streamed(0, tmp_path)) == first
+    assert played("llama-q40", backend, hold=from_disk(cache=tmp_path)) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
 
 
-def test_a_damaged_file_in_the_cache_is_written_anew(backend, tmp_path):
-    first = played("llama-q40", backend, hold=streamed(0, tmp_path))
-    for path in tmp_path.iterdir():
-        path.write_bytes(bytes(path.stat().st_size))
-    assert played("llama-q40", backend, hold=streamed(0, tmp_path)) == first
+@pytest.mark.parametrize("damage", [b"", b"\0" * 30_000, b"nonsense\n"])
+@pytest.mark.parametrize("name", ["weights", "weights.index"])
+def test_what_is_damaged_in_the_cache_is_written_anew(name, damage, backend, tmp_path):
+    first = played("llama-q40", backend, hold=from_disk(cache=tmp_path))
+    (tmp_path / name).write_bytes(damage)
+    assert played("llama-q40", backend, hold=from_disk(cache=tmp_path)) == first
 
 
-def test_weights_that_cannot_be_read_end_the_run_with_their_place(tmp_path):
-    spill = CacheFolder(tmp_path)
-    place = spill.store(np.zeros(100, np.uint8))
-    place.write_bytes(b"short")
-    with pytest.raises(OSError, match=re.escape(str(place))):
-        spill.read(place, np.empty(100, np.uint8))
-
-
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_is_stored_is_read_back(kind, tmp_path):
-    spill = SpillFile() if kind == "file" else CacheFolder(tmp_path / "new")
-    planes = [np.random.default_rng(i).integers(0, 256, 1000 + i, np.uint8) for i in range(3)]
-    places = [spill.store(plane) for plane in planes]
-    for place, plane in reversed(list(zip(places, planes, strict=True))):
-        memory = np.zeros(plane.nbytes, np.uint8)
-        spill.read(place, memory)
-        np.testing.assert_array_equal(memory, plane)
+def test_an_index_that_names_a_place_twice_damages_nothing(tmp_path):
+    planes = [np.full(5000, value, np.uint8) for value in range(2)]
+    spill = CacheFile(tmp_path)
+    for plane in planes:
+        spill.store(plane)
+    spill.close()
+    index = tmp_path / "weights.index"
+    index.write_text(index.read_text().replace(" 8192 ", " 0 "))
+    spill = CacheFile(tmp_path)
+    for place, plane in zip([spill.store(plane) for plane in planes], planes, strict=True):
+        assert os.pread(spill.descriptor, plane.nbytes, place) == plane.tobytes()
     spill.close()
 
 
+def test_two_workers_do_not_share_a_cache(tmp_path):
+    spill = CacheFile(tmp_path)
+    with pytest.raises(OSError, match="another worker uses this cache"):
+        CacheFile(tmp_path)
+    spill.close()
+    CacheFile(tmp_path).close()
+
+
+def test_weights_that_cannot_be_read_end_the_run_with_their_place(tmp_path):
+    def hold(lowered, sizes, backend):
+        weights = from_disk(cache=tmp_path)(lowered, sizes, backend)
+        finish_well = weights.finish
+
+        def finish(executors):
+            (tmp_path / "weights").write_bytes(b"short")
+            finish_well(executors)
+
+        weights.finish = finish
+        return weights
+
+    require_cpp()
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "weights"))):
+        played("llama-q40", load_backend("cpp"), hold=hold)
+
+
+@pytest.mark.parametrize("kind", [SpillFile, CacheFile])
+def test_what_is_stored_is_in_the_file_where_it_says(kind, tmp_path):
+    spill = kind(tmp_path / "new") if kind is CacheFile else kind()
+    planes = [np.random.default_rng(i).integers(0, 256, 1000 + i, np.uint8) for i in range(3)]
+    places = [spill.store(plane) for plane in planes]
+    for place, plane in zip(places, planes, strict=True):
+        assert os.pread(spill.descriptor, plane.nbytes, place) == plane.tobytes()
+    spill.close()
+
+
+# ---- what stays in memory ----
+
+
 @pytest.mark.parametrize(
-    ("nbytes", "budget", "kept"),
+    ("nbytes", "budget", "n_kept", "slots"),
     [
-        ([10, 10, 10, 10], 40, 4),
-        ([10, 10, 10, 10], 39, 1),
-        ([10, 10, 10, 10], 20, 0),
-        ([10, 10, 10, 10], 19, None),
-        ([10, 10, 50, 50], 119, 1),
-        ([50, 10, 10], 100, 3),
-        ([50, 10, 10], 99, 3),
-        ([], 0, 0),
+        ([10, 10, 10, 10], 40, 4, 0),
+        ([10, 10, 10, 10], 39, 1, 2),
+        ([10, 10, 10, 10], 20, 0, 2),
+        ([10, 10, 10, 10], 19, 0, 1),
+        ([10, 10, 10, 10], 9, None, None),
+        ([10, 10, 50, 50], 119, 1, 2),
+        ([10, 10, 10, 50], 79, 1, 2),  # the largest is kept, so that slots are small
+        ([50, 10, 10], 100, 3, 0),
+        ([], 0, 0, 0),
     ],
 )
-def test_as_many_segments_stay_as_fit_beside_two_that_stream(nbytes, budget, kept):
-    assert segments_to_keep(nbytes, budget) == kept
+def test_as_many_segments_stay_as_fit_beside_the_slots(nbytes, budget, n_kept, slots, monkeypatch):
+    monkeypatch.setattr(streamed, "_READS", 0)
+    residence = residence_of(nbytes, budget)
+    assert (residence and len(residence.kept), residence and residence.slots) == (n_kept, slots)
+
+
+def test_segments_that_stay_are_spread_among_those_that_stream(monkeypatch):
+    monkeypatch.setattr(streamed, "_READS", 0)
+    assert residence_of([10] * 8, 60).kept == {1, 3, 5, 7}
 
 
 # ---- a worker of its own, whose memory can be measured ----
-
-
-class Process:
-    """`airllm worker --once` with these options."""
-
-    def __init__(self, *options):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.address = probe.getsockname()
-        command = [sys.executable, "-m", "airllm", "worker", "--json", "--once"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.address[1]), "--threads", "1", *options],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent.parent,
-        )
-        assert self.event()["event"] == "listening"
-
-    def event(self):
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-    def peak_bytes(self):
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +161,7 @@ def model():
 @pytest.mark.parametrize("ram", [None, 130_000_000])
 def test_resident_memory_stays_within_what_is_said(model, ram):
     require_cpp()
-    worker = Process(*(["--ram", str(ram)] if ram else []))
+    worker = Process("--once", *(["--ram", str(ram)] if ram else []))
     try:
         root = Root(model, [worker.address], backend="cpp")
         found = root.run(model.tokens[:10], batch=5)
@@ -162,6 +182,23 @@ def test_resident_memory_stays_within_what_is_said(model, ram):
     else:
         needed = memory["weight_bytes"] + memory["cache_bytes"] + memory["buffer_bytes"]
         assert peak <= needed + 100e6
+
+
+def test_a_cache_says_what_was_in_it(model, tmp_path):
+    require_cpp()
+    worker = Process("--ram", "130M", "--cache", str(tmp_path))
+    found = []
+    try:
+        for _ in range(2):
+            Root(model, [worker.address]).stop()
+            found.append(worker.wait_for("cache"))
+            worker.wait_for("run_over")
+    finally:
+        worker.stop()
+    first, second = found
+    assert first["reused_bytes"] == 0
+    assert second["reused_bytes"] == second["stored_bytes"] == first["stored_bytes"] > 20e6
+    assert second["text"].endswith(f" were in {tmp_path}/weights, byte for byte")
 
 
 def test_a_budget_too_small_to_stream_is_refused_with_what_would_do(model):

@@ -15,6 +15,7 @@ from airllm.formats.gguf import FormatError
 from airllm.kv_cache import KVCache
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.numpy_ops import dequantize
+from airllm.weights import layers_at_once
 
 # Norm of the logits' error over the norm of the logits, for 3 layers; measured: a third of each.
 EXACT = 1e-5  # float32 arithmetic, f32 cache
@@ -380,6 +381,15 @@ def test_loading_reports_each_layer(tmp_path):
         on_progress=lambda done, total: calls.append((done, total)),
     ).close()
     assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "n_bytes", "wanted"), [(30, 60 << 20, 30), (32, 4 << 30, 2), (80, 40 << 30, 1)]
+)
+def test_a_call_takes_layers_of_a_quarter_of_a_gigabyte_so_that_ctrl_c_is_soon_noticed(
+    n_layers, n_bytes, wanted
+):
+    assert min(n_layers, layers_at_once(n_layers, n_bytes)) == wanted
 
 
 @pytest.mark.parametrize("last_only", [True, False])

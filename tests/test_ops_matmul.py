@@ -40,6 +40,12 @@ def test_sizes_beyond_one_block_of_any_kernel(ops):
     check_matmul(ops.matmul(a, b), a, b)
 
 
+def test_one_row_of_many_columns(ops):
+    for n, k in [(1023, 40), (1024, 1), (1025, 3), (2100, 66), (5000, 515)]:
+        a, b = normal((1, k), seed=n), normal((k, n), seed=k)
+        check_matmul(ops.matmul(a, b), a, b)
+
+
 @settings(max_examples=60)
 @given(
     leading=st.lists(st.integers(0, 3), max_size=2),

@@ -34,6 +34,7 @@ def work(ops):
         "softmax": ops.softmax(x),
         "rope": ops.rope(q, np.arange(70, dtype=np.int32)),
         "matmul": ops.matmul(x, normal((320, 150), seed=5)),
+        "matmul_one_row": ops.matmul(x[:1], normal((320, 3000), seed=8)),
         "linear_float": ops.linear(x, normal((130, 320), seed=6)),
         **{f"linear_{kind}": ops.linear(x, w, activations=kind) for kind in ("q8", "q16", "f32")},
         "linear_one_token": ops.linear(x[:1], w),

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from airllm.numpy_ops import sampling as numpy_sampling
 from airllm.sampling import PENALTY_WINDOW, Sampler, Sampling
 
 NO_CUT = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -20,7 +21,9 @@ def random_logits(n: int = 1000, seed: int = 0) -> np.ndarray:
 
 def candidates(logits: np.ndarray, **settings: float) -> dict[int, float]:
     """The probability of each token that may be drawn."""
-    ids, probabilities = Sampler(Sampling(**(NO_CUT | settings))).candidates(logits)
+    ids, probabilities = numpy_sampling.candidates(
+        logits, **({"temperature": 0.8} | NO_CUT | settings)
+    )
     return dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
 
 
@@ -105,7 +108,7 @@ def test_min_p_does_not_change_what_top_p_counts():
 
 
 def test_candidates_come_likeliest_first_and_add_up_to_one():
-    ids, probabilities = Sampler(Sampling()).candidates(random_logits())
+    ids, probabilities = numpy_sampling.candidates(random_logits(), 0.8, 40, 0.95, 0.05)
     assert list(probabilities) == sorted(probabilities, reverse=True)
     assert probabilities.sum() == pytest.approx(1.0, abs=1e-12)
     assert len(ids) == len(probabilities) <= 40

@@ -15,15 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from extension import require_cpp
 from subprocess_python import ROOT
 
 from airllm.backends.plain_stream import PlainStream
-
-
-@pytest.fixture
-def cpp() -> ModuleType:
-    return require_cpp()
 
 
 @pytest.fixture

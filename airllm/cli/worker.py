@@ -3,7 +3,7 @@
 import argparse
 import ipaddress
 import json
-import re
+import os
 import signal
 import socket
 import sys
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from airllm.cluster.door import Network
 
 DEFAULT_PORT = 9990
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -66,10 +65,10 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_threads(group, decode=False)
     group.add_argument(
         "--ram",
-        type=size,
+        type=options.size,
         metavar="R",
         help="memory for this process, as 1G or 900M; weights that do not fit are kept on disk and "
-        "read for every token (default: what is available, all weights in memory)",
+        "read for every token (default: AIRLLM_RAM, or what is available, all weights in memory)",
     )
     group.add_argument(
         "--cache",
@@ -81,33 +80,41 @@ def add(subparsers: options.Subparsers) -> None:
     group.add_argument(
         "--spin",
         type=options.not_negative,
-        default=100.0,
+        default=5000.0,
         metavar="US",
         help="microseconds to look for what other nodes send before sleeping, which makes a sync a "
-        "little faster and keeps the processor busy; 0: none (default: %(default).0f)",
+        "little faster and a processor busy; 0: none (default: %(default).0f)",
     )
     group.add_argument("--once", action="store_true", help="end after the first root")
-    group = parser.add_argument_group("limits, in seconds")
+    group = parser.add_argument_group("limits")
     group.add_argument(
         "--handshake-timeout",
         type=options.above_zero,
         default=60.0,
         metavar="S",
-        help="until a root has sent its program (default: %(default).0f)",
+        help="seconds until a root has sent its program (default: %(default).0f)",
     )
     group.add_argument(
         "--silence-timeout",
         type=options.above_zero,
         default=300.0,
         metavar="S",
-        help="without a byte in the middle of weights or a token (default: %(default).0f)",
+        help="seconds without a byte in the middle of weights or a token (default: %(default).0f)",
     )
     group.add_argument(
         "--idle-timeout",
         type=options.above_zero,
         default=3600.0,
         metavar="S",
-        help="between two tokens, before the root is given up (default: %(default).0f)",
+        help="seconds between two tokens, before the root is given up (default: %(default).0f)",
+    )
+    group.add_argument(
+        "--min-rate",
+        type=options.size,
+        default=10_000,
+        metavar="R",
+        help="bytes a second, as 10k: whoever is slower in the middle of weights or a token, for "
+        "longer than the silence timeout, is given up (default: %(default)s)",
     )
     group = parser.add_argument_group("another worker")
     group.add_argument(
@@ -121,6 +128,7 @@ def add(subparsers: options.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.status:
         return show_status(args.port, as_json=args.json)
+    from airllm import budget
     from airllm.backends import load_backend
     from airllm.cluster.door import LOOPBACK, is_allowed
     from airllm.cluster.report import Report, status_path
@@ -128,7 +136,10 @@ def run(args: argparse.Namespace) -> int:
     from airllm.cluster.worker import Worker
 
     networks: tuple[Network, ...] = tuple(args.allow) or LOOPBACK
-    if args.cache is not None and args.ram is None:
+    ram = args.ram
+    if ram is None and os.environ.get(budget.VARIABLE):
+        ram = budget.granted_bytes(None)
+    if args.cache is not None and ram is None:
         raise options.UsageError("--cache keeps what --ram leaves on disk; give --ram as well")
     if not args.allow and not _is_loopback(args.host, is_allowed, LOOPBACK):
         raise options.UsageError(
@@ -137,11 +148,12 @@ def run(args: argparse.Namespace) -> int:
         )
     settings = Settings(
         threads=args.threads or 0,
-        ram=args.ram,
+        ram=ram,
         networks=networks,
         handshake_timeout=args.handshake_timeout,
         silence_timeout=args.silence_timeout,
         idle_timeout=args.idle_timeout,
+        min_rate=args.min_rate,
         spin=args.spin * 1e-6,
         cache=args.cache,
     )
@@ -210,15 +222,3 @@ def network(text: str) -> "Network":
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no network: {error}") from None
-
-
-def size(text: str) -> int:
-    """ "900M" -> 900000000; "1Gi" -> 2**30"""
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 900M, 1.5G or 2GiB")
-    number, prefix, binary = found.groups()
-    value = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than a byte")
-    return value

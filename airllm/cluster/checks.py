@@ -7,13 +7,12 @@ Source: the op table of dllama at commit 8d624a7.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from airllm.cluster.node_config import (
+from airllm.cluster.node_config import NodeConfig, Op
+from airllm.cluster.op_config import (
     Attention,
     Gate,
     InvRms,
     Matmul,
-    NodeConfig,
-    Op,
     OpCode,
     Reference,
     RmsNorm,

@@ -24,21 +24,21 @@ class Exchange:
     ) -> None:
         self._n_nodes, self._node, self._spin = net.n_nodes, node, spin
         self._pipes, self._links = pipes, links
-        self._plans: dict[tuple[Sync, int], _Plan] = {}
+        self._plans: dict[tuple[Sync, int], Plan] = {}
 
     def run(self, sync: Sync, rows: int) -> None:
         """One sync for the first `rows` rows of its pipe."""
+        self.plan(sync, rows).run()
+
+    def plan(self, sync: Sync, rows: int) -> "Plan":
+        """The same, for plan.run()."""
         plan = self._plans.get((sync, rows))
         if plan is None:
-            plan = self._plans[sync, rows] = self._plan(sync, rows)
-        for whole, part in plan.before:
-            part[...] = whole
-        transfer(plan.sends, plan.receives, self._spin)
-        for whole, part in plan.after:
-            whole[...] = part
+            plan = self._plans[sync, rows] = self._make(sync, rows)
+        return plan
 
-    def _plan(self, sync: Sync, rows: int) -> "_Plan":
-        pipe, plan = self._pipes[sync.pipe][:rows], _Plan()
+    def _make(self, sync: Sync, rows: int) -> "Plan":
+        pipe, plan = self._pipes[sync.pipe][:rows], Plan(self._spin)
         if sync.type is SyncType.WITH_ROOT:
             plan.receive(self._links[0], pipe)
             return plan
@@ -53,14 +53,22 @@ class Exchange:
         return plan
 
 
-class _Plan:
+class Plan:
     """What to send and receive. Slices of several rows are gathered and scattered by a copy."""
 
-    def __init__(self) -> None:
+    def __init__(self, spin: float) -> None:
+        self._spin = spin
         self.sends: list[Piece] = []
         self.receives: list[Piece] = []
         self.before: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
         self.after: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+
+    def run(self) -> None:
+        for whole, part in self.before:
+            part[...] = whole
+        transfer(self.sends, self.receives, self._spin)
+        for whole, part in self.after:
+            whole[...] = part
 
     def send(self, links: list[Link], rows: NDArray[np.uint8]) -> None:
         memory = rows if rows.flags.c_contiguous else np.empty(rows.shape, np.uint8)

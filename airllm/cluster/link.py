@@ -13,20 +13,42 @@ from collections.abc import Sequence
 
 _CHUNK = 1 << 16
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # seconds, seconds
+_CROWDED_SECONDS = 200e-6  # of a look and a yield, which take 3 us, and others a slice of some ms
+
+DEFAULT_RATE = 10_000.0  # bytes a second; the slowest networks that clusters have are far above
 
 
 class LinkError(Exception):
-    """The other side closed the connection, or was silent for too long."""
+    """The other side closed the connection, was silent for too long, or too slow."""
+
+
+class Patience:
+    """How long to wait for a side that may drip: it begins with so many seconds, each byte buys
+    1 / rate of a second more, and there are never more than at the beginning. So silence is
+    suffered for `seconds`, and less than `rate` bytes a second not for much longer."""
+
+    def __init__(self, seconds: float, rate: float) -> None:
+        self.left = self._most = seconds
+        self._rate = rate
+
+    def spend(self, seconds: float, n_bytes: int) -> None:
+        self.left = min(self._most, self.left - seconds + n_bytes / self._rate)
 
 
 class Link:
-    """name: what errors call the other side."""
+    """name: what errors call the other side. rate: bytes a second, below which it is too slow in
+    the middle of something; see Patience."""
 
-    def __init__(self, sock: socket.socket, name: str, timeout: float) -> None:
+    def __init__(
+        self, sock: socket.socket, name: str, timeout: float, rate: float = DEFAULT_RATE
+    ) -> None:
         self.sock, self.name = sock, name
         self._buffer = memoryview(b"")
         self._deadline: float | None = None
-        self._timeout = 0.0
+        self._patience: Patience | None = None
+        self._timeout, self._rate = 0.0, rate
+        self._limit = 0.0  # that the socket has
+        self._crowded_until = 0.0  # others want this processor
         sock.setblocking(True)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A machine that was switched off says nothing: the kernel notices after a minute.
@@ -38,11 +60,17 @@ class Link:
 
     def set_timeout(self, seconds: float) -> None:
         """How long the other side may be silent, or not take what is sent."""
-        if seconds != self._timeout:
-            self._timeout = seconds
-            value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        self._timeout = seconds
+        self._set_limit(seconds)
+
+    def be_patient(self, with_all: bool) -> None:
+        """Whether all that is read from now on is one message, however it is asked for, of which
+        silence may take `timeout`, or each `read_into` is one by itself."""
+        self._patience = self.patience() if with_all else None
+        self._set_limit(self._timeout)
+
+    def patience(self) -> Patience:
+        return Patience(self._timeout, self._rate)
 
     def set_deadline(self, deadline: float | None) -> None:
         """When `take` gives up, by time.monotonic(), however many bytes still come; None: never."""
@@ -61,8 +89,9 @@ class Link:
                 left = self._deadline - time.monotonic()
                 if left <= 0:
                     raise self._fault(BlockingIOError())
-                self.set_timeout(max(left, 0.001))
-            received = self._receive(bytearray(_CHUNK))
+                self._set_limit(left)
+            memory = memoryview(bytearray(_CHUNK))
+            received = memory[: self._receive(memory, 0, self._patience)]
             parts.append(bytes(received[:missing]))
             self._buffer = received[missing:]
             missing -= len(parts[-1])
@@ -75,23 +104,40 @@ class Link:
             view[:n] = self._buffer[:n]
             self._buffer = self._buffer[n:]
             view = view[n:]
+        patience = self._patience
         while len(view):
-            try:
-                n = self.sock.recv_into(view, 0, socket.MSG_WAITALL)
-            except OSError as error:
-                raise self._fault(error) from None
-            if n == 0:
-                raise LinkError(f"{self.name} closed the connection")
+            n = self._receive(view, socket.MSG_WAITALL, patience)
             view = view[n:]
+            if len(view) and patience is None:  # it took all the time that it had
+                patience = self.patience()
+                patience.spend(self._timeout, n)
+        if patience is not self._patience:
+            self._set_limit(self._timeout)
 
-    def read_soon(self, view: memoryview, seconds: float) -> None:
+    def read_soon(self, view: memoryview, seconds: float, timeout: float | None = None) -> None:
         """read_into, looking for the first bytes for so long before it sleeps: to be woken takes as
-        long as a small sync. Others who want this processor get it meanwhile."""
-        end = time.perf_counter() + seconds
-        while not (n := self.read_some(view)) and time.perf_counter() < end:
-            os.sched_yield()
-        if n < len(view):
+        long as a small sync. Others who want this processor get it meanwhile; where there are some,
+        it sleeps at once, as who sleeps is let in earlier than who yields. timeout: for these
+        bytes, in place of the connection's."""
+        n = self.read_some(view)
+        now = time.perf_counter()
+        if not n and now >= self._crowded_until:
+            end = now + seconds
+            while not (n := self.read_some(view)) and now < end:
+                os.sched_yield()
+                before, now = now, time.perf_counter()
+                if now - before > _CROWDED_SECONDS:
+                    self._crowded_until = now + 1.0
+                    break
+        if n == len(view):
+            return
+        if timeout is None or n:
             self.read_into(view[n:])
+            return
+        usual = self._timeout
+        self.set_timeout(timeout)
+        self.read_into(view)
+        self.set_timeout(usual)
 
     def send(self, data: bytes | memoryview) -> None:
         try:
@@ -143,18 +189,36 @@ class Link:
     def close(self) -> None:
         self.sock.close()
 
-    @property
-    def timeout(self) -> float:
-        return self._timeout
-
-    def _receive(self, memory: bytearray) -> memoryview:
+    def _receive(self, memory: memoryview, flags: int, patience: Patience | None) -> int:
+        """At least a byte."""
+        if patience is not None:
+            if patience.left <= 0:
+                raise self.too_slow()
+            self._set_limit(patience.left)
+        began = time.monotonic()
         try:
-            n = self.sock.recv_into(memory)
+            n = self.sock.recv_into(memory, 0, flags)
         except OSError as error:
+            if isinstance(error, BlockingIOError) and self._limit < self._timeout and patience:
+                raise self.too_slow() from None
             raise self._fault(error) from None
         if n == 0:
             raise LinkError(f"{self.name} closed the connection")
-        return memoryview(memory)[:n]
+        if patience is not None:
+            patience.spend(time.monotonic() - began, n)
+        return n
+
+    def _set_limit(self, seconds: float) -> None:
+        """Of the kernel, for one call."""
+        if seconds != self._limit:
+            self._limit = seconds
+            micros = max(round(seconds * 1e6), 1000)
+            value = struct.pack("@ll", *divmod(micros, 1_000_000))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def too_slow(self) -> LinkError:
+        return LinkError(f"{self.name} was slower than {self._rate:g} bytes a second for too long")
 
     def _fault(self, error: OSError) -> LinkError:
         if isinstance(error, BlockingIOError):  # what SO_RCVTIMEO and SO_SNDTIMEO give
@@ -183,6 +247,7 @@ def transfer(sends: Sequence[Piece], receives: Sequence[Piece], spin: float = 0.
 
 
 def _transfer_slowly(sends: list[Piece], receives: list[Piece]) -> None:
+    patience = (sends or receives)[0][0].patience()
     while sends or receives:
         poll = select.poll()
         events: dict[int, int] = {}
@@ -195,9 +260,17 @@ def _transfer_slowly(sends: list[Piece], receives: list[Piece]) -> None:
         for fd, event in events.items():
             poll.register(fd, event)
         link = (sends or receives)[0][0]
-        if not poll.poll(link.timeout * 1000):
-            raise LinkError(f"{link.name} was silent for {link.timeout:g} s")
+        if patience.left <= 0:
+            raise link.too_slow()
+        began, missing = time.monotonic(), _bytes_of(sends, receives)
+        if not poll.poll(patience.left * 1000):
+            raise LinkError(f"{link.name} was silent for {patience.left:g} s")
         sends = [(link, rest) for link, view in sends if (rest := view[link.send_some(view) :])]
         receives = [
             (link, rest) for link, view in receives if (rest := view[link.read_some(view) :])
         ]
+        patience.spend(time.monotonic() - began, missing - _bytes_of(sends, receives))
+
+
+def _bytes_of(*pieces: list[Piece]) -> int:
+    return sum(len(view) for some in pieces for _, view in some)

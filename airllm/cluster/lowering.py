@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Lowered
-from airllm.cluster.node_config import Attention, Gate, Matmul, Op, OpCode, Reference, RmsNorm, Rope
+from airllm.cluster.node_config import Op
+from airllm.cluster.op_config import Attention, Gate, Matmul, OpCode, Reference, RmsNorm, Rope
 from airllm.cluster.segment import SegmentLowering, Shared
 from airllm.cluster.wire import PointerType, ProtocolError, Source
 from airllm.graph import GraphError

@@ -7,7 +7,7 @@ for run, syncs in node.step(position, rows):
     ... exchange the pipes of syncs ...
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,18 +18,33 @@ from airllm.backends import Backend, Executor
 from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node_config import Sync
+from airllm.cluster.rope import Turns
 from airllm.cluster.wire import FloatType, Size
 from airllm.graph import Graph, Role
 from airllm.graph_rewrite import fuse, fusion_wanted
-from airllm.numpy_ops import rope_table
 
 _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 
 
+Call = tuple[Callable[[], None], tuple[Sync, ...]]
+
+# Of a segment, for so many rows: what runs it (None: nothing), its buffers, keys and values.
+_Array = NDArray[Any]
+_Call = tuple[
+    Callable[..., None] | None, dict[str, _Array], _Array | None, _Array | None, tuple[Sync, ...]
+]
+
+
 class SegmentWeights(Protocol):
-    """waited_seconds: that `segment` waited for the disk, so far."""
+    """waited_seconds: that `segment` waited for the disk, so far; read_bytes: from there."""
 
     waited_seconds: float
+
+    @property
+    def read_bytes(self) -> int: ...
+
+    def stays(self, index: int) -> bool:
+        """Whether a segment's weights are the same for every step."""
 
     def segment(self, index: int) -> Any:
         """A segment's weights as its executor bound them, until the next call."""
@@ -58,17 +73,14 @@ class Node:
             tuple(np.zeros((c.n_kv_heads, c.length, c.head_dim), np.float32) for _ in "kv")
             for c in lowered.caches
         ]
-        self._angles = [
-            (angles.frequencies(), np.empty((self.rows, angles.head_dim), np.float32))
-            for angles in lowered.angles
-        ]
+        self._turns = [Turns(angles, self.rows) for angles in lowered.angles]
         self._tokens = {
             index: np.zeros(self.rows, np.int32)
             for index in {int(name.split(".")[1]) for name in _externals(lowered, "tokens.")}
         }
         self._positions = self.pipes[0].view(np.float32)[:, 0]
         self.executors = self._make_executors()
-        self._calls: dict[int, list[Callable[[int, Any], None]]] = {}
+        self._calls: dict[int, list[_Call]] = {}  # by rows
 
     def _make_executors(self) -> list[Executor]:
         """One for each segment, fused as the local engine's graphs are; those of equal graphs, such
@@ -85,41 +97,55 @@ class Node:
             executors.append(executor)
         return executors
 
-    def step(
-        self, position: int, rows: int
-    ) -> Iterator[tuple[Callable[[], None], tuple[Sync, ...]]]:
-        """For each segment in order: what computes it, and the syncs that follow."""
+    def step(self, position: int, rows: int) -> Sequence[Call]:
+        """For each segment in order: what computes it, and the syncs that follow.
+
+        May be called before the step begins, when the last one is over: from what others have sent
+        to the executor it is then one call.
+        """
         self._positions[:rows] = np.arange(position, position + rows)
-        for frequencies, table in self._angles:
-            table[:rows] = rope_table(np.arange(position, position + rows), frequencies)
-        calls = self._calls.get(rows) or self._calls.setdefault(rows, self._make_calls(rows))
-        for index, (call, segment) in enumerate(zip(calls, self._lowered.segments, strict=True)):
-            yield partial(self._run, call, index, position), segment.syncs
+        for turns in self._turns:
+            turns.fill(position, rows)
+        if rows not in self._calls:
+            self._calls[rows] = [self._call(index, rows) for index in range(len(self.executors))]
+        return [
+            (partial(run, buffers, rows, position, k, v, self._threads) if run else _nothing, syncs)
+            for run, buffers, k, v, syncs in self._calls[rows]
+        ]
 
-    def _run(self, call: Callable[[int, Any], None] | None, index: int, position: int) -> None:
-        if call is not None:
-            call(position, self.weights.segment(index))
+    def _call(self, index: int, rows: int) -> _Call:
+        segment = self._lowered.segments[index]
+        if not segment.graph.ops:
+            return None, {}, None, None, segment.syncs
+        buffers = {
+            buffer.name: self._external(buffer.name, rows)
+            for buffer in segment.graph.buffers
+            if buffer.external
+        }
+        tokens = [
+            (self.pipes[pipe].view(np.float32)[:rows, 0], array[:rows])
+            for pipe, array in self._tokens.items()
+            if f"tokens.{pipe}" in buffers
+        ]
+        run = self.executors[index].run
+        if self.weights.stays(index) and not tokens:
+            run = partial(run, self.weights.segment(index))
+        else:
+            run = partial(self._run, index, run, tokens)
+        k, v = (None, None) if segment.cache is None else self._caches[segment.cache]
+        return run, buffers, k, v, segment.syncs
 
-    def _make_calls(self, rows: int) -> list[Any]:
-        """For each segment a function of position and weights; None where there is no op."""
-        calls: list[Any] = []
-        for segment, executor in zip(self._lowered.segments, self.executors, strict=True):
-            if not segment.graph.ops:
-                calls.append(None)
-                continue
-            buffers = {
-                buffer.name: self._external(buffer.name, rows)
-                for buffer in segment.graph.buffers
-                if buffer.external
-            }
-            k, v = (None, None) if segment.cache is None else self._caches[segment.cache]
-            tokens = [
-                (self.pipes[index].view(np.float32)[:rows, 0], array[:rows])
-                for index, array in self._tokens.items()
-                if f"tokens.{index}" in buffers
-            ]
-            calls.append(partial(_call, executor.run, buffers, rows, k, v, self._threads, tokens))
-        return calls
+    def _run(
+        self,
+        index: int,
+        run: Callable[..., None],
+        tokens: list[tuple[NDArray[np.float32], NDArray[np.int32]]],
+        *arguments: Any,
+    ) -> None:
+        for floats, ids in tokens:
+            with np.errstate(invalid="ignore"):
+                ids[...] = floats  # what is no token of the table, the executor refuses
+        run(self.weights.segment(index), *arguments)
 
     def _external(self, name: str, rows: int) -> NDArray[Any]:
         kind, number = name.split(".")
@@ -127,28 +153,15 @@ class Node:
             return self._carried[name][:rows]
         index = int(number)
         if kind == "angles":
-            return self._angles[index][1][:rows]
+            return self._turns[index].table[:rows]
         if kind == "tokens":
             return self._tokens[index][:rows]
         pipe = self.pipes[index][:rows]
         return pipe if self._types[index] is FloatType.Q80 else pipe.view(np.float32)
 
 
-def _call(
-    run: Callable[..., None],
-    buffers: dict[str, NDArray[Any]],
-    rows: int,
-    k: NDArray[Any] | None,
-    v: NDArray[Any] | None,
-    threads: int,
-    tokens: list[tuple[NDArray[np.float32], NDArray[np.int32]]],
-    position: int,
-    bound: Any,
-) -> None:
-    for floats, ids in tokens:
-        with np.errstate(invalid="ignore"):
-            ids[...] = floats  # what is no token of the table, the executor refuses
-    run(bound, buffers, rows, position, k, v, threads)
+def _nothing() -> None:
+    pass
 
 
 def roles(lowered: Lowered) -> Mapping[WeightKey, Role]:
@@ -165,7 +178,7 @@ def buffer_bytes(lowered: Lowered, program: Program) -> int:
     rows = program.net.rows
     pipes = sum(pipe.size.nbytes for pipe in program.net.pipes)
     carried = 4 * rows * sum(lowered.carried.values())
-    angles = 4 * rows * sum(angles.head_dim for angles in lowered.angles)
+    angles = sum(Turns.bytes_of(angles, rows) for angles in lowered.angles)
     distinct: list[Graph] = []
     for segment in lowered.segments:
         if segment.graph not in distinct:

@@ -154,17 +154,17 @@ def parse_control(data: bytes, rows: int, positions: int, filled: int) -> Contro
     """The packet of 8 bytes. rows: the most of a step; positions: the sequence's length; filled:
     how many of them the run has evaluated."""
     control = Control(*struct.unpack("<II", data))
-    f = Fields(lambda n: b"", "control packet")
-    if control.rows == 0:
+    end = control.position + control.rows
+    if control.rows == 0 or (
+        control.rows <= rows and end <= positions and control.position <= filled
+    ):
         return control
+    f = Fields(lambda n: b"", "control packet")
     if control.rows > rows:
         raise f.fault("the number of rows", control.rows, f"at most {rows}, as the net config said")
-    if control.position + control.rows > positions:
-        last = control.position + control.rows - 1
-        raise f.fault("the last position", last, f"below {positions}, the sequence's length")
-    if control.position > filled:
-        raise f.fault("the position", control.position, f"at most {filled}, the first without keys")
-    return control
+    if end > positions:
+        raise f.fault("the last position", end - 1, f"below {positions}, the sequence's length")
+    raise f.fault("the position", control.position, f"at most {filled}, the first without keys")
 
 
 def encode_ack() -> bytes:

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.cluster.node_config import Rope, RopeType
+from airllm.cluster.op_config import Rope, RopeType
+from airllm.numpy_ops import rope_table
+
+_AHEAD = 64  # positions that are computed together
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +46,29 @@ class Angles:
         low, high = self.low_frequency_factor, self.high_frequency_factor
         share = np.clip((turns - low) / (high - low), 0.0, 1.0)
         return (1 - share) * f / self.factor + share * f
+
+
+class Turns:
+    """The cosines and sines of a step's positions: `table`, float32 [rows, head_dim].
+
+    A table of one row takes as long as one of many, so some more are kept for the next steps.
+    """
+
+    def __init__(self, angles: Angles, rows: int) -> None:
+        self.table = np.empty((rows, angles.head_dim), np.float32)
+        self._frequencies = angles.frequencies()
+        self._first = 0
+        self._ahead = self.table[:0]
+
+    @staticmethod
+    def bytes_of(angles: Angles, rows: int) -> int:
+        """Float64 while it is made."""
+        return (4 + 16) * angles.head_dim * max(rows, _AHEAD)
+
+    def fill(self, position: int, n: int) -> None:
+        at = position - self._first
+        if not 0 <= at <= len(self._ahead) - n:
+            self._first, at = position, 0
+            positions = np.arange(position, position + max(n, _AHEAD))
+            self._ahead = rope_table(positions, self._frequencies)
+        self.table[:n] = self._ahead[at : at + n]

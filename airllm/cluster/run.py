@@ -7,21 +7,24 @@ next root.
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from airllm import system
 from airllm.backends import Backend
+from airllm.budget import BudgetError
 from airllm.cluster.checks import Program
 from airllm.cluster.door import LOOPBACK, Door, Network, Visitor, is_allowed
-from airllm.cluster.exchange import Exchange
-from airllm.cluster.link import Link, LinkError
+from airllm.cluster.exchange import Exchange, Plan
+from airllm.cluster.link import DEFAULT_RATE, Link, LinkError
 from airllm.cluster.lowered import Lowered
 from airllm.cluster.lowering import lower
+from airllm.cluster.meter import Meter, Progress
 from airllm.cluster.node import Node, buffer_bytes, cache_bytes, weight_bytes
 from airllm.cluster.node_config import read_node_config
 from airllm.cluster.protocol import (
+    Control,
     Handshake,
     encode_ack,
     parse_control,
@@ -30,12 +33,11 @@ from airllm.cluster.protocol import (
     read_weight_header,
 )
 from airllm.cluster.report import Report, megabytes
-from airllm.cluster.spill import free_bytes, open_spill
-from airllm.cluster.streamed import StreamedWeights, segment_bytes, segments_to_keep
+from airllm.cluster.spill import Spill, open_spill, room_bytes
+from airllm.cluster.streamed import StreamedWeights, plan_residence
 from airllm.cluster.weights import Arrivals, ResidentWeights
 from airllm.cluster.wire import Fields
 
-_PROGRESS_SECONDS = 5.0
 _SLACK = 32 << 20  # of a budget: what freed memory the allocator keeps
 
 
@@ -48,7 +50,8 @@ class Settings:
     """threads: of the backend, 0 for all. ram: bytes that the process may use, None for what the
     machine has available. networks: where roots and workers may connect from, and where other
     workers may be. Timeouts in seconds: handshake, until the program has come; silence, in the
-    middle of something; idle, between two steps. spin: seconds in which to look for what others
+    middle of something; idle, between two steps. min_rate: bytes a second, of who is not silent but
+    slow in the middle of something (link.Patience). spin: seconds in which to look for what others
     send before sleeping. cache: folder where weights that `ram` has no room for are kept between
     runs; None: nowhere."""
 
@@ -58,7 +61,8 @@ class Settings:
     handshake_timeout: float = 60.0
     silence_timeout: float = 300.0
     idle_timeout: float = 3600.0
-    spin: float = 100e-6
+    min_rate: float = DEFAULT_RATE
+    spin: float = 5e-3
     cache: Path | None = None
 
 
@@ -69,6 +73,7 @@ class Run:
     door: Door
     report: Report
     links: list[Link] = field(default_factory=list)  # what stopping shuts down
+    _spill: Spill | None = None
 
     def serve(self, visitor: Visitor) -> None:
         """To the root's stop packet. LinkError, ProtocolError, RefusedError, MemoryError or OSError
@@ -104,6 +109,7 @@ class Run:
         program = Program(net, read_node_config(root.take, handshake, net))
         root.set_deadline(None)
         root.set_timeout(self.settings.silence_timeout)
+        root.be_patient(True)
         lowered = lower(program)
         self._describe(program, lowered)
         weights = self._weights(program, lowered)
@@ -113,6 +119,7 @@ class Run:
 
         self.report.update(state="weights")
         self._receive_weights(root, program, weights)
+        root.be_patient(False)
         weights.finish(node.executors)
         node.weights = weights
         root.send(encode_ack())
@@ -129,7 +136,7 @@ class Run:
 
     def _link(self, sock: socket.socket, name: str, stack: contextlib.ExitStack) -> Link:
         stack.callback(sock.close)
-        link = Link(sock, name, self.settings.handshake_timeout)
+        link = Link(sock, name, self.settings.handshake_timeout, self.settings.min_rate)
         self.links.append(link)
         if self.door.stopped:
             raise LinkError("the worker is stopping")
@@ -220,25 +227,26 @@ class Run:
             return ResidentWeights(lowered, sizes, self.backend)
         if self.settings.ram is None:
             raise RefusedError(f"{text}: too little; with --ram, weights are read from disk")
-        nbytes = segment_bytes(lowered, sizes)
-        n_kept = segments_to_keep(nbytes, granted - cache - buffers - _SLACK)
-        if n_kept is None:
-            least = needed - weights + 2 * max(nbytes) + _SLACK
-            raise RefusedError(f"{text}: too little; {megabytes(least)} are enough to stream")
-        streamed = sum(nbytes[n_kept:])
-        free = free_bytes(self.settings.cache)
-        if streamed > free:
-            raise RefusedError(f"{text}: too little, and {megabytes(free)} are free on the disk")
+        others = cache + buffers + _SLACK
+        try:
+            residence = plan_residence(lowered, sizes, self.backend, granted - others)
+        except BudgetError as error:
+            least = megabytes(others + error.minimum)
+            raise RefusedError(f"{text}: too little; {least} are enough to stream") from None
+        streamed = residence.streamed_bytes
+        room = room_bytes(self.settings.cache)
+        if streamed > room:
+            raise RefusedError(f"{text}: too little, and {megabytes(room)} are free on the disk")
         text += f": {megabytes(streamed)} of the weights are read from disk for every step"
         self.report.event("memory", text, memory | {"streamed_bytes": streamed})
-        spill = open_spill(self.settings.cache)
-        return StreamedWeights(lowered, sizes, self.backend, spill, n_kept)
+        spill = self._spill = open_spill(self.settings.cache)
+        return StreamedWeights(lowered, sizes, self.backend, spill, residence)
 
     def _receive_weights(
         self, root: Link, program: Program, weights: ResidentWeights | StreamedWeights
     ) -> None:
         arrivals = Arrivals(program.weights)
-        progress = _Progress(weight_bytes(program.weights), self.report)
+        progress = Progress(weight_bytes(program.weights), self.report)
         while (header := read_weight_header(root.take)) is not None:
             key = header.name, header.index
             for plane in arrivals.expect(header):
@@ -248,115 +256,63 @@ class Run:
                 progress.add(len(memory))
         arrivals.finish()
         progress.finish()
+        if self._spill is not None and self.settings.cache is not None:
+            stored, reused = self._spill.stored_bytes, self._spill.reused_bytes
+            self.report.event(
+                "cache",
+                f"cache: {megabytes(reused)} of {megabytes(stored)} were in {self._spill.name}, "
+                "byte for byte",
+                {"stored_bytes": stored, "reused_bytes": reused},
+            )
 
     # ---- steps ----
 
     def _steps(self, root: Link, node: Node, exchange: Exchange) -> None:
         weights = node.weights
+        spin, idle = self.settings.spin, self.settings.idle_timeout
+        root.set_timeout(self.settings.silence_timeout)
         packet = memoryview(bytearray(8))
         filled = 0
+
+        plans: dict[int, list[list[Plan]]] = {}  # by rows
+
+        def work(step: Control) -> list[tuple[Callable[[], None], list[Plan]]]:
+            """What to do for each segment: compute, and then exchange."""
+            calls = node.step(step.position, step.rows)
+            if step.rows not in plans:
+                plans[step.rows] = [
+                    [exchange.plan(s, step.rows) for s in syncs] for _, syncs in calls
+                ]
+            return [(run, after) for (run, _), after in zip(calls, plans[step.rows], strict=True)]
+
+        expected = Control(0, 1)
+        segments = work(expected)
         meter = Meter(self.report)
         clock = time.perf_counter
         try:
             while True:
-                root.set_timeout(self.settings.idle_timeout)
-                root.read_soon(packet, self.settings.spin)
+                root.read_soon(packet, spin, idle)
                 control = parse_control(bytes(packet), node.rows, node.positions, filled)
                 if control.rows == 0:
                     return
-                root.set_timeout(self.settings.silence_timeout)
                 compute = sync = 0.0
-                disk = weights.waited_seconds
+                disk, read = weights.waited_seconds, weights.read_bytes
                 began = before = clock()
-                for run, syncs in node.step(control.position, control.rows):
+                if control != expected:
+                    segments = work(control)
+                for run, exchanges in segments:
                     run()
                     now = clock()
                     compute += now - before
-                    for one in syncs:
-                        exchange.run(one, control.rows)
+                    for plan in exchanges:
+                        plan.run()
                     before = clock()
                     sync += before - now
-                filled = max(filled, control.position + control.rows)
+                expected = Control(control.position + control.rows, control.rows)
+                segments = work(expected)  # while the root works
+                filled = max(filled, expected.position)
                 disk = weights.waited_seconds - disk
-                meter.step(control.rows, before - began, compute - disk, sync, disk)
+                read = weights.read_bytes - read
+                meter.step(control.rows, before - began, compute - disk, sync, disk, read)
         finally:
             meter.finish()
-
-
-class Meter:
-    """Tokens, and where their time went; seconds."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._steps = self._tokens = 0
-        self._seconds = self._compute = self._sync = self._disk = 0.0
-        self._reported = time.monotonic()
-
-    def step(self, rows: int, seconds: float, compute: float, sync: float, disk: float) -> None:
-        self._steps += 1
-        self._tokens += rows
-        self._seconds += seconds
-        self._compute += compute
-        self._sync += sync
-        self._disk += disk
-        now = time.monotonic()
-        if now - self._reported >= 1.0:
-            self._reported = now
-            self._report.update(run=self.totals())
-
-    def totals(self) -> dict[str, float]:
-        return {
-            "steps": self._steps,
-            "tokens": self._tokens,
-            "seconds": round(self._seconds, 4),
-            "compute_seconds": round(self._compute, 4),
-            "sync_seconds": round(self._sync, 4),
-            "disk_seconds": round(self._disk, 4),
-            "tokens_per_second": round(self._tokens / self._seconds, 2) if self._seconds else 0.0,
-        }
-
-    def finish(self) -> None:
-        totals = self.totals()
-        self._report.update(run=totals)
-        seconds = self._seconds or 1.0
-        self._report.event(
-            "tokens",
-            f"{self._tokens} tokens in {self._steps} steps, {totals['tokens_per_second']:.1f} a "
-            f"second: {self._compute / seconds:.0%} compute, {self._sync / seconds:.0%} sync, "
-            f"{self._disk / seconds:.0%} waiting for the disk",
-            totals,
-        )
-
-
-class _Progress:
-    """Of the weights: a line every few seconds."""
-
-    def __init__(self, total: int, report: Report) -> None:
-        self._total, self._report = total, report
-        self._done = 0
-        self._began = self._reported = time.monotonic()
-
-    def add(self, n: int) -> None:
-        self._done += n
-        now = time.monotonic()
-        if now - self._reported < _PROGRESS_SECONDS:
-            return
-        self._reported = now
-        rate = self._done / (now - self._began)
-        left = (self._total - self._done) / rate
-        self._tell(f", {megabytes(rate)}/s, {left:.0f} s left", rate, left)
-
-    def finish(self) -> None:
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        self._tell(f" in {seconds:.1f} s", self._done / seconds, 0.0)
-
-    def _tell(self, rest: str, rate: float, left: float) -> None:
-        fields = {
-            "done_bytes": self._done,
-            "total_bytes": self._total,
-            "bytes_per_second": round(rate),
-            "seconds_left": round(left, 1),
-        }
-        self._report.update(weights=fields)
-        text = f"weights: {megabytes(self._done)} of {megabytes(self._total)}{rest}"
-        self._report.event("weights", text, fields)

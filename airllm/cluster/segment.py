@@ -15,18 +15,17 @@ from dataclasses import dataclass
 
 from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Cache, Segment, WeightKey
-from airllm.cluster.node_config import (
+from airllm.cluster.node_config import Op, Sync
+from airllm.cluster.op_config import (
     Attention,
     Gate,
     InvRms,
     Matmul,
-    Op,
     OpCode,
     Reference,
     RmsNorm,
     Rope,
     RopeType,
-    Sync,
 )
 from airllm.cluster.rope import Angles
 from airllm.cluster.wire import FloatType, Pointer, PointerType, ProtocolError, Source

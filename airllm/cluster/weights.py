@@ -18,7 +18,7 @@ from airllm.cluster.protocol import WeightHeader
 from airllm.cluster.wire import Fields, FloatType, ProtocolError, Size
 from airllm.graph import Role
 
-_TYPES = {FloatType.F32: "f32", FloatType.Q40: "q4_0"}
+TYPES = {FloatType.F32: "f32", FloatType.Q40: "q4_0"}
 
 
 class Arrivals:
@@ -91,10 +91,13 @@ class ResidentWeights:
             for segment, executor in zip(self._lowered.segments, executors, strict=True)
         ]
 
+    def stays(self, index: int) -> bool:
+        return True
+
     def segment(self, index: int) -> Any:
         return self._bound[index]
 
-    waited_seconds = 0.0  # for the disk
+    waited_seconds, read_bytes = 0.0, 0  # of the disk
 
     def close(self) -> None:
         self._bound.clear()
@@ -103,16 +106,21 @@ class ResidentWeights:
 
 def prepare(backend: Backend, role: Role, data: NDArray[np.uint8], size: Size) -> Any:
     """One plane, as the backend wants it."""
-    type = _TYPES[size.type]
+    type = TYPES[size.type]
     if role == "vector":
         return backend.weight(role, data, type, (size.x,))
     if role == "rows":
         return backend.weight(role, data, type, (size.y, size.x))
-    return backend.weight(plane_role(role), data, type, (size.x, size.y))
+    return backend.weight(plane_role(role), data, type, matrix_shape(size))
 
 
 def assemble(role: Role, planes: list[Any]) -> Any:
     return Experts(planes) if role == "experts" else planes[0]
+
+
+def matrix_shape(size: Size) -> tuple[int, int]:
+    """Of a plane: x outputs of y inputs each."""
+    return size.x, size.y
 
 
 def plane_role(role: Role) -> Role:

@@ -35,6 +35,7 @@ from airllm.numpy_ops.runtime import (
     set_num_threads,
     simd_level,
 )
+from airllm.numpy_ops.sampling import sample
 
 # What `tensor_ops_cpp` has too, and `airllm.tensor_ops_hybrid` re-exports. Beside it, `*_apply` and
 # `rope_table` are the arithmetic without the checks, for the executor of `airllm.backends`.
@@ -59,6 +60,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rope",
+    "sample",
     "set_num_threads",
     "silu",
     "simd_level",

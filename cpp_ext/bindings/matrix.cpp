@@ -135,7 +135,7 @@ py::array matmul(py::handle a_object, py::handle b_object, py::handle out_object
     const float *left = a.floats(), *right = b.floats();
     float* c = out.data();
     const KernelTable& table = kernels();
-    auto* sums = static_cast<float*>(team_scratch(matmul_sums * n * sizeof(float)));
+    auto* sums = static_cast<float*>(team_scratch(matmul_sums(m) * n * sizeof(float)));
     run_parallel(product_work(m, k, n), [&](const Worker& worker) {
         tensor_ops::matmul(worker, table, left, right, c, m, k, n, sums);
     });

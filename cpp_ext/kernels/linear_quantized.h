@@ -23,6 +23,7 @@ class GroupReader {
     static constexpr Format format = format_of(Type);
     static constexpr GroupLayout<Isa> layout{Type};
     static constexpr std::size_t subs = quant_block / format.sub;
+    static constexpr std::size_t read_ahead = 4096;  // 2 to 6 KB do as well, 8 KB does worse
 
  public:
     GroupReader(const PackedView& w, std::size_t group)
@@ -64,6 +65,15 @@ class GroupReader {
             even = even | part<0, 4, 0>(v);
             odd = odd | part<4, 4, 0>(v);
         }
+    }
+
+    // Fetches as much as a block has from `read_ahead` bytes behind it, which runs on into the next
+    // group. Between many products the hardware's prefetchers lose their lead: for a tile of 8 rows
+    // that is 14% of the time.
+    void fetch_ahead(std::size_t b) const {
+        const std::byte* ahead = group_ + layout.codes(b) + read_ahead;
+        unroll<(layout.record_bytes / 2 + 63) / 64>(
+            [&](auto line) { __builtin_prefetch(ahead + 64 * line); });
     }
 
     // What a block's codes are multiplied by and what is added to them, for each format.sub
@@ -130,6 +140,7 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     constexpr std::size_t pairs = pairs_per_sub<format.sub>;
     // What the codes carry too much, times the sum of the activations' codes, is taken off.
     constexpr int bias = Type == DType::q8_0 ? Int8::byte_bias : format.zero;
+    if constexpr (Tokens >= 4) w.fetch_ahead(b);
     const auto scales = w.load_scales(b);
     const std::byte* tail = x + Digits * quant_block * Tokens;
     const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {

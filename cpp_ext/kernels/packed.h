@@ -21,7 +21,7 @@
 //     1 bit    1 vector,  quad q in bit q
 // q5 is 4 + 1 bits, q6 4 + 2, q3 2 + 1; their vectors lie in the order in which quads need them.
 //
-// Activations: tiles of T rows, T the largest of activation_tile, a quarter of it, ..., 1 that
+// Activations: tiles of T rows, T the largest of activation_tile, half of it, ..., 1 that
 // fits; a tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float d[T]; float
 // sum[T] (of the dequantised block); int32 sum[T], first[T] (of the codes, of those of columns 0 to
 // 15) }. A q8 code is one digit; a q16 code is two, 256 * high + low, each in [-127, 127].
@@ -242,8 +242,7 @@ void unpack(const PackedView& w, std::size_t first, std::size_t last, float* y) 
     }
 }
 
-// The sizes of tiles: each is compiled for every type, so there are few.
-constexpr std::size_t smaller_tile(std::size_t tile) { return tile >= 4 ? tile / 4 : 1; }
+constexpr std::size_t smaller_tile(std::size_t tile) { return tile / 2; }
 
 // Rows of the next tile of activations when `left` rows remain.
 template <class Isa>

@@ -106,7 +106,7 @@ namespace {
 // whereas columns would cut them into pieces too short for the prefetchers.
 void matmul_one_row(const Worker& worker, const KernelTable& table, const float* a, const float* b,
                     float* c, std::size_t k, std::size_t n, float* sums) {
-    constexpr std::size_t parts = matmul_sums + 1;
+    constexpr std::size_t parts = matmul_sums(1) + 1;
     const auto count = static_cast<std::size_t>(worker.count());
     const std::size_t columns = round_up(count > 2 ? n / count + 1 : n, 1024);
     const std::size_t pieces = (n + columns - 1) / columns;
@@ -120,7 +120,7 @@ void matmul_one_row(const Worker& worker, const KernelTable& table, const float*
     });
     worker.barrier();
     deal(worker, n, 4096, [&](std::size_t first, std::size_t last) {
-        for (std::size_t i = 0; i < matmul_sums; ++i)
+        for (std::size_t i = 0; i < parts - 1; ++i)
             table.add(c + first, sums + i * n + first, c + first, last - first);
     });
 }

@@ -94,8 +94,8 @@ void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activat
 // The same for rows of w as they lie in a plain array of type f32, f16 or bf16.
 void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,
                   std::size_t n, std::size_t k, const float* x, std::size_t rows, float* y);
-// c[m][n] = a[m][k] b[k][n].  `sums` holds matmul_sums * n floats, the same for all workers.
-inline constexpr std::size_t matmul_sums = 3;
+// c[m][n] = a[m][k] b[k][n].  `sums` holds matmul_sums(m) * n floats, the same for all workers.
+constexpr std::size_t matmul_sums(std::size_t m) { return m == 1 ? 3 : 0; }
 void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b,
             float* c, std::size_t m, std::size_t k, std::size_t n, float* sums);
 
