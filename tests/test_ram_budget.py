@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,8 @@ def test_a_prompt_takes_one_pass_however_long_it_is(model: TinyModel, open_engin
     assert bytes_taken(engine) == 2 * per_pass
 
 
-def test_half_the_layers_memory_halves_what_is_read(model: TinyModel, open_engine: Open) -> None:
+def test_half_the_layers_memory_halves_what_is_read(tmp_path: Path, open_engine: Open) -> None:
+    model = write_tiny_model(tmp_path, "q4_0", sizes=replace(SIZES, n_layers=24))
     everything = open_engine(model, ram_budget="1GiB").plan()
     least = open_engine(model, ram_budget=smallest_budget(open_engine, model)).plan()
     layers = least.streamed_bytes_per_pass
