@@ -124,11 +124,11 @@ def hold(item: Contest, participants: Participants, limits: Limits | None, run: 
 
 
 def as_markdown(description: dict[str, object], probed: list[Probed], rows: list[Row]) -> str:
-    head = ["operation", "shape", "threads", "time", "NumPy", "PyTorch", "limit", "at least", ""]
+    head = ["operation", "shape", "threads", "time", "NumPy", "PyTorch", "limit"]
     lines = []
     for row in rows:
-        op, shape, _, threads, _, best, numpy, torch, limit, bars, verdict = row.cells()
-        lines.append([op, shape, threads, best, numpy, torch, limit, bars, verdict])
+        op, shape, _, threads, _, best, numpy, torch, limit, *_ = row.cells()
+        lines.append([op, shape, threads, row.failure or best, numpy, torch, limit])
     limits = "".join(f"- {one.in_words()}\n" for one in probed)
     return (
         f"Measured on: {machine.in_words(description)}\n\n{limits}\n"

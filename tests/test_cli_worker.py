@@ -40,6 +40,12 @@ def test_a_wrong_option_is_a_usage_error_that_says_what_would_do(argv, says, cap
     assert says in usage_error(capsys, *argv)
 
 
+def test_the_memory_that_the_environment_grants_is_a_size_too(capsys, monkeypatch):
+    monkeypatch.setenv("AIRLLM_RAM", "much")
+    assert main(["worker"]) == 1
+    assert "AIRLLM_RAM: 'much' is no size" in capsys.readouterr().err
+
+
 def test_an_address_in_use_is_an_error(capsys):
     with workers(1) as [running]:
         port = running.address[1]
