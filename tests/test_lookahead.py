@@ -9,7 +9,8 @@ from tiny_model import FAMILIES, Sizes, write_tiny_model
 
 from airllm.layer_engine import ContextFullError, LayerWiseInferenceEngine
 from airllm.lookahead import Draft, Lookahead, NGrams
-from airllm.sampling import Sampler, Sampling
+from airllm.numpy_ops.sampling import candidates
+from airllm.sampling import Sampler
 
 PROMPTS = ["hello world hello", "ab ab ab ab ab", "x", [{"role": "user", "content": "hello 12 12"}]]
 
@@ -308,7 +309,9 @@ def test_a_guess_that_is_taken_too_often_would_be_noticed(sampled, monkeypatch):
 
     def take_guess(self, logits, history):
         guessed = guesses.pop(0) if guesses else None
-        return guessed if guessed in self.candidates(logits)[0] else sample(self, logits, history)
+        return (
+            guessed if guessed in candidates(logits, *LIKELY)[0] else sample(self, logits, history)
+        )
 
     monkeypatch.setattr(Draft, "guess", guess)
     monkeypatch.setattr(Sampler, "sample", take_guess)
@@ -317,21 +320,21 @@ def test_a_guess_that_is_taken_too_often_would_be_noticed(sampled, monkeypatch):
 
 
 DRAWS = 600
+LIKELY = (1.0, 3, 1.0, 0.0)  # temperature, top_k, top_p, min_p
 CHI_SQUARED_LIMIT = 61.7  # of 27 - 1 degrees of freedom, the 99.99th percentile
 
 
 def _triples(engine, draft):
     """How often each answer of three tokens came, of three likely ones each, how often it should
     have, and how many guesses were right. A pass checks the second token and gives the third."""
-    settings = {"temperature": 1.0, "top_k": 3, "top_p": 1.0, "min_p": 0.0}
-    rule = Sampler(Sampling(**settings))
+    settings = dict(zip(("temperature", "top_k", "top_p", "min_p"), LIKELY, strict=True))
     expected = {(): 1.0}
     for _ in range(3):
         longer = {}
         for tokens, p in expected.items():
             engine.reset()
             logits = engine.forward(engine.tokenize(PROMPTS[1]) + list(tokens))
-            for token, share in zip(*rule.candidates(logits), strict=True):
+            for token, share in zip(*candidates(logits, *LIKELY), strict=True):
                 longer[*tokens, int(token)] = p * share
         expected = longer
     drawn, accepted = dict.fromkeys(expected, 0), 0
