@@ -28,8 +28,9 @@ from airllm.numpy_ops.quants import TYPES
 __all__ = ["Matrix", "Part", "Plan", "make_plan", "model_parts"]
 
 # Reads under way or being packed, and bytes of each: little memory, and enough for a solid-state
-# disk. Measured on one of 1.1 GB/s: with 8 of them 0.85 times as much, with 512 KB 0.8 times.
-READ_DEPTH = 16
+# disk: more than the 8 that it wants, as some are packed meanwhile; of 512 KB it gave 0.8 times as
+# much.
+READ_DEPTH = 10
 READ_BYTES = 1 << 20
 _PAGE_BYTES = 4096  # that direct reads begin and end at
 
