@@ -5,7 +5,7 @@ Each sequence has a KV cache and a length of its own. Its numbers do not depend 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -14,6 +14,7 @@ from airllm.decoder import Decoder, Logits
 from airllm.generation import Continuation, Generation
 from airllm.kv_cache import KVCache
 from airllm.limits import Limits
+from airllm.progress import OnProgress
 from airllm.sampling import Sampling
 from airllm.tokenizer import Tokenizer
 
@@ -39,17 +40,33 @@ class ParallelSequences:
     def forward(self, tokens: Sequence[int]) -> Logits:
         """Evaluate a token of each sequence; returns their logits, float32 [n, vocab], in a buffer
         that the next call overwrites. The tokens must be valid ids and fit the caches."""
-        return self.forward_some(list(zip(tokens, self.caches, strict=True)))
+        ids = np.array(tokens, np.int32)
+        return self._decoder.evaluate_batch(ids, self.caches, self._logits)
 
-    def forward_alone(self, tokens: Sequence[int], cache: KVCache) -> Logits:
-        """Evaluate several tokens of one of the sequences; the last one's logits, [vocab]."""
-        return self._decoder.evaluate(np.array(tokens, np.int32), cache=cache)
+    def forward_each(
+        self,
+        steps: Sequence[tuple[Sequence[int], KVCache]],
+        on_layer: OnProgress | None = None,
+    ) -> list[Logits]:
+        """Evaluate one or more tokens of some of the sequences: the last ones' logits, [vocab]."""
+        return self._decoder.evaluate_each(steps, self._logits, on_layer)
 
-    def forward_some(self, steps: Sequence[tuple[int, KVCache]]) -> Logits:
-        """`forward` for those of the sequences that go on: their tokens, and their caches."""
-        tokens = np.array([token for token, _ in steps], np.int32)
-        caches = [cache for _, cache in steps]
-        return self._decoder.evaluate_batch(tokens, caches, self._logits[: len(steps)])
+    def in_one_pass(self, answers: Iterable[Continuation]) -> list[Continuation]:
+        """Those of some answers that are evaluated next.
+
+        Where layers are streamed, as many prompts as are no longer than the longest one may be,
+        together, which is what there is memory for; else one. Tokens of answers join them.
+        """
+        most = self._decoder.cache.capacity if self._decoder.streams else 0
+        chosen, n_tokens = [], 0
+        for answer in answers:
+            n = len(answer.pending)
+            if n == 1:
+                chosen.append(answer)
+            elif n_tokens == 0 or n_tokens + n <= most:
+                chosen.append(answer)
+                n_tokens += n
+        return chosen
 
 
 def stream_batch(
@@ -59,14 +76,16 @@ def stream_batch(
     sampling: Sampling,
     limits: Sequence[Limits],
     on_token: Callable[[int, str], None] | None = None,
+    on_layer: OnProgress | None = None,
 ) -> Iterator[tuple[int, Generation]]:
     """Continue all prompts, as many together as there are lanes; a sequence that ends makes room
     for the next prompt. Yields a prompt's index and its answer as each gets ready.
 
     limits: of each prompt, which must fit its lane with its answer, or fill the context.
-    on_token(index of the prompt, text).
+    on_token(index of the prompt, text). on_layer(done, total): layers of a pass.
 
-    A prompt is evaluated by itself, as is what a shift leaves of one; tokens of answers together.
+    Tokens of answers are evaluated together, a prompt by itself, as is what a shift leaves of one;
+    but in the same pass through the layers, where those come from the disk.
     """
     free, waiting = list(lanes.caches), deque(enumerate(zip(prompts, limits, strict=True)))
     running: dict[int, Continuation] = {}
@@ -93,14 +112,11 @@ def stream_batch(
             yield from ended()
         if not running:
             return
-        together = [item for item in running.items() if len(item[1].pending) == 1]
+        chosen = lanes.in_one_pass(running.values())
+        start = perf_counter()
+        steps = [(answer.pending, answer.cache) for answer in chosen]
+        rows = lanes.forward_each(steps, on_layer)
+        taken = dict(zip(map(id, chosen), rows, strict=True))
         for index, answer in running.items():
-            if len(answer.pending) > 1:
-                start = perf_counter()
-                logits = lanes.forward_alone(answer.pending, answer.cache)
-                say(index, answer.take(logits, start))
-        if together:
-            start = perf_counter()
-            rows = lanes.forward_some([(a.pending[0], a.cache) for _, a in together])
-            for (index, answer), row in zip(together, rows, strict=True):
-                say(index, answer.take(row, start))
+            if id(answer) in taken:
+                say(index, answer.take(taken[id(answer)], start))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -137,117 +138,149 @@ class Decoder:
         on_progress: called with (done, total) after each step: one layer for one batch of tokens.
         cache: `self.cache` unless given.
 
+        Where layers are streamed, all batches go through a layer before the next one is read, so
+        that a prompt takes one pass of the disk however long it is.
+
         An exception, Ctrl-C's too, leaves in the cache the batches that were complete.
         FormatError when the file has changed since it was opened.
         """
         cache = self.cache if cache is None else cache
-        if self.weights.streams and len(tokens) > self._batch_size:
-            return self._evaluate_in_one_pass(tokens, logits, on_progress, cache)
-        starts = range(0, len(tokens), self._batch_size)
-        n_layers = self._model.config.n_layers
-        steps = n_layers * len(starts)
-        for index, start in enumerate(starts):
-            batch = tokens[start : start + self._batch_size]
-            residual = self._residual[: len(batch)]
-            on_layer = part_of(on_progress, n_layers * index, n_layers, steps)
-            threads = self._decode_threads if len(tokens) == 1 else 0
-            self._run_layers(batch, [(len(batch), cache)], residual, threads, on_layer)
-            if logits is not None:
-                self._run_head(residual, logits[start : start + len(batch)], threads)
-        if logits is not None:
-            return logits
-        self._run_head(residual[-1:], self._last_row, threads)
-        return self._last_logits
-
-    def _evaluate_in_one_pass(
-        self,
-        tokens: NDArray[np.int32],
-        logits: Logits | None,
-        on_progress: OnProgress | None,
-        cache: KVCache,
-    ) -> Logits:
-        """`evaluate`, layer by layer instead of batch by batch: all tokens pass through a layer
-        before the next is read, so that a prompt takes one pass of the disk however long it is. The
-        batches are the same, and so is every bit. What it costs is the residual of all tokens.
-
-        An exception leaves the cache as it was."""
-        past, n_layers = cache.length, self._model.config.n_layers
-        residual = np.empty((len(tokens), self._model.config.hidden_size), np.float32)
-        starts = range(0, len(tokens), self._batch_size)
-        batches = [slice(start, start + self._batch_size) for start in starts]
-        with self.weights.embed() as bound:
-            for batch in batches:
-                buffers = {"tokens": tokens[batch], "residual": residual[batch]}
-                self._embed.run(bound, buffers, len(tokens[batch]))
-        ropes = [rope.rows([(past, len(tokens))]) for rope in self._rope]
-        for index, kind in enumerate(self._model.kind_of_layer):
-            keys, values = cache.layer(index)
-            with self.weights.layer(index) as bound:
-                for batch in batches:
-                    buffers = {"residual": residual[batch], "rope": ropes[kind][batch]}
-                    n, before = len(tokens[batch]), past + batch.start
-                    self._layers[index].run(bound, buffers, n, before, keys, values)
-            if on_progress is not None:
-                on_progress(index + 1, n_layers)
-        cache.tokens.extend(tokens.tolist())
-        if logits is None:
-            self._run_head(residual[-1:], self._last_row, 0)
-            return self._last_logits
-        with self.weights.head() as bound:
-            for batch in batches:
-                buffers = {"residual": residual[batch], "logits": logits[batch]}
-                self._head.run(bound, buffers, len(tokens[batch]))
-        return logits
+        parts = self._batches(tokens, cache, self._last_row if logits is None else logits)
+        passes = [parts] if self.streams else [[part] for part in parts]
+        for index, together in enumerate(passes):
+            n_layers = self._model.config.n_layers
+            before, total = n_layers * index, n_layers * len(passes)
+            self._pass(together, part_of(on_progress, before, n_layers, total))
+        return self._last_logits if logits is None else logits
 
     def evaluate_batch(
-        self, tokens: NDArray[np.int32], caches: Sequence[KVCache], logits: Logits
+        self,
+        tokens: NDArray[np.int32],
+        caches: Sequence[KVCache],
+        logits: Logits,
+        on_progress: OnProgress | None = None,
     ) -> Logits:
         """Append one token to each of several caches, reading the weights once for all of them.
 
         tokens: int32 [n], n up to batch_size, checked no more than by `evaluate`.
         logits: float32 [n, vocab], filled and returned.
+        on_progress: called with (done, total) layers.
         """
-        residual = self._residual[: len(tokens)]
-        threads = self._decode_threads if len(tokens) == 1 else 0
-        self._run_layers(tokens, [(1, cache) for cache in caches], residual, threads, None)
-        self._run_head(residual, logits, threads)
+        sequences = [(1, cache.length, cache) for cache in caches]
+        self._pass([_Part(tokens, sequences, logits)], on_progress)
         return logits
+
+    def evaluate_each(
+        self,
+        steps: Sequence[tuple[Sequence[int], KVCache]],
+        logits: Logits,
+        on_progress: OnProgress | None = None,
+    ) -> list[Logits]:
+        """Append tokens to each of several caches, in one pass: all go through a layer before the
+        next is read. The single ones are a batch, as in evaluate_batch; the others are evaluated
+        as by themselves, so that what stands beside a prompt does not change its numbers.
+
+        steps: of each cache its tokens, at least one. logits: float32 [n_steps, vocab], room for
+        what is returned: those of each one's last token, [vocab].
+        on_progress: called with (done, total) layers.
+        """
+        singles = [index for index, (tokens, _) in enumerate(steps) if len(tokens) == 1]
+        others = [index for index, (tokens, _) in enumerate(steps) if len(tokens) > 1]
+        parts = []
+        if singles:
+            ids = np.array([steps[index][0][0] for index in singles], np.int32)
+            sequences = [(1, cache.length, cache) for cache in (steps[i][1] for i in singles)]
+            parts.append(_Part(ids, sequences, logits[: len(singles)]))
+        for row, index in enumerate(others, len(singles)):
+            tokens, cache = steps[index]
+            parts += self._batches(np.array(tokens, np.int32), cache, logits[row : row + 1])
+        self._pass(parts, on_progress)
+        rows = {index: row for row, index in enumerate(singles + others)}
+        return [logits[rows[index]] for index in range(len(steps))]
+
+    def _batches(self, tokens: NDArray[np.int32], cache: KVCache, logits: Logits) -> list["_Part"]:
+        """Some tokens, batch by batch. logits: of all of them, or of the last one alone."""
+        parts, n = [], len(tokens)
+        for start in range(0, n, self._batch_size):
+            stop = min(start + self._batch_size, n)
+            # Those of the tokens from n - len(logits) on.
+            own = logits[max(start + len(logits) - n, 0) : max(stop + len(logits) - n, 0)]
+            sequence = stop - start, cache.length + start, cache
+            parts.append(_Part(tokens[start:stop], [sequence], own))
+        return parts
+
+    def _pass(self, parts: Sequence["_Part"], on_layer: OnProgress | None) -> None:
+        """All parts through a layer before the next: where layers come from the disk, one pass of
+        it is enough for all, and each part's numbers are those that it has alone.
+
+        on_layer: called with (done, total) layers, which are gone through one by one then.
+        An exception leaves the caches as they were.
+        """
+        n = sum(len(part.tokens) for part in parts)
+        # What one pass for several batches costs is the residual of all tokens.
+        few = n <= self._batch_size
+        all_rows = self._residual if few else np.empty((n, self._residual.shape[1]), np.float32)
+        residuals, first = [], 0  # of each part: [n_tokens, hidden_size]
+        for part in parts:
+            residuals.append(all_rows[first : first + len(part.tokens)])
+            first += len(part.tokens)
+        threads = self._decode_threads if n == 1 else 0
+        with self.weights.embed() as bound:
+            for part, residual in zip(parts, residuals, strict=True):
+                buffers = {"tokens": part.tokens, "residual": residual}
+                self._embed.run(bound, buffers, len(residual), threads=threads)
+        self._run_layers(parts, residuals, threads, on_layer)
+        if any(len(part.logits) for part in parts):
+            with self.weights.head() as bound:
+                for part, residual in zip(parts, residuals, strict=True):
+                    self._run_head(bound, part, residual, threads)
+        for part in parts:
+            ids, first = part.tokens.tolist(), 0
+            for count, _, cache in part.sequences:
+                cache.tokens += ids[first : first + count]
+                first += count
 
     def _run_layers(
         self,
-        tokens: NDArray[np.int32],
-        sequences: Sequence[tuple[int, KVCache]],
-        residual: NDArray[np.float32],
+        parts: Sequence["_Part"],
+        residuals: Sequence[NDArray[np.float32]],
         threads: int,
         on_layer: OnProgress | None,
     ) -> None:
-        """tokens: [n], those of the first sequence first -> residual: [n, hidden_size]
-
-        sequences: how many tokens each has, and its cache.
-        on_layer: called with (done, total) layers, which are gone through one by one then.
-        """
-        n = len(tokens)
-        with self.weights.embed() as bound:
-            self._embed.run(bound, {"tokens": tokens, "residual": residual}, n, threads=threads)
-        positions = [(cache.length, count) for count, cache in sequences]
-        buffers = [  # of each kind of layer; rope: [n, rope_dims]
-            {"residual": residual, "rope": rope.rows(positions)} for rope in self._rope
-        ]
-        n_layers = self._model.config.n_layers
-        batch = [(count, cache.length, self._layers_of(cache)) for count, cache in sequences]
+        """residuals: of each part, [n_tokens, hidden_size]; changed from layer to layer."""
+        n_layers, kind_of_layer = self._model.config.n_layers, self._model.kind_of_layer
+        runs = []
+        for part, residual in zip(parts, residuals, strict=True):
+            positions = [(past, count) for count, past, _ in part.sequences]
+            buffers = [  # of each kind of layer; rope: [n, rope_dims]
+                {"residual": residual, "rope": rope.rows(positions)} for rope in self._rope
+            ]
+            runs.append((buffers, self._with_caches(part)))
         # Many tokens take their time in each layer, and Ctrl-C waits for the end of a call.
-        at_once = self.weights.layers_at_once if on_layer is None and n <= 64 else 1
-        for start, stop in _stretches(self._model.kind_of_layer, at_once):
+        few = on_layer is None and sum(map(len, residuals)) <= 64
+        at_once = self.weights.layers_at_once if few else 1
+        for start, stop in _stretches(kind_of_layer, at_once):
             with self.weights.layers(start, stop) as bound:
-                self._layers[start].run_layers(
-                    bound, buffers[self._model.kind_of_layer[start]], batch, start, threads=threads
-                )
+                for buffers, sequences in runs:
+                    self._layers[start].run_layers(
+                        bound, buffers[kind_of_layer[start]], sequences, start, threads=threads
+                    )
             if on_layer is not None:
                 on_layer(stop, n_layers)
-        ids, first = tokens.tolist(), 0
-        for count, cache in sequences:
-            cache.tokens += ids[first : first + count]
-            first += count
+
+    def _run_head(
+        self, bound: Any, part: "_Part", residual: NDArray[np.float32], threads: int
+    ) -> None:
+        n = len(part.logits)
+        buffers = {"residual": residual[len(residual) - n :], "logits": part.logits}
+        if len(part.sequences) > 1:  # of each one's only token
+            self._head.run_layers([bound], buffers, self._with_caches(part), threads=threads)
+        elif n:
+            self._head.run(bound, buffers, n, threads=threads)
+
+    def _with_caches(self, part: "_Part") -> list[tuple[int, int, Any]]:
+        """The sequences of a part as the backend takes them."""
+        return [(count, past, self._layers_of(cache)) for count, past, cache in part.sequences]
 
     def _layers_of(self, cache: KVCache) -> Any:
         """A cache as the backend takes it, as long as there is the cache."""
@@ -255,11 +288,19 @@ class Decoder:
             self._kv_layers[cache] = self.backend.kv_layers(cache.layers)
         return self._kv_layers[cache]
 
-    def _run_head(self, residual: NDArray[np.float32], logits: Logits, threads: int) -> None:
-        """residual: [n, hidden_size] -> logits: [n, vocab]"""
-        with self.weights.head() as bound:
-            buffers = {"residual": residual, "logits": logits}
-            self._head.run(bound, buffers, len(residual), threads=threads)
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Tokens that run through a graph together.
+
+    tokens: int32 [n], those of the first sequence first. sequences: how many each has, how many
+    stand before them, and its cache. logits: float32 [m, vocab], where those of the last m go, of
+    several sequences all.
+    """
+
+    tokens: NDArray[np.int32]
+    sequences: Sequence[tuple[int, int, KVCache]]
+    logits: Logits
 
 
 @lru_cache

@@ -166,7 +166,7 @@ def generate(
     answer = Continuation(prompt, decoder.cache, tokenizer, sampling, limits)
     while answer.goes_on():
         if lookahead is not None and (guesses := lookahead.guess(answer)):
-            yield from _check(answer, lookahead, guesses)
+            yield from _check(answer, lookahead, guesses, on_progress)
             continue
         start = perf_counter()
         logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
@@ -180,12 +180,15 @@ def generate(
 
 
 def _check(
-    answer: Continuation, lookahead: Lookahead, guesses: Sequence[int]
+    answer: Continuation,
+    lookahead: Lookahead,
+    guesses: Sequence[int],
+    on_progress: OnProgress | None,
 ) -> Generator[str, None, None]:
     """Evaluate the pending token and guesses after it together, and take tokens as long as they are
     the guessed ones, and one more: for that the logits are there, too."""
     start = perf_counter()
-    rows = lookahead.evaluate([*answer.pending, *guesses])
+    rows = lookahead.evaluate([*answer.pending, *guesses], on_progress)
     for row, guess in zip(rows, [*guesses, None], strict=True):
         answer.cache.tokens += answer.pending
         if piece := answer.take(row, start):

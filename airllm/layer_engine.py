@@ -11,7 +11,7 @@ from airllm.arguments import check_choice, check_count
 from airllm.budget import BudgetError
 from airllm.generation import Generation, generate
 from airllm.limits import ContextFullError, Limits, OnFull
-from airllm.lookahead import MOST_GUESSES, Draft, Lookahead
+from airllm.lookahead import GUESSES, MOST_GUESSES, Draft, Lookahead
 from airllm.progress import OnProgress
 from airllm.sampling import Sampling
 from airllm.token_engine import Prompt, TokenEngine
@@ -43,7 +43,7 @@ class LayerWiseInferenceEngine(TokenEngine):
         stop: str | Sequence[str] = (),
         on_full: OnFull = "stop",
         keep: int = 0,
-        lookahead: int = 0,
+        lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
@@ -63,8 +63,7 @@ class LayerWiseInferenceEngine(TokenEngine):
             context does; see airllm.limits.Limits.
         lookahead: guess up to so many next tokens from what stood in the prompt and the answer
             before, and check them in one pass, up to 63; 0 for none. The answer stays the same:
-            see airllm.lookahead. Worth it where passes are slow (the weights come from the disk)
-            and the text repeats.
+            see airllm.lookahead. None: 8 with a draft, and where each pass waits for the disk.
         draft: an engine with a smaller model of the same vocabulary, whose tokens are the guesses;
             it is busy meanwhile, and forgets what it had in its KV cache.
         on_token: called with each piece of text as it comes; never with half a character.
@@ -103,7 +102,7 @@ class LayerWiseInferenceEngine(TokenEngine):
         stop: str | Sequence[str] = (),
         on_full: OnFull = "stop",
         keep: int = 0,
-        lookahead: int = 0,
+        lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
@@ -139,10 +138,11 @@ class LayerWiseInferenceEngine(TokenEngine):
         answer ends, the next prompt takes its place. Each has a KV cache of its own, of what it
         needs of the context, as long as this runs; the engine's own is not touched.
 
+        Where layers come from the disk, all prompts that wait share a pass, as tokens of answers
+        do: see airllm.batch_generation.
+
         With a seed, or temperature=0, an answer is the one that `generate` gives with an empty
-        cache, bit for bit, where the C++ backend has quantised weights. Float matrices, NumPy, and
-        a `batch` above 64 with activations="auto" (see there) round sums differently for several
-        rows than for one.
+        cache, bit for bit; but for a `batch` above 64 with activations="auto", see there.
 
         on_full: "stop" or "shift"; an error would take the other answers with it.
         on_token: called with the index of a prompt and each piece of its text.
@@ -191,9 +191,12 @@ class LayerWiseInferenceEngine(TokenEngine):
         on_full: OnFull = "stop",
         keep: int = 0,
         on_token: Callable[[int, str], None] | None = None,
+        on_layer: OnProgress | None = None,
     ) -> Generator[tuple[int, Generation], None, None]:
         """generate_batch, as an iterator over the index of each prompt and its answer, in the order
         in which they get ready.
+
+        on_layer: called with (done, total) layers of each pass.
 
         The engine is busy from the first answer's beginning until the iterator ends, is closed or
         is dropped. Whatever is wrong with the arguments is said at once.
@@ -204,7 +207,7 @@ class LayerWiseInferenceEngine(TokenEngine):
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
         own_limits = [self._limits_for(prompt, limits) for prompt in ids]
-        return self._stream_batch(ids, int(batch), sampling, own_limits, on_token)
+        return self._stream_batch(ids, int(batch), sampling, own_limits, on_token, on_layer)
 
     def _stream_batch(
         self,
@@ -213,6 +216,7 @@ class LayerWiseInferenceEngine(TokenEngine):
         sampling: Sampling,
         limits: list[Limits],
         on_token: Callable[[int, str], None] | None,
+        on_layer: OnProgress | None,
     ) -> Generator[tuple[int, Generation], None, None]:
         from airllm import batch_generation
 
@@ -221,7 +225,7 @@ class LayerWiseInferenceEngine(TokenEngine):
         longest = min(max(map(len, ids)) + int(limits[0].max_new_tokens), self.context)
         with self.sequences(min(batch, len(ids)), longest) as lanes:
             yield from batch_generation.stream_batch(
-                lanes, self.tokenizer, ids, sampling, limits, on_token
+                lanes, self.tokenizer, ids, sampling, limits, on_token, on_layer
             )
 
     def prompt_length(self, prompt: Prompt) -> int:
@@ -236,17 +240,20 @@ class LayerWiseInferenceEngine(TokenEngine):
         prompt: Prompt,
         sampling: Sampling,
         limits: Limits,
-        lookahead: int,
+        lookahead: int | None,
         draft: "LayerWiseInferenceEngine | None",
         on_progress: OnProgress | None,
     ) -> Generator[str, None, Generation]:
         """Check the prompt now, not at the first piece, and make the generator."""
+        if lookahead is None:
+            pays = draft is not None or self._open_decoder().plan.guesses_pay
+            lookahead = GUESSES if pays else 0
         check_count("lookahead", lookahead, least=0)
         if lookahead > MOST_GUESSES:
             raise ValueError(f"lookahead is {lookahead}; expected at most {MOST_GUESSES}")
         if draft is not None:
             if not lookahead:
-                raise ValueError("draft needs lookahead=, the number of tokens guessed at a time")
+                raise ValueError("draft makes guesses, and lookahead=0 wants none")
             if not self.tokenizer.has_the_tokens_of(draft.tokenizer):
                 raise ValueError("draft is a model with other tokens than this one")
         ids = self._prompt_tokens(prompt)

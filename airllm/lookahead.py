@@ -7,11 +7,10 @@ they stood together before, in the prompt or in the answer. Or it is what a smal
 same vocabulary says, a draft.
 
 The answer does not change. Each token is chosen from its logits, by the same sampler, as without
-guesses; a guess only decides whether the next logits are there already. Where numbers do not depend
-on how many rows are evaluated together (C++ and quantised weights) it is the same bit for bit, with
-a seed too; elsewhere, as far as rounding goes. A guess is one token and no distribution, so drawing
-from the model's distribution and comparing is all that speculative sampling asks for (the general
-case, arXiv:2211.17192, accepts by the ratio of two).
+guesses; a guess only decides whether the next logits are there already. They are the same bit for
+bit, as numbers do not depend on how many rows are evaluated together. A guess is one token and no
+distribution, so drawing from the model's distribution and comparing is all that speculative
+sampling asks for (the general case, arXiv:2211.17192, accepts by the ratio of two).
 """
 
 import copy
@@ -22,14 +21,18 @@ import numpy as np
 
 from airllm.decoder import Decoder, Logits
 from airllm.kv_cache import KVCache
+from airllm.progress import OnProgress
 
 if TYPE_CHECKING:
     from airllm.generation import Continuation
 
-__all__ = ["MOST_GUESSES", "Draft", "Lookahead", "NGrams"]
+__all__ = ["GUESSES", "MOST_GUESSES", "Draft", "Lookahead", "NGrams"]
 
 # With the token before them, as many as "auto" evaluates with 16-bit activations: see graph.py.
 MOST_GUESSES = 63
+# Unless told otherwise, where a pass waits for the disk: even if all are wrong, so few more rows
+# take little of the time in which the next layer is read.
+GUESSES = 8
 _LONGEST, _SHORTEST = 4, 2  # tokens that must have stood together before
 
 
@@ -98,9 +101,9 @@ class Lookahead:
             return []
         return self._guesser.guess(answer.history, room)
 
-    def evaluate(self, tokens: Sequence[int]) -> Logits:
+    def evaluate(self, tokens: Sequence[int], on_progress: OnProgress | None = None) -> Logits:
         """The logits after each of some tokens that follow the cache's: float32 [n, vocab], in a
-        buffer that the next call overwrites.
+        buffer that the next call overwrites. on_progress: called with (done, total) layers.
 
         The cache's `tokens` stay as they are: whoever accepts one appends it.
         """
@@ -109,4 +112,4 @@ class Lookahead:
         for count, view in enumerate(views):
             view.tokens = [*cache.tokens, *tokens[:count]]
         ids = np.array(tokens, np.int32)
-        return self._decoder.evaluate_batch(ids, views, self._logits[: len(tokens)])
+        return self._decoder.evaluate_batch(ids, views, self._logits[: len(tokens)], on_progress)

@@ -97,12 +97,15 @@ class Progress:
 
     def _log(self, done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        if now - self._logged < LOG_SECONDS or done == 0:
+        if now - self._logged < LOG_SECONDS or (done == 0 and not note):
             return
         self._logged = now
-        left = format_duration((now - self._start) * (total - done) / done)
-        percent = 100 * done // total
-        log.info("%s: %d%%, %s left%s", self._label, percent, left, f", {note}" if note else "")
+        words = [f"{100 * done // total}%"]
+        if done:
+            words.append(f"{format_duration((now - self._start) * (total - done) / done)} left")
+        if note:
+            words.append(note)
+        log.info("%s: %s", self._label, ", ".join(words))
 
 
 def part_of(on_progress: OnProgress | None, before: int, n: int, total: int) -> OnProgress | None:

@@ -247,7 +247,7 @@ class Stream:
         ],
         *,
         threads: int = 0,
-        depth: int = 8,
+        depth: int = 10,
         piece_bytes: int = 1048576,
         endless: bool = True,
         direct: bool = True,

@@ -50,6 +50,7 @@ class FakeEngine:
         self.resets = 0
         self.batches: list[tuple[int, int]] = []  # of each sequences(): how many, how long
         self.closed = False
+        self.position = 0
         self.streamed: dict[str, Any] | None = None
 
     def generate(

@@ -89,7 +89,13 @@ def test_what_is_interrupted_goes_on_and_repeats_nothing(
     assert engine.requests == ["two", "one"]
     assert [a["text"] for a in answers(prompts)] == ["tre", "due", "uno"]
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"prompts": 3, "answered": 2, "failed": 0, "answered_before": 1}
+    assert json.loads(out) == {
+        "prompts": 3,
+        "answered": 2,
+        "failed": 0,
+        "answered_before": 1,
+        "stream": None,
+    }
     assert "1 of 3 prompts are answered already" in err
     engine = FakeEngine().install(monkeypatch)
     assert batch(prompts) == 0

@@ -65,6 +65,7 @@ def test_json_is_one_object_with_text_tokens_and_timings(
         "finish_reason": "length",
         "passes": 2,
         "accepted_tokens": 0,
+        "tokens_per_pass": 1.0,
         "timings": {
             "prefill_seconds": 0.5,
             "prefill_tokens_per_second": 14.0,
@@ -206,8 +207,8 @@ def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     engine, draft = FakeEngine(["x"]), FakeEngine()
     engines = {"m.gguf": engine, "small.gguf": draft}
     monkeypatch.setattr("airllm.cli.model.open_engine", lambda args, **_: engines[args.model])
-    assert generate("--prompt", "p", "--draft", "small.gguf") == 2
-    assert "--draft needs --lookahead N" in capsys.readouterr().err
+    assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "0") == 2
+    assert "--lookahead 0 wants none" in capsys.readouterr().err
     assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "4") == 0
     assert engine.sampling["draft"] is draft
     assert draft.closed

@@ -68,6 +68,19 @@ def test_a_tokens_line_has_the_seconds_of_a_token_and_what_is_left_at_most(clock
     )
 
 
+def test_guesses_that_were_right_count_as_tokens(clock: Clock) -> None:
+    position = 0
+    line = StreamLine(Disk(clock), position=lambda: position, max_tokens=21)
+    for after in (50, 54, 56, 57):  # a prompt of 50, and 4 and 2 tokens, and on
+        layers(line, clock, 4, 1.0)
+        position = after
+    layers(line, clock, 2, 1.0)
+    assert line.text(2, 4) == (
+        "token 9: layer 2/4, 1.00 GB/s, 90% waiting for disk, 1.71 s/token (2.3 a pass), "
+        "at most 20 s left"
+    )
+
+
 def test_in_a_log_it_is_a_line_every_ten_seconds(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

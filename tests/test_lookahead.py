@@ -5,24 +5,23 @@ import pytest
 from extension import require_cpp
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import write_tiny_model
+from tiny_model import FAMILIES, Sizes, write_tiny_model
 
 from airllm.layer_engine import ContextFullError, LayerWiseInferenceEngine
-from airllm.lookahead import Lookahead, NGrams
+from airllm.lookahead import Draft, Lookahead, NGrams
+from airllm.numpy_ops.sampling import candidates
+from airllm.sampling import Sampler
 
 PROMPTS = ["hello world hello", "ab ab ab ab ab", "x", [{"role": "user", "content": "hello 12 12"}]]
 
 
-@pytest.fixture(scope="module", params=["numpy", "cpp"])
+@pytest.fixture(scope="module", params=["numpy-f32", "cpp-q8_0", "cpp-f16"])
 def engine(request, tmp_path_factory):
-    """C++ has quantised weights, with which a row's numbers do not depend on those beside it."""
-    if request.param == "cpp":
+    backend, type = request.param.split("-")
+    if backend == "cpp":
         require_cpp()
-    model = write_tiny_model(
-        tmp_path_factory.mktemp("model"), "q8_0" if request.param == "cpp" else "f32"
-    )
-    kv = "f16" if request.param == "cpp" else "f32"
-    with LayerWiseInferenceEngine(model.path, backend=request.param, kv_type=kv) as engine:
+    model = write_tiny_model(tmp_path_factory.mktemp("model"), type)
+    with LayerWiseInferenceEngine(model.path, backend=backend) as engine:
         yield engine
 
 
@@ -52,15 +51,28 @@ def same(plain, ahead):
 # The answer.
 
 
-@pytest.mark.parametrize("activations", ["auto", "q8", "f32"])
 @pytest.mark.parametrize("kv_type", ["f16", "f32"])
-@pytest.mark.parametrize("type", ["q8_0", "q4_1", "q6_k"])
-def test_rows_together_are_bit_for_bit_those_one_by_one(tmp_path, type, kv_type, activations):
-    """What identity stands on, with quantised weights and C++."""
-    require_cpp()
-    path = write_tiny_model(tmp_path, type).path
+@pytest.mark.parametrize("family", [None, "gemma2", "qwen3moe"])
+@pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("backend", ["numpy", "cpp"])
+def test_rows_together_are_bit_for_bit_those_one_by_one(tmp_path, backend, type, family, kv_type):
+    """What identity stands on."""
+    sizes = FAMILIES[family] if family else Sizes()
+    _check_rows(write_tiny_model(tmp_path, type, sizes=sizes).path, backend, kv_type, "auto")
+
+
+@pytest.mark.parametrize("activations", ["q8", "f32"])
+@pytest.mark.parametrize("type", ["q8_0", "q6_k"])
+def test_rows_together_are_those_one_by_one_however_rounded(tmp_path, type, activations):
+    _check_rows(write_tiny_model(tmp_path, type).path, "cpp", "f16", activations)
+
+
+def _check_rows(path, backend, kv_type, activations):
+    if backend == "cpp":
+        require_cpp()
     tokens = np.random.default_rng(4).integers(0, 268, 40).tolist()
-    with LayerWiseInferenceEngine(path, kv_type=kv_type, activations=activations) as engine:
+    settings = {"backend": backend, "kv_type": kv_type, "activations": activations}
+    with LayerWiseInferenceEngine(path, **settings) as engine:
         engine.forward(tokens[:11])
         one_by_one = [engine.forward([token]) for token in tokens[11:]]
         engine.reset()
@@ -160,8 +172,6 @@ def test_passes_and_accepted_tokens_add_up(engine):
 
 def test_an_answer_that_repeats_itself_takes_few_passes(engine, monkeypatch):
     """Made to repeat: the sampler takes the likeliest of three tokens, by turns."""
-    from airllm.sampling import Sampler
-
     turns = [7, 9, 11]
     monkeypatch.setattr(Sampler, "sample", lambda self, logits, history: turns[len(history) % 3])
     engine.reset()
@@ -231,8 +241,11 @@ def test_a_draft_that_is_right_gives_as_many_tokens_a_pass_as_it_guesses(engine,
     ) as twin:
         engine.reset()
         answer = engine.generate("x", temperature=0, max_new_tokens=41, lookahead=4, draft=twin)
+        engine.reset()
+        untold = engine.generate("x", temperature=0, max_new_tokens=46, draft=twin)
     assert answer.passes == 1 + 40 // 5
     assert answer.accepted_tokens == 32
+    assert untold.passes == 1 + 45 // 9  # 8 guesses where nobody says how many
 
 
 def test_a_draft_with_a_shorter_context_guesses_as_long_as_it_can(engine, draft, endless, tmp_path):
@@ -251,8 +264,88 @@ def test_a_draft_of_another_vocabulary_is_refused(engine, tmp_path):
     merges = engine._gguf.metadata.texts("tokenizer.ggml.merges")[:-1]
     changes = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges}
     path = write_tiny_model(tmp_path, metadata=changes).path
-    with LayerWiseInferenceEngine(path, backend=engine.backend) as other:
-        with pytest.raises(ValueError, match="other tokens than this one"):
-            engine.generate("x", lookahead=4, draft=other)
-        with pytest.raises(ValueError, match="draft needs lookahead="):
-            engine.generate("x", draft=other)
+    with (
+        LayerWiseInferenceEngine(path, backend=engine.backend) as other,
+        pytest.raises(ValueError, match="other tokens than this one"),
+    ):
+        engine.generate("x", lookahead=4, draft=other)
+
+
+def test_a_draft_that_is_not_to_guess_is_refused(engine, draft):
+    with pytest.raises(ValueError, match="lookahead=0 wants none"):
+        engine.generate("x", lookahead=0, draft=draft)
+
+
+# Distribution.
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """An engine, and the same once more as a draft, whose guess is always the likeliest token."""
+    require_cpp()
+    path = write_tiny_model(tmp_path_factory.mktemp("model"), "q8_0").path
+    with (
+        LayerWiseInferenceEngine(path, backend="cpp") as engine,
+        LayerWiseInferenceEngine(path, backend="cpp") as draft,
+    ):
+        engine.tokenizer.eos_ids = frozenset()
+        yield engine, draft
+
+
+def test_sampled_tokens_have_the_models_distribution(sampled):
+    drawn, expected, accepted = _triples(*sampled)
+    assert _chi_squared(drawn, expected) < CHI_SQUARED_LIMIT
+    assert DRAWS / 10 < accepted < DRAWS
+
+
+def test_a_guess_that_is_taken_too_often_would_be_noticed(sampled, monkeypatch):
+    """The same with a rule that is wrong: a guess that might have been drawn is taken."""
+    guesses = []
+    sample, plain_guess = Sampler.sample, Draft.guess
+
+    def guess(self, tokens, n):
+        guesses[:] = plain_guess(self, tokens, n)
+        return [*guesses]
+
+    def take_guess(self, logits, history):
+        guessed = guesses.pop(0) if guesses else None
+        return (
+            guessed if guessed in candidates(logits, *LIKELY)[0] else sample(self, logits, history)
+        )
+
+    monkeypatch.setattr(Draft, "guess", guess)
+    monkeypatch.setattr(Sampler, "sample", take_guess)
+    drawn, expected, _ = _triples(*sampled)
+    assert _chi_squared(drawn, expected) > 2 * CHI_SQUARED_LIMIT
+
+
+DRAWS = 600
+LIKELY = (1.0, 3, 1.0, 0.0)  # temperature, top_k, top_p, min_p
+CHI_SQUARED_LIMIT = 61.7  # of 27 - 1 degrees of freedom, the 99.99th percentile
+
+
+def _triples(engine, draft):
+    """How often each answer of three tokens came, of three likely ones each, how often it should
+    have, and how many guesses were right. A pass checks the second token and gives the third."""
+    settings = dict(zip(("temperature", "top_k", "top_p", "min_p"), LIKELY, strict=True))
+    expected = {(): 1.0}
+    for _ in range(3):
+        longer = {}
+        for tokens, p in expected.items():
+            engine.reset()
+            logits = engine.forward(engine.tokenize(PROMPTS[1]) + list(tokens))
+            for token, share in zip(*candidates(logits, *LIKELY), strict=True):
+                longer[*tokens, int(token)] = p * share
+        expected = longer
+    drawn, accepted = dict.fromkeys(expected, 0), 0
+    for seed in range(DRAWS):
+        answer = engine.generate(
+            PROMPTS[1], max_new_tokens=3, lookahead=4, draft=draft, seed=seed, **settings
+        )
+        drawn[answer.tokens] += 1
+        accepted += answer.accepted_tokens
+    return drawn, expected, accepted
+
+
+def _chi_squared(drawn, expected):
+    return sum((drawn[key] - DRAWS * p) ** 2 / (DRAWS * p) for key, p in expected.items())

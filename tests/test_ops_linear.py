@@ -19,6 +19,8 @@ from file_rows import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airllm import numpy_ops
+
 
 def check_exact(actual, x, values, magnitudes=None):
     """|error| <= (k + 8) u sum |x w|: the products of float32 x with exact weights."""
@@ -175,6 +177,19 @@ def test_packed_weights_for_every_number_of_tokens(ops, type):
     rows = file_rows(35, k, type)
     for m in [*range(1, 36), 70]:
         check_packed(ops, normal((m, k), seed=m), rows, type)
+
+
+def test_a_row_of_packed_weights_is_the_same_among_any_number_of_rows(ops, type):
+    if ops is numpy_ops:
+        pytest.skip("BLAS takes the sums of several rows in another order")
+    k = columns(type, 19)
+    w = packed(ops, file_rows(75, k, type), type)
+    x = normal((65, k), seed=3)
+    for activations in ("f32", "q16"):
+        alone = [ops.linear(row, w, activations=activations) for row in x]
+        for n in (2, 3, 4, 5, 8, 12, 13, 31, 65):
+            together = ops.linear(x[:n], w, activations=activations)
+            np.testing.assert_array_equal(together, alone[:n])
 
 
 @pytest.mark.parametrize("type", ["f32", "f16", "bf16"])

@@ -25,7 +25,7 @@ LAYERS = [part(f"layer {i}", 100) for i in range(10)]
 
 
 def planned(megabytes: int | None, *, head: int = 50, kv: int = 20, buffers: int = 10) -> Plan:
-    """Ten layers of 100 MB, an embedding of 200; the reads under way take 8."""
+    """Ten layers of 100 MB, an embedding of 200; the reads under way take 10."""
     return make_plan(
         [part("embed", 200), *LAYERS, part("head", head)],
         budget=None if megabytes is None else megabytes << 20,
@@ -48,25 +48,25 @@ def test_the_embedding_is_the_last_that_is_pinned_as_a_token_takes_one_row_of_it
 
 
 def test_the_head_is_the_first_that_is_pinned_and_then_as_many_layers_as_fit() -> None:
-    plan = planned(20 + 10 + 209 + 50 + 300)
+    plan = planned(20 + 10 + 211 + 50 + 300)
     assert (plan.head, plan.pinned_layers, plan.slots) == ("pinned", (0, 1, 2), 2)
     assert plan.streamed_layers == tuple(range(3, 10))
     assert plan.streamed_bytes_per_pass == 700 << 20
-    assert plan.total_bytes <= 20 + 10 + 209 + 50 + 300 << 20
+    assert plan.total_bytes <= 20 + 10 + 211 + 50 + 300 << 20
 
 
 def test_two_slots_come_before_the_head_and_one_slot_after_it() -> None:
-    assert (planned(239).slots, planned(239).head) == (2, "streamed")
+    assert (planned(241).slots, planned(241).head) == (2, "streamed")
     assert (planned(200).slots, planned(200).head) == (1, "pinned")
-    assert (planned(140).slots, planned(140).head) == (1, "streamed")
-    assert planned(140).streamed_bytes_per_pass == 1050 << 20
+    assert (planned(142).slots, planned(142).head) == (1, "streamed")
+    assert planned(142).streamed_bytes_per_pass == 1050 << 20
 
 
 def test_a_model_that_does_not_run_is_told_the_smallest_budget_that_would_do() -> None:
     with pytest.raises(BudgetError) as refusal:
         planned(100)
     smallest = refusal.value.minimum
-    assert 138 << 20 < smallest <= 140 << 20
+    assert 140 << 20 < smallest <= 142 << 20
     assert f"({smallest} bytes)" in str(refusal.value)
     assert "20.0 MiB are the KV cache of a context of 1000 tokens" in str(refusal.value)
 
@@ -120,9 +120,9 @@ def plan_of(model: Path, *options: str) -> int:
 
 
 def test_plan_says_what_the_engine_then_does(model: Path, capsys: Capture) -> None:
-    assert plan_of(model, "--ram", "7MiB", "--json") == 0
+    assert plan_of(model, "--ram", "9MiB", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    with LayerWiseInferenceEngine(model, backend="numpy", ram_budget="7MiB") as engine:
+    with LayerWiseInferenceEngine(model, backend="numpy", ram_budget="9MiB") as engine:
         plan = engine.plan()
         assert engine.plan(probe=True).disk_bytes_per_second
     assert plan.streams
@@ -137,9 +137,9 @@ def test_plan_says_what_the_engine_then_does(model: Path, capsys: Capture) -> No
 
 def test_plan_in_words(model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airllm.plan_model.disk_bytes_per_second", lambda *_: 1e9)
-    assert plan_of(model, "--ram", "7MiB", "--context", "96") == 0
+    assert plan_of(model, "--ram", "9MiB", "--context", "96") == 0
     said = {line[:12].strip(): line[12:] for line in capsys.readouterr().out.splitlines()}
-    assert said["memory"].endswith("MiB of 7.0 MiB")
+    assert said["memory"].endswith("MiB of 9.0 MiB")
     assert said["KV cache"].endswith("for a context of 96 tokens")
     assert "of 8 layers, the head" in said["pinned"]
     assert said["streamed"].endswith(" a token")
@@ -179,6 +179,6 @@ def test_a_probe_reads_for_no_longer_than_it_may(
 ) -> None:
     monkeypatch.setattr(disk_probe, "SECTION_BYTES", 65536)
     monkeypatch.setattr(disk_probe, "PROBE_SECONDS", 0.0)
-    plan = plan_model(model, backend="numpy", ram_budget="7MiB", probe=True)
+    plan = plan_model(model, backend="numpy", ram_budget="9MiB", probe=True)
     assert plan.disk_bytes_per_second is not None
     assert plan.disk_bytes_per_second > 0

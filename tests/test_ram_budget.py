@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from airllm.budget import BudgetError
 from airllm.formats.gguf import FormatError
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.open_weights import FileWeights
+from airllm.sampling import Sampler
 
 # Layers of 1.2 MB in Q4_0, so that they, and not the reads under way, are what memory is for.
 SIZES = Sizes(hidden=512, ffn=1024, n_layers=8, n_heads=8, head_dim=64, rope_dims=64)
@@ -130,10 +132,50 @@ def test_several_sequences_and_guesses_give_the_same_answers_and_share_a_pass(
     expected = [answer.tokens for answer in resident.generate_batch(prompts, **settings)]
     found = [answer.tokens for answer in engine.generate_batch(prompts, **settings)]
     assert found == expected
-    passes = bytes_taken(engine) / engine.plan().streamed_bytes_per_pass
-    assert passes <= len(prompts) + 8  # each prompt its own, and one for each token of all
+    assert bytes_taken(engine) == 8 * engine.plan().streamed_bytes_per_pass
     guessed = engine.generate(prompts[0], lookahead=4, **settings)
     assert guessed.tokens == resident.generate(prompts[0], lookahead=4, **settings).tokens
+
+
+def test_sixteen_prompts_make_twelve_tokens_a_pass_though_their_answers_are_short(
+    model: TinyModel, open_engine: Open
+) -> None:
+    """All prompts share a pass. Eight wait until there is room; theirs joins the others' tokens."""
+    engine = open_engine(model, ram_budget=smallest_budget(open_engine, model))
+    engine.tokenizer.eos_ids = frozenset()
+    prompts = ["hello " * (1 + n % 5) for n in range(24)]
+    answers = engine.generate_batch(prompts, batch=16, max_new_tokens=8)
+    passes = bytes_taken(engine) / engine.plan().streamed_bytes_per_pass
+    assert sum(len(answer.tokens) for answer in answers) == 24 * 8
+    assert passes == 16
+
+
+def test_prompts_that_are_too_long_together_take_more_passes(
+    model: TinyModel, open_engine: Open
+) -> None:
+    engine = open_engine(model, ram_budget=smallest_budget(open_engine, model))
+    prompts = ["x" * 60] * 3  # of a context of 96 tokens
+    engine.generate_batch(prompts, max_new_tokens=1)
+    assert bytes_taken(engine) == 3 * engine.plan().streamed_bytes_per_pass
+
+
+def test_guesses_are_made_where_tokens_wait_for_the_disk(
+    model: TinyModel, open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the sampler's turns the text repeats itself."""
+    turns = [7, 9, 11]
+    monkeypatch.setattr(Sampler, "sample", lambda self, logits, history: turns[len(history) % 3])
+    resident = open_engine(model, ram_budget="1GiB")
+    engine = open_engine(model, ram_budget=smallest_budget(open_engine, model))
+    assert resident.generate("x", max_new_tokens=40).passes == 40
+    assert engine.generate("x", max_new_tokens=40, lookahead=0).passes == 40
+    engine.reset()
+    answer = engine.generate("x", max_new_tokens=40)
+    assert answer.tokens_per_pass > 1.8
+    steps: list[tuple[int, int]] = []
+    engine.reset()
+    engine.generate("x", max_new_tokens=40, on_progress=lambda *step: steps.append(step))
+    assert len(steps) == answer.passes * engine.config.n_layers  # a live line sees each
 
 
 # ---- what is read, and how much memory it takes --------------------------------------------------
@@ -155,7 +197,8 @@ def test_a_prompt_takes_one_pass_however_long_it_is(model: TinyModel, open_engin
     assert bytes_taken(engine) == 2 * per_pass
 
 
-def test_half_the_layers_memory_halves_what_is_read(model: TinyModel, open_engine: Open) -> None:
+def test_half_the_layers_memory_halves_what_is_read(tmp_path: Path, open_engine: Open) -> None:
+    model = write_tiny_model(tmp_path, "q4_0", sizes=replace(SIZES, n_layers=24))
     everything = open_engine(model, ram_budget="1GiB").plan()
     least = open_engine(model, ram_budget=smallest_budget(open_engine, model)).plan()
     layers = least.streamed_bytes_per_pass
@@ -289,7 +332,7 @@ def test_weights_that_are_quantised_while_they_are_read_are_kept(
 ) -> None:
     model = write_tiny_model(tmp_path, sizes=SIZES)
     expected = open_engine(model, quantize="q4_0", ram_budget="1GiB").forward(TOKENS)
-    with pytest.raises(BudgetError, match="airllm convert once") as refusal:
+    with pytest.raises(BudgetError, match="`airllm convert` writes") as refusal:
         open_engine(model, quantize="q4_0", ram_budget=1)
     engine = open_engine(model, quantize="q4_0", ram_budget=refusal.value.minimum)
     np.testing.assert_array_equal(engine.forward(TOKENS), expected)

@@ -87,6 +87,11 @@ class _Batch:
     n_tokens: int
     sequences: Sequence[_Sequence]
 
+    def multiply(self, x: NDArray[Any], weight: str, out: NDArray[Any]) -> None:
+        """Each sequence by itself: what stands beside it does not change how its sums round."""
+        parts = [sequence.rows for sequence in self.sequences]
+        numpy_ops.linear_apply(x, self.weights[weight], out, parts)
+
 
 class NumpyExecutor:
     def __init__(self, graph: Graph, max_tokens: int) -> None:
@@ -202,7 +207,7 @@ def _bias(op: Op, batch: _Batch) -> None:
 
 def _linear(op: Op, batch: _Batch) -> None:
     x, out = _arrays(op, batch)
-    numpy_ops.linear_apply(x, batch.weights[op.weights[0]], out)  # exact: "q8" allows, not demands
+    batch.multiply(x, op.weights[0], out)  # exact: "q8" allows, not demands
 
 
 def _rope(op: Op, batch: _Batch) -> None:
@@ -284,7 +289,9 @@ def _expert_linear(op: Op, batch: _Batch) -> None:
     for expert in np.unique(experts):
         chosen = experts == expert
         part = np.empty((int(chosen.sum()), n), np.float32)
-        numpy_ops.linear_apply(rows[chosen], matrices[expert], part)
+        each = [slice(row, row + 1) for row in range(len(part))]  # see _Batch.multiply
+        parts = each if len(batch.sequences) > 1 else [slice(None)]
+        numpy_ops.linear_apply(rows[chosen], matrices[expert], part, parts)
         result[chosen] = part
 
 
@@ -303,13 +310,13 @@ def _add(op: Op, batch: _Batch) -> None:
 def _linear_many(op: Op, batch: _Batch) -> None:
     x = batch.buffers[op.inputs[0]]
     for weight, output in zip(op.weights, op.outputs, strict=True):
-        numpy_ops.linear_apply(x, batch.weights[weight], batch.buffers[output])
+        batch.multiply(x, weight, batch.buffers[output])
 
 
 def _linear_add(op: Op, batch: _Batch) -> None:
     x, a, out = _arrays(op, batch)
     product = np.empty_like(out)
-    numpy_ops.linear_apply(x, batch.weights[op.weights[0]], product)
+    batch.multiply(x, op.weights[0], product)
     np.add(a, product, out=out)
 
 
@@ -317,7 +324,7 @@ def _glu_linear(op: Op, batch: _Batch) -> None:
     x, out = _arrays(op, batch)
     gate, up = np.empty_like(out), np.empty_like(out)
     for weight, product in zip(op.weights, (gate, up), strict=True):
-        numpy_ops.linear_apply(x, batch.weights[weight], product)
+        batch.multiply(x, weight, product)
     if op.attrs["activation"] == "silu":
         numpy_ops.swiglu(gate, up, out=out)
     else:

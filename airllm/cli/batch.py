@@ -1,12 +1,14 @@
 """airllm batch: many prompts from a file, their answers to another."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airllm.cli import console, model, options
+from airllm.cli.live import StreamLine
 
 if TYPE_CHECKING:
     from airllm.batch_file import Job
@@ -50,7 +52,11 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_sampling(parser, max_tokens=256)
     options.add_threads(parser)
     options.add_engine(parser)
-    options.add_output(parser, json="prompts, answered (now), failed (now), answered_before")
+    options.add_output(
+        parser,
+        json="prompts, answered (now), failed (now), answered_before, stream (of what was read "
+        "from the disk meanwhile, null where all is in memory)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,15 +82,29 @@ def run(args: argparse.Namespace) -> int:
                 console.log.info("%d of %d prompts are answered already", before, len(jobs))
             answered = failed = 0
             with console.progress("answering", "prompts") as progress:
-                for job, answer in _answers(engine, answers.left, settings, args.batch):
+                line = StreamLine(engine.stream_stats, shown=False)
+
+                def on_layer(done: int, total: int) -> None:
+                    line.update(done, total)
+                    progress.update(answered, len(answers.left), line.place(done, total))
+
+                generate = partial(
+                    engine.stream_batch,
+                    batch=args.batch,
+                    on_layer=on_layer if engine.stream_stats() is not None else None,
+                )
+                for job, answer in _answers(engine, answers.left, settings, generate):
                     answers.append(job, answer)
                     answered, failed = answered + 1, failed + ("error" in answer)
                     progress.update(answered, len(answers.left))
+        stream = engine.stream_stats()
     if args.json:
         counts = {"answered": answered - failed, "failed": failed, "answered_before": before}
-        console.write_json({"prompts": len(jobs), **counts})
+        console.write_json({"prompts": len(jobs), **counts, "stream": stream})
     else:
         console.log.info("%d prompts answered now, %d failed", answered - failed, failed)
+        if stream is not None:
+            console.log.info("%s", model.stream_in_words(stream))
     if failed:
         console.note(f'{failed} prompts could not be answered; their lines say why, as "error"')
     return int(failed > 0)
@@ -94,11 +114,13 @@ def _answers(
     engine: "LayerWiseInferenceEngine",
     jobs: Sequence["Job"],
     settings: Mapping[str, Any],
-    batch: int,
+    generate: Callable[..., Generator[tuple[int, "Generation"], None, None]],
 ) -> Iterator[tuple["Job", dict[str, object]]]:
     """Each job with the fields of its answer, as they get ready; those with the same settings are
     answered together. A prompt that cannot be answered (it does not fit the context, say) has an
-    error in place of a text, and is no one else's."""
+    error in place of a text, and is no one else's.
+
+    generate: see LayerWiseInferenceEngine.stream_batch."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         try:
@@ -111,9 +133,7 @@ def _answers(
             groups.setdefault(repr(sorted(job.settings.items())), []).append(job)
     for group in groups.values():
         try:
-            answers = engine.stream_batch(
-                [job.prompt for job in group], batch=batch, **{**settings, **group[0].settings}
-            )
+            answers = generate([job.prompt for job in group], **{**settings, **group[0].settings})
         except ValueError as error:  # of the settings
             for job in group:
                 yield job, {"error": str(error)}

@@ -31,7 +31,7 @@ def add(subparsers: options.Subparsers) -> None:
         model=MODEL, max_tokens=256, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0,
         repeat_penalty=1.0, seed=None, stop=[], on_full="stop",
         keep=0,
-        lookahead=0,
+        lookahead=None,
     )  # fmt: skip
     options.add_output(parser, json="prompt, what `generate --json` prints, and memory in bytes")
 

@@ -57,8 +57,8 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_output(
         parser,
         json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, passes, accepted_tokens, "
-        "timings, stream (of what was read from the disk meanwhile, null where all is in memory), "
-        "backend, isa, threads",
+        "tokens_per_pass, timings, stream (of what was read from the disk meanwhile, null where "
+        "all is in memory), backend, isa, threads",
     )
 
 
@@ -113,6 +113,7 @@ def as_json(engine: "LayerWiseInferenceEngine", generation: "Generation") -> dic
         "finish_reason": generation.finish_reason,
         "passes": generation.passes,
         "accepted_tokens": generation.accepted_tokens,
+        "tokens_per_pass": generation.tokens_per_pass,
         "timings": model.timings(generation),
         "stream": engine.stream_stats(),
         **model.runtime(engine),
@@ -136,7 +137,7 @@ def _report(
             engine.context,
             generation.shifted_tokens,
         )
-    if args.lookahead:
+    if args.lookahead or generation.accepted_tokens:
         console.log.info(
             "lookahead: %d tokens were guessed right, %.2f tokens a pass",
             generation.accepted_tokens,

@@ -1,6 +1,8 @@
 """What is going on while a token takes seconds: a line on a terminal, lines in a log.
 
 airllm: token 3: layer 5/16, 1.10 GB/s, 93% waiting for disk, 1.92 s/token, at most 40 s left
+
+Where guesses prove right, a pass gives several tokens: "1.92 s/token (2.1 a pass)".
 """
 
 import logging
@@ -27,18 +29,23 @@ log = logging.getLogger("airllm")
 class StreamLine:
     """How far a pass through a streamed model is; `update` takes (layers done, layers).
 
-    stats: see LayerWiseInferenceEngine.stream_stats. max_tokens: of the answer, for the time left.
+    stats: see LayerWiseInferenceEngine.stream_stats. position: tokens that were evaluated, which
+    tells how many a pass gave; None where each gives one. max_tokens: of the answer, for the time
+    left.
     """
 
     def __init__(
         self,
         stats: Callable[[], dict[str, Any] | None],
         *,
+        position: Callable[[], int] | None = None,
         max_tokens: int | None = None,
         shown: bool = True,
     ) -> None:
         self._stats, self._max_tokens, self._shown = stats, max_tokens, shown
-        self._passes = 0  # that are done; the first is the prompt's
+        self._position = position
+        self._passes = self._tokens = 0  # that are done; the first is the prompt's
+        self._before = 0  # position at the beginning of the pass
         self._layer = 0
         self._answer_start = 0.0  # when the prompt was read
         self._drawn_at: float | None = None
@@ -62,10 +69,13 @@ class StreamLine:
         now = time.monotonic()
         if done <= self._layer:  # a new pass, which began when the last one ended
             self._passes += 1
+            self._tokens += self._gained()
             self._begun = [self._begun[1], self._last]
             if self._passes == 1:
                 self._answer_start = self._last[0]
         self._last = now, self._stats() or {}
+        if self._position is not None:
+            self._before = self._position()
         self._layer = done
         if not self._shown:
             return
@@ -78,6 +88,12 @@ class StreamLine:
             width = shutil.get_terminal_size().columns - 1
             sys.stderr.write(f"{_BELOW}{self.text(done, total)[:width]}{_BACK}")
             sys.stderr.flush()
+
+    def _gained(self) -> int:
+        """Tokens that the last pass gave: one with the prompt's, whatever its length."""
+        if self._position is None or self._passes == 1:
+            return 1
+        return max(self._position() - self._before, 1)
 
     def hide(self) -> None:
         """Before anything else is written."""
@@ -96,17 +112,21 @@ class StreamLine:
         return shown
 
     def text(self, done: int, total: int) -> str:
+        what = "reading the prompt" if self._passes == 0 else f"token {self._tokens + 1}"
+        return f"{what}: {self.place(done, total)}, {self._time(done, total)}"
+
+    def place(self, done: int, total: int) -> str:
+        """Layer, GB/s, and the share of the time that is spent waiting for the disk."""
         (now, stats), (begun, before) = self._last, self._begun[0]
         seconds = max(now - begun, 1e-9)
 
         def since(name: str) -> float:
             return float(stats.get(name, 0)) - float(before.get(name, 0))
 
-        what = "reading the prompt" if self._passes == 0 else f"token {self._passes + 1}"
         share = min(since("waited_for_disk_seconds") / seconds, 1.0)
         return (
-            f"{what}: layer {done}/{total}, {since('bytes_read') / seconds / 1e9:.2f} GB/s, "
-            f"{100 * share:.0f}% waiting for disk, {self._time(done, total)}"
+            f"layer {done}/{total}, {since('bytes_read') / seconds / 1e9:.2f} GB/s, "
+            f"{100 * share:.0f}% waiting for disk"
         )
 
     def _time(self, done: int, total: int) -> str:
@@ -114,9 +134,14 @@ class StreamLine:
         if self._passes == 0:  # the prompt, which ends with the first token
             left = (now - self._begun[1][0]) * (total - done) / max(done, 1)
             return f"{format_duration(left)} left"
-        tokens = self._passes - 1 + done / total  # since the first one
+        passes = self._passes - 1 + done / total  # since the first token
+        a_pass = (self._tokens - 1) / (self._passes - 1) if self._passes > 1 else 1.0
+        tokens = passes * a_pass
         each = (now - self._answer_start) / tokens
+        speed = f"{each:.2f} s/token"
+        if a_pass > 1:
+            speed += f" ({a_pass:.1f} a pass)"
         if self._max_tokens is None:
-            return f"{each:.2f} s/token"
+            return speed
         left = each * max(self._max_tokens - 1 - tokens, 0)
-        return f"{each:.2f} s/token, at most {format_duration(left)} left"
+        return f"{speed}, at most {format_duration(left)} left"

@@ -61,7 +61,12 @@ def evaluation_progress(
         return console.prompt_progress()
     from airllm.cli.live import StreamLine
 
-    return StreamLine(engine.stream_stats, max_tokens=max_tokens, shown=console.shows_progress())
+    return StreamLine(
+        engine.stream_stats,
+        position=lambda: engine.position,
+        max_tokens=max_tokens,
+        shown=console.shows_progress(),
+    )
 
 
 def stream_in_words(stats: Mapping[str, Any]) -> str:
@@ -80,8 +85,8 @@ def open_draft(args: argparse.Namespace) -> "Iterator[LayerWiseInferenceEngine |
     if args.draft is None:
         yield None
         return
-    if not args.lookahead:
-        raise options.UsageError("--draft needs --lookahead N: how many tokens it guesses")
+    if args.lookahead == 0:
+        raise options.UsageError("--draft makes guesses, and --lookahead 0 wants none")
     own = argparse.Namespace(**{**vars(args), "model": args.draft, "quantize": None})
     with open_engine(own, threads=args.threads) as draft:
         yield draft

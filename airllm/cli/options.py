@@ -154,16 +154,15 @@ def add_lookahead(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lookahead",
         type=count,
-        default=0,
         metavar="N",
         help="guess up to N next tokens from what was said before and check them in one pass, 63 "
-        "at most: the same answer, sooner where text repeats and passes are slow (default: 0)",
+        "at most: the same answer, sooner where text repeats and passes are slow (default: 8 with "
+        "--draft and where layers are streamed from the disk, else 0)",
     )
     parser.add_argument(
         "--draft",
         metavar="M2",
-        help="with --lookahead: a smaller model with the same vocabulary, whose tokens are the "
-        "guesses",
+        help="a smaller model with the same vocabulary, whose tokens are the guesses",
     )
 
 

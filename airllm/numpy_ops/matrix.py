@@ -186,16 +186,26 @@ def linear_many(
 
 
 @np.errstate(all="ignore")
-def linear_apply(x: Float32, w: Weight, out: Float32) -> None:
-    """linear without its checks. x: [n_tokens, k]; w: [n, k]; out: [n_tokens, n]."""
+def linear_apply(
+    x: Float32, w: Weight, out: Float32, parts: Sequence[slice] = (slice(None),)
+) -> None:
+    """linear without its checks. x: [n_tokens, k]; w: [n, k]; out: [n_tokens, n].
+
+    parts: rows of x that are multiplied together; how many those are changes how sums round.
+    """
+    for columns, block in _widened(w):
+        for rows in parts:
+            out[rows, columns] = x[rows] @ block.T
+
+
+def _widened(w: Weight) -> Iterator[tuple[slice, Float32]]:
+    """A matrix piece by piece where it has to be widened, else whole."""
     if isinstance(w, PackedMatrix):
-        for rows, block in w.row_blocks():
-            out[:, rows] = x @ block.T
-    elif w.dtype == np.float16:
-        for rows in _row_slices(*w.shape):
-            out[:, rows] = x @ w[rows].astype(np.float32).T
-    else:
-        np.matmul(x, w.T, out=out)
+        yield from w.row_blocks()
+        return
+    whole = w.dtype == np.float32
+    for rows in [slice(None)] if whole else _row_slices(*w.shape):
+        yield rows, w[rows].astype(np.float32, copy=False)
 
 
 def _row_slices(n: int, k: int) -> Iterator[slice]:

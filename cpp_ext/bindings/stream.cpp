@@ -208,7 +208,7 @@ void bind_stream(py::module_& m) {
         "ValueError for what does not fit together, OSError where a file cannot be used.")
         .def(py::init<const py::sequence&, const py::sequence&, std::size_t, std::size_t,
                       std::size_t, bool, bool, py::handle>(),
-             arg("files"), arg("sections"), py::kw_only(), arg("threads") = 0, arg("depth") = 8,
+             arg("files"), arg("sections"), py::kw_only(), arg("threads") = 0, arg("depth") = 10,
              arg("piece_bytes") = 1 << 20, arg("endless") = true, arg("direct") = true,
              arg("io") = "auto")
         .def("take", &PyStream::take,

@@ -40,7 +40,7 @@ using Section = std::vector<Range>;
 struct Options {
     std::size_t slots = 2;
     std::size_t threads = 2;             // that read, and call what takes the pieces
-    std::size_t depth = 8;               // reads under way, of all threads together
+    std::size_t depth = 10;              // reads under way, of all threads together
     std::size_t piece_bytes = 1u << 20;  // of a read, where a range's unit is not larger
     bool endless = true;                 // the first section follows the last
     bool uring = true;                   // where the kernel has it; else a thread for each read
