@@ -28,20 +28,22 @@ Work work_of(std::size_t rows, std::size_t n, std::size_t k, std::size_t weight_
 
 void add_matmul(std::size_t rows, std::size_t k, std::size_t n) {
     struct Data {
-        std::vector<float> a, b, c;
+        std::vector<float> a, b, c, sums;
     };
     const std::size_t copies = rows == 1 ? cycles(4 * k * n) : 1;
     const Work work = work_of(rows, n, k, 4 * k * n, Limit::multiply_add);
     add("matmul_f32" + dimensions({rows, k, n}), work, [=](const KernelTable& table) {
-        auto data = std::make_shared<Data>(Data{normal(rows * k), normal(k * n), {}});
+        auto data = std::make_shared<Data>(Data{normal(rows * k), normal(k * n), {}, {}});
         data->c.resize(rows * n);
+        data->sums.resize(tensor_ops::matmul_sums(rows) * n);
         data->b.reserve(copies * k * n);
         for (std::size_t i = 1; i < copies; ++i)
             data->b.insert(data->b.end(), data->b.begin(),
                            data->b.begin() + static_cast<std::ptrdiff_t>(k * n));
         return [=, &table](const Worker& worker, std::size_t iteration) {
             const float* b = data->b.data() + iteration % copies * k * n;
-            tensor_ops::matmul(worker, table, data->a.data(), b, data->c.data(), rows, k, n);
+            tensor_ops::matmul(worker, table, data->a.data(), b, data->c.data(), rows, k, n,
+                               data->sums.data());
         };
     });
 }
