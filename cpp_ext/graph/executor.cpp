@@ -11,10 +11,12 @@
 #include "ops/slices.h"
 
 namespace tensor_ops {
+
 float* Executor::buffer(int index, const Batch& batch) const {
     const auto b = static_cast<std::size_t>(index);
     if (graph_.buffers[b].external) return static_cast<float*>(batch.external[b]);
-    return reinterpret_cast<float*>(arena_.data()) + offsets_[b] * max_tokens_;
+    // Close together however few tokens there are: what they do not fill is never touched.
+    return reinterpret_cast<float*>(arena_.data()) + offsets_[b] * batch.n_tokens;
 }
 
 void Executor::check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const {
