@@ -1,5 +1,7 @@
 """A decoder that says what it is told, in the place of a tiny model's."""
 
+from types import SimpleNamespace
+
 import numpy as np
 from tiny_model import byte_token
 
@@ -14,6 +16,7 @@ class ScriptedDecoder:
     """In a Decoder's place: whatever it reads, its likeliest next token is the script's."""
 
     streams = False
+    plan = SimpleNamespace(guesses_pay=False)
 
     def __init__(self, script: list[int], context: int) -> None:
         self.script = script

@@ -197,7 +197,8 @@ def test_a_cache_says_what_was_in_it(model, tmp_path):
         worker.stop()
     first, second = found
     assert first["reused_bytes"] == 0
-    assert second["reused_bytes"] == second["stored_bytes"] == first["stored_bytes"] > 20e6
+    # How much is kept in memory, and so not stored, depends on what the process itself takes.
+    assert 20e6 < second["reused_bytes"] <= second["stored_bytes"]
     assert second["text"].endswith(f" were in {tmp_path}/weights, byte for byte")
 
 

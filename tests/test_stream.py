@@ -144,7 +144,8 @@ def test_an_input_output_error_is_an_oserror_with_file_and_offset(cpp: ModuleTyp
 
 
 STALLS = """
-import os, sys, tensor_ops_cpp as t
+import os, signal, sys, tensor_ops_cpp as t
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell ignores it
 reading, writing = os.pipe()
 stream = t.Stream([(reading, "pipe")], [[(0, 0, 4096, [(t.Memory(4096), 0)])]], direct=False)
 if stream.stats()["io"] != "io_uring":
