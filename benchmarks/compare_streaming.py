@@ -14,7 +14,6 @@ import mmap
 import os
 import re
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -355,7 +354,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except process.FailedError as error:
-        sys.exit(str(error))
+    process.run_script(main)

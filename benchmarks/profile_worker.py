@@ -152,7 +152,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except process.FailedError as error:
-        sys.exit(str(error))
+    process.run_script(main)

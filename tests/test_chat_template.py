@@ -191,11 +191,14 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_an_endless_template_ends_within_seconds(name: str) -> None:
-    started = time.thread_time()
-    with pytest.raises(ChatTemplateError, match="it takes too long; it may loop without end"):
-        render(ENDLESS[name])
-    assert time.thread_time() - started < 5  # measured: 0.3, and 1.1 on a machine that was busy
+def test_an_endless_template_ends_within_a_second(name: str) -> None:
+    taken = []
+    for _ in range(3):  # the best of them: a busy machine takes 1.1 s now and then, else it is 0.3
+        started = time.thread_time()
+        with pytest.raises(ChatTemplateError, match="it takes too long; it may loop without end"):
+            render(ENDLESS[name])
+        taken.append(time.thread_time() - started)
+    assert min(taken) < 1
 
 
 LARGE = {

@@ -5,11 +5,12 @@ BLAS libraries and OpenMP read the number of threads when they are loaded, hence
 
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -23,6 +24,14 @@ THREAD_VARIABLES = (
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
     "TENSOR_OPS_NUM_THREADS",
 )
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """End the program with main's status, or with the message of a FailedError."""
+    try:
+        sys.exit(main())
+    except FailedError as error:
+        sys.exit(str(error))
 
 
 def iterate(function: Callable[..., Iterator[T]], *arguments: Any, threads: int) -> Iterator[T]:
