@@ -111,7 +111,9 @@ def attention(
     causal = checks.flag(op, "causal", causal)
     if window is not None:
         # What hides nothing need not be larger: positions are int64 below.
-        window = min(_window(window), n_q + n_kv)
+        otherwise = ", or None for no window"
+        window = checks.count("attention", "window", window, minimum=1, otherwise=otherwise)
+        window = min(window, n_q + n_kv)
     if softcap is not None:
         softcap = _softcap(softcap)
     inputs: dict[str, NDArray[Any]] = {"q": q, "k": k, "v": v}
@@ -261,15 +263,6 @@ def _keys_and_values(q: Float32, k: object, v: object) -> tuple[NDArray[Any], ND
             f"divides q's {n_heads}."
         )
     return keys, values
-
-
-def _window(window: object) -> int:
-    expected = "expected an integer of at least 1, or None for no window."
-    if not isinstance(window, (int, np.integer)) or isinstance(window, bool):
-        raise TypeError(f"attention: window is {checks.kind(window)}; {expected}")
-    if window < 1:
-        raise ValueError(f"attention: window is {window}; {expected}")
-    return int(window)
 
 
 def _softcap(softcap: object) -> float:

@@ -126,6 +126,16 @@ def number(op: str, name: str, value: object, *, minimum: float, inclusive: bool
     return result
 
 
+def count(op: str, name: str, value: object, *, minimum: int, otherwise: str = "") -> int:
+    """An integer of at least `minimum`. otherwise: what else is allowed, for the message."""
+    expected = f"expected an integer of at least {minimum}{otherwise}."
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} is {kind(value)}; {expected}")
+    if value < minimum:
+        raise ValueError(f"{op}: {name} is {value}; {expected}")
+    return int(value)
+
+
 def flag(op: str, name: str, value: object) -> bool:
     """True or False, and nothing that merely counts as one."""
     if not isinstance(value, (bool, np.bool_)):

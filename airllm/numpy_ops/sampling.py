@@ -35,7 +35,7 @@ def sample(
         raise ValueError("sample: logits has shape (0,); expected at least one token's.")
     draw = _up_to_one("draw", draw, inclusive=False)
     temperature = checks.number("sample", "temperature", temperature, minimum=0.0, inclusive=True)
-    top_k = _count("top_k", top_k)
+    top_k = checks.count("sample", "top_k", top_k, minimum=0)
     top_p = checks.number("sample", "top_p", top_p, minimum=0.0, inclusive=False)
     min_p = _up_to_one("min_p", min_p, inclusive=True)
     best = int(np.argmax(logits))  # the first of equals; NaN if there is one
@@ -95,12 +95,3 @@ def _up_to_one(name: str, value: object, *, inclusive: bool) -> float:
         bound = "at most" if inclusive else "below"
         raise ValueError(f"sample: {name} is {number}; expected {bound} 1.")
     return number
-
-
-def _count(name: str, value: object) -> int:
-    expected = "expected an integer of at least 0."
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"sample: {name} is {checks.kind(value)}; {expected}")
-    if value < 0:
-        raise ValueError(f"sample: {name} is {value}; {expected}")
-    return int(value)

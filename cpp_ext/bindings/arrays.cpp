@@ -167,6 +167,20 @@ std::size_t choice(const Argument& argument, std::span<const char* const> allowe
     value_error(where + "\"" + (word ? word : "?") + "\"; expected " + expected + ".");
 }
 
+std::size_t count(const Argument& argument, std::size_t minimum, const char* otherwise) {
+    const py::handle value = argument.value;
+    const std::string where = std::string(argument.op) + ": " + argument.name + " is ";
+    const std::string expected =
+        "; expected an integer of at least " + std::to_string(minimum) + otherwise + ".";
+    if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr()) ||
+        py::isinstance<py::array>(value))
+        throw py::type_error(where + describe_kind(value) + expected);
+    const py::ssize_t n = PyNumber_AsSsize_t(value.ptr(), nullptr);  // the nearest that fits
+    if (n == -1 && PyErr_Occurred()) throw py::error_already_set();
+    if (n < static_cast<py::ssize_t>(minimum)) value_error(where + text(value) + expected);
+    return static_cast<std::size_t>(n);
+}
+
 double number(const Argument& argument, double minimum, bool inclusive) {
     const auto where = [&] { return std::string(argument.op) + ": " + argument.name + " is "; };
     PyObject* value = argument.value.ptr();

@@ -109,6 +109,9 @@ inline std::size_t choice(const Argument& argument, std::initializer_list<const 
 // A finite number above (or at) minimum.
 double number(const Argument& argument, double minimum, bool inclusive);
 
+// An integer of at least minimum. otherwise: what else is allowed, for the message.
+std::size_t count(const Argument& argument, std::size_t minimum, const char* otherwise = "");
+
 // True or False, and nothing that merely counts as one.
 bool flag(const Argument& argument);
 

@@ -71,17 +71,6 @@ void check_heads(const Array& q, const Array& k) {
               std::to_string(attention_max_head_dim) + ". Use airllm.numpy_ops.attention.");
 }
 
-std::size_t window_from(py::handle value) {
-    const std::string expected = "; expected an integer of at least 1, or None for no window.";
-    if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr()) ||
-        py::isinstance<py::array>(value))
-        throw py::type_error("attention: window is " + describe_kind(value) + expected);
-    const py::ssize_t window = PyNumber_AsSsize_t(value.ptr(), nullptr);  // the nearest that fits
-    if (window == -1 && PyErr_Occurred()) throw py::error_already_set();
-    if (window < 1) fault("window is " + text(value) + expected);
-    return static_cast<std::size_t>(window);
-}
-
 float softcap_from(py::handle value) {
     using Limits = std::numeric_limits<float>;
     const double softcap = number({"attention", "softcap", value}, 0.0, false);
@@ -164,7 +153,8 @@ py::object attention(py::handle q_object, py::handle k_object, py::handle v_obje
             : number({"attention", "scale", scale_object}, -std::numeric_limits<double>::infinity(),
                      false));
     call.causal = flag({"attention", "causal", causal_object});
-    if (!window_object.is_none()) call.window = window_from(window_object);
+    if (!window_object.is_none())
+        call.window = count({"attention", "window", window_object}, 1, ", or None for no window");
     if (!softcap_object.is_none()) call.softcap = softcap_from(softcap_object);
     std::vector<Input> inputs{{q, false}, {kv.k, false}, {kv.v, false}};
     std::optional<Array> sinks, cu_seqlens_q, cu_seqlens_k;

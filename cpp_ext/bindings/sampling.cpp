@@ -18,17 +18,6 @@ double up_to_one(const Argument& argument, bool inclusive) {
     return value;
 }
 
-std::size_t top_k_from(py::handle value) {
-    const std::string expected = "; expected an integer of at least 0.";
-    if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr()) ||
-        py::isinstance<py::array>(value))
-        throw py::type_error("sample: top_k is " + describe_kind(value) + expected);
-    const py::ssize_t k = PyNumber_AsSsize_t(value.ptr(), nullptr);  // the nearest that fits
-    if (k == -1 && PyErr_Occurred()) throw py::error_already_set();
-    if (k < 0) value_error("sample: top_k is " + text(value) + expected);
-    return static_cast<std::size_t>(k);
-}
-
 std::size_t sample(py::handle logits_object, py::handle draw, py::handle temperature,
                    py::handle top_k, py::handle top_p, py::handle min_p) {
     const Array logits = float_array("sample", "logits", logits_object);
@@ -38,7 +27,7 @@ std::size_t sample(py::handle logits_object, py::handle draw, py::handle tempera
     const double u = up_to_one({"sample", "draw", draw}, false);
     const Sampling sampling{
         .temperature = number({"sample", "temperature", temperature}, 0.0, true),
-        .top_k = top_k_from(top_k),
+        .top_k = count({"sample", "top_k", top_k}, 0),
         .top_p = number({"sample", "top_p", top_p}, 0.0, false),
         .min_p = up_to_one({"sample", "min_p", min_p}, true),
     };

@@ -50,9 +50,7 @@ void linear_many(const Worker& worker, std::span<const PackedMatrix* const> w,
 void linear_add(const Worker& worker, const PackedMatrix& w, const LinearInput& input,
                 const float* a, float* product, float* y) {
     if (input.rows > few_rows) {
-        const PackedMatrix* const one[] = {&w};
-        float* const products[] = {product};
-        linear_many(worker, one, input, products);
+        linear(worker, w, input.x, input.kind, input.xq, input.rows, product);
         worker.barrier();
         return for_elements(worker, input.rows * w.n(), [&](std::size_t first, std::size_t n) {
             w.table().add(a + first, product + first, y + first, n);
