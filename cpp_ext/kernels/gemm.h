@@ -64,6 +64,17 @@ inline constexpr std::size_t max_tile = 17;  // 16 rows, and room for transpose_
 // far apart: a Zen 4 core 1.05 to 1.1 times as much as in one.
 inline constexpr std::size_t far_streams = 4;
 
+// Calls f(i, apart, std::integral_constant<streams>), which works on i, i + apart, ..., until all
+// of [first, last) is done: in far_streams streams, what is left over one by one.
+template <class F>
+inline void for_far_streams(std::size_t first, std::size_t last, F&& f) {
+    const std::size_t apart = (last - first) / far_streams;
+    for (std::size_t i = first; i < first + apart; ++i)
+        f(i, apart, std::integral_constant<std::size_t, far_streams>{});
+    for (std::size_t i = first + far_streams * apart; i < last; ++i)
+        f(i, apart, std::integral_constant<std::size_t, 1>{});
+}
+
 inline constexpr std::size_t gemm_scratch_floats = depth_block * (column_block + max_tile);
 
 // Where the panels of a matrix lie: elements from one panel to the next, from one k to the next.
@@ -177,8 +188,7 @@ void linear_float(const PackedView& w, const float* x, std::size_t rows, std::si
     const std::size_t stride = group_bytes<Isa>(w.type, w.k) / sizeof(Source);
     const auto* groups = reinterpret_cast<const Source*>(w.data);
     if (rows == 1) {  // reads each weight once, in far streams
-        const std::size_t apart = (last - first) / far_streams;
-        const auto columns_at = [&](std::size_t g, auto streams) {
+        for_far_streams(first, last, [&](std::size_t g, std::size_t apart, auto streams) {
             const std::size_t column = g * panel<Isa>;
             std::size_t i = 0;
             do {  // once for k = 0, too: the outputs are zeros then
@@ -188,11 +198,7 @@ void linear_float(const PackedView& w, const float* x, std::size_t rows, std::si
                                                 apart * panel<Isa>, w.n - column, i > 0);
                 i += depth_block;
             } while (i < w.k);
-        };
-        for (std::size_t g = first; g < first + apart; ++g)
-            columns_at(g, std::integral_constant<std::size_t, far_streams>{});
-        for (std::size_t g = first + apart * far_streams; g < last; ++g)
-            columns_at(g, std::integral_constant<std::size_t, 1>{});
+        });
         return;
     }
     const std::size_t step = column_block / panel<Isa>;

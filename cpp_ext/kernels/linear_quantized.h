@@ -248,12 +248,10 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
                 w, group, apart, xq + row * row_size, y + row * y_stride, y_stride);
         };
         constexpr std::integral_constant<std::size_t, 1> one;
-        constexpr std::integral_constant<std::size_t, far_streams> far;
-        if (rows == 1) {
-            const std::size_t apart = (last - first) / far;
-            for (std::size_t g = 0; g < apart; ++g) groups(first + g, apart, far, 0, one);
-            first += far * apart;
-        }
+        if (rows == 1)
+            return for_far_streams(first, last, [&](auto g, auto apart, auto streams) {
+                groups(g, apart, streams, 0, one);
+            });
         for (std::size_t begin = 0; begin < rows; begin += step) {
             const std::size_t end = std::min(begin + step, rows);
             for (std::size_t g = first; g < last; ++g) {

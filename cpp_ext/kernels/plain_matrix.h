@@ -189,8 +189,7 @@ template <class Isa, class Source>
 void dot_rows_of(const Source* w, const float* x, std::size_t x_stride, std::size_t rows,
                  std::size_t k, std::size_t first, std::size_t last, float* y,
                  std::size_t y_stride) {
-    const std::size_t apart = (last - first) / far_streams;
-    const auto columns_at = [&](std::size_t j, auto columns) {
+    for_far_streams(first, last, [&](std::size_t j, std::size_t apart, auto columns) {
         std::size_t t = 0;
         const auto block = [&](auto tokens) {
             dot_block<Isa, columns, tokens>(w + j * k, apart, k, x + t * x_stride, x_stride,
@@ -201,11 +200,7 @@ void dot_rows_of(const Source* w, const float* x, std::size_t x_stride, std::siz
             while (t + 4 <= rows) block(std::integral_constant<std::size_t, 4>{});
         while (t + 2 <= rows) block(std::integral_constant<std::size_t, 2>{});
         if (t < rows) block(std::integral_constant<std::size_t, 1>{});
-    };
-    for (std::size_t j = first; j < first + apart; ++j)
-        columns_at(j, std::integral_constant<std::size_t, far_streams>{});
-    for (std::size_t j = first + far_streams * apart; j < last; ++j)
-        columns_at(j, std::integral_constant<std::size_t, 1>{});
+    });
 }
 
 template <class Isa>
