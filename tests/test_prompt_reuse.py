@@ -145,7 +145,7 @@ def test_with_a_seed_the_answer_does_not_depend_on_what_was_asked_before(engine)
 
 @pytest.mark.parametrize("layer", [1, 4, 5])
 def test_what_an_interrupted_prompt_left_behind_is_right(tmp_path, monkeypatch, layer):
-    """Three layers, batches of 3, 3 and 4 tokens: the interruption comes in the first or second batch."""
+    """Three layers, batches of 3, 3 and 4 tokens: it comes in the first or second batch."""
     model = write_tiny_model(tmp_path)
     with LayerWiseInferenceEngine(model.path, backend="numpy", batch_size=4) as engine:
         expected = engine.generate("abcdefghij", **GREEDY).tokens
