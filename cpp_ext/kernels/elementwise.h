@@ -35,8 +35,7 @@ void gelu_erf(const float* x, float* y, std::size_t n) {
         n, y,
         [](F v) {
             const F q = F(0.5f) * erfc_scaled<Isa>(xsimd::abs(v));
-            const F bounded = xsimd::select(v < F(-1e30f), F(-1e30f), v);
-            return bounded * xsimd::select(v < F(0.0f), q, F(1.0f) - q);
+            return xsimd::max(v, F(-1e30f)) * xsimd::select(is_negative(v), q, F(1.0f) - q);
         },
         x);
 }

@@ -1,7 +1,6 @@
 // The words that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
 // conversion of halves, behind one struct per instruction set, with a generic version beside them;
-// a division that is rounded correctly everywhere; powers of two; stores past the caches; sums
-// across lanes.
+// a division that is rounded correctly everywhere; stores past the caches; sums across lanes.
 //
 // An Int8 struct multiplies a vector of weight codes (a 32-bit lane is one row's 4 columns) by the
 // 4 activation codes of those columns, the same for all lanes:
@@ -46,20 +45,6 @@ inline Floats<Isa> halves_by_shifts(const std::uint16_t* p) {
     const auto is_special = xsimd::batch_bool_cast<float>((half & I(0x7c00)) == I(0x7c00));
     const F sign = xsimd::bitwise_cast<float>((half & I(0x8000)) << 16);
     return xsimd::select(is_special, special, finite) | sign;
-}
-
-// x * 2^n, rounded once where the result is denormal, for whole n from -152 to 0 (a NaN n comes
-// with a NaN x).
-template <class F>
-inline F times_power_of_two(F x, F n) {
-#if defined(__AVX512F__)
-    if constexpr (F::size == 16) return F(_mm512_scalef_ps(x, n));
-#endif
-    using I = xsimd::batch<std::int32_t, typename F::arch_type>;
-    const I whole = xsimd::to_int(xsimd::select(n == n, n, F(0.0f)));
-    const auto power = [](I i) { return xsimd::bitwise_cast<float>((i + I(127)) << 23); };
-    const I half = whole >> 1;  // in two steps: 2^-150 is no float32
-    return x * power(half) * power(whole - half);
 }
 
 template <class F>

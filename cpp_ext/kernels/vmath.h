@@ -1,4 +1,6 @@
 // Vector maths: exp and what is built on it.  Bounds hold on every ISA, with or without FMA.
+//
+// xsimd::max and min do as std::max and std::min: where the first operand is NaN, so is the result.
 #pragma once
 
 #include "kernels/intrinsics.h"
@@ -18,19 +20,30 @@ inline F polynomial(F x, float c0, float c1, Rest... rest) {
     return y;
 }
 
-// exp(high + low) for high <= 0, |low| small against 1.  Within 1.5 ulp (denormal results are
-// correct to 1 unit); 0 below -104; NaN stays NaN. exp(x) = 2^n exp(r), n = round(x / ln 2), r in
-// +-0.35: degree 6, truncation below 9e-9.
+// Adding this rounds to a whole number, as float32 has no bits for fractions there, and leaves that
+// number and 127 in the last bits: an exponent as float32 has it.
+inline constexpr float to_exponent = 0x1.8p23f + 127.0f;
+
+// 2^n where shifted = n + to_exponent, for whole n from -126 to 127; 0 for -127.
+template <class F>
+inline F power_of_two(F shifted) {
+    return xsimd::bitwise_cast<float>(xsimd::bitwise_cast<std::int32_t>(shifted) << 23);
+}
+
+// exp(high + low) for high <= 0, |low| small against 1.  Within 1.5 ulp; 0 where that is no normal
+// number; NaN stays NaN. exp(x) = 2^n exp(r), n = round(x / ln 2), r in +-0.35: degree 6,
+// truncation below 9e-9.
 template <class Isa, class... Low>
 inline Floats<Isa> exp_to_one(Floats<Isa> high, Low... low) {
     using F = Floats<Isa>;
-    const F x = xsimd::select(high < F(-105.0f), F(-105.0f), high);  // NaN passes through
-    const F n = xsimd::nearbyint(x * F(1.44269504f));
+    const F x = xsimd::max(high, F(-88.0f));  // n = -127
+    const F shifted = xsimd::fma(x, F(1.44269504f), F(to_exponent)), n = shifted - F(to_exponent);
     // ln 2 in two parts; the first has 9 significant bits, so n * part is exact without FMA too.
     F r = xsimd::fnma(n, F(0.693359375f), x);
     r = (xsimd::fnma(n, F(-2.12194440e-4f), r) + ... + low);
     const F q = polynomial(r, 0.00139269266f, 0.00836377387f, 0.0416665501f, 0.166665734f, 0.5f);
-    return times_power_of_two(xsimd::fma(r * r, q, r) + F(1.0f), n);
+    const F scale = power_of_two(shifted);
+    return xsimd::fma(xsimd::fma(r * r, q, r), scale, scale);
 }
 
 // 2^x for x <= 0.  Within 2 ulp, exactly 1 for 0; 0 below -126.5 or so, where the result would not
@@ -38,30 +51,36 @@ inline Floats<Isa> exp_to_one(Floats<Isa> high, Low... low) {
 template <class Isa>
 inline Floats<Isa> exp2_to_one(Floats<Isa> x) {
     using F = Floats<Isa>;
-    const F bounded = xsimd::select(x < F(-127.0f), F(-127.0f), x);  // NaN passes through
-    const F n = xsimd::nearbyint(bounded);
-    const F e = polynomial(bounded - n, 1.5345812e-4f, 1.33999312e-3f, 9.61848896e-3f,
-                           5.55032878e-2f, 0.240226469f, 0.693147206f, 1.0f);
-    return times_power_of_two(e, n);
+    const F bounded = xsimd::max(x, F(-127.0f)), shifted = bounded + F(to_exponent);
+    const F e = polynomial(bounded - (shifted - F(to_exponent)), 1.5345812e-4f, 1.33999312e-3f,
+                           9.61848896e-3f, 5.55032878e-2f, 0.240226469f, 0.693147206f, 1.0f);
+    return e * power_of_two(shifted);
 }
 
-// x * sigmoid(v).  exp is taken of -|v|, which cannot overflow, so that both tails keep their
-// relative precision; x is clamped where the product is 0 anyway, because inf * 0 is NaN.
+// Where the sign bit is set: of NaN, too.  Cheaper than a comparison, which takes an FMA's place.
+template <class F>
+inline auto is_negative(F x) {
+    const auto bits = xsimd::bitwise_cast<std::int32_t>(x);
+    return xsimd::batch_bool_cast<float>(bits < decltype(bits)(0));
+}
+
+// x * sigmoid(v) for x and v of the same sign.  exp is taken of -|v|, which cannot overflow, so
+// that both tails keep their relative precision; x is bounded where the product is 0 anyway,
+// because inf * 0 is NaN.
 template <class Isa>
 inline Floats<Isa> times_sigmoid(Floats<Isa> x, Floats<Isa> v) {
     using F = Floats<Isa>;
-    const F e = exp_to_one<Isa>(-xsimd::abs(v));
-    const auto negative = v < F(0.0f);
-    const F bounded = xsimd::select(negative & (x < F(-1e30f)), F(-1e30f), x);
-    return bounded * divide(xsimd::select(negative, e, F(1.0f)), F(1.0f) + e);
+    const F e = exp_to_one<Isa>(v | F(-0.0f));
+    return xsimd::max(x, F(-1e30f)) *
+           divide(xsimd::select(is_negative(v), e, F(1.0f)), F(1.0f) + e);
 }
 
-// exp(-x^2 / 2), relative error below 2e-7: x^2 is split so that its rounding, which exp would
-// amplify by up to 100, is carried along.
+// exp(-x^2 / 2), relative error below 2e-7 while it is a normal number: x^2 is split so that its
+// rounding, which exp would amplify by up to 100, is carried along.
 template <class Isa>
 inline Floats<Isa> gaussian(Floats<Isa> x) {
     using F = Floats<Isa>;
-    const F bounded = xsimd::select(x > F(15.0f), F(15.0f), x);
+    const F bounded = xsimd::min(x, F(15.0f));
     const F head = xsimd::bitwise_cast<float>(xsimd::bitwise_cast<std::int32_t>(bounded) &
                                               Ints<Isa>(~0xfff));  // 12 bits: its square is exact
     const F tail = (bounded - head) * (bounded + head);
