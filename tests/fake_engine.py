@@ -52,6 +52,7 @@ class FakeEngine:
         self.closed = False
         self.position = 0
         self.streamed: dict[str, Any] | None = None
+        self.memory_bytes = 1000  # in all
 
     def generate(
         self,
@@ -138,6 +139,9 @@ class FakeEngine:
 
     def stream_stats(self) -> dict[str, Any] | None:
         return self.streamed
+
+    def plan(self) -> SimpleNamespace:
+        return SimpleNamespace(total_bytes=self.memory_bytes, streams=self.streamed is not None)
 
     def fingerprint(self) -> bytes:
         return b"a model"
