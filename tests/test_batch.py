@@ -129,6 +129,16 @@ def test_answers_of_another_model_or_other_settings_are_not_added_to(
         assert answers(prompts) == kept
 
 
+def test_the_memory_of_the_moment_is_no_other_setting(prompts, monkeypatch):
+    """Where no context is asked for it is what the memory has room for."""
+    FakeEngine(["tre"], [KeyboardInterrupt()], context=1000).install(monkeypatch)
+    batch(prompts)
+    engine = FakeEngine(["due"], ["uno"], context=500).install(monkeypatch)
+    assert batch(prompts, "--ram", "1GiB") == 0
+    assert engine.requests == ["two", "one"]
+    assert batch(prompts, "--context", "1000") == 1
+
+
 def test_a_real_model_answers_as_generate_does(tmp_path, capsys: Capture):
     from airllm.layer_engine import LayerWiseInferenceEngine
 
