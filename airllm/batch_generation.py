@@ -24,11 +24,6 @@ class ParallelSequences:
 
     def __init__(self, decoder: Decoder, n: int, capacity: int, vocab_size: int) -> None:
         """capacity: tokens of each. MemoryError where there is no room."""
-        if n > decoder.batch_size:
-            raise ValueError(
-                f"a batch of {n} sequences; the engine evaluates at most batch_size="
-                f"{decoder.batch_size} tokens at once"
-            )
         self._decoder = decoder
         self.caches = [decoder.new_cache(capacity) for _ in range(n)]
         self._logits = np.empty((n, vocab_size), np.float32)

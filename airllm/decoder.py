@@ -15,7 +15,6 @@ from airllm.formats.model_file import ModelFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
 from airllm.open_weights import layer_executor, open_weights, plan_weights
-from airllm.plan import buffer_bytes
 from airllm.profiling import Profile
 from airllm.progress import OnProgress, part_of
 from airllm.rope_rows import RopeRows
@@ -36,18 +35,19 @@ class Decoder:
         backend: Backend,
         *,
         context: int,
-        batch_size: int,
+        batch_size: int | None,
         kv_type: KVType,
         decode_threads: int = 0,
         budget: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """decode_threads: at most so many for one token at a time; 0 for all.
+        """batch_size: tokens that are evaluated at once, at most; None for what suits the budget.
+        decode_threads: at most so many for one token at a time; 0 for all.
         budget: bytes for weights, cache and buffers, None for no limit; see airllm.plan.
 
         BudgetError where the model does not run in it."""
         config = model.config
-        self._model, self.backend, self._batch_size = model, backend, batch_size
+        self._model, self.backend = model, backend
         self._decode_threads = decode_threads
         # Before the weights, which take their time: it may be refused.
         self._kv_type: KVType = kv_type
@@ -59,8 +59,9 @@ class Decoder:
             budget=budget,
             context=context,
             kv_cache_bytes=self.cache.nbytes,
-            buffer_bytes=self.buffer_bytes,
+            batch_size=batch_size,
         )
+        self._batch_size = batch_size = self.plan.batch_size
         kinds = [layer_executor(backend, kind.graph, batch_size, self.plan) for kind in model.kinds]
         self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
         self._embed: Executor = backend.executor(model.embed, batch_size)
@@ -94,7 +95,7 @@ class Decoder:
     @property
     def buffer_bytes(self) -> int:
         """Bytes of what is between and inside the graphs."""
-        return buffer_bytes(self._model, self._batch_size, self.cache.capacity)
+        return self.plan.buffer_bytes
 
     @property
     def batch_size(self) -> int:
@@ -160,14 +161,13 @@ class Decoder:
         logits: Logits,
         on_progress: OnProgress | None = None,
     ) -> Logits:
-        """Append one token to each of several caches, reading the weights once for all of them.
+        """Append one token to each of several caches, reading the layers once for all of them.
 
-        tokens: int32 [n], n up to batch_size, checked no more than by `evaluate`.
+        tokens: int32 [n], checked no more than by `evaluate`.
         logits: float32 [n, vocab], filled and returned.
         on_progress: called with (done, total) layers.
         """
-        sequences = [(1, cache.length, cache) for cache in caches]
-        self._pass([_Part(tokens, sequences, logits)], on_progress)
+        self._pass(self._singles(tokens, caches, logits), on_progress)
         return logits
 
     def evaluate_each(
@@ -177,7 +177,7 @@ class Decoder:
         on_progress: OnProgress | None = None,
     ) -> list[Logits]:
         """Append tokens to each of several caches, in one pass: all go through a layer before the
-        next is read. The single ones are a batch, as in evaluate_batch; the others are evaluated
+        next is read. The single ones go together, as in evaluate_batch; the others are evaluated
         as by themselves, so that what stands beside a prompt does not change its numbers.
 
         steps: of each cache its tokens, at least one. logits: float32 [n_steps, vocab], room for
@@ -189,8 +189,7 @@ class Decoder:
         parts = []
         if singles:
             ids = np.array([steps[index][0][0] for index in singles], np.int32)
-            sequences = [(1, cache.length, cache) for cache in (steps[i][1] for i in singles)]
-            parts.append(_Part(ids, sequences, logits[: len(singles)]))
+            parts += self._singles(ids, [steps[index][1] for index in singles], logits)
         for row, index in enumerate(others, len(singles)):
             tokens, cache = steps[index]
             parts += self._batches(np.array(tokens, np.int32), cache, logits[row : row + 1])
@@ -201,13 +200,22 @@ class Decoder:
     def _batches(self, tokens: NDArray[np.int32], cache: KVCache, logits: Logits) -> list["_Part"]:
         """Some tokens, batch by batch. logits: of all of them, or of the last one alone."""
         parts, n = [], len(tokens)
-        for start in range(0, n, self._batch_size):
-            stop = min(start + self._batch_size, n)
+        for start, stop in _even_shares(n, self._batch_size):
             # Those of the tokens from n - len(logits) on.
             own = logits[max(start + len(logits) - n, 0) : max(stop + len(logits) - n, 0)]
             sequence = stop - start, cache.length + start, cache
             parts.append(_Part(tokens[start:stop], [sequence], own))
         return parts
+
+    def _singles(
+        self, tokens: NDArray[np.int32], caches: Sequence[KVCache], logits: Logits
+    ) -> list["_Part"]:
+        """A token of each of some caches, batch by batch. logits: the first of them are theirs."""
+        sequences = [(1, cache.length, cache) for cache in caches]
+        return [
+            _Part(tokens[start:stop], sequences[start:stop], logits[start:stop])
+            for start, stop in _even_shares(len(caches), self._batch_size)
+        ]
 
     def _pass(self, parts: Sequence["_Part"], on_layer: OnProgress | None) -> None:
         """All parts through a layer before the next: where layers come from the disk, one pass of
@@ -301,6 +309,13 @@ class _Part:
     tokens: NDArray[np.int32]
     sequences: Sequence[tuple[int, int, KVCache]]
     logits: Logits
+
+
+def _even_shares(n: int, most: int) -> list[tuple[int, int]]:
+    """Beginning and end of as few shares of up to `most` as n takes, all within one as large: a
+    small last one would read all weights for a few tokens."""
+    count = -(-n // most)
+    return [(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
 @lru_cache

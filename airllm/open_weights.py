@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 
 from airllm.backends import Backend, Executor
+from airllm.budget import BudgetError
 from airllm.formats.model_file import ModelFile
 from airllm.graph import Graph
 from airllm.models import Model
-from airllm.plan import Part, Plan, make_plan, model_parts
+from airllm.plan import (
+    BATCH_SIZE,
+    STREAMED_BATCH_SIZE,
+    Part,
+    Plan,
+    buffer_bytes,
+    make_plan,
+    model_parts,
+)
 from airllm.progress import OnProgress
 from airllm.weights import FileWeights, WeightSource, check_tensors
 
@@ -19,24 +28,38 @@ def plan_weights(
     budget: int | None,
     context: int,
     kv_cache_bytes: int,
-    buffer_bytes: int,
+    batch_size: int | None = None,
 ) -> tuple[Plan, list[Part]]:
     """The plan for `budget` bytes, and the parts of the model that it speaks of.
 
+    batch_size: tokens of a prompt that are evaluated at once; None for what suits the plan.
     FormatError where the tensors are not the model's, BudgetError where it does not run in the
     budget; nothing was read then.
     """
     check_tensors(gguf, model)
     parts = model_parts(gguf, model, backend)
-    plan = make_plan(
-        parts,
-        budget=budget,
-        context=context,
-        kv_cache_bytes=kv_cache_bytes,
-        buffer_bytes=buffer_bytes,
-        experts_used=model.config.n_experts_used,
-    )
-    return plan, parts
+
+    def plan(most: int) -> Plan:
+        size = min(most, context)
+        return make_plan(
+            parts,
+            budget=budget,
+            context=context,
+            batch_size=size,
+            kv_cache_bytes=kv_cache_bytes,
+            buffer_bytes=buffer_bytes(model, size, context),
+            experts_used=model.config.n_experts_used,
+        )
+
+    if batch_size is not None:
+        return plan(batch_size), parts
+    try:
+        found = plan(BATCH_SIZE)
+    except BudgetError:
+        return plan(STREAMED_BATCH_SIZE), parts
+    # Experts are read for each batch anew: few large ones read less.
+    few = found.streams and not found.expert_places
+    return plan(STREAMED_BATCH_SIZE) if few else found, parts
 
 
 def layer_executor(backend: Backend, graph: Graph, max_tokens: int, plan: Plan) -> Executor:

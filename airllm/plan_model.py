@@ -13,7 +13,7 @@ from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.models import load_model
 from airllm.open_weights import plan_weights
-from airllm.plan import Plan, buffer_bytes, kv_bytes_per_token
+from airllm.plan import Plan, kv_bytes_per_token
 from airllm.token_engine import context_for
 
 
@@ -24,7 +24,7 @@ def plan_model(
     context: int | None = None,
     kv_type: KVType = "f16",
     activations: Activations = "auto",
-    batch_size: int = 512,
+    batch_size: int | None = None,
     fusion: bool | None = None,
     quantize: str | None = None,
     ram_budget: int | str | None = None,
@@ -46,7 +46,7 @@ def plan_model(
             budget=budget,
             context=length,
             kv_cache_bytes=length * kv_bytes_per_token(model.config, kv_type),
-            buffer_bytes=buffer_bytes(model, min(batch_size, length), length),
+            batch_size=batch_size,
         )
         if not probe or not plan.streams:
             return plan

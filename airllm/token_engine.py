@@ -22,7 +22,7 @@ from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError
 from airllm.models import ModelConfig, load_model
-from airllm.plan import Plan, default_context, kv_bytes_per_token
+from airllm.plan import BATCH_SIZE, Plan, default_context, kv_bytes_per_token
 from airllm.profiling import Profile
 from airllm.progress import OnProgress
 from airllm.system import resident_bytes
@@ -56,7 +56,7 @@ class TokenEngine:
         context: int | None = None,
         kv_type: KVType = "f16",
         activations: Activations = "auto",
-        batch_size: int = 512,
+        batch_size: int | None = None,
         ram_budget: int | str | None = None,
         quantize: str | None = None,
         fusion: bool | None = None,
@@ -77,7 +77,8 @@ class TokenEngine:
         activations: how activations meet quantised weights. "q8" rounds them to 8 bit in blocks
             of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
             "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
-        batch_size: tokens of a prompt that are evaluated at once.
+        batch_size: tokens of a prompt that are evaluated at once, at most; None for 512, or 144
+            where layers are streamed, for the sake of their buffers' memory.
         ram_budget: memory for weights, KV cache and buffers, in bytes or as "2GiB"; None for what
             AIRLLM_RAM says, or what is available. Layers that do not fit are streamed from the disk
             for each token; answers are the same, bit for bit. See `plan`.
@@ -93,7 +94,8 @@ class TokenEngine:
         """
         check_choice("kv_type", kv_type, get_args(KVType))
         check_choice("activations", activations, get_args(Activations))
-        check_count("batch_size", batch_size)
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
         if decode_threads is not None:
             check_count("decode_threads", decode_threads)
         budget = granted_bytes(ram_budget)
@@ -106,13 +108,13 @@ class TokenEngine:
         try:
             model = load_model(self._gguf, activations, fusion=fusion_wanted(fusion))
             self.config: ModelConfig = model.config
-            self.context = context_for(context, int(batch_size), model.config, kv_type, budget)
+            self.context = context_for(context, batch_size, model.config, kv_type, budget)
             self._decoder: Decoder | None = Decoder(
                 self._gguf,
                 model,
                 runner,
                 context=self.context,
-                batch_size=min(int(batch_size), self.context),
+                batch_size=batch_size,
                 kv_type=kv_type,
                 decode_threads=decode_threads or 0,
                 budget=budget,
@@ -315,13 +317,17 @@ class TokenEngine:
 
 
 def context_for(
-    asked: int | None, batch_size: int, config: ModelConfig, kv_type: KVType, budget: int | None
+    asked: int | None,
+    batch_size: int | None,
+    config: ModelConfig,
+    kv_type: KVType,
+    budget: int | None,
 ) -> int:
     """The context that an engine has; ValueError where more is asked for than the model allows."""
     if asked is None:
         longest = min(config.context_length, DEFAULT_CONTEXT)
         kv_bytes = kv_bytes_per_token(config, kv_type)
-        context = default_context(longest, min(batch_size, longest), kv_bytes, budget)
+        context = default_context(longest, min(batch_size or BATCH_SIZE, longest), kv_bytes, budget)
         if context < longest:
             _log.info("a context of %d tokens: the memory has no room for more", context)
         elif context < config.context_length:

@@ -3,8 +3,8 @@
 // Common to all entries, unless an entry says otherwise:
 //   - Single-threaded, no allocation, no exceptions, no global state.  Deterministic.
 //   - Columns of a product, elements and rows of the other kernels are the same bit for bit
-//     whatever part of them a call is given.  Attention's last bits depend on where its query
-//     tokens are cut; ops/ cuts them alike for any number of threads.
+//     whatever part of them a call is given.  Attention's last bits depend on whether it is given
+//     few rows, and on its parts; ops/ chooses both alike for any number of threads.
 //   - Pointers need only the alignment of their type.  Sizes may be zero.
 //   - Inputs and outputs do not overlap, or are exactly the same array where "may be" says so.
 //   - NaN in gives NaN out in what depends on it; infinities follow the formula's limit.

@@ -28,6 +28,18 @@ def ops(request):
     cpp.set_isa(before)
 
 
+@pytest.fixture(scope="module", params=["float32", "float16", "q8_0"])
+def kv_type(request):
+    """What keys and values are kept as."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def small_head(kv_type):
+    """A head size with a tail, where the type can have one."""
+    return 32 if kv_type == "q8_0" else 20
+
+
 @pytest.fixture(params=["numpy", "cpp"])
 def backend(request):
     """The operations on each backend, for what does not depend on the ISA."""

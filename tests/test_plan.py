@@ -30,6 +30,7 @@ def planned(megabytes: int | None, *, head: int = 50, kv: int = 20, buffers: int
         [part("embed", 200), *LAYERS, part("head", head)],
         budget=None if megabytes is None else megabytes << 20,
         context=1000,
+        batch_size=100,
         kv_cache_bytes=kv << 20,
         buffer_bytes=buffers << 20,
     )

@@ -80,6 +80,23 @@ def test_answers_are_the_same_bit_for_bit_whatever_the_budget(
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("n_tokens", [64, 65, 145, 289, 513])
+def test_so_they_are_where_streaming_evaluates_fewer_tokens_at_once(
+    tmp_path: Path, open_engine: Open, n_tokens: int
+) -> None:
+    """Up to 64 tokens at once are rounded to 16 bit, more to 8: no batch of either size may fall
+    below that when the other's does not."""
+    longer = replace(SIZES, n_layers=4, context=1024)
+    model = write_tiny_model(tmp_path, "q4_0", sizes=longer)
+    settings = {"batch_size": None, "context": 600}
+    tokens = np.random.default_rng(2).integers(0, 268, n_tokens).tolist()
+    whole = open_engine(model, ram_budget="1GiB", **settings)
+    smallest = smallest_budget(open_engine, model, **settings)
+    streamed = open_engine(model, ram_budget=smallest, **settings)
+    assert (whole.plan().batch_size, streamed.plan().batch_size) == (512, 144)
+    np.testing.assert_array_equal(streamed.forward(tokens), whole.forward(tokens))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_streams(tmp_path: Path, open_engine: Open, family: str) -> None:
     tiny = write_tiny_model(tmp_path, sizes=FAMILIES[family])

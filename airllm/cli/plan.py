@@ -58,7 +58,7 @@ def _rows(plan: "Plan") -> Iterator[tuple[str, str]]:
     yield "model", size(plan.model_bytes)
     yield "memory", f"{size(plan.total_bytes)} of {granted}"
     yield "  KV cache", f"{size(plan.kv_cache_bytes)}, for a context of {plan.context} tokens"
-    yield "  buffers", size(plan.buffer_bytes)
+    yield "  buffers", f"{size(plan.buffer_bytes)}, for {plan.batch_size} tokens at once"
     yield "  pinned", f"{size(plan.pinned_bytes)}: {_pinned(plan)}"
     if not plan.streams:
         yield "streamed", "nothing: the disk is read once"

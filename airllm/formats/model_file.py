@@ -4,7 +4,6 @@ Metadata has GGUF's keys, and tensors have GGUF's names and layout: what another
 otherwise is translated where that format is read.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -188,6 +187,8 @@ class ModelParts(Closing):
         return raw.reshape(*leading, tensor.row_bytes)
 
     def fingerprint(self) -> bytes:
+        import hashlib  # 4 MB, which a model does without that is never told from others
+
         self.check_unchanged()
         digest = hashlib.sha256(self._said)
         first = [part.size for part in self.parts]

@@ -1,7 +1,6 @@
 """A model's matrices in another type, made while they are read."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -124,6 +123,8 @@ class RetypedModel(Closing):
         return raw.reshape(*leading, tensor.row_bytes)
 
     def fingerprint(self) -> bytes:
+        import hashlib  # as ModelFile does
+
         return hashlib.sha256(self._file.fingerprint() + self._type.encode()).digest()
 
     def check_unchanged(self) -> None:

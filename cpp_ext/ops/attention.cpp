@@ -9,6 +9,12 @@ namespace {
 
 // Pieces of work that are enough for any number of threads.
 constexpr std::size_t wanted_pieces = 128;
+// More query tokens than these make enough pieces by themselves, and their results are the same
+// whatever batches a prompt is evaluated in: positions are not divided then.
+constexpr std::size_t most_divided_queries = 64;
+// The last run of several has more rows than these: so few would read all of K and V alone, and by
+// another kernel.
+constexpr std::size_t fewest_last_rows = 32;
 
 constexpr std::size_t divide_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit; }
 
@@ -68,6 +74,13 @@ AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t 
 struct Division {
     std::size_t rows, runs, parts;
     AttentionParts layout;  // if there are several parts, for the first head
+
+    // Where a run begins: after whole tiles, the last one earlier if it would be too small.
+    std::size_t run_begin(std::size_t run) const {
+        const std::size_t begin = std::min(run * attention_query_tile, rows);
+        const bool small = run > 0 && run + 1 == runs && rows - begin <= fewest_last_rows;
+        return small ? begin - fewest_last_rows : begin;
+    }
 };
 
 Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharers, float* workspace,
@@ -76,8 +89,9 @@ Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharer
     Division d{rows, divide_up(rows, attention_query_tile), 1, {}};
     if (rows == 0) return d;
     const std::size_t part_floats = heads * rows * (s.cache.head_dim + 2);
-    const std::size_t most = std::max<std::size_t>(
-        1, std::min(wanted_pieces / (heads * d.runs * sharers), room / part_floats));
+    const std::size_t pieces =
+        s.n_q > most_divided_queries ? 1 : wanted_pieces / (heads * d.runs * sharers);
+    const std::size_t most = std::max<std::size_t>(1, std::min(pieces, room / part_floats));
     // What the first query does not see any more, no other does.
     const std::size_t seen = s.n_kv + 1 > s.n_q ? s.n_kv + 1 - s.n_q : 0;
     const std::size_t low = call.window && seen > call.window ? seen - call.window : 0;
@@ -141,8 +155,7 @@ void attention(const Worker& worker, const KernelTable& table, const AttentionCa
     std::size_t at = 0;  // pieces before this one
     for_sequences(call, workspace, [&](const Sequence& s, const Division& d) {
         for (std::size_t run = 0; run < d.runs; ++run) {
-            const std::size_t first = run * attention_query_tile;
-            const std::size_t last = std::min(first + attention_query_tile, d.rows);
+            const std::size_t first = d.run_begin(run), last = d.run_begin(run + 1);
             for (std::size_t head = 0; head < heads; ++head, at += d.parts)
                 deal.within(at, at + d.parts, [&](std::size_t from, std::size_t to) {
                     if (d.parts == 1)
