@@ -45,6 +45,7 @@ BATCH_SIZE, STREAMED_BATCH_SIZE = 512, 144
 # The context that is taken where none is asked for may have so much of the budget for its KV
 # cache.
 KV_SHARE = 0.25
+CONTEXT_STEP = 256  # a default context is a multiple of it, or the model's limit
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def default_context(
     cache would take more than its share of the budget."""
     if budget is None:
         return longest
-    affordable = int(KV_SHARE * budget) // kv_bytes_per_token // 256 * 256
+    affordable = int(KV_SHARE * budget) // kv_bytes_per_token // CONTEXT_STEP * CONTEXT_STEP
     return min(longest, max(affordable, shortest))
 
 

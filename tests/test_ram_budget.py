@@ -16,7 +16,10 @@ from airllm.budget import BudgetError
 from airllm.formats.gguf import FormatError
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.open_weights import FileWeights
+from airllm.plan import kv_bytes_per_token
+from airllm.plan_model import plan_model
 from airllm.sampling import Sampler
+from airllm.token_engine import in_context
 
 # Layers of 1.2 MB in Q4_0, so that they, and not the reads under way, are what memory is for.
 SIZES = Sizes(hidden=512, ffn=1024, n_layers=8, n_heads=8, head_dim=64, rope_dims=64)
@@ -401,3 +404,36 @@ def test_a_default_context_leaves_most_of_the_budget_to_the_weights(open_engine:
     assert default_context(4096, 512, 1000, 4_000_000) == 768  # 1000 in steps of 256
     assert default_context(4096, 512, 1000, 1) == 512
     assert default_context(100, 512, 1000, 1) == 100
+
+
+def test_a_default_context_is_shorter_where_the_model_would_not_run_otherwise(
+    model: TinyModel, open_engine: Open
+) -> None:
+    """So that the smallest budget that is named does, whatever budget was refused."""
+    smallest = smallest_budget(open_engine, model, context=None)
+    assert open_engine(model, ram_budget=smallest, context=None).context == 32  # a batch
+    found = plan_model(model.path, ram_budget=smallest, batch_size=32)
+    assert found.context == 32
+    for_all = smallest_budget(open_engine, model, context=96)
+    assert for_all > smallest
+    assert open_engine(model, ram_budget=for_all, context=None).context == 96
+    with pytest.raises(BudgetError, match=f"needs at least .*{smallest} bytes"):
+        open_engine(model, ram_budget=smallest - 1, context=None)
+
+
+def test_a_default_context_is_no_shorter_than_it_must_be(
+    model: TinyModel, open_engine: Open
+) -> None:
+    config = replace(open_engine(model).config, context_length=4096)
+    tried = []
+
+    def make(context: int) -> None:
+        tried.append(context)
+        if context > 1100:
+            needed = kv_bytes_per_token(config, "f16") * (context - 1100)
+            raise BudgetError("it does not run", 10**9 + needed)
+
+    assert in_context(make, None, 512, config, "f16", 10**9) == (1024, None)
+    assert tried == [4096, 1024]
+    with pytest.raises(BudgetError):
+        in_context(make, 2000, 512, config, "f16", 10**9)
