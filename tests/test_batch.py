@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
-from tiny_model import write_tiny_model
+from tiny_model import Sizes, write_tiny_model
 
 from airllm.batch_file import Answers, BatchError, read_jobs
+from airllm.budget import BudgetError
 from airllm.cli import main
+from airllm.plan_model import plan_model
 
 Capture = pytest.CaptureFixture[str]
 RUN = "run"
@@ -158,6 +160,43 @@ def test_a_real_model_answers_as_generate_does(tmp_path, capsys: Capture):
         assert fourth["text"] == engine.generate("hello", max_new_tokens=6, temperature=0).text
     assert "the context has room for 96" in third["error"]
     assert "top_p is 7" in fifth["error"]
+
+
+KILLED = """
+import os, sys
+from airllm.batch_file import Answers
+from airllm.cli import main
+append = Answers.append
+def append_and_die(self, job, answer):
+    append(self, job, answer)
+    if job.index == 3:
+        os.kill(os.getpid(), 9)
+Answers.append = append_and_die
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_batch_of_a_streamed_model_loses_and_repeats_nothing(tmp_path, capsys: Capture):
+    sizes = Sizes(hidden=512, ffn=1024, n_layers=8, n_heads=8, head_dim=64, rope_dims=64)
+    model = write_tiny_model(tmp_path, "q4_0", sizes=sizes).path
+    with pytest.raises(BudgetError) as refused:
+        plan_model(model, ram_budget=1)
+    prompts = tmp_path / "p.jsonl"
+    write(prompts, *({"prompt": "hello " * n, "seed": n // 2} for n in range(1, 7)))
+    command = ["batch", "-m", str(model), "--in", str(prompts), "--batch", "2", "-n", "5"]
+    command += ["--ram", str(refused.value.minimum), "--json", "--out"]
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert main([*command, str(whole)]) == 0
+    assert json.loads(capsys.readouterr().out)["stream"]["bytes_taken"] > 0
+    done = subprocess.run([sys.executable, "-c", KILLED, *command, killed], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    before = killed.read_bytes()
+    assert 0 < before.count(b"\n") < 6
+    assert main([*command, str(killed)]) == 0
+    assert killed.read_bytes().startswith(before)
+    texts = [sorted((a["index"], a["text"]) for a in read(path)) for path in (whole, killed)]
+    assert texts[0] == texts[1]
+    assert len(read(killed)) == 6
 
 
 # Prompts.
