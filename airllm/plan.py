@@ -227,7 +227,7 @@ def make_plan(
     minimum = min(everything, *needed)
     mib = -(-minimum // 2**20)  # rounded up, so that it does
     raise BudgetError(
-        f"the model does not run in {format_bytes(budget)}: it needs at least {mib:,} MiB "
+        f"the model does not run in {format_bytes(budget)}: it needs at least {mib} MiB "
         f"({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are the KV cache "
         f"of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
         f"{_what_cannot_stream(parts)}",

@@ -354,6 +354,17 @@ def test_a_full_disk_leaves_whole_lines_and_a_later_run_goes_on(prompts):
 
 
 def test_out_that_is_no_file_is_an_error(prompts):
-    with pytest.raises(OSError, match="directory"):
-        Answers.open(prompts.parent, read_jobs(prompts), RUN)
+    os.mkfifo(prompts.with_name("pipe"))
+    for out in (prompts.parent, prompts.with_name("pipe")):
+        with pytest.raises(BatchError, match=f"{out}: is no regular file"):
+            Answers.open(out, read_jobs(prompts), RUN)
     assert not os.path.lexists(prompts.with_name("answers.jsonl"))
+
+
+def test_out_in_a_folder_that_is_not_there_is_refused_before_the_model_is_loaded(
+    prompts, monkeypatch, capsys: Capture
+):
+    monkeypatch.setattr("airllm.cli.model.open_engine", None)
+    out = prompts.parent / "nowhere" / "answers.jsonl"
+    assert main(["batch", "-m", "m.gguf", "--in", str(prompts), "--out", str(out)]) == 1
+    assert f"{out.parent}: No such file or directory" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """airllm batch: many prompts from a file, their answers to another."""
 
 import argparse
+import errno
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.on_full == "error":
         raise options.UsageError("--on-full error would end all answers; choose stop or shift")
+    if not args.out.parent.is_dir():  # now, and not when the model has been loaded
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(args.out.parent))
     jobs = read_jobs(args.prompts)
     settings = options.sampling(args)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
