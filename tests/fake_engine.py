@@ -6,6 +6,7 @@ Its tokens are words: "a b c" has three.
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -91,11 +92,17 @@ class FakeEngine:
         )
 
     def stream_batch(
-        self, prompts: Sequence[Any], *, batch: int, **sampling: Any
+        self,
+        prompts: Sequence[Any],
+        *,
+        batch: int,
+        on_token: Callable[[int, str], None] | None = None,
+        **sampling: Any,
     ) -> Generator[tuple[int, SimpleNamespace], None, None]:
         """The last prompt first, to see who relies on the order."""
         for index in reversed(range(len(prompts))):
-            yield index, self.generate(prompts[index], **sampling)
+            own = None if on_token is None else partial(on_token, index)
+            yield index, self.generate(prompts[index], on_token=own, **sampling)
 
     def prompt_length(self, prompt: Any) -> int:
         if "too long" in str(prompt):

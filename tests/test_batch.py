@@ -69,6 +69,19 @@ def test_every_prompt_gets_a_line_with_its_index_and_id(prompts, monkeypatch, ca
     assert capsys.readouterr() == ("", "airllm: 3 prompts answered now, 0 failed\n")
 
 
+def test_tokens_are_counted_while_an_answer_is_made(prompts, monkeypatch):
+    notes: list[tuple[int, int, str]] = []
+    monkeypatch.setattr("airllm.progress.Progress.update", lambda _, *now: notes.append(now))
+    FakeEngine(["tre"], ["du", "e"], ["uno"]).install(monkeypatch)
+    batch(prompts)
+    assert [now for now in notes if len(now) == 3] == [
+        (0, 3, "1 tokens"),
+        (1, 3, "2 tokens"),
+        (1, 3, "3 tokens"),
+        (2, 3, "4 tokens"),
+    ]
+
+
 def test_a_lines_settings_go_before_those_of_the_command(prompts, monkeypatch):
     write(prompts, {"prompt": "x", "max_new_tokens": 3, "seed": 9, "stop": ["a", "b"]})
     engine = FakeEngine(["y"]).install(monkeypatch)

@@ -88,16 +88,21 @@ def run(args: argparse.Namespace) -> int:
             answered = failed = 0
             with console.progress("answering", "prompts") as progress:
                 line = StreamLine(engine.stream_stats, shown=False)
+                tokens = 0
 
                 def on_layer(done: int, total: int) -> None:
                     line.update(done, total)
                     progress.update(answered, len(answers.left), line.place(done, total))
 
-                generate = partial(
-                    engine.stream_batch,
-                    batch=args.batch,
-                    on_layer=on_layer if engine.stream_stats() is not None else None,
-                )
+                def on_token(index: int, text: str) -> None:
+                    nonlocal tokens
+                    tokens += 1
+                    progress.update(answered, len(answers.left), f"{tokens:,} tokens")
+
+                # Where layers are streamed, a token may take seconds.
+                streams = engine.stream_stats() is not None
+                said = {"on_layer": on_layer} if streams else {"on_token": on_token}
+                generate = partial(engine.stream_batch, batch=args.batch, **said)
                 for job, answer in _answers(engine, answers.left, settings, generate):
                     answers.append(job, answer)
                     answered, failed = answered + 1, failed + ("error" in answer)
