@@ -49,8 +49,8 @@ def add(subparsers: options.Subparsers) -> None:
         default=8,
         metavar="N",
         help="prompts that are answered together: a pass of the model gives a token for each, so "
-        "the more the sooner, as far as memory for their KV caches goes; --ram does not count these "
-        "(default: %(default)s)",
+        "the more the sooner, as far as memory for their KV caches goes, which come on top of "
+        "--ram (default: %(default)s)",
     )
     options.add_sampling(parser, max_tokens=256)
     options.add_threads(parser)
