@@ -175,6 +175,8 @@ class Answers:
         self = cls()
         self._path, self._run = path, run
         is_new = not path.exists()
+        if not is_new and not path.is_file():
+            raise BatchError(f"{path}: is no regular file, so nothing could go on from it")
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             _lock(self._descriptor, path)

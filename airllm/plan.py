@@ -45,6 +45,7 @@ BATCH_SIZE, STREAMED_BATCH_SIZE = 512, 144
 # The context that is taken where none is asked for may have so much of the budget for its KV
 # cache.
 KV_SHARE = 0.25
+CONTEXT_STEP = 256  # a default context is a multiple of it, or the model's limit
 
 
 @dataclass(frozen=True)
@@ -224,10 +225,11 @@ def make_plan(
             n_pinned = _count_that_fits(sizes, budget - least)
             return plan(n_pinned, slots, ring, keeps_head, False)
     minimum = min(everything, *needed)
+    mib = -(-minimum // 2**20)  # rounded up, so that it does
     raise BudgetError(
-        f"the model does not run in {format_bytes(budget)}: it needs at least "
-        f"{format_bytes(minimum)} ({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are "
-        f"the KV cache of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
+        f"the model does not run in {format_bytes(budget)}: it needs at least {mib} MiB "
+        f"({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are the KV cache "
+        f"of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
         f"{_what_cannot_stream(parts)}",
         minimum,
     )
@@ -251,7 +253,7 @@ def default_context(
     cache would take more than its share of the budget."""
     if budget is None:
         return longest
-    affordable = int(KV_SHARE * budget) // kv_bytes_per_token // 256 * 256
+    affordable = int(KV_SHARE * budget) // kv_bytes_per_token // CONTEXT_STEP * CONTEXT_STEP
     return min(longest, max(affordable, shortest))
 
 

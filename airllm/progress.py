@@ -19,6 +19,11 @@ log = logging.getLogger("airllm")
 QUIET_SECONDS = 1.0  # before a bar shows: what is quick needs none, nor tqdm's import
 LOG_SECONDS = 10.0  # between two lines of a log
 
+# Of tqdm's. A rate is for bytes: of other things there is one in many seconds, or many at once. A
+# note needs the bar's place.
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+_NOTED = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
 
 class Progress:
     """with Progress("scoring", "chunks") as progress:
@@ -65,6 +70,8 @@ class Progress:
     def _draw(self, done: int, total: int, note: str) -> None:
         if self._bar is None:
             self._bar = self._new_bar(done, total)
+        if note:
+            self._bar.bar_format = _NOTED
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
 
@@ -76,14 +83,15 @@ class Progress:
         bar = tqdm(
             total=total,
             desc=self._label,
-            unit="B" if in_bytes else f" {self._unit}",
+            unit="B" if in_bytes else self._unit,
+            bar_format=None if in_bytes else _BAR,
             unit_scale=in_bytes,
             unit_divisor=1024 if in_bytes else 1000,
             smoothing=0,  # the time left follows from the mean since the start, as in a log
             delay=1e-9,  # not drawn before its start is right
             leave=False,
             **_shape(sys.stderr),
-            miniters=1,  # look at the clock at each update: some come once in many seconds
+            miniters=0,  # look at the clock at each update, be it only of the note: some are rare
         )
         bar.start_t -= time.monotonic() - self._start
         bar.n = done

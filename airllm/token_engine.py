@@ -3,17 +3,17 @@
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.arguments import check_choice, check_count
 from airllm.backends import load_backend
-from airllm.budget import granted_bytes
+from airllm.budget import BudgetError, granted_bytes
 from airllm.chat_template import ChatTemplate, map_texts
 from airllm.decoder import Decoder
 from airllm.formats.opening import open_model
@@ -22,7 +22,7 @@ from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError
 from airllm.models import ModelConfig, load_model
-from airllm.plan import BATCH_SIZE, Plan, default_context, kv_bytes_per_token
+from airllm.plan import BATCH_SIZE, CONTEXT_STEP, Plan, default_context, kv_bytes_per_token
 from airllm.profiling import Profile
 from airllm.progress import OnProgress
 from airllm.system import resident_bytes
@@ -36,6 +36,7 @@ DEFAULT_CONTEXT = 4096
 
 Prompt = str | Sequence[Mapping[str, str]]
 
+_Made = TypeVar("_Made")
 _log = logging.getLogger("airllm")
 
 
@@ -108,17 +109,23 @@ class TokenEngine:
         try:
             model = load_model(self._gguf, activations, fusion=fusion_wanted(fusion))
             self.config: ModelConfig = model.config
-            self.context = context_for(context, batch_size, model.config, kv_type, budget)
-            self._decoder: Decoder | None = Decoder(
-                self._gguf,
-                model,
-                runner,
-                context=self.context,
-                batch_size=batch_size,
-                kv_type=kv_type,
-                decode_threads=decode_threads or 0,
-                budget=budget,
-                on_progress=on_progress,
+
+            def decoder(context: int) -> Decoder:
+                return Decoder(
+                    self._gguf,
+                    model,
+                    runner,
+                    context=context,
+                    batch_size=batch_size,
+                    kv_type=kv_type,
+                    decode_threads=decode_threads or 0,
+                    budget=budget,
+                    on_progress=on_progress,
+                )
+
+            self._decoder: Decoder | None
+            self.context, self._decoder = in_context(
+                decoder, context, batch_size, model.config, kv_type, budget
             )
         except BaseException:
             self._gguf.close()
@@ -316,26 +323,41 @@ class TokenEngine:
         return self._decoder
 
 
-def context_for(
+def in_context(
+    make: Callable[[int], _Made],
     asked: int | None,
     batch_size: int | None,
     config: ModelConfig,
     kv_type: KVType,
     budget: int | None,
-) -> int:
-    """The context that an engine has; ValueError where more is asked for than the model allows."""
-    if asked is None:
-        longest = min(config.context_length, DEFAULT_CONTEXT)
-        kv_bytes = kv_bytes_per_token(config, kv_type)
-        context = default_context(longest, min(batch_size or BATCH_SIZE, longest), kv_bytes, budget)
-        if context < longest:
-            _log.info("a context of %d tokens: the memory has no room for more", context)
-        elif context < config.context_length:
-            _log.debug("context of %d tokens; the model allows %d", context, config.context_length)
-        return context
-    check_count("context", asked)
-    if asked > config.context_length:
-        raise ValueError(
-            f"context is {asked}; {config.name} allows at most {config.context_length} tokens"
-        )
-    return int(asked)
+) -> tuple[int, _Made]:
+    """The context that an engine has, and what `make` made for it.
+
+    Where none is asked for it is the default, or as much less as lets the model run in the budget:
+    `make` says so by a BudgetError. ValueError where more is asked for than the model allows.
+    """
+    if asked is not None:
+        check_count("context", asked)
+        if asked > config.context_length:
+            raise ValueError(
+                f"context is {asked}; {config.name} allows at most {config.context_length} tokens"
+            )
+        return int(asked), make(int(asked))
+    longest = min(config.context_length, DEFAULT_CONTEXT)
+    shortest = min(batch_size or BATCH_SIZE, longest)
+    kv_bytes = kv_bytes_per_token(config, kv_type)
+    context = default_context(longest, shortest, kv_bytes, budget)
+    while True:
+        try:
+            made = make(context)
+            break
+        except BudgetError as error:
+            if budget is None or context == shortest:
+                raise
+            too_many = -(-(error.minimum - budget) // kv_bytes)
+            context = max(shortest, (context - too_many) // CONTEXT_STEP * CONTEXT_STEP)
+    if context < longest:
+        _log.info("a context of %d tokens: the memory has no room for more", context)
+    elif context < config.context_length:
+        _log.debug("context of %d tokens; the model allows %d", context, config.context_length)
+    return context, made

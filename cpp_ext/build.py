@@ -67,6 +67,8 @@ CORE_SOURCES = (
     "stream/file.cpp",
     "stream/requests.cpp",
     "stream/uring.cpp",
+    "stream/schedule.cpp",
+    "stream/reader.cpp",
     "stream/stream.cpp",
 )
 BINDING_SOURCES = tuple(

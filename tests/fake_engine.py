@@ -6,6 +6,7 @@ Its tokens are words: "a b c" has three.
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -52,6 +53,7 @@ class FakeEngine:
         self.closed = False
         self.position = 0
         self.streamed: dict[str, Any] | None = None
+        self.memory_bytes = 1000  # in all
 
     def generate(
         self,
@@ -90,11 +92,17 @@ class FakeEngine:
         )
 
     def stream_batch(
-        self, prompts: Sequence[Any], *, batch: int, **sampling: Any
+        self,
+        prompts: Sequence[Any],
+        *,
+        batch: int,
+        on_token: Callable[[int, str], None] | None = None,
+        **sampling: Any,
     ) -> Generator[tuple[int, SimpleNamespace], None, None]:
         """The last prompt first, to see who relies on the order."""
         for index in reversed(range(len(prompts))):
-            yield index, self.generate(prompts[index], **sampling)
+            own = None if on_token is None else partial(on_token, index)
+            yield index, self.generate(prompts[index], on_token=own, **sampling)
 
     def prompt_length(self, prompt: Any) -> int:
         if "too long" in str(prompt):
@@ -138,6 +146,9 @@ class FakeEngine:
 
     def stream_stats(self) -> dict[str, Any] | None:
         return self.streamed
+
+    def plan(self) -> SimpleNamespace:
+        return SimpleNamespace(total_bytes=self.memory_bytes, streams=self.streamed is not None)
 
     def fingerprint(self) -> bytes:
         return b"a model"

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
-from tiny_model import write_tiny_model
+from tiny_model import Sizes, write_tiny_model
 
 from airllm.batch_file import Answers, BatchError, read_jobs
+from airllm.budget import BudgetError
 from airllm.cli import main
+from airllm.plan_model import plan_model
 
 Capture = pytest.CaptureFixture[str]
 RUN = "run"
@@ -65,6 +67,19 @@ def test_every_prompt_gets_a_line_with_its_index_and_id(prompts, monkeypatch, ca
     assert found[1]["finish_reason"] == "stop"
     assert found[1]["prompt_tokens"] == 7
     assert capsys.readouterr() == ("", "airllm: 3 prompts answered now, 0 failed\n")
+
+
+def test_tokens_are_counted_while_an_answer_is_made(prompts, monkeypatch):
+    notes: list[tuple[int, int, str]] = []
+    monkeypatch.setattr("airllm.progress.Progress.update", lambda _, *now: notes.append(now))
+    FakeEngine(["tre"], ["du", "e"], ["uno"]).install(monkeypatch)
+    batch(prompts)
+    assert [now for now in notes if len(now) == 3] == [
+        (0, 3, "1 tokens"),
+        (1, 3, "2 tokens"),
+        (1, 3, "3 tokens"),
+        (2, 3, "4 tokens"),
+    ]
 
 
 def test_a_lines_settings_go_before_those_of_the_command(prompts, monkeypatch):
@@ -129,6 +144,16 @@ def test_answers_of_another_model_or_other_settings_are_not_added_to(
         assert answers(prompts) == kept
 
 
+def test_the_memory_of_the_moment_is_no_other_setting(prompts, monkeypatch):
+    """Where no context is asked for it is what the memory has room for."""
+    FakeEngine(["tre"], [KeyboardInterrupt()], context=1000).install(monkeypatch)
+    batch(prompts)
+    engine = FakeEngine(["due"], ["uno"], context=500).install(monkeypatch)
+    assert batch(prompts, "--ram", "1GiB") == 0
+    assert engine.requests == ["two", "one"]
+    assert batch(prompts, "--context", "1000") == 1
+
+
 def test_a_real_model_answers_as_generate_does(tmp_path, capsys: Capture):
     from airllm.layer_engine import LayerWiseInferenceEngine
 
@@ -148,6 +173,43 @@ def test_a_real_model_answers_as_generate_does(tmp_path, capsys: Capture):
         assert fourth["text"] == engine.generate("hello", max_new_tokens=6, temperature=0).text
     assert "the context has room for 96" in third["error"]
     assert "top_p is 7" in fifth["error"]
+
+
+KILLED = """
+import os, sys
+from airllm.batch_file import Answers
+from airllm.cli import main
+append = Answers.append
+def append_and_die(self, job, answer):
+    append(self, job, answer)
+    if job.index == 3:
+        os.kill(os.getpid(), 9)
+Answers.append = append_and_die
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_batch_of_a_streamed_model_loses_and_repeats_nothing(tmp_path, capsys: Capture):
+    sizes = Sizes(hidden=512, ffn=1024, n_layers=8, n_heads=8, head_dim=64, rope_dims=64)
+    model = write_tiny_model(tmp_path, "q4_0", sizes=sizes).path
+    with pytest.raises(BudgetError) as refused:
+        plan_model(model, ram_budget=1)
+    prompts = tmp_path / "p.jsonl"
+    write(prompts, *({"prompt": "hello " * n, "seed": n // 2} for n in range(1, 7)))
+    command = ["batch", "-m", str(model), "--in", str(prompts), "--batch", "2", "-n", "5"]
+    command += ["--ram", str(refused.value.minimum), "--json", "--out"]
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert main([*command, str(whole)]) == 0
+    assert json.loads(capsys.readouterr().out)["stream"]["bytes_taken"] > 0
+    done = subprocess.run([sys.executable, "-c", KILLED, *command, killed], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    before = killed.read_bytes()
+    assert 0 < before.count(b"\n") < 6
+    assert main([*command, str(killed)]) == 0
+    assert killed.read_bytes().startswith(before)
+    texts = [sorted((a["index"], a["text"]) for a in read(path)) for path in (whole, killed)]
+    assert texts[0] == texts[1]
+    assert len(read(killed)) == 6
 
 
 # Prompts.
@@ -305,6 +367,17 @@ def test_a_full_disk_leaves_whole_lines_and_a_later_run_goes_on(prompts):
 
 
 def test_out_that_is_no_file_is_an_error(prompts):
-    with pytest.raises(OSError, match="directory"):
-        Answers.open(prompts.parent, read_jobs(prompts), RUN)
+    os.mkfifo(prompts.with_name("pipe"))
+    for out in (prompts.parent, prompts.with_name("pipe")):
+        with pytest.raises(BatchError, match=f"{out}: is no regular file"):
+            Answers.open(out, read_jobs(prompts), RUN)
     assert not os.path.lexists(prompts.with_name("answers.jsonl"))
+
+
+def test_out_in_a_folder_that_is_not_there_is_refused_before_the_model_is_loaded(
+    prompts, monkeypatch, capsys: Capture
+):
+    monkeypatch.setattr("airllm.cli.model.open_engine", None)
+    out = prompts.parent / "nowhere" / "answers.jsonl"
+    assert main(["batch", "-m", "m.gguf", "--in", str(prompts), "--out", str(out)]) == 1
+    assert f"{out.parent}: No such file or directory" in capsys.readouterr().err

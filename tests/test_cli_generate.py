@@ -1,11 +1,14 @@
 """airllm generate: what is asked of the engine, and what comes out where."""
 
+import argparse
 import io
 import json
+from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
 
+from airllm.budget import BudgetError
 from airllm.cli import main
 
 Capture = pytest.CaptureFixture[str]
@@ -213,3 +216,38 @@ def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     assert engine.sampling["draft"] is draft
     assert draft.closed
     assert "lookahead: 0 tokens were guessed right, 1.00 tokens a pass" in capsys.readouterr().err
+
+
+def test_model_and_draft_are_within_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, draft = FakeEngine(["x"]), FakeEngine()
+    draft.memory_bytes = 3000
+    granted = {}
+
+    def open_engine(args: argparse.Namespace, **_: Any) -> FakeEngine:
+        granted[args.model] = args.ram
+        return {"m.gguf": engine, "small.gguf": draft}[args.model]
+
+    monkeypatch.setattr("airllm.cli.model.open_engine", open_engine)
+    assert generate("--prompt", "p", "--draft", "small.gguf", "--ram", "10000") == 0
+    assert granted == {"small.gguf": 10_000, "m.gguf": 7000}
+
+
+def test_a_budget_too_small_for_model_and_draft_says_what_the_draft_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    draft = FakeEngine()
+
+    def open_engine(args: argparse.Namespace, **_: Any) -> FakeEngine:
+        if args.model == "m.gguf":
+            raise BudgetError("the model does not run in 1000 bytes: it needs 5000", 5000)
+        return draft
+
+    monkeypatch.setattr("airllm.cli.model.open_engine", open_engine)
+    command = ("--prompt", "p", "--draft", "small.gguf", "--ram", "2000")
+    assert generate(*command) == 1
+    expected = "it needs 5000; 1000 bytes for --draft small.gguf come on top of that"
+    assert expected in capsys.readouterr().err
+    assert draft.closed
+    draft.streamed = {}
+    assert generate(*command) == 1
+    assert "--draft small.gguf does not fit in 2.0 KiB" in capsys.readouterr().err

@@ -255,6 +255,18 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     GGUFFile.open(path).close()
 
 
+def test_a_directory_or_pipe_is_not_replaced(tmp_path, capsys: Capture):
+    model = write_tiny_model(tmp_path)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        command = ["convert", "-m", str(model.path), "-o", str(tmp_path / name), "--type", "q8_0"]
+        for force in ([], ["--force"]):
+            assert main([*command, *force]) == 1
+            assert f"{name}: is there, and is no regular file" in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} == {"tiny.gguf", "folder", "pipe"}
+
+
 # On the way in.
 
 

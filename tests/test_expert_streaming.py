@@ -1,6 +1,8 @@
 """Mixtures of experts larger than memory: experts are read as the router chooses them."""
 
 import errno
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from extension import require_cpp
 from tiny_model import FAMILIES, Sizes, TinyModel, write_tiny_model
 
+from airllm.formats.metadata import FormatError
 from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import qwen3moe
@@ -47,9 +50,9 @@ def open_engine(request: pytest.FixtureRequest, model: TinyModel) -> Iterator[Op
         require_cpp()
     engines = []
 
-    def opened(ram_budget: int | str) -> LayerWiseInferenceEngine:
+    def opened(ram_budget: int | str, path: Path = model.path) -> LayerWiseInferenceEngine:
         engine = LayerWiseInferenceEngine(
-            model.path, backend=request.param, batch_size=32, context=96, ram_budget=ram_budget
+            path, backend=request.param, batch_size=32, context=96, ram_budget=ram_budget
         )
         engines.append(engine)
         return engine
@@ -147,6 +150,17 @@ def test_after_an_error_of_the_disk_the_next_pass_is_right(open_engine: Open) ->
         engine.forward([1])
     assert engine.position == 0
     np.testing.assert_array_equal(engine.forward([1]), expected)
+
+
+def test_a_file_that_is_truncated_meanwhile_is_an_error_that_names_it(
+    tmp_path: Path, model: TinyModel, open_engine: Open
+) -> None:
+    own = shutil.copy(model.path, tmp_path / "own.gguf")
+    engine = open_engine(budget_for(open_engine, 32), own)
+    engine.forward([1])
+    os.truncate(own, own.stat().st_size // 2)
+    with pytest.raises(FormatError, match=r"own\.gguf: the file was changed while it was in use"):
+        engine.forward([2])
 
 
 class FailingStream:

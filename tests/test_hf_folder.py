@@ -1,6 +1,7 @@
 """Hugging Face folders: the same model as the GGUF file, or a refusal by file and fault."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -343,6 +344,15 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
 def test_an_index_that_does_not_fit_the_files_is_refused(folder: Path, places, fault) -> None:
     write_json(folder / "model.safetensors.index.json", {"weight_map": places})
     assert fault in refusal(folder)
+
+
+def test_a_truncated_shard_is_refused_by_its_name(tmp_path: Path, tiny: TinyModel) -> None:
+    folder = write_folder(tmp_path / "tiny", tiny, n_shards=3)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    os.truncate(shard, shard.stat().st_size - 1)
+    message = refusal(folder)
+    assert message.startswith(f"{shard}: ")
+    assert "it is truncated or damaged" in message
 
 
 def test_a_type_that_is_no_float_is_refused(tmp_path: Path, folder: Path) -> None:

@@ -162,7 +162,10 @@ def test_plan_refuses_a_model_that_cannot_run_with_the_smallest_ram(
 ) -> None:
     assert plan_of(model, "--ram", "100KiB") == 1
     refusal = capsys.readouterr().err
-    smallest = refusal.partition("needs at least ")[2].partition("(")[2].partition(" bytes")[0]
+    rounded, _, rest = refusal.partition("needs at least ")[2].partition(" (")
+    smallest = rest.partition(" bytes")[0]
+    assert plan_of(model, "--ram", rounded, "--json") == 0
+    capsys.readouterr()
     assert plan_of(model, "--ram", smallest, "--json") == 0
     assert json.loads(capsys.readouterr().out)["total_bytes"] <= int(smallest)
     assert plan_of(model, "--ram", str(int(smallest) - 1)) == 1

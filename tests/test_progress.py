@@ -1,6 +1,7 @@
 """Progress with the time left: lines in a log, a bar on a terminal, nothing for what is quick."""
 
 import io
+import itertools
 import logging
 import os
 import pty
@@ -131,6 +132,21 @@ def test_on_a_terminal_the_time_left_follows_from_the_whole_time_so_far(
         clock.now += 60  # the first update comes late: the bar is new, the work is not
         shown.update(10, 30)
     assert "[01:00<02:00" in screen.getvalue()
+
+
+def test_on_a_terminal_a_note_is_whole_and_new_though_no_unit_was_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A streamed batch has its first answers after many passes."""
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    seconds = itertools.count()
+    monkeypatch.setattr("tqdm.std.time", lambda: next(seconds))
+    screen = on_a_terminal(monkeypatch)
+    with Progress("answering", "prompts") as shown:
+        for layer in range(10, 13):
+            shown.update(2, 4, f"layer {layer}/22, 0.97 GB/s, 83% waiting for disk")
+            assert f", layer {layer}/22, 0.97 GB/s, 83% waiting for disk]" in last_drawn(screen)
+            assert len(last_drawn(screen)) < 80
 
 
 def test_a_terminal_that_claims_to_have_no_columns_still_gets_its_bar(

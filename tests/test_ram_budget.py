@@ -1,7 +1,8 @@
-"""Models in less memory than they need: the same answers, what is read, what goes wrong."""
+"""Models in less memory than they need: the same answers, and what is read for them.
 
-import errno
-import os
+What goes wrong meanwhile is in test_ram_budget_faults.py.
+"""
+
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from extension import require_cpp
 from tiny_model import FAMILIES, Sizes, TinyModel, write_tiny_model
 
 from airllm.budget import BudgetError
-from airllm.formats.gguf import FormatError
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.open_weights import FileWeights
+from airllm.plan import kv_bytes_per_token
+from airllm.plan_model import plan_model
 from airllm.sampling import Sampler
+from airllm.token_engine import in_context
 
 # Layers of 1.2 MB in Q4_0, so that they, and not the reads under way, are what memory is for.
 SIZES = Sizes(hidden=512, ffn=1024, n_layers=8, n_heads=8, head_dim=64, rope_dims=64)
@@ -249,99 +252,7 @@ def test_the_smallest_budget_does_and_a_byte_less_does_not(
         open_engine(model, ram_budget=smallest - 1)
 
 
-# ---- what goes wrong -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def streaming(tmp_path: Path, open_engine: Open) -> tuple[TinyModel, LayerWiseInferenceEngine]:
-    """A model of its own that is streamed with as little memory as it can be."""
-    model = write_tiny_model(tmp_path, "q4_0", sizes=SIZES)
-    return model, open_engine(model, ram_budget=smallest_budget(open_engine, model))
-
-
-def test_a_file_that_is_truncated_is_an_error_that_names_it(
-    streaming: tuple[TinyModel, LayerWiseInferenceEngine],
-) -> None:
-    model, engine = streaming
-    engine.forward([1])
-    os.truncate(model.path, model.path.stat().st_size // 2)
-    with pytest.raises(FormatError, match=r"tiny\.gguf: the file was changed while it was in use"):
-        engine.forward([2])
-
-
-def test_a_file_that_is_written_to_is_an_error_and_never_a_wrong_token(
-    streaming: tuple[TinyModel, LayerWiseInferenceEngine],
-) -> None:
-    model, engine = streaming
-    engine.forward([1])
-    with model.path.open("r+b") as file:
-        file.seek(model.path.stat().st_size // 2)
-        file.write(bytes(100))
-    with pytest.raises(FormatError, match="changed while it was in use"):
-        engine.forward([2])
-
-
-def test_a_file_that_vanishes_is_read_on(
-    model: TinyModel, streaming: tuple[TinyModel, LayerWiseInferenceEngine]
-) -> None:
-    own, engine = streaming
-    expected = engine.forward([1])
-    own.path.rename(own.path.with_name("elsewhere"))
-    own.path.with_name("elsewhere").unlink()
-    engine.reset()
-    np.testing.assert_array_equal(engine.forward([1]), expected)
-
-
-class FaultyStream:
-    """A stream whose take fails once, at the section that `at` counts down to."""
-
-    def __init__(self, stream: Any, at: int, error: BaseException) -> None:
-        self._stream, self._left, self._error = stream, at, error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def take(self) -> tuple[int, int]:
-        self._left -= 1
-        if self._left == -1:
-            raise self._error
-        taken: tuple[int, int] = self._stream.take()
-        return taken
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "the disk is ill", "f"), KeyboardInterrupt()])
-@pytest.mark.parametrize("at", [0, 3, 7])
-def test_after_an_error_in_the_middle_the_next_pass_begins_anew(
-    streaming: tuple[TinyModel, LayerWiseInferenceEngine], error: BaseException, at: int
-) -> None:
-    _, engine = streaming
-    engine.forward([1, 2])
-    expected = engine.forward([3])
-    engine.reset()
-    engine.forward([1, 2])
-    weights: Any = engine._decoder and engine._decoder.weights
-    weights._stream = FaultyStream(weights._stream, at, error)
-    with pytest.raises(type(error)):
-        engine.forward([3])
-    assert engine.position == 2
-    np.testing.assert_array_equal(engine.forward([3]), expected)
-
-
-def test_an_interrupt_between_two_layers_leaves_the_engine_usable(
-    streaming: tuple[TinyModel, LayerWiseInferenceEngine],
-) -> None:
-    _, engine = streaming
-    expected = engine.forward(TOKENS)
-    engine.reset()
-
-    def interrupt(done: int, total: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        engine.forward(TOKENS, on_progress=interrupt)
-    assert engine.position == 0
-    np.testing.assert_array_equal(engine.forward(TOKENS), expected)
+# ---- the budget itself ---------------------------------------------------------------------------
 
 
 def test_weights_that_are_quantised_while_they_are_read_are_kept(
@@ -401,3 +312,36 @@ def test_a_default_context_leaves_most_of_the_budget_to_the_weights(open_engine:
     assert default_context(4096, 512, 1000, 4_000_000) == 768  # 1000 in steps of 256
     assert default_context(4096, 512, 1000, 1) == 512
     assert default_context(100, 512, 1000, 1) == 100
+
+
+def test_a_default_context_is_shorter_where_the_model_would_not_run_otherwise(
+    model: TinyModel, open_engine: Open
+) -> None:
+    """So that the smallest budget that is named does, whatever budget was refused."""
+    smallest = smallest_budget(open_engine, model, context=None)
+    assert open_engine(model, ram_budget=smallest, context=None).context == 32  # a batch
+    found = plan_model(model.path, ram_budget=smallest, batch_size=32)
+    assert found.context == 32
+    for_all = smallest_budget(open_engine, model, context=96)
+    assert for_all > smallest
+    assert open_engine(model, ram_budget=for_all, context=None).context == 96
+    with pytest.raises(BudgetError, match=f"needs at least .*{smallest} bytes"):
+        open_engine(model, ram_budget=smallest - 1, context=None)
+
+
+def test_a_default_context_is_no_shorter_than_it_must_be(
+    model: TinyModel, open_engine: Open
+) -> None:
+    config = replace(open_engine(model).config, context_length=4096)
+    tried = []
+
+    def make(context: int) -> None:
+        tried.append(context)
+        if context > 1100:
+            needed = kv_bytes_per_token(config, "f16") * (context - 1100)
+            raise BudgetError("it does not run", 10**9 + needed)
+
+    assert in_context(make, None, 512, config, "f16", 10**9) == (1024, None)
+    assert tried == [4096, 1024]
+    with pytest.raises(BudgetError):
+        in_context(make, 2000, 512, config, "f16", 10**9)

@@ -1,6 +1,8 @@
 """airllm batch: many prompts from a file, their answers to another."""
 
 import argparse
+import errno
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -47,7 +49,8 @@ def add(subparsers: options.Subparsers) -> None:
         default=8,
         metavar="N",
         help="prompts that are answered together: a pass of the model gives a token for each, so "
-        "the more the sooner, as far as memory for their KV caches goes (default: %(default)s)",
+        "the more the sooner, as far as memory for their KV caches goes, which come on top of "
+        "--ram (default: %(default)s)",
     )
     options.add_sampling(parser, max_tokens=256)
     options.add_threads(parser)
@@ -64,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.on_full == "error":
         raise options.UsageError("--on-full error would end all answers; choose stop or shift")
+    if not args.out.parent.is_dir():  # now, and not when the model has been loaded
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(args.out.parent))
     jobs = read_jobs(args.prompts)
     settings = options.sampling(args)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
@@ -71,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
             {
                 **settings,
                 "model": engine.fingerprint().hex(),
-                "context": engine.context,
+                # As it was asked for: what it is by itself depends on the memory of the moment.
+                "context": args.context,
                 "kv_type": args.kv_type,
                 "activations": args.activations,
             }
@@ -83,16 +89,21 @@ def run(args: argparse.Namespace) -> int:
             answered = failed = 0
             with console.progress("answering", "prompts") as progress:
                 line = StreamLine(engine.stream_stats, shown=False)
+                tokens = 0
 
                 def on_layer(done: int, total: int) -> None:
                     line.update(done, total)
                     progress.update(answered, len(answers.left), line.place(done, total))
 
-                generate = partial(
-                    engine.stream_batch,
-                    batch=args.batch,
-                    on_layer=on_layer if engine.stream_stats() is not None else None,
-                )
+                def on_token(index: int, text: str) -> None:
+                    nonlocal tokens
+                    tokens += 1
+                    progress.update(answered, len(answers.left), f"{tokens:,} tokens")
+
+                # Where layers are streamed, a token may take seconds.
+                streams = engine.stream_stats() is not None
+                said = {"on_layer": on_layer} if streams else {"on_token": on_token}
+                generate = partial(engine.stream_batch, batch=args.batch, **said)
                 for job, answer in _answers(engine, answers.left, settings, generate):
                     answers.append(job, answer)
                     answered, failed = answered + 1, failed + ("error" in answer)

@@ -57,10 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from airllm.limits import ContextFullError
 
     interactive = sys.stdin.isatty()
-    with (
-        model.open_draft(args) as draft,
-        model.open_engine(args, context=args.context, threads=args.threads) as engine,
-    ):
+    with model.open_with_draft(args) as (engine, draft):
         conversation = Conversation(engine, args, draft)
         if interactive:
             console.log.info("a line is a message; /help lists what else there is")

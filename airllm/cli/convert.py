@@ -37,7 +37,7 @@ def add(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.out.exists() and not args.force:
+    if args.out.is_file() and not args.force:
         raise ValueError(f"{args.out}: exists; --force replaces it")
     from airllm.formats.convert import convert
     from airllm.formats.opening import open_model

@@ -69,10 +69,7 @@ def run(args: argparse.Namespace) -> int:
         raise options.UsageError("--system needs --chat: a plain text has no place for it")
     prompt = _read_stdin() if args.prompt == "-" else args.prompt
     request = model.conversation(prompt, args.system) if args.chat else prompt
-    with (
-        model.open_draft(args) as draft,
-        model.open_engine(args, context=args.context, threads=args.threads) as engine,
-    ):
+    with model.open_with_draft(args) as (engine, draft):
         if args.chat:
             model.chat_template(engine, args.model)  # refused here, by its name
         generation = answer(engine, request, args, draft)

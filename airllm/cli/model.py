@@ -80,16 +80,37 @@ def stream_in_words(stats: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def open_draft(args: argparse.Namespace) -> "Iterator[LayerWiseInferenceEngine | None]":
-    """The engine for --draft, which is run like the other."""
+def open_with_draft(
+    args: argparse.Namespace,
+) -> "Iterator[tuple[LayerWiseInferenceEngine, LayerWiseInferenceEngine | None]]":
+    """The engines for --model and for --draft, if there is one, both within --ram."""
     if args.draft is None:
-        yield None
+        with open_engine(args, context=args.context, threads=args.threads) as engine:
+            yield engine, None
         return
     if args.lookahead == 0:
         raise options.UsageError("--draft makes guesses, and --lookahead 0 wants none")
+    from airllm.budget import BudgetError, format_bytes, granted_bytes
+
+    granted = granted_bytes(args.ram)
     own = argparse.Namespace(**{**vars(args), "model": args.draft, "quantize": None})
     with open_engine(own, threads=args.threads) as draft:
-        yield draft
+        plan = draft.plan()
+        left = argparse.Namespace(**vars(args))
+        if granted is not None:
+            if plan.streams:
+                raise ValueError(
+                    f"--draft {args.draft} does not fit in {format_bytes(granted)}: guesses that "
+                    "wait for the disk make nothing faster. Leave it out, or give more --ram"
+                )
+            left.ram = max(1, granted - plan.total_bytes)
+        try:
+            engine = open_engine(left, context=args.context, threads=args.threads)
+        except BudgetError as error:
+            taken = f"{format_bytes(plan.total_bytes)} for --draft {args.draft}"
+            raise ValueError(f"{error}; {taken} come on top of that") from None
+        with engine:
+            yield engine, draft
 
 
 class Runtime(TypedDict):

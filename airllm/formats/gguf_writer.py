@@ -65,7 +65,8 @@ class GGUFWriter:
 
     The file appears under its name when all is written and on the disk; until then it is
     `path`.partial, which an exception removes, and the next writer of the same file takes over from
-    one that was killed. OSError where it cannot be written, or another process writes it.
+    one that was killed. OSError where it cannot be written, another process writes it, or a
+    directory or device has its name.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class GGUFWriter:
         tensors: Sequence[TensorInfo],
     ) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # now, and not when all is written
+            raise FileExistsError(errno.EEXIST, "is there, and is no regular file", str(path))
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._tensors = list(tensors)
         self._written = 0  # bytes of the first of self._tensors

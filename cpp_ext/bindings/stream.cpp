@@ -122,7 +122,7 @@ class PyStream {
     // Looks for Ctrl-C ten times a second: a disk may not answer for minutes.
     std::pair<std::size_t, std::size_t> take() {
         for (;;) {
-            std::optional<stream::Stream::Taken> taken;
+            std::optional<stream::Taken> taken;
             try {
                 const py::gil_scoped_release release;
                 taken = stream_->take(std::chrono::milliseconds(100));

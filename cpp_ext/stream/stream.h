@@ -8,34 +8,14 @@
 #pragma once
 
 #include <chrono>
-#include <cstddef>
-#include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
-#include <span>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
 #include "stream/file.h"
 #include "stream/requests.h"
+#include "stream/section.h"
 
 namespace tensor_ops::stream {
-
-// Puts a piece of a range, which begins `first` bytes into it, where it belongs.  Must not throw;
-// several threads call it at once, for pieces that do not overlap.
-using Take = std::function<void(std::span<const std::byte> piece, std::size_t first)>;
-
-struct Range {
-    std::size_t file;  // index
-    std::uint64_t offset;
-    std::size_t bytes;
-    std::size_t unit = 1;     // pieces begin at multiples of it
-    std::vector<Take> takes;  // one for each slot
-};
-
-using Section = std::vector<Range>;
 
 struct Options {
     std::size_t slots = 2;
@@ -46,33 +26,17 @@ struct Options {
     bool uring = true;                   // where the kernel has it; else a thread for each read
 };
 
-// What could not be read: which file, where, why.
-struct Fault : std::runtime_error {
-    Fault(int error_, std::string file_, const std::string& what)
-        : std::runtime_error(what), error(error_), file(std::move(file_)) {}
-    int error;  // errno
-    std::string file;
-};
-
-struct Stats {
-    std::uint64_t bytes_read = 0;   // from the files, whole sectors
-    std::uint64_t bytes_taken = 0;  // of sections that were handed over
-    double disk_seconds = 0;        // that at least one read was under way
-    double waited_for_disk = 0;     // seconds that the consumer waited
-    double waited_for_compute = 0;  // seconds that nothing was read, as all slots were full
-    double take_seconds = 0;        // in ranges' functions, summed over the threads
+struct Stats : Counts {
     bool uring = false;
     bool direct = false;  // every file past the page cache
     std::size_t depth = 0;
     std::size_t buffer_bytes = 0;  // for reads under way
 };
 
+class Schedule;
+
 class Stream {
  public:
-    struct Taken {
-        std::size_t section, slot;
-    };
-
     // sections: may be none where more are pushed.
     // make: for tests; null for what `options` say.  Throws std::invalid_argument for options or
     // ranges that make no sense, std::bad_alloc, std::system_error where no thread starts.
@@ -102,8 +66,9 @@ class Stream {
  private:
     struct State;
     std::shared_ptr<State> state_;
-    void check_usable() const;
-    void check(const Section& section) const;
+    void start_threads();
+    // std::logic_error in a child of fork().
+    Schedule& schedule() const;
 };
 
 }  // namespace tensor_ops::stream

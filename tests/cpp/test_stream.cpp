@@ -25,6 +25,7 @@ using tensor_ops::stream::Read;
 using tensor_ops::stream::Requests;
 using tensor_ops::stream::Section;
 using tensor_ops::stream::Stream;
+using tensor_ops::stream::Taken;
 
 namespace {
 
@@ -139,10 +140,10 @@ Options small_pieces(bool uring = true) {
 
 constexpr auto long_enough = 60s;
 
-Stream::Taken take(Stream& stream) {
+Taken take(Stream& stream) {
     const auto taken = stream.take(long_enough);
     check::that(taken.has_value(), "nothing came");
-    return taken.value_or(Stream::Taken{});
+    return taken.value_or(Taken{});
 }
 
 // take() throws a Fault whose message contains `words`.
