@@ -33,6 +33,17 @@ def assert_same(batch, expected):
     assert [g.finish_reason for g in batch] == [g.finish_reason for g in expected]
 
 
+def assert_each_is_as_alone(engine, n):
+    """Logits of n sequences that go on together, bit for bit."""
+    steps = np.random.default_rng(1).integers(0, 268, (6, n))
+    with engine.sequences(n) as sequences:
+        together = [sequences.forward(step).copy() for step in steps]
+    for lane in range(n):
+        engine.reset()
+        for step, logits in zip(steps, together, strict=True):
+            np.testing.assert_array_equal(engine.forward([step[lane]]), logits[lane])
+
+
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_answers_are_those_of_generate_in_the_prompts_order(engine, batch):
     found = engine.generate_batch(PROMPTS, batch=batch, **SETTINGS)
@@ -60,26 +71,14 @@ def test_logits_in_a_batch_are_those_alone_bit_for_bit(tmp_path, type, backend, 
     model = write_tiny_model(tmp_path, type)
     settings = {"backend": backend, "activations": activations}
     with LayerWiseInferenceEngine(model.path, **settings) as engine:
-        steps = np.random.default_rng(1).integers(0, 268, (6, 5))
-        with engine.sequences(5) as sequences:
-            together = [sequences.forward(step).copy() for step in steps]
-        for lane in range(5):
-            engine.reset()
-            for step, logits in zip(steps, together, strict=True):
-                np.testing.assert_array_equal(engine.forward([step[lane]]), logits[lane])
+        assert_each_is_as_alone(engine, 5)
 
 
 def test_more_sequences_than_are_evaluated_at_once_go_in_shares(tmp_path):
     model = write_tiny_model(tmp_path, "q4_0")
     with LayerWiseInferenceEngine(model.path, backend="numpy", batch_size=3) as engine:
         assert_same(engine.generate_batch(PROMPTS, batch=5, **SETTINGS), alone(engine, PROMPTS))
-        steps = np.random.default_rng(1).integers(0, 268, (4, 5))
-        with engine.sequences(5) as sequences:
-            together = [sequences.forward(step).copy() for step in steps]
-        for lane in range(5):
-            engine.reset()
-            for step, logits in zip(steps, together, strict=True):
-                np.testing.assert_array_equal(engine.forward([step[lane]]), logits[lane])
+        assert_each_is_as_alone(engine, 5)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3moe"])
