@@ -15,6 +15,7 @@ recognised before anything is added to it.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -174,9 +175,8 @@ class Answers:
         """
         self = cls()
         self._path, self._run = path, run
+        check_place(path)
         is_new = not path.exists()
-        if not is_new and not path.is_file():
-            raise BatchError(f"{path}: is no regular file, so nothing could go on from it")
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             _lock(self._descriptor, path)
@@ -250,10 +250,19 @@ class Answers:
             )
         if entry.get("run_sha256") != self._run:
             raise BatchError(
-                f"{where}: was answered by another model, or with other settings. Go on with "
-                "those, or give another --out"
+                f"{where}: was answered by another model, or with other settings (the context "
+                "is one, and follows from --ram unless --context says it). Go on with those, or "
+                "give another --out"
             )
         done.add(index)
+
+
+def check_place(path: Path) -> None:
+    """BatchError where no answers could be kept, OSError where there is no such folder."""
+    if path.exists() and not path.is_file():
+        raise BatchError(f"{path}: is no regular file, so nothing could go on from it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -25,7 +25,8 @@ Logits = NDArray[np.float32]
 class Decoder:
     """A model ready to run: executors, weights, KV cache, and the buffers between the graphs.
 
-    All of it is allocated once; an evaluation allocates nothing that grows with the model.
+    All of it is allocated once; an evaluation allocates nothing that grows with the model but, for
+    a prompt of several batches and streamed layers, their residuals, which the plan counts.
     """
 
     def __init__(

@@ -32,34 +32,39 @@ def plan_weights(
 ) -> tuple[Plan, list[Part]]:
     """The plan for `budget` bytes, and the parts of the model that it speaks of.
 
-    batch_size: tokens of a prompt that are evaluated at once; None for what suits the plan.
+    batch_size: tokens of a prompt that are evaluated at once, at most; None for BATCH_SIZE, or for
+    STREAMED_BATCH_SIZE where the model does not fit with that, and the answers are the same.
     FormatError where the tensors are not the model's, BudgetError where it does not run in the
     budget; nothing was read then.
     """
     check_tensors(gguf, model)
     parts = model_parts(gguf, model, backend)
 
-    def plan(most: int) -> Plan:
+    def plan(most: int, *, streamed: bool) -> Plan:
         size = min(most, context)
+        # All batches of a prompt go through a layer before the next is read.
+        waiting = 4 * model.config.hidden_size * (context - size) if streamed else 0
         return make_plan(
             parts,
             budget=budget,
             context=context,
             batch_size=size,
             kv_cache_bytes=kv_cache_bytes,
-            buffer_bytes=buffer_bytes(model, size, context),
+            buffer_bytes=buffer_bytes(model, size, context) + waiting,
             experts_used=model.config.n_experts_used,
         )
 
-    if batch_size is not None:
-        return plan(batch_size), parts
+    large, small = batch_size or BATCH_SIZE, batch_size or STREAMED_BATCH_SIZE
+    if not backend.any_batch:
+        small = large
     try:
-        found = plan(BATCH_SIZE)
+        found = plan(large, streamed=False)
     except BudgetError:
-        return plan(STREAMED_BATCH_SIZE), parts
+        return plan(small, streamed=True), parts
+    if not found.streams:
+        return found, parts
     # Experts are read for each batch anew: few large ones read less.
-    few = found.streams and not found.expert_places
-    return plan(STREAMED_BATCH_SIZE) if few else found, parts
+    return plan(large if found.expert_places else small, streamed=True), parts
 
 
 def layer_executor(backend: Backend, graph: Graph, max_tokens: int, plan: Plan) -> Executor:

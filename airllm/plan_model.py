@@ -51,7 +51,7 @@ def plan_model(
             )
             return plan
 
-        _, plan = in_context(planned, context, batch_size, model.config, kv_type, budget)
+        _, plan = in_context(planned, context, model.config, kv_type, budget)
         if not probe or not plan.streams:
             return plan
         return plan.with_disk(disk_bytes_per_second(gguf, runner))

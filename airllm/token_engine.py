@@ -22,7 +22,7 @@ from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError
 from airllm.models import ModelConfig, load_model
-from airllm.plan import BATCH_SIZE, CONTEXT_STEP, Plan, default_context, kv_bytes_per_token
+from airllm.plan import CONTEXT_STEP, Plan, default_context, kv_bytes_per_token
 from airllm.profiling import Profile
 from airllm.progress import OnProgress
 from airllm.system import resident_bytes
@@ -78,8 +78,8 @@ class TokenEngine:
         activations: how activations meet quantised weights. "q8" rounds them to 8 bit in blocks
             of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
             "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
-        batch_size: tokens of a prompt that are evaluated at once, at most; None for 512, or 144
-            where layers are streamed, for the sake of their buffers' memory.
+        batch_size: tokens of a prompt that are evaluated at once, at most; None for 512, or 144 on
+            the C++ backend where memory is short: their buffers would take the place of layers.
         ram_budget: memory for weights, KV cache and buffers, in bytes or as "2GiB"; None for what
             AIRLLM_RAM says, or what is available. Layers that do not fit are streamed from the disk
             for each token; answers are the same, bit for bit. See `plan`.
@@ -125,7 +125,7 @@ class TokenEngine:
 
             self._decoder: Decoder | None
             self.context, self._decoder = in_context(
-                decoder, context, batch_size, model.config, kv_type, budget
+                decoder, context, model.config, kv_type, budget
             )
         except BaseException:
             self._gguf.close()
@@ -326,15 +326,15 @@ class TokenEngine:
 def in_context(
     make: Callable[[int], _Made],
     asked: int | None,
-    batch_size: int | None,
     config: ModelConfig,
     kv_type: KVType,
     budget: int | None,
 ) -> tuple[int, _Made]:
     """The context that an engine has, and what `make` made for it.
 
-    Where none is asked for it is the default, or as much less as lets the model run in the budget:
-    `make` says so by a BudgetError. ValueError where more is asked for than the model allows.
+    Where none is asked for it is the default, or as much less, down to CONTEXT_STEP, as lets the
+    model run in the budget: `make` says so by a BudgetError. ValueError where more is asked for
+    than the model allows.
     """
     if asked is not None:
         check_count("context", asked)
@@ -344,7 +344,7 @@ def in_context(
             )
         return int(asked), make(int(asked))
     longest = min(config.context_length, DEFAULT_CONTEXT)
-    shortest = min(batch_size or BATCH_SIZE, longest)
+    shortest = min(CONTEXT_STEP, longest)
     kv_bytes = kv_bytes_per_token(config, kv_type)
     context = default_context(longest, shortest, kv_bytes, budget)
     while True:

@@ -140,18 +140,18 @@ struct KernelTable {
 
     // ---- elementwise; y may be x (or gate, up, a, b) -------------------------------------------
 
-    // y = x / (1 + exp(-x)).  Within 3 ulp; for x < -87, where exp(x) becomes denormal and is taken
-    // for 0, within 2^-119.  -inf gives -0.
+    // y = x / (1 + exp(-x)).  Within 3 ulp; for x < -87.33, where exp(x) is no normal number and
+    // below -87.7 is taken for 0, within 2^-119.  -inf gives -0.
     void (*silu)(const float* x, float* y, std::size_t n);
     // y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  With v = 2 sqrt(2/pi) (x + 0.044715
     // x^3): relative error below 2e-7 * (2 + |v|) (the rounding of v, through exp, is what the |v|
     // is); for v < -87 the result is within 1e-36 of the exact one.
     void (*gelu_tanh)(const float* x, float* y, std::size_t n);
     // y = 0.5 x (1 + erf(x / sqrt(2))).  Relative error below 1e-6, in the left tail too;
-    // where |y| < 1e-36 the absolute error is below 1e-42, and for x < -13, where exp(-x^2 / 2)
-    // becomes denormal and is taken for 0, below 1e-38.
+    // where |y| < 1e-36 the absolute error is below 1e-42, and for x < -13.21, where exp(-x^2 / 2)
+    // is no normal number, below 1e-38.
     void (*gelu_erf)(const float* x, float* y, std::size_t n);
-    // y = silu(gate) * up, silu rounded to float32 first.  Within 4 ulp; for gate < -87 within
+    // y = silu(gate) * up, silu rounded to float32 first.  Within 4 ulp; for gate < -87.33 within
     // 2^-119 * |up|.
     void (*swiglu)(const float* gate, const float* up, float* y, std::size_t n);
     // y = a + b.  Correctly rounded.

@@ -1,10 +1,16 @@
-"""The backends that operations are tested on: NumPy, and the extension on every ISA it can run."""
+"""The backends that operations and engines are tested on: NumPy, and the extension on every ISA."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from extension import ISAS, require_cpp
 from hypothesis import settings
+from streamed_model import Open
+from tiny_model import TinyModel
 
 from airllm import numpy_ops
+from airllm.layer_engine import LayerWiseInferenceEngine
 
 # The same examples in every run: a failure is the change's, not the day's. To look for new ones:
 # pytest --hypothesis-profile=default
@@ -50,3 +56,22 @@ def backend(request):
 def cpp():
     """The extension, on the ISA in use."""
     return require_cpp()
+
+
+@pytest.fixture(params=["numpy", "cpp"])
+def open_engine(request: pytest.FixtureRequest) -> Iterator[Open]:
+    """An engine with batches of 32, so that TOKENS are three."""
+    if request.param == "cpp":
+        require_cpp()
+    engines = []
+
+    def opened(model: TinyModel, **settings: Any) -> LayerWiseInferenceEngine:
+        engine = LayerWiseInferenceEngine(
+            model.path, backend=request.param, **({"batch_size": 32, "context": 96} | settings)
+        )
+        engines.append(engine)
+        return engine
+
+    yield opened
+    for engine in engines:
+        engine.close()

@@ -148,7 +148,12 @@ class FakeEngine:
         return self.streamed
 
     def plan(self) -> SimpleNamespace:
-        return SimpleNamespace(total_bytes=self.memory_bytes, streams=self.streamed is not None)
+        return SimpleNamespace(
+            total_bytes=self.memory_bytes,
+            streams=self.streamed is not None,
+            embedding="pinned",
+            context=self.context,
+        )
 
     def fingerprint(self) -> bytes:
         return b"a model"

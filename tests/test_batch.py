@@ -69,16 +69,16 @@ def test_every_prompt_gets_a_line_with_its_index_and_id(prompts, monkeypatch, ca
     assert capsys.readouterr() == ("", "airllm: 3 prompts answered now, 0 failed\n")
 
 
-def test_tokens_are_counted_while_an_answer_is_made(prompts, monkeypatch):
+def test_pieces_of_text_are_counted_while_an_answer_is_made(prompts, monkeypatch):
     notes: list[tuple[int, int, str]] = []
     monkeypatch.setattr("airllm.progress.Progress.update", lambda _, *now: notes.append(now))
     FakeEngine(["tre"], ["du", "e"], ["uno"]).install(monkeypatch)
     batch(prompts)
     assert [now for now in notes if len(now) == 3] == [
-        (0, 3, "1 tokens"),
-        (1, 3, "2 tokens"),
-        (1, 3, "3 tokens"),
-        (2, 3, "4 tokens"),
+        (0, 3, "pieces of text: 1"),
+        (1, 3, "pieces of text: 2"),
+        (1, 3, "pieces of text: 3"),
+        (2, 3, "pieces of text: 4"),
     ]
 
 
@@ -144,14 +144,16 @@ def test_answers_of_another_model_or_other_settings_are_not_added_to(
         assert answers(prompts) == kept
 
 
-def test_the_memory_of_the_moment_is_no_other_setting(prompts, monkeypatch):
-    """Where no context is asked for it is what the memory has room for."""
+def test_a_context_that_follows_from_the_memory_is_a_setting(prompts, monkeypatch, capsys: Capture):
+    """What does not fit a shorter one would stay unanswered, or be cut off."""
     FakeEngine(["tre"], [KeyboardInterrupt()], context=1000).install(monkeypatch)
     batch(prompts)
-    engine = FakeEngine(["due"], ["uno"], context=500).install(monkeypatch)
-    assert batch(prompts, "--ram", "1GiB") == 0
+    FakeEngine(context=500).install(monkeypatch)
+    assert batch(prompts, "--ram", "1GiB") == 1
+    assert "follows from --ram unless --context says it" in capsys.readouterr().err
+    engine = FakeEngine(["due"], ["uno"], context=1000).install(monkeypatch)
+    assert batch(prompts, "--ram", "1GiB", "--context", "1000") == 0
     assert engine.requests == ["two", "one"]
-    assert batch(prompts, "--context", "1000") == 1
 
 
 def test_a_real_model_answers_as_generate_does(tmp_path, capsys: Capture):
@@ -201,7 +203,8 @@ def test_a_killed_batch_of_a_streamed_model_loses_and_repeats_nothing(tmp_path, 
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     assert main([*command, str(whole)]) == 0
     assert json.loads(capsys.readouterr().out)["stream"]["bytes_taken"] > 0
-    done = subprocess.run([sys.executable, "-c", KILLED, *command, killed], capture_output=True)
+    run = [sys.executable, "-c", KILLED, *command, killed]
+    done = subprocess.run(run, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL
     before = killed.read_bytes()
     assert 0 < before.count(b"\n") < 6

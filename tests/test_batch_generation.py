@@ -74,9 +74,12 @@ def test_logits_in_a_batch_are_those_alone_bit_for_bit(tmp_path, type, backend, 
         assert_each_is_as_alone(engine, 5)
 
 
-def test_more_sequences_than_are_evaluated_at_once_go_in_shares(tmp_path):
+@pytest.mark.parametrize("backend", ["numpy", "cpp"])
+def test_more_sequences_than_are_evaluated_at_once_go_in_shares(tmp_path, backend):
+    if backend == "cpp":
+        require_cpp()
     model = write_tiny_model(tmp_path, "q4_0")
-    with LayerWiseInferenceEngine(model.path, backend="numpy", batch_size=3) as engine:
+    with LayerWiseInferenceEngine(model.path, backend=backend, batch_size=3) as engine:
         assert_same(engine.generate_batch(PROMPTS, batch=5, **SETTINGS), alone(engine, PROMPTS))
         assert_each_is_as_alone(engine, 5)
 

@@ -209,6 +209,7 @@ def test_chat_with_a_model_that_has_no_template_is_refused_with_the_way_out(
 def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     engine, draft = FakeEngine(["x"]), FakeEngine()
     engines = {"m.gguf": engine, "small.gguf": draft}
+    monkeypatch.setattr("airllm.cli.model.draft_plan", lambda *_: draft.plan())
     monkeypatch.setattr("airllm.cli.model.open_engine", lambda args, **_: engines[args.model])
     assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "0") == 2
     assert "--lookahead 0 wants none" in capsys.readouterr().err
@@ -227,9 +228,10 @@ def test_model_and_draft_are_within_one_budget(monkeypatch: pytest.MonkeyPatch) 
         granted[args.model] = args.ram
         return {"m.gguf": engine, "small.gguf": draft}[args.model]
 
+    monkeypatch.setattr("airllm.cli.model.draft_plan", lambda *_: draft.plan())
     monkeypatch.setattr("airllm.cli.model.open_engine", open_engine)
     assert generate("--prompt", "p", "--draft", "small.gguf", "--ram", "10000") == 0
-    assert granted == {"small.gguf": 10_000, "m.gguf": 7000}
+    assert granted == {"small.gguf": 2999, "m.gguf": 7000}  # a byte less: no embedding is kept
 
 
 def test_a_budget_too_small_for_model_and_draft_says_what_the_draft_takes(
@@ -242,6 +244,7 @@ def test_a_budget_too_small_for_model_and_draft_says_what_the_draft_takes(
             raise BudgetError("the model does not run in 1000 bytes: it needs 5000", 5000)
         return draft
 
+    monkeypatch.setattr("airllm.cli.model.draft_plan", lambda *_: draft.plan())
     monkeypatch.setattr("airllm.cli.model.open_engine", open_engine)
     command = ("--prompt", "p", "--draft", "small.gguf", "--ram", "2000")
     assert generate(*command) == 1
@@ -251,3 +254,14 @@ def test_a_budget_too_small_for_model_and_draft_says_what_the_draft_takes(
     draft.streamed = {}
     assert generate(*command) == 1
     assert "--draft small.gguf does not fit in 2.0 KiB" in capsys.readouterr().err
+
+
+def test_a_draft_that_does_not_run_at_all_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def draft_plan(*_: object) -> None:
+        raise BudgetError("the model does not run in 10 bytes: it needs 50", 50)
+
+    monkeypatch.setattr("airllm.cli.model.draft_plan", draft_plan)
+    assert generate("--prompt", "p", "--draft", "small.gguf", "--ram", "10") == 1
+    assert "--draft small.gguf: the model does not run in 10 bytes" in capsys.readouterr().err

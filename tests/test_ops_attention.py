@@ -188,16 +188,19 @@ def test_a_numpy_integer_is_a_window(ops):
 # ---- prompts in batches --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", [1, 3, 8])
-def test_a_prompt_in_batches_of_more_than_64_tokens_gives_the_same_bits(ops, kv_type, group):
+@pytest.mark.parametrize(("group", "window"), [(1, None), (3, None), (8, None), (3, 100)])
+def test_a_prompt_in_batches_of_more_than_64_tokens_gives_the_same_bits(
+    ops, kv_type, group, window
+):
     if ops is numpy_ops:
         pytest.skip("its BLAS sums in an order of its own for each shape")
     n = 1100
     q, k, v = inputs(n, n, group, 1, 32, kv_type)
-    whole = ops.attention(q, k, v)
+    whole = ops.attention(q, k, v, window=window)
     for size in (65, 129, 257):
         for end in range(n, 0, -size):
             rows = slice(max(end - size, 0), end)
             if rows.stop - rows.start > 64:
                 kv = (np.ascontiguousarray(each[:, :end]) for each in (k, v))
-                np.testing.assert_array_equal(ops.attention(q[rows], *kv), whole[rows])
+                found = ops.attention(q[rows], *kv, window=window)
+                np.testing.assert_array_equal(found, whole[rows])

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from hf_folder import write_folder
 from split_model import write_split
-from test_ram_budget import SIZES, TOKENS, Open, smallest_budget
-from test_ram_budget import open_engine as open_engine
+from streamed_model import SIZES, TOKENS, Open, smallest_budget
 from tiny_model import TinyModel, write_tiny_model
 
 from airllm.formats.gguf import FormatError, GGUFFile

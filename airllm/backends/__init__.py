@@ -80,6 +80,8 @@ class Stream(Protocol):
 
 class Backend(Protocol):
     name: str
+    # Whether a token's numbers are the same, bit for bit, in any batch of more than 64.
+    any_batch: bool
     keeps: frozenset[Role]  # roles of weights that go on reading the data they were made from
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:

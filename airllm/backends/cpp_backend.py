@@ -23,6 +23,7 @@ class CppBackend:
     """Matrices are packed once into the layout that the CPU wants; embeddings stay in the map."""
 
     name = "cpp"
+    any_batch = True
     keeps: frozenset[Role] = frozenset(["rows"])
 
     def __init__(self, threads: int | None = None) -> None:

@@ -21,6 +21,7 @@ class NumpyBackend:
     """Weights stay as the file has them and are widened, a few MB at a time, when they are used."""
 
     name = "numpy"
+    any_batch = False  # BLAS sums in an order of its own for each shape
     keeps: frozenset[Role] = frozenset(["rows", "matrix", "experts"])
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:

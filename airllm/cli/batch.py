@@ -1,8 +1,6 @@
 """airllm batch: many prompts from a file, their answers to another."""
 
 import argparse
-import errno
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -63,12 +61,11 @@ def add(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from airllm.batch_file import Answers, digest, read_jobs
+    from airllm.batch_file import Answers, check_place, digest, read_jobs
 
     if args.on_full == "error":
         raise options.UsageError("--on-full error would end all answers; choose stop or shift")
-    if not args.out.parent.is_dir():  # now, and not when the model has been loaded
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(args.out.parent))
+    check_place(args.out)  # now, and not when the model has been loaded
     jobs = read_jobs(args.prompts)
     settings = options.sampling(args)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
@@ -76,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 **settings,
                 "model": engine.fingerprint().hex(),
-                # As it was asked for: what it is by itself depends on the memory of the moment.
-                "context": args.context,
+                "context": engine.context,
                 "kv_type": args.kv_type,
                 "activations": args.activations,
             }
@@ -89,16 +85,16 @@ def run(args: argparse.Namespace) -> int:
             answered = failed = 0
             with console.progress("answering", "prompts") as progress:
                 line = StreamLine(engine.stream_stats, shown=False)
-                tokens = 0
+                pieces = 0
 
                 def on_layer(done: int, total: int) -> None:
                     line.update(done, total)
                     progress.update(answered, len(answers.left), line.place(done, total))
 
                 def on_token(index: int, text: str) -> None:
-                    nonlocal tokens
-                    tokens += 1
-                    progress.update(answered, len(answers.left), f"{tokens:,} tokens")
+                    nonlocal pieces
+                    pieces += 1
+                    progress.update(answered, len(answers.left), f"pieces of text: {pieces:,}")
 
                 # Where layers are streamed, a token may take seconds.
                 streams = engine.stream_stats() is not None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from airllm.chat_template import ChatTemplate
     from airllm.cli.live import StreamLine
     from airllm.layer_engine import Generation, LayerWiseInferenceEngine
+    from airllm.plan import Plan
     from airllm.progress import Progress
 
 
@@ -94,23 +95,44 @@ def open_with_draft(
 
     granted = granted_bytes(args.ram)
     own = argparse.Namespace(**{**vars(args), "model": args.draft, "quantize": None})
-    with open_engine(own, threads=args.threads) as draft:
-        plan = draft.plan()
-        left = argparse.Namespace(**vars(args))
+    left = argparse.Namespace(**vars(args))
+    context = None
+    if granted is not None:
+        try:
+            plan = draft_plan(args, granted)
+        except BudgetError as error:
+            raise ValueError(f"--draft {args.draft}: {error}") from None
+        if plan.streams:
+            raise ValueError(
+                f"--draft {args.draft} does not fit in {format_bytes(granted)}: guesses that "
+                "wait for the disk make nothing faster. Leave it out, or give more --ram"
+            )
+        # Its embedding is looked up, as the other's: what it would take is for layers.
+        context, own.ram = plan.context, plan.total_bytes - (plan.embedding == "pinned")
+    with open_engine(own, context=context, threads=args.threads) as draft:
+        taken = draft.plan().total_bytes
         if granted is not None:
-            if plan.streams:
-                raise ValueError(
-                    f"--draft {args.draft} does not fit in {format_bytes(granted)}: guesses that "
-                    "wait for the disk make nothing faster. Leave it out, or give more --ram"
-                )
-            left.ram = max(1, granted - plan.total_bytes)
+            left.ram = max(1, granted - taken)
         try:
             engine = open_engine(left, context=args.context, threads=args.threads)
         except BudgetError as error:
-            taken = f"{format_bytes(plan.total_bytes)} for --draft {args.draft}"
-            raise ValueError(f"{error}; {taken} come on top of that") from None
+            taken_in_words = f"{format_bytes(taken)} for --draft {args.draft}"
+            raise ValueError(f"{error}; {taken_in_words} come on top of that") from None
         with engine:
             yield engine, draft
+
+
+def draft_plan(args: argparse.Namespace, granted: int) -> "Plan":
+    """Of --draft, before it is loaded."""
+    from airllm.plan_model import plan_model
+
+    return plan_model(
+        find(args.draft),
+        backend=args.backend,
+        kv_type=args.kv_type,
+        activations=args.activations,
+        ram_budget=granted,
+    )
 
 
 class Runtime(TypedDict):

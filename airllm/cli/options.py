@@ -162,7 +162,8 @@ def add_lookahead(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="M2",
-        help="a smaller model with the same vocabulary, whose tokens are the guesses",
+        help="a smaller model with the same vocabulary, whose tokens are the guesses; both models "
+        "are within --ram",
     )
 
 

@@ -187,7 +187,7 @@ class ModelParts(Closing):
         return raw.reshape(*leading, tensor.row_bytes)
 
     def fingerprint(self) -> bytes:
-        import hashlib  # 4 MB, which a model does without that is never told from others
+        import hashlib  # takes 4 MB: only where a fingerprint is asked for
 
         self.check_unchanged()
         digest = hashlib.sha256(self._said)

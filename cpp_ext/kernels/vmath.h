@@ -1,6 +1,7 @@
 // Vector maths: exp and what is built on it.  Bounds hold on every ISA, with or without FMA.
 //
 // xsimd::max and min do as std::max and std::min: where the first operand is NaN, so is the result.
+// It does not promise that, but tests of NaN watch over it.
 #pragma once
 
 #include "kernels/intrinsics.h"
@@ -30,9 +31,9 @@ inline F power_of_two(F shifted) {
     return xsimd::bitwise_cast<float>(xsimd::bitwise_cast<std::int32_t>(shifted) << 23);
 }
 
-// exp(high + low) for high <= 0, |low| small against 1.  Within 1.5 ulp; 0 where that is no normal
-// number; NaN stays NaN. exp(x) = 2^n exp(r), n = round(x / ln 2), r in +-0.35: degree 6,
-// truncation below 9e-9.
+// exp(high + low) for high <= 0, |low| small against 1.  Within 1.5 ulp while it is a normal
+// number; 0 below -87.7; NaN stays NaN. exp(x) = 2^n exp(r), n = round(x / ln 2), r in +-0.35:
+// degree 6, truncation below 9e-9.
 template <class Isa, class... Low>
 inline Floats<Isa> exp_to_one(Floats<Isa> high, Low... low) {
     using F = Floats<Isa>;

@@ -9,8 +9,9 @@ namespace {
 
 // Pieces of work that are enough for any number of threads.
 constexpr std::size_t wanted_pieces = 128;
-// More query tokens than these make enough pieces by themselves, and their results are the same
-// whatever batches a prompt is evaluated in: positions are not divided then.
+// The positions of more query tokens than these are not divided, so that results are the same
+// whatever batches a prompt is evaluated in.  There are as many pieces then as KV heads and runs of
+// rows: 12 for 144 tokens of 9 heads that share 3.
 constexpr std::size_t most_divided_queries = 64;
 // The last run of several has more rows than these: so few would read all of K and V alone, and by
 // another kernel.

@@ -43,9 +43,9 @@ Pages::~Pages() { munmap(data_, bytes_); }
 // A direct read begins and ends at whole sectors, so before and after the piece.
 Reader::Reader(Schedule& schedule, std::unique_ptr<Requests> requests, std::size_t depth)
     : schedule_(schedule),
-      requests_(std::move(requests)),
       buffer_bytes_(round_up(schedule.largest_piece()) + 2 * direct_alignment),
       memory_(depth * buffer_bytes_),
+      requests_(std::move(requests)),
       buffers_(depth) {
     for (std::size_t i = 0; i < depth; ++i) buffers_[i].memory = memory_.data() + i * buffer_bytes_;
 }

@@ -56,9 +56,10 @@ class Reader {
     bool finished(std::size_t tag, ssize_t result);
 
     Schedule& schedule_;
-    const std::unique_ptr<Requests> requests_;
     const std::size_t buffer_bytes_;
-    const Pages memory_;
+    const Pages
+        memory_;  // before requests_, which end first: nothing may be read into what is gone
+    const std::unique_ptr<Requests> requests_;
     std::vector<Buffer> buffers_;  // a buffer's index is the tag of its reads
 };
 
