@@ -14,7 +14,8 @@ from airllm.backends import Backend, Executor
 from airllm.formats.model_file import ModelFile
 from airllm.kv_cache import KVCache, KVType
 from airllm.models import Model
-from airllm.open_weights import layer_executor, open_weights, plan_weights
+from airllm.open_weights import layer_executor, open_weights
+from airllm.plan import Part, Plan
 from airllm.profiling import Profile
 from airllm.progress import OnProgress, part_of
 from airllm.rope_rows import RopeRows
@@ -34,36 +35,22 @@ class Decoder:
         gguf: ModelFile,
         model: Model,
         backend: Backend,
+        plan: Plan,
+        parts: Sequence[Part],
         *,
-        context: int,
-        batch_size: int | None,
         kv_type: KVType,
         decode_threads: int = 0,
-        budget: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """batch_size: tokens that are evaluated at once, at most; None for what suits the budget.
-        decode_threads: at most so many for one token at a time; 0 for all.
-        budget: bytes for weights, cache and buffers, None for no limit; see airllm.plan.
-
-        BudgetError where the model does not run in it."""
-        config = model.config
-        self._model, self.backend = model, backend
+        """plan, parts: as plan_weights gives them for that kv_type.
+        decode_threads: at most so many for one token at a time; 0 for all."""
+        config, batch_size = model.config, plan.batch_size
+        self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
         self._decode_threads = decode_threads
         # Before the weights, which take their time: it may be refused.
         self._kv_type: KVType = kv_type
-        self.cache = self.new_cache(context)
-        self.plan, parts = plan_weights(
-            gguf,
-            model,
-            backend,
-            budget=budget,
-            context=context,
-            kv_cache_bytes=self.cache.nbytes,
-            batch_size=batch_size,
-        )
-        self._batch_size = batch_size = self.plan.batch_size
-        kinds = [layer_executor(backend, kind.graph, batch_size, self.plan) for kind in model.kinds]
+        self.cache = self.new_cache(plan.context)
+        kinds = [layer_executor(backend, kind.graph, batch_size, plan) for kind in model.kinds]
         self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
         self._embed: Executor = backend.executor(model.embed, batch_size)
         self._head: Executor = backend.executor(model.head, batch_size)
@@ -74,7 +61,7 @@ class Decoder:
             gguf,
             model,
             backend,
-            self.plan,
+            plan,
             parts,
             embed=self._embed,
             layers=self._layers,
@@ -82,7 +69,7 @@ class Decoder:
             on_progress=on_progress,
         )
         self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
-        self._rope = [RopeRows(kind.inv_freq, context) for kind in model.kinds]
+        self._rope = [RopeRows(kind.inv_freq, plan.context) for kind in model.kinds]
 
     def close(self) -> None:
         """End what reads ahead."""

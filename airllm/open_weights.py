@@ -1,23 +1,34 @@
 """From a model and a budget to its plan and its weights: which of the sources it is."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+from airllm.arguments import check_count
 from airllm.backends import Backend, Executor
 from airllm.budget import BudgetError
 from airllm.formats.model_file import ModelFile
 from airllm.graph import Graph
-from airllm.models import Model
+from airllm.kv_cache import KVType
+from airllm.models import Model, ModelConfig
 from airllm.plan import (
     BATCH_SIZE,
+    CONTEXT_STEP,
+    DEFAULT_CONTEXT,
     STREAMED_BATCH_SIZE,
     Part,
     Plan,
     buffer_bytes,
+    default_context,
+    kv_bytes_per_token,
     make_plan,
     model_parts,
 )
 from airllm.progress import OnProgress
 from airllm.weights import FileWeights, WeightSource, check_tensors
+
+_Made = TypeVar("_Made")
+_log = logging.getLogger("airllm")
 
 
 def plan_weights(
@@ -26,21 +37,23 @@ def plan_weights(
     backend: Backend,
     *,
     budget: int | None,
-    context: int,
-    kv_cache_bytes: int,
+    context: int | None,
+    kv_type: KVType,
     batch_size: int | None = None,
 ) -> tuple[Plan, list[Part]]:
     """The plan for `budget` bytes, and the parts of the model that it speaks of.
 
+    context: tokens that fit; None for what in_context finds.
     batch_size: tokens of a prompt that are evaluated at once, at most; None for BATCH_SIZE, or for
     STREAMED_BATCH_SIZE where the model does not fit with that, and the answers are the same.
-    FormatError where the tensors are not the model's, BudgetError where it does not run in the
-    budget; nothing was read then.
+    FormatError where the tensors are not the model's, ValueError for a context that it does not
+    allow, BudgetError where it does not run in the budget; nothing was read then.
     """
     check_tensors(gguf, model)
     parts = model_parts(gguf, model, backend)
+    kv_bytes = kv_bytes_per_token(model.config, kv_type)
 
-    def plan(most: int, *, streamed: bool) -> Plan:
+    def with_batches(context: int, most: int, *, streamed: bool) -> Plan:
         size = min(most, context)
         # All batches of a prompt go through a layer before the next is read.
         waiting = 4 * model.config.hidden_size * (context - size) if streamed else 0
@@ -49,22 +62,66 @@ def plan_weights(
             budget=budget,
             context=context,
             batch_size=size,
-            kv_cache_bytes=kv_cache_bytes,
+            kv_cache_bytes=kv_bytes * context,
             buffer_bytes=buffer_bytes(model, size, context) + waiting,
             experts_used=model.config.n_experts_used,
         )
 
-    large, small = batch_size or BATCH_SIZE, batch_size or STREAMED_BATCH_SIZE
+    large, small = int(batch_size or BATCH_SIZE), int(batch_size or STREAMED_BATCH_SIZE)
     if not backend.any_batch:
         small = large
-    try:
-        found = plan(large, streamed=False)
-    except BudgetError:
-        return plan(small, streamed=True), parts
-    if not found.streams:
-        return found, parts
-    # Experts are read for each batch anew: few large ones read less.
-    return plan(large if found.expert_places else small, streamed=True), parts
+
+    def plan(context: int) -> Plan:
+        try:
+            found = with_batches(context, large, streamed=False)
+        except BudgetError:
+            return with_batches(context, small, streamed=True)
+        if not found.streams:
+            return found
+        # Experts are read for each batch anew: few large ones read less.
+        return with_batches(context, large if found.expert_places else small, streamed=True)
+
+    return in_context(plan, context, model.config, kv_type, budget)[1], parts
+
+
+def in_context(
+    make: Callable[[int], _Made],
+    asked: int | None,
+    config: ModelConfig,
+    kv_type: KVType,
+    budget: int | None,
+) -> tuple[int, _Made]:
+    """The context that an engine has, and what `make` made for it.
+
+    Where none is asked for it is the default, or as much less, down to CONTEXT_STEP, as lets the
+    model run in the budget: `make` says so by a BudgetError. ValueError where more is asked for
+    than the model allows.
+    """
+    if asked is not None:
+        check_count("context", asked)
+        if asked > config.context_length:
+            raise ValueError(
+                f"context is {asked}; {config.name} allows at most {config.context_length} tokens"
+            )
+        return int(asked), make(int(asked))
+    longest = min(config.context_length, DEFAULT_CONTEXT)
+    shortest = min(CONTEXT_STEP, longest)
+    kv_bytes = kv_bytes_per_token(config, kv_type)
+    context = default_context(longest, shortest, kv_bytes, budget)
+    while True:
+        try:
+            made = make(context)
+            break
+        except BudgetError as error:
+            if budget is None or context == shortest:
+                raise
+            too_many = -(-(error.minimum - budget) // kv_bytes)
+            context = max(shortest, (context - too_many) // CONTEXT_STEP * CONTEXT_STEP)
+    if context < longest:
+        _log.info("a context of %d tokens: the memory has no room for more", context)
+    elif context < config.context_length:
+        _log.debug("context of %d tokens; the model allows %d", context, config.context_length)
+    return context, made
 
 
 def layer_executor(backend: Backend, graph: Graph, max_tokens: int, plan: Plan) -> Executor:

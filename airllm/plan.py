@@ -42,6 +42,9 @@ ALIGNMENT = 64  # of each matrix in its memory
 # each then, so that activations="auto" (see TokenEngine) decides the same in either case.
 BATCH_SIZE, STREAMED_BATCH_SIZE = 512, 144
 
+# Unless asked for more: the cache of a long context would be most of a small model's memory.
+DEFAULT_CONTEXT = 4096
+
 # The context that is taken where none is asked for may have so much of the budget for its KV
 # cache.
 KV_SHARE = 0.25

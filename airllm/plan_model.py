@@ -13,8 +13,7 @@ from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.models import load_model
 from airllm.open_weights import plan_weights
-from airllm.plan import Plan, kv_bytes_per_token
-from airllm.token_engine import in_context
+from airllm.plan import Plan
 
 
 def plan_model(
@@ -38,20 +37,15 @@ def plan_model(
     runner = load_backend(backend)
     with closing(open_model(Path(model_path), quantize)) as gguf:
         model = load_model(gguf, activations, fusion=fusion_wanted(fusion))
-
-        def planned(length: int) -> Plan:
-            plan, _ = plan_weights(
-                gguf,
-                model,
-                runner,
-                budget=budget,
-                context=length,
-                kv_cache_bytes=length * kv_bytes_per_token(model.config, kv_type),
-                batch_size=batch_size,
-            )
-            return plan
-
-        _, plan = in_context(planned, context, model.config, kv_type, budget)
+        plan, _ = plan_weights(
+            gguf,
+            model,
+            runner,
+            budget=budget,
+            context=context,
+            kv_type=kv_type,
+            batch_size=batch_size,
+        )
         if not probe or not plan.streams:
             return plan
         return plan.with_disk(disk_bytes_per_second(gguf, runner))

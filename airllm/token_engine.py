@@ -3,17 +3,17 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.arguments import check_choice, check_count
 from airllm.backends import load_backend
-from airllm.budget import BudgetError, granted_bytes
+from airllm.budget import granted_bytes
 from airllm.chat_template import ChatTemplate, map_texts
 from airllm.decoder import Decoder
 from airllm.formats.opening import open_model
@@ -22,7 +22,8 @@ from airllm.graph_rewrite import fusion_wanted
 from airllm.kv_cache import KVType
 from airllm.limits import ContextFullError
 from airllm.models import ModelConfig, load_model
-from airllm.plan import CONTEXT_STEP, Plan, default_context, kv_bytes_per_token
+from airllm.open_weights import plan_weights
+from airllm.plan import Plan
 from airllm.profiling import Profile
 from airllm.progress import OnProgress
 from airllm.system import resident_bytes
@@ -31,12 +32,8 @@ from airllm.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from airllm.batch_generation import ParallelSequences
 
-# Unless asked for more: the cache of a long context would be most of a small model's memory.
-DEFAULT_CONTEXT = 4096
-
 Prompt = str | Sequence[Mapping[str, str]]
 
-_Made = TypeVar("_Made")
 _log = logging.getLogger("airllm")
 
 
@@ -109,23 +106,25 @@ class TokenEngine:
         try:
             model = load_model(self._gguf, activations, fusion=fusion_wanted(fusion))
             self.config: ModelConfig = model.config
-
-            def decoder(context: int) -> Decoder:
-                return Decoder(
-                    self._gguf,
-                    model,
-                    runner,
-                    context=context,
-                    batch_size=batch_size,
-                    kv_type=kv_type,
-                    decode_threads=decode_threads or 0,
-                    budget=budget,
-                    on_progress=on_progress,
-                )
-
-            self._decoder: Decoder | None
-            self.context, self._decoder = in_context(
-                decoder, context, model.config, kv_type, budget
+            plan, parts = plan_weights(
+                self._gguf,
+                model,
+                runner,
+                budget=budget,
+                context=context,
+                kv_type=kv_type,
+                batch_size=batch_size,
+            )
+            self.context = plan.context
+            self._decoder: Decoder | None = Decoder(
+                self._gguf,
+                model,
+                runner,
+                plan,
+                parts,
+                kv_type=kv_type,
+                decode_threads=decode_threads or 0,
+                on_progress=on_progress,
             )
         except BaseException:
             self._gguf.close()
@@ -321,43 +320,3 @@ class TokenEngine:
         if self._decoder is None:
             raise RuntimeError("the engine is closed")
         return self._decoder
-
-
-def in_context(
-    make: Callable[[int], _Made],
-    asked: int | None,
-    config: ModelConfig,
-    kv_type: KVType,
-    budget: int | None,
-) -> tuple[int, _Made]:
-    """The context that an engine has, and what `make` made for it.
-
-    Where none is asked for it is the default, or as much less, down to CONTEXT_STEP, as lets the
-    model run in the budget: `make` says so by a BudgetError. ValueError where more is asked for
-    than the model allows.
-    """
-    if asked is not None:
-        check_count("context", asked)
-        if asked > config.context_length:
-            raise ValueError(
-                f"context is {asked}; {config.name} allows at most {config.context_length} tokens"
-            )
-        return int(asked), make(int(asked))
-    longest = min(config.context_length, DEFAULT_CONTEXT)
-    shortest = min(CONTEXT_STEP, longest)
-    kv_bytes = kv_bytes_per_token(config, kv_type)
-    context = default_context(longest, shortest, kv_bytes, budget)
-    while True:
-        try:
-            made = make(context)
-            break
-        except BudgetError as error:
-            if budget is None or context == shortest:
-                raise
-            too_many = -(-(error.minimum - budget) // kv_bytes)
-            context = max(shortest, (context - too_many) // CONTEXT_STEP * CONTEXT_STEP)
-    if context < longest:
-        _log.info("a context of %d tokens: the memory has no room for more", context)
-    elif context < config.context_length:
-        _log.debug("context of %d tokens; the model allows %d", context, config.context_length)
-    return context, made

@@ -14,11 +14,10 @@ from tiny_model import FAMILIES, TinyModel, write_tiny_model
 
 from airllm.budget import BudgetError
 from airllm.layer_engine import LayerWiseInferenceEngine
-from airllm.open_weights import FileWeights
+from airllm.open_weights import FileWeights, in_context
 from airllm.plan import kv_bytes_per_token
 from airllm.plan_model import plan_model
 from airllm.sampling import Sampler
-from airllm.token_engine import in_context
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def _backend() -> dict[str, dict[str, Any]]:
 
 def _models() -> dict[str, Any]:
     from airllm import hub
-    from airllm.token_engine import DEFAULT_CONTEXT
+    from airllm.plan import DEFAULT_CONTEXT
 
     found = {name: hub.find_model(name) for name in hub.KNOWN_MODELS}
     return {
