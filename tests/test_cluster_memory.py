@@ -22,7 +22,7 @@ from airllm.cluster import streamed
 from airllm.cluster.link import LinkError
 from airllm.cluster.spill import CacheFile, SpillFile, open_spill
 from airllm.cluster.streamed import Residence, StreamedWeights, residence_of
-from airllm.system import resident_bytes
+from airllm.util.system import resident_bytes
 
 RECORDINGS = ["llama-f32", "llama-q40", "qwen3moe-q40"]
 
