@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.model_file import Closing, ModelFile, Tensor
+from airllm.formats.model_file import ModelFile, Tensor
 from airllm.formats.numbers import FLOATS, WRITABLE, decode, encode, row_bytes
+from airllm.util.closing import Closing
 from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
@@ -97,6 +98,7 @@ class RetypedModel(Closing):
             tensor.name: retyped(tensor, target_type(tensor, type, tied=tied)) for tensor in floats
         }
         self.tensors = MappingProxyType({**file.tensors, **changed})
+        self.closed = False
 
     def data(self, name: str) -> Bytes:
         tensor = self.tensors[name]
@@ -130,5 +132,8 @@ class RetypedModel(Closing):
     def check_unchanged(self) -> None:
         self._file.check_unchanged()
 
-    def close(self) -> None:
+    def release(self) -> None:
         self._file.close()
+
+    def __repr__(self) -> str:
+        return repr(self._file)
