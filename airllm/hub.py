@@ -27,8 +27,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from airllm.durable import sync_directory
-from airllm.progress import Progress
+from airllm.util.durable import sync_directory
+from airllm.util.progress import Progress
 
 __all__ = ["KNOWN_MODELS", "HubError", "KnownModel", "find_model", "models_dir", "pull"]
 

@@ -7,14 +7,15 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 
-from airllm.arguments import check_choice, check_count
-from airllm.budget import BudgetError
-from airllm.generation import Generation, generate
-from airllm.limits import ContextFullError, Limits, OnFull
-from airllm.lookahead import GUESSES, MOST_GUESSES, Draft, Lookahead
-from airllm.progress import OnProgress
-from airllm.sampling import Sampling
-from airllm.token_engine import Prompt, TokenEngine
+from airllm.engine.continuation import Generation
+from airllm.engine.generation import generate
+from airllm.engine.limits import ContextFullError, Limits, OnFull
+from airllm.engine.lookahead import GUESSES, MOST_GUESSES, Draft, Lookahead
+from airllm.engine.sampling import Sampling
+from airllm.engine.token_engine import Prompt, TokenEngine
+from airllm.util.arguments import check_choice, check_count
+from airllm.util.progress import OnProgress
+from airllm.weights.budget import BudgetError
 
 __all__ = ["BudgetError", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
 
@@ -58,12 +59,12 @@ class LayerWiseInferenceEngine(TokenEngine):
 
         prompt: a text; or a chat, [{"role": "user", "content": "Hello"}], in the form that the
             model's chat template gives it.
-        temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.sampling.Sampling.
+        temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.sampling.Sampling.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what happens where the
-            context does; see airllm.limits.Limits.
+            context does; see airllm.engine.limits.Limits.
         lookahead: guess up to so many next tokens from what stood in the prompt and the answer
-            before, and check them in one pass, up to 63; 0 for none. The answer stays the same:
-            see airllm.lookahead. None: 8 with a draft, and where each pass waits for the disk.
+            before, and check them in one pass, up to 63; 0 for none. The answer stays the same
+            (airllm.engine.lookahead). None: 8 with a draft, and where each pass waits for the disk.
         draft: an engine with a smaller model of the same vocabulary, whose tokens are the guesses;
             it is busy meanwhile, and forgets what it had in its KV cache.
         on_token: called with each piece of text as it comes; never with half a character.
@@ -139,7 +140,7 @@ class LayerWiseInferenceEngine(TokenEngine):
         needs of the context, as long as this runs; the engine's own is not touched.
 
         Where layers come from the disk, all prompts that wait share a pass, as tokens of answers
-        do: see airllm.batch_generation.
+        do: see airllm.engine.batch_generation.
 
         With a seed, or temperature=0, an answer is the one that `generate` gives with an empty
         cache, bit for bit; but for a `batch` above 64 with activations="auto", see there.
@@ -218,7 +219,7 @@ class LayerWiseInferenceEngine(TokenEngine):
         on_token: Callable[[int, str], None] | None,
         on_layer: OnProgress | None,
     ) -> Generator[tuple[int, Generation], None, None]:
-        from airllm import batch_generation
+        from airllm.engine import batch_generation
 
         if not ids:
             return

@@ -24,9 +24,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "cpp_ext"))
-import isas  # noqa: E402
-
 import build  # noqa: E402
+import isas  # noqa: E402
 
 SOURCES = sorted((ROOT / "tests/cpp").glob("*.cpp"))
 GROUPS = [path.stem.removeprefix("test_") for path in SOURCES if path.stem != "main"]

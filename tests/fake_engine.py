@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from airllm.profiling import OpProfile
+from airllm.backends.profiling import OpProfile
 
 WORDS = ["<eos>", "a", "b", "c", "hello", "world"]
 

@@ -13,10 +13,10 @@ import pytest
 from fake_engine import FakeEngine
 from tiny_model import Sizes, write_tiny_model
 
-from airllm.batch_file import Answers, BatchError, read_jobs
-from airllm.budget import BudgetError
 from airllm.cli import main
-from airllm.plan_model import plan_model
+from airllm.tools.batch_file import Answers, BatchError, read_jobs
+from airllm.weights.budget import BudgetError
+from airllm.weights.plan_model import plan_model
 
 Capture = pytest.CaptureFixture[str]
 RUN = "run"
@@ -71,7 +71,7 @@ def test_every_prompt_gets_a_line_with_its_index_and_id(prompts, monkeypatch, ca
 
 def test_pieces_of_text_are_counted_while_an_answer_is_made(prompts, monkeypatch):
     notes: list[tuple[int, int, str]] = []
-    monkeypatch.setattr("airllm.progress.Progress.update", lambda _, *now: notes.append(now))
+    monkeypatch.setattr("airllm.util.progress.Progress.update", lambda _, *now: notes.append(now))
     FakeEngine(["tre"], ["du", "e"], ["uno"]).install(monkeypatch)
     batch(prompts)
     assert [now for now in notes if len(now) == 3] == [
@@ -179,7 +179,7 @@ def test_a_real_model_answers_as_generate_does(tmp_path, capsys: Capture):
 
 KILLED = """
 import os, sys
-from airllm.batch_file import Answers
+from airllm.tools.batch_file import Answers
 from airllm.cli import main
 append = Answers.append
 def append_and_die(self, job, answer):
@@ -333,7 +333,7 @@ def test_two_processes_do_not_write_one_file(prompts):
 APPEND = """
 import os, sys
 from pathlib import Path
-from airllm.batch_file import Answers, read_jobs
+from airllm.tools.batch_file import Answers, read_jobs
 prompts, out = map(Path, sys.argv[1:3])
 try:
     with Answers.open(out, read_jobs(prompts), "run") as answers:

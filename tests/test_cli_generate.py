@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 
-from airllm.budget import BudgetError
 from airllm.cli import main
+from airllm.weights.budget import BudgetError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -39,7 +39,7 @@ def test_a_slow_prompt_shows_how_far_it_is_until_the_answer_begins(
     FakeEngine(["x"]).install(monkeypatch)
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr("airllm.progress.QUIET_SECONDS", 0)
+    monkeypatch.setattr("airllm.util.progress.QUIET_SECONDS", 0)
     assert generate("--prompt", "Once") == 0
     bar, blank, report = screen.getvalue().removeprefix("\r").split("\r")
     assert bar.startswith("reading the prompt:  50%")

@@ -25,11 +25,11 @@ from airllm.formats import convert as convert_module
 from airllm.formats.convert import convert
 from airllm.formats.gguf import GGUFFile
 from airllm.formats.gguf_writer import GGUFWriter
-from airllm.formats.metadata import FormatError
 from airllm.formats.numbers import WRITABLE, decode
 from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
-from airllm.plan import BudgetError
+from airllm.util.metadata import FormatError
+from airllm.weights.plan import BudgetError
 
 QUANTISED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 Capture = pytest.CaptureFixture[str]

@@ -12,10 +12,10 @@ from tiny_model import Sizes, write_tiny_model
 
 from airllm.formats.ggml_types import SUPPORTED_TYPES
 from airllm.formats.gguf import FormatError
-from airllm.kv_cache import KVCache
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.numpy_ops import dequantize
-from airllm.weights import layers_at_once
+from airllm.state.kv_cache import KVCache
+from airllm.weights.layer_weights import layers_at_once
 
 # Norm of the logits' error over the norm of the logits, for 3 layers; measured: a third of each.
 EXACT = 1e-5  # float32 arithmetic, f32 cache

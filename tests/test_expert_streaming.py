@@ -13,13 +13,13 @@ import pytest
 from extension import require_cpp
 from tiny_model import FAMILIES, Sizes, TinyModel, write_tiny_model
 
-from airllm.formats.metadata import FormatError
+from airllm.backends.routed import split_at_route
 from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import qwen3moe
 from airllm.models.config import ModelConfig
-from airllm.plan import Plan
-from airllm.routed import split_at_route
+from airllm.util.metadata import FormatError
+from airllm.weights.plan import Plan
 
 # 4 layers of 32 experts of 51 KB (Q4_0), of which a token uses 2.
 SIZES = Sizes(

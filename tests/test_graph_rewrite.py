@@ -5,10 +5,11 @@ import pytest
 from extension import ISAS, require_cpp
 from tiny_model import FAMILIES, write_tiny_model
 
-from airllm import graph_rewrite, numpy_ops
+from airllm import numpy_ops
 from airllm.backends import load_backend
-from airllm.graph import Buffer, Graph, GraphBuilder, GraphError, Op
-from airllm.graph_rewrite import (
+from airllm.graph import rewrite as graph_rewrite
+from airllm.graph.graph import Buffer, Graph, GraphBuilder, GraphError, Op
+from airllm.graph.rewrite import (
     fuse,
     fuse_add,
     fuse_glu,

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tiny_model import FAMILIES, write_tiny_model
 
-from airllm.chat_template import ChatTemplate
-from airllm.formats.metadata import FormatError
 from airllm.formats.opening import open_model
 from airllm.models import load_model
-from airllm.tokenizer import Tokenizer
-from airllm.weights import check_tensors
+from airllm.text.chat_template import ChatTemplate
+from airllm.text.tokenizer import Tokenizer
+from airllm.util.metadata import FormatError
+from airllm.weights.layer_weights import check_tensors
 
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 INDEX = "model.safetensors.index.json"

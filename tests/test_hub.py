@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from airllm import hub, progress
+from airllm import hub
 from airllm.hub import HubError, KnownModel
+from airllm.util import progress
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 

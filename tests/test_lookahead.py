@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import FAMILIES, Sizes, write_tiny_model
 
+from airllm.engine.lookahead import Draft, Lookahead, NGrams
+from airllm.engine.sampling import Sampler
 from airllm.layer_engine import ContextFullError, LayerWiseInferenceEngine
-from airllm.lookahead import Draft, Lookahead, NGrams
 from airllm.numpy_ops.sampling import candidates
-from airllm.sampling import Sampler
 
 PROMPTS = ["hello world hello", "ab ab ab ab ab", "x", [{"role": "user", "content": "hello 12 12"}]]
 

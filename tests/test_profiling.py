@@ -7,8 +7,8 @@ import pytest
 from extension import require_cpp
 from tiny_model import FAMILIES, Sizes, write_tiny_model
 
+from airllm.backends.profiling import OpProfile
 from airllm.layer_engine import LayerWiseInferenceEngine
-from airllm.profiling import OpProfile
 
 
 @pytest.fixture(params=["numpy", "cpp"])

@@ -8,8 +8,8 @@ from extension import require_cpp
 from scripted_decoder import ScriptedDecoder, tokens_of
 from tiny_model import write_tiny_model
 
-from airllm.kv_cache import KVCache
 from airllm.layer_engine import Generation, LayerWiseInferenceEngine
+from airllm.state.kv_cache import KVCache
 
 Engine = LayerWiseInferenceEngine
 EOS = 2  # <|im_end|>

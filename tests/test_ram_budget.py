@@ -12,12 +12,12 @@ import pytest
 from streamed_model import SIZES, TOKENS, Open, smallest_budget
 from tiny_model import FAMILIES, TinyModel, write_tiny_model
 
-from airllm.budget import BudgetError
+from airllm.engine.sampling import Sampler
 from airllm.layer_engine import LayerWiseInferenceEngine
-from airllm.open_weights import FileWeights, in_context
-from airllm.plan import kv_bytes_per_token
-from airllm.plan_model import plan_model
-from airllm.sampling import Sampler
+from airllm.weights.budget import BudgetError
+from airllm.weights.open_weights import FileWeights, in_context
+from airllm.weights.plan import kv_bytes_per_token
+from airllm.weights.plan_model import plan_model
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,8 @@ def stream_everything(engine: LayerWiseInferenceEngine) -> Any:
     budget to do that."""
     from dataclasses import replace
 
-    from airllm.plan import model_parts
-    from airllm.stream_weights import StreamWeights
+    from airllm.weights.plan import model_parts
+    from airllm.weights.stream_weights import StreamWeights
 
     decoder = engine._decoder
     assert decoder is not None
@@ -274,7 +274,7 @@ def test_the_environment_says_how_streams_read(
 
 
 def test_a_default_context_leaves_most_of_the_budget_to_the_weights(open_engine: Open) -> None:
-    from airllm.plan import default_context
+    from airllm.weights.plan import default_context
 
     assert default_context(4096, 512, 1000, None) == 4096
     assert default_context(4096, 512, 1000, 1 << 30) == 4096

@@ -12,8 +12,8 @@ import pytest
 from extension import require_cpp
 from tiny_model import Sizes, write_tiny_model
 
-from airllm.formats.metadata import FormatError
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.util.metadata import FormatError
 
 Engine = LayerWiseInferenceEngine
 Open = Callable[..., Engine]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.graph import Graph, Role
+from airllm.graph.graph import Graph, Role
 
 __all__ = ["Backend", "Executor", "Stream", "load_backend"]
 

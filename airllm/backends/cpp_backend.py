@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from airllm.backends import Stream
 from airllm.backends.experts import Experts
-from airllm.graph import Graph, Role
+from airllm.graph.graph import Graph, Role
 
 try:
     import tensor_ops_cpp

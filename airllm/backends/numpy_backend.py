@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from airllm import numpy_ops
 from airllm.backends.experts import Experts
 from airllm.backends.plain_stream import PlainStream
-from airllm.graph import Graph, Op, Role
+from airllm.graph.graph import Graph, Op, Role
 from airllm.numpy_ops.quants import row_bytes
 
 Buffers = dict[str, NDArray[Any]]

@@ -11,8 +11,8 @@ from airllm.cli import console, model, options
 from airllm.cli.live import StreamLine
 
 if TYPE_CHECKING:
-    from airllm.batch_file import Job
     from airllm.layer_engine import Generation, LayerWiseInferenceEngine
+    from airllm.tools.batch_file import Job
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -61,7 +61,7 @@ def add(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from airllm.batch_file import Answers, check_place, digest, read_jobs
+    from airllm.tools.batch_file import Answers, check_place, digest, read_jobs
 
     if args.on_full == "error":
         raise options.UsageError("--on-full error would end all answers; choose stop or shift")
@@ -152,7 +152,7 @@ def _answers(
 
 def _broken() -> type[ValueError]:
     """What is the model file's fault and not the prompt's."""
-    from airllm.formats.metadata import FormatError
+    from airllm.util.metadata import FormatError
 
     return FormatError
 

@@ -54,7 +54,7 @@ def add(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from airllm.limits import ContextFullError
+    from airllm.engine.limits import ContextFullError
 
     interactive = sys.stdin.isatty()
     with model.open_with_draft(args) as (engine, draft):
@@ -181,7 +181,7 @@ class Conversation:
     def _with_room(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """The messages if an answer fits. Else, with --on-full shift, those that are left when the
         oldest exchanges are forgotten, until half of the context is free."""
-        from airllm.limits import ContextFullError
+        from airllm.engine.limits import ContextFullError
 
         context = self._engine.context
         used = len(self._engine.tokenize(messages))

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-from airllm.budget import format_bytes as format_bytes
-from airllm.progress import Progress
+from airllm.util.progress import Progress
+from airllm.weights.budget import format_bytes as format_bytes
 
 log = logging.getLogger("airllm")
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def collect() -> dict[str, dict[str, Any]]:
     """Sections of names and values; bytes and seconds as plain numbers, None where unknown."""
-    from airllm import system
+    from airllm.util import system
 
     quota, limit = system.cpu_quota(), system.memory_limit()
     return {
@@ -84,7 +84,7 @@ def collect() -> dict[str, dict[str, Any]]:
 
 def _granted() -> int | None:
     """What --ram is where it is not given."""
-    from airllm.budget import granted_bytes
+    from airllm.weights.budget import granted_bytes
 
     try:
         return granted_bytes(None)
@@ -114,7 +114,7 @@ def _backend() -> dict[str, dict[str, Any]]:
 
 def _models() -> dict[str, Any]:
     from airllm import hub
-    from airllm.plan import DEFAULT_CONTEXT
+    from airllm.weights.plan import DEFAULT_CONTEXT
 
     found = {name: hub.find_model(name) for name in hub.KNOWN_MODELS}
     return {

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from airllm.cli import console, options
 
 if TYPE_CHECKING:
-    from airllm.chat_template import ChatTemplate
     from airllm.cli.live import StreamLine
     from airllm.layer_engine import Generation, LayerWiseInferenceEngine
-    from airllm.plan import Plan
-    from airllm.progress import Progress
+    from airllm.text.chat_template import ChatTemplate
+    from airllm.util.progress import Progress
+    from airllm.weights.plan import Plan
 
 
 def find(name: str) -> Path:
@@ -91,7 +91,7 @@ def open_with_draft(
         return
     if args.lookahead == 0:
         raise options.UsageError("--draft makes guesses, and --lookahead 0 wants none")
-    from airllm.budget import BudgetError, format_bytes, granted_bytes
+    from airllm.weights.budget import BudgetError, format_bytes, granted_bytes
 
     granted = granted_bytes(args.ram)
     own = argparse.Namespace(**{**vars(args), "model": args.draft, "quantize": None})
@@ -124,7 +124,7 @@ def open_with_draft(
 
 def draft_plan(args: argparse.Namespace, granted: int) -> "Plan":
     """Of --draft, before it is loaded."""
-    from airllm.plan_model import plan_model
+    from airllm.weights.plan_model import plan_model
 
     return plan_model(
         find(args.draft),

@@ -273,7 +273,7 @@ def positives(text: str) -> list[int]:
 
 def size(text: str) -> int:
     """ "2GiB" -> bytes"""
-    from airllm.budget import parse_bytes
+    from airllm.weights.budget import parse_bytes
 
     try:
         return parse_bytes(text)

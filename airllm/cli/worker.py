@@ -128,12 +128,12 @@ def add(subparsers: options.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.status:
         return show_status(args.port, as_json=args.json)
-    from airllm import budget
     from airllm.backends import load_backend
     from airllm.cluster.door import LOOPBACK, is_allowed
     from airllm.cluster.report import Report, status_path
     from airllm.cluster.run import Settings
     from airllm.cluster.worker import Worker
+    from airllm.weights import budget
 
     networks: tuple[Network, ...] = tuple(args.allow) or LOOPBACK
     ram = args.ram

@@ -24,36 +24,36 @@ class Exchange:
     ) -> None:
         self._n_nodes, self._node, self._spin = net.n_nodes, node, spin
         self._pipes, self._links = pipes, links
-        self._plans: dict[tuple[Sync, int], Plan] = {}
+        self._transfers: dict[tuple[Sync, int], Transfers] = {}
 
     def run(self, sync: Sync, rows: int) -> None:
         """One sync for the first `rows` rows of its pipe."""
-        self.plan(sync, rows).run()
+        self.transfers(sync, rows).run()
 
-    def plan(self, sync: Sync, rows: int) -> "Plan":
-        """The same, for plan.run()."""
-        plan = self._plans.get((sync, rows))
-        if plan is None:
-            plan = self._plans[sync, rows] = self._make(sync, rows)
-        return plan
+    def transfers(self, sync: Sync, rows: int) -> "Transfers":
+        """What such a sync sends and receives: made once, run each time."""
+        transfers = self._transfers.get((sync, rows))
+        if transfers is None:
+            transfers = self._transfers[sync, rows] = self._make(sync, rows)
+        return transfers
 
-    def _make(self, sync: Sync, rows: int) -> "Plan":
-        pipe, plan = self._pipes[sync.pipe][:rows], Plan(self._spin)
+    def _make(self, sync: Sync, rows: int) -> "Transfers":
+        pipe, transfers = self._pipes[sync.pipe][:rows], Transfers(self._spin)
         if sync.type is SyncType.WITH_ROOT:
-            plan.receive(self._links[0], pipe)
-            return plan
+            transfers.receive(self._links[0], pipe)
+            return transfers
         width = pipe.shape[1] // self._n_nodes
         slices = [pipe[:, k * width : (k + 1) * width] for k in range(self._n_nodes)]
         if sync.type is SyncType.NODE_SLICES_EXCEPT_ROOT:
-            plan.send([self._links[0]], slices[self._node])
-            return plan
-        plan.send(list(self._links.values()), slices[self._node])
+            transfers.send([self._links[0]], slices[self._node])
+            return transfers
+        transfers.send(list(self._links.values()), slices[self._node])
         for node, link in self._links.items():
-            plan.receive(link, slices[node])
-        return plan
+            transfers.receive(link, slices[node])
+        return transfers
 
 
-class Plan:
+class Transfers:
     """What to send and receive. Slices of several rows are gathered and scattered by a copy."""
 
     def __init__(self, spin: float) -> None:

@@ -11,16 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from airllm import system
 from airllm.backends import Backend
-from airllm.budget import BudgetError
 from airllm.cluster.checks import Program
 from airllm.cluster.door import LOOPBACK, Door, Network, Visitor, is_allowed
-from airllm.cluster.exchange import Exchange, Plan
+from airllm.cluster.exchange import Exchange, Transfers
 from airllm.cluster.link import DEFAULT_RATE, Link, LinkError
 from airllm.cluster.lowered import Lowered
 from airllm.cluster.lowering import lower
-from airllm.cluster.meter import Meter, Progress
+from airllm.cluster.meter import Meter, WeightsProgress
 from airllm.cluster.node import Node, buffer_bytes, cache_bytes, weight_bytes
 from airllm.cluster.node_config import read_node_config
 from airllm.cluster.protocol import (
@@ -37,6 +35,8 @@ from airllm.cluster.spill import Spill, open_spill, room_bytes
 from airllm.cluster.streamed import StreamedWeights, plan_residence
 from airllm.cluster.weights import Arrivals, ResidentWeights
 from airllm.cluster.wire import Fields
+from airllm.util import system
+from airllm.weights.budget import BudgetError
 
 _SLACK = 32 << 20  # of a budget: what freed memory the allocator keeps
 
@@ -246,7 +246,7 @@ class Run:
         self, root: Link, program: Program, weights: ResidentWeights | StreamedWeights
     ) -> None:
         arrivals = Arrivals(program.weights)
-        progress = Progress(weight_bytes(program.weights), self.report)
+        progress = WeightsProgress(weight_bytes(program.weights), self.report)
         while (header := read_weight_header(root.take)) is not None:
             key = header.name, header.index
             for plane in arrivals.expect(header):
@@ -274,16 +274,18 @@ class Run:
         packet = memoryview(bytearray(8))
         filled = 0
 
-        plans: dict[int, list[list[Plan]]] = {}  # by rows
+        transfers: dict[int, list[list[Transfers]]] = {}  # by rows
 
-        def work(step: Control) -> list[tuple[Callable[[], None], list[Plan]]]:
+        def work(step: Control) -> list[tuple[Callable[[], None], list[Transfers]]]:
             """What to do for each segment: compute, and then exchange."""
             calls = node.step(step.position, step.rows)
-            if step.rows not in plans:
-                plans[step.rows] = [
-                    [exchange.plan(s, step.rows) for s in syncs] for _, syncs in calls
+            if step.rows not in transfers:
+                transfers[step.rows] = [
+                    [exchange.transfers(s, step.rows) for s in syncs] for _, syncs in calls
                 ]
-            return [(run, after) for (run, _), after in zip(calls, plans[step.rows], strict=True)]
+            return [
+                (run, after) for (run, _), after in zip(calls, transfers[step.rows], strict=True)
+            ]
 
         expected = Control(0, 1)
         segments = work(expected)
@@ -304,8 +306,8 @@ class Run:
                     run()
                     now = clock()
                     compute += now - before
-                    for plan in exchanges:
-                        plan.run()
+                    for transfer in exchanges:
+                        transfer.run()
                     before = clock()
                     sync += before - now
                 expected = Control(control.position + control.rows, control.rows)

@@ -15,7 +15,7 @@ from airllm.formats.hf_folder import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile, Tensor
 from airllm.formats.numbers import FLOATS, WRITABLE
 from airllm.formats.retype import convert_rows, rows_in_pieces, target_type
-from airllm.progress import OnProgress
+from airllm.util.progress import OnProgress
 
 __all__ = ["FILE_TYPES", "Converted", "convert"]
 

@@ -13,8 +13,8 @@ from typing import Self
 
 from airllm.formats.gguf_header import MAX_TENSORS, Header, read_header
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.metadata import FormatError, Metadata
 from airllm.formats.model_file import ModelParts, Tensor
+from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["FormatError", "GGUFFile", "Metadata", "Tensor"]
 

@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from airllm.formats.ggml_types import REMOVED_TYPES, SUPPORTED_TYPES, TYPES
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.metadata import FormatError, Metadata
 from airllm.formats.model_file import Extent, Tensor
+from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["Header", "read_header"]
 

@@ -17,8 +17,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.durable import sync_directory
 from airllm.formats.ggml_types import TYPES
+from airllm.util.durable import sync_directory
 
 ALIGNMENT = 32
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats.metadata import Metadata
+from airllm.util.metadata import Metadata
 
 __all__ = ["HFConfig", "translate"]
 

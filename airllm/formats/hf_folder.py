@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.hf_config import HFConfig, translate
-from airllm.formats.hf_names import Part, translate_tensors
+from airllm.formats.hf_names import Shard, translate_tensors
 from airllm.formats.hf_tokenizer import translate_tokenizer
 from airllm.formats.json_file import read_object
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.metadata import FormatError, Metadata
 from airllm.formats.model_file import ModelParts, Tensor
 from airllm.formats.safetensors import read_table
+from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["ROPE_INTERLEAVED", "HFFolder"]
 
@@ -54,10 +54,12 @@ class HFFolder(ModelParts):
         """
         folder = Path(folder)
         config = translate(_read(folder / CONFIG, required="a model's folder has one"))
-        parts: list[Part] = []
+        shards: list[Shard] = []
         try:
-            _open_weights(folder, parts)
-            translated = translate_tensors(str(folder), parts, gemma=config.gemma, tied=config.tied)
+            _open_weights(folder, shards)
+            translated = translate_tensors(
+                str(folder), shards, gemma=config.gemma, tied=config.tied
+            )
             tensors, made = list(translated.tensors), dict(translated.made)
             _check_head(folder, config, tensors)
             if config.rope_factors is not None:
@@ -70,15 +72,15 @@ class HFFolder(ModelParts):
             if config.metadata["general.architecture"] == "llama":
                 metadata[ROPE_INTERLEAVED] = False
         except BaseException:
-            for part in parts:
-                part.file.close()
+            for shard in shards:
+                shard.file.close()
             raise
-        files = [part.file for part in parts]
+        files = [shard.file for shard in shards]
         said = _digest_of_descriptions(folder)
         return cls(folder, Metadata(str(folder), metadata), tensors, files, made=made, said=said)
 
 
-def _open_weights(folder: Path, parts: list[Part]) -> None:
+def _open_weights(folder: Path, shards: list[Shard]) -> None:
     """Append the files of the weights, each checked; with an index, against it."""
     index = folder / INDEX
     if not index.exists():
@@ -88,8 +90,8 @@ def _open_weights(folder: Path, parts: list[Part]) -> None:
                 ".pth) can be saved as safetensors with transformers' save_pretrained"
             )
         file = MappedFile.open(folder / WEIGHTS, hint="it should be a file")
-        parts.append(Part(file, ()))
-        parts[-1] = Part(file, read_table(file))
+        shards.append(Shard(file, ()))
+        shards[-1] = Shard(file, read_table(file))
         return
     places = read_object(index, _MAX_INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -101,10 +103,10 @@ def _open_weights(folder: Path, parts: list[Part]) -> None:
             file = MappedFile.open(folder / name, hint="it should be a file")
         except FileNotFoundError:
             raise FormatError(f"{folder}: {name} is missing, which {INDEX} names") from None
-        parts.append(Part(file, ()))
-        parts[-1] = Part(file, read_table(file))
+        shards.append(Shard(file, ()))
+        shards[-1] = Shard(file, read_table(file))
         expected = {tensor for tensor, place in places.items() if place == name}
-        there = {stored.name for stored in parts[-1].table}
+        there = {stored.name for stored in shards[-1].table}
         if expected != there:
             odd = min(expected ^ there)
             raise FormatError(

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.metadata import FormatError
 from airllm.formats.model_file import Extent, Tensor
 from airllm.formats.safetensors import StoredTensor
+from airllm.util.metadata import FormatError
 
-__all__ = ["Part", "Translated", "translate_tensors"]
+__all__ = ["Shard", "Translated", "translate_tensors"]
 
 _TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -55,7 +55,7 @@ _LEFT_OUT = re.compile(
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """One file and its table."""
 
     file: MappedFile
@@ -70,7 +70,9 @@ class Translated:
     made: dict[str, Callable[[], NDArray[np.uint8]]]
 
 
-def translate_tensors(folder: str, parts: Sequence[Part], *, gemma: bool, tied: bool) -> Translated:
+def translate_tensors(
+    folder: str, shards: Sequence[Shard], *, gemma: bool, tied: bool
+) -> Translated:
     """A tensor without a place keeps its name, for whoever compares tensors with the model.
 
     gemma: norms are to have 1 added. tied: an output matrix is left out. FormatError for a type
@@ -80,7 +82,7 @@ def translate_tensors(folder: str, parts: Sequence[Part], *, gemma: bool, tied: 
     tensors: dict[str, Tensor] = {}
     made: dict[str, Callable[[], NDArray[np.uint8]]] = {}
     experts: dict[str, dict[int, tuple[int, StoredTensor]]] = defaultdict(dict)
-    prefix = _prefix(folder, parts)
+    prefix = _prefix(folder, shards)
 
     def put(*found: Tensor) -> None:
         for tensor in found:
@@ -88,7 +90,7 @@ def translate_tensors(folder: str, parts: Sequence[Part], *, gemma: bool, tied: 
                 raise FormatError(f"{folder}: there are two tensors for {quote(tensor.name)}")
             tensors[tensor.name] = tensor
 
-    for number, part in enumerate(parts):
+    for number, part in enumerate(shards):
         for stored in part.table:
             if _LEFT_OUT.fullmatch(stored.name) or (tied and stored.name.endswith(_HEAD)):
                 continue
@@ -108,14 +110,14 @@ def translate_tensors(folder: str, parts: Sequence[Part], *, gemma: bool, tied: 
                     n_bytes = 4 * math.prod(stored.shape)
                     tensor = Tensor(gguf_name, "f32", stored.shape, n_bytes, n_bytes, ())
                 put(tensor)
-    put(*(_stacked(folder, slot, by_number, parts) for slot, by_number in experts.items()))
+    put(*(_stacked(folder, slot, by_number, shards) for slot, by_number in experts.items()))
     return Translated(list(tensors.values()), made)
 
 
-def _prefix(folder: str, parts: Sequence[Part]) -> str:
+def _prefix(folder: str, shards: Sequence[Shard]) -> str:
     """ "model.", or where the language model is a part of one, "language_model.model."."""
     end = "embed_tokens.weight"
-    names = (stored.name for part in parts for stored in part.table)
+    names = (stored.name for part in shards for stored in part.table)
     prefixes = [name.removesuffix(end) for name in names if name.endswith(end)]
     if len(prefixes) != 1:
         raise FormatError(f"{folder}: has {len(prefixes)} tensors {end}; expected one")
@@ -161,7 +163,7 @@ def _tensor(
 
 
 def _stacked(
-    folder: str, slot: str, experts: dict[int, tuple[int, StoredTensor]], parts: Sequence[Part]
+    folder: str, slot: str, experts: dict[int, tuple[int, StoredTensor]], shards: Sequence[Shard]
 ) -> Tensor:
     """The matrices of all experts as one tensor: [n_experts, n, k]."""
     if sorted(experts) != list(range(len(experts))):
@@ -172,10 +174,10 @@ def _stacked(
     for part, stored in ordered:
         if (stored.dtype, stored.shape) != (first.dtype, first.shape):
             raise FormatError(
-                f"{parts[part].file.path}: tensor {quote(stored.name)} differs in type or shape "
+                f"{shards[part].file.path}: tensor {quote(stored.name)} differs in type or shape "
                 f"from {quote(first.name)}"
             )
-    return _tensor(slot, ordered, (len(ordered), *first.shape), parts[ordered[0][0]].file)
+    return _tensor(slot, ordered, (len(ordered), *first.shape), shards[ordered[0][0]].file)
 
 
 def _halves(layer: str, part: int, stored: StoredTensor, file: MappedFile) -> Iterable[Tensor]:

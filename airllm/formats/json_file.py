@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from airllm.formats.metadata import FormatError
+from airllm.util.metadata import FormatError
 
 __all__ = ["parse_object", "read_object"]
 

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from airllm.formats.metadata import FormatError
+from airllm.util.metadata import FormatError
 
 __all__ = ["MappedFile", "quote"]
 

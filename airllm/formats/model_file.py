@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.mapped_file import MappedFile
-from airllm.formats.metadata import Metadata
+from airllm.util.metadata import Metadata
 
 __all__ = ["Closing", "Extent", "ModelFile", "ModelParts", "Tensor"]
 

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from airllm.formats.gguf import GGUFFile
-from airllm.formats.metadata import FormatError
 from airllm.formats.model_file import ModelFile
+from airllm.util.metadata import FormatError
 
 __all__ = ["open_model"]
 

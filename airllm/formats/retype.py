@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.metadata import FormatError, Metadata
 from airllm.formats.model_file import Closing, ModelFile, Tensor
 from airllm.formats.numbers import FLOATS, WRITABLE, decode, encode, row_bytes
+from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from airllm.formats.json_file import parse_object
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.metadata import FormatError
+from airllm.util.metadata import FormatError
 
 __all__ = ["StoredTensor", "read_table"]
 

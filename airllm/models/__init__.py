@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.formats.model_file import ModelFile
-from airllm.graph import Activations, Graph
-from airllm.graph_rewrite import fuse
+from airllm.graph.graph import Activations, Graph
+from airllm.graph.rewrite import fuse
 from airllm.models import gemma2, gemma3, llama, qwen2, qwen3, qwen3moe
 from airllm.models.config import ModelConfig
 from airllm.models.rope import inverse_frequencies

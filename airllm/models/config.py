@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from airllm.formats.metadata import Metadata
 from airllm.formats.model_file import ModelFile
+from airllm.util.metadata import Metadata
 
 # Limits far above any model there is (the longest contexts are 10 million tokens, the widest layers
 # some 100,000), so that what follows cannot overflow. That the tensors are there, in these sizes,
-# is checked against the graphs: see check_tensors in airllm.weights.
+# is checked against the graphs: see check_tensors in airllm.weights.layer_weights.
 _MAX_CONTEXT = 2**24
 _MAX_WIDTH = 2**20
 _MAX_LAYERS = 2**12

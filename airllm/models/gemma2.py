@@ -4,7 +4,7 @@ logits, and a window on every other layer.
 Gemma multiplies by 1 plus a norm's weight; its files have that 1 added.
 """
 
-from airllm.graph import Activations, Buffer, Graph, GraphBuilder
+from airllm.graph.graph import Activations, Buffer, Graph, GraphBuilder
 from airllm.models.config import ModelConfig
 
 

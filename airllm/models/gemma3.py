@@ -1,7 +1,7 @@
 """Gemma 3 (arXiv:2503.19786): Gemma 2 with normalised heads of Q and K in place of capped scores,
 and five layers with a window, whose rope turns faster, to one without."""
 
-from airllm.graph import Activations, Graph, GraphBuilder
+from airllm.graph.graph import Activations, Graph, GraphBuilder
 from airllm.models.config import ModelConfig
 from airllm.models.gemma2 import attention, feed_forward
 from airllm.models.gemma2 import embed as embed

@@ -5,7 +5,7 @@ GGUF's conversion of this architecture reorders the rows of Q and K so that the 
 rotates are neighbours, hence `interleaved`; Hugging Face's files have them in halves.
 """
 
-from airllm.graph import Activations, Buffer, Graph, GraphBuilder
+from airllm.graph.graph import Activations, Buffer, Graph, GraphBuilder
 from airllm.models.config import ModelConfig
 
 

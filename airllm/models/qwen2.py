@@ -4,7 +4,7 @@ Its files have the rows of Q and K in their own order: rope rotates a head's fir
 second.
 """
 
-from airllm.graph import Activations, Graph, GraphBuilder
+from airllm.graph.graph import Activations, Graph, GraphBuilder
 from airllm.models.config import ModelConfig
 from airllm.models.llama import embed as embed
 from airllm.models.llama import feed_forward

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats.metadata import Metadata
 from airllm.formats.model_file import ModelFile
 from airllm.models.config import ModelConfig
+from airllm.util.metadata import Metadata
 
 
 def inverse_frequencies(gguf: ModelFile, config: ModelConfig, window: int) -> NDArray[np.float64]:

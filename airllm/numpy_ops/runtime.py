@@ -8,7 +8,7 @@ import numpy as np
 
 from airllm import __version__
 from airllm.numpy_ops import checks
-from airllm.system import cpu_quota
+from airllm.util.system import cpu_quota
 
 has_simd = False
 simd_level = "numpy"
