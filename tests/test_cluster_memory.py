@@ -193,7 +193,7 @@ def test_a_cache_says_what_was_in_it(model, tmp_path, process_takes):
     with workers(1, ram=130_000_000, cache=tmp_path) as made:
         report = made[0].report
         # From the second run on, the process has grown: it keeps fewer weights and stores more.
-        for number, taken in enumerate((50_000_000, 70_000_000, 70_000_000), start=1):
+        for number, taken in enumerate((40_000_000, 50_000_000, 50_000_000), start=1):
             process_takes(taken)
             Root(model, addresses(made)).stop()
             report.wait_for("run_over", number)
