@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from extension import ISAS, require_cpp
+from extension import EVERY_BACKEND, forced_isa, require_cpp
 from hypothesis import settings
 from streamed_model import Open
 from tiny_model import TinyModel
@@ -18,20 +18,14 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 
-@pytest.fixture(scope="module", params=["numpy", *(f"cpp-{isa}" for isa in ISAS or ["missing"])])
+@pytest.fixture(scope="module", params=EVERY_BACKEND)
 def ops(request):
     """The operations on one backend and ISA after the other, the ISA forced and confirmed."""
     if request.param == "numpy":
         yield numpy_ops
         return
-    cpp = require_cpp()
-    isa = request.param.removeprefix("cpp-")
-    before = cpp.simd_level
-    cpp.set_isa(isa)
-    assert cpp.simd_level == isa
-    yield cpp
-    assert cpp.simd_level == isa, "a test left another ISA behind"
-    cpp.set_isa(before)
+    with forced_isa(request.param.removeprefix("cpp-")) as cpp:
+        yield cpp
 
 
 @pytest.fixture(scope="module", params=["float32", "float16", "q8_0"])
