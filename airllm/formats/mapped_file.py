@@ -100,7 +100,7 @@ def quote(name: str) -> str:
 
 
 def _open_regular_file(path: Path, hint: str) -> int:
-    """A descriptor. Looks at the kind of file first: opening a named pipe would wait for a writer."""
+    """A descriptor. Checks the kind of file first: opening a named pipe would wait for a writer."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise FormatError(f"{path}: is a directory; {hint}")
