@@ -1,6 +1,9 @@
 """The backends that operations and engines are tested on: NumPy, and the extension on every ISA."""
 
-from collections.abc import Iterator
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,17 @@ from airllm.layer_engine import LayerWiseInferenceEngine
 # pytest --hypothesis-profile=default
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> str:
+    """How many of the tests that will run have each marker of pyproject.toml."""
+    lines = Path(config.rootpath, "pyproject.toml").read_text(encoding="utf-8")
+    markers = tomllib.loads(lines)["tool"]["pytest"]["ini_options"]["markers"]
+    names = [line.partition(":")[0] for line in markers]
+    counts = Counter(name for item in items for name in names if item.get_closest_marker(name))
+    without = sum(not any(map(item.get_closest_marker, names)) for item in items)
+    marked = [f"{counts[name]} {name}" for name in names if counts[name]]
+    return f"by marker: {', '.join([f'{without} without', *marked])}"
 
 
 @pytest.fixture(scope="module", params=EVERY_BACKEND)
