@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import reference_model
-from extension import ISAS, require_cpp
+from extension import EVERY_BACKEND, forced_isa, require_cpp
 from file_rows import QUANTIZED
 from tiny_model import Sizes, write_tiny_model
 
@@ -33,17 +33,14 @@ HEADS_OF_32 = Sizes(head_dim=32, rope_dims=32)
 TOKENS = np.random.default_rng(1).integers(0, 268, 70).tolist()
 
 
-@pytest.fixture(params=["numpy", *(f"cpp-{isa}" for isa in ISAS or ["missing"])])
+@pytest.fixture(params=EVERY_BACKEND)
 def backend(request):
     """The name of each backend; C++ on one ISA after the other."""
     if request.param == "numpy":
         yield "numpy"
         return
-    extension = require_cpp()
-    before = extension.simd_level
-    extension.set_isa(request.param.removeprefix("cpp-"))
-    yield "cpp"
-    extension.set_isa(before)
+    with forced_isa(request.param.removeprefix("cpp-")):
+        yield "cpp"
 
 
 @pytest.fixture

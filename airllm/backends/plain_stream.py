@@ -1,4 +1,4 @@
-"""The extension's Stream in Python: nothing is read ahead, and nothing else differs."""
+"""The extension's Stream in Python. It reads nothing ahead; all else is the same."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Memory, and where in it.
+# Memory and an offset in it.
 Target = tuple[NDArray[np.uint8], int]
 # File, offset, bytes, and a target for each slot.
 Range = tuple[int, int, int, Sequence[Target]]
