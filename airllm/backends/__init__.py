@@ -8,8 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph.graph import Graph, Role
+from airllm.util.arguments import check_count
+from airllm.util.shown import shown
 
-__all__ = ["Backend", "Executor", "Stream", "load_backend"]
+__all__ = ["MOST_THREADS", "Backend", "Executor", "Stream", "load_backend"]
+
+MOST_THREADS = 1024  # that the kernels may be given
 
 _log = logging.getLogger("airllm")
 
@@ -123,10 +127,11 @@ def load_backend(name: str | None = None, threads: int | None = None) -> Backend
     """The backend of that name: "cpp", "numpy", or (None, "auto") what tensor_ops_hybrid chose.
 
     threads: how many the C++ kernels use, for the whole process; None: what cpu_budget() says.
-    ImportError when "cpp" is asked for and the extension is not there; ValueError for a bad name.
+    ImportError when "cpp" is asked for and the extension is not there; ValueError for a bad name,
+    or a number of threads that is not 1 to 1024, TypeError for another thing than a number.
     """
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise ValueError(f"threads is {threads!r}; expected an integer of at least 1")
+    if threads is not None:
+        threads = check_count("threads", threads, most=MOST_THREADS)
     if name in (None, "auto"):
         from airllm import tensor_ops_hybrid
 
@@ -145,4 +150,4 @@ def load_backend(name: str | None = None, threads: int | None = None) -> Backend
                 threads,
             )
         return NumpyBackend()
-    raise ValueError(f"backend is {name!r}; expected 'auto', 'cpp' or 'numpy'")
+    raise ValueError(f"backend is {shown(name)}; expected 'auto', 'cpp' or 'numpy'")

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.backends import Backend, Executor
+from airllm.backends import MOST_THREADS, Backend, Executor
 from airllm.backends.profiling import Profile
 from airllm.formats.model_file import ModelFile
 from airllm.models import Model
@@ -46,7 +46,7 @@ class Decoder:
         decode_threads: at most so many for one token at a time; 0 for all."""
         config, batch_size = model.config, plan.batch_size
         self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
-        self._decode_threads = decode_threads
+        self._decode_threads = min(int(decode_threads), MOST_THREADS)
         # Before the weights, which take their time: it may be refused.
         self._kv_type: KVType = kv_type
         self.cache = self.new_cache(plan.context)

@@ -12,6 +12,7 @@ from airllm.formats.mapped_file import MappedFile, quote
 from airllm.formats.model_file import Closing, ModelFile, Tensor
 from airllm.formats.numbers import FLOATS, WRITABLE, decode, encode, row_bytes
 from airllm.util.metadata import FormatError, Metadata
+from airllm.util.shown import shown
 
 __all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
 
@@ -82,7 +83,7 @@ class RetypedModel(Closing):
     def __init__(self, file: ModelFile, type: str) -> None:
         """ValueError for a type that is none, or a model without float matrices."""
         if type not in WRITABLE:
-            raise ValueError(f"quantize is {type!r}; expected one of {', '.join(WRITABLE)}")
+            raise ValueError(f"quantize is {shown(type)}; expected one of {', '.join(WRITABLE)}")
         tied = "output.weight" not in file.tensors
         self._file, self._type = file, type
         self.path, self.metadata, self.parts = file.path, file.metadata, file.parts
