@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.backends import Executor
+from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
 from airllm.models.rope_rows import RopeRows
 from airllm.state.kv_cache import KVCache, KVType
@@ -39,7 +39,7 @@ class Decoder:
         model, backend, plan = planned.model, planned.backend, planned.plan
         config, batch_size = model.config, plan.batch_size
         self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
-        self._decode_threads = decode_threads
+        self._decode_threads = min(int(decode_threads), MOST_THREADS)
         # Before the weights, which take their time: it may be refused.
         self._kv_type: KVType = planned.kv_type
         self.cache = self.new_cache(plan.context)

@@ -13,6 +13,7 @@ from airllm.formats.model_file import ModelFile, Tensor
 from airllm.formats.numbers import FLOATS, WRITABLE, decode, encode, row_bytes
 from airllm.util.closing import Closing
 from airllm.util.metadata import FormatError, Metadata
+from airllm.util.shown import shown
 
 __all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
 
@@ -84,7 +85,7 @@ class RetypedModel(Closing):
     def __init__(self, file: ModelFile, type: str) -> None:
         """ValueError for an unknown type, or a model without float matrices."""
         if type not in WRITABLE:
-            raise ValueError(f"quantize is {type!r}; expected one of {', '.join(WRITABLE)}")
+            raise ValueError(f"quantize is {shown(type)}; expected one of {', '.join(WRITABLE)}")
         tied = "output.weight" not in file.tensors
         self._file, self._type = file, type
         self.path, self.metadata, self.parts = file.path, file.metadata, file.parts
