@@ -32,7 +32,7 @@ from airllm.cluster.protocol import (
 )
 from airllm.cluster.report import Report, megabytes
 from airllm.cluster.spill import Spill, open_spill, room_bytes
-from airllm.cluster.streamed import StreamedWeights, plan_residence
+from airllm.cluster.streamed import StreamedWeights, plan_residency
 from airllm.cluster.weights import Arrivals, ResidentWeights
 from airllm.cluster.wire import Fields
 from airllm.util import system
@@ -229,18 +229,18 @@ class Run:
             raise RefusedError(f"{text}: too little; with --ram, weights are read from disk")
         others = cache + buffers + _SLACK
         try:
-            residence = plan_residence(lowered, sizes, self.backend, granted - others)
+            residency = plan_residency(lowered, sizes, self.backend, granted - others)
         except BudgetError as error:
             least = megabytes(others + error.minimum)
             raise RefusedError(f"{text}: too little; {least} are enough to stream") from None
-        streamed = residence.streamed_bytes
+        streamed = residency.streamed_bytes
         room = room_bytes(self.settings.cache)
         if streamed > room:
             raise RefusedError(f"{text}: too little, and {megabytes(room)} are free on the disk")
         text += f": {megabytes(streamed)} of the weights are read from disk for every step"
         self.report.event("memory", text, memory | {"streamed_bytes": streamed})
         spill = self._spill = open_spill(self.settings.cache)
-        return StreamedWeights(lowered, sizes, self.backend, spill, residence)
+        return StreamedWeights(lowered, sizes, self.backend, spill, residency)
 
     def _receive_weights(
         self, root: Link, program: Program, weights: ResidentWeights | StreamedWeights
