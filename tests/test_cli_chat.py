@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -339,10 +340,12 @@ class Terminal:
 
 
 def _own_the_terminal() -> None:
-    """Makes stdin the controlling terminal, so that ^C typed there becomes a SIGINT."""
+    """Makes stdin the controlling terminal, so that ^C typed there becomes a SIGINT; which a shell
+    may have told its background jobs, this one among them, to ignore."""
     import fcntl
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 

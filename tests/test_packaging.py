@@ -65,6 +65,7 @@ def installed(wheel, tmp_path_factory):
     return folder / "bin/python", packages
 
 
+@pytest.mark.packaging
 def test_a_wheel_holds_the_package_its_types_and_the_extension(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "airllm").rglob("*.py")}
@@ -76,6 +77,7 @@ def test_a_wheel_holds_the_package_its_types_and_the_extension(wheel):
     assert any(name.endswith("/LICENSE") for name in metadata)
 
 
+@pytest.mark.packaging
 def test_what_an_earlier_build_left_behind_is_not_in_the_wheel(wheel, build):
     left_overs = [path / "airllm/left_over.py" for path in (ROOT / "build").glob("lib.*")]
     assert left_overs
@@ -89,6 +91,7 @@ def test_what_an_earlier_build_left_behind_is_not_in_the_wheel(wheel, build):
             path.unlink(missing_ok=True)
 
 
+@pytest.mark.packaging
 def test_the_installed_package_runs_on_the_installed_extension(installed, tmp_path):
     python, packages = installed
     code = "import tensor_ops_cpp, airllm; print(tensor_ops_cpp.__file__, airllm.__file__)"
@@ -118,6 +121,7 @@ tensor_ops_hybrid.rms_norm(x, "weight")  # type: ignore[arg-type]
 """
 
 
+@pytest.mark.packaging
 def test_code_that_uses_the_installed_package_passes_mypy_strict(installed, tmp_path):
     pytest.importorskip("mypy")
     (tmp_path / "program.py").write_text(TYPED_PROGRAM)
@@ -127,6 +131,7 @@ def test_code_that_uses_the_installed_package_passes_mypy_strict(installed, tmp_
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.packaging
 def test_a_source_distribution_holds_what_builds_and_tests_it(build):
     with tarfile.open(build("build_sdist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

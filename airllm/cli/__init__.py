@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return READER_GONE
     except Exception as error:
+        sys.excepthook = console.show_traceback  # of what is raised here
         if args.debug or os.environ.get("AIRLLM_DEBUG", "0") not in ("", "0"):
             raise
         if not isinstance(error, _expected_errors()):

@@ -8,6 +8,7 @@ from typing import Any
 
 from airllm import __version__
 from airllm.cli import console, options
+from airllm.util.printable import printable
 
 # Every variable that changes what airllm does, and what it is for.
 VARIABLES = {
@@ -131,7 +132,8 @@ def _lines(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines.append(section)
         width = max(map(len, values), default=0)
         for name, value in values.items():
-            lines.append(f"  {name:<{width}}  {_words(name, value)}".rstrip())
+            words = printable(_words(name, value))
+            lines.append(f"  {printable(name):<{width}}  {words}".rstrip())
             if section == "environment":
                 lines[-1] += f"   ({VARIABLES[name]})"
     return lines

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from airllm.util.metadata import Metadata
+from airllm.util.printable import printable
 
 __all__ = ["ChatTemplate", "ChatTemplateError", "map_texts"]
 
@@ -20,7 +21,11 @@ CHATML = (
 
 
 class ChatTemplateError(ValueError):
-    """The template refuses this conversation, or fails at it."""
+    """The template refuses this conversation, or fails at it. Its words are on one line, with
+    escapes for what is not printable."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class ChatTemplate:

@@ -5,9 +5,15 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from airllm.util.printable import printable
+
 
 class FormatError(ValueError):
-    """A file does not hold what it should. The message is "<file>: <fault>"."""
+    """A file does not hold what it should. The message is "<file>: <fault>", on one line, with
+    escapes for whatever the file has that is not printable."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class Metadata(Mapping[str, object]):

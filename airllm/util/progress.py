@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+from airllm.util.printable import printable
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -34,7 +36,7 @@ class Progress:
     """
 
     def __init__(self, label: str, unit: str, *, shown: bool = True) -> None:
-        self._label = label
+        self._label = printable(label)
         self._unit = unit
         self.shown = shown
         self._start = self._logged = time.monotonic()
@@ -72,7 +74,7 @@ class Progress:
             self._bar = self._new_bar(done, total)
         if note:
             self._bar.bar_format = _NOTED
-        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.set_postfix_str(printable(note), refresh=False)
         self._bar.update(done - self._bar.n)
 
     def _new_bar(self, done: int, total: int) -> "tqdm[None]":
