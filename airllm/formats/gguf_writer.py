@@ -7,6 +7,7 @@ know all types and shapes at the start; the data follows piece by piece.
 import errno
 import io
 import os
+import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -159,12 +160,12 @@ class GGUFWriter:
 
 
 def _open_exclusively(path: Path) -> io.FileIO:
-    """An empty file, locked against other writers until this process closes it or ends."""
+    """An empty file that no other process writes: the lock goes when its process does."""
     while True:
-        file = io.FileIO(path, "ab")
+        file = io.FileIO(path, "ab", opener=_open_no_link)
         try:
             _lock(file, path)
-            # Another writer may have finished meanwhile and renamed the file that is open here.
+            # Another may have finished meanwhile: the file has its final name then, and is full.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 file.truncate(0)
                 return file
@@ -172,6 +173,28 @@ def _open_exclusively(path: Path) -> io.FileIO:
             file.close()
             raise
         file.close()
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """A link of that name, which somebody else may have made in a shared folder, would have the
+    file emptied that it points to; a pipe would wait for a reader."""
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a pipe
+            raise _no_file(path) from None
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise _no_file(path)
+    return descriptor
+
+
+def _no_file(path: str) -> OSError:
+    text = "is a link or no regular file, and what it leads to would be overwritten; remove it"
+    return FileExistsError(errno.EEXIST, text, str(path))
 
 
 def _lock(file: io.FileIO, path: Path) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.state.kv_cache import KVCache
+from airllm.util.durable import sync_directory
 from airllm.util.metadata import FormatError
 
 __all__ = ["Message", "load", "save"]
@@ -79,6 +80,7 @@ def save(
             file.flush()
             os.fsync(file.fileno())
         Path(partial).replace(path)
+        sync_directory(path.parent)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
