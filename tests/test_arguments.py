@@ -10,8 +10,8 @@ import pytest
 
 from airllm.backends import load_backend
 from airllm.cli import options
-from airllm.engine.limits import Limits
-from airllm.engine.sampling import Sampler, Sampling
+from airllm.engine.sampling import Sampler
+from airllm.engine.settings import Limits, Sampling
 from airllm.graph.rewrite import fusion_wanted
 from airllm.numpy_ops import cpu_budget
 from airllm.util.arguments import check_choice, check_count, check_number
