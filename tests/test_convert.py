@@ -83,9 +83,9 @@ def test_metadata_and_tokens_are_the_folders(tmp_path):
         for prompt in ("hello world", "<|im_start|>", chat):
             assert new.tokenize(prompt) == old.tokenize(prompt)
         assert new.config.context_length == old.config.context_length
-        assert new._gguf.metadata["general.file_type"] == 7
-        assert new._gguf.metadata["general.quantization_version"] == 2
-        assert "airllm.rope.interleaved" not in new._gguf.metadata
+        assert new._model.planned.file.metadata["general.file_type"] == 7
+        assert new._model.planned.file.metadata["general.quantization_version"] == 2
+        assert "airllm.rope.interleaved" not in new._model.planned.file.metadata
 
 
 @pytest.mark.parametrize("type", QUANTISED)
@@ -281,16 +281,16 @@ def test_a_folder_is_quantised_while_it_is_read(tmp_path, backend, family):
         LayerWiseInferenceEngine(folder, quantize="q8_0", **exact) as hf,
         LayerWiseInferenceEngine(tmp_path / "new.gguf", **exact) as gguf,
     ):
-        assert {tensor.type for tensor in hf._gguf.tensors.values()} <= {
+        assert {tensor.type for tensor in hf._model.planned.file.tensors.values()} <= {
             "q8_0",
             "f32",
             "bf16",
             "f16",
         }
-        assert hf._gguf.tensors["blk.0.attn_q.weight"].type == "q8_0"
+        assert hf._model.planned.file.tensors["blk.0.attn_q.weight"].type == "q8_0"
         expected = gguf.forward(TOKENS, last_only=False)
         assert error(hf.forward(TOKENS, last_only=False), expected) <= EXACT
-        assert hf._gguf.fingerprint() != open_model(folder).fingerprint()
+        assert hf._model.planned.file.fingerprint() != open_model(folder).fingerprint()
 
 
 def test_rows_of_a_quantised_tensor_are_those_of_the_whole(tmp_path):

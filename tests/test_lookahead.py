@@ -78,8 +78,8 @@ def _check_rows(path, backend, kv_type, activations):
         one_by_one = [engine.forward([token]) for token in tokens[11:]]
         engine.reset()
         engine.forward(tokens[:11])
-        assert engine._decoder is not None
-        ahead = Lookahead(engine._decoder, len(tokens) - 12, engine.config.vocab_size)
+        assert engine._model.decoder is not None
+        ahead = Lookahead(engine._model.decoder, len(tokens) - 12, engine.config.vocab_size)
         np.testing.assert_array_equal(ahead.evaluate(tokens[11:]), one_by_one)
         assert engine.position == 11
 
@@ -238,7 +238,9 @@ def test_answers_with_a_draft_are_identical(engine, draft, settings):
 
 def test_a_draft_that_is_right_gives_as_many_tokens_a_pass_as_it_guesses(engine, endless):
     with LayerWiseInferenceEngine(
-        engine._gguf.path, backend=engine.backend, kv_type=engine._decoder.cache.kv_type
+        engine._model.planned.file.path,
+        backend=engine.backend,
+        kv_type=engine._model.decoder.cache.kv_type,
     ) as twin:
         engine.reset()
         answer = engine.generate("x", temperature=0, max_new_tokens=41, lookahead=4, draft=twin)
@@ -260,9 +262,9 @@ def test_a_draft_with_a_shorter_context_guesses_as_long_as_it_can(engine, draft,
 
 
 def test_a_draft_of_another_vocabulary_is_refused(engine, tmp_path):
-    tokens = [*engine._gguf.metadata.texts("tokenizer.ggml.tokens")]
+    tokens = [*engine._model.planned.file.metadata.texts("tokenizer.ggml.tokens")]
     tokens[-1] = "other"
-    merges = engine._gguf.metadata.texts("tokenizer.ggml.merges")[:-1]
+    merges = engine._model.planned.file.metadata.texts("tokenizer.ggml.merges")[:-1]
     changes = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges}
     path = write_tiny_model(tmp_path, metadata=changes).path
     with (

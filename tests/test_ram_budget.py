@@ -97,10 +97,10 @@ def stream_everything(engine: LayerWiseInferenceEngine) -> Any:
     from airllm.weights.plan import model_parts
     from airllm.weights.stream_weights import StreamWeights
 
-    decoder = engine._decoder
+    decoder = engine._model.decoder
     assert decoder is not None
     n_layers = engine.config.n_layers
-    parts = model_parts(engine._gguf, decoder._model, decoder.backend)
+    parts = model_parts(engine._model.planned.file, decoder._model, decoder.backend)
     plan = replace(
         engine.plan(),
         pinned_layers=(),
@@ -110,7 +110,7 @@ def stream_everything(engine: LayerWiseInferenceEngine) -> Any:
         slots=2,
     )
     decoder.weights = StreamWeights(
-        engine._gguf,
+        engine._model.planned.file,
         decoder._model,
         decoder.backend,
         plan,
@@ -209,7 +209,7 @@ def test_half_the_layers_memory_halves_what_is_read(tmp_path: Path, open_engine:
 
 def test_above_the_models_size_nothing_is_streamed(model: TinyModel, open_engine: Open) -> None:
     engine = open_engine(model, ram_budget=2 * model.path.stat().st_size + (8 << 20))
-    assert isinstance(engine._decoder and engine._decoder.weights, FileWeights)
+    assert isinstance(engine._model.decoder and engine._model.decoder.weights, FileWeights)
     assert engine.stream_stats() is None
     assert not engine.plan().streams
 

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from airllm.util.shown import shown
+
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -321,9 +323,9 @@ def _integer(text: str, minimum: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
     if value < minimum:
-        raise argparse.ArgumentTypeError(f"{value} is less than {minimum}")
+        raise argparse.ArgumentTypeError(f"{shown(value)} is less than {minimum}")
     return value
 
 
@@ -331,7 +333,7 @@ def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a finite number")
     return value

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from airllm.state.kv_cache import KVCache
 from airllm.util.arguments import check_choice, check_count
+from airllm.util.shown import shown
 
 __all__ = ["ContextFullError", "Limits", "OnFull", "shift"]
 
@@ -36,12 +37,13 @@ class Limits:
     keep: int = 0
 
     def __post_init__(self) -> None:
-        check_count("max_new_tokens", self.max_new_tokens, least=0)
+        most = check_count("max_new_tokens", self.max_new_tokens, least=0)
+        object.__setattr__(self, "max_new_tokens", most)
         check_choice("on_full", self.on_full, get_args(OnFull))
-        check_count("keep", self.keep, least=-1)
+        object.__setattr__(self, "keep", check_count("keep", self.keep, least=-1))
         for text in self.stop:
             if not isinstance(text, str):
-                raise TypeError(f"stop has {text!r}; expected strings")
+                raise TypeError(f"stop has {shown(text)}; expected strings")
             if not text:
                 raise ValueError("stop has an empty string, which would stop at once")
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm import tensor_ops_hybrid as ops
+from airllm.util.arguments import check_count, check_number
 
 __all__ = ["Sampler", "Sampling"]
 
@@ -42,30 +43,17 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, 0.0, math.inf, "0 (greedy) or more")
-        _check_number("top_p", self.top_p, 0.0, 1.0, "above 0, up to 1", above=True)
-        _check_number("min_p", self.min_p, 0.0, 1.0, "0 to 1")
-        _check_number("repeat_penalty", self.repeat_penalty, 0.0, math.inf, "above 0", above=True)
-        _check_integer("top_k", self.top_k, "0 (all tokens) or more")
+        def number(name: str, high: float, expected: str, *, above: bool = False) -> None:
+            value = check_number(name, getattr(self, name), 0.0, high, expected, above=above)
+            object.__setattr__(self, name, value)
+
+        number("temperature", math.inf, "a finite one of 0 (greedy) or more")
+        number("top_p", 1.0, "above 0, up to 1", above=True)
+        number("min_p", 1.0, "0 to 1")
+        number("repeat_penalty", math.inf, "a finite one above 0", above=True)
+        object.__setattr__(self, "top_k", check_count("top_k", self.top_k, least=0))
         if self.seed is not None:
-            _check_integer("seed", self.seed, "0 or more, or None")
-
-
-def _check_number(
-    name: str, value: object, low: float, high: float, expected: str, *, above: bool = False
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} is {value!r}; expected a number, {expected}")
-    in_range = low <= value <= high and math.isfinite(value) and not (above and value == low)
-    if not in_range:
-        raise ValueError(f"{name} is {value}; expected {expected}")
-
-
-def _check_integer(name: str, value: object, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} is {value!r}; expected an integer, {expected}")
-    if value < 0:
-        raise ValueError(f"{name} is {value}; expected {expected}")
+            object.__setattr__(self, "seed", check_count("seed", self.seed, least=0))
 
 
 class Sampler:
@@ -103,6 +91,9 @@ def _penalised(
     """A copy with the logits of the last tokens moved away from being chosen."""
     logits = logits.copy()
     recent = np.unique(np.asarray(history[-PENALTY_WINDOW:], dtype=np.int64))
-    values = logits[recent]
-    logits[recent] = np.where(values > 0, values / penalty, values * penalty)
+    values = logits[recent].astype(np.float64)
+    with np.errstate(over="ignore"):  # a penalty of 1e-300 makes some as large as can be
+        values = np.where(values > 0, values / penalty, values * penalty)
+    largest = float(np.finfo(np.float32).max)
+    logits[recent] = np.clip(values, -largest, largest)
     return logits

@@ -71,12 +71,12 @@ class HFFolder(ModelParts):
             }
             if config.metadata["general.architecture"] == "llama":
                 metadata[ROPE_INTERLEAVED] = False
+            said = _digest_of_descriptions(folder)
         except BaseException:
             for shard in shards:
                 shard.file.close()
             raise
         files = [shard.file for shard in shards]
-        said = _digest_of_descriptions(folder)
         return cls(folder, Metadata(str(folder), metadata), tensors, files, made=made, said=said)
 
 

@@ -39,7 +39,7 @@ ALIGNMENT = 64  # of each matrix in its memory
 # Tokens of a prompt that are evaluated at once unless told otherwise. Where layers are streamed
 # their buffers would take the place of layers: those of 144 tokens are as fast within a few percent
 # and take 27 MB less for a model of 1.1B. Of a longer prompt even shares have more than 64 tokens
-# each then, so that activations="auto" (see TokenEngine) decides the same in either case.
+# each then, so that activations="auto" decides the same in either case.
 BATCH_SIZE, STREAMED_BATCH_SIZE = 512, 144
 
 # Unless asked for more: the cache of a long context would be most of a small model's memory.
