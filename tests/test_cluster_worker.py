@@ -158,7 +158,9 @@ def test_a_root_that_falls_silent_in_the_handshake_is_given_up(model):
 
 def test_a_root_that_drips_bytes_does_not_stretch_the_handshake(model):
     with workers(1, handshake_timeout=0.3) as made, dial(made[0]) as sock:
-        for byte in Handshake(2, 0, (("127.0.0.1", 1),)).encode():
+        handshake = Handshake(2, 0, (("127.0.0.1", 1),)).encode()
+        sock.sendall(handshake[:8])
+        for byte in handshake[8:]:
             with contextlib.suppress(OSError):
                 sock.sendall(bytes([byte]))
             if made[0].report.texts("run_failed"):

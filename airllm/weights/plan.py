@@ -23,7 +23,7 @@ from airllm.graph.graph import Role
 from airllm.models import Model, ModelConfig
 from airllm.numpy_ops.quants import TYPES
 from airllm.state.kv_cache import KVType
-from airllm.weights.budget import BudgetError, format_bytes
+from airllm.weights.budget import BudgetError, format_bytes, in_words
 
 __all__ = ["Matrix", "Part", "Plan", "make_plan", "model_parts"]
 
@@ -230,7 +230,7 @@ def make_plan(
     minimum = min(everything, *needed)
     mib = -(-minimum // 2**20)  # rounded up, so that it does
     raise BudgetError(
-        f"the model does not run in {format_bytes(budget)}: it needs at least {mib} MiB "
+        f"the model does not run in {in_words(budget)}: it needs at least {mib} MiB "
         f"({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are the KV cache "
         f"of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
         f"{_what_cannot_stream(parts)}",
