@@ -9,8 +9,8 @@ What becomes of each kind of block:
     ini      a systemd unit: its command is parsed, with variables and options that exist
     text     lines of a log: each is one that the program's own texts can make
 
-A block of another kind, an indented one too, fails. Downloads come out of a wheel that is made here,
-in the place of pip's. test_docs_sentences.py looks up the code within sentences, and
+A block of another kind, an indented one too, fails. Downloads come out of a wheel that is made
+here, in the place of pip's. test_docs_sentences.py looks up the code within sentences, and
 test_docs_tables.py compares tables with the code.
 """
 
