@@ -137,7 +137,7 @@ def test_plan_says_what_the_engine_then_does(model: Path, capsys: Capture) -> No
 
 
 def test_plan_in_words(model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airllm.weights.plan_model.disk_bytes_per_second", lambda *_: 1e9)
+    monkeypatch.setattr("airllm.weights.disk_probe.disk_bytes_per_second", lambda *_: 1e9)
     assert plan_of(model, "--ram", "9MiB", "--context", "96") == 0
     said = {line[:12].strip(): line[12:] for line in capsys.readouterr().out.splitlines()}
     assert said["memory"].endswith("MiB of 9.0 MiB")
@@ -152,7 +152,7 @@ def test_plan_in_words(model: Path, capsys: Capture, monkeypatch: pytest.MonkeyP
 def test_plan_without_a_need_to_stream_probes_nothing(
     model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airllm.weights.plan_model.disk_bytes_per_second", None)
+    monkeypatch.setattr("airllm.weights.disk_probe.disk_bytes_per_second", None)
     assert plan_of(model, "--ram", "1GiB") == 0
     assert "nothing: the disk is read once" in capsys.readouterr().out
 
