@@ -24,8 +24,8 @@ from common import machine, options, process
 from common.verify import WrongResultError, check
 from numpy.typing import NDArray
 
-from airllm.budget import parse_bytes
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.weights.budget import parse_bytes
 
 # Its activations are bfloat16, with 8 bits.
 LOGITS_TOLERANCE = 0.1

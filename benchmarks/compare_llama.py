@@ -29,10 +29,10 @@ from common.extension import cpp
 from common.verify import WrongResultError, check
 from numpy.typing import NDArray
 
-from airllm import benchmark
 from airllm.formats.gguf import GGUFFile
-from airllm.graph import Activations
+from airllm.graph.graph import Activations
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.tools import benchmark
 
 # llama.cpp rounds activations to 8 bit in each of the matrices.
 LOGITS_TOLERANCE = 0.1

@@ -24,8 +24,8 @@ from typing import Any
 from common import machine, options, process, table
 from common.extension import cpp
 
-from airllm.budget import parse_bytes
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.weights.budget import parse_bytes
 
 MIB = 1 << 20
 CONTEXT = 1024

@@ -16,7 +16,7 @@ import numpy as np
 from common import options, weights
 
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
-from airllm.progress import Progress
+from airllm.util.progress import Progress
 
 PIECE_BYTES = 16 << 20
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -22,7 +22,7 @@ from common.table import duration
 from ops import Participants
 from ops.llama_layer import QUICK, Operation, Sizes, operations
 
-from airllm.progress import Progress
+from airllm.util.progress import Progress
 
 QUICK_BYTES = 1 << 20
 # Without vectors, more would take seconds a call.

@@ -21,7 +21,7 @@ from pathlib import Path
 from common import native, options
 from common.table import Columns, duration
 
-from airllm.progress import Progress
+from airllm.util.progress import Progress
 
 COLUMNS = Columns(
     **{"benchmark": -32, "ISA": -12, "threads": 7, "median": 8, "best": 8, "operations": 12},

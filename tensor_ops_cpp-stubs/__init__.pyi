@@ -162,7 +162,7 @@ class RawRows:
     @property
     def nbytes(self) -> int: ...
 
-# ---- graphs, as airllm.graph builds them ---------------------------------------------------------
+# ---- graphs, as airllm.graph.graph builds them ---------------------------------------------------
 
 class BoundWeights:
     @property

@@ -13,7 +13,7 @@ from airllm.cluster.checks import Program
 from airllm.cluster.link import Link, transfer
 from airllm.cluster.lowering import lower
 from airllm.cluster.node import Node
-from airllm.cluster.node_config import NodeConfig, Op, Segment, Sync
+from airllm.cluster.node_config import NodeConfig, NodeOp, NodeSegment, Sync
 from airllm.cluster.op_config import (
     Attention,
     Empty,
@@ -71,8 +71,8 @@ class Builder:
         self.s, self.n, self.node = s, n_nodes, node
         self.buffers: list[Pipe] = []
         self.number: dict[str, int] = {}
-        self.ops: list[Op] = []
-        self.segments: list[Segment] = []
+        self.ops: list[NodeOp] = []
+        self.segments: list[NodeSegment] = []
 
     def buffer(self, name: str, kind: FloatType, x: int, z: int = 1, y: int = ROWS) -> None:
         self.number[name] = len(self.buffers)
@@ -92,7 +92,7 @@ class Builder:
 
     def add(self, code, name, source, target, config=None, weight=NO_SIZE, index=0) -> None:
         source, target = (p if isinstance(p, Pointer) else self.at(p) for p in (source, target))
-        self.ops.append(Op(code, name, index, source, target, config or Empty(), weight))
+        self.ops.append(NodeOp(code, name, index, source, target, config or Empty(), weight))
 
     def matmul(self, name, source, target, n, k, index, experts=0, active=0) -> None:
         size = Size(self.s.weight_type, max(experts, 1), k, n)
@@ -110,7 +110,7 @@ class Builder:
             self.add(OpCode.CAST, name, source, target, index=index)
 
     def segment(self, *syncs: Sync) -> None:
-        self.segments.append(Segment(tuple(self.ops), syncs))
+        self.segments.append(NodeSegment(tuple(self.ops), syncs))
         self.ops = []
 
 

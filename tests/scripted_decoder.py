@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 from tiny_model import byte_token
 
-from airllm.kv_cache import KVCache
+from airllm.state.kv_cache import KVCache
 
 
 def tokens_of(text: str) -> list[int]:

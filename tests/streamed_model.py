@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_model import Sizes, TinyModel
 
-from airllm.budget import BudgetError
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.weights.budget import BudgetError
 
 # Layers of 1.2 MB in Q4_0, so that they, and not the reads under way, are what memory is for.
 SIZES = Sizes(hidden=512, ffn=1024, n_layers=8, n_heads=8, head_dim=64, rope_dims=64)

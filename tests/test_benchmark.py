@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from airllm import benchmark
-from airllm.progress import OnProgress
+from airllm.tools import benchmark
+from airllm.util.progress import OnProgress
 
 
 class CountingModel:

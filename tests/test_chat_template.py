@@ -8,8 +8,8 @@ from datetime import datetime
 
 import pytest
 
-from airllm.chat_template import ChatTemplate, ChatTemplateError
-from airllm.formats.metadata import FormatError, Metadata
+from airllm.text.chat_template import ChatTemplate, ChatTemplateError
+from airllm.util.metadata import FormatError, Metadata
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 
-from airllm.budget import BudgetError
 from airllm.cli import main
+from airllm.weights.budget import BudgetError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -39,7 +39,7 @@ def test_a_slow_prompt_shows_how_far_it_is_until_the_answer_begins(
     FakeEngine(["x"]).install(monkeypatch)
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr("airllm.progress.QUIET_SECONDS", 0)
+    monkeypatch.setattr("airllm.util.progress.QUIET_SECONDS", 0)
     assert generate("--prompt", "Once") == 0
     bar, blank, report = screen.getvalue().removeprefix("\r").split("\r")
     assert bar.startswith("reading the prompt:  50%")
@@ -148,7 +148,7 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         "min_p": 0.1,
         "repeat_penalty": 1.2,
         "seed": 3,
-        "stop": ("a", "b"),
+        "stop": ["a", "b"],
         "on_full": "shift",
         "keep": -1,
         "lookahead": 5,
@@ -201,9 +201,9 @@ def test_chat_with_a_model_that_has_no_template_is_refused_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     engine = FakeEngine().install(monkeypatch)
-    engine.chat_template = None
+    engine.has_chat_template = False
     assert generate("--prompt", "Why?", "--chat") == 1
-    assert "m.gguf has no chat template" in capsys.readouterr().err
+    assert "m.gguf: has no chat template" in capsys.readouterr().err
 
 
 def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

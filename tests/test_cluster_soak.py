@@ -18,12 +18,15 @@ from worker_process import Process
 from worker_threads import addresses, workers
 
 from airllm.cluster.link import LinkError
-from airllm.system import resident_bytes
+from airllm.util.system import resident_bytes
 
 SESSIONS = int(os.environ.get("AIRLLM_SOAK_SESSIONS", "40"))
 STAGES = ["everybody", "net", "node", "weights"]
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc"),
+]
 
 
 class DiedError(Exception):

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from test_tokenizer import CONTROL, NORMAL, SPECIALS, byte_characters, gpt2, llama
 from tiny_model import write_tiny_model
 
-from airllm.chat_template import ChatTemplate, map_texts
-from airllm.control_guard import GUARD, ControlGuard
 from airllm.hub import find_model
 from airllm.layer_engine import LayerWiseInferenceEngine
-from airllm.tokenizer import Tokenizer
+from airllm.text.chat_template import ChatTemplate, map_texts
+from airllm.text.control_guard import GUARD, ControlGuard
+from airllm.text.tokenizer import Tokenizer
 
 TOKENIZERS = {"gpt2": Tokenizer.from_gguf(gpt2()), "llama": Tokenizer.from_gguf(llama())}
 CHATML = TOKENIZERS["gpt2"]

@@ -13,13 +13,13 @@ import pytest
 from extension import require_cpp
 from tiny_model import FAMILIES, Sizes, TinyModel, write_tiny_model
 
-from airllm.formats.metadata import FormatError
+from airllm.backends.routed import split_at_route
 from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import qwen3moe
 from airllm.models.config import ModelConfig
-from airllm.plan import Plan
-from airllm.routed import split_at_route
+from airllm.util.metadata import FormatError
+from airllm.weights.plan import Plan
 
 # 4 layers of 32 experts of 51 KB (Q4_0), of which a token uses 2.
 SIZES = Sizes(
@@ -144,7 +144,7 @@ def test_after_an_error_of_the_disk_the_next_pass_is_right(open_engine: Open) ->
     engine = open_engine(budget_for(open_engine, 32))
     engine.forward([2])
     engine.reset()
-    weights: Any = engine._decoder and engine._decoder.weights
+    weights: Any = engine._model.decoder and engine._model.decoder.weights
     weights._experts._stream = FailingStream(weights._experts._stream)
     with pytest.raises(OSError, match="the disk is ill"):
         engine.forward([1])

@@ -15,10 +15,10 @@ from tiny_model import FAMILIES, Sizes, TinyModel, vocabulary_tokens, write_tiny
 
 from airllm.formats.gguf import GGUFFile
 from airllm.formats.hf_folder import HFFolder
-from airllm.formats.metadata import FormatError
 from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import load_model
+from airllm.util.metadata import FormatError
 
 
 @pytest.fixture(params=["numpy", "cpp"])
@@ -369,7 +369,7 @@ def test_weights_of_pytorch_alone_say_what_to_do(folder: Path) -> None:
 def test_the_configs_defaults_are_those_of_transformers() -> None:
     """A Gemma 3 of 4 billion parameters says this much."""
     from airllm.formats.hf_config import translate
-    from airllm.formats.metadata import Metadata
+    from airllm.util.metadata import Metadata
 
     text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
     text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}

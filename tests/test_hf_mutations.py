@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tiny_model import FAMILIES, write_tiny_model
 
-from airllm.chat_template import ChatTemplate
-from airllm.formats.metadata import FormatError
 from airllm.formats.opening import open_model
 from airllm.models import load_model
-from airllm.tokenizer import Tokenizer
-from airllm.weights import check_tensors
+from airllm.text.chat_template import ChatTemplate
+from airllm.text.tokenizer import Tokenizer
+from airllm.util.metadata import FormatError
+from airllm.weights.layer_weights import check_tensors
 
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 INDEX = "model.safetensors.index.json"
@@ -72,14 +72,29 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@settings(
-    max_examples=100,
+sampling = settings(
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+@settings(sampling, max_examples=20)
 @given(st.data())
 def test_a_damaged_description_opens_whole_or_is_refused(folder: Path, data: st.DataObject) -> None:
+    check_damaged(folder, data)
+
+
+@pytest.mark.fuzz
+@settings(sampling, max_examples=300)
+@given(st.data())
+def test_many_damaged_descriptions_open_whole_or_are_refused(
+    folder: Path, data: st.DataObject
+) -> None:
+    check_damaged(folder, data)
+
+
+def check_damaged(folder: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([*FILES, INDEX]))
     whole = json.loads((folder / name).read_text())
     damaged = copy.deepcopy(whole)

@@ -12,11 +12,11 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processor
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from airllm.chat_template import ChatTemplate
 from airllm.formats.hf_tokenizer import translate_tokenizer
-from airllm.formats.metadata import FormatError, Metadata
-from airllm.pre_tokenizers import RULES
-from airllm.tokenizer import Tokenizer
+from airllm.text.chat_template import ChatTemplate
+from airllm.text.pre_tokenizers import RULES
+from airllm.text.tokenizer import Tokenizer
+from airllm.util.metadata import FormatError, Metadata
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 TEXTS = [

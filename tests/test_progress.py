@@ -8,8 +8,8 @@ import pty
 
 import pytest
 
-from airllm import progress
-from airllm.progress import Progress
+from airllm.util import progress
+from airllm.util.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -27,7 +27,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("airllm.progress.time.monotonic", clock)
+    monkeypatch.setattr("airllm.util.progress.time.monotonic", clock)
     return clock
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from airllm.models.rope_rows import RopeRows
 from airllm.numpy_ops import rope_table
-from airllm.rope_rows import RopeRows
 
 INV_FREQ = 10000.0 ** (-np.arange(8) / 8)
 

@@ -16,8 +16,8 @@ from test_gguf_mutations import evil_numbers as evil_numbers
 from test_gguf_mutations import traced as traced
 
 from airllm.formats.mapped_file import MappedFile
-from airllm.formats.metadata import FormatError
 from airllm.formats.safetensors import StoredTensor, read_table
+from airllm.util.metadata import FormatError
 
 TENSORS = {
     "a.weight": ("F32", np.arange(6, dtype=np.float32).reshape(2, 3)),

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airllm.tokenizer import Tokenizer
-from airllm.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from airllm.text.tokenizer import Tokenizer
+from airllm.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 
 sentencepiece = pytest.importorskip(
     "sentencepiece", reason="`pip install .[test]` brings sentencepiece"

@@ -70,7 +70,8 @@ import sys
 from airllm.cli import main
 model = {str(write_tiny_model(tmp_path).path)!r}
 main(["generate", "-m", model, "-p", "x", "-n", "1", "--backend", "numpy", "--quiet"])
-unused = "jinja2 tqdm airllm.session airllm.benchmark airllm.perplexity matplotlib asyncio"
+unused = "jinja2 tqdm matplotlib asyncio"
+unused += " airllm.state.session airllm.tools.benchmark airllm.tools.perplexity"
 print([name for name in unused.split() if name in sys.modules], file=sys.stderr)
 """
     done = run_python(code)

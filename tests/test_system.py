@@ -8,7 +8,7 @@ import pytest
 from extension import require_cpp
 from subprocess_python import run_python
 
-from airllm import system
+from airllm.util import system
 
 MIB = 1 << 20
 NO_LIMIT_V1 = "9223372036854771712"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airllm.text_stream import TextStream
+from airllm.text.text_stream import TextStream
 
 
 def pushed(stream: TextStream, *chunks: bytes | str) -> list[str]:

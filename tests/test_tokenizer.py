@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airllm.formats.gguf import FormatError, GGUFFile
-from airllm.formats.metadata import Metadata
-from airllm.pre_tokenizers import RULES
-from airllm.tokenizer import Tokenizer
+from airllm.text.pre_tokenizers import RULES
+from airllm.text.tokenizer import Tokenizer
+from airllm.util.metadata import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from airllm import numpy_ops
 from airllm.backends.experts import Experts
 from airllm.backends.plain_stream import PlainStream
-from airllm.graph import Graph, Op, Role
+from airllm.graph.graph import Graph, Op, Role
 from airllm.numpy_ops import checks
 from airllm.numpy_ops.quants import row_bytes
 
@@ -20,7 +20,7 @@ Buffers = dict[str, NDArray[Any]]
 
 
 class NumpyBackend:
-    """Weights stay as the file has them and are widened, a few MB at a time, when they are used."""
+    """Keeps weights in the file's bytes; each use decodes them to float32, a few MB at a time."""
 
     name = "numpy"
     any_batch = False  # BLAS sums in an order of its own for each shape
@@ -91,7 +91,7 @@ class _Batch:
     sequences: Sequence[_Sequence]
 
     def multiply(self, x: NDArray[Any], weight: str, out: NDArray[Any]) -> None:
-        """Each sequence by itself: what stands beside it does not change how its sums round."""
+        """Multiplies each sequence separately, so that its sums round the same in any batch."""
         parts = [sequence.rows for sequence in self.sequences]
         numpy_ops.linear_apply(x, self.weights[weight], out, parts)
 
@@ -229,7 +229,7 @@ def _bias(op: Op, batch: _Batch) -> None:
 
 def _linear(op: Op, batch: _Batch) -> None:
     x, out = _arrays(op, batch)
-    batch.multiply(x, op.weights[0], out)  # exact: "q8" allows, not demands
+    batch.multiply(x, op.weights[0], out)  # exact; activations="q8" permits rounding only
 
 
 def _rope(op: Op, batch: _Batch) -> None:
@@ -292,7 +292,7 @@ def _route(op: Op, batch: _Batch) -> None:
     logits, out = _arrays(op, batch)
     n_used = int(op.attrs["n_used"])
     shares = numpy_ops.softmax(logits)
-    experts = np.argsort(-shares, axis=-1, kind="stable")[:, :n_used]  # the first of equals first
+    experts = np.argsort(-shares, axis=-1, kind="stable")[:, :n_used]  # lowest number first
     chosen = np.take_along_axis(shares, experts, axis=-1)
     if op.attrs["normalized"]:
         chosen /= chosen.sum(axis=-1, keepdims=True)
@@ -305,7 +305,7 @@ def _expert_linear(op: Op, batch: _Batch) -> None:
     n_used, matrices = int(op.attrs["n_used"]), batch.weights[op.weights[0]]
     _, n, k = matrices.shape
     experts = route[:, :n_used].astype(np.int64)  # [n_tokens, n_used]
-    inputs = x.reshape(batch.n_tokens, x.shape[1] // k, k)  # one for all of them, or one for each
+    inputs = x.reshape(batch.n_tokens, x.shape[1] // k, k)  # one for all, or one for each
     rows = np.broadcast_to(inputs, (batch.n_tokens, n_used, k))
     result = out.reshape(batch.n_tokens, n_used, n)
     for expert in np.unique(experts):

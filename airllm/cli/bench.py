@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from airllm.cli import console, model, options, profile
 
 if TYPE_CHECKING:
-    from airllm import benchmark
-    from airllm.layer_engine import LayerWiseInferenceEngine
+    from airllm.cli.engine import Engine
+    from airllm.tools import benchmark
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -126,7 +126,7 @@ def _measure(
     args: argparse.Namespace, context: int
 ) -> Iterator[tuple[dict[str, object], profile.Profiled | None]]:
     """One row for each test and number of threads; an engine for each number of threads."""
-    from airllm import benchmark
+    from airllm.tools import benchmark
 
     for threads in args.threads:
         with model.open_engine(args, context=context, threads=threads) as engine:
@@ -146,15 +146,15 @@ def _measure(
 class _Bench:
     """Measures tests with one engine."""
 
-    def __init__(self, args: argparse.Namespace, engine: "LayerWiseInferenceEngine") -> None:
+    def __init__(self, args: argparse.Namespace, engine: "Engine") -> None:
         self._args, self._engine, self._runtime = args, engine, model.runtime(engine)
         self.last: float = 0.0  # tokens a second
 
     def row(
-        self, subject: "benchmark.Model", test: "benchmark.Test", single: float | None = None
+        self, subject: "benchmark.Evaluator", test: "benchmark.Test", single: float | None = None
     ) -> tuple[dict[str, object], profile.Profiled | None]:
         """What --json has of a test, and its profile. single: tokens/s to compare with."""
-        from airllm import benchmark
+        from airllm.tools import benchmark
 
         label = f"{test.name}, {model.in_words(self._runtime)}"
         with console.progress(label, "tokens") as progress:
@@ -170,7 +170,7 @@ class _Bench:
         profiled = self._profile(subject, test)
         return {**row, "profile": profiled.as_json()}, profiled
 
-    def _profile(self, subject: "benchmark.Model", test: "benchmark.Test") -> profile.Profiled:
+    def _profile(self, subject: "benchmark.Evaluator", test: "benchmark.Test") -> profile.Profiled:
         subject.reset()
         with self._engine.profile() as found:
             start = time.perf_counter()

@@ -6,12 +6,16 @@ import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
-from airllm.budget import format_bytes as format_bytes
-from airllm.progress import Progress
+from airllm.util.durable import naming
+from airllm.util.printable import printable_lines
+from airllm.util.progress import Progress
+from airllm.weights.budget import format_bytes as format_bytes
 
 log = logging.getLogger("airllm")
 
@@ -55,15 +59,26 @@ def replace_what_stdout_cannot_show() -> None:
 
 
 def note(message: str) -> None:
-    """A line on stderr, whatever --quiet says; lost where stderr takes no more."""
+    """A line on stderr, whatever --quiet says; lost where stderr takes no more. What it quotes is
+    escaped here, for all notes, errors and records of the log."""
     with contextlib.suppress(OSError):
-        print(f"airllm: {message}", file=sys.stderr, flush=True)
+        print(f"airllm: {printable_lines(message)}", file=sys.stderr, flush=True)
+
+
+def show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A sys.excepthook that escapes what the errors quote."""
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    with contextlib.suppress(OSError):
+        sys.stderr.write(printable_lines(lines))
 
 
 def write(text: str) -> None:
     """A model's text on stdout, at once; on a terminal without its control characters."""
-    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    with naming("stdout"):
+        sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
 
 
 class Answer:
@@ -91,8 +106,16 @@ class Answer:
 
 
 def write_json(value: Mapping[str, object]) -> None:
-    """One JSON object on a line of stdout; infinities and NaN, which JSON lacks, become null."""
-    print(json.dumps(_finite(value), ensure_ascii=False))
+    """One JSON object on a line of stdout; infinities and NaN, which JSON lacks, become null.
+
+    JSON escapes C0 controls; DEL, C1 and the like, which a terminal obeys too, are escaped here.
+    """
+    text = json.dumps(_finite(value), ensure_ascii=False)
+    print("".join(map(_json_escaped, text)) if not text.isprintable() else text)
+
+
+def _json_escaped(char: str) -> str:
+    return char if char.isprintable() else json.dumps(char)[1:-1]
 
 
 def abandon_stdout() -> None:

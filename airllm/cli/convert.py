@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from airllm.formats.convert import convert
     from airllm.formats.opening import open_model
     from airllm.models import load_model
-    from airllm.weights import check_tensors
+    from airllm.weights.layer_weights import check_tensors
 
     with open_model(model.find(args.model)) as source:
         check_tensors(source, load_model(source))  # what cannot run is not worth converting

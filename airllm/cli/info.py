@@ -8,6 +8,7 @@ from typing import Any
 
 from airllm import __version__
 from airllm.cli import console, options
+from airllm.util.printable import printable
 
 # Every variable that changes what airllm does, and what it is for.
 VARIABLES = {
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def collect() -> dict[str, dict[str, Any]]:
     """Sections of names and values; bytes and seconds as plain numbers, None where unknown."""
-    from airllm import system
+    from airllm.util import system
 
     quota, limit = system.cpu_quota(), system.memory_limit()
     return {
@@ -84,7 +85,7 @@ def collect() -> dict[str, dict[str, Any]]:
 
 def _granted() -> int | None:
     """What --ram is where it is not given."""
-    from airllm.budget import granted_bytes
+    from airllm.weights.budget import granted_bytes
 
     try:
         return granted_bytes(None)
@@ -114,7 +115,7 @@ def _backend() -> dict[str, dict[str, Any]]:
 
 def _models() -> dict[str, Any]:
     from airllm import hub
-    from airllm.plan import DEFAULT_CONTEXT
+    from airllm.weights.plan import DEFAULT_CONTEXT
 
     found = {name: hub.find_model(name) for name in hub.KNOWN_MODELS}
     return {
@@ -131,7 +132,8 @@ def _lines(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines.append(section)
         width = max(map(len, values), default=0)
         for name, value in values.items():
-            lines.append(f"  {name:<{width}}  {_words(name, value)}".rstrip())
+            words = printable(_words(name, value))
+            lines.append(f"  {printable(name):<{width}}  {words}".rstrip())
             if section == "environment":
                 lines[-1] += f"   ({VARIABLES[name]})"
     return lines

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from airllm.progress import LOG_SECONDS, format_duration
+from airllm.util.progress import LOG_SECONDS, format_duration
 
 REDRAW_SECONDS = 0.1
 

@@ -44,7 +44,7 @@ def add(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     text = _read_text(args.file)
-    from airllm.perplexity import perplexity
+    from airllm.tools.perplexity import perplexity
 
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         tokenizer = engine.tokenizer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from airllm.cli import console, model, options
 
 if TYPE_CHECKING:
-    from airllm.plan import Plan
+    from airllm.weights.plan import Plan
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -32,7 +32,7 @@ def add(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     path = model.find(args.model)
-    from airllm.plan_model import plan_model
+    from airllm.weights.plan_model import plan_model
 
     plan = plan_model(
         path,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airllm.profiling import OpProfile
+    from airllm.backends.profiling import OpProfile
 
 # What is not an op: the executor's calls without their ops, and everything around the calls.
 CALLS, PYTHON = "(arguments and threads)", "(Python)"

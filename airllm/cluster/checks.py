@@ -7,7 +7,7 @@ Source: the op table of dllama at commit 8d624a7.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from airllm.cluster.node_config import NodeConfig, Op
+from airllm.cluster.node_config import NodeConfig, NodeOp
 from airllm.cluster.op_config import (
     Attention,
     Gate,
@@ -80,7 +80,7 @@ class Program:
 class _OpCheck:
     """One op of a program."""
 
-    def __init__(self, program: Program, op: Op, where: str) -> None:
+    def __init__(self, program: Program, op: NodeOp, where: str) -> None:
         self.program, self.op, self.where = program, op, where
         for which, pointer in (("input", op.input), ("output", op.output)):
             self._check_pointer(which, pointer)

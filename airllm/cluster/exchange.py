@@ -1,18 +1,21 @@
 """Syncs: what nodes pass to each other between segments, over pipes that lie row after row."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.cluster.link import Link, Piece, transfer
 from airllm.cluster.node_config import Sync
+from airllm.cluster.peers import Meet
 from airllm.cluster.protocol import NetConfig, SyncType
 
 
 class Exchange:
     """links: by node, this one's own left out; node 0 is the root. spin: seconds in which to look
-    for what others send before sleeping."""
+    for what others send before sleeping. meet: gives the links that are missing when the first
+    slices are due."""
 
     def __init__(
         self,
@@ -21,39 +24,68 @@ class Exchange:
         pipes: list[NDArray[np.uint8]],
         links: Mapping[int, Link],
         spin: float = 0.0,
+        meet: Meet | None = None,
     ) -> None:
+        self._meet = meet
         self._n_nodes, self._node, self._spin = net.n_nodes, node, spin
-        self._pipes, self._links = pipes, links
-        self._plans: dict[tuple[Sync, int], Plan] = {}
+        self._pipes, self._links = pipes, dict(links)
+        self._transfers: dict[tuple[Sync, int], Transfers | FirstTransfers] = {}
 
     def run(self, sync: Sync, rows: int) -> None:
         """One sync for the first `rows` rows of its pipe."""
-        self.plan(sync, rows).run()
+        self.transfers(sync, rows).run()
 
-    def plan(self, sync: Sync, rows: int) -> "Plan":
-        """The same, for plan.run()."""
-        plan = self._plans.get((sync, rows))
-        if plan is None:
-            plan = self._plans[sync, rows] = self._make(sync, rows)
-        return plan
+    def transfers(self, sync: Sync, rows: int) -> "Transfers | FirstTransfers":
+        """What such a sync sends and receives: made once, run each time."""
+        transfers = self._transfers.get((sync, rows))
+        if transfers is None:
+            transfers = self._transfers[sync, rows] = self._make(sync, rows)
+        return transfers
 
-    def _make(self, sync: Sync, rows: int) -> "Plan":
-        pipe, plan = self._pipes[sync.pipe][:rows], Plan(self._spin)
+    def meet(self, slice_bytes: int) -> None:
+        if self._meet is not None:
+            self._links |= self._meet(slice_bytes)
+            self._meet = None
+
+    def _make(self, sync: Sync, rows: int) -> "Transfers | FirstTransfers":
+        if self._meet is not None and sync.type is SyncType.NODE_SLICES:
+            width = self._pipes[sync.pipe].shape[1] // self._n_nodes
+            return FirstTransfers(self, width, partial(self._make_now, sync, rows))
+        return self._make_now(sync, rows)
+
+    def _make_now(self, sync: Sync, rows: int) -> "Transfers":
+        pipe, transfers = self._pipes[sync.pipe][:rows], Transfers(self._spin)
         if sync.type is SyncType.WITH_ROOT:
-            plan.receive(self._links[0], pipe)
-            return plan
+            transfers.receive(self._links[0], pipe)
+            return transfers
         width = pipe.shape[1] // self._n_nodes
         slices = [pipe[:, k * width : (k + 1) * width] for k in range(self._n_nodes)]
         if sync.type is SyncType.NODE_SLICES_EXCEPT_ROOT:
-            plan.send([self._links[0]], slices[self._node])
-            return plan
-        plan.send(list(self._links.values()), slices[self._node])
+            transfers.send([self._links[0]], slices[self._node])
+            return transfers
+        transfers.send(list(self._links.values()), slices[self._node])
         for node, link in self._links.items():
-            plan.receive(link, slices[node])
-        return plan
+            transfers.receive(link, slices[node])
+        return transfers
 
 
-class Plan:
+class FirstTransfers:
+    """Those before which it is found out who the other workers are."""
+
+    def __init__(
+        self, exchange: Exchange, slice_bytes: int, make: Callable[[], "Transfers"]
+    ) -> None:
+        self._exchange, self._slice_bytes, self._make = exchange, slice_bytes, make
+        self._made: Transfers | None = None
+
+    def run(self) -> None:
+        if self._made is None:
+            self._exchange.meet(self._slice_bytes)
+            self._made = self._make()
+        self._made.run()
+
+
+class Transfers:
     """What to send and receive. Slices of several rows are gathered and scattered by a copy."""
 
     def __init__(self, spin: float) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from airllm.cluster.node_config import Sync
 from airllm.cluster.rope import Angles
-from airllm.graph import Graph
+from airllm.graph.graph import Graph
 
 WeightKey = tuple[str, int]  # an op's name and index
 

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Lowered
-from airllm.cluster.node_config import Op
+from airllm.cluster.node_config import NodeOp
 from airllm.cluster.op_config import Attention, Gate, Matmul, OpCode, Reference, RmsNorm, Rope
 from airllm.cluster.segment import SegmentLowering, Shared
 from airllm.cluster.wire import PointerType, ProtocolError, Source
-from airllm.graph import GraphError
+from airllm.graph.graph import GraphError
 
 UNLIMITED = 1 << 31  # positions of a program without attention
 
@@ -41,7 +41,7 @@ def _lengths(program: Program, shared: Shared) -> Iterable[int]:
         yield from (op.config.length for op in segment.ops if isinstance(op.config, Rope))
 
 
-def _reads(op: Op) -> Iterable[int]:
+def _reads(op: NodeOp) -> Iterable[int]:
     """Buffers that an op takes values from; caches are apart."""
     if op.code is OpCode.MULTIHEAD_ATT:
         assert isinstance(op.config, Attention)
@@ -57,7 +57,7 @@ def _reads(op: Op) -> Iterable[int]:
         yield op.config.buffer
 
 
-def _writes(op: Op) -> Iterable[int]:
+def _writes(op: NodeOp) -> Iterable[int]:
     if op.output.source is Source.BUFFER:
         yield op.output.index
     if isinstance(op.config, Gate):
@@ -80,7 +80,7 @@ def _buffer_uses(program: Program) -> dict[int, PointerType]:
     is used in two ways has no place here."""
     uses: dict[int, PointerType] = {}
 
-    def use(op: Op, index: int, kind: PointerType) -> None:
+    def use(op: NodeOp, index: int, kind: PointerType) -> None:
         used_as = uses.setdefault(index, kind)
         if used_as is not kind:
             raise ProtocolError(

@@ -57,7 +57,7 @@ class Meter:
         self._report.event("tokens", text, totals)
 
 
-class Progress:
+class WeightsProgress:
     """Of the weights: a line every few seconds."""
 
     def __init__(self, total: int, report: Report) -> None:

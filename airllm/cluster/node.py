@@ -20,8 +20,8 @@ from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node_config import Sync
 from airllm.cluster.rope import Turns
 from airllm.cluster.wire import FloatType, Size
-from airllm.graph import Graph, Role
-from airllm.graph_rewrite import fuse, fusion_wanted
+from airllm.graph.graph import Graph, Role
+from airllm.graph.rewrite import fuse, fusion_wanted
 
 _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 

@@ -28,7 +28,7 @@ MOST_SYNCS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Op:
+class NodeOp:
     code: OpCode
     name: str
     index: int
@@ -57,10 +57,10 @@ class Sync:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class NodeSegment:
     """Ops in order, then syncs in order."""
 
-    ops: tuple[Op, ...]
+    ops: tuple[NodeOp, ...]
     syncs: tuple[Sync, ...]
 
     def encode(self) -> bytes:
@@ -75,7 +75,7 @@ class Segment:
 class NodeConfig:
     node: int  # worker index + 1
     buffers: tuple[Pipe, ...]
-    segments: tuple[Segment, ...]
+    segments: tuple[NodeSegment, ...]
 
     def encode(self) -> bytes:
         buffers = (buffer.size.encode() + encode_name(buffer.name) for buffer in self.buffers)
@@ -102,7 +102,7 @@ def read_node_config(take: Take, handshake: Handshake, net: NetConfig) -> NodeCo
         check_rows(part, size)
         buffers.append(Pipe(size, part.name("its name")))
     counts = len(net.pipes), n_buffers
-    segments: list[Segment] = []
+    segments: list[NodeSegment] = []
     n_ops = 0
     for i in range(n_segments):
         segments.append(_read_segment(f.part(f"segment {i}"), *counts))
@@ -114,7 +114,7 @@ def read_node_config(take: Take, handshake: Handshake, net: NetConfig) -> NodeCo
     return config
 
 
-def _read_segment(f: Fields, n_pipes: int, n_buffers: int) -> Segment:
+def _read_segment(f: Fields, n_pipes: int, n_buffers: int) -> NodeSegment:
     n_syncs = f.u32("the number of syncs", 0, MOST_SYNCS)
     n_ops = f.u32("the number of ops", 0, MOST_OPS)
     syncs = []
@@ -123,10 +123,10 @@ def _read_segment(f: Fields, n_pipes: int, n_buffers: int) -> Segment:
         pipe = part.index("its pipe", n_pipes)
         syncs.append(Sync(pipe, part.enum("its type", SyncType)))
     ops = tuple(_read_op(f.part(f"op {i}"), n_pipes, n_buffers) for i in range(n_ops))
-    return Segment(ops, tuple(syncs))
+    return NodeSegment(ops, tuple(syncs))
 
 
-def _read_op(f: Fields, n_pipes: int, n_buffers: int) -> Op:
+def _read_op(f: Fields, n_pipes: int, n_buffers: int) -> NodeOp:
     code = f.enum("its code", OpCode)
     index = f.u32("its index")
     weight = f.size("its weight")
@@ -141,7 +141,7 @@ def _read_op(f: Fields, n_pipes: int, n_buffers: int) -> Op:
     has_weight = code in (OpCode.EMBEDDING, OpCode.RMS_NORM, OpCode.MATMUL)
     if has_weight != (weight.type is not FloatType.NONE):
         raise part.fault("its weight", weight, f"{'one' if has_weight else 'none'} for {code.name}")
-    return Op(code, name, index, pointers[0], pointers[1], config, weight)
+    return NodeOp(code, name, index, pointers[0], pointers[1], config, weight)
 
 
 def _check_weights_are_unique(f: Fields, config: NodeConfig) -> None:

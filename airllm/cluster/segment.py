@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Cache, Segment, WeightKey
-from airllm.cluster.node_config import Op, Sync
+from airllm.cluster.node_config import NodeOp, Sync
 from airllm.cluster.op_config import (
     Attention,
     Gate,
@@ -29,8 +29,8 @@ from airllm.cluster.op_config import (
 )
 from airllm.cluster.rope import Angles
 from airllm.cluster.wire import FloatType, Pointer, PointerType, ProtocolError, Source
-from airllm.graph import Buffer, GraphBuilder, Weight
-from airllm.graph_ops import DType
+from airllm.graph.graph import Buffer, GraphBuilder, Weight
+from airllm.graph.ops import DType
 
 # ---- what a buffer holds ----
 
@@ -135,7 +135,7 @@ class SegmentLowering:
         self.weights: dict[str, WeightKey] = {}
         self.cache: int | None = None
 
-    def add(self, op: Op) -> None:
+    def add(self, op: NodeOp) -> None:
         _LOWERINGS[op.code](self, op)
 
     def finish(self, syncs: tuple[Sync, ...]) -> Segment:
@@ -150,7 +150,7 @@ class SegmentLowering:
 
     # ---- reading and writing ----
 
-    def fault(self, op: Op, text: str) -> ProtocolError:
+    def fault(self, op: NodeOp, text: str) -> ProtocolError:
         return ProtocolError(f"segment {self.number}, op {op.name!r} {op.index}: {text}")
 
     def pipe(self, index: int) -> Buffer:
@@ -167,7 +167,7 @@ class SegmentLowering:
             self.values[index] = _Tensor(self.external(index))
         return self.values[index]
 
-    def tensor(self, op: Op, index: int) -> Buffer:
+    def tensor(self, op: NodeOp, index: int) -> Buffer:
         """A buffer's values, [n, planes * width]."""
         value = self.value(index)
         if isinstance(value, _Activated):
@@ -182,14 +182,14 @@ class SegmentLowering:
         function = self.g.silu if value.code is OpCode.SILU else self.g.gelu
         return function(value.x, out=out)
 
-    def read(self, op: Op, pointer: Pointer, out: Buffer | None = None) -> Buffer:
+    def read(self, op: NodeOp, pointer: Pointer, out: Buffer | None = None) -> Buffer:
         """out: where values from a pipe go."""
         if pointer.source is Source.BUFFER:
             return self.tensor(op, pointer.index)
         view = self.program.view(pointer)
         return self.g.take_columns(self.pipe(pointer.index), view.first, view.width, out=out)
 
-    def kept(self, op: Op, pointer: Pointer) -> Buffer:
+    def kept(self, op: NodeOp, pointer: Pointer) -> Buffer:
         """The values as they are now, for a step that is completed later."""
         x = self.read(op, pointer)
         return self.g.take_columns(x, 0, x.width) if x.external else x
@@ -204,13 +204,13 @@ class SegmentLowering:
             out_buffer = make(self.external(pointer.index) if carried else None)
             self.values[pointer.index] = _Tensor(out_buffer)
 
-    def hold(self, op: Op, value: _Value) -> None:
+    def hold(self, op: NodeOp, value: _Value) -> None:
         """The op's output holds a step that a later op completes."""
         if op.output.source is Source.PIPE:
             raise self.fault(op, f"{op.code.name} cannot write to a pipe")
         self.values[op.output.index] = value
 
-    def weight(self, op: Op) -> Weight:
+    def weight(self, op: NodeOp) -> Weight:
         """The slot of an op's weight, in the shape that graphs give it."""
         size = op.weight
         if op.code is OpCode.RMS_NORM:
@@ -227,7 +227,7 @@ class SegmentLowering:
 
     # ---- the ops ----
 
-    def merge_add(self, op: Op) -> None:
+    def merge_add(self, op: NodeOp) -> None:
         x = self.read(op, op.output)
         if op.input.source is Source.PIPE and op.input.type is PointerType.BATCH:
             parts = self.pipe(op.input.index)
@@ -235,14 +235,14 @@ class SegmentLowering:
             parts = self.read(op, op.input)
         self.write(op.output, lambda out: self.g.merge_add(x, parts, out=out))
 
-    def merge_sum(self, op: Op) -> None:
+    def merge_sum(self, op: NodeOp) -> None:
         value = self.value(op.input.index) if op.input.source is Source.BUFFER else None
         if not isinstance(value, _Scaled):
             raise self.fault(op, "MERGE_SUM adds up what SCALE has not scaled")
         x, route = value.x, value.route
         self.write(op.output, lambda out: _out(self.g, self.g.expert_sum(x, route), out))
 
-    def embedding(self, op: Op) -> None:
+    def embedding(self, op: NodeOp) -> None:
         if op.input.source is not Source.PIPE:
             raise self.fault(op, "EMBEDDING takes tokens from elsewhere than a pipe")
         tokens = self.g.external(f"tokens.{op.input.index}", 1, "int32")
@@ -252,7 +252,7 @@ class SegmentLowering:
             return self.write(op.output, lambda out: self.g.round_q8(rows, out=out))
         return self.write(op.output, lambda out: self.g.embed(tokens, table, out=out))
 
-    def inv_rms(self, op: Op) -> None:
+    def inv_rms(self, op: NodeOp) -> None:
         assert isinstance(op.config, InvRms)
         if op.input.source is not Source.BUFFER:
             raise self.fault(op, "INV_RMS measures a pipe")
@@ -261,7 +261,7 @@ class SegmentLowering:
         assert isinstance(of, _Tensor)
         self.hold(op, _InverseRms(of, op.config))
 
-    def rms_norm(self, op: Op) -> None:
+    def rms_norm(self, op: NodeOp) -> None:
         assert isinstance(op.config, RmsNorm)
         x, columns = self.read(op, op.input), op.config.columns
         inverse = self.value(op.config.buffer)
@@ -274,7 +274,7 @@ class SegmentLowering:
         else:
             self.write(op.output, lambda out: self.g.head_norm(x, weight, columns, eps, out=out))
 
-    def matmul(self, op: Op) -> None:
+    def matmul(self, op: NodeOp) -> None:
         assert isinstance(op.config, Matmul)
         if not op.config.n_active:
             x, weight = self.read(op, op.input), self.weight(op)
@@ -287,7 +287,7 @@ class SegmentLowering:
         product = self.g.expert_linear(x, chosen.route, self.weight(op))
         return self.write(op.output, lambda out: _out(self.g, product, out))
 
-    def rope(self, op: Op) -> None:
+    def rope(self, op: NodeOp) -> None:
         config = op.config
         assert isinstance(config, Rope)
         x = self.read(op, op.input)
@@ -298,12 +298,12 @@ class SegmentLowering:
             lambda out: self.g.rope(x, table, n_heads, config.head_dim, interleaved=pairs, out=out),
         )
 
-    def shift(self, op: Op) -> None:
+    def shift(self, op: NodeOp) -> None:
         if op.output.index in self.shifted:
             raise self.fault(op, f"fills the cache {op.output.index} twice")
         self.shifted[op.output.index] = self.kept(op, op.input)
 
-    def attention(self, op: Op) -> None:
+    def attention(self, op: NodeOp) -> None:
         c = op.config
         assert isinstance(c, Attention)
         if self.cache is not None:
@@ -327,14 +327,14 @@ class SegmentLowering:
             ),
         )
 
-    def activation(self, op: Op) -> None:
+    def activation(self, op: NodeOp) -> None:
         value = _Activated(self.read(op, op.input), op.code)
         carried = op.output.index in self.shared.carried
         if op.output.source is Source.PIPE or carried or value.x.external:
             return self.write(op.output, lambda out: self.activate(value, out))
         return self.hold(op, value)
 
-    def multiply(self, op: Op) -> None:
+    def multiply(self, op: NodeOp) -> None:
         assert isinstance(op.config, Reference)
         value = self.value(op.input.index) if op.input.source is Source.BUFFER else None
         by = self.tensor(op, op.config.index)
@@ -345,14 +345,14 @@ class SegmentLowering:
         x = self.read(op, op.input)
         return self.write(op.output, lambda out: self.g.multiply(x, by, out=out))
 
-    def scale(self, op: Op) -> None:
+    def scale(self, op: NodeOp) -> None:
         assert isinstance(op.config, Reference)
         shares = self.value(op.config.index)
         if not isinstance(shares, _Route):
             raise self.fault(op, f"buffer {op.config.index} holds no shares that a gate gave")
         self.hold(op, _Scaled(self.kept(op, op.input), shares.route))
 
-    def cast(self, op: Op) -> None:
+    def cast(self, op: NodeOp) -> None:
         if op.output.source is Source.PIPE:  # which rounds by itself
             return self.write(op.output, lambda out: self.read(op, op.input))
         types = self.program.view(op.input).type, self.program.view(op.output).type
@@ -366,13 +366,13 @@ class SegmentLowering:
             return self.write(op.output, lambda out: self.g.take_columns(x, 0, x.width, out=out))
         return self.write(op.output, lambda out: _out(self.g, x, out))
 
-    def repeat(self, op: Op) -> None:
+    def repeat(self, op: NodeOp) -> None:
         self.hold(op, _Repeated(self.g.round_q8(self.read(op, op.input))))
 
-    def softmax(self, op: Op) -> None:
+    def softmax(self, op: NodeOp) -> None:
         self.hold(op, _Softmax(self.kept(op, op.input)))
 
-    def gate(self, op: Op) -> None:
+    def gate(self, op: NodeOp) -> None:
         assert isinstance(op.config, Gate)
         value = self.value(op.input.index) if op.input.source is Source.BUFFER else None
         if not isinstance(value, _Softmax):
@@ -388,7 +388,7 @@ def _out(g: GraphBuilder, x: Buffer, out: Buffer | None) -> Buffer:
     return x if out is None else g.take_columns(x, 0, x.width, out=out)
 
 
-_LOWERINGS: Mapping[OpCode, Callable[[SegmentLowering, Op], None]] = {
+_LOWERINGS: Mapping[OpCode, Callable[[SegmentLowering, NodeOp], None]] = {
     OpCode.MERGE_ADD: SegmentLowering.merge_add,
     OpCode.MERGE_SUM: SegmentLowering.merge_sum,
     OpCode.EMBEDDING: SegmentLowering.embedding,

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor, Stream
-from airllm.budget import BudgetError
 from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node import roles
 from airllm.cluster.spill import Spill
 from airllm.cluster.weights import TYPES, assemble, matrix_shape, plane_role, prepare
 from airllm.cluster.wire import Size
-from airllm.graph import Role
-from airllm.plan import ALIGNMENT, READ_BYTES, READ_DEPTH
+from airllm.graph.graph import Role
+from airllm.weights.budget import BudgetError
+from airllm.weights.plan import ALIGNMENT, READ_BYTES, READ_DEPTH
 
 _READS = READ_DEPTH * (READ_BYTES + (8 << 10))  # bytes of reads under way, whole pages each
 _STREAMED: frozenset[Role] = frozenset(["matrix", "experts"])  # other roles are small, or rows

@@ -16,7 +16,7 @@ from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node import roles
 from airllm.cluster.protocol import WeightHeader
 from airllm.cluster.wire import Fields, FloatType, ProtocolError, Size
-from airllm.graph import Role
+from airllm.graph.graph import Role
 
 TYPES = {FloatType.F32: "f32", FloatType.Q40: "q4_0"}
 

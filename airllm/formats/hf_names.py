@@ -1,4 +1,4 @@
-"""Hugging Face's tensors as those of GGUF: names, stacked experts, and the 1 in Gemma's norms."""
+"""Translates Hugging Face's tensors to GGUF's: names, stacked experts, Gemma's norms plus 1."""
 
 import math
 import re
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.metadata import FormatError
 from airllm.formats.model_file import Extent, Tensor
 from airllm.formats.safetensors import StoredTensor
+from airllm.util.metadata import FormatError
 
-__all__ = ["Part", "Translated", "translate_tensors"]
+__all__ = ["Shard", "Translated", "translate_tensors"]
 
 _TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -34,7 +34,7 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
-    # All experts in one tensor, as newer versions of transformers may write them.
+    # All experts in one tensor: newer versions of transformers may write these.
     "mlp.experts.down_proj": "ffn_down_exps",
 }
 _GEMMA_NAMES = _NAMES | {
@@ -48,15 +48,15 @@ _EXPERT = re.compile(
 )
 _BOTH = re.compile(r"layers\.(?P<layer>\d+)\.mlp\.experts\.gate_up_proj")
 _LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<stem>.*)")
-# Of a model that sees pictures, what is not the language model; and what older files kept of rope.
+# The vision part of a model that sees pictures, and a table of rope that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|multi_modal_projector)\..*|.*\.rotary_emb\.inv_freq"
 )
 
 
 @dataclass(frozen=True)
-class Part:
-    """One file and its table."""
+class Shard:
+    """One file of weights, and the table of its tensors."""
 
     file: MappedFile
     table: Sequence[StoredTensor]
@@ -64,23 +64,25 @@ class Part:
 
 @dataclass(frozen=True)
 class Translated:
-    """tensors: as GGUF has them. made: the bytes of those without extents, by name."""
+    """tensors: with GGUF's names. made: functions for the bytes of tensors without extents."""
 
     tensors: list[Tensor]
     made: dict[str, Callable[[], NDArray[np.uint8]]]
 
 
-def translate_tensors(folder: str, parts: Sequence[Part], *, gemma: bool, tied: bool) -> Translated:
-    """A tensor without a place keeps its name, for whoever compares tensors with the model.
+def translate_tensors(
+    folder: str, shards: Sequence[Shard], *, gemma: bool, tied: bool
+) -> Translated:
+    """All tensors of the shards with GGUF's names.
 
-    gemma: norms are to have 1 added. tied: an output matrix is left out. FormatError for a type
-    other than F32, F16 and BF16, for a tensor that is in two files, and for experts that are not
-    all there.
+    A tensor that GGUF has no name for keeps its own; check_tensors refuses it by that name.
+    gemma: add 1 to the weights of norms. tied: leave the output matrix out. FormatError for a type
+    other than F32, F16 and BF16, for a tensor that two files have, and for missing experts.
     """
     tensors: dict[str, Tensor] = {}
     made: dict[str, Callable[[], NDArray[np.uint8]]] = {}
     experts: dict[str, dict[int, tuple[int, StoredTensor]]] = defaultdict(dict)
-    prefix = _prefix(folder, parts)
+    prefix = _prefix(folder, shards)
 
     def put(*found: Tensor) -> None:
         for tensor in found:
@@ -88,7 +90,7 @@ def translate_tensors(folder: str, parts: Sequence[Part], *, gemma: bool, tied: 
                 raise FormatError(f"{folder}: there are two tensors for {quote(tensor.name)}")
             tensors[tensor.name] = tensor
 
-    for number, part in enumerate(parts):
+    for number, part in enumerate(shards):
         for stored in part.table:
             if _LEFT_OUT.fullmatch(stored.name) or (tied and stored.name.endswith(_HEAD)):
                 continue
@@ -108,14 +110,14 @@ def translate_tensors(folder: str, parts: Sequence[Part], *, gemma: bool, tied: 
                     n_bytes = 4 * math.prod(stored.shape)
                     tensor = Tensor(gguf_name, "f32", stored.shape, n_bytes, n_bytes, ())
                 put(tensor)
-    put(*(_stacked(folder, slot, by_number, parts) for slot, by_number in experts.items()))
+    put(*(_stacked(folder, slot, by_number, shards) for slot, by_number in experts.items()))
     return Translated(list(tensors.values()), made)
 
 
-def _prefix(folder: str, parts: Sequence[Part]) -> str:
-    """ "model.", or where the language model is a part of one, "language_model.model."."""
+def _prefix(folder: str, shards: Sequence[Shard]) -> str:
+    """The prefix of the language model: "model.", or "language_model.model." if it is a part."""
     end = "embed_tokens.weight"
-    names = (stored.name for part in parts for stored in part.table)
+    names = (stored.name for part in shards for stored in part.table)
     prefixes = [name.removesuffix(end) for name in names if name.endswith(end)]
     if len(prefixes) != 1:
         raise FormatError(f"{folder}: has {len(prefixes)} tensors {end}; expected one")
@@ -142,7 +144,7 @@ def _tensor(
     shape: tuple[int, ...],
     file: MappedFile,
 ) -> Tensor:
-    """pieces: the part of each, and what stands there; all of one type."""
+    """A tensor made of pieces in files. pieces: (number of the file, entry), all of one type."""
     pieces = list(pieces)
     first = pieces[0][1]
     if first.dtype not in _TYPES:
@@ -161,9 +163,9 @@ def _tensor(
 
 
 def _stacked(
-    folder: str, slot: str, experts: dict[int, tuple[int, StoredTensor]], parts: Sequence[Part]
+    folder: str, slot: str, experts: dict[int, tuple[int, StoredTensor]], shards: Sequence[Shard]
 ) -> Tensor:
-    """The matrices of all experts as one tensor: [n_experts, n, k]."""
+    """One tensor of all experts' matrices: [n_experts, n, k]."""
     if sorted(experts) != list(range(len(experts))):
         missing = next(number for number in range(len(experts)) if number not in experts)
         raise FormatError(f"{folder}: expert {missing} of {slot} is missing")
@@ -172,14 +174,14 @@ def _stacked(
     for part, stored in ordered:
         if (stored.dtype, stored.shape) != (first.dtype, first.shape):
             raise FormatError(
-                f"{parts[part].file.path}: tensor {quote(stored.name)} differs in type or shape "
+                f"{shards[part].file.path}: tensor {quote(stored.name)} differs in type or shape "
                 f"from {quote(first.name)}"
             )
-    return _tensor(slot, ordered, (len(ordered), *first.shape), parts[ordered[0][0]].file)
+    return _tensor(slot, ordered, (len(ordered), *first.shape), shards[ordered[0][0]].file)
 
 
 def _halves(layer: str, part: int, stored: StoredTensor, file: MappedFile) -> Iterable[Tensor]:
-    """Gate and up of all experts, which stand in one tensor: [n_experts, 2 * n, k]."""
+    """Gate and up of all experts, from one tensor [n_experts, 2 * n, k]."""
     if len(stored.shape) != 3 or stored.shape[1] % 2 or 0 in stored.shape:
         raise FormatError(
             f"{file.path}: tensor {quote(stored.name)} has shape {list(stored.shape)}; expected "
@@ -200,7 +202,7 @@ def _piece(stored: StoredTensor, offset: int, nbytes: int) -> StoredTensor:
 
 
 def _plus_one(file: MappedFile, stored: StoredTensor) -> Callable[[], NDArray[np.uint8]]:
-    """Gemma multiplies by 1 plus a norm's weight; the kernels, by what GGUF has."""
+    """Adds 1 to the weight of a norm: Gemma multiplies by 1 + weight, and GGUF stores the sum."""
 
     def make() -> NDArray[np.uint8]:
         raw = np.empty(stored.nbytes, np.uint8)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from airllm.formats.metadata import Metadata
-from airllm.pre_tokenizers import GPT2_WORDS, rule_name
-from airllm.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from airllm.text.pre_tokenizers import GPT2_WORDS, rule_name
+from airllm.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from airllm.util.metadata import Metadata
 
 __all__ = ["METASPACE", "translate_tokenizer"]
 

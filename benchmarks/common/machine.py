@@ -5,7 +5,7 @@ from importlib import metadata
 
 import numpy as np
 
-from airllm import system
+from airllm.util import system
 from common.extension import cpp
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from common import ROOT
 
 sys.path.insert(0, str(ROOT / "cpp_ext"))
-from isas import Isa, isas_for
-
 import build
 from build import BuildError as BuildError
+from isas import Isa, isas_for
 
 SOURCES = ROOT / "benchmarks" / "cpp"
 LIMITS_SOURCES = ("machine_limits.cpp", "machine_limits_library.cpp")

@@ -421,7 +421,7 @@ void bind_executor(py::module_& m) {
     define_init(kv_layers, make_kv_layers, arg("layers"));
     py::class_<PyExecutor> executor(
         m, "Executor",
-        "Runs a graph of ops over named buffers; see airllm.graph, which builds and checks "
+        "Runs a graph of ops over named buffers; see airllm.graph.graph, which builds and checks "
         "them.\n\n"
         "buffers: (name, width, external) of each; every buffer is [n_tokens, width].\n"
         "weights: the slots' names.\n"

@@ -1,0 +1,206 @@
+"""Where the time goes: seconds, bytes and FLOPs of each op, while a Profile is switched on.
+
+    with engine.profile() as profile:
+        engine.forward([token])
+    for op in profile.ops(): print(op.name, op.seconds, op.gbytes_per_second)
+
+A profile wraps the executors, so nothing is measured, or slower, without one. With a profile the
+threads wait for each other after each op, and a token takes a few percent longer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.backends import Executor
+from airllm.graph.graph import Graph, Op
+from airllm.graph.ops import SIGNATURES
+
+
+@dataclass
+class OpProfile:
+    """The sums over all calls of an op. The same op of all layers is one entry."""
+
+    name: str  # "linear ffn_down"
+    calls: int = 0
+    seconds: float = 0.0
+    nbytes: int = 0  # the least that it must read and write, weights and KV cache included
+    flops: int = 0  # additions and multiplications, exp and tanh counting as one
+
+    @property
+    def gbytes_per_second(self) -> float:
+        return self.nbytes / self.seconds / 1e9 if self.seconds else 0.0
+
+    @property
+    def gflops_per_second(self) -> float:
+        return self.flops / self.seconds / 1e9 if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How many tokens each sequence had before a run, and in it."""
+
+    bound: Any
+    counts: Sequence[tuple[int, int]]  # (n_tokens, past)
+
+
+class ProfiledExecutor:
+    """An executor that measures its ops; see Profile."""
+
+    def __init__(self, executor: Executor, graph: Graph, kv_row_bytes: int) -> None:
+        self._executor, self.graph, self._kv_row_bytes = executor, graph, kv_row_bytes
+        self.op_seconds = np.zeros(len(graph.ops))
+        self.call_seconds = 0.0  # of run, its ops included
+        self._runs: list[_Run] = []
+        self.bind, self.weight_bytes = executor.bind, executor.weight_bytes
+
+    def run(
+        self,
+        bound: Any,
+        buffers: dict[str, NDArray[Any]],
+        n_tokens: int,
+        past: int = 0,
+        k_cache: NDArray[Any] | None = None,
+        v_cache: NDArray[Any] | None = None,
+        threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
+    ) -> None:
+        start = perf_counter()
+        self._executor.run(
+            bound, buffers, n_tokens, past, k_cache, v_cache, threads, self.op_seconds
+        )
+        self.call_seconds += perf_counter() - start
+        self._runs.append(_Run(bound, [(n_tokens, past)]))
+
+    def run_layers(
+        self,
+        bound: Sequence[Any],
+        buffers: dict[str, NDArray[Any]],
+        sequences: Sequence[tuple[int, int, Any]],
+        first_layer: int = 0,
+        threads: int = 0,
+        seconds: NDArray[np.float64] | None = None,
+    ) -> None:
+        start = perf_counter()
+        self._executor.run_layers(bound, buffers, sequences, first_layer, threads, self.op_seconds)
+        self.call_seconds += perf_counter() - start
+        counts = [(n_tokens, past) for n_tokens, past, _ in sequences]
+        self._runs += [_Run(weights, counts) for weights in bound]
+
+    def add_to(self, found: dict[str, OpProfile]) -> None:
+        """Add the measurements to the totals by name."""
+        for index, op in enumerate(self.graph.ops):
+            name = " ".join([op.kind, *op.weights])
+            total = found.setdefault(name, OpProfile(name))
+            total.calls += len(self._runs)
+            total.seconds += float(self.op_seconds[index])
+            for run in self._runs:
+                weight_bytes = self._executor.weight_bytes(run.bound)
+                total.nbytes += _nbytes(self.graph, op, run, weight_bytes, self._kv_row_bytes)
+                total.flops += _flops(self.graph, op, run)
+
+
+class Profile:
+    """Profiled executors in the order in which a forward pass runs them."""
+
+    def __init__(self, kv_row_bytes: int) -> None:
+        """kv_row_bytes: see KVCache.row_bytes."""
+        self._kv_row_bytes = kv_row_bytes
+        self._executors: dict[int, ProfiledExecutor] = {}
+
+    def wrap(self, executor: Executor, graph: Graph) -> ProfiledExecutor:
+        """The executor, profiled; the same each time."""
+        profiled = ProfiledExecutor(executor, graph, self._kv_row_bytes)
+        return self._executors.setdefault(id(executor), profiled)
+
+    def ops(self) -> list[OpProfile]:
+        found: dict[str, OpProfile] = {}
+        for executor in self._executors.values():
+            executor.add_to(found)
+        return list(found.values())
+
+    @property
+    def op_seconds(self) -> float:
+        return sum(float(executor.op_seconds.sum()) for executor in self._executors.values())
+
+    @property
+    def call_seconds(self) -> float:
+        """Seconds of the executors' calls: ops, checks of arguments, waking of threads."""
+        return sum(executor.call_seconds for executor in self._executors.values())
+
+
+# ---- the work of an op ---------------------------------------------------------------------------
+
+# FLOPs for each element of the output, of ops without a matrix.
+_FLOPS: Mapping[str, int] = {
+    "embed": 1,
+    "rms_norm": 4,
+    "head_norm": 4,
+    "bias": 1,
+    "rope": 3,
+    "swiglu": 5,
+    "geglu": 10,
+    "softcap": 3,
+    "add": 1,
+    "quantized_norm": 4,
+    "linear_add": 1,
+    "glu_linear": 5,
+    "rope_append": 3,
+}
+
+
+def _flops(graph: Graph, op: Op, run: _Run) -> int:
+    n_tokens = sum(n for n, _ in run.counts)
+    if op.kind == "attention":
+        per_position = 4 * int(op.attrs["n_heads"]) * int(op.attrs["head_dim"])
+        return per_position * _seen(op, run, each_token=True)
+    widths = {buffer.name: buffer.width for buffer in graph.buffers}
+    written = op.inputs[0] if op.kind == "rope_append" else op.output
+    width = widths[written] if written else 0
+    flops = _FLOPS.get(op.kind, 0) * width
+    shapes = {weight.name: weight.shape for weight in graph.weights}
+    for name, role in zip(op.weights, SIGNATURES[op.kind].roles(op), strict=True):
+        if role == "matrix":
+            flops += 2 * shapes[name][0] * shapes[name][1]
+        elif role == "experts":
+            flops += 2 * int(op.attrs["n_used"]) * shapes[name][1] * shapes[name][2]
+    if op.kind == "expert_sum":
+        flops += 2 * int(op.attrs["n_used"]) * width
+    return flops * n_tokens
+
+
+def _nbytes(
+    graph: Graph, op: Op, run: _Run, weight_bytes: Mapping[str, int], kv_row_bytes: int
+) -> int:
+    n_tokens = sum(n for n, _ in run.counts)
+    widths = {buffer.name: buffer.width for buffer in graph.buffers}
+    total = 4 * n_tokens * sum(widths[name] for name in (*op.inputs, *op.outputs))
+    shapes = {weight.name: weight.shape for weight in graph.weights}
+    for name, role in zip(op.weights, SIGNATURES[op.kind].roles(op), strict=True):
+        of_all = weight_bytes[name]
+        if role == "rows":
+            total += of_all * n_tokens // shapes[name][0]
+        elif role == "experts":  # at most: tokens may share theirs
+            n_experts = shapes[name][0]
+            total += of_all * min(n_tokens * int(op.attrs["n_used"]), n_experts) // n_experts
+        else:
+            total += of_all
+    if op.kind in ("kv_append", "rope_append"):
+        total += 2 * n_tokens * int(op.attrs["n_kv_heads"]) * kv_row_bytes
+    elif op.kind == "attention":
+        positions = _seen(op, run, each_token=False)
+        total += 2 * positions * int(op.attrs["n_kv_heads"]) * kv_row_bytes
+    return total
+
+
+def _seen(op: Op, run: _Run, *, each_token: bool) -> int:
+    """Positions that attention sees, counted for each token that sees them, or once."""
+    window = int(op.attrs["window"])
+    limit: Callable[[int], int] = (lambda n: min(n, window)) if window else (lambda n: n)
+    if each_token:
+        return sum(limit(past + t + 1) for n, past in run.counts for t in range(n))
+    return sum(min(past, window - 1) + n if window else past + n for n, past in run.counts)

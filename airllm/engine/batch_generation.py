@@ -1,0 +1,161 @@
+"""Several sequences at once: their tokens go through the layers together, so that the weights,
+whose reading is most of a token's time, are read once for all of them.
+
+Each sequence has a KV cache and a length of its own. Its numbers do not depend on those beside it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+
+import numpy as np
+
+from airllm.engine.continuation import Continuation, Generation
+from airllm.engine.decoder import Decoder, Logits
+from airllm.engine.loaded_model import LoadedModel
+from airllm.engine.settings import Limits, Sampling
+from airllm.state.kv_cache import KVCache
+from airllm.text.prompts import Prompt, prompt_list
+from airllm.text.tokenizer import Tokenizer
+from airllm.util.arguments import check_choice, check_count
+from airllm.util.progress import OnProgress
+
+
+class ParallelSequences:
+    """KV caches of n sequences, which go on together by a token each."""
+
+    def __init__(self, decoder: Decoder, n: int, capacity: int, vocab_size: int) -> None:
+        """capacity: tokens of each. MemoryError where there is no room."""
+        self._decoder = decoder
+        self.caches = [decoder.new_cache(capacity) for _ in range(n)]
+        self._logits = np.empty((n, vocab_size), np.float32)
+
+    def reset(self) -> None:
+        for cache in self.caches:
+            cache.clear()
+
+    def forward(self, tokens: Sequence[int]) -> Logits:
+        """Evaluate a token of each sequence; returns their logits, float32 [n, vocab], in a buffer
+        that the next call overwrites. The tokens must be valid ids and fit the caches."""
+        ids = np.array(tokens, np.int32)
+        return self._decoder.evaluate_batch(ids, self.caches, self._logits)
+
+    def forward_each(
+        self,
+        steps: Sequence[tuple[Sequence[int], KVCache]],
+        on_layer: OnProgress | None = None,
+    ) -> list[Logits]:
+        """Evaluate one or more tokens of some of the sequences: the last ones' logits, [vocab]."""
+        return self._decoder.evaluate_each(steps, self._logits, on_layer)
+
+    def in_one_pass(self, answers: Iterable[Continuation]) -> list[Continuation]:
+        """Those of some answers that are evaluated next.
+
+        Where layers are streamed, as many prompts as are no longer than the longest one may be,
+        together, which is what there is memory for; else one. Tokens of answers join them.
+        """
+        most = self._decoder.cache.capacity if self._decoder.streams else 0
+        chosen, n_tokens = [], 0
+        for answer in answers:
+            n = len(answer.pending)
+            if n == 1:
+                chosen.append(answer)
+            elif n_tokens == 0 or n_tokens + n <= most:
+                chosen.append(answer)
+                n_tokens += n
+        return chosen
+
+
+@contextmanager
+def parallel_sequences(
+    model: LoadedModel, n: int, capacity: int | None = None
+) -> Iterator[ParallelSequences]:
+    """See LayerWiseInferenceEngine.sequences."""
+    check_count("n", n)
+    capacity = model.context if capacity is None else capacity
+    check_count("capacity", capacity)
+    if capacity > model.context:
+        raise ValueError(f"capacity is {capacity}; the context has room for {model.context}")
+    with model.exclusive() as decoder:
+        yield ParallelSequences(decoder, int(n), int(capacity), model.config.vocab_size)
+
+
+def continue_prompts(
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    batch: int,
+    sampling: Sampling,
+    limits: Limits,
+    on_token: Callable[[int, str], None] | None = None,
+    on_layer: OnProgress | None = None,
+) -> Generator[tuple[int, Generation], None, None]:
+    """Check everything now, and make the generator of the answers, see
+    LayerWiseInferenceEngine.stream_batch. The model is busy from its first answer to its end."""
+    ids = [model.prompts.some_tokens(prompt) for prompt in prompt_list(prompts)]
+    check_count("batch", batch)
+    check_choice("on_full", limits.on_full, ("stop", "shift"))
+    own_limits = [model.limits_for(prompt, limits) for prompt in ids]
+
+    def answers() -> Generator[tuple[int, Generation], None, None]:
+        if not ids:
+            return
+        longest = min(max(map(len, ids)) + int(limits.max_new_tokens), model.context)
+        tokenizer = model.prompts.tokenizer
+        with parallel_sequences(model, min(int(batch), len(ids)), longest) as lanes:
+            yield from stream_batch(lanes, tokenizer, ids, sampling, own_limits, on_token, on_layer)
+
+    return answers()
+
+
+def stream_batch(
+    lanes: ParallelSequences,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    limits: Sequence[Limits],
+    on_token: Callable[[int, str], None] | None = None,
+    on_layer: OnProgress | None = None,
+) -> Iterator[tuple[int, Generation]]:
+    """Continue all prompts, as many together as there are lanes; a sequence that ends makes room
+    for the next prompt. Yields a prompt's index and its answer as each gets ready.
+
+    limits: of each prompt, which must fit its lane with its answer, or fill the context.
+    on_token(index of the prompt, text). on_layer(done, total): layers of a pass.
+
+    Tokens of answers are evaluated together, a prompt by itself, as is what a shift leaves of one;
+    but in the same pass through the layers, where those come from the disk.
+    """
+    free, waiting = list(lanes.caches), deque(enumerate(zip(prompts, limits, strict=True)))
+    running: dict[int, Continuation] = {}
+
+    def say(index: int, piece: str) -> None:
+        if piece and on_token is not None:
+            on_token(index, piece)
+
+    def ended() -> Iterator[tuple[int, Generation]]:
+        """Take answers out that have ended."""
+        for index in [index for index, answer in running.items() if not answer.goes_on()]:
+            answer = running.pop(index)
+            say(index, answer.rest())
+            free.append(answer.cache)
+            yield index, answer.result()
+
+    while True:
+        yield from ended()
+        while waiting and free:
+            index, (prompt, own_limits) = waiting.popleft()
+            cache = free.pop()
+            cache.clear()
+            running[index] = Continuation(prompt, cache, tokenizer, sampling, own_limits)
+            yield from ended()
+        if not running:
+            return
+        chosen = lanes.in_one_pass(running.values())
+        start = perf_counter()
+        steps = [(answer.pending, answer.cache) for answer in chosen]
+        rows = lanes.forward_each(steps, on_layer)
+        taken = dict(zip(map(id, chosen), rows, strict=True))
+        for index, answer in running.items():
+            if id(answer) in taken:
+                say(index, answer.take(taken[id(answer)], start))

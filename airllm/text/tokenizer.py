@@ -1,0 +1,316 @@
+"""Text to tokens and back, as the model's file says.
+
+Two schemes of byte-pair encoding cover the models that this package runs:
+
+- "gpt2": text is cut into words (`pre_tokenizers`), each word's UTF-8 bytes become 256 printable
+  characters, and the file's list of merges joins them.
+- "llama" (SentencePiece): spaces become "▁", and the pair whose union has the best score is joined
+  first; a character that is no token falls back to its bytes, the tokens <0x00> to <0xFF>.
+
+The `tokenizers` library does the merging. What text may become a control token is decided here:
+control tokens are no part of the vocabulary that merging sees, so without `parse_special` no text,
+and no merge that a hostile file brings, ends in one.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from airllm.text.control_guard import GUARD, REPLACEMENT, ControlGuard
+from airllm.text.pre_tokenizers import RULES
+from airllm.text.vocabulary import Vocabulary, hidden_name
+from airllm.util.metadata import Metadata
+
+if TYPE_CHECKING:
+    import tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+__all__ = ["Tokenizer"]
+
+SPACE = "▁"  # SentencePiece's
+
+# Limits of a SentencePiece vocabulary, all of whose splits are tried: with 262,000 tokens, Gemma's
+# has 1.8 million splits, which take half a second. SentencePiece makes pieces of 16 characters.
+MAX_PIECE = 256
+MAX_SPLITS = 2**22
+
+
+class Tokenizer:
+    """A model's tokeniser; `Tokenizer.from_gguf(file.metadata)` makes one.
+
+    vocab_size: how many tokens the file lists; ids are 0 to vocab_size - 1.
+    bos_id: the token that begins a text, or None.
+    add_bos: whether `encode` puts it there.
+    eos_ids: the tokens that end an answer.
+    """
+
+    def __init__(self, scheme: "_Scheme") -> None:
+        vocabulary = scheme.vocabulary
+        self.vocab_size = len(vocabulary.texts)
+        self.bos_id = vocabulary.bos_id
+        self.eos_ids = vocabulary.eos_ids
+        self.add_bos = scheme.add_bos and self.bos_id is not None
+        self._scheme = scheme
+        self._vocabulary = vocabulary
+        self._guard = ControlGuard(vocabulary.texts[id] for id in vocabulary.control)
+        self._plain = scheme.build(vocabulary.user_defined)
+        self._special = scheme.build(vocabulary.user_defined | vocabulary.control, drop=GUARD)
+        # The library numbers control tokens from the vocabulary's end; these are their own numbers.
+        self._control_ids = {
+            self._special.token_to_id(vocabulary.texts[id]): id for id in vocabulary.control
+        }
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, object]) -> Self:
+        """Build the tokeniser that a GGUF file's metadata describes.
+
+        Raises FormatError, naming the key, where the metadata is incomplete or contradicts itself,
+        and for a tokeniser or pre-tokeniser that is not known here.
+        """
+        checked = Metadata.of(metadata)
+        name = checked.text("tokenizer.ggml.model")
+        schemes = {"gpt2": _byte_level, "llama": _sentence_piece}
+        if name not in schemes:
+            raise checked.fault(
+                f"tokenizer {name!r} is not supported, only {' and '.join(map(repr, schemes))};"
+                " use a model with one of these"
+            )
+        return cls(schemes[name](checked))
+
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Tokens of a text.
+
+        add_special: begin with the BOS token if the model wants one (and the text has none yet).
+        parse_special: take control tokens written in the text, such as "<|im_end|>", for what they
+            are. For prompts that a chat template made of `guarded` messages; never for text from
+            elsewhere.
+
+        What the vocabulary cannot spell becomes U+FFFD; if it cannot spell that, a ValueError.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"encode: expected a str, got {type(text).__name__}")
+        text = self._spellable(text, but=GUARD if parse_special else "")
+        if parse_special:
+            ids = self._special.encode(text, add_special_tokens=False).ids
+            ids = [self._control_ids.get(id, id) for id in ids]
+        else:
+            ids = self._plain.encode(text, add_special_tokens=False).ids
+        if add_special and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            return [self.bos_id, *ids]
+        return ids
+
+    def guarded(self, text: str) -> str:
+        """A text that a chat template may write into a prompt without any of it becoming a control
+        token: `encode(guarded(text), parse_special=True)` is `encode(text)`. See control_guard."""
+        return self._guard.guard(text)
+
+    def decode(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
+        """The text of tokens; bytes that are no UTF-8 become U+FFFD.
+
+        skip_special: leave out control tokens, which otherwise appear as they are written.
+        """
+        ids = list(tokens)
+        pieces = [self.token_bytes(id) for id in ids if not (skip_special and self.is_control(id))]
+        if self._scheme.space_prefix:
+            first = next((at for at, id in enumerate(ids) if not self.is_control(id)), None)
+            if first is not None:
+                first -= len(ids) - len(pieces) if skip_special else 0
+                pieces[first] = pieces[first].removeprefix(b" ")
+        return b"".join(pieces).decode(errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """A token's bytes, which may be a part of a UTF-8 character: join before decoding."""
+        id = operator.index(id)
+        if not 0 <= id < self.vocab_size:
+            raise ValueError(f"token {id} is not in the vocabulary of {self.vocab_size:,}")
+        text = self._vocabulary.texts[id]
+        if id in self._vocabulary.control or id in self._vocabulary.user_defined:
+            return text.encode()
+        if id in self._vocabulary.bytes:
+            return bytes([int(text[1:-1], 16)])
+        return self._scheme.text_bytes(text)
+
+    def has_the_tokens_of(self, other: "Tokenizer") -> bool:
+        """Whether each id means the same to both."""
+        return self._vocabulary.texts == other._vocabulary.texts
+
+    def is_control(self, id: int) -> bool:
+        """Whether a token is markup (BOS, end of turn...) rather than text."""
+        return id in self._vocabulary.control
+
+    def _spellable(self, text: str, but: str) -> str:
+        """`text` with U+FFFD for what the vocabulary cannot spell, `but` for one character."""
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which is no character
+            raw = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+            text = raw.decode()
+        missing = self._scheme.missing_bytes
+        if len(raw.translate(None, missing)) == len(raw):
+            return text
+        unspellable = {char for char in set(text) - {but} if set(char.encode()) & set(missing)}
+        if unspellable and set(REPLACEMENT.encode()) & set(missing):
+            raise ValueError(f"the model's vocabulary has no tokens for {min(unspellable)!r}")
+        return text.translate(dict.fromkeys(map(ord, unspellable), REPLACEMENT))
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """What the two schemes differ in."""
+
+    vocabulary: Vocabulary
+    model: "BPE"
+    normalizer: "Normalizer | None"
+    pre_tokenizer: "PreTokenizer | None"
+    text_bytes: Callable[[str], bytes]  # of a token that is text
+    missing_bytes: bytes  # those that no token spells
+    add_bos: bool
+    space_prefix: bool  # whether text begins with a space that its author did not write
+
+    def build(self, added: Iterable[int], drop: str = "") -> "tokenizers.Tokenizer":
+        """A tokeniser that finds the `added` tokens before anything else, and then drops a
+        character; the model is shared."""
+        import tokenizers
+        from tokenizers.normalizers import Replace, Sequence
+
+        tokenizer = tokenizers.Tokenizer(self.model)
+        steps: list[Normalizer] = [Replace(drop, "")] if drop else []
+        steps += [self.normalizer] if self.normalizer is not None else []
+        if steps:
+            tokenizer.normalizer = Sequence(steps)
+        if self.pre_tokenizer is not None:
+            tokenizer.pre_tokenizer = self.pre_tokenizer
+        texts = [self.vocabulary.texts[id] for id in added]
+        tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in texts])
+        return tokenizer
+
+
+def _byte_level(metadata: Metadata) -> _Scheme:
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import NFC
+
+    vocabulary = Vocabulary.from_metadata(metadata)
+    ids = vocabulary.reachable()
+    name = metadata.text("tokenizer.ggml.pre", "default")
+    if name not in RULES:
+        raise metadata.fault(
+            f"pre-tokenizer {name!r} is not supported, and without it the model would see text cut"
+            f" wrongly; use a model with one of: {', '.join(sorted(RULES))}"
+        )
+    rule = RULES[name]
+    merges = []
+    for merge in metadata.texts("tokenizer.ggml.merges"):
+        left, _, right = merge.partition(" ")
+        if left not in ids or right not in ids or left + right not in ids:
+            raise metadata.fault(
+                f"tokenizer.ggml.merges has {merge[:80]!r}; expected two tokens that make a third"
+            )
+        merges.append((left, right))
+    byte_of = {char: byte for byte, char in enumerate(_byte_characters())}
+
+    def text_bytes(text: str) -> bytes:
+        try:
+            return bytes([byte_of[char] for char in text])
+        except KeyError:  # not in the alphabet, so not from text: a token added by hand
+            return text.encode()
+
+    return _Scheme(
+        vocabulary=vocabulary,
+        model=BPE(vocab=ids, merges=merges, ignore_merges=rule.ignore_merges),
+        normalizer=NFC() if rule.composed else None,
+        pre_tokenizer=rule.build(),
+        text_bytes=text_bytes,
+        missing_bytes=bytes(byte for char, byte in byte_of.items() if char not in ids),
+        add_bos=metadata.flag("tokenizer.ggml.add_bos_token", rule.add_bos),
+        space_prefix=False,
+    )
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable character for each byte: its own where Latin-1 has a visible one, and for
+    the other 68, in order, those from U+0100 on."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+
+
+def _splits(text: str) -> Iterator[tuple[str, str]]:
+    return ((text[:at], text[at:]) for at in range(1, len(text)))
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return left, right
+
+
+def _sentence_piece(metadata: Metadata) -> _Scheme:
+    """SentencePiece joins the pair with the best score. The same comes out of merges: each way to
+    make a token from two others is one, and they stand in the order of the tokens' scores."""
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import Prepend, Replace, Sequence
+    from tokenizers.pre_tokenizers import Metaspace
+
+    vocabulary = Vocabulary.from_metadata(metadata)
+    ids = vocabulary.reachable()
+    scores = metadata.numbers("tokenizer.ggml.scores")
+    if len(scores) != len(vocabulary.texts):
+        raise metadata.fault(
+            f"tokenizer.ggml.scores has {len(scores):,} entries for"
+            f" {len(vocabulary.texts):,} tokens"
+        )
+    longest = max(map(len, vocabulary.texts))
+    if longest > MAX_PIECE or sum(map(len, vocabulary.texts)) > MAX_SPLITS:
+        raise metadata.fault(
+            "tokenizer.ggml.tokens is too large to be a vocabulary"
+            f" (longest token: {longest:,} characters)"
+        )
+    for id in vocabulary.bytes:
+        if not re.fullmatch("<0x[0-9A-F]{2}>", vocabulary.texts[id]):
+            raise metadata.fault(f"token {id} is declared a byte but is {vocabulary.texts[id]!r}")
+    if len(vocabulary.bytes) < 256 and vocabulary.unknown_id is None:
+        raise metadata.fault("the vocabulary has neither tokens for all bytes nor an unknown token")
+
+    hidden = vocabulary.control | vocabulary.unused | vocabulary.bytes | vocabulary.user_defined
+    if "tokenizer.ggml.merges" in metadata:  # the file has them itself, those that it wants
+        words = {text for text, id in ids.items() if id not in hidden}
+        pairs = [_pair(merge) for merge in metadata.texts("tokenizer.ggml.merges")]
+        merges = [(a, b) for a, b in pairs if a in ids and b in ids and a + b in words]
+    else:
+        merges = [
+            (left, right)
+            for id in np.argsort(-scores, kind="stable").tolist()
+            if id not in hidden
+            for left, right in _splits(vocabulary.texts[id])
+            if left in ids and right in ids
+        ]
+    space_prefix = metadata.flag("tokenizer.ggml.add_space_prefix", True)
+    prefix = [Prepend(SPACE)] if space_prefix else []
+    metaspace = None
+    if scheme := metadata.text("airllm.tokenizer.metaspace", ""):  # see formats.hf_tokenizer
+        if scheme not in ("first", "always"):
+            raise metadata.fault(f"airllm.tokenizer.metaspace is {scheme[:40]!r}")
+        metaspace = Metaspace(SPACE, prepend_scheme=scheme, split=False)
+    return _Scheme(
+        vocabulary=vocabulary,
+        model=BPE(
+            vocab=ids,
+            merges=merges,
+            unk_token=None if vocabulary.unknown_id is None else hidden_name(vocabulary.unknown_id),
+            fuse_unk=True,
+            byte_fallback=True,
+        ),
+        normalizer=None if metaspace else Sequence([*prefix, Replace(" ", SPACE)]),
+        pre_tokenizer=metaspace,
+        text_bytes=lambda text: text.replace(SPACE, " ").encode(),
+        missing_bytes=b"",
+        add_bos=metadata.flag("tokenizer.ggml.add_bos_token", True),
+        space_prefix=space_prefix,
+    )

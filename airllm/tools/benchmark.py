@@ -1,0 +1,131 @@
+"""Tokens a second of a model: prefill ("pp512", a prompt of 512), decode ("tg128", one by one), and
+decode of several sequences together ("tg128x8", counting the tokens of all eight).
+
+Measured as llama-bench measures: random tokens, an empty cache before each repetition, a
+warm-up that is not counted, the time of the model alone (no tokeniser, no sampling).
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.util.progress import OnProgress, part_of
+
+
+class Evaluator(Protocol):
+    """What can be measured; LayerWiseInferenceEngine can, and Batch."""
+
+    def reset(self) -> None:
+        """Forgets every token seen so far."""
+
+    def forward(
+        self, tokens: Sequence[int], *, on_progress: OnProgress | None = None
+    ) -> NDArray[np.float32]:
+        """Appends tokens to the cache; returns the last one's logits, float32 [vocab]."""
+
+
+class Sequences(Protocol):
+    """Several sequences that go on together; batch_generation.ParallelSequences can."""
+
+    def reset(self) -> None: ...
+    def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]: ...
+
+
+class Batch:
+    """Sequences as an Evaluator, whose calls have a token of each of them."""
+
+    def __init__(self, sequences: Sequences) -> None:
+        self._sequences = sequences
+
+    def reset(self) -> None:
+        self._sequences.reset()
+
+    def forward(
+        self, tokens: Sequence[int], *, on_progress: OnProgress | None = None
+    ) -> NDArray[np.float32]:
+        return self._sequences.forward(tokens)
+
+
+@dataclass(frozen=True)
+class Test:
+    name: str  # "pp512"
+    warm_up: list[list[int]]  # token ids of each forward call
+    timed: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Result:
+    test: str  # "pp512"
+    tokens_per_second: float  # mean over the repetitions
+    stddev: float  # of one repetition (n - 1 in the denominator); 0 when there is only one
+
+
+def prefill(n_tokens: int, vocab_size: int) -> Test:
+    """A prompt of n_tokens, evaluated in one call."""
+    prompt = _random_tokens(n_tokens, vocab_size)
+    return Test(f"pp{n_tokens}", warm_up=[prompt], timed=[prompt])
+
+
+def decode(n_tokens: int, vocab_size: int) -> Test:
+    """n_tokens one by one. One token warms up: it touches every weight, more would only cost."""
+    steps = [[token] for token in _random_tokens(n_tokens, vocab_size)]
+    return Test(f"tg{n_tokens}", warm_up=steps[:1], timed=steps)
+
+
+def decode_batch(n_tokens: int, n_sequences: int, vocab_size: int) -> Test:
+    """n_tokens of each of n_sequences, one of each in a call; for a Batch."""
+    ids = _random_tokens(n_tokens * n_sequences, vocab_size)
+    steps = [ids[at : at + n_sequences] for at in range(0, len(ids), n_sequences)]
+    return Test(f"tg{n_tokens}x{n_sequences}", warm_up=steps[:1], timed=steps)
+
+
+def measure(
+    model: Evaluator,
+    test: Test,
+    repetitions: int,
+    *,
+    on_progress: OnProgress | None = None,
+    clock: Callable[[], float] = time.perf_counter,  # seconds
+) -> Result:
+    """Runs the warm-up once and the timed calls `repetitions` times, each from an empty cache.
+
+    on_progress(tokens done, tokens in all) counts the warm-up too.
+    """
+    if repetitions < 1:
+        raise ValueError(f"{test.name}: {repetitions} repetitions; at least 1 is needed")
+    n_timed = sum(map(len, test.timed))
+    total = sum(map(len, test.warm_up)) + repetitions * n_timed
+    done = 0
+
+    def run(calls: list[list[int]]) -> None:
+        nonlocal done
+        model.reset()
+        for tokens in calls:
+            # Within a token nobody is asked: thirty calls of Python in one are 1% of a small model.
+            within = part_of(on_progress, done, len(tokens), total) if len(tokens) > 1 else None
+            model.forward(tokens, on_progress=within)
+            done += len(tokens)
+            if on_progress is not None:
+                on_progress(done, total)
+
+    run(test.warm_up)
+    rates = []
+    for _ in range(repetitions):
+        start = clock()
+        run(test.timed)
+        rates.append(n_timed / max(clock() - start, 1e-9))
+    stddev = statistics.stdev(rates) if repetitions > 1 else 0.0
+    return Result(test.name, statistics.fmean(rates), stddev)
+
+
+def _random_tokens(n_tokens: int, vocab_size: int) -> list[int]:
+    """The same ids each time, so that two runs do the same work."""
+    if n_tokens < 1:
+        raise ValueError(f"a test of {n_tokens} tokens measures nothing; at least 1 is needed")
+    ids: list[int] = np.random.default_rng(0).integers(vocab_size, size=n_tokens).tolist()
+    return ids

@@ -1,0 +1,4 @@
+"""The ground: arguments, errors, progress, the system, a file's key-value pairs.
+
+Knows nothing of the rest of the package.
+"""

@@ -1,0 +1,206 @@
+"""Where a layer's weights come from: the engine asks for a layer, and has it while it needs it.
+
+    with source.layer(index) as bound:
+        executor.run(bound, ...)
+
+Here all are prepared once and kept. stream_weights.py keeps what a budget allows, and streams the
+rest from the disk.
+"""
+
+import mmap
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.backends import Backend, Executor
+from airllm.formats.model_file import ModelFile, Tensor
+from airllm.graph.graph import Graph, Role
+from airllm.models import Model
+from airllm.util.progress import OnProgress
+
+__all__ = [
+    "FileWeights",
+    "WeightSource",
+    "check_tensors",
+    "layers_at_once",
+    "places",
+    "tensor_name",
+]
+
+# Of the layers of one call, whose end Ctrl-C waits for: 10 ms of reading, where Python takes 30 us
+# between two calls.
+_BYTES_AT_ONCE = 256 << 20
+
+_VECTOR_TYPES = ("f32", "f16", "bf16")
+
+
+class WeightSource(Protocol):
+    """Weights as an executor's `bind` returns them, valid inside the `with`."""
+
+    streams: bool  # whether a pass waits for the disk: then layers are worth using thoroughly
+    layers_at_once: int  # consecutive ones that `layers` gives, at most
+
+    def embed(self) -> AbstractContextManager[Any]: ...
+    def layer(self, index: int) -> AbstractContextManager[Any]: ...
+    def layers(self, start: int, stop: int) -> AbstractContextManager[Sequence[Any]]: ...
+    def head(self) -> AbstractContextManager[Any]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights that are kept, as the backend keeps them."""
+
+    def stream_stats(self) -> dict[str, Any] | None:
+        """What was streamed so far, see tensor_ops_cpp.Stream.stats; None where nothing is."""
+
+    def close(self) -> None: ...
+
+
+class FileWeights:
+    """All weights of a GGUF file, bound to the executors of a model's graphs.
+
+    What a backend repacks is read from the file; what it keeps as it is stays in the file's memory
+    map, and is given out only while the file is unchanged: FormatError where it is not.
+    """
+
+    streams = False
+
+    def __init__(
+        self,
+        gguf: ModelFile,
+        model: Model,
+        backend: Backend,
+        *,
+        embed: Executor,
+        layers: Sequence[Executor],
+        head: Executor,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """layers: the executor of each layer; those of one kind share theirs.
+        on_progress(done, total) is called after each layer that is prepared."""
+        check_tensors(gguf, model)
+        self._gguf = gguf
+        self._layers_stay_in_map = "matrix" in backend.keeps
+        self._prepared: dict[tuple[str, Role], Any] = {}
+        largest = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
+        memory = np.empty(largest, np.uint8)  # one tensor after the other is read into it
+        self._bound = []
+        runs = zip(places(model), (embed, *layers, head), strict=True)
+        for (graph, index), executor in runs:
+            bound = executor.bind(self._prepare(backend, graph, index, memory))
+            self._bound.append(nullcontext(bound))
+            if on_progress is not None and index is not None:
+                on_progress(index + 1, model.config.n_layers)
+        self.layers_at_once = layers_at_once(model.config.n_layers, self.nbytes)
+        self._together: dict[tuple[int, int], AbstractContextManager[Sequence[Any]]] = {}
+        gguf.check_unchanged()
+
+    def embed(self) -> AbstractContextManager[Any]:
+        self._gguf.check_unchanged()  # a microsecond
+        return self._bound[0]
+
+    def layer(self, index: int) -> AbstractContextManager[Any]:
+        if self._layers_stay_in_map:
+            self._gguf.check_unchanged()
+        return self._bound[1 + index]
+
+    def layers(self, start: int, stop: int) -> AbstractContextManager[Sequence[Any]]:
+        if self._layers_stay_in_map:
+            self._gguf.check_unchanged()
+        if (start, stop) not in self._together:
+            bound = tuple(bound.enter_result for bound in self._bound[1 + start : 1 + stop])
+            self._together[start, stop] = nullcontext(bound)
+        return self._together[start, stop]
+
+    def head(self) -> AbstractContextManager[Any]:
+        if self._layers_stay_in_map:
+            self._gguf.check_unchanged()
+        return self._bound[-1]
+
+    def stream_stats(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights as the backend keeps them, be it in memory or in the map."""
+        return sum(weight.nbytes for weight in self._prepared.values())
+
+    def _prepare(
+        self, backend: Backend, graph: Graph, index: int | None, memory: NDArray[np.uint8]
+    ) -> dict[str, Any]:
+        """The weights of a graph's slots; a tensor is prepared once for each role it has."""
+        weights = {}
+        for slot, role in graph.roles.items():
+            tensor = self._gguf.tensors[tensor_name(slot, index)]
+            key = tensor.name, role
+            if key not in self._prepared:
+                if role in backend.keeps:
+                    data = self._gguf.data(tensor.name)
+                    self._fetch_soon(tensor)
+                else:
+                    data = self._gguf.read(tensor.name, memory)
+                self._prepared[key] = backend.weight(role, data, tensor.type, tensor.shape)
+            weights[slot] = self._prepared[key]
+        return weights
+
+    def _fetch_soon(self, tensor: Tensor) -> None:
+        """Tell the system that the map will be read: no token should wait for the disk later."""
+        for extent in tensor.extents:
+            first = extent.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            if hasattr(mmap, "MADV_WILLNEED"):
+                n_bytes = extent.offset + extent.nbytes - first
+                self._gguf.parts[extent.part].map.madvise(mmap.MADV_WILLNEED, first, n_bytes)
+
+
+def layers_at_once(n_layers: int, n_bytes: int) -> int:
+    """How many layers one call takes. n_bytes: of all layers."""
+    return max(1, n_layers * _BYTES_AT_ONCE // max(n_bytes, 1))
+
+
+def tensor_name(slot: str, layer: int | None = None) -> str:
+    """The GGUF tensor of a weight slot: "attn_q" of layer 3 is "blk.3.attn_q.weight", and
+    "attn_q.bias" "blk.3.attn_q.bias"."""
+    name = slot if slot.endswith(".bias") else f"{slot}.weight"
+    return name if layer is None else f"blk.{layer}.{name}"
+
+
+def check_tensors(gguf: ModelFile, model: Model) -> None:
+    """Compare a file's tensors with the slots of a model's graphs, before any is read.
+
+    FormatError names a tensor that is missing, of another shape or type, or that no slot takes: a
+    model that computes without some of its weights would run and be wrong.
+    """
+    unused = gguf.tensors.keys() - {"rope_freqs.weight"}  # that one is in Model.inv_freq
+    for graph, index in places(model):
+        for slot in graph.weights:
+            name = tensor_name(slot.name, index)
+            tensor = gguf.tensors.get(name)
+            if tensor is None:
+                raise gguf.metadata.fault(f"tensor {name} is missing")
+            if tensor.shape != slot.shape:
+                raise gguf.metadata.fault(
+                    f"tensor {name} has shape {list(tensor.shape)}; expected {list(slot.shape)}, "
+                    f"as the metadata says"
+                )
+            if graph.roles[slot.name] == "vector" and tensor.type not in _VECTOR_TYPES:
+                raise gguf.metadata.fault(
+                    f"tensor {name} is {tensor.type}; expected one of {', '.join(_VECTOR_TYPES)}"
+                )
+            unused.discard(name)
+    if unused:
+        raise gguf.metadata.fault(
+            f"tensor {min(unused)} has no place in a {model.config.architecture} model"
+        )
+
+
+def places(model: Model) -> Iterator[tuple[Graph, int | None]]:
+    """Each graph that a forward pass runs, in order, with the layer whose weights it takes."""
+    yield model.embed, None
+    for index, kind in enumerate(model.kind_of_layer):
+        yield model.kinds[kind].graph, index
+    yield model.head, None

@@ -1,0 +1,171 @@
+"""From a model and a budget to its plan and its weights: which of the sources it is."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from airllm.backends import Backend, Executor
+from airllm.formats.model_file import ModelFile
+from airllm.graph.graph import Graph
+from airllm.models import Model, ModelConfig
+from airllm.state.kv_cache import KVType
+from airllm.util.arguments import check_count
+from airllm.util.progress import OnProgress
+from airllm.util.shown import shown
+from airllm.weights.budget import BudgetError
+from airllm.weights.layer_weights import FileWeights, WeightSource, check_tensors
+from airllm.weights.plan import (
+    BATCH_SIZE,
+    CONTEXT_STEP,
+    DEFAULT_CONTEXT,
+    STREAMED_BATCH_SIZE,
+    Part,
+    Plan,
+    buffer_bytes,
+    default_context,
+    kv_bytes_per_token,
+    make_plan,
+    model_parts,
+)
+
+_Made = TypeVar("_Made")
+_log = logging.getLogger("airllm")
+
+
+def plan_weights(
+    gguf: ModelFile,
+    model: Model,
+    backend: Backend,
+    *,
+    budget: int | None,
+    context: int | None,
+    kv_type: KVType,
+    batch_size: int | None = None,
+) -> tuple[Plan, list[Part]]:
+    """The plan for `budget` bytes, and the parts of the model that it speaks of.
+
+    context: tokens that fit; None for what in_context finds.
+    batch_size: tokens of a prompt that are evaluated at once, at most; None for BATCH_SIZE, or for
+    STREAMED_BATCH_SIZE where the model does not fit with that, and the answers are the same.
+    FormatError where the tensors are not the model's, ValueError for a context that it does not
+    allow, BudgetError where it does not run in the budget; nothing was read then.
+    """
+    check_tensors(gguf, model)
+    parts = model_parts(gguf, model, backend)
+    kv_bytes = kv_bytes_per_token(model.config, kv_type)
+
+    def with_batches(context: int, most: int, *, streamed: bool) -> Plan:
+        size = min(most, context)
+        # All batches of a prompt go through a layer before the next is read.
+        waiting = 4 * model.config.hidden_size * (context - size) if streamed else 0
+        return make_plan(
+            parts,
+            budget=budget,
+            context=context,
+            batch_size=size,
+            kv_cache_bytes=kv_bytes * context,
+            buffer_bytes=buffer_bytes(model, size, context) + waiting,
+            experts_used=model.config.n_experts_used,
+        )
+
+    large, small = int(batch_size or BATCH_SIZE), int(batch_size or STREAMED_BATCH_SIZE)
+    if not backend.any_batch:
+        small = large
+
+    def plan(context: int) -> Plan:
+        try:
+            found = with_batches(context, large, streamed=False)
+        except BudgetError:
+            return with_batches(context, small, streamed=True)
+        if not found.streams:
+            return found
+        # Experts are read for each batch anew: few large ones read less.
+        return with_batches(context, large if found.expert_places else small, streamed=True)
+
+    return in_context(plan, context, model.config, kv_type, budget)[1], parts
+
+
+def in_context(
+    make: Callable[[int], _Made],
+    asked: int | None,
+    config: ModelConfig,
+    kv_type: KVType,
+    budget: int | None,
+) -> tuple[int, _Made]:
+    """The context that an engine has, and what `make` made for it.
+
+    Where none is asked for it is the default, or as much less, down to CONTEXT_STEP, as lets the
+    model run in the budget: `make` says so by a BudgetError. ValueError where more is asked for
+    than the model allows.
+    """
+    if asked is not None:
+        asked = check_count("context", asked)
+        if asked > config.context_length:
+            raise ValueError(
+                f"context is {shown(asked)}; {config.name} allows at most {config.context_length} "
+                "tokens"
+            )
+        return asked, make(asked)
+    longest = min(config.context_length, DEFAULT_CONTEXT)
+    shortest = min(CONTEXT_STEP, longest)
+    kv_bytes = kv_bytes_per_token(config, kv_type)
+    context = default_context(longest, shortest, kv_bytes, budget)
+    while True:
+        try:
+            made = make(context)
+            break
+        except BudgetError as error:
+            if budget is None or context == shortest:
+                raise
+            too_many = -(-(error.minimum - budget) // kv_bytes)
+            context = max(shortest, (context - too_many) // CONTEXT_STEP * CONTEXT_STEP)
+    if context < longest:
+        _log.info("a context of %d tokens: the memory has no room for more", context)
+    elif context < config.context_length:
+        _log.debug("context of %d tokens; the model allows %d", context, config.context_length)
+    return context, made
+
+
+def layer_executor(backend: Backend, graph: Graph, max_tokens: int, plan: Plan) -> Executor:
+    """The executor that a layer needs for weights as the plan has them."""
+    if not plan.expert_places:
+        return backend.executor(graph, max_tokens)
+    from airllm.backends.routed import RoutedExecutor
+
+    return RoutedExecutor(backend, graph, max_tokens)
+
+
+def open_weights(
+    gguf: ModelFile,
+    model: Model,
+    backend: Backend,
+    plan: Plan,
+    parts: Sequence[Part],
+    *,
+    embed: Executor,
+    layers: Sequence[Executor],
+    head: Executor,
+    on_progress: OnProgress | None = None,
+) -> WeightSource:
+    """The weights as the plan says, bound to executors; those of layers are layer_executor's."""
+    # What all fits is read through the page cache, which has it already where the model was used
+    # before; but a whole tensor at a time, so there must be room for that too.
+    at_once = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
+    budget = plan.budget_bytes
+    if budget is None or (plan.embedding == "pinned" and plan.total_bytes + at_once <= budget):
+        return FileWeights(
+            gguf, model, backend, embed=embed, layers=layers, head=head, on_progress=on_progress
+        )
+    from airllm.weights.stream_weights import StreamWeights
+
+    return StreamWeights(
+        gguf,
+        model,
+        backend,
+        plan,
+        parts,
+        embed=embed,
+        layers=layers,
+        head=head,
+        on_progress=on_progress,
+    )

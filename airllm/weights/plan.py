@@ -1,0 +1,349 @@
+"""What of a model is kept in memory and what is streamed, within a budget; and how fast that is.
+
+The head is kept first and then as many layers as fit, the first of them. What is left over is read
+from the disk for each pass, in the order in which it is needed, into a ring of two slots: one is
+computed with while the other fills. The embedding is neither: a token takes one row of it, a few
+kilobytes, so to keep it would only take the place of layers that are read whole. It is kept where
+everything else is.
+
+Of a mixture of experts, all but the experts is kept where that is possible; a token then reads the
+few experts that its router chooses, unless they are among those used last.
+
+The budget is that of the model: weights, KV cache when full, and buffers. Python, NumPy and the
+tokeniser take about 60 MB more.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from airllm.backends import Backend
+from airllm.formats.model_file import ModelFile, Tensor
+from airllm.graph.graph import Role
+from airllm.models import Model, ModelConfig
+from airllm.numpy_ops.quants import TYPES
+from airllm.state.kv_cache import KVType
+from airllm.weights.budget import BudgetError, format_bytes, in_words
+
+__all__ = ["Matrix", "Part", "Plan", "make_plan", "model_parts"]
+
+# Reads under way or being packed, and bytes of each: little memory, and enough for a solid-state
+# disk: more than the 8 that it wants, as some are packed meanwhile; of 512 KB it gave 0.8 times as
+# much.
+READ_DEPTH = 10
+READ_BYTES = 1 << 20
+_PAGE_BYTES = 4096  # that direct reads begin and end at
+
+ALIGNMENT = 64  # of each matrix in its memory
+
+# Tokens of a prompt that are evaluated at once unless told otherwise. Where layers are streamed
+# their buffers would take the place of layers: those of 144 tokens are as fast within a few percent
+# and take 27 MB less for a model of 1.1B. Of a longer prompt even shares have more than 64 tokens
+# each then, so that activations="auto" decides the same in either case.
+BATCH_SIZE, STREAMED_BATCH_SIZE = 512, 144
+
+# Unless asked for more: the cache of a long context would be most of a small model's memory.
+DEFAULT_CONTEXT = 4096
+
+# The context that is taken where none is asked for may have so much of the budget for its KV
+# cache.
+KV_SHARE = 0.25
+CONTEXT_STEP = 256  # a default context is a multiple of it, or the model's limit
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix, or one of a tensor of experts, and its place on the disk."""
+
+    slot: str  # of the graph
+    role: Role
+    tensor: Tensor
+    shape: tuple[int, int]
+    part: int  # number of the file
+    offset: int  # in the file
+    file_bytes: int
+    nbytes: int  # in memory, with what aligns the next
+
+
+@dataclass(frozen=True)
+class Part:
+    """The weights that a graph runs with: the embedding's, a layer's, or the head's."""
+
+    name: str  # "layer 3"
+    matrices: tuple[Matrix, ...]  # what a stream can read
+    kept: tuple[tuple[str, Role, Tensor], ...]  # slots of what is small, or stands in no file
+    kept_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices in memory."""
+        return sum(matrix.nbytes for matrix in self.matrices)
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(matrix.file_bytes for matrix in self.matrices)
+
+    def without_experts(self) -> "Part":
+        others = tuple(matrix for matrix in self.matrices if matrix.role != "experts")
+        return replace(self, matrices=others)
+
+    def experts(self) -> list[list[Matrix]]:
+        """The matrices of each expert."""
+        found: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices:
+            if matrix.role == "experts":
+                found.setdefault(matrix.slot, []).append(matrix)
+        return [list(of_one) for of_one in zip(*found.values(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model's memory is used for, and what is read for each pass through its layers.
+
+    budget_bytes: None where there is no limit. head: "pinned" or "streamed". embedding: "pinned",
+    or "looked up": a row a token, from the page cache or the disk. batch_size: tokens of a prompt
+    that are evaluated at once. ring_bytes: slots for what is streamed, and the reads under way.
+    streamed_bytes_per_pass: of the files; a pass is a token of an answer, a whole prompt, or a
+    token of each sequence of a batch. disk_bytes_per_second and expected_tokens_per_second: None
+    where it was not probed, or nothing is streamed.
+    expert_places: of a mixture, experts that memory (ring_bytes) has room for where they are read
+    one by one; streamed_bytes_per_pass is then what a token takes where all are as likely.
+    """
+
+    budget_bytes: int | None
+    model_bytes: int
+    context: int
+    batch_size: int
+    kv_cache_bytes: int
+    buffer_bytes: int
+    pinned_bytes: int
+    ring_bytes: int
+    slots: int
+    pinned_layers: tuple[int, ...]
+    streamed_layers: tuple[int, ...]
+    head: Literal["pinned", "streamed"]
+    embedding: Literal["pinned", "looked up"]
+    streamed_bytes_per_pass: int
+    expert_places: int = 0
+    disk_bytes_per_second: float | None = None
+    expected_tokens_per_second: float | None = None
+
+    @property
+    def streams(self) -> bool:
+        return self.streamed_bytes_per_pass > 0
+
+    @property
+    def guesses_pay(self) -> bool:
+        """Whether several rows of a pass wait for the disk no longer than one: not where each has
+        experts of its own read."""
+        return self.streams and not self.expert_places
+
+    @property
+    def total_bytes(self) -> int:
+        """Of memory, at most."""
+        return self.kv_cache_bytes + self.buffer_bytes + self.pinned_bytes + self.ring_bytes
+
+    def with_disk(self, bytes_per_second: float) -> "Plan":
+        """The same plan on a disk of that speed, which is what a token then waits for."""
+        expected = bytes_per_second / self.streamed_bytes_per_pass if self.streams else None
+        return replace(
+            self, disk_bytes_per_second=bytes_per_second, expected_tokens_per_second=expected
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total_bytes": self.total_bytes}
+
+
+def make_plan(
+    parts: Sequence[Part],
+    *,
+    budget: int | None,
+    context: int,
+    batch_size: int,
+    kv_cache_bytes: int,
+    buffer_bytes: int,
+    experts_used: int = 0,
+) -> Plan:
+    """parts: as model_parts gives them: the embedding, the layers, the head.
+    experts_used: of each layer, by a token; 0 where there are none.
+
+    BudgetError, with the smallest budget that would do, where the model does not fit.
+    """
+    embedding, *layers, head = parts
+    kept = sum(part.kept_bytes for part in parts)
+    base = kv_cache_bytes + buffer_bytes + kept
+    sizes = [layer.nbytes for layer in layers]
+    # Tied embeddings are the head's matrix as well, but packed: both count.
+    model_bytes = sum(part.file_bytes for part in parts) + kept
+
+    def plan(n_pinned: int, slots: int, ring: int, keeps_head: bool, keeps_rows: bool) -> Plan:
+        streamed = [*layers[n_pinned:], *([] if keeps_head else [head])]
+        pinned = sum(sizes[:n_pinned]) + (head.nbytes if keeps_head else 0)
+        return Plan(
+            budget_bytes=budget,
+            model_bytes=model_bytes,
+            context=context,
+            batch_size=batch_size,
+            kv_cache_bytes=kv_cache_bytes,
+            buffer_bytes=buffer_bytes,
+            pinned_bytes=kept + pinned + (embedding.nbytes if keeps_rows else 0),
+            ring_bytes=ring,
+            slots=slots,
+            pinned_layers=tuple(range(n_pinned)),
+            streamed_layers=tuple(range(n_pinned, len(layers))),
+            head="pinned" if keeps_head else "streamed",
+            embedding="pinned" if keeps_rows else "looked up",
+            streamed_bytes_per_pass=sum(part.file_bytes for part in streamed),
+        )
+
+    everything = base + sum(sizes) + head.nbytes
+    if budget is None or everything <= budget:
+        has_room = budget is None or everything + embedding.nbytes <= budget
+        return plan(len(layers), 0, 0, True, has_room)
+    reads = _read_buffer_bytes([*layers, head])
+    needed = []
+    if experts_used and all(layer.experts() for layer in layers):
+        others = sum(layer.without_experts().nbytes for layer in layers)
+        experts = [expert for layer in layers for expert in layer.experts()]
+        place = max(sum(matrix.nbytes for matrix in expert) for expert in experts)
+        fewest = max(len(layer.experts()) for layer in layers)
+        room = budget - base - head.nbytes - others - reads
+        needed.append(budget - room + fewest * place)
+        if room >= fewest * place:
+            places = min(room // place, len(experts))
+            file_bytes = sum(matrix.file_bytes for matrix in experts[0])
+            missing = len(layers) * experts_used * (1 - places / len(experts))
+            return replace(
+                plan(0, 0, places * place + reads, True, False),
+                pinned_bytes=kept + head.nbytes + others,
+                streamed_bytes_per_pass=max(int(missing * file_bytes), 1),
+                expert_places=places,
+            )
+    for slots, keeps_head in ((2, True), (2, False), (1, True), (1, False)):
+        largest = max(*sizes, 0 if keeps_head else head.nbytes)
+        ring = slots * largest + reads
+        least = base + ring + (head.nbytes if keeps_head else 0)
+        needed.append(least)
+        if least <= budget:
+            n_pinned = _count_that_fits(sizes, budget - least)
+            return plan(n_pinned, slots, ring, keeps_head, False)
+    minimum = min(everything, *needed)
+    mib = -(-minimum // 2**20)  # rounded up, so that it does
+    raise BudgetError(
+        f"the model does not run in {in_words(budget)}: it needs at least {mib} MiB "
+        f"({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are the KV cache "
+        f"of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
+        f"{_what_cannot_stream(parts)}",
+        minimum,
+    )
+
+
+def _what_cannot_stream(parts: Sequence[Part]) -> str:
+    """A hint for those whose matrices are made while they are read."""
+    made = any(role in ("matrix", "experts") for part in parts for _, role, _ in part.kept)
+    if not made:
+        return ""
+    return (
+        ". Weights that are quantised while they are read stay in memory; `airllm convert` writes "
+        "them to a file, which can be streamed"
+    )
+
+
+def default_context(
+    longest: int, shortest: int, kv_bytes_per_token: int, budget: int | None
+) -> int:
+    """The context where none is asked for: `longest`, or less, down to `shortest`, where its KV
+    cache would take more than its share of the budget."""
+    if budget is None:
+        return longest
+    affordable = int(KV_SHARE * budget) // kv_bytes_per_token // CONTEXT_STEP * CONTEXT_STEP
+    return min(longest, max(affordable, shortest))
+
+
+def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
+    """Of what is between and inside the graphs, for batches of so many tokens, and of the cosines
+    and sines of a context."""
+    layers = (kind.graph for kind in model.kinds)
+    internal = sum(graph.row_bytes for graph in (model.embed, *layers, model.head))
+    rope = sum(2 * len(kind.inv_freq) for kind in model.kinds)
+    rows = (internal + 4 * model.config.hidden_size) * batch_size
+    return rows + 4 * rope * context + 4 * model.config.vocab_size
+
+
+def kv_bytes_per_token(config: ModelConfig, kv_type: KVType) -> int:
+    block, size = TYPES[kv_type]  # KVCache refuses what is not whole blocks
+    return config.n_layers * 2 * config.n_kv_heads * -(-config.head_dim // block) * size
+
+
+def model_parts(gguf: ModelFile, model: Model, backend: Backend) -> list[Part]:
+    """The embedding's weights, each layer's and the head's, in the order of a pass. The tensors
+    must have been checked (weights.check_tensors)."""
+    from airllm.weights.layer_weights import places, tensor_name
+
+    parts = []
+    for graph, index in places(model):
+        name = graph.name if index is None else f"layer {index}"
+        tensors = {slot: gguf.tensors[tensor_name(slot, index)] for slot in graph.roles}
+        parts.append(_part(name, graph.roles, tensors, backend))
+    return parts
+
+
+def _part(
+    name: str, roles: Mapping[str, Role], tensors: Mapping[str, Tensor], backend: Backend
+) -> Part:
+    matrices: list[Matrix] = []
+    kept: list[tuple[str, Role, Tensor]] = []
+    kept_bytes = 0
+    for slot, role in roles.items():
+        tensor = tensors[slot]
+        found = None if role == "vector" else _matrices(slot, role, tensor, backend)
+        if found is None:
+            kept.append((slot, role, tensor))
+            kept_bytes += 4 * tensor.shape[0] if role == "vector" else tensor.nbytes
+        else:
+            matrices += found
+    return Part(name, tuple(matrices), tuple(kept), kept_bytes)
+
+
+def _matrices(slot: str, role: Role, tensor: Tensor, backend: Backend) -> list[Matrix] | None:
+    """The matrices of a tensor; None where one of them is not in one piece in a file."""
+    n, k = tensor.shape[-2:]
+    file_bytes = n * tensor.row_bytes
+    packed = file_bytes if role == "rows" else backend.packed_bytes(tensor.type, (n, k))
+    nbytes = -(-packed // ALIGNMENT) * ALIGNMENT
+    matrices = []
+    for first in range(0, tensor.nbytes, file_bytes):
+        place = _place(tensor, first, file_bytes)
+        if place is None:
+            return None
+        matrices.append(Matrix(slot, role, tensor, (n, k), *place, file_bytes, nbytes))
+    return matrices
+
+
+def _place(tensor: Tensor, first: int, n_bytes: int) -> tuple[int, int] | None:
+    """File and offset of some bytes of a tensor, where they are in one piece."""
+    for extent in tensor.extents:
+        if first + n_bytes <= extent.nbytes:
+            return extent.part, extent.offset + first
+        if first < extent.nbytes:
+            return None
+        first -= extent.nbytes
+    return None
+
+
+def _read_buffer_bytes(parts: Iterable[Part]) -> int:
+    """Of the reads under way: whole pages, and one more for a beginning within a page."""
+    sizes = [matrix.file_bytes for part in parts for matrix in part.matrices]
+    longest = max(sizes, default=0)
+    pages = -(-min(longest, READ_BYTES) // _PAGE_BYTES) + 2
+    return READ_DEPTH * pages * _PAGE_BYTES
+
+
+def _count_that_fits(sizes: Iterable[int], room: int) -> int:
+    count = 0
+    for size in sizes:
+        if size > room:
+            break
+        room -= size
+        count += 1
+    return count

@@ -1,0 +1,310 @@
+"""Weights of a model that is larger than the memory it may have.
+
+As its plan says, some layers are kept; the others come from the disk for each pass, in order: while
+one is computed with, the next is read and packed. What was read ahead at the end of a pass is the
+beginning of the next.
+"""
+
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from airllm.backends import Backend, Executor, Stream
+from airllm.backends.experts import Experts
+from airllm.backends.routed import RoutedExecutor
+from airllm.formats.model_file import Extent, ModelFile
+from airllm.models import Model
+from airllm.util.progress import OnProgress
+from airllm.weights.expert_cache import ExpertCache
+from airllm.weights.layer_weights import check_tensors, layers_at_once
+from airllm.weights.plan import Part, Plan
+
+_HEAD = -1  # in place of a layer's index
+
+# File, offset, bytes, and a target for each slot.
+Section = list[tuple[int, int, int, list[Any]]]
+
+
+class StreamWeights:
+    """A WeightSource within a Plan. For one thread at a time.
+
+    Memory is taken once, here. A disk that fails raises OSError where its layer is asked for, a
+    file that has changed FormatError; the next pass begins anew, and may succeed.
+    """
+
+    def __init__(
+        self,
+        gguf: ModelFile,
+        model: Model,
+        backend: Backend,
+        plan: Plan,
+        parts: Sequence[Part],
+        *,
+        embed: Executor,
+        layers: Sequence[Executor],
+        head: Executor,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """parts: as model_parts gives them. layers: the executor of each.
+        on_progress(done, total) is called after each layer that is kept has been read."""
+        check_tensors(gguf, model)
+        self._gguf, self._backend, self.plan = gguf, backend, plan
+        self._files = [(part.descriptor, str(part.path)) for part in gguf.parts]
+        embedding, *layer_parts, head_part = parts
+        by_index = {**dict(enumerate(layer_parts)), _HEAD: head_part}
+        executors = {**dict(enumerate(layers)), _HEAD: head}
+
+        self._experts: ExpertCache | None = None
+        self._bound: dict[int, list[Any]] = {}  # of each layer, and the head: in each slot
+        if plan.expert_places:
+            self._keep_all_but_experts(layer_parts, layers)
+            by_index = {_HEAD: head_part}
+            streamed: list[int] = []
+        else:
+            head_is_streamed = plan.head == "streamed"
+            streamed = [*plan.streamed_layers, *([_HEAD] if head_is_streamed else [])]
+            streamed = [index for index in streamed if by_index[index].matrices]
+        pinned = [index for index in by_index if index not in streamed]
+        self._pin(
+            [by_index[index] for index in pinned],
+            [executors[i] for i in pinned],
+            pinned,
+            on_progress,
+        )
+        self._embedding = _Embedding(gguf, backend, embedding, embed, plan.embedding == "pinned")
+
+        self._section = {index: at for at, index in enumerate(streamed)}
+        self._next = 0  # section of the stream
+        self._stream: Stream | None = None
+        if streamed:
+            largest = max(by_index[index].nbytes for index in streamed)
+            slots = [backend.memory(largest) for _ in range(plan.slots)]
+            sections = []
+            for index in streamed:
+                bound, section = self._prepare(by_index[index], executors[index], slots)
+                self._bound[index] = bound
+                sections.append(section)
+            self._stream = backend.stream(self._files, sections)
+        self.streams = self._stream is not None or self._experts is not None
+        at_once = layers_at_once(model.config.n_layers, plan.pinned_bytes)
+        self.layers_at_once = 1 if self.streams else at_once
+        try:
+            gguf.check_unchanged()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept, and of the ring."""
+        return self.plan.pinned_bytes + self.plan.ring_bytes
+
+    def embed(self) -> AbstractContextManager[Any]:
+        return self._embedding.bound()
+
+    def layer(self, index: int) -> AbstractContextManager[Any]:
+        if index in self._section:
+            return self._streamed(index)
+        return nullcontext(self._bound[index][0])
+
+    @contextmanager
+    def layers(self, start: int, stop: int) -> Iterator[Sequence[Any]]:
+        with ExitStack() as held:
+            yield [held.enter_context(self.layer(index)) for index in range(start, stop)]
+
+    def head(self) -> AbstractContextManager[Any]:
+        return self.layer(_HEAD)
+
+    def stream_stats(self) -> dict[str, Any] | None:
+        if self._experts is not None:
+            return self._experts.stats()
+        return None if self._stream is None else self._stream.stats()
+
+    def close(self) -> None:
+        if self._experts is not None:
+            self._experts.close()
+        if self._stream is not None:
+            self._stream.close()
+
+    @contextmanager
+    def _streamed(self, index: int) -> Iterator[Any]:
+        assert self._stream is not None
+        wanted = self._section[index]
+        if wanted < self._next:  # the last pass did not come to its end
+            self._next = 0
+            self._stream.rewind()
+        try:
+            while True:
+                section, slot = self._stream.take()
+                if section == wanted:
+                    break
+                self._stream.release()
+                self._next = section + 1
+        except BaseException:
+            self._next = len(self._section)  # whatever comes next begins anew
+            self._gguf.check_unchanged()  # the better explanation, if it is one
+            raise
+        try:
+            yield self._bound[index][slot]
+        finally:
+            self._stream.release()
+            self._next = (section + 1) % len(self._section)
+
+    def _prepare(
+        self, part: Part, executor: Executor, slots: Sequence[Any]
+    ) -> tuple[list[Any], Section]:
+        """A part bound with its matrices in each of the slots; what fills them."""
+        kept = self._kept(part)
+        bound, sections = [], []
+        for memory in slots:
+            weights, section = self._rooms(part, memory)
+            bound.append(executor.bind({**kept, **weights}))
+            sections.append(section)
+        merged = [
+            (file, at, n, [target for *_, targets in of_slots for target in targets])
+            for of_slots in zip(*sections, strict=True)
+            for file, at, n, _ in of_slots[:1]
+        ]
+        return bound, merged
+
+    def _rooms(self, part: Part, memory: Any) -> tuple[dict[str, Any], Section]:
+        """A part's matrices by slot, one after the other in `memory`; what fills them."""
+        weights: dict[str, Any] = {}
+        experts: dict[str, list[Any]] = {}
+        section: Section = []
+        offset = 0
+        for matrix in part.matrices:
+            room, target = self._backend.matrix_in(memory, offset, matrix.tensor.type, matrix.shape)
+            if matrix.role == "experts":
+                experts.setdefault(matrix.slot, []).append(room)
+            else:
+                weights[matrix.slot] = room
+            section.append((matrix.part, matrix.offset, matrix.file_bytes, [target]))
+            offset += matrix.nbytes
+        weights |= {slot: Experts(rooms) for slot, rooms in experts.items()}
+        return weights, section
+
+    def _keep_all_but_experts(self, layers: Sequence[Part], executors: Sequence[Executor]) -> None:
+        """Of a mixture: its experts come as they are asked for, the rest of it is read now."""
+        experts = [layer.experts() for layer in layers]
+        place_bytes = max(
+            sum(matrix.nbytes for matrix in expert) for layer in experts for expert in layer
+        )
+        cache = ExpertCache(self._backend, self._files, self.plan.expert_places, place_bytes)
+        self._experts = cache
+
+        gguf = self._gguf  # and no reference to this object, which would then outlive its last user
+
+        def fetch(layer: int, wanted: Sequence[int]) -> Mapping[str, Experts]:
+            try:
+                return cache.fetch(layer, experts[layer], wanted)
+            except BaseException:
+                gguf.check_unchanged()  # the better explanation, if it is one
+                raise
+
+        sections = []
+        for index, (part, executor) in enumerate(zip(layers, executors, strict=True)):
+            others = part.without_experts()
+            weights, section = self._rooms(others, self._backend.memory(others.nbytes))
+            sections.append(section)
+            assert isinstance(executor, RoutedExecutor)
+            weights |= self._kept(part)
+            self._bound[index] = [executor.bind_routed(weights, partial(fetch, index))]
+        self._read_once(sections)
+
+    def _kept(self, part: Part) -> dict[str, Any]:
+        """The weights of a part that are in memory anyway."""
+        weights = {}
+        for slot, role, tensor in part.kept:
+            memory = np.empty(tensor.nbytes, np.uint8)
+            data = self._gguf.read(tensor.name, memory)
+            weights[slot] = self._backend.weight(role, data, tensor.type, tensor.shape)
+        return weights
+
+    def _pin(
+        self,
+        parts: Sequence[Part],
+        executors: Sequence[Executor],
+        indices: Sequence[int],
+        on_progress: OnProgress | None,
+    ) -> None:
+        """Read what is kept: packed piece by piece, so that it never is in memory twice."""
+        sections = []
+        for part, executor, index in zip(parts, executors, indices, strict=True):
+            memory = self._backend.memory(part.nbytes)
+            [bound], section = self._prepare(part, executor, [memory])
+            self._bound[index] = [bound]
+            # Each has a place of its own, so the next may be read while this one is packed.
+            sections.append([(file, at, n, 2 * targets) for file, at, n, targets in section])
+        self._read_once(sections, on_progress)
+
+    def _read_once(
+        self, sections: Sequence[Section], on_progress: OnProgress | None = None
+    ) -> None:
+        sections = [section for section in sections if section]
+        if not sections:
+            return
+        stream = self._backend.stream(self._files, sections, endless=False)
+        try:
+            for done in range(1, len(sections) + 1):
+                stream.take()
+                stream.release()
+                if on_progress is not None:
+                    on_progress(done, len(sections))
+        except BaseException:
+            self._gguf.check_unchanged()
+            raise
+        finally:
+            stream.close()
+
+
+class _Embedding:
+    """The embedding's rows: in memory, or looked up in the file's map.
+
+    What a look-up has touched is unmapped again, as it would count as this process's memory; the
+    page cache keeps it as long as the system likes.
+    """
+
+    def __init__(
+        self, gguf: ModelFile, backend: Backend, part: Part, executor: Executor, pinned: bool
+    ) -> None:
+        self._gguf = gguf
+        weights: dict[str, Any] = {}
+        self._looked_up: list[Extent] = []
+        for slot, role, tensor in [
+            *part.kept,
+            *((matrix.slot, matrix.role, matrix.tensor) for matrix in part.matrices),
+        ]:
+            if pinned or not tensor.extents:
+                data = gguf.read(tensor.name, np.empty(tensor.nbytes, np.uint8))
+            else:
+                data = gguf.data(tensor.name)
+                self._looked_up += tensor.extents
+            weights[slot] = backend.weight(role, data, tensor.type, tensor.shape)
+        self._bound = executor.bind(weights)
+        self._advise("MADV_RANDOM")
+
+    @contextmanager
+    def bound(self) -> Iterator[Any]:
+        if self._looked_up:
+            self._gguf.check_unchanged()
+        try:
+            yield self._bound
+        finally:
+            self._advise("MADV_DONTNEED")
+
+    def _advise(self, advice: str) -> None:
+        """For the pages that lie wholly in the embedding; nothing where the system has no such
+        word."""
+        option = getattr(mmap, advice, None)
+        if option is None:
+            return
+        for extent in self._looked_up:
+            first = -(-extent.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            n_bytes = extent.offset + extent.nbytes - first
+            if n_bytes > 0:
+                self._gguf.parts[extent.part].map.madvise(option, first, n_bytes)
