@@ -248,6 +248,63 @@ def test_a_killed_convert_leaves_no_half_file_and_the_next_one_cleans_up(tmp_pat
     assert not partial.exists()
 
 
+@pytest.mark.parametrize("content", [b"GGUF", b"my notes", b"\0", b"airllm's finished file!!"])
+def test_a_partial_file_of_something_else_is_not_taken_over(tmp_path, content):
+    path, partial = tmp_path / "new.gguf", tmp_path / "new.gguf.partial"
+    partial.write_bytes(content)
+    with pytest.raises(FileExistsError, match="is no unfinished file of this program") as error:
+        GGUFWriter(path, {}, [])
+    assert error.value.filename == str(partial)
+    assert partial.read_bytes() == content
+    assert not path.exists()
+
+
+def test_an_unfinished_file_is_no_gguf_file(tmp_path):
+    with GGUFWriter(tmp_path / "new.gguf", {}, []):
+        partial = tmp_path / "new.gguf.partial"
+        assert partial.read_bytes().startswith(b"airllm's unfinished file")
+        with pytest.raises(FormatError, match="not a GGUF file"):
+            GGUFFile.open(partial)
+
+
+def test_a_link_or_a_pipe_in_the_partial_files_place_is_left_alone(tmp_path):
+    path, partial = tmp_path / "new.gguf", tmp_path / "new.gguf.partial"
+    (tmp_path / "mine").write_bytes(b"")
+    partial.symlink_to(tmp_path / "mine")
+    with pytest.raises(FileExistsError, match="is a link or no regular file") as error:
+        GGUFWriter(path, {}, [])
+    assert error.value.filename == str(partial)
+    partial.unlink()
+    os.mkfifo(partial)
+    with pytest.raises(FileExistsError, match="is a link or no regular file"):
+        GGUFWriter(path, {}, [])
+    assert partial.is_fifo()
+
+
+def test_the_data_last_before_the_name_does(tmp_path, monkeypatch):
+    done: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr("os.fsync", lambda _: done.append("fsync"))
+    monkeypatch.setattr(Path, "replace", lambda *paths: done.append("rename") or replace(*paths))
+    with GGUFWriter(tmp_path / "new.gguf", {}, []):
+        pass
+    assert done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
+
+
+def test_a_disk_that_fails_at_the_end_is_named(tmp_path, monkeypatch):
+    def fails(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", fails)
+    with (
+        pytest.raises(OSError, match="Input/output error") as error,
+        GGUFWriter(tmp_path / "new.gguf", {}, []),
+    ):
+        pass
+    assert error.value.filename == str(tmp_path / "new.gguf.partial")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "new.gguf"
     with GGUFWriter(path, {}, []), pytest.raises(OSError, match="another process is writing it"):

@@ -8,6 +8,7 @@ from tiny_model import Sizes, write_tiny_model
 
 from airllm.cli import main
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.util.system import MemoryLimit
 from airllm.weights import disk_probe
 from airllm.weights.budget import BudgetError, default_bytes, parse_bytes
 from airllm.weights.plan import Part, Plan, make_plan
@@ -106,7 +107,38 @@ def test_the_default_leaves_room() -> None:
     assert default_bytes(None) is None
     assert default_bytes(1 << 30) == (1 << 30) - (256 << 20)
     assert default_bytes(100 << 30) == int(0.9 * (100 << 30))
-    assert default_bytes(1 << 20) == 1
+    assert default_bytes(1 << 20) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "available", "said"),
+    [
+        (
+            MemoryLimit(2 << 30, 5 << 30, Path("/sys/fs/cgroup/memory.max")),
+            0,
+            "5.0 GiB of the 2.0 GiB that /sys/fs/cgroup/memory.max allows are used, and 256 MiB "
+            "stay free for other programs; raise that limit, end other programs within it, or ",
+        ),
+        (MemoryLimit(9 << 30, 1 << 30, Path("/x")), 1 << 20, "1.0 MiB are available, and 256 MiB"),
+        (None, 200 << 20, "200 MiB are available, and 256 MiB stay free for other programs; end "),
+    ],
+)
+def test_where_no_memory_is_left_the_refusal_says_what_is_used_the_limit_and_the_way_out(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: MemoryLimit | None,
+    available: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr("airllm.util.system.memory_limit", lambda: limit)
+    monkeypatch.setattr("airllm.util.system.available_memory", lambda: available)
+    monkeypatch.delenv("AIRLLM_RAM", raising=False)
+    with pytest.raises(BudgetError) as refused:
+        plan_model(model)
+    message = str(refused.value)
+    assert message.startswith(f"the model does not run in what is left of the memory ({said}")
+    assert "or grant memory with --ram, ram_budget= or AIRLLM_RAM): it needs at least " in message
+    plan_model(model, ram_budget=refused.value.minimum)
 
 
 # ---- airllm plan ---------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def draft_plan(args: argparse.Namespace, granted: int) -> "Plan":
         backend=args.backend,
         kv_type=args.kv_type,
         activations=args.activations,
-        ram_budget=granted,
+        ram_budget=granted or None,  # 0: nothing is left, which the refusal then explains
     )
 
 

@@ -335,5 +335,5 @@ def _number(text: str) -> float:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a finite number")
+        raise argparse.ArgumentTypeError(f"{text[:80]} is not a finite number")
     return value

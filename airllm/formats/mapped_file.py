@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.util.closing import Closing
+from airllm.util.durable import naming
 from airllm.util.metadata import FormatError
 
 __all__ = ["MappedFile", "quote"]
@@ -46,7 +47,8 @@ class MappedFile(Closing):
             self.size = self._identity[0]
             if self.size == 0:
                 raise FormatError(f"{path}: is empty")
-            self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            with naming(path):
+                self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         except BaseException:
             self.close()
             raise
@@ -62,6 +64,11 @@ class MappedFile(Closing):
     def view(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         """Bytes of the map, read-only: uint8 [nbytes]. Valid after `close`, too."""
         return np.frombuffer(self.map, np.uint8, nbytes, offset)
+
+    def pread(self, offset: int, nbytes: int) -> bytes:
+        """Up to so many bytes of the file itself. OSError names the file."""
+        with naming(self.path):
+            return os.pread(self.descriptor, nbytes, offset)
 
     def read(self, offset: int, memory: npt.NDArray[np.uint8], what: str) -> None:
         """Fill `memory` by reading the file. FormatError names `what` if the file ends too early;

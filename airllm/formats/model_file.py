@@ -5,7 +5,6 @@ translates.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,11 +180,11 @@ class ModelParts(Closing):
             for extent in tensor.extents:
                 first[extent.part] = min(first[extent.part], extent.offset)
         for part, n_bytes in zip(self.parts, first, strict=True):
-            digest.update(os.pread(part.descriptor, min(n_bytes, _MAX_HEADER_BYTES), 0))
+            digest.update(part.pread(0, min(n_bytes, _MAX_HEADER_BYTES)))
         for tensor in self.tensors.values():
             for extent in tensor.extents[:1]:
                 n_bytes = min(extent.nbytes, FINGERPRINT_BYTES)
-                digest.update(os.pread(self.parts[extent.part].descriptor, n_bytes, extent.offset))
+                digest.update(self.parts[extent.part].pread(extent.offset, n_bytes))
         return digest.digest()
 
     def check_unchanged(self) -> None:

@@ -42,7 +42,7 @@ def parse_bytes(text: str) -> int:
 
 def granted_bytes(ram_budget: int | str | None) -> int | None:
     """The budget in bytes: what is given, else AIRLLM_RAM, else what is available but for some
-    room; None where the system does not say what is available.
+    room, which may be 0; None where the system does not say what is available.
 
     ValueError for what is no size.
     """
@@ -68,7 +68,23 @@ def default_bytes(available: int | None) -> int | None:
     """What a model may take of so much available memory; None where that is not known."""
     if available is None:
         return None
-    return max(1, available - max(ROOM_BYTES, int(ROOM_SHARE * available)))
+    return max(0, available - max(ROOM_BYTES, int(ROOM_SHARE * available)))
+
+
+def in_words(budget: int) -> str:
+    """What a model does not run in: "500 MiB", or for 0, where nothing is left, why that is so."""
+    if budget:
+        return format_bytes(budget)
+    limit, available = system.memory_limit(), system.available_memory() or 0
+    if limit is not None and limit.free <= available:
+        used = f"{format_bytes(limit.used)} of the {format_bytes(limit.limit)} that {limit.source}"
+        why, way_out = f"{used} allows are used", "raise that limit, end other programs within it"
+    else:
+        why, way_out = f"{format_bytes(available)} are available", "end other programs"
+    return (
+        f"what is left of the memory ({why}, and {format_bytes(ROOM_BYTES)} stay free for other "
+        f"programs; {way_out}, or grant memory with --ram, ram_budget= or {VARIABLE})"
+    )
 
 
 def format_bytes(n: int) -> str:

@@ -22,7 +22,7 @@ from airllm.graph.graph import Role
 from airllm.models import Model, ModelConfig
 from airllm.numpy_ops.quants import TYPES
 from airllm.state.kv_cache import KVType
-from airllm.weights.budget import BudgetError, format_bytes
+from airllm.weights.budget import BudgetError, format_bytes, in_words
 from airllm.weights.residency import Residency, least_bytes, read_buffer_bytes, reside
 from airllm.weights.ring import Matrix, aligned_bytes
 
@@ -202,7 +202,7 @@ def make_plan(
         return plan(found)
     mib = -(-minimum // 2**20)  # rounded up, so that it does
     raise BudgetError(
-        f"the model does not run in {format_bytes(budget)}: it needs at least {mib} MiB "
+        f"the model does not run in {in_words(budget)}: it needs at least {mib} MiB "
         f"({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are the KV cache "
         f"of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
         f"{_what_cannot_stream(parts)}",
