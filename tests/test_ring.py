@@ -78,21 +78,53 @@ def test_a_pass_that_begins_anew_takes_nothing_that_it_does_not_need(ring: Ring)
     assert ring.stats()["bytes_taken"] == 3 * NBYTES
 
 
-def test_after_a_disk_that_failed_the_next_pass_begins_anew(
-    ring: Ring, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Failing:
-        def take(self) -> tuple[int, int]:
-            raise OSError("the disk is on fire")
+class Watched:
+    """A stream whose rewinds are counted, and whose next takes fail."""
 
-    taken(ring, 10)
-    with monkeypatch.context() as patched:
-        patched.setattr(ring, "_stream", Failing())
-        with pytest.raises(OSError, match="on fire"):
-            ring.take(20)
-    before = ring.stats()["bytes_taken"]
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.rewinds, self.failures = stream, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def take(self) -> tuple[int, int]:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("the disk is on fire")
+        found: tuple[int, int] = self._stream.take()
+        return found
+
+    def rewind(self) -> None:
+        self.rewinds += 1
+        self._stream.rewind()
+
+
+@pytest.fixture
+def watched(ring: Ring) -> Watched:
+    stream = Watched(ring._stream)
+    ring._stream = stream
+    return stream
+
+
+def test_a_pass_goes_on_with_what_was_read_ahead_at_the_end_of_the_last(
+    ring: Ring, watched: Watched
+) -> None:
+    for number in (10, 20, 30) * 3:
+        taken(ring, number)
+    assert watched.rewinds == 0
+
+
+@pytest.mark.parametrize("before", [(), (10,), (10, 20, 30)])
+def test_after_a_disk_that_failed_the_next_pass_begins_anew(
+    ring: Ring, watched: Watched, before: tuple[int, ...]
+) -> None:
+    for number in before:
+        taken(ring, number)
+    watched.failures = 1
+    with pytest.raises(OSError, match="on fire"):
+        ring.take(20)
     assert [taken(ring, number) for number in (10, 20, 30)] == [10, 20, 30]
-    assert ring.stats()["bytes_taken"] == before + 3 * NBYTES
+    assert watched.rewinds == 1
 
 
 def test_a_ring_knows_its_numbers_and_gives_nothing_before_it_is_started(backend: Any) -> None:
