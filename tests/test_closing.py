@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +19,18 @@ from subprocess_python import run_python
 from tiny_model import Sizes, TinyModel, write_tiny_model
 
 from airllm.backends import load_backend
+from airllm.cluster.report import Report
+from airllm.cluster.run import Run, Settings
+from airllm.cluster.spill import CacheFile, SpillFile
 from airllm.engine.decoder import Decoder
 from airllm.formats.mapped_file import MappedFile
 from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.tools.batch_file import Answers
 from airllm.util.closing import Closing
 from airllm.util.metadata import FormatError
 from airllm.weights.plan_model import PlannedModel
+from airllm.weights.residency import Residency
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(), reason="the system does not list a process's descriptors"
@@ -239,6 +245,46 @@ def test_what_never_opened_is_not_closed() -> None:
         with pytest.raises(MemoryError):
             Opening()
         gc.collect()
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("owner", ["answers", "cache"])
+def test_another_file_that_is_dropped_is_closed_with_its_lock(tmp_path: Path, owner: str) -> None:
+    def opened() -> Closing:
+        if owner == "answers":
+            return Answers.open(tmp_path / "answers", [], "run")
+        return CacheFile(tmp_path / "cache")
+
+    file = opened()
+    with pytest.raises((ValueError, OSError), match="another"):
+        opened()
+    gc.collect()  # what was refused
+    with pytest.warns(ResourceWarning, match="dropped without close"):
+        del file
+    assert descriptors_below(tmp_path) == 0
+    opened().close()
+
+
+def test_a_workers_file_is_closed_where_its_weights_cannot_be_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spill = SpillFile()
+    descriptor = spill.descriptor
+    monkeypatch.setattr("airllm.cluster.run.open_spill", lambda *_: spill)
+    monkeypatch.setattr("airllm.cluster.run.StreamedWeights", fail)
+    monkeypatch.setattr(
+        "airllm.cluster.run.plan_residency", lambda *_: Residency(frozenset(), 0, 2, 1, 2, 1)
+    )
+    backend = load_backend("numpy")
+    run = Run(backend, Settings(ram=1), None, Report())  # type: ignore[arg-type]
+    monkeypatch.setattr("airllm.cluster.run.cache_bytes", lambda *_: 1)
+    monkeypatch.setattr("airllm.cluster.run.buffer_bytes", lambda *_: 1)
+    monkeypatch.setattr("airllm.cluster.run._stored_bytes", lambda *_: 1)
+    with pytest.raises(MemoryError):
+        run._weights(SimpleNamespace(weights={}), None)  # type: ignore[arg-type]
+    assert spill.closed
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 # ---- after close ---------------------------------------------------------------------------------

@@ -259,7 +259,11 @@ class Run:
         text += f": {megabytes(streamed)} of the weights are read from disk for every step"
         self.report.event("memory", text, memory | {"streamed_bytes": streamed})
         spill = self._spill = open_spill(self.settings.cache, stored)
-        return StreamedWeights(lowered, sizes, self.backend, spill, residency)
+        try:
+            return StreamedWeights(lowered, sizes, self.backend, spill, residency)
+        except BaseException:
+            spill.close()  # and with it the lock on the cache, which the next run asks for
+            raise
 
     def _receive_weights(
         self, root: Link, program: Program, weights: ResidentWeights | StreamedWeights
