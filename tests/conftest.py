@@ -1,10 +1,18 @@
 """The backends that operations and engines are tested on: NumPy, and the extension on every ISA."""
 
-from collections.abc import Iterator
+import os
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+# Before NumPy is imported: OpenBLAS's threads look for work without sleeping. Where others use the
+# processor, too, they make the small products of these tests ten times as slow.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
-from extension import ISAS, require_cpp
+from extension import EVERY_BACKEND, forced_isa, require_cpp
 from hypothesis import settings
 from streamed_model import Open
 from tiny_model import TinyModel
@@ -18,20 +26,25 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 
-@pytest.fixture(scope="module", params=["numpy", *(f"cpp-{isa}" for isa in ISAS or ["missing"])])
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> str:
+    """How many of the tests that will run have each marker of pyproject.toml."""
+    lines = Path(config.rootpath, "pyproject.toml").read_text(encoding="utf-8")
+    markers = tomllib.loads(lines)["tool"]["pytest"]["ini_options"]["markers"]
+    names = [line.partition(":")[0] for line in markers]
+    counts = Counter(name for item in items for name in names if item.get_closest_marker(name))
+    without = sum(not any(map(item.get_closest_marker, names)) for item in items)
+    marked = [f"{counts[name]} {name}" for name in names if counts[name]]
+    return f"by marker: {', '.join([f'{without} without', *marked])}"
+
+
+@pytest.fixture(scope="module", params=EVERY_BACKEND)
 def ops(request):
     """The operations on one backend and ISA after the other, the ISA forced and confirmed."""
     if request.param == "numpy":
         yield numpy_ops
         return
-    cpp = require_cpp()
-    isa = request.param.removeprefix("cpp-")
-    before = cpp.simd_level
-    cpp.set_isa(isa)
-    assert cpp.simd_level == isa
-    yield cpp
-    assert cpp.simd_level == isa, "a test left another ISA behind"
-    cpp.set_isa(before)
+    with forced_isa(request.param.removeprefix("cpp-")) as cpp:
+        yield cpp
 
 
 @pytest.fixture(scope="module", params=["float32", "float16", "q8_0"])

@@ -1,8 +1,10 @@
 """The C++ tests (tests/cpp) as a program: built once for each toolchain, run group by group.
 
-Builds are kept in build/tests-cpp (a temporary folder where that cannot be written) and only what
-has changed is compiled again. AIRLLM_REQUIRE_CROSS=1, as in CI, turns the skipping of tests that
-need a cross compiler or an emulator into failures.
+For this machine the program is linked to the objects of the extension, as it was built in place;
+only the tests' own sources are compiled. Other toolchains compile everything. Builds are kept in
+build/tests-cpp (a temporary folder where that cannot be written), and only what has changed is
+compiled again. AIRLLM_REQUIRE_CROSS=1, as in CI, turns the skipping of tests that need a cross
+compiler or an emulator into failures.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from sysconfig import get_platform
 
 import pytest
 
@@ -29,7 +32,11 @@ GROUPS = [path.stem.removeprefix("test_") for path in SOURCES if path.stem != "m
 
 # The reference means each float32 operation that it writes down, so no FMA in place of two.
 FLAGS = ("-O1", "-ffp-contract=off")
+STRICT = (*FLAGS, "-Werror")
 MEASURED = (sys.executable, str(ROOT / "tests/measured_compiler.py"))
+
+# Where setup.py leaves the extension's objects, and which ISAs are among them.
+EXTENSION = ROOT / "build" / f"objects-{get_platform()}-{sys.implementation.cache_tag}"
 
 
 @functools.cache
@@ -53,14 +60,19 @@ def locked(path):
 
 
 @functools.cache
-def built(name, toolchain, isa_list, groups=tuple(GROUPS)):
+def built(name, toolchain, isa_list, groups=tuple(GROUPS), flags=STRICT):
     """The program of these groups, built in the folder of that name."""
     sources = [path for path in SOURCES if path.stem.removeprefix("test_") in ("main", *groups)]
-    program = folder(name) / "tests"
+    return linked(name, toolchain, isa_list, sources, flags=flags)
+
+
+def linked(name, toolchain, isa_list, sources, output="tests", flags=STRICT):
+    """The program of these sources in the folder of that name; flags: of the sources alone."""
+    program = folder(name) / output
     failure = ""
-    with locked(folder(name)):
+    with locked(folder(name)), extensions_objects(folder(name)):
         try:
-            build.build_program(toolchain, isa_list, sources, folder(name), program, FLAGS)
+            build.build_program(toolchain, isa_list, sources, folder(name), program, flags)
         except build.BuildError as error:
             failure = f"the C++ tests do not compile:\n{error}"
     if failure:
@@ -68,20 +80,50 @@ def built(name, toolchain, isa_list, groups=tuple(GROUPS)):
     return program
 
 
-def toolchain(flags=("-Werror",)):
-    """This machine's compiler; what it takes is measured."""
-    native = build.Toolchain.native(flags)
-    return dataclasses.replace(native, compiler=(*MEASURED, *native.compiler))
+@contextlib.contextmanager
+def extensions_objects(folder, record=None):
+    """A build in that folder takes the extension's objects that were made as its own would be.
+
+    record: a list that takes the paths of all its objects.
+    """
+    compile_all = build.compile_all
+
+    def found(toolchain, unit):
+        if "dispatch.cpp" in str(unit.source):  # which includes the list of the build's ISAs
+            return unit
+        objects = EXTENSION / unit.object.relative_to(folder)
+        flags = tuple(flag.replace(str(folder), str(EXTENSION)) for flag in unit.flags)
+        twin = dataclasses.replace(unit, object=objects, flags=flags)
+        return twin if build._is_fresh(toolchain, twin) else unit
+
+    def compile_rest(toolchain, units):
+        objects = compile_all(toolchain, [found(toolchain, unit) for unit in units])
+        if record is not None:
+            record.extend(objects)
+        return objects
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "compile_all", compile_rest)
+        yield
 
 
 def native_isas():
-    """The ISAs of this machine.
+    """The ISAs of the extension that was built in place; where there is none, this machine's."""
+    try:
+        names = re.findall(r"ISA\((\w+)", (EXTENSION / "compiled_isas.inc").read_text())
+    except OSError:
+        names = []
+    return isas.isas_for(build.Toolchain.native().machine, ",".join(names))
 
-    AVX-VNNI's one instruction exists under another name in AVX-512VL: where the CPU has only that,
-    the AVX-VNNI kernels run with it instead, so that everything else of theirs is tested.
-    """
-    flags = cpu_flags()
-    stand_in = {"avx512_vnni", "avx512vl"} <= flags and "avx_vnni" not in flags
+
+def with_avxvnni_by_avx512():
+    """The same ISAs, where the CPU has the one instruction of AVX-VNNI only as AVX-512VL's, of
+    another name: the kernels of AVX-VNNI run with that, so that everything else is tested. None
+    where nothing is to be replaced."""
+    flags, given = cpu_flags(), native_isas()
+    wanted = {"avx512_vnni", "avx512vl"} <= flags and "avx_vnni" not in flags
+    if not wanted or "avxvnni" not in [isa.name for isa in given]:
+        return None
     header = str(ROOT / "tests/cpp/avxvnni_by_avx512.h")
     return tuple(
         dataclasses.replace(
@@ -89,22 +131,53 @@ def native_isas():
             flags=(*isa.flags[:-1], "-include", header),
             needs=(*isa.needs[:-1], "avx512vnni"),
         )
-        if isa.name == "avxvnni" and stand_in
+        if isa.name == "avxvnni"
         else isa
-        for isa in isas.isas_for(build.Toolchain.native().machine)
+        for isa in given
     )
 
 
 def native():
     """The program for this machine."""
-    return built("native", toolchain(), native_isas())
+    return built(*native_build())
+
+
+def native_build():
+    """The name of its build, the compiler and the ISAs."""
+    return "native", build.Toolchain.native(), native_isas()
 
 
 def aarch64():
-    """The program for 64-bit ARM, static, so that an emulator needs no libraries."""
+    """The program for 64-bit ARM."""
+    return built(*aarch64_build())
+
+
+def aarch64_build():
+    """The same of a static program, so that an emulator needs no libraries."""
     compiler = (*MEASURED, "aarch64-linux-gnu-g++")
     cross = build.Toolchain(compiler, "aarch64", ("-Werror", "-static"))
-    return built("aarch64", cross, isas.isas_for("aarch64"))
+    return "aarch64", cross, isas.isas_for("aarch64")
+
+
+def core_objects(name, toolchain, isa_list):
+    """The objects of a build that are the ISAs', and those of everything else."""
+    units = build.core_units(toolchain, isa_list, folder(name))
+    with locked(folder(name)), extensions_objects(folder(name)):
+        objects = build.compile_all(toolchain, units)
+    of_isas = [unit.source.parent.name == "isa" for unit in units]
+    return [
+        [path for path, is_isa in zip(objects, of_isas, strict=True) if is_isa is wanted]
+        for wanted in (True, False)
+    ]
+
+
+def memory_taken(objects):
+    """Bytes that the compiler took for each object, by its name, where that was measured."""
+    records = {path.stem: path.with_suffix(".maxrss") for path in objects}
+    if not all(path.exists() for path in records.values()):
+        how = "set CXX to 'tests/measured_compiler.py g++' and build it"
+        skip_or_fail(f"what the compiler takes for the extension was not measured: {how}")
+    return {name: int(path.read_text(encoding="ascii")) for name, path in records.items()}
 
 
 def cpu_flags():
@@ -119,10 +192,14 @@ def cpu_flags():
 def require(*tools):
     """Skips (or fails, see above) the test unless all tools are on the PATH."""
     missing = [tool for tool in tools if not shutil.which(tool)]
-    if missing and os.environ.get("AIRLLM_REQUIRE_CROSS") == "1":
-        pytest.fail(f"AIRLLM_REQUIRE_CROSS=1, but there is no {' and no '.join(missing)}")
     if missing:
-        pytest.skip(f"no {' and no '.join(missing)} on the PATH")
+        skip_or_fail(f"no {' and no '.join(missing)} on the PATH")
+
+
+def skip_or_fail(reason):
+    if os.environ.get("AIRLLM_REQUIRE_CROSS") == "1":
+        pytest.fail(f"AIRLLM_REQUIRE_CROSS=1, but {reason}")
+    pytest.skip(reason)
 
 
 def run(program, *groups, emulator=(), timeout=300, **variables):

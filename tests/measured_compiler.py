@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Runs a compiler, and leaves beside each object how much memory that took, in bytes.
 
 python measured_compiler.py g++ -c a.cpp -o a.o      # and a.maxrss

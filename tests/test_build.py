@@ -10,6 +10,8 @@ import cpp_program
 import pytest
 from extension import ISAS
 
+import airllm
+
 build = cpp_program.build
 MEBIBYTE = 1 << 20
 
@@ -85,17 +87,27 @@ ONLY = {"x86_64": "avx2", "AMD64": "avx2"}.get(platform.machine(), "neon")
 
 
 @pytest.fixture(scope="module")
-def extension():
-    """A folder with an extension that holds one ISA; what its compilations took is measured."""
+def one_isa():
+    """An extension that holds one ISA, and the objects that it was linked of.
+
+    All but the dispatch are those of the extension that was built in place, where it has the ISA.
+    """
     folder = cpp_program.folder("one-isa")
     output = folder / f"tensor_ops_cpp{sysconfig.get_config_var('EXT_SUFFIX')}"
-    compiler = build.Toolchain.native().compiler
-    with pytest.MonkeyPatch.context() as environment:
+    objects = []
+    with (
+        cpp_program.locked(folder),
+        cpp_program.extensions_objects(folder, record=objects),
+        pytest.MonkeyPatch.context() as environment,
+    ):
         environment.setenv("TENSOR_OPS_ISA", ONLY)
-        environment.setenv("CXX", " ".join((*cpp_program.MEASURED, *compiler)))
-        with cpp_program.locked(folder):
-            build.build_extension(folder, output, "0")
-    return output
+        build.build_extension(folder, output, airllm.__version__)
+    return output, objects
+
+
+@pytest.fixture(scope="module")
+def extension(one_isa):
+    return one_isa[0]
 
 
 def import_it(extension, *emulator, **variables):
@@ -109,17 +121,17 @@ def import_it(extension, *emulator, **variables):
     )
 
 
-@pytest.mark.slow
-def test_an_isa_named_at_build_time_is_the_only_one_compiled_in(extension):
-    objects = {path.stem for path in extension.parent.glob("isa/*.o")}
-    assert objects == {ONLY}
+@pytest.mark.packaging
+def test_an_isa_named_at_build_time_is_the_only_one_compiled_in(one_isa):
+    extension, objects = one_isa
+    assert {path.stem for path in objects if path.parent.name == "isa"} == {ONLY}
     if ONLY not in ISAS:
         pytest.skip(f"this CPU has no {ONLY}")
     result = import_it(extension)
     assert result.stdout.strip() == f"['{ONLY}'] {ONLY}", result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.packaging
 def test_an_isa_that_was_not_compiled_in_cannot_be_forced(extension):
     if ONLY not in ISAS:
         pytest.skip(f"this CPU has no {ONLY}")
@@ -128,7 +140,7 @@ def test_an_isa_that_was_not_compiled_in_cannot_be_forced(extension):
     assert f"ISA 'scalar' cannot run here; possible: {ONLY}" in error
 
 
-@pytest.mark.slow
+@pytest.mark.emulator
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates an older x86-64 CPU")
 def test_where_the_cpu_can_run_no_isa_of_the_build_the_import_says_so(extension):
     cpp_program.require("qemu-x86_64-static")
@@ -137,11 +149,10 @@ def test_where_the_cpu_can_run_no_isa_of_the_build_the_import_says_so(extension)
     assert "this build holds only kernels that this CPU cannot run (avx2)" in result.stderr
 
 
-@pytest.mark.slow
-def test_each_binding_compiles_in_under_700_megabytes(extension):
-    taken = {
-        path.stem: int(path.read_text()) / MEBIBYTE
-        for path in extension.parent.glob("bindings/*.maxrss")
-    }
-    assert len(taken) == len(build.BINDING_SOURCES)
-    assert {name: size for name, size in taken.items() if size >= 700} == {}
+@pytest.mark.packaging
+def test_each_binding_compiles_in_under_700_megabytes(one_isa):
+    _, objects = one_isa
+    bindings = [path for path in objects if path.parent.name == "bindings"]
+    assert len(bindings) == len(build.BINDING_SOURCES)
+    taken = cpp_program.memory_taken(bindings)
+    assert {name: size for name, size in taken.items() if size >= 700 * MEBIBYTE} == {}

@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -222,9 +223,9 @@ def test_a_model_without_a_chat_template_is_refused_before_the_first_message(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     engine = FakeEngine()
-    engine.chat_template = None
+    engine.has_chat_template = False
     assert chat(monkeypatch, engine, "") == 1
-    assert "m.gguf has no chat template" in capsys.readouterr().err
+    assert "m.gguf: has no chat template" in capsys.readouterr().err
 
 
 class TypedLines(io.StringIO):
@@ -339,10 +340,12 @@ class Terminal:
 
 
 def _own_the_terminal() -> None:
-    """Makes stdin the controlling terminal, so that ^C typed there becomes a SIGINT."""
+    """Makes stdin the controlling terminal, so that ^C typed there becomes a SIGINT; which a shell
+    may have told its background jobs, this one among them, to ignore."""
     import fcntl
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 

@@ -8,7 +8,7 @@ is the block's largest value / 127, and the largest value in these recordings is
 import dllama_recording
 import pytest
 from dllama_playback import play
-from extension import ISAS, require_cpp
+from extension import EVERY_BACKEND, forced_isa
 
 from airllm.backends import load_backend
 from airllm.cluster.wire import FloatType
@@ -24,16 +24,13 @@ LINKS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["numpy", *(f"cpp-{isa}" for isa in ISAS or ["missing"])])
+@pytest.fixture(scope="module", params=EVERY_BACKEND)
 def backend(request):
     if request.param == "numpy":
         yield load_backend("numpy")
         return
-    cpp = require_cpp()
-    before = cpp.simd_level
-    cpp.set_isa(request.param.removeprefix("cpp-"))
-    yield load_backend("cpp")
-    cpp.set_isa(before)
+    with forced_isa(request.param.removeprefix("cpp-")):
+        yield load_backend("cpp")
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -23,7 +23,10 @@ from airllm.util.system import resident_bytes
 SESSIONS = int(os.environ.get("AIRLLM_SOAK_SESSIONS", "40"))
 STAGES = ["everybody", "net", "node", "weights"]
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc"),
+]
 
 
 class DiedError(Exception):

@@ -10,6 +10,9 @@ NEW_CPU, OLD_CPU = (EMULATOR, "-cpu", "max"), (EMULATOR, "-cpu", "cortex-a57")
 GROUPS = [group for group in cpp_program.GROUPS if group != "cpu_budget"]
 
 
+pytestmark = pytest.mark.emulator
+
+
 @pytest.fixture(scope="module")
 def program():
     cpp_program.require(COMPILER, EMULATOR)

@@ -24,25 +24,17 @@ def shared_symbols(nm, objects):
     return {name: paths for name, paths in owners.items() if len(paths) > 1}
 
 
-@pytest.fixture(scope="module", params=["native", "aarch64"])
+@pytest.fixture(
+    scope="module",
+    params=["native", pytest.param("aarch64", marks=pytest.mark.emulator)],
+)
 def objects(request):
     """nm for a machine's objects, those of the ISAs, and those of everything else."""
-    nm = "nm"
     if request.param == "native":
-        isas = cpp_program.native_isas()
-        cpp_program.native()
-    else:
-        nm = "aarch64-linux-gnu-nm"
-        cpp_program.require("aarch64-linux-gnu-g++", nm)
-        isas = cpp_program.isas.isas_for("aarch64")
-        cpp_program.aarch64()
-    folder = cpp_program.folder(request.param)
-    others = [folder / name for name in cpp_program.build.CORE_SOURCES]
-    return (
-        nm,
-        [folder / f"isa/{isa.name}.o" for isa in isas],
-        [path.with_suffix(".o") for path in others],
-    )
+        return "nm", *cpp_program.core_objects(*cpp_program.native_build())
+    nm = "aarch64-linux-gnu-nm"
+    cpp_program.require("aarch64-linux-gnu-g++", nm)
+    return nm, *cpp_program.core_objects(*cpp_program.aarch64_build())
 
 
 def test_the_isas_share_no_function_with_each_other(objects):
@@ -70,20 +62,18 @@ def test_two_objects_that_share_a_function_are_noticed(tmp_path):
     assert shared_symbols("nm", paths) == {"_Z5twiceIfET_S0_": ["a", "b"]}
 
 
+@pytest.mark.packaging
 def test_each_object_compiles_in_under_700_megabytes(objects):
     _, kernels, others = objects
-    taken = {
-        path.stem: int(path.with_suffix(".maxrss").read_text()) / MEBIBYTE
-        for path in kernels + others
-    }
-    assert {name: size for name, size in taken.items() if size >= 700} == {}
+    taken = cpp_program.memory_taken(kernels + others)
+    assert {name: size for name, size in taken.items() if size >= 700 * MEBIBYTE} == {}
     # build.py reckons with it when it decides how many compilers may run at once.
     assert cpp_program.build.COMPILER_BYTES >= 700 * MEBIBYTE
 
 
 def test_what_the_compiler_takes_is_measured(tmp_path):
     source, record = tmp_path / "large.cpp", tmp_path / "large.maxrss"
-    compiler = cpp_program.toolchain().compiler
+    compiler = (*cpp_program.MEASURED, *cpp_program.build.Toolchain.native().compiler)
     sizes = []
     for n in (1, 20000):
         source.write_text("".join(f"int f{i}() {{ return {i}; }}\n" for i in range(n)))

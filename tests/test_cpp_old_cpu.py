@@ -13,10 +13,13 @@ EMULATOR = "qemu-x86_64-static"
 # Without AVX, 2006 (and 2008, the least that NumPy runs on); with AVX2 and FMA, 2013.
 CORE_2, NEHALEM, HASWELL = ((EMULATOR, "-cpu", cpu) for cpu in ("core2duo", "Nehalem", "Haswell"))
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64" or sys.platform != "linux",
-    reason="needs an x86-64 binary and QEMU's emulation of Linux",
-)
+pytestmark = [
+    pytest.mark.emulator,
+    pytest.mark.skipif(
+        platform.machine() != "x86_64" or sys.platform != "linux",
+        reason="needs an x86-64 binary and QEMU's emulation of Linux",
+    ),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

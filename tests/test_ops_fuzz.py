@@ -118,9 +118,21 @@ def outcome(ops, op, arguments):
 
 
 @pytest.mark.parametrize("op", SOUND)
-@settings(max_examples=150)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_both_backends_take_and_refuse_the_same(op, data):
+    take_and_refuse_the_same(op, data)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("op", SOUND)
+@settings(max_examples=300)
+@given(data=st.data())
+def test_both_backends_take_and_refuse_the_same_however_often(op, data):
+    take_and_refuse_the_same(op, data)
+
+
+def take_and_refuse_the_same(op, data):
     cpp = require_cpp()
     arguments = SOUND[op](*(data.draw(SIZES) for _ in range(4)))
     if op in TAKE_OUT and data.draw(st.booleans()):

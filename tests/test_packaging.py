@@ -65,6 +65,7 @@ def installed(wheel, tmp_path_factory):
     return folder / "bin/python", packages
 
 
+@pytest.mark.packaging
 def test_a_wheel_holds_the_package_its_types_and_the_extension(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "airllm").rglob("*.py")}
@@ -76,6 +77,7 @@ def test_a_wheel_holds_the_package_its_types_and_the_extension(wheel):
     assert any(name.endswith("/LICENSE") for name in metadata)
 
 
+@pytest.mark.packaging
 def test_what_an_earlier_build_left_behind_is_not_in_the_wheel(wheel, build):
     left_overs = [path / "airllm/left_over.py" for path in (ROOT / "build").glob("lib.*")]
     assert left_overs
@@ -89,6 +91,7 @@ def test_what_an_earlier_build_left_behind_is_not_in_the_wheel(wheel, build):
             path.unlink(missing_ok=True)
 
 
+@pytest.mark.packaging
 def test_the_installed_package_runs_on_the_installed_extension(installed, tmp_path):
     python, packages = installed
     code = "import tensor_ops_cpp, airllm; print(tensor_ops_cpp.__file__, airllm.__file__)"
@@ -118,6 +121,7 @@ tensor_ops_hybrid.rms_norm(x, "weight")  # type: ignore[arg-type]
 """
 
 
+@pytest.mark.packaging
 def test_code_that_uses_the_installed_package_passes_mypy_strict(installed, tmp_path):
     pytest.importorskip("mypy")
     (tmp_path / "program.py").write_text(TYPED_PROGRAM)
@@ -127,6 +131,7 @@ def test_code_that_uses_the_installed_package_passes_mypy_strict(installed, tmp_
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.packaging
 def test_a_source_distribution_holds_what_builds_and_tests_it(build):
     with tarfile.open(build("build_sdist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -153,6 +158,28 @@ def test_without_a_compiler_the_error_says_how_to_get_one(tmp_path):
     assert error.startswith("error: tensor_ops_cpp was not built: no C++ compiler: g++ or clang++")
     assert "apt install g++" in error
     assert "AIRLLM_NO_EXTENSION=1" in error
+
+
+READ_ONLY = """
+import runpy, sys
+sys.path.insert(0, "cpp_ext")
+import build
+def fails(*_):
+    raise OSError(30, "Read-only file system", "/sources/build")
+build.build_extension = fails
+runpy.run_path("setup.py")
+"""
+
+
+def test_a_tree_that_is_read_only_was_not_built(tmp_path):
+    folders = ["--build-lib", str(tmp_path), "--build-temp", str(tmp_path)]
+    result = run("-c", READ_ONLY, "build_ext", *folders)
+    assert result.returncode == 1
+    assert (
+        "error: tensor_ops_cpp was not built: /sources/build: Read-only file system. Build in a "
+        "folder with room that you can write to, or, for NumPy alone, set" in result.stderr
+    )
+    assert "Traceback" not in result.stderr
 
 
 def test_a_compiler_that_does_not_exist_is_named(tmp_path):

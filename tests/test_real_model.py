@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from extension import ISAS, require_cpp
+from extension import EVERY_ISA, forced_isa, require_cpp
 
 from airllm.hub import find_model
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -28,18 +28,11 @@ def test_the_capital_of_france_on_numpy(path):
 
 
 @pytest.mark.parametrize("activations", ["auto", "q16", "f32"])
-@pytest.mark.parametrize("isa", ISAS or ["missing"])
+@pytest.mark.parametrize("isa", EVERY_ISA)
 def test_the_capital_of_france_on_cpp(path, isa, activations):
-    extension = require_cpp()
-    before = extension.simd_level
-    extension.set_isa(isa)
-    try:
-        with LayerWiseInferenceEngine(
-            path, backend="cpp", context=128, activations=activations
-        ) as engine:
-            answer = engine.generate(QUESTION, temperature=0, max_new_tokens=20)
-    finally:
-        extension.set_isa(before)
+    settings = {"backend": "cpp", "context": 128, "activations": activations}
+    with forced_isa(isa), LayerWiseInferenceEngine(path, **settings) as engine:
+        answer = engine.generate(QUESTION, temperature=0, max_new_tokens=20)
     assert answer.text == "The capital of France is Paris."
     assert answer.finish_reason == "stop"
 

@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
 
 from extension import require_cpp
 
@@ -20,16 +22,23 @@ class Events(Report):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[tuple[str, str]] = []
+        self.fields: list[dict[str, Any]] = []  # of each event, for machines
         self._news = threading.Condition()
 
     def event(self, name, text, fields=None, *, fault=False):
         with self._news:
             self.events.append((name, text))
+            self.fields.append(dict(fields or {}))
             self._news.notify_all()
 
     def texts(self, name: str) -> list[str]:
         with self._news:
             return [text for event, text in self.events if event == name]
+
+    def fields_of(self, name: str) -> list[dict[str, Any]]:
+        with self._news:
+            pairs = zip(self.events, self.fields, strict=True)
+            return [fields for (event, _), fields in pairs if event == name]
 
     def wait_for(self, name: str, count: int = 1, seconds: float = 20.0) -> list[str]:
         """The texts of the events of that name, when there are so many."""
@@ -60,6 +69,12 @@ class RunningWorker:
         self.address = self._worker.host, self._worker.port
         self.thread = threading.Thread(target=self._worker.serve)
         self.thread.start()
+
+    def be_patient(self) -> None:
+        """From the next run on no root is too slow, whatever else this machine does."""
+        names = ("handshake_timeout", "silence_timeout", "idle_timeout", "min_rate")
+        usual = {name: getattr(Settings(), name) for name in names}
+        self._worker._settings = replace(self._worker._settings, **usual)
 
     def stop(self) -> None:
         self._worker.stop()

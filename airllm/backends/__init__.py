@@ -1,4 +1,7 @@
-"""Backends: what prepares weights and runs graphs. C++ where it is built, NumPy everywhere."""
+"""Backends prepare weights and run graphs: C++ where the extension is built, NumPy everywhere.
+
+Knows graphs and the hybrid ops; not models, files or text.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph.graph import Graph, Role
+from airllm.util.arguments import check_count
+from airllm.util.shown import shown
 
-__all__ = ["Backend", "Executor", "Stream", "load_backend"]
+__all__ = ["MOST_THREADS", "Backend", "Executor", "Stream", "load_backend"]
+
+MOST_THREADS = 1024  # that the kernels may be given
 
 _log = logging.getLogger("airllm")
 
@@ -18,9 +25,9 @@ class Executor(Protocol):
     """Runs one graph; owns its internal buffers. For one thread at a time."""
 
     def bind(self, weights: Mapping[str, Any]) -> Any:
-        """Put weights, as Backend.weight gives them, in the graph's slots; `run` takes the result.
+        """Puts weights, which Backend.weight made, into the graph's slots; `run` takes the result.
 
-        Cheap, and keeps references. GraphError when a slot is missing or a shape is wrong.
+        The call is cheap and keeps references. GraphError if a slot is missing or a shape is wrong.
         """
 
     def weight_bytes(self, bound: Any) -> Mapping[str, int]:
@@ -39,10 +46,10 @@ class Executor(Protocol):
     ) -> None:
         """Run all ops over the external buffers, [n_tokens, width] each.
 
-        k_cache, v_cache: [n_kv_heads, capacity, head_dim], float32 or float16, or uint8 with rows
-        of Q8_0, of the layer whose weights are bound; they hold `past` tokens, and the batch is
-        appended to them. threads: at most so many, 0 for all; NumPy's BLAS decides for itself.
-        seconds: float64 [n_ops], to which the time of each op is added.
+        k_cache, v_cache: the caches of the layer whose weights are bound, [n_kv_heads, capacity,
+        head_dim] of float32 or float16, or uint8 with rows of Q8_0. They hold `past` tokens; the
+        run appends the batch. threads: the most to use, 0 for all; NumPy's BLAS ignores it.
+        seconds: float64 [n_ops]; the run adds the time of each op.
         """
 
     def run_layers(
@@ -54,11 +61,11 @@ class Executor(Protocol):
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
-        """run with one layer's weights after another's, on the same buffers, and for several
-        sequences at once, each with caches of its own.
+        """Runs the graph for several layers in turn, on the same buffers, for several sequences.
 
-        sequences: (n_tokens, past, what Backend.kv_layers made of its caches) of each; the rows of
-        the first one come first in the buffers. first_layer: where in the caches `bound` begins.
+        bound: the weights of each layer. sequences: for each (n_tokens, past, caches), the caches
+        made by Backend.kv_layers; the buffers hold the rows of the first sequence first.
+        first_layer: the index in the caches of the first layer of `bound`.
         """
 
 
@@ -66,11 +73,13 @@ class Stream(Protocol):
     """Byte ranges of files, handed over section by section; see tensor_ops_cpp.Stream."""
 
     def take(self) -> tuple[int, int]:
-        """The next section, and the slot that it is in, until `release`. OSError where it cannot be
-        read, or its file was changed; after that `rewind` tries again."""
+        """The number of the next section and its slot, which stay valid until `release`.
+
+        OSError if the section cannot be read or its file was changed; `rewind` then starts anew.
+        """
 
     def push(self, section: Sequence[tuple[int, int, int, Sequence[Any]]]) -> None:
-        """Another section, of a stream that is not endless."""
+        """Adds a section to a stream that is not endless."""
 
     def release(self) -> None: ...
     def rewind(self) -> None: ...
@@ -80,15 +89,15 @@ class Stream(Protocol):
 
 class Backend(Protocol):
     name: str
-    # Whether a token's numbers are the same, bit for bit, in any batch of more than 64.
+    # Whether a token's numbers are the same, bit for bit, in any batch of more than 64 tokens.
     any_batch: bool
-    keeps: frozenset[Role]  # roles of weights that go on reading the data they were made from
+    keeps: frozenset[Role]  # roles of weights that refer to their data after `weight` returns
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
-        """A weight prepared for an executor; it has `shape` and `nbytes`.
+        """Prepares a weight for an executor; the result has `shape` and `nbytes`.
 
-        data: a tensor's bytes as the file has them, of the GGML type `type` ("q4_1"). For a role
-        in `keeps` it must stay as it is as long as the weight is used.
+        data: the tensor's bytes in the file, of the GGML type `type` ("q4_1"). For a role in
+        `keeps` they must not change while the weight is in use.
         """
 
     def executor(self, graph: Graph, max_tokens: int) -> Executor:
@@ -103,8 +112,8 @@ class Backend(Protocol):
     def matrix_in(
         self, memory: Any, offset: int, type: str, shape: tuple[int, int]
     ) -> tuple[Any, Any]:
-        """A matrix `offset` bytes, a multiple of 64, into `memory`, and what a stream's range goes
-        to so that it is filled; until then its values are undefined."""
+        """A matrix at byte `offset` of `memory`, a multiple of 64, and the target with which a
+        stream fills it. The values are undefined until then."""
 
     def stream(
         self,
@@ -116,17 +125,18 @@ class Backend(Protocol):
         """See tensor_ops_cpp.Stream. A target is one of matrix_in, or (memory, offset)."""
 
     def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
-        """A sequence's caches, k_cache and v_cache of each layer, checked once for all runs."""
+        """A sequence's (k_cache, v_cache) of each layer, checked once and for all runs."""
 
 
 def load_backend(name: str | None = None, threads: int | None = None) -> Backend:
-    """The backend of that name: "cpp", "numpy", or (None, "auto") what tensor_ops_hybrid chose.
+    """The backend "cpp" or "numpy"; for None or "auto" the choice of tensor_ops_hybrid.
 
-    threads: how many the C++ kernels use, for the whole process; None: what cpu_budget() says.
-    ImportError when "cpp" is asked for and the extension is not there; ValueError for a bad name.
+    threads: of the C++ kernels, for the whole process; None: the number that cpu_budget() gives.
+    ImportError for "cpp" if the extension is missing. ValueError for an unknown name, or threads
+    outside 1 to 1024; TypeError if threads is no integer.
     """
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise ValueError(f"threads is {threads!r}; expected an integer of at least 1")
+    if threads is not None:
+        threads = check_count("threads", threads, most=MOST_THREADS)
     if name in (None, "auto"):
         from airllm import tensor_ops_hybrid
 
@@ -145,4 +155,4 @@ def load_backend(name: str | None = None, threads: int | None = None) -> Backend
                 threads,
             )
         return NumpyBackend()
-    raise ValueError(f"backend is {name!r}; expected 'auto', 'cpp' or 'numpy'")
+    raise ValueError(f"backend is {shown(name)}; expected 'auto', 'cpp' or 'numpy'")

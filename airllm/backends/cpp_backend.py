@@ -1,4 +1,4 @@
-"""Runs graphs on the C++ executor of tensor_ops_cpp: translates a Graph, and adds nothing."""
+"""Runs graphs on the C++ executor of tensor_ops_cpp. It only translates."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ except ImportError as error:
 
 
 class CppBackend:
-    """Matrices are packed once into the layout that the CPU wants; embeddings stay in the map."""
+    """Packs matrices once, into the layout of the CPU's kernels; embeddings stay memory-mapped."""
 
     name = "cpp"
     any_batch = True
@@ -91,8 +91,8 @@ class CppExecutor:
 
 
 def _stream_settings() -> tuple[str, bool]:
-    """How the C++ backend reads what it streams: AIRLLM_STREAM_IO, "auto" (io_uring where the
-    kernel has it) or "threads", and whether past the page cache (AIRLLM_STREAM_DIRECT, "1", "0").
+    """How a C++ stream reads: AIRLLM_STREAM_IO ("auto": io_uring if the kernel has it; "threads"),
+    and whether it bypasses the page cache (AIRLLM_STREAM_DIRECT: "1", "0").
 
     ValueError for other values.
     """

@@ -1,11 +1,11 @@
-"""The weights of a mixture of experts, as both backends have them."""
+"""The weights of a mixture of experts, for both backends."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 class Experts(list[Any]):
-    """A matrix for each expert, prepared by itself, so that no work is done for idle ones.
+    """A matrix for each expert. Each is prepared separately, so that idle experts cost no work.
 
     shape: (n_experts, n, k). nbytes: of all of them together.
     """

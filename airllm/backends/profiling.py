@@ -4,8 +4,8 @@
         engine.forward([token])
     for op in profile.ops(): print(op.name, op.seconds, op.gbytes_per_second)
 
-It works by taking the executors' places, so that nothing is different while none is switched on.
-The threads wait for each other after each op while it is: a token takes a few percent longer.
+A profile wraps the executors, so nothing is measured, or slower, without one. With a profile the
+threads wait for each other after each op, and a token takes a few percent longer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,12 @@ from airllm.graph.ops import SIGNATURES
 
 @dataclass
 class OpProfile:
-    """What an op did in all its calls; the layers' are one op."""
+    """The sums over all calls of an op. The same op of all layers is one entry."""
 
     name: str  # "linear ffn_down"
     calls: int = 0
     seconds: float = 0.0
-    nbytes: int = 0  # that it must read and write at least, weights and KV cache included
+    nbytes: int = 0  # the least that it must read and write, weights and KV cache included
     flops: int = 0  # additions and multiplications, exp and tanh counting as one
 
     @property
@@ -42,14 +42,14 @@ class OpProfile:
 
 @dataclass(frozen=True)
 class _Run:
-    """The tokens of a run: how many each sequence had, before it and in it."""
+    """How many tokens each sequence had before a run, and in it."""
 
     bound: Any
     counts: Sequence[tuple[int, int]]  # (n_tokens, past)
 
 
 class ProfiledExecutor:
-    """An executor that notes what its ops take; see Profile."""
+    """An executor that measures its ops; see Profile."""
 
     def __init__(self, executor: Executor, graph: Graph, kv_row_bytes: int) -> None:
         self._executor, self.graph, self._kv_row_bytes = executor, graph, kv_row_bytes
@@ -92,7 +92,7 @@ class ProfiledExecutor:
         self._runs += [_Run(weights, counts) for weights in bound]
 
     def add_to(self, found: dict[str, OpProfile]) -> None:
-        """Add what was noted to the ops by name."""
+        """Add the measurements to the totals by name."""
         for index, op in enumerate(self.graph.ops):
             name = " ".join([op.kind, *op.weights])
             total = found.setdefault(name, OpProfile(name))
@@ -129,11 +129,11 @@ class Profile:
 
     @property
     def call_seconds(self) -> float:
-        """Of the executors' calls: the ops, what checks arguments and what wakes threads."""
+        """Seconds of the executors' calls: ops, checks of arguments, waking of threads."""
         return sum(executor.call_seconds for executor in self._executors.values())
 
 
-# ---- what an op must do --------------------------------------------------------------------------
+# ---- the work of an op ---------------------------------------------------------------------------
 
 # FLOPs for each element of the output, of ops without a matrix.
 _FLOPS: Mapping[str, int] = {

@@ -1,8 +1,8 @@
-"""Layers whose experts are fetched as the router chooses them.
+"""Layers whose experts are fetched after the router has chosen them.
 
-The graph of such a layer is run in two halves. After the first, which ends with the router, it is
-known which experts the tokens go to; the second runs when they are there. What passes from one to
-the other are buffers of the layer, so every bit is the one graph's.
+The layer's graph runs in two halves. The first ends with the router, so that the experts of the
+batch are known; the second runs once they have been fetched. The halves share the layer's buffers,
+so the results equal those of the whole graph, bit for bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from airllm.backends import Backend
 from airllm.graph.graph import Graph, Op
 
-# From the numbers of experts to the weights of the slots that have experts.
+# From the numbers of experts to the weights of the slots with the role "experts".
 FetchExperts = Callable[[Sequence[int]], Mapping[str, Any]]
 
 
 def split_at_route(graph: Graph) -> tuple[Graph, Graph]:
-    """A graph with one `route` op as two: up to it, and from it on. Buffers that pass from the
-    first to the second are external to both."""
+    """Splits a graph after its only `route` op. Buffers that the second half reads from the first
+    are external to both."""
     [end] = [index + 1 for index, op in enumerate(graph.ops) if op.kind == "route"]
     first, second = graph.ops[:end], graph.ops[end:]
     crossing = _names(first) & _names(second)
@@ -32,7 +32,7 @@ def split_at_route(graph: Graph) -> tuple[Graph, Graph]:
 
 
 def _names(ops: Sequence[Op]) -> set[str]:
-    """Of the buffers that they read and write."""
+    """The names of the buffers that the ops read and write."""
     return {name for op in ops for name in (*op.inputs, *op.outputs)}
 
 
@@ -49,16 +49,16 @@ def _half(name: str, graph: Graph, ops: Sequence[Op], crossing: set[str]) -> Gra
 
 @dataclass
 class RoutedWeights:
-    """What a RoutedExecutor's `bind` returns."""
+    """The result of RoutedExecutor.bind."""
 
     first: Any  # bound
-    kept: Mapping[str, Any]  # of the second half, without its experts
+    kept: Mapping[str, Any]  # weights of the second half, without experts
     fetch: FetchExperts
-    second: Any = None  # bound, of the last run
+    second: Any = None  # bound in the last run
 
 
 class RoutedExecutor:
-    """An Executor of a graph with experts; see `bind_routed` for where they come from."""
+    """An Executor for a graph with experts, which `bind_routed` takes from a function."""
 
     def __init__(self, backend: Backend, graph: Graph, max_tokens: int) -> None:
         self._graphs = split_at_route(graph)
@@ -74,15 +74,15 @@ class RoutedExecutor:
         self._route, self._n_used = route.output, int(route.attrs["n_used"])
 
     def bind(self, weights: Mapping[str, Any]) -> RoutedWeights:
-        """For experts that are all there."""
+        """Binds a layer whose experts are all in memory."""
         slots = {slot for slot, role in self._graphs[1].roles.items() if role == "experts"}
         experts = {slot: weight for slot, weight in weights.items() if slot in slots}
         kept = {slot: weight for slot, weight in weights.items() if slot not in slots}
         return self.bind_routed(kept, lambda _: experts)
 
     def bind_routed(self, weights: Mapping[str, Any], fetch: FetchExperts) -> RoutedWeights:
-        """weights: of all slots but the experts'. fetch: called in each run, with the experts that
-        its tokens go to; of the others it may return what it likes."""
+        """weights: all but the experts. fetch: each run calls it with the numbers of the experts
+        that its tokens use; it may return anything for the others."""
         roles = self._graphs[0].roles
         return RoutedWeights(
             self._first.bind({slot: weight for slot, weight in weights.items() if slot in roles}),
@@ -146,7 +146,7 @@ class RoutedExecutor:
     def _buffers(
         self, buffers: Mapping[str, NDArray[Any]], n_tokens: int
     ) -> list[dict[str, NDArray[Any]]]:
-        """Those of each half."""
+        """The external buffers of each half."""
         crossing = {name: array[:n_tokens] for name, array in self._crossing.items()}
         everything = {**buffers, **crossing}
         return [

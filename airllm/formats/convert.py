@@ -19,7 +19,7 @@ from airllm.util.progress import OnProgress
 
 __all__ = ["FILE_TYPES", "Converted", "convert"]
 
-# Values of general.file_type: what most of a file is.
+# Values of general.file_type: the type of most tensors in the file.
 FILE_TYPES = {
     **{"f32": 0, "f16": 1, "bf16": 32},
     **{"q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9},
@@ -30,8 +30,8 @@ _LEFT_OUT = re.compile(r"split\..*|general\.(alignment|file_type|quantization_ve
 
 @dataclass(frozen=True)
 class Converted:
-    """path: the new file. n_tensors, nbytes: of it. requantized: the type that matrices had which
-    were quantised already, and lost something once more; None where there were none."""
+    """path, n_tensors, nbytes: of the new file. requantized: the type of matrices that were
+    quantised already, and so lost precision twice; None if there were none."""
 
     path: Path
     n_tensors: int
@@ -46,14 +46,14 @@ def convert(
     *,
     on_progress: OnProgress | None = None,
 ) -> Converted:
-    """Write `model` to `path`, its matrices as `type`, with metadata and tokeniser.
+    """Write `model` to `path` with its matrices as `type`, its metadata and its tokeniser.
 
     on_progress: called with (done, total) bytes of the new file.
 
-    Takes some 10 MB beside the metadata, however large the model is. The file appears when it is
-    complete, in place of one that was there; see GGUFWriter. ValueError for a type that cannot be
-    written, FormatError for values that it cannot hold, OSError where the file cannot be written,
-    at once where it is seen that the disk has no room for it.
+    Takes about 10 MB beside the metadata, whatever the size of the model. The file appears once it
+    is complete and replaces an older one; see GGUFWriter. ValueError for a type that cannot be
+    written, FormatError for values that the type cannot hold, OSError if the file cannot be
+    written. If the disk has too little room, the OSError comes before anything is written.
     """
     if type not in WRITABLE:
         raise ValueError(f"type is {type!r}; expected one of {', '.join(WRITABLE)}")
@@ -83,7 +83,7 @@ def convert(
 
 
 def _place(tensor: Tensor) -> tuple[int, str]:
-    """In the order in which a forward pass needs them."""
+    """A key that sorts tensors in the order in which a forward pass needs them."""
     layer = re.match(r"blk\.(\d+)\.", tensor.name)
     if layer:
         return int(layer[1]), tensor.name
@@ -98,7 +98,7 @@ def _metadata(model: ModelFile, type: str) -> dict[str, object]:
 
 
 def _reordered_head_dim(model: ModelFile, tensor: Tensor) -> int:
-    """Rows of a head where a head's rows change their order; 1 where they stay."""
+    """head_dim for a tensor whose rows are reordered within each head; 1 for others."""
     if not re.fullmatch(r"blk\.\d+\.attn_[qk]\.(weight|bias)", tensor.name):
         return 1
     if model.metadata.flag(ROPE_INTERLEAVED, True):
@@ -107,8 +107,8 @@ def _reordered_head_dim(model: ModelFile, tensor: Tensor) -> int:
 
 
 def _neighbours(rows: NDArray[np.uint8], head_dim: int) -> NDArray[np.uint8]:
-    """Rows of each head in the order 0, d/2, 1, d/2 + 1, ...: rope's pairs become neighbours, as a
-    Llama's GGUF file has them. rows: uint8 [n_heads * head_dim, row_bytes]"""
+    """Reorders the rows of each head to 0, d/2, 1, d/2 + 1, ..., so that rope's pairs become
+    neighbours, as in the GGUF file of a Llama. rows: uint8 [n_heads * head_dim, row_bytes]"""
     halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[-1])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
@@ -117,10 +117,19 @@ def _check_room(path: Path, nbytes: int) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + _left_behind(path)
     if free < nbytes:
         raise OSError(
             errno.ENOSPC,
             f"the disk has {free / 1e6:,.0f} MB left; {nbytes / 1e6:,.0f} MB are needed",
             str(path),
         )
+
+
+def _left_behind(path: Path) -> int:
+    """What a conversion that was killed keeps of the disk: the writer empties that file first."""
+    try:
+        found = path.with_name(f"{path.name}.partial").lstat()
+    except OSError:
+        return 0
+    return min(found.st_size, 512 * getattr(found, "st_blocks", 0))

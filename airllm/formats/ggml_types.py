@@ -1,4 +1,4 @@
-"""The tensor types of GGML: what a GGUF file's type number means.
+"""The tensor types of GGML, by their numbers in GGUF files.
 
 A row of n elements is stored as n / block_size blocks of block_bytes each. Numbers, names and
 sizes are those of ggml.h and ggml-common.h.
@@ -60,7 +60,7 @@ TYPES: dict[int, GGMLType] = {
     }.items()
 }
 
-# Numbers that GGML gave up; files with them are old, and no current program reads them.
+# Numbers of types that GGML has removed. Files with them are old; no current program reads them.
 REMOVED_TYPES: dict[int, str] = {
     4: "q4_2",
     5: "q4_3",

@@ -1,8 +1,8 @@
-"""Opens GGUF files, one or the several of a split model (`gguf_header` describes the format).
+"""Opens GGUF files: one, or all files of a split model (`gguf_header` describes the format).
 
-A split model's files are named NAME-00001-of-00003.gguf and so on. Each says which it is and of how
-many (`split.no`, from 0 on, `split.count`), and how many tensors they have together
-(`split.tensors.count`); the first has the metadata of all.
+The files of a split model are named NAME-00001-of-00003.gguf and so on. Each states its number
+(`split.no`, from 0), the number of files (`split.count`) and the number of tensors in all of them
+(`split.tensors.count`). The first file has the model's metadata.
 """
 
 import os
@@ -20,18 +20,18 @@ __all__ = ["FormatError", "GGUFFile", "Metadata", "Tensor"]
 
 _HINT = "give the .gguf file in it"
 _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-MAX_PARTS = 99_999  # that names have digits for
+MAX_PARTS = 99_999  # a name has five digits
 
 
 class GGUFFile(ModelParts):
-    """An open GGUF model: see ModelFile. path: the file, or the first of them."""
+    """An open GGUF model, see ModelFile. path: its file, or the first of its files."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Map the file and check it, and with the first file of a split model the others, too.
+        """Map and check the file. For the first file of a split model, do so with all of them.
 
         Raises FormatError for anything that is not a GGUF file this package can run, and OSError
-        (FileNotFoundError, PermissionError...) where a file cannot be opened at all.
+        (FileNotFoundError, PermissionError...) if a file cannot be opened.
         """
         path = Path(path)
         parts = [MappedFile.open(path, hint=_HINT)]
@@ -51,7 +51,7 @@ class GGUFFile(ModelParts):
 
 
 def _other_parts(path: Path, metadata: Metadata) -> Sequence[Path]:
-    """The files beside the first of a split model; none where the model is in one."""
+    """The second and later files of a split model; empty for a model in one file."""
     count = metadata.integer("split.count", 1, high=MAX_PARTS)
     if count <= 1:
         return ()
@@ -77,7 +77,7 @@ def _open_part(path: Path, first: Path) -> MappedFile:
 
 
 def _read_part(parts: Sequence[MappedFile], first: Metadata) -> list[Tensor]:
-    """The tensors of the last of `parts`, once it has shown to be what its name says."""
+    """Check that the last of `parts` is the file its name promises, and return its tensors."""
     number = len(parts) - 1
     header: Header = read_header(parts[-1], number)
     found = header.metadata
@@ -87,7 +87,7 @@ def _read_part(parts: Sequence[MappedFile], first: Metadata) -> list[Tensor]:
         "split.tensors.count": first.integer("split.tensors.count"),
     }
     said: dict[str, int | str] = {key: found.integer(key) for key in expected}
-    if "general.architecture" in found:  # the first has it for all; a whole model has it, too
+    if "general.architecture" in found:  # the first file, or a whole model
         said["general.architecture"] = found.text("general.architecture")
         expected["general.architecture"] = first.text("general.architecture")
     for key, value in said.items():
@@ -105,7 +105,7 @@ def _check_count(path: Path, tensors: Sequence[Tensor]) -> None:
 
 
 def _check_together(path: Path, metadata: Metadata, tensors: Sequence[Tensor]) -> None:
-    """What only all parts together can show."""
+    """Checks that need all parts: the number of tensors, and that names are unique."""
     names: set[str] = set()
     for tensor in tensors:
         if tensor.name in names:

@@ -1,4 +1,4 @@
-"""What stands before the data of a GGUF file: metadata, and the table of tensors.
+"""The header of a GGUF file: metadata, and the table of tensors.
 
 The format (ggml's docs/gguf.md), little-endian throughout:
 
@@ -8,8 +8,8 @@ The format (ggml's docs/gguf.md), little-endian throughout:
     padding to `general.alignment`, then the tensors' data
 
 A string is a u64 length and that many bytes of UTF-8; an array is a u32 type, a u64 count and the
-values. Nothing in the file is believed: each count and length is compared with what is left of the
-file, and with the limits below, before anything is allocated or looped over.
+values. The reader trusts nothing: it compares each count and length with the rest of the file, and
+with the limits below, before it allocates or loops.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["Header", "read_header"]
 
-# What a file may ask for at most, so that a hostile one of many gigabytes is refused as fast as a
-# small one. The largest vocabularies need 0.8 million strings and 20 MB; models have some thousand
-# tensors and under a hundred keys.
+# Limits on what a file may claim, so that a hostile file of many gigabytes is refused as fast as a
+# small one. The largest vocabularies need 0.8 million strings and 20 MB; models have a few thousand
+# tensors and fewer than a hundred keys.
 MAX_HEADER_BYTES = 64 * 2**20
 MAX_STRINGS = 2**21
 MAX_TENSORS = 2**16
@@ -54,7 +54,7 @@ _NUMBERS: dict[int, np.dtype[np.generic]] = {
     12: np.dtype("<f8"),
 }
 
-# What people take for a GGUF file, by its first bytes.
+# Files that people mistake for GGUF, by their first bytes.
 _OTHER_FORMATS = {
     b"version https": "a Git LFS pointer, not the model; fetch the model with `git lfs pull`",
     b"PK\x03\x04": "a ZIP archive (a PyTorch checkpoint?); convert it to GGUF",
@@ -67,7 +67,7 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True)
 class Header:
-    """Of one file; every tensor lies inside it and clear of the others, in the table's order."""
+    """The header of one file. Its tensors lie inside the file, without overlap, in this order."""
 
     metadata: Metadata
     tensors: list[Tensor]
@@ -86,7 +86,7 @@ def read_header(file: MappedFile, part: int = 0) -> Header:
 
 
 class _Reader:
-    """Takes values from the header in order, none from beyond its end."""
+    """Reads the values of the header in order, and never beyond the end of the file."""
 
     def __init__(self, source: str, data: mmap.mmap) -> None:
         self.source = source
@@ -100,7 +100,7 @@ class _Reader:
         return FormatError(f"{self.source}: {message}")
 
     def need(self, n_bytes: int, what: str) -> None:
-        """Raise unless n_bytes more are there."""
+        """FormatError unless the file has n_bytes more."""
         if n_bytes <= self.end - self.at:
             return
         if n_bytes <= self.size - self.at:
@@ -129,7 +129,7 @@ class _Reader:
             raise self.fault(f"{what} is not UTF-8: {error}") from None
 
     def strings(self, count: int, what: str) -> list[str]:
-        """An array of strings, so many at a time that what is claimed buys no memory."""
+        """An array of strings. Reads in pieces, so that a false count allocates no memory."""
         if count > self.strings_left:
             raise self.fault(f"{what} has {count:,} strings, more than {MAX_STRINGS:,} in the file")
         self.strings_left -= count
@@ -141,7 +141,7 @@ class _Reader:
         return texts
 
     def _any_strings(self, count: int, what: str, first: int) -> list[str]:
-        """Strings of an array from number `first` on, one after the other."""
+        """Strings of any length, one by one. first: the number of the first, for messages."""
         data, at, end = self.data, self.at, self.end
         length_at = struct.Struct("<Q").unpack_from
         texts = []
@@ -165,19 +165,19 @@ class _Reader:
         return texts
 
     def _short_strings(self, count: int) -> list[str] | None:
-        """The same where each has 1 to 255 bytes and none of them is zero, as tokens and merges
-        have; None, and nothing is taken, where they are not like that, or no UTF-8.
+        """The next strings if each has 1 to 255 bytes, none of them zero, as tokens and merges
+        have. None if they do not, or are no UTF-8; nothing is taken then.
 
-        The only zero bytes are then the upper seven of each length, and tell where strings begin
-        and end without a loop over them: a third of the time. A Llama 3 has 408,000.
+        The only zero bytes are then the upper seven of each length. They show where strings begin
+        and end without a loop, which takes a third of the time. Llama 3 has 408,000 strings.
         """
         most = min(self.end - self.at, 32 * count)
         region = np.frombuffer(self.data, np.uint8, most, self.at).copy()
         zeros = np.flatnonzero(region == 0)
-        starts = zeros[: 7 * count : 7] - 1  # of the lengths
+        starts = zeros[: 7 * count : 7] - 1  # where lengths begin
         if len(zeros) < 7 * count or starts[0] != 0:
             return None
-        ends = starts + 8 + region[starts]  # of the strings
+        ends = starts + 8 + region[starts]  # where strings end
         if (
             (zeros[6 : 7 * count : 7] != starts + 7).any()
             or (ends[:-1] != starts[1:]).any()
@@ -259,7 +259,7 @@ def _alignment(metadata: Metadata) -> int:
 
 
 def _read_tensor(reader: _Reader) -> Tensor:
-    """A tensor's entry, its offset still counted from the start of the data, its part unknown."""
+    """A tensor's entry. Its offset counts from the start of the data; its part is not set yet."""
     name = reader.string("a tensor's name")
     what = f"tensor {quote(name)}"
     n_dims = reader.u32(f"the number of dims of {what}")
@@ -290,7 +290,7 @@ def _read_tensor(reader: _Reader) -> Tensor:
 def _place(
     reader: _Reader, tensors: list[Tensor], data_start: int, alignment: int, part: int
 ) -> list[Tensor]:
-    """Tensors with their place in the file, each inside it and clear of the others."""
+    """The tensors with offsets in the file, after a check of bounds and overlaps."""
     placed: dict[str, Tensor] = {}
     for tensor in tensors:
         what = f"tensor {quote(tensor.name)}"

@@ -1,12 +1,13 @@
-"""Writes GGUF files front to back, in no more memory than a piece of a tensor takes.
+"""Writes GGUF files from front to back, in the memory of one piece of a tensor.
 
-The format is the one at the head of `gguf.py`. Metadata and the table of tensors come first, so the
-tensors' types and shapes must be known from the start; their data follows when it is there.
+`gguf_header` describes the format. Metadata and the table of tensors come first, so the caller must
+know all types and shapes at the start; the data follows piece by piece.
 """
 
 import errno
 import io
 import os
+import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.formats.ggml_types import TYPES
-from airllm.util.durable import sync_directory
+from airllm.util.durable import naming, sync_directory
 
 ALIGNMENT = 32
+
+# What an unfinished file begins with, in place of magic, version and counts: nobody takes it for a
+# model, and the next writer recognises a file that a killed writer left.
+_UNFINISHED = b"airllm's unfinished file"
 
 _NUMBER_OF_TYPE = {kind.name: number for number, kind in TYPES.items()}
 _KIND_OF_TYPE = {kind.name: kind for kind in TYPES.values()}
@@ -33,7 +38,7 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor to be written: shape is row-major, (n rows, k columns) or (k,)."""
+    """A tensor to be written. shape: row-major, (n rows, k columns) or (k,)."""
 
     name: str
     type: str  # "q4_1"
@@ -41,7 +46,7 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Raises ValueError for a type that does not exist, or rows that are no whole blocks."""
+        """ValueError for an unknown type, or rows that are not whole blocks."""
         kind = _KIND_OF_TYPE.get(self.type)
         if kind is None:
             raise ValueError(f"tensor {self.name}: there is no type {self.type!r}")
@@ -60,13 +65,13 @@ class GGUFWriter:
             for piece in ...:
                 writer.write(tensor.name, piece)
 
-    metadata: str, bool, int (uint32, or int32, uint64, int64 where it does not fit), float
+    metadata: str, bool, int (uint32, or the first of int32, uint64, int64 that holds it), float
         (float32), NumPy scalars and 1-D arrays in their own type, lists of strings.
 
-    The file appears under its name when all is written and on the disk; until then it is
-    `path`.partial, which an exception removes, and the next writer of the same file takes over from
-    one that was killed. OSError where it cannot be written, another process writes it, or a
-    directory or device has its name.
+    The writer fills `path`.partial, and renames it to `path` when all data is on the disk. An
+    exception removes the partial file; one that a killed process left is reused by the next writer.
+    OSError, which names the file, if it cannot be written, another process writes it, `path` is a
+    directory or a device, or `path`.partial is a file that no writer of this package left.
     """
 
     def __init__(
@@ -76,24 +81,25 @@ class GGUFWriter:
         tensors: Sequence[TensorInfo],
     ) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():  # now, and not when all is written
+        if self.path.exists() and not self.path.is_file():  # before anything is written
             raise FileExistsError(errno.EEXIST, "is there, and is no regular file", str(path))
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._tensors = list(tensors)
-        self._written = 0  # bytes of the first of self._tensors
+        self._written = 0  # bytes written of self._tensors[0]
         head = _head(metadata, self._tensors)
+        self._beginning = head[: len(_UNFINISHED)]
         self._file = _open_exclusively(self._partial)
         try:
-            self._write(head)
+            self._write(_UNFINISHED + head[len(_UNFINISHED) :])
         except BaseException:
             self._abandon()
             raise
 
     def write(self, name: str, data: NDArray[Any]) -> None:
-        """The next piece of a tensor, as raw bytes of a C-contiguous array of any type.
+        """Write the next piece of a tensor: the bytes of a C-contiguous array of any type.
 
-        Tensors come in the order in which they were announced; ValueError otherwise, and for more
-        bytes than the tensor has.
+        Tensors must come in the order of the table. ValueError for another order, or for more bytes
+        than the tensor has.
         """
         while self._tensors and self._written == self._tensors[0].nbytes:
             self._next_tensor()
@@ -136,21 +142,22 @@ class GGUFWriter:
             raise ValueError(
                 f"{self.path}: {self._written} bytes for {tensor.name}; expected {tensor.nbytes}"
             )
-        os.fsync(self._file.fileno())
+        with naming(self._partial):
+            self._file.seek(0)
+            self._write(self._beginning)
+            os.fsync(self._file.fileno())
         self._partial.replace(self.path)
         sync_directory(self.path.parent)
 
     def _abandon(self) -> None:
-        self._partial.unlink(missing_ok=True)  # while it is locked: it is ours
+        self._partial.unlink(missing_ok=True)  # while the lock shows that it is ours
         self._file.close()
 
     def _write(self, data: bytes | memoryview) -> None:
         left = memoryview(data).cast("B")
-        try:
+        with naming(self._partial):
             while left:
                 left = left[self._file.write(left) :]
-        except OSError as error:  # which does not say where
-            raise OSError(error.errno, error.strerror, str(self._partial)) from None
 
     def _next_tensor(self) -> None:
         self._write(bytes(-self._written % ALIGNMENT))
@@ -159,25 +166,64 @@ class GGUFWriter:
 
 
 def _open_exclusively(path: Path) -> io.FileIO:
-    """An empty file that no other process writes: the lock goes when its process does."""
+    """An empty file, locked against other writers until this process closes it or ends."""
+    how = os.O_RDWR | os.O_CREAT
+    for name in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):  # a pipe would wait
+        how |= getattr(os, name, 0)
     while True:
-        file = io.FileIO(path, "ab")
+        file = io.FileIO(_open_no_link(path, how), "r+")
         try:
-            _lock(file, path)
-            # Another may have finished meanwhile: the file has its final name then, and is full.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                return file
+            with naming(path):
+                _check_regular(file, path)
+                _lock(file, path)
+                # Another writer may have finished meanwhile: then the file has its final name.
+                if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    _check_ours(file, path)
+                    file.truncate(0)
+                    file.seek(0)
+                    return file
         except BaseException:
             file.close()
             raise
         file.close()
 
 
+def _open_no_link(path: Path, how: int) -> int:
+    """Somebody else may have put a link there, in a shared folder, to a file of the user's."""
+    try:
+        return os.open(path, how, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a pipe
+            raise _no_file(path) from None
+        raise
+
+
+def _check_regular(file: io.FileIO, path: Path) -> None:
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise _no_file(path)
+
+
+def _no_file(path: Path) -> OSError:
+    text = "is a link or no regular file, and what it leads to would be overwritten; remove it"
+    return FileExistsError(errno.EEXIST, text, str(path))
+
+
+def _check_ours(file: io.FileIO, path: Path) -> None:
+    """Another program may keep a file under this name, a download for instance."""
+    beginning = file.read(len(_UNFINISHED)) or b""
+    if not _UNFINISHED.startswith(beginning):
+        raise FileExistsError(
+            errno.EEXIST,
+            "is there, and is no unfinished file of this program; move it, or choose another name",
+            str(path),
+        )
+
+
 def _lock(file: io.FileIO, path: Path) -> None:
     try:
         import fcntl
-    except ImportError:  # Windows: two writers at a time are not kept apart
+    except ImportError:  # Windows has no fcntl: nothing keeps two writers apart
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,15 +232,15 @@ def _lock(file: io.FileIO, path: Path) -> None:
 
 
 def _head(metadata: Mapping[str, object], tensors: Sequence[TensorInfo]) -> bytes:
-    """All that comes before the tensors' data."""
+    """The bytes before the tensors' data."""
     head = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)))
     for key, value in metadata.items():
         head += _string(key)
         head += _typed(key, value)
     offset = 0
     for tensor in tensors:
-        nbytes = tensor.nbytes  # which checks it
-        dims = tensor.shape[::-1]  # the file counts the fastest axis first
+        nbytes = tensor.nbytes  # raises if the type or shape is wrong
+        dims = tensor.shape[::-1]  # the file has the fastest axis first
         head += _string(tensor.name)
         head += struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
         head += struct.pack("<IQ", _NUMBER_OF_TYPE[tensor.type], offset)
@@ -209,7 +255,7 @@ def _string(text: str) -> bytes:
 
 
 def _typed(key: str, value: object) -> bytes:
-    """A metadata value after the number of its type. TypeError where GGUF has none."""
+    """The number of a value's type and the value. TypeError if GGUF has no such type."""
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _string(value)
     if isinstance(value, (list, tuple)):
@@ -227,7 +273,7 @@ def _typed(key: str, value: object) -> bytes:
 
 
 def _scalar(value: object) -> NDArray[Any] | None:
-    """As the NumPy type that it is written in."""
+    """The value as a NumPy scalar of the type to write; None if it is no scalar."""
     if isinstance(value, (bool, np.generic)):
         return np.asarray(value)
     if isinstance(value, float):

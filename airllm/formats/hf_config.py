@@ -1,7 +1,7 @@
-"""Hugging Face's config.json as the metadata that GGUF has for the same model.
+"""Translates Hugging Face's config.json to the metadata of a GGUF file of the same model.
 
-Names and defaults are those of `transformers`' configuration classes. What would change the
-arithmetic in a way that is not known here is refused by its name: the model would run and be wrong.
+Names and defaults are those of the configuration classes of `transformers`. A setting that would
+change the arithmetic in an unknown way is refused by name: the model would run and be wrong.
 """
 
 import math
@@ -16,7 +16,7 @@ from airllm.util.metadata import Metadata
 
 __all__ = ["HFConfig", "translate"]
 
-# Keys that change the arithmetic look like this.
+# Keys with these parts change the arithmetic.
 _ARITHMETIC = re.compile(
     "scal|multipl|softcap|capping|rope|rotary|window|expert|moe|norm|_act|layer_types|sparse"
     "|bidirectional|quantization|alibi|qk_|logit|bias"
@@ -30,9 +30,9 @@ _KNOWN = frozenset(
         *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"),
         *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"),
         *("norm_topk_prob", "decoder_sparse_step"),
-        # Biases and experts that a layer has are seen from its tensors.
+        # The tensors of a layer show whether it has biases or experts.
         *("attention_bias", "mlp_bias", "mlp_only_layers"),
-        # For training, or for nobody.
+        # Settings of training, and settings without effect.
         *("router_aux_loss_coef", "output_router_logits", "rope_interleaved", "pretraining_tp"),
         "num_logits_to_keep",
     ]
@@ -43,7 +43,7 @@ _CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 @dataclass(frozen=True)
 class _Family:
-    """What is special about a model_type, and what its configuration class says by default."""
+    """What is particular to a model_type, and the defaults of its configuration class."""
 
     arch: str  # GGUF's name
     activation: str = "silu"
@@ -72,7 +72,7 @@ _FAMILIES = {
         "gemma3",
         "gelu_pytorch_tanh",
         tied=True,
-        # The larger ones say no more than in what they differ from the class.
+        # Files of the larger models have only the keys that differ from the class's defaults.
         default=_GEMMA
         | {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072}
         | {"rope_theta": 1e6, "rope_local_base_freq": 10000.0, "rms_norm_eps": 1e-6}
@@ -83,9 +83,9 @@ _FAMILIES = {
 
 @dataclass(frozen=True)
 class HFConfig:
-    """metadata: GGUF's keys and values. gemma: norms lack the 1 that GGUF has added.
-    tied: the output matrix is the embedding. rope_factors: float32 [head_dim / 2], what Llama 3's
-    scaling divides each frequency by; None without."""
+    """metadata: GGUF's keys and values. gemma: the weights of norms are stored without the 1 that
+    GGUF files add. tied: the output matrix is the embedding. rope_factors: float32 [head_dim / 2],
+    the divisors of the frequencies in Llama 3's scaling; None without that scaling."""
 
     metadata: dict[str, object]
     gemma: bool
@@ -94,10 +94,10 @@ class HFConfig:
 
 
 def translate(config: Metadata) -> HFConfig:
-    """FormatError names a key that is missing, or asks for what is not implemented."""
+    """FormatError names a key that is missing or has a value that is not implemented."""
     kind = config.text("model_type")
     inner = config.get("text_config")
-    if kind == "gemma3" and isinstance(inner, dict):  # with a vision tower, which is left out
+    if kind == "gemma3" and isinstance(inner, dict):  # the vision tower is left out
         kind, config = "gemma3_text", Metadata(config.source, inner)
     family = _FAMILIES.get(kind)
     if family is None:
@@ -138,7 +138,7 @@ def translate(config: Metadata) -> HFConfig:
 
 
 def _with_defaults(config: Metadata, family: _Family) -> Metadata:
-    """null is as good as silence, but for caps: there it means none, and not the default."""
+    """Fills in defaults. null means the default, but for caps it means no cap."""
     said = {key: 0.0 if key in _CAPS and value is None else value for key, value in config.items()}
     said = {key: value for key, value in said.items() if value is not None}
     return Metadata(config.source, {**family.default, **said})
@@ -161,7 +161,7 @@ def _refuse_unknown(config: Metadata, family: _Family) -> None:
 
 
 def _windows(config: Metadata, kind: str, n_layers: int) -> dict[str, object]:
-    """Which layers have a window, and how wide it is; transformers says it in several ways."""
+    """Which layers have a window, and its width. transformers has several ways to say so."""
     types = config.texts("layer_types") if "layer_types" in config else None
     if kind not in ("mistral", "gemma2", "gemma3_text"):
         if config.get("use_sliding_window") or (types is not None and set(types) != {_FULL}):
@@ -183,7 +183,7 @@ def _windows(config: Metadata, kind: str, n_layers: int) -> dict[str, object]:
     else:
         period = 2 if kind == "gemma2" else _period(config)
         local = np.arange(n_layers) % period != period - 1
-    usual = 2 if kind == "gemma2" else 6  # what GGUF's readers take for granted
+    usual = 2 if kind == "gemma2" else 6  # the pattern that readers of GGUF assume
     if (local == (np.arange(n_layers) % usual != usual - 1)).all():
         return window
     return {**window, "attention.sliding_window_pattern": local}
@@ -218,8 +218,8 @@ def _gemma_scales(config: Metadata) -> dict[str, object]:
 def _rope(
     config: Metadata, kind: str, head_dim: int
 ) -> tuple[dict[str, object], NDArray[np.float32] | None]:
-    """GGUF's keys, and Llama 3's factors. Older files have rope_theta and rope_scaling, newer ones
-    all of it in rope_parameters, with one for each kind of layer where these differ."""
+    """GGUF's keys of rope, and Llama 3's factors. Older files have rope_theta and rope_scaling.
+    Newer files have rope_parameters, one for each kind of layer if the kinds differ."""
     parameters = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or {}
     if not isinstance(parameters, dict) or not isinstance(scaling, dict):
@@ -256,14 +256,14 @@ def _rope(
 
 
 def _llama3_factors(rope: Metadata, head_dim: int) -> NDArray[np.float32]:
-    """What Llama 3's scaling divides each frequency by: 1 for short waves, `factor` for those
-    longer than the original context, and in between what leads from one to the other."""
+    """The divisor of each frequency in Llama 3's scaling: 1 for short waves, `factor` for waves
+    longer than the original context, and a smooth transition between them."""
     theta, factor = rope.number("rope_theta"), rope.number("factor")
     low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
     context = rope.integer("original_max_position_embeddings", low=1)
     if theta <= 1.0 or factor < 1.0 or not 0.0 < low < high:
         raise rope.fault("the llama3 RoPE scaling's theta, factor or limits make no sense")
     frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    waves = context * frequencies / (2 * math.pi)  # that fit the original context
+    waves = context * frequencies / (2 * math.pi)  # in the original context
     share = np.clip((waves - low) / (high - low), 0.0, 1.0)
     return (1.0 / ((1.0 - share) / factor + share)).astype(np.float32)

@@ -1,13 +1,13 @@
 """Opens a Hugging Face folder: config.json, tokenizer.json, and weights as safetensors.
 
-    config.json                     what the model is made of
+    config.json                     the model's configuration
     model.safetensors               its weights, or
-    model.safetensors.index.json    which of several files has which tensor
+    model.safetensors.index.json    the file of each tensor, if there are several files
     tokenizer.json                  the tokeniser
-    tokenizer_config.json, chat_template.jinja, generation_config.json    where there are any
+    tokenizer_config.json, chat_template.jinja, generation_config.json    optional
 
-Weights stay where they are; metadata, names and the few tensors that GGUF has otherwise are
-translated, so that the rest of the package sees no difference.
+Weights are not copied. Metadata, names and the few tensors that differ in GGUF are translated, so
+that the rest of the package sees no difference.
 """
 
 import hashlib
@@ -26,14 +26,15 @@ from airllm.formats.json_file import read_object
 from airllm.formats.mapped_file import MappedFile, quote
 from airllm.formats.model_file import ModelParts, Tensor
 from airllm.formats.safetensors import read_table
+from airllm.util.durable import naming
 from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["ROPE_INTERLEAVED", "HFFolder"]
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Whether rope's pairs are neighbours in the rows of a Llama's Q and K, as GGUF files have them, or
-# a head's first half and its second, as here.
+# Whether rope rotates neighbouring rows of a Llama's Q and K, as in GGUF files, or rows j and
+# j + head_dim / 2, as in a folder.
 ROPE_INTERLEAVED = "airllm.rope.interleaved"
 
 _MAX_JSON = 4 * 2**20
@@ -47,10 +48,10 @@ class HFFolder(ModelParts):
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read the descriptions, map the weights and check all of it.
+        """Read the JSON files, map the weights and check everything.
 
-        Raises FormatError for anything that is not a model this package can run, and OSError where
-        a file cannot be opened at all.
+        Raises FormatError for anything that is not a model this package can run, and OSError if a
+        file cannot be opened.
         """
         folder = Path(folder)
         config = translate(_read(folder / CONFIG, required="a model's folder has one"))
@@ -71,17 +72,18 @@ class HFFolder(ModelParts):
             }
             if config.metadata["general.architecture"] == "llama":
                 metadata[ROPE_INTERLEAVED] = False
+            said = _digest_of_descriptions(folder)
         except BaseException:
             for shard in shards:
                 shard.file.close()
             raise
         files = [shard.file for shard in shards]
-        said = _digest_of_descriptions(folder)
         return cls(folder, Metadata(str(folder), metadata), tensors, files, made=made, said=said)
 
 
 def _open_weights(folder: Path, shards: list[Shard]) -> None:
-    """Append the files of the weights, each checked; with an index, against it."""
+    """Open the files of the weights, check each against the index if there is one, and append
+    them to `shards`."""
     index = folder / INDEX
     if not index.exists():
         if not (folder / WEIGHTS).exists():
@@ -117,7 +119,7 @@ def _open_weights(folder: Path, shards: list[Shard]) -> None:
 
 
 def _check_head(folder: Path, config: HFConfig, tensors: list[Tensor]) -> None:
-    """Without an output matrix the embedding would serve, which only some models mean."""
+    """FormatError if the output matrix is missing and the model's embedding is not tied."""
     if not config.tied and all(tensor.name != "output.weight" for tensor in tensors):
         raise FormatError(
             f"{folder}: tensor lm_head.weight is missing, and tie_word_embeddings is not true"
@@ -135,7 +137,7 @@ def _add_rope_factors(
 
 
 def _tokenizer(folder: Path, tensors: list[Tensor]) -> dict[str, object]:
-    """Tokeniser and chat template, with GGUF's keys."""
+    """The tokeniser and the chat template as GGUF's metadata."""
     tokenizer = _read(
         folder / TOKENIZER,
         limit=_MAX_TOKENIZER,
@@ -157,20 +159,21 @@ def _chat_template(folder: Path, settings: Metadata) -> str | None:
         if not path.is_file() or path.stat().st_size > _MAX_TEMPLATE:
             raise FormatError(f"{path}: no file of at most {_MAX_TEMPLATE:,} bytes")
         try:
-            return path.read_bytes().decode()
+            with naming(path):
+                return path.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise FormatError(f"{path}: is not UTF-8: {error}") from None
     template = settings.get(
         "chat_template", _read(folder / "chat_template.json").get("chat_template")
     )
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # several templates, by name
         named = {each.get("name"): each.get("template") for each in template if type(each) is dict}
         template = named.get("default")
     return template if isinstance(template, str) else None
 
 
 def _read(path: Path, *, limit: int = _MAX_JSON, required: str | None = None) -> Metadata:
-    """A JSON file's object; an empty one where there is no such file, unless it is required."""
+    """The object in a JSON file; an empty one if the file is missing and not required."""
     try:
         return Metadata(str(path), read_object(path, limit))
     except FileNotFoundError:
@@ -182,6 +185,6 @@ def _read(path: Path, *, limit: int = _MAX_JSON, required: str | None = None) ->
 def _digest_of_descriptions(folder: Path) -> bytes:
     digest = hashlib.sha256()
     for name in (CONFIG, TOKENIZER):
-        with (folder / name).open("rb") as file:
+        with naming(folder / name), (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.digest()

@@ -1,4 +1,4 @@
-"""Hugging Face's tensors as those of GGUF: names, stacked experts, and the 1 in Gemma's norms."""
+"""Translates Hugging Face's tensors to GGUF's: names, stacked experts, Gemma's norms plus 1."""
 
 import math
 import re
@@ -34,7 +34,7 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
-    # All experts in one tensor, as newer versions of transformers may write them.
+    # All experts in one tensor: newer versions of transformers may write these.
     "mlp.experts.down_proj": "ffn_down_exps",
 }
 _GEMMA_NAMES = _NAMES | {
@@ -48,7 +48,7 @@ _EXPERT = re.compile(
 )
 _BOTH = re.compile(r"layers\.(?P<layer>\d+)\.mlp\.experts\.gate_up_proj")
 _LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<stem>.*)")
-# Of a model that sees pictures, what is not the language model; and what older files kept of rope.
+# The vision part of a model that sees pictures, and a table of rope that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|multi_modal_projector)\..*|.*\.rotary_emb\.inv_freq"
 )
@@ -56,7 +56,7 @@ _LEFT_OUT = re.compile(
 
 @dataclass(frozen=True)
 class Shard:
-    """One file and its table."""
+    """One file of weights, and the table of its tensors."""
 
     file: MappedFile
     table: Sequence[StoredTensor]
@@ -64,7 +64,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Translated:
-    """tensors: as GGUF has them. made: the bytes of those without extents, by name."""
+    """tensors: with GGUF's names. made: functions for the bytes of tensors without extents."""
 
     tensors: list[Tensor]
     made: dict[str, Callable[[], NDArray[np.uint8]]]
@@ -73,11 +73,11 @@ class Translated:
 def translate_tensors(
     folder: str, shards: Sequence[Shard], *, gemma: bool, tied: bool
 ) -> Translated:
-    """A tensor without a place keeps its name, for whoever compares tensors with the model.
+    """All tensors of the shards with GGUF's names.
 
-    gemma: norms are to have 1 added. tied: an output matrix is left out. FormatError for a type
-    other than F32, F16 and BF16, for a tensor that is in two files, and for experts that are not
-    all there.
+    A tensor that GGUF has no name for keeps its own; check_tensors refuses it by that name.
+    gemma: add 1 to the weights of norms. tied: leave the output matrix out. FormatError for a type
+    other than F32, F16 and BF16, for a tensor that two files have, and for missing experts.
     """
     tensors: dict[str, Tensor] = {}
     made: dict[str, Callable[[], NDArray[np.uint8]]] = {}
@@ -115,7 +115,7 @@ def translate_tensors(
 
 
 def _prefix(folder: str, shards: Sequence[Shard]) -> str:
-    """ "model.", or where the language model is a part of one, "language_model.model."."""
+    """The prefix of the language model: "model.", or "language_model.model." if it is a part."""
     end = "embed_tokens.weight"
     names = (stored.name for part in shards for stored in part.table)
     prefixes = [name.removesuffix(end) for name in names if name.endswith(end)]
@@ -144,7 +144,7 @@ def _tensor(
     shape: tuple[int, ...],
     file: MappedFile,
 ) -> Tensor:
-    """pieces: the part of each, and what stands there; all of one type."""
+    """A tensor made of pieces in files. pieces: (number of the file, entry), all of one type."""
     pieces = list(pieces)
     first = pieces[0][1]
     if first.dtype not in _TYPES:
@@ -165,7 +165,7 @@ def _tensor(
 def _stacked(
     folder: str, slot: str, experts: dict[int, tuple[int, StoredTensor]], shards: Sequence[Shard]
 ) -> Tensor:
-    """The matrices of all experts as one tensor: [n_experts, n, k]."""
+    """One tensor of all experts' matrices: [n_experts, n, k]."""
     if sorted(experts) != list(range(len(experts))):
         missing = next(number for number in range(len(experts)) if number not in experts)
         raise FormatError(f"{folder}: expert {missing} of {slot} is missing")
@@ -181,7 +181,7 @@ def _stacked(
 
 
 def _halves(layer: str, part: int, stored: StoredTensor, file: MappedFile) -> Iterable[Tensor]:
-    """Gate and up of all experts, which stand in one tensor: [n_experts, 2 * n, k]."""
+    """Gate and up of all experts, from one tensor [n_experts, 2 * n, k]."""
     if len(stored.shape) != 3 or stored.shape[1] % 2 or 0 in stored.shape:
         raise FormatError(
             f"{file.path}: tensor {quote(stored.name)} has shape {list(stored.shape)}; expected "
@@ -202,7 +202,7 @@ def _piece(stored: StoredTensor, offset: int, nbytes: int) -> StoredTensor:
 
 
 def _plus_one(file: MappedFile, stored: StoredTensor) -> Callable[[], NDArray[np.uint8]]:
-    """Gemma multiplies by 1 plus a norm's weight; the kernels, by what GGUF has."""
+    """Adds 1 to the weight of a norm: Gemma multiplies by 1 + weight, and GGUF stores the sum."""
 
     def make() -> NDArray[np.uint8]:
         raw = np.empty(stored.nbytes, np.uint8)

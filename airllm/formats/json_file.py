@@ -1,27 +1,28 @@
-"""JSON from files that strangers wrote: in bounded memory, without doubtful constructs."""
+"""Parses JSON of untrusted files, in bounded memory."""
 
 import json
 from pathlib import Path
 
+from airllm.util.durable import naming
 from airllm.util.metadata import FormatError
 
 __all__ = ["parse_object", "read_object"]
 
 
 def read_object(path: Path, max_bytes: int) -> dict[str, object]:
-    """The object in a file. FormatError names the file; OSError where it cannot be read."""
+    """The object in a file. FormatError names the file; OSError if it cannot be read."""
     size = path.stat().st_size
     if not path.is_file():
         raise FormatError(f"{path}: is not a regular file")
     if size > max_bytes:
         raise FormatError(f"{path}: has {size:,} bytes; at most {max_bytes:,} are expected")
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return parse_object(file.read(max_bytes), str(path))
 
 
 def parse_object(raw: bytes, source: str) -> dict[str, object]:
-    """FormatError for what is no JSON, no object, has a name twice, integers of more than
-    64 bits, NaN or infinities."""
+    """FormatError unless `raw` is a JSON object. Duplicate names, integers of more than 64 bits,
+    NaN and infinities are errors, too."""
     try:
         value = json.loads(
             raw.decode(),
@@ -31,7 +32,7 @@ def parse_object(raw: bytes, source: str) -> dict[str, object]:
         )
     except RecursionError:
         raise FormatError(f"{source}: JSON that is nested too deeply") from None
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are
+    except ValueError as error:  # includes UnicodeDecodeError and JSONDecodeError
         raise FormatError(f"{source}: not the JSON that was expected: {error}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{source}: expected a JSON object, found a {type(value).__name__}")

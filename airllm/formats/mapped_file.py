@@ -1,4 +1,4 @@
-"""One file of a model: mapped, and read without a map where it may change underneath."""
+"""One file of a model, mapped into memory; `read` works without the map, if the file may change."""
 
 import io
 import mmap
@@ -10,41 +10,45 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from airllm.util.closing import Closing
+from airllm.util.durable import naming
 from airllm.util.metadata import FormatError
 
 __all__ = ["MappedFile", "quote"]
 
-MAX_FAULT_NAME = 80  # characters of a name that an error message repeats
+MAX_FAULT_NAME = 80  # characters of a name in an error message
 
 
-class MappedFile:
+class MappedFile(Closing):
     """An open regular file that is not empty.
 
-    path: as it was given; another file may have that name by now. descriptor: open for reading
-    until `close`. map: of the whole file. size: in bytes.
+    path: as given; another file may have that name by now. descriptor: open for reading until
+    `close`. map: the whole file. size: in bytes.
     """
 
     path: Path
     size: int
     map: mmap.mmap
-    _descriptor: int | None
+    _descriptor: int
     _identity: tuple[int, int]
 
     @classmethod
     def open(cls, path: Path, *, hint: str) -> Self:
-        """hint: what to give in place of a directory: "give the .gguf file in it".
+        """hint: advice for a caller who gave a directory: "give the .gguf file in it".
 
-        FormatError for what is no regular file, or empty; OSError where it cannot be opened.
+        FormatError if it is no regular file, or is empty; OSError if it cannot be opened.
         """
         self = cls()
         self.path = path
         self._descriptor = descriptor = _open_regular_file(path, hint)
+        self.closed = False
         try:
             self._identity = _identity(descriptor)
             self.size = self._identity[0]
             if self.size == 0:
                 raise FormatError(f"{path}: is empty")
-            self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            with naming(path):
+                self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         except BaseException:
             self.close()
             raise
@@ -52,18 +56,23 @@ class MappedFile:
 
     @property
     def descriptor(self) -> int:
-        """FormatError after `close`."""
-        if self._descriptor is None:
-            raise FormatError(f"{self.path}: the file was closed")
+        """RuntimeError after `close`."""
+        if self.closed:
+            raise RuntimeError(f"{self.path}: the file is closed")
         return self._descriptor
 
     def view(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         """Bytes of the map, read-only: uint8 [nbytes]. Valid after `close`, too."""
         return np.frombuffer(self.map, np.uint8, nbytes, offset)
 
+    def pread(self, offset: int, nbytes: int) -> bytes:
+        """Up to so many bytes of the file itself. OSError names the file."""
+        with naming(self.path):
+            return os.pread(self.descriptor, nbytes, offset)
+
     def read(self, offset: int, memory: npt.NDArray[np.uint8], what: str) -> None:
-        """Fill `memory` from the file itself. FormatError names `what` where the file ends before;
-        OSError names the file where the disk does not give it."""
+        """Fill `memory` by reading the file. FormatError names `what` if the file ends too early;
+        OSError names the file if the disk fails."""
         try:
             with io.FileIO(self.descriptor, closefd=False) as file:
                 file.seek(offset)
@@ -79,20 +88,21 @@ class MappedFile:
     def check_unchanged(self) -> None:
         """FormatError if the file was written to or truncated since `open`.
 
-        Call it before touching the map: reading a page that a truncation took away kills the
-        process (SIGBUS). One fstat, about a microsecond. A file that was deleted, or that another
-        was renamed over, does no harm: the map still holds the one that was opened.
+        Call it before touching the map: reading a page that a truncation removed kills the process
+        (SIGBUS). It is one fstat, about a microsecond. Deleting the file, or renaming another over
+        it, does no harm: the map still holds the file that was opened.
         """
         if _identity(self.descriptor) != self._identity:
             raise FormatError(
                 f"{self.path}: the file was changed while it was in use; load the model again"
             )
 
-    def close(self) -> None:
-        """Views keep the map alive until they are dropped."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+    def release(self) -> None:
+        """Close the descriptor. Views keep the map alive until they are dropped."""
+        os.close(self._descriptor)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
 
 
 def quote(name: str) -> str:
@@ -100,7 +110,7 @@ def quote(name: str) -> str:
 
 
 def _open_regular_file(path: Path, hint: str) -> int:
-    """A descriptor; looks before it opens, because opening a named pipe would wait for a writer."""
+    """A descriptor. Checks the kind of file first: opening a named pipe would wait for a writer."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise FormatError(f"{path}: is a directory; {hint}")

@@ -1,11 +1,10 @@
-"""A model on disk as the rest of the package sees it, be it one file or many, of any format.
+"""A model on disk, in one file or many, in any format: the interface for the rest of the package.
 
-Metadata has GGUF's keys, and tensors have GGUF's names and layout: what another format says
-otherwise is translated where that format is read.
+Metadata has GGUF's keys, and tensors have GGUF's names and layout. The reader of another format
+translates.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.mapped_file import MappedFile
+from airllm.util.closing import Closing
 from airllm.util.metadata import Metadata
 
-__all__ = ["Closing", "Extent", "ModelFile", "ModelParts", "Tensor"]
+__all__ = ["Extent", "ModelFile", "ModelParts", "Tensor"]
 
 FINGERPRINT_BYTES = 1024  # of each tensor
 _MAX_HEADER_BYTES = 64 * 2**20
 
-# What an address must be a multiple of for values to be used where they are. GGUF sees to it;
-# others do not. Quantised blocks are bytes.
+# The alignment that values need to be used in place. GGUF guarantees it; other formats do not.
+# Quantised blocks are bytes.
 _ALIGNMENTS = {"f32": 4, "f16": 2, "bf16": 2}
 
 Bytes = npt.NDArray[np.uint8]
@@ -32,7 +32,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """`nbytes` bytes from `offset` on in file number `part` of ModelFile.parts."""
+    """The place of `nbytes` bytes: at `offset` in file number `part` of ModelFile.parts."""
 
     part: int
     offset: int
@@ -41,8 +41,8 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor's entry. Its bytes are those of `extents`, one after the other; where there are
-    none, they stand in no file like that, and `read` and `data` make them."""
+    """A tensor's entry. Its bytes are those of `extents`, joined. Without extents no file has these
+    bytes, and `read` and `data` make them."""
 
     name: str
     type: str  # "q4_1"
@@ -53,17 +53,17 @@ class Tensor:
 
     @property
     def offset(self) -> int:
-        """Of the first byte, in its file."""
+        """The offset of the first byte in its file."""
         return self.extents[0].offset
 
     @property
     def n_rows(self) -> int:
-        """Of all leading axes together; 1 of a vector."""
+        """The product of all leading axes; 1 for a vector."""
         return math.prod(self.shape[:-1])
 
 
 class ModelFile(Protocol):
-    """An open model; all of it is checked, none of its tensors is read yet.
+    """An open model. Its metadata and table are checked; no tensor has been read yet.
 
     path: the file, or the first of several, or their folder. metadata: GGUF's key-value pairs.
     tensors: every tensor by name. parts: the files that hold them.
@@ -77,28 +77,29 @@ class ModelFile(Protocol):
     def data(self, name: str) -> Bytes:
         """A tensor's bytes, read-only: uint8 [n, row_bytes], 1-D: [row_bytes].
 
-        A view of the memory map where they lie in one piece in a file, which stays valid after
-        `close`; otherwise a copy. Raises KeyError for a name that is not there.
+        If the bytes are in one piece in a file, the result is a view of the memory map and stays
+        valid after `close`; otherwise it is a copy. KeyError for an unknown name.
         """
 
     def read(self, name: str, memory: Bytes, rows: tuple[int, int] | None = None) -> Bytes:
-        """A tensor's bytes, as `data` has them, read into the beginning of `memory`, uint8 [n].
+        """Read a tensor's bytes into the beginning of `memory`, uint8 [n]; return them as `data`
+        does.
 
-        rows: the first, and the one after the last, of all leading axes together; the result is
-            then uint8 [rows, row_bytes]. None for the whole tensor.
+        rows: (first, end) of the rows to read, all leading axes taken together; the result is
+            uint8 [rows, row_bytes]. None for the whole tensor.
 
-        Slower than looking at the map, and safe: a file that is truncated at this very moment is a
-        FormatError. Raises KeyError for a name that is not there, OSError where the disk fails.
+        It is slower than the map, but safe: a truncation at this moment is a FormatError.
+        KeyError for an unknown name, OSError if the disk fails.
         """
 
     def fingerprint(self) -> bytes:
-        """32 bytes that tell models apart: SHA-256 of all that comes before the tensors' data and
-        of each tensor's beginning. A copy under another name has the same. Milliseconds, where a
-        hash of everything would take seconds."""
+        """32 bytes that identify the model: SHA-256 of everything before the tensors' data and of
+        each tensor's first bytes. A copy under another name has the same fingerprint. It takes
+        milliseconds; a hash of the whole file would take seconds."""
 
     def check_unchanged(self) -> None:
-        """Raise FormatError if a file was written to or truncated since it was opened. To be called
-        before the map is touched; a microsecond for each file."""
+        """FormatError if a file was written to or truncated since it was opened. Call it before
+        touching the map; it takes a microsecond for each file."""
 
     def __enter__(self) -> Self: ...
 
@@ -110,29 +111,11 @@ class ModelFile(Protocol):
     ) -> None: ...
 
     def close(self) -> None:
-        """Close the files. Views that `data` gave keep the maps alive until they are dropped."""
-
-
-class Closing:
-    """What has `close`, as a context manager."""
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        """Close the files. Views from `data` keep the maps alive until they are dropped."""
 
 
 class ModelParts(Closing):
-    """A ModelFile over open files, for the formats to derive from."""
+    """A ModelFile over open files. The formats derive from it."""
 
     path: Path
     metadata: Metadata
@@ -149,12 +132,13 @@ class ModelParts(Closing):
         made: Mapping[str, Callable[[], Bytes]] | None = None,
         said: bytes = b"",
     ) -> None:
-        """made: the bytes of the tensors without extents, by name.
-        said: what else the model is made of, beside the files, for its fingerprint."""
+        """made: functions that make the bytes of tensors without extents, by name.
+        said: the model's other descriptions (JSON files), for its fingerprint."""
         self.path, self.metadata = path, metadata
         self.tensors = MappingProxyType({tensor.name: tensor for tensor in tensors})
         self.parts = tuple(parts)
         self._made, self._said = dict(made or {}), said
+        self.closed = False
 
     def data(self, name: str) -> Bytes:
         tensor = self.tensors[name]
@@ -187,7 +171,7 @@ class ModelParts(Closing):
         return raw.reshape(*leading, tensor.row_bytes)
 
     def fingerprint(self) -> bytes:
-        import hashlib  # takes 4 MB: only where a fingerprint is asked for
+        import hashlib  # takes 4 MB, so only if a fingerprint is wanted
 
         self.check_unchanged()
         digest = hashlib.sha256(self._said)
@@ -196,18 +180,18 @@ class ModelParts(Closing):
             for extent in tensor.extents:
                 first[extent.part] = min(first[extent.part], extent.offset)
         for part, n_bytes in zip(self.parts, first, strict=True):
-            digest.update(os.pread(part.descriptor, min(n_bytes, _MAX_HEADER_BYTES), 0))
+            digest.update(part.pread(0, min(n_bytes, _MAX_HEADER_BYTES)))
         for tensor in self.tensors.values():
             for extent in tensor.extents[:1]:
                 n_bytes = min(extent.nbytes, FINGERPRINT_BYTES)
-                digest.update(os.pread(self.parts[extent.part].descriptor, n_bytes, extent.offset))
+                digest.update(self.parts[extent.part].pread(extent.offset, n_bytes))
         return digest.digest()
 
     def check_unchanged(self) -> None:
         for part in self.parts:
             part.check_unchanged()
 
-    def close(self) -> None:
+    def release(self) -> None:
         for part in self.parts:
             part.close()
 

@@ -1,4 +1,4 @@
-"""Rows of a tensor as float32 and back, in any of the types that this package writes."""
+"""Converts rows of tensors to float32 and back, for all types that this package writes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,13 @@ _KINDS = {kind.name: kind for kind in TYPES.values()}
 
 
 def row_bytes(type: str, k: int) -> int | None:
-    """Bytes of a row of k values; None where they are no whole blocks."""
+    """Bytes of a row of k values; None if k is not a multiple of the type's block."""
     kind = _KINDS[type]
     return None if k % kind.block_size else kind.row_bytes(k)
 
 
 def decode(raw: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
-    """raw: uint8 [n, row_bytes], as a file has them. Returns float32 [n, k], exactly."""
+    """raw: uint8 [n, row_bytes], bytes of a file. Returns float32 [n, k], exact."""
     from airllm import tensor_ops_hybrid as ops
 
     raw = np.ascontiguousarray(raw)
@@ -36,15 +36,15 @@ def decode(raw: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
 def encode(values: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """values: float32 [n, k], C-contiguous. Returns uint8 [n, row_bytes], rounded to the nearest.
 
-    ValueError for a value that `type` cannot hold: NaN and infinities, and beyond F16's range, of
-    which the scales of quantised blocks are too.
+    ValueError for a value that `type` cannot hold: NaN, infinities, and values beyond F16's range,
+    which is also the type of the scales of quantised blocks.
     """
     from airllm import tensor_ops_hybrid as ops
 
     largest = float(np.abs(values).max()) if values.size else 0.0
     if not np.isfinite(largest):
         raise ValueError("has values that are no finite numbers")
-    # The largest of a block is the scale times 127, and 8 or 15 for 4 bit: 65,504 is safe for all.
+    # A block's largest value is the scale times 127 (8 or 15 for 4 bit): 65,504 is safe for all.
     if type not in ("f32", "bf16") and largest > 65504.0:
         raise ValueError(f"has values up to {largest:.3g}, more than {type} can hold; use bf16")
     if type == "f32":

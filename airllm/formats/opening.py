@@ -11,12 +11,12 @@ __all__ = ["open_model"]
 
 
 def open_model(path: str | os.PathLike[str], quantize: str | None = None) -> ModelFile:
-    """A GGUF file, the first of a split model's, or a Hugging Face folder.
+    """Open a GGUF file, the first file of a split model, or a Hugging Face folder.
 
-    quantize: what float matrices are turned into while they are read, "q8_0" say.
+    quantize: the type, for instance "q8_0", to which float matrices are quantised as they are read.
 
-    FormatError for what is damaged or not supported, OSError where it cannot be read, ValueError
-    for a `quantize` that is no type, or finds nothing to quantise.
+    FormatError if the model is damaged or not supported, OSError if it cannot be read, ValueError
+    if `quantize` is an unknown type or the model has no float matrices.
     """
     file = _open(Path(path))
     if quantize is None:
@@ -43,6 +43,6 @@ def _open(path: Path) -> ModelFile:
                 else "there is no .gguf file either"
             )
         )
-    from airllm.formats.hf_folder import HFFolder  # with json, hashlib and re's patterns
+    from airllm.formats.hf_folder import HFFolder  # loads json, hashlib and re
 
     return HFFolder.open(path)

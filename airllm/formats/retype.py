@@ -1,4 +1,4 @@
-"""A model's matrices in another type, made while they are read."""
+"""Converts a model's matrices to another type while they are read."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -9,24 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.model_file import Closing, ModelFile, Tensor
+from airllm.formats.model_file import ModelFile, Tensor
 from airllm.formats.numbers import FLOATS, WRITABLE, decode, encode, row_bytes
+from airllm.util.closing import Closing
 from airllm.util.metadata import FormatError, Metadata
+from airllm.util.shown import shown
 
 __all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
 
-PIECE_VALUES = 2**20  # 4 MiB as float32: what is held of a tensor at a time
+PIECE_VALUES = 2**20  # of a tensor in memory at a time: 4 MiB as float32
 _FINER = {"q4_0": "q8_0", "q4_1": "q8_0", "q5_0": "q8_0", "q5_1": "q8_0"}
 
 Bytes = npt.NDArray[np.uint8]
 
 
 def target_type(tensor: Tensor, wanted: str, *, tied: bool) -> str:
-    """What a tensor becomes in a model of type `wanted`.
+    """The type of a tensor in a model of type `wanted`.
 
-    Vectors and the routers of experts are a thousandth of a model and decide much: F32. So does the
-    matrix that makes the logits, the embedding where it is `tied`: 8 bit where others have fewer.
-    Rows that are no whole blocks are F16.
+    Vectors and the routers of experts are F32: they are a thousandth of a model and matter much.
+    The matrix that makes the logits (the embedding if it is `tied`) has at least 8 bit. Rows that
+    are not whole blocks are F16.
     """
     if len(tensor.shape) < 2 or tensor.name.endswith("ffn_gate_inp.weight"):
         return "f32"
@@ -36,7 +38,7 @@ def target_type(tensor: Tensor, wanted: str, *, tied: bool) -> str:
 
 
 def retyped(tensor: Tensor, type: str) -> Tensor:
-    """The tensor's entry with another type, and no place in a file."""
+    """The tensor's entry with another type and without extents."""
     if type == tensor.type:
         return tensor
     n_bytes = row_bytes(type, tensor.shape[-1])
@@ -47,8 +49,8 @@ def retyped(tensor: Tensor, type: str) -> Tensor:
 
 
 def rows_in_pieces(tensor: Tensor, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """First and last (excluded) row of each piece of at most PIECE_VALUES values, or `multiple`
-    rows where these have more."""
+    """(first, end) row of each piece of at most PIECE_VALUES values, or of `multiple` rows if these
+    have more values."""
     step = max(PIECE_VALUES // tensor.shape[-1] // multiple, 1) * multiple
     for first in range(0, tensor.n_rows, step):
         yield first, min(first + step, tensor.n_rows)
@@ -57,8 +59,9 @@ def rows_in_pieces(tensor: Tensor, multiple: int = 1) -> Iterator[tuple[int, int
 def convert_rows(
     file: ModelFile, tensor: Tensor, type: str, rows: tuple[int, int], memory: Bytes
 ) -> Bytes:
-    """Rows of a tensor of `file` as `type`: uint8 [rows, row_bytes]. memory: for what is read.
-    FormatError names a tensor with values that `type` cannot hold."""
+    """Read rows of a tensor of `file` and convert them to `type`: uint8 [rows, row_bytes].
+    memory: takes the bytes of the file. FormatError names a tensor with values that `type` cannot
+    hold."""
     raw = file.read(tensor.name, memory, rows)
     if type == tensor.type:
         return raw
@@ -69,9 +72,9 @@ def convert_rows(
 
 
 class RetypedModel(Closing):
-    """A ModelFile whose float matrices are read as `type`: quantised on the way in.
+    """A ModelFile that converts the float matrices of another to `type` as they are read.
 
-    They have no extents: their bytes are made by `read`. Quantised matrices stay as they are.
+    These matrices have no extents. Matrices that are quantised already stay as they are.
     """
 
     path: Path
@@ -80,9 +83,9 @@ class RetypedModel(Closing):
     parts: tuple[MappedFile, ...]
 
     def __init__(self, file: ModelFile, type: str) -> None:
-        """ValueError for a type that is none, or a model without float matrices."""
+        """ValueError for an unknown type, or a model without float matrices."""
         if type not in WRITABLE:
-            raise ValueError(f"quantize is {type!r}; expected one of {', '.join(WRITABLE)}")
+            raise ValueError(f"quantize is {shown(type)}; expected one of {', '.join(WRITABLE)}")
         tied = "output.weight" not in file.tensors
         self._file, self._type = file, type
         self.path, self.metadata, self.parts = file.path, file.metadata, file.parts
@@ -97,6 +100,7 @@ class RetypedModel(Closing):
             tensor.name: retyped(tensor, target_type(tensor, type, tied=tied)) for tensor in floats
         }
         self.tensors = MappingProxyType({**file.tensors, **changed})
+        self.closed = False
 
     def data(self, name: str) -> Bytes:
         tensor = self.tensors[name]
@@ -123,12 +127,15 @@ class RetypedModel(Closing):
         return raw.reshape(*leading, tensor.row_bytes)
 
     def fingerprint(self) -> bytes:
-        import hashlib  # as ModelFile does
+        import hashlib  # late, as in ModelFile
 
         return hashlib.sha256(self._file.fingerprint() + self._type.encode()).digest()
 
     def check_unchanged(self) -> None:
         self._file.check_unchanged()
 
-    def close(self) -> None:
+    def release(self) -> None:
         self._file.close()
+
+    def __repr__(self) -> str:
+        return repr(self._file)

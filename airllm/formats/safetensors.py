@@ -1,4 +1,4 @@
-"""What stands before the data of a safetensors file: the table of its tensors.
+"""The header of a safetensors file: the table of its tensors.
 
 The format (huggingface/safetensors), little-endian throughout:
 
@@ -7,9 +7,9 @@ The format (huggingface/safetensors), little-endian throughout:
         "data_offsets": [begin, end]}, ..., "__metadata__": {"name": "text", ...}}
     data: the tensors, without gaps; offsets count from its beginning
 
-The file is checked from end to end before anything is used: the data belongs to exactly one tensor
-each, and each has as many bytes as its type and shape make. The `safetensors` package would check
-likewise, but gives arrays and not places in a file, which is what streaming needs.
+The whole table is checked before anything is used: each byte of data belongs to exactly one tensor,
+and each tensor has the bytes that its type and shape need. The `safetensors` package checks the
+same, but it returns arrays; streaming needs places in a file.
 """
 
 import math
@@ -31,7 +31,7 @@ _BITS = {
     **{"U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32},
     **{"U64": 64, "I64": 64, "F64": 64, "C64": 64},
 }
-# What people take for a safetensors file, by its first bytes.
+# Files that people mistake for safetensors, by their first bytes.
 _OTHER_FORMATS = {
     b"version ": "a Git LFS pointer, not the model; fetch the model with `git lfs pull`",
     b"PK\x03\x04": "a ZIP archive (a PyTorch checkpoint?)",
@@ -42,7 +42,7 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """`nbytes` bytes of numbers of type `dtype` ("BF16") at `offset` in the file."""
+    """A tensor's entry: `nbytes` bytes of type `dtype` ("BF16") at `offset` in the file."""
 
     name: str
     dtype: str
@@ -52,7 +52,7 @@ class StoredTensor:
 
 
 def read_table(file: MappedFile) -> list[StoredTensor]:
-    """The tensors in the order of their data. FormatError for a file that is damaged."""
+    """The tensors in the order of their data. FormatError if the file is damaged."""
     source = str(file.path)
     raw = _header(file)
     data_start = 8 + len(raw)

@@ -10,8 +10,9 @@ buffers are [n_tokens, width], so it serves every batch.
     g.add(x, g.linear(h, g.weight("ffn_down", 576, 576)), out=x)
     graph = g.build()
 
-Both check shapes, the builder at the line that is wrong and Graph as a whole, so that a graph that
-exists is sound, whoever wrote or rewrote it. A fault is a GraphError that names op and buffer.
+The builder checks shapes at each call, so that an error points at the wrong line. Graph checks the
+whole again, so that every Graph is sound, also after a rewrite. A fault is a GraphError that names
+the op and the buffer.
 """
 
 import itertools
@@ -80,8 +81,8 @@ def _check(graph: Graph) -> dict[str, Role]:
     weights = {weight.name: weight for weight in graph.weights}
     written = {buffer.name for buffer in graph.buffers if buffer.external}
     roles: dict[str, Role] = {}
-    cache: tuple[Attr, Attr] | None = None  # (n_kv_heads, head_dim), once k and v are in the cache
-    for_matrices: dict[str, Attr] = {}  # what a quantized_norm wrote, and for which activations
+    cache: tuple[Attr, Attr] | None = None  # (n_kv_heads, head_dim) after the append
+    for_matrices: dict[str, Attr] = {}  # buffer of a quantized_norm -> its activations
     for op in graph.ops:
         call = _look_up(op, buffers, weights)
         for name in op.inputs:
@@ -120,7 +121,7 @@ def _check_names(names: Sequence[str], what: str) -> None:
 
 
 def _look_up(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Weight]) -> Call:
-    """The op with its buffers and weights, of the number and rank that its signature asks for."""
+    """The op with its buffers and weights, after a check of their number and rank."""
     if op.kind not in SIGNATURES:
         raise GraphError(f"no op is named {op.kind!r}; there are {', '.join(SIGNATURES)}")
     signature = SIGNATURES[op.kind]
@@ -154,7 +155,7 @@ def _look_up(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Weight
 
 
 def _dtype(op: Op, name: str) -> DType:
-    """What an op's input, or "out", holds."""
+    """The type of an op's input `name`, or of its output if `name` is "out"."""
     quantized = name == SIGNATURES[op.kind].q8_0 and op.attrs["quantized"]
     return "q8_0" if quantized else "float32"
 
@@ -191,11 +192,11 @@ class GraphBuilder:
     """Writes a graph down op by op; each method returns the buffer that the op writes.
 
     A new buffer is named after the op's weight, or the op. `out` names another one to write to,
-    which may be an input of ops that work in place (graph_ops.SIGNATURES).
+    which may be an input if the op works in place (ops.SIGNATURES).
     """
 
     def __init__(self, name: str, *, activations: Activations = "auto") -> None:
-        """activations: what every matrix product of the graph does, see graph_ops.SIGNATURES."""
+        """activations: how the graph's matrix products round their inputs, see ops.SIGNATURES."""
         self.name = name
         self._activations = activations
         self._buffers: dict[str, Buffer] = {}
@@ -316,8 +317,8 @@ class GraphBuilder:
         return self._emit("softcap", [x], out, cap=cap)
 
     def route(self, logits: Buffer, n_used: int, *, normalized: bool) -> Buffer:
-        """The n_used experts that each token goes to. logits: [n_tokens, n_experts] -> [n_tokens,
-        2 * n_used], the experts' numbers and then their shares."""
+        """Chooses n_used experts for each token. logits: [n_tokens, n_experts] -> [n_tokens,
+        2 * n_used], the numbers of the experts, then their shares."""
         return self._emit("route", [logits], None, n_used=n_used, normalized=normalized)
 
     def expert_linear(self, x: Buffer, route: Buffer, weight: Weight) -> Buffer:
@@ -337,7 +338,8 @@ class GraphBuilder:
         )
 
     def expert_sum(self, x: Buffer, route: Buffer) -> Buffer:
-        """What a token's experts gave, by their shares. [n_tokens, n_used * n] -> [n_tokens, n]"""
+        """The sum of the experts' outputs, weighted by their shares. [n_tokens, n_used * n] ->
+        [n_tokens, n]"""
         return self._emit("expert_sum", [x, route], None, n_used=route.width // 2)
 
     def add(self, a: Buffer, b: Buffer, *, out: Buffer | None = None) -> Buffer:
@@ -354,11 +356,11 @@ class GraphBuilder:
         return self._emit("gelu", [x], out)
 
     def round_q8(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
-        """x as blocks of Q8_0 hold it."""
+        """x rounded to the values that blocks of Q8_0 can hold."""
         return self._emit("round_q8", [x], out)
 
     def merge_add(self, x: Buffer, parts: Buffer, *, out: Buffer | None = None) -> Buffer:
-        """x + each of the parts, as wide as x, that stand side by side in `parts`, in order."""
+        """x plus the parts, in order. parts: [n_tokens, n_parts * width of x]"""
         return self._emit("merge_add", [x, parts], out, quantized=parts.dtype == "q8_0")
 
     def take_columns(
@@ -376,7 +378,7 @@ class GraphBuilder:
         )
 
     def build(self) -> Graph:
-        """The graph. GraphError where it reads what nothing wrote, or leaves a slot unused."""
+        """The graph. GraphError if an op reads a buffer that none wrote, or a slot is unused."""
         buffers, weights = tuple(self._buffers.values()), tuple(self._weights.values())
         return Graph(self.name, buffers, weights, tuple(self._ops))
 

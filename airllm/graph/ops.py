@@ -11,7 +11,8 @@ from typing import Literal, get_args
 
 Attr = int | float | bool | str
 DType = Literal["float32", "int32", "q8_0"]
-# [n]; [n, k] to multiply by; [n, k] to look rows up in; [n_experts, n, k], a matrix for each expert
+# Shapes: vector [n]; matrix [n, k], to multiply by; rows [n, k], to look rows up in;
+# experts [n_experts, n, k], a matrix for each expert.
 Role = Literal["vector", "matrix", "rows", "experts"]
 Activations = Literal["auto", "q8", "q16", "f32"]
 
@@ -22,11 +23,12 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A named array, float32 [n_tokens, width]; int32 ones (token ids) are [n_tokens], width 1;
-    q8_0 ones, rows of Q8_0 blocks that a cluster's nodes exchange, uint8 [n_tokens, width / 32 *
-    34].
+    """A named array with a row for each token.
 
-    External buffers come from the caller with each run; the others belong to the executor.
+    By dtype: float32 is [n_tokens, width]; int32 (token ids) is [n_tokens], with width 1; q8_0
+    (rows of Q8_0 blocks, which the nodes of a cluster exchange) is uint8
+    [n_tokens, width / 32 * 34]. The caller passes external buffers to each run; the executor owns
+    the others.
     """
 
     name: str
@@ -37,8 +39,10 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A slot: a weight's name and shape, (n,), (n rows, k columns) or (n_experts, n, k), bound to
-    data later."""
+    """A slot for a weight, which is bound to data later.
+
+    shape: (n,), (n rows, k columns) or (n_experts, n, k).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -46,8 +50,10 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation. Buffers and weights are named; `output` is None where there is none, and an op
-    of several outputs (linear_many) has the others in `more_outputs`."""
+    """One operation on buffers and weights, all given by name.
+
+    output: None if the op has none. more_outputs: the second and later outputs of linear_many.
+    """
 
     kind: str
     inputs: tuple[str, ...]
@@ -91,12 +97,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a kind of op takes, and the width of its output (None: it has none).
+    """The inputs, weights and attributes of a kind of op, and how to compute its output's width.
 
-    in_place: the inputs that the output may be. many: the op has as many weights, of the one role
-    given, as it has outputs, which are as wide as the weights have rows. q8_0: the
-    external buffer, an input or "out", that may hold rows of Q8_0, and does where the attribute
-    `quantized` says so.
+    width: returns None for an op without output. in_place: inputs that may be the output, too.
+    many: the op has one weight for each output, all of the given role; an output is as wide as its
+    weight has rows. q8_0: the external buffer (an input or "out") that holds rows of Q8_0 if the
+    attribute `quantized` is true.
     """
 
     inputs: tuple[str, ...]
@@ -326,7 +332,8 @@ SIGNATURES: Mapping[str, Signature] = {
     "embed": _signature("tokens", _embed, weights=("rows",), attrs="scale"),
     # out = x / sqrt(mean(x^2) + eps) * weight
     "rms_norm": _signature("x", _vector, weights=("vector",), attrs="eps", in_place="x"),
-    # out = x @ weight.T; activations: how x meets a quantised weight, see tensor_ops_cpp.linear
+    # out = x @ weight.T; activations: how x is rounded for a quantised weight, see
+    # tensor_ops_cpp.linear
     "linear": _signature("x", _linear, weights=("matrix",), attrs="activations"),
     # out = x + weight
     "bias": _signature("x", _vector, weights=("vector",), in_place="x"),
@@ -338,9 +345,9 @@ SIGNATURES: Mapping[str, Signature] = {
     "rope": _signature("x table", _rope, attrs="n_heads head_dim interleaved", in_place="x"),
     # writes the batch's k and v behind the `past` tokens in the layer's KV cache
     "kv_append": _signature("k v", _kv_append, attrs="n_kv_heads head_dim"),
-    # causal attention of q over the layer's KV cache, the batch included; window: each token sees
-    # so many positions, its own included, or with 0 all; softcap: a score s becomes
-    # softcap * tanh(s / softcap), unless it is 0
+    # causal attention of q over the layer's KV cache, which includes the batch; window: the number
+    # of positions that a token sees, its own included (0: all); softcap: a score s becomes
+    # softcap * tanh(s / softcap) (0: scores stay)
     "attention": _signature(
         "q", _attention, attrs="n_heads n_kv_heads head_dim scale window softcap"
     ),
@@ -353,16 +360,17 @@ SIGNATURES: Mapping[str, Signature] = {
     # softmax over a token's logits, [n_experts]; out: the numbers of the n_used experts with the
     # largest shares, largest first, and then these shares; normalized: divided by their sum
     "route": _signature("logits", _route, attrs="n_used normalized"),
-    # out: x @ weight[e].T for each expert e of the token's route, one behind the other; shared: all
-    # experts have the same x, [k], else each its own, [n_used * k]; touches no other expert
+    # out: x @ weight[e].T for each expert e of the token's route, side by side; shared: all experts
+    # have the same x, [k]; otherwise each has its own, [n_used * k]; reads no other expert
     "expert_linear": _signature(
         "x route", _expert_linear, weights=("experts",), attrs="n_used shared activations"
     ),
-    # out: what the token's experts gave, [n_used * n], summed by their shares: [n]
+    # x: the outputs of a token's experts, [n_used * n]; out: their sum, weighted by shares: [n]
     "expert_sum": _signature("x route", _expert_sum, attrs="n_used"),
     "add": _signature("a b", _elementwise, in_place="a b"),
-    # ---- what graph_rewrite makes of the others --------------------------------------------------
-    # rms_norm, for matrices alone: quantised for them at once, as their activations say
+    # ---- made by graph.rewrite ------------------------------------------------------------------
+    # rms_norm whose output only matrix products read, so it is quantised at once; activations: as
+    # those of the products
     "quantized_norm": _signature(
         "x", _quantized_norm, weights=("vector",), attrs="eps activations", in_place="x"
     ),
@@ -384,12 +392,12 @@ SIGNATURES: Mapping[str, Signature] = {
     "silu": _signature("x", _activation, in_place="x"),
     # the tanh approximation
     "gelu": _signature("x", _activation, in_place="x"),
-    # out = x as blocks of Q8_0 hold it
+    # out = x rounded to the values that blocks of Q8_0 can hold
     "round_q8": _signature("x", _round_q8, in_place="x"),
-    # out = x + the parts, each as wide as x, that stand side by side in `parts`, in their order
+    # out = x + the parts, added in order; parts: [n_tokens, n_parts * width of x]
     "merge_add": _signature("x parts", _merge_add, attrs="quantized", in_place="x", q8_0="parts"),
     # out = x[:, offset : offset + width]
     "take_columns": _signature("x", _take_columns, attrs="offset width quantized", q8_0="x"),
-    # out[:, offset : offset + width of x] = x; the rest of out, which is external, stays
+    # out[:, offset : offset + width of x] = x; other columns of out, an external buffer, stay
     "put_columns": _signature("x", _put_columns, attrs="offset width quantized", q8_0="out"),
 }

@@ -1,8 +1,8 @@
-"""Fusion: graphs that do the same in fewer, larger ops, whose threads meet less often and whose
-intermediate results stay in the caches.
+"""Fusion: rewrites of a graph into fewer, larger ops.
 
-Each rewrite is a function from a graph to a graph that computes the same numbers (bit for bit, as
-the backends run them). `fuse` applies all of them; AIRLLM_FUSION=0 leaves them out.
+Threads then wait for each other less often, and intermediate results stay in the caches. Each
+rewrite is a function from a graph to a graph that computes the same numbers, bit for bit on both
+backends. `fuse` applies all rewrites; AIRLLM_FUSION=0 turns them off.
 """
 
 import os
@@ -10,18 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from airllm.graph.graph import Graph, Op
+from airllm.util.arguments import check_flag
 
-# Ops whose matrices meet the quantised form of their first input.
+# Ops that multiply the quantised form of their first input by matrices.
 _LINEAR_KINDS = ("linear", "linear_many", "linear_add", "glu_linear")
 MOST_LINEARS = 8  # of a linear_many; the C++ executor takes no more
 _GLU = {"swiglu": "silu", "geglu": "gelu"}
 
 
 def fusion_wanted(asked: bool | None) -> bool:
-    """What was asked for, else what AIRLLM_FUSION says: "1", also where it is not set, or "0".
-    ValueError for another value."""
+    """`asked`, or if that is None the value of AIRLLM_FUSION: "1" (the default) or "0".
+    ValueError for another value, TypeError if `asked` is no bool."""
     if asked is not None:
-        return asked
+        return check_flag("fusion", asked)
     value = os.environ.get("AIRLLM_FUSION") or "1"
     if value not in ("0", "1"):
         raise ValueError(f"AIRLLM_FUSION is {value!r}; expected '0' or '1'")
@@ -35,8 +36,8 @@ def fuse(graph: Graph) -> Graph:
 
 
 def fuse_glu(graph: Graph) -> Graph:
-    """linear, linear, swiglu (or geglu) -> glu_linear, which computes the gate's and the other
-    matrix's share of a few columns and combines them at once."""
+    """linear, linear, swiglu (or geglu) -> glu_linear, which computes a few columns of both
+    products and combines them while they are in the cache."""
     ops = list(graph.ops)
     for at, op in enumerate(ops):
         if op.kind not in _GLU:
@@ -58,7 +59,7 @@ def fuse_glu(graph: Graph) -> Graph:
 
 
 def fuse_add(graph: Graph) -> Graph:
-    """linear, add -> linear_add, which adds to what it has just computed."""
+    """linear, add -> linear_add, which adds each product as soon as it is computed."""
     ops = list(graph.ops)
     for at, op in enumerate(ops):
         if op.kind != "add" or op.inputs[0] == op.inputs[1]:
@@ -76,7 +77,8 @@ def fuse_add(graph: Graph) -> Graph:
 
 
 def fuse_linears(graph: Graph) -> Graph:
-    """Several linears of one input (Q, K and V) -> linear_many: no thread waits between them."""
+    """Several linears of one input (Q, K and V) -> linear_many, in which no thread waits between
+    the products."""
     ops = list(graph.ops)
     for at, op in enumerate(ops):
         if op.kind not in ("linear", "linear_many"):
@@ -122,8 +124,8 @@ def fuse_rope_append(graph: Graph) -> Graph:
 
 
 def fuse_norm(graph: Graph) -> Graph:
-    """rms_norm that only matrices read -> quantized_norm, which quantises each row for them while
-    it is at hand."""
+    """An rms_norm whose output only matrix products read -> quantized_norm, which quantises each
+    row for them while the row is in the cache."""
     internal = {buffer.name for buffer in graph.buffers if not buffer.external}
     ops = list(graph.ops)
     for at, op in enumerate(ops):
@@ -155,7 +157,7 @@ REWRITES: Sequence[Callable[[Graph], Graph]] = (
 
 
 def _writer(graph: Graph, ops: Sequence[Op], at: int, name: str, kind: str) -> int | None:
-    """The op of that kind whose output `name` op `at` reads, if no other op reads it."""
+    """The index of the op of that kind that writes `name` for op `at`, if no other op reads it."""
     if any(buffer.name == name and buffer.external for buffer in graph.buffers):
         return None
     for index in range(at - 1, -1, -1):
@@ -166,7 +168,7 @@ def _writer(graph: Graph, ops: Sequence[Op], at: int, name: str, kind: str) -> i
 
 
 def _readers(ops: Sequence[Op], at: int) -> list[int]:
-    """The ops that read what op `at` writes, until that is overwritten."""
+    """The ops that read the output of op `at` before another op overwrites it."""
     found, name = [], ops[at].output
     for index in range(at + 1, len(ops)):
         if name in ops[index].inputs:
@@ -177,7 +179,7 @@ def _readers(ops: Sequence[Op], at: int) -> list[int]:
 
 
 def _is_written(ops: Sequence[Op], name: str, after: int, before: int) -> bool:
-    """Whether an op between the two writes it."""
+    """Whether an op after `after` and before `before` writes the buffer `name`."""
     return any(name in op.outputs for op in ops[after + 1 : before])
 
 
@@ -186,7 +188,7 @@ def _without(ops: Sequence[Op], *left_out: int) -> list[Op]:
 
 
 def _with_ops(graph: Graph, ops: Sequence[Op]) -> Graph:
-    """The graph with other ops, and the buffers that these use."""
+    """The graph with these ops, and only the buffers that they use."""
     used = {name for op in ops for name in (*op.inputs, *op.outputs)}
     buffers = tuple(buffer for buffer in graph.buffers if buffer.external or buffer.name in used)
     return replace(graph, ops=tuple(ops), buffers=buffers)

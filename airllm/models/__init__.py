@@ -31,7 +31,7 @@ class Family(Protocol):
     def head(self, c: ModelConfig, activations: Activations) -> Graph: ...
 
 
-# By the name that GGUF's general.architecture has.
+# Keys are the values of GGUF's general.architecture.
 FAMILIES: dict[str, Family] = {
     "gemma2": gemma2,
     "gemma3": gemma3,
@@ -57,14 +57,14 @@ class Model:
     config: ModelConfig
     embed: Graph
     kinds: tuple[LayerKind, ...]
-    kind_of_layer: tuple[int, ...]  # which of `kinds` each layer is
+    kind_of_layer: tuple[int, ...]  # for each layer an index into `kinds`
     head: Graph
 
 
 def load_model(
     gguf: ModelFile, activations: Activations = "auto", *, fusion: bool = False
 ) -> Model:
-    """The model that a file describes; fusion: its graphs as graph_rewrite.fuse makes them.
+    """The model that a file describes. fusion: rewrite its graphs with graph.rewrite.fuse.
     FormatError for an architecture that has no family here."""
     architecture = gguf.metadata.text("general.architecture")
     if architecture not in FAMILIES:

@@ -1,7 +1,7 @@
 """A model's configuration, read from GGUF metadata; nothing in it is believed unchecked.
 
-Keys and their meanings are llama.cpp's, the defaults those of files that its converter wrote before
-it knew a key.
+Keys and their meanings are llama.cpp's. A default is what llama.cpp assumes for a file whose
+converter did not write that key yet.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ import numpy as np
 from airllm.formats.model_file import ModelFile
 from airllm.util.metadata import Metadata
 
-# Limits far above any model there is (the longest contexts are 10 million tokens, the widest layers
-# some 100,000), so that what follows cannot overflow. That the tensors are there, in these sizes,
-# is checked against the graphs: see check_tensors in airllm.weights.layer_weights.
+# These limits are far above every known model (the longest contexts are 10 million tokens, the
+# widest layers about 100,000), so that later arithmetic cannot overflow. check_tensors in
+# airllm.weights.layer_weights checks that the file's tensors have the sizes the graphs need.
 _MAX_CONTEXT = 2**24
 _MAX_WIDTH = 2**20
 _MAX_LAYERS = 2**12
@@ -21,8 +21,8 @@ _MAX_HEADS = 2**12
 _MAX_HEAD_DIM = 256  # the attention kernels'
 _MAX_EXPERTS = 2**12
 
-# Keys that change the arithmetic begin like this. One that is not known is refused, not ignored:
-# the model would run and be wrong. A value of 0 or false turns its feature off.
+# Keys with these prefixes change the arithmetic. An unknown key among them is refused: if it were
+# ignored, the model would run and give wrong answers. A value of 0 or false turns a feature off.
 _ARITHMETIC_KEYS = (
     *("attention.", "rope.", "expert", "moe", "attn_", "final_"),
     *("logit_scale", "embedding_scale", "residual_"),
@@ -48,15 +48,15 @@ _KNOWN_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class _Family:
-    """What the files of an architecture may say beyond that, and mean where they are silent."""
+    """Further keys that an architecture's files may have, and its values where a key is missing."""
 
     keys: frozenset[str] = frozenset()
     window: int = 0
-    window_period: int = 0  # of so many layers, the last sees all positions; 0: none does
+    window_period: int = 0  # every such layer sees all positions; 0: every layer has the window
     attention_softcap: float = 0.0
     final_softcap: float = 0.0
-    # So many layers has the model whose scores are scaled by hidden_size / n_heads, not head_dim:
-    # files do not say it, and llama.cpp goes by this, too.
+    # The number of layers of the 27B model, which scales scores by hidden_size / n_heads in place
+    # of head_dim. No key says so; llama.cpp recognises that model by its layers, too.
     layers_of_27b: int | None = None
     has_experts: bool = False
 
@@ -117,8 +117,8 @@ class ModelConfig:
     n_experts: int = 0
     n_experts_used: int = 0  # by each token
     normalized_experts: bool = True  # the shares of a token's experts sum to 1
-    # Of a Llama: rope's pairs are neighbours, as its GGUF files order the rows of Q and K, or, as
-    # Hugging Face's do, a dimension of a head's first half and its like in the second.
+    # Which dimensions of a head rope rotates as a pair. True: neighbours, for GGUF files of Llama,
+    # whose converter reorders the rows of Q and K. False: j and j + rope_dims / 2.
     rope_interleaved: bool = True
 
     @classmethod
@@ -212,9 +212,10 @@ def _head_dim(metadata: Metadata, arch: str, hidden_size: int, n_heads: int) -> 
 
 
 def _windows(metadata: Metadata, arch: str, family: _Family, n_layers: int) -> tuple[int, ...]:
-    """The window of each layer: of all of them, unless a pattern says which attend to everything.
+    """The window of each layer; 0 where a layer sees all positions.
 
-    The pattern is a period, whose last layer does, or says of each layer whether it has a window.
+    Without a pattern all layers have the window. The pattern is a number, a period whose last layer
+    sees all positions, or an array that says for each layer whether it has the window.
     """
     window = metadata.integer(f"{arch}.attention.sliding_window", family.window, high=_MAX_CONTEXT)
     key = f"{arch}.attention.sliding_window_pattern"

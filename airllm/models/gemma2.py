@@ -1,7 +1,7 @@
 """Gemma 2 (arXiv:2408.00118): norms before and after each half of a layer, GELU, capped scores and
 logits, and a window on every other layer.
 
-Gemma multiplies by 1 plus a norm's weight; its files have that 1 added.
+Gemma's norms multiply by 1 + weight; GGUF files store the sum.
 """
 
 from airllm.graph.graph import Activations, Buffer, Graph, GraphBuilder

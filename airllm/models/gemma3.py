@@ -1,5 +1,7 @@
-"""Gemma 3 (arXiv:2503.19786): Gemma 2 with normalised heads of Q and K in place of capped scores,
-and five layers with a window, whose rope turns faster, to one without."""
+"""Gemma 3 (arXiv:2503.19786): Gemma 2 with normalised heads of Q and K in place of capped scores.
+
+Five of six layers have a window; their rope turns faster than that of the sixth.
+"""
 
 from airllm.graph.graph import Activations, Graph, GraphBuilder
 from airllm.models.config import ModelConfig

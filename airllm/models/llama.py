@@ -1,8 +1,8 @@
 """Llama (arXiv:2302.13971, arXiv:2407.21783), and models of its shape: SmolLM2, TinyLlama, and
 Mistral (arXiv:2310.06825), whose layers attend to a window.
 
-GGUF's conversion of this architecture reorders the rows of Q and K so that the pairs that rope
-rotates are neighbours, hence `interleaved`; Hugging Face's files have them in halves.
+The converter to GGUF reorders the rows of Q and K of this architecture, so that rope rotates
+neighbouring dimensions (`interleaved`). In Hugging Face's files it rotates j with j + head_dim / 2.
 """
 
 from airllm.graph.graph import Activations, Buffer, Graph, GraphBuilder

@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5 (arXiv:2407.10671, arXiv:2412.15115): a Llama with biases on Q, K and V.
 
-Its files have the rows of Q and K in their own order: rope rotates a head's first half against its
-second.
+Its GGUF files keep the rows of Q and K in the order of the checkpoint, so rope rotates dimension j
+of a head with dimension j + head_dim / 2.
 """
 
 from airllm.graph.graph import Activations, Graph, GraphBuilder

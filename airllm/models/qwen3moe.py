@@ -1,5 +1,5 @@
-"""Qwen3's mixtures of experts (arXiv:2505.09388): each token's feed-forward network is a few small
-ones, which a router chooses out of many."""
+"""Qwen3's mixtures of experts (arXiv:2505.09388): a router chooses, for each token, a few of many
+small feed-forward networks."""
 
 from airllm.graph.graph import Activations, Graph, GraphBuilder
 from airllm.models.config import ModelConfig

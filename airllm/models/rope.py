@@ -15,8 +15,7 @@ def inverse_frequencies(gguf: ModelFile, config: ModelConfig, window: int) -> ND
     tensor rope_freqs.weight, which is how GGUF stores Llama 3's scaling. FormatError for a scaling
     that is not implemented, by its name.
 
-    window: of the layers in question. Those of Gemma 3 that have one keep the theta of Gemma 2,
-    unscaled.
+    window: that of the layer. Gemma 3's layers with a window keep the theta of Gemma 2, unscaled.
     """
     metadata, arch = gguf.metadata, config.architecture
     exponents = np.arange(0, config.rope_dims, 2, dtype=np.float64) / config.rope_dims
@@ -46,7 +45,7 @@ def _theta(metadata: Metadata, key: str) -> float:
 
 
 def _linear_scale(metadata: Metadata, arch: str) -> float:
-    """What linear scaling divides positions by; 1 without."""
+    """The factor by which linear scaling divides positions; 1 without scaling."""
     kind = metadata.text(f"{arch}.rope.scaling.type", "linear")
     if kind == "none":
         return 1.0
@@ -54,7 +53,7 @@ def _linear_scale(metadata: Metadata, arch: str) -> float:
         raise metadata.fault(
             f"{arch}.rope.scaling.type is {kind!r}; this version knows 'none' and 'linear'"
         )
-    # The second key is what files of before September 2023 say.
+    # Files from before September 2023 have the second key.
     keys = (f"{arch}.rope.scaling.factor", f"{arch}.rope.scale_linear")
     key = next((key for key in keys if key in metadata), keys[0])
     factor = metadata.number(key, 1.0) or 1.0  # 0 means unset

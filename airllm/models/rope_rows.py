@@ -1,4 +1,4 @@
-"""The cosines and sines that rope turns by, kept: a token needs a row of them, and looks it up."""
+"""The cosines and sines of rope: a cache with a row for each position, filled when first needed."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from airllm.numpy_ops import rope_table
 
-_AT_LEAST = 256  # positions that are computed where one is missing, or as many as there are
+_AT_LEAST = 256  # positions that are computed at once, if the capacity allows
 
 
 class RopeRows:
-    """Rows of rope_table for positions from 0 on, computed as far as they have been asked for."""
+    """The rows of rope_table from position 0 to the last that was asked for."""
 
     def __init__(self, inv_freq: NDArray[np.float64], capacity: int) -> None:
-        """capacity: positions that there may be."""
+        """capacity: the number of positions, at most."""
         self._inv_freq, self._capacity = inv_freq, capacity
         self._table = np.empty((0, 2 * len(inv_freq)), np.float32)
 
