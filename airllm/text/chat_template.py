@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from airllm.text import template_process
+from airllm.text.vocabulary import special_id
 from airllm.util.metadata import Metadata
 from airllm.util.printable import printable
 
@@ -65,9 +66,9 @@ class ChatTemplate:
             source = CHATML
         special_tokens = {}
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-            key = f"tokenizer.ggml.{key}_token_id"
-            if key in checked:
-                special_tokens[f"{name}_token"] = texts[checked.integer(key, high=len(texts) - 1)]
+            id = special_id(checked, key, len(texts))
+            if id is not None:
+                special_tokens[f"{name}_token"] = texts[id]
         try:
             return cls(source, special_tokens)
         except ChatTemplateError as error:
