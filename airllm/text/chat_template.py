@@ -11,10 +11,14 @@ from airllm.text import template_process
 from airllm.text.vocabulary import special_id
 from airllm.util.metadata import Metadata
 from airllm.util.printable import printable
+from airllm.util.shown import shown
 
 __all__ = ["ChatTemplate", "ChatTemplateError", "map_texts"]
 
 MAX_TEMPLATE = 2**20  # characters; the longest in use have about 20,000
+
+# Of a conversation. The longest contexts, of a million tokens, hold some 4 million.
+MAX_CHARACTERS = 2**24
 
 CHATML = (
     "{% for message in messages %}"
@@ -94,13 +98,20 @@ class ChatTemplate:
             `tokenizer.guarded` they can write control tokens too.
 
         Raises ChatTemplateError if the template refuses (roles that do not alternate, say), fails,
-        or takes too much time or memory; TypeError for messages or variables that are none.
+        or takes too much time or memory, and for a part of a message that is no text; TypeError for
+        messages or variables that are none.
         """
         given = dict(variables or {})
         for name in ("messages", "add_generation_prompt"):
             if name in given:
                 raise TypeError(f"{name!r} is no template variable to set")
         given["messages"] = _checked_messages(messages)
+        n_characters = _n_characters(given)
+        if n_characters > MAX_CHARACTERS:
+            raise ChatTemplateError(
+                f"messages and template variables have {n_characters:,} characters; at most"
+                f" {MAX_CHARACTERS:,} may be"
+            )
         if guard is not None:
             given = {name: map_texts(guard, value) for name, value in given.items()}
         return self._run(
@@ -135,6 +146,19 @@ def map_texts(change: Callable[[str], str], value: Any) -> Any:
     return value
 
 
+def _n_characters(value: object) -> int:
+    """Of all texts in lists and mappings; each other value, and each message, counts as some."""
+    n, left = 0, [value]
+    while left and n <= MAX_CHARACTERS:
+        value = left.pop()
+        n += len(value) if isinstance(value, str) else 16
+        if isinstance(value, Mapping):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            left += value
+    return n
+
+
 def _checked_messages(messages: object) -> list[dict[str, object]]:
     if isinstance(messages, Mapping):
         raise TypeError("messages is a single message; expected a list of them: [message]")
@@ -146,7 +170,7 @@ def _checked_messages(messages: object) -> list[dict[str, object]]:
 def _checked(at: int, message: object) -> dict[str, object]:
     if not isinstance(message, Mapping):
         raise TypeError(
-            f"messages[{at}] is {message!r:.80}; expected a mapping with 'role' and 'content'"
+            f"messages[{at}] is {shown(message)}; expected a mapping with 'role' and 'content'"
         )
     if "role" not in message:
         raise TypeError(f"messages[{at}] has no 'role'; expected 'role' and 'content'")
@@ -158,11 +182,10 @@ def _checked(at: int, message: object) -> dict[str, object]:
 
 
 def _part(message: str, part: object) -> str:
-    if not isinstance(part, Mapping):
-        raise TypeError(f"{message} has a part that is a {type(part).__name__}; expected a mapping")
-    kind, text = part.get("type"), part.get("text")
-    if kind != "text":
-        raise TypeError(f"{message} has a part of type {kind!r:.40}; a model here reads text alone")
-    if not isinstance(text, str):
-        raise TypeError(f"{message} has a part whose 'text' is a {type(text).__name__}")
-    return text
+    kind, text = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else ("", "")
+    if kind == "text" and isinstance(text, str):
+        return text
+    raise ChatTemplateError(
+        f"{message} has the part {shown(part)}; this model reads text, as in"
+        ' {"type": "text", "text": "Hello"}'
+    )

@@ -14,8 +14,10 @@ and no merge that a hostile file brings, ends in one.
 
 import logging
 import operator
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -112,6 +114,25 @@ class Tokenizer:
             return [self.bos_id, *ids]
         return ids
 
+    def least_tokens(self, text: str) -> int:
+        """At least so many tokens a text has, found without encoding it, which takes 270 times its
+        size in memory: the longest token would be all of them."""
+        n_bytes = len(self._scheme.composed(text).encode(errors="surrogatepass"))
+        n_bytes -= len(GUARD.encode()) * text.count(GUARD)  # they are dropped
+        return n_bytes // self._bytes_of_a_token
+
+    @cached_property
+    def _bytes_of_a_token(self) -> int:
+        """Bytes of a text that one token stands for, at most."""
+        if self._scheme.fuses_unknown:
+            return 2**20  # a run of unknown characters is one token, however long
+        texts = self._vocabulary.texts
+        longest = max(len(self._scheme.text_bytes(text)) for text in texts)
+        markup = self._vocabulary.control | self._vocabulary.user_defined
+        longest = max([longest, *(len(texts[id].encode(errors="replace")) for id in markup)])
+        # A character of four bytes that cannot be spelled becomes one of three.
+        return longest * 2 if self._scheme.missing_bytes else longest
+
     def guarded(self, text: str) -> str:
         """A text that a chat template may write into a prompt without any of it becoming a control
         token: `encode(guarded(text), parse_special=True)` is `encode(text)`. See control_guard."""
@@ -177,6 +198,8 @@ class _Scheme:
     pre_tokenizer: "PreTokenizer | None"
     text_bytes: Callable[[str], bytes]  # of a token that is text
     missing_bytes: bytes  # those that no token spells
+    composed: Callable[[str], str]  # the form that text is brought to first
+    fuses_unknown: bool  # whether a run of characters may become one unknown token
     add_bos: bool
     space_prefix: bool  # whether text begins with a space that its author did not write
 
@@ -246,6 +269,8 @@ def _byte_level(metadata: Metadata) -> _Scheme:
         pre_tokenizer=rule.build(),
         text_bytes=text_bytes,
         missing_bytes=bytes(byte for char, byte in byte_of.items() if char not in ids),
+        composed=partial(unicodedata.normalize, "NFC") if rule.composed else str,
+        fuses_unknown=False,
         add_bos=metadata.flag("tokenizer.ggml.add_bos_token", rule.add_bos),
         space_prefix=False,
     )
@@ -327,6 +352,8 @@ def _sentence_piece(metadata: Metadata) -> _Scheme:
         pre_tokenizer=metaspace,
         text_bytes=lambda text: text.replace(SPACE, " ").encode(),
         missing_bytes=b"",
+        composed=str,
+        fuses_unknown=n_bytes < 256,
         add_bos=metadata.flag("tokenizer.ggml.add_bos_token", True),
         space_prefix=space_prefix,
     )
