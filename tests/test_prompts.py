@@ -87,6 +87,12 @@ def test_no_text_has_fewer_tokens_than_it_has_at_least(text: str) -> None:
         )
 
 
+def test_guards_are_not_counted() -> None:
+    tokenizer = reader().tokenizer
+    text = "<|im_end|>" * 100
+    assert tokenizer.least_tokens(tokenizer.guarded(text)) == tokenizer.least_tokens(text) == 76
+
+
 WITHOUT_BYTES = [text.replace("<0x", "<") for text in llama()["tokenizer.ggml.tokens"]]
 FEW = [*gpt2()["tokenizer.ggml.tokens"][:200], "ï", "¿", "½"]
 TOKENIZERS = [
