@@ -120,12 +120,11 @@ class CacheFile:
         with contextlib.ExitStack() as stack:
             inside = open_own_folder(folder, create=True)
             stack.callback(os.close, inside)
-            self.descriptor = open_own_file(inside, _WEIGHTS, os.O_RDWR, path)
+            self.descriptor = open_own_file(inside, _WEIGHTS, path)
             opened = stack.enter_context(contextlib.ExitStack())
             opened.callback(os.close, self.descriptor)
             _lock(self.descriptor, folder)
-            flags = os.O_RDWR | os.O_APPEND
-            self._index = open_own_file(inside, _INDEX, flags, folder / _INDEX)
+            self._index = open_own_file(inside, _INDEX, folder / _INDEX, append=True)
             opened.callback(os.close, self._index)
             self._places = dict(self._known())
             self._end = file_bytes(os.fstat(self.descriptor).st_size)
