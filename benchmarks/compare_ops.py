@@ -2,7 +2,7 @@
 
     python benchmarks/compare_ops.py                          everything, on 1 and on all threads
     python benchmarks/compare_ops.py --only attention,Q4_0 --threads 2 --json ops.json
-    python benchmarks/compare_ops.py --markdown README.md     the README's table
+    python benchmarks/compare_ops.py --markdown               the table of docs/pages/performance.md
 
 Each result is checked against float64 before it is timed. See benchmarks/README.md.
 """
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from common import contest, machine, native, options, process, table
 from common.extension import cpp
@@ -21,6 +22,7 @@ from common.verify import WrongResultError
 from ops import Participants, load_torch
 from ops.contests import QUICK, Contest, Sizes, contests
 
+PERFORMANCE_PAGE = Path(__file__).parent.parent / "docs/pages/performance.md"
 QUICK_BYTES = 1 << 20
 COLUMNS = table.Columns(
     **{"operation": -14, "shape": -20, "ISA": -8, "threads": 7, "median": 8, "best": 8},
@@ -176,8 +178,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--markdown",
         type=options.marked,
+        nargs="?",
+        const=str(PERFORMANCE_PAGE),
         metavar="FILE",
-        help="put the table between the two performance markers of that file",
+        help="put the table between the two performance markers of FILE, or of the documentation's "
+        "page docs/pages/performance.md",
     )
     return parser
 

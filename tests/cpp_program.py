@@ -31,7 +31,8 @@ SOURCES = sorted((ROOT / "tests/cpp").glob("*.cpp"))
 GROUPS = [path.stem.removeprefix("test_") for path in SOURCES if path.stem != "main"]
 
 # The reference means each float32 operation that it writes down, so no FMA in place of two.
-FLAGS = ("-O1", "-ffp-contract=off", "-Werror")
+FLAGS = ("-O1", "-ffp-contract=off")
+STRICT = (*FLAGS, "-Werror")
 MEASURED = (sys.executable, str(ROOT / "tests/measured_compiler.py"))
 
 # Where setup.py leaves the extension's objects, and which ISAs are among them.
@@ -59,19 +60,19 @@ def locked(path):
 
 
 @functools.cache
-def built(name, toolchain, isa_list, groups=tuple(GROUPS)):
+def built(name, toolchain, isa_list, groups=tuple(GROUPS), flags=STRICT):
     """The program of these groups, built in the folder of that name."""
     sources = [path for path in SOURCES if path.stem.removeprefix("test_") in ("main", *groups)]
-    return linked(name, toolchain, isa_list, sources)
+    return linked(name, toolchain, isa_list, sources, flags=flags)
 
 
-def linked(name, toolchain, isa_list, sources, output="tests"):
-    """The program of these sources in the folder of that name."""
+def linked(name, toolchain, isa_list, sources, output="tests", flags=STRICT):
+    """The program of these sources in the folder of that name; flags: of the sources alone."""
     program = folder(name) / output
     failure = ""
     with locked(folder(name)), extensions_objects(folder(name)):
         try:
-            build.build_program(toolchain, isa_list, sources, folder(name), program, FLAGS)
+            build.build_program(toolchain, isa_list, sources, folder(name), program, flags)
         except build.BuildError as error:
             failure = f"the C++ tests do not compile:\n{error}"
     if failure:

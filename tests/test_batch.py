@@ -2,19 +2,25 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airllm.engine.limits import Limits
 from fake_engine import FakeEngine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tiny_model import Sizes, write_tiny_model
 
 from airllm.cli import main
-from airllm.tools.batch_file import Answers, BatchError, read_jobs
+from airllm.engine.sampling import Sampling
+from airllm.tools.batch_file import SETTINGS, Answers, BatchError, read_jobs
 from airllm.weights.budget import BudgetError
 from airllm.weights.plan_model import plan_model
 
@@ -226,13 +232,28 @@ def test_a_killed_batch_of_a_streamed_model_loses_and_repeats_nothing(tmp_path, 
         ("{}", 'expected either "prompt" or "messages"'),
         ('{"prompt": "x", "messages": []}', 'expected either "prompt" or "messages"'),
         ('{"prompt": 7}', "prompt is no string"),
-        ('{"prompt": "\\ud800"}', "in UTF-8"),
+        ('{"prompt": "\\ud800"}', "prompt has half of a character, '\\ud800'"),
+        ('{"messages": [{"role": "\\udfff", "content": ""}]}', "messages has half of a character"),
+        ('{"prompt": "x", "stop": ["\\ud800"]}', "stop has half of a character"),
+        ('{"prompt": "x", "\\ud800": 1}', "has '\\ud800'; known are prompt"),
+        ('{"prompt": "x", "prompt": "y"}', "'prompt' is there twice"),
+        ('{"prompt": "x", "seed": 1, "seed": 1}', "'seed' is there twice"),
+        ('{"prompt": "x", "temperature": NaN}', "temperature is NaN; expected int or float"),
+        ('{"prompt": "x", "min_p": -Infinity}', "min_p is -Infinity; expected int or float"),
+        ('{"prompt": "x", "top_p": 1e400}', "top_p is '1e400'; expected int or float"),
+        ('{"prompt": "x", "top_k": 1.0}', "top_k is 1.0; expected int"),
+        ('{"prompt": "x", "seed": ' + "9" * 5000 + "}", "seed is an integer of 5000 digits"),
+        ('{"prompt": "x", "id": ' + "9" * 5000 + "}", "id is an integer of 5000 digits; expected"),
+        ('{"prompt": "x", "id": NaN}', "id is NaN; expected a string or an integer"),
+        ('{"prompt": "x", "id": ' + "[" * 10_000 + "]" * 10_000 + "}", "no line of JSON"),
+        ('{"prompt": {"a": ["b"]}}', "prompt is no string"),
+        ("\0", "no line of JSON"),
         ('{"messages": []}', "messages is no list"),
         ('{"messages": [{"role": "user"}]}', "messages is no list"),
         ('{"prompt": "x", "temprature": 0}', "has 'temprature'; known are prompt, messages, id, "),
         ('{"prompt": "x", "seed": "1"}', "seed is '1'; expected int"),
-        ('{"prompt": "x", "seed": true}', "seed is 'True'; expected int"),
-        ('{"prompt": "x", "stop": [1]}', "stop is '[1]'; expected str"),
+        ('{"prompt": "x", "seed": true}', "seed is True; expected int"),
+        ('{"prompt": "x", "stop": [1]}', "stop is [1]; expected str"),
         ('{"prompt": "x", "id": [1]}', "id is [1]; expected a string or an integer"),
         ('{"prompt": "x", "id": "a"}', "the id 'a' is that of line 1, too"),
         ("[" * 100_000, "no line of JSON"),
@@ -244,6 +265,100 @@ def test_a_bad_line_is_refused_before_anything_is_answered(prompts, monkeypatch,
         read_jobs(prompts)
     assert str(error.value).startswith(f"{prompts}:3: ")
     assert fault in str(error.value)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_text(prompts):
+    prompts.write_bytes('\ufeff{"prompt": "a"}\r\n\ufeff\r\n\ufeff{"prompt": "é"}\r\n'.encode())
+    assert [(job.line, job.prompt) for job in read_jobs(prompts)] == [(1, "a"), (3, "é")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_a_file_in_another_encoding_is_refused_by_its_line(prompts, encoding):
+    prompts.write_bytes('{"prompt": "é"}\n'.encode(encoding))
+    with pytest.raises(BatchError, match=rf"^{prompts}:1: no line of JSON in UTF-8"):
+        read_jobs(prompts)
+
+
+def test_a_line_beyond_all_prompts_is_refused_before_it_is_in_memory(prompts):
+    with prompts.open("wb") as file:
+        file.write(b'{"prompt": "a"}\n')
+        file.truncate(10 * 2**30)  # a line of 10 GiB, of which the disk has none
+    with pytest.raises(BatchError, match=rf"^{prompts}:2: longer than 67,108,864 bytes"):
+        read_jobs(prompts)
+
+
+def test_many_names_are_no_endless_search(prompts):
+    names = ", ".join(f'"{n}": 0' for n in range(100_000))
+    prompts.write_text(f'{{{names}, "99999": 0}}\n')
+    started = time.process_time()
+    with pytest.raises(BatchError, match="'99999' is there twice"):
+        read_jobs(prompts)
+    assert time.process_time() - started < 10  # comparing each with each: minutes
+
+
+class CheckingEngine(FakeEngine):
+    """It refuses the settings that the engine refuses, and no others."""
+
+    def stream_batch(self, prompts, *, batch, on_token=None, **settings):
+        stop, how = settings.pop("stop"), settings
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        Limits(how.pop("max_new_tokens"), stop, how.pop("on_full"))
+        Sampling(**how)
+        self._answers += [["ok"]] * len(prompts)
+        return super().stream_batch(prompts, batch=batch, on_token=on_token)
+
+
+numbers = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from(
+        [10**400, -(10**400), 10**999, 2**31, 2**63, 1e308, 5e-324, True, -1, 0, 1, 0.5]
+    ),
+)
+strings = st.text(max_size=4) | st.sampled_from(["\ud800", "\0", "", "\u2028", "x" * 1000])
+anything = st.recursive(
+    st.none() | numbers | strings,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(strings, inner, max_size=2),
+    max_leaves=4,
+)
+said = st.lists(st.fixed_dictionaries({"role": strings, "content": strings | anything}), max_size=2)
+fields = dict.fromkeys(SETTINGS, anything) | {"id": anything}
+lines = st.one_of(
+    st.fixed_dictionaries({"prompt": strings}, optional=dict.fromkeys(SETTINGS, numbers)),
+    st.fixed_dictionaries({"messages": said}, optional=dict.fromkeys(SETTINGS, numbers)),
+    st.fixed_dictionaries({"prompt": strings}, optional=fields),
+    anything,
+)
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(lines | st.sampled_from(["", "  "]), min_size=1, max_size=4), st.booleans())
+def test_whatever_lines_say_each_is_answered_once_or_the_file_is_refused_by_its_line(
+    prompts, monkeypatch, capsys: Capture, file, ascii
+):
+    out = prompts.with_name("answers.jsonl")
+    out.unlink(missing_ok=True)
+    rows = [line if line in ("", "  ") else json.dumps(line, ensure_ascii=ascii) for line in file]
+    prompts.write_bytes("\n".join(rows).encode(errors="surrogatepass"))
+    CheckingEngine().install(monkeypatch)
+    capsys.readouterr()
+    status = batch(prompts)
+    err = capsys.readouterr().err
+    if status == 0 or out.exists():
+        found = sorted(answers(prompts), key=lambda answer: answer["index"])
+        asked = [line for line in file if line not in ("", "  ")]
+        assert [answer["index"] for answer in found] == list(range(len(asked)))
+        assert [answer.get("id") for answer in found] == [line.get("id") for line in asked]
+        assert all(("text" in answer) != ("error" in answer) for answer in found)
+        assert status == int(any("error" in answer for answer in found))
+    else:
+        assert re.match(rf"airllm: error: {re.escape(str(prompts))}:\d: ", err)
+        assert len(err) < 500 + len(str(prompts))
 
 
 def test_lines_without_text_are_no_prompts(prompts):
@@ -277,6 +392,44 @@ def test_a_last_line_torn_anywhere_is_made_again(prompts):
         assert out.read_bytes() == whole[:first]
 
 
+def test_a_first_answer_that_is_torn_is_made_again(prompts):
+    out = answered(prompts, "uno")
+    out.write_bytes(out.read_bytes()[:-5])
+    assert left(prompts) == [0, 1, 2]
+    assert out.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"my notes",
+        b'{"index": 1, "day": "Monday"',
+        b'{"index": 9',
+        b'{"index": 0',  # which has been answered
+        b'{"index": 1, "id": "c"',
+        b'{"index": 2, "prompt_sha256": "' + b"0" * 32 + b'", "run_sha256": "run", "text"',
+    ],
+)
+def test_a_last_line_that_is_not_surely_ours_is_not_taken_away(prompts, tail):
+    out = answered(prompts, "uno")
+    out.write_bytes(before := out.read_bytes() + tail)
+    with pytest.raises(BatchError, match=r"answers\.jsonl:2: does not end in a newline"):
+        left(prompts)
+    assert out.read_bytes() == before
+
+
+def test_an_answer_of_another_run_that_is_torn_is_not_taken_away(prompts):
+    out = answered(prompts, "uno", "due")
+    out.write_bytes(before := out.read_bytes()[:-3])
+    jobs = read_jobs(prompts)
+    with pytest.raises(BatchError, match="was answered by another model"):
+        Answers.open(out, jobs, "another run")
+    out.write_bytes(torn := before[before.index(b"\n") + 1 :])
+    with pytest.raises(BatchError, match=r":1: does not end in a newline"):
+        Answers.open(out, jobs, "another run")
+    assert out.read_bytes() == torn
+
+
 def test_a_damaged_line_in_the_middle_is_an_error_and_nothing_changes(prompts):
     out = answered(prompts, "uno", "due")
     damaged = out.read_bytes().replace(b'"index": 0', b'"index" 0')
@@ -286,7 +439,13 @@ def test_a_damaged_line_in_the_middle_is_an_error_and_nothing_changes(prompts):
     assert out.read_bytes() == damaged
 
 
-@pytest.mark.parametrize("text", ["my diary", "my diary\n", '{"prompt": "x"}\n', "{}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("my diary", "my diary\n", '{"prompt": "x"}\n', "{}", "{", " ", '{"index": 0}\n'),
+        *('{"index": ', '{"index": 0, "day": "Monday"', '{"index": 0, "prompt_sha256": "0'),
+    ],
+)
 def test_a_file_of_something_else_is_left_alone(prompts, text):
     out = prompts.with_name("answers.jsonl")
     out.write_text(text)

@@ -165,10 +165,12 @@ def test_on_token_gets_each_prompts_text_and_on_progress_the_prompts_done(engine
 
 
 def test_the_weights_are_gone_through_once_for_all_sequences(engine, monkeypatch):
-    layers = engine._decoder.weights.layers
+    layers = engine._model.decoder.weights.layers
     asked = []
     monkeypatch.setattr(
-        engine._decoder.weights, "layers", lambda *range: asked.append(range) or layers(*range)
+        engine._model.decoder.weights,
+        "layers",
+        lambda *range: asked.append(range) or layers(*range),
     )
     settings = {"max_new_tokens": 6, "temperature": 0}
     tokens = [g.tokens for g in engine.generate_batch(["aa", "bb", "cc"], **settings)]
@@ -190,9 +192,9 @@ def test_the_engines_own_cache_is_not_touched(engine):
 
 def test_caches_exist_only_while_a_batch_runs_and_are_as_long_as_it_needs(engine, monkeypatch):
     made = []
-    new_cache = engine._decoder.new_cache
+    new_cache = engine._model.decoder.new_cache
     monkeypatch.setattr(
-        engine._decoder,
+        engine._model.decoder,
         "new_cache",
         lambda capacity: made.append(new_cache(capacity)) or made[-1],
     )

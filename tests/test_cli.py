@@ -211,4 +211,4 @@ def test_a_full_disk_is_said_once_with_status_1() -> None:
     with Path("/dev/full").open("w") as full, start(*GENERATE, stdout=full.fileno()) as process:
         assert process.wait(timeout=30) == 1
         assert process.stderr is not None
-        assert process.stderr.read() == "airllm: error: No space left on device\n"
+        assert process.stderr.read() == "airllm: error: stdout: No space left on device\n"

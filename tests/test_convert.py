@@ -83,9 +83,9 @@ def test_metadata_and_tokens_are_the_folders(tmp_path):
         for prompt in ("hello world", "<|im_start|>", chat):
             assert new.tokenize(prompt) == old.tokenize(prompt)
         assert new.config.context_length == old.config.context_length
-        assert new._gguf.metadata["general.file_type"] == 7
-        assert new._gguf.metadata["general.quantization_version"] == 2
-        assert "airllm.rope.interleaved" not in new._gguf.metadata
+        assert new._model.planned.file.metadata["general.file_type"] == 7
+        assert new._model.planned.file.metadata["general.quantization_version"] == 2
+        assert "airllm.rope.interleaved" not in new._model.planned.file.metadata
 
 
 @pytest.mark.parametrize("type", QUANTISED)
@@ -210,7 +210,7 @@ def test_a_disk_without_room_is_seen_before_anything_is_written(tmp_path, monkey
 def test_what_a_killed_convert_left_behind_is_room(tmp_path, monkeypatch):
     model = write_tiny_model(tmp_path)
     out = tmp_path / "new.gguf"
-    out.with_name("new.gguf.partial").write_bytes(bytes(1_000_000))
+    out.with_name("new.gguf.partial").write_bytes(b"airllm's unfinished file" + bytes(1_000_000))
     usage = convert_module.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage)
     with open_model(model.path) as source:
@@ -282,6 +282,63 @@ def test_a_killed_convert_leaves_no_half_file_and_the_next_one_cleans_up(tmp_pat
     assert not partial.exists()
 
 
+@pytest.mark.parametrize("content", [b"GGUF", b"my notes", b"\0", b"airllm's finished file!!"])
+def test_a_partial_file_of_something_else_is_not_taken_over(tmp_path, content):
+    path, partial = tmp_path / "new.gguf", tmp_path / "new.gguf.partial"
+    partial.write_bytes(content)
+    with pytest.raises(FileExistsError, match="is no unfinished file of this program") as error:
+        GGUFWriter(path, {}, [])
+    assert error.value.filename == str(partial)
+    assert partial.read_bytes() == content
+    assert not path.exists()
+
+
+def test_an_unfinished_file_is_no_gguf_file(tmp_path):
+    with GGUFWriter(tmp_path / "new.gguf", {}, []):
+        partial = tmp_path / "new.gguf.partial"
+        assert partial.read_bytes().startswith(b"airllm's unfinished file")
+        with pytest.raises(FormatError, match="not a GGUF file"):
+            GGUFFile.open(partial)
+
+
+def test_a_link_or_a_pipe_in_the_partial_files_place_is_left_alone(tmp_path):
+    path, partial = tmp_path / "new.gguf", tmp_path / "new.gguf.partial"
+    (tmp_path / "mine").write_bytes(b"")
+    partial.symlink_to(tmp_path / "mine")
+    with pytest.raises(FileExistsError, match="is a link or no regular file") as error:
+        GGUFWriter(path, {}, [])
+    assert error.value.filename == str(partial)
+    partial.unlink()
+    os.mkfifo(partial)
+    with pytest.raises(FileExistsError, match="is a link or no regular file"):
+        GGUFWriter(path, {}, [])
+    assert partial.is_fifo()
+
+
+def test_the_data_last_before_the_name_does(tmp_path, monkeypatch):
+    done: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr("os.fsync", lambda _: done.append("fsync"))
+    monkeypatch.setattr(Path, "replace", lambda *paths: done.append("rename") or replace(*paths))
+    with GGUFWriter(tmp_path / "new.gguf", {}, []):
+        pass
+    assert done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
+
+
+def test_a_disk_that_fails_at_the_end_is_named(tmp_path, monkeypatch):
+    def fails(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", fails)
+    with (
+        pytest.raises(OSError, match="Input/output error") as error,
+        GGUFWriter(tmp_path / "new.gguf", {}, []),
+    ):
+        pass
+    assert error.value.filename == str(tmp_path / "new.gguf.partial")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "new.gguf"
     with GGUFWriter(path, {}, []), pytest.raises(OSError, match="another process is writing it"):
@@ -315,16 +372,16 @@ def test_a_folder_is_quantised_while_it_is_read(tmp_path, backend, family):
         LayerWiseInferenceEngine(folder, quantize="q8_0", **exact) as hf,
         LayerWiseInferenceEngine(tmp_path / "new.gguf", **exact) as gguf,
     ):
-        assert {tensor.type for tensor in hf._gguf.tensors.values()} <= {
+        assert {tensor.type for tensor in hf._model.planned.file.tensors.values()} <= {
             "q8_0",
             "f32",
             "bf16",
             "f16",
         }
-        assert hf._gguf.tensors["blk.0.attn_q.weight"].type == "q8_0"
+        assert hf._model.planned.file.tensors["blk.0.attn_q.weight"].type == "q8_0"
         expected = gguf.forward(TOKENS, last_only=False)
         assert error(hf.forward(TOKENS, last_only=False), expected) <= EXACT
-        assert hf._gguf.fingerprint() != open_model(folder).fingerprint()
+        assert hf._model.planned.file.fingerprint() != open_model(folder).fingerprint()
 
 
 def test_rows_of_a_quantised_tensor_are_those_of_the_whole(tmp_path):

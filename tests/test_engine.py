@@ -118,7 +118,7 @@ def test_both_backends_keep_the_same_q8_0_blocks(tmp_path):
             model.path, backend=backend, kv_type="q8_0", activations="f32"
         ) as engine:
             engine.forward(TOKENS)
-            blocks = np.stack(engine._decoder.cache.layer(0))  # [2, n_kv_heads, capacity, 34]
+            blocks = np.stack(engine._model.decoder.cache.layer(0))  # [2, n_kv_heads, capacity, 34]
             caches.append(dequantize(blocks, "q8_0")[:, :, :70])
     scale = np.abs(caches[0]).max(axis=-1, keepdims=True) / 127
     steps = np.abs(caches[0] - caches[1]) / scale
@@ -302,7 +302,7 @@ def test_decode_threads_are_for_single_tokens_only(tmp_path, monkeypatch):
     model = write_tiny_model(tmp_path)
     with LayerWiseInferenceEngine(model.path, backend="cpp", decode_threads=1) as engine:
         asked = []
-        decoder = engine._decoder
+        decoder = engine._model.decoder
         for executor, method in (
             (decoder._embed, "run"),
             (decoder._layers[0], "run_layers"),
@@ -365,7 +365,9 @@ def test_a_cache_that_no_machine_can_hold_is_refused_with_its_size():
 
 def test_memory_usage_counts_weights_and_buffers(engine):
     usage = engine.memory_usage()
-    assert usage["weights"] == sum(tensor.nbytes for tensor in engine._gguf.tensors.values())
+    assert usage["weights"] == sum(
+        tensor.nbytes for tensor in engine._model.planned.file.tensors.values()
+    )
     assert usage["buffers"] > 0
     assert usage["resident"] > usage["weights"]
 
@@ -469,14 +471,14 @@ def test_a_closed_engine_says_so_and_closing_twice_is_fine(engine):
 
 def test_a_second_thread_gets_an_error_and_the_first_goes_on(engine, monkeypatch):
     inside, go_on = threading.Event(), threading.Event()
-    run_layers = engine._decoder._run_layers
+    run_layers = engine._model.decoder._run_layers
 
     def wait_inside(*batch):
         inside.set()
         assert go_on.wait(10)
         run_layers(*batch)
 
-    monkeypatch.setattr(engine._decoder, "_run_layers", wait_inside)
+    monkeypatch.setattr(engine._model.decoder, "_run_layers", wait_inside)
     first = threading.Thread(target=engine.forward, args=([1, 2, 3],))
     first.start()
     assert inside.wait(10)

@@ -144,7 +144,7 @@ def test_after_an_error_of_the_disk_the_next_pass_is_right(open_engine: Open) ->
     engine = open_engine(budget_for(open_engine, 32))
     engine.forward([2])
     engine.reset()
-    weights: Any = engine._decoder and engine._decoder.weights
+    weights: Any = engine._model.decoder and engine._model.decoder.weights
     weights._experts._stream = FailingStream(weights._experts._stream)
     with pytest.raises(OSError, match="the disk is ill"):
         engine.forward([1])

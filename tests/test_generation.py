@@ -23,7 +23,7 @@ def scripted(engine):
     """An engine that says what it is told."""
 
     def script(tokens: list[int]) -> LayerWiseInferenceEngine:
-        engine._decoder = ScriptedDecoder(tokens, engine.context)
+        engine._model._decoder = ScriptedDecoder(tokens, engine.context)
         return engine
 
     return script
@@ -128,7 +128,10 @@ def test_max_new_tokens_limits_the_answer(scripted, limit):
 def test_the_last_token_is_not_evaluated_for_nothing(scripted):
     engine = scripted(tokens_of("abc"))
     engine.generate("hello", max_new_tokens=3)
-    assert engine._decoder.evaluated == [engine.tokenize("hello"), *([t] for t in tokens_of("ab"))]
+    assert engine._model.decoder.evaluated == [
+        engine.tokenize("hello"),
+        *([t] for t in tokens_of("ab")),
+    ]
 
 
 def test_a_full_context_ends_the_answer(engine):
@@ -167,7 +170,9 @@ def test_shift_forgets_the_older_half_of_what_it_need_not_keep(scripted, keep):
     assert generation.text == "abcdefg"
     assert generation.finish_reason == "length"
     assert generation.shifted_tokens == forgotten
-    assert engine._decoder.cache.tokens == (seen[:kept] + seen[kept + forgotten :] + tokens_of("f"))
+    assert engine._model.decoder.cache.tokens == (
+        seen[:kept] + seen[kept + forgotten :] + tokens_of("f")
+    )
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cpp"])
@@ -182,7 +187,7 @@ def test_keys_and_values_after_a_shift_are_those_of_the_tokens_that_are_left(tmp
         generation = engine.generate("x" * 90, max_new_tokens=60, **settings)
         assert len(generation.tokens) == 60
         assert generation.shifted_tokens
-        cache = engine._decoder.cache
+        cache = engine._model.decoder.cache
         tokens = cache.tokens.copy()
         mine = np.array([cache.layer(layer) for layer in range(3)])[..., : len(tokens), :]
         engine.reset()
@@ -200,7 +205,7 @@ def test_shift_again_and_again_needs_no_more_room(engine):
 def test_with_almost_all_kept_shift_still_goes_on(engine):
     generation = engine.generate("x" * 95, max_new_tokens=9, seed=2, on_full="shift", keep=-1)
     assert len(generation.tokens) == 9
-    assert engine._decoder.cache.tokens[:95] == engine.tokenize("x" * 95)
+    assert engine._model.decoder.cache.tokens[:95] == engine.tokenize("x" * 95)
 
 
 def test_to_keep_the_whole_context_leaves_shift_nothing_to_forget(engine):
@@ -214,7 +219,7 @@ def test_a_shift_keeps_the_bos_token(tmp_path):
     with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
         generation = engine.generate("x" * 90, max_new_tokens=20, seed=1, on_full="shift")
         assert generation.shifted_tokens
-        assert engine._decoder.cache.tokens[0] == engine.tokenizer.bos_id
+        assert engine._model.decoder.cache.tokens[0] == engine.tokenizer.bos_id
 
 
 # ---- what is reported ----------------------------------------------------------------------------
@@ -249,24 +254,24 @@ def test_speeds_are_zero_where_nothing_was_measured(engine):
 def test_messages_are_put_into_the_models_chat_template(scripted):
     engine = scripted([*tokens_of("hi"), EOS])
     engine.generate([{"role": "user", "content": "hello"}])
-    prompt = engine.detokenize(engine._decoder.evaluated[0])
+    prompt = engine.detokenize(engine._model.decoder.evaluated[0])
     assert prompt == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    assert engine._decoder.evaluated[0][0] == 1  # the control token, not its letters
+    assert engine._model.decoder.evaluated[0][0] == 1  # the control token, not its letters
 
 
 def test_a_plain_prompt_cannot_spell_control_tokens(scripted):
     engine = scripted([EOS])
     engine.generate("<|im_start|>")
-    assert 1 not in engine._decoder.evaluated[0]
+    assert 1 not in engine._model.decoder.evaluated[0]
 
 
 def test_bos_begins_a_prompt_and_a_chat_once_where_the_model_wants_it(tmp_path):
     model = write_tiny_model(tmp_path, metadata={"tokenizer.ggml.add_bos_token": True})
     with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
         assert engine.tokenize("hello").count(1) == 1
-        engine._decoder = ScriptedDecoder([EOS], engine.context)
+        engine._model._decoder = ScriptedDecoder([EOS], engine.context)
         engine.generate([{"role": "user", "content": "hello"}])
-        evaluated = engine._decoder.evaluated[0]
+        evaluated = engine._model.decoder.evaluated[0]
     assert evaluated[0] == 1
     assert evaluated[1] != 1  # the template began with it
 
@@ -310,8 +315,8 @@ def test_stream_refuses_bad_arguments_at_the_call(engine, settings, message):
 
 def interrupt_layer(engine, monkeypatch, at: int) -> None:
     """Ctrl-C in the middle of the forward pass: at the at-th layer that runs, one by one."""
-    monkeypatch.setattr(engine._decoder.weights, "layers_at_once", 1)
-    executor = engine._decoder._layers[0]  # that of all layers, which are of one kind
+    monkeypatch.setattr(engine._model.decoder.weights, "layers_at_once", 1)
+    executor = engine._model.decoder._layers[0]  # that of all layers, which are of one kind
     run, calls = executor.run_layers, iter(range(1, 10**6))
 
     def interrupted(*args, **kwargs):
@@ -377,5 +382,5 @@ def test_closing_the_engine_ends_an_open_stream_with_an_error(engine):
     stream = engine.stream("hello", seed=1, max_new_tokens=50)
     next(stream)
     engine.close()
-    with pytest.raises(ValueError, match="the file was closed"):
+    with pytest.raises(RuntimeError, match="the engine is closed"):
         list(stream)

@@ -192,8 +192,8 @@ def kinds(graph: Graph) -> list[str]:
 def test_a_llama_layer_becomes_nine_ops(tmp_path):
     model = write_tiny_model(tmp_path, "q8_0")
     with LayerWiseInferenceEngine(model.path, backend="numpy", fusion=True) as engine:
-        layer = engine._decoder._layers[0].graph
-        head = engine._decoder._head.graph
+        layer = engine._model.decoder._layers[0].graph
+        head = engine._model.decoder._head.graph
     assert kinds(layer) == [
         "quantized_norm", "linear_many", "rope", "rope_append", "attention", "linear_add",
         "quantized_norm", "glu_linear", "linear_add",
@@ -341,7 +341,7 @@ def test_fusion_is_on_unless_the_variable_or_the_argument_says_no(tmp_path, monk
 
     def is_fused(**settings) -> bool:
         with LayerWiseInferenceEngine(path, backend="numpy", **settings) as engine:
-            return "linear_many" in kinds(engine._decoder._layers[0].graph)
+            return "linear_many" in kinds(engine._model.decoder._layers[0].graph)
 
     monkeypatch.delenv("AIRLLM_FUSION", raising=False)
     assert is_fused()

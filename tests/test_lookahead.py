@@ -6,6 +6,7 @@ from extension import require_cpp
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import FAMILIES, Sizes, write_tiny_model
+from variants import variant
 
 from airllm.engine.lookahead import Draft, Lookahead, NGrams
 from airllm.engine.sampling import Sampler
@@ -15,7 +16,7 @@ from airllm.numpy_ops.sampling import candidates
 PROMPTS = ["hello world hello", "ab ab ab ab ab", "x", [{"role": "user", "content": "hello 12 12"}]]
 
 
-@pytest.fixture(scope="module", params=["numpy-f32", "cpp-q8_0", "cpp-f16"])
+@pytest.fixture(scope="module", params=["numpy-f32", "cpp-q8_0", variant("cpp-f16")])
 def engine(request, tmp_path_factory):
     backend, type = request.param.split("-")
     if backend == "cpp":
@@ -51,9 +52,9 @@ def same(plain, ahead):
 # The answer.
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", variant("f32")])
 @pytest.mark.parametrize("family", [None, "gemma2", "qwen3moe"])
-@pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("type", ["f32", variant("f16"), variant("bf16"), "q8_0", variant("q4_1")])
 @pytest.mark.parametrize("backend", ["numpy", "cpp"])
 def test_rows_together_are_bit_for_bit_those_one_by_one(tmp_path, backend, type, family, kv_type):
     """What identity stands on."""
@@ -77,14 +78,14 @@ def _check_rows(path, backend, kv_type, activations):
         one_by_one = [engine.forward([token]) for token in tokens[11:]]
         engine.reset()
         engine.forward(tokens[:11])
-        assert engine._decoder is not None
-        ahead = Lookahead(engine._decoder, len(tokens) - 12, engine.config.vocab_size)
+        assert engine._model.decoder is not None
+        ahead = Lookahead(engine._model.decoder, len(tokens) - 12, engine.config.vocab_size)
         np.testing.assert_array_equal(ahead.evaluate(tokens[11:]), one_by_one)
         assert engine.position == 11
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("lookahead", [1, 2, 7, 63])
+@pytest.mark.parametrize("lookahead", [1, variant(2), 7, variant(63)])
 def test_greedy_answers_are_identical(engine, prompt, lookahead):
     plain, ahead = both(engine, prompt, lookahead, temperature=0, max_new_tokens=50)
     assert same(plain, ahead)
@@ -237,7 +238,9 @@ def test_answers_with_a_draft_are_identical(engine, draft, settings):
 
 def test_a_draft_that_is_right_gives_as_many_tokens_a_pass_as_it_guesses(engine, endless):
     with LayerWiseInferenceEngine(
-        engine._gguf.path, backend=engine.backend, kv_type=engine._decoder.cache.kv_type
+        engine._model.planned.file.path,
+        backend=engine.backend,
+        kv_type=engine._model.decoder.cache.kv_type,
     ) as twin:
         engine.reset()
         answer = engine.generate("x", temperature=0, max_new_tokens=41, lookahead=4, draft=twin)
@@ -259,9 +262,9 @@ def test_a_draft_with_a_shorter_context_guesses_as_long_as_it_can(engine, draft,
 
 
 def test_a_draft_of_another_vocabulary_is_refused(engine, tmp_path):
-    tokens = [*engine._gguf.metadata.texts("tokenizer.ggml.tokens")]
+    tokens = [*engine._model.planned.file.metadata.texts("tokenizer.ggml.tokens")]
     tokens[-1] = "other"
-    merges = engine._gguf.metadata.texts("tokenizer.ggml.merges")[:-1]
+    merges = engine._model.planned.file.metadata.texts("tokenizer.ggml.merges")[:-1]
     changes = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges}
     path = write_tiny_model(tmp_path, metadata=changes).path
     with (

@@ -160,6 +160,28 @@ def test_without_a_compiler_the_error_says_how_to_get_one(tmp_path):
     assert "AIRLLM_NO_EXTENSION=1" in error
 
 
+READ_ONLY = """
+import runpy, sys
+sys.path.insert(0, "cpp_ext")
+import build
+def fails(*_):
+    raise OSError(30, "Read-only file system", "/sources/build")
+build.build_extension = fails
+runpy.run_path("setup.py")
+"""
+
+
+def test_a_tree_that_is_read_only_was_not_built(tmp_path):
+    folders = ["--build-lib", str(tmp_path), "--build-temp", str(tmp_path)]
+    result = run("-c", READ_ONLY, "build_ext", *folders)
+    assert result.returncode == 1
+    assert (
+        "error: tensor_ops_cpp was not built: /sources/build: Read-only file system. Build in a "
+        "folder with room that you can write to, or, for NumPy alone, set" in result.stderr
+    )
+    assert "Traceback" not in result.stderr
+
+
 def test_a_compiler_that_does_not_exist_is_named(tmp_path):
     assert "no C++ compiler: nonsense++ is not on" in build_extension(tmp_path, CXX="nonsense++ -m")
 

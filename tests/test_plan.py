@@ -8,6 +8,7 @@ from tiny_model import Sizes, write_tiny_model
 
 from airllm.cli import main
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.util.system import MemoryLimit
 from airllm.weights import disk_probe
 from airllm.weights.budget import BudgetError, default_bytes, parse_bytes
 from airllm.weights.plan import Matrix, Part, Plan, make_plan
@@ -104,7 +105,38 @@ def test_the_default_leaves_room() -> None:
     assert default_bytes(None) is None
     assert default_bytes(1 << 30) == (1 << 30) - (256 << 20)
     assert default_bytes(100 << 30) == int(0.9 * (100 << 30))
-    assert default_bytes(1 << 20) == 1
+    assert default_bytes(1 << 20) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "available", "said"),
+    [
+        (
+            MemoryLimit(2 << 30, 5 << 30, Path("/sys/fs/cgroup/memory.max")),
+            0,
+            "5.0 GiB of the 2.0 GiB that /sys/fs/cgroup/memory.max allows are used, and 256 MiB "
+            "stay free for other programs; raise that limit, end other programs within it, or ",
+        ),
+        (MemoryLimit(9 << 30, 1 << 30, Path("/x")), 1 << 20, "1.0 MiB are available, and 256 MiB"),
+        (None, 200 << 20, "200 MiB are available, and 256 MiB stay free for other programs; end "),
+    ],
+)
+def test_where_no_memory_is_left_the_refusal_says_what_is_used_the_limit_and_the_way_out(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: MemoryLimit | None,
+    available: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr("airllm.util.system.memory_limit", lambda: limit)
+    monkeypatch.setattr("airllm.util.system.available_memory", lambda: available)
+    monkeypatch.delenv("AIRLLM_RAM", raising=False)
+    with pytest.raises(BudgetError) as refused:
+        plan_model(model)
+    message = str(refused.value)
+    assert message.startswith(f"the model does not run in what is left of the memory ({said}")
+    assert "or grant memory with --ram, ram_budget= or AIRLLM_RAM): it needs at least " in message
+    plan_model(model, ram_budget=refused.value.minimum)
 
 
 # ---- airllm plan ---------------------------------------------------------------------------------
@@ -137,7 +169,7 @@ def test_plan_says_what_the_engine_then_does(model: Path, capsys: Capture) -> No
 
 
 def test_plan_in_words(model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airllm.weights.plan_model.disk_bytes_per_second", lambda *_: 1e9)
+    monkeypatch.setattr("airllm.weights.disk_probe.disk_bytes_per_second", lambda *_: 1e9)
     assert plan_of(model, "--ram", "9MiB", "--context", "96") == 0
     said = {line[:12].strip(): line[12:] for line in capsys.readouterr().out.splitlines()}
     assert said["memory"].endswith("MiB of 9.0 MiB")
@@ -152,7 +184,7 @@ def test_plan_in_words(model: Path, capsys: Capture, monkeypatch: pytest.MonkeyP
 def test_plan_without_a_need_to_stream_probes_nothing(
     model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airllm.weights.plan_model.disk_bytes_per_second", None)
+    monkeypatch.setattr("airllm.weights.disk_probe.disk_bytes_per_second", None)
     assert plan_of(model, "--ram", "1GiB") == 0
     assert "nothing: the disk is read once" in capsys.readouterr().out
 

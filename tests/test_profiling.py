@@ -105,14 +105,14 @@ def test_several_sequences_count_together(engine):
 
 def test_a_profile_changes_no_numbers_and_leaves_no_trace(engine):
     expected = engine.forward([1, 2, 3])
-    before = engine._decoder._layers
+    before = engine._model.decoder._layers
     engine.reset()
     with engine.profile():
         np.testing.assert_array_equal(engine.forward([1, 2, 3]), expected)
-    assert engine._decoder._layers is before
+    assert engine._model.decoder._layers is before
     with pytest.raises(KeyboardInterrupt), engine.profile():
         raise KeyboardInterrupt
-    assert engine._decoder._layers is before
+    assert engine._model.decoder._layers is before
 
 
 def test_seconds_must_be_an_array_for_each_op():

@@ -29,13 +29,13 @@ def engine(tmp_path, request) -> Iterator[Engine]:
 def evaluated(engine, monkeypatch) -> list[list[int]]:
     """The tokens of each evaluation from now on."""
     seen: list[list[int]] = []
-    evaluate = engine._decoder.evaluate
+    evaluate = engine._model.decoder.evaluate
 
     def note(tokens, *rest):
         seen.append(tokens.tolist())
         return evaluate(tokens, *rest)
 
-    monkeypatch.setattr(engine._decoder, "evaluate", note)
+    monkeypatch.setattr(engine._model.decoder, "evaluate", note)
     return seen
 
 
@@ -52,10 +52,10 @@ def test_a_prompt_that_goes_on_is_evaluated_from_there(engine, evaluated):
 
 
 def test_an_answer_that_is_part_of_the_next_prompt_is_not_evaluated_again(engine):
-    engine._decoder = ScriptedDecoder([*tokens_of("fine"), EOS, EOS], engine.context)
+    engine._model._decoder = ScriptedDecoder([*tokens_of("fine"), EOS, EOS], engine.context)
     engine.generate("How? ")
     assert engine.generate("How? fine.").reused_tokens == len("How? fine")
-    assert engine._decoder.evaluated[-1] == tokens_of(".")
+    assert engine._model.decoder.evaluated[-1] == tokens_of(".")
 
 
 def test_the_same_prompt_again_evaluates_its_last_token(engine, evaluated):
@@ -96,13 +96,13 @@ def test_the_speed_is_that_of_the_tokens_that_were_evaluated(engine):
 
 
 def test_in_a_chat_only_the_new_turn_is_evaluated(engine):
-    engine._decoder = ScriptedDecoder([*tokens_of("fine"), EOS, EOS], engine.context)
+    engine._model._decoder = ScriptedDecoder([*tokens_of("fine"), EOS, EOS], engine.context)
     chat = [{"role": "user", "content": "How?"}]
     first = engine.generate(chat)
     chat += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "Why?"}]
     second = engine.generate(chat)
     assert second.reused_tokens == first.prompt_tokens + len("fine")
-    assert engine.detokenize(engine._decoder.evaluated[-1]) == (
+    assert engine.detokenize(engine._model.decoder.evaluated[-1]) == (
         "<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -120,7 +120,7 @@ def test_keys_and_values_after_reuse_are_those_of_the_same_batches_in_an_empty_c
             reusing.generate(prompt, max_new_tokens=1)
         for batch in ("abc", "xyz"):
             fresh.forward(fresh.tokenize(batch))
-        mine, its = reusing._decoder.cache, fresh._decoder.cache
+        mine, its = reusing._model.decoder.cache, fresh._model.decoder.cache
         assert mine.tokens == its.tokens
         for layer in range(
             reusing.config.n_layers

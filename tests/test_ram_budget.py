@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from streamed_model import SIZES, TOKENS, Open, smallest_budget
 from tiny_model import FAMILIES, TinyModel, write_tiny_model
+from variants import variant
 
 from airllm.engine.sampling import Sampler
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -21,8 +22,18 @@ from airllm.weights.plan_model import plan_model
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return write_tiny_model(tmp_path_factory.mktemp("model"), "q4_0", sizes=SIZES)
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel]:
+    """For each backend: in Q4_0, and for NumPy, which widens Q4_0 anew in each pass, in F16."""
+    types = {"cpp": "q4_0", "numpy": "f16"}
+    return {
+        backend: write_tiny_model(tmp_path_factory.mktemp(backend), type, sizes=SIZES)
+        for backend, type in types.items()
+    }
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, models: dict[str, TinyModel]) -> TinyModel:
+    return models[request.node.callspec.params.get("open_engine", "cpp")]
 
 
 # ---- the same answers ----------------------------------------------------------------------------
@@ -51,7 +62,7 @@ def test_answers_are_the_same_bit_for_bit_whatever_the_budget(
 
 
 @pytest.mark.parametrize("type", ["q4_0", "f32"])
-@pytest.mark.parametrize("n_tokens", [64, 65, 145, 289, 513])
+@pytest.mark.parametrize("n_tokens", [variant(64), 65, variant(145), 289, variant(513)])
 def test_so_they_are_where_streaming_evaluates_fewer_tokens_at_once(
     tmp_path: Path, open_engine: Open, n_tokens: int, type: str
 ) -> None:
@@ -86,10 +97,10 @@ def stream_everything(engine: LayerWiseInferenceEngine) -> Any:
     from airllm.weights.plan import model_parts
     from airllm.weights.stream_weights import StreamWeights
 
-    decoder = engine._decoder
+    decoder = engine._model.decoder
     assert decoder is not None
     n_layers = engine.config.n_layers
-    parts = model_parts(engine._gguf, decoder._model, decoder.backend)
+    parts = model_parts(engine._model.planned.file, decoder._model, decoder.backend)
     plan = replace(
         engine.plan(),
         pinned_layers=(),
@@ -99,7 +110,7 @@ def stream_everything(engine: LayerWiseInferenceEngine) -> Any:
         slots=2,
     )
     decoder.weights = StreamWeights(
-        engine._gguf,
+        engine._model.planned.file,
         decoder._model,
         decoder.backend,
         plan,
@@ -198,7 +209,7 @@ def test_half_the_layers_memory_halves_what_is_read(tmp_path: Path, open_engine:
 
 def test_above_the_models_size_nothing_is_streamed(model: TinyModel, open_engine: Open) -> None:
     engine = open_engine(model, ram_budget=2 * model.path.stat().st_size + (8 << 20))
-    assert isinstance(engine._decoder and engine._decoder.weights, FileWeights)
+    assert isinstance(engine._model.decoder and engine._model.decoder.weights, FileWeights)
     assert engine.stream_stats() is None
     assert not engine.plan().streams
 

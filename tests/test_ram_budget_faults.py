@@ -51,7 +51,7 @@ def streaming(request: pytest.FixtureRequest, tmp_path: Path, open_engine: Open)
     own = replace(model, path=path)
     engine = open_engine(own, ram_budget=smallest_budget(open_engine, own))
     assert engine.plan().streams
-    return Streaming(engine, engine._gguf.parts[-1].path)
+    return Streaming(engine, engine._model.planned.file.parts[-1].path)
 
 
 def test_a_file_that_is_truncated_is_an_error_that_names_it(streaming: Streaming) -> None:
@@ -112,7 +112,7 @@ def test_after_an_error_in_the_middle_the_next_pass_begins_anew(
     expected = engine.forward([3])
     engine.reset()
     engine.forward([1, 2])
-    weights: Any = engine._decoder and engine._decoder.weights
+    weights: Any = engine._model.decoder and engine._model.decoder.weights
     weights._stream = FaultyStream(weights._stream, at, error)
     with pytest.raises(type(error)):
         engine.forward([3])

@@ -206,8 +206,8 @@ def refused(engine: Engine, path: Path, message: str) -> None:
     with pytest.raises(FormatError, match=message) as error:
         engine.load_session(path)
     assert str(error.value).startswith(f"{path}: ")
-    assert engine._decoder is not None
-    assert engine._decoder.cache.tokens == [1, 2]
+    assert engine._model.decoder is not None
+    assert engine._model.decoder.cache.tokens == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_model_of_other_weights_alone_is_another_model(
     open_engine: Open, saved: Path, model: Path
 ) -> None:
     data = bytearray(model.read_bytes())
-    offset = open_engine()._gguf.tensors["blk.1.attn_q.weight"].offset
+    offset = open_engine()._model.planned.file.tensors["blk.1.attn_q.weight"].offset
     data[offset : offset + 4] = bytes(4)
     other = model.with_name("other.gguf")
     other.write_bytes(data)

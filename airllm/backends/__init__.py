@@ -11,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph.graph import Graph, Role
+from airllm.util.arguments import check_count
+from airllm.util.shown import shown
 
-__all__ = ["Backend", "Executor", "Stream", "load_backend"]
+__all__ = ["MOST_THREADS", "Backend", "Executor", "Stream", "load_backend"]
+
+MOST_THREADS = 1024  # that the kernels may be given
 
 _log = logging.getLogger("airllm")
 
@@ -128,10 +132,11 @@ def load_backend(name: str | None = None, threads: int | None = None) -> Backend
     """The backend "cpp" or "numpy"; for None or "auto" the choice of tensor_ops_hybrid.
 
     threads: of the C++ kernels, for the whole process; None: the number that cpu_budget() gives.
-    ImportError for "cpp" if the extension is missing; ValueError for an unknown name.
+    ImportError for "cpp" if the extension is missing. ValueError for an unknown name, or threads
+    outside 1 to 1024; TypeError if threads is no integer.
     """
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise ValueError(f"threads is {threads!r}; expected an integer of at least 1")
+    if threads is not None:
+        threads = check_count("threads", threads, most=MOST_THREADS)
     if name in (None, "auto"):
         from airllm import tensor_ops_hybrid
 
@@ -150,4 +155,4 @@ def load_backend(name: str | None = None, threads: int | None = None) -> Backend
                 threads,
             )
         return NumpyBackend()
-    raise ValueError(f"backend is {name!r}; expected 'auto', 'cpp' or 'numpy'")
+    raise ValueError(f"backend is {shown(name)}; expected 'auto', 'cpp' or 'numpy'")

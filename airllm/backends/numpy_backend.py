@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +13,7 @@ from airllm import numpy_ops
 from airllm.backends.experts import Experts
 from airllm.backends.plain_stream import PlainStream
 from airllm.graph.graph import Graph, Op, Role
+from airllm.numpy_ops import checks
 from airllm.numpy_ops.quants import row_bytes
 
 Buffers = dict[str, NDArray[Any]]
@@ -104,6 +106,7 @@ class NumpyExecutor:
             if not buffer.external
         }
         self._external = [buffer for buffer in graph.buffers if buffer.external]
+        self._written = {output for op in graph.ops for output in op.outputs}
 
     def bind(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
         self.graph.check_bound({name: weight.shape for name, weight in weights.items()})
@@ -154,8 +157,8 @@ class NumpyExecutor:
     ) -> None:
         if not 0 <= n_tokens <= self.max_tokens:
             raise ValueError(f"n_tokens is {n_tokens}; expected 0 to {self.max_tokens}")
-        self._check_external(buffers, n_tokens)
-        values = {name: array[:n_tokens] for name, array in self._internal.items()} | dict(buffers)
+        values = {name: array[:n_tokens] for name, array in self._internal.items()}
+        values |= self._external_arrays(buffers, n_tokens)
         batch = _Batch(values, bound, n_tokens, sequences)
         with np.errstate(all="ignore"):  # infinities and NaN are values here, as in C++
             for index, op in enumerate(self.graph.ops):
@@ -164,14 +167,18 @@ class NumpyExecutor:
                 if seconds is not None:
                     seconds[index] += perf_counter() - start
 
-    def _check_external(self, buffers: Mapping[str, NDArray[Any]], n_tokens: int) -> None:
+    def _external_arrays(self, buffers: Mapping[str, NDArray[Any]], n_tokens: int) -> Buffers:
+        """The external buffers, checked. ValueError where they do not fit, or overlap and an op
+        writes one of them."""
         if buffers.keys() != {buffer.name for buffer in self._external}:
             expected = ", ".join(buffer.name for buffer in self._external)
             raise ValueError(
                 f"graph {self.graph.name!r}: buffers are {', '.join(buffers)}; expected {expected}"
             )
+        arrays = {}
         for buffer in self._external:
-            array = buffers[buffer.name]
+            array = checks.plain("Executor.run", buffer.name, buffers[buffer.name])
+            arrays[buffer.name] = array
             shape, dtype = {
                 "float32": ((n_tokens, buffer.width), "float32"),
                 "int32": ((n_tokens,), "int32"),
@@ -182,6 +189,20 @@ class NumpyExecutor:
                     f"graph {self.graph.name!r}: buffer {buffer.name!r} is {array.dtype} "
                     f"{list(array.shape)}; expected {dtype} {list(shape)}"
                 )
+        for name, other in permutations(arrays, 2):
+            if other not in self._written or not np.may_share_memory(arrays[name], arrays[other]):
+                continue
+            # All of its memory another may share: elementwise ops then write over what they read.
+            if _place(arrays[name]) != _place(arrays[other]):
+                raise ValueError(
+                    f"graph {self.graph.name!r}: buffers {name!r} and {other!r} overlap, and "
+                    f"{other!r} is written; expected separate arrays"
+                )
+        return arrays
+
+
+def _place(array: NDArray[Any]) -> tuple[int, int]:
+    return array.ctypes.data, array.nbytes
 
 
 def _embed(op: Op, batch: _Batch) -> None:

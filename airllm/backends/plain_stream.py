@@ -29,11 +29,13 @@ class PlainStream:
         self._slots = len(sections[0][0][3]) if sections else 1
         self._opened = [_identity(descriptor) for descriptor, _ in files]
         self._next = 0
-        self._held = False
+        self._held = self._closed = False
         self._bytes = 0
         self._seconds = 0.0
 
     def take(self) -> tuple[int, int]:
+        if self._closed:
+            raise RuntimeError("Stream: it is closed")
         if self._held or (not self._endless and self._next >= len(self._sections)):
             raise RuntimeError("the last section was not released, or there is no other")
         section, slot = self._next % len(self._sections), self._next % self._slots
@@ -65,6 +67,7 @@ class PlainStream:
         self._next = 0
 
     def close(self) -> None:
+        self._closed = True
         self._sections = []
 
     def stats(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from airllm.cli import (
     pull,
     worker,
 )
+from airllm.util.durable import naming
 
 FAILED = 1
 USAGE = 2
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.replace_what_stdout_cannot_show()
         with console.logging_to_stderr(quiet=args.quiet, debug=args.debug):
             status: int = args.run(args)
-        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
+        with naming("stdout"):  # here, where a full disk or a closed pipe can still be reported
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         console.note("interrupted")

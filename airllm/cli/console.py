@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from airllm.util.durable import naming
 from airllm.util.printable import printable_lines
 from airllm.util.progress import Progress
 from airllm.weights.budget import format_bytes as format_bytes
@@ -75,8 +76,9 @@ def show_traceback(
 
 def write(text: str) -> None:
     """A model's text on stdout, at once; on a terminal without its control characters."""
-    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    with naming("stdout"):
+        sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
 
 
 class Answer:

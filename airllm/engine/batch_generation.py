@@ -5,17 +5,20 @@ Each sequence has a KV cache and a length of its own. Its numbers do not depend 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 
 import numpy as np
 
 from airllm.engine.continuation import Continuation, Generation
 from airllm.engine.decoder import Decoder, Logits
-from airllm.engine.limits import Limits
-from airllm.engine.sampling import Sampling
+from airllm.engine.loaded_model import LoadedModel
+from airllm.engine.settings import Limits, Sampling
 from airllm.state.kv_cache import KVCache
+from airllm.text.prompts import Prompt, prompt_list
 from airllm.text.tokenizer import Tokenizer
+from airllm.util.arguments import check_choice, check_count
 from airllm.util.progress import OnProgress
 
 
@@ -62,6 +65,47 @@ class ParallelSequences:
                 chosen.append(answer)
                 n_tokens += n
         return chosen
+
+
+@contextmanager
+def parallel_sequences(
+    model: LoadedModel, n: int, capacity: int | None = None
+) -> Iterator[ParallelSequences]:
+    """See LayerWiseInferenceEngine.sequences."""
+    check_count("n", n)
+    capacity = model.context if capacity is None else capacity
+    check_count("capacity", capacity)
+    if capacity > model.context:
+        raise ValueError(f"capacity is {capacity}; the context has room for {model.context}")
+    with model.exclusive() as decoder:
+        yield ParallelSequences(decoder, int(n), int(capacity), model.config.vocab_size)
+
+
+def continue_prompts(
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    batch: int,
+    sampling: Sampling,
+    limits: Limits,
+    on_token: Callable[[int, str], None] | None = None,
+    on_layer: OnProgress | None = None,
+) -> Generator[tuple[int, Generation], None, None]:
+    """Check everything now, and make the generator of the answers, see
+    LayerWiseInferenceEngine.stream_batch. The model is busy from its first answer to its end."""
+    ids = [model.prompts.some_tokens(prompt) for prompt in prompt_list(prompts)]
+    check_count("batch", batch)
+    check_choice("on_full", limits.on_full, ("stop", "shift"))
+    own_limits = [model.limits_for(prompt, limits) for prompt in ids]
+
+    def answers() -> Generator[tuple[int, Generation], None, None]:
+        if not ids:
+            return
+        longest = min(max(map(len, ids)) + int(limits.max_new_tokens), model.context)
+        tokenizer = model.prompts.tokenizer
+        with parallel_sequences(model, min(int(batch), len(ids)), longest) as lanes:
+            yield from stream_batch(lanes, tokenizer, ids, sampling, own_limits, on_token, on_layer)
+
+    return answers()
 
 
 def stream_batch(

@@ -10,15 +10,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.backends import Backend, Executor
+from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
-from airllm.formats.model_file import ModelFile
-from airllm.models import Model
 from airllm.models.rope_rows import RopeRows
 from airllm.state.kv_cache import KVCache, KVType
 from airllm.util.progress import OnProgress, part_of
 from airllm.weights.open_weights import layer_executor, open_weights
-from airllm.weights.plan import Part, Plan
+from airllm.weights.plan_model import PlannedModel
 
 Logits = NDArray[np.float32]
 
@@ -32,23 +30,18 @@ class Decoder:
 
     def __init__(
         self,
-        gguf: ModelFile,
-        model: Model,
-        backend: Backend,
-        plan: Plan,
-        parts: Sequence[Part],
+        planned: PlannedModel,
         *,
-        kv_type: KVType,
         decode_threads: int = 0,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """plan, parts: as plan_weights gives them for that kv_type.
-        decode_threads: at most so many for one token at a time; 0 for all."""
+        """decode_threads: at most so many for one token at a time; 0 for all."""
+        model, backend, plan = planned.model, planned.backend, planned.plan
         config, batch_size = model.config, plan.batch_size
         self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
-        self._decode_threads = decode_threads
+        self._decode_threads = min(int(decode_threads), MOST_THREADS)
         # Before the weights, which take their time: it may be refused.
-        self._kv_type: KVType = kv_type
+        self._kv_type: KVType = planned.kv_type
         self.cache = self.new_cache(plan.context)
         kinds = [layer_executor(backend, kind.graph, batch_size, plan) for kind in model.kinds]
         self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
@@ -57,22 +50,24 @@ class Decoder:
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
         self._last_row = self._last_logits[np.newaxis]
+        self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
+        self._rope = [RopeRows(kind.inv_freq, plan.context) for kind in model.kinds]
+        self._closed = False
         self.weights = open_weights(
-            gguf,
+            planned.file,
             model,
             backend,
             plan,
-            parts,
+            planned.parts,
             embed=self._embed,
             layers=self._layers,
             head=self._head,
             on_progress=on_progress,
         )
-        self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
-        self._rope = [RopeRows(kind.inv_freq, plan.context) for kind in model.kinds]
 
     def close(self) -> None:
-        """End what reads ahead."""
+        """End what reads ahead. An evaluation is a RuntimeError from now on."""
+        self._closed = True
         self.weights.close()
 
     @property
@@ -212,6 +207,8 @@ class Decoder:
         on_layer: called with (done, total) layers, which are gone through one by one then.
         An exception leaves the caches as they were.
         """
+        if self._closed:
+            raise RuntimeError("the engine is closed")
         n = sum(len(part.tokens) for part in parts)
         # What one pass for several batches costs is the residual of all tokens.
         few = n <= self._batch_size

@@ -1,17 +1,72 @@
 """Generating text: evaluate, sample, show, again."""
 
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from time import perf_counter
 
 import numpy as np
 
 from airllm.engine.continuation import Continuation, Generation
 from airllm.engine.decoder import Decoder
-from airllm.engine.limits import Limits
-from airllm.engine.lookahead import Lookahead
-from airllm.engine.sampling import Sampling
+from airllm.engine.loaded_model import LoadedModel
+from airllm.engine.lookahead import GUESSES, MOST_GUESSES, Draft, Lookahead
+from airllm.engine.settings import Limits, Sampling
+from airllm.text.prompts import Prompt
 from airllm.text.tokenizer import Tokenizer
+from airllm.util.arguments import check_count
 from airllm.util.progress import OnProgress
+
+
+def continue_prompt(
+    model: LoadedModel,
+    prompt: Prompt,
+    sampling: Sampling,
+    limits: Limits,
+    *,
+    lookahead: int | None = None,
+    draft: LoadedModel | None = None,
+    on_progress: OnProgress | None = None,
+) -> Generator[str, None, Generation]:
+    """Check everything now, not at the first piece, and make the generator of an answer's text.
+    The models are busy from its first piece to its end.
+
+    lookahead: guesses in a pass, at most; None where the model's plan decides. draft: who guesses.
+    """
+    if lookahead is None:
+        lookahead = GUESSES if draft is not None or model.decoder.plan.guesses_pay else 0
+    check_count("lookahead", lookahead, least=0)
+    if lookahead > MOST_GUESSES:
+        raise ValueError(f"lookahead is {lookahead}; expected at most {MOST_GUESSES}")
+    if draft is not None:
+        if not lookahead:
+            raise ValueError("draft makes guesses, and lookahead=0 wants none")
+        if not model.prompts.tokenizer.has_the_tokens_of(draft.prompts.tokenizer):
+            raise ValueError("draft is a model with other tokens than this one")
+    ids = model.prompts.some_tokens(prompt)
+    limits = model.limits_for(ids, limits)
+    return _continue(model, ids, sampling, limits, lookahead, draft, on_progress)
+
+
+def _continue(
+    model: LoadedModel,
+    ids: list[int],
+    sampling: Sampling,
+    limits: Limits,
+    lookahead: int,
+    draft: LoadedModel | None,
+    on_progress: OnProgress | None,
+) -> Generator[str, None, Generation]:
+    with ExitStack() as stack:
+        decoder = stack.enter_context(model.exclusive())
+        guesser = None if draft is None else Draft(stack.enter_context(draft.exclusive()))
+        if sampling.seed is not None:
+            decoder.cache.clear()
+        decoder.cache.keep_shared(ids)
+        ahead = None
+        if lookahead:
+            ahead = Lookahead(decoder, lookahead, model.config.vocab_size, guesser)
+        tokenizer = model.prompts.tokenizer
+        return (yield from generate(decoder, tokenizer, ids, sampling, limits, on_progress, ahead))
 
 
 def generate(

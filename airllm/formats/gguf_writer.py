@@ -19,9 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.formats.ggml_types import TYPES
-from airllm.util.durable import sync_directory
+from airllm.util.durable import naming, sync_directory
 
 ALIGNMENT = 32
+
+# What an unfinished file begins with, in place of magic, version and counts: nobody takes it for a
+# model, and the next writer recognises a file that a killed writer left.
+_UNFINISHED = b"airllm's unfinished file"
 
 _NUMBER_OF_TYPE = {kind.name: number for number, kind in TYPES.items()}
 _KIND_OF_TYPE = {kind.name: kind for kind in TYPES.values()}
@@ -66,8 +70,8 @@ class GGUFWriter:
 
     The writer fills `path`.partial, and renames it to `path` when all data is on the disk. An
     exception removes the partial file; one that a killed process left is reused by the next writer.
-    OSError if the file cannot be written, another process writes it, or `path` is a directory or a
-    device.
+    OSError, which names the file, if it cannot be written, another process writes it, `path` is a
+    directory or a device, or `path`.partial is a file that no writer of this package left.
     """
 
     def __init__(
@@ -83,9 +87,10 @@ class GGUFWriter:
         self._tensors = list(tensors)
         self._written = 0  # bytes written of self._tensors[0]
         head = _head(metadata, self._tensors)
+        self._beginning = head[: len(_UNFINISHED)]
         self._file = _open_exclusively(self._partial)
         try:
-            self._write(head)
+            self._write(_UNFINISHED + head[len(_UNFINISHED) :])
         except BaseException:
             self._abandon()
             raise
@@ -137,7 +142,10 @@ class GGUFWriter:
             raise ValueError(
                 f"{self.path}: {self._written} bytes for {tensor.name}; expected {tensor.nbytes}"
             )
-        os.fsync(self._file.fileno())
+        with naming(self._partial):
+            self._file.seek(0)
+            self._write(self._beginning)
+            os.fsync(self._file.fileno())
         self._partial.replace(self.path)
         sync_directory(self.path.parent)
 
@@ -147,11 +155,9 @@ class GGUFWriter:
 
     def _write(self, data: bytes | memoryview) -> None:
         left = memoryview(data).cast("B")
-        try:
+        with naming(self._partial):
             while left:
                 left = left[self._file.write(left) :]
-        except OSError as error:  # without the file's name
-            raise OSError(error.errno, error.strerror, str(self._partial)) from None
 
     def _next_tensor(self) -> None:
         self._write(bytes(-self._written % ALIGNMENT))
@@ -160,41 +166,58 @@ class GGUFWriter:
 
 
 def _open_exclusively(path: Path) -> io.FileIO:
-    """An empty file that no other process writes: the lock goes when its process does."""
+    """An empty file, locked against other writers until this process closes it or ends."""
+    how = os.O_RDWR | os.O_CREAT
+    for name in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):  # a pipe would wait
+        how |= getattr(os, name, 0)
     while True:
-        file = io.FileIO(path, "ab", opener=_open_no_link)
+        file = io.FileIO(_open_no_link(path, how), "r+")
         try:
-            _lock(file, path)
-            # Another may have finished meanwhile: the file has its final name then, and is full.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                return file
+            with naming(path):
+                _check_regular(file, path)
+                _lock(file, path)
+                # Another writer may have finished meanwhile: then the file has its final name.
+                if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    _check_ours(file, path)
+                    file.truncate(0)
+                    file.seek(0)
+                    return file
         except BaseException:
             file.close()
             raise
         file.close()
 
 
-def _open_no_link(path: str, flags: int) -> int:
-    """A link of that name, which somebody else may have made in a shared folder, would have the
-    file emptied that it points to; a pipe would wait for a reader."""
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+def _open_no_link(path: Path, how: int) -> int:
+    """Somebody else may have put a link there, in a shared folder, to a file of the user's."""
     try:
-        descriptor = os.open(path, flags, 0o666)
+        return os.open(path, how, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a pipe
             raise _no_file(path) from None
         raise
-    found = os.fstat(descriptor)
+
+
+def _check_regular(file: io.FileIO, path: Path) -> None:
+    found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        os.close(descriptor)
         raise _no_file(path)
-    return descriptor
 
 
-def _no_file(path: str) -> OSError:
+def _no_file(path: Path) -> OSError:
     text = "is a link or no regular file, and what it leads to would be overwritten; remove it"
     return FileExistsError(errno.EEXIST, text, str(path))
+
+
+def _check_ours(file: io.FileIO, path: Path) -> None:
+    """Another program may keep a file under this name, a download for instance."""
+    beginning = file.read(len(_UNFINISHED)) or b""
+    if not _UNFINISHED.startswith(beginning):
+        raise FileExistsError(
+            errno.EEXIST,
+            "is there, and is no unfinished file of this program; move it, or choose another name",
+            str(path),
+        )
 
 
 def _lock(file: io.FileIO, path: Path) -> None:

@@ -26,6 +26,7 @@ from airllm.formats.json_file import read_object
 from airllm.formats.mapped_file import MappedFile, quote
 from airllm.formats.model_file import ModelParts, Tensor
 from airllm.formats.safetensors import read_table
+from airllm.util.durable import naming
 from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["ROPE_INTERLEAVED", "HFFolder"]
@@ -71,12 +72,12 @@ class HFFolder(ModelParts):
             }
             if config.metadata["general.architecture"] == "llama":
                 metadata[ROPE_INTERLEAVED] = False
+            said = _digest_of_descriptions(folder)
         except BaseException:
             for shard in shards:
                 shard.file.close()
             raise
         files = [shard.file for shard in shards]
-        said = _digest_of_descriptions(folder)
         return cls(folder, Metadata(str(folder), metadata), tensors, files, made=made, said=said)
 
 
@@ -158,7 +159,8 @@ def _chat_template(folder: Path, settings: Metadata) -> str | None:
         if not path.is_file() or path.stat().st_size > _MAX_TEMPLATE:
             raise FormatError(f"{path}: no file of at most {_MAX_TEMPLATE:,} bytes")
         try:
-            return path.read_bytes().decode()
+            with naming(path):
+                return path.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise FormatError(f"{path}: is not UTF-8: {error}") from None
     template = settings.get(
@@ -183,6 +185,6 @@ def _read(path: Path, *, limit: int = _MAX_JSON, required: str | None = None) ->
 def _digest_of_descriptions(folder: Path) -> bytes:
     digest = hashlib.sha256()
     for name in (CONFIG, TOKENIZER):
-        with (folder / name).open("rb") as file:
+        with naming(folder / name), (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.digest()

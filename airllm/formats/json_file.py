@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from airllm.util.durable import naming
 from airllm.util.metadata import FormatError
 
 __all__ = ["parse_object", "read_object"]
@@ -15,7 +16,7 @@ def read_object(path: Path, max_bytes: int) -> dict[str, object]:
         raise FormatError(f"{path}: is not a regular file")
     if size > max_bytes:
         raise FormatError(f"{path}: has {size:,} bytes; at most {max_bytes:,} are expected")
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return parse_object(file.read(max_bytes), str(path))
 
 

@@ -10,6 +10,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from airllm.util.closing import Closing
+from airllm.util.durable import naming
 from airllm.util.metadata import FormatError
 
 __all__ = ["MappedFile", "quote"]
@@ -17,7 +19,7 @@ __all__ = ["MappedFile", "quote"]
 MAX_FAULT_NAME = 80  # characters of a name in an error message
 
 
-class MappedFile:
+class MappedFile(Closing):
     """An open regular file that is not empty.
 
     path: as given; another file may have that name by now. descriptor: open for reading until
@@ -27,7 +29,7 @@ class MappedFile:
     path: Path
     size: int
     map: mmap.mmap
-    _descriptor: int | None
+    _descriptor: int
     _identity: tuple[int, int]
 
     @classmethod
@@ -39,12 +41,14 @@ class MappedFile:
         self = cls()
         self.path = path
         self._descriptor = descriptor = _open_regular_file(path, hint)
+        self.closed = False
         try:
             self._identity = _identity(descriptor)
             self.size = self._identity[0]
             if self.size == 0:
                 raise FormatError(f"{path}: is empty")
-            self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            with naming(path):
+                self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         except BaseException:
             self.close()
             raise
@@ -52,14 +56,19 @@ class MappedFile:
 
     @property
     def descriptor(self) -> int:
-        """FormatError after `close`."""
-        if self._descriptor is None:
-            raise FormatError(f"{self.path}: the file was closed")
+        """RuntimeError after `close`."""
+        if self.closed:
+            raise RuntimeError(f"{self.path}: the file is closed")
         return self._descriptor
 
     def view(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         """Bytes of the map, read-only: uint8 [nbytes]. Valid after `close`, too."""
         return np.frombuffer(self.map, np.uint8, nbytes, offset)
+
+    def pread(self, offset: int, nbytes: int) -> bytes:
+        """Up to so many bytes of the file itself. OSError names the file."""
+        with naming(self.path):
+            return os.pread(self.descriptor, nbytes, offset)
 
     def read(self, offset: int, memory: npt.NDArray[np.uint8], what: str) -> None:
         """Fill `memory` by reading the file. FormatError names `what` if the file ends too early;
@@ -88,11 +97,12 @@ class MappedFile:
                 f"{self.path}: the file was changed while it was in use; load the model again"
             )
 
-    def close(self) -> None:
+    def release(self) -> None:
         """Close the descriptor. Views keep the map alive until they are dropped."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        os.close(self._descriptor)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
 
 
 def quote(name: str) -> str:

@@ -5,7 +5,6 @@ translates.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.mapped_file import MappedFile
+from airllm.util.closing import Closing
 from airllm.util.metadata import Metadata
 
-__all__ = ["Closing", "Extent", "ModelFile", "ModelParts", "Tensor"]
+__all__ = ["Extent", "ModelFile", "ModelParts", "Tensor"]
 
 FINGERPRINT_BYTES = 1024  # of each tensor
 _MAX_HEADER_BYTES = 64 * 2**20
@@ -114,24 +114,6 @@ class ModelFile(Protocol):
         """Close the files. Views from `data` keep the maps alive until they are dropped."""
 
 
-class Closing:
-    """Makes a context manager of a class with `close`."""
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
 class ModelParts(Closing):
     """A ModelFile over open files. The formats derive from it."""
 
@@ -156,6 +138,7 @@ class ModelParts(Closing):
         self.tensors = MappingProxyType({tensor.name: tensor for tensor in tensors})
         self.parts = tuple(parts)
         self._made, self._said = dict(made or {}), said
+        self.closed = False
 
     def data(self, name: str) -> Bytes:
         tensor = self.tensors[name]
@@ -197,18 +180,18 @@ class ModelParts(Closing):
             for extent in tensor.extents:
                 first[extent.part] = min(first[extent.part], extent.offset)
         for part, n_bytes in zip(self.parts, first, strict=True):
-            digest.update(os.pread(part.descriptor, min(n_bytes, _MAX_HEADER_BYTES), 0))
+            digest.update(part.pread(0, min(n_bytes, _MAX_HEADER_BYTES)))
         for tensor in self.tensors.values():
             for extent in tensor.extents[:1]:
                 n_bytes = min(extent.nbytes, FINGERPRINT_BYTES)
-                digest.update(os.pread(self.parts[extent.part].descriptor, n_bytes, extent.offset))
+                digest.update(self.parts[extent.part].pread(extent.offset, n_bytes))
         return digest.digest()
 
     def check_unchanged(self) -> None:
         for part in self.parts:
             part.check_unchanged()
 
-    def close(self) -> None:
+    def release(self) -> None:
         for part in self.parts:
             part.close()
 

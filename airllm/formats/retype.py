@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.model_file import Closing, ModelFile, Tensor
+from airllm.formats.model_file import ModelFile, Tensor
 from airllm.formats.numbers import FLOATS, WRITABLE, decode, encode, row_bytes
+from airllm.util.closing import Closing
 from airllm.util.metadata import FormatError, Metadata
+from airllm.util.shown import shown
 
 __all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
 
@@ -83,7 +85,7 @@ class RetypedModel(Closing):
     def __init__(self, file: ModelFile, type: str) -> None:
         """ValueError for an unknown type, or a model without float matrices."""
         if type not in WRITABLE:
-            raise ValueError(f"quantize is {type!r}; expected one of {', '.join(WRITABLE)}")
+            raise ValueError(f"quantize is {shown(type)}; expected one of {', '.join(WRITABLE)}")
         tied = "output.weight" not in file.tensors
         self._file, self._type = file, type
         self.path, self.metadata, self.parts = file.path, file.metadata, file.parts
@@ -98,6 +100,7 @@ class RetypedModel(Closing):
             tensor.name: retyped(tensor, target_type(tensor, type, tied=tied)) for tensor in floats
         }
         self.tensors = MappingProxyType({**file.tensors, **changed})
+        self.closed = False
 
     def data(self, name: str) -> Bytes:
         tensor = self.tensors[name]
@@ -131,5 +134,8 @@ class RetypedModel(Closing):
     def check_unchanged(self) -> None:
         self._file.check_unchanged()
 
-    def close(self) -> None:
+    def release(self) -> None:
         self._file.close()
+
+    def __repr__(self) -> str:
+        return repr(self._file)

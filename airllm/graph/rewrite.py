@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from airllm.graph.graph import Graph, Op
+from airllm.util.arguments import check_flag
 
 # Ops that multiply the quantised form of their first input by matrices.
 _LINEAR_KINDS = ("linear", "linear_many", "linear_add", "glu_linear")
@@ -19,9 +20,9 @@ _GLU = {"swiglu": "silu", "geglu": "gelu"}
 
 def fusion_wanted(asked: bool | None) -> bool:
     """`asked`, or if that is None the value of AIRLLM_FUSION: "1" (the default) or "0".
-    ValueError for another value."""
+    ValueError for another value, TypeError if `asked` is no bool."""
     if asked is not None:
-        return asked
+        return check_flag("fusion", asked)
     value = os.environ.get("AIRLLM_FUSION") or "1"
     if value not in ("0", "1"):
         raise ValueError(f"AIRLLM_FUSION is {value!r}; expected '0' or '1'")

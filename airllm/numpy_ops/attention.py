@@ -129,7 +129,9 @@ def attention(
         inputs |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     return_lse = checks.flag(op, "return_lse", return_lse)
     out = checks.output(op, out, q.shape, inputs)
-    lse = np.empty((n_q, n_heads), np.float32)
+    lse = np.empty((n_q, n_heads), np.float32) if return_lse else None
+    if not out.size and lse is None:
+        return out
     for (q0, q1), (k0, k1) in zip(pairwise(ends_q), pairwise(ends_k), strict=True):
         attention_apply(
             q[q0:q1],
@@ -141,9 +143,9 @@ def attention(
             window=window,
             softcap=softcap,
             sinks=sinks,
-            lse=lse[q0:q1],
+            lse=None if lse is None else lse[q0:q1],
         )
-    return (out, lse) if return_lse else out
+    return out if lse is None else (out, lse)
 
 
 @np.errstate(all="ignore")
@@ -166,6 +168,10 @@ def attention_apply(
     """
     n_q, n_heads, head_dim = q.shape
     n_kv_heads, n_kv, _ = k.shape
+    if n_q == 0 or n_heads == 0 or head_dim == 0:
+        if lse is not None:
+            lse[...] = _lse_without_features(n_q, n_kv, causal, window, sinks)
+        return
     group = n_heads // max(n_kv_heads, 1)
     step = max(1, _SCORES_BYTES // (4 * max(group * n_kv, 1)))
     for head in range(n_kv_heads):
@@ -188,6 +194,23 @@ def attention_apply(
             out[rows, heads] = weighted.reshape(n_rows, group, head_dim)
             if lse is not None:
                 lse[rows, heads] = log_total
+
+
+def _lse_without_features(
+    n_q: int, n_kv: int, causal: bool, window: int | None, sinks: Float32 | None
+) -> NDArray[np.float64]:
+    """lse where head_dim is 0, so that every score is 0: float64 [n_q, n_heads or 1].
+
+    Keys of no features may have any number of positions: they are counted, not visited.
+    """
+    positions = np.arange(n_q) + (n_kv - n_q)
+    begin = positions - window + 1 if window is not None else np.zeros(n_q, np.int64)
+    end = np.full(n_q, n_kv) if window is None else positions + window
+    if causal:
+        end = positions + 1
+    seen = np.maximum(np.minimum(end, n_kv) - np.maximum(begin, 0), 0)
+    sink = np.array([-np.inf]) if sinks is None else sinks.astype(np.float64)
+    return np.asarray(np.logaddexp(np.log(seen)[:, np.newaxis], sink))
 
 
 def _widened(rows: Cache) -> Float32:

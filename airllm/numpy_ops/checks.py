@@ -25,6 +25,7 @@ def array(
             f"{op}: {name} is {kind(value)}; expected a numpy array of {expected}. "
             f"Convert with np.asarray({name}, dtype=np.{dtypes[0]})."
         )
+    value = plain(op, name, value)
     # isnative: a byte-swapped array calls itself float32, too.
     if value.dtype.name not in dtypes or not value.dtype.isnative:
         found = value.dtype.name if value.dtype.isnative else f"byte-swapped {value.dtype.name}"
@@ -48,6 +49,21 @@ def array(
             f"{value.dtype.alignment} bytes. Copy with {name}.copy()."
         )
     return value
+
+
+def plain(op: str, name: str, value: NDArray[Any]) -> NDArray[Any]:
+    """The array as np.asarray gives it: of no subclass, for np.matrix multiplies differently.
+
+    TypeError for a masked array, whose mask nothing here would look at.
+    """
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{op}: {name} is {kind(value)}; expected a numpy array without a mask, which would be "
+            f"ignored. Convert with {name}.filled(...)."
+        )
+    return np.asarray(value)
 
 
 def float32(op: str, name: str, value: object, min_ndim: int = 1) -> Float32:

@@ -46,7 +46,8 @@ def silu(x: Float32, *, out: Float32 | None = None) -> Float32:
     """
     x = checks.float32("silu", "x", x)
     out = checks.output("silu", out, x.shape, {"x": x}, in_place=["x"])
-    out[...] = _silu(x)
+    if x.size:
+        out[...] = _silu(x)
     return out
 
 
@@ -61,7 +62,8 @@ def swiglu(gate: Float32, up: Float32, *, out: Float32 | None = None) -> Float32
     checks.shape("swiglu", "up", up, gate.shape, "the shape of gate")
     inputs = {"gate": gate, "up": up}
     out = checks.output("swiglu", out, gate.shape, inputs, in_place=["gate", "up"])
-    out[...] = _silu(gate) * up
+    if gate.size:
+        out[...] = _silu(gate) * up
     return out
 
 
@@ -75,6 +77,8 @@ def gelu(x: Float32, approximate: str = "tanh", *, out: Float32 | None = None) -
     x = checks.float32("gelu", "x", x)
     checks.choice("gelu", "approximate", approximate, ["tanh", "none"])
     out = checks.output("gelu", out, x.shape, {"x": x}, in_place=["x"])
+    if not x.size:
+        return out
     wide = x.astype(np.float64)
     if approximate == "tanh":
         # (1 + tanh(u)) / 2 is sigmoid(2u), which does not cancel for negative u.

@@ -99,6 +99,8 @@ def matmul(a: Float32, b: Float32, *, out: Float32 | None = None) -> Float32:
             f"(shape {b.shape})."
         )
     out = checks.output("matmul", out, (*a.shape[:-1], n), {"a": a, "b": b})
+    if not out.size:
+        return out  # of 2^60 rows of no columns, too
     m = math.prod(a.shape[:-1])
     with np.errstate(all="ignore"):
         np.matmul(a.reshape(m, k), b, out=out.reshape(m, n))
@@ -193,6 +195,8 @@ def linear_apply(
 
     parts: rows of x that are multiplied together; how many those are changes how sums round.
     """
+    if not out.size:
+        return
     for columns, block in _widened(w):
         for rows in parts:
             out[rows, columns] = x[rows] @ block.T
@@ -229,7 +233,7 @@ def _matrix_shape(op: str, shape: object) -> tuple[int, int]:
 def _bytes(op: str, data: object) -> Bytes:
     """The memory of an array or bytes-like object as uint8 [n_bytes], not copied."""
     if isinstance(data, np.ndarray):
-        array = data
+        array = checks.plain(op, "data", data)
     else:
         try:
             array = np.asarray(memoryview(data))  # type: ignore[arg-type]

@@ -53,6 +53,8 @@ def quantize(x: Float32, type: str) -> Bytes:
             f"quantize: x has shape {x.shape}; expected a last axis that is a multiple of {BLOCK}, "
             f"the block of {type}. Pad the rows with zeros."
         )
+    if not x.size:
+        return np.empty((*x.shape[:-1], row_bytes(type, n)), np.uint8)
     blocks = x.reshape(-1, BLOCK)
     with np.errstate(all="ignore"):
         header, quants = _QUANTIZERS[type](blocks)

@@ -44,7 +44,7 @@ def rope(
                 "pairs. Pass inv_freq to turn only the first of them."
             )
         frequencies: NDArray[Any] = theta ** (
-            -np.arange(0, head_dim, 2, dtype=np.float64) / max(head_dim, 1)
+            -np.arange(0, head_dim if x.size else 0, 2, dtype=np.float64) / max(head_dim, 1)
         )
     else:
         inv_freq = checks.float32("rope", "inv_freq", inv_freq)
@@ -57,6 +57,8 @@ def rope(
         inputs["inv_freq"] = inv_freq
         frequencies = inv_freq
     out = checks.output("rope", out, x.shape, inputs, in_place=["x"])
+    if not x.size:
+        return out
     table = rope_table(positions, frequencies)
     width = n_heads * head_dim
     flat_out = out.reshape(n_tokens, width)

@@ -53,9 +53,9 @@ def cpu_budget() -> dict[str, Any]:
     reason = "one for each CPU that this process may use (NumPy's BLAS decides)"
     for name in _THREAD_VARIABLES:
         value = os.environ.get(name, "")
-        if value.isdecimal() and int(value) > 0:
-            requested = int(value)
-            reason = f"{name}={value}, limited to the CPUs that this process may use"
+        if value.isdecimal() and float(value) > 0:
+            requested = int(min(float(value), 2.0**31))
+            reason = f"{name}={value[:20]}, limited to the CPUs that this process may use"
             break
     quota = cpu_quota()
     return {

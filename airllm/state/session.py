@@ -6,22 +6,25 @@ The file, little-endian throughout:
     u32 layers, u32 KV heads, u32 head_dim, 8 bytes kv_type ("f16", padded with zeros)
     u32 tokens, u32 bytes of messages, 32 bytes fingerprint of the model's file
     tokens: i32 each
-    messages: JSON, a list of {"role", "content"}, for whoever goes on with a chat
+    messages: JSON, a list of {"role", "content"}, for whoever goes on with a chat; an object may
+        have more texts by name, up to 16 in all
     keys and values: of each layer the keys, then the values; of each KV head the rows of the
         tokens, as the cache has them
     32 bytes SHA-256 of all before it
 
 Nothing in a file is believed: its header is compared with the cache, and its size with what the
 header makes of it, before anything is read; the checksum before anything is used. What is read
-goes where the cache already is.
+goes where the cache already is. What can be loaded can be saved, and the other way round.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import struct
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.state.kv_cache import KVCache
-from airllm.util.durable import sync_directory
+from airllm.util.durable import naming, sync_directory
 from airllm.util.metadata import FormatError
+from airllm.util.shown import shown
 
 __all__ = ["Message", "load", "save"]
 
@@ -40,10 +44,24 @@ Message: TypeAlias = dict[str, str]  # "role" and "content", as chat templates t
 
 MAGIC = b"AIRLLMKV"
 VERSION = 1
-MAX_MESSAGES = 64 << 20  # bytes; a context of a million tokens is some 4 MB of text
+MAX_MESSAGE_BYTES = 64 << 20  # of all; a context of a million tokens is some 4 MB of text
+MAX_MESSAGES = 1 << 16
+MAX_TEXTS = 16  # of a message: its role, its content, and what a template may want beside them
 _HEADER = struct.Struct("<8sIIII8sII32s")
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _CHUNK = 1 << 20
+
+# The messages as JSON has them, one after the other: the parser of JSON would make an object of 70
+# bytes of each "{}", whatever is to become of them. The repeats never go back (*+), so that a
+# hostile text takes no longer than another.
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_PAIR = rb"\s*+%b\s*+:\s*+%b\s*+" % (_TEXT, _TEXT)
+_MESSAGE = rb"(\{%b(?:,%b){1,%d}+\})" % (_PAIR, _PAIR, MAX_TEXTS - 1)
+_FIRST = re.compile(rb"\s*+\[\s*+" + _MESSAGE, re.DOTALL)
+_NEXT = re.compile(rb"\s*+,\s*+" + _MESSAGE, re.DOTALL)
+_NONE = re.compile(rb"\s*+\[\s*+\]\s*+")
+_PAIRS = json.JSONDecoder(object_pairs_hook=list)
+_END = re.compile(rb"\s*+\]\s*+")
 
 
 def save(
@@ -54,36 +72,39 @@ def save(
 ) -> None:
     """Write a cache's tokens to `path`, readable for the user alone.
 
-    The file appears when it is complete, in place of one that was there. OSError where it cannot be
-    written; FormatError where `path` is something that is no file.
+    The file appears when it is complete, in place of a session that was there. OSError, which names
+    `path`, where it cannot be written; ValueError for messages that `load` would refuse, and as
+    FormatError where `path` is another thing than a session, which stays.
     """
     path = Path(path).resolve()  # what a link points to is replaced, not the link
     if path.exists():
-        _check_regular(path)
+        _check_replaceable(path)
     elif not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
-    said = json.dumps(list(messages), ensure_ascii=False).encode()
-    if len(said) > MAX_MESSAGES:
-        raise FormatError(f"{path}: {len(said):,} bytes of messages; {MAX_MESSAGES:,} are allowed")
+    said = _as_json(path, messages)
     tokens = np.array(cache.tokens, "<i4")
     header = _HEADER.pack(MAGIC, VERSION, *_shape(cache), len(tokens), len(said), fingerprint)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            digest = hashlib.sha256()
-            parts: list[bytes | memoryview] = [header, tokens.data, said]
-            parts += [rows.data for rows in cache.rows(len(tokens))]
-            for part in parts:
-                digest.update(part)
-                file.write(part)
-            file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).replace(path)
-        sync_directory(path.parent)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with naming(path):
+        try:
+            descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        except OSError as error:  # it names a file that nobody knows
+            raise OSError(error.errno, error.strerror) from None
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                digest = hashlib.sha256()
+                parts: list[bytes | memoryview] = [header, tokens.data, said]
+                parts += [rows.data for rows in cache.rows(len(tokens))]
+                for part in parts:
+                    digest.update(part)
+                    file.write(part)
+                file.write(digest.digest())
+                file.flush()
+                os.fsync(file.fileno())
+            Path(partial).replace(path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+    sync_directory(path.parent)
 
 
 def load(
@@ -96,7 +117,7 @@ def load(
     """
     path = Path(path)
     _check_regular(path)
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         session = _Session.open(path, file, cache, fingerprint)
         session.check_sum()
         tokens = session.tokens(vocab_size)
@@ -137,7 +158,7 @@ class _Session:
                 f"{path}: this session has {n_tokens} tokens; the context has room for "
                 f"{cache.capacity}. context={n_tokens} or more makes it larger"
             )
-        if n_said > MAX_MESSAGES:
+        if n_said > MAX_MESSAGE_BYTES:
             raise FormatError(f"{path}: claims {n_said:,} bytes of messages; it is damaged")
         rows = sum(part.nbytes for part in cache.rows(n_tokens))
         expected = _HEADER.size + 4 * n_tokens + n_said + rows + _CHECKSUM_BYTES
@@ -168,13 +189,7 @@ class _Session:
         return ids
 
     def messages(self) -> list[Message]:
-        try:
-            messages = json.loads(self._read(self._n_said))
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{self._path}: its messages are no JSON: {error}") from None
-        if not isinstance(messages, list) or not all(map(_is_message, messages)):
-            raise FormatError(f"{self._path}: its messages are no list of texts by name")
-        return messages
+        return _from_json(self._path, self._read(self._n_said))
 
     def read_into(self, rows: NDArray[np.uint8]) -> None:
         if self._file.readinto(rows) != rows.nbytes:  # type: ignore[attr-defined]
@@ -198,11 +213,79 @@ def _in_words(shape: Sequence[Any]) -> str:
     return f"{n_layers} layers, {n_kv_heads} KV heads of {head_dim}, kv_type {name!r}"
 
 
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+def _as_json(path: Path, messages: Sequence[Mapping[str, str]]) -> bytes:
+    """ValueError names the first message that is none."""
+    found = [dict(each) if isinstance(each, Mapping) else each for each in messages]
+    for number, message in enumerate(found):
+        if fault := _fault_of(message):
+            raise ValueError(f"{path}: messages[{number}] {fault}")
+    said = json.dumps(found, ensure_ascii=False).encode()
+    if len(said) > MAX_MESSAGE_BYTES or len(found) > MAX_MESSAGES:
+        raise ValueError(
+            f"{path}: {len(found):,} messages of {len(said):,} bytes; {MAX_MESSAGES:,} of "
+            f"{MAX_MESSAGE_BYTES:,} bytes together are allowed"
+        )
+    return said
+
+
+def _from_json(path: Path, said: bytes) -> list[Message]:
+    """Message by message, so that what is refused costs no memory. FormatError."""
+    messages: list[Message] = []
+    if _NONE.fullmatch(said):
+        return messages
+    at, next_message = 0, _FIRST
+    while found := next_message.match(said, at):
+        if len(messages) == MAX_MESSAGES:
+            raise FormatError(f"{path}: has more than {MAX_MESSAGES:,} messages")
+        messages.append(_message(f"{path}: its message {len(messages)}", found[1]))
+        at, next_message = found.end(), _NEXT
+    if not messages or not _END.fullmatch(said, at):
+        raise FormatError(
+            f"{path}: its messages are no JSON, or no list of texts by name, from message "
+            f"{len(messages)} on"
+        )
+    return messages
+
+
+def _message(what: str, said: bytes) -> Message:
+    try:
+        pairs = _PAIRS.decode(said.decode())
+    except ValueError as error:
+        raise FormatError(f"{what} is no JSON: {error}") from None
+    message = {sys.intern(name): text for name, text in pairs}
+    fault = _fault_of(message) if len(message) == len(pairs) else "has a name twice"
+    if fault:
+        raise FormatError(f"{what} {fault}")
+    return message
+
+
+def _fault_of(message: object) -> str | None:
+    """Why a chat template, or a session, could not take it."""
+    if not isinstance(message, dict) or not all(
+        isinstance(text, str) for pair in message.items() for text in pair
+    ):
+        return f"is {shown(message)}; expected texts by name"
+    if not message.keys() >= {"role", "content"} or len(message) > MAX_TEXTS:
+        return f"has {shown(sorted(message))}; expected role, content and up to 14 more"
+    try:
+        "".join(text for pair in message.items() for text in pair).encode()
+    except UnicodeEncodeError as error:
+        return f"has half of a character, {error.object[error.start]!r}, which is no text"
+    return None
 
 
 def _check_regular(path: Path) -> None:
     """Look before opening: a named pipe would wait for a writer, and a device is not replaced."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise FormatError(f"{path}: is not a regular file")
+
+
+def _check_replaceable(path: Path) -> None:
+    """Another file that the user has is not written over because its name was given by mistake."""
+    _check_regular(path)
+    with path.open("rb") as file:
+        beginning = file.read(len(MAGIC))
+    if beginning not in (MAGIC, b""):
+        raise FormatError(
+            f"{path}: is there, and is no session: it begins with {beginning!r}. Give another name"
+        )

@@ -14,31 +14,40 @@ the model and the settings of all: with them, a file of answers that belongs to 
 recognised before anything is added to it.
 """
 
+import codecs
 import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from airllm.util.durable import sync_directory
+from airllm.engine.settings import AnswerOptions
+from airllm.util.durable import naming, sync_directory
+from airllm.util.shown import shown
 
 __all__ = ["SETTINGS", "Answers", "BatchError", "Job", "digest", "read_jobs"]
 
 MAX_LINE_BYTES = 64 * 2**20
-# What a line may set for itself, and the types it may have.
+MAX_DIGITS = 1000  # of an integer, in an id or a seed; Python reads no more than 4,300
+
+
+def _json_types(kind: object) -> tuple[type, ...]:
+    """What JSON has for an option: null is as good as nothing, and 1 is a number, too."""
+    kinds = get_args(kind) or (kind,)
+    return (int, float) if float in kinds else tuple({int, str}.intersection(kinds))
+
+
+# What a line may set for itself, and the types it may have; `stop` may be a list of them.
 SETTINGS: Mapping[str, tuple[type, ...]] = {
-    "max_new_tokens": (int,),
-    "temperature": (int, float),
-    "top_k": (int,),
-    "top_p": (int, float),
-    "min_p": (int, float),
-    "repeat_penalty": (int, float),
-    "seed": (int,),
-    "stop": (str,),  # or a list of them
+    name: _json_types(kind)
+    for name, kind in AnswerOptions.__annotations__.items()
+    if name not in ("on_full", "keep")
 }
 
 
@@ -70,18 +79,20 @@ def digest(value: object) -> str:
 def read_jobs(path: Path) -> list[Job]:
     """All prompts, each checked, before any is answered. Lines without text are skipped.
 
-    BatchError for a line that is none, or an id that is there twice; OSError.
+    BatchError names the line, and the field where it is one's fault, for a line that is none, a
+    name that is there twice in it, or an id that is there twice in the file; OSError the file.
     """
     jobs: list[Job] = []
     lines: dict[str | int, int] = {}
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         for number, raw in enumerate(_lines(file, path), 1):
+            raw = raw.removeprefix(codecs.BOM_UTF8)
             if not raw.strip():
                 continue
             job = _job(raw, f"{path}:{number}", len(jobs), number)
             if job.id is not None and lines.setdefault(job.id, number) != number:
                 raise BatchError(
-                    f"{path}:{number}: the id {job.id!r} is that of line {lines[job.id]}, too"
+                    f"{path}:{number}: the id {shown(job.id)} is that of line {lines[job.id]}, too"
                 )
             jobs.append(job)
     return jobs
@@ -101,19 +112,21 @@ def _job(raw: bytes, where: str, index: int, line: int) -> Job:
     unknown = entry.keys() - {"prompt", "messages", "id"} - SETTINGS.keys()
     if unknown:
         known = ", ".join(["prompt", "messages", "id", *SETTINGS])
-        raise BatchError(f"{where}: has {min(unknown)[:80]!r}; known are {known}")
+        raise BatchError(f"{where}: has {shown(min(unknown))}; known are {known}")
+    for name, value in entry.items():
+        _check_text(f"{where}: {name}", value)
     if ("prompt" in entry) == ("messages" in entry):
         raise BatchError(f'{where}: expected either "prompt" or "messages"')
     id = entry.get("id")
     if id is not None and (isinstance(id, bool) or not isinstance(id, (str, int))):
-        raise BatchError(f"{where}: id is {id!r}; expected a string or an integer")
+        raise BatchError(f"{where}: id is {shown(id)}; expected a string or an integer")
     settings = {name: entry[name] for name in SETTINGS if entry.get(name) is not None}
     for name, value in settings.items():
         if name == "stop" and _are_strings(value):
             continue
         if isinstance(value, bool) or not isinstance(value, SETTINGS[name]):
             kinds = " or ".join(kind.__name__ for kind in SETTINGS[name])
-            raise BatchError(f"{where}: {name} is {str(value)[:80]!r}; expected {kinds}")
+            raise BatchError(f"{where}: {name} is {shown(value)}; expected {kinds}")
     prompt = entry["prompt"] if "prompt" in entry else entry["messages"]
     if "prompt" in entry and not isinstance(prompt, str):
         raise BatchError(f"{where}: prompt is no string")
@@ -122,15 +135,71 @@ def _job(raw: bytes, where: str, index: int, line: int) -> Job:
     return Job(index, line, id, prompt, settings)
 
 
+@dataclass(frozen=True)
+class _NoValue:
+    """In place of a number that JSON does not have, or no number of ours can hold: no field takes
+    it, and its name is told with that."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _number(digits: str) -> float | _NoValue:
+    value = float(digits)
+    return value if math.isfinite(value) else _NoValue(shown(digits))
+
+
+def _integer(digits: str) -> int | _NoValue:
+    n = len(digits)
+    return int(digits) if n <= MAX_DIGITS else _NoValue(f"an integer of {n} digits")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = sorted(name for name, _ in pairs)
+        twice = next(name for name, other in pairwise(names) if name == other)
+        raise ValueError(f"{shown(twice)} is there twice")
+    return found
+
+
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_NoValue, parse_float=_number, parse_int=_integer
+)
+
+
 def _parse(raw: bytes, where: str) -> dict[str, Any]:
     try:
-        entry = json.loads(raw)
-        json.dumps(entry, ensure_ascii=False).encode()  # no halves of characters
+        entry = _JSON.decode(raw.decode())
     except (ValueError, RecursionError) as error:
         raise BatchError(f"{where}: no line of JSON in UTF-8: {error}") from None
     if not isinstance(entry, dict):
         raise BatchError(f"{where}: expected an object, found a {type(entry).__name__}")
     return entry
+
+
+def _check_text(what: str, value: object) -> None:
+    """No halves of characters, which no tokeniser takes and no file in UTF-8 can hold."""
+    for text in _texts(value):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise BatchError(f"{what} has half of a character, {half!r}") from None
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _texts(item)
 
 
 def _are_strings(value: object) -> bool:
@@ -150,9 +219,6 @@ def _are_messages(value: object) -> bool:
     )
 
 
-_BEGINNING = b'{"index": '  # of each answer
-
-
 class Answers:
     """with Answers.open(path, jobs, run) as answers:
         for job in answers.left: answers.append(job, {"text": ...})
@@ -167,11 +233,12 @@ class Answers:
 
     @classmethod
     def open(cls, path: Path, jobs: Sequence[Job], run: str) -> Self:
-        """Read what is there; a last line that was torn by a crash is taken away.
+        """Read what is there; a last line that was torn by a crash is taken away, where it can only
+        be the beginning of an answer to one of `jobs` in this run.
 
         run: the hash of the model and the settings of all. BatchError, and nothing has changed,
-        where an answer belongs to another prompt or another run, or another process writes the
-        file; OSError.
+        where an answer belongs to another prompt or another run, something else stands there, or
+        another process writes the file; OSError names the file.
         """
         self = cls()
         self._path, self._run = path, run
@@ -179,9 +246,10 @@ class Answers:
         is_new = not path.exists()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            _lock(self._descriptor, path)
-            done, whole_bytes = self._read(jobs)
-            os.ftruncate(self._descriptor, whole_bytes)
+            with naming(path):
+                _lock(self._descriptor, path)
+                done, whole_bytes = self._read(jobs)
+                os.ftruncate(self._descriptor, whole_bytes)
             if is_new:
                 sync_directory(path.parent)
         except BaseException:
@@ -193,20 +261,16 @@ class Answers:
     def append(self, job: Job, answer: Mapping[str, object]) -> None:
         """Add the answer to a job, and return when it is on the disk. OSError where it cannot be
         written, and the file is as it was."""
-        entry: dict[str, object] = {"index": job.index}  # see _BEGINNING
-        entry |= {} if job.id is None else {"id": job.id}
-        entry |= {"prompt_sha256": job.sha256, "run_sha256": self._run, **answer}
-        left = memoryview(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        left = memoryview(_line({**_beginning(job, self._run), **answer}))
         before = os.fstat(self._descriptor).st_size
-        try:
-            while left:
-                left = left[os.write(self._descriptor, left) :]
-            os.fsync(self._descriptor)
-        except BaseException as error:
-            os.ftruncate(self._descriptor, before)
-            if isinstance(error, OSError):
-                raise OSError(error.errno, error.strerror, str(self._path)) from None
-            raise
+        with naming(self._path):
+            try:
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
+                os.fsync(self._descriptor)
+            except BaseException:
+                os.ftruncate(self._descriptor, before)
+                raise
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -225,12 +289,29 @@ class Answers:
             file.seek(0)
             for number, raw in enumerate(_lines(file, self._path), 1):
                 where = f"{self._path}:{number}"
-                is_ours = raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw)
-                if is_ours and not raw.endswith(b"\n"):  # torn by a crash
-                    break
+                if not raw.endswith(b"\n"):  # torn by a crash, or by nobody and not ours
+                    left = (job for job in jobs if job.index not in done)
+                    if self._is_beginning(raw, left, is_known=bool(done)):
+                        break
+                    raise BatchError(
+                        f"{where}: does not end in a newline, and is no answer of this run that a "
+                        "crash has torn; nothing is taken away. Remove that line, or give another "
+                        "--out"
+                    )
                 self._check(_parse(raw, where), where, jobs, done)
                 end += len(raw)
         return done, end
+
+    def _is_beginning(self, raw: bytes, jobs: Iterable[Job], *, is_known: bool) -> bool:
+        """Whether an answer to one of `jobs` begins so, in all that is known of it before it is
+        made. is_known: a shorter beginning of that is enough, as what is before it is ours."""
+        for job in jobs:
+            index = _line({"index": job.index})[:-2]
+            if raw.startswith(index) or index.startswith(raw):
+                beginning = _line(_beginning(job, self._run))[:-2]
+                if raw.startswith(beginning) or (is_known and beginning.startswith(raw)):
+                    return True
+        return False
 
     def _check(
         self, entry: Mapping[str, Any], where: str, jobs: Sequence[Job], done: set[int]
@@ -255,6 +336,16 @@ class Answers:
                 "give another --out"
             )
         done.add(index)
+
+
+def _beginning(job: Job, run: str) -> dict[str, object]:
+    """What an answer has before it is made."""
+    id = {} if job.id is None else {"id": job.id}
+    return {"index": job.index, **id, "prompt_sha256": job.sha256, "run_sha256": run}
+
+
+def _line(entry: Mapping[str, object]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
 def check_place(path: Path) -> None:

@@ -4,6 +4,8 @@ import os
 import re
 
 from airllm.util import system
+from airllm.util.arguments import check_count
+from airllm.util.shown import shown
 
 VARIABLE = "AIRLLM_RAM"
 
@@ -11,6 +13,8 @@ VARIABLE = "AIRLLM_RAM"
 # program itself (Python, NumPy, the tokeniser: about 60 MB), and for what others do meanwhile.
 ROOM_BYTES = 256 << 20
 ROOM_SHARE = 0.1
+
+MOST_BYTES = 1 << 62  # a budget of more is this one: no machine has it, and a float can say it
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -28,15 +32,17 @@ def parse_bytes(text: str) -> int:
     """ "2GiB" (1024^3), "2GB" (1000^3), "1.5G", "500 MB", "1073741824" -> bytes. ValueError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip(), re.IGNORECASE)
     unit = _UNITS.get(found[2].lower()) if found else None
-    n_bytes = int(float(found[1]) * unit) if found and unit else 0
+    n_bytes = float(found[1]) * unit if found and unit else 0.0
     if n_bytes < 1:
-        raise ValueError(f"{text!r} is no size; expected a number and a unit, as in 2GiB or 500MB")
-    return n_bytes
+        raise ValueError(
+            f"{shown(text)} is no size; expected a number and a unit, as in 2GiB or 500MB"
+        )
+    return int(min(n_bytes, MOST_BYTES))
 
 
 def granted_bytes(ram_budget: int | str | None) -> int | None:
     """The budget in bytes: what is given, else AIRLLM_RAM, else what is available but for some
-    room; None where the system does not say what is available.
+    room, which may be 0; None where the system does not say what is available.
 
     ValueError for what is no size.
     """
@@ -50,16 +56,35 @@ def granted_bytes(ram_budget: int | str | None) -> int | None:
             raise ValueError(f"{VARIABLE}: {error}") from None
     if isinstance(ram_budget, str):
         return parse_bytes(ram_budget)
-    if isinstance(ram_budget, bool) or not isinstance(ram_budget, int) or ram_budget < 1:
-        raise ValueError(f"ram_budget is {ram_budget!r}; expected bytes, or a text like '2GiB'")
-    return ram_budget
+    try:
+        return min(check_count("ram_budget", ram_budget), MOST_BYTES)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"ram_budget is {shown(ram_budget)}; expected bytes, or a text like '2GiB'"
+        ) from None
 
 
 def default_bytes(available: int | None) -> int | None:
     """What a model may take of so much available memory; None where that is not known."""
     if available is None:
         return None
-    return max(1, available - max(ROOM_BYTES, int(ROOM_SHARE * available)))
+    return max(0, available - max(ROOM_BYTES, int(ROOM_SHARE * available)))
+
+
+def in_words(budget: int) -> str:
+    """What a model does not run in: "500 MiB", or for 0, where nothing is left, why that is so."""
+    if budget:
+        return format_bytes(budget)
+    limit, available = system.memory_limit(), system.available_memory() or 0
+    if limit is not None and limit.free <= available:
+        used = f"{format_bytes(limit.used)} of the {format_bytes(limit.limit)} that {limit.source}"
+        why, way_out = f"{used} allows are used", "raise that limit, end other programs within it"
+    else:
+        why, way_out = f"{format_bytes(available)} are available", "end other programs"
+    return (
+        f"what is left of the memory ({why}, and {format_bytes(ROOM_BYTES)} stay free for other "
+        f"programs; {way_out}, or grant memory with --ram, ram_budget= or {VARIABLE})"
+    )
 
 
 def format_bytes(n: int) -> str:

@@ -11,6 +11,7 @@ from airllm.models import Model, ModelConfig
 from airllm.state.kv_cache import KVType
 from airllm.util.arguments import check_count
 from airllm.util.progress import OnProgress
+from airllm.util.shown import shown
 from airllm.weights.budget import BudgetError
 from airllm.weights.layer_weights import FileWeights, WeightSource, check_tensors
 from airllm.weights.plan import (
@@ -98,12 +99,13 @@ def in_context(
     than the model allows.
     """
     if asked is not None:
-        check_count("context", asked)
+        asked = check_count("context", asked)
         if asked > config.context_length:
             raise ValueError(
-                f"context is {asked}; {config.name} allows at most {config.context_length} tokens"
+                f"context is {shown(asked)}; {config.name} allows at most {config.context_length} "
+                "tokens"
             )
-        return int(asked), make(int(asked))
+        return asked, make(asked)
     longest = min(config.context_length, DEFAULT_CONTEXT)
     shortest = min(CONTEXT_STEP, longest)
     kv_bytes = kv_bytes_per_token(config, kv_type)

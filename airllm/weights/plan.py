@@ -23,7 +23,7 @@ from airllm.graph.graph import Role
 from airllm.models import Model, ModelConfig
 from airllm.numpy_ops.quants import TYPES
 from airllm.state.kv_cache import KVType
-from airllm.weights.budget import BudgetError, format_bytes
+from airllm.weights.budget import BudgetError, format_bytes, in_words
 
 __all__ = ["Matrix", "Part", "Plan", "make_plan", "model_parts"]
 
@@ -39,7 +39,7 @@ ALIGNMENT = 64  # of each matrix in its memory
 # Tokens of a prompt that are evaluated at once unless told otherwise. Where layers are streamed
 # their buffers would take the place of layers: those of 144 tokens are as fast within a few percent
 # and take 27 MB less for a model of 1.1B. Of a longer prompt even shares have more than 64 tokens
-# each then, so that activations="auto" (see TokenEngine) decides the same in either case.
+# each then, so that activations="auto" decides the same in either case.
 BATCH_SIZE, STREAMED_BATCH_SIZE = 512, 144
 
 # Unless asked for more: the cache of a long context would be most of a small model's memory.
@@ -230,7 +230,7 @@ def make_plan(
     minimum = min(everything, *needed)
     mib = -(-minimum // 2**20)  # rounded up, so that it does
     raise BudgetError(
-        f"the model does not run in {format_bytes(budget)}: it needs at least {mib} MiB "
+        f"the model does not run in {in_words(budget)}: it needs at least {mib} MiB "
         f"({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are the KV cache "
         f"of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
         f"{_what_cannot_stream(parts)}",

@@ -1,19 +1,88 @@
-"""A model's plan without the model: nothing but its header is read, and what a probe reads."""
+"""A model's plan without its weights: nothing but its header is read, and what a probe reads."""
 
 import os
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Self
 
-from airllm.backends import load_backend
+from airllm.backends import Backend, load_backend
+from airllm.formats.model_file import ModelFile
 from airllm.formats.opening import open_model
 from airllm.graph.graph import Activations
 from airllm.graph.rewrite import fusion_wanted
-from airllm.models import load_model
+from airllm.models import Model, load_model
 from airllm.state.kv_cache import KVType
+from airllm.util.closing import Closing
 from airllm.weights.budget import granted_bytes
-from airllm.weights.disk_probe import disk_bytes_per_second
 from airllm.weights.open_weights import plan_weights
-from airllm.weights.plan import Plan
+from airllm.weights.plan import Part, Plan
+
+__all__ = ["PlannedModel", "plan_model"]
+
+
+class PlannedModel(Closing):
+    """A model whose file is open and checked, and the plan of its memory.
+
+    plan, parts: as plan_weights gives them for that kv_type.
+    """
+
+    file: ModelFile
+    model: Model
+    backend: Backend
+    kv_type: KVType
+    plan: Plan
+    parts: Sequence[Part]
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: str | None,
+        threads: int | None,
+        context: int | None,
+        kv_type: KVType,
+        activations: Activations,
+        batch_size: int | None,
+        ram_budget: int | str | None,
+        quantize: str | None,
+        fusion: bool | None,
+    ) -> Self:
+        """See LayerWiseInferenceEngine for the arguments and the errors."""
+        self = cls()
+        budget = granted_bytes(ram_budget)
+        self.backend, self.kv_type = load_backend(backend, threads), kv_type
+        self.file = open_model(path, quantize)
+        try:
+            self.model = load_model(self.file, activations, fusion=fusion_wanted(fusion))
+            self.plan, self.parts = plan_weights(
+                self.file,
+                self.model,
+                self.backend,
+                budget=budget,
+                context=context,
+                kv_type=kv_type,
+                batch_size=batch_size,
+            )
+        except BaseException:
+            self.file.close()
+            raise
+        self.closed = False
+        return self
+
+    def probed_plan(self) -> Plan:
+        """The plan with the disk's speed, which is measured for a fraction of a second, where the
+        model is streamed."""
+        if not self.plan.streams:
+            return self.plan
+        from airllm.weights.disk_probe import disk_bytes_per_second
+
+        return self.plan.with_disk(disk_bytes_per_second(self.file, self.backend))
+
+    def release(self) -> None:
+        self.file.close()
+
+    def __repr__(self) -> str:
+        return f"the model {str(self.file.path)!r}"
 
 
 def plan_model(
@@ -33,19 +102,16 @@ def plan_model(
 
     probe: read for a fraction of a second, where the model would be streamed, for the speed of it.
     """
-    budget = granted_bytes(ram_budget)
-    runner = load_backend(backend)
-    with closing(open_model(Path(model_path), quantize)) as gguf:
-        model = load_model(gguf, activations, fusion=fusion_wanted(fusion))
-        plan, _ = plan_weights(
-            gguf,
-            model,
-            runner,
-            budget=budget,
-            context=context,
-            kv_type=kv_type,
-            batch_size=batch_size,
-        )
-        if not probe or not plan.streams:
-            return plan
-        return plan.with_disk(disk_bytes_per_second(gguf, runner))
+    with PlannedModel.open(
+        model_path,
+        backend=backend,
+        threads=None,
+        context=context,
+        kv_type=kv_type,
+        activations=activations,
+        batch_size=batch_size,
+        ram_budget=ram_budget,
+        quantize=quantize,
+        fusion=fusion,
+    ) as planned:
+        return planned.probed_plan() if probe else planned.plan

@@ -92,7 +92,11 @@ class StreamWeights:
         self.streams = self._stream is not None or self._experts is not None
         at_once = layers_at_once(model.config.n_layers, plan.pinned_bytes)
         self.layers_at_once = 1 if self.streams else at_once
-        gguf.check_unchanged()
+        try:
+            gguf.check_unchanged()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def nbytes(self) -> int:
@@ -193,11 +197,13 @@ class StreamWeights:
         cache = ExpertCache(self._backend, self._files, self.plan.expert_places, place_bytes)
         self._experts = cache
 
+        gguf = self._gguf  # and no reference to this object, which would then outlive its last user
+
         def fetch(layer: int, wanted: Sequence[int]) -> Mapping[str, Experts]:
             try:
                 return cache.fetch(layer, experts[layer], wanted)
             except BaseException:
-                self._gguf.check_unchanged()  # the better explanation, if it is one
+                gguf.check_unchanged()  # the better explanation, if it is one
                 raise
 
         sections = []

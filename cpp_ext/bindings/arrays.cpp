@@ -1,5 +1,6 @@
 #include "bindings/arrays.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -39,6 +40,18 @@ py::object numpy_bool() { return py::module_::import("numpy").attr("bool_"); }
 
 }  // namespace
 
+py::array plain_array(const char* op, const char* name, py::handle value) {
+    const auto& numpy = py::detail::npy_api::get();
+    if (Py_TYPE(value.ptr()) == numpy.PyArray_Type_)
+        return py::reinterpret_borrow<py::array>(value);
+    if (py::isinstance(value, py::module_::import("numpy.ma").attr("MaskedArray")))
+        throw py::type_error(std::string(op) + ": " + name + " is " + describe_kind(value) +
+                             "; expected a numpy array without a mask, which would be ignored. "
+                             "Convert with " +
+                             name + ".filled(...).");
+    return py::module_::import("numpy").attr("asarray")(value);
+}
+
 std::string text(const py::handle& h) { return py::str(h).cast<std::string>(); }
 
 std::string to_text(Shape shape) {
@@ -64,7 +77,11 @@ Array::Array(const Argument& argument, std::initializer_list<Dtype> allowed, py:
         throw py::type_error(where() + " is " + describe_kind(argument.value) +
                              "; expected a numpy array of " + joined(allowed) +
                              ". Convert with np.asarray(" + name_ + ", dtype=np." + first + ").");
-    array_ = py::reinterpret_borrow<py::array>(argument.value);
+    array_ = plain_array(op_, name_, argument.value);
+    n_axes_ = static_cast<std::size_t>(array_.ndim());
+    std::copy_n(array_.shape(), n_axes_, shape_.begin());
+    size_ = static_cast<std::size_t>(array_.size());
+    data_ = array_.data();
     const py::dtype dtype = array_.dtype();
     bool found = false;
     for (const Dtype candidate : allowed) {
@@ -80,7 +97,7 @@ Array::Array(const Argument& argument, std::initializer_list<Dtype> allowed, py:
                              "; expected " + joined(allowed) + ". Convert with " + name_ +
                              ".astype(np." + first + ").");
     }
-    if (array_.ndim() < min_axes)
+    if (static_cast<py::ssize_t>(n_axes_) < min_axes)
         value_error(where() + " has shape " + to_text(shape()) + "; expected at least " +
                     std::to_string(min_axes) + (min_axes == 1 ? " axis" : " axes") +
                     ". Add one with " + name_ + "[np.newaxis].");
@@ -92,6 +109,8 @@ Array::Array(const Argument& argument, std::initializer_list<Dtype> allowed, py:
         value_error(where() + " starts at an unaligned address; expected a multiple of " +
                     std::to_string(dtype.itemsize()) + " bytes. Copy with " + name_ + ".copy().");
 }
+
+std::size_t Array::bytes() const { return size_ * static_cast<std::size_t>(of(dtype_).bytes); }
 
 std::size_t Array::rows() const {
     std::size_t rows = 1;
@@ -107,7 +126,7 @@ void Array::require_shape(Shape expected, const char* why) const {
 }
 
 void Array::require_axes(py::ssize_t count, const char* names) const {
-    if (array_.ndim() == count) return;
+    if (static_cast<py::ssize_t>(n_axes_) == count) return;
     value_error(std::string(op_) + ": " + name_ + " has shape " + to_text(shape()) + "; expected " +
                 std::to_string(count) + (count == 1 ? " axis, " : " axes, ") + names +
                 ". Reshape with " + name_ + ".reshape(...).");
@@ -117,6 +136,8 @@ Output::Output(const char* op, py::handle out, Shape shape, std::span<const Inpu
     if (out.is_none()) {
         array_ =
             py::array(py::dtype::of<float>(), std::vector<py::ssize_t>(shape.begin(), shape.end()));
+        data_ = static_cast<float*>(array_.mutable_data());
+        size_ = static_cast<std::size_t>(array_.size());
         return;
     }
     const auto advice = [&] {
@@ -139,13 +160,12 @@ Output::Output(const char* op, py::handle out, Shape shape, std::span<const Inpu
                     "separate memory." + advice());
     }
     array_ = checked.handle();
+    data_ = static_cast<float*>(const_cast<void*>(checked.data()));
+    size_ = checked.size();
 }
 
 bool Output::overlaps(const Output& other) const {
-    const auto* a = static_cast<const std::byte*>(array_.data());
-    const auto* b = static_cast<const std::byte*>(other.array_.data());
-    return array_.size() && other.array_.size() && a < b + other.array_.nbytes() &&
-           b < a + array_.nbytes();
+    return size_ && other.size_ && data_ < other.data_ + other.size_ && other.data_ < data_ + size_;
 }
 
 std::size_t choice(const Argument& argument, std::span<const char* const> allowed) {

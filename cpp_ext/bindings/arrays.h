@@ -8,6 +8,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstddef>
 #include <initializer_list>
 #include <span>
@@ -38,7 +39,12 @@ enum class Dtype { float32, float16, uint16, uint8, int32 };
 // None yet: py::array() would ask NumPy for an empty one, in a quarter of a microsecond.
 inline py::array no_array() { return py::reinterpret_steal<py::array>(py::handle()); }
 
-// A C-contiguous, aligned array.  Borrowed: the caller's arguments keep it alive.
+// An array as numpy.asarray gives it: of no subclass, which may compute differently (np.matrix).
+// Throws py::type_error for a masked array, whose mask nothing here would look at.
+py::array plain_array(const char* op, const char* name, py::handle value);
+
+// A C-contiguous, aligned array, kept alive.  Shape and data are those of the check, whatever other
+// threads, or Python code that later arguments run, may do to the array's shape and dtype.
 class Array {
  public:
     // Throws py::type_error or py::value_error.
@@ -46,15 +52,16 @@ class Array {
 
     const char* name() const { return name_; }
     Dtype dtype() const { return dtype_; }
-    Shape shape() const { return {array_.shape(), static_cast<std::size_t>(array_.ndim())}; }
+    Shape shape() const { return {shape_.data(), n_axes_}; }
     std::size_t axis(py::ssize_t i) const {  // negative: from the end
-        return static_cast<std::size_t>(array_.shape(i < 0 ? array_.ndim() + i : i));
+        const auto n = static_cast<py::ssize_t>(n_axes_);
+        return static_cast<std::size_t>(shape_[static_cast<std::size_t>(i < 0 ? n + i : i)]);
     }
-    std::size_t size() const { return static_cast<std::size_t>(array_.size()); }
+    std::size_t size() const { return size_; }
     std::size_t rows() const;  // product of all axes but the last
-    std::size_t bytes() const { return static_cast<std::size_t>(array_.nbytes()); }
-    const void* data() const { return array_.data(); }
-    const float* floats() const { return static_cast<const float*>(array_.data()); }
+    std::size_t bytes() const;
+    const void* data() const { return data_; }
+    const float* floats() const { return static_cast<const float*>(data_); }
     const py::array& handle() const { return array_; }
 
     // Throw py::value_error; `why` says where the expectation comes from.
@@ -67,6 +74,9 @@ class Array {
     const char* name_;
     py::array array_ = no_array();
     Dtype dtype_;
+    const void* data_ = nullptr;
+    std::size_t size_ = 0, n_axes_ = 0;
+    std::array<py::ssize_t, 64> shape_;  // as many axes as NumPy has at most
 };
 
 inline Array float_array(const char* op, const char* name, py::handle value,
@@ -93,12 +103,14 @@ class Output {
     Output(const char* op, py::handle out, Shape shape, std::span<const Input> inputs);
     Output(const char* op, py::handle out, Shape shape, std::initializer_list<Input> inputs)
         : Output(op, out, shape, std::span(inputs.begin(), inputs.end())) {}
-    float* data() { return static_cast<float*>(array_.mutable_data()); }
+    float* data() { return data_; }
     py::array release() { return std::move(array_); }
     bool overlaps(const Output& other) const;
 
  private:
     py::array array_ = no_array();
+    float* data_ = nullptr;
+    std::size_t size_ = 0;
 };
 
 // A word of a fixed set; returns its index.

@@ -110,7 +110,7 @@ py::array rope(py::handle x_object, py::handle positions_object, py::handle thet
             value_error("rope: x has head_dim " + std::to_string(head_dim) +
                         "; expected an even number, as features turn in pairs. Pass inv_freq to "
                         "turn only the first of them.");
-        for (std::size_t i = 0; i < head_dim / 2; ++i)
+        for (std::size_t i = 0; x.size() && i < head_dim / 2; ++i)
             frequencies.push_back(
                 std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim)));
     } else {
@@ -128,6 +128,7 @@ py::array rope(py::handle x_object, py::handle positions_object, py::handle thet
         {{x, true},
          {positions, false},
          {"inv_freq", inv_freq_data, inv_freq_data ? frequencies.size() * sizeof(float) : 0}});
+    if (x.size() == 0) return out.release();  // without heads, head_dim may be anything
     const float* input = x.floats();
     float* output = out.data();
     const KernelTable& table = kernels();

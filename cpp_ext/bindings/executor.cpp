@@ -2,9 +2,11 @@
 #include "graph/executor.h"
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 
+#include "bindings/gil.h"
 #include "bindings/kv_cache.h"
 #include "bindings/matrix_object.h"
 #include "bindings/module.h"
@@ -30,11 +32,11 @@ struct Bound {
 // A sequence's KV cache of each layer, checked.
 struct KvLayers {
     explicit KvLayers(const py::sequence& layers) {
-        for (const py::handle item : layers) {
+        for (const py::object item : layers) {
             if (!py::isinstance<py::tuple>(item) || py::len(item) != 2)
                 throw py::type_error("KvLayers: layers holds " + describe_kind(item) +
                                      "; expected pairs (k_cache, v_cache).");
-            owners.push_back(py::reinterpret_borrow<py::tuple>(item));
+            owners.push_back(item);
             caches.push_back(read_cache("KvLayers", owners.back()[0], owners.back()[1]));
         }
     }
@@ -49,12 +51,33 @@ struct KvLayers {
                         std::to_string(block) + ".");
         if (!kv.k.handle().writeable() || !kv.v.handle().writeable())
             value_error(std::string(op) + ": the KV cache is read-only.");
+        const auto* keys = static_cast<const std::byte*>(kv.k.data());
+        const auto* values = static_cast<const std::byte*>(kv.v.data());
+        if (std::less<>()(keys, values + kv.v.bytes()) &&
+            std::less<>()(values, keys + kv.k.bytes()))
+            value_error(std::string(op) +
+                        ": k_cache and v_cache share memory; expected separate arrays.");
         return kv.cache();
     }
 
     std::vector<KvCache> caches;
     std::vector<py::tuple> owners;
 };
+
+}  // namespace
+}  // namespace tensor_ops::bindings
+
+namespace pybind11::detail {
+template <>
+class type_caster<tensor_ops::bindings::Bound>
+    : public tensor_ops::bindings::MadeCaster<tensor_ops::bindings::Bound> {};
+template <>
+class type_caster<tensor_ops::bindings::KvLayers>
+    : public tensor_ops::bindings::MadeCaster<tensor_ops::bindings::KvLayers> {};
+}  // namespace pybind11::detail
+
+namespace tensor_ops::bindings {
+namespace {
 
 class PyExecutor {
  public:
@@ -165,11 +188,15 @@ class PyExecutor {
     // Of layers_, whose sequences have n_tokens in all.
     void run_locked(const py::dict& buffers, std::size_t n_tokens, int threads,
                     py::handle seconds) {
-        for (const External& external : external_)
-            pointers_[external.index] = external_pointer(external, buffers, n_tokens);
+        std::vector<py::array> owners;  // another thread may take arrays out of the dict
+        owners.reserve(external_.size());
+        for (const External& external : external_) {
+            owners.push_back(external_array(external, buffers, n_tokens));
+            pointers_[external.index] = const_cast<void*>(owners.back().data());
+        }
         const Batch batch{pointers_, n_tokens, threads == 0 ? num_threads() : threads,
                           read_seconds(seconds)};
-        const py::gil_scoped_release release;
+        const WithoutGil released;
         executor_.run(layers_, batch);
     }
 
@@ -195,6 +222,7 @@ class PyExecutor {
         if (value.is_none()) return {};
         const std::size_t n_ops = executor_.graph().ops.size();
         if (py::isinstance<py::array_t<double, py::array::c_style>>(value)) {
+            plain_array("Executor.run", "seconds", value);
             auto array = py::reinterpret_borrow<py::array_t<double, py::array::c_style>>(value);
             if (array.ndim() == 1 && static_cast<std::size_t>(array.size()) == n_ops &&
                 array.writeable())
@@ -229,7 +257,7 @@ class PyExecutor {
         Graph graph;
         graph.weights = weights;
         std::map<std::string, int> buffer_index, weight_index;
-        for (const py::handle item : buffers) {
+        for (const py::object item : buffers) {
             const auto [name, width, external] =
                 item.cast<std::tuple<std::string, std::size_t, bool>>();
             buffer_index[name] = static_cast<int>(graph.buffers.size());
@@ -242,7 +270,7 @@ class PyExecutor {
             if (found == names.end()) value_error("Executor: nothing is named '" + name + "'.");
             return found->second;
         };
-        for (const py::handle item : ops) {
+        for (const py::object item : ops) {
             const auto [kind, inputs, output, slots, attrs] =
                 item.cast<std::tuple<std::string, std::vector<std::string>, Outputs,
                                      std::vector<std::string>, py::dict>>();
@@ -312,8 +340,8 @@ class PyExecutor {
     }
 
     static Weight read_weight(const std::string& name, const py::object& value) {
-        if (py::isinstance<PackedMatrix>(value))
-            return std::shared_ptr<const PackedMatrix>(value.cast<PackedMatrixPtr>());
+        if (const PackedMatrixPtr packed = packed_matrix(value))
+            return std::shared_ptr<const PackedMatrix>(packed);
         if (py::isinstance<RawRowsObject>(value)) return value.cast<const RawRowsObject&>().rows;
         if (py::isinstance<py::list>(value)) return read_experts(name, value);
         const Array vector = float_array("Executor.bind", name.c_str(), value);
@@ -324,17 +352,18 @@ class PyExecutor {
     static Experts read_experts(const std::string& name, const py::list& values) {
         Experts experts;
         for (const py::handle value : values) {
-            if (!py::isinstance<PackedMatrix>(value))
+            experts.push_back(packed_matrix(value));
+            if (!experts.back())
                 throw py::type_error("Executor.bind: the list '" + name +
                                      "' holds something that is no PackedMatrix.");
-            experts.push_back(value.cast<PackedMatrixPtr>());
         }
         return experts;
     }
 
-    static void* external_pointer(const External& external, const py::dict& buffers,
-                                  std::size_t n_tokens) {
-        PyObject* value = PyDict_GetItemWithError(buffers.ptr(), external.name.ptr());
+    static py::array external_array(const External& external, const py::dict& buffers,
+                                    std::size_t n_tokens) {
+        const auto value = py::reinterpret_borrow<py::object>(
+            PyDict_GetItemWithError(buffers.ptr(), external.name.ptr()));
         const auto name = external.name.cast<std::string>();
         if (!value) value_error("Executor.run: buffer '" + name + "' is missing.");
         const Array array({"Executor.run", name.c_str(), value}, {external.dtype});
@@ -344,7 +373,7 @@ class PyExecutor {
                             "[n_tokens, width]");
         if (external.dtype != Dtype::int32 && !array.handle().writeable())
             value_error("Executor.run: buffer '" + name + "' is read-only.");
-        return const_cast<void*>(array.data());
+        return array.handle();
     }
 
     static std::uint64_t next_id() {
@@ -361,17 +390,36 @@ class PyExecutor {
     std::mutex running_;
 };
 
+std::unique_ptr<PyExecutor> make_executor(const py::sequence& buffers,
+                                          const std::vector<std::string>& weights,
+                                          const py::sequence& ops, std::size_t max_tokens) {
+    return std::make_unique<PyExecutor>(buffers, weights, ops, max_tokens);
+}
+
+std::unique_ptr<KvLayers> make_kv_layers(const py::sequence& layers) {
+    return std::make_unique<KvLayers>(layers);
+}
+
 }  // namespace
+}  // namespace tensor_ops::bindings
+
+namespace pybind11::detail {
+template <>
+class type_caster<tensor_ops::bindings::PyExecutor>
+    : public tensor_ops::bindings::MadeCaster<tensor_ops::bindings::PyExecutor> {};
+}  // namespace pybind11::detail
+
+namespace tensor_ops::bindings {
 
 void bind_executor(py::module_& m) {
     using py::arg;
     py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.")
         .def_property_readonly("nbytes", &Bound::nbytes, "Bytes of each weight, by its slot.");
-    py::class_<KvLayers>(m, "KvLayers",
-                         "The KV caches of a sequence, (k_cache, v_cache) of each layer as "
-                         "Executor.run takes them; keeps them.")
-        .def(py::init<const py::sequence&>(), arg("layers"));
-    py::class_<PyExecutor>(
+    py::class_<KvLayers> kv_layers(m, "KvLayers",
+                                   "The KV caches of a sequence, (k_cache, v_cache) of each layer "
+                                   "as Executor.run takes them; keeps them.");
+    define_init(kv_layers, make_kv_layers, arg("layers"));
+    py::class_<PyExecutor> executor(
         m, "Executor",
         "Runs a graph of ops over named buffers; see airllm.graph.graph, which builds and checks "
         "them.\n\n"
@@ -380,11 +428,10 @@ void bind_executor(py::module_& m) {
         "ops: (kind, input names, output name, names or None, weight slots, attributes), in "
         "order.\n"
         "max_tokens: rows for which the internal buffers are allocated, here and never again.\n"
-        "Raises ValueError, naming op and buffer, for a graph that does not fit together.")
-        .def(py::init<const py::sequence&, const std::vector<std::string>&, const py::sequence&,
-                      std::size_t>(),
-             arg("buffers"), arg("weights"), arg("ops"), arg("max_tokens"))
-        .def_property_readonly("nbytes", &PyExecutor::bytes, "Bytes of the internal buffers.")
+        "Raises ValueError, naming op and buffer, for a graph that does not fit together.");
+    define_init(executor, make_executor, arg("buffers"), arg("weights"), arg("ops"),
+                arg("max_tokens"));
+    executor.def_property_readonly("nbytes", &PyExecutor::bytes, "Bytes of the internal buffers.")
         .def("bind", &PyExecutor::bind, arg("weights"),
              "Put weights in the slots: a dict of PackedMatrix, RawRows, float32 [n] or, for "
              "experts, lists of PackedMatrix, by name.\n\n"

@@ -1,5 +1,6 @@
 // Conversion between float32 and the number formats of weights.
 #include "bindings/arrays.h"
+#include "bindings/gil.h"
 #include "bindings/module.h"
 #include "dispatch.h"
 #include "ops/matrix.h"
@@ -27,12 +28,12 @@ py::array_t<T> empty(const std::vector<py::ssize_t>& shape) {
 }
 
 void encode(DType type, const float* x, void* y, std::size_t n) {
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     kernels().from_float(type, x, static_cast<std::byte*>(y), n);
 }
 
 void decode(DType type, const void* x, float* y, std::size_t n) {
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     kernels().to_float(type, static_cast<const std::byte*>(x), y, n);
 }
 

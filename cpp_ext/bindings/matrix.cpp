@@ -1,4 +1,5 @@
 // Matrix products, and the matrices that are packed for them.
+#include "bindings/gil.h"
 #include "bindings/matrix_object.h"
 #include "bindings/module.h"
 #include "bindings/parallel.h"
@@ -20,7 +21,7 @@ struct Bytes {
 Bytes bytes_of(const char* op, py::handle value) {
     py::object array;
     if (py::isinstance<py::array>(value)) {
-        array = py::reinterpret_borrow<py::object>(value);
+        array = plain_array(op, "data", value);
     } else if (PyObject_CheckBuffer(value.ptr())) {
         array = py::module_::import("numpy").attr("asarray")(
             py::reinterpret_steal<py::object>(PyMemoryView_FromObject(value.ptr())));
@@ -97,7 +98,7 @@ MatrixArguments matrix_arguments(const char* op, py::handle data, py::handle typ
 
 PackedMatrixPtr make_packed(py::handle data, py::handle type, py::handle shape) {
     const MatrixArguments a = matrix_arguments("PackedMatrix", data, type, shape);
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     return std::make_shared<PackedMatrix>(a.type, a.bytes.data, a.n, a.k);
 }
 
@@ -110,7 +111,7 @@ py::array unpack(const PackedMatrix& w) {
     py::array_t<float> out({w.n(), w.k()});
     float* y = out.mutable_data();
     {
-        const py::gil_scoped_release release;
+        const WithoutGil released;
         run_team([&](const Worker& worker) {
             for_rows(worker, w.n(), w.k(), [&](std::size_t first, std::size_t count) {
                 w.table().unpack(w.view(), first, first + count, y + first * w.k());
@@ -216,10 +217,10 @@ py::tuple linear_many(py::handle x_object, py::handle ws_object, py::handle acti
                              "; expected a list or tuple of PackedMatrix.");
     std::vector<PackedMatrixPtr> matrices;
     for (const py::handle w : ws_object) {
-        if (!py::isinstance<PackedMatrix>(w))
+        matrices.push_back(packed_matrix(w));
+        if (!matrices.back())
             throw py::type_error("linear_many: ws holds " + describe_kind(w) +
                                  "; expected a list or tuple of PackedMatrix.");
-        matrices.push_back(w.cast<PackedMatrixPtr>());
     }
     std::vector<py::object> outs(matrices.size(), py::none());
     if (!out_object.is_none()) {
@@ -238,8 +239,8 @@ py::array linear(py::handle x_object, py::handle w_object, py::handle activation
     const Array x = float_array("linear", "x", x_object);
     const auto kind =
         activations_argument("linear", activations).value_or(activations_for(x.rows()));
-    if (py::isinstance<PackedMatrix>(w_object))
-        return linear_packed("linear", x, {w_object.cast<PackedMatrixPtr>()}, kind,
+    if (const PackedMatrixPtr packed = packed_matrix(w_object))
+        return linear_packed("linear", x, {packed}, kind,
                              {py::reinterpret_borrow<py::object>(out_object)})[0];
     if (!py::isinstance<py::array>(w_object))
         throw py::type_error("linear: w is " + describe_kind(w_object) +
@@ -274,7 +275,7 @@ std::string describe(const char* name, const char* type, const py::tuple& shape)
 
 void bind_matrix(py::module_& m) {
     using py::arg;
-    py::class_<PackedMatrix, PackedMatrixPtr>(
+    py::class_<PackedMatrix, PackedMatrixPtr> packed(
         m, "PackedMatrix",
         "A weight matrix [n, k] in the layout that the kernels want.\n\n"
         "data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes as a GGUF "
@@ -282,20 +283,21 @@ void bind_matrix(py::module_& m) {
         "type: \"f32\", \"f16\", \"bf16\", or one of GGML's \"q8_0\", \"q4_0\", \"q4_1\", "
         "\"q5_0\", \"q5_1\", \"q2_k\", \"q3_k\", \"q4_k\", \"q5_k\", \"q6_k\".\n"
         "shape: (n, k), k a multiple of the type's block.\n"
-        "Attributes: type, shape, nbytes (bytes of the packed form).")
-        .def(py::init(&make_packed), arg("data"), arg("type"), arg("shape"))
-        .def_property_readonly("type", [](const PackedMatrix& w) { return dtype_name(w.type()); })
+        "Attributes: type, shape, nbytes (bytes of the packed form).");
+    define_init(packed, make_packed, arg("data"), arg("type"), arg("shape"));
+    packed.def_property_readonly("type", [](const PackedMatrix& w) { return dtype_name(w.type()); })
         .def_property_readonly("shape", shape_of<PackedMatrix>)
         .def_property_readonly("nbytes", &PackedMatrix::bytes)
         .def("dequantize", unpack, "The whole matrix: float32 [n, k].")
         .def("__repr__", [](const PackedMatrix& w) {
             return describe("PackedMatrix", dtype_name(w.type()), shape_of(w));
         });
-    py::class_<RawRowsObject>(
+    py::class_<RawRowsObject> raw_rows(
         m, "RawRows",
         "A matrix whose rows are looked up rather than multiplied by: an embedding.\n\n"
-        "Arguments as PackedMatrix. The bytes are kept as they are, not copied.")
-        .def(py::init(&make_raw_rows), arg("data"), arg("type"), arg("shape"))
+        "Arguments as PackedMatrix. The bytes are kept as they are, not copied.");
+    define_init(raw_rows, make_raw_rows, arg("data"), arg("type"), arg("shape"));
+    raw_rows
         .def_property_readonly("type",
                                [](const RawRowsObject& w) { return dtype_name(w.rows.type); })
         .def_property_readonly(

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "bindings/arrays.h"
+#include "bindings/made.h"
 #include "ops/matrix.h"
 
 namespace tensor_ops::bindings {
@@ -22,5 +23,27 @@ struct RawRowsObject {
     py::object owner;
     RawRows rows;
 };
+
+}  // namespace tensor_ops::bindings
+
+namespace pybind11::detail {
+template <>
+class type_caster<tensor_ops::PackedMatrix>
+    : public tensor_ops::bindings::MadeCaster<tensor_ops::PackedMatrix> {};
+template <>
+class type_caster<tensor_ops::bindings::RawRowsObject>
+    : public tensor_ops::bindings::MadeCaster<tensor_ops::bindings::RawRowsObject> {};
+}  // namespace pybind11::detail
+
+namespace tensor_ops::bindings {
+
+// The matrix that an object is; null where it is none.  Throws py::type_error for a PackedMatrix
+// that was never initialised.
+inline PackedMatrixPtr packed_matrix(py::handle object) {
+    const auto* type = py::detail::get_type_info(typeid(PackedMatrix));
+    if (!PyType_IsSubtype(Py_TYPE(object.ptr()), type->type)) return nullptr;
+    static_cast<void>(object.cast<const PackedMatrix&>());
+    return object.cast<PackedMatrixPtr>();
+}
 
 }  // namespace tensor_ops::bindings

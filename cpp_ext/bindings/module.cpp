@@ -5,6 +5,8 @@
 
 #include "dispatch.h"
 
+// pybind11's entry point, under another name: ours, below, looks at the interpreter first.
+#define PyInit_tensor_ops_cpp tensor_ops_cpp_init
 PYBIND11_MODULE(tensor_ops_cpp, m) {
     m.doc() =
         "SIMD kernels for transformers. The kernels of the best ISA for this CPU are picked at "
@@ -23,4 +25,15 @@ PYBIND11_MODULE(tensor_ops_cpp, m) {
     tensor_ops::bindings::bind_runtime(m);
     tensor_ops::bindings::bind_sampling(m);
     tensor_ops::bindings::bind_stream(m);
+}
+#undef PyInit_tensor_ops_cpp
+
+// In a sub-interpreter pybind11 would wait for ever, for a lock that the importing thread holds.
+extern "C" PYBIND11_EXPORT PyObject* PyInit_tensor_ops_cpp() {
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) return tensor_ops_cpp_init();
+    PyErr_SetString(PyExc_ImportError,
+                    "tensor_ops_cpp runs in Python's main interpreter only, and this is a "
+                    "sub-interpreter; under mod_wsgi, WSGIApplicationGroup %{GLOBAL} chooses the "
+                    "main one");
+    return nullptr;
 }

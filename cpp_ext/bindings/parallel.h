@@ -1,12 +1,11 @@
 // Runs an operation's work on the team, with as many threads as pay for themselves.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <optional>
 
+#include "bindings/gil.h"
 #include "threads/team.h"
 
 namespace tensor_ops::bindings {
@@ -19,8 +18,8 @@ inline constexpr std::size_t work_per_thread = 8192;
 // costs more than a second Python thread could gain.
 template <class F>
 void run_parallel(std::size_t work, F&& f) {
-    std::optional<pybind11::gil_scoped_release> release;
-    if (work >= work_per_thread) release.emplace();
+    std::optional<WithoutGil> released;
+    if (work >= work_per_thread) released.emplace();
     const std::size_t threads = std::clamp<std::size_t>(work / work_per_thread, 1, 1024);
     run_team(f, static_cast<int>(threads));
 }

@@ -4,9 +4,16 @@
 #include <cstring>
 #include <system_error>
 
+#include "bindings/gil.h"
 #include "bindings/matrix_object.h"
 #include "bindings/module.h"
 #include "threads/team.h"
+
+namespace pybind11::detail {
+template <>
+class type_caster<tensor_ops::AlignedBytes>
+    : public tensor_ops::bindings::MadeCaster<tensor_ops::AlignedBytes> {};
+}  // namespace pybind11::detail
 
 namespace tensor_ops::bindings {
 namespace {
@@ -54,8 +61,7 @@ PackedMatrixPtr packed_room(const MemoryPtr& memory, std::size_t offset, py::han
 // Where a range's bytes go: into a PackedMatrix, or as they are into a Memory from an offset on.
 // The function keeps neither a Python object nor the GIL: reading threads call and drop it.
 stream::Take take_into(const py::handle& target, std::size_t bytes) {
-    if (py::isinstance<PackedMatrix>(target)) {
-        const auto matrix = target.cast<PackedMatrixPtr>();
+    if (const PackedMatrixPtr matrix = packed_matrix(target)) {
         if (bytes != matrix_bytes(matrix->type(), matrix->n(), matrix->k()))
             value_error("Stream: a range has " + std::to_string(bytes) +
                         " bytes; the PackedMatrix that it goes to takes another number.");
@@ -78,10 +84,9 @@ stream::Range range_argument(const py::handle& item) {
     const auto [file, offset, bytes, targets] =
         item.cast<std::tuple<std::size_t, std::uint64_t, std::size_t, py::sequence>>();
     stream::Range range{file, offset, bytes, 1, {}};
-    for (const py::handle target : targets) {
-        if (py::isinstance<PackedMatrix>(target))
-            range.unit =
-                std::max<std::size_t>(1, target.cast<PackedMatrixPtr>()->group_source_bytes());
+    for (const py::object target : targets) {
+        if (const PackedMatrixPtr matrix = packed_matrix(target))
+            range.unit = std::max<std::size_t>(1, matrix->group_source_bytes());
         range.takes.push_back(take_into(target, bytes));
     }
     return range;
@@ -101,13 +106,13 @@ class PyStream {
         std::vector<stream::Section> read;
         try {
             options.slots = py::len(sections) ? options.slots : 1;
-            for (const py::handle item : sections) {
+            for (const py::object item : sections) {
                 stream::Section section;
                 for (const py::handle range : item) section.push_back(range_argument(range));
                 if (!section.empty()) options.slots = section[0].takes.size();
                 read.push_back(std::move(section));
             }
-            for (const py::handle item : files) {
+            for (const py::object item : files) {
                 const auto [descriptor, name] = item.cast<std::pair<int, std::string>>();
                 opened.push_back(std::make_shared<stream::File>(descriptor, name, direct));
             }
@@ -124,7 +129,7 @@ class PyStream {
         for (;;) {
             std::optional<stream::Taken> taken;
             try {
-                const py::gil_scoped_release release;
+                const WithoutGil released;
                 taken = stream_->take(std::chrono::milliseconds(100));
             } catch (const stream::Fault& fault) {
                 os_error(fault.error, fault.what(), fault.file);
@@ -137,7 +142,7 @@ class PyStream {
     void push(const py::sequence& ranges) {
         stream::Section section;
         try {
-            for (const py::handle range : ranges) section.push_back(range_argument(range));
+            for (const py::object range : ranges) section.push_back(range_argument(range));
         } catch (const py::cast_error&) {
             throw py::type_error(not_as_expected);
         }
@@ -147,7 +152,7 @@ class PyStream {
     void release() { stream_->release(); }
     void rewind() { stream_->rewind(); }
     void close() {
-        const py::gil_scoped_release release;
+        const WithoutGil released;
         stream_->close();
     }
 
@@ -171,20 +176,36 @@ class PyStream {
     std::optional<stream::Stream> stream_;
 };
 
+std::unique_ptr<PyStream> make_stream(const py::sequence& files, const py::sequence& sections,
+                                      std::size_t threads, std::size_t depth,
+                                      std::size_t piece_bytes, bool endless, bool direct,
+                                      py::handle io) {
+    return std::make_unique<PyStream>(files, sections, threads, depth, piece_bytes, endless, direct,
+                                      io);
+}
+
 }  // namespace
+}  // namespace tensor_ops::bindings
+
+namespace pybind11::detail {
+template <>
+class type_caster<tensor_ops::bindings::PyStream>
+    : public tensor_ops::bindings::MadeCaster<tensor_ops::bindings::PyStream> {};
+}  // namespace pybind11::detail
+
+namespace tensor_ops::bindings {
 
 void bind_stream(py::module_& m) {
     using py::arg;
-    py::class_<AlignedBytes, MemoryPtr>(
+    py::class_<AlignedBytes, MemoryPtr> memory(
         m, "Memory", py::buffer_protocol(),
         "Uninitialised memory, aligned for vectors, that matrices and streams share.\n\n"
-        "A buffer: np.frombuffer(memory, np.uint8) shows it. MemoryError where there is no more.")
-        .def(py::init(&make_memory), arg("nbytes"))
-        .def_property_readonly("nbytes", &AlignedBytes::size)
-        .def_buffer([](AlignedBytes& memory) {
-            return py::buffer_info(reinterpret_cast<std::uint8_t*>(memory.data()),
-                                   static_cast<py::ssize_t>(memory.size()));
-        });
+        "A buffer: np.frombuffer(memory, np.uint8) shows it. MemoryError where there is no more.");
+    define_init(memory, make_memory, arg("nbytes"));
+    memory.def_property_readonly("nbytes", &AlignedBytes::size).def_buffer([](AlignedBytes& bytes) {
+        return py::buffer_info(reinterpret_cast<std::uint8_t*>(bytes.data()),
+                               static_cast<py::ssize_t>(bytes.size()));
+    });
     m.def("packed_bytes", size_when_packed, arg("type"), arg("shape"),
           "Bytes of a matrix (n, k) of that type as PackedMatrix keeps it on the ISA in use.");
     m.def(
@@ -192,7 +213,7 @@ void bind_stream(py::module_& m) {
         "A PackedMatrix `offset` bytes into a Memory, a multiple of 64, for a Stream to fill.\n\n"
         "Until that is done its values are undefined. It keeps the Memory alive; others may be in "
         "the same place, for data that is there at other times.");
-    py::class_<PyStream>(
+    py::class_<PyStream> stream(
         m, "Stream",
         "Byte ranges of files, read ahead of need past the page cache, packed on the way, and "
         "handed over in order.\n\n"
@@ -205,12 +226,11 @@ void bind_stream(py::module_& m) {
         "threads: that pack; 0 for as many as operations use. depth, piece_bytes: reads under way "
         "and bytes of each. direct: past the page cache, where the file system takes that.\n"
         "io: \"auto\", which is io_uring where the kernel has it, or \"threads\".\n"
-        "ValueError for what does not fit together, OSError where a file cannot be used.")
-        .def(py::init<const py::sequence&, const py::sequence&, std::size_t, std::size_t,
-                      std::size_t, bool, bool, py::handle>(),
-             arg("files"), arg("sections"), py::kw_only(), arg("threads") = 0, arg("depth") = 10,
-             arg("piece_bytes") = 1 << 20, arg("endless") = true, arg("direct") = true,
-             arg("io") = "auto")
+        "ValueError for what does not fit together, OSError where a file cannot be used.");
+    define_init(stream, make_stream, arg("files"), arg("sections"), py::kw_only(),
+                arg("threads") = 0, arg("depth") = 10, arg("piece_bytes") = 1 << 20,
+                arg("endless") = true, arg("direct") = true, arg("io") = "auto");
+    stream
         .def("take", &PyStream::take,
              "Wait for the next section: (its index, the slot that it is in), until release().\n\n"
              "OSError, with file and offset, where it cannot be read, ends before, or was changed; "

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -42,18 +43,43 @@ void Executor::check_sequences(const Op& op, const Layer& layer, std::size_t n_t
                                     " tokens, and the batch has " + std::to_string(n_tokens));
 }
 
+std::int32_t* Executor::ids(std::size_t op) const {
+    return reinterpret_cast<std::int32_t*>(ids_.data()) + embeds_before_[op] * max_tokens_;
+}
+
+// That no two external buffers share a part of their memory, if an op writes one of them.  All of
+// it they may share: an elementwise op then writes over what it reads.
+void Executor::check_external(const Batch& batch) const {
+    const auto begin = [&](std::size_t b) {
+        return static_cast<const std::byte*>(batch.external[b]);
+    };
+    const auto end = [&](std::size_t b) { return begin(b) + external_bytes_[b] * batch.n_tokens; };
+    const std::size_t n = graph_.buffers.size();
+    for (std::size_t a = 0; a < n; ++a)
+        for (std::size_t b = 0; b < n; ++b) {
+            if (a == b || !external_bytes_[a] || !external_bytes_[b] || !written_[b]) continue;
+            if (begin(a) == begin(b) && end(a) == end(b)) continue;
+            if (std::less<>()(begin(a), end(b)) && std::less<>()(begin(b), end(a)))
+                throw std::invalid_argument("buffers '" + graph_.buffers[a].name + "' and '" +
+                                            graph_.buffers[b].name + "' overlap, and '" +
+                                            graph_.buffers[b].name +
+                                            "' is written; expected separate arrays");
+        }
+}
+
 void Executor::check_layer(const Layer& layer, const Batch& batch) const {
-    for (const Op& op : graph_.ops) {
+    for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
+        const Op& op = graph_.ops[i];
         if (op.kind == OpKind::kv_append || op.kind == OpKind::rope_append ||
             op.kind == OpKind::attention) {
             check_sequences(op, layer, batch.n_tokens);
         } else if (op.kind == OpKind::embed) {
             const auto& rows =
                 std::get<RawRows>((*layer.weights)[static_cast<std::size_t>(op.weight)]);
-            const auto* ids = reinterpret_cast<const std::int32_t*>(buffer(op.inputs[0], batch));
+            const std::int32_t* checked = ids(i);
             for (std::size_t t = 0; t < batch.n_tokens; ++t)
-                if (ids[t] < 0 || static_cast<std::size_t>(ids[t]) >= rows.n)
-                    throw std::invalid_argument("token " + std::to_string(ids[t]) +
+                if (checked[t] < 0 || static_cast<std::size_t>(checked[t]) >= rows.n)
+                    throw std::invalid_argument("token " + std::to_string(checked[t]) +
                                                 " is not in the vocabulary of " +
                                                 std::to_string(rows.n));
         }
@@ -185,6 +211,7 @@ struct Executor::Run {
             .kind = activations(op),
             .quantized = executor.quantized_.data(),
             .scratch = reinterpret_cast<float*>(executor.expert_rows_.data()),
+            .chosen = reinterpret_cast<std::uint32_t*>(executor.chosen_.data()),
             .y = buffer(op.output),
         };
         expert_linear(worker, std::get<Experts>(weight(op)), task);
@@ -223,9 +250,8 @@ struct Executor::Run {
         };
         switch (op.kind) {
             case OpKind::embed: {
-                const auto* ids = reinterpret_cast<const std::int32_t*>(in(0));
-                embed(worker, table, std::get<RawRows>(weight(op)), ids, n, op.scale,
-                      buffer(op.output));
+                embed(worker, table, std::get<RawRows>(weight(op)), executor.ids(index), n,
+                      op.scale, buffer(op.output));
                 break;
             }
             case OpKind::rms_norm:
@@ -348,11 +374,17 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
     if (batch.n_tokens > max_tokens_)
         throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
                                     "; this executor takes up to " + std::to_string(max_tokens_));
+    for (std::size_t i = 0; i < graph_.ops.size(); ++i)
+        if (const Op& op = graph_.ops[i]; op.kind == OpKind::embed)
+            std::copy_n(static_cast<const std::int32_t*>(
+                            batch.external[static_cast<std::size_t>(op.inputs[0])]),
+                        batch.n_tokens, ids(i));
     std::size_t n_sequences = 0;
     for (const Layer& layer : layers) {
         check_layer(layer, batch);
         n_sequences = std::max(n_sequences, layer.sequences.size());
     }
+    check_external(batch);
     if (batch.n_tokens == 0) return;
     const std::size_t parts = n_sequences * attention_workspace_floats * sizeof(float);
     if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);

@@ -36,9 +36,11 @@ class Executor {
 
     const Graph& graph() const { return graph_; }
     std::size_t max_tokens() const { return max_tokens_; }
+    // Whether the threads of a run meet before an op.
+    bool waits_before(std::size_t op) const { return barrier_before_[op] != 0; }
     std::size_t bytes() const {
         return arena_.size() + quantized_.size() + parts_.size() + expert_rows_.size() +
-               products_.size();
+               chosen_.size() + products_.size() + ids_.size();
     }
 
     // Runs the graph with one layer's weights and caches after another's, on the same buffers.
@@ -48,16 +50,22 @@ class Executor {
 
  private:
     struct Run;
+    void plan_external();
     void plan_buffers();
     void plan_barriers();
     void plan_norms();
     void check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const;
     void check_layer(const Layer& layer, const Batch& batch) const;
+    void check_external(const Batch& batch) const;
+    std::int32_t* ids(std::size_t op) const;
     float* buffer(int index, const Batch& batch) const;
 
     Graph graph_;
     std::size_t max_tokens_;
-    std::vector<std::size_t> offsets_;     // of internal buffers, floats per token into the arena
+    std::vector<std::size_t> offsets_;  // of internal buffers, floats per token into the arena
+    std::vector<std::size_t> external_bytes_;  // of each buffer for each token, 0 for internal ones
+    std::vector<char> written_;                // of each buffer: does an op write it?
+    std::vector<std::size_t> embeds_before_;   // of each op
     std::vector<char> barrier_before_;     // of each op: may it touch what another thread works on?
     Joining joining_ = Joining::any_time;  // routed rows decide how an expert's work is dealt out
     AlignedBytes arena_;
@@ -67,6 +75,8 @@ class Executor {
     AlignedBytes parts_;  // what attention to parts of a long cache gives, until it is merged;
                           // grows with the number of sequences, when one runs with more
     AlignedBytes expert_rows_;  // what one expert of the op at hand takes and gives
+    AlignedBytes chosen_;       // the experts that its route names
+    AlignedBytes ids_;  // of each embed op, as they were checked: what is outside may change
 };
 
 }  // namespace tensor_ops

@@ -14,11 +14,29 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
     if (max_tokens > largest_batch)
         throw std::invalid_argument("max_tokens is " + std::to_string(max_tokens) +
                                     "; expected at most " + std::to_string(largest_batch));
+    plan_external();
     plan_buffers();
     plan_barriers();
     plan_norms();
     for (const Op& op : graph_.ops)
         if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
+}
+
+void Executor::plan_external() {
+    const std::size_t n = graph_.buffers.size();
+    external_bytes_.assign(n, 0);
+    written_.assign(n, 0);
+    for (std::size_t b = 0; b < n; ++b)
+        if (graph_.buffers[b].external)
+            external_bytes_[b] = row_bytes(DType::f32, graph_.buffers[b].width);
+    for (const Op& op : graph_.ops) {
+        for (const int output : op.outputs()) written_[static_cast<std::size_t>(output)] = 1;
+        if (op.kind == OpKind::embed)
+            external_bytes_[static_cast<std::size_t>(op.inputs[0])] = sizeof(std::int32_t);
+        if (const int b = quantized_buffer(op); b >= 0)
+            external_bytes_[static_cast<std::size_t>(b)] =
+                row_bytes(DType::q8_0, graph_.buffers[static_cast<std::size_t>(b)].width);
+    }
 }
 
 // Gives each internal buffer a place for the ops between its first and last use, so that buffers
@@ -27,6 +45,7 @@ void Executor::plan_buffers() {
     const std::size_t n = graph_.buffers.size();
     std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
     std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0, product_floats = 0;
+    std::size_t embeds = 0, most_used = 0;
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
         const auto use = [&](int buffer) {
@@ -47,7 +66,10 @@ void Executor::plan_buffers() {
             quantized_bytes =
                 std::max(quantized_bytes, quantized_activation_bytes(kind, max_tokens_, x.width));
         }
+        embeds_before_.push_back(embeds);
+        if (op.kind == OpKind::embed) ++embeds;
         if (op.kind == OpKind::expert_linear) {
+            most_used = std::max(most_used, op.n_used);
             const std::size_t k = graph_.buffers[static_cast<std::size_t>(op.inputs[0])].width /
                                   (op.shared ? 1 : op.n_used);
             const std::size_t y = graph_.buffers[static_cast<std::size_t>(op.output)].width;
@@ -90,6 +112,8 @@ void Executor::plan_buffers() {
     if (__builtin_mul_overflow(max_tokens_ * sizeof(float), product_floats, &bytes))
         throw std::bad_alloc();
     products_ = AlignedBytes(bytes);
+    chosen_ = AlignedBytes(max_tokens_ * most_used * sizeof(std::uint32_t));
+    ids_ = AlignedBytes(max_tokens_ * embeds * sizeof(std::int32_t));
     quantized_ = AlignedBytes(quantized_bytes);
     parts_ = AlignedBytes(parts_floats * sizeof(float));
 }

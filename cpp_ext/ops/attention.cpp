@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "ops/ops.h"
 
@@ -123,6 +124,38 @@ AttentionParts parts_of(const Sequence& s, const Division& d, std::size_t head) 
     return parts;
 }
 
+// The positions that query token t of a sequence sees.
+std::size_t seen_positions(const AttentionCall& call, const Sequence& s, std::size_t t) {
+    const auto signed_size = [](std::size_t n) { return static_cast<std::ptrdiff_t>(n); };
+    const std::ptrdiff_t n_kv = signed_size(s.n_kv), p = n_kv - signed_size(s.n_q) + signed_size(t);
+    const std::ptrdiff_t window = signed_size(std::min(call.window, s.n_q + s.n_kv));
+    const std::ptrdiff_t begin = call.window ? p - window + 1 : 0;
+    const std::ptrdiff_t end = call.causal ? p + 1 : call.window ? p + window : n_kv;
+    const std::ptrdiff_t seen = std::min(end, n_kv) - std::max<std::ptrdiff_t>(begin, 0);
+    return static_cast<std::size_t>(std::max<std::ptrdiff_t>(seen, 0));
+}
+
+// head_dim is 0: every score is 0, and only lse has values.  K and V, without a byte, may have any
+// number of positions: they are counted, not visited.
+void attention_without_features(const Worker& worker, const AttentionCall& call) {
+    if (!call.lse) return;
+    for (std::size_t i = 0; i < n_sequences(call); ++i) {
+        const Sequence s = sequence(call, i, 0);
+        for_rows(worker, s.n_q, call.n_heads, [&](std::size_t first, std::size_t count) {
+            for (std::size_t t = first; t < first + count; ++t)
+                for (std::size_t head = 0; head < call.n_heads; ++head) {
+                    const double ones = std::log(static_cast<double>(seen_positions(call, s, t)));
+                    const double sink =
+                        call.sinks ? static_cast<double>(call.sinks[head]) : -HUGE_VAL;
+                    const double top = std::max(ones, sink);
+                    const double sum = std::exp(ones - top) + std::exp(sink - top);
+                    call.lse[(s.q_first + t) * call.n_heads + head] =
+                        static_cast<float>(top == -HUGE_VAL ? top : top + std::log(sum));
+                }
+        });
+    }
+}
+
 }  // namespace
 
 void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
@@ -141,6 +174,8 @@ void kv_append(const Worker& worker, const KernelTable& table, const float* k, c
 void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,
                float* workspace) {
     if (call.n_heads == 0 || (call.n_q == 0 && call.sequences.empty())) return;
+    if (call.sequences.empty() && call.cache.head_dim == 0)
+        return attention_without_features(worker, call);
     auto* scratch =
         static_cast<float*>(thread_scratch(table.attention_scratch_floats * sizeof(float)));
     const KvCache& shape = call.sequences.empty() ? call.cache : call.sequences[0].cache;

@@ -10,6 +10,14 @@
 namespace tensor_ops {
 namespace {
 
+// The expert that a route names for item row * n_used + u; n_experts for a number that is none's,
+// which a route may hold if it comes from elsewhere.
+std::uint32_t expert_of(const ExpertTask& task, std::size_t n_experts, std::size_t item) {
+    const float e = task.route[item / task.n_used * 2 * task.n_used + item % task.n_used];
+    return static_cast<std::uint32_t>(
+        e >= 0.0f && e < static_cast<float>(n_experts) ? static_cast<std::size_t>(e) : n_experts);
+}
+
 // The rows of a task by expert: those of expert e are `of(e)`, row * n_used + u each.
 class Groups {
  public:
@@ -20,10 +28,10 @@ class Groups {
             thread_scratch((n_experts + 1 + n) * sizeof(std::uint32_t)));
         items_ = ends_ + n_experts + 1;
         std::fill(ends_, items_, 0);
-        for (std::size_t i = 0; i < n; ++i) ++ends_[expert(task, i)];
+        for (std::size_t i = 0; i < n; ++i) ++ends_[task.chosen[i]];
         for (std::size_t e = 1; e <= n_experts; ++e) ends_[e] += ends_[e - 1];
         for (std::size_t i = n; i-- > 0;)
-            items_[--ends_[expert(task, i)]] = static_cast<std::uint32_t>(i);
+            items_[--ends_[task.chosen[i]]] = static_cast<std::uint32_t>(i);
         n_ = n;
     }
     std::span<const std::uint32_t> of(std::size_t e) const {
@@ -33,13 +41,6 @@ class Groups {
     std::span<const std::uint32_t> without_expert() const { return of(n_experts_); }
 
  private:
-    // n_experts for a number that is none's, which a route may hold if it comes from elsewhere.
-    std::size_t expert(const ExpertTask& task, std::size_t i) const {
-        const float e = task.route[i / task.n_used * 2 * task.n_used + i % task.n_used];
-        return e >= 0.0f && e < static_cast<float>(n_experts_) ? static_cast<std::size_t>(e)
-                                                               : n_experts_;
-    }
-
     std::size_t n_experts_, n_ = 0;
     std::uint32_t *ends_, *items_;  // ends_: where each expert's items begin, once all is counted
 };
@@ -111,6 +112,12 @@ void route(const Worker& worker, const KernelTable& table, const float* logits, 
 }
 
 void expert_linear(const Worker& worker, const Experts& experts, const ExpertTask& task) {
+    // A route that comes from outside may change at any time: it is read once, for all workers, who
+    // would else count differently and wait at different barriers.
+    if (worker.index() == 0)
+        for (std::size_t i = 0; i < task.rows * task.n_used; ++i)
+            task.chosen[i] = expert_of(task, experts.size(), i);
+    worker.barrier();
     const Groups groups(task, experts.size());
     const bool quantize = is_quantized(experts[0]->type()) && task.kind != Activations::f32;
     if (task.rows == 1)

@@ -4,6 +4,7 @@
 // [rows][2 * n_used].
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -26,9 +27,10 @@ struct ExpertTask {
     const float* route;
     std::size_t rows, n_used;
     Activations kind;
-    std::byte* quantized;  // for max(rows, n_used) quantised rows of k, where kind needs it
-    float* scratch;        // [rows][k + n]
-    float* y;              // [rows][n_used][n]
+    std::byte* quantized;   // for max(rows, n_used) quantised rows of k, where kind needs it
+    float* scratch;         // [rows][k + n]
+    std::uint32_t* chosen;  // [rows][n_used], for the experts that the route names
+    float* y;               // [rows][n_used][n]
 };
 // y[r][u] = x w^T for the u-th expert w of row r; NaN where the route names none.
 void expert_linear(const Worker& worker, const Experts& experts, const ExpertTask& task);

@@ -70,6 +70,7 @@ std::size_t quantized_activation_bytes(Activations kind, std::size_t rows, std::
 
 void quantize_activations(const Worker& worker, const KernelTable& table, Activations kind,
                           const float* x, std::size_t rows, std::size_t k, std::byte* xq) {
+    if (k == 0) return;
     deal(worker, rows, table.activation_tile, [&](std::size_t first, std::size_t last) {
         table.quantize_activations(kind, x, rows, k, first, last, xq);
     });
@@ -86,6 +87,7 @@ void linear_groups(const PackedMatrix& w, const LinearInput& input, std::size_t 
 
 void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,
             const std::byte* xq, std::size_t rows, float* y) {
+    if (rows == 0) return;
     const LinearInput input{x, kind, xq, rows};
     deal(worker, w.groups(), dealt_groups,
          [&](std::size_t first, std::size_t last) { linear_groups(w, input, first, last, y); });
@@ -93,6 +95,7 @@ void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activat
 
 void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,
                   std::size_t n, std::size_t k, const float* x, std::size_t rows, float* y) {
+    if (rows == 0) return;
     auto* scratch =
         static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));
     deal(worker, n, column_unit(worker, table, n, 512), [&](std::size_t first, std::size_t last) {
@@ -129,6 +132,7 @@ void matmul_one_row(const Worker& worker, const KernelTable& table, const float*
 
 void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b,
             float* c, std::size_t m, std::size_t k, std::size_t n, float* sums) {
+    if (m == 0 || n == 0) return;
     if (m == 1 && n >= 1024) return matmul_one_row(worker, table, a, b, c, k, n, sums);
     auto* scratch =
         static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));

@@ -24,10 +24,12 @@ void for_elements(const Worker& worker, std::size_t n, F&& f) {
          [&](std::size_t first, std::size_t last) { f(first, last - first); });
 }
 
-// Calls f(first, count) for this worker's chunks of rows of n elements.
+// Calls f(first, count) for this worker's chunks of rows of n elements.  Rows of none are not
+// visited: without a byte of memory there may be 2^63 of them.
 template <class F>
 void for_rows(const Worker& worker, std::size_t rows, std::size_t n, F&& f) {
-    deal(worker, rows, std::max<std::size_t>(1, dealt_elements / std::max<std::size_t>(n, 1)),
+    if (n == 0) return;
+    deal(worker, rows, std::max<std::size_t>(1, dealt_elements / n),
          [&](std::size_t first, std::size_t last) { f(first, last - first); });
 }
 

@@ -102,20 +102,26 @@ void Schedule::done(const Piece& piece, std::optional<Fault> fault, double take_
 
 std::optional<Taken> Schedule::take(std::chrono::milliseconds at_most) {
     std::unique_lock lock(mutex_);
-    if (closed_) throw std::logic_error("it is closed");
-    if (held_) throw std::logic_error("the last section was not released");
-    if (!endless_ && next_ >= sections_.size()) throw std::logic_error("there is no other section");
-    const Slot& slot = slots_[next_ % slots_.size()];
+    // Again after the wait: another thread may have taken this section, or ended all.
+    const auto check = [&] {
+        if (closed_) throw std::logic_error("it is closed");
+        if (held_) throw std::logic_error("the last section was not released");
+        if (!endless_ && next_ >= sections_.size())
+            throw std::logic_error("there is no other section");
+    };
+    check();
     const auto is_there = [&] {
-        return closed_ || slot.fault || (slot.sequence == next_ && slot.left == 0);
+        const Slot& here = slots_[next_ % slots_.size()];
+        return closed_ || held_ || here.fault || (here.sequence == next_ && here.left == 0);
     };
     if (!is_there()) {
         const auto start = Clock::now();
         const bool came = progress_.wait_for(lock, at_most, is_there);
         counts_.waited_for_disk += seconds_since(start);
         if (!came) return std::nullopt;
+        check();
     }
-    if (closed_) throw std::logic_error("it is closed");
+    const Slot& slot = slots_[next_ % slots_.size()];
     if (slot.fault) throw *slot.fault;
     const std::size_t section = next_ % sections_.size();
     for (const Range& range : sections_[section].ranges) {

@@ -1,0 +1,113 @@
+"""A model that is ready to run, for one caller at a time."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.engine.decoder import Decoder
+from airllm.engine.settings import ContextFullError, Limits
+from airllm.text.prompts import PromptReader
+from airllm.util.closing import Closing
+from airllm.util.progress import OnProgress
+from airllm.weights.plan_model import PlannedModel
+
+__all__ = ["LoadedModel"]
+
+_log = logging.getLogger("airllm")
+
+
+class LoadedModel(Closing):
+    """What an engine has of its model: the file, what that says of texts, and the decoder.
+
+    planned: its file, closed with this. config: what it is made of. context: tokens that fit.
+    prompts: texts as tokens.
+    """
+
+    def __init__(
+        self,
+        planned: PlannedModel,
+        *,
+        decode_threads: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """planned: this one's from now on, also where this fails.
+        decode_threads, on_progress: see LayerWiseInferenceEngine."""
+        self.planned = planned
+        try:
+            if decode_threads is not None and planned.backend.name == "numpy":
+                text = "decode_threads=%d changes nothing on the NumPy backend"
+                _log.warning(text, decode_threads)
+            self.config = planned.model.config
+            self.context = planned.plan.context
+            self.prompts = PromptReader(planned.file.metadata)
+            self._busy = threading.Lock()
+            self._decoder: Decoder | None = Decoder(
+                planned, decode_threads=decode_threads or 0, on_progress=on_progress
+            )
+        except BaseException:
+            planned.close()
+            raise
+        self.closed = False
+
+    @property
+    def decoder(self) -> Decoder:
+        """Whoever evaluates with it takes it from `exclusive`. RuntimeError after `close`."""
+        if self._decoder is None:
+            raise RuntimeError("the engine is closed")
+        return self._decoder
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Decoder]:
+        """The decoder, for one caller at a time. RuntimeError for the second, and after close."""
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError(
+                "the engine is busy: another thread uses it, or a stream() is not finished; close "
+                "the stream, or open an engine for each thread"
+            )
+        try:
+            yield self.decoder
+        finally:
+            self._busy.release()
+
+    def limits_for(self, ids: Sequence[int], limits: Limits) -> Limits:
+        """The limits for a prompt. ContextFullError where it does not fit."""
+        if len(ids) > self.context:
+            raise ContextFullError(
+                f"the prompt has {len(ids)} tokens; the context has room for {self.context}. "
+                f"context= makes it larger; this model allows {self.config.context_length}."
+            )
+        tokenizer = self.prompts.tokenizer
+        has_bos = tokenizer.add_bos and ids[0] == tokenizer.bos_id
+        return limits.for_prompt(len(ids), has_bos, self.context)
+
+    def checked_ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
+        """int32 [n], at least one. ValueError or TypeError for what are no tokens of this model."""
+        one = tokens[0] if type(tokens) is list and len(tokens) == 1 else None
+        if type(one) is int and 0 <= one < self.config.vocab_size:
+            return np.array(tokens, np.int32)  # decoding: a tenth of the time of what follows
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or not ids.size:
+            raise ValueError(f"tokens have shape {list(ids.shape)}; expected [n], n at least 1")
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"tokens are {ids.dtype}; expected integers")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"token {low if low < 0 else high} is not in the vocabulary; expected "
+                f"0 to {self.config.vocab_size - 1}"
+            )
+        return np.ascontiguousarray(ids, dtype=np.int32)
+
+    def release(self) -> None:
+        """What reads ahead first, then the file that it reads."""
+        if self._decoder is not None:
+            self._decoder.close()
+        self._decoder = None
+        self.planned.close()
+
+    def __repr__(self) -> str:
+        return f"the engine of {str(self.planned.file.path)!r}"
