@@ -48,7 +48,7 @@ def open_own_folder(path: Path, *, create: bool) -> int:
     return descriptor
 
 
-def open_own_file(folder: int, name: str, shown: Path, *, append: bool = False) -> int:
+def open_own_file(folder: int, name: str, shown: Path) -> int:
     """Open a file of open_own_folder's folder to read and write, or create it, for this user alone:
     mode 0600.
 
@@ -56,8 +56,6 @@ def open_own_file(folder: int, name: str, shown: Path, *, append: bool = False) 
     file, or has a second name somewhere; other OSErrors as open.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC  # both ways: no pipe waits
-    if append:
-        flags |= os.O_APPEND
     try:
         descriptor = os.open(name, flags, 0o600, dir_fd=folder)
     except OSError as error:
