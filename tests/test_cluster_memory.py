@@ -229,6 +229,28 @@ def test_a_disk_without_room_is_refused_before_the_weights_come(model, monkeypat
     assert re.search(r"too little, and of the [0-9.]+ MB that the disk would .* for 1\.0 MB$", text)
 
 
+def test_a_run_that_breaks_off_gives_the_disk_back(model, monkeypatch, process_takes):
+    made_well, spills = run.open_spill, []
+
+    def make(*arguments):
+        spills.append(made_well(*arguments))
+        close_well = spills[-1].close
+        spills[-1].close = lambda: (spills.append("closed"), close_well())
+        return spills[0]
+
+    def die(name):
+        if name == "weights":
+            raise ConnectionError
+
+    monkeypatch.setattr(run, "open_spill", make)
+    process_takes(10_000_000)
+    with workers(1, ram=100_000_000) as made:
+        with pytest.raises(ConnectionError):
+            Root(model, addresses(made), stage=die)
+        made[0].report.wait_for("run_failed")
+    assert spills[1:] == ["closed"]
+
+
 def test_what_the_disk_takes_is_counted_in_whole_pages_of_all_that_streams():
     data = bytes(dllama_recording.read_recording("qwen3moe-q40")[0][0, 0].to_worker)
     take = take_from(data)
