@@ -1,6 +1,7 @@
 """Which of those who connected are the other workers: who stays, is silent, and brings a slice."""
 
 import contextlib
+import select
 import socket
 import threading
 
@@ -79,7 +80,8 @@ def test_a_workers_next_bytes_are_read_as_they_come(visitors):
     say(links[0], far[0], bytes(100))
     [link] = proved(links, 1, 100, 5.0)
     assert link.take(100) == bytes(100)
-    far[0].sendall(b"x")
+    say(link, far[0], b"x")
+    assert select.select([link.sock], [], [], 0)[0]
     assert link.take(1) == b"x"
 
 
