@@ -18,6 +18,7 @@ from worker_threads import addresses, workers
 
 from airllm.cluster.link import LinkError
 from airllm.cluster.protocol import NO_MORE_WEIGHTS, Control, Handshake, encode_ack
+from airllm.cluster.run import Run
 from airllm.cluster.wire import encode_name, encode_u32
 
 SMALL = Shape("llama", True, dim=128, hidden=128, layers=1, heads=4, kv_heads=4, length=40)
@@ -222,6 +223,27 @@ def test_a_position_whose_keys_are_missing_ends_the_run(model):
         [text] = made[0].report.wait_for("run_failed")
         assert "the position is 4; expected at most 3, the first without keys" in text
         root.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError("7 GB"), "out of memory: 7 GB"),
+        (OSError(5, "Input/output error", "weights"), "Input/output error: 'weights'"),
+        (KeyError("a fault of ours"), "KeyError: 'a fault of ours'"),
+    ],
+)
+def test_whatever_goes_wrong_in_a_run_the_next_root_is_served(model, error, says, monkeypatch):
+    def fail(*_):
+        raise error
+
+    with workers(1) as made:
+        with monkeypatch.context() as patch, dial(made[0]) as sock:
+            patch.setattr(Run, "_serve", fail)
+            sock.sendall(Handshake(1, 0, ()).encode())
+            [text] = made[0].report.wait_for("run_failed")
+        assert says in text
+        assert serves(model, made)
 
 
 def test_a_root_that_is_idle_for_too_long_is_given_up(model):
