@@ -209,6 +209,18 @@ def test_weights_are_told_with_rate_and_time_left(monkeypatch):
     ]
 
 
+def test_what_a_run_has_done_is_told_once_a_second(monkeypatch):
+    clock = iter([0.0, 0.5, 1.0, 1.9, 2.1])
+    monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
+    told = Report()
+    updates = []
+    monkeypatch.setattr(told, "update", lambda run: updates.append(run["steps"]))
+    measured = meter.Meter(told)
+    for _ in range(4):
+        measured.step(1, 0.1, 0.1, 0.0, 0.0)
+    assert updates == [2, 4]
+
+
 def test_the_status_of_each_user_has_a_place_of_its_own(monkeypatch):
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(report.os, "getuid", lambda: 77)

@@ -187,6 +187,16 @@ def test_a_message_that_drips_is_given_up(pair):
     assert bytes(rest) == b"yz"
 
 
+def test_a_deadline_ends_messages_that_come_one_by_one(pair, slow_clock):
+    a, b = pair
+    b.set_deadline(3.0)
+    a.send(b"x")
+    assert b.take(1) == b"x"
+    a.send(b"y")
+    with pytest.raises(LinkError, match="right did not complete the handshake in time"):
+        b.take(1)
+
+
 def test_a_sync_that_drips_is_given_up(pair, slow_clock):
     a, b = pair
     a.send(b"x" * 10)
