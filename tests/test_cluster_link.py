@@ -3,6 +3,7 @@
 import ipaddress
 import itertools
 import socket
+import struct
 import threading
 import time
 
@@ -66,6 +67,16 @@ def test_both_may_write_more_than_sockets_hold(pair):
         side.join(20)
     assert bytes(received[0]) == bytes([2]) * n
     assert bytes(received[1]) == bytes([1]) * n
+
+
+def test_a_patience_for_some_bytes_alone_ends_with_them(pair):
+    a, b = pair
+    timer = threading.Timer(0.02, a.send, (b"x",))
+    timer.start()
+    b.read_soon(view(1), 0.0, 60.0)
+    timer.join()
+    limit = b.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
+    assert struct.unpack("@ll", limit) == (5, 0)
 
 
 @pytest.mark.parametrize("spin", [0.0, 0.01])
