@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airllm.engine.limits import Limits
 from fake_engine import FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_model import Sizes, write_tiny_model
 
 from airllm.cli import main
-from airllm.engine.limits import Limits
 from airllm.engine.sampling import Sampling
 from airllm.tools.batch_file import SETTINGS, Answers, BatchError, read_jobs
 from airllm.weights.budget import BudgetError
