@@ -26,6 +26,7 @@ from airllm.text.prompts import Prompt, prompt_list
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.arguments import check_choice, check_count
 from airllm.util.progress import OnProgress
+from airllm.util.shown import shown
 from airllm.util.system import resident_bytes
 from airllm.weights.budget import BudgetError
 from airllm.weights.plan import Plan
@@ -97,9 +98,9 @@ class LayerWiseInferenceEngine:
         check_choice("kv_type", kv_type, get_args(KVType))
         check_choice("activations", activations, get_args(Activations))
         if batch_size is not None:
-            check_count("batch_size", batch_size)
+            batch_size = check_count("batch_size", batch_size)
         if decode_threads is not None:
-            check_count("decode_threads", decode_threads)
+            decode_threads = check_count("decode_threads", decode_threads)
         planned = PlannedModel.open(
             model_path,
             backend=backend,
@@ -458,4 +459,9 @@ class LayerWiseInferenceEngine:
 
 
 def _strings(strings: str | Sequence[str]) -> tuple[str, ...]:
-    return (strings,) if isinstance(strings, str) else tuple(strings)
+    if isinstance(strings, str):
+        return (strings,)
+    try:
+        return tuple(strings)
+    except TypeError:
+        raise TypeError(f"stop is {shown(strings)}; expected a string, or several") from None
