@@ -340,10 +340,13 @@ def _locked(path: Path) -> Iterator[None]:
     except ImportError:  # Windows: two pulls at a time are not kept apart
         yield
         return
-    with path.open("w") as file:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.info("waiting for another pull of the same model")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(file)

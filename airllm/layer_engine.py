@@ -7,7 +7,7 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 from airllm.backends.profiling import Profile
 from airllm.engine.continuation import Generation
 from airllm.engine.generation import continue_prompt
-from airllm.engine.limits import ContextFullError, Limits, OnFull
 from airllm.engine.loaded_model import LoadedModel
-from airllm.engine.sampling import Sampling
+from airllm.engine.settings import (
+    AnswerOptions,
+    ContextFullError,
+    Limits,
+    settings_of,
+    takes_answer_options,
+)
 from airllm.graph.graph import Activations
 from airllm.models import ModelConfig
 from airllm.state.kv_cache import KVType
@@ -26,7 +31,6 @@ from airllm.text.prompts import Prompt, prompt_list
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.arguments import check_choice, check_count
 from airllm.util.progress import OnProgress
-from airllm.util.shown import shown
 from airllm.util.system import resident_bytes
 from airllm.weights.budget import BudgetError
 from airllm.weights.plan import Plan
@@ -127,24 +131,16 @@ class LayerWiseInferenceEngine:
         """How the model wants a chat written. FormatError if its file does not say."""
         return self._model.prompts.chat_template
 
+    @takes_answer_options
     def generate(
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        on_full: OnFull = "stop",
-        keep: int = 0,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Continue a text, or answer the last of some messages.
 
@@ -158,7 +154,7 @@ class LayerWiseInferenceEngine:
             model's chat template gives it.
         temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.sampling.Sampling.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what happens where the
-            context does; see airllm.engine.limits.Limits.
+            context does; see airllm.engine.settings.Limits.
         lookahead: guess up to so many next tokens from what stood in the prompt and the answer
             before, and check them in one pass, up to 63; 0 for none. The answer stays the same
             (airllm.engine.lookahead). None: 8 with a draft, and where each pass waits for the disk.
@@ -172,8 +168,7 @@ class LayerWiseInferenceEngine:
         says: what to leave out of a prompt is for its author to decide. It, Ctrl-C and whatever
         the callbacks raise leave the engine usable.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
+        sampling, limits = settings_of(**options)
         pieces = continue_prompt(
             self._model,
             prompt,
@@ -193,30 +188,21 @@ class LayerWiseInferenceEngine:
                 if on_token is not None:
                     on_token(piece)
 
+    @takes_answer_options
     def stream(
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        on_full: OnFull = "stop",
-        keep: int = 0,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Iterator[str]:
         """generate, as an iterator over the pieces of text.
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
+        sampling, limits = settings_of(**options)
         return continue_prompt(
             self._model,
             prompt,
@@ -227,23 +213,15 @@ class LayerWiseInferenceEngine:
             on_progress=on_progress,
         )
 
+    @takes_answer_options
     def generate_batch(
         self,
         prompts: Sequence[Prompt],
         *,
         batch: int = 8,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        on_full: OnFull = "stop",
-        keep: int = 0,
         on_token: Callable[[int, str], None] | None = None,
         on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> list[Generation]:
         """Continue several prompts, each as `generate` does, and return the answers in order.
 
@@ -266,21 +244,7 @@ class LayerWiseInferenceEngine:
         """
         prompts = prompt_list(prompts)
         done: dict[int, Generation] = {}
-        answers = self.stream_batch(
-            prompts,
-            batch=batch,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            seed=seed,
-            stop=stop,
-            on_full=on_full,
-            keep=keep,
-            on_token=on_token,
-        )
+        answers = self.stream_batch(prompts, batch=batch, on_token=on_token, **options)
         with closing(answers):
             for index, generation in answers:
                 done[index] = generation
@@ -288,23 +252,15 @@ class LayerWiseInferenceEngine:
                     on_progress(len(done), len(prompts))
         return [done[index] for index in range(len(prompts))]
 
+    @takes_answer_options
     def stream_batch(
         self,
         prompts: Sequence[Prompt],
         *,
         batch: int = 8,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        on_full: OnFull = "stop",
-        keep: int = 0,
         on_token: Callable[[int, str], None] | None = None,
         on_layer: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Generator[tuple[int, Generation], None, None]:
         """generate_batch, as an iterator over the index of each prompt and its answer, in the order
         in which they get ready.
@@ -316,8 +272,7 @@ class LayerWiseInferenceEngine:
         """
         from airllm.engine.batch_generation import continue_prompts
 
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        limits = Limits(max_new_tokens, _strings(stop), on_full, keep)
+        sampling, limits = settings_of(**options)
         return continue_prompts(self._model, prompts, batch, sampling, limits, on_token, on_layer)
 
     def prompt_length(self, prompt: Prompt) -> int:
@@ -456,12 +411,3 @@ class LayerWiseInferenceEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _strings(strings: str | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(strings, str):
-        return (strings,)
-    try:
-        return tuple(strings)
-    except TypeError:
-        raise TypeError(f"stop is {shown(strings)}; expected a string, or several") from None

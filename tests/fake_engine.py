@@ -4,17 +4,25 @@ Its tokens are words: "a b c" has three.
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from airllm.backends.profiling import OpProfile
+from airllm.cli.engine import Engine
+from airllm.engine.continuation import FinishReason, Generation
+from airllm.engine.settings import AnswerOptions
+from airllm.text.prompts import Prompt
+from airllm.util.metadata import FormatError
+from airllm.util.progress import OnProgress
+from airllm.weights.plan import Plan
 
 WORDS = ["<eos>", "a", "b", "c", "hello", "world"]
 
@@ -23,8 +31,37 @@ class FakeTokenizer:
     bos_id: int | None = None
     add_bos = False
 
-    def encode(self, text: str, **_: bool) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         return [WORDS.index(word) if word in WORDS else 0 for word in text.split()]
+
+
+@dataclass
+class FakeConfig:
+    vocab_size: int = len(WORDS)
+    context_length: int = 1000
+
+
+class FakeSequences:
+    def __init__(self, n: int) -> None:
+        self._logits = np.zeros((n, len(WORDS)), np.float32)
+
+    def reset(self) -> None:
+        pass
+
+    def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        return self._logits
+
+
+class FakeProfile:
+    """Two ops; half a millisecond in all."""
+
+    call_seconds = 5e-4
+
+    def ops(self) -> list[OpProfile]:
+        return [
+            OpProfile("linear ffn_up", 6, 3e-4, 6_000_000, 30_000_000),
+            OpProfile("add", 12, 1e-4, 4000, 1000),
+        ]
 
 
 class FakeEngine:
@@ -35,15 +72,15 @@ class FakeEngine:
     def __init__(
         self,
         *answers: Sequence[str | BaseException],
-        finish_reason: str = "stop",
+        finish_reason: FinishReason = "stop",
         context: int = 1000,
     ) -> None:
         self._answers = list(answers)
         self._finish_reason = finish_reason
         self.context = context
-        self.config = SimpleNamespace(vocab_size=len(WORDS), context_length=1000)
+        self.config = FakeConfig()
         self.tokenizer = FakeTokenizer()
-        self.chat_template: str | None = "a template"
+        self.has_chat_template = True
         self.requests: list[Any] = []  # prompt or messages of each generate()
         self.sampling: dict[str, Any] = {}
         self.opened_with: dict[str, Any] = {}
@@ -55,19 +92,29 @@ class FakeEngine:
         self.streamed: dict[str, Any] | None = None
         self.memory_bytes = 1000  # in all
 
+    @property
+    def chat_template(self) -> object:
+        if not self.has_chat_template:
+            raise FormatError("m.gguf: has no chat template")
+        return "a template"
+
     def generate(
         self,
-        request: str | list[dict[str, str]],
+        prompt: Prompt,
         *,
+        lookahead: int | None = None,
+        draft: Self | None = None,
         on_token: Callable[[str], None] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-        **sampling: Any,
-    ) -> SimpleNamespace:
-        self.requests.append(request if isinstance(request, str) else list(request))
+        on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Generation:
+        if not isinstance(prompt, str):
+            _ = self.chat_template
+        self.requests.append(prompt if isinstance(prompt, str) else list(prompt))
         if on_progress is not None:
             on_progress(1, 2)
             on_progress(2, 2)
-        self.sampling = sampling
+        self.sampling = {"lookahead": lookahead, "draft": draft, **options}
         said = []
         for piece in self._answers.pop(0):
             if isinstance(piece, BaseException):
@@ -75,9 +122,9 @@ class FakeEngine:
             said.append(piece)
             if on_token is not None:
                 on_token(piece)
-        return SimpleNamespace(
+        return Generation(
             text="".join(said),
-            tokens=list(range(len(said))),
+            tokens=tuple(range(len(said))),
             prompt_tokens=7,
             reused_tokens=0,
             shifted_tokens=self.shifted_tokens,
@@ -88,33 +135,38 @@ class FakeEngine:
             decode_tokens_per_second=8.0,
             passes=len(said),
             accepted_tokens=0,
-            tokens_per_pass=1.0,
         )
 
     def stream_batch(
         self,
-        prompts: Sequence[Any],
+        prompts: Sequence[Prompt],
         *,
-        batch: int,
+        batch: int = 8,
         on_token: Callable[[int, str], None] | None = None,
-        **sampling: Any,
-    ) -> Generator[tuple[int, SimpleNamespace], None, None]:
+        on_layer: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Generator[tuple[int, Generation], None, None]:
         """The last prompt first, to see who relies on the order."""
         for index in reversed(range(len(prompts))):
             own = None if on_token is None else partial(on_token, index)
-            yield index, self.generate(prompts[index], on_token=own, **sampling)
+            yield index, self.generate(prompts[index], on_token=own, **options)
 
-    def prompt_length(self, prompt: Any) -> int:
+    def prompt_length(self, prompt: Prompt) -> int:
         if "too long" in str(prompt):
             raise ValueError("it is too long")
         return 7
 
-    def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
-        return self.tokenizer.encode(" ".join(message["content"] for message in messages))
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        texts = [prompt] if isinstance(prompt, str) else [each["content"] for each in prompt]
+        return self.tokenizer.encode(" ".join(texts))
 
     def forward(
-        self, tokens: Sequence[int], *, last_only: bool = True, on_progress: object = None
-    ) -> np.ndarray:
+        self,
+        tokens: Sequence[int],
+        *,
+        last_only: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> NDArray[np.float32]:
         """Every token is equally likely."""
         shape = (len(WORDS),) if last_only else (len(tokens), len(WORDS))
         return np.zeros(shape, np.float32)
@@ -123,21 +175,15 @@ class FakeEngine:
         self.resets += 1
 
     @contextmanager
-    def sequences(self, n: int, capacity: int) -> Iterator[SimpleNamespace]:
+    def sequences(self, n: int, capacity: int) -> Iterator[FakeSequences]:
         self.batches.append((n, capacity))
-        logits = np.zeros((n, len(WORDS)), np.float32)
-        yield SimpleNamespace(reset=lambda: None, forward=lambda tokens: logits)
+        yield FakeSequences(n)
 
     @contextmanager
-    def profile(self) -> Iterator[SimpleNamespace]:
-        """Two ops; half a millisecond in all."""
-        ops = [
-            OpProfile("linear ffn_up", 6, 3e-4, 6_000_000, 30_000_000),
-            OpProfile("add", 12, 1e-4, 4000, 1000),
-        ]
-        yield SimpleNamespace(ops=lambda: ops, call_seconds=5e-4, op_seconds=4e-4)
+    def profile(self) -> Iterator[FakeProfile]:
+        yield FakeProfile()
 
-    def save_session(self, path: Path, *, messages: Sequence[dict[str, str]]) -> None:
+    def save_session(self, path: Path, *, messages: Sequence[Mapping[str, str]] = ()) -> None:
         path.write_text(json.dumps(messages))
 
     def load_session(self, path: Path) -> list[dict[str, str]]:
@@ -147,12 +193,22 @@ class FakeEngine:
     def stream_stats(self) -> dict[str, Any] | None:
         return self.streamed
 
-    def plan(self) -> SimpleNamespace:
-        return SimpleNamespace(
-            total_bytes=self.memory_bytes,
-            streams=self.streamed is not None,
-            embedding="pinned",
+    def plan(self) -> Plan:
+        return Plan(
+            budget_bytes=None,
+            model_bytes=self.memory_bytes,
             context=self.context,
+            batch_size=1,
+            kv_cache_bytes=0,
+            buffer_bytes=0,
+            pinned_bytes=self.memory_bytes,
+            ring_bytes=0,
+            slots=0,
+            pinned_layers=(0,) if self.streamed is None else (),
+            streamed_layers=() if self.streamed is None else (0,),
+            head="pinned",
+            embedding="pinned",
+            streamed_bytes_per_pass=0 if self.streamed is None else 1,
         )
 
     def fingerprint(self) -> bytes:
@@ -170,7 +226,7 @@ class FakeEngine:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Self:
         """Every command opens this engine from now on."""
 
-        def open_engine(args: Any, **options: Any) -> FakeEngine:
+        def open_engine(args: Any, **options: Any) -> Engine:
             self.opened_with = {"model": args.model, **options}
             return self
 

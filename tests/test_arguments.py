@@ -12,8 +12,8 @@ from tiny_model import write_tiny_model
 
 from airllm.backends import load_backend
 from airllm.cli import options
-from airllm.engine.limits import Limits
-from airllm.engine.sampling import Sampler, Sampling
+from airllm.engine.sampling import Sampler
+from airllm.engine.settings import Limits, Sampling
 from airllm.graph.rewrite import fusion_wanted
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.numpy_ops import cpu_budget

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tiny_model import Sizes, write_tiny_model
 
 from airllm.cli import main
-from airllm.engine.limits import Limits
 from airllm.engine.sampling import Sampling
+from airllm.engine.settings import Limits
 from airllm.tools.batch_file import SETTINGS, Answers, BatchError, read_jobs
 from airllm.weights.budget import BudgetError
 from airllm.weights.plan_model import plan_model

@@ -223,9 +223,9 @@ def test_a_model_without_a_chat_template_is_refused_before_the_first_message(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     engine = FakeEngine()
-    engine.chat_template = None
+    engine.has_chat_template = False
     assert chat(monkeypatch, engine, "") == 1
-    assert "m.gguf has no chat template" in capsys.readouterr().err
+    assert "m.gguf: has no chat template" in capsys.readouterr().err
 
 
 class TypedLines(io.StringIO):

@@ -148,7 +148,7 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         "min_p": 0.1,
         "repeat_penalty": 1.2,
         "seed": 3,
-        "stop": ("a", "b"),
+        "stop": ["a", "b"],
         "on_full": "shift",
         "keep": -1,
         "lookahead": 5,
@@ -201,9 +201,9 @@ def test_chat_with_a_model_that_has_no_template_is_refused_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     engine = FakeEngine().install(monkeypatch)
-    engine.chat_template = None
+    engine.has_chat_template = False
     assert generate("--prompt", "Why?", "--chat") == 1
-    assert "m.gguf has no chat template" in capsys.readouterr().err
+    assert "m.gguf: has no chat template" in capsys.readouterr().err
 
 
 def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

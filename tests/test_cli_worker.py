@@ -111,13 +111,12 @@ def test_json_events_are_a_line_each(capsys):
 
 
 def test_weights_are_told_with_rate_and_time_left(monkeypatch):
-
     clock = iter([0.0, 1.0, 6.0, 7.0])
     monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
     lines = []
     told = Report()
     monkeypatch.setattr(told, "event", lambda name, text, fields: lines.append(text))
-    progress = meter.Progress(90_000_000, told)
+    progress = meter.WeightsProgress(90_000_000, told)
     progress.add(10_000_000)
     progress.add(20_000_000)
     progress.finish()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from dllama_model import Model, Shape
 from dllama_root import Root
+from variants import variant
 from worker_threads import addresses, workers
 
 # Of the largest logit. F32: sums of up to 256 products in another order. Q80: a rounding that tips
@@ -24,7 +25,7 @@ def assert_close(logits, expected, shape):
     assert error <= (Q80_BOUND if shape.quantized else F32_BOUND)
 
 
-@pytest.mark.parametrize("n", [1, 3, 7])
+@pytest.mark.parametrize("n", [variant(1), 3, variant(7)])
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_cluster_computes_the_models_logits(name, n):
     model = Model(SHAPES[name], seed=n)

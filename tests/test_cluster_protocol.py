@@ -7,6 +7,7 @@ program or a ProtocolError, and no byte is allocated because a peer says so.
 
 import contextlib
 import itertools
+import random
 import struct
 import tracemalloc
 from functools import cache
@@ -96,7 +97,17 @@ def test_messages_written_again_are_the_bytes_that_were_read(name, worker):
     assert all(header in data for header in headers)
 
 
-def test_a_session_that_ends_anywhere_is_an_error():
+def some_or_all(places, amount):
+    """All of the places, in their order, or a sample of them that is the same in every run."""
+    places = sorted(places)
+    return places if amount == "all" else sorted(random.Random(0).sample(places, 150))
+
+
+AMOUNTS = ["some", pytest.param("all", marks=pytest.mark.fuzz)]
+
+
+@pytest.mark.parametrize("amount", AMOUNTS)
+def test_a_session_that_ends_anywhere_is_an_error(amount):
     """Every end within the configs; after them, where weights differ only in their bytes, the first
     and last byte of every read, as all between are the same to the reader."""
     data, begin = session("llama-q40")
@@ -110,7 +121,7 @@ def test_a_session_that_ends_anywhere_is_an_error():
         return data[at - n : at]
 
     receive(data, take)
-    for end in sorted(ends):
+    for end in some_or_all(ends, amount):
         with pytest.raises(ProtocolError, match=f"the stream ends after {end} bytes"):
             receive(data[:end])
 
@@ -121,13 +132,26 @@ WORDS = st.one_of(
 )
 
 
-@given(
+changed_words = given(
     name=st.sampled_from(dllama_recording.NAMES),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), WORDS), min_size=1, max_size=3),
-    of_words=st.booleans(),
 )
-@settings(max_examples=1500)
-def test_a_session_with_changed_words_gives_a_sound_program_or_an_error(name, changes, of_words):
+
+
+@changed_words
+@settings(max_examples=150)
+def test_a_session_with_changed_words_gives_a_sound_program_or_an_error(name, changes):
+    check_changed_words(name, changes)
+
+
+@pytest.mark.fuzz
+@changed_words
+@settings(max_examples=3000)
+def test_many_sessions_with_changed_words_give_sound_programs_or_errors(name, changes):
+    check_changed_words(name, changes)
+
+
+def check_changed_words(name, changes):
     data, begin = session(name)
     changed = bytearray(data)
     for place, word in changes:
@@ -136,14 +160,28 @@ def test_a_session_with_changed_words_gives_a_sound_program_or_an_error(name, ch
     check_refused_or_sound(bytes(changed))
 
 
-@given(
+moved_piece = given(
     name=st.sampled_from(dllama_recording.NAMES),
     start=st.floats(0, 1, exclude_max=True),
     length=st.integers(1, 200),
     to=st.floats(0, 1, exclude_max=True),
 )
-@settings(max_examples=600)
+
+
+@moved_piece
+@settings(max_examples=100)
 def test_a_session_with_a_piece_moved_gives_a_sound_program_or_an_error(name, start, length, to):
+    check_moved_piece(name, start, length, to)
+
+
+@pytest.mark.fuzz
+@moved_piece
+@settings(max_examples=1500)
+def test_many_sessions_with_a_piece_moved_give_sound_programs_or_errors(name, start, length, to):
+    check_moved_piece(name, start, length, to)
+
+
+def check_moved_piece(name, start, length, to):
     data, begin = session(name)
     at, target = int(start * begin), int(to * begin)
     piece = data[at : at + length]
@@ -163,12 +201,13 @@ def check_refused_or_sound(data):
         assert receive(data).weights
 
 
-def test_no_memory_follows_what_a_peer_claims():
+@pytest.mark.parametrize("amount", AMOUNTS)
+def test_no_memory_follows_what_a_peer_claims(amount):
     data, begin = session("llama31-f32")
     claims = itertools.cycle([2**20, 2**31 - 1, 2**32 - 1])
     tracemalloc.start()
     try:
-        for at in range(0, begin, 4):
+        for at in some_or_all(range(0, begin, 4), amount):
             changed = data[:at] + struct.pack("<I", next(claims)) + data[at + 4 :]
             check_refused_or_sound(changed)
         _, peak = tracemalloc.get_traced_memory()

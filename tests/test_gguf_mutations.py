@@ -69,16 +69,32 @@ def traced() -> Iterator[None]:
     tracemalloc.stop()
 
 
-@settings(
-    max_examples=600,
-    deadline=None,  # the test sets its own, below
+damages = given(st.lists(mutations, min_size=1, max_size=4))
+sampling = settings(
+    deadline=None,  # the check sets its own, below
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.lists(mutations, min_size=1, max_size=4))
+
+
+@settings(sampling, max_examples=100)
+@damages
 def test_a_damaged_file_opens_whole_or_is_refused(
     tmp_path: Path, traced: None, damage: list[Mutation]
 ) -> None:
+    check_damaged(tmp_path, damage)
+
+
+@pytest.mark.fuzz
+@settings(sampling, max_examples=2000)
+@damages
+def test_many_damaged_files_open_whole_or_are_refused(
+    tmp_path: Path, traced: None, damage: list[Mutation]
+) -> None:
+    check_damaged(tmp_path, damage)
+
+
+def check_damaged(tmp_path: Path, damage: list[Mutation]) -> None:
     raw = MODEL
     for mutate in damage:
         raw = mutate(raw)

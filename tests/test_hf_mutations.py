@@ -72,14 +72,29 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@settings(
-    max_examples=100,
+sampling = settings(
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+@settings(sampling, max_examples=20)
 @given(st.data())
 def test_a_damaged_description_opens_whole_or_is_refused(folder: Path, data: st.DataObject) -> None:
+    check_damaged(folder, data)
+
+
+@pytest.mark.fuzz
+@settings(sampling, max_examples=300)
+@given(st.data())
+def test_many_damaged_descriptions_open_whole_or_are_refused(
+    folder: Path, data: st.DataObject
+) -> None:
+    check_damaged(folder, data)
+
+
+def check_damaged(folder: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([*FILES, INDEX]))
     whole = json.loads((folder / name).read_text())
     damaged = copy.deepcopy(whole)

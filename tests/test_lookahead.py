@@ -6,6 +6,7 @@ from extension import require_cpp
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import FAMILIES, Sizes, write_tiny_model
+from variants import variant
 
 from airllm.engine.lookahead import Draft, Lookahead, NGrams
 from airllm.engine.sampling import Sampler
@@ -15,7 +16,7 @@ from airllm.numpy_ops.sampling import candidates
 PROMPTS = ["hello world hello", "ab ab ab ab ab", "x", [{"role": "user", "content": "hello 12 12"}]]
 
 
-@pytest.fixture(scope="module", params=["numpy-f32", "cpp-q8_0", "cpp-f16"])
+@pytest.fixture(scope="module", params=["numpy-f32", "cpp-q8_0", variant("cpp-f16")])
 def engine(request, tmp_path_factory):
     backend, type = request.param.split("-")
     if backend == "cpp":
@@ -51,9 +52,9 @@ def same(plain, ahead):
 # The answer.
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", variant("f32")])
 @pytest.mark.parametrize("family", [None, "gemma2", "qwen3moe"])
-@pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("type", ["f32", variant("f16"), variant("bf16"), "q8_0", variant("q4_1")])
 @pytest.mark.parametrize("backend", ["numpy", "cpp"])
 def test_rows_together_are_bit_for_bit_those_one_by_one(tmp_path, backend, type, family, kv_type):
     """What identity stands on."""
@@ -84,7 +85,7 @@ def _check_rows(path, backend, kv_type, activations):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("lookahead", [1, 2, 7, 63])
+@pytest.mark.parametrize("lookahead", [1, variant(2), 7, variant(63)])
 def test_greedy_answers_are_identical(engine, prompt, lookahead):
     plain, ahead = both(engine, prompt, lookahead, temperature=0, max_new_tokens=50)
     assert same(plain, ahead)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from streamed_model import SIZES, TOKENS, Open, smallest_budget
 from tiny_model import FAMILIES, TinyModel, write_tiny_model
+from variants import variant
 
 from airllm.engine.sampling import Sampler
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -21,8 +22,18 @@ from airllm.weights.plan_model import plan_model
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return write_tiny_model(tmp_path_factory.mktemp("model"), "q4_0", sizes=SIZES)
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel]:
+    """For each backend: in Q4_0, and for NumPy, which widens Q4_0 anew in each pass, in F16."""
+    types = {"cpp": "q4_0", "numpy": "f16"}
+    return {
+        backend: write_tiny_model(tmp_path_factory.mktemp(backend), type, sizes=SIZES)
+        for backend, type in types.items()
+    }
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, models: dict[str, TinyModel]) -> TinyModel:
+    return models[request.node.callspec.params.get("open_engine", "cpp")]
 
 
 # ---- the same answers ----------------------------------------------------------------------------
@@ -51,7 +62,7 @@ def test_answers_are_the_same_bit_for_bit_whatever_the_budget(
 
 
 @pytest.mark.parametrize("type", ["q4_0", "f32"])
-@pytest.mark.parametrize("n_tokens", [64, 65, 145, 289, 513])
+@pytest.mark.parametrize("n_tokens", [variant(64), 65, variant(145), 289, variant(513)])
 def test_so_they_are_where_streaming_evaluates_fewer_tokens_at_once(
     tmp_path: Path, open_engine: Open, n_tokens: int, type: str
 ) -> None:

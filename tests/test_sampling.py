@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from airllm.engine.sampling import PENALTY_WINDOW, Sampler, Sampling
+from airllm.engine.sampling import PENALTY_WINDOW, Sampler
+from airllm.engine.settings import Sampling
 from airllm.numpy_ops import sampling as numpy_sampling
 
 NO_CUT = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}

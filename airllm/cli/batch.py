@@ -11,7 +11,8 @@ from airllm.cli import console, model, options
 from airllm.cli.live import StreamLine
 
 if TYPE_CHECKING:
-    from airllm.layer_engine import Generation, LayerWiseInferenceEngine
+    from airllm.cli.engine import Engine
+    from airllm.engine.continuation import Generation
     from airllm.tools.batch_file import Job
 
 
@@ -50,7 +51,7 @@ def add(subparsers: options.Subparsers) -> None:
         "the more the sooner, as far as memory for their KV caches goes, which come on top of "
         "--ram (default: %(default)s)",
     )
-    options.add_sampling(parser, max_tokens=256)
+    options.add_answer(parser)
     options.add_threads(parser)
     options.add_engine(parser)
     options.add_output(
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise options.UsageError("--on-full error would end all answers; choose stop or shift")
     check_place(args.out)  # now, and not when the model has been loaded
     jobs = read_jobs(args.prompts)
-    settings = options.sampling(args)
+    settings = options.answer_options(args)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         run = digest(
             {
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answers(
-    engine: "LayerWiseInferenceEngine",
+    engine: "Engine",
     jobs: Sequence["Job"],
     settings: Mapping[str, Any],
     generate: Callable[..., Generator[tuple[int, "Generation"], None, None]],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from airllm.cli import console, model, options, profile
 
 if TYPE_CHECKING:
-    from airllm.layer_engine import LayerWiseInferenceEngine
+    from airllm.cli.engine import Engine
     from airllm.tools import benchmark
 
 
@@ -146,7 +146,7 @@ def _measure(
 class _Bench:
     """Measures tests with one engine."""
 
-    def __init__(self, args: argparse.Namespace, engine: "LayerWiseInferenceEngine") -> None:
+    def __init__(self, args: argparse.Namespace, engine: "Engine") -> None:
         self._args, self._engine, self._runtime = args, engine, model.runtime(engine)
         self.last: float = 0.0  # tokens a second
 

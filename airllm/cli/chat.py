@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airllm.cli import console, model, options
+from airllm.engine.settings import AnswerOptions, ContextFullError
 
 if TYPE_CHECKING:
-    from airllm.layer_engine import LayerWiseInferenceEngine
+    from airllm.cli.engine import Engine
 
 HELP = """\
 /reset  forget the conversation and start a new one
@@ -46,7 +47,7 @@ def add(subparsers: options.Subparsers) -> None:
         help="go on with the conversation in FILE, if there is one, and write it there at the end; "
         "it belongs to this model",
     )
-    options.add_sampling(parser, max_tokens=1024)
+    options.add_answer(parser, max_tokens=1024)
     options.add_lookahead(parser)
     options.add_threads(parser)
     options.add_engine(parser)
@@ -54,8 +55,6 @@ def add(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from airllm.engine.limits import ContextFullError
-
     interactive = sys.stdin.isatty()
     with model.open_with_draft(args) as (engine, draft):
         conversation = Conversation(engine, args, draft)
@@ -104,14 +103,14 @@ class Conversation:
 
     def __init__(
         self,
-        engine: "LayerWiseInferenceEngine",
+        engine: "Engine",
         args: argparse.Namespace,
-        draft: "LayerWiseInferenceEngine | None" = None,
+        draft: "Engine | None" = None,
     ) -> None:
         self._engine, self._draft = engine, draft
-        model.chat_template(engine, args.model)  # refused here, by its name
+        _ = engine.chat_template  # a model without one is refused now, not after the first message
         self._system = args.system
-        self._sampling = options.sampling(args)
+        self._options = options.answer_options(args)
         self._shifts = args.on_full == "shift"
         self._lookahead = args.lookahead
         self.reset()
@@ -148,16 +147,16 @@ class Conversation:
         answer = console.Answer()
         try:
             asked = self._with_room(asked)
-            most = self._sampling["max_new_tokens"]
+            wanted: AnswerOptions = {**self._options, "keep": self._kept()}
+            most = wanted["max_new_tokens"]
             with answer, model.evaluation_progress(self._engine, most) as progress:
                 generation = self._engine.generate(
                     asked,
                     on_token=progress.before(answer.show),
                     on_progress=progress.update,
-                    keep=self._kept(),
                     lookahead=self._lookahead,
                     draft=self._draft,
-                    **self._sampling,
+                    **wanted,
                 )
             reason: str = generation.finish_reason
             if generation.shifted_tokens:
@@ -181,8 +180,6 @@ class Conversation:
     def _with_room(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """The messages if an answer fits. Else, with --on-full shift, those that are left when the
         oldest exchanges are forgotten, until half of the context is free."""
-        from airllm.engine.limits import ContextFullError
-
         context = self._engine.context
         used = len(self._engine.tokenize(messages))
         if used < context:

@@ -1,8 +1,10 @@
 """airllm demo: from nothing to an answer, with one command."""
 
 import argparse
+from dataclasses import asdict
 
 from airllm.cli import console, generate, model, options
+from airllm.engine.settings import Limits, Sampling
 
 MODEL = "smollm2-135m"
 
@@ -27,12 +29,8 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_threads(parser)
     options.add_engine(parser)
     # Always the likeliest token, so that everybody's demo says the same.
-    parser.set_defaults(
-        model=MODEL, max_tokens=256, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0,
-        repeat_penalty=1.0, seed=None, stop=[], on_full="stop",
-        keep=0,
-        lookahead=None,
-    )  # fmt: skip
+    greedy = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+    parser.set_defaults(model=MODEL, lookahead=None, **asdict(greedy), **asdict(Limits()))
     options.add_output(parser, json="prompt, what `generate --json` prints, and memory in bytes")
 
 

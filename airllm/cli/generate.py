@@ -5,9 +5,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from airllm.cli import console, model, options
+from airllm.engine.settings import Limits
 
 if TYPE_CHECKING:
-    from airllm.layer_engine import Generation, LayerWiseInferenceEngine
+    from airllm.cli.engine import Engine
+    from airllm.engine.continuation import Generation
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -42,11 +44,11 @@ def add(subparsers: options.Subparsers) -> None:
         metavar="S",
         help="with --chat: who the model is and how it should answer",
     )
-    group = options.add_sampling(parser, max_tokens=256)
+    group = options.add_answer(parser)
     group.add_argument(
         "--keep",
         type=options.count_or_all,
-        default=0,
+        default=Limits.keep,
         metavar="N",
         help="with --on-full shift: tokens of the prompt's beginning that are not forgotten; -1: "
         "all of it (default: %(default)s)",
@@ -70,8 +72,6 @@ def run(args: argparse.Namespace) -> int:
     prompt = _read_stdin() if args.prompt == "-" else args.prompt
     request = model.conversation(prompt, args.system) if args.chat else prompt
     with model.open_with_draft(args) as (engine, draft):
-        if args.chat:
-            model.chat_template(engine, args.model)  # refused here, by its name
         generation = answer(engine, request, args, draft)
         if args.json:
             console.write_json(as_json(engine, generation))
@@ -80,28 +80,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def answer(
-    engine: "LayerWiseInferenceEngine",
+    engine: "Engine",
     request: str | list[dict[str, str]],
     args: argparse.Namespace,
-    draft: "LayerWiseInferenceEngine | None" = None,
+    draft: "Engine | None" = None,
 ) -> "Generation":
     """The answer, which is shown as it comes unless --json asks for it as a whole."""
     with (
         console.Answer(shown=not args.json) as answer,
-        model.evaluation_progress(engine, args.max_tokens) as progress,
+        model.evaluation_progress(engine, args.max_new_tokens) as progress,
     ):
         return engine.generate(
             request,
             on_token=progress.before(answer.show),
             on_progress=progress.update,
-            keep=args.keep,
             lookahead=args.lookahead,
             draft=draft,
-            **options.sampling(args),
+            **options.answer_options(args),
         )
 
 
-def as_json(engine: "LayerWiseInferenceEngine", generation: "Generation") -> dict[str, object]:
+def as_json(engine: "Engine", generation: "Generation") -> dict[str, object]:
     return {
         "text": generation.text,
         "tokens": list(generation.tokens),
@@ -117,11 +116,9 @@ def as_json(engine: "LayerWiseInferenceEngine", generation: "Generation") -> dic
     }
 
 
-def _report(
-    engine: "LayerWiseInferenceEngine", generation: "Generation", args: argparse.Namespace
-) -> None:
+def _report(engine: "Engine", generation: "Generation", args: argparse.Namespace) -> None:
     if generation.finish_reason == "length":
-        console.log.info("stopped after %d tokens; --max-tokens allows more", args.max_tokens)
+        console.log.info("stopped after %d tokens; --max-tokens allows more", args.max_new_tokens)
     elif generation.finish_reason == "context":
         console.log.info(
             "stopped: the context of %d tokens is full; --context makes it larger, and --on-full "

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from airllm.cli import console, options
 
 if TYPE_CHECKING:
+    from airllm.cli.engine import Engine
     from airllm.cli.live import StreamLine
-    from airllm.layer_engine import Generation, LayerWiseInferenceEngine
-    from airllm.text.chat_template import ChatTemplate
+    from airllm.engine.continuation import Generation
     from airllm.util.progress import Progress
     from airllm.weights.plan import Plan
 
@@ -32,7 +32,7 @@ def find(name: str) -> Path:
 
 def open_engine(
     args: argparse.Namespace, *, context: int | None = None, threads: int | None = None
-) -> "LayerWiseInferenceEngine":
+) -> "Engine":
     """The engine for --model and the options of add_engine; context manager."""
     path = find(args.model)
     from airllm.layer_engine import LayerWiseInferenceEngine
@@ -53,9 +53,7 @@ def open_engine(
         )
 
 
-def evaluation_progress(
-    engine: "LayerWiseInferenceEngine", max_tokens: int
-) -> "StreamLine | Progress":
+def evaluation_progress(engine: "Engine", max_tokens: int) -> "StreamLine | Progress":
     """Progress of a prompt's evaluation, which goes away before the answer begins; of every token's
     where the model is streamed."""
     if engine.stream_stats() is None:
@@ -83,7 +81,7 @@ def stream_in_words(stats: Mapping[str, Any]) -> str:
 @contextmanager
 def open_with_draft(
     args: argparse.Namespace,
-) -> "Iterator[tuple[LayerWiseInferenceEngine, LayerWiseInferenceEngine | None]]":
+) -> "Iterator[tuple[Engine, Engine | None]]":
     """The engines for --model and for --draft, if there is one, both within --ram."""
     if args.draft is None:
         with open_engine(args, context=args.context, threads=args.threads) as engine:
@@ -143,7 +141,7 @@ class Runtime(TypedDict):
     threads: int
 
 
-def runtime(engine: "LayerWiseInferenceEngine") -> Runtime:
+def runtime(engine: "Engine") -> Runtime:
     # Not tensor_ops_hybrid: --backend may differ from what the process has chosen.
     ops = import_module("tensor_ops_cpp" if engine.backend == "cpp" else "airllm.numpy_ops")
     return {
@@ -172,13 +170,3 @@ def conversation(question: str, system: str | None = None) -> list[dict[str, str
     """The messages of a conversation that begins with `question`."""
     first = [] if system is None else [{"role": "system", "content": system}]
     return [*first, {"role": "user", "content": question}]
-
-
-def chat_template(engine: "LayerWiseInferenceEngine", name: str) -> "ChatTemplate":
-    """How the model wants a chat written; ValueError where it was not made for one."""
-    if engine.chat_template is None:
-        raise ValueError(
-            f"{name} has no chat template, so it cannot chat; "
-            f"`airllm generate` without --chat continues a text with it"
-        )
-    return engine.chat_template

@@ -4,8 +4,9 @@ import argparse
 import math
 import textwrap
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast, get_args
 
+from airllm.engine.settings import AnswerOptions, Limits, OnFull, Sampling
 from airllm.util.shown import shown
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -169,11 +170,15 @@ def add_lookahead(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> "argparse._ArgumentGroup":
+def add_answer(
+    parser: argparse.ArgumentParser, *, max_tokens: int = Limits.max_new_tokens
+) -> "argparse._ArgumentGroup":
+    """Options for the fields of Sampling and Limits, but for `keep`."""
     group = parser.add_argument_group("what it says")
     group.add_argument(
         "-n",
         "--max-tokens",
+        dest="max_new_tokens",
         type=positive,
         default=max_tokens,
         metavar="N",
@@ -182,21 +187,21 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> "argpar
     group.add_argument(
         "--temperature",
         type=not_negative,
-        default=0.8,
+        default=Sampling.temperature,
         metavar="T",
         help="0 always takes the likeliest token; higher is livelier (default: %(default)s)",
     )
     group.add_argument(
         "--top-k",
         type=count,
-        default=40,
+        default=Sampling.top_k,
         metavar="K",
         help="choose among the K likeliest tokens; 0: among all (default: %(default)s)",
     )
     group.add_argument(
         "--top-p",
         type=share,
-        default=0.95,
+        default=Sampling.top_p,
         metavar="P",
         help="choose among the likeliest that together have probability P; 1: among all "
         "(default: %(default)s)",
@@ -204,19 +209,23 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> "argpar
     group.add_argument(
         "--min-p",
         type=share,
-        default=0.05,
+        default=Sampling.min_p,
         metavar="P",
         help="leave out tokens less than P times as likely as the likeliest (default: %(default)s)",
     )
     group.add_argument(
         "--repeat-penalty",
         type=above_zero,
-        default=1.0,
+        default=Sampling.repeat_penalty,
         metavar="R",
         help="above 1 makes what was said less likely to be said again (default: %(default)s)",
     )
     group.add_argument(
-        "--seed", type=count, metavar="S", help="the same seed gives the same answer"
+        "--seed",
+        type=count,
+        default=Sampling.seed,
+        metavar="S",
+        help="the same seed gives the same answer",
     )
     group.add_argument(
         "--stop",
@@ -228,27 +237,18 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> "argpar
     )
     group.add_argument(
         "--on-full",
-        choices=["stop", "shift", "error"],
-        default="stop",
+        choices=get_args(OnFull),
+        default=Limits.on_full,
         help="where the context is full: stop the answer, forget the older half of what was said "
         "and go on (shift), or fail (default: %(default)s)",
     )
     return group
 
 
-def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of add_sampling as keyword arguments of the engine's generate()."""
-    return {
-        "max_new_tokens": args.max_tokens,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
-        "repeat_penalty": args.repeat_penalty,
-        "seed": args.seed,
-        "stop": tuple(args.stop),
-        "on_full": args.on_full,
-    }
+def answer_options(args: argparse.Namespace) -> AnswerOptions:
+    """The options of add_answer as keyword arguments of the engine's generate()."""
+    given = {name: at for name, at in vars(args).items() if name in AnswerOptions.__annotations__}
+    return cast(AnswerOptions, given)
 
 
 def positive(text: str) -> int:

@@ -1,21 +1,26 @@
 """airllm worker: take part in a distributed-llama cluster."""
 
 import argparse
+import errno
 import ipaddress
 import json
 import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airllm.cli import console, options
+from airllm.util.printable import printable
 
 if TYPE_CHECKING:
     from airllm.cluster.door import Network
 
 DEFAULT_PORT = 9990
+_STATUS_BYTES = 1 << 16  # a status has less than 2 KB
+_STATUS_SECONDS = 5.0
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -173,27 +178,62 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_status(port: int, *, as_json: bool) -> int:
-    """What the worker's status socket says; 1 where there is no worker."""
+    """What the worker's status socket says; 1 where there is no worker, or it makes no sense."""
     from airllm.cluster.report import status_path
+    from airllm.util.private import open_own_folder
 
     path = status_path(port)
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(5)
-        try:
-            sock.connect(str(path))
-        except OSError as error:
-            console.note(
-                f"error: no worker of this user answers for port {port}: {path}: {error.strerror}"
-            )
-            return 1
-        data = b"".join(iter(lambda: sock.recv(65536), b""))
-    status: dict[str, Any] = json.loads(data)
+    try:
+        os.close(open_own_folder(path.parent, create=False))  # or anybody could answer
+        status = _read_status(path)
+    except FileNotFoundError as error:
+        return _no_status(port, path, str(error.strerror))
+    except OSError as error:
+        return _no_status(port, error.filename or path, error.strerror or str(error))
+    except ValueError as error:
+        return _no_status(port, path, str(error))
     if as_json:
         console.write_json(status)
     else:
         for name, value in status.items():
-            sys.stdout.write(f"{name + ':':<10} {_words(value)}\n")
+            sys.stdout.write(f"{printable(name) + ':':<10} {printable(_words(value))}\n")
     return 0
+
+
+def _no_status(port: int, where: object, why: str) -> int:
+    console.note(f"error: no worker of this user answers for port {port}: {where}: {why}")
+    return 1
+
+
+def _read_status(path: Path) -> dict[str, Any]:
+    """ValueError for what no worker says: more than 64 KiB, or anything but an object of plain
+    values, or of objects of them. OSError, and TimeoutError after five seconds."""
+    deadline = time.monotonic() + _STATUS_SECONDS
+    data = b""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_STATUS_SECONDS)
+        sock.connect(str(path))
+        while piece := sock.recv(_STATUS_BYTES + 1 - len(data)):
+            data += piece
+            if len(data) > _STATUS_BYTES:
+                raise ValueError(f"it says more than {_STATUS_BYTES:,} bytes, as no worker does")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(errno.ETIMEDOUT, "it does not come to an end")
+            sock.settimeout(left)
+    try:
+        status = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("it says something that is no JSON") from None
+    if not isinstance(status, dict) or not all(map(_is_plain, status.values())):
+        raise ValueError("it says something that is no status of a worker")
+    return status
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a value as a worker's state has them."""
+    values = value.values() if isinstance(value, dict) else [value]
+    return not any(isinstance(item, (dict, list)) for item in values)
 
 
 def _words(value: object) -> str:

@@ -1,15 +1,18 @@
 """Who may come in: a thread that accepts connections all the time, and turns away most of them.
 
-The first visitor who says something is the root; one that connects and is silent (a port scan)
-holds nobody up. While a root is served, others are sent away, except that the other workers it
-announced are let in. Whoever connects must come from a network that is allowed.
+The first visitor who says as much as the shortest handshake is the root; one that connects and is
+silent, or says a word and no more (a port scan), holds nobody up. While a root is served, others
+are sent away, except that those who may be the other workers it announced are kept; peers.py tells
+them apart. Whoever connects must come from a network that is allowed.
 """
 
 import contextlib
+import errno
 import ipaddress
 import os
 import select
 import socket
+import stat
 import threading
 import time
 from collections import deque
@@ -17,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from airllm.cluster.link import Link, LinkError
+from airllm.util.private import open_own_folder
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Visitor = tuple[socket.socket, str]  # and its address
@@ -25,8 +29,11 @@ LOOPBACK: tuple[Network, ...] = (
     ipaddress.ip_network("127.0.0.0/8"),
     ipaddress.ip_network("::1/128"),
 )
-_MOST_VISITORS = 64  # that wait
+_MOST_VISITORS = 64  # that wait, beside the workers that are expected
+_SHORTEST_HANDSHAKE = 8  # bytes
+_WORDLESS = "it left without a word"
 _GRACE_SECONDS = 0.25  # for a root whose predecessor is just leaving
+_LONGEST_PATH = 103  # of a Unix socket, on all systems
 _LOGGED_PER_SECOND = 3  # of those turned away
 
 
@@ -58,9 +65,11 @@ class Door:
         self.host, self.port = self._listener.getsockname()[:2]
         self._status_path = status_path
         self._status_listener: socket.socket | None = None
+        self._status_file = (0, 0)
         try:
             if status_path is not None:
                 self._status_listener = _listen_locally(status_path)
+                self._status_file = _identity(status_path)
             self._wake_read, self.wake = os.pipe()  # a byte to `wake` ends the thread
             self._news_read, self._news = os.pipe()  # a byte for each visitor that was let in
         except OSError:
@@ -71,6 +80,8 @@ class Door:
         self._lock = threading.Lock()
         self._idle = True
         self._expected = 0  # other workers
+        self._others: dict[int, Visitor] = {}  # who may be these
+        self._talkative: set[int] = set()  # of them: not to be watched for bytes any more
         self._let_in: deque[Visitor] = deque()
         self._waiting: dict[int, tuple[socket.socket, str, float]] = {}
         self._turned_away: deque[float] = deque()
@@ -82,27 +93,50 @@ class Door:
 
     def wait_root(self) -> Visitor | None:
         """The next root; None when the door is being closed."""
-        return self._next(None)
+        while not self.stopped:
+            with self._lock:
+                if self._let_in:
+                    return self._let_in.popleft()
+            self._wait_news([self._news_read])
+        return None
 
     def expect(self, n: int) -> None:
-        """Let in n other workers, from now on."""
+        """Keep whoever may be one of n other workers, from now on."""
         with self._lock:
             self._expected = n
 
-    def next_worker(self, seconds: float, root: Link) -> Visitor:
-        """LinkError where none comes in that time, or the root leaves."""
-        visitor = self._next(max(seconds, 0.0), root)
-        if visitor is None:
-            raise LinkError("another worker did not connect in time")
-        return visitor
+    def wait_workers(self, n: int, seconds: float, root: Link) -> None:
+        """Until n who may be workers have come and stayed. LinkError where they do not in that
+        time, or the root leaves."""
+        deadline = time.monotonic() + max(seconds, 0.0)
+        watched = [self._news_read, root.sock.fileno()]
+        while not self.stopped:
+            with self._lock:
+                if len(self._others) >= n:
+                    return
+            if not self._wait_news(watched, deadline, root):
+                raise LinkError("another worker did not connect in time")
+
+    def workers(self) -> list[Visitor]:
+        """All who may be the other workers, in order of arrival; nobody else is kept from now
+        on."""
+        with self._lock:
+            self._expected = 0
+            found = list(self._others.values())
+            self._others.clear()
+            self._talkative.clear()
+            return found
 
     def reopen(self) -> None:
         """The run is over: the next visitor may be a root."""
         with self._lock:
             self._idle = True
             self._expected = 0
-            while self._let_in:
-                self._let_in.popleft()[0].close()
+            for sock, _ in (*self._let_in, *self._others.values()):
+                sock.close()
+            self._let_in.clear()
+            self._others.clear()
+            self._talkative.clear()
         _drain(self._news_read)
         _write(self.wake, b"\0")  # those that wait may come in
 
@@ -117,23 +151,21 @@ class Door:
         for fd in (self._wake_read, self.wake, self._news_read, self._news):
             os.close(fd)
 
-    def _next(self, seconds: float | None, root: Link | None = None) -> Visitor | None:
-        deadline = None if seconds is None else time.monotonic() + seconds
-        watched = [self._news_read] if root is None else [self._news_read, root.sock.fileno()]
-        while not self.stopped:
-            with self._lock:
-                if self._let_in:
-                    return self._let_in.popleft()
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return None
-            ready = select.select(watched, [], [], left)[0]
-            if self._news_read in ready:
-                os.read(self._news_read, 1)
-            if root is not None and len(watched) == 2 and watched[1] in ready:
-                root.check_open()
-                watched.pop()  # it goes on to talk; what it says is read later
-        return None
+    def _wait_news(
+        self, watched: list[int], deadline: float | None = None, root: Link | None = None
+    ) -> bool:
+        """Until somebody came or left, or the root speaks; whether that was in time. A root that
+        speaks is not watched any more: what it says is read later."""
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            return False
+        ready = select.select(watched, [], [], left)[0]
+        if self._news_read in ready:
+            os.read(self._news_read, 1)
+        if root is not None and len(watched) > 1 and watched[1] in ready:
+            root.check_open()
+            watched.pop()
+        return True
 
     # ---- the door's thread ----
 
@@ -146,10 +178,12 @@ class Door:
             self._listener.close()
             if self._status_listener is not None:
                 self._status_listener.close()
-                if self._status_path is not None:
-                    self._status_path.unlink(missing_ok=True)
+                self._remove_status_socket()
             for sock, _, _ in self._waiting.values():
                 sock.close()
+            with self._lock:
+                for sock, _ in self._others.values():
+                    sock.close()
             self.on_stop()
             _write(self._news, b"x")
 
@@ -162,12 +196,16 @@ class Door:
         if self._idle:
             for fd in self._waiting:
                 poll.register(fd, select.POLLIN)
+        with self._lock:
+            for fd in self._others.keys() - self._talkative:
+                poll.register(fd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(self._milliseconds_to_wait())}
         if self._wake_read in ready and any(os.read(self._wake_read, 64)):
             self.stopped = True
             return
         for fd in ready & self._waiting.keys():
             self._has_spoken(fd)
+        self._hear_others(ready)
         if self._listener.fileno() in ready:
             self._accept()
         if self._status_listener is not None and self._status_listener.fileno() in ready:
@@ -194,31 +232,50 @@ class Door:
             return
         with self._lock:
             if self._expected > 0:
-                self._expected -= 1
-                self._let_in.append((sock, name))
+                self._others[sock.fileno()] = sock, name
                 _write(self._news, b"x")
+                if len(self._others) <= self._expected + _MOST_VISITORS:
+                    return
+                fd = next(iter(self._talkative or self._others))
+                self._talkative.discard(fd)
+                crowded = self._others.pop(fd)
+                self._turn_away(*crowded, "too many others wait")
                 return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _SHORTEST_HANDSHAKE)
         if len(self._waiting) >= _MOST_VISITORS:
             self._leaves(next(iter(self._waiting)), "too many others wait")
         self._waiting[sock.fileno()] = sock, name, time.monotonic()
 
     def _has_spoken(self, fd: int) -> None:
-        """Who speaks first, while no root is served, is the root."""
-        with contextlib.suppress(OSError):
-            if not self._waiting[fd][0].recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                self._leaves(fd, "it left without a word")
-                return
+        """Who says a whole handshake first, while no root is served, is the root."""
+        sock = self._waiting[fd][0]
+        if (said := _peek(sock, _SHORTEST_HANDSHAKE)) is None:
+            return
+        if len(said) < _SHORTEST_HANDSHAKE:
+            self._leaves(fd, "it left before it had said a handshake" if said else _WORDLESS)
+            return
         with self._lock:
             if not self._idle:
                 return
             self._idle = False
             sock, name, _ = self._waiting.pop(fd)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             self._let_in.append((sock, name))
             _write(self._news, b"x")
 
+    def _hear_others(self, ready: set[int]) -> None:
+        """Who leaves is no worker, whoever it was."""
+        with self._lock:
+            for fd in ready & self._others.keys():
+                said = _peek(self._others[fd][0], 1)
+                if said:
+                    self._talkative.add(fd)
+                elif said is not None:
+                    self._turn_away(*self._others.pop(fd), _WORDLESS)
+
     def _review(self) -> None:
         """Send away who has waited for too long, and log those whom a flood left uncounted."""
-        reason, seconds = f"it said nothing for {self._silence:g} s", self._silence
+        reason, seconds = f"it said no handshake for {self._silence:g} s", self._silence
         if not self._idle:
             reason, seconds = "a root is being served", _GRACE_SECONDS
         limit = time.monotonic() - seconds
@@ -248,6 +305,13 @@ class Door:
             self._log(f"turned away {self._not_logged} more")
             self._not_logged = 0
 
+    def _remove_status_socket(self) -> None:
+        """Unless another worker, with that port of another address, has put its own there."""
+        path = self._status_path
+        with contextlib.suppress(OSError):
+            if path is not None and _identity(path) == self._status_file:
+                path.unlink()
+
     def _tell_status(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             sock, _ = listener.accept()
@@ -269,22 +333,44 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _listen_locally(path: Path) -> socket.socket:
-    """A socket for this user alone; one that a killed worker left behind is replaced."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.parent.stat().st_uid != os.getuid():
-        raise PermissionError(f"{path.parent} belongs to another user; set XDG_RUNTIME_DIR")
+    """A socket for this user alone; one that a killed worker left behind is replaced. OSError where
+    the folder is not this user's alone, or the name is taken by something else."""
+    os.close(open_own_folder(path.parent, create=True))
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        text = f"longer than the {_LONGEST_PATH} bytes of a socket's path; set XDG_RUNTIME_DIR"
+        raise OSError(errno.ENAMETOOLONG, text, str(path))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with contextlib.suppress(FileNotFoundError):
+            found = path.lstat()
+            if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+                text = "is no socket of a worker of yours; remove it, or set XDG_RUNTIME_DIR"
+                raise FileExistsError(errno.EEXIST, text, str(path))
             path.unlink()
         sock.bind(str(path))
-        path.chmod(0o600)
+        path.chmod(0o600)  # before anybody can connect
         sock.listen(8)
         sock.setblocking(False)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file is there."""
+    found = path.lstat()
+    return found.st_dev, found.st_ino
+
+
+def _peek(sock: socket.socket, n: int) -> bytes | None:
+    """The next bytes, up to n: empty where the other side has left, None where nothing is there."""
+    try:
+        return sock.recv(n, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def _write(fd: int, data: bytes) -> None:

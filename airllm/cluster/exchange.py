@@ -1,18 +1,21 @@
 """Syncs: what nodes pass to each other between segments, over pipes that lie row after row."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.cluster.link import Link, Piece, transfer
 from airllm.cluster.node_config import Sync
+from airllm.cluster.peers import Meet
 from airllm.cluster.protocol import NetConfig, SyncType
 
 
 class Exchange:
     """links: by node, this one's own left out; node 0 is the root. spin: seconds in which to look
-    for what others send before sleeping."""
+    for what others send before sleeping. meet: gives the links that are missing when the first
+    slices are due."""
 
     def __init__(
         self,
@@ -21,23 +24,36 @@ class Exchange:
         pipes: list[NDArray[np.uint8]],
         links: Mapping[int, Link],
         spin: float = 0.0,
+        meet: Meet | None = None,
     ) -> None:
+        self._meet = meet
         self._n_nodes, self._node, self._spin = net.n_nodes, node, spin
-        self._pipes, self._links = pipes, links
-        self._transfers: dict[tuple[Sync, int], Transfers] = {}
+        self._pipes, self._links = pipes, dict(links)
+        self._transfers: dict[tuple[Sync, int], Transfers | FirstTransfers] = {}
 
     def run(self, sync: Sync, rows: int) -> None:
         """One sync for the first `rows` rows of its pipe."""
         self.transfers(sync, rows).run()
 
-    def transfers(self, sync: Sync, rows: int) -> "Transfers":
+    def transfers(self, sync: Sync, rows: int) -> "Transfers | FirstTransfers":
         """What such a sync sends and receives: made once, run each time."""
         transfers = self._transfers.get((sync, rows))
         if transfers is None:
             transfers = self._transfers[sync, rows] = self._make(sync, rows)
         return transfers
 
-    def _make(self, sync: Sync, rows: int) -> "Transfers":
+    def meet(self, slice_bytes: int) -> None:
+        if self._meet is not None:
+            self._links |= self._meet(slice_bytes)
+            self._meet = None
+
+    def _make(self, sync: Sync, rows: int) -> "Transfers | FirstTransfers":
+        if self._meet is not None and sync.type is SyncType.NODE_SLICES:
+            width = self._pipes[sync.pipe].shape[1] // self._n_nodes
+            return FirstTransfers(self, width, partial(self._make_now, sync, rows))
+        return self._make_now(sync, rows)
+
+    def _make_now(self, sync: Sync, rows: int) -> "Transfers":
         pipe, transfers = self._pipes[sync.pipe][:rows], Transfers(self._spin)
         if sync.type is SyncType.WITH_ROOT:
             transfers.receive(self._links[0], pipe)
@@ -51,6 +67,22 @@ class Exchange:
         for node, link in self._links.items():
             transfers.receive(link, slices[node])
         return transfers
+
+
+class FirstTransfers:
+    """Those before which it is found out who the other workers are."""
+
+    def __init__(
+        self, exchange: Exchange, slice_bytes: int, make: Callable[[], "Transfers"]
+    ) -> None:
+        self._exchange, self._slice_bytes, self._make = exchange, slice_bytes, make
+        self._made: Transfers | None = None
+
+    def run(self) -> None:
+        if self._made is None:
+            self._exchange.meet(self._slice_bytes)
+            self._made = self._make()
+        self._made.run()
 
 
 class Transfers:

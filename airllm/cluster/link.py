@@ -172,14 +172,28 @@ class Link:
 
     def check_open(self) -> None:
         """LinkError where the other side has closed, and all that it sent has been read."""
+        self.is_silent()
+
+    def is_silent(self) -> bool:
+        """Whether nothing has come that was not read. LinkError where the other side has closed."""
+        return not self._buffer and not self._peek(1)
+
+    def has_bytes(self, n: int) -> bool:
+        """Whether the next n bytes are there, none of which has been read ahead."""
+        with contextlib.suppress(LinkError):
+            return self._peek(n) == n
+        return False
+
+    def _peek(self, n: int) -> int:
         try:
-            if self._buffer or self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                return
+            found = len(self.sock.recv(n, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
-            return
+            return 0
         except OSError as error:
             raise self._fault(error) from None
-        raise LinkError(f"{self.name} closed the connection")
+        if not found:
+            raise LinkError(f"{self.name} closed the connection")
+        return found
 
     def shutdown(self) -> None:
         """End all waiting on the connection, from any thread."""

@@ -50,7 +50,8 @@ class Report:
 
 
 def status_path(port: int) -> Path:
-    """Where the worker on that port answers `airllm worker --status`: a Unix socket of the user."""
+    """Where the worker on that port answers `airllm worker --status`: a Unix socket of the user, in
+    a folder that must be the user's alone (util.private)."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(runtime) if runtime else Path(tempfile.gettempdir(), f"airllm-{os.getuid()}")
     return folder / f"airllm-worker-{port}.sock"

@@ -7,20 +7,22 @@ next root.
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from airllm.backends import Backend
 from airllm.cluster.checks import Program
 from airllm.cluster.door import LOOPBACK, Door, Network, Visitor, is_allowed
-from airllm.cluster.exchange import Exchange, Transfers
+from airllm.cluster.exchange import Exchange, FirstTransfers, Transfers
 from airllm.cluster.link import DEFAULT_RATE, Link, LinkError
-from airllm.cluster.lowered import Lowered
+from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.lowering import lower
 from airllm.cluster.meter import Meter, WeightsProgress
-from airllm.cluster.node import Node, buffer_bytes, cache_bytes, weight_bytes
+from airllm.cluster.node import Node, buffer_bytes, cache_bytes, roles, weight_bytes
 from airllm.cluster.node_config import read_node_config
+from airllm.cluster.peers import Meet, likely, proved
 from airllm.cluster.protocol import (
     Control,
     Handshake,
@@ -31,10 +33,10 @@ from airllm.cluster.protocol import (
     read_weight_header,
 )
 from airllm.cluster.report import Report, megabytes
-from airllm.cluster.spill import Spill, open_spill, room_bytes
+from airllm.cluster.spill import Spill, file_bytes, open_spill, room_bytes
 from airllm.cluster.streamed import StreamedWeights, plan_residence
-from airllm.cluster.weights import Arrivals, ResidentWeights
-from airllm.cluster.wire import Fields
+from airllm.cluster.weights import Arrivals, ResidentWeights, plane_role
+from airllm.cluster.wire import Fields, Size
 from airllm.util import system
 from airllm.weights.budget import BudgetError
 
@@ -102,7 +104,7 @@ class Run:
         self.door.expect(handshake.index)
         root.send(encode_ack())
         Fields(root.take, "everybody is there").ack()
-        others = self._mesh(handshake, root, deadline, stack)
+        higher = self._mesh(handshake, root, deadline, stack)
 
         net = read_net_config(root.take, handshake)
         root.send(encode_ack())
@@ -122,11 +124,17 @@ class Run:
         root.be_patient(False)
         weights.finish(node.executors)
         node.weights = weights
-        root.send(encode_ack())
+        callers = self._callers(handshake.index, stack)
+        root.send(encode_ack())  # from now on others may speak
 
         self.report.update(state="running")
-        links = {0: root} | others
-        exchange = Exchange(net, program.node.node, node.pipes, links, self.settings.spin)
+        links = {0: root} | higher
+        meet: Meet | None = None
+        if len(callers) == handshake.index:
+            links |= dict(enumerate(callers, 1))
+        else:
+            meet = partial(self._meet, callers, handshake.index)
+        exchange = Exchange(net, program.node.node, node.pipes, links, self.settings.spin, meet)
         self._steps(root, node, exchange)
 
     def stop(self) -> None:
@@ -147,21 +155,28 @@ class Run:
     def _mesh(
         self, handshake: Handshake, root: Link, deadline: float, stack: contextlib.ExitStack
     ) -> dict[int, Link]:
-        """Links to the other workers, by node. Lower ones connect to us, in no order that they
-        tell; we connect to higher ones."""
+        """Links to the workers with a higher index, by node, to which we connect. The lower ones
+        connect to us, in no order that they tell; the door keeps them until _callers."""
+        self.door.wait_workers(handshake.index, deadline - time.monotonic(), root)
         links = {}
-        for other in range(handshake.n_workers):
-            if other == handshake.index:
-                continue
-            if other < handshake.index:
-                sock, name = self.door.next_worker(deadline - time.monotonic(), root)
-            else:
-                host, port = handshake.others[other - 1]
-                name = f"{host}:{port}"
-                sock = self._connect(host, port, other, deadline)
-            links[other + 1] = self._link(sock, f"worker {other} ({name})", stack)
+        for other in range(handshake.index + 1, handshake.n_workers):
+            host, port = handshake.others[other - 1]
+            sock = self._connect(host, port, other, deadline)
+            links[other + 1] = self._link(sock, f"worker {other} ({host}:{port})", stack)
             links[other + 1].set_timeout(self.settings.silence_timeout)
         return links
+
+    def _callers(self, n: int, stack: contextlib.ExitStack) -> list[Link]:
+        """n links or more, among which the workers with a lower index are."""
+        links = []
+        for sock, name in self.door.workers():
+            links.append(self._link(sock, f"another worker ({name})", stack))
+            links[-1].set_timeout(self.settings.silence_timeout)
+        return likely(links, n)
+
+    def _meet(self, links: list[Link], n: int, slice_bytes: int) -> dict[int, Link]:
+        found = proved(links, n, slice_bytes, self.settings.silence_timeout)
+        return dict(enumerate(found, 1))
 
     def _connect(self, host: str, port: int, other: int, deadline: float) -> socket.socket:
         """Only to where a worker may be: a root must not send us to other services."""
@@ -234,12 +249,16 @@ class Run:
             least = megabytes(others + error.minimum)
             raise RefusedError(f"{text}: too little; {least} are enough to stream") from None
         streamed = residence.streamed_bytes
+        stored = _stored_bytes(lowered, sizes, residence.kept)
         room = room_bytes(self.settings.cache)
-        if streamed > room:
-            raise RefusedError(f"{text}: too little, and {megabytes(room)} are free on the disk")
+        if stored > room:
+            raise RefusedError(
+                f"{text}: too little, and of the {megabytes(stored)} that the disk would have to "
+                f"take there is room for {megabytes(room)}"
+            )
         text += f": {megabytes(streamed)} of the weights are read from disk for every step"
         self.report.event("memory", text, memory | {"streamed_bytes": streamed})
-        spill = self._spill = open_spill(self.settings.cache)
+        spill = self._spill = open_spill(self.settings.cache, stored)
         return StreamedWeights(lowered, sizes, self.backend, spill, residence)
 
     def _receive_weights(
@@ -274,9 +293,11 @@ class Run:
         packet = memoryview(bytearray(8))
         filled = 0
 
-        transfers: dict[int, list[list[Transfers]]] = {}  # by rows
+        transfers: dict[int, list[list[Transfers | FirstTransfers]]] = {}  # by rows
 
-        def work(step: Control) -> list[tuple[Callable[[], None], list[Transfers]]]:
+        def work(
+            step: Control,
+        ) -> list[tuple[Callable[[], None], list[Transfers | FirstTransfers]]]:
             """What to do for each segment: compute, and then exchange."""
             calls = node.step(step.position, step.rows)
             if step.rows not in transfers:
@@ -318,3 +339,15 @@ class Run:
                 meter.step(control.rows, before - began, compute - disk, sync, disk, read)
         finally:
             meter.finish()
+
+
+def _stored_bytes(lowered: Lowered, sizes: Mapping[WeightKey, Size], kept: Set[int]) -> int:
+    """What the planes that do not stay in memory take on the disk."""
+    role = roles(lowered)
+    return sum(
+        sizes[key].z * file_bytes(sizes[key].plane_bytes)
+        for number, segment in enumerate(lowered.segments)
+        if number not in kept
+        for key in segment.weights.values()
+        if plane_role(role[key]) == "matrix"
+    )

@@ -13,9 +13,8 @@ import numpy as np
 
 from airllm.engine.continuation import Continuation, Generation
 from airllm.engine.decoder import Decoder, Logits
-from airllm.engine.limits import Limits
 from airllm.engine.loaded_model import LoadedModel
-from airllm.engine.sampling import Sampling
+from airllm.engine.settings import Limits, Sampling
 from airllm.state.kv_cache import KVCache
 from airllm.text.prompts import Prompt, prompt_list
 from airllm.text.tokenizer import Tokenizer

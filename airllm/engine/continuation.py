@@ -6,8 +6,8 @@ from time import perf_counter
 from typing import Literal
 
 from airllm.engine.decoder import Logits
-from airllm.engine.limits import ContextFullError, Limits, shift
-from airllm.engine.sampling import Sampler, Sampling
+from airllm.engine.sampling import Sampler
+from airllm.engine.settings import ContextFullError, Limits, Sampling
 from airllm.state.kv_cache import KVCache
 from airllm.text.text_stream import TextStream
 from airllm.text.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class Continuation:
         """prompt: must fit the context. cache: holds its beginning, or nothing, but not all of it.
         limits: for this prompt, as for_prompt gives them."""
         self.cache, self._tokenizer, self._limits = cache, tokenizer, limits
-        self._sampler, self._stream = Sampler(sampling), TextStream(limits.stop)
+        self._sampler, self._stream = Sampler(sampling), TextStream(limits.stop_strings)
         self._history, self._n_prompt = list(prompt), len(prompt)
         self._n_reused, self._n_shifted = cache.length, 0
         self.pending = self._history[self._n_reused :]
@@ -144,3 +144,18 @@ class Continuation:
             passes=len(self._seconds) - self.accepted,
             accepted_tokens=self.accepted,
         )
+
+
+def shift(cache: KVCache, pending: Sequence[int], keep: int) -> list[int]:
+    """Forget the older half of what comes after the first `keep` tokens; returns the tokens that
+    are then to be evaluated, `pending` last.
+
+    What stays moves to earlier positions and is evaluated again there. To turn its keys by the
+    difference of positions, as llama.cpp does, would be faster and another result: keys and values
+    of all layers but the first have seen what is forgotten, and a cache of 16 or 8 bit would be
+    rounded once more with each shift.
+    """
+    tokens = [*cache.tokens, *pending]
+    forgotten = (len(tokens) - keep) // 2
+    left = tokens[:keep] + tokens[keep + forgotten :]
+    return left[cache.keep_shared(left) :]

@@ -8,10 +8,9 @@ import numpy as np
 
 from airllm.engine.continuation import Continuation, Generation
 from airllm.engine.decoder import Decoder
-from airllm.engine.limits import Limits
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.lookahead import GUESSES, MOST_GUESSES, Draft, Lookahead
-from airllm.engine.sampling import Sampling
+from airllm.engine.settings import Limits, Sampling
 from airllm.text.prompts import Prompt
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.arguments import check_count

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.engine.decoder import Decoder
-from airllm.engine.limits import ContextFullError, Limits
+from airllm.engine.settings import ContextFullError, Limits
 from airllm.text.prompts import PromptReader
 from airllm.util.closing import Closing
 from airllm.util.progress import OnProgress

@@ -4,56 +4,19 @@ In the order of llama.cpp: the penalty, then top-k, top-p and min-p cut the cand
 the temperature shapes what is left and one is drawn.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm import tensor_ops_hybrid as ops
-from airllm.util.arguments import check_count, check_number
+from airllm.engine.settings import Sampling
 
-__all__ = ["Sampler", "Sampling"]
+__all__ = ["Sampler"]
 
 # The repetition penalty looks back so many tokens, as llama.cpp's does: over all of a long text,
 # words that any text repeats would be punished too.
 PENALTY_WINDOW = 64
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. ValueError or TypeError names an argument that makes no sense.
-
-    temperature: 0 takes the likeliest token, the lowest id where several are equally likely; up to
-        1 the model's own distribution gets its shape back, above it flattens.
-    top_k: only the k likeliest tokens; 0 is all of them.
-    top_p: only the likeliest tokens that together reach this probability (arXiv:1904.09751).
-    min_p: only tokens at least this fraction as likely as the likeliest (arXiv:2407.01082).
-    repeat_penalty: divides the positive and multiplies the negative logits of the last 64 tokens
-        (arXiv:1909.05858); 1 changes nothing.
-    seed: the same seed draws the same tokens from the same logits; None draws anew each time.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        def number(name: str, high: float, expected: str, *, above: bool = False) -> None:
-            value = check_number(name, getattr(self, name), 0.0, high, expected, above=above)
-            object.__setattr__(self, name, value)
-
-        number("temperature", math.inf, "a finite one of 0 (greedy) or more")
-        number("top_p", 1.0, "above 0, up to 1", above=True)
-        number("min_p", 1.0, "0 to 1")
-        number("repeat_penalty", math.inf, "a finite one above 0", above=True)
-        object.__setattr__(self, "top_k", check_count("top_k", self.top_k, least=0))
-        if self.seed is not None:
-            object.__setattr__(self, "seed", check_count("seed", self.seed, least=0))
 
 
 class Sampler:

@@ -117,10 +117,19 @@ def _check_room(path: Path, nbytes: int) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + _left_behind(path)
     if free < nbytes:
         raise OSError(
             errno.ENOSPC,
             f"the disk has {free / 1e6:,.0f} MB left; {nbytes / 1e6:,.0f} MB are needed",
             str(path),
         )
+
+
+def _left_behind(path: Path) -> int:
+    """What a conversion that was killed keeps of the disk: the writer empties that file first."""
+    try:
+        found = path.with_name(f"{path.name}.partial").lstat()
+    except OSError:
+        return 0
+    return min(found.st_size, 512 * getattr(found, "st_blocks", 0))

@@ -171,7 +171,7 @@ def _open_exclusively(path: Path) -> io.FileIO:
     for name in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):  # a pipe would wait
         how |= getattr(os, name, 0)
     while True:
-        file = io.FileIO(os.open(path, how, 0o666), "r+")
+        file = io.FileIO(_open_no_link(path, how), "r+")
         try:
             with naming(path):
                 _check_regular(file, path)
@@ -188,9 +188,25 @@ def _open_exclusively(path: Path) -> io.FileIO:
         file.close()
 
 
+def _open_no_link(path: Path, how: int) -> int:
+    """Somebody else may have put a link there, in a shared folder, to a file of the user's."""
+    try:
+        return os.open(path, how, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a pipe
+            raise _no_file(path) from None
+        raise
+
+
 def _check_regular(file: io.FileIO, path: Path) -> None:
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise FileExistsError(errno.EEXIST, "is there, and is no regular file", str(path))
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise _no_file(path)
+
+
+def _no_file(path: Path) -> OSError:
+    text = "is a link or no regular file, and what it leads to would be overwritten; remove it"
+    return FileExistsError(errno.EEXIST, text, str(path))
 
 
 def _check_ours(file: io.FileIO, path: Path) -> None:

@@ -25,8 +25,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
+from airllm.engine.settings import AnswerOptions
 from airllm.util.durable import naming, sync_directory
 from airllm.util.shown import shown
 
@@ -34,16 +35,19 @@ __all__ = ["SETTINGS", "Answers", "BatchError", "Job", "digest", "read_jobs"]
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_DIGITS = 1000  # of an integer, in an id or a seed; Python reads no more than 4,300
-# What a line may set for itself, and the types it may have.
+
+
+def _json_types(kind: object) -> tuple[type, ...]:
+    """What JSON has for an option: null is as good as nothing, and 1 is a number, too."""
+    kinds = get_args(kind) or (kind,)
+    return (int, float) if float in kinds else tuple({int, str}.intersection(kinds))
+
+
+# What a line may set for itself, and the types it may have; `stop` may be a list of them.
 SETTINGS: Mapping[str, tuple[type, ...]] = {
-    "max_new_tokens": (int,),
-    "temperature": (int, float),
-    "top_k": (int,),
-    "top_p": (int, float),
-    "min_p": (int, float),
-    "repeat_penalty": (int, float),
-    "seed": (int,),
-    "stop": (str,),  # or a list of them
+    name: _json_types(kind)
+    for name, kind in AnswerOptions.__annotations__.items()
+    if name not in ("on_full", "keep")
 }
 
 
