@@ -102,9 +102,9 @@ class LayerWiseInferenceEngine:
         check_choice("kv_type", kv_type, get_args(KVType))
         check_choice("activations", activations, get_args(Activations))
         if batch_size is not None:
-            check_count("batch_size", batch_size)
+            batch_size = check_count("batch_size", batch_size)
         if decode_threads is not None:
-            check_count("decode_threads", decode_threads)
+            decode_threads = check_count("decode_threads", decode_threads)
         planned = PlannedModel.open(
             model_path,
             backend=backend,
