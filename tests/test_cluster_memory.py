@@ -18,9 +18,15 @@ from worker_process import Process
 from worker_threads import addresses, workers
 
 from airllm.backends import load_backend
+from airllm.cluster import run
+from airllm.cluster.checks import Program
 from airllm.cluster.link import LinkError
+from airllm.cluster.lowering import lower
+from airllm.cluster.node_config import read_node_config
+from airllm.cluster.protocol import read_handshake, read_net_config
 from airllm.cluster.spill import CacheFile, SpillFile, open_spill
 from airllm.cluster.streamed import StreamedWeights
+from airllm.cluster.wire import take_from
 from airllm.weights.residency import Residency
 
 RECORDINGS = ["llama-f32", "llama-q40", "qwen3moe-q40"]
@@ -184,6 +190,58 @@ def test_a_budget_too_small_to_stream_is_refused_with_what_would_do(model, proce
             Root(model, addresses(made))
         [text] = made[0].report.wait_for("run_failed")
     assert "are enough to stream" in text
+
+
+def test_a_disk_without_room_is_refused_before_the_weights_come(model, monkeypatch, process_takes):
+    monkeypatch.setattr(run, "room_bytes", lambda cache: 1_000_000)
+    process_takes(10_000_000)
+    with workers(1, ram=100_000_000) as made:
+        with pytest.raises(LinkError):
+            Root(model, addresses(made))
+        [text] = made[0].report.wait_for("run_failed")
+    assert re.search(r"too little, and of the [0-9.]+ MB that the disk would .* for 1\.0 MB$", text)
+
+
+def test_a_run_that_breaks_off_gives_the_disk_back(model, monkeypatch, process_takes):
+    made_well, spills = run.open_spill, []
+
+    def make(*arguments):
+        spills.append(made_well(*arguments))
+        close_well = spills[-1].close
+        spills[-1].close = lambda: (spills.append("closed"), close_well())
+        return spills[0]
+
+    def die(name):
+        if name == "weights":
+            raise ConnectionError
+
+    monkeypatch.setattr(run, "open_spill", make)
+    process_takes(10_000_000)
+    with workers(1, ram=100_000_000) as made:
+        with pytest.raises(ConnectionError):
+            Root(model, addresses(made), stage=die)
+        made[0].report.wait_for("run_failed")
+    assert spills[1:] == ["closed"]
+
+
+def test_what_the_disk_takes_is_counted_in_whole_pages_of_all_that_streams():
+    data = bytes(dllama_recording.read_recording("qwen3moe-q40")[0][0, 0].to_worker)
+    take = take_from(data)
+    handshake = read_handshake(take)
+    take(4)
+    net = read_net_config(take, handshake)
+    program = Program(net, read_node_config(take, handshake, net))
+    lowered = lower(program)
+    every = range(len(lowered.segments))
+    assert run._stored_bytes(lowered, program.weights, set(every)) == 0
+    planes = [
+        size
+        for (name, _), size in program.weights.items()
+        if name.startswith(("block_matmul", "block_moe_gate", "final_matmul"))
+        for _ in range(size.z)
+    ]
+    expected = sum(-(-size.plane_bytes // 4096) * 4096 for size in planes)
+    assert run._stored_bytes(lowered, program.weights, set()) == expected
 
 
 def test_sigterm_ends_it_within_a_second_and_well():

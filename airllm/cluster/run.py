@@ -293,7 +293,6 @@ class Run:
     def _steps(self, root: Link, node: Node, exchange: Exchange) -> None:
         weights = node.weights
         spin, idle = self.settings.spin, self.settings.idle_timeout
-        root.set_timeout(self.settings.silence_timeout)
         packet = memoryview(bytearray(8))
         filled = 0
 

@@ -125,12 +125,11 @@ class CacheFile(Closing):
         with contextlib.ExitStack() as stack:
             inside = open_own_folder(folder, create=True)
             stack.callback(os.close, inside)
-            self.descriptor = open_own_file(inside, _WEIGHTS, os.O_RDWR, path)
+            self.descriptor = open_own_file(inside, _WEIGHTS, path)
             opened = stack.enter_context(contextlib.ExitStack())
             opened.callback(os.close, self.descriptor)
             _lock(self.descriptor, folder)
-            flags = os.O_RDWR | os.O_APPEND
-            self._index = open_own_file(inside, _INDEX, flags, folder / _INDEX)
+            self._index = open_own_file(inside, _INDEX, folder / _INDEX)
             opened.callback(os.close, self._index)
             self._places = dict(self._known())
             self._end = file_bytes(os.fstat(self.descriptor).st_size)
@@ -189,7 +188,8 @@ class CacheFile(Closing):
             os.ftruncate(self.descriptor, 0)
 
     def _known(self) -> Iterator[tuple[tuple[str, int], int]]:
-        """What the index says, the last word of it; a line that makes no sense says nothing."""
+        """What the index says, the last word of it; a line that makes no sense says nothing.
+        New lines are written where the reading ends."""
         with os.fdopen(os.dup(self._index), "rb") as file:
             file.seek(0)
             while line := file.readline(_LONGEST_LINE):
