@@ -173,15 +173,13 @@ class LayerWiseInferenceEngine:
         says: what to leave out of a prompt is for its author to decide. It, Ctrl-C and whatever
         the callbacks raise leave the engine usable.
         """
-        sampling, limits = settings_of(**options)
-        pieces = continue_prompt(
-            self._model,
-            chat(prompt, template_variables),
-            sampling,
-            limits,
+        pieces = self.stream(
+            prompt,
+            template_variables=template_variables,
             lookahead=lookahead,
-            draft=None if draft is None else draft._model,
+            draft=draft,
             on_progress=on_progress,
+            **options,
         )
         with closing(pieces):
             while True:
@@ -203,8 +201,8 @@ class LayerWiseInferenceEngine:
         draft: "LayerWiseInferenceEngine | None" = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
-    ) -> Iterator[str]:
-        """generate, as an iterator over the pieces of text.
+    ) -> Generator[str, None, Generation]:
+        """generate, as an iterator over the pieces of text, which returns the whole at its end.
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from tiny_model import Sizes, write_tiny_model
 
 from airllm.cli import main
-from airllm.engine.sampling import Sampling
-from airllm.engine.settings import Limits
+from airllm.engine.settings import Limits, Sampling
 from airllm.text.prompts import Chat
 from airllm.tools.batch_file import SETTINGS, Answers, BatchError, read_jobs
 from airllm.weights.budget import BudgetError

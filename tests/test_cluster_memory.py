@@ -18,15 +18,16 @@ from worker_process import Process
 from worker_threads import addresses, workers
 
 from airllm.backends import load_backend
-from airllm.cluster import run, streamed
+from airllm.cluster import run
 from airllm.cluster.checks import Program
 from airllm.cluster.link import LinkError
 from airllm.cluster.lowering import lower
 from airllm.cluster.node_config import read_node_config
 from airllm.cluster.protocol import read_handshake, read_net_config
 from airllm.cluster.spill import CacheFile, SpillFile, open_spill
-from airllm.cluster.streamed import Residence, StreamedWeights, residence_of
+from airllm.cluster.streamed import StreamedWeights
 from airllm.cluster.wire import take_from
+from airllm.weights.residency import Residency
 
 RECORDINGS = ["llama-f32", "llama-q40", "qwen3moe-q40"]
 
@@ -34,7 +35,7 @@ RECORDINGS = ["llama-f32", "llama-q40", "qwen3moe-q40"]
 def from_disk(kept=(), cache=None, slots=2):
     """What holds the weights: all but the segments `kept` come from the disk."""
     return lambda lowered, sizes, backend: StreamedWeights(
-        lowered, sizes, backend, open_spill(cache), Residence(frozenset(kept), slots, 1 << 20, 0)
+        lowered, sizes, backend, open_spill(cache), Residency(frozenset(kept), 0, slots, 1 << 20)
     )
 
 
@@ -122,34 +123,6 @@ def test_what_is_stored_is_in_the_file_where_it_says(kind, tmp_path):
     for place, plane in zip(places, planes, strict=True):
         assert os.pread(spill.descriptor, plane.nbytes, place) == plane.tobytes()
     spill.close()
-
-
-# ---- what stays in memory ----
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "budget", "n_kept", "slots"),
-    [
-        ([10, 10, 10, 10], 40, 4, 0),
-        ([10, 10, 10, 10], 39, 1, 2),
-        ([10, 10, 10, 10], 20, 0, 2),
-        ([10, 10, 10, 10], 19, 0, 1),
-        ([10, 10, 10, 10], 9, None, None),
-        ([10, 10, 50, 50], 119, 1, 2),
-        ([10, 10, 10, 50], 79, 1, 2),  # the largest is kept, so that slots are small
-        ([50, 10, 10], 100, 3, 0),
-        ([], 0, 0, 0),
-    ],
-)
-def test_as_many_segments_stay_as_fit_beside_the_slots(nbytes, budget, n_kept, slots, monkeypatch):
-    monkeypatch.setattr(streamed, "_READS", 0)
-    residence = residence_of(nbytes, budget)
-    assert (residence and len(residence.kept), residence and residence.slots) == (n_kept, slots)
-
-
-def test_segments_that_stay_are_spread_among_those_that_stream(monkeypatch):
-    monkeypatch.setattr(streamed, "_READS", 0)
-    assert residence_of([10] * 8, 60).kept == {1, 3, 5, 7}
 
 
 # ---- a worker of its own, whose memory can be measured ----

@@ -30,6 +30,7 @@ from types import NoneType
 from typing import Any, Self, get_args
 
 from airllm.engine.settings import AnswerOptions
+from airllm.util.closing import Closing
 from airllm.util.durable import naming, sync_directory
 from airllm.util.shown import shown
 
@@ -249,7 +250,7 @@ def _check_values(what: str, value: object) -> None:
             _check_values(what, item)
 
 
-class Answers:
+class Answers(Closing):
     """with Answers.open(path, jobs, run) as answers:
         for job in answers.left: answers.append(job, {"text": ...})
 
@@ -286,6 +287,7 @@ class Answers:
             os.close(self._descriptor)
             raise
         self.left = [job for job in jobs if job.index not in done]
+        self.closed = False
         return self
 
     def append(self, job: Job, answer: Mapping[str, object]) -> None:
@@ -302,14 +304,11 @@ class Answers:
                 os.ftruncate(self._descriptor, before)
                 raise
 
-    def close(self) -> None:
+    def release(self) -> None:
         os.close(self._descriptor)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __repr__(self) -> str:
+        return f"Answers({str(self._path)!r})"
 
     def _read(self, jobs: Sequence[Job]) -> tuple[set[int], int]:
         """The jobs that are done, and where the last whole line ends."""
