@@ -3,8 +3,8 @@
 import errno
 import hashlib
 import os
-from pathlib import Path
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
