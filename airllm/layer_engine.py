@@ -175,10 +175,10 @@ class LayerWiseInferenceEngine:
         """
         pieces = self.stream(
             prompt,
+            template_variables=template_variables,
             lookahead=lookahead,
             draft=draft,
             on_progress=on_progress,
-            template_variables=template_variables,
             **options,
         )
         with closing(pieces):
