@@ -124,6 +124,8 @@ class CacheFile:
             opened = stack.enter_context(contextlib.ExitStack())
             opened.callback(os.close, self.descriptor)
             _lock(self.descriptor, folder)
+            # Closing does not unlock: io_uring holds the file until the kernel has ended the ring.
+            opened.callback(fcntl.flock, self.descriptor, fcntl.LOCK_UN)
             flags = os.O_RDWR | os.O_APPEND
             self._index = open_own_file(inside, _INDEX, flags, folder / _INDEX)
             opened.callback(os.close, self._index)
