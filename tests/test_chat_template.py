@@ -2,11 +2,11 @@
 
 import gc
 import time
-import tracemalloc
 from collections.abc import Mapping
 from datetime import datetime
 
 import pytest
+from traced_memory import traced_memory
 
 from airllm.text.chat_template import ChatTemplate, ChatTemplateError
 from airllm.util.metadata import FormatError, Metadata
@@ -236,12 +236,10 @@ LARGE = {
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_value_is_refused_before_it_is_made(name: str) -> None:
     template = ChatTemplate(LARGE[name])
-    tracemalloc.start()
-    with pytest.raises(ChatTemplateError, match=r"it (would make|has made) a "):
+    refused = pytest.raises(ChatTemplateError, match=r"it (would make|has made) a ")
+    with traced_memory() as traced, refused:
         template.render(HELLO)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 32 * 2**20
+    assert traced.peak < 32 * 2**20
 
 
 @pytest.mark.parametrize(
