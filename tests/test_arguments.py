@@ -3,22 +3,29 @@
 import decimal
 import fractions
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_model import write_tiny_model
 
 from airllm.backends import load_backend
 from airllm.cli import options
 from airllm.engine.sampling import Sampler
 from airllm.engine.settings import Limits, Sampling
 from airllm.graph.rewrite import fusion_wanted
+from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.numpy_ops import cpu_budget
 from airllm.util.arguments import check_choice, check_count, check_number
 from airllm.util.shown import shown
 from airllm.weights.budget import MOST_BYTES, granted_bytes, parse_bytes
 
 HUGE = 10**5000  # more digits than Python writes
+
+
+NUMBERS = [0, -1, 3, 2**31, 2**63, 2**64, HUGE, -HUGE, 0.5, 1e-320, 1e308, math.nan, math.inf]
+NUMBERS += [np.int8(3), np.float16(0.5), np.bool_(True), decimal.Decimal(3), fractions.Fraction(7)]
 
 
 class Three:
@@ -103,6 +110,41 @@ def test_threads_that_no_machine_has_are_refused(threads: int) -> None:
 def test_fusion_is_true_or_false(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^fusion is .*; expected True or False"):
         fusion_wanted(value)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LayerWiseInferenceEngine]:
+    path = write_tiny_model(tmp_path_factory.mktemp("model")).path
+    with LayerWiseInferenceEngine(path, backend="numpy") as opened:
+        yield opened
+
+
+ANYTHING = [*NUMBERS, None, True, "x", b"x", [1], {}, object(), Three(), 1j, np.array([3])]
+ARGUMENTS = ["max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed"]
+ARGUMENTS += ["stop", "on_full", "keep"]
+
+
+@pytest.mark.parametrize("name", [*ARGUMENTS, "lookahead", "batch"])
+def test_an_argument_of_the_engine_may_be_anything(
+    engine: LayerWiseInferenceEngine, name: str
+) -> None:
+    """It answers, or names the argument."""
+    for value in ANYTHING:
+        how = {"max_new_tokens": 2, name: value}
+        if name != "batch":
+            assert refused_as(lambda how=how: engine.generate("a", **how)) in (None, name)
+            assert refused_as(lambda how=how: list(engine.stream("a", **how))) in (None, name)
+        if name != "lookahead":
+            assert refused_as(lambda how=how: engine.generate_batch(["a"], **how)) in (None, name)
+
+
+def refused_as(call: Callable[[], object]) -> str | None:
+    """The first word of a refusal; None for an answer."""
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        return str(error).split()[0] if len(str(error)) < 300 else str(error)
+    return None
 
 
 # Sizes.

@@ -330,3 +330,10 @@ def test_what_a_product_writes_second_is_quantised_anew(cpp):
     executor.run(bound, arrays, 2)
     np.testing.assert_array_equal(arrays["before"], expected)
     np.testing.assert_array_equal(arrays["after"], cpp.linear(arrays["input"], q))
+
+
+def test_an_executor_for_one_token_has_room_for_the_input_of_each_of_its_experts(cpp):
+    """Each expert's input of 64 values is rounded to two blocks of 80 bytes."""
+    buffers = [("x", 4 * 64, True), ("route", 8, True), ("y", 4 * 8, True)]
+    op = ("expert_linear", ["x", "route"], "y", ["w"], {"n_used": 4})
+    assert cpp.Executor(buffers, ["w"], [op], 1).nbytes >= 4 * 2 * 80

@@ -20,6 +20,7 @@ from airllm.text.prompts import Prompt, prompt_list
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.arguments import check_choice, check_count
 from airllm.util.progress import OnProgress
+from airllm.util.shown import shown
 
 
 class ParallelSequences:
@@ -72,13 +73,12 @@ def parallel_sequences(
     model: LoadedModel, n: int, capacity: int | None = None
 ) -> Iterator[ParallelSequences]:
     """See LayerWiseInferenceEngine.sequences."""
-    check_count("n", n)
-    capacity = model.context if capacity is None else capacity
-    check_count("capacity", capacity)
+    n = check_count("n", n)
+    capacity = check_count("capacity", model.context if capacity is None else capacity)
     if capacity > model.context:
-        raise ValueError(f"capacity is {capacity}; the context has room for {model.context}")
+        raise ValueError(f"capacity is {shown(capacity)}; the context has room for {model.context}")
     with model.exclusive() as decoder:
-        yield ParallelSequences(decoder, int(n), int(capacity), model.config.vocab_size)
+        yield ParallelSequences(decoder, n, capacity, model.config.vocab_size)
 
 
 def continue_prompts(
@@ -93,7 +93,7 @@ def continue_prompts(
     """Check everything now, and make the generator of the answers, see
     LayerWiseInferenceEngine.stream_batch. The model is busy from its first answer to its end."""
     ids = [model.prompts.some_tokens(prompt) for prompt in prompt_list(prompts)]
-    check_count("batch", batch)
+    batch = check_count("batch", batch)
     check_choice("on_full", limits.on_full, ("stop", "shift"))
     own_limits = [model.limits_for(prompt, limits) for prompt in ids]
 

@@ -34,9 +34,7 @@ def continue_prompt(
     """
     if lookahead is None:
         lookahead = GUESSES if draft is not None or model.decoder.plan.guesses_pay else 0
-    check_count("lookahead", lookahead, least=0)
-    if lookahead > MOST_GUESSES:
-        raise ValueError(f"lookahead is {lookahead}; expected at most {MOST_GUESSES}")
+    lookahead = check_count("lookahead", lookahead, least=0, most=MOST_GUESSES)
     if draft is not None:
         if not lookahead:
             raise ValueError("draft makes guesses, and lookahead=0 wants none")

@@ -83,6 +83,10 @@ class Limits:
         object.__setattr__(self, "max_new_tokens", most)
         check_choice("on_full", self.on_full, get_args(OnFull))
         object.__setattr__(self, "keep", check_count("keep", self.keep, least=-1))
+        try:
+            object.__setattr__(self, "stop", self.stop_strings)
+        except TypeError:
+            raise TypeError(f"stop is {shown(self.stop)}; expected a string, or several") from None
         for text in self.stop_strings:
             if not isinstance(text, str):
                 raise TypeError(f"stop has {shown(text)}; expected strings")

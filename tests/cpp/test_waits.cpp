@@ -138,3 +138,12 @@ TEST(internal_buffers_in_the_same_memory_are_waited_for) {
     check::that(executor.bytes() == 4 * width * sizeof(float), "they do not share memory");
     check::that(executor.waits_before(2), "no wait for whoever reads early");
 }
+
+TEST(what_an_op_reads_and_what_it_writes_lie_apart) {
+    Graph3 g;
+    const int early = g.internal("early", width), late = g.internal("late", width);
+    g.op(OpKind::add, {g.a, g.a}, early);
+    g.op(OpKind::add, {early, early}, late);
+    g.op(OpKind::add, {late, late}, g.b);
+    check::that(Executor(g.graph, 4).bytes() == 2 * 4 * width * sizeof(float), "they overlap");
+}
