@@ -2,7 +2,6 @@
 
 import itertools
 import struct
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from split_model import part_name, split_bytes, write_split
 from test_gguf_mutations import read_whole
 from test_gguf_mutations import traced as traced
+from traced_memory import traced_memory
 
 from airllm.formats.gguf import FormatError, GGUFFile
 
@@ -175,9 +175,7 @@ def test_damage_to_a_parts_header_opens_whole_or_is_refused(
     files[NAMES[part]] = raw[:at] + struct.pack("<I", value) + raw[at + 4 :]
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    tracemalloc.reset_peak()
-    before, _ = tracemalloc.get_traced_memory()
-    refused = read_whole(tmp_path / NAMES[0])
-    _, peak = tracemalloc.get_traced_memory()
-    assert peak - before < 512 * 1024
+    with traced_memory() as memory:
+        refused = read_whole(tmp_path / NAMES[0])
+    assert memory.peak < 512 * 1024
     assert refused is None or refused.startswith(f"{tmp_path}/model-")
