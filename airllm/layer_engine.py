@@ -27,7 +27,7 @@ from airllm.graph.graph import Activations
 from airllm.models import ModelConfig
 from airllm.state.kv_cache import KVType
 from airllm.text.chat_template import ChatTemplate
-from airllm.text.prompts import Prompt, prompt_list
+from airllm.text.prompts import Chat, Prompt, chat, prompt_list
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.arguments import check_choice, check_count
 from airllm.util.progress import OnProgress
@@ -39,7 +39,7 @@ from airllm.weights.plan_model import PlannedModel
 if TYPE_CHECKING:
     from airllm.engine.batch_generation import ParallelSequences
 
-__all__ = ["BudgetError", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
+__all__ = ["BudgetError", "Chat", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
 
 
 class LayerWiseInferenceEngine:
@@ -136,6 +136,7 @@ class LayerWiseInferenceEngine:
         self,
         prompt: Prompt,
         *,
+        template_variables: Mapping[str, object] | None = None,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         on_token: Callable[[str], None] | None = None,
@@ -151,7 +152,11 @@ class LayerWiseInferenceEngine:
         the cache is emptied first, and the answer is the same whatever was asked before.
 
         prompt: a text; or a chat, [{"role": "user", "content": "Hello"}], in the form that the
-            model's chat template gives it.
+            model's chat template gives it. A content may be a list of {"type": "text", "text":
+            ...}, whose texts are joined.
+        template_variables: what the chat template is to know beside the messages, as JSON has it:
+            {"enable_thinking": False, "tools": [...]}. Where there are several prompts, each may be
+            an airllm.layer_engine.Chat, which has messages and variables.
         temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.sampling.Sampling.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what happens where the
             context does; see airllm.engine.settings.Limits.
@@ -168,15 +173,13 @@ class LayerWiseInferenceEngine:
         says: what to leave out of a prompt is for its author to decide. It, Ctrl-C and whatever
         the callbacks raise leave the engine usable.
         """
-        sampling, limits = settings_of(**options)
-        pieces = continue_prompt(
-            self._model,
+        pieces = self.stream(
             prompt,
-            sampling,
-            limits,
+            template_variables=template_variables,
             lookahead=lookahead,
-            draft=None if draft is None else draft._model,
+            draft=draft,
             on_progress=on_progress,
+            **options,
         )
         with closing(pieces):
             while True:
@@ -193,19 +196,20 @@ class LayerWiseInferenceEngine:
         self,
         prompt: Prompt,
         *,
+        template_variables: Mapping[str, object] | None = None,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
-    ) -> Iterator[str]:
-        """generate, as an iterator over the pieces of text.
+    ) -> Generator[str, None, Generation]:
+        """generate, as an iterator over the pieces of text, which returns the whole at its end.
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
         sampling, limits = settings_of(**options)
         return continue_prompt(
             self._model,
-            prompt,
+            chat(prompt, template_variables),
             sampling,
             limits,
             lookahead=lookahead,

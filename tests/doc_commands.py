@@ -29,7 +29,6 @@ from airllm import cli, hub
 ROOT = Path(__file__).parent.parent
 CI = (ROOT / ".ci/run").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-OWN = ("airllm", "python", "python3", "pip", "apt", "mkdocs", ".", ".ci/run")
 FOREIGN = (
     *("dllama", "dnf", "firewall-cmd", "journalctl", "llama-bench", "llama-perplexity"),
     *("ssh", "systemctl", "ufw"),

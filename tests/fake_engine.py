@@ -19,7 +19,7 @@ from airllm.backends.profiling import OpProfile
 from airllm.cli.engine import Engine
 from airllm.engine.continuation import FinishReason, Generation
 from airllm.engine.settings import AnswerOptions
-from airllm.text.prompts import Prompt
+from airllm.text.prompts import Chat, Prompt
 from airllm.util.metadata import FormatError
 from airllm.util.progress import OnProgress
 from airllm.weights.plan import Plan
@@ -110,7 +110,7 @@ class FakeEngine:
     ) -> Generation:
         if not isinstance(prompt, str):
             _ = self.chat_template
-        self.requests.append(prompt if isinstance(prompt, str) else list(prompt))
+        self.requests.append(prompt if isinstance(prompt, (str, Chat)) else list(prompt))
         if on_progress is not None:
             on_progress(1, 2)
             on_progress(2, 2)
@@ -157,7 +157,8 @@ class FakeEngine:
         return 7
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        texts = [prompt] if isinstance(prompt, str) else [each["content"] for each in prompt]
+        messages = prompt.messages if isinstance(prompt, Chat) else prompt
+        texts = [messages] if isinstance(messages, str) else [each["content"] for each in messages]
         return self.tokenizer.encode(" ".join(texts))
 
     def forward(

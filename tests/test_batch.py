@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from tiny_model import Sizes, write_tiny_model
 
 from airllm.cli import main
-from airllm.engine.sampling import Sampling
-from airllm.engine.settings import Limits
+from airllm.engine.settings import Limits, Sampling
+from airllm.text.prompts import Chat
 from airllm.tools.batch_file import SETTINGS, Answers, BatchError, read_jobs
 from airllm.weights.budget import BudgetError
 from airllm.weights.plan_model import plan_model
@@ -87,6 +87,37 @@ def test_pieces_of_text_are_counted_while_an_answer_is_made(prompts, monkeypatch
         (1, 3, "pieces of text: 3"),
         (2, 3, "pieces of text: 4"),
     ]
+
+
+def test_a_line_and_the_command_give_the_template_its_variables(prompts, monkeypatch):
+    asked = []
+    engine = FakeEngine(*[["x"]] * 4).install(monkeypatch)
+    monkeypatch.setattr(engine, "prompt_length", lambda prompt: asked.append(prompt) or 7)
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    lines = [
+        {"messages": messages},
+        {"messages": messages, "chat_template_kwargs": {"a": 2}, "tools": [{"name": "f"}]},
+        {"prompt": "Hi"},
+    ]
+    write(prompts, *lines)
+    assert batch(prompts, "--chat-template-kwargs", '{"a": 1, "b": 1}') == 0
+    assert asked == [
+        Chat(messages, {"a": 1, "b": 1}),
+        Chat(messages, {"a": 2, "b": 1, "tools": [{"name": "f"}]}),
+        "Hi",
+    ]
+
+
+def test_variables_are_a_part_of_what_was_asked(prompts, monkeypatch, capsys: Capture):
+    write(prompts, {"messages": chat("x"), "chat_template_kwargs": {"a": 1}})
+    FakeEngine(["x"]).install(monkeypatch)
+    assert batch(prompts) == 0
+    write(prompts, {"messages": chat("x"), "chat_template_kwargs": {"a": 2}})
+    assert batch(prompts) == 1
+    assert "answers another prompt than number 0" in capsys.readouterr().err
+    write(prompts, {"messages": chat("x"), "chat_template_kwargs": {"a": 1}})
+    assert batch(prompts, "--chat-template-kwargs", '{"b": 1}') == 1
+    assert "with other settings" in capsys.readouterr().err
 
 
 def test_a_lines_settings_go_before_those_of_the_command(prompts, monkeypatch):
@@ -233,6 +264,18 @@ def test_a_killed_batch_of_a_streamed_model_loses_and_repeats_nothing(tmp_path, 
         ("{}", 'expected either "prompt" or "messages"'),
         ('{"prompt": "x", "messages": []}', 'expected either "prompt" or "messages"'),
         ('{"prompt": 7}', "prompt is no string"),
+        ('{"prompt": "x", "tools": []}', 'tools is for "messages"'),
+        ('{"messages": [{"role": "u", "content": ""}], "tools": 1}', "tools is 1; expected a list"),
+        (
+            '{"messages": [{"role": "u", "content": ""}], "chat_template_kwargs": [1]}',
+            "chat_template_kwargs is [1]; expected an object",
+        ),
+        (
+            '{"messages": [{"role": "u", "content": ""}], "chat_template_kwargs": {"a": [NaN]}}',
+            "chat_template_kwargs has NaN",
+        ),
+        ('{"messages": [{"role": "u", "content": [1e999]}]}', "messages has '1e999'"),
+        ('{"messages": [{"role": 1, "content": ""}]}', "messages is no list of objects"),
         ('{"prompt": "\\ud800"}', "prompt has half of a character, '\\ud800'"),
         ('{"messages": [{"role": "\\udfff", "content": ""}]}', "messages has half of a character"),
         ('{"prompt": "x", "stop": ["\\ud800"]}', "stop has half of a character"),

@@ -1,14 +1,19 @@
 """Chat templates: what templates in use need, and that a hostile one ends, soon and small."""
 
-import gc
-import time
-import tracemalloc
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
+from airllm.text import template_process
 from airllm.text.chat_template import ChatTemplate, ChatTemplateError
+from airllm.text.template_process import TemplateFaultError, TemplateProcess
 from airllm.util.metadata import FormatError, Metadata
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -17,7 +22,8 @@ HELLO = [{"role": "user", "content": "Hello"}]
 def render(
     source: str, messages: list[dict[str, object]] | None = None, **variables: object
 ) -> str:
-    return ChatTemplate(source).render(HELLO if messages is None else messages, **variables)
+    given = HELLO if messages is None else messages
+    return ChatTemplate(source).render(given, variables=variables)
 
 
 # What templates in use need.
@@ -86,10 +92,103 @@ def test_today_is_known_in_the_layout_asked_for() -> None:
         ("{{ missing }}{{ messages[0].missing }}", ""),
         ("{% for a in [[1, [2]], [3]] recursive %}"
          "{{ loop(a) if a is iterable else a }}{% endfor %}", "123"),
+        ("{{ 'a{}'.format('b') }}{{ '{x:>3}{0!r}'.format('é', x=1) }}"
+         "{{ '{a}'.format_map({'a': 2}) }}",
+         "ab  1'é'2"),
+        ("{{ 'a b' | wordcount }}{{ [1, 2, 3] | batch(2) | list }}{{ {'a': [1]} | pprint }}",
+         "2[[1, 2], [3]]{'a': [1]}"),
+        ("{{ 'x' | urlize }}{{ 'abc def' | wordwrap(3) }}{{ '%s!' | format('a') }}{{ '%d' % 3 }}",
+         "xabc\ndefa!3"),
     ],
 )  # fmt: skip
 def test_what_templates_use_works(source: str, text: str) -> None:
     assert render(source) == text
+
+
+def test_variables_reach_the_template() -> None:
+    source = "{{ enable_thinking }} {{ tools[0].function.name }} {{ effort | default('none') }}"
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert render(source, enable_thinking=False, tools=tools) == "False f none"
+    assert render(source, enable_thinking=True, tools=tools, effort="high") == "True f high"
+
+
+def test_variables_stand_before_special_tokens() -> None:
+    template = ChatTemplate("{{ bos_token }}", {"bos_token": "<s>"})
+    assert template.render(HELLO, variables={"bos_token": "<b>"}) == "<b>"
+
+
+def test_a_guard_goes_through_all_that_is_given() -> None:
+    template = ChatTemplate(
+        "{{ messages | tojson }}{{ tools | tojson }}{{ bos_token }}", {"bos_token": "b"}
+    )
+    text = template.render(
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}],
+            }
+        ],
+        variables={"tools": [{"name": ["t"]}]},
+        guard=str.upper,
+    )
+    assert text == '[{"ROLE": "USER", "CONTENT": "XY"}][{"NAME": ["T"]}]b'
+
+
+# What messages may be.
+
+
+def test_the_texts_of_a_content_in_parts_are_joined() -> None:
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "a cat?"}]
+    messages: list[dict[str, object]] = [{"role": "user", "content": parts}]
+    assert render("{{ 'User: ' + messages[0]['content'] }}", messages) == "User: What is a cat?"
+    assert messages[0]["content"] is parts
+
+
+def test_a_message_without_content_stays_without() -> None:
+    messages: list[dict[str, object]] = [{"role": "assistant", "content": None, "tool_calls": []}]
+    assert render("{{ messages[0] }}", messages) == str(messages[0])
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        ({"role": "user", "content": "x"}, r"messages is a single message; expected a list"),
+        ("Hello", "messages is a str; expected a list"),
+        (3, "messages is a int; expected a list"),
+        (["Hello"], r"messages\[0\] is 'Hello'; expected a mapping"),
+        ([*HELLO, {"content": "x"}], r"messages\[1\] has no 'role'"),
+        ([{"role": "user", "content": {1, 2}}], "must be what JSON has: .*set"),
+    ],
+)
+def test_what_is_no_message_is_refused_by_name(messages: object, fault: str) -> None:
+    with pytest.raises(TypeError, match=fault):
+        ChatTemplate("x").render(messages)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url"}, "x", {"type": "text", "text": 1}, None])
+def test_a_part_that_is_no_text_is_refused_by_its_place(part: object) -> None:
+    messages: list[dict[str, object]] = [*HELLO, {"role": "user", "content": [part]}]
+    with pytest.raises(ChatTemplateError, match=r"messages\[1\] has the part .*reads text"):
+        render("x", messages)
+
+
+def test_variables_that_json_has_not_are_refused() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    cycle: list[object] = []
+    cycle.append(cycle)
+    for value in (object(), {(1, 2): 3}, deep):
+        with pytest.raises(TypeError, match="must be what JSON has"):
+            render("x", value=value)
+    with pytest.raises(ChatTemplateError, match="characters; at most"):
+        render("x", value=cycle)
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt"])
+def test_the_conversation_is_no_variable(name: str) -> None:
+    with pytest.raises(TypeError, match=f"'{name}' is no template variable"):
+        ChatTemplate("x").render(HELLO, variables={name: []})
 
 
 def test_a_long_conversation_has_budget_enough() -> None:
@@ -101,9 +200,32 @@ def test_a_long_conversation_has_budget_enough() -> None:
     assert len(render(source, messages)) > 500 * 9999
 
 
-def test_each_rendering_has_its_own_budget() -> None:
-    template = ChatTemplate("{% for i in range(50000) %}x{% endfor %}")
-    assert [len(template.render(HELLO)) for _ in range(4)] == [50_000] * 4
+def test_a_template_that_goes_through_all_messages_for_each_has_budget_enough() -> None:
+    source = (
+        "{% for m in messages %}{% set ns = namespace(last='') %}{% for other in messages %}"
+        "{% if other.role == m.role %}{% set ns.last = other.content %}{% endif %}{% endfor %}"
+        "{{ ns.last }}{% endfor %}"
+    )
+    messages: list[dict[str, object]] = [{"role": "user", "content": "Hello"}] * 400
+    assert render(source, messages) == "Hello" * 400
+
+
+def test_what_a_template_is_given_buys_it_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.6 s of work, of a template that has 0.1 s for one message and 10 s for 3,300."""
+    monkeypatch.setattr(template_process, "SECONDS", 0.1)
+    source = "{% for i in range(60) %}{% set x = range(100000) | list | sum %}{% endfor %}x"
+    with pytest.raises(ChatTemplateError, match="it takes too long"):
+        render(source)
+    assert render(source, HELLO * 3300) == "x"
+
+
+def test_what_a_template_is_given_buys_it_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_process, "CHARACTERS", 1000)
+    source = "{% for i in range(7) %}{{ messages | tojson }}{% endfor %}"
+    message = {"role": "user", "content": "x" * 10_000}
+    assert len(render(source, [message])) > 70_000
+    with pytest.raises(ChatTemplateError, match="it writes more than 8"):
+        render(source.replace("7", "9"), [message] * 10)
 
 
 # From a file.
@@ -162,86 +284,83 @@ def doubling(value: str, step: str) -> str:
 ENDLESS = {
     "nested loops": loops(4, "x"),
     "nested empty loops": loops(4, ""),
-    "loops of much text": loops(2, "y" * 30_000),
-    "loops inside a macro": "{% macro m() %}" + loops(2, "y" * 30_000) + "{% endmacro %}{{ m() }}",
-    "loops inside a set": "{% set x %}" + loops(2, "y" * 30_000) + "{% endset %}",
-    "loops over conditions": loops(
-        1, "{% for i in range(9999) if " + "a or " * 99 + "b %}{% endfor %}"
-    ),
-    "loops over branches": loops(2, "{% if 0 %}" + "{% elif a or b %}" * 900 + "{% endif %}"),
-    "loops over calls": "{% macro m(a="
-    + "b or " * 99
-    + "c) %}{% endmacro %}"
-    + loops(2, "{{ m() }}"),
+    "loops inside a macro": "{% macro m() %}" + loops(4, "y") + "{% endmacro %}{{ m() }}",
     "two calls in each call": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}"
     "{% endmacro %}{{ f(60) }}",
-    "two calls in each macro": "".join(
-        f"{{% macro m{i}() %}}{{{{ m{i + 1}() }}}}{{{{ m{i + 1}() }}}}{{% endmacro %}}"
-        for i in range(40)
-    )
-    + "{% macro m40() %}{% endmacro %}{{ m0() }}",
-    "long comparisons": "{% set a = 'a' * 1000000 %}{% set b = 'a' * 1000000 %}"
-    + loops(2, "{{ a == b }}"),
-    "long searches": "{% set a = 'a' * 1000000 %}" + loops(2, "{{ ('b' in a) or a.count('a') }}"),
-    "long copies": "{% set a = 'a' * 1000000 %}" + loops(2, "{% set b = a[1:] %}"),
-    "long lists": "{% set a = range(20000) | list %}" + loops(2, "{% set b = a | sort %}"),
-    "long maps": loops(2, "{% set b = range(9999) | map('string') | list %}"),
-    "long words": loops(2, "{% set b = ('a ' * 99999) | title %}"),
-    "loop.changed": loops(3, "{% if loop.changed(i0) %}{% endif %}"),
+    "sums of a range": loops(2, "{{ range(100000) | sum }}"),
+    "the largest of a range": loops(2, "{{ range(100000) | max }}"),
+    "searches in a range": loops(2, "{{ 1.5 in range(100000) }}"),
+    "searches in a text": "{% set a = 'a' * 1000000 %}"
+    + loops(2, "{{ ('b' in a) or a.count('a') }}"),
+    "a search from the end": "{{ ('a' * 4000000).rfind('b' ~ 'a' * 2000000) }}",
+    "copies": "{% set a = 'a' * 1000000 %}" + loops(2, "{% set b = a[1:] %}"),
+    "a long set to strip": "{{ ('a' * 4000000).strip('b' * 4000000 ~ 'a') }}",
+    "a long set to trim": "{{ ('a' * 4000000) | trim('b' * 4000000 ~ 'a') }}",
+    "a long path": "{% set x = [[[0]]] * 100000 %}"
+    + "{{ x | map(attribute='0.' * 400000 ~ '0') | list }}",
+    "sorting by a long path": "{{ ([[0]] * 100000) | sort(attribute='0.' * 400000 ~ '0') }}",
+    "selecting by a long path": "{{ ([[0]] * 9999) | selectattr('0.' * 400000 ~ '0') | list }}",
+    "a large power": "{% set x = 7 ** 9999999 %}" + loops(1, "{% set y = x * x %}"),
+    "while it is compiled": "{{ 7 ** 9999999 * 7 ** 9999999 % 3 ** 999999 }}",
 }
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_an_endless_template_ends_within_a_second(name: str) -> None:
-    taken = []
-    gc.freeze()  # what all tests have made: to collect that takes longer than the template
-    try:
-        for _ in range(3):  # the best of them, as the machine may be busy
-            started = time.thread_time()
-            with pytest.raises(ChatTemplateError, match="it takes too long; it may loop without"):
-                render(ENDLESS[name])
-            taken.append(time.thread_time() - started)
-    finally:
-        gc.unfreeze()
-    assert min(taken) < 1
+def test_an_endless_template_is_ended(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time of its own process: a busy machine changes nothing."""
+    monkeypatch.setattr(template_process, "SECONDS", 0.1)
+    with pytest.raises(ChatTemplateError, match="it takes too long; it may loop without end"):
+        render(ENDLESS[name])
 
 
 LARGE = {
     "'a' * 10**10": "{{ 'a' * 10**10 }}",
     "10**10 * 'a'": "{{ 10**10 * 'a' }}",
     "a long list": "{{ [0] * 10**10 }}",
-    "a large power": "{{ 2 ** (10**9) }}",
-    "powers of powers": "{{ (2 ** 4000) ** 4000 }}",
     "squares of squares": doubling("9 ** 99", "x * x"),
     "text twice by +": doubling("'aaaa'", "x + x"),
     "text twice by ~": doubling("'aaaa'", "x ~ x"),
     "a list twice": doubling("[1]", "x + x"),
     "a list of itself twice": doubling("[1]", "[x, x]"),
-    "a tuple of itself twice": doubling("(1,)", "(x, x)"),
     "a dict of itself twice": doubling("{'a': 1}", "{'a': x, 'b': x}"),
-    "dict() of itself twice": doubling("1", "dict(a=x, b=x)"),
     "join": "{{ (['a' * 1000000] * 1000) | join }}",
     "str.join": "{{ ('b' * 100000).join(['a'] * 10000) }}",
-    "join filter": "{{ (['a'] * 10000) | join('b' * 100000) }}",
     "replace filter": "{{ ('a' * 100000) | replace('a', 'b' * 100000) }}",
-    "str.replace": "{{ ('a' * 100000).replace('', 'b' * 100000) }}",
     "indent": "{{ 'a\\nb' | indent(10**9) }}",
     "tojson with indent": "{{ [[1]] | tojson(indent=10**9) }}",
     "tojson of repeats": "{{ (['a' * 1000000] * 10000) | tojson }}",
-    "split": "{{ ('a ' * 500000).split() }}",
-    "a number in hexadecimal": "{{ ('f' * 1000000) | int(0, 16) }}",
+    "str.center": "{{ 'a'.center(10**9) }}",
+    "str.format": "{{ '{:1000000000}'.format(1) }}",
+    "formatting with %": "{{ '%1000000000d' % 1 }}",
+    "many pieces": loops(3, "y" * 10_000),
 }
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_large_value_is_refused_before_it_is_made(name: str) -> None:
-    template = ChatTemplate(LARGE[name])
-    tracemalloc.start()
-    with pytest.raises(ChatTemplateError, match=r"it (would make|has made) a "):
-        template.render(HELLO)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 32 * 2**20
+def test_a_template_that_makes_too_much_is_refused(name: str) -> None:
+    with pytest.raises(
+        ChatTemplateError, match=r"it takes more memory than|it writes more than|it takes too long"
+    ):
+        render(LARGE[name])
+
+
+def test_a_template_gets_no_more_memory_than_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_process, "MEMORY_BYTES", 64 << 20)
+    assert render("{{ ('a' * 40000000) | length }}") == "40000000"
+    with pytest.raises(ChatTemplateError, match="it takes more memory than a chat template needs"):
+        render("{{ ('a' * 80000000) | length }}")
+
+
+def test_after_a_template_that_was_ended_the_next_one_is_rendered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    for source in (loops(4, ""), "{{ 'a' * 10**10 }}"):
+        monkeypatch.setattr(template_process, "SECONDS", 0.1)
+        with pytest.raises(ChatTemplateError):
+            render(source)
+        monkeypatch.undo()
+        assert template.render(HELLO) == "Hello"
 
 
 @pytest.mark.parametrize(
@@ -253,25 +372,18 @@ def test_a_large_value_is_refused_before_it_is_made(name: str) -> None:
         "{{ raise_exception.__globals__.os }}",
         "{{ namespace.__init__.__globals__ }}",
         "{{ '{0.__class__}'.format(1) }}",
-        "{{ '%1000000000d' % 1 }}",
-        "{{ 'a'.center(10**9) }}",
-        "{{ 'a'.zfill(10**9) }}",
-        "{{ 'a'.encode() }}",
-        "{{ (5).to_bytes(10**9) }}",
-        "{{ 'a' | center(10**9) }}",
-        "{{ '' | attr('__class__') }}",
-        "{{ '%1000000000d' | format(1) }}",
-        "{{ [1] | batch(10**9, 0) | list }}",
-        "{{ lipsum(n=10**9) }}",
-        "{{ cycler(1) }}",
+        "{{ '{0[role]}'.format(messages[0]) }}",
+        "{{ '{0.x}'.format(1) }}",
+        "{{ '{a[0]}'.format_map({'a': [1]}) }}",
+        "{{ '{:{0.x}}'.format(1) }}",
+        "{{ ('' | attr('format'))() ~ ('{0.x}' | attr('format'))(1) }}",
+        "{{ ['{0.x}'] | map('attr', 'format') | first | string ~ messages.append(1) }}",
         "{{ pay(-10**9) }}",
-        "{{ environment.pay(-10**9) }}",
         "{{ range(10**9) }}",
         "{{ 1.5 | round(10**9, 'ceil') }}",
-        "{{ strftime_now('%c' * 1000) }}",
-        "{{ dict(*messages) }}",
         "{{ 5() }}",
         "{{ 1 / 0 }}",
+        "{{ 9 ** 9999 }}",
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}",
         "{% extends 'x' %}",
@@ -291,23 +403,16 @@ def test_internals_read_as_nothing() -> None:
     assert render("{{ messages.__class__ }}{{ ''['__class__'] }}{{ self.__init__ }}") == ""
 
 
-def test_a_namespace_that_holds_itself_is_written_without_end() -> None:
-    assert render("{% set n = namespace() %}{% set n.n = n %}{{ n }}") == "<namespace>"
-
-
 @pytest.mark.parametrize(
     "source",
     [
         "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         "{{ " + "[" * 5000 + "]" * 5000 + " }}",
         "{{ " + "-" * 20_000 + "1 }}",
-        "{{ " + "+".join("1" * 10_000) + " }}",
-        "{{ 1" + "|abs" * 8000 + " }}",
         "{{ a" + ".b" * 19_000 + " }}",
         "{% if 1 %}" * 1200 + "{% endif %}" * 1200,
         loops(25, ""),
-        "{{ {" + ",".join(f"{i}:1" for i in range(5000)) + "} }}",
-        "x" * 40_001,
+        "x" * (2**20 + 1),
         "{{ " + "1" * 30_000 + " }}",
         "{% if",
         "{{ 'a",
@@ -316,7 +421,144 @@ def test_a_namespace_that_holds_itself_is_written_without_end() -> None:
     ids=lambda source: f"{source[:12]}...",
 )
 def test_a_template_too_large_or_deep_to_compile_is_refused(source: str) -> None:
-    started = time.process_time()
-    with pytest.raises(ChatTemplateError, match="the model's chat template: "):
+    with pytest.raises(ChatTemplateError, match="the model's chat template"):
         ChatTemplate(source)
-    assert time.process_time() - started < 1
+
+
+# The process that templates run in.
+
+OPENS = """
+import os, sys
+from airllm.text import template_child
+from airllm.text.template_sandbox import Sandbox
+
+def attempt(what):
+    try:
+        return repr({"read": lambda: open("/etc/hostname"), "write": lambda: open("/tmp/x", "w"),
+                     "pipe": os.pipe}[what]())
+    except OSError as error:
+        return error.strerror
+
+class Broken(Sandbox):
+    def __init__(self):
+        super().__init__()
+        self.globals["attempt"] = attempt
+
+template_child.Sandbox = Broken
+template_child.main()
+"""
+
+
+@pytest.mark.parametrize("what", ["read", "write", "pipe"])
+def test_a_template_that_got_out_of_the_sandbox_opens_nothing(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n" + OPENS
+    monkeypatch.setattr(template_process, "_BOOT", boot)
+    process = TemplateProcess()
+    try:
+        assert process.ask(f"{{{{ attempt('{what}') }}}}", {}) == "Too many open files"
+    finally:
+        process.close()
+
+
+def test_a_crash_ends_the_template_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = template_process._BOOT.replace("main()", "sys")
+    for end, said in (
+        (
+            "import os; os.kill(os.getpid(), 11)",
+            "it crashed the process that renders it .signal 11",
+        ),
+        ("sys.exit(3)", "ended with status 3; is that Python"),
+    ):
+        monkeypatch.setattr(template_process, "_BOOT", f"{boot}; {end}")
+        process = TemplateProcess()
+        with pytest.raises(TemplateFaultError, match=said):
+            process.ask("x", None)
+
+
+def test_a_process_that_does_not_run_is_ended_by_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = TemplateProcess()
+    process.ask("x", None)
+    os.kill(process.process_id or 0, signal.SIGSTOP)
+    monkeypatch.setattr(template_process, "_WALL_SECONDS", 0.01)
+    monkeypatch.setattr(template_process, "_WALL_PER_CPU", 0.0)
+    with pytest.raises(TemplateFaultError, match="signal 9"):
+        process.ask("x", None)
+
+
+def test_an_answer_longer_than_it_may_be_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = (
+        "import sys, time; sys.stdout.buffer.write(b'\\xff' * 8); sys.stdout.flush();"
+        " sys.stdin.read()"
+    )
+    monkeypatch.setattr(template_process, "_BOOT", boot)
+    with pytest.raises(TemplateFaultError, match="it has taken over the process"):
+        TemplateProcess().ask("x", None)
+
+
+def test_threads_get_their_own_answers() -> None:
+    said: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        said[number] = render("{{ n }}", n=number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {number: str(number) for number in range(8)}
+
+
+def test_an_interrupted_question_leaves_no_answer_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = TemplateProcess()
+
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(template_process, "read_frame", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            process.ask("first", {})
+    assert process.ask("second", {}) == "second"
+    process.close()
+
+
+def test_a_forked_process_has_a_renderer_of_its_own() -> None:
+    code = (
+        "import os, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "from airllm.text.chat_template import ChatTemplate\n"
+        "template = ChatTemplate('{{ n }}')\n"
+        "ours = template.render([], variables={'n': 1})\n"
+        "child = os.fork()\n"
+        "said = template.render([], variables={'n': 2 if child else 3})\n"
+        "if not child: os._exit(int(said))\n"
+        "print(ours, said, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert (done.stdout, done.stderr) == ("1 2 3\n", "")
+
+
+def test_the_process_ends_with_the_program() -> None:
+    code = (
+        "from airllm.text import template_process\n"
+        "template_process.render('x', None)\n"
+        "print(template_process._shared.process_id)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stderr == ""
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)

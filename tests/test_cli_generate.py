@@ -9,6 +9,7 @@ import pytest
 from fake_engine import FakeEngine
 
 from airllm.cli import main
+from airllm.text.prompts import Chat
 from airllm.weights.budget import BudgetError
 
 Capture = pytest.CaptureFixture[str]
@@ -93,6 +94,34 @@ def test_with_chat_the_prompt_is_a_users_message(monkeypatch: pytest.MonkeyPatch
     assert engine.requests == [
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     ]
+
+
+def test_variables_of_the_template_go_with_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(["!"]).install(monkeypatch)
+    variables = '{"enable_thinking": false, "tools": [{"name": "f"}]}'
+    assert generate("--chat", "--prompt", "Hi", "--chat-template-kwargs", variables) == 0
+    (request,) = engine.requests
+    assert request == Chat([{"role": "user", "content": "Hi"}], json.loads(variables))
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--chat", "--chat-template-kwargs", "[1]"], "[1] is no JSON object"),
+        (["--chat", "--chat-template-kwargs", "{x"], "{x is no JSON"),
+        (["--chat", "--chat-template-kwargs", "[" * 100_000], "is no JSON"),
+        (["--chat-template-kwargs", '{"a": 1}'], "--chat-template-kwargs needs --chat"),
+    ],
+)
+def test_variables_that_are_none_are_a_usage_error(
+    options: list[str], fault: str, capsys: Capture
+) -> None:
+    try:
+        status = generate("--prompt", "Hi", *options)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert fault in capsys.readouterr().err
 
 
 def test_a_system_message_without_chat_is_a_usage_error(

@@ -1,13 +1,18 @@
 """airllm worker: its options, its status, and what it says."""
 
+import contextlib
+import itertools
 import json
+import socket
+import threading
+import time
 
 import pytest
 from dllama_model import Model, Shape
 from dllama_root import Root
 from worker_threads import workers
 
-from airllm.cli import main
+from airllm.cli import main, worker
 from airllm.cluster import meter, report
 from airllm.cluster.door import LOOPBACK as LOOPBACK_NETWORKS
 from airllm.cluster.door import Door
@@ -83,6 +88,84 @@ def test_the_status_socket_says_what_the_worker_does(capsys, tmp_path, monkeypat
     assert not status_path(4321).exists()
 
 
+@contextlib.contextmanager
+def liar(path, says):
+    """Somebody who answers at that path, with bytes or until nobody listens any more."""
+
+    def serve():
+        with contextlib.suppress(OSError):
+            visitor, _ = server.accept()
+            with visitor:
+                for piece in [says] if isinstance(says, bytes) else says:
+                    visitor.sendall(piece)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def runtime(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        (b"", "it says something that is no JSON"),
+        (b"\xff\xfe", "it says something that is no JSON"),
+        (b"[" * 60_000, "it says something that is no JSON"),
+        (b"9" * 60_000, "it says something that is no JSON"),
+        (b"[1]", "it says something that is no status of a worker"),
+        (b"null", "it says something that is no status of a worker"),
+        (b'{"a": [1]}', "it says something that is no status of a worker"),
+        (b'{"a": {"b": {"c": 1}}}', "it says something that is no status of a worker"),
+        (b"{" + b" " * 65_536, "it says more than 65,536 bytes, as no worker does"),
+        (itertools.repeat(b" " * 65_536), "it says more than 65,536 bytes, as no worker does"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_status_that_makes_no_sense_is_an_error(says, expected, options, capsys, runtime):
+    with liar(status_path(4321), says):
+        assert main(["worker", "--status", "--port", "4321", *options]) == 1
+    found = capsys.readouterr()
+    assert found.err.endswith(f"{status_path(4321)}: {expected}\n")
+    assert len(found.err.splitlines()) == 1
+
+
+def test_a_status_that_drips_is_given_up(capsys, runtime, monkeypatch):
+    monkeypatch.setattr(worker, "_STATUS_SECONDS", 0.1)
+    with liar(status_path(4321), iter(lambda: time.sleep(0.01) or b" ", None)):
+        assert main(["worker", "--status", "--port", "4321"]) == 1
+    assert capsys.readouterr().err.count("error: no worker of this user answers") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_a_status_says_is_shown_with_its_escapes(options, capsys, runtime):
+    says = json.dumps({"\x1b]0;a\x07": "b\x1b[2J\n", "c": {"\x9b": "\u202e"}}).encode()
+    with liar(status_path(4321), says):
+        assert main(["worker", "--status", "--port", "4321", *options]) == 0
+    out = capsys.readouterr().out
+    assert all(char.isprintable() or char == "\n" for char in out)
+    assert out.count("\n") == (1 if options else 2)
+
+
+def test_a_status_in_a_folder_that_others_may_write_to_is_not_believed(capsys, runtime):
+    runtime.chmod(0o777)
+    with liar(status_path(4321), b"{}"):
+        assert main(["worker", "--status", "--port", "4321"]) == 1
+    assert f"{runtime}: can be written by other users" in capsys.readouterr().err
+
+
 def test_a_run_is_told_in_plain_lines():
     model = Model(Shape("llama", True, dim=64, hidden=64, layers=2, heads=2, kv_heads=2))
     with workers(1) as [running]:
@@ -124,6 +207,18 @@ def test_weights_are_told_with_rate_and_time_left(monkeypatch):
         "weights: 30.0 MB of 90.0 MB, 5.0 MB/s, 12 s left",
         "weights: 30.0 MB of 90.0 MB in 7.0 s",
     ]
+
+
+def test_what_a_run_has_done_is_told_once_a_second(monkeypatch):
+    clock = iter([0.0, 0.5, 1.0, 1.9, 2.1])
+    monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
+    told = Report()
+    updates = []
+    monkeypatch.setattr(told, "update", lambda run: updates.append(run["steps"]))
+    measured = meter.Meter(told)
+    for _ in range(4):
+        measured.step(1, 0.1, 0.1, 0.0, 0.0)
+    assert updates == [2, 4]
 
 
 def test_the_status_of_each_user_has_a_place_of_its_own(monkeypatch):

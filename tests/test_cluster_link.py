@@ -3,6 +3,7 @@
 import ipaddress
 import itertools
 import socket
+import struct
 import threading
 import time
 
@@ -66,6 +67,16 @@ def test_both_may_write_more_than_sockets_hold(pair):
         side.join(20)
     assert bytes(received[0]) == bytes([2]) * n
     assert bytes(received[1]) == bytes([1]) * n
+
+
+def test_a_patience_for_some_bytes_alone_ends_with_them(pair):
+    a, b = pair
+    timer = threading.Timer(0.02, a.send, (b"x",))
+    timer.start()
+    b.read_soon(view(1), 0.0, 60.0)
+    timer.join()
+    limit = b.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
+    assert struct.unpack("@ll", limit) == (5, 0)
 
 
 @pytest.mark.parametrize("spin", [0.0, 0.01])
@@ -185,6 +196,16 @@ def test_a_message_that_drips_is_given_up(pair):
     rest = view(2)
     b.read_into(rest)
     assert bytes(rest) == b"yz"
+
+
+def test_a_deadline_ends_messages_that_come_one_by_one(pair, slow_clock):
+    a, b = pair
+    b.set_deadline(3.0)
+    a.send(b"x")
+    assert b.take(1) == b"x"
+    a.send(b"y")
+    with pytest.raises(LinkError, match="right did not complete the handshake in time"):
+        b.take(1)
 
 
 def test_a_sync_that_drips_is_given_up(pair, slow_clock):

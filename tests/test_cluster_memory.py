@@ -18,10 +18,16 @@ from worker_process import Process
 from worker_threads import addresses, workers
 
 from airllm.backends import load_backend
-from airllm.cluster import streamed
+from airllm.cluster import run
+from airllm.cluster.checks import Program
 from airllm.cluster.link import LinkError
+from airllm.cluster.lowering import lower
+from airllm.cluster.node_config import read_node_config
+from airllm.cluster.protocol import read_handshake, read_net_config
 from airllm.cluster.spill import CacheFile, SpillFile, open_spill
-from airllm.cluster.streamed import Residence, StreamedWeights, residence_of
+from airllm.cluster.streamed import StreamedWeights
+from airllm.cluster.wire import take_from
+from airllm.weights.residency import Residency
 
 RECORDINGS = ["llama-f32", "llama-q40", "qwen3moe-q40"]
 
@@ -29,7 +35,7 @@ RECORDINGS = ["llama-f32", "llama-q40", "qwen3moe-q40"]
 def from_disk(kept=(), cache=None, slots=2):
     """What holds the weights: all but the segments `kept` come from the disk."""
     return lambda lowered, sizes, backend: StreamedWeights(
-        lowered, sizes, backend, open_spill(cache), Residence(frozenset(kept), slots, 1 << 20, 0)
+        lowered, sizes, backend, open_spill(cache), Residency(frozenset(kept), 0, slots, 1 << 20)
     )
 
 
@@ -119,34 +125,6 @@ def test_what_is_stored_is_in_the_file_where_it_says(kind, tmp_path):
     spill.close()
 
 
-# ---- what stays in memory ----
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "budget", "n_kept", "slots"),
-    [
-        ([10, 10, 10, 10], 40, 4, 0),
-        ([10, 10, 10, 10], 39, 1, 2),
-        ([10, 10, 10, 10], 20, 0, 2),
-        ([10, 10, 10, 10], 19, 0, 1),
-        ([10, 10, 10, 10], 9, None, None),
-        ([10, 10, 50, 50], 119, 1, 2),
-        ([10, 10, 10, 50], 79, 1, 2),  # the largest is kept, so that slots are small
-        ([50, 10, 10], 100, 3, 0),
-        ([], 0, 0, 0),
-    ],
-)
-def test_as_many_segments_stay_as_fit_beside_the_slots(nbytes, budget, n_kept, slots, monkeypatch):
-    monkeypatch.setattr(streamed, "_READS", 0)
-    residence = residence_of(nbytes, budget)
-    assert (residence and len(residence.kept), residence and residence.slots) == (n_kept, slots)
-
-
-def test_segments_that_stay_are_spread_among_those_that_stream(monkeypatch):
-    monkeypatch.setattr(streamed, "_READS", 0)
-    assert residence_of([10] * 8, 60).kept == {1, 3, 5, 7}
-
-
 # ---- a worker of its own, whose memory can be measured ----
 
 
@@ -212,6 +190,58 @@ def test_a_budget_too_small_to_stream_is_refused_with_what_would_do(model, proce
             Root(model, addresses(made))
         [text] = made[0].report.wait_for("run_failed")
     assert "are enough to stream" in text
+
+
+def test_a_disk_without_room_is_refused_before_the_weights_come(model, monkeypatch, process_takes):
+    monkeypatch.setattr(run, "room_bytes", lambda cache: 1_000_000)
+    process_takes(10_000_000)
+    with workers(1, ram=100_000_000) as made:
+        with pytest.raises(LinkError):
+            Root(model, addresses(made))
+        [text] = made[0].report.wait_for("run_failed")
+    assert re.search(r"too little, and of the [0-9.]+ MB that the disk would .* for 1\.0 MB$", text)
+
+
+def test_a_run_that_breaks_off_gives_the_disk_back(model, monkeypatch, process_takes):
+    made_well, spills = run.open_spill, []
+
+    def make(*arguments):
+        spills.append(made_well(*arguments))
+        close_well = spills[-1].close
+        spills[-1].close = lambda: (spills.append("closed"), close_well())
+        return spills[0]
+
+    def die(name):
+        if name == "weights":
+            raise ConnectionError
+
+    monkeypatch.setattr(run, "open_spill", make)
+    process_takes(10_000_000)
+    with workers(1, ram=100_000_000) as made:
+        with pytest.raises(ConnectionError):
+            Root(model, addresses(made), stage=die)
+        made[0].report.wait_for("run_failed")
+    assert spills[1:] == ["closed"]
+
+
+def test_what_the_disk_takes_is_counted_in_whole_pages_of_all_that_streams():
+    data = bytes(dllama_recording.read_recording("qwen3moe-q40")[0][0, 0].to_worker)
+    take = take_from(data)
+    handshake = read_handshake(take)
+    take(4)
+    net = read_net_config(take, handshake)
+    program = Program(net, read_node_config(take, handshake, net))
+    lowered = lower(program)
+    every = range(len(lowered.segments))
+    assert run._stored_bytes(lowered, program.weights, set(every)) == 0
+    planes = [
+        size
+        for (name, _), size in program.weights.items()
+        if name.startswith(("block_matmul", "block_moe_gate", "final_matmul"))
+        for _ in range(size.z)
+    ]
+    expected = sum(-(-size.plane_bytes // 4096) * 4096 for size in planes)
+    assert run._stored_bytes(lowered, program.weights, set()) == expected
 
 
 def test_sigterm_ends_it_within_a_second_and_well():

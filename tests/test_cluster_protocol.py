@@ -10,8 +10,10 @@ import itertools
 import random
 import struct
 import tracemalloc
+from dataclasses import replace
 from functools import cache
 
+import dllama_lies
 import dllama_recording
 import pytest
 from hypothesis import given, settings
@@ -23,6 +25,7 @@ from airllm.cluster.node import buffer_bytes, cache_bytes
 from airllm.cluster.node_config import read_node_config
 from airllm.cluster.protocol import (
     Control,
+    WeightHeader,
     encode_ack,
     parse_control,
     read_handshake,
@@ -30,7 +33,7 @@ from airllm.cluster.protocol import (
     read_weight_header,
 )
 from airllm.cluster.weights import Arrivals
-from airllm.cluster.wire import Fields, ProtocolError, take_from
+from airllm.cluster.wire import Fields, FloatType, ProtocolError, Size, take_from
 
 LINKS = [
     (name, worker)
@@ -295,6 +298,38 @@ def test_a_weight_that_comes_twice_or_not_at_all_is_an_error():
 def test_a_step_that_makes_no_sense_is_an_error(control, says):
     with pytest.raises(ProtocolError) as caught:
         parse_control(control.encode(), 32, 64, 10)
+    assert says in str(caught.value)
+
+
+def test_a_weight_that_begins_inside_a_plane_is_an_error():
+    arrivals = Arrivals({("w", 0): Size(FloatType.F32, 3, 4, 8)})
+    assert list(arrivals.expect(WeightHeader("w", 0, 128, 256))) == [1, 2]
+    with pytest.raises(ProtocolError, match="its offset is 64; expected a multiple of 128"):
+        list(arrivals.expect(WeightHeader("w", 0, 64, 128)))
+
+
+def test_a_step_behind_the_end_is_an_error_also_where_its_position_is_not():
+    with pytest.raises(ProtocolError, match="the last position is 64; expected below 64"):
+        parse_control(Control(60, 5).encode(), 32, 64, 60)
+
+
+@pytest.mark.parametrize(
+    ("pipe", "change", "says"),
+    [
+        (2, {"y": 31}, "net config, pipe 2: its size is F32 1x31x64; expected 1x32x..."),
+        (2, {"z": 2}, "net config, pipe 2: its size is F32 2x32x64; expected 1x32x..."),
+        (2, {"type": FloatType.F16}, "net config, pipe 2: its type is F16; expected F32 or Q80"),
+        (4, {"x": 130}, "net config, pipe 4: its size is Q80 1x32x130; expected rows of whole"),
+        (0, {"x": 2}, "net config: pipe 0 is F32 1x32x2; expected F32 1x32x1, for positions"),
+    ],
+)
+def test_a_pipe_that_does_not_fit_is_an_error(pipe, change, says):
+    handshake, net, node = dllama_lies.recorded("llama-q40", 0)
+    pipes = list(net.pipes)
+    pipes[pipe] = replace(pipes[pipe], size=replace(pipes[pipe].size, **change))
+    changed = dllama_lies.encoded(handshake, replace(net, pipes=tuple(pipes)), node)
+    with pytest.raises(ProtocolError) as caught:
+        receive(changed)
     assert says in str(caught.value)
 
 

@@ -17,7 +17,8 @@ from dllama_root import ROWS, Root
 from worker_threads import addresses, workers
 
 from airllm.cluster.link import LinkError
-from airllm.cluster.protocol import Control, Handshake, encode_ack
+from airllm.cluster.protocol import NO_MORE_WEIGHTS, Control, Handshake, encode_ack
+from airllm.cluster.run import Run
 from airllm.cluster.wire import encode_name, encode_u32
 
 SMALL = Shape("llama", True, dim=128, hidden=128, layers=1, heads=4, kv_heads=4, length=40)
@@ -185,6 +186,63 @@ def test_a_root_that_drips_weights_is_given_up(model):
         [text] = made[0].report.wait_for("run_failed")
         assert text == "the run ended: the root was slower than 1e+09 bytes a second for too long"
         made[0].be_patient()
+        assert serves(model, made)
+
+
+def test_a_root_that_drips_what_announces_a_weight_is_given_up(model):
+    """Each byte comes in time, all together do not."""
+    data = bytes(dllama_recording.read_recording("llama-q40")[0][0, 0].to_worker)
+    first = encode_name("block_matmul_q") + struct.pack("<IQ", 0, 0)
+    at = data.index(first)
+    with workers(1, silence_timeout=1.0, min_rate=1e9) as made, dial(made[0]) as sock:
+        sock.sendall(data[:at])
+        for byte in data[at : at + len(first)]:
+            with contextlib.suppress(OSError):
+                sock.sendall(bytes([byte]))
+            if made[0].report.texts("run_failed"):
+                break
+            threading.Event().wait(0.05)
+        [text] = made[0].report.wait_for("run_failed")
+        assert text == "the run ended: the root was slower than 1e+09 bytes a second for too long"
+
+
+def test_a_root_that_sends_no_weights_is_told_which_are_missing(model):
+    data = bytes(dllama_recording.read_recording("llama-q40")[0][0, 0].to_worker)
+    with workers(1) as made, dial(made[0]) as sock:
+        sock.sendall(data[: data.index(encode_name("block_matmul_q") + encode_u32(0, 0, 0))])
+        sock.sendall(NO_MORE_WEIGHTS)
+        [text] = made[0].report.wait_for("run_failed")
+        assert text == "the run ended: weight 'block_norm_0' 0: 256 of 256 bytes are missing"
+
+
+def test_a_position_whose_keys_are_missing_ends_the_run(model):
+    with workers(1) as made:
+        root = Root(model, addresses(made))
+        root.run(model.tokens[:3])
+        root.links[1].send(Control(4, 1).encode())
+        [text] = made[0].report.wait_for("run_failed")
+        assert "the position is 4; expected at most 3, the first without keys" in text
+        root.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError("7 GB"), "out of memory: 7 GB"),
+        (OSError(5, "Input/output error", "weights"), "Input/output error: 'weights'"),
+        (KeyError("a fault of ours"), "KeyError: 'a fault of ours'"),
+    ],
+)
+def test_whatever_goes_wrong_in_a_run_the_next_root_is_served(model, error, says, monkeypatch):
+    def fail(*_):
+        raise error
+
+    with workers(1) as made:
+        with monkeypatch.context() as patch, dial(made[0]) as sock:
+            patch.setattr(Run, "_serve", fail)
+            sock.sendall(Handshake(1, 0, ()).encode())
+            [text] = made[0].report.wait_for("run_failed")
+        assert says in text
         assert serves(model, made)
 
 

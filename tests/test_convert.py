@@ -207,6 +207,40 @@ def test_a_disk_without_room_is_seen_before_anything_is_written(tmp_path, monkey
     assert not (tmp_path / "new.gguf.partial").exists()
 
 
+def test_what_a_killed_convert_left_behind_is_room(tmp_path, monkeypatch):
+    model = write_tiny_model(tmp_path)
+    out = tmp_path / "new.gguf"
+    out.with_name("new.gguf.partial").write_bytes(b"airllm's unfinished file" + bytes(1_000_000))
+    usage = convert_module.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage)
+    with open_model(model.path) as source:
+        convert(source, out, "q8_0")
+    GGUFFile.open(out).close()
+
+
+def _as_link(path, target):
+    path.symlink_to(target)
+
+
+def _as_hard_link(path, target):
+    path.hardlink_to(target)
+
+
+def _as_pipe(path, target):
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("make", [_as_link, _as_hard_link, _as_pipe])
+def test_a_link_or_pipe_in_the_place_of_the_partial_file_is_left_alone(tmp_path, make):
+    model = write_tiny_model(tmp_path)
+    (tmp_path / "precious").write_bytes(b"precious")
+    make(tmp_path / "new.gguf.partial", tmp_path / "precious")
+    with open_model(model.path) as source, pytest.raises(FileExistsError, match="is a link or no"):
+        convert(source, tmp_path / "new.gguf", "q8_0")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert (tmp_path / "new.gguf.partial").exists()
+
+
 CONVERT = """
 import os, signal, sys
 from airllm.formats.convert import convert

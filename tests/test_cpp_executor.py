@@ -308,3 +308,32 @@ def test_the_caches_of_a_sequence_keep_their_memory(cpp):
 def kv_layers(cpp, cache):
     """cache: [n_layers, 2, n_kv_heads, capacity, head_dim]"""
     return cpp.KvLayers([(k, v) for k, v in cache])
+
+
+def test_what_a_product_writes_second_is_quantised_anew(cpp):
+    """The executor keeps the integers of a product's input for the next product of it. Here another
+    product, of matrices in float32, writes that input meanwhile, as its second output."""
+    widths = {"x": 32, "y": 4, "input": 32, "before": 4, "after": 4}
+    ops = [
+        ("linear", ["input"], "before", ["q"], {}),
+        ("linear_many", ["x"], ["y", "input"], ["small", "square"], {}),
+        ("linear", ["input"], "after", ["q"], {}),
+    ]
+    buffers = [(name, width, True) for name, width in widths.items()]
+    executor = cpp.Executor(buffers, ["q", "small", "square"], ops, 4)
+    random = np.random.default_rng(0).standard_normal
+    w = random((4, 32)).astype(np.float32)
+    q = cpp.PackedMatrix(cpp.quantize(w, "q8_0"), "q8_0", (4, 32))
+    bound = executor.bind({"q": q, "small": matrix(cpp, 4, 32), "square": matrix(cpp, 32, 32)})
+    arrays = {name: random((2, width)).astype(np.float32) for name, width in widths.items()}
+    expected = cpp.linear(arrays["input"], q)
+    executor.run(bound, arrays, 2)
+    np.testing.assert_array_equal(arrays["before"], expected)
+    np.testing.assert_array_equal(arrays["after"], cpp.linear(arrays["input"], q))
+
+
+def test_an_executor_for_one_token_has_room_for_the_input_of_each_of_its_experts(cpp):
+    """Each expert's input of 64 values is rounded to two blocks of 80 bytes."""
+    buffers = [("x", 4 * 64, True), ("route", 8, True), ("y", 4 * 8, True)]
+    op = ("expert_linear", ["x", "route"], "y", ["w"], {"n_used": 4})
+    assert cpp.Executor(buffers, ["w"], [op], 1).nbytes >= 4 * 2 * 80

@@ -282,7 +282,7 @@ def test_no_tokens_and_tokens_that_are_not_integers_are_refused(engine):
         ({"context": 0}, "context is 0; expected at least 1"),
         ({"context": 97}, "context is 97; tiny allows at most 96 tokens"),
         ({"kv_type": "q8_0"}, "keeps blocks of 32 values, and this model's heads have 16"),
-        ({"threads": 0}, "threads is 0; expected an integer of at least 1"),
+        ({"threads": 0}, "threads is 0; expected at least 1"),
         ({"decode_threads": 0}, "decode_threads is 0; expected at least 1"),
     ],
 )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from airllm.backends.numpy_backend import NumpyBackend
-from airllm.graph.graph import Buffer, Graph, GraphBuilder, GraphError, Op, Weight
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Buffer, Graph, GraphError, Op, Weight
 
 
 def builder_with_x(width: int = 64) -> tuple[GraphBuilder, Buffer]:

@@ -5,7 +5,8 @@ import pytest
 from extension import require_cpp
 
 from airllm.backends import Backend, load_backend
-from airllm.graph.graph import Buffer, GraphBuilder, GraphError, Weight
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Buffer, GraphError, Weight
 
 # Largest error over the largest value; a few roundings of float32, sums of up to 96 products.
 EXACT = 2e-6

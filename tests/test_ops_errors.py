@@ -251,6 +251,14 @@ def test_attention_cannot_be_written_over_its_sequences(backend, name):
         backend.attention(heads(X), keys(X), keys(X), out=out, **lengths)
 
 
+@pytest.mark.parametrize("shift", [-7, 7])
+def test_out_that_shares_a_single_element_with_an_input_is_refused(backend, shift):
+    memory = np.zeros(22, np.float32)
+    x, out = memory[7:15], memory[7 + shift : 15 + shift]
+    with pytest.raises(ValueError, match="silu: out overlaps x"):
+        backend.silu(x, out=out)
+
+
 def test_out_may_touch_an_input_without_overlapping(backend):
     memory = normal(16)
     x, out = memory[:8], memory[8:]

@@ -67,3 +67,13 @@ def test_a_wrong_depth_is_refused_with_both_shapes(ops):
     ws = matrices(ops, ["q4_0"], sizes=(8,))
     with pytest.raises(ValueError, match=r"x has shape \(3, 64\); expected \[\.\.\., 512\], as w"):
         ops.linear_many(normal((3, 64)), ws)
+
+
+@pytest.mark.parametrize("shift", [-7, 7])
+def test_arrays_of_out_that_share_a_single_element_are_refused(backend, shift):
+    w = backend.PackedMatrix(np.ones((4, 3), np.float32), "f32", (4, 3))
+    memory = np.zeros(22, np.float32)
+    out = [memory[at : at + 8].reshape(2, 4) for at in (7, 7 + shift)]
+    with pytest.raises(ValueError, match="linear_many: two arrays of out overlap"):
+        backend.linear_many(np.ones((2, 3), np.float32), [w, w], out=out)
+    assert (memory == 0).all()

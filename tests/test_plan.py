@@ -11,14 +11,16 @@ from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.util.system import MemoryLimit
 from airllm.weights import disk_probe
 from airllm.weights.budget import BudgetError, default_bytes, parse_bytes
-from airllm.weights.plan import Matrix, Part, Plan, make_plan
+from airllm.weights.plan import Part, Plan, make_plan
 from airllm.weights.plan_model import plan_model
+from airllm.weights.ring import Matrix
 
 Capture = pytest.CaptureFixture[str]
 
 
 def part(name: str, megabytes: int) -> Part:
-    matrix = Matrix("m", "matrix", None, (1, 1), 0, 0, megabytes << 20, megabytes << 20)  # type: ignore[arg-type]
+    n_bytes = megabytes << 20
+    matrix = Matrix("m", "matrix", "m.weight", "f32", (1, 1), 0, 0, n_bytes, n_bytes)
     return Part(name, (matrix,), (), 0)
 
 
@@ -49,15 +51,15 @@ def test_the_embedding_is_the_last_that_is_pinned_as_a_token_takes_one_row_of_it
     assert (plan.embedding, len(plan.pinned_layers), plan.streams) == ("looked up", 10, False)
 
 
-def test_the_head_is_the_first_that_is_pinned_and_then_as_many_layers_as_fit() -> None:
+def test_the_head_and_as_many_layers_as_fit_are_pinned_layers_evenly_spread() -> None:
     plan = planned(20 + 10 + 211 + 50 + 300)
-    assert (plan.head, plan.pinned_layers, plan.slots) == ("pinned", (0, 1, 2), 2)
-    assert plan.streamed_layers == tuple(range(3, 10))
+    assert (plan.head, plan.pinned_layers, plan.slots) == ("pinned", (2, 5, 8), 2)
+    assert plan.streamed_layers == (0, 1, 3, 4, 6, 7, 9)
     assert plan.streamed_bytes_per_pass == 700 << 20
     assert plan.total_bytes <= 20 + 10 + 211 + 50 + 300 << 20
 
 
-def test_two_slots_come_before_the_head_and_one_slot_after_it() -> None:
+def test_two_slots_come_before_a_pinned_head_and_one_slot_after_it() -> None:
     assert (planned(241).slots, planned(241).head) == (2, "streamed")
     assert (planned(200).slots, planned(200).head) == (1, "pinned")
     assert (planned(142).slots, planned(142).head) == (1, "streamed")

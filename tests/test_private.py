@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from other_user import give_away
@@ -75,6 +76,23 @@ def test_the_users_own_links_are_followed_also_to_a_folder_that_is_missing(tmp_p
     assert opened(tmp_path / "one") == identity(tmp_path / "three")
 
 
+def test_a_folder_that_becomes_a_link_when_it_has_been_looked_at_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir(0o700)
+    (tmp_path / "other").mkdir(0o700)
+    look_well = Path.lstat
+
+    def look(path):
+        found = look_well(path)
+        if path.name == "folder":
+            path.rmdir()
+            path.symlink_to("other")
+        return found
+
+    monkeypatch.setattr(Path, "lstat", look)
+    with pytest.raises(NotADirectoryError):
+        opened(tmp_path / "folder", create=False)
+
+
 def test_links_in_a_circle_are_refused(tmp_path):
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
@@ -94,10 +112,9 @@ def test_a_file_is_for_this_user_alone_whatever_it_was(folder, no_umask, before)
     if before is not None:
         (path / "f").write_bytes(b"kept")
         (path / "f").chmod(before)
-    file = open_own_file(descriptor, "f", os.O_RDWR, path / "f")
+    file = open_own_file(descriptor, "f", path / "f")
     assert stat.S_IMODE(os.fstat(file).st_mode) == 0o600
     assert os.read(file, 10) == (b"" if before is None else b"kept")
-    assert os.get_blocking(file)
     os.close(file)
 
 
@@ -108,7 +125,7 @@ def test_a_link_to_a_file_is_not_followed(folder, exists):
     if exists:
         (path / "target").write_bytes(b"untouched")
     with pytest.raises(PermissionError, match="is a link, which is not followed"):
-        open_own_file(descriptor, "f", os.O_RDWR, path / "f")
+        open_own_file(descriptor, "f", path / "f")
     assert (path / "target").exists() is exists
 
 
@@ -117,14 +134,14 @@ def test_a_file_with_another_name_is_refused(folder):
     (path / "target").touch()
     (path / "f").hardlink_to(path / "target")
     with pytest.raises(PermissionError, match="has another name as well"):
-        open_own_file(descriptor, "f", os.O_RDWR, path / "f")
+        open_own_file(descriptor, "f", path / "f")
 
 
 def test_a_pipe_is_refused_at_once(folder):
     descriptor, path = folder
     os.mkfifo(path / "f")
     with pytest.raises(PermissionError, match="is no regular file"):
-        open_own_file(descriptor, "f", os.O_RDWR, path / "f")
+        open_own_file(descriptor, "f", path / "f")
 
 
 def test_another_users_file_is_refused(folder, monkeypatch):
@@ -132,4 +149,4 @@ def test_another_users_file_is_refused(folder, monkeypatch):
     (path / "f").touch()
     give_away(monkeypatch, path / "f")
     with pytest.raises(PermissionError, match="belongs to another user"):
-        open_own_file(descriptor, "f", os.O_RDWR, path / "f")
+        open_own_file(descriptor, "f", path / "f")

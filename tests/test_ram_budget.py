@@ -204,7 +204,8 @@ def test_half_the_layers_memory_halves_what_is_read(tmp_path: Path, open_engine:
     layers = least.streamed_bytes_per_pass
     half = open_engine(model, ram_budget=least.total_bytes + everything.pinned_bytes // 2).plan()
     assert 0.3 * layers < half.streamed_bytes_per_pass < 0.7 * layers
-    assert half.pinned_layers == tuple(range(len(half.pinned_layers)))
+    gaps = np.diff(half.pinned_layers)  # evenly spread, so that the disk never waits for long
+    assert gaps.max() - gaps.min() <= 1
 
 
 def test_above_the_models_size_nothing_is_streamed(model: TinyModel, open_engine: Open) -> None:

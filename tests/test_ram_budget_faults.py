@@ -113,7 +113,7 @@ def test_after_an_error_in_the_middle_the_next_pass_begins_anew(
     engine.reset()
     engine.forward([1, 2])
     weights: Any = engine._model.decoder and engine._model.decoder.weights
-    weights._stream = FaultyStream(weights._stream, at, error)
+    weights._ring._stream = FaultyStream(weights._ring._stream, at, error)
     with pytest.raises(type(error)):
         engine.forward([3])
     assert engine.position == 2

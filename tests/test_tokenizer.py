@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airllm.formats.gguf import FormatError, GGUFFile
+from airllm.text.chat_template import ChatTemplate
 from airllm.text.pre_tokenizers import RULES
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.metadata import Metadata
@@ -257,10 +258,72 @@ def test_user_defined_tokens_are_text_that_is_one_token() -> None:
     tokenizer = Tokenizer.from_gguf(gpt2(tokens=tokens, token_type=kinds, merges=[]))
     assert texts(tokenizer, "a<h1>b") == [b"a", b"<h1>", b"b"]
     assert not tokenizer.is_control(259)
-    # One that looks like markup is taken for markup, whatever the file calls it.
-    assert tokenizer.is_control(260)
-    assert 260 not in tokenizer.encode("<|tool|>")
-    assert tokenizer.encode("<|tool|>", parse_special=True) == [260]
+    assert not tokenizer.is_control(260)
+    assert tokenizer.encode("<|tool|>") == [260]
+
+
+def test_the_types_in_a_file_decide_what_is_markup_and_not_its_names() -> None:
+    """Gemma's <s> and </s> are tags of HTML."""
+    tokens = [*SPECIALS, *byte_characters(), "<s>", "</s>"]
+    kinds = np.array([CONTROL] * 3 + [NORMAL] * 256 + [USER_DEFINED] * 2, np.int32)
+    tokenizer = Tokenizer.from_gguf(gpt2(tokens=tokens, token_type=kinds, merges=[]))
+    x = tokens.index("x")
+    assert tokenizer.encode("<s>x</s>", add_special=False) == [259, x, 260]
+    assert tokenizer.decode([259, x, 260], skip_special=True) == "<s>x</s>"
+    assert tokenizer.eos_ids == {0, 2}
+    assert tokenizer.guarded("<s>x</s>") == "<s>x</s>"
+
+
+def test_where_a_file_has_no_types_names_decide() -> None:
+    tokens = [*SPECIALS, *byte_characters(), "<s>", "</s>", "<h1>"]
+    tokenizer = Tokenizer.from_gguf(gpt2(tokens=tokens, token_type=None, merges=[]))
+    assert [id for id in range(len(tokens)) if tokenizer.is_control(id)] == [0, 1, 2, 259, 260]
+    assert tokenizer.eos_ids == {0, 2, 260}
+    assert not set(tokenizer.encode("<|im_end|></s>")) & {2, 260}
+
+
+def test_where_a_file_has_no_types_its_bytes_are_known_by_name() -> None:
+    tokenizer = Tokenizer.from_gguf(llama(token_type=None))
+    assert texts(tokenizer, "ü", add_special=False) == [b" ", b"\xc3", b"\xbc"]
+
+
+@pytest.mark.parametrize("kind", [0, UNKNOWN, CONTROL, USER_DEFINED, UNUSED])
+def test_a_token_that_the_file_names_as_the_end_is_markup(kind: int) -> None:
+    kinds = np.array([CONTROL, CONTROL, kind] + [NORMAL] * 262)
+    tokenizer = Tokenizer.from_gguf(gpt2(token_type=kinds))
+    assert tokenizer.is_control(2)
+    assert 2 not in tokenizer.encode("<|im_end|>")
+    assert tokenizer.encode("<|im_end|>", parse_special=True) == [2]
+
+
+def test_a_file_without_its_rule_of_words_is_read_by_a_guess_that_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = Tokenizer.from_gguf(Metadata("model.gguf", gpt2(pre=None)))
+    assert tokenizer.encode("hello1 'll") == encode("gpt-2", "hello1 'll")
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("airllm", "WARNING")
+    assert "model.gguf: tokenizer.ggml.pre is missing" in record.getMessage()
+    assert "GPT-2's way is a guess" in record.getMessage()
+
+
+def test_a_file_with_its_rule_of_words_is_read_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Tokenizer.from_gguf(gpt2(pre="gpt-2"))
+    Tokenizer.from_gguf(llama())  # SentencePiece cuts no words
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("nothing", [-1, 2**32 - 1])
+@pytest.mark.parametrize("name", ["bos", "eos", "eot", "eom", "unknown", "padding"])
+def test_an_id_may_say_that_there_is_no_such_token(name: str, nothing: int) -> None:
+    metadata = gpt2(**{f"{name}_token_id": nothing})
+    without = gpt2(**{f"{name}_token_id": None})
+    tokenizer, expected = Tokenizer.from_gguf(metadata), Tokenizer.from_gguf(without)
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (expected.bos_id, expected.eos_ids)
+    source = {"tokenizer.chat_template": f"{{{{ {name[:3]}_token is defined }}}}"}
+    assert ChatTemplate.from_gguf({**metadata, **source}).render([]) == "False"
 
 
 def test_unused_tokens_are_no_text() -> None:
@@ -331,7 +394,8 @@ def test_only_text_is_encoded() -> None:
         (gpt2(merges=["hello"]), "merges has 'hello'; expected two tokens that make a third"),
         (gpt2(merges=["h q"]), "merges has 'h q'; expected two tokens"),
         (gpt2(bos_token_id=265), "bos_token_id is 265; expected 0 to 264"),
-        (gpt2(eos_token_id=-1), "eos_token_id is -1; expected 0 to 264"),
+        (gpt2(eos_token_id=-2), "eos_token_id is -2; expected 0 to 264"),
+        (gpt2(token_type=np.full(265, BYTE)), "token 0 is declared a byte but is '<|endoft"),
         (gpt2(eos_token_id="2"), "eos_token_id is the string '2'; expected an integer"),
         (gpt2(add_bos_token=1), "add_bos_token is int 1; expected true or false"),
         (llama(scores=None), "tokenizer.ggml.scores is missing"),
@@ -342,7 +406,7 @@ def test_only_text_is_encoded() -> None:
             "neither tokens for all bytes nor an unknown token",
         ),
         (
-            llama(tokens=["x" * 300] * 272),
+            llama(tokens=["x" * 300] * 272, token_type=np.full(272, NORMAL)),
             r"too large to be a vocabulary \(longest token: 300 characters\)",
         ),
     ],

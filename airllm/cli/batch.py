@@ -13,6 +13,7 @@ from airllm.cli.live import StreamLine
 if TYPE_CHECKING:
     from airllm.cli.engine import Engine
     from airllm.engine.continuation import Generation
+    from airllm.text.prompts import Prompt
     from airllm.tools.batch_file import Job
 
 
@@ -51,6 +52,7 @@ def add(subparsers: options.Subparsers) -> None:
         "the more the sooner, as far as memory for their KV caches goes, which come on top of "
         "--ram (default: %(default)s)",
     )
+    options.add_template(parser)
     options.add_answer(parser)
     options.add_threads(parser)
     options.add_engine(parser)
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         run = digest(
             {
                 **settings,
+                **_if_any("chat_template_kwargs", args.chat_template_kwargs),
                 "model": engine.fingerprint().hex(),
                 "context": engine.context,
                 "kv_type": args.kv_type,
@@ -101,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
                 streams = engine.stream_stats() is not None
                 said = {"on_layer": on_layer} if streams else {"on_token": on_token}
                 generate = partial(engine.stream_batch, batch=args.batch, **said)
-                for job, answer in _answers(engine, answers.left, settings, generate):
+                asked = partial(_asked, args.chat_template_kwargs)
+                for job, answer in _answers(engine, answers.left, asked, settings, generate):
                     answers.append(job, answer)
                     answered, failed = answered + 1, failed + ("error" in answer)
                     progress.update(answered, len(answers.left))
@@ -121,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
 def _answers(
     engine: "Engine",
     jobs: Sequence["Job"],
+    asked: Callable[["Job"], "Prompt"],
     settings: Mapping[str, Any],
     generate: Callable[..., Generator[tuple[int, "Generation"], None, None]],
 ) -> Iterator[tuple["Job", dict[str, object]]]:
@@ -132,7 +137,7 @@ def _answers(
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         try:
-            engine.prompt_length(job.prompt)
+            engine.prompt_length(asked(job))
         except ValueError as error:
             if isinstance(error, _broken()):
                 raise
@@ -141,7 +146,7 @@ def _answers(
             groups.setdefault(repr(sorted(job.settings.items())), []).append(job)
     for group in groups.values():
         try:
-            answers = generate([job.prompt for job in group], **{**settings, **group[0].settings})
+            answers = generate([asked(job) for job in group], **{**settings, **group[0].settings})
         except ValueError as error:  # of the settings
             for job in group:
                 yield job, {"error": str(error)}
@@ -149,6 +154,17 @@ def _answers(
         with closing(answers):
             for index, generation in answers:
                 yield group[index], _fields(generation)
+
+
+def _asked(variables: Mapping[str, object], job: "Job") -> "Prompt":
+    """The job's prompt, with the variables of all chats and its own."""
+    if isinstance(job.prompt, str):
+        return job.prompt
+    return model.request(job.prompt, {**variables, **job.variables})
+
+
+def _if_any(name: str, value: object) -> dict[str, object]:
+    return {name: value} if value else {}
 
 
 def _broken() -> type[ValueError]:

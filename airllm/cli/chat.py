@@ -47,6 +47,7 @@ def add(subparsers: options.Subparsers) -> None:
         help="go on with the conversation in FILE, if there is one, and write it there at the end; "
         "it belongs to this model",
     )
+    options.add_template(parser)
     options.add_answer(parser, max_tokens=1024)
     options.add_lookahead(parser)
     options.add_threads(parser)
@@ -110,6 +111,7 @@ class Conversation:
         self._engine, self._draft = engine, draft
         _ = engine.chat_template  # a model without one is refused now, not after the first message
         self._system = args.system
+        self._variables = args.chat_template_kwargs
         self._options = options.answer_options(args)
         self._shifts = args.on_full == "shift"
         self._lookahead = args.lookahead
@@ -151,7 +153,7 @@ class Conversation:
             most = wanted["max_new_tokens"]
             with answer, model.evaluation_progress(self._engine, most) as progress:
                 generation = self._engine.generate(
-                    asked,
+                    model.request(asked, self._variables),
                     on_token=progress.before(answer.show),
                     on_progress=progress.update,
                     lookahead=self._lookahead,
@@ -181,13 +183,13 @@ class Conversation:
         """The messages if an answer fits. Else, with --on-full shift, those that are left when the
         oldest exchanges are forgotten, until half of the context is free."""
         context = self._engine.context
-        used = len(self._engine.tokenize(messages))
+        used = self._n_tokens(messages)
         if used < context:
             return messages
         left, first = list(messages), int(self._system is not None)
         while self._shifts and used > context // 2 and len(left) > first + 1:
             del left[first : first + 2]  # a question and its answer
-            used = len(self._engine.tokenize(left))
+            used = self._n_tokens(left)
         if used >= context:
             raise ContextFullError(
                 f"the conversation has {used} tokens with this message; {self._how_to_go_on()}"
@@ -195,13 +197,19 @@ class Conversation:
         console.log.info("the oldest %d messages are forgotten", len(messages) - len(left))
         return left
 
+    def _n_tokens(self, messages: list[dict[str, str]]) -> int:
+        return len(self._engine.tokenize(model.request(messages, self._variables)))
+
     def _kept(self) -> int:
         """Tokens that every conversation with this system message begins with: those that an answer
         longer than the context does not forget."""
         if not self._shifts:
             return 0
         first, second = (
-            self._engine.tokenize(model.conversation(text, self._system)) for text in ("a", "b")
+            self._engine.tokenize(
+                model.request(model.conversation(text, self._system), self._variables)
+            )
+            for text in ("a", "b")
         )
         pairs = enumerate(zip(first, second, strict=False))
         return next((at for at, (one, other) in pairs if one != other), 0)

@@ -10,6 +10,9 @@ from airllm.engine.settings import Limits
 if TYPE_CHECKING:
     from airllm.cli.engine import Engine
     from airllm.engine.continuation import Generation
+    from airllm.text.prompts import Prompt
+
+MAX_PROMPT = 2**26  # characters on stdin; which of them fit the context, the engine says
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -44,6 +47,7 @@ def add(subparsers: options.Subparsers) -> None:
         metavar="S",
         help="with --chat: who the model is and how it should answer",
     )
+    options.add_template(parser)
     group = options.add_answer(parser)
     group.add_argument(
         "--keep",
@@ -69,8 +73,13 @@ def run(args: argparse.Namespace) -> int:
         raise options.UsageError("--keep needs --on-full shift: nothing else forgets")
     if args.system is not None and not args.chat:
         raise options.UsageError("--system needs --chat: a plain text has no place for it")
+    if args.chat_template_kwargs and not args.chat:
+        raise options.UsageError("--chat-template-kwargs needs --chat: a text has no template")
     prompt = _read_stdin() if args.prompt == "-" else args.prompt
-    request = model.conversation(prompt, args.system) if args.chat else prompt
+    request: Prompt = prompt
+    if args.chat:
+        messages = model.conversation(prompt, args.system)
+        request = model.request(messages, args.chat_template_kwargs)
     with model.open_with_draft(args) as (engine, draft):
         generation = answer(engine, request, args, draft)
         if args.json:
@@ -81,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 def answer(
     engine: "Engine",
-    request: str | list[dict[str, str]],
+    request: "Prompt",
     args: argparse.Namespace,
     draft: "Engine | None" = None,
 ) -> "Generation":
@@ -153,6 +162,9 @@ def _read_stdin() -> str:
     if sys.stdin.isatty():
         console.log.info("reading the prompt; Ctrl-D ends it")
     try:
-        return sys.stdin.read().removesuffix("\n")
+        text = sys.stdin.read(MAX_PROMPT + 1)
     except UnicodeDecodeError as error:
         raise ValueError(f"the prompt on stdin is not UTF-8: {error}") from None
+    if len(text) > MAX_PROMPT:
+        raise ValueError(f"the prompt on stdin has more than {MAX_PROMPT:,} characters")
+    return text.removesuffix("\n")

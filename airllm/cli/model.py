@@ -1,7 +1,7 @@
 """From --model and its companions to an open engine, and what there is to say about one."""
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from airllm.cli.engine import Engine
     from airllm.cli.live import StreamLine
     from airllm.engine.continuation import Generation
+    from airllm.text.prompts import Message, Prompt
     from airllm.util.progress import Progress
     from airllm.weights.plan import Plan
 
@@ -170,3 +171,12 @@ def conversation(question: str, system: str | None = None) -> list[dict[str, str
     """The messages of a conversation that begins with `question`."""
     first = [] if system is None else [{"role": "system", "content": system}]
     return [*first, {"role": "user", "content": question}]
+
+
+def request(messages: "Sequence[Message]", variables: Mapping[str, object]) -> "Prompt":
+    """The prompt of a conversation; variables: for the chat template, see options.add_template."""
+    if not variables:
+        return messages
+    from airllm.text.prompts import Chat
+
+    return Chat(messages, variables)

@@ -1,6 +1,7 @@
 """Options that several commands share, and what a value may be. A bad one is a usage error (2)."""
 
 import argparse
+import json
 import math
 import textwrap
 from collections.abc import Callable
@@ -151,6 +152,18 @@ def add_threads(parser: "argparse._ActionsContainer", *, decode: bool = True) ->
             help="at most so many of them for the answer, which waits for memory where the prompt "
             "waits for arithmetic (default: all)",
         )
+
+
+def add_template(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="what the model's chat template is to know beside the messages, as in "
+        '\'{"enable_thinking": false}\' or \'{"reasoning_effort": "high", "tools": [...]}\'; which '
+        "names there are is for the template to say",
+    )
 
 
 def add_lookahead(parser: argparse.ArgumentParser) -> None:
@@ -310,6 +323,16 @@ def text(value: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("the text is not UTF-8") from None
+    return value
+
+
+def json_object(text: str) -> dict[str, object]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text:.60} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text:.60} is no JSON object, as {{...}} is")
     return value
 
 

@@ -6,7 +6,8 @@ from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Lowered
 from airllm.cluster.node_config import NodeOp
 from airllm.cluster.op_config import Attention, Gate, Matmul, OpCode, Reference, RmsNorm, Rope
-from airllm.cluster.segment import SegmentLowering, Shared
+from airllm.cluster.segment import SegmentLowering
+from airllm.cluster.shared import Shared
 from airllm.cluster.wire import PointerType, ProtocolError, Source
 from airllm.graph.graph import GraphError
 

@@ -38,8 +38,8 @@ _Call = tuple[
 class SegmentWeights(Protocol):
     """waited_seconds: that `segment` waited for the disk, so far; read_bytes: from there."""
 
-    waited_seconds: float
-
+    @property
+    def waited_seconds(self) -> float: ...
     @property
     def read_bytes(self) -> int: ...
 

@@ -34,7 +34,7 @@ from airllm.cluster.protocol import (
 )
 from airllm.cluster.report import Report, megabytes
 from airllm.cluster.spill import Spill, file_bytes, open_spill, room_bytes
-from airllm.cluster.streamed import StreamedWeights, plan_residence
+from airllm.cluster.streamed import StreamedWeights, plan_residency
 from airllm.cluster.weights import Arrivals, ResidentWeights, plane_role
 from airllm.cluster.wire import Fields, Size
 from airllm.util import system
@@ -244,12 +244,12 @@ class Run:
             raise RefusedError(f"{text}: too little; with --ram, weights are read from disk")
         others = cache + buffers + _SLACK
         try:
-            residence = plan_residence(lowered, sizes, self.backend, granted - others)
+            residency = plan_residency(lowered, sizes, self.backend, granted - others)
         except BudgetError as error:
             least = megabytes(others + error.minimum)
             raise RefusedError(f"{text}: too little; {least} are enough to stream") from None
-        streamed = residence.streamed_bytes
-        stored = _stored_bytes(lowered, sizes, residence.kept)
+        streamed = residency.streamed_bytes
+        stored = _stored_bytes(lowered, sizes, residency.pinned)
         room = room_bytes(self.settings.cache)
         if stored > room:
             raise RefusedError(
@@ -259,7 +259,11 @@ class Run:
         text += f": {megabytes(streamed)} of the weights are read from disk for every step"
         self.report.event("memory", text, memory | {"streamed_bytes": streamed})
         spill = self._spill = open_spill(self.settings.cache, stored)
-        return StreamedWeights(lowered, sizes, self.backend, spill, residence)
+        try:
+            return StreamedWeights(lowered, sizes, self.backend, spill, residency)
+        except BaseException:
+            spill.close()  # and with it the lock on the cache, which the next run asks for
+            raise
 
     def _receive_weights(
         self, root: Link, program: Program, weights: ResidentWeights | StreamedWeights
@@ -289,7 +293,6 @@ class Run:
     def _steps(self, root: Link, node: Node, exchange: Exchange) -> None:
         weights = node.weights
         spin, idle = self.settings.spin, self.settings.idle_timeout
-        root.set_timeout(self.settings.silence_timeout)
         packet = memoryview(bytearray(8))
         filled = 0
 

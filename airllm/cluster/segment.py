@@ -13,7 +13,6 @@ a step has no completion that our ops know, which no stock root sends, that is a
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from airllm.cluster.checks import Program
 from airllm.cluster.lowered import Cache, Segment, WeightKey
 from airllm.cluster.node_config import NodeOp, Sync
 from airllm.cluster.op_config import (
@@ -27,9 +26,10 @@ from airllm.cluster.op_config import (
     Rope,
     RopeType,
 )
-from airllm.cluster.rope import Angles
+from airllm.cluster.shared import Shared
 from airllm.cluster.wire import FloatType, Pointer, PointerType, ProtocolError, Source
-from airllm.graph.graph import Buffer, GraphBuilder, Weight
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Buffer, Weight
 from airllm.graph.ops import DType
 
 # ---- what a buffer holds ----
@@ -85,42 +85,6 @@ _Value = _Tensor | _InverseRms | _Activated | _Repeated | _Softmax | _Route | _S
 
 
 # ---- the segment ----
-
-
-class Shared:
-    """What the segments of a program share. uses: how ops use each buffer. carried: buffers that
-    hold values from one segment to another."""
-
-    def __init__(
-        self, program: Program, uses: Mapping[int, PointerType], carried: frozenset[int]
-    ) -> None:
-        self.program, self.uses, self.carried = program, uses, carried
-        self.caches: list[Cache] = []
-        self.cache_of: dict[int, int] = {}  # by buffer
-        self.angles: list[Angles] = []
-
-    def width(self, index: int) -> int:
-        """Values that a buffer has for each token, as this node uses it, all planes together."""
-        size = self.program.node.buffers[index].size
-        sliced = self.uses[index] is PointerType.BATCHED_SLICE
-        return size.z * (size.x // self.program.net.n_nodes if sliced else size.x)
-
-    def cache(self, cache: Cache, where: str) -> int:
-        """The number of a KV cache; its two buffers are no other's."""
-        if cache.k not in self.cache_of and cache.v not in self.cache_of:
-            self.cache_of[cache.k] = self.cache_of[cache.v] = len(self.caches)
-            self.caches.append(cache)
-        number = self.cache_of.get(cache.k)
-        if number is None or self.caches[number] != cache:
-            raise ProtocolError(f"{where}: its cache shares a buffer with another one")
-        return number
-
-    def angles_of(self, config: Rope) -> str:
-        """The external buffer with a rope's angles; those that are alike share it."""
-        angles = Angles.of(config)
-        if angles not in self.angles:
-            self.angles.append(angles)
-        return f"angles.{self.angles.index(angles)}"
 
 
 class SegmentLowering:

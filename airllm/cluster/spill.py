@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.util.closing import Closing
 from airllm.util.private import open_own_file, open_own_folder
 
 Bytes = NDArray[np.uint8]
@@ -75,7 +76,7 @@ def spill_folder() -> Path:
     return disk if "TMPDIR" not in os.environ and disk.is_dir() else Path(tempfile.gettempdir())
 
 
-class SpillFile:
+class SpillFile(Closing):
     """A file without a name, which is gone when the process is."""
 
     def __init__(self) -> None:
@@ -85,6 +86,7 @@ class SpillFile:
         self.name = f"the spill file in {folder}"
         self._end = 0
         self.stored_bytes = self.reused_bytes = 0
+        self.closed = False
 
     def store(self, data: Bytes) -> int:
         self.stored_bytes += data.nbytes
@@ -93,8 +95,11 @@ class SpillFile:
         self._end += file_bytes(data.nbytes)
         return place
 
-    def close(self) -> None:
+    def release(self) -> None:
         os.close(self.descriptor)
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 _WEIGHTS, _INDEX = "weights", "weights.index"
@@ -102,7 +107,7 @@ _LINE = re.compile(rb"([0-9a-f]{64}) ([0-9]{1,15}) ([0-9]{1,15})\n")
 _LONGEST_LINE = 64 + 2 * 16 + 1
 
 
-class CacheFile:
+class CacheFile(Closing):
     """A file that outlives the process, with an index that knows planes by the SHA-256 of their
     bytes: a line "digest place bytes" each, written when the plane is.
 
@@ -120,17 +125,17 @@ class CacheFile:
         with contextlib.ExitStack() as stack:
             inside = open_own_folder(folder, create=True)
             stack.callback(os.close, inside)
-            self.descriptor = open_own_file(inside, _WEIGHTS, os.O_RDWR, path)
+            self.descriptor = open_own_file(inside, _WEIGHTS, path)
             opened = stack.enter_context(contextlib.ExitStack())
             opened.callback(os.close, self.descriptor)
             _lock(self.descriptor, folder)
-            flags = os.O_RDWR | os.O_APPEND
-            self._index = open_own_file(inside, _INDEX, flags, folder / _INDEX)
+            self._index = open_own_file(inside, _INDEX, folder / _INDEX)
             opened.callback(os.close, self._index)
             self._places = dict(self._known())
             self._end = file_bytes(os.fstat(self.descriptor).st_size)
             self._replaces = nbytes > _free_bytes(self.descriptor)
             self._files = opened.pop_all()
+        self.closed = False
         self._used: list[tuple[int, int]] = []  # (begin, end) of this run's planes, in order
         self.stored_bytes = self.reused_bytes = 0
 
@@ -156,8 +161,11 @@ class CacheFile:
             os.write(self._index, b"%s %d %d\n" % (digest.encode(), place, data.nbytes))
         return place
 
-    def close(self) -> None:
+    def release(self) -> None:
         self._files.close()
+
+    def __repr__(self) -> str:
+        return self.name
 
     def _place(self, nbytes: int) -> int:
         """Where a new plane goes: never over one of this run."""
@@ -180,7 +188,8 @@ class CacheFile:
             os.ftruncate(self.descriptor, 0)
 
     def _known(self) -> Iterator[tuple[tuple[str, int], int]]:
-        """What the index says, the last word of it; a line that makes no sense says nothing."""
+        """What the index says, the last word of it; a line that makes no sense says nothing.
+        New lines are written where the reading ends."""
         with os.fdopen(os.dup(self._index), "rb") as file:
             file.seek(0)
             while line := file.readline(_LONGEST_LINE):

@@ -43,7 +43,7 @@ class LoadedModel(Closing):
                 _log.warning(text, decode_threads)
             self.config = planned.model.config
             self.context = planned.plan.context
-            self.prompts = PromptReader(planned.file.metadata)
+            self.prompts = PromptReader(planned.file.metadata, self._check_length)
             self._busy = threading.Lock()
             self._decoder: Decoder | None = Decoder(
                 planned, decode_threads=decode_threads or 0, on_progress=on_progress
@@ -75,14 +75,17 @@ class LoadedModel(Closing):
 
     def limits_for(self, ids: Sequence[int], limits: Limits) -> Limits:
         """The limits for a prompt. ContextFullError where it does not fit."""
-        if len(ids) > self.context:
-            raise ContextFullError(
-                f"the prompt has {len(ids)} tokens; the context has room for {self.context}. "
-                f"context= makes it larger; this model allows {self.config.context_length}."
-            )
+        self._check_length(len(ids), least="")
         tokenizer = self.prompts.tokenizer
         has_bos = tokenizer.add_bos and ids[0] == tokenizer.bos_id
         return limits.for_prompt(len(ids), has_bos, self.context)
+
+    def _check_length(self, n_tokens: int, least: str = " at least") -> None:
+        if n_tokens > self.context:
+            raise ContextFullError(
+                f"the prompt has{least} {n_tokens} tokens; the context has room for {self.context}."
+                f" context= makes it larger; this model allows {self.config.context_length}."
+            )
 
     def checked_ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
         """int32 [n], at least one. ValueError or TypeError for what are no tokens of this model."""

@@ -4,7 +4,8 @@ logits, and a window on every other layer.
 Gemma's norms multiply by 1 + weight; GGUF files store the sum.
 """
 
-from airllm.graph.graph import Activations, Buffer, Graph, GraphBuilder
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Buffer, Graph
 from airllm.models.config import ModelConfig
 
 

@@ -3,7 +3,8 @@
 Five of six layers have a window; their rope turns faster than that of the sixth.
 """
 
-from airllm.graph.graph import Activations, Graph, GraphBuilder
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Graph
 from airllm.models.config import ModelConfig
 from airllm.models.gemma2 import attention, feed_forward
 from airllm.models.gemma2 import embed as embed

@@ -5,7 +5,8 @@ The converter to GGUF reorders the rows of Q and K of this architecture, so that
 neighbouring dimensions (`interleaved`). In Hugging Face's files it rotates j with j + head_dim / 2.
 """
 
-from airllm.graph.graph import Activations, Buffer, Graph, GraphBuilder
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Buffer, Graph
 from airllm.models.config import ModelConfig
 
 

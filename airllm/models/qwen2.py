@@ -4,7 +4,8 @@ Its GGUF files keep the rows of Q and K in the order of the checkpoint, so rope 
 of a head with dimension j + head_dim / 2.
 """
 
-from airllm.graph.graph import Activations, Graph, GraphBuilder
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Graph
 from airllm.models.config import ModelConfig
 from airllm.models.llama import embed as embed
 from airllm.models.llama import feed_forward

@@ -1,6 +1,7 @@
 """Qwen3 (arXiv:2505.09388): Qwen2 with each head of Q and K normalised, in place of biases."""
 
-from airllm.graph.graph import Activations, Buffer, Graph, GraphBuilder
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Buffer, Graph
 from airllm.models.config import ModelConfig
 from airllm.models.llama import embed as embed
 from airllm.models.llama import feed_forward

@@ -1,7 +1,8 @@
 """Qwen3's mixtures of experts (arXiv:2505.09388): a router chooses, for each token, a few of many
 small feed-forward networks."""
 
-from airllm.graph.graph import Activations, Graph, GraphBuilder
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Graph
 from airllm.models.config import ModelConfig
 from airllm.models.qwen3 import attention
 from airllm.models.qwen3 import embed as embed

@@ -1,16 +1,24 @@
 """A conversation as the text that a model was trained to continue.
 
 GGUF files carry a Jinja template for it, written for Hugging Face's library. It is a program from
-a stranger, so it runs in a sandbox with a budget: see `template_sandbox`.
+a stranger, so it runs in a sandbox, in a process that can be ended: see `template_child`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
+from airllm.text import template_process
+from airllm.text.vocabulary import special_id
 from airllm.util.metadata import Metadata
 from airllm.util.printable import printable
+from airllm.util.shown import shown
 
 __all__ = ["ChatTemplate", "ChatTemplateError", "map_texts"]
+
+MAX_TEMPLATE = 2**20  # characters; the longest in use have about 20,000
+
+# Of a conversation. The longest contexts, of a million tokens, hold some 4 million.
+MAX_CHARACTERS = 2**24
 
 CHATML = (
     "{% for message in messages %}"
@@ -36,17 +44,14 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """special_tokens: "bos_token" and the like, as the template may use them."""
-        from jinja2 import TemplateError
-
-        from airllm.text.template_sandbox import Sandbox
-
+        if len(source) > MAX_TEMPLATE:
+            raise ChatTemplateError(
+                f"the model's chat template has {len(source):,} characters; at most"
+                f" {MAX_TEMPLATE:,} may be"
+            )
         self.source = source
         self._special_tokens = dict(special_tokens or {})
-        self._sandbox = Sandbox()
-        try:
-            self._template = self._sandbox.template(source)
-        except TemplateError as error:
-            raise ChatTemplateError(f"the model's chat template: {error}") from error
+        self._run(None)  # a template that does not compile is refused here
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Self:
@@ -65,9 +70,9 @@ class ChatTemplate:
             source = CHATML
         special_tokens = {}
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-            key = f"tokenizer.ggml.{key}_token_id"
-            if key in checked:
-                special_tokens[f"{name}_token"] = texts[checked.integer(key, high=len(texts) - 1)]
+            id = special_id(checked, key, len(texts))
+            if id is not None:
+                special_tokens[f"{name}_token"] = texts[id]
         try:
             return cls(source, special_tokens)
         except ChatTemplateError as error:
@@ -77,47 +82,110 @@ class ChatTemplate:
         self,
         messages: Iterable[Mapping[str, object]],
         add_generation_prompt: bool = True,
-        **variables: object,
+        *,
+        variables: Mapping[str, object] | None = None,
+        guard: Callable[[str], str] | None = None,
     ) -> str:
         """The text of a conversation, for `encode(text, parse_special=True)`.
 
-        Messages can write control tokens too, unless `map_texts(tokenizer.guarded, messages)` keeps
-        them from it.
-
-        messages: mappings with "role" ("system", "user", "assistant") and "content".
+        messages: mappings with "role" ("system", "user", "assistant") and "content", a text or a
+            list of {"type": "text", "text": ...}, whose texts are joined. What else a message has,
+            "tool_calls" say, the template gets as it is.
         add_generation_prompt: end where the assistant's next message begins.
-        variables: what else the template knows, such as `tools` or `enable_thinking`.
+        variables: what else the template knows, such as `tools` or `enable_thinking`; values as
+            JSON has them.
+        guard: what each text in messages and variables goes through first. Without
+            `tokenizer.guarded` they can write control tokens too.
 
         Raises ChatTemplateError if the template refuses (roles that do not alternate, say), fails,
-        or does not end; TypeError for messages that are none.
+        or takes too much time or memory, and for a part of a message that is no text; TypeError for
+        messages or variables that are none.
         """
-        values: dict[str, object] = {
-            "tools": None,
-            "documents": None,
-            **self._special_tokens,
-            **variables,
-            "messages": [_checked(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
-        }
+        given = dict(variables or {})
+        for name in ("messages", "add_generation_prompt"):
+            if name in given:
+                raise TypeError(f"{name!r} is no template variable to set")
+        given["messages"] = _checked_messages(messages)
+        n_characters = _n_characters(given)
+        if n_characters > MAX_CHARACTERS:
+            raise ChatTemplateError(
+                f"messages and template variables have {n_characters:,} characters; at most"
+                f" {MAX_CHARACTERS:,} may be"
+            )
+        if guard is not None:
+            given = {name: map_texts(guard, value) for name, value in given.items()}
+        return self._run(
+            {
+                "tools": None,
+                "documents": None,
+                **self._special_tokens,
+                **given,
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+
+    def _run(self, values: Mapping[str, object] | None) -> str:
         try:
-            return self._sandbox.run(self._template, values)
-        except Exception as error:  # a template can cause any
-            reason = str(error) or type(error).__name__
-            raise ChatTemplateError(f"the model's chat template: {reason}") from error
+            return template_process.render(self.source, values)
+        except template_process.TemplateFaultError as fault:
+            raise ChatTemplateError(f"the model's chat template: {fault}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(
+                f"messages and template variables must be what JSON has: {error}"
+            ) from None
 
 
 def map_texts(change: Callable[[str], str], value: Any) -> Any:
-    """`value` with each string in it changed: in lists and mappings too, except for keys."""
+    """`value` with each string in it changed: in lists and mappings too, and their keys."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: map_texts(change, item) for key, item in value.items()}
+        return {map_texts(change, key): map_texts(change, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [map_texts(change, item) for item in value]
     return value
 
 
-def _checked(message: object) -> dict[str, object]:
-    if not isinstance(message, Mapping) or "role" not in message:
-        raise TypeError(f"{message!r} is no message; expected a mapping with 'role' and 'content'")
-    return dict(message)
+def _n_characters(value: object) -> int:
+    """Of all texts in lists and mappings; each other value, and each message, counts as some."""
+    n, left = 0, [value]
+    while left and n <= MAX_CHARACTERS:
+        value = left.pop()
+        n += len(value) if isinstance(value, str) else 16
+        if isinstance(value, Mapping):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            left += value
+    return n
+
+
+def _checked_messages(messages: object) -> list[dict[str, object]]:
+    if isinstance(messages, Mapping):
+        raise TypeError("messages is a single message; expected a list of them: [message]")
+    if isinstance(messages, str) or not isinstance(messages, Iterable):
+        raise TypeError(f"messages is a {type(messages).__name__}; expected a list of messages")
+    return [_checked(at, message) for at, message in enumerate(messages)]
+
+
+def _checked(at: int, message: object) -> dict[str, object]:
+    if not isinstance(message, Mapping):
+        raise TypeError(
+            f"messages[{at}] is {shown(message)}; expected a mapping with 'role' and 'content'"
+        )
+    if "role" not in message:
+        raise TypeError(f"messages[{at}] has no 'role'; expected 'role' and 'content'")
+    content = message.get("content")
+    if not isinstance(content, (list, tuple)):
+        return dict(message)
+    # Most templates take a text alone. Of those that take a list, most join its texts like this.
+    return {**message, "content": "".join(_part(f"messages[{at}]", part) for part in content)}
+
+
+def _part(message: str, part: object) -> str:
+    kind, text = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else ("", "")
+    if kind == "text" and isinstance(text, str):
+        return text
+    raise ChatTemplateError(
+        f"{message} has the part {shown(part)}; this model reads text, as in"
+        ' {"type": "text", "text": "Hello"}'
+    )

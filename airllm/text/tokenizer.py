@@ -12,10 +12,12 @@ control tokens are no part of the vocabulary that merging sees, so without `pars
 and no merge that a hostile file brings, ends in one.
 """
 
+import logging
 import operator
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 __all__ = ["Tokenizer"]
+
+_log = logging.getLogger("airllm")
 
 SPACE = "▁"  # SentencePiece's
 
@@ -59,12 +63,12 @@ class Tokenizer:
         self._scheme = scheme
         self._vocabulary = vocabulary
         self._guard = ControlGuard(vocabulary.texts[id] for id in vocabulary.control)
-        self._plain = scheme.build(vocabulary.user_defined)
-        self._special = scheme.build(vocabulary.user_defined | vocabulary.control, drop=GUARD)
-        # The library numbers control tokens from the vocabulary's end; these are their own numbers.
-        self._control_ids = {
-            self._special.token_to_id(vocabulary.texts[id]): id for id in vocabulary.control
-        }
+        # The library numbers tokens that it did not find in the vocabulary from its end on; the
+        # mappings give them their own numbers.
+        self._plain, self._plain_ids = scheme.build(sorted(vocabulary.user_defined))
+        self._special, self._special_ids = scheme.build(
+            [*sorted(vocabulary.user_defined), *sorted(vocabulary.control)], drop=GUARD
+        )
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Self:
@@ -81,7 +85,11 @@ class Tokenizer:
                 f"tokenizer {name!r} is not supported, only {' and '.join(map(repr, schemes))};"
                 " use a model with one of these"
             )
-        return cls(schemes[name](checked))
+        scheme = schemes[name](checked)
+        try:
+            return cls(scheme)
+        except Exception as error:  # the library's are bare ones
+            raise checked.fault(f"its tokens make no tokeniser: {error}") from error
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
@@ -98,14 +106,32 @@ class Tokenizer:
         if not isinstance(text, str):
             raise TypeError(f"encode: expected a str, got {type(text).__name__}")
         text = self._spellable(text, but=GUARD if parse_special else "")
-        if parse_special:
-            ids = self._special.encode(text, add_special_tokens=False).ids
-            ids = [self._control_ids.get(id, id) for id in ids]
-        else:
-            ids = self._plain.encode(text, add_special_tokens=False).ids
+        tokenizer, own = (
+            (self._special, self._special_ids) if parse_special else (self._plain, self._plain_ids)
+        )
+        ids = [own.get(id, id) for id in tokenizer.encode(text, add_special_tokens=False).ids]
         if add_special and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
+
+    def least_tokens(self, text: str) -> int:
+        """At least so many tokens a text has, found without encoding it, which takes 270 times its
+        size in memory: the longest token would be all of them."""
+        n_bytes = len(self._scheme.composed(text).encode(errors="surrogatepass"))
+        n_bytes -= len(GUARD.encode()) * text.count(GUARD)  # they are dropped
+        return n_bytes // self._bytes_of_a_token
+
+    @cached_property
+    def _bytes_of_a_token(self) -> int:
+        """Bytes of a text that one token stands for, at most."""
+        if self._scheme.fuses_unknown:
+            return 2**20  # a run of unknown characters is one token, however long
+        texts = self._vocabulary.texts
+        longest = max(len(self._scheme.text_bytes(text)) for text in texts)
+        markup = self._vocabulary.control | self._vocabulary.user_defined
+        longest = max([longest, *(len(texts[id].encode(errors="replace")) for id in markup)])
+        # A character of four bytes that cannot be spelled becomes one of three.
+        return longest * 2 if self._scheme.missing_bytes else longest
 
     def guarded(self, text: str) -> str:
         """A text that a chat template may write into a prompt without any of it becoming a control
@@ -172,25 +198,32 @@ class _Scheme:
     pre_tokenizer: "PreTokenizer | None"
     text_bytes: Callable[[str], bytes]  # of a token that is text
     missing_bytes: bytes  # those that no token spells
+    composed: Callable[[str], str]  # the form that text is brought to first
+    fuses_unknown: bool  # whether a run of characters may become one unknown token
     add_bos: bool
     space_prefix: bool  # whether text begins with a space that its author did not write
 
-    def build(self, added: Iterable[int], drop: str = "") -> "tokenizers.Tokenizer":
+    def build(
+        self, added: Sequence[int], drop: str = ""
+    ) -> "tuple[tokenizers.Tokenizer, dict[int, int]]":
         """A tokeniser that finds the `added` tokens before anything else, and then drops a
-        character; the model is shared."""
+        character; and the ids of those whose number in it is not their own. Of two with the same
+        text, it is the last. The model is shared."""
         import tokenizers
-        from tokenizers.normalizers import Replace, Sequence
+        from tokenizers.normalizers import Replace
+        from tokenizers.normalizers import Sequence as Steps
 
         tokenizer = tokenizers.Tokenizer(self.model)
         steps: list[Normalizer] = [Replace(drop, "")] if drop else []
         steps += [self.normalizer] if self.normalizer is not None else []
         if steps:
-            tokenizer.normalizer = Sequence(steps)
+            tokenizer.normalizer = Steps(steps)
         if self.pre_tokenizer is not None:
             tokenizer.pre_tokenizer = self.pre_tokenizer
-        texts = [self.vocabulary.texts[id] for id in added]
-        tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in texts])
-        return tokenizer
+        by_text = {self.vocabulary.texts[id]: id for id in added if self.vocabulary.texts[id]}
+        tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in by_text])
+        numbers = ((tokenizer.token_to_id(text), id) for text, id in by_text.items())
+        return tokenizer, {n: id for n, id in numbers if n is not None and n != id}
 
 
 def _byte_level(metadata: Metadata) -> _Scheme:
@@ -199,6 +232,13 @@ def _byte_level(metadata: Metadata) -> _Scheme:
 
     vocabulary = Vocabulary.from_metadata(metadata)
     ids = vocabulary.reachable()
+    if "tokenizer.ggml.pre" not in metadata:
+        _log.warning(
+            "%s: tokenizer.ggml.pre is missing, which says how text is cut into words. GPT-2's way"
+            " is a guess: with the wrong one the model sees strange tokens and answers worse. Newer"
+            " conversions of the model have the key",
+            metadata.source,
+        )
     name = metadata.text("tokenizer.ggml.pre", "default")
     if name not in RULES:
         raise metadata.fault(
@@ -229,6 +269,8 @@ def _byte_level(metadata: Metadata) -> _Scheme:
         pre_tokenizer=rule.build(),
         text_bytes=text_bytes,
         missing_bytes=bytes(byte for char, byte in byte_of.items() if char not in ids),
+        composed=partial(unicodedata.normalize, "NFC") if rule.composed else str,
+        fuses_unknown=False,
         add_bos=metadata.flag("tokenizer.ggml.add_bos_token", rule.add_bos),
         space_prefix=False,
     )
@@ -255,7 +297,8 @@ def _sentence_piece(metadata: Metadata) -> _Scheme:
     """SentencePiece joins the pair with the best score. The same comes out of merges: each way to
     make a token from two others is one, and they stand in the order of the tokens' scores."""
     from tokenizers.models import BPE
-    from tokenizers.normalizers import Prepend, Replace, Sequence
+    from tokenizers.normalizers import Prepend, Replace
+    from tokenizers.normalizers import Sequence as Steps
     from tokenizers.pre_tokenizers import Metaspace
 
     vocabulary = Vocabulary.from_metadata(metadata)
@@ -272,10 +315,8 @@ def _sentence_piece(metadata: Metadata) -> _Scheme:
             "tokenizer.ggml.tokens is too large to be a vocabulary"
             f" (longest token: {longest:,} characters)"
         )
-    for id in vocabulary.bytes:
-        if not re.fullmatch("<0x[0-9A-F]{2}>", vocabulary.texts[id]):
-            raise metadata.fault(f"token {id} is declared a byte but is {vocabulary.texts[id]!r}")
-    if len(vocabulary.bytes) < 256 and vocabulary.unknown_id is None:
+    n_bytes = len({vocabulary.texts[id] for id in vocabulary.bytes})
+    if n_bytes < 256 and vocabulary.unknown_id is None:
         raise metadata.fault("the vocabulary has neither tokens for all bytes nor an unknown token")
 
     hidden = vocabulary.control | vocabulary.unused | vocabulary.bytes | vocabulary.user_defined
@@ -307,10 +348,12 @@ def _sentence_piece(metadata: Metadata) -> _Scheme:
             fuse_unk=True,
             byte_fallback=True,
         ),
-        normalizer=None if metaspace else Sequence([*prefix, Replace(" ", SPACE)]),
+        normalizer=None if metaspace else Steps([*prefix, Replace(" ", SPACE)]),
         pre_tokenizer=metaspace,
         text_bytes=lambda text: text.replace(SPACE, " ").encode(),
         missing_bytes=b"",
+        composed=str,
+        fuses_unknown=n_bytes < 256,
         add_bos=metadata.flag("tokenizer.ggml.add_bos_token", True),
         space_prefix=space_prefix,
     )

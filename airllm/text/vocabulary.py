@@ -1,5 +1,6 @@
 """A model's vocabulary: the texts of its tokens, which of them are control tokens, which end."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,10 +17,14 @@ END_TOKENS = (
     *("<end_of_turn>", "<end_of_utterance>", "<|return|>", "<｜end▁of▁sentence｜>", "</s>"),
 )
 
-# Some converters declare control tokens as user-defined, which text may contain. These shapes and
-# names are never plain text.
-CONTROL_SHAPES = (("<|", "|>"), ("<｜", "｜>"), ("<start_of_", ">"), ("<end_of_", ">"))
-CONTROL_NAMES = frozenset(["<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "[INST]", "[/INST]"])
+# What is markup in a file that does not say of which type its tokens are. Where it does, its types
+# decide: Gemma has <s> and </s>, but as tags of HTML.
+_MARKUP_SHAPES = (("<|", "|>"), ("<｜", "｜>"), ("<start_of_", ">"), ("<end_of_", ">"))
+_MARKUP = frozenset(["<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "[INST]", "[/INST]"])
+
+_BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
+
+_NO_ID = (-1, 2**32 - 1)  # as files write that there is no such token
 
 
 @dataclass(frozen=True)
@@ -38,34 +43,36 @@ class Vocabulary:
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> "Vocabulary":
-        """Raises FormatError for a list that is missing, of the wrong length or of wrong types,
-        and for ids that are no tokens."""
+        """Raises FormatError for a list that is missing, of the wrong length or of wrong types, for
+        ids that are no tokens, and for bytes that are none."""
         texts = metadata.texts("tokenizer.ggml.tokens")
         if not texts:
             raise metadata.fault("tokenizer.ggml.tokens is empty")
-        kinds = _kinds(metadata, len(texts))
+        types = _types(metadata, len(texts))
+        kinds = _kinds_by_name(texts) if types is None else types
+        bytes = frozenset(_of_kind(kinds, BYTE))
+        for id in bytes:
+            if not _BYTE_NAME.fullmatch(texts[id]):
+                raise metadata.fault(f"token {id} is declared a byte but is {texts[id][:40]!r}")
 
         def declared(name: str) -> int | None:
-            key = f"tokenizer.ggml.{name}_token_id"
-            if key not in metadata:
-                return None
-            return metadata.integer(key, high=len(texts) - 1)
+            return special_id(metadata, name, len(texts))
 
         ends = {declared(name) for name in ("eos", "eot", "eom")} - {None}
         bos_id, unknown_id = declared("bos"), declared("unknown")
         control = {*_of_kind(kinds, CONTROL), *_of_kind(kinds, UNKNOWN)}
-        user_defined = set(_of_kind(kinds, USER_DEFINED))
-        control |= {id for id in user_defined if _looks_like_control(texts[id])}
-        if "tokenizer.ggml.token_type" not in metadata:
-            control |= {id for id in (*ends, bos_id, unknown_id) if id is not None}
+        # What the file gives such a part is markup, unless its type says that it is ordinary text.
+        named = {id for id in (*ends, bos_id) if id is not None}
+        control |= named if types is None else {id for id in named if kinds[id] != NORMAL}
+        control |= {id for id in (unknown_id,) if id is not None}
         names = {texts[id]: id for id in control}
         ends |= {names[text] for text in END_TOKENS if text in names}
         return cls(
             texts=texts,
             control=frozenset(control),
-            user_defined=frozenset(user_defined - control),
-            unused=frozenset(_of_kind(kinds, UNUSED)),
-            bytes=frozenset(_of_kind(kinds, BYTE)),
+            user_defined=frozenset(_of_kind(kinds, USER_DEFINED)) - control,
+            unused=frozenset(_of_kind(kinds, UNUSED)) - control,
+            bytes=bytes - control,
             bos_id=bos_id,
             unknown_id=unknown_id,
             eos_ids=frozenset(id for id in ends if id is not None),
@@ -93,14 +100,31 @@ def hidden_name(id: int) -> str:
     return f"\0{id}"
 
 
-def _kinds(metadata: Metadata, n_tokens: int) -> np.ndarray:
+def special_id(metadata: Metadata, name: str, n_tokens: int) -> int | None:
+    """The token that plays a part ("bos", "padding"); None where the file has none, or says so."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    if key not in metadata or metadata[key] in _NO_ID:
+        return None
+    return metadata.integer(key, high=n_tokens - 1)
+
+
+def _types(metadata: Metadata, n_tokens: int) -> np.ndarray | None:
     if "tokenizer.ggml.token_type" not in metadata:
-        return np.full(n_tokens, NORMAL)
+        return None
     kinds = metadata.numbers("tokenizer.ggml.token_type")
     if len(kinds) != n_tokens:
         raise metadata.fault(
             f"tokenizer.ggml.token_type has {len(kinds):,} entries for {n_tokens:,} tokens"
         )
+    return kinds if kinds.any() else None  # 0 is "undefined"
+
+
+def _kinds_by_name(texts: list[str]) -> np.ndarray:
+    kinds = np.full(len(texts), NORMAL)
+    kinds[[id for id, text in enumerate(texts) if _looks_like_markup(text)]] = CONTROL
+    bytes = [id for id, text in enumerate(texts) if _BYTE_NAME.fullmatch(text)]
+    if len(bytes) == 256:
+        kinds[bytes] = BYTE
     return kinds
 
 
@@ -108,7 +132,7 @@ def _of_kind(kinds: np.ndarray, kind: int) -> Iterable[int]:
     return [int(id) for id in np.flatnonzero(kinds == kind)]
 
 
-def _looks_like_control(text: str) -> bool:
-    return text in CONTROL_NAMES or any(
-        text.startswith(start) and text.endswith(end) for start, end in CONTROL_SHAPES
+def _looks_like_markup(text: str) -> bool:
+    return text in _MARKUP or any(
+        text.startswith(start) and text.endswith(end) for start, end in _MARKUP_SHAPES
     )

@@ -4,6 +4,7 @@ Prompts are lines of JSON:
 
     {"prompt": "Once upon a time"}
     {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "id": "sky", "seed": 1}
+    {"messages": [...], "tools": [...], "chat_template_kwargs": {"enable_thinking": false}}
 
 An answer is a line of JSON too, appended in one piece and on the disk before the next one begins:
 
@@ -25,9 +26,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Any, Self, get_args
 
 from airllm.engine.settings import AnswerOptions
+from airllm.util.closing import Closing
 from airllm.util.durable import naming, sync_directory
 from airllm.util.shown import shown
 
@@ -62,12 +65,14 @@ class Job:
     index: int
     line: int  # in the file, from 1 on
     id: str | int | None
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     settings: Mapping[str, Any]
+    variables: Mapping[str, Any]  # of the chat template
 
     @property
     def sha256(self) -> str:
-        return digest({"prompt": self.prompt, "settings": self.settings})
+        said = {"prompt": self.prompt, "settings": self.settings}
+        return digest({**said, "variables": self.variables} if self.variables else said)
 
 
 def digest(value: object) -> str:
@@ -109,9 +114,10 @@ def _lines(file: Any, path: Path) -> Iterator[bytes]:
 
 def _job(raw: bytes, where: str, index: int, line: int) -> Job:
     entry = _parse(raw, where)
-    unknown = entry.keys() - {"prompt", "messages", "id"} - SETTINGS.keys()
+    names = ["prompt", "messages", "id", "tools", "chat_template_kwargs", *SETTINGS]
+    unknown = entry.keys() - set(names)
     if unknown:
-        known = ", ".join(["prompt", "messages", "id", *SETTINGS])
+        known = ", ".join(names)
         raise BatchError(f"{where}: has {shown(min(unknown))}; known are {known}")
     for name, value in entry.items():
         _check_text(f"{where}: {name}", value)
@@ -132,7 +138,22 @@ def _job(raw: bytes, where: str, index: int, line: int) -> Job:
         raise BatchError(f"{where}: prompt is no string")
     if "messages" in entry and not _are_messages(prompt):
         raise BatchError(f'{where}: messages is no list of objects with "role" and "content"')
-    return Job(index, line, id, prompt, settings)
+    for name in ("messages", "tools", "chat_template_kwargs"):
+        _check_values(f"{where}: {name}", entry.get(name))
+    return Job(index, line, id, prompt, settings, _variables(entry, where))
+
+
+def _variables(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Of the chat template; OpenAI's lines have `tools` beside the rest."""
+    variables, tools = entry.get("chat_template_kwargs"), entry.get("tools")
+    if not isinstance(variables, (dict, NoneType)):
+        raise BatchError(f"{where}: chat_template_kwargs is {shown(variables)}; expected an object")
+    if not isinstance(tools, (list, NoneType)):
+        raise BatchError(f"{where}: tools is {shown(tools)}; expected a list")
+    found = {**(variables or {}), **({} if tools is None else {"tools": tools})}
+    if found and "messages" not in entry:
+        raise BatchError(f'{where}: {min(found)} is for "messages"; a prompt has no template')
+    return found
 
 
 @dataclass(frozen=True)
@@ -207,19 +228,29 @@ def _are_strings(value: object) -> bool:
 
 
 def _are_messages(value: object) -> bool:
+    """Of a content in parts, the chat template says what is wrong, as an error of this prompt's."""
     return (
         isinstance(value, list)
         and bool(value)
         and all(
             isinstance(each, dict)
-            and each.keys() >= {"role", "content"}
-            and all(isinstance(text, str) for text in each.values())
+            and isinstance(each.get("role"), str)
+            and isinstance(each.get("content", 0), (str, list, NoneType))
             for each in value
         )
     )
 
 
-class Answers:
+def _check_values(what: str, value: object) -> None:
+    """At any depth, what JSON has: a chat template takes anything else from us."""
+    if isinstance(value, _NoValue):
+        raise BatchError(f"{what} has {value!r}")
+    if isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_values(what, item)
+
+
+class Answers(Closing):
     """with Answers.open(path, jobs, run) as answers:
         for job in answers.left: answers.append(job, {"text": ...})
 
@@ -256,6 +287,7 @@ class Answers:
             os.close(self._descriptor)
             raise
         self.left = [job for job in jobs if job.index not in done]
+        self.closed = False
         return self
 
     def append(self, job: Job, answer: Mapping[str, object]) -> None:
@@ -272,14 +304,11 @@ class Answers:
                 os.ftruncate(self._descriptor, before)
                 raise
 
-    def close(self) -> None:
+    def release(self) -> None:
         os.close(self._descriptor)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __repr__(self) -> str:
+        return f"Answers({str(self._path)!r})"
 
     def _read(self, jobs: Sequence[Job]) -> tuple[set[int], int]:
         """The jobs that are done, and where the last whole line ends."""

@@ -48,13 +48,14 @@ def open_own_folder(path: Path, *, create: bool) -> int:
     return descriptor
 
 
-def open_own_file(folder: int, name: str, flags: int, shown: Path) -> int:
-    """Open a file of open_own_folder's folder, or create it, for this user alone: mode 0600.
+def open_own_file(folder: int, name: str, shown: Path) -> int:
+    """Open a file of open_own_folder's folder to read and write, or create it, for this user alone:
+    mode 0600.
 
     shown: its path, for errors. PermissionError where it is another user's, a link, no regular
     file, or has a second name somewhere; other OSErrors as open.
     """
-    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would wait
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC  # both ways: no pipe waits
     try:
         descriptor = os.open(name, flags, 0o600, dir_fd=folder)
     except OSError as error:
@@ -64,7 +65,6 @@ def open_own_file(folder: int, name: str, flags: int, shown: Path) -> int:
     try:
         check_own_file(os.fstat(descriptor), shown)
         os.fchmod(descriptor, 0o600)
-        os.set_blocking(descriptor, True)  # io_uring would fail where it has to wait for the disk
     except BaseException:
         os.close(descriptor)
         raise

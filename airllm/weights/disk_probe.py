@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from airllm.backends import Backend
 from airllm.formats.model_file import ModelFile
-from airllm.weights.plan import READ_BYTES, READ_DEPTH
+from airllm.weights.residency import READ_BYTES, READ_DEPTH
 
 SECTION_BYTES = READ_DEPTH * READ_BYTES
 PROBE_SECONDS = 0.3

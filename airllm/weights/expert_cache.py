@@ -6,7 +6,7 @@ from typing import Any
 
 from airllm.backends import Backend, Stream
 from airllm.backends.experts import Experts
-from airllm.weights.plan import Matrix
+from airllm.weights.ring import Matrix
 
 Expert = Sequence[Matrix]  # the matrices of one
 
@@ -72,7 +72,7 @@ class ExpertCache:
         try:
             stream.push(
                 [
-                    (matrix.part, matrix.offset, matrix.file_bytes, [target])
+                    (matrix.file, matrix.offset, matrix.file_bytes, [target])
                     for number, place in zip(missing, places, strict=True)
                     for matrix, (_, target) in zip(
                         experts[number], self._rooms_of(place, experts[number]), strict=True
@@ -95,12 +95,12 @@ class ExpertCache:
 
     def _rooms_of(self, place: int, expert: Expert) -> list[tuple[Any, Any]]:
         """The matrices of an expert as they are in a place, and their targets."""
-        key = (place, *((matrix.tensor.type, matrix.shape) for matrix in expert))
+        key = (place, *((matrix.type, matrix.shape) for matrix in expert))
         if key not in self._rooms:
             offset, rooms = place * self._place_bytes, []
             for matrix in expert:
                 rooms.append(
-                    self._backend.matrix_in(self._memory, offset, matrix.tensor.type, matrix.shape)
+                    self._backend.matrix_in(self._memory, offset, matrix.type, matrix.shape)
                 )
                 offset += matrix.nbytes
             self._rooms[key] = rooms

@@ -1,10 +1,9 @@
 """What of a model is kept in memory and what is streamed, within a budget; and how fast that is.
 
-The head is kept first and then as many layers as fit, the first of them. What is left over is read
-from the disk for each pass, in the order in which it is needed, into a ring of two slots: one is
-computed with while the other fills. The embedding is neither: a token takes one row of it, a few
-kilobytes, so to keep it would only take the place of layers that are read whole. It is kept where
-everything else is.
+As many of the layers and the head are kept as fit, and the others pass through a ring, see
+airllm.weights.residency. The embedding does neither: a token takes one row of it, a few kilobytes,
+so to keep it would only take the place of layers that are read whole. It is kept where everything
+else is.
 
 Of a mixture of experts, all but the experts is kept where that is possible; a token then reads the
 few experts that its router chooses, unless they are among those used last.
@@ -13,7 +12,7 @@ The budget is that of the model: weights, KV cache when full, and buffers. Pytho
 tokeniser take about 60 MB more.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -24,17 +23,10 @@ from airllm.models import Model, ModelConfig
 from airllm.numpy_ops.quants import TYPES
 from airllm.state.kv_cache import KVType
 from airllm.weights.budget import BudgetError, format_bytes, in_words
+from airllm.weights.residency import Residency, least_bytes, read_buffer_bytes, reside
+from airllm.weights.ring import Matrix, aligned_bytes
 
-__all__ = ["Matrix", "Part", "Plan", "make_plan", "model_parts"]
-
-# Reads under way or being packed, and bytes of each: little memory, and enough for a solid-state
-# disk: more than the 8 that it wants, as some are packed meanwhile; of 512 KB it gave 0.8 times as
-# much.
-READ_DEPTH = 10
-READ_BYTES = 1 << 20
-_PAGE_BYTES = 4096  # that direct reads begin and end at
-
-ALIGNMENT = 64  # of each matrix in its memory
+__all__ = ["Part", "Plan", "make_plan", "model_parts"]
 
 # Tokens of a prompt that are evaluated at once unless told otherwise. Where layers are streamed
 # their buffers would take the place of layers: those of 144 tokens are as fast within a few percent
@@ -49,20 +41,6 @@ DEFAULT_CONTEXT = 4096
 # cache.
 KV_SHARE = 0.25
 CONTEXT_STEP = 256  # a default context is a multiple of it, or the model's limit
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix, or one of a tensor of experts, and its place on the disk."""
-
-    slot: str  # of the graph
-    role: Role
-    tensor: Tensor
-    shape: tuple[int, int]
-    part: int  # number of the file
-    offset: int  # in the file
-    file_bytes: int
-    nbytes: int  # in memory, with what aligns the next
 
 
 @dataclass(frozen=True)
@@ -172,62 +150,56 @@ def make_plan(
     embedding, *layers, head = parts
     kept = sum(part.kept_bytes for part in parts)
     base = kv_cache_bytes + buffer_bytes + kept
-    sizes = [layer.nbytes for layer in layers]
-    # Tied embeddings are the head's matrix as well, but packed: both count.
-    model_bytes = sum(part.file_bytes for part in parts) + kept
+    sizes = [part.nbytes for part in (*layers, head)]
+    longest = max((matrix.file_bytes for part in parts[1:] for matrix in part.matrices), default=0)
+    reads = read_buffer_bytes(longest)
 
-    def plan(n_pinned: int, slots: int, ring: int, keeps_head: bool, keeps_rows: bool) -> Plan:
-        streamed = [*layers[n_pinned:], *([] if keeps_head else [head])]
-        pinned = sum(sizes[:n_pinned]) + (head.nbytes if keeps_head else 0)
+    def plan(found: Residency, *, keeps_rows: bool = False) -> Plan:
+        streamed = [index for index in range(len(sizes)) if index not in found.pinned]
         return Plan(
             budget_bytes=budget,
-            model_bytes=model_bytes,
+            # Tied embeddings are the head's matrix as well, but packed: both count.
+            model_bytes=sum(part.file_bytes for part in parts) + kept,
             context=context,
             batch_size=batch_size,
             kv_cache_bytes=kv_cache_bytes,
             buffer_bytes=buffer_bytes,
-            pinned_bytes=kept + pinned + (embedding.nbytes if keeps_rows else 0),
-            ring_bytes=ring,
-            slots=slots,
-            pinned_layers=tuple(range(n_pinned)),
-            streamed_layers=tuple(range(n_pinned, len(layers))),
-            head="pinned" if keeps_head else "streamed",
+            pinned_bytes=kept + found.pinned_bytes + (embedding.nbytes if keeps_rows else 0),
+            ring_bytes=found.ring_bytes,
+            slots=found.slots,
+            pinned_layers=tuple(sorted(found.pinned - {len(layers)})),
+            streamed_layers=tuple(index for index in streamed if index < len(layers)),
+            head="pinned" if len(layers) in found.pinned else "streamed",
             embedding="pinned" if keeps_rows else "looked up",
-            streamed_bytes_per_pass=sum(part.file_bytes for part in streamed),
+            streamed_bytes_per_pass=sum(parts[1 + index].file_bytes for index in streamed),
         )
 
-    everything = base + sum(sizes) + head.nbytes
+    everything = base + sum(sizes)
     if budget is None or everything <= budget:
         has_room = budget is None or everything + embedding.nbytes <= budget
-        return plan(len(layers), 0, 0, True, has_room)
-    reads = _read_buffer_bytes([*layers, head])
-    needed = []
+        whole = Residency(frozenset(range(len(sizes))), sum(sizes))
+        return plan(whole, keeps_rows=has_room)
+    left = budget - base
+    minimum = base + least_bytes(sizes, reads)
     if experts_used and all(layer.experts() for layer in layers):
         others = sum(layer.without_experts().nbytes for layer in layers)
         experts = [expert for layer in layers for expert in layer.experts()]
         place = max(sum(matrix.nbytes for matrix in expert) for expert in experts)
         fewest = max(len(layer.experts()) for layer in layers)
-        room = budget - base - head.nbytes - others - reads
-        needed.append(budget - room + fewest * place)
+        room = left - head.nbytes - others - reads
+        minimum = min(minimum, budget - room + fewest * place)
         if room >= fewest * place:
             places = min(room // place, len(experts))
             file_bytes = sum(matrix.file_bytes for matrix in experts[0])
             missing = len(layers) * experts_used * (1 - places / len(experts))
+            stay = frozenset([len(layers)])
             return replace(
-                plan(0, 0, places * place + reads, True, False),
-                pinned_bytes=kept + head.nbytes + others,
+                plan(Residency(stay, head.nbytes + others, ring_bytes=places * place + reads)),
                 streamed_bytes_per_pass=max(int(missing * file_bytes), 1),
                 expert_places=places,
             )
-    for slots, keeps_head in ((2, True), (2, False), (1, True), (1, False)):
-        largest = max(*sizes, 0 if keeps_head else head.nbytes)
-        ring = slots * largest + reads
-        least = base + ring + (head.nbytes if keeps_head else 0)
-        needed.append(least)
-        if least <= budget:
-            n_pinned = _count_that_fits(sizes, budget - least)
-            return plan(n_pinned, slots, ring, keeps_head, False)
-    minimum = min(everything, *needed)
+    if (found := reside(sizes, left, reads)) is not None:
+        return plan(found)
     mib = -(-minimum // 2**20)  # rounded up, so that it does
     raise BudgetError(
         f"the model does not run in {in_words(budget)}: it needs at least {mib} MiB "
@@ -310,13 +282,15 @@ def _matrices(slot: str, role: Role, tensor: Tensor, backend: Backend) -> list[M
     n, k = tensor.shape[-2:]
     file_bytes = n * tensor.row_bytes
     packed = file_bytes if role == "rows" else backend.packed_bytes(tensor.type, (n, k))
-    nbytes = -(-packed // ALIGNMENT) * ALIGNMENT
+    nbytes = aligned_bytes(packed)
     matrices = []
     for first in range(0, tensor.nbytes, file_bytes):
         place = _place(tensor, first, file_bytes)
         if place is None:
             return None
-        matrices.append(Matrix(slot, role, tensor, (n, k), *place, file_bytes, nbytes))
+        matrices.append(
+            Matrix(slot, role, tensor.name, tensor.type, (n, k), *place, file_bytes, nbytes)
+        )
     return matrices
 
 
@@ -329,21 +303,3 @@ def _place(tensor: Tensor, first: int, n_bytes: int) -> tuple[int, int] | None:
             return None
         first -= extent.nbytes
     return None
-
-
-def _read_buffer_bytes(parts: Iterable[Part]) -> int:
-    """Of the reads under way: whole pages, and one more for a beginning within a page."""
-    sizes = [matrix.file_bytes for part in parts for matrix in part.matrices]
-    longest = max(sizes, default=0)
-    pages = -(-min(longest, READ_BYTES) // _PAGE_BYTES) + 2
-    return READ_DEPTH * pages * _PAGE_BYTES
-
-
-def _count_that_fits(sizes: Iterable[int], room: int) -> int:
-    count = 0
-    for size in sizes:
-        if size > room:
-            break
-        room -= size
-        count += 1
-    return count

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from airllm.backends import Backend, Executor, Stream
+from airllm.backends import Backend, Executor
 from airllm.backends.experts import Experts
 from airllm.backends.routed import RoutedExecutor
 from airllm.formats.model_file import Extent, ModelFile
@@ -22,11 +22,9 @@ from airllm.util.progress import OnProgress
 from airllm.weights.expert_cache import ExpertCache
 from airllm.weights.layer_weights import check_tensors, layers_at_once
 from airllm.weights.plan import Part, Plan
+from airllm.weights.ring import Ring, Section, bind_in, rooms_in
 
 _HEAD = -1  # in place of a layer's index
-
-# File, offset, bytes, and a target for each slot.
-Section = list[tuple[int, int, int, list[Any]]]
 
 
 class StreamWeights:
@@ -59,7 +57,7 @@ class StreamWeights:
         executors = {**dict(enumerate(layers)), _HEAD: head}
 
         self._experts: ExpertCache | None = None
-        self._bound: dict[int, list[Any]] = {}  # of each layer, and the head: in each slot
+        self._bound: dict[int, Any] = {}  # of each layer that is kept, and the head
         if plan.expert_places:
             self._keep_all_but_experts(layer_parts, layers)
             by_index = {_HEAD: head_part}
@@ -77,19 +75,15 @@ class StreamWeights:
         )
         self._embedding = _Embedding(gguf, backend, embedding, embed, plan.embedding == "pinned")
 
-        self._section = {index: at for at, index in enumerate(streamed)}
-        self._next = 0  # section of the stream
-        self._stream: Stream | None = None
+        self._ring: Ring | None = None
         if streamed:
             largest = max(by_index[index].nbytes for index in streamed)
-            slots = [backend.memory(largest) for _ in range(plan.slots)]
-            sections = []
+            self._ring = Ring(backend, self._files, plan.slots, largest)
             for index in streamed:
-                bound, section = self._prepare(by_index[index], executors[index], slots)
-                self._bound[index] = bound
-                sections.append(section)
-            self._stream = backend.stream(self._files, sections)
-        self.streams = self._stream is not None or self._experts is not None
+                part = by_index[index]
+                self._ring.add(index, executors[index], self._kept(part), part.matrices)
+            self._ring.start()
+        self.streams = self._ring is not None or self._experts is not None
         at_once = layers_at_once(model.config.n_layers, plan.pinned_bytes)
         self.layers_at_once = 1 if self.streams else at_once
         try:
@@ -107,9 +101,9 @@ class StreamWeights:
         return self._embedding.bound()
 
     def layer(self, index: int) -> AbstractContextManager[Any]:
-        if index in self._section:
-            return self._streamed(index)
-        return nullcontext(self._bound[index][0])
+        if self._ring is not None and index in self._ring:
+            return self._streamed(self._ring, index)
+        return nullcontext(self._bound[index])
 
     @contextmanager
     def layers(self, start: int, stop: int) -> Iterator[Sequence[Any]]:
@@ -122,71 +116,25 @@ class StreamWeights:
     def stream_stats(self) -> dict[str, Any] | None:
         if self._experts is not None:
             return self._experts.stats()
-        return None if self._stream is None else self._stream.stats()
+        return None if self._ring is None else self._ring.stats()
 
     def close(self) -> None:
         if self._experts is not None:
             self._experts.close()
-        if self._stream is not None:
-            self._stream.close()
+        if self._ring is not None:
+            self._ring.close()
 
     @contextmanager
-    def _streamed(self, index: int) -> Iterator[Any]:
-        assert self._stream is not None
-        wanted = self._section[index]
-        if wanted < self._next:  # the last pass did not come to its end
-            self._next = 0
-            self._stream.rewind()
+    def _streamed(self, ring: Ring, index: int) -> Iterator[Any]:
         try:
-            while True:
-                section, slot = self._stream.take()
-                if section == wanted:
-                    break
-                self._stream.release()
-                self._next = section + 1
+            bound = ring.take(index)
         except BaseException:
-            self._next = len(self._section)  # whatever comes next begins anew
             self._gguf.check_unchanged()  # the better explanation, if it is one
             raise
         try:
-            yield self._bound[index][slot]
+            yield bound
         finally:
-            self._stream.release()
-            self._next = (section + 1) % len(self._section)
-
-    def _prepare(
-        self, part: Part, executor: Executor, slots: Sequence[Any]
-    ) -> tuple[list[Any], Section]:
-        """A part bound with its matrices in each of the slots; what fills them."""
-        kept = self._kept(part)
-        bound, sections = [], []
-        for memory in slots:
-            weights, section = self._rooms(part, memory)
-            bound.append(executor.bind({**kept, **weights}))
-            sections.append(section)
-        merged = [
-            (file, at, n, [target for *_, targets in of_slots for target in targets])
-            for of_slots in zip(*sections, strict=True)
-            for file, at, n, _ in of_slots[:1]
-        ]
-        return bound, merged
-
-    def _rooms(self, part: Part, memory: Any) -> tuple[dict[str, Any], Section]:
-        """A part's matrices by slot, one after the other in `memory`; what fills them."""
-        weights: dict[str, Any] = {}
-        experts: dict[str, list[Any]] = {}
-        section: Section = []
-        offset = 0
-        for matrix in part.matrices:
-            room, target = self._backend.matrix_in(memory, offset, matrix.tensor.type, matrix.shape)
-            if matrix.role == "experts":
-                experts.setdefault(matrix.slot, []).append(room)
-            else:
-                weights[matrix.slot] = room
-            section.append((matrix.part, matrix.offset, matrix.file_bytes, [target]))
-            offset += matrix.nbytes
-        weights |= {slot: Experts(rooms) for slot, rooms in experts.items()}
-        return weights, section
+            ring.release()
 
     def _keep_all_but_experts(self, layers: Sequence[Part], executors: Sequence[Executor]) -> None:
         """Of a mixture: its experts come as they are asked for, the rest of it is read now."""
@@ -209,11 +157,12 @@ class StreamWeights:
         sections = []
         for index, (part, executor) in enumerate(zip(layers, executors, strict=True)):
             others = part.without_experts()
-            weights, section = self._rooms(others, self._backend.memory(others.nbytes))
+            memory = self._backend.memory(others.nbytes)
+            weights, section = rooms_in(self._backend, memory, others.matrices)
             sections.append(section)
             assert isinstance(executor, RoutedExecutor)
             weights |= self._kept(part)
-            self._bound[index] = [executor.bind_routed(weights, partial(fetch, index))]
+            self._bound[index] = executor.bind_routed(weights, partial(fetch, index))
         self._read_once(sections)
 
     def _kept(self, part: Part) -> dict[str, Any]:
@@ -236,8 +185,9 @@ class StreamWeights:
         sections = []
         for part, executor, index in zip(parts, executors, indices, strict=True):
             memory = self._backend.memory(part.nbytes)
-            [bound], section = self._prepare(part, executor, [memory])
-            self._bound[index] = [bound]
+            kept = self._kept(part)
+            [bound], section = bind_in(self._backend, executor, kept, part.matrices, [memory])
+            self._bound[index] = bound
             # Each has a place of its own, so the next may be read while this one is packed.
             sections.append([(file, at, n, 2 * targets) for file, at, n, targets in section])
         self._read_once(sections, on_progress)
@@ -277,7 +227,7 @@ class _Embedding:
         self._looked_up: list[Extent] = []
         for slot, role, tensor in [
             *part.kept,
-            *((matrix.slot, matrix.role, matrix.tensor) for matrix in part.matrices),
+            *((matrix.slot, matrix.role, gguf.tensors[matrix.name]) for matrix in part.matrices),
         ]:
             if pinned or not tensor.extents:
                 data = gguf.read(tensor.name, np.empty(tensor.nbytes, np.uint8))

@@ -374,7 +374,6 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
     if (batch.n_tokens > max_tokens_)
         throw std::invalid_argument("n_tokens is " + std::to_string(batch.n_tokens) +
                                     "; this executor takes up to " + std::to_string(max_tokens_));
-    check_external(batch);
     for (std::size_t i = 0; i < graph_.ops.size(); ++i)
         if (const Op& op = graph_.ops[i]; op.kind == OpKind::embed)
             std::copy_n(static_cast<const std::int32_t*>(
@@ -385,6 +384,7 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
         check_layer(layer, batch);
         n_sequences = std::max(n_sequences, layer.sequences.size());
     }
+    check_external(batch);
     if (batch.n_tokens == 0) return;
     const std::size_t parts = n_sequences * attention_workspace_floats * sizeof(float);
     if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);

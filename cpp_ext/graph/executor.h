@@ -36,6 +36,8 @@ class Executor {
 
     const Graph& graph() const { return graph_; }
     std::size_t max_tokens() const { return max_tokens_; }
+    // Whether the threads of a run meet before an op.
+    bool waits_before(std::size_t op) const { return barrier_before_[op] != 0; }
     std::size_t bytes() const {
         return arena_.size() + quantized_.size() + parts_.size() + expert_rows_.size() +
                chosen_.size() + products_.size() + ids_.size();

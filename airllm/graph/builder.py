@@ -1,0 +1,252 @@
+"""Writes a graph down, op by op.
+
+    g = GraphBuilder("mlp")
+    x = g.external("residual", 576)                             # [n, 576]
+    h = g.rms_norm(x, g.weight("ffn_norm", 576), eps=1e-5)      # [n, 576]
+    g.add(x, g.linear(h, g.weight("ffn_down", 576, 576)), out=x)
+    graph = g.build()
+
+Shapes are checked at each call, so that an error points at the wrong line.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from airllm.graph.graph import Graph, check_outputs, look_up
+from airllm.graph.ops import (
+    SIGNATURES,
+    Activations,
+    Attr,
+    Buffer,
+    DType,
+    GraphError,
+    Op,
+    Weight,
+)
+
+__all__ = ["GraphBuilder"]
+
+
+class GraphBuilder:
+    """Writes a graph down op by op; each method returns the buffer that the op writes.
+
+    A new buffer is named after the op's weight, or the op. `out` names another one to write to,
+    which may be an input if the op works in place (ops.SIGNATURES).
+    """
+
+    def __init__(self, name: str, *, activations: Activations = "auto") -> None:
+        """activations: how the graph's matrix products round their inputs, see ops.SIGNATURES."""
+        self.name = name
+        self._activations = activations
+        self._buffers: dict[str, Buffer] = {}
+        self._weights: dict[str, Weight] = {}
+        self._ops: list[Op] = []
+
+    def external(self, name: str, width: int, dtype: DType = "float32") -> Buffer:
+        """A buffer that the caller passes with each run: an input, an output, or both."""
+        buffer = Buffer(name, width, external=True, dtype=dtype)
+        if self._buffers.setdefault(name, buffer) != buffer:
+            raise GraphError(f"graph {self.name!r}: there is already a buffer {name!r}")
+        return buffer
+
+    def weight(self, name: str, *shape: int) -> Weight:
+        """A weight slot; (n) is a vector, (n, k) a matrix as checkpoints store it, (n_experts, n,
+        k) a matrix for each expert."""
+        weight = Weight(name, shape)
+        if self._weights.setdefault(name, weight) != weight:
+            raise GraphError(f"graph {self.name!r}: weight {name!r} has two shapes")
+        return weight
+
+    def embed(
+        self, tokens: Buffer, table: Weight, *, scale: float = 1.0, out: Buffer | None = None
+    ) -> Buffer:
+        """scale * table[tokens]. table: [vocab, n] -> [n_tokens, n]"""
+        return self._emit("embed", [tokens], out, [table], scale=scale)
+
+    def rms_norm(
+        self, x: Buffer, weight: Weight, eps: float, *, out: Buffer | None = None
+    ) -> Buffer:
+        """x / sqrt(mean(x^2) + eps) * weight over each row."""
+        return self._emit("rms_norm", [x], out, [weight], eps=eps)
+
+    def head_norm(
+        self, x: Buffer, weight: Weight, n_heads: int, eps: float, *, out: Buffer | None = None
+    ) -> Buffer:
+        """rms_norm of each head by itself. x: [n_tokens, n_heads * head_dim], weight: [head_dim]"""
+        return self._emit("head_norm", [x], out, [weight], n_heads=n_heads, eps=eps)
+
+    def bias(self, x: Buffer, weight: Weight, *, out: Buffer | None = None) -> Buffer:
+        """x + weight, the same for each row."""
+        return self._emit("bias", [x], out, [weight])
+
+    def linear(self, x: Buffer, weight: Weight, *, out: Buffer | None = None) -> Buffer:
+        """x @ weight.T. x: [n_tokens, k], weight: [n, k] -> [n_tokens, n]"""
+        return self._emit("linear", [x], out, [weight], activations=self._activations)
+
+    def rope(
+        self,
+        x: Buffer,
+        table: Buffer,
+        n_heads: int,
+        head_dim: int,
+        *,
+        interleaved: bool,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """Rotates pairs of each head: (2j, 2j+1) interleaved, else (j, j + n_dims/2).
+
+        table: [n_tokens, n_dims], the n_dims/2 cosines of the token's position, then the sines.
+        Dimensions of a head from n_dims on stay as they are.
+        """
+        return self._emit(
+            "rope", [x, table], out, n_heads=n_heads, head_dim=head_dim, interleaved=interleaved
+        )
+
+    def kv_append(self, k: Buffer, v: Buffer, n_kv_heads: int, head_dim: int) -> None:
+        """Writes k and v, [n_tokens, n_kv_heads * head_dim], to the end of the KV cache."""
+        self._append(
+            Op(
+                "kv_append",
+                (k.name, v.name),
+                None,
+                (),
+                {"n_kv_heads": n_kv_heads, "head_dim": head_dim},
+            )
+        )
+
+    def attention(
+        self,
+        q: Buffer,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """softmax(scale * q K^T) V over the KV cache, causal. -> [n_tokens, n_heads * head_dim]
+
+        window: positions that a token sees, its own included; 0: all before it.
+        softcap: scores s become softcap * tanh(s / softcap); 0: they stay.
+        """
+        return self._emit(
+            "attention",
+            [q],
+            out,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
+
+    def swiglu(self, gate: Buffer, up: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """silu(gate) * up"""
+        return self._emit("swiglu", [gate, up], out)
+
+    def geglu(self, gate: Buffer, up: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """gelu(gate) * up, gelu by its tanh approximation"""
+        return self._emit("geglu", [gate, up], out)
+
+    def softcap(self, x: Buffer, cap: float, *, out: Buffer | None = None) -> Buffer:
+        """cap * tanh(x / cap)"""
+        return self._emit("softcap", [x], out, cap=cap)
+
+    def route(self, logits: Buffer, n_used: int, *, normalized: bool) -> Buffer:
+        """Chooses n_used experts for each token. logits: [n_tokens, n_experts] -> [n_tokens,
+        2 * n_used], the numbers of the experts, then their shares."""
+        return self._emit("route", [logits], None, n_used=n_used, normalized=normalized)
+
+    def expert_linear(self, x: Buffer, route: Buffer, weight: Weight) -> Buffer:
+        """x @ weight[e].T for each expert e of a token's route. weight: [n_experts, n, k]
+
+        x: [n_tokens, k], or [n_tokens, n_used * k] with one for each expert
+        -> [n_tokens, n_used * n]
+        """
+        return self._emit(
+            "expert_linear",
+            [x, route],
+            None,
+            [weight],
+            n_used=route.width // 2,
+            shared=x.width == weight.shape[-1],
+            activations=self._activations,
+        )
+
+    def expert_sum(self, x: Buffer, route: Buffer) -> Buffer:
+        """The sum of the experts' outputs, weighted by their shares. [n_tokens, n_used * n] ->
+        [n_tokens, n]"""
+        return self._emit("expert_sum", [x, route], None, n_used=route.width // 2)
+
+    def add(self, a: Buffer, b: Buffer, *, out: Buffer | None = None) -> Buffer:
+        return self._emit("add", [a, b], out)
+
+    def multiply(self, a: Buffer, b: Buffer, *, out: Buffer | None = None) -> Buffer:
+        return self._emit("multiply", [a, b], out)
+
+    def silu(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        return self._emit("silu", [x], out)
+
+    def gelu(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """By its tanh approximation."""
+        return self._emit("gelu", [x], out)
+
+    def round_q8(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """x rounded to the values that blocks of Q8_0 can hold."""
+        return self._emit("round_q8", [x], out)
+
+    def merge_add(self, x: Buffer, parts: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """x plus the parts, in order. parts: [n_tokens, n_parts * width of x]"""
+        return self._emit("merge_add", [x, parts], out, quantized=parts.dtype == "q8_0")
+
+    def take_columns(
+        self, x: Buffer, offset: int, width: int, *, out: Buffer | None = None
+    ) -> Buffer:
+        """x[:, offset : offset + width]"""
+        quantized = x.dtype == "q8_0"
+        return self._emit("take_columns", [x], out, offset=offset, width=width, quantized=quantized)
+
+    def put_columns(self, x: Buffer, offset: int, *, out: Buffer) -> Buffer:
+        """Writes x to the columns of `out`, which is external, from `offset` on."""
+        quantized = out.dtype == "q8_0"
+        return self._emit(
+            "put_columns", [x], out, offset=offset, width=out.width, quantized=quantized
+        )
+
+    def build(self) -> Graph:
+        """The graph. GraphError if an op reads a buffer that none wrote, or a slot is unused."""
+        buffers, weights = tuple(self._buffers.values()), tuple(self._weights.values())
+        return Graph(self.name, buffers, weights, tuple(self._ops))
+
+    def _emit(
+        self,
+        kind: str,
+        inputs: Sequence[Buffer],
+        out: Buffer | None,
+        weights: Sequence[Weight] = (),
+        **attrs: Attr,
+    ) -> Buffer:
+        slots = tuple(weight.name for weight in weights)
+        name = out.name if out is not None else self._unused_name(slots[0] if slots else kind)
+        self._append(Op(kind, tuple(buffer.name for buffer in inputs), name, slots, attrs))
+        return self._buffers[name]
+
+    def _append(self, op: Op) -> None:
+        """Check an op, declare the buffer that it writes unless it is there, and add it."""
+        try:
+            call = look_up(op, self._buffers, self._weights)
+            width = SIGNATURES[op.kind].width(call)
+            if op.output is not None and width is not None:
+                self._buffers.setdefault(op.output, Buffer(op.output, width))
+            check_outputs(call, width, self._buffers)
+        except GraphError as error:
+            raise GraphError(f"graph {self.name!r}: {error}") from None
+        self._ops.append(op)
+
+    def _unused_name(self, name: str) -> str:
+        """`name`, or name.2, name.3... if a buffer has it."""
+        names = itertools.chain([name], (f"{name}.{i}" for i in itertools.count(2)))
+        return next(n for n in names if n not in self._buffers)

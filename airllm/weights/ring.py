@@ -1,0 +1,163 @@
+"""Matrices that pass through a few slots of memory, read and packed ahead of need.
+
+ring = Ring(backend, files, slots=2, slot_bytes=...)
+for number in ...: ring.add(number, executor, kept, matrices)
+ring.start()
+bound = ring.take(number)     # in the order in which they were added, again and again
+ring.release()
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airllm.backends import Backend, Executor, Stream
+from airllm.backends.experts import Experts
+from airllm.graph.graph import Role
+
+__all__ = ["Matrix", "Ring", "Section", "aligned_bytes", "bind_in", "rooms_in"]
+
+ALIGNMENT = 64  # of each matrix in its memory
+
+# File, offset, bytes, and a target for each slot.
+Section = list[tuple[int, int, int, list[Any]]]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix, or one of several experts', and its place on the disk."""
+
+    slot: str  # of the graph
+    role: Role
+    name: str  # of its tensor
+    type: str  # "q4_1"
+    shape: tuple[int, int]
+    file: int  # its number
+    offset: int  # in the file
+    file_bytes: int
+    nbytes: int  # in memory, with what aligns the next
+
+
+def aligned_bytes(packed: int) -> int:
+    """Of a matrix in memory, with what aligns the next."""
+    return -(-packed // ALIGNMENT) * ALIGNMENT
+
+
+def rooms_in(
+    backend: Backend, memory: Any, matrices: Sequence[Matrix]
+) -> tuple[dict[str, Any], Section]:
+    """Weights by the graph's slots, one matrix after the other in `memory`; what fills them."""
+    weights: dict[str, Any] = {}
+    experts: dict[str, list[Any]] = {}
+    section: Section = []
+    offset = 0
+    for matrix in matrices:
+        room, target = backend.matrix_in(memory, offset, matrix.type, matrix.shape)
+        if matrix.role == "experts":
+            experts.setdefault(matrix.slot, []).append(room)
+        else:
+            weights[matrix.slot] = room
+        section.append((matrix.file, matrix.offset, matrix.file_bytes, [target]))
+        offset += matrix.nbytes
+    weights |= {slot: Experts(rooms) for slot, rooms in experts.items()}
+    return weights, section
+
+
+def bind_in(
+    backend: Backend,
+    executor: Executor,
+    kept: Mapping[str, Any],
+    matrices: Sequence[Matrix],
+    memories: Sequence[Any],
+) -> tuple[list[Any], Section]:
+    """Weights bound with the matrices in each of some memories, and what fills them.
+    kept: the weights that are there anyway, by slot."""
+    bound, sections = [], []
+    for memory in memories:
+        weights, section = rooms_in(backend, memory, matrices)
+        bound.append(executor.bind({**kept, **weights}))
+        sections.append(section)
+    merged = [
+        (file, at, n, [target for *_, targets in of_memories for target in targets])
+        for of_memories in zip(*sections, strict=True)
+        for file, at, n, _ in of_memories[:1]
+    ]
+    return bound, merged
+
+
+class Ring:
+    """For one thread at a time. Memory is taken once, at construction.
+
+    A disk that fails raises OSError in `take`; the next pass begins anew, and may succeed.
+    """
+
+    def __init__(
+        self, backend: Backend, files: Sequence[tuple[int, str]], slots: int, slot_bytes: int
+    ) -> None:
+        """files: descriptor and name of each."""
+        self._backend, self._files = backend, files
+        self._slots = [backend.memory(slot_bytes) for _ in range(slots)]
+        self._bound: list[list[Any]] = []  # of each section, in each slot
+        self._at: dict[int, int] = {}  # section by number
+        self._sections: list[Section] = []
+        self._next = self._held = 0
+        self._stream: Stream | None = None
+
+    def add(
+        self,
+        number: int,
+        executor: Executor,
+        kept: Mapping[str, Any],
+        matrices: Sequence[Matrix],
+    ) -> None:
+        """Before `start`: what is taken as `number`. kept: weights that are in memory anyway."""
+        bound, section = bind_in(self._backend, executor, kept, matrices, self._slots)
+        self._at[number] = len(self._sections)
+        self._bound.append(bound)
+        self._sections.append(section)
+
+    def start(self) -> None:
+        """Begin to read. OSError where a file cannot be used."""
+        self._stream = self._backend.stream(self._files, self._sections)
+        self._sections = []
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._at
+
+    def take(self, number: int) -> Any:
+        """What is bound to the weights of `number`, until `release`. Any number may follow any
+        other; the next one in the order is read already."""
+        stream = self._started()
+        wanted = self._at[number]
+        if wanted < self._next:  # the last pass did not come to its end
+            self._next = 0
+            stream.rewind()
+        try:
+            while True:
+                section, slot = stream.take()
+                self._held = section
+                if section == wanted:
+                    return self._bound[section][slot]
+                stream.release()
+                self._next = section + 1
+        except BaseException:
+            self._next = len(self._at)  # whatever comes next begins anew
+            raise
+
+    def release(self) -> None:
+        self._started().release()
+        self._next = (self._held + 1) % len(self._at)
+
+    def stats(self) -> dict[str, Any]:
+        """See tensor_ops_cpp.Stream.stats."""
+        return self._started().stats()
+
+    def close(self) -> None:
+        """End all reading."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def _started(self) -> Stream:
+        if self._stream is None:
+            raise RuntimeError("the ring was not started")
+        return self._stream

@@ -1,0 +1,149 @@
+// Where the threads of a run meet: before an op that touches what another thread may still be
+// working on, and nowhere else.  A meeting that is missing shows in no result unless a thread
+// happens to be slow, so the plan is looked at.
+
+#include "graphs.h"
+
+using graphs::Builder;
+using graphs::OpKind;
+using tensor_ops::Executor;
+using tensor_ops::Op;
+
+namespace {
+
+constexpr std::size_t width = 64;
+
+// Three external buffers and ops over them.
+struct Graph3 : Builder {
+    const int a = external("a", width), b = external("b", width), c = external("c", width);
+
+    Op& op(OpKind kind, std::vector<int> inputs, int output = -1, int weight = -1) {
+        Op& made = Builder::op(kind, std::move(inputs), output, weight);
+        made.n_heads = 4;
+        made.n_kv_heads = 4;
+        made.head_dim = 16;
+        return made;
+    }
+    // That the threads meet before the second op, or that they do not.
+    void check_second(bool waits,
+                      std::source_location where = std::source_location::current()) const {
+        const Executor executor(graph, 4);
+        check::that(!executor.waits_before(0), "a wait before the first op", where);
+        check::that(executor.waits_before(1) == waits, waits ? "no wait" : "a wait", where);
+    }
+};
+
+}  // namespace
+
+TEST(an_op_waits_for_what_it_reads) {
+    Graph3 g;
+    g.op(OpKind::add, {g.a, g.a}, g.b);
+    g.op(OpKind::add, {g.a, g.b}, g.c);
+    g.check_second(true);
+}
+
+TEST(an_op_waits_until_what_it_overwrites_was_read) {
+    Graph3 g;
+    g.op(OpKind::add, {g.a, g.a}, g.b);
+    g.op(OpKind::add, {g.c, g.c}, g.a);
+    g.check_second(true);
+}
+
+TEST(an_op_waits_until_what_it_overwrites_was_written) {
+    Graph3 g;
+    g.op(OpKind::add, {g.a, g.a}, g.b);
+    g.op(OpKind::add, {g.c, g.c}, g.b);
+    g.check_second(true);
+}
+
+TEST(ops_that_read_the_same_do_not_wait_for_each_other) {
+    Graph3 g;
+    g.op(OpKind::add, {g.a, g.a}, g.b);
+    g.op(OpKind::add, {g.a, g.a}, g.c);
+    g.check_second(false);
+}
+
+TEST(a_wait_is_for_all_that_came_before) {
+    Graph3 g;
+    g.op(OpKind::add, {g.a, g.a}, g.b);
+    g.op(OpKind::add, {g.b, g.b}, g.c);
+    g.op(OpKind::add, {g.b, g.b}, g.a);
+    const Executor executor(g.graph, 4);
+    check::that(executor.waits_before(1), "no wait for b");
+    check::that(!executor.waits_before(2), "a second wait");
+}
+
+TEST(what_a_product_writes_second_is_waited_for) {
+    Graph3 g;
+    Op& many = g.op(OpKind::linear_many, {g.a}, g.b, g.slot("first"));
+    many.more_outputs = {g.c};
+    many.more_weights = {g.slot("second")};
+    g.op(OpKind::silu, {g.c}, g.a);
+    g.check_second(true);
+}
+
+TEST(attention_waits_for_keys_and_values) {
+    Graph3 g;
+    g.op(OpKind::kv_append, {g.a, g.b});
+    g.op(OpKind::attention, {g.c}, g.external("y", width));
+    g.check_second(true);
+}
+
+TEST(attention_waits_for_keys_that_were_turned_on_the_way) {
+    Graph3 g;
+    const int angles = g.external("angles", 16);
+    g.op(OpKind::rope_append, {g.a, g.b, angles});
+    g.op(OpKind::attention, {g.c}, g.external("y", width));
+    g.check_second(true);
+}
+
+TEST(keys_and_values_wait_for_attention_to_what_they_overwrite) {
+    Graph3 g;
+    g.op(OpKind::attention, {g.c}, g.external("y", width));
+    g.op(OpKind::kv_append, {g.a, g.b});
+    g.check_second(true);
+}
+
+TEST(attention_twice_reads_the_cache_without_a_wait) {
+    Graph3 g;
+    g.op(OpKind::attention, {g.a}, g.b);
+    g.op(OpKind::attention, {g.a}, g.c);
+    g.check_second(false);
+}
+
+TEST(products_that_hold_something_in_between_wait_for_each_other) {
+    for (const OpKind kind : {OpKind::linear_add, OpKind::glu_linear}) {
+        Graph3 g;
+        const auto product = [&](int output) {
+            if (kind == OpKind::linear_add)
+                g.op(kind, {g.a, g.a}, output, g.slot("w"));
+            else
+                g.op(kind, {g.a}, output, g.slot("gate")).more_weights = {g.slot("up")};
+        };
+        product(g.b);
+        product(g.c);
+        g.check_second(true);
+    }
+}
+
+TEST(internal_buffers_in_the_same_memory_are_waited_for) {
+    // One is dead when the other begins, so that they share a place.
+    Graph3 g;
+    const int early = g.internal("early", width), late = g.internal("late", width);
+    g.op(OpKind::add, {g.a, g.a}, early);
+    g.op(OpKind::add, {early, early}, g.b);
+    g.op(OpKind::add, {g.c, g.c}, late);
+    g.op(OpKind::add, {late, late}, g.a);
+    const Executor executor(g.graph, 4);
+    check::that(executor.bytes() == 4 * width * sizeof(float), "they do not share memory");
+    check::that(executor.waits_before(2), "no wait for whoever reads early");
+}
+
+TEST(what_an_op_reads_and_what_it_writes_lie_apart) {
+    Graph3 g;
+    const int early = g.internal("early", width), late = g.internal("late", width);
+    g.op(OpKind::add, {g.a, g.a}, early);
+    g.op(OpKind::add, {early, early}, late);
+    g.op(OpKind::add, {late, late}, g.b);
+    check::that(Executor(g.graph, 4).bytes() == 2 * 4 * width * sizeof(float), "they overlap");
+}

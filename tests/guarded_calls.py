@@ -1,0 +1,268 @@
+"""Calls of every operation with arrays between two pages that nobody may touch.
+
+Run by test_cpp_guard_pages.py in a process of its own, which a read or write beside an array ends.
+"""
+
+import ctypes
+import mmap
+
+import numpy as np
+import tensor_ops_cpp as cpp
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_PAGE = mmap.PAGESIZE
+
+# Every tail of a vector of 16 floats and of four of them, and a batch beyond one chunk of work.
+SIZES = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 47, 63, 64, 65, 127, 2049]
+TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+BYTES = dict(zip(TYPES, [34, 18, 20, 22, 24, 84, 110, 144, 176, 210], strict=True))
+
+
+class Fence:
+    """Makes arrays whose last byte (or, at_end False, whose first) lies beside a closed page."""
+
+    def __init__(self, at_end):
+        self.at_end = at_end
+        self._kept = []
+
+    def array(self, values):
+        values = np.ascontiguousarray(values)
+        pages = -(-max(values.nbytes, 1) // _PAGE)
+        memory = mmap.mmap(-1, (pages + 2) * _PAGE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        for closed in (start, start + (pages + 1) * _PAGE):
+            if _libc.mprotect(closed, _PAGE, 0):  # PROT_NONE
+                raise OSError(ctypes.get_errno(), "mprotect")
+        offset = _PAGE + (pages * _PAGE - values.nbytes if self.at_end else 0)
+        view = np.frombuffer(memory, values.dtype, values.size, offset).reshape(values.shape)
+        view[...] = values
+        self._kept.append(memory)
+        return view
+
+    def empty(self, *shape, dtype=np.float32):
+        return self.array(np.zeros(shape, dtype))
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def blocks(type, n, k):
+    """Rows of a type as a file has them, with scales that are small numbers."""
+    if type in ("f32", "f16"):
+        return normal(n, k).astype({"f32": np.float32, "f16": np.float16}[type]).view(np.uint8)
+    if type == "bf16":
+        return (normal(n, k).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    per_row = k // (32 if TYPES.index(type) < 5 else 256) * BYTES[type]
+    return np.random.default_rng(n + k).integers(0, 60, (n, per_row), np.uint8)
+
+
+def elementwise(f):
+    for n in SIZES:
+        x, y = normal(n), normal(n) + 1
+        for name in ("silu", "gelu", "softmax"):
+            yield f"{name} {n}", getattr(cpp, name), (x,), {}
+        yield f"gelu none {n}", cpp.gelu, (x, "none"), {}
+        yield f"swiglu {n}", cpp.swiglu, (x, y), {}
+        yield f"rms_norm {n}", cpp.rms_norm, (x, y), {}
+        yield f"rows of softmax {n}", cpp.softmax, (normal(3, n),), {}
+        yield f"rows of rms_norm {n}", cpp.rms_norm, (normal(3, n), y), {}
+    for d, dims in [(2, 2), (6, 6), (34, 34), (64, 64), (70, 6), (70, 66), (33, 0), (33, 32)]:
+        positions = np.arange(3, dtype=np.int32)
+        inv_freq = (1 / np.arange(1, dims // 2 + 1)).astype(np.float32)
+        for interleaved in (False, True):
+            options = {"interleaved": interleaved}
+            yield f"rope {d}", cpp.rope, (normal(3, 2, d), positions, inv_freq), options
+    # An output so large that it is written past the caches.
+    yield "large softmax", cpp.softmax, (normal(1025, 4095),), {}
+    yield "large rms_norm", cpp.rms_norm, (normal(1025, 4095), normal(4095)), {}
+
+
+def conversions(f):
+    for n in SIZES:
+        x = normal(n)
+        yield f"float32_to_float16 {n}", cpp.float32_to_float16, (x,), None
+        yield f"float32_to_bfloat16 {n}", cpp.float32_to_bfloat16, (x,), None
+        yield f"float16_to_float32 {n}", cpp.float16_to_float32, (x.astype(np.float16),), None
+        yield f"bfloat16_to_float32 {n}", cpp.bfloat16_to_float32, (x.astype(np.uint16),), None
+    for n in (1, 3, 8):
+        for type in TYPES:
+            yield f"dequantize {type}", cpp.dequantize, (blocks(type, 1, 256 * n), type), None
+        for type in TYPES[:5]:
+            yield f"quantize {type}", cpp.quantize, (normal(32 * n), type), None
+    yield "sample", cpp.sample, (normal(1000), 0.5), None
+    yield "sample top_k", lambda x: cpp.sample(x, 0.5, top_k=3, top_p=0.9), (normal(131),), None
+
+
+def products(f):
+    for m in (1, 2, 3, 5, 13, 17):
+        for k, n in [(1, 1), (7, 3), (32, 33), (65, 31), (129, 130), (33, 1030), (64, 4097)]:
+            if m > 3 and n > 1030:
+                continue
+            yield f"matmul {m} {k} {n}", cpp.matmul, (normal(m, k), normal(k, n)), {}
+            yield f"linear f32 {m} {k} {n}", cpp.linear, (normal(m, k), normal(n, k)), {}
+            half = normal(n, k).astype(np.float16)
+            yield f"linear f16 {m} {k} {n}", cpp.linear, (normal(m, k), half), {}
+
+
+def packed_products(f):
+    for type in ["f32", "f16", "bf16", *TYPES]:
+        for n, k in [(1, 256), (9, 256), (33, 512)]:
+            data = f.array(blocks(type, n, k))
+            w = cpp.PackedMatrix(data, type, (n, k))
+            yield f"dequantize {type} {n} {k}", lambda w=w: w.dequantize(), (), None
+            for m in (1, 2, 5, 9):
+                for activations in ("f32", "q8", "q16"):
+                    options = {"activations": activations}
+                    label = f"linear {type} {activations} {m} {n} {k}"
+                    yield label, lambda x, w=w, **o: cpp.linear(x, w, **o), (normal(m, k),), options
+
+
+def attention(f):
+    kinds = {
+        "float32": lambda *shape: normal(*shape),
+        "float16": lambda *shape: normal(*shape).astype(np.float16),
+        "q8_0": lambda h, n, d: cpp.quantize(normal(h, n, d), "q8_0"),
+    }
+    for kind, cache in kinds.items():
+        for d in (32, 160) if kind == "q8_0" else (1, 20, 97, 256):
+            for n_q, n_kv in [(1, 1), (1, 13), (1, 600), (3, 70), (9, 1025), (40, 41)]:
+                arrays = normal(n_q, 4, d), cache(2, n_kv, d), cache(2, n_kv, d)
+                for window in (None, 89):
+                    options = {"window": window, "sinks": f.array(normal(4)), "softcap": 5.0}
+                    label = f"attention {kind} {d} {n_q} {n_kv} {window}"
+                    yield label, cpp.attention, arrays, options
+        ends = f.array(np.array([0, 2, 2, 7], np.int32))
+        options = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "causal": False}
+        arrays = normal(7, 4, 32), cache(2, 7, 32), cache(2, 7, 32)
+        yield f"attention {kind} of sequences", cpp.attention, arrays, options
+
+
+GROUPS = [elementwise, conversions, products, packed_products, attention]
+
+
+def run_ops(group, at_end):
+    """Each call with fenced arrays gives the same bits as with arrays that lie anywhere."""
+    f = Fence(at_end)
+    for label, call, arrays, options in group(f):
+        print(label, flush=True)
+        given = [f.array(a) if isinstance(a, np.ndarray) else a for a in arrays]
+        names = {"inv_freq": given.pop(2)} if label.startswith("rope") else {}
+        plain = list(arrays)
+        plain_names = {"inv_freq": plain.pop(2)} if names else {}
+        expected = call(*plain, **plain_names, **(options or {}))
+        if options is None:
+            result = call(*given)
+        else:
+            out = f.array(np.full(expected.shape, 7, np.float32))
+            result = call(*given, **names, **options, out=out)
+        assert np.asarray(result).tobytes() == np.asarray(expected).tobytes(), label
+
+
+# ---- the executor --------------------------------------------------------------------------------
+
+H, KV, D = 4, 2, 32  # heads, heads of keys and values, values of each
+HEADS = {"n_heads": H, "head_dim": D}
+KVS = {"n_kv_heads": KV, "head_dim": D}
+E, U = 3, 2  # experts, of each token
+
+# op: widths of inputs, widths of outputs, weights, attributes
+OPS = {
+    "rms_norm": ([33], [33], [("vector", 33)], {"eps": 1e-6}),
+    "quantized_norm": ([64], [64], [("vector", 64)], {"eps": 1e-6}),
+    "head_norm": ([99], [99], [("vector", 33)], {"eps": 1e-6, "n_heads": 3}),
+    "bias": ([33], [33], [("vector", 33)], {}),
+    "linear": ([256], [9], [("q4_k", 9, 256)], {}),
+    "linear_many": ([64], [9, 33], [("q8_0", 9, 64), ("q4_0", 33, 64)], {}),
+    "linear_add": ([64, 33], [33], [("q8_0", 33, 64)], {}),
+    "glu_linear": ([64], [33], [("q8_0", 33, 64), ("q4_1", 33, 64)], {"activation": "gelu"}),
+    "rope": ([H * D, 6], [H * D], [], {**HEADS, "interleaved": True}),
+    "rope_append": ([KV * D, KV * D, 30], [], [], {**KVS, "interleaved": False}),
+    "kv_append": ([KV * D, KV * D], [], [], KVS),
+    "attention": ([H * D], [H * D], [], {**HEADS, **KVS, "scale": 0.2, "window": 3}),
+    "swiglu": ([33, 33], [33], [], {}),
+    "geglu": ([257, 257], [257], [], {}),
+    "softcap": ([33], [33], [], {"cap": 2.0}),
+    "add": ([33, 33], [33], [], {}),
+    "silu": ([33], [33], [], {}),
+    "gelu": ([33], [33], [], {}),
+    "multiply": ([33, 33], [33], [], {}),
+    "route": ([E], [2 * U], [], {"n_used": U, "normalized": True}),
+    "expert_linear": ([U * 64, 2 * U], [U * 9], [("experts", 9, 64)], {"n_used": U}),
+    "expert_sum": ([U * 33, 2 * U], [33], [], {"n_used": U}),
+    "merge_add": ([33, 99], [33], [], {}),
+    "take_columns": ([100], [33], [], {"offset": 67}),
+    "put_columns": ([33], [100], [], {"offset": 67}),
+    "round_q8": ([96], [96], [], {}),
+}
+
+
+def weight(f, kind, *shape):
+    if kind == "vector":
+        return f.array(normal(*shape))
+    if kind == "experts":
+        return [weight(f, "q8_0", *shape) for _ in range(E)]
+    return cpp.PackedMatrix(f.array(blocks(kind, *shape)), kind, shape)
+
+
+def caches(f, kind, capacity):
+    cache = normal(KV, capacity, D)
+    kept = {"float16": cache.astype(np.float16), "q8_0": cpp.quantize(cache, "q8_0")}
+    return f.array(kept.get(kind, cache)), f.array(kept.get(kind, cache))
+
+
+def run_executor(at_end):
+    """Each op alone, over fenced buffers, weights and caches that are just large enough."""
+    f = Fence(at_end)
+    for kind, (inputs, outputs, weights, attributes) in OPS.items():
+        for n in (1, 2, 5, 40):
+            for kv in ("float32", "float16", "q8_0"):
+                print(kind, n, kv, flush=True)
+                ins = [f"in{i}" for i in range(len(inputs))]
+                outs = [f"out{i}" for i in range(len(outputs))]
+                widths = dict(zip(ins + outs, inputs + outputs, strict=True))
+                slots = [f"w{i}" for i in range(len(weights))]
+                buffers = [(name, width, True) for name, width in widths.items()]
+                op = (kind, ins, outs, slots, attributes)
+                executor = cpp.Executor(buffers, slots, [op], n)
+                bound = executor.bind(
+                    {s: weight(f, *w) for s, w in zip(slots, weights, strict=True)}
+                )
+                arrays = {name: f.array(normal(n, width)) for name, width in widths.items()}
+                if "n_used" in attributes and kind != "route":
+                    arrays["in1"][:, :U] = np.arange(U) % E
+                before = {name: array.copy() for name, array in arrays.items()}
+                executor.run(bound, arrays, n, 3, *caches(f, kv, n + 3))
+                for name in outs:
+                    assert not np.array_equal(arrays[name], before[name]), kind
+                for name in ins:
+                    assert np.array_equal(arrays[name], before[name]), kind
+    for n in (1, 5):
+        print("embed", n, flush=True)
+        executor = cpp.Executor(
+            [("ids", 1, True), ("y", 64, True)], ["w"], [("embed", ["ids"], "y", ["w"], {})], n
+        )
+        rows = f.array(cpp.quantize(normal(4, 64), "q4_0"))
+        bound = executor.bind({"w": cpp.RawRows(rows, "q4_0", (4, 64))})
+        ids = f.array(np.full(n, 3, np.int32))
+        executor.run(bound, {"ids": ids, "y": f.empty(n, 64)}, n)
+
+
+def main(isa, group, at_end):
+    cpp.set_isa(isa)
+    cpp.set_num_threads(3)
+    by_name = {ops.__name__: ops for ops in GROUPS}
+    if group == "executor":
+        run_executor(at_end)
+    else:
+        run_ops(by_name[group], at_end)
+    print("done")
+
+
+def touch_beside(at_end):
+    """What must end the process: one element beside a fenced array."""
+    array = Fence(at_end).empty(3)
+    address = array.ctypes.data + (array.nbytes if at_end else -4)
+    print("touching", flush=True)
+    return ctypes.c_float.from_address(address).value
