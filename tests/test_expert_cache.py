@@ -1,13 +1,12 @@
 """The experts that are kept: which one makes room, and what a disk that fails leaves."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airllm.weights.expert_cache import ExpertCache
-from airllm.weights.plan import Matrix
+from airllm.weights.ring import Matrix
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ class FakeBackend:
 
 
 def expert(number: int) -> list[Matrix]:
-    tensor = SimpleNamespace(type="f32")
-    return [Matrix("m", "experts", tensor, (1, 1), 0, 100 * number, 64, 64)]  # type: ignore[arg-type]
+    return [Matrix("m", "experts", "w", "f32", (1, 1), 0, 100 * number, 64, 64)]
 
 
 EXPERTS = [expert(number) for number in range(4)]
