@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="airllm",
         description="Run language models on this machine's CPU.",
         epilog=options.epilog(
-            "airllm demo                      a model is fetched and answers a question",
-            "airllm chat -m smollm2-135m      talk with it",
-            "airllm generate --help           every command explains itself",
+            "airllm demo                      fetch a small model and ask it a question",
+            "airllm chat -m smollm2-135m      talk with that model",
+            "airllm generate --help           show a command's options; every command has --help",
         ),
         formatter_class=options.HelpFormatter,
         allow_abbrev=False,

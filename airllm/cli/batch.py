@@ -22,11 +22,12 @@ def add(subparsers: options.Subparsers) -> None:
         subparsers,
         "batch",
         run,
-        help="answer a file of prompts, and go on where it was interrupted",
-        description='Answers a file of prompts, lines of JSON with "prompt" (a text to continue) '
-        'or "messages" (a chat). A line may have an "id" and settings of its own, such as '
-        '"max_new_tokens", "temperature" and "seed". Answers are appended to --out as they are '
-        "ready, a line each; after a crash or Ctrl-C the same command goes on where it was.",
+        help="answer a file of prompts, and continue an interrupted run",
+        description='Answers a file of prompts. Each line is a JSON object with "prompt" '
+        '(a text to continue) or "messages" (a chat). A line may have an "id" and settings of its '
+        'own, such as "max_new_tokens", "temperature" and "seed". Each answer is appended to --out '
+        "as a line when it is ready. After a crash or Ctrl-C, the same command continues with the "
+        "prompts that have no answer yet.",
         examples=[
             "airllm batch -m smollm2-135m --in prompts.jsonl --out answers.jsonl",
             "airllm batch -m model.gguf --in q.jsonl --out a.jsonl -n 100 --temperature 0",
@@ -34,23 +35,28 @@ def add(subparsers: options.Subparsers) -> None:
     )
     options.add_model(parser)
     parser.add_argument(
-        "--in", dest="prompts", required=True, type=Path, metavar="FILE", help="lines of JSON"
+        "--in",
+        dest="prompts",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="file of prompts, a JSON object in each line",
     )
     parser.add_argument(
         "--out",
         required=True,
         type=Path,
         metavar="FILE",
-        help="where answers are appended; those that are there are not made again",
+        help="file to which answers are appended; prompts that have an answer there are skipped",
     )
     parser.add_argument(
         "--batch",
         type=options.positive,
         default=8,
         metavar="N",
-        help="prompts that are answered together: a pass of the model gives a token for each, so "
-        "the more the sooner, as far as memory for their KV caches goes, which come on top of "
-        "--ram (default: %(default)s)",
+        help="number of prompts that are answered together; a pass of the model gives a token "
+        "for each of them, so that a larger number is faster; their KV caches take memory in "
+        "addition to --ram (default: %(default)s)",
     )
     options.add_template(parser)
     options.add_answer(parser)
@@ -58,8 +64,8 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_engine(parser)
     options.add_output(
         parser,
-        json="prompts, answered (now), failed (now), answered_before, stream (of what was read "
-        "from the disk meanwhile, null where all is in memory)",
+        json="prompts, answered (now), failed (now), answered_before, stream (statistics of the "
+        "disk reads, null where the whole model is in memory)",
     )
 
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 HELP = """\
 /reset  forget the conversation and start a new one
-/help   this list
-/exit   end (Ctrl-D does too)
-Ctrl-C stops an answer; what was said of it stays in the conversation."""
+/help   show this list
+/exit   end the program (Ctrl-D does, too)
+Ctrl-C stops an answer; the part that was written stays in the conversation."""
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -26,26 +26,29 @@ def add(subparsers: options.Subparsers) -> None:
         "chat",
         run,
         help="talk with a model",
-        description="A conversation with a model: a line is a message, and the model remembers "
-        "what was said. Ctrl-C stops an answer, Ctrl-D or /exit ends, /help lists the rest. "
-        "Lines may come from a pipe.",
+        description="Holds a conversation with a model. Each line that you type is a message, "
+        "and the model remembers the conversation. Ctrl-C stops an answer, Ctrl-D or /exit ends "
+        "the program, and /help lists the other commands. Lines may come from a pipe.",
         examples=[
             "airllm chat -m smollm2-135m",
             'airllm chat -m model.gguf --system "Answer in one sentence." --temperature 0',
-            "airllm chat -m smollm2-135m --session ada.session      and the same another day",
+            "airllm chat -m smollm2-135m --session ada.session   the same on another day",
             "airllm chat -m model.gguf < questions.txt > answers.txt",
         ],
     )
     options.add_model(parser)
     parser.add_argument(
-        "--system", type=options.text, metavar="S", help="who the model is and how it should answer"
+        "--system",
+        type=options.text,
+        metavar="S",
+        help="the system message, which says who the model is and how it should answer",
     )
     parser.add_argument(
         "--session",
         type=Path,
         metavar="FILE",
-        help="go on with the conversation in FILE, if there is one, and write it there at the end; "
-        "it belongs to this model",
+        help="continue the conversation in FILE if it exists, and write the conversation to "
+        "FILE at the end; a session file belongs to one model",
     )
     options.add_template(parser)
     options.add_answer(parser, max_tokens=1024)

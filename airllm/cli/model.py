@@ -89,7 +89,9 @@ def open_with_draft(
             yield engine, None
         return
     if args.lookahead == 0:
-        raise options.UsageError("--draft makes guesses, and --lookahead 0 wants none")
+        raise options.UsageError(
+            "--draft makes guesses, and --lookahead 0 turns guesses off; leave one of the two out"
+        )
     from airllm.weights.budget import BudgetError, format_bytes, granted_bytes
 
     granted = granted_bytes(args.ram)
@@ -103,8 +105,9 @@ def open_with_draft(
             raise ValueError(f"--draft {args.draft}: {error}") from None
         if plan.streams:
             raise ValueError(
-                f"--draft {args.draft} does not fit in {format_bytes(granted)}: guesses that "
-                "wait for the disk make nothing faster. Leave it out, or give more --ram"
+                f"--draft {args.draft} does not fit in {format_bytes(granted)}: a draft that is "
+                "streamed from the disk makes nothing faster. Leave --draft out, or give more "
+                "--ram"
             )
         # Its embedding is looked up, as the other's: what it would take is for layers.
         context, own.ram = plan.context, plan.total_bytes - (plan.embedding == "pinned")

@@ -109,7 +109,7 @@ def require_matplotlib() -> Any:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError as error:
         raise ImportError(
-            "--plot needs matplotlib: pip install 'airllm-cpp[bench]', or matplotlib itself"
+            "--plot needs matplotlib; install it with: python -m pip install matplotlib"
         ) from error
     matplotlib.use("agg")
     return importlib.import_module("matplotlib.pyplot")
