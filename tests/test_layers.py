@@ -1,4 +1,4 @@
-"""The packages of airllm know only what lies below them: docs/pages/development.md has the table."""
+"""Packages of airllm know only what lies below them: docs/pages/development.md has the table."""
 
 import ast
 from functools import cache
