@@ -98,6 +98,15 @@ def test_two_workers_do_not_share_a_cache(tmp_path):
     CacheFile(tmp_path).close()
 
 
+def test_a_cache_is_free_when_it_is_closed_though_something_still_holds_its_file(tmp_path):
+    """As io_uring does, until the kernel has ended the ring."""
+    spill = CacheFile(tmp_path)
+    held = os.dup(spill.descriptor)
+    spill.close()
+    CacheFile(tmp_path).close()
+    os.close(held)
+
+
 def test_weights_that_cannot_be_read_end_the_run_with_their_place(tmp_path):
     def hold(lowered, sizes, backend):
         weights = from_disk(cache=tmp_path)(lowered, sizes, backend)

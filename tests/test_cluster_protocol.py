@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import random
 import struct
-import tracemalloc
 from dataclasses import replace
 from functools import cache
 
@@ -18,6 +17,7 @@ import dllama_recording
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traced_memory import traced_memory
 
 from airllm.cluster.checks import Program
 from airllm.cluster.lowering import lower
@@ -208,15 +208,11 @@ def check_refused_or_sound(data):
 def test_no_memory_follows_what_a_peer_claims(amount):
     data, begin = session("llama31-f32")
     claims = itertools.cycle([2**20, 2**31 - 1, 2**32 - 1])
-    tracemalloc.start()
-    try:
+    with traced_memory() as traced:
         for at in some_or_all(range(0, begin, 4), amount):
             changed = data[:at] + struct.pack("<I", next(claims)) + data[at + 4 :]
             check_refused_or_sound(changed)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 20 * len(data)
+    assert traced.peak < 20 * len(data)
 
 
 @pytest.mark.parametrize(

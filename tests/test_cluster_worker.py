@@ -377,7 +377,7 @@ def read_to_the_end(sock):
 
 @pytest.mark.parametrize("when", ["listening", "handshake", "step"])
 def test_it_stops_within_a_second_wherever_it_is(model, when):
-    """The best of a few attempts: others may use the machine."""
+    """The best of many attempts: others may use the machine."""
 
     def seconds():
         with workers(1) as made, contextlib.ExitStack() as stack:
@@ -393,4 +393,4 @@ def test_it_stops_within_a_second_wherever_it_is(model, when):
             made[0].stop()
             return time.monotonic() - began
 
-    assert any(seconds() < 1 for _ in range(5))
+    assert any(seconds() < 1 for _ in range(20))

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from hf_folder import write_folder
 from split_model import write_split
 from test_model_families import EXACT, TOKENS, error, logits_of
 from tiny_model import FAMILIES, TinyModel, write_tiny_model
+from traced_memory import traced_memory
 
 from airllm.cli import main
 from airllm.formats import convert as convert_module
@@ -179,12 +179,9 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
         path = tmp_path / "m.gguf"
         path.write_bytes(gguf_bytes({}, [("w", "f16", shape, np.zeros(0, np.float16))]))
         os.truncate(path, path.stat().st_size + 2 * shape[0] * shape[1])
-        with open_model(path) as source:
-            tracemalloc.start()
+        with open_model(path) as source, traced_memory() as traced:
             convert(source, tmp_path / "new.gguf", "q4_0")
-            _, peak = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
-        assert peak < 24 * 2**20
+        assert traced.peak < 24 * 2**20
 
 
 def test_progress_counts_the_new_files_bytes(tmp_path):

@@ -4,6 +4,7 @@ An inline function or a template that two objects define under one name is kept 
 kernels would then run AVX-512 code. And each object compiles on a small machine.
 """
 
+import functools
 import subprocess
 
 import cpp_program
@@ -12,14 +13,19 @@ import pytest
 MEBIBYTE = 1 << 20
 
 
+@functools.cache
+def symbols(nm, path):
+    command = [nm, "--extern-only", "--defined-only", "--format=posix", str(path)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.split()[0] for line in output.splitlines()]
+
+
 def shared_symbols(nm, objects):
     """The names that two or more objects define for others, weak and unique ones included."""
     owners = {}
     for path in objects:
-        command = [nm, "--extern-only", "--defined-only", "--format=posix", str(path)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        for line in output.splitlines():
-            owners.setdefault(line.split()[0], []).append(path.stem)
+        for symbol in symbols(nm, path):
+            owners.setdefault(symbol, []).append(path.stem)
     assert owners, "nm lists nothing"
     return {name: paths for name, paths in owners.items() if len(paths) > 1}
 
@@ -75,7 +81,7 @@ def test_what_the_compiler_takes_is_measured(tmp_path):
     source, record = tmp_path / "large.cpp", tmp_path / "large.maxrss"
     compiler = (*cpp_program.MEASURED, *cpp_program.build.Toolchain.native().compiler)
     sizes = []
-    for n in (1, 20000):
+    for n in (1, 5000):
         source.write_text("".join(f"int f{i}() {{ return {i}; }}\n" for i in range(n)))
         subprocess.run([*compiler, "-c", source, "-o", record.with_suffix(".o")], check=True)
         sizes.append(int(record.read_text()))

@@ -1,7 +1,6 @@
 """The forward pass against the float64 reference: every tensor type, however tokens are fed."""
 
 import threading
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import reference_model
 from extension import EVERY_BACKEND, forced_isa, require_cpp
 from file_rows import QUANTIZED
 from tiny_model import Sizes, write_tiny_model
+from traced_memory import traced_memory
 
 from airllm.formats.ggml_types import SUPPORTED_TYPES
 from airllm.formats.gguf import FormatError
@@ -239,14 +239,10 @@ def test_decoding_allocates_nothing_that_grows_with_the_model(tmp_path):
     model = write_tiny_model(tmp_path, sizes=sizes)
     with LayerWiseInferenceEngine(model.path, backend="cpp") as engine:
         engine.forward(TOKENS)
-        tracemalloc.start()
-        try:
+        with traced_memory() as traced:
             for token in range(10):
                 engine.forward([token])
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert peak < 16 * 1024  # the logits, 1 kB, the rope table, and Python's small objects
+    assert traced.peak < 16 * 1024  # the logits, 1 kB, the rope table, and Python's small objects
 
 
 # ---- what is refused -----------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import os
 import stat
 import struct
 import time
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from gguf_writer import gguf_bytes, write_gguf
 from hypothesis import given
 from hypothesis import strategies as st
+from traced_memory import traced_memory
 
 from airllm.formats.ggml_types import SUPPORTED_TYPES
 from airllm.formats.gguf import FormatError, GGUFFile
@@ -431,10 +431,8 @@ def test_a_long_name_is_shortened_in_the_message(tmp_path: Path) -> None:
 )
 def test_a_huge_sparse_file_buys_no_memory_for_its_claims(tmp_path: Path, value: bytes) -> None:
     """64 GiB that take no disk: every length is within the file, and absurd all the same."""
-    tracemalloc.start()
     started = time.process_time()
-    refused(tmp_path / "m.gguf", header(0, 1) + string("k") + value, sparse=64 * GIB)
-    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert seconds < 1
-    assert peak < 2**20
+    with traced_memory() as traced:
+        refused(tmp_path / "m.gguf", header(0, 1) + string("k") + value, sparse=64 * GIB)
+    assert time.process_time() - started < 1
+    assert traced.peak < 2**20

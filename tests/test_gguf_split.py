@@ -2,7 +2,6 @@
 
 import itertools
 import struct
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from split_model import part_name, split_bytes, write_split
 from test_gguf_mutations import read_whole
 from test_gguf_mutations import traced as traced
+from traced_memory import traced_memory
 
 from airllm.formats.gguf import FormatError, GGUFFile
 
@@ -141,6 +141,14 @@ def test_parts_that_lack_tensors_together_are_refused(model: Path) -> None:
     assert "has 3 tensors in all its parts; split.tensors.count says 4" in refusal(model)
 
 
+def test_the_limit_of_tensors_is_that_of_all_parts_together(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many small parts as names allow would hold billions."""
+    monkeypatch.setattr("airllm.formats.gguf.MAX_TENSORS", 2)
+    assert "more than 2 tensors" in refusal(model)
+
+
 def test_a_whole_model_in_a_parts_place_is_refused(model: Path) -> None:
     model.with_name(NAMES[1]).write_bytes(gguf_bytes(METADATA, PARTS[1]))
     assert f"{NAMES[1]}: split.no is missing" in refusal(model)
@@ -175,9 +183,7 @@ def test_damage_to_a_parts_header_opens_whole_or_is_refused(
     files[NAMES[part]] = raw[:at] + struct.pack("<I", value) + raw[at + 4 :]
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    tracemalloc.reset_peak()
-    before, _ = tracemalloc.get_traced_memory()
-    refused = read_whole(tmp_path / NAMES[0])
-    _, peak = tracemalloc.get_traced_memory()
-    assert peak - before < 512 * 1024
+    with traced_memory() as memory:
+        refused = read_whole(tmp_path / NAMES[0])
+    assert memory.peak < 512 * 1024
     assert refused is None or refused.startswith(f"{tmp_path}/model-")

@@ -6,7 +6,6 @@ metadata and tensors contradict each other.
 
 import math
 import time
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from gguf_writer import write_gguf
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tiny_model import FAMILIES, write_tiny_model
+from traced_memory import traced_memory
 
 from airllm.formats.gguf import GGUFFile
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -78,17 +78,12 @@ def test_many_models_of_another_structure_answer_or_are_refused(
 def check_changed(tmp_path: Path, entries: Entries, data: st.DataObject) -> None:
     metadata, tensors = changed(entries, data)
     path = write_gguf(tmp_path / "changed.gguf", metadata, tensors)
-    tracemalloc.start()
     started = time.process_time()
-    try:
+    with traced_memory() as traced:
         refusal = answer(path)
-    finally:
-        seconds = time.process_time() - started
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
     event("refused" if refusal else "answered")
-    assert seconds < 5
-    assert peak < 64 * 2**20  # of a file of 200 kB, with a KV cache of 8 tokens
+    assert time.process_time() - started < 5
+    assert traced.peak < 64 * 2**20  # of a file of 200 kB, with a KV cache of 8 tokens
     said = (f"{path}: ", "context is 8", "sample: the largest logit is", "the prompt has")
     assert refusal is None or (refusal.startswith(said) and len(refusal) < 800 + len(str(path)))
 

@@ -3,17 +3,26 @@
 import json
 import struct
 import time
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hf_folder import safetensors_bytes, table_bytes
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from test_gguf_mutations import Mutation, flip, overwrite, remove, rewrite, splice, truncate
+from test_gguf_mutations import (
+    Mutation,
+    flip,
+    overwrite,
+    remove,
+    rewrite,
+    sampling,
+    splice,
+    truncate,
+)
 from test_gguf_mutations import evil_numbers as evil_numbers
 from test_gguf_mutations import traced as traced
+from traced_memory import traced_memory
 
 from airllm.formats.mapped_file import MappedFile
 from airllm.formats.safetensors import StoredTensor, read_table
@@ -111,6 +120,15 @@ def test_a_hostile_file_is_refused_by_its_fault(path: Path, fault: str) -> None:
     assert fault in refusal(path, HOSTILE[fault])
 
 
+def test_more_tensors_than_any_model_has_are_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airllm.formats.safetensors.MAX_TENSORS", 1)
+    entries = {name: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for name in ("a", "b")}
+    raw = table_bytes(json.dumps(entries).encode())
+    assert "has 2 tensors; at most 1" in refusal(path, raw)
+
+
 def test_tensors_that_overlap_are_refused(path: Path) -> None:
     one = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
     two = {"dtype": "U8", "shape": [4], "data_offsets": [3, 7]}
@@ -123,14 +141,12 @@ def test_a_huge_sparse_file_buys_no_memory_for_its_claims(path: Path) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 2**35) + b"{")
         file.truncate(2**36)
-    tracemalloc.start()
     started = time.process_time()
-    with pytest.raises(FormatError, match="claims a header of 34,359,738,368 bytes"):
+    refused = pytest.raises(FormatError, match="claims a header of 34,359,738,368 bytes")
+    with traced_memory() as traced, refused:
         read_table(MappedFile.open(path, hint=""))
-    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert seconds < 1
-    assert peak < 2**20
+    assert time.process_time() - started < 1
+    assert traced.peak < 2**20
 
 
 places = st.integers(0, len(FILE))
@@ -151,29 +167,37 @@ mutations = st.one_of(
 )
 
 
-@settings(
-    max_examples=400,
-    deadline=None,  # the test sets its own, below
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(st.lists(mutations, min_size=1, max_size=3))
+damages = given(st.lists(mutations, min_size=1, max_size=3))
+
+
+@settings(sampling, max_examples=100)
+@damages
 def test_a_damaged_file_opens_whole_or_is_refused(
     path: Path, traced: None, damage: list[Mutation]
 ) -> None:
+    check_damaged(path, damage)
+
+
+@pytest.mark.fuzz
+@settings(sampling, max_examples=1500)
+@damages
+def test_many_damaged_files_open_whole_or_are_refused(
+    path: Path, traced: None, damage: list[Mutation]
+) -> None:
+    check_damaged(path, damage)
+
+
+def check_damaged(path: Path, damage: list[Mutation]) -> None:
     raw = FILE
     for mutate in damage:
         raw = mutate(raw)
 
-    tracemalloc.reset_peak()
-    before, _ = tracemalloc.get_traced_memory()
     started = time.process_time()
-    refused = read_whole(path, raw)
-    seconds = time.process_time() - started
-    _, peak = tracemalloc.get_traced_memory()
+    with traced_memory() as memory:
+        refused = read_whole(path, raw)
 
-    assert seconds < 1
-    assert peak - before < 256 * 1024
+    assert time.process_time() - started < 1
+    assert memory.peak < 256 * 1024
     event("refused" if refused else "opened")
     assert refused is None or refused.startswith(f"{path}: ")
     assert len(refused or "") < 700 + len(str(path))

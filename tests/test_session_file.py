@@ -1,5 +1,6 @@
 """A session's file alone, without a model: what is loaded can be saved, whatever a file says."""
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -7,7 +8,6 @@ import resource
 import struct
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from traced_memory import traced_memory
 
 from airllm.state import session
 from airllm.state.kv_cache import KVCache
@@ -171,15 +172,9 @@ def test_too_many_messages_are_refused_both_ways(tmp_path: Path) -> None:
 )
 def test_messages_take_a_small_multiple_of_their_bytes(tmp_path: Path, said: bytes) -> None:
     path = with_messages(tmp_path / "s", said)
-    tracemalloc.start()
-    try:
+    with traced_memory() as traced, contextlib.suppress(FormatError):
         load(path)
-    except FormatError:
-        pass
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 12 * len(said) + 2 * 2**20  # with chunks of 1 MiB for the checksum
+    assert traced.peak < 12 * len(said) + 2 * 2**20  # with chunks of 1 MiB for the checksum
 
 
 # ---- structural mutations ------------------------------------------------------------------------

@@ -129,6 +129,8 @@ class CacheFile(Closing):
             opened = stack.enter_context(contextlib.ExitStack())
             opened.callback(os.close, self.descriptor)
             _lock(self.descriptor, folder)
+            # Closing does not unlock: io_uring holds the file until the kernel has ended the ring.
+            opened.callback(fcntl.flock, self.descriptor, fcntl.LOCK_UN)
             self._index = open_own_file(inside, _INDEX, folder / _INDEX)
             opened.callback(os.close, self._index)
             self._places = dict(self._known())
