@@ -23,8 +23,9 @@ namespace tensor_ops {
 // an integer code q for each column.  Their blocks of 32 columns have a scale d, and some a minimum
 // m, in half precision:
 //   q8_0: d * q      q4_0: d * (q - 8)      q5_0: d * (q - 16)      q4_1, q5_1: d * q + m
-// The blocks of the K types have 256 columns, and d and d_min in half precision.  Each sub-block of
-// 32 (q4_k, q5_k) or 16 columns has integer scales s and s_min:
+// The blocks of the K types have 256 columns and a d in half precision, and each of their
+// sub-blocks of 32 (q4_k, q5_k) or 16 columns has an integer scale s.  Three have minima too, by
+// d_min and s_min:
 //   q3_k: d * s * (q - 4)      q6_k: d * s * (q - 32)
 //   q2_k, q4_k, q5_k: d * s * q - d_min * s_min
 enum class DType : std::uint8_t {
