@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -569,6 +570,27 @@ def test_a_full_disk_leaves_whole_lines_and_a_later_run_goes_on(prompts):
     assert [answer["index"] for answer in read(out)] == [0]
     assert subprocess.run(command).returncode == 0
     assert [answer["index"] for answer in read(out)] == [0, 1, 2]
+
+
+def test_an_answer_is_on_the_disk_before_the_next_one_and_the_files_name_before_the_first(
+    prompts, monkeypatch
+):
+    out, jobs = prompts.with_name("answers.jsonl"), read_jobs(prompts)
+    synced: list[tuple[bool, int]] = []  # of each fsync: whether it is a folder's; answers then
+
+    def fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append((is_folder, out.read_bytes().count(b"\n")))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with Answers.open(out, jobs, RUN) as file:
+        assert synced == [(True, 0)]
+        for job in jobs[:2]:
+            file.append(job, {"text": "x"})
+            assert synced[-1] == (False, job.index + 1)
+    assert len(synced) == 3
+    with Answers.open(out, jobs, RUN):
+        assert len(synced) == 3  # the name has lasted
 
 
 def test_out_that_is_no_file_is_an_error(prompts):

@@ -140,7 +140,7 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["bench", "-m", "m", "--plot", "profile.png"]) == 1
     out, err = capsys.readouterr()
-    assert "--plot needs matplotlib: pip install" in err
+    assert "--plot needs matplotlib; install it with: " in err
     assert (out, engine.resets) == ("", 0)
 
 

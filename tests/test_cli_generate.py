@@ -241,7 +241,7 @@ def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     monkeypatch.setattr("airllm.cli.model.draft_plan", lambda *_: draft.plan())
     monkeypatch.setattr("airllm.cli.model.open_engine", lambda args, **_: engines[args.model])
     assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "0") == 2
-    assert "--lookahead 0 wants none" in capsys.readouterr().err
+    assert "--lookahead 0 turns guesses off" in capsys.readouterr().err
     assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "4") == 0
     assert engine.sampling["draft"] is draft
     assert draft.closed

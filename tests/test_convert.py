@@ -409,7 +409,7 @@ def test_the_command_says_where_the_file_is(tmp_path, capsys: Capture):
     assert said == f"{out}\n"
     assert "30 tensors" in notes
     assert main(["convert", "-m", str(out), "-o", str(out), "--type", "f16"]) == 1
-    assert f"{out}: exists; --force replaces it" in capsys.readouterr().err
+    assert f"{out}: the file exists; --force replaces it" in capsys.readouterr().err
     again = ["convert", "-m", str(out), "-o", str(out), "--type", "f16", "--force", "--json"]
     assert main(again) == 0
     said, notes = capsys.readouterr()

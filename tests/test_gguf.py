@@ -264,7 +264,7 @@ def test_a_closed_file_says_so(model: Path) -> None:
     file = GGUFFile.open(model)
     file.close()
     file.close()
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="the file is closed"):
         file.check_unchanged()
 
 

@@ -141,6 +141,14 @@ def test_parts_that_lack_tensors_together_are_refused(model: Path) -> None:
     assert "has 3 tensors in all its parts; split.tensors.count says 4" in refusal(model)
 
 
+def test_the_limit_of_tensors_is_that_of_all_parts_together(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many small parts as names allow would hold billions."""
+    monkeypatch.setattr("airllm.formats.gguf.MAX_TENSORS", 2)
+    assert "more than 2 tensors" in refusal(model)
+
+
 def test_a_whole_model_in_a_parts_place_is_refused(model: Path) -> None:
     model.with_name(NAMES[1]).write_bytes(gguf_bytes(METADATA, PARTS[1]))
     assert f"{NAMES[1]}: split.no is missing" in refusal(model)

@@ -299,6 +299,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, tiny: TinyModel) 
         ('{"a": NaN}', "NaN is no JSON"),
         ("[" * 100_000, "nested too deeply"),
         ("\udcff", "not the JSON that was expected"),
+        (f'{{"vocab_size": {"9" * 21}}}', "an integer of 21 digits"),
     ],
 )
 def test_a_config_that_is_no_json_is_refused(folder: Path, text: str, fault: str) -> None:
@@ -306,6 +307,17 @@ def test_a_config_that_is_no_json_is_refused(folder: Path, text: str, fault: str
     message = refusal(folder)
     assert message.startswith(f"{folder / 'config.json'}: ")
     assert fault in message
+
+
+def test_a_config_or_a_template_beyond_all_models_is_refused_before_it_is_read(
+    folder: Path,
+) -> None:
+    for name, limit in (("chat_template.jinja", 2**20), ("config.json", 4 * 2**20)):
+        with (folder / name).open("r+b" if (folder / name).exists() else "wb") as file:
+            file.truncate(limit + 1)
+        message = refusal(folder)
+        assert message.startswith(f"{folder / name}: ")
+        assert f"at most {limit:,}" in message
 
 
 def test_a_missing_head_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Lookahead: the same answers in fewer passes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from extension import require_cpp
@@ -202,6 +204,17 @@ def test_the_latest_occurrence_and_the_longest_run_go_first():
 def test_a_text_that_repeats_itself_is_guessed_beyond_its_end():
     assert NGrams().guess([5, 6, 5, 6], 5) == [5, 6, 5, 6, 5]
     assert NGrams().guess([9, 9, 9], 4) == [9, 9, 9, 9]
+
+
+@pytest.mark.parametrize(("room", "n_guessed"), [(-1, 0), (0, 0), (1, 1), (3, 3), (99, 5)])
+def test_no_more_is_guessed_than_there_is_room_for(room, n_guessed):
+    """Of the answer and of the context: a row beyond the cache would be written past its end."""
+    cache = SimpleNamespace(tokens=[])
+    ahead = Lookahead(SimpleNamespace(batch_size=512, cache=cache), 5, 9)
+    answer = SimpleNamespace(pending=[2], history=[1, 2, 3, 4, 1, 2], room=lambda: room)
+    assert ahead.guess(answer) == [3, 4, 1, 2, 3][:n_guessed]
+    answer.pending = [1, 2]
+    assert ahead.guess(answer) == []
 
 
 def test_what_never_stood_there_is_not_guessed():

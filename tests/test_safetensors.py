@@ -120,6 +120,15 @@ def test_a_hostile_file_is_refused_by_its_fault(path: Path, fault: str) -> None:
     assert fault in refusal(path, HOSTILE[fault])
 
 
+def test_more_tensors_than_any_model_has_are_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airllm.formats.safetensors.MAX_TENSORS", 1)
+    entries = {name: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for name in ("a", "b")}
+    raw = table_bytes(json.dumps(entries).encode())
+    assert "has 2 tensors; at most 1" in refusal(path, raw)
+
+
 def test_tensors_that_overlap_are_refused(path: Path) -> None:
     one = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
     two = {"dtype": "U8", "shape": [4], "data_offsets": [3, 7]}

@@ -22,11 +22,12 @@ def add(subparsers: options.Subparsers) -> None:
         subparsers,
         "batch",
         run,
-        help="answer a file of prompts, and go on where it was interrupted",
-        description='Answers a file of prompts, lines of JSON with "prompt" (a text to continue) '
-        'or "messages" (a chat). A line may have an "id" and settings of its own, such as '
-        '"max_new_tokens", "temperature" and "seed". Answers are appended to --out as they are '
-        "ready, a line each; after a crash or Ctrl-C the same command goes on where it was.",
+        help="answer a file of prompts, and continue an interrupted run",
+        description='Answers a file of prompts. Each line is a JSON object with "prompt" '
+        '(a text to continue) or "messages" (a chat). A line may have an "id" and settings of its '
+        'own, such as "max_new_tokens", "temperature" and "seed". Each answer is appended to --out '
+        "as a line when it is ready. After a crash or Ctrl-C, the same command continues with the "
+        "prompts that have no answer yet.",
         examples=[
             "airllm batch -m smollm2-135m --in prompts.jsonl --out answers.jsonl",
             "airllm batch -m model.gguf --in q.jsonl --out a.jsonl -n 100 --temperature 0",
@@ -34,23 +35,28 @@ def add(subparsers: options.Subparsers) -> None:
     )
     options.add_model(parser)
     parser.add_argument(
-        "--in", dest="prompts", required=True, type=Path, metavar="FILE", help="lines of JSON"
+        "--in",
+        dest="prompts",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="file of prompts, a JSON object in each line",
     )
     parser.add_argument(
         "--out",
         required=True,
         type=Path,
         metavar="FILE",
-        help="where answers are appended; those that are there are not made again",
+        help="file to which answers are appended; prompts that have an answer there are skipped",
     )
     parser.add_argument(
         "--batch",
         type=options.positive,
         default=8,
         metavar="N",
-        help="prompts that are answered together: a pass of the model gives a token for each, so "
-        "the more the sooner, as far as memory for their KV caches goes, which come on top of "
-        "--ram (default: %(default)s)",
+        help="number of prompts that are answered together; a pass of the model gives a token "
+        "for each of them, so that a larger number is faster; their KV caches take memory in "
+        "addition to --ram (default: %(default)s)",
     )
     options.add_template(parser)
     options.add_answer(parser)
@@ -58,8 +64,8 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_engine(parser)
     options.add_output(
         parser,
-        json="prompts, answered (now), failed (now), answered_before, stream (of what was read "
-        "from the disk meanwhile, null where all is in memory)",
+        json="prompts, answered (now), failed (now), answered_before, stream (statistics of the "
+        "disk reads, null where the whole model is in memory)",
     )
 
 
@@ -68,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.on_full == "error":
         raise options.UsageError("--on-full error would end all answers; choose stop or shift")
-    check_place(args.out)  # now, and not when the model has been loaded
+    check_place(args.out)  # before the model is loaded
     jobs = read_jobs(args.prompts)
     settings = options.answer_options(args)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
@@ -100,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
                     pieces += 1
                     progress.update(answered, len(answers.left), f"pieces of text: {pieces:,}")
 
-                # Where layers are streamed, a token may take seconds.
+                # If layers are streamed, a token may take seconds: show the layers, too.
                 streams = engine.stream_stats() is not None
                 said = {"on_layer": on_layer} if streams else {"on_token": on_token}
                 generate = partial(engine.stream_batch, batch=args.batch, **said)
@@ -129,17 +135,19 @@ def _answers(
     settings: Mapping[str, Any],
     generate: Callable[..., Generator[tuple[int, "Generation"], None, None]],
 ) -> Iterator[tuple["Job", dict[str, object]]]:
-    """Each job with the fields of its answer, as they get ready; those with the same settings are
-    answered together. A prompt that cannot be answered (it does not fit the context, say) has an
-    error in place of a text, and is no one else's.
+    """Each job with the fields of its answer, as the answers get ready.
 
-    generate: see LayerWiseInferenceEngine.stream_batch."""
+    Jobs with the same settings are answered together. A prompt that cannot be answered (for
+    instance, it does not fit the context) gets an "error" in place of a text and does not affect
+    other prompts. asked: returns the prompt of a job. generate: see
+    LayerWiseInferenceEngine.stream_batch.
+    """
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         try:
             engine.prompt_length(asked(job))
         except ValueError as error:
-            if isinstance(error, _broken()):
+            if isinstance(error, _model_error()):
                 raise
             yield job, {"error": str(error)}
         else:
@@ -147,7 +155,7 @@ def _answers(
     for group in groups.values():
         try:
             answers = generate([asked(job) for job in group], **{**settings, **group[0].settings})
-        except ValueError as error:  # of the settings
+        except ValueError as error:  # the settings are invalid
             for job in group:
                 yield job, {"error": str(error)}
             continue
@@ -157,7 +165,7 @@ def _answers(
 
 
 def _asked(variables: Mapping[str, object], job: "Job") -> "Prompt":
-    """The job's prompt, with the variables of all chats and its own."""
+    """The job's prompt. A chat gets the common template variables and its own."""
     if isinstance(job.prompt, str):
         return job.prompt
     return model.request(job.prompt, {**variables, **job.variables})
@@ -167,8 +175,8 @@ def _if_any(name: str, value: object) -> dict[str, object]:
     return {name: value} if value else {}
 
 
-def _broken() -> type[ValueError]:
-    """What is the model file's fault and not the prompt's."""
+def _model_error() -> type[ValueError]:
+    """The error of a damaged model file, which is no fault of a prompt."""
     from airllm.util.metadata import FormatError
 
     return FormatError

@@ -19,10 +19,11 @@ def add(subparsers: options.Subparsers) -> None:
         "bench",
         run,
         help="measure tokens a second",
-        description="Measures as llama-bench does: pp512 evaluates a prompt of 512 tokens, tg128 "
-        "then makes 128 tokens one by one, each from an empty cache, after a warm-up; with "
-        "--batch 8, tg128x8 makes 128 tokens of each of 8 sequences together. Shows the mean and "
-        "the spread (standard deviation) of the repetitions. Lists measure every combination.",
+        description="Measures tokens a second as llama-bench does. The test pp512 evaluates a "
+        "prompt of 512 tokens, and tg128 generates 128 tokens one by one. Each test begins with "
+        "an empty cache after a warm-up. With --batch 8, the test tg128x8 generates 128 tokens "
+        "of each of 8 sequences together. The output has the mean and the standard deviation of "
+        "the repetitions. Where options are lists, every combination is measured.",
         examples=[
             "airllm bench -m smollm2-135m",
             "airllm bench -m model.gguf -p 128,512 -n 0 -t 1,2,4 -r 5 --json",
@@ -37,7 +38,7 @@ def add(subparsers: options.Subparsers) -> None:
         type=options.counts,
         default=[512],
         metavar="N,...",
-        help="lengths of the prompt; 0: none (default: 512)",
+        help="lengths of the prompt in tokens; 0 leaves the test out (default: 512)",
     )
     parser.add_argument(
         "-n",
@@ -45,26 +46,26 @@ def add(subparsers: options.Subparsers) -> None:
         type=options.counts,
         default=[128],
         metavar="N,...",
-        help="numbers of tokens to generate; 0: none (default: 128)",
+        help="numbers of tokens to generate; 0 leaves the test out (default: 128)",
     )
     parser.add_argument(
         "--batch",
         type=options.positives,
         default=[],
         metavar="N,...",
-        help="also generate for N sequences together: tokens/s of all of them, and how many times "
-        "one sequence's that is",
+        help="also generate tokens of N sequences together, and show the tokens/s of all "
+        "sequences and the ratio to the tokens/s of one sequence",
     )
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="then run each test once more and show the time, bytes and FLOPs of each operation, "
-        "and what is spent outside of them",
+        help="run each test once more, and show the time, bytes and FLOPs of each operation and "
+        "the time outside of the operations",
     )
     parser.add_argument(
         "--plot",
         metavar="FILE.png",
-        help="draw the profiles, too (implies --profile; needs matplotlib)",
+        help="draw the profiles to a file (implies --profile; needs matplotlib)",
     )
     parser.add_argument(
         "-t",
@@ -72,7 +73,7 @@ def add(subparsers: options.Subparsers) -> None:
         type=options.positives,
         default=[None],
         metavar="N,...",
-        help="threads to compute with (default: what `airllm info` says)",
+        help="numbers of threads (default: the number that `airllm info` shows)",
     )
     parser.add_argument(
         "-r",
@@ -80,13 +81,14 @@ def add(subparsers: options.Subparsers) -> None:
         type=options.positive,
         default=3,
         metavar="N",
-        help="how often each test is timed (default: %(default)s)",
+        help="number of times that each test is timed (default: %(default)s)",
     )
     options.add_engine(parser, context=False)
     options.add_output(
         parser,
         json="results: a list of test, threads, tokens_per_second, stddev, ratio_to_single, "
-        "stream (of what was read from the disk so far, null where all is in memory), and "
+        "stream (statistics of the disk reads so far, null where the whole model is in memory), "
+        "and "
         "profile (ops, each with calls, seconds, nbytes, flops; python_share)",
     )
 
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if context == 0:
         raise options.UsageError("-p 0 -n 0 leaves nothing to measure")
     if args.plot:
-        profile.require_matplotlib()  # now, not after minutes of measuring
+        profile.require_matplotlib()  # before minutes of measuring
     rows, profiles = [], []
     for row, profiled in _measure(args, context):
         rows.append(row)
@@ -125,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(
     args: argparse.Namespace, context: int
 ) -> Iterator[tuple[dict[str, object], profile.Profiled | None]]:
-    """One row for each test and number of threads; an engine for each number of threads."""
+    """A row for each number of threads and test. Each number of threads has its own engine."""
     from airllm.tools import benchmark
 
     for threads in args.threads:
@@ -153,7 +155,7 @@ class _Bench:
     def row(
         self, subject: "benchmark.Evaluator", test: "benchmark.Test", single: float | None = None
     ) -> tuple[dict[str, object], profile.Profiled | None]:
-        """What --json has of a test, and its profile. single: tokens/s to compare with."""
+        """Measures a test: its row of --json, and its profile. single: tokens/s for the ratio."""
         from airllm.tools import benchmark
 
         label = f"{test.name}, {model.in_words(self._runtime)}"

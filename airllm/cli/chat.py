@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 HELP = """\
 /reset  forget the conversation and start a new one
-/help   this list
-/exit   end (Ctrl-D does too)
-Ctrl-C stops an answer; what was said of it stays in the conversation."""
+/help   show this list
+/exit   end the program (Ctrl-D does, too)
+Ctrl-C stops an answer; the part that was written stays in the conversation."""
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -26,26 +26,29 @@ def add(subparsers: options.Subparsers) -> None:
         "chat",
         run,
         help="talk with a model",
-        description="A conversation with a model: a line is a message, and the model remembers "
-        "what was said. Ctrl-C stops an answer, Ctrl-D or /exit ends, /help lists the rest. "
-        "Lines may come from a pipe.",
+        description="Holds a conversation with a model. Each line that you type is a message, "
+        "and the model remembers the conversation. Ctrl-C stops an answer, Ctrl-D or /exit ends "
+        "the program, and /help lists the other commands. Lines may come from a pipe.",
         examples=[
             "airllm chat -m smollm2-135m",
             'airllm chat -m model.gguf --system "Answer in one sentence." --temperature 0',
-            "airllm chat -m smollm2-135m --session ada.session      and the same another day",
+            "airllm chat -m smollm2-135m --session ada.session   the same on another day",
             "airllm chat -m model.gguf < questions.txt > answers.txt",
         ],
     )
     options.add_model(parser)
     parser.add_argument(
-        "--system", type=options.text, metavar="S", help="who the model is and how it should answer"
+        "--system",
+        type=options.text,
+        metavar="S",
+        help="the system message, which says who the model is and how it should answer",
     )
     parser.add_argument(
         "--session",
         type=Path,
         metavar="FILE",
-        help="go on with the conversation in FILE, if there is one, and write it there at the end; "
-        "it belongs to this model",
+        help="continue the conversation in FILE if it exists, and write the conversation to "
+        "FILE at the end; a session file belongs to one model",
     )
     options.add_template(parser)
     options.add_answer(parser, max_tokens=1024)
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         conversation = Conversation(engine, args, draft)
         if interactive:
             console.log.info("a line is a message; /help lists what else there is")
-        with _kept_in(args.session, conversation):
+        with _saved_to(args.session, conversation):
             for line in _typed_lines() if interactive else sys.stdin:
                 message = line.strip()
                 if message == "/exit":
@@ -84,15 +87,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _kept_in(path: Path | None, conversation: "Conversation") -> Iterator[None]:
-    """The conversation is the one in `path`, and is written there whatever ends it."""
+def _saved_to(path: Path | None, conversation: "Conversation") -> Iterator[None]:
+    """Loads the conversation from `path`, if that exists, and saves it there at any end."""
     if path is None:
         yield
         return
     if path.exists():
         conversation.load(path)
     else:
-        conversation.save(path)  # where that cannot be, it is said now and not after the last word
+        conversation.save(path)  # so that an error comes now, not after the last message
     try:
         yield
     finally:
@@ -100,7 +103,7 @@ def _kept_in(path: Path | None, conversation: "Conversation") -> Iterator[None]:
 
 
 class Conversation:
-    """What was said so far: messages with "role" and "content", as chat templates take them."""
+    """The messages so far, with "role" and "content", as chat templates take them."""
 
     def __init__(
         self,
@@ -124,7 +127,7 @@ class Conversation:
             self.messages.append({"role": "system", "content": self._system})
 
     def load(self, path: Path) -> None:
-        """Goes on with the conversation in a file, which has its own system message."""
+        """Continues the conversation in a file, which has its own system message."""
         messages = self._engine.load_session(path)
         if not messages:
             return
@@ -141,9 +144,9 @@ class Conversation:
         self._engine.save_session(path, messages=self.messages)
 
     def ask(self, message: str) -> None:
-        """Streams the answer to stdout; keeps both, or neither where there was no answer.
+        """Streams the answer to stdout. Keeps message and answer, or neither without an answer.
 
-        Ctrl-C ends the answer and keeps what was said of it. ContextFullError where none fits.
+        Ctrl-C ends the answer and keeps its text so far. ContextFullError if no answer fits.
         """
         asked = [*self.messages, {"role": "user", "content": message}]
         answer = console.Answer()
@@ -180,8 +183,8 @@ class Conversation:
             console.note(f"stopped: {self._how_to_go_on()}")
 
     def _with_room(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The messages if an answer fits. Else, with --on-full shift, those that are left when the
-        oldest exchanges are forgotten, until half of the context is free."""
+        """The messages, if an answer fits. Otherwise, with --on-full shift, the messages without
+        the oldest exchanges, of which it drops as many as free half of the context."""
         context = self._engine.context
         used = self._n_tokens(messages)
         if used < context:
@@ -201,8 +204,8 @@ class Conversation:
         return len(self._engine.tokenize(model.request(messages, self._variables)))
 
     def _kept(self) -> int:
-        """Tokens that every conversation with this system message begins with: those that an answer
-        longer than the context does not forget."""
+        """The number of tokens with which every conversation with this system message begins. An
+        answer longer than the context does not forget them."""
         if not self._shifts:
             return 0
         first, second = (
@@ -225,7 +228,7 @@ class Conversation:
 
 
 def _typed_lines() -> Iterator[str]:
-    """Lines typed at a prompt until Ctrl-D. Ctrl-C drops the line, never the conversation."""
+    """Lines typed at a prompt until Ctrl-D. Ctrl-C drops the line, but not the conversation."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() then edits lines and remembers them)
     while True:
@@ -242,7 +245,7 @@ def _typed_lines() -> Iterator[str]:
 def _prompt(prompt: str) -> str:
     if sys.stdout.isatty():
         return input(prompt)
-    # input() would put the prompt among the answers where stdout is a file.
+    # If stdout is a file, input() would write the prompt among the answers.
     print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:

@@ -11,11 +11,12 @@ def add(subparsers: options.Subparsers) -> None:
         subparsers,
         "convert",
         run,
-        help="write a model as a GGUF file, quantised",
-        description="Writes a GGUF file from a Hugging Face folder or another GGUF file, with its "
-        "matrices in the type you choose; vectors stay F32, and the matrix that makes the logits "
-        "keeps 8 bit. It takes some 10 MB of memory, however large the model is. The file appears "
-        "under its name when it is complete; until then it is FILE.partial.",
+        help="convert a model to a GGUF file of another type",
+        description="Writes a GGUF file from a Hugging Face folder or another GGUF file. The "
+        "matrices get the type that you choose. Vectors stay F32, and the matrix that makes the "
+        "logits keeps at least 8 bits. The conversion takes some 10 MB of memory, however large "
+        "the model is. The file appears under its name when it is complete. Until then its name "
+        "is FILE.partial.",
         examples=[
             "airllm convert -m Qwen3-0.6B/ --out qwen3-0.6b.gguf --type q8_0",
             "airllm convert -m model-f16.gguf --out model-q4.gguf --type q4_0",
@@ -30,7 +31,7 @@ def add(subparsers: options.Subparsers) -> None:
         required=True,
         choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f16", "bf16", "f32"],
         metavar="TYPE",
-        help="what matrices become: %(choices)s",
+        help="type of the matrices in the new file: %(choices)s",
     )
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     options.add_output(parser, json="path, tensors, bytes, type, requantized_from")
@@ -38,20 +39,20 @@ def add(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.out.is_file() and not args.force:
-        raise ValueError(f"{args.out}: exists; --force replaces it")
+        raise ValueError(f"{args.out}: the file exists; --force replaces it")
     from airllm.formats.convert import convert
     from airllm.formats.opening import open_model
     from airllm.models import load_model
     from airllm.weights.layer_weights import check_tensors
 
     with open_model(model.find(args.model)) as source:
-        check_tensors(source, load_model(source))  # what cannot run is not worth converting
+        check_tensors(source, load_model(source))  # refuse a model that could not run
         with console.progress("converting", "bytes") as progress:
             done = convert(source, args.out, args.type, on_progress=progress.update)
     if done.requantized is not None:
         console.log.warning(
-            "%s was quantised already (%s), and what it lost by that stays lost; a float model "
-            "gives a better %s",
+            "%s was quantised already (%s), and converting it does not bring back the precision "
+            "that it has lost; converting a float model gives a better %s file",
             args.model,
             done.requantized,
             args.type,

@@ -16,7 +16,7 @@ def add(subparsers: options.Subparsers) -> None:
         run,
         help="fetch a small model, ask it a question, and show how fast it answers",
         description=f"Fetches a small chat model once ({MODEL}, 98 MB, Apache-2.0), asks it a "
-        "question and says what it ran on, how fast, and in how much memory.",
+        "question, and shows the backend, the speed and the memory that the answer took.",
         examples=["airllm demo", 'airllm demo --prompt "Why is the sky blue?"'],
     )
     parser.add_argument(
@@ -31,7 +31,7 @@ def add(subparsers: options.Subparsers) -> None:
     # Always the likeliest token, so that everybody's demo says the same.
     greedy = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
     parser.set_defaults(model=MODEL, lookahead=None, **asdict(greedy), **asdict(Limits()))
-    options.add_output(parser, json="prompt, what `generate --json` prints, and memory in bytes")
+    options.add_output(parser, json="prompt, the fields of `generate --json`, and memory in bytes")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from airllm.engine.continuation import Generation
     from airllm.text.prompts import Prompt
 
-MAX_PROMPT = 2**26  # characters on stdin; which of them fit the context, the engine says
+MAX_PROMPT = 2**26  # characters on stdin; the engine checks that they fit the context
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -21,8 +21,9 @@ def add(subparsers: options.Subparsers) -> None:
         "generate",
         run,
         help="continue a text, or answer a question (--chat)",
-        description="Continues a text. With --chat the prompt is a question, put to the model "
-        "in the form that it was trained on. The answer streams to stdout, notes go to stderr.",
+        description="Continues a text. With --chat, the prompt is a question, and the model's "
+        "chat template puts it into the form that the model was trained on. The answer appears "
+        "on stdout while it is generated. Notes go to stderr.",
         examples=[
             'airllm generate -m smollm2-135m --chat --prompt "What is the capital of France?"',
             'airllm generate -m model.gguf --prompt "Once upon a time" --max-tokens 50 --seed 1',
@@ -36,16 +37,19 @@ def add(subparsers: options.Subparsers) -> None:
         required=True,
         type=options.text,
         metavar="P",
-        help="the text; - reads it from stdin",
+        help="the prompt; - reads it from stdin",
     )
     parser.add_argument(
-        "--chat", action="store_true", help="ask, with the model's chat template around the prompt"
+        "--chat",
+        action="store_true",
+        help="treat the prompt as a question, with the model's chat template around it",
     )
     parser.add_argument(
         "--system",
         type=options.text,
         metavar="S",
-        help="with --chat: who the model is and how it should answer",
+        help="with --chat: the system message, which says who the model is and how it should "
+        "answer",
     )
     options.add_template(parser)
     group = options.add_answer(parser)
@@ -54,8 +58,8 @@ def add(subparsers: options.Subparsers) -> None:
         type=options.count_or_all,
         default=Limits.keep,
         metavar="N",
-        help="with --on-full shift: tokens of the prompt's beginning that are not forgotten; -1: "
-        "all of it (default: %(default)s)",
+        help="with --on-full shift: number of tokens at the prompt's beginning that are not "
+        "forgotten; -1 means the whole prompt (default: %(default)s)",
     )
     options.add_lookahead(parser)
     options.add_threads(parser)
@@ -63,14 +67,14 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_output(
         parser,
         json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, passes, accepted_tokens, "
-        "tokens_per_pass, timings, stream (of what was read from the disk meanwhile, null where "
-        "all is in memory), backend, isa, threads",
+        "tokens_per_pass, timings, stream (statistics of the disk reads, null where the whole "
+        "model is in memory), backend, isa, threads",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.keep and args.on_full != "shift":
-        raise options.UsageError("--keep needs --on-full shift: nothing else forgets")
+        raise options.UsageError("--keep needs --on-full shift, because only shift forgets tokens")
     if args.system is not None and not args.chat:
         raise options.UsageError("--system needs --chat: a plain text has no place for it")
     if args.chat_template_kwargs and not args.chat:
@@ -158,7 +162,7 @@ def _report(engine: "Engine", generation: "Generation", args: argparse.Namespace
 
 
 def _read_stdin() -> str:
-    """All of stdin; the newline that ends a file is not part of the prompt."""
+    """All of stdin without the newline that ends a file."""
     if sys.stdin.isatty():
         console.log.info("reading the prompt; Ctrl-D ends it")
     try:

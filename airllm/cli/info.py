@@ -1,4 +1,4 @@
-"""airllm info: what this machine offers, what is used of it, and why."""
+"""airllm info: what this machine has, what airllm uses of it, and why."""
 
 import argparse
 import os
@@ -12,20 +12,20 @@ from airllm.util.printable import printable
 
 # Every variable that changes what airllm does, and what it is for.
 VARIABLES = {
-    "AIRLLM_BACKEND": "auto, cpp or numpy: what computes",
-    "AIRLLM_FUSION": "0 runs each operation by itself, to compare or to profile",
-    "TENSOR_OPS_ISA": "instruction set of the cpp backend, one of those available",
-    "TENSOR_OPS_NUM_THREADS": "threads of the cpp backend",
-    "OPENBLAS_NUM_THREADS": "threads of NumPy's matrix product, for the numpy backend",
-    "OMP_NUM_THREADS": "the same, where OPENBLAS_NUM_THREADS is not set",
-    "AIRLLM_RAM": "memory that a model may take, as in 2GiB",
-    "AIRLLM_STREAM_IO": "auto or threads: how a model larger than that is read",
-    "AIRLLM_STREAM_DIRECT": "0 reads it through the page cache",
+    "AIRLLM_BACKEND": "the backend: auto, cpp or numpy",
+    "AIRLLM_FUSION": "0 runs each operation by itself, for comparisons and profiles",
+    "TENSOR_OPS_ISA": "instruction set of the cpp backend, one of the available ones",
+    "TENSOR_OPS_NUM_THREADS": "number of threads of the cpp backend",
+    "OPENBLAS_NUM_THREADS": "number of threads of NumPy's matrix products, for the numpy backend",
+    "OMP_NUM_THREADS": "the same, if OPENBLAS_NUM_THREADS is not set",
+    "AIRLLM_RAM": "memory that a model may take, for instance 2GiB",
+    "AIRLLM_STREAM_IO": "auto or threads: how layers that do not fit are read from the disk",
+    "AIRLLM_STREAM_DIRECT": "0 reads these layers through the page cache",
     "AIRLLM_HOME": "folder of the models",
-    "XDG_CACHE_HOME": "where AIRLLM_HOME is not set, models are in its folder airllm",
-    "TMPDIR": "where a worker with --ram keeps what does not fit",
-    "XDG_RUNTIME_DIR": "folder of the socket that `airllm worker --status` asks",
-    "AIRLLM_DEBUG": "1 shows where an error came from",
+    "XDG_CACHE_HOME": "if AIRLLM_HOME is not set, models are in airllm/ in this folder",
+    "TMPDIR": "folder in which a worker with --ram keeps weights that do not fit",
+    "XDG_RUNTIME_DIR": "folder of the socket through which `airllm worker --status` asks a worker",
+    "AIRLLM_DEBUG": "1 logs details and shows where an error came from",
 }
 
 
@@ -35,12 +35,12 @@ def add(subparsers: options.Subparsers) -> None:
         "info",
         run,
         help="show CPU, threads, memory, build, backend and models",
-        description="What this machine offers (CPU, instruction sets, limits of its control "
-        "group), what airllm uses of it and why, how it was built, which models are here, and "
-        "the environment variables that matter.",
+        description="Shows what this machine has (CPU, instruction sets, limits of its control "
+        "group), what airllm uses of that and why, how airllm was built, which models have been "
+        "fetched, and the environment variables that airllm reads.",
         examples=["airllm info", "airllm info --json", "TENSOR_OPS_ISA=avx2 airllm info"],
     )
-    options.add_output(parser, json="the same, by section")
+    options.add_output(parser, json="the same values, grouped by section")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,17 +84,17 @@ def collect() -> dict[str, dict[str, Any]]:
 
 
 def _granted() -> int | None:
-    """What --ram is where it is not given."""
+    """The default of --ram."""
     from airllm.weights.budget import granted_bytes
 
     try:
         return granted_bytes(None)
-    except ValueError:  # what AIRLLM_RAM says is no size; the environment shows it
+    except ValueError:  # AIRLLM_RAM is no size; the section "environment" shows it
         return None
 
 
 def _backend() -> dict[str, dict[str, Any]]:
-    """Sections backend, threads and build; a backend that does not start is a finding as well."""
+    """Sections backend, threads and build; they also report a backend that does not start."""
     try:
         from airllm import tensor_ops_hybrid
     except (ImportError, ValueError) as error:

@@ -1,4 +1,7 @@
-"""Options that several commands share, and what a value may be. A bad one is a usage error (2)."""
+"""Options that several commands share, and the parsers of their values.
+
+A value that a parser refuses is a usage error (exit status 2).
+"""
 
 import argparse
 import json
@@ -14,16 +17,16 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 class UsageError(Exception):
-    """Options that are right one by one and wrong together; exit status 2."""
+    """Options that are valid one by one but not together; exit status 2."""
 
 
 EXIT_STATUS = """\
 exit status:
   0    it worked
-  1    it failed; the last line on stderr says why
+  1    it failed; the last line on stderr gives the reason
   2    the command line is wrong
   130  interrupted by Ctrl-C
-  141  whatever read our output has stopped reading"""
+  141  the program that read the output stopped reading"""
 
 
 def epilog(*examples: str) -> str:
@@ -32,7 +35,7 @@ def epilog(*examples: str) -> str:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Examples as they are written, and room for the longest command's name."""
+    """Keeps the lines of examples, and has room for the longest command's name."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=27)
@@ -47,7 +50,7 @@ def add_command(
     description: str,
     examples: list[str],
 ) -> argparse.ArgumentParser:
-    """A command with a help that teaches: what it does, its options, examples, exit status."""
+    """Adds a command. Its help shows what it does, its options, examples and the exit status."""
     parser = subparsers.add_parser(
         name,
         help=help,
@@ -61,12 +64,15 @@ def add_command(
 
 
 def add_output(parser: argparse.ArgumentParser, *, json: str | None = None) -> None:
-    """What every command has, last in its help. json: what its --json prints."""
+    """Adds the options of all commands, last in the help. json: what --json prints, if any."""
     group = parser.add_argument_group("output")
     if json is not None:
         group.add_argument("--json", action="store_true", help=f"print one JSON object: {json}")
     group.add_argument(
-        "-q", "--quiet", action="store_true", help="only errors on stderr, no notes or progress"
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="write only errors to stderr, no notes and no progress",
     )
     group.add_argument(
         "--debug",
@@ -81,76 +87,77 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
         "--model",
         required=required,
         metavar="M",
-        help="a GGUF file (the first of a split model's), a Hugging Face folder, or the name of a "
-        "model that `airllm pull` has fetched",
+        help="a GGUF file (for a split model, its first file), a Hugging Face folder, or the "
+        "name of a model that `airllm pull` has fetched",
     )
 
 
 def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None:
-    """How the model runs. context=False where the command sets the context itself."""
+    """Options for how the model runs. context=False if the command sets the context itself."""
     group = parser.add_argument_group("how it runs")
     group.add_argument(
         "--backend",
         choices=["auto", "cpp", "numpy"],
         default="auto",
-        help="cpp: the compiled kernels; numpy: slow, needs no compiler (default: %(default)s, "
-        "which is cpp where it works, or what AIRLLM_BACKEND says)",
+        help="cpp uses the compiled kernels; numpy is slow and needs no compiler; auto uses "
+        "AIRLLM_BACKEND if it is set, otherwise cpp where it works (default: %(default)s)",
     )
     if context:
         group.add_argument(
             "--context",
             type=positive,
             metavar="N",
-            help="tokens that prompt and answer may have together; the KV cache grows with it "
-            "(default: the model's own limit, or less where that is large)",
+            help="number of tokens that prompt and answer may have together; the KV cache grows "
+            "with it (default: the model's limit, at most 4096)",
         )
     group.add_argument(
         "--kv-type",
         choices=["f32", "f16", "q8_0"],
         default="f16",
-        help="what keys and values are kept as: exact, in 16 bit, or in 8 bit, half of that "
-        "(default: %(default)s)",
+        help="type of the keys and values in the KV cache: f32 is exact, f16 takes half the "
+        "memory, q8_0 about a quarter (default: %(default)s)",
     )
     group.add_argument(
         "--ram",
         type=size,
         metavar="SIZE",
-        help="memory for weights, KV cache and buffers, as in 2GiB or 500MB: what does not fit is "
-        "streamed from the disk for each token, see `airllm plan` (default: AIRLLM_RAM, or what "
-        "is available)",
+        help="memory for weights, KV cache and buffers, for instance 2GiB or 500MB; layers that "
+        "do not fit are streamed from the disk for each token, see `airllm plan` (default: "
+        "AIRLLM_RAM, or 90%% of the available memory)",
     )
     group.add_argument(
         "--activations",
         choices=["auto", "q8", "q16", "f32"],
         default="auto",
-        help="what meets quantised weights: 8-bit integers are fast, 16-bit ones as good as exact, "
-        "f32 exact and slow; auto is q16 for up to 64 tokens at once, else q8",
+        help="rounding of activations that are multiplied by quantised weights: q8 (8 bits) is "
+        "fast, q16 (16 bits) is as good as exact, f32 is exact and slow; auto uses q16 for up "
+        "to 64 tokens at once and q8 for more (default: %(default)s)",
     )
     group.add_argument(
         "--quantize",
         choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
         metavar="TYPE",
-        help="what the matrices of a float model become while they are read: %(choices)s "
-        "(default: they stay; `airllm convert` does it once and for all)",
+        help="quantise the matrices of a float model each time they are read; TYPE is one of "
+        "%(choices)s (default: do not quantise; `airllm convert` does it once)",
     )
 
 
 def add_threads(parser: "argparse._ActionsContainer", *, decode: bool = True) -> None:
-    """decode=False where nothing is evaluated token by token."""
+    """decode=False if nothing is evaluated token by token."""
     parser.add_argument(
         "-t",
         "--threads",
         type=positive,
         metavar="N",
-        help="threads to compute with (default: what `airllm info` says)",
+        help="number of threads (default: the number that `airllm info` shows)",
     )
     if decode:
         parser.add_argument(
             "--decode-threads",
             type=positive,
             metavar="N",
-            help="at most so many of them for the answer, which waits for memory where the prompt "
-            "waits for arithmetic (default: all)",
+            help="use at most N of the threads for the answer, because an answer waits for "
+            "memory while a prompt waits for arithmetic (default: all threads)",
         )
 
 
@@ -160,9 +167,9 @@ def add_template(parser: argparse.ArgumentParser) -> None:
         type=json_object,
         default={},
         metavar="JSON",
-        help="what the model's chat template is to know beside the messages, as in "
-        '\'{"enable_thinking": false}\' or \'{"reasoning_effort": "high", "tools": [...]}\'; which '
-        "names there are is for the template to say",
+        help="variables for the model's chat template, for instance "
+        '\'{"enable_thinking": false}\' or \'{"reasoning_effort": "high", "tools": [...]}\'; the '
+        "template decides which names have a meaning",
     )
 
 
@@ -171,22 +178,23 @@ def add_lookahead(parser: argparse.ArgumentParser) -> None:
         "--lookahead",
         type=count,
         metavar="N",
-        help="guess up to N next tokens from what was said before and check them in one pass, 63 "
-        "at most: the same answer, sooner where text repeats and passes are slow (default: 8 with "
-        "--draft and where layers are streamed from the disk, else 0)",
+        help="guess up to N next tokens from the text so far and check them in one pass; N is "
+        "at most 63; the answer stays the same, and comes sooner where text repeats and passes "
+        "are slow (default: 8 with --draft and where layers are streamed from the disk, "
+        "otherwise 0)",
     )
     parser.add_argument(
         "--draft",
         metavar="M2",
-        help="a smaller model with the same vocabulary, whose tokens are the guesses; both models "
-        "are within --ram",
+        help="a smaller model with the same vocabulary, which makes the guesses; --ram is the "
+        "memory for both models",
     )
 
 
 def add_answer(
     parser: argparse.ArgumentParser, *, max_tokens: int = Limits.max_new_tokens
 ) -> "argparse._ArgumentGroup":
-    """Options for the fields of Sampling and Limits, but for `keep`."""
+    """Options for the fields of Sampling and Limits, except `keep`."""
     group = parser.add_argument_group("what it says")
     group.add_argument(
         "-n",
@@ -195,50 +203,53 @@ def add_answer(
         type=positive,
         default=max_tokens,
         metavar="N",
-        help="the longest answer (default: %(default)s)",
+        help="largest number of tokens of an answer (default: %(default)s)",
     )
     group.add_argument(
         "--temperature",
         type=not_negative,
         default=Sampling.temperature,
         metavar="T",
-        help="0 always takes the likeliest token; higher is livelier (default: %(default)s)",
+        help="0 always chooses the likeliest token; higher values give livelier answers "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--top-k",
         type=count,
         default=Sampling.top_k,
         metavar="K",
-        help="choose among the K likeliest tokens; 0: among all (default: %(default)s)",
+        help="choose among the K likeliest tokens; 0 means all tokens (default: %(default)s)",
     )
     group.add_argument(
         "--top-p",
         type=share,
         default=Sampling.top_p,
         metavar="P",
-        help="choose among the likeliest that together have probability P; 1: among all "
-        "(default: %(default)s)",
+        help="choose among the likeliest tokens that together have the probability P; 1 means "
+        "all tokens (default: %(default)s)",
     )
     group.add_argument(
         "--min-p",
         type=share,
         default=Sampling.min_p,
         metavar="P",
-        help="leave out tokens less than P times as likely as the likeliest (default: %(default)s)",
+        help="leave out tokens that are less than P times as likely as the likeliest token "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--repeat-penalty",
         type=above_zero,
         default=Sampling.repeat_penalty,
         metavar="R",
-        help="above 1 makes what was said less likely to be said again (default: %(default)s)",
+        help="a value above 1 makes tokens less likely that the text already has (default: "
+        "%(default)s)",
     )
     group.add_argument(
         "--seed",
         type=count,
         default=Sampling.seed,
         metavar="S",
-        help="the same seed gives the same answer",
+        help="the same seed gives the same answer (default: a new seed each time)",
     )
     group.add_argument(
         "--stop",
@@ -246,14 +257,14 @@ def add_answer(
         default=[],
         metavar="STR",
         type=not_empty,
-        help="end the answer before this text; may be given more than once",
+        help="end the answer before this text; the option may be given more than once",
     )
     group.add_argument(
         "--on-full",
         choices=get_args(OnFull),
         default=Limits.on_full,
-        help="where the context is full: stop the answer, forget the older half of what was said "
-        "and go on (shift), or fail (default: %(default)s)",
+        help="what to do when the context is full: stop ends the answer, shift forgets the "
+        "older half of the tokens and goes on, error fails (default: %(default)s)",
     )
     return group
 

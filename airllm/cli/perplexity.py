@@ -14,9 +14,10 @@ def add(subparsers: options.Subparsers) -> None:
         "perplexity",
         run,
         help="measure how well a model predicts a text",
-        description="Scores a text as llama.cpp's llama-perplexity does: in chunks of --context "
-        "tokens, of which the second half counts. Lower is better; compare only at the same "
-        "context and text.",
+        description="Measures the perplexity of a model on a text as llama.cpp's "
+        "llama-perplexity does. The text is divided into chunks of --context tokens, and the "
+        "second half of each chunk counts. A lower perplexity is better. Compare only results "
+        "for the same text and the same context.",
         examples=[
             "airllm perplexity -m smollm2-135m --file /usr/share/common-licenses/GPL-3",
             "airllm perplexity -m model.gguf --file wiki.test.raw --context 2048 --json",
@@ -24,21 +25,21 @@ def add(subparsers: options.Subparsers) -> None:
     )
     options.add_model(parser)
     parser.add_argument(
-        "-f", "--file", required=True, metavar="F", help="a UTF-8 text; - reads stdin"
+        "-f", "--file", required=True, metavar="F", help="a file with UTF-8 text; - reads stdin"
     )
     parser.add_argument(
         "--context",
         type=options.positive,
         default=512,
         metavar="N",
-        help="tokens in a chunk (default: %(default)s)",
+        help="number of tokens in a chunk (default: %(default)s)",
     )
     options.add_threads(parser, decode=False)
     options.add_engine(parser, context=False)
     options.add_output(
         parser,
-        json="perplexity, stderr, chunks, tokens (those that were predicted), context, "
-        "stream (of what was read from the disk, null where all is in memory)",
+        json="perplexity, stderr, chunks, tokens (the number of predicted tokens), context, "
+        "stream (statistics of the disk reads, null where the whole model is in memory)",
     )
 
 

@@ -1,4 +1,4 @@
-"""airllm plan: what of a model would be in memory, what would be streamed, and how fast that is."""
+"""airllm plan: which parts of a model would be in memory or streamed, and how fast that is."""
 
 import argparse
 from collections.abc import Iterator
@@ -16,10 +16,11 @@ def add(subparsers: options.Subparsers) -> None:
         "plan",
         run,
         help="say what fits in memory, what is streamed, and how fast",
-        description="What a model would do in the memory of --ram, before it is loaded: what is "
-        "pinned in memory and what is streamed from the disk for each token, bytes per token, the "
-        "KV cache's size, and the tokens a second to expect, from a quick probe of the disk. A "
-        "model that cannot run is refused with the smallest --ram that would do.",
+        description="Shows how a model would use the memory of --ram, without loading the "
+        "model: which layers stay in memory, which layers are streamed from the disk for each "
+        "token, the bytes that are read for each token, the size of the KV cache, and the "
+        "tokens a second to expect after a quick measurement of the disk. A model that cannot "
+        "run in --ram is refused, and the error names the smallest --ram in which it runs.",
         examples=[
             "airllm plan -m model.gguf --ram 2GiB",
             "airllm plan -m model.gguf --ram 2GiB --context 1024 --json",
@@ -27,7 +28,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     options.add_model(parser)
     options.add_engine(parser)
-    options.add_output(parser, json="all of it, bytes as numbers")
+    options.add_output(parser, json="the same values, with bytes as numbers")
 
 
 def run(args: argparse.Namespace) -> int:

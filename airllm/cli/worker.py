@@ -29,15 +29,16 @@ def add(subparsers: options.Subparsers) -> None:
         "worker",
         run,
         help="compute for a distributed-llama cluster",
-        description="Join a distributed-llama (dllama) cluster in place of `dllama worker`: wait "
-        "for a root, take its slice of the model, compute, and wait for the next. The protocol "
-        "has no passwords: whoever can connect from an allowed network can use this machine. "
-        "docs/cluster.md says how to set up a cluster and how to tunnel it.",
+        description="Joins a distributed-llama (dllama) cluster in place of `dllama worker`. "
+        "The worker waits for a root, receives its slice of the model, computes with it, and "
+        "then waits for the next root. The protocol has no passwords: everybody who can connect "
+        "from an allowed network can use this machine. docs/pages/cluster.md describes how to "
+        "set up a cluster and how to tunnel its connections.",
         examples=[
             "airllm worker                                        for a root on this machine",
-            "airllm worker --host 0.0.0.0 --allow 192.168.1.0/24  for one in the local network",
-            "airllm worker --ram 1G                               stream what 1 GB does not hold",
-            "airllm worker --status                               what the worker here is doing",
+            "airllm worker --host 0.0.0.0 --allow 192.168.1.0/24  for a root in the local network",
+            "airllm worker --ram 1G                               keep on disk what does not fit",
+            "airllm worker --status                               show what the worker does",
         ],
     )
     group = parser.add_argument_group("who may connect")
@@ -45,10 +46,14 @@ def add(subparsers: options.Subparsers) -> None:
         "--host",
         default="127.0.0.1",
         metavar="H",
-        help="address to listen on (default: %(default)s, this machine only)",
+        help="address to listen on (default: %(default)s, for this machine only)",
     )
     group.add_argument(
-        "--port", type=port, default=DEFAULT_PORT, metavar="P", help="default: %(default)s"
+        "--port",
+        type=port,
+        default=DEFAULT_PORT,
+        metavar="P",
+        help="port to listen on (default: %(default)s)",
     )
     group.add_argument(
         "--allow",
@@ -57,77 +62,82 @@ def add(subparsers: options.Subparsers) -> None:
         action="extend",
         default=[],
         metavar="NET",
-        help="networks of the root and the other workers, as 192.168.1.0/24 or 10.0.0.7 "
-        "(default: this machine; needed with any --host that is not loopback)",
+        help="networks of the root and of the other workers, for instance 192.168.1.0/24 or "
+        "10.0.0.7 (default: this machine; needed with any --host that is not loopback)",
     )
     group = parser.add_argument_group("how it runs")
     group.add_argument(
         "--backend",
         choices=["auto", "cpp", "numpy"],
         default="auto",
-        help="cpp: the compiled kernels; numpy: slow, needs no compiler (default: %(default)s)",
+        help="cpp uses the compiled kernels; numpy is slow and needs no compiler; auto uses cpp "
+        "where it works (default: %(default)s)",
     )
     options.add_threads(group, decode=False)
     group.add_argument(
         "--ram",
         type=options.size,
         metavar="R",
-        help="memory for this process, as 1G or 900M; weights that do not fit are kept on disk and "
-        "read for every token (default: AIRLLM_RAM, or what is available, all weights in memory)",
+        help="memory for this process, for instance 1G or 900M; weights that do not fit are "
+        "kept on disk and read for every token (default: AIRLLM_RAM, or the available memory "
+        "with all weights in it)",
     )
     group.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="with --ram: keep the weights on disk in DIR between runs, by their content, so that "
-        "they need not be written again",
+        help="with --ram: keep the weights on disk in DIR between runs; weights are recognised "
+        "by their content and not written again",
     )
     group.add_argument(
         "--spin",
         type=options.not_negative,
         default=5000.0,
         metavar="US",
-        help="microseconds to look for what other nodes send before sleeping, which makes a sync a "
-        "little faster and a processor busy; 0: none (default: %(default).0f)",
+        help="number of microseconds for which the worker looks for data of other nodes before "
+        "it sleeps, which makes a sync a little faster and keeps a processor busy; 0 turns this "
+        "off (default: %(default).0f)",
     )
-    group.add_argument("--once", action="store_true", help="end after the first root")
+    group.add_argument("--once", action="store_true", help="end after the first root's run")
     group = parser.add_argument_group("limits")
     group.add_argument(
         "--handshake-timeout",
         type=options.above_zero,
         default=60.0,
         metavar="S",
-        help="seconds until a root has sent its program (default: %(default).0f)",
+        help="seconds within which a root has to send its program (default: %(default).0f)",
     )
     group.add_argument(
         "--silence-timeout",
         type=options.above_zero,
         default=300.0,
         metavar="S",
-        help="seconds without a byte in the middle of weights or a token (default: %(default).0f)",
+        help="seconds that may pass without a byte in the middle of weights or of a token "
+        "(default: %(default).0f)",
     )
     group.add_argument(
         "--idle-timeout",
         type=options.above_zero,
         default=3600.0,
         metavar="S",
-        help="seconds between two tokens, before the root is given up (default: %(default).0f)",
+        help="seconds that may pass between two tokens before the worker gives the root up "
+        "(default: %(default).0f)",
     )
     group.add_argument(
         "--min-rate",
         type=options.size,
         default=10_000,
         metavar="R",
-        help="bytes a second, as 10k: whoever is slower in the middle of weights or a token, for "
-        "longer than the silence timeout, is given up (default: %(default)s)",
+        help="bytes a second, for instance 10k; a peer that sends less in the middle of weights "
+        "or of a token, for longer than the silence timeout, is given up (default: %(default)s)",
     )
     group = parser.add_argument_group("another worker")
     group.add_argument(
         "--status",
         action="store_true",
-        help="show what the worker on --port of this machine is doing, and end",
+        help="show what the worker on --port of this machine is doing, and exit",
     )
-    options.add_output(parser, json="for each event, or the status")
+    options.add_output(parser, json="for each event, or for the status")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,11 +155,14 @@ def run(args: argparse.Namespace) -> int:
     if ram is None and os.environ.get(budget.VARIABLE):
         ram = budget.granted_bytes(None)
     if args.cache is not None and ram is None:
-        raise options.UsageError("--cache keeps what --ram leaves on disk; give --ram as well")
+        raise options.UsageError(
+            "--cache keeps the weights that --ram leaves on disk; give --ram as well"
+        )
     if not args.allow and not _is_loopback(args.host, is_allowed, LOOPBACK):
         raise options.UsageError(
-            f"--host {args.host} lets other machines connect; say which with --allow, for "
-            f"instance --allow 192.168.1.0/24. The protocol has no passwords: see docs/cluster.md"
+            f"--host {args.host} lets other machines connect; name their networks with --allow, "
+            "for instance --allow 192.168.1.0/24. The protocol has no passwords: see "
+            "docs/pages/cluster.md"
         )
     settings = Settings(
         threads=args.threads or 0,
@@ -178,13 +191,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_status(port: int, *, as_json: bool) -> int:
-    """What the worker's status socket says; 1 where there is no worker, or it makes no sense."""
+    """Prints the answer of the worker's status socket. Returns 1 if there is no valid answer."""
     from airllm.cluster.report import status_path
     from airllm.util.private import open_own_folder
 
     path = status_path(port)
     try:
-        os.close(open_own_folder(path.parent, create=False))  # or anybody could answer
+        os.close(open_own_folder(path.parent, create=False))  # otherwise anybody could answer
         status = _read_status(path)
     except FileNotFoundError as error:
         return _no_status(port, path, str(error.strerror))
@@ -206,8 +219,8 @@ def _no_status(port: int, where: object, why: str) -> int:
 
 
 def _read_status(path: Path) -> dict[str, Any]:
-    """ValueError for what no worker says: more than 64 KiB, or anything but an object of plain
-    values, or of objects of them. OSError, and TimeoutError after five seconds."""
+    """ValueError for an answer of more than 64 KiB, or one that is not an object of plain values
+    and of objects of plain values. OSError, and TimeoutError after five seconds."""
     deadline = time.monotonic() + _STATUS_SECONDS
     data = b""
     with socket.socket(socket.AF_UNIX) as sock:
@@ -224,14 +237,14 @@ def _read_status(path: Path) -> dict[str, Any]:
     try:
         status = json.loads(data)
     except (ValueError, RecursionError):
-        raise ValueError("it says something that is no JSON") from None
+        raise ValueError("its answer is not JSON") from None
     if not isinstance(status, dict) or not all(map(_is_plain, status.values())):
-        raise ValueError("it says something that is no status of a worker")
+        raise ValueError("its answer is not the status of a worker")
     return status
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a value as a worker's state has them."""
+    """Whether a value is plain, or an object of plain values."""
     values = value.values() if isinstance(value, dict) else [value]
     return not any(isinstance(item, (dict, list)) for item in values)
 
@@ -253,7 +266,7 @@ def _is_loopback(host: str, is_allowed: Any, loopback: Any) -> bool:
 def port(text: str) -> int:
     value = options.count(text)
     if value > 65535:
-        raise argparse.ArgumentTypeError(f"{value} is no port")
+        raise argparse.ArgumentTypeError(f"{value} is not a port number")
     return value
 
 
@@ -261,4 +274,4 @@ def network(text: str) -> "Network":
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no network: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a network: {error}") from None

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,12 @@ class LoadedModel(Closing):
                 _log.warning(text, decode_threads)
             self.config = planned.model.config
             self.context = planned.plan.context
-            self.prompts = PromptReader(planned.file.metadata, self._check_length)
+            # Not a method: with a circle of references, a dropped engine would stay open until
+            # the collector finds it.
+            check_length = partial(
+                _check_length, context=self.context, most=self.config.context_length
+            )
+            self.prompts = PromptReader(planned.file.metadata, check_length)
             self._busy = threading.Lock()
             self._decoder: Decoder | None = Decoder(
                 planned, decode_threads=decode_threads or 0, on_progress=on_progress
@@ -75,17 +81,10 @@ class LoadedModel(Closing):
 
     def limits_for(self, ids: Sequence[int], limits: Limits) -> Limits:
         """The limits for a prompt. ContextFullError where it does not fit."""
-        self._check_length(len(ids), least="")
+        _check_length(len(ids), self.context, self.config.context_length, least="")
         tokenizer = self.prompts.tokenizer
         has_bos = tokenizer.add_bos and ids[0] == tokenizer.bos_id
         return limits.for_prompt(len(ids), has_bos, self.context)
-
-    def _check_length(self, n_tokens: int, least: str = " at least") -> None:
-        if n_tokens > self.context:
-            raise ContextFullError(
-                f"the prompt has{least} {n_tokens} tokens; the context has room for {self.context}."
-                f" context= makes it larger; this model allows {self.config.context_length}."
-            )
 
     def checked_ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
         """int32 [n], at least one. ValueError or TypeError for what are no tokens of this model."""
@@ -114,3 +113,12 @@ class LoadedModel(Closing):
 
     def __repr__(self) -> str:
         return f"the engine of {str(self.planned.file.path)!r}"
+
+
+def _check_length(n_tokens: int, context: int, most: int, least: str = " at least") -> None:
+    """most: that the model allows."""
+    if n_tokens > context:
+        raise ContextFullError(
+            f"the prompt has{least} {n_tokens} tokens; the context has room for {context}."
+            f" context= makes it larger; this model allows {most}."
+        )
