@@ -28,8 +28,8 @@ settings.load_profile("fixed")
 
 
 def pytest_collection_finish() -> None:
-    """Takes what pytest has made of 8,000 tests out of the garbage collector's sight. A worker collects
-    at the end of each run, which would go through all of it: half a second each time."""
+    """Takes pytest's objects for 8,000 tests out of the garbage collector's sight. A worker
+    collects at the end of each run; it would go through all of them, half a second each time."""
     gc.collect()
     gc.freeze()
 
