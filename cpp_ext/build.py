@@ -21,7 +21,7 @@ from compiling import link as link
 
 from headers import BuildError as BuildError
 from headers import Headers, pybind11_headers, python_headers, xsimd_headers
-from isas import Isa, isas_for, parts_of
+from isas import ISAS, Isa, isas_for, parts_of
 
 ROOT = Path(__file__).parent
 XSIMD_CACHE = CHECKOUT / "build/xsimd"
@@ -57,8 +57,10 @@ CORE_SOURCES = {
     "stream/all": ("file", "requests", "uring", "schedule", "reader", "stream"),
 }
 BINDING_SOURCES = {
-    "bindings/values": ("module", "arrays", "elementwise", "formats", "runtime", "sampling"),
-    "bindings/matrices": ("matrix", "attention"),
+    "bindings/operations": (
+        *("module", "arrays", "elementwise", "matrix", "formats", "attention", "runtime"),
+        "sampling",
+    ),
     "bindings/execution": ("executor", "stream"),
 }
 
@@ -192,10 +194,11 @@ def shared_library_flags() -> tuple[str, ...]:
 
 
 def records(folder: Path) -> dict[str, Record]:
-    """What each object in a folder took, by its name there, the slowest first."""
-    found = [(path, Record.of(path)) for path in sorted(folder.rglob("*.o"))]
-    known = [(str(path.relative_to(folder)), record) for path, record in found if record]
-    return dict(sorted(known, key=lambda item: -item[1].cpu_seconds))
+    """What each object of the extension took, by its name in the folder, the slowest first."""
+    kernels = [f"isa/{isa.name}_{part}" for isa in ISAS for part in isa.parts]
+    names = [f"{name}.o" for name in (*CORE_SOURCES, *BINDING_SOURCES, *kernels)]
+    found = {name: record for name in names if (record := Record.of(folder / name))}
+    return dict(sorted(found.items(), key=lambda item: -item[1].cpu_seconds))
 
 
 def again_after(folder: Path, header: str, made: Mapping[str, Record]) -> dict[str, Record]:

@@ -138,7 +138,7 @@ def test_a_change_of_one_kernel_makes_a_third_of_the_build_again_at_most():
     if not made:
         pytest.skip("the extension was not built in place")
     everything = sum(record.cpu_seconds for record in made.values())
-    isas = cpp_program.native_isas()
+    isas = cpp_program.isas.isas_for(build.Toolchain.native().machine)
     for header in ("elementwise.h", "attention.h", "linear_f32.h", "linear_quantized.h"):
         again = build.again_after(build.EXTENSION_OBJECTS, f"cpp_ext/kernels/{header}", made)
         assert 1 <= len(again) <= len(isas), header
