@@ -157,7 +157,7 @@ def test_a_message_without_content_stays_without() -> None:
         (3, "messages is a int; expected a list"),
         (["Hello"], r"messages\[0\] is 'Hello'; expected a mapping"),
         ([*HELLO, {"content": "x"}], r"messages\[1\] has no 'role'"),
-        ([{"role": "user", "content": {1, 2}}], "must be what JSON has: .*set"),
+        ([{"role": "user", "content": {1, 2}}], "must be JSON values: .*set"),
     ],
 )
 def test_what_is_no_message_is_refused_by_name(messages: object, fault: str) -> None:
@@ -179,15 +179,15 @@ def test_variables_that_json_has_not_are_refused() -> None:
     cycle: list[object] = []
     cycle.append(cycle)
     for value in (object(), {(1, 2): 3}, deep):
-        with pytest.raises(TypeError, match="must be what JSON has"):
+        with pytest.raises(TypeError, match="must be JSON values"):
             render("x", value=value)
-    with pytest.raises(ChatTemplateError, match="characters; at most"):
+    with pytest.raises(ChatTemplateError, match="characters; expected at most"):
         render("x", value=cycle)
 
 
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt"])
 def test_the_conversation_is_no_variable(name: str) -> None:
-    with pytest.raises(TypeError, match=f"'{name}' is no template variable"):
+    with pytest.raises(TypeError, match=f"'{name}' cannot be set as a template variable"):
         ChatTemplate("x").render(HELLO, variables={name: []})
 
 
