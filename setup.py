@@ -1,7 +1,8 @@
 """Builds the extension tensor_ops_cpp. All other settings are in pyproject.toml.
 
-Environment: CXX (the compiler), TENSOR_OPS_ISA (the ISAs to build, comma-separated),
-XSIMD_INCLUDE_DIR (the folder of xsimd's headers), AIRLLM_NO_EXTENSION=1 (no extension: NumPy only).
+Environment: CXX (the compiler; flags may follow), TENSOR_OPS_ISA (the ISAs to build,
+comma-separated), XSIMD_INCLUDE_DIR (the folder of xsimd's headers), AIRLLM_NO_EXTENSION=1 (no
+extension: NumPy only). CFLAGS, CXXFLAGS, CPPFLAGS and LDFLAGS are not used.
 """
 
 import os
@@ -9,7 +10,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from sysconfig import get_platform
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -33,9 +33,8 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).absolute()
         # Not build_temp: each editable install has a new one, and would compile everything again.
-        folder = ROOT / "build" / f"objects-{get_platform()}-{sys.implementation.cache_tag}"
         try:
-            cpp_build.build_extension(folder, output, version())
+            cpp_build.build_extension(cpp_build.EXTENSION_OBJECTS, output, version())
         except cpp_build.BuildError as error:
             sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
         except OSError as error:  # a read-only tree, a full disk

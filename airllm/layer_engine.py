@@ -1,4 +1,4 @@
-"""The engine: opens a model's file, and continues text with it.
+"""The engine: opens a model's file and generates text with it.
 
 with LayerWiseInferenceEngine("model.gguf") as engine:
     print(engine.generate("Once upon a time", max_new_tokens=50).text)
@@ -45,12 +45,12 @@ __all__ = ["BudgetError", "Chat", "ContextFullError", "Generation", "LayerWiseIn
 class LayerWiseInferenceEngine:
     """A language model on the CPU, run layer by layer.
 
-    One thread at a time: a second one gets a RuntimeError instead of a corrupt cache, and so does
-    a call while a `stream` is unfinished. An engine that is dropped without `close` is closed when
-    it is collected, with a ResourceWarning.
+    For one thread at a time: a call from a second thread raises RuntimeError, and so does a call
+    while a `stream` is unfinished. An engine that is dropped without `close` is closed when it is
+    garbage-collected, with a ResourceWarning.
 
-    config: what the model is made of. tokenizer, chat_template: as its file has them. backend:
-    "cpp" or "numpy". context: tokens that fit. position: tokens in the KV cache.
+    config: the model's hyperparameters. tokenizer, chat_template: from the model's file. backend:
+    "cpp" or "numpy". context: how many tokens fit. position: how many tokens the KV cache holds.
     """
 
     def __init__(
@@ -69,35 +69,37 @@ class LayerWiseInferenceEngine:
         fusion: bool | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Open a GGUF file, the first of a split model's, or a Hugging Face folder: all is checked
-        before any of it is used.
+        """Open a GGUF file, the first file of a split model, or a Hugging Face folder. Metadata and
+        tensors are checked before any weight is used.
 
-        backend: "cpp", "numpy", or None for the one that airllm.tensor_ops_hybrid chose.
-        threads: of the C++ kernels, for the whole process; None for what cpu_budget() says.
-        decode_threads: at most so many of them where one token is evaluated at a time, which waits
-            for memory rather than for arithmetic; None for all.
-        context: tokens that prompt and answer may have together, up to what the model was trained
-            for; None for that, but at most 4096.
-        kv_type: what keys and values are kept as: "f16"; "f32" for exact work at twice the memory;
-            "q8_0", 8 bit in blocks of 32, for about half (34/64) of it, where head_dim is a
+        backend: "cpp", "numpy", or None for the choice of airllm.tensor_ops_hybrid.
+        threads: of the C++ kernels, for the whole process; None for the number that cpu_budget()
+            gives.
+        decode_threads: the most threads for the evaluation of a single token, which waits for
+            memory rather than for arithmetic; None for all threads.
+        context: the most tokens of prompt and answer together, up to the context that the model was
+            trained for; None for that, but at most 4096, and less if memory is short.
+        kv_type: the type of keys and values: "f16"; "f32" for exact work at twice the memory;
+            "q8_0", 8 bits in blocks of 32, for about half (34/64) of the memory, if head_dim is a
             multiple of 32.
-        activations: how activations meet quantised weights. "q8" rounds them to 8 bit in blocks
-            of 32, as llama.cpp does; "q16" to 16 bit, as good as exact and at most twice the work;
-            "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
-        batch_size: tokens of a prompt that are evaluated at once, at most; None for 512, or 144 on
-            the C++ backend where memory is short: their buffers would take the place of layers.
-        ram_budget: memory for weights, KV cache and buffers, in bytes or as "2GiB"; None for what
-            AIRLLM_RAM says, or what is available. Layers that do not fit are streamed from the disk
-            for each token; answers are the same, bit for bit. See `plan`.
-        quantize: what the matrices of a float model become while they are read: "q8_0", "q4_0",
-            "q4_1", "q5_0", "q5_1", or "f16", "bf16" or "f32"; see airllm.formats.retype.
-        fusion: whether operations are combined, see airllm.graph.rewrite, which is faster and gives
-            the same numbers; None for what AIRLLM_FUSION says, 1 unless set.
+        activations: how activations are rounded for quantised weights. "q8" rounds them to 8 bits
+            in blocks of 32, as llama.cpp does; "q16" to 16 bits, as good as exact and at most twice
+            the work; "f32" does not round; "auto" is q16 for up to 64 tokens at once, else q8.
+        batch_size: the most tokens of a prompt in one batch; None for 512, or for 144 on the C++
+            backend if memory is short: larger buffers would take the place of layers.
+        ram_budget: memory for weights, KV cache and buffers, in bytes or as "2GiB"; None for the
+            value of AIRLLM_RAM, or else most of the available memory. Layers that do not fit are
+            streamed from the disk for each token; answers are the same, bit for bit. See `plan`.
+        quantize: the type to which the matrices of a float model are converted while they are read:
+            "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", or "f16", "bf16" or "f32"; see
+            airllm.formats.retype.
+        fusion: whether to combine operations, which is faster and gives the same numbers, see
+            airllm.graph.rewrite; None for the value of AIRLLM_FUSION, which is 1 unless set.
         on_progress: called with (done, total) layers while weights are prepared.
 
-        Raises FormatError (a ValueError) for a file that is damaged or not supported, OSError
-        where it cannot be read, ValueError for an argument that makes no sense, and as BudgetError,
-        with the smallest that would do, for a budget that the model cannot run in.
+        FormatError, a ValueError, for a file that is damaged or not supported; OSError if it cannot
+        be read; ValueError for an invalid argument; BudgetError, a ValueError, with the smallest
+        budget that would do, if the model cannot run in the budget.
         """
         check_choice("kv_type", kv_type, get_args(KVType))
         check_choice("activations", activations, get_args(Activations))
@@ -128,7 +130,7 @@ class LayerWiseInferenceEngine:
 
     @property
     def chat_template(self) -> ChatTemplate:
-        """How the model wants a chat written. FormatError if its file does not say."""
+        """The model's format of a chat. FormatError if its file has no template."""
         return self._model.prompts.chat_template
 
     @takes_answer_options
@@ -143,35 +145,35 @@ class LayerWiseInferenceEngine:
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> Generation:
-        """Continue a text, or answer the last of some messages.
+        """Continue a text, or answer the last message of a chat.
 
-        The beginning that the prompt shares with the tokens in the KV cache, those of the last
-        prompt and its answer say, is not evaluated again. How tokens fall into batches changes how
-        numbers round, above all with activations="auto", where 64 tokens are the limit between 16
-        and 8 bit: so an answer can differ from the one that an empty cache would give. With a seed
-        the cache is emptied first, and the answer is the same whatever was asked before.
+        If the prompt begins with tokens that are still in the KV cache, for example the last prompt
+        and its answer, these are not evaluated again. The answer can then differ from the answer of
+        an empty cache: the cut into batches changes how numbers round, above all with
+        activations="auto", which uses 16 bits for up to 64 tokens and 8 bits for more. With a seed
+        the cache is emptied first, so that the answer does not depend on earlier prompts.
 
-        prompt: a text; or a chat, [{"role": "user", "content": "Hello"}], in the form that the
-            model's chat template gives it. A content may be a list of {"type": "text", "text":
-            ...}, whose texts are joined.
-        template_variables: what the chat template is to know beside the messages, as JSON has it:
-            {"enable_thinking": False, "tools": [...]}. Where there are several prompts, each may be
-            an airllm.layer_engine.Chat, which has messages and variables.
-        temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.sampling.Sampling.
-        max_new_tokens, stop, on_full, keep: where the answer ends, and what happens where the
-            context does; see airllm.engine.settings.Limits.
-        lookahead: guess up to so many next tokens from what stood in the prompt and the answer
-            before, and check them in one pass, up to 63; 0 for none. The answer stays the same
-            (airllm.engine.lookahead). None: 8 with a draft, and where each pass waits for the disk.
-        draft: an engine with a smaller model of the same vocabulary, whose tokens are the guesses;
-            it is busy meanwhile, and forgets what it had in its KV cache.
-        on_token: called with each piece of text as it comes; never with half a character.
+        prompt: a text; or a chat, [{"role": "user", "content": "Hello"}], which the model's chat
+            template formats. A content may be a list of {"type": "text", "text": ...}, whose texts
+            are joined.
+        template_variables: further variables of the chat template, of the types that JSON has:
+            {"enable_thinking": False, "tools": [...]}. For several prompts, each may be an
+            airllm.layer_engine.Chat, which has messages and variables.
+        temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.settings.Sampling.
+        max_new_tokens, stop, on_full, keep: where the answer ends, and what to do when the context
+            is full; see airllm.engine.settings.Limits.
+        lookahead: the most tokens to guess from the text so far and check in one pass, up to 63; 0
+            for none. The answer stays the same (airllm.engine.lookahead). None: 8 with a draft or
+            if each pass waits for the disk, else 0.
+        draft: an engine with a smaller model of the same vocabulary, which makes the guesses; it is
+            busy meanwhile, and its KV cache loses its earlier contents.
+        on_token: called with each piece of text as it comes, in whole characters.
         on_progress: called with (done, total) steps while the prompt is evaluated; a step is a
             layer for a batch of tokens.
 
-        ContextFullError, a ValueError, when the prompt does not fit the context, whatever on_full
-        says: what to leave out of a prompt is for its author to decide. It, Ctrl-C and whatever
-        the callbacks raise leave the engine usable.
+        ContextFullError, a ValueError, if the prompt does not fit the context, whatever on_full is:
+        the author of a prompt must decide what to leave out. After this error, Ctrl-C or an
+        exception of a callback, the engine stays usable.
         """
         pieces = self.stream(
             prompt,
@@ -202,7 +204,8 @@ class LayerWiseInferenceEngine:
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> Generator[str, None, Generation]:
-        """generate, as an iterator over the pieces of text, which returns the whole at its end.
+        """`generate` as an iterator over the pieces of text, which returns the Generation at its
+        end.
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
@@ -229,22 +232,24 @@ class LayerWiseInferenceEngine:
     ) -> list[Generation]:
         """Continue several prompts, each as `generate` does, and return the answers in order.
 
-        Up to `batch` of them are decoded together, which reads the weights once for all; where an
-        answer ends, the next prompt takes its place. Each has a KV cache of its own, of what it
-        needs of the context, as long as this runs; the engine's own is not touched.
+        Up to `batch` answers are decoded together, which reads the weights once for all of them;
+        when an answer ends, the next prompt takes its place. Each has its own KV cache, with room
+        for the longest prompt and its answer, until the call returns. The engine's own cache is not
+        used.
 
-        Where layers come from the disk, all prompts that wait share a pass, as tokens of answers
-        do: see airllm.engine.batch_generation.
+        If layers are streamed, several waiting prompts share a pass, as the tokens of answers do:
+        see airllm.engine.batch_generation.
 
-        With a seed, or temperature=0, an answer is the one that `generate` gives with an empty
-        cache, bit for bit; but for a `batch` above 64 with activations="auto", see there.
+        With a seed, or temperature=0, an answer equals that of `generate` with an empty cache, bit
+        for bit. The exception is a `batch` above 64 with activations="auto", which then rounds to 8
+        bits.
 
-        on_full: "stop" or "shift"; an error would take the other answers with it.
+        on_full: "stop" or "shift"; not "error", which would lose the other answers.
         on_token: called with the index of a prompt and each piece of its text.
         on_progress: called with (done, total) prompts.
 
-        ContextFullError, a ValueError, when a prompt does not fit, and MemoryError when the caches
-        do not: nothing has been evaluated then.
+        Before anything is evaluated: ContextFullError, a ValueError, if a prompt does not fit;
+        MemoryError if the caches do not.
         """
         prompts = prompt_list(prompts)
         done: dict[int, Generation] = {}
@@ -266,13 +271,13 @@ class LayerWiseInferenceEngine:
         on_layer: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> Generator[tuple[int, Generation], None, None]:
-        """generate_batch, as an iterator over the index of each prompt and its answer, in the order
-        in which they get ready.
+        """`generate_batch` as an iterator over (index of the prompt, answer), in the order in which
+        the answers are complete.
 
         on_layer: called with (done, total) layers of each pass.
 
-        The engine is busy from the first answer's beginning until the iterator ends, is closed or
-        is dropped. Whatever is wrong with the arguments is said at once.
+        The engine is busy from the first `next` until the iterator ends, is closed or is dropped.
+        Invalid arguments raise at once, not at the first answer.
         """
         from airllm.engine.batch_generation import continue_prompts
 
@@ -280,15 +285,15 @@ class LayerWiseInferenceEngine:
         return continue_prompts(self._model, prompts, batch, sampling, limits, on_token, on_layer)
 
     def prompt_length(self, prompt: Prompt) -> int:
-        """Tokens of a prompt. ValueError where it has none, or a chat template refuses it, and as
-        ContextFullError where it does not fit the context."""
+        """The number of tokens of a prompt. ValueError if it has none or the chat template refuses
+        it; ContextFullError, a ValueError, if it does not fit the context."""
         ids = self._model.prompts.some_tokens(prompt)
         self._model.limits_for(ids, Limits(0))
         return len(ids)
 
     @property
     def position(self) -> int:
-        """Tokens in the KV cache: where the next one goes."""
+        """The number of tokens in the KV cache, which is the position of the next token."""
         return 0 if self._model.closed else self._model.decoder.cache.length
 
     def forward(
@@ -300,9 +305,9 @@ class LayerWiseInferenceEngine:
     ) -> NDArray[np.float32]:
         """Evaluate tokens after those in the KV cache.
 
-        tokens: ids, at least one. Returns the logits of the last one, float32 [vocab_size], or of
-        all, [n_tokens, vocab_size]. ValueError when an id is none, and as ContextFullError when
-        the context has no room.
+        tokens: ids, at least one. Returns the logits of the last token, float32 [vocab_size], or
+        without last_only of all tokens, [n_tokens, vocab_size]. ValueError for an id that is not in
+        the vocabulary; ContextFullError, a ValueError, if the context has no room.
         on_progress: called with (done, total) steps; a step is a layer for a batch of tokens.
         """
         ids = self._model.checked_ids(tokens)
@@ -320,35 +325,35 @@ class LayerWiseInferenceEngine:
 
     @contextmanager
     def sequences(self, n: int, capacity: int | None = None) -> Iterator["ParallelSequences"]:
-        """n sequences beside the engine's own, with KV caches for `capacity` tokens each (None:
-        the context): `forward` evaluates a token of each in one pass. The engine is busy with them
-        inside the `with`, and their memory is given back at its end."""
+        """n further sequences, each with a KV cache for `capacity` tokens (None: the context).
+        Their `forward` evaluates a token of each in one pass. The engine is busy inside the `with`;
+        the memory of the caches is freed at its end."""
         from airllm.engine.batch_generation import parallel_sequences
 
         with parallel_sequences(self._model, n, capacity) as lanes:
             yield lanes
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        """The ids of a text as a prompt, with the BOS token where the model wants one; or of a chat
-        up to where the answer begins. Control tokens come from the chat template alone, never from
-        what a text or a message says."""
+        """The ids of a text, with the BOS token if the model wants one; or of a chat, up to the
+        beginning of the answer. Only the chat template makes control tokens; the words of a text or
+        a message never do."""
         return self._model.prompts.tokens(prompt)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)
 
     def reset(self) -> None:
-        """Forget all tokens, so that the next prompt is evaluated from its first on."""
+        """Empty the KV cache, so that the next prompt is evaluated from its first token on."""
         with self._model.exclusive() as decoder:
             decoder.cache.clear()
 
     def save_session(
         self, path: str | os.PathLike[str], *, messages: Sequence[Mapping[str, str]] = ()
     ) -> None:
-        """Write the KV cache's tokens, keys and values to a file, which load_session takes back.
+        """Write the tokens, keys and values of the KV cache to a file for load_session.
 
-        messages: a chat so far, to have it back with them. The file holds all that was said: only
-        the user may read it. It appears when it is complete. OSError where it cannot be written.
+        messages: the chat so far, which load_session returns. Only the user may read the file, as
+        it holds the conversation. It appears when it is complete. OSError if it cannot be written.
         """
         from airllm.state import session
 
@@ -356,12 +361,12 @@ class LayerWiseInferenceEngine:
             session.save(path, decoder.cache, self._model.planned.file.fingerprint(), messages)
 
     def load_session(self, path: str | os.PathLike[str]) -> list[dict[str, str]]:
-        """Go on where save_session was called, on this machine or another, on any backend; returns
-        its messages. A prompt that begins with the session's tokens is evaluated from there
-        (without a seed, which asks for an empty cache).
+        """Restore the KV cache from a file of save_session, made on any machine and backend;
+        returns its messages. A prompt that begins with the session's tokens is evaluated from their
+        end on (but with a seed from its first token, as a seed empties the cache).
 
-        FormatError, a ValueError, and nothing has changed, for a file that is damaged, belongs to
-        another model or kv_type, or does not fit the context.
+        FormatError, a ValueError, and the cache is unchanged, for a file that is damaged, belongs
+        to another model or kv_type, or does not fit the context.
         """
         from airllm.state import session
 
@@ -371,18 +376,18 @@ class LayerWiseInferenceEngine:
             )
 
     def fingerprint(self) -> bytes:
-        """32 bytes that tell models apart, whatever their files are called."""
+        """32 bytes that identify the model, whatever its file is called."""
         return self._model.planned.file.fingerprint()
 
     @contextmanager
     def profile(self) -> Iterator[Profile]:
-        """Inside the `with`, each op's time, bytes and FLOPs are noted."""
+        """Inside the `with`, record the time, bytes and FLOPs of each op."""
         with self._model.decoder.profile() as profile:
             yield profile
 
     def memory_usage(self) -> dict[str, int]:
-        """Bytes: weights (as the backend keeps them; NumPy's stay in the file's memory map),
-        kv_cache (when full), buffers, and resident (of the whole process, now)."""
+        """Bytes by name: weights (in the backend's layout; those of NumPy stay in the file's memory
+        map), kv_cache (when full), buffers, and resident (the whole process, now)."""
         decoder = None if self._model.closed else self._model.decoder
         return {
             "weights": decoder.weights.nbytes if decoder else 0,
@@ -392,9 +397,10 @@ class LayerWiseInferenceEngine:
         }
 
     def plan(self, *, probe: bool = False) -> Plan:
-        """What of the model is kept in memory and what is streamed, and the bytes of each.
+        """Which parts of the model stay in memory and which are streamed, and the bytes of each.
 
-        probe: measure the disk for a fraction of a second as well, and expect a speed of it.
+        probe: if the model is streamed, measure the disk for a fraction of a second, for the
+        expected speed.
         """
         with self._model.exclusive():
             planned = self._model.planned
@@ -402,12 +408,12 @@ class LayerWiseInferenceEngine:
 
     def stream_stats(self) -> dict[str, Any] | None:
         """Of all passes so far: bytes_read, disk_seconds (with a read under way),
-        waited_for_disk_seconds, waited_for_compute_seconds, io, direct; None where nothing is
-        streamed."""
+        waited_for_disk_seconds, waited_for_compute_seconds, io, direct; for experts also
+        expert_hits, expert_misses. None if nothing is streamed."""
         return None if self._model.closed else self._model.decoder.weights.stream_stats()
 
     def close(self) -> None:
-        """Give memory and file back. What still runs, in a stream say, fails at its next token."""
+        """Free the memory and close the file. An unfinished `stream` fails at its next token."""
         self._model.close()
 
     def __enter__(self) -> Self:

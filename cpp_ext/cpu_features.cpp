@@ -15,7 +15,7 @@ namespace tensor_ops {
 
 namespace {
 
-// Which register states the operating system saves (XCR0), 0 where it uses no XSAVE.
+// Which register states the operating system saves (XCR0), or 0 if it does not use XSAVE.
 std::uint64_t enabled_states(std::uint32_t leaf1_ecx) {
     constexpr std::uint32_t osxsave = 1u << 27;
     if (!(leaf1_ecx & osxsave)) return 0;

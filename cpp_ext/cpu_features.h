@@ -1,4 +1,5 @@
-// What this CPU can run and the operating system lets it: the names that isas.py uses in `needs`.
+// The features that this CPU has and the operating system enables, under the names that isas.py
+// uses in `needs`.
 #pragma once
 
 namespace tensor_ops {

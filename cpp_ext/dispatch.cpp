@@ -7,9 +7,13 @@
 
 namespace tensor_ops {
 
-// compiled_isas.inc is written by build.py from isas.py: TENSOR_OPS_ISA(name, condition on cpu).
-#define TENSOR_OPS_ISA(name, condition) extern const KernelTable name##_kernels;
-#include "compiled_isas.inc"
+// TENSOR_OPS_COMPILED_ISAS is what build.py makes of isas.py: of each ISA a TENSOR_OPS_ISA(name,
+// condition on `cpu`, the functions that fill in the parts of its table...).
+namespace {
+using Fill = void(KernelTable& table);
+}  // namespace
+#define TENSOR_OPS_ISA(name, condition, ...) extern Fill __VA_ARGS__;
+TENSOR_OPS_COMPILED_ISAS
 #undef TENSOR_OPS_ISA
 
 namespace {
@@ -17,9 +21,15 @@ namespace {
 std::vector<const KernelTable*> runnable_tables() {
     [[maybe_unused]] const CpuFeatures cpu = detect_cpu_features();
     std::vector<const KernelTable*> tables;
-#define TENSOR_OPS_ISA(name, condition) \
-    if (condition) tables.push_back(&name##_kernels);
-#include "compiled_isas.inc"
+    // The functions are compiled for their ISA, too: they must not run elsewhere.
+#define TENSOR_OPS_ISA(name, condition, ...)          \
+    if (condition) {                                  \
+        static KernelTable table{};                   \
+        for (Fill* fill : {__VA_ARGS__}) fill(table); \
+        table.isa = #name;                            \
+        tables.push_back(&table);                     \
+    }
+    TENSOR_OPS_COMPILED_ISAS
 #undef TENSOR_OPS_ISA
     return tables;
 }
@@ -31,8 +41,8 @@ const std::vector<const KernelTable*>& runnable() {
 
 std::string compiled_names() {
     std::string names;
-#define TENSOR_OPS_ISA(name, condition) names += names.empty() ? #name : ", " #name;
-#include "compiled_isas.inc"
+#define TENSOR_OPS_ISA(name, condition, ...) names += names.empty() ? #name : ", " #name;
+    TENSOR_OPS_COMPILED_ISAS
 #undef TENSOR_OPS_ISA
     return names;
 }

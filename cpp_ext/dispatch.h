@@ -15,8 +15,8 @@ std::vector<std::string> available_isas();
 // The kernels in use; select_isa must have succeeded once.
 const KernelTable& kernels();
 
-// Switches to an ISA by name, or to the best one for "".  Throws std::invalid_argument, listing
-// those that can run here, when that one cannot.  Matrices packed before keep their own kernels.
+// Switches to an ISA by name, or to the best one for "".  If that ISA cannot run here, throws
+// std::invalid_argument with a list of those that can.  Matrices packed before keep their kernels.
 void select_isa(std::string_view name);
 
 }  // namespace tensor_ops

@@ -1,11 +1,14 @@
 """The ISAs that the kernels are compiled for: flags as data, read by every build of the kernels.
 
-An ISA is one object file, `isa/<name>.cpp`, with its own compiler flags. `dispatch.cpp` picks the
-last one of this list that was compiled in and whose `needs` the CPU has (and the kernel enabled).
-The names in `needs` are fields of `CpuFeatures` in `cpu_features.h`.
+An ISA is `isa/<name>.cpp` with its own compiler flags, compiled once for each of its parts: the
+kernels that `kernels/parts/<part>.h` names. `dispatch.cpp` picks the last one of this list that was
+compiled in and whose `needs` the CPU has (and the kernel enabled). The names in `needs` are fields
+of `CpuFeatures` in `cpu_features.h`.
 """
 
 from dataclasses import dataclass
+
+PARTS = ("rows", "attention", "plain", "packed", "quantized")
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,10 @@ class Isa:
     """Machine names (as `platform.machine()` gives them) it is compiled on; empty: everywhere."""
     flags: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    parts: tuple[str, ...] = PARTS
+    """Those that differ from the base's."""
+    base: str = ""
+    """The ISA that has the other parts."""
 
 
 _X86 = ("x86_64", "AMD64")
@@ -26,7 +33,15 @@ _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 ISAS = (
     Isa("scalar", (), ("-DXSIMD_WITH_EMULATED=1",)),
     Isa("avx2", _X86, _AVX2, ("avx2", "fma", "f16c")),
-    Isa("avxvnni", _X86, (*_AVX2, "-mavxvnni"), ("avx2", "fma", "f16c", "avxvnni")),
+    Isa(
+        "avxvnni",
+        _X86,
+        (*_AVX2, "-mavxvnni"),
+        ("avx2", "fma", "f16c", "avxvnni"),
+        # Its dot products, and the packed layout, which for q8_0 follows them.
+        ("packed", "quantized"),
+        "avx2",
+    ),
     Isa(
         "avx512",
         _X86,
@@ -38,8 +53,21 @@ ISAS = (
         ("avx2", "fma", "f16c", "avx512", "avx512vnni"),
     ),
     Isa("neon", _ARM, (), ("neon",)),
-    Isa("neon_dotprod", _ARM, ("-march=armv8.2-a+dotprod",), ("neon", "dotprod")),
+    Isa(
+        "neon_dotprod",
+        _ARM,
+        ("-march=armv8.2-a+dotprod",),
+        ("neon", "dotprod"),
+        ("quantized",),
+        "neon",
+    ),
 )
+
+
+def parts_of(isa: Isa) -> list[tuple[Isa, str]]:
+    """Its parts, each with the ISA that has it."""
+    base = next((other for other in ISAS if other.name == isa.base), isa)
+    return [(isa if part in isa.parts else base, part) for part in PARTS]
 
 
 def isas_for(machine: str, only: str | None = None) -> tuple[Isa, ...]:

@@ -2,14 +2,16 @@
 //
 // Common to all entries, unless an entry says otherwise:
 //   - Single-threaded, no allocation, no exceptions, no global state.  Deterministic.
-//   - Columns of a product, elements and rows of the other kernels are the same bit for bit
-//     whatever part of them a call is given.  Attention's last bits depend on whether it is given
-//     few rows, and on its parts; ops/ chooses both alike for any number of threads.
-//   - Pointers need only the alignment of their type.  Sizes may be zero.
-//   - Inputs and outputs do not overlap, or are exactly the same array where "may be" says so.
-//   - NaN in gives NaN out in what depends on it; infinities follow the formula's limit.
-//   - "ulp" is a float32 unit in the last place of the exact result, u = 2^-24.  The bounds are
-//     checked in tests/ against float64 on every ISA.
+//   - A call may compute any part of the result.  Each column of a product, and each element or row
+//     of the other kernels, has the same bits in every call that computes it.  Attention is the
+//     exception: its last bits depend on whether a call has few rows, and on the parts that the KV
+//     positions are divided into.  ops/ chooses both in the same way for any number of threads.
+//   - A pointer needs only the alignment of its type.  Any size may be zero.
+//   - An output overlaps no input.  Where an entry says "y may be x", the two may be exactly the
+//     same array.
+//   - Every result that depends on a NaN is NaN.  Infinities follow the limit of the formula.
+//   - "ulp" is a unit in the last place of the exact result in float32; u = 2^-24.  The tests check
+//     the error bounds against float64 on every ISA.
 #pragma once
 
 #include <cstddef>
@@ -17,13 +19,15 @@
 
 namespace tensor_ops {
 
-// Element types as GGUF files store them; kernels/blocks.h reads their blocks.  Quantised types
-// come in blocks of 32 columns with half precision scales,
+// Element types as GGUF files store them; kernels/blocks.h decodes them.  The quantised types store
+// an integer code q for each column.  Their blocks of 32 columns have a scale d, and some a minimum
+// m, in half precision:
 //   q8_0: d * q      q4_0: d * (q - 8)      q5_0: d * (q - 16)      q4_1, q5_1: d * q + m
-// or, the K types, in blocks of 256 cut into sub-blocks of 32 (q4_k, q5_k) or 16 with integer
-// scales,
-//   q2_k, q4_k, q5_k: d * s * q - d_min * s_min      q3_k: d * s * (q - 4)      q6_k: d * s * (q -
-//   32)
+// The blocks of the K types have 256 columns and a d in half precision, and each of their
+// sub-blocks of 32 (q4_k, q5_k) or 16 columns has an integer scale s.  Three have minima too, by
+// d_min and s_min:
+//   q3_k: d * s * (q - 4)      q6_k: d * s * (q - 32)
+//   q2_k, q4_k, q5_k: d * s * q - d_min * s_min
 enum class DType : std::uint8_t {
     f32,
     f16,
@@ -40,12 +44,13 @@ enum class DType : std::uint8_t {
     q6_k
 };
 
-// Columns that share a scale, or a pair of sub-blocks' scales: what the kernels take at a time.
+// Columns that the kernels process at a time.  They share one scale, or the scales of two
+// sub-blocks of 16.
 inline constexpr std::size_t quant_block = 32;
 
 static constexpr bool is_quantized(DType type) { return type >= DType::q8_0; }
 
-// Elements and bytes of a block as files store it.
+// Elements and bytes of a block in a file.
 struct BlockSize {
     std::size_t elements, bytes;
 };
@@ -74,30 +79,30 @@ static constexpr std::size_t row_bytes(DType type, std::size_t n) {
 }
 
 // A matrix of n rows (outputs) and k columns (inputs) in the ISA's own layout, see
-// kernels/packed.h. Rows are interleaved in groups, so that one vector holds one column of several
-// rows; a group's bytes are contiguous, groups are `group_bytes` apart, and the last one is padded
-// with zero rows.
+// kernels/packed.h.  The rows of a group are interleaved, so that one vector holds the same columns
+// of several rows.  The bytes of a group are contiguous, and groups are `group_bytes` apart.  The
+// last group is padded with rows of zeros.
 struct PackedView {
     const std::byte* data;  // 64-byte aligned
     std::size_t n, k;
     DType type;
 };
 
-// How activations meet quantised weights: as 8-bit integers, as 16-bit integers (two 8-bit digits,
-// so twice the dot products), or exactly.
+// The form in which activations are multiplied by quantised weights: 8-bit integers, 16-bit
+// integers (two 8-bit digits, so twice the dot products), or float32 without rounding.
 enum class Activations : std::uint8_t { q8, q16, f32 };
 
-// Activations quantised per block of 32, interleaved by tiles of rows, see kernels/packed.h.
-// The bytes of one row: k / 32 * quantized_block_bytes.
+// Bytes of a block of 32 quantised activations; a row of k activations has k / 32 blocks.  See
+// kernels/packed.h for their layout, in which the rows of a tile are interleaved.
 static constexpr std::size_t quantized_block_bytes(Activations kind) {
     return (kind == Activations::q16 ? 64 : 32) + 4 * 4;
 }
 
 inline constexpr std::size_t attention_max_head_dim = 256;
-inline constexpr std::size_t attention_query_tile = 128;  // rows that share one reading of K and V
+inline constexpr std::size_t attention_query_tile = 128;  // rows for which K and V are read once
 
-// What the attention kernels work on: one KV head, and the query heads that share it.  Rows are
-// query tokens and heads: row = token * group + head of the group.
+// The input and output of the attention kernels: one KV head, and the query heads that share it.
+// A row is one query head of one token: row = token * group + head, head < group.
 struct AttentionTask {
     const float* q;        // token t, head h at q + t * q_stride + h * head_dim
     std::size_t q_stride;  // floats from one token to the next
@@ -106,23 +111,24 @@ struct AttentionTask {
     DType kv_type;         // f32, f16 or q8_0 (head_dim is a multiple of 32 then)
     std::size_t n_q;       // query tokens
     std::size_t group;     // query heads that share this KV head
-    std::size_t n_kv;      // KV positions; the last one belongs to the last query token if causal
+    std::size_t n_kv;      // KV positions; the last one is that of the last query token
     std::size_t head_dim;  // at most attention_max_head_dim
     float scale;
-    // Query token t stands at position p = n_kv - n_q + t.  It sees positions j <= p if causal, and
-    // of them, or of all, those with |j - p| < window, unless that is 0.
+    // Query token t stands at position p = n_kv - n_q + t.  It sees the positions j with j <= p (if
+    // causal) and |j - p| < window (if window is not 0).
     bool causal;
     std::size_t window = 0;
-    float softcap = 0.0f;  // scores become softcap * tanh(score / softcap); 0: stay as they are
-    const float* sinks = nullptr;  // [group]: a score of each head that has no value; or none
+    float softcap = 0.0f;          // unless 0, scores become softcap * tanh(score / softcap)
+    const float* sinks = nullptr;  // [group]: for each head a score that has no value; or null
     float* out;                    // laid out as q
     std::size_t out_stride;
     float* lse = nullptr;        // log(sum(exp(scores))), sink included, of token t and head h at
-    std::size_t lse_stride = 0;  // lse + t * lse_stride + h; or none
+    std::size_t lse_stride = 0;  // lse + t * lse_stride + h; or null
 };
 
-// Positions by parts: part i begins at i * positions.  What a part contributes is, for each row,
-// head_dim weighted sums of values, the largest score (in units of log 2) and the sum of weights.
+// KV positions divided into parts, and the results of the parts.  Part i begins at position
+// i * positions.  Its result for a row is: head_dim weighted sums of values, the largest score (in
+// units of log 2), and the sum of the weights.
 inline constexpr std::size_t attention_part_unit = 512;
 struct AttentionParts {
     std::size_t positions;  // of a part, a multiple of attention_part_unit
@@ -140,50 +146,52 @@ struct KernelTable {
 
     // ---- elementwise; y may be x (or gate, up, a, b) -------------------------------------------
 
-    // y = x / (1 + exp(-x)).  Within 3 ulp; for x < -87.33, where exp(x) is no normal number and
-    // below -87.7 is taken for 0, within 2^-119.  -inf gives -0.
+    // y = x / (1 + exp(-x)).  The error is at most 3 ulp, or 2^-119 for x < -87.33, where exp(x) is
+    // no normal number (below -87.7 it counts as 0).  -inf gives -0.
     void (*silu)(const float* x, float* y, std::size_t n);
-    // y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  With v = 2 sqrt(2/pi) (x + 0.044715
-    // x^3): relative error below 2e-7 * (2 + |v|) (the rounding of v, through exp, is what the |v|
-    // is); for v < -87 the result is within 1e-36 of the exact one.
+    // y = 0.5 x (1 + tanh(v / 2)) with v = 2 sqrt(2/pi) (x + 0.044715 x^3).  The relative error is
+    // below 2e-7 * (2 + |v|); the term |v| comes from the rounding of v, which exp amplifies.  For
+    // v < -87 the absolute error is below 1e-36.
     void (*gelu_tanh)(const float* x, float* y, std::size_t n);
-    // y = 0.5 x (1 + erf(x / sqrt(2))).  Relative error below 1e-6, in the left tail too;
-    // where |y| < 1e-36 the absolute error is below 1e-42, and for x < -13.21, where exp(-x^2 / 2)
-    // is no normal number, below 1e-38.
+    // y = 0.5 x (1 + erf(x / sqrt(2))).  The relative error is below 1e-6, in the left tail too.
+    // Where |y| < 1e-36, the absolute error is below 1e-42; for x < -13.21, where exp(-x^2 / 2) is
+    // no normal number, it is below 1e-38.
     void (*gelu_erf)(const float* x, float* y, std::size_t n);
-    // y = silu(gate) * up, silu rounded to float32 first.  Within 4 ulp; for gate < -87.33 within
-    // 2^-119 * |up|.
+    // y = silu(gate) * up, with silu(gate) rounded to float32.  The error is at most 4 ulp, or
+    // 2^-119 * |up| for gate < -87.33.
     void (*swiglu)(const float* gate, const float* up, float* y, std::size_t n);
     // y = a + b.  Correctly rounded.
     void (*add)(const float* a, const float* b, float* y, std::size_t n);
-    // y = x, past the caches where the ISA can: for outputs larger than they are, which are not
-    // read before they are overwritten then.  x and y do not overlap.
+    // y = x.  If the ISA has non-temporal stores, they bypass the caches, and the CPU does not read
+    // the memory that it overwrites: for outputs larger than the caches.  x and y do not overlap.
     void (*stream)(const float* x, float* y, std::size_t n);
 
     // ---- rows; y may be x ----------------------------------------------------------------------
 
     // y[r][i] = x[r][i] * w[i] / sqrt(mean(x[r][:]^2) + eps).  x, y: [rows][n].
-    // Sums in float32 over 4 vectors of lanes: relative error below 1e-6 for n up to 65536.  A row
-    // whose squares leave float32's range is summed in float64.
+    // The relative error is below 1e-6 for n up to 65536: each lane of 4 vectors sums 32 squares in
+    // float32, and those sums are added in float64.  A row whose squares leave float32's range is
+    // computed in float64.
     void (*rms_norm)(const float* x, const float* w, float eps, float* y, std::size_t rows,
                      std::size_t n);
-    // y[r][:] = exp(x[r][:] - max) / sum(exp(x[r][:] - max)).  Relative error below
-    // 1e-6 + 6e-8 * |x - max| where y is a normal number, else within 2^-126.  A row of only -inf
-    // gives zeros.
+    // y[r][:] = exp(x[r][:] - max) / sum(exp(x[r][:] - max)).  The relative error is below
+    // 1e-6 + 6e-8 * |x - max| where y is a normal number; elsewhere the absolute error is at most
+    // 2^-126.  A row of only -inf gives zeros.
     void (*softmax)(const float* x, float* y, std::size_t rows, std::size_t n);
     // Rotates pairs of x by the angles in table.  x, y: [rows][n_heads][head_dim];
     // table: [rows][n_dims] = cos[n_dims / 2] then sin[n_dims / 2].  Pair j is (2j, 2j+1) when
     // interleaved, else (j, j + n_dims / 2).  Dimensions from n_dims on are copied.
-    // Each output within 2u * (|a cos| + |b sin|).
+    // The pair (a, b) becomes (a cos - b sin, b cos + a sin).  The error of either is at most 2u
+    // times the sum of the magnitudes of its two products.
     void (*rope)(const float* x, const float* table, float* y, std::size_t rows,
                  std::size_t n_heads, std::size_t head_dim, std::size_t n_dims, bool interleaved);
 
     // ---- conversion and block formats ----------------------------------------------------------
 
-    // Rows of float32 to and from any DType, n elements, a multiple of the type's block; the K
-    // types can only be read.  f16 and bf16 round to nearest even, overflow to infinity and keep
-    // NaN. Quantising rounds as GGML's reference does, and takes a block whose scale's inverse
-    // overflows for zeros; a block that holds NaN or infinity dequantises to NaN or infinity.
+    // Convert n elements, a multiple of the type's block, between float32 and any DType; from_float
+    // takes no K type.  f16 and bf16 round to nearest even, overflow to infinity and keep NaN.
+    // Quantisation rounds as GGML's reference does.  If the inverse of a block's scale overflows,
+    // the scale becomes 0.  A block with NaN or infinity dequantises to NaN or infinity.
     void (*from_float)(DType type, const float* x, std::byte* y, std::size_t n);
     void (*to_float)(DType type, const std::byte* x, float* y, std::size_t n);
 
@@ -192,41 +200,44 @@ struct KernelTable {
     // Rows in a group of the packed layout, and the bytes of one group.
     std::size_t (*group_rows)(DType type);
     std::size_t (*group_bytes)(DType type, std::size_t k);
-    // Packs groups [first, last) of the n x k matrix at src (rows as the file stores them) to dst,
-    // the start of the whole packed matrix.
+    // Packs groups [first, last) of an n x k matrix.  src: the whole matrix, in rows as the file
+    // stores them.  dst: the start of the whole packed matrix.
     void (*pack)(DType type, const std::byte* src, std::size_t n, std::size_t k, std::size_t first,
                  std::size_t last, std::byte* dst);
     // The float32 values of rows [first, last) of a packed matrix.  Exact.
     void (*unpack)(const PackedView& w, std::size_t first, std::size_t last, float* y);
 
-    // Rows that the quantised kernels take at once; activations are interleaved by tiles of it.
+    // Rows of activations in a full tile.  The quantised kernels process a tile at once, and its
+    // rows are interleaved.
     std::size_t activation_tile;
-    // Quantises rows of x ([rows][k], k a multiple of 32) for linear_quantized: q = round(x / d)
-    // over each block of 32, d = max|x| / 127 for q8, max|x| / 32512 for q16.  A block with NaN or
-    // infinity makes the outputs NaN.  rows [first, last) must start at a tile.
+    // Quantises rows [first, last) of x ([rows][k], k a multiple of 32) for linear_quantized;
+    // `first` must be the first row of a tile.  In each block of 32, q = round(x / d), with
+    // d = max|x| / 127 for q8 and max|x| / 32512 for q16.  A block with NaN or infinity makes the
+    // outputs of its row NaN.
     void (*quantize_activations)(Activations kind, const float* x, std::size_t rows, std::size_t k,
                                  std::size_t first, std::size_t last, std::byte* q);
-    // y[r][j] = sum_i x[r][i] w[j][i] for the rows j of groups [first, last) of a quantised matrix,
-    // x quantised as above.  The dot products of a block are exact in int32, blocks are summed in
-    // float32: the error against exact weights is that of x's rounding, for Gaussian x about 0.5%
-    // of the output vector's norm with q8 (bound 1%) and 0.002% with q16 (bound 0.01%).
+    // y[r][j] = sum_i x[r][i] w[j][i] for the rows j of groups [first, last) of a quantised matrix;
+    // xq is x as quantize_activations writes it.  The dot product of a block is exact in int32, and
+    // blocks are summed in float32.  The error is that of rounding x.  For Gaussian x it is about
+    // 0.5% of the output vector's norm with q8 (bound 1%) and 0.002% with q16 (bound 0.01%).
     void (*linear_quantized)(Activations kind, const PackedView& w, const std::byte* xq,
                              std::size_t rows, std::size_t first, std::size_t last, float* y,
                              std::size_t y_stride);
-    // The same for any packed type with float32 x: |error| <= (k + 8) u * sum_i |x[r][i] w[j][i]|
-    // (and far below it: sums run over several lanes).  For types with a minimum the sum counts
-    // d * q and m apart.  A row's result is the same, bit for bit, whatever rows are beside it.
+    // The same for float32 x and any packed type: |error| <= (k + 8) u * sum_i |x[r][i] w[j][i]|.
+    // It is usually far smaller, as each sum is divided among several lanes.  For a type with a
+    // minimum, d * q and m are separate terms of the sum in the bound.  The bits of a row do not
+    // depend on the other rows of the call.
     void (*linear_f32)(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
                        std::size_t last, float* y, std::size_t y_stride);
 
     // y[r][j] = sum_i x[r][i] w[j][i] for rows j in [first, last) of a plain row-major w ([n][k],
-    // f32, f16 or bf16), x [rows][k].  `scratch` holds matmul_scratch_floats floats.  Bound as
-    // linear_f32.
+    // f32, f16 or bf16), x [rows][k].  `scratch` holds matmul_scratch_floats floats.  The error
+    // bound is that of linear_f32.
     void (*linear_plain)(DType type, const void* w, const float* x, std::size_t rows, std::size_t k,
                          std::size_t first, std::size_t last, float* y, std::size_t y_stride,
                          float* scratch);
-    // c = a b for a [m][k], b [k][n] row-major with the strides given, columns [first, last) of c.
-    // `scratch` holds matmul_scratch_floats floats.  Bound as linear_f32.
+    // Columns [first, last) of c = a b; a [m][k] and b [k][n] are row-major with the given strides.
+    // `scratch` holds matmul_scratch_floats floats.  The error bound is that of linear_f32.
     void (*matmul)(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,
                    float* c, std::size_t c_stride, std::size_t m, std::size_t k, std::size_t first,
                    std::size_t last, float* scratch);
@@ -234,19 +245,19 @@ struct KernelTable {
 
     // ---- attention -----------------------------------------------------------------------------
 
-    // out = softmax(scores) v, scores = scale * q k^T, with an online softmax over tiles of KV
-    // positions, for rows [first, last) of the task.  A row that sees no position gives zeros.
+    // out = softmax(scores) v with scores = scale * q k^T, for rows [first, last) of the task, with
+    // an online softmax over tiles of KV positions.  A row that sees no position gives zeros.
     // `scratch` holds attention_scratch_floats floats.
-    // |error| <= (4e-6 + 1.2e-7 S) * max|v|, S the largest |score|: exp turns the relative rounding
-    // of a score into an absolute one.  That of lse is below 4e-7 * (8 + S), where S
-    // counts finite sinks, too.  f16 and q8_0 are read
-    // exactly.  What no row of the call sees is not read; up to there K and V must be finite, as
-    // 0 * inf is NaN.
+    // |error| <= (4e-6 + 1.2e-7 S) * max|v|, where S is the largest |score|: a score's rounding
+    // error grows with the score, and exp makes it a relative error of the weight.  The error of
+    // lse is below 4e-7 * (8 + S), where S includes finite sinks.  f16 and q8_0 convert exactly.
+    // Positions that no row of the call sees are not read.  At all others K and V must be finite:
+    // a row that does not see one gives it the weight 0, and 0 * inf is NaN.
     void (*attention)(const AttentionTask& task, std::size_t first, std::size_t last,
                       float* scratch);
-    // The same in two steps, for several threads: what parts [from, to) of the positions contribute
-    // to the rows, and when all parts that they see have been done, out and lse.  The results do
-    // not depend on how the parts are divided into calls.
+    // The same in two steps, for several threads.  attention_parts computes the results of parts
+    // [from, to) for the rows.  Once all parts that the rows see are done, attention_merge computes
+    // out and lse from them.  The results do not depend on how calls divide the parts.
     void (*attention_parts)(const AttentionTask& task, std::size_t first, std::size_t last,
                             const AttentionParts& parts, std::size_t from, std::size_t to,
                             float* scratch);

@@ -1,5 +1,6 @@
 """The backends that operations and engines are tested on: NumPy, and the extension on every ISA."""
 
+import gc
 import os
 import tomllib
 from collections import Counter
@@ -24,6 +25,13 @@ from airllm.layer_engine import LayerWiseInferenceEngine
 # pytest --hypothesis-profile=default
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
+
+
+def pytest_collection_finish() -> None:
+    """Takes pytest's objects for 8,000 tests out of the garbage collector's sight. A worker
+    collects at the end of each run; it would go through all of them, half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> str:

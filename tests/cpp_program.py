@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from sysconfig import get_platform
 
 import pytest
 
@@ -33,10 +32,6 @@ GROUPS = [path.stem.removeprefix("test_") for path in SOURCES if path.stem != "m
 # The reference means each float32 operation that it writes down, so no FMA in place of two.
 FLAGS = ("-O1", "-ffp-contract=off")
 STRICT = (*FLAGS, "-Werror")
-MEASURED = (sys.executable, str(ROOT / "tests/measured_compiler.py"))
-
-# Where setup.py leaves the extension's objects, and which ISAs are among them.
-EXTENSION = ROOT / "build" / f"objects-{get_platform()}-{sys.implementation.cache_tag}"
 
 
 @functools.cache
@@ -70,7 +65,7 @@ def linked(name, toolchain, isa_list, sources, output="tests", flags=STRICT):
     """The program of these sources in the folder of that name; flags: of the sources alone."""
     program = folder(name) / output
     failure = ""
-    with locked(folder(name)), extensions_objects(folder(name)):
+    with locked(folder(name)):
         try:
             build.build_program(toolchain, isa_list, sources, folder(name), program, flags)
         except build.BuildError as error:
@@ -80,39 +75,10 @@ def linked(name, toolchain, isa_list, sources, output="tests", flags=STRICT):
     return program
 
 
-@contextlib.contextmanager
-def extensions_objects(folder, record=None):
-    """A build in that folder takes the extension's objects that were made as its own would be.
-
-    record: a list that takes the paths of all its objects.
-    """
-    compile_all = build.compile_all
-
-    def found(toolchain, unit):
-        if "dispatch.cpp" in str(unit.source):  # which includes the list of the build's ISAs
-            return unit
-        objects = EXTENSION / unit.object.relative_to(folder)
-        flags = tuple(flag.replace(str(folder), str(EXTENSION)) for flag in unit.flags)
-        twin = dataclasses.replace(unit, object=objects, flags=flags)
-        return twin if build._is_fresh(toolchain, twin) else unit
-
-    def compile_rest(toolchain, units):
-        objects = compile_all(toolchain, [found(toolchain, unit) for unit in units])
-        if record is not None:
-            record.extend(objects)
-        return objects
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "compile_all", compile_rest)
-        yield
-
-
 def native_isas():
     """The ISAs of the extension that was built in place; where there is none, this machine's."""
-    try:
-        names = re.findall(r"ISA\((\w+)", (EXTENSION / "compiled_isas.inc").read_text())
-    except OSError:
-        names = []
+    made = build.Record.of(build.EXTENSION_OBJECTS / "dispatch.o")
+    names = re.findall(r"ISA\((\w+)", " ".join(made.made_with)) if made else []
     return isas.isas_for(build.Toolchain.native().machine, ",".join(names))
 
 
@@ -154,30 +120,23 @@ def aarch64():
 
 def aarch64_build():
     """The same of a static program, so that an emulator needs no libraries."""
-    compiler = (*MEASURED, "aarch64-linux-gnu-g++")
-    cross = build.Toolchain(compiler, "aarch64", ("-Werror", "-static"))
+    cross = build.Toolchain(("aarch64-linux-gnu-g++",), "aarch64", ("-Werror", "-static"))
     return "aarch64", cross, isas.isas_for("aarch64")
 
 
 def core_objects(name, toolchain, isa_list):
     """The objects of a build that are the ISAs', and those of everything else."""
     units = build.core_units(toolchain, isa_list, folder(name))
-    with locked(folder(name)), extensions_objects(folder(name)):
+    units = build.reused(toolchain, units, folder(name), build.EXTENSION_OBJECTS)
+    with locked(folder(name)):
         objects = build.compile_all(toolchain, units)
-    of_isas = [unit.source.parent.name == "isa" for unit in units]
-    return [
-        [path for path, is_isa in zip(objects, of_isas, strict=True) if is_isa is wanted]
-        for wanted in (True, False)
-    ]
+    of_isas = [path for path in objects if path.parent.name == "isa"]
+    return of_isas, [path for path in objects if path not in of_isas]
 
 
 def memory_taken(objects):
-    """Bytes that the compiler took for each object, by its name, where that was measured."""
-    records = {path.stem: path.with_suffix(".maxrss") for path in objects}
-    if not all(path.exists() for path in records.values()):
-        how = "set CXX to 'tests/measured_compiler.py g++' and build it"
-        skip_or_fail(f"what the compiler takes for the extension was not measured: {how}")
-    return {name: int(path.read_text(encoding="ascii")) for name, path in records.items()}
+    """Bytes that the compiler took for each object, by its name."""
+    return {f"{path.parent.name}/{path.stem}": build.Record.of(path).peak_bytes for path in objects}
 
 
 def cpu_flags():

@@ -88,6 +88,14 @@ def test_a_penalty_of_any_size_still_chooses_a_token(penalty: float) -> None:
     assert token == (2 if penalty < 1 else 3)
 
 
+@pytest.mark.parametrize(
+    ("keep", "has_bos", "kept"), [(99, False, 5), (-1, False, 5), (3, False, 3), (0, True, 1)]
+)
+def test_no_more_is_kept_than_the_prompt_has(keep: int, has_bos: bool, kept: int) -> None:
+    limits = Limits(1, on_full="shift", keep=keep)
+    assert limits.for_prompt(5, has_bos, 50).keep == kept
+
+
 def test_a_choice_is_a_text() -> None:
     for value in (HUGE, None, ["a"], np.array(["a"]), "b"):
         with pytest.raises(ValueError, match=r"^how is .*; expected 'a'$"):

@@ -1,7 +1,10 @@
 """The build description: what is compiled again and what is not, and a build for one ISA alone."""
 
+import dataclasses
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -18,13 +21,18 @@ MEBIBYTE = 1 << 20
 # ---- compiling what has changed ------------------------------------------------------------------
 
 
-@pytest.fixture
-def unit(tmp_path):
-    """A source that includes a header, and its object."""
-    (tmp_path / "number.h").write_text("int number();\n")
-    source = tmp_path / "number.cpp"
+def unit_in(folder):
+    """A source that includes a header, and its object, in a folder of their own."""
+    folder.mkdir()
+    (folder / "number.h").write_text("int number();\n")
+    source = folder / "number.cpp"
     source.write_text('#include "number.h"\nint number() { return 1; }\n')
-    return build.Unit(source, tmp_path / "objects/number.o", ())
+    return build.Unit((source,), folder / "objects/number.o", ())
+
+
+@pytest.fixture(params=["plain", "with a space, # and $"])
+def unit(tmp_path, request):
+    return unit_in(tmp_path / request.param)
 
 
 def compiled(unit, capfd, toolchain=None):
@@ -35,10 +43,8 @@ def compiled(unit, capfd, toolchain=None):
     return "compiling" in capfd.readouterr().err
 
 
-def make_newer(path, than):
-    """Dates a file after another, as an edit would."""
-    now = than.stat().st_mtime_ns + 1_000_000
-    os.utime(path, ns=(now, now))
+def edit(path):
+    path.write_text(path.read_text() + "// edited\n")
 
 
 def test_what_has_not_changed_is_not_compiled_again(unit, capfd):
@@ -48,25 +54,105 @@ def test_what_has_not_changed_is_not_compiled_again(unit, capfd):
 
 def test_an_edited_source_is_compiled_again(unit, capfd):
     compiled(unit, capfd)
-    make_newer(unit.source, than=unit.object)
+    edit(unit.sources[0])
     assert compiled(unit, capfd)
 
 
 def test_an_edited_header_is_noticed(unit, capfd):
     compiled(unit, capfd)
-    make_newer(unit.source.with_name("number.h"), than=unit.object)
+    edit(unit.sources[0].with_name("number.h"))
     assert compiled(unit, capfd)
+
+
+def test_a_header_that_is_gone_is_noticed(unit, capfd):
+    compiled(unit, capfd)
+    unit.sources[0].with_name("number.h").unlink()
+    with pytest.raises(build.BuildError, match=r"number\.h"):
+        compiled(unit, capfd)
+
+
+def test_a_file_with_another_date_and_the_same_content_is_not_compiled_again(unit, capfd):
+    compiled(unit, capfd)
+    os.utime(unit.sources[0], (2e9, 2e9))
+    assert not compiled(unit, capfd)
+
+
+def test_a_copy_of_the_folder_is_not_compiled_again(tmp_path, capfd):
+    compiled(unit_in(tmp_path / "first"), capfd)
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "first", copy)
+    moved = build.Unit((copy / "number.cpp",), copy / "objects/number.o", ())
+    assert not compiled(moved, capfd)
+    edit(copy / "number.h")
+    assert compiled(moved, capfd)
+
+
+def test_sources_are_compiled_as_one_and_each_is_watched(unit, capfd):
+    other = unit.sources[0].with_name("other.cpp")
+    other.write_text("int other() { return number(); }\n")
+    both = dataclasses.replace(unit, sources=(unit.sources[0], other))
+    assert compiled(both, capfd)
+    assert not compiled(both, capfd)
+    edit(unit.sources[0])
+    assert compiled(both, capfd)
+    edit(other)
+    assert compiled(both, capfd)
+
+
+def test_objects_of_another_build_are_taken_if_they_were_made_in_the_same_way(unit, capfd):
+    compiled(unit, capfd)
+    toolchain, made = build.Toolchain.native(), unit.object.parent
+    other = made.with_name("other")
+    wanted = dataclasses.replace(unit, object=other / "number.o")
+    assert build.reused(toolchain, [wanted], other, made) == [unit]
+    without = dataclasses.replace(wanted, flags=("-O1",))
+    assert build.reused(toolchain, [without], other, made) == [without]
+    edit(unit.sources[0])
+    assert build.reused(toolchain, [wanted], other, made) == [wanted]
+
+
+def test_the_build_says_what_it_compiled_and_what_that_took(unit, capfd):
+    build.compile_all(build.Toolchain.native(), [unit])
+    assert re.search(r"compiled 1 of 1 objects in \d+ s of CPU\n", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"])
+def test_flags_of_the_environment_that_are_not_used_are_named(monkeypatch, name):
+    for variable in ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"):
+        monkeypatch.delenv(variable, raising=False)
+    assert build.unused_variables() == ""
+    monkeypatch.setenv(name, "-march=native")
+    assert f"note: {name} of the environment is not used" in build.unused_variables()
+    assert 'CXX="g++ -g"' in build.unused_variables()
+
+
+def test_flags_may_follow_the_compiler_in_cxx(unit, capfd, monkeypatch):
+    compiled(unit, capfd)
+    monkeypatch.setenv("CXX", " ".join((*build.Toolchain.native().compiler, "-g")))
+    assert compiled(unit, capfd)
+
+
+def test_a_change_of_one_kernel_makes_a_third_of_the_build_again_at_most():
+    """Bounds of seconds would be a machine's; these are counts of objects, and shares."""
+    made = build.records(build.EXTENSION_OBJECTS)
+    if not made:
+        pytest.skip("the extension was not built in place")
+    everything = sum(record.cpu_seconds for record in made.values())
+    isas = cpp_program.native_isas()
+    for header in ("elementwise.h", "attention.h", "linear_f32.h", "linear_quantized.h"):
+        again = build.again_after(build.EXTENSION_OBJECTS, f"cpp_ext/kernels/{header}", made)
+        assert 1 <= len(again) <= len(isas), header
+        assert sum(record.cpu_seconds for record in again.values()) < 0.4 * everything, header
 
 
 def test_other_flags_compile_again(unit, capfd):
     compiled(unit, capfd)
-    assert compiled(build.Unit(unit.source, unit.object, ("-O1",)), capfd)
+    assert compiled(dataclasses.replace(unit, flags=("-O1",)), capfd)
 
 
 def test_an_error_shows_the_compilers_words_and_leaves_no_object(unit, capfd):
     compiled(unit, capfd)
-    unit.source.write_text("int number() { return one; }\n")
-    make_newer(unit.source, than=unit.object)
+    unit.sources[0].write_text("int number() { return one; }\n")
     with pytest.raises(build.BuildError, match=r"number\.cpp:1:.*error: .*one"):
         build.compile_all(build.Toolchain.native(), [unit])
     assert not unit.object.exists()
@@ -94,14 +180,13 @@ def one_isa():
     """
     folder = cpp_program.folder("one-isa")
     output = folder / f"tensor_ops_cpp{sysconfig.get_config_var('EXT_SUFFIX')}"
-    objects = []
-    with (
-        cpp_program.locked(folder),
-        cpp_program.extensions_objects(folder, record=objects),
-        pytest.MonkeyPatch.context() as environment,
-    ):
+    toolchain = build.Toolchain.native()
+    with pytest.MonkeyPatch.context() as environment, cpp_program.locked(folder):
         environment.setenv("TENSOR_OPS_ISA", ONLY)
-        build.build_extension(folder, output, airllm.__version__)
+        units = build.extension_units(toolchain, folder, airllm.__version__)
+        units = build.reused(toolchain, units, folder, build.EXTENSION_OBJECTS)
+        objects = build.compile_all(toolchain, units)
+        build.link(toolchain, objects, output, build.shared_library_flags())
     return output, objects
 
 
@@ -124,7 +209,9 @@ def import_it(extension, *emulator, **variables):
 @pytest.mark.packaging
 def test_an_isa_named_at_build_time_is_the_only_one_compiled_in(one_isa):
     extension, objects = one_isa
-    assert {path.stem for path in objects if path.parent.name == "isa"} == {ONLY}
+    assert {path.stem for path in objects if path.parent.name == "isa"} == {
+        f"{ONLY}_{part}" for part in cpp_program.isas.PARTS
+    }
     if ONLY not in ISAS:
         pytest.skip(f"this CPU has no {ONLY}")
     result = import_it(extension)

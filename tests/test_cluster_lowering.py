@@ -308,7 +308,7 @@ def test_a_norm_of_what_was_not_measured_is_refused():
     case.op(OpCode.INV_RMS, "a", "inv", InvRms(1e-5, 1))
     config = RmsNorm(case.b.number["inv"], 1)
     case.op(OpCode.RMS_NORM, "b", "b", config, weight=Size(F32, 1, 1, 128))
-    refuse(case, "'op3' 0: RMS_NORM divides by what INV_RMS did not measure of its input")
+    refuse(case, "'op3' 0: RMS_NORM does not use the inverse RMS of its own input")
 
 
 def test_steps_that_nothing_completes_are_refused():
@@ -316,7 +316,7 @@ def test_steps_that_nothing_completes_are_refused():
     case.cast(X, "a")
     case.op(OpCode.SOFTMAX, "a", "a")
     case.cast("a", "b")
-    refuse(case, "'op2' 0: reads buffer .*, which holds a step not complete: softmax")
+    refuse(case, "'op2' 0: reads buffer .*, which holds an incomplete step: softmax")
 
 
 def test_a_cache_that_nothing_reads_is_refused():

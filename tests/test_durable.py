@@ -35,7 +35,7 @@ def calls(monkeypatch):
 
 
 def job(index):
-    return Job(index, index + 1, None, f"prompt {index}", {})
+    return Job(index, index + 1, None, f"prompt {index}", {}, {})
 
 
 def test_a_folder_is_synced(calls, tmp_path):

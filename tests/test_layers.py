@@ -1,4 +1,4 @@
-"""The packages of airllm know only what lies below them: docs/pages/development.md has the table."""
+"""The packages of airllm know only what lies below them (table in docs/pages/development.md)."""
 
 import ast
 from functools import cache

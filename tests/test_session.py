@@ -301,12 +301,12 @@ def test_a_token_that_the_model_does_not_have_is_refused(
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (b"{", "no JSON"),
-        (b"\xff", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"{}", "no list of texts by name"),
-        (b"[1]", "no list of texts by name"),
-        (b'[{"role": 1}]', "no list of texts by name"),
+        (b"{", "not a JSON list of objects"),
+        (b"\xff", "not a JSON list of objects"),
+        (b"[" * 100_000, "not a JSON list of objects"),
+        (b"{}", "not a JSON list of objects"),
+        (b"[1]", "not a JSON list of objects"),
+        (b'[{"role": 1}]', "not a JSON list of objects"),
     ],
 )
 def test_messages_that_are_none_are_refused(

@@ -118,7 +118,7 @@ def test_what_json_says_is_loaded_and_saved_or_neither(tmp_path: Path, value: An
         ('[{"role": "u", "content": ""}] x', "from message 1 on"),
         ('[{"role": "u", "content": "\t"}]', "message 0 is no JSON"),
         (r'[{"role": "u", "content": "\x"}]', "message 0 is no JSON"),
-        ("", "no list of texts"),
+        ("", "not a JSON list of objects"),
     ],
 )
 def test_messages_that_could_not_be_saved_are_not_loaded(

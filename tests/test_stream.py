@@ -211,6 +211,8 @@ def test_arguments_that_do_not_fit_together_are_refused(cpp: ModuleType, descrip
         cpp.Stream([(-1, "file")], [[(0, 0, 10, [(memory, 0)])]])
     with pytest.raises(ValueError, match="does not fit at 64 of 128 bytes"):
         cpp.packed_room(cpp.Memory(128), 64, "f32", (32, 4))
+    with pytest.raises(ValueError, match="does not fit at 32 of 4096 bytes"):
+        cpp.packed_room(cpp.Memory(4096), 32, "f32", (1, 4))  # vectors are loaded aligned
 
 
 def test_a_closed_stream_and_a_section_that_is_held_are_said_so(

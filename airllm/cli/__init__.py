@@ -1,7 +1,7 @@
-"""The `airllm` command: one file for each command, this one to choose it and to end it well.
+"""The `airllm` command. Each command has a module; this one chooses it and reports its errors.
 
 A command's module has `add(subparsers)`, which describes it, and `run(args) -> exit status`.
-Modules import the engine and NumPy inside `run`, so that --help is there at once.
+Modules import the engine and NumPy inside `run`, so that --help is fast.
 """
 
 import argparse
@@ -35,14 +35,14 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, as options.EXIT_STATUS lists them."""
-    args = argparse.Namespace(debug=False, quiet=False)  # for errors before they are parsed
+    args = argparse.Namespace(debug=False, quiet=False)  # for errors of the parser
     console.open_missing_streams()
     try:
         _parser().parse_args(argv, namespace=args)
         console.replace_what_stdout_cannot_show()
         with console.logging_to_stderr(quiet=args.quiet, debug=args.debug):
             status: int = args.run(args)
-        with naming("stdout"):  # here, where a full disk or a closed pipe can still be reported
+        with naming("stdout"):  # a full disk or a closed pipe can still be reported here
             sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return READER_GONE
     except Exception as error:
-        sys.excepthook = console.show_traceback  # of what is raised here
+        sys.excepthook = console.show_traceback  # for errors that are raised again below
         if args.debug or os.environ.get("AIRLLM_DEBUG", "0") not in ("", "0"):
             raise
         if not isinstance(error, _expected_errors()):
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
-    """Faults of the input or the machine, which their message explains; others are ours."""
+    """Errors of the input or the machine, with messages that suffice. Others are our faults."""
     from airllm.hub import HubError
 
     return HubError, ValueError, OSError, ImportError, MemoryError
@@ -108,6 +108,6 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        wanted = str(error).removeprefix("std::bad_alloc")  # all that C++ says
+        wanted = str(error).removeprefix("std::bad_alloc")  # the whole text of the C++ error
         return f"out of memory: {wanted}" if wanted else "out of memory"
     return str(error) or repr(error)

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.on_full == "error":
         raise options.UsageError("--on-full error would end all answers; choose stop or shift")
-    check_place(args.out)  # now, and not when the model has been loaded
+    check_place(args.out)  # before the model is loaded
     jobs = read_jobs(args.prompts)
     settings = options.answer_options(args)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
                     pieces += 1
                     progress.update(answered, len(answers.left), f"pieces of text: {pieces:,}")
 
-                # Where layers are streamed, a token may take seconds.
+                # If layers are streamed, a token may take seconds: show the layers, too.
                 streams = engine.stream_stats() is not None
                 said = {"on_layer": on_layer} if streams else {"on_token": on_token}
                 generate = partial(engine.stream_batch, batch=args.batch, **said)
@@ -135,17 +135,19 @@ def _answers(
     settings: Mapping[str, Any],
     generate: Callable[..., Generator[tuple[int, "Generation"], None, None]],
 ) -> Iterator[tuple["Job", dict[str, object]]]:
-    """Each job with the fields of its answer, as they get ready; those with the same settings are
-    answered together. A prompt that cannot be answered (it does not fit the context, say) has an
-    error in place of a text, and is no one else's.
+    """Each job with the fields of its answer, as the answers get ready.
 
-    generate: see LayerWiseInferenceEngine.stream_batch."""
+    Jobs with the same settings are answered together. A prompt that cannot be answered (for
+    instance, it does not fit the context) gets an "error" in place of a text and does not affect
+    other prompts. asked: returns the prompt of a job. generate: see
+    LayerWiseInferenceEngine.stream_batch.
+    """
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         try:
             engine.prompt_length(asked(job))
         except ValueError as error:
-            if isinstance(error, _broken()):
+            if isinstance(error, _model_error()):
                 raise
             yield job, {"error": str(error)}
         else:
@@ -153,7 +155,7 @@ def _answers(
     for group in groups.values():
         try:
             answers = generate([asked(job) for job in group], **{**settings, **group[0].settings})
-        except ValueError as error:  # of the settings
+        except ValueError as error:  # the settings are invalid
             for job in group:
                 yield job, {"error": str(error)}
             continue
@@ -163,7 +165,7 @@ def _answers(
 
 
 def _asked(variables: Mapping[str, object], job: "Job") -> "Prompt":
-    """The job's prompt, with the variables of all chats and its own."""
+    """The job's prompt. A chat gets the common template variables and its own."""
     if isinstance(job.prompt, str):
         return job.prompt
     return model.request(job.prompt, {**variables, **job.variables})
@@ -173,8 +175,8 @@ def _if_any(name: str, value: object) -> dict[str, object]:
     return {name: value} if value else {}
 
 
-def _broken() -> type[ValueError]:
-    """What is the model file's fault and not the prompt's."""
+def _model_error() -> type[ValueError]:
+    """The error of a damaged model file, which is no fault of a prompt."""
     from airllm.util.metadata import FormatError
 
     return FormatError

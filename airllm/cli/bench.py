@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if context == 0:
         raise options.UsageError("-p 0 -n 0 leaves nothing to measure")
     if args.plot:
-        profile.require_matplotlib()  # now, not after minutes of measuring
+        profile.require_matplotlib()  # before minutes of measuring
     rows, profiles = [], []
     for row, profiled in _measure(args, context):
         rows.append(row)
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(
     args: argparse.Namespace, context: int
 ) -> Iterator[tuple[dict[str, object], profile.Profiled | None]]:
-    """One row for each test and number of threads; an engine for each number of threads."""
+    """A row for each number of threads and test. Each number of threads has its own engine."""
     from airllm.tools import benchmark
 
     for threads in args.threads:
@@ -155,7 +155,7 @@ class _Bench:
     def row(
         self, subject: "benchmark.Evaluator", test: "benchmark.Test", single: float | None = None
     ) -> tuple[dict[str, object], profile.Profiled | None]:
-        """What --json has of a test, and its profile. single: tokens/s to compare with."""
+        """Measures a test: its row of --json, and its profile. single: tokens/s for the ratio."""
         from airllm.tools import benchmark
 
         label = f"{test.name}, {model.in_words(self._runtime)}"

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         conversation = Conversation(engine, args, draft)
         if interactive:
             console.log.info("a line is a message; /help lists what else there is")
-        with _kept_in(args.session, conversation):
+        with _saved_to(args.session, conversation):
             for line in _typed_lines() if interactive else sys.stdin:
                 message = line.strip()
                 if message == "/exit":
@@ -87,15 +87,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _kept_in(path: Path | None, conversation: "Conversation") -> Iterator[None]:
-    """The conversation is the one in `path`, and is written there whatever ends it."""
+def _saved_to(path: Path | None, conversation: "Conversation") -> Iterator[None]:
+    """Loads the conversation from `path`, if that exists, and saves it there at any end."""
     if path is None:
         yield
         return
     if path.exists():
         conversation.load(path)
     else:
-        conversation.save(path)  # where that cannot be, it is said now and not after the last word
+        conversation.save(path)  # so that an error comes now, not after the last message
     try:
         yield
     finally:
@@ -103,7 +103,7 @@ def _kept_in(path: Path | None, conversation: "Conversation") -> Iterator[None]:
 
 
 class Conversation:
-    """What was said so far: messages with "role" and "content", as chat templates take them."""
+    """The messages so far, with "role" and "content", as chat templates take them."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Conversation:
             self.messages.append({"role": "system", "content": self._system})
 
     def load(self, path: Path) -> None:
-        """Goes on with the conversation in a file, which has its own system message."""
+        """Continues the conversation in a file, which has its own system message."""
         messages = self._engine.load_session(path)
         if not messages:
             return
@@ -144,9 +144,9 @@ class Conversation:
         self._engine.save_session(path, messages=self.messages)
 
     def ask(self, message: str) -> None:
-        """Streams the answer to stdout; keeps both, or neither where there was no answer.
+        """Streams the answer to stdout. Keeps message and answer, or neither without an answer.
 
-        Ctrl-C ends the answer and keeps what was said of it. ContextFullError where none fits.
+        Ctrl-C ends the answer and keeps its text so far. ContextFullError if no answer fits.
         """
         asked = [*self.messages, {"role": "user", "content": message}]
         answer = console.Answer()
@@ -183,8 +183,8 @@ class Conversation:
             console.note(f"stopped: {self._how_to_go_on()}")
 
     def _with_room(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The messages if an answer fits. Else, with --on-full shift, those that are left when the
-        oldest exchanges are forgotten, until half of the context is free."""
+        """The messages, if an answer fits. Otherwise, with --on-full shift, the messages without
+        the oldest exchanges, of which it drops as many as free half of the context."""
         context = self._engine.context
         used = self._n_tokens(messages)
         if used < context:
@@ -204,8 +204,8 @@ class Conversation:
         return len(self._engine.tokenize(model.request(messages, self._variables)))
 
     def _kept(self) -> int:
-        """Tokens that every conversation with this system message begins with: those that an answer
-        longer than the context does not forget."""
+        """The number of tokens with which every conversation with this system message begins. An
+        answer longer than the context does not forget them."""
         if not self._shifts:
             return 0
         first, second = (
@@ -228,7 +228,7 @@ class Conversation:
 
 
 def _typed_lines() -> Iterator[str]:
-    """Lines typed at a prompt until Ctrl-D. Ctrl-C drops the line, never the conversation."""
+    """Lines typed at a prompt until Ctrl-D. Ctrl-C drops the line, but not the conversation."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() then edits lines and remembers them)
     while True:
@@ -245,7 +245,7 @@ def _typed_lines() -> Iterator[str]:
 def _prompt(prompt: str) -> str:
     if sys.stdout.isatty():
         return input(prompt)
-    # input() would put the prompt among the answers where stdout is a file.
+    # If stdout is a file, input() would write the prompt among the answers.
     print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:

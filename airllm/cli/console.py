@@ -1,4 +1,4 @@
-"""What a person or a program sees: results on stdout; notes, logs and progress on stderr."""
+"""Output of the commands: results on stdout; notes, logs and progress on stderr."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from airllm.weights.budget import format_bytes as format_bytes
 
 log = logging.getLogger("airllm")
 
-# A model may say anything, an escape sequence too. C0 controls except tab and newline, DEL, C1.
+# A model may write anything, even escape sequences. C0 controls except tab and newline, DEL, C1.
 _CONTROLS = dict.fromkeys(
     {*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\N{REPLACEMENT CHARACTER}"
 )
@@ -27,7 +27,7 @@ _CONTROLS = dict.fromkeys(
 
 @contextlib.contextmanager
 def logging_to_stderr(*, quiet: bool, debug: bool) -> Iterator[None]:
-    """The "airllm" logger's records appear on stderr: all, or errors alone."""
+    """Writes the "airllm" logger's records to stderr: from INFO on; quiet: errors; debug: all."""
     handler = _StderrHandler()
     before = log.level
     log.addHandler(handler)
@@ -40,9 +40,9 @@ def logging_to_stderr(*, quiet: bool, debug: bool) -> Iterator[None]:
 
 
 def open_missing_streams() -> None:
-    """Where a standard stream was closed (`>&-`), nothing is read, and what is written is lost.
+    """Opens /dev/null in place of each standard stream that was closed (`>&-`).
 
-    Python leaves None in their place, and the next file that is opened would take their number.
+    Python leaves None in its place, and the next file that is opened would get its number.
     """
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
@@ -52,15 +52,15 @@ def open_missing_streams() -> None:
 
 
 def replace_what_stdout_cannot_show() -> None:
-    """An ASCII terminal shows ? for a character that it lacks, instead of ending the program."""
+    """Shows ? for a character that stdout's encoding lacks, instead of ending the program."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # a replaced stdout may have none
     if reconfigure is not None:
         reconfigure(errors="replace")
 
 
 def note(message: str) -> None:
-    """A line on stderr, whatever --quiet says; lost where stderr takes no more. What it quotes is
-    escaped here, for all notes, errors and records of the log."""
+    """Writes a line to stderr, even with --quiet; it is lost if stderr cannot take it. All notes,
+    errors and log records come here, so the text that they quote is escaped here."""
     with contextlib.suppress(OSError):
         print(f"airllm: {printable_lines(message)}", file=sys.stderr, flush=True)
 
@@ -68,21 +68,21 @@ def note(message: str) -> None:
 def show_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """A sys.excepthook that escapes what the errors quote."""
+    """A sys.excepthook that escapes the text that errors quote."""
     lines = "".join(traceback.format_exception(kind, error, trace))
     with contextlib.suppress(OSError):
         sys.stderr.write(printable_lines(lines))
 
 
 def write(text: str) -> None:
-    """A model's text on stdout, at once; on a terminal without its control characters."""
+    """Writes a model's text to stdout at once; on a terminal, replaces control characters."""
     with naming("stdout"):
         sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
 
 class Answer:
-    """An answer that is shown while it comes; whatever ends it, its line ends as well."""
+    """An answer that is shown as it comes. Its line ends also after an error or Ctrl-C."""
 
     def __init__(self, *, shown: bool = True) -> None:
         self.pieces: list[str] = []
@@ -108,7 +108,7 @@ class Answer:
 def write_json(value: Mapping[str, object]) -> None:
     """One JSON object on a line of stdout; infinities and NaN, which JSON lacks, become null.
 
-    JSON escapes C0 controls; DEL, C1 and the like, which a terminal obeys too, are escaped here.
+    The json module escapes C0 controls. A terminal also obeys DEL, C1 and the like: escaped here.
     """
     text = json.dumps(_finite(value), ensure_ascii=False)
     print("".join(map(_json_escaped, text)) if not text.isprintable() else text)
@@ -119,7 +119,7 @@ def _json_escaped(char: str) -> str:
 
 
 def abandon_stdout() -> None:
-    """Drops what stdout cannot take (reader gone, disk full), so that exit does not fail again."""
+    """Drops output that stdout cannot take (reader gone, disk full): exit must not fail again."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -137,7 +137,7 @@ def shows_progress() -> bool:
 
 
 def prompt_progress() -> Progress:
-    """Progress of a prompt's evaluation; it goes away before the answer begins."""
+    """Progress of a prompt's evaluation. It disappears before the answer begins."""
     return progress("reading the prompt", "layers")
 
 

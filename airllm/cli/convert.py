@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from airllm.weights.layer_weights import check_tensors
 
     with open_model(model.find(args.model)) as source:
-        check_tensors(source, load_model(source))  # what cannot run is not worth converting
+        check_tensors(source, load_model(source))  # refuse a model that could not run
         with console.progress("converting", "bytes") as progress:
             done = convert(source, args.out, args.type, on_progress=progress.update)
     if done.requantized is not None:

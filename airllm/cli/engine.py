@@ -1,4 +1,4 @@
-"""What commands ask of an engine: LayerWiseInferenceEngine has it, and the tests' engine, too."""
+"""The part of LayerWiseInferenceEngine that commands use; the tests' fake engine has it, too."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -42,7 +42,7 @@ class Measured(Protocol):
 
 
 class Engine(Protocol):
-    """See LayerWiseInferenceEngine for each."""
+    """LayerWiseInferenceEngine documents each member."""
 
     @property
     def backend(self) -> str: ...

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from airllm.engine.continuation import Generation
     from airllm.text.prompts import Prompt
 
-MAX_PROMPT = 2**26  # characters on stdin; which of them fit the context, the engine says
+MAX_PROMPT = 2**26  # characters on stdin; the engine checks that they fit the context
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -162,7 +162,7 @@ def _report(engine: "Engine", generation: "Generation", args: argparse.Namespace
 
 
 def _read_stdin() -> str:
-    """All of stdin; the newline that ends a file is not part of the prompt."""
+    """All of stdin without the newline that ends a file."""
     if sys.stdin.isatty():
         console.log.info("reading the prompt; Ctrl-D ends it")
     try:

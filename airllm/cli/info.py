@@ -1,4 +1,4 @@
-"""airllm info: what this machine offers, what is used of it, and why."""
+"""airllm info: what this machine has, what airllm uses of it, and why."""
 
 import argparse
 import os
@@ -84,17 +84,17 @@ def collect() -> dict[str, dict[str, Any]]:
 
 
 def _granted() -> int | None:
-    """What --ram is where it is not given."""
+    """The default of --ram."""
     from airllm.weights.budget import granted_bytes
 
     try:
         return granted_bytes(None)
-    except ValueError:  # what AIRLLM_RAM says is no size; the environment shows it
+    except ValueError:  # AIRLLM_RAM is no size; the section "environment" shows it
         return None
 
 
 def _backend() -> dict[str, dict[str, Any]]:
-    """Sections backend, threads and build; a backend that does not start is a finding as well."""
+    """Sections backend, threads and build; they also report a backend that does not start."""
     try:
         from airllm import tensor_ops_hybrid
     except (ImportError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""What is going on while a token takes seconds: a line on a terminal, lines in a log.
+"""Progress while a token takes seconds: a line on a terminal, lines in a log.
 
 airllm: token 3: layer 5/16, 1.10 GB/s, 93% waiting for disk, 1.92 s/token, at most 40 s left
 
-Where guesses prove right, a pass gives several tokens: "1.92 s/token (2.1 a pass)".
+If guesses are right, a pass gives several tokens: "1.92 s/token (2.1 a pass)".
 """
 
 import logging
@@ -17,9 +17,9 @@ from airllm.util.progress import LOG_SECONDS, format_duration
 
 REDRAW_SECONDS = 0.1
 
-# The line stands below the cursor, where an answer is being written, and leaves the cursor where it
-# is. Index and reverse index make sure that there is a line below; ECMA-48, which every terminal of
-# today speaks.
+# The line is drawn below the cursor, which stays where the answer is being written. Index and
+# reverse index make sure that there is a line below. All terminals of today know these sequences of
+# ECMA-48.
 _BELOW = "\x1bD\x1bM\x1b7\x1b[B\r\x1b[K"
 _BACK = "\x1b8"
 
@@ -27,11 +27,11 @@ log = logging.getLogger("airllm")
 
 
 class StreamLine:
-    """How far a pass through a streamed model is; `update` takes (layers done, layers).
+    """Shows the progress of a pass through a streamed model; `update` takes (layers done, layers).
 
-    stats: see LayerWiseInferenceEngine.stream_stats. position: tokens that were evaluated, which
-    tells how many a pass gave; None where each gives one. max_tokens: of the answer, for the time
-    left.
+    stats: see LayerWiseInferenceEngine.stream_stats. position: returns the number of evaluated
+    tokens, to count the tokens of a pass; None: each pass gives one. max_tokens: of the answer, for
+    the time left.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class StreamLine:
     ) -> None:
         self._stats, self._max_tokens, self._shown = stats, max_tokens, shown
         self._position = position
-        self._passes = self._tokens = 0  # that are done; the first is the prompt's
+        self._passes = self._tokens = 0  # finished ones; the first pass is the prompt's
         self._before = 0  # position at the beginning of the pass
         self._layer = 0
-        self._answer_start = 0.0  # when the prompt was read
+        self._answer_start = 0.0  # when the prompt's pass ended
         self._drawn_at: float | None = None
-        # When the last pass began, and this one, and what the statistics were then: what is shown
-        # is of these two.
+        # (time, statistics) when the last pass began and when this one began. The line shows the
+        # speed of these two passes.
         self._logged, now = time.monotonic(), (time.monotonic(), stats() or {})
         self._begun, self._last = [now, now], now
 
@@ -69,7 +69,7 @@ class StreamLine:
         now = time.monotonic()
         if done <= self._layer:  # a new pass, which began when the last one ended
             self._passes += 1
-            self._tokens += self._gained()
+            self._tokens += self._tokens_of_pass()
             self._begun = [self._begun[1], self._last]
             if self._passes == 1:
                 self._answer_start = self._last[0]
@@ -89,21 +89,21 @@ class StreamLine:
             sys.stderr.write(f"{_BELOW}{self.text(done, total)[:width]}{_BACK}")
             sys.stderr.flush()
 
-    def _gained(self) -> int:
-        """Tokens that the last pass gave: one with the prompt's, whatever its length."""
+    def _tokens_of_pass(self) -> int:
+        """Tokens that the last pass gave. The prompt's pass gives one, for any length."""
         if self._position is None or self._passes == 1:
             return 1
         return max(self._position() - self._before, 1)
 
     def hide(self) -> None:
-        """Before anything else is written."""
+        """Removes the line; to be called before other output."""
         if self._drawn_at is not None:
             self._drawn_at = None
             sys.stderr.write(_BELOW + _BACK)
             sys.stderr.flush()
 
     def before(self, show: Callable[[str], None]) -> Callable[[str], None]:
-        """`show`, for what is written to the same terminal: the line goes away first."""
+        """`show` for output to the same terminal; it removes the line first."""
 
         def shown(piece: str) -> None:
             self.hide()

@@ -1,4 +1,4 @@
-"""From --model and its companions to an open engine, and what there is to say about one."""
+"""Opens engines for --model and related options, and describes them."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def find(name: str) -> Path:
-    """The model's file; ValueError that says how to get it where there is none."""
+    """The model's file. ValueError, which says how to get it, if there is none."""
     from airllm import hub
 
     path = hub.find_model(name)
@@ -55,8 +55,8 @@ def open_engine(
 
 
 def evaluation_progress(engine: "Engine", max_tokens: int) -> "StreamLine | Progress":
-    """Progress of a prompt's evaluation, which goes away before the answer begins; of every token's
-    where the model is streamed."""
+    """Progress of a prompt's evaluation, which disappears before the answer begins; if the model is
+    streamed, progress of each token."""
     if engine.stream_stats() is None:
         return console.prompt_progress()
     from airllm.cli.live import StreamLine
@@ -109,7 +109,8 @@ def open_with_draft(
                 "streamed from the disk makes nothing faster. Leave --draft out, or give more "
                 "--ram"
             )
-        # Its embedding is looked up, as the other's: what it would take is for layers.
+        # One byte less than the plan leaves the draft's embedding in the file, as the model's:
+        # its memory is left for layers.
         context, own.ram = plan.context, plan.total_bytes - (plan.embedding == "pinned")
     with open_engine(own, context=context, threads=args.threads) as draft:
         taken = draft.plan().total_bytes
@@ -125,7 +126,7 @@ def open_with_draft(
 
 
 def draft_plan(args: argparse.Namespace, granted: int) -> "Plan":
-    """Of --draft, before it is loaded."""
+    """The plan of --draft, before it is loaded."""
     from airllm.weights.plan_model import plan_model
 
     return plan_model(
@@ -138,7 +139,7 @@ def draft_plan(args: argparse.Namespace, granted: int) -> "Plan":
 
 
 class Runtime(TypedDict):
-    """What an engine runs on, as --json names it."""
+    """What an engine runs on; fields of --json."""
 
     backend: str  # "cpp" or "numpy"
     isa: str  # "avx512"; "numpy"

@@ -1,4 +1,7 @@
-"""Options that several commands share, and what a value may be. A bad one is a usage error (2)."""
+"""Options that several commands share, and the parsers of their values.
+
+A value that a parser refuses is a usage error (exit status 2).
+"""
 
 import argparse
 import json
@@ -14,7 +17,7 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 class UsageError(Exception):
-    """Options that are right one by one and wrong together; exit status 2."""
+    """Options that are valid one by one but not together; exit status 2."""
 
 
 EXIT_STATUS = """\
@@ -32,7 +35,7 @@ def epilog(*examples: str) -> str:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Examples as they are written, and room for the longest command's name."""
+    """Keeps the lines of examples, and has room for the longest command's name."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=27)
@@ -47,7 +50,7 @@ def add_command(
     description: str,
     examples: list[str],
 ) -> argparse.ArgumentParser:
-    """A command with a help that teaches: what it does, its options, examples, exit status."""
+    """Adds a command. Its help shows what it does, its options, examples and the exit status."""
     parser = subparsers.add_parser(
         name,
         help=help,
@@ -61,7 +64,7 @@ def add_command(
 
 
 def add_output(parser: argparse.ArgumentParser, *, json: str | None = None) -> None:
-    """What every command has, last in its help. json: what its --json prints."""
+    """Adds the options of all commands, last in the help. json: what --json prints, if any."""
     group = parser.add_argument_group("output")
     if json is not None:
         group.add_argument("--json", action="store_true", help=f"print one JSON object: {json}")
@@ -90,7 +93,7 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
 
 
 def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None:
-    """How the model runs. context=False where the command sets the context itself."""
+    """Options for how the model runs. context=False if the command sets the context itself."""
     group = parser.add_argument_group("how it runs")
     group.add_argument(
         "--backend",
@@ -140,7 +143,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
 
 
 def add_threads(parser: "argparse._ActionsContainer", *, decode: bool = True) -> None:
-    """decode=False where nothing is evaluated token by token."""
+    """decode=False if nothing is evaluated token by token."""
     parser.add_argument(
         "-t",
         "--threads",
@@ -191,7 +194,7 @@ def add_lookahead(parser: argparse.ArgumentParser) -> None:
 def add_answer(
     parser: argparse.ArgumentParser, *, max_tokens: int = Limits.max_new_tokens
 ) -> "argparse._ArgumentGroup":
-    """Options for the fields of Sampling and Limits, but for `keep`."""
+    """Options for the fields of Sampling and Limits, except `keep`."""
     group = parser.add_argument_group("what it says")
     group.add_argument(
         "-n",

@@ -1,4 +1,4 @@
-"""airllm plan: what of a model would be in memory, what would be streamed, and how fast that is."""
+"""airllm plan: which parts of a model would be in memory or streamed, and how fast that is."""
 
 import argparse
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airllm.backends.profiling import OpProfile
 
-# What is not an op: the executor's calls without their ops, and everything around the calls.
+# Names for the time outside of ops: within the executor's calls, and around the calls.
 CALLS, PYTHON = "(arguments and threads)", "(Python)"
 
 
@@ -18,12 +18,12 @@ class Profiled:
 
     test: str  # "tg128"
     passes: int  # forward calls: a token, or a prompt
-    seconds: float  # of all of them, while profiled
+    seconds: float  # of all passes, while profiled
     call_seconds: float  # of the executor's calls
     ops: "Sequence[OpProfile]"
 
     def parts(self) -> list[tuple[str, float]]:
-        """Names and seconds of all that `seconds` is made of."""
+        """Names and seconds of the parts of `seconds`."""
         in_ops = sum(op.seconds for op in self.ops)
         parts = [(op.name, op.seconds) for op in self.ops]
         return [
@@ -69,7 +69,7 @@ class Profiled:
 
 
 def draw(path: str, profiles: Sequence[Profiled], title: str) -> None:
-    """Bars of time for each op, a panel for each test. ImportError where matplotlib is missing."""
+    """Bars of time for each op, a panel for each test. ImportError if matplotlib is missing."""
     pyplot = require_matplotlib()
     rows = max(len(profile.parts()) for profile in profiles)
     figure, panels = pyplot.subplots(
@@ -104,7 +104,7 @@ def draw(path: str, profiles: Sequence[Profiled], title: str) -> None:
 
 
 def require_matplotlib() -> Any:
-    """matplotlib.pyplot, drawing to files; ImportError that says what to do where it is missing."""
+    """matplotlib.pyplot, which draws to files. ImportError, with the remedy, if it is missing."""
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError as error:

@@ -191,13 +191,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_status(port: int, *, as_json: bool) -> int:
-    """What the worker's status socket says; 1 where there is no worker, or it makes no sense."""
+    """Prints the answer of the worker's status socket. Returns 1 if there is no valid answer."""
     from airllm.cluster.report import status_path
     from airllm.util.private import open_own_folder
 
     path = status_path(port)
     try:
-        os.close(open_own_folder(path.parent, create=False))  # or anybody could answer
+        os.close(open_own_folder(path.parent, create=False))  # otherwise anybody could answer
         status = _read_status(path)
     except FileNotFoundError as error:
         return _no_status(port, path, str(error.strerror))
@@ -219,8 +219,8 @@ def _no_status(port: int, where: object, why: str) -> int:
 
 
 def _read_status(path: Path) -> dict[str, Any]:
-    """ValueError for what no worker says: more than 64 KiB, or anything but an object of plain
-    values, or of objects of them. OSError, and TimeoutError after five seconds."""
+    """ValueError for an answer of more than 64 KiB, or one that is not an object of plain values
+    and of objects of plain values. OSError, and TimeoutError after five seconds."""
     deadline = time.monotonic() + _STATUS_SECONDS
     data = b""
     with socket.socket(socket.AF_UNIX) as sock:
@@ -244,7 +244,7 @@ def _read_status(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a value as a worker's state has them."""
+    """Whether a value is plain, or an object of plain values."""
     values = value.values() if isinstance(value, dict) else [value]
     return not any(isinstance(item, (dict, list)) for item in values)
 

@@ -1,7 +1,7 @@
-"""Whether the parts of a node's program fit together: every op's types, sizes and references.
+"""Checks whether the parts of a node's program fit together: types, sizes, references of each op.
 
-A program that passes can be lowered without another look at its numbers. Nothing is allocated here.
-Source: the op table of dllama at commit 8d624a7.
+A program that passes can be lowered without further checks of its numbers. The checks allocate
+nothing. Source: the op table of dllama at commit 8d624a7.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,10 @@ F32, Q40, Q80 = FloatType.F32, FloatType.Q40, FloatType.Q80
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a pointer names: planes of one row for each token; `first` is its first column."""
+    """The part of a pipe or buffer that a pointer names: planes with a row for each token.
+
+    width: columns of a row, from column `first` on.
+    """
 
     type: FloatType
     planes: int
@@ -39,7 +42,7 @@ class View:
 
 
 class Program:
-    """A node's program, checked. ProtocolError names op, field and value.
+    """A node's program. The constructor checks it; a ProtocolError names op, field and value.
 
     weights: sizes by the op's name and index.
     """
@@ -106,7 +109,7 @@ class _OpCheck:
             self.require(even, f"its {which}", size, f"rows that {n} nodes can share evenly")
 
     def types(self, *allowed: tuple[FloatType, ...]) -> None:
-        """(input, output), or with a weight (input, weight, output)."""
+        """Types of (input, output), or of (input, weight, output) if the op has a weight."""
         weight = self.op.weight.type
         have: tuple[FloatType, ...] = (self.input.type, self.output.type)
         if weight is not FloatType.NONE:
@@ -127,7 +130,7 @@ class _OpCheck:
         self.require(self.output.planes == 1, "its output", self.output, "1 plane")
 
     def rows_of(self, what: str, buffer: int, planes: int, width: int, exact: bool = True) -> None:
-        """A named F32 buffer with a row for each token."""
+        """The buffer is F32, with a row of `width` (or, unless exact, more) for each token."""
         size, rows = self.program.node.buffers[buffer].size, self.program.net.rows
         fits = size.x == width if exact else size.x >= width
         good = size.type is F32 and size.z == planes and size.y == rows and fits

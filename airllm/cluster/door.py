@@ -1,9 +1,9 @@
-"""Who may come in: a thread that accepts connections all the time, and turns away most of them.
+"""Admission: a thread that accepts every connection and turns most of them away.
 
-The first visitor who says as much as the shortest handshake is the root; one that connects and is
-silent, or says a word and no more (a port scan), holds nobody up. While a root is served, others
-are sent away, except that those who may be the other workers it announced are kept; peers.py tells
-them apart. Whoever connects must come from a network that is allowed.
+The root is the first visitor that sends as many bytes as the shortest handshake has. A visitor that
+stays silent or sends fewer bytes (a port scan) delays nobody. While a root is served, visitors are
+turned away, unless they may be the other workers that the root announced; peers.py tells these
+apart. Every connection must come from an allowed network.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from airllm.cluster.link import Link, LinkError
 from airllm.util.private import open_own_folder
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Visitor = tuple[socket.socket, str]  # and its address
+Visitor = tuple[socket.socket, str]  # connection, and its address
 
 LOOPBACK: tuple[Network, ...] = (
     ipaddress.ip_network("127.0.0.0/8"),
     ipaddress.ip_network("::1/128"),
 )
-_MOST_VISITORS = 64  # that wait, beside the workers that are expected
+_MOST_VISITORS = 64  # that wait at a time, in addition to the expected workers
 _SHORTEST_HANDSHAKE = 8  # bytes
 _WORDLESS = "it left without a word"
-_GRACE_SECONDS = 0.25  # for a root whose predecessor is just leaving
+_GRACE_SECONDS = 0.25  # for which a root may wait while the run before it ends
 _LONGEST_PATH = 103  # of a Unix socket, on all systems
-_LOGGED_PER_SECOND = 3  # of those turned away
+_LOGGED_PER_SECOND = 3  # visitors that were turned away
 
 
 def is_allowed(address: str, networks: Sequence[Network]) -> bool:
@@ -45,7 +45,7 @@ def is_allowed(address: str, networks: Sequence[Network]) -> bool:
 
 
 class Door:
-    """Open from construction to close(). Methods are for one thread, the one that serves."""
+    """Open from construction to close(). All methods but stop() are for the thread that serves."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Door:
         status: Callable[[], bytes],
         status_path: Path | None = None,
     ) -> None:
-        """silence: seconds after which a visitor who says nothing is sent away. status: what the
-        socket at status_path tells whoever connects. OSError where an address cannot be had."""
+        """silence: seconds in which a visitor must send a handshake. status: returns what the
+        socket at status_path sends to each visitor. OSError if an address cannot be bound."""
         self._networks, self._silence, self._log, self._status = networks, silence, log, status
         self._listener = _listen(host, port)
         self.host, self.port = self._listener.getsockname()[:2]
@@ -80,13 +80,13 @@ class Door:
         self._lock = threading.Lock()
         self._idle = True
         self._expected = 0  # other workers
-        self._others: dict[int, Visitor] = {}  # who may be these
-        self._talkative: set[int] = set()  # of them: not to be watched for bytes any more
+        self._others: dict[int, Visitor] = {}  # by descriptor; visitors that may be these
+        self._talkative: set[int] = set()  # of them: have sent bytes, are polled no longer
         self._let_in: deque[Visitor] = deque()
         self._waiting: dict[int, tuple[socket.socket, str, float]] = {}
         self._turned_away: deque[float] = deque()
         self._not_logged = 0
-        self.on_stop: Callable[[], None] = lambda: None  # in the door's thread
+        self.on_stop: Callable[[], None] = lambda: None  # called in the door's thread
         self.stopped = False
         self._thread = threading.Thread(target=self._work, name="door", daemon=True)
         self._thread.start()
@@ -101,13 +101,13 @@ class Door:
         return None
 
     def expect(self, n: int) -> None:
-        """Keep whoever may be one of n other workers, from now on."""
+        """From now on keeps visitors that may be one of n other workers."""
         with self._lock:
             self._expected = n
 
     def wait_workers(self, n: int, seconds: float, root: Link) -> None:
-        """Until n who may be workers have come and stayed. LinkError where they do not in that
-        time, or the root leaves."""
+        """Waits until n visitors that may be workers are connected. LinkError if they are fewer
+        after `seconds`, or if the root leaves."""
         deadline = time.monotonic() + max(seconds, 0.0)
         watched = [self._news_read, root.sock.fileno()]
         while not self.stopped:
@@ -118,8 +118,7 @@ class Door:
                 raise LinkError("another worker did not connect in time")
 
     def workers(self) -> list[Visitor]:
-        """All who may be the other workers, in order of arrival; nobody else is kept from now
-        on."""
+        """All visitors that may be the other workers, in order of arrival. Keeps no more."""
         with self._lock:
             self._expected = 0
             found = list(self._others.values())
@@ -138,7 +137,7 @@ class Door:
             self._others.clear()
             self._talkative.clear()
         _drain(self._news_read)
-        _write(self.wake, b"\0")  # those that wait may come in
+        _write(self.wake, b"\0")  # visitors that wait may come in
 
     def stop(self) -> None:
         """Close soon; from any thread, and from a signal handler."""
@@ -154,8 +153,11 @@ class Door:
     def _wait_news(
         self, watched: list[int], deadline: float | None = None, root: Link | None = None
     ) -> bool:
-        """Until somebody came or left, or the root speaks; whether that was in time. A root that
-        speaks is not watched any more: what it says is read later."""
+        """Waits until a visitor was let in, or the root sends bytes or leaves (LinkError).
+
+        False if the deadline has passed. A root that has sent bytes is removed from `watched`, as
+        its bytes are read later.
+        """
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             return False
@@ -205,7 +207,7 @@ class Door:
             return
         for fd in ready & self._waiting.keys():
             self._has_spoken(fd)
-        self._hear_others(ready)
+        self._check_others(ready)
         if self._listener.fileno() in ready:
             self._accept()
         if self._status_listener is not None and self._status_listener.fileno() in ready:
@@ -221,8 +223,8 @@ class Door:
         try:
             sock, address = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return  # gone again
-        except OSError as error:  # no descriptors are left, say
+            return  # the visitor has left already
+        except OSError as error:  # for instance, no descriptors are left
             self._log(f"cannot accept a connection: {error.strerror}")
             time.sleep(0.05)
             return
@@ -247,7 +249,7 @@ class Door:
         self._waiting[sock.fileno()] = sock, name, time.monotonic()
 
     def _has_spoken(self, fd: int) -> None:
-        """Who says a whole handshake first, while no root is served, is the root."""
+        """Lets a visitor in as the root if it sent a handshake's bytes and no root is served."""
         sock = self._waiting[fd][0]
         if (said := _peek(sock, _SHORTEST_HANDSHAKE)) is None:
             return
@@ -263,8 +265,8 @@ class Door:
             self._let_in.append((sock, name))
             _write(self._news, b"x")
 
-    def _hear_others(self, ready: set[int]) -> None:
-        """Who leaves is no worker, whoever it was."""
+    def _check_others(self, ready: set[int]) -> None:
+        """Drops candidates for workers that have left; stops polling those that sent bytes."""
         with self._lock:
             for fd in ready & self._others.keys():
                 said = _peek(self._others[fd][0], 1)
@@ -274,7 +276,7 @@ class Door:
                     self._turn_away(*self._others.pop(fd), _WORDLESS)
 
     def _review(self) -> None:
-        """Send away who has waited for too long, and log those whom a flood left uncounted."""
+        """Turns away visitors that have waited for too long, and logs how many were not logged."""
         reason, seconds = f"it said no handshake for {self._silence:g} s", self._silence
         if not self._idle:
             reason, seconds = "a root is being served", _GRACE_SECONDS
@@ -306,7 +308,7 @@ class Door:
             self._not_logged = 0
 
     def _remove_status_socket(self) -> None:
-        """Unless another worker, with that port of another address, has put its own there."""
+        """Unless another worker, on the same port of another address, has put its own there."""
         path = self._status_path
         with contextlib.suppress(OSError):
             if path is not None and _identity(path) == self._status_file:
@@ -333,8 +335,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _listen_locally(path: Path) -> socket.socket:
-    """A socket for this user alone; one that a killed worker left behind is replaced. OSError where
-    the folder is not this user's alone, or the name is taken by something else."""
+    """A socket for this user alone. It replaces a socket that a killed worker left behind. OSError
+    if the folder is not this user's alone, or if the path is something else than a socket."""
     os.close(open_own_folder(path.parent, create=True))
     if len(os.fsencode(path)) > _LONGEST_PATH:
         text = f"longer than the {_LONGEST_PATH} bytes of a socket's path; set XDG_RUNTIME_DIR"
@@ -358,13 +360,13 @@ def _listen_locally(path: Path) -> socket.socket:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Which file is there."""
+    """The device and the inode of the file at `path`."""
     found = path.lstat()
     return found.st_dev, found.st_ino
 
 
 def _peek(sock: socket.socket, n: int) -> bytes | None:
-    """The next bytes, up to n: empty where the other side has left, None where nothing is there."""
+    """The next bytes, up to n; empty if the other side has left, None if no byte has come."""
     try:
         return sock.recv(n, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Syncs: what nodes pass to each other between segments, over pipes that lie row after row."""
+"""Syncs: nodes exchange rows of pipes between segments. A pipe lies in memory row after row."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,9 +13,8 @@ from airllm.cluster.protocol import NetConfig, SyncType
 
 
 class Exchange:
-    """links: by node, this one's own left out; node 0 is the root. spin: seconds in which to look
-    for what others send before sleeping. meet: gives the links that are missing when the first
-    slices are due."""
+    """links: to the other nodes, by node; node 0 is the root. spin: seconds of polling before a
+    receive sleeps. meet: returns the missing links when the first slices are due."""
 
     def __init__(
         self,
@@ -36,7 +35,7 @@ class Exchange:
         self.transfers(sync, rows).run()
 
     def transfers(self, sync: Sync, rows: int) -> "Transfers | FirstTransfers":
-        """What such a sync sends and receives: made once, run each time."""
+        """The sends and receives of a sync of `rows` rows: made once, run each time."""
         transfers = self._transfers.get((sync, rows))
         if transfers is None:
             transfers = self._transfers[sync, rows] = self._make(sync, rows)
@@ -70,7 +69,7 @@ class Exchange:
 
 
 class FirstTransfers:
-    """Those before which it is found out who the other workers are."""
+    """Transfers whose first run finds out first which connections are the other workers."""
 
     def __init__(
         self, exchange: Exchange, slice_bytes: int, make: Callable[[], "Transfers"]
@@ -86,30 +85,30 @@ class FirstTransfers:
 
 
 class Transfers:
-    """What to send and receive. Slices of several rows are gathered and scattered by a copy."""
+    """The sends and receives of a sync. Slices of several rows pass through contiguous copies."""
 
     def __init__(self, spin: float) -> None:
         self._spin = spin
         self.sends: list[Piece] = []
         self.receives: list[Piece] = []
-        self.before: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
-        self.after: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+        self.gathers: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+        self.scatters: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
 
     def run(self) -> None:
-        for whole, part in self.before:
+        for whole, part in self.gathers:
             part[...] = whole
         transfer(self.sends, self.receives, self._spin)
-        for whole, part in self.after:
+        for whole, part in self.scatters:
             whole[...] = part
 
     def send(self, links: list[Link], rows: NDArray[np.uint8]) -> None:
         memory = rows if rows.flags.c_contiguous else np.empty(rows.shape, np.uint8)
         if memory is not rows:
-            self.before.append((rows, memory))
+            self.gathers.append((rows, memory))
         self.sends += [(link, memory.reshape(-1).data) for link in links]
 
     def receive(self, link: Link, rows: NDArray[np.uint8]) -> None:
         memory = rows if rows.flags.c_contiguous else np.empty(rows.shape, np.uint8)
         if memory is not rows:
-            self.after.append((rows, memory))
+            self.scatters.append((rows, memory))
         self.receives.append((link, memory.reshape(-1).data))

@@ -1,6 +1,6 @@
-"""A connection to the root or to another worker: exact reads, timeouts, and both ways at once.
+"""A connection to the root or to another worker: exact reads, timeouts, sending while receiving.
 
-Timeouts are the kernel's (SO_RCVTIMEO), which cost no system call of their own, unlike Python's.
+Timeouts are the kernel's (SO_RCVTIMEO): unlike Python's, they cost no system call of their own.
 """
 
 import contextlib
@@ -13,9 +13,11 @@ from collections.abc import Sequence
 
 _CHUNK = 1 << 16
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # seconds, seconds
-_CROWDED_SECONDS = 200e-6  # of a look and a yield, which take 3 us, and others a slice of some ms
+# A poll and a yield take 3 us. If they take longer than this, another thread had the processor: its
+# time slice is some ms.
+_CROWDED_SECONDS = 200e-6
 
-DEFAULT_RATE = 10_000.0  # bytes a second; the slowest networks that clusters have are far above
+DEFAULT_RATE = 10_000.0  # bytes a second; far below the slowest network of a cluster
 
 
 class LinkError(Exception):
@@ -23,9 +25,12 @@ class LinkError(Exception):
 
 
 class Patience:
-    """How long to wait for a side that may drip: it begins with so many seconds, each byte buys
-    1 / rate of a second more, and there are never more than at the beginning. So silence is
-    suffered for `seconds`, and less than `rate` bytes a second not for much longer."""
+    """The time left to wait for a side that may drip.
+
+    It starts at `seconds`, and each byte adds 1 / rate of a second, up to the start value. So the
+    time is over after `seconds` of silence, and at r < rate bytes a second after
+    seconds / (1 - r / rate).
+    """
 
     def __init__(self, seconds: float, rate: float) -> None:
         self.left = self._most = seconds
@@ -36,8 +41,8 @@ class Patience:
 
 
 class Link:
-    """name: what errors call the other side. rate: bytes a second, below which it is too slow in
-    the middle of something; see Patience."""
+    """name: of the other side, for errors. rate: the least bytes a second while it sends a message
+    or takes one; see Patience."""
 
     def __init__(
         self, sock: socket.socket, name: str, timeout: float, rate: float = DEFAULT_RATE
@@ -47,8 +52,8 @@ class Link:
         self._deadline: float | None = None
         self._patience: Patience | None = None
         self._timeout, self._rate = 0.0, rate
-        self._limit = 0.0  # that the socket has
-        self._crowded_until = 0.0  # others want this processor
+        self._limit = 0.0  # seconds; the timeout that the socket has now
+        self._crowded_until = 0.0  # time.perf_counter(); until then, do not poll
         sock.setblocking(True)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A machine that was switched off says nothing: the kernel notices after a minute.
@@ -59,13 +64,13 @@ class Link:
         self.set_timeout(timeout)
 
     def set_timeout(self, seconds: float) -> None:
-        """How long the other side may be silent, or not take what is sent."""
+        """seconds: for how long the other side may be silent, or not take bytes that we send."""
         self._timeout = seconds
         self._set_limit(seconds)
 
     def be_patient(self, with_all: bool) -> None:
-        """Whether all that is read from now on is one message, however it is asked for, of which
-        silence may take `timeout`, or each `read_into` is one by itself."""
+        """with_all: all reads from now on share one Patience. Otherwise each `read_into` has its
+        own."""
         self._patience = self.patience() if with_all else None
         self._set_limit(self._timeout)
 
@@ -73,7 +78,7 @@ class Link:
         return Patience(self._timeout, self._rate)
 
     def set_deadline(self, deadline: float | None) -> None:
-        """When `take` gives up, by time.monotonic(), however many bytes still come; None: never."""
+        """deadline: time.monotonic() at which `take` gives up, even if bytes come; None: never."""
         self._deadline = deadline
 
     def take(self, n: int) -> bytes:
@@ -108,17 +113,20 @@ class Link:
         while len(view):
             n = self._receive(view, socket.MSG_WAITALL, patience)
             view = view[n:]
-            if len(view) and patience is None:  # it took all the time that it had
+            if len(view) and patience is None:  # timed out with some of the bytes
                 patience = self.patience()
                 patience.spend(self._timeout, n)
         if patience is not self._patience:
             self._set_limit(self._timeout)
 
     def read_soon(self, view: memoryview, seconds: float, timeout: float | None = None) -> None:
-        """read_into, looking for the first bytes for so long before it sleeps: to be woken takes as
-        long as a small sync. Others who want this processor get it meanwhile; where there are some,
-        it sleeps at once, as who sleeps is let in earlier than who yields. timeout: for these
-        bytes, in place of the connection's."""
+        """Like read_into, but polls for the first bytes for `seconds` before it sleeps, because
+        waking takes as long as a small sync.
+
+        It yields the processor after each poll. If another thread takes it, reads sleep at once
+        for the next second, because a thread that sleeps gets the processor back earlier than a
+        thread that yields. timeout: replaces the connection's if polling finds no byte.
+        """
         n = self.read_some(view)
         now = time.perf_counter()
         if not n and now >= self._crowded_until:
@@ -146,7 +154,7 @@ class Link:
             raise self._fault(error) from None
 
     def send_some(self, view: memoryview) -> int:
-        """Send what fits without waiting; the number of bytes."""
+        """Sends the bytes that fit without waiting; returns their number."""
         try:
             return self.sock.send(view, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -155,7 +163,7 @@ class Link:
             raise self._fault(error) from None
 
     def read_some(self, view: memoryview) -> int:
-        """Read what is there without waiting; the number of bytes."""
+        """Reads the bytes that have come, without waiting; returns their number."""
         if self._buffer:
             n = min(len(self._buffer), len(view))
             self.read_into(view[:n])
@@ -171,15 +179,15 @@ class Link:
         return n
 
     def check_open(self) -> None:
-        """LinkError where the other side has closed, and all that it sent has been read."""
+        """LinkError if the other side has closed and all that it sent was read."""
         self.is_silent()
 
     def is_silent(self) -> bool:
-        """Whether nothing has come that was not read. LinkError where the other side has closed."""
+        """Whether there are no unread bytes. LinkError if the other side has closed, too."""
         return not self._buffer and not self._peek(1)
 
     def has_bytes(self, n: int) -> bool:
-        """Whether the next n bytes are there, none of which has been read ahead."""
+        """Whether n bytes have come in addition to those that were read ahead."""
         with contextlib.suppress(LinkError):
             return self._peek(n) == n
         return False
@@ -204,7 +212,7 @@ class Link:
         self.sock.close()
 
     def _receive(self, memory: memoryview, flags: int, patience: Patience | None) -> int:
-        """At least a byte."""
+        """Receives at least one byte; returns the number of bytes."""
         if patience is not None:
             if patience.left <= 0:
                 raise self.too_slow()
@@ -223,7 +231,7 @@ class Link:
         return n
 
     def _set_limit(self, seconds: float) -> None:
-        """Of the kernel, for one call."""
+        """Sets the timeout of the kernel for each call."""
         if seconds != self._limit:
             self._limit = seconds
             micros = max(round(seconds * 1e6), 1000)
@@ -235,7 +243,7 @@ class Link:
         return LinkError(f"{self.name} was slower than {self._rate:g} bytes a second for too long")
 
     def _fault(self, error: OSError) -> LinkError:
-        if isinstance(error, BlockingIOError):  # what SO_RCVTIMEO and SO_SNDTIMEO give
+        if isinstance(error, BlockingIOError):  # a timeout, SO_RCVTIMEO or SO_SNDTIMEO
             if self._deadline is not None:
                 return LinkError(f"{self.name} did not complete the handshake in time")
             return LinkError(f"{self.name} was silent for {self._timeout:g} s")
@@ -246,8 +254,8 @@ Piece = tuple[Link, memoryview]
 
 
 def transfer(sends: Sequence[Piece], receives: Sequence[Piece], spin: float = 0.0) -> None:
-    """Send and receive, without waiting for the one before the other is done: a peer may read only
-    when it has written, and what both write may be more than sockets hold. spin: see read_soon."""
+    """Sends and receives at the same time: a peer may read only after it has written, and both
+    sides may write more than the sockets hold. spin: `seconds` of read_soon."""
     unsent = []
     for link, view in sends:
         n = link.send_some(view)

@@ -1,4 +1,4 @@
-"""A node's program as our executor takes it: what lowering gives."""
+"""The result of lowering: a node's program in the form that our executor takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ WeightKey = tuple[str, int]  # an op's name and index
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A layer's keys and values, [n_kv_heads, length, head_dim] each; k, v: the root's buffers."""
+    """A layer's keys and values, [n_kv_heads, length, head_dim] each; k, v: their buffers."""
 
     k: int
     v: int
@@ -27,8 +27,11 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """External buffers of the graph: "pipe.2", "buffer.0" (carried between segments), "angles.0",
-    "tokens.1" (pipe 1 as int32)."""
+    """The graph of a segment, with its weights, the number of its cache, and the syncs after it.
+
+    The graph's external buffers are named "pipe.2", "buffer.0" (carried between segments),
+    "angles.0", "tokens.1" (pipe 1 as int32).
+    """
 
     graph: Graph
     weights: Mapping[str, WeightKey]  # by slot
@@ -38,7 +41,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """carried: width of each buffer that outlives a segment. positions: the sequence's length."""
+    """carried: widths of the buffers that outlive a segment. positions: the sequence's length."""
 
     segments: tuple[Segment, ...]
     carried: Mapping[int, int]

@@ -1,4 +1,4 @@
-"""A node's program as graphs for our executor, one for each segment; segment.py does one."""
+"""Lowers a node's program to graphs for our executor, one for each segment (segment.py)."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,11 @@ from airllm.cluster.shared import Shared
 from airllm.cluster.wire import PointerType, ProtocolError, Source
 from airllm.graph.graph import GraphError
 
-UNLIMITED = 1 << 31  # positions of a program without attention
+UNLIMITED = 1 << 31  # positions of a program without attention and rope
 
 
 def lower(program: Program) -> Lowered:
-    """ProtocolError, which names the op, where the root's steps do not add up to ours."""
+    """ProtocolError, which names op or segment, if the root's steps do not combine to our ops."""
     shared = Shared(program, _buffer_uses(program), _carried(program))
     segments = []
     for number, segment in enumerate(program.node.segments):
@@ -36,14 +36,14 @@ def lower(program: Program) -> Lowered:
 
 
 def _lengths(program: Program, shared: Shared) -> Iterable[int]:
-    """Of the sequence, as caches and ropes have it."""
+    """The sequence lengths that the caches and ropes of the program give."""
     yield from (cache.length for cache in shared.caches)
     for segment in program.node.segments:
         yield from (op.config.length for op in segment.ops if isinstance(op.config, Rope))
 
 
 def _reads(op: NodeOp) -> Iterable[int]:
-    """Buffers that an op takes values from; caches are apart."""
+    """The buffers whose values an op reads, without KV caches."""
     if op.code is OpCode.MULTIHEAD_ATT:
         assert isinstance(op.config, Attention)
         yield op.config.query_buffer
@@ -66,7 +66,7 @@ def _writes(op: NodeOp) -> Iterable[int]:
 
 
 def _carried(program: Program) -> frozenset[int]:
-    """Buffers that a segment reads before it writes them: another one's values, or zeros."""
+    """Buffers that a segment reads before it writes them: another segment's values, or zeros."""
     carried: set[int] = set()
     for segment in program.node.segments:
         written: set[int] = set()
@@ -77,8 +77,8 @@ def _carried(program: Program) -> frozenset[int]:
 
 
 def _buffer_uses(program: Program) -> dict[int, PointerType]:
-    """How ops use each buffer. One of which they use only this node's slice is that slice; one that
-    is used in two ways has no place here."""
+    """How the ops use each buffer. ProtocolError for a buffer that is used in two ways. Of a buffer
+    that is used as a slice, only this node's slice is stored."""
     uses: dict[int, PointerType] = {}
 
     def use(op: NodeOp, index: int, kind: PointerType) -> None:
@@ -95,6 +95,6 @@ def _buffer_uses(program: Program) -> dict[int, PointerType]:
                 if pointer.source is Source.BUFFER:
                     use(op, pointer.index, pointer.type)
             named = {p.index for p in (op.input, op.output) if p.source is Source.BUFFER}
-            for index in {*_reads(op), *_writes(op)} - named:  # those that its config names
+            for index in {*_reads(op), *_writes(op)} - named:  # those in its config
                 use(op, index, PointerType.BATCH)
     return uses

@@ -1,4 +1,4 @@
-"""What a run measures of itself: the rate of its weights, its tokens and where their time went."""
+"""Measurements of a run: the rate of its weights, the number of its tokens, and their time."""
 
 import time
 
@@ -8,7 +8,7 @@ _PROGRESS_SECONDS = 5.0
 
 
 class Meter:
-    """Tokens, and where their time went; seconds."""
+    """Counts tokens, and the seconds spent on computing, on syncs and on the disk."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -58,7 +58,7 @@ class Meter:
 
 
 class WeightsProgress:
-    """Of the weights: a line every few seconds."""
+    """Reports how many of the weights have come, every 5 seconds."""
 
     def __init__(self, total: int, report: Report) -> None:
         self._total, self._report = total, report

@@ -1,4 +1,4 @@
-"""A node of a cluster at work: executors, buffers and caches for its program, without sockets.
+"""Runs the program of a cluster's node: its executors, buffers and caches, without sockets.
 
 node = Node(lowered, program, backend, threads=0)
 node.weights = ...                       # see weights.py
@@ -28,7 +28,8 @@ _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 
 Call = tuple[Callable[[], None], tuple[Sync, ...]]
 
-# Of a segment, for so many rows: what runs it (None: nothing), its buffers, keys and values.
+# How to run a segment for a number of rows: the function (None: the segment has no ops), its
+# buffers, keys, values, and the syncs that follow.
 _Array = NDArray[Any]
 _Call = tuple[
     Callable[..., None] | None, dict[str, _Array], _Array | None, _Array | None, tuple[Sync, ...]
@@ -36,7 +37,7 @@ _Call = tuple[
 
 
 class SegmentWeights(Protocol):
-    """waited_seconds: that `segment` waited for the disk, so far; read_bytes: from there."""
+    """waited_seconds: how long `segment` has waited for the disk. read_bytes: read from it."""
 
     @property
     def waited_seconds(self) -> float: ...
@@ -47,16 +48,16 @@ class SegmentWeights(Protocol):
         """Whether a segment's weights are the same for every step."""
 
     def segment(self, index: int) -> Any:
-        """A segment's weights as its executor bound them, until the next call."""
+        """A segment's weights, bound by its executor. They stay valid until the next call."""
 
 
 class Node:
-    """pipes: [rows, bytes of a row] each, uint8."""
+    """pipes: a uint8 array [rows, bytes of a row] for each pipe."""
 
     def __init__(
         self, lowered: Lowered, program: Program, backend: Backend, threads: int = 0
     ) -> None:
-        """Allocates all but the weights. threads: at most so many; 0 for all."""
+        """Allocates everything but the weights. threads: the most to use, 0 for all."""
         self._lowered, self._backend, self._threads = lowered, backend, threads
         self.rows = program.net.rows
         self.positions = lowered.positions
@@ -83,8 +84,8 @@ class Node:
         self._calls: dict[int, list[_Call]] = {}  # by rows
 
     def _make_executors(self) -> list[Executor]:
-        """One for each segment, fused as the local engine's graphs are; those of equal graphs, such
-        as all layers', share one."""
+        """An executor for each segment, fused like the local engine's graphs. Segments with equal
+        graphs, such as those of all layers, share an executor."""
         fused = fusion_wanted(None)
         made: list[tuple[Graph, Executor]] = []
         executors = []
@@ -98,10 +99,10 @@ class Node:
         return executors
 
     def step(self, position: int, rows: int) -> Sequence[Call]:
-        """For each segment in order: what computes it, and the syncs that follow.
+        """For each segment in order: a function that computes it, and the syncs that follow.
 
-        May be called before the step begins, when the last one is over: from what others have sent
-        to the executor it is then one call.
+        May be called as soon as the last step is over, before this step begins. Only one call then
+        lies between the arrival of the others' data and the executor.
         """
         self._positions[:rows] = np.arange(position, position + rows)
         for turns in self._turns:
@@ -144,7 +145,7 @@ class Node:
     ) -> None:
         for floats, ids in tokens:
             with np.errstate(invalid="ignore"):
-                ids[...] = floats  # what is no token of the table, the executor refuses
+                ids[...] = floats  # the executor refuses ids that the table does not have
         run(self.weights.segment(index), *arguments)
 
     def _external(self, name: str, rows: int) -> NDArray[Any]:
@@ -165,7 +166,7 @@ def _nothing() -> None:
 
 
 def roles(lowered: Lowered) -> Mapping[WeightKey, Role]:
-    """What each weight of the program is used as."""
+    """The role of each weight of the program."""
     return {
         key: segment.graph.roles[slot]
         for segment in lowered.segments
@@ -174,7 +175,7 @@ def roles(lowered: Lowered) -> Mapping[WeightKey, Role]:
 
 
 def buffer_bytes(lowered: Lowered, program: Program) -> int:
-    """At most so much will Node allocate, apart from the KV cache."""
+    """An upper bound of the bytes that Node allocates, without the KV cache."""
     rows = program.net.rows
     pipes = sum(pipe.size.nbytes for pipe in program.net.pipes)
     carried = 4 * rows * sum(lowered.carried.values())
@@ -183,7 +184,7 @@ def buffer_bytes(lowered: Lowered, program: Program) -> int:
     for segment in lowered.segments:
         if segment.graph not in distinct:
             distinct.append(segment.graph)
-    # What a product quantises, and one expert's rows, are no wider than the buffers they are of.
+    # The quantised inputs of products, and the rows of one expert, are no wider than their buffers.
     internal = sum(2 * rows * graph.row_bytes + _EXECUTOR_BYTES for graph in distinct)
     return pipes + carried + angles + internal
 

@@ -1,7 +1,7 @@
 """A node's program as the root sends it: buffers, and segments of ops and syncs.
 
-Here every field is checked by itself, and references against what there is; whether an op's parts
-fit together is for checks.py.
+This module checks each field by itself, and that each reference names a pipe or buffer of the
+program. checks.py checks whether the parts of an op fit together.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from airllm.cluster.wire import (
 
 MOST_BUFFERS = 1 << 14
 MOST_SEGMENTS = 1 << 10
-MOST_OPS = 1 << 8  # of a segment; a layer's halves have about 20
+MOST_OPS = 1 << 8  # of a segment; half a layer has about 20
 MOST_OPS_TOGETHER = 1 << 14
 MOST_SYNCS = 64
 

@@ -1,4 +1,4 @@
-"""What the root says about each kind of op: codes, and the config struct that follows an op."""
+"""The codes of the ops, and the config struct that follows each kind of op in the stream."""
 
 import enum
 import struct
@@ -32,9 +32,9 @@ class OpCode(enum.IntEnum):
 
 
 class RopeType(enum.IntEnum):
-    LLAMA = 0  # neighbours are a pair
-    FALCON = 1  # halves are a pair
-    LLAMA3_1 = 2  # as LLAMA
+    LLAMA = 0  # turns pairs of neighbouring columns
+    FALCON = 1  # pairs a column of the first half with one of the second
+    LLAMA3_1 = 2  # pairs as LLAMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Empty:
 @dataclass(frozen=True, slots=True)
 class InvRms:
     epsilon: float
-    columns: int  # pieces of the input, each with a result
+    columns: int  # parts of the input, each with its own result
 
     def encode(self) -> bytes:
         return struct.pack("<fI", self.epsilon, self.columns)
@@ -66,7 +66,7 @@ class RmsNorm:
 @dataclass(frozen=True, slots=True)
 class Matmul:
     n_experts: int
-    n_active: int  # 0: the weight is one matrix
+    n_active: int  # 0: no experts; the weight is one matrix
     buffer: int  # with the chosen experts
 
     def encode(self) -> bytes:
@@ -75,7 +75,7 @@ class Matmul:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """The fields up to theta in their order; those a node does not need are kept as they came."""
+    """The fields up to theta are in wire order. Fields that a node does not need are kept, too."""
 
     type: RopeType
     is_query: int
@@ -159,8 +159,8 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The config of MUL and SCALE, whose buffer has the other factor, and of SHIFT, whose pipe has
-    the row."""
+    """The config of MUL and SCALE (index: the buffer with the other factor) and of SHIFT (index:
+    the pipe with the positions)."""
 
     index: int
 
@@ -257,7 +257,7 @@ def _read_gate(f: Fields, n_pipes: int, n_buffers: int) -> Gate:
     return Gate(k, normalize, f.index("the buffer of experts", n_buffers))
 
 
-# By code: bytes, and what reads and checks them.
+# By code: the size in bytes, and the function that reads and checks the config.
 CONFIGS: Mapping[OpCode, tuple[int, Callable[[Fields, int, int], Config]]] = {
     OpCode.MERGE_ADD: (1, _read_empty),
     OpCode.MERGE_SUM: (1, _read_empty),

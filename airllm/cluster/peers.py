@@ -1,10 +1,10 @@
-"""Who the other workers are that connected to this one.
+"""Finds out which of the connections to this worker are the other workers.
 
-A worker with a lower index connects, and says nothing until its first slice is due: neither before
-nor then does it say who it is. So whoever connects meanwhile (a port scan, another program) cannot
-be told from a worker at first. What can be known: a worker stays; before the first step it is
-silent; and then it sends its whole slice without waiting for ours. All who stay are kept until the
-first slices are due, and the first that bring theirs are the workers.
+A worker with a lower index connects and is silent until its first slice is due; it never says who
+it is. So at first a visitor (a port scan, another program) cannot be told from a worker. Three
+things are known: a worker stays; before the first step it is silent; then it sends its whole slice
+without waiting for ours. All visitors that stay are kept until the first slices are due. The first
+of them to send a slice are the workers.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 
 from airllm.cluster.link import Link, LinkError
 
-_MOST_PROVED = 4096  # bytes of a slice that are waited for; some sockets hold few more
-_LEFT = "another worker left before its first slice"
+_MOST_PROVED = 4096  # bytes of a slice to wait for; some sockets hold few more
+_WORKER_LEFT = "another worker left before its first slice"
 
 
 def likely(visitors: Sequence[Link], n: int) -> list[Link]:
-    """Of those who wait, n or more who may be the workers, in order of arrival: those who are
-    silent where they are enough. LinkError where there are fewer than n."""
+    """At least n visitors that may be the workers, in order of arrival: the silent visitors if they
+    are enough, otherwise all that have stayed. LinkError if fewer than n have stayed."""
     silent: list[Link] = []
     talkative: list[Link] = []
     for link in visitors:
@@ -30,13 +30,16 @@ def likely(visitors: Sequence[Link], n: int) -> list[Link]:
     if len(silent) >= n:
         return silent
     if len(silent) + len(talkative) < n:
-        raise LinkError(_LEFT)
+        raise LinkError(_WORKER_LEFT)
     return [link for link in visitors if link in silent or link in talkative]
 
 
 def proved(links: Sequence[Link], n: int, slice_bytes: int, seconds: float) -> list[Link]:
-    """The first n that bring a slice of so many bytes, in order of arrival; others are closed.
-    Nothing is taken off the connections. LinkError where they do not in that time, or leave."""
+    """The first n links to bring a slice (or 4096 bytes of it), in order of arrival.
+
+    Closes the other links, and reads no bytes. LinkError if fewer than n bring a slice within
+    `seconds`, or if too many leave.
+    """
     needed = min(slice_bytes, _MOST_PROVED)
     deadline = time.monotonic() + seconds
     waiting = {link.sock.fileno(): link for link in links}
@@ -48,7 +51,7 @@ def proved(links: Sequence[Link], n: int, slice_bytes: int, seconds: float) -> l
     while len(found) < n:
         left = deadline - time.monotonic()
         if len(found) + len(waiting) < n:
-            raise LinkError(_LEFT)
+            raise LinkError(_WORKER_LEFT)
         if left <= 0:
             raise LinkError(f"{n - len(found)} other workers were silent for {seconds:g} s")
         for fd, _ in poll.poll(left * 1000):
@@ -66,4 +69,4 @@ def proved(links: Sequence[Link], n: int, slice_bytes: int, seconds: float) -> l
     return [link for link in links if link in found[:n]]
 
 
-Meet = Callable[[int], dict[int, Link]]  # the other workers by node; the bytes of a slice
+Meet = Callable[[int], dict[int, Link]]  # bytes of a slice -> the other workers, by node

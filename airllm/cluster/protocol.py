@@ -1,7 +1,7 @@
 """The messages of a run, apart from the node's program, which node_config reads.
 
-Each is a dataclass; `read_...` takes it off a stream and checks it, `encode` gives its bytes. What
-a root may say later is checked against what it said before.
+Each message is a dataclass. `read_...` reads it from a stream and checks it, also against earlier
+messages of the root. `encode` returns its bytes.
 """
 
 import enum
@@ -26,7 +26,7 @@ MOST_PIPES = 64
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """n_workers, this worker's index among them, and (host, port) of the others in index order."""
+    """index: of this worker, among n_workers. others: (host, port) of the others, by index."""
 
     n_workers: int
     index: int
@@ -59,7 +59,7 @@ class Pipe:
 
 @dataclass(frozen=True, slots=True)
 class NetConfig:
-    """rows: the most that a step may have. pre_syncs: pipes, without effect."""
+    """rows: the most rows of a step. pre_syncs: pipes; they have no effect here."""
 
     rows: int
     n_nodes: int
@@ -99,7 +99,7 @@ def read_net_config(take: Take, handshake: Handshake) -> NetConfig:
 
 
 def check_rows(f: Fields, size: Size) -> None:
-    """Of a pipe or buffer: a type that ops compute with, whole blocks in a row."""
+    """Checks that ops compute with a buffer's type, and that its rows are whole blocks."""
     if size.type not in (FloatType.F32, FloatType.Q80):
         raise f.fault("its type", size.type.name, "F32 or Q80, the types that ops have")
     if size.x % size.type.block:
@@ -151,8 +151,8 @@ class Control:
 
 
 def parse_control(data: bytes, rows: int, positions: int, filled: int) -> Control:
-    """The packet of 8 bytes. rows: the most of a step; positions: the sequence's length; filled:
-    how many of them the run has evaluated."""
+    """Decodes and checks a packet of 8 bytes. rows: the most rows of a step. positions: the
+    sequence's length. filled: the number of positions that the run has evaluated."""
     control = Control(*struct.unpack("<II", data))
     end = control.position + control.rows
     if control.rows == 0 or (

@@ -1,4 +1,4 @@
-"""What the operator of a worker sees: a line for each event, or a JSON object; and its status."""
+"""Output for the operator of a worker: a line or JSON object for each event, and its status."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ _log = logging.getLogger("airllm")
 class Report:
     """Events as plain lines of the "airllm" logger, or as JSON lines on stdout.
 
-    state is what --status shows: JSON values by name.
+    state: JSON values by name, which --status shows.
     """
 
     def __init__(self, *, as_json: bool = False) -> None:

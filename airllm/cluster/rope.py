@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from airllm.cluster.op_config import Rope, RopeType
 from airllm.numpy_ops import rope_table
 
-_AHEAD = 64  # positions that are computed together
+_AHEAD = 64  # positions whose rows are computed together
 
 
 @dataclass(frozen=True, slots=True)
 class Angles:
-    """What the frequencies depend on; factor 1 where they are not scaled."""
+    """The parameters of the frequencies. factor: 1 if the frequencies are not scaled."""
 
     head_dim: int
     theta: float
@@ -36,13 +36,13 @@ class Angles:
         )
 
     def frequencies(self) -> NDArray[np.float64]:
-        """Radians per position: [head_dim / 2]. Slow ones are divided by the factor, fast ones
-        are not, and those between by a mixture (Llama 3.1)."""
+        """Radians per position: [head_dim / 2]. Low frequencies are divided by the factor, high
+        frequencies are not, and frequencies between are a mixture of both (Llama 3.1)."""
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
         f = self.theta**-exponents
         if self.factor == 1.0:
             return f
-        turns = self.original_length * f / (2 * np.pi)  # in the original length
+        turns = self.original_length * f / (2 * np.pi)  # full turns over the original length
         low, high = self.low_frequency_factor, self.high_frequency_factor
         share = np.clip((turns - low) / (high - low), 0.0, 1.0)
         return (1 - share) * f / self.factor + share * f
@@ -51,7 +51,7 @@ class Angles:
 class Turns:
     """The cosines and sines of a step's positions: `table`, float32 [rows, head_dim].
 
-    A table of one row takes as long as one of many, so some more are kept for the next steps.
+    Computing one row takes as long as many, so rows for the next steps are computed ahead.
     """
 
     def __init__(self, angles: Angles, rows: int) -> None:
@@ -62,7 +62,7 @@ class Turns:
 
     @staticmethod
     def bytes_of(angles: Angles, rows: int) -> int:
-        """Float64 while it is made."""
+        """The most bytes in use: the float32 table, and float64 values while it is computed."""
         return (4 + 16) * angles.head_dim * max(rows, _AHEAD)
 
     def fill(self, position: int, n: int) -> None:

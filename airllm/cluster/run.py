@@ -1,7 +1,6 @@
 """A run: one root's visit, from its first byte to its last.
 
-Whatever goes wrong in it is raised here, and only ends the run: worker.py logs it and waits for the
-next root.
+An error ends the run and nothing else: worker.py logs it and waits for the next root.
 """
 
 import contextlib
@@ -40,22 +39,24 @@ from airllm.cluster.wire import Fields, Size
 from airllm.util import system
 from airllm.weights.budget import BudgetError
 
-_SLACK = 32 << 20  # of a budget: what freed memory the allocator keeps
+_SLACK = 32 << 20  # bytes of the budget, for freed memory that the allocator keeps
 
 
 class RefusedError(Exception):
-    """The worker cannot serve what the root asks for."""
+    """The worker cannot serve the root's program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """threads: of the backend, 0 for all. ram: bytes that the process may use, None for what the
-    machine has available. networks: where roots and workers may connect from, and where other
-    workers may be. Timeouts in seconds: handshake, until the program has come; silence, in the
-    middle of something; idle, between two steps. min_rate: bytes a second, of who is not silent but
-    slow in the middle of something (link.Patience). spin: seconds in which to look for what others
-    send before sleeping. cache: folder where weights that `ram` has no room for are kept between
-    runs; None: nowhere."""
+    """The limits of a run.
+
+    threads: of the backend, 0 for all. ram: bytes that the process may use; None: the available
+    memory. networks: those from which roots and workers may connect, and to which this worker may
+    connect. Timeouts, in seconds: handshake, until the program has come; silence, within a message;
+    idle, between two steps. min_rate: the least bytes a second within a message (link.Patience).
+    spin: seconds of polling before a receive sleeps. cache: the folder that keeps weights which do
+    not fit in `ram` from run to run; None: they are not kept.
+    """
 
     threads: int = 0
     ram: int | None = None
@@ -74,17 +75,17 @@ class Run:
     settings: Settings
     door: Door
     report: Report
-    links: list[Link] = field(default_factory=list)  # what stopping shuts down
+    links: list[Link] = field(default_factory=list)  # stop() shuts them down
     _spill: Spill | None = None
 
     def serve(self, visitor: Visitor) -> None:
-        """To the root's stop packet. LinkError, ProtocolError, RefusedError, MemoryError or OSError
-        where it ends otherwise."""
+        """Serves the root until its stop packet. LinkError, ProtocolError, RefusedError,
+        MemoryError or OSError if the run ends in another way."""
         with contextlib.ExitStack() as stack:
             try:
                 self._serve(visitor, stack)
             finally:
-                self.door.reopen()  # before the root can see that its connection closes
+                self.door.reopen()  # before the root sees its connection close
 
     def _serve(self, visitor: Visitor, stack: contextlib.ExitStack) -> None:
         root = self._link(visitor[0], "the root", stack)
@@ -125,7 +126,7 @@ class Run:
         weights.finish(node.executors)
         node.weights = weights
         callers = self._callers(handshake.index, stack)
-        root.send(encode_ack())  # from now on others may speak
+        root.send(encode_ack())  # from now on other workers may send
 
         self.report.update(state="running")
         links = {0: root} | higher
@@ -155,8 +156,8 @@ class Run:
     def _mesh(
         self, handshake: Handshake, root: Link, deadline: float, stack: contextlib.ExitStack
     ) -> dict[int, Link]:
-        """Links to the workers with a higher index, by node, to which we connect. The lower ones
-        connect to us, in no order that they tell; the door keeps them until _callers."""
+        """Connects to the workers with a higher index; returns the links by node. The workers with
+        a lower index connect to us, in unknown order; the door keeps them until _callers."""
         self.door.wait_workers(handshake.index, deadline - time.monotonic(), root)
         links = {}
         for other in range(handshake.index + 1, handshake.n_workers):
@@ -167,7 +168,7 @@ class Run:
         return links
 
     def _callers(self, n: int, stack: contextlib.ExitStack) -> list[Link]:
-        """n links or more, among which the workers with a lower index are."""
+        """At least n links. The workers with a lower index are among them."""
         links = []
         for sock, name in self.door.workers():
             links.append(self._link(sock, f"another worker ({name})", stack))
@@ -179,7 +180,7 @@ class Run:
         return dict(enumerate(found, 1))
 
     def _connect(self, host: str, port: int, other: int, deadline: float) -> socket.socket:
-        """Only to where a worker may be: a root must not send us to other services."""
+        """Connects only to allowed networks: a root must not send us to other services."""
         where = f"worker {other} at {host}:{port}"
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -213,8 +214,8 @@ class Run:
         self.report.update(model=shape)
 
     def _weights(self, program: Program, lowered: Lowered) -> ResidentWeights | StreamedWeights:
-        """What will take the weights: memory, or memory and disk. RefusedError where neither is
-        enough; nothing has been allocated then."""
+        """Prepares memory, or memory and disk, for the weights. RefusedError if both are too small;
+        nothing has been allocated then."""
         sizes = program.weights
         weights, cache = weight_bytes(sizes), cache_bytes(lowered)
         buffers = buffer_bytes(lowered, program)
@@ -247,14 +248,14 @@ class Run:
             residency = plan_residency(lowered, sizes, self.backend, granted - others)
         except BudgetError as error:
             least = megabytes(others + error.minimum)
-            raise RefusedError(f"{text}: too little; {least} are enough to stream") from None
+            raise RefusedError(f"{text}: too little; streaming needs {least}") from None
         streamed = residency.streamed_bytes
         stored = _stored_bytes(lowered, sizes, residency.pinned)
         room = room_bytes(self.settings.cache)
         if stored > room:
             raise RefusedError(
-                f"{text}: too little, and of the {megabytes(stored)} that the disk would have to "
-                f"take there is room for {megabytes(room)}"
+                f"{text}: too little; streaming needs {megabytes(stored)} on the disk, which has "
+                f"room for {megabytes(room)}"
             )
         text += f": {megabytes(streamed)} of the weights are read from disk for every step"
         self.report.event("memory", text, memory | {"streamed_bytes": streamed})
@@ -262,7 +263,7 @@ class Run:
         try:
             return StreamedWeights(lowered, sizes, self.backend, spill, residency)
         except BaseException:
-            spill.close()  # and with it the lock on the cache, which the next run asks for
+            spill.close()  # which frees the lock on the cache for the next run
             raise
 
     def _receive_weights(
@@ -283,8 +284,8 @@ class Run:
             stored, reused = self._spill.stored_bytes, self._spill.reused_bytes
             self.report.event(
                 "cache",
-                f"cache: {megabytes(reused)} of {megabytes(stored)} were in {self._spill.name}, "
-                "byte for byte",
+                f"cache: {megabytes(reused)} of {megabytes(stored)} were already in "
+                f"{self._spill.name}",
                 {"stored_bytes": stored, "reused_bytes": reused},
             )
 
@@ -301,7 +302,7 @@ class Run:
         def work(
             step: Control,
         ) -> list[tuple[Callable[[], None], list[Transfers | FirstTransfers]]]:
-            """What to do for each segment: compute, and then exchange."""
+            """For each segment the function that computes it, and the transfers that follow."""
             calls = node.step(step.position, step.rows)
             if step.rows not in transfers:
                 transfers[step.rows] = [
@@ -345,7 +346,7 @@ class Run:
 
 
 def _stored_bytes(lowered: Lowered, sizes: Mapping[WeightKey, Size], kept: Set[int]) -> int:
-    """What the planes that do not stay in memory take on the disk."""
+    """Bytes on the disk of the planes that do not stay in memory."""
     role = roles(lowered)
     return sum(
         sizes[key].z * file_bytes(sizes[key].plane_bytes)

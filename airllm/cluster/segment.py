@@ -1,13 +1,14 @@
-"""One segment of a node's program as a graph.
+"""Lowers one segment of a node's program to a graph.
 
-The root spells a layer out in small steps over numbered buffers: inverse RMS, then a multiplication
-by it; a cast to Q80, then a product; softmax, gate, scale, sum. Going through a segment once, each
-buffer is known by what it holds, a graph's buffer or a step that is not complete yet, and a step is
-emitted when it is: INV_RMS + RMS_NORM as rms_norm, SHIFT + SHIFT + MULTIHEAD_ATT as kv_append +
-attention, SILU + MUL as swiglu, SOFTMAX + MOE_GATE as route, SCALE + MERGE_SUM as expert_sum.
+The root describes a layer in small steps over numbered buffers: inverse RMS, then a multiplication
+by it; a cast to Q80, then a product; softmax, gate, scale, sum. The lowering goes through a segment
+once. It records for each buffer whether it holds a buffer of the graph or an incomplete step, and
+emits our op when the step is complete: INV_RMS + RMS_NORM as rms_norm, SHIFT + SHIFT +
+MULTIHEAD_ATT as kv_append + attention, SILU + MUL as swiglu, SOFTMAX + MOE_GATE as route, SCALE +
+MERGE_SUM as expert_sum.
 
-A Q80 buffer of the program is float32 here, rounded as Q80 would be; only pipes are real Q80. Where
-a step has no completion that our ops know, which no stock root sends, that is a ProtocolError.
+A Q80 buffer of the program is float32 here, rounded like Q80; only pipes are real Q80. A step that
+our ops cannot complete is a ProtocolError; no stock root sends one.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,7 +49,7 @@ class _InverseRms:
 
 @dataclass(frozen=True, eq=False)
 class _Activated:
-    """silu or gelu of a tensor, which the next MUL may take up."""
+    """silu or gelu of a tensor, not emitted yet, so that a MUL that follows can include it."""
 
     x: Buffer
     code: OpCode
@@ -68,14 +69,14 @@ class _Softmax:
 
 @dataclass(frozen=True, eq=False)
 class _Route:
-    """Chosen experts, and their shares."""
+    """The chosen experts and their shares."""
 
     route: Buffer
 
 
 @dataclass(frozen=True, eq=False)
 class _Scaled:
-    """Planes by the shares of a route, which MERGE_SUM adds up."""
+    """Planes times the shares of a route. MERGE_SUM adds them up."""
 
     x: Buffer
     route: Buffer
@@ -108,7 +109,7 @@ class SegmentLowering:
         for index, value in self.values.items():
             if index in self.shared.carried and not isinstance(value, _Tensor):
                 raise ProtocolError(
-                    f"segment {self.number}: buffer {index} is left for another segment half done"
+                    f"segment {self.number}: buffer {index} passes an incomplete step to another"
                 )
         return Segment(self.g.build(), self.weights, self.cache, syncs)
 
@@ -126,7 +127,7 @@ class SegmentLowering:
         return self.g.external(f"buffer.{index}", self.shared.width(index))
 
     def value(self, index: int) -> _Value:
-        """What a buffer holds; before it was written here, what another segment left."""
+        """The value of a buffer; another segment's value, if this segment has not written it."""
         if index not in self.values:
             self.values[index] = _Tensor(self.external(index))
         return self.values[index]
@@ -139,7 +140,7 @@ class SegmentLowering:
             self.values[index] = value
         if not isinstance(value, _Tensor):
             kind = type(value).__name__.strip("_").lower()
-            raise self.fault(op, f"reads buffer {index}, which holds a step not complete: {kind}")
+            raise self.fault(op, f"reads buffer {index}, which holds an incomplete step: {kind}")
         return value.buffer
 
     def activate(self, value: _Activated, out: Buffer | None = None) -> Buffer:
@@ -147,19 +148,20 @@ class SegmentLowering:
         return function(value.x, out=out)
 
     def read(self, op: NodeOp, pointer: Pointer, out: Buffer | None = None) -> Buffer:
-        """out: where values from a pipe go."""
+        """The values at `pointer`. out: the buffer to which values from a pipe are copied."""
         if pointer.source is Source.BUFFER:
             return self.tensor(op, pointer.index)
         view = self.program.view(pointer)
         return self.g.take_columns(self.pipe(pointer.index), view.first, view.width, out=out)
 
     def kept(self, op: NodeOp, pointer: Pointer) -> Buffer:
-        """The values as they are now, for a step that is completed later."""
+        """The present values, for a step that is completed later; copied if external."""
         x = self.read(op, pointer)
         return self.g.take_columns(x, 0, x.width) if x.external else x
 
     def write(self, pointer: Pointer, make: Callable[[Buffer | None], Buffer]) -> None:
-        """make(out) emits an op that writes `out`, or a buffer of its own, and returns it."""
+        """Writes to `pointer`. make(out) emits the op and returns the buffer that the op writes:
+        `out`, or for None a new buffer."""
         if pointer.source is Source.PIPE:
             out = self.pipe(pointer.index)
             self.g.put_columns(make(None), self.program.view(pointer).first, out=out)
@@ -169,7 +171,7 @@ class SegmentLowering:
             self.values[pointer.index] = _Tensor(out_buffer)
 
     def hold(self, op: NodeOp, value: _Value) -> None:
-        """The op's output holds a step that a later op completes."""
+        """Records that the op's output is a step that a later op completes."""
         if op.output.source is Source.PIPE:
             raise self.fault(op, f"{op.code.name} cannot write to a pipe")
         self.values[op.output.index] = value
@@ -202,13 +204,13 @@ class SegmentLowering:
     def merge_sum(self, op: NodeOp) -> None:
         value = self.value(op.input.index) if op.input.source is Source.BUFFER else None
         if not isinstance(value, _Scaled):
-            raise self.fault(op, "MERGE_SUM adds up what SCALE has not scaled")
+            raise self.fault(op, "MERGE_SUM adds up values that SCALE has not scaled")
         x, route = value.x, value.route
-        self.write(op.output, lambda out: _out(self.g, self.g.expert_sum(x, route), out))
+        self.write(op.output, lambda out: _copied(self.g, self.g.expert_sum(x, route), out))
 
     def embedding(self, op: NodeOp) -> None:
         if op.input.source is not Source.PIPE:
-            raise self.fault(op, "EMBEDDING takes tokens from elsewhere than a pipe")
+            raise self.fault(op, "EMBEDDING takes its tokens from a buffer; expected a pipe")
         tokens = self.g.external(f"tokens.{op.input.index}", 1, "int32")
         table = self.weight(op)
         if op.output.source is Source.BUFFER and self.program.view(op.output).type is FloatType.Q80:
@@ -219,7 +221,7 @@ class SegmentLowering:
     def inv_rms(self, op: NodeOp) -> None:
         assert isinstance(op.config, InvRms)
         if op.input.source is not Source.BUFFER:
-            raise self.fault(op, "INV_RMS measures a pipe")
+            raise self.fault(op, "INV_RMS reads a pipe; expected a buffer")
         self.tensor(op, op.input.index)
         of = self.value(op.input.index)
         assert isinstance(of, _Tensor)
@@ -231,7 +233,7 @@ class SegmentLowering:
         inverse = self.value(op.config.buffer)
         same = isinstance(inverse, _InverseRms) and inverse.of is self.values.get(op.input.index)
         if not (isinstance(inverse, _InverseRms) and same and inverse.config.columns == columns):
-            raise self.fault(op, "RMS_NORM divides by what INV_RMS did not measure of its input")
+            raise self.fault(op, "RMS_NORM does not use the inverse RMS of its own input")
         weight, eps = self.weight(op), inverse.config.epsilon
         if columns == 1:
             self.write(op.output, lambda out: self.g.rms_norm(x, weight, eps, out=out))
@@ -249,7 +251,7 @@ class SegmentLowering:
         value = self.value(op.input.index) if op.input.source is Source.BUFFER else None
         x = value.x if isinstance(value, _Repeated) else self.read(op, op.input)
         product = self.g.expert_linear(x, chosen.route, self.weight(op))
-        return self.write(op.output, lambda out: _out(self.g, product, out))
+        return self.write(op.output, lambda out: _copied(self.g, product, out))
 
     def rope(self, op: NodeOp) -> None:
         config = op.config
@@ -317,7 +319,7 @@ class SegmentLowering:
         self.hold(op, _Scaled(self.kept(op, op.input), shares.route))
 
     def cast(self, op: NodeOp) -> None:
-        if op.output.source is Source.PIPE:  # which rounds by itself
+        if op.output.source is Source.PIPE:  # writing to a pipe rounds
             return self.write(op.output, lambda out: self.read(op, op.input))
         types = self.program.view(op.input).type, self.program.view(op.output).type
         if types == (FloatType.F32, FloatType.Q80):
@@ -326,9 +328,9 @@ class SegmentLowering:
         if op.input.source is Source.PIPE:
             return self.write(op.output, lambda out: self.read(op, op.input, out))
         x = self.read(op, op.input)
-        if x.external:  # a copy, as it may change
+        if x.external:  # copied, because it may change
             return self.write(op.output, lambda out: self.g.take_columns(x, 0, x.width, out=out))
-        return self.write(op.output, lambda out: _out(self.g, x, out))
+        return self.write(op.output, lambda out: _copied(self.g, x, out))
 
     def repeat(self, op: NodeOp) -> None:
         self.hold(op, _Repeated(self.g.round_q8(self.read(op, op.input))))
@@ -340,15 +342,15 @@ class SegmentLowering:
         assert isinstance(op.config, Gate)
         value = self.value(op.input.index) if op.input.source is Source.BUFFER else None
         if not isinstance(value, _Softmax):
-            raise self.fault(op, "MOE_GATE chooses by what is no SOFTMAX")
+            raise self.fault(op, "the input of MOE_GATE is not the output of a SOFTMAX")
         normalized = bool(op.config.normalize)
         route = _Route(self.g.route(value.logits, op.config.k, normalized=normalized))
         self.values[op.config.buffer] = route
         self.hold(op, route)
 
 
-def _out(g: GraphBuilder, x: Buffer, out: Buffer | None) -> Buffer:
-    """x itself, or copied to `out`."""
+def _copied(g: GraphBuilder, x: Buffer, out: Buffer | None) -> Buffer:
+    """x itself if `out` is None, otherwise `out` with a copy of x."""
     return x if out is None else g.take_columns(x, 0, x.width, out=out)
 
 

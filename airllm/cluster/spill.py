@@ -1,6 +1,6 @@
-"""Where weights lie that memory has no room for: one nameless file, or one that is kept.
+"""Files for weights that do not fit in memory: a file without a name, or a cache that is kept.
 
-Both take planes (a matrix, or an expert's) as they come from the wire; a stream reads them back.
+Both take planes (a matrix, or an expert's matrix) as they come from the wire. A stream reads them.
 """
 
 import bisect
@@ -25,13 +25,14 @@ from airllm.util.private import open_own_file, open_own_folder
 
 Bytes = NDArray[np.uint8]
 
-_ALIGNMENT = 4096  # of planes in the file, so that reads past the page cache read nothing else
-_PIECE_BYTES = 1 << 20  # that are compared at once
+# Alignment of planes in the file: reads that bypass the page cache then read nothing else.
+_ALIGNMENT = 4096
+_PIECE_BYTES = 1 << 20  # compared at once
 
 
 class Spill(Protocol):
-    """descriptor, name: of the file that planes are read from. stored_bytes: of all planes;
-    reused_bytes: of those that were there already."""
+    """descriptor, name: of the file with the planes. stored_bytes: of all planes. reused_bytes: of
+    the planes that the file had already."""
 
     descriptor: int
     name: str
@@ -39,24 +40,24 @@ class Spill(Protocol):
     reused_bytes: int
 
     def store(self, data: Bytes) -> int:
-        """Keep a copy; returns its place in the file. OSError where it cannot be written."""
+        """Returns the offset of the plane's copy in the file. OSError if it cannot be written."""
 
     def close(self) -> None: ...
 
 
 def open_spill(cache: Path | None, nbytes: int = 0) -> Spill:
-    """nbytes: of all planes that a run will store, file_bytes each."""
+    """nbytes: the sum of file_bytes over all planes that a run will store."""
     return CacheFile(cache, nbytes) if cache is not None else SpillFile()
 
 
 def file_bytes(plane_bytes: int) -> int:
-    """What a plane takes of the file."""
+    """Bytes that a plane takes in the file."""
     return -(-plane_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def room_bytes(cache: Path | None) -> int:
-    """What open_spill's file may hold: what is free on the disk, and what the cache takes of it,
-    as planes that a run does not need make room for those that it does."""
+    """Bytes that open_spill's file may hold: the free bytes of the disk, and those of the cache,
+    because a run overwrites planes of the cache that it does not need."""
     folder = cache or spill_folder()
     kept = 0
     try:
@@ -77,7 +78,7 @@ def spill_folder() -> Path:
 
 
 class SpillFile(Closing):
-    """A file without a name, which is gone when the process is."""
+    """A file without a name, which disappears with the process."""
 
     def __init__(self) -> None:
         folder = spill_folder()
@@ -108,18 +109,18 @@ _LONGEST_LINE = 64 + 2 * 16 + 1
 
 
 class CacheFile(Closing):
-    """A file that outlives the process, with an index that knows planes by the SHA-256 of their
-    bytes: a line "digest place bytes" each, written when the plane is.
+    """A file that outlives the process, with an index that finds planes by the SHA-256 of their
+    bytes. The index has a line "digest offset bytes" for each plane, written after the plane.
 
-    What is there already is compared with what came; what is damaged is written anew, at the end.
-    Where the disk has no room for that, it takes the place of planes that this run has not asked
-    for; otherwise nothing is ever removed: what is not used any more is the user's to delete, both
-    files together. Both are this user's alone.
+    A plane that the index names is compared with the plane that came; a damaged plane is written
+    anew, at the end. If the disk has no room for a plane, it overwrites planes that this run has
+    not used. Nothing else is removed, unless a write finds the disk full; the user may delete the
+    two files, both together. Both belong to this user alone.
     """
 
     def __init__(self, folder: Path, nbytes: int = 0) -> None:
-        """nbytes: as open_spill. OSError where the folder cannot be had, is not this user's alone,
-        or another worker has it."""
+        """nbytes: see open_spill. OSError if the folder cannot be opened, is not this user's alone,
+        or is in use by another worker."""
         path = folder / _WEIGHTS
         self.name = str(path)
         with contextlib.ExitStack() as stack:
@@ -129,11 +130,11 @@ class CacheFile(Closing):
             opened = stack.enter_context(contextlib.ExitStack())
             opened.callback(os.close, self.descriptor)
             _lock(self.descriptor, folder)
-            # Closing does not unlock: io_uring holds the file until the kernel has ended the ring.
+            # Closing alone does not unlock: io_uring holds the file until the kernel ends the ring.
             opened.callback(fcntl.flock, self.descriptor, fcntl.LOCK_UN)
             self._index = open_own_file(inside, _INDEX, folder / _INDEX)
             opened.callback(os.close, self._index)
-            self._places = dict(self._known())
+            self._places = dict(self._read_index())
             self._end = file_bytes(os.fstat(self.descriptor).st_size)
             self._replaces = nbytes > _free_bytes(self.descriptor)
             self._files = opened.pop_all()
@@ -154,12 +155,12 @@ class CacheFile(Closing):
             _write_all(self.descriptor, data, place, self.name)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._empty()
+                self._truncate()
             raise
         self._end = max(self._end, place + file_bytes(data.nbytes))
         self._places[digest, data.nbytes] = place
         self._use(place, data.nbytes)
-        with contextlib.suppress(OSError):  # what the index does not know is written again
+        with contextlib.suppress(OSError):  # a plane that the index lacks is written again
             os.write(self._index, b"%s %d %d\n" % (digest.encode(), place, data.nbytes))
         return place
 
@@ -170,9 +171,9 @@ class CacheFile(Closing):
         return self.name
 
     def _place(self, nbytes: int) -> int:
-        """Where a new plane goes: never over one of this run."""
+        """The offset for a new plane. It never overwrites a plane of this run."""
         if not self._replaces or _free_bytes(self.descriptor) >= nbytes:
-            return self._end  # not over others either: a damaged index may name a place twice
+            return self._end  # overwrites nothing, as a damaged index may name an offset twice
         begin = 0
         for used, end in [*self._used, (self._end, self._end)]:
             if used - begin >= nbytes:
@@ -183,15 +184,15 @@ class CacheFile(Closing):
     def _use(self, place: int, nbytes: int) -> None:
         bisect.insort(self._used, (place, place + file_bytes(nbytes)))
 
-    def _empty(self) -> None:
-        """The disk is full: what is kept would make every other run fail as well."""
+    def _truncate(self) -> None:
+        """Empties both files: they fill the disk, so that all later runs would fail, too."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._index, 0)
             os.ftruncate(self.descriptor, 0)
 
-    def _known(self) -> Iterator[tuple[tuple[str, int], int]]:
-        """What the index says, the last word of it; a line that makes no sense says nothing.
-        New lines are written where the reading ends."""
+    def _read_index(self) -> Iterator[tuple[tuple[str, int], int]]:
+        """((digest, bytes), offset) of each line of the index, without malformed lines. Later
+        lines replace earlier ones. New lines are written where this reading ends."""
         with os.fdopen(os.dup(self._index), "rb") as file:
             file.seek(0)
             while line := file.readline(_LONGEST_LINE):
@@ -201,7 +202,7 @@ class CacheFile(Closing):
 
 
 def _free_bytes(descriptor: int) -> int:
-    """Of the disk that a file is on, for this user."""
+    """Bytes that are free for this user on the disk of a file."""
     disk = os.fstatvfs(descriptor)
     return disk.f_bavail * disk.f_frsize
 
@@ -215,7 +216,7 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def _holds(descriptor: int, place: int, data: Bytes) -> bool:
-    """Whether the file has these bytes there."""
+    """Whether the file has the bytes of `data` at `place`."""
     memory = bytearray(min(_PIECE_BYTES, data.nbytes))
     for at in range(0, data.nbytes, _PIECE_BYTES):
         piece = data[at : at + _PIECE_BYTES].data
@@ -231,5 +232,5 @@ def _write_all(descriptor: int, data: Bytes, offset: int, name: str) -> None:
         while view.nbytes:
             n = os.pwrite(descriptor, view, offset)
             view, offset = view[n:], offset + n
-    except OSError as error:  # which does not say where
+    except OSError as error:  # its text lacks the file's name
         raise OSError(error.errno, error.strerror, name) from None

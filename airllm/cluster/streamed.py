@@ -1,7 +1,7 @@
-"""Weights that memory has no room for: written to disk as they arrive, streamed for every step.
+"""Weights that do not fit in memory: written to disk as they arrive, streamed for every step.
 
-Some segments are kept; the matrices of the others pass through a ring, as the local engine's layers
-do. What is computed is the same bit for bit, as the same bytes are packed in the same way.
+Some segments stay in memory. The matrices of the other segments pass through a ring, like the local
+engine's layers. The results are the same bit for bit, because the packed bytes are the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,25 +27,27 @@ _STREAMED: frozenset[Role] = frozenset(["matrix", "experts"])  # other roles are
 def plan_residency(
     lowered: Lowered, sizes: Mapping[WeightKey, Size], backend: Backend, budget: int
 ) -> Residency:
-    """How to run a program's segments with so many bytes for weights, so that the least is read for
-    a step. BudgetError where not even streaming fits."""
+    """Chooses the segments that stay in memory, so that a step reads the fewest bytes.
+
+    budget: bytes for weights. BudgetError if not even streaming all segments fits.
+    """
     role = roles(lowered)
     always = sum(size.nbytes for key, size in sizes.items() if role[key] not in _STREAMED)
     nbytes, longest = [], 0
     for segment in lowered.segments:
         streamed = [sizes[key] for key in segment.weights.values() if role[key] in _STREAMED]
-        nbytes.append(sum(size.z * _room(backend, size) for size in streamed))
+        nbytes.append(sum(size.z * _bytes_in_memory(backend, size) for size in streamed))
         longest = max([longest, *(size.plane_bytes for size in streamed)])
     reads = read_buffer_bytes(longest)
     residency = reside(nbytes, budget - always, reads)
     if residency is None:
         minimum = always + least_bytes(nbytes, reads)
-        raise BudgetError(f"to stream takes {minimum} bytes for weights, not {budget}", minimum)
+        raise BudgetError(f"streaming needs {minimum} bytes for weights, not {budget}", minimum)
     return residency
 
 
 class StreamedWeights:
-    """Takes weights as ResidentWeights does."""
+    """Has the methods of ResidentWeights."""
 
     def __init__(
         self,
@@ -64,16 +66,16 @@ class StreamedWeights:
             for key in segment.weights.values()
             if number not in residency.pinned and self._roles[key] in _STREAMED
         }
-        # What is kept, and the places of what is not, by plane.
+        # By plane: the prepared weight if it stays in memory, otherwise its offset in the file.
         self._planes: dict[WeightKey, list[Any]] = {key: [None] * s.z for key, s in sizes.items()}
         largest = max((size.plane_bytes for size in sizes.values()), default=0)
         self._staging = np.empty(largest, np.uint8)
-        self._bound: dict[int, Any] = {}  # of each segment that is kept
+        self._bound: dict[int, Any] = {}  # by segment, of those that stay in memory
         self._ring: Ring | None = None
         self._taken = False
 
     def memory(self, key: WeightKey) -> NDArray[np.uint8]:
-        """Where the next plane of a weight is to be read to."""
+        """The memory into which the next plane of a weight is read."""
         n = self._sizes[key].plane_bytes
         keeps = plane_role(self._roles[key]) in self._backend.keeps
         return np.empty(n, np.uint8) if keeps and key not in self._streamed else self._staging[:n]
@@ -87,7 +89,7 @@ class StreamedWeights:
             )
 
     def finish(self, executors: Sequence[Executor]) -> None:
-        """All planes are there: bind them, and begin to read."""
+        """Binds the weights and starts to stream; call it after all planes have come."""
         self._staging = np.empty(0, np.uint8)
         ring = Ring(
             self._backend,
@@ -115,17 +117,18 @@ class StreamedWeights:
     def _matrices(self, slot: str, key: WeightKey) -> list[Matrix]:
         """A weight's planes, and their places in the file."""
         size, role = self._sizes[key], self._roles[key]
-        type, shape, nbytes = TYPES[size.type], matrix_shape(size), _room(self._backend, size)
+        type, shape = TYPES[size.type], matrix_shape(size)
+        nbytes = _bytes_in_memory(self._backend, size)
         return [
             Matrix(slot, role, key[0], type, shape, 0, place, size.plane_bytes, nbytes)
             for place in self._planes[key]
         ]
 
     def stays(self, index: int) -> bool:
-        return False  # asking for a segment gives back the slot of the one before
+        return False  # `segment` gives back the slot of the segment before
 
     def segment(self, index: int) -> Any:
-        """A segment's bound weights, until the next call. OSError where they cannot be read."""
+        """A segment's bound weights, valid until the next call. OSError if they cannot be read."""
         if self._ring is not None and self._taken:
             self._ring.release()
             self._taken = False
@@ -144,7 +147,7 @@ class StreamedWeights:
         return 0 if self._ring is None else int(self._ring.stats()["bytes_read"])
 
     def close(self) -> None:
-        """Ends the reading; what it has on disk is given back."""
+        """Ends the reading and closes the file."""
         if self._ring is not None:
             self._ring.close()
         self._bound.clear()
@@ -152,6 +155,6 @@ class StreamedWeights:
         self._spill.close()
 
 
-def _room(backend: Backend, size: Size) -> int:
+def _bytes_in_memory(backend: Backend, size: Size) -> int:
     """Bytes of a plane in memory."""
     return aligned_bytes(backend.packed_bytes(TYPES[size.type], matrix_shape(size)))

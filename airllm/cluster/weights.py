@@ -1,7 +1,7 @@
-"""A node's weights: from the wire straight into the form that the backend computes with.
+"""A node's weights, prepared for the backend as they come from the wire.
 
-One plane (a matrix, or an expert's) at a time is read into memory that is used again and again, and
-prepared from there, so that nothing is held twice.
+One plane (a matrix, or an expert's matrix) at a time is read into memory that all planes share, and
+prepared from there, so that no weight is in memory twice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ class Arrivals:
         self._missing = {key: set(range(size.z)) for key, size in sizes.items()}
 
     def expect(self, header: WeightHeader) -> Iterator[int]:
-        """The planes that follow a header, in order. ProtocolError for what has no place."""
+        """The planes that follow a header, in order. ProtocolError for other bytes."""
         f = Fields(lambda n: b"", f"weight {header.name!r} {header.index}")
         size = self._sizes.get((header.name, header.index))
         if size is None:
@@ -70,7 +70,7 @@ class ResidentWeights:
         self._bound: list[Any] = []
 
     def memory(self, key: WeightKey) -> NDArray[np.uint8]:
-        """Where the next plane of a weight is to be read to."""
+        """The memory into which the next plane of a weight is read."""
         n = self._sizes[key].plane_bytes
         keeps = plane_role(self._roles[key]) in self._backend.keeps
         return np.empty(n, np.uint8) if keeps else self._staging[:n]
@@ -79,7 +79,7 @@ class ResidentWeights:
         self._planes[key][plane] = prepare(self._backend, self._roles[key], data, self._sizes[key])
 
     def finish(self, executors: Sequence[Executor]) -> None:
-        """All planes are there: bind them to the segments."""
+        """Binds the weights to the segments; call it after all planes have come."""
         self._staging = np.empty(0, np.uint8)
         self._bound = [
             executor.bind(
@@ -97,7 +97,7 @@ class ResidentWeights:
     def segment(self, index: int) -> Any:
         return self._bound[index]
 
-    waited_seconds, read_bytes = 0.0, 0  # of the disk
+    waited_seconds, read_bytes = 0.0, 0  # no disk is used
 
     def close(self) -> None:
         self._bound.clear()
@@ -105,7 +105,7 @@ class ResidentWeights:
 
 
 def prepare(backend: Backend, role: Role, data: NDArray[np.uint8], size: Size) -> Any:
-    """One plane, as the backend wants it."""
+    """One plane as a weight of the backend."""
     type = TYPES[size.type]
     if role == "vector":
         return backend.weight(role, data, type, (size.x,))
@@ -119,7 +119,7 @@ def assemble(role: Role, planes: list[Any]) -> Any:
 
 
 def matrix_shape(size: Size) -> tuple[int, int]:
-    """Of a plane: x outputs of y inputs each."""
+    """(n, k) of a plane: x outputs of y inputs each."""
     return size.x, size.y
 
 

@@ -1,8 +1,7 @@
-"""Fields of dllama's messages, taken off a stream of bytes one by one, and their bytes.
+"""Reads the fields of dllama's messages from a stream of bytes one by one, and encodes them.
 
-All numbers are little endian. Nothing here knows sockets: a stream is a function that gives exactly
-the next n bytes or raises. A field that is not as it must be is a ProtocolError that names message,
-field and value.
+All numbers are little endian. No sockets here: a stream is a function that returns exactly the next
+n bytes or raises. An invalid field is a ProtocolError that names message, field and value.
 """
 
 import enum
@@ -18,7 +17,7 @@ LONGEST_NAME = 256  # bytes, with its NUL
 LARGEST_SIZE = 1 << 31  # of a dimension
 BLOCK = 32  # values of a block of Q40 or Q80
 
-Take = Callable[[int], bytes]  # exactly that many bytes; raises where the stream ends before
+Take = Callable[[int], bytes]  # exactly that many bytes; raises if the stream ends before
 
 _NAME = re.compile(rb"[\x21-\x7e]{1,255}")
 _Enum = TypeVar("_Enum", bound=enum.IntEnum)
@@ -47,7 +46,7 @@ class FloatType(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A tensor [z, y, x], x fastest. Absent ones have type NONE and no values."""
+    """A tensor [z, y, x], x fastest. An absent tensor has type NONE and no values."""
 
     type: FloatType
     z: int
@@ -91,7 +90,7 @@ class Source(enum.IntEnum):
 
 
 class PointerType(enum.IntEnum):
-    RAW = 0  # the whole as one row
+    RAW = 0  # the whole buffer as one row
     BATCH = 1  # a row for each token
     BATCHED_SLICE = 2  # of each row, this node's share of the values
 
@@ -109,7 +108,7 @@ class Pointer:
 
 
 class Fields:
-    """One message, or a part of it, as it is read."""
+    """Reads the fields of one message, or of a part of it, and checks them."""
 
     def __init__(self, take: Take, message: str) -> None:
         self._take = take
@@ -192,7 +191,7 @@ class Fields:
         return Pointer(source, index, self.enum(f"the pointer type of {field}", PointerType))
 
     def index(self, field: str, count: int) -> int:
-        """A number of one of `count` things."""
+        """The index of one of `count` things."""
         value = self.u32(field)
         if value >= count:
             raise self.fault(field, value, f"less than {count}, as many as there are")
@@ -215,7 +214,7 @@ def encode_name(name: str) -> bytes:
 
 
 def take_from(data: bytes) -> Take:
-    """The stream of some bytes; ProtocolError where it ends too early."""
+    """A stream of `data`; ProtocolError if it ends too early."""
     at = 0
 
     def take(n: int) -> bytes:

@@ -24,7 +24,7 @@ _log = logging.getLogger("airllm")
 
 
 class Worker:
-    """Listens from construction on. host, port: of this machine; port 0 takes a free one."""
+    """Listens from construction on. host, port: of this machine; port 0: any free port."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Worker:
         report: Report | None = None,
         status_path: Path | None = None,
     ) -> None:
-        """OSError where the address cannot be had; ImportError as load_backend."""
+        """OSError if the address cannot be bound; ImportError as load_backend."""
         self._settings = settings or Settings()
         self._backend = backend or load_backend(None, self._settings.threads or None)
         self.report = report or Report()
@@ -52,8 +52,8 @@ class Worker:
         self.host, self.port = self._door.host, self._door.port
 
     def serve(self, *, once: bool = False) -> bool:
-        """Until stop() is called; once: until the first run is over. Whether the last run, if there
-        was one, went well."""
+        """Serves roots until stop() is called; once: until the first run is over. False if the last
+        run failed."""
         where = f"{self.host}:{self.port}"
         self.report.event(
             "listening",
@@ -76,7 +76,7 @@ class Worker:
             self._door.close()
 
     def stop(self) -> None:
-        """End soon: serve() returns within a second. From a signal handler or another thread."""
+        """Makes serve() return within a second. For a signal handler or another thread."""
         self._door.stop()
 
     def _run(self, visitor: Visitor) -> bool:
@@ -113,10 +113,10 @@ class Worker:
 
 
 def give_memory_back() -> None:
-    """What a run's slice took, to the system: the allocator would keep it for the next one, whose
-    budget it would come off."""
+    """Returns the freed memory of a run to the system. The allocator would keep it, and take it
+    from the budget of the next run."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc has it
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 
 

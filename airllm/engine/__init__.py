@@ -1,4 +1,4 @@
-"""Running a model: the walk over its layers, generation, batches, sampling, lookahead.
+"""Runs a model: the forward pass, generation, batches, sampling, lookahead.
 
-Knows weights, state and text; not sockets, and not who asks.
+Knows weights, state and text; not sockets, servers or the command line.
 """

@@ -1,7 +1,7 @@
-"""Several sequences at once: their tokens go through the layers together, so that the weights,
-whose reading is most of a token's time, are read once for all of them.
+"""Generates several sequences at once. Their tokens go through the layers together, so that the
+weights are read once for all of them; reading weights is most of a token's time.
 
-Each sequence has a KV cache and a length of its own. Its numbers do not depend on those beside it.
+Each sequence has its own KV cache and length. Its numbers do not depend on the other sequences.
 """
 
 from collections import deque
@@ -24,10 +24,10 @@ from airllm.util.shown import shown
 
 
 class ParallelSequences:
-    """KV caches of n sequences, which go on together by a token each."""
+    """KV caches of n sequences that are evaluated together."""
 
     def __init__(self, decoder: Decoder, n: int, capacity: int, vocab_size: int) -> None:
-        """capacity: tokens of each. MemoryError where there is no room."""
+        """capacity: in tokens, of each cache. MemoryError if there is no room."""
         self._decoder = decoder
         self.caches = [decoder.new_cache(capacity) for _ in range(n)]
         self._logits = np.empty((n, vocab_size), np.float32)
@@ -37,7 +37,7 @@ class ParallelSequences:
             cache.clear()
 
     def forward(self, tokens: Sequence[int]) -> Logits:
-        """Evaluate a token of each sequence; returns their logits, float32 [n, vocab], in a buffer
+        """Evaluate a token of each sequence. Returns the logits, float32 [n, vocab], in a buffer
         that the next call overwrites. The tokens must be valid ids and fit the caches."""
         ids = np.array(tokens, np.int32)
         return self._decoder.evaluate_batch(ids, self.caches, self._logits)
@@ -47,14 +47,16 @@ class ParallelSequences:
         steps: Sequence[tuple[Sequence[int], KVCache]],
         on_layer: OnProgress | None = None,
     ) -> list[Logits]:
-        """Evaluate one or more tokens of some of the sequences: the last ones' logits, [vocab]."""
+        """Evaluate one or more tokens of some of the sequences. Returns the logits of the last
+        token of each, float32 [vocab], in a buffer that the next call overwrites."""
         return self._decoder.evaluate_each(steps, self._logits, on_layer)
 
     def in_one_pass(self, answers: Iterable[Continuation]) -> list[Continuation]:
-        """Those of some answers that are evaluated next.
+        """Chooses the answers whose pending tokens the next pass evaluates.
 
-        Where layers are streamed, as many prompts as are no longer than the longest one may be,
-        together, which is what there is memory for; else one. Tokens of answers join them.
+        Answers with one pending token always take part. Of the others, most of which are prompts,
+        one does, or more if layers are streamed: as many as together are no longer than the
+        context, which the plan has memory for.
         """
         most = self._decoder.cache.capacity if self._decoder.streams else 0
         chosen, n_tokens = [], 0
@@ -90,8 +92,9 @@ def continue_prompts(
     on_token: Callable[[int, str], None] | None = None,
     on_layer: OnProgress | None = None,
 ) -> Generator[tuple[int, Generation], None, None]:
-    """Check everything now, and make the generator of the answers, see
-    LayerWiseInferenceEngine.stream_batch. The model is busy from its first answer to its end."""
+    """Check all arguments now, and return the generator of the answers, see
+    LayerWiseInferenceEngine.stream_batch. The model is busy from the generator's start to its end.
+    """
     ids = [model.prompts.some_tokens(prompt) for prompt in prompt_list(prompts)]
     batch = check_count("batch", batch)
     check_choice("on_full", limits.on_full, ("stop", "shift"))
@@ -117,14 +120,14 @@ def stream_batch(
     on_token: Callable[[int, str], None] | None = None,
     on_layer: OnProgress | None = None,
 ) -> Iterator[tuple[int, Generation]]:
-    """Continue all prompts, as many together as there are lanes; a sequence that ends makes room
-    for the next prompt. Yields a prompt's index and its answer as each gets ready.
+    """Continue all prompts, as many together as there are lanes. When a sequence ends, the next
+    prompt takes its lane. Yields the index of a prompt and its answer as soon as it is complete.
 
-    limits: of each prompt, which must fit its lane with its answer, or fill the context.
-    on_token(index of the prompt, text). on_layer(done, total): layers of a pass.
+    limits: of each prompt. A lane must have room for each prompt and its answer, or for the whole
+    context. on_token(index of the prompt, text). on_layer(done, total): layers of a pass.
 
-    Tokens of answers are evaluated together, a prompt by itself, as is what a shift leaves of one;
-    but in the same pass through the layers, where those come from the disk.
+    The tokens of answers are evaluated together. A prompt, or the rest of a sequence after a shift,
+    is a batch by itself. If layers are streamed, all of them share a pass through the layers.
     """
     free, waiting = list(lanes.caches), deque(enumerate(zip(prompts, limits, strict=True)))
     running: dict[int, Continuation] = {}
@@ -134,7 +137,7 @@ def stream_batch(
             on_token(index, piece)
 
     def ended() -> Iterator[tuple[int, Generation]]:
-        """Take answers out that have ended."""
+        """Remove the answers that have ended and free their caches."""
         for index in [index for index, answer in running.items() if not answer.goes_on()]:
             answer = running.pop(index)
             say(index, answer.rest())

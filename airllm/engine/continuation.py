@@ -1,4 +1,4 @@
-"""An answer as it grows: the tokens to evaluate next, the next token's choice, the text so far."""
+"""An answer as it grows: the tokens to evaluate next, the choice of the next one, the text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,24 +17,24 @@ FinishReason = Literal["stop", "length", "context"]
 
 @dataclass(frozen=True)
 class Generation:
-    """What was generated, and how fast."""
+    """An answer, and how fast it was generated."""
 
     text: str
-    tokens: tuple[int, ...]  # without the end token; those of a stop string are there
+    tokens: tuple[int, ...]  # without the end token, but with the tokens of a stop string
     prompt_tokens: int
-    reused_tokens: int  # of the prompt, those that were in the KV cache and not evaluated again
-    shifted_tokens: int  # that were forgotten to make room, with on_full="shift"
+    reused_tokens: int  # of the prompt: found in the KV cache, not evaluated again
+    shifted_tokens: int  # forgotten to make room, with on_full="shift"
     finish_reason: FinishReason  # end token or stop string; max_new_tokens; the context is full
-    prefill_seconds: float  # the prompt's evaluation, up to the first token
-    decode_seconds: float  # the tokens after the first; in a batch, together with the others'
-    prefill_tokens_per_second: float  # of the tokens that were evaluated
+    prefill_seconds: float  # from the start of the prompt's evaluation to the first token
+    decode_seconds: float  # for the tokens after the first; in a batch, shared with other answers
+    prefill_tokens_per_second: float  # counts evaluated tokens only
     decode_tokens_per_second: float
-    passes: int  # evaluations of the model: the prompt's, and those of the answer
-    accepted_tokens: int  # of the answer, those that were guessed right and took no pass
+    passes: int  # evaluations of the model: one for the prompt, the others for the answer
+    accepted_tokens: int  # of the answer: guessed right, so that they took no pass
 
     @property
     def tokens_per_pass(self) -> float:
-        """Of the answer, its end token too; 1 without lookahead."""
+        """Tokens of the answer, including its end token, for each pass; 1 without lookahead."""
         return (self.passes + self.accepted_tokens) / self.passes if self.passes else 0.0
 
 
@@ -44,8 +44,7 @@ class Continuation:
         while answer.goes_on():
             evaluate answer.pending after answer.cache, and answer.take(the last token's logits)
 
-    pending: the tokens to evaluate next. Text is given out in whole characters, and nothing of a
-    stop string.
+    pending: the tokens to evaluate next. Text comes in whole characters, and without stop strings.
     """
 
     def __init__(
@@ -56,32 +55,32 @@ class Continuation:
         sampling: Sampling,
         limits: Limits,
     ) -> None:
-        """prompt: must fit the context. cache: holds its beginning, or nothing, but not all of it.
-        limits: for this prompt, as for_prompt gives them."""
+        """prompt: must fit the context. cache: holds the beginning of the prompt or nothing, but
+        never the whole prompt. limits: for this prompt, from Limits.for_prompt."""
         self.cache, self._tokenizer, self._limits = cache, tokenizer, limits
         self._sampler, self._stream = Sampler(sampling), TextStream(limits.stop_strings)
         self._history, self._n_prompt = list(prompt), len(prompt)
         self._n_reused, self._n_shifted = cache.length, 0
         self.pending = self._history[self._n_reused :]
         self._pieces: list[str] = []
-        self._seconds: list[float] = []  # of each evaluation, the prompt's first
+        self._seconds: list[float] = []  # for each `take`; the first includes the prompt
         self._finish: FinishReason | None = None
         self.accepted = 0  # tokens whose logits were there before they were chosen
 
     @property
     def history(self) -> Sequence[int]:
-        """The prompt's tokens and the answer's."""
+        """The tokens of the prompt and of the answer."""
         return self._history
 
     def room(self) -> int:
-        """Tokens that may be evaluated after `pending` in the same pass."""
+        """How many tokens may be evaluated after `pending` in the same pass."""
         n_said = len(self._history) - self._n_prompt
         wanted = self._limits.max_new_tokens - n_said - 1
         return min(wanted, self.cache.capacity - self.cache.length - len(self.pending))
 
     def goes_on(self) -> bool:
-        """Whether another token is wanted; there is room for it then.
-        ContextFullError where there is none, and the limits' on_full says so."""
+        """Whether another token is wanted; if so, there is room for it.
+        ContextFullError if the context is full and on_full is "error"."""
         cache, limits = self.cache, self._limits
         n_said = len(self._history) - self._n_prompt
         if self._finish is None and n_said >= limits.max_new_tokens:
@@ -101,9 +100,9 @@ class Continuation:
         return self._finish is None
 
     def take(self, logits: Logits, start: float) -> str:
-        """Choose the next token; returns the text that it makes certain, which may be none.
+        """Choose the next token. Returns the text that is now certain, which may be empty.
 
-        logits: float32 [vocab], after `pending`; start: when their evaluation began, by
+        logits: float32 [vocab], after `pending`. start: when their evaluation began, by
         perf_counter.
         """
         token = self._sampler.sample(logits, self._history)
@@ -122,7 +121,7 @@ class Continuation:
         return piece
 
     def rest(self) -> str:
-        """The text that was held back, once no token is to come."""
+        """The text that was still held back; to be called once, after the last token."""
         rest = self._stream.finish()
         self._pieces.append(rest)
         return rest
@@ -147,13 +146,13 @@ class Continuation:
 
 
 def shift(cache: KVCache, pending: Sequence[int], keep: int) -> list[int]:
-    """Forget the older half of what comes after the first `keep` tokens; returns the tokens that
-    are then to be evaluated, `pending` last.
+    """Forget the older half of the tokens after the first `keep`. Returns the tokens to evaluate
+    next, `pending` last.
 
-    What stays moves to earlier positions and is evaluated again there. To turn its keys by the
-    difference of positions, as llama.cpp does, would be faster and another result: keys and values
-    of all layers but the first have seen what is forgotten, and a cache of 16 or 8 bit would be
-    rounded once more with each shift.
+    The tokens that stay move to earlier positions and are evaluated again there. llama.cpp rotates
+    their keys by the difference of positions instead. That is faster, but the result differs: the
+    keys and values of all layers but the first depend on the forgotten tokens, and each shift would
+    round a cache of 16 or 8 bits once more.
     """
     tokens = [*cache.tokens, *pending]
     forgotten = (len(tokens) - keep) // 2

@@ -24,8 +24,9 @@ Logits = NDArray[np.float32]
 class Decoder:
     """A model ready to run: executors, weights, KV cache, and the buffers between the graphs.
 
-    All of it is allocated once; an evaluation allocates nothing that grows with the model but, for
-    a prompt of several batches and streamed layers, their residuals, which the plan counts.
+    The constructor allocates all of it. The only allocation of an evaluation that grows with the
+    model is the residual of a pass over several batches; if layers are streamed, the plan counts
+    it.
     """
 
     def __init__(
@@ -35,12 +36,12 @@ class Decoder:
         decode_threads: int = 0,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """decode_threads: at most so many for one token at a time; 0 for all."""
+        """decode_threads: the most threads for a pass of a single token; 0 for all."""
         model, backend, plan = planned.model, planned.backend, planned.plan
         config, batch_size = model.config, plan.batch_size
         self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
         self._decode_threads = min(int(decode_threads), MOST_THREADS)
-        # Before the weights, which take their time: it may be refused.
+        # The cache comes before the weights, as its memory may be refused and weights take long.
         self._kv_type: KVType = planned.kv_type
         self.cache = self.new_cache(plan.context)
         kinds = [layer_executor(backend, kind.graph, batch_size, plan) for kind in model.kinds]
@@ -66,7 +67,7 @@ class Decoder:
         )
 
     def close(self) -> None:
-        """End what reads ahead. An evaluation is a RuntimeError from now on."""
+        """Stop reading ahead. From now on an evaluation raises RuntimeError."""
         self._closed = True
         self.weights.close()
 
@@ -77,17 +78,17 @@ class Decoder:
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of what is between and inside the graphs."""
+        """Bytes of the buffers between and inside the graphs."""
         return self.plan.buffer_bytes
 
     @property
     def batch_size(self) -> int:
-        """Tokens that are evaluated at once, at most."""
+        """The most tokens in one batch."""
         return self._batch_size
 
     @contextmanager
     def profile(self) -> Iterator[Profile]:
-        """Note what each op takes; see Profile."""
+        """Inside the `with`, record the time of each op; see Profile."""
         profile = Profile(self.cache.row_bytes)
         before = (self._embed, self._layers, self._head)
         model = self._model
@@ -103,7 +104,7 @@ class Decoder:
             self._embed, self._layers, self._head = before
 
     def new_cache(self, capacity: int) -> KVCache:
-        """A cache for a sequence beside that of `cache`. MemoryError where there is no room."""
+        """A cache for a further sequence. MemoryError if there is no room."""
         c = self._model.config
         return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, capacity, self._kv_type)
 
@@ -116,17 +117,17 @@ class Decoder:
     ) -> Logits:
         """Append tokens to a cache, a batch at a time, and compute logits.
 
-        tokens: int32 [n], at least one, valid ids that fit the context: not checked here.
+        tokens: int32 [n], at least one, valid ids that fit the context; this is not checked.
         logits: float32 [n, vocab], filled and returned; if None, only the last row is computed and
             returned, float32 [vocab], in a buffer that the next call overwrites.
         on_progress: called with (done, total) after each step: one layer for one batch of tokens.
         cache: `self.cache` unless given.
 
-        Where layers are streamed, all batches go through a layer before the next one is read, so
-        that a prompt takes one pass of the disk however long it is.
+        If layers are streamed, all batches go through a layer before the next layer is read, so
+        that a prompt of any length reads the layers once.
 
-        An exception, Ctrl-C's too, leaves in the cache the batches that were complete.
-        FormatError when the file has changed since it was opened.
+        After an exception, also KeyboardInterrupt, the cache holds the batches of complete passes.
+        FormatError if the file has changed since it was opened.
         """
         cache = self.cache if cache is None else cache
         parts = self._batches(tokens, cache, self._last_row if logits is None else logits)
@@ -144,13 +145,13 @@ class Decoder:
         logits: Logits,
         on_progress: OnProgress | None = None,
     ) -> Logits:
-        """Append one token to each of several caches, reading the layers once for all of them.
+        """Append one token to each of several caches, in one pass through the layers.
 
-        tokens: int32 [n], checked no more than by `evaluate`.
+        tokens: int32 [n], not checked, as in `evaluate`.
         logits: float32 [n, vocab], filled and returned.
         on_progress: called with (done, total) layers.
         """
-        self._pass(self._singles(tokens, caches, logits), on_progress)
+        self._pass(self._single_tokens(tokens, caches, logits), on_progress)
         return logits
 
     def evaluate_each(
@@ -160,11 +161,13 @@ class Decoder:
         on_progress: OnProgress | None = None,
     ) -> list[Logits]:
         """Append tokens to each of several caches, in one pass: all go through a layer before the
-        next is read. The single ones go together, as in evaluate_batch; the others are evaluated
-        as by themselves, so that what stands beside a prompt does not change its numbers.
+        next layer is read. Caches that get a single token share batches, as in evaluate_batch. The
+        others get batches of their own, so that the numbers of a prompt do not depend on the other
+        sequences.
 
-        steps: of each cache its tokens, at least one. logits: float32 [n_steps, vocab], room for
-        what is returned: those of each one's last token, [vocab].
+        steps: (tokens, cache) of each sequence, at least one token. logits: float32
+        [n_steps, vocab], memory for the result. Returns the logits of the last token of each
+        sequence, [vocab], as views of that memory.
         on_progress: called with (done, total) layers.
         """
         singles = [index for index, (tokens, _) in enumerate(steps) if len(tokens) == 1]
@@ -172,7 +175,7 @@ class Decoder:
         parts = []
         if singles:
             ids = np.array([steps[index][0][0] for index in singles], np.int32)
-            parts += self._singles(ids, [steps[index][1] for index in singles], logits)
+            parts += self._single_tokens(ids, [steps[index][1] for index in singles], logits)
         for row, index in enumerate(others, len(singles)):
             tokens, cache = steps[index]
             parts += self._batches(np.array(tokens, np.int32), cache, logits[row : row + 1])
@@ -181,39 +184,39 @@ class Decoder:
         return [logits[rows[index]] for index in range(len(steps))]
 
     def _batches(self, tokens: NDArray[np.int32], cache: KVCache, logits: Logits) -> list["_Part"]:
-        """Some tokens, batch by batch. logits: of all of them, or of the last one alone."""
+        """Cuts the tokens of one sequence into batches. logits: of the last len(logits) tokens."""
         parts, n = [], len(tokens)
-        for start, stop in _even_shares(n, self._batch_size):
-            # Those of the tokens from n - len(logits) on.
+        for start, stop in _even_batches(n, self._batch_size):
+            # The batch's rows of the logits, which belong to the tokens from n - len(logits) on.
             own = logits[max(start + len(logits) - n, 0) : max(stop + len(logits) - n, 0)]
             sequence = stop - start, cache.length + start, cache
             parts.append(_Part(tokens[start:stop], [sequence], own))
         return parts
 
-    def _singles(
+    def _single_tokens(
         self, tokens: NDArray[np.int32], caches: Sequence[KVCache], logits: Logits
     ) -> list["_Part"]:
-        """A token of each of some caches, batch by batch. logits: the first of them are theirs."""
+        """Cuts a token of each cache into batches. logits: the first len(caches) rows are used."""
         sequences = [(1, cache.length, cache) for cache in caches]
         return [
             _Part(tokens[start:stop], sequences[start:stop], logits[start:stop])
-            for start, stop in _even_shares(len(caches), self._batch_size)
+            for start, stop in _even_batches(len(caches), self._batch_size)
         ]
 
     def _pass(self, parts: Sequence["_Part"], on_layer: OnProgress | None) -> None:
-        """All parts through a layer before the next: where layers come from the disk, one pass of
-        it is enough for all, and each part's numbers are those that it has alone.
+        """Run all parts through a layer before the next layer, so that streamed layers are read
+        once for all of them. Each part has the same numbers as alone.
 
-        on_layer: called with (done, total) layers, which are gone through one by one then.
-        An exception leaves the caches as they were.
+        on_layer: called with (done, total) layers; a call then runs one layer only.
+        An exception leaves the tokens of the caches unchanged.
         """
         if self._closed:
             raise RuntimeError("the engine is closed")
         n = sum(len(part.tokens) for part in parts)
-        # What one pass for several batches costs is the residual of all tokens.
+        # Several batches in one pass need a residual for all of their tokens.
         few = n <= self._batch_size
         all_rows = self._residual if few else np.empty((n, self._residual.shape[1]), np.float32)
-        residuals, first = [], 0  # of each part: [n_tokens, hidden_size]
+        residuals, first = [], 0  # for each part [n_tokens, hidden_size]
         for part in parts:
             residuals.append(all_rows[first : first + len(part.tokens)])
             first += len(part.tokens)
@@ -240,19 +243,19 @@ class Decoder:
         threads: int,
         on_layer: OnProgress | None,
     ) -> None:
-        """residuals: of each part, [n_tokens, hidden_size]; changed from layer to layer."""
+        """residuals: [n_tokens, hidden_size] for each part; each layer changes them in place."""
         n_layers, kind_of_layer = self._model.config.n_layers, self._model.kind_of_layer
         runs = []
         for part, residual in zip(parts, residuals, strict=True):
             positions = [(past, count) for count, past, _ in part.sequences]
-            buffers = [  # of each kind of layer; rope: [n, rope_dims]
+            buffers = [  # for each kind of layer; rope: [n, rope_dims]
                 {"residual": residual, "rope": rope.rows(positions)} for rope in self._rope
             ]
             runs.append((buffers, self._with_caches(part)))
-        # Many tokens take their time in each layer, and Ctrl-C waits for the end of a call.
+        # Ctrl-C waits for the end of a call, so a call runs several layers only for few tokens.
         few = on_layer is None and sum(map(len, residuals)) <= 64
         at_once = self.weights.layers_at_once if few else 1
-        for start, stop in _stretches(kind_of_layer, at_once):
+        for start, stop in _runs_of_one_kind(kind_of_layer, at_once):
             with self.weights.layers(start, stop) as bound:
                 for buffers, sequences in runs:
                     self._layers[start].run_layers(
@@ -266,17 +269,17 @@ class Decoder:
     ) -> None:
         n = len(part.logits)
         buffers = {"residual": residual[len(residual) - n :], "logits": part.logits}
-        if len(part.sequences) > 1:  # of each one's only token
+        if len(part.sequences) > 1:  # each has one token
             self._head.run_layers([bound], buffers, self._with_caches(part), threads=threads)
         elif n:
             self._head.run(bound, buffers, n, threads=threads)
 
     def _with_caches(self, part: "_Part") -> list[tuple[int, int, Any]]:
-        """The sequences of a part as the backend takes them."""
+        """(n_tokens, past, caches) of each sequence, for Executor.run_layers."""
         return [(count, past, self._layers_of(cache)) for count, past, cache in part.sequences]
 
     def _layers_of(self, cache: KVCache) -> Any:
-        """A cache as the backend takes it, as long as there is the cache."""
+        """The result of Backend.kv_layers for a cache, remembered as long as the cache lives."""
         if cache not in self._kv_layers:
             self._kv_layers[cache] = self.backend.kv_layers(cache.layers)
         return self._kv_layers[cache]
@@ -284,11 +287,11 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Tokens that run through a graph together.
+    """A batch: tokens that run through a graph together.
 
-    tokens: int32 [n], those of the first sequence first. sequences: how many each has, how many
-    stand before them, and its cache. logits: float32 [m, vocab], where those of the last m go, of
-    several sequences all.
+    tokens: int32 [n], those of the first sequence first. sequences: for each the number of its
+    tokens, the number of tokens before them in its cache, and the cache. logits: float32
+    [m, vocab], memory for the logits of the last m tokens; m = n if there are several sequences.
     """
 
     tokens: NDArray[np.int32]
@@ -296,20 +299,20 @@ class _Part:
     logits: Logits
 
 
-def _even_shares(n: int, most: int) -> list[tuple[int, int]]:
-    """Beginning and end of as few shares of up to `most` as n takes, all within one as large: a
-    small last one would read all weights for a few tokens."""
+def _even_batches(n: int, most: int) -> list[tuple[int, int]]:
+    """(start, stop) of the fewest batches of at most `most` tokens, with sizes that differ by at
+    most one: a small last batch would read all weights for a few tokens."""
     count = -(-n // most)
     return [(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
 @lru_cache
-def _stretches(kind_of_layer: tuple[int, ...], most: int) -> list[tuple[int, int]]:
-    """First layer and end of stretches of up to `most` layers of one kind."""
-    stretches, start = [], 0
+def _runs_of_one_kind(kind_of_layer: tuple[int, ...], most: int) -> list[tuple[int, int]]:
+    """(start, stop) of runs of at most `most` consecutive layers of one kind."""
+    runs, start = [], 0
     for index in range(1, len(kind_of_layer) + 1):
         at_end = index == len(kind_of_layer)
         if at_end or kind_of_layer[index] != kind_of_layer[start] or index - start == most:
-            stretches.append((start, index))
+            runs.append((start, index))
             start = index
-    return stretches
+    return runs

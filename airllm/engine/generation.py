@@ -1,4 +1,4 @@
-"""Generating text: evaluate, sample, show, again."""
+"""Generates text: evaluates tokens, samples the next one, yields its text, and repeats."""
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
@@ -27,10 +27,11 @@ def continue_prompt(
     draft: LoadedModel | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generator[str, None, Generation]:
-    """Check everything now, not at the first piece, and make the generator of an answer's text.
-    The models are busy from its first piece to its end.
+    """Check all arguments now, not at the first piece, and return the generator of the answer's
+    text. The models are busy from the generator's start to its end.
 
-    lookahead: guesses in a pass, at most; None where the model's plan decides. draft: who guesses.
+    lookahead: the most guesses in a pass; None for GUESSES with a draft or if the plan says that
+    guesses pay, else 0. draft: the model that guesses; None to guess from the text so far.
     """
     if lookahead is None:
         lookahead = GUESSES if draft is not None or model.decoder.plan.guesses_pay else 0
@@ -76,9 +77,9 @@ def generate(
     on_progress: OnProgress | None = None,
     lookahead: Lookahead | None = None,
 ) -> Generator[str, None, Generation]:
-    """Continue a prompt, see Continuation; yields text and returns the whole.
+    """Continue a prompt, see Continuation; yields pieces of text and returns the Generation.
 
-    Times are the model's and the sampler's, not the consumer's.
+    Its times count the model and the sampler, not the consumer of the pieces.
     """
     answer = Continuation(prompt, decoder.cache, tokenizer, sampling, limits)
     while answer.goes_on():
@@ -88,7 +89,7 @@ def generate(
         start = perf_counter()
         logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
         if not decoder.streams:
-            on_progress = None  # it is for the prompt; a token of the answer is quick
+            on_progress = None  # only for the prompt: a token of the answer is quick
         if piece := answer.take(logits, start):
             yield piece
     if rest := answer.rest():
@@ -102,8 +103,11 @@ def _check(
     guesses: Sequence[int],
     on_progress: OnProgress | None,
 ) -> Generator[str, None, None]:
-    """Evaluate the pending token and guesses after it together, and take tokens as long as they are
-    the guessed ones, and one more: for that the logits are there, too."""
+    """Evaluate the pending token and the guesses in one pass, then take tokens from the logits.
+
+    The first token that differs from its guess is taken, too, and is the last. If all guesses are
+    right, the logits after the last guess give one more token.
+    """
     start = perf_counter()
     rows = lookahead.evaluate([*answer.pending, *guesses], on_progress)
     for row, guess in zip(rows, [*guesses, None], strict=True):

@@ -22,10 +22,10 @@ _log = logging.getLogger("airllm")
 
 
 class LoadedModel(Closing):
-    """What an engine has of its model: the file, what that says of texts, and the decoder.
+    """A model's open file, decoder, tokenizer and chat template.
 
-    planned: its file, closed with this. config: what it is made of. context: tokens that fit.
-    prompts: texts as tokens.
+    planned: the model's file and plan; closed with this. config: the model's hyperparameters.
+    context: how many tokens fit. prompts: encodes texts and chats.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class LoadedModel(Closing):
         decode_threads: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """planned: this one's from now on, also where this fails.
+        """planned: owned by this object from now on, and closed if the constructor fails.
         decode_threads, on_progress: see LayerWiseInferenceEngine."""
         self.planned = planned
         try:
@@ -44,8 +44,8 @@ class LoadedModel(Closing):
                 _log.warning(text, decode_threads)
             self.config = planned.model.config
             self.context = planned.plan.context
-            # Not a method: with a circle of references, a dropped engine would stay open until
-            # the collector finds it.
+            # Not a bound method: in a reference cycle, a dropped engine would stay open until the
+            # garbage collector finds it.
             check_length = partial(
                 _check_length, context=self.context, most=self.config.context_length
             )
@@ -61,14 +61,15 @@ class LoadedModel(Closing):
 
     @property
     def decoder(self) -> Decoder:
-        """Whoever evaluates with it takes it from `exclusive`. RuntimeError after `close`."""
+        """The decoder; to evaluate, take it from `exclusive`. RuntimeError after `close`."""
         if self._decoder is None:
             raise RuntimeError("the engine is closed")
         return self._decoder
 
     @contextmanager
     def exclusive(self) -> Iterator[Decoder]:
-        """The decoder, for one caller at a time. RuntimeError for the second, and after close."""
+        """The decoder, for one caller at a time. RuntimeError for a second caller, and after
+        `close`."""
         if not self._busy.acquire(blocking=False):
             raise RuntimeError(
                 "the engine is busy: another thread uses it, or a stream() is not finished; close "
@@ -80,17 +81,18 @@ class LoadedModel(Closing):
             self._busy.release()
 
     def limits_for(self, ids: Sequence[int], limits: Limits) -> Limits:
-        """The limits for a prompt. ContextFullError where it does not fit."""
+        """The limits for a prompt. ContextFullError if the prompt does not fit the context."""
         _check_length(len(ids), self.context, self.config.context_length, least="")
         tokenizer = self.prompts.tokenizer
         has_bos = tokenizer.add_bos and ids[0] == tokenizer.bos_id
         return limits.for_prompt(len(ids), has_bos, self.context)
 
     def checked_ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
-        """int32 [n], at least one. ValueError or TypeError for what are no tokens of this model."""
+        """The tokens as int32 [n]. ValueError or TypeError unless they are one or more ids of this
+        model's vocabulary."""
         one = tokens[0] if type(tokens) is list and len(tokens) == 1 else None
         if type(one) is int and 0 <= one < self.config.vocab_size:
-            return np.array(tokens, np.int32)  # decoding: a tenth of the time of what follows
+            return np.array(tokens, np.int32)  # decoding: a tenth of the time of the code below
         ids = np.asarray(tokens)
         if ids.ndim != 1 or not ids.size:
             raise ValueError(f"tokens have shape {list(ids.shape)}; expected [n], n at least 1")
@@ -105,7 +107,7 @@ class LoadedModel(Closing):
         return np.ascontiguousarray(ids, dtype=np.int32)
 
     def release(self) -> None:
-        """What reads ahead first, then the file that it reads."""
+        """Closes the decoder, which may read ahead, before the file that it reads."""
         if self._decoder is not None:
             self._decoder.close()
         self._decoder = None
@@ -116,7 +118,7 @@ class LoadedModel(Closing):
 
 
 def _check_length(n_tokens: int, context: int, most: int, least: str = " at least") -> None:
-    """most: that the model allows."""
+    """most: the longest context that the model allows."""
     if n_tokens > context:
         raise ContextFullError(
             f"the prompt has{least} {n_tokens} tokens; the context has room for {context}."

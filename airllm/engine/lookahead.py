@@ -1,16 +1,16 @@
-"""Guessing the next tokens, and checking several guesses in one pass of the model.
+"""Guesses the next tokens and checks several guesses in one pass of the model.
 
-A token's time is mostly the reading of the weights, from memory or from the disk. A pass over a few
-tokens reads them once, so that guesses that prove right are nearly free. Text repeats: names, code,
-what a summary or an edit takes from its source. So the guess is what followed the last tokens when
-they stood together before, in the prompt or in the answer. Or it is what a smaller model with the
-same vocabulary says, a draft.
+Most of a token's time goes into reading the weights, from memory or from the disk. A pass over a
+few tokens reads them once, so that right guesses are nearly free. Text repeats itself: names, code,
+passages that a summary or an edit takes from its source. So the guess is the text that followed the
+last tokens at their previous occurrence, in the prompt or in the answer. Alternatively a draft
+guesses: a smaller model with the same vocabulary.
 
-The answer does not change. Each token is chosen from its logits, by the same sampler, as without
-guesses; a guess only decides whether the next logits are there already. They are the same bit for
-bit, as numbers do not depend on how many rows are evaluated together. A guess is one token and no
-distribution, so drawing from the model's distribution and comparing is all that speculative
-sampling asks for (the general case, arXiv:2211.17192, accepts by the ratio of two).
+The answer does not change. Each token is sampled from its logits as without guesses; a guess only
+decides whether the next logits are already computed. The logits are the same bit for bit, because
+numbers do not depend on how many rows are evaluated together. Speculative sampling in general
+(arXiv:2211.17192) accepts a guess by the ratio of two probabilities. Here a guess is a token
+without a distribution, so that sampling from the model and comparing is enough.
 """
 
 import copy
@@ -26,28 +26,29 @@ from airllm.util.progress import OnProgress
 
 __all__ = ["GUESSES", "MOST_GUESSES", "Draft", "Lookahead", "NGrams"]
 
-# With the token before them, as many as "auto" evaluates with 16-bit activations: see graph.py.
+# With the token before them 64, the most that activations="auto" evaluates with 16 bits.
 MOST_GUESSES = 63
-# Unless told otherwise, where a pass waits for the disk: even if all are wrong, so few more rows
-# take little of the time in which the next layer is read.
+# The default with a draft, or if a pass waits for the disk: even if all guesses are wrong, so few
+# rows take little of the time in which the next layer is read.
 GUESSES = 8
-_LONGEST, _SHORTEST = 4, 2  # tokens that must have stood together before
+_LONGEST, _SHORTEST = 4, 2  # tokens of the runs that NGrams looks up
 
 
 class Guesser(Protocol):
     def guess(self, tokens: Sequence[int], n: int) -> list[int]:
-        """Up to n tokens that may follow `tokens`, which begin with those of the last call."""
+        """Up to n tokens that may follow `tokens`, which must begin with the tokens of the last
+        call."""
 
 
 class NGrams:
-    """Where each run of 2 to 4 tokens stood last, in a text that grows."""
+    """Guesses from the last position of each run of 2 to 4 tokens in a text that grows."""
 
     def __init__(self) -> None:
-        self._next: dict[tuple[int, ...], int] = {}  # run -> position of what followed
+        self._next: dict[tuple[int, ...], int] = {}  # run -> position of the token after it
         self._n_known = 0
 
     def guess(self, tokens: Sequence[int], n: int) -> list[int]:
-        """None where the last ones have never stood together before."""
+        """Empty if the last tokens are not a known run."""
         for at in range(self._n_known, len(tokens)):
             for length in range(_SHORTEST, min(_LONGEST, at) + 1):
                 self._next[tuple(tokens[at - length : at])] = at
@@ -55,14 +56,14 @@ class NGrams:
         for length in range(min(_LONGEST, len(tokens)), _SHORTEST - 1, -1):
             start = self._next.get(tuple(tokens[-length:]))
             if start is not None:
-                # Where the text repeats itself, what follows goes on into the guess.
+                # Copies the text after the run; at the end of the text, the guess repeats it.
                 period = len(tokens) - start
                 return [tokens[start + i % period] for i in range(n)]
         return []
 
 
 class Draft:
-    """Another model's likeliest tokens, as far as its context goes."""
+    """Guesses the likeliest tokens of another model, as far as its context has room."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -84,26 +85,27 @@ class Lookahead:
     def __init__(
         self, decoder: Decoder, n: int, vocab_size: int, guesser: Guesser | None = None
     ) -> None:
-        """n: guesses in a pass, at most. guesser: NGrams unless given."""
+        """n: the most guesses in a pass. guesser: NGrams unless given."""
         self.n = min(n, decoder.batch_size - 1)
         self._decoder, self._guesser = decoder, guesser or NGrams()
-        # The cache's memory as that of several sequences, each a token longer than the one before:
-        # a pass appends a token to each, and then each attends to its own beginning.
+        # Views of the cache's memory as several sequences, each a token longer than the one before.
+        # A pass appends a token to each view, and each view attends to its own beginning.
         self._views = [copy.copy(decoder.cache) for _ in range(self.n + 1)]
         self._logits = np.empty((self.n + 1, vocab_size), np.float32)
 
     def guess(self, answer: Continuation) -> list[int]:
-        """What may follow, as far as there is room for it; nothing while a prompt is pending."""
+        """Guesses of the next tokens, as many as fit; none while a prompt is pending."""
         room = min(self.n, answer.room())
         if len(answer.pending) > 1 or room < 1:
             return []
         return self._guesser.guess(answer.history, room)
 
     def evaluate(self, tokens: Sequence[int], on_progress: OnProgress | None = None) -> Logits:
-        """The logits after each of some tokens that follow the cache's: float32 [n, vocab], in a
-        buffer that the next call overwrites. on_progress: called with (done, total) layers.
+        """Evaluate tokens after those of the cache. Returns the logits after each of them, float32
+        [n, vocab], in a buffer that the next call overwrites. on_progress: called with (done,
+        total) layers.
 
-        The cache's `tokens` stay as they are: whoever accepts one appends it.
+        The cache's `tokens` do not change: the caller appends each token that it accepts.
         """
         cache: KVCache = self._decoder.cache
         views = self._views[: len(tokens)]

@@ -1,7 +1,7 @@
-"""From logits to a token: temperature, top-k, top-p, min-p and the repetition penalty.
+"""Chooses a token from logits: repetition penalty, top-k, top-p, min-p and temperature.
 
-In the order of llama.cpp: the penalty, then top-k, top-p and min-p cut the candidates down, then
-the temperature shapes what is left and one is drawn.
+The order is that of llama.cpp: first the penalty; then top-k, top-p and min-p reduce the
+candidates; then the temperature shapes their distribution, from which a token is drawn.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from airllm.engine.settings import Sampling
 
 __all__ = ["Sampler"]
 
-# The repetition penalty looks back so many tokens, as llama.cpp's does: over all of a long text,
-# words that any text repeats would be punished too.
+# The number of tokens that the repetition penalty looks back, as in llama.cpp: over a whole long
+# text, it would also punish the words that every text repeats.
 PENALTY_WINDOW = 64
 
 
 class Sampler:
-    """Chooses tokens, one after another, with random numbers of its own."""
+    """Chooses tokens, one after another, with its own random number generator."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
@@ -30,7 +30,7 @@ class Sampler:
         """The next token's id.
 
         logits: float32 [vocab], not changed; history: the tokens so far, for the penalty.
-        ValueError when the largest logit is not a finite number: the model or its file is broken.
+        ValueError if the largest logit is not a finite number: the model or its file is broken.
         """
         settings = self.sampling
         if settings.repeat_penalty != 1.0 and history:
@@ -51,11 +51,11 @@ class Sampler:
 def _penalised(
     logits: NDArray[np.float32], history: Sequence[int], penalty: float
 ) -> NDArray[np.float32]:
-    """A copy with the logits of the last tokens moved away from being chosen."""
+    """A copy with the penalty applied to the logits of the last PENALTY_WINDOW tokens."""
     logits = logits.copy()
     recent = np.unique(np.asarray(history[-PENALTY_WINDOW:], dtype=np.int64))
     values = logits[recent].astype(np.float64)
-    with np.errstate(over="ignore"):  # a penalty of 1e-300 makes some as large as can be
+    with np.errstate(over="ignore"):  # a penalty of 1e-300 can overflow; clipped below
         values = np.where(values > 0, values / penalty, values * penalty)
     largest = float(np.finfo(np.float32).max)
     logits[recent] = np.clip(values, -largest, largest)

@@ -1,7 +1,7 @@
-"""How an answer is made: how its tokens are chosen, where it ends, and all that as options.
+"""The options of an answer: how its tokens are chosen, and where it ends.
 
-Each option is written here and nowhere else; the command line and files of prompts take names,
-types and defaults from here. Without NumPy, which `airllm --help` does not wait for.
+Each option is defined only here; the command line and files of prompts take its name, type and
+default from here. This module does not import NumPy, so that `airllm --help` is quick.
 """
 
 import inspect
@@ -28,9 +28,9 @@ class ContextFullError(ValueError):
 class Sampling:
     """How tokens are chosen. ValueError or TypeError names an argument that makes no sense.
 
-    temperature: 0 takes the likeliest token, the lowest id where several are equally likely; up to
-        1 the model's own distribution gets its shape back, above it flattens.
-    top_k: only the k likeliest tokens; 0 is all of them.
+    temperature: 0 takes the likeliest token, the lowest id if several are equally likely. 1 keeps
+        the model's distribution; below 1 it is sharper, above 1 flatter.
+    top_k: only the k likeliest tokens; 0 for all.
     top_p: only the likeliest tokens that together reach this probability (arXiv:1904.09751).
     min_p: only tokens at least this fraction as likely as the likeliest (arXiv:2407.01082).
     repeat_penalty: divides the positive and multiplies the negative logits of the last 64 tokens
@@ -63,14 +63,14 @@ class Sampling:
 class Limits:
     """Where an answer ends. ValueError or TypeError names an argument that makes no sense.
 
-    max_new_tokens: of an answer, at most.
-    stop: strings that end the answer and are not part of it; or one string.
-    on_full: what happens where the context is full before the answer ends. "stop" ends it, with
+    max_new_tokens: the most tokens of the answer.
+    stop: a string, or several, that end the answer and are not part of it.
+    on_full: what to do if the context is full before the answer ends. "stop" ends the answer, with
         finish_reason "context". "error" raises ContextFullError. "shift" forgets the older half of
-        prompt and answer, evaluates the rest again in its new place, which takes as long as a
-        prompt of that length, and goes on; Generation.shifted_tokens counts what was forgotten.
-    keep: tokens of the prompt's beginning that "shift" does not forget; -1: all of them. A BOS
-        token always stays.
+        prompt and answer and goes on; it evaluates the rest again at its new positions, which takes
+        as long as a prompt of that length. Generation.shifted_tokens counts the forgotten tokens.
+    keep: how many tokens of the prompt's beginning "shift" never forgets; -1 for the whole prompt.
+        A BOS token always stays.
     """
 
     max_new_tokens: int = 256
@@ -98,13 +98,13 @@ class Limits:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     def for_prompt(self, n_prompt: int, has_bos: bool, context: int) -> "Limits":
-        """The same, with `keep` the number that it means for a prompt of so many tokens.
-        ContextFullError where that leaves "shift" nothing to forget."""
+        """The same limits, with `keep` as a number of tokens for a prompt of n_prompt tokens.
+        ContextFullError if that leaves "shift" nothing to forget."""
         keep = max(n_prompt if self.keep == -1 else min(self.keep, n_prompt), int(has_bos))
         if self.on_full == "shift" and keep >= context:
             raise ContextFullError(
-                f"on_full='shift' is to keep {keep} tokens of a context of {context}, and would "
-                "have nothing to forget; lower keep= or raise context="
+                f"on_full='shift' must keep {keep} tokens, and the context has {context}: there is "
+                "nothing to forget; lower keep= or raise context="
             )
         return replace(self, keep=keep)
 
@@ -125,7 +125,8 @@ class AnswerOptions(TypedDict, total=False):
 
 
 def settings_of(**options: Unpack[AnswerOptions]) -> tuple[Sampling, Limits]:
-    """Options, with the default of each that is not there. TypeError for an unknown one."""
+    """Sampling and Limits with these options and the defaults of the others. TypeError for an
+    unknown option."""
     unknown = options.keys() - AnswerOptions.__annotations__.keys()
     if unknown:
         known = ", ".join(AnswerOptions.__annotations__)
@@ -139,7 +140,8 @@ def settings_of(**options: Unpack[AnswerOptions]) -> tuple[Sampling, Limits]:
 
 
 def takes_answer_options(function: _Function) -> _Function:
-    """Show in a function's signature, to help() and editors, each option that its **options are."""
+    """List the answer options by name in a function's signature, in place of its **options, for
+    help() and editors."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     options = [

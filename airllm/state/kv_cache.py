@@ -22,17 +22,17 @@ Cache = NDArray[Any]  # float32, float16, or uint8 with rows of Q8_0
 
 
 class KVCache:
-    """Keys and values of all layers, for up to `capacity` tokens; those of `tokens` are there.
+    """Keys and values of all layers for up to `capacity` tokens. It now holds those of `tokens`.
 
-    kv_type: what they are kept as. "q8_0" is GGML's: blocks of 32 values, a float16 scale and an
-    int8 for each, 34 bytes.
+    kv_type: the type of keys and values. "q8_0" is GGML's type: a block of 32 values has a float16
+    scale and an int8 for each value, 34 bytes.
     """
 
     def __init__(
         self, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, kv_type: KVType = "f16"
     ) -> None:
-        """ValueError when head_dim is no multiple of the type's block; MemoryError, with the size,
-        when the system refuses it."""
+        """ValueError if head_dim is no multiple of the type's block; MemoryError, with the size,
+        if the system refuses the memory."""
         block, _ = TYPES[kv_type]
         if head_dim % block:
             raise ValueError(
@@ -50,27 +50,27 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Tokens that are there: the position of the next one."""
+        """The number of tokens in the cache, which is the position of the next token."""
         return len(self.tokens)
 
     def layer(self, index: int) -> tuple[Cache, Cache]:
-        """Keys and values of a layer, [n_kv_heads, capacity, head_dim] each; of Q8_0 the last axis
-        is bytes, [n_kv_heads, capacity, head_dim / 32 * 34]."""
+        """Keys and values of a layer, [n_kv_heads, capacity, head_dim] each. For Q8_0 the last axis
+        counts bytes: [n_kv_heads, capacity, head_dim / 32 * 34]."""
         return self._layers[index]
 
     @property
     def layers(self) -> list[tuple[Cache, Cache]]:
-        """`layer` of each."""
+        """Keys and values of all layers, see `layer`."""
         return self._layers
 
     @property
     def row_bytes(self) -> int:
-        """Of the keys, or the values, of one KV head at one position."""
+        """Bytes of the keys, or of the values, of one KV head at one position."""
         return int(self._data.strides[-2])
 
     def rows(self, n_tokens: int) -> Iterator[NDArray[np.uint8]]:
-        """The memory of the first tokens, uint8 [n_tokens, bytes of a row]: of each layer the keys,
-        then the values, of each KV head its own."""
+        """The memory of the first n_tokens, as arrays of uint8 [n_tokens, row_bytes]: for each
+        layer the keys, then the values; one array for each KV head."""
         for part in self._data.reshape(-1, *self._data.shape[-2:]):
             yield part[:n_tokens].view(np.uint8)
 
@@ -83,9 +83,9 @@ class KVCache:
         self.tokens.clear()
 
     def keep_shared(self, prompt: Sequence[int]) -> int:
-        """Forget what does not begin `prompt` as well, and return how many tokens are left.
+        """Keep the longest beginning that tokens and `prompt` share; return its length.
 
-        Never all of the prompt: the logits of its last token are still to be computed.
+        The last token of the prompt is never kept, because its logits must still be computed.
         """
         kept = 0
         for mine, its in zip(self.tokens, prompt[:-1], strict=False):
@@ -97,10 +97,10 @@ class KVCache:
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Cache:
-    """Zeros that take memory page by page, as they are first written to.
+    """Zeros whose pages take memory when they are first written to.
 
-    np.zeros would ask for pages of 2 MiB, and as the first token touches a bit of each head's keys
-    and values, it would take the whole cache: 94 MB for SmolLM2-135M, where small pages take 1.
+    np.zeros would ask for pages of 2 MiB. The first token writes to the keys and values of every
+    head, so it would touch all of these pages: 94 MB for SmolLM2-135M, where small pages take 1 MB.
     """
     n_bytes = math.prod(shape) * dtype.itemsize
     try:

@@ -1,4 +1,4 @@
-"""Sessions on disk: the KV cache of the tokens so far, so that nobody evaluates them again.
+"""Sessions on disk: the tokens so far and their KV cache, which need not be evaluated again.
 
 The file, little-endian throughout:
 
@@ -6,15 +6,16 @@ The file, little-endian throughout:
     u32 layers, u32 KV heads, u32 head_dim, 8 bytes kv_type ("f16", padded with zeros)
     u32 tokens, u32 bytes of messages, 32 bytes fingerprint of the model's file
     tokens: i32 each
-    messages: JSON, a list of {"role", "content"}, for whoever goes on with a chat; an object may
-        have more texts by name, up to 16 in all
-    keys and values: of each layer the keys, then the values; of each KV head the rows of the
-        tokens, as the cache has them
-    32 bytes SHA-256 of all before it
+    messages: JSON, a list of {"role", "content"}, with which a chat can go on; an object may have
+        more names with texts, up to 16 in all
+    keys and values: for each layer the keys, then the values; for each KV head the rows of the
+        tokens, in the layout of the cache
+    32 bytes SHA-256 of everything before it
 
-Nothing in a file is believed: its header is compared with the cache, and its size with what the
-header makes of it, before anything is read; the checksum before anything is used. What is read
-goes where the cache already is. What can be loaded can be saved, and the other way round.
+`load` trusts nothing in a file. Before it reads on, it compares the header with the cache, and the
+file's size with the size that follows from the header. Before it uses anything, it compares the
+checksum. Keys and values are read into the memory that the cache already has. `load` and `save`
+accept the same messages.
 """
 
 import errno
@@ -40,20 +41,20 @@ from airllm.util.shown import shown
 
 __all__ = ["Message", "load", "save"]
 
-Message: TypeAlias = dict[str, str]  # "role" and "content", as chat templates take them
+Message: TypeAlias = dict[str, str]  # "role", "content" and other texts, for a chat template
 
 MAGIC = b"AIRLLMKV"
 VERSION = 1
-MAX_MESSAGE_BYTES = 64 << 20  # of all; a context of a million tokens is some 4 MB of text
+MAX_MESSAGE_BYTES = 64 << 20  # of all messages; a context of a million tokens is some 4 MB of text
 MAX_MESSAGES = 1 << 16
-MAX_TEXTS = 16  # of a message: its role, its content, and what a template may want beside them
+MAX_TEXTS = 16  # of a message: role, content, and more for the chat template
 _HEADER = struct.Struct("<8sIIII8sII32s")
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _CHUNK = 1 << 20
 
-# The messages as JSON has them, one after the other: the parser of JSON would make an object of 70
-# bytes of each "{}", whatever is to become of them. The repeats never go back (*+), so that a
-# hostile text takes no longer than another.
+# These patterns split the list of messages, so that each is parsed alone. The JSON parser would
+# make an object of 70 bytes of each "{}" in the list before the list could be refused. The repeats
+# never backtrack (*+), so that a hostile text takes no longer than any other.
 _TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _PAIR = rb"\s*+%b\s*+:\s*+%b\s*+" % (_TEXT, _TEXT)
 _MESSAGE = rb"(\{%b(?:,%b){1,%d}+\})" % (_PAIR, _PAIR, MAX_TEXTS - 1)
@@ -70,13 +71,13 @@ def save(
     fingerprint: bytes,
     messages: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Write a cache's tokens to `path`, readable for the user alone.
+    """Write a cache's tokens, keys and values to `path`, readable for the user alone.
 
-    The file appears when it is complete, in place of a session that was there. OSError, which names
-    `path`, where it cannot be written; ValueError for messages that `load` would refuse, and as
-    FormatError where `path` is another thing than a session, which stays.
+    The complete file replaces an older session. OSError, which names `path`, if it cannot be
+    written; ValueError for messages that `load` would refuse; FormatError, a ValueError, if `path`
+    holds something other than a session, which stays.
     """
-    path = Path(path).resolve()  # what a link points to is replaced, not the link
+    path = Path(path).resolve()  # replaces the target of a link, not the link
     if path.exists():
         _check_replaceable(path)
     elif not path.parent.is_dir():
@@ -87,7 +88,7 @@ def save(
     with naming(path):
         try:
             descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        except OSError as error:  # it names a file that nobody knows
+        except OSError as error:  # without the name of the temporary file
             raise OSError(error.errno, error.strerror) from None
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -110,10 +111,10 @@ def save(
 def load(
     path: str | os.PathLike[str], cache: KVCache, fingerprint: bytes, vocab_size: int
 ) -> list[Message]:
-    """Put a saved session into a cache, in place of what is there; returns its messages.
+    """Replace the contents of a cache with a saved session; returns its messages.
 
-    FormatError, and the cache is as it was, for a file that is no session, is damaged, belongs to
-    another model or another kv_type, or has more tokens than the cache has room for.
+    FormatError, and the cache is unchanged, for a file that is not a session, is damaged, belongs
+    to another model or kv_type, or has more tokens than the cache has room for.
     """
     path = Path(path)
     _check_regular(path)
@@ -122,7 +123,7 @@ def load(
         session.check_sum()
         tokens = session.tokens(vocab_size)
         messages = session.messages()
-        cache.clear()  # until all of it has come: who truncates the file now gets an empty cache
+        cache.clear()  # the cache stays empty if the file is truncated during the reads
         for rows in cache.rows(len(tokens)):
             session.read_into(rows)
         cache.tokens.extend(tokens)
@@ -170,7 +171,7 @@ class _Session:
         return cls(path, file, size, n_tokens, n_said)
 
     def check_sum(self) -> None:
-        """Compare the checksum, and go back to where the tokens begin."""
+        """Compare the checksum, then seek to the beginning of the tokens."""
         self._file.seek(0)
         digest, left = hashlib.sha256(), self._size - _CHECKSUM_BYTES
         while left:
@@ -203,7 +204,7 @@ class _Session:
 
 
 def _shape(cache: KVCache) -> tuple[Any, ...]:
-    """What two caches must agree on, as the header has it."""
+    """The fields of the header in which a session and a cache must agree."""
     return cache.n_layers, cache.n_kv_heads, cache.head_dim, cache.kv_type.encode().ljust(8, b"\0")
 
 
@@ -214,7 +215,7 @@ def _in_words(shape: Sequence[Any]) -> str:
 
 
 def _as_json(path: Path, messages: Sequence[Mapping[str, str]]) -> bytes:
-    """ValueError names the first message that is none."""
+    """The messages as JSON. ValueError names the first invalid message."""
     found = [dict(each) if isinstance(each, Mapping) else each for each in messages]
     for number, message in enumerate(found):
         if fault := _fault_of(message):
@@ -229,7 +230,8 @@ def _as_json(path: Path, messages: Sequence[Mapping[str, str]]) -> bytes:
 
 
 def _from_json(path: Path, said: bytes) -> list[Message]:
-    """Message by message, so that what is refused costs no memory. FormatError."""
+    """Parses one message at a time, so that a list that is refused costs little memory.
+    FormatError."""
     messages: list[Message] = []
     if _NONE.fullmatch(said):
         return messages
@@ -241,8 +243,8 @@ def _from_json(path: Path, said: bytes) -> list[Message]:
         at, next_message = found.end(), _NEXT
     if not messages or not _END.fullmatch(said, at):
         raise FormatError(
-            f"{path}: its messages are no JSON, or no list of texts by name, from message "
-            f"{len(messages)} on"
+            f"{path}: from message {len(messages)} on, its messages are not a JSON list of objects "
+            "with texts as values"
         )
     return messages
 
@@ -260,7 +262,7 @@ def _message(what: str, said: bytes) -> Message:
 
 
 def _fault_of(message: object) -> str | None:
-    """Why a chat template, or a session, could not take it."""
+    """Why a chat template or a session could not take the message; None if it can."""
     if not isinstance(message, dict) or not all(
         isinstance(text, str) for pair in message.items() for text in pair
     ):
@@ -275,13 +277,14 @@ def _fault_of(message: object) -> str | None:
 
 
 def _check_regular(path: Path) -> None:
-    """Look before opening: a named pipe would wait for a writer, and a device is not replaced."""
+    """Refuses other kinds of file before they are opened: opening a named pipe would wait for a
+    writer, and a device must not be replaced."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise FormatError(f"{path}: is not a regular file")
 
 
 def _check_replaceable(path: Path) -> None:
-    """Another file that the user has is not written over because its name was given by mistake."""
+    """Refuses to overwrite another file of the user whose name was given by mistake."""
     _check_regular(path)
     with path.open("rb") as file:
         beginning = file.read(len(MAGIC))

@@ -1,4 +1,4 @@
-"""What is done with an engine beside answering: perplexity, speed, a file of prompts.
+"""Tools that use an engine: perplexity, benchmark, a file of prompts.
 
 Knows the engine through protocols; not the terminal.
 """

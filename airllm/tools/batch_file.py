@@ -1,4 +1,4 @@
-"""Prompts in a file, and their answers in another, which says what is still to be done.
+"""Reads prompts from a file and appends their answers to another, which tells what is left to do.
 
 Prompts are lines of JSON:
 
@@ -6,13 +6,13 @@ Prompts are lines of JSON:
     {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "id": "sky", "seed": 1}
     {"messages": [...], "tools": [...], "chat_template_kwargs": {"enable_thinking": false}}
 
-An answer is a line of JSON too, appended in one piece and on the disk before the next one begins:
+An answer is a line of JSON, too. It is on the disk before the next answer is written:
 
     {"index": 1, "id": "sky", "prompt_sha256": "5a...", "run_sha256": "c0...", "text": ...}
 
-`index` counts the prompts from 0 on. The hashes are those of the prompt with its settings, and of
-the model and the settings of all: with them, a file of answers that belongs to something else is
-recognised before anything is added to it.
+`index` counts the prompts from 0 on. prompt_sha256 is the hash of the prompt with its settings;
+run_sha256 is the hash of the model and the settings of all prompts. They reveal answers to other
+prompts or of another run before anything is added to the file.
 """
 
 import codecs
@@ -37,16 +37,17 @@ from airllm.util.shown import shown
 __all__ = ["SETTINGS", "Answers", "BatchError", "Job", "digest", "read_jobs"]
 
 MAX_LINE_BYTES = 64 * 2**20
-MAX_DIGITS = 1000  # of an integer, in an id or a seed; Python reads no more than 4,300
+MAX_DIGITS = 1000  # of an integer, in an id or a seed; Python's own limit is 4,300
 
 
 def _json_types(kind: object) -> tuple[type, ...]:
-    """What JSON has for an option: null is as good as nothing, and 1 is a number, too."""
+    """The types of an option's values in JSON. Without null, which counts as absent; an integer may
+    stand for a float."""
     kinds = get_args(kind) or (kind,)
     return (int, float) if float in kinds else tuple({int, str}.intersection(kinds))
 
 
-# What a line may set for itself, and the types it may have; `stop` may be a list of them.
+# The options that a line may set, and their types; `stop` may also be a list of strings.
 SETTINGS: Mapping[str, tuple[type, ...]] = {
     name: _json_types(kind)
     for name, kind in AnswerOptions.__annotations__.items()
@@ -55,12 +56,12 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
 
 
 class BatchError(ValueError):
-    """A line of one of the files is not what it should be. "<file>:<line>: <fault>"."""
+    """One of the files, or a line of it, is not usable: "<file>:<line>: <fault>"."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt: text or messages, and what its line sets beside it."""
+    """A prompt, as text or messages, and the settings of its line."""
 
     index: int
     line: int  # in the file, from 1 on
@@ -76,16 +77,16 @@ class Job:
 
 
 def digest(value: object) -> str:
-    """A short hash of anything that JSON can say."""
+    """The first 32 hex digits of the SHA-256 of a value of JSON types."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """All prompts, each checked, before any is answered. Lines without text are skipped.
+    """Reads and checks all prompts. Blank lines are skipped.
 
-    BatchError names the line, and the field where it is one's fault, for a line that is none, a
-    name that is there twice in it, or an id that is there twice in the file; OSError the file.
+    BatchError names the line, and the field if one is at fault, for a line that is no prompt, a
+    name that is twice in a line, or an id that is twice in the file. OSError names the file.
     """
     jobs: list[Job] = []
     lines: dict[str | int, int] = {}
@@ -144,7 +145,7 @@ def _job(raw: bytes, where: str, index: int, line: int) -> Job:
 
 
 def _variables(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Of the chat template; OpenAI's lines have `tools` beside the rest."""
+    """The variables of the chat template. As in OpenAI's format, `tools` is a field of its own."""
     variables, tools = entry.get("chat_template_kwargs"), entry.get("tools")
     if not isinstance(variables, (dict, NoneType)):
         raise BatchError(f"{where}: chat_template_kwargs is {shown(variables)}; expected an object")
@@ -158,8 +159,8 @@ def _variables(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _NoValue:
-    """In place of a number that JSON does not have, or no number of ours can hold: no field takes
-    it, and its name is told with that."""
+    """Stands for NaN, Infinity, or a number that is too large. No field accepts it, so that the
+    error can name the field."""
 
     text: str
 
@@ -202,7 +203,7 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def _check_text(what: str, value: object) -> None:
-    """No halves of characters, which no tokeniser takes and no file in UTF-8 can hold."""
+    """Refuses unpaired surrogates, which no tokeniser takes and UTF-8 cannot encode."""
     for text in _texts(value):
         try:
             text.encode()
@@ -228,7 +229,8 @@ def _are_strings(value: object) -> bool:
 
 
 def _are_messages(value: object) -> bool:
-    """Of a content in parts, the chat template says what is wrong, as an error of this prompt's."""
+    """Whether it looks like messages. A content that is a list is not checked here: the chat
+    template reports its faults, as an error of this prompt."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -242,7 +244,7 @@ def _are_messages(value: object) -> bool:
 
 
 def _check_values(what: str, value: object) -> None:
-    """At any depth, what JSON has: a chat template takes anything else from us."""
+    """Refuses a _NoValue at any depth, as a chat template would accept it."""
     if isinstance(value, _NoValue):
         raise BatchError(f"{what} has {value!r}")
     if isinstance(value, (list, dict)):
@@ -254,7 +256,8 @@ class Answers(Closing):
     """with Answers.open(path, jobs, run) as answers:
         for job in answers.left: answers.append(job, {"text": ...})
 
-    A file of answers that no other process writes. left: the jobs it has no answer for.
+    A file of answers, locked against other processes that append to it. left: the jobs without an
+    answer when it was opened.
     """
 
     left: list[Job]
@@ -264,12 +267,12 @@ class Answers(Closing):
 
     @classmethod
     def open(cls, path: Path, jobs: Sequence[Job], run: str) -> Self:
-        """Read what is there; a last line that was torn by a crash is taken away, where it can only
-        be the beginning of an answer to one of `jobs` in this run.
+        """Read the answers that the file has. An incomplete last line, which a crash leaves, is
+        removed, but only if it is the beginning of an answer to one of `jobs` in this run.
 
-        run: the hash of the model and the settings of all. BatchError, and nothing has changed,
-        where an answer belongs to another prompt or another run, something else stands there, or
-        another process writes the file; OSError names the file.
+        run: the hash of the model and the settings of all prompts. BatchError, and the file is
+        unchanged, if an answer belongs to another prompt or another run, a line is no answer, or
+        another process is writing the file; OSError names the file.
         """
         self = cls()
         self._path, self._run = path, run
@@ -291,9 +294,9 @@ class Answers(Closing):
         return self
 
     def append(self, job: Job, answer: Mapping[str, object]) -> None:
-        """Add the answer to a job, and return when it is on the disk. OSError where it cannot be
-        written, and the file is as it was."""
-        left = memoryview(_line({**_beginning(job, self._run), **answer}))
+        """Append the answer to a job; returns when it is on the disk. OSError, and the file is
+        unchanged, if it cannot be written."""
+        left = memoryview(_json_line({**_known_fields(job, self._run), **answer}))
         before = os.fstat(self._descriptor).st_size
         with naming(self._path):
             try:
@@ -311,33 +314,34 @@ class Answers(Closing):
         return f"Answers({str(self._path)!r})"
 
     def _read(self, jobs: Sequence[Job]) -> tuple[set[int], int]:
-        """The jobs that are done, and where the last whole line ends."""
+        """The indices of the answered jobs, and the offset at which the last whole line ends."""
         done: set[int] = set()
         end = 0
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
             for number, raw in enumerate(_lines(file, self._path), 1):
                 where = f"{self._path}:{number}"
-                if not raw.endswith(b"\n"):  # torn by a crash, or by nobody and not ours
+                if not raw.endswith(b"\n"):  # torn by a crash, or not an answer of ours
                     left = (job for job in jobs if job.index not in done)
                     if self._is_beginning(raw, left, is_known=bool(done)):
                         break
                     raise BatchError(
-                        f"{where}: does not end in a newline, and is no answer of this run that a "
-                        "crash has torn; nothing is taken away. Remove that line, or give another "
-                        "--out"
+                        f"{where}: does not end in a newline, and is not the beginning of an "
+                        "answer of this run; the file is unchanged. Remove that line, or give "
+                        "another --out"
                     )
                 self._check(_parse(raw, where), where, jobs, done)
                 end += len(raw)
         return done, end
 
     def _is_beginning(self, raw: bytes, jobs: Iterable[Job], *, is_known: bool) -> bool:
-        """Whether an answer to one of `jobs` begins so, in all that is known of it before it is
-        made. is_known: a shorter beginning of that is enough, as what is before it is ours."""
+        """Whether `raw` begins as an answer to one of `jobs`: with the fields that are known before
+        the answer is generated. is_known: earlier lines are answers of this run, so that a part of
+        these fields is enough."""
         for job in jobs:
-            index = _line({"index": job.index})[:-2]
+            index = _json_line({"index": job.index})[:-2]
             if raw.startswith(index) or index.startswith(raw):
-                beginning = _line(_beginning(job, self._run))[:-2]
+                beginning = _json_line(_known_fields(job, self._run))[:-2]
                 if raw.startswith(beginning) or (is_known and beginning.startswith(raw)):
                     return True
         return False
@@ -367,20 +371,20 @@ class Answers(Closing):
         done.add(index)
 
 
-def _beginning(job: Job, run: str) -> dict[str, object]:
-    """What an answer has before it is made."""
+def _known_fields(job: Job, run: str) -> dict[str, object]:
+    """The first fields of an answer, which are known before it is generated."""
     id = {} if job.id is None else {"id": job.id}
     return {"index": job.index, **id, "prompt_sha256": job.sha256, "run_sha256": run}
 
 
-def _line(entry: Mapping[str, object]) -> bytes:
+def _json_line(entry: Mapping[str, object]) -> bytes:
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
 def check_place(path: Path) -> None:
-    """BatchError where no answers could be kept, OSError where there is no such folder."""
+    """BatchError if `path` cannot be a file of answers, OSError if its folder does not exist."""
     if path.exists() and not path.is_file():
-        raise BatchError(f"{path}: is no regular file, so nothing could go on from it")
+        raise BatchError(f"{path}: is no regular file, so that a later run could not resume")
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
 

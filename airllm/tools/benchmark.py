@@ -1,8 +1,9 @@
-"""Tokens a second of a model: prefill ("pp512", a prompt of 512), decode ("tg128", one by one), and
-decode of several sequences together ("tg128x8", counting the tokens of all eight).
+"""Measures a model's tokens per second: prefill ("pp512", a prompt of 512 tokens), decode ("tg128",
+128 tokens one by one), and decode of several sequences together ("tg128x8", which counts the tokens
+of all eight).
 
-Measured as llama-bench measures: random tokens, an empty cache before each repetition, a
-warm-up that is not counted, the time of the model alone (no tokeniser, no sampling).
+As in llama-bench, tokens are random, the cache is empty before each repetition, a warm-up is not
+counted, and only the model's time counts (no tokeniser, no sampling).
 """
 
 import statistics
@@ -18,7 +19,7 @@ from airllm.util.progress import OnProgress, part_of
 
 
 class Evaluator(Protocol):
-    """What can be measured; LayerWiseInferenceEngine can, and Batch."""
+    """A model that can be measured, such as LayerWiseInferenceEngine or Batch."""
 
     def reset(self) -> None:
         """Forgets every token seen so far."""
@@ -30,14 +31,14 @@ class Evaluator(Protocol):
 
 
 class Sequences(Protocol):
-    """Several sequences that go on together; batch_generation.ParallelSequences can."""
+    """Sequences that are evaluated together, such as batch_generation.ParallelSequences."""
 
     def reset(self) -> None: ...
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]: ...
 
 
 class Batch:
-    """Sequences as an Evaluator, whose calls have a token of each of them."""
+    """Sequences as an Evaluator; each call evaluates one token of each sequence."""
 
     def __init__(self, sequences: Sequences) -> None:
         self._sequences = sequences
@@ -72,13 +73,13 @@ def prefill(n_tokens: int, vocab_size: int) -> Test:
 
 
 def decode(n_tokens: int, vocab_size: int) -> Test:
-    """n_tokens one by one. One token warms up: it touches every weight, more would only cost."""
+    """n_tokens one by one. The warm-up is one token, as it already touches every weight."""
     steps = [[token] for token in _random_tokens(n_tokens, vocab_size)]
     return Test(f"tg{n_tokens}", warm_up=steps[:1], timed=steps)
 
 
 def decode_batch(n_tokens: int, n_sequences: int, vocab_size: int) -> Test:
-    """n_tokens of each of n_sequences, one of each in a call; for a Batch."""
+    """n_tokens of each of n_sequences; a call has one token of each sequence. For a Batch."""
     ids = _random_tokens(n_tokens * n_sequences, vocab_size)
     steps = [ids[at : at + n_sequences] for at in range(0, len(ids), n_sequences)]
     return Test(f"tg{n_tokens}x{n_sequences}", warm_up=steps[:1], timed=steps)
@@ -106,7 +107,7 @@ def measure(
         nonlocal done
         model.reset()
         for tokens in calls:
-            # Within a token nobody is asked: thirty calls of Python in one are 1% of a small model.
+            # No progress within a token: 30 calls of Python are 1% of a token of a small model.
             within = part_of(on_progress, done, len(tokens), total) if len(tokens) > 1 else None
             model.forward(tokens, on_progress=within)
             done += len(tokens)

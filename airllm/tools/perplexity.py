@@ -1,7 +1,7 @@
 """Perplexity of a model on a text, scored as llama.cpp's llama-perplexity scores it.
 
-The tokens are cut into chunks of `context` tokens; what is left over is dropped. Each chunk
-starts from an empty cache, its first token replaced by BOS where the model wants one. Only the
+The tokens are cut into chunks of `context` tokens; an incomplete last chunk is dropped. Each chunk
+starts from an empty cache, its first token replaced by BOS if the model wants one. Only the
 second half is counted, so that every counted token has seen at least half a context: positions
 context/2 ... context-2 each predict the token after them. Perplexity = exp(mean(-log p)).
 """
@@ -24,7 +24,7 @@ _LOGITS_BYTES = 64 << 20
 
 
 class Scorer(Protocol):
-    """What a model must do to be scored; LayerWiseInferenceEngine does."""
+    """A model that can be scored, such as LayerWiseInferenceEngine."""
 
     def reset(self) -> None:
         """Forgets every token seen so far."""
@@ -58,9 +58,9 @@ def perplexity(
     """Scores `tokens` in chunks of `context`.
 
     bos_id replaces the first token of each chunk; None leaves it as it is.
-    on_progress(tokens done, tokens in all, perplexity of the chunks so far) is called as it goes
-    on; in the first chunk there is no perplexity yet, but None.
-    ValueError when the context is below 3 or the text is shorter than one chunk.
+    on_progress(tokens done, tokens in all, perplexity of the chunks so far) is called repeatedly;
+    in the first chunk the perplexity is None.
+    ValueError if the context is below 3 or the text is shorter than one chunk.
     """
     if context < MIN_CONTEXT:
         raise ValueError(f"perplexity: context is {context}; the smallest is {MIN_CONTEXT}")

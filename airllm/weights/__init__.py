@@ -1,4 +1,4 @@
-"""A model's weights: how much memory there is, which weights stay in it, which are streamed.
+"""A model's weights: the memory budget, which weights stay in memory, which are streamed.
 
-Knows models, backends, formats and what a sequence keeps; not text.
+Knows models, backends, formats and the KV cache; not text.
 """

@@ -1,4 +1,4 @@
-"""How much memory a model may take: what the user grants, or what the machine has to give."""
+"""How much memory a model may take: the user's budget, or a default from the available memory."""
 
 import os
 import re
@@ -9,19 +9,19 @@ from airllm.util.shown import shown
 
 VARIABLE = "AIRLLM_RAM"
 
-# What a model never gets of the memory that is available, unless the user says so: room for this
-# program itself (Python, NumPy, the tokeniser: about 60 MB), and for what others do meanwhile.
+# The default budget leaves the larger of these free, for this program itself (Python, NumPy and the
+# tokeniser: about 60 MB) and for other programs.
 ROOM_BYTES = 256 << 20
 ROOM_SHARE = 0.1
 
-MOST_BYTES = 1 << 62  # a budget of more is this one: no machine has it, and a float can say it
+MOST_BYTES = 1 << 62  # caps every budget: more than any machine has, and exact as a float
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 
 class BudgetError(ValueError):
-    """A model that does not run in the memory it was granted. minimum: bytes that would do."""
+    """A model does not run within its budget. minimum: the smallest budget that would do, bytes."""
 
     def __init__(self, message: str, minimum: int) -> None:
         super().__init__(message)
@@ -41,10 +41,10 @@ def parse_bytes(text: str) -> int:
 
 
 def granted_bytes(ram_budget: int | str | None) -> int | None:
-    """The budget in bytes: what is given, else AIRLLM_RAM, else what is available but for some
-    room, which may be 0; None where the system does not say what is available.
+    """The budget in bytes: `ram_budget`, else AIRLLM_RAM, else default_bytes of the available
+    memory, which may be 0. None if the system does not tell the available memory.
 
-    ValueError for what is no size.
+    ValueError if a given budget is not a size.
     """
     if ram_budget is None:
         text = os.environ.get("AIRLLM_RAM", "")
@@ -65,14 +65,14 @@ def granted_bytes(ram_budget: int | str | None) -> int | None:
 
 
 def default_bytes(available: int | None) -> int | None:
-    """What a model may take of so much available memory; None where that is not known."""
+    """The default budget for `available` bytes of memory; None if that is unknown."""
     if available is None:
         return None
     return max(0, available - max(ROOM_BYTES, int(ROOM_SHARE * available)))
 
 
 def in_words(budget: int) -> str:
-    """What a model does not run in: "500 MiB", or for 0, where nothing is left, why that is so."""
+    """The budget for an error message: "500 MiB"; for 0, the reason why no memory is left."""
     if budget:
         return format_bytes(budget)
     limit, available = system.memory_limit(), system.available_memory() or 0

@@ -1,4 +1,4 @@
-"""How fast the disk gives a model's file: a fraction of a second of reading as a stream reads."""
+"""Measures how fast the disk reads a model's file: it streams for a fraction of a second."""
 
 import itertools
 import time
@@ -15,8 +15,8 @@ PROBE_SECONDS = 0.3
 def disk_bytes_per_second(
     gguf: ModelFile, backend: Backend, seconds: float = PROBE_SECONDS
 ) -> float:
-    """Reads from the file's end backwards, as the beginning is what the page cache has most often.
-    OSError where it cannot be read."""
+    """Reads from the file's end backwards, because the page cache most often holds its beginning.
+    OSError if the file cannot be read."""
     memory = backend.memory(2 * SECTION_BYTES)
     targets = [(memory, 0), (memory, SECTION_BYTES)]
     files = [(part.descriptor, str(part.path)) for part in gguf.parts]
@@ -36,7 +36,7 @@ def disk_bytes_per_second(
 
 
 def _pieces(gguf: ModelFile) -> Iterator[tuple[int, int, int]]:
-    """File, offset and bytes of pieces that a probe can read one after the other."""
+    """File, offset and bytes of the pieces to read, from the end of the last file backwards."""
     for file, part in reversed(list(enumerate(gguf.parts))):
         for at in range(max(part.size - SECTION_BYTES, 0), -1, -SECTION_BYTES):
             yield file, at, min(SECTION_BYTES, part.size - at)

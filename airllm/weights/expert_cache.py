@@ -1,4 +1,4 @@
-"""The experts of a mixture that were used last; the others are read from the disk, one by one."""
+"""Keeps a mixture's most recently used experts in memory and reads the others from the disk."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -8,32 +8,33 @@ from airllm.backends import Backend, Stream
 from airllm.backends.experts import Experts
 from airllm.weights.ring import Matrix
 
-Expert = Sequence[Matrix]  # the matrices of one
+Expert = Sequence[Matrix]  # the matrices of one expert
 
 
 class ExpertCache:
-    """Places in memory for experts of any layer; the one that was not used for longest makes room.
+    """An LRU cache: places in memory, each for an expert of any layer.
 
-    All that a call asks for and that is not there is read at once, and packed on the way.
+    A call reads all of its missing experts together; they are packed while they are read.
     """
 
     def __init__(
         self, backend: Backend, files: Sequence[tuple[int, str]], places: int, place_bytes: int
     ) -> None:
-        """places: at least the experts of a layer. place_bytes: of the largest."""
+        """places: at least the number of experts of a layer. place_bytes: of the largest expert."""
         self._backend, self._files, self._place_bytes = backend, files, place_bytes
         self._memory = backend.memory(places * place_bytes)
         self._free = list(range(places))
         self._places: OrderedDict[tuple[int, int], int] = OrderedDict()  # of (layer, expert)
-        self._rooms: dict[tuple[object, ...], list[tuple[Any, Any]]] = {}
+        self._matrices: dict[tuple[object, ...], list[tuple[Any, Any]]] = {}
         self._stream: Stream | None = None
         self.hits = self.misses = 0
 
     def fetch(
         self, layer: int, experts: Sequence[Expert], wanted: Sequence[int]
     ) -> Mapping[str, Experts]:
-        """The weights of each slot. experts: all of the layer; wanted: numbers of those that must
-        be there: in the others' places stand some of these. OSError where the disk fails."""
+        """The weights of each slot. experts: all experts of the layer. wanted: the numbers of the
+        experts to fetch; a fetched expert stands in for each of the others. OSError if the disk
+        fails."""
         for number in wanted:
             if (layer, number) in self._places:
                 self._places.move_to_end((layer, number))
@@ -42,14 +43,14 @@ class ExpertCache:
         self.misses += len(missing)
         if missing:
             self._read(layer, experts, missing)
-        rooms = {
-            number: self._rooms_of(self._places[layer, number], experts[number])
+        fetched = {
+            number: self._matrices_at(self._places[layer, number], experts[number])
             for number in wanted
         }
-        some = rooms[wanted[0]]
+        stand_in = fetched[wanted[0]]
         return {
             matrix.slot: Experts(
-                rooms.get(number, some)[index][0] for number in range(len(experts))
+                fetched.get(number, stand_in)[index][0] for number in range(len(experts))
             )
             for index, matrix in enumerate(experts[wanted[0]])
         }
@@ -75,7 +76,7 @@ class ExpertCache:
                     (matrix.file, matrix.offset, matrix.file_bytes, [target])
                     for number, place in zip(missing, places, strict=True)
                     for matrix, (_, target) in zip(
-                        experts[number], self._rooms_of(place, experts[number]), strict=True
+                        experts[number], self._matrices_at(place, experts[number]), strict=True
                     )
                 ]
             )
@@ -90,18 +91,20 @@ class ExpertCache:
             self._places[layer, number] = place
 
     def _evict(self) -> int:
-        """Never one that is wanted now: those were moved to the end, and there is room for all."""
+        """Frees the place of the least recently used expert. It is never one that the call wants:
+        `fetch` moved those to the end, and there are places for all of them."""
         return self._places.popitem(last=False)[1]
 
-    def _rooms_of(self, place: int, expert: Expert) -> list[tuple[Any, Any]]:
-        """The matrices of an expert as they are in a place, and their targets."""
+    def _matrices_at(self, place: int, expert: Expert) -> list[tuple[Any, Any]]:
+        """For each matrix of an expert: the matrix in that place, and the stream's target for it.
+        Made once for each place and list of shapes."""
         key = (place, *((matrix.type, matrix.shape) for matrix in expert))
-        if key not in self._rooms:
-            offset, rooms = place * self._place_bytes, []
+        if key not in self._matrices:
+            offset, matrices = place * self._place_bytes, []
             for matrix in expert:
-                rooms.append(
+                matrices.append(
                     self._backend.matrix_in(self._memory, offset, matrix.type, matrix.shape)
                 )
                 offset += matrix.nbytes
-            self._rooms[key] = rooms
-        return self._rooms[key]
+            self._matrices[key] = matrices
+        return self._matrices[key]

@@ -1,10 +1,10 @@
-"""Where a layer's weights come from: the engine asks for a layer, and has it while it needs it.
+"""Sources of a model's weights. The engine asks for a layer and holds it while it computes:
 
     with source.layer(index) as bound:
         executor.run(bound, ...)
 
-Here all are prepared once and kept. stream_weights.py keeps what a budget allows, and streams the
-rest from the disk.
+FileWeights prepares all weights once and keeps them. StreamWeights (stream_weights.py) keeps the
+layers that the budget allows and streams the rest from the disk.
 """
 
 import mmap
@@ -30,18 +30,18 @@ __all__ = [
     "tensor_name",
 ]
 
-# Of the layers of one call, whose end Ctrl-C waits for: 10 ms of reading, where Python takes 30 us
-# between two calls.
+# The most bytes of layers that one call runs. Python adds 30 us between two calls, and Ctrl-C waits
+# for the end of a call: reading so many bytes takes 10 ms.
 _BYTES_AT_ONCE = 256 << 20
 
 _VECTOR_TYPES = ("f32", "f16", "bf16")
 
 
 class WeightSource(Protocol):
-    """Weights as an executor's `bind` returns them, valid inside the `with`."""
+    """Gives out weights that an executor's `bind` returned. They are valid inside the `with`."""
 
-    streams: bool  # whether a pass waits for the disk: then layers are worth using thoroughly
-    layers_at_once: int  # consecutive ones that `layers` gives, at most
+    streams: bool  # whether a pass waits for the disk, so that many tokens should share a layer
+    layers_at_once: int  # the most consecutive layers to ask `layers` for
 
     def embed(self) -> AbstractContextManager[Any]: ...
     def layer(self, index: int) -> AbstractContextManager[Any]: ...
@@ -50,10 +50,10 @@ class WeightSource(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights that are kept, as the backend keeps them."""
+        """Bytes of the weights that are kept, in the backend's layout."""
 
     def stream_stats(self) -> dict[str, Any] | None:
-        """What was streamed so far, see tensor_ops_cpp.Stream.stats; None where nothing is."""
+        """Counters of the stream, see tensor_ops_cpp.Stream.stats; None if nothing is streamed."""
 
     def close(self) -> None: ...
 
@@ -61,8 +61,8 @@ class WeightSource(Protocol):
 class FileWeights:
     """All weights of a GGUF file, bound to the executors of a model's graphs.
 
-    What a backend repacks is read from the file; what it keeps as it is stays in the file's memory
-    map, and is given out only while the file is unchanged: FormatError where it is not.
+    Tensors that the backend repacks are read from the file. The others stay in the file's memory
+    map; asking for them raises FormatError once the file has changed.
     """
 
     streams = False
@@ -78,14 +78,14 @@ class FileWeights:
         head: Executor,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """layers: the executor of each layer; those of one kind share theirs.
-        on_progress(done, total) is called after each layer that is prepared."""
+        """layers: the executor of each layer; layers of one kind share an executor.
+        on_progress(done, total) is called after each layer has been prepared."""
         check_tensors(gguf, model)
         self._gguf = gguf
         self._layers_stay_in_map = "matrix" in backend.keeps
         self._prepared: dict[tuple[str, Role], Any] = {}
         largest = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
-        memory = np.empty(largest, np.uint8)  # one tensor after the other is read into it
+        memory = np.empty(largest, np.uint8)  # for each tensor in turn
         self._bound = []
         runs = zip(places(model), (embed, *layers, head), strict=True)
         for (graph, index), executor in runs:
@@ -127,7 +127,7 @@ class FileWeights:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights as the backend keeps them, be it in memory or in the map."""
+        """Bytes of the weights in the backend's layout, in memory and in the map."""
         return sum(weight.nbytes for weight in self._prepared.values())
 
     def _prepare(
@@ -149,7 +149,7 @@ class FileWeights:
         return weights
 
     def _fetch_soon(self, tensor: Tensor) -> None:
-        """Tell the system that the map will be read: no token should wait for the disk later."""
+        """Ask the system to read this part of the map now, so that no token waits for the disk."""
         for extent in tensor.extents:
             first = extent.offset // mmap.PAGESIZE * mmap.PAGESIZE
             if hasattr(mmap, "MADV_WILLNEED"):
@@ -158,7 +158,7 @@ class FileWeights:
 
 
 def layers_at_once(n_layers: int, n_bytes: int) -> int:
-    """How many layers one call takes. n_bytes: of all layers."""
+    """How many layers one call may run. n_bytes: of all layers."""
     return max(1, n_layers * _BYTES_AT_ONCE // max(n_bytes, 1))
 
 
@@ -170,12 +170,12 @@ def tensor_name(slot: str, layer: int | None = None) -> str:
 
 
 def check_tensors(gguf: ModelFile, model: Model) -> None:
-    """Compare a file's tensors with the slots of a model's graphs, before any is read.
+    """Compare a file's tensors with the slots of a model's graphs, before any tensor is read.
 
-    FormatError names a tensor that is missing, of another shape or type, or that no slot takes: a
-    model that computes without some of its weights would run and be wrong.
+    FormatError names a tensor that is missing, has the wrong shape or type, or has no slot: a model
+    that ignored some of its weights would run and give wrong answers.
     """
-    unused = gguf.tensors.keys() - {"rope_freqs.weight"}  # that one is in Model.inv_freq
+    unused = gguf.tensors.keys() - {"rope_freqs.weight"}  # Model.inv_freq has it
     for graph, index in places(model):
         for slot in graph.weights:
             name = tensor_name(slot.name, index)
@@ -199,7 +199,7 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
 
 
 def places(model: Model) -> Iterator[tuple[Graph, int | None]]:
-    """Each graph that a forward pass runs, in order, with the layer whose weights it takes."""
+    """Each graph of a forward pass, in order, with the index of its layer (None: no layer)."""
     yield model.embed, None
     for index, kind in enumerate(model.kind_of_layer):
         yield model.kinds[kind].graph, index

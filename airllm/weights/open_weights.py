@@ -1,4 +1,4 @@
-"""From a model and a budget to its plan and its weights: which of the sources it is."""
+"""Plans a model's memory within a budget, and opens the source of weights that the plan needs."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -42,13 +42,15 @@ def plan_weights(
     kv_type: KVType,
     batch_size: int | None = None,
 ) -> tuple[Plan, list[Part]]:
-    """The plan for `budget` bytes, and the parts of the model that it speaks of.
+    """The plan for `budget` bytes, and the parts of the model.
 
-    context: tokens that fit; None for what in_context finds.
-    batch_size: tokens of a prompt that are evaluated at once, at most; None for BATCH_SIZE, or for
-    STREAMED_BATCH_SIZE where the model does not fit with that, and the answers are the same.
-    FormatError where the tensors are not the model's, ValueError for a context that it does not
-    allow, BudgetError where it does not run in the budget; nothing was read then.
+    context: in tokens; None for the default, see in_context.
+    batch_size: the most tokens of a prompt in one batch; None for BATCH_SIZE, or for
+    STREAMED_BATCH_SIZE if the model does not fit with BATCH_SIZE and the backend gives the same
+    answers with both.
+    Errors, before any weight is read: FormatError if the file's tensors do not fit the model,
+    ValueError for a context that the model does not allow, BudgetError if it does not run in the
+    budget.
     """
     check_tensors(gguf, model)
     parts = model_parts(gguf, model, backend)
@@ -56,7 +58,7 @@ def plan_weights(
 
     def with_batches(context: int, most: int, *, streamed: bool) -> Plan:
         size = min(most, context)
-        # All batches of a prompt go through a layer before the next is read.
+        # All batches of a prompt go through a layer before the next layer is read.
         waiting = 4 * model.config.hidden_size * (context - size) if streamed else 0
         return make_plan(
             parts,
@@ -79,7 +81,7 @@ def plan_weights(
             return with_batches(context, small, streamed=True)
         if not found.streams:
             return found
-        # Experts are read for each batch anew: few large ones read less.
+        # Each batch reads its experts anew, so that few large batches read less.
         return with_batches(context, large if found.expert_places else small, streamed=True)
 
     return in_context(plan, context, model.config, kv_type, budget)[1], parts
@@ -92,11 +94,10 @@ def in_context(
     kv_type: KVType,
     budget: int | None,
 ) -> tuple[int, _Made]:
-    """The context that an engine has, and what `make` made for it.
+    """The context that an engine has, and the result of make(context).
 
-    Where none is asked for it is the default, or as much less, down to CONTEXT_STEP, as lets the
-    model run in the budget: `make` says so by a BudgetError. ValueError where more is asked for
-    than the model allows.
+    Without `asked`, the context starts at the default and shrinks, down to CONTEXT_STEP, while
+    `make` raises a BudgetError. ValueError if `asked` is more than the model allows.
     """
     if asked is not None:
         asked = check_count("context", asked)
@@ -127,7 +128,7 @@ def in_context(
 
 
 def layer_executor(backend: Backend, graph: Graph, max_tokens: int, plan: Plan) -> Executor:
-    """The executor that a layer needs for weights as the plan has them."""
+    """The executor of a layer: one that fetches experts if the plan reads them from the disk."""
     if not plan.expert_places:
         return backend.executor(graph, max_tokens)
     from airllm.backends.routed import RoutedExecutor
@@ -147,9 +148,9 @@ def open_weights(
     head: Executor,
     on_progress: OnProgress | None = None,
 ) -> WeightSource:
-    """The weights as the plan says, bound to executors; those of layers are layer_executor's."""
-    # What all fits is read through the page cache, which has it already where the model was used
-    # before; but a whole tensor at a time, so there must be room for that too.
+    """The plan's source of weights, bound to the executors. layers: made by layer_executor."""
+    # FileWeights reads through the page cache, which may hold the model from an earlier use. It
+    # reads a whole tensor at a time, so the budget needs room for the largest tensor, too.
     at_once = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
     budget = plan.budget_bytes
     if budget is None or (plan.embedding == "pinned" and plan.total_bytes + at_once <= budget):

@@ -1,15 +1,15 @@
-"""What of a model is kept in memory and what is streamed, within a budget; and how fast that is.
+"""Decides which parts of a model stay in memory and which are streamed, within a budget.
 
-As many of the layers and the head are kept as fit, and the others pass through a ring, see
-airllm.weights.residency. The embedding does neither: a token takes one row of it, a few kilobytes,
-so to keep it would only take the place of layers that are read whole. It is kept where everything
-else is.
+As many of the layers and the head as fit stay in memory; the others pass through a ring, see
+airllm.weights.residency. The embedding stays in memory only if everything else does: a token needs
+one row of it, a few kilobytes, and the whole of it would take the place of layers, which are read
+whole.
 
-Of a mixture of experts, all but the experts is kept where that is possible; a token then reads the
-few experts that its router chooses, unless they are among those used last.
+Of a mixture of experts, everything but the experts stays in memory if it fits. A token then reads
+the few experts that the router chooses, unless they are among the last used.
 
-The budget is that of the model: weights, KV cache when full, and buffers. Python, NumPy and the
-tokeniser take about 60 MB more.
+The budget covers the model: weights, full KV cache, and buffers. Python, NumPy and the tokeniser
+take about 60 MB more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,17 +28,17 @@ from airllm.weights.ring import Matrix, aligned_bytes
 
 __all__ = ["Part", "Plan", "make_plan", "model_parts"]
 
-# Tokens of a prompt that are evaluated at once unless told otherwise. Where layers are streamed
-# their buffers would take the place of layers: those of 144 tokens are as fast within a few percent
-# and take 27 MB less for a model of 1.1B. Of a longer prompt even shares have more than 64 tokens
-# each then, so that activations="auto" decides the same in either case.
+# The most tokens of a prompt in one batch, by default. The buffers of large batches would take the
+# place of layers, which would then be streamed: batches of 144 tokens are as fast within a few
+# percent and take 27 MB less for a model of 1.1B. A longer prompt is cut into even batches of more
+# than 64 tokens each, so that activations="auto" rounds the same with either size.
 BATCH_SIZE, STREAMED_BATCH_SIZE = 512, 144
 
-# Unless asked for more: the cache of a long context would be most of a small model's memory.
+# The longest default context, in tokens: the KV cache of a longer one would be most of a small
+# model's memory.
 DEFAULT_CONTEXT = 4096
 
-# The context that is taken where none is asked for may have so much of the budget for its KV
-# cache.
+# The share of the budget that the KV cache of a default context may take.
 KV_SHARE = 0.25
 CONTEXT_STEP = 256  # a default context is a multiple of it, or the model's limit
 
@@ -48,8 +48,9 @@ class Part:
     """The weights that a graph runs with: the embedding's, a layer's, or the head's."""
 
     name: str  # "layer 3"
-    matrices: tuple[Matrix, ...]  # what a stream can read
-    kept: tuple[tuple[str, Role, Tensor], ...]  # slots of what is small, or stands in no file
+    matrices: tuple[Matrix, ...]  # a stream can read these
+    # (slot, role, tensor) of vectors, and of matrices that are not in one piece in a file
+    kept: tuple[tuple[str, Role, Tensor], ...]
     kept_bytes: int
 
     @property
@@ -76,16 +77,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model's memory is used for, and what is read for each pass through its layers.
+    """The use of a model's memory, and the bytes that each pass through its layers reads.
 
-    budget_bytes: None where there is no limit. head: "pinned" or "streamed". embedding: "pinned",
-    or "looked up": a row a token, from the page cache or the disk. batch_size: tokens of a prompt
-    that are evaluated at once. ring_bytes: slots for what is streamed, and the reads under way.
-    streamed_bytes_per_pass: of the files; a pass is a token of an answer, a whole prompt, or a
-    token of each sequence of a batch. disk_bytes_per_second and expected_tokens_per_second: None
-    where it was not probed, or nothing is streamed.
-    expert_places: of a mixture, experts that memory (ring_bytes) has room for where they are read
-    one by one; streamed_bytes_per_pass is then what a token takes where all are as likely.
+    budget_bytes: None if there is no limit. head: "pinned" or "streamed". embedding: "pinned", or
+    "looked up": each token reads a row, from the page cache or the disk. batch_size: the most
+    tokens of a prompt in one batch. ring_bytes: slots of the ring, and buffers of the reads under
+    way. streamed_bytes_per_pass: read from the files in a pass, which is a token of an answer, a
+    whole prompt, or a token of each sequence of a batch. disk_bytes_per_second and
+    expected_tokens_per_second: None if the disk was not probed or nothing is streamed.
+    expert_places: experts that fit in ring_bytes if experts are read one by one, else 0;
+    streamed_bytes_per_pass is then the mean for a token whose experts are all equally likely.
     """
 
     budget_bytes: int | None
@@ -112,17 +113,17 @@ class Plan:
 
     @property
     def guesses_pay(self) -> bool:
-        """Whether several rows of a pass wait for the disk no longer than one: not where each has
-        experts of its own read."""
+        """Whether a pass of several tokens waits for the disk no longer than a pass of one. Not if
+        experts are read one by one: each token may need other experts."""
         return self.streams and not self.expert_places
 
     @property
     def total_bytes(self) -> int:
-        """Of memory, at most."""
+        """The most memory that the model takes, in bytes."""
         return self.kv_cache_bytes + self.buffer_bytes + self.pinned_bytes + self.ring_bytes
 
     def with_disk(self, bytes_per_second: float) -> "Plan":
-        """The same plan on a disk of that speed, which is what a token then waits for."""
+        """The same plan with the disk's speed, and the speed of answers that it allows."""
         expected = bytes_per_second / self.streamed_bytes_per_pass if self.streams else None
         return replace(
             self, disk_bytes_per_second=bytes_per_second, expected_tokens_per_second=expected
@@ -142,10 +143,10 @@ def make_plan(
     buffer_bytes: int,
     experts_used: int = 0,
 ) -> Plan:
-    """parts: as model_parts gives them: the embedding, the layers, the head.
-    experts_used: of each layer, by a token; 0 where there are none.
+    """parts: from model_parts: the embedding, the layers, the head.
+    experts_used: experts of a layer that a token uses; 0 for a model without experts.
 
-    BudgetError, with the smallest budget that would do, where the model does not fit.
+    BudgetError, with the smallest budget that would do, if the model does not fit.
     """
     embedding, *layers, head = parts
     kept = sum(part.kept_bytes for part in parts)
@@ -158,7 +159,7 @@ def make_plan(
         streamed = [index for index in range(len(sizes)) if index not in found.pinned]
         return Plan(
             budget_bytes=budget,
-            # Tied embeddings are the head's matrix as well, but packed: both count.
+            # A tied embedding is counted twice: the head has the same matrix, but packed.
             model_bytes=sum(part.file_bytes for part in parts) + kept,
             context=context,
             batch_size=batch_size,
@@ -200,18 +201,18 @@ def make_plan(
             )
     if (found := reside(sizes, left, reads)) is not None:
         return plan(found)
-    mib = -(-minimum // 2**20)  # rounded up, so that it does
+    mib = -(-minimum // 2**20)  # rounded up, so that the number in the message is enough
     raise BudgetError(
         f"the model does not run in {in_words(budget)}: it needs at least {mib} MiB "
         f"({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are the KV cache "
         f"of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
-        f"{_what_cannot_stream(parts)}",
+        f"{_hint_to_convert(parts)}",
         minimum,
     )
 
 
-def _what_cannot_stream(parts: Sequence[Part]) -> str:
-    """A hint for those whose matrices are made while they are read."""
+def _hint_to_convert(parts: Sequence[Part]) -> str:
+    """A hint for models with matrices that cannot be streamed; empty for the others."""
     made = any(role in ("matrix", "experts") for part in parts for _, role, _ in part.kept)
     if not made:
         return ""
@@ -224,8 +225,8 @@ def _what_cannot_stream(parts: Sequence[Part]) -> str:
 def default_context(
     longest: int, shortest: int, kv_bytes_per_token: int, budget: int | None
 ) -> int:
-    """The context where none is asked for: `longest`, or less, down to `shortest`, where its KV
-    cache would take more than its share of the budget."""
+    """The default context: `longest`, or less if its KV cache would take more than KV_SHARE of the
+    budget, but not below `shortest`."""
     if budget is None:
         return longest
     affordable = int(KV_SHARE * budget) // kv_bytes_per_token // CONTEXT_STEP * CONTEXT_STEP
@@ -233,8 +234,8 @@ def default_context(
 
 
 def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
-    """Of what is between and inside the graphs, for batches of so many tokens, and of the cosines
-    and sines of a context."""
+    """Bytes of the buffers between and inside the graphs, for batches of `batch_size` tokens, and
+    of the cosines and sines of a context."""
     layers = (kind.graph for kind in model.kinds)
     internal = sum(graph.row_bytes for graph in (model.embed, *layers, model.head))
     rope = sum(2 * len(kind.inv_freq) for kind in model.kinds)
@@ -243,13 +244,13 @@ def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_type: KVType) -> int:
-    block, size = TYPES[kv_type]  # KVCache refuses what is not whole blocks
+    block, size = TYPES[kv_type]  # KVCache refuses a head_dim that is not whole blocks
     return config.n_layers * 2 * config.n_kv_heads * -(-config.head_dim // block) * size
 
 
 def model_parts(gguf: ModelFile, model: Model, backend: Backend) -> list[Part]:
-    """The embedding's weights, each layer's and the head's, in the order of a pass. The tensors
-    must have been checked (weights.check_tensors)."""
+    """The parts in the order of a pass: embedding, layers, head. The tensors must have been checked
+    (layer_weights.check_tensors)."""
     from airllm.weights.layer_weights import places, tensor_name
 
     parts = []
@@ -278,7 +279,7 @@ def _part(
 
 
 def _matrices(slot: str, role: Role, tensor: Tensor, backend: Backend) -> list[Matrix] | None:
-    """The matrices of a tensor; None where one of them is not in one piece in a file."""
+    """The matrices of a tensor; None if one of them is not in one piece in a file."""
     n, k = tensor.shape[-2:]
     file_bytes = n * tensor.row_bytes
     packed = file_bytes if role == "rows" else backend.packed_bytes(tensor.type, (n, k))
@@ -295,7 +296,7 @@ def _matrices(slot: str, role: Role, tensor: Tensor, backend: Backend) -> list[M
 
 
 def _place(tensor: Tensor, first: int, n_bytes: int) -> tuple[int, int] | None:
-    """File and offset of some bytes of a tensor, where they are in one piece."""
+    """File and offset of n_bytes of a tensor from byte `first` on; None if not in one piece."""
     for extent in tensor.extents:
         if first + n_bytes <= extent.nbytes:
             return extent.part, extent.offset + first

@@ -1,4 +1,4 @@
-"""A model's plan without its weights: nothing but its header is read, and what a probe reads."""
+"""A model's plan without its weights: only its header is read, and a probe's bytes if wanted."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ __all__ = ["PlannedModel", "plan_model"]
 class PlannedModel(Closing):
     """A model whose file is open and checked, and the plan of its memory.
 
-    plan, parts: as plan_weights gives them for that kv_type.
+    plan, parts: from plan_weights, for kv_type.
     """
 
     file: ModelFile
@@ -70,8 +70,8 @@ class PlannedModel(Closing):
         return self
 
     def probed_plan(self) -> Plan:
-        """The plan with the disk's speed, which is measured for a fraction of a second, where the
-        model is streamed."""
+        """The plan; if the model is streamed, with the disk's speed, measured for a fraction of a
+        second."""
         if not self.plan.streams:
             return self.plan
         from airllm.weights.disk_probe import disk_bytes_per_second
@@ -98,9 +98,9 @@ def plan_model(
     ram_budget: int | str | None = None,
     probe: bool = False,
 ) -> Plan:
-    """What LayerWiseInferenceEngine would do with these arguments, and raise.
+    """The plan that LayerWiseInferenceEngine would make of these arguments, with the same errors.
 
-    probe: read for a fraction of a second, where the model would be streamed, for the speed of it.
+    probe: if the model would be streamed, measure the disk's speed for a fraction of a second.
     """
     with PlannedModel.open(
         model_path,

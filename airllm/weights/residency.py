@@ -1,8 +1,8 @@
-"""What stays in memory, and what passes through it, of parts that are needed one after the other.
+"""Decides which parts stay in memory and which pass through it. A pass uses the parts in order.
 
-Parts are a model's layers and its head, or the segments of a cluster's program. Those that do not
-fit are read from the disk for each pass, in their order, into a ring of two slots: one is computed
-with while the other fills.
+Parts are a model's layers and its head, or the segments of a cluster's program. The parts that do
+not fit are read from the disk in each pass, in order, into a ring of two slots: one slot is used
+while the other fills.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 __all__ = ["READ_BYTES", "READ_DEPTH", "Residency", "least_bytes", "read_buffer_bytes", "reside"]
 
-# Reads under way or being packed, and bytes of each: little memory, and enough for a solid-state
-# disk: more than the 8 that it wants, as some are packed meanwhile; of 512 KB it gave 0.8 times as
-# much.
+# The number of reads under way or being packed, and the bytes of each. A solid-state disk wants 8
+# reads at a time, and some of the 10 are being packed. Reads of 512 KB had 0.8 times the
+# throughput. The buffers take little memory.
 READ_DEPTH = 10
 READ_BYTES = 1 << 20
-_PAGE_BYTES = 4096  # that direct reads begin and end at
+_PAGE_BYTES = 4096  # direct reads begin and end at multiples of it
 
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """pinned: numbers of the parts that stay in memory, pinned_bytes together. slots: of the ring
-    that the others pass through, of slot_bytes each; 0 where there are no others. ring_bytes: of
-    the slots, and of the reads under way. streamed_bytes: of memory, that every pass fills."""
+    """pinned: the numbers of the parts that stay in memory; pinned_bytes: their sum. slots: the
+    slots of the ring for the other parts, slot_bytes each; 0 if all parts stay. ring_bytes: of the
+    slots and the reads under way. streamed_bytes: in memory, of the parts that every pass reads."""
 
     pinned: frozenset[int]
     pinned_bytes: int
@@ -33,14 +33,13 @@ class Residency:
 
 
 def reside(nbytes: Sequence[int], budget: int, reads: int) -> Residency | None:
-    """What stays of parts of so many bytes in memory, so that the least is read for a pass; None
-    where they cannot even stream.
+    """Chooses the parts to keep so that a pass reads the least; None if not even one slot fits.
 
-    budget: for parts, slots and reads together. reads: bytes of the reads under way, as
-    read_buffer_bytes has them.
+    nbytes: of each part in memory. budget: bytes for parts, slots and reads together. reads: bytes
+    of the reads under way, from read_buffer_bytes.
 
-    A slot holds the largest part that streams, so it may be better to keep the largest ones. Two
-    slots let the disk work while a part is computed with; one is the last resort.
+    A slot holds the largest streamed part, so that it can pay to keep the largest parts. With two
+    slots the disk reads while a part is computed; one slot is the last resort.
     """
     total = sum(nbytes)
     if total <= budget:
@@ -63,22 +62,24 @@ def reside(nbytes: Sequence[int], budget: int, reads: int) -> Residency | None:
 
 
 def least_bytes(nbytes: Sequence[int], reads: int) -> int:
-    """The smallest budget that `reside` finds something for."""
+    """The smallest budget for which `reside` finds a Residency."""
     return min(sum(nbytes), max(nbytes, default=0) + reads)
 
 
 def read_buffer_bytes(longest: int) -> int:
-    """Of the reads under way, where no range has more bytes than `longest`: whole pages, and one
-    more for a beginning within a page."""
+    """Bytes of the buffers of the reads under way, if no range has more than `longest` bytes.
+
+    A buffer has two pages more than a read, as a range may begin and end within a page.
+    """
     pages = -(-min(longest, READ_BYTES) // _PAGE_BYTES) + 2
     return READ_DEPTH * pages * _PAGE_BYTES
 
 
 def _spread(nbytes: Sequence[int], pinned: set[int], room: int) -> set[int]:
-    """More parts that fit in `room`, evenly spread: while one of them is computed with, the disk
-    reads for the next that streams. Were they the first ones, the disk would fill the ring while
-    they are computed and then wait: of twenty layers of 2 ms, half of them read in 3 ms each, a
-    pass took 48 ms in place of 40."""
+    """Further parts to keep that fit in `room`, evenly spread over the pass: while a kept part is
+    computed, the disk reads the next streamed part. If the first parts were kept, the disk would
+    fill the ring while they are computed and then wait: with twenty layers of 2 ms, ten of them
+    read in 3 ms each, a pass took 48 ms in place of 40."""
     others = [index for index in range(len(nbytes)) if index not in pinned]
     share = min(room / max(sum(nbytes[index] for index in others), 1), 1.0)
     more: set[int] = set()
@@ -89,7 +90,7 @@ def _spread(nbytes: Sequence[int], pinned: set[int], room: int) -> set[int]:
             more.add(index)
             credit -= nbytes[index]
             room -= nbytes[index]
-    for index in others:  # what is left of the room
+    for index in others:  # fill the rest of the room
         if index not in more and nbytes[index] <= room:
             more.add(index)
             room -= nbytes[index]

@@ -3,7 +3,7 @@
 ring = Ring(backend, files, slots=2, slot_bytes=...)
 for number in ...: ring.add(number, executor, kept, matrices)
 ring.start()
-bound = ring.take(number)     # in the order in which they were added, again and again
+bound = ring.take(number)     # in the order of `add`, pass after pass
 ring.release()
 """
 
@@ -25,41 +25,42 @@ Section = list[tuple[int, int, int, list[Any]]]
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix, or one of several experts', and its place on the disk."""
+    """A matrix, or the matrix of one expert, and its place on the disk."""
 
     slot: str  # of the graph
     role: Role
     name: str  # of its tensor
     type: str  # "q4_1"
     shape: tuple[int, int]
-    file: int  # its number
+    file: int  # the number of the file
     offset: int  # in the file
     file_bytes: int
-    nbytes: int  # in memory, with what aligns the next
+    nbytes: int  # in memory, with padding to align the next matrix
 
 
 def aligned_bytes(packed: int) -> int:
-    """Of a matrix in memory, with what aligns the next."""
+    """Bytes of a matrix in memory, with padding to align the next matrix."""
     return -(-packed // ALIGNMENT) * ALIGNMENT
 
 
 def rooms_in(
     backend: Backend, memory: Any, matrices: Sequence[Matrix]
 ) -> tuple[dict[str, Any], Section]:
-    """Weights by the graph's slots, one matrix after the other in `memory`; what fills them."""
+    """Lays matrices out in `memory`, one after the other. Returns the weights by the graph's slots,
+    and the section that fills them."""
     weights: dict[str, Any] = {}
     experts: dict[str, list[Any]] = {}
     section: Section = []
     offset = 0
     for matrix in matrices:
-        room, target = backend.matrix_in(memory, offset, matrix.type, matrix.shape)
+        weight, target = backend.matrix_in(memory, offset, matrix.type, matrix.shape)
         if matrix.role == "experts":
-            experts.setdefault(matrix.slot, []).append(room)
+            experts.setdefault(matrix.slot, []).append(weight)
         else:
-            weights[matrix.slot] = room
+            weights[matrix.slot] = weight
         section.append((matrix.file, matrix.offset, matrix.file_bytes, [target]))
         offset += matrix.nbytes
-    weights |= {slot: Experts(rooms) for slot, rooms in experts.items()}
+    weights |= {slot: Experts(of_each) for slot, of_each in experts.items()}
     return weights, section
 
 
@@ -70,8 +71,8 @@ def bind_in(
     matrices: Sequence[Matrix],
     memories: Sequence[Any],
 ) -> tuple[list[Any], Section]:
-    """Weights bound with the matrices in each of some memories, and what fills them.
-    kept: the weights that are there anyway, by slot."""
+    """Binds the matrices once in each memory. Returns the bound weights, one for each memory, and
+    the section that fills any of them. kept: the other weights, by slot; they stay in memory."""
     bound, sections = [], []
     for memory in memories:
         weights, section = rooms_in(backend, memory, matrices)
@@ -86,15 +87,15 @@ def bind_in(
 
 
 class Ring:
-    """For one thread at a time. Memory is taken once, at construction.
+    """For one thread at a time. The constructor allocates all memory.
 
-    A disk that fails raises OSError in `take`; the next pass begins anew, and may succeed.
+    `take` raises OSError if the disk fails; the next pass begins anew, and may succeed.
     """
 
     def __init__(
         self, backend: Backend, files: Sequence[tuple[int, str]], slots: int, slot_bytes: int
     ) -> None:
-        """files: descriptor and name of each."""
+        """files: the descriptor and name of each file."""
         self._backend, self._files = backend, files
         self._slots = [backend.memory(slot_bytes) for _ in range(slots)]
         self._bound: list[list[Any]] = []  # of each section, in each slot
@@ -110,14 +111,15 @@ class Ring:
         kept: Mapping[str, Any],
         matrices: Sequence[Matrix],
     ) -> None:
-        """Before `start`: what is taken as `number`. kept: weights that are in memory anyway."""
+        """Adds the weights that `take(number)` returns; only before `start`. kept: the weights that
+        stay in memory."""
         bound, section = bind_in(self._backend, executor, kept, matrices, self._slots)
         self._at[number] = len(self._sections)
         self._bound.append(bound)
         self._sections.append(section)
 
     def start(self) -> None:
-        """Begin to read. OSError where a file cannot be used."""
+        """Begin to read. OSError if a file cannot be used."""
         self._stream = self._backend.stream(self._files, self._sections)
         self._sections = []
 
@@ -125,11 +127,11 @@ class Ring:
         return number in self._at
 
     def take(self, number: int) -> Any:
-        """What is bound to the weights of `number`, until `release`. Any number may follow any
-        other; the next one in the order is read already."""
+        """The bound weights of `number`, valid until `release`. Numbers may come in any order; only
+        the next one in the order of `add` has been read ahead."""
         stream = self._started()
         wanted = self._at[number]
-        if wanted < self._next:  # the last pass did not come to its end
+        if wanted < self._next:  # the last pass was left early
             self._next = 0
             stream.rewind()
         try:
@@ -141,7 +143,7 @@ class Ring:
                 stream.release()
                 self._next = section + 1
         except BaseException:
-            self._next = len(self._at)  # whatever comes next begins anew
+            self._next = len(self._at)  # so that the next `take` rewinds
             raise
 
     def release(self) -> None:

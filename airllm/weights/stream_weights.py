@@ -1,8 +1,8 @@
-"""Weights of a model that is larger than the memory it may have.
+"""Weights of a model that is larger than its memory budget.
 
-As its plan says, some layers are kept; the others come from the disk for each pass, in order: while
-one is computed with, the next is read and packed. What was read ahead at the end of a pass is the
-beginning of the next.
+The plan keeps some layers in memory. The others are read from the disk in each pass, in order:
+while a layer is computed, the next one is read and packed. At the end of a pass, the stream reads
+the first layers of the next pass ahead.
 """
 
 import mmap
@@ -28,10 +28,10 @@ _HEAD = -1  # in place of a layer's index
 
 
 class StreamWeights:
-    """A WeightSource within a Plan. For one thread at a time.
+    """A WeightSource that follows a Plan. For one thread at a time.
 
-    Memory is taken once, here. A disk that fails raises OSError where its layer is asked for, a
-    file that has changed FormatError; the next pass begins anew, and may succeed.
+    The constructor allocates all memory. Asking for a layer raises OSError if the disk fails and
+    FormatError if the file has changed; the next pass begins anew, and may succeed.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class StreamWeights:
         head: Executor,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """parts: as model_parts gives them. layers: the executor of each.
-        on_progress(done, total) is called after each layer that is kept has been read."""
+        """parts: from model_parts. layers: the executor of each layer.
+        on_progress(done, total) is called after each kept part has been read."""
         check_tensors(gguf, model)
         self._gguf, self._backend, self.plan = gguf, backend, plan
         self._files = [(part.descriptor, str(part.path)) for part in gguf.parts]
@@ -57,7 +57,7 @@ class StreamWeights:
         executors = {**dict(enumerate(layers)), _HEAD: head}
 
         self._experts: ExpertCache | None = None
-        self._bound: dict[int, Any] = {}  # of each layer that is kept, and the head
+        self._bound: dict[int, Any] = {}  # of the kept layers, and of the head if it is kept
         if plan.expert_places:
             self._keep_all_but_experts(layer_parts, layers)
             by_index = {_HEAD: head_part}
@@ -81,7 +81,7 @@ class StreamWeights:
             self._ring = Ring(backend, self._files, plan.slots, largest)
             for index in streamed:
                 part = by_index[index]
-                self._ring.add(index, executors[index], self._kept(part), part.matrices)
+                self._ring.add(index, executors[index], self._read_kept(part), part.matrices)
             self._ring.start()
         self.streams = self._ring is not None or self._experts is not None
         at_once = layers_at_once(model.config.n_layers, plan.pinned_bytes)
@@ -94,7 +94,7 @@ class StreamWeights:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept, and of the ring."""
+        """Bytes of the kept weights and of the ring."""
         return self.plan.pinned_bytes + self.plan.ring_bytes
 
     def embed(self) -> AbstractContextManager[Any]:
@@ -129,7 +129,7 @@ class StreamWeights:
         try:
             bound = ring.take(index)
         except BaseException:
-            self._gguf.check_unchanged()  # the better explanation, if it is one
+            self._gguf.check_unchanged()  # a changed file explains the error better
             raise
         try:
             yield bound
@@ -137,7 +137,7 @@ class StreamWeights:
             ring.release()
 
     def _keep_all_but_experts(self, layers: Sequence[Part], executors: Sequence[Executor]) -> None:
-        """Of a mixture: its experts come as they are asked for, the rest of it is read now."""
+        """Reads all of a mixture's layers but the experts, which are fetched when needed."""
         experts = [layer.experts() for layer in layers]
         place_bytes = max(
             sum(matrix.nbytes for matrix in expert) for layer in experts for expert in layer
@@ -145,13 +145,13 @@ class StreamWeights:
         cache = ExpertCache(self._backend, self._files, self.plan.expert_places, place_bytes)
         self._experts = cache
 
-        gguf = self._gguf  # and no reference to this object, which would then outlive its last user
+        gguf = self._gguf  # `fetch` must not refer to self: the cycle would keep it alive
 
         def fetch(layer: int, wanted: Sequence[int]) -> Mapping[str, Experts]:
             try:
                 return cache.fetch(layer, experts[layer], wanted)
             except BaseException:
-                gguf.check_unchanged()  # the better explanation, if it is one
+                gguf.check_unchanged()  # a changed file explains the error better
                 raise
 
         sections = []
@@ -161,12 +161,12 @@ class StreamWeights:
             weights, section = rooms_in(self._backend, memory, others.matrices)
             sections.append(section)
             assert isinstance(executor, RoutedExecutor)
-            weights |= self._kept(part)
+            weights |= self._read_kept(part)
             self._bound[index] = executor.bind_routed(weights, partial(fetch, index))
         self._read_once(sections)
 
-    def _kept(self, part: Part) -> dict[str, Any]:
-        """The weights of a part that are in memory anyway."""
+    def _read_kept(self, part: Part) -> dict[str, Any]:
+        """Reads the weights of a part that stay in memory, whether it is streamed or not."""
         weights = {}
         for slot, role, tensor in part.kept:
             memory = np.empty(tensor.nbytes, np.uint8)
@@ -181,14 +181,15 @@ class StreamWeights:
         indices: Sequence[int],
         on_progress: OnProgress | None,
     ) -> None:
-        """Read what is kept: packed piece by piece, so that it never is in memory twice."""
+        """Read the kept parts and pack them piece by piece, so that none is in memory twice."""
         sections = []
         for part, executor, index in zip(parts, executors, indices, strict=True):
             memory = self._backend.memory(part.nbytes)
-            kept = self._kept(part)
+            kept = self._read_kept(part)
             [bound], section = bind_in(self._backend, executor, kept, part.matrices, [memory])
             self._bound[index] = bound
-            # Each has a place of its own, so the next may be read while this one is packed.
+            # A target for both slots of the stream, so that the next part is read meanwhile: each
+            # part has memory of its own.
             sections.append([(file, at, n, 2 * targets) for file, at, n, targets in section])
         self._read_once(sections, on_progress)
 
@@ -213,10 +214,10 @@ class StreamWeights:
 
 
 class _Embedding:
-    """The embedding's rows: in memory, or looked up in the file's map.
+    """The embedding's rows: in memory, or looked up in the file's memory map.
 
-    What a look-up has touched is unmapped again, as it would count as this process's memory; the
-    page cache keeps it as long as the system likes.
+    After a look-up, its pages are dropped from the process (MADV_DONTNEED), or they would count as
+    its memory; the page cache may still keep them.
     """
 
     def __init__(
@@ -248,8 +249,8 @@ class _Embedding:
             self._advise("MADV_DONTNEED")
 
     def _advise(self, advice: str) -> None:
-        """For the pages that lie wholly in the embedding; nothing where the system has no such
-        word."""
+        """Calls madvise on the pages that lie wholly in the embedding, if the system has the
+        advice."""
         option = getattr(mmap, advice, None)
         if option is None:
             return

@@ -4,7 +4,6 @@ The build folder is build/benchmarks in the checkout; only changed sources are c
 TENSOR_OPS_ISA restricts the ISAs, as for setup.py; each choice has its own folder.
 """
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -31,8 +30,8 @@ def limits_library() -> Path:
     """The shared library of the limits that common/limits.py calls. Raises BuildError."""
     with _building() as (toolchain, isas, folder):
         units = [*peaks_units(toolchain, isas, folder)]
-        units += _own_units(LIMITS_SOURCES, folder)
-        units += build.units_of(["cpu_features.cpp"], folder, _includes(folder))
+        units += _own_units(LIMITS_SOURCES, isas, folder)
+        units += build.units_of({"cpu_features": ("cpu_features",)}, folder, ())
         return _linked(toolchain, units, folder / "limits.so", "-shared")
 
 
@@ -42,33 +41,30 @@ def kernels_program() -> Path:
         _require_google_benchmark(toolchain)
         units = build.core_units(toolchain, isas, folder)
         units += peaks_units(toolchain, isas, folder)
-        units += _own_units(PROGRAM_SOURCES, folder)
+        units += _own_units(PROGRAM_SOURCES, isas, folder)
         return _linked(toolchain, units, folder / "kernels", "-lbenchmark")
 
 
 def peaks_units(toolchain: build.Toolchain, isas: Sequence[Isa], folder: Path) -> list[build.Unit]:
-    """peaks/<isa>.cpp for each ISA, compiled exactly as isa/<isa>.cpp is."""
+    """peaks/<isa>.cpp for each ISA, compiled exactly as its kernels are."""
     return [
-        dataclasses.replace(
-            unit,
-            source=SOURCES / "peaks" / unit.source.name,
-            object=folder / "peaks" / unit.object.name,
-            flags=(*unit.flags, f"-I{SOURCES}"),
+        build.Unit(
+            (SOURCES / "peaks" / f"{isa.name}.cpp",),
+            folder / "peaks" / f"{isa.name}.o",
+            (*build.kernel_flags(toolchain, isa), *build.own_xsimd(isa.name), f"-I{SOURCES}"),
+            (build.xsimd_headers(build.XSIMD_CACHE),),
         )
-        for unit in build.core_units(toolchain, isas, folder)
-        if unit.source.parent.name == "isa"
+        for isa in isas
     ]
 
 
-def _own_units(names: Sequence[str], folder: Path) -> list[build.Unit]:
-    flags = (*build.COMMON_FLAGS, *build.WARNINGS, *_includes(folder))
+def _own_units(names: Sequence[str], isas: Sequence[Isa], folder: Path) -> list[build.Unit]:
+    includes = (build.INCLUDE, f"-I{SOURCES}", build.compiled_isas(isas))
+    flags = (*build.COMMON_FLAGS, *build.WARNINGS, *includes)
     return [
-        build.Unit(SOURCES / name, folder / Path(name).with_suffix(".o"), flags) for name in names
+        build.Unit((SOURCES / name,), folder / Path(name).with_suffix(".o"), flags)
+        for name in names
     ]
-
-
-def _includes(folder: Path) -> tuple[str, ...]:
-    return (f"-I{build.ROOT}", f"-I{folder}", f"-I{SOURCES}")
 
 
 def _linked(

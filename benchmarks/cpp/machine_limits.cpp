@@ -12,9 +12,9 @@
 
 namespace limits {
 
-// compiled_isas.inc is written by build.py: TENSOR_OPS_ISA(name, condition on cpu), slowest first.
-#define TENSOR_OPS_ISA(name, condition) extern const Peaks name##_peaks;
-#include "compiled_isas.inc"
+// From build.py: of each ISA a TENSOR_OPS_ISA(name, condition on cpu, ...), slowest first.
+#define TENSOR_OPS_ISA(name, condition, ...) extern const Peaks name##_peaks;
+TENSOR_OPS_COMPILED_ISAS
 #undef TENSOR_OPS_ISA
 
 namespace {
@@ -22,9 +22,9 @@ namespace {
 std::vector<const Peaks*> runnable() {
     [[maybe_unused]] const tensor_ops::CpuFeatures cpu = tensor_ops::detect_cpu_features();
     std::vector<const Peaks*> peaks;
-#define TENSOR_OPS_ISA(name, condition) \
+#define TENSOR_OPS_ISA(name, condition, ...) \
     if (condition) peaks.push_back(&name##_peaks);
-#include "compiled_isas.inc"
+    TENSOR_OPS_COMPILED_ISAS
 #undef TENSOR_OPS_ISA
     return peaks;
 }

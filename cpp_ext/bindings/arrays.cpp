@@ -171,7 +171,7 @@ bool Output::overlaps(const Output& other) const {
 std::size_t choice(const Argument& argument, std::span<const char* const> allowed) {
     const bool is_text = PyUnicode_Check(argument.value.ptr());
     const char* word = is_text ? PyUnicode_AsUTF8(argument.value.ptr()) : nullptr;
-    if (is_text && !word) PyErr_Clear();  // a lone surrogate: no word of ours
+    if (is_text && !word) PyErr_Clear();  // a lone surrogate: no allowed word
     for (std::size_t i = 0; word && i < allowed.size(); ++i)
         if (std::strcmp(word, allowed[i]) == 0) return i;
     std::string expected;

@@ -1,7 +1,8 @@
-// What a caller may pass, checked in one place, before anything is computed or allocated.
+// The checks of a caller's arguments, in one place, before anything is computed or allocated.
 //
-// Every message reads "operation: argument is what came; expected what. How to fix it.", the same
-// as airllm.numpy_ops.checks.  TypeError: no array, or another dtype.  ValueError: everything else.
+// Every message reads "operation: argument is this; expected that. How to fix it.", the same as
+// those of airllm.numpy_ops.checks.  TypeError: not an array, or of another dtype.  ValueError:
+// everything else.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -36,15 +37,15 @@ struct Argument {
 
 enum class Dtype { float32, float16, uint16, uint8, int32 };
 
-// None yet: py::array() would ask NumPy for an empty one, in a quarter of a microsecond.
+// No array: py::array() would make NumPy create an empty one, in a quarter of a microsecond.
 inline py::array no_array() { return py::reinterpret_steal<py::array>(py::handle()); }
 
-// An array as numpy.asarray gives it: of no subclass, which may compute differently (np.matrix).
-// Throws py::type_error for a masked array, whose mask nothing here would look at.
+// An array from numpy.asarray, so of no subclass, which might compute differently (np.matrix).
+// Throws py::type_error for a masked array, whose mask would be ignored.
 py::array plain_array(const char* op, const char* name, py::handle value);
 
-// A C-contiguous, aligned array, kept alive.  Shape and data are those of the check, whatever other
-// threads, or Python code that later arguments run, may do to the array's shape and dtype.
+// A C-contiguous, aligned array, kept alive.  Shape and data stay as they were checked, even if
+// another thread, or Python code that a later argument runs, changes the array's shape or dtype.
 class Array {
  public:
     // Throws py::type_error or py::value_error.
@@ -84,7 +85,7 @@ inline Array float_array(const char* op, const char* name, py::handle value,
     return Array({op, name, value}, {Dtype::float32}, min_axes);
 }
 
-// Memory that an output must not overlap; `in_place`: but may be, the whole of it.
+// Memory that an output must not overlap; with `in_place`, the output may be exactly that memory.
 struct Input {
     const char* name;
     const void* data;
@@ -113,7 +114,7 @@ class Output {
     std::size_t size_ = 0;
 };
 
-// A word of a fixed set; returns its index.
+// Checks that the argument is one of the allowed words; returns its index.
 std::size_t choice(const Argument& argument, std::span<const char* const> allowed);
 inline std::size_t choice(const Argument& argument, std::initializer_list<const char*> allowed) {
     return choice(argument, std::span(allowed.begin(), allowed.size()));

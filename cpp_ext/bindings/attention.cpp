@@ -34,7 +34,7 @@ KvCache KvArrays::cache() const {
                        : k.dtype() == Dtype::float16 ? DType::f16
                                                      : DType::q8_0;
     const auto [elements, bytes] = block_size(DType::q8_0);
-    // Constness ends at the cache's type, which is also what kv_append writes to.
+    // KvCache has pointers to non-const, as kv_append writes to it; attention only reads.
     return {const_cast<void*>(k.data()),
             const_cast<void*>(v.data()),
             type,
@@ -106,8 +106,8 @@ Array cu_seqlens_from(const char* name, py::handle value, const char* other) {
     return array;
 }
 
-// Where sequences begin in n rows, and where the last one ends.  A copy: the caller's array may
-// change while the GIL is released.
+// Checks where sequences begin in n rows, and where the last one ends.  Returns a copy, as the
+// caller's array may change while the GIL is released.
 std::vector<std::int32_t> starts_from(const Array& array, std::size_t n, const char* what) {
     const auto* data = static_cast<const std::int32_t*>(array.data());
     std::vector<std::int32_t> starts(data, data + array.size());
@@ -208,10 +208,10 @@ void bind_attention(py::module_& m) {
           "causal: the queries are the last n_q of the n_kv positions, so query i stands at "
           "position p = i + n_kv - n_q and sees the keys up to there. A query that sees no key "
           "gives zeros.\n"
-          "window: of these, it sees the last `window`, its own included; without causal, those "
-          "closer than `window` on either side.\n"
+          "window: the query sees only the last `window` of these keys, its own included; without "
+          "causal, the keys closer than `window` on either side.\n"
           "softcap: scores become softcap * tanh(score / softcap).\n"
-          "sinks: float32 [n_heads], one more score for each head that counts in its softmax but "
+          "sinks: float32 [n_heads], one more score for each head, which counts in its softmax but "
           "has no value.\n"
           "cu_seqlens_q, cu_seqlens_k: int32 [n_sequences + 1], where each of several sequences "
           "begins in q and in k and v, and where the last one ends; each sees its own keys only.\n"

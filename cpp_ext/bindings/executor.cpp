@@ -1,4 +1,4 @@
-// The executor: graphs that Python builds, run with one call for each segment of a model.
+// The executor: runs graphs that Python builds, with one call for each segment of a model.
 #include "graph/executor.h"
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 namespace tensor_ops::bindings {
 namespace {
 
-// Weights in a graph's slots, and what keeps their memory alive.
+// Weights in a graph's slots, and the objects that keep their memory alive.
 struct Bound {
     std::vector<Weight> weights;
     std::vector<py::object> owners;
@@ -132,7 +132,7 @@ class PyExecutor {
         run_locked(buffers, n_tokens, threads, seconds);
     }
 
-    // Tuples, of tuples: a list could be changed while this runs, and give up what is in it.
+    // Tuples of tuples: a list could change while this runs, and release its elements.
     void run_layers(const py::sequence& bound_sequence, const py::dict& buffers,
                     const py::sequence& sequence_sequence, std::size_t first_layer, int threads,
                     py::handle seconds) {
@@ -185,7 +185,7 @@ class PyExecutor {
         return bound.weights;
     }
 
-    // Of layers_, whose sequences have n_tokens in all.
+    // Runs layers_, whose sequences have n_tokens in all.
     void run_locked(const py::dict& buffers, std::size_t n_tokens, int threads,
                     py::handle seconds) {
         std::vector<py::array> owners;  // another thread may take arrays out of the dict
@@ -416,8 +416,8 @@ void bind_executor(py::module_& m) {
     py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.")
         .def_property_readonly("nbytes", &Bound::nbytes, "Bytes of each weight, by its slot.");
     py::class_<KvLayers> kv_layers(m, "KvLayers",
-                                   "The KV caches of a sequence, (k_cache, v_cache) of each layer "
-                                   "as Executor.run takes them; keeps them.");
+                                   "The KV caches of a sequence: (k_cache, v_cache) of each layer, "
+                                   "as Executor.run takes them. The object keeps them.");
     define_init(kv_layers, make_kv_layers, arg("layers"));
     py::class_<PyExecutor> executor(
         m, "Executor",
@@ -435,7 +435,8 @@ void bind_executor(py::module_& m) {
         .def("bind", &PyExecutor::bind, arg("weights"),
              "Put weights in the slots: a dict of PackedMatrix, RawRows, float32 [n] or, for "
              "experts, lists of PackedMatrix, by name.\n\n"
-             "Cheap, and keeps references. ValueError where one is missing or does not fit.")
+             "The call is cheap and keeps references. ValueError if a weight is missing or does "
+             "not fit.")
         .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"),
              arg("past") = 0, arg("k_cache") = py::none(), arg("v_cache") = py::none(),
              arg("threads") = 0, arg("seconds") = py::none(),
@@ -446,17 +447,17 @@ void bind_executor(py::module_& m) {
              "uint8 [n_kv_heads, capacity, head_dim / 32 * 34]; they hold `past` "
              "positions, and the batch's are written after them.\n"
              "threads: at most so many for this run; 0 for all that set_num_threads allows.\n"
-             "seconds: float64 [n_ops], to which the time of each op is added; the threads then "
+             "seconds: float64 [n_ops]; the run adds the time of each op, and the threads then "
              "wait for each other after each op.\n"
-             "ValueError, and nothing has run, where something does not fit.")
+             "ValueError if an argument does not fit; then nothing has run.")
         .def("run_layers", &PyExecutor::run_layers, arg("bound"), arg("buffers"), arg("sequences"),
              arg("first_layer") = 0, arg("threads") = 0, arg("seconds") = py::none(),
-             "run for one layer after the other, on the same buffers, and for several sequences at "
-             "once.\n\n"
+             "Run the graph for several layers in turn, on the same buffers, for several sequences "
+             "at once.\n\n"
              "bound: the weights of each layer.\n"
-             "sequences: (n_tokens, past, KvLayers) of each; its rows of the buffers come after "
-             "those of the sequence before it.\n"
-             "first_layer: the place in each sequence's KvLayers of the first layer's cache.");
+             "sequences: (n_tokens, past, KvLayers) of each; the buffers hold the rows of the "
+             "first sequence first.\n"
+             "first_layer: the index in each KvLayers of the cache of the first layer of `bound`.");
 }
 
 }  // namespace tensor_ops::bindings

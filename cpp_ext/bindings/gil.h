@@ -6,15 +6,15 @@
 
 namespace tensor_ops::bindings {
 
-// Gives the GIL back for as long as it lives; what runs meanwhile must not touch Python.
+// Releases the GIL while the object lives.  The code that runs meanwhile must not touch Python.
 class WithoutGil {
  public:
     WithoutGil() : state_(PyEval_SaveThread()) {}
     WithoutGil(const WithoutGil&) = delete;
-    // Where the interpreter has ended meanwhile, a daemon thread never gets the GIL again.  CPython
-    // from 3.14 on lets it wait for ever; before, it ends the thread by unwinding its stack, which
-    // no destructor survives and which would drop references without the GIL.  So the thread waits
-    // here, too, and the process ends without it.
+    // If the interpreter has ended meanwhile, a daemon thread never gets the GIL again.  CPython
+    // 3.14 and later let it wait for ever.  Earlier versions end the thread by unwinding its stack,
+    // which would end the process in a destructor, or drop references without the GIL.  So the
+    // thread waits here, too, and the process ends without it.
     ~WithoutGil() {
         try {
             PyEval_RestoreThread(state_);

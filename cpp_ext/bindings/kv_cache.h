@@ -1,4 +1,4 @@
-// A pair of arrays of keys and values, as attention and the executor take them.
+// A pair of arrays of keys and values, for attention and the executor.
 #pragma once
 
 #include "bindings/arrays.h"
@@ -10,7 +10,7 @@ namespace tensor_ops::bindings {
 // positions, head_dim / 32 * 34].  Throws py::type_error unless k and v are arrays of one type.
 struct KvArrays {
     KvArrays(const Argument& k_argument, const Argument& v_argument);
-    // Throws py::value_error unless v has k's shape, which is that of `axes`.
+    // Throws py::value_error unless k has the 3 axes that `axes` names, and v has k's shape.
     void require_axes(const char* axes) const;
     KvCache cache() const;
 

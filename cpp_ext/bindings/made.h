@@ -1,7 +1,7 @@
-// Objects of the extension's classes that were made whole, and no others.
+// Accepts objects of the extension's classes only if they are initialised.
 //
 // X.__new__(X), and a subclass's __init__ before super().__init__(), give objects that hold nothing
-// yet.  pybind11 takes them for memory of the C++ type.
+// yet.  pybind11 would treat them as memory of the C++ type.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,7 +11,7 @@
 
 namespace tensor_ops::bindings {
 
-// The conversion from Python of a class: refuses, by a TypeError, what was never initialised.
+// Converts a class from Python.  TypeError for an object that was never initialised.
 template <class T>
 class MadeCaster : public pybind11::detail::type_caster_base<T> {
     using Base = pybind11::detail::type_caster_base<T>;
@@ -20,7 +20,7 @@ class MadeCaster : public pybind11::detail::type_caster_base<T> {
     bool load(pybind11::handle source, bool convert) {
         return Base::template load_impl<MadeCaster>(source, convert);
     }
-    // For pybind11 alone, which calls it from load_impl.
+    // Only pybind11 calls it, from load_impl.
     void load_value(pybind11::detail::value_and_holder&& object) {
         if (!object.holder_constructed()) {
             const std::string type = Py_TYPE(reinterpret_cast<PyObject*>(object.inst))->tp_name;

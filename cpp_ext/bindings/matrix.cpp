@@ -157,7 +157,7 @@ std::vector<py::ssize_t> linear_shape(const Array& x, std::size_t n) {
     return shape;
 }
 
-// One team run for all matrices: x is quantised once, and nobody waits between them.
+// One run of the team for all matrices: x is quantised once, and no thread waits between them.
 std::vector<py::array> linear_packed(const char* op, const Array& x,
                                      const std::vector<PackedMatrixPtr>& matrices, Activations kind,
                                      const std::vector<py::object>& out_objects) {
@@ -168,7 +168,7 @@ std::vector<py::array> linear_packed(const char* op, const Array& x,
     };
     std::vector<Product> products;
     std::size_t work = 0;
-    const PackedMatrix* quantized_for = nullptr;  // any of those that want x in integers
+    const PackedMatrix* quantized_for = nullptr;  // any matrix that takes x quantised
     for (std::size_t i = 0; i < matrices.size(); ++i) {
         const PackedMatrix& w = *matrices[i];
         require_columns(op, x, w.n(), w.k());
@@ -277,9 +277,9 @@ void bind_matrix(py::module_& m) {
     using py::arg;
     py::class_<PackedMatrix, PackedMatrixPtr> packed(
         m, "PackedMatrix",
-        "A weight matrix [n, k] in the layout that the kernels want.\n\n"
-        "data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes as a GGUF "
-        "file has them. Packed by all threads, not kept.\n"
+        "A weight matrix [n, k] in the layout of the kernels.\n\n"
+        "data: C-contiguous array of any dtype, or bytes-like: exactly the bytes of the n rows in "
+        "a GGUF file. All threads pack them; the object does not keep them.\n"
         "type: \"f32\", \"f16\", \"bf16\", or one of GGML's \"q8_0\", \"q4_0\", \"q4_1\", "
         "\"q5_0\", \"q5_1\", \"q2_k\", \"q3_k\", \"q4_k\", \"q5_k\", \"q6_k\".\n"
         "shape: (n, k), k a multiple of the type's block.\n"

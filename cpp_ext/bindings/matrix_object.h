@@ -12,7 +12,7 @@ namespace tensor_ops::bindings {
 
 using PackedMatrixPtr = std::shared_ptr<PackedMatrix>;
 
-// Nothing for "auto".
+// Converts "q8", "q16" or "f32"; gives nothing for "auto".
 inline std::optional<Activations> activations_argument(const char* op, py::handle value) {
     const std::size_t i = choice({op, "activations", value}, {"auto", "q8", "q16", "f32"});
     return i == 0 ? std::nullopt : std::optional(static_cast<Activations>(i - 1));
@@ -37,7 +37,7 @@ class type_caster<tensor_ops::bindings::RawRowsObject>
 
 namespace tensor_ops::bindings {
 
-// The matrix that an object is; null where it is none.  Throws py::type_error for a PackedMatrix
+// The object as a PackedMatrix, or null if it is none.  Throws py::type_error for a PackedMatrix
 // that was never initialised.
 inline PackedMatrixPtr packed_matrix(py::handle object) {
     const auto* type = py::detail::get_type_info(typeid(PackedMatrix));

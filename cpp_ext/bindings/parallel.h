@@ -14,8 +14,8 @@ namespace tensor_ops::bindings {
 // second thread pays for its waking (about 5 microseconds when it sleeps).
 inline constexpr std::size_t work_per_thread = 8192;
 
-// f must not touch Python.  The GIL is kept for little work: giving it back and taking it again
-// costs more than a second Python thread could gain.
+// f must not touch Python.  For little work the GIL is kept: releasing it and taking it again costs
+// more than a second Python thread could gain.
 template <class F>
 void run_parallel(std::size_t work, F&& f) {
     std::optional<WithoutGil> released;

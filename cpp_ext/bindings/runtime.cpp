@@ -1,4 +1,4 @@
-// What runs: ISA, threads, how the extension was built.
+// The ISA and threads in use, and how the extension was built.
 #include "bindings/arrays.h"
 #include "bindings/module.h"
 #include "dispatch.h"

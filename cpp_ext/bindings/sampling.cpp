@@ -45,13 +45,14 @@ void bind_sampling(py::module_& m) {
     using py::arg;
     m.def("sample", sample, arg("logits"), arg("draw"), py::kw_only(), arg("temperature") = 1.0,
           arg("top_k") = 0, arg("top_p") = 1.0, arg("min_p") = 0.0,
-          "The token that a draw falls on.\n\n"
+          "The token that a draw selects.\n\n"
           "logits: float32 [vocab]; draw: a number from 0 to below 1.\n"
-          "top_k: only so many of the likeliest; 0 is all. top_p: of these only the likeliest that "
-          "together reach this share. min_p, 0 to 1: only those at least this fraction as likely "
-          "as the likeliest. What is left is drawn from, each by its probability to the power of "
-          "1 / temperature; 0 takes the likeliest. Among equals the lower id is the likelier.\n"
-          "ValueError where the largest logit is NaN or infinite. Returns the token's id.");
+          "top_k: keeps only so many of the likeliest; 0 is all. top_p: of these, keeps only the "
+          "likeliest that together reach this share. min_p, 0 to 1: keeps only those at least this "
+          "fraction as likely as the likeliest. The token is drawn from those that are left, each "
+          "weighted by its probability to the power of 1 / temperature; 0 takes the likeliest. Of "
+          "equals, the lower id counts as the likelier.\n"
+          "ValueError if the largest logit is NaN or infinite. Returns the token's id.");
 }
 
 }  // namespace tensor_ops::bindings

@@ -1,4 +1,4 @@
-// Files read ahead of need: stream/stream.h, and where its bytes go.
+// Streams of files that are read ahead of need (stream/stream.h), and the targets of their bytes.
 #include "stream/stream.h"
 
 #include <cstring>
@@ -58,8 +58,9 @@ PackedMatrixPtr packed_room(const MemoryPtr& memory, std::size_t offset, py::han
     return std::make_shared<PackedMatrix>(sizes.type, sizes.n, sizes.k, memory, offset);
 }
 
-// Where a range's bytes go: into a PackedMatrix, or as they are into a Memory from an offset on.
-// The function keeps neither a Python object nor the GIL: reading threads call and drop it.
+// The function that puts a range's bytes in their place: packed into a PackedMatrix, or unchanged
+// into a Memory from an offset on.  It keeps no Python object and needs no GIL, as reading threads
+// call and destroy it.
 stream::Take take_into(const py::handle& target, std::size_t bytes) {
     if (const PackedMatrixPtr matrix = packed_matrix(target)) {
         if (bytes != matrix_bytes(matrix->type(), matrix->n(), matrix->k()))
@@ -200,19 +201,20 @@ void bind_stream(py::module_& m) {
     py::class_<AlignedBytes, MemoryPtr> memory(
         m, "Memory", py::buffer_protocol(),
         "Uninitialised memory, aligned for vectors, that matrices and streams share.\n\n"
-        "A buffer: np.frombuffer(memory, np.uint8) shows it. MemoryError where there is no more.");
+        "A buffer: np.frombuffer(memory, np.uint8) shows it. MemoryError if the system has too "
+        "little.");
     define_init(memory, make_memory, arg("nbytes"));
     memory.def_property_readonly("nbytes", &AlignedBytes::size).def_buffer([](AlignedBytes& bytes) {
         return py::buffer_info(reinterpret_cast<std::uint8_t*>(bytes.data()),
                                static_cast<py::ssize_t>(bytes.size()));
     });
     m.def("packed_bytes", size_when_packed, arg("type"), arg("shape"),
-          "Bytes of a matrix (n, k) of that type as PackedMatrix keeps it on the ISA in use.");
+          "Bytes of a matrix (n, k) of that type when PackedMatrix packs it for the ISA in use.");
     m.def(
         "packed_room", packed_room, arg("memory"), arg("offset"), arg("type"), arg("shape"),
         "A PackedMatrix `offset` bytes into a Memory, a multiple of 64, for a Stream to fill.\n\n"
-        "Until that is done its values are undefined. It keeps the Memory alive; others may be in "
-        "the same place, for data that is there at other times.");
+        "Until then its values are undefined. It keeps the Memory alive. Others may be in the same "
+        "place, for data that is there at other times.");
     py::class_<PyStream> stream(
         m, "Stream",
         "Byte ranges of files, read ahead of need past the page cache, packed on the way, and "
@@ -220,31 +222,31 @@ void bind_stream(py::module_& m) {
         "files: (descriptor, name) each; the descriptors stay the caller's, the names are for "
         "messages.\n"
         "sections: lists of ranges (file, offset, bytes, targets) that are needed together, in the "
-        "order in which they are needed; after the last the first again if `endless`. targets: one "
-        "for each slot, the same number everywhere: a PackedMatrix of packed_room, or (Memory, "
-        "offset). As many sections as there are slots are under way, ready or in use.\n"
-        "threads: that pack; 0 for as many as operations use. depth, piece_bytes: reads under way "
-        "and bytes of each. direct: past the page cache, where the file system takes that.\n"
-        "io: \"auto\", which is io_uring where the kernel has it, or \"threads\".\n"
-        "ValueError for what does not fit together, OSError where a file cannot be used.");
+        "order in which they are needed; if `endless`, the first follows the last again. targets: "
+        "one for each slot, the same number in every range: a PackedMatrix of packed_room, or "
+        "(Memory, offset). As many sections as there are slots are under way, ready or in use.\n"
+        "threads: the threads that pack; 0 for as many as operations use. depth, piece_bytes: "
+        "reads under way and bytes of each. direct: read past the page cache, where the file "
+        "system allows that.\n"
+        "io: \"auto\", which is io_uring if the kernel has it, or \"threads\".\n"
+        "ValueError if the arguments do not fit together, OSError if a file cannot be used.");
     define_init(stream, make_stream, arg("files"), arg("sections"), py::kw_only(),
                 arg("threads") = 0, arg("depth") = 10, arg("piece_bytes") = 1 << 20,
                 arg("endless") = true, arg("direct") = true, arg("io") = "auto");
     stream
         .def("take", &PyStream::take,
-             "Wait for the next section: (its index, the slot that it is in), until release().\n\n"
-             "OSError, with file and offset, where it cannot be read, ends before, or was changed; "
-             "rewind() tries again. Ctrl-C ends the wait.")
-        .def("release", &PyStream::release, "The section that was taken is no longer in use.")
+             "Wait for the next section: (its index, its slot), valid until release().\n\n"
+             "OSError, with file and offset, if a file cannot be read, is too short, or was "
+             "changed; rewind() then starts anew. Ctrl-C ends the wait.")
+        .def("release", &PyStream::release, "End the use of the section that was taken.")
         .def("rewind", &PyStream::rewind,
-             "The next section is the first; what was read ahead is forgotten. For an endless "
+             "Start again from the first section, and forget what was read ahead. For an endless "
              "stream.")
         .def("push", &PyStream::push, arg("section"),
-             "Another section after the last; for a stream that is not endless, which may begin "
-             "with none and then has one slot.")
+             "Add a section after the last, to a stream that is not endless. Such a stream may "
+             "begin without sections and then has one slot.")
         .def("close", &PyStream::close,
-             "End all reading, at once; a read that the system does not let go ends later by "
-             "itself.")
+             "End all reading at once. A read that hangs in the system ends later by itself.")
         .def("stats", &PyStream::stats,
              "bytes_read, bytes_taken (of sections handed over), disk_seconds (with a read under "
              "way), waited_for_disk_seconds (in take), waited_for_compute_seconds (nothing to "

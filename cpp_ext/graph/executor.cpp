@@ -16,7 +16,8 @@ namespace tensor_ops {
 float* Executor::buffer(int index, const Batch& batch) const {
     const auto b = static_cast<std::size_t>(index);
     if (graph_.buffers[b].external) return static_cast<float*>(batch.external[b]);
-    // Close together however few tokens there are: what they do not fill is never touched.
+    // Offsets scale with n_tokens: the buffers of a small batch lie close together, and the rest of
+    // the arena is never touched.
     return reinterpret_cast<float*>(arena_.data()) + offsets_[b] * batch.n_tokens;
 }
 
@@ -47,8 +48,8 @@ std::int32_t* Executor::ids(std::size_t op) const {
     return reinterpret_cast<std::int32_t*>(ids_.data()) + embeds_before_[op] * max_tokens_;
 }
 
-// That no two external buffers share a part of their memory, if an op writes one of them.  All of
-// it they may share: an elementwise op then writes over what it reads.
+// Checks that no two external buffers overlap in part if an op writes one of them.  They may be the
+// same memory: an elementwise op then overwrites its input.
 void Executor::check_external(const Batch& batch) const {
     const auto begin = [&](std::size_t b) {
         return static_cast<const std::byte*>(batch.external[b]);
@@ -86,16 +87,16 @@ void Executor::check_layer(const Layer& layer, const Batch& batch) const {
     }
 }
 
-// One thread's way through the ops, with the weights of one layer.
+// One thread's run through the ops, with the weights of one layer.
 struct Executor::Run {
     Executor& executor;
     const Layer& layer;
     const Batch& batch;
     const KernelTable& table;
     const Worker& worker;
-    int quantized_input = -1;  // whose quantised form `quantized_` holds, and which
+    int quantized_input = -1;  // the buffer whose quantised form `quantized_` holds, or -1
     Activations quantized_as = Activations::f32;
-    const KernelTable* quantized_for = nullptr;  // their layouts differ
+    const KernelTable* quantized_for = nullptr;  // the layout is that of this table
     bool quantized_busy = false;                 // may another thread still read it?
 
     float* buffer(int index) const { return executor.buffer(index, batch); }
@@ -117,7 +118,7 @@ struct Executor::Run {
     }
     float* products() const { return reinterpret_cast<float*>(executor.products_.data()); }
 
-    // An op's input as w takes it.
+    // An op's input in the form that w takes; quantises it if `quantized_` does not hold that yet.
     LinearInput input_for(const Op& op, const PackedMatrix& w) {
         const float* x = buffer(op.inputs[0]);
         std::byte* xq = executor.quantized_.data();
@@ -194,7 +195,7 @@ struct Executor::Run {
         if (quantized_busy) meet();
         norm_and_quantize(worker, table, reader->table(), buffer(op.inputs[0]), w, op.eps,
                           buffer(op.output), kind, n, k, executor.quantized_.data());
-        quantized_input = op.output;  // the barrier before its readers is planned
+        quantized_input = op.output;  // plan_barriers put a barrier before its readers
         quantized_as = kind;
         quantized_for = &reader->table();
         quantized_busy = true;
@@ -355,7 +356,7 @@ struct Executor::Run {
         for (std::size_t i = 0; i < executor.graph_.ops.size(); ++i) step(i);
     }
 
-    // All steps, each until the last thread is done with it.
+    // All steps; the time of a step ends when the last thread has done it.
     void timed() {
         using Clock = std::chrono::steady_clock;
         auto last = Clock::now();

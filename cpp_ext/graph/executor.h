@@ -1,5 +1,6 @@
-// Runs a graph on the team of threads, all its ops under one run: a thread goes from op to op and
-// waits for the others only where an op touches what another thread may still be working on.
+// Runs a graph on the team of threads, all its ops in one run of the team.  A thread goes from op
+// to op, and waits for the others only before an op that touches memory which another thread may
+// still be working on.
 #pragma once
 
 #include <cstdint>
@@ -11,20 +12,20 @@
 
 namespace tensor_ops {
 
-// Weights as check_weights accepts them, and the sequences with their caches, which have n_tokens
-// in all and are not read without attention.
+// The weights of a layer, as check_weights accepts them, and the sequences with their caches, of
+// n_tokens tokens in all.  A graph without attention does not read the sequences.
 struct Layer {
     const std::vector<Weight>* weights;
     std::span<const CachedSequence> sequences = {};
 };
 
-// What one run works on.  External buffers hold n_tokens rows, those of the first sequence first.
+// The data of one run.  External buffers hold n_tokens rows, those of the first sequence first.
 struct Batch {
     std::span<void* const> external;  // one pointer for each buffer of the graph, null for internal
     std::size_t n_tokens = 0;
     int max_threads = 1 << 20;  // for this run; never more than num_threads()
-    // If not empty, one for each op, to which the time that it took is added; the team then meets
-    // after each op.
+    // If not empty: an element for each op, to which the run adds the op's time.  The team then
+    // meets after each op.
     std::span<double> seconds = {};
 };
 
@@ -43,9 +44,9 @@ class Executor {
                chosen_.size() + products_.size() + ids_.size();
     }
 
-    // Runs the graph with one layer's weights and caches after another's, on the same buffers.
-    // Throws std::invalid_argument when the batch does not fit (n_tokens, a cache, a token id);
-    // then nothing has run.
+    // Runs the graph for one layer after another, on the same buffers.
+    // Throws std::invalid_argument if the batch does not fit (n_tokens, a cache, a token id); then
+    // nothing has run.
     void run(std::span<const Layer> layers, const Batch& batch);
 
  private:
@@ -65,18 +66,19 @@ class Executor {
     std::vector<std::size_t> offsets_;  // of internal buffers, floats per token into the arena
     std::vector<std::size_t> external_bytes_;  // of each buffer for each token, 0 for internal ones
     std::vector<char> written_;                // of each buffer: does an op write it?
-    std::vector<std::size_t> embeds_before_;   // of each op
-    std::vector<char> barrier_before_;     // of each op: may it touch what another thread works on?
-    Joining joining_ = Joining::any_time;  // routed rows decide how an expert's work is dealt out
+    std::vector<std::size_t> embeds_before_;   // of each op: how many embed ops come before it
+    std::vector<char> barrier_before_;  // of each op: may it touch what another thread works on?
+    // before_first_barrier with experts, as the route decides how their work is dealt out.
+    Joining joining_ = Joining::any_time;
     AlignedBytes arena_;
-    std::vector<std::vector<int>> matrices_;  // of each quantized_norm: the slots that it is for
-    AlignedBytes products_;                   // what a product with an epilogue holds in between
-    AlignedBytes quantized_;                  // the quantised input of the linear op at hand
-    AlignedBytes parts_;  // what attention to parts of a long cache gives, until it is merged;
-                          // grows with the number of sequences, when one runs with more
-    AlignedBytes expert_rows_;  // what one expert of the op at hand takes and gives
+    std::vector<std::vector<int>> matrices_;  // of each quantized_norm: the slots of its readers
+    AlignedBytes products_;                   // the products of linear_add and glu_linear
+    AlignedBytes quantized_;                  // the quantised input of the current linear op
+    AlignedBytes parts_;  // attention's results for parts of a long cache, until they are merged;
+                          // grows when a run has more sequences than any before
+    AlignedBytes expert_rows_;  // the inputs and outputs of one expert of the current op
     AlignedBytes chosen_;       // the experts that its route names
-    AlignedBytes ids_;  // of each embed op, as they were checked: what is outside may change
+    AlignedBytes ids_;  // a copy for each embed op, which is checked: the caller's may change
 };
 
 }  // namespace tensor_ops

@@ -6,10 +6,10 @@
 namespace tensor_ops {
 namespace {
 
-// Experts of a token; the largest of known models use 8 to 10.
+// The most experts of a token; the largest known models use 8 to 10.
 constexpr std::size_t largest_route = 1u << 12;
 
-// What each kind of op takes, in the order of OpKind.
+// The inputs, output and weight of each kind of op, in the order of OpKind.
 struct Signature {
     const char* name;
     std::size_t inputs;
@@ -180,7 +180,7 @@ class OpCheck {
         require(n % quant_block == 0, std::to_string(n) + " values are no whole blocks of " +
                                           std::to_string(quant_block));
     }
-    // `part` is as wide as the columns of `whole` from the offset on.
+    // Checks that `whole` has as many columns from the offset on as `part` is wide.
     void columns(int whole, int part) const {
         const std::size_t n = graph_.buffers[at(part)].width, all = graph_.buffers[at(whole)].width;
         require(whole != part, "cannot overwrite its input");
@@ -204,7 +204,7 @@ class OpCheck {
     const Op& op_;
 };
 
-// Of a PackedMatrix for each expert.
+// Checks a list of one PackedMatrix for each expert.
 void check_experts(const Graph& graph, const Op& op, const Experts& experts,
                    const std::string& name) {
     if (experts.empty()) fail(graph, op, name + "has no experts");
@@ -215,7 +215,7 @@ void check_experts(const Graph& graph, const Op& op, const Experts& experts,
             fail(graph, op, name + "has experts of different shapes, types or instruction sets");
 }
 
-// That a slot's weight fits an op which makes `output` of it.
+// Checks that a slot's weight fits an op which computes `output` with it.
 void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output,
                   const std::vector<Weight>& weights) {
     const std::string name = "weight '" + graph.weights[slot] + "' ";
@@ -304,7 +304,7 @@ void Graph::check() const {
         OpCheck(*this, op).run();
         for (const int output : op.outputs()) written[static_cast<std::size_t>(output)] = 1;
     }
-    // What holds Q8_0 has fewer bytes than floats: nothing else may take it for them.
+    // A buffer of Q8_0 has fewer bytes than one of float32, so no op may use it as float32.
     std::vector<char> quantized(buffers.size());
     for (const Op& op : ops) {
         const int b = quantized_buffer(op);
@@ -323,7 +323,7 @@ void Graph::check() const {
         for (const int input : op.inputs) floats(input);
         floats(op.output);
     }
-    // Ids are checked before anything runs, so nothing may write them after that.
+    // Token ids are checked before the run, so no op may write them.
     for (const Op& op : ops) {
         if (op.kind != OpKind::embed) continue;
         const auto ids = static_cast<std::size_t>(op.inputs[0]);

@@ -1,7 +1,7 @@
-// A graph as the executor runs it: ops over numbered buffers, weights as numbered slots.
+// The graph that the executor runs: ops over numbered buffers, with weights in numbered slots.
 //
-// Every buffer is [n_tokens][width]: float32, or int32 ids for the input of an embed op.  External
-// buffers come with each run, the others belong to the executor.
+// Every buffer is [n_tokens][width] of float32, or int32 ids for the input of an embed op.  The
+// caller passes the external buffers to each run; the executor owns the others.
 #pragma once
 
 #include <memory>
@@ -80,13 +80,14 @@ struct Op {
 
 inline constexpr std::size_t largest_many = 8;  // matrices of a linear_many
 
-// Whether an op multiplies its first input, in quantised form, with matrices.
+// Whether an op multiplies its first input by matrices, and may quantise it for that.
 bool is_product(OpKind kind);
 
-// The external buffer that holds rows of Q8_0 instead of float32, or -1.
+// The external buffer of an op that holds rows of Q8_0 instead of float32, or -1.
 int quantized_buffer(const Op& op);
 
-// Of a buffer, and rows of a batch: far beyond any model, and no product of them overflows.
+// The largest width of a buffer and the most rows of a batch: far beyond any model, but no product
+// of the two overflows.
 inline constexpr std::size_t longest_row = 1u << 30, largest_batch = 1u << 24;
 
 struct Graph {
@@ -94,8 +95,8 @@ struct Graph {
     std::vector<std::string> weights;  // the slots' names
     std::vector<Op> ops;
 
-    // Throws std::invalid_argument, naming op and buffer, where the parts do not fit together in a
-    // way that could make an op read or write outside its buffers.
+    // Throws std::invalid_argument, which names op and buffer, if the parts do not fit together and
+    // an op could read or write outside its buffers.
     void check() const;
 };
 
@@ -105,10 +106,11 @@ struct Vector {
 };
 using Weight = std::variant<Vector, std::shared_ptr<const PackedMatrix>, RawRows, Experts>;
 
-// Bytes that are read where all of a weight is.
+// Bytes of a weight, all experts included.
 std::size_t weight_bytes(const Weight& weight);
 
-// One weight for each slot; throws std::invalid_argument where kind or shape do not fit the ops.
+// Checks the weights, one for each slot.  Throws std::invalid_argument if the kind or shape of a
+// weight does not fit an op.
 void check_weights(const Graph& graph, const std::vector<Weight>& weights);
 
 }  // namespace tensor_ops

@@ -1,4 +1,4 @@
-// What an executor decides once: where buffers lie, and where threads must meet.
+// The plans that an executor makes once: where buffers lie, and where threads must meet.
 #include <algorithm>
 #include <new>
 #include <stdexcept>
@@ -85,7 +85,7 @@ void Executor::plan_buffers() {
     std::size_t total = 0;
     for (std::size_t b = 0; b < n; ++b) {
         if (graph_.buffers[b].external) continue;
-        // The lowest place that no buffer alive at the same time overlaps.
+        // The lowest place where it overlaps no buffer that is alive at the same time.
         std::size_t offset = 0;
         for (bool moved = true; moved;) {
             moved = false;
@@ -118,9 +118,9 @@ void Executor::plan_buffers() {
     parts_ = AlignedBytes(parts_floats * sizeof(float));
 }
 
-// An op waits for the team if it reads what was written, or writes what was read or written, since
-// all last met; by place in memory, as buffers share it.  The KV cache counts as one more buffer,
-// and what products hold in between as another.
+// A barrier comes before each op that reads memory written since the last barrier, or writes memory
+// read or written since then.  Places in memory are compared, as buffers share them.  The KV cache
+// counts as one more buffer, and `products_` as another.
 void Executor::plan_barriers() {
     const std::size_t n = graph_.buffers.size();
     std::vector<char> written(n + 2), read(n + 2);

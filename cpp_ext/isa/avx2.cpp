@@ -1,5 +1,5 @@
 // 16 registers of 8 floats: 6 x 2 sums, 2 weights, 1 broadcast.
-#include "kernels/table.h"
+#include "kernels/intrinsics.h"
 
 namespace tensor_ops {
 namespace {
@@ -13,8 +13,6 @@ struct Isa {
 };
 
 }  // namespace
-
-extern const KernelTable avx2_kernels;
-const KernelTable avx2_kernels = make_table<Isa>("avx2");
-
 }  // namespace tensor_ops
+
+#include "kernels/part.h"

@@ -1,5 +1,5 @@
 // 32 registers of 16 floats: 12 x 2 sums, 2 weights, broadcasts from memory.
-#include "kernels/table.h"
+#include "kernels/intrinsics.h"
 
 namespace tensor_ops {
 namespace {
@@ -13,8 +13,6 @@ struct Isa {
 };
 
 }  // namespace
-
-extern const KernelTable avx512_kernels;
-const KernelTable avx512_kernels = make_table<Isa>("avx512");
-
 }  // namespace tensor_ops
+
+#include "kernels/part.h"

@@ -1,5 +1,5 @@
 // AVX2 with the 8-bit dot product (Alder Lake, Zen 5).
-#include "kernels/table.h"
+#include "kernels/intrinsics.h"
 
 namespace tensor_ops {
 namespace {
@@ -13,8 +13,6 @@ struct Isa {
 };
 
 }  // namespace
-
-extern const KernelTable avxvnni_kernels;
-const KernelTable avxvnni_kernels = make_table<Isa>("avxvnni");
-
 }  // namespace tensor_ops
+
+#include "kernels/part.h"

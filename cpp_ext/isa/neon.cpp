@@ -1,5 +1,5 @@
 // 32 registers of 4 floats: 8 x 2 sums.
-#include "kernels/table.h"
+#include "kernels/intrinsics.h"
 
 namespace tensor_ops {
 namespace {
@@ -13,8 +13,6 @@ struct Isa {
 };
 
 }  // namespace
-
-extern const KernelTable neon_kernels;
-const KernelTable neon_kernels = make_table<Isa>("neon");
-
 }  // namespace tensor_ops
+
+#include "kernels/part.h"

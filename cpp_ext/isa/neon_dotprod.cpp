@@ -1,5 +1,5 @@
 // NEON with the 8-bit dot product (ARMv8.2: Cortex-A55, A76, Apple M1 and later).
-#include "kernels/table.h"
+#include "kernels/intrinsics.h"
 
 namespace tensor_ops {
 namespace {
@@ -13,8 +13,6 @@ struct Isa {
 };
 
 }  // namespace
-
-extern const KernelTable neon_dotprod_kernels;
-const KernelTable neon_dotprod_kernels = make_table<Isa>("neon_dotprod");
-
 }  // namespace tensor_ops
+
+#include "kernels/part.h"

@@ -1,5 +1,5 @@
 // The fallback for any CPU: loops over 4 floats, no intrinsics.
-#include "kernels/table.h"
+#include "kernels/intrinsics.h"
 
 namespace tensor_ops {
 namespace {
@@ -13,8 +13,6 @@ struct Isa {
 };
 
 }  // namespace
-
-extern const KernelTable scalar_kernels;
-const KernelTable scalar_kernels = make_table<Isa>("scalar");
-
 }  // namespace tensor_ops
+
+#include "kernels/part.h"

@@ -2,7 +2,7 @@
 // al. 2022): scores never exist beyond one tile, and K and V are read once for all rows of a query
 // tile, that is for all heads that share them and for several tokens.
 //
-// A row is a query token and a head of the group: row = token * group + head.
+// A row is one query head of one token: row = token * group + head.
 #pragma once
 
 #include "kernels/attention_tile.h"
@@ -11,15 +11,16 @@ namespace tensor_ops {
 namespace {
 
 inline constexpr std::size_t many_tile = 96;  // positions at a time: a multiple of float_tile
-// Few rows: positions at a time of K, and of the softmax and V.  The longer memory is read in order
-// the better: 29 GB/s with 2048, 26 with 512.  Sums of 512 keep rounding small.
+// With few rows: positions of K at a time, and positions of the softmax and V at a time.  Longer
+// stretches of memory are read faster: 29 GB/s with 2048 positions, 26 with 512.  Sums of 512 keep
+// rounding small.
 inline constexpr std::size_t few_tile = 2048;
 inline constexpr std::size_t few_chunk = attention_part_unit;
 inline constexpr std::size_t few_block = 16;  // positions that stay in the nearest cache
 inline constexpr std::size_t max_few_width = 8;
 
 struct AttentionScratch {
-    // Queries: panels [head_dim][width]; few: [row][head_dim].
+    // Queries: panels [head_dim][width]; few rows: [row][head_dim].
     float q[attention_query_tile * attention_max_head_dim];
     float keys[many_tile * attention_max_head_dim];  // [position][head_dim], where K is not float32
     float values[many_tile * attention_max_head_dim];  // panels [position][2 vectors]
@@ -28,18 +29,18 @@ struct AttentionScratch {
     float out[attention_query_tile * attention_max_head_dim];
     float chunk[max_few_width * attention_max_head_dim];  // the same of one chunk
     float factor[max_width];
-    // Of each panel: there is only one if it has less than 8 rows.
+    // One for each panel; a panel of fewer than 8 rows is the only one.
     PanelState states[attention_query_tile / 8];
 };
 inline constexpr std::size_t attention_scratch_floats = sizeof(AttentionScratch) / sizeof(float);
 
-// The positions [low, high) that a row may look at.
+// The positions [low, high) that a row sees.
 struct Reach {
     std::size_t low, high;
 };
 inline Reach reach(const AttentionTask& task, std::size_t row) {
-    // One past the row's own position, n_q further on: with more queries than positions the first
-    // ones stand before them all.
+    // The position after the row's own, plus n_q: with more queries than positions, the first
+    // queries stand before position 0.
     const std::size_t next = task.n_kv + row / task.group + 1;
     const auto position = [&](std::size_t shifted) {
         return std::min(shifted > task.n_q ? shifted - task.n_q : 0, task.n_kv);
@@ -50,7 +51,7 @@ inline Reach reach(const AttentionTask& task, std::size_t row) {
             position(task.causal ? next : next - 1 + window)};
 }
 
-// What rows [first, last), side by side in a panel of that width, see of positions [p, p + n).
+// Which of positions [p, p + n) rows [first, last) see, side by side in a panel of that width.
 template <class Isa>
 Visible visible_part(const AttentionTask& task, std::size_t first, std::size_t last,
                      std::size_t width, std::size_t p, std::size_t n) {
@@ -73,19 +74,20 @@ inline const float* query(const AttentionTask& task, std::size_t row) {
     return task.q + row / task.group * task.q_stride + row % task.group * task.head_dim;
 }
 
-// What is left to do when a row has seen all of its positions: its head's sink joins the sum.
+// Finishes a row that has seen all of its positions: adds its head's sink to the sum, and writes
+// out and lse.
 template <class Isa>
 void finish_row(const AttentionTask& task, std::size_t row, float top, float sum,
                 const float* values) {
     const std::size_t token = row / task.group, head = row % task.group;
-    // In float64: a sink may be as large as float32 goes.
+    // In float64, as a sink may be as large as the largest float32.
     constexpr double infinity = std::numeric_limits<double>::infinity(),
                      log2_of_e = 1.4426950408889634;
     const double sink = task.sinks ? task.sinks[head] * log2_of_e : -infinity;
     const double highest = std::max<double>(top, sink);
     const bool nothing = highest == -infinity;
     const double weight = nothing ? 0.0 : std::exp2(top - highest);
-    // Where there is nothing the sum is 0, or NaN.
+    // If the row has seen nothing, the sum is 0, or NaN.
     const double total = nothing ? sum : sum * weight + std::exp2(sink - highest);
     const Floats<Isa> scale(nothing ? 0.0f : static_cast<float>(weight / total));
     map<Isa>(
@@ -96,7 +98,7 @@ void finish_row(const AttentionTask& task, std::size_t row, float top, float sum
             static_cast<float>((highest + std::log2(total)) / log2_of_e);
 }
 
-// A query tile's rows [first, last) on their way through the positions.
+// The rows [first, last) of a query tile, and their state after the positions so far.
 template <class Isa, class Source>
 struct QueryTile {
     static constexpr std::size_t w = lanes<Isa>;
@@ -128,7 +130,7 @@ struct QueryTile {
         start();
     }
 
-    // As [width][head_dim], the missing ones zero.
+    // Copies the queries as [width][head_dim]; missing rows become zeros.
     void copy_queries() {
         for (std::size_t r = 0; r < width; ++r)
             if (r < rows)
@@ -139,7 +141,7 @@ struct QueryTile {
                 std::memset(s.q + r * d, 0, d * sizeof(float));
     }
 
-    // A vector of rows as columns of [head_dim][width], in squares.
+    // Transposes a vector of rows to columns of [head_dim][width], in squares.
     void transpose_queries(std::size_t r) {
         static constexpr float zeros[attention_max_head_dim] = {};
         const float* row[w];
@@ -165,7 +167,7 @@ struct QueryTile {
         std::memset(s.out, 0, std::max(rows, width) * stride * sizeof(float));
     }
 
-    // Positions [begin, end), at most a tile, for all panels.
+    // Many rows: processes positions [begin, end), at most a tile, for all panels.
     void attend_many(std::size_t begin, std::size_t end) {
         const std::size_t n = end - begin;
         const float* keys = unpack_rows<Isa, Source>(task.k, d, begin, n, s.keys);
@@ -189,7 +191,7 @@ struct QueryTile {
         }
     }
 
-    // Few rows: rows [p, p + n) of the cache as their products take them.
+    // Few rows: rows [p, p + n) of the cache in the form that the products read.
     auto products_take(const void* cache, std::size_t p, std::size_t n, float* unpacked) const {
         if constexpr (std::is_same_v<Source, BlockQ8>)
             return unpack_rows<Isa, Source>(cache, d, p, n, unpacked);
@@ -197,7 +199,7 @@ struct QueryTile {
             return cache_row<Source>(cache, d, p);
     }
 
-    // Few rows: scores of positions [begin, end).
+    // Few rows: computes the scores of positions [begin, end).
     void score(std::size_t begin, std::size_t end) {
         with_width<Isa>(width, [&](auto columns) {
             constexpr bool unpacks = std::is_same_v<Source, BlockQ8>;
@@ -210,7 +212,7 @@ struct QueryTile {
         });
     }
 
-    // Few rows: their part of positions [begin, end) from the scores.
+    // Few rows: adds the values of positions [begin, end), weighted by the scores.
     void attend_few(std::size_t begin, std::size_t end, float* scores) {
         const Visible visible = visible_part<Isa>(task, first, last, width, begin, end - begin);
         weigh<Isa, 1>(scores, width, end - begin, softcap, visible, s.states[0], s.factor);
@@ -232,20 +234,21 @@ struct QueryTile {
         }
     }
 
-    // Positions [begin, end).  Tiles end at multiples of their size, wherever they begin, so that
-    // results do not depend on how the positions are divided into calls.
+    // Processes positions [begin, end).  Tiles end at multiples of their size, wherever they begin,
+    // so that results do not depend on how the positions are divided into calls.
     void attend(std::size_t begin, std::size_t end) {
         begin = std::max(begin, reach(task, first).low);
         end = std::min(end, reach(task, last - 1).high);
         const auto end_of = [&](std::size_t p, std::size_t size) {
             return std::min(end, p - p % size + size);
         };
-        std::size_t scored = begin;  // few rows: where the tile begins whose scores there are
+        std::size_t scored = begin;  // few rows: the first position that s.scores has
         for (std::size_t p = begin; p < end;) {
             std::size_t next = end_of(p, few ? few_chunk : many_tile);
             if (parts) next = std::min(next, end_of(p, parts->positions));
             if (few) {
-                // A chunk in the middle of a tile begins with a whole vector of scores.
+                // Scores come in whole vectors.  If p is inside a chunk, only that chunk is scored,
+                // so that the next one begins with a whole vector.
                 const bool whole = p % few_chunk == 0;
                 if (p == begin || p % few_tile == 0 || scored % few_chunk != 0) {
                     scored = p;
@@ -286,7 +289,7 @@ struct QueryTile {
     }
 };
 
-// Calls f with each query tile of rows [first, last), ready to see positions of K's type.
+// Calls f with a QueryTile for each tile of rows [first, last), made for the task's type of KV.
 template <class Isa, class F>
 void for_query_tiles(const AttentionTask& task, std::size_t first, std::size_t last,
                      const AttentionParts* parts, float* scratch, F&& f) {

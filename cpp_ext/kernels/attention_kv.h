@@ -1,4 +1,4 @@
-// Keys and values as the cache stores them, and as the products of attention want them.
+// Conversion of keys and values from the cache's types to the forms that attention's products read.
 #pragma once
 
 #include "kernels/gemm.h"
@@ -47,7 +47,7 @@ inline void unpack_row(const Source* row, std::size_t n, float* y) {
     }
 }
 
-// Rows [first, first + n) as float32 [n][head_dim]: at y, or where they lie if they are that.
+// Rows [first, first + n) as float32 [n][head_dim]: converted to y, or in place if they are that.
 template <class Isa, class Source>
 const float* unpack_rows(const void* cache, std::size_t head_dim, std::size_t first, std::size_t n,
                          float* y) {

@@ -3,11 +3,11 @@
 //
 // Scores are [position][width]: rows stand side by side, so that a vector holds one position of
 // several rows (or several positions, where `width` is less than a vector), and the softmax needs
-// no sum or maximum across lanes.  The same layout is what the product with V broadcasts from.
+// no sum or maximum across lanes.  The product with V broadcasts from the same layout.
 //
 // The products come in two forms.  With many rows, lanes hold rows and K is broadcast: K and V are
-// packed once for several panels, and the arithmetic is the limit.  With few rows most lanes would
-// stand idle so; then lanes run along head_dim, K and V are used as they lie in the cache, and
+// packed once for several panels, and the arithmetic is the limit.  With few rows, most lanes would
+// be idle that way, so the lanes run along head_dim: K and V are used as they lie in the cache, and
 // memory is the limit.
 #pragma once
 
@@ -29,7 +29,7 @@ bool are_few(std::size_t rows, std::size_t head_dim) {
     return rows <= std::max<std::size_t>(4, lanes<Isa> / 2) && head_dim % lanes<Isa> == 0;
 }
 
-// How many rows stand side by side: a divisor or a multiple of a vector.
+// How many rows stand side by side: a divisor or a multiple of the lanes of a vector.
 template <class Isa>
 std::size_t panel_width(std::size_t rows, std::size_t head_dim) {
     if (are_few<Isa>(rows, head_dim)) return rows == 1 ? 1 : rows <= 4 ? 4 : 8;
@@ -54,7 +54,7 @@ inline void multiply(const float* x, std::size_t x_row, std::size_t x_step, std:
     unroll<Rows>([&](auto r) { unroll<Vectors>([&](auto v) { sum[r][v] = F(0.0f); }); });
     for (std::size_t i = 0; i < depth; ++i) {
         const float* at = x + i * x_step;
-        if constexpr (Rows < Vectors) {  // what there are fewer of waits in registers
+        if constexpr (Rows < Vectors) {  // the smaller set of operands waits in registers
             F factor[Rows];
             unroll<Rows>([&](auto r) { factor[r] = F(at[r * x_row]); });
             unroll<Vectors>([&](auto v) {
@@ -112,11 +112,12 @@ void add_values_many(const float* weights, std::size_t width, std::size_t rows, 
 
 // ---- few rows -----------------------------------------------------------------------------------
 
-// Reading memory in order is what counts here: one Zen 4 core reads 33 GB/s so, and 12 GB/s where
-// four rows are read side by side, unless lines are asked for early and in order.
+// Reading memory in order counts most here.  One Zen 4 core reads 33 GB/s in order, but 12 GB/s
+// from four rows side by side, unless lines are prefetched in order.
 
-// scores[j][r] = k[j] . q[r] for n rows of K; q: [Width][head_dim].  A vector of dot products at a
-// time, summed across lanes together; past the end the last row is repeated, up to whole vectors.
+// scores[j][r] = k[j] . q[r] for n rows of K; q: [Width][head_dim].  A vector of dot products is
+// computed at a time, with one sum across lanes for all of them.  Past the end, the last row is
+// repeated up to a whole vector.
 template <class Isa, std::size_t Width, class Source>
 void score_few(const Source* k, std::size_t n, std::size_t head_dim, const float* q,
                float* scores) {
@@ -124,7 +125,7 @@ void score_few(const Source* k, std::size_t n, std::size_t head_dim, const float
     constexpr std::size_t w = lanes<Isa>, positions = w / Width;
     constexpr std::size_t ahead = 6144 / sizeof(Source);  // measured: 4 to 8 KB are as good
     constexpr std::size_t vectors_per_line = std::max<std::size_t>(1, 64 / sizeof(Source) / w);
-    std::size_t vector = 0;  // how many have been read
+    std::size_t vector = 0;  // vectors of K read so far
     for (std::size_t j = 0; j < n; j += positions) {
         const Source* row[positions];
         unroll<positions>([&](auto p) { row[p] = k + std::min(j + p, n - 1) * head_dim; });
@@ -147,9 +148,9 @@ void score_few(const Source* k, std::size_t n, std::size_t head_dim, const float
     }
 }
 
-// out[r] += sum_j weights[j][r] * v[j] for n rows of V, few enough to stay in the nearest cache:
-// where registers cannot hold all sums, the first rows bring them from memory, and the others find
-// them there.
+// out[r] += sum_j weights[j][r] * v[j] for n rows of V, few enough to stay in the nearest cache.
+// If the registers cannot hold the sums of all r, the first of them read V from memory, and the
+// others from that cache.
 template <class Isa, std::size_t Width, class Source>
 void add_values_few(const float* weights, std::size_t n, const Source* v, std::size_t head_dim,
                     float* out, std::size_t out_stride) {
@@ -177,22 +178,24 @@ void add_values_few(const float* weights, std::size_t n, const Source* v, std::s
 
 // ---- softmax ------------------------------------------------------------------------------------
 
-// Where the softmax of a panel's rows stands.  With a width below a vector lane i belongs to row
-// i % width: `top` is the same in all lanes of a row, `sum` is spread over them.
+// The state of the softmax of a panel's rows.  If the width is less than a vector, lane i belongs
+// to row i % width: `top` is the same in all lanes of a row, `sum` is spread over them.
 struct PanelState {
     float top[max_width];  // largest score so far, in units of log 2
     float sum[max_width];  // of 2^(score - top)
 };
 
-// What the rows of a panel see of a tile: lane i position j if low[i] <= j + ahead[i] < high[i].
+// Which positions of a tile the rows of a panel see: lane i sees position j if
+// low[i] <= j + ahead[i] < high[i].
 struct Visible {
     float low[max_width], high[max_width];
-    float ahead[max_width];  // lanes of few rows hold later positions, too
-    bool all;                // nothing is hidden from any row; the rest is not filled in then
+    float ahead[max_width];  // with few rows, some lanes hold later positions
+    bool all;                // every row sees every position; the rest is not filled in then
 };
 
-// Turns a tile of scores into weights relative to the rows' new maxima; factor[r] is by how much
-// what was summed under the old ones shrinks.  width: of the panel, at most Vectors vectors.
+// Turns a tile of scores into weights relative to the rows' new maxima.  Sums of row r that are
+// relative to its old maximum must be multiplied by factor[r].  width: of the panel, at most
+// Vectors vectors.
 template <class Isa, std::size_t Vectors>
 void weigh(float* scores, std::size_t width, std::size_t n, float softcap, const Visible& visible,
            PanelState& state, float* factor) {

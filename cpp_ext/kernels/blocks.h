@@ -1,5 +1,5 @@
-// The block formats of GGUF files, one row at a time: float32 to and from halves and quantised
-// blocks (layouts in kernels.h).  Plain loops: packing and tests use them, not the hot path.
+// Conversion of one row between float32 and the formats of GGUF files: halves and quantised blocks
+// (formulas in kernels.h).  These are plain loops for packing and tests, not for the hot path.
 #pragma once
 
 #include <cmath>
@@ -47,8 +47,8 @@ inline T read(const std::byte* p) {
     return value;
 }
 
-// How a quantised type's values are made of codes: value = scale * (code - zero) + minimum, with
-// one scale (and minimum) for `sub` columns; for a K type scale = d * s, minimum = -d_min * s_min.
+// How a quantised type decodes: value = scale * (code - zero) + minimum, with one scale (and
+// minimum) for `sub` columns.  For a K type, scale = d * s and minimum = -d_min * s_min.
 struct Format {
     int bits;
     int zero;
@@ -73,8 +73,8 @@ constexpr Format format_of(DType type) {
     }
 }
 
-// 32 columns of a row, taken apart.  d and d_min are halves as the file has them; s and s_min are 1
-// for the types without integer scales, whose minimum is m = +d_min.
+// 32 columns of a row, taken apart.  d and d_min are the file's halves.  s and s_min are 1 for the
+// types without integer scales, whose minimum m is +d_min.
 struct Block {
     std::uint16_t d, d_min;
     std::int8_t s[2], s_min[2];  // of columns 0 to 15, 16 to 31
@@ -113,7 +113,7 @@ inline void read_simple_block(DType type, const std::byte* p, Block& block) {
             block.code[i] = static_cast<std::uint8_t>(byte_at(p, i) ^ 0x80);
         return;
     }
-    for (std::size_t i = 0; i < 16; i += 8) {  // by words: GCC makes hundreds of moves of bytes
+    for (std::size_t i = 0; i < 16; i += 8) {  // by words: for bytes GCC makes hundreds of moves
         constexpr std::uint64_t nibbles = 0x0f0f0f0f0f0f0f0f;
         const auto word = read<std::uint64_t>(p + i);
         const std::uint64_t low = word & nibbles, high = word >> 4 & nibbles;
@@ -131,7 +131,7 @@ inline void read_simple_block(DType type, const std::byte* p, Block& block) {
     }
 }
 
-// The scale and minimum j of q4_k and q5_k: 6 bits each, 8 of both in 12 bytes.
+// Scale and minimum j of q4_k and q5_k: 12 bytes hold 8 of each, of 6 bits.
 inline void read_k4_scales(const std::byte* p, std::size_t j, Block& block) {
     const unsigned s =
         j < 4 ? byte_at(p, j) & 63 : (byte_at(p, j + 4) & 15) | byte_at(p, j - 4) >> 6 << 4;
@@ -218,7 +218,7 @@ inline void write_half(float value, std::byte* p) {
     std::memcpy(p, &half, sizeof half);
 }
 
-// 0 where 1 / d overflows: the f16 scale is 0 then, and any code will do.
+// 1 / d, or 0 if that overflows: the f16 scale is 0 then, and any code will do.
 inline float reciprocal(float d) {
     const float inverse = 1.0f / d;
     return std::fabs(inverse) <= std::numeric_limits<float>::max() ? inverse : 0.0f;
@@ -233,7 +233,7 @@ inline std::uint8_t clamp_code(float value, float top) {
 inline void quantize_block(DType type, const float* x, std::byte* p) {
     const Format format = format_of(type);
     std::uint8_t code[quant_block];
-    float largest = 0.0f;  // by magnitude, with its sign
+    float largest = 0.0f;  // of the largest magnitude, with its sign
     float low = x[0], high = x[0];
     bool finite = true;
     for (std::size_t i = 0; i < quant_block; ++i) {
@@ -254,7 +254,7 @@ inline void quantize_block(DType type, const float* x, std::byte* p) {
     }
     const int levels = 1 << format.bits;
     const auto top = static_cast<float>(levels - 1);
-    // Without a minimum the largest value becomes code 0, that is -8 or -16.
+    // Without a minimum, the value of the largest magnitude becomes code 0, which means -8 or -16.
     const float offset = format.has_min ? low : 0.0f;
     const float bias = format.has_min ? 0.5f : static_cast<float>(format.zero) + 0.5f;
     const float d = !finite          ? NAN

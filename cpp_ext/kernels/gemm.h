@@ -164,9 +164,10 @@ inline void transpose_tile(const float* x, std::size_t x_stride, std::size_t k, 
 // c[m][n] (+)= x[m][k] * panels, k at most depth_block.  `tile` holds depth_block * max_tile
 // floats.
 template <class Isa, class Source>
-void multiply_panels(const float* x, std::size_t x_stride, std::size_t m, std::size_t k,
-                     Panels<Source> panels, std::size_t n, float* c, std::size_t c_stride,
-                     bool accumulate, float* tile) {
+[[gnu::noinline]] void multiply_panels(const float* x, std::size_t x_stride, std::size_t m,
+                                       std::size_t k, Panels<Source> panels, std::size_t n,
+                                       float* c, std::size_t c_stride, bool accumulate,
+                                       float* tile) {
     for_each_tile<Isa>(m, [&](std::size_t r, auto rows) {
         const float* source = x + r * x_stride;
         if (rows != 1) {
@@ -180,38 +181,24 @@ void multiply_panels(const float* x, std::size_t x_stride, std::size_t m, std::s
     });
 }
 
-// linear_f32 of kernels.h for the float types: the groups of the packed layout are the panels.
-template <class Isa, class Source>
-void linear_float(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
-                  std::size_t last, float* y, std::size_t y_stride) {
-    float tile[depth_block * max_tile];
-    const std::size_t stride = group_bytes<Isa>(w.type, w.k) / sizeof(Source);
-    const auto* groups = reinterpret_cast<const Source*>(w.data);
-    if (rows == 1) {  // reads each weight once, in far streams
-        for_far_streams(first, last, [&](std::size_t g, std::size_t apart, auto streams) {
-            const std::size_t column = g * panel<Isa>;
-            std::size_t i = 0;
-            do {  // once for k = 0, too: the outputs are zeros then
-                multiply_panel<Isa, 1, streams>(x + i, groups + g * stride + i * panel<Isa>,
-                                                panel<Isa>, apart * stride,
-                                                std::min(depth_block, w.k - i), y + column, 0,
-                                                apart * panel<Isa>, w.n - column, i > 0);
-                i += depth_block;
-            } while (i < w.k);
-        });
-        return;
-    }
-    const std::size_t step = column_block / panel<Isa>;
-    for (std::size_t g = first; g < last; g += step) {
-        const std::size_t column = g * panel<Isa>;
-        const std::size_t end = std::min(std::min(g + step, last) * panel<Isa>, w.n);
+// Columns [first, last) of c in blocks of `columns`, whole panels; pack(i, depth, j, n, panels)
+// packs the part of the right-hand matrix with rows [i, i + depth) and columns [j, j + n).
+template <class Isa, class Pack>
+void multiply_blocks(const float* a, std::size_t a_stride, std::size_t m, std::size_t k, float* c,
+                     std::size_t c_stride, std::size_t first, std::size_t last, std::size_t columns,
+                     float* scratch, Pack&& pack) {
+    float* tile = scratch + depth_block * columns;
+    for (std::size_t j = first; j < last; j += columns) {
+        const std::size_t n = std::min(columns, last - j);
         std::size_t i = 0;
         do {  // once for k = 0, too: the outputs are zeros then
-            const Panels<Source> panels{groups + g * stride + i * panel<Isa>, stride, panel<Isa>};
-            multiply_panels<Isa>(x + i, w.k, rows, std::min(depth_block, w.k - i), panels,
-                                 end - column, y + column, y_stride, i > 0, tile);
+            const std::size_t depth = std::min(depth_block, k - i);
+            pack(i, depth, j, n, scratch);
+            const Panels<float> panels{scratch, depth * panel<Isa>, panel<Isa>};
+            multiply_panels<Isa>(a + i, a_stride, m, depth, panels, n, c + j, c_stride, i > 0,
+                                 tile);
             i += depth_block;
-        } while (i < w.k);
+        } while (i < k);
     }
 }
 

@@ -1,7 +1,7 @@
-// Rows of floating-point weights woven together, as their groups are packed: a transposition.
+// Interleaves the rows of floating-point weights to pack a group: a transposition.
 //
-// Four rows by four columns at a time in 64-bit words where values have 16 bits, which is 2 to 3
-// times as fast as value by value, and as fast in every ISA as the plainest one.
+// 16-bit values are transposed four rows by four columns at a time, in 64-bit words.  This is 2 to
+// 3 times as fast as value by value, and equally fast in every ISA.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 namespace tensor_ops {
 namespace {
 
-// Columns that are woven before the next rows' turn: source lines are used up, and what is written,
-// 64 bytes a column, stays in the first-level cache.
+// Columns that are interleaved before the next rows: enough to use up the cache lines that are
+// read, and few enough that the output, 64 bytes a column, stays in the L1 cache.
 constexpr std::size_t woven_columns = 64;
 
 inline std::uint64_t four_values(const std::byte* p) {
@@ -37,7 +37,7 @@ inline void weave_four(const std::byte* src, std::size_t src_stride, std::byte* 
     for (std::size_t i = 0; i < 4; ++i) std::memcpy(dst + i * dst_stride, &columns[i], 8);
 }
 
-// src: [n][k] values of Bytes bytes -> dst: [k][rows], n <= rows; what has no row becomes zeros.
+// src: [n][k] values of Bytes bytes -> dst: [k][rows], n <= rows; missing rows become zeros.
 template <std::size_t Bytes>
 inline void weave(const std::byte* src, std::size_t n, std::size_t k, std::size_t rows,
                   std::byte* dst) {

@@ -1,11 +1,11 @@
-// The words that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
-// conversion of halves, behind one struct per instruction set, with a generic version beside them;
-// a division that is rounded correctly everywhere; stores past the caches; sums across lanes.
+// The operations that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
+// conversion of halves, in one struct for each instruction set and a generic one; a division that
+// rounds correctly on every ISA; non-temporal stores; sums across lanes.
 //
 // An Int8 struct multiplies a vector of weight codes (a 32-bit lane is one row's 4 columns) by the
 // 4 activation codes of those columns, the same for all lanes:
-//   Acc                      what sums grow in
-//   start(correction)        an Acc whose finished value begins at `correction` (int32 per lane)
+//   Acc                      the type of the accumulator
+//   start(correction)        an Acc that begins at `correction` (int32 per lane)
 //   dot_nibbles(acc, w, x)   acc += dot(w, x) per lane, codes w in [0, 15]
 //   dot_codes(acc, w, x)     the same for codes w in [0, 63]
 //   dot_bytes(acc, w, x)     the same for whole bytes, w = weight + byte_bias
@@ -53,15 +53,15 @@ inline F divide(F a, F b) {
 }
 
 #if defined(__aarch64__)
-// xsimd's own, made for 32-bit ARM, refines an estimate and ends 2 ulp off.
+// xsimd's division, written for 32-bit ARM, refines an estimate and is up to 2 ulp off.
 inline xsimd::batch<float, xsimd::neon64> divide(xsimd::batch<float, xsimd::neon64> a,
                                                  xsimd::batch<float, xsimd::neon64> b) {
     return vdivq_f32(a, b);
 }
 #endif
 
-// Stores to a whole vector's boundary, past the caches where the ISA can, so that the memory which
-// is overwritten is not read first; others see it after stream_fence.
+// Stores a vector at an aligned address.  If the ISA has non-temporal stores, the store bypasses
+// the caches, and the CPU does not read the memory first.  Other threads see it after stream_fence.
 template <class F>
 inline void stream_store(F v, float* p) {
 #if defined(__AVX512F__)
@@ -134,8 +134,9 @@ struct Avx2Half {
     }
 };
 
-// Without a dot product: nibbles are summed in 16 bit (8 steps reach at most 8 * 2 * 15 * 127 =
-// 30,480), signed bytes as |w| * sign(x, w), which stays below 2^15 (2 * 128 * 127).
+// AVX2 has no dot product.  Nibbles are summed in 16 bits (8 steps reach at most 8 * 2 * 15 * 127 =
+// 30,480).  Signed bytes are multiplied as |w| * sign(x, w), whose sums of two stay below 2^15
+// (2 * 128 * 127).
 template <class Isa>
 struct Avx2Int8 {
     using I = Ints<Isa>;
@@ -165,7 +166,8 @@ struct Avx2Int8 {
 #endif
 
 #if defined(__AVXVNNI__)
-// vpdpbusd multiplies unsigned by signed: bytes carry a bias of 128, taken off by the correction.
+// vpdpbusd multiplies unsigned by signed bytes, so weights carry a bias of 128, which the
+// correction subtracts.
 template <class Isa>
 struct AvxVnniInt8 {
     using I = Ints<Isa>;

@@ -2,29 +2,32 @@
 //
 // Weights, floating types (f32, f16, bf16): groups of 2 vectors of rows; a group is [k][rows].
 //
-// Weights, quantised: groups of one vector of rows (16 for AVX-512).  A group is one stream that
-// the kernels read in strict order, since prefetchers follow nothing as well: one core of a Zen 4
-// reads Q4_0 as fast as it reads a single stream; at 71 % of that if the scales lie four lines
-// further on, at 75 % with four neighbouring groups and their scales as streams side by side.  (Far
-// from each other four groups are as good as four plain streams, see far_streams.)  A record is two
-// blocks of 32 columns of each row, first what scales their codes, then the codes of one, of the
-// other.  The scales are half d [2][rows], then d_min likewise if there are minima; for the K types
-// int8 s [2][32 / sub] [rows], then s_min, and before each fourth record half d [rows], d_min
-// [rows] (or as much padding) of its 8 blocks.
+// Weights, quantised: groups of one vector of rows (16 for AVX-512).  The kernels read a group as
+// one stream in strict order, which prefetchers follow best: one core of a Zen 4 reads Q4_0 as fast
+// as it reads a single stream.  It reads at 71 % of that speed if the scales lie four lines further
+// on, and at 75 % with four neighbouring groups and their scales as streams side by side.  (Four
+// groups that are far from each other are as good as four plain streams, see far_streams.)
 //
-// The codes of a block are `bits` vectors, so that no bit is wasted: a 32-bit lane belongs to one
-// row, each of its bytes to one column of a quad, and the codes of the 8 quads are spread over
-// planes that hold bits of each code, from the lowest up:
+// A record holds two blocks of 32 columns of each row: the scales of both, then the codes of the
+// first, then the codes of the second.  The scales are half d [2][rows], then d_min likewise if the
+// type has minima.  For the K types they are int8 s [2][32 / sub][rows], then s_min, and a head
+// before every four records holds half d [rows] and d_min [rows] (or as much padding) of the 8
+// blocks.
+//
+// The codes of a block fill `bits` vectors, so that no bit is wasted.  A 32-bit lane belongs to one
+// row, and each of its bytes to one column of a quad.  The codes of the 8 quads are divided among
+// planes, each of which holds some bits of every code, from the lowest up:
 //     8 bits   8 vectors, one a quad
 //     4 bits   4 vectors, quad q in the half q % 2 of vector q / 2
 //     2 bits   2 vectors, quad q in the bits 2 (q % 4) of vector q / 4
 //     1 bit    1 vector,  quad q in bit q
 // q5 is 4 + 1 bits, q6 4 + 2, q3 2 + 1; their vectors lie in the order in which quads need them.
 //
-// Activations: tiles of T rows, T the largest of activation_tile, half of it, ..., 1 that
-// fits; a tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float d[T]; float
-// sum[T] (of the dequantised block); int32 sum[T], first[T] (of the codes, of those of columns 0 to
-// 15) }. A q8 code is one digit; a q16 code is two, 256 * high + low, each in [-127, 127].
+// Activations: tiles of T rows, where T is the largest of activation_tile, half of it, ..., 1 that
+// the rows left fill.  A tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float
+// d[T]; float sum[T], of the dequantised block; int32 sum[T], of the codes; int32 first[T], of the
+// codes of columns 0 to 15 }.  A q8 code is one digit; a q16 code is two digits, 256 * high + low,
+// each in [-127, 127].
 #pragma once
 
 #include <algorithm>
@@ -44,7 +47,7 @@ std::size_t group_rows(DType type) {
     return is_quantized(type) ? lanes<Isa> : 2 * lanes<Isa>;
 }
 
-// Where the parts of a quantised group are, in bytes.
+// The offsets of the parts of a quantised group, in bytes.
 template <class Isa>
 struct GroupLayout {
     static constexpr std::size_t rows = lanes<Isa>;
@@ -52,7 +55,7 @@ struct GroupLayout {
     std::size_t subs;         // scales of a block
     std::size_t block_bytes;  // codes of a block
     std::size_t kind_bytes;   // of a record's d or s, or of its d_min or s_min
-    std::size_t record_bytes, head_bytes, run_bytes, run_blocks;  // a run: what shares a head
+    std::size_t record_bytes, head_bytes, run_bytes, run_blocks;  // a run shares a head
 
     constexpr explicit GroupLayout(DType type) : format(format_of(type)) {
         subs = quant_block / std::max(format.sub, std::size_t{1});
@@ -67,7 +70,7 @@ struct GroupLayout {
         const std::size_t run = run_blocks * quant_block;
         return round_up((k + run - 1) / run * run_bytes, 64);
     }
-    // Of block b (of 32 columns).
+    // Offsets of the parts of block b (of 32 columns).
     constexpr std::size_t head(std::size_t b) const { return b / run_blocks * run_bytes; }
     constexpr std::size_t record(std::size_t b) const {
         return head(b) + head_bytes + b % run_blocks / 2 * record_bytes;
@@ -91,8 +94,8 @@ std::size_t group_bytes(DType type, std::size_t k) {
     return round_up(row_bytes(type, k) * group_rows<Isa>(type), 64);
 }
 
-// Where vector i of the plane of so many bits lies in a block: vectors come in the order of the
-// first quads that they hold, those of narrower planes first.
+// The place in a block of vector i of the plane of `width` bits.  Vectors come in the order of the
+// first quads that they hold, and of equal ones that of the narrower plane first.
 constexpr std::size_t plane_vector(int bits, int width, std::size_t i) {
     const std::size_t quad = i * 8 / static_cast<std::size_t>(width);
     std::size_t place = i;
@@ -131,13 +134,15 @@ inline std::uint32_t get_quad(int bits, const std::byte* codes, std::size_t quad
     return four;
 }
 
-// q8_0's codes are unsigned in Block; ISAs whose dot product wants them signed take 128 off again.
+// The codes of q8_0 are unsigned in Block.  For an ISA whose dot product takes signed codes, this
+// flip subtracts 128 again.
 template <class Isa>
 constexpr std::uint32_t quad_flip(DType type) {
     return type == DType::q8_0 && Isa::Int8::byte_bias == 0 ? 0x80808080 : 0;
 }
 
-// Row r of a group.  Every vector of codes gets its lane at once, put together from the quads.
+// Packs row r of a group.  The row's lane of each vector of codes is put together from the quads,
+// then stored at once.
 template <class Isa, DType Type>
 void pack_quantized_row(const std::byte* row, std::size_t k, std::size_t r, std::byte* group) {
     constexpr GroupLayout<Isa> at{Type};
@@ -275,19 +280,19 @@ void quantize_block_of_activations(const float* x, std::size_t tile, std::size_t
         poison = xsimd::fma(v, F(0.0f), poison);
     }
     const float largest = xsimd::reduce_max(top);
-    // Too small a block has no scale that float32 can hold the inverse of: it counts as zeros.
+    // A block so small that float32 cannot hold the inverse of its scale counts as zeros.
     const float inverse = largest > levels * 1e-37f ? levels / largest : 0.0f;
     std::int32_t high[quant_block], low[quant_block];
     std::int32_t sums[2] = {0, 0};  // of columns 0 to 15, 16 to 31
     for (std::size_t i = 0; i < quant_block; i += w) {
         const F v = load<Isa>(x + i) * F(inverse);
-        // NaN and infinity have no code: poison tells of them.
+        // NaN and infinity have no code: poison makes the scale NaN.
         const F finite = xsimd::select(xsimd::abs(v) < F(2 * levels), v, F(0.0f));
         I code = xsimd::nearbyint_as_int(finite);
         if constexpr (Digits == 2) {
             const I upper = (code + I(128)) >> 8;
-            // -128 has no negative in 8 bit, which AVX2's dot product needs: 1/32512 of the
-            // largest.
+            // AVX2's dot product negates digits, and -128 has no negative in 8 bits.  The bound
+            // costs 1/32512 of the largest value.
             const I lower = xsimd::max(code - (upper << 8), I(-127));
             upper.store_unaligned(high + i);
             lower.store_unaligned(low + i);

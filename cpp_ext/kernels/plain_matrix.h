@@ -123,34 +123,13 @@ void matmul_few_rows(const float* a, std::size_t a_stride, const float* b, std::
     }
 }
 
-// Columns [first, last) of c in blocks of panels; pack(i, depth, j, n, panels) packs the part of
-// the right-hand matrix with rows [i, i + depth) and columns [j, j + n).
-template <class Isa, class Pack>
-void multiply_blocks(const float* a, std::size_t a_stride, std::size_t m, std::size_t k, float* c,
-                     std::size_t c_stride, std::size_t first, std::size_t last, float* scratch,
-                     Pack&& pack) {
-    float* tile = scratch + depth_block * column_block;
-    for (std::size_t j = first; j < last; j += column_block) {
-        const std::size_t n = std::min(column_block, last - j);
-        std::size_t i = 0;
-        do {  // once for k = 0, too: the outputs are zeros then
-            const std::size_t depth = std::min(depth_block, k - i);
-            pack(i, depth, j, n, scratch);
-            const Panels<float> panels{scratch, depth * panel<Isa>, panel<Isa>};
-            multiply_panels<Isa>(a + i, a_stride, m, depth, panels, n, c + j, c_stride, i > 0,
-                                 tile);
-            i += depth_block;
-        } while (i < k);
-    }
-}
-
 template <class Isa>
 void matmul(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride, float* c,
             std::size_t c_stride, std::size_t m, std::size_t k, std::size_t first, std::size_t last,
             float* scratch) {
     if (m <= few_rows_by_b)
         return matmul_few_rows<Isa>(a, a_stride, b, b_stride, c, c_stride, m, k, first, last);
-    multiply_blocks<Isa>(a, a_stride, m, k, c, c_stride, first, last, scratch,
+    multiply_blocks<Isa>(a, a_stride, m, k, c, c_stride, first, last, column_block, scratch,
                          [&](auto i, auto depth, auto j, auto n, float* panels) {
                              pack_panels<Isa>(b + i * b_stride + j, b_stride, depth, n, panels);
                          });
@@ -220,7 +199,7 @@ void linear_plain(DType type, const void* w, const float* x, std::size_t rows, s
         return dot_rows<Isa>(type, w, x, k, rows, k, first, last, y, y_stride);
     with_source(type, [&](auto source) {
         const auto* weights = static_cast<decltype(source)>(w);
-        multiply_blocks<Isa>(x, k, rows, k, y, y_stride, first, last, scratch,
+        multiply_blocks<Isa>(x, k, rows, k, y, y_stride, first, last, column_block, scratch,
                              [&](auto i, auto depth, auto j, auto n, float* panels) {
                                  pack_transposed<Isa>(weights + j * k + i, k, n, depth, panels);
                              });

@@ -10,8 +10,8 @@
 namespace tensor_ops {
 namespace {
 
-// The sum of term(part, x[i]) over a row: in float32 for 32 terms a lane, which is off by at most
-// 16 u, from there on in float64.
+// Sums a row by part = term(part, x[i]).  32 terms in each lane are summed in float32, with an
+// error of at most 16 u; those sums are added in float64.
 template <class Isa, class Term>
 inline double long_sum(const float* x, std::size_t n, Term term) {
     constexpr std::size_t length = 32 * 4 * lanes<Isa>;
@@ -22,7 +22,7 @@ inline double long_sum(const float* x, std::size_t n, Term term) {
     return sum;
 }
 
-// One row whose squares, or the scale, float32 cannot hold.
+// One row, if float32 cannot hold its squares or its scale.
 inline void rms_norm_in_double(const float* x, const float* w, float eps, float* y, std::size_t n) {
     double sum = 0.0;
     for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
@@ -55,7 +55,7 @@ void softmax(const float* x, float* y, std::size_t rows, std::size_t n) {
     const auto plus = [](F a, F b) { return a + b; };
     const auto larger = [](F a, F b) { return xsimd::max(a, b); };
     for (std::size_t r = 0; r < rows; ++r, x += n, y += n) {
-        // max may lose a NaN on the way, the sum of the exponentials does not.
+        // max may lose a NaN, but the sum of the exponentials does not.
         const float largest = xsimd::reduce_max(fold<Isa>(x, n, lowest, lowest, larger, larger));
         const float top = largest == lowest ? 0.0f : largest;
         map<Isa>(n, y, [top](F v) { return exp_to_one<Isa>(v - F(top)); }, x);
@@ -65,7 +65,7 @@ void softmax(const float* x, float* y, std::size_t rows, std::size_t n) {
     }
 }
 
-// One head; the second of a pair is `pairs` floats after the first.
+// Rotates one head, whose pairs have their second element `pairs` floats after the first.
 template <class Isa>
 inline void rotate_split(const float* x, const float* cosines, const float* sines, float* y,
                          std::size_t pairs) {

@@ -1,4 +1,4 @@
-// Vector types of an ISA, and the loops: here is every loop over a row, its unrolling and its tail.
+// The vector types of an ISA, and the loops over a row, with their unrolling and their tails.
 //
 // An `Isa` is a struct of isa/<name>.cpp, see table.h.  Everything in kernels/ is in an anonymous
 // namespace, so that objects compiled with different flags cannot share a function by accident.
@@ -25,7 +25,7 @@ inline Floats<Isa> load(const float* p) {
     return Floats<Isa>::load_unaligned(p);
 }
 
-// A vector of signed bytes.
+// A vector of signed bytes, as floats.
 template <class Isa>
 inline Floats<Isa> load_int8(const std::byte* p) {
     std::int32_t lane[lanes<Isa>];
@@ -48,8 +48,8 @@ inline void store_partial(Floats<Isa> v, float* p, std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) p[i] = lane[i];
 }
 
-// y[i] = body(x[i]...) for vectors of the inputs; two vectors in flight hide the latency of a
-// division or a polynomial, the tail runs the same body on a padded vector.
+// y[i] = body(x[i]...), a vector at a time.  Two vectors in flight hide the latency of a division
+// or a polynomial.  The tail runs the same body on a padded vector.
 template <class Isa, class Body, class... In>
 inline void map(std::size_t n, float* y, Body body, const In*... x) {
     constexpr std::size_t w = lanes<Isa>;
@@ -68,8 +68,9 @@ inline void map(std::size_t n, float* y, Body body, const In*... x) {
     }
 }
 
-// Folds a row with body(accumulator, x[i]) in four independent accumulators (four cover the latency
-// of an FMA or max), then join(a, b); lanes past the end hold `fill`, which body must ignore.
+// Folds a row with body(accumulator, x[i]) into four independent accumulators, which cover the
+// latency of an FMA or max, and combines these with join(a, b).  Lanes past the end hold `fill`,
+// which body must ignore.
 template <class Isa, class Body, class Join>
 inline Floats<Isa> fold(const float* x, std::size_t n, float start, float fill, Body body,
                         Join join) {

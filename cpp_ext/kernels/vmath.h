@@ -1,7 +1,8 @@
-// Vector maths: exp and what is built on it.  Bounds hold on every ISA, with or without FMA.
+// Vector maths: exp and the functions built on it.  The bounds hold on every ISA, with or without
+// FMA.
 //
-// xsimd::max and min do as std::max and std::min: where the first operand is NaN, so is the result.
-// It does not promise that, but tests of NaN watch over it.
+// xsimd::max and min behave like std::max and std::min: if the first operand is NaN, so is the
+// result.  xsimd does not promise that, but the tests with NaN would notice a change.
 #pragma once
 
 #include "kernels/intrinsics.h"
@@ -21,8 +22,8 @@ inline F polynomial(F x, float c0, float c1, Rest... rest) {
     return y;
 }
 
-// Adding this rounds to a whole number, as float32 has no bits for fractions there, and leaves that
-// number and 127 in the last bits: an exponent as float32 has it.
+// Adding this to x rounds it to a whole number n, as float32 has no bits for fractions at that
+// size, and leaves n + 127 in the last bits: the exponent field of 2^n.
 inline constexpr float to_exponent = 0x1.8p23f + 127.0f;
 
 // 2^n where shifted = n + to_exponent, for whole n from -126 to 127; 0 for -127.
@@ -31,9 +32,9 @@ inline F power_of_two(F shifted) {
     return xsimd::bitwise_cast<float>(xsimd::bitwise_cast<std::int32_t>(shifted) << 23);
 }
 
-// exp(high + low) for high <= 0, |low| small against 1.  Within 1.5 ulp while it is a normal
-// number; 0 below -87.7; NaN stays NaN. exp(x) = 2^n exp(r), n = round(x / ln 2), r in +-0.35:
-// degree 6, truncation below 9e-9.
+// exp(high + low) for high <= 0, |low| small against 1.  The error is at most 1.5 ulp while the
+// result is a normal number.  Below -87.7 the result is 0.  NaN stays NaN.
+// exp(x) = 2^n exp(r), n = round(x / ln 2), r in +-0.35: degree 6, truncation below 9e-9.
 template <class Isa, class... Low>
 inline Floats<Isa> exp_to_one(Floats<Isa> high, Low... low) {
     using F = Floats<Isa>;
@@ -47,8 +48,9 @@ inline Floats<Isa> exp_to_one(Floats<Isa> high, Low... low) {
     return xsimd::fma(xsimd::fma(r * r, q, r), scale, scale);
 }
 
-// 2^x for x <= 0.  Within 2 ulp, exactly 1 for 0; 0 below -126.5 or so, where the result would not
-// be a normal number.  NaN stays NaN.  2^x = 2^n 2^r, r in +-0.5: degree 6, truncation below 2e-9.
+// 2^x for x <= 0.  The error is at most 2 ulp; the result is exactly 1 for 0, and 0 below about
+// -126.5, where it would be no normal number.  NaN stays NaN.  2^x = 2^n 2^r, r in +-0.5: degree 6,
+// truncation below 2e-9.
 template <class Isa>
 inline Floats<Isa> exp2_to_one(Floats<Isa> x) {
     using F = Floats<Isa>;
@@ -58,16 +60,16 @@ inline Floats<Isa> exp2_to_one(Floats<Isa> x) {
     return e * power_of_two(shifted);
 }
 
-// Where the sign bit is set: of NaN, too.  Cheaper than a comparison, which takes an FMA's place.
+// Whether the sign bit is set, of NaN too.  Cheaper than a comparison, which takes an FMA's place.
 template <class F>
 inline auto is_negative(F x) {
     const auto bits = xsimd::bitwise_cast<std::int32_t>(x);
     return xsimd::batch_bool_cast<float>(bits < decltype(bits)(0));
 }
 
-// x * sigmoid(v) for x and v of the same sign.  exp is taken of -|v|, which cannot overflow, so
-// that both tails keep their relative precision; x is bounded where the product is 0 anyway,
-// because inf * 0 is NaN.
+// x * sigmoid(v) for x and v of the same sign.  It computes exp(-|v|), which cannot overflow, so
+// that both tails keep their relative precision.  x has a lower bound, below which the product is 0
+// anyway, because inf * 0 is NaN.
 template <class Isa>
 inline Floats<Isa> times_sigmoid(Floats<Isa> x, Floats<Isa> v) {
     using F = Floats<Isa>;

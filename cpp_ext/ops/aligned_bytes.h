@@ -1,4 +1,5 @@
-// Memory for vectors: aligned to cache lines, large pieces to huge pages, not initialised.
+// Uninitialised memory for vectors, aligned to cache lines of 64 bytes, or from 2 MB on to huge
+// pages.
 #pragma once
 
 #include <sys/mman.h>

@@ -8,14 +8,14 @@
 namespace tensor_ops {
 namespace {
 
-// Pieces of work that are enough for any number of threads.
+// A number of pieces of work that is enough for any number of threads.
 constexpr std::size_t wanted_pieces = 128;
-// The positions of more query tokens than these are not divided, so that results are the same
-// whatever batches a prompt is evaluated in.  There are as many pieces then as KV heads and runs of
-// rows: 12 for 144 tokens of 9 heads that share 3.
+// With more query tokens than this, the KV positions are not divided into parts, so that the
+// results do not depend on the batches in which a prompt is evaluated.  The pieces are then the
+// runs of rows of each KV head: 12 for 144 tokens of 9 heads that share 3 KV heads.
 constexpr std::size_t most_divided_queries = 64;
-// The last run of several has more rows than these: so few would read all of K and V alone, and by
-// another kernel.
+// If there are several runs, the last one has more rows than this.  A run of so few rows would read
+// all of K and V for itself, and by another kernel.
 constexpr std::size_t fewest_last_rows = 32;
 
 constexpr std::size_t divide_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit; }
@@ -70,14 +70,13 @@ AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t 
     };
 }
 
-// How the work on one sequence is divided: the query rows of each KV head into runs and, where that
-// makes too few pieces, the positions into parts.  `sharers`: sequences that divide the room, and
-// the pieces that are wanted, among them.
+// The division of the work on one sequence: of the query rows of each KV head into runs and, if
+// that makes too few pieces, of the positions into parts.
 struct Division {
     std::size_t rows, runs, parts;
     AttentionParts layout;  // if there are several parts, for the first head
 
-    // Where a run begins: after whole tiles, the last one earlier if it would be too small.
+    // The first row of a run: after whole tiles, or earlier for a last run that would be too small.
     std::size_t run_begin(std::size_t run) const {
         const std::size_t begin = std::min(run * attention_query_tile, rows);
         const bool small = run > 0 && run + 1 == runs && rows - begin <= fewest_last_rows;
@@ -85,6 +84,7 @@ struct Division {
     }
 };
 
+// `sharers` sequences share the wanted pieces; this one has `room` floats of the workspace.
 Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharers, float* workspace,
                 std::size_t room) {
     const std::size_t heads = s.cache.n_kv_heads, rows = s.n_q * (call.n_heads / heads);
@@ -94,7 +94,7 @@ Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharer
     const std::size_t pieces =
         s.n_q > most_divided_queries ? 1 : wanted_pieces / (heads * d.runs * sharers);
     const std::size_t most = std::max<std::size_t>(1, std::min(pieces, room / part_floats));
-    // What the first query does not see any more, no other does.
+    // Positions before the first query's window are seen by no query.
     const std::size_t seen = s.n_kv + 1 > s.n_q ? s.n_kv + 1 - s.n_q : 0;
     const std::size_t low = call.window && seen > call.window ? seen - call.window : 0;
     const std::size_t units = divide_up(s.n_kv - low, attention_part_unit);
@@ -135,8 +135,8 @@ std::size_t seen_positions(const AttentionCall& call, const Sequence& s, std::si
     return static_cast<std::size_t>(std::max<std::ptrdiff_t>(seen, 0));
 }
 
-// head_dim is 0: every score is 0, and only lse has values.  K and V, without a byte, may have any
-// number of positions: they are counted, not visited.
+// For head_dim 0: every score is 0, and only lse has values.  K and V take no memory, so there may
+// be any number of positions: they are counted, not visited.
 void attention_without_features(const Worker& worker, const AttentionCall& call) {
     if (!call.lse) return;
     for (std::size_t i = 0; i < n_sequences(call); ++i) {
@@ -185,7 +185,7 @@ void attention(const Worker& worker, const KernelTable& table, const AttentionCa
         pieces += d.runs * heads * d.parts;
         if (d.parts > 1) merged_rows += heads * d.rows;
     });
-    // Whole pieces one by one, as those of later queries are larger; parts of the cache by
+    // Whole runs are dealt one by one, as those of later queries are larger.  Parts are dealt in
     // stretches, as memory is best read in order.
     Deal deal(worker, pieces, 1, merged_rows ? pieces : 1);
     std::size_t at = 0;  // pieces before this one

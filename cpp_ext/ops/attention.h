@@ -1,4 +1,5 @@
-// Attention over a KV cache, for one sequence or a batch of several; on a team, see ops.h.
+// Attention over a KV cache, for one sequence or a batch of several, on a team of threads (see
+// ops.h).
 #pragma once
 
 #include <cstddef>
@@ -21,13 +22,13 @@ struct KvCache {
 void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
                std::size_t n_tokens, std::size_t past, const KvCache& cache);
 
-// A sequence that has a cache of its own: `past` positions, and after them those of n_tokens rows.
+// A sequence with a cache of its own, which holds `past` positions and then those of n_tokens rows.
 struct CachedSequence {
     std::size_t n_tokens = 0, past = 0;
     KvCache cache;
 };
 
-// The fields that AttentionTask has, too, are as there.
+// Fields with the names of AttentionTask's fields mean the same.
 struct AttentionCall {
     const float* q;  // [n_q][n_heads][head_dim]
     std::size_t n_q, n_heads;
@@ -40,17 +41,18 @@ struct AttentionCall {
     const float* sinks = nullptr;  // [n_heads]
     float* out;                    // as q
     float* lse = nullptr;          // [n_q][n_heads]
-    // Of several sequences: where each begins in q and in the cache, and where the last one ends.
+    // For several sequences in `cache`: where each begins in q and in the cache, and where the last
+    // one ends.
     std::span<const std::int32_t> q_starts = {}, kv_starts = {};
-    // Or sequences with caches of one shape and type, which then stand for n_q, cache and n_kv: the
-    // queries of the first one first.
+    // For sequences with caches of their own, in place of n_q, cache and n_kv.  The caches have the
+    // same type, n_kv_heads and head_dim.  q holds the queries of the first sequence first.
     std::span<const CachedSequence> sequences = {};
 };
 
-// `workspace` holds attention_workspace_floats floats, the same for all workers, and so many for
-// each of `sequences`: a long KV is divided into parts, whose results are merged in order.  How
-// does not depend on the number of workers, nor for one of `sequences` on the others, nor do the
-// results.
+// All workers share `workspace`, which holds attention_workspace_floats floats, or that many for
+// each of `sequences`: a long KV is divided into parts, whose results are merged in order.  The
+// division, and so the result, depends neither on the number of workers nor, for one of
+// `sequences`, on the other sequences.
 inline constexpr std::size_t attention_workspace_floats = 1u << 18;
 void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,
                float* workspace);

@@ -10,18 +10,18 @@
 namespace tensor_ops {
 namespace {
 
-// The expert that a route names for item row * n_used + u; n_experts for a number that is none's,
-// which a route may hold if it comes from elsewhere.
+// The expert that a route names for item row * n_used + u, or n_experts for a number that is no
+// expert's: a route that comes from outside may hold any number.
 std::uint32_t expert_of(const ExpertTask& task, std::size_t n_experts, std::size_t item) {
     const float e = task.route[item / task.n_used * 2 * task.n_used + item % task.n_used];
     return static_cast<std::uint32_t>(
         e >= 0.0f && e < static_cast<float>(n_experts) ? static_cast<std::size_t>(e) : n_experts);
 }
 
-// The rows of a task by expert: those of expert e are `of(e)`, row * n_used + u each.
+// The items row * n_used + u of a task, grouped by expert: `of(e)` gives those of expert e.
 class Groups {
  public:
-    // In memory of this thread's own, as every worker of the team counts for itself.
+    // Uses the thread's own scratch memory, as every worker of the team groups for itself.
     Groups(const ExpertTask& task, std::size_t n_experts) : n_experts_(n_experts) {
         const std::size_t n = task.rows * task.n_used;
         ends_ = static_cast<std::uint32_t*>(
@@ -42,10 +42,10 @@ class Groups {
 
  private:
     std::size_t n_experts_, n_ = 0;
-    std::uint32_t *ends_, *items_;  // ends_: where each expert's items begin, once all is counted
+    std::uint32_t *ends_, *items_;  // ends_: in the end, where the items of each expert begin
 };
 
-// What a row's experts make of it, all threads on each matrix, as in decoding.
+// The products of a single row, as in decoding: all threads work on one matrix after the other.
 void one_row(const Worker& worker, const Experts& experts, const ExpertTask& task,
              const Groups& groups, bool quantize) {
     const std::size_t k = experts[0]->k(), n = experts[0]->n();
@@ -67,7 +67,7 @@ void one_row(const Worker& worker, const Experts& experts, const ExpertTask& tas
         }
 }
 
-// One expert's rows, at most task.rows of them, all threads together.
+// The products of one expert's items, at most task.rows of them, by all threads together.
 void one_expert(const Worker& worker, const PackedMatrix& w, const ExpertTask& task,
                 std::span<const std::uint32_t> items, bool quantize) {
     const std::size_t k = w.k(), n = w.n(), rows = items.size();
@@ -98,7 +98,8 @@ void route(const Worker& worker, const KernelTable& table, const float* logits, 
             table.softmax(logits + r * n_experts, shares, 1, n_experts);
             float *chosen = out + r * 2 * n_used, *weights = chosen + n_used, sum = 0.0f;
             for (std::size_t u = 0; u < n_used; ++u) {
-                // With NaN no comparison holds: the first is as good as any, and NaN is its share.
+                // In a row of NaN no comparison holds: the first expert is taken, with NaN as its
+                // share.
                 const float* best = std::max_element(shares, shares + n_experts);
                 chosen[u] = static_cast<float>(best - shares);
                 weights[u] = *best;
@@ -112,8 +113,8 @@ void route(const Worker& worker, const KernelTable& table, const float* logits, 
 }
 
 void expert_linear(const Worker& worker, const Experts& experts, const ExpertTask& task) {
-    // A route that comes from outside may change at any time: it is read once, for all workers, who
-    // would else count differently and wait at different barriers.
+    // A route that comes from outside may change at any time.  One worker reads it once for all:
+    // otherwise they could count differently and wait at different barriers.
     if (worker.index() == 0)
         for (std::size_t i = 0; i < task.rows * task.n_used; ++i)
             task.chosen[i] = expert_of(task, experts.size(), i);
@@ -124,7 +125,8 @@ void expert_linear(const Worker& worker, const Experts& experts, const ExpertTas
         one_row(worker, experts, task, groups, quantize);
     else
         for (std::size_t e = 0; e < experts.size(); ++e) {
-            // A row names an expert once, unless the route comes from elsewhere.
+            // A row names an expert only once, unless the route comes from outside; then there may
+            // be more items than rows.
             auto items = groups.of(e);
             for (; items.size() > task.rows; items = items.subspan(task.rows))
                 one_expert(worker, *experts[e], task, items.first(task.rows), quantize);
@@ -137,7 +139,7 @@ void expert_linear(const Worker& worker, const Experts& experts, const ExpertTas
 
 void expert_sum(const Worker& worker, const float* x, const float* route, std::size_t rows,
                 std::size_t n, std::size_t n_used, float* y) {
-    // Columns too, as one row is common.
+    // Deals out columns as well as rows, as a single row is common.
     deal(worker, rows * n, dealt_elements, [&](std::size_t begin, std::size_t end) {
         for (std::size_t i = begin; i < end;) {
             const std::size_t r = i / n, first = i % n, last = std::min(n, first + end - i);

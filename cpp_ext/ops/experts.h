@@ -1,6 +1,6 @@
-// Mixtures of experts: each token goes to a few of many matrices, and no other is touched.
+// Mixtures of experts: each token is multiplied by a few of many matrices; the rest are not read.
 //
-// A route says where: for each token, the numbers of n_used experts and then their shares,
+// A route tells which: for each token the numbers of n_used experts, then their shares, as float32
 // [rows][2 * n_used].
 #pragma once
 
@@ -16,8 +16,9 @@ namespace tensor_ops {
 // One matrix for each expert, all of one shape, type and instruction set.
 using Experts = std::vector<std::shared_ptr<const PackedMatrix>>;
 
-// The n_used largest of softmax(logits) for each row, largest first and the first of equals first;
-// normalized: divided by their sum.  logits: [rows][n_experts].
+// Writes a route to `out`: for each row the n_used experts with the largest softmax(logits),
+// largest first, and of equals the lower number first.  normalized: the shares are divided by their
+// sum.  logits: [rows][n_experts].
 void route(const Worker& worker, const KernelTable& table, const float* logits, std::size_t rows,
            std::size_t n_experts, std::size_t n_used, bool normalized, float* out);
 
@@ -27,12 +28,12 @@ struct ExpertTask {
     const float* route;
     std::size_t rows, n_used;
     Activations kind;
-    std::byte* quantized;   // for max(rows, n_used) quantised rows of k, where kind needs it
+    std::byte* quantized;   // space for max(rows, n_used) quantised rows of k, unless kind is f32
     float* scratch;         // [rows][k + n]
-    std::uint32_t* chosen;  // [rows][n_used], for the experts that the route names
+    std::uint32_t* chosen;  // [rows][n_used], space for the experts that the route names
     float* y;               // [rows][n_used][n]
 };
-// y[r][u] = x w^T for the u-th expert w of row r; NaN where the route names none.
+// y[r][u] = x w^T for the u-th expert w of row r, or NaN if the route names no expert there.
 void expert_linear(const Worker& worker, const Experts& experts, const ExpertTask& task);
 
 // y[r] = sum over u of share[r][u] * x[r][u].  x: [rows][n_used][n].

@@ -1,4 +1,4 @@
-// Matrices as the operations take them: packed for the kernels, or rows as a file has them.
+// The two forms of matrices: packed for the kernels, or rows as a file stores them.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace tensor_ops {
 
-// "q4_0"; and all of them, in DType's order.
+// The name of a type, such as "q4_0"; and all names, in the order of DType.
 const char* dtype_name(DType type);
 std::span<const char* const> dtype_name_list();
 
@@ -18,19 +18,19 @@ std::span<const char* const> dtype_name_list();
 // of the type's block or the size overflows.
 std::size_t matrix_bytes(DType type, std::size_t n, std::size_t k);
 
-// n rows (outputs) by k columns (inputs) in the layout of the ISA that was in use when it was made.
+// n rows (outputs) by k columns (inputs), packed for the ISA that is in use at construction.
 class PackedMatrix {
  public:
     // Packs on all threads.  `source` holds matrix_bytes(type, n, k) bytes.
     PackedMatrix(DType type, std::span<const std::byte> source, std::size_t n, std::size_t k);
-    // Room for one, `offset` bytes into memory that others may own too; pack_groups fills it.
-    // Throws std::invalid_argument where it does not fit, or offset is no multiple of 64.
+    // Space for a matrix at byte `offset` of shared memory; pack_groups fills it.
+    // Throws std::invalid_argument if it does not fit, or if offset is no multiple of 64.
     PackedMatrix(DType type, std::size_t n, std::size_t k, std::shared_ptr<AlignedBytes> memory,
                  std::size_t offset);
 
-    // Packs the rows of whole groups, `first_group` the first of them, on this thread alone.
+    // Packs `rows`, the file's bytes of whole groups from `first_group` on, on the calling thread.
     void pack_groups(std::size_t first_group, std::span<const std::byte> rows) const;
-    // Bytes that the rows of a group have in a file.
+    // Bytes of a group's rows in the file.
     std::size_t group_source_bytes() const;
 
     DType type() const { return view_.type; }
@@ -49,7 +49,7 @@ class PackedMatrix {
     PackedView view_;
 };
 
-// Bytes of an n x k matrix as it is packed for the ISA in use.  Throws as matrix_bytes.
+// Bytes of an n x k matrix when it is packed for the ISA in use.  Throws what matrix_bytes throws.
 std::size_t packed_bytes(DType type, std::size_t n, std::size_t k);
 
 // Rows as a file stores them, not owned: for lookups of single rows.

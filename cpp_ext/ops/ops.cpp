@@ -12,8 +12,8 @@ constexpr std::size_t round_up(std::size_t n, std::size_t unit) {
     return (n + unit - 1) / unit * unit;
 }
 
-// Columns of a float product that are dealt out at a time: enough to pay for the panels that each
-// chunk packs and transposes, so few that every worker gets several.
+// Columns in a chunk of a float product: enough to pay for the panels that each chunk packs and
+// transposes, but few enough that every worker gets several chunks.
 std::size_t column_unit(const Worker& worker, const KernelTable& table, std::size_t n,
                         std::size_t most) {
     const auto count = static_cast<std::size_t>(worker.count());
@@ -105,8 +105,9 @@ void linear_plain(const Worker& worker, const KernelTable& table, DType type, co
 
 namespace {
 
-// One row, by parts of k that are the same for any number of threads: each reads whole rows of b,
-// whereas columns would cut them into pieces too short for the prefetchers.
+// One row, in parts of k that are the same for any number of threads.  A part reads long stretches
+// of the rows of b; parts of columns alone would cut them into pieces too short for the
+// prefetchers.
 void matmul_one_row(const Worker& worker, const KernelTable& table, const float* a, const float* b,
                     float* c, std::size_t k, std::size_t n, float* sums) {
     constexpr std::size_t parts = matmul_sums(1) + 1;
@@ -137,15 +138,18 @@ void matmul(const Worker& worker, const KernelTable& table, const float* a, cons
     auto* scratch =
         static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));
     const std::size_t panel = 2 * table.vector_floats;
-    // By columns, so that each thread packs its own part of b; by rows when there are too few.
+    // Divides the columns, so that each thread packs its own part of b; the rows if there are too
+    // few columns.
     if (m < 16 || n >= 4 * panel * static_cast<std::size_t>(worker.count())) {
-        // Few rows read b once as it lies, and rows of less than a page stop the prefetchers.
+        // Few rows read b once, without packing, and stretches shorter than a page stop the
+        // prefetchers.
         const std::size_t unit = m < 16 && n >= 4096 ? 1024 : column_unit(worker, table, n, 512);
         deal(worker, n, unit, [&](std::size_t first, std::size_t last) {
             table.matmul(a, k, b, n, c, n, m, k, first, last, scratch);
         });
     } else {
-        // A multiple of 4, as tiles of less sum in another order; of 12, the height of a tile.
+        // 12 is the height of a tile.  Only multiples of 4 will do: smaller tiles sum in another
+        // order.
         deal(worker, m, 12, [&](std::size_t first, std::size_t last) {
             table.matmul(a + first * k, k, b, n, c + first * n, n, last - first, k, 0, n, scratch);
         });

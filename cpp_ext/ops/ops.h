@@ -1,5 +1,6 @@
-// Operations on a team: each function does what its worker is dealt of one operation, and the
-// operation is complete when all workers of the run have called it and met at a barrier (or left).
+// Operations on a team of threads.  Every worker of a run calls the function, which does that
+// worker's share.  The operation is complete when all workers have returned from the function and
+// have met at a barrier or left the run.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +15,8 @@
 
 namespace tensor_ops {
 
-// The least that is dealt out at a time, in elements: a microsecond's work or more, whole lines.
+// Elements of the smallest chunk that is dealt out: whole cache lines, a microsecond's work or
+// more.
 inline constexpr std::size_t dealt_elements = 2048;
 
 // Calls f(first, count) for this worker's chunks of n elements.
@@ -24,8 +26,8 @@ void for_elements(const Worker& worker, std::size_t n, F&& f) {
          [&](std::size_t first, std::size_t last) { f(first, last - first); });
 }
 
-// Calls f(first, count) for this worker's chunks of rows of n elements.  Rows of none are not
-// visited: without a byte of memory there may be 2^63 of them.
+// Calls f(first, count) for this worker's chunks of rows of n elements.  If n is 0, it visits no
+// row: such rows take no memory, so there may be 2^63 of them.
 template <class F>
 void for_rows(const Worker& worker, std::size_t rows, std::size_t n, F&& f) {
     if (n == 0) return;
@@ -33,11 +35,12 @@ void for_rows(const Worker& worker, std::size_t rows, std::size_t n, F&& f) {
          [&](std::size_t first, std::size_t last) { f(first, last - first); });
 }
 
-// y = f(x), row by row: calls f(first, count, to), to for y's row `first` on, for this worker's
-// chunks of rows of n elements.  An output of 16 MB or more, unless it overwrites x, is made in the
-// first cache and written past the others, as a plain store reads the line that it overwrites:
-// rms_norm over 2048 x 4096 goes from 69 to 99 % of memcpy's speed on a Zen 4.  (Elementwise ops,
-// which compute more for each line, lose: silu 92 to 80 %.)
+// y = f(x), row by row: calls f(first, count, to) for this worker's chunks of rows of n elements; f
+// writes the rows from `first` on to `to`.  An output of 16 MB or more that does not overwrite x is
+// computed in a buffer in the L1 cache and copied with non-temporal stores, as a plain store reads
+// the line that it overwrites: on a Zen 4, rms_norm over 2048 x 4096 rises from 69 to 99 % of
+// memcpy's speed.  (Elementwise ops compute more for each line and lose: silu falls from 92 to
+// 80 %.)
 template <class F>
 void write_rows(const Worker& worker, const KernelTable& table, const float* x, float* y,
                 std::size_t rows, std::size_t n, F&& f) {
@@ -66,34 +69,34 @@ void rope(const Worker& worker, const KernelTable& table, const float* x, const 
           float* y, std::size_t rows, std::size_t n_heads, std::size_t head_dim, std::size_t n_dims,
           bool interleaved);
 
-// What a linear operation of that many rows does unless told otherwise.  Up to 64 rows (decoding, a
-// turn of a chat) the 16-bit form: it costs little where reading the weights is the work, and is as
-// good as exact.  Longer batches take the 8-bit one, at twice the speed.
+// The default form of the activations in a linear operation of `rows` rows.  Up to 64 rows
+// (decoding, a turn of a chat) it is q16, which is as good as exact and costs little while reading
+// the weights is most of the work.  For more rows it is q8, which is twice as fast.
 Activations activations_for(std::size_t rows);
 
-// Bytes that quantised activations take.
+// Bytes of quantised activations [rows][k].
 std::size_t quantized_activation_bytes(Activations kind, std::size_t rows, std::size_t k);
 void quantize_activations(const Worker& worker, const KernelTable& table, Activations kind,
                           const float* x, std::size_t rows, std::size_t k, std::byte* xq);
 
-// x[rows][k] as matrices take it.  For quantised ones, unless kind is f32, xq is what
-// quantize_activations made of x, and a barrier lies between.
+// The input x[rows][k] of a product.  For a quantised matrix, unless kind is f32, xq must be x as
+// quantize_activations writes it, with a barrier between that call and the product.
 struct LinearInput {
     const float* x;
     Activations kind;
     const std::byte* xq;
     std::size_t rows;
 };
-// Groups of rows of a matrix that are dealt out at once: 147 KB of Q4_0 4096 columns wide.
+// Groups of rows in the smallest chunk of a matrix: 147 KB of Q4_0 with 4096 columns on AVX-512.
 inline constexpr std::size_t dealt_groups = 4;
-// The columns of y[rows][n] = x w^T that groups [first, last) of w give, on this thread.
+// Computes the columns of y[rows][n] = x w^T for groups [first, last) of w, on the calling thread.
 void linear_groups(const PackedMatrix& w, const LinearInput& input, std::size_t first,
                    std::size_t last, float* y);
 
 // y[rows][n] = x[rows][k] w^T; see LinearInput.
 void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,
             const std::byte* xq, std::size_t rows, float* y);
-// The same for rows of w as they lie in a plain array of type f32, f16 or bf16.
+// The same for a plain row-major array w[n][k] of type f32, f16 or bf16.
 void linear_plain(const Worker& worker, const KernelTable& table, DType type, const void* w,
                   std::size_t n, std::size_t k, const float* x, std::size_t rows, float* y);
 // c[m][n] = a[m][k] b[k][n].  `sums` holds matmul_sums(m) * n floats, the same for all workers.
@@ -101,7 +104,7 @@ constexpr std::size_t matmul_sums(std::size_t m) { return m == 1 ? 3 : 0; }
 void matmul(const Worker& worker, const KernelTable& table, const float* a, const float* b,
             float* c, std::size_t m, std::size_t k, std::size_t n, float* sums);
 
-// y = scale * rows `ids` of a table of embeddings; ids must be below rows.n.
+// y[t] = scale * row ids[t] of a table of embeddings; each id must be below rows.n.
 void embed(const Worker& worker, const KernelTable& table, const RawRows& rows,
            const std::int32_t* ids, std::size_t n_tokens, float scale, float* y);
 

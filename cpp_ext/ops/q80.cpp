@@ -8,27 +8,28 @@
 namespace tensor_ops {
 namespace {
 
-constexpr std::size_t most = 16;  // blocks at a time, whose scales are converted together
+constexpr std::size_t most = 16;  // blocks at a time; their scales are converted together
 
-// Values of blocks as integers and scales, before either is packed.
+// Blocks as integers and scales, before they are packed.
 struct Unpacked {
     std::int32_t q[most * quant_block];
-    float scale[most];  // as half precision holds it
+    float scale[most];  // rounded to half precision
     std::uint16_t half[most];
 };
 
 void unpack(const KernelTable& table, const float* x, std::size_t blocks, Unpacked& out) {
     for (std::size_t b = 0; b < blocks; ++b) {
         const float* v = x + b * quant_block;
-        // Magnitudes compare as integers do, and NaN lies above infinity.  Compilers turn this, and
-        // the loop below, into vectors at any ISA's flags, which they may not for floats.
+        // The bits of magnitudes compare like integers, with NaN above infinity.  Compilers
+        // vectorise this loop and the one below with the flags of any ISA; with floats they may
+        // not.
         std::int32_t largest = 0;
         for (std::size_t i = 0; i < quant_block; ++i)
             largest = std::max(largest, std::bit_cast<std::int32_t>(v[i]) & 0x7fffffff);
         const float d = std::bit_cast<float>(largest) / 127.0f;
         const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
         out.scale[b] = d;
-        // Adding 1.5 * 2^23 leaves the nearest integer, of two the even one, in the lowest bits.
+        // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the lowest bits.
         for (std::size_t i = 0; i < quant_block; ++i)
             out.q[b * quant_block + i] =
                 std::bit_cast<std::int32_t>(v[i] * inverse + 12582912.0f) - 0x4b400000;

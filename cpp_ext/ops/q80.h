@@ -1,9 +1,9 @@
-// Q8_0 blocks as the nodes of a cluster pass them on: what is quantised and read again a few times
-// for every layer and token, so it must be quick on every CPU.  The kernels' own conversions are
-// for files, go value by value, and cost 4 ns for each where these take a fraction of one.
+// Q8_0 blocks that the nodes of a cluster exchange.  They are written and read a few times for
+// every layer and token, so the conversions must be fast on every CPU.  The kernels' own
+// conversions are for files: they go value by value and take 4 ns for each, where these take a
+// fraction of a nanosecond.
 //
-// Halves are rounded to even, as dllama does on x86; the kernels, like GGML, round them away from
-// 0.
+// Ties round to even, as in dllama on x86; in the kernels, as in GGML, they round away from 0.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,7 @@ inline constexpr std::size_t q80_bytes = block_size(DType::q8_0).bytes;
 // n values, a multiple of 32, to n / 32 blocks.  A block that holds NaN or infinity becomes NaN.
 void quantize_q80(const KernelTable& table, const float* x, std::byte* blocks, std::size_t n);
 void dequantize_q80(const KernelTable& table, const std::byte* blocks, float* y, std::size_t n);
-// y = x as blocks would hold it.  y may be x.
+// y = x rounded to Q8_0.  y may be x.
 void round_q80(const KernelTable& table, const float* x, float* y, std::size_t n);
 
 }  // namespace tensor_ops

@@ -11,11 +11,11 @@
 namespace tensor_ops {
 namespace {
 
-// Logits that are looked at together, to see that none of them matters.
+// The logits of a group are skipped together if the largest of them is too small to matter.
 constexpr std::size_t group = 64, lanes = 16;
 
-// An integer that orders floats as they are ordered, with NaN above all: of integers compilers make
-// vectors, where floats have their rules about NaN.
+// Maps floats to integers in the same order, with NaN above all.  Compilers vectorise comparisons
+// of integers, but not of floats, because of the rules about NaN.
 std::int32_t order(float x) {
     const auto bits = std::bit_cast<std::int32_t>(x);
     const std::int32_t magnitude = bits & 0x7fffffff;
@@ -23,7 +23,7 @@ std::int32_t order(float x) {
     return magnitude > 0x7f800000 ? magnitude : value;
 }
 
-// The largest of up to a group; NaN if there is one.
+// The largest of n logits, at most a group; NaN if one is NaN.
 float largest_of(const float* x, std::size_t n) {
     std::int32_t top[lanes];
     std::fill_n(top, lanes, std::numeric_limits<std::int32_t>::min());
@@ -39,11 +39,11 @@ float largest_of(const float* x, std::size_t n) {
                                             : largest);
 }
 
-// Kept by each thread, so that nothing is allocated after its first token.
 struct Candidate {
     float logit;
     std::size_t id;
 };
+// Each thread keeps one, so that it allocates nothing after its first token.
 struct Room {
     std::vector<float> largest;  // of each group
     std::vector<float> sorted;
@@ -56,7 +56,7 @@ void look_at_groups(std::span<const float> logits, std::vector<float>& largest) 
         largest[g] = largest_of(&logits[g * group], std::min(group, logits.size() - g * group));
 }
 
-// The first of the largest, or the first NaN.
+// The index of the first largest value, or of the first NaN.
 std::size_t likeliest(std::span<const float> x) {
     std::size_t best = 0;
     for (std::size_t i = 0; i < x.size(); ++i) {
@@ -70,11 +70,11 @@ bool likelier(const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-// Puts the k likeliest, or all where k is 0, into room.left, in no order.
+// Puts the k likeliest candidates, or all if k is 0, into room.left, in no particular order.
 void take_candidates(std::span<const float> logits, std::size_t k, Room& room) {
     if (k == 0) k = logits.size();
     float floor = -std::numeric_limits<float>::infinity();
-    if (k <= room.largest.size()) {  // k groups have a largest of at least this, so k logits have
+    if (k <= room.largest.size()) {  // k groups have a largest logit of at least `floor`
         room.sorted = room.largest;
         const auto kth = room.sorted.begin() + static_cast<std::ptrdiff_t>(k - 1);
         std::nth_element(room.sorted.begin(), kth, room.sorted.end(), std::greater<>());
@@ -111,10 +111,10 @@ std::size_t sample(std::span<const float> logits, const Sampling& sampling, doub
     const auto relative = [&](const Candidate& c) { return std::exp(c.logit - best); };
     double total = 0.0;
     for (const Candidate& c : left) total += relative(c);
-    // min-p first: it takes the same candidates away as after top-p, and spares sorting them.
+    // min_p comes first: it removes the same candidates as after top_p, and they need no sorting.
     std::erase_if(left, [&](const Candidate& c) { return relative(c) < sampling.min_p; });
     std::sort(left.begin(), left.end(), likelier);
-    std::size_t n = 0;  // as many as reach top_p: the one that crosses it is the last
+    std::size_t n = 0;  // candidates that reach top_p: the one that crosses it is the last
     for (double share = 0.0; n < left.size() && share < sampling.top_p * total; ++n)
         share += relative(left[n]);
     left.resize(n);
@@ -129,7 +129,7 @@ std::size_t sample(std::span<const float> logits, const Sampling& sampling, doub
         so_far += shaped(c);
         if (so_far > draw * sum) return c.id;
     }
-    return left.back().id;  // draw * sum was rounded up to the sum
+    return left.back().id;  // draw * sum has rounded up to the sum
 }
 
 }  // namespace tensor_ops

@@ -6,18 +6,18 @@
 
 namespace tensor_ops {
 
-// In the order in which they cut the candidates down; what is left is drawn from, each by its
-// probability to the power of 1 / temperature.
+// top_k, top_p and min_p cut the candidates down, in this order.  The token is drawn from those
+// that are left, each weighted by its probability to the power of 1 / temperature.
 struct Sampling {
-    double temperature;  // 0: the likeliest
-    std::size_t top_k;   // only so many of the likeliest; 0: all
-    double top_p;        // above 0: only the likeliest that together reach this
-    double min_p;        // 0 to 1: only those at least this fraction as likely as the likeliest
+    double temperature;  // 0: takes the likeliest
+    std::size_t top_k;   // keeps only so many of the likeliest; 0: all
+    double top_p;        // above 0: keeps only the likeliest that together reach this share
+    double min_p;        // 0 to 1: keeps only those at least this fraction as likely as the best
 };
 
-// The token that `draw`, uniform in [0, 1), falls on; of equals the lower id is the likelier.
-// Where the largest logit is NaN (which counts as larger than all) or infinite: its token.
-// logits: not empty.
+// The token that `draw`, uniform in [0, 1), selects.  Of equal logits, the lower id counts as the
+// likelier.  If the largest logit is infinite or NaN (which counts as larger than all), the result
+// is its token.  logits must not be empty.
 std::size_t sample(std::span<const float> logits, const Sampling& sampling, double draw);
 
 }  // namespace tensor_ops

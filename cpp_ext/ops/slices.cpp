@@ -7,7 +7,7 @@
 namespace tensor_ops {
 namespace {
 
-constexpr std::size_t step = 512;  // values at a time, which stay in the first cache
+constexpr std::size_t step = 512;  // values at a time, few enough for the L1 cache
 
 // Calls f(row, first column, count) for this worker's part of rows x n values, in whole blocks and
 // at most `step` values at a time.

@@ -17,7 +17,7 @@ const timespec& modified(const struct stat& status) {
 #endif
 }
 
-// The same file, opened again in its own right: a duplicate would share its flags.
+// Opens the same file again: a duplicate of the descriptor would share its flags.
 int open_again([[maybe_unused]] int descriptor, [[maybe_unused]] int flags) {
 #if defined(__linux__)
     return open(("/proc/self/fd/" + std::to_string(descriptor)).c_str(),

@@ -1,4 +1,4 @@
-// A file as the stream reads it: past the page cache where the file system allows that.
+// A file that a stream reads, past the page cache where the file system allows that.
 #pragma once
 
 #include <sys/stat.h>
@@ -9,14 +9,14 @@
 
 namespace tensor_ops::stream {
 
-// Reads at and into multiples of this many bytes bypass the page cache: what every block device's
-// sectors and every file system's blocks divide, where they divide any power of two in common use.
+// A read can bypass the page cache if its offset, length and address are multiples of this many
+// bytes.  The sectors of block devices and the blocks of file systems in common use divide it.
 inline constexpr std::size_t direct_alignment = 4096;
 
 class File {
  public:
-    // Opens what `descriptor` refers to once more, so that a rename does no harm; the descriptor
-    // stays the caller's.  direct: past the page cache, where the file system takes that.  name is
+    // Opens the file of `descriptor` once more, so that a rename does no harm; the descriptor stays
+    // the caller's.  direct: read past the page cache, where the file system allows that.  name:
     // for messages.  Throws std::system_error.
     File(int descriptor, std::string name, bool direct);
     ~File();
@@ -25,10 +25,10 @@ class File {
     const std::string& name() const { return name_; }
     bool direct() const { return use_direct_.load(std::memory_order_relaxed); }
     int descriptor() const { return direct() ? direct_ : buffered_; }
-    // From now on through the page cache: some file systems refuse direct reads only when they
-    // come.
+    // Reads through the page cache from now on: some file systems refuse direct reads only when
+    // they come.
     void refuse_direct() { use_direct_.store(false, std::memory_order_relaxed); }
-    // Whether it was written to or truncated since it was opened here.
+    // Whether the file's size or modification time has changed since it was opened here.
     bool changed() const;
     // Its length now, in bytes.
     std::uint64_t size() const;

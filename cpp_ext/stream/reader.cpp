@@ -40,7 +40,8 @@ Pages::Pages(std::size_t bytes)
 
 Pages::~Pages() { munmap(data_, bytes_); }
 
-// A direct read begins and ends at whole sectors, so before and after the piece.
+// A direct read begins and ends at whole sectors, so it may begin before the piece and end after
+// it.
 Reader::Reader(Schedule& schedule, std::unique_ptr<Requests> requests, std::size_t depth)
     : schedule_(schedule),
       buffer_bytes_(round_up(schedule.largest_piece()) + 2 * direct_alignment),
@@ -89,7 +90,8 @@ void Reader::read_more(std::size_t tag) {
                            std::min(end - buffer.have, longest_read), start + buffer.have});
 }
 
-// Whether all of the piece is there, or never will be: then it was put in its place, or reported.
+// Handles the result of a read.  Returns whether the piece is done: put in its place, or reported
+// as a fault.
 bool Reader::finished(std::size_t tag, ssize_t result) {
     Buffer& buffer = buffers_[tag];
     const Piece& piece = buffer.piece;
@@ -104,7 +106,7 @@ bool Reader::finished(std::size_t tag, ssize_t result) {
     }
     if (result > 0) buffer.have += static_cast<std::size_t>(result);
     const bool is_whole = buffer.have >= buffer.skew + piece.bytes;
-    // A direct read is whole sectors but at the end of the file.
+    // A direct read gives whole sectors, except at the end of the file.
     const bool more = result > 0 && (!buffer.direct || buffer.have % direct_alignment == 0);
     if (!is_whole && more) {
         read_more(tag);

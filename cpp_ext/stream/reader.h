@@ -1,4 +1,5 @@
-// One thread's reading: pieces claimed from a schedule, read whole, and put in their places.
+// The work of one reading thread: it claims pieces from a schedule, reads them whole, and has them
+// put in their places.
 #pragma once
 
 #include <memory>
@@ -10,8 +11,8 @@
 
 namespace tensor_ops::stream {
 
-// Pages of our own: given back to the system, not to malloc, so that a read which the kernel could
-// not cancel finishes in memory that nobody else has.
+// Mapped pages.  They go back to the system, not to malloc, so that a read which the kernel could
+// not cancel finishes in memory that nothing else uses.
 class Pages {
  public:
     // Throws std::bad_alloc.
@@ -27,18 +28,19 @@ class Pages {
 
 class Reader {
  public:
-    // depth: pieces under way at once, each in a buffer of its own.  The schedule outlives it.
+    // depth: pieces under way at once, each in a buffer of its own.  The schedule must outlive the
+    // reader.
     // Throws std::bad_alloc.
     Reader(Schedule& schedule, std::unique_ptr<Requests> requests, std::size_t depth);
     Reader(const Reader&) = delete;
 
-    // Reads until the schedule is closed; a read that the system does not let go ends when it does,
-    // unless wake() helps.
+    // Reads until the schedule is closed.  If a read hangs in the system then, run returns when the
+    // read ends, or on wake() if that can interrupt it.
     void run();
-    // From any thread.
+    // Any thread may call it.
     void wake() { requests_->wake(); }
 
-    // Of all buffers.
+    // Bytes of all buffers.
     std::size_t bytes() const { return buffers_.size() * buffer_bytes_; }
 
  private:
@@ -57,8 +59,8 @@ class Reader {
 
     Schedule& schedule_;
     const std::size_t buffer_bytes_;
-    const Pages
-        memory_;  // before requests_, which end first: nothing may be read into what is gone
+    // Declared before requests_, which are destroyed first: they may read into it until then.
+    const Pages memory_;
     const std::unique_ptr<Requests> requests_;
     std::vector<Buffer> buffers_;  // a buffer's index is the tag of its reads
 };

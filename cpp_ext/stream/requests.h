@@ -23,23 +23,23 @@ struct Outcome {
     ssize_t result;  // bytes that were read, or minus an errno
 };
 
-// For one thread, but for wake().
+// For one thread, except wake().
 class Requests {
  public:
     virtual ~Requests() = default;
     // Begins a read; at most `depth` may be under way.
     virtual void start(std::size_t tag, const Read& read) = 0;
-    // Waits for one of those that were started; nothing when wake() was called.
+    // Waits until one of the started reads has ended; returns nothing after wake().
     virtual std::optional<Outcome> finish() = 0;
-    // Makes finish() return, now and from now on, if it can: from any thread.
+    // Makes finish() return, now and from now on, if possible.  Any thread may call it.
     virtual void wake() = 0;
 };
 
 using MakeRequests = std::function<std::unique_ptr<Requests>(std::size_t depth)>;
 
-// Null where the kernel has no io_uring, or does not let this process use it.
+// Null if the kernel has no io_uring, or does not let this process use it.
 std::unique_ptr<Requests> uring_requests(std::size_t depth);
-// Reads when finish() is called, one after the other, whatever the depth.
+// Each read happens inside finish(), one after the other, whatever the depth.
 std::unique_ptr<Requests> blocking_requests(std::size_t depth);
 
 }  // namespace tensor_ops::stream

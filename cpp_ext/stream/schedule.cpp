@@ -46,7 +46,7 @@ std::optional<Piece> Schedule::claim(bool wait) {
         const bool ended = !endless_ && filling_ >= sections_.size();
         Slot& slot = slots_[filling_ % slots_.size()];
         const bool has_room = filling_ - next_ < slots_.size();
-        // Pieces that were forgotten by a rewind may still be on their way into the slot.
+        // Pieces of an older era may still be on their way into the slot.
         const bool is_clear = next_piece_ > 0 || slot.in_flight == 0;
         if (!ended && has_room && is_clear) {
             const std::vector<Piece>& pieces = sections_[filling_ % sections_.size()].pieces;
@@ -102,7 +102,7 @@ void Schedule::done(const Piece& piece, std::optional<Fault> fault, double take_
 
 std::optional<Taken> Schedule::take(std::chrono::milliseconds at_most) {
     std::unique_lock lock(mutex_);
-    // Again after the wait: another thread may have taken this section, or ended all.
+    // Repeated after the wait: another thread may have taken this section, or closed the stream.
     const auto check = [&] {
         if (closed_) throw std::logic_error("it is closed");
         if (held_) throw std::logic_error("the last section was not released");
@@ -138,7 +138,7 @@ void Schedule::release() {
     const std::lock_guard lock(mutex_);
     if (!held_) return;
     held_ = false;
-    if (!endless_) sections_[next_] = {};  // nobody comes back to it
+    if (!endless_) sections_[next_] = {};  // it is not read again
     ++next_;
     work_.notify_all();
 }

@@ -1,9 +1,9 @@
-// What is read next, and what is complete: the state that readers and the consumer share.
+// The state that readers and the consumer share: which piece is read next, which section is ready.
 //
-// A section goes into the slot whose turn it is, once what was there is released.  Readers claim
-// its pieces in order and say when each is in its place; with the last of them the section is
-// ready.  A rewind begins a new era: pieces of an older one may still be on their way, and nobody
-// wants them.
+// Sections take the slots in turn; a section enters its slot once the section there is released.
+// Readers claim the pieces of a section in order, and report each when it is in its place; with the
+// last of them the section is ready.  A rewind begins a new era: pieces of an older era may still
+// be on their way, and are discarded.
 #pragma once
 
 #include <chrono>
@@ -24,7 +24,7 @@ inline double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// A part of a range that is read at once, and where it goes.
+// A part of a range that is read at once, and the slot that it goes to.
 struct Piece {
     const Range* range = nullptr;
     File* file = nullptr;
@@ -41,11 +41,12 @@ class Schedule {
              std::size_t slots, std::size_t piece_bytes, bool endless);
 
     // For readers: the next piece that a slot has room for, which counts as being read from now on.
-    // Nothing after close(), or where there is none yet and one is not to wait.
+    // Nothing after close(), or if there is no such piece yet and wait is false.
     std::optional<Piece> claim(bool wait);
-    // Its reading is over, for better or worse, after so many bytes.  Whether it is still wanted.
+    // The read of a piece has ended, in success or failure, with so many bytes.  Returns whether
+    // the piece is still wanted.
     bool was_read(const Piece& piece, std::uint64_t bytes);
-    // After was_read(): it is in its place, which took so long, or there is a fault.
+    // After was_read(): the piece is in its place, which took take_seconds, or there is a fault.
     void done(const Piece& piece, std::optional<Fault> fault, double take_seconds = 0);
 
     // For the consumer: as in Stream.
@@ -55,7 +56,7 @@ class Schedule {
     void push(Section section);
     void close();
 
-    // Of those that there were at first; none that is pushed may be larger.
+    // Bytes of the largest piece at construction; no piece that is pushed later may be larger.
     std::size_t largest_piece() const { return largest_piece_; }
     Counts counts() const;
 
@@ -66,8 +67,8 @@ class Schedule {
     };
     struct Slot {
         std::uint64_t sequence = UINT64_MAX;  // of the section in it, counted from the last rewind
-        std::size_t left = 0;                 // of its pieces, those that are not in their place
-        std::size_t in_flight = 0;            // pieces that readers have, also forgotten ones
+        std::size_t left = 0;                 // pieces of it that are not in their place yet
+        std::size_t in_flight = 0;            // pieces that readers have, of older eras too
         std::optional<Fault> fault;
     };
 
@@ -80,7 +81,7 @@ class Schedule {
 
     mutable std::mutex mutex_;
     std::condition_variable work_, progress_;
-    std::deque<Planned> sections_;  // a deque: readers are at work on what is there
+    std::deque<Planned> sections_;  // a deque, as pieces point into its elements
     std::vector<Slot> slots_;
     bool closed_ = false, held_ = false;
     std::uint64_t era_ = 0;                     // rewinds

@@ -21,10 +21,10 @@ struct Requested {
     bool uring = false;
 };
 
-// As many reads under way as `options` say, divided among the readers.
+// Divides the reads that may be under way, as many as `options` say, among the readers.
 Requested make_requests(const Options& options, std::size_t largest_piece, MakeRequests make) {
     Requested made;
-    // Large units make large buffers: fewer of them then, in about the same memory.
+    // Large units need large buffers: there are fewer of them then, in about the same memory.
     const std::size_t fit = options.depth * options.piece_bytes / largest_piece;
     const std::size_t depth = std::clamp<std::size_t>(fit, 1, options.depth);
     std::size_t readers = std::min(options.threads, depth);
@@ -41,14 +41,14 @@ Requested make_requests(const Options& options, std::size_t largest_piece, MakeR
     made.depth = depth / readers;
     while (made.of_readers.size() < readers) {
         auto next = make(made.depth);
-        if (!next) break;  // the system has no more; one is there
+        if (!next) break;  // the system grants no more
         made.of_readers.push_back(std::move(next));
     }
     if (made.of_readers.empty()) throw std::invalid_argument("Stream: no reads are possible");
     return made;
 }
 
-// Signals are for the program's own threads: none that is started meanwhile gets any.
+// Threads that are started meanwhile get no signals: these are for the program's own threads.
 class SignalsBlocked {
  public:
     SignalsBlocked() {
@@ -65,7 +65,7 @@ class SignalsBlocked {
 
 }  // namespace
 
-// The threads' as much as the stream's: one that the system does not let go outlives that.
+// Owned by the stream and the threads: a thread that hangs in the system outlives the stream.
 struct Stream::State {
     std::vector<std::shared_ptr<File>> files;
     Schedule schedule;
@@ -115,7 +115,7 @@ void Stream::start_threads() {
             --state->running;
             state->ended.notify_all();
         }).detach();
-        ++state_->running;  // it waits for the lock before it counts itself out
+        ++state_->running;  // the thread waits for the lock before it counts itself out
     }
 }
 

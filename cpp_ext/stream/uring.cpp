@@ -50,11 +50,11 @@ class Mapping {
 
 class UringRequests : public Requests {
  public:
-    // False where there is no io_uring for us.
+    // False if this process cannot use io_uring.
     bool open(std::size_t depth) {
         io_uring_params p{};
         ring_ = static_cast<int>(syscall(SYS_io_uring_setup, depth + 1, &p));
-        // From 5.6 on, which is where IORING_OP_READ is.
+        // These features exist from Linux 5.6 on, as does IORING_OP_READ.
         constexpr unsigned needed = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_RW_CUR_POS;
         if (ring_ < 0 || (p.features & needed) != needed) return false;
         const std::size_t queue_bytes =
@@ -81,8 +81,8 @@ class UringRequests : public Requests {
     }
 
     ~UringRequests() override {
-        // The kernel cancels what is under way; what it cannot cancel writes to pages that it
-        // holds.
+        // The kernel cancels the reads under way; one that it cannot cancel writes to pages that
+        // the kernel holds.
         if (ring_ >= 0) close(ring_);
         if (wake_ >= 0) close(wake_);
     }
@@ -96,7 +96,7 @@ class UringRequests : public Requests {
         entry.off = read.offset;
         entry.user_data = tag;
         if (submit(entry)) return;
-        // The kernel is short of something for the moment: this one without it.
+        // The kernel lacks a resource for the moment: this read goes without io_uring.
         const ssize_t n =
             pread(read.descriptor, read.memory, read.bytes, static_cast<off_t>(read.offset));
         done_.push_back({tag, n < 0 ? -errno : n});
@@ -135,7 +135,7 @@ class UringRequests : public Requests {
         do submitted = enter(1, 0, 0);
         while (submitted < 0 && errno == EINTR);
         if (submitted == 1) return true;
-        store(sq_tail_, tail);  // the kernel has not looked at it
+        store(sq_tail_, tail);  // the kernel has not seen the entry
         return false;
     }
 

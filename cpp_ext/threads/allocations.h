@@ -1,4 +1,4 @@
-// How often memory was taken for work: what the tests look at to see that a loop takes none.
+// Counts the allocations of memory for work, so that tests can check that a loop makes none.
 #pragma once
 
 #include <atomic>

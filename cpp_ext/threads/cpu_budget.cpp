@@ -73,8 +73,8 @@ std::optional<std::string> cgroup_path(const std::string& controller) {
     return std::nullopt;
 }
 
-// Calls f with the mount point joined with path and each of its parents.  Inside a container the
-// path may name what is not visible here; its root then is what counts.
+// Calls f with the mount point joined with path, and with each parent up to the mount point itself.
+// Inside a container the path may not be visible; the mount point is then the one that counts.
 template <class F>
 void for_each_level(const std::string& mount, std::string path, F&& f) {
     for (;;) {
@@ -127,7 +127,7 @@ CpuBudget cpu_budget() {
     budget.cores = std::max(1, physical_cores(cpus));
     budget.cgroup_quota = cgroup_quota();
     budget.env = threads_from_environment();
-    // A quota is rounded down: a thread beyond it would only be throttled, and all wait for it.
+    // A quota is rounded down: a thread beyond it would be throttled, and the others would wait.
     const int granted =
         budget.cgroup_quota ? std::max(1, static_cast<int>(*budget.cgroup_quota)) : budget.cores;
     if (budget.env) {

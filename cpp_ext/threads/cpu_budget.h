@@ -1,4 +1,5 @@
-// How many threads this process should use: CPUs it may run on, cores they share, cgroup quota.
+// How many threads this process should use, by the CPUs that it may run on, their physical cores,
+// and the cgroup's quota.
 #pragma once
 
 #include <optional>
@@ -9,10 +10,10 @@ namespace tensor_ops {
 struct CpuBudget {
     int affinity;                        // logical CPUs that this process may run on
     int cores;                           // physical cores among them
-    std::optional<double> cgroup_quota;  // CPUs' worth of time, the tightest of the hierarchy
+    std::optional<double> cgroup_quota;  // in CPUs' worth of time, the least of the hierarchy
     std::optional<int> env;              // TENSOR_OPS_NUM_THREADS
     int chosen;
-    std::string reason;  // of `chosen`, in words
+    std::string reason;  // for `chosen`, in words
 };
 
 // Reads the environment and /proc, /sys afresh.  Throws std::invalid_argument when

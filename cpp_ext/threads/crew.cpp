@@ -53,7 +53,8 @@ int Crew::close() {
 void Crew::meet(std::uint32_t passed) {
     std::uint64_t seen = state_.load(std::memory_order_acquire);
     if (joining_ == Joining::before_first_barrier && passed == 0) {
-        // The others are on their way, or asleep: worth a moment, as they cannot come later.
+        // The other threads are waking or asleep.  They cannot join later, so waiting a moment for
+        // them pays.
         for (int i = 0; i < spins && State::of(seen).joined <= State::of(seen).limit; ++i) {
             pause_cpu();
             seen = state_.load(std::memory_order_acquire);
@@ -61,7 +62,7 @@ void Crew::meet(std::uint32_t passed) {
     }
     for (;;) {
         State state = State::of(seen);
-        if (state.barriers != passed) return;  // this worker came after the others had met here
+        if (state.barriers != passed) return;  // this worker joined after the others had met here
         const bool last = state.arrived + 1 == state.joined;
         if (last) {
             ++state.barriers;
@@ -75,7 +76,8 @@ void Crew::meet(std::uint32_t passed) {
             barriers_.store(passed + 1, std::memory_order_release);
             barriers_.notify_all();
         } else {
-            // Whoever came late may be here before the last of the meeting before has stored it.
+            // A worker that joined late may be here before the last worker of the previous barrier
+            // has stored barriers_.
             for (auto met = barriers_.load(std::memory_order_acquire); met <= passed;
                  met = barriers_.load(std::memory_order_acquire))
                 wait_while_equal(barriers_, met);

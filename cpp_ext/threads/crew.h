@@ -1,4 +1,5 @@
-// Those who came to a run of the team: who may still come, where they meet, what is left to do.
+// The workers that have joined a run of the team: whether more may join, where they meet, and which
+// work is left.
 #pragma once
 
 #include <atomic>
@@ -11,24 +12,26 @@ namespace tensor_ops {
 
 class Crew {
  public:
-    // A new run, of the caller and up to limit - 1 others.  Nobody else is in.
+    // Opens a run for the caller, who has joined, and up to limit - 1 others.  No worker of an
+    // earlier run may be left.
     void open(int limit, Joining joining);
-    // The index of a worker who comes, or -1: nothing to do, or enough are there.
+    // Joins the run.  Returns the worker's index, or -1 if the run is closed or full.
     int join();
-    // No one comes any more; returns how many came.
+    // Closes the run, so that no more workers join; returns how many have joined.
     int close();
-    // The calling worker has passed `passed` barriers before.
+    // Waits for the others at a barrier; the calling worker has passed `passed` barriers before.
     void meet(std::uint32_t passed);
-    // Takes up to `largest` units off what is left of the deal number `step`, of `units` in all.
-    // False when nothing is left.
+    // Claims [first, last), up to `largest` of the units that are left of deal number `step`, which
+    // has `units` in all.  False if none is left.
     bool claim(std::uint32_t step, std::size_t units, std::size_t largest, std::size_t& first,
                std::size_t& last);
 
     int limit() const { return limit_; }
 
  private:
-    // Who is there, in one word so that it changes at once: barriers passed, is the run open, most
-    // that may join (less one), joined, arrived at the barrier.
+    // The state of the run, in one word so that it changes atomically: barriers passed; whether the
+    // run is open; the most workers that may join (less one); workers that have joined; workers
+    // that have arrived at the barrier.
     struct State {
         std::uint32_t barriers = 0;
         bool open = false;
@@ -38,9 +41,10 @@ class Crew {
     };
 
     std::atomic<std::uint64_t> state_{0};
-    std::atomic<std::uint32_t> barriers_{0};  // as in state_, to wait for
-    // The newest deal that anyone has begun and how many of its units are given out.  Who asks for
-    // an older one has missed it: nobody begins the next before all of one is given out.
+    std::atomic<std::uint32_t> barriers_{0};  // a copy of that in state_, to wait for
+    // The newest deal that any worker has begun, and how many of its units are claimed.  A worker
+    // who asks for an older deal has missed it: no worker begins the next deal before all units of
+    // one are claimed.
     alignas(64) std::atomic<std::uint64_t> dealt_{0};
     int limit_ = 1;
     Joining joining_ = Joining::any_time;

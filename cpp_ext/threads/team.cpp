@@ -24,15 +24,15 @@ struct Team {
     std::mutex busy;
     int started = 0;  // helper threads
 
-    // One run: what to do, for whom, and how many of those who came have left.  Helpers wake when
-    // `epoch` changes; whichever run is open then, they may join.
+    // One run: its function and context, and how many of the helpers that joined have left.
+    // Helpers wake when `epoch` changes, and may join whichever run is open then.
     std::atomic<unsigned> epoch{0};
     TeamFunction function = nullptr;
     void* context = nullptr;
     Crew crew;
     std::atomic<int> left{0};
 
-    // As many as wanted, or as the system lets us have.
+    // Starts helper threads, as far as the system permits; returns how many of `helpers` there are.
     int start_helpers(int helpers) {
         try {
             while (started < helpers) {
@@ -82,8 +82,8 @@ std::atomic<Team*> the_team{nullptr};
 Team& team() {
     Team* existing = the_team.load(std::memory_order_acquire);
     if (existing) return *existing;
-    // A child of fork() has none of its parent's threads: it forgets that team (and leaks it, as
-    // its mutex may be held by a thread that is not here) and begins anew.
+    // A child of fork() has none of its parent's threads: it forgets that team (and leaks it, as a
+    // thread that the child does not have may hold the mutex) and starts a new one.
     static const int registered = pthread_atfork(
         nullptr, nullptr, [] { the_team.store(nullptr, std::memory_order_relaxed); });
     (void)registered;
@@ -126,7 +126,7 @@ Deal::Deal(const Worker& worker, std::size_t n, std::size_t unit, std::size_t la
 
 void Deal::take() {
     const std::size_t units = (n_ + unit_ - 1) / unit_;
-    std::size_t first = last_ == 0 ? 0 : units, last = units;  // all at once, when alone
+    std::size_t first = last_ == 0 ? 0 : units, last = units;  // a team of one takes all at once
     const bool got =
         worker_.crew_ ? worker_.crew_->claim(step_, units, largest_, first, last) : first < units;
     first_ = got ? first * unit_ : ~std::size_t{0};

@@ -1,20 +1,20 @@
 // The team of threads that runs every parallel operation.
 //
-// One primitive: run_team(f) calls f(worker) on the calling thread, worker 0, and on every other
-// thread of the team that wakes in time, and returns when all who came are done.  Inside, Deals
-// give out the work and worker.barrier() makes all who came wait for each other, so that a whole
-// list of operations runs under one run.
+// run_team(f) is the only primitive.  It calls f(worker) on the calling thread, which is worker 0,
+// and on every other thread of the team that wakes in time, and returns when all of them are done.
+// Inside a run, Deals hand out the work, and worker.barrier() makes the workers wait for each
+// other, so that one run does a whole list of operations.
 //
-// Nobody waits for a thread that has not come: work is dealt out in chunks to those who ask for
-// it, so that a core that is slow to wake, or busy with something else, takes less of it instead of
-// holding up the others.  (A second core that had slept takes 2.8 times as long as the first one
-// for the first product it gets, and 1.3 times for the fifth.)  Waiting threads spin for a few
-// microseconds, the length of a gap between operations, and then sleep in the kernel.
+// No worker waits for a thread that has not joined.  Workers ask for work and get it in chunks: a
+// core that is slow to wake, or busy with something else, takes less of it instead of holding up
+// the others.  (A second core that had slept takes 2.8 times as long as the first core for its
+// first product, and 1.3 times for its fifth.)  A waiting thread spins for 20 to 50 microseconds,
+// longer than the gap between two operations, and then sleeps in the kernel.
 //
 //   - If the team is busy with another thread's run (or a worker calls run_team), f runs on the
-//     calling thread alone as a team of one: never wrong, never a deadlock.
+//     calling thread alone, as a team of one.  This is correct and cannot deadlock.
 //   - After fork() the child starts a team of its own on first use.
-//   - Threads are started on first use, never joined, and hold nothing at exit.
+//   - Threads are started on first use, never joined, and do not delay the exit of the process.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@
 
 namespace tensor_ops {
 
-class Crew;  // those who came to a run
+class Crew;  // the workers that have joined a run
 
 // One thread's part in a run.
 class Worker {
@@ -32,31 +32,32 @@ class Worker {
     // crew is null for a team of one.
     Worker(int index, int count, Crew* crew) : index_(index), count_(count), crew_(crew) {}
     int index() const { return index_; }
-    // The most workers that there may be: indices are below it.
+    // The most workers that may join the run; every index is below it.
     int count() const { return count_; }
-    // Returns when all who came to the run have called it as often.
+    // Returns when all workers that have joined the run have called it as many times.
     void barrier() const;
 
  private:
     friend class Deal;
     int index_, count_;
     Crew* crew_;
-    // How many Deals this worker has begun and how many barriers it has passed: all workers go
-    // through the same ones, so that these say where each is.
+    // How many Deals this worker has begun, and how many barriers it has passed.  All workers go
+    // through the same ones, so these counts say how far a worker is.
     mutable std::uint32_t deals_ = 0, barriers_ = 0;
 };
 
-// Gives [0, n) out to the workers of a run, in chunks of whole units that get smaller as less is
-// left: first one of 1/(2 count) of all, at last single units.  All workers make the same Deals in
-// the same order, and each asks for all of [0, n); what one gets is nobody else's.
+// Hands out [0, n) to the workers of a run, in chunks of whole units.  Chunks get smaller as less
+// is left: the first is 1/(2 count) of everything, the last ones are single units.  All workers
+// must make the same Deals in the same order, and each must ask for all of [0, n).  No two workers
+// get the same element.
 class Deal {
  public:
-    // largest: units in a chunk, for units so unequal that a large chunk would be unfair.
+    // largest: the most units in a chunk, for units so unequal that a large chunk would be unfair.
     Deal(const Worker& worker, std::size_t n, std::size_t unit = 1,
          std::size_t largest = ~std::size_t{0});
 
-    // Calls f(first, last) for the chunks that this worker gets, as far as they lie in [from, to).
-    // Ranges go up from call to call.
+    // Calls f(first, last) for this worker's chunks, as far as they lie in [from, to).  The ranges
+    // of successive calls must ascend.
     template <class F>
     void within(std::size_t from, std::size_t to, F&& f) {
         while (first_ < to) {
@@ -68,7 +69,7 @@ class Deal {
     }
 
  private:
-    // The next chunk; where nothing is left, an empty one beyond all ranges.
+    // Takes the next chunk or, if none is left, an empty one beyond all ranges.
     void take();
 
     const Worker& worker_;
@@ -83,23 +84,23 @@ void deal(const Worker& worker, std::size_t n, std::size_t unit, F&& f) {
     Deal(worker, n, unit).within(0, n, f);
 }
 
-// At least `bytes` bytes of memory of this thread's own, 64-byte aligned, kept until it ends.
-// Throws std::bad_alloc.
+// At least `bytes` bytes of this thread's own memory, 64-byte aligned.  They last until the thread
+// asks for more or ends.  Throws std::bad_alloc.
 void* thread_scratch(std::size_t bytes);
-// The same, apart from it, for memory that the thread which calls run_team lends to the team.
+// The same with memory of its own, which the thread that calls run_team lends to the team.
 void* team_scratch(std::size_t bytes);
 
 int num_threads();
 // Throws std::invalid_argument unless 1 <= n <= 1024.
 void set_num_threads(int n);
 
-// Until when a thread that wakes late may come to a run.  It goes through the Deals and barriers
-// that the others have behind them without waiting, and must meet the same ones: where their number
-// depends on what an operation computed, it may come only before the first barrier.
+// When a thread that wakes late may join a run.  It goes through the Deals and barriers that the
+// others have completed without waiting, and must find the same ones.  If their number depends on
+// the result of an operation, threads may join only before the first barrier.
 enum class Joining { any_time, before_first_barrier };
 
 using TeamFunction = void (*)(void* context, const Worker& worker);
-// f must not throw.  max_threads bounds the team for this run, for work too small for all.
+// f must not throw.  max_threads limits the team for this run, for work too small for all threads.
 void run_team(TeamFunction f, void* context, int max_threads, Joining joining);
 
 template <class F>

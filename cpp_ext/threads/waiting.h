@@ -1,4 +1,4 @@
-// How a thread waits for another: awake for a moment, then asleep.
+// A thread that waits for another spins for a moment, then sleeps.
 #pragma once
 
 #include <atomic>
@@ -13,11 +13,11 @@ inline void pause_cpu() {
 #endif
 }
 
-// About 20 to 50 microseconds: longer than the gap between two operations of a layer, shorter than
-// anyone would notice on a battery.
+// About 20 to 50 microseconds: longer than the gap between two operations of a layer, too short to
+// matter to a battery.
 inline constexpr int spins = 1000;
 
-// Returns when value != old, having spun first.
+// Returns once value != old.
 template <class T>
 void wait_while_equal(const std::atomic<T>& value, T old) {
     for (int i = 0; i < spins; ++i) {

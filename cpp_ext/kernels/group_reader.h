@@ -1,0 +1,121 @@
+// A group of quantised weights, read block by block: its codes and its scales, a vector of rows at
+// a time.  Layouts in packed.h.
+#pragma once
+
+#include "kernels/packed.h"
+
+namespace tensor_ops {
+namespace {
+
+template <class Isa>
+inline Floats<Isa> load_halves(const std::byte* p) {
+    return Isa::HalfLoad::load(reinterpret_cast<const std::uint16_t*>(p));
+}
+
+// Keeps the compiler from moving reads across: weights are read in the order in which they lie.
+inline void keep_order() { __atomic_signal_fence(__ATOMIC_ACQ_REL); }
+
+// One group of weights, read block by block.
+template <class Isa, DType Type>
+class GroupReader {
+    using F = Floats<Isa>;
+    using I = Ints<Isa>;
+    static constexpr Format format = format_of(Type);
+    static constexpr GroupLayout<Isa> layout{Type};
+    static constexpr std::size_t subs = quant_block / format.sub;
+    static constexpr std::size_t read_ahead = 4096;  // 2 to 6 KB do as well, 8 KB does worse
+
+ public:
+    GroupReader(const PackedView& w, std::size_t group)
+        : group_(w.data + group * layout.total(w.k)) {}
+
+    // Sets even and odd to the codes of quads 2 Pair and 2 Pair + 1 of block b.
+    template <std::size_t Pair>
+    [[gnu::always_inline]] void codes(std::size_t b, I& even, I& odd) const {
+        const std::byte* block = group_ + layout.codes(b);
+        const auto vector = [&](std::size_t i) {
+            return I::load_aligned(
+                reinterpret_cast<const std::int32_t*>(block + i * 4 * lanes<Isa>));
+        };
+        if constexpr (format.bits == 8) {
+            even = vector(2 * Pair);
+            odd = vector(2 * Pair + 1);
+            return;
+        }
+        constexpr bool nibbles = format.bits & 4, pairs = format.bits & 2,
+                       singles = format.bits & 1;
+        constexpr int above = nibbles ? 4 : 0;  // bits of the code that the plane before held
+        const auto plane = [&]<int Width>(std::integral_constant<int, Width>, std::size_t quad) {
+            return vector(plane_vector(format.bits, Width, quad * Width / 8));
+        };
+        even = odd = I(0);
+        if constexpr (singles) {
+            constexpr int at = above + (pairs ? 2 : 0);
+            const I v = plane(std::integral_constant<int, 1>{}, 2 * Pair);
+            even = part<2 * Pair, 1, at>(v);
+            odd = part<2 * Pair + 1, 1, at>(v);
+        }
+        if constexpr (pairs) {
+            const I v = plane(std::integral_constant<int, 2>{}, 2 * Pair);
+            even = even | part<4 * (Pair % 2), 2, above>(v);
+            odd = odd | part<4 * (Pair % 2) + 2, 2, above>(v);
+        }
+        if constexpr (nibbles) {
+            const I v = plane(std::integral_constant<int, 4>{}, 2 * Pair);
+            even = even | part<0, 4, 0>(v);
+            odd = odd | part<4, 4, 0>(v);
+        }
+    }
+
+    // Fetches as much as a block has from `read_ahead` bytes behind it, which runs on into the next
+    // group. Between many products the hardware's prefetchers lose their lead: for a tile of 8 rows
+    // that is 14% of the time.
+    void fetch_ahead(std::size_t b) const {
+        const std::byte* ahead = group_ + layout.codes(b) + read_ahead;
+        unroll<(layout.record_bytes / 2 + 63) / 64>(
+            [&](auto line) { __builtin_prefetch(ahead + 64 * line); });
+    }
+
+    // What a block's codes are multiplied by and what is added to them, for each format.sub
+    // columns. The K types have it as d * s, with d the same for 8 blocks.
+    struct Scales {
+        F d, d_min, scale[subs], minimum[subs];
+    };
+    [[gnu::always_inline]] Scales load_scales(std::size_t b) const {
+        Scales scales;
+        scales.d = load_halves<Isa>(group_ + layout.d(b));
+        if constexpr (format.has_min) scales.d_min = load_halves<Isa>(group_ + layout.d_min(b));
+        unroll<subs>([&](auto i) __attribute__((always_inline)) {
+            const auto factor = [&](F d, std::size_t offset) {
+                if constexpr (!format.is_k) return d;
+                return d * load_int8<Isa>(group_ + offset + i * lanes<Isa>);
+            };
+            scales.scale[i] = factor(scales.d, layout.s(b));
+            if constexpr (format.has_min) {
+                const F m = factor(scales.d_min, layout.s_min(b));
+                scales.minimum[i] = format.is_k ? -m : m;
+            }
+        });
+        keep_order();
+        return scales;
+    }
+
+ private:
+    // `Width` bits from bit `From` of each byte, moved to bit `To`: one shift and one mask.
+    template <int From, int Width, int To>
+    static I part(I v) {
+        const I mask(static_cast<std::int32_t>(plane_mask(Width) << To));
+        if constexpr (From > To) return (v >> (From - To)) & mask;
+        if constexpr (From < To) return (v << (To - From)) & mask;
+        return v & mask;
+    }
+
+    const std::byte* group_;
+};
+
+// The part of a block that shares a scale: pairs of quads [first, first + count).
+template <std::size_t Sub>
+inline constexpr std::size_t pairs_per_sub = Sub / 8;
+
+}  // namespace
+}  // namespace tensor_ops

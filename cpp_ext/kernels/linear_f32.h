@@ -1,0 +1,179 @@
+// Products of packed matrices with float32 activations, exact but for float32's own rounding.
+#pragma once
+
+#include "kernels/gemm.h"
+#include "kernels/group_reader.h"
+
+namespace tensor_ops {
+namespace {
+
+// Weights that are not float32 are turned into so many panels of float32 at a time, as many as a
+// thread is dealt at once.  On the stack: 83 KB for AVX2, 148 KB for AVX-512.
+inline constexpr std::size_t decoded_panels = 4;
+template <class Isa>
+inline constexpr std::size_t decoded_columns = decoded_panels * panel<Isa>;
+template <class Isa>
+struct DecodedScratch {
+    alignas(64) float floats[depth_block * (decoded_columns<Isa> + max_tile)];
+};
+
+// The float types: the groups of the packed layout are the panels.
+template <class Isa, class Source>
+void linear_float(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
+                  std::size_t last, float* y, std::size_t y_stride) {
+    const std::size_t stride = group_bytes<Isa>(w.type, w.k) / sizeof(Source);
+    const auto* groups = reinterpret_cast<const Source*>(w.data);
+    if (rows == 1) {  // reads each weight once, in far streams
+        for_far_streams(first, last, [&](std::size_t g, std::size_t apart, auto streams) {
+            const std::size_t column = g * panel<Isa>;
+            std::size_t i = 0;
+            do {  // once for k = 0, too: the outputs are zeros then
+                multiply_panel<Isa, 1, streams>(x + i, groups + g * stride + i * panel<Isa>,
+                                                panel<Isa>, apart * stride,
+                                                std::min(depth_block, w.k - i), y + column, 0,
+                                                apart * panel<Isa>, w.n - column, i > 0);
+                i += depth_block;
+            } while (i < w.k);
+        });
+        return;
+    }
+    if constexpr (!std::is_same_v<Source, float>) {
+        DecodedScratch<Isa> scratch;
+        return multiply_blocks<Isa>(
+            x, w.k, rows, w.k, y, y_stride, first * panel<Isa>, std::min(last * panel<Isa>, w.n),
+            decoded_columns<Isa>, scratch.floats,
+            [&](std::size_t i, std::size_t depth, std::size_t j, std::size_t n, float* panels) {
+                for (std::size_t c = 0; c < n; c += panel<Isa>, panels += depth * panel<Isa>) {
+                    const Source* at = groups + (j + c) / panel<Isa> * stride + i * panel<Isa>;
+                    for (std::size_t d = 0; d < depth * panel<Isa>; d += lanes<Isa>)
+                        load_as_float<Isa>(at + d).store_unaligned(panels + d);
+                }
+            });
+    } else {
+        float tile[depth_block * max_tile];
+        const std::size_t step = column_block / panel<Isa>;
+        for (std::size_t g = first; g < last; g += step) {
+            const std::size_t column = g * panel<Isa>;
+            const std::size_t end = std::min(std::min(g + step, last) * panel<Isa>, w.n);
+            std::size_t i = 0;
+            do {  // once for k = 0, too: the outputs are zeros then
+                const Panels<Source> panels{groups + g * stride + i * panel<Isa>, stride,
+                                            panel<Isa>};
+                multiply_panels<Isa>(x + i, w.k, rows, std::min(depth_block, w.k - i), panels,
+                                     end - column, y + column, y_stride, i > 0, tile);
+                i += depth_block;
+            } while (i < w.k);
+        }
+    }
+}
+
+// Blocks [first, last) of a quantised group as float32, [column][`stride`]: half of a panel, or a
+// part of the columns that one row of x meets.
+template <class Isa>
+using DecodeGroup = void (*)(const PackedView& w, std::size_t group, std::size_t first,
+                             std::size_t last, float* values, std::size_t stride);
+
+template <class Isa, DType Type>
+[[gnu::noinline]] void decode_group(const PackedView& w, std::size_t group, std::size_t first,
+                                    std::size_t last, float* values, std::size_t stride) {
+    using F = Floats<Isa>;
+    using I = Ints<Isa>;
+    constexpr Format format = format_of(Type);
+    constexpr int bias = Type == DType::q8_0 ? Isa::Int8::byte_bias : format.zero;
+    constexpr bool is_signed = Type == DType::q8_0 && bias == 0;
+    const GroupReader<Isa, Type> reader(w, group);
+    for (std::size_t b = first; b < last; ++b) {
+        const auto scales = reader.load_scales(b);
+        unroll<quant_block / 8>([&](auto pair) {
+            constexpr std::size_t sub = pair / pairs_per_sub<format.sub>;
+            I quads[2];
+            reader.template codes<pair>(b, quads[0], quads[1]);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i, values += stride) {
+                const int shift = 8 * (i % 4);
+                const I codes = quads[i / 4];
+                const I code = is_signed ? (codes << (24 - shift)) >> 24
+                                         : ((codes >> shift) & I(0xff)) - I(bias);
+                F value = xsimd::to_float(code) * scales.scale[sub];
+                if constexpr (format.has_min)
+                    value =
+                        xsimd::fma(xsimd::to_float(code), scales.scale[sub], scales.minimum[sub]);
+                value.store_unaligned(values);
+            }
+        });
+    }
+}
+
+// One row of x by `Groups` groups, `apart` from each other, which are decoded a block at a time.
+// Sums run as those of multiply_panels do.
+template <class Isa, std::size_t Groups>
+void multiply_row(DecodeGroup<Isa> decode, const PackedView& w, const float* x, std::size_t group,
+                  std::size_t apart, float* y, float* values) {
+    using F = Floats<Isa>;
+    constexpr std::size_t width = lanes<Isa>, stride = Groups * width;
+    F total[Groups];
+    unroll<Groups>([&](auto g) { total[g] = F(0.0f); });
+    for (std::size_t i = 0; i < w.k; i += depth_block) {
+        F sum[Groups];
+        unroll<Groups>([&](auto g) { sum[g] = F(0.0f); });
+        const std::size_t end = std::min(i + depth_block, w.k) / quant_block;
+        for (std::size_t b = i / quant_block; b < end; ++b) {
+            for (std::size_t g = 0; g < Groups; ++g)
+                decode(w, group + g * apart, b, b + 1, values + g * width, stride);
+            for (std::size_t c = 0; c < quant_block; ++c) {
+                const F v(x[b * quant_block + c]);
+                unroll<Groups>([&](auto g) {
+                    sum[g] = xsimd::fma(v, load<Isa>(values + c * stride + g * width), sum[g]);
+                });
+            }
+        }
+        unroll<Groups>([&](auto g) { total[g] = i ? sum[g] + total[g] : sum[g]; });
+    }
+    unroll<Groups>([&](auto g) {
+        const std::size_t column = (group + g * apart) * width;
+        store_partial<Isa>(total[g], y + column, std::min(w.n - column, width));
+    });
+}
+
+// The quantised types.
+template <class Isa>
+void linear_decoded(DecodeGroup<Isa> decode, const PackedView& w, const float* x, std::size_t rows,
+                    std::size_t first, std::size_t last, float* y, std::size_t y_stride) {
+    constexpr std::size_t width = lanes<Isa>;
+    DecodedScratch<Isa> scratch;
+    if (rows == 1)
+        return for_far_streams(first, last, [&](std::size_t g, std::size_t apart, auto streams) {
+            multiply_row<Isa, streams>(decode, w, x, g, apart, y, scratch.floats);
+        });
+    multiply_blocks<Isa>(
+        x, w.k, rows, w.k, y, y_stride, first * width, std::min(last * width, w.n),
+        decoded_columns<Isa>, scratch.floats,
+        [&](std::size_t i, std::size_t depth, std::size_t j, std::size_t n, float* panels) {
+            for (std::size_t c = 0; c < round_up(n, panel<Isa>); c += width) {
+                float* half = panels + c / panel<Isa> * depth * panel<Isa> + c % panel<Isa>;
+                if (c < n)
+                    decode(w, (j + c) / width, i / quant_block, (i + depth) / quant_block, half,
+                           panel<Isa>);
+                else
+                    for (std::size_t d = 0; d < depth; ++d)
+                        Floats<Isa>(0.0f).store_unaligned(half + d * panel<Isa>);
+            }
+        });
+}
+
+template <class Isa>
+void linear_f32(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
+                std::size_t last, float* y, std::size_t y_stride) {
+    if (is_quantized(w.type))
+        with_quantized(w.type, [&](auto type) {
+            linear_decoded<Isa>(decode_group<Isa, type>, w, x, rows, first, last, y, y_stride);
+        });
+    else
+        with_source(w.type, [&](auto source) {
+            using Source = std::remove_cvref_t<decltype(*source)>;
+            linear_float<Isa, Source>(w, x, rows, first, last, y, y_stride);
+        });
+}
+
+}  // namespace
+}  // namespace tensor_ops
