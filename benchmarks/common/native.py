@@ -1,6 +1,7 @@
 """Builds the C++ parts of the benchmarks with the flags that the kernels themselves are built with.
 
-Everything lands in build/benchmarks of the checkout, and only what has changed is compiled again.
+Everything lands in build/benchmarks of the checkout, and only what has changed is compiled again;
+the kernels are those of the extension, where it was built in place and has them.
 TENSOR_OPS_ISA restricts the ISAs, as it does for setup.py; each choice has a folder of its own.
 """
 
@@ -39,7 +40,8 @@ def kernels_program() -> Path:
     """The Google Benchmark program (cpp/bench*.cpp). Raises BuildError."""
     with _building() as (toolchain, isas, folder):
         _require_google_benchmark(toolchain)
-        units = build.core_units(toolchain, isas, folder)
+        core = build.core_units(toolchain, isas, folder)
+        units = build.reused(toolchain, core, folder, build.EXTENSION_OBJECTS)
         units += peaks_units(toolchain, isas, folder)
         units += _own_units(PROGRAM_SOURCES, isas, folder)
         return _linked(toolchain, units, folder / "kernels", "-lbenchmark")
