@@ -1,6 +1,7 @@
 """Builds the C++ parts of the benchmarks, with the flags of the kernels.
 
 The build folder is build/benchmarks in the checkout; only changed sources are compiled again.
+Objects of the kernels come from the extension's in-place build if they are up to date there.
 TENSOR_OPS_ISA restricts the ISAs, as for setup.py; each choice has its own folder.
 """
 
@@ -39,7 +40,8 @@ def kernels_program() -> Path:
     """The Google Benchmark program (cpp/bench*.cpp). Raises BuildError."""
     with _building() as (toolchain, isas, folder):
         _require_google_benchmark(toolchain)
-        units = build.core_units(toolchain, isas, folder)
+        core = build.core_units(toolchain, isas, folder)
+        units = build.reused(toolchain, core, folder, build.EXTENSION_OBJECTS)
         units += peaks_units(toolchain, isas, folder)
         units += _own_units(PROGRAM_SOURCES, isas, folder)
         return _linked(toolchain, units, folder / "kernels", "-lbenchmark")
