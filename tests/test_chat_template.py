@@ -297,10 +297,10 @@ ENDLESS = {
     "copies": "{% set a = 'a' * 1000000 %}" + loops(2, "{% set b = a[1:] %}"),
     "a long set to strip": "{{ ('a' * 4000000).strip('b' * 4000000 ~ 'a') }}",
     "a long set to trim": "{{ ('a' * 4000000) | trim('b' * 4000000 ~ 'a') }}",
-    "a long path": "{% set x = [[[0]]] * 100000 %}"
+    "a long path": "{% set x = ['a'] * 100000 %}"
     + "{{ x | map(attribute='0.' * 400000 ~ '0') | list }}",
-    "sorting by a long path": "{{ ([[0]] * 100000) | sort(attribute='0.' * 400000 ~ '0') }}",
-    "selecting by a long path": "{{ ([[0]] * 9999) | selectattr('0.' * 400000 ~ '0') | list }}",
+    "sorting by a long path": "{{ (['a'] * 100000) | sort(attribute='0.' * 400000 ~ '0') }}",
+    "selecting by a long path": "{{ (['a'] * 9999) | selectattr('0.' * 400000 ~ '0') | list }}",
     "a large power": "{% set x = 7 ** 9999999 %}" + loops(1, "{% set y = x * x %}"),
     "while it is compiled": "{{ 7 ** 9999999 * 7 ** 9999999 % 3 ** 999999 }}",
 }
