@@ -29,6 +29,12 @@ class GroupReader {
     GroupReader(const PackedView& w, std::size_t group)
         : group_(w.data + group * layout.total(w.k)) {}
 
+    // The same as a function of its own, for an ISA without instructions for it.
+    template <std::size_t Pair>
+    [[gnu::noinline, gnu::flatten]] void codes_apart(std::size_t b, I& even, I& odd) const {
+        codes<Pair>(b, even, odd);
+    }
+
     // Sets even and odd to the codes of quads 2 Pair and 2 Pair + 1 of block b.
     template <std::size_t Pair>
     [[gnu::always_inline]] void codes(std::size_t b, I& even, I& odd) const {
@@ -103,7 +109,7 @@ class GroupReader {
  private:
     // `Width` bits from bit `From` of each byte, moved to bit `To`: one shift and one mask.
     template <int From, int Width, int To>
-    static I part(I v) {
+    [[gnu::always_inline]] static I part(I v) {
         const I mask(static_cast<std::int32_t>(plane_mask(Width) << To));
         if constexpr (From > To) return (v >> (From - To)) & mask;
         if constexpr (From < To) return (v << (To - From)) & mask;

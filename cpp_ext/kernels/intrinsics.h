@@ -108,13 +108,17 @@ struct GenericInt8 {
     using Acc = I;
     static constexpr int byte_bias = 0;
     static Acc start(I correction) { return correction; }
-    static Acc dot_bytes(Acc acc, I w, I x) {
-        // Sign-extends byte b of every lane, so that it needs 32-bit shifts and multiplies only.
-        unroll<4>([&](auto b) {
-            constexpr int up = 24 - 8 * static_cast<int>(b);
-            acc = acc + ((w << up) >> 24) * ((x << up) >> 24);
-        });
-        return acc;
+    // A function of its own: where it is inlined, an object takes one to two minutes to compile.
+    [[gnu::noinline]] static Acc dot_bytes(Acc acc, I w, I x) {
+        constexpr std::size_t bytes = 4 * lanes<Isa>;
+        std::int8_t a[bytes], b[bytes];
+        std::int32_t sum[lanes<Isa>];
+        w.store_unaligned(reinterpret_cast<std::int32_t*>(a));
+        x.store_unaligned(reinterpret_cast<std::int32_t*>(b));
+        acc.store_unaligned(sum);
+        for (std::size_t i = 0; i < lanes<Isa>; ++i)
+            for (std::size_t j = 4 * i; j < 4 * i + 4; ++j) sum[i] += a[j] * b[j];
+        return I::load_unaligned(sum);
     }
     static Acc dot_nibbles(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
     static Acc dot_codes(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }

@@ -7,6 +7,11 @@
 namespace tensor_ops {
 namespace {
 
+// Whether products are made of instructions for them.  Where they are written out in shifts and
+// multiplications they wait for arithmetic, not for memory, and take long to compile.
+template <class Isa>
+inline constexpr bool has_dot_product = !std::is_same_v<typename Isa::Int8, GenericInt8<Isa>>;
+
 // The dot product for codes of so many bits.
 template <class Isa, int Bits>
 inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, Ints<Isa> digits) {
@@ -52,7 +57,10 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
         unroll<pairs>([&](auto p) __attribute__((always_inline)) {
             constexpr std::size_t pair = sub * pairs + p;
             I even, odd;
-            w.template codes<pair>(b, even, odd);
+            if constexpr (has_dot_product<Isa>)
+                w.template codes<pair>(b, even, odd);
+            else
+                w.template codes_apart<pair>(b, even, odd);
 #pragma GCC unroll 8
             for (std::size_t t = 0; t < Tokens; ++t) {
                 dot<Isa, format.bits>(sum[t], even, digit(Digits - 1, 2 * pair, t));
@@ -79,28 +87,37 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     });
 }
 
-// `streams` groups, `apart` from each other, by one tile of activations.  A loop over the streams,
-// not copies of its body: their sums wait in memory for a block's length.
-template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
+// `Streams` groups, `apart` from each other, by one tile of activations.
+template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens, std::size_t Streams>
 [[gnu::noinline]] void multiply_groups(const PackedView& w, std::size_t group, std::size_t apart,
-                                       std::size_t streams, const std::byte* x, float* y,
-                                       std::size_t y_stride) {
-    constexpr std::size_t most = Tokens == 1 ? far_streams : 1;
-    const std::size_t blocks = w.k / quant_block, count = most == 1 ? 1 : streams;
-    Floats<Isa> total[most][Tokens];
-    for (auto& of_stream : total) unroll<Tokens>([&](auto t) { of_stream[t] = Floats<Isa>(0.0f); });
-    for (std::size_t b = 0; b < blocks; ++b, x += (Digits * quant_block + 16) * Tokens) {
-#pragma GCC unroll 1
-        for (std::size_t s = 0; s < count; ++s)
-            multiply_block<Isa, Type, Digits, Tokens>(GroupReader<Isa, Type>(w, group + s * apart),
-                                                      b, x, total[s]);
+                                       const std::byte* x, float* y, std::size_t y_stride) {
+    const std::size_t blocks = w.k / quant_block;
+    const auto reader = [&]<std::size_t... S>(std::index_sequence<S...>) {
+        return std::array<GroupReader<Isa, Type>, Streams>{
+            GroupReader<Isa, Type>(w, group + S * apart)...};
+    }(std::make_index_sequence<Streams>{});
+    Floats<Isa> total[Streams][Tokens];
+#pragma GCC unroll 8
+    for (std::size_t s = 0; s < Streams; ++s) {
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            total[s][t] = Floats<Isa>(0.0f);
+        }
     }
-    for (std::size_t s = 0; s < count; ++s) {
+    for (std::size_t b = 0; b < blocks; ++b, x += (Digits * quant_block + 16) * Tokens) {
+#pragma GCC unroll 8
+        for (std::size_t s = 0; s < Streams; ++s) {
+            multiply_block<Isa, Type, Digits, Tokens>(reader[s], b, x, total[s]);
+        }
+    }
+#pragma GCC unroll 8
+    for (std::size_t s = 0; s < Streams; ++s) {
         const std::size_t column = (group + s * apart) * lanes<Isa>;
 #pragma GCC unroll 8
-        for (std::size_t t = 0; t < Tokens; ++t)
+        for (std::size_t t = 0; t < Tokens; ++t) {
             store_partial<Isa>(total[s][t], y + t * y_stride + column,
                                std::min(w.n - column, lanes<Isa>));
+        }
     }
 }
 
@@ -125,14 +142,15 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
     const auto multiply = [&](auto type, auto digits) {
         const auto groups = [&](std::size_t group, std::size_t apart, auto streams, std::size_t row,
                                 auto tokens) {
-            multiply_groups<Isa, type, digits, tokens>(
-                w, group, apart, streams, xq + row * row_size, y + row * y_stride, y_stride);
+            multiply_groups<Isa, type, digits, tokens, streams>(
+                w, group, apart, xq + row * row_size, y + row * y_stride, y_stride);
         };
         constexpr std::integral_constant<std::size_t, 1> one;
-        if (rows == 1)
-            return for_far_streams(first, last, [&](auto g, auto apart, auto streams) {
-                groups(g, apart, streams, 0, one);
-            });
+        if constexpr (has_dot_product<Isa>)
+            if (rows == 1)
+                return for_far_streams(first, last, [&](auto g, auto apart, auto streams) {
+                    groups(g, apart, streams, 0, one);
+                });
         for (std::size_t begin = 0; begin < rows; begin += step) {
             const std::size_t end = std::min(begin + step, rows);
             for (std::size_t g = first; g < last; ++g) {
