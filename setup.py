@@ -1,8 +1,8 @@
-"""Builds the extension tensor_ops_cpp; everything else about the package is in pyproject.toml.
+"""Builds the extension tensor_ops_cpp. All other settings are in pyproject.toml.
 
-Environment: CXX (the compiler; flags may follow), TENSOR_OPS_ISA (only these ISAs,
-comma-separated), XSIMD_INCLUDE_DIR (xsimd's headers), AIRLLM_NO_EXTENSION=1 (pure Python, on
-NumPy).  CFLAGS, CXXFLAGS, CPPFLAGS and LDFLAGS are not used.
+Environment: CXX (the compiler; flags may follow), TENSOR_OPS_ISA (the ISAs to build,
+comma-separated), XSIMD_INCLUDE_DIR (the folder of xsimd's headers), AIRLLM_NO_EXTENSION=1 (no
+extension: NumPy only). CFLAGS, CXXFLAGS, CPPFLAGS and LDFLAGS are not used.
 """
 
 import os
@@ -28,16 +28,16 @@ def version() -> str:
 
 
 class BuildKernels(build_ext):
-    """Compiles each ISA's object with its own flags, which setuptools' own build_ext cannot."""
+    """Compiles the sources of each ISA with its own flags, which plain build_ext cannot do."""
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).absolute()
-        # Not build_temp: that is a new one for each editable install, and all would be compiled.
+        # Not build_temp: each editable install has a new one, and would compile everything again.
         try:
             cpp_build.build_extension(cpp_build.EXTENSION_OBJECTS, output, version())
         except cpp_build.BuildError as error:
             sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
-        except OSError as error:  # a tree that is read-only, a disk that is full
+        except OSError as error:  # a read-only tree, a full disk
             place = f"{error.filename}: " if error.filename else ""
             sys.exit(
                 f"\nerror: tensor_ops_cpp was not built: {place}{error.strerror or error}. Build "
@@ -47,7 +47,7 @@ class BuildKernels(build_ext):
 
 
 class BuildPython(build_py):
-    """Starts empty, or a wheel would hold what an earlier version of the sources left behind."""
+    """Empties the build folder first, so that a wheel has no files of an earlier version."""
 
     def run(self) -> None:
         left_over = Path(self.build_lib).absolute()

@@ -1,12 +1,12 @@
-"""The operations, from the C++ extension where it runs and from NumPy where it does not.
+"""The operations: from the C++ extension if it runs, otherwise from NumPy.
 
-The choice is made once, at the first import, by the environment variable AIRLLM_BACKEND:
+The environment variable AIRLLM_BACKEND decides, once, at the first import:
 
     auto    (or unset) C++ if it imports, otherwise NumPy; a fallback is logged with its reason
-    cpp     C++; an ImportError says why if it does not import
+    cpp     C++; if it does not import, an ImportError gives the reason
     numpy   NumPy
 
-Everything in `airllm.numpy_ops.__all__` is here, with one signature whichever backend runs it.
+All names of `airllm.numpy_ops.__all__` are here, with the same signatures on both backends.
 """
 
 import importlib
@@ -32,7 +32,7 @@ def _requested() -> str:
 
 
 def _load_extension() -> ModuleType:
-    """The extension, whole; raises ImportError with a reason that a person can act on."""
+    """The extension. Raises ImportError with the reason if it is missing, broken or outdated."""
     try:
         extension = importlib.import_module(_EXTENSION)
     except ModuleNotFoundError as error:
@@ -50,13 +50,13 @@ def _load_extension() -> ModuleType:
 
 
 def _choose(requested: str) -> tuple[ModuleType, str | None]:
-    """The backend's module, and why it is not the extension if that was wanted."""
+    """The backend's module, and the reason for a fallback to NumPy, or None."""
     if requested == "numpy":
         return numpy_ops, None
     try:
         return _load_extension(), None
     except ImportError as error:
-        # Who names an ISA wants that one, not a hundredth of its speed.
+        # A user who names an ISA wants that ISA, not NumPy at a hundredth of its speed.
         isa_named = bool(os.environ.get("TENSOR_OPS_ISA"))
         if requested == "cpp" or (isa_named and not isinstance(error, ModuleNotFoundError)):
             raise ImportError(
@@ -92,11 +92,11 @@ def __getattr__(name: str) -> Any:
 
 
 def get_backend_info() -> dict[str, Any]:
-    """What runs the operations, and why.
+    """The backend in use, and the reason for it.
 
-    backend: "cpp" or "numpy"; requested: what AIRLLM_BACKEND asked for; fallback_reason: why the
-    extension is not used although it was wanted, or None; has_simd, simd_level, available_isas,
-    threads, cpu_budget and optimization: as the functions of those names say; numpy: its version.
+    backend: "cpp" or "numpy"; requested: the value of AIRLLM_BACKEND, or "auto"; fallback_reason:
+    why the extension was wanted but is not used, or None; has_simd, simd_level, available_isas,
+    threads, cpu_budget, optimization: from the backend; numpy: the version of NumPy.
     """
     return {
         "backend": backend,
@@ -113,6 +113,6 @@ def get_backend_info() -> dict[str, Any]:
 
 
 def print_backend_info() -> None:
-    """get_backend_info on stdout, one line for each entry."""
+    """Prints get_backend_info to stdout, one line for each entry."""
     for key, value in get_backend_info().items():
         print(f"{key + ':':<17}{value}")

@@ -1,9 +1,9 @@
-"""AirLLM's part of compare_airllm.py, run by the Python that AirLLM is installed for.
+"""The part of compare_airllm.py that runs AirLLM, in the Python environment of AirLLM.
 
     python airllm_peer.py FOLDER TOKENS    -> a line of JSON: seconds of each token, logits, memory
 
-Before each token the pages of its files are dropped from the page cache: in the little memory that
-a model larger than it leaves, they would not have stayed.
+Before each token, the pages of the model's files are dropped from the page cache. With a model that
+is larger than the memory they would not have stayed there.
 """
 
 import json
@@ -50,7 +50,7 @@ def drop_pages(folder: Path) -> None:
 
 
 def make_folder(folder: str) -> None:
-    """A Llama of 1.1 billion random weights in bfloat16."""
+    """Makes a Llama of 1.1 billion random weights in bfloat16."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM

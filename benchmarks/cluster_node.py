@@ -1,13 +1,13 @@
-"""Times what a cluster worker does for a token by itself, beside the machine's read bandwidth.
+"""Times the work of one cluster worker for a token, and compares it with the read bandwidth.
 
-    python benchmarks/cluster_node.py --threads 1            a half of a random 1.1B Llama
-    python benchmarks/cluster_node.py --quick --json         to see that everything works
+    python benchmarks/cluster_node.py --threads 1            one half of a random 1.1B Llama
+    python benchmarks/cluster_node.py --quick --json         a test that everything works
 
 The slice is that of node 1 of two, with Q40 weights and Q80 sync (dim 2048, hidden 8192, 16 layers,
-32 / 8 heads, 100 positions in the cache). What it sends goes over loopback to a process that waits
-for it as a stock root does, without sleeping; what others send is there at once. Segments and
-probes of the read bandwidth take turns; the best of each is compared, and so is the time of a token
-outside the executor: sends, and Python's share.
+32 / 8 heads, 100 positions in the cache). The node sends over loopback to a process that, like a
+stock root, waits without sleeping. Data from other nodes are there at once. Tokens and probes of
+the read bandwidth take turns. The result uses the best time of each segment and the best probe. It
+also shows the time of a token outside the executor: sends, and Python's share.
 """
 
 import socket
@@ -59,14 +59,14 @@ while True:
 
 
 class OneWayLink(Link):
-    """To a process that takes everything and says nothing; what is read is there at once."""
+    """A link to a process that receives everything and sends nothing. Reads return at once."""
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = str(server.getsockname()[1])
             self._process = subprocess.Popen([sys.executable, "-c", DROP_ALL, port])
             super().__init__(server.accept()[0], "nobody", 60.0)
-        self.seconds = 0.0  # of sends
+        self.seconds = 0.0  # in sends
 
     def send_some(self, view: memoryview) -> int:
         began = time.perf_counter()
@@ -83,7 +83,7 @@ class OneWayLink(Link):
 
 
 class Watch:
-    """Seconds inside the executor's calls."""
+    """Counts the seconds inside the executor's calls."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -95,7 +95,7 @@ class Watch:
 
 
 def random_bytes(random: np.random.Generator, size: Size) -> np.ndarray:
-    """Of a plane: ones, or blocks with scales that keep activations in range."""
+    """The bytes of a plane: ones, or blocks with scales that keep activations in range."""
     if size.type is FloatType.F32:
         return np.ones(size.plane_bytes // 4, np.float32).view(np.uint8)
     blocks = random.integers(0, 256, (size.plane_bytes // 18, 18), np.uint8)
@@ -181,7 +181,7 @@ def _parser() -> options.Parser:
     parser = options.parser(__doc__)
     parser.add_argument("--threads", type=options.count, default=1, metavar="N", help="default: 1")
     parser.add_argument("--rounds", type=options.count, default=200, metavar="N", help="tokens")
-    parser.add_argument("--quick", action="store_true", help="a tiny model")
+    parser.add_argument("--quick", action="store_true", help="use a tiny model")
     options.add_json(parser)
     return parser
 

@@ -3,10 +3,11 @@
     python -m venv airllm-venv && airllm-venv/bin/pip install airllm==4.0.0
     python benchmarks/compare_airllm.py --peer airllm-venv/bin/python --folder random-llama
 
-AirLLM has a Python of its own, as its package is called like ours; its part is airllm_peer.py. The
-folder is made where there is none: a Llama of 1.1 billion random weights in bfloat16. AirLLM splits
-it into a second copy, once, which is not timed. Runs take turns; each token is a pass of the disk
-for both: we read past the page cache, and AirLLM finds it emptied before each token.
+AirLLM needs its own Python environment, because its package has the same name as ours; there
+airllm_peer.py runs it. If the folder does not exist, it is made: a Llama of 1.1 billion random
+weights in bfloat16. AirLLM splits it into a second copy, once, which is not timed. Runs take turns.
+Each token is a pass of the disk for both: we bypass the page cache, and for AirLLM the cache is
+emptied before each token.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.weights.budget import parse_bytes
 
-# Its activations are bfloat16, with 8 bits.
+# AirLLM's activations are bfloat16, with 8 bits of precision.
 LOGITS_TOLERANCE = 0.1
 
 
@@ -85,7 +86,7 @@ def _run(
 
 def _peer(python: str, folder: str, n_tokens: int) -> dict[str, Any]:
     script = Path(__file__).with_name("airllm_peer.py").resolve()
-    # Elsewhere than in the checkout, and isolated: there, `airllm` would be ours.
+    # Isolated and outside of the checkout, in which `airllm` would be our package.
     command = [python, "-I", str(script), str(Path(folder).resolve()), str(n_tokens)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     if done.returncode != 0:
@@ -97,11 +98,11 @@ def _peer(python: str, folder: str, n_tokens: int) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser(__doc__)
     parser.add_argument(
-        "--peer", required=True, metavar="PYTHON", help="the Python that AirLLM is installed for"
+        "--peer", required=True, metavar="PYTHON", help="the Python in the environment of AirLLM"
     )
-    parser.add_argument("--folder", required=True, metavar="DIR", help="made where there is none")
+    parser.add_argument("--folder", required=True, metavar="DIR", help="made if it does not exist")
     parser.add_argument(
-        "--ram", type=parse_bytes, default="500MB", metavar="SIZE", help="ours (default: 500MB)"
+        "--ram", type=parse_bytes, default="500MB", metavar="SIZE", help="for ours (default: 500MB)"
     )
     for flag, default in (("--tokens", 4), ("--rounds", 2)):
         parser.add_argument(

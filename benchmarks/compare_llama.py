@@ -1,14 +1,14 @@
-"""Compares prefill and decode of the engine with llama.cpp, in turn, on the same GGUF file.
+"""Compares prefill and decode of the engine with llama.cpp, on the same GGUF file.
 
     python benchmarks/make_model.py model.gguf
     python benchmarks/compare_llama.py --model model.gguf
     python benchmarks/compare_llama.py --model model.gguf --llama-bench build/bin/llama-bench
 
-llama.cpp is llama-cpp-python, where it is installed, or a llama-bench binary: ik_llama.cpp has one,
-which wants --llama-bench-options "-rtr 1". Both start from an empty cache, or --depth tokens, and
-run the model alone, no tokeniser and no sampling; both keep keys and values in float16, and
-llama.cpp has flash attention on. llama-cpp-python's logits are compared with ours before anything
-is timed.
+llama.cpp runs through llama-cpp-python, if it is installed, or through a llama-bench binary.
+ik_llama.cpp has such a binary, too; it needs --llama-bench-options "-rtr 1". Engine and llama.cpp
+take turns. Both start with an empty cache, or with --depth tokens in it, and run only the model: no
+tokeniser, no sampling. Both keep keys and values in float16, and llama.cpp uses flash attention.
+The logits of llama-cpp-python are compared with ours before anything is timed.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from airllm.graph.graph import Activations
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.tools import benchmark
 
-# llama.cpp rounds activations to 8 bit in each of the matrices.
+# llama.cpp rounds the activations of each matrix product to 8 bits.
 LOGITS_TOLERANCE = 0.1
 VERIFIED_TOKENS = 16
 
@@ -65,11 +65,11 @@ class Row:
     threads: int
     airllm: tuple[float, ...]
     llama_cpp: tuple[float, ...]
-    share_of_read: float | None  # decode: the model's bytes a second, of the read bandwidth
+    share_of_read: float | None  # decode: bytes of weights a second / the read bandwidth
 
     @property
     def ratio(self) -> float:
-        """How many times as fast we are, by the best rounds."""
+        """The engine's speed relative to llama.cpp, by the best rounds."""
         return max(self.airllm) / max(self.llama_cpp)
 
     def cells(self) -> list[str]:
@@ -89,10 +89,10 @@ class Row:
 
 class Contestant(Protocol):
     def rate(self, test: benchmark.Test, context: list[int]) -> float:
-        """Tokens a second of one run of the test, with these tokens in the cache."""
+        """Tokens a second of one run of the test, after `context`, which is not timed."""
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32] | None:
-        """Those of the last token, [vocab]; None where there is no way to ask."""
+        """The logits of the last token, [vocab]; None if there is no access to them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(run: Run) -> Iterator[Row]:
-    """Runs in a process of its own, which has the number of threads in its environment."""
+    """Runs in a separate process, whose environment sets the number of threads."""
     context = max(run.prompt, run.depth + run.generated, VERIFIED_TOKENS)
     try:
         step_bytes = _bytes_of_a_step(run.model)
@@ -150,7 +150,8 @@ def measure(run: Run) -> Iterator[Row]:
 
 
 def _bytes_of_a_step(path: str) -> int:
-    """What decoding one token reads at least: every matrix, but of the embedding only a row."""
+    """The bytes that decoding a token must read: all weights. The embedding, of which a token reads
+    one row, counts only if it is also the output matrix."""
     with GGUFFile.open(path) as gguf:
         tied = "output.weight" not in gguf.tensors
         return sum(
@@ -161,7 +162,7 @@ def _bytes_of_a_step(path: str) -> int:
 
 
 def _tests(run: Run, vocab: int) -> Iterator[tuple[benchmark.Test, list[int]]]:
-    """Tests, and the tokens that are in the cache before each."""
+    """The tests, each with the tokens that are in the cache before it."""
     if run.prompt:
         yield benchmark.prefill(run.prompt, vocab), []
     if run.generated:
@@ -172,7 +173,7 @@ def _tests(run: Run, vocab: int) -> Iterator[tuple[benchmark.Test, list[int]]]:
 def _in_turn(
     contestants: list[Contestant], test: benchmark.Test, before: list[int], rounds: int
 ) -> list[list[float]]:
-    """One round more than asked for: the first one warms up."""
+    """The rates of `rounds` rounds, after one more round that warms up."""
     rates: list[list[float]] = [[] for _ in contestants]
     for _ in range(rounds + 1):
         for contestant, taken in zip(contestants, rates, strict=True):
@@ -236,7 +237,7 @@ class LlamaCppPython:
 
 
 class LlamaBench:
-    """The binary loads the model for each run and warms up by itself."""
+    """The llama-bench binary. It loads the model for each run and does its own warm-up."""
 
     def __init__(self, run: Run) -> None:
         assert run.llama_bench
@@ -283,12 +284,12 @@ def _read_bandwidth(run: Run) -> float | None:
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser(__doc__)
     parser.add_argument("--model", required=True, metavar="FILE.gguf")
-    parser.add_argument("--llama-bench", metavar="PATH", help="instead of llama-cpp-python")
+    parser.add_argument("--llama-bench", metavar="PATH", help="run it in place of llama-cpp-python")
     parser.add_argument(
         "--llama-bench-options",
         default="",
         metavar="OPTIONS",
-        help='more for that binary, as one word: "-rtr 1"',
+        help='more options for that binary, as one argument: "-rtr 1"',
     )
     parser.add_argument(
         "--threads", type=options.counts, metavar="N,...", help="default: 1 and all"
@@ -309,7 +310,7 @@ def _parser() -> argparse.ArgumentParser:
         "--activations",
         choices=("auto", "q8", "q16", "f32"),
         default="auto",
-        help="the engine's (default: auto); llama.cpp's are always 8 bit",
+        help="of the engine (default: auto); llama.cpp always uses 8 bits",
     )
     options.add_json(parser)
     return parser

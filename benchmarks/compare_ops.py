@@ -32,18 +32,18 @@ COLUMNS = table.Columns(
 
 @dataclass(frozen=True)
 class Run:
-    """What one process measures."""
+    """The measurements of one process."""
 
     isa: str
     threads: int
-    only: tuple[str, ...]  # words; a contest with one of them in its name takes part
+    only: tuple[str, ...]  # contests with one of these words in their name take part
     seconds: float  # for each contest
     quick: bool
 
 
 @dataclass(frozen=True)
 class Probed:
-    """The limits, as the best probe of the whole run saw them."""
+    """The limits: the best probes of the whole run."""
 
     isa: str
     threads: int
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(run: Run) -> Iterator[Row | Probed]:
-    """Runs in a process of its own, which has the number of threads in its environment."""
+    """Runs in a separate process, whose environment sets the number of threads."""
 
     cpp.set_isa(run.isa)
     limits = _limits(run)
@@ -98,7 +98,7 @@ def measure(run: Run) -> Iterator[Row | Probed]:
 
 
 def hold(item: Contest, participants: Participants, limits: Limits | None, run: Run) -> Row:
-    """One contest's row. A wrong result, or a type that is not supported, is a failure in it."""
+    """The row of one contest. A wrong result or an unsupported type is a failure in the row."""
     place = (item.group, item.op, item.shape, run.isa, run.threads)
     try:
         case = item.make(participants)
@@ -181,8 +181,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=str(PERFORMANCE_PAGE),
         metavar="FILE",
-        help="put the table between the two performance markers of FILE, or of the documentation's "
-        "page docs/pages/performance.md",
+        help="put the table between the two performance markers of FILE; without FILE, of "
+        "docs/pages/performance.md",
     )
     return parser
 

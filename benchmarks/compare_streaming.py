@@ -1,12 +1,13 @@
-"""What a model that is larger than its memory costs, beside what the disk can do.
+"""Measures a model that is larger than its memory, and compares it with the speed of the disk.
 
     python benchmarks/make_model.py model.gguf --type f16
     python benchmarks/compare_streaming.py --model model.gguf --ram 1GiB
     python benchmarks/compare_streaming.py --model model.gguf --repeating smollm2.gguf
 
-Each part has a process of its own, and answers are compared with those of the model in memory, bit
-for bit, before anything is timed. The disk is probed with direct reads of the same file, in the
-best of a few sizes and numbers at once, in turn with the passes of the model and as long as those.
+Each part runs in a separate process. Before anything is timed, its answers are compared, bit for
+bit, with those of the model in memory. The disk is probed with direct reads of the same file, with
+the fastest of a few sizes and numbers of reads at a time. Probes take turns with passes of the
+model and read as many bytes.
 """
 
 import argparse
@@ -29,11 +30,11 @@ from airllm.weights.budget import parse_bytes
 
 MIB = 1 << 20
 CONTEXT = 1024
-SHORT, LONG = 60, 700  # tokens of prompts; a long one uses all of the buffers for 512 at a time
+SHORT, LONG = 60, 700  # tokens of prompts; a long one fills the buffers, which hold 512 tokens
 
-# Ways of dd-like reading: bytes of a read, and reads at a time.
+# Ways to read directly, like dd: bytes of a read, and reads at a time.
 PROBES = ((1 * MIB, 8), (4 * MIB, 4), (8 * MIB, 2), (8 * MIB, 4), (16 * MIB, 1))
-PROBE_BYTES = 256 * MIB  # to find the best of them
+PROBE_BYTES = 256 * MIB  # of each probe that finds the best way
 
 REPEATING = """Repeat this list of settings twice, word for word:
 server.address = 10.0.0.1, server.port = 8080, server.timeout = 30, server.name = alpha,
@@ -44,11 +45,11 @@ COLUMNS = table.Columns(**{"what": -54, "measured": 12, "bar": 10, "verdict": -8
 
 @dataclass(frozen=True)
 class Row:
-    """A figure and the bar that it must reach, from above where `most`."""
+    """A figure and its bar: the least value that passes, or the greatest if `most` is True."""
 
     what: str
     value: float
-    unit: str  # "x", "%", "MiB", "GB/s"; of a figure that has no bar, too
+    unit: str  # "x", "%", "MiB", "GB/s"
     bar: float | None = None
     most: bool = False
 
@@ -106,13 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def in_memory(run: Run) -> Iterator[list[bytes]]:
-    """The logits that every budget must give."""
+    """The logits of the model in memory, which every budget must reproduce."""
     with _engine(run, None) as engine:
         yield _logits(engine)
 
 
 def streamed(run: Run, expected: list[bytes]) -> Iterator[Row]:
-    """Throughput and tokens a second, in turn with probes of the disk."""
+    """Throughput and tokens a second. Rounds take turns with probes of the disk."""
     with _engine(run, run.ram) as engine, Disk(run.model) as disk:
         plan = engine.plan()
         if not plan.streams:
@@ -141,7 +142,7 @@ def streamed(run: Run, expected: list[bytes]) -> Iterator[Row]:
 
 
 def memory(run: Run, expected: list[bytes]) -> Iterator[Row]:
-    """The memory that a process takes at most which does nothing else."""
+    """The peak memory of a process that only runs the model."""
     with _engine(run, run.ram) as engine:
         for n, has_bar in ((SHORT, True), (LONG, False)):
             engine.reset()
@@ -158,7 +159,7 @@ def memory(run: Run, expected: list[bytes]) -> Iterator[Row]:
 
 
 def fits(run: Run, expected: list[bytes]) -> Iterator[Row]:
-    """A budget that is just enough, beside a model that was never given one."""
+    """Compares a budget that just suffices with no budget."""
     with _engine(run, None) as resident:
         enough = resident.plan().total_bytes
         with _engine(run, enough) as engine:
@@ -173,32 +174,32 @@ def fits(run: Run, expected: list[bytes]) -> Iterator[Row]:
     yield Row(
         "budget above the model's size: read after the first pass", read / MIB, "MiB", 0, True
     )
-    yield Row("... tokens/s, of those without a budget", statistics.median(ratios), "%", 97)
+    yield Row("... tokens/s, relative to no budget", statistics.median(ratios), "%", 97)
 
 
 def batches(run: Run) -> Iterator[Row]:
-    """Several prompts at once, beside one of them alone."""
+    """The tokens in a pass of the disk with several prompts in a batch; alone, a prompt has 1."""
     prompts = [f"{'ab ' * (index % 5 + 3)}{index}" for index in range(run.batch)]
     settings: dict[str, Any] = {"temperature": 0, "max_new_tokens": run.batch_tokens}
     with _engine(run, None) as engine:
         expected = [a.tokens for a in engine.generate_batch(prompts, batch=run.batch, **settings)]
         engine.reset()
         if engine.generate(prompts[1], lookahead=0, **settings).tokens != expected[1]:
-            raise process.FailedError("an answer in a batch is not the one that it is alone")
+            raise process.FailedError("a prompt has another answer in a batch than alone")
     with _engine(run, run.ram) as engine:
         per_pass = engine.plan().streamed_bytes_per_pass
         before = _taken(engine)
         found = engine.generate_batch(prompts, batch=run.batch, **settings)
         passes = (_taken(engine) - before) / per_pass
         if [answer.tokens for answer in found] != expected:
-            raise process.FailedError("streamed answers in a batch are others than in memory")
-    n_tokens = sum(answer.passes for answer in found)  # of a batch each token, the end's too
+            raise process.FailedError("streamed answers of a batch differ from those in memory")
+    n_tokens = sum(answer.passes for answer in found)  # a pass for each token, the end token too
     what = f"batch of {run.batch}, {run.batch_tokens} tokens each: tokens a pass of the disk"
     yield Row(what, n_tokens / passes, "x", 0.75 * run.batch)
 
 
 def lookahead(run: Run) -> Iterator[Row]:
-    """Text that repeats, from a model that can write."""
+    """Compares lookahead with none on text that repeats, from a model that can follow a prompt."""
     prompt = [{"role": "user", "content": REPEATING}]
     settings: dict[str, Any] = {"temperature": 0, "max_new_tokens": 200}
     with _engine(run, None) as engine:
@@ -211,13 +212,13 @@ def lookahead(run: Run) -> Iterator[Row]:
         ahead = engine.generate(prompt, **settings)
         end = time.perf_counter()
     if ahead.tokens != plain.tokens:
-        raise process.FailedError("the answer with lookahead is another one than without")
+        raise process.FailedError("the answers with and without lookahead differ")
     yield Row("text that repeats: tokens a pass", ahead.tokens_per_pass, "x", 1.8)
-    yield Row("... tokens/s, of those without lookahead", (middle - start) / (end - middle), "x")
+    yield Row("... tokens/s, relative to no lookahead", (middle - start) / (end - middle), "x")
 
 
 class Disk:
-    """Direct reads of a file, several at a time, as dd with iflag=direct does."""
+    """Direct reads of a file, like dd with iflag=direct, but several at a time."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -232,7 +233,7 @@ class Disk:
         os.close(self._file)
 
     def best_way(self) -> tuple[int, int]:
-        """Of reading: bytes of a read, and reads at a time."""
+        """The fastest of PROBES: bytes of a read, and reads at a time."""
         rates = {way: [] for way in PROBES}
         for _ in range(3):
             for way, taken in rates.items():
@@ -240,7 +241,7 @@ class Disk:
         return max(rates, key=lambda way: statistics.median(rates[way]))
 
     def rate(self, way: tuple[int, int], n_bytes: int) -> float:
-        """Bytes a second, where the last read ended."""
+        """Reads n_bytes, from where the last call ended. Returns bytes a second."""
         each, at_once = way
         total = min(n_bytes, self._size)
         start = self._next if self._next + total <= self._size else 0
@@ -277,7 +278,7 @@ def _logits(engine: LayerWiseInferenceEngine) -> list[bytes]:
 
 def _verify(engine: LayerWiseInferenceEngine, expected: list[bytes], what: str) -> None:
     if _logits(engine) != expected:
-        raise process.FailedError(f"{what}: other logits than those of the model in memory")
+        raise process.FailedError(f"{what}: the logits differ from those of the model in memory")
 
 
 def _decode_seconds(engine: LayerWiseInferenceEngine, n: int) -> float:
@@ -304,14 +305,14 @@ def _taken(engine: LayerWiseInferenceEngine) -> int:
 
 
 def _wait_until_full(engine: LayerWiseInferenceEngine) -> None:
-    """Until the stream has read as far ahead as it may."""
+    """Wait until the stream has read as far ahead as it may."""
     before = -1
     while before != (before := _bytes_read(engine)):
         time.sleep(0.1)
 
 
 def _largest_layer(engine: LayerWiseInferenceEngine) -> int:
-    """Bytes of the largest layer in memory: the ring has one for each slot, and its reads."""
+    """Bytes of the largest layer in memory. The ring has one for each slot, and read buffers."""
     plan = engine.plan()
     return (plan.ring_bytes - int(_stats(engine)["buffer_bytes"])) // plan.slots
 
@@ -331,16 +332,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeating",
         metavar="FILE.gguf",
-        help="a model that can chat, for the text that repeats (default: without that row)",
+        help="a model that can chat, for the text that repeats (default: leave out that row)",
     )
     parser.add_argument(
-        "--threads", type=options.count, metavar="N", help="default: what `airllm info` says"
+        "--threads", type=options.count, metavar="N", help="default: the number in `airllm info`"
     )
     for flag, default, what in (
-        ("--tokens", 4, "of a round"),
-        ("--rounds", 5, "of tokens and probes"),
-        ("--batch", 16, "prompts together"),
-        ("--batch-tokens", 32, "of each prompt's answer"),
+        ("--tokens", 4, "tokens in a round"),
+        ("--rounds", 5, "rounds of tokens and probes"),
+        ("--batch", 16, "prompts in a batch"),
+        ("--batch-tokens", 32, "tokens of each answer in a batch"),
     ):
         parser.add_argument(
             flag,

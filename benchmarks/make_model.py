@@ -1,10 +1,10 @@
-"""Writes a Llama of random weights as a GGUF file: any size, without holding it in memory.
+"""Writes a Llama of random weights as a GGUF file of any size, which need not fit into memory.
 
     python benchmarks/make_model.py model.gguf                    1.1 billion weights, Q4_0
     python benchmarks/make_model.py tiny.gguf --hidden-size 256 --ffn 512 --layers 2 --heads 4 \\
         --kv-heads 2 --vocab 1000 --type q8_0
 
-Its speed is that of a trained model of the same shape and type; what it says is not.
+It is as fast as a trained model of the same shape and type, but writes nonsense.
 """
 
 import itertools
@@ -33,10 +33,10 @@ class Shape:
     context: int = 4096
 
     def check(self, type: str) -> None:
-        """Raises ValueError for a model that cannot be."""
+        """Raises ValueError for sizes that do not fit together."""
         block = weights.BY_NAME[type].block_size
         if self.hidden % self.heads or self.heads % self.kv_heads:
-            raise ValueError("the hidden size must be divisible by the heads, they by the KV heads")
+            raise ValueError("heads must divide the hidden size, and KV heads must divide heads")
         for width in (self.hidden, self.ffn):
             if width % block:
                 raise ValueError(f"widths must be multiples of {block} for {type}, not {width}")
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_model(path: str, shape: Shape, type: str, seed: int = 1) -> None:
-    """Raises OSError where the file cannot be written."""
+    """Writes the model. Raises OSError if the file cannot be written."""
     rng = np.random.default_rng(seed)
     tensors = list(_tensors(shape, type))
     total, done = sum(tensor.nbytes for tensor in tensors), 0
@@ -135,12 +135,12 @@ def _metadata(shape: Shape) -> dict[str, object]:
 
 
 def _fixed_tokens() -> list[str]:
-    """What every SentencePiece vocabulary of Llama begins with, and the space."""
+    """The tokens with which each SentencePiece vocabulary of Llama begins, and the space."""
     return ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
 
 
 def _words(length: int) -> Iterator[str]:
-    """All words of so many letters, each also with a space before it."""
+    """All words of `length` letters, each without and with a space before it."""
     for letters in itertools.product(LETTERS, repeat=length):
         word = "".join(letters)
         yield from (word, "▁" + word)
@@ -159,7 +159,7 @@ def _parser() -> options.Parser:
             flag, type=options.count, default=value, metavar="N", help="default: %(default)s"
         )
     parser.add_argument(
-        "--type", choices=weights.NAMES, default="q4_0", help="of the matrices (default: q4_0)"
+        "--type", choices=weights.NAMES, default="q4_0", help="type of the matrices (default: q4_0)"
     )
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     return parser

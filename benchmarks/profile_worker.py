@@ -1,10 +1,10 @@
-"""Profiles a worker's operations as a Llama 7B or 8B layer uses them: NumPy beside each ISA.
+"""Profiles a worker's operations, in the shapes of Llama 7B or 8B, on NumPy and on each ISA.
 
     python benchmarks/profile_worker.py                      the table
     python benchmarks/profile_worker.py --plot profile.png   bars by operation, and a roofline
-    python benchmarks/profile_worker.py --quick --json       to see that everything works
+    python benchmarks/profile_worker.py --quick --json       a test that everything works
 
-NumPy multiplies by float32 weights, also where the extension has quantised ones. Each result is
+NumPy always multiplies by float32 weights, the extension also by quantised weights. Each result is
 checked against float64 before it is timed. Plots need matplotlib (pip install airllm-cpp[bench]).
 """
 
@@ -25,7 +25,7 @@ from ops.llama_layer import QUICK, Operation, Sizes, operations
 from airllm.util.progress import Progress
 
 QUICK_BYTES = 1 << 20
-# Without vectors, more would take seconds a call.
+# Larger operations would take seconds a call on the scalar ISA.
 MOST_SCALAR_FLOPS = 1e9
 
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def profile(run: Run) -> Iterator[Profiled | dict[limits.Name, float]]:
-    """Runs in a process of its own, which has the number of threads in its environment."""
+    """Runs in a separate process, whose environment sets the number of threads."""
     cycle_bytes = QUICK_BYTES if run.quick else limits.beyond_caches()
     probes = _limits(run)
     for operation in run.operations():
@@ -127,7 +127,7 @@ def _print(
     threads: int,
     rates: Mapping[limits.Name, float],
 ) -> None:
-    """One line for each operation: NumPy's time, each ISA's and how many times as fast it is."""
+    """Prints a line for each operation: the times of NumPy and of each ISA, and their ratios."""
     widths = {"operation": -18, "shape": -18, "type": -5, "NumPy": 8}
     columns = table.Columns(**widths, **dict.fromkeys(isas, 16), limit=-24)
     print(columns.line(columns.head))

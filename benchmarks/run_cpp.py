@@ -4,9 +4,10 @@
     python benchmarks/run_cpp.py --filter 'linear_q4_0/1x.*avx512'
     python benchmarks/run_cpp.py --filter limit --json limits.json
 
-Needs a C++ compiler and Google Benchmark (Debian: libbenchmark-dev). Everything is timed several
-times, all in random order; shown are the median and the best, and, for the best, the share of the
-machine's limit, probed in the same run. --json keeps Google Benchmark's own file.
+Needs a C++ compiler and Google Benchmark (Debian: libbenchmark-dev). It repeats each benchmark,
+with all repetitions in random order, and prints the median and the best. For the best it also
+prints the share of the machine's limit, which is probed in the same run. --json keeps Google
+Benchmark's own file.
 """
 
 import json
@@ -34,9 +35,9 @@ class Result:
     """name: "silu/128x4096/avx512/threads:2/real_time"."""
 
     name: str
-    seconds: list[float]  # of each repetition
-    operations: float  # a second, by the best repetition, as is the share
-    limit: str  # "read", "" where there is none
+    seconds: list[float]  # for each repetition
+    operations: float  # a second, in the best repetition, like `share`
+    limit: str  # "read"; "" without a limit
     share: float
 
     def cells(self) -> list[str]:
@@ -109,7 +110,7 @@ def _print(path: Path) -> None:
 
 
 def _results(entries: list[dict[str, object]]) -> Iterator[Result]:
-    """One for each benchmark, from its repetitions."""
+    """A result for each benchmark, from its repetitions."""
     by_name: dict[str, list[dict[str, object]]] = {}
     for entry in entries:
         if entry["run_type"] == "iteration" and "rate" not in entry:
@@ -134,7 +135,7 @@ def _number(value: object) -> float:
 def _parser() -> options.Parser:
     parser = options.parser(__doc__)
     parser.add_argument("--filter", metavar="REGEX", default=".", help="only these benchmarks")
-    parser.add_argument("--list", action="store_true", help="names, and nothing else")
+    parser.add_argument("--list", action="store_true", help="print only the names")
     parser.add_argument(
         "--repetitions", type=options.count, default=5, metavar="N", help="default: %(default)s"
     )
@@ -143,10 +144,10 @@ def _parser() -> options.Parser:
         type=float,
         default=0.1,
         metavar="SECONDS",
-        help="of each repetition (default: %(default)s)",
+        help="seconds of each repetition (default: %(default)s)",
     )
     parser.add_argument(
-        "--json", type=options.output, metavar="FILE", help="write the results there, too"
+        "--json", type=options.output, metavar="FILE", help="also write the results there"
     )
     return parser
 

@@ -1,5 +1,5 @@
-# Types of the C++ extension. What each function does is in its docstring; in airllm/numpy_ops the
-# same functions are written in Python.
+# Types of the C++ extension. Its docstrings describe each function; airllm/numpy_ops has the same
+# functions in Python.
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, overload
@@ -13,8 +13,8 @@ _Int32: TypeAlias = NDArray[np.int32]
 _Cache: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 
 __version__: str
-has_simd: bool  # of the ISA in use, as is simd_level
-simd_level: str  # as TENSOR_OPS_ISA spells it
+has_simd: bool  # whether the ISA in use has vectors
+simd_level: str  # the name of that ISA, as in TENSOR_OPS_ISA
 
 # ---- operations: the last axis is the feature axis, every result has the shape of `out` ----------
 
@@ -112,7 +112,7 @@ def sample(
     logits: _Float32,  # [vocab]
     draw: float,  # from 0 to below 1
     *,
-    temperature: float = 1.0,  # 0: the likeliest
+    temperature: float = 1.0,  # 0: take the likeliest token
     top_k: int = 0,  # 0: all
     top_p: float = 1.0,
     min_p: float = 0.0,
@@ -151,7 +151,7 @@ class PackedMatrix:
 class RawRows:
     def __init__(
         self,
-        data: Any,  # as PackedMatrix; kept, not copied
+        data: Any,  # as PackedMatrix; referenced, not copied
         type: str,
         shape: Sequence[int],  # (n, k)
     ) -> None: ...
@@ -185,34 +185,34 @@ class Executor:
     ) -> None: ...
     @property
     def nbytes(self) -> int: ...  # of the internal buffers
-    def bind(  # a list: of experts
+    def bind(  # a list holds the matrices of experts
         self, weights: dict[str, PackedMatrix | RawRows | list[PackedMatrix] | _Float32]
     ) -> BoundWeights: ...
     def run(
         self,
         bound: BoundWeights,
-        buffers: dict[str, NDArray[Any]],  # the external ones: float32 [n_tokens, width], or int32
+        buffers: dict[str, NDArray[Any]],  # external buffers: float32 [n_tokens, width], or int32
         n_tokens: int,
         past: int = 0,
         k_cache: _Cache | _Bytes | None = None,  # [n_kv_heads, capacity, head_dim], or Q8_0
         v_cache: _Cache | _Bytes | None = None,  # as k_cache
-        threads: int = 0,  # at most so many; 0: all
-        seconds: NDArray[np.float64] | None = None,  # [n_ops], added to
+        threads: int = 0,  # the most to use; 0: all
+        seconds: NDArray[np.float64] | None = None,  # [n_ops]; run adds the time of each op
     ) -> None: ...
     def run_layers(
         self,
         bound: Sequence[BoundWeights],  # of each layer
         buffers: dict[str, NDArray[Any]],
-        sequences: Sequence[tuple[int, int, KvLayers]],  # n_tokens, past, and its caches
-        first_layer: int = 0,  # in each KvLayers
+        sequences: Sequence[tuple[int, int, KvLayers]],  # n_tokens, past, caches
+        first_layer: int = 0,  # index in each KvLayers of the first layer of bound
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None: ...
 
-# ---- what runs -----------------------------------------------------------------------------------
+# ---- ISAs and threads ----------------------------------------------------------------------------
 
 def available_isas() -> list[str]: ...  # slowest first
-def set_isa(name: str) -> None: ...  # "": the best one
+def set_isa(name: str) -> None: ...  # "": the fastest
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def allocations() -> int: ...

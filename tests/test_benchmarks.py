@@ -212,7 +212,7 @@ def test_a_made_model_has_the_shape_that_was_asked_for_and_runs(tiny_model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--hidden-size", "100", "--heads", "3"), "divisible by the heads"),
+        (("--hidden-size", "100", "--heads", "3"), "heads must divide the hidden size"),
         (("--type", "q4_k", "--ffn", "96"), "multiples of 256 for q4_k"),
         (("--vocab", "5"), "at least 260 tokens"),
     ],

@@ -157,7 +157,7 @@ def test_a_message_without_content_stays_without() -> None:
         (3, "messages is a int; expected a list"),
         (["Hello"], r"messages\[0\] is 'Hello'; expected a mapping"),
         ([*HELLO, {"content": "x"}], r"messages\[1\] has no 'role'"),
-        ([{"role": "user", "content": {1, 2}}], "must be what JSON has: .*set"),
+        ([{"role": "user", "content": {1, 2}}], "must be JSON values: .*set"),
     ],
 )
 def test_what_is_no_message_is_refused_by_name(messages: object, fault: str) -> None:
@@ -179,15 +179,15 @@ def test_variables_that_json_has_not_are_refused() -> None:
     cycle: list[object] = []
     cycle.append(cycle)
     for value in (object(), {(1, 2): 3}, deep):
-        with pytest.raises(TypeError, match="must be what JSON has"):
+        with pytest.raises(TypeError, match="must be JSON values"):
             render("x", value=value)
-    with pytest.raises(ChatTemplateError, match="characters; at most"):
+    with pytest.raises(ChatTemplateError, match="characters; expected at most"):
         render("x", value=cycle)
 
 
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt"])
 def test_the_conversation_is_no_variable(name: str) -> None:
-    with pytest.raises(TypeError, match=f"'{name}' is no template variable"):
+    with pytest.raises(TypeError, match=f"'{name}' cannot be set as a template variable"):
         ChatTemplate("x").render(HELLO, variables={name: []})
 
 
@@ -292,14 +292,15 @@ ENDLESS = {
     "searches in a range": loops(2, "{{ 1.5 in range(100000) }}"),
     "searches in a text": "{% set a = 'a' * 1000000 %}"
     + loops(2, "{{ ('b' in a) or a.count('a') }}"),
-    "a search from the end": "{{ ('a' * 4000000).rfind('b' ~ 'a' * 2000000) }}",
+    "searches from the end": "{% set a = 'a' * 1000000 %}{% set b = 'b' ~ 'a' * 500000 %}"
+    + loops(2, "{{ a.rfind(b) }}"),
     "copies": "{% set a = 'a' * 1000000 %}" + loops(2, "{% set b = a[1:] %}"),
     "a long set to strip": "{{ ('a' * 4000000).strip('b' * 4000000 ~ 'a') }}",
     "a long set to trim": "{{ ('a' * 4000000) | trim('b' * 4000000 ~ 'a') }}",
-    "a long path": "{% set x = [[[0]]] * 100000 %}"
+    "a long path": "{% set x = ['a'] * 100000 %}"
     + "{{ x | map(attribute='0.' * 400000 ~ '0') | list }}",
-    "sorting by a long path": "{{ ([[0]] * 100000) | sort(attribute='0.' * 400000 ~ '0') }}",
-    "selecting by a long path": "{{ ([[0]] * 9999) | selectattr('0.' * 400000 ~ '0') | list }}",
+    "sorting by a long path": "{{ (['a'] * 100000) | sort(attribute='0.' * 400000 ~ '0') }}",
+    "selecting by a long path": "{{ (['a'] * 9999) | selectattr('0.' * 400000 ~ '0') | list }}",
     "a large power": "{% set x = 7 ** 9999999 %}" + loops(1, "{% set y = x * x %}"),
     "while it is compiled": "{{ 7 ** 9999999 * 7 ** 9999999 % 3 ** 999999 }}",
 }

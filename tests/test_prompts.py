@@ -109,7 +109,7 @@ TOKENIZERS = [
 
 def test_a_conversation_larger_than_any_context_is_refused_before_it_is_looked_at() -> None:
     message = {"role": "user", "content": "x" * 2**20}
-    with pytest.raises(ChatTemplateError, match="characters; at most 16,777,216 may be"):
+    with pytest.raises(ChatTemplateError, match="characters; expected at most 16,777,216"):
         reader().tokens([message] * 17)
-    with pytest.raises(ChatTemplateError, match="characters; at most 16,777,216 may be"):
+    with pytest.raises(ChatTemplateError, match="characters; expected at most 16,777,216"):
         reader().tokens([{"role": "user", "content": ""}] * 560_000)

@@ -1,13 +1,13 @@
 """Every operation in plain NumPy: slow, obvious and complete.
 
-The same functions as the C++ extension `tensor_ops_cpp`, with the same arguments and the same
-errors, so that the whole package runs where the extension cannot be built, and so that tests have
-a second opinion. Use it through `airllm.tensor_ops_hybrid`, which picks one of the two.
+The functions, their arguments and their errors are those of the C++ extension `tensor_ops_cpp`.
+So the whole package runs where the extension cannot be built, and tests can compare two
+implementations. Use it through `airllm.tensor_ops_hybrid`, which picks one of the two.
 
-Unless an operation says otherwise, arrays are float32, C-contiguous, of any leading shape, and the
-last axis is the feature axis; axes of size zero are fine. `out` receives the result and is
-returned; it may be an input itself only where the operation says so. A wrong type raises
-TypeError, a wrong shape, layout or overlap ValueError; nothing is ever converted silently.
+Unless an operation says otherwise, arrays are float32 and C-contiguous, with any leading axes; the
+last axis is the feature axis. Axes of size zero are fine. `out` receives the result and is
+returned; it may be an input only if the operation says so. A wrong type raises TypeError; a wrong
+shape, layout or overlap raises ValueError. No argument is converted silently.
 """
 
 from airllm.numpy_ops.attention import attention
@@ -37,7 +37,7 @@ from airllm.numpy_ops.runtime import (
 )
 from airllm.numpy_ops.sampling import sample
 
-# What `tensor_ops_cpp` has too, and `airllm.tensor_ops_hybrid` re-exports. Beside it, `*_apply` and
+# The names that `tensor_ops_cpp` has, too, and `airllm.tensor_ops_hybrid` re-exports. `*_apply` and
 # `rope_table` are the arithmetic without the checks, for the executor of `airllm.backends`.
 __all__ = [
     "PackedMatrix",

@@ -1,6 +1,6 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) and what models add to it.
+"""Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) and its variants in models:
 
-Grouped queries (arXiv:2305.13245), a sliding window (arXiv:2004.05150), capped scores
+grouped queries (arXiv:2305.13245), a sliding window (arXiv:2004.05150), capped scores
 (arXiv:2408.00118), attention sinks (arXiv:2508.10925) and sequences laid end to end.
 """
 
@@ -15,7 +15,7 @@ from airllm.numpy_ops.blocks import BLOCK
 from airllm.numpy_ops.checks import Float32
 from airllm.numpy_ops.quants import decode, row_bytes
 
-# Queries are taken so many at a time that their scores stay below this.
+# Bytes of the scores of a block of queries. A block has as many queries as fit, at least one.
 _SCORES_BYTES = 16 << 20
 
 Cache = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint8]
@@ -72,33 +72,34 @@ def attention(
     """softmax(q @ k.T * scale) @ v for each head; heads share keys and values in groups.
 
     q: float32 [n_q, n_heads, head_dim]; the C++ extension takes head_dim up to 256.
-    k, v: [n_kv_heads, n_kv, head_dim], as the KV cache has them, both float32 or both float16; or
-        both uint8 [n_kv_heads, n_kv, head_dim / 32 * 34], rows of GGML's Q8_0 (blocks of a float16
+    k, v: [n_kv_heads, n_kv, head_dim], like the KV cache, both float32 or both float16; or both
+        uint8 [n_kv_heads, n_kv, head_dim / 32 * 34], rows of GGML's Q8_0 (blocks of a float16
         scale and 32 int8) as quantize(x, "q8_0") writes them. n_heads is a multiple of n_kv_heads,
         and query head h reads key head h // (n_heads / n_kv_heads).
     scale: head_dim ** -0.5 if None.
     causal: the queries are the last n_q of the n_kv positions, so query t stands at position
         p = n_kv - n_q + t and sees the keys 0 to p.
-    window: positions, at least 1: of these keys it sees only p - window + 1 to p; without causal,
+    window: positions, at least 1. A query sees only the keys p - window + 1 to p; without causal,
         those above p - window and below p + window. max(n_q, n_kv) or more hides nothing.
-    softcap: above 0: a score s = q @ k * scale becomes softcap * tanh(s / softcap).
+    softcap: above 0; a score s = q @ k * scale becomes softcap * tanh(s / softcap).
     sinks: float32 [n_heads], finite or -inf: one more score for each head, neither scaled nor
-        capped, which has no value and so only adds to the softmax's denominator.
-    cu_seqlens_q, cu_seqlens_k: int32 [n_sequences + 1], both or neither, from 0 to n_q and to n_kv,
-        never falling: sequence i has the queries cu_seqlens_q[i] to cu_seqlens_q[i + 1] - 1, and
-        keys alike. Each attends to itself alone, positions counted within it.
+        capped. It has no value, so it only adds to the softmax's denominator.
+    cu_seqlens_q, cu_seqlens_k: int32 [n_sequences + 1], both or neither, never falling, from 0 to
+        n_q and from 0 to n_kv. Sequence i has the queries cu_seqlens_q[i] to
+        cu_seqlens_q[i + 1] - 1, and likewise the keys. A sequence attends only to itself, and its
+        positions begin at 0.
     return_lse: also return the logarithm of the softmax's denominator, sinks included, float32
         [n_q, n_heads] (natural logarithm, of scores as capped).
     out: float32 [n_q, n_heads, head_dim], none of the inputs. Returns out, or (out, lse).
 
-    A query that sees no key gives zeros; its lse is its head's sink, -inf without. Values must be
-    finite: a masked one counts with weight 0, and 0 * inf is NaN. A wrong dtype is a TypeError, a
+    A query that sees no key gives zeros; its lse is its head's sink, or -inf without sinks. Values
+    must be finite: a masked value has weight 0, and 0 * inf is NaN. A wrong dtype is a TypeError, a
     wrong shape or number a ValueError.
 
     With S the largest |q @ k * scale|, the error of out is at most (4e-6 + 1.2e-7 S) * max|v|; that
-    of lse 4e-7 * (8 + S), where S counts the finite sinks, too. Here a block of queries has all its
-    scores in memory; the extension never has more than a tile of them, by the online softmax of
-    Milakov and Gimelshein 2018 (arXiv:1805.02867).
+    of lse 4e-7 * (8 + S), where S includes the finite sinks. This implementation holds all scores
+    of a block of queries in memory. The extension holds only a tile of them, with the online
+    softmax of Milakov and Gimelshein 2018 (arXiv:1805.02867).
     """
     op = "attention"
     q = checks.float32(op, "q", q)
@@ -110,7 +111,7 @@ def attention(
     scale = checks.number(op, "scale", scale, minimum=-np.inf, inclusive=False)
     causal = checks.flag(op, "causal", causal)
     if window is not None:
-        # What hides nothing need not be larger: positions are int64 below.
+        # A window of n_q + n_kv hides nothing. A larger one could overflow the int64 positions.
         otherwise = ", or None for no window"
         window = checks.count("attention", "window", window, minimum=1, otherwise=otherwise)
         window = min(window, n_q + n_kv)
@@ -162,9 +163,9 @@ def attention_apply(
     sinks: Float32 | None = None,
     lse: Float32 | None = None,
 ) -> None:
-    """attention of one sequence without its checks, to out and to lse unless that is None.
+    """Attention of one sequence, without checks. Writes to out, and to lse unless it is None.
 
-    k and v may be strided, as views of a larger cache are.
+    k and v may be strided: views of a larger cache.
     """
     n_q, n_heads, head_dim = q.shape
     n_kv_heads, n_kv, _ = k.shape
@@ -199,9 +200,10 @@ def attention_apply(
 def _lse_without_features(
     n_q: int, n_kv: int, causal: bool, window: int | None, sinks: Float32 | None
 ) -> NDArray[np.float64]:
-    """lse where head_dim is 0, so that every score is 0: float64 [n_q, n_heads or 1].
+    """lse for a head_dim of 0, with which every score is 0: float64 [n_q, n_heads or 1].
 
-    Keys of no features may have any number of positions: they are counted, not visited.
+    Keys without features take no memory and can have any number of positions, so this counts the
+    visible positions without a loop over them.
     """
     positions = np.arange(n_q) + (n_kv - n_q)
     begin = positions - window + 1 if window is not None else np.zeros(n_q, np.int64)
@@ -214,7 +216,7 @@ def _lse_without_features(
 
 
 def _widened(rows: Cache) -> Float32:
-    """The float32 values of rows of keys or values: exact for either other type."""
+    """Rows of keys or values as float32, which holds the values of all three types exactly."""
     if rows.dtype == np.uint8:
         return decode(rows.view(np.uint8), "q8_0")
     return rows.astype(np.float32, copy=False)
@@ -224,7 +226,7 @@ def _seen(
     positions: NDArray[np.int64], n_kv: int, causal: bool, window: int | None
 ) -> NDArray[np.bool_]:
     """Whether the queries at `positions` see the keys 0 to n_kv - 1: [n_rows, n_kv]."""
-    ahead = np.arange(n_kv) - positions[:, np.newaxis]  # how far a key lies ahead of a query
+    ahead = np.arange(n_kv) - positions[:, np.newaxis]  # positions from the query to the key
     seen = ahead <= 0 if causal else np.ones(ahead.shape, np.bool_)
     return seen if window is None else seen & (np.abs(ahead) < window)
 
@@ -232,8 +234,8 @@ def _seen(
 def _softmax(scores: Float32, sink: Float32) -> tuple[Float32, NDArray[np.float64]]:
     """The weights exp(score) / total, written over the scores, and log(total).
 
-    scores: [n_rows, group, n_kv]; sink: [group], its exp counts in the total; log(total):
-    [n_rows, group], -inf where there is nothing but -inf, and the weights are then 0.
+    scores: [n_rows, group, n_kv]; sink: [group], whose exp is part of the total; log(total):
+    [n_rows, group]. If all scores and the sink are -inf, log(total) is -inf and the weights are 0.
     """
     top = np.maximum(np.max(scores, axis=-1, initial=-np.inf), sink)
     top = np.where(top == -np.inf, np.float32(0), top)
@@ -244,11 +246,11 @@ def _softmax(scores: Float32, sink: Float32) -> tuple[Float32, NDArray[np.float6
     return weights, top + np.log(total.astype(np.float64))
 
 
-# ---- what may be passed --------------------------------------------------------------------------
+# ---- checks of the arguments ---------------------------------------------------------------------
 
 
 def _keys_and_values(q: Float32, k: object, v: object) -> tuple[NDArray[Any], NDArray[Any]]:
-    """k and v as arrays, if they are alike and fit q."""
+    """k and v as arrays, after a check that they match each other and q."""
     op, dtypes = "attention", ["float32", "float16", "uint8"]
     keys = checks.array(op, "k", k, dtypes)
     values = checks.array(op, "v", v, dtypes)
@@ -323,7 +325,10 @@ def _cu_seqlens(name: str, value: object, other: str) -> Int32:
 
 
 def _ends(name: str, cu_seqlens: Int32, n: int, what: str) -> list[int]:
-    """0 and where each sequence ends, if they divide n positions; `what` says whose these are."""
+    """cu_seqlens as a list, after a check that it divides n positions.
+
+    what: names n in messages, such as "the n_q of q".
+    """
     advice = f"Make {name} with np.cumsum([0, *lengths], dtype=np.int32)."
     if not cu_seqlens.size:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""GGML's blocks: consecutive values of a row in a few bits each, under common float16 scales.
+"""GGML's blocks: consecutive values of a row, a few bits each, with common float16 scales.
 
-Blocks of 32 have a scale d, and some an offset m:
+Blocks of 32 values have a scale d, and some types an offset m:
 
     q8_0    34 bytes   d, 32 int8                           d * q
     q4_0    18         d, 16 nibbles                        d * (q - 8)
@@ -8,8 +8,9 @@ Blocks of 32 have a scale d, and some an offset m:
     q5_0    22         d, 4 highest, 16 nibbles             d * (q - 16)
     q5_1    24         d, m, 4 highest, 16 nibbles          d * q + m
 
-Super-blocks of 256, the K-quants, are cut into sub-blocks that have an integer scale s, and some an
-integer minimum m, of their own: 16 sub-blocks of 16 in q2_k, q3_k and q6_k, 8 of 32 in q4_k, q5_k.
+The K-quants have super-blocks of 256 values, cut into sub-blocks: 16 of 16 values in q2_k, q3_k and
+q6_k, 8 of 32 in q4_k and q5_k. Each sub-block has its own integer scale s, and in some types an
+integer minimum m.
 
     q2_k    84 bytes   16 s and m, 64 pairs, d, dmin        d * s * q - dmin * m
     q3_k   110         32 highest, 64 pairs, 12 s, d        d * (s - 32) * (q - 4)
@@ -19,10 +20,11 @@ integer minimum m, of their own: 16 sub-blocks of 16 in q2_k, q3_k and q6_k, 8 o
     q6_k   210         128 nibbles, 64 upper pairs,         d * s * (q - 32)
                        16 int8 s, d
 
-Numbers count bytes. A byte of nibbles has the low 4 bits of two quants, one of pairs 2 bits of
-four, one of highest the topmost bit of eight. Layouts are those of ggml-common.h, little-endian.
+Numbers count bytes. A byte of nibbles holds the low 4 bits of two quants, a byte of pairs 2 bits of
+four quants, a byte of highest the topmost bit of eight. Layouts are those of ggml-common.h,
+little-endian.
 
-All products are exact in float32 (11 + 6 + 5 bits at most): a value is rounded once, if at all, by
+All products are exact in float32 (11 + 6 + 5 bits at most), so a value is rounded at most once: by
 its sum or difference.
 """
 
@@ -116,11 +118,11 @@ def _half(blocks: Bytes, at: int) -> Float32:
 
 
 def _planes(packed: Bytes, bits: int, together: int | None = None, to_bit: int = 0) -> Bytes:
-    """The fields of `bits` bits in bytes [n_blocks, n_bytes]: [n_blocks, n_bytes * 8 / bits].
+    """Unpacks fields of `bits` bits: [n_blocks, n_bytes] to [n_blocks, n_bytes * 8 / bits].
 
-    Neighbours are in neighbouring bytes, not in one byte: first come the lowest fields of
-    `together` bytes (None: of all), then their next higher ones, and so on; then the next bytes.
-    to_bit: where the fields go, so that they can be joined with others.
+    Neighbouring values are in neighbouring bytes. First come the lowest fields of the first
+    `together` bytes (None: of all bytes), then the next higher fields of these bytes, and so on;
+    then the same for the next bytes. to_bit: shifts the fields, so that others can be added.
     """
     n_blocks, n_bytes = packed.shape
     together = together or n_bytes
@@ -131,15 +133,16 @@ def _planes(packed: Bytes, bits: int, together: int | None = None, to_bit: int =
 
 
 def _highest_bits(packed: Bytes) -> Bytes:
-    """[n_blocks, 4] to 0 or 16 for each value, [n_blocks, 32]: here a byte has 8 neighbours."""
+    """[n_blocks, 4] to 0 or 16 for each value, [n_blocks, 32]. A byte holds 8 neighbours."""
     return np.unpackbits(packed, axis=1, bitorder="little") << np.uint8(4)
 
 
 def _six_bit_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
     """s and m of q4_k and q5_k: uint8 [n_blocks, 12] to two of [n_blocks, 8], each 0 to 63.
 
-    The first four s and m are the low 6 bits of bytes 0 to 3 and 4 to 7. The upper 2 bits of those
-    bytes belong to the last four, whose low 4 bits are the nibbles of bytes 8 to 11.
+    The first four s and m are the low 6 bits of bytes 0 to 3 and 4 to 7. The last four s and m have
+    their upper 2 bits in the upper 2 bits of these bytes, and their low 4 bits in the nibbles of
+    bytes 8 to 11.
     """
     first_s, first_m, low = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     s = np.concatenate([first_s & 63, low & 15 | first_s >> 6 << np.uint8(4)], axis=1)
@@ -153,7 +156,7 @@ def _centred(q: Bytes, zero: int) -> NDArray[np.int8]:
 
 
 def _scaled(scale: Float32, q: NDArray[np.integer[Any]], minimum: Float32 | None = None) -> Float32:
-    """scale * q - minimum, each of a sub-block's own.
+    """scale * q - minimum, with the scale and minimum of each sub-block.
 
     scale, minimum: [n_blocks, n_sub_blocks]; q: [n_blocks, 256]. Returns float32 [n_blocks, 256].
     """

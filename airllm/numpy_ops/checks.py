@@ -1,7 +1,7 @@
-"""What a caller may pass, checked in one place.
+"""Checks of the arguments of operations.
 
-Every message reads "operation: argument is what came; expected what. How to fix it." and the C++
-extension says the same. TypeError: not an array, or another dtype. ValueError: everything else.
+A message has the form "operation: argument is A; expected B. How to fix it."; the C++ extension has
+the same messages. TypeError: not an array, or a wrong dtype. ValueError: everything else.
 """
 
 import math
@@ -26,7 +26,7 @@ def array(
             f"Convert with np.asarray({name}, dtype=np.{dtypes[0]})."
         )
     value = plain(op, name, value)
-    # isnative: a byte-swapped array calls itself float32, too.
+    # isnative, because the name of a byte-swapped dtype is also "float32".
     if value.dtype.name not in dtypes or not value.dtype.isnative:
         found = value.dtype.name if value.dtype.isnative else f"byte-swapped {value.dtype.name}"
         raise TypeError(
@@ -52,9 +52,9 @@ def array(
 
 
 def plain(op: str, name: str, value: NDArray[Any]) -> NDArray[Any]:
-    """The array as np.asarray gives it: of no subclass, for np.matrix multiplies differently.
+    """The array as an np.ndarray, not a subclass: np.matrix would multiply differently.
 
-    TypeError for a masked array, whose mask nothing here would look at.
+    TypeError for a masked array, whose mask would be ignored.
     """
     if type(value) is np.ndarray:
         return value
@@ -71,13 +71,19 @@ def float32(op: str, name: str, value: object, min_ndim: int = 1) -> Float32:
 
 
 def shape(op: str, name: str, value: NDArray[Any], expected: tuple[int, ...], why: str) -> None:
-    """`why` says where the expected shape comes from: "one weight for each feature of x"."""
+    """Raises ValueError for another shape than `expected`.
+
+    why: the reason for that shape, such as "one weight for each feature of x".
+    """
     if value.shape != expected:
         raise ValueError(f"{op}: {name} has shape {value.shape}; expected {expected}, {why}.")
 
 
 def axes(op: str, name: str, value: NDArray[Any], names: str) -> None:
-    """`names` is what the axes mean: "[n_tokens, n_heads, head_dim]"."""
+    """Raises ValueError for another number of axes than in `names`.
+
+    names: the meaning of the axes, such as "[n_tokens, n_heads, head_dim]".
+    """
     count = names.count(",") + 1
     if value.ndim != count:
         raise ValueError(
@@ -95,8 +101,8 @@ def output(
 ) -> Float32:
     """A new array, or `out` if it can take the result.
 
-    inputs: what `out` must not overlap, by name; those named in `in_place` are of out's shape and
-    may be `out` itself, because each of their values is read before it is written.
+    inputs: the arrays that `out` must not overlap, by name. in_place: names of inputs that may be
+    `out` itself. They have its shape, and the operation reads each value before it overwrites it.
     """
     if out is None:
         return np.empty(expected, np.float32)
@@ -112,7 +118,7 @@ def output(
             f"Allocate it with np.empty({expected}, np.float32)."
         )
     for name, value in inputs.items():
-        # Exact, not a guess, for contiguous arrays; an empty one overlaps nothing.
+        # may_share_memory is exact for contiguous arrays; an empty array overlaps nothing.
         if not np.may_share_memory(checked, value):
             continue
         if name in in_place and checked.ctypes.data == value.ctypes.data:
@@ -143,7 +149,7 @@ def number(op: str, name: str, value: object, *, minimum: float, inclusive: bool
 
 
 def count(op: str, name: str, value: object, *, minimum: int, otherwise: str = "") -> int:
-    """An integer of at least `minimum`. otherwise: what else is allowed, for the message."""
+    """An integer of at least `minimum`. otherwise: another allowed value, for the message."""
     expected = f"expected an integer of at least {minimum}{otherwise}."
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise TypeError(f"{op}: {name} is {kind(value)}; {expected}")
@@ -153,7 +159,7 @@ def count(op: str, name: str, value: object, *, minimum: int, otherwise: str = "
 
 
 def flag(op: str, name: str, value: object) -> bool:
-    """True or False, and nothing that merely counts as one."""
+    """True or False. TypeError for other values, also if they are truthy or falsy."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{op}: {name} is {kind(value)}; expected True or False.")
     return bool(value)

@@ -1,6 +1,6 @@
 """Row-wise and element-wise operations, computed in float64 and rounded once.
 
-NaN gives NaN in what depends on it, an infinity gives the formula's limit.
+Results that depend on a NaN are NaN. An infinity gives the limit of the formula.
 """
 
 import math
@@ -31,7 +31,7 @@ def rms_norm(
     checks.shape("rms_norm", "weight", weight, x.shape[-1:], "one weight for each feature of x")
     eps = checks.number("rms_norm", "eps", eps, minimum=0.0, inclusive=True)
     out = checks.output("rms_norm", out, x.shape, {"x": x, "weight": weight}, in_place=["x"])
-    if x.size:  # the mean of an empty row is a warning, not a value
+    if x.size:  # NumPy warns of the mean of an empty row
         wide = x.astype(np.float64)
         mean_square = np.mean(wide * wide, axis=-1, keepdims=True)
         out[...] = wide / np.sqrt(mean_square + eps) * weight
@@ -94,7 +94,7 @@ def gelu(x: Float32, approximate: str = "tanh", *, out: Float32 | None = None) -
 def softmax(x: Float32, *, out: Float32 | None = None) -> Float32:
     """exp(x) / sum(exp(x)) over the last axis, computed from x - max(x) so that nothing overflows.
 
-    A row of -inf alone gives zeros: it has nothing to attend to. A row with NaN or +inf gives NaN.
+    A row with only -inf gives zeros: a query that sees no key. A row with NaN or +inf gives NaN.
     x: float32 [..., n]; out: float32 [..., n], may be x. Returns out.
     """
     x = checks.float32("softmax", "x", x)
@@ -105,7 +105,7 @@ def softmax(x: Float32, *, out: Float32 | None = None) -> Float32:
 
 
 def softmax_rows(x: NDArray[Any]) -> NDArray[Any]:
-    """softmax of a non-empty last axis in x's own precision, without checks."""
+    """softmax over a non-empty last axis, in the precision of x, without checks."""
     top = np.max(x, axis=-1, keepdims=True)
     e = np.exp(x - np.where(top == -np.inf, 0.0, top).astype(x.dtype))
     total = np.sum(e, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Matrix products, and the matrices that stay packed as a model file has them."""
+"""Matrix products, and matrices that stay packed as in a model file."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,20 +12,20 @@ from airllm.numpy_ops.blocks import Bytes
 from airllm.numpy_ops.checks import Float32
 from airllm.numpy_ops.quants import TYPES, decode, row_bytes
 
-# Rows of a packed or half matrix are widened to float32 this many bytes at a time: small enough for
-# the allocator to hand out the same memory again, already mapped. Widening 35 million weights costs
-# 40 page faults at 1 MB, 900 at 2 MB and 13,900 at 4 MB, where they take a third of the time
-# (37, 38 and 65 ms; 40 ms at 0.25 MB, where Python's part begins to show).
+# Packed and float16 matrices are widened to float32 in pieces of this many bytes. In such small
+# pieces the allocator reuses memory that is already mapped. Widening 35 million weights takes 37 ms
+# and 40 page faults at 1 MB; 38 ms and 900 at 2 MB; 65 ms and 13,900 at 4 MB, a third of the time
+# for the faults. At 0.25 MB it takes 40 ms, because Python's overhead begins to show.
 _WIDENED_BYTES = 1 << 20
 
 _LONGEST_AXIS = 2**31 - 1
 
 
 class PackedMatrix:
-    """A weight matrix [n, k] in one of the file's types, kept as its bytes and widened when used.
+    """A weight matrix [n, k] in the packed bytes of a file, which each use widens to float32.
 
-    data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes. Not copied;
-        the matrix keeps a reference, and whoever changes the bytes changes the matrix.
+    data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes. They are not
+        copied: the matrix keeps a reference, and a change of the bytes changes the matrix.
     type: "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k",
         "q5_k" or "q6_k".
     shape: (n, k), k a multiple of the type's block.
@@ -60,11 +60,11 @@ class PackedMatrix:
         return decode(self._rows, self.type)
 
     def rows(self, indices: NDArray[np.integer[Any]]) -> Float32:
-        """The rows that `indices` [m] names, as an embedding's lookup: float32 [m, k]."""
+        """The rows with the numbers `indices` [m], as in an embedding lookup: float32 [m, k]."""
         return decode(self._rows[indices], self.type)
 
     def row_blocks(self) -> Iterator[tuple[slice, Float32]]:
-        """The matrix piece by piece: which rows, and their values float32 [n_rows, k]."""
+        """The matrix in pieces: a slice of rows, and their values, float32 [n_rows, k]."""
         for rows in _row_slices(*self.shape):
             yield rows, decode(self._rows[rows], self.type)
 
@@ -73,10 +73,10 @@ class PackedMatrix:
 
 
 class RawRows(PackedMatrix):
-    """A matrix whose rows are looked up rather than multiplied by: an embedding.
+    """A matrix for lookups of rows rather than for products: an embedding.
 
-    The C++ extension repacks a PackedMatrix and leaves RawRows as the file has them; here the two
-    are the same.
+    The C++ extension repacks a PackedMatrix, but keeps RawRows in the layout of the file. In NumPy
+    the two are the same.
     """
 
 
@@ -100,7 +100,7 @@ def matmul(a: Float32, b: Float32, *, out: Float32 | None = None) -> Float32:
         )
     out = checks.output("matmul", out, (*a.shape[:-1], n), {"a": a, "b": b})
     if not out.size:
-        return out  # of 2^60 rows of no columns, too
+        return out  # also the way out for 2^60 rows without columns
     m = math.prod(a.shape[:-1])
     with np.errstate(all="ignore"):
         np.matmul(a.reshape(m, k), b, out=out.reshape(m, n))
@@ -110,11 +110,11 @@ def matmul(a: Float32, b: Float32, *, out: Float32 | None = None) -> Float32:
 def linear(
     x: Float32, w: Weight, *, activations: str = "auto", out: Float32 | None = None
 ) -> Float32:
-    """x @ w.T: w as checkpoints store it, one row for each output feature.
+    """x @ w.T. w has one row for each output feature, as in checkpoints.
 
     x: float32 [..., k]; w: float32 or float16 array [n, k], or PackedMatrix of shape (n, k).
-    activations: how x may meet a quantised w: rounded to 8 or to 16 bits in blocks of 32 ("q8",
-        "q16"), or exactly ("f32"); "auto" is q16 for up to 64 rows, else q8. Here all are exact.
+    activations: how x may be rounded for a quantised w: to 8 or 16 bits in blocks of 32 ("q8",
+        "q16"), or not at all ("f32"); "auto" is q16 for up to 64 rows, else q8. NumPy never rounds.
     out: float32 [..., n], neither x nor w. Returns out.
     """
     x = checks.float32("linear", "x", x)
@@ -150,10 +150,10 @@ def linear_many(
     activations: str = "auto",
     out: Sequence[Float32] | None = None,
 ) -> tuple[Float32, ...]:
-    """linear(x, w) for each w of ws; in the C++ extension that is one call.
+    """linear(x, w) for each w of ws. The C++ extension multiplies by all of them in one call.
 
-    ws: list or tuple of PackedMatrix, each (n_i, k); out: as many arrays, float32 [..., n_i], apart
-    from each other. Returns a tuple of them.
+    ws: list or tuple of PackedMatrix, each (n_i, k); out: an array for each, float32 [..., n_i], in
+    separate memory. Returns a tuple of these arrays.
     """
     op = "linear_many"
     x = checks.float32(op, "x", x)
@@ -191,9 +191,10 @@ def linear_many(
 def linear_apply(
     x: Float32, w: Weight, out: Float32, parts: Sequence[slice] = (slice(None),)
 ) -> None:
-    """linear without its checks. x: [n_tokens, k]; w: [n, k]; out: [n_tokens, n].
+    """linear without checks. x: [n_tokens, k]; w: [n, k]; out: [n_tokens, n].
 
-    parts: rows of x that are multiplied together; how many those are changes how sums round.
+    parts: slices of the rows of x, each multiplied separately. The number of rows in a product
+    affects how its sums round.
     """
     if not out.size:
         return
@@ -203,7 +204,7 @@ def linear_apply(
 
 
 def _widened(w: Weight) -> Iterator[tuple[slice, Float32]]:
-    """A matrix piece by piece where it has to be widened, else whole."""
+    """The matrix in float32: whole if it is float32 already, otherwise in widened pieces."""
     if isinstance(w, PackedMatrix):
         yield from w.row_blocks()
         return
@@ -222,7 +223,7 @@ def _matrix_shape(op: str, shape: object) -> tuple[int, int]:
         isinstance(axis, (int, np.integer)) for axis in shape
     ):
         raise TypeError(f"{op}: shape is {shape!r}; expected two integers, (n, k).")
-    # Without a limit, a matrix of no columns could have any number of rows, and no bytes.
+    # The limit is for matrices without columns, which could have any number of rows in no bytes.
     if len(shape) != 2 or min(shape) < 0 or max(shape) > _LONGEST_AXIS:
         raise ValueError(
             f"{op}: shape is {tuple(shape)}; expected (n, k), each from 0 to {_LONGEST_AXIS}."

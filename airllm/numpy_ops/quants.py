@@ -1,8 +1,8 @@
 """Number formats of weights: float16, bfloat16 and GGML's quantised blocks (see blocks.py).
 
 Layouts and rounding are those of GGML (ggml-common.h and the quantize_row_*_ref functions of
-ggml-quants.c). K-quants are read only: GGML searches for their scales, by heuristics that may
-change, so that no particular result is the right one.
+ggml-quants.c). K-quants can only be read. GGML searches for their scales with heuristics that
+may change, so that no result is the right one.
 """
 
 from typing import Any
@@ -94,15 +94,15 @@ def decode(data: Bytes, type: str) -> Float32:
     return DECODERS[type](data.reshape(-1, size)).reshape(shape)
 
 
-# Each takes float32 [n_blocks, 32]; returns the header float32 [n_blocks, 1 or 2], which is stored
-# as float16, and the bytes of the quants. They divide by the float32 scale, not by its float16, as
-# GGML does.
+# Each function takes float32 [n_blocks, 32]. It returns the header, float32 [n_blocks, 1 or 2],
+# which is stored as float16, and the bytes of the quants. Like GGML, it divides by the float32
+# scale, not by its float16 value.
 
 
 def _quantize_q8_0(x: Float32) -> tuple[Float32, NDArray[Any]]:
     d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
-    # Halves go away from zero, as with C's roundf; np.round would send them to even. In float64,
-    # for the sum of 0.49999997 and 0.5 is 1 in float32.
+    # Halves round away from zero, as with C's roundf; np.round rounds them to even. The sum is in
+    # float64, because 0.49999997 + 0.5 is 1 in float32.
     scaled = (x * _inverse(d)).astype(np.float64)
     return d, np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int8)
 
@@ -138,7 +138,7 @@ _QUANTIZERS = {
 
 def _round_from_largest(x: Float32, zero: int) -> tuple[Float32, Bytes]:
     """d and the quants 0 to 2 * zero - 1 of x = d * (q - zero)."""
-    # The value of largest magnitude, the first one if there are several, becomes quant 0.
+    # The first of the values with the largest magnitude becomes quant 0.
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, np.newaxis], axis=1)
     d = largest / np.float32(-zero)
     q = np.minimum(np.trunc(x * _inverse(d) + np.float32(zero + 0.5)), 2 * zero - 1)
@@ -154,7 +154,7 @@ def _round_from_lowest(x: Float32, highest: int) -> tuple[Float32, Bytes]:
 
 
 def _inverse(d: Float32) -> Float32:
-    """1 / d; 0 where that overflows, for the float16 scale is then 0 and any quant will do."""
+    """1 / d, or 0 if that overflows: the float16 scale is then 0, and any quant will do."""
     inverse = np.float32(1) / d
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
@@ -166,13 +166,13 @@ def _nibbles(q: Bytes) -> Bytes:
 
 
 def _highest_bits(q: Bytes) -> Bytes:
-    """Bit 4 of uint8 [n_blocks, 32] as uint8 [n_blocks, 4]: 8 neighbours to a byte."""
+    """Bit 4 of uint8 [n_blocks, 32] as uint8 [n_blocks, 4]: a byte holds 8 neighbours."""
     bits: Bytes = np.packbits(q & np.uint8(16), axis=1, bitorder="little")
     return bits
 
 
 def float32_to_float16(x: Float32) -> NDArray[np.float16]:
-    """Rounded to the nearest, ties to even; above 65504 and a half step, infinity.
+    """Rounds to the nearest, ties to even; values of 65520 and more become infinity.
 
     x: float32 [...]. Returns float16 [...].
     """
@@ -194,8 +194,8 @@ def float32_to_bfloat16(x: Float32) -> NDArray[np.uint16]:
     """
     x = checks.float32("float32_to_bfloat16", "x", x)
     bits = x.view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16  # wraps for NaN alone
-    quiet_nan = bits >> 16 | 0x40  # or a NaN whose payload is cut off would become infinity
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16  # only a NaN can overflow
+    quiet_nan = bits >> 16 | 0x40  # a NaN with a truncated payload would be infinity
     return np.where(np.isnan(x), quiet_nan, rounded).astype(np.uint16)
 
 

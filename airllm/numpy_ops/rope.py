@@ -24,10 +24,10 @@ def rope(
     inv_freq: float32 [n_dims / 2], radians per position, n_dims <= head_dim; features from n_dims
         on are copied. Without it n_dims is head_dim, which must be even, and
         inv_freq[i] = theta ** (-2i / head_dim).
-    interleaved: the pairs are (0, 1), (2, 3), ...; otherwise feature i goes with i + n_dims / 2.
+    interleaved: the pairs are (0, 1), (2, 3), ...; otherwise feature i pairs with i + n_dims / 2.
     out: float32 [n_tokens, n_heads, head_dim], may be x. Returns out.
 
-    Angles are computed in float64, so that a long context does not lose the fast pairs.
+    Angles are computed in float64, which keeps those of fast pairs accurate in a long context.
     """
     x = checks.float32("rope", "x", x)
     checks.axes("rope", "x", x, "[n_tokens, n_heads, head_dim]")
@@ -69,7 +69,7 @@ def rope(
 def rope_table(positions: NDArray[np.integer[Any]], inv_freq: NDArray[Any]) -> Float32:
     """The cosines, then the sines, of each position's angles: float32 [n_tokens, n_dims]."""
     angles = np.multiply.outer(positions.astype(np.float64), inv_freq.astype(np.float64))
-    with np.errstate(invalid="ignore"):  # an infinite frequency has NaN for its cosine
+    with np.errstate(invalid="ignore"):  # the cosine of an infinite angle is NaN
         table = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
     return table.astype(np.float32, copy=False)
 
@@ -77,13 +77,13 @@ def rope_table(positions: NDArray[np.integer[Any]], inv_freq: NDArray[Any]) -> F
 def rope_apply(
     x: Float32, table: Float32, n_heads: int, head_dim: int, interleaved: bool, out: Float32
 ) -> None:
-    """The rotation alone, unchecked. x, out: [n_tokens, n_heads * head_dim]; out may be x.
+    """The rotation, without checks. x, out: [n_tokens, n_heads * head_dim]; out may be x.
 
-    table: [n_tokens, n_dims], the cosines and then the sines that `rope_table` gives.
+    table: [n_tokens, n_dims], the result of `rope_table`.
     """
     n_tokens, n_dims = table.shape
     half = n_dims // 2
-    # Views, or `out` would not be written.
+    # These must be views, so that the assignments below write to `out`.
     heads = x.reshape(n_tokens, n_heads, head_dim)
     result = out.reshape(n_tokens, n_heads, head_dim)
     cos, sin = table[:, np.newaxis, :half], table[:, np.newaxis, half:]

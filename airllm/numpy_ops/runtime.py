@@ -1,4 +1,4 @@
-"""What runs the NumPy operations: the BLAS library's threads, and no SIMD of our own."""
+"""The threads of NumPy's BLAS library, and build information. There is no SIMD of our own."""
 
 import os
 import platform
@@ -13,23 +13,24 @@ from airllm.util.system import cpu_quota
 has_simd = False
 simd_level = "numpy"
 
-# OpenBLAS, which NumPy's wheels carry, reads these in this order when it is loaded.
+# OpenBLAS, which is part of NumPy's wheels, reads these in this order when it is loaded.
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def available_isas() -> list[str]:
-    """The instruction sets that can be chosen: none, NumPy picks its own."""
+    """The instruction sets to choose from: none, because NumPy picks its own."""
     return []
 
 
 def get_num_threads() -> int:
-    """The threads of NumPy's BLAS: one for each CPU this process may use, or as the environment
-    said before NumPy was imported (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS)."""
+    """The threads of NumPy's BLAS: one for each CPU that this process may use, or fewer if the
+    environment said so before NumPy was imported (OPENBLAS_NUM_THREADS, GOTO_NUM_THREADS,
+    OMP_NUM_THREADS)."""
     return int(cpu_budget()["chosen"])
 
 
 def set_num_threads(n: int) -> None:
-    """Checks n, and otherwise does nothing: BLAS has started its threads by now.
+    """Only checks n, because BLAS has started its threads already.
 
     Set OPENBLAS_NUM_THREADS before Python starts instead.
     """
@@ -40,11 +41,11 @@ def set_num_threads(n: int) -> None:
 
 
 def cpu_budget() -> dict[str, Any]:
-    """How many threads run, and why.
+    """The number of threads, and the reason for it.
 
     affinity: CPUs that this process may use; cgroup_quota: CPUs' worth of time that its control
-    group grants, None if unlimited; env: the threads that the environment asks for, None if it
-    does not; chosen: the threads that run; reason: why that many, a sentence for people.
+    group grants, None if unlimited; env: the threads that the environment asks for, or
+    None; chosen: the threads that run; reason: why that many, in words.
     """
     affinity = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -68,7 +69,7 @@ def cpu_budget() -> dict[str, Any]:
 
 
 def get_optimization_info() -> dict[str, Any]:
-    """What runs here: isa, threads, compiler, flags, version, numpy's version."""
+    """Describes the build: isa, available_isas, threads, compiler, flags, version, numpy."""
     return {
         "isa": simd_level,
         "available_isas": available_isas(),

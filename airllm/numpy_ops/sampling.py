@@ -1,4 +1,4 @@
-"""Choosing a token by the probabilities that a model gives."""
+"""Chooses a token by the probabilities that a model gives."""
 
 import math
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from airllm.numpy_ops import checks
 from airllm.numpy_ops.checks import Float32
 
-_GROUP = 64  # logits, see _top_k
+_GROUP = 64  # logits in a group, see _top_k
 
 
 def sample(
@@ -20,14 +20,15 @@ def sample(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> int:
-    """The token that a draw falls on.
+    """Samples a token: the id on which the random number `draw` falls.
 
-    logits: float32 [vocab]; draw: a number from 0 to below 1.
-    top_k: only so many of the likeliest; 0 is all. top_p: of these only the likeliest that together
-    reach this share. min_p, 0 to 1: only those at least this fraction as likely as the likeliest.
-    What is left is drawn from, each by its probability to the power of 1 / temperature; 0 takes the
-    likeliest. Among equals the lower id is the likelier.
-    ValueError where the largest logit is NaN or infinite. Returns the token's id.
+    logits: float32 [vocab]; draw: from 0 to below 1.
+    top_k: keeps only this many of the likeliest tokens; 0 keeps all. top_p: of these, keeps the
+    fewest likeliest tokens that together reach this share. min_p: 0 to 1, keeps tokens at least
+    this fraction as likely as the likeliest. The remaining tokens are drawn in proportion to their
+    probability to the power of 1 / temperature; temperature 0 takes the likeliest token. Of equally
+    likely tokens, the one with the lower id counts as likelier.
+    ValueError if the largest logit is NaN or infinite.
     """
     logits = checks.float32("sample", "logits", logits)
     checks.axes("sample", "logits", logits, "[vocab]")
@@ -38,7 +39,7 @@ def sample(
     top_k = checks.count("sample", "top_k", top_k, minimum=0)
     top_p = checks.number("sample", "top_p", top_p, minimum=0.0, inclusive=False)
     min_p = _up_to_one("min_p", min_p, inclusive=True)
-    best = int(np.argmax(logits))  # the first of equals; NaN if there is one
+    best = int(np.argmax(logits))  # the first of equal logits; a NaN if there is one
     if not math.isfinite(logits[best]):
         raise ValueError(f"sample: the largest logit is {logits[best]}; expected a finite number.")
     if temperature == 0.0:
@@ -46,41 +47,41 @@ def sample(
     ids, probabilities = candidates(logits, temperature, top_k, top_p, min_p)
     cumulative = np.cumsum(probabilities)
     drawn = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
-    return int(ids[min(drawn, len(ids) - 1)])  # the product may round up to the last sum
+    return int(ids[min(drawn, len(ids) - 1)])  # draw * sum may round up to the sum
 
 
 def candidates(
     logits: Float32, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens that may be drawn, likeliest first, and the probability of each.
+    """The tokens that may be drawn, likeliest first, and their probabilities.
 
-    Settings as `sample` has them, temperature above 0. Returns int64 [n], float64 [n] with a sum
-    of 1.
+    The arguments are those of `sample`, with a temperature above 0. Returns int64 [n], and float64
+    [n] with a sum of 1.
     """
     ids = _top_k(logits, top_k)
     values = logits[ids].astype(np.float64)
     values -= values.max()
-    relative = np.exp(values)  # probability, relative to the likeliest's
+    relative = np.exp(values)  # to the probability of the likeliest token
     total = relative.sum()
-    # min-p first: it takes the same tokens away as after top-p, and spares sorting them.
+    # min_p comes before top_p, which gives the same tokens and leaves fewer to sort.
     likely = np.flatnonzero(relative >= min_p)
     likely = likely[np.argsort(-relative[likely], kind="stable")]
-    # As many as reach top_p: the one that crosses it is the last.
+    # The token whose cumulative share reaches top_p is the last to stay.
     share = np.cumsum(relative[likely]) / total
     likely = likely[: int(np.searchsorted(share, top_p)) + 1]
-    with np.errstate(over="ignore"):  # a tiny temperature: only the likeliest is left
+    with np.errstate(over="ignore"):  # with a tiny temperature only the likeliest stays
         shaped = np.exp(values[likely] / temperature)
     return ids[likely], shaped / shaped.sum()
 
 
 def _top_k(logits: Float32, k: int) -> NDArray[np.int64]:
-    """Ids of the k largest logits, lower ids first among equals; all of them if k is 0."""
+    """Ids of the k largest logits, of equal logits the lower ids first; all ids if k is 0."""
     n_groups = len(logits) // _GROUP
     if k == 0 or k >= len(logits):
         return np.arange(len(logits))
     if k < n_groups:
-        # k groups have a largest value of at least `floor`, so the k largest are not below it.
-        # That takes 20 us for 49,152 logits, where np.partition on all of them takes 250.
+        # k groups have a maximum of at least `floor`, so the k largest logits are not below it.
+        # This takes 20 us for 49,152 logits; np.partition on all of them takes 250 us.
         groups = logits[: n_groups * _GROUP].reshape(_GROUP, n_groups).max(axis=0)
         floor = np.partition(groups, -k)[-k]
         ids = np.flatnonzero(logits >= floor)

@@ -1,4 +1,4 @@
-"""Text to tokens and back: vocabularies, tokenisers, chat templates, text as it streams out.
+"""Text to tokens and back: vocabularies, tokenisers, chat templates, streamed text.
 
-Knows `util`. It reads a file's key-value pairs, whichever format they come from.
+Knows `util`. It reads the key-value pairs of a model file, whatever the file's format.
 """

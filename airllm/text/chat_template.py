@@ -1,7 +1,8 @@
-"""A conversation as the text that a model was trained to continue.
+"""Renders a conversation as the text that a model was trained to continue.
 
-GGUF files carry a Jinja template for it, written for Hugging Face's library. It is a program from
-a stranger, so it runs in a sandbox, in a process that can be ended: see `template_child`.
+GGUF files carry a Jinja template for this, written for Hugging Face's library. The template is a
+program from a stranger, so it runs in a sandbox, in a process that can be ended: see
+`template_child`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,9 +16,9 @@ from airllm.util.shown import shown
 
 __all__ = ["ChatTemplate", "ChatTemplateError", "map_texts"]
 
-MAX_TEMPLATE = 2**20  # characters; the longest in use have about 20,000
+MAX_TEMPLATE = 2**20  # characters; the longest templates in use have about 20,000
 
-# Of a conversation. The longest contexts, of a million tokens, hold some 4 million.
+# The most characters of a conversation. The longest contexts, a million tokens, hold 4 million.
 MAX_CHARACTERS = 2**24
 
 CHATML = (
@@ -29,8 +30,8 @@ CHATML = (
 
 
 class ChatTemplateError(ValueError):
-    """The template refuses this conversation, or fails at it. Its words are on one line, with
-    escapes for what is not printable."""
+    """The template refuses this conversation, or fails on it. The message is one line; characters
+    that are not printable are escaped."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -43,21 +44,20 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        """special_tokens: "bos_token" and the like, as the template may use them."""
+        """special_tokens: texts by the template's names for them, such as "bos_token"."""
         if len(source) > MAX_TEMPLATE:
             raise ChatTemplateError(
-                f"the model's chat template has {len(source):,} characters; at most"
-                f" {MAX_TEMPLATE:,} may be"
+                f"the model's chat template has {len(source):,} characters; expected"
+                f" at most {MAX_TEMPLATE:,}"
             )
         self.source = source
         self._special_tokens = dict(special_tokens or {})
-        self._run(None)  # a template that does not compile is refused here
+        self._run(None)  # compiles it: ChatTemplateError for a broken one
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Self:
-        """The template of a GGUF file; ChatML for a file without one whose vocabulary has
-        ChatML's tokens. Raises FormatError where there is no way to tell, or the template is
-        broken."""
+        """The template of a GGUF file. A file without a template gets ChatML if its vocabulary has
+        the token <|im_start|>. Raises FormatError if it has neither, or a broken template."""
         checked = Metadata.of(metadata)
         source = checked.text("tokenizer.chat_template", "")
         texts = checked.texts("tokenizer.ggml.tokens")
@@ -89,28 +89,29 @@ class ChatTemplate:
         """The text of a conversation, for `encode(text, parse_special=True)`.
 
         messages: mappings with "role" ("system", "user", "assistant") and "content", a text or a
-            list of {"type": "text", "text": ...}, whose texts are joined. What else a message has,
-            "tool_calls" say, the template gets as it is.
-        add_generation_prompt: end where the assistant's next message begins.
-        variables: what else the template knows, such as `tools` or `enable_thinking`; values as
-            JSON has them.
-        guard: what each text in messages and variables goes through first. Without
-            `tokenizer.guarded` they can write control tokens too.
+            list of {"type": "text", "text": ...}, whose texts are joined. Other entries, such as
+            "tool_calls", reach the template unchanged.
+        add_generation_prompt: end with the beginning of an assistant's message.
+        variables: further variables of the template, such as `tools` or `enable_thinking`; JSON
+            values.
+        guard: applied to each text in messages and variables before rendering. Pass
+            `tokenizer.guarded`; without it these texts can spell control tokens.
 
-        Raises ChatTemplateError if the template refuses (roles that do not alternate, say), fails,
-        or takes too much time or memory, and for a part of a message that is no text; TypeError for
-        messages or variables that are none.
+        Raises ChatTemplateError if the template refuses the conversation (roles that do not
+        alternate, say), fails, or takes too much time or memory; if the conversation is too long;
+        and if a part of a message is not text. Raises TypeError for messages or variables of
+        another form.
         """
         given = dict(variables or {})
         for name in ("messages", "add_generation_prompt"):
             if name in given:
-                raise TypeError(f"{name!r} is no template variable to set")
+                raise TypeError(f"{name!r} cannot be set as a template variable")
         given["messages"] = _checked_messages(messages)
         n_characters = _n_characters(given)
         if n_characters > MAX_CHARACTERS:
             raise ChatTemplateError(
-                f"messages and template variables have {n_characters:,} characters; at most"
-                f" {MAX_CHARACTERS:,} may be"
+                f"messages and template variables have {n_characters:,} characters;"
+                f" expected at most {MAX_CHARACTERS:,}"
             )
         if guard is not None:
             given = {name: map_texts(guard, value) for name, value in given.items()}
@@ -131,12 +132,13 @@ class ChatTemplate:
             raise ChatTemplateError(f"the model's chat template: {fault}") from None
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(
-                f"messages and template variables must be what JSON has: {error}"
+                f"messages and template variables must be JSON values: {error}"
             ) from None
 
 
 def map_texts(change: Callable[[str], str], value: Any) -> Any:
-    """`value` with each string in it changed: in lists and mappings too, and their keys."""
+    """A copy of `value` with each string changed, also inside lists and in keys and values of
+    mappings."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -147,7 +149,8 @@ def map_texts(change: Callable[[str], str], value: Any) -> Any:
 
 
 def _n_characters(value: object) -> int:
-    """Of all texts in lists and mappings; each other value, and each message, counts as some."""
+    """The characters of all texts in lists and mappings. Every other value, a list or mapping too,
+    counts as 16."""
     n, left = 0, [value]
     while left and n <= MAX_CHARACTERS:
         value = left.pop()
@@ -177,11 +180,14 @@ def _checked(at: int, message: object) -> dict[str, object]:
     content = message.get("content")
     if not isinstance(content, (list, tuple)):
         return dict(message)
-    # Most templates take a text alone. Of those that take a list, most join its texts like this.
-    return {**message, "content": "".join(_part(f"messages[{at}]", part) for part in content)}
+    # Most templates accept only a text. Most of those that accept a list join its texts like this.
+    return {
+        **message,
+        "content": "".join(_text_of_part(f"messages[{at}]", part) for part in content),
+    }
 
 
-def _part(message: str, part: object) -> str:
+def _text_of_part(message: str, part: object) -> str:
     kind, text = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else ("", "")
     if kind == "text" and isinstance(text, str):
         return text

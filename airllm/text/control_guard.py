@@ -1,13 +1,13 @@
-"""Keeps messages from becoming markup: one that says "<|im_end|>" must not end its turn.
+"""Keeps messages from becoming markup: a message that says "<|im_end|>" must not end its turn.
 
-A chat template makes one text of markup and messages, and in that text control tokens are found by
-how they are written. So before the template runs, every control token that a message spells gets a
-guard after its first character; encoding looks for tokens first, and drops the guards after that.
+A chat template joins markup and messages to one text, in which the tokeniser finds control tokens
+by their spelling. So before the template runs, every control token that a message spells gets a
+guard after its first character. Encoding looks for control tokens first and then drops the guards.
 
-A message that spells none is not touched: templates see ordinary messages as they are, and may
-trim, split and compare all of them. Still markup is what a template makes of words, as those do
-that write '<|' + message.role + '|>'. A template that cut words out of a message could join the
-halves of a control token; none in use does.
+A message that spells no control token stays unchanged, so that templates can trim, split and
+compare ordinary messages. A template can still build markup from words: some templates write
+'<|' + message.role + '|>'. A template that cut words out of a message could join the two halves of
+a control token; no template in use does that.
 """
 
 import re
@@ -20,20 +20,21 @@ REPLACEMENT = "\ufffd"
 
 
 class ControlGuard:
-    """For control tokens that are written as `texts`."""
+    """Guards messages against the control tokens whose spellings are `texts`."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = frozenset(texts) - {""}
 
     def guard(self, text: str) -> str:
-        """`text` in which no control token is found, nor in what begins with it.
+        """`text` with guards, so that neither it nor a longer text that begins with it spells a
+        control token.
 
-        A control token of one character, which has no place for a guard, becomes U+FFFD.
+        A control token of one character has no place for a guard and becomes U+FFFD.
         """
         if not self._texts:
             return text
         text = self._starts.sub(self._guard_start, text.replace(GUARD, REPLACEMENT))
-        trimmed = text.rstrip()  # as many templates do
+        trimmed = text.rstrip()  # many templates strip messages
         if any(trimmed.endswith(prefix) for prefix in self._prefixes):
             text = trimmed + GUARD + text[len(trimmed) :]
         return text
@@ -43,7 +44,8 @@ class ControlGuard:
 
     @cached_property
     def _starts(self) -> re.Pattern[str]:
-        """The first character of each control token, of those too that begin in another one."""
+        """Matches the first character of each control token, also of a token that begins inside
+        another one."""
         tokens = "|".join(map(re.escape, sorted(self._texts)))
         return re.compile(f"(?={tokens}).", re.DOTALL)
 

@@ -1,8 +1,8 @@
-"""How text is cut into words before byte-pair encoding, by the name in `tokenizer.ggml.pre`.
+"""Rules for cutting text into words before byte-pair encoding, by name (`tokenizer.ggml.pre`).
 
-Merges never cross a word's edge, so a model that was trained with one rule sees strange tokens
-under another: an unknown name is an error and not a guess. The rules are those of the models' own
-tokenisers; the names are llama.cpp's.
+Merges never cross the edge of a word. A model that was trained with one rule therefore sees
+strange tokens under another, and an unknown name is an error rather than a guess. The rules are
+those of the models' own tokenisers; the names are those of llama.cpp.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ _QWEN35 = "|".join(
     ]
 )
 
-# Words of one case: "HelloWorld" is two. What may precede one, its first part and its second part.
+# A word has one case: "HelloWorld" is two words. _EDGE may precede a word; _UPPER and _LOWER are
+# the characters of its first and its second part.
 _EDGE = r"[^\r\n\p{L}\p{N}]?"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -64,15 +65,16 @@ _DEEPSEEK3 = "|".join(
 
 @dataclass(frozen=True)
 class Rule:
-    """Each pattern in turn cuts the pieces of the one before: matches, and what lies between."""
+    """Each pattern in turn cuts the pieces that the previous pattern left, into its matches and the
+    text between them."""
 
     patterns: tuple[str, ...]
-    ignore_merges: bool = False  # a word that is a token is that token, whatever merges would give
-    add_bos: bool = False  # where the file does not say
-    composed: bool = False  # text is brought to Unicode's form NFC first: e + ´ becomes é
+    ignore_merges: bool = False  # a word that is a token becomes that token, without merges
+    add_bos: bool = False  # if the file does not say
+    composed: bool = False  # text is first normalised to NFC: e + ´ becomes é
 
     def build(self) -> "PreTokenizer":
-        """The rule for the `tokenizers` library; its words come out as byte-level characters."""
+        """The rule for the `tokenizers` library. It writes words in byte-level characters."""
         from tokenizers import Regex
         from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
@@ -109,7 +111,7 @@ RULES: dict[str, Rule] = {name: rule for names, rule in _FAMILIES for name in na
 
 
 def rule_name(patterns: tuple[str, ...], ignore_merges: bool, composed: bool) -> str | None:
-    """The first name of the rule that cuts like this; None where there is none."""
+    """The first name of the rule with these settings; None if there is no such rule."""
     for name, rule in RULES.items():
         if (rule.patterns, rule.ignore_merges, rule.composed) == (
             patterns,

@@ -1,4 +1,4 @@
-"""Prompts as tokens: a text, or a chat in the form that the model's template gives it."""
+"""Prompts to tokens. A prompt is a text to continue, or a chat for the model's chat template."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from airllm.util.metadata import Metadata
 
 __all__ = ["Chat", "Message", "Prompt", "PromptReader", "chat", "prompt_list"]
 
-Message = Mapping[str, Any]  # "role", "content", and whatever else the model's template reads
+Message = Mapping[str, Any]  # "role", "content", and other entries that the template reads
 
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages, and what the model's chat template is to know beside them: `tools`,
-    `enable_thinking` and the like, as JSON has them."""
+    """Messages, and further variables of the model's chat template, such as `tools` and
+    `enable_thinking`: JSON values."""
 
     messages: Sequence[Message]
     variables: Mapping[str, object] = field(default_factory=dict)
@@ -27,7 +27,7 @@ Prompt = str | Sequence[Message] | Chat
 
 
 def chat(prompt: Prompt, variables: Mapping[str, object] | None) -> Prompt:
-    """The prompt with more template variables. TypeError where it is a text, which has none."""
+    """The prompt with more template variables. TypeError for a text, which has no template."""
     if not variables:
         return prompt
     if isinstance(prompt, str):
@@ -38,14 +38,14 @@ def chat(prompt: Prompt, variables: Mapping[str, object] | None) -> Prompt:
 
 
 class PromptReader:
-    """What a model's file says of texts: its tokenizer and its chat template, made when they are
-    first asked for."""
+    """Reads prompts with the tokeniser and the chat template of a model's file. Each of the two is
+    made on first use."""
 
     def __init__(
         self, metadata: Metadata, check_length: Callable[[int], None] | None = None
     ) -> None:
-        """check_length: called, before a prompt is encoded, with the number of tokens that it has
-        at least; raises where that is too many."""
+        """check_length: called with a lower bound of a prompt's tokens before the prompt is
+        encoded; raises if that is too many."""
         self._metadata = metadata
         self._check_length = check_length
 
@@ -55,20 +55,20 @@ class PromptReader:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """FormatError if the file does not say."""
+        """FormatError if the file has no usable template, see ChatTemplate.from_gguf."""
         return ChatTemplate.from_gguf(self._metadata)
 
     def tokens(self, prompt: Prompt) -> list[int]:
-        """The ids of a text as a prompt, with the BOS token where the model wants one; or of a chat
-        up to where the answer begins. Control tokens come from the chat template alone, never from
-        what a text or a message says."""
+        """The token ids of a text, or of a chat up to the beginning of the answer. They begin with
+        BOS if the model wants that. All other control tokens come from the chat template, never
+        from the words of a text or a message."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
         return self._chat_tokens(prompt if isinstance(prompt, Chat) else Chat(prompt))
 
     def some_tokens(self, prompt: Prompt) -> list[int]:
-        """tokens, at least one of them: ValueError where there is none, and where check_length
-        finds them too many."""
+        """Like `tokens`, but ValueError if there is no token. A prompt that is too long raises the
+        error of check_length."""
         if isinstance(prompt, str):
             self._check(prompt)
         ids = self.tokens(prompt)
@@ -89,7 +89,7 @@ class PromptReader:
 
 
 def prompt_list(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """TypeError where it is a single prompt."""
+    """The prompts as a list. TypeError for a single prompt."""
     if isinstance(prompts, (str, Chat)) or any(isinstance(prompt, Mapping) for prompt in prompts):
         raise TypeError("prompts is one prompt; expected a list of them. generate() takes one.")
     return list(prompts)

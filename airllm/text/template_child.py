@@ -1,19 +1,19 @@
-"""The process in which chat templates run.
+"""The process in which chat templates run; template_process.py starts it.
 
-A template is a program inside a model's file, which nobody has read. Jinja's sandbox keeps it from
-Python's internals, but not from `'a' * 10**10` or from a hundred nested loops, nor from one call
-into C that takes an hour. So it runs in a process of its own, under limits of the kernel's, which
-nothing that it does goes around:
+A template is a program inside a model's file that nobody has read. Jinja's sandbox keeps it away
+from Python's internals, but does not stop `'a' * 10**10`, a hundred nested loops, or one call into
+C that takes an hour. So templates run in a separate process. The kernel enforces its limits, and
+a template cannot evade them:
 
-- CPU time: a timer whose signal ends the process. It counts the process's own time, so that a busy
-  machine changes nothing, and no call into C outlasts it.
+- CPU time: a timer whose signal ends the process. It counts CPU time of the process, so that a busy
+  machine changes nothing. It also ends a call into C.
 - address space: an allocation beyond the limit fails.
-- files, processes and core dumps: none, should a template find a way out of the sandbox.
+- files, processes and core dumps: the limits are 0, in case a template escapes from the sandbox.
 
 Requests and answers are frames on stdin and stdout, see `template_frames`. A request is JSON: the
-template's `source`, its `variables` (null: it is compiled only), and `limits`: `seconds` of CPU
-time, `memory` in bytes that may come on top of what the process has, and `characters` of the text.
-An answer is a kind, TEXT, FAULT or MEMORY, and a text in UTF-8.
+template's `source`, its `variables` (null: only compile it), and `limits`: `seconds` of CPU time,
+`memory` in bytes beyond the current address space, and `characters` of the rendered text. An
+answer is its kind (TEXT, FAULT or MEMORY) and a text in UTF-8.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from typing import Any, BinaryIO
 from airllm.text.template_frames import FAULT, MEMORY, TEXT, read_frame, write_frame
 from airllm.text.template_sandbox import Sandbox
 
-_KEPT = 8  # compiled templates
+_KEPT = 8  # the most compiled templates to keep
 
-# Jinja and Python import some modules when they are needed, which is too late when no file can be
-# opened any more: for a literal, wordwrap, pprint, lipsum, a date and the first error.
+# Jinja and Python import some modules on first use: for a literal, wordwrap, pprint, lipsum, a date
+# and an error. That fails once no file can be opened, so this template uses all of them before.
 _WARM_UP = """{{ 'é' | wordwrap | pprint }}{{ lipsum(1) }}{{ strftime_now('%c') }}{{ 1 / 0 }}"""
 
 
 def main() -> None:
-    """Serve until stdin ends, or a template has run out of memory."""
+    """Answer requests until stdin ends or a template runs out of memory."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
@@ -43,7 +43,7 @@ def main() -> None:
         Sandbox().template(_WARM_UP).render()
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
-    with contextlib.suppress(AttributeError):  # not everywhere
+    with contextlib.suppress(AttributeError):  # some systems lack this limit
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     compiled: dict[str, Any] = {}
     while (raw := read_frame(requests)) is not None:
@@ -79,16 +79,16 @@ def _answer(
         return MEMORY, ""
     except RecursionError as error:
         return FAULT, f"it is nested too deeply ({error})"
-    except Exception as error:  # a template can cause any
+    except Exception as error:  # a template can raise any exception
         return FAULT, f"{error}"[:1000] or type(error).__name__
 
 
 @contextlib.contextmanager
 def _at_most(n_bytes: int) -> Iterator[None]:
-    """Inside the `with`, so much more address space can be had than is in use."""
+    """Inside the `with`, the process can get n_bytes more address space than it has now."""
     soft, hard = before = resource.getrlimit(resource.RLIMIT_AS)
-    limit = _STATM.used() + n_bytes
-    with contextlib.suppress(OSError, ValueError):  # systems that have no such limit
+    limit = _ADDRESS_SPACE.used() + n_bytes
+    with contextlib.suppress(OSError, ValueError):  # some systems lack this limit
         resource.setrlimit(
             resource.RLIMIT_AS,
             (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard),
@@ -100,8 +100,9 @@ def _at_most(n_bytes: int) -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-class _Statm:
-    """This process's address space, of a file that was opened while files could be."""
+class _AddressSpace:
+    """The size of this process's address space, from a file that is opened before RLIMIT_NOFILE
+    is 0."""
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
@@ -115,4 +116,4 @@ class _Statm:
         return int(self._file.read(100).split()[0]) * resource.getpagesize()
 
 
-_STATM = _Statm()
+_ADDRESS_SPACE = _AddressSpace()

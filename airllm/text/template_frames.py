@@ -1,15 +1,15 @@
-"""How a process and the one that renders templates for it speak: a length, and that many bytes."""
+"""The messages between a process and its template renderer: a length, and that many bytes."""
 
 import struct
 from typing import IO
 
-TEXT, FAULT, MEMORY = b"T", b"F", b"M"  # what an answer begins with
+TEXT, FAULT, MEMORY = b"T", b"F", b"M"  # the first byte of an answer
 
 _LENGTH = struct.Struct("<Q")
 
 
 def read_frame(stream: IO[bytes], most: int | None = None) -> bytes | None:
-    """The next frame; None at the stream's end, or where a frame is longer than `most` bytes."""
+    """The next frame; None at the stream's end, or for a frame of more than `most` bytes."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None

@@ -1,4 +1,4 @@
-"""The other side of `template_child`: starts the process that renders templates, and asks it."""
+"""Renders chat templates in a separate process, which runs template_child.py."""
 
 import atexit
 import contextlib
@@ -17,19 +17,19 @@ from airllm.text.template_frames import FAULT, MEMORY, TEXT, read_frame, write_f
 
 __all__ = ["TemplateFaultError", "TemplateProcess", "render"]
 
-# A template that is given nothing gets SECONDS of CPU time, and MEMORY_BYTES beside what Python and
-# Jinja take; what it is given buys more. Of 70 templates in use, none takes longer than 10 ms for
-# ten messages; those that go through all messages for each one of them take 1.1 s for 400 messages
-# of 3 to 7 values.
+# A template without variables gets SECONDS of CPU time, and MEMORY_BYTES beyond the memory of
+# Python and Jinja. Each value and character of its variables adds to that. Of 70 templates in use,
+# none takes longer than 10 ms for ten messages. Templates that visit all messages once for each
+# message take 1.1 s for 400 messages of 3 to 7 values.
 SECONDS = 1.0
-SECONDS_PER_VALUE = 0.001  # of a list or a mapping
+SECONDS_PER_VALUE = 0.001  # for each value in lists and mappings
 SECONDS_PER_CHARACTER = 1e-6
 MEMORY_BYTES = 256 << 20
 MEMORY_BYTES_PER_CHARACTER = 16
 CHARACTERS = 4 << 20
 CHARACTERS_PER_CHARACTER = 8
 
-# The clock on the wall counts only where the process does not run at all: stopped, for example.
+# The limit of wall-clock time is generous. It ends a process that gets no CPU time: a stopped one.
 _WALL_SECONDS = 60.0
 _WALL_PER_CPU = 20.0
 
@@ -40,19 +40,19 @@ _BOOT = (
 
 
 class TemplateFaultError(Exception):
-    """What a template is refused for."""
+    """The fault of a template that cannot be rendered."""
 
 
 class TemplateProcess:
-    """A process that renders templates, one at a time, and is started when it is needed: the first
-    time, and after a template that took too much."""
+    """A process that renders templates, one at a time. It is started for the first template, and
+    again for the first one after a template that ended it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def forget(self) -> None:
-        """In a process that was forked: this is its parent's."""
+        """For a forked child: forget the process, which belongs to the parent."""
         self.__init__()  # type: ignore[misc]
 
     @property
@@ -60,12 +60,12 @@ class TemplateProcess:
         return None if self._process is None else self._process.pid
 
     def ask(self, source: str, variables: Mapping[str, object] | None) -> str:
-        """The text that a template makes of variables, which must be what JSON has; with None it is
-        compiled only, and the text is empty.
+        """Renders a template with variables, which must be JSON values. Without variables (None) it
+        is only compiled, and the text is empty.
 
-        TemplateFaultError for whatever is wrong with the template, or that it takes too much;
-        TypeError, ValueError and RecursionError of json.dumps, about the variables; OSError where
-        there can be no process.
+        TemplateFaultError if the template is faulty or takes too much time or memory; TypeError,
+        ValueError and RecursionError of json.dumps for the variables; OSError if the process
+        cannot be started.
         """
         given = json.dumps(variables, ensure_ascii=False)
         n_values, n_characters = _n_values(variables), len(given)
@@ -103,7 +103,7 @@ class TemplateProcess:
         process.wait()
         for stream in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
-                _open(stream).close()
+                _pipe(stream).close()
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._process is not None:
@@ -114,7 +114,7 @@ class TemplateProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is not for it
+            start_new_session=True,  # a Ctrl-C does not reach it
         )
         return self._process
 
@@ -122,8 +122,9 @@ class TemplateProcess:
     def _ended_unless_it_answers(
         self, process: "subprocess.Popen[bytes]", wall_seconds: float
     ) -> Iterator[None]:
-        """Whatever goes wrong inside the `with`, an interrupt too, and when it takes too long, the
-        process ends: it would answer the next question with this one's answer."""
+        """Ends the process after any exception inside the `with`, an interrupt included, and after
+        `wall_seconds`. A process that went on could answer the next request with the answer to
+        this one."""
         timer = threading.Timer(wall_seconds, process.kill)
         timer.daemon = True
         timer.start()
@@ -137,15 +138,15 @@ class TemplateProcess:
 
 
 def _exchange(process: "subprocess.Popen[bytes]", request: bytes, most: int) -> bytes | None:
-    """The answer; None where the process has ended."""
+    """The answer; None if the process has ended or the answer is longer than `most` bytes."""
     try:
-        write_frame(_open(process.stdin), request)
+        write_frame(_pipe(process.stdin), request)
     except BrokenPipeError:
         return None
-    return read_frame(_open(process.stdout), most)
+    return read_frame(_pipe(process.stdout), most)
 
 
-def _open(stream: IO[bytes] | None) -> IO[bytes]:
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     assert stream is not None  # it is a pipe
     return stream
 
@@ -165,7 +166,7 @@ def _why_ended(process: "subprocess.Popen[bytes]") -> str:
 
 
 def _n_values(value: object) -> int:
-    """How many values are in its lists and mappings, at any depth."""
+    """The number of values in lists and mappings, at any depth."""
     n, left = 0, [value]
     while left:
         value = left.pop()

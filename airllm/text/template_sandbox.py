@@ -1,5 +1,6 @@
-"""Jinja as Hugging Face's library sets it up for chat templates, and a formatter that looks at
-nothing. What a template costs is not bounded here: see `template_child`, which runs this.
+"""Jinja, set up as in Hugging Face's library for chat templates, with a restricted str.format.
+
+Nothing here limits the time and memory of a template; `template_child`, which runs this, does.
 """
 
 import json
@@ -19,8 +20,8 @@ __all__ = ["Sandbox"]
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Compiles templates. They reach no attribute that begins with an underscore, change no list
-    and no dict, and include no file."""
+    """Compiles templates. A template cannot read an attribute that begins with an underscore,
+    change a list or a dict, or include a file."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -31,13 +32,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
 
     def template(self, source: str) -> Template:
-        """Compile. Whatever is wrong with the template is an exception, of whatever kind."""
+        """Compile a template. A faulty one can raise any exception."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of Python, about the compiled template
+            warnings.simplefilter("ignore", SyntaxWarning)  # about generated code
             return self.from_string(source)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """What stands for a string's own `format` and `format_map`; None for everything else."""
+        """The replacement of a string's `format` or `format_map`; None for any other value."""
         text = getattr(value, "__self__", None)
         name = getattr(value, "__name__", None)
         if not isinstance(text, str) or name not in ("format", "format_map"):
@@ -48,7 +49,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Formatter(string.Formatter):
-    """'{} {name:>8}' and no more: '{0.x}' and '{0[x]}' would go where the sandbox does not see."""
+    """Formats '{} {name:>8}' but refuses '{0.x}' and '{0[x]}', which would bypass the sandbox."""
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if "." in field_name or "[" in field_name:
@@ -66,7 +67,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Without Jinja's escapes for HTML."""
+    """Replaces Jinja's filter, which escapes characters for HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -85,7 +86,7 @@ def _strftime_now(layout: str) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the model's own words for training; here it marks nothing."""
+    """`{% generation %}` marks the model's own words for training. Here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012
 

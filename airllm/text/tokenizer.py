@@ -1,15 +1,15 @@
-"""Text to tokens and back, as the model's file says.
+"""Text to tokens and back, with the vocabulary and rules of a model's file.
 
 Two schemes of byte-pair encoding cover the models that this package runs:
 
-- "gpt2": text is cut into words (`pre_tokenizers`), each word's UTF-8 bytes become 256 printable
-  characters, and the file's list of merges joins them.
+- "gpt2": text is cut into words (`pre_tokenizers`). Each byte of a word in UTF-8 becomes one of 256
+  printable characters, and the file's list of merges joins these characters.
 - "llama" (SentencePiece): spaces become "▁", and the pair whose union has the best score is joined
-  first; a character that is no token falls back to its bytes, the tokens <0x00> to <0xFF>.
+  first. A character that is not a token becomes the tokens of its bytes, <0x00> to <0xFF>.
 
-The `tokenizers` library does the merging. What text may become a control token is decided here:
-control tokens are no part of the vocabulary that merging sees, so without `parse_special` no text,
-and no merge that a hostile file brings, ends in one.
+The `tokenizers` library does the merging. This module decides which text becomes a control token:
+the vocabulary for merging has none, so without `parse_special` no text can become a control token,
+whatever merges a hostile file has.
 """
 
 import logging
@@ -37,10 +37,11 @@ __all__ = ["Tokenizer"]
 
 _log = logging.getLogger("airllm")
 
-SPACE = "▁"  # SentencePiece's
+SPACE = "▁"  # SentencePiece writes a space like this
 
-# Limits of a SentencePiece vocabulary, all of whose splits are tried: with 262,000 tokens, Gemma's
-# has 1.8 million splits, which take half a second. SentencePiece makes pieces of 16 characters.
+# Limits of a SentencePiece vocabulary, because every split of every token is tried. Gemma's 262,000
+# tokens have 1.8 million splits, which take half a second. SentencePiece makes pieces of at most 16
+# characters.
 MAX_PIECE = 256
 MAX_SPLITS = 2**22
 
@@ -48,9 +49,9 @@ MAX_SPLITS = 2**22
 class Tokenizer:
     """A model's tokeniser; `Tokenizer.from_gguf(file.metadata)` makes one.
 
-    vocab_size: how many tokens the file lists; ids are 0 to vocab_size - 1.
+    vocab_size: the number of tokens in the file; ids are 0 to vocab_size - 1.
     bos_id: the token that begins a text, or None.
-    add_bos: whether `encode` puts it there.
+    add_bos: whether `encode` begins with bos_id.
     eos_ids: the tokens that end an answer.
     """
 
@@ -63,8 +64,8 @@ class Tokenizer:
         self._scheme = scheme
         self._vocabulary = vocabulary
         self._guard = ControlGuard(vocabulary.texts[id] for id in vocabulary.control)
-        # The library numbers tokens that it did not find in the vocabulary from its end on; the
-        # mappings give them their own numbers.
+        # The library gives new numbers, after the last id, to added tokens that are not in its
+        # vocabulary. The mappings turn these numbers back into ids.
         self._plain, self._plain_ids = scheme.build(sorted(vocabulary.user_defined))
         self._special, self._special_ids = scheme.build(
             [*sorted(vocabulary.user_defined), *sorted(vocabulary.control)], drop=GUARD
@@ -74,8 +75,8 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, object]) -> Self:
         """Build the tokeniser that a GGUF file's metadata describes.
 
-        Raises FormatError, naming the key, where the metadata is incomplete or contradicts itself,
-        and for a tokeniser or pre-tokeniser that is not known here.
+        Raises FormatError, which names the key, if the metadata is incomplete or contradicts
+        itself, and for an unknown tokeniser or pre-tokeniser.
         """
         checked = Metadata.of(metadata)
         name = checked.text("tokenizer.ggml.model")
@@ -88,20 +89,21 @@ class Tokenizer:
         scheme = schemes[name](checked)
         try:
             return cls(scheme)
-        except Exception as error:  # the library's are bare ones
-            raise checked.fault(f"its tokens make no tokeniser: {error}") from error
+        except Exception as error:  # the library raises plain Exception
+            raise checked.fault(f"the tokenizers library rejects its tokens: {error}") from error
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
-        """Tokens of a text.
+        """The token ids of a text.
 
-        add_special: begin with the BOS token if the model wants one (and the text has none yet).
-        parse_special: take control tokens written in the text, such as "<|im_end|>", for what they
-            are. For prompts that a chat template made of `guarded` messages; never for text from
-            elsewhere.
+        add_special: begin with the BOS token if the model wants one and the text does not begin
+            with it.
+        parse_special: turn the spelling of a control token, such as "<|im_end|>", into the control
+            token. Only for prompts that a chat template made of `guarded` messages.
 
-        What the vocabulary cannot spell becomes U+FFFD; if it cannot spell that, a ValueError.
+        A character that the vocabulary cannot spell becomes U+FFFD; ValueError if the vocabulary
+        cannot spell U+FFFD.
         """
         if not isinstance(text, str):
             raise TypeError(f"encode: expected a str, got {type(text).__name__}")
@@ -115,33 +117,35 @@ class Tokenizer:
         return ids
 
     def least_tokens(self, text: str) -> int:
-        """At least so many tokens a text has, found without encoding it, which takes 270 times its
-        size in memory: the longest token would be all of them."""
+        """A lower bound of the number of tokens: the text's bytes / the bytes of the longest token.
+
+        It needs no encoding, which takes 270 times the text's size in memory.
+        """
         n_bytes = len(self._scheme.composed(text).encode(errors="surrogatepass"))
-        n_bytes -= len(GUARD.encode()) * text.count(GUARD)  # they are dropped
+        n_bytes -= len(GUARD.encode()) * text.count(GUARD)  # encoding drops guards
         return n_bytes // self._bytes_of_a_token
 
     @cached_property
     def _bytes_of_a_token(self) -> int:
-        """Bytes of a text that one token stands for, at most."""
+        """The most bytes of a text for which one token can stand."""
         if self._scheme.fuses_unknown:
             return 2**20  # a run of unknown characters is one token, however long
         texts = self._vocabulary.texts
         longest = max(len(self._scheme.text_bytes(text)) for text in texts)
         markup = self._vocabulary.control | self._vocabulary.user_defined
         longest = max([longest, *(len(texts[id].encode(errors="replace")) for id in markup)])
-        # A character of four bytes that cannot be spelled becomes one of three.
+        # An unspellable character of four bytes becomes U+FFFD, which has three.
         return longest * 2 if self._scheme.missing_bytes else longest
 
     def guarded(self, text: str) -> str:
-        """A text that a chat template may write into a prompt without any of it becoming a control
-        token: `encode(guarded(text), parse_special=True)` is `encode(text)`. See control_guard."""
+        """`text` for a chat template, such that no part of it becomes a control token:
+        `encode(guarded(text), parse_special=True)` is `encode(text)`. See control_guard."""
         return self._guard.guard(text)
 
     def decode(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of tokens; bytes that are no UTF-8 become U+FFFD.
+        """The text of tokens; bytes that are not UTF-8 become U+FFFD.
 
-        skip_special: leave out control tokens, which otherwise appear as they are written.
+        skip_special: leave out control tokens. By default their spelling appears in the text.
         """
         ids = list(tokens)
         pieces = [self.token_bytes(id) for id in ids if not (skip_special and self.is_control(id))]
@@ -153,7 +157,7 @@ class Tokenizer:
         return b"".join(pieces).decode(errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """A token's bytes, which may be a part of a UTF-8 character: join before decoding."""
+        """The bytes of a token, maybe a part of a UTF-8 character: join tokens before decoding."""
         id = operator.index(id)
         if not 0 <= id < self.vocab_size:
             raise ValueError(f"token {id} is not in the vocabulary of {self.vocab_size:,}")
@@ -165,7 +169,7 @@ class Tokenizer:
         return self._scheme.text_bytes(text)
 
     def has_the_tokens_of(self, other: "Tokenizer") -> bool:
-        """Whether each id means the same to both."""
+        """Whether each id is the same token in both."""
         return self._vocabulary.texts == other._vocabulary.texts
 
     def is_control(self, id: int) -> bool:
@@ -173,10 +177,10 @@ class Tokenizer:
         return id in self._vocabulary.control
 
     def _spellable(self, text: str, but: str) -> str:
-        """`text` with U+FFFD for what the vocabulary cannot spell, `but` for one character."""
+        """`text` with U+FFFD for each character that the vocabulary cannot spell, except `but`."""
         try:
             raw = text.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which is no character
+        except UnicodeEncodeError:  # half of a surrogate pair is not a character
             raw = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
             text = raw.decode()
         missing = self._scheme.missing_bytes
@@ -190,15 +194,15 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class _Scheme:
-    """What the two schemes differ in."""
+    """The differences between the two schemes."""
 
     vocabulary: Vocabulary
     model: "BPE"
     normalizer: "Normalizer | None"
     pre_tokenizer: "PreTokenizer | None"
-    text_bytes: Callable[[str], bytes]  # of a token that is text
-    missing_bytes: bytes  # those that no token spells
-    composed: Callable[[str], str]  # the form that text is brought to first
+    text_bytes: Callable[[str], bytes]  # the bytes of an ordinary token
+    missing_bytes: bytes  # bytes that no token spells
+    composed: Callable[[str], str]  # the Unicode normalisation of text
     fuses_unknown: bool  # whether a run of characters may become one unknown token
     add_bos: bool
     space_prefix: bool  # whether text begins with a space that its author did not write
@@ -206,9 +210,11 @@ class _Scheme:
     def build(
         self, added: Sequence[int], drop: str = ""
     ) -> "tuple[tokenizers.Tokenizer, dict[int, int]]":
-        """A tokeniser that finds the `added` tokens before anything else, and then drops a
-        character; and the ids of those whose number in it is not their own. Of two with the same
-        text, it is the last. The model is shared."""
+        """A tokeniser that finds the `added` tokens before anything else and then removes the
+        character `drop`, and a mapping to ids for added tokens that have another number in it.
+
+        Of added tokens with the same text, it finds the last. All tokenisers share the model.
+        """
         import tokenizers
         from tokenizers.normalizers import Replace
         from tokenizers.normalizers import Sequence as Steps
@@ -259,7 +265,7 @@ def _byte_level(metadata: Metadata) -> _Scheme:
     def text_bytes(text: str) -> bytes:
         try:
             return bytes([byte_of[char] for char in text])
-        except KeyError:  # not in the alphabet, so not from text: a token added by hand
+        except KeyError:  # not a byte-level character: somebody added the token by hand
             return text.encode()
 
     return _Scheme(
@@ -277,8 +283,8 @@ def _byte_level(metadata: Metadata) -> _Scheme:
 
 
 def _byte_characters() -> list[str]:
-    """GPT-2's printable character for each byte: its own where Latin-1 has a visible one, and for
-    the other 68, in order, those from U+0100 on."""
+    """GPT-2's printable character for each byte: the byte's own character if that is visible in
+    Latin-1. The other 68 bytes get, in order, the characters from U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]
@@ -294,8 +300,8 @@ def _pair(merge: str) -> tuple[str, str]:
 
 
 def _sentence_piece(metadata: Metadata) -> _Scheme:
-    """SentencePiece joins the pair with the best score. The same comes out of merges: each way to
-    make a token from two others is one, and they stand in the order of the tokens' scores."""
+    """SentencePiece first joins the pair whose union has the best score. Merges give the same
+    result: each way to make a token from two others is a merge, in the order of the scores."""
     from tokenizers.models import BPE
     from tokenizers.normalizers import Prepend, Replace
     from tokenizers.normalizers import Sequence as Steps
@@ -320,7 +326,7 @@ def _sentence_piece(metadata: Metadata) -> _Scheme:
         raise metadata.fault("the vocabulary has neither tokens for all bytes nor an unknown token")
 
     hidden = vocabulary.control | vocabulary.unused | vocabulary.bytes | vocabulary.user_defined
-    if "tokenizer.ggml.merges" in metadata:  # the file has them itself, those that it wants
+    if "tokenizer.ggml.merges" in metadata:  # the file has its own, maybe not of all splits
         words = {text for text, id in ids.items() if id not in hidden}
         pairs = [_pair(merge) for merge in metadata.texts("tokenizer.ggml.merges")]
         merges = [(a, b) for a, b in pairs if a in ids and b in ids and a + b in words]

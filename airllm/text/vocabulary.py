@@ -1,4 +1,4 @@
-"""A model's vocabulary: the texts of its tokens, which of them are control tokens, which end."""
+"""A model's vocabulary: the texts and kinds of its tokens, and which tokens end an answer."""
 
 import re
 from collections.abc import Iterable
@@ -11,26 +11,27 @@ from airllm.util.metadata import Metadata
 # The values of tokenizer.ggml.token_type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-# Tokens that end an answer, beside those that the file declares.
+# Control tokens that end an answer, in addition to those that the file declares.
 END_TOKENS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>"),
     *("<end_of_turn>", "<end_of_utterance>", "<|return|>", "<｜end▁of▁sentence｜>", "</s>"),
 )
 
-# What is markup in a file that does not say of which type its tokens are. Where it does, its types
-# decide: Gemma has <s> and </s>, but as tags of HTML.
+# Texts of control tokens, for a file without token types. Types in a file take precedence: in Gemma
+# <s> and </s> are tags of HTML.
 _MARKUP_SHAPES = (("<|", "|>"), ("<｜", "｜>"), ("<start_of_", ">"), ("<end_of_", ">"))
 _MARKUP = frozenset(["<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "[INST]", "[/INST]"])
 
 _BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
 
-_NO_ID = (-1, 2**32 - 1)  # as files write that there is no such token
+_NO_ID = (-1, 2**32 - 1)  # the values in files that mean "no such token"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by id. `control` tokens are markup, which text never becomes unless told to;
-    `user_defined` ones are text that is always one token; `unused` ones are no text at all."""
+    """Tokens by id. `control` tokens are markup: text becomes one only with parse_special. A
+    `user_defined` token is a text that always becomes this one token. No text becomes an `unused`
+    token."""
 
     texts: list[str]
     control: frozenset[int]
@@ -43,8 +44,8 @@ class Vocabulary:
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> "Vocabulary":
-        """Raises FormatError for a list that is missing, of the wrong length or of wrong types, for
-        ids that are no tokens, and for bytes that are none."""
+        """Raises FormatError for a list that is missing or has the wrong length or types, for an id
+        outside the vocabulary, and for a byte token whose text is not <0x00> to <0xFF>."""
         texts = metadata.texts("tokenizer.ggml.tokens")
         if not texts:
             raise metadata.fault("tokenizer.ggml.tokens is empty")
@@ -61,7 +62,7 @@ class Vocabulary:
         ends = {declared(name) for name in ("eos", "eot", "eom")} - {None}
         bos_id, unknown_id = declared("bos"), declared("unknown")
         control = {*_of_kind(kinds, CONTROL), *_of_kind(kinds, UNKNOWN)}
-        # What the file gives such a part is markup, unless its type says that it is ordinary text.
+        # The declared tokens are control tokens, unless the file types them as ordinary text.
         named = {id for id in (*ends, bos_id) if id is not None}
         control |= named if types is None else {id for id in named if kinds[id] != NORMAL}
         control |= {id for id in (unknown_id,) if id is not None}
@@ -79,10 +80,11 @@ class Vocabulary:
         )
 
     def reachable(self) -> dict[str, int]:
-        """Texts to ids for the merging of text: one entry for each id, in which control and unused
-        tokens, and repeated texts, stand under names that no text can become.
+        """Maps texts to ids, for merging: one entry for each id. Control tokens, unused tokens and
+        tokens that repeat a text have names that no text can become.
 
-        The `tokenizers` library numbers added tokens from the vocabulary's length, hence no holes.
+        No id is left out, because the `tokenizers` library numbers added tokens from the
+        vocabulary's length on.
         """
         ids = dict(zip(self.texts, range(len(self.texts)), strict=True))
         hidden = self.control | self.unused
@@ -96,12 +98,13 @@ class Vocabulary:
 
 
 def hidden_name(id: int) -> str:
-    """NUL is no character of byte-level text, and no merge makes a name that begins with it."""
+    """A name for a token that no text can become. Byte-level text has no NUL, and no merge makes a
+    name that begins with NUL."""
     return f"\0{id}"
 
 
 def special_id(metadata: Metadata, name: str, n_tokens: int) -> int | None:
-    """The token that plays a part ("bos", "padding"); None where the file has none, or says so."""
+    """The id of the token for a purpose ("bos", "padding"); None if the file declares none."""
     key = f"tokenizer.ggml.{name}_token_id"
     if key not in metadata or metadata[key] in _NO_ID:
         return None

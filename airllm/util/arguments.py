@@ -1,6 +1,6 @@
-"""Checks of arguments that several modules take: what came, and what was expected.
+"""Checks of arguments for several modules; an error says what came and what was expected.
 
-Each gives the value back as Python's own type, so that what comes after meets nothing else.
+Checks of values return Python's own type, so that later code meets no other types.
 """
 
 import math
@@ -12,12 +12,15 @@ __all__ = ["check_choice", "check_count", "check_flag", "check_number"]
 
 
 def check_count(name: str, value: object, least: int = 1, most: int | None = None) -> int:
-    """An integer, NumPy's or anything with __index__. TypeError, ValueError."""
+    """An integer from least to most: an int, a NumPy integer, or any type with __index__.
+
+    TypeError, ValueError.
+    """
     if _is_bool(value) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} is {shown(value)}; expected an integer of at least {least}")
     try:
         count = value.__index__()  # type: ignore[attr-defined]
-    except TypeError:  # an array of several
+    except TypeError:  # an array of several values
         raise TypeError(
             f"{name} is {shown(value)}; expected an integer of at least {least}"
         ) from None
@@ -37,8 +40,11 @@ def check_number(
     *,
     above: bool = False,
 ) -> float:
-    """A finite number from low to high (`above`: without low), as a float: an int, a float,
-    NumPy's, a Fraction or a Decimal. TypeError, ValueError; both say what was `expected`."""
+    """A finite number from low to high (`above`: excluding low), as a float. It may be an int, a
+    float, a NumPy number, a Fraction or a Decimal.
+
+    TypeError, ValueError; both say what was `expected`.
+    """
     is_array = getattr(value, "ndim", 0) != 0
     if _is_bool(value) or is_array or not hasattr(type(value), "__float__"):
         raise TypeError(f"{name} is {shown(value)}; expected a number, {expected}")
@@ -63,5 +69,5 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def _is_bool(value: object) -> bool:
-    """Python's or NumPy's, which is not imported for this."""
+    """Whether `value` is a bool of Python or of NumPy, which is not imported for this."""
     return isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"

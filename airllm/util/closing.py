@@ -1,4 +1,4 @@
-"""What holds files, threads or memory until it is closed."""
+"""A base class for objects that hold files, threads or memory until they are closed."""
 
 import warnings
 from types import TracebackType
@@ -10,15 +10,16 @@ __all__ = ["Closing"]
 class Closing:
     """with SomethingClosing(...) as it: ...
 
-    A class sets `closed` to False where it has something to give back, and gives it back in
-    `release`, which is called once. An object that is dropped open is closed when it is collected,
-    with a ResourceWarning. Until `closed` is False, in a constructor that failed say, nothing is.
+    A subclass sets `closed` to False once it holds something, and gives it back in `release`, which
+    is called once. An object that is dropped while open is closed when it is collected, with a
+    ResourceWarning. While `closed` is True, as after a constructor that failed early, nothing is
+    released.
     """
 
     closed = True
 
     def release(self) -> None:
-        """Give everything back. Must bear an interpreter that is shutting down."""
+        """Give everything back. It must also work while the interpreter shuts down."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -37,7 +38,7 @@ class Closing:
     ) -> None:
         self.close()
 
-    # At its shutdown the interpreter takes a module's names away: these two stay.
+    # The interpreter clears the names of modules at its shutdown; default arguments stay.
     def __del__(self, warn: Any = warnings.warn, category: Any = ResourceWarning) -> None:
         if self.closed:
             return

@@ -1,4 +1,4 @@
-"""What makes a file last through a power cut, and says its name where that fails."""
+"""Makes files survive a power cut, and names the file in errors."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ __all__ = ["naming", "sync_directory"]
 
 
 def sync_directory(folder: Path) -> None:
-    """Make a rename in it, or a new file, last, where directories can be synced."""
+    """Make a rename or a new file in a folder permanent, if the system can sync folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -20,8 +20,8 @@ def sync_directory(folder: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """An OSError inside names `path`. Those of reads, writes and fsync name no file by themselves,
-    and "No space left on device" alone does not say where."""
+    """Adds `path` to an OSError inside the `with` that names no file. Errors of reads, writes and
+    fsync name none, and "No space left on device" alone does not say where."""
     try:
         yield
     except OSError as error:

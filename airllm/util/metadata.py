@@ -1,4 +1,4 @@
-"""A file's metadata, and how the rest of the package asks for a value of the type it needs."""
+"""A file's metadata, with methods that return a value of a known type or raise FormatError."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,19 +9,19 @@ from airllm.util.printable import printable
 
 
 class FormatError(ValueError):
-    """A file does not hold what it should. The message is "<file>: <fault>", on one line, with
-    escapes for whatever the file has that is not printable."""
+    """A file has faulty content. The message is "<file>: <fault>", on one line; characters of the
+    file that are not printable are escaped."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 class Metadata(Mapping[str, object]):
-    """Metadata as the file has it, read-only, with typed access that names file and fault.
+    """The metadata of a file, read-only. Errors name the file and the fault.
 
     Values are int, float, bool, str, list[str], NumPy arrays (numbers and bools) or lists of
-    those. `metadata["key"]` gives one as it is. The methods below give one of a known type or raise
-    FormatError; without a default the key is required.
+    these. `metadata["key"]` returns a value unchecked. The methods below return a value of a known
+    type or raise FormatError; without a default the key is required.
     """
 
     def __init__(self, source: str, values: Mapping[str, object]) -> None:
@@ -86,7 +86,7 @@ class Metadata(Mapping[str, object]):
         raise self._wrong_type(key, value, "a list of strings")
 
     def numbers(self, key: str) -> np.ndarray:
-        """A 1-D array of numbers, of the dtype that the file gives."""
+        """A 1-D array of numbers, with the dtype in the file."""
         value = self._get(key, None)
         if isinstance(value, list) and not value:
             return np.empty(0, np.float32)

@@ -1,4 +1,4 @@
-"""What a file or a peer says, as it may be shown on a terminal.
+"""Makes text from a file or a peer safe to show on a terminal.
 
 A terminal obeys what is written to it: an escape sequence in a model's name or in an error that
 quotes a file can set the window's title, overwrite lines or type commands into some terminals.
@@ -8,11 +8,11 @@ __all__ = ["printable", "printable_lines"]
 
 
 def printable(value: object) -> str:
-    r"""str(value) on one line, each character that is not shown as itself written as an escape.
+    r"""str(value) on one line, with escapes for characters that are not printable.
 
-    Escaped are control characters (ESC becomes \x1b, a newline \n), what changes the direction of
-    the text around it, spaces other than " ", and halves of surrogate pairs. Backslashes stay, so
-    that text which is escaped already does not change.
+    These are control characters (ESC becomes \x1b, a newline \n), characters that change the
+    direction of the text around them, spaces other than " ", and halves of surrogate pairs.
+    Backslashes stay, so that escaped text does not change again.
     """
     text = str(value)
     if text.isprintable():

@@ -1,4 +1,4 @@
-"""How far something is and how long it still takes: a bar on a terminal, lines in a log."""
+"""Shows how far work is and how long it still takes: a bar on a terminal, lines in a log."""
 
 import logging
 import os
@@ -13,16 +13,16 @@ from airllm.util.printable import printable
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# What long work calls as it goes on: (done, total), in whatever unit it counts.
+# Long work calls this with (done, total), in a unit of its choice.
 OnProgress = Callable[[int, int], None]
 
 log = logging.getLogger("airllm")
 
-QUIET_SECONDS = 1.0  # before a bar shows: what is quick needs none, nor tqdm's import
+QUIET_SECONDS = 1.0  # before a bar shows; shorter work needs no bar and no import of tqdm
 LOG_SECONDS = 10.0  # between two lines of a log
 
-# Of tqdm's. A rate is for bytes: of other things there is one in many seconds, or many at once. A
-# note needs the bar's place.
+# Formats for tqdm. Neither shows a rate, which is useful only for bytes: other units take many
+# seconds each, or come many at once. A note takes the place of the bar.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 _NOTED = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -31,8 +31,9 @@ class Progress:
     """with Progress("scoring", "chunks") as progress:
         ... progress.update(3, 14)
 
-    On stderr if that is a terminal, until all is done or the `with` ends; otherwise in the log
-    "airllm". unit "bytes" is shown in multiples of 1024. shown=False shows nothing.
+    Shows a bar on stderr if that is a terminal, until all is done or the `with` ends; otherwise it
+    writes to the log "airllm". unit: "bytes" are shown in multiples of 1024. shown: False shows
+    nothing.
     """
 
     def __init__(self, label: str, unit: str, *, shown: bool = True) -> None:
@@ -54,7 +55,7 @@ class Progress:
         self._clear()
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` units are done; `note` is a word about them."""
+        """Shows that `done` of `total` units are done. note: a word about the current state."""
         if not self.shown:
             return
         if not sys.stderr.isatty():
@@ -65,8 +66,8 @@ class Progress:
             self._draw(done, total, note)
 
     def before(self, show: Callable[[str], None]) -> Callable[[str], None]:
-        """`show`, for what is written to the same terminal meanwhile; nothing is in its way here:
-        the bar went when all was done."""
+        """Wraps `show`, which writes to the same terminal. Here it needs no wrapper, because the
+        bar is gone once all is done."""
         return show
 
     def _draw(self, done: int, total: int, note: str) -> None:
@@ -78,7 +79,7 @@ class Progress:
         self._bar.update(done - self._bar.n)
 
     def _new_bar(self, done: int, total: int) -> "tqdm[None]":
-        """A bar that counts from the start of this Progress, which was a second ago or more."""
+        """A bar whose clock starts with this Progress, a second ago or more."""
         from tqdm import tqdm
 
         in_bytes = self._unit == "bytes"
@@ -90,10 +91,10 @@ class Progress:
             unit_scale=in_bytes,
             unit_divisor=1024 if in_bytes else 1000,
             smoothing=0,  # the time left follows from the mean since the start, as in a log
-            delay=1e-9,  # not drawn before its start is right
+            delay=1e-9,  # do not draw before start_t is set below
             leave=False,
-            **_shape(sys.stderr),
-            miniters=0,  # look at the clock at each update, be it only of the note: some are rare
+            **_terminal_size(sys.stderr),
+            miniters=0,  # check the clock at each update: updates can be rare, or only of the note
         )
         bar.start_t -= time.monotonic() - self._start
         bar.n = done
@@ -119,18 +120,19 @@ class Progress:
 
 
 def part_of(on_progress: OnProgress | None, before: int, n: int, total: int) -> OnProgress | None:
-    """For a part of the work: its progress, in a unit of its own, as progress of the whole.
+    """A callback for a part of the work. It reports the part's progress as progress of the whole.
 
-    The part is `n` of the whole's `total` units, `before` of which are done when it begins.
+    The part counts in its own unit. It is `n` of the whole's `total` units, and begins when
+    `before` units are done.
     """
     if on_progress is None:
         return None
     return lambda done, of: on_progress(before + n * done // of, total)
 
 
-def _shape(terminal: TextIO) -> dict[str, int]:
-    """How wide tqdm draws. Some terminals, in containers say, claim to have no columns and no
-    lines; there it would draw nothing."""
+def _terminal_size(terminal: TextIO) -> dict[str, int]:
+    """tqdm's arguments for the terminal's size. Some terminals, as in containers, report 0 columns
+    and 0 lines, and tqdm would draw nothing there."""
     try:
         sizeless = os.get_terminal_size(terminal.fileno()).columns == 0
     except OSError:

@@ -1,10 +1,10 @@
-"""Values in messages: of bounded length, whatever was given."""
+"""Shows any value in a message, in bounded length."""
 
 import reprlib
 
 __all__ = ["shown"]
 
-MAX_BITS = 256  # of an integer that is written out; Python writes no more than 4,300 digits
+MAX_BITS = 256  # larger integers are not written out; Python writes at most 4,300 digits
 
 
 class _Short(reprlib.Repr):
@@ -21,6 +21,6 @@ _SHORT = _Short()
 
 
 def shown(value: object) -> str:
-    """`value` for a message: its repr in at most some hundred characters; of an integer with more
-    than 256 bits, its size."""
+    """The repr of `value`, shortened to a few hundred characters. An integer of more than 256 bits
+    becomes its size."""
     return _SHORT.repr(value)

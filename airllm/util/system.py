@@ -1,7 +1,7 @@
-"""What this machine grants: the CPU's name, cgroup limits (v1 and v2) and memory.
+"""The machine's CPU name, cgroup limits (v1 and v2) and memory.
 
-Everything is read from /proc and /sys; what a system does not say is None, never an error.
-`root` stands for / and lets tests show a made-up machine.
+The values come from /proc and /sys. A value that a system does not report is None, not an error.
+`root` stands for /, so that tests can describe another machine.
 
 Sources: cgroups(7), proc(5), and the kernel's admin-guide/cgroup-v1 and cgroup-v2.
 """
@@ -16,14 +16,14 @@ from pathlib import Path, PurePosixPath
 ROOT = Path("/")
 
 # cgroup v1 has no word for "unlimited": it reports the largest page-aligned int64. No machine
-# has an exbibyte of memory, so anything from there on means that nobody set a limit.
+# has an exbibyte of memory, so a value of that size or more means that there is no limit.
 _UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True)
 class CpuQuota:
     cpus: float  # CPUs' worth of time in each period: 1.5 means 150 ms of every 100 ms
-    source: Path  # the file that says so
+    source: Path  # the file with the quota
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CgroupDirectory:
 
 
 def cpu_model(root: Path = ROOT) -> str:
-    """The CPU's name as its maker writes it; the board's on ARM; else the bare architecture."""
+    """The CPU's model name; on ARM the board's; otherwise the name of the architecture."""
     found = re.search(r"^model name\s*:\s*(\S.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
     if found:
         return found[1].strip()
@@ -105,7 +105,7 @@ def total_memory(root: Path = ROOT) -> int | None:
 
 
 def resident_bytes() -> int:
-    """This process's resident memory; where /proc does not say, the most that it ever was."""
+    """This process's resident memory; its peak on systems without /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -144,8 +144,8 @@ class _Mount:
     def lineage(self, cgroup: PurePosixPath) -> list[Path]:
         """Directories from `cgroup` up to the mount point.
 
-        In a container the mount is often the container's own cgroup while /proc/self/cgroup
-        speaks from the host's view; then the mount point itself is ours.
+        In a container the mount is often the container's own cgroup, while /proc/self/cgroup has
+        the path on the host. The mount point is then the cgroup of this process.
         """
         if cgroup.is_relative_to(self.subtree) and ".." not in cgroup.parts:
             below = cgroup.relative_to(self.subtree)

@@ -1,6 +1,6 @@
-"""What the benchmarks share.
+"""Shared parts of the benchmarks.
 
-They measure the package that is installed, or, where none is, the checkout that they are in.
+The benchmarks measure the installed package or, if none is installed, their own checkout.
 """
 
 import sys

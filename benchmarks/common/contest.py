@@ -1,5 +1,5 @@
-"""One operation, several implementations: verified, timed in turn, compared with each other and
-with what the machine can do."""
+"""Runs one operation in several implementations: verifies them, times them in turn, and compares
+them with each other and with the limits of the machine."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from common import limits, timing, verify
 from common.limits import Limits
 from common.timing import Call, Timing
 
-# The calls that make one sample; several where each must find other memory.
+# The calls of one sample. Several calls use different memory, so that none finds it in the caches.
 Form = tuple[Call, ...]
 
 
@@ -20,8 +20,8 @@ Form = tuple[Call, ...]
 class Contender:
     """An implementation. Each call returns its result.
 
-    forms: ways to write it (with out= and without...); the fastest one competes.
-    prepare: runs before its samples; picks the ISA.
+    forms: ways to call it (with out=, without...); the fastest form competes.
+    prepare: runs before its samples; chooses the ISA.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call needs at least of the machine; `limit` is the scarcest of it."""
+    """The least that one call needs of the machine. limit: the resource that bounds its speed."""
 
-    limit: limits.Name | None  # None: small enough for the caches
-    amount: float  # bytes or operations of that limit
+    limit: limits.Name | None  # None: the data fit into the caches
+    amount: float  # of bytes or operations of that limit
     nbytes: float  # read and written
     flops: float
 
@@ -51,16 +51,16 @@ class Case:
 @dataclass(frozen=True)
 class Outcome:
     work: Work
-    timings: Mapping[str, Timing]  # by contender; the limit is one of them
+    timings: Mapping[str, Timing]  # by contender; the limit is one, too
     errors: Mapping[str, float]  # relative, by contender
-    limit_seconds: float | None  # what the work takes at the best rate that was ever probed
+    limit_seconds: float | None  # time of the work at the best rate of all probes
 
 
 def run(case: Case, machine: Limits | None, *, seconds: float, settle: bool) -> Outcome:
     """Verify every form of every contender, then time the fastest of each for `seconds` in all.
 
-    machine: takes part as the contender named after the limit: the time that the case's work takes
-        at that rate.
+    machine: takes part as a contender named after the limit. Its samples are the time of the work
+        at the rate of a new probe.
     Raises verify.WrongResultError.
     """
     errors, samplers = {}, dict[str, Callable[[], float]]()

@@ -1,4 +1,4 @@
-"""The C++ extension, which everything here measures."""
+"""The C++ extension, which the benchmarks measure."""
 
 import importlib
 import sys

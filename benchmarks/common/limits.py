@@ -1,6 +1,6 @@
-"""What this machine can do at most, probed in the same run as what is compared with it.
+"""The limits of this machine, probed in the same run as the results to compare with them.
 
-The probes are C++ (cpp/peaks.h, cpp/machine_limits.cpp), built when first used.
+The probes are C++ (cpp/peaks.h, cpp/machine_limits.cpp) and are built on first use.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ UNITS: dict[Name, str] = {
     "multiply_add": "GFLOP/s",
     "dot": "GOP/s",
 }
-# As tables name them.
+# The names in tables.
 TITLES: dict[Name, str] = {
     "read": "read bandwidth",
     "copy": "memcpy",
@@ -36,10 +36,10 @@ PROBES = 10
 
 
 class Limits:
-    """Probes with `threads` threads; multiply-adds and dot products with the instructions of `isa`.
+    """Probes with `threads` threads; multiply-adds and dot products use the instructions of `isa`.
 
-    Memory: `memory_bytes`, by default large enough that no cache holds it.
-    Raises native.BuildError where there is no compiler.
+    memory_bytes: the memory to read; the default exceeds the caches.
+    Raises native.BuildError without a compiler.
     """
 
     def __init__(self, isa: str, threads: int, memory_bytes: int | None = None) -> None:
@@ -49,7 +49,7 @@ class Limits:
         available = self._library.limits_available_isas().decode().split(",")
         if isa not in available:
             raise ValueError(f"ISA {isa!r} cannot run here; possible: {', '.join(available)}")
-        self._widest = available[-1]  # reading needs no arithmetic: any instructions will do
+        self._widest = available[-1]  # for reading, which is not bound to `isa`
         self._memory = np.ones(memory_bytes or beyond_caches(), np.uint8)
         self._rounds: dict[Name, int] = {}
         self._best: dict[Name, float] = {}
@@ -59,8 +59,8 @@ class Limits:
                 self.rate(name)
 
     def rate(self, name: Name) -> float:
-        """One probe of a few milliseconds: bytes a second (read; copy, where reading and writing
-        both count) or operations a second (a multiplication and an addition are two)."""
+        """One probe of a few milliseconds: bytes a second (for copy, bytes read and written) or
+        operations a second (a multiplication and an addition are two)."""
         if name == "read":
             rate = self._read(self._streams)
         elif name == "copy":
@@ -72,7 +72,7 @@ class Limits:
 
     @property
     def best(self) -> Mapping[Name, float]:
-        """The best of all probes so far: what the machine can do."""
+        """The best of all probes so far."""
         return self._best
 
     def _read(self, streams: int) -> float:
@@ -111,12 +111,12 @@ _FUNCTIONS = {"multiply_add": "multiply_add", "dot": "dot_int8"}
 
 
 def beyond_caches() -> int:
-    """Bytes that no cache holds: four times the largest, 128 MB to 1 GB."""
+    """Bytes that no cache holds: four times the largest cache, from 128 MiB to 1 GiB."""
     return min(max(4 * _largest_cache(), 128 << 20), 1 << 30)
 
 
 def _largest_cache() -> int:
-    """Of the first core, in bytes; 0 where the system does not say."""
+    """The largest cache of the first core, in bytes; 0 if the system does not report it."""
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(encoding="ascii").strip()

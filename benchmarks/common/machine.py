@@ -1,4 +1,4 @@
-"""What was measured, and on what: without it, numbers say nothing."""
+"""Describes the machine and the software of a measurement, without which numbers mean nothing."""
 
 import platform
 from importlib import metadata
@@ -31,7 +31,7 @@ def describe() -> dict[str, object]:
 
 
 def in_words(machine: dict[str, object]) -> str:
-    """One sentence."""
+    """The description in one sentence."""
     memory = machine["memory_bytes"]
     gigabytes = f", {memory / 2**30:.0f} GB" if isinstance(memory, int) else ""
     torch = f", PyTorch {machine['torch']}" if machine["torch"] else ", no PyTorch"

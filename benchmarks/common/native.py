@@ -1,7 +1,8 @@
-"""Builds the C++ parts of the benchmarks with the flags that the kernels themselves are built with.
+"""Builds the C++ parts of the benchmarks, with the flags of the kernels.
 
-Everything lands in build/benchmarks of the checkout, and only what has changed is compiled again.
-TENSOR_OPS_ISA restricts the ISAs, as it does for setup.py; each choice has a folder of its own.
+The build folder is build/benchmarks in the checkout; only changed sources are compiled again.
+Objects of the kernels come from the extension's in-place build if they are up to date there.
+TENSOR_OPS_ISA restricts the ISAs, as for setup.py; each choice has its own folder.
 """
 
 import os
@@ -39,7 +40,8 @@ def kernels_program() -> Path:
     """The Google Benchmark program (cpp/bench*.cpp). Raises BuildError."""
     with _building() as (toolchain, isas, folder):
         _require_google_benchmark(toolchain)
-        units = build.core_units(toolchain, isas, folder)
+        core = build.core_units(toolchain, isas, folder)
+        units = build.reused(toolchain, core, folder, build.EXTENSION_OBJECTS)
         units += peaks_units(toolchain, isas, folder)
         units += _own_units(PROGRAM_SOURCES, isas, folder)
         return _linked(toolchain, units, folder / "kernels", "-lbenchmark")
@@ -70,7 +72,8 @@ def _own_units(names: Sequence[str], isas: Sequence[Isa], folder: Path) -> list[
 def _linked(
     toolchain: build.Toolchain, units: Sequence[build.Unit], output: Path, flag: str
 ) -> Path:
-    """Compiles and links what has changed. What has not may be in use by another process."""
+    """Compiles and links what has changed. An unchanged output stays, because another process may
+    use it."""
     objects = build.compile_all(toolchain, units)
     newest = max(path.stat().st_mtime_ns for path in objects)
     if not output.exists() or output.stat().st_mtime_ns < newest:
@@ -79,7 +82,7 @@ def _linked(
 
 
 def _require_google_benchmark(toolchain: build.Toolchain) -> None:
-    """Its lack would show as a page of compiler messages."""
+    """Raises BuildError in place of a page of compiler messages."""
     include = "#include <benchmark/benchmark.h>\n"
     command = [*toolchain.compiler, "-fsyntax-only", "-x", "c++", "-"]
     result = subprocess.run(command, input=include, capture_output=True, text=True, check=False)
@@ -92,7 +95,7 @@ def _require_google_benchmark(toolchain: build.Toolchain) -> None:
 
 @contextmanager
 def _building() -> Iterator[tuple[build.Toolchain, tuple[Isa, ...], Path]]:
-    """The compiler, the ISAs and the folder of a build; only one at a time runs in a folder."""
+    """The compiler, the ISAs and the folder of a build. A lock admits one build at a time."""
     import fcntl
 
     only = os.environ.get("TENSOR_OPS_ISA", "")

@@ -43,23 +43,23 @@ def count(text: str) -> int:
 
 def add_common(parser: argparse.ArgumentParser, *, seconds: float) -> None:
     parser.add_argument(
-        "--isa", type=isas, metavar="NAME,...", help="of those that run here; see the default below"
+        "--isa", type=isas, metavar="NAME,...", help="ISAs to run; see the default below"
     )
     parser.add_argument(
         "--only",
         type=words,
         default=(),
         metavar="WORD,...",
-        help="only what has one of these words in its name",
+        help="only operations with one of these words in their name",
     )
     parser.add_argument(
         "--seconds",
         type=float,
         default=seconds,
-        help="of timing for each row (default: %(default)s)",
+        help="seconds of timing for each row (default: %(default)s)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="tiny shapes, to see that everything runs"
+        "--quick", action="store_true", help="use tiny shapes, to test that everything runs"
     )
     add_json(parser)
 
@@ -76,7 +76,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def output(text: str) -> str:
-    """A file's name. Its folder must be there: nobody wants to know that only after ten minutes."""
+    """The name of a file to write. Its folder must exist, or the error would come after minutes."""
     if not Path(text).parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r}: there is no folder {Path(text).parent}")
     return text
@@ -92,7 +92,7 @@ def marked(text: str) -> Path:
 
 
 def isas(text: str) -> tuple[str, ...]:
-    """Names of ISAs; an argparse error for one that cannot run here."""
+    """Names of ISAs; an argparse error for an ISA that cannot run here."""
 
     from common.extension import cpp
 
@@ -106,7 +106,7 @@ def isas(text: str) -> tuple[str, ...]:
 
 
 def write_json(destination: str, document: Mapping[str, object]) -> None:
-    """To a file, or to standard output for "-"."""
+    """Writes to a file, or for "-" to standard output."""
     text = json.dumps(document, indent=1) + "\n"
     if destination == "-":
         sys.stdout.write(text)

@@ -1,6 +1,7 @@
-"""Runs a benchmark in a process of its own.
+"""Runs a benchmark in a separate process.
 
-BLAS libraries and OpenMP read the number of threads when they are loaded, hence a process for each.
+BLAS libraries and OpenMP read the number of threads when they are loaded, so each number of threads
+needs a new process.
 """
 
 import multiprocessing
@@ -19,7 +20,7 @@ class FailedError(Exception):
     """A benchmark ended without its results; the message says why."""
 
 
-# What NumPy's and PyTorch's libraries, and the extension, take the number of threads from.
+# The variables that set the threads of NumPy's and PyTorch's libraries and of the extension.
 THREAD_VARIABLES = (
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
     "TENSOR_OPS_NUM_THREADS",
@@ -35,16 +36,16 @@ def run_script(main: Callable[[], int]) -> NoReturn:
 
 
 def iterate(function: Callable[..., Iterator[T]], *arguments: Any, threads: int) -> Iterator[T]:
-    """What the generator function(*arguments) yields, from a new process with so many threads.
+    """Yields what the generator function(*arguments) yields in a new process with so many threads.
 
-    Raises FailedError with the process's traceback, or its exit status, when it fails.
+    Raises FailedError, with the traceback or exit status of the process, if it fails.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, arguments), daemon=True)
     with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))):
         process.start()
-    sender.close()  # so that the pipe ends with the process
+    sender.close()  # the process now holds the only end, so recv fails if it dies
     try:
         while True:
             try:

@@ -1,4 +1,4 @@
-"""A profile as a picture: bars by operation, and a roofline with the probed limits."""
+"""Draws a profile: bars by operation, and a roofline with the probed limits."""
 
 import importlib
 import sys
@@ -19,7 +19,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Profiled:
-    """One operation. flops and nbytes are what a call needs at least."""
+    """One operation. flops, nbytes: the least that a call needs."""
 
     name: str
     shape: str
@@ -28,14 +28,14 @@ class Profiled:
     nbytes: float
     by_contender: Mapping[str, Measured]  # "numpy" and ISAs
     limit: Name | None
-    limit_seconds: float | None  # what the work takes at that limit
+    limit_seconds: float | None  # the time of a call at that limit
 
     @property
     def label(self) -> str:
         return f"{self.name} {self.shape} {self.type}"
 
     def share(self, contender: str) -> str:
-        """Of the limit: "93% of read bandwidth"; "" where there is none."""
+        """The share of the limit: "93% of read bandwidth"; "" without a limit."""
         if self.limit is None or self.limit_seconds is None:
             return ""
         share = self.limit_seconds / self.by_contender[contender].best
@@ -54,7 +54,7 @@ class Profiled:
 
 
 def require_matplotlib() -> Any:
-    """matplotlib.pyplot, drawing to files; the program ends with a hint where it is missing."""
+    """matplotlib.pyplot, set up to draw to files. Without it the program ends with a hint."""
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError:
@@ -80,7 +80,7 @@ def draw(path: str, profiled: Sequence[Profiled], rates: Mapping[Name, float], t
 
 
 def _draw_bars(axes: Any, profiled: Sequence[Profiled], colours: Mapping[str, str]) -> None:
-    """Time by operation: times span five decades, so the axis is logarithmic."""
+    """Time by operation. The axis is logarithmic, because times span five decades."""
     thickness = 0.8 / len(colours)
     for index, (contender, colour) in enumerate(colours.items()):
         at = [row for row, item in enumerate(profiled) if contender in item.by_contender]
@@ -102,7 +102,7 @@ def _draw_roofline(
     rates: Mapping[Name, float],
     colours: Mapping[str, str],
 ) -> None:
-    """What an operation can reach: memory's speed times its operations a byte, or the peak."""
+    """The bound of an operation: read bandwidth times its operations a byte, or the peak."""
     intensities = [item.flops / item.nbytes for item in profiled]
     low, high = min(intensities) / 2, max(intensities) * 2
     peaks: tuple[tuple[Name, str], ...] = (("multiply_add", "-"), ("dot", "--"))
@@ -118,7 +118,7 @@ def _draw_roofline(
             (intensity, item.flops / item.by_contender[contender].best / 1e9)
             for item, intensity in zip(profiled, intensities, strict=True)
             if contender in item.by_contender
-            # NumPy's weights are float32 there: another number of bytes.
+            # NumPy has float32 weights instead of quantised ones, so it reads other bytes.
             and not (contender == "numpy" and item.type not in ("f32", "f16"))
         ]
         axes.scatter(*zip(*points, strict=True), s=22, color=colour, alpha=0.8, label=contender)

@@ -10,16 +10,16 @@ from common.table import duration
 from common.timing import Timing, median_ratio, ratio
 
 PEERS = {"numpy": "NumPy", "torch": "PyTorch"}
-WRONG = "wrong result"  # how a failure begins that must never be
+WRONG = "wrong result"  # the beginning of a failure with which the benchmark itself fails
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of a peer: how many times as fast we are. Of a limit: the share of it that we reach."""
+    """Our speed relative to a peer, or our share of a limit."""
 
-    best: float  # by the best samples: what the verdict is about
+    best: float  # by the best samples; it decides the verdict
     median: float  # by the median of neighbouring samples' ratios
-    other_seconds: float  # the peer's best; for a limit, what the work takes at the best probe
+    other_seconds: float  # the peer's best; for a limit, the time of the work at its best rate
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Row:
     shape: str
     isa: str
     threads: int
-    failure: str | None = None  # why there are no numbers: a wrong result, a type not supported
+    failure: str | None = None  # the reason for no numbers: a wrong result, an unsupported type
     seconds_best: float = 0.0
     seconds_median: float = 0.0
-    gflops: float = 0.0  # by the best sample, as are the gigabytes a second
+    gflops: float = 0.0  # a second, by the best sample, like gbytes
     gbytes: float = 0.0
     ratios: Mapping[str, Ratio] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)  # relative, against float64
@@ -66,7 +66,7 @@ class Row:
 
     @property
     def passed(self) -> bool | None:
-        """None: nothing failed, but not everything could be measured."""
+        """None if nothing failed but something could not be measured."""
         if self.failure:
             return False
         results = [check.passed for check in self.checks]
@@ -75,7 +75,7 @@ class Row:
         return None if None in results else True
 
     def verdict(self) -> str:
-        """What failed, or "pass"."""
+        """The failure, "pass" or "not measured"."""
         if self.failure:
             return f"FAIL: {self.failure}"
         if self.passed is False:
@@ -84,11 +84,11 @@ class Row:
         return "pass" if self.passed else "not measured"
 
     def bars(self) -> str:
-        """What is asked for: "3x NumPy, 1.2x PyTorch"."""
+        """The required values: "3x NumPy, 1.2x PyTorch"."""
         return ", ".join(c.in_words(c.least) for c in self.checks if c.least is not None)
 
     def limit(self) -> str:
-        """ "93% of read bandwidth", "" where the caches hold everything."""
+        """ "93% of read bandwidth"; "" if the data fit into the caches."""
         for name, title in limits.TITLES.items():
             if name in self.ratios:
                 return f"{100 * self.ratios[name].best:.0f}% of {title}"
@@ -98,7 +98,7 @@ class Row:
         return f"{self.ratios[peer].best:.2f}x" if peer in self.ratios else ""
 
     def cells(self) -> list[str]:
-        """op, shape, ISA, threads, median, best, NumPy, PyTorch, limit, at least, verdict."""
+        """Op, shape, ISA, threads, median, best, NumPy, PyTorch, limit, at least, verdict."""
         times = [duration(self.seconds_median), duration(self.seconds_best)]
         return [
             *(self.op, self.shape, self.isa, str(self.threads)),

@@ -12,13 +12,13 @@ Rows = Sequence[Sequence[str]]
 
 
 def markdown(head: Sequence[str], rows: Rows) -> str:
-    """The first column is aligned left, the others right."""
+    """A Markdown table. The first column is aligned left, the others right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def around_markers(path: Path) -> tuple[str, str]:
-    """What comes before and after the text between the markers. ValueError without them."""
+    """The text before the first marker and after the second one. ValueError if they are missing."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(MARKER_BEGIN)
     _, end, after = rest.partition(MARKER_END)
     if not begin or not end:
@@ -50,7 +50,7 @@ class Columns:
 
 def duration(seconds: float) -> str:
     """0.00123 -> "1.23 ms"."""
-    # 0.9995 and more is written as 1.
+    # 0.9995 and more rounds to 1.
     unit, scale = next((unit for unit in UNITS if seconds >= 0.9995 * unit[1]), UNITS[-1])
     digits = 3 if seconds < 999.5 * scale else 4
     return f"{seconds / scale:.{digits}g} {unit}"

@@ -1,7 +1,7 @@
 """Timing for a machine that is never quite idle: contenders take turns, sample by sample.
 
-A disturbance then hits all of them alike, and two numbers are taken from the samples: the best
-(disturbances only ever add time, so it is the least disturbed one) and the median.
+A disturbance then affects all contenders alike. Results are the best sample and the median. The
+best sample is the least disturbed one, because disturbances only add time.
 """
 
 import gc
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 Call = Callable[[], object]
 
-SAMPLE_SECONDS = 2e-3  # long enough for the clock, short enough to fit between disturbances
+SAMPLE_SECONDS = 2e-3  # long enough for the clock, short enough to avoid disturbances
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 IDLE_TIMEOUT = 0.5  # seconds
-TICKS = 12e-3  # a thread that spins on another core is charged for it at the kernel's ticks only
+TICKS = 12e-3  # seconds; the kernel counts the time of a thread that spins only at its ticks
 QUIET, PATIENCE = 1.05, 4
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that one call took, sample by sample."""
+    """The seconds of one call in each sample."""
 
     seconds: tuple[float, ...]
 
@@ -36,9 +36,9 @@ class Timing:
 
 
 class Sampler:
-    """Times calls; they run in a cycle, so that each finds its data out of the caches.
+    """Times calls. They run in a cycle, so that no call finds its data in the caches.
 
-    prepare: runs before each sample, not timed.
+    prepare: runs before each sample and is not timed.
     """
 
     def __init__(self, calls: Sequence[Call], prepare: Call | None = None) -> None:
@@ -46,7 +46,7 @@ class Sampler:
         self._prepare = prepare
         self._repeats = 1
         self.prepare()
-        self._run()  # the first run pays for page faults, threads and caches
+        self._run()  # the first run has page faults and starts threads
         self.seconds = self._run()
         self._repeats = max(1, round(SAMPLE_SECONDS / max(self.seconds * len(self._calls), 1e-9)))
 
@@ -55,9 +55,9 @@ class Sampler:
             self._prepare()
 
     def __call__(self) -> float:
-        """Seconds a call."""
+        """Takes a sample: seconds a call."""
         self.prepare()
-        if self.seconds < SAMPLE_SECONDS:  # wakes its threads and fills the caches
+        if self.seconds < SAMPLE_SECONDS:  # wake the threads, fill the caches
             self._calls[-1]()
         return self._run()
 
@@ -77,11 +77,11 @@ def interleave(
     settle: bool,
     reference: tuple[str, float] | None = None,
 ) -> dict[str, Timing]:
-    """One sample of each in turn, again and again for `seconds` (but at least 5 rounds).
+    """Rounds with a sample of each sampler, for `seconds`: at least 5 rounds, at most 200.
 
-    settle: wait before each sample for the threads of the one before to sleep.
-    reference: a sampler, and the seconds that it is known to take on an idle machine. Up to four
-        times as long, sampling goes on until it comes near them: until there was a quiet moment.
+    settle: wait before each sample until the threads of the previous one sleep.
+    reference: the name of a sampler, and its seconds on an idle machine. Sampling goes on, for up
+        to 4 * seconds, until a sample comes within 5% of that: until there was a quiet moment.
     """
     taken: dict[str, list[float]] = {name: [] for name in samplers}
     collecting = gc.isenabled()
@@ -110,7 +110,7 @@ def _was_quiet(taken: Mapping[str, list[float]], name: str, seconds: float) -> b
 def wait_until_idle() -> None:
     """Wait until this process's other threads sleep.
 
-    Those of OpenMP and OpenBLAS spin for 5 to 130 ms after their last work, on cores that the next
+    Threads of OpenMP and OpenBLAS spin for 5 to 130 ms after their work, on cores that the next
     contender needs.
     """
     end = time.perf_counter() + IDLE_TIMEOUT
@@ -122,11 +122,11 @@ def wait_until_idle() -> None:
 
 
 def ratio(slow: Timing, fast: Timing) -> float:
-    """How many times as fast `fast` is, by the best samples."""
+    """The speed of `fast` relative to `slow`, by the best samples."""
     return slow.best / fast.best
 
 
 def median_ratio(slow: Timing, fast: Timing) -> float:
-    """The same by the median of the ratios of neighbouring samples."""
+    """The same, by the median of the ratios of samples of the same round."""
     pairs = zip(slow.seconds, fast.seconds, strict=True)
     return statistics.median(a / b for a, b in pairs)

@@ -1,15 +1,15 @@
-"""Nothing is timed before its result was compared with float64."""
+"""Compares results with float64. Only results that pass are timed."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-# No single element may be further off than this many times the tolerance of the whole row: errors
-# that are spread like a normal distribution's stay below 6 of its standard deviations.
+# The error of an element may be this many times the tolerance of a row. Normally distributed errors
+# stay below 6 standard deviations.
 OUTLIER = 10.0
 
 
 class WrongResultError(Exception):
-    """A contender computed something else."""
+    """A contender's result is not within the tolerance."""
 
 
 def check(
@@ -17,8 +17,8 @@ def check(
 ) -> float:
     """Raise WrongResultError unless every row of `actual` is `exact` within `tolerance`.
 
-    Compared are the norm of a row's error with the norm of the row, and each element's error with
-    the row's root mean square. Returns the worst row's relative error.
+    It compares the norm of a row's error with the norm of the row, and the error of each element
+    with the row's root mean square. Returns the relative error of the worst row.
     """
     if actual.shape != exact.shape:
         raise WrongResultError(f"{name}: shape {actual.shape}; expected {exact.shape}")
@@ -28,7 +28,7 @@ def check(
     size = np.sqrt(np.mean(rows * rows, axis=1))
     error = np.sqrt(np.mean(off * off, axis=1)) / np.maximum(size, np.finfo(np.float64).tiny)
     worst = float(np.max(error))
-    if not worst <= tolerance:  # NaN too
+    if not worst <= tolerance:  # also true for NaN
         raise WrongResultError(
             f"{name}: row {int(np.argmax(error))} is off by {worst:.2g} of its norm; "
             f"allowed {tolerance:.2g}"

@@ -1,6 +1,6 @@
-"""Random weights in the forms that model files store them in, made at the speed of a byte stream.
+"""Random weights in the types of model files, made as fast as random bytes.
 
-The quants are random bits; the float16 scales make the values about normal in size. Block layouts
+The quants are random bits; the float16 scales set the standard deviation. Block layouts
 are those of ggml-common.h.
 """
 
@@ -25,8 +25,8 @@ class _Scale:
     factor: float
 
 
-# The first factor of a type is 1 / (standard deviation of a value with scale 1 and random quants),
-# the second centres the values on zero.
+# The first factor of a type is 1 / (standard deviation of a value with scale 1 and random quants).
+# The second factor centres the values on zero.
 _SCALES = {
     "q8_0": [_Scale(0, 1 / 74)],
     "q4_0": [_Scale(0, 1 / 4.6)],
@@ -46,10 +46,11 @@ NAMES = (*FLOATS, *_SCALES)
 def random_rows(
     type: str, n: int, k: int, rng: np.random.Generator, deviation: float | None = None
 ) -> Bytes:
-    """n rows of k values as a GGUF file has them: uint8 [n, row_bytes].
+    """n rows of k values in the bytes of a GGUF file: uint8 [n, row_bytes].
 
-    deviation: the values' standard deviation, by default k^-0.5 (then x @ w.T is as large as x).
-    Raises ValueError for a type that cannot be made, or a k that is no multiple of its block.
+    deviation: the standard deviation of the values; with the default, k^-0.5, x @ w.T is as large
+        as x.
+    Raises ValueError for an unknown type, or a k that is not a multiple of its block.
     """
     deviation = k**-0.5 if deviation is None else deviation
     if type in FLOATS:
@@ -62,7 +63,7 @@ def random_rows(
         raise ValueError(f"rows of {k} values; {type} needs a multiple of {kind.block_size}")
     shape = (n, k // kind.block_size, kind.block_bytes)
     blocks = np.frombuffer(bytearray(rng.bytes(n * shape[1] * shape[2])), np.uint8).reshape(shape)
-    if type == "q8_0":  # which has no -128
+    if type == "q8_0":  # GGML never writes -128
         quants = blocks[..., 2:]
         quants[quants == 0x80] = 0x81
     scale = deviation * rng.uniform(0.7, 1.3, shape[:2])
@@ -73,9 +74,9 @@ def random_rows(
 
 
 def values(data: Bytes, type: str) -> NDArray[np.float64]:
-    """The values of such rows, by the NumPy backend: float64 [n, k].
+    """The values of rows in such bytes, decoded with NumPy: float64 [n, k].
 
-    Raises ValueError for a type that it does not know.
+    Raises ValueError for an unknown type.
     """
     if type == "bf16":
         wide = data.view("<u2").astype(np.uint32) << np.uint32(16)

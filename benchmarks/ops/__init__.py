@@ -1,7 +1,7 @@
-"""The operations that are compared: ours, NumPy's and PyTorch's way to do each, and in float64.
+"""The operations to compare, each in our implementation, NumPy, PyTorch and float64.
 
-Ours are called through `tensor_ops_cpp`, as any user calls them. NumPy's ways reuse their buffers;
-PyTorch's are tried with and without out=, and the faster one competes.
+Our implementation is called through `tensor_ops_cpp`, as users call it. The code for NumPy reuses
+its buffers. PyTorch is tried with and without out=, and the faster form competes.
 """
 
 import importlib
@@ -21,10 +21,10 @@ FLOAT_TOLERANCE = 2e-6  # elementwise operations in float32
 
 @dataclass(frozen=True)
 class Participants:
-    """Who takes part: the extension on these ISAs, NumPy, and PyTorch where its module is given.
+    """The contenders: the extension on these ISAs, NumPy, and PyTorch if its module is given.
 
-    cycle_bytes: matrices and caches of a model are read from memory; so many bytes of them are
-    cycled through.
+    cycle_bytes: calls cycle through this many bytes of matrices and KV caches, so that each call
+    reads them from memory, as in a model.
     """
 
     isas: tuple[str, ...]
@@ -42,7 +42,7 @@ class Participants:
         return tuple(contenders)
 
     def cycles(self, nbytes: int) -> int:
-        """How many objects of that size exceed the caches."""
+        """The number of objects of `nbytes` that together exceed the CPU's caches."""
         return max(1, -(-self.cycle_bytes // nbytes))
 
 
@@ -51,7 +51,7 @@ def rng() -> np.random.Generator:
 
 
 def load_torch(threads: int) -> Any:
-    """PyTorch with that many threads, None where it is not installed."""
+    """PyTorch with that many threads, or None if it is not installed."""
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Attention as Llama 3 8B has it: 32 query heads on 8 heads of keys and values, 128 dimensions."""
+"""Attention of Llama 3 8B: 32 query heads, 8 heads of keys and values, 128 dimensions."""
 
 from functools import partial
 from typing import Any
@@ -19,11 +19,11 @@ GROUP = N_HEADS // N_KV_HEADS
 SCALE = HEAD_DIM**-0.5
 
 FLOAT_TOLERANCE = 2e-5
-HALF_TOLERANCE = 5e-3  # PyTorch on float16 rounds its result, too
+HALF_TOLERANCE = 5e-3  # for PyTorch, which also rounds the result to float16
 
 
 def decode(p: Participants, n_kv: int, kv_type: str = "f32") -> Case:
-    """One token attends to n_kv positions, in a cache for each layer of a model."""
+    """One token attends to n_kv positions. Calls cycle through caches, like a model's layers."""
     dtype = np.dtype({"f32": "f4", "f16": "f2"}[kv_type])
     q = rng().standard_normal((1, N_HEADS, HEAD_DIM), np.float32)
     first = _cache(n_kv, dtype)
@@ -44,7 +44,7 @@ def decode(p: Participants, n_kv: int, kv_type: str = "f32") -> Case:
 
 
 def prefill(p: Participants, n: int) -> Case:
-    """n tokens, each attends to itself and those before it."""
+    """Each of n tokens attends to itself and the tokens before it."""
     q = rng().standard_normal((n, N_HEADS, HEAD_DIM), np.float32)
     k, v = _cache(n, np.float32)
     contenders = list(
@@ -68,7 +68,7 @@ def _cache(n_kv: int, dtype: DTypeLike) -> Cache:
 
 
 def _exact(q: Float32, k: NDArray[Any], v: NDArray[Any]) -> Float64:
-    """Head by head, so that the scores of one are all that is in memory."""
+    """Computes head by head, so that only the scores of one head are in memory."""
     n_q, n_kv = len(q), k.shape[1]
     hidden = np.arange(n_kv) > np.arange(n_q)[:, None] + n_kv - n_q
     exact = np.empty(q.shape, np.float64)
@@ -116,7 +116,8 @@ def _softmax(scores: Float32) -> None:
 
 
 def _torch_decode(torch: Any, q: NDArray[Any], caches: list[Cache]) -> Contender:
-    """With enable_gqa, or (mostly faster) the heads of a group as queries of one head."""
+    """Two forms: with enable_gqa, or (mostly faster) with the heads of a group as queries of one
+    head."""
     attention = torch.nn.functional.scaled_dot_product_attention
     tensors = [(torch.from_numpy(k)[None], torch.from_numpy(v)[None]) for k, v in caches]
     heads = torch.from_numpy(q).reshape(1, N_HEADS, 1, HEAD_DIM)
@@ -133,8 +134,8 @@ def _torch_decode(torch: Any, q: NDArray[Any], caches: list[Cache]) -> Contender
 
 
 def _torch_prefill(torch: Any, q: Float32, k: Float32, v: Float32) -> Contender:
-    """With enable_gqa, or with the heads of keys and values repeated beforehand; q as our layout
-    has it, or head by head."""
+    """Three forms: enable_gqa with q head by head, enable_gqa with q in our layout, and heads of
+    keys and values that are repeated beforehand."""
     attention = torch.nn.functional.scaled_dot_product_attention
     keys, values = torch.from_numpy(k)[None], torch.from_numpy(v)[None]
     strided = torch.from_numpy(q).transpose(0, 1)[None]

@@ -1,7 +1,8 @@
-"""What is measured, and what it must reach: the bars that the kernels are held to.
+"""The measurements, and the targets that the kernels must reach.
 
-A target of "numpy" or "torch" is how many times as fast as that peer, of a limit (`read`, `copy`,
-`multiply_add`, `dot`) the share of it, of "microsecond" how many calls fit into one.
+A target of "numpy" or "torch" is the speed relative to that peer. A target of a limit (`read`,
+`copy`, `multiply_add`, `dot`) is a share of the limit, a target of "microsecond" the number of
+calls in a microsecond.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ class Contest:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Those of a Llama 7B or 8B layer."""
+    """The sizes in a layer of Llama 7B or 8B."""
 
     hidden: int = 4096
     ffn: int = 11008
@@ -47,7 +48,7 @@ class Sizes:
     prefill: tuple[int, ...] = (512, 2048)
 
 
-# To see in seconds that everything works; the numbers mean nothing.
+# A test of a few seconds that everything works; the numbers mean nothing.
 QUICK = Sizes(256, 512, (1, 4), 8, (2, 4), (4, 8), (64, 96), (16, 32))
 
 ELEMENTWISE = {
@@ -71,7 +72,7 @@ def contests(sizes: Sizes, isa: str) -> Iterator[Contest]:
 
 
 def _call_cost() -> Contest:
-    """A call with next to nothing to compute: what the way in and out costs."""
+    """The overhead of a call: one that has next to nothing to compute."""
     make = partial(elementwise.silu, rows=1, n=1)
     return Contest("call", "silu", "1 x 1", make, (Target("microsecond", 1.0),))
 

@@ -19,9 +19,9 @@ Float64 = NDArray[np.float64]
 
 EPS = 1e-5
 GELU = math.sqrt(2 / math.pi)
-POOL = 1 << 14  # distinct values where the exact result takes a call of Python's for each
+POOL = 1 << 14  # distinct values, if the exact result needs a call of Python for each
 
-# Larger arrays leave the caches, and then memory is the limit.
+# Larger arrays do not fit into the caches; their limit is memory.
 CACHED_BYTES = 8 << 20
 
 
@@ -38,7 +38,7 @@ def rms_norm(p: Participants, rows: int, n: int) -> Case:
 
     def by_torch(torch: Any) -> list[Form]:
         a, w = torch.from_numpy(x), torch.from_numpy(weight)
-        return [(partial(torch.nn.functional.rms_norm, a, (n,), w, EPS),)]  # has no out=
+        return [(partial(torch.nn.functional.rms_norm, a, (n,), w, EPS),)]  # rms_norm has no out=
 
     ours = partial(cpp.rms_norm, x, weight, EPS, out=np.empty_like(x))
     return _case(p, exact, ours, by_numpy, by_torch, arrays=2, flops=4)
@@ -77,7 +77,7 @@ def gelu_tanh(p: Participants, rows: int, n: int) -> Case:
 
 
 def gelu_erf(p: Participants, rows: int, n: int) -> Case:
-    # NumPy has no erf, and Python's takes one number at a time: few distinct numbers, then.
+    # NumPy has no erf, and Python's takes one number at a time, so there are few distinct numbers.
     pool = (2 * rng().standard_normal(POOL)).astype(np.float32)
     which = rng().integers(POOL, size=(rows, n))
     x, y = pool[which], np.empty((rows, n), np.float32)
@@ -127,7 +127,7 @@ def swiglu(p: Participants, rows: int, n: int) -> Case:
 
 
 def rope(p: Participants, rows: int, n_heads: int, head_dim: int) -> Case:
-    """The second half of a head's dimensions turns with the first; positions from 1000 on."""
+    """Feature i of a head pairs with i + head_dim / 2; positions begin at 1000."""
     half = head_dim // 2
     x, y = (a.reshape(rows, n_heads, head_dim) for a in _arrays(rows, n_heads * head_dim, 2))
     positions = np.arange(1000, 1000 + rows, dtype=np.int32)
@@ -172,7 +172,7 @@ def _torch_gelu(x: Float32, approximate: str, torch: Any) -> list[Form]:
 
 
 def _arrays(rows: int, n: int, count: int) -> list[Float32]:
-    """Twice the normal distribution, so that the tails of the functions take part."""
+    """Values of twice the normal distribution, to cover the tails of the functions."""
     generator = rng()
     return [2 * generator.standard_normal((rows, n), np.float32) for _ in range(count)]
 
@@ -187,7 +187,7 @@ def _case(
     arrays: int,
     flops: int,
 ) -> Case:
-    """arrays: how many are read or written; flops: for each element, roughly."""
+    """arrays: the number that is read or written; flops: for each element, roughly."""
     contenders = list(p.cpp(lambda: (ours,), FLOAT_TOLERANCE))
     if p.numpy:
         contenders.append(Contender("numpy", ((by_numpy,),), FLOAT_TOLERANCE))

@@ -1,4 +1,4 @@
-"""The operations of a worker as a Llama 7B or 8B layer uses them."""
+"""The operations of a worker, with the shapes of a layer of Llama 7B or 8B."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Operation:
     name: str
     shape: str
     type: str  # of the weights, or of the KV cache
-    flops: float  # roughly, to know what kernels without vectors cannot do in time
+    flops: float  # roughly, to find operations that take too long without vectors
     make: Callable[[Participants], Case]
 
     @property
@@ -36,7 +36,7 @@ class Sizes:
     prefill: tuple[int, ...] = (128, 512)
 
 
-# To see in seconds that everything works; the numbers mean nothing.
+# A test of a few seconds that everything works; the numbers mean nothing.
 QUICK = Sizes(256, 512, 4, 64, (1, 4), (1, 4), (32, 64), (16,))
 
 

@@ -15,9 +15,9 @@ from ops import Participants, rng
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-# Sums of thousands of float32 products are off by some 1e-6 of the result's norm.
+# The error of sums of thousands of float32 products is some 1e-6 of the result's norm.
 FLOAT_TOLERANCE = 2e-5
-# 8-bit activations: a relative error of 0.5%, at most 1%.
+# 8-bit activations have a relative error of 0.5%, at most 1%.
 QUANTISED_TOLERANCE = 1e-2
 
 
@@ -32,9 +32,9 @@ def linear(p: Participants, rows: int, n: int, k: int) -> Case:
 
 
 def packed_linear(p: Participants, type: str, rows: int, n: int, k: int) -> Case:
-    """x @ w.T, w a PackedMatrix [n, k]. NumPy, if it takes part, has the same weights in float32.
+    """x @ w.T, w a PackedMatrix [n, k]. NumPy gets the same weights in float32.
 
-    Raises ValueError where the type is not supported (yet).
+    Raises ValueError for a type that is not supported (yet).
     """
     data = weights.random_rows(type, n, k, rng())
     values = weights.values(data, type)
@@ -64,7 +64,7 @@ def _float_product(
     shape: tuple[int, int],
     as_matrix: Callable[[Any], Any],
 ) -> Case:
-    """x @ as_matrix(w), w of that shape; as many copies of w as it takes to exceed the caches."""
+    """x @ as_matrix(w), w of that shape, with enough copies of w to exceed the caches."""
     w = rng().standard_normal(shape, np.float32)
     k, n = as_matrix(w).shape
     w *= k**-0.5
@@ -93,7 +93,7 @@ def _numpy_product(x: Float32, matrices: list[Float32]) -> Contender:
 
 
 def _work(rows: int, n: int, k: int, weight_bytes: int, unit: limits.Name) -> Work:
-    """One row is read at memory's speed; several are a matter of arithmetic."""
+    """The limit for one row is the read bandwidth; for several rows it is arithmetic."""
     flops = 2.0 * rows * n * k
     nbytes = weight_bytes + 4.0 * rows * (n + k)
     if rows == 1:
