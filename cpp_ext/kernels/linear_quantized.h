@@ -14,8 +14,7 @@ inline constexpr bool has_dot_product = !std::is_same_v<typename Isa::Int8, Gene
 
 // The dot product for codes of so many bits.
 template <class Isa, int Bits>
-inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes,
-                                       Ints<Isa> digits) {
+inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, Ints<Isa> digits) {
     if constexpr (Bits == 8)
         sum = Isa::Int8::dot_bytes(sum, codes, digits);
     else if constexpr (Bits <= 4)
