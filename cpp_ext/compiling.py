@@ -25,6 +25,17 @@ CHECKOUT = Path(__file__).parent.parent
 # What one compilation may take (measured: 610 MB for bindings, 470 MB for a kernel), rounded up.
 COMPILER_BYTES = 700 << 20
 
+# Runs the compiler and prints its exit status, its seconds of CPU and its peak memory. A process of
+# its own, and a small one: on Linux, the peak of a process begins with what its parent had (1 GB for
+# a test run) when it started it.
+_MEASURING = """
+import json, os, sys
+compiler = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(compiler, 0)
+seconds = usage.ru_utime + usage.ru_stime
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss]))
+"""
+
 # The usual variables of C builds, which are not for this one.
 UNUSED_VARIABLES = ("CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS")
 
@@ -197,16 +208,20 @@ def _compile(toolchain: Toolchain, unit: Unit) -> float:
     _record_path(unit.object).unlink(missing_ok=True)
     command = _command(toolchain, unit)
     _say(f"compiling {' '.join(map(in_checkout, unit.sources))}")
-    with subprocess.Popen(
-        command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as compiler:
-        assert compiler.stderr is not None
-        messages = compiler.stderr.read()
-        _, status, usage = os.wait4(compiler.pid, 0)
-        compiler.returncode = os.waitstatus_to_exitcode(status)
-    if compiler.returncode != 0:
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _MEASURING, *command],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    messages = result.stderr
+    if result.returncode != 0:
+        raise BuildError(f"{' '.join(command)}\n{messages}")
+    status, cpu_seconds, peak = json.loads(result.stdout.splitlines()[-1])
+    if status != 0:
         unit.object.unlink(missing_ok=True)
-        killed = " (the compiler was killed: out of memory?)" if compiler.returncode < 0 else ""
+        killed = " (the compiler was killed: out of memory?)" if status < 0 else ""
         raise BuildError(f"{' '.join(command)}\n{messages}{killed}")
     if messages:
         _say(messages)
@@ -217,8 +232,8 @@ def _compile(toolchain: Toolchain, unit: Unit) -> float:
     record = Record(
         made_with=_made_with(toolchain, unit),
         files=files,
-        cpu_seconds=round(usage.ru_utime + usage.ru_stime, 2),
-        peak_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        cpu_seconds=round(cpu_seconds, 2),
+        peak_bytes=peak * (1 if sys.platform == "darwin" else 1024),
         warnings=messages,
     )
     _record_path(unit.object).write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")

@@ -161,8 +161,8 @@ def _check_python(arguments: list[str]) -> None:
             pass
         case ["-m", "airllm", *rest]:
             parse_airllm(rest)
-        case ["setup.py", "build_ext", "--inplace"]:
-            _expect_file("setup.py")
+        case ["setup.py", "build_ext", "--inplace"] | ["cpp_ext/build.py"]:
+            _expect_file(arguments[0])
         case [script, *rest] if script.startswith("benchmarks/"):
             _expect_file(script)
             _parsed(script_parser(ROOT / script), rest)

@@ -209,7 +209,7 @@ def test_with_almost_all_kept_shift_still_goes_on(engine):
 
 
 def test_to_keep_the_whole_context_leaves_shift_nothing_to_forget(engine):
-    with pytest.raises(ContextFullError, match="keep 96 tokens of a context of 96"):
+    with pytest.raises(ContextFullError, match="must keep 96 tokens, and the context has 96"):
         engine.stream("x" * 96, on_full="shift", keep=-1)
     assert engine.generate("x" * 96, keep=-1).finish_reason == "context"
 

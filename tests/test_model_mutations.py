@@ -96,7 +96,8 @@ def changed(entries: Entries, data: st.DataObject) -> tuple[dict[str, Any], list
             key = data.draw(st.sampled_from([key for key in metadata if "tokenizer" not in key]))
             metadata[key] = data.draw(values)
             continue
-        name, kind, shape, raw = tensors[data.draw(st.sampled_from(list(tensors)))]
+        key = data.draw(st.sampled_from(list(tensors)))
+        name, kind, shape, raw = tensors[key]
         if what == "shape":
             shape = data.draw(shapes)
             raw = np.resize(raw.reshape(-1), math.prod(shape) * 4)
@@ -105,9 +106,9 @@ def changed(entries: Entries, data: st.DataObject) -> tuple[dict[str, Any], list
         elif what == "name":
             name = data.draw(st.sampled_from(["blk.0.attn_q.weight", "blk.99.attn_q.weight", ""]))
         if what == "remove":
-            del tensors[name]
-        else:
-            tensors[f"{name} {len(tensors)}" if what == "name" else name] = (name, kind, shape, raw)
+            del tensors[key]
+        else:  # a second tensor of another's name is added
+            tensors[f"{name} {len(tensors)}" if what == "name" else key] = (name, kind, shape, raw)
     kept = {key: value for key, value in metadata.items() if value is not None}
     return kept, list(tensors.values())
 
