@@ -25,9 +25,9 @@ CHECKOUT = Path(__file__).parent.parent
 # What one compilation may take (measured: 610 MB for bindings, 470 MB for a kernel), rounded up.
 COMPILER_BYTES = 700 << 20
 
-# Runs the compiler and prints its exit status, its seconds of CPU and its peak memory. A process of
-# its own, and a small one: on Linux, the peak of a process begins with what its parent had (1 GB for
-# a test run) when it started it.
+# Runs the compiler and prints its exit status, its seconds of CPU and its peak memory, in a small
+# process: on Linux, the peak of a process begins with the memory of its parent at its start, which
+# is 1 GB for a test run.
 _MEASURING = """
 import json, os, sys
 compiler = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)

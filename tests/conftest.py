@@ -4,7 +4,7 @@ import gc
 import os
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,26 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> str:
-    """How many of the tests that will run have each marker of pyproject.toml."""
-    lines = Path(config.rootpath, "pyproject.toml").read_text(encoding="utf-8")
+def pytest_xdist_auto_num_workers() -> int:
+    """A process for each core, but no more than four: each holds up to 1 GB."""
+    budget = numpy_ops.cpu_budget()
+    return max(1, min(budget["affinity"], int(budget["cgroup_quota"] or 4), 4))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many of the tests that ran have each marker of pyproject.toml."""
+    lines = Path(terminalreporter.config.rootpath, "pyproject.toml").read_text(encoding="utf-8")
     markers = tomllib.loads(lines)["tool"]["pytest"]["ini_options"]["markers"]
-    names = [line.partition(":")[0] for line in markers]
-    counts = Counter(name for item in items for name in names if item.get_closest_marker(name))
-    without = sum(not any(map(item.get_closest_marker, names)) for item in items)
-    marked = [f"{counts[name]} {name}" for name in names if counts[name]]
-    return f"by marker: {', '.join([f'{without} without', *marked])}"
+    names = {line.partition(":")[0] for line in markers}
+    tests = {
+        report.nodeid: names & report.keywords.keys()
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport)
+    }
+    counts = Counter(name for marked in tests.values() for name in marked or ["without"])
+    text = ", ".join(f"{n} {name}" for name, n in counts.most_common())
+    terminalreporter.write_line(f"by marker: {text}")
 
 
 @pytest.fixture(scope="module", params=EVERY_BACKEND)
