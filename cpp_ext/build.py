@@ -61,7 +61,7 @@ BINDING_SOURCES = {
         *("module", "arrays", "elementwise", "matrix", "formats", "attention", "runtime"),
         "sampling",
     ),
-    "bindings/execution": ("executor", "stream"),
+    "bindings/execution": ("executor", "graph", "stream"),
 }
 
 

@@ -172,6 +172,9 @@ class KvLayers:
     # k_cache and v_cache of each layer, as Executor.run takes them
     def __init__(self, layers: Sequence[tuple[_Cache | _Bytes, _Cache | _Bytes]]) -> None: ...
 
+# By name: inputs, a number; output, a bool; weights, a tuple of roles; optional, many: bools
+def graph_ops() -> dict[str, dict[str, Any]]: ...
+
 class Executor:
     def __init__(
         self,

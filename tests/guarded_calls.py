@@ -215,6 +215,7 @@ def caches(f, kind, capacity):
 def run_executor(at_end):
     """Each op alone, over fenced buffers, weights and caches that are just large enough."""
     f = Fence(at_end)
+    assert OPS.keys() | {"embed"} == cpp.graph_ops().keys()
     for kind, (inputs, outputs, weights, attributes) in OPS.items():
         for n in (1, 2, 5, 40):
             for kv in ("float32", "float16", "q8_0"):

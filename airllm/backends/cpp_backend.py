@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from airllm.backends import Stream
+from airllm.backends import Stream, check_supported
 from airllm.backends.experts import Experts
 from airllm.graph.graph import Graph, Role
 
@@ -17,6 +17,8 @@ except ImportError as error:
         f"the C++ extension cannot be imported ({error}); build it with `python -m pip install .`, "
         "or use the NumPy backend"
     ) from error
+
+_OPS = tensor_ops_cpp.graph_ops()
 
 
 class CppBackend:
@@ -38,7 +40,11 @@ class CppBackend:
         kind = tensor_ops_cpp.RawRows if role == "rows" else tensor_ops_cpp.PackedMatrix
         return kind(data, type, shape)
 
+    def supports(self, op_kind: str) -> bool:
+        return op_kind in _OPS
+
     def executor(self, graph: Graph, max_tokens: int) -> "CppExecutor":
+        check_supported(self, graph)
         return CppExecutor(graph, max_tokens)
 
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:

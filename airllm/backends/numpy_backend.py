@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
+from airllm.backends import check_supported
 from airllm.backends.experts import Experts
 from airllm.backends.numpy_kernels import OPS, Buffers, TokenBatch, TokenSequence
 from airllm.backends.plain_stream import PlainStream
@@ -33,7 +34,11 @@ class NumpyBackend:
         kind = numpy_ops.RawRows if role == "rows" else numpy_ops.PackedMatrix
         return kind(data, type, (shape[0], shape[1]))
 
+    def supports(self, op_kind: str) -> bool:
+        return op_kind in OPS
+
     def executor(self, graph: Graph, max_tokens: int) -> "NumpyExecutor":
+        check_supported(self, graph)
         return NumpyExecutor(graph, max_tokens)
 
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:

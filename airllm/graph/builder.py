@@ -13,8 +13,8 @@ import itertools
 from collections.abc import Sequence
 
 from airllm.graph.graph import Graph, check_outputs, look_up
-from airllm.graph.ops import (
-    SIGNATURES,
+from airllm.graph.ops import SIGNATURES
+from airllm.graph.vocabulary import (
     Activations,
     Attr,
     Buffer,

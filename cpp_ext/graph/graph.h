@@ -10,43 +10,10 @@
 #include <variant>
 #include <vector>
 
+#include "graph/op_kinds.h"
 #include "ops/ops.h"
 
 namespace tensor_ops {
-
-enum class OpKind {
-    embed,
-    rms_norm,
-    head_norm,
-    bias,
-    linear,
-    rope,
-    kv_append,
-    attention,
-    swiglu,
-    geglu,
-    softcap,
-    add,
-    route,
-    expert_linear,
-    expert_sum,
-    quantized_norm,
-    linear_many,
-    linear_add,
-    glu_linear,
-    rope_append,
-    merge_add,
-    take_columns,
-    put_columns,
-    round_q8,
-    silu,
-    gelu,
-    multiply
-};
-
-// Throws std::invalid_argument for a name that is no op.
-OpKind op_kind_from_name(const std::string& name);
-const char* op_kind_name(OpKind kind);
 
 struct Buffer {
     std::string name;
@@ -77,8 +44,6 @@ struct Op {
     std::vector<int> outputs() const;
     std::vector<int> weights() const;
 };
-
-inline constexpr std::size_t largest_many = 8;  // matrices of a linear_many
 
 // Whether an op multiplies its first input by matrices, and may quantise it for that.
 bool is_product(OpKind kind);
