@@ -146,6 +146,9 @@ struct KernelTable {
 
     // ---- elementwise; y may be x (or gate, up, a, b) -------------------------------------------
 
+    // y = 1 / (1 + exp(-x)).  The error is at most 3 ulp, or 2^-126 for x < -87.33, where exp(x) is
+    // no normal number (below -87.7 it counts as 0).
+    void (*sigmoid)(const float* x, float* y, std::size_t n);
     // y = x / (1 + exp(-x)).  The error is at most 3 ulp, or 2^-119 for x < -87.33, where exp(x) is
     // no normal number (below -87.7 it counts as 0).  -inf gives -0.
     void (*silu)(const float* x, float* y, std::size_t n);

@@ -188,7 +188,7 @@ OPS = {
     "silu": ([33], [33], [], {}),
     "gelu": ([33], [33], [], {}),
     "multiply": ([33, 33], [33], [], {}),
-    "route": ([E], [2 * U], [], {"n_used": U, "normalized": True}),
+    "route": ([16], [8], [("vector", 16)], {"n_used": 4, "n_groups": 4, "n_groups_used": 2}),
     "expert_linear": ([U * 64, 2 * U], [U * 9], [("experts", 9, 64)], {"n_used": U}),
     "expert_sum": ([U * 33, 2 * U], [33], [], {"n_used": U}),
     "merge_add": ([33, 99], [33], [], {}),

@@ -2,57 +2,17 @@
 
 import numpy as np
 import pytest
-from extension import require_cpp
+from one_op import EXACT, assert_close, backend_named, random, run
 
-from airllm.backends import Backend, load_backend
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Buffer, GraphError, Weight
-
-# Largest error over the largest value; a few roundings of float32, sums of up to 96 products.
-EXACT = 2e-6
 
 N_EXPERTS, N_USED, N, K = 5, 2, 48, 64
 
 
 @pytest.fixture(params=["numpy", "cpp"])
 def backend(request):
-    if request.param == "cpp":
-        require_cpp()
-    return load_backend(request.param)
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def run(backend: Backend, build, inputs, weights, max_tokens=None):
-    """What a graph of one op gives: build(g, buffers, slots) -> the op's output.
-
-    inputs: [n_tokens, width] by name; weights: float32 arrays by name.
-    """
-    g = GraphBuilder("one op", activations="f32")
-    buffers = [g.external(name, array.shape[1]) for name, array in inputs.items()]
-    slots = [g.weight(name, *array.shape) for name, array in weights.items()]
-    made = build(g, *buffers, *slots)
-    zero = g.external("zero", made.width)
-    g.add(made, zero, out=zero)  # the graph's output is what the caller passes
-    n_tokens = len(next(iter(inputs.values())))
-    executor = backend.executor(g.build(), max_tokens or n_tokens)
-    roles = {1: "vector", 2: "matrix", 3: "experts"}
-    bound = executor.bind(
-        {
-            name: backend.weight(roles[array.ndim], array.view(np.uint8), "f32", array.shape)
-            for name, array in weights.items()
-        }
-    )
-    out = np.zeros((n_tokens, made.width), np.float32)
-    executor.run(bound, inputs | {"zero": out}, n_tokens)
-    return out
-
-
-def assert_close(actual, expected, bound=EXACT):
-    error = np.abs(actual - expected).max() / np.abs(expected).max()
-    assert error <= bound, f"error {error:.1e}, allowed {bound:.0e}"
+    return backend_named(request.param)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 7])
@@ -100,24 +60,6 @@ def test_softcap_bends_values_towards_the_cap(backend):
 
 
 # ---- experts -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("normalized", [True, False])
-def test_a_route_has_the_largest_shares_in_order(backend, normalized):
-    logits = random(9, 12)
-    out = run(backend, lambda g, x: g.route(x, 3, normalized=normalized), {"x": logits}, {})
-    shares = np.exp(logits.astype(np.float64))
-    shares /= shares.sum(axis=-1, keepdims=True)
-    for row, share in zip(out, shares, strict=True):
-        best = sorted(range(12), key=lambda e: -share[e])[:3]
-        assert row[:3].tolist() == best
-        assert_close(row[3:], share[best] / (share[best].sum() if normalized else 1.0))
-
-
-def test_of_equal_shares_the_first_experts_is_taken(backend):
-    logits = np.array([[1.0, 2.0, 2.0, 2.0, 1.0]], np.float32)
-    out = run(backend, lambda g, x: g.route(x, 2, normalized=True), {"x": logits}, {})
-    assert out[0].tolist() == [1.0, 2.0, 0.5, 0.5]
 
 
 def a_route(n_tokens: int, n_experts: int = N_EXPERTS) -> np.ndarray:

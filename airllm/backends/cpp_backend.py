@@ -12,13 +12,14 @@ from airllm.graph.graph import Graph, Role
 
 try:
     import tensor_ops_cpp
+    from tensor_ops_cpp import graph_ops
 except ImportError as error:
     raise ImportError(
         f"the C++ extension cannot be imported ({error}); build it with `python -m pip install .`, "
         "or use the NumPy backend"
     ) from error
 
-_OPS = tensor_ops_cpp.graph_ops()
+_OPS = graph_ops()
 
 
 class CppBackend:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from airllm import numpy_ops
 from airllm.backends import check_supported
 from airllm.backends.experts import Experts
-from airllm.backends.numpy_kernels import OPS, Buffers, TokenBatch, TokenSequence
+from airllm.backends.numpy_batch import Buffers, TokenBatch, TokenSequence
+from airllm.backends.numpy_kernels import OPS
 from airllm.backends.plain_stream import PlainStream
 from airllm.graph.graph import Graph, Role
 from airllm.numpy_ops import checks

@@ -11,6 +11,7 @@ Shapes are checked at each call, so that an error points at the wrong line.
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 from airllm.graph.graph import Graph, check_outputs, look_up
 from airllm.graph.ops import SIGNATURES
@@ -155,10 +156,43 @@ class GraphBuilder:
         """cap * tanh(x / cap)"""
         return self._emit("softcap", [x], out, cap=cap)
 
-    def route(self, logits: Buffer, n_used: int, *, normalized: bool) -> Buffer:
+    def route(
+        self,
+        logits: Buffer,
+        n_used: int,
+        *,
+        normalized: bool,
+        gating: Literal["softmax", "sigmoid"] = "softmax",
+        scale: float = 1.0,
+        bias: Weight | None = None,
+        n_groups: int = 1,
+        n_groups_used: int = 1,
+        group_score: Literal["top2", "max"] = "top2",
+    ) -> Buffer:
         """Chooses n_used experts for each token. logits: [n_tokens, n_experts] -> [n_tokens,
-        2 * n_used], the numbers of the experts, then their shares."""
-        return self._emit("route", [logits], None, n_used=n_used, normalized=normalized)
+        2 * n_used], the numbers of the experts, then their shares.
+
+        gating: a share is the softmax or sigmoid of the logits. normalized: the chosen shares are
+        divided by their sum. scale: they are multiplied by it in the end.
+        bias: [n_experts], added to the shares for the choice only.
+        n_groups: equal groups of experts, of which only the best n_groups_used are chosen from; a
+        group's score is the sum of its two highest scores, or its highest.
+
+        Softmax over the chosen logits alone is the normalized softmax over all.
+        """
+        return self._emit(
+            "route",
+            [logits],
+            None,
+            [] if bias is None else [bias],
+            n_used=n_used,
+            normalized=normalized,
+            gating=gating,
+            scale=scale,
+            n_groups=n_groups,
+            n_groups_used=n_groups_used,
+            group_score=group_score,
+        )
 
     def expert_linear(self, x: Buffer, route: Buffer, weight: Weight) -> Buffer:
         """x @ weight[e].T for each expert e of a token's route. weight: [n_experts, n, k]
@@ -230,7 +264,8 @@ class GraphBuilder:
         **attrs: Attr,
     ) -> Buffer:
         slots = tuple(weight.name for weight in weights)
-        name = out.name if out is not None else self._unused_name(slots[0] if slots else kind)
+        named_after = slots[0] if slots and not SIGNATURES[kind].optional else kind
+        name = out.name if out is not None else self._unused_name(named_after)
         self._append(Op(kind, tuple(buffer.name for buffer in inputs), name, slots, attrs))
         return self._buffers[name]
 

@@ -73,9 +73,22 @@ SIGNATURES: Mapping[str, Signature] = {
     "geglu": _signature("gate up", widths.elementwise, flops=10, in_place="gate up"),
     # out = cap * tanh(x / cap)
     "softcap": _signature("x", widths.softcap, flops=3, attrs="cap", in_place="x"),
-    # softmax over a token's logits, [n_experts]; out: the numbers of the n_used experts with the
-    # largest shares, largest first, and then these shares; normalized: divided by their sum
-    "route": _signature("logits", widths.route, flops=5, per="logits", attrs="n_used normalized"),
+    # chooses n_used experts for a token. logits: [n_experts]; the shares are their softmax or
+    # sigmoid (gating), and the scores the shares plus the weight, a bias. The experts with the
+    # highest scores are chosen, of n_groups_used of n_groups equal groups: those whose two highest
+    # scores have the highest sum (group_score "top2"), or whose highest score is highest ("max").
+    # out: the numbers of the experts, highest score first, and then their shares; normalized:
+    # divided by their sum + 1e-20; then multiplied by scale. NaN counts as the highest score; of
+    # equal ones the lower number comes first.
+    "route": _signature(
+        "logits",
+        widths.route,
+        flops=5,
+        per="logits",
+        weights=("vector",),
+        attrs="n_used normalized gating scale n_groups n_groups_used group_score",
+        optional=True,
+    ),
     # out: x @ weight[e].T for each expert e of the token's route, side by side; shared: all experts
     # have the same x, [k]; otherwise each has its own, [n_used * k]; reads no other expert
     "expert_linear": _signature(

@@ -4,6 +4,7 @@ Each function checks a call, GraphError for a fault, and returns the width; None
 """
 
 import math
+import sys
 from typing import get_args
 
 from airllm.graph.vocabulary import Activations, Call
@@ -60,10 +61,7 @@ def glu_linear(call: Call) -> int:
     call.require(
         gate.shape == up.shape, f"weight {up.name!r} is {list(up.shape)}, expected that of the gate"
     )
-    activation = call.op.attrs["activation"]
-    call.require(
-        activation in ("silu", "gelu"), f"activation is {activation!r}, expected 'silu' or 'gelu'"
-    )
+    _one_of(call, "activation", "silu", "gelu")
     return linear(call)
 
 
@@ -77,9 +75,7 @@ def rope_append(call: Call) -> None:
 
 
 def _check_activations(call: Call) -> None:
-    activations = call.op.attrs["activations"]
-    allowed = get_args(Activations)
-    call.require(activations in allowed, f"activations is {activations!r}, not one of {allowed}")
+    _one_of(call, "activations", *get_args(Activations))
 
 
 def rope(call: Call) -> int:
@@ -107,26 +103,50 @@ def attention(call: Call) -> int:
     )
     call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
     call.count("window", least=0)
-    _check_cap(call, "softcap", least=0.0)
+    _check_float(call, "softcap", least=0.0)
     return n_heads * head_dim
 
 
 def softcap(call: Call) -> int:
-    _check_cap(call, "cap", least=1e-6)
+    _check_float(call, "cap", least=1e-6)
     return call.inputs[0].width
 
 
-def _check_cap(call: Call, attr: str, least: float) -> None:
-    cap = call.op.attrs[attr]
-    good = isinstance(cap, float) and least <= cap < math.inf
-    call.require(good, f"{attr} is {cap!r}, expected a float of at least {least}")
+def _check_float(call: Call, attr: str, least: float = -sys.float_info.max) -> None:
+    value = call.op.attrs[attr]
+    good = isinstance(value, float) and least <= value < math.inf
+    least_text = f" of at least {least}" if least > -sys.float_info.max else ", finite"
+    call.require(good, f"{attr} is {value!r}, expected a float{least_text}")
+
+
+def _one_of(call: Call, attr: str, *allowed: str) -> None:
+    value = call.op.attrs[attr]
+    call.require(value in allowed, f"{attr} is {value!r}, expected one of {allowed}")
 
 
 def route(call: Call) -> int:
-    n_used, logits = call.count("n_used"), call.inputs[0]
+    logits, attrs = call.inputs[0], call.op.attrs
+    for weight in call.weights:
+        call.require_width(0, weight.shape[0], f"the length of weight {weight.name!r}")
+    _one_of(call, "gating", "softmax", "sigmoid")
+    _one_of(call, "group_score", "top2", "max")
+    _check_float(call, "scale")
+    n_groups, n_groups_used = call.count("n_groups"), call.count("n_groups_used")
+    size = logits.width // n_groups
     call.require(
-        n_used <= logits.width, f"n_used is {n_used}, expected at most the {logits.width} experts"
+        size * n_groups == logits.width,
+        f"n_groups is {n_groups}, expected to divide the {logits.width} experts",
     )
+    call.require(
+        n_groups_used <= n_groups,
+        f"n_groups_used is {n_groups_used}, expected at most the {n_groups} groups",
+    )
+    call.require(
+        n_groups_used == n_groups or attrs["group_score"] == "max" or size >= 2,
+        f"n_groups is {n_groups}, expected groups of two experts or more, whose scores are added",
+    )
+    n_used, most = call.count("n_used"), n_groups_used * size
+    call.require(n_used <= most, f"n_used is {n_used}, expected at most the {most} experts")
     return 2 * n_used
 
 

@@ -28,10 +28,11 @@ void set(Op& op, py::handle value) {
     op.*field = value.cast<std::remove_reference_t<decltype(op.*field)>>();
 }
 
-// Sets a field that says whether the value is the second of two words.
+// Sets a field to the number of the word that the value is, among these.
 template <auto field>
-void set_choice(Op& op, const char* name, py::handle value, const char* first, const char* second) {
-    op.*field = choice({"Executor", name, value}, {first, second}) == 1;
+void set_word(Op& op, const char* name, py::handle value, const char* first, const char* second) {
+    using Field = std::remove_reference_t<decltype(op.*field)>;
+    op.*field = static_cast<Field>(choice({"Executor", name, value}, {first, second}));
 }
 
 constexpr struct {
@@ -39,13 +40,19 @@ constexpr struct {
     void (*set)(Op& op, py::handle value);
 } attributes[] = {
     {"activation",
-     [](Op& op, py::handle v) { set_choice<&Op::gelu>(op, "activation", v, "silu", "gelu"); }},
+     [](Op& op, py::handle v) { set_word<&Op::gelu>(op, "activation", v, "silu", "gelu"); }},
     {"activations",
      [](Op& op, py::handle v) { op.activations = activations_argument("Executor", v); }},
     {"cap", set<&Op::cap>},
     {"eps", set<&Op::eps>},
+    {"gating",
+     [](Op& op, py::handle v) { set_word<&Op::gating>(op, "gating", v, "softmax", "sigmoid"); }},
+    {"group_score",
+     [](Op& op, py::handle v) { set_word<&Op::group_score>(op, "group_score", v, "top2", "max"); }},
     {"head_dim", set<&Op::head_dim>},
     {"interleaved", set<&Op::interleaved>},
+    {"n_groups", set<&Op::n_groups>},
+    {"n_groups_used", set<&Op::n_groups_used>},
     {"n_heads", set<&Op::n_heads>},
     {"n_kv_heads", set<&Op::n_kv_heads>},
     {"n_used", set<&Op::n_used>},

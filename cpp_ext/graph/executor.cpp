@@ -104,6 +104,10 @@ struct Executor::Run {
         return (*layer.weights)[static_cast<std::size_t>(op.weight)];
     }
 
+    const float* optional_vector(const Op& op) const {
+        return op.weight < 0 ? nullptr : std::get<Vector>(weight(op)).data;
+    }
+
     void meet() {
         worker.barrier();
         quantized_busy = false;
@@ -311,8 +315,19 @@ struct Executor::Run {
                 softcap(worker, in(0), op.cap, buffer(op.output), n * width(op.output));
                 break;
             case OpKind::route:
-                route(worker, table, in(0), n, width(op.inputs[0]), op.n_used, op.normalized,
-                      buffer(op.output));
+                route(worker, table,
+                      {.logits = in(0),
+                       .rows = n,
+                       .n_experts = width(op.inputs[0]),
+                       .n_used = op.n_used,
+                       .gating = op.gating,
+                       .bias = optional_vector(op),
+                       .n_groups = op.n_groups,
+                       .n_groups_used = op.n_groups_used,
+                       .group_score = op.group_score,
+                       .normalized = op.normalized,
+                       .scale = op.scale,
+                       .out = buffer(op.output)});
                 break;
             case OpKind::expert_linear: experts(op); break;
             case OpKind::expert_sum:

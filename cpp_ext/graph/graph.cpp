@@ -101,7 +101,14 @@ class OpCheck {
         width_of(op_.output, op_.n_heads * op_.head_dim);
     }
     void route() const {
-        experts(input_width(0));
+        const std::size_t n = input_width(0), groups = op_.n_groups, used = op_.n_groups_used;
+        require(groups >= 1 && n % groups == 0,
+                std::to_string(n) + " experts are no " + std::to_string(groups) + " equal groups");
+        require(used >= 1 && used <= groups, "n_groups_used is " + std::to_string(used) +
+                                                 ", expected 1 to " + std::to_string(groups));
+        require(used == groups || op_.group_score == GroupScore::max || n / groups >= 2,
+                "a group is one expert, expected two or more");
+        experts(used * (n / groups));
         width_of(op_.output, 2 * op_.n_used);
     }
     void expert_linear() const {
@@ -231,8 +238,10 @@ void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output
         case Role::vector: {
             const auto* vector = std::get_if<Vector>(&weight);
             if (!vector) fail(graph, op, name + "is no float32 vector");
-            return require_shape(1, vector->n, 1,
-                                 op.kind == OpKind::head_norm ? out / op.n_heads : out);
+            const std::size_t expected = op.kind == OpKind::head_norm ? out / op.n_heads
+                                         : op.kind == OpKind::route   ? in
+                                                                      : out;
+            return require_shape(1, vector->n, 1, expected);
         }
         case Role::experts: {
             const auto* experts = std::get_if<Experts>(&weight);

@@ -29,12 +29,15 @@ struct Op {
     std::vector<int> more_outputs, more_weights;            // linear_many; glu_linear: its `up`
     std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // head_norm, rope, kv_append, attention
     float eps = 0.0f;                                       // rms_norm, head_norm
-    float scale = 1.0f;                                     // embed, attention
+    float scale = 1.0f;                                     // embed, attention, route
     bool interleaved = false;                               // rope
-    std::size_t window = 0;                  // attention: positions that a token sees; 0: all
-    float cap = 0.0f;                        // softcap; attention, for scores, 0: none
-    std::size_t n_used = 0;                  // route, expert_linear, expert_sum: experts of a token
-    bool normalized = false;                 // route: the shares sum to 1
+    std::size_t window = 0;   // attention: positions that a token sees; 0: all
+    float cap = 0.0f;         // softcap; attention, for scores, 0: none
+    std::size_t n_used = 0;   // route, expert_linear, expert_sum: experts of a token
+    bool normalized = false;  // route, as the next four: see RouteTask
+    Gating gating = Gating::softmax;
+    std::size_t n_groups = 1, n_groups_used = 1;
+    GroupScore group_score = GroupScore::top2;
     bool shared = false;                     // expert_linear: all experts have the same input
     bool gelu = false;                       // glu_linear: gelu, else silu
     std::size_t offset = 0;                  // take_columns, put_columns: the first column

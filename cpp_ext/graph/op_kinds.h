@@ -38,7 +38,7 @@ struct Slots {
     op(geglu,          2, one,  no_weight,         alike)           \
     op(softcap,        1, one,  no_weight,         softcap)         \
     op(add,            2, one,  no_weight,         alike)           \
-    op(route,          1, one,  no_weight,         route)           \
+    op(route,          1, one,  optional(vector),  route)           \
     op(expert_linear,  2, one,  of(experts),       expert_linear)   \
     op(expert_sum,     2, one,  no_weight,         expert_sum)      \
     op(quantized_norm, 1, one,  of(vector),        alike)           \
@@ -72,6 +72,7 @@ using enum Role;
 using enum Outputs;
 inline constexpr Slots no_weight{};
 constexpr Slots of(Role role, std::size_t n = 1) { return {n, n, role}; }
+constexpr Slots optional(Role role) { return {0, 1, role}; }
 constexpr Slots up_to(Role role, std::size_t n) { return {1, n, role}; }
 
 #define TENSOR_OPS_ROW(kind, inputs, outputs, weights, check) {#kind, inputs, outputs, weights},

@@ -11,6 +11,7 @@ namespace {
 template <class Isa>
 void fill(KernelTable& table) {
     table.vector_floats = lanes<Isa>;
+    table.sigmoid = sigmoid<Isa>;
     table.silu = silu<Isa>;
     table.gelu_tanh = gelu_tanh<Isa>;
     table.gelu_erf = gelu_erf<Isa>;
