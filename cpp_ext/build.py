@@ -52,7 +52,10 @@ KERNEL_WARNINGS = (
 CORE_SOURCES = {
     "dispatch": ("cpu_features", "dispatch"),
     "threads/all": ("cpu_budget", "crew", "team"),
-    "ops/all": ("attention", "matrix", "experts", "fused", "ops", "q80", "sampling", "slices"),
+    "ops/all": (
+        *("attention", "elementwise", "experts", "fused", "matrix", "ops", "q80", "sampling"),
+        "slices",
+    ),
     "graph/all": ("graph", "executor", "plan", "run", "run_products"),
     "stream/all": ("file", "requests", "uring", "schedule", "reader", "stream"),
 }

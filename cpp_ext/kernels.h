@@ -177,6 +177,11 @@ struct KernelTable {
     // computed in float64.
     void (*rms_norm)(const float* x, const float* w, float eps, float* y, std::size_t rows,
                      std::size_t n);
+    // y[r][i] = (x[r][i] - mean) * w[i] / sqrt(variance + eps) with the mean of x[r][:] and the
+    // mean of (x[r][:] - mean)^2.  The error is below 1e-6 * (|y| + |w[i]|) for n up to 65536.  A
+    // row whose squares leave float32's range is computed in float64.
+    void (*layer_norm)(const float* x, const float* w, float eps, float* y, std::size_t rows,
+                       std::size_t n);
     // y[r][:] = exp(x[r][:] - max) / sum(exp(x[r][:] - max)).  The relative error is below
     // 1e-6 + 6e-8 * |x - max| where y is a normal number; elsewhere the absolute error is at most
     // 2^-126.  A row of only -inf gives zeros.

@@ -114,6 +114,15 @@ def test_vectors_routers_and_the_head_keep_more_bits(tmp_path):
         assert file.tensors["token_embd.weight"].type == "q8_0"
 
 
+def test_the_biases_of_experts_stay_float32(tmp_path):
+    biases = [("blk.0.ffn_up_exps.bias", "f32", (4, 64), np.ones((4, 64), "f4"))]
+    matrix = [("w", "f32", (4, 64), np.ones((4, 64), "f4"))]
+    path = write_gguf(tmp_path / "m.gguf", {}, biases + matrix)
+    with converted(path, tmp_path / "new.gguf", "q4_0") as file:
+        types = {name: tensor.type for name, tensor in file.tensors.items()}
+    assert types == {"blk.0.ffn_up_exps.bias": "f32", "w": "q4_0"}
+
+
 def test_rows_that_are_no_whole_blocks_are_f16(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", {}, [("w", "f32", (2, 40), np.ones((2, 40), "f4"))])
     with converted(path, tmp_path / "new.gguf", "q4_0") as file:

@@ -160,8 +160,8 @@ def test_all_experts_may_be_used(backend, n_experts):
 FAULTS = [
     ({"gating": "tanh"}, "gating is 'tanh', expected one of ('softmax', 'sigmoid')"),
     ({"group_score": "sum"}, "group_score is 'sum', expected one of ('top2', 'max')"),
-    ({"scale": float("nan")}, "scale is nan, expected a float, finite"),
-    ({"scale": 2}, "scale is 2, expected a float"),
+    ({"scale": float("nan")}, "scale is nan, expected a finite float"),
+    ({"scale": 2}, "scale is 2, expected a finite float"),
     ({"n_groups": 0}, "n_groups is 0, expected 1 or more"),
     ({"n_groups": 5}, "n_groups is 5, expected to divide the 12 experts"),
     ({"n_groups": 4, "n_groups_used": 5}, "n_groups_used is 5, expected at most the 4 groups"),

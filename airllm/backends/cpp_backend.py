@@ -1,5 +1,6 @@
 """Runs graphs on the C++ executor of tensor_ops_cpp. It only translates."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,8 +35,9 @@ class CppBackend:
             tensor_ops_cpp.set_num_threads(threads)
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
-        if role == "vector":
-            return tensor_ops_cpp.PackedMatrix(data, type, (1, shape[0])).dequantize()[0]
+        if role in ("vector", "vectors"):
+            rows = tensor_ops_cpp.PackedMatrix(data, type, (math.prod(shape[:-1]), shape[-1]))
+            return rows.dequantize().reshape(shape)
         if role == "experts":
             return Experts(tensor_ops_cpp.PackedMatrix(part, type, shape[1:]) for part in data)
         kind = tensor_ops_cpp.RawRows if role == "rows" else tensor_ops_cpp.PackedMatrix

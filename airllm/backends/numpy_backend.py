@@ -1,5 +1,6 @@
 """Runs graphs op by op in NumPy: the fallback, and the second opinion in tests."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from time import perf_counter
@@ -27,8 +28,9 @@ class NumpyBackend:
     keeps: frozenset[Role] = frozenset(["rows", "matrix", "experts"])
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
-        if role == "vector":
-            return numpy_ops.PackedMatrix(data, type, (1, shape[0])).dequantize()[0]
+        if role in ("vector", "vectors"):
+            rows = numpy_ops.PackedMatrix(data, type, (math.prod(shape[:-1]), shape[-1]))
+            return rows.dequantize().reshape(shape)
         if role == "experts":
             matrix_shape = shape[1], shape[2]
             return Experts(numpy_ops.PackedMatrix(part, type, matrix_shape) for part in data)

@@ -7,7 +7,7 @@ from airllm import numpy_ops
 from airllm.backends.numpy_batch import TokenBatch, arrays
 from airllm.graph.graph import Op
 
-__all__ = ["expert_linear", "expert_sum", "route"]
+__all__ = ["expert_bias", "expert_linear", "expert_sum", "route"]
 
 _LOWEST = np.finfo(np.float32).min
 
@@ -61,6 +61,14 @@ def expert_linear(op: Op, batch: TokenBatch) -> None:
         parts = each if len(batch.sequences) > 1 else [slice(None)]
         numpy_ops.linear_apply(rows[chosen], matrices[expert], part, parts)
         result[chosen] = part
+
+
+def expert_bias(op: Op, batch: TokenBatch) -> None:
+    x, route, out = arrays(op, batch)
+    biases = batch.weights[op.weights[0]]  # [n_experts, n]
+    experts = route[:, : int(op.attrs["n_used"])].astype(np.int64)
+    parts = (batch.n_tokens, experts.shape[1], biases.shape[1])
+    np.add(x.reshape(parts), biases[experts], out=out.reshape(parts))
 
 
 def expert_sum(op: Op, batch: TokenBatch) -> None:

@@ -24,6 +24,14 @@ def _rms_norm(op: Op, batch: TokenBatch) -> None:
     numpy_ops.rms_norm(x, batch.weights[op.weights[0]], float(op.attrs["eps"]), out=out)
 
 
+def _layer_norm(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    wide = x.astype(np.float64)
+    wide -= wide.mean(axis=-1, keepdims=True)
+    variance = (wide * wide).mean(axis=-1, keepdims=True)
+    out[...] = wide / np.sqrt(variance + float(op.attrs["eps"])) * batch.weights[op.weights[0]]
+
+
 def _head_norm(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     weight, eps = batch.weights[op.weights[0]], float(op.attrs["eps"])
@@ -78,6 +86,7 @@ def _attention(op: Op, batch: TokenBatch) -> None:
             out[s.rows].reshape(shape),
             window=int(op.attrs["window"]) or None,
             softcap=float(op.attrs["softcap"]) or None,
+            sinks=batch.weights[op.weights[0]] if op.weights else None,
         )
 
 
@@ -140,6 +149,29 @@ def _multiply(op: Op, batch: TokenBatch) -> None:
     np.multiply(a, b, out=out)
 
 
+def _sigmoid(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    out[...] = numpy_ops.sigmoid_apply(x)
+
+
+def _relu_squared(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    np.square(np.maximum(x, 0), out=out)
+
+
+def _swiglu_oai(op: Op, batch: TokenBatch) -> None:
+    gate, up, out = arrays(op, batch)
+    alpha, limit = float(op.attrs["alpha"]), float(op.attrs["limit"])
+    gated = np.maximum(np.minimum(gate, limit), -1e30).astype(np.float64)  # inf * 0 is NaN
+    held = np.clip(up.astype(np.float64), -limit, limit)
+    out[...] = gated * numpy_ops.sigmoid_apply(alpha * gated) * (held + 1.0)
+
+
+def _scale(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    np.multiply(x, np.float32(op.attrs["factor"]), out=out)
+
+
 def _silu(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     numpy_ops.silu(x, out=out)
@@ -196,6 +228,13 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "expert_linear": experts.expert_linear,
     "expert_sum": experts.expert_sum,
     "add": _add,
+    "expert_bias": experts.expert_bias,
+    "sigmoid": _sigmoid,
+    "relu_squared": _relu_squared,
+    "swiglu_oai": _swiglu_oai,
+    "scale": _scale,
+    "scale_rows": _multiply,
+    "layer_norm": _layer_norm,
     "quantized_norm": _rms_norm,  # exact, as linear is
     "linear_many": _linear_many,
     "linear_add": _linear_add,

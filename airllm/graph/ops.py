@@ -63,9 +63,15 @@ SIGNATURES: Mapping[str, Signature] = {
     "kv_append": _signature("k v", widths.kv_append, flops=0, attrs="n_kv_heads head_dim"),
     # causal attention of q over the layer's KV cache, which includes the batch; window: the number
     # of positions that a token sees, its own included (0: all); softcap: a score s becomes
-    # softcap * tanh(s / softcap) (0: scores stay)
+    # softcap * tanh(s / softcap) (0: scores stay); weight: [n_heads], for each head one more score,
+    # as it is, without a value
     "attention": _signature(
-        "q", widths.attention, flops=0, attrs="n_heads n_kv_heads head_dim scale window softcap"
+        "q",
+        widths.attention,
+        flops=0,
+        weights=("vector",),
+        attrs="n_heads n_kv_heads head_dim scale window softcap",
+        optional=True,
     ),
     # out = silu(gate) * up
     "swiglu": _signature("gate up", widths.elementwise, flops=5, in_place="gate up"),
@@ -100,6 +106,15 @@ SIGNATURES: Mapping[str, Signature] = {
     ),
     # x: the outputs of a token's experts, [n_used * n]; out: their sum, weighted by shares: [n]
     "expert_sum": _signature("x route", widths.expert_sum, flops=2, per="x", attrs="n_used"),
+    # x: the outputs of a token's experts, [n_used * n]; out: each plus weight[e] of its expert e
+    "expert_bias": _signature(
+        "x route",
+        widths.expert_bias,
+        flops=1,
+        weights=("vectors",),
+        attrs="n_used",
+        in_place="x",
+    ),
     "add": _signature("a b", widths.elementwise, flops=1, in_place="a b"),
     # ---- made by graph.rewrite ------------------------------------------------------------------
     # rms_norm whose output only matrix products read, so it is quantised at once; activations: as
@@ -132,10 +147,28 @@ SIGNATURES: Mapping[str, Signature] = {
     "rope_append": _signature(
         "k v table", widths.rope_append, flops=3, per="k", attrs="n_kv_heads head_dim interleaved"
     ),
+    # ---- elementwise ----------------------------------------------------------------------------
     "multiply": _signature("a b", widths.elementwise, flops=1, in_place="a b"),
     "silu": _signature("x", widths.activation, flops=4, in_place="x"),
     # the tanh approximation
     "gelu": _signature("x", widths.activation, flops=9, in_place="x"),
+    "sigmoid": _signature("x", widths.activation, flops=3, in_place="x"),
+    # out = max(x, 0)^2
+    "relu_squared": _signature("x", widths.activation, flops=2, in_place="x"),
+    # out = g * sigmoid(alpha * g) * (u + 1), with g = min(gate, limit) and u = up, held between
+    # -limit and limit
+    "swiglu_oai": _signature(
+        "gate up", widths.swiglu_oai, flops=8, attrs="alpha limit", in_place="gate up"
+    ),
+    # out = factor * x
+    "scale": _signature("x", widths.scale, flops=1, attrs="factor", in_place="x"),
+    # out[t] = factors[t] * x[t]; factors: [n_tokens, 1]
+    "scale_rows": _signature("x factors", widths.scale_rows, flops=1, in_place="x"),
+    # out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight
+    "layer_norm": _signature(
+        "x", widths.vector, flops=7, weights=("vector",), attrs="eps", in_place="x"
+    ),
+    # ---- what nodes of a cluster exchange --------------------------------------------------------
     # out = x rounded to the values that blocks of Q8_0 can hold
     "round_q8": _signature("x", widths.round_q8, flops=2, in_place="x"),
     # out = x + the parts, added in order; parts: [n_tokens, n_parts * width of x]

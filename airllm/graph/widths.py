@@ -4,7 +4,6 @@ Each function checks a call, GraphError for a fault, and returns the width; None
 """
 
 import math
-import sys
 from typing import get_args
 
 from airllm.graph.vocabulary import Activations, Call
@@ -102,6 +101,11 @@ def attention(call: Call) -> int:
         n_heads % n_kv_heads == 0, f"{n_heads} heads cannot share {n_kv_heads} KV heads evenly"
     )
     call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    for weight in call.weights:
+        call.require(
+            weight.shape == (n_heads,),
+            f"weight {weight.name!r} is {list(weight.shape)}, expected [{n_heads}], the heads",
+        )
     call.count("window", least=0)
     _check_float(call, "softcap", least=0.0)
     return n_heads * head_dim
@@ -112,11 +116,11 @@ def softcap(call: Call) -> int:
     return call.inputs[0].width
 
 
-def _check_float(call: Call, attr: str, least: float = -sys.float_info.max) -> None:
+def _check_float(call: Call, attr: str, least: float | None = None) -> None:
     value = call.op.attrs[attr]
-    good = isinstance(value, float) and least <= value < math.inf
-    least_text = f" of at least {least}" if least > -sys.float_info.max else ", finite"
-    call.require(good, f"{attr} is {value!r}, expected a float{least_text}")
+    good = isinstance(value, float) and math.isfinite(value) and (least is None or value >= least)
+    wanted = "a finite float" if least is None else f"a float of at least {least}"
+    call.require(good, f"{attr} is {value!r}, expected {wanted}")
 
 
 def _one_of(call: Call, attr: str, *allowed: str) -> None:
@@ -160,6 +164,14 @@ def expert_linear(call: Call) -> int:
     return n_used * n
 
 
+def expert_bias(call: Call) -> int:
+    n_used, weight = call.count("n_used"), call.weights[0]
+    n = weight.shape[1]
+    call.require_width(0, n_used * n, f"{n_used} for weight {weight.name!r}, {list(weight.shape)}")
+    call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
+    return n_used * n
+
+
 def expert_sum(call: Call) -> int:
     n_used, x = call.count("n_used"), call.inputs[0]
     call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
@@ -174,6 +186,22 @@ def elementwise(call: Call) -> int:
     first = call.inputs[0]
     call.require_width(1, first.width, f"the width of {first.name!r}")
     return first.width
+
+
+def swiglu_oai(call: Call) -> int:
+    _check_float(call, "alpha", least=1e-6)
+    _check_float(call, "limit", least=1e-6)
+    return elementwise(call)
+
+
+def scale(call: Call) -> int:
+    _check_float(call, "factor")
+    return call.inputs[0].width
+
+
+def scale_rows(call: Call) -> int:
+    call.require_width(1, 1, "a factor for each token")
+    return call.inputs[0].width
 
 
 def activation(call: Call) -> int:

@@ -187,7 +187,8 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
                     f"tensor {name} has shape {list(tensor.shape)}; expected {list(slot.shape)}, "
                     f"as the metadata says"
                 )
-            if graph.roles[slot.name] == "vector" and tensor.type not in _VECTOR_TYPES:
+            kept = graph.roles[slot.name] in ("vector", "vectors")
+            if kept and tensor.type not in _VECTOR_TYPES:
                 raise gguf.metadata.fault(
                     f"tensor {name} is {tensor.type}; expected one of {', '.join(_VECTOR_TYPES)}"
                 )

@@ -12,6 +12,7 @@ The budget covers the model: weights, full KV cache, and buffers. Python, NumPy 
 take about 60 MB more.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -269,10 +270,11 @@ def _part(
     kept_bytes = 0
     for slot, role in roles.items():
         tensor = tensors[slot]
-        found = None if role == "vector" else _matrices(slot, role, tensor, backend)
+        vectors = role in ("vector", "vectors")
+        found = None if vectors else _matrices(slot, role, tensor, backend)
         if found is None:
             kept.append((slot, role, tensor))
-            kept_bytes += 4 * tensor.shape[0] if role == "vector" else tensor.nbytes
+            kept_bytes += 4 * math.prod(tensor.shape) if vectors else tensor.nbytes
         else:
             matrices += found
     return Part(name, tuple(matrices), tuple(kept), kept_bytes)

@@ -239,7 +239,9 @@ class PyExecutor {
         if (py::isinstance<RawRowsObject>(value)) return value.cast<const RawRowsObject&>().rows;
         if (py::isinstance<py::list>(value)) return read_experts(name, value);
         const Array vector = float_array("Executor.bind", name.c_str(), value);
-        vector.require_axes(1, "[n]");
+        if (vector.shape().size() == 2)
+            return Vector{vector.floats(), vector.axis(1), vector.axis(0)};
+        vector.require_axes(1, "[n], or [n_experts, n]");
         return Vector{vector.floats(), vector.size()};
     }
 
@@ -332,7 +334,7 @@ void bind_executor(py::module_& m) {
     executor.def_property_readonly("nbytes", &PyExecutor::bytes, "Bytes of the internal buffers.")
         .def("bind", &PyExecutor::bind, arg("weights"),
              "Put weights in the slots: a dict of PackedMatrix, RawRows, float32 [n] or, for "
-             "experts, lists of PackedMatrix, by name.\n\n"
+             "experts, float32 [n_experts, n] and lists of PackedMatrix, by name.\n\n"
              "The call is cheap and keeps references. ValueError if a weight is missing or does "
              "not fit.")
         .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"),

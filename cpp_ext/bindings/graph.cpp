@@ -43,14 +43,17 @@ constexpr struct {
      [](Op& op, py::handle v) { set_word<&Op::gelu>(op, "activation", v, "silu", "gelu"); }},
     {"activations",
      [](Op& op, py::handle v) { op.activations = activations_argument("Executor", v); }},
+    {"alpha", set<&Op::alpha>},
     {"cap", set<&Op::cap>},
     {"eps", set<&Op::eps>},
+    {"factor", set<&Op::scale>},
     {"gating",
      [](Op& op, py::handle v) { set_word<&Op::gating>(op, "gating", v, "softmax", "sigmoid"); }},
     {"group_score",
      [](Op& op, py::handle v) { set_word<&Op::group_score>(op, "group_score", v, "top2", "max"); }},
     {"head_dim", set<&Op::head_dim>},
     {"interleaved", set<&Op::interleaved>},
+    {"limit", set<&Op::limit>},
     {"n_groups", set<&Op::n_groups>},
     {"n_groups_used", set<&Op::n_groups_used>},
     {"n_heads", set<&Op::n_heads>},
@@ -121,6 +124,7 @@ Graph read_graph(const py::sequence& buffers, const std::vector<std::string>& we
 const char* role_name(Role role) {
     switch (role) {
         case Role::vector: return "vector";
+        case Role::vectors: return "vectors";
         case Role::matrix: return "matrix";
         case Role::rows: return "rows";
         case Role::experts: return "experts";

@@ -62,6 +62,15 @@ class OpCheck {
         require(op_.cap > 0.0f, "cap is not above 0");
         alike();
     }
+    void swiglu_oai() const {
+        require(op_.limit > 0.0f, "limit is not above 0");
+        alike();
+    }
+    void scale_rows() const {
+        width(0, output_width());
+        width(1, 1);
+        apart(1);
+    }
     void linear() const { apart(0); }
     void linear_many() const {
         const std::vector<int> outputs = op_.outputs();
@@ -115,6 +124,13 @@ class OpCheck {
         experts(largest_route);
         require(output_width() % op_.n_used == 0, "the output does not divide into n_used");
         width(1, 2 * op_.n_used);
+    }
+    void expert_bias() const {
+        used_experts(largest_route);
+        require(output_width() % op_.n_used == 0, "the output does not divide into n_used");
+        width(0, output_width());
+        width(1, 2 * op_.n_used);
+        apart(1);
     }
     void expert_sum() const {
         experts(largest_route);
@@ -194,10 +210,13 @@ class OpCheck {
         whole_blocks(op_.offset);
     }
 
-    void experts(std::size_t most) const {
+    void used_experts(std::size_t most) const {
         require(op_.n_used >= 1 && op_.n_used <= std::min(most, largest_route),
                 "n_used is " + std::to_string(op_.n_used) + ", expected 1 to " +
                     std::to_string(std::min(most, largest_route)));
+    }
+    void experts(std::size_t most) const {
+        used_experts(most);
         for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
     }
 
@@ -220,6 +239,17 @@ void check_experts(const Graph& graph, const Op& op, const Experts& experts,
             fail(graph, op, name + "has experts of different shapes, types or instruction sets");
 }
 
+// The length of an op's vector.  in, out: the widths of its first input and its output.
+std::size_t vector_length(const Op& op, std::size_t in, std::size_t out) {
+    switch (op.kind) {
+        case OpKind::head_norm: return out / op.n_heads;
+        case OpKind::attention: return op.n_heads;
+        case OpKind::route: return in;
+        case OpKind::expert_bias: return out / op.n_used;
+        default: return out;
+    }
+}
+
 // Checks that a slot's weight fits an op which computes `output` with it.
 void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output,
                   const std::vector<Weight>& weights) {
@@ -235,13 +265,13 @@ void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output
     const std::size_t out = graph.buffers[static_cast<std::size_t>(output)].width;
     const std::size_t in = graph.buffers[static_cast<std::size_t>(op.inputs[0])].width;
     switch (signature(op.kind).weights.role) {
-        case Role::vector: {
+        case Role::vector:
+        case Role::vectors: {
             const auto* vector = std::get_if<Vector>(&weight);
             if (!vector) fail(graph, op, name + "is no float32 vector");
-            const std::size_t expected = op.kind == OpKind::head_norm ? out / op.n_heads
-                                         : op.kind == OpKind::route   ? in
-                                                                      : out;
-            return require_shape(1, vector->n, 1, expected);
+            const bool one = signature(op.kind).weights.role == Role::vector;
+            return require_shape(vector->count, vector->n, one ? 1 : vector->count,
+                                 vector_length(op, in, out));
         }
         case Role::experts: {
             const auto* experts = std::get_if<Experts>(&weight);
@@ -343,7 +373,8 @@ void Graph::check() const {
 }
 
 std::size_t weight_bytes(const Weight& weight) {
-    if (const auto* vector = std::get_if<Vector>(&weight)) return vector->n * sizeof(float);
+    if (const auto* vector = std::get_if<Vector>(&weight))
+        return vector->count * vector->n * sizeof(float);
     if (const auto* rows = std::get_if<RawRows>(&weight))
         return rows->n * row_bytes(rows->type, rows->k);
     if (const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight))

@@ -28,8 +28,8 @@ struct Op {
     int weight = -1;                                        // slot, or -1
     std::vector<int> more_outputs, more_weights;            // linear_many; glu_linear: its `up`
     std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // head_norm, rope, kv_append, attention
-    float eps = 0.0f;                                       // rms_norm, head_norm
-    float scale = 1.0f;                                     // embed, attention, route
+    float eps = 0.0f;                                       // norms
+    float scale = 1.0f;                                     // embed, attention, route, scale
     bool interleaved = false;                               // rope
     std::size_t window = 0;   // attention: positions that a token sees; 0: all
     float cap = 0.0f;         // softcap; attention, for scores, 0: none
@@ -38,6 +38,7 @@ struct Op {
     Gating gating = Gating::softmax;
     std::size_t n_groups = 1, n_groups_used = 1;
     GroupScore group_score = GroupScore::top2;
+    float alpha = 1.0f, limit = 0.0f;        // swiglu_oai
     bool shared = false;                     // expert_linear: all experts have the same input
     bool gelu = false;                       // glu_linear: gelu, else silu
     std::size_t offset = 0;                  // take_columns, put_columns: the first column
@@ -68,9 +69,11 @@ struct Graph {
     void check() const;
 };
 
+// A vector, or one for each expert.
 struct Vector {
     const float* data;
     std::size_t n;
+    std::size_t count = 1;
 };
 using Weight = std::variant<Vector, std::shared_ptr<const PackedMatrix>, RawRows, Experts>;
 

@@ -8,9 +8,9 @@
 
 namespace tensor_ops {
 
-// The shape of a weight: vector [n]; matrix [n, k], to multiply by; rows [n, k], to look rows up
-// in; experts [n_experts, n, k], a matrix for each expert.
-enum class Role : std::uint8_t { vector, matrix, rows, experts };
+// The shape of a weight: vector [n]; vectors [n_experts, n], one for each expert; matrix [n, k], to
+// multiply by; rows [n, k], to look rows up in; experts [n_experts, n, k], a matrix for each.
+enum class Role : std::uint8_t { vector, vectors, matrix, rows, experts };
 
 inline constexpr std::size_t largest_many = 8;  // matrices of a linear_many
 
@@ -33,7 +33,7 @@ struct Slots {
     op(linear,         1, one,  of(matrix),        linear)          \
     op(rope,           2, one,  no_weight,         rope)            \
     op(kv_append,      2, none, no_weight,         kv_append)       \
-    op(attention,      1, one,  no_weight,         attention)       \
+    op(attention,      1, one,  optional(vector),  attention)       \
     op(swiglu,         2, one,  no_weight,         alike)           \
     op(geglu,          2, one,  no_weight,         alike)           \
     op(softcap,        1, one,  no_weight,         softcap)         \
@@ -52,7 +52,14 @@ struct Slots {
     op(round_q8,       1, one,  no_weight,         round_q8)        \
     op(silu,           1, one,  no_weight,         alike)           \
     op(gelu,           1, one,  no_weight,         alike)           \
-    op(multiply,       2, one,  no_weight,         alike)
+    op(multiply,       2, one,  no_weight,         alike)           \
+    op(sigmoid,        1, one,  no_weight,         alike)           \
+    op(relu_squared,   1, one,  no_weight,         alike)           \
+    op(swiglu_oai,     2, one,  no_weight,         swiglu_oai)      \
+    op(scale,          1, one,  no_weight,         alike)           \
+    op(scale_rows,     2, one,  no_weight,         scale_rows)      \
+    op(layer_norm,     1, one,  of(vector),        alike)           \
+    op(expert_bias,    2, one,  of(vectors),       expert_bias)
 // clang-format on
 
 #define TENSOR_OPS_KIND(kind, ...) kind,

@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "ops/elementwise.h"
 #include "ops/fused.h"
 #include "ops/slices.h"
 
@@ -46,6 +47,10 @@ void Executor::Run::step(std::size_t index) {
             rms_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n,
                      width(op.output));
             break;
+        case OpKind::layer_norm:
+            layer_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n,
+                       width(op.output));
+            break;
         case OpKind::head_norm:
             rms_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n * op.n_heads,
                      width(op.output) / op.n_heads);
@@ -79,6 +84,7 @@ void Executor::Run::step(std::size_t index) {
                        .scale = op.scale,
                        .window = op.window,
                        .softcap = op.cap,
+                       .sinks = vector(op),
                        .out = buffer(op.output),
                        .sequences = layer.sequences},
                       reinterpret_cast<float*>(executor.parts_.data()));
@@ -112,6 +118,17 @@ void Executor::Run::step(std::size_t index) {
                    .out = buffer(op.output)});
             break;
         case OpKind::expert_linear: experts(op); break;
+        case OpKind::expert_bias:
+            expert_bias(worker, table,
+                        {.x = in(0),
+                         .route = in(1),
+                         .biases = vector(op),
+                         .rows = n,
+                         .n_used = op.n_used,
+                         .n_experts = std::get<Vector>(weight(op)).count,
+                         .n = width(op.output) / op.n_used,
+                         .y = buffer(op.output)});
+            break;
         case OpKind::expert_sum:
             expert_sum(worker, in(0), in(1), n, width(op.output), op.n_used, buffer(op.output));
             break;
@@ -131,14 +148,30 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::round_q8:
             round_q8(worker, table, in(0), buffer(op.output), n, width(op.output));
             break;
+        case OpKind::sigmoid:
         case OpKind::silu:
         case OpKind::gelu: {
-            auto* const kernel = op.kind == OpKind::silu ? table.silu : table.gelu_tanh;
+            auto* const kernel = op.kind == OpKind::sigmoid ? table.sigmoid
+                                 : op.kind == OpKind::silu  ? table.silu
+                                                            : table.gelu_tanh;
             for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
                 kernel(in(0) + i, buffer(op.output) + i, count);
             });
             break;
         }
+        case OpKind::relu_squared:
+            relu_squared(worker, in(0), buffer(op.output), n * width(op.output));
+            break;
+        case OpKind::swiglu_oai:
+            swiglu_oai(worker, table, in(0), in(1), op.alpha, op.limit, buffer(op.output),
+                       n * width(op.output));
+            break;
+        case OpKind::scale:
+            scale(worker, in(0), op.scale, buffer(op.output), n * width(op.output));
+            break;
+        case OpKind::scale_rows:
+            scale_rows(worker, in(0), in(1), buffer(op.output), n, width(op.output));
+            break;
         case OpKind::multiply:
             multiply(worker, in(0), in(1), buffer(op.output), n * width(op.output));
             break;

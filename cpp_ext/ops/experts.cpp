@@ -13,8 +13,9 @@ namespace {
 
 // The expert that a route names for item row * n_used + u, or n_experts for a number that is no
 // expert's: a route that comes from outside may hold any number.
-std::uint32_t expert_of(const ExpertTask& task, std::size_t n_experts, std::size_t item) {
-    const float e = task.route[item / task.n_used * 2 * task.n_used + item % task.n_used];
+std::uint32_t expert_of(const float* route, std::size_t n_used, std::size_t n_experts,
+                        std::size_t item) {
+    const float e = route[item / n_used * 2 * n_used + item % n_used];
     return static_cast<std::uint32_t>(
         e >= 0.0f && e < static_cast<float>(n_experts) ? static_cast<std::size_t>(e) : n_experts);
 }
@@ -159,7 +160,7 @@ void expert_linear(const Worker& worker, const Experts& experts, const ExpertTas
     // otherwise they could count differently and wait at different barriers.
     if (worker.index() == 0)
         for (std::size_t i = 0; i < task.rows * task.n_used; ++i)
-            task.chosen[i] = expert_of(task, experts.size(), i);
+            task.chosen[i] = expert_of(task.route, task.n_used, experts.size(), i);
     worker.barrier();
     const Groups groups(task, experts.size());
     const bool quantize = is_quantized(experts[0]->type()) && task.kind != Activations::f32;
@@ -177,6 +178,19 @@ void expert_linear(const Worker& worker, const Experts& experts, const ExpertTas
     if (worker.index() == 0)
         for (const std::size_t i : groups.without_expert())
             std::fill_n(task.y + i * experts[0]->n(), experts[0]->n(), std::nanf(""));
+}
+
+void expert_bias(const Worker& worker, const KernelTable& table, const ExpertBiasTask& task) {
+    const std::size_t n = task.n;
+    for_rows(worker, task.rows * task.n_used, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i) {
+            const std::size_t e = expert_of(task.route, task.n_used, task.n_experts, i);
+            if (e < task.n_experts)
+                table.add(task.x + i * n, task.biases + e * n, task.y + i * n, n);
+            else
+                std::fill_n(task.y + i * n, n, std::nanf(""));
+        }
+    });
 }
 
 void expert_sum(const Worker& worker, const float* x, const float* route, std::size_t rows,

@@ -54,6 +54,15 @@ struct ExpertTask {
 // y[r][u] = x w^T for the u-th expert w of row r, or NaN if the route names no expert there.
 void expert_linear(const Worker& worker, const Experts& experts, const ExpertTask& task);
 
+// y[r][u] = x[r][u] + biases[e] for the u-th expert e of row r, or NaN if the route names no expert
+// there.  x, y: [rows][n_used][n]; y may be x.  biases: [n_experts][n].
+struct ExpertBiasTask {
+    const float *x, *route, *biases;
+    std::size_t rows, n_used, n_experts, n;
+    float* y;
+};
+void expert_bias(const Worker& worker, const KernelTable& table, const ExpertBiasTask& task);
+
 // y[r] = sum over u of share[r][u] * x[r][u].  x: [rows][n_used][n].
 void expert_sum(const Worker& worker, const float* x, const float* route, std::size_t rows,
                 std::size_t n, std::size_t n_used, float* y);

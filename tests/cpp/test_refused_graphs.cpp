@@ -60,6 +60,11 @@ TEST(a_graph_that_does_not_fit_together_is_refused_with_op_and_fault) {
     check_graph_refused(head_norm, {66}, 66, true, unchanged, "does not divide into n_heads");
     check_graph_refused(geglu, {64, 32}, 64, false, unchanged, "has width 32, expected 64");
     check_graph_refused(softcap, {64}, 64, false, unchanged, "cap is not above 0");
+    check_graph_refused(swiglu_oai, {64, 64}, 64, false, unchanged, "limit is not above 0");
+    check_graph_refused(scale_rows, {64, 2}, 64, false, unchanged, "has width 2, expected 1");
+    check_graph_refused(
+        scale_rows, {1, 1}, 1, false, [](Op& op) { op.output = op.inputs[1]; },
+        "cannot overwrite its input");
     check_graph_refused(
         attention, {64}, 64, false, [](Op& op) { op.cap = -1.0f; }, "softcap is below 0");
 }
@@ -92,6 +97,15 @@ TEST(a_mixture_of_experts_that_does_not_fit_together_is_refused) {
         "n_used is 5, expected 1 to 4");
     check_graph_refused(expert_linear, {64, 6}, 64, true, two, "has width 6, expected 4");
     check_graph_refused(expert_linear, {64, 4}, 33, true, two, "does not divide into n_used");
+    check_graph_refused(expert_bias, {64, 6}, 64, true, two, "has width 6, expected 4");
+    check_graph_refused(expert_bias, {65, 4}, 65, true, two, "does not divide into n_used");
+    check_graph_refused(
+        expert_bias, {4, 4}, 4, true,
+        [](Op& op) {
+            op.n_used = 2;
+            op.output = op.inputs[1];
+        },
+        "cannot overwrite its input");
     check_graph_refused(expert_sum, {64, 4}, 16, false, two, "has width 64, expected 32");
     check_graph_refused(
         expert_linear, {4, 4}, 4, true,

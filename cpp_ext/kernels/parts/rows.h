@@ -19,6 +19,7 @@ void fill(KernelTable& table) {
     table.add = add<Isa>;
     table.stream = stream<Isa>;
     table.rms_norm = rms_norm<Isa>;
+    table.layer_norm = layer_norm<Isa>;
     table.softmax = softmax<Isa>;
     table.rope = rope<Isa>;
     table.from_float = from_float;
