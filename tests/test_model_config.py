@@ -2,14 +2,18 @@
 
 import dataclasses
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gguf_writer import write_gguf
 from tiny_model import FAMILIES, Sizes, write_tiny_model
 
 from airllm.formats.gguf import FormatError, GGUFFile
+from airllm.graph.builder import GraphBuilder
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import ModelConfig, load_model
+from airllm.weights.layer_weights import check_tensors
 
 
 def refusal(tmp_path, **changes) -> str:
@@ -317,6 +321,19 @@ def test_a_quantised_norm_is_refused(tmp_path):
     tensor = (name, "q8_0", (64,), np.zeros(68, np.uint8))
     said = refusal(tmp_path, tensors={name: tensor})
     assert said == f"tensor {name} is q8_0; expected one of f32, f16, bf16"
+
+
+def test_quantised_biases_of_experts_are_refused(tmp_path):
+    data = np.zeros((4, 34), np.uint8)
+    path = write_gguf(tmp_path / "m.gguf", {}, [("blk.0.up.bias", "q8_0", (4, 32), data)])
+    g = GraphBuilder("layer")
+    x = g.external("x", 2 * 32)
+    g.expert_bias(x, g.external("route", 4), g.weight("up.bias", 4, 32), out=x)
+    none = SimpleNamespace(name="none", weights=(), roles={})
+    layer = SimpleNamespace(graph=g.build())
+    model = SimpleNamespace(embed=none, head=none, kinds=[layer], kind_of_layer=[0])
+    with GGUFFile.open(path) as gguf, pytest.raises(FormatError, match="q8_0; expected one of f32"):
+        check_tensors(gguf, model)
 
 
 def test_a_tensor_without_a_place_is_refused_not_ignored(tmp_path):
