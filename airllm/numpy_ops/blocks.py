@@ -115,9 +115,8 @@ def _iq4_nl(blocks: Bytes) -> Float32:
 
 
 def _iq4_xs(blocks: Bytes) -> Float32:
-    pairs = np.arange(0, 8, 2, dtype=np.uint8)
-    upper = (blocks[:, 2:4, np.newaxis] >> pairs & 3).reshape(-1, 8)
-    low = (blocks[:, 4:8, np.newaxis] >> pairs[::2] & 15).reshape(-1, 8)
+    # Unlike the quants, neighbouring scales share a byte.
+    upper, low = _neighbours(blocks[:, 2:4], 2), _neighbours(blocks[:, 4:8], 4)
     s = _centred(low | upper << np.uint8(4), 32)
     return _scaled(_half(blocks, 0) * s, IQ4_VALUES[_planes(blocks[:, 8:], 4, together=16)])
 
@@ -169,6 +168,12 @@ def _planes(packed: Bytes, bits: int, together: int | None = None, to_bit: int =
     groups = packed.reshape(n_blocks, n_bytes // together, 1, together)
     fields = groups >> shifts & np.uint8(2**bits - 1)  # [n_blocks, n_groups, 8 / bits, together]
     return fields.reshape(n_blocks, n_bytes * 8 // bits) << np.uint8(to_bit)
+
+
+def _neighbours(packed: Bytes, bits: int) -> Bytes:
+    """Unpacks fields of `bits` bits in the order in which they lie: a byte holds neighbours."""
+    n_blocks, n_bytes = packed.shape
+    return _planes(packed.reshape(-1, 1), bits).reshape(n_blocks, n_bytes * 8 // bits)
 
 
 def _highest_bits(packed: Bytes) -> Bytes:
