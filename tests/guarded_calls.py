@@ -15,8 +15,13 @@ _PAGE = mmap.PAGESIZE
 
 # Every tail of a vector of 16 floats and of four of them, and a batch beyond one chunk of work.
 SIZES = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 47, 63, 64, 65, 127, 2049]
-TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
-BYTES = dict(zip(TYPES, [34, 18, 20, 22, 24, 84, 110, 144, 176, 210], strict=True))
+# type: values in a block, bytes of a block
+BLOCKS = {
+    **{"q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24)},
+    **{"q2_k": (256, 84), "q3_k": (256, 110), "q4_k": (256, 144), "q5_k": (256, 176)},
+    **{"q6_k": (256, 210), "iq4_nl": (32, 18), "iq4_xs": (256, 136), "mxfp4": (32, 17)},
+}
+WRITTEN = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")
 
 
 class Fence:
@@ -54,7 +59,8 @@ def blocks(type, n, k):
         return normal(n, k).astype({"f32": np.float32, "f16": np.float16}[type]).view(np.uint8)
     if type == "bf16":
         return (normal(n, k).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-    per_row = k // (32 if TYPES.index(type) < 5 else 256) * BYTES[type]
+    values, size = BLOCKS[type]
+    per_row = k // values * size
     return np.random.default_rng(n + k).integers(0, 60, (n, per_row), np.uint8)
 
 
@@ -87,9 +93,9 @@ def conversions(f):
         yield f"float16_to_float32 {n}", cpp.float16_to_float32, (x.astype(np.float16),), None
         yield f"bfloat16_to_float32 {n}", cpp.bfloat16_to_float32, (x.astype(np.uint16),), None
     for n in (1, 3, 8):
-        for type in TYPES:
+        for type in BLOCKS:
             yield f"dequantize {type}", cpp.dequantize, (blocks(type, 1, 256 * n), type), None
-        for type in TYPES[:5]:
+        for type in WRITTEN:
             yield f"quantize {type}", cpp.quantize, (normal(32 * n), type), None
     yield "sample", cpp.sample, (normal(1000), 0.5), None
     yield "sample top_k", lambda x: cpp.sample(x, 0.5, top_k=3, top_p=0.9), (normal(131),), None
@@ -107,7 +113,7 @@ def products(f):
 
 
 def packed_products(f):
-    for type in ["f32", "f16", "bf16", *TYPES]:
+    for type in ["f32", "f16", "bf16", *BLOCKS]:
         for n, k in [(1, 256), (9, 256), (33, 512)]:
             data = f.array(blocks(type, n, k))
             w = cpp.PackedMatrix(data, type, (n, k))

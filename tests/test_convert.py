@@ -31,7 +31,7 @@ from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.util.metadata import FormatError
 from airllm.weights.plan import BudgetError
 
-QUANTISED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+QUANTISED = reference_blocks.WRITTEN
 Capture = pytest.CaptureFixture[str]
 
 

@@ -145,7 +145,9 @@ def test_logits_are_the_references_for_every_shape_of_model(tmp_path, engine_for
 
 
 @pytest.mark.parametrize(
-    ("type", "other"), [("q4_k", "q6_k"), ("q2_k", "q4_k"), ("q5_0", "q5_1")], ids=lambda type: type
+    ("type", "other"),
+    [("q4_k", "q6_k"), ("q2_k", "q4_k"), ("q5_0", "q5_1"), ("iq4_xs", "q5_k"), ("mxfp4", "q8_0")],
+    ids=lambda type: type,
 )
 def test_a_layers_matrices_may_be_of_different_types(tmp_path, engine_for, type, other):
     # As in Q4_K_M files: some of V and of the FFN's way back are Q6_K, the rest is Q4_K.

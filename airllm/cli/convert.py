@@ -29,7 +29,10 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "--type",
         required=True,
-        choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f16", "bf16", "f32"],
+        choices=[
+            *("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "mxfp4"),
+            *("f16", "bf16", "f32"),
+        ],
         metavar="TYPE",
         help="type of the matrices in the new file: %(choices)s",
     )

@@ -22,7 +22,7 @@ __all__ = ["FILE_TYPES", "Converted", "convert"]
 # Values of general.file_type: the type of most tensors in the file.
 FILE_TYPES = {
     **{"f32": 0, "f16": 1, "bf16": 32},
-    **{"q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9},
+    **{"q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "iq4_nl": 25, "mxfp4": 38},
 }
 QUANTIZATION_VERSION = 2  # of the blocks' layout, since 2023
 _LEFT_OUT = re.compile(r"split\..*|general\.(alignment|file_type|quantization_version)")

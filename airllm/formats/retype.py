@@ -18,7 +18,7 @@ from airllm.util.shown import shown
 __all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
 
 PIECE_VALUES = 2**20  # of a tensor in memory at a time: 4 MiB as float32
-_FINER = {"q4_0": "q8_0", "q4_1": "q8_0", "q5_0": "q8_0", "q5_1": "q8_0"}
+_FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_0")
 
 Bytes = npt.NDArray[np.uint8]
 
