@@ -352,3 +352,21 @@ KERNEL_TEST(nan_and_infinity_in_what_is_not_seen_touch_nothing) {
                    Where::current());
     }
 }
+
+// So may the cache in front of the window of a call's first query.
+KERNEL_TEST(nan_and_infinity_in_front_of_what_is_seen_touch_nothing) {
+    for (const std::size_t group : {1u, 2u, 9u})
+        for (const std::size_t part : {std::size_t{0}, std::size_t{512}}) {
+            const Shape s{4, group, 1200, 16, DType::f32, true, 5};
+            for (const float bad : {not_a_number, infinity}) {
+                Floats keys = normal(1200 * 16, 2), values = normal(1200 * 16, 3);
+                // The third query stands at position 1198.
+                for (std::size_t i = 0; i < 1194 * 16; ++i) keys[i] = values[i] = bad;
+                const Cache k = cache(s.kv_type, keys), v = cache(s.kv_type, values);
+                const Floats q = random_q(s);
+                const std::size_t first = 2 * group, last = 4 * group;
+                check_rows(s, q, k, v, s.scale(), first, last,
+                           run(table, s, q, k, v, s.scale(), first, last, part), Where::current());
+            }
+        }
+}

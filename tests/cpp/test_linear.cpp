@@ -66,6 +66,25 @@ KERNEL_TEST(packing_by_parts_gives_the_same_bytes) {
     }
 }
 
+KERNEL_TEST(packing_writes_each_byte_of_a_group_and_fills_the_last_with_rows_of_zeros) {
+    for (const DType type : matrices::all_types) {
+        const std::size_t group = table.group_rows(type), k = 3 * block_size(type).elements;
+        for (const std::size_t n : {std::size_t{1}, group + 3}) {
+            const Matrix w = matrices::random(type, n, k, 1);
+            const auto over_ones = matrices::pack(table, w);
+            Bytes over_zeros(over_ones.bytes.size());
+            std::memset(over_zeros.data(), 0, over_zeros.size());
+            table.pack(type, w.bytes.data(), n, k, 0, over_ones.groups, over_zeros.data());
+            check::that(same_bytes(over_zeros, over_ones.bytes), matrices::name(type));
+            auto all_rows = over_ones.view;
+            all_rows.n = over_ones.groups * group;
+            Floats y((all_rows.n - n) * k);
+            table.unpack(all_rows, n, all_rows.n, y.data());
+            for (const float value : y) check::equal(value, 0.0f, matrices::name(type));
+        }
+    }
+}
+
 // ---- float32 activations -----------------------------------------------------------------------
 
 namespace {
