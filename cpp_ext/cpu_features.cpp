@@ -15,34 +15,43 @@ namespace tensor_ops {
 
 namespace {
 
-// Which register states the operating system saves (XCR0), or 0 if it does not use XSAVE.
-std::uint64_t enabled_states(std::uint32_t leaf1_ecx) {
-    constexpr std::uint32_t osxsave = 1u << 27;
-    if (!(leaf1_ecx & osxsave)) return 0;
+bool all_set(std::uint64_t value, std::uint64_t bits) { return (value & bits) == bits; }
+
+// Which register states the operating system saves (XCR0).  Only with OSXSAVE.
+std::uint64_t enabled_states() {
     std::uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return static_cast<std::uint64_t>(high) << 32 | low;
 }
 
-bool all_set(std::uint64_t value, std::uint64_t bits) { return (value & bits) == bits; }
-
 }  // namespace
 
-CpuFeatures detect_cpu_features() {
+CpuFeatures features_of(const CpuidLeaves& leaves) {
     CpuFeatures f;
-    std::uint32_t a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
-    const std::uint64_t states = enabled_states(c);
-    const bool ymm = all_set(states, 0x6);   // SSE and AVX
-    const bool zmm = all_set(states, 0xe6);  // and opmask, upper halves, upper registers
-    f.fma = ymm && all_set(c, 1u << 12);
-    f.f16c = ymm && all_set(c, 1u << 29);
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
-    f.avx2 = ymm && all_set(b, 1u << 5);
-    f.avx512 = zmm && all_set(b, 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31);
-    f.avx512vnni = zmm && all_set(c, 1u << 11);
-    if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avxvnni = ymm && all_set(a, 1u << 4);
+    const bool ymm = all_set(leaves.states, 0x6);   // SSE and AVX
+    const bool zmm = all_set(leaves.states, 0xe6);  // and opmask, upper halves, upper registers
+    f.fma = ymm && all_set(leaves.leaf1_ecx, 1u << 12);
+    f.f16c = ymm && all_set(leaves.leaf1_ecx, 1u << 29);
+    f.avx2 = ymm && all_set(leaves.leaf7_ebx, 1u << 5);
+    f.avx512 =
+        zmm && all_set(leaves.leaf7_ebx, 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31);
+    f.avx512vnni = zmm && all_set(leaves.leaf7_ecx, 1u << 11);
+    f.avxvnni = ymm && all_set(leaves.leaf7_1_eax, 1u << 4);
     return f;
+}
+
+CpuFeatures detect_cpu_features() {
+    constexpr std::uint32_t osxsave = 1u << 27;
+    CpuidLeaves leaves;
+    std::uint32_t a, b, c, d;
+    if (__get_cpuid(1, &a, &b, &c, &d)) leaves.leaf1_ecx = c;
+    if (leaves.leaf1_ecx & osxsave) leaves.states = enabled_states();
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        leaves.leaf7_ebx = b;
+        leaves.leaf7_ecx = c;
+        if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) leaves.leaf7_1_eax = a;
+    }
+    return features_of(leaves);
 }
 
 #elif defined(__aarch64__)

@@ -2,6 +2,8 @@
 // uses in `needs`.
 #pragma once
 
+#include <cstdint>
+
 namespace tensor_ops {
 
 struct CpuFeatures {
@@ -12,5 +14,14 @@ struct CpuFeatures {
 };
 
 CpuFeatures detect_cpu_features();
+
+#if defined(__x86_64__)
+// What CPUID and XCR0 say, with zeros for what this CPU does not have.
+struct CpuidLeaves {
+    std::uint32_t leaf1_ecx = 0, leaf7_ebx = 0, leaf7_ecx = 0, leaf7_1_eax = 0;
+    std::uint64_t states = 0;  // of registers, that the operating system saves
+};
+CpuFeatures features_of(const CpuidLeaves& leaves);
+#endif
 
 }  // namespace tensor_ops

@@ -113,6 +113,7 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
                 else
                     run.timed();
             }
+            if (worker.index() == 0) meetings_ = worker.barriers();
         },
         batch.max_threads, joining_);
 }

@@ -39,6 +39,8 @@ class Executor {
     std::size_t max_tokens() const { return max_tokens_; }
     // Whether the threads of a run meet before an op.
     bool waits_before(std::size_t op) const { return barrier_before_[op] != 0; }
+    // How often the threads of the last run met.
+    std::size_t meetings() const { return meetings_; }
     std::size_t bytes() const {
         return arena_.size() + quantized_.size() + parts_.size() + expert_rows_.size() +
                chosen_.size() + products_.size() + ids_.size();
@@ -70,6 +72,7 @@ class Executor {
     std::vector<char> barrier_before_;  // of each op: may it touch what another thread works on?
     // before_first_barrier with experts, as the route decides how their work is dealt out.
     Joining joining_ = Joining::any_time;
+    std::size_t meetings_ = 0;
     AlignedBytes arena_;
     std::vector<std::vector<int>> matrices_;  // of each quantized_norm: the slots of its readers
     AlignedBytes products_;                   // the products of linear_add and glu_linear

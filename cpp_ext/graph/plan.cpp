@@ -31,8 +31,6 @@ void Executor::plan_external() {
             external_bytes_[b] = row_bytes(DType::f32, graph_.buffers[b].width);
     for (const Op& op : graph_.ops) {
         for (const int output : op.outputs()) written_[static_cast<std::size_t>(output)] = 1;
-        if (op.kind == OpKind::embed)
-            external_bytes_[static_cast<std::size_t>(op.inputs[0])] = sizeof(std::int32_t);
         if (const int b = quantized_buffer(op); b >= 0)
             external_bytes_[static_cast<std::size_t>(b)] =
                 row_bytes(DType::q8_0, graph_.buffers[static_cast<std::size_t>(b)].width);
@@ -103,15 +101,12 @@ void Executor::plan_buffers() {
         offsets_[b] = offset;
         total = std::max(total, offset + graph_.buffers[b].width);
     }
+    // Many buffers may be wider together than longest_row.
     std::size_t bytes;
     if (__builtin_mul_overflow(max_tokens_ * sizeof(float), total, &bytes)) throw std::bad_alloc();
     arena_ = AlignedBytes(bytes);
-    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), expert_floats, &bytes))
-        throw std::bad_alloc();
-    expert_rows_ = AlignedBytes(bytes);
-    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), product_floats, &bytes))
-        throw std::bad_alloc();
-    products_ = AlignedBytes(bytes);
+    expert_rows_ = AlignedBytes(max_tokens_ * sizeof(float) * expert_floats);
+    products_ = AlignedBytes(max_tokens_ * sizeof(float) * product_floats);
     chosen_ = AlignedBytes(max_tokens_ * most_used * sizeof(std::uint32_t));
     ids_ = AlignedBytes(max_tokens_ * embeds * sizeof(std::int32_t));
     quantized_ = AlignedBytes(quantized_bytes);

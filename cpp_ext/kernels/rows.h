@@ -27,7 +27,7 @@ inline double long_sum(const float* x, std::size_t n, Term term, float fill = 0.
 inline void rms_norm_in_double(const float* x, const float* w, float eps, float* y, std::size_t n) {
     double sum = 0.0;
     for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
-    const double mean = n ? sum / static_cast<double>(n) : 0.0;
+    const double mean = sum / static_cast<double>(n);
     const double scale = 1.0 / std::sqrt(mean + static_cast<double>(eps));
     for (std::size_t i = 0; i < n; ++i) y[i] = static_cast<float>(x[i] * scale * w[i]);
 }

@@ -45,11 +45,12 @@ std::string first_line(const std::string& path) {
 }
 
 // Two hyper-threads share the units that the kernels fill, so one thread a core is best.
-int physical_cores(const std::vector<int>& cpus) {
+int physical_cores(const std::string& root, const std::vector<int>& cpus) {
     std::set<std::string> cores;
     for (const int cpu : cpus) {
-        const std::string siblings = first_line(
-            "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+        const std::string siblings =
+            first_line(root + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
+                       "/topology/thread_siblings_list");
         cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
     }
     return static_cast<int>(cores.size());
@@ -60,8 +61,8 @@ void tighten(std::optional<double>& quota, double micros, double period) {
 }
 
 // The path after "hierarchy:controllers:" in /proc/self/cgroup; controllers empty for v2.
-std::optional<std::string> cgroup_path(const std::string& controller) {
-    std::ifstream file("/proc/self/cgroup");
+std::optional<std::string> cgroup_path(const std::string& root, const std::string& controller) {
+    std::ifstream file(root + "/proc/self/cgroup");
     for (std::string line; std::getline(file, line);) {
         const auto first = line.find(':'), second = line.find(':', first + 1);
         if (first == std::string::npos || second == std::string::npos) continue;
@@ -84,19 +85,19 @@ void for_each_level(const std::string& mount, std::string path, F&& f) {
     }
 }
 
-std::optional<double> cgroup_quota() {
+std::optional<double> cgroup_quota(const std::string& root) {
     std::optional<double> quota;
-    if (const auto path = cgroup_path("")) {
-        for_each_level("/sys/fs/cgroup", *path, [&](const std::string& dir) {
+    if (const auto path = cgroup_path(root, "")) {
+        for_each_level(root + "/sys/fs/cgroup", *path, [&](const std::string& dir) {
             std::istringstream line(first_line(dir + "/cpu.max"));
             double micros = 0, period = 0;  // "max 100000" leaves micros at 0
             line >> micros >> period;
             tighten(quota, micros, period);
         });
     }
-    if (const auto path = cgroup_path("cpu")) {
+    if (const auto path = cgroup_path(root, "cpu")) {
         for (const char* mount : {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"}) {
-            for_each_level(mount, *path, [&](const std::string& dir) {
+            for_each_level(root + mount, *path, [&](const std::string& dir) {
                 const std::string micros = first_line(dir + "/cpu.cfs_quota_us");
                 const std::string period = first_line(dir + "/cpu.cfs_period_us");
                 tighten(quota, std::atof(micros.c_str()), std::atof(period.c_str()));
@@ -120,12 +121,12 @@ std::optional<int> threads_from_environment() {
 
 }  // namespace
 
-CpuBudget cpu_budget() {
+CpuBudget cpu_budget(const std::string& root) {
     const std::vector<int> cpus = allowed_cpus();
     CpuBudget budget;
     budget.affinity = static_cast<int>(cpus.size());
-    budget.cores = std::max(1, physical_cores(cpus));
-    budget.cgroup_quota = cgroup_quota();
+    budget.cores = std::max(1, physical_cores(root, cpus));
+    budget.cgroup_quota = cgroup_quota(root);
     budget.env = threads_from_environment();
     // A quota is rounded down: a thread beyond it would be throttled, and the others would wait.
     const int granted =

@@ -18,6 +18,7 @@ struct CpuBudget {
 
 // Reads the environment and /proc, /sys afresh.  Throws std::invalid_argument when
 // TENSOR_OPS_NUM_THREADS is set but is no number from 1 to 1024.
-CpuBudget cpu_budget();
+// root: the folder that holds proc and sys, for tests.
+CpuBudget cpu_budget(const std::string& root = "");
 
 }  // namespace tensor_ops

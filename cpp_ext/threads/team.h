@@ -36,6 +36,8 @@ class Worker {
     int count() const { return count_; }
     // Returns when all workers that have joined the run have called it as many times.
     void barrier() const;
+    // How many times this worker has called barrier().
+    std::uint32_t barriers() const { return barriers_; }
 
  private:
     friend class Deal;

@@ -23,6 +23,7 @@ struct Shape {
     float softcap = 0;
     bool sinks = false;
     std::size_t gap = 0;  // floats between the tokens of q and of out
+    float sink = 0;       // of all heads, unless 0
     std::size_t rows() const { return n_q * group; }
     std::size_t stride() const { return group * head_dim + gap; }
     std::size_t at(std::size_t row) const {
@@ -56,15 +57,17 @@ Cache random_cache(const Shape& s, unsigned seed) {
 
 Floats random_q(const Shape& s) { return normal(s.n_q * s.stride(), 1, 1, s.head_dim % 16); }
 
-Floats sinks(const Shape& s) { return normal(s.group, 9); }
+Floats sinks(const Shape& s) { return s.sink != 0 ? filled(s.group, s.sink) : normal(s.group, 9); }
 
 struct Result {
     Floats out, lse;  // laid out as q; [n_q][group]
 };
 
-// Rows [first, last), all positions at once or by parts that end at multiples of `part`.
+// Rows [first, last), all positions at once or by parts that end at multiples of `part`, each in a
+// call of its own or all in one.
 Result run(const KernelTable& table, const Shape& s, const Floats& q, const Cache& k,
-           const Cache& v, float scale, std::size_t first, std::size_t last, std::size_t part = 0) {
+           const Cache& v, float scale, std::size_t first, std::size_t last, std::size_t part = 0,
+           bool one_call = false) {
     Result result{Floats(s.n_q * s.stride(), 3), Floats(s.rows(), 5)};
     Floats scratch(table.attention_scratch_floats, 1);
     const Floats sink = sinks(s);
@@ -94,8 +97,11 @@ Result run(const KernelTable& table, const Shape& s, const Floats& q, const Cach
     const std::size_t part_floats = s.rows() * (s.head_dim + 2);
     Floats between(parts * part_floats);
     const tensor_ops::AttentionParts layout{part, 0, between.data(), part_floats};
-    for (std::size_t i = parts; i-- > 0;)  // in any order
-        table.attention_parts(task, first, last, layout, i, i + 1, scratch.data());
+    if (one_call)
+        table.attention_parts(task, first, last, layout, 0, parts, scratch.data());
+    else
+        for (std::size_t i = parts; i-- > 0;)  // in any order
+            table.attention_parts(task, first, last, layout, i, i + 1, scratch.data());
     table.attention_merge(task, first, last, layout);
     return result;
 }
@@ -254,6 +260,42 @@ KERNEL_TEST(parts_of_the_positions_give_the_same_as_all) {
                 }
 }
 
+KERNEL_TEST(parts_have_the_same_bits_however_calls_divide_them) {
+    for (const std::size_t n_q : {1u, 3u, 40u})
+        for (const std::size_t part : {512u, 1024u}) {
+            const Shape s{n_q, 3, 2600, 32, DType::f32, true, 900};
+            const Floats q = random_q(s);
+            const Cache k = random_cache(s, 2), v = random_cache(s, 3);
+            const auto by_calls = run(table, s, q, k, v, s.scale(), 0, s.rows(), part);
+            const auto in_one = run(table, s, q, k, v, s.scale(), 0, s.rows(), part, true);
+            check::that(same_bytes(by_calls.out, in_one.out), std::to_string(n_q) + " queries");
+        }
+}
+
+// Parts that no row of the call sees are not computed, and hold anything.
+KERNEL_TEST(parts_that_are_not_seen_are_not_merged) {
+    const Shape s{4, 3, 514, 32};  // the first token sees all of the first part but its last
+    const Floats q = random_q(s);
+    const Cache k = random_cache(s, 2), v = random_cache(s, 3);
+    check_rows(s, q, k, v, s.scale(), 0, 3, run(table, s, q, k, v, s.scale(), 0, 3, 512),
+               Where::current());
+}
+
+// Tiles of positions lie alike for all rows, so that a prompt's result does not depend on the
+// batches in which it is evaluated.
+KERNEL_TEST(a_row_among_many_has_the_same_bits_whatever_rows_are_beside_it) {
+    const Shape s{120, 1, 700, 16, DType::f32, true, 130};
+    const Floats q = random_q(s);
+    const Cache k = random_cache(s, 2), v = random_cache(s, 3);
+    const Floats whole = run(table, s, q, k, v, s.scale(), 0, 120).out;
+    for (const std::size_t first : {1u, 50u, 75u}) {
+        const Floats part = run(table, s, q, k, v, s.scale(), first, 120).out;
+        check::that(std::memcmp(&whole[first * 16], &part[first * 16],
+                                (120 - first) * 16 * sizeof(float)) == 0,
+                    "from row " + std::to_string(first));
+    }
+}
+
 KERNEL_TEST(some_rows_are_right_and_no_other_is_written) {
     const Shape s{.n_q = 40, .group = 3, .n_kv = 50, .head_dim = 20, .gap = 7};
     const Floats q = random_q(s);
@@ -309,6 +351,34 @@ KERNEL_TEST(scores_far_beyond_exps_range_do_not_overflow) {
     }
 }
 
+KERNEL_TEST(sinks_may_be_as_large_as_the_largest_float) {
+    for (const std::size_t n_q : {1u, 6u}) {
+        Shape s{n_q, 3, 70, 16, DType::f32, true, 0, 0, true};
+        s.sink = 3e38f;
+        const Cache k = random_cache(s, 2), v = random_cache(s, 3);
+        const Result all = run(table, s, random_q(s), k, v, s.scale(), 0, s.rows());
+        for (std::size_t row = 0; row < s.rows(); ++row) {
+            check::equal(all.out[s.at(row)], 0.0f, "what is left for the values");
+            check::near("lse", all.lse[row], 3e38f, 4e-7 * 3e38, "of row ", row);
+        }
+        s.sink = -3e38f;
+        check_random(table, s);
+    }
+}
+
+// The products overflow, though keys and queries are finite.
+KERNEL_TEST(scores_of_minus_infinity_give_zeros) {
+    for (const std::size_t n_q : {1u, 20u})
+        for (const std::size_t part : {std::size_t{0}, std::size_t{512}}) {
+            const Shape s{n_q, 2, 1100, 16};
+            const Cache k = cache(s.kv_type, filled(1100 * 16, -1e30f)), v = random_cache(s, 3);
+            const Result all =
+                run(table, s, filled(s.n_q * s.stride(), 1e30f), k, v, 1, 0, s.rows(), part);
+            for (const float x : all.out) check::equal(x, 0.0f, "out");
+            for (const float x : all.lse) check::equal(x, -infinity, "lse");
+        }
+}
+
 // Where all numbers are equal, all roundings go the same way.
 KERNEL_TEST(many_positions_of_equal_numbers) {
     for (const float value : {0.1f, 0.3f, 0.7f, 1.1f, 1.7f}) {
@@ -348,7 +418,26 @@ KERNEL_TEST(nan_and_infinity_in_what_is_not_seen_touch_nothing) {
         for (std::size_t i = 16 * 16; i < 20 * 16; ++i) keys[i] = values[i] = bad;
         const Cache k = cache(s.kv_type, keys), v = cache(s.kv_type, values);
         const Floats q = random_q(s);
-        check_rows(s, q, k, v, s.scale(), 0, 8, run(table, s, q, k, v, s.scale(), 0, 8),
-                   Where::current());
+        for (const std::size_t last : {1u, 2u, 8u})
+            check_rows(s, q, k, v, s.scale(), 0, last, run(table, s, q, k, v, s.scale(), 0, last),
+                       Where::current());
     }
+}
+
+// So may the cache in front of the window of a call's first query.
+KERNEL_TEST(nan_and_infinity_in_front_of_what_is_seen_touch_nothing) {
+    for (const std::size_t group : {1u, 2u, 9u})
+        for (const std::size_t part : {std::size_t{0}, std::size_t{512}}) {
+            const Shape s{4, group, 1200, 16, DType::f32, true, 5};
+            for (const float bad : {not_a_number, infinity}) {
+                Floats keys = normal(1200 * 16, 2), values = normal(1200 * 16, 3);
+                // The third query stands at position 1198.
+                for (std::size_t i = 0; i < 1194 * 16; ++i) keys[i] = values[i] = bad;
+                const Cache k = cache(s.kv_type, keys), v = cache(s.kv_type, values);
+                const Floats q = random_q(s);
+                const std::size_t first = 2 * group, last = 4 * group;
+                check_rows(s, q, k, v, s.scale(), first, last,
+                           run(table, s, q, k, v, s.scale(), first, last, part), Where::current());
+            }
+        }
 }

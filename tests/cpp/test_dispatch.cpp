@@ -1,6 +1,7 @@
 // The kernels in use are those that were asked for, and never those that this CPU cannot run.
 
 #include "check.h"
+#include "cpu_features.h"
 #include "dispatch.h"
 
 using tensor_ops::available_isas;
@@ -44,3 +45,78 @@ KERNEL_TEST(a_table_is_complete) {
     check::that(table.vector_floats > 0 && table.activation_tile > 0, "sizes");
     check::that(table.matmul_scratch_floats > 0 && table.attention_scratch_floats > 0, "scratch");
 }
+
+#if defined(__x86_64__)
+
+namespace {
+
+// Of a CPU that has all that isas.py asks for, under a system that saves all registers.
+constexpr std::uint32_t fma_bit = 1u << 12, f16c_bit = 1u << 29, avx2_bit = 1u << 5;
+constexpr std::uint32_t avx512_bits[] = {1u << 16, 1u << 17, 1u << 28, 1u << 30, 1u << 31};
+constexpr std::uint64_t avx_state = 1u << 2, zmm_states[] = {1u << 5, 1u << 6, 1u << 7};
+constexpr tensor_ops::CpuidLeaves everything{.leaf1_ecx = ~0u,
+                                             .leaf7_ebx = ~0u,
+                                             .leaf7_ecx = ~0u,
+                                             .leaf7_1_eax = ~0u,
+                                             .states = ~std::uint64_t{0}};
+
+// "fma avx2 ...", of the features that such a CPU has.
+std::string features(const tensor_ops::CpuidLeaves& leaves) {
+    const tensor_ops::CpuFeatures f = tensor_ops::features_of(leaves);
+    std::string names;
+    const auto add = [&](bool has, const char* name) { names += has ? name : ""; };
+    add(f.fma, "fma ");
+    add(f.f16c, "f16c ");
+    add(f.avx2, "avx2 ");
+    add(f.avxvnni, "avxvnni ");
+    add(f.avx512, "avx512 ");
+    add(f.avx512vnni, "avx512vnni ");
+    return names;
+}
+
+}  // namespace
+
+TEST(a_cpu_has_the_features_whose_bits_are_set) {
+    check::equal(features(everything), std::string("fma f16c avx2 avxvnni avx512 avx512vnni "),
+                 "of a CPU with everything");
+    check::equal(features({.states = ~std::uint64_t{0}}), std::string(), "of a CPU with nothing");
+    tensor_ops::CpuidLeaves one{.states = ~std::uint64_t{0}};
+    one.leaf1_ecx = fma_bit;
+    check::equal(features(one), std::string("fma "), "of one bit");
+    one.leaf1_ecx = f16c_bit;
+    check::equal(features(one), std::string("f16c "), "of one bit");
+    one.leaf1_ecx = 0;
+    one.leaf7_ebx = avx2_bit;
+    check::equal(features(one), std::string("avx2 "), "of one bit");
+    one.leaf7_ebx = 0;
+    one.leaf7_ecx = 1u << 11;
+    check::equal(features(one), std::string("avx512vnni "), "of one bit");
+    one.leaf7_ecx = 0;
+    one.leaf7_1_eax = 1u << 4;
+    check::equal(features(one), std::string("avxvnni "), "of one bit");
+}
+
+TEST(avx512_is_all_five_parts_of_it) {
+    for (const std::uint32_t missing : avx512_bits) {
+        tensor_ops::CpuidLeaves leaves = everything;
+        leaves.leaf7_ebx &= ~missing;
+        check::equal(features(leaves), std::string("fma f16c avx2 avxvnni avx512vnni "),
+                     "without a part");
+    }
+}
+
+// Such a system gives other processes' registers back, or none.
+TEST(what_the_system_does_not_save_is_not_used) {
+    tensor_ops::CpuidLeaves leaves = everything;
+    leaves.states &= ~avx_state;
+    check::equal(features(leaves), std::string(), "without the state of AVX");
+    leaves.states = 0;
+    check::equal(features(leaves), std::string(), "without XSAVE");
+    for (const std::uint64_t missing : zmm_states) {
+        leaves.states = ~missing;
+        check::equal(features(leaves), std::string("fma f16c avx2 avxvnni "),
+                     "without a state of AVX-512");
+    }
+}
+
+#endif

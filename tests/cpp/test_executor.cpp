@@ -237,6 +237,35 @@ TEST(a_norm_may_be_quantised_otherwise_than_a_matrix_wants_it) {
         }
 }
 
+// The last chunk of columns ends within a group of rows of the matrix.
+TEST(a_sum_and_a_glu_of_any_width_have_the_bits_of_their_parts) {
+    const auto& table = tensor_ops::kernels();
+    const auto gate = matrices::random(DType::f32, 37, width, 1),
+               up = matrices::random(DType::f32, 37, width, 2);
+    const std::vector<Weight> weights = {graphs::packed(gate), graphs::packed(up)};
+    for (const std::size_t n : {1u, 3u, 33u}) {
+        Builder b;
+        const int x = b.external("x", width), a = b.external("a", 37), sum = b.external("sum", 37),
+                  glu = b.external("glu", 37);
+        const int first = b.slot("first"), second = b.slot("second");
+        b.op(OpKind::linear_add, {x, a}, sum, first);
+        b.op(OpKind::glu_linear, {x}, glu, first).more_weights = {second};
+        Floats in = normal(n * width, 1), added = normal(n * 37, 2), y(n * 37), z(n * 37);
+        Floats products[2] = {Floats(n * 37), Floats(n * 37)}, expected(n * 37);
+        Executor executor(b.graph, n);
+        const Threads wanted(3);
+        graphs::run(executor, weights,
+                    {{x, in.data()}, {a, added.data()}, {sum, y.data()}, {glu, z.data()}}, n);
+        for (std::size_t i = 0; i < 2; ++i)
+            plain_linear(*std::get<std::shared_ptr<const tensor_ops::PackedMatrix>>(weights[i]),
+                         Activations::f32, in.data(), n, products[i].data());
+        table.add(added.data(), products[0].data(), expected.data(), n * 37);
+        check::that(same_bytes(y, expected), "the sum of " + std::to_string(n) + " rows");
+        table.swiglu(products[0].data(), products[1].data(), expected.data(), n * 37);
+        check::that(same_bytes(z, expected), "the glu of " + std::to_string(n) + " rows");
+    }
+}
+
 TEST(an_executor_may_run_many_batches_of_any_size_it_allows) {
     Builder b;
     const int x = b.external("x", width), y = b.external("y", width), w = b.slot("w");

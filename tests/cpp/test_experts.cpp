@@ -58,7 +58,7 @@ Floats run(const Experts& experts, Activations kind, bool shared, Floats& x, Flo
     op.n_used = n_used;
     op.shared = shared;
     op.activations = kind;
-    Floats y(rows * n_used * n);
+    Floats y = filled(rows * n_used * n, 0.0f);
     Executor executor(b.graph, rows);
     graphs::run(executor, {experts}, {{in, x.data()}, {to, route.data()}, {out, y.data()}}, rows);
     return y;

@@ -1,12 +1,15 @@
-// A child of fork() has none of its parent's threads, and starts a team of its own.
+// A child of fork() has none of its parent's threads, and starts a team of its own; of a stream it
+// can only let go.
 
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <optional>
 #include <thread>
 
 #include "check.h"
+#include "stream/stream.h"
 #include "threads.h"
 
 namespace {
@@ -58,6 +61,68 @@ TEST(a_child_may_have_children) {
     const int status = status_of_child([] {
         return sum_by_team() == sum_of_items &&
                status_of_child([] { return sum_by_team() == sum_of_items; }) == 0;
+    });
+    check::equal(status, 0, "the child's status");
+}
+
+namespace {
+
+// An endless stream of a section of a new file, which is read by io_uring if the kernel has it.
+struct OwnStream {
+    int descriptor;
+    std::optional<tensor_ops::stream::Stream> stream;
+
+    OwnStream() {
+        char path[] = "/tmp/test_fork_XXXXXX";
+        descriptor = mkstemp(path);
+        unlink(path);
+        check::equal(ftruncate(descriptor, 10'000), 0, "ftruncate");
+        const tensor_ops::stream::Take nothing = [](std::span<const std::byte>, std::size_t) {};
+        std::vector<tensor_ops::stream::Section> sections = {
+            {{0, 0, 10'000, 1, {nothing, nothing}}}};
+        stream.emplace(
+            std::vector{std::make_shared<tensor_ops::stream::File>(descriptor, "f", false)},
+            std::move(sections), tensor_ops::stream::Options{});
+        take(1);
+    }
+    ~OwnStream() { close(descriptor); }
+    OwnStream(const OwnStream&) = delete;
+
+    void take(int sections) {
+        for (int i = 0; i < sections; ++i) {
+            check::that(stream->take(std::chrono::seconds(60)).has_value(), "nothing came");
+            stream->release();
+        }
+    }
+};
+
+}  // namespace
+
+TEST(a_stream_goes_on_when_a_child_has_closed_or_dropped_it) {
+    OwnStream own;
+    const int closed = status_of_child([&] {
+        own.stream->close();
+        return true;
+    });
+    check::equal(closed, 0, "the status of a child that closes it");
+    own.take(5);
+    const int dropped = status_of_child([&] {
+        own.stream.reset();
+        return true;
+    });
+    check::equal(dropped, 0, "the status of a child that drops it");
+    own.take(5);
+}
+
+TEST(a_child_is_told_to_open_a_stream_of_its_own) {
+    OwnStream own;
+    const int status = status_of_child([&] {
+        try {
+            own.stream->take(std::chrono::milliseconds(0));
+        } catch (const std::logic_error& error) {
+            return std::string(error.what()).find("before fork()") != std::string::npos;
+        }
+        return false;
     });
     check::equal(status, 0, "the child's status");
 }

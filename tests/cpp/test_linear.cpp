@@ -66,6 +66,25 @@ KERNEL_TEST(packing_by_parts_gives_the_same_bytes) {
     }
 }
 
+KERNEL_TEST(packing_writes_each_byte_of_a_group_and_fills_the_last_with_rows_of_zeros) {
+    for (const DType type : matrices::all_types) {
+        const std::size_t group = table.group_rows(type), k = matrices::in_blocks(type, 70);
+        for (const std::size_t n : {std::size_t{1}, group + 3}) {
+            const Matrix w = matrices::random(type, n, k, 1);
+            const auto over_ones = matrices::pack(table, w);
+            Bytes over_zeros(over_ones.bytes.size());
+            std::memset(over_zeros.data(), 0, over_zeros.size());
+            table.pack(type, w.bytes.data(), n, k, 0, over_ones.groups, over_zeros.data());
+            check::that(same_bytes(over_zeros, over_ones.bytes), matrices::name(type));
+            auto all_rows = over_ones.view;
+            all_rows.n = over_ones.groups * group;
+            Floats y((all_rows.n - n) * k);
+            table.unpack(all_rows, n, all_rows.n, y.data());
+            for (const float value : y) check::equal(value, 0.0f, matrices::name(type));
+        }
+    }
+}
+
 // ---- float32 activations -----------------------------------------------------------------------
 
 namespace {
@@ -88,6 +107,15 @@ KERNEL_TEST(f32_of_every_number_of_outputs) {
         const std::size_t k = matrices::in_blocks(type, 96);
         for (const std::size_t n : row_counts)
             check_f32(table, matrices::random(type, n, k, 1), normal(3 * k, 2, 1, n % 16), 3);
+    }
+}
+
+// One row reads a matrix in four streams, of which the last may end with a part of a group.
+KERNEL_TEST(f32_of_one_row_and_every_number_of_groups_of_which_the_last_is_a_part) {
+    for (const DType type : matrices::all_types) {
+        const std::size_t k = matrices::in_blocks(type, 64), group = table.group_rows(type);
+        for (std::size_t groups = 1; groups <= 9; ++groups)
+            check_f32(table, matrices::random(type, groups * group - 1, k, 1), normal(k, 2), 1);
     }
 }
 
@@ -147,6 +175,33 @@ KERNEL_TEST(f32_gives_a_row_the_same_whatever_rows_are_beside_it) {
             table.linear_f32(packed.view, &x[r * k], 1, 0, packed.groups, alone.data(), n);
             check::that(std::memcmp(alone.data(), &together[r * n], n * 4) == 0,
                         matrices::name(type));
+        }
+    }
+}
+
+KERNEL_TEST(nan_and_infinity_in_a_weight_reach_its_output_alone) {
+    constexpr std::size_t n = 19, rows = 3, row = 11;
+    for (const DType type : matrices::half_types) {
+        const std::uint16_t exponent = type == DType::f16 ? 0x7c00 : 0x7f80;
+        for (const float bad : {infinity, -infinity, not_a_number}) {
+            Matrix w = matrices::random(type, n, 70, 1);
+            const auto bits = static_cast<std::uint16_t>(exponent | (bad < 0 ? 0x8000 : 0) |
+                                                         (std::isnan(bad) ? 0x40 : 0));
+            std::memcpy(&w.bytes[(row * 70 + 5) * 2], &bits, 2);
+            const auto packed = matrices::pack(table, w);
+            const Floats x = filled(rows * 70, 1.0f);
+            Floats y(rows * n), plain(rows * n), scratch(table.matmul_scratch_floats);
+            table.linear_f32(packed.view, x.data(), rows, 0, packed.groups, y.data(), n);
+            table.linear_plain(type, w.bytes.data(), x.data(), rows, 70, 0, n, plain.data(), n,
+                               scratch.data());
+            for (std::size_t i = 0; i < rows * n; ++i)
+                for (const float value : {y[i], plain[i]})
+                    if (i % n != row)
+                        check::that(std::isfinite(value), "another output");
+                    else if (std::isnan(bad))
+                        check::that(std::isnan(value), "NaN is hidden");
+                    else
+                        check::equal(value, bad, matrices::name(type));
         }
     }
 }

@@ -176,6 +176,20 @@ KERNEL_TEST(the_largest_codes_do_not_overflow) {
     });
 }
 
+// The sum of the codes takes off what the weights' codes have too much, to the last bit, also where
+// a lower digit of -128 has become -127.
+KERNEL_TEST(weights_of_zero_give_zero_whatever_the_activations) {
+    Matrix w = matrices::random(DType::q4_0, 17, 256, 1);
+    for (std::size_t at = 0; at < w.bytes.size(); ++at)  // scales stay, each code is 8
+        if (at % 18 >= 2) w.bytes[at] = std::byte{0x88};
+    Floats x = normal(5 * 256, 2);
+    for (std::size_t i = 0; i < 256; ++i) x[i] = i % 32 ? -32385.0f / 32512 : 1.0f;
+    for (const Kind& kind : kinds)
+        for (const std::size_t rows : {1u, 5u})
+            for (const float y : linear_quantized(table, kind, w, x, rows))
+                check::equal(y, 0.0f, kind.name);
+}
+
 KERNEL_TEST(activations_of_every_size) {
     for_each_kind_and_type([&](const Kind& kind, DType type) {
         const std::size_t k = matrices::in_blocks(type, 96);

@@ -120,3 +120,34 @@ TEST(after_a_close_nothing_is_claimed_or_wanted) {
     check::that(!three.schedule.claim(true).has_value(), "a piece");
     check::that(!three.schedule.was_read(piece, piece.bytes), "a piece that is wanted");
 }
+
+TEST(of_several_faults_of_a_section_the_first_is_told) {
+    Three three;
+    const Piece pieces[] = {three.claim(), three.claim(), three.claim()};
+    for (int i = 0; i < 3; ++i) {
+        three.schedule.was_read(pieces[i], 0);
+        three.schedule.done(pieces[i], Fault(i == 0 ? EIO : ENXIO, "the file", "the disk is ill"));
+    }
+    try {
+        three.schedule.take(0ms);
+        check::fail("no fault", std::source_location::current());
+    } catch (const Fault& fault) {
+        check::equal(fault.error, EIO, "errno");
+    }
+}
+
+TEST(while_a_section_is_held_another_is_refused) {
+    Three three;
+    for (int i = 0; i < 6; ++i) three.read(three.claim());
+    check::that(three.is_ready(), "not ready");
+    bool refused = false;
+    try {
+        three.schedule.take(0ms);
+    } catch (const std::logic_error&) {
+        refused = true;
+    }
+    check::that(refused, "a second section at the same time");
+    three.schedule.release();
+    three.schedule.release();  // which changes nothing
+    check::equal(three.schedule.take(0ms).value().section, std::size_t{1}, "section");
+}

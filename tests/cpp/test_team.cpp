@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -301,3 +302,28 @@ TEST(scratch_is_aligned_kept_and_each_threads_own) {
     auto* const larger = static_cast<char*>(tensor_ops::thread_scratch(100000));
     larger[99999] = 1;
 }
+
+// What a caller lends to the team stays where it is while the callers' own thread works with its
+// own.
+TEST(what_is_lent_to_the_team_is_not_the_callers_own_scratch) {
+    auto* const lent = static_cast<char*>(tensor_ops::team_scratch(1000));
+    lent[999] = 42;
+    auto* const own = static_cast<char*>(tensor_ops::thread_scratch(200000));
+    std::fill_n(own, 200000, char{1});
+    check::equal(lent[999], char{42}, "what was lent");
+    check::that(tensor_ops::team_scratch(1000) == lent, "it moved");
+}
+
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // these end the process
+TEST(scratch_beyond_any_memory_is_refused_and_the_next_is_there) {
+    bool thrown = false;
+    try {
+        tensor_ops::thread_scratch(std::size_t{1} << 62);
+    } catch (const std::bad_alloc&) {
+        thrown = true;
+    }
+    check::that(thrown, "2^62 bytes of memory");
+    auto* const next = static_cast<char*>(tensor_ops::thread_scratch(1000));
+    next[999] = 1;
+}
+#endif

@@ -1,0 +1,382 @@
+// The stream's own resources: descriptors, buffers, threads and their number; what it does with
+// none of them, and that it gives them back.
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <deque>
+#include <filesystem>
+#include <mutex>
+#include <set>
+#include <system_error>
+#include <thread>
+
+#include "check.h"
+#include "stream/reader.h"
+#include "stream/stream.h"
+
+using namespace std::chrono_literals;
+using tensor_ops::stream::File;
+using tensor_ops::stream::MakeRequests;
+using tensor_ops::stream::Options;
+using tensor_ops::stream::Outcome;
+using tensor_ops::stream::Range;
+using tensor_ops::stream::Read;
+using tensor_ops::stream::Requests;
+using tensor_ops::stream::Section;
+using tensor_ops::stream::Stream;
+
+namespace {
+
+class Descriptor {
+ public:
+    explicit Descriptor(off_t bytes) {
+        char path[] = "/tmp/test_stream_limits_XXXXXX";
+        value_ = mkstemp(path);
+        unlink(path);
+        check::equal(ftruncate(value_, bytes), 0, "ftruncate");
+    }
+    ~Descriptor() { close(value_); }
+    Descriptor(const Descriptor&) = delete;
+    int value() const { return value_; }
+    std::shared_ptr<File> opened(bool direct = false) const {
+        return std::make_shared<File>(value_, "the file", direct);
+    }
+
+ private:
+    int value_;
+};
+
+Range range(std::uint64_t offset, std::size_t bytes, std::size_t unit = 1) {
+    const tensor_ops::stream::Take nothing = [](std::span<const std::byte>, std::size_t) {};
+    return {0, offset, bytes, unit, {nothing, nothing}};
+}
+
+// Requests that a test looks at: `started` sees each read, which then succeeds with whatever its
+// memory holds.
+struct Watched {
+    std::mutex mutex;
+    std::function<void(const Read&)> started = [](const Read&) {};
+    std::function<void(const Read&)> ending = [](const Read&) {};
+    std::vector<std::size_t> depths;  // of each reader
+
+    MakeRequests make() {
+        return [this](std::size_t depth) {
+            depths.push_back(depth);
+            return std::make_unique<Own>(*this);
+        };
+    }
+
+ private:
+    struct Own : Requests {
+        explicit Own(Watched& all_) : all(all_) {}
+        void start(std::size_t tag, const Read& read) override {
+            const std::lock_guard lock(all.mutex);
+            all.started(read);
+            waiting.emplace_back(tag, read);
+        }
+        std::optional<Outcome> finish() override {
+            const std::lock_guard lock(all.mutex);
+            const auto [tag, read] = waiting.front();
+            waiting.pop_front();
+            all.ending(read);
+            return Outcome{tag, static_cast<ssize_t>(read.bytes)};
+        }
+        void wake() override {}
+        Watched& all;
+        std::deque<std::pair<std::size_t, Read>> waiting;
+    };
+};
+
+void take_all(Stream& stream, std::size_t sections) {
+    for (std::size_t i = 0; i < sections; ++i) {
+        check::that(stream.take(60s).has_value(), "nothing came");
+        stream.release();
+    }
+}
+
+#if defined(__linux__)
+std::size_t entries(const char* folder) {
+    std::size_t n = 0;
+    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(folder)) ++n;
+    return n;
+}
+std::size_t open_descriptors() { return entries("/proc/self/fd"); }
+#endif
+
+}  // namespace
+
+// ---- files -------------------------------------------------------------------------------------
+
+#if defined(__linux__)
+TEST(a_file_has_descriptors_of_its_own_and_closes_them) {
+    const Descriptor given(10);
+    const std::size_t before = open_descriptors();
+    for (const bool direct : {false, true}) {
+        {
+            const File file(given.value(), "the file", direct);
+            check::that(file.descriptor() != given.value(), "the caller's descriptor");
+            check::that(fcntl(file.descriptor(), F_GETFD) & FD_CLOEXEC, "programs inherit it");
+        }
+        check::equal(open_descriptors(), before, "descriptors afterwards");
+        check::that(fcntl(given.value(), F_GETFD) >= 0, "the caller's was closed");
+    }
+}
+#endif
+
+TEST(a_descriptor_that_is_none_is_an_error_with_the_files_name) {
+    try {
+        const File file(-1, "the file", false);
+        check::that(false, "nothing was thrown");
+    } catch (const std::system_error& error) {
+        check::equal(error.code().value(), EBADF, "errno");
+        check::that(std::string(error.what()).starts_with("the file"), error.what());
+    }
+}
+
+TEST(a_file_has_changed_if_its_size_or_either_part_of_its_time_has) {
+    const Descriptor given(10);
+    struct stat status{};
+    fstat(given.value(), &status);
+    const auto set_time = [&](time_t seconds, long nanoseconds) {
+        const timespec times[] = {{0, UTIME_OMIT}, {seconds, nanoseconds}};
+        check::equal(futimens(given.value(), times), 0, "futimens");
+    };
+    set_time(1000, 500);
+    const File file(given.value(), "the file", false);
+    check::that(!file.changed(), "it has changed before anything happened");
+    set_time(1001, 500);
+    check::that(file.changed(), "another second");
+    set_time(1000, 501);
+    check::that(file.changed(), "another nanosecond");
+    set_time(1000, 500);
+    check::that(!file.changed(), "it is as it was");
+    check::equal(ftruncate(given.value(), 11), 0, "ftruncate");
+    set_time(1000, 500);
+    check::that(file.changed(), "another size");
+    check::equal(file.size(), std::uint64_t{11}, "size");
+}
+
+// ---- buffers and reads -------------------------------------------------------------------------
+
+// A direct read begins and ends at whole sectors, so it takes up to two more than its piece.
+TEST(reads_under_way_have_memory_of_their_own) {
+    const Descriptor given(1 << 20);
+    Watched watched;
+    std::set<std::pair<std::byte*, std::byte*>> under_way;
+    bool overlap = false;
+    watched.started = [&](const Read& read) {
+        for (const auto& [begin, end] : under_way)
+            overlap |= read.memory < end && begin < read.memory + read.bytes;
+        under_way.emplace(read.memory, read.memory + read.bytes);
+    };
+    watched.ending = [&](const Read& read) {
+        under_way.erase({read.memory, read.memory + read.bytes});
+    };
+    Options options;
+    options.threads = 1;
+    options.depth = 4;
+    options.piece_bytes = 8192;
+    const auto file = given.opened(true);
+    Stream stream({file}, {{range(4095, 200'000)}, {range(1, 200'000)}}, options, watched.make());
+    take_all(stream, 2);
+    check::that(!overlap, "two reads into the same memory");
+}
+
+// Linux reads less than 2 GiB at a time.  Nothing touches the memory of this piece.
+TEST(a_piece_of_more_than_a_gibibyte_is_read_in_parts) {
+    const Descriptor given(std::int64_t{2} << 30);
+    Watched watched;
+    std::size_t longest = 0, parts = 0;
+    watched.started = [&](const Read& read) {
+        longest = std::max(longest, read.bytes);
+        ++parts;
+    };
+    constexpr std::size_t piece = (std::size_t{1} << 30) + 1;
+    Options options;
+    options.endless = false;
+    Stream stream({given.opened()}, {{range(0, piece, piece)}}, options, watched.make());
+    take_all(stream, 1);
+    check::equal(longest, std::size_t{1} << 30, "bytes at a time");
+    check::equal(parts, std::size_t{2}, "parts");
+}
+
+TEST(a_read_that_would_have_to_wait_is_repeated) {
+    const Descriptor given(10'000);
+    struct Unwilling : Requests {
+        void start(std::size_t tag_, const Read& read_) override { tag = tag_, read = read_; }
+        std::optional<Outcome> finish() override {
+            return Outcome{tag, ++calls < 3 ? -EAGAIN : static_cast<ssize_t>(read.bytes)};
+        }
+        void wake() override {}
+        std::size_t tag = 0;
+        Read read{};
+        int calls = 0;
+    };
+    Options options;
+    options.depth = 1;
+    Stream stream({given.opened()}, {{range(0, 10'000)}}, options,
+                  [](std::size_t) { return std::make_unique<Unwilling>(); });
+    take_all(stream, 1);
+}
+
+TEST(memory_that_cannot_be_had_is_said_so) {
+    const Descriptor given(10);
+    constexpr std::size_t piece = std::size_t{1} << 61;
+    bool thrown = false;
+    try {
+        Stream({given.opened()}, {{range(0, piece, piece)}}, {});
+    } catch (const std::bad_alloc&) {
+        thrown = true;
+    }
+    check::that(thrown, "2^61 bytes of memory");
+}
+
+// ---- how many ----------------------------------------------------------------------------------
+
+TEST(the_depth_is_divided_among_the_threads) {
+    const Descriptor given(100'000);
+    const struct {
+        std::size_t threads, depth, unit;
+        std::vector<std::size_t> depths;
+    } wanted[] = {
+        {2, 10, 1, {5, 5}},
+        {4, 1, 1, {1}},           // no thread without a read
+        {2, 10, 40'960, {1, 1}},  // units of five pieces: as many reads as fit into their memory
+        {2, 3, 100'000, {1}},     // at least one, whatever it takes
+    };
+    for (const auto& [threads, depth, unit, depths] : wanted) {
+        Watched watched;
+        Options options;
+        options.threads = threads;
+        options.depth = depth;
+        options.piece_bytes = 8192;
+        Stream stream({given.opened()}, {{range(0, 100'000, unit)}}, options, watched.make());
+        take_all(stream, 2);
+        check::that(watched.depths == depths, std::to_string(threads) + " threads, " +
+                                                  std::to_string(watched.depths.size()) +
+                                                  " readers");
+    }
+}
+
+TEST(options_of_zero_and_ranges_beyond_64_bits_are_refused) {
+    const Descriptor given(10);
+    for (const auto member :
+         {&Options::slots, &Options::threads, &Options::depth, &Options::piece_bytes}) {
+        Options options;
+        options.*member = 0;
+        check::refused([&] { Stream({given.opened()}, {{range(0, 10)}}, options); }, "Stream: no");
+    }
+    for (const Range& bad :
+         {range(0, 10, 0), range(UINT64_MAX / 2, 10), range(0, SIZE_MAX / 2, SIZE_MAX / 2)})
+        check::refused([&] { Stream({given.opened()}, {{bad}}, {}); }, "a range makes no sense");
+    Stream endless({given.opened()}, {{range(0, 10)}}, {});
+    check::refused([&] { endless.push({range(0, 10)}); }, "an endless one has its sections");
+}
+
+TEST(a_system_that_grants_no_reads_is_said_so) {
+    const Descriptor given(10);
+    check::refused(
+        [&] {
+            Stream({given.opened()}, {{range(0, 10)}}, {}, [](std::size_t) { return nullptr; });
+        },
+        "no reads are possible");
+}
+
+#if defined(__linux__)
+TEST(without_a_descriptor_for_io_uring_there_is_none) {
+    rlimit before{};
+    getrlimit(RLIMIT_NOFILE, &before);
+    const rlimit none{0, before.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &none);
+    const bool granted = tensor_ops::stream::uring_requests(4) != nullptr;
+    setrlimit(RLIMIT_NOFILE, &before);
+    check::that(!granted, "reads by io_uring");
+}
+#endif
+
+// ---- threads -----------------------------------------------------------------------------------
+
+// A signal is for the program's own threads: Python's handlers run on its main thread.
+TEST(the_threads_take_no_signals_and_the_callers_go_on_taking_them) {
+    const Descriptor given(10);
+    Watched watched;
+    std::atomic<int> takes_signals{-1};
+    watched.ending = [&](const Read&) {
+        sigset_t blocked;
+        pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+        takes_signals = !sigismember(&blocked, SIGINT) || !sigismember(&blocked, SIGTERM);
+    };
+    Stream stream({given.opened()}, {{range(0, 10)}}, {}, watched.make());
+    take_all(stream, 1);
+    check::equal(takes_signals.load(), 0, "a reading thread takes signals");
+    sigset_t blocked;
+    pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+    check::that(!sigismember(&blocked, SIGINT), "the caller takes no signals any more");
+}
+
+TEST(a_close_ends_a_wait_on_another_thread) {
+    const Descriptor given(10);
+    std::atomic<bool> asked{false}, ended{false};
+    struct Stalled : Requests {
+        void start(std::size_t, const Read&) override {}
+        std::optional<Outcome> finish() override {
+            std::unique_lock lock(mutex);
+            over.wait(lock, [&] { return woken; });
+            return std::nullopt;
+        }
+        void wake() override {
+            const std::lock_guard lock(mutex);
+            woken = true;
+            over.notify_all();
+        }
+        std::mutex mutex;
+        std::condition_variable over;
+        bool woken = false;
+    };
+    Options options;
+    options.depth = 1;
+    Stream stream({given.opened()}, {{range(0, 10)}}, options,
+                  [](std::size_t) { return std::make_unique<Stalled>(); });
+    std::thread waiting([&] {
+        asked = true;
+        try {
+            stream.take(60s);
+        } catch (const std::logic_error&) {
+            ended = true;
+        }
+    });
+    while (!asked) std::this_thread::yield();
+    stream.close();
+    waiting.join();
+    check::that(ended.load(), "the wait went on, or something came");
+}
+
+#if defined(__linux__)
+// io_uring can give up a read of a pipe in which there is nothing.
+TEST(a_close_ends_the_threads_even_in_the_middle_of_a_read) {
+    int ends[2];
+    check::equal(pipe(ends), 0, "pipe");
+    if (tensor_ops::stream::uring_requests(1)) {
+        const std::size_t before = entries("/proc/self/task");
+        {
+            Stream stream({std::make_shared<File>(ends[0], "a pipe", false)}, {{range(0, 10)}}, {});
+            check::that(stream.stats().uring, "no io_uring");
+            check::that(!stream.take(0ms).has_value(), "something came");
+        }
+        const auto limit = std::chrono::steady_clock::now() + 60s;
+        while (entries("/proc/self/task") > before && std::chrono::steady_clock::now() < limit)
+            std::this_thread::yield();
+        check::equal(entries("/proc/self/task"), before, "threads");
+    }
+    close(ends[0]);
+    close(ends[1]);
+}
+#endif
