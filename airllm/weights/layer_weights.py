@@ -19,6 +19,7 @@ from airllm.backends import Backend, Executor
 from airllm.formats.model_file import ModelFile, Tensor
 from airllm.graph.graph import Graph, Role
 from airllm.models import Model
+from airllm.models.rope import ROPE_TENSORS
 from airllm.util.progress import OnProgress
 
 __all__ = [
@@ -175,7 +176,7 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
     FormatError names a tensor that is missing, has the wrong shape or type, or has no slot: a model
     that ignored some of its weights would run and give wrong answers.
     """
-    unused = gguf.tensors.keys() - {"rope_freqs.weight"}  # Model.inv_freq has it
+    unused = gguf.tensors.keys() - ROPE_TENSORS  # LayerKind.rotation has them
     for graph, index in places(model):
         for slot in graph.weights:
             name = tensor_name(slot.name, index)

@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 from airllm.formats.gguf import GGUFFile
+from airllm.formats.hf_config import HFConfig
 from airllm.formats.model_file import ModelFile
-from airllm.util.metadata import FormatError
+from airllm.models import FAMILIES
+from airllm.util.metadata import FormatError, Metadata
 
-__all__ = ["open_model"]
+__all__ = ["open_model", "translate"]
 
 
 def open_model(path: str | os.PathLike[str], quantize: str | None = None) -> ModelFile:
@@ -45,4 +47,19 @@ def _open(path: Path) -> ModelFile:
         )
     from airllm.formats.hf_folder import HFFolder  # loads json, hashlib and re
 
-    return HFFolder.open(path)
+    return HFFolder.open(path, translate)
+
+
+def translate(config: Metadata) -> HFConfig:
+    """config.json, as the family of its model_type translates it. FormatError for a model_type
+    that no family has."""
+    kind, inner = config.text("model_type"), config.get("text_config")
+    known = {hf.model_type: hf for family in FAMILIES.values() for hf in family.hugging_face}
+    with_pictures = {hf.pictures: hf for hf in known.values() if hf.pictures}
+    if kind in with_pictures and isinstance(inner, dict):  # the vision tower is left out
+        return with_pictures[kind].translate(Metadata(config.source, inner))
+    if kind not in known:
+        raise config.fault(
+            f"model_type {kind[:80]!r} is not supported; supported: {', '.join(sorted(known))}"
+        )
+    return known[kind].translate(config)

@@ -1,0 +1,120 @@
+"""The parts that layers of many families are made of.
+
+Each part takes a normalised input h, float32 [n, hidden], and returns what the layer adds to its
+residual, [n, hidden]. A weight's slot is named as GGUF names the tensor.
+"""
+
+from typing import Literal
+
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Buffer, Graph
+from airllm.models.config import LayerConfig, ModelConfig
+
+__all__ = ["attention", "embed", "experts", "head", "linear", "norm", "swiglu_mlp"]
+
+
+def embed(c: ModelConfig) -> Graph:
+    """Token ids to the residual."""
+    g = GraphBuilder("embed")
+    tokens = g.external("tokens", 1, "int32")  # [n]
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    table = g.weight("token_embd", c.vocab_size, c.hidden_size)
+    g.embed(tokens, table, scale=c.embedding_scale, out=x)
+    return g.build()
+
+
+def head(c: ModelConfig, activations: Activations) -> Graph:
+    """The residual to logits."""
+    g = GraphBuilder("head", activations=activations)
+    output = "token_embd" if c.tied_embeddings else "output"
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    logits = g.external("logits", c.vocab_size)  # [n, vocab]
+    h = norm(g, c, x, "output_norm")  # [n, hidden]
+    g.linear(h, g.weight(output, c.vocab_size, c.hidden_size), out=logits)
+    if c.final_softcap:
+        g.softcap(logits, c.final_softcap, out=logits)
+    return g.build()
+
+
+def norm(
+    g: GraphBuilder, c: ModelConfig, x: Buffer, slot: str, *, out: Buffer | None = None
+) -> Buffer:
+    """RMSNorm of whole rows (arXiv:1910.07467)."""
+    return g.rms_norm(x, g.weight(slot, x.width), c.norm_eps, out=out)
+
+
+def linear(g: GraphBuilder, c: ModelConfig, x: Buffer, slot: str, width: int) -> Buffer:
+    """x W^T -> [n, width], plus the slot's bias if the model has it (`c.biases`)."""
+    y = g.linear(x, g.weight(slot, width, x.width))
+    if slot in c.biases:
+        y = g.bias(y, g.weight(f"{slot}.bias", width), out=y)
+    return y
+
+
+def attention(
+    g: GraphBuilder,
+    c: ModelConfig,
+    layer: LayerConfig,
+    h: Buffer,
+    *,
+    normed: Literal["", "heads", "rows"] = "",
+    fused: bool = False,
+) -> Buffer:
+    """Causal attention with groups of heads that share keys and values (arXiv:2305.13245).
+
+    normed: whether Q and K are normalised, each head by itself or all heads of a token together.
+    fused: Q, K and V come from one matrix.
+    """
+    if fused:
+        qkv = linear(g, c, h, "attn_qkv", c.q_width + 2 * c.kv_width)
+        q = g.take_columns(qkv, 0, c.q_width)
+        k = g.take_columns(qkv, c.q_width, c.kv_width)
+        v = g.take_columns(qkv, c.q_width + c.kv_width, c.kv_width)
+    else:
+        q = linear(g, c, h, "attn_q", c.q_width)  # [n, q_width]
+        k = linear(g, c, h, "attn_k", c.kv_width)  # [n, kv_width]
+        v = linear(g, c, h, "attn_v", c.kv_width)  # [n, kv_width]
+    if normed == "heads":
+        q = g.head_norm(q, g.weight("attn_q_norm", c.head_dim), c.n_heads, c.norm_eps, out=q)
+        k = g.head_norm(k, g.weight("attn_k_norm", c.head_dim), c.n_kv_heads, c.norm_eps, out=k)
+    elif normed == "rows":
+        q = norm(g, c, q, "attn_q_norm", out=q)
+        k = norm(g, c, k, "attn_k_norm", out=k)
+    if layer.rotates:
+        table = g.external("rope", c.rope_dims)  # [n, rope_dims]
+        q = g.rope(q, table, c.n_heads, c.head_dim, interleaved=c.rope_interleaved, out=q)
+        k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=c.rope_interleaved, out=k)
+    g.kv_append(k, v, c.n_kv_heads, c.head_dim)
+    a = g.attention(
+        q,
+        c.n_heads,
+        c.n_kv_heads,
+        c.head_dim,
+        scale=c.attention_scale,
+        window=layer.window,
+        softcap=c.attention_softcap,
+    )  # [n, q_width]
+    return linear(g, c, a, "attn_output", c.hidden_size)
+
+
+def swiglu_mlp(
+    g: GraphBuilder, c: ModelConfig, h: Buffer, *, width: int = 0, suffix: str = ""
+) -> Buffer:
+    """SwiGLU (arXiv:2002.05202). width: intermediate; 0: c.intermediate_size. suffix: of the slots'
+    names."""
+    width = width or c.intermediate_size
+    gate = linear(g, c, h, f"ffn_gate{suffix}", width)
+    up = linear(g, c, h, f"ffn_up{suffix}", width)
+    return linear(g, c, g.swiglu(gate, up), f"ffn_down{suffix}", c.hidden_size)
+
+
+def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+    """A mixture: a router chooses, for each token, a few of many small SwiGLU networks."""
+    n, ffn, hidden = c.n_experts, c.expert_size, c.hidden_size
+    logits = g.linear(h, g.weight("ffn_gate_inp", n, hidden))  # [n, experts]
+    route = g.route(logits, c.n_experts_used, normalized=c.router.normalized)  # [n, 2 * used]
+    gate = g.expert_linear(h, route, g.weight("ffn_gate_exps", n, ffn, hidden))
+    up = g.expert_linear(h, route, g.weight("ffn_up_exps", n, ffn, hidden))
+    act = g.swiglu(gate, up)  # [n, used * ffn]
+    down = g.expert_linear(act, route, g.weight("ffn_down_exps", n, hidden, ffn))
+    return g.expert_sum(down, route)  # [n, hidden], of [n, used * hidden]
