@@ -47,7 +47,7 @@ def plain_rotation(
     r: ConfigReader, config: ModelConfig, theta_name: str, default: float
 ) -> Rotation:
     """Without scaling. theta_name: the key of theta."""
-    return Rotation(_theta(r, theta_name, default) ** -_exponents(c))
+    return Rotation(_theta(r, theta_name, default) ** -_exponents(config))
 
 
 def read_rotation(r: ConfigReader, config: ModelConfig) -> Rotation:
