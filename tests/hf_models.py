@@ -5,6 +5,7 @@ llama.cpp's converter. Nothing is downloaded.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -44,6 +45,12 @@ class Case:
     arch: str
     config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # keys without the arch in front
+    names: dict[str, str] = field(default_factory=dict)  # of tensors, beyond _NAMES
+    reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
+
+    @property
+    def gemma(self) -> bool:
+        return self.arch.startswith("gemma")
 
 
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
@@ -55,17 +62,53 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+}
+_AFTER = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 CASES = {
-    "Llama 2": Case("Llama", "llama"),
-    "Llama 3.1": Case("Llama", "llama", {"rope_parameters": _LLAMA3_ROPE}),
-    "SmolLM2": Case("Llama", "llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "Llama 2": Case("Llama", "llama", reordered=True),
+    "Llama 3.1": Case("Llama", "llama", {"rope_parameters": _LLAMA3_ROPE}, reordered=True),
+    "SmolLM2": Case(
+        "Llama", "llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}, reordered=True
+    ),
     "Llama, longer by linear scaling": Case(
         "Llama",
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
         {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+        reordered=True,
     ),
-    "Mistral": Case("Mistral", "llama", {"sliding_window": 20}, {"attention.sliding_window": 20}),
+    "Llama, longer by YaRN": Case(
+        "Llama",
+        "llama",
+        {"rope_parameters": _YARN},
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32},
+        reordered=True,
+    ),
+    "Mistral": Case(
+        "Mistral",
+        "llama",
+        {"sliding_window": 20},
+        {"attention.sliding_window": 20},
+        reordered=True,
+    ),
     "Qwen2": Case("Qwen2", "qwen2"),
     "Qwen3": Case("Qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "Qwen3-MoE": Case("Qwen3Moe", "qwen3moe", _EXPERTS | {"norm_topk_prob": True}),
@@ -74,6 +117,54 @@ CASES = {
         "qwen3moe",
         _EXPERTS | {"norm_topk_prob": False},
         {"expert_weights_norm": False},
+    ),
+    "OLMo 2": Case("Olmo2", "olmo2", names=_AFTER),
+    "OLMo 3": Case(
+        "Olmo3",
+        "olmo2",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 20,
+            "rope_parameters": {
+                "full_attention": _YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        {"attention.sliding_window": 20, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32},
+        names=_AFTER,
+    ),
+    "OLMoE": Case(
+        "Olmoe",
+        "olmoe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "num_key_value_heads": 4},
+    ),
+    "Phi-3": Case(
+        "Phi3",
+        "phi3",
+        {"sliding_window": 20, "pad_token_id": 0},
+        {"attention.sliding_window": 20},
+        names=_FUSED,
+    ),
+    "Phi-4 mini, longer by LongRoPE": Case(
+        "Phi3",
+        "phi3",
+        {"rope_parameters": _LONG, "original_max_position_embeddings": 32, "pad_token_id": 0},
+        {"rope.dimension_count": 12, "rope.scaling.original_context_length": 32}
+        | {"rope.scaling.attn_factor": (1 + math.log(4) / math.log(32)) ** 0.5},
+        names=_FUSED,
+    ),
+    "Seed-OSS": Case(
+        "SeedOss",
+        "seed_oss",
+        {"head_dim": 32, "attention_out_bias": False},
+        names={"post_attention_layernorm": "post_attention_norm"},
+    ),
+    "SmolLM3": Case(
+        "SmolLM3",
+        "smollm3",
+        {"num_hidden_layers": 5, "tie_word_embeddings": True, "pad_token_id": 0},
+        reordered=True,
     ),
     "Gemma 2": Case(
         "Gemma2",
@@ -181,11 +272,12 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
         entries["attention.key_length"] = entries["attention.value_length"] = config.head_dim
     if "rope_theta" in config.rope_parameters:
         entries["rope.freq_base"] = float(config.rope_parameters["rope_theta"])
-    if case.arch == "qwen3moe":
+    if "num_experts" in case.config:
         entries |= {
             "expert_count": config.num_experts,
             "expert_used_count": config.num_experts_per_tok,
-            "expert_feed_forward_length": config.moe_intermediate_size,
+            "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None)
+            or config.intermediate_size,
         }
     entries |= case.metadata
     return {
@@ -195,23 +287,31 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
 
 
 def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
-    gemma = case.arch.startswith("gemma")
     for name, parameter in model.state_dict().items():
         values = parameter.numpy()
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
         if name.endswith("experts.gate_up_proj"):  # [n_experts, 2 * n, k]
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
-                gguf_name = _gguf_name(name.replace("gate_up_proj", part), gemma)
+                gguf_name = _gguf_name(case, name.replace("gate_up_proj", part))
                 yield gguf_name, np.ascontiguousarray(half)
             continue
-        if gemma and name.endswith("norm.weight"):
+        if case.gemma and name.endswith("norm.weight"):
             values = values + np.float32(1.0)
-        if case.arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            values = _neighbours(values, model.config.head_dim)
-        yield _gguf_name(name, gemma), np.ascontiguousarray(values)
-    if model.config.rope_parameters.get("rope_type") == "llama3":
+        if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
+            values = _neighbours(values, _head_dim(model.config))
+        yield _gguf_name(case, name), np.ascontiguousarray(values)
+    rope = model.config.rope_parameters
+    if rope.get("rope_type") == "llama3":
         yield "rope_freqs.weight", _rope_factors(model)
+    for length in ("short", "long"):
+        if f"{length}_factor" in rope:
+            factors = np.array(rope[f"{length}_factor"], np.float32)
+            yield f"rope_factors_{length}.weight", factors
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _neighbours(rows: np.ndarray, head_dim: int) -> np.ndarray:
@@ -247,19 +347,16 @@ _NAMES = {
     "mlp.experts.up": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
 }
-_GEMMA_NAMES = _NAMES | {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
+_GEMMA_NAMES = _AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 
 
-def _gguf_name(name: str, gemma: bool) -> str:
+def _gguf_name(case: Case, name: str) -> str:
     """ "model.layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
     suffix = "bias" if name.endswith(".bias") else "weight"
     stem = name.removeprefix("model.").removesuffix(f".{suffix}")
+    names = _NAMES | (_GEMMA_NAMES if case.gemma else {}) | case.names
     layer = ""
     if stem.startswith("layers."):
         _, index, stem = stem.split(".", 2)
         layer = f"blk.{index}."
-    return f"{layer}{(_GEMMA_NAMES if gemma else _NAMES)[stem]}.{suffix}"
+    return f"{layer}{names[stem]}.{suffix}"

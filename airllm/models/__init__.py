@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from airllm.formats.model_file import ModelFile
 from airllm.graph.graph import Activations, Graph
 from airllm.graph.rewrite import fuse
-from airllm.models import gemma2, gemma3, llama, qwen2, qwen3, qwen3moe
+from airllm.models import (
+    gemma2,
+    gemma3,
+    llama,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3moe,
+    seed_oss,
+    smollm3,
+)
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
@@ -19,11 +31,13 @@ from airllm.models.rope import Rotation
 
 __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 
-_FAMILIES = (
-    *(gemma2.FAMILY, gemma3.FAMILY, llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, qwen3moe.FAMILY),
+_MODULES = (
+    *(gemma2, gemma3, llama, olmo2, olmoe, phi3, qwen2, qwen3, qwen3moe, seed_oss, smollm3),
 )
 # Keys are the values of GGUF's general.architecture.
-FAMILIES: dict[str, Family] = {name: each for each in _FAMILIES for name in each.architectures}
+FAMILIES: dict[str, Family] = {
+    name: module.FAMILY for module in _MODULES for name in module.FAMILY.architectures
+}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ __all__ = ["EXPERT_NAMES", "NAMES", "HFReader", "HuggingFace"]
 # Keys with these parts change the arithmetic.
 _ARITHMETIC = re.compile(
     "scal|multipl|softcap|capping|rope|rotary|window|expert|moe|norm|_act|layer_types|sparse"
-    "|bidirectional|quantization|alibi|qk_|logit|bias|top_k|topk|n_group"
+    "|bidirectional|quantization|alibi|qk_|clip|logit|bias|top_k|topk|n_group"
 )
 _HARMLESS = frozenset(
     [
