@@ -47,6 +47,7 @@ class Case:
     metadata: dict[str, Any] = field(default_factory=dict)  # keys without the arch in front
     names: dict[str, str] = field(default_factory=dict)  # of tensors, beyond _NAMES
     reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
+    sees: bool = False  # its config is the text_config of a model that sees pictures
 
     @property
     def gemma(self) -> bool:
@@ -68,6 +69,7 @@ _YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5]}
 _LONG = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -117,6 +119,28 @@ CASES = {
         "qwen3moe",
         _EXPERTS | {"norm_topk_prob": False},
         {"expert_weights_norm": False},
+    ),
+    "Ministral 3": Case(
+        "Ministral3",
+        "mistral3",
+        {
+            "head_dim": 32,
+            "rope_parameters": _YARN
+            | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+        },
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32, "rope.scaling.yarn_log_multiplier": 1.0}
+        | {"attention.temperature_scale": 0.1},
+        reordered=True,
+    ),
+    "Qwen2-VL": Case(
+        "Qwen2VL",
+        "qwen2vl",
+        {"rope_parameters": _SECTIONS | {"mrope_section": [2, 3, 3]}},
+        sees=True,
+    ),
+    "Qwen3-VL": Case(
+        "Qwen3VL", "qwen3vl", {"head_dim": 32, "rope_parameters": _SECTIONS}, sees=True
     ),
     "OLMo 2": Case("Olmo2", "olmo2", names=_AFTER),
     "OLMo 3": Case(
@@ -212,9 +236,16 @@ def build(case: Case) -> Any:
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
     config_class = "Gemma3TextConfig" if case.family == "Gemma3" else f"{case.family}Config"
-    config = getattr(transformers, config_class)(**(sizes | case.config))
+    values = sizes | case.config
+    if case.sees:
+        vision = {"depth": 1, "hidden_size": 16, "embed_dim": 16, "intermediate_size": 16}
+        vision |= {"num_heads": 2, "patch_size": 2, "num_position_embeddings": 4}
+        vision |= {"out_hidden_size": 64, "deepstack_visual_indexes": [0]}
+        values = {"text_config": values, "vision_config": vision, "tie_word_embeddings": False}
+    config = getattr(transformers, config_class)(**values)
     config._attn_implementation = "eager"  # the one that caps scores
-    model = getattr(transformers, f"{case.family}ForCausalLM")(config).float().eval()
+    task = "ConditionalGeneration" if case.sees else "CausalLM"
+    model = getattr(transformers, f"{case.family}For{task}")(config).float().eval()
     random = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -239,7 +270,7 @@ def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
         name: (type if values.ndim > 1 else "f32", values) for name, values in _tensors(case, model)
     }
     infos = [TensorInfo(name, kind, values.shape) for name, (kind, values) in tensors.items()]
-    with GGUFWriter(path, _metadata(case, model.config), infos) as writer:
+    with GGUFWriter(path, _metadata(case, model.config.get_text_config()), infos) as writer:
         for name, (kind, values) in tensors.items():
             writer.write(name, values if kind == "f32" else quantize(values, kind))
     return path
@@ -287,9 +318,12 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
 
 
 def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    config = model.config.get_text_config()
     for name, parameter in model.state_dict().items():
         values = parameter.numpy()
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+        if ".visual." in name:
+            continue
+        if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if name.endswith("experts.gate_up_proj"):  # [n_experts, 2 * n, k]
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
@@ -299,9 +333,9 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if case.gemma and name.endswith("norm.weight"):
             values = values + np.float32(1.0)
         if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
-            values = _neighbours(values, _head_dim(model.config))
+            values = _neighbours(values, _head_dim(config))
         yield _gguf_name(case, name), np.ascontiguousarray(values)
-    rope = model.config.rope_parameters
+    rope = config.rope_parameters
     if rope.get("rope_type") == "llama3":
         yield "rope_freqs.weight", _rope_factors(model)
     for length in ("short", "long"):
@@ -353,7 +387,7 @@ _GEMMA_NAMES = _AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 def _gguf_name(case: Case, name: str) -> str:
     """ "model.layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
     suffix = "bias" if name.endswith(".bias") else "weight"
-    stem = name.removeprefix("model.").removesuffix(f".{suffix}")
+    stem = name.removeprefix("model.").removeprefix("language_model.").removesuffix(f".{suffix}")
     names = _NAMES | (_GEMMA_NAMES if case.gemma else {}) | case.names
     layer = ""
     if stem.startswith("layers."):

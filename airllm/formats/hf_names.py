@@ -26,7 +26,7 @@ _LAYER = re.compile(r"layers\.(?P<layer>\d{1,5})\.(?P<stem>.*)")
 _EXPERT = re.compile(r"(?P<before>.*\bexperts)\.(?P<number>\d{1,5})\.(?P<after>.*)")
 # The vision part of a model that sees pictures, and a table of rope that older files have.
 _LEFT_OUT = re.compile(
-    r"(.*\.)?(vision_tower|vision_model|multi_modal_projector)\..*|.*\.rotary_emb\.inv_freq"
+    r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector)\..*|.*\.rotary_emb\.inv_freq"
 )
 
 

@@ -5,7 +5,7 @@ residual stream to itself, run once for each layer; layers that differ have a gr
 (the residual stream to logits). Weight slots are named as GGUF names the tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from airllm.formats.model_file import ModelFile
@@ -15,6 +15,7 @@ from airllm.models import (
     gemma2,
     gemma3,
     llama,
+    mistral3,
     olmo2,
     olmoe,
     phi3,
@@ -32,7 +33,18 @@ from airllm.models.rope import Rotation
 __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 
 _MODULES = (
-    *(gemma2, gemma3, llama, olmo2, olmoe, phi3, qwen2, qwen3, qwen3moe, seed_oss, smollm3),
+    gemma2,
+    gemma3,
+    llama,
+    mistral3,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3moe,
+    seed_oss,
+    smollm3,
 )
 # Keys are the values of GGUF's general.architecture.
 FAMILIES: dict[str, Family] = {
@@ -45,8 +57,7 @@ class LayerKind:
     """What equal layers have in common."""
 
     graph: Graph
-    rotation: Rotation
-    rotates: bool = True  # whether the graph has the external buffer "rope"
+    rotations: Mapping[str, Rotation]  # by the external buffer of the graph that has its rows
 
 
 @dataclass(frozen=True)
@@ -74,15 +85,15 @@ def load_model(
     family, reader = FAMILIES[architecture], ConfigReader(gguf)
     config = family.configure(reader)
     layers = list(dict.fromkeys(config.layers))
-    rotations = [family.rotation(reader, config, layer) for layer in layers]
+    rotations = [family.rotations(reader, config, layer) for layer in layers]
     reader.finish()
     finish: Callable[[Graph], Graph] = fuse if fusion else lambda graph: graph
     return Model(
         config,
         family.embed(config),
         tuple(
-            LayerKind(finish(family.layer(config, activations, layer)), rotation, layer.rotates)
-            for layer, rotation in zip(layers, rotations, strict=True)
+            LayerKind(finish(family.layer(config, activations, layer)), found)
+            for layer, found in zip(layers, rotations, strict=True)
         ),
         tuple(layers.index(layer) for layer in config.layers),
         finish(family.head(config, activations)),

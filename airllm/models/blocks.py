@@ -82,7 +82,8 @@ def attention(
         k = norm(g, c, k, "attn_k_norm", out=k)
     if layer.rotates:
         table = g.external("rope", c.rope_dims)  # [n, rope_dims]
-        q = g.rope(q, table, c.n_heads, c.head_dim, interleaved=c.rope_interleaved, out=q)
+        of_q = g.external("rope_q", c.rope_dims) if c.attention_temperature else table
+        q = g.rope(q, of_q, c.n_heads, c.head_dim, interleaved=c.rope_interleaved, out=q)
         k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=c.rope_interleaved, out=k)
     g.kv_append(k, v, c.n_kv_heads, c.head_dim)
     a = g.attention(

@@ -56,6 +56,7 @@ class ModelConfig:
     # j + rope_dims / 2.
     rope_interleaved: bool = False
     biases: frozenset[str] = frozenset()  # slots of the first layer's optional biases
+    attention_temperature: float = 0.0  # queries grow with the logarithm of their position
     attention_softcap: float = 0.0  # scores are capped smoothly to +-softcap; 0: they are not
     final_softcap: float = 0.0  # logits likewise
     embedding_scale: float = 1.0

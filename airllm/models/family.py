@@ -1,6 +1,6 @@
 """What a family's file says of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from airllm.graph.graph import Activations, Graph
@@ -13,8 +13,8 @@ from airllm.models.rope import Rotation, read_rotation
 __all__ = ["Family"]
 
 
-def _rotation(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> Rotation:
-    return read_rotation(r, c)
+def _rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> Mapping[str, Rotation]:
+    return {"rope": read_rotation(r, c)} if layer.rotates else {}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Family:
     configure: reads the metadata of a GGUF file, or what was translated to it.
     layer: the graph of a layer, from the residual to itself.
     embed: token ids to the residual. head: the residual to logits.
-    rotation: of a layer's queries and keys.
+    rotations: of a layer's queries and keys, by the external buffer of its graph that has the
+    cosines and sines.
     """
 
     architectures: tuple[str, ...]
@@ -35,4 +36,6 @@ class Family:
     layer: Callable[[ModelConfig, Activations, LayerConfig], Graph]
     embed: Callable[[ModelConfig], Graph] = blocks.embed
     head: Callable[[ModelConfig, Activations], Graph] = blocks.head
-    rotation: Callable[[ConfigReader, ModelConfig, LayerConfig], Rotation] = _rotation
+    rotations: Callable[[ConfigReader, ModelConfig, LayerConfig], Mapping[str, Rotation]] = (
+        _rotations
+    )

@@ -27,12 +27,12 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     return gemma2.layer(c, activations, layer, heads_normed=True)
 
 
-def rotation(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> Rotation:
+def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:
     """Layers with a window keep the theta of Gemma 2, unscaled."""
     if layer.window:
-        return plain_rotation(r, c, "rope.freq_base_swa", 10000.0)
+        return {"rope": plain_rotation(r, c, "rope.freq_base_swa", 10000.0)}
     r.ignore("rope.freq_base_swa")
-    return read_rotation(r, c)
+    return {"rope": read_rotation(r, c)}
 
 
 def _values(config: HFReader) -> dict[str, object]:
@@ -64,5 +64,5 @@ FAMILY = Family(
     ),
     configure,
     layer,
-    rotation=rotation,
+    rotations=rotations,
 )

@@ -34,11 +34,11 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     return g.build()
 
 
-def rotation(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> Rotation:
+def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:
     if not layer.window:
-        return read_rotation(r, c)
+        return {"rope": read_rotation(r, c)}
     theta = "rope.freq_base_swa" if r.has("rope.freq_base_swa") else "rope.freq_base"
-    return plain_rotation(r, c, theta, 10000.0)
+    return {"rope": plain_rotation(r, c, theta, 10000.0)}
 
 
 def _olmo3(config: HFReader) -> dict[str, object]:
@@ -53,5 +53,5 @@ FAMILY = Family(
     ),
     configure,
     layer,
-    rotation=rotation,
+    rotations=rotations,
 )

@@ -12,6 +12,10 @@ from airllm.util.metadata import FormatError, Metadata
 __all__ = ["open_model", "translate"]
 
 
+# Values of model_type of models that see pictures, around another family's language model.
+_WRAPPERS = ("mistral3",)
+
+
 def open_model(path: str | os.PathLike[str], quantize: str | None = None) -> ModelFile:
     """Open a GGUF file, the first file of a split model, or a Hugging Face folder.
 
@@ -56,8 +60,15 @@ def translate(config: Metadata) -> HFConfig:
     kind, inner = config.text("model_type"), config.get("text_config")
     known = {hf.model_type: hf for family in FAMILIES.values() for hf in family.hugging_face}
     with_pictures = {hf.pictures: hf for hf in known.values() if hf.pictures}
-    if kind in with_pictures and isinstance(inner, dict):  # the vision tower is left out
-        return with_pictures[kind].translate(Metadata(config.source, inner))
+    if isinstance(inner, dict):  # the vision tower is left out
+        tied = {key: config[key] for key in ["tie_word_embeddings"] if key in config}
+        inner_config = Metadata(config.source, {**tied, **inner})
+        if kind in with_pictures:
+            return with_pictures[kind].translate(inner_config)
+        if kind in _WRAPPERS:  # around language models of several families
+            return translate(inner_config)
+    elif kind in with_pictures:  # older files have the keys of both side by side
+        return with_pictures[kind].translate(config)
     if kind not in known:
         raise config.fault(
             f"model_type {kind[:80]!r} is not supported; supported: {', '.join(sorted(known))}"

@@ -10,6 +10,7 @@ BIASES = frozenset(["attn_q", "attn_k", "attn_v"])
 
 
 def configure(r: ConfigReader) -> ModelConfig:
+    r.ignore("rope.dimension_sections")
     return r.config(biases=BIASES)
 
 
@@ -18,4 +19,15 @@ def _no_window(config: HFReader) -> dict[str, object]:
     return {}
 
 
-FAMILY = Family(("qwen2",), (HuggingFace("qwen2", "qwen2", _no_window),), configure, layer)
+# The language model of Qwen2-VL is the same. Its rotation has three positions for each token
+# (M-RoPE, arXiv:2409.12191), which are equal for text.
+FAMILY = Family(
+    ("qwen2", "qwen2vl"),
+    (
+        HuggingFace("qwen2", "qwen2", _no_window),
+        HuggingFace("qwen2_vl_text", "qwen2vl", _no_window, pictures="qwen2_vl"),
+        HuggingFace("qwen2_5_vl_text", "qwen2vl", _no_window, pictures="qwen2_5_vl"),
+    ),
+    configure,
+    layer,
+)

@@ -9,6 +9,11 @@ from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
 
 
+def configure(r: ConfigReader) -> ModelConfig:
+    r.ignore("rope.dimension_sections")
+    return r.config()
+
+
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     g = GraphBuilder("layer", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
@@ -24,9 +29,19 @@ def _no_window(config: HFReader) -> dict[str, object]:
     return {}
 
 
+# The language model of Qwen3-VL is the same; see qwen2 for its rotation.
 FAMILY = Family(
-    ("qwen3",),
-    (HuggingFace("qwen3", "qwen3", _no_window, defaults={"head_dim": 128}),),
-    ConfigReader.config,
+    ("qwen3", "qwen3vl"),
+    (
+        HuggingFace("qwen3", "qwen3", _no_window, defaults={"head_dim": 128}),
+        HuggingFace(
+            "qwen3_vl_text",
+            "qwen3vl",
+            _no_window,
+            pictures="qwen3_vl",
+            defaults={"head_dim": 128, "rope_theta": 5e6},
+        ),
+    ),
+    configure,
     layer,
 )

@@ -9,6 +9,7 @@ from airllm.models.qwen3 import layer
 
 
 def configure(r: ConfigReader) -> ModelConfig:
+    r.ignore("rope.dimension_sections")
     layers = [LayerConfig(has_experts=True)] * r.n_layers
     return r.config(layers=layers, **r.experts())
 
@@ -21,7 +22,7 @@ def _values(config: HFReader) -> dict[str, object]:
 
 
 FAMILY = Family(
-    ("qwen3moe",),
+    ("qwen3moe", "qwen3vlmoe"),
     (
         HuggingFace(
             "qwen3_moe",

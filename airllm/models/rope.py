@@ -29,18 +29,26 @@ class Rotation:
     magnitude: what rotated values are multiplied by.
     long_inv_freq: in place of inv_freq, for engines with a context of more than `original_context`
     tokens (LongRoPE, arXiv:2402.13753).
+    temperature, period: rotated values at position p are multiplied by
+    1 + temperature * ln(1 + floor(p / period)), too.
     """
 
     inv_freq: Float64
     magnitude: float = 1.0
     long_inv_freq: Float64 | None = None
     original_context: int = 0
+    temperature: float = 0.0
+    period: int = 1
 
     def frequencies(self, context: int) -> Float64:
         """For an engine with that context."""
         if self.long_inv_freq is None or context <= self.original_context:
             return self.inv_freq
         return self.long_inv_freq
+
+    def magnitudes(self, positions: NDArray[np.int64]) -> Float64:
+        """What rotated values at these positions are multiplied by."""
+        return self.magnitude * (1.0 + self.temperature * np.log1p(positions // self.period))
 
 
 def plain_rotation(

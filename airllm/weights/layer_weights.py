@@ -176,7 +176,7 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
     FormatError names a tensor that is missing, has the wrong shape or type, or has no slot: a model
     that ignored some of its weights would run and give wrong answers.
     """
-    unused = gguf.tensors.keys() - ROPE_TENSORS  # LayerKind.rotation has them
+    unused = gguf.tensors.keys() - ROPE_TENSORS  # LayerKind.rotations has them
     for graph, index in places(model):
         for slot in graph.weights:
             name = tensor_name(slot.name, index)
