@@ -59,6 +59,8 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
     prefix = _prefix(folder, shards)
 
     def put(found: Tensor) -> None:
+        if len(found.shape) == 2 and found.shape[0] == 1:  # GGUF files have a vector
+            found = replace(found, shape=found.shape[1:])
         if found.name in tensors:
             raise FormatError(f"{folder}: there are two tensors for {quote(found.name)}")
         tensors[found.name] = found
