@@ -7,6 +7,7 @@ llama.cpp's converter. Nothing is downloaded.
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,15 @@ class Case:
     metadata: dict[str, Any] = field(default_factory=dict)  # keys without the arch in front
     names: dict[str, str] = field(default_factory=dict)  # of tensors, beyond _NAMES
     reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
+    extra: dict[str, Any] = field(default_factory=dict)  # what config.json of real models says, too
+    lost: str = ""  # what llama.cpp's converter does not write, so that its files compute less
+    has_folder: bool = True  # folders of this family are read
     sees: bool = False  # its config is the text_config of a model that sees pictures
+
+    @property
+    def n_experts(self) -> int:
+        keys = ("num_experts", "num_local_experts", "n_routed_experts")
+        return next((self.config[key] for key in keys if key in self.config), 0)
 
     @property
     def gemma(self) -> bool:
@@ -82,6 +91,29 @@ _AFTER = {
     "post_attention_layernorm": "post_attention_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_GLM = {
+    **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    **{"n_shared_experts": 2, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5},
+    **{"head_dim": 32, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0},
+}
+_GLM_KEYS = {
+    **{"expert_gating_func": 2, "expert_weights_scale": 1.5, "expert_weights_norm": True},
+    **{"expert_shared_count": 2, "leading_dense_block_count": 1, "rope.dimension_count": 16},
+}
+_GLM_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+_GRANITE = {
+    **{"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "logits_scaling": 4.0,
+}
+_GRANITE_KEYS = {
+    **{"attention.scale": 0.3, "embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0}
+}
 _FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 CASES = {
     "Llama 2": Case("Llama", "llama", reordered=True),
@@ -110,6 +142,7 @@ CASES = {
         {"sliding_window": 20},
         {"attention.sliding_window": 20},
         reordered=True,
+        lost="the window",
     ),
     "Qwen2": Case("Qwen2", "qwen2"),
     "Qwen3": Case("Qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
@@ -119,6 +152,7 @@ CASES = {
         "qwen3moe",
         _EXPERTS | {"norm_topk_prob": False},
         {"expert_weights_norm": False},
+        lost="that shares stay as they are",
     ),
     "Ministral 3": Case(
         "Ministral3",
@@ -141,6 +175,108 @@ CASES = {
     ),
     "Qwen3-VL": Case(
         "Qwen3VL", "qwen3vl", {"head_dim": 32, "rope_parameters": _SECTIONS}, sees=True
+    ),
+    "Qwen2-MoE": Case(
+        "Qwen2Moe",
+        "qwen2moe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+        | {"shared_expert_intermediate_size": 64},
+        {"expert_shared_feed_forward_length": 64},
+        names={
+            "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+            "mlp.shared_expert.up_proj": "ffn_up_shexp",
+            "mlp.shared_expert.down_proj": "ffn_down_shexp",
+            "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+        },
+    ),
+    "GLM-4.5": Case(
+        "Glm4Moe",
+        "glm4moe",
+        _GLM | {"num_hidden_layers": 4},
+        _GLM_KEYS | {"expert_group_count": 2, "expert_group_used_count": 1},
+        names=_GLM_NAMES,
+    ),
+    "GLM-4.5 with normalised heads and biases": Case(
+        "Glm4Moe",
+        "glm4moe",
+        _GLM | {"use_qk_norm": True, "attention_bias": True, "n_group": 1, "topk_group": 1},
+        _GLM_KEYS,
+        names=_GLM_NAMES,
+    ),
+    "MiniMax-M2": Case(
+        "MiniMaxM2",
+        "minimax-m2",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
+        | {"partial_rotary_factor": 0.5},
+        {"rope.dimension_count": 16, "expert_gating_func": 2},
+        names={
+            "mlp.e_score_correction_bias": "exp_probs_b.bias",
+            "mlp.gate": "ffn_gate_inp",
+        },
+        extra={"rotary_dim": 16, "use_qk_norm": True, "scoring_func": "sigmoid"},
+    ),
+    "Granite 3": Case(
+        "Granite",
+        "granite",
+        _GRANITE,
+        _GRANITE_KEYS,
+        reordered=True,
+    ),
+    "Granite 3 MoE": Case(
+        "GraniteMoe",
+        "granitemoe",
+        _GRANITE | {"num_local_experts": 6, "num_experts_per_tok": 2},
+        _GRANITE_KEYS,
+        names={"block_sparse_moe.router": "ffn_gate_inp"},
+        reordered=True,
+    ),
+    "Granite 3 MoE with a shared expert": Case(
+        "GraniteMoeShared",
+        "granitemoe",
+        _GRANITE
+        | {"num_local_experts": 6, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+        _GRANITE_KEYS | {"expert_shared_feed_forward_length": 64},
+        names={
+            "block_sparse_moe.router": "ffn_gate_inp",
+            "shared_mlp.output_linear": "ffn_down_shexp",
+        },
+        reordered=True,
+    ),
+    "Command R": Case(
+        "Cohere",
+        "command-r",
+        {"logit_scale": 0.25, "tie_word_embeddings": True},
+        {"logit_scale": 0.25, "rope.scaling.type": "none"},
+    ),
+    "Command R7B": Case(
+        "Cohere2",
+        "cohere2",
+        {"logit_scale": 0.25, "sliding_window": 20, "num_hidden_layers": 5}
+        | {"tie_word_embeddings": True},
+        {"logit_scale": 0.25, "rope.scaling.type": "none", "attention.sliding_window": 20},
+        extra={"rotary_pct": 1.0, "position_embedding_type": "rope_gptj"},
+    ),
+    "gpt-oss": Case(
+        "GptOss",
+        "gpt-oss",
+        {
+            "num_hidden_layers": 4,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "head_dim": 32,
+            "sliding_window": 20,
+            "swiglu_limit": 7.0,
+            "rope_parameters": _YARN | {"truncate": True},
+        },
+        {"attention.sliding_window": 20, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32},
+        names={
+            "post_attention_layernorm": "post_attention_norm",
+            "self_attn.sinks": "attn_sinks",
+            "mlp.router": "ffn_gate_inp",
+        },
+        has_folder=False,
     ),
     "OLMo 2": Case("Olmo2", "olmo2", names=_AFTER),
     "OLMo 3": Case(
@@ -255,6 +391,9 @@ def build(case: Case) -> Any:
             else:
                 spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
                 weight.normal_(0.0, spread, generator=random)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.uniform_(-0.3, 0.3, generator=random)
     return model
 
 
@@ -267,7 +406,8 @@ def logits(model: Any, tokens: list[int]) -> np.ndarray:
 def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
     """type: of the matrices; vectors are f32."""
     tensors = {
-        name: (type if values.ndim > 1 else "f32", values) for name, values in _tensors(case, model)
+        name: (type if values.ndim > 1 and not name.endswith(".bias") else "f32", values)
+        for name, values in _tensors(case, model)
     }
     infos = [TensorInfo(name, kind, values.shape) for name, (kind, values) in tensors.items()]
     with GGUFWriter(path, _metadata(case, model.config.get_text_config()), infos) as writer:
@@ -276,12 +416,15 @@ def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
     return path
 
 
-def write_folder(folder: Path, model: Any, n_shards: int = 1) -> Path:
+def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Path:
     """As save_pretrained writes it, and a tokeniser of as many tokens, whatever they are."""
     n_bytes = sum(weight.nbytes for weight in model.state_dict().values())
     model.save_pretrained(folder, max_shard_size=n_bytes // n_shards + 1)
     assert len(list(folder.glob("*.safetensors"))) >= n_shards
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | case.extra))
     tokenizer = {
+        "added_tokens": [],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
         "model": {"type": "BPE", "vocab": {f"t{id}": id for id in range(VOCAB)}, "merges": []},
     }
@@ -297,15 +440,18 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
     }
+    if hasattr(config, "layer_norm_eps"):
+        entries["attention.layer_norm_epsilon"] = config.layer_norm_eps
+    else:
+        entries["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
     if "head_dim" in case.config:
         entries["attention.key_length"] = entries["attention.value_length"] = config.head_dim
     if "rope_theta" in config.rope_parameters:
         entries["rope.freq_base"] = float(config.rope_parameters["rope_theta"])
-    if "num_experts" in case.config:
+    if case.n_experts:
         entries |= {
-            "expert_count": config.num_experts,
+            "expert_count": case.n_experts,
             "expert_used_count": config.num_experts_per_tok,
             "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None)
             or config.intermediate_size,
@@ -325,11 +471,16 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             continue
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if name.endswith("experts.gate_up_proj"):  # [n_experts, 2 * n, k]
-            for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
-                gguf_name = _gguf_name(case, name.replace("gate_up_proj", part))
-                yield gguf_name, np.ascontiguousarray(half)
+        if ".mlp.experts." in name and case.arch == "gpt-oss":
+            yield from _of_gpt_oss(name, values)
             continue
+        if both := _BOTH.fullmatch(name):  # [2 * n, k], or [n_experts, 2 * n, k]
+            place, suffix = both["place"], _SLOTS[both["stem"]]
+            for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
+                yield f"blk.{place}.ffn_{part}_{suffix}.weight", np.ascontiguousarray(half)
+            continue
+        if name.endswith("shared_expert_gate.weight"):
+            values = values[0]  # GGUF has it as a vector
         if case.gemma and name.endswith("norm.weight"):
             values = values + np.float32(1.0)
         if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -342,6 +493,18 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if f"{length}_factor" in rope:
             factors = np.array(rope[f"{length}_factor"], np.float32)
             yield f"rope_factors_{length}.weight", factors
+
+
+def _of_gpt_oss(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Its experts' matrices are [n_experts, k, n], and the rows of gate and up alternate."""
+    place = name.split(".")[2]
+    suffix = "bias" if name.endswith("bias") else "weight"
+    columns = values if suffix == "bias" else values.swapaxes(1, 2)  # [n_experts, n, k]
+    if "down_proj" in name:
+        yield f"blk.{place}.ffn_down_exps.{suffix}", np.ascontiguousarray(columns)
+        return
+    for first, part in enumerate(("gate", "up")):
+        yield f"blk.{place}.ffn_{part}_exps.{suffix}", np.ascontiguousarray(columns[:, first::2])
 
 
 def _head_dim(config: Any) -> int:
@@ -377,20 +540,29 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
-    "mlp.experts.gate": "ffn_gate_exps",
-    "mlp.experts.up": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
+    "block_sparse_moe.experts.down_proj": "ffn_down_exps",
+}
+_BOTH = re.compile(
+    r"model\.layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp)"
+    r"\.(gate_up_proj|input_linear)(\.weight)?"
+)
+_SLOTS = {
+    "mlp.experts": "exps",
+    "block_sparse_moe.experts": "exps",
+    "shared_mlp": "shexp",
 }
 _GEMMA_NAMES = _AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 
 
 def _gguf_name(case: Case, name: str) -> str:
     """ "model.layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
-    suffix = "bias" if name.endswith(".bias") else "weight"
+    suffix = "bias" if name.endswith("bias") else "weight"
     stem = name.removeprefix("model.").removeprefix("language_model.").removesuffix(f".{suffix}")
     names = _NAMES | (_GEMMA_NAMES if case.gemma else {}) | case.names
     layer = ""
     if stem.startswith("layers."):
         _, index, stem = stem.split(".", 2)
         layer = f"blk.{index}."
-    return f"{layer}{names[stem]}.{suffix}"
+    slot = names[stem]
+    return f"{layer}{slot}" if slot.endswith(".bias") else f"{layer}{slot}.{suffix}"

@@ -226,7 +226,7 @@ def test_rows_of_the_embedding_without_a_token_are_named_and_never_come_from_tex
 @pytest.mark.parametrize(
     ("entries", "fault"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: gemma2, "),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: cohere, "),
         ({"model_type": None}, "model_type is missing"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; expected 'silu'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "RoPE scaling 'dynamic'"),

@@ -12,14 +12,20 @@ from airllm.formats.model_file import ModelFile
 from airllm.graph.graph import Activations, Graph
 from airllm.graph.rewrite import fuse
 from airllm.models import (
+    cohere2,
     gemma2,
     gemma3,
+    glm4moe,
+    gpt_oss,
+    granite,
     llama,
+    minimax_m2,
     mistral3,
     olmo2,
     olmoe,
     phi3,
     qwen2,
+    qwen2moe,
     qwen3,
     qwen3moe,
     seed_oss,
@@ -33,14 +39,20 @@ from airllm.models.rope import Rotation
 __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 
 _MODULES = (
+    cohere2,
     gemma2,
     gemma3,
+    glm4moe,
+    gpt_oss,
+    granite,
     llama,
+    minimax_m2,
     mistral3,
     olmo2,
     olmoe,
     phi3,
     qwen2,
+    qwen2moe,
     qwen3,
     qwen3moe,
     seed_oss,

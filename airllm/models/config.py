@@ -31,6 +31,7 @@ class Router:
     biased: bool = False  # a bias for each expert counts in the choice, and in nothing else
     n_groups: int = 1
     n_groups_used: int = 1
+    group_score: Literal["top2", "max"] = "top2"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class ModelConfig:
     # Which dimensions of a head rope rotates as a pair. True: neighbours. False: j and
     # j + rope_dims / 2.
     rope_interleaved: bool = False
+    layer_norms: bool = False  # norms subtract the mean: LayerNorm in place of RMSNorm
+    head_norms: bool = False  # each head of Q and K is normalised
     biases: frozenset[str] = frozenset()  # slots of the first layer's optional biases
     attention_temperature: float = 0.0  # queries grow with the logarithm of their position
     attention_softcap: float = 0.0  # scores are capped smoothly to +-softcap; 0: they are not
@@ -67,6 +70,8 @@ class ModelConfig:
     expert_size: int = 0  # the intermediate size of an expert
     shared_expert_size: int = 0  # of the expert that all tokens use; 0: there is none
     router: Router = Router()
+    # Layers behind the last that the file has, which guess further tokens. They are not used.
+    left_out: range = range(0)
 
     @property
     def windows(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile
 from airllm.models.config import LayerConfig, ModelConfig, Router
 
@@ -30,7 +31,15 @@ _MAX_SCALE = 1e6
 # feature off.
 _ARITHMETIC_KEYS = (
     *("attention.", "rope.", "expert", "moe", "attn_", "final_"),
-    *("logit_scale", "embedding_scale", "residual_", "leading_dense", "interleave_", "ssm."),
+    *(
+        "logit_scale",
+        "embedding_scale",
+        "residual_",
+        "leading_dense",
+        "interleave_",
+        "ssm.",
+        "nextn",
+    ),
 )
 _HARMLESS_KEYS = frozenset(["rope.scaling.finetuned"])
 # llama.cpp's numbers; 0: as the family does.
@@ -45,6 +54,7 @@ class ConfigReader:
         self.architecture = self.metadata.text("general.architecture")
         self._read = {self.key(name) for name in _HARMLESS_KEYS}
         self.n_layers = self.integer("block_count", low=1, high=_MAX_LAYERS)
+        self.left_out = range(0)
 
     # ---- single keys ---------------------------------------------------------------------------
 
@@ -102,6 +112,13 @@ class ConfigReader:
             listed = " or ".join(str(each) for each in allowed)
             raise self.fault(name, value, f"expected {listed}")
 
+    def leave_out(self, n_layers: int) -> None:
+        """The last layers are not used: they guess further tokens."""
+        if not 0 <= n_layers < self.n_layers:
+            raise self.fault("block_count", self.n_layers, f"expected more than {n_layers}")
+        self.n_layers -= n_layers
+        self.left_out = range(self.n_layers, self.n_layers + n_layers)
+
     # ---- what several families have ------------------------------------------------------------
 
     def windows(self, default: int = 0, period: int = 0) -> tuple[int, ...]:
@@ -132,9 +149,10 @@ class ConfigReader:
         """Those of the slots that have a bias in the first layer."""
         return frozenset(slot for slot in slots if f"blk.0.{slot}.bias" in self.file.tensors)
 
-    def experts(self, **own: Any) -> dict[str, Any]:
+    def experts(self, *, shared_out: bool = True, **own: Any) -> dict[str, Any]:
         """The fields of ModelConfig for a mixture of experts. own: what the router does where the
-        file does not say, as Router has it."""
+        file does not say, as Router has it. shared_out: where the file does not say how wide an
+        expert is, feed_forward_length is that of all of a token's experts together."""
         n_experts = self.integer("expert_count", low=1, high=_MAX_EXPERTS)
         n_used = self.integer("expert_used_count", low=1, high=n_experts)
         usual = Router(**own)
@@ -151,11 +169,12 @@ class ConfigReader:
             gating=_GATING.get(gating, usual.gating),
             normalized=self.flag("expert_weights_norm", usual.normalized),
             scale=self.positive("expert_weights_scale", usual.scale),
-            biased=f"blk.{self._first_with_experts()}.exp_probs_b.bias" in self.file.tensors,
+            biased=any(name.endswith(".exp_probs_b.bias") for name in self.file.tensors),
             n_groups=n_groups,
             n_groups_used=n_groups_used,
+            group_score=usual.group_score,
         )
-        default = self.integer("feed_forward_length", 0) // n_used
+        default = self.integer("feed_forward_length", 0) // (n_used if shared_out else 1)
         size = self.integer("expert_feed_forward_length", default, low=1)
         return {
             "n_experts": n_experts,
@@ -163,9 +182,6 @@ class ConfigReader:
             "expert_size": size,
             "router": router,
         }
-
-    def _first_with_experts(self) -> int:
-        return min(self.integer("leading_dense_block_count", 0), self.n_layers - 1)
 
     # ---- the whole -----------------------------------------------------------------------------
 
@@ -217,7 +233,8 @@ class ConfigReader:
             tied_embeddings="output.weight" not in self.file.tensors,
             layers=tuple(layers or [LayerConfig()] * self.n_layers),
             attention_scale=self._attention_scale(scaled_by or head_dim),
-            rope_interleaved=self.metadata.flag("airllm.rope.interleaved", rope_interleaved),
+            rope_interleaved=self.metadata.flag(ROPE_INTERLEAVED, rope_interleaved),
+            left_out=self.left_out,
             **own,
         )
 

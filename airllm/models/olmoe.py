@@ -10,9 +10,8 @@ from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    size = r.feed_forward_length()  # of an expert
     layers = [LayerConfig(has_experts=True)] * r.n_layers
-    return r.config(layers=layers, **{**r.experts(normalized=False), "expert_size": size})
+    return r.config(layers=layers, **r.experts(shared_out=False, normalized=False))
 
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
