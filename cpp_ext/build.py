@@ -134,8 +134,8 @@ def units_of(
 
 
 def reused(toolchain: Toolchain, units: Sequence[Unit], folder: Path, made: Path) -> list[Unit]:
-    """The units of `folder`; of those that `made`, another build's folder, has in the same way, the
-    objects are taken from there."""
+    """The units of a build in `folder`. If the build in the folder `made` has an object that was
+    made in the same way from the same files, the unit takes that object."""
     twins = [
         dataclasses.replace(unit, object=made / unit.object.relative_to(folder)) for unit in units
     ]

@@ -26,8 +26,8 @@ from airllm.formats.convert import convert
 from airllm.formats.gguf import GGUFFile
 from airllm.formats.gguf_writer import GGUFWriter
 from airllm.formats.numbers import WRITABLE, decode
-from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models.opening import open_model
 from airllm.util.metadata import FormatError
 from airllm.weights.plan import BudgetError
 
@@ -250,7 +250,7 @@ def test_a_link_or_pipe_in_the_place_of_the_partial_file_is_left_alone(tmp_path,
 CONVERT = """
 import os, signal, sys
 from airllm.formats.convert import convert
-from airllm.formats.opening import open_model
+from airllm.models.opening import open_model
 def at_half(done, total):
     if len(sys.argv) > 3 and done > total // 2:
         os.kill(os.getpid(), signal.SIGKILL)

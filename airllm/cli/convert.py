@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.is_file() and not args.force:
         raise ValueError(f"{args.out}: the file exists; --force replaces it")
     from airllm.formats.convert import convert
-    from airllm.formats.opening import open_model
     from airllm.models import load_model
+    from airllm.models.opening import open_model
     from airllm.weights.layer_weights import check_tensors
 
     with open_model(model.find(args.model)) as source:
