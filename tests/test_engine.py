@@ -22,8 +22,8 @@ EXACT = 1e-5  # float32 arithmetic, f32 cache
 F16_CACHE = 6e-3  # keys and values rounded to 11 bits
 # Against a reference that rounds activations to 8 bits too, of what that rounding costs. What is
 # left: values so near to a half that they round the other way (more of them in MXFP4, whose values
-# are small multiples of powers of two), and Q4_1's offsets, which need not meet rounded activations.
-# Measured: up to an eighth.
+# are small multiples of powers of two), and Q4_1's offsets, which need not meet rounded
+# activations. Measured: up to an eighth.
 Q8_ACTIVATIONS = 0.2
 
 # Keys and values rounded to 8 bits of the largest of 32, where f16 keeps 11 of each: 16 to 20 times
