@@ -91,8 +91,8 @@ class LayerWiseInferenceEngine:
             value of AIRLLM_RAM, or else most of the available memory. Layers that do not fit are
             streamed from the disk for each token; answers are the same, bit for bit. See `plan`.
         quantize: the type to which the matrices of a float model are converted while they are read:
-            "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", or "f16", "bf16" or "f32"; see
-            airllm.formats.retype.
+            "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", or "f16", "bf16" or "f32";
+            see airllm.formats.retype.
         fusion: whether to combine operations, which is faster and gives the same numbers, see
             airllm.graph.rewrite; None for the value of AIRLLM_FUSION, which is 1 unless set.
         on_progress: called with (done, total) layers while weights are prepared.

@@ -52,8 +52,11 @@ KERNEL_WARNINGS = (
 CORE_SOURCES = {
     "dispatch": ("cpu_features", "dispatch"),
     "threads/all": ("cpu_budget", "crew", "team"),
-    "ops/all": ("attention", "matrix", "experts", "fused", "ops", "q80", "sampling", "slices"),
-    "graph/all": ("graph", "executor", "plan"),
+    "ops/all": (
+        *("attention", "elementwise", "experts", "fused", "matrix", "ops", "q80", "sampling"),
+        "slices",
+    ),
+    "graph/all": ("graph", "executor", "plan", "run", "run_products"),
     "stream/all": ("file", "requests", "uring", "schedule", "reader", "stream"),
 }
 BINDING_SOURCES = {
@@ -61,7 +64,7 @@ BINDING_SOURCES = {
         *("module", "arrays", "elementwise", "matrix", "formats", "attention", "runtime"),
         "sampling",
     ),
-    "bindings/execution": ("executor", "stream"),
+    "bindings/execution": ("executor", "graph", "stream"),
 }
 
 
@@ -131,8 +134,8 @@ def units_of(
 
 
 def reused(toolchain: Toolchain, units: Sequence[Unit], folder: Path, made: Path) -> list[Unit]:
-    """The units of `folder`; of those that `made`, another build's folder, has in the same way, the
-    objects are taken from there."""
+    """The units of a build in `folder`. If the build in the folder `made` has an object that was
+    made in the same way from the same files, the unit takes that object."""
     twins = [
         dataclasses.replace(unit, object=made / unit.object.relative_to(folder)) for unit in units
     ]

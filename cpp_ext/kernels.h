@@ -17,66 +17,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dtype.h"
+
 namespace tensor_ops {
-
-// Element types as GGUF files store them; kernels/blocks.h decodes them.  The quantised types store
-// an integer code q for each column.  Their blocks of 32 columns have a scale d, and some a minimum
-// m, in half precision:
-//   q8_0: d * q      q4_0: d * (q - 8)      q5_0: d * (q - 16)      q4_1, q5_1: d * q + m
-// The blocks of the K types have 256 columns and a d in half precision, and each of their
-// sub-blocks of 32 (q4_k, q5_k) or 16 columns has an integer scale s.  Three have minima too, by
-// d_min and s_min:
-//   q3_k: d * s * (q - 4)      q6_k: d * s * (q - 32)
-//   q2_k, q4_k, q5_k: d * s * q - d_min * s_min
-enum class DType : std::uint8_t {
-    f32,
-    f16,
-    bf16,
-    q8_0,
-    q4_0,
-    q4_1,
-    q5_0,
-    q5_1,
-    q2_k,
-    q3_k,
-    q4_k,
-    q5_k,
-    q6_k
-};
-
-// Columns that the kernels process at a time.  They share one scale, or the scales of two
-// sub-blocks of 16.
-inline constexpr std::size_t quant_block = 32;
-
-static constexpr bool is_quantized(DType type) { return type >= DType::q8_0; }
-
-// Elements and bytes of a block in a file.
-struct BlockSize {
-    std::size_t elements, bytes;
-};
-static constexpr BlockSize block_size(DType type) {
-    switch (type) {
-        case DType::f32: return {1, 4};
-        case DType::f16:
-        case DType::bf16: return {1, 2};
-        case DType::q8_0: return {32, 34};
-        case DType::q4_0: return {32, 18};
-        case DType::q4_1: return {32, 20};
-        case DType::q5_0: return {32, 22};
-        case DType::q5_1: return {32, 24};
-        case DType::q2_k: return {256, 84};
-        case DType::q3_k: return {256, 110};
-        case DType::q4_k: return {256, 144};
-        case DType::q5_k: return {256, 176};
-        case DType::q6_k: return {256, 210};
-    }
-    return {1, 0};
-}
-
-// Bytes of one row of n elements; n is a multiple of the type's block.
-static constexpr std::size_t row_bytes(DType type, std::size_t n) {
-    return n / block_size(type).elements * block_size(type).bytes;
-}
 
 // A matrix of n rows (outputs) and k columns (inputs) in the ISA's own layout, see
 // kernels/packed.h.  The rows of a group are interleaved, so that one vector holds the same columns
@@ -146,6 +89,9 @@ struct KernelTable {
 
     // ---- elementwise; y may be x (or gate, up, a, b) -------------------------------------------
 
+    // y = 1 / (1 + exp(-x)).  The error is at most 3 ulp, or 2^-126 for x < -87.33, where exp(x) is
+    // no normal number (below -87.7 it counts as 0).
+    void (*sigmoid)(const float* x, float* y, std::size_t n);
     // y = x / (1 + exp(-x)).  The error is at most 3 ulp, or 2^-119 for x < -87.33, where exp(x) is
     // no normal number (below -87.7 it counts as 0).  -inf gives -0.
     void (*silu)(const float* x, float* y, std::size_t n);
@@ -174,6 +120,11 @@ struct KernelTable {
     // computed in float64.
     void (*rms_norm)(const float* x, const float* w, float eps, float* y, std::size_t rows,
                      std::size_t n);
+    // y[r][i] = (x[r][i] - mean) * w[i] / sqrt(variance + eps) with the mean of x[r][:] and the
+    // mean of (x[r][:] - mean)^2.  The error is below 1e-6 * (|y| + |w[i]|) for n up to 65536.  A
+    // row whose squares leave float32's range is computed in float64.
+    void (*layer_norm)(const float* x, const float* w, float eps, float* y, std::size_t rows,
+                       std::size_t n);
     // y[r][:] = exp(x[r][:] - max) / sum(exp(x[r][:] - max)).  The relative error is below
     // 1e-6 + 6e-8 * |x - max| where y is a normal number; elsewhere the absolute error is at most
     // 2^-126.  A row of only -inf gives zeros.

@@ -122,11 +122,11 @@ def sample(
 
 def quantize(
     x: _Float32,  # [..., n], n a multiple of 32
-    type: str,  # "q8_0", "q4_0", "q4_1", "q5_0" or "q5_1"
+    type: str,  # "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl" or "mxfp4"
 ) -> _Bytes: ...  # [..., row_bytes]
 def dequantize(
     data: _Bytes,  # [..., row_bytes]
-    type: str,  # as quantize, or "q2_k" to "q6_k"
+    type: str,  # as quantize, or "q2_k" to "q6_k", "iq4_xs"
 ) -> _Float32: ...  # [..., n]
 def float32_to_float16(x: _Float32) -> NDArray[np.float16]: ...
 def float16_to_float32(x: NDArray[np.float16]) -> _Float32: ...
@@ -171,6 +171,9 @@ class BoundWeights:
 class KvLayers:
     # k_cache and v_cache of each layer, as Executor.run takes them
     def __init__(self, layers: Sequence[tuple[_Cache | _Bytes, _Cache | _Bytes]]) -> None: ...
+
+# By name: inputs, a number; output, a bool; weights, a tuple of roles; optional, many: bools
+def graph_ops() -> dict[str, dict[str, Any]]: ...
 
 class Executor:
     def __init__(

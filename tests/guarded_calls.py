@@ -15,8 +15,13 @@ _PAGE = mmap.PAGESIZE
 
 # Every tail of a vector of 16 floats and of four of them, and a batch beyond one chunk of work.
 SIZES = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 47, 63, 64, 65, 127, 2049]
-TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
-BYTES = dict(zip(TYPES, [34, 18, 20, 22, 24, 84, 110, 144, 176, 210], strict=True))
+# type: values in a block, bytes of a block
+BLOCKS = {
+    **{"q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24)},
+    **{"q2_k": (256, 84), "q3_k": (256, 110), "q4_k": (256, 144), "q5_k": (256, 176)},
+    **{"q6_k": (256, 210), "iq4_nl": (32, 18), "iq4_xs": (256, 136), "mxfp4": (32, 17)},
+}
+WRITTEN = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")
 
 
 class Fence:
@@ -54,7 +59,8 @@ def blocks(type, n, k):
         return normal(n, k).astype({"f32": np.float32, "f16": np.float16}[type]).view(np.uint8)
     if type == "bf16":
         return (normal(n, k).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-    per_row = k // (32 if TYPES.index(type) < 5 else 256) * BYTES[type]
+    values, size = BLOCKS[type]
+    per_row = k // values * size
     return np.random.default_rng(n + k).integers(0, 60, (n, per_row), np.uint8)
 
 
@@ -87,9 +93,9 @@ def conversions(f):
         yield f"float16_to_float32 {n}", cpp.float16_to_float32, (x.astype(np.float16),), None
         yield f"bfloat16_to_float32 {n}", cpp.bfloat16_to_float32, (x.astype(np.uint16),), None
     for n in (1, 3, 8):
-        for type in TYPES:
+        for type in BLOCKS:
             yield f"dequantize {type}", cpp.dequantize, (blocks(type, 1, 256 * n), type), None
-        for type in TYPES[:5]:
+        for type in WRITTEN:
             yield f"quantize {type}", cpp.quantize, (normal(32 * n), type), None
     yield "sample", cpp.sample, (normal(1000), 0.5), None
     yield "sample top_k", lambda x: cpp.sample(x, 0.5, top_k=3, top_p=0.9), (normal(131),), None
@@ -107,7 +113,7 @@ def products(f):
 
 
 def packed_products(f):
-    for type in ["f32", "f16", "bf16", *TYPES]:
+    for type in ["f32", "f16", "bf16", *BLOCKS]:
         for n, k in [(1, 256), (9, 256), (33, 512)]:
             data = f.array(blocks(type, n, k))
             w = cpp.PackedMatrix(data, type, (n, k))
@@ -180,7 +186,7 @@ OPS = {
     "rope": ([H * D, 6], [H * D], [], {**HEADS, "interleaved": True}),
     "rope_append": ([KV * D, KV * D, 30], [], [], {**KVS, "interleaved": False}),
     "kv_append": ([KV * D, KV * D], [], [], KVS),
-    "attention": ([H * D], [H * D], [], {**HEADS, **KVS, "scale": 0.2, "window": 3}),
+    "attention": ([H * D], [H * D], [("vector", H)], {**HEADS, **KVS, "scale": 0.2, "window": 3}),
     "swiglu": ([33, 33], [33], [], {}),
     "geglu": ([257, 257], [257], [], {}),
     "softcap": ([33], [33], [], {"cap": 2.0}),
@@ -188,8 +194,15 @@ OPS = {
     "silu": ([33], [33], [], {}),
     "gelu": ([33], [33], [], {}),
     "multiply": ([33, 33], [33], [], {}),
-    "route": ([E], [2 * U], [], {"n_used": U, "normalized": True}),
+    "sigmoid": ([33], [33], [], {}),
+    "relu_squared": ([33], [33], [], {}),
+    "swiglu_oai": ([257, 257], [257], [], {"alpha": 1.7, "limit": 7.0}),
+    "scale": ([33], [33], [], {"factor": 0.3}),
+    "scale_rows": ([33, 1], [33], [], {}),
+    "layer_norm": ([33], [33], [("vector", 33)], {"eps": 1e-6}),
+    "route": ([16], [8], [("vector", 16)], {"n_used": 4, "n_groups": 4, "n_groups_used": 2}),
     "expert_linear": ([U * 64, 2 * U], [U * 9], [("experts", 9, 64)], {"n_used": U}),
+    "expert_bias": ([U * 33, 2 * U], [U * 33], [("vector", E, 33)], {"n_used": U}),
     "expert_sum": ([U * 33, 2 * U], [33], [], {"n_used": U}),
     "merge_add": ([33, 99], [33], [], {}),
     "take_columns": ([100], [33], [], {"offset": 67}),
@@ -215,6 +228,7 @@ def caches(f, kind, capacity):
 def run_executor(at_end):
     """Each op alone, over fenced buffers, weights and caches that are just large enough."""
     f = Fence(at_end)
+    assert OPS.keys() | {"embed"} == cpp.graph_ops().keys()
     for kind, (inputs, outputs, weights, attributes) in OPS.items():
         for n in (1, 2, 5, 40):
             for kv in ("float32", "float16", "q8_0"):

@@ -5,7 +5,9 @@ llama.cpp's converter. Nothing is downloaded.
 """
 
 import json
+import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,21 @@ class Case:
     arch: str
     config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # keys without the arch in front
+    names: dict[str, str] = field(default_factory=dict)  # of tensors, beyond _NAMES
+    reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
+    extra: dict[str, Any] = field(default_factory=dict)  # what config.json of real models says, too
+    lost: str = ""  # what llama.cpp's converter does not write, so that its files compute less
+    has_folder: bool = True  # folders of this family are read
+    sees: bool = False  # its config is the text_config of a model that sees pictures
+
+    @property
+    def n_experts(self) -> int:
+        keys = ("num_experts", "num_local_experts", "n_routed_experts")
+        return next((self.config[key] for key in keys if key in self.config), 0)
+
+    @property
+    def gemma(self) -> bool:
+        return self.arch.startswith("gemma")
 
 
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
@@ -55,17 +72,78 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5]}
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+}
+_AFTER = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_GLM = {
+    **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    **{"n_shared_experts": 2, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5},
+    **{"head_dim": 32, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0},
+}
+_GLM_KEYS = {
+    **{"expert_gating_func": 2, "expert_weights_scale": 1.5, "expert_weights_norm": True},
+    **{"expert_shared_count": 2, "leading_dense_block_count": 1, "rope.dimension_count": 16},
+}
+_GLM_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+_GRANITE = {
+    **{"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "logits_scaling": 4.0,
+}
+_GRANITE_KEYS = {
+    **{"attention.scale": 0.3, "embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0}
+}
+_FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 CASES = {
-    "Llama 2": Case("Llama", "llama"),
-    "Llama 3.1": Case("Llama", "llama", {"rope_parameters": _LLAMA3_ROPE}),
-    "SmolLM2": Case("Llama", "llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "Llama 2": Case("Llama", "llama", reordered=True),
+    "Llama 3.1": Case("Llama", "llama", {"rope_parameters": _LLAMA3_ROPE}, reordered=True),
+    "SmolLM2": Case(
+        "Llama", "llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}, reordered=True
+    ),
     "Llama, longer by linear scaling": Case(
         "Llama",
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
         {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+        reordered=True,
     ),
-    "Mistral": Case("Mistral", "llama", {"sliding_window": 20}, {"attention.sliding_window": 20}),
+    "Llama, longer by YaRN": Case(
+        "Llama",
+        "llama",
+        {"rope_parameters": _YARN},
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32},
+        reordered=True,
+    ),
+    "Mistral": Case(
+        "Mistral",
+        "llama",
+        {"sliding_window": 20},
+        {"attention.sliding_window": 20},
+        reordered=True,
+        lost="the window",
+    ),
     "Qwen2": Case("Qwen2", "qwen2"),
     "Qwen3": Case("Qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "Qwen3-MoE": Case("Qwen3Moe", "qwen3moe", _EXPERTS | {"norm_topk_prob": True}),
@@ -74,6 +152,179 @@ CASES = {
         "qwen3moe",
         _EXPERTS | {"norm_topk_prob": False},
         {"expert_weights_norm": False},
+        lost="that shares stay as they are",
+    ),
+    "Ministral 3": Case(
+        "Ministral3",
+        "mistral3",
+        {
+            "head_dim": 32,
+            "rope_parameters": _YARN
+            | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+        },
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32, "rope.scaling.yarn_log_multiplier": 1.0}
+        | {"attention.temperature_scale": 0.1},
+        reordered=True,
+    ),
+    "Qwen2-VL": Case(
+        "Qwen2VL",
+        "qwen2vl",
+        {"rope_parameters": _SECTIONS | {"mrope_section": [2, 3, 3]}},
+        sees=True,
+    ),
+    "Qwen3-VL": Case(
+        "Qwen3VL", "qwen3vl", {"head_dim": 32, "rope_parameters": _SECTIONS}, sees=True
+    ),
+    "Qwen2-MoE": Case(
+        "Qwen2Moe",
+        "qwen2moe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+        | {"shared_expert_intermediate_size": 64},
+        {"expert_shared_feed_forward_length": 64},
+        names={
+            "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+            "mlp.shared_expert.up_proj": "ffn_up_shexp",
+            "mlp.shared_expert.down_proj": "ffn_down_shexp",
+            "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+        },
+    ),
+    "GLM-4.5": Case(
+        "Glm4Moe",
+        "glm4moe",
+        _GLM | {"num_hidden_layers": 4},
+        _GLM_KEYS | {"expert_group_count": 2, "expert_group_used_count": 1},
+        names=_GLM_NAMES,
+    ),
+    "GLM-4.5 with normalised heads and biases": Case(
+        "Glm4Moe",
+        "glm4moe",
+        _GLM | {"use_qk_norm": True, "attention_bias": True, "n_group": 1, "topk_group": 1},
+        _GLM_KEYS,
+        names=_GLM_NAMES,
+    ),
+    "MiniMax-M2": Case(
+        "MiniMaxM2",
+        "minimax-m2",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
+        | {"partial_rotary_factor": 0.5},
+        {"rope.dimension_count": 16, "expert_gating_func": 2},
+        names={
+            "mlp.e_score_correction_bias": "exp_probs_b.bias",
+            "mlp.gate": "ffn_gate_inp",
+        },
+        extra={"rotary_dim": 16, "use_qk_norm": True, "scoring_func": "sigmoid"},
+    ),
+    "Granite 3": Case(
+        "Granite",
+        "granite",
+        _GRANITE,
+        _GRANITE_KEYS,
+        reordered=True,
+    ),
+    "Granite 3 MoE": Case(
+        "GraniteMoe",
+        "granitemoe",
+        _GRANITE | {"num_local_experts": 6, "num_experts_per_tok": 2},
+        _GRANITE_KEYS,
+        names={"block_sparse_moe.router": "ffn_gate_inp"},
+        reordered=True,
+    ),
+    "Granite 3 MoE with a shared expert": Case(
+        "GraniteMoeShared",
+        "granitemoe",
+        _GRANITE
+        | {"num_local_experts": 6, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+        _GRANITE_KEYS | {"expert_shared_feed_forward_length": 64},
+        names={
+            "block_sparse_moe.router": "ffn_gate_inp",
+            "shared_mlp.output_linear": "ffn_down_shexp",
+        },
+        reordered=True,
+    ),
+    "Command R": Case(
+        "Cohere",
+        "command-r",
+        {"logit_scale": 0.25, "tie_word_embeddings": True},
+        {"logit_scale": 0.25, "rope.scaling.type": "none"},
+    ),
+    "Command R7B": Case(
+        "Cohere2",
+        "cohere2",
+        {"logit_scale": 0.25, "sliding_window": 20, "num_hidden_layers": 5}
+        | {"tie_word_embeddings": True},
+        {"logit_scale": 0.25, "rope.scaling.type": "none", "attention.sliding_window": 20},
+        extra={"rotary_pct": 1.0, "position_embedding_type": "rope_gptj"},
+    ),
+    "gpt-oss": Case(
+        "GptOss",
+        "gpt-oss",
+        {
+            "num_hidden_layers": 4,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "head_dim": 32,
+            "sliding_window": 20,
+            "swiglu_limit": 7.0,
+            "rope_parameters": _YARN | {"truncate": True},
+        },
+        {"attention.sliding_window": 20, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32},
+        names={
+            "post_attention_layernorm": "post_attention_norm",
+            "self_attn.sinks": "attn_sinks",
+            "mlp.router": "ffn_gate_inp",
+        },
+        has_folder=False,
+    ),
+    "OLMo 2": Case("Olmo2", "olmo2", names=_AFTER),
+    "OLMo 3": Case(
+        "Olmo3",
+        "olmo2",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 20,
+            "rope_parameters": {
+                "full_attention": _YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        {"attention.sliding_window": 20, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32},
+        names=_AFTER,
+    ),
+    "OLMoE": Case(
+        "Olmoe",
+        "olmoe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "num_key_value_heads": 4},
+    ),
+    "Phi-3": Case(
+        "Phi3",
+        "phi3",
+        {"sliding_window": 20, "pad_token_id": 0},
+        {"attention.sliding_window": 20},
+        names=_FUSED,
+    ),
+    "Phi-4 mini, longer by LongRoPE": Case(
+        "Phi3",
+        "phi3",
+        {"rope_parameters": _LONG, "original_max_position_embeddings": 32, "pad_token_id": 0},
+        {"rope.dimension_count": 12, "rope.scaling.original_context_length": 32}
+        | {"rope.scaling.attn_factor": (1 + math.log(4) / math.log(32)) ** 0.5},
+        names=_FUSED,
+    ),
+    "Seed-OSS": Case(
+        "SeedOss",
+        "seed_oss",
+        {"head_dim": 32, "attention_out_bias": False},
+        names={"post_attention_layernorm": "post_attention_norm"},
+    ),
+    "SmolLM3": Case(
+        "SmolLM3",
+        "smollm3",
+        {"num_hidden_layers": 5, "tie_word_embeddings": True, "pad_token_id": 0},
+        reordered=True,
     ),
     "Gemma 2": Case(
         "Gemma2",
@@ -121,9 +372,16 @@ def build(case: Case) -> Any:
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
     config_class = "Gemma3TextConfig" if case.family == "Gemma3" else f"{case.family}Config"
-    config = getattr(transformers, config_class)(**(sizes | case.config))
+    values = sizes | case.config
+    if case.sees:
+        vision = {"depth": 1, "hidden_size": 16, "embed_dim": 16, "intermediate_size": 16}
+        vision |= {"num_heads": 2, "patch_size": 2, "num_position_embeddings": 4}
+        vision |= {"out_hidden_size": 64, "deepstack_visual_indexes": [0]}
+        values = {"text_config": values, "vision_config": vision, "tie_word_embeddings": False}
+    config = getattr(transformers, config_class)(**values)
     config._attn_implementation = "eager"  # the one that caps scores
-    model = getattr(transformers, f"{case.family}ForCausalLM")(config).float().eval()
+    task = "ConditionalGeneration" if case.sees else "CausalLM"
+    model = getattr(transformers, f"{case.family}For{task}")(config).float().eval()
     random = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -133,6 +391,9 @@ def build(case: Case) -> Any:
             else:
                 spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
                 weight.normal_(0.0, spread, generator=random)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.uniform_(-0.3, 0.3, generator=random)
     return model
 
 
@@ -145,21 +406,25 @@ def logits(model: Any, tokens: list[int]) -> np.ndarray:
 def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
     """type: of the matrices; vectors are f32."""
     tensors = {
-        name: (type if values.ndim > 1 else "f32", values) for name, values in _tensors(case, model)
+        name: (type if values.ndim > 1 and not name.endswith(".bias") else "f32", values)
+        for name, values in _tensors(case, model)
     }
     infos = [TensorInfo(name, kind, values.shape) for name, (kind, values) in tensors.items()]
-    with GGUFWriter(path, _metadata(case, model.config), infos) as writer:
+    with GGUFWriter(path, _metadata(case, model.config.get_text_config()), infos) as writer:
         for name, (kind, values) in tensors.items():
             writer.write(name, values if kind == "f32" else quantize(values, kind))
     return path
 
 
-def write_folder(folder: Path, model: Any, n_shards: int = 1) -> Path:
+def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Path:
     """As save_pretrained writes it, and a tokeniser of as many tokens, whatever they are."""
     n_bytes = sum(weight.nbytes for weight in model.state_dict().values())
     model.save_pretrained(folder, max_shard_size=n_bytes // n_shards + 1)
     assert len(list(folder.glob("*.safetensors"))) >= n_shards
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | case.extra))
     tokenizer = {
+        "added_tokens": [],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
         "model": {"type": "BPE", "vocab": {f"t{id}": id for id in range(VOCAB)}, "merges": []},
     }
@@ -175,17 +440,21 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
     }
+    if hasattr(config, "layer_norm_eps"):
+        entries["attention.layer_norm_epsilon"] = config.layer_norm_eps
+    else:
+        entries["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
     if "head_dim" in case.config:
         entries["attention.key_length"] = entries["attention.value_length"] = config.head_dim
     if "rope_theta" in config.rope_parameters:
         entries["rope.freq_base"] = float(config.rope_parameters["rope_theta"])
-    if case.arch == "qwen3moe":
+    if case.n_experts:
         entries |= {
-            "expert_count": config.num_experts,
+            "expert_count": case.n_experts,
             "expert_used_count": config.num_experts_per_tok,
-            "expert_feed_forward_length": config.moe_intermediate_size,
+            "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None)
+            or config.intermediate_size,
         }
     entries |= case.metadata
     return {
@@ -195,23 +464,51 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
 
 
 def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
-    gemma = case.arch.startswith("gemma")
+    config = model.config.get_text_config()
     for name, parameter in model.state_dict().items():
         values = parameter.numpy()
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+        if ".visual." in name:
             continue
-        if name.endswith("experts.gate_up_proj"):  # [n_experts, 2 * n, k]
-            for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
-                gguf_name = _gguf_name(name.replace("gate_up_proj", part), gemma)
-                yield gguf_name, np.ascontiguousarray(half)
+        if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if gemma and name.endswith("norm.weight"):
+        if ".mlp.experts." in name and case.arch == "gpt-oss":
+            yield from _of_gpt_oss(name, values)
+            continue
+        if both := _BOTH.fullmatch(name):  # [2 * n, k], or [n_experts, 2 * n, k]
+            place, suffix = both["place"], _SLOTS[both["stem"]]
+            for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
+                yield f"blk.{place}.ffn_{part}_{suffix}.weight", np.ascontiguousarray(half)
+            continue
+        if name.endswith("shared_expert_gate.weight"):
+            values = values[0]  # GGUF has it as a vector
+        if case.gemma and name.endswith("norm.weight"):
             values = values + np.float32(1.0)
-        if case.arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            values = _neighbours(values, model.config.head_dim)
-        yield _gguf_name(name, gemma), np.ascontiguousarray(values)
-    if model.config.rope_parameters.get("rope_type") == "llama3":
+        if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
+            values = _neighbours(values, _head_dim(config))
+        yield _gguf_name(case, name), np.ascontiguousarray(values)
+    rope = config.rope_parameters
+    if rope.get("rope_type") == "llama3":
         yield "rope_freqs.weight", _rope_factors(model)
+    for length in ("short", "long"):
+        if f"{length}_factor" in rope:
+            factors = np.array(rope[f"{length}_factor"], np.float32)
+            yield f"rope_factors_{length}.weight", factors
+
+
+def _of_gpt_oss(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Its experts' matrices are [n_experts, k, n], and the rows of gate and up alternate."""
+    place = name.split(".")[2]
+    suffix = "bias" if name.endswith("bias") else "weight"
+    columns = values if suffix == "bias" else values.swapaxes(1, 2)  # [n_experts, n, k]
+    if "down_proj" in name:
+        yield f"blk.{place}.ffn_down_exps.{suffix}", np.ascontiguousarray(columns)
+        return
+    for first, part in enumerate(("gate", "up")):
+        yield f"blk.{place}.ffn_{part}_exps.{suffix}", np.ascontiguousarray(columns[:, first::2])
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _neighbours(rows: np.ndarray, head_dim: int) -> np.ndarray:
@@ -243,23 +540,29 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
-    "mlp.experts.gate": "ffn_gate_exps",
-    "mlp.experts.up": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
+    "block_sparse_moe.experts.down_proj": "ffn_down_exps",
 }
-_GEMMA_NAMES = _NAMES | {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
+_BOTH = re.compile(
+    r"model\.layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp)"
+    r"\.(gate_up_proj|input_linear)(\.weight)?"
+)
+_SLOTS = {
+    "mlp.experts": "exps",
+    "block_sparse_moe.experts": "exps",
+    "shared_mlp": "shexp",
 }
+_GEMMA_NAMES = _AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 
 
-def _gguf_name(name: str, gemma: bool) -> str:
+def _gguf_name(case: Case, name: str) -> str:
     """ "model.layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
-    suffix = "bias" if name.endswith(".bias") else "weight"
-    stem = name.removeprefix("model.").removesuffix(f".{suffix}")
+    suffix = "bias" if name.endswith("bias") else "weight"
+    stem = name.removeprefix("model.").removeprefix("language_model.").removesuffix(f".{suffix}")
+    names = _NAMES | (_GEMMA_NAMES if case.gemma else {}) | case.names
     layer = ""
     if stem.startswith("layers."):
         _, index, stem = stem.split(".", 2)
         layer = f"blk.{index}."
-    return f"{layer}{(_GEMMA_NAMES if gemma else _NAMES)[stem]}.{suffix}"
+    slot = names[stem]
+    return f"{layer}{slot}" if slot.endswith(".bias") else f"{layer}{slot}.{suffix}"

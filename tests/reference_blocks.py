@@ -12,7 +12,8 @@ import struct
 import numpy as np
 from reference import decode_float16, encode_float16
 
-# type: values in a block, bytes of a block, where its float16 numbers are: d, then m or dmin
+# type: values in a block, bytes of a block, where its float16 numbers are: d, then m or dmin.
+# MXFP4 has a byte in place of d, the exponent of a power of two.
 LAYOUTS = {
     "q8_0": (32, 34, [0]),
     "q4_0": (32, 18, [0]),
@@ -24,7 +25,16 @@ LAYOUTS = {
     "q4_k": (256, 144, [0, 2]),
     "q5_k": (256, 176, [0, 2]),
     "q6_k": (256, 210, [208]),
+    "iq4_nl": (32, 18, [0]),
+    "iq4_xs": (256, 136, [0]),
+    "mxfp4": (32, 17, []),
 }
+WRITTEN = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")  # quantize makes them
+
+# What the 16 codes of IQ4_NL and IQ4_XS, and of MXFP4 (E2M1: a sign, two bits of exponent, one of
+# fraction) stand for.
+IQ4 = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
 
 
 def block_size(type):
@@ -49,12 +59,15 @@ def dequantize_and_measure(data, type):
     ]
     product, offset = np.array(parts, np.float64).reshape(-1, 2).T
     shape = (*data.shape[:-1], data.shape[-1] // n_bytes * size)
-    values = (product + offset).astype(np.float32).astype(np.float64)
+    with np.errstate(over="ignore"):  # 6 * 2^127 is infinity
+        # Without an offset, a product that is zero keeps its sign.
+        exact = np.where(offset == 0, product, product + offset)
+        values = exact.astype(np.float32).astype(np.float64)
     return values.reshape(shape), (np.abs(product) + np.abs(offset)).reshape(shape)
 
 
 def quantize(x, type):
-    """float32 [..., n] to uint8 [..., n / 32 * bytes of a block]; not for the K-quants."""
+    """float32 [..., n] to uint8 [..., n / 32 * bytes of a block]; type: one of WRITTEN."""
     x = np.asarray(x, np.float32)
     packed = b"".join(encode_block(block, type) for block in x.reshape(-1, 32))
     return np.frombuffer(bytearray(packed), np.uint8).reshape(
@@ -149,6 +162,24 @@ def _q6_k(block):
         yield d * scale * ((low | high << 4) - 32), 0.0
 
 
+def _iq4_nl(block):
+    for i in range(32):
+        yield _half(block, 0) * IQ4[_nibble(block[2:], i)], 0.0
+
+
+def _iq4_xs(block):
+    high, low, d = block[2:4], block[4:8], _half(block, 0)
+    for i in range(256):
+        j, c = i // 32, i % 32
+        scale = low[j // 2] >> 4 * (j % 2) & 15 | (high[j // 4] >> 2 * (j % 4) & 3) << 4
+        yield d * (scale - 32) * IQ4[_nibble(block[8 + 16 * j :], c)], 0.0
+
+
+def _mxfp4(block):
+    for i in range(32):
+        yield math.ldexp(E2M1[_nibble(block[1:], i)], block[0] - 127), 0.0
+
+
 _DECODERS = {
     "q8_0": _q8_0,
     "q4_0": _q4_0,
@@ -160,6 +191,9 @@ _DECODERS = {
     "q4_k": _q4_k,
     "q5_k": _q5_k,
     "q6_k": _q6_k,
+    "iq4_nl": _iq4_nl,
+    "iq4_xs": _iq4_xs,
+    "mxfp4": _mxfp4,
 }
 
 
@@ -200,6 +234,10 @@ def encode_block(values, type):
     way a tie goes. Where 1 / d overflows, d is zero as a float16 and the quants are those of d = 0.
     """
     x = [np.float32(v) for v in values]
+    if type == "iq4_nl":
+        return _encode_iq4_nl(x)
+    if type == "mxfp4":
+        return _encode_mxfp4(x)
     with np.errstate(all="ignore"):
         if type == "q8_0":
             d = max(abs(v) for v in x) / np.float32(127)
@@ -225,7 +263,40 @@ def encode_block(values, type):
             header = struct.pack("<HH", encode_float16(float(d)), encode_float16(float(min(x))))
     if type in ("q5_0", "q5_1"):
         header += struct.pack("<I", sum(quant >> 4 << i for i, quant in enumerate(quants)))
-    return header + bytes(quants[i] & 15 | (quants[i + 16] & 15) << 4 for i in range(16))
+    return header + _nibbles(quants)
+
+
+def _encode_iq4_nl(x):
+    """Quants by d = largest / -127, the upper of two that are as near; then the d with the least
+    squared error, weighted by x squared. GGML leaves the quants of a block of zeros open."""
+    largest = max(x, key=abs)
+    if abs(largest) < np.float32(1e-15):
+        return bytes(2) + _nibbles([8] * 32)
+    inverse = np.float32(1) / (largest / np.float32(-127))
+    quants = [
+        min(range(15, -1, -1), key=lambda q: abs(v * inverse - np.float32(IQ4[q]))) for v in x
+    ]
+    numerator = denominator = np.float32(0)
+    for v, quant in zip(x, quants, strict=True):
+        value = np.float32(IQ4[quant])
+        numerator += v * v * value * v
+        denominator += v * v * value * value
+    return struct.pack("<H", encode_float16(float(numerator / denominator))) + _nibbles(quants)
+
+
+def _encode_mxfp4(x):
+    """The exponent of the largest magnitude, less 2, which is that of E2M1's largest value, 6. GGML
+    leaves open what becomes of one below 2^-125. The smaller of two magnitudes that are as near."""
+    largest = float(max(abs(v) for v in x))
+    exponent = max(math.frexp(largest)[1] - 1 - 2 + 127, 0) if largest else 0
+    values = [math.ldexp(value, exponent - 127) for value in E2M1]
+    return bytes([exponent]) + _nibbles(
+        [min(range(16), key=lambda q: abs(values[q] - float(v))) for v in x]
+    )
+
+
+def _nibbles(quants):
+    return bytes(quants[i] & 15 | (quants[i + 16] & 15) << 4 for i in range(16))
 
 
 def _inverse(d):

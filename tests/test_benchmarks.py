@@ -289,6 +289,11 @@ def test_compare_llama_passes_on_what_is_wrong_with_a_model(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_compare_families_wants_a_checkout_with_a_converter(tmp_path):
+    result = run("compare_families.py", "--llama-cpp", str(tmp_path), expect=2)
+    assert "no checkout of llama.cpp with a converter" in result.stderr
+
+
 def test_compare_llama_without_llama_cpp_says_how_to_get_it(tiny_model, tmp_path):
     # A package of that name that cannot be found: an empty finder in front of the installed one.
     (tmp_path / "sitecustomize.py").write_text(

@@ -25,8 +25,8 @@ from airllm.cluster.run import Run, Settings
 from airllm.cluster.spill import CacheFile, SpillFile
 from airllm.engine.decoder import Decoder
 from airllm.formats.mapped_file import MappedFile
-from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models.opening import open_model
 from airllm.tools.batch_file import Answers
 from airllm.util.closing import Closing
 from airllm.util.metadata import FormatError

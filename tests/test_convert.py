@@ -26,12 +26,12 @@ from airllm.formats.convert import convert
 from airllm.formats.gguf import GGUFFile
 from airllm.formats.gguf_writer import GGUFWriter
 from airllm.formats.numbers import WRITABLE, decode
-from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models.opening import open_model
 from airllm.util.metadata import FormatError
 from airllm.weights.plan import BudgetError
 
-QUANTISED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+QUANTISED = reference_blocks.WRITTEN
 Capture = pytest.CaptureFixture[str]
 
 
@@ -112,6 +112,15 @@ def test_vectors_routers_and_the_head_keep_more_bits(tmp_path):
     model = write_tiny_model(tmp_path, tied=True)
     with converted(model.path, tmp_path / "tied.gguf", "q4_1") as file:
         assert file.tensors["token_embd.weight"].type == "q8_0"
+
+
+def test_the_biases_of_experts_stay_float32(tmp_path):
+    biases = [("blk.0.ffn_up_exps.bias", "f32", (4, 64), np.ones((4, 64), "f4"))]
+    matrix = [("w", "f32", (4, 64), np.ones((4, 64), "f4"))]
+    path = write_gguf(tmp_path / "m.gguf", {}, biases + matrix)
+    with converted(path, tmp_path / "new.gguf", "q4_0") as file:
+        types = {name: tensor.type for name, tensor in file.tensors.items()}
+    assert types == {"blk.0.ffn_up_exps.bias": "f32", "w": "q4_0"}
 
 
 def test_rows_that_are_no_whole_blocks_are_f16(tmp_path):
@@ -241,7 +250,7 @@ def test_a_link_or_pipe_in_the_place_of_the_partial_file_is_left_alone(tmp_path,
 CONVERT = """
 import os, signal, sys
 from airllm.formats.convert import convert
-from airllm.formats.opening import open_model
+from airllm.models.opening import open_model
 def at_half(done, total):
     if len(sys.argv) > 3 and done > total // 2:
         os.kill(os.getpid(), signal.SIGKILL)

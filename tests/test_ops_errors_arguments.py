@@ -159,13 +159,13 @@ VALUE_ERRORS = {
     'linear: activations is "f16"; expected "auto", "q8", "q16" or "f32"': (
         lambda ops: ops.linear(X, X, activations="f16")
     ),
-    'quantize: type is "q4_k"; expected "q8_0", "q4_0", "q4_1", "q5_0" or "q5_1"': (
+    'quantize: type is "q4_k"; expected "q8_0", "q4_0"..."q5_1", "iq4_nl" or "mxfp4"': (
         lambda ops: ops.quantize(ROW, "q4_k")
     ),
     "quantize: x has shape (2, 33); expected...multiple of 32": (
         lambda ops: ops.quantize(normal((2, 33)), "q4_0")
     ),
-    'dequantize: type is "f16"; expected "q8_0", "q4_0"..."q5_1", "q2_k"..."q5_k" or "q6_k"': (
+    'dequantize: type is "f16"; expected "q8_0", "q4_0"..."q5_1", "q2_k"..."iq4_xs" or "mxfp4"': (
         lambda ops: ops.dequantize(BLOCKS, "f16")
     ),
     "dequantize: data has shape (2, 34); expected...multiple of 18": (
@@ -297,7 +297,7 @@ MATRIX_VALUE_ERRORS = {
     "data has 103 bytes; expected 102": (
         lambda make: make(np.zeros(103, np.uint8), "q8_0", (3, 32))
     ),
-    'type is "q8_k"; expected "f32", "f16", "bf16", "q8_0"..."q5_1", "q2_k"..."q6_k"': (
+    'type is "q8_k"; expected "f32", "f16", "bf16", "q8_0"..."q5_1", "q2_k"..."mxfp4"': (
         lambda make: make(b"", "q8_k", (0, 0))
     ),
     "shape is (1, 33); expected...multiple of 32": lambda make: make(bytes(34), "q8_0", (1, 33)),

@@ -18,7 +18,21 @@ DTYPES = st.sampled_from(["f4"] * 8 + ["f2", "f8", "i4", "u2", "u1", ">f4", "O",
 LAYOUTS = st.sampled_from(["plain"] * 4 + ["transposed", "strided", "read-only", "misaligned"])
 NUMBERS = st.sampled_from([0, 1, -1, 0.5, 10.0, np.nan, np.inf, 10**400, True, 1j])
 WORDS = st.sampled_from(
-    ["q8_0", "q4_0", "q5_1", "q4_k", "q6_k", "f32", "f16", "bf16", "q8", "tanh", "none", ""]
+    [
+        "q8_0",
+        "q4_0",
+        "q5_1",
+        "q4_k",
+        "iq4_xs",
+        "mxfp4",
+        "f32",
+        "f16",
+        "bf16",
+        "q8",
+        "tanh",
+        "none",
+        "",
+    ]
 )
 AXES = st.sampled_from([0, 1, 2, 32, 256, -1, 2**31, 2**63, 2**200, 0.5])
 
@@ -46,7 +60,7 @@ def ones(*shape, dtype=np.float32):
 
 
 def rows(type, n, k):
-    block, size = {"f16": (1, 2), "q8_0": (32, 34), "q4_1": (32, 20), "q4_k": (256, 144)}[type]
+    block, size = {"f16": (1, 2), "q8_0": (32, 34), "mxfp4": (32, 17), "q4_k": (256, 144)}[type]
     return np.zeros((n, k // block * size), np.uint8)
 
 
@@ -97,7 +111,7 @@ SOUND = {
     "float32_to_bfloat16": lambda t, m, n, k: {"x": ones(t, k)},
     "bfloat16_to_float32": lambda t, m, n, k: {"x": ones(t, k, dtype=np.uint16)},
     "PackedMatrix": lambda t, m, n, k: {
-        "data": rows("q4_1", n, 32 * m), "type": "q4_1", "shape": (n, 32 * m)
+        "data": rows("mxfp4", n, 32 * m), "type": "mxfp4", "shape": (n, 32 * m)
     },
     "PackedMatrix of super-blocks": lambda t, m, n, k: {
         "data": rows("q4_k", n, 256 * m), "type": "q4_k", "shape": (n, 256 * m)

@@ -7,14 +7,14 @@ import reference_blocks
 from arrays import normal, placed, watched
 from bounds import SMALLEST_NORMAL, TINY, U, check
 from file_rows import (
-    K_QUANTS,
     QUANTIZED,
+    SUPER_BLOCKS,
     TYPES,
     columns,
     decoded,
     drawn_rows,
     file_rows,
-    set_halves,
+    set_scales,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,8 +198,8 @@ def test_packed_floats_need_no_multiple_of_32(ops, type):
         check_packed(ops, normal((2, k), seed=k), file_rows(11, k, type, seed=k), type)
 
 
-@pytest.mark.parametrize("type", K_QUANTS)
-def test_k_quants_need_a_multiple_of_256(backend, type):
+@pytest.mark.parametrize("type", SUPER_BLOCKS)
+def test_blocks_of_256_need_a_multiple_of_256(backend, type):
     for kind in ("PackedMatrix", "RawRows"):
         message = rf"{kind}: shape is \(1, 288\); .* a multiple of 256, the block of {type}"
         with pytest.raises(ValueError, match=message):
@@ -312,7 +312,7 @@ def test_the_largest_codes_do_not_overflow(ops, quantized, activations):
     # The largest codes of both factors in every place, and of either sign.
     for byte in (0x80, 0x7F, 0xFF, 0x00):
         blocks = np.full((16, reference_blocks.block_bytes(quantized)), byte, np.uint8)
-        set_halves(blocks, quantized, normal((16, 2), scale=0.1))
+        set_scales(blocks, quantized, normal((16, 2), scale=0.1))
         rows = drawn_rows(16, 512, quantized, decoded(blocks, quantized))
         w = packed(ops, rows, quantized)
         for x in (np.ones((3, 512), np.float32), -np.ones((3, 512), np.float32)):

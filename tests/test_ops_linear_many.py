@@ -18,7 +18,12 @@ def matrices(ops, types, sizes=(40, 8, 17)):
 @pytest.mark.parametrize("n_tokens", [1, 9, 70])
 def test_the_results_are_those_of_single_calls_bit_for_bit(ops, n_tokens, activations):
     x = normal((n_tokens, K))
-    for types in (["q4_0"] * 3, ["q8_0", "f16", "q6_k"], ["f32", "f32", "q4_1"]):
+    for types in (
+        ["q4_0"] * 3,
+        ["q8_0", "f16", "q6_k"],
+        ["mxfp4", "iq4_nl", "q4_0"],
+        ["f32", "f32", "q4_1"],
+    ):
         ws = matrices(ops, types)
         single = [ops.linear(x, w, activations=activations) for w in ws]
         together = ops.linear_many(x, ws, activations=activations)

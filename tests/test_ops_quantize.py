@@ -9,16 +9,17 @@ import reference
 import reference_blocks
 from arrays import normal, placed
 from bounds import TINY
-from file_rows import K_QUANTS, QUANTIZED, columns
+from file_rows import QUANTIZED, SUPER_BLOCKS, columns, set_scales
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-# What `quantize` makes, with the least and the greatest quant, each at its distance from zero.
+# The types with evenly spaced values that `quantize` makes, with the least and the greatest quant,
+# each at its distance from zero.
 LIMITS = {"q8_0": (-127, 127), "q4_0": (-8, 7), "q4_1": (0, 15), "q5_0": (-16, 15), "q5_1": (0, 31)}
 
 
-@pytest.fixture(scope="module", params=LIMITS)
+@pytest.fixture(scope="module", params=reference_blocks.WRITTEN)
 def type(request):
     return request.param
 
@@ -52,6 +53,7 @@ def test_quantize_of_constant_blocks(ops, type):
         check_quantize(ops, np.full((1, 32), value, np.float32), type)
 
 
+@pytest.mark.parametrize("type", LIMITS)
 def test_quantize_rounds_ties_as_ggml_does(ops, type):
     # The scale is 1 (q8_0: 127 / 127; q4_0: -8 / -8; q4_1: 15 / 15...), so the halves are ties.
     lowest, highest = LIMITS[type]
@@ -59,6 +61,20 @@ def test_quantize_rounds_ties_as_ggml_does(ops, type):
         x = np.linspace(first, first + 15.5, 32, dtype=np.float32)
         x[0], x[-1] = lowest, highest
         check_quantize(ops, np.concatenate([x, x[::-1]])[np.newaxis], type)
+
+
+@pytest.mark.parametrize(
+    ("type", "values", "largest"),
+    [("iq4_nl", reference_blocks.IQ4, -127), ("mxfp4", reference_blocks.E2M1, 6)],
+)
+def test_quantize_between_two_values_of_a_look_up_rounds_as_ggml_does(ops, type, values, largest):
+    # The scale is 1 in each block, so that the middles are ties.
+    exact = np.unique(np.array(values, np.float32))
+    middles = (exact[1:] + exact[:-1]) / 2
+    for x in (middles, np.nextafter(middles, np.inf), np.nextafter(middles, -np.inf)):
+        block = np.zeros((1, 32), np.float32)
+        block[0, : len(x)], block[0, -1] = x, largest
+        check_quantize(ops, block, type)
 
 
 def test_quantize_where_several_values_have_the_largest_magnitude(ops, type):
@@ -88,8 +104,18 @@ def test_quantize_of_any_finite_numbers(ops, type, x):
     check_quantize(ops, x, type)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38])
-def test_what_a_block_cannot_hold_does_not_come_back_finite(ops, type, bad):
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_does_not_come_back_finite(ops, type, bad):
+    check_lost(ops, type, bad)
+
+
+@pytest.mark.parametrize("type", [type for type in reference_blocks.WRITTEN if type != "mxfp4"])
+def test_what_a_float16_scale_cannot_hold_does_not_come_back_finite(ops, type):
+    check_lost(ops, type, 1e38)
+
+
+def check_lost(ops, type, bad):
+    """The block that holds `bad`, and no other, gives what is not finite in its place."""
     for place in (0, 13, 31):
         x = normal((1, 96))
         x[0, 32 + place] = bad
@@ -99,9 +125,9 @@ def test_what_a_block_cannot_hold_does_not_come_back_finite(ops, type, bad):
         assert np.isfinite(values[0, 64:]).all()
 
 
-@pytest.mark.parametrize("type", K_QUANTS)
-def test_k_quants_are_read_and_never_made(backend, type):
-    says = f'quantize: type is "{type}"; expected "q8_0", "q4_0", "q4_1", "q5_0" or "q5_1"'
+@pytest.mark.parametrize("type", SUPER_BLOCKS)
+def test_blocks_of_256_are_read_and_never_made(backend, type):
+    says = f'quantize: type is "{type}"; expected "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"'
     with pytest.raises(ValueError, match=re.escape(says)):
         backend.quantize(normal((1, 256)), type)
 
@@ -118,11 +144,36 @@ def test_dequantize_is_exact_for_every_byte(ops, any_type):
         np.testing.assert_array_equal(result.reshape(-1), expected)
 
 
+def test_dequantize_gives_the_bits_of_a_float32_product(ops, any_type):
+    # A product that is zero has the sign that IEEE 754 gives it.
+    blocks = np.zeros((2, reference_blocks.block_bytes(any_type)), np.uint8)
+    set_scales(blocks, any_type, np.array([[1.0, 1.0], [-1.0, 1.0]]))
+    expected = dequantized(blocks.tobytes(), any_type).astype(np.float32)
+    result = ops.dequantize(blocks, any_type).reshape(-1)
+    np.testing.assert_array_equal(np.signbit(result), np.signbit(expected))
+
+
+def test_every_exponent_of_mxfp4_is_a_power_of_two(ops):
+    blocks = np.zeros((256, 17), np.uint8)
+    blocks[:, 0], blocks[:, 1:] = np.arange(256), np.arange(16) * 16 + np.arange(16)[::-1]
+    expected = dequantized(blocks.tobytes(), "mxfp4").reshape(256, 32)
+    np.testing.assert_array_equal(ops.dequantize(blocks, "mxfp4"), expected)
+    matrix = ops.PackedMatrix(blocks, "mxfp4", (256, 32))
+    np.testing.assert_array_equal(matrix.dequantize(), expected)
+    # The first column alone, which is 2^(e - 127) * 0.5 for each code, reaches the outputs exactly.
+    x = np.zeros((1, 32), np.float32)
+    x[0, 1] = 1
+    result = ops.linear(x, matrix, activations="f32")[0]
+    finite = np.isfinite(expected).all(axis=1)
+    np.testing.assert_array_equal(result[finite], expected[finite, 1])
+
+
 @functools.cache  # the same bytes for each backend
 def dequantized(data, type):
     return reference_blocks.dequantize(np.frombuffer(data, np.uint8), type)
 
 
+@pytest.mark.parametrize("type", LIMITS)
 def test_dequantize_undoes_quantize_to_within_half_a_step(ops, type):
     x = normal((5, 320))
     blocks = x.reshape(-1, 32)
@@ -137,6 +188,18 @@ def test_dequantize_undoes_quantize_to_within_half_a_step(ops, type):
     # And the float16 scale (and minimum) is off by 2^-11 of itself.
     allowed = step / 2 + np.abs(blocks).max(axis=1) * 2.0**-10
     assert (error <= allowed[:, np.newaxis]).all()
+
+
+def test_values_that_iq4_nl_or_mxfp4_can_hold_come_back(ops):
+    for type, values, largest in (
+        ("iq4_nl", reference_blocks.IQ4, -127),
+        ("mxfp4", reference_blocks.E2M1, 6),
+    ):
+        random = np.random.default_rng(0)
+        x = random.choice(np.array(values, np.float32), (40, 32))
+        x[:, 7] = largest
+        x *= 2.0 ** random.integers(-8, 8, (40, 1)).astype(np.float32)
+        np.testing.assert_array_equal(ops.dequantize(ops.quantize(x, type), type), x)
 
 
 @pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 3), (2, 0, 1)])

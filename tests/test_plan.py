@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from tiny_model import Sizes, write_tiny_model
 
+from airllm.backends.numpy_backend import NumpyBackend
 from airllm.cli import main
+from airllm.formats.model_file import Extent, Tensor
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.util.system import MemoryLimit
 from airllm.weights import disk_probe
 from airllm.weights.budget import BudgetError, default_bytes, parse_bytes
-from airllm.weights.plan import Part, Plan, make_plan
+from airllm.weights.plan import Part, Plan, _part, make_plan
 from airllm.weights.plan_model import plan_model
 from airllm.weights.ring import Matrix
 
@@ -37,6 +39,13 @@ def planned(megabytes: int | None, *, head: int = 50, kv: int = 20, buffers: int
         kv_cache_bytes=kv << 20,
         buffer_bytes=buffers << 20,
     )
+
+
+def test_vectors_of_experts_are_kept_as_float32() -> None:
+    tensor = Tensor("ffn_up_exps.bias", "f16", (4, 64), 128, 512, (Extent(0, 0, 512),))
+    made = _part("layer 0", {"ffn_up_exps.bias": "vectors"}, {tensor.name: tensor}, NumpyBackend())
+    assert (made.matrices, made.kept_bytes) == ((), 4 * 4 * 64)
+    assert made.kept == ((tensor.name, "vectors", tensor),)
 
 
 def test_without_a_budget_everything_is_pinned() -> None:

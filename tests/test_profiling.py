@@ -7,7 +7,9 @@ import pytest
 from extension import require_cpp
 from tiny_model import FAMILIES, Sizes, write_tiny_model
 
-from airllm.backends.profiling import OpProfile
+from airllm.backends import load_backend
+from airllm.backends.profiling import OpProfile, Profile
+from airllm.graph.builder import GraphBuilder
 from airllm.layer_engine import LayerWiseInferenceEngine
 
 
@@ -55,6 +57,46 @@ def test_bytes_are_weights_inputs_outputs_and_what_is_read_of_the_cache(engine):
     q, kv_row = sizes.n_heads * sizes.head_dim, sizes.n_kv_heads * sizes.head_dim
     positions = 3 + 4  # that the first call saw, and the second
     assert ops["attention"].nbytes == layers * 4 * (2 * q * (3 + 1) + 2 * kv_row * positions)
+
+
+def flops_and_bytes(build) -> tuple[int, int]:
+    """Of the last op that build(g) appends, for a batch of three tokens on the NumPy backend."""
+    g = GraphBuilder("op")
+    made = build(g)
+    g.add(made, made, out=g.external("out", made.width))
+    graph, backend = g.build(), load_backend("numpy")
+    profile = Profile(kv_row_bytes=0)
+    executor = profile.wrap(backend.executor(graph, 3), graph)
+    arrays = {b.name: np.ones((3, b.width), np.float32) for b in graph.buffers if b.external}
+    weights = {
+        w.name: backend.weight(
+            graph.roles[w.name], np.ones(w.shape, "f4").view("u1"), "f32", w.shape
+        )
+        for w in graph.weights
+    }
+    executor.run(executor.bind(weights), arrays, 3)
+    op = profile.ops()[-2]
+    return op.flops, op.nbytes
+
+
+def test_an_elementwise_op_counts_for_each_element() -> None:
+    flops, nbytes = flops_and_bytes(lambda g: g.sigmoid(g.external("x", 40)))
+    assert (flops, nbytes) == (3 * 3 * 40, 4 * 3 * 2 * 40)
+
+
+def test_a_route_counts_for_each_expert_and_reads_its_bias() -> None:
+    def build(g):
+        return g.route(g.external("x", 40), 2, normalized=True, bias=g.weight("b", 40))
+
+    assert flops_and_bytes(build) == (3 * 5 * 40, 4 * 3 * (40 + 4) + 4 * 40)
+
+
+def test_of_the_biases_of_experts_only_those_that_are_chosen_are_read() -> None:
+    def build(g):
+        x, route = g.external("x", 2 * 10), g.external("route", 4)
+        return g.expert_bias(x, route, g.weight("b", 24, 10))
+
+    assert flops_and_bytes(build) == (3 * 20, 4 * (3 * (20 + 4 + 20) + 3 * 2 * 10))
 
 
 def test_a_window_bounds_what_attention_sees(tmp_path):

@@ -78,7 +78,7 @@ def test_the_plain_stream_gives_the_same_bytes_errors_and_statistics(
     assert stream.stats().keys() == other.stats().keys()
 
 
-@pytest.mark.parametrize("type", ["f32", "f16", "q8_0", "q4_1", "q4_k"])
+@pytest.mark.parametrize("type", ["f32", "f16", "q8_0", "q4_1", "q4_k", "mxfp4"])
 @pytest.mark.parametrize("piece_bytes", [1 << 20, 5000])
 def test_a_matrix_is_packed_on_the_way_as_it_is_from_memory(
     cpp: ModuleType, tmp_path: Path, type: str, piece_bytes: int

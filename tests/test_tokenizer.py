@@ -144,6 +144,15 @@ def test_a_vocabulary_that_cannot_spell_even_that_says_what_it_lacks() -> None:
         ("tekken", ["Hello", " World", "'s", " ", "1", "2", "3", "4", "  ", " x", "?!\n\n"]),
         ("gpt-4o", ["Hello", " World's", " ", "123", "4", "  ", " x", "?!\n\n"]),
         ("deepseek-v3", ["Hello", " World", "'s", " ", "123", "4", "  ", " x", "?!\n\n"]),
+        (
+            "seed-coder",
+            ["Hello", " World", "'s", " ", "1", "2", "3", "4", "  ", " x", "?!", "\n\n"],
+        ),
+        ("falcon", ["Hello", " World", "'", "s", " ", "123", "4", "  ", " x", "?!", "\n\n"]),
+        (
+            "deepseek-coder",
+            ["Hello", " World", "'", "s", " ", "1", "2", "3", "4", "  ", " x", "?!", "\n", "\n"],
+        ),
     ],
 )
 def test_each_rule_cuts_text_its_own_way(pre: str, words: list[str]) -> None:

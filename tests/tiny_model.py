@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from file_rows import K_QUANTS, FileRows, decoded, drawn_rows, set_halves
+from file_rows import SUPER_BLOCKS, FileRows, decoded, drawn_rows, set_scales
 from gguf_writer import TensorSpec, write_gguf
 from reference_blocks import block_bytes
 
@@ -81,7 +81,7 @@ FAMILIES = {
 }
 
 
-# Every matrix is a multiple of 256 wide, as K-quants must be.
+# Every matrix is a multiple of 256 wide, as blocks of 256 values need it.
 WIDE = Sizes(hidden=256, ffn=512, n_layers=2, head_dim=64, rope_dims=64)
 
 
@@ -105,12 +105,12 @@ def write_tiny_model(
 ) -> TinyModel:
     """Write `folder`/tiny.gguf.
 
-    type: of the matrices; norms are f32. sizes: None for Sizes(), or WIDE for a K-quant.
+    type: of the matrices; norms are f32. sizes: None for Sizes(), or WIDE for blocks of 256.
     types: of matrices that have another one, by slot: {"ffn_down": "q6_k"}.
     rope_factors: float32 [rope_dims / 2], as a tensor.
     metadata, tensors: what to put in place of the valid entries, by name; None leaves one out.
     """
-    sizes = sizes or (WIDE if type in K_QUANTS else Sizes())
+    sizes = sizes or (WIDE if type in SUPER_BLOCKS else Sizes())
     vocabulary = vocabulary_tokens()
     rng = np.random.default_rng(5)
     specs: dict[str, TensorSpec | None] = {}
@@ -261,6 +261,6 @@ def _random_blocks(type: str, spread: float) -> FileRows:
     rng = np.random.default_rng(6)
     blocks = rng.integers(0, 256, (64, block_bytes(type)), np.uint8)
     halves = rng.uniform(0.7, 1.3, (64, 1)) * [1.0, _CENTRE.get(type, 0.0)]
-    set_halves(blocks, type, halves)
-    set_halves(blocks, type, halves * (spread / decoded(blocks, type).values.std()))
+    set_scales(blocks, type, halves)
+    set_scales(blocks, type, halves * (spread / decoded(blocks, type).values.std()))
     return decoded(blocks, type)

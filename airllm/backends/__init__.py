@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.graph.graph import Graph, Role
+from airllm.graph.graph import Graph, GraphError, Role
 from airllm.util.arguments import check_count
 from airllm.util.shown import shown
 
-__all__ = ["MOST_THREADS", "Backend", "Executor", "Stream", "load_backend"]
+__all__ = ["MOST_THREADS", "Backend", "Executor", "Stream", "check_supported", "load_backend"]
 
 MOST_THREADS = 1024  # that the kernels may be given
 
@@ -100,8 +100,12 @@ class Backend(Protocol):
         `keeps` they must not change while the weight is in use.
         """
 
+    def supports(self, op_kind: str) -> bool:
+        """Whether the executors run ops of this kind, a key of graph.ops.SIGNATURES."""
+
     def executor(self, graph: Graph, max_tokens: int) -> Executor:
-        """An executor for batches of up to max_tokens."""
+        """An executor for batches of up to max_tokens. GraphError for an op that the backend does
+        not support."""
 
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
         """Bytes that a matrix takes in memory."""
@@ -126,6 +130,16 @@ class Backend(Protocol):
 
     def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
         """A sequence's (k_cache, v_cache) of each layer, checked once and for all runs."""
+
+
+def check_supported(backend: Backend, graph: Graph) -> None:
+    """GraphError, which names them, if the graph has ops that the backend does not support."""
+    missing = {op.kind: None for op in graph.ops if not backend.supports(op.kind)}
+    if missing:
+        raise GraphError(
+            f"graph {graph.name!r}: the {backend.name} backend has no op {', '.join(missing)}; "
+            f"choose another backend"
+        )
 
 
 def load_backend(name: str | None = None, threads: int | None = None) -> Backend:

@@ -1,22 +1,26 @@
 """Runs graphs on the C++ executor of tensor_ops_cpp. It only translates."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from airllm.backends import Stream
+from airllm.backends import Stream, check_supported
 from airllm.backends.experts import Experts
 from airllm.graph.graph import Graph, Role
 
 try:
     import tensor_ops_cpp
+    from tensor_ops_cpp import graph_ops
 except ImportError as error:
     raise ImportError(
         f"the C++ extension cannot be imported ({error}); build it with `python -m pip install .`, "
         "or use the NumPy backend"
     ) from error
+
+_OPS = graph_ops()
 
 
 class CppBackend:
@@ -31,14 +35,19 @@ class CppBackend:
             tensor_ops_cpp.set_num_threads(threads)
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
-        if role == "vector":
-            return tensor_ops_cpp.PackedMatrix(data, type, (1, shape[0])).dequantize()[0]
+        if role in ("vector", "vectors"):
+            rows = tensor_ops_cpp.PackedMatrix(data, type, (math.prod(shape[:-1]), shape[-1]))
+            return rows.dequantize().reshape(shape)
         if role == "experts":
             return Experts(tensor_ops_cpp.PackedMatrix(part, type, shape[1:]) for part in data)
         kind = tensor_ops_cpp.RawRows if role == "rows" else tensor_ops_cpp.PackedMatrix
         return kind(data, type, shape)
 
+    def supports(self, op_kind: str) -> bool:
+        return op_kind in _OPS
+
     def executor(self, graph: Graph, max_tokens: int) -> "CppExecutor":
+        check_supported(self, graph)
         return CppExecutor(graph, max_tokens)
 
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:

@@ -1,5 +1,6 @@
 """Runs graphs op by op in NumPy: the fallback, and the second opinion in tests."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from time import perf_counter
@@ -9,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
+from airllm.backends import check_supported
 from airllm.backends.experts import Experts
-from airllm.backends.numpy_kernels import OPS, Buffers, TokenBatch, TokenSequence
+from airllm.backends.numpy_batch import Buffers, TokenBatch, TokenSequence
+from airllm.backends.numpy_kernels import OPS
 from airllm.backends.plain_stream import PlainStream
 from airllm.graph.graph import Graph, Role
 from airllm.numpy_ops import checks
@@ -25,15 +28,20 @@ class NumpyBackend:
     keeps: frozenset[Role] = frozenset(["rows", "matrix", "experts"])
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
-        if role == "vector":
-            return numpy_ops.PackedMatrix(data, type, (1, shape[0])).dequantize()[0]
+        if role in ("vector", "vectors"):
+            rows = numpy_ops.PackedMatrix(data, type, (math.prod(shape[:-1]), shape[-1]))
+            return rows.dequantize().reshape(shape)
         if role == "experts":
             matrix_shape = shape[1], shape[2]
             return Experts(numpy_ops.PackedMatrix(part, type, matrix_shape) for part in data)
         kind = numpy_ops.RawRows if role == "rows" else numpy_ops.PackedMatrix
         return kind(data, type, (shape[0], shape[1]))
 
+    def supports(self, op_kind: str) -> bool:
+        return op_kind in OPS
+
     def executor(self, graph: Graph, max_tokens: int) -> "NumpyExecutor":
+        check_supported(self, graph)
         return NumpyExecutor(graph, max_tokens)
 
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:

@@ -1,82 +1,56 @@
 """What each op of a graph computes, in NumPy."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
+from airllm.backends import numpy_experts as experts
+from airllm.backends.numpy_batch import TokenBatch, arrays
 from airllm.graph.graph import Op
 
-__all__ = ["OPS", "Buffers", "TokenBatch", "TokenSequence"]
-
-Buffers = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSequence:
-    first: int  # row of the buffers
-    n_tokens: int
-    past: int
-    k_cache: NDArray[Any]  # [n_kv_heads, capacity, head_dim], or rows of Q8_0
-    v_cache: NDArray[Any]
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.first, self.first + self.n_tokens)
-
-    @property
-    def end(self) -> int:
-        """Positions in the cache after the batch."""
-        return self.past + self.n_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """What one run works on."""
-
-    buffers: Buffers  # each [n_tokens, width]
-    weights: Mapping[str, Any]
-    n_tokens: int
-    sequences: Sequence[TokenSequence]
-
-    def multiply(self, x: NDArray[Any], weight: str, out: NDArray[Any]) -> None:
-        """Multiplies each sequence separately, so that its sums round the same in any batch."""
-        parts = [sequence.rows for sequence in self.sequences]
-        numpy_ops.linear_apply(x, self.weights[weight], out, parts)
+__all__ = ["OPS"]
 
 
 def _embed(op: Op, batch: TokenBatch) -> None:
-    tokens, out = _arrays(op, batch)
+    tokens, out = arrays(op, batch)
     np.multiply(batch.weights[op.weights[0]].rows(tokens), np.float32(op.attrs["scale"]), out=out)
 
 
 def _rms_norm(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     numpy_ops.rms_norm(x, batch.weights[op.weights[0]], float(op.attrs["eps"]), out=out)
 
 
+def _layer_norm(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    wide = x.astype(np.float64)
+    wide -= wide.mean(axis=-1, keepdims=True)
+    variance = (wide * wide).mean(axis=-1, keepdims=True)
+    out[...] = wide / np.sqrt(variance + float(op.attrs["eps"])) * batch.weights[op.weights[0]]
+
+
 def _head_norm(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     weight, eps = batch.weights[op.weights[0]], float(op.attrs["eps"])
     heads = batch.n_tokens, int(op.attrs["n_heads"]), len(weight)
     numpy_ops.rms_norm(x.reshape(heads), weight, eps, out=out.reshape(heads))
 
 
 def _bias(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     np.add(x, batch.weights[op.weights[0]], out=out)
 
 
 def _linear(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     batch.multiply(x, op.weights[0], out)  # exact; activations="q8" permits rounding only
 
 
 def _rope(op: Op, batch: TokenBatch) -> None:
-    x, table, out = _arrays(op, batch)
+    x, table, out = arrays(op, batch)
     n_heads, head_dim = int(op.attrs["n_heads"]), int(op.attrs["head_dim"])
     numpy_ops.rope_apply(x, table, n_heads, head_dim, bool(op.attrs["interleaved"]), out)
 
@@ -100,7 +74,7 @@ def _append(
 
 
 def _attention(op: Op, batch: TokenBatch) -> None:
-    q, out = _arrays(op, batch)
+    q, out = arrays(op, batch)
     shape = -1, int(op.attrs["n_heads"]), int(op.attrs["head_dim"])
     for s in batch.sequences:
         numpy_ops.attention_apply(
@@ -112,63 +86,28 @@ def _attention(op: Op, batch: TokenBatch) -> None:
             out[s.rows].reshape(shape),
             window=int(op.attrs["window"]) or None,
             softcap=float(op.attrs["softcap"]) or None,
+            sinks=batch.weights[op.weights[0]] if op.weights else None,
         )
 
 
 def _swiglu(op: Op, batch: TokenBatch) -> None:
-    gate, up, out = _arrays(op, batch)
+    gate, up, out = arrays(op, batch)
     numpy_ops.swiglu(gate, up, out=out)
 
 
 def _geglu(op: Op, batch: TokenBatch) -> None:
-    gate, up, out = _arrays(op, batch)
+    gate, up, out = arrays(op, batch)
     np.multiply(numpy_ops.gelu(gate), up, out=out)
 
 
 def _softcap(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     cap = float(op.attrs["cap"])
     out[...] = cap * np.tanh(x.astype(np.float64) / cap)
 
 
-def _route(op: Op, batch: TokenBatch) -> None:
-    logits, out = _arrays(op, batch)
-    n_used = int(op.attrs["n_used"])
-    shares = numpy_ops.softmax(logits)
-    experts = np.argsort(-shares, axis=-1, kind="stable")[:, :n_used]  # lowest number first
-    chosen = np.take_along_axis(shares, experts, axis=-1)
-    if op.attrs["normalized"]:
-        chosen /= chosen.sum(axis=-1, keepdims=True)
-    out[:, :n_used] = experts
-    out[:, n_used:] = chosen
-
-
-def _expert_linear(op: Op, batch: TokenBatch) -> None:
-    x, route, out = _arrays(op, batch)
-    n_used, matrices = int(op.attrs["n_used"]), batch.weights[op.weights[0]]
-    _, n, k = matrices.shape
-    experts = route[:, :n_used].astype(np.int64)  # [n_tokens, n_used]
-    inputs = x.reshape(batch.n_tokens, x.shape[1] // k, k)  # one for all, or one for each
-    rows = np.broadcast_to(inputs, (batch.n_tokens, n_used, k))
-    result = out.reshape(batch.n_tokens, n_used, n)
-    for expert in np.unique(experts):
-        chosen = experts == expert
-        part = np.empty((int(chosen.sum()), n), np.float32)
-        each = [slice(row, row + 1) for row in range(len(part))]  # see TokenBatch.multiply
-        parts = each if len(batch.sequences) > 1 else [slice(None)]
-        numpy_ops.linear_apply(rows[chosen], matrices[expert], part, parts)
-        result[chosen] = part
-
-
-def _expert_sum(op: Op, batch: TokenBatch) -> None:
-    x, route, out = _arrays(op, batch)
-    n_used = int(op.attrs["n_used"])
-    parts = x.reshape(batch.n_tokens, n_used, x.shape[1] // n_used)
-    np.einsum("tu,tuj->tj", route[:, n_used:], parts, out=out)
-
-
 def _add(op: Op, batch: TokenBatch) -> None:
-    a, b, out = _arrays(op, batch)
+    a, b, out = arrays(op, batch)
     np.add(a, b, out=out)
 
 
@@ -179,14 +118,14 @@ def _linear_many(op: Op, batch: TokenBatch) -> None:
 
 
 def _linear_add(op: Op, batch: TokenBatch) -> None:
-    x, a, out = _arrays(op, batch)
+    x, a, out = arrays(op, batch)
     product = np.empty_like(out)
     batch.multiply(x, op.weights[0], product)
     np.add(a, product, out=out)
 
 
 def _glu_linear(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     gate, up = np.empty_like(out), np.empty_like(out)
     for weight, product in zip(op.weights, (gate, up), strict=True):
         batch.multiply(x, weight, product)
@@ -206,27 +145,50 @@ def _rope_append(op: Op, batch: TokenBatch) -> None:
 
 
 def _multiply(op: Op, batch: TokenBatch) -> None:
-    a, b, out = _arrays(op, batch)
+    a, b, out = arrays(op, batch)
     np.multiply(a, b, out=out)
 
 
+def _sigmoid(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    out[...] = numpy_ops.sigmoid_apply(x)
+
+
+def _relu_squared(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    np.square(np.maximum(x, 0), out=out)
+
+
+def _swiglu_oai(op: Op, batch: TokenBatch) -> None:
+    gate, up, out = arrays(op, batch)
+    alpha, limit = float(op.attrs["alpha"]), float(op.attrs["limit"])
+    gated = np.maximum(np.minimum(gate, limit), -1e30).astype(np.float64)  # inf * 0 is NaN
+    held = np.clip(up.astype(np.float64), -limit, limit)
+    out[...] = gated * numpy_ops.sigmoid_apply(alpha * gated) * (held + 1.0)
+
+
+def _scale(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    np.multiply(x, np.float32(op.attrs["factor"]), out=out)
+
+
 def _silu(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     numpy_ops.silu(x, out=out)
 
 
 def _gelu(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     numpy_ops.gelu(x, out=out)
 
 
 def _round_q8(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     out[...] = numpy_ops.dequantize(numpy_ops.quantize(x, "q8_0"), "q8_0")
 
 
 def _merge_add(op: Op, batch: TokenBatch) -> None:
-    x, parts, out = _arrays(op, batch)
+    x, parts, out = arrays(op, batch)
     if op.attrs["quantized"]:
         parts = numpy_ops.dequantize(parts, "q8_0")
     out[...] = x
@@ -235,7 +197,7 @@ def _merge_add(op: Op, batch: TokenBatch) -> None:
 
 
 def _take_columns(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     if op.attrs["quantized"]:
         x = numpy_ops.dequantize(x, "q8_0")
     offset = int(op.attrs["offset"])
@@ -243,17 +205,11 @@ def _take_columns(op: Op, batch: TokenBatch) -> None:
 
 
 def _put_columns(op: Op, batch: TokenBatch) -> None:
-    x, out = _arrays(op, batch)
+    x, out = arrays(op, batch)
     offset = int(op.attrs["offset"])
     if op.attrs["quantized"]:
         x, offset = numpy_ops.quantize(x, "q8_0"), offset // 32 * 34
     out[:, offset : offset + x.shape[1]] = x
-
-
-def _arrays(op: Op, batch: TokenBatch) -> list[NDArray[Any]]:
-    """An op's inputs, and its output."""
-    assert op.output is not None
-    return [batch.buffers[name] for name in (*op.inputs, op.output)]
 
 
 OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
@@ -268,10 +224,17 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "swiglu": _swiglu,
     "geglu": _geglu,
     "softcap": _softcap,
-    "route": _route,
-    "expert_linear": _expert_linear,
-    "expert_sum": _expert_sum,
+    "route": experts.route,
+    "expert_linear": experts.expert_linear,
+    "expert_sum": experts.expert_sum,
     "add": _add,
+    "expert_bias": experts.expert_bias,
+    "sigmoid": _sigmoid,
+    "relu_squared": _relu_squared,
+    "swiglu_oai": _swiglu_oai,
+    "scale": _scale,
+    "scale_rows": _multiply,
+    "layer_norm": _layer_norm,
     "quantized_norm": _rms_norm,  # exact, as linear is
     "linear_many": _linear_many,
     "linear_add": _linear_add,

@@ -135,41 +135,23 @@ class Profile:
 
 # ---- the work of an op ---------------------------------------------------------------------------
 
-# FLOPs for each element of the output, of ops without a matrix.
-_FLOPS: Mapping[str, int] = {
-    "embed": 1,
-    "rms_norm": 4,
-    "head_norm": 4,
-    "bias": 1,
-    "rope": 3,
-    "swiglu": 5,
-    "geglu": 10,
-    "softcap": 3,
-    "add": 1,
-    "quantized_norm": 4,
-    "linear_add": 1,
-    "glu_linear": 5,
-    "rope_append": 3,
-}
-
 
 def _flops(graph: Graph, op: Op, run: _Run) -> int:
     n_tokens = sum(n for n, _ in run.counts)
     if op.kind == "attention":
         per_position = 4 * int(op.attrs["n_heads"]) * int(op.attrs["head_dim"])
         return per_position * _seen(op, run, each_token=True)
+    signature = SIGNATURES[op.kind]
+    names = dict(zip(signature.inputs, op.inputs, strict=True)) | {"out": op.output}
     widths = {buffer.name: buffer.width for buffer in graph.buffers}
-    written = op.inputs[0] if op.kind == "rope_append" else op.output
-    width = widths[written] if written else 0
-    flops = _FLOPS.get(op.kind, 0) * width
+    counted = names[signature.per]
+    flops = signature.flops * widths[counted] if counted else 0
     shapes = {weight.name: weight.shape for weight in graph.weights}
-    for name, role in zip(op.weights, SIGNATURES[op.kind].roles(op), strict=True):
+    for name, role in zip(op.weights, signature.roles(op), strict=True):
         if role == "matrix":
             flops += 2 * shapes[name][0] * shapes[name][1]
         elif role == "experts":
             flops += 2 * int(op.attrs["n_used"]) * shapes[name][1] * shapes[name][2]
-    if op.kind == "expert_sum":
-        flops += 2 * int(op.attrs["n_used"]) * width
     return flops * n_tokens
 
 
@@ -184,7 +166,7 @@ def _nbytes(
         of_all = weight_bytes[name]
         if role == "rows":
             total += of_all * n_tokens // shapes[name][0]
-        elif role == "experts":  # at most: tokens may share theirs
+        elif role in ("experts", "vectors"):  # at most: tokens may share theirs
             n_experts = shapes[name][0]
             total += of_all * min(n_tokens * int(op.attrs["n_used"]), n_experts) // n_experts
         else:

@@ -29,7 +29,10 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "--type",
         required=True,
-        choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f16", "bf16", "f32"],
+        choices=[
+            *("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "mxfp4"),
+            *("f16", "bf16", "f32"),
+        ],
         metavar="TYPE",
         help="type of the matrices in the new file: %(choices)s",
     )
@@ -41,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.is_file() and not args.force:
         raise ValueError(f"{args.out}: the file exists; --force replaces it")
     from airllm.formats.convert import convert
-    from airllm.formats.opening import open_model
     from airllm.models import load_model
+    from airllm.models.opening import open_model
     from airllm.weights.layer_weights import check_tensors
 
     with open_model(model.find(args.model)) as source:

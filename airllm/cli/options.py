@@ -135,7 +135,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     )
     group.add_argument(
         "--quantize",
-        choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
+        choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "mxfp4"],
         metavar="TYPE",
         help="quantise the matrices of a float model each time they are read; TYPE is one of "
         "%(choices)s (default: do not quantise; `airllm convert` does it once)",

@@ -31,7 +31,7 @@ from airllm.cluster.shared import Shared
 from airllm.cluster.wire import FloatType, Pointer, PointerType, ProtocolError, Source
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Buffer, Weight
-from airllm.graph.ops import DType
+from airllm.graph.vocabulary import DType
 
 # ---- what a buffer holds ----
 

@@ -52,7 +52,10 @@ class Decoder:
         self._last_logits = np.empty(config.vocab_size, np.float32)
         self._last_row = self._last_logits[np.newaxis]
         self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
-        self._rope = [RopeRows(kind.inv_freq, plan.context) for kind in model.kinds]
+        self._rope = [
+            {name: RopeRows(each, plan.context) for name, each in kind.rotations.items()}
+            for kind in model.kinds
+        ]
         self._closed = False
         self.weights = open_weights(
             planned.file,
@@ -248,8 +251,9 @@ class Decoder:
         runs = []
         for part, residual in zip(parts, residuals, strict=True):
             positions = [(past, count) for count, past, _ in part.sequences]
-            buffers = [  # for each kind of layer; rope: [n, rope_dims]
-                {"residual": residual, "rope": rope.rows(positions)} for rope in self._rope
+            buffers = [  # for each kind of layer; of rope: [n, rope_dims]
+                {"residual": residual} | {name: rows.rows(positions) for name, rows in of_kind}
+                for of_kind in map(dict.items, self._rope)
             ]
             runs.append((buffers, self._with_caches(part)))
         # Ctrl-C waits for the end of a call, so a call runs several layers only for few tokens.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
-from airllm.formats.hf_folder import ROPE_INTERLEAVED
+from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile, Tensor
 from airllm.formats.numbers import FLOATS, WRITABLE
 from airllm.formats.retype import convert_rows, rows_in_pieces, target_type
@@ -22,7 +22,7 @@ __all__ = ["FILE_TYPES", "Converted", "convert"]
 # Values of general.file_type: the type of most tensors in the file.
 FILE_TYPES = {
     **{"f32": 0, "f16": 1, "bf16": 32},
-    **{"q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9},
+    **{"q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "iq4_nl": 25, "mxfp4": 38},
 }
 QUANTIZATION_VERSION = 2  # of the blocks' layout, since 2023
 _LEFT_OUT = re.compile(r"split\..*|general\.(alignment|file_type|quantization_version)")
@@ -103,12 +103,13 @@ def _reordered_head_dim(model: ModelFile, tensor: Tensor) -> int:
         return 1
     if model.metadata.flag(ROPE_INTERLEAVED, True):
         return 1
-    return model.metadata.integer("llama.attention.key_length", low=2)
+    architecture = model.metadata.text("general.architecture")
+    return model.metadata.integer(f"{architecture}.attention.key_length", low=2)
 
 
 def _neighbours(rows: NDArray[np.uint8], head_dim: int) -> NDArray[np.uint8]:
     """Reorders the rows of each head to 0, d/2, 1, d/2 + 1, ..., so that rope's pairs become
-    neighbours, as in the GGUF file of a Llama. rows: uint8 [n_heads * head_dim, row_bytes]"""
+    neighbours, as in the family's GGUF files. rows: uint8 [n_heads * head_dim, row_bytes]"""
     halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[-1])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 

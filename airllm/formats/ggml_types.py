@@ -75,5 +75,5 @@ REMOVED_TYPES: dict[int, str] = {
 # The types that this package computes with.
 SUPPORTED_TYPES = (
     *("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"),
-    *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+    *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"),
 )

@@ -12,14 +12,10 @@ that the rest of the package sees no difference.
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-
-from airllm.formats.hf_config import HFConfig, translate
+from airllm.formats.hf_config import HFConfig, Translate
 from airllm.formats.hf_names import Shard, translate_tensors
 from airllm.formats.hf_tokenizer import translate_tokenizer
 from airllm.formats.json_file import read_object
@@ -29,13 +25,10 @@ from airllm.formats.safetensors import read_table
 from airllm.util.durable import naming
 from airllm.util.metadata import FormatError, Metadata
 
-__all__ = ["ROPE_INTERLEAVED", "HFFolder"]
+__all__ = ["HFFolder"]
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Whether rope rotates neighbouring rows of a Llama's Q and K, as in GGUF files, or rows j and
-# j + head_dim / 2, as in a folder.
-ROPE_INTERLEAVED = "airllm.rope.interleaved"
 
 _MAX_JSON = 4 * 2**20
 _MAX_INDEX = 64 * 2**20
@@ -47,8 +40,10 @@ class HFFolder(ModelParts):
     """An open folder: see ModelFile. path: the folder."""
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Self:
+    def open(cls, folder: str | os.PathLike[str], translate: Translate) -> Self:
         """Read the JSON files, map the weights and check everything.
+
+        translate: config.json to GGUF's metadata and names, as the model's family has them.
 
         Raises FormatError for anything that is not a model this package can run, and OSError if a
         file cannot be opened.
@@ -58,27 +53,22 @@ class HFFolder(ModelParts):
         shards: list[Shard] = []
         try:
             _open_weights(folder, shards)
-            translated = translate_tensors(
-                str(folder), shards, gemma=config.gemma, tied=config.tied
-            )
-            tensors, made = list(translated.tensors), dict(translated.made)
+            translated = translate_tensors(str(folder), shards, config)
+            tensors = translated.tensors
             _check_head(folder, config, tensors)
-            if config.rope_factors is not None:
-                _add_rope_factors(config.rope_factors, tensors, made)
             metadata = {
                 "general.name": folder.resolve().name,
                 **config.metadata,
                 **_tokenizer(folder, tensors),
             }
-            if config.metadata["general.architecture"] == "llama":
-                metadata[ROPE_INTERLEAVED] = False
             said = _digest_of_descriptions(folder)
         except BaseException:
             for shard in shards:
                 shard.file.close()
             raise
         files = [shard.file for shard in shards]
-        return cls(folder, Metadata(str(folder), metadata), tensors, files, made=made, said=said)
+        source = Metadata(str(folder), metadata)
+        return cls(folder, source, tensors, files, made=translated.made, said=said)
 
 
 def _open_weights(folder: Path, shards: list[Shard]) -> None:
@@ -124,16 +114,6 @@ def _check_head(folder: Path, config: HFConfig, tensors: list[Tensor]) -> None:
         raise FormatError(
             f"{folder}: tensor lm_head.weight is missing, and tie_word_embeddings is not true"
         )
-
-
-def _add_rope_factors(
-    factors: npt.NDArray[np.float32],
-    tensors: list[Tensor],
-    made: dict[str, Callable[[], npt.NDArray[np.uint8]]],
-) -> None:
-    name = "rope_freqs.weight"
-    tensors.append(Tensor(name, "f32", factors.shape, factors.nbytes, factors.nbytes, ()))
-    made[name] = lambda: factors.astype("<f4").view(np.uint8)
 
 
 def _tokenizer(folder: Path, tensors: list[Tensor]) -> dict[str, object]:

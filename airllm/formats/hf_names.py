@@ -1,14 +1,16 @@
 """Translates Hugging Face's tensors to GGUF's: names, stacked experts, Gemma's norms plus 1."""
 
+import functools
 import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.formats.hf_config import HFConfig
 from airllm.formats.mapped_file import MappedFile, quote
 from airllm.formats.model_file import Extent, Tensor
 from airllm.formats.safetensors import StoredTensor
@@ -19,38 +21,12 @@ __all__ = ["Shard", "Translated", "translate_tensors"]
 _TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
-_NAMES = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-    # All experts in one tensor: newer versions of transformers may write these.
-    "mlp.experts.down_proj": "ffn_down_exps",
-}
-_GEMMA_NAMES = _NAMES | {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
 _HEAD = "lm_head.weight"
-_EXPERT = re.compile(
-    r"layers\.(?P<layer>\d+)\.mlp\.experts\.(?P<expert>\d{1,5})\.(?P<part>\w+)_proj\.weight"
-)
-_BOTH = re.compile(r"layers\.(?P<layer>\d+)\.mlp\.experts\.gate_up_proj")
-_LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<stem>.*)")
+_LAYER = re.compile(r"layers\.(?P<layer>\d{1,5})\.(?P<stem>.*)")
+_EXPERT = re.compile(r"(?P<before>.*\bexperts)\.(?P<number>\d{1,5})\.(?P<after>.*)")
 # The vision part of a model that sees pictures, and a table of rope that older files have.
 _LEFT_OUT = re.compile(
-    r"(.*\.)?(vision_tower|vision_model|multi_modal_projector)\..*|.*\.rotary_emb\.inv_freq"
+    r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector)\..*|.*\.rotary_emb\.inv_freq"
 )
 
 
@@ -70,48 +46,90 @@ class Translated:
     made: dict[str, Callable[[], NDArray[np.uint8]]]
 
 
-def translate_tensors(
-    folder: str, shards: Sequence[Shard], *, gemma: bool, tied: bool
-) -> Translated:
-    """All tensors of the shards with GGUF's names.
+def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) -> Translated:
+    """All tensors of the shards with GGUF's names, and those that `config` adds.
 
     A tensor that GGUF has no name for keeps its own; check_tensors refuses it by that name.
-    gemma: add 1 to the weights of norms. tied: leave the output matrix out. FormatError for a type
-    other than F32, F16 and BF16, for a tensor that two files have, and for missing experts.
+    FormatError for a type other than F32, F16 and BF16, for a tensor that two files have, and for
+    missing experts.
     """
     tensors: dict[str, Tensor] = {}
     made: dict[str, Callable[[], NDArray[np.uint8]]] = {}
-    experts: dict[str, dict[int, tuple[int, StoredTensor]]] = defaultdict(dict)
+    experts: dict[tuple[str, ...], dict[int, tuple[int, StoredTensor]]] = defaultdict(dict)
     prefix = _prefix(folder, shards)
 
-    def put(*found: Tensor) -> None:
-        for tensor in found:
-            if tensor.name in tensors:
-                raise FormatError(f"{folder}: there are two tensors for {quote(tensor.name)}")
-            tensors[tensor.name] = tensor
+    def put(found: Tensor) -> None:
+        if len(found.shape) == 2 and found.shape[0] == 1:  # GGUF files have a vector
+            found = replace(found, shape=found.shape[1:])
+        if found.name in tensors:
+            raise FormatError(f"{folder}: there are two tensors for {quote(found.name)}")
+        tensors[found.name] = found
 
-    for number, part in enumerate(shards):
-        for stored in part.table:
-            if _LEFT_OUT.fullmatch(stored.name) or (tied and stored.name.endswith(_HEAD)):
+    for part, shard in enumerate(shards):
+        for stored in shard.table:
+            if _LEFT_OUT.fullmatch(stored.name) or (config.tied and stored.name.endswith(_HEAD)):
                 continue
-            name = stored.name.removeprefix(prefix)
-            if expert := _EXPERT.fullmatch(name):
-                slot = f"blk.{expert['layer']}.ffn_{expert['part']}_exps.weight"
-                if int(expert["expert"]) in experts[slot]:
+            place = _place(stored.name.removeprefix(prefix), config)
+            if place is None:
+                continue
+            if place.expert is not None:
+                of_slot = experts[place.names]
+                if place.expert in of_slot:
                     raise FormatError(f"{folder}: there are two tensors {quote(stored.name)}")
-                experts[slot][int(expert["expert"])] = number, stored
-            elif both := _BOTH.fullmatch(name):
-                put(*_halves(f"blk.{both['layer']}", number, stored, part.file))
+                of_slot[place.expert] = part, stored
+            elif len(place.names) > 1:
+                for tensor in _shared_out(place.names, part, stored, shard.file):
+                    put(tensor)
             else:
-                gguf_name = _gguf_name(name, gemma)
-                tensor = _tensor(gguf_name, [(number, stored)], stored.shape, part.file)
-                if gemma and gguf_name.endswith("norm.weight"):
-                    made[gguf_name] = _plus_one(part.file, stored)
+                [name] = place.names
+                tensor = _tensor(name, [(part, stored)], stored.shape, shard.file)
+                if config.plus_one and name.endswith("norm.weight"):
+                    made[name] = _plus_one(shard.file, stored)
                     n_bytes = 4 * math.prod(stored.shape)
-                    tensor = Tensor(gguf_name, "f32", stored.shape, n_bytes, n_bytes, ())
+                    tensor = Tensor(name, "f32", stored.shape, n_bytes, n_bytes, ())
                 put(tensor)
-    put(*(_stacked(folder, slot, by_number, shards) for slot, by_number in experts.items()))
+    for names, by_number in experts.items():
+        put(_stacked(folder, names[0], by_number, shards))
+    for name, values in config.tensors.items():
+        put(Tensor(name, "f32", values.shape, values.nbytes, values.nbytes, ()))
+        made[name] = functools.partial(_bytes_of, values)
     return Translated(list(tensors.values()), made)
+
+
+def _bytes_of(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return values.astype("<f4").view(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """names: of the tensor in GGUF, or of the tensors that share its rows. expert: its number, if
+    it is the matrix of one expert."""
+
+    names: tuple[str, ...]
+    expert: int | None = None
+
+
+def _place(name: str, config: HFConfig) -> _Place | None:
+    """Of "layers.3.self_attn.q_proj.bias": blk.3.attn_q.bias. None for a tensor to leave out."""
+    if name.endswith(_HEAD):
+        return _Place(("output.weight",))
+    stem, _, suffix = name.rpartition(".")
+    if suffix not in ("weight", "bias"):
+        stem, suffix = name, "weight"
+    before, number = "", None
+    if layer := _LAYER.fullmatch(stem):
+        before, stem = f"blk.{int(layer['layer'])}.", layer["stem"]
+        if int(layer["layer"]) in config.left_out:
+            return None
+    if expert := _EXPERT.fullmatch(stem):
+        number, stem = int(expert["number"]), f"{expert['before']}.*.{expert['after']}"
+    slots = config.names.get(stem)
+    if slots is None:
+        return _Place((name,))
+    slots = (slots,) if isinstance(slots, str) else slots
+    # GGUF has slots that are biases by their own name ("exp_probs_b.bias").
+    names = (slot if slot.endswith(".bias") else f"{slot}.{suffix}" for slot in slots)
+    return _Place(tuple(f"{before}{each}" for each in names), number)
 
 
 def _prefix(folder: str, shards: Sequence[Shard]) -> str:
@@ -122,20 +140,6 @@ def _prefix(folder: str, shards: Sequence[Shard]) -> str:
     if len(prefixes) != 1:
         raise FormatError(f"{folder}: has {len(prefixes)} tensors {end}; expected one")
     return prefixes[0]
-
-
-def _gguf_name(name: str, gemma: bool) -> str:
-    """ "layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
-    if name.endswith(_HEAD):
-        return "output.weight"
-    stem, _, suffix = name.rpartition(".")
-    if suffix not in ("weight", "bias"):
-        stem, suffix = name, "weight"
-    place = ""
-    if layer := _LAYER.fullmatch(stem):
-        place, stem = f"blk.{layer['layer']}.", layer["stem"]
-    slot = (_GEMMA_NAMES if gemma else _NAMES).get(stem)
-    return name if slot is None else f"{place}{slot}.{suffix}"
 
 
 def _tensor(
@@ -180,25 +184,27 @@ def _stacked(
     return _tensor(slot, ordered, (len(ordered), *first.shape), shards[ordered[0][0]].file)
 
 
-def _halves(layer: str, part: int, stored: StoredTensor, file: MappedFile) -> Iterable[Tensor]:
-    """Gate and up of all experts, from one tensor [n_experts, 2 * n, k]."""
-    if len(stored.shape) != 3 or stored.shape[1] % 2 or 0 in stored.shape:
+def _shared_out(
+    names: Sequence[str], part: int, stored: StoredTensor, file: MappedFile
+) -> Iterable[Tensor]:
+    """Shares a tensor's rows out among the names: the first rows of it, or of each expert's matrix
+    ([n_experts, n, k]), to the first name."""
+    shape, n_dims = list(stored.shape), len(stored.shape)
+    rows = max(n_dims - 2, 0)  # the axis
+    if n_dims not in (1, 2, 3) or 0 in shape or shape[rows] % len(names):
         raise FormatError(
-            f"{file.path}: tensor {quote(stored.name)} has shape {list(stored.shape)}; expected "
-            "[experts, 2 * n, k]"
+            f"{file.path}: tensor {quote(stored.name)} has shape {shape}; expected rows for "
+            f"{len(names)} tensors: {', '.join(names)}"
         )
-    n_experts, both, k = stored.shape
-    nbytes = stored.nbytes // n_experts // 2
-    for half, slot in enumerate(("gate", "up")):
+    n_experts = shape[0] if n_dims == 3 else 1
+    nbytes = stored.nbytes // n_experts // len(names)
+    shape[rows] //= len(names)
+    for index, name in enumerate(names):
         pieces = [
-            (part, _piece(stored, stored.offset + (2 * expert + half) * nbytes, nbytes))
-            for expert in range(n_experts)
+            (part, replace(stored, offset=stored.offset + at * nbytes, nbytes=nbytes))
+            for at in range(index, n_experts * len(names), len(names))
         ]
-        yield _tensor(f"{layer}.ffn_{slot}_exps.weight", pieces, (n_experts, both // 2, k), file)
-
-
-def _piece(stored: StoredTensor, offset: int, nbytes: int) -> StoredTensor:
-    return StoredTensor(stored.name, stored.dtype, stored.shape, offset, nbytes)
+        yield _tensor(name, pieces, tuple(shape), file)
 
 
 def _plus_one(file: MappedFile, stored: StoredTensor) -> Callable[[], NDArray[np.uint8]]:

@@ -8,7 +8,7 @@ from airllm.formats.ggml_types import TYPES
 __all__ = ["FLOATS", "WRITABLE", "decode", "encode", "row_bytes"]
 
 FLOATS = ("f32", "f16", "bf16")
-WRITABLE = (*FLOATS, "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+WRITABLE = (*FLOATS, "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")
 
 _KINDS = {kind.name: kind for kind in TYPES.values()}
 

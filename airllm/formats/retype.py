@@ -18,7 +18,7 @@ from airllm.util.shown import shown
 __all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
 
 PIECE_VALUES = 2**20  # of a tensor in memory at a time: 4 MiB as float32
-_FINER = {"q4_0": "q8_0", "q4_1": "q8_0", "q5_0": "q8_0", "q5_1": "q8_0"}
+_FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_0")
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -26,11 +26,12 @@ Bytes = npt.NDArray[np.uint8]
 def target_type(tensor: Tensor, wanted: str, *, tied: bool) -> str:
     """The type of a tensor in a model of type `wanted`.
 
-    Vectors and the routers of experts are F32: they are a thousandth of a model and matter much.
+    Vectors, biases and the routers of experts are F32: they are a thousandth of a model and matter
+    much.
     The matrix that makes the logits (the embedding if it is `tied`) has at least 8 bit. Rows that
     are not whole blocks are F16.
     """
-    if len(tensor.shape) < 2 or tensor.name.endswith("ffn_gate_inp.weight"):
+    if len(tensor.shape) < 2 or tensor.name.endswith((".bias", "ffn_gate_inp.weight")):
         return "f32"
     if tensor.name == ("token_embd.weight" if tied else "output.weight"):
         wanted = _FINER.get(wanted, wanted)

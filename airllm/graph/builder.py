@@ -11,10 +11,11 @@ Shapes are checked at each call, so that an error points at the wrong line.
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 from airllm.graph.graph import Graph, check_outputs, look_up
-from airllm.graph.ops import (
-    SIGNATURES,
+from airllm.graph.ops import SIGNATURES
+from airllm.graph.vocabulary import (
     Activations,
     Attr,
     Buffer,
@@ -51,7 +52,7 @@ class GraphBuilder:
 
     def weight(self, name: str, *shape: int) -> Weight:
         """A weight slot; (n) is a vector, (n, k) a matrix as checkpoints store it, (n_experts, n,
-        k) a matrix for each expert."""
+        k) a matrix for each expert, (n_experts, n) a vector for each in expert_bias."""
         weight = Weight(name, shape)
         if self._weights.setdefault(name, weight) != weight:
             raise GraphError(f"graph {self.name!r}: weight {name!r} has two shapes")
@@ -68,6 +69,12 @@ class GraphBuilder:
     ) -> Buffer:
         """x / sqrt(mean(x^2) + eps) * weight over each row."""
         return self._emit("rms_norm", [x], out, [weight], eps=eps)
+
+    def layer_norm(
+        self, x: Buffer, weight: Weight, eps: float, *, out: Buffer | None = None
+    ) -> Buffer:
+        """(x - mean) / sqrt(variance + eps) * weight over each row."""
+        return self._emit("layer_norm", [x], out, [weight], eps=eps)
 
     def head_norm(
         self, x: Buffer, weight: Weight, n_heads: int, eps: float, *, out: Buffer | None = None
@@ -124,17 +131,20 @@ class GraphBuilder:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        sinks: Weight | None = None,
         out: Buffer | None = None,
     ) -> Buffer:
         """softmax(scale * q K^T) V over the KV cache, causal. -> [n_tokens, n_heads * head_dim]
 
         window: positions that a token sees, its own included; 0: all before it.
         softcap: scores s become softcap * tanh(s / softcap); 0: they stay.
+        sinks: [n_heads], one more score for each head, neither scaled nor capped, without a value.
         """
         return self._emit(
             "attention",
             [q],
             out,
+            [] if sinks is None else [sinks],
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
@@ -151,14 +161,54 @@ class GraphBuilder:
         """gelu(gate) * up, gelu by its tanh approximation"""
         return self._emit("geglu", [gate, up], out)
 
+    def swiglu_oai(
+        self, gate: Buffer, up: Buffer, *, alpha: float, limit: float, out: Buffer | None = None
+    ) -> Buffer:
+        """g * sigmoid(alpha * g) * (u + 1), with g = min(gate, limit) and u = up, held between
+        -limit and limit"""
+        return self._emit("swiglu_oai", [gate, up], out, alpha=alpha, limit=limit)
+
     def softcap(self, x: Buffer, cap: float, *, out: Buffer | None = None) -> Buffer:
         """cap * tanh(x / cap)"""
         return self._emit("softcap", [x], out, cap=cap)
 
-    def route(self, logits: Buffer, n_used: int, *, normalized: bool) -> Buffer:
+    def route(
+        self,
+        logits: Buffer,
+        n_used: int,
+        *,
+        normalized: bool,
+        gating: Literal["softmax", "sigmoid"] = "softmax",
+        scale: float = 1.0,
+        bias: Weight | None = None,
+        n_groups: int = 1,
+        n_groups_used: int = 1,
+        group_score: Literal["top2", "max"] = "top2",
+    ) -> Buffer:
         """Chooses n_used experts for each token. logits: [n_tokens, n_experts] -> [n_tokens,
-        2 * n_used], the numbers of the experts, then their shares."""
-        return self._emit("route", [logits], None, n_used=n_used, normalized=normalized)
+        2 * n_used], the numbers of the experts, then their shares.
+
+        gating: a share is the softmax or sigmoid of the logits. normalized: the chosen shares are
+        divided by their sum. scale: they are multiplied by it in the end.
+        bias: [n_experts], added to the shares for the choice only.
+        n_groups: equal groups of experts, of which only the best n_groups_used are chosen from; a
+        group's score is the sum of its two highest scores, or its highest.
+
+        Softmax over the chosen logits alone is the normalized softmax over all.
+        """
+        return self._emit(
+            "route",
+            [logits],
+            None,
+            [] if bias is None else [bias],
+            n_used=n_used,
+            normalized=normalized,
+            gating=gating,
+            scale=scale,
+            n_groups=n_groups,
+            n_groups_used=n_groups_used,
+            group_score=group_score,
+        )
 
     def expert_linear(self, x: Buffer, route: Buffer, weight: Weight) -> Buffer:
         """x @ weight[e].T for each expert e of a token's route. weight: [n_experts, n, k]
@@ -176,6 +226,13 @@ class GraphBuilder:
             activations=self._activations,
         )
 
+    def expert_bias(
+        self, x: Buffer, route: Buffer, weight: Weight, *, out: Buffer | None = None
+    ) -> Buffer:
+        """x plus weight[e] for each expert e of a token's route. x: [n_tokens, n_used * n],
+        weight: [n_experts, n]"""
+        return self._emit("expert_bias", [x, route], out, [weight], n_used=route.width // 2)
+
     def expert_sum(self, x: Buffer, route: Buffer) -> Buffer:
         """The sum of the experts' outputs, weighted by their shares. [n_tokens, n_used * n] ->
         [n_tokens, n]"""
@@ -186,6 +243,21 @@ class GraphBuilder:
 
     def multiply(self, a: Buffer, b: Buffer, *, out: Buffer | None = None) -> Buffer:
         return self._emit("multiply", [a, b], out)
+
+    def scale(self, x: Buffer, factor: float, *, out: Buffer | None = None) -> Buffer:
+        """factor * x"""
+        return self._emit("scale", [x], out, factor=factor)
+
+    def scale_rows(self, x: Buffer, factors: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """Each row of x times its factor. factors: [n_tokens, 1]"""
+        return self._emit("scale_rows", [x, factors], out)
+
+    def sigmoid(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        return self._emit("sigmoid", [x], out)
+
+    def relu_squared(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """max(x, 0)^2"""
+        return self._emit("relu_squared", [x], out)
 
     def silu(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
         return self._emit("silu", [x], out)
@@ -230,7 +302,8 @@ class GraphBuilder:
         **attrs: Attr,
     ) -> Buffer:
         slots = tuple(weight.name for weight in weights)
-        name = out.name if out is not None else self._unused_name(slots[0] if slots else kind)
+        named_after = slots[0] if slots and not SIGNATURES[kind].optional else kind
+        name = out.name if out is not None else self._unused_name(named_after)
         self._append(Op(kind, tuple(buffer.name for buffer in inputs), name, slots, attrs))
         return self._buffers[name]
 

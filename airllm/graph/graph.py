@@ -11,8 +11,8 @@ the buffer.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from airllm.graph.ops import (
-    SIGNATURES,
+from airllm.graph.ops import SIGNATURES
+from airllm.graph.vocabulary import (
     Activations,
     Attr,
     Buffer,

@@ -1,53 +1,75 @@
 """Model families: one file each, which reads like the model's definition.
 
 A family gives three kinds of graphs: `embed` (token ids to the residual stream), `layer` (the
-residual stream to itself, run once for each layer; layers that differ in their attention's window
-have a graph each) and `head` (the residual stream to logits). Weight slots are named as GGUF names
-the tensors.
+residual stream to itself, run once for each layer; layers that differ have a graph each) and `head`
+(the residual stream to logits). Weight slots are named as GGUF names the tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from airllm.formats.model_file import ModelFile
 from airllm.graph.graph import Activations, Graph
 from airllm.graph.rewrite import fuse
-from airllm.models import gemma2, gemma3, llama, qwen2, qwen3, qwen3moe
+from airllm.models import (
+    cohere2,
+    gemma2,
+    gemma3,
+    glm4moe,
+    gpt_oss,
+    granite,
+    llama,
+    minimax_m2,
+    mistral3,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    seed_oss,
+    smollm3,
+)
 from airllm.models.config import ModelConfig
-from airllm.models.rope import inverse_frequencies
+from airllm.models.config_reader import ConfigReader
+from airllm.models.family import Family
+from airllm.models.rope import Rotation
 
 __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 
-
-class Family(Protocol):
-    """What a family's file defines."""
-
-    def embed(self, c: ModelConfig) -> Graph: ...
-    def layer(self, c: ModelConfig, activations: Activations, window: int) -> Graph: ...
-    def head(self, c: ModelConfig, activations: Activations) -> Graph: ...
-
-
+_MODULES = (
+    cohere2,
+    gemma2,
+    gemma3,
+    glm4moe,
+    gpt_oss,
+    granite,
+    llama,
+    minimax_m2,
+    mistral3,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    seed_oss,
+    smollm3,
+)
 # Keys are the values of GGUF's general.architecture.
 FAMILIES: dict[str, Family] = {
-    "gemma2": gemma2,
-    "gemma3": gemma3,
-    "llama": llama,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "qwen3moe": qwen3moe,
+    name: module.FAMILY for module in _MODULES for name in module.FAMILY.architectures
 }
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What layers of the same window have in common."""
+    """What equal layers have in common."""
 
     graph: Graph
-    inv_freq: NDArray[np.float64]  # [rope_dims / 2], radians per position
+    rotations: Mapping[str, Rotation]  # by the external buffer of the graph that has its rows
 
 
 @dataclass(frozen=True)
@@ -72,19 +94,19 @@ def load_model(
             f"the architecture {architecture[:80]!r} is not supported; supported: "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    family, config = FAMILIES[architecture], ModelConfig.from_gguf(gguf)
-    windows = sorted(set(config.windows))
+    family, reader = FAMILIES[architecture], ConfigReader(gguf)
+    config = family.configure(reader)
+    layers = list(dict.fromkeys(config.layers))
+    rotations = [family.rotations(reader, config, layer) for layer in layers]
+    reader.finish()
     finish: Callable[[Graph], Graph] = fuse if fusion else lambda graph: graph
     return Model(
         config,
         family.embed(config),
         tuple(
-            LayerKind(
-                finish(family.layer(config, activations, window)),
-                inverse_frequencies(gguf, config, window),
-            )
-            for window in windows
+            LayerKind(finish(family.layer(config, activations, layer)), found)
+            for layer, found in zip(layers, rotations, strict=True)
         ),
-        tuple(windows.index(window) for window in config.windows),
+        tuple(layers.index(layer) for layer in config.layers),
         finish(family.head(config, activations)),
     )

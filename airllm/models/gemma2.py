@@ -4,73 +4,99 @@ logits, and a window on every other layer.
 Gemma's norms multiply by 1 + weight; GGUF files store the sum.
 """
 
+from typing import Any
+
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
-from airllm.models.config import ModelConfig
+from airllm.models import blocks
+from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config_reader import ConfigReader
+from airllm.models.family import Family
+from airllm.models.hugging_face import HFReader, HuggingFace
+
+PERIOD = 2  # every such layer, from the second on, sees all positions
+
+NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+DEFAULTS = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096}
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
-def embed(c: ModelConfig) -> Graph:
-    g = GraphBuilder("embed")
-    tokens = g.external("tokens", 1, "int32")  # [n]
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    table = g.weight("token_embd", c.vocab_size, c.hidden_size)
-    g.embed(tokens, table, scale=c.hidden_size**0.5, out=x)
-    return g.build()
-
-
-def layer(c: ModelConfig, activations: Activations, window: int) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    hidden, q_width, kv_width = c.hidden_size, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    x = g.external("residual", hidden)  # [n, hidden]
-    table = g.external("rope", c.rope_dims)  # [n, rope_dims]
-
-    h = g.rms_norm(x, g.weight("attn_norm", hidden), c.rms_norm_eps)  # [n, hidden]
-    q = g.linear(h, g.weight("attn_q", q_width, hidden))  # [n, q_width]
-    k = g.linear(h, g.weight("attn_k", kv_width, hidden))  # [n, kv_width]
-    v = g.linear(h, g.weight("attn_v", kv_width, hidden))  # [n, kv_width]
-    q = g.rope(q, table, c.n_heads, c.head_dim, interleaved=False, out=q)
-    k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=False, out=k)
-    g.kv_append(k, v, c.n_kv_heads, c.head_dim)
-    a = attention(g, c, q, window)  # [n, q_width]
-    a = g.linear(a, g.weight("attn_output", hidden, q_width))  # [n, hidden]
-    a = g.rms_norm(a, g.weight("post_attention_norm", hidden), c.rms_norm_eps, out=a)
-    x = g.add(x, a, out=x)  # [n, hidden]
-
-    feed_forward(g, c, x)
-    return g.build()
-
-
-def attention(g: GraphBuilder, c: ModelConfig, q: Buffer, window: int) -> Buffer:
-    return g.attention(
-        q,
-        c.n_heads,
-        c.n_kv_heads,
-        c.head_dim,
-        scale=c.attention_scale,
-        window=window,
-        softcap=c.attention_softcap,
+def configure(r: ConfigReader) -> ModelConfig:
+    return read(
+        r,
+        [LayerConfig(window) for window in r.windows(4096, PERIOD)],
+        layers_of_27b=46,
+        attention_softcap=r.cap("attn_logit_softcapping", 50.0),
+        final_softcap=r.cap("final_logit_softcapping", 30.0),
     )
 
 
-def feed_forward(g: GraphBuilder, c: ModelConfig, x: Buffer) -> None:
-    """The second half of a layer. x: the residual, [n, hidden]."""
+def read(
+    r: ConfigReader, layers: list[LayerConfig], *, layers_of_27b: int, **own: Any
+) -> ModelConfig:
+    """layers_of_27b: the number of layers of the 27B model, which scales scores by
+    hidden_size / n_heads in place of head_dim. No key says so; llama.cpp recognises that model by
+    its layers, too."""
+    hidden_size = r.integer("embedding_length", low=1)
+    n_heads = r.integer("attention.head_count", low=1)
+    wide = hidden_size / n_heads if r.n_layers == layers_of_27b else None
+    return r.config(layers=layers, scaled_by=wide, embedding_scale=hidden_size**0.5, **own)
+
+
+def layer(
+    c: ModelConfig, activations: Activations, layer: LayerConfig, *, heads_normed: bool = False
+) -> Graph:
+    g = GraphBuilder("layer", activations=activations)
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    h = blocks.norm(g, c, x, "attn_norm")
+    a = blocks.attention(g, c, layer, h, normed="heads" if heads_normed else "")
+    x = g.add(x, blocks.norm(g, c, a, "post_attention_norm", out=a), out=x)
+    h = blocks.norm(g, c, x, "ffn_norm")
+    h = geglu_mlp(g, c, h)
+    g.add(x, blocks.norm(g, c, h, "post_ffw_norm", out=h), out=x)
+    return g.build()
+
+
+def geglu_mlp(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+    """The feed-forward network. h: normalised, [n, hidden]. Returns [n, hidden]."""
     hidden, ffn = c.hidden_size, c.intermediate_size
-    h = g.rms_norm(x, g.weight("ffn_norm", hidden), c.rms_norm_eps)  # [n, hidden]
     gate = g.linear(h, g.weight("ffn_gate", ffn, hidden))  # [n, ffn]
     up = g.linear(h, g.weight("ffn_up", ffn, hidden))  # [n, ffn]
-    h = g.geglu(gate, up)  # [n, ffn]
-    h = g.linear(h, g.weight("ffn_down", hidden, ffn))  # [n, hidden]
-    h = g.rms_norm(h, g.weight("post_ffw_norm", hidden), c.rms_norm_eps, out=h)
-    g.add(x, h, out=x)  # [n, hidden]
+    return g.linear(g.geglu(gate, up), g.weight("ffn_down", hidden, ffn))
 
 
-def head(c: ModelConfig, activations: Activations) -> Graph:
-    g = GraphBuilder("head", activations=activations)
-    output = "token_embd" if c.tied_embeddings else "output"
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    logits = g.external("logits", c.vocab_size)  # [n, vocab]
-    h = g.rms_norm(x, g.weight("output_norm", c.hidden_size), c.rms_norm_eps)  # [n, hidden]
-    g.linear(h, g.weight(output, c.vocab_size, c.hidden_size), out=logits)
-    if c.final_softcap:
-        g.softcap(logits, c.final_softcap, out=logits)
-    return g.build()
+def values(config: HFReader, period: int, said: int = 0) -> dict[str, object]:
+    """GGUF's keys that Gemma 2 and 3 have. period, said: see HFReader.sliding."""
+    scalar = config.number("query_pre_attn_scalar")
+    if scalar <= 0:
+        raise config.fault(f"query_pre_attn_scalar is {scalar}; expected it above 0")
+    config.ignore("use_bidirectional_attention", "cache_implementation")
+    found = {"attention.scale": scalar**-0.5, **config.sliding(period, said)}
+    return found | {key: config.number(key) for key in CAPS if key in config}
+
+
+def _values(config: HFReader) -> dict[str, object]:
+    return values(config, PERIOD)
+
+
+FAMILY = Family(
+    ("gemma2",),
+    (
+        HuggingFace(
+            "gemma2",
+            "gemma2",
+            _values,
+            NAMES,
+            activation="gelu_pytorch_tanh",
+            tied=True,
+            plus_one=True,
+            defaults={**DEFAULTS, CAPS[0]: 50.0, CAPS[1]: 30.0},
+        ),
+    ),
+    configure,
+    layer,
+)

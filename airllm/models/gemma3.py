@@ -3,34 +3,66 @@
 Five of six layers have a window; their rope turns faster than that of the sixth.
 """
 
-from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Graph
-from airllm.models.config import ModelConfig
-from airllm.models.gemma2 import attention, feed_forward
-from airllm.models.gemma2 import embed as embed
-from airllm.models.gemma2 import head as head
+from airllm.models import gemma2
+from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config_reader import ConfigReader
+from airllm.models.family import Family
+from airllm.models.hugging_face import HFReader, HuggingFace
+from airllm.models.rope import Rotation, plain_rotation, read_rotation
+
+PERIOD = 6  # every such layer sees all positions
 
 
-def layer(c: ModelConfig, activations: Activations, window: int) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    hidden, q_width, kv_width = c.hidden_size, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    eps = c.rms_norm_eps
-    x = g.external("residual", hidden)  # [n, hidden]
-    table = g.external("rope", c.rope_dims)  # [n, rope_dims]
+def configure(r: ConfigReader) -> ModelConfig:
+    return gemma2.read(
+        r,
+        [LayerConfig(window) for window in r.windows(period=PERIOD)],
+        layers_of_27b=62,
+        final_softcap=r.cap("final_logit_softcapping"),
+    )
 
-    h = g.rms_norm(x, g.weight("attn_norm", hidden), eps)  # [n, hidden]
-    q = g.linear(h, g.weight("attn_q", q_width, hidden))  # [n, q_width]
-    k = g.linear(h, g.weight("attn_k", kv_width, hidden))  # [n, kv_width]
-    v = g.linear(h, g.weight("attn_v", kv_width, hidden))  # [n, kv_width]
-    q = g.head_norm(q, g.weight("attn_q_norm", c.head_dim), c.n_heads, eps, out=q)
-    k = g.head_norm(k, g.weight("attn_k_norm", c.head_dim), c.n_kv_heads, eps, out=k)
-    q = g.rope(q, table, c.n_heads, c.head_dim, interleaved=False, out=q)
-    k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=False, out=k)
-    g.kv_append(k, v, c.n_kv_heads, c.head_dim)
-    a = attention(g, c, q, window)  # [n, q_width]
-    a = g.linear(a, g.weight("attn_output", hidden, q_width))  # [n, hidden]
-    a = g.rms_norm(a, g.weight("post_attention_norm", hidden), eps, out=a)
-    x = g.add(x, a, out=x)  # [n, hidden]
 
-    feed_forward(g, c, x)
-    return g.build()
+def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
+    return gemma2.layer(c, activations, layer, heads_normed=True)
+
+
+def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:
+    """Layers with a window keep the theta of Gemma 2, unscaled."""
+    if layer.window:
+        return {"rope": plain_rotation(r, c, "rope.freq_base_swa", 10000.0)}
+    r.ignore("rope.freq_base_swa")
+    return {"rope": read_rotation(r, c)}
+
+
+def _values(config: HFReader) -> dict[str, object]:
+    older = "sliding_window_pattern"
+    key = f"_{older}" if f"_{older}" in config else older
+    period = config.integer(key, low=1)
+    config.ignore(older)
+    return gemma2.values(config, PERIOD, period)
+
+
+FAMILY = Family(
+    ("gemma3",),
+    (
+        HuggingFace(
+            "gemma3_text",
+            "gemma3",
+            _values,
+            gemma2.NAMES,
+            activation="gelu_pytorch_tanh",
+            tied=True,
+            plus_one=True,
+            pictures="gemma3",
+            # Files of the larger models have only the keys that differ from the class's defaults.
+            defaults=gemma2.DEFAULTS
+            | {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208}
+            | {"rope_theta": 1e6, "rope_local_base_freq": 10000.0, "rms_norm_eps": 1e-6}
+            | {"sliding_window_pattern": 6, "max_position_embeddings": 131072},
+        ),
+    ),
+    configure,
+    layer,
+    rotations=rotations,
+)

@@ -1,37 +1,47 @@
 """Qwen3 (arXiv:2505.09388): Qwen2 with each head of Q and K normalised, in place of biases."""
 
 from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Buffer, Graph
-from airllm.models.config import ModelConfig
-from airllm.models.llama import embed as embed
-from airllm.models.llama import feed_forward
-from airllm.models.llama import head as head
+from airllm.graph.graph import Activations, Graph
+from airllm.models import blocks
+from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config_reader import ConfigReader
+from airllm.models.family import Family
+from airllm.models.hugging_face import HFReader, HuggingFace
 
 
-def layer(c: ModelConfig, activations: Activations, window: int) -> Graph:
+def configure(r: ConfigReader) -> ModelConfig:
+    r.ignore("rope.dimension_sections")
+    return r.config()
+
+
+def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     g = GraphBuilder("layer", activations=activations)
-    x = attention(g, c, window)
-    feed_forward(g, c, x)
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    h = blocks.norm(g, c, x, "attn_norm")
+    x = g.add(x, blocks.attention(g, c, layer, h, normed="heads"), out=x)
+    h = blocks.norm(g, c, x, "ffn_norm")
+    g.add(x, blocks.experts(g, c, h) if layer.has_experts else blocks.swiglu_mlp(g, c, h), out=x)
     return g.build()
 
 
-def attention(g: GraphBuilder, c: ModelConfig, window: int) -> Buffer:
-    """The first half of a layer. Returns the residual, [n, hidden]."""
-    hidden, q_width, kv_width = c.hidden_size, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    eps = c.rms_norm_eps
-    x = g.external("residual", hidden)  # [n, hidden]
-    table = g.external("rope", c.rope_dims)  # [n, rope_dims]
+def _no_window(config: HFReader) -> dict[str, object]:
+    config.no_window("qwen3")
+    return {}
 
-    h = g.rms_norm(x, g.weight("attn_norm", hidden), eps)  # [n, hidden]
-    q = g.linear(h, g.weight("attn_q", q_width, hidden))  # [n, q_width]
-    k = g.linear(h, g.weight("attn_k", kv_width, hidden))  # [n, kv_width]
-    v = g.linear(h, g.weight("attn_v", kv_width, hidden))  # [n, kv_width]
-    q = g.head_norm(q, g.weight("attn_q_norm", c.head_dim), c.n_heads, eps, out=q)
-    k = g.head_norm(k, g.weight("attn_k_norm", c.head_dim), c.n_kv_heads, eps, out=k)
-    q = g.rope(q, table, c.n_heads, c.head_dim, interleaved=False, out=q)
-    k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=False, out=k)
-    g.kv_append(k, v, c.n_kv_heads, c.head_dim)
-    a = g.attention(
-        q, c.n_heads, c.n_kv_heads, c.head_dim, scale=c.attention_scale, window=window
-    )  # [n, q_width]
-    return g.add(x, g.linear(a, g.weight("attn_output", hidden, q_width)), out=x)  # [n, hidden]
+
+# The language model of Qwen3-VL is the same; see qwen2 for its rotation.
+FAMILY = Family(
+    ("qwen3", "qwen3vl"),
+    (
+        HuggingFace("qwen3", "qwen3", _no_window, defaults={"head_dim": 128}),
+        HuggingFace(
+            "qwen3_vl_text",
+            "qwen3vl",
+            _no_window,
+            pictures="qwen3_vl",
+            defaults={"head_dim": 128, "rope_theta": 5e6},
+        ),
+    ),
+    configure,
+    layer,
+)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.models.rope import Rotation
 from airllm.numpy_ops import rope_table
 
 _AT_LEAST = 256  # positions that are computed at once, if the capacity allows
@@ -13,10 +14,11 @@ _AT_LEAST = 256  # positions that are computed at once, if the capacity allows
 class RopeRows:
     """The rows of rope_table from position 0 to the last that was asked for."""
 
-    def __init__(self, inv_freq: NDArray[np.float64], capacity: int) -> None:
+    def __init__(self, rotation: Rotation, capacity: int) -> None:
         """capacity: the number of positions, at most."""
-        self._inv_freq, self._capacity = inv_freq, capacity
-        self._table = np.empty((0, 2 * len(inv_freq)), np.float32)
+        self._inv_freq, self._capacity = rotation.frequencies(capacity), capacity
+        self._rotation = rotation
+        self._table = np.empty((0, 2 * len(self._inv_freq)), np.float32)
 
     @property
     def nbytes(self) -> int:
@@ -28,7 +30,9 @@ class RopeRows:
         end = max(start + count for start, count in stretches)
         if end > len(self._table):
             wanted = max(end, min(max(2 * len(self._table), _AT_LEAST), self._capacity))
-            missing = rope_table(np.arange(len(self._table), wanted), self._inv_freq)
+            positions = np.arange(len(self._table), wanted)
+            magnitudes = self._rotation.magnitudes(positions).astype(np.float32)
+            missing = rope_table(positions, self._inv_freq) * magnitudes[:, np.newaxis]
             self._table = np.concatenate([self._table, missing])
         if len(stretches) == 1:
             [(start, count)] = stretches

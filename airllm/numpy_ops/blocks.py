@@ -7,10 +7,15 @@ Blocks of 32 values have a scale d, and some types an offset m:
     q4_1    20         d, m, 16 nibbles                     d * q + m
     q5_0    22         d, 4 highest, 16 nibbles             d * (q - 16)
     q5_1    24         d, m, 4 highest, 16 nibbles          d * q + m
+    iq4_nl  18         d, 16 nibbles                        d * IQ4_VALUES[q]
+    mxfp4   17         e, 16 nibbles                        2^(e - 128) * E2M1_VALUES[q]
 
-The K-quants have super-blocks of 256 values, cut into sub-blocks: 16 of 16 values in q2_k, q3_k and
-q6_k, 8 of 32 in q4_k and q5_k. Each sub-block has its own integer scale s, and in some types an
-integer minimum m.
+mxfp4 has a byte e in place of d: half of what OCP's E8M0 says, as E2M1_VALUES are doubled to be
+whole. Its values from 2^128 on are infinity.
+
+The K-quants and iq4_xs have super-blocks of 256 values, cut into sub-blocks: 16 of 16 values in
+q2_k, q3_k and q6_k, 8 of 32 in q4_k, q5_k and iq4_xs. Each sub-block has its own integer scale s,
+and in some types an integer minimum m.
 
     q2_k    84 bytes   16 s and m, 64 pairs, d, dmin        d * s * q - dmin * m
     q3_k   110         32 highest, 64 pairs, 12 s, d        d * (s - 32) * (q - 4)
@@ -19,12 +24,14 @@ integer minimum m.
                        128 nibbles
     q6_k   210         128 nibbles, 64 upper pairs,         d * s * (q - 32)
                        16 int8 s, d
+    iq4_xs 136         d, 2 upper and 4 low of s,           d * (s - 32) * IQ4_VALUES[q]
+                       128 nibbles
 
 Numbers count bytes. A byte of nibbles holds the low 4 bits of two quants, a byte of pairs 2 bits of
 four quants, a byte of highest the topmost bit of eight. Layouts are those of ggml-common.h,
 little-endian.
 
-All products are exact in float32 (11 + 6 + 5 bits at most), so a value is rounded at most once: by
+All products are exact in float32 (11 + 6 + 7 bits at most), so a value is rounded at most once: by
 its sum or difference.
 """
 
@@ -40,6 +47,12 @@ Bytes = NDArray[np.uint8]
 
 BLOCK = 32
 SUPER_BLOCK = 256
+
+# What the codes of iq4_nl and iq4_xs, and of mxfp4, stand for: int8 [16].
+IQ4_VALUES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)
+E2M1_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 
 
 def _q8_0(blocks: Bytes) -> Float32:
@@ -97,6 +110,21 @@ def _q6_k(blocks: Bytes) -> Float32:
     return _scaled(_half(blocks, 208) * s, _centred(q, 32))
 
 
+def _iq4_nl(blocks: Bytes) -> Float32:
+    return _half(blocks, 0) * IQ4_VALUES[_planes(blocks[:, 2:], 4)]
+
+
+def _iq4_xs(blocks: Bytes) -> Float32:
+    # Unlike the quants, neighbouring scales share a byte.
+    upper, low = _neighbours(blocks[:, 2:4], 2), _neighbours(blocks[:, 4:8], 4)
+    s = _centred(low | upper << np.uint8(4), 32)
+    return _scaled(_half(blocks, 0) * s, IQ4_VALUES[_planes(blocks[:, 8:], 4, together=16)])
+
+
+def _mxfp4(blocks: Bytes) -> Float32:
+    return power_of_two(blocks[:, :1]) * E2M1_VALUES[_planes(blocks[:, 1:], 4)]
+
+
 # type: uint8 [n_blocks, bytes of a block] -> float32 [n_blocks, values in a block]
 DECODERS: dict[str, Callable[[Bytes], Float32]] = {
     "q8_0": _q8_0,
@@ -109,7 +137,17 @@ DECODERS: dict[str, Callable[[Bytes], Float32]] = {
     "q4_k": _q4_k,
     "q5_k": _q5_k,
     "q6_k": _q6_k,
+    "iq4_nl": _iq4_nl,
+    "iq4_xs": _iq4_xs,
+    "mxfp4": _mxfp4,
 }
+
+
+def power_of_two(e: Bytes) -> Float32:
+    """2^(e - 128), float32 of the shape of e. The two smallest are denormal."""
+    wide = e.astype(np.uint32)
+    bits = np.where(wide < 2, 0x00200000 << wide, wide - 1 << 23)
+    return bits.astype(np.uint32).view(np.float32)
 
 
 def _half(blocks: Bytes, at: int) -> Float32:
@@ -130,6 +168,12 @@ def _planes(packed: Bytes, bits: int, together: int | None = None, to_bit: int =
     groups = packed.reshape(n_blocks, n_bytes // together, 1, together)
     fields = groups >> shifts & np.uint8(2**bits - 1)  # [n_blocks, n_groups, 8 / bits, together]
     return fields.reshape(n_blocks, n_bytes * 8 // bits) << np.uint8(to_bit)
+
+
+def _neighbours(packed: Bytes, bits: int) -> Bytes:
+    """Unpacks fields of `bits` bits in the order in which they lie: a byte holds neighbours."""
+    n_blocks, n_bytes = packed.shape
+    return _planes(packed.reshape(-1, 1), bits).reshape(n_blocks, n_bytes * 8 // bits)
 
 
 def _highest_bits(packed: Bytes) -> Bytes:

@@ -112,6 +112,11 @@ def softmax_rows(x: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(e / np.where(total == 0.0, 1.0, total).astype(x.dtype))
 
 
+def sigmoid_apply(x: NDArray[Any]) -> Float64:
+    """1 / (1 + exp(-x)) of any array, in float64, without checks."""
+    return np.asarray(1.0 / (1.0 + np.exp(-x.astype(np.float64))))
+
+
 def _silu(x: Float32) -> Float64:
     wide = x.astype(np.float64)
     return np.asarray(_bounded(wide) / (1.0 + np.exp(-wide)))

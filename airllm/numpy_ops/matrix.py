@@ -27,7 +27,7 @@ class PackedMatrix:
     data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes. They are not
         copied: the matrix keeps a reference, and a change of the bytes changes the matrix.
     type: "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k",
-        "q5_k" or "q6_k".
+        "q5_k", "q6_k", "iq4_nl", "iq4_xs" or "mxfp4".
     shape: (n, k), k a multiple of the type's block.
 
     Attributes: type, shape, nbytes (bytes of the packed rows).

@@ -1,17 +1,26 @@
 """Number formats of weights: float16, bfloat16 and GGML's quantised blocks (see blocks.py).
 
 Layouts and rounding are those of GGML (ggml-common.h and the quantize_row_*_ref functions of
-ggml-quants.c). K-quants can only be read. GGML searches for their scales with heuristics that
-may change, so that no result is the right one.
+ggml-quants.c). K-quants and iq4_xs can only be read. GGML searches for their scales with heuristics
+that may change, so that no result is the right one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.numpy_ops import checks
-from airllm.numpy_ops.blocks import BLOCK, DECODERS, SUPER_BLOCK, Bytes
+from airllm.numpy_ops.blocks import (
+    BLOCK,
+    DECODERS,
+    E2M1_VALUES,
+    IQ4_VALUES,
+    SUPER_BLOCK,
+    Bytes,
+    power_of_two,
+)
 from airllm.numpy_ops.checks import Float32
 
 # type: (values in a block, bytes of a block)
@@ -29,6 +38,9 @@ TYPES = {
     "q4_k": (SUPER_BLOCK, 144),
     "q5_k": (SUPER_BLOCK, 176),
     "q6_k": (SUPER_BLOCK, 210),
+    "iq4_nl": (BLOCK, 18),
+    "iq4_xs": (SUPER_BLOCK, 136),
+    "mxfp4": (BLOCK, 17),
 }
 
 
@@ -41,7 +53,8 @@ def row_bytes(type: str, k: int) -> int:
 def quantize(x: Float32, type: str) -> Bytes:
     """Pack each row of x into blocks of 32, rounding as GGML does.
 
-    x: float32 [..., n], n a multiple of 32; type: "q8_0", "q4_0", "q4_1", "q5_0" or "q5_1".
+    x: float32 [..., n], n a multiple of 32; type: "q8_0", "q4_0", "q4_1", "q5_0",
+        "q5_1", "iq4_nl" or "mxfp4".
     Returns uint8 [..., n / 32 * bytes of a block]. A block that holds NaN, an infinity, or a value
     so large that the float16 scale overflows does not dequantise to finite values.
     """
@@ -58,8 +71,9 @@ def quantize(x: Float32, type: str) -> Bytes:
     blocks = x.reshape(-1, BLOCK)
     with np.errstate(all="ignore"):
         header, quants = _QUANTIZERS[type](blocks)
-        header_bytes = header.astype("<f2").view(np.uint8)
-    packed = np.concatenate([header_bytes, quants.view(np.uint8)], axis=1)
+        if header.dtype == np.float32:
+            header = header.astype("<f2")
+    packed = np.concatenate([header.view(np.uint8), quants.view(np.uint8)], axis=1)
     return packed.reshape(*x.shape[:-1], row_bytes(type, n))
 
 
@@ -67,7 +81,7 @@ def dequantize(data: Bytes, type: str) -> Float32:
     """The values of packed rows, exactly.
 
     data: uint8 [..., row_bytes], as a file has them or `quantize` returns them.
-    type: what `quantize` takes, or a K-quant: "q2_k", "q3_k", "q4_k", "q5_k" or "q6_k".
+    type: what `quantize` takes, or "q2_k", "q3_k", "q4_k", "q5_k", "q6_k" or "iq4_xs".
     Returns float32 [..., row_bytes / bytes of a block * values in a block].
     """
     data = checks.array("dequantize", "data", data, ["uint8"])
@@ -95,8 +109,8 @@ def decode(data: Bytes, type: str) -> Float32:
 
 
 # Each function takes float32 [n_blocks, 32]. It returns the header, float32 [n_blocks, 1 or 2],
-# which is stored as float16, and the bytes of the quants. Like GGML, it divides by the float32
-# scale, not by its float16 value.
+# which is stored as float16, or uint8, and the bytes of the quants. Like GGML, it divides by the
+# float32 scale, not by its float16 value.
 
 
 def _quantize_q8_0(x: Float32) -> tuple[Float32, NDArray[Any]]:
@@ -127,12 +141,44 @@ def _quantize_q5_1(x: Float32) -> tuple[Float32, Bytes]:
     return header, np.concatenate([_highest_bits(q), _nibbles(q)], axis=1)
 
 
-_QUANTIZERS = {
+def _quantize_iq4_nl(x: Float32) -> tuple[Float32, Bytes]:
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, np.newaxis], axis=1)
+    # GGML counts what is smaller as zeros.
+    d = np.where(np.abs(largest) < np.float32(1e-15), np.float32(0), largest / np.float32(-127))
+    # The nearest value where the largest magnitude is -127, of two the upper one.
+    middles = (IQ4_VALUES[1:].astype(np.float32) + IQ4_VALUES[:-1]) / np.float32(2)
+    q = np.searchsorted(middles, x * _inverse(d), side="right").astype(np.uint8)
+    # The d with the least squared error, weighted by x squared. Both sums run from the first to the
+    # last in float32, as GGML's do.
+    values = IQ4_VALUES[q].astype(np.float32)
+    weighted = x * x * values
+    by_x, by_value = (np.add.accumulate(weighted * of, axis=1)[:, -1:] for of in (x, values))
+    return np.where(d == 0, np.float32(0), by_x / by_value), _nibbles(q)
+
+
+def _quantize_mxfp4(x: Float32) -> tuple[Bytes, Bytes]:
+    # The power of two at which the largest magnitude is from 4 to 8 of E2M1's units, whose largest
+    # value is 6. A block with NaN or an infinity is one of infinities.
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    finite = np.isfinite(largest)
+    exponent = largest.view(np.uint32) >> np.uint32(23)  # biased by 127
+    e = np.where(finite, np.maximum(exponent, 2) - 2, 255).astype(np.uint8)
+    # The nearest magnitude, of two the smaller one.
+    magnitudes = E2M1_VALUES[:8].astype(np.float64)
+    middles = (magnitudes[1:] + magnitudes[:-1]) / 2
+    scaled = np.where(finite, np.abs(x) / power_of_two(e).astype(np.float64), np.inf)
+    q = np.searchsorted(middles, scaled, side="left").astype(np.uint8)
+    return e, _nibbles(np.where((x < 0) & (q > 0), q | np.uint8(8), q))
+
+
+_QUANTIZERS: dict[str, Callable[[Float32], tuple[NDArray[Any], NDArray[Any]]]] = {
     "q8_0": _quantize_q8_0,
     "q4_0": _quantize_q4_0,
     "q4_1": _quantize_q4_1,
     "q5_0": _quantize_q5_0,
     "q5_1": _quantize_q5_1,
+    "iq4_nl": _quantize_iq4_nl,
+    "mxfp4": _quantize_mxfp4,
 }
 
 

@@ -53,6 +53,14 @@ _GPT4O = "|".join(
         _SPACES,
     ]
 )
+# Spaces in runs of powers of two.
+_JAIS2_SPACES = r"\s*[\r\n]+|" + "|".join(
+    [*(rf"\s{{{2**power}}}(?!\S)" for power in range(9, 1, -1)), r"\s{1,2}(?!\S)", r"\s{1}"]
+)
+_JAIS2 = "|".join([_CONTRACTION, _WORD, r"\p{N}{1,3}", _SYMBOLS, _JAIS2_SPACES])
+_SEED = "|".join([_CONTRACTION, _WORD, r"\p{N}", r" ?[^\s\p{L}\p{N}\r\n]+", _SPACES])
+_BAILING = "|".join([_CONTRACTION, _WORD, r"\p{N}", _SYMBOLS, r"\s*[\r\n]|\s+(?!\S)|\s+"])
+_CJK = r"[一-龥ࠀ-一가-\ud7ff]+"
 _DEEPSEEK3 = "|".join(
     [
         r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
@@ -95,14 +103,20 @@ _FAMILIES: list[tuple[str, Rule]] = [
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
         Rule((_LLAMA3,), ignore_merges=True, add_bos=True),
     ),
-    ("dbrx smaug-bpe glm4 chatglm-bpe", Rule((_LLAMA3,))),
+    ("dbrx smaug-bpe chatglm-bpe", Rule((_LLAMA3,))),
+    ("glm4 glm5", Rule((_LLAMA3,), ignore_merges=True)),
+    ("jais-2", Rule((_JAIS2,))),
+    ("seed-coder", Rule((_SEED,))),
+    ("bailingmoe bailingmoe2 llada-moe", Rule((_BAILING,))),
+    ("deepseek-coder", Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"))),
+    ("falcon", Rule((r"[\p{P}\$\+<=>\^~\|`]+", GPT2_WORDS, r"[0-9][0-9][0-9]"))),
     ("qwen2", Rule((_QWEN2,), composed=True)),
-    ("deepseek-r1-qwen stablelm2 megrez hunyuan grok-2 solar-open", Rule((_QWEN2,))),
+    ("deepseek-r1-qwen stablelm2 megrez hunyuan grok-2 solar-open kormo f2llmv2", Rule((_QWEN2,))),
     ("qwen35", Rule((_QWEN35,))),
     ("tekken", Rule((_TEKKEN,), ignore_merges=True, add_bos=True)),
-    ("gpt-4o llama4 kanana2", Rule((_GPT4O,))),
+    ("gpt-4o llama4 kanana2 minimax-m2 talkie", Rule((_GPT4O,))),
     (
-        "deepseek-v3 hunyuan-dense",
+        "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
         Rule((r"\p{N}{1,3}", r"[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK3)),
     ),
 ]

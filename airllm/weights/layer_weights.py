@@ -10,6 +10,7 @@ layers that the budget allows and streams the rest from the disk.
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
 from airllm.formats.model_file import ModelFile, Tensor
-from airllm.graph.graph import Graph, Role
+from airllm.graph.graph import Graph, Role, Weight
 from airllm.models import Model
+from airllm.models.rope import ROPE_TENSORS
 from airllm.util.progress import OnProgress
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "layers_at_once",
     "places",
     "tensor_name",
+    "tensor_of",
 ]
 
 # The most bytes of layers that one call runs. Python adds 30 us between two calls, and Ctrl-C waits
@@ -135,8 +138,8 @@ class FileWeights:
     ) -> dict[str, Any]:
         """The weights of a graph's slots; a tensor is prepared once for each role it has."""
         weights = {}
-        for slot, role in graph.roles.items():
-            tensor = self._gguf.tensors[tensor_name(slot, index)]
+        for slot in graph.weights:
+            role, tensor = graph.roles[slot.name], tensor_of(self._gguf, slot, index)
             key = tensor.name, role
             if key not in self._prepared:
                 if role in backend.keeps:
@@ -145,7 +148,7 @@ class FileWeights:
                 else:
                     data = self._gguf.read(tensor.name, memory)
                 self._prepared[key] = backend.weight(role, data, tensor.type, tensor.shape)
-            weights[slot] = self._prepared[key]
+            weights[slot.name] = self._prepared[key]
         return weights
 
     def _fetch_soon(self, tensor: Tensor) -> None:
@@ -169,25 +172,34 @@ def tensor_name(slot: str, layer: int | None = None) -> str:
     return name if layer is None else f"blk.{layer}.{name}"
 
 
+def tensor_of(gguf: ModelFile, slot: Weight, layer: int | None = None) -> Tensor:
+    """The tensor of a weight slot, in the slot's shape: files store a matrix of one row as a
+    vector."""
+    return replace(gguf.tensors[tensor_name(slot.name, layer)], shape=slot.shape)
+
+
 def check_tensors(gguf: ModelFile, model: Model) -> None:
     """Compare a file's tensors with the slots of a model's graphs, before any tensor is read.
 
     FormatError names a tensor that is missing, has the wrong shape or type, or has no slot: a model
     that ignored some of its weights would run and give wrong answers.
     """
-    unused = gguf.tensors.keys() - {"rope_freqs.weight"}  # Model.inv_freq has it
+    unused = gguf.tensors.keys() - ROPE_TENSORS  # LayerKind.rotations has them
+    left_out = tuple(f"blk.{layer}." for layer in model.config.left_out)
+    unused -= {name for name in unused if name.startswith(left_out)}
     for graph, index in places(model):
         for slot in graph.weights:
             name = tensor_name(slot.name, index)
             tensor = gguf.tensors.get(name)
             if tensor is None:
                 raise gguf.metadata.fault(f"tensor {name} is missing")
-            if tensor.shape != slot.shape:
+            if tensor.shape != slot.shape and (1, *tensor.shape) != slot.shape:
                 raise gguf.metadata.fault(
                     f"tensor {name} has shape {list(tensor.shape)}; expected {list(slot.shape)}, "
                     f"as the metadata says"
                 )
-            if graph.roles[slot.name] == "vector" and tensor.type not in _VECTOR_TYPES:
+            kept = graph.roles[slot.name] in ("vector", "vectors")
+            if kept and tensor.type not in _VECTOR_TYPES:
                 raise gguf.metadata.fault(
                     f"tensor {name} is {tensor.type}; expected one of {', '.join(_VECTOR_TYPES)}"
                 )

@@ -128,8 +128,9 @@ def in_context(
 
 
 def layer_executor(backend: Backend, graph: Graph, max_tokens: int, plan: Plan) -> Executor:
-    """The executor of a layer: one that fetches experts if the plan reads them from the disk."""
-    if not plan.expert_places:
+    """The executor of a layer: one that fetches experts if the layer has experts, and the plan
+    reads them from the disk."""
+    if not plan.expert_places or "experts" not in graph.roles.values():
         return backend.executor(graph, max_tokens)
     from airllm.backends.routed import RoutedExecutor
 

@@ -12,6 +12,7 @@ The budget covers the model: weights, full KV cache, and buffers. Python, NumPy 
 take about 60 MB more.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -182,17 +183,19 @@ def make_plan(
         return plan(whole, keeps_rows=has_room)
     left = budget - base
     minimum = base + least_bytes(sizes, reads)
-    if experts_used and all(layer.experts() for layer in layers):
+    routed = [layer for layer in layers if layer.experts()]
+    kept_experts = any(role == "experts" for layer in layers for _, role, _ in layer.kept)
+    if experts_used and routed and not kept_experts:
         others = sum(layer.without_experts().nbytes for layer in layers)
         experts = [expert for layer in layers for expert in layer.experts()]
         place = max(sum(matrix.nbytes for matrix in expert) for expert in experts)
-        fewest = max(len(layer.experts()) for layer in layers)
+        fewest = max(len(layer.experts()) for layer in routed)
         room = left - head.nbytes - others - reads
         minimum = min(minimum, budget - room + fewest * place)
         if room >= fewest * place:
             places = min(room // place, len(experts))
             file_bytes = sum(matrix.file_bytes for matrix in experts[0])
-            missing = len(layers) * experts_used * (1 - places / len(experts))
+            missing = len(routed) * experts_used * (1 - places / len(experts))
             stay = frozenset([len(layers)])
             return replace(
                 plan(Residency(stay, head.nbytes + others, ring_bytes=places * place + reads)),
@@ -238,7 +241,7 @@ def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
     of the cosines and sines of a context."""
     layers = (kind.graph for kind in model.kinds)
     internal = sum(graph.row_bytes for graph in (model.embed, *layers, model.head))
-    rope = sum(2 * len(kind.inv_freq) for kind in model.kinds)
+    rope = sum(2 * len(each.inv_freq) for kind in model.kinds for each in kind.rotations.values())
     rows = (internal + 4 * model.config.hidden_size) * batch_size
     return rows + 4 * rope * context + 4 * model.config.vocab_size
 
@@ -251,12 +254,12 @@ def kv_bytes_per_token(config: ModelConfig, kv_type: KVType) -> int:
 def model_parts(gguf: ModelFile, model: Model, backend: Backend) -> list[Part]:
     """The parts in the order of a pass: embedding, layers, head. The tensors must have been checked
     (layer_weights.check_tensors)."""
-    from airllm.weights.layer_weights import places, tensor_name
+    from airllm.weights.layer_weights import places, tensor_of
 
     parts = []
     for graph, index in places(model):
         name = graph.name if index is None else f"layer {index}"
-        tensors = {slot: gguf.tensors[tensor_name(slot, index)] for slot in graph.roles}
+        tensors = {slot.name: tensor_of(gguf, slot, index) for slot in graph.weights}
         parts.append(_part(name, graph.roles, tensors, backend))
     return parts
 
@@ -269,10 +272,11 @@ def _part(
     kept_bytes = 0
     for slot, role in roles.items():
         tensor = tensors[slot]
-        found = None if role == "vector" else _matrices(slot, role, tensor, backend)
+        vectors = role in ("vector", "vectors")
+        found = None if vectors else _matrices(slot, role, tensor, backend)
         if found is None:
             kept.append((slot, role, tensor))
-            kept_bytes += 4 * tensor.shape[0] if role == "vector" else tensor.nbytes
+            kept_bytes += 4 * math.prod(tensor.shape) if vectors else tensor.nbytes
         else:
             matrices += found
     return Part(name, tuple(matrices), tuple(kept), kept_bytes)

@@ -6,10 +6,10 @@ from typing import Self
 
 from airllm.backends import Backend, load_backend
 from airllm.formats.model_file import ModelFile
-from airllm.formats.opening import open_model
 from airllm.graph.graph import Activations
 from airllm.graph.rewrite import fusion_wanted
 from airllm.models import Model, load_model
+from airllm.models.opening import open_model
 from airllm.state.kv_cache import KVType
 from airllm.util.closing import Closing
 from airllm.weights.budget import granted_bytes

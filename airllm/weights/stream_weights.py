@@ -160,9 +160,11 @@ class StreamWeights:
             memory = self._backend.memory(others.nbytes)
             weights, section = rooms_in(self._backend, memory, others.matrices)
             sections.append(section)
-            assert isinstance(executor, RoutedExecutor)
             weights |= self._read_kept(part)
-            self._bound[index] = executor.bind_routed(weights, partial(fetch, index))
+            if isinstance(executor, RoutedExecutor):
+                self._bound[index] = executor.bind_routed(weights, partial(fetch, index))
+            else:
+                self._bound[index] = executor.bind(weights)
         self._read_once(sections)
 
     def _read_kept(self, part: Part) -> dict[str, Any]:

@@ -19,7 +19,8 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class _Scale:
-    """A float16 field of a block: `factor` times the block's random scale."""
+    """A float16 field of a block: `factor` times the block's random scale. MXFP4's is a byte for
+    the nearest power of two."""
 
     offset: int
     factor: float
@@ -38,6 +39,9 @@ _SCALES = {
     "q4_k": [_Scale(0, 1 / 258), _Scale(2, 7.5 / 258)],
     "q5_k": [_Scale(0, 1 / 527), _Scale(2, 15.5 / 527)],
     "q6_k": [_Scale(208, 1 / 1367)],
+    "iq4_nl": [_Scale(0, 1 / 67.4)],
+    "iq4_xs": [_Scale(0, 1 / 1246)],
+    "mxfp4": [_Scale(0, 1 / 5.85)],
 }
 FLOATS = ("f32", "f16", "bf16")
 NAMES = (*FLOATS, *_SCALES)
@@ -68,6 +72,9 @@ def random_rows(
         quants[quants == 0x80] = 0x81
     scale = deviation * rng.uniform(0.7, 1.3, shape[:2])
     for field in _SCALES[type]:
+        if type == "mxfp4":
+            blocks[..., 0] = 128 + np.round(np.log2(scale * field.factor))
+            continue
         half = (scale * field.factor).astype("<f2")
         blocks[..., field.offset : field.offset + 2] = half[..., None].view(np.uint8)
     return blocks.reshape(n, -1)

@@ -58,6 +58,9 @@ std::vector<std::byte> random_rows(DType type, std::size_t n, std::size_t k) {
             (static_cast<std::uint32_t>(generator()) & 0x9bff9bff) | 0x18001800;
         std::memcpy(data.data() + i, &bits, 4);
     }
+    if (type == DType::mxfp4)  // 2^-8
+        for (std::size_t i = 0; i < data.size(); i += tensor_ops::block_size(type).bytes)
+            data[i] = std::byte{120};
     return data;
 }
 
@@ -98,12 +101,11 @@ void add_packed(const char* name, DType type, std::size_t rows, std::size_t k, s
 
 void add_products() {
     for (const std::size_t rows : {1u, 8u, 128u, 512u}) add_matmul(rows, hidden, hidden);
-    for (int i = static_cast<int>(DType::f16); i <= static_cast<int>(DType::q6_k); ++i) {
-        const auto type = static_cast<DType>(i);
-        add_packed(tensor_ops::dtype_name(type), type, 1, hidden, hidden);
-    }
+    for (const auto& format : tensor_ops::formats)
+        if (format.type != DType::f32) add_packed(format.name, format.type, 1, hidden, hidden);
     for (const std::size_t rows : {8u, 256u, 512u})
-        for (const DType type : {DType::q4_0, DType::q8_0, DType::q4_k})
+        for (const DType type :
+             {DType::q4_0, DType::q8_0, DType::q4_k, DType::iq4_xs, DType::mxfp4})
             add_packed(tensor_ops::dtype_name(type), type, rows, hidden, hidden);
 }
 

@@ -59,7 +59,10 @@ ELEMENTWISE = {
     "softmax": elementwise.softmax,
     "swiglu": elementwise.swiglu,
 }
-GEMV_TYPES = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "f16", "bf16")
+GEMV_TYPES = (
+    *("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"),
+    *("iq4_nl", "iq4_xs", "mxfp4", "f16", "bf16"),
+)
 GEMM_TYPES = ("q4_0", "q8_0")
 
 

@@ -187,6 +187,17 @@ std::size_t choice(const Argument& argument, std::span<const char* const> allowe
     value_error(where + "\"" + (word ? word : "?") + "\"; expected " + expected + ".");
 }
 
+DType dtype_argument(const Argument& argument, bool (*allowed)(DType)) {
+    std::vector<DType> types;
+    std::vector<const char*> names;
+    for (const Format& format : formats) {
+        if (!allowed(format.type)) continue;
+        types.push_back(format.type);
+        names.push_back(format.name);
+    }
+    return types[choice(argument, names)];
+}
+
 std::size_t count(const Argument& argument, std::size_t minimum, const char* otherwise) {
     const py::handle value = argument.value;
     const std::string where = std::string(argument.op) + ": " + argument.name + " is ";

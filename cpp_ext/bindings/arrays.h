@@ -119,6 +119,8 @@ std::size_t choice(const Argument& argument, std::span<const char* const> allowe
 inline std::size_t choice(const Argument& argument, std::initializer_list<const char*> allowed) {
     return choice(argument, std::span(allowed.begin(), allowed.size()));
 }
+// The type of weights that the argument names; it has to be one of those that `allowed` holds for.
+DType dtype_argument(const Argument& argument, bool (*allowed)(DType) = [](DType) { return true; });
 // A finite number above (or at) minimum.
 double number(const Argument& argument, double minimum, bool inclusive);
 

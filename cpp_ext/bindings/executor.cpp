@@ -3,10 +3,10 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <mutex>
 
 #include "bindings/gil.h"
+#include "bindings/graph.h"
 #include "bindings/kv_cache.h"
 #include "bindings/matrix_object.h"
 #include "bindings/module.h"
@@ -233,119 +233,15 @@ class PyExecutor {
                     std::to_string(n_ops) + ",), one for each op.");
     }
 
-    static Graph graph_argument(const py::sequence& buffers,
-                                const std::vector<std::string>& weights, const py::sequence& ops) {
-        try {
-            return read_graph(buffers, weights, ops);
-        } catch (const py::cast_error&) {
-            throw py::type_error(
-                "Executor: buffers or ops are not as expected: (name, width, external) and (kind, "
-                "input names, output name, names or None, weight slots, attributes) each.");
-        }
-    }
-
-    using Outputs = std::variant<std::monostate, std::string, std::vector<std::string>>;
-
-    static void set_first(const std::vector<int>& all, int& first, std::vector<int>& others) {
-        if (all.empty()) return;
-        first = all[0];
-        others.assign(all.begin() + 1, all.end());
-    }
-
-    static Graph read_graph(const py::sequence& buffers, const std::vector<std::string>& weights,
-                            const py::sequence& ops) {
-        Graph graph;
-        graph.weights = weights;
-        std::map<std::string, int> buffer_index, weight_index;
-        for (const py::object item : buffers) {
-            const auto [name, width, external] =
-                item.cast<std::tuple<std::string, std::size_t, bool>>();
-            buffer_index[name] = static_cast<int>(graph.buffers.size());
-            graph.buffers.push_back({name, width, external});
-        }
-        for (const std::string& name : weights)
-            weight_index[name] = static_cast<int>(weight_index.size());
-        const auto index = [](const std::map<std::string, int>& names, const std::string& name) {
-            const auto found = names.find(name);
-            if (found == names.end()) value_error("Executor: nothing is named '" + name + "'.");
-            return found->second;
-        };
-        for (const py::object item : ops) {
-            const auto [kind, inputs, output, slots, attrs] =
-                item.cast<std::tuple<std::string, std::vector<std::string>, Outputs,
-                                     std::vector<std::string>, py::dict>>();
-            Op op;
-            op.kind = op_kind_from_name(kind);
-            for (const std::string& name : inputs) op.inputs.push_back(index(buffer_index, name));
-            std::vector<int> outputs, weight_slots;
-            if (const auto* one = std::get_if<std::string>(&output))
-                outputs.push_back(index(buffer_index, *one));
-            else if (const auto* several = std::get_if<std::vector<std::string>>(&output))
-                for (const std::string& name : *several)
-                    outputs.push_back(index(buffer_index, name));
-            for (const std::string& name : slots) weight_slots.push_back(index(weight_index, name));
-            set_first(outputs, op.output, op.more_outputs);
-            set_first(weight_slots, op.weight, op.more_weights);
-            read_attributes(attrs, op);
-            graph.ops.push_back(std::move(op));
-        }
-        return graph;
-    }
-
-    static bool is_gelu(const std::string& activation) {
-        if (activation != "silu" && activation != "gelu")
-            value_error("Executor: activation is '" + activation + "'; expected 'silu' or 'gelu'.");
-        return activation == "gelu";
-    }
-
-    static void read_attributes(const py::dict& attrs, Op& op) {
-        for (const auto& [key, value] : attrs) {
-            const auto name = key.cast<std::string>();
-            if (name == "eps")
-                op.eps = value.cast<float>();
-            else if (name == "scale")
-                op.scale = value.cast<float>();
-            else if (name == "n_heads")
-                op.n_heads = value.cast<std::size_t>();
-            else if (name == "n_kv_heads")
-                op.n_kv_heads = value.cast<std::size_t>();
-            else if (name == "head_dim")
-                op.head_dim = value.cast<std::size_t>();
-            else if (name == "interleaved")
-                op.interleaved = value.cast<bool>();
-            else if (name == "window")
-                op.window = value.cast<std::size_t>();
-            else if (name == "cap" || name == "softcap")
-                op.cap = value.cast<float>();
-            else if (name == "n_used")
-                op.n_used = value.cast<std::size_t>();
-            else if (name == "normalized")
-                op.normalized = value.cast<bool>();
-            else if (name == "shared")
-                op.shared = value.cast<bool>();
-            else if (name == "activation")
-                op.gelu = is_gelu(value.cast<std::string>());
-            else if (name == "offset")
-                op.offset = value.cast<std::size_t>();
-            else if (name == "width")
-                continue;  // the buffer's own
-            else if (name == "quantized")
-                op.quantized = value.cast<bool>();
-            else if (name == "activations")
-                op.activations = activations_argument("Executor", value);
-            else
-                value_error(std::string("Executor: ") + op_kind_name(op.kind) +
-                            " has no attribute '" + name + "'.");
-        }
-    }
-
     static Weight read_weight(const std::string& name, const py::object& value) {
         if (const PackedMatrixPtr packed = packed_matrix(value))
             return std::shared_ptr<const PackedMatrix>(packed);
         if (py::isinstance<RawRowsObject>(value)) return value.cast<const RawRowsObject&>().rows;
         if (py::isinstance<py::list>(value)) return read_experts(name, value);
         const Array vector = float_array("Executor.bind", name.c_str(), value);
-        vector.require_axes(1, "[n]");
+        if (vector.shape().size() == 2)
+            return Vector{vector.floats(), vector.axis(1), vector.axis(0)};
+        vector.require_axes(1, "[n], or [n_experts, n]");
         return Vector{vector.floats(), vector.size()};
     }
 
@@ -413,6 +309,10 @@ namespace tensor_ops::bindings {
 
 void bind_executor(py::module_& m) {
     using py::arg;
+    m.def("graph_ops", graph_ops,
+          "The ops that Executor runs, by name: inputs, the number of its inputs; output, whether "
+          "it writes one; weights, their roles; optional, whether it may go without weights; many, "
+          "whether it has an output for each weight, of which there may be several.");
     py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.")
         .def_property_readonly("nbytes", &Bound::nbytes, "Bytes of each weight, by its slot.");
     py::class_<KvLayers> kv_layers(m, "KvLayers",
@@ -434,7 +334,7 @@ void bind_executor(py::module_& m) {
     executor.def_property_readonly("nbytes", &PyExecutor::bytes, "Bytes of the internal buffers.")
         .def("bind", &PyExecutor::bind, arg("weights"),
              "Put weights in the slots: a dict of PackedMatrix, RawRows, float32 [n] or, for "
-             "experts, lists of PackedMatrix, by name.\n\n"
+             "experts, float32 [n_experts, n] and lists of PackedMatrix, by name.\n\n"
              "The call is cheap and keeps references. ValueError if a weight is missing or does "
              "not fit.")
         .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"),

@@ -8,13 +8,7 @@
 namespace tensor_ops::bindings {
 namespace {
 
-constexpr std::size_t first_quantized = static_cast<std::size_t>(DType::q8_0);
-
-// One of the first `count` quantised types.
-DType quantized_type(const char* op, py::handle type, std::size_t count) {
-    const auto names = dtype_name_list().subspan(first_quantized, count);
-    return static_cast<DType>(first_quantized + choice({op, "type", type}, names));
-}
+bool is_made(DType type) { return is_quantized(type) && format_of(type).writable; }
 
 std::vector<py::ssize_t> with_last_axis(Shape shape, std::size_t last) {
     std::vector<py::ssize_t> result(shape.begin(), shape.end());
@@ -39,7 +33,7 @@ void decode(DType type, const void* x, float* y, std::size_t n) {
 
 py::array quantize(py::handle x_object, py::handle type_object) {
     const Array x = float_array("quantize", "x", x_object);
-    const DType type = quantized_type("quantize", type_object, 5);
+    const DType type = dtype_argument({"quantize", "type", type_object}, is_made);
     if (x.axis(-1) % quant_block)
         value_error("quantize: x has shape " + to_text(x.shape()) +
                     "; expected a last axis that is a multiple of 32, the block of " +
@@ -51,7 +45,7 @@ py::array quantize(py::handle x_object, py::handle type_object) {
 
 py::array dequantize(py::handle data_object, py::handle type_object) {
     const Array data({"dequantize", "data", data_object}, {Dtype::uint8});
-    const DType type = quantized_type("dequantize", type_object, 10);
+    const DType type = dtype_argument({"dequantize", "type", type_object}, is_quantized);
     const auto [elements, block] = block_size(type);
     if (data.axis(-1) % block)
         value_error("dequantize: data has shape " + to_text(data.shape()) +
@@ -98,14 +92,14 @@ void bind_formats(py::module_& m) {
     m.def(
         "quantize", quantize, arg("x"), arg("type"),
         "Pack each row of x into blocks of 32, rounding as GGML does.\n\n"
-        "x: float32 [..., n], n a multiple of 32; type: \"q8_0\", \"q4_0\", \"q4_1\", \"q5_0\" or "
-        "\"q5_1\".\n"
+        "x: float32 [..., n], n a multiple of 32; type: \"q8_0\", \"q4_0\", \"q4_1\", \"q5_0\", "
+        "\"q5_1\", \"iq4_nl\" or \"mxfp4\".\n"
         "Returns uint8 [..., n / 32 * bytes of a block]. A block that holds NaN, an infinity, or a "
         "value so large that the float16 scale overflows does not dequantise to finite values.");
     m.def("dequantize", dequantize, arg("data"), arg("type"),
           "The values of packed rows, exactly.\n\n"
           "data: uint8 [..., row_bytes]; type: what `quantize` makes, or \"q2_k\", \"q3_k\", "
-          "\"q4_k\", \"q5_k\" or \"q6_k\".\n"
+          "\"q4_k\", \"q5_k\", \"q6_k\" or \"iq4_xs\".\n"
           "Returns float32 [..., row_bytes / bytes of a block * elements of a block].");
     m.def("float32_to_float16", float32_to_float16, arg("x"),
           "Rounded to the nearest, ties to even; from 65520 on, infinity.\n\n"

@@ -51,7 +51,7 @@ struct MatrixArguments {
 MatrixArguments matrix_arguments(const char* op, py::handle data, py::handle type,
                                  py::handle shape) {
     MatrixArguments a;
-    a.type = static_cast<DType>(choice({op, "type", type}, dtype_name_list()));
+    a.type = dtype_argument({op, "type", type});
     const bool sequence = py::isinstance<py::tuple>(shape) || py::isinstance<py::list>(shape);
     bool integers = sequence;
     if (sequence)
@@ -281,7 +281,8 @@ void bind_matrix(py::module_& m) {
         "data: C-contiguous array of any dtype, or bytes-like: exactly the bytes of the n rows in "
         "a GGUF file. All threads pack them; the object does not keep them.\n"
         "type: \"f32\", \"f16\", \"bf16\", or one of GGML's \"q8_0\", \"q4_0\", \"q4_1\", "
-        "\"q5_0\", \"q5_1\", \"q2_k\", \"q3_k\", \"q4_k\", \"q5_k\", \"q6_k\".\n"
+        "\"q5_0\", \"q5_1\", \"q2_k\", \"q3_k\", \"q4_k\", \"q5_k\", \"q6_k\", "
+        "\"iq4_nl\", \"iq4_xs\", \"mxfp4\".\n"
         "shape: (n, k), k a multiple of the type's block.\n"
         "Attributes: type, shape, nbytes (bytes of the packed form).");
     define_init(packed, make_packed, arg("data"), arg("type"), arg("shape"));

@@ -43,8 +43,8 @@ Sizes sizes_argument(const char* op, py::handle type,
     if (std::min(s.first, s.second) < 0 || std::max(s.first, s.second) > longest)
         value_error(std::string(op) + ": shape is out of range; expected (n, k), each from 0 to " +
                     std::to_string(longest) + ".");
-    return {static_cast<DType>(choice({op, "type", type}, dtype_name_list())),
-            static_cast<std::size_t>(s.first), static_cast<std::size_t>(s.second)};
+    return {dtype_argument({op, "type", type}), static_cast<std::size_t>(s.first),
+            static_cast<std::size_t>(s.second)};
 }
 
 std::size_t size_when_packed(py::handle type, const std::pair<py::ssize_t, py::ssize_t>& shape) {

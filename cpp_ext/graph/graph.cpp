@@ -9,31 +9,6 @@ namespace {
 // The most experts of a token; the largest known models use 8 to 10.
 constexpr std::size_t largest_route = 1u << 12;
 
-// The inputs, output and weight of each kind of op, in the order of OpKind.
-struct Signature {
-    const char* name;
-    std::size_t inputs;
-    bool output, weight;
-};
-constexpr Signature signatures[] = {
-    {"embed", 1, true, true},        {"rms_norm", 1, true, true},
-    {"head_norm", 1, true, true},    {"bias", 1, true, true},
-    {"linear", 1, true, true},       {"rope", 2, true, false},
-    {"kv_append", 2, false, false},  {"attention", 1, true, false},
-    {"swiglu", 2, true, false},      {"geglu", 2, true, false},
-    {"softcap", 1, true, false},     {"add", 2, true, false},
-    {"route", 1, true, false},       {"expert_linear", 2, true, true},
-    {"expert_sum", 2, true, false},  {"quantized_norm", 1, true, true},
-    {"linear_many", 1, true, true},  {"linear_add", 2, true, true},
-    {"glu_linear", 1, true, true},   {"rope_append", 3, false, false},
-    {"merge_add", 2, true, false},   {"take_columns", 1, true, false},
-    {"put_columns", 1, true, false}, {"round_q8", 1, true, false},
-    {"silu", 1, true, false},        {"gelu", 1, true, false},
-    {"multiply", 2, true, false},
-};
-
-const Signature& signature(OpKind kind) { return signatures[static_cast<int>(kind)]; }
-
 [[noreturn]] void fail(const Graph& graph, const Op& op, const std::string& fault) {
     const std::string output =
         op.output >= 0 && static_cast<std::size_t>(op.output) < graph.buffers.size()
@@ -42,6 +17,7 @@ const Signature& signature(OpKind kind) { return signatures[static_cast<int>(kin
     throw std::invalid_argument(std::string(op_kind_name(op.kind)) + output + ": " + fault);
 }
 
+// Checks one op.  The functions that op_kinds.h names check what is particular to a kind.
 class OpCheck {
  public:
     OpCheck(const Graph& graph, const Op& op) : graph_(graph), op_(op) {}
@@ -52,106 +28,148 @@ class OpCheck {
                                                    " inputs, expected " + std::to_string(s.inputs));
         for (const int input : op_.inputs)
             require(input >= 0 && at(input) < graph_.buffers.size(), "an input is no buffer");
-        require(s.output == (op_.output >= 0), s.output ? "has no output" : "has an output");
-        require(op_.output < 0 || at(op_.output) < graph_.buffers.size(),
-                "the output is no buffer");
-        require(s.weight == (op_.weight >= 0), s.weight ? "has no weight" : "has a weight");
-        for (const int output : op_.more_outputs)
-            require(output >= 0 && at(output) < graph_.buffers.size(), "an output is no buffer");
-        require(op_.weight < 0 || at(op_.weight) < graph_.weights.size(), "the weight is no slot");
-        for (const int weight : op_.more_weights)
-            require(weight >= 0 && at(weight) < graph_.weights.size(), "a weight is no slot");
-        const bool many = op_.kind == OpKind::linear_many;
+        const bool output = s.outputs != Outputs::none;
+        require(output == (op_.output >= 0), output ? "has no output" : "has an output");
+        for (const int out : op_.outputs())
+            require(out >= 0 && at(out) < graph_.buffers.size(), "the output is no buffer");
+        const auto [least, most, role] = s.weights;
+        require(most > 0 || op_.weight < 0, "has a weight");
+        require(least == 0 || op_.weight >= 0, "has no weight");
+        const std::vector<int> weights = op_.weights();
+        for (const int weight : weights)
+            require(weight >= 0 && at(weight) < graph_.weights.size(), "the weight is no slot");
+        const bool many = s.outputs == Outputs::many;
         require(many || op_.more_outputs.empty(), "has several outputs");
-        require(op_.more_weights.size() == (many ? op_.more_outputs.size()
-                                            : op_.kind == OpKind::glu_linear ? 1
-                                                                             : 0),
-                "has " + std::to_string(1 + op_.more_weights.size()) + " weights");
-        switch (op_.kind) {
-            case OpKind::embed: return width(0, 1);
-            case OpKind::linear_many:
-                require(op_.outputs().size() <= largest_many, "has too many matrices");
-                for (const int output : op_.outputs()) {
-                    require(op_.inputs[0] != output, "cannot overwrite its input");
-                    const auto outputs = op_.outputs();
-                    require(std::count(outputs.begin(), outputs.end(), output) == 1,
-                            "writes a buffer twice");
-                }
-                return;
-            case OpKind::linear_add:
-                require(op_.inputs[0] != op_.output, "cannot overwrite its input");
-                return width(1, output_width());
-            case OpKind::glu_linear:
-            case OpKind::linear:
-                return require(op_.inputs[0] != op_.output, "cannot overwrite its input");
-            case OpKind::softcap:
-                require(op_.cap > 0.0f, "cap is not above 0");
-                return width(0, output_width());
-            case OpKind::rms_norm:
-            case OpKind::quantized_norm:
-            case OpKind::bias: return width(0, output_width());
-            case OpKind::head_norm:
-                require(op_.n_heads >= 1 && output_width() % op_.n_heads == 0,
-                        "the output does not divide into n_heads");
-                return width(0, output_width());
-            case OpKind::swiglu:
-            case OpKind::geglu:
-            case OpKind::add: width(0, output_width()); return width(1, output_width());
-            case OpKind::rope: {
-                heads(op_.n_heads);
-                width(0, op_.n_heads * op_.head_dim);
-                width_of(op_.output, op_.n_heads * op_.head_dim);
-                table(op_.inputs[1]);
-                return require(op_.inputs[1] != op_.output, "cannot overwrite its table");
-            }
-            case OpKind::rope_append: table(op_.inputs[2]); [[fallthrough]];
-            case OpKind::kv_append:
-                heads(op_.n_kv_heads);
-                width(0, op_.n_kv_heads * op_.head_dim);
-                return width(1, op_.n_kv_heads * op_.head_dim);
-            case OpKind::attention:
-                heads(op_.n_heads);
-                heads(op_.n_kv_heads);
-                require(op_.n_heads % op_.n_kv_heads == 0, "n_heads is no multiple of n_kv_heads");
-                require(op_.inputs[0] != op_.output, "cannot overwrite its input");
-                width(0, op_.n_heads * op_.head_dim);
-                require(op_.cap >= 0.0f, "softcap is below 0");
-                return width_of(op_.output, op_.n_heads * op_.head_dim);
-            case OpKind::route:
-                experts(graph_.buffers[at(op_.inputs[0])].width);
-                return width_of(op_.output, 2 * op_.n_used);
-            case OpKind::expert_linear:
-                experts(largest_route);
-                require(output_width() % op_.n_used == 0, "the output does not divide into n_used");
-                return width(1, 2 * op_.n_used);
-            case OpKind::expert_sum:
-                experts(largest_route);
-                width(0, op_.n_used * output_width());
-                return width(1, 2 * op_.n_used);
-            case OpKind::multiply: width(0, output_width()); return width(1, output_width());
-            case OpKind::silu:
-            case OpKind::gelu: return width(0, output_width());
-            case OpKind::round_q8: whole_blocks(output_width()); return width(0, output_width());
-            case OpKind::merge_add:
-                width(0, output_width());
-                require(op_.inputs[1] != op_.output, "cannot overwrite its parts");
-                require(output_width() >= 1 && input_width(1) % output_width() == 0,
-                        "the parts' width is no multiple of the output's");
-                if (op_.quantized) whole_blocks(output_width());
-                return;
-            case OpKind::take_columns: return columns(op_.inputs[0], op_.output);
-            case OpKind::put_columns:
-                require(graph_.buffers[at(op_.output)].external, "writes a part of its buffer");
-                return columns(op_.output, op_.inputs[0]);
-        }
+        if (many) count_weights(weights.size(), op_.outputs().size(), op_.outputs().size());
+        count_weights(weights.size(), least, most);
+        (this->*checks[static_cast<std::size_t>(op_.kind)])();
     }
 
  private:
+    // ---- the checks that the table names ----
+
+    // The inputs are as wide as the output, which may be any of them.
+    void alike() const {
+        for (std::size_t i = 0; i < op_.inputs.size(); ++i) width(i, output_width());
+    }
+    void tokens() const { width(0, 1); }
+    void head_norm() const {
+        require(op_.n_heads >= 1 && output_width() % op_.n_heads == 0,
+                "the output does not divide into n_heads");
+        alike();
+    }
+    void softcap() const {
+        require(op_.cap > 0.0f, "cap is not above 0");
+        alike();
+    }
+    void swiglu_oai() const {
+        require(op_.limit > 0.0f, "limit is not above 0");
+        alike();
+    }
+    void scale_rows() const {
+        width(0, output_width());
+        width(1, 1);
+        apart(1);
+    }
+    void linear() const { apart(0); }
+    void linear_many() const {
+        const std::vector<int> outputs = op_.outputs();
+        for (const int output : outputs) {
+            require(op_.inputs[0] != output, "cannot overwrite its input");
+            require(std::count(outputs.begin(), outputs.end(), output) == 1,
+                    "writes a buffer twice");
+        }
+    }
+    void linear_add() const {
+        apart(0);
+        width(1, output_width());
+    }
+    void rope() const {
+        heads(op_.n_heads);
+        width(0, op_.n_heads * op_.head_dim);
+        width_of(op_.output, op_.n_heads * op_.head_dim);
+        table(op_.inputs[1]);
+        require(op_.inputs[1] != op_.output, "cannot overwrite its table");
+    }
+    void kv_append() const {
+        heads(op_.n_kv_heads);
+        width(0, op_.n_kv_heads * op_.head_dim);
+        width(1, op_.n_kv_heads * op_.head_dim);
+    }
+    void rope_append() const {
+        table(op_.inputs[2]);
+        kv_append();
+    }
+    void attention() const {
+        heads(op_.n_heads);
+        heads(op_.n_kv_heads);
+        require(op_.n_heads % op_.n_kv_heads == 0, "n_heads is no multiple of n_kv_heads");
+        apart(0);
+        width(0, op_.n_heads * op_.head_dim);
+        require(op_.cap >= 0.0f, "softcap is below 0");
+        width_of(op_.output, op_.n_heads * op_.head_dim);
+    }
+    void route() const {
+        const std::size_t n = input_width(0), groups = op_.n_groups, used = op_.n_groups_used;
+        require(groups >= 1 && n % groups == 0,
+                std::to_string(n) + " experts are no " + std::to_string(groups) + " equal groups");
+        require(used >= 1 && used <= groups, "n_groups_used is " + std::to_string(used) +
+                                                 ", expected 1 to " + std::to_string(groups));
+        require(used == groups || op_.group_score == GroupScore::max || n / groups >= 2,
+                "a group is one expert, expected two or more");
+        experts(used * (n / groups));
+        width_of(op_.output, 2 * op_.n_used);
+    }
+    void expert_linear() const {
+        experts(largest_route);
+        require(output_width() % op_.n_used == 0, "the output does not divide into n_used");
+        width(1, 2 * op_.n_used);
+    }
+    void expert_bias() const {
+        used_experts(largest_route);
+        require(output_width() % op_.n_used == 0, "the output does not divide into n_used");
+        width(0, output_width());
+        width(1, 2 * op_.n_used);
+        apart(1);
+    }
+    void expert_sum() const {
+        experts(largest_route);
+        width(0, op_.n_used * output_width());
+        width(1, 2 * op_.n_used);
+    }
+    void round_q8() const {
+        whole_blocks(output_width());
+        alike();
+    }
+    void merge_add() const {
+        width(0, output_width());
+        require(op_.inputs[1] != op_.output, "cannot overwrite its parts");
+        require(output_width() >= 1 && input_width(1) % output_width() == 0,
+                "the parts' width is no multiple of the output's");
+        if (op_.quantized) whole_blocks(output_width());
+    }
+    void take_columns() const { columns(op_.inputs[0], op_.output); }
+    void put_columns() const {
+        require(graph_.buffers[at(op_.output)].external, "writes a part of its buffer");
+        columns(op_.output, op_.inputs[0]);
+    }
+
+    // ---- what they have in common ----
+
     static std::size_t at(int i) { return static_cast<std::size_t>(i); }
     void require(bool truth, const std::string& fault) const {
         if (!truth) fail(graph_, op_, fault);
     }
     std::size_t output_width() const { return graph_.buffers[at(op_.output)].width; }
+    void count_weights(std::size_t n, std::size_t least, std::size_t most) const {
+        require(n >= least && n <= most, "has " + std::to_string(n) + " weights, expected " +
+                                             std::to_string(least) +
+                                             (least < most ? " to " + std::to_string(most) : ""));
+    }
+    // Checks that an input is not the output.
+    void apart(std::size_t input) const {
+        require(op_.inputs[input] != op_.output, "cannot overwrite its input");
+    }
     void width_of(int buffer, std::size_t expected) const {
         const Buffer& b = graph_.buffers[at(buffer)];
         require(b.width == expected, "buffer '" + b.name + "' has width " +
@@ -192,13 +210,19 @@ class OpCheck {
         whole_blocks(op_.offset);
     }
 
-    void experts(std::size_t most) const {
+    void used_experts(std::size_t most) const {
         require(op_.n_used >= 1 && op_.n_used <= std::min(most, largest_route),
                 "n_used is " + std::to_string(op_.n_used) + ", expected 1 to " +
                     std::to_string(std::min(most, largest_route)));
-        for (const int input : op_.inputs)
-            require(input != op_.output, "cannot overwrite its input");
     }
+    void experts(std::size_t most) const {
+        used_experts(most);
+        for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
+    }
+
+#define TENSOR_OPS_CHECK(kind, inputs, outputs, weights, check) &OpCheck::check,
+    static constexpr void (OpCheck::* checks[])() const = {TENSOR_OPS_OP_KINDS(TENSOR_OPS_CHECK)};
+#undef TENSOR_OPS_CHECK
 
     const Graph& graph_;
     const Op& op_;
@@ -215,6 +239,17 @@ void check_experts(const Graph& graph, const Op& op, const Experts& experts,
             fail(graph, op, name + "has experts of different shapes, types or instruction sets");
 }
 
+// The length of an op's vector.  in, out: the widths of its first input and its output.
+std::size_t vector_length(const Op& op, std::size_t in, std::size_t out) {
+    switch (op.kind) {
+        case OpKind::head_norm: return out / op.n_heads;
+        case OpKind::attention: return op.n_heads;
+        case OpKind::route: return in;
+        case OpKind::expert_bias: return out / op.n_used;
+        default: return out;
+    }
+}
+
 // Checks that a slot's weight fits an op which computes `output` with it.
 void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output,
                   const std::vector<Weight>& weights) {
@@ -229,25 +264,32 @@ void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output
     };
     const std::size_t out = graph.buffers[static_cast<std::size_t>(output)].width;
     const std::size_t in = graph.buffers[static_cast<std::size_t>(op.inputs[0])].width;
-    if (op.kind == OpKind::rms_norm || op.kind == OpKind::quantized_norm ||
-        op.kind == OpKind::head_norm || op.kind == OpKind::bias) {
-        const auto* vector = std::get_if<Vector>(&weight);
-        if (!vector) fail(graph, op, name + "is no float32 vector");
-        require_shape(1, vector->n, 1, op.kind == OpKind::head_norm ? out / op.n_heads : out);
-    } else if (op.kind == OpKind::expert_linear) {
-        const auto* experts = std::get_if<Experts>(&weight);
-        if (!experts) fail(graph, op, name + "is no list of PackedMatrix");
-        check_experts(graph, op, *experts, name);
-        require_shape((*experts)[0]->n() * op.n_used,
-                      (*experts)[0]->k() * (op.shared ? 1 : op.n_used), out, in);
-    } else if (is_product(op.kind)) {
-        const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight);
-        if (!matrix) fail(graph, op, name + "is no PackedMatrix");
-        require_shape((*matrix)->n(), (*matrix)->k(), out, in);
-    } else {
-        const auto* rows = std::get_if<RawRows>(&weight);
-        if (!rows) fail(graph, op, name + "is no RawRows");
-        require_shape(rows->n, rows->k, rows->n, out);
+    switch (signature(op.kind).weights.role) {
+        case Role::vector:
+        case Role::vectors: {
+            const auto* vector = std::get_if<Vector>(&weight);
+            if (!vector) fail(graph, op, name + "is no float32 vector");
+            const bool one = signature(op.kind).weights.role == Role::vector;
+            return require_shape(vector->count, vector->n, one ? 1 : vector->count,
+                                 vector_length(op, in, out));
+        }
+        case Role::experts: {
+            const auto* experts = std::get_if<Experts>(&weight);
+            if (!experts) fail(graph, op, name + "is no list of PackedMatrix");
+            check_experts(graph, op, *experts, name);
+            return require_shape((*experts)[0]->n() * op.n_used,
+                                 (*experts)[0]->k() * (op.shared ? 1 : op.n_used), out, in);
+        }
+        case Role::matrix: {
+            const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight);
+            if (!matrix) fail(graph, op, name + "is no PackedMatrix");
+            return require_shape((*matrix)->n(), (*matrix)->k(), out, in);
+        }
+        case Role::rows: {
+            const auto* rows = std::get_if<RawRows>(&weight);
+            if (!rows) fail(graph, op, name + "is no RawRows");
+            return require_shape(rows->n, rows->k, rows->n, out);
+        }
     }
 }
 
@@ -291,8 +333,6 @@ int quantized_buffer(const Op& op) {
     }
 }
 
-const char* op_kind_name(OpKind kind) { return signature(kind).name; }
-
 void Graph::check() const {
     for (const Buffer& buffer : buffers)
         if (buffer.width > longest_row)
@@ -333,7 +373,8 @@ void Graph::check() const {
 }
 
 std::size_t weight_bytes(const Weight& weight) {
-    if (const auto* vector = std::get_if<Vector>(&weight)) return vector->n * sizeof(float);
+    if (const auto* vector = std::get_if<Vector>(&weight))
+        return vector->count * vector->n * sizeof(float);
     if (const auto* rows = std::get_if<RawRows>(&weight))
         return rows->n * row_bytes(rows->type, rows->k);
     if (const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight))

@@ -10,43 +10,10 @@
 #include <variant>
 #include <vector>
 
+#include "graph/op_kinds.h"
 #include "ops/ops.h"
 
 namespace tensor_ops {
-
-enum class OpKind {
-    embed,
-    rms_norm,
-    head_norm,
-    bias,
-    linear,
-    rope,
-    kv_append,
-    attention,
-    swiglu,
-    geglu,
-    softcap,
-    add,
-    route,
-    expert_linear,
-    expert_sum,
-    quantized_norm,
-    linear_many,
-    linear_add,
-    glu_linear,
-    rope_append,
-    merge_add,
-    take_columns,
-    put_columns,
-    round_q8,
-    silu,
-    gelu,
-    multiply
-};
-
-// Throws std::invalid_argument for a name that is no op.
-OpKind op_kind_from_name(const std::string& name);
-const char* op_kind_name(OpKind kind);
 
 struct Buffer {
     std::string name;
@@ -61,13 +28,17 @@ struct Op {
     int weight = -1;                                        // slot, or -1
     std::vector<int> more_outputs, more_weights;            // linear_many; glu_linear: its `up`
     std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // head_norm, rope, kv_append, attention
-    float eps = 0.0f;                                       // rms_norm, head_norm
-    float scale = 1.0f;                                     // embed, attention
+    float eps = 0.0f;                                       // norms
+    float scale = 1.0f;                                     // embed, attention, route, scale
     bool interleaved = false;                               // rope
-    std::size_t window = 0;                  // attention: positions that a token sees; 0: all
-    float cap = 0.0f;                        // softcap; attention, for scores, 0: none
-    std::size_t n_used = 0;                  // route, expert_linear, expert_sum: experts of a token
-    bool normalized = false;                 // route: the shares sum to 1
+    std::size_t window = 0;   // attention: positions that a token sees; 0: all
+    float cap = 0.0f;         // softcap; attention, for scores, 0: none
+    std::size_t n_used = 0;   // route, expert_linear, expert_sum: experts of a token
+    bool normalized = false;  // route, as the next four: see RouteTask
+    Gating gating = Gating::softmax;
+    std::size_t n_groups = 1, n_groups_used = 1;
+    GroupScore group_score = GroupScore::top2;
+    float alpha = 1.0f, limit = 0.0f;        // swiglu_oai
     bool shared = false;                     // expert_linear: all experts have the same input
     bool gelu = false;                       // glu_linear: gelu, else silu
     std::size_t offset = 0;                  // take_columns, put_columns: the first column
@@ -77,8 +48,6 @@ struct Op {
     std::vector<int> outputs() const;
     std::vector<int> weights() const;
 };
-
-inline constexpr std::size_t largest_many = 8;  // matrices of a linear_many
 
 // Whether an op multiplies its first input by matrices, and may quantise it for that.
 bool is_product(OpKind kind);
@@ -100,9 +69,11 @@ struct Graph {
     void check() const;
 };
 
+// A vector, or one for each expert.
 struct Vector {
     const float* data;
     std::size_t n;
+    std::size_t count = 1;
 };
 using Weight = std::variant<Vector, std::shared_ptr<const PackedMatrix>, RawRows, Experts>;
 

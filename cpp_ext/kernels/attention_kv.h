@@ -6,7 +6,7 @@
 namespace tensor_ops {
 namespace {
 
-struct BlockQ8 {  // q8_0 of kernels.h
+struct BlockQ8 {  // q8_0 of dtype.h
     std::uint16_t d;
     std::byte code[quant_block];
 };

@@ -1,5 +1,5 @@
 // Conversion of one row between float32 and the formats of GGUF files: halves and quantised blocks
-// (formulas in kernels.h).  These are plain loops for packing and tests, not for the hot path.
+// (formulas in dtype.h).  These are plain loops for packing and tests, not for the hot path.
 #pragma once
 
 #include <cmath>
@@ -47,72 +47,48 @@ inline T read(const std::byte* p) {
     return value;
 }
 
-// How a quantised type decodes: value = scale * (code - zero) + minimum, with one scale (and
-// minimum) for `sub` columns.  For a K type, scale = d * s and minimum = -d_min * s_min.
-struct Format {
-    int bits;
-    int zero;
-    std::size_t sub;
-    bool has_min;
-    bool is_k;
-};
-
-constexpr Format format_of(DType type) {
-    switch (type) {
-        case DType::q8_0: return {8, 128, 32, false, false};  // signed in the file, unsigned here
-        case DType::q4_0: return {4, 8, 32, false, false};
-        case DType::q4_1: return {4, 0, 32, true, false};
-        case DType::q5_0: return {5, 16, 32, false, false};
-        case DType::q5_1: return {5, 0, 32, true, false};
-        case DType::q2_k: return {2, 0, 16, true, true};
-        case DType::q3_k: return {3, 4, 16, false, true};
-        case DType::q4_k: return {4, 0, 32, true, true};
-        case DType::q5_k: return {5, 0, 32, true, true};
-        case DType::q6_k: return {6, 32, 16, false, true};
-        default: return {};
-    }
+// The scale that a byte of Scale::e8m0 means: 2^(e - 128).  The two smallest are denormal.
+inline float e8m0_to_float(std::uint8_t e) {
+    return bits_to_float(e < 2 ? 0x00200000u << e : (e - 1u) << 23);
 }
 
-// 32 columns of a row, taken apart.  d and d_min are the file's halves.  s and s_min are 1 for the
-// types without integer scales, whose minimum m is +d_min.
+// 32 columns of a row, taken apart.  d and d_min are the file's halves.  s and s_min are the
+// integer scales of columns 0 to 15 and 16 to 31, or the byte of Scale::e8m0 twice.
 struct Block {
     std::uint16_t d, d_min;
-    std::int8_t s[2], s_min[2];  // of columns 0 to 15, 16 to 31
+    std::int8_t s[2], s_min[2];
     std::uint8_t code[quant_block];
 };
 
-inline float block_scale(const Block& block, std::size_t column) {
-    return half_to_float(block.d) * block.s[column / 16];
+inline float block_scale(DType type, const Block& block, std::size_t sub) {
+    switch (format_of(type).scale) {
+        case Scale::half: return half_to_float(block.d);
+        case Scale::half_by_int8: return half_to_float(block.d) * block.s[sub];
+        default: return e8m0_to_float(static_cast<std::uint8_t>(block.s[sub]));
+    }
 }
-inline float block_minimum(DType type, const Block& block, std::size_t column) {
-    if (!format_of(type).has_min) return 0.0f;
-    const float m = half_to_float(block.d_min) * block.s_min[column / 16];
-    return format_of(type).is_k ? -m : m;
+inline float block_minimum(DType type, const Block& block, std::size_t sub) {
+    const float d = half_to_float(block.d_min);
+    return format_of(type).scale == Scale::half ? d : -(d * block.s_min[sub]);
 }
 
 inline void block_values(DType type, const Block& block, float* y) {
-    const int zero = format_of(type).zero;
+    const Format& format = format_of(type);
+    std::int8_t value[quant_block];
     for (std::size_t i = 0; i < quant_block; ++i)
-        y[i] = block_scale(block, i) * static_cast<float>(block.code[i] - zero) +
-               block_minimum(type, block, i);
+        value[i] = static_cast<std::int8_t>(block.code[i] - format.zero);
+    for (std::size_t i = 0; format.values && i < quant_block; ++i)
+        value[i] = format.values[block.code[i]];
+    for (std::size_t i = 0; i < quant_block; ++i)
+        y[i] = block_scale(type, block, i / 16) * static_cast<float>(value[i]);
+    for (std::size_t i = 0; format.has_min && i < quant_block; ++i)
+        y[i] += block_minimum(type, block, i / 16);
 }
 
 inline unsigned byte_at(const std::byte* p, std::size_t i) { return static_cast<unsigned>(p[i]); }
 
-// q8_0, q4_0, q4_1, q5_0, q5_1: scales, then bit 4 of each code (q5), then 16 bytes of nibbles.
-inline void read_simple_block(DType type, const std::byte* p, Block& block) {
-    const Format format = format_of(type);
-    block.d = read<std::uint16_t>(p);
-    block.d_min = format.has_min ? read<std::uint16_t>(p + 2) : std::uint16_t{0};
-    block.s[0] = block.s[1] = block.s_min[0] = block.s_min[1] = 1;
-    p += format.has_min ? 4 : 2;
-    const std::uint32_t fifth = format.bits == 5 ? read<std::uint32_t>(p) : 0;
-    p += format.bits == 5 ? 4 : 0;
-    if (format.bits == 8) {
-        for (std::size_t i = 0; i < quant_block; ++i)
-            block.code[i] = static_cast<std::uint8_t>(byte_at(p, i) ^ 0x80);
-        return;
-    }
+// 16 bytes of nibbles: the low ones are the codes of columns 0 to 15.
+inline void read_nibbles(const std::byte* p, Block& block) {
     for (std::size_t i = 0; i < 16; i += 8) {  // by words: for bytes GCC makes hundreds of moves
         constexpr std::uint64_t nibbles = 0x0f0f0f0f0f0f0f0f;
         const auto word = read<std::uint64_t>(p + i);
@@ -120,6 +96,27 @@ inline void read_simple_block(DType type, const std::byte* p, Block& block) {
         std::memcpy(block.code + i, &low, 8);
         std::memcpy(block.code + 16 + i, &high, 8);
     }
+}
+
+// The types whose blocks have 32 columns: scales, then bit 4 of each code (q5), then nibbles, or
+// the bytes of q8_0.
+inline void read_simple_block(DType type, const std::byte* p, Block& block) {
+    const Format& format = format_of(type);
+    if (format.scale == Scale::half) {
+        block.d = read<std::uint16_t>(p);
+        block.d_min = format.has_min ? read<std::uint16_t>(p + 2) : std::uint16_t{0};
+        p += format.has_min ? 4 : 2;
+    } else {
+        block.s[0] = block.s[1] = static_cast<std::int8_t>(*p++);
+    }
+    const std::uint32_t fifth = format.bits == 5 ? read<std::uint32_t>(p) : 0;
+    p += format.bits == 5 ? 4 : 0;
+    if (format.bits == 8) {
+        for (std::size_t i = 0; i < quant_block; ++i)
+            block.code[i] = static_cast<std::uint8_t>(byte_at(p, i) ^ 0x80);
+        return;
+    }
+    read_nibbles(p, block);
     for (std::size_t i = 0; fifth != 0 && i < quant_block; i += 8) {
         constexpr std::uint64_t each_byte = 0x0101010101010101, each_bit = 0x8040201008040201;
         const std::uint64_t bits = (fifth >> i & 0xff) * each_byte & each_bit;
@@ -141,7 +138,17 @@ inline void read_k4_scales(const std::byte* p, std::size_t j, Block& block) {
     block.s_min[0] = block.s_min[1] = static_cast<std::int8_t>(m);
 }
 
-// Columns 32 b to 32 b + 31 of a block of 256.
+// Columns 32 b to 32 b + 31 of a block of iq4_xs: d, upper 2 bits of scales[8], low 4 bits of
+// scales[8], nibbles[128].
+inline void read_iq4_xs_block(const std::byte* p, std::size_t b, Block& block) {
+    const unsigned low = byte_at(p, 4 + b / 2) >> 4 * (b % 2) & 15;
+    const unsigned high = byte_at(p, 2 + b / 4) >> 2 * (b % 4) & 3;
+    block.d = read<std::uint16_t>(p);
+    block.s[0] = block.s[1] = static_cast<std::int8_t>(static_cast<int>(low | high << 4) - 32);
+    read_nibbles(p + 8 + 16 * b, block);
+}
+
+// Columns 32 b to 32 b + 31 of a block of a K type.
 inline void read_k_block(DType type, const std::byte* p, std::size_t b, Block& block) {
     const std::size_t half = b / 4, j = b % 4;  // 128 columns share the bytes of their codes
     block.d_min = 0;
@@ -202,10 +209,14 @@ inline void read_k_block(DType type, const std::byte* p, std::size_t b, Block& b
 // Columns 32 b to 32 b + 31 of a row.
 inline Block read_block(DType type, const std::byte* row, std::size_t b) {
     Block block;
-    if (format_of(type).is_k)
-        read_k_block(type, row + b / 8 * block_size(type).bytes, b % 8, block);
+    const std::size_t blocks = block_size(type).elements / quant_block;  // of 32 in one of the file
+    const std::byte* p = row + b / blocks * block_size(type).bytes;
+    if (type == DType::iq4_xs)
+        read_iq4_xs_block(p, b % blocks, block);
+    else if (blocks > 1)
+        read_k_block(type, p, b % blocks, block);
     else
-        read_simple_block(type, row + b * block_size(type).bytes, block);
+        read_simple_block(type, p, block);
     return block;
 }
 
@@ -229,42 +240,50 @@ inline std::uint8_t clamp_code(float value, float top) {
     return static_cast<std::uint8_t>(value > 0.0f ? (value < top ? value : top) : 0.0f);
 }
 
-// One block of q8_0, q4_0, q4_1, q5_0 or q5_1.
-inline void quantize_block(DType type, const float* x, std::byte* p) {
-    const Format format = format_of(type);
-    std::uint8_t code[quant_block];
+// What decides a block's scale.
+struct Range {
     float largest = 0.0f;  // of the largest magnitude, with its sign
-    float low = x[0], high = x[0];
+    float low, high;
     bool finite = true;
+};
+inline Range range_of(const float* x) {
+    Range range{.low = x[0], .high = x[0]};
     for (std::size_t i = 0; i < quant_block; ++i) {
-        if (std::fabs(x[i]) > std::fabs(largest)) largest = x[i];
-        if (x[i] < low) low = x[i];
-        if (x[i] > high) high = x[i];
-        finite &= std::fabs(x[i]) <= std::numeric_limits<float>::max();
+        if (std::fabs(x[i]) > std::fabs(range.largest)) range.largest = x[i];
+        if (x[i] < range.low) range.low = x[i];
+        if (x[i] > range.high) range.high = x[i];
+        range.finite &= std::fabs(x[i]) <= std::numeric_limits<float>::max();
     }
-    if (type == DType::q8_0) {
-        const float d = finite ? std::fabs(largest) / 127.0f : NAN;
-        const float inverse = reciprocal(d);
-        write_half(d, p);
-        for (std::size_t i = 0; i < quant_block; ++i) {
-            const float scaled = finite ? x[i] * inverse : 1.0f;
-            p[2 + i] = static_cast<std::byte>(static_cast<std::int8_t>(std::round(scaled)));
-        }
-        return;
+    return range;
+}
+
+inline void quantize_q8_0(const float* x, const Range& range, std::byte* p) {
+    const float d = range.finite ? std::fabs(range.largest) / 127.0f : NAN;
+    const float inverse = reciprocal(d);
+    write_half(d, p);
+    for (std::size_t i = 0; i < quant_block; ++i) {
+        const float scaled = range.finite ? x[i] * inverse : 1.0f;
+        p[2 + i] = static_cast<std::byte>(static_cast<std::int8_t>(std::round(scaled)));
     }
+}
+
+// q4_0, q4_1, q5_0, q5_1.
+inline void quantize_linear(DType type, const float* x, const Range& range, std::byte* p) {
+    const Format& format = format_of(type);
+    std::uint8_t code[quant_block];
     const int levels = 1 << format.bits;
     const auto top = static_cast<float>(levels - 1);
     // Without a minimum, the value of the largest magnitude becomes code 0, which means -8 or -16.
-    const float offset = format.has_min ? low : 0.0f;
+    const float offset = format.has_min ? range.low : 0.0f;
     const float bias = format.has_min ? 0.5f : static_cast<float>(format.zero) + 0.5f;
-    const float d = !finite          ? NAN
-                    : format.has_min ? (high - low) / top
-                                     : largest / -static_cast<float>(format.zero);
+    const float d = !range.finite    ? NAN
+                    : format.has_min ? (range.high - range.low) / top
+                                     : range.largest / -static_cast<float>(format.zero);
     const float inverse = reciprocal(d);
     for (std::size_t i = 0; i < quant_block; ++i)
         code[i] = clamp_code((x[i] - offset) * inverse + bias, top);
     write_half(d, p);
-    if (format.has_min) write_half(finite ? low : NAN, p + 2);
+    if (format.has_min) write_half(range.finite ? range.low : NAN, p + 2);
     p += format.has_min ? 4 : 2;
     if (format.bits == 5) {
         std::uint32_t fifth = 0;
@@ -276,6 +295,59 @@ inline void quantize_block(DType type, const float* x, std::byte* p) {
         p += 4;
     }
     write_nibbles(code, p);
+}
+
+// The codes are those of the nearest values where the largest magnitude is -127; d is then the
+// scale with the least squared error, weighted by x^2.  Between two values, the upper one wins.
+inline void quantize_iq4_nl(const float* x, const Range& range, std::byte* p) {
+    std::uint8_t code[quant_block];
+    // GGML counts what is smaller as zeros.
+    const float d = std::fabs(range.largest) < 1e-15f ? 0.0f : range.largest / -127.0f;
+    const float inverse = range.finite ? reciprocal(d) : 0.0f;
+    float by_x = 0.0f, by_value = 0.0f;
+    for (std::size_t i = 0; i < quant_block; ++i) {
+        const float scaled = x[i] * inverse;
+        int below = 0;
+        for (std::size_t c = 1; c < 16; ++c)
+            below += scaled >= static_cast<float>(iq4_values[c - 1] + iq4_values[c]) / 2;
+        code[i] = static_cast<std::uint8_t>(below);
+        const auto value = static_cast<float>(iq4_values[below]);
+        const float weighted = x[i] * x[i] * value;
+        by_x += weighted * x[i];
+        by_value += weighted * value;
+    }
+    write_half(!range.finite ? NAN : d == 0.0f ? 0.0f : by_x / by_value, p);
+    write_nibbles(code, p + 2);
+}
+
+// The scale is the power of two at which the largest magnitude is from 4 to 8 of E2M1's units,
+// whose largest value is 6.  Between two values, the smaller magnitude wins.
+inline void quantize_mxfp4(const float* x, const Range& range, std::byte* p) {
+    std::uint8_t code[quant_block];
+    const int exponent =  // of the largest magnitude, biased by 127; denormal numbers count as 0
+        static_cast<int>(float_to_bits(range.largest) >> 23 & 255);
+    const int e = !range.finite ? 255 : exponent > 2 ? exponent - 2 : 0;
+    const double inverse = 1.0 / e8m0_to_float(static_cast<std::uint8_t>(e));
+    for (std::size_t i = 0; i < quant_block; ++i) {
+        const double scaled = range.finite ? std::fabs(x[i]) * inverse : INFINITY;
+        int below = 0;
+        for (std::size_t c = 1; c < 8; ++c)
+            below += scaled > (e2m1_values[c - 1] + e2m1_values[c]) / 2.0;
+        code[i] = static_cast<std::uint8_t>(below | (x[i] < 0.0f && below != 0 ? 8 : 0));
+    }
+    *p = static_cast<std::byte>(e);
+    write_nibbles(code, p + 1);
+}
+
+// One block of a writable type.
+inline void quantize_block(DType type, const float* x, std::byte* p) {
+    const Range range = range_of(x);
+    switch (type) {
+        case DType::q8_0: return quantize_q8_0(x, range, p);
+        case DType::iq4_nl: return quantize_iq4_nl(x, range, p);
+        case DType::mxfp4: return quantize_mxfp4(x, range, p);
+        default: return quantize_linear(type, x, range, p);
+    }
 }
 
 inline void from_float(DType type, const float* x, std::byte* y, std::size_t n) {

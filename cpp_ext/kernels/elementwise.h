@@ -10,6 +10,11 @@ namespace tensor_ops {
 namespace {
 
 template <class Isa>
+void sigmoid(const float* x, float* y, std::size_t n) {
+    map<Isa>(n, y, [](auto v) { return sigmoid_of<Isa>(v); }, x);
+}
+
+template <class Isa>
 void silu(const float* x, float* y, std::size_t n) {
     map<Isa>(n, y, [](auto v) { return times_sigmoid<Isa>(v, v); }, x);
 }

@@ -60,12 +60,12 @@ inline constexpr std::size_t depth_block = 256;
 inline constexpr std::size_t column_block = 512;
 inline constexpr std::size_t max_tile = 17;  // 16 rows, and room for transpose_tile
 
-// Memory gives one row's products more when they read it in so many streams, parts of the matrix
-// far apart: a Zen 4 core 1.05 to 1.1 times as much as in one.
+// The products of one row read the matrix in this many streams, which lie far apart: a Zen 4 core
+// then reads 1.05 to 1.1 times as fast as in one stream.
 inline constexpr std::size_t far_streams = 4;
 
-// Calls f(i, apart, std::integral_constant<streams>), which works on i, i + apart, ..., until all
-// of [first, last) is done: in far_streams streams, what is left over one by one.
+// Calls f(i, apart, std::integral_constant<streams>) for all of [first, last).  A call works on i,
+// i + apart, ... in far_streams streams; what is left over is done one by one.
 template <class F>
 inline void for_far_streams(std::size_t first, std::size_t last, F&& f) {
     const std::size_t apart = (last - first) / far_streams;
@@ -77,16 +77,18 @@ inline void for_far_streams(std::size_t first, std::size_t last, F&& f) {
 
 inline constexpr std::size_t gemm_scratch_floats = depth_block * (column_block + max_tile);
 
-// Where the panels of a matrix lie: elements from one panel to the next, from one k to the next.
+// The panels of a matrix.  stride: elements from one panel to the next.  row_stride: elements from
+// one k to the next.
 template <class Source>
 struct Panels {
     const Source* data;
     std::size_t stride, row_stride;
 };
 
-// c[rows][panel] (+)= x[k][Rows] * b[k][panel] for Streams panels of b, which lie b_apart elements
-// apart, their columns of c c_apart; only `columns` of c's columns exist.  A sum runs along k in
-// order whatever Rows and Streams, so that a row's result does not depend on the rows beside it.
+// c[rows][panel] (+)= x[k][Rows] * b[k][panel] for Streams panels of b.  The panels lie b_apart
+// elements apart, and their columns of c c_apart; only `columns` of c's columns exist.  A sum runs
+// along k in order, whatever Rows and Streams are, so that the result of a row does not depend on
+// the rows beside it.
 template <class Isa, std::size_t Rows, std::size_t Streams, class Source>
 inline void multiply_panel(const float* x, const Source* b, std::size_t b_stride,
                            std::size_t b_apart, std::size_t k, float* c, std::size_t c_stride,
@@ -138,7 +140,8 @@ inline void for_each_tile(std::size_t rows, F&& f) {
     if (r < rows) f(r, std::integral_constant<std::size_t, 1>{});
 }
 
-// x[Rows][k] to tile[k][Rows], in squares of a vector's width.  Writes up to a vector beyond that.
+// Transposes x[Rows][k] to tile[k][Rows] in squares of a vector's width.  It writes up to one
+// vector beyond the tile's end.
 template <class Isa, std::size_t Rows>
 inline void transpose_tile(const float* x, std::size_t x_stride, std::size_t k, float* tile) {
     constexpr std::size_t w = lanes<Isa>, count = std::min(Rows, w);

@@ -12,6 +12,28 @@ inline Floats<Isa> load_halves(const std::byte* p) {
     return Isa::HalfLoad::load(reinterpret_cast<const std::uint16_t*>(p));
 }
 
+// A vector of scales of one byte, see e8m0_to_float.
+template <class Isa>
+inline Floats<Isa> load_e8m0(const std::byte* p) {
+    using I = Ints<Isa>;
+    std::int32_t lane[lanes<Isa>];
+    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = static_cast<std::uint8_t>(p[i]);
+    const I e = I::load_unaligned(lane);
+    // The second term is the larger one for 0 and 1 alone.
+    const I bits = xsimd::max((e - I(1)) << 23, xsimd::min((e + I(1)) << 21, I(0x00400000)));
+    return xsimd::bitwise_cast<float>(bits);
+}
+
+// What products multiply in place of the 16 codes of a type with values.
+template <class Isa, DType Type>
+constexpr ByteTable product_codes() {
+    ByteTable table{};
+    for (std::size_t i = 0; i < 64; ++i)
+        table.bytes[i] =
+            static_cast<std::uint8_t>(format_of(Type).values[i % 16] + product_bias<Isa>(Type));
+    return table;
+}
+
 // Keeps the compiler from moving reads across: weights are read in the order in which they lie.
 inline void keep_order() { __atomic_signal_fence(__ATOMIC_ACQ_REL); }
 
@@ -35,9 +57,19 @@ class GroupReader {
         codes<Pair>(b, even, odd);
     }
 
-    // Sets even and odd to the codes of quads 2 Pair and 2 Pair + 1 of block b.
+    // Sets even and odd to quads 2 Pair and 2 Pair + 1 of block b: values plus product_bias.
     template <std::size_t Pair>
     [[gnu::always_inline]] void codes(std::size_t b, I& even, I& odd) const {
+        stored_codes<Pair>(b, even, odd);
+        if constexpr (format.values != nullptr) {
+            static constexpr ByteTable table = product_codes<Isa, Type>();
+            even = look_up(table, even);
+            odd = look_up(table, odd);
+        }
+    }
+
+    template <std::size_t Pair>
+    [[gnu::always_inline]] void stored_codes(std::size_t b, I& even, I& odd) const {
         const std::byte* block = group_ + layout.codes(b);
         const auto vector = [&](std::size_t i) {
             return I::load_aligned(
@@ -78,28 +110,33 @@ class GroupReader {
     // that is 14% of the time.
     void fetch_ahead(std::size_t b) const {
         const std::byte* ahead = group_ + layout.codes(b) + read_ahead;
-        unroll<(layout.record_bytes / 2 + 63) / 64>(
+        unroll<(layout.record_bytes / layout.record_blocks + 63) / 64>(
             [&](auto line) { __builtin_prefetch(ahead + 64 * line); });
     }
 
     // What a block's codes are multiplied by and what is added to them, for each format.sub
-    // columns. The K types have it as d * s, with d the same for 8 blocks.
+    // columns.  d is the same for 8 blocks where it is multiplied by an int8.
     struct Scales {
         F d, d_min, scale[subs], minimum[subs];
     };
     [[gnu::always_inline]] Scales load_scales(std::size_t b) const {
         Scales scales;
-        scales.d = load_halves<Isa>(group_ + layout.d(b));
+        if constexpr (layout.has_d) scales.d = load_halves<Isa>(group_ + layout.d(b));
         if constexpr (format.has_min) scales.d_min = load_halves<Isa>(group_ + layout.d_min(b));
         unroll<subs>([&](auto i) __attribute__((always_inline)) {
             const auto factor = [&](F d, std::size_t offset) {
-                if constexpr (!format.is_k) return d;
-                return d * load_int8<Isa>(group_ + offset + i * lanes<Isa>);
+                const std::byte* bytes = group_ + offset + i * lanes<Isa>;
+                if constexpr (format.scale == Scale::half)
+                    return d;
+                else if constexpr (format.scale == Scale::half_by_int8)
+                    return d * load_int8<Isa>(bytes);
+                else
+                    return load_e8m0<Isa>(bytes);
             };
             scales.scale[i] = factor(scales.d, layout.s(b));
             if constexpr (format.has_min) {
                 const F m = factor(scales.d_min, layout.s_min(b));
-                scales.minimum[i] = format.is_k ? -m : m;
+                scales.minimum[i] = format.scale == Scale::half ? m : -m;
             }
         });
         keep_order();

@@ -1,6 +1,6 @@
 // The operations that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
-// conversion of halves, in one struct for each instruction set and a generic one; a division that
-// rounds correctly on every ISA; non-temporal stores; sums across lanes.
+// conversion of halves, in one struct for each instruction set and a generic one; a look-up of 16
+// bytes; a division that rounds correctly on every ISA; non-temporal stores; sums across lanes.
 //
 // An Int8 struct multiplies a vector of weight codes (a 32-bit lane is one row's 4 columns) by the
 // 4 activation codes of those columns, the same for all lanes:
@@ -45,6 +45,29 @@ inline Floats<Isa> halves_by_shifts(const std::uint16_t* p) {
     const auto is_special = xsimd::batch_bool_cast<float>((half & I(0x7c00)) == I(0x7c00));
     const F sign = xsimd::bitwise_cast<float>((half & I(0x8000)) << 16);
     return xsimd::select(is_special, special, finite) | sign;
+}
+
+// Replaces each byte of `codes`, from 0 to 15, by that byte of `table`.  xsimd's swizzle moves
+// bytes across the whole vector, which takes AVX2 several instructions.
+struct alignas(64) ByteTable {
+    std::uint8_t bytes[64];  // the same 16 bytes in each quarter
+};
+template <class I>
+inline I look_up(const ByteTable& table, I codes) {
+#if defined(__AVX512BW__)
+    if constexpr (I::size == 16) return _mm512_shuffle_epi8(_mm512_load_si512(table.bytes), codes);
+#elif defined(__AVX2__)
+    if constexpr (I::size == 8)
+        return _mm256_shuffle_epi8(_mm256_load_si256(reinterpret_cast<const __m256i*>(table.bytes)),
+                                   codes);
+#elif defined(__aarch64__)
+    if constexpr (std::is_same_v<I, xsimd::batch<std::int32_t, xsimd::neon64> >)
+        return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table.bytes), vreinterpretq_u8_s32(codes)));
+#endif
+    std::uint8_t bytes[4 * I::size];
+    codes.store_unaligned(reinterpret_cast<std::int32_t*>(bytes));
+    for (std::uint8_t& byte : bytes) byte = table.bytes[byte];
+    return I::load_unaligned(reinterpret_cast<const std::int32_t*>(bytes));
 }
 
 template <class F>

@@ -64,8 +64,8 @@ template <class Isa, DType Type>
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     constexpr Format format = format_of(Type);
-    constexpr int bias = Type == DType::q8_0 ? Isa::Int8::byte_bias : format.zero;
-    constexpr bool is_signed = Type == DType::q8_0 && bias == 0;
+    constexpr int bias = product_bias<Isa>(Type);
+    constexpr bool is_signed = format.product_bits == 8 && bias == 0;
     const GroupReader<Isa, Type> reader(w, group);
     for (std::size_t b = first; b < last; ++b) {
         const auto scales = reader.load_scales(b);
@@ -89,6 +89,8 @@ template <class Isa, DType Type>
                 F value;
                 if constexpr (is_signed)
                     value = xsimd::to_float((codes << (24 - shift)) >> 24) * scale;
+                else if constexpr (format.scale == Scale::e8m0)  // bias * scale can be infinite
+                    value = xsimd::to_float(((codes >> shift) & I(0xff)) - I(bias)) * scale;
                 else
                     value = xsimd::fma(xsimd::to_float((codes >> shift) & I(0xff)), scale,
                                        minimum[sub]);

@@ -33,8 +33,8 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     using Int8 = typename Isa::Int8;
     constexpr Format format = format_of(Type);
     constexpr std::size_t pairs = pairs_per_sub<format.sub>;
-    // What the codes carry too much, times the sum of the activations' codes, is taken off.
-    constexpr int bias = Type == DType::q8_0 ? Int8::byte_bias : format.zero;
+    // Subtract bias * sum(activation codes).
+    constexpr int bias = product_bias<Isa>(Type);
     if constexpr (Tokens >= 4) w.fetch_ahead(b);
     const auto scales = w.load_scales(b);
     const std::byte* tail = x + Digits * quant_block * Tokens;
@@ -63,11 +63,11 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
                 w.template codes_apart<pair>(b, even, odd);
 #pragma GCC unroll 8
             for (std::size_t t = 0; t < Tokens; ++t) {
-                dot<Isa, format.bits>(sum[t], even, digit(Digits - 1, 2 * pair, t));
-                dot<Isa, format.bits>(sum[t], odd, digit(Digits - 1, 2 * pair + 1, t));
+                dot<Isa, format.product_bits>(sum[t], even, digit(Digits - 1, 2 * pair, t));
+                dot<Isa, format.product_bits>(sum[t], odd, digit(Digits - 1, 2 * pair + 1, t));
                 if constexpr (Digits == 2) {
-                    dot<Isa, format.bits>(high[t], even, digit(0, 2 * pair, t));
-                    dot<Isa, format.bits>(high[t], odd, digit(0, 2 * pair + 1, t));
+                    dot<Isa, format.product_bits>(high[t], even, digit(0, 2 * pair, t));
+                    dot<Isa, format.product_bits>(high[t], odd, digit(0, 2 * pair + 1, t));
                 }
             }
         });

@@ -8,11 +8,12 @@
 // on, and at 75 % with four neighbouring groups and their scales as streams side by side.  (Four
 // groups that are far from each other are as good as four plain streams, see far_streams.)
 //
-// A record holds two blocks of 32 columns of each row: the scales of both, then the codes of the
-// first, then the codes of the second.  The scales are half d [2][rows], then d_min likewise if the
-// type has minima.  For the K types they are int8 s [2][32 / sub][rows], then s_min, and a head
-// before every four records holds half d [rows] and d_min [rows] (or as much padding) of the 8
-// blocks.
+// A record holds two blocks of 32 columns of each row, or four if the scales of two are half a
+// vector: the scales of all, then the codes of the first, then the codes of the second, and so on.
+// The scales are half d [blocks][rows], then d_min likewise if the type has minima.  Where a scale
+// is d times an int8, they are int8 s [blocks][32 / sub][rows], then s_min, and a head before the
+// records of every 8 blocks holds half d [rows] and d_min [rows] (or as much padding) of these.
+// Scales of one byte are stored as s is, without a head.
 //
 // The codes of a block fill `bits` vectors, so that no bit is wasted.  A 32-bit lane belongs to one
 // row, and each of its bytes to one column of a quad.  The codes of the 8 quads are divided among
@@ -52,19 +53,27 @@ template <class Isa>
 struct GroupLayout {
     static constexpr std::size_t rows = lanes<Isa>;
     Format format;
+    bool has_d, has_s;        // halves; scales of a byte
     std::size_t subs;         // scales of a block
     std::size_t block_bytes;  // codes of a block
+    std::size_t scale_bytes;  // of a block's d or s of one row
     std::size_t kind_bytes;   // of a record's d or s, or of its d_min or s_min
-    std::size_t record_bytes, head_bytes, run_bytes, run_blocks;  // a run shares a head
+    std::size_t record_blocks, record_bytes;
+    std::size_t run_blocks, run_bytes, head_bytes;  // a run shares a head
 
     constexpr explicit GroupLayout(DType type) : format(format_of(type)) {
+        has_d = format.scale != Scale::e8m0;
+        has_s = format.scale != Scale::half;
         subs = quant_block / std::max(format.sub, std::size_t{1});
         block_bytes = static_cast<std::size_t>(format.bits) * 4 * rows;
-        kind_bytes = 2 * rows * (format.is_k ? subs : 2);
-        record_bytes = 2 * block_bytes + kind_bytes * (format.has_min ? 2 : 1);
-        head_bytes = format.is_k ? 4 * rows : 0;
-        run_blocks = format.is_k ? 8 : 2;
-        run_bytes = head_bytes + run_blocks / 2 * record_bytes;
+        scale_bytes = subs * (has_s ? 1 : 2);
+        const std::size_t kinds = format.has_min ? 2 : 1;
+        record_blocks = 2 * kinds * scale_bytes % 4 == 0 ? 2 : 4;  // whole vectors, of 4 rows
+        kind_bytes = record_blocks * scale_bytes * rows;
+        record_bytes = kinds * kind_bytes + record_blocks * block_bytes;
+        head_bytes = has_d && has_s ? 4 * rows : 0;
+        run_blocks = head_bytes ? 8 : record_blocks;
+        run_bytes = head_bytes + run_blocks / record_blocks * record_bytes;
     }
     constexpr std::size_t total(std::size_t k) const {
         const std::size_t run = run_blocks * quant_block;
@@ -73,19 +82,19 @@ struct GroupLayout {
     // Offsets of the parts of block b (of 32 columns).
     constexpr std::size_t head(std::size_t b) const { return b / run_blocks * run_bytes; }
     constexpr std::size_t record(std::size_t b) const {
-        return head(b) + head_bytes + b % run_blocks / 2 * record_bytes;
+        return head(b) + head_bytes + b % run_blocks / record_blocks * record_bytes;
     }
     constexpr std::size_t codes(std::size_t b) const {
-        return record(b) + record_bytes - (2 - b % 2) * block_bytes;
+        return record(b) + record_bytes - (record_blocks - b % record_blocks) * block_bytes;
     }
-    constexpr std::size_t d(std::size_t b) const {
-        return format.is_k ? head(b) : record(b) + b % 2 * 2 * rows;
+    constexpr std::size_t s(std::size_t b) const {
+        return record(b) + b % record_blocks * scale_bytes * rows;
     }
-    constexpr std::size_t d_min(std::size_t b) const {
-        return d(b) + (format.is_k ? 2 * rows : kind_bytes);
-    }
-    constexpr std::size_t s(std::size_t b) const { return record(b) + b % 2 * subs * rows; }
     constexpr std::size_t s_min(std::size_t b) const { return s(b) + kind_bytes; }
+    constexpr std::size_t d(std::size_t b) const { return has_s ? head(b) : s(b); }
+    constexpr std::size_t d_min(std::size_t b) const {
+        return d(b) + (has_s ? 2 * rows : kind_bytes);
+    }
 };
 
 template <class Isa>
@@ -134,11 +143,17 @@ inline std::uint32_t get_quad(int bits, const std::byte* codes, std::size_t quad
     return four;
 }
 
+// What products add to the values of a type, so that their codes suit the ISA's dot product.
+template <class Isa>
+constexpr int product_bias(DType type) {
+    return format_of(type).product_bits == 8 ? Isa::Int8::byte_bias : format_of(type).zero;
+}
+
 // The codes of q8_0 are unsigned in Block.  For an ISA whose dot product takes signed codes, this
 // flip subtracts 128 again.
 template <class Isa>
 constexpr std::uint32_t quad_flip(DType type) {
-    return type == DType::q8_0 && Isa::Int8::byte_bias == 0 ? 0x80808080 : 0;
+    return type == DType::q8_0 && product_bias<Isa>(type) == 0 ? 0x80808080 : 0;
 }
 
 // Packs row r of a group.  The row's lane of each vector of codes is put together from the quads,
@@ -161,9 +176,9 @@ void pack_quantized_row(const std::byte* row, std::size_t k, std::size_t r, std:
         });
         std::byte* codes = group + at.codes(b) + r * 4;
         for (std::size_t v = 0; v < bits; ++v) std::memcpy(codes + v * 4 * at.rows, &lane[v], 4);
-        std::memcpy(group + at.d(b) + 2 * r, &block.d, 2);
+        if (at.has_d) std::memcpy(group + at.d(b) + 2 * r, &block.d, 2);
         if (at.format.has_min) std::memcpy(group + at.d_min(b) + 2 * r, &block.d_min, 2);
-        if (!at.format.is_k) continue;
+        if (!at.has_s) continue;
         for (std::size_t i = 0; i < at.subs; ++i) {
             group[at.s(b) + i * at.rows + r] = static_cast<std::byte>(block.s[i]);
             if (at.format.has_min)
@@ -176,8 +191,8 @@ void pack_quantized_row(const std::byte* row, std::size_t k, std::size_t r, std:
 template <DType Type = DType::q8_0, class F>
 inline void with_quantized(DType type, F&& f) {
     if (type == Type) return f(std::integral_constant<DType, Type>{});
-    if constexpr (Type != DType::q6_k)
-        with_quantized<static_cast<DType>(static_cast<int>(Type) + 1)>(type, static_cast<F&&>(f));
+    constexpr auto next = static_cast<std::size_t>(Type) + 1;
+    if constexpr (next < n_types) with_quantized<formats[next].type>(type, static_cast<F&&>(f));
 }
 
 template <class Isa>
@@ -211,17 +226,16 @@ void unpack_quantized_row(const PackedView& w, const std::byte* group, std::size
     const GroupLayout<Isa> at(w.type);
     Block block;
     for (std::size_t b = 0; b < w.k / quant_block; ++b, y += quant_block) {
-        block.d = read<std::uint16_t>(group + at.d(b) + 2 * r);
-        block.d_min =
-            at.format.has_min ? read<std::uint16_t>(group + at.d_min(b) + 2 * r) : std::uint16_t{0};
-        for (std::size_t i = 0; i < 2; ++i) {
-            const std::size_t sub = at.format.sub == 16 ? i : 0;
-            const auto integer = [&](std::size_t offset) {
-                return at.format.is_k ? static_cast<std::int8_t>(group[offset + sub * at.rows + r])
-                                      : std::int8_t{1};
-            };
-            block.s[i] = integer(at.s(b));
-            block.s_min[i] = at.format.has_min ? integer(at.s_min(b)) : std::int8_t{0};
+        const auto half = [&](std::size_t offset) {
+            return read<std::uint16_t>(group + offset + 2 * r);
+        };
+        if (at.has_d) block.d = half(at.d(b));
+        if (at.format.has_min) block.d_min = half(at.d_min(b));
+        for (std::size_t i = 0; at.has_s && i < 2; ++i) {
+            const std::size_t at_s = i % at.subs * at.rows + r;
+            block.s[i] = static_cast<std::int8_t>(group[at.s(b) + at_s]);
+            if (at.format.has_min)
+                block.s_min[i] = static_cast<std::int8_t>(group[at.s_min(b) + at_s]);
         }
         for (std::size_t quad = 0; quad < 8; ++quad) {
             const std::uint32_t four = get_quad<Isa>(at.format.bits, group + at.codes(b), quad, r) ^

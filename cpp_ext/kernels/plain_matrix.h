@@ -7,16 +7,16 @@
 namespace tensor_ops {
 namespace {
 
-// Up to here packing a matrix costs more than it saves: of b, and of w, whose rows dot products
-// read as they lie.  With 16 of those in registers AVX-512 reaches 88 GFLOP/s at 128 rows (packing:
-// 81).
+// Up to this many rows, packing a matrix costs more than it saves: b of matmul, and w of linear,
+// whose rows the dot products read as they lie.  With 16 sums in registers, AVX-512 reaches
+// 88 GFLOP/s at 128 rows; with packing, 81.
 inline constexpr std::size_t few_rows_by_b = 8;
 template <class Isa>
 inline constexpr std::size_t few_rows_by_w = Isa::float_tile >= 8 ? 128 : 32;
 
-// b[k][n] to panels [n / panel][k][panel], the last one padded with zeros.  In the order in which b
-// lies in memory; what comes a row later is asked for early, since prefetchers stop at a page's
-// end.
+// Packs b[k][n] to panels [n / panel][k][panel]; the last panel is padded with zeros.  It goes
+// through b in the order of memory.  It asks early for what comes a row later, because prefetchers
+// stop at the end of a page.
 template <class Isa>
 void pack_panels(const float* b, std::size_t b_stride, std::size_t k, std::size_t n,
                  float* panels) {
@@ -33,8 +33,8 @@ void pack_panels(const float* b, std::size_t b_stride, std::size_t k, std::size_
     }
 }
 
-// w[n][k] to panels [n / panel][k][panel], transposed in squares of a vector's width; the last
-// panel is padded with zeros.
+// Packs w[n][k] to panels [n / panel][k][panel], transposed in squares of a vector's width; the
+// last panel is padded with zeros.
 template <class Isa, class Source>
 void pack_transposed(const Source* w, std::size_t w_stride, std::size_t n, std::size_t k,
                      float* panels) {
@@ -94,8 +94,8 @@ void accumulate_outer(const float* a, std::size_t a_stride, const float* b, std:
             [&](F v, float* p) { store_partial<Isa>(v, p, n - j); });
 }
 
-// matmul for few rows.  A run of columns is long enough for the prefetchers, short enough for c to
-// stay in a near cache.
+// matmul for few rows.  A run of columns is long enough for the prefetchers, and short enough that
+// c stays in a near cache.
 template <class Isa>
 void matmul_few_rows(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,
                      float* c, std::size_t c_stride, std::size_t m, std::size_t k,
@@ -110,7 +110,7 @@ void matmul_few_rows(const float* a, std::size_t a_stride, const float* b, std::
             accumulate_outer<Isa, depth>(a + i, a_stride, b + i * b_stride + j, b_stride, apart,
                                          c + j, c_stride, m, n);
         };
-        // Far columns of a would share few sets of L1, which slows 4 rows down, and does 2 no good.
+        // Far columns of a would share few sets of L1: that slows 4 rows down, and does not help 2.
         const std::size_t quarter = k / far_streams;
         if (m == 1) {
             for (; i < quarter; ++i)
@@ -162,8 +162,8 @@ inline void dot_block(const Source* w, std::size_t apart, std::size_t k, const f
     });
 }
 
-// dot_rows of kernels.h for one type: 4 rows of w at a time, far apart, meet all rows of x while
-// they are near.
+// dot_rows of kernels.h for one type: 4 rows of w at a time, which lie far apart, meet all rows of
+// x while they are in a near cache.
 template <class Isa, class Source>
 void dot_rows_of(const Source* w, const float* x, std::size_t x_stride, std::size_t rows,
                  std::size_t k, std::size_t first, std::size_t last, float* y,

@@ -1,4 +1,5 @@
-// Kernels over rows: RMSNorm (Zhang and Sennrich 2019), softmax, rotary embedding (Su et al. 2021).
+// Kernels over rows: RMSNorm (Zhang and Sennrich 2019), LayerNorm (Ba et al. 2016), softmax, rotary
+// embedding (Su et al. 2021).
 #pragma once
 
 #include <algorithm>
@@ -11,13 +12,13 @@ namespace tensor_ops {
 namespace {
 
 // Sums a row by part = term(part, x[i]).  32 terms in each lane are summed in float32, with an
-// error of at most 16 u; those sums are added in float64.
+// error of at most 16 u; those sums are added in float64.  The term of `fill` is 0.
 template <class Isa, class Term>
-inline double long_sum(const float* x, std::size_t n, Term term) {
+inline double long_sum(const float* x, std::size_t n, Term term, float fill = 0.0f) {
     constexpr std::size_t length = 32 * 4 * lanes<Isa>;
     double sum = 0.0;
     for (std::size_t i = 0; i < n; i += length)
-        sum += xsimd::reduce_add(fold<Isa>(x + i, std::min(length, n - i), 0.0f, 0.0f, term,
+        sum += xsimd::reduce_add(fold<Isa>(x + i, std::min(length, n - i), 0.0f, fill, term,
                                            [](Floats<Isa> a, Floats<Isa> b) { return a + b; }));
     return sum;
 }
@@ -45,6 +46,52 @@ void rms_norm(const float* x, const float* w, float eps, float* y, std::size_t r
         const double mean = sum / static_cast<double>(n);
         const F scale(static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps))));
         map<Isa>(n, y, [scale](F v, F weight) { return v * scale * weight; }, x, w);
+    }
+}
+
+// One row, if float32 cannot hold its squares or its scale.
+inline void layer_norm_in_double(const float* x, const float* w, float eps, float* y,
+                                 std::size_t n) {
+    double sum = 0.0, squares = 0.0;
+    for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]);
+    const double mean = sum / static_cast<double>(n);
+    for (std::size_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    const double variance = squares / static_cast<double>(n);
+    const double scale = 1.0 / std::sqrt(variance + static_cast<double>(eps));
+    for (std::size_t i = 0; i < n; ++i) y[i] = static_cast<float>((x[i] - mean) * scale * w[i]);
+}
+
+template <class Isa>
+void layer_norm(const float* x, const float* w, float eps, float* y, std::size_t rows,
+                std::size_t n) {
+    using F = Floats<Isa>;
+    const auto plus = [](F a, F b) { return a + b; };
+    for (std::size_t r = 0; r < rows; ++r, x += n, y += n) {
+        const auto count = static_cast<double>(n);
+        // The sum has the rounding errors of large numbers if the mean is large; the sum of what
+        // is left without that mean does not.
+        const auto about = static_cast<float>(long_sum<Isa>(x, n, plus) / count);
+        const double left =
+            long_sum<Isa>(x, n, [about](F part, F v) { return part + (v - F(about)); }, about);
+        const double mean = about + left / count;
+        const auto nearest = static_cast<float>(mean);
+        const auto off = static_cast<float>(mean - nearest);
+        const F high(nearest), low(off);
+        const double sum = long_sum<Isa>(
+            x, n,
+            [high](F part, F v) {
+                const F d = v - high;
+                return xsimd::fma(d, d, part);
+            },
+            nearest);
+        // The squares of very large and very small numbers leave float32's range.
+        if (!(sum > 1e-30 && sum < 1e38)) {
+            layer_norm_in_double(x, w, eps, y, n);
+            continue;
+        }
+        const double variance = sum / count - static_cast<double>(off) * off;
+        const F scale(static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(eps))));
+        map<Isa>(n, y, [=](F v, F weight) { return ((v - high) - low) * scale * weight; }, x, w);
     }
 }
 

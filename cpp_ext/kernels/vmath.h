@@ -67,15 +67,20 @@ inline auto is_negative(F x) {
     return xsimd::batch_bool_cast<float>(bits < decltype(bits)(0));
 }
 
-// x * sigmoid(v) for x and v of the same sign.  It computes exp(-|v|), which cannot overflow, so
-// that both tails keep their relative precision.  x has a lower bound, below which the product is 0
+// 1 / (1 + exp(-v)).  It computes exp(-|v|), which cannot overflow, so that both tails keep their
+// relative precision.
+template <class Isa>
+inline Floats<Isa> sigmoid_of(Floats<Isa> v) {
+    using F = Floats<Isa>;
+    const F e = exp_to_one<Isa>(v | F(-0.0f));
+    return divide(xsimd::select(is_negative(v), e, F(1.0f)), F(1.0f) + e);
+}
+
+// x * sigmoid(v) for x and v of the same sign.  x has a lower bound, below which the product is 0
 // anyway, because inf * 0 is NaN.
 template <class Isa>
 inline Floats<Isa> times_sigmoid(Floats<Isa> x, Floats<Isa> v) {
-    using F = Floats<Isa>;
-    const F e = exp_to_one<Isa>(v | F(-0.0f));
-    return xsimd::max(x, F(-1e30f)) *
-           divide(xsimd::select(is_negative(v), e, F(1.0f)), F(1.0f) + e);
+    return xsimd::max(x, Floats<Isa>(-1e30f)) * sigmoid_of<Isa>(v);
 }
 
 // exp(-x^2 / 2), relative error below 2e-7 while it is a normal number: x^2 is split so that its

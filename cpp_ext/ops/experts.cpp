@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "ops/ops.h"
@@ -12,8 +13,9 @@ namespace {
 
 // The expert that a route names for item row * n_used + u, or n_experts for a number that is no
 // expert's: a route that comes from outside may hold any number.
-std::uint32_t expert_of(const ExpertTask& task, std::size_t n_experts, std::size_t item) {
-    const float e = task.route[item / task.n_used * 2 * task.n_used + item % task.n_used];
+std::uint32_t expert_of(const float* route, std::size_t n_used, std::size_t n_experts,
+                        std::size_t item) {
+    const float e = route[item / n_used * 2 * n_used + item % n_used];
     return static_cast<std::uint32_t>(
         e >= 0.0f && e < static_cast<float>(n_experts) ? static_cast<std::size_t>(e) : n_experts);
 }
@@ -88,26 +90,67 @@ void one_expert(const Worker& worker, const PackedMatrix& w, const ExpertTask& t
     });
 }
 
+// What route compares instead of a score: the score, from the lowest float to infinity, with NaN as
+// infinity; or `taken`.
+constexpr float taken = -std::numeric_limits<float>::infinity();
+float rank(float score) {
+    if (std::isnan(score)) return std::numeric_limits<float>::infinity();
+    return std::max(score, std::numeric_limits<float>::lowest());
+}
+
+// The first of the highest ranks, which becomes `taken`.
+std::size_t take_best(std::span<float> ranks) {
+    const auto best = std::max_element(ranks.begin(), ranks.end());
+    *best = taken;
+    return static_cast<std::size_t>(best - ranks.begin());
+}
+
+float group_score(GroupScore kind, std::span<const float> ranks) {
+    float best = ranks[0], second = taken;
+    for (const float r : ranks.subspan(1)) {
+        second = std::max(second, std::min(best, r));
+        best = std::max(best, r);
+    }
+    return kind == GroupScore::max ? best : best + second;
+}
+
+// Takes the experts of all groups but the best.  groups: space for their ranks.
+void take_other_groups(const RouteTask& task, std::span<float> ranks, std::span<float> groups) {
+    const std::size_t size = ranks.size() / groups.size();
+    for (std::size_t g = 0; g < groups.size(); ++g)
+        groups[g] = rank(group_score(task.group_score, ranks.subspan(g * size, size)));
+    for (std::size_t i = 0; i < task.n_groups_used; ++i) take_best(groups);
+    for (std::size_t g = 0; g < groups.size(); ++g)
+        if (groups[g] != taken) std::fill_n(ranks.begin() + g * size, size, taken);
+}
+
 }  // namespace
 
-void route(const Worker& worker, const KernelTable& table, const float* logits, std::size_t rows,
-           std::size_t n_experts, std::size_t n_used, bool normalized, float* out) {
-    auto* shares = static_cast<float*>(thread_scratch(n_experts * sizeof(float)));
-    for_rows(worker, rows, n_experts, [&](std::size_t first, std::size_t count) {
+void route(const Worker& worker, const KernelTable& table, const RouteTask& task) {
+    const std::size_t n = task.n_experts, n_used = task.n_used;
+    auto* const scratch =
+        static_cast<float*>(thread_scratch((2 * n + task.n_groups) * sizeof(float)));
+    const std::span shares(scratch, n), ranks(scratch + n, n),
+        groups(scratch + 2 * n, task.n_groups);
+    for_rows(worker, task.rows, n, [&](std::size_t first, std::size_t count) {
         for (std::size_t r = first; r < first + count; ++r) {
-            table.softmax(logits + r * n_experts, shares, 1, n_experts);
-            float *chosen = out + r * 2 * n_used, *weights = chosen + n_used, sum = 0.0f;
+            const float* logits = task.logits + r * n;
+            if (task.gating == Gating::sigmoid)
+                table.sigmoid(logits, shares.data(), n);
+            else
+                table.softmax(logits, shares.data(), 1, n);
+            for (std::size_t e = 0; e < n; ++e)
+                ranks[e] = rank(task.bias ? shares[e] + task.bias[e] : shares[e]);
+            if (task.n_groups_used < task.n_groups) take_other_groups(task, ranks, groups);
+            float *experts = task.out + r * 2 * n_used, *chosen = experts + n_used, sum = 0.0f;
             for (std::size_t u = 0; u < n_used; ++u) {
-                // In a row of NaN no comparison holds: the first expert is taken, with NaN as its
-                // share.
-                const float* best = std::max_element(shares, shares + n_experts);
-                chosen[u] = static_cast<float>(best - shares);
-                weights[u] = *best;
-                sum += *best;
-                shares[best - shares] = -1.0f;
+                const std::size_t best = take_best(ranks);
+                experts[u] = static_cast<float>(best);
+                chosen[u] = shares[best];
+                sum += shares[best];
             }
-            if (normalized)
-                for (std::size_t u = 0; u < n_used; ++u) weights[u] /= sum;
+            const float divisor = task.normalized ? sum + 1e-20f : 1.0f;
+            for (std::size_t u = 0; u < n_used; ++u) chosen[u] = chosen[u] / divisor * task.scale;
         }
     });
 }
@@ -117,7 +160,7 @@ void expert_linear(const Worker& worker, const Experts& experts, const ExpertTas
     // otherwise they could count differently and wait at different barriers.
     if (worker.index() == 0)
         for (std::size_t i = 0; i < task.rows * task.n_used; ++i)
-            task.chosen[i] = expert_of(task, experts.size(), i);
+            task.chosen[i] = expert_of(task.route, task.n_used, experts.size(), i);
     worker.barrier();
     const Groups groups(task, experts.size());
     const bool quantize = is_quantized(experts[0]->type()) && task.kind != Activations::f32;
@@ -135,6 +178,19 @@ void expert_linear(const Worker& worker, const Experts& experts, const ExpertTas
     if (worker.index() == 0)
         for (const std::size_t i : groups.without_expert())
             std::fill_n(task.y + i * experts[0]->n(), experts[0]->n(), std::nanf(""));
+}
+
+void expert_bias(const Worker& worker, const KernelTable& table, const ExpertBiasTask& task) {
+    const std::size_t n = task.n;
+    for_rows(worker, task.rows * task.n_used, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i) {
+            const std::size_t e = expert_of(task.route, task.n_used, task.n_experts, i);
+            if (e < task.n_experts)
+                table.add(task.x + i * n, task.biases + e * n, task.y + i * n, n);
+            else
+                std::fill_n(task.y + i * n, n, std::nanf(""));
+        }
+    });
 }
 
 void expert_sum(const Worker& worker, const float* x, const float* route, std::size_t rows,

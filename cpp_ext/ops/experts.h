@@ -16,11 +16,29 @@ namespace tensor_ops {
 // One matrix for each expert, all of one shape, type and instruction set.
 using Experts = std::vector<std::shared_ptr<const PackedMatrix>>;
 
-// Writes a route to `out`: for each row the n_used experts with the largest softmax(logits),
-// largest first, and of equals the lower number first.  normalized: the shares are divided by their
-// sum.  logits: [rows][n_experts].
-void route(const Worker& worker, const KernelTable& table, const float* logits, std::size_t rows,
-           std::size_t n_experts, std::size_t n_used, bool normalized, float* out);
+enum class Gating : std::uint8_t { softmax, sigmoid };
+enum class GroupScore : std::uint8_t { top2, max };
+
+// How a router chooses among n_experts.  An expert's share is softmax(logits) or sigmoid(logits),
+// and its score is the share plus its bias.  The n_used experts with the highest scores are chosen.
+struct RouteTask {
+    const float* logits;  // [rows][n_experts]
+    std::size_t rows, n_experts, n_used;
+    Gating gating = Gating::softmax;
+    const float* bias = nullptr;  // [n_experts], or null
+    // The experts are n_groups groups of as many, and all that are chosen belong to the
+    // n_groups_used groups with the highest scores.  A group's score is the sum of the two highest
+    // of its experts, or the highest.
+    std::size_t n_groups = 1, n_groups_used = 1;
+    GroupScore group_score = GroupScore::top2;
+    bool normalized = false;  // the chosen shares are divided by their sum + 1e-20
+    float scale = 1.0f;       // by which the shares are multiplied in the end
+    float* out;               // a route
+};
+// Writes the experts in the order of their scores, highest first.  NaN counts as the highest score,
+// so that it reaches the result.  Of equals the lower number comes first, and no row names an
+// expert twice, even if all its scores are NaN.
+void route(const Worker& worker, const KernelTable& table, const RouteTask& task);
 
 struct ExpertTask {
     const float* x;  // [rows][k] if shared, else [rows][n_used][k]
@@ -35,6 +53,15 @@ struct ExpertTask {
 };
 // y[r][u] = x w^T for the u-th expert w of row r, or NaN if the route names no expert there.
 void expert_linear(const Worker& worker, const Experts& experts, const ExpertTask& task);
+
+// y[r][u] = x[r][u] + biases[e] for the u-th expert e of row r, or NaN if the route names no expert
+// there.  x, y: [rows][n_used][n]; y may be x.  biases: [n_experts][n].
+struct ExpertBiasTask {
+    const float *x, *route, *biases;
+    std::size_t rows, n_used, n_experts, n;
+    float* y;
+};
+void expert_bias(const Worker& worker, const KernelTable& table, const ExpertBiasTask& task);
 
 // y[r] = sum over u of share[r][u] * x[r][u].  x: [rows][n_used][n].
 void expert_sum(const Worker& worker, const float* x, const float* route, std::size_t rows,

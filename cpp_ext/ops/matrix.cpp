@@ -10,9 +10,6 @@
 namespace tensor_ops {
 namespace {
 
-constexpr const char* dtype_names[] = {"f32",  "f16",  "bf16", "q8_0", "q4_0", "q4_1", "q5_0",
-                                       "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"};
-
 std::size_t checked_product(std::size_t a, std::size_t b) {
     std::size_t product;
     if (__builtin_mul_overflow(a, b, &product))
@@ -22,10 +19,6 @@ std::size_t checked_product(std::size_t a, std::size_t b) {
 }
 
 }  // namespace
-
-std::span<const char* const> dtype_name_list() { return dtype_names; }
-
-const char* dtype_name(DType type) { return dtype_names[static_cast<int>(type)]; }
 
 std::size_t matrix_bytes(DType type, std::size_t n, std::size_t k) {
     const std::size_t block = block_size(type).elements;

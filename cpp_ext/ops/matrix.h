@@ -10,10 +10,6 @@
 
 namespace tensor_ops {
 
-// The name of a type, such as "q4_0"; and all names, in the order of DType.
-const char* dtype_name(DType type);
-std::span<const char* const> dtype_name_list();
-
 // Bytes of an n x k matrix as files store it.  Throws std::invalid_argument when k is no multiple
 // of the type's block or the size overflows.
 std::size_t matrix_bytes(DType type, std::size_t n, std::size_t k);

@@ -30,6 +30,13 @@ void rms_norm(const Worker& worker, const KernelTable& table, const float* x, co
     });
 }
 
+void layer_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
+                float eps, float* y, std::size_t rows, std::size_t n) {
+    write_rows(worker, table, x, y, rows, n, [&](std::size_t first, std::size_t count, float* to) {
+        table.layer_norm(x + first * n, weight, eps, to, count, n);
+    });
+}
+
 void bias(const Worker& worker, const KernelTable& table, const float* x, const float* w, float* y,
           std::size_t rows, std::size_t n) {
     for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {

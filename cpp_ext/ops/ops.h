@@ -58,6 +58,9 @@ void write_rows(const Worker& worker, const KernelTable& table, const float* x, 
 
 void rms_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
               float eps, float* y, std::size_t rows, std::size_t n);
+// The same for the layer_norm of KernelTable.
+void layer_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
+                float eps, float* y, std::size_t rows, std::size_t n);
 // y = x + w, for each row.  y may be x.
 void bias(const Worker& worker, const KernelTable& table, const float* x, const float* w, float* y,
           std::size_t rows, std::size_t n);

@@ -106,7 +106,7 @@ Stream::Stream(std::vector<std::shared_ptr<File>> files, std::vector<Section> se
 }
 
 void Stream::start_threads() {
-    const SignalsBlocked none_for_them;
+    const SignalsBlocked signals_blocked;  // the threads inherit this
     for (const auto& reader : state_->readers) {
         const std::lock_guard lock(state_->mutex);
         std::thread([state = state_, &reader = *reader] {

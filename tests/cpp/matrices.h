@@ -12,32 +12,23 @@ using tensor_ops::DType;
 using tensor_ops::KernelTable;
 using tensor_ops::row_bytes;
 
-inline constexpr struct {
-    DType type;
-    const char* name;
-} names[] = {{DType::f32, "f32"},   {DType::f16, "f16"},   {DType::bf16, "bf16"},
-             {DType::q8_0, "q8_0"}, {DType::q4_0, "q4_0"}, {DType::q4_1, "q4_1"},
-             {DType::q5_0, "q5_0"}, {DType::q5_1, "q5_1"}, {DType::q2_k, "q2_k"},
-             {DType::q3_k, "q3_k"}, {DType::q4_k, "q4_k"}, {DType::q5_k, "q5_k"},
-             {DType::q6_k, "q6_k"}};
-
-inline const char* name(DType type) { return names[static_cast<int>(type)].name; }
+inline const char* name(DType type) { return tensor_ops::dtype_name(type); }
 
 template <class Wanted>
 std::vector<DType> types_that(Wanted&& wanted) {
     std::vector<DType> types;
-    for (const auto& entry : names)
-        if (wanted(entry.type)) types.push_back(entry.type);
+    for (const auto& format : tensor_ops::formats)
+        if (wanted(format.type)) types.push_back(format.type);
     return types;
 }
 inline bool is_float(DType type) { return !tensor_ops::is_quantized(type); }
-inline bool is_k(DType type) { return block_size(type).elements == 256; }
 
 inline const auto all_types = types_that([](DType) { return true; });
 inline const auto float_types = types_that(is_float);
 inline const auto quantized_types = types_that(tensor_ops::is_quantized);
 // The quantised types that numbers can be turned into.
-inline const auto simple_types = types_that([](DType t) { return !is_float(t) && !is_k(t); });
+inline const auto simple_types =
+    types_that([](DType t) { return !is_float(t) && block_size(t).elements == 32; });
 inline const auto half_types = types_that([](DType t) { return block_size(t).bytes == 2; });
 
 // At least k columns, in whole blocks.
@@ -72,12 +63,10 @@ inline void fill_blocks(DType type, Array<std::byte>& bytes, unsigned seed, doub
     std::mt19937 engine(seed + 1);
     for (std::byte& b : bytes) b = static_cast<std::byte>(engine());
     const std::size_t blocks = bytes.size() / block_size(type).bytes;
-    const auto halves = reference::halves_of_block(type);
-    const auto scales = arrays::normal(blocks * halves.size(), seed, scale);
-    for (std::size_t i = 0; i < scales.size(); ++i)
-        reference::write_bits(
-            reference::encode_half(scales[i]),
-            &bytes[i / halves.size() * block_size(type).bytes + halves[i % halves.size()]]);
+    const auto scales = arrays::normal(2 * blocks, seed, scale);
+    for (std::size_t i = 0; i < blocks; ++i)
+        reference::write_scales(type, scales[2 * i], scales[2 * i + 1],
+                                &bytes[i * block_size(type).bytes]);
 }
 
 // Gaussian numbers; for a quantised type random codes.  The bytes start `offset` bytes after a
@@ -88,12 +77,12 @@ inline Matrix random(DType type, std::size_t n, std::size_t k, unsigned seed,
     if (is_float(type))
         reference::encode_row(type, arrays::normal(n * k, seed).data(), n * k, m.bytes.data());
     else
-        fill_blocks(type, m.bytes, seed, is_k(type) ? 0.01 : 0.1);
+        fill_blocks(type, m.bytes, seed, block_size(type).elements == 256 ? 0.01 : 0.1);
     decode(m);
     return m;
 }
 
-// Gaussian numbers of that scale, quantised where the type is; not for the K types.
+// Gaussian numbers of that scale, quantised where the type is; for the types that from_float makes.
 inline Matrix normal(DType type, std::size_t n, std::size_t k, unsigned seed, double scale = 1) {
     Matrix m{type, n, k, Array<std::byte>(n * row_bytes(type, k)), {}, {}};
     reference::encode_row(type, arrays::normal(n * k, seed, scale).data(), n * k, m.bytes.data());

@@ -51,6 +51,18 @@ Values rms_norm(const Number* x, const float* weight, double eps, std::size_t n)
     return y;
 }
 
+template <class Number>
+Values layer_norm(const Number* x, const float* weight, double eps, std::size_t n) {
+    double sum = 0, squares = 0;
+    for (std::size_t i = 0; i < n; ++i) sum += x[i];
+    const double mean = sum / static_cast<double>(n);
+    for (std::size_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(n) + eps);
+    Values y(n);
+    for (std::size_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * scale * weight[i];
+    return y;
+}
+
 // A row of only -inf gives zeros.
 inline Values softmax(const Values& x) {
     double top = -infinity, sum = 0;

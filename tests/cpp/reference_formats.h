@@ -72,6 +72,11 @@ inline ScaleAndMinimum six_bits(const std::byte* p, int j) {
             byte(p, j + 4) >> 4 | byte(p, j) >> 6 << 4};
 }
 
+// What the codes of iq4_nl and iq4_xs, and of mxfp4, stand for.
+inline constexpr int iq4[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                              1,    13,   25,  38,  53,  69,  89,  113};
+inline constexpr double e2m1[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6};
+
 // An element of a block is product + minimum, each exact.
 struct Element {
     double product, minimum = 0;
@@ -122,6 +127,15 @@ inline Element decode_element(DType type, const std::byte* p, int n) {
             const int scale = static_cast<std::int8_t>(byte(p, 192 + n / 16));
             return {half(208) * scale * (low + 16 * two_bits(128) - 32)};
         }
+        case DType::iq4_nl: return {half(0) * iq4[nibble(2)]};
+        case DType::iq4_xs: {
+            const int j = n / 32;
+            const int low = byte(p, 4 + j / 2) >> j % 2 * 4 & 15;
+            const int high = byte(p, 2 + j / 4) >> j % 4 * 2 & 3;
+            const int code = byte(p, 8 + 16 * j + n % 16) >> (n % 32 < 16 ? 0 : 4) & 15;
+            return {half(0) * (low + 16 * high - 32) * iq4[code]};
+        }
+        case DType::mxfp4: return {std::ldexp(e2m1[nibble(1)], byte(p, 0) - 127)};
         default: return {};
     }
 }
@@ -136,8 +150,18 @@ inline std::vector<std::size_t> halves_of_block(DType type) {
         case DType::q2_k: return {80, 82};
         case DType::q3_k: return {108};
         case DType::q6_k: return {208};
+        case DType::mxfp4: return {};
         default: return {0};
     }
+}
+
+// Writes d and the minimum of a quantised block; of mxfp4 the nearest power of two to |d|.
+inline void write_scales(DType type, double d, double minimum, std::byte* p) {
+    const auto halves = halves_of_block(type);
+    for (const std::size_t at : halves)
+        write_bits(encode_half(at == halves[0] ? d : minimum), p + at);
+    if (type == DType::mxfp4)
+        *p = static_cast<std::byte>(std::lround(std::log2(std::abs(d) + 1e-30)) + 128);
 }
 
 // A row of n elements of any type.
@@ -165,6 +189,46 @@ inline Values decode_row(DType type, const std::byte* p, std::size_t n) {
     return values;
 }
 
+// iq4_nl: codes by d = largest / -127, ties upwards; then d with the least squared error, weighted
+// by x^2.  GGML leaves the codes of a block of zeros open.
+inline void encode_iq4_nl(const float* x, float largest, std::byte* p) {
+    const bool zeros = std::abs(largest) < 1e-15f;
+    const float d = largest / -127.0f, inverse = zeros ? 0.0f : 1 / d;
+    int codes[32];
+    float numerator = 0, denominator = 0;
+    for (int i = 0; i < 32; ++i) {
+        const float scaled = inverse * x[i];
+        int code = 0;
+        while (code < 15 && !(std::abs(scaled - static_cast<float>(iq4[code])) <
+                              std::abs(scaled - static_cast<float>(iq4[code + 1]))))
+            ++code;
+        codes[i] = code;
+        const auto value = static_cast<float>(iq4[code]);
+        const float weight = x[i] * x[i];
+        numerator += weight * value * x[i];
+        denominator += weight * value * value;
+    }
+    write_bits(encode_half(zeros ? 0.0f : numerator / denominator), p);
+    for (int i = 0; i < 16; ++i) p[2 + i] = static_cast<std::byte>(codes[i] | codes[i + 16] << 4);
+}
+
+// mxfp4: the largest magnitude's exponent, less 2, which is E2M1's largest; GGML leaves open what
+// becomes of one below 2^-125.  The nearest value, of two the smaller magnitude.
+inline void encode_mxfp4(const float* x, float largest, std::byte* p) {
+    int e = 0;
+    if (largest != 0) e = std::max(std::ilogb(largest) - 2 + 127, 0);
+    int codes[32];
+    for (int i = 0; i < 32; ++i) {
+        codes[i] = 0;
+        for (int code = 1; code < 16; ++code) {
+            const auto error = [&](int c) { return std::abs(std::ldexp(e2m1[c], e - 127) - x[i]); };
+            if (error(code) < error(codes[i])) codes[i] = code;
+        }
+    }
+    p[0] = static_cast<std::byte>(e);
+    for (int i = 0; i < 16; ++i) p[1 + i] = static_cast<std::byte>(codes[i] | codes[i + 16] << 4);
+}
+
 // A block's bytes from 32 finite floats, as ggml-quants.c's quantize_row_*_ref have it: every step
 // is one float32 operation in GGML's order, because those decide which way a tie goes.  Where 1 / d
 // overflows, the scale is zero as an f16 and the codes are those of zeros.
@@ -172,6 +236,8 @@ inline void encode_block(DType type, const float* x, std::byte* p) {
     const auto [lowest, highest] = std::minmax_element(x, x + 32);
     const float largest =
         *std::max_element(x, x + 32, [](float a, float b) { return std::abs(a) < std::abs(b); });
+    if (type == DType::iq4_nl) return encode_iq4_nl(x, largest, p);
+    if (type == DType::mxfp4) return encode_mxfp4(x, largest, p);
     const auto inverse = [](float d) { return std::isfinite(1 / d) ? 1 / d : 0.0f; };
     if (type == DType::q8_0) {
         const float d = std::abs(largest) / 127, id = inverse(d);
@@ -206,7 +272,7 @@ inline void encode_block(DType type, const float* x, std::byte* p) {
         p[i] = static_cast<std::byte>((codes[i] & 15) | (codes[i + 16] & 15) << 4);
 }
 
-// A row of n elements to any type but the K types.
+// A row of n elements to any type that from_float makes.
 inline void encode_row(DType type, const float* x, std::size_t n, std::byte* p) {
     if (tensor_ops::is_quantized(type)) {
         for (std::size_t b = 0; b < n / 32; ++b)

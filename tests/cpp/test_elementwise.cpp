@@ -1,4 +1,4 @@
-// silu, gelu, swiglu and add within the bounds of kernels.h.
+// sigmoid, silu, gelu, swiglu and add within the bounds of kernels.h.
 
 #include <bit>
 
@@ -29,6 +29,8 @@ const struct Function {
     double (*exact)(double);
     double (*bound)(double x, double exact);
 } functions[] = {
+    {"sigmoid", &KernelTable::sigmoid, reference::sigmoid,
+     [](double x, double y) { return x < -87.33 ? 0x1p-126 : 3 * ulp(y); }},
     {"silu", &KernelTable::silu, reference::silu,
      [](double x, double y) { return x < -87.33 ? 0x1p-119 : 3 * ulp(y); }},
     {"gelu_tanh", &KernelTable::gelu_tanh, reference::gelu_tanh, gelu_tanh_bound},

@@ -68,7 +68,7 @@ Floats run(const Experts& experts, Activations kind, bool shared, Floats& x, Flo
 
 KERNEL_TEST(each_row_of_a_quantised_matrix_has_the_bits_of_a_product_of_its_own) {
     check::equal(table.isa, tensor_ops::kernels().isa, "the ISA");
-    for (const DType type : {DType::q8_0, DType::q4_1}) {
+    for (const DType type : {DType::q8_0, DType::q4_1, DType::mxfp4}) {
         const Experts experts = random_experts(type);
         for (const Activations kind : {Activations::q8, Activations::q16, Activations::f32})
             for (const bool shared : {true, false})

@@ -153,15 +153,15 @@ KERNEL_TEST(quantizing_of_constants_and_of_the_ends_of_the_scales_range) {
 }
 
 KERNEL_TEST(quantizing_rounds_ties_as_ggml_does) {
-    // The scale is 1 (127 / 127, -8 / -8, 15 / 15, ...), so the halves are ties.
+    // The scale is 1 (127 / 127, -8 / -8, 15 / 15, ...), so the halves are ties; of iq4_nl the
+    // middles between its values, of mxfp4 those between the doubled values of E2M1.
     const struct {
         DType type;
         float lowest, highest;
-    } ends[] = {{DType::q8_0, -127, 127},
-                {DType::q4_0, -8, 7},
-                {DType::q4_1, 0, 15},
-                {DType::q5_0, -16, 15},
-                {DType::q5_1, 0, 31}};
+    } ends[] = {{DType::q8_0, -127, 127}, {DType::q4_0, -8, 7},         {DType::q4_1, 0, 15},
+                {DType::q5_0, -16, 15},   {DType::q5_1, 0, 31},         {DType::iq4_nl, -127, 113},
+                {DType::iq4_nl, -127, 0}, {DType::iq4_nl, -127, 45.5f}, {DType::mxfp4, -8, 8},
+                {DType::mxfp4, -12, 12}};
     for (const auto& [type, lowest, highest] : ends) {
         Floats x(64);
         for (std::size_t i = 0; i < 32; ++i) {
@@ -191,6 +191,7 @@ KERNEL_TEST(what_a_block_cannot_hold_does_not_come_back_finite) {
     for (const DType type : matrices::simple_types) {
         for (const float bad : {not_a_number, infinity, -infinity, 1e38f}) {
             for (const std::size_t at : {32u, 45u, 63u}) {
+                if (type == DType::mxfp4 && bad == 1e38f) continue;  // it can hold this
                 Floats x = normal(96, 1), back(96);
                 x[at] = bad;
                 Bytes bytes(row_bytes(type, 96));
@@ -216,6 +217,21 @@ KERNEL_TEST(dequantizing_is_exact_for_any_codes) {
             for (std::size_t i = 0; i < n; ++i)
                 check::near(matrices::name(type), x[i], row.values[i], ulp(row.values[i]) / 2,
                             "at ", i);
+        }
+    }
+}
+
+KERNEL_TEST(every_power_of_two_scales_every_code_exactly) {
+    std::byte block[17];
+    Floats x(32);
+    for (int e = 0; e < 256; ++e) {
+        block[0] = static_cast<std::byte>(e);
+        for (int i = 0; i < 16; ++i) block[1 + i] = static_cast<std::byte>(i | (15 - i) << 4);
+        table.to_float(DType::mxfp4, block, x.data(), 32);
+        for (std::size_t i = 0; i < 32; ++i) {
+            const double exact = std::ldexp(reference::e2m1[i < 16 ? i : 31 - i], e - 127);
+            const float expected = static_cast<float>(exact);  // from 2^128 on infinity
+            check::equal(x[i], expected, "e " + std::to_string(e));
         }
     }
 }

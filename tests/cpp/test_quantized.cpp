@@ -110,7 +110,7 @@ KERNEL_TEST(every_number_of_blocks) {
 
 KERNEL_TEST(sizes_beyond_one_block_of_the_kernel) {
     for (const Kind& kind : kinds)
-        for (const DType type : {DType::q8_0, DType::q4_1, DType::q6_k})
+        for (const DType type : {DType::q8_0, DType::q4_1, DType::q6_k, DType::mxfp4})
             check_quantized(table, kind, matrices::random(type, 5, 4096, 1), normal(100 * 4096, 2),
                             100);
 }
@@ -144,11 +144,8 @@ KERNEL_TEST(whole_numbers_give_exact_products) {
     for_each_kind_and_type([&](const Kind& kind, DType type) {
         const std::size_t k = matrices::in_blocks(type, 160), n = 35, rows = 7;
         Matrix w = matrices::random(type, n, k, 1);
-        const auto halves = reference::halves_of_block(type);
         for (std::size_t at = 0; at < w.bytes.size(); at += block_size(type).bytes)
-            for (const std::size_t half : halves)
-                reference::write_bits(reference::encode_half(half == halves[0] ? 1 : -5),
-                                      &w.bytes[at + half]);
+            reference::write_scales(type, 1, -5, &w.bytes[at]);
         matrices::decode(w);
         Floats x = whole_numbers(rows * k, 2, -7, 7);
         for (std::size_t b = 0; b < x.size(); b += 32) x[b] = 127;
@@ -167,8 +164,7 @@ KERNEL_TEST(the_largest_codes_do_not_overflow) {
             Matrix w = matrices::random(type, 17, 256, 1);
             for (std::byte& b : w.bytes) b = static_cast<std::byte>(code);
             for (std::size_t at = 0; at < w.bytes.size(); at += block_size(type).bytes)
-                for (const std::size_t half : reference::halves_of_block(type))
-                    reference::write_bits(reference::encode_half(0.1), &w.bytes[at + half]);
+                reference::write_scales(type, 0.1, 0.1, &w.bytes[at]);
             matrices::decode(w);
             // The last one has a lower digit of -127 in the 16-bit form.
             for (const float value : {1.0f, -1.0f, 32129.0f / 32512, -32385.0f / 32512}) {

@@ -1,6 +1,8 @@
 // Graphs, weights and batches that do not fit together: each is refused in words that name the op
 // and the fault, before anything has run.
 
+#include <functional>
+
 #include "graphs.h"
 
 using namespace arrays;
@@ -18,8 +20,8 @@ constexpr std::size_t width = 64;
 
 // A graph with one op: what is wrong with it.
 void check_graph_refused(OpKind kind, const std::vector<std::size_t>& input_widths,
-                         std::size_t output_width, bool weight, void (*change)(Op&),
-                         const char* words,
+                         std::size_t output_width, bool weight,
+                         const std::function<void(Op&)>& change, const char* words,
                          std::source_location where = std::source_location::current()) {
     Builder b;
     std::vector<int> inputs;
@@ -58,6 +60,11 @@ TEST(a_graph_that_does_not_fit_together_is_refused_with_op_and_fault) {
     check_graph_refused(head_norm, {66}, 66, true, unchanged, "does not divide into n_heads");
     check_graph_refused(geglu, {64, 32}, 64, false, unchanged, "has width 32, expected 64");
     check_graph_refused(softcap, {64}, 64, false, unchanged, "cap is not above 0");
+    check_graph_refused(swiglu_oai, {64, 64}, 64, false, unchanged, "limit is not above 0");
+    check_graph_refused(scale_rows, {64, 2}, 64, false, unchanged, "has width 2, expected 1");
+    check_graph_refused(
+        scale_rows, {1, 1}, 1, false, [](Op& op) { op.output = op.inputs[1]; },
+        "cannot overwrite its input");
     check_graph_refused(
         attention, {64}, 64, false, [](Op& op) { op.cap = -1.0f; }, "softcap is below 0");
 }
@@ -69,8 +76,36 @@ TEST(a_mixture_of_experts_that_does_not_fit_together_is_refused) {
     check_graph_refused(
         route, {8}, 18, false, [](Op& op) { op.n_used = 9; }, "n_used is 9, expected 1 to 8");
     check_graph_refused(route, {8}, 6, false, two, "has width 6, expected 4");
+    const auto groups = [](std::size_t n, std::size_t used) {
+        return [=](Op& op) {
+            op.n_used = 2;
+            op.n_groups = n;
+            op.n_groups_used = used;
+        };
+    };
+    check_graph_refused(route, {8}, 4, false, groups(0, 0), "8 experts are no 0 equal groups");
+    check_graph_refused(route, {8}, 4, false, groups(3, 1), "8 experts are no 3 equal groups");
+    check_graph_refused(route, {8}, 4, false, groups(2, 3), "n_groups_used is 3, expected 1 to 2");
+    check_graph_refused(route, {8}, 4, false, groups(2, 0), "n_groups_used is 0, expected 1 to 2");
+    check_graph_refused(route, {8}, 4, false, groups(8, 4), "a group is one expert");
+    check_graph_refused(
+        route, {8}, 10, false,
+        [](Op& op) {
+            op.n_used = 5;
+            op.n_groups = 2;
+        },
+        "n_used is 5, expected 1 to 4");
     check_graph_refused(expert_linear, {64, 6}, 64, true, two, "has width 6, expected 4");
     check_graph_refused(expert_linear, {64, 4}, 33, true, two, "does not divide into n_used");
+    check_graph_refused(expert_bias, {64, 6}, 64, true, two, "has width 6, expected 4");
+    check_graph_refused(expert_bias, {65, 4}, 65, true, two, "does not divide into n_used");
+    check_graph_refused(
+        expert_bias, {4, 4}, 4, true,
+        [](Op& op) {
+            op.n_used = 2;
+            op.output = op.inputs[1];
+        },
+        "cannot overwrite its input");
     check_graph_refused(expert_sum, {64, 4}, 16, false, two, "has width 64, expected 32");
     check_graph_refused(
         expert_linear, {4, 4}, 4, true,

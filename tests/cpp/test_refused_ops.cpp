@@ -156,11 +156,11 @@ TEST(each_input_output_and_weight_must_be_there) {
     for (const int bad : {-1, 99}) {
         refused(
             OpKind::linear_many, [&](Graph&, Op& op) { op.more_outputs[0] = bad; },
-            " -> 'out': an output is no buffer");
+            " -> 'out': the output is no buffer");
         for (const OpKind kind : {OpKind::linear_many, OpKind::glu_linear})
             refused(
                 kind, [&](Graph&, Op& op) { op.more_weights[0] = bad; },
-                " -> 'out': a weight is no slot");
+                " -> 'out': the weight is no slot");
     }
 }
 
@@ -223,7 +223,7 @@ TEST(numbers_of_heads_experts_and_matrices_have_bounds) {
                 graph.buffers.push_back({"more", 16, true});
             }
         },
-        " -> 'out': has too many matrices");
+        " -> 'out': has 9 weights, expected 1 to 8");
 }
 
 TEST(what_is_kept_in_blocks_has_whole_blocks) {

@@ -1,4 +1,4 @@
-// rms_norm, softmax and rope within the bounds of kernels.h.
+// rms_norm, layer_norm, softmax and rope within the bounds of kernels.h.
 
 #include "arrays.h"
 #include "reference.h"
@@ -87,6 +87,95 @@ KERNEL_TEST(rms_norm_of_no_rows_or_no_elements_does_nothing) {
     Floats y(0);
     table.rms_norm(none.data(), weight.data(), 1e-6f, y.data(), 0, 5);
     table.rms_norm(none.data(), none.data(), 1e-6f, y.data(), 3, 0);
+}
+
+// ---- layer_norm --------------------------------------------------------------------------------
+
+namespace {
+
+void check_layer_norm(const KernelTable& table, const Floats& x, const Floats& weight, float eps,
+                      std::size_t offset = 0,
+                      std::source_location where = std::source_location::current()) {
+    const std::size_t n = weight.size(), rows = x.size() / n;
+    Floats y(x.size(), offset);
+    table.layer_norm(x.data(), weight.data(), eps, y.data(), rows, n);
+    for (std::size_t r = 0; r < rows; ++r) {
+        const auto exact = reference::layer_norm(x.data() + r * n, weight.data(), eps, n);
+        for (std::size_t i = 0; i < n; ++i)
+            check::near({"layer_norm", where}, y[r * n + i], exact[i],
+                        std::max(1e-6 * (std::abs(exact[i]) + std::abs(weight[i])), tiny), "of ", n,
+                        " at ", r, ", ", i);
+    }
+}
+
+// Numbers around a mean.
+Floats around(float mean, std::size_t n, double scale) {
+    Floats x = normal(n, 1, scale);
+    for (float& v : x) v += mean;
+    return x;
+}
+
+}  // namespace
+
+KERNEL_TEST(layer_norm_of_every_size_at_any_start) {
+    for (const std::size_t n : sizes()) {
+        if (n == 0) continue;
+        const Floats x = normal(3 * n, 1, 1, n % 16), weight = normal(n, 2, 1, (n + 7) % 16);
+        check_layer_norm(table, x, weight, 1e-5f, (n + 3) % 16);
+    }
+}
+
+KERNEL_TEST(layer_norm_of_long_rows) {
+    check_layer_norm(table, normal(65536, 1), normal(65536, 2), 1e-5f);
+}
+
+// Summed in float32, the mean would be wrong by more than the numbers differ.
+KERNEL_TEST(layer_norm_of_numbers_that_differ_little_from_a_large_mean) {
+    for (const float mean : {100.0f, -3000.0f, 1e5f})
+        for (const std::size_t n : {33u, 4096u, 65536u})
+            for (const float eps : {0.0f, 1e-5f})
+                check_layer_norm(table, around(mean, n, 0.1), normal(n, 2), eps);
+}
+
+KERNEL_TEST(layer_norm_of_numbers_of_every_size) {
+    for (const double scale : {1e-44, 1e-38, 1e-30, 1e-19, 1e-10, 1e10, 1e19, 1e25, 1e37})
+        check_layer_norm(table, normal(2 * 70, 1, scale), normal(70, 2), 1e-6f);
+}
+
+KERNEL_TEST(layer_norm_of_the_largest_numbers) {
+    for (const std::size_t n : {2u, 70u, 4097u}) {
+        Floats x = filled(n, 3.4028234e38f);
+        x[n / 2] = -x[n / 2];
+        check_layer_norm(table, x, filled(n, 1), 1e-6f);
+    }
+}
+
+KERNEL_TEST(layer_norm_of_equal_numbers_is_zeros) {
+    for (const float value : {0.0f, 0.1f, -7e5f})
+        check_layer_norm(table, filled(2 * 33, value), normal(33, 1), 1e-5f);
+}
+
+KERNEL_TEST(layer_norm_spreads_nan_over_its_row_alone) {
+    Floats x = normal(3 * 21, 1);
+    x[21 + 20] = not_a_number;
+    check_layer_norm(table, x, normal(21, 2), 1e-5f);
+}
+
+KERNEL_TEST(layer_norm_in_place_gives_the_same) {
+    for (const std::size_t n : {1u, 16u, 70u, 4097u}) {
+        const Floats weight = normal(n, 2);
+        Floats x = normal(3 * n, 1), y(3 * n);
+        table.layer_norm(x.data(), weight.data(), 1e-5f, y.data(), 3, n);
+        table.layer_norm(x.data(), weight.data(), 1e-5f, x.data(), 3, n);
+        check::that(same_bytes(x, y), "in place");
+    }
+}
+
+KERNEL_TEST(layer_norm_of_no_rows_or_no_elements_does_nothing) {
+    const Floats none(0), weight = normal(5, 1);
+    Floats y(0);
+    table.layer_norm(none.data(), weight.data(), 1e-5f, y.data(), 0, 5);
+    table.layer_norm(none.data(), none.data(), 1e-5f, y.data(), 3, 0);
 }
 
 // ---- softmax -----------------------------------------------------------------------------------

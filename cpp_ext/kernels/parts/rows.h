@@ -11,6 +11,7 @@ namespace {
 template <class Isa>
 void fill(KernelTable& table) {
     table.vector_floats = lanes<Isa>;
+    table.sigmoid = sigmoid<Isa>;
     table.silu = silu<Isa>;
     table.gelu_tanh = gelu_tanh<Isa>;
     table.gelu_erf = gelu_erf<Isa>;
@@ -18,6 +19,7 @@ void fill(KernelTable& table) {
     table.add = add<Isa>;
     table.stream = stream<Isa>;
     table.rms_norm = rms_norm<Isa>;
+    table.layer_norm = layer_norm<Isa>;
     table.softmax = softmax<Isa>;
     table.rope = rope<Isa>;
     table.from_float = from_float;

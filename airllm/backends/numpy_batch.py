@@ -1,0 +1,53 @@
+"""What one run of NumPy's executor works on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from airllm import numpy_ops
+from airllm.graph.graph import Op
+
+__all__ = ["Buffers", "TokenBatch", "TokenSequence", "arrays"]
+
+Buffers = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    first: int  # row of the buffers
+    n_tokens: int
+    past: int
+    k_cache: NDArray[Any]  # [n_kv_heads, capacity, head_dim], or rows of Q8_0
+    v_cache: NDArray[Any]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + self.n_tokens)
+
+    @property
+    def end(self) -> int:
+        """Positions in the cache after the batch."""
+        return self.past + self.n_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """What one run works on."""
+
+    buffers: Buffers  # each [n_tokens, width]
+    weights: Mapping[str, Any]
+    n_tokens: int
+    sequences: Sequence[TokenSequence]
+
+    def multiply(self, x: NDArray[Any], weight: str, out: NDArray[Any]) -> None:
+        """Multiplies each sequence separately, so that its sums round the same in any batch."""
+        parts = [sequence.rows for sequence in self.sequences]
+        numpy_ops.linear_apply(x, self.weights[weight], out, parts)
+
+
+def arrays(op: Op, batch: TokenBatch) -> list[NDArray[Any]]:
+    """An op's inputs, and its output."""
+    assert op.output is not None
+    return [batch.buffers[name] for name in (*op.inputs, op.output)]

@@ -1,0 +1,78 @@
+"""Mixtures of experts in NumPy: the choice, the products, the sum."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm import numpy_ops
+from airllm.backends.numpy_batch import TokenBatch, arrays
+from airllm.graph.graph import Op
+
+__all__ = ["expert_bias", "expert_linear", "expert_sum", "route"]
+
+_LOWEST = np.finfo(np.float32).min
+
+
+def route(op: Op, batch: TokenBatch) -> None:
+    logits, out = arrays(op, batch)
+    n_used, sigmoid = int(op.attrs["n_used"]), op.attrs["gating"] == "sigmoid"
+    shares = numpy_ops.softmax(logits)
+    if sigmoid:
+        shares = numpy_ops.sigmoid_apply(logits).astype(np.float32)
+    ranks = _ranks(shares + batch.weights[op.weights[0]] if op.weights else shares)
+    if int(op.attrs["n_groups_used"]) < int(op.attrs["n_groups"]):
+        ranks = _best_groups(op, ranks)
+    experts = np.argsort(-ranks, axis=-1, kind="stable")[:, :n_used]  # lowest number first
+    chosen = np.take_along_axis(shares, experts, axis=-1)
+    if op.attrs["normalized"]:
+        chosen /= chosen.sum(axis=-1, keepdims=True) + np.float32(1e-20)
+    out[:, :n_used] = experts
+    np.multiply(chosen, np.float32(op.attrs["scale"]), out=out[:, n_used:])
+
+
+def _ranks(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is sorted: NaN counts as the highest score, -inf stays for experts out of the choice."""
+    return np.where(np.isnan(scores), np.float32(np.inf), np.maximum(scores, _LOWEST))
+
+
+def _best_groups(op: Op, ranks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The ranks, with -inf outside of the groups that are used."""
+    n_groups, n_used = int(op.attrs["n_groups"]), int(op.attrs["n_groups_used"])
+    groups = ranks.reshape(len(ranks), n_groups, -1)
+    counted = 1 if op.attrs["group_score"] == "max" else 2
+    scores = _ranks(np.sort(groups, axis=-1)[..., -counted:].sum(axis=-1))
+    best = np.argsort(-scores, axis=-1, kind="stable")[:, :n_used]
+    kept = np.full_like(groups, -np.inf)
+    np.put_along_axis(kept, best[..., np.newaxis], 0, axis=1)
+    return np.where(kept == 0, groups, kept).reshape(ranks.shape)
+
+
+def expert_linear(op: Op, batch: TokenBatch) -> None:
+    x, route, out = arrays(op, batch)
+    n_used, matrices = int(op.attrs["n_used"]), batch.weights[op.weights[0]]
+    _, n, k = matrices.shape
+    experts = route[:, :n_used].astype(np.int64)  # [n_tokens, n_used]
+    inputs = x.reshape(batch.n_tokens, x.shape[1] // k, k)  # one for all, or one for each
+    rows = np.broadcast_to(inputs, (batch.n_tokens, n_used, k))
+    result = out.reshape(batch.n_tokens, n_used, n)
+    for expert in np.unique(experts):
+        chosen = experts == expert
+        part = np.empty((int(chosen.sum()), n), np.float32)
+        each = [slice(row, row + 1) for row in range(len(part))]  # see TokenBatch.multiply
+        parts = each if len(batch.sequences) > 1 else [slice(None)]
+        numpy_ops.linear_apply(rows[chosen], matrices[expert], part, parts)
+        result[chosen] = part
+
+
+def expert_bias(op: Op, batch: TokenBatch) -> None:
+    x, route, out = arrays(op, batch)
+    biases = batch.weights[op.weights[0]]  # [n_experts, n]
+    experts = route[:, : int(op.attrs["n_used"])].astype(np.int64)
+    parts = (batch.n_tokens, experts.shape[1], biases.shape[1])
+    np.add(x.reshape(parts), biases[experts], out=out.reshape(parts))
+
+
+def expert_sum(op: Op, batch: TokenBatch) -> None:
+    x, route, out = arrays(op, batch)
+    n_used = int(op.attrs["n_used"])
+    parts = x.reshape(batch.n_tokens, n_used, x.shape[1] // n_used)
+    np.einsum("tu,tuj->tj", route[:, n_used:], parts, out=out)

@@ -1,0 +1,252 @@
+"""How wide the output of each kind of op is, and what its attributes must be.
+
+Each function checks a call, GraphError for a fault, and returns the width; None without an output.
+"""
+
+import math
+from typing import get_args
+
+from airllm.graph.vocabulary import Activations, Call
+
+
+def embed(call: Call) -> int:
+    tokens = call.inputs[0]
+    call.require(tokens.dtype == "int32", f"input {tokens.name!r} is {tokens.dtype}, not int32")
+    return call.weights[0].shape[1]
+
+
+def vector(call: Call) -> int:
+    weight = call.weights[0]
+    call.require_width(0, weight.shape[0], f"the length of weight {weight.name!r}")
+    return weight.shape[0]
+
+
+def head_norm(call: Call) -> int:
+    n_heads, weight = call.count("n_heads"), call.weights[0]
+    head_dim = weight.shape[0]
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of weight {weight.name!r}'s length")
+    return n_heads * head_dim
+
+
+def linear(call: Call) -> int:
+    weight = call.weights[0]
+    n, k = weight.shape
+    call.require_width(0, k, f"weight {weight.name!r} is [{n}, {k}]")
+    _check_activations(call)
+    return n
+
+
+def quantized_norm(call: Call) -> int:
+    _check_activations(call)
+    return vector(call)
+
+
+def linear_many(call: Call) -> int:
+    for weight in call.weights:
+        n, k = weight.shape
+        call.require_width(0, k, f"weight {weight.name!r} is [{n}, {k}]")
+    _check_activations(call)
+    return call.weights[0].shape[0]
+
+
+def linear_add(call: Call) -> int:
+    n = linear(call)
+    call.require_width(1, n, f"the rows of weight {call.weights[0].name!r}")
+    return n
+
+
+def glu_linear(call: Call) -> int:
+    gate, up = call.weights
+    call.require(
+        gate.shape == up.shape, f"weight {up.name!r} is {list(up.shape)}, expected that of the gate"
+    )
+    _one_of(call, "activation", "silu", "gelu")
+    return linear(call)
+
+
+def rope_append(call: Call) -> None:
+    kv_append(call)
+    head_dim, table = call.count("head_dim"), call.inputs[2]
+    call.require(
+        table.width % 2 == 0 and table.width <= head_dim,
+        f"table {table.name!r} has width {table.width}, expected an even number up to {head_dim}",
+    )
+
+
+def _check_activations(call: Call) -> None:
+    _one_of(call, "activations", *get_args(Activations))
+
+
+def rope(call: Call) -> int:
+    n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    table = call.inputs[1]
+    call.require(
+        table.width % 2 == 0 and table.width <= head_dim,
+        f"table {table.name!r} has width {table.width}, expected an even number up to {head_dim}",
+    )
+    return n_heads * head_dim
+
+
+def kv_append(call: Call) -> None:
+    n_kv_heads, head_dim = call.count("n_kv_heads"), call.count("head_dim")
+    for index in (0, 1):
+        call.require_width(index, n_kv_heads * head_dim, f"{n_kv_heads} KV heads of {head_dim}")
+
+
+def attention(call: Call) -> int:
+    n_heads, n_kv_heads = call.count("n_heads"), call.count("n_kv_heads")
+    head_dim = call.count("head_dim")
+    call.require(
+        n_heads % n_kv_heads == 0, f"{n_heads} heads cannot share {n_kv_heads} KV heads evenly"
+    )
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    for weight in call.weights:
+        call.require(
+            weight.shape == (n_heads,),
+            f"weight {weight.name!r} is {list(weight.shape)}, expected [{n_heads}], the heads",
+        )
+    call.count("window", least=0)
+    _check_float(call, "softcap", least=0.0)
+    return n_heads * head_dim
+
+
+def softcap(call: Call) -> int:
+    _check_float(call, "cap", least=1e-6)
+    return call.inputs[0].width
+
+
+def _check_float(call: Call, attr: str, least: float | None = None) -> None:
+    value = call.op.attrs[attr]
+    good = isinstance(value, float) and math.isfinite(value) and (least is None or value >= least)
+    wanted = "a finite float" if least is None else f"a float of at least {least}"
+    call.require(good, f"{attr} is {value!r}, expected {wanted}")
+
+
+def _one_of(call: Call, attr: str, *allowed: str) -> None:
+    value = call.op.attrs[attr]
+    call.require(value in allowed, f"{attr} is {value!r}, expected one of {allowed}")
+
+
+def route(call: Call) -> int:
+    logits, attrs = call.inputs[0], call.op.attrs
+    for weight in call.weights:
+        call.require_width(0, weight.shape[0], f"the length of weight {weight.name!r}")
+    _one_of(call, "gating", "softmax", "sigmoid")
+    _one_of(call, "group_score", "top2", "max")
+    _check_float(call, "scale")
+    n_groups, n_groups_used = call.count("n_groups"), call.count("n_groups_used")
+    size = logits.width // n_groups
+    call.require(
+        size * n_groups == logits.width,
+        f"n_groups is {n_groups}, expected to divide the {logits.width} experts",
+    )
+    call.require(
+        n_groups_used <= n_groups,
+        f"n_groups_used is {n_groups_used}, expected at most the {n_groups} groups",
+    )
+    call.require(
+        n_groups_used == n_groups or attrs["group_score"] == "max" or size >= 2,
+        f"n_groups is {n_groups}, expected groups of two experts or more, whose scores are added",
+    )
+    n_used, most = call.count("n_used"), n_groups_used * size
+    call.require(n_used <= most, f"n_used is {n_used}, expected at most the {most} experts")
+    return 2 * n_used
+
+
+def expert_linear(call: Call) -> int:
+    n_used, weight = call.count("n_used"), call.weights[0]
+    _, n, k = weight.shape
+    inputs = 1 if call.op.attrs["shared"] else n_used
+    call.require_width(0, inputs * k, f"{inputs} for weight {weight.name!r}, {list(weight.shape)}")
+    call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
+    _check_activations(call)
+    return n_used * n
+
+
+def expert_bias(call: Call) -> int:
+    n_used, weight = call.count("n_used"), call.weights[0]
+    n = weight.shape[1]
+    call.require_width(0, n_used * n, f"{n_used} for weight {weight.name!r}, {list(weight.shape)}")
+    call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
+    return n_used * n
+
+
+def expert_sum(call: Call) -> int:
+    n_used, x = call.count("n_used"), call.inputs[0]
+    call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
+    call.require(
+        x.width % n_used == 0,
+        f"input {x.name!r} has width {x.width}, expected a multiple of {n_used}",
+    )
+    return x.width // n_used
+
+
+def elementwise(call: Call) -> int:
+    first = call.inputs[0]
+    call.require_width(1, first.width, f"the width of {first.name!r}")
+    return first.width
+
+
+def swiglu_oai(call: Call) -> int:
+    _check_float(call, "alpha", least=1e-6)
+    _check_float(call, "limit", least=1e-6)
+    return elementwise(call)
+
+
+def scale(call: Call) -> int:
+    _check_float(call, "factor")
+    return call.inputs[0].width
+
+
+def scale_rows(call: Call) -> int:
+    call.require_width(1, 1, "a factor for each token")
+    return call.inputs[0].width
+
+
+def activation(call: Call) -> int:
+    return call.inputs[0].width
+
+
+def _whole_blocks(call: Call, n: int, what: str) -> None:
+    call.require(n % 32 == 0, f"{what} is {n}, expected a multiple of 32, a block of Q8_0")
+
+
+def round_q8(call: Call) -> int:
+    _whole_blocks(call, call.inputs[0].width, f"the width of {call.inputs[0].name!r}")
+    return call.inputs[0].width
+
+
+def merge_add(call: Call) -> int:
+    x, parts = call.inputs
+    call.require(
+        parts.width % x.width == 0,
+        f"input {parts.name!r} has width {parts.width}, expected a multiple of {x.width}",
+    )
+    if call.op.attrs["quantized"]:
+        _whole_blocks(call, x.width, f"the width of {x.name!r}")
+    return x.width
+
+
+def take_columns(call: Call) -> int:
+    x, offset, width = call.inputs[0], call.count("offset", least=0), call.count("width")
+    call.require(
+        offset + width <= x.width,
+        f"columns {offset} to {offset + width} of {x.name!r}, which has {x.width}",
+    )
+    if call.op.attrs["quantized"]:
+        _whole_blocks(call, offset, "offset")
+        _whole_blocks(call, width, "width")
+    return width
+
+
+def put_columns(call: Call) -> int:
+    x, offset, width = call.inputs[0], call.count("offset", least=0), call.count("width")
+    call.require(
+        offset + x.width <= width,
+        f"columns {offset} to {offset + x.width} of {call.op.output!r}, which has {width}",
+    )
+    if call.op.attrs["quantized"]:
+        _whole_blocks(call, offset, "offset")
+        _whole_blocks(call, x.width, f"the width of {x.name!r}")
+    return width

@@ -1,0 +1,175 @@
+"""The parts that layers of many families are made of.
+
+Each part takes a normalised input h, float32 [n, hidden], and returns what the layer adds to its
+residual, [n, hidden]. A weight's slot is named as GGUF names the tensor.
+"""
+
+from typing import Literal
+
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Buffer, Graph
+from airllm.models.config import LayerConfig, ModelConfig
+
+__all__ = [
+    "add",
+    "attention",
+    "embed",
+    "experts",
+    "head",
+    "linear",
+    "norm",
+    "shared_expert",
+    "swiglu_mlp",
+]
+
+
+def embed(c: ModelConfig) -> Graph:
+    """Token ids to the residual."""
+    g = GraphBuilder("embed")
+    tokens = g.external("tokens", 1, "int32")  # [n]
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    table = g.weight("token_embd", c.vocab_size, c.hidden_size)
+    g.embed(tokens, table, scale=c.embedding_scale, out=x)
+    return g.build()
+
+
+def head(c: ModelConfig, activations: Activations) -> Graph:
+    """The residual to logits."""
+    g = GraphBuilder("head", activations=activations)
+    output = "token_embd" if c.tied_embeddings else "output"
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    logits = g.external("logits", c.vocab_size)  # [n, vocab]
+    h = norm(g, c, x, "output_norm")  # [n, hidden]
+    g.linear(h, g.weight(output, c.vocab_size, c.hidden_size), out=logits)
+    if c.logit_scale != 1.0:
+        g.scale(logits, c.logit_scale, out=logits)
+    if c.final_softcap:
+        g.softcap(logits, c.final_softcap, out=logits)
+    return g.build()
+
+
+def norm(
+    g: GraphBuilder, c: ModelConfig, x: Buffer, slot: str, *, out: Buffer | None = None
+) -> Buffer:
+    """RMSNorm of whole rows (arXiv:1910.07467), or LayerNorm (arXiv:1607.06450)."""
+    if c.layer_norms:
+        return g.layer_norm(x, g.weight(slot, x.width), c.norm_eps, out=out)
+    return g.rms_norm(x, g.weight(slot, x.width), c.norm_eps, out=out)
+
+
+def add(g: GraphBuilder, c: ModelConfig, x: Buffer, part: Buffer) -> Buffer:
+    """The residual x plus a part of the layer."""
+    if c.residual_scale != 1.0:
+        part = g.scale(part, c.residual_scale, out=part)
+    return g.add(x, part, out=x)
+
+
+def linear(g: GraphBuilder, c: ModelConfig, x: Buffer, slot: str, width: int) -> Buffer:
+    """x W^T -> [n, width], plus the slot's bias if the model has it (`c.biases`)."""
+    y = g.linear(x, g.weight(slot, width, x.width))
+    if slot in c.biases:
+        y = g.bias(y, g.weight(f"{slot}.bias", width), out=y)
+    return y
+
+
+def attention(
+    g: GraphBuilder,
+    c: ModelConfig,
+    layer: LayerConfig,
+    h: Buffer,
+    *,
+    normed: Literal["", "heads", "rows"] = "",
+    fused: bool = False,
+    sinks: bool = False,
+) -> Buffer:
+    """Causal attention with groups of heads that share keys and values (arXiv:2305.13245).
+
+    normed: whether Q and K are normalised, each head by itself or all heads of a token together.
+    fused: Q, K and V come from one matrix. sinks: each head has one more score, without a value
+    (arXiv:2309.17453).
+    """
+    if fused:
+        qkv = linear(g, c, h, "attn_qkv", c.q_width + 2 * c.kv_width)
+        q = g.take_columns(qkv, 0, c.q_width)
+        k = g.take_columns(qkv, c.q_width, c.kv_width)
+        v = g.take_columns(qkv, c.q_width + c.kv_width, c.kv_width)
+    else:
+        q = linear(g, c, h, "attn_q", c.q_width)  # [n, q_width]
+        k = linear(g, c, h, "attn_k", c.kv_width)  # [n, kv_width]
+        v = linear(g, c, h, "attn_v", c.kv_width)  # [n, kv_width]
+    if normed == "heads":
+        q = g.head_norm(q, g.weight("attn_q_norm", c.head_dim), c.n_heads, c.norm_eps, out=q)
+        k = g.head_norm(k, g.weight("attn_k_norm", c.head_dim), c.n_kv_heads, c.norm_eps, out=k)
+    elif normed == "rows":
+        q = norm(g, c, q, "attn_q_norm", out=q)
+        k = norm(g, c, k, "attn_k_norm", out=k)
+    if layer.rotates:
+        table = g.external("rope", c.rope_dims)  # [n, rope_dims]
+        of_q = g.external("rope_q", c.rope_dims) if c.attention_temperature else table
+        q = g.rope(q, of_q, c.n_heads, c.head_dim, interleaved=c.rope_interleaved, out=q)
+        k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=c.rope_interleaved, out=k)
+    g.kv_append(k, v, c.n_kv_heads, c.head_dim)
+    a = g.attention(
+        q,
+        c.n_heads,
+        c.n_kv_heads,
+        c.head_dim,
+        scale=c.attention_scale,
+        window=layer.window,
+        softcap=c.attention_softcap,
+        sinks=g.weight("attn_sinks", c.n_heads) if sinks else None,
+    )  # [n, q_width]
+    return linear(g, c, a, "attn_output", c.hidden_size)
+
+
+def swiglu_mlp(
+    g: GraphBuilder, c: ModelConfig, h: Buffer, *, width: int = 0, suffix: str = ""
+) -> Buffer:
+    """SwiGLU (arXiv:2002.05202). width: intermediate; 0: c.intermediate_size. suffix: of the slots'
+    names."""
+    width = width or c.intermediate_size
+    gate = linear(g, c, h, f"ffn_gate{suffix}", width)
+    up = linear(g, c, h, f"ffn_up{suffix}", width)
+    return linear(g, c, g.swiglu(gate, up), f"ffn_down{suffix}", c.hidden_size)
+
+
+def experts(g: GraphBuilder, c: ModelConfig, h: Buffer, *, gate_limit: float = 0.0) -> Buffer:
+    """A mixture: a router chooses, for each token, a few of many small SwiGLU networks.
+
+    gate_limit: that of gpt-oss's activation, whose products and router have biases, too; 0: SwiGLU.
+    """
+    n, ffn, hidden, r = c.n_experts, c.expert_size, c.hidden_size, c.router
+    logits = linear(g, c, h, "ffn_gate_inp", n)  # [n, experts]
+    route = g.route(
+        logits,
+        c.n_experts_used,
+        normalized=r.normalized,
+        gating=r.gating,
+        scale=r.scale,
+        bias=g.weight("exp_probs_b.bias", n) if r.biased else None,
+        n_groups=r.n_groups,
+        n_groups_used=r.n_groups_used,
+        group_score=r.group_score,
+    )  # [n, 2 * used]
+
+    def product(x: Buffer, slot: str, rows: int) -> Buffer:
+        y = g.expert_linear(x, route, g.weight(slot, n, rows, x.width if x is h else ffn))
+        if slot in c.biases:
+            y = g.expert_bias(y, route, g.weight(f"{slot}.bias", n, rows), out=y)
+        return y
+
+    gate, up = product(h, "ffn_gate_exps", ffn), product(h, "ffn_up_exps", ffn)
+    if gate_limit:
+        act = g.swiglu_oai(gate, up, alpha=1.702, limit=gate_limit)
+    else:
+        act = g.swiglu(gate, up)  # [n, used * ffn]
+    return g.expert_sum(product(act, "ffn_down_exps", hidden), route)  # [n, hidden]
+
+
+def shared_expert(g: GraphBuilder, c: ModelConfig, h: Buffer, *, gated: bool = False) -> Buffer:
+    """The expert that all tokens use. gated: its output is multiplied by a sigmoid of h."""
+    y = swiglu_mlp(g, c, h, width=c.shared_expert_size, suffix="_shexp")
+    if not gated:
+        return y
+    gate = g.linear(h, g.weight("ffn_gate_inp_shexp", 1, c.hidden_size))  # [n, 1]
+    return g.scale_rows(y, g.sigmoid(gate, out=gate), out=y)

@@ -1,0 +1,296 @@
+"""Reads a model's configuration from GGUF metadata; nothing in it is believed unchecked.
+
+Keys and their meanings are llama.cpp's. A default is what llama.cpp assumes for a file whose
+converter did not write that key yet.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from airllm.formats.hf_config import ROPE_INTERLEAVED
+from airllm.formats.model_file import ModelFile
+from airllm.models.config import LayerConfig, ModelConfig, Router
+
+__all__ = ["ConfigReader"]
+
+# These limits are far above every known model (the longest contexts are 10 million tokens, the
+# widest layers about 100,000), so that later arithmetic cannot overflow. check_tensors in
+# airllm.weights.layer_weights checks that the file's tensors have the sizes the graphs need.
+_MAX_CONTEXT = 2**24
+_MAX_WIDTH = 2**20
+_MAX_LAYERS = 2**12
+_MAX_HEADS = 2**12
+_MAX_HEAD_DIM = 256  # the attention kernels'
+_MAX_EXPERTS = 2**12
+_MAX_SCALE = 1e6
+
+# Keys with these prefixes change the arithmetic. A key among them that nobody has read is refused:
+# if it were ignored, the model would run and give wrong answers. A value of 0 or false turns a
+# feature off.
+_ARITHMETIC_KEYS = (
+    *("attention.", "rope.", "expert", "moe", "attn_", "final_"),
+    *(
+        "logit_scale",
+        "embedding_scale",
+        "residual_",
+        "leading_dense",
+        "interleave_",
+        "ssm.",
+        "nextn",
+    ),
+)
+_HARMLESS_KEYS = frozenset(["rope.scaling.finetuned"])
+# llama.cpp's numbers; 0: as the family does.
+_GATING: dict[int, Literal["softmax", "sigmoid"]] = {1: "softmax", 2: "sigmoid"}
+
+
+class ConfigReader:
+    """Reads the keys of one file, and remembers which: `finish` refuses the others."""
+
+    def __init__(self, file: ModelFile) -> None:
+        self.file, self.metadata = file, file.metadata
+        self.architecture = self.metadata.text("general.architecture")
+        self._read = {self.key(name) for name in _HARMLESS_KEYS}
+        self.n_layers = self.integer("block_count", low=1, high=_MAX_LAYERS)
+        self.left_out = range(0)
+
+    # ---- single keys ---------------------------------------------------------------------------
+
+    def key(self, name: str) -> str:
+        """The whole key of `name`: "qwen2.rope.freq_base"."""
+        return f"{self.architecture}.{name}"
+
+    def ignore(self, *names: str) -> None:
+        """Accept keys whose values make no difference here."""
+        self._read |= {self.key(name) for name in names}
+
+    def has(self, name: str) -> bool:
+        return self.key(name) in self.metadata
+
+    def integer(
+        self, name: str, default: int | None = None, *, low: int = 0, high: int = _MAX_WIDTH
+    ) -> int:
+        self.ignore(name)
+        return self.metadata.integer(self.key(name), default, low=low, high=high)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        self.ignore(name)
+        return self.metadata.number(self.key(name), default)
+
+    def flag(self, name: str, default: bool) -> bool:
+        self.ignore(name)
+        return self.metadata.flag(self.key(name), default)
+
+    def text(self, name: str, default: str) -> str:
+        self.ignore(name)
+        return self.metadata.text(self.key(name), default)
+
+    def positive(self, name: str, default: float) -> float:
+        """A number above 0; the default also for 0, which means unset."""
+        value = self.number(name, default) or default
+        if not 0.0 < value < _MAX_SCALE:
+            raise self.fault(name, value, f"expected it above 0 and below {_MAX_SCALE:g}")
+        return value
+
+    def cap(self, name: str, default: float = 0.0) -> float:
+        """A smooth limit; 0: none."""
+        cap = self.number(name, default)
+        if cap != 0.0 and cap < 1e-3:
+            raise self.fault(name, cap, "expected at least 0.001, or 0 for none")
+        return cap
+
+    def fault(self, name: str, value: object, wanted: str) -> Exception:
+        return self.metadata.fault(f"{self.key(name)} is {value}; {wanted}")
+
+    def require(self, name: str, default: float | str | bool, *allowed: object) -> None:
+        """Refuse a key whose value is not among those that are implemented."""
+        kinds = {bool: self.flag, str: self.text, int: self.integer, float: self.number}
+        value = kinds[type(default)](name, default)  # type: ignore[operator]
+        if value not in allowed:
+            listed = " or ".join(str(each) for each in allowed)
+            raise self.fault(name, value, f"expected {listed}")
+
+    def leave_out(self, n_layers: int) -> None:
+        """The last layers are not used: they guess further tokens."""
+        if not 0 <= n_layers < self.n_layers:
+            raise self.fault("block_count", self.n_layers, f"expected more than {n_layers}")
+        self.n_layers -= n_layers
+        self.left_out = range(self.n_layers, self.n_layers + n_layers)
+
+    # ---- what several families have ------------------------------------------------------------
+
+    def windows(self, default: int = 0, period: int = 0) -> tuple[int, ...]:
+        """The window of each layer; 0 where a layer sees all positions.
+
+        default: the window where the file says none. period: likewise; every such layer, the last
+        of its period, sees all positions; 0: every layer has the window. The file's pattern is such
+        a period, or an array that says for each layer whether it has the window.
+        """
+        window = self.integer("attention.sliding_window", default, high=_MAX_CONTEXT)
+        name = "attention.sliding_window_pattern"
+        pattern = self.metadata.get(self.key(name))
+        if isinstance(pattern, np.ndarray):
+            self.ignore(name)
+            if pattern.size != self.n_layers:
+                raise self.metadata.fault(
+                    f"{self.key(name)} has {pattern.size} entries; expected {self.n_layers}, one "
+                    "for each layer"
+                )
+            return tuple(window if local else 0 for local in pattern.tolist())
+        period = self.integer(name, period)
+        return tuple(
+            0 if period and index % period == period - 1 else window
+            for index in range(self.n_layers)
+        )
+
+    def optional_biases(self, *slots: str) -> frozenset[str]:
+        """Those of the slots that have a bias in the first layer."""
+        return frozenset(slot for slot in slots if f"blk.0.{slot}.bias" in self.file.tensors)
+
+    def experts(self, *, shared_out: bool = True, **own: Any) -> dict[str, Any]:
+        """The fields of ModelConfig for a mixture of experts. own: what the router does where the
+        file does not say, as Router has it. shared_out: where the file does not say how wide an
+        expert is, feed_forward_length is that of all of a token's experts together."""
+        n_experts = self.integer("expert_count", low=1, high=_MAX_EXPERTS)
+        n_used = self.integer("expert_used_count", low=1, high=n_experts)
+        usual = Router(**own)
+        gating = self.integer("expert_gating_func", 0)
+        if gating != 0 and gating not in _GATING:
+            raise self.fault("expert_gating_func", gating, "expected 1, softmax, or 2, sigmoid")
+        n_groups = self.integer("expert_group_count", 1, high=n_experts) or 1
+        n_groups_used = self.integer("expert_group_used_count", n_groups, high=n_groups) or n_groups
+        if n_experts % n_groups or n_experts // n_groups * n_groups_used < n_used:
+            raise self.fault(
+                "expert_group_count", n_groups, f"expected groups that {n_experts} experts fit"
+            )
+        router = Router(
+            gating=_GATING.get(gating, usual.gating),
+            normalized=self.flag("expert_weights_norm", usual.normalized),
+            scale=self.positive("expert_weights_scale", usual.scale),
+            biased=any(name.endswith(".exp_probs_b.bias") for name in self.file.tensors),
+            n_groups=n_groups,
+            n_groups_used=n_groups_used,
+            group_score=usual.group_score,
+        )
+        default = self.integer("feed_forward_length", 0) // (n_used if shared_out else 1)
+        size = self.integer("expert_feed_forward_length", default, low=1)
+        return {
+            "n_experts": n_experts,
+            "n_experts_used": n_used,
+            "expert_size": size,
+            "router": router,
+        }
+
+    # ---- the whole -----------------------------------------------------------------------------
+
+    def config(
+        self,
+        *,
+        layers: Sequence[LayerConfig] | None = None,
+        eps_key: str = "attention.layer_norm_rms_epsilon",
+        rope_interleaved: bool = False,
+        scaled_by: float | None = None,
+        **own: Any,
+    ) -> ModelConfig:
+        """The configuration: the keys that all families have, and a family's `own` fields.
+
+        layers: as many equal ones unless given. eps_key: of the norms' epsilon. rope_interleaved:
+        as the family's GGUF files are. scaled_by: scores are divided by its root unless the file
+        says otherwise; head_dim unless given. FormatError names the file, the key and its value.
+        """
+        hidden_size = self.integer("embedding_length", low=1)
+        n_heads = self.integer("attention.head_count", low=1, high=_MAX_HEADS)
+        n_kv_heads = self.integer("attention.head_count_kv", n_heads, low=1, high=_MAX_HEADS)
+        if n_heads % n_kv_heads:
+            raise self.fault(
+                "attention.head_count_kv",
+                n_kv_heads,
+                f"expected a divisor of {self.key('attention.head_count')}, {n_heads}",
+            )
+        head_dim = self._head_dim(hidden_size, n_heads)
+        eps = self.number(eps_key)
+        if not 0.0 < eps < 1.0:
+            raise self.fault(eps_key, eps, "expected it between 0 and 1")
+        self.require("attention.causal", True, True)
+        rope_dims = self.integer("rope.dimension_count", head_dim, low=2, high=head_dim)
+        if rope_dims % 2:
+            raise self.fault("rope.dimension_count", rope_dims, "expected it even")
+        own.setdefault("intermediate_size", own.get("expert_size") or self.feed_forward_length())
+        return ModelConfig(
+            architecture=self.architecture,
+            name=self.metadata.text("general.name", self.file.path.stem),
+            vocab_size=self._vocab_size(),
+            hidden_size=hidden_size,
+            n_layers=self.n_layers,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            norm_eps=eps,
+            context_length=self.integer("context_length", low=1, high=_MAX_CONTEXT),
+            rope_dims=rope_dims,
+            tied_embeddings="output.weight" not in self.file.tensors,
+            layers=tuple(layers or [LayerConfig()] * self.n_layers),
+            attention_scale=self._attention_scale(scaled_by or head_dim),
+            rope_interleaved=self.metadata.flag(ROPE_INTERLEAVED, rope_interleaved),
+            left_out=self.left_out,
+            **own,
+        )
+
+    def feed_forward_length(self) -> int:
+        return self.integer("feed_forward_length", low=1)
+
+    def finish(self) -> None:
+        """FormatError for a key that changes the arithmetic and that nobody has read."""
+        for key, value in self.metadata.items():
+            name = key.removeprefix(f"{self.architecture}.")
+            unknown = name != key and name.startswith(_ARITHMETIC_KEYS) and key not in self._read
+            if unknown and not (isinstance(value, (int, float)) and value == 0):
+                raise self.metadata.fault(
+                    f"{key} asks for something that {self.architecture} models here do not do"
+                )
+
+    def _head_dim(self, hidden_size: int, n_heads: int) -> int:
+        default = hidden_size // n_heads
+        heads = f"{self.key('attention.head_count')} is {n_heads}"
+        if not self.has("attention.key_length") and hidden_size % n_heads:
+            raise self.metadata.fault(
+                f"{heads}; expected a divisor of {self.key('embedding_length')}, {hidden_size}"
+            )
+        if not self.has("attention.key_length") and default > _MAX_HEAD_DIM:
+            raise self.metadata.fault(
+                f"{heads}: heads of {default} dimensions; expected at most {_MAX_HEAD_DIM}"
+            )
+        head_dim = self.integer("attention.key_length", default, low=1, high=_MAX_HEAD_DIM)
+        value_dim = self.integer("attention.value_length", head_dim)
+        if value_dim != head_dim:
+            raise self.fault(
+                "attention.value_length", value_dim, f"expected {head_dim}, the keys' length"
+            )
+        return head_dim
+
+    def _attention_scale(self, dims: float) -> float:
+        """One over the square root of `dims`, unless the file says otherwise."""
+        scale = self.number("attention.scale", 0.0) or dims**-0.5
+        if scale < 0.0:
+            raise self.fault("attention.scale", scale, "expected it above 0")
+        return scale
+
+    def _vocab_size(self) -> int:
+        """The rows of the embedding, which metadata and vocabulary must agree with."""
+        embedding = self.file.tensors.get("token_embd.weight")
+        if embedding is None:
+            raise self.metadata.fault("tensor token_embd.weight is missing")
+        rows = embedding.shape[0]
+        said = self.integer("vocab_size", rows, high=2**31)
+        if said != rows:
+            raise self.fault("vocab_size", said, f"expected {rows}, the rows of token_embd.weight")
+        if "tokenizer.ggml.tokens" in self.metadata:
+            n_tokens = len(self.metadata.texts("tokenizer.ggml.tokens"))
+            if n_tokens != rows:
+                raise self.metadata.fault(
+                    f"tokenizer.ggml.tokens has {n_tokens} entries; expected {rows}, the rows of "
+                    f"token_embd.weight"
+                )
+        return rows

@@ -1,0 +1,74 @@
+"""GLM-4.5 to 4.7 (arXiv:2508.06471): experts behind a few dense layers, chosen by a sigmoid with a
+bias, and one or more that all tokens use. Half of each head rotates."""
+
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Graph
+from airllm.models import blocks
+from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config_reader import ConfigReader
+from airllm.models.family import Family
+from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
+from airllm.models.qwen2 import BIASES
+
+NAMES = {
+    **EXPERT_NAMES,
+    "post_attention_layernorm": "post_attention_norm",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+
+
+def configure(r: ConfigReader) -> ModelConfig:
+    r.ignore("rope.dimension_sections")  # see qwen2
+    r.leave_out(r.integer("nextn_predict_layers", 0))
+    dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
+    mixture = r.experts(gating="sigmoid")
+    return r.config(
+        layers=[LayerConfig(has_experts=index >= dense) for index in range(r.n_layers)],
+        biases=r.optional_biases(*BIASES),
+        head_norms="blk.0.attn_q_norm.weight" in r.file.tensors,
+        intermediate_size=r.feed_forward_length(),
+        shared_expert_size=r.integer("expert_shared_count", 0) * mixture["expert_size"],
+        **mixture,
+    )
+
+
+def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
+    g = GraphBuilder("layer", activations=activations)
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    h = blocks.norm(g, c, x, "attn_norm")
+    a = blocks.attention(g, c, layer, h, normed="heads" if c.head_norms else "")
+    x = g.add(x, a, out=x)
+    h = blocks.norm(g, c, x, "post_attention_norm")
+    if layer.has_experts:
+        y = blocks.experts(g, c, h)
+        if c.shared_expert_size:
+            y = g.add(y, blocks.shared_expert(g, c, h), out=y)
+    else:
+        y = blocks.swiglu_mlp(g, c, h)
+    g.add(x, y, out=x)
+    return g.build()
+
+
+def _values(config: HFReader) -> dict[str, object]:
+    config.ignore("use_qk_norm")  # the tensors show it
+    return {
+        **config.experts(),
+        "expert_gating_func": 2,
+        "expert_weights_norm": config.flag("norm_topk_prob", True),
+        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
+        "expert_group_count": config.integer("n_group", 1),
+        "expert_group_used_count": config.integer("topk_group", 1),
+        "expert_shared_count": config.integer("n_shared_experts", 1),
+        "leading_dense_block_count": config.integer("first_k_dense_replace", 1),
+    }
+
+
+FAMILY = Family(
+    ("glm4moe",),
+    (HuggingFace("glm4_moe", "glm4moe", _values, NAMES, defaults={"partial_rotary_factor": 0.5}),),
+    configure,
+    layer,
+)

@@ -1,0 +1,232 @@
+"""Translates Hugging Face's config.json to the metadata of a GGUF file of the same model.
+
+Names and defaults are those of the configuration classes of `transformers`. A setting that would
+change the arithmetic in an unknown way is refused by name: the model would run and be wrong.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.formats.hf_config import ROPE_INTERLEAVED, HFConfig
+from airllm.models.hf_rope import translate_rope
+from airllm.util.metadata import Metadata
+
+__all__ = ["EXPERT_NAMES", "NAMES", "HFReader", "HuggingFace"]
+
+# Keys with these parts change the arithmetic.
+_ARITHMETIC = re.compile(
+    "scal|multipl|softcap|capping|rope|rotary|window|expert|moe|norm|_act|layer_types|sparse"
+    "|bidirectional|quantization|alibi|qk_|clip|logit|bias|top_k|topk|n_group"
+)
+_HARMLESS = frozenset(
+    [
+        # The tensors of a layer show whether it has biases.
+        *("attention_bias", "mlp_bias", "qkv_bias"),
+        # Settings of training, and settings without effect.
+        *("initializer_range", "router_aux_loss_coef", "output_router_logits", "pretraining_tp"),
+        *("rope_interleaved", "num_logits_to_keep", "router_jitter_noise"),
+    ]
+)
+FULL, SLIDING = "full_attention", "sliding_attention"  # of layer_types
+
+NAMES: Mapping[str, str | tuple[str, ...]] = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+EXPERT_NAMES: Mapping[str, str | tuple[str, ...]] = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.*.gate_proj": "ffn_gate_exps",
+    "mlp.experts.*.up_proj": "ffn_up_exps",
+    "mlp.experts.*.down_proj": "ffn_down_exps",
+    # All experts in one tensor: newer versions of transformers may write these.
+    "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+    "mlp.experts.down_proj": "ffn_down_exps",
+}
+
+
+class HFReader(Metadata):
+    """A config.json that remembers which of its keys were read."""
+
+    def __init__(self, source: str, values: Mapping[str, object]) -> None:
+        super().__init__(source, values)
+        self.read: set[str] = set(_HARMLESS)
+
+    def ignore(self, *keys: str) -> None:
+        """Accept keys whose values make no difference here."""
+        self.read |= set(keys)
+
+    def __getitem__(self, key: str) -> object:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def _get(self, key: str, default: object) -> object:
+        self.read.add(key)
+        return super()._get(key, default)
+
+    def unread(self) -> list[str]:
+        """The keys that have a value other than 0, false or none, and that were not read."""
+        return [key for key, value in self._values.items() if value and key not in self.read]
+
+    def expect(self, key: str, *allowed: object) -> None:
+        """Refuse a key whose value is not implemented. None among `allowed`: it may be missing."""
+        value = self.get(key)
+        self.read.add(key)
+        if value not in allowed:
+            wanted = " or ".join(repr(each) for each in allowed if each is not None)
+            raise self.fault(f"{key} is {str(value)[:80]!r}; expected {wanted}")
+
+    def sliding(self, period: int = 0, said: int = 0) -> dict[str, object]:
+        """GGUF's keys of the window and of the layers that have it, as layer_types says.
+
+        period: of so many layers the last sees all positions, as readers of GGUF assume; 0: all
+        layers have the window. said: the period of this folder, if layer_types does not say.
+        """
+        if self.get("sliding_window") is None:
+            return {}
+        n_layers = self.integer("num_hidden_layers", low=1, high=2**12)
+        window: dict[str, object] = {"attention.sliding_window": self.integer("sliding_window")}
+        usual, local = (
+            np.array([not every or i % every != every - 1 for i in range(n_layers)], bool)
+            for every in (period, said or period)
+        )
+        local = self.local_layers(n_layers, local)
+        if (local == usual).all():
+            return window
+        return {**window, "attention.sliding_window_pattern": local}
+
+    def local_layers(self, n_layers: int, default: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """For each layer: whether layer_types says that it has a window."""
+        if "layer_types" not in self:
+            return default
+        types = self.texts("layer_types")
+        if len(types) != n_layers or set(types) - {FULL, SLIDING}:
+            raise self.fault(
+                f"layer_types does not say of each of {n_layers} layers whether it has a window"
+            )
+        return np.array([each == SLIDING for each in types], bool)
+
+    def no_window(self, kind: str) -> None:
+        """Refuse layers with a window."""
+        self.ignore("sliding_window", "max_window_layers", "use_sliding_window", "layer_types")
+        types = self.texts("layer_types") if "layer_types" in self else [FULL]
+        if self.get("use_sliding_window") or set(types) - {FULL}:
+            raise self.fault(f"asks for layers with a window, which {kind} models here do not have")
+
+    def experts(self, *, size: str = "moe_intermediate_size") -> dict[str, object]:
+        """GGUF's keys of a mixture. size: the key of an expert's intermediate size."""
+        names = ("num_experts", "num_local_experts", "n_routed_experts")
+        key = next((name for name in names if name in self), names[0])
+        return {
+            "expert_count": self.integer(key),
+            "expert_used_count": self.integer("num_experts_per_tok"),
+            "expert_feed_forward_length": self.integer(size),
+        }
+
+
+def _nothing(config: HFReader) -> dict[str, object]:
+    return {}
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """Folders of one model_type.
+
+    model_type: of config.json. pictures: the model_type of models that see pictures, whose
+    text_config is such a folder's configuration.
+    values: GGUF's keys (without the architecture) that only this family has, from config.json.
+    names: of tensors, beyond NAMES; see HFConfig.
+    activation: the only one that is implemented. tied, defaults: of the configuration class.
+    rope_interleaved: whether rope's pairs are neighbours. gguf_interleaved: likewise in the
+    family's GGUF files, whose converter may reorder the rows of Q and K.
+    norm_eps: the key of the norms' epsilon, and GGUF's name of it.
+    """
+
+    model_type: str
+    architecture: str
+    values: Callable[[HFReader], dict[str, object]] = _nothing
+    names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    activation: str = "silu"
+    tied: bool = False
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    pictures: str = ""
+    plus_one: bool = False
+    rope_interleaved: bool = False
+    gguf_interleaved: bool = False
+    norm_eps: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
+
+    def translate(self, config: Metadata) -> HFConfig:
+        """FormatError names a key that is missing or has a value that is not implemented."""
+        r = HFReader(config.source, self._with_defaults(config))
+        self._refuse_quantised(r)
+        for key in ("hidden_act", "hidden_activation"):
+            r.expect(key, None, self.activation)
+        hidden_size, n_heads = (
+            r.integer("hidden_size", low=1),
+            r.integer("num_attention_heads", low=1),
+        )
+        n_layers = r.integer("num_hidden_layers", low=1, high=2**12)
+        head_dim = r.integer("head_dim", hidden_size // n_heads, low=1)
+        eps, gguf_eps = self.norm_eps
+        values: dict[str, object] = {
+            "block_count": n_layers,
+            "context_length": r.integer("max_position_embeddings"),
+            "embedding_length": hidden_size,
+            "feed_forward_length": r.integer("intermediate_size"),
+            "attention.head_count": n_heads,
+            "attention.head_count_kv": r.integer("num_key_value_heads", n_heads),
+            "attention.key_length": head_dim,
+            "attention.value_length": head_dim,
+            gguf_eps: r.number(eps),
+            "vocab_size": r.integer("vocab_size"),
+        }
+        rope = translate_rope(r, head_dim)
+        values |= rope.values | self.values(r)
+        self._refuse_unknown(r)
+        metadata: dict[str, object] = {"general.architecture": self.architecture}
+        metadata |= {f"{self.architecture}.{key}": value for key, value in values.items()}
+        metadata |= rope.own
+        if self.rope_interleaved != self.gguf_interleaved:
+            metadata[ROPE_INTERLEAVED] = self.rope_interleaved
+        tied = r.flag("tie_word_embeddings", self.tied)
+        names = {**NAMES, **self.names}
+        left_out = range(n_layers, n_layers + r.integer("num_nextn_predict_layers", 0, high=64))
+        return HFConfig(metadata, names, left_out, self.plus_one, tied, rope.tensors)
+
+    def _with_defaults(self, config: Metadata) -> dict[str, object]:
+        """null means the default, but for a cap it means no cap."""
+        said = {
+            key: 0.0 if key.endswith("capping") and value is None else value
+            for key, value in config.items()
+        }
+        return {**self.defaults, **{key: value for key, value in said.items() if value is not None}}
+
+    def _refuse_quantised(self, r: HFReader) -> None:
+        quantization = r.get("quantization_config")
+        if quantization:
+            method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+            raise r.fault(
+                f"the weights are quantised (quantization_config: {method}); only F32, F16 and "
+                "BF16 folders are supported"
+            )
+
+    def _refuse_unknown(self, r: HFReader) -> None:
+        for key in r.unread():
+            if _ARITHMETIC.search(key):
+                raise r.fault(
+                    f"{key[:80]} asks for something that {self.architecture} models do not do"
+                )

@@ -1,0 +1,58 @@
+"""Qwen1.5-MoE and Qwen2-MoE (arXiv:2407.10671): Qwen2 with experts, of which all tokens use one,
+times a gate."""
+
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Graph
+from airllm.models import blocks
+from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config_reader import ConfigReader
+from airllm.models.family import Family
+from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
+from airllm.models.qwen2 import BIASES
+
+SHARED_NAMES = {
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+
+
+def configure(r: ConfigReader) -> ModelConfig:
+    return r.config(
+        layers=[LayerConfig(has_experts=True)] * r.n_layers,
+        biases=BIASES,
+        shared_expert_size=r.integer(
+            "expert_shared_feed_forward_length", r.feed_forward_length(), low=1
+        ),
+        **r.experts(normalized=False),
+    )
+
+
+def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
+    g = GraphBuilder("layer", activations=activations)
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    h = blocks.norm(g, c, x, "attn_norm")
+    x = g.add(x, blocks.attention(g, c, layer, h), out=x)
+    h = blocks.norm(g, c, x, "ffn_norm")
+    y = blocks.experts(g, c, h)
+    g.add(x, g.add(y, blocks.shared_expert(g, c, h, gated=True), out=y), out=x)
+    return g.build()
+
+
+def _values(config: HFReader) -> dict[str, object]:
+    config.no_window("qwen2_moe")
+    config.ignore("decoder_sparse_step", "mlp_only_layers")  # the tensors show dense layers
+    return {
+        **config.experts(),
+        "expert_weights_norm": config.flag("norm_topk_prob", False),
+        "expert_shared_feed_forward_length": config.integer("shared_expert_intermediate_size"),
+    }
+
+
+FAMILY = Family(
+    ("qwen2moe",),
+    (HuggingFace("qwen2_moe", "qwen2moe", _values, {**EXPERT_NAMES, **SHARED_NAMES}),),
+    configure,
+    layer,
+)

@@ -1,0 +1,177 @@
+"""Opens tiny random models of every family as llama.cpp's own converter writes them.
+
+    python benchmarks/compare_families.py --llama-cpp llama.cpp
+    python benchmarks/compare_families.py --llama-cpp llama.cpp --only Qwen --markdown
+
+--llama-cpp: a checkout of llama.cpp, or vendor/llama.cpp in the source distribution of
+llama-cpp-python; its converter runs in this process. Needs `pip install -e '.[test-hf]'`, and
+llama-cpp-python for the comparison with llama.cpp's logits.
+
+For each model of tests/hf_models.py: transformers saves a folder; the converter writes a GGUF file
+of it; both are opened here, and their logits compared with each other, with those of transformers,
+and, if llama-cpp-python is installed, with those of llama.cpp.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import options
+from numpy.typing import NDArray
+
+from airllm.layer_engine import LayerWiseInferenceEngine
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+# Norm of the logits' difference over the norm of the logits.
+FOLDER_TOLERANCE = 1e-5
+# llama.cpp keeps keys and values in 16 bits here.
+LLAMA_TOLERANCE = 5e-3
+TOKENS = np.random.default_rng(3).integers(0, 160, 90).tolist()
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Differences of the logits from the converted file; None: not measured. refused: why there is
+    no converted file, or why it does not open here."""
+
+    name: str
+    architecture: str
+    folder: float | None = None
+    transformers: float | None = None
+    llama: float | None = None
+    refused: str = ""
+    lost: str = ""  # what the converter does not write
+
+    @property
+    def passes(self) -> bool:
+        ours = max(self.folder or 0.0, self.transformers or 0.0)
+        exact = not self.refused and (ours <= FOLDER_TOLERANCE or bool(self.lost))
+        return exact and (self.llama is None or self.llama <= LLAMA_TOLERANCE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    if not (args.llama_cpp / "conversion").is_dir():
+        print(f"{args.llama_cpp}: no checkout of llama.cpp with a converter", file=sys.stderr)
+        return 2
+    os.environ["TQDM_DISABLE"] = "1"
+    hf_models = importlib.import_module("hf_models")
+    logging.disable(logging.WARNING)  # the converter names every tensor
+    results = []
+    for name, case in hf_models.CASES.items():
+        if not args.only or any(word.lower() in name.lower() for word in args.only):
+            with tempfile.TemporaryDirectory() as folder:
+                results.append(_compare(args.llama_cpp, Path(folder), name, case, hf_models))
+            if not args.markdown:
+                print(_row(results[-1]), flush=True)
+    if args.markdown:
+        print("| model | architecture | folder | transformers | llama.cpp | |")
+        print("|---|---|---:|---:|---:|---|")
+        print("\n".join(map(_row, results)))
+    return 0 if results and all(result.passes for result in results) else 1
+
+
+def _compare(checkout: Path, folder: Path, name: str, case: Any, hf_models: Any) -> Result:
+    model = hf_models.build(case)
+    hf_models.write_folder(folder / "hf", case, model)
+    file = folder / "converted.gguf"
+    try:
+        _convert(checkout, folder / "hf", file)
+        converted = _logits(file)
+    except Exception as error:  # whatever the converter finds wrong: the other families go on
+        return Result(name, case.arch, refused=f"{type(error).__name__}: {error}")
+    llama = None
+    if importlib.util.find_spec("llama_cpp") is not None:
+        llama = _difference(_llama_logits(file), converted)
+    return Result(
+        name,
+        case.arch,
+        _difference(_logits(folder / "hf"), converted) if case.has_folder else None,
+        _difference(hf_models.logits(model, TOKENS), converted),
+        llama,
+        lost=case.lost,
+    )
+
+
+def _row(result: Result) -> str:
+    cells = [
+        "" if value is None else f"{value:.1e}"
+        for value in (result.folder, result.transformers, result.llama)
+    ]
+    verdict = "ok" if result.passes else result.refused or "differs"
+    if result.lost:
+        verdict += f"; the converter does not write {result.lost}"
+    return f"| {' | '.join([result.name, result.architecture, *cells, verdict])} |"
+
+
+def _difference(actual: Logits, expected: Logits) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def _logits(path: Path) -> Logits:
+    exact: dict[str, Any] = {"kv_type": "f32", "activations": "f32", "batch_size": 32}
+    with LayerWiseInferenceEngine(path, context=128, **exact) as engine:
+        return engine.forward(TOKENS, last_only=False)
+
+
+def _llama_logits(path: Path) -> Logits:
+    llama_cpp = importlib.import_module("llama_cpp")
+    model = llama_cpp.Llama(str(path), n_ctx=128, logits_all=True, verbose=False)
+    model.eval(TOKENS)
+    return np.array(model.scores[: len(TOKENS)], np.float32)
+
+
+def _convert(checkout: Path, folder: Path, file: Path) -> None:
+    """What convert_hf_to_gguf.py does, but for the vocabulary: it knows only real tokenisers."""
+    for path in (checkout, checkout / "gguf-py"):
+        if str(path) not in sys.path:
+            sys.path.insert(0, str(path))
+    gguf, conversion = importlib.import_module("gguf"), importlib.import_module("conversion")
+    base = conversion.ModelBase
+    config = base.load_hparams(folder, False)
+    architecture = conversion.get_model_architecture(config, conversion.ModelType.TEXT)
+    kind = conversion.get_model_class(architecture)
+    model = kind(folder, gguf.LlamaFileType.ALL_F32, file, eager=True)
+    for each in (model, getattr(model, "impl", model)):
+        each.set_vocab = lambda each=each: _write_vocabulary(gguf, each)
+    model.write()
+
+
+def _write_vocabulary(gguf: Any, model: Any) -> None:
+    n = model.hparams["vocab_size"]
+    writer = model.gguf_writer
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{id}" for id in range(n)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * n)
+    writer.add_token_merges(["t 0"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options.parser(__doc__)
+    parser.add_argument("--llama-cpp", type=Path, required=True, help="a checkout of llama.cpp")
+    parser.add_argument(
+        "--only",
+        type=options.words,
+        default=(),
+        metavar="WORD,...",
+        help="only models with one of these words in their name",
+    )
+    parser.add_argument("--markdown", action="store_true", help="a table for the documentation")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

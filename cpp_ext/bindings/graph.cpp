@@ -1,0 +1,166 @@
+// Graphs as Python describes them, and the table of ops.
+#include "bindings/graph.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <iterator>
+#include <map>
+#include <type_traits>
+#include <variant>
+
+#include "bindings/arrays.h"
+#include "bindings/matrix_object.h"
+
+namespace tensor_ops::bindings {
+namespace {
+
+using OutputNames = std::variant<std::monostate, std::string, std::vector<std::string>>;
+
+void set_first(const std::vector<int>& all, int& first, std::vector<int>& others) {
+    if (all.empty()) return;
+    first = all[0];
+    others.assign(all.begin() + 1, all.end());
+}
+
+template <auto field>
+void set(Op& op, py::handle value) {
+    op.*field = value.cast<std::remove_reference_t<decltype(op.*field)>>();
+}
+
+// Sets a field to the number of the word that the value is, among these.
+template <auto field>
+void set_word(Op& op, const char* name, py::handle value, const char* first, const char* second) {
+    using Field = std::remove_reference_t<decltype(op.*field)>;
+    op.*field = static_cast<Field>(choice({"Executor", name, value}, {first, second}));
+}
+
+constexpr struct {
+    const char* name;
+    void (*set)(Op& op, py::handle value);
+} attributes[] = {
+    {"activation",
+     [](Op& op, py::handle v) { set_word<&Op::gelu>(op, "activation", v, "silu", "gelu"); }},
+    {"activations",
+     [](Op& op, py::handle v) { op.activations = activations_argument("Executor", v); }},
+    {"alpha", set<&Op::alpha>},
+    {"cap", set<&Op::cap>},
+    {"eps", set<&Op::eps>},
+    {"factor", set<&Op::scale>},
+    {"gating",
+     [](Op& op, py::handle v) { set_word<&Op::gating>(op, "gating", v, "softmax", "sigmoid"); }},
+    {"group_score",
+     [](Op& op, py::handle v) { set_word<&Op::group_score>(op, "group_score", v, "top2", "max"); }},
+    {"head_dim", set<&Op::head_dim>},
+    {"interleaved", set<&Op::interleaved>},
+    {"limit", set<&Op::limit>},
+    {"n_groups", set<&Op::n_groups>},
+    {"n_groups_used", set<&Op::n_groups_used>},
+    {"n_heads", set<&Op::n_heads>},
+    {"n_kv_heads", set<&Op::n_kv_heads>},
+    {"n_used", set<&Op::n_used>},
+    {"normalized", set<&Op::normalized>},
+    {"offset", set<&Op::offset>},
+    {"quantized", set<&Op::quantized>},
+    {"scale", set<&Op::scale>},
+    {"shared", set<&Op::shared>},
+    {"softcap", set<&Op::cap>},
+    {"width", [](Op&, py::handle) {}},  // the buffer's own
+    {"window", set<&Op::window>},
+};
+
+void read_attributes(const py::dict& attrs, Op& op) {
+    for (const auto& [key, value] : attrs) {
+        const auto name = key.cast<std::string>();
+        const auto* const found =
+            std::find_if(std::begin(attributes), std::end(attributes),
+                         [&](const auto& attribute) { return name == attribute.name; });
+        if (found == std::end(attributes))
+            value_error(std::string("Executor: ") + op_kind_name(op.kind) + " has no attribute '" +
+                        name + "'.");
+        found->set(op, value);
+    }
+}
+
+Graph read_graph(const py::sequence& buffers, const std::vector<std::string>& weights,
+                 const py::sequence& ops) {
+    Graph graph;
+    graph.weights = weights;
+    std::map<std::string, int> buffer_index, weight_index;
+    for (const py::object item : buffers) {
+        const auto [name, width, external] =
+            item.cast<std::tuple<std::string, std::size_t, bool>>();
+        buffer_index[name] = static_cast<int>(graph.buffers.size());
+        graph.buffers.push_back({name, width, external});
+    }
+    for (const std::string& name : weights)
+        weight_index[name] = static_cast<int>(weight_index.size());
+    const auto index = [](const std::map<std::string, int>& names, const std::string& name) {
+        const auto found = names.find(name);
+        if (found == names.end()) value_error("Executor: nothing is named '" + name + "'.");
+        return found->second;
+    };
+    for (const py::object item : ops) {
+        const auto [kind, inputs, output, slots, attrs] =
+            item.cast<std::tuple<std::string, std::vector<std::string>, OutputNames,
+                                 std::vector<std::string>, py::dict>>();
+        Op op;
+        op.kind = op_kind_from_name(kind);
+        for (const std::string& name : inputs) op.inputs.push_back(index(buffer_index, name));
+        std::vector<int> outputs, weight_slots;
+        if (const auto* one = std::get_if<std::string>(&output))
+            outputs.push_back(index(buffer_index, *one));
+        else if (const auto* several = std::get_if<std::vector<std::string>>(&output))
+            for (const std::string& name : *several) outputs.push_back(index(buffer_index, name));
+        for (const std::string& name : slots) weight_slots.push_back(index(weight_index, name));
+        set_first(outputs, op.output, op.more_outputs);
+        set_first(weight_slots, op.weight, op.more_weights);
+        read_attributes(attrs, op);
+        graph.ops.push_back(std::move(op));
+    }
+    return graph;
+}
+
+const char* role_name(Role role) {
+    switch (role) {
+        case Role::vector: return "vector";
+        case Role::vectors: return "vectors";
+        case Role::matrix: return "matrix";
+        case Role::rows: return "rows";
+        case Role::experts: return "experts";
+    }
+    return "";
+}
+
+}  // namespace
+
+Graph graph_argument(const py::sequence& buffers, const std::vector<std::string>& weights,
+                     const py::sequence& ops) {
+    try {
+        return read_graph(buffers, weights, ops);
+    } catch (const py::cast_error&) {
+        throw py::type_error(
+            "Executor: buffers or ops are not as expected: (name, width, external) and (kind, "
+            "input names, output name, names or None, weight slots, attributes) each.");
+    }
+}
+
+py::dict graph_ops() {
+    py::dict ops;
+    for (const Signature& s : signatures) {
+        const auto [least, most, role] = s.weights;
+        const bool many = s.outputs == Outputs::many;
+        const py::tuple weights(many ? 1 : most);
+        for (std::size_t i = 0; i < weights.size(); ++i) weights[i] = role_name(role);
+        py::dict op;
+        op["inputs"] = s.inputs;
+        op["output"] = s.outputs != Outputs::none;
+        op["weights"] = weights;
+        op["optional"] = most > 0 && least == 0;
+        op["many"] = many;
+        ops[s.name] = op;
+    }
+    return ops;
+}
+
+}  // namespace tensor_ops::bindings

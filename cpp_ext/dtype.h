@@ -1,0 +1,119 @@
+// The element types of weights, as GGUF files store them.  Each is described once, by a line of the
+// table below: names, sizes, packing, products and conversions follow from it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tensor_ops {
+
+// The quantised types store an integer code q for each column.  Their blocks of 32 columns have a
+// scale d, and some a minimum m, in half precision:
+//   q8_0: d * q      q4_0: d * (q - 8)      q5_0: d * (q - 16)      q4_1, q5_1: d * q + m
+//   iq4_nl: d * iq4_values[q]
+// mxfp4 has a byte e in place of d: 2^(e - 128) * e2m1_values[q].
+// The blocks of the K types and of iq4_xs have 256 columns and a d in half precision, and each of
+// their sub-blocks of 32 (q4_k, q5_k, iq4_xs) or 16 columns has an integer scale s.  Three have
+// minima too, by d_min and s_min:
+//   q3_k: d * s * (q - 4)      q6_k: d * s * (q - 32)      iq4_xs: d * s * iq4_values[q]
+//   q2_k, q4_k, q5_k: d * s * q - d_min * s_min
+enum class DType : std::uint8_t {
+    f32,
+    f16,
+    bf16,
+    q8_0,
+    q4_0,
+    q4_1,
+    q5_0,
+    q5_1,
+    q2_k,
+    q3_k,
+    q4_k,
+    q5_k,
+    q6_k,
+    iq4_nl,
+    iq4_xs,
+    mxfp4
+};
+
+// What scales the columns of a block: nothing; d, a half for 32 columns; d * s, a half for 256
+// columns times an int8 for each sub-block; 2^(e - 128), a byte for 32 columns.  The last is half
+// of what the E8M0 format of OCP's microscaling says, and e2m1_values are twice what E2M1 says.
+enum class Scale : std::uint8_t { none, half, half_by_int8, e8m0 };
+
+static constexpr std::int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                               1,    13,   25,  38,  53,  69,  89,  113};
+static constexpr std::int8_t e2m1_values[16] = {0, 1,  2,  3,  4,  6,  8,  12,
+                                                0, -1, -2, -3, -4, -6, -8, -12};
+
+// A code stands for code - zero or, where a type has values, for values[code].  Products multiply
+// the value plus zero, which has product_bits bits and no sign.
+struct Format {
+    DType type;
+    const char* name;
+    std::size_t elements, bytes;  // of a block in a file
+    bool writable;                // whether from_float makes it
+    Scale scale = Scale::none;    // none for the float types
+    std::size_t sub = 0;          // columns that share a scale
+    bool has_min = false;         // where the scale is by int8, it is subtracted
+    int bits = 0;                 // of a code
+    int zero = 0;
+    int product_bits = 0;
+    const std::int8_t* values = nullptr;
+};
+
+// clang-format off
+static constexpr Format formats[] = {
+    {DType::f32,    "f32",      1,   4, true},
+    {DType::f16,    "f16",      1,   2, true},
+    {DType::bf16,   "bf16",     1,   2, true},
+    {DType::q8_0,   "q8_0",    32,  34, true,  Scale::half,         32, false, 8, 128, 8},
+    {DType::q4_0,   "q4_0",    32,  18, true,  Scale::half,         32, false, 4,   8, 4},
+    {DType::q4_1,   "q4_1",    32,  20, true,  Scale::half,         32, true,  4,   0, 4},
+    {DType::q5_0,   "q5_0",    32,  22, true,  Scale::half,         32, false, 5,  16, 5},
+    {DType::q5_1,   "q5_1",    32,  24, true,  Scale::half,         32, true,  5,   0, 5},
+    {DType::q2_k,   "q2_k",   256,  84, false, Scale::half_by_int8, 16, true,  2,   0, 2},
+    {DType::q3_k,   "q3_k",   256, 110, false, Scale::half_by_int8, 16, false, 3,   4, 3},
+    {DType::q4_k,   "q4_k",   256, 144, false, Scale::half_by_int8, 32, true,  4,   0, 4},
+    {DType::q5_k,   "q5_k",   256, 176, false, Scale::half_by_int8, 32, true,  5,   0, 5},
+    {DType::q6_k,   "q6_k",   256, 210, false, Scale::half_by_int8, 16, false, 6,  32, 6},
+    {DType::iq4_nl, "iq4_nl",  32,  18, true,  Scale::half,         32, false, 4, 128, 8, iq4_values},
+    {DType::iq4_xs, "iq4_xs", 256, 136, false, Scale::half_by_int8, 32, false, 4, 128, 8, iq4_values},
+    {DType::mxfp4,  "mxfp4",   32,  17, true,  Scale::e8m0,         32, false, 4,  12, 5, e2m1_values},
+};
+// clang-format on
+
+static constexpr std::size_t n_types = sizeof(formats) / sizeof(formats[0]);
+
+static constexpr const Format& format_of(DType type) {
+    return formats[static_cast<std::size_t>(type)];
+}
+
+static_assert([] {
+    for (std::size_t i = 0; i < n_types; ++i)
+        if (formats[i].type != static_cast<DType>(i)) return false;
+    return true;
+}());
+
+static constexpr const char* dtype_name(DType type) { return format_of(type).name; }
+
+static constexpr bool is_quantized(DType type) { return format_of(type).scale != Scale::none; }
+
+// Columns that the kernels process at a time.  They share one scale, or the scales of two
+// sub-blocks of 16.
+inline constexpr std::size_t quant_block = 32;
+
+// Elements and bytes of a block in a file.
+struct BlockSize {
+    std::size_t elements, bytes;
+};
+static constexpr BlockSize block_size(DType type) {
+    return {format_of(type).elements, format_of(type).bytes};
+}
+
+// Bytes of one row of n elements; n is a multiple of the type's block.
+static constexpr std::size_t row_bytes(DType type, std::size_t n) {
+    return n / block_size(type).elements * block_size(type).bytes;
+}
+
+}  // namespace tensor_ops

@@ -1,0 +1,101 @@
+// The kinds of op: one table, from whose rows the enum, the names and the checks follow.
+// SIGNATURES in airllm/graph/ops.py is Python's table; a test compares the two.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace tensor_ops {
+
+// The shape of a weight: vector [n]; vectors [n_experts, n], one for each expert; matrix [n, k], to
+// multiply by; rows [n, k], to look rows up in; experts [n_experts, n, k], a matrix for each.
+enum class Role : std::uint8_t { vector, vectors, matrix, rows, experts };
+
+inline constexpr std::size_t largest_many = 8;  // matrices of a linear_many
+
+enum class Outputs : std::uint8_t { none, one, many };  // many: as many as weights
+
+// How many weights a kind has, all of one role.
+struct Slots {
+    std::size_t least = 0, most = 0;
+    Role role = Role::vector;
+};
+
+// clang-format off
+// Of each kind: inputs, outputs, weights, and the function of OpCheck (graph.cpp) that checks widths
+// and attributes.
+#define TENSOR_OPS_OP_KINDS(op)                                     \
+    op(embed,          1, one,  of(rows),          tokens)          \
+    op(rms_norm,       1, one,  of(vector),        alike)           \
+    op(head_norm,      1, one,  of(vector),        head_norm)       \
+    op(bias,           1, one,  of(vector),        alike)           \
+    op(linear,         1, one,  of(matrix),        linear)          \
+    op(rope,           2, one,  no_weight,         rope)            \
+    op(kv_append,      2, none, no_weight,         kv_append)       \
+    op(attention,      1, one,  optional(vector),  attention)       \
+    op(swiglu,         2, one,  no_weight,         alike)           \
+    op(geglu,          2, one,  no_weight,         alike)           \
+    op(softcap,        1, one,  no_weight,         softcap)         \
+    op(add,            2, one,  no_weight,         alike)           \
+    op(route,          1, one,  optional(vector),  route)           \
+    op(expert_linear,  2, one,  of(experts),       expert_linear)   \
+    op(expert_sum,     2, one,  no_weight,         expert_sum)      \
+    op(quantized_norm, 1, one,  of(vector),        alike)           \
+    op(linear_many,    1, many, up_to(matrix, largest_many), linear_many) \
+    op(linear_add,     2, one,  of(matrix),        linear_add)      \
+    op(glu_linear,     1, one,  of(matrix, 2),     linear)          \
+    op(rope_append,    3, none, no_weight,         rope_append)     \
+    op(merge_add,      2, one,  no_weight,         merge_add)       \
+    op(take_columns,   1, one,  no_weight,         take_columns)    \
+    op(put_columns,    1, one,  no_weight,         put_columns)     \
+    op(round_q8,       1, one,  no_weight,         round_q8)        \
+    op(silu,           1, one,  no_weight,         alike)           \
+    op(gelu,           1, one,  no_weight,         alike)           \
+    op(multiply,       2, one,  no_weight,         alike)           \
+    op(sigmoid,        1, one,  no_weight,         alike)           \
+    op(relu_squared,   1, one,  no_weight,         alike)           \
+    op(swiglu_oai,     2, one,  no_weight,         swiglu_oai)      \
+    op(scale,          1, one,  no_weight,         alike)           \
+    op(scale_rows,     2, one,  no_weight,         scale_rows)      \
+    op(layer_norm,     1, one,  of(vector),        alike)           \
+    op(expert_bias,    2, one,  of(vectors),       expert_bias)
+// clang-format on
+
+#define TENSOR_OPS_KIND(kind, ...) kind,
+enum class OpKind { TENSOR_OPS_OP_KINDS(TENSOR_OPS_KIND) };
+#undef TENSOR_OPS_KIND
+
+struct Signature {
+    const char* name;
+    std::size_t inputs;
+    Outputs outputs;
+    Slots weights;
+};
+
+namespace op_table {
+
+using enum Role;
+using enum Outputs;
+inline constexpr Slots no_weight{};
+constexpr Slots of(Role role, std::size_t n = 1) { return {n, n, role}; }
+constexpr Slots optional(Role role) { return {0, 1, role}; }
+constexpr Slots up_to(Role role, std::size_t n) { return {1, n, role}; }
+
+#define TENSOR_OPS_ROW(kind, inputs, outputs, weights, check) {#kind, inputs, outputs, weights},
+inline constexpr Signature rows_of_kinds[] = {TENSOR_OPS_OP_KINDS(TENSOR_OPS_ROW)};
+#undef TENSOR_OPS_ROW
+
+}  // namespace op_table
+
+inline constexpr auto& signatures = op_table::rows_of_kinds;  // in the order of OpKind
+
+constexpr const Signature& signature(OpKind kind) {
+    return signatures[static_cast<std::size_t>(kind)];
+}
+
+// Throws std::invalid_argument for a name that is no op.
+OpKind op_kind_from_name(const std::string& name);
+constexpr const char* op_kind_name(OpKind kind) { return signature(kind).name; }
+
+}  // namespace tensor_ops

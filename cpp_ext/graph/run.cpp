@@ -1,0 +1,201 @@
+#include "graph/run.h"
+
+#include <chrono>
+
+#include "ops/elementwise.h"
+#include "ops/fused.h"
+#include "ops/slices.h"
+
+namespace tensor_ops {
+
+void Executor::Run::append(const float* k, const float* v) {
+    for (const CachedSequence& s : layer.sequences) {
+        kv_append(worker, table, k, v, s.n_tokens, s.past, s.cache);
+        const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
+        k += floats;
+        v += floats;
+    }
+}
+
+void Executor::Run::append_rotated(const Op& op, const float* k, const float* v,
+                                   const float* angles, std::size_t n_dims) {
+    for (const CachedSequence& s : layer.sequences) {
+        rope_append(worker, table, k, v, angles, n_dims, op.interleaved, s.n_tokens, s.past,
+                    s.cache);
+        const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
+        k += floats;
+        v += floats;
+        angles += s.n_tokens * n_dims;
+    }
+}
+
+void Executor::Run::step(std::size_t index) {
+    const Op& op = executor.graph_.ops[index];
+    if (executor.barrier_before_[index]) meet();
+    const std::size_t n = batch.n_tokens;
+    const auto in = [&](std::size_t i) { return buffer(op.inputs[i]); };
+    const auto width = [&](int b) {
+        return executor.graph_.buffers[static_cast<std::size_t>(b)].width;
+    };
+    switch (op.kind) {
+        case OpKind::embed: {
+            embed(worker, table, std::get<RawRows>(weight(op)), executor.ids(index), n, op.scale,
+                  buffer(op.output));
+            break;
+        }
+        case OpKind::rms_norm:
+            rms_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n,
+                     width(op.output));
+            break;
+        case OpKind::layer_norm:
+            layer_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n,
+                       width(op.output));
+            break;
+        case OpKind::head_norm:
+            rms_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n * op.n_heads,
+                     width(op.output) / op.n_heads);
+            break;
+        case OpKind::bias:
+            bias(worker, table, in(0), vector(op), buffer(op.output), n, width(op.output));
+            break;
+        case OpKind::linear: linear(op, matrix(op.weight), buffer(op.output)); break;
+        case OpKind::linear_many: linear_many(op); break;
+        case OpKind::linear_add:
+            linear_add(worker, matrix(op.weight), input_for(op, matrix(op.weight)), in(1),
+                       products(), buffer(op.output));
+            break;
+        case OpKind::glu_linear: glu_linear(op); break;
+        case OpKind::quantized_norm: return quantized_norm(op, index);
+        case OpKind::rope:
+            rope(worker, table, in(0), in(1), buffer(op.output), n, op.n_heads, op.head_dim,
+                 width(op.inputs[1]), op.interleaved);
+            break;
+        case OpKind::kv_append: append(in(0), in(1)); break;
+        case OpKind::rope_append:
+            append_rotated(op, in(0), in(1), in(2), width(op.inputs[2]));
+            break;
+        case OpKind::attention:
+            attention(worker, table,
+                      {.q = in(0),
+                       .n_q = n,
+                       .n_heads = op.n_heads,
+                       .cache = {},
+                       .n_kv = 0,
+                       .scale = op.scale,
+                       .window = op.window,
+                       .softcap = op.cap,
+                       .sinks = vector(op),
+                       .out = buffer(op.output),
+                       .sequences = layer.sequences},
+                      reinterpret_cast<float*>(executor.parts_.data()));
+            break;
+        case OpKind::add:
+            for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
+                table.add(in(0) + i, in(1) + i, buffer(op.output) + i, count);
+            });
+            break;
+        case OpKind::swiglu:
+        case OpKind::geglu:
+            glu(worker, table, op.kind == OpKind::swiglu ? Glu::silu : Glu::gelu, in(0), in(1),
+                buffer(op.output), n * width(op.output));
+            break;
+        case OpKind::softcap:
+            softcap(worker, in(0), op.cap, buffer(op.output), n * width(op.output));
+            break;
+        case OpKind::route:
+            route(worker, table,
+                  {.logits = in(0),
+                   .rows = n,
+                   .n_experts = width(op.inputs[0]),
+                   .n_used = op.n_used,
+                   .gating = op.gating,
+                   .bias = vector(op),
+                   .n_groups = op.n_groups,
+                   .n_groups_used = op.n_groups_used,
+                   .group_score = op.group_score,
+                   .normalized = op.normalized,
+                   .scale = op.scale,
+                   .out = buffer(op.output)});
+            break;
+        case OpKind::expert_linear: experts(op); break;
+        case OpKind::expert_bias:
+            expert_bias(worker, table,
+                        {.x = in(0),
+                         .route = in(1),
+                         .biases = vector(op),
+                         .rows = n,
+                         .n_used = op.n_used,
+                         .n_experts = std::get<Vector>(weight(op)).count,
+                         .n = width(op.output) / op.n_used,
+                         .y = buffer(op.output)});
+            break;
+        case OpKind::expert_sum:
+            expert_sum(worker, in(0), in(1), n, width(op.output), op.n_used, buffer(op.output));
+            break;
+        case OpKind::merge_add:
+            merge_add(worker, table, in(0), {in(1), width(op.inputs[1]), op.quantized},
+                      buffer(op.output), n, width(op.output),
+                      width(op.inputs[1]) / width(op.output));
+            break;
+        case OpKind::take_columns:
+            take_columns(worker, table, {in(0), width(op.inputs[0]), op.quantized},
+                         buffer(op.output), n, width(op.output), op.offset);
+            break;
+        case OpKind::put_columns:
+            put_columns(worker, table, in(0), {buffer(op.output), width(op.output), op.quantized},
+                        n, width(op.inputs[0]), op.offset);
+            break;
+        case OpKind::round_q8:
+            round_q8(worker, table, in(0), buffer(op.output), n, width(op.output));
+            break;
+        case OpKind::sigmoid:
+        case OpKind::silu:
+        case OpKind::gelu: {
+            auto* const kernel = op.kind == OpKind::sigmoid ? table.sigmoid
+                                 : op.kind == OpKind::silu  ? table.silu
+                                                            : table.gelu_tanh;
+            for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
+                kernel(in(0) + i, buffer(op.output) + i, count);
+            });
+            break;
+        }
+        case OpKind::relu_squared:
+            relu_squared(worker, in(0), buffer(op.output), n * width(op.output));
+            break;
+        case OpKind::swiglu_oai:
+            swiglu_oai(worker, table, in(0), in(1), op.alpha, op.limit, buffer(op.output),
+                       n * width(op.output));
+            break;
+        case OpKind::scale:
+            scale(worker, in(0), op.scale, buffer(op.output), n * width(op.output));
+            break;
+        case OpKind::scale_rows:
+            scale_rows(worker, in(0), in(1), buffer(op.output), n, width(op.output));
+            break;
+        case OpKind::multiply:
+            multiply(worker, in(0), in(1), buffer(op.output), n * width(op.output));
+            break;
+    }
+    if (op.output == quantized_input) quantized_input = -1;
+    for (const int output : op.more_outputs)
+        if (output == quantized_input) quantized_input = -1;
+}
+
+void Executor::Run::all() {
+    for (std::size_t i = 0; i < executor.graph_.ops.size(); ++i) step(i);
+}
+
+void Executor::Run::timed() {
+    using Clock = std::chrono::steady_clock;
+    auto last = Clock::now();
+    for (std::size_t i = 0; i < batch.seconds.size(); ++i) {
+        step(i);
+        meet();
+        if (worker.index() != 0) continue;
+        const auto now = Clock::now();
+        batch.seconds[i] += std::chrono::duration<double>(now - last).count();
+        last = now;
+    }
+}
+
+}  // namespace tensor_ops

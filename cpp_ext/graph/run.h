@@ -1,0 +1,61 @@
+// One thread's run through the ops of a graph, with the weights of one layer.
+#pragma once
+
+#include "graph/executor.h"
+
+namespace tensor_ops {
+
+struct Executor::Run {
+    Executor& executor;
+    const Layer& layer;
+    const Batch& batch;
+    const KernelTable& table;
+    const Worker& worker;
+    int quantized_input = -1;  // the buffer whose quantised form `quantized_` holds, or -1
+    Activations quantized_as = Activations::f32;
+    const KernelTable* quantized_for = nullptr;  // the layout is that of this table
+    bool quantized_busy = false;                 // may another thread still read it?
+
+    float* buffer(int index) const { return executor.buffer(index, batch); }
+    const Weight& weight(const Op& op) const {
+        return (*layer.weights)[static_cast<std::size_t>(op.weight)];
+    }
+    // The op's vector; null if it has none.
+    const float* vector(const Op& op) const {
+        return op.weight < 0 ? nullptr : std::get<Vector>(weight(op)).data;
+    }
+
+    void meet() {
+        worker.barrier();
+        quantized_busy = false;
+    }
+
+    const PackedMatrix& matrix(int slot) const {
+        return *std::get<std::shared_ptr<const PackedMatrix>>(
+            (*layer.weights)[static_cast<std::size_t>(slot)]);
+    }
+    Activations activations(const Op& op) const {
+        return op.activations.value_or(activations_for(batch.n_tokens));
+    }
+    float* products() const { return reinterpret_cast<float*>(executor.products_.data()); }
+
+    // run_products.cpp
+    // An op's input in the form that w takes; quantises it if `quantized_` does not hold that yet.
+    LinearInput input_for(const Op& op, const PackedMatrix& w);
+    void linear(const Op& op, const PackedMatrix& w, float* y);
+    void linear_many(const Op& op);
+    void glu_linear(const Op& op);
+    void quantized_norm(const Op& op, std::size_t index);
+    void experts(const Op& op);
+
+    // run.cpp
+    void append(const float* k, const float* v);
+    void append_rotated(const Op& op, const float* k, const float* v, const float* angles,
+                        std::size_t n_dims);
+    void step(std::size_t index);
+    void all();
+    // All steps; the time of a step ends when the last thread has done it.
+    void timed();
+};
+
+}  // namespace tensor_ops

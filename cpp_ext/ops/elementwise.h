@@ -1,0 +1,21 @@
+// Elementwise operations without a kernel of their own: the memory that they read bounds them.  An
+// output may be any of the inputs of its size.
+#pragma once
+
+#include "ops/ops.h"
+
+namespace tensor_ops {
+
+// y = max(x, 0)^2.
+void relu_squared(const Worker& worker, const float* x, float* y, std::size_t n);
+// y = factor * x.
+void scale(const Worker& worker, const float* x, float factor, float* y, std::size_t n);
+// y[r] = factors[r] * x[r].  x: [rows][n].
+void scale_rows(const Worker& worker, const float* x, const float* factors, float* y,
+                std::size_t rows, std::size_t n);
+// y = g sigmoid(alpha g) (u + 1), with g = min(gate, limit) and u = up, held between -limit and
+// limit.  The error is that of sigmoid at alpha g, rounded to float32, and three roundings more.
+void swiglu_oai(const Worker& worker, const KernelTable& table, const float* gate, const float* up,
+                float alpha, float limit, float* y, std::size_t n);
+
+}  // namespace tensor_ops

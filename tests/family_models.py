@@ -1,0 +1,139 @@
+"""A tiny random model of every architecture, made of its own graphs' slots.
+
+Its numbers mean nothing and have no reference here (tests/test_hf_models.py has that): the tests
+that use it compare one way of computing them with another.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+from gguf_writer import TensorSpec, write_gguf
+
+from airllm.formats.model_file import ModelFile
+from airllm.models import load_model
+from airllm.util.metadata import Metadata
+from airllm.weights.layer_weights import places, tensor_name
+
+VOCAB, CONTEXT = 160, 128
+
+_COMMON: dict[str, object] = {
+    "block_count": 8,
+    "context_length": CONTEXT,
+    "embedding_length": 64,
+    "feed_forward_length": 96,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+}
+_EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 32}
+_YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0} | {
+    "rope.scaling.original_context_length": 32
+}
+_LAYER_NORM = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5}
+_GRANITE = {"embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0}
+
+
+@dataclass(frozen=True)
+class Own:
+    """metadata: keys without the architecture in front. tensors: optional tensors, by name."""
+
+    metadata: dict[str, object] = field(default_factory=dict)
+    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+# What is each architecture's own.
+ARCHITECTURES = {
+    "cohere2": Own(_LAYER_NORM | {"attention.sliding_window": 20, "logit_scale": 0.5}),
+    "command-r": Own(_LAYER_NORM | {"logit_scale": 0.5}),
+    "gemma2": Own({"attention.sliding_window": 20}),
+    "gemma3": Own({"attention.sliding_window": 20}),
+    "glm4moe": Own(
+        _EXPERTS
+        | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}
+        | {"expert_shared_count": 2, "expert_group_count": 2, "expert_group_used_count": 1}
+        | {"rope.dimension_count": 8, "expert_weights_scale": 1.5},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
+        | {f"blk.{i}.attn_{name}_norm.weight": (16,) for i in range(8) for name in "qk"}
+        | {"blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
+    "gpt-oss": Own(_EXPERTS | _YARN | {"attention.sliding_window": 20}),
+    "granite": Own(_GRANITE),
+    "granitemoe": Own(_GRANITE | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "llama": Own(),
+    "minimax-m2": Own(
+        _EXPERTS | {"rope.dimension_count": 8},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(8)},
+    ),
+    "mistral3": Own(_YARN | {"attention.temperature_scale": 0.1}),
+    "olmo2": Own(_YARN | {"attention.sliding_window": 20}),
+    "olmoe": Own(_EXPERTS),
+    "phi3": Own(
+        {"rope.dimension_count": 8, "rope.scaling.original_context_length": 32},
+        {"rope_factors_short.weight": (4,), "rope_factors_long.weight": (4,)},
+    ),
+    "qwen2": Own(),
+    "qwen2moe": Own(_EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "qwen2vl": Own(),
+    "qwen3": Own(),
+    "qwen3moe": Own(_EXPERTS),
+    "qwen3vl": Own(),
+    "qwen3vlmoe": Own(_EXPERTS),
+    "seed_oss": Own(tensors={f"blk.{i}.attn_q.bias": (64,) for i in range(8)}),
+    "smollm3": Own(),
+}
+
+
+def metadata_of(architecture: str) -> dict[str, object]:
+    own = _COMMON | ARCHITECTURES[architecture].metadata
+    own = {key: value for key, value in own.items() if value is not None}
+    return {
+        "general.architecture": architecture,
+        "general.name": "tiny",
+        **{f"{architecture}.{key}": value for key, value in own.items()},
+    }
+
+
+def write_family_model(folder: Path, architecture: str, **metadata: object) -> Path:
+    """Write `folder`/ARCHITECTURE.gguf. metadata: what to change; None leaves a key out.
+
+    Matrices are f32 with a spread that keeps activations about 1; vectors are 0.5 to 1.5."""
+    entries = metadata_of(architecture) | metadata
+    entries = {key: value for key, value in entries.items() if value is not None}
+    random = np.random.default_rng(11)
+    specs: list[TensorSpec] = []
+    for name, shape in shapes(architecture, entries).items():
+        if len(shape) == 1:
+            values = random.uniform(0.5, 1.5, shape)
+        else:
+            values = shape[-1] ** -0.5 * random.standard_normal(shape)
+        specs.append((name, "f32", shape, values.astype(np.float32)))
+    return write_gguf(folder / f"{architecture}.gguf", entries, specs)
+
+
+def shapes(architecture: str, entries: dict[str, object]) -> dict[str, tuple[int, ...]]:
+    """Of all tensors that the model's graphs ask for, and of the optional ones."""
+    found: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (VOCAB, 64),
+        "output.weight": (VOCAB, 64),
+        **ARCHITECTURES[architecture].tensors,
+    }
+    for graph, index in places(load_model(described(entries, found))):
+        found |= {tensor_name(slot.name, index): slot.shape for slot in graph.weights}
+    return found
+
+
+def described(entries: dict[str, object], shapes: dict[str, tuple[int, ...]]) -> ModelFile:
+    """A file of which only the header is asked for; its factors of frequencies are 1."""
+    file = SimpleNamespace(
+        metadata=Metadata("tiny", entries),
+        tensors={
+            name: SimpleNamespace(name=name, shape=shape, type="f32")
+            for name, shape in shapes.items()
+        },
+        path=Path("tiny.gguf"),
+        data=lambda name: np.ones(shapes[name], np.float32).view(np.uint8),
+    )
+    return cast(ModelFile, file)

@@ -1,0 +1,114 @@
+"""Every architecture gives the same numbers by every way of computing them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from extension import require_cpp
+from family_models import ARCHITECTURES, CONTEXT, VOCAB, write_family_model
+
+from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models import FAMILIES
+from airllm.weights.budget import BudgetError
+
+TOKENS = np.random.default_rng(3).integers(0, VOCAB, 90).tolist()
+# Norm of the difference over the norm of the logits. Between backends: sums in another order.
+CLOSE = 3e-6
+EXACT = {"kv_type": "f32", "activations": "f32", "batch_size": 32, "context": CONTEXT}
+
+Open = Callable[..., LayerWiseInferenceEngine]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_family_model(tmp_path_factory.mktemp("family"), request.param)
+
+
+@pytest.fixture(params=["numpy", "cpp"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpp":
+        require_cpp()
+    return str(request.param)
+
+
+def logits(engine: LayerWiseInferenceEngine, parts: Sequence[list[int]]) -> np.ndarray:
+    return np.concatenate([engine.forward(part, last_only=False) for part in parts])
+
+
+def in_parts(sizes: Sequence[int]) -> list[list[int]]:
+    ends = np.cumsum(sizes).tolist()
+    return [TOKENS[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture
+def whole(model: Path, backend: str) -> np.ndarray:
+    """The logits of all tokens, in one call."""
+    with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
+        return engine.forward(TOKENS, last_only=False)
+
+
+def test_every_architecture_has_its_model() -> None:
+    assert set(ARCHITECTURES) == set(FAMILIES)
+
+
+def test_the_backends_agree(model: Path) -> None:
+    require_cpp()
+    found = []
+    for backend in ("numpy", "cpp"):
+        with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
+            found.append(engine.forward(TOKENS, last_only=False))
+    assert np.isfinite(found[0]).all()
+    assert difference(*found) <= CLOSE
+
+
+@pytest.mark.parametrize("sizes", [[1] * 90, [40, 1, 7, 42]], ids=["each", "pieces"])
+def test_a_prompt_may_come_in_any_pieces(
+    model: Path, backend: str, whole: np.ndarray, sizes: list[int]
+) -> None:
+    with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
+        assert difference(logits(engine, in_parts(sizes)), whole) <= CLOSE
+
+
+def test_fusion_changes_no_bit(model: Path, backend: str, whole: np.ndarray) -> None:
+    with LayerWiseInferenceEngine(model, backend=backend, fusion=False, **EXACT) as engine:
+        np.testing.assert_array_equal(engine.forward(TOKENS, last_only=False), whole)
+
+
+def test_a_streamed_model_gives_the_same_logits(
+    model: Path, backend: str, whole: np.ndarray
+) -> None:
+    settings = {**EXACT, "backend": backend}
+    with pytest.raises(BudgetError) as refusal:
+        LayerWiseInferenceEngine(model, ram_budget=1, **settings)
+    with LayerWiseInferenceEngine(model, ram_budget=refusal.value.minimum, **settings) as engine:
+        assert engine.plan().streams
+        assert difference(engine.forward(TOKENS, last_only=False), whole) <= CLOSE
+
+
+def test_a_batch_of_three_gives_each_the_logits_that_it_has_alone(
+    model: Path, backend: str
+) -> None:
+    steps = np.random.default_rng(1).integers(0, VOCAB, (6, 3))
+    with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
+        with engine.sequences(3) as sequences:
+            together = np.stack([sequences.forward(step).copy() for step in steps], axis=1)
+        for sequence, tokens in enumerate(steps.T):
+            engine.reset()
+            alone = logits(engine, [[int(token)] for token in tokens])
+            np.testing.assert_array_equal(together[sequence], alone)
+
+
+def test_going_back_gives_the_logits_of_going_there_at_once(
+    model: Path, backend: str, whole: np.ndarray
+) -> None:
+    with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
+        engine.forward([*TOKENS[:40], *TOKENS[:30]])
+        kept = engine._model.decoder.cache.keep_shared(TOKENS)
+        assert kept == 40
+        after = engine.forward(TOKENS[kept:], last_only=False)
+        assert difference(after, whole[kept:]) <= CLOSE

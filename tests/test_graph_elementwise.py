@@ -1,0 +1,149 @@
+"""Elementwise ops and norms of graphs, by themselves: both backends against float64."""
+
+import numpy as np
+import pytest
+from one_op import assert_close, backend_named, random, run
+
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import GraphError
+
+LIMITS = {"alpha": 1.702, "limit": 7.0}
+SPECIAL = np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30, 3e-39]], np.float32)
+
+
+@pytest.fixture(params=["numpy", "cpp"])
+def backend(request):
+    return backend_named(request.param)
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def swiglu_oai(gate, up, alpha=1.702, limit=7.0):
+    gate, up = np.minimum(gate.astype(np.float64), limit), np.clip(up, -limit, limit)
+    return gate * sigmoid(alpha * gate) * (up + 1.0)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("sigmoid", sigmoid), ("relu_squared", lambda z: np.maximum(z, 0) ** 2)],
+)
+def test_activations_by_themselves(backend, name, function, n_tokens):
+    x = 3 * random(n_tokens, 700)
+    out = run(backend, lambda g, x: getattr(g, name)(x), {"x": x}, {})
+    assert_close(out, function(x.astype(np.float64)))
+
+
+def test_sigmoid_of_special_values_is_its_limit(backend):
+    out = run(backend, lambda g, x: g.sigmoid(x), {"x": SPECIAL}, {})
+    np.testing.assert_array_equal(out, [[np.nan, 1, 0, 0.5, 0.5, 1, 0, 0.5]])
+
+
+def test_relu_squared_of_special_values_is_its_limit(backend):
+    out = run(backend, lambda g, x: g.relu_squared(x), {"x": SPECIAL}, {})
+    np.testing.assert_array_equal(out, [[np.nan, np.inf, 0, 0, 0, np.inf, 0, 0]])
+
+
+@pytest.mark.parametrize("width", [5, 700])
+def test_swiglu_oai_holds_gate_and_up_within_the_limit(backend, width):
+    gate, up = 8 * random(4, width), 8 * random(4, width, seed=1)
+    assert (np.abs(gate) > 7).any()
+    assert (np.abs(up) > 7).any()
+    inputs = {"gate": gate, "up": up}
+    out = run(backend, lambda g, gate, up: g.swiglu_oai(gate, up, **LIMITS), inputs, {})
+    assert_close(out, swiglu_oai(gate, up))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("limit", [0.25, 100.0])
+def test_swiglu_oai_takes_any_alpha_and_limit(backend, alpha, limit):
+    gate, up = random(2, 300), random(2, 300, seed=1)
+
+    def build(g, gate, up):
+        return g.swiglu_oai(gate, up, alpha=alpha, limit=limit)
+
+    out = run(backend, build, {"gate": gate, "up": up}, {})
+    assert_close(out, swiglu_oai(gate, up, alpha, limit))
+
+
+def test_swiglu_oai_of_special_values_is_its_limit(backend):
+    gate = np.array([[np.nan, 1.0, np.inf, -np.inf, 1.0, 1.0]], np.float32)
+    up = np.array([[1.0, np.nan, 1.0, 1.0, np.inf, -np.inf]], np.float32)
+    inputs = {"gate": gate, "up": up}
+    out = run(backend, lambda g, gate, up: g.swiglu_oai(gate, up, **LIMITS), inputs, {})
+    held = sigmoid(1.702)
+    np.testing.assert_allclose(
+        out, [[np.nan, np.nan, 14 * sigmoid(7 * 1.702), 0, 8 * held, -6 * held]], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("factor", [0.22, -12.0, 1.0])
+def test_scale_multiplies_by_the_factor_in_float32(backend, factor):
+    x = random(3, 1100)
+    out = run(backend, lambda g, x: g.scale(x, factor), {"x": x}, {})
+    np.testing.assert_array_equal(out, x * np.float32(factor))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 70])
+@pytest.mark.parametrize("width", [1, 700])
+def test_scale_rows_multiplies_each_row_by_its_factor(backend, n_tokens, width):
+    inputs = {"x": random(n_tokens, width), "factors": random(n_tokens, 1, seed=1)}
+    out = run(backend, lambda g, x, factors: g.scale_rows(x, factors), inputs, {})
+    np.testing.assert_array_equal(out, inputs["x"] * inputs["factors"])
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7])
+@pytest.mark.parametrize("mean", [0.0, -300.0])
+def test_layer_norm_takes_the_mean_away(backend, n_tokens, mean):
+    x, weight = random(n_tokens, 333) + np.float32(mean), random(333, seed=1)
+    out = run(backend, lambda g, x, w: g.layer_norm(x, w, 1e-5), {"x": x}, {"w": weight})
+    wide = x.astype(np.float64) - x.astype(np.float64).mean(axis=-1, keepdims=True)
+    expected = wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + 1e-5) * weight
+    assert_close(out, expected)
+
+
+IN_PLACE = {
+    "sigmoid": (["x"], lambda g, x, out: g.sigmoid(x, out=out)),
+    "relu_squared": (["x"], lambda g, x, out: g.relu_squared(x, out=out)),
+    "scale": (["x"], lambda g, x, out: g.scale(x, 0.3, out=out)),
+    "swiglu_oai": (["x", "y"], lambda g, x, y, out: g.swiglu_oai(x, y, **LIMITS, out=out)),
+    "scale_rows": (["x", "one"], lambda g, x, one, out: g.scale_rows(x, one, out=out)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "over"),
+    [(name, over) for name in IN_PLACE for over in IN_PLACE[name][0] if over != "one"],
+)
+def test_an_op_may_overwrite_its_input(backend, name, over):
+    names, make = IN_PLACE[name]
+    values = {"x": random(4, 300), "y": random(4, 300, seed=1), "one": random(4, 1, seed=2)}
+    inputs = {key: values[key] for key in names}
+    apart = run(backend, lambda g, *buffers: make(g, *buffers, None), inputs, {})
+    place = names.index(over)
+    copies = {key: value.copy() for key, value in inputs.items()}
+    on_it = run(backend, lambda g, *buffers: make(g, *buffers, buffers[place]), copies, {})
+    np.testing.assert_array_equal(on_it, apart)
+
+
+FAULTS = {
+    "factor is nan, expected a finite float": lambda g, x, y, z: g.scale(x, float("nan")),
+    "factor is 2, expected a finite float": lambda g, x, y, z: g.scale(x, 2),
+    "alpha is 0.0": lambda g, x, y, z: g.swiglu_oai(x, y, alpha=0.0, limit=7.0),
+    "limit is -7.0": lambda g, x, y, z: g.swiglu_oai(x, y, alpha=1.0, limit=-7.0),
+    "'z' has width 32": lambda g, x, y, z: g.swiglu_oai(x, z, **LIMITS),
+    "'y' has width 96, expected 1": lambda g, x, y, z: g.scale_rows(x, y),
+    "cannot overwrite its input factors": lambda g, x, y, z: g.scale_rows(
+        g.external("one", 1), g.external("two", 1), out=g.external("two", 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("says", FAULTS)
+def test_what_does_not_fit_is_refused(says):
+    g = GraphBuilder("broken")
+    buffers = g.external("x", 96), g.external("y", 96), g.external("z", 32)
+    with pytest.raises(GraphError, match=says):
+        FAULTS[says](g, *buffers)

@@ -1,0 +1,184 @@
+"""The op `route`, which chooses a token's experts: both backends against its definition."""
+
+import numpy as np
+import pytest
+from one_op import assert_close, backend_named, random, run
+
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import GraphError
+
+N_TOKENS, N_EXPERTS, N_USED = 9, 12, 3
+GATINGS = ["softmax", "sigmoid"]
+
+
+@pytest.fixture(params=["numpy", "cpp"])
+def backend(request):
+    return backend_named(request.param)
+
+
+def route(backend, logits, n_used=N_USED, *, bias=None, normalized=False, **options):
+    """Experts and shares of each row."""
+    weights = {} if bias is None else {"probs.bias": bias}
+
+    def build(g, x, *slots):
+        named = dict(zip(["bias"], slots, strict=False))
+        return g.route(x, n_used, normalized=normalized, **named, **options)
+
+    out = run(backend, build, {"x": logits}, weights)
+    return out[:, :n_used].astype(int), out[:, n_used:]
+
+
+def shares_of(row, gating="softmax"):
+    row = row.astype(np.float64)
+    if gating == "sigmoid":
+        return 1 / (1 + np.exp(-row))
+    return np.exp(row) / np.exp(row).sum()
+
+
+def best(scores, n):
+    """The numbers of the n highest scores, the lower number first."""
+    return sorted(range(len(scores)), key=lambda e: -scores[e])[:n]
+
+
+@pytest.mark.parametrize("gating", GATINGS)
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_the_largest_shares_are_chosen_in_order(backend, gating, normalized, scale):
+    logits = random(N_TOKENS, N_EXPERTS)
+    experts, shares = route(backend, logits, normalized=normalized, gating=gating, scale=scale)
+    for row, chosen, given in zip(logits, experts, shares, strict=True):
+        share = shares_of(row, gating)
+        assert chosen.tolist() == best(share, N_USED)
+        assert_close(given, scale * share[chosen] / (share[chosen].sum() if normalized else 1.0))
+
+
+def test_the_normalized_softmax_over_all_is_that_over_the_chosen_logits(backend):
+    logits = 4 * random(N_TOKENS, N_EXPERTS)
+    experts, shares = route(backend, logits, normalized=True)
+    for row, chosen, given in zip(logits, experts, shares, strict=True):
+        assert_close(given, shares_of(row[chosen]))
+
+
+@pytest.mark.parametrize("gating", GATINGS)
+def test_a_bias_changes_the_choice_and_not_the_shares(backend, gating):
+    logits, bias = random(N_TOKENS, N_EXPERTS), random(N_EXPERTS, seed=1)
+    experts, shares = route(backend, logits, bias=bias, gating=gating)
+    unbiased, _ = route(backend, logits, gating=gating)
+    assert (experts != unbiased).any()
+    for row, chosen, given in zip(logits, experts, shares, strict=True):
+        share = shares_of(row, gating)
+        assert chosen.tolist() == best(share + bias, N_USED)
+        assert_close(given, share[chosen])
+
+
+def test_a_bias_may_make_every_score_negative(backend):
+    bias = np.full(N_EXPERTS, -10, np.float32)
+    bias[7] = -np.inf
+    logits = np.zeros((1, N_EXPERTS), np.float32)
+    experts, _ = route(backend, logits, N_EXPERTS, bias=bias)
+    assert experts[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 7]
+
+
+@pytest.mark.parametrize("group_score", ["top2", "max"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("used", [1, 2, 3])
+def test_experts_come_from_the_best_groups_alone(backend, group_score, biased, used):
+    logits, bias = random(N_TOKENS, N_EXPERTS), random(N_EXPERTS, seed=1) * biased
+    options = {"n_groups": 4, "n_groups_used": used, "group_score": group_score}
+    experts, shares = route(
+        backend, logits, bias=bias if biased else None, gating="sigmoid", **options
+    )
+    for row, chosen, given in zip(logits, experts, shares, strict=True):
+        share = shares_of(row, "sigmoid")
+        groups = (share + bias).reshape(4, 3)
+        highest = np.sort(groups, axis=-1)[:, ::-1]
+        kept = best(highest[:, 0] + (highest[:, 1] if group_score == "top2" else 0), used)
+        scores = [s if e // 3 in kept else -np.inf for e, s in enumerate(share + bias)]
+        assert chosen.tolist() == best(scores, N_USED)
+        assert_close(given, share[chosen])
+
+
+def test_the_two_group_scores_differ(backend):
+    logits = np.array([[3.0, -9.0, 2.0, 2.0]], np.float32)
+    options = {"gating": "sigmoid", "n_groups": 2, "n_groups_used": 1}
+    assert route(backend, logits, 1, **options)[0].tolist() == [[2]]
+    assert route(backend, logits, 1, group_score="max", **options)[0].tolist() == [[0]]
+
+
+def test_of_equal_scores_the_lower_number_comes_first(backend):
+    logits = np.array([[1.0, 2.0, 2.0, 2.0, 1.0]], np.float32)
+    experts, shares = route(backend, logits, 2, normalized=True)
+    assert (experts.tolist(), shares.tolist()) == ([[1, 2]], [[0.5, 0.5]])
+
+
+def test_of_equal_groups_the_lower_number_comes_first(backend):
+    experts, _ = route(
+        backend, np.zeros((1, 8), np.float32), 4, gating="sigmoid", n_groups=4, n_groups_used=2
+    )
+    assert experts.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("gating", GATINGS)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_row_of_nan_names_distinct_experts_with_shares_of_nan(backend, gating, groups):
+    logits = random(3, N_EXPERTS)
+    logits[1] = np.nan
+    used = max(1, groups // 2)
+    experts, shares = route(
+        backend, logits, gating=gating, normalized=True, n_groups=groups, n_groups_used=used
+    )
+    assert experts[1].tolist() == [0, 1, 2]
+    assert np.isnan(shares[1]).all()
+    assert np.isfinite(shares[[0, 2]]).all()
+
+
+def test_a_nan_among_sigmoids_is_chosen_first_so_that_it_is_seen(backend):
+    logits = np.array([[5.0, 1.0, np.nan, 7.0]], np.float32)
+    experts, shares = route(backend, logits, 3, gating="sigmoid")
+    assert experts.tolist() == [[2, 3, 0]]
+    assert np.isnan(shares[0, 0])
+    assert np.isfinite(shares[0, 1:]).all()
+    experts, _ = route(backend, logits, 1, gating="sigmoid", n_groups=2, n_groups_used=1)
+    assert experts.tolist() == [[2]]
+
+
+def test_shares_that_are_all_zero_stay_zero_when_they_are_normalized(backend):
+    logits = np.full((1, 4), -1000, np.float32)
+    experts, shares = route(backend, logits, 2, gating="sigmoid", normalized=True)
+    assert (experts.tolist(), shares.tolist()) == ([[0, 1]], [[0.0, 0.0]])
+
+
+@pytest.mark.parametrize("n_experts", [2, 37, 256])
+def test_all_experts_may_be_used(backend, n_experts):
+    logits = random(2, n_experts)
+    experts, shares = route(backend, logits, n_experts, normalized=True)
+    for row, chosen, given in zip(logits, experts, shares, strict=True):
+        assert sorted(chosen) == list(range(n_experts))
+        assert_close(given, shares_of(row)[chosen])
+
+
+FAULTS = [
+    ({"gating": "tanh"}, "gating is 'tanh', expected one of ('softmax', 'sigmoid')"),
+    ({"group_score": "sum"}, "group_score is 'sum', expected one of ('top2', 'max')"),
+    ({"scale": float("nan")}, "scale is nan, expected a finite float"),
+    ({"scale": 2}, "scale is 2, expected a finite float"),
+    ({"n_groups": 0}, "n_groups is 0, expected 1 or more"),
+    ({"n_groups": 5}, "n_groups is 5, expected to divide the 12 experts"),
+    ({"n_groups": 4, "n_groups_used": 5}, "n_groups_used is 5, expected at most the 4 groups"),
+    ({"n_groups": 12}, "n_groups is 12, expected groups of two experts or more"),
+    ({"n_groups": 6, "n_used": 3}, "n_used is 3, expected at most the 2 experts"),
+    ({"n_used": 13}, "n_used is 13, expected at most the 12 experts"),
+    ({"bias": 11}, "input 'x' has width 12, expected 11 (the length of weight 'b')"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), FAULTS)
+def test_a_choice_that_cannot_be_made_is_refused(options, says):
+    g = GraphBuilder("broken")
+    x = g.external("x", N_EXPERTS)
+    given = {"n_used": 2, "normalized": True} | options
+    if "bias" in given:
+        given["bias"] = g.weight("b", given["bias"])
+    with pytest.raises(GraphError) as error:
+        g.route(x, **given)
+    assert says in str(error.value)
