@@ -111,9 +111,9 @@ std::optional<int> threads_from_environment() {
     const char* text = std::getenv("TENSOR_OPS_NUM_THREADS");
     if (!text || !*text) return std::nullopt;
     const std::string value(text);
-    int n = 0;
-    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), n);
-    if (error != std::errc{} || end != value.data() + value.size() || n < 1 || n > 1024)
+    int n = 0;  // and 0 it stays if the text is no number, or one that is too large
+    const char* const end = std::from_chars(value.data(), value.data() + value.size(), n).ptr;
+    if (end != value.data() + value.size() || n < 1 || n > 1024)
         throw std::invalid_argument("TENSOR_OPS_NUM_THREADS is '" + value +
                                     "'; expected a number from 1 to 1024");
     return n;

@@ -203,10 +203,20 @@ TEST(matrices_on_one_input_may_want_it_quantised_differently) {
 
 // Each ISA has its own layout of quantised activations, and a matrix keeps the ISA it was made for.
 TEST(matrices_on_one_input_may_be_packed_for_different_isas) {
-    Builder b;
-    const int x = b.external("x", width), y = b.external("y", width), z = b.external("z", width);
-    b.op(OpKind::linear, {x}, y, b.slot("first"));
-    b.op(OpKind::linear, {x}, z, b.slot("second"));
+    Builder one_by_one, many;
+    for (Builder* b : {&one_by_one, &many}) {
+        const int x = b->external("x", width), y = b->external("y", width),
+                  z = b->external("z", width);
+        const int first = b->slot("first"), second = b->slot("second");
+        if (b == &one_by_one) {
+            b->op(OpKind::linear, {x}, y, first);
+            b->op(OpKind::linear, {x}, z, second);
+        } else {
+            Op& op = b->op(OpKind::linear_many, {x}, y, first);
+            op.more_outputs = {z};
+            op.more_weights = {second};
+        }
+    }
     const auto packed_for = [](const std::string& isa, unsigned seed) {
         tensor_ops::select_isa(isa);
         const Weight w = graphs::packed(matrices::random(DType::q8_0, width, width, seed));
@@ -215,8 +225,9 @@ TEST(matrices_on_one_input_may_be_packed_for_different_isas) {
     };
     for (const std::string& first : tensor_ops::available_isas())
         for (const std::string& second : tensor_ops::available_isas())
-            check_against_plain_loops(b.graph, {packed_for(first, 2), packed_for(second, 3)}, 13,
-                                      2);
+            for (const Builder* b : {&one_by_one, &many})
+                check_against_plain_loops(b->graph, {packed_for(first, 2), packed_for(second, 3)},
+                                          13, 2);
 }
 
 TEST(a_norm_may_be_quantised_otherwise_than_a_matrix_wants_it) {
@@ -367,6 +378,33 @@ TEST(a_sequence_in_a_batch_gets_what_it_gets_alone_bit_for_bit) {
                 same_bytes(together[i].k, alone[i].k) && same_bytes(together[i].v, alone[i].v),
                 "cache " + std::to_string(i));
     }
+}
+
+TEST(each_sequence_of_a_batch_turns_its_keys_by_its_own_angles) {
+    Builder b;
+    const int k = b.external("k", kv_width), v = b.external("v", kv_width),
+              angles = b.external("angles", head_dim);
+    Op& op = b.op(OpKind::rope_append, {k, v, angles});
+    op.n_kv_heads = kv_heads;
+    op.head_dim = head_dim;
+    constexpr std::size_t rows = 5, of_first = 2;
+    Floats keys = normal(rows * kv_width, 1), values = normal(rows * kv_width, 2),
+           turns = normal(rows * head_dim, 3);
+    FilledCache first(0, 4), second(0, 4), own_first(0, 4), own_second(0, 4);
+    Executor executor(b.graph, rows);
+    const auto run = [&](std::size_t row,
+                         const std::vector<tensor_ops::CachedSequence>& sequences) {
+        graphs::run(executor, {},
+                    {{k, &keys[row * kv_width]},
+                     {v, &values[row * kv_width]},
+                     {angles, &turns[row * head_dim]}},
+                    sequences);
+    };
+    run(0, {{of_first, 7, first.view()}, {rows - of_first, 3, second.view()}});
+    run(0, {{of_first, 7, own_first.view()}});
+    run(of_first, {{rows - of_first, 3, own_second.view()}});
+    check::that(same_bytes(first.k, own_first.k) && same_bytes(first.v, own_first.v), "first");
+    check::that(same_bytes(second.k, own_second.k) && same_bytes(second.v, own_second.v), "second");
 }
 
 TEST(sequences_that_do_not_fit_together_are_refused) {

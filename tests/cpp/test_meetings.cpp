@@ -116,6 +116,15 @@ TEST(a_norm_is_quantised_when_all_have_read_the_input_before) {
     check::equal(g.meetings(1), std::size_t{3}, "meetings");
 }
 
+TEST(a_product_takes_a_norm_in_the_form_that_the_norm_has_quantised) {
+    Graph4 g;
+    const Floats norm = filled(width, 1.0f);
+    g.weights.push_back(graphs::vector(norm));
+    g.op(OpKind::quantized_norm, {g.a}, g.b, g.slot("norm"));
+    g.linear(g.b, g.c);
+    check::equal(g.meetings(1), std::size_t{1}, "meetings");
+}
+
 TEST(an_input_is_quantised_when_a_norm_has_been) {
     Graph4 g;
     const Floats norm = filled(width, 1.0f);
@@ -137,7 +146,7 @@ TEST(experts_quantise_when_all_have_read_the_input_before_and_the_next_when_they
         Op& op = g.product(OpKind::expert_linear, {g.c, route}, y, tensor_ops::Experts{expert});
         op.n_used = 1;
         op.shared = true;
-        g.linear(g.c, g.d);
+        g.linear(g.a, g.d);
         Executor executor(g.graph, rows);
         Floats x = normal(rows * width, 1), of_route = filled(rows * 2, 0.0f);
         Floats b(rows * width), d(rows * width), out(rows * width);
@@ -151,7 +160,7 @@ TEST(experts_quantise_when_all_have_read_the_input_before_and_the_next_when_they
                      {y, out.data()}},
                     rows);
         // a quantised; a read; the route read; the expert's input quantised (one row), or there
-        // and multiplied (several); the input read; c quantised.
+        // and multiplied (several); the input read; a quantised again.
         check::equal(executor.meetings(), std::size_t{rows == 1 ? 6u : 7u}, "meetings");
     }
 }

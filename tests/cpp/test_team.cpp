@@ -1,8 +1,15 @@
 // The team of threads: whoever calls, from wherever, every run is complete and none waits forever.
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <new>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -47,6 +54,39 @@ TEST(all_threads_may_come_to_a_run_each_as_another_worker) {
         check::that(census.is_complete(), "each index once");
     }
 }
+
+#if defined(__linux__)
+namespace {
+
+// Waits until all other threads of this process sleep in the kernel.
+void wait_until_others_sleep() {
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    const auto self = std::to_string(gettid());
+    for (bool awake = true; awake && std::chrono::steady_clock::now() < limit;) {
+        awake = false;
+        for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+            std::ifstream file(task.path() / "stat");
+            const std::string stat(std::istreambuf_iterator<char>(file), {});
+            const std::size_t name_end = stat.rfind(')');  // "123 (name) S ..."
+            awake |= task.path().filename() != self && name_end != std::string::npos &&
+                     stat.substr(name_end + 2, 1) == "R";
+        }
+    }
+}
+
+}  // namespace
+
+TEST(threads_that_have_gone_to_sleep_come_to_the_next_run) {
+    const Threads wanted(4);
+    for (const int most : {4, 3, 4}) {  // all of them, and some of them
+        wait_until_others_sleep();
+        Census census;
+        run_team(census, most);
+        check::equal(census.count.load(), most, "workers");
+        check::that(census.is_complete(), "each index once");
+    }
+}
+#endif
 
 TEST(the_caller_is_worker_zero) {
     const Threads wanted(3);

@@ -147,3 +147,78 @@ TEST(what_an_op_reads_and_what_it_writes_lie_apart) {
     g.op(OpKind::add, {late, late}, g.b);
     check::that(Executor(g.graph, 4).bytes() == 2 * 4 * width * sizeof(float), "they overlap");
 }
+
+TEST(what_an_op_reads_and_what_it_writes_lie_apart_in_either_order) {
+    Graph3 g;
+    const int late = g.internal("late", width), early = g.internal("early", width);
+    g.op(OpKind::add, {g.a, g.a}, early);
+    g.op(OpKind::add, {early, early}, late);
+    g.op(OpKind::add, {late, late}, g.b);
+    check::that(Executor(g.graph, 4).bytes() == 2 * 4 * width * sizeof(float), "they overlap");
+}
+
+namespace {
+
+// Products of floats between buffers of any width, so that only the buffers take memory.
+struct Wide : Builder {
+    const int in = external("in", width), out = external("out", width);
+    void product(int input, int output) {
+        op(OpKind::linear, {input}, output, slot("w")).activations = tensor_ops::Activations::f32;
+    }
+    std::size_t floats() const { return Executor(graph, 1).bytes() / sizeof(float); }
+};
+
+}  // namespace
+
+TEST(a_wide_buffer_does_not_reach_into_what_lies_behind_its_place) {
+    Wide g;
+    const int first = g.internal("first", 64), second = g.internal("second", 32),
+              third = g.internal("third", 96);
+    g.product(g.in, first);
+    g.product(g.in, second);
+    g.product(first, g.out);
+    g.product(g.in, third);  // where the first was there is room for 64
+    g.product(third, g.out);
+    g.product(second, g.out);
+    check::equal(g.floats(), std::size_t{96 + 96}, "floats");
+}
+
+TEST(a_buffer_does_not_begin_within_another) {
+    Wide g;
+    const int first = g.internal("first", 32), last = g.internal("last", 64),
+              between = g.internal("between", 16);
+    g.product(g.in, first);
+    g.product(first, between);  // behind the first, which lies where the last will lie
+    g.product(between, last);
+    g.product(last, g.out);
+    check::equal(g.floats(), std::size_t{64 + 16}, "floats");
+}
+
+TEST(what_a_product_writes_second_has_a_place_from_then_on) {
+    Wide g;
+    const int first = g.internal("first", width), second = g.internal("second", width);
+    Op& many = g.op(OpKind::linear_many, {g.in}, first, g.slot("w"));
+    many.activations = tensor_ops::Activations::f32;
+    many.more_outputs = {second};
+    many.more_weights = {g.slot("v")};
+    g.product(first, g.out);
+    g.product(second, g.out);
+    check::equal(g.floats(), 2 * width, "floats");
+}
+
+TEST(internal_buffers_that_overlap_in_part_are_waited_for) {
+    Wide g;
+    const int unread = g.internal("unread", 16), early = g.internal("early", 16),
+              late = g.internal("late", 32);
+    const int other = g.external("other", width);
+    Op& many = g.op(OpKind::linear_many, {g.in}, unread, g.slot("w"));
+    many.activations = tensor_ops::Activations::f32;
+    many.more_outputs = {early};
+    many.more_weights = {g.slot("v")};
+    g.product(early, g.out);
+    g.product(other, late);  // over both, while `early` may still be read
+    g.product(late, other);
+    const Executor executor(g.graph, 1);
+    check::equal(executor.bytes(), 32 * sizeof(float), "bytes");
+    check::that(executor.waits_before(2), "no wait for whoever reads early");
+}
