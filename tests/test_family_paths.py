@@ -25,7 +25,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_family_model(tmp_path_factory.mktemp("family"), request.param)
 
 
-@pytest.fixture(params=["numpy", "cpp"])
+@pytest.fixture(params=[pytest.param("numpy", marks=pytest.mark.variant), "cpp"])
 def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "cpp":
         require_cpp()

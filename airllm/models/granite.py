@@ -28,7 +28,7 @@ NAMES: dict[str, str | tuple[str, ...]] = {
 def configure(r: ConfigReader) -> ModelConfig:
     has_experts = r.architecture == "granitemoe"
     mixture = r.experts(shared_out=False) if has_experts else {}
-    r.require("rope.scaling.finetuned", True, True)  # llama.cpp turns rope off by it
+    r.require_true("rope.scaling.finetuned")  # False turns rope off in llama.cpp
     return r.config(
         layers=[LayerConfig(has_experts=has_experts)] * r.n_layers,
         biases=r.optional_biases(*BIASES, "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
