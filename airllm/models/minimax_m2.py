@@ -1,8 +1,8 @@
 """MiniMax M2: experts chosen by a sigmoid with a bias; Q and K normalised over all heads; half of
 each head rotates."""
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
+from functools import partial
+
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -23,16 +23,6 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config(layers=layers, **r.experts(gating="sigmoid"))
 
 
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    x = g.add(x, blocks.attention(g, c, layer, h, normed="rows"), out=x)
-    h = blocks.norm(g, c, x, "ffn_norm")
-    g.add(x, blocks.experts(g, c, h), out=x)
-    return g.build()
-
-
 def _values(config: HFReader) -> dict[str, object]:
     config.expect("scoring_func", None, "sigmoid")
     config.expect("use_qk_norm", None, True)
@@ -48,5 +38,5 @@ FAMILY = Family(
     ("minimax-m2",),
     (HuggingFace("minimax_m2", "minimax-m2", _values, NAMES, defaults={"head_dim": 128}),),
     configure,
-    layer,
+    partial(blocks.layer, normed="rows"),
 )

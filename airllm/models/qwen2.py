@@ -4,7 +4,6 @@ from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.llama import layer
 
 BIASES = frozenset(["attn_q", "attn_k", "attn_v"])
 
@@ -29,5 +28,4 @@ FAMILY = Family(
         HuggingFace("qwen2_5_vl_text", "qwen2vl", _no_window, pictures="qwen2_5_vl"),
     ),
     configure,
-    layer,
 )

@@ -5,7 +5,6 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.llama import layer
 
 PERIOD = 4  # every such layer does not rotate; GGUF files have no key for it
 
@@ -42,5 +41,4 @@ FAMILY = Family(
         ),
     ),
     configure,
-    layer,
 )
