@@ -120,12 +120,14 @@ class HFReader(Metadata):
             )
         return np.array([each == SLIDING for each in types], bool)
 
-    def no_window(self, kind: str) -> None:
-        """Refuse layers with a window."""
+    def no_window(self) -> dict[str, object]:
+        """No keys; layers with a window are refused."""
         self.ignore("sliding_window", "max_window_layers", "use_sliding_window", "layer_types")
         types = self.texts("layer_types") if "layer_types" in self else [FULL]
         if self.get("use_sliding_window") or set(types) - {FULL}:
+            kind = self.get("model_type", "these")
             raise self.fault(f"asks for layers with a window, which {kind} models here do not have")
+        return {}
 
     def experts(self, *, size: str = "moe_intermediate_size") -> dict[str, object]:
         """GGUF's keys of a mixture. size: the key of an expert's intermediate size."""

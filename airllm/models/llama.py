@@ -16,15 +16,10 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config(layers=layers, rope_interleaved=True)
 
 
-def _no_window(config: HFReader) -> dict[str, object]:
-    config.no_window("llama")
-    return {}
-
-
 FAMILY = Family(
     architectures=("llama",),
     hugging_face=(
-        HuggingFace("llama", "llama", _no_window, gguf_interleaved=True),
+        HuggingFace("llama", "llama", HFReader.no_window, gguf_interleaved=True),
         HuggingFace("mistral", "llama", HFReader.sliding, gguf_interleaved=True),
     ),
     configure=configure,

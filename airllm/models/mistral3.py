@@ -33,7 +33,7 @@ def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, 
 
 
 def _values(config: HFReader) -> dict[str, object]:
-    config.no_window("ministral3")
+    config.no_window()
     rope = config.get("rope_parameters")
     beta = rope.get("llama_4_scaling_beta", 0.0) if isinstance(rope, dict) else 0.0
     return {_TEMPERATURE: beta} if beta else {}

@@ -28,7 +28,7 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 
 def _values(config: HFReader) -> dict[str, object]:
-    config.no_window("qwen2_moe")
+    config.no_window()
     config.ignore("decoder_sparse_step", "mlp_only_layers")  # the tensors show dense layers
     return {
         **config.experts(),

@@ -16,20 +16,15 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config()
 
 
-def _no_window(config: HFReader) -> dict[str, object]:
-    config.no_window("qwen3")
-    return {}
-
-
 # The language model of Qwen3-VL is the same; see qwen2 for its rotation.
 FAMILY = Family(
     ("qwen3", "qwen3vl"),
     (
-        HuggingFace("qwen3", "qwen3", _no_window, defaults={"head_dim": 128}),
+        HuggingFace("qwen3", "qwen3", HFReader.no_window, defaults={"head_dim": 128}),
         HuggingFace(
             "qwen3_vl_text",
             "qwen3vl",
-            _no_window,
+            HFReader.no_window,
             pictures="qwen3_vl",
             defaults={"head_dim": 128, "rope_theta": 5e6},
         ),

@@ -15,7 +15,7 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 
 def _values(config: HFReader) -> dict[str, object]:
-    config.no_window("smollm3")
+    config.no_window()
     interval = config.integer("no_rope_layer_interval", PERIOD, low=1)
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     usual = [int((index + 1) % PERIOD != 0) for index in range(n_layers)]
