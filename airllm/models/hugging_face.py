@@ -15,7 +15,7 @@ from airllm.formats.hf_config import ROPE_INTERLEAVED, HFConfig
 from airllm.models.hf_rope import translate_rope
 from airllm.util.metadata import Metadata
 
-__all__ = ["EXPERT_NAMES", "NAMES", "HFReader", "HuggingFace"]
+__all__ = ["EXPERT_NAMES", "NAMES", "SPARSE_NAMES", "HFReader", "HuggingFace"]
 
 # Keys with these parts change the arithmetic.
 _ARITHMETIC = re.compile(
@@ -56,6 +56,12 @@ EXPERT_NAMES: Mapping[str, str | tuple[str, ...]] = {
     # All experts in one tensor: newer versions of transformers may write these.
     "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
     "mlp.experts.down_proj": "ffn_down_exps",
+}
+SPARSE_NAMES: Mapping[str, str | tuple[str, ...]] = {  # of Mixtral and its like
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.experts.*.w1": "ffn_gate_exps",
+    "block_sparse_moe.experts.*.w3": "ffn_up_exps",
+    "block_sparse_moe.experts.*.w2": "ffn_down_exps",
 }
 
 

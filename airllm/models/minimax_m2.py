@@ -7,15 +7,9 @@ from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
-from airllm.models.hugging_face import HFReader, HuggingFace
+from airllm.models.hugging_face import SPARSE_NAMES, HFReader, HuggingFace
 
-NAMES: dict[str, str | tuple[str, ...]] = {
-    "block_sparse_moe.gate": "ffn_gate_inp",
-    "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias",
-    "block_sparse_moe.experts.*.w1": "ffn_gate_exps",
-    "block_sparse_moe.experts.*.w3": "ffn_up_exps",
-    "block_sparse_moe.experts.*.w2": "ffn_down_exps",
-}
+NAMES = {**SPARSE_NAMES, "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias"}
 
 
 def configure(r: ConfigReader) -> ModelConfig:
