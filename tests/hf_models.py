@@ -144,6 +144,13 @@ CASES = {
         reordered=True,
         lost="the window",
     ),
+    "Mixtral": Case(
+        "Mixtral",
+        "llama",
+        {"num_local_experts": 6, "num_experts_per_tok": 2},
+        names={"mlp.gate": "ffn_gate_inp"},
+        reordered=True,
+    ),
     "Qwen2": Case("Qwen2", "qwen2"),
     "Qwen3": Case("Qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "Qwen3-MoE": Case("Qwen3Moe", "qwen3moe", _EXPERTS | {"norm_topk_prob": True}),

@@ -276,7 +276,7 @@ def test_a_rope_scaling_that_is_not_implemented_is_refused_by_name(tmp_path, sca
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("llama.expert_count", 8),
+        ("llama.leading_dense_block_count", 1),
         ("llama.attention.temperature_scale", 0.1),
         ("llama.logit_scale", 8.0),
     ],

@@ -4,6 +4,7 @@ Each part takes a normalised input h, float32 [n, hidden], and returns what the 
 residual, [n, hidden]. A weight's slot is named as GGUF names the tensor.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from airllm.graph.builder import GraphBuilder
@@ -14,13 +15,15 @@ __all__ = [
     "add",
     "attention",
     "embed",
-    "experts",
     "head",
+    "layer",
     "linear",
     "norm",
-    "shared_expert",
     "swiglu_mlp",
 ]
+
+Normed = Literal["", "heads", "rows"]
+FeedForward = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]
 
 
 def embed(c: ModelConfig) -> Graph:
@@ -64,6 +67,31 @@ def add(g: GraphBuilder, c: ModelConfig, x: Buffer, part: Buffer) -> Buffer:
     return g.add(x, part, out=x)
 
 
+def layer(
+    c: ModelConfig,
+    activations: Activations,
+    layer: LayerConfig,
+    *,
+    normed: Normed = "",
+    fused: bool = False,
+    sinks: bool = False,
+    ffn_norm: str = "ffn_norm",
+    feed_forward: FeedForward | None = None,
+) -> Graph:
+    """The usual layer: x += attention(norm(x)), and then x += feed_forward(norm(x)).
+
+    normed, fused, sinks: see attention. ffn_norm: the slot of the second norm. feed_forward: a
+    family's own in place of the one below.
+    """
+    g = GraphBuilder("layer", activations=activations)
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    h = norm(g, c, x, "attn_norm")
+    x = add(g, c, x, attention(g, c, layer, h, normed=normed, fused=fused, sinks=sinks))
+    h = norm(g, c, x, ffn_norm)
+    add(g, c, x, (feed_forward or dense_or_experts)(g, c, layer, h))
+    return g.build()
+
+
 def linear(g: GraphBuilder, c: ModelConfig, x: Buffer, slot: str, width: int) -> Buffer:
     """x W^T -> [n, width], plus the slot's bias if the model has it (`c.biases`)."""
     y = g.linear(x, g.weight(slot, width, x.width))
@@ -78,7 +106,7 @@ def attention(
     layer: LayerConfig,
     h: Buffer,
     *,
-    normed: Literal["", "heads", "rows"] = "",
+    normed: Normed = "",
     fused: bool = False,
     sinks: bool = False,
 ) -> Buffer:
@@ -122,6 +150,14 @@ def attention(
     return linear(g, c, a, "attn_output", c.hidden_size)
 
 
+def dense_or_experts(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
+    """SwiGLU, or a mixture of experts and the expert that all tokens use, as the layer has it."""
+    if not layer.has_experts:
+        return swiglu_mlp(g, c, h)
+    y = experts(g, c, h)
+    return g.add(y, shared_expert(g, c, h), out=y) if c.shared_expert_size else y
+
+
 def swiglu_mlp(
     g: GraphBuilder, c: ModelConfig, h: Buffer, *, width: int = 0, suffix: str = ""
 ) -> Buffer:
@@ -133,11 +169,8 @@ def swiglu_mlp(
     return linear(g, c, g.swiglu(gate, up), f"ffn_down{suffix}", c.hidden_size)
 
 
-def experts(g: GraphBuilder, c: ModelConfig, h: Buffer, *, gate_limit: float = 0.0) -> Buffer:
-    """A mixture: a router chooses, for each token, a few of many small SwiGLU networks.
-
-    gate_limit: that of gpt-oss's activation, whose products and router have biases, too; 0: SwiGLU.
-    """
+def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+    """A mixture: a router chooses, for each token, a few of many small networks."""
     n, ffn, hidden, r = c.n_experts, c.expert_size, c.hidden_size, c.router
     logits = linear(g, c, h, "ffn_gate_inp", n)  # [n, experts]
     route = g.route(
@@ -159,17 +192,17 @@ def experts(g: GraphBuilder, c: ModelConfig, h: Buffer, *, gate_limit: float = 0
         return y
 
     gate, up = product(h, "ffn_gate_exps", ffn), product(h, "ffn_up_exps", ffn)
-    if gate_limit:
-        act = g.swiglu_oai(gate, up, alpha=1.702, limit=gate_limit)
+    if c.gate_limit:
+        act = g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
     else:
         act = g.swiglu(gate, up)  # [n, used * ffn]
     return g.expert_sum(product(act, "ffn_down_exps", hidden), route)  # [n, hidden]
 
 
-def shared_expert(g: GraphBuilder, c: ModelConfig, h: Buffer, *, gated: bool = False) -> Buffer:
-    """The expert that all tokens use. gated: its output is multiplied by a sigmoid of h."""
+def shared_expert(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+    """The expert that all tokens use."""
     y = swiglu_mlp(g, c, h, width=c.shared_expert_size, suffix="_shexp")
-    if not gated:
+    if not c.shared_expert_gated:
         return y
     gate = g.linear(h, g.weight("ffn_gate_inp_shexp", 1, c.hidden_size))  # [n, 1]
     return g.scale_rows(y, g.sigmoid(gate, out=gate), out=y)

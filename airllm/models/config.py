@@ -69,6 +69,8 @@ class ModelConfig:
     n_experts_used: int = 0  # by each token
     expert_size: int = 0  # the intermediate size of an expert
     shared_expert_size: int = 0  # of the expert that all tokens use; 0: there is none
+    shared_expert_gated: bool = False  # its output is multiplied by a sigmoid of its input
+    gate_limit: float = 0.0  # of gpt-oss's activation of the experts; 0: SwiGLU
     router: Router = Router()
     # Layers behind the last that the file has, which guess further tokens. They are not used.
     left_out: range = range(0)

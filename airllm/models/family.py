@@ -33,7 +33,7 @@ class Family:
     architectures: tuple[str, ...]
     hugging_face: tuple[HuggingFace, ...]
     configure: Callable[[ConfigReader], ModelConfig]
-    layer: Callable[[ModelConfig, Activations, LayerConfig], Graph]
+    layer: Callable[[ModelConfig, Activations, LayerConfig], Graph] = blocks.layer
     embed: Callable[[ModelConfig], Graph] = blocks.embed
     head: Callable[[ModelConfig, Activations], Graph] = blocks.head
     rotations: Callable[[ConfigReader, ModelConfig, LayerConfig], Mapping[str, Rotation]] = (

@@ -1,7 +1,6 @@
 """GLM-4.5 to 4.7 (arXiv:2508.06471): experts behind a few dense layers, chosen by a sigmoid with a
 bias, and one or more that all tokens use. Half of each head rotates."""
 
-from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Graph
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
@@ -36,20 +35,8 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    a = blocks.attention(g, c, layer, h, normed="heads" if c.head_norms else "")
-    x = g.add(x, a, out=x)
-    h = blocks.norm(g, c, x, "post_attention_norm")
-    if layer.has_experts:
-        y = blocks.experts(g, c, h)
-        if c.shared_expert_size:
-            y = g.add(y, blocks.shared_expert(g, c, h), out=y)
-    else:
-        y = blocks.swiglu_mlp(g, c, h)
-    g.add(x, y, out=x)
-    return g.build()
+    normed: blocks.Normed = "heads" if c.head_norms else ""
+    return blocks.layer(c, activations, layer, normed=normed, ffn_norm="post_attention_norm")
 
 
 def _values(config: HFReader) -> dict[str, object]:

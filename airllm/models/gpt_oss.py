@@ -1,8 +1,8 @@
 """gpt-oss (arXiv:2508.10925): experts with biases and a clamped activation, attention with sinks, a
 window on every other layer, and YaRN."""
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
+from functools import partial
+
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -23,18 +23,14 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config(
         layers=[LayerConfig(window, has_experts=True) for window in windows],
         biases=BIASES,
+        gate_limit=GATE_LIMIT,
         **r.experts(),
     )
 
 
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    x = g.add(x, blocks.attention(g, c, layer, h, sinks=True), out=x)
-    h = blocks.norm(g, c, x, "post_attention_norm")
-    g.add(x, blocks.experts(g, c, h, gate_limit=GATE_LIMIT), out=x)
-    return g.build()
-
-
-FAMILY = Family(("gpt-oss",), (), configure, layer)
+FAMILY = Family(
+    ("gpt-oss",),
+    (),
+    configure,
+    partial(blocks.layer, sinks=True, ffn_norm="post_attention_norm"),
+)

@@ -1,9 +1,6 @@
 """Granite 3 and 4 (dense, and mixtures of experts): a Llama whose embeddings, residuals, scores and
 logits are multiplied by constants of the file."""
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
-from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
@@ -41,19 +38,6 @@ def configure(r: ConfigReader) -> ModelConfig:
     )
 
 
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    x = blocks.add(g, c, x, blocks.attention(g, c, layer, h))
-    h = blocks.norm(g, c, x, "ffn_norm")
-    y = blocks.experts(g, c, h) if layer.has_experts else blocks.swiglu_mlp(g, c, h)
-    if c.shared_expert_size:
-        y = g.add(y, blocks.shared_expert(g, c, h), out=y)
-    blocks.add(g, c, x, y)
-    return g.build()
-
-
 def _multipliers(config: HFReader) -> dict[str, object]:
     return {key: config.number(name, 1.0) for name, key in _MULTIPLIERS.items()}
 
@@ -75,5 +59,4 @@ FAMILY = Family(
         HuggingFace("granitemoeshared", "granitemoe", _experts, NAMES, gguf_interleaved=True),
     ),
     configure,
-    layer,
 )

@@ -15,7 +15,7 @@ from airllm.formats.hf_config import ROPE_INTERLEAVED, HFConfig
 from airllm.models.hf_rope import translate_rope
 from airllm.util.metadata import Metadata
 
-__all__ = ["EXPERT_NAMES", "NAMES", "HFReader", "HuggingFace"]
+__all__ = ["EXPERT_NAMES", "NAMES", "SPARSE_NAMES", "HFReader", "HuggingFace"]
 
 # Keys with these parts change the arithmetic.
 _ARITHMETIC = re.compile(
@@ -56,6 +56,12 @@ EXPERT_NAMES: Mapping[str, str | tuple[str, ...]] = {
     # All experts in one tensor: newer versions of transformers may write these.
     "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
     "mlp.experts.down_proj": "ffn_down_exps",
+}
+SPARSE_NAMES: Mapping[str, str | tuple[str, ...]] = {  # of Mixtral and its like
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.experts.*.w1": "ffn_gate_exps",
+    "block_sparse_moe.experts.*.w3": "ffn_up_exps",
+    "block_sparse_moe.experts.*.w2": "ffn_down_exps",
 }
 
 
@@ -120,12 +126,14 @@ class HFReader(Metadata):
             )
         return np.array([each == SLIDING for each in types], bool)
 
-    def no_window(self, kind: str) -> None:
-        """Refuse layers with a window."""
+    def no_window(self) -> dict[str, object]:
+        """No keys; layers with a window are refused."""
         self.ignore("sliding_window", "max_window_layers", "use_sliding_window", "layer_types")
         types = self.texts("layer_types") if "layer_types" in self else [FULL]
         if self.get("use_sliding_window") or set(types) - {FULL}:
+            kind = self.get("model_type", "these")
             raise self.fault(f"asks for layers with a window, which {kind} models here do not have")
+        return {}
 
     def experts(self, *, size: str = "moe_intermediate_size") -> dict[str, object]:
         """GGUF's keys of a mixture. size: the key of an expert's intermediate size."""

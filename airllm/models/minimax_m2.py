@@ -1,36 +1,20 @@
 """MiniMax M2: experts chosen by a sigmoid with a bias; Q and K normalised over all heads; half of
 each head rotates."""
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
+from functools import partial
+
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
-from airllm.models.hugging_face import HFReader, HuggingFace
+from airllm.models.hugging_face import SPARSE_NAMES, HFReader, HuggingFace
 
-NAMES: dict[str, str | tuple[str, ...]] = {
-    "block_sparse_moe.gate": "ffn_gate_inp",
-    "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias",
-    "block_sparse_moe.experts.*.w1": "ffn_gate_exps",
-    "block_sparse_moe.experts.*.w3": "ffn_up_exps",
-    "block_sparse_moe.experts.*.w2": "ffn_down_exps",
-}
+NAMES = {**SPARSE_NAMES, "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias"}
 
 
 def configure(r: ConfigReader) -> ModelConfig:
     layers = [LayerConfig(has_experts=True)] * r.n_layers
     return r.config(layers=layers, **r.experts(gating="sigmoid"))
-
-
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    x = g.add(x, blocks.attention(g, c, layer, h, normed="rows"), out=x)
-    h = blocks.norm(g, c, x, "ffn_norm")
-    g.add(x, blocks.experts(g, c, h), out=x)
-    return g.build()
 
 
 def _values(config: HFReader) -> dict[str, object]:
@@ -48,5 +32,5 @@ FAMILY = Family(
     ("minimax-m2",),
     (HuggingFace("minimax_m2", "minimax-m2", _values, NAMES, defaults={"head_dim": 128}),),
     configure,
-    layer,
+    partial(blocks.layer, normed="rows"),
 )

@@ -6,7 +6,6 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.llama import layer
 from airllm.models.rope import Rotation, read_rotation
 
 _TEMPERATURE = "attention.temperature_scale"
@@ -34,7 +33,7 @@ def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, 
 
 
 def _values(config: HFReader) -> dict[str, object]:
-    config.no_window("ministral3")
+    config.no_window()
     rope = config.get("rope_parameters")
     beta = rope.get("llama_4_scaling_beta", 0.0) if isinstance(rope, dict) else 0.0
     return {_TEMPERATURE: beta} if beta else {}
@@ -44,6 +43,5 @@ FAMILY = Family(
     ("mistral3",),
     (HuggingFace("ministral3", "mistral3", _values, gguf_interleaved=True),),
     configure,
-    layer,
     rotations=rotations,
 )

@@ -1,7 +1,7 @@
 """OLMoE (arXiv:2409.02060): a mixture of experts whose Q and K are normalised over all heads."""
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
+from functools import partial
+
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -14,21 +14,14 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config(layers=layers, **r.experts(shared_out=False, normalized=False))
 
 
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    x = g.add(x, blocks.attention(g, c, layer, h, normed="rows"), out=x)
-    h = blocks.norm(g, c, x, "ffn_norm")
-    g.add(x, blocks.experts(g, c, h), out=x)
-    return g.build()
-
-
 def _values(config: HFReader) -> dict[str, object]:
     norm = config.flag("norm_topk_prob", False)
     return {**config.experts(size="intermediate_size"), "expert_weights_norm": norm}
 
 
 FAMILY = Family(
-    ("olmoe",), (HuggingFace("olmoe", "olmoe", _values, EXPERT_NAMES),), configure, layer
+    ("olmoe",),
+    (HuggingFace("olmoe", "olmoe", _values, EXPERT_NAMES),),
+    configure,
+    partial(blocks.layer, normed="rows"),
 )

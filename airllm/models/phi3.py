@@ -1,8 +1,10 @@
 """Phi-3 and Phi-4 (arXiv:2404.14219, arXiv:2412.08905): a Llama with one matrix for Q, K and V, one
 for gate and up, and LongRoPE."""
 
+from functools import partial
+
 from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
+from airllm.graph.graph import Buffer
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -14,17 +16,12 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config(layers=[LayerConfig(window) for window in r.windows()])
 
 
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
+def feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
+    """SwiGLU, gate and up from one matrix."""
     hidden, ffn = c.hidden_size, c.intermediate_size
-    x = g.external("residual", hidden)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    x = g.add(x, blocks.attention(g, c, layer, h, fused=True), out=x)
-    h = blocks.norm(g, c, x, "ffn_norm")
     both = g.linear(h, g.weight("ffn_up", 2 * ffn, hidden))  # [n, 2 * ffn]
     h = g.swiglu(g.take_columns(both, 0, ffn), g.take_columns(both, ffn, ffn))  # [n, ffn]
-    g.add(x, g.linear(h, g.weight("ffn_down", hidden, ffn)), out=x)
-    return g.build()
+    return g.linear(h, g.weight("ffn_down", hidden, ffn))
 
 
 def _values(config: HFReader) -> dict[str, object]:
@@ -44,5 +41,5 @@ FAMILY = Family(
         ),
     ),
     configure,
-    layer,
+    partial(blocks.layer, fused=True, feed_forward=feed_forward),
 )

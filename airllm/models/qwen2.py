@@ -4,7 +4,6 @@ from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.llama import layer
 
 BIASES = frozenset(["attn_q", "attn_k", "attn_v"])
 
@@ -14,20 +13,14 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config(biases=BIASES)
 
 
-def _no_window(config: HFReader) -> dict[str, object]:
-    config.no_window("qwen2")
-    return {}
-
-
 # The language model of Qwen2-VL is the same. Its rotation has three positions for each token
 # (M-RoPE, arXiv:2409.12191), which are equal for text.
 FAMILY = Family(
     ("qwen2", "qwen2vl"),
     (
-        HuggingFace("qwen2", "qwen2", _no_window),
-        HuggingFace("qwen2_vl_text", "qwen2vl", _no_window, pictures="qwen2_vl"),
-        HuggingFace("qwen2_5_vl_text", "qwen2vl", _no_window, pictures="qwen2_5_vl"),
+        HuggingFace("qwen2", "qwen2", HFReader.no_window),
+        HuggingFace("qwen2_vl_text", "qwen2vl", HFReader.no_window, pictures="qwen2_vl"),
+        HuggingFace("qwen2_5_vl_text", "qwen2vl", HFReader.no_window, pictures="qwen2_5_vl"),
     ),
     configure,
-    layer,
 )

@@ -1,9 +1,6 @@
 """Qwen1.5-MoE and Qwen2-MoE (arXiv:2407.10671): Qwen2 with experts, of which all tokens use one,
 times a gate."""
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
-from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
@@ -22,6 +19,7 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config(
         layers=[LayerConfig(has_experts=True)] * r.n_layers,
         biases=BIASES,
+        shared_expert_gated=True,
         shared_expert_size=r.integer(
             "expert_shared_feed_forward_length", r.feed_forward_length(), low=1
         ),
@@ -29,19 +27,8 @@ def configure(r: ConfigReader) -> ModelConfig:
     )
 
 
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    x = g.add(x, blocks.attention(g, c, layer, h), out=x)
-    h = blocks.norm(g, c, x, "ffn_norm")
-    y = blocks.experts(g, c, h)
-    g.add(x, g.add(y, blocks.shared_expert(g, c, h, gated=True), out=y), out=x)
-    return g.build()
-
-
 def _values(config: HFReader) -> dict[str, object]:
-    config.no_window("qwen2_moe")
+    config.no_window()
     config.ignore("decoder_sparse_step", "mlp_only_layers")  # the tensors show dense layers
     return {
         **config.experts(),
@@ -54,5 +41,4 @@ FAMILY = Family(
     ("qwen2moe",),
     (HuggingFace("qwen2_moe", "qwen2moe", _values, {**EXPERT_NAMES, **SHARED_NAMES}),),
     configure,
-    layer,
 )

@@ -15,7 +15,7 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 
 def _values(config: HFReader) -> dict[str, object]:
-    config.no_window("qwen3_moe")
+    config.no_window()
     config.ignore("decoder_sparse_step", "mlp_only_layers")  # the tensors show dense layers
     norm = config.flag("norm_topk_prob")
     return {**config.experts(), "expert_weights_norm": norm}

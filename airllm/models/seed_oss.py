@@ -1,9 +1,9 @@
 """Seed-OSS: Qwen2 with wider heads and other names."""
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
+from functools import partial
+
 from airllm.models import blocks
-from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HuggingFace
@@ -12,16 +12,6 @@ from airllm.models.qwen2 import BIASES
 
 def configure(r: ConfigReader) -> ModelConfig:
     return r.config(biases=r.optional_biases(*BIASES, "attn_output"))
-
-
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    x = g.add(x, blocks.attention(g, c, layer, h), out=x)
-    h = blocks.norm(g, c, x, "post_attention_norm")
-    g.add(x, blocks.swiglu_mlp(g, c, h), out=x)
-    return g.build()
 
 
 FAMILY = Family(
@@ -35,5 +25,5 @@ FAMILY = Family(
         ),
     ),
     configure,
-    layer,
+    partial(blocks.layer, ffn_norm="post_attention_norm"),
 )

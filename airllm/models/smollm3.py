@@ -5,7 +5,6 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.llama import layer
 
 PERIOD = 4  # every such layer does not rotate; GGUF files have no key for it
 
@@ -16,7 +15,7 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 
 def _values(config: HFReader) -> dict[str, object]:
-    config.no_window("smollm3")
+    config.no_window()
     interval = config.integer("no_rope_layer_interval", PERIOD, low=1)
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     usual = [int((index + 1) % PERIOD != 0) for index in range(n_layers)]
@@ -42,5 +41,4 @@ FAMILY = Family(
         ),
     ),
     configure,
-    layer,
 )
