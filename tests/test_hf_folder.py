@@ -251,6 +251,14 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path, tiny, entries, fault):
     assert fault in str(error.value)
 
 
+def test_attention_in_both_directions_is_refused(tmp_path):
+    model = write_tiny_model(tmp_path, sizes=FAMILIES["gemma3"])
+    off = write_folder(tmp_path / "off", model, config={"use_bidirectional_attention": False})
+    open_model(off).close()
+    on = write_folder(tmp_path / "on", model, config={"use_bidirectional_attention": True})
+    assert "use_bidirectional_attention asks for something" in refusal(on)
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_windows_that_are_switched_off_are_no_reason_to_refuse(tmp_path, family):
     model = write_tiny_model(tmp_path, sizes=FAMILIES[family])

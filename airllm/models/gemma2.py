@@ -74,7 +74,6 @@ def values(config: HFReader, period: int, said: int = 0) -> dict[str, object]:
     scalar = config.number("query_pre_attn_scalar")
     if scalar <= 0:
         raise config.fault(f"query_pre_attn_scalar is {scalar}; expected it above 0")
-    config.ignore("use_bidirectional_attention", "cache_implementation")
     found = {"attention.scale": scalar**-0.5, **config.sliding(period, said)}
     return found | {key: config.number(key) for key in CAPS if key in config}
 
