@@ -14,10 +14,11 @@ _LOWEST = np.finfo(np.float32).min
 
 def route(op: Op, batch: TokenBatch) -> None:
     logits, out = arrays(op, batch)
-    n_used, sigmoid = int(op.attrs["n_used"]), op.attrs["gating"] == "sigmoid"
-    shares = numpy_ops.softmax(logits)
-    if sigmoid:
+    n_used = int(op.attrs["n_used"])
+    if op.attrs["gating"] == "sigmoid":
         shares = numpy_ops.sigmoid_apply(logits).astype(np.float32)
+    else:
+        shares = numpy_ops.softmax(logits)
     ranks = _ranks(shares + batch.weights[op.weights[0]] if op.weights else shares)
     if int(op.attrs["n_groups_used"]) < int(op.attrs["n_groups"]):
         ranks = _best_groups(op, ranks)
@@ -41,9 +42,9 @@ def _best_groups(op: Op, ranks: NDArray[np.float32]) -> NDArray[np.float32]:
     counted = 1 if op.attrs["group_score"] == "max" else 2
     scores = _ranks(np.sort(groups, axis=-1)[..., -counted:].sum(axis=-1))
     best = np.argsort(-scores, axis=-1, kind="stable")[:, :n_used]
-    kept = np.full_like(groups, -np.inf)
-    np.put_along_axis(kept, best[..., np.newaxis], 0, axis=1)
-    return np.where(kept == 0, groups, kept).reshape(ranks.shape)
+    used = np.zeros(scores.shape, bool)
+    np.put_along_axis(used, best, True, axis=1)
+    return np.where(used[..., np.newaxis], groups, np.float32(-np.inf)).reshape(ranks.shape)
 
 
 def expert_linear(op: Op, batch: TokenBatch) -> None:

@@ -15,11 +15,11 @@ __all__ = [
     "add",
     "attention",
     "embed",
+    "glu_mlp",
     "head",
     "layer",
     "linear",
     "norm",
-    "swiglu_mlp",
 ]
 
 Normed = Literal["", "heads", "rows"]
@@ -153,20 +153,27 @@ def attention(
 def dense_or_experts(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
     """SwiGLU, or a mixture of experts and the expert that all tokens use, as the layer has it."""
     if not layer.has_experts:
-        return swiglu_mlp(g, c, h)
+        return glu_mlp(g, c, h)
     y = experts(g, c, h)
     return g.add(y, shared_expert(g, c, h), out=y) if c.shared_expert_size else y
 
 
-def swiglu_mlp(
-    g: GraphBuilder, c: ModelConfig, h: Buffer, *, width: int = 0, suffix: str = ""
+def glu_mlp(
+    g: GraphBuilder,
+    c: ModelConfig,
+    h: Buffer,
+    *,
+    gelu: bool = False,
+    width: int = 0,
+    suffix: str = "",
 ) -> Buffer:
-    """SwiGLU (arXiv:2002.05202). width: intermediate; 0: c.intermediate_size. suffix: of the slots'
-    names."""
+    """SwiGLU, or GEGLU (arXiv:2002.05202). width: intermediate; 0: c.intermediate_size. suffix: of
+    the slots' names."""
     width = width or c.intermediate_size
     gate = linear(g, c, h, f"ffn_gate{suffix}", width)
     up = linear(g, c, h, f"ffn_up{suffix}", width)
-    return linear(g, c, g.swiglu(gate, up), f"ffn_down{suffix}", c.hidden_size)
+    act = g.geglu(gate, up) if gelu else g.swiglu(gate, up)
+    return linear(g, c, act, f"ffn_down{suffix}", c.hidden_size)
 
 
 def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
@@ -182,26 +189,26 @@ def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
         bias=g.weight("exp_probs_b.bias", n) if r.biased else None,
         n_groups=r.n_groups,
         n_groups_used=r.n_groups_used,
-        group_score=r.group_score,
     )  # [n, 2 * used]
 
-    def product(x: Buffer, slot: str, rows: int) -> Buffer:
-        y = g.expert_linear(x, route, g.weight(slot, n, rows, x.width if x is h else ffn))
+    def product(x: Buffer, slot: str, rows: int, columns: int) -> Buffer:
+        y = g.expert_linear(x, route, g.weight(slot, n, rows, columns))
         if slot in c.biases:
             y = g.expert_bias(y, route, g.weight(f"{slot}.bias", n, rows), out=y)
         return y
 
-    gate, up = product(h, "ffn_gate_exps", ffn), product(h, "ffn_up_exps", ffn)
+    gate = product(h, "ffn_gate_exps", ffn, hidden)
+    up = product(h, "ffn_up_exps", ffn, hidden)
     if c.gate_limit:
         act = g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
     else:
         act = g.swiglu(gate, up)  # [n, used * ffn]
-    return g.expert_sum(product(act, "ffn_down_exps", hidden), route)  # [n, hidden]
+    return g.expert_sum(product(act, "ffn_down_exps", hidden, ffn), route)  # [n, hidden]
 
 
 def shared_expert(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
     """The expert that all tokens use."""
-    y = swiglu_mlp(g, c, h, width=c.shared_expert_size, suffix="_shexp")
+    y = glu_mlp(g, c, h, width=c.shared_expert_size, suffix="_shexp")
     if not c.shared_expert_gated:
         return y
     gate = g.linear(h, g.weight("ffn_gate_inp_shexp", 1, c.hidden_size))  # [n, 1]

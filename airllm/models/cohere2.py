@@ -33,7 +33,7 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     h = blocks.norm(g, c, x, "attn_norm")
     a = blocks.attention(g, c, layer, h)
-    x = g.add(x, blocks.swiglu_mlp(g, c, h), out=x)
+    x = g.add(x, blocks.glu_mlp(g, c, h), out=x)
     g.add(x, a, out=x)
     return g.build()
 

@@ -31,7 +31,6 @@ class Router:
     biased: bool = False  # a bias for each expert counts in the choice, and in nothing else
     n_groups: int = 1
     n_groups_used: int = 1
-    group_score: Literal["top2", "max"] = "top2"
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,6 @@ class ConfigReader:
             biased=any(name.endswith(".exp_probs_b.bias") for name in self.file.tensors),
             n_groups=n_groups,
             n_groups_used=n_groups_used,
-            group_score=usual.group_score,
         )
         default = self.integer("feed_forward_length", 0) // (n_used if shared_out else 1)
         size = self.integer("expert_feed_forward_length", default, low=1)

@@ -7,7 +7,7 @@ Gemma's norms multiply by 1 + weight; GGUF files store the sum.
 from typing import Any
 
 from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Buffer, Graph
+from airllm.graph.graph import Activations, Graph
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -56,17 +56,9 @@ def layer(
     a = blocks.attention(g, c, layer, h, normed="heads" if heads_normed else "")
     x = g.add(x, blocks.norm(g, c, a, "post_attention_norm", out=a), out=x)
     h = blocks.norm(g, c, x, "ffn_norm")
-    h = geglu_mlp(g, c, h)
+    h = blocks.glu_mlp(g, c, h, gelu=True)
     g.add(x, blocks.norm(g, c, h, "post_ffw_norm", out=h), out=x)
     return g.build()
-
-
-def geglu_mlp(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
-    """The feed-forward network. h: normalised, [n, hidden]. Returns [n, hidden]."""
-    hidden, ffn = c.hidden_size, c.intermediate_size
-    gate = g.linear(h, g.weight("ffn_gate", ffn, hidden))  # [n, ffn]
-    up = g.linear(h, g.weight("ffn_up", ffn, hidden))  # [n, ffn]
-    return g.linear(g.geglu(gate, up), g.weight("ffn_down", hidden, ffn))
 
 
 def values(config: HFReader, period: int, said: int = 0) -> dict[str, object]:

@@ -103,14 +103,13 @@ def _yarn(rope: Metadata, found: HFRope) -> None:
     factor = rope.number("factor")
     if not 1.0 <= factor <= 1e6:
         raise rope.fault(f"the yarn RoPE scaling's factor is {factor}; expected 1 to 1000000")
-    usual = 0.1 * math.log(factor) + 1.0
-    magnitude = rope.get("attention_factor")
-    mscale, all_dims = rope.get("mscale"), rope.get("mscale_all_dim")
-    if magnitude is None and mscale and all_dims:
-        grown = 0.1 * math.log(factor)
+    grown = 0.1 * math.log(factor)
+    usual = magnitude = 1.0 + grown
+    if rope.get("attention_factor") is not None:
+        magnitude = rope.number("attention_factor")
+    elif rope.get("mscale") and rope.get("mscale_all_dim"):
         above, below = (1.0 + rope.number(key) * grown for key in ("mscale", "mscale_all_dim"))
         magnitude = above / below if below else 0.0
-    wanted = usual if magnitude is None else Metadata(rope.source, {"attention_factor": magnitude})
     found.values |= {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
@@ -120,8 +119,8 @@ def _yarn(rope: Metadata, found: HFRope) -> None:
         "rope.scaling.yarn_beta_fast": rope.number("beta_fast", 32.0),
         "rope.scaling.yarn_beta_slow": rope.number("beta_slow", 1.0),
     }
-    if isinstance(wanted, Metadata):
-        found.values["rope.scaling.attn_factor"] = wanted.number("attention_factor") / usual
+    if magnitude != usual:
+        found.values["rope.scaling.attn_factor"] = magnitude / usual
     if not rope.flag("truncate", True):
         found.own[YARN_TRUNCATES] = False
 

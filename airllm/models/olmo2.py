@@ -29,7 +29,7 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     a = blocks.attention(g, c, layer, x, normed="rows")
     x = g.add(x, blocks.norm(g, c, a, "post_attention_norm", out=a), out=x)
-    h = blocks.swiglu_mlp(g, c, x)
+    h = blocks.glu_mlp(g, c, x)
     g.add(x, blocks.norm(g, c, h, "post_ffw_norm", out=h), out=x)
     return g.build()
 

@@ -65,8 +65,8 @@ def read_rotation(r: ConfigReader, config: ModelConfig) -> Rotation:
     rope_freqs.weight, which is how GGUF stores Llama 3's scaling. FormatError for another scaling,
     by its name.
     """
-    exponents = _exponents(config)
-    frequencies = _theta(r, "rope.freq_base", 10000.0) ** -exponents
+    exponents, theta = _exponents(config), _theta(r, "rope.freq_base", 10000.0)
+    frequencies = theta**-exponents
     kind = r.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise r.metadata.fault(
@@ -83,7 +83,7 @@ def read_rotation(r: ConfigReader, config: ModelConfig) -> Rotation:
         )
         return Rotation(short, magnitude, long, original)
     if kind == "yarn":
-        return _yarn(r, frequencies, _theta(r, "rope.freq_base", 10000.0), original, magnitude)
+        return _yarn(r, frequencies, theta, original, magnitude)
     if kind != "none":
         frequencies = frequencies / _linear_factor(r)
     if "rope_freqs.weight" in r.file.tensors:
