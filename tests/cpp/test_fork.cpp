@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "stream/stream.h"
+#include "temporary_file.h"
 #include "threads.h"
 
 namespace {
@@ -69,23 +70,17 @@ namespace {
 
 // An endless stream of a section of a new file, which is read by io_uring if the kernel has it.
 struct OwnStream {
-    int descriptor;
+    const TemporaryFile file{10'000};
     std::optional<tensor_ops::stream::Stream> stream;
 
     OwnStream() {
-        char path[] = "/tmp/test_fork_XXXXXX";
-        descriptor = mkstemp(path);
-        unlink(path);
-        check::equal(ftruncate(descriptor, 10'000), 0, "ftruncate");
         const tensor_ops::stream::Take nothing = [](std::span<const std::byte>, std::size_t) {};
         std::vector<tensor_ops::stream::Section> sections = {
             {{0, 0, 10'000, 1, {nothing, nothing}}}};
-        stream.emplace(
-            std::vector{std::make_shared<tensor_ops::stream::File>(descriptor, "f", false)},
-            std::move(sections), tensor_ops::stream::Options{});
+        stream.emplace(std::vector{file.opened(false)}, std::move(sections),
+                       tensor_ops::stream::Options{});
         take(1);
     }
-    ~OwnStream() { close(descriptor); }
     OwnStream(const OwnStream&) = delete;
 
     void take(int sections) {

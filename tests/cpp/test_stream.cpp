@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "stream/stream.h"
+#include "temporary_file.h"
 
 using namespace std::chrono_literals;
 using tensor_ops::stream::Fault;
@@ -33,26 +34,14 @@ std::byte content(std::uint64_t offset) {
     return static_cast<std::byte>(offset * 2654435761u >> 13 & 0xff);
 }
 
-// A file of its own that goes away with it.
-class TestFile {
- public:
-    explicit TestFile(std::size_t bytes) {
-        char path[] = "/tmp/test_stream_XXXXXX";
-        descriptor_ = mkstemp(path);
-        unlink(path);
+// A file with content.
+struct TestFile : TemporaryFile {
+    explicit TestFile(std::size_t bytes) : TemporaryFile(static_cast<off_t>(bytes)) {
         std::vector<std::byte> data(bytes);
         for (std::size_t i = 0; i < bytes; ++i) data[i] = content(i);
-        check::equal(write(descriptor_, data.data(), bytes), static_cast<ssize_t>(bytes), "bytes");
+        check::equal(pwrite(descriptor(), data.data(), bytes, 0), static_cast<ssize_t>(bytes),
+                     "bytes");
     }
-    ~TestFile() { close(descriptor_); }
-    TestFile(const TestFile&) = delete;
-    int descriptor() const { return descriptor_; }
-    std::shared_ptr<File> opened(bool direct = true) const {
-        return std::make_shared<File>(descriptor_, "the file", direct);
-    }
-
- private:
-    int descriptor_;
 };
 
 // Ranges that are copied into memory of their own, and what was seen of them.
@@ -191,7 +180,7 @@ TEST(sections_come_in_order_and_again_from_the_first_with_their_bytes) {
 TEST(after_a_rewind_the_first_section_comes_next) {
     const TestFile file(80'000);
     Copies copies;
-    Stream stream({file.opened()}, sections_of(copies, 8, 10'000), small_pieces());
+    Stream stream({file.opened(true)}, sections_of(copies, 8, 10'000), small_pieces());
     for (std::size_t round = 0; round < 20; ++round) {
         for (std::size_t i = 0; i < round % 5; ++i) {
             take(stream);
@@ -211,7 +200,7 @@ TEST(a_stream_that_is_not_endless_ends_after_its_last_section) {
     Copies copies;
     Options options = small_pieces();
     options.endless = false;
-    Stream stream({file.opened()}, sections_of(copies, 2, 5'000), options);
+    Stream stream({file.opened(true)}, sections_of(copies, 2, 5'000), options);
     for (std::size_t i = 0; i < 2; ++i) {
         check::equal(take(stream).section, i, "section");
         check::that(copies.is_right(i, i), "bytes");
@@ -230,7 +219,7 @@ TEST(sections_may_be_added_to_a_stream_that_is_not_endless) {
     Options options = small_pieces();
     options.endless = false;
     options.slots = 1;
-    Stream stream({file.opened()}, {}, options);
+    Stream stream({file.opened(true)}, {}, options);
     for (std::size_t i = 0; i < 20; ++i) {
         const std::uint64_t offset = i * 7919 % 50'000;
         stream.push({copies.range(offset, 20'000, 1, 1), copies.range(offset + 30'000, 5, 1, 1)});
@@ -247,7 +236,7 @@ TEST(pieces_are_whole_units_also_where_a_unit_is_larger_than_a_read) {
     const TestFile file(100'000);
     for (const std::size_t unit : {7u, 4'096u, 30'001u}) {
         Copies copies;
-        Stream stream({file.opened()}, sections_of(copies, 1, 100'000, unit), small_pieces());
+        Stream stream({file.opened(true)}, sections_of(copies, 1, 100'000, unit), small_pieces());
         const auto [section, slot] = take(stream);
         check::that(copies.is_right(0, slot), "bytes");
         check::equal(copies.crooked.load(), 0, "pieces that begin within a unit");
@@ -300,7 +289,7 @@ TEST(a_read_that_a_signal_interrupts_is_repeated) {
         return ++calls % 2 ? std::optional<ssize_t>(-EINTR) : std::nullopt;
     };
     Copies copies;
-    Stream stream({file.opened()}, sections_of(copies, 1, 50'000), small_pieces(), disk.make());
+    Stream stream({file.opened(true)}, sections_of(copies, 1, 50'000), small_pieces(), disk.make());
     check::that(copies.is_right(0, take(stream).slot), "bytes");
 }
 
@@ -315,7 +304,7 @@ TEST(a_file_system_that_refuses_direct_reads_is_read_through_the_page_cache) {
     const std::vector<Section> sections = {{copies.range(1, 49'999)}};
     Options options = small_pieces();
     options.piece_bytes = 8'191;  // no buffered read of it looks like a direct one
-    Stream stream({file.opened()}, sections, options, disk.make());
+    Stream stream({file.opened(true)}, sections, options, disk.make());
     check::that(copies.is_right(0, take(stream).slot), "bytes");
     check::that(!stream.stats().direct, "the statistics call it direct");
 }
@@ -367,7 +356,7 @@ TEST(a_file_that_is_shorter_than_was_said_is_called_truncated) {
 TEST(a_file_that_was_written_to_is_refused) {
     const TestFile file(50'000);
     Copies copies;
-    Stream stream({file.opened()}, sections_of(copies, 5, 10'000), small_pieces());
+    Stream stream({file.opened(true)}, sections_of(copies, 5, 10'000), small_pieces());
     take(stream);
     stream.release();
     check::equal(pwrite(file.descriptor(), "x", 1, 60'000), ssize_t{1}, "bytes written");
@@ -377,7 +366,7 @@ TEST(a_file_that_was_written_to_is_refused) {
 TEST(a_file_that_was_deleted_is_read_on) {
     const TestFile file(50'000);  // it is deleted from its first moment on
     Copies copies;
-    Stream stream({file.opened()}, sections_of(copies, 1, 50'000), small_pieces());
+    Stream stream({file.opened(true)}, sections_of(copies, 1, 50'000), small_pieces());
     check::that(copies.is_right(0, take(stream).slot), "bytes");
 }
 
@@ -411,14 +400,14 @@ TEST(a_disk_that_stalls_holds_nobody_up) {
     Copies copies;
     const auto copies_kept = std::make_shared<Copies>();
     {
-        Stream stream({file.opened()}, {{copies_kept->range(0, 50'000)}}, options, make);
+        Stream stream({file.opened(true)}, {{copies_kept->range(0, 50'000)}}, options, make);
         check::that(!stream.take(1ms).has_value(), "something came");
         check::that(!stream.take(1ms).has_value(), "something came");
         check::that(stream.stats().waited_for_disk > 0.001, "the wait was not counted");
     }  // closed while the thread is stuck: must come back
     check::equal(copies_kept->pieces.load(), 0, "pieces");
 
-    Stream stream({file.opened()}, {{copies.range(0, 50'000)}}, options, make);
+    Stream stream({file.opened(true)}, {{copies.range(0, 50'000)}}, options, make);
     check::that(!stream.take(1ms).has_value(), "something came");
     {
         const std::lock_guard lock(stall->mutex);
@@ -432,7 +421,8 @@ TEST(ranges_and_options_that_make_no_sense_are_refused) {
     const TestFile file(10);
     Copies copies;
     const auto open = [&](std::vector<Section> sections, Options options = {}) {
-        check::refused([&] { Stream({file.opened()}, std::move(sections), options); }, "Stream");
+        check::refused([&] { Stream({file.opened(true)}, std::move(sections), options); },
+                       "Stream");
     };
     open({});
     open({{}});
@@ -449,7 +439,7 @@ TEST(ranges_and_options_that_make_no_sense_are_refused) {
 TEST(what_was_waited_for_and_read_is_counted) {
     const TestFile file(81'920);
     Copies copies;
-    Stream stream({file.opened()}, sections_of(copies, 10, 8'192), small_pieces());
+    Stream stream({file.opened(true)}, sections_of(copies, 10, 8'192), small_pieces());
     for (std::size_t i = 0; i < 10; ++i) {
         take(stream);
         stream.release();

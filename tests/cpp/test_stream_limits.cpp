@@ -21,6 +21,7 @@
 #include "check.h"
 #include "stream/reader.h"
 #include "stream/stream.h"
+#include "temporary_file.h"
 
 using namespace std::chrono_literals;
 using tensor_ops::stream::File;
@@ -34,25 +35,6 @@ using tensor_ops::stream::Section;
 using tensor_ops::stream::Stream;
 
 namespace {
-
-class Descriptor {
- public:
-    explicit Descriptor(off_t bytes) {
-        char path[] = "/tmp/test_stream_limits_XXXXXX";
-        value_ = mkstemp(path);
-        unlink(path);
-        check::equal(ftruncate(value_, bytes), 0, "ftruncate");
-    }
-    ~Descriptor() { close(value_); }
-    Descriptor(const Descriptor&) = delete;
-    int value() const { return value_; }
-    std::shared_ptr<File> opened(bool direct = false) const {
-        return std::make_shared<File>(value_, "the file", direct);
-    }
-
- private:
-    int value_;
-};
 
 Range range(std::uint64_t offset, std::size_t bytes, std::size_t unit = 1) {
     const tensor_ops::stream::Take nothing = [](std::span<const std::byte>, std::size_t) {};
@@ -117,16 +99,16 @@ std::size_t open_descriptors() { return entries("/proc/self/fd"); }
 
 #if defined(__linux__)
 TEST(a_file_has_descriptors_of_its_own_and_closes_them) {
-    const Descriptor given(10);
+    const TemporaryFile given(10);
     const std::size_t before = open_descriptors();
     for (const bool direct : {false, true}) {
         {
-            const File file(given.value(), "the file", direct);
-            check::that(file.descriptor() != given.value(), "the caller's descriptor");
+            const File file(given.descriptor(), "the file", direct);
+            check::that(file.descriptor() != given.descriptor(), "the caller's descriptor");
             check::that(fcntl(file.descriptor(), F_GETFD) & FD_CLOEXEC, "programs inherit it");
         }
         check::equal(open_descriptors(), before, "descriptors afterwards");
-        check::that(fcntl(given.value(), F_GETFD) >= 0, "the caller's was closed");
+        check::that(fcntl(given.descriptor(), F_GETFD) >= 0, "the caller's was closed");
     }
 }
 #endif
@@ -142,15 +124,15 @@ TEST(a_descriptor_that_is_none_is_an_error_with_the_files_name) {
 }
 
 TEST(a_file_has_changed_if_its_size_or_either_part_of_its_time_has) {
-    const Descriptor given(10);
+    const TemporaryFile given(10);
     struct stat status{};
-    fstat(given.value(), &status);
+    fstat(given.descriptor(), &status);
     const auto set_time = [&](time_t seconds, long nanoseconds) {
         const timespec times[] = {{0, UTIME_OMIT}, {seconds, nanoseconds}};
-        check::equal(futimens(given.value(), times), 0, "futimens");
+        check::equal(futimens(given.descriptor(), times), 0, "futimens");
     };
     set_time(1000, 500);
-    const File file(given.value(), "the file", false);
+    const File file(given.descriptor(), "the file", false);
     check::that(!file.changed(), "it has changed before anything happened");
     set_time(1001, 500);
     check::that(file.changed(), "another second");
@@ -158,7 +140,7 @@ TEST(a_file_has_changed_if_its_size_or_either_part_of_its_time_has) {
     check::that(file.changed(), "another nanosecond");
     set_time(1000, 500);
     check::that(!file.changed(), "it is as it was");
-    check::equal(ftruncate(given.value(), 11), 0, "ftruncate");
+    check::equal(ftruncate(given.descriptor(), 11), 0, "ftruncate");
     set_time(1000, 500);
     check::that(file.changed(), "another size");
     check::equal(file.size(), std::uint64_t{11}, "size");
@@ -168,7 +150,7 @@ TEST(a_file_has_changed_if_its_size_or_either_part_of_its_time_has) {
 
 // A direct read begins and ends at whole sectors, so it takes up to two more than its piece.
 TEST(reads_under_way_have_memory_of_their_own) {
-    const Descriptor given(1 << 20);
+    const TemporaryFile given(1 << 20);
     Watched watched;
     std::set<std::pair<std::byte*, std::byte*>> under_way;
     bool overlap = false;
@@ -192,7 +174,7 @@ TEST(reads_under_way_have_memory_of_their_own) {
 
 // Linux reads less than 2 GiB at a time.  Nothing touches the memory of this piece.
 TEST(a_piece_of_more_than_a_gibibyte_is_read_in_parts) {
-    const Descriptor given(std::int64_t{2} << 30);
+    const TemporaryFile given(std::int64_t{2} << 30);
     Watched watched;
     std::size_t longest = 0, parts = 0;
     watched.started = [&](const Read& read) {
@@ -202,14 +184,14 @@ TEST(a_piece_of_more_than_a_gibibyte_is_read_in_parts) {
     constexpr std::size_t piece = (std::size_t{1} << 30) + 1;
     Options options;
     options.endless = false;
-    Stream stream({given.opened()}, {{range(0, piece, piece)}}, options, watched.make());
+    Stream stream({given.opened(false)}, {{range(0, piece, piece)}}, options, watched.make());
     take_all(stream, 1);
     check::equal(longest, std::size_t{1} << 30, "bytes at a time");
     check::equal(parts, std::size_t{2}, "parts");
 }
 
 TEST(a_read_that_would_have_to_wait_is_repeated) {
-    const Descriptor given(10'000);
+    const TemporaryFile given(10'000);
     struct Unwilling : Requests {
         void start(std::size_t tag_, const Read& read_) override { tag = tag_, read = read_; }
         std::optional<Outcome> finish() override {
@@ -222,17 +204,17 @@ TEST(a_read_that_would_have_to_wait_is_repeated) {
     };
     Options options;
     options.depth = 1;
-    Stream stream({given.opened()}, {{range(0, 10'000)}}, options,
+    Stream stream({given.opened(false)}, {{range(0, 10'000)}}, options,
                   [](std::size_t) { return std::make_unique<Unwilling>(); });
     take_all(stream, 1);
 }
 
 TEST(memory_that_cannot_be_had_is_said_so) {
-    const Descriptor given(10);
+    const TemporaryFile given(10);
     constexpr std::size_t piece = std::size_t{1} << 61;
     bool thrown = false;
     try {
-        Stream({given.opened()}, {{range(0, piece, piece)}}, {});
+        Stream({given.opened(false)}, {{range(0, piece, piece)}}, {});
     } catch (const std::bad_alloc&) {
         thrown = true;
     }
@@ -242,7 +224,7 @@ TEST(memory_that_cannot_be_had_is_said_so) {
 // ---- how many ----------------------------------------------------------------------------------
 
 TEST(the_depth_is_divided_among_the_threads) {
-    const Descriptor given(100'000);
+    const TemporaryFile given(100'000);
     const struct {
         std::size_t threads, depth, unit;
         std::vector<std::size_t> depths;
@@ -258,7 +240,7 @@ TEST(the_depth_is_divided_among_the_threads) {
         options.threads = threads;
         options.depth = depth;
         options.piece_bytes = 8192;
-        Stream stream({given.opened()}, {{range(0, 100'000, unit)}}, options, watched.make());
+        Stream stream({given.opened(false)}, {{range(0, 100'000, unit)}}, options, watched.make());
         take_all(stream, 2);
         check::that(watched.depths == depths, std::to_string(threads) + " threads, " +
                                                   std::to_string(watched.depths.size()) +
@@ -267,25 +249,28 @@ TEST(the_depth_is_divided_among_the_threads) {
 }
 
 TEST(options_of_zero_and_ranges_beyond_64_bits_are_refused) {
-    const Descriptor given(10);
+    const TemporaryFile given(10);
     for (const auto member :
          {&Options::slots, &Options::threads, &Options::depth, &Options::piece_bytes}) {
         Options options;
         options.*member = 0;
-        check::refused([&] { Stream({given.opened()}, {{range(0, 10)}}, options); }, "Stream: no");
+        check::refused([&] { Stream({given.opened(false)}, {{range(0, 10)}}, options); },
+                       "Stream: no");
     }
     for (const Range& bad :
          {range(0, 10, 0), range(UINT64_MAX / 2, 10), range(0, SIZE_MAX / 2, SIZE_MAX / 2)})
-        check::refused([&] { Stream({given.opened()}, {{bad}}, {}); }, "a range makes no sense");
-    Stream endless({given.opened()}, {{range(0, 10)}}, {});
+        check::refused([&] { Stream({given.opened(false)}, {{bad}}, {}); },
+                       "a range makes no sense");
+    Stream endless({given.opened(false)}, {{range(0, 10)}}, {});
     check::refused([&] { endless.push({range(0, 10)}); }, "an endless one has its sections");
 }
 
 TEST(a_system_that_grants_no_reads_is_said_so) {
-    const Descriptor given(10);
+    const TemporaryFile given(10);
     check::refused(
         [&] {
-            Stream({given.opened()}, {{range(0, 10)}}, {}, [](std::size_t) { return nullptr; });
+            Stream({given.opened(false)}, {{range(0, 10)}}, {},
+                   [](std::size_t) { return nullptr; });
         },
         "no reads are possible");
 }
@@ -306,7 +291,7 @@ TEST(without_a_descriptor_for_io_uring_there_is_none) {
 
 // A signal is for the program's own threads: Python's handlers run on its main thread.
 TEST(the_threads_take_no_signals_and_the_callers_go_on_taking_them) {
-    const Descriptor given(10);
+    const TemporaryFile given(10);
     Watched watched;
     std::atomic<int> takes_signals{-1};
     watched.ending = [&](const Read&) {
@@ -314,7 +299,7 @@ TEST(the_threads_take_no_signals_and_the_callers_go_on_taking_them) {
         pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
         takes_signals = !sigismember(&blocked, SIGINT) || !sigismember(&blocked, SIGTERM);
     };
-    Stream stream({given.opened()}, {{range(0, 10)}}, {}, watched.make());
+    Stream stream({given.opened(false)}, {{range(0, 10)}}, {}, watched.make());
     take_all(stream, 1);
     check::equal(takes_signals.load(), 0, "a reading thread takes signals");
     sigset_t blocked;
@@ -323,7 +308,7 @@ TEST(the_threads_take_no_signals_and_the_callers_go_on_taking_them) {
 }
 
 TEST(a_close_ends_a_wait_on_another_thread) {
-    const Descriptor given(10);
+    const TemporaryFile given(10);
     std::atomic<bool> asked{false}, ended{false};
     struct Stalled : Requests {
         void start(std::size_t, const Read&) override {}
@@ -343,7 +328,7 @@ TEST(a_close_ends_a_wait_on_another_thread) {
     };
     Options options;
     options.depth = 1;
-    Stream stream({given.opened()}, {{range(0, 10)}}, options,
+    Stream stream({given.opened(false)}, {{range(0, 10)}}, options,
                   [](std::size_t) { return std::make_unique<Stalled>(); });
     std::thread waiting([&] {
         asked = true;
