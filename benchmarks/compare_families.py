@@ -7,7 +7,7 @@
 llama-cpp-python; its converter runs in this process. Needs `pip install -e '.[test-hf]'`, and
 llama-cpp-python for the comparison with llama.cpp's logits.
 
-For each model of tests/hf_models.py: transformers saves a folder; the converter writes a GGUF file
+For each model of tests/hf_cases.py: transformers saves a folder; the converter writes a GGUF file
 of it; both are opened here, and their logits compared with each other, with those of transformers,
 and, if llama-cpp-python is installed, with those of llama.cpp.
 """
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hf_models = importlib.import_module("hf_models")
     logging.disable(logging.WARNING)  # the converter names every tensor
     results = []
-    for name, case in hf_models.CASES.items():
+    for name, case in importlib.import_module("hf_cases").CASES.items():
         if not args.only or any(word.lower() in name.lower() for word in args.only):
             with tempfile.TemporaryDirectory() as folder:
                 results.append(_compare(args.llama_cpp, Path(folder), name, case, hf_models))
