@@ -85,6 +85,20 @@ class MappedFile(Closing):
         except OSError as error:
             raise OSError(error.errno, f"{quote(what)}: {error.strerror}", str(self.path)) from None
 
+    def read_strip(self, offset: int, memory: npt.NDArray[np.uint8], step: int, what: str) -> None:
+        """Fill each row of `memory`, uint8 [n, n_bytes], from the bytes at offset, offset + step,
+        and so on. Errors: see `read`."""
+        n_bytes, descriptor = memory.shape[1], self.descriptor
+        try:
+            rows = [
+                os.pread(descriptor, n_bytes, offset + at * step) for at in range(memory.shape[0])
+            ]
+        except OSError as error:
+            raise OSError(error.errno, f"{quote(what)}: {error.strerror}", str(self.path)) from None
+        if any(len(row) != n_bytes for row in rows):
+            raise FormatError(f"{self.path}: {quote(what)} cannot be read to its end")
+        memory.reshape(-1)[:] = np.frombuffer(b"".join(rows), np.uint8)
+
     def check_unchanged(self) -> None:
         """FormatError if the file was written to or truncated since `open`.
 

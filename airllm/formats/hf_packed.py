@@ -1,0 +1,333 @@
+"""Reads the matrices of quantised Hugging Face folders as blocks of GGML.
+
+The codes are kept, and only their order and the place of their scales change, wherever a type of
+GGML has the same codes:
+
+    folder                                 becomes   what is lost
+    MXFP4 (gpt-oss, compressed-tensors)    mxfp4     nothing
+    int4, GPTQ with all zero points 8      q4_0      nothing of F16 scales. BF16 scales are exact
+                                                     from 2^-17 on; F32 scales lose up to 2^-11.
+    AWQ, GPTQ with zero points             q4_1      m = -scale * zero is rounded to F16: less than
+                                                     zero * 2^-11 of a step, 0.7% of it at most
+    FP8 (E4M3)                             q8_0      see below
+
+GGML has one scale for 32 columns, so the scale of a larger group is repeated: 4.5 bits a weight in
+place of 4.13 (int4, groups of 128), and 5 in place of 4.16 (AWQ).
+
+No type of 8 bits holds E4M3 exactly. BF16 would, but for 2^-9 from the product with the scale, at
+twice the memory. Q8_0 takes 8.5 bits: on weights with a normal distribution it adds an error of
+0.46% of their standard deviation to the 2.6% that E4M3 itself has lost, which makes 2.7%.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from airllm.formats.hf_quantization import WHOLE_ROW, Quantization
+from airllm.formats.hf_sources import FLOAT_TYPES, Source, Stored
+from airllm.formats.numbers import encode
+
+__all__ = ["awq", "check_plain_order", "fp8", "gptq", "int4", "mxfp4"]
+
+BLOCK = 32
+WORD = 8  # nibbles of an int32
+NAN_E8M0 = 255
+
+# The column of AWQ's nibbles 0 to 7 of an int32 is 0, 2, 4, 6, 1, 3, 5, 7; these are the nibbles of
+# columns 0 to 7.
+_AWQ_NIBBLES = [0, 4, 1, 5, 2, 6, 3, 7]
+
+Bytes = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+Rows = Callable[[int, int], Bytes]
+
+
+# ---- FP8 -----------------------------------------------------------------------------------------
+
+
+def fp8(weight: Stored, scale: Stored, quantization: Quantization) -> Source:
+    """E4M3 [..., n, k] times the scale of its block, its row, or its matrix."""
+    if len(weight.shape) not in (2, 3) or 0 in weight.shape:
+        raise weight.fault(f"has shape {list(weight.shape)}; expected a matrix")
+    scale.expect_dtype(*FLOAT_TYPES)
+    n, k = weight.shape[-2:]
+    scale, height, width = _scale_block(weight, scale, quantization.block)
+    n_down, n_across = -(-n // height), -(-k // width)
+    type = "f32" if quantization.exact else "q8_0" if k % BLOCK == 0 else "bf16"
+
+    def rows(first: int, end: int) -> Bytes:
+        matrix, row = np.divmod(np.arange(first, end), n)
+        places = matrix * n_down + row // height
+        scales = scale.floats(int(places[0]), int(places[-1]) + 1)
+        if n_across > 1:
+            scales = np.repeat(scales, width, axis=1)[:, :k]
+        values = _e4m3()[weight.read(first, end)]
+        with np.errstate(over="ignore"):  # encode refuses what is not finite
+            values *= scales[places - places[0]]
+        try:
+            return encode(values, type)
+        except ValueError as error:
+            raise weight.fault(str(error)) from None
+
+    return _source(weight.name, type, weight.shape, rows, weight, scale)
+
+
+def _scale_block(
+    weight: Stored, scale: Stored, block: tuple[int, int] | None
+) -> tuple[Stored, int, int]:
+    """The scales as [..., rows, columns], and the rows and columns of the matrix that share one."""
+    *leading, n, k = weight.shape
+    if block is not None:
+        height, width = block
+        scale.expect_shape(*leading, -(-n // height), -(-k // width))
+        return scale, height, width
+    if scale.shape == (*leading, n, 1) or scale.shape == (*leading, n):
+        entry = replace(scale.entry, shape=(*leading, n, 1))
+        return replace(scale, entry=entry), 1, k
+    if scale.shape == (*leading, 1, 1) or (not leading and scale.shape in ((), (1,))):
+        return scale, n, k
+    raise scale.fault(
+        f"has shape {list(scale.shape)}; expected {[*leading, n, 1]}, a scale for each row, or "
+        f"{[*leading, 1, 1]}"
+    )
+
+
+@functools.cache
+def _e4m3() -> Float32:
+    """The values of the 256 codes: sign, 4 bits of exponent, biased by 7, and 3 of mantissa. There
+    are no infinities, and the largest exponent's last mantissa is NaN."""
+    codes = np.arange(128)
+    exponent, mantissa = codes >> 3, (codes & 7) / 8.0
+    magnitudes = np.where(
+        exponent > 0, np.ldexp(1.0 + mantissa, exponent - 7), np.ldexp(mantissa, -6)
+    )
+    magnitudes[127] = np.nan
+    return np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
+
+
+# ---- 4 bits, along a row -------------------------------------------------------------------------
+
+
+def mxfp4(blocks: Stored, scales: Stored, name: str) -> Source:
+    """blocks: uint8 [..., n, k / 32, 16] or [..., n, k / 2], neighbours in a byte.
+    scales: uint8 [..., n, k / 32], powers of two (E8M0)."""
+    blocks.expect_dtype("U8")
+    scales.expect_dtype("U8", "F8_E8M0")
+    shape = blocks.shape
+    if shape == (*scales.shape, BLOCK // 2):
+        shape = (*shape[:-2], shape[-2] * BLOCK // 2)
+    if len(shape) < 2 or 0 in shape or shape[-1] % (BLOCK // 2):
+        raise blocks.fault(
+            f"has shape {list(blocks.shape)}, with scales of {list(scales.shape)}; expected blocks "
+            "of 16 bytes"
+        )
+    k = 2 * shape[-1]
+    scales.expect_shape(*shape[:-1], k // BLOCK)
+    n_blocks = k // BLOCK
+    step = n_blocks if len(blocks.shape) > len(shape) else 1  # rows of `blocks` for one of ours
+
+    def rows(first: int, end: int) -> Bytes:
+        codes = blocks.read(first * step, end * step).reshape(end - first, n_blocks, BLOCK // 2)
+        exponents = scales.read(first, end)
+        if (exponents == NAN_E8M0).any():
+            raise scales.fault("has a scale that is no number")
+        return _blocks(exponents[..., np.newaxis], halves_of_pairs(codes))
+
+    return _source(name, "mxfp4", (*shape[:-1], k), rows, blocks, scales)
+
+
+def int4(packed: Stored, scale: Stored, shape: Stored | None, sizes: tuple[int, ...]) -> Source:
+    """scale * (code - 8). packed: int32 [n, k / 8], the lowest nibble first. scale: float
+    [n, k / group]. shape: int [2], n and k. sizes: of groups, as Quantization has them."""
+    packed.expect_dtype("I32")
+    scale.expect_dtype(*FLOAT_TYPES)
+    if len(packed.shape) != 2 or 0 in packed.shape:
+        raise packed.fault(f"has shape {list(packed.shape)}; expected [n, k / 8]")
+    n, k = packed.shape[0], WORD * packed.shape[1]
+    if shape is not None:
+        shape.expect_dtype("I32", "I64")
+        shape.expect_shape(2)
+        said = shape.read(0, 1).view("<i4" if shape.dtype == "I32" else "<i8")[0].tolist()
+        if said != [n, k]:
+            raise shape.fault(f"says {said}; expected {[n, k]}, as {packed.name} has it")
+    _check_columns(packed, k)
+    group = _group(scale, {(n, k // size): size for size in _whole(sizes, k)})
+
+    def rows(first: int, end: int) -> Bytes:
+        codes = packed.read(first, end).reshape(end - first, -1, BLOCK // 2)
+        scales = _half(scale, scale.floats(first, end))
+        return _blocks(_repeated(scales, group), halves_of_pairs(codes))
+
+    name = packed.name.removesuffix("_packed")
+    return _source(name, "q4_0", (n, k), rows, packed, scale)
+
+
+# ---- 4 bits, along a column ----------------------------------------------------------------------
+
+
+def gptq(weight: Stored, zeros: Stored, scales: Stored, quantization: Quantization) -> Source:
+    """scale * (code - zero). weight: int32 [k / 8, n], the lowest nibble first.
+    zeros: int32 [k / group, n / 8]. scales: float [k / group, n]."""
+    weight.expect_dtype("I32")
+    if len(weight.shape) != 2 or 0 in weight.shape:
+        raise weight.fault(f"has shape {list(weight.shape)}; expected [k / 8, n]")
+    n, k = weight.shape[1], WORD * weight.shape[0]
+    group = _check_grid(weight, zeros, scales, n, k, quantization)
+    offset = np.uint8(quantization.zero_offset)
+
+    def rows(first: int, end: int) -> Bytes:
+        words = weight.read(0, k // WORD, (4 * first, 4 * end)).view("<u4")
+        codes = np.ascontiguousarray(words.T).view(np.uint8).reshape(end - first, -1, BLOCK // 2)
+        zero = _columns(zeros, first, end, list(range(WORD))).T + offset & np.uint8(15)
+        scale = scales.floats(0, k // group, (first, end)).T
+        if not quantization.symmetric:
+            return _with_zeros(scales, scale, zero, group, halves_of_pairs(codes))
+        if (zero != 8).any():
+            raise zeros.fault(
+                "has zero points other than 8, and quantization_config says sym; its sym should "
+                "be false"
+            )
+        return _blocks(_repeated(_half(scales, scale), group), halves_of_pairs(codes))
+
+    type = "q4_0" if quantization.symmetric else "q4_1"
+    return _source(_named_weight(weight), type, (n, k), rows, weight, zeros, scales)
+
+
+def awq(weight: Stored, zeros: Stored, scales: Stored, quantization: Quantization) -> Source:
+    """scale * (code - zero). weight: int32 [k, n / 8], columns in AWQ's order.
+    zeros: int32 [k / group, n / 8], likewise. scales: float [k / group, n]."""
+    weight.expect_dtype("I32")
+    if len(weight.shape) != 2 or 0 in weight.shape:
+        raise weight.fault(f"has shape {list(weight.shape)}; expected [k, n / 8]")
+    n, k = WORD * weight.shape[1], weight.shape[0]
+    group = _check_grid(weight, zeros, scales, n, k, quantization)
+
+    def rows(first: int, end: int) -> Bytes:
+        codes = np.ascontiguousarray(_columns(weight, first, end, _AWQ_NIBBLES).T)
+        zero = _columns(zeros, first, end, _AWQ_NIBBLES).T
+        scale = scales.floats(0, k // group, (first, end)).T
+        return _with_zeros(
+            scales, scale, zero, group, halves(codes.reshape(end - first, -1, BLOCK))
+        )
+
+    return _source(_named_weight(weight), "q4_1", (n, k), rows, weight, zeros, scales)
+
+
+def check_plain_order(order: Stored, k: int, quantization: Quantization) -> None:
+    """FormatError unless column i belongs to group i / group_size. order: int32 [k]."""
+    order.expect_dtype("I32")
+    order.expect_shape(k)
+    found = order.read(0, 1).view("<i4")[0]
+    if not any(
+        (found == np.arange(k) // size).all() for size in _whole(quantization.group_sizes, k)
+    ):
+        raise order.fault(
+            "does not have the columns in their order (desc_act or actorder); a folder that was "
+            "quantised without it, or a GGUF file of the model, can be opened"
+        )
+
+
+def _check_grid(
+    weight: Stored, zeros: Stored, scales: Stored, n: int, k: int, quantization: Quantization
+) -> int:
+    """The columns of a group, after a check of all shapes."""
+    scales.expect_dtype(*FLOAT_TYPES)
+    zeros.expect_dtype("I32")
+    _check_columns(weight, k)
+    if n % WORD:
+        raise weight.fault(f"has {n} rows of weights; expected a multiple of {WORD}")
+    sizes = _whole(quantization.group_sizes, k)
+    group = _group(scales, {(k // size, n): size for size in sizes})
+    zeros.expect_shape(k // group, n // WORD)
+    return group
+
+
+def _columns(stored: Stored, first: int, end: int, nibbles: list[int]) -> Bytes:
+    """Columns first to end of int32 words of 8 columns each: uint8 [rows of the tensor, columns].
+    nibbles: of columns 0 to 7 in their word."""
+    low, high = first // WORD, -(-end // WORD)
+    words = stored.read(0, stored.shape[0], (4 * low, 4 * high))  # the lowest byte first
+    codes = np.empty((words.shape[0], high - low, 4, 2), np.uint8)
+    pairs = words.reshape(words.shape[0], high - low, 4)
+    codes[..., 0], codes[..., 1] = pairs & np.uint8(15), pairs >> np.uint8(4)
+    codes = codes.reshape(words.shape[0], high - low, WORD)
+    if nibbles != sorted(nibbles):
+        codes = codes[:, :, nibbles]
+    return codes.reshape(words.shape[0], -1)[:, first - low * WORD : end - low * WORD]
+
+
+def _with_zeros(scales: Stored, scale: Float32, zero: Bytes, group: int, codes: Bytes) -> Bytes:
+    """Blocks of q4_1: d = scale, m = -scale * zero. scale, zero: [n, k / group]."""
+    header = np.stack([_half(scales, scale), _half(scales, -scale * zero)], axis=2)
+    n, n_groups = scale.shape
+    header = header.reshape(n, n_groups, -1)  # uint8 [n, n_groups, 4]
+    return _blocks(np.repeat(header, group // BLOCK, axis=1), codes)
+
+
+# ---- what they share -----------------------------------------------------------------------------
+
+
+def halves_of_pairs(pairs: Bytes) -> Bytes:
+    """Codes of blocks of 32 from the usual order, neighbours in a byte, to GGML's: byte i has codes
+    i and i + 16. pairs: uint8 [..., 16]."""
+    first, second = pairs[..., :8], pairs[..., 8:]
+    found = np.empty_like(pairs)
+    found[..., 0::2] = first & np.uint8(15) | second << np.uint8(4)
+    found[..., 1::2] = first >> np.uint8(4) | second & np.uint8(240)
+    return found
+
+
+def halves(codes: Bytes) -> Bytes:
+    """Likewise from uint8 [..., 32], a code each."""
+    return codes[..., :16] | codes[..., 16:] << np.uint8(4)
+
+
+def _blocks(header: Bytes, codes: Bytes) -> Bytes:
+    """[n, n_blocks, bytes] of each, side by side: uint8 [n, row_bytes]."""
+    return np.concatenate([header, codes], axis=2).reshape(codes.shape[0], -1)
+
+
+def _half(scale: Stored, values: Float32) -> Bytes:
+    """float32 [n, n_groups] rounded to float16: uint8 [n, n_groups, 2]."""
+    if values.size and float(np.abs(values).max()) > 65504.0:
+        raise scale.fault("has scales of more than 65504, which no F16 holds")
+    found = np.ascontiguousarray(values, dtype="<f2")
+    return found.view(np.uint8).reshape(*values.shape, 2)
+
+
+def _repeated(scales: Bytes, group: int) -> Bytes:
+    """The scale of each group for each of its blocks of 32."""
+    return np.repeat(scales, group // BLOCK, axis=1)
+
+
+def _whole(sizes: tuple[int, ...], k: int) -> list[int]:
+    """The sizes of groups that a row of k columns can have."""
+    found = (k if size == WHOLE_ROW else size for size in sizes)
+    return [size for size in found if k % size == 0]
+
+
+def _group(scale: Stored, sizes: dict[tuple[int, int], int]) -> int:
+    """The columns of a group. sizes: by the shape that the scales then have."""
+    if scale.shape not in sizes:
+        wanted = " or ".join(str(list(shape)) for shape in sizes)
+        raise scale.fault(
+            f"has shape {list(scale.shape)}; expected {wanted or 'groups that fit the rows'}, as "
+            "quantization_config says"
+        )
+    return sizes[scale.shape[0], scale.shape[1]]
+
+
+def _check_columns(stored: Stored, k: int) -> None:
+    if k % BLOCK:
+        raise stored.fault(f"has rows of {k} weights; expected a multiple of {BLOCK}")
+
+
+def _named_weight(stored: Stored) -> str:
+    return f"{stored.name.removesuffix('qweight')}weight"
+
+
+def _source(name: str, type: str, shape: tuple[int, ...], rows: Rows, *of: Stored) -> Source:
+    return Source(name, of[0].file, type, shape, (), rows, tuple(each.extent for each in of))
