@@ -17,12 +17,13 @@ from tiny_model import FAMILIES, Sizes, TinyModel, write_tiny_model
 
 from airllm.cli import main
 from airllm.formats.gguf import GGUFFile
+from airllm.formats.hf_quantization import Quantization
 from airllm.formats.model_file import ModelFile
 from airllm.formats.numbers import decode
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import load_model
-from airllm.models.opening import open_model
-from airllm.util.metadata import FormatError
+from airllm.models.opening import open_model, translate
+from airllm.util.metadata import FormatError, Metadata
 from airllm.weights.layer_weights import check_tensors
 from airllm.weights.plan import BudgetError
 
@@ -31,6 +32,7 @@ from airllm.weights.plan import BudgetError
 SIZES = Sizes("qwen3", hidden=128, ffn=256, n_layers=2, head_dim=32, rope_dims=32, eps=1e-6)
 MIXTURE = dataclasses.replace(FAMILIES["qwen3moe"], hidden=128, ffn=128, n_layers=2)
 
+FP8_BY_TENSOR = dict(FORMATS["FP8 by tensor"].config)
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 GGUF_NAMES = {
     **{f"self_attn.{one}_proj": f"attn_{one}" for one in "qkv"},
@@ -288,6 +290,15 @@ def test_a_quantised_head_beside_a_tied_embedding_is_left_out(tmp_path):
     change_tensors(tmp_path / "hf", lambda t: t | head)
     with open_model(tmp_path / "hf") as file:
         check_tensors(file, load_model(file))
+
+
+def test_a_model_that_sees_pictures_may_say_it_outside_of_its_language_model():
+    inner = {"model_type": "mistral", "hidden_size": 64, "num_attention_heads": 4}
+    inner |= {"num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 100}
+    inner |= {"max_position_embeddings": 64, "rms_norm_eps": 1e-6}
+    outer = {"model_type": "mistral3", "text_config": inner, "quantization_config": FP8_BY_TENSOR}
+    found = translate(Metadata("config.json", outer))
+    assert found.quantization == Quantization("fp8")
 
 
 # Refused.

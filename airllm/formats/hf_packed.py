@@ -20,6 +20,7 @@ twice the memory. Q8_0 takes 8.5 bits: on weights with a normal distribution it 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -112,22 +113,22 @@ def _e4m3() -> Float32:
 
 
 def mxfp4(blocks: Stored, scales: Stored, name: str) -> Source:
-    """blocks: uint8 [..., n, k / 32, 16] or [..., n, k / 2], neighbours in a byte.
-    scales: uint8 [..., n, k / 32], powers of two (E8M0)."""
+    """blocks: uint8 [..., n, k / 32, 16], or [n, k / 2] of compressed-tensors; neighbours are in a
+    byte. scales: uint8 [..., n, k / 32], powers of two (E8M0). name: of the matrix."""
     blocks.expect_dtype("U8")
     scales.expect_dtype("U8", "F8_E8M0")
     shape = blocks.shape
-    if shape == (*scales.shape, BLOCK // 2):
-        shape = (*shape[:-2], shape[-2] * BLOCK // 2)
+    apart = blocks.name.endswith("_blocks")
+    if apart and shape[-1:] == (BLOCK // 2,):
+        shape = (*shape[:-2], math.prod(shape[-2:]))
+    elif apart:
+        shape = ()
     if len(shape) < 2 or 0 in shape or shape[-1] % (BLOCK // 2):
-        raise blocks.fault(
-            f"has shape {list(blocks.shape)}, with scales of {list(scales.shape)}; expected blocks "
-            "of 16 bytes"
-        )
+        raise blocks.fault(f"has shape {list(blocks.shape)}; expected blocks of 16 bytes")
     k = 2 * shape[-1]
     scales.expect_shape(*shape[:-1], k // BLOCK)
     n_blocks = k // BLOCK
-    step = n_blocks if len(blocks.shape) > len(shape) else 1  # rows of `blocks` for one of ours
+    step = n_blocks if apart else 1  # rows of `blocks` for a row of the matrix
 
     def rows(first: int, end: int) -> Bytes:
         codes = blocks.read(first * step, end * step).reshape(end - first, n_blocks, BLOCK // 2)

@@ -4,17 +4,16 @@ Only the weights count: activations are never quantised as such a folder asks fo
 not quantised show it by their tensors.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from airllm.util.metadata import FormatError, Metadata
 
-__all__ = ["Quantization", "read_quantization"]
+__all__ = ["METHODS", "Quantization", "read_quantization"]
 
 WHOLE_ROW = 0
 _MAX_GROUP = 2**20
 _WAY_OUT = "the folder before it was quantised, or a GGUF file of the model, can be opened"
-_METHODS = "fp8, fbgemm_fp8, mxfp4, compressed-tensors, awq, gptq"
+METHODS = ("fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors", "awq", "gptq")
 _FORMATS = (
     *("pack-quantized", "float-quantized", "naive-quantized", "mxfp4-pack-quantized"),
     "mixed-precision",
@@ -70,7 +69,7 @@ def read_quantization(config: Metadata) -> Quantization | None:
         )
     if method == "compressed-tensors":
         return _compressed_tensors(r)
-    raise _refused(r, f"quant_method is {_shown(method)}; supported are {_METHODS}")
+    raise _refused(r, f"quant_method is {_shown(method)}; supported are {', '.join(METHODS)}")
 
 
 def _compressed_tensors(r: Metadata) -> Quantization:
@@ -125,7 +124,7 @@ def _block(r: Metadata, key: str) -> tuple[int, int] | None:
     return n, k
 
 
-def _expect(r: Mapping[str, object] | Metadata, key: str, *allowed: object) -> None:
+def _expect(r: Metadata, key: str, *allowed: object) -> None:
     value = r.get(key)
     value = value.lower() if isinstance(value, str) else value
     if not any(value is each or (type(value) is type(each) and value == each) for each in allowed):
