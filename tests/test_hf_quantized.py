@@ -529,7 +529,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tiny, name, change, fault):
         ),
         (
             {"quant_method": "compressed-tensors", "format": "pack-quantized"},
-            "config_groups describes no group",
+            "config_groups does not describe 1 to 64 groups",
         ),
         (
             compressed("pack-quantized", num_bits=4, type="int") | {"transform_config": {"u": 1}},

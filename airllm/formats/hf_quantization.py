@@ -11,7 +11,8 @@ from airllm.util.metadata import FormatError, Metadata
 __all__ = ["METHODS", "Quantization", "read_quantization"]
 
 WHOLE_ROW = 0
-_MAX_GROUP = 2**20
+_MAX_GROUP = 2**20  # columns
+_MAX_GROUPS = 64  # of modules; real files have one or two
 _WAY_OUT = "the folder before it was quantised, or a GGUF file of the model, can be opened"
 METHODS = ("fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors", "awq", "gptq")
 _FORMATS = (
@@ -79,8 +80,8 @@ def _compressed_tensors(r: Metadata) -> Quantization:
         if value and not (isinstance(value, dict) and value.get("format") == "dense"):
             raise _refused(r, f"{key} asks for something that is not supported")
     groups = r.get("config_groups")
-    if not isinstance(groups, dict) or not groups:
-        raise _refused(r, "config_groups describes no group of modules")
+    if not isinstance(groups, dict) or not 0 < len(groups) <= _MAX_GROUPS:
+        raise _refused(r, f"config_groups does not describe 1 to {_MAX_GROUPS} groups of modules")
     sizes: set[int] = set()
     blocks: set[tuple[int, int]] = set()
     for name, group in groups.items():
