@@ -428,7 +428,7 @@ def filled(value: float) -> Callable[[np.ndarray], np.ndarray]:
         (
             "int4 in groups of 32",
             lambda t: t | {f"{UP}.weight_g_idx": ("I32", np.arange(128, dtype="<i4")[::-1])},
-            f"'{UP}.weight_g_idx' does not have the columns in their order",
+            f"'{UP}.weight_g_idx' has the columns in another order",
         ),
         (
             "int4 in groups of 32",
@@ -478,12 +478,12 @@ def filled(value: float) -> Callable[[np.ndarray], np.ndarray]:
         (
             "GPTQ",
             with_array(f"{UP}.g_idx", filled(-1)),
-            f"'{UP}.g_idx' does not have the columns in their order",
+            f"'{UP}.g_idx' has the columns in another order",
         ),
         (
             "GPTQ",
             with_array(f"{UP}.g_idx", filled(2**31 - 1)),
-            f"'{UP}.g_idx' does not have the columns in their order",
+            f"'{UP}.g_idx' has the columns in another order",
         ),
         (
             "GPTQ",
@@ -529,7 +529,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tiny, name, change, fault):
         ),
         (
             {"quant_method": "compressed-tensors", "format": "pack-quantized"},
-            "config_groups does not describe 1 to 64 groups",
+            "config_groups does not describe 1 to 16 groups",
         ),
         (
             compressed("pack-quantized", num_bits=4, type="int") | {"transform_config": {"u": 1}},
@@ -547,6 +547,17 @@ def test_a_quantisation_that_is_not_supported_is_refused_by_name(tmp_path, tiny,
     else:
         assert fault in said
         assert "no object" in said or "a GGUF file of the model, can be opened" in said
+
+
+def test_a_reordered_matrix_that_does_not_say_its_order_is_refused(tmp_path, tiny):
+    write_quantised(tmp_path / "hf", tiny, FORMATS["GPTQ"])
+    path = tmp_path / "hf/config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["desc_act"] = True
+    path.write_text(json.dumps(config))
+    read_all(tmp_path / "hf")  # its tensors say that the order is the plain one
+    change_tensors(tmp_path / "hf", without(f"{UP}.g_idx"))
+    assert f"'{UP}.qweight' has the columns in another order" in refusal(tmp_path / "hf")
 
 
 def test_quantised_tensors_need_a_description(tmp_path, tiny):

@@ -31,7 +31,7 @@ from airllm.formats.hf_quantization import WHOLE_ROW, Quantization
 from airllm.formats.hf_sources import FLOAT_TYPES, Source, Stored
 from airllm.formats.numbers import encode
 
-__all__ = ["awq", "check_plain_order", "fp8", "gptq", "int4", "mxfp4"]
+__all__ = ["awq", "check_order", "fp8", "gptq", "int4", "mxfp4"]
 
 BLOCK = 32
 WORD = 8  # nibbles of an int32
@@ -217,18 +217,23 @@ def awq(weight: Stored, zeros: Stored, scales: Stored, quantization: Quantizatio
     return _source(_named_weight(weight), "q4_1", (n, k), rows, weight, zeros, scales)
 
 
-def check_plain_order(order: Stored, k: int, quantization: Quantization) -> None:
-    """FormatError unless column i belongs to group i / group_size. order: int32 [k]."""
+def check_order(order: Stored | None, of: Stored, k: int, quantization: Quantization) -> None:
+    """FormatError unless column i of the matrix `of` belongs to group i / group_size.
+    order: the group of each column, int32 [k]; None if there is no such tensor."""
+    wanted = (
+        "the columns in another order (desc_act or actorder); a folder that was quantised without "
+        "it, or a GGUF file of the model, can be opened"
+    )
+    if order is None:
+        if quantization.reordered:
+            raise of.fault(f"has {wanted}")
+        return
     order.expect_dtype("I32")
     order.expect_shape(k)
-    found = order.read(0, 1).view("<i4")[0]
-    if not any(
-        (found == np.arange(k) // size).all() for size in _whole(quantization.group_sizes, k)
-    ):
-        raise order.fault(
-            "does not have the columns in their order (desc_act or actorder); a folder that was "
-            "quantised without it, or a GGUF file of the model, can be opened"
-        )
+    found, columns = order.read(0, 1).view("<i4")[0], np.arange(k)
+    sizes = _whole(quantization.group_sizes, k)
+    if not any((found == columns // size).all() for size in sizes):
+        raise order.fault(f"has {wanted}")
 
 
 def _check_grid(

@@ -12,7 +12,7 @@ __all__ = ["METHODS", "Quantization", "read_quantization"]
 
 WHOLE_ROW = 0
 _MAX_GROUP = 2**20  # columns
-_MAX_GROUPS = 64  # of modules; real files have one or two
+_MAX_GROUPS = 16  # of modules; real files have one or two
 _WAY_OUT = "the folder before it was quantised, or a GGUF file of the model, can be opened"
 METHODS = ("fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors", "awq", "gptq")
 _FORMATS = (
@@ -38,6 +38,7 @@ class Quantization:
     block: tuple[int, int] | None = None
     symmetric: bool = False
     zero_offset: int = 0
+    reordered: bool = False
     exact: bool = False
 
 
@@ -66,7 +67,11 @@ def read_quantization(config: Metadata) -> Quantization | None:
         # The first version of the format subtracts 1 before it stores a zero point.
         offset = 0 if r.get("checkpoint_format") == "gptq_v2" else 1
         return Quantization(
-            "gptq", (_group_size(r),), symmetric=r.get("sym") is True, zero_offset=offset
+            "gptq",
+            (_group_size(r),),
+            symmetric=r.get("sym") is True,
+            zero_offset=offset,
+            reordered=bool(r.get("desc_act")),
         )
     if method == "compressed-tensors":
         return _compressed_tensors(r)
@@ -84,6 +89,7 @@ def _compressed_tensors(r: Metadata) -> Quantization:
         raise _refused(r, f"config_groups does not describe 1 to {_MAX_GROUPS} groups of modules")
     sizes: set[int] = set()
     blocks: set[tuple[int, int]] = set()
+    reordered = False
     for name, group in groups.items():
         weights = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(weights, dict):
@@ -99,9 +105,15 @@ def _compressed_tensors(r: Metadata) -> Quantization:
                 blocks.add(block)
         elif g.get("num_bits") == 4:
             sizes.add(_group_size(g))
+        reordered |= g.get("actorder") in (True, "group")
     if len(blocks) > 1:
         raise _refused(r, "config_groups has more than one block_structure")
-    return Quantization("compressed-tensors", tuple(sizes), block=next(iter(blocks), None))
+    return Quantization(
+        "compressed-tensors",
+        tuple(sorted(sizes)),
+        block=next(iter(blocks), None),
+        reordered=reordered,
+    )
 
 
 def _group_size(r: Metadata) -> int:

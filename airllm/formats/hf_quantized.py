@@ -94,8 +94,7 @@ def _find_compressed(group: _Group, quantization: Quantization) -> Iterator[Sour
         shape = group.take_optional(f"{weight}_shape")
         found = hf_packed.int4(stored, scale, shape, quantization.group_sizes)
         order = group.take_optional(f"{weight}_g_idx")
-        if order is not None:
-            hf_packed.check_plain_order(order, found.shape[1], quantization)
+        hf_packed.check_order(order, stored, found.shape[1], quantization)
         yield found
 
 
@@ -109,8 +108,7 @@ def _find_gptq(group: _Group, quantization: Quantization) -> Iterator[Source]:
         found = hf_packed.gptq(stored, zeros, scales, quantization)
         stem = _stem(stored.name)
         order = group.take_optional(f"{stem}.g_idx")
-        if order is not None:
-            hf_packed.check_plain_order(order, found.shape[1], quantization)
+        hf_packed.check_order(order, stored, found.shape[1], quantization)
         bias = group.tensors.get(f"{stem}.bias")
         if bias is not None and _is_zero(bias):  # some writers give each matrix a bias of zeros
             group.taken.add(bias.name)
