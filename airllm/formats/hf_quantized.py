@@ -31,6 +31,7 @@ class _Group:
     def __init__(self, tensors: dict[str, Stored]) -> None:
         self.tensors = tensors
         self.taken: set[str] = set()
+        self.strips = hf_packed.Strips()
 
     def take(self, *names: str, of: Stored) -> Stored:
         """The first of the tensors that is there. FormatError if the tensor `of` has none."""
@@ -100,12 +101,12 @@ def _find_compressed(group: _Group, quantization: Quantization) -> Iterator[Sour
 
 def _find_awq(group: _Group, quantization: Quantization) -> Iterator[Source]:
     for stored, zeros, scales in _with_qweight(group):
-        yield hf_packed.awq(stored, zeros, scales, quantization)
+        yield hf_packed.awq(stored, zeros, scales, quantization, group.strips)
 
 
 def _find_gptq(group: _Group, quantization: Quantization) -> Iterator[Source]:
     for stored, zeros, scales in _with_qweight(group):
-        found = hf_packed.gptq(stored, zeros, scales, quantization)
+        found = hf_packed.gptq(stored, zeros, scales, quantization, group.strips)
         stem = _stem(stored.name)
         order = group.take_optional(f"{stem}.g_idx")
         hf_packed.check_order(order, stored, found.shape[1], quantization)
