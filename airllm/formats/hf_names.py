@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from airllm.formats import hf_sources
 from airllm.formats.hf_config import HFConfig, Slots
 from airllm.formats.hf_quantized import quantised
-from airllm.formats.hf_sources import Source, Stored
+from airllm.formats.hf_sources import RowSource, Stored
 from airllm.formats.mapped_file import MappedFile, quote
 from airllm.formats.model_file import Made, Tensor
 from airllm.formats.numbers import decode
@@ -56,10 +56,10 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
     """
     tensors: dict[str, Tensor] = {}
     made: dict[str, Made] = {}
-    experts: dict[str, dict[int, Source]] = defaultdict(dict)
+    experts: dict[str, dict[int, RowSource]] = defaultdict(dict)
     prefix = _prefix(folder, shards)
 
-    def put(name: str, source: Source) -> None:
+    def put(name: str, source: RowSource) -> None:
         if len(source.shape) == 2 and source.shape[0] == 1:  # GGUF files have a vector
             source = replace(source, shape=source.shape[1:])
         if name in tensors:
@@ -106,9 +106,9 @@ def _stored(folder: str, shards: Sequence[Shard], config: HFConfig) -> dict[str,
 
 def _places(
     tensors: dict[str, Stored], config: HFConfig, prefix: str
-) -> Iterator[tuple[Source, "_Place"]]:
+) -> Iterator[tuple[RowSource, "_Place"]]:
     """Each tensor, quantised or not, and its place."""
-    quantised_ones: list[Source] = []
+    quantised_ones: list[RowSource] = []
     left = list(tensors.values())
     if config.quantization is not None:
         quantised_ones, left = quantised(tensors, config.quantization)
@@ -170,7 +170,7 @@ def _prefix(folder: str, shards: Sequence[Shard]) -> str:
     return prefixes[0]
 
 
-def _stacked(folder: str, name: str, experts: dict[int, Source]) -> Source:
+def _stacked(folder: str, name: str, experts: dict[int, RowSource]) -> RowSource:
     """One tensor of all experts' matrices: [n_experts, n, k]."""
     if sorted(experts) != list(range(len(experts))):
         missing = next(number for number in range(len(experts)) if number not in experts)
@@ -178,7 +178,7 @@ def _stacked(folder: str, name: str, experts: dict[int, Source]) -> Source:
     return hf_sources.stacked(name, [experts[number] for number in range(len(experts))])
 
 
-def _shared_out(slots: Slots, source: Source) -> Iterable[tuple[str, Source]]:
+def _shared_out(slots: Slots, source: RowSource) -> Iterable[tuple[str, RowSource]]:
     """Shares a tensor's rows out among the names. Of three axes, the first counts experts, and each
     expert's rows are shared out. A bias of experts is [n_experts, n]."""
     names, shape, n_dims = slots.names, source.shape, len(source.shape)
@@ -198,7 +198,7 @@ def _shared_out(slots: Slots, source: Source) -> Iterable[tuple[str, Source]]:
         yield name, part
 
 
-def _plus_one(source: Source) -> Source:
+def _plus_one(source: RowSource) -> RowSource:
     """Adds 1 to the weight of a norm: Gemma multiplies by 1 + weight, and GGUF stores the sum."""
 
     def rows(first: int, end: int) -> NDArray[np.uint8]:

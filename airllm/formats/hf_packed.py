@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.hf_quantization import WHOLE_ROW, Quantization
-from airllm.formats.hf_sources import FLOAT_TYPES, Source, Stored
+from airllm.formats.hf_sources import FLOAT_TYPES, RowSource, Stored
 from airllm.formats.numbers import encode
 
 __all__ = ["Strips", "awq", "check_order", "fp8", "gptq", "int4", "mxfp4"]
@@ -51,7 +51,7 @@ Rows = Callable[[int, int], Bytes]
 # ---- FP8 -----------------------------------------------------------------------------------------
 
 
-def fp8(weight: Stored, scale: Stored, quantization: Quantization) -> Source:
+def fp8(weight: Stored, scale: Stored, quantization: Quantization) -> RowSource:
     """E4M3 [..., n, k] times the scale of its block, its row, or its matrix."""
     if len(weight.shape) not in (2, 3) or 0 in weight.shape:
         raise weight.fault(f"has shape {list(weight.shape)}; expected a matrix")
@@ -130,7 +130,7 @@ def _e4m3_pairs() -> npt.NDArray[np.float64]:
 # ---- 4 bits, along a row -------------------------------------------------------------------------
 
 
-def mxfp4(blocks: Stored, scales: Stored, name: str) -> Source:
+def mxfp4(blocks: Stored, scales: Stored, name: str) -> RowSource:
     """blocks: uint8 [..., n, k / 32, 16], or [n, k / 2] of compressed-tensors; neighbours are in a
     byte. scales: uint8 [..., n, k / 32], powers of two (E8M0). name: of the matrix."""
     blocks.expect_dtype("U8")
@@ -158,7 +158,7 @@ def mxfp4(blocks: Stored, scales: Stored, name: str) -> Source:
     return _source(name, "mxfp4", (*shape[:-1], k), rows, blocks, scales)
 
 
-def int4(packed: Stored, scale: Stored, shape: Stored | None, sizes: tuple[int, ...]) -> Source:
+def int4(packed: Stored, scale: Stored, shape: Stored | None, sizes: tuple[int, ...]) -> RowSource:
     """scale * (code - 8). packed: int32 [n, k / 8], the lowest nibble first. scale: float
     [n, k / group]. shape: int [2], n and k. sizes: of groups, as Quantization has them."""
     packed.expect_dtype("I32")
@@ -224,7 +224,7 @@ class Strips:
 
 def gptq(
     weight: Stored, zeros: Stored, scales: Stored, quantization: Quantization, strips: Strips
-) -> Source:
+) -> RowSource:
     """scale * (code - zero). weight: int32 [k / 8, n], the lowest nibble first.
     zeros: int32 [k / group, n / 8]. scales: float [k / group, n]."""
     weight.expect_dtype("I32")
@@ -256,7 +256,7 @@ def gptq(
 
 def awq(
     weight: Stored, zeros: Stored, scales: Stored, quantization: Quantization, strips: Strips
-) -> Source:
+) -> RowSource:
     """scale * (code - zero). weight: int32 [k, n / 8], columns in AWQ's order.
     zeros: int32 [k / group, n / 8], likewise. scales: float [k / group, n]."""
     weight.expect_dtype("I32")
@@ -391,5 +391,5 @@ def _named_weight(stored: Stored) -> str:
     return f"{stored.name.removesuffix('qweight')}weight"
 
 
-def _source(name: str, type: str, shape: tuple[int, ...], rows: Rows, *of: Stored) -> Source:
-    return Source(name, of[0].file, type, shape, (), rows, tuple(each.extent for each in of))
+def _source(name: str, type: str, shape: tuple[int, ...], rows: Rows, *of: Stored) -> RowSource:
+    return RowSource(name, of[0].file, type, shape, (), rows, tuple(each.extent for each in of))

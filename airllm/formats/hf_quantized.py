@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from airllm.formats import hf_packed
 from airllm.formats.hf_quantization import Quantization
-from airllm.formats.hf_sources import Source, Stored
+from airllm.formats.hf_sources import RowSource, Stored
 from airllm.formats.mapped_file import quote
 
 __all__ = ["quantised"]
@@ -50,7 +50,7 @@ class _Group:
 
 def quantised(
     tensors: dict[str, Stored], quantization: Quantization
-) -> tuple[list[Source], list[Stored]]:
+) -> tuple[list[RowSource], list[Stored]]:
     """The quantised matrices, with the names that they would have otherwise, and the tensors that
     are plain. FormatError names a tensor that is missing or does not fit."""
     group = _Group(tensors)
@@ -60,7 +60,7 @@ def quantised(
     return sources, left
 
 
-def _find_fp8(group: _Group, quantization: Quantization) -> Iterator[Source]:
+def _find_fp8(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
     for name, stored in group.tensors.items():
         if name.endswith(_OF_ACTIVATIONS):
             group.taken.add(name)
@@ -70,7 +70,7 @@ def _find_fp8(group: _Group, quantization: Quantization) -> Iterator[Source]:
             yield hf_packed.fp8(stored, scale, quantization)
 
 
-def _find_mxfp4(group: _Group, quantization: Quantization) -> Iterator[Source]:
+def _find_mxfp4(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
     for name, stored in group.tensors.items():
         if name.endswith("_blocks"):
             group.taken.add(name)
@@ -78,7 +78,7 @@ def _find_mxfp4(group: _Group, quantization: Quantization) -> Iterator[Source]:
             yield hf_packed.mxfp4(stored, group.take(f"{stem}_scales", of=stored), stem)
 
 
-def _find_compressed(group: _Group, quantization: Quantization) -> Iterator[Source]:
+def _find_compressed(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
     yield from _find_fp8(group, quantization)
     for name, stored in group.tensors.items():
         if not name.endswith(".weight_packed"):
@@ -99,12 +99,12 @@ def _find_compressed(group: _Group, quantization: Quantization) -> Iterator[Sour
         yield found
 
 
-def _find_awq(group: _Group, quantization: Quantization) -> Iterator[Source]:
+def _find_awq(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
     for stored, zeros, scales in _with_qweight(group):
         yield hf_packed.awq(stored, zeros, scales, quantization, group.strips)
 
 
-def _find_gptq(group: _Group, quantization: Quantization) -> Iterator[Source]:
+def _find_gptq(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
     for stored, zeros, scales in _with_qweight(group):
         found = hf_packed.gptq(stored, zeros, scales, quantization, group.strips)
         stem = _stem(stored.name)
@@ -133,7 +133,7 @@ def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-_METHODS: dict[str, Callable[[_Group, Quantization], Iterator[Source]]] = {
+_METHODS: dict[str, Callable[[_Group, Quantization], Iterator[RowSource]]] = {
     "fp8": _find_fp8,
     "mxfp4": _find_mxfp4,
     "compressed-tensors": _find_compressed,

@@ -16,7 +16,7 @@ from airllm.util.metadata import FormatError
 
 __all__ = [
     "FLOAT_TYPES",
-    "Source",
+    "RowSource",
     "Stored",
     "alternate",
     "plain",
@@ -100,7 +100,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """A tensor before it has GGUF's name.
 
     name: the folder's. file: names the tensor's file in messages. type, shape, extents: as Tensor
@@ -128,7 +128,7 @@ class Source:
         return Tensor(name, self.type, self.shape, self.row_bytes, n_bytes, self.extents)
 
 
-def plain(stored: Stored) -> Source:
+def plain(stored: Stored) -> RowSource:
     """A tensor as its file has it. FormatError for a type other than F32, F16 and BF16."""
     if stored.dtype not in FLOAT_TYPES:
         raise stored.fault(
@@ -138,10 +138,10 @@ def plain(stored: Stored) -> Source:
     if not stored.shape or 0 in stored.shape:
         raise stored.fault(f"has shape {list(stored.shape)}, which holds nothing")
     type, extent = FLOAT_TYPES[stored.dtype], stored.extent
-    return Source(stored.name, stored.file, type, stored.shape, (extent,), stored.read)
+    return RowSource(stored.name, stored.file, type, stored.shape, (extent,), stored.read)
 
 
-def transposed(stored: Stored) -> Source:
+def transposed(stored: Stored) -> RowSource:
     """Of a float tensor [..., k, n], the tensor [..., n, k]."""
     source = plain(stored)
     if len(stored.shape) < 2:
@@ -159,7 +159,7 @@ def transposed(stored: Stored) -> Source:
     return replace(source, shape=shape, extents=(), rows=rows, sources=source.extents)
 
 
-def stacked(name: str, sources: Sequence[Source]) -> Source:
+def stacked(name: str, sources: Sequence[RowSource]) -> RowSource:
     """One tensor of many of a shape: [n, *shape]. FormatError if they differ."""
     first = sources[0]
     for source in sources:
@@ -172,7 +172,7 @@ def stacked(name: str, sources: Sequence[Source]) -> Source:
     rows = _by_matrix(
         math.prod(first.shape[:-1]), lambda index, start, end: sources[index].rows(start, end)
     )
-    return Source(
+    return RowSource(
         name,
         first.file,
         first.type,
@@ -183,7 +183,7 @@ def stacked(name: str, sources: Sequence[Source]) -> Source:
     )
 
 
-def sliced(source: Source, count: int, index: int, n_matrices: int) -> Source:
+def sliced(source: RowSource, count: int, index: int, n_matrices: int) -> RowSource:
     """The rows of one of `count` equal parts, which follow each other in each of n_matrices."""
     n_rows = math.prod(source.shape[:-1]) // n_matrices // count
     axis = max(len(source.shape) - 2, 0)
@@ -202,7 +202,7 @@ def sliced(source: Source, count: int, index: int, n_matrices: int) -> Source:
     return replace(source, shape=shape, extents=extents, rows=_by_matrix(n_rows, of_matrix))
 
 
-def alternate(source: Source, count: int, index: int, *, bias: bool) -> Source:
+def alternate(source: RowSource, count: int, index: int, *, bias: bool) -> RowSource:
     """The rows index, index + count, ... of a tensor [..., n, k]; of a bias [..., n], likewise its
     values."""
     sources = source.sources or source.extents
