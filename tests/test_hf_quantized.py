@@ -134,20 +134,27 @@ def test_rows_are_those_of_the_whole_matrix(tmp_path, tiny, name):
 
 def test_rows_across_quantised_experts_are_read(tmp_path):
     model = write_tiny_model(tmp_path, sizes=MIXTURE)
-    write_quantised(tmp_path / "hf", model, FORMATS["AWQ"])
-    name = "blk.1.ffn_down_exps.weight"  # [6, 128, 128]
+    packed = write_quantised(tmp_path / "hf", model, FORMATS["AWQ"])
+    stem = "model.layers.1.mlp.experts"
+    expected = [held(packed[f"{stem}.{i}.down_proj.weight"], "q4_1") for i in range(6)]
     with open_model(tmp_path / "hf") as file:
-        whole = file.data(name).reshape(6 * 128, -1)
-        rows = file.read(name, np.empty(whole.size, np.uint8), (100, 400))
-        np.testing.assert_array_equal(rows, whole[100:400])
+        name = "blk.1.ffn_down_exps.weight"  # [6, 128, 128]
+        memory = np.empty(file.tensors[name].nbytes, np.uint8)
+        rows = decode(file.read(name, memory, (100, 400)), "q4_1")
+    np.testing.assert_allclose(rows, np.concatenate(expected)[100:400], rtol=2e-7, atol=0)
 
 
-def test_large_matrices_are_made_a_piece_at_a_time(tmp_path, tiny, monkeypatch):
-    write_quantised(tmp_path / "hf", tiny, FORMATS["GPTQ"])
+@pytest.mark.parametrize("name", ["GPTQ", "AWQ"])
+def test_large_matrices_are_made_a_piece_at_a_time(tmp_path, tiny, monkeypatch, name):
+    write_quantised(tmp_path / "hf", tiny, FORMATS[name])
     with open_model(tmp_path / "hf") as file:
         whole = file.data("blk.0.ffn_down.weight")
-        monkeypatch.setattr("airllm.formats.model_file.PIECE_VALUES", 3000)  # 11 rows
+    monkeypatch.setattr("airllm.formats.model_file.PIECE_VALUES", 3000)  # 11 rows
+    monkeypatch.setattr("airllm.formats.hf_packed.STRIP_VALUES", 6200)  # 24 rows
+    with open_model(tmp_path / "hf") as file:
         np.testing.assert_array_equal(file.data("blk.0.ffn_down.weight"), whole)
+        rows = file.read("blk.0.ffn_down.weight", np.empty(whole.size, np.uint8), (21, 50))
+        np.testing.assert_array_equal(rows, whole[21:50])
 
 
 # What a type of ours loses.
