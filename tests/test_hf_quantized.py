@@ -290,6 +290,14 @@ def test_biases_of_zeros_that_gptq_adds_are_left_out(tmp_path, tiny):
             assert ("blk.0.attn_q.bias" in file.tensors) == refused
 
 
+def test_gptq_stores_a_zero_point_of_zero_as_fifteen(tmp_path, tiny):
+    each = write_quantised(tmp_path / "hf", tiny, FORMATS["GPTQ"])[f"{UP}.weight"]
+    change_tensors(tmp_path / "hf", with_array(f"{UP}.qzeros", lambda a: np.full_like(a, -1)))
+    with open_model(tmp_path / "hf") as file:
+        found = read(file, f"{UP}.weight")
+    np.testing.assert_allclose(found, each.values - each.offsets, rtol=1e-6, atol=0)
+
+
 def test_a_quantised_head_beside_a_tied_embedding_is_left_out(tmp_path):
     model = write_tiny_model(tmp_path, sizes=SIZES, tied=True)
     packed = write_quantised(tmp_path / "hf", model, FORMATS["AWQ"])[f"{Q}.weight"]

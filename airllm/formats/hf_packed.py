@@ -238,7 +238,7 @@ def gptq(
     def strip(first: int, end: int) -> Bytes:
         words = weight.read(0, k // WORD, (4 * first, 4 * end)).view("<u4").T
         codes = np.ascontiguousarray(words).view(np.uint8).reshape(end - first, -1, BLOCK // 2)
-        # Of the sum, readers keep 4 bits: 0 is stored as 15.
+        # The sum has 4 bits: a zero point of 0 is stored as 15.
         zero = _columns(zeros, first, end, _IN_ORDER) + offset & np.uint8(15)
         scale = scales.floats(0, k // group, (first, end)).T
         if not quantization.symmetric:
