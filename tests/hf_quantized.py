@@ -47,9 +47,10 @@ def nearest_e4m3(values: np.ndarray) -> np.ndarray:
 
 
 def fp8(values: np.ndarray, scales: str) -> Packed:
-    """scales: "block" of 128 x 128, "row" or "tensor"."""
+    """scales: "block" of 128 x 128, "row", "tensor", or "one": of a tensor, too, as
+    compressed-tensors writes it."""
     n, k = values.shape
-    height, width = {"block": (128, 128), "row": (1, k), "tensor": (n, k)}[scales]
+    height, width = {"block": (128, 128), "row": (1, k)}.get(scales, (n, k))
     down, across = -(-n // height), -(-k // width)
     scale = np.empty((down, across), np.float32)
     codes, found = np.empty((n, k), np.uint8), np.empty((n, k))
@@ -59,9 +60,9 @@ def fp8(values: np.ndarray, scales: str) -> Packed:
             scale[i, j] = np.abs(values[place]).max() / 448
             codes[place] = nearest_e4m3(values[place] / float(scale[i, j]))
             found[place] = E4M3[codes[place]] * float(scale[i, j])
-    name = ".weight_scale_inv" if scales == "block" else ".weight_scale"
-    if scales == "tensor":
-        scale = scale.reshape(1)
+    name = ".weight_scale_inv" if scales in ("block", "tensor") else ".weight_scale"
+    if scales in ("tensor", "one"):
+        scale = scale.reshape(() if scales == "tensor" else (1,))
     return Packed({".weight": ("F8_E4M3", codes), name: ("F32", scale)}, found)
 
 
@@ -201,6 +202,12 @@ FORMATS = {
         fp8, _FP8 | {"weight_block_size": [128, 128]}, "q8_0", {"scales": "block"}
     ),
     "FP8 by tensor": Format(fp8, _FP8 | {"weight_block_size": None}, "q8_0", {"scales": "tensor"}),
+    "FP8 by tensor, of compressed-tensors": Format(
+        fp8,
+        compressed("float-quantized", strategy="tensor", **_FLOAT8),
+        "q8_0",
+        {"scales": "one"},
+    ),
     "FP8 by row": Format(
         fp8,
         compressed("float-quantized", strategy="channel", **_FLOAT8),

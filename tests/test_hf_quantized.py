@@ -407,8 +407,8 @@ def filled(value: float) -> Callable[[np.ndarray], np.ndarray]:
         ),
         (
             "FP8 by tensor",
-            with_array(f"{UP}.weight_scale", lambda a: np.ones(2)),
-            f"'{UP}.weight_scale' has shape [2]; expected [256, 1], a scale for each row, or",
+            with_array(f"{UP}.weight_scale_inv", lambda a: np.ones(2)),
+            f"'{UP}.weight_scale_inv' has shape [2]; expected [256, 1], a scale for each row, or",
         ),
         (
             "FP8 by row",
