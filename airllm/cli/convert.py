@@ -14,7 +14,7 @@ def add(subparsers: options.Subparsers) -> None:
         help="convert a model to a GGUF file of another type",
         description="Writes a GGUF file from a Hugging Face folder or another GGUF file. The "
         "matrices get the type that you choose. Vectors stay F32, and the matrix that makes the "
-        "logits keeps at least 8 bits. The conversion takes some 10 MB of memory, however large "
+        "logits keeps at least 8 bits. The conversion takes some 20 MB of memory, however large "
         "the model is. The file appears under its name when it is complete. Until then its name "
         "is FILE.partial.",
         examples=[

@@ -52,10 +52,11 @@ def convert(
     keep_quantized: matrices that are quantised already keep their type.
     on_progress: called with (done, total) bytes of the new file.
 
-    Takes about 10 MB beside the metadata, whatever the size of the model. The file appears once it
-    is complete and replaces an older one; see GGUFWriter. ValueError for a type that cannot be
-    written, FormatError for values that the type cannot hold, OSError if the file cannot be
-    written. If the disk has too little room, the OSError comes before anything is written.
+    Takes about 10 MB beside the metadata (20 MB for a quantised folder), whatever the size of the
+    model. The file appears once it is complete and replaces an older one; see GGUFWriter.
+    ValueError for a type that cannot be written, FormatError for values that the type cannot hold,
+    OSError if the file cannot be written. If the disk has too little room, the OSError comes before
+    anything is written.
     """
     if type not in WRITABLE:
         raise ValueError(f"type is {type!r}; expected one of {', '.join(WRITABLE)}")

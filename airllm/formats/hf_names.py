@@ -108,15 +108,15 @@ def _places(
     tensors: dict[str, Stored], config: HFConfig, prefix: str
 ) -> Iterator[tuple[RowSource, "_Place"]]:
     """Each tensor, quantised or not, and its place."""
-    quantised_ones: list[RowSource] = []
-    left = list(tensors.values())
+    matrices: list[RowSource] = []
+    floats = list(tensors.values())
     if config.quantization is not None:
-        quantised_ones, left = quantised(tensors, config.quantization)
-    for source in quantised_ones:
+        matrices, floats = quantised(tensors, config.quantization)
+    for source in matrices:
         place = _place(source.name.removeprefix(prefix), config)
         if place is not None:
             yield source, place
-    for stored in left:
+    for stored in floats:
         place = _place(stored.name.removeprefix(prefix), config)
         if place is not None:
             turned = place.slots.transposed

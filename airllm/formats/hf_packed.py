@@ -1,7 +1,7 @@
 """Reads the matrices of quantised Hugging Face folders as blocks of GGML.
 
-The codes are kept, and only their order and the place of their scales change, wherever a type of
-GGML has the same codes:
+GGML has a type with the same codes for each format of 4 bits. The codes are copied; only their order
+and the place of the scales change:
 
     folder                                 becomes   what is lost
     MXFP4 (gpt-oss, compressed-tensors)    mxfp4     nothing
@@ -311,8 +311,8 @@ def _check_grid(
 
 
 def _columns(stored: Stored, first: int, end: int, nibbles: tuple[int, ...]) -> Bytes:
-    """Columns first to end, both a multiple of 8, of int32 words of 8 columns each: uint8
-    [end - first, rows of the tensor]. nibbles: of columns 0 to 7 in their word."""
+    """Columns first to end, both a multiple of 8, of a tensor of int32 words with 8 columns each:
+    uint8 [end - first, rows of the tensor]. nibbles: the nibble of each column of a word."""
     n_rows, n_words = stored.shape[0], (end - first) // WORD
     words = stored.read(0, n_rows, (first // 2, end // 2)).view("<u4").T  # [n_words, n_rows]
     words = np.ascontiguousarray(words)
@@ -344,7 +344,7 @@ def halves_of_pairs(pairs: Bytes) -> Bytes:
 
 
 def halves(codes: Bytes) -> Bytes:
-    """Likewise from uint8 [..., 32], a code each."""
+    """Codes of blocks of 32, uint8 [..., 32], in GGML's order: uint8 [..., 16]."""
     return codes[..., :16] | codes[..., 16:] << np.uint8(4)
 
 

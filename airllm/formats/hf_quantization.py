@@ -1,7 +1,7 @@
 """Reads quantization_config of config.json: how a folder's weights are quantised.
 
-Only the weights count: activations are never quantised as such a folder asks for. Modules that are
-not quantised show it by their tensors.
+Only the weights count: activations are not quantised as a folder asks for. The tensors show which
+modules are quantised.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ _FORMATS = (
 class Quantization:
     """How the weights of a folder are quantised.
 
-    method: quant_method. group_sizes: the columns that share a scale, in some module or another;
-    WHOLE_ROW for all columns of a row. block: rows and columns that share a scale of FP8; None: the
-    scale's shape shows whether a row or the whole matrix has one. symmetric: of GPTQ, whether all
-    zero points are 8. zero_offset: what GPTQ's stored zero points lack.
+    method: quant_method. group_sizes: the columns that share a scale; modules may differ, and
+    WHOLE_ROW stands for all columns of a row. block: rows and columns that share a scale of FP8; None: the
+    shape of the scales shows whether each row or the whole matrix has a scale. symmetric: whether
+    all zero points of GPTQ are 8. zero_offset: added to a stored zero point of GPTQ.
     exact: FP8 matrices become F32, to be converted to another type, and not the type that they run
     in.
     """

@@ -1,4 +1,4 @@
-"""Finds the quantised matrices among a Hugging Face folder's tensors: a code, its scales, and more.
+"""Finds the quantised matrices of a Hugging Face folder, each of which is stored as several tensors.
 
     fp8                 NAME.weight (F8_E4M3), NAME.weight_scale_inv or NAME.weight_scale
     mxfp4               NAME_blocks, NAME_scales
@@ -6,7 +6,7 @@
     awq                 NAME.qweight, NAME.qzeros, NAME.scales
     gptq                NAME.qweight, NAME.qzeros, NAME.scales, NAME.g_idx
 
-A tensor that is of no such group is a plain one, as in the modules that are not quantised.
+All other tensors are floats. A module that is not quantised has only these.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from airllm.formats.mapped_file import quote
 
 __all__ = ["quantised"]
 
-# Scales of activations and of the KV cache, which are not quantised here.
+# Scales of activations and of the KV cache. They are left out: nothing here is rounded by them.
 _OF_ACTIVATIONS = (
     *(".input_scale", ".activation_scale", ".output_scale"),
     *(".q_scale", ".k_scale", ".v_scale"),
@@ -26,7 +26,8 @@ _OF_ACTIVATIONS = (
 
 
 class _Group:
-    """The tensors of a folder by name. Those that were taken are no plain tensors."""
+    """The tensors of a folder by name, and the names of the tensors that belong to a quantised
+    matrix, or that are left out."""
 
     def __init__(self, tensors: dict[str, Stored]) -> None:
         self.tensors = tensors
@@ -51,8 +52,8 @@ class _Group:
 def quantised(
     tensors: dict[str, Stored], quantization: Quantization
 ) -> tuple[list[RowSource], list[Stored]]:
-    """The quantised matrices, with the names that they would have otherwise, and the tensors that
-    are plain. FormatError names a tensor that is missing or does not fit."""
+    """The quantised matrices, by the names of float matrices, and all other tensors. FormatError
+    names a tensor that is missing or does not fit."""
     group = _Group(tensors)
     find = _METHODS[quantization.method]
     sources = list(find(group, quantization))
