@@ -1,7 +1,7 @@
 """Reads the matrices of quantised Hugging Face folders as blocks of GGML.
 
-GGML has a type with the same codes for each format of 4 bits. The codes are copied; only their order
-and the place of the scales change:
+GGML has a type with the same codes for each format of 4 bits. The codes are copied; only their
+order and the place of the scales change:
 
     folder                                 becomes   what is lost
     MXFP4 (gpt-oss, compressed-tensors)    mxfp4     nothing

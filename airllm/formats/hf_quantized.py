@@ -1,4 +1,4 @@
-"""Finds the quantised matrices of a Hugging Face folder, each of which is stored as several tensors.
+"""Finds the quantised matrices of a Hugging Face folder, each stored as several tensors.
 
     fp8                 NAME.weight (F8_E4M3), NAME.weight_scale_inv or NAME.weight_scale
     mxfp4               NAME_blocks, NAME_scales
