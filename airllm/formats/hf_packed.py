@@ -37,6 +37,7 @@ __all__ = ["Strips", "awq", "check_order", "fp8", "gptq", "int4", "mxfp4"]
 BLOCK = 32
 WORD = 8  # nibbles of an int32
 NAN_E8M0 = 255
+_LOW = np.uint64(0x0F0F0F0F0F0F0F0F)  # the low nibbles of 8 bytes
 
 STRIP_VALUES = 2**22  # of a matrix that is stored by columns, made at a time
 
@@ -336,16 +337,21 @@ def _with_zeros(scales: Stored, scale: Float32, zero: Bytes, group: int, codes: 
 def halves_of_pairs(pairs: Bytes) -> Bytes:
     """Codes of blocks of 32 from the usual order, neighbours in a byte, to GGML's: byte i has codes
     i and i + 16. pairs: uint8 [..., 16]."""
-    first, second = pairs[..., :8], pairs[..., 8:]
-    found = np.empty_like(pairs)
-    found[..., 0::2] = first & np.uint8(15) | second << np.uint8(4)
-    found[..., 1::2] = first >> np.uint8(4) | second & np.uint8(240)
+    words = np.ascontiguousarray(pairs).view("<u8")  # 8 bytes at a time: 1.8 times as fast
+    first, second = words[..., :1], words[..., 1:]
+    even = first & _LOW | (second & _LOW) << np.uint64(4)  # bytes 0, 2, ..., 14
+    odd = first >> np.uint64(4) & _LOW | second & ~_LOW
+    both = even.view(np.uint8).astype("<u2") | odd.view(np.uint8).astype("<u2") << np.uint16(8)
+    found: Bytes = both.astype("<u2", copy=False).view(np.uint8)
     return found
 
 
 def halves(codes: Bytes) -> Bytes:
     """Codes of blocks of 32, uint8 [..., 32], in GGML's order: uint8 [..., 16]."""
-    return codes[..., :16] | codes[..., 16:] << np.uint8(4)
+    words = np.ascontiguousarray(codes).view("<u8")
+    both = words[..., :2] | words[..., 2:] << np.uint64(4)
+    found: Bytes = both.astype("<u8", copy=False).view(np.uint8)
+    return found
 
 
 def _blocks(header: Bytes, codes: Bytes) -> Bytes:

@@ -29,7 +29,8 @@ class Quantization:
     WHOLE_ROW stands for all columns of a row. block: rows and columns that share a scale of FP8;
     None: the shape of the scales shows whether each row or the whole matrix has a scale.
     symmetric: whether all zero points of GPTQ are 8. zero_offset: added to a stored zero point of
-    GPTQ.
+    GPTQ. reordered: whether columns may be in another order, which a tensor of each matrix then
+    says.
     exact: FP8 matrices become F32, to be converted to another type, and not the type that they run
     in.
     """
