@@ -220,8 +220,8 @@ def _hint_to_convert(parts: Sequence[Part]) -> str:
     if not made:
         return ""
     return (
-        ". Weights that are quantised while they are read stay in memory; `airllm convert` writes "
-        "them to a file, which can be streamed"
+        ". Weights that are converted while they are read (`quantize`, quantised folders) stay in "
+        "memory; `airllm convert` writes them to a file, which can be streamed"
     )
 
 
