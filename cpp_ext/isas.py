@@ -8,7 +8,7 @@ of `CpuFeatures` in `cpu_features.h`.
 
 from dataclasses import dataclass
 
-PARTS = ("rows", "attention", "plain", "packed", "quantized")
+PARTS = ("rows", "attention", "plain", "packed", "quantized", "recurrent")
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,52 @@ struct AttentionParts {
     }
 };
 
+// The input and output of the causal convolution of a sequence.
+inline constexpr std::size_t conv_max_taps = 8;
+struct ConvTask {
+    std::size_t n_tokens, channels, taps;  // 1 to conv_max_taps
+    const float* x;                        // [n_tokens][channels]
+    const float* weight;                   // [channels][taps]
+    const float* bias;                     // [channels], or null
+    bool silu;                             // of the result
+    float* y;                              // as x; may be x
+    float* state;  // [taps - 1][channels]: the inputs of the last tokens, oldest first
+};
+
+// The input and output of the gated delta rule: one value head of a sequence.  Token t's rows are
+// t * stride floats after those of token 0.
+inline constexpr std::size_t delta_rule_max_key_dim = 256;
+struct DeltaRuleTask {
+    std::size_t n_tokens, d_k, d_v;  // d_k is at most delta_rule_max_key_dim
+    const float* q;                  // [d_k]
+    const float* k;                  // [d_k]
+    std::size_t qk_stride;
+    const float* v;          // [d_v]
+    std::size_t v_stride;    // of out, too
+    const float* log_decay;  // one number, or [d_k] if decay_by_channel
+    std::size_t log_decay_stride;
+    bool decay_by_channel;
+    const float* beta;  // one number
+    std::size_t beta_stride;
+    float scale;
+    float* out;    // [d_v]
+    float* state;  // [d_k][d_v]
+};
+
+// The input and output of the scan of Mamba-2: one head of a sequence.
+struct ScanTask {
+    std::size_t n_tokens, head_dim, d_state;
+    const float* x;  // token t at x + t * x_stride: [head_dim]
+    std::size_t x_stride;
+    const float* dt;  // [n_tokens]: the length of each step
+    const float* b;   // token t at b + t * bc_stride: [d_state]
+    const float* c;   // likewise
+    std::size_t bc_stride;
+    float a, skip;
+    float* y;      // as x
+    float* state;  // [head_dim][d_state]
+};
+
 struct KernelTable {
     const char* isa;            // "avx512", as TENSOR_OPS_ISA spells it
     std::size_t vector_floats;  // floats in one vector register
@@ -215,6 +261,40 @@ struct KernelTable {
     void (*attention_merge)(const AttentionTask& task, std::size_t first, std::size_t last,
                             const AttentionParts& parts);
     std::size_t attention_scratch_floats;
+
+    // ---- recurrent layers ----------------------------------------------------------------------
+    //
+    // The bits of a result do not depend on how the tokens of a sequence are divided among calls.
+    // Error bounds are those of one token, given the state before it, to first order in u.
+
+    // y = log(1 + exp(x)); y may be x.  The error is at most 4 ulp, or 2^-126 for x < -87.33, where
+    // exp(x) is no normal number (below -87.7 it counts as 0).
+    void (*softplus)(const float* x, float* y, std::size_t n);
+    // y[r][i] = x[r][i] / sqrt(sum(x[r][:]^2) + eps).  x, y: [rows][n]; y may be x.  The relative
+    // error is below 1e-6 for n up to 65536.  A row whose squares leave float32's range is computed
+    // in float64.
+    void (*l2_norm)(const float* x, float eps, float* y, std::size_t rows, std::size_t n);
+    // y[t][c] = bias[c] + sum_j weight[c][j] x[t - (taps - 1) + j][c], or silu of that, for
+    // channels [first, last).  The tokens before token 0 are those of the state, which then holds
+    // the last ones.  With s = |bias[c]| + sum_j |weight[c][j] x[...][c]|, |error| <= (taps + 1) u
+    // s; with silu, 1.1 times that and the error of silu.
+    void (*causal_conv)(const ConvTask& task, std::size_t first, std::size_t last);
+    // For each token, with e = exp(log decay), a number for each row of the state S, or the same
+    // for all: S = e S; d = beta (v - S^T k); S = S + k d^T; out = scale S^T q.  For columns
+    // [first, last) of S, which are elements of v and out.
+    // With the S before the token, A[i][j] = e[i] |S[i][j]| and
+    // D[j] = |beta| (|v[j]| + sum_i |k[i]| A[i][j]):
+    //   |error of S[i][j]| <= 5u A[i][j] + (d_k + 10) u |k[i]| D[j]
+    //   |error of out[j]| <= (2 d_k + 14) u |scale| sum_i |q[i]| (A[i][j] + |k[i]| D[j])
+    // A log decay below -87.33 has an absolute error of 2^-126 in e, and above 88 it counts as 88.
+    void (*delta_rule)(const DeltaRuleTask& task, std::size_t first, std::size_t last);
+    // For each token, with e = exp(dt a): h = e h + dt x b^T; y = h c + skip x.  For rows
+    // [first, last) of the state h, which are elements of x and y.
+    // With the h before the token and H[i][j] = e |h[i][j]| + |dt x[i] b[j]|:
+    //   |error of h[i][j]| <= (6 + |dt a|) u H[i][j]
+    //   |error of y[i]| <= (d_state + 8 + |dt a|) u (|skip x[i]| + sum_j |c[j]| H[i][j])
+    // dt a below -87.33 has an absolute error of 2^-126 in e, and above 88 it counts as 88.
+    void (*ssm_scan)(const ScanTask& task, std::size_t first, std::size_t last);
 };
 
 }  // namespace tensor_ops
