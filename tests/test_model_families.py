@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference_model
 from extension import require_cpp
+from family_models import write_family_model
 from tiny_model import FAMILIES, TinyModel, write_tiny_model
 
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -57,3 +58,19 @@ def test_logits_of_quantised_weights_are_those_of_their_values(tmp_path, backend
     model = write_tiny_model(tmp_path, type, sizes=sizes)
     expected = reference_model.forward(model.tensors, sizes, TOKENS)
     assert error(logits_of(model, backend, [TOKENS[:40], TOKENS[40:]]), expected) <= EXACT
+
+
+def test_layers_that_rotate_alike_share_one_table(tmp_path):
+    """gpt-oss: every other layer has a window, and all have the same angles."""
+    path = write_family_model(tmp_path, "gpt-oss")
+    with LayerWiseInferenceEngine(path, backend="numpy") as engine:
+        decoder = engine._model.decoder
+        assert len(decoder._rope) == 2
+        assert len({id(rows) for of_kind in decoder._rope for rows in of_kind.values()}) == 1
+
+
+def test_layers_that_rotate_otherwise_have_tables_of_their_own(tmp_path):
+    path = write_family_model(tmp_path, "gemma3", **{"gemma3.rope.freq_base": 1e6})
+    with LayerWiseInferenceEngine(path, backend="numpy") as engine:
+        decoder = engine._model.decoder
+        assert len({id(rows) for of_kind in decoder._rope for rows in of_kind.values()}) == 2

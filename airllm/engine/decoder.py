@@ -51,8 +51,9 @@ class Decoder:
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
         self._last_row = self._last_logits[np.newaxis]
+        tables = {id(each): RopeRows(each, plan.context) for each in model.rotations}
         self._rope = [
-            {name: RopeRows(each, plan.context) for name, each in kind.rotations.items()}
+            {name: tables[id(each)] for name, each in kind.rotations.items()}
             for kind in model.kinds
         ]
         self._closed = False

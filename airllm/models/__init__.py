@@ -5,7 +5,7 @@ residual stream to itself, run once for each layer; layers that differ have a gr
 (the residual stream to logits). Weight slots are named as GGUF names the tensors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from airllm.formats.model_file import ModelFile
@@ -65,6 +65,19 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def _shared(found: Sequence[Mapping[str, Rotation]]) -> list[dict[str, Rotation]]:
+    """Equal rotations as one object, of which an engine then keeps one table."""
+    known: list[Rotation] = []
+
+    def one(rotation: Rotation) -> Rotation:
+        same = next((other for other in known if other.equals(rotation)), None)
+        if same is None:
+            known.append(rotation)
+        return same or rotation
+
+    return [{name: one(each) for name, each in of_layer.items()} for of_layer in found]
+
+
 @dataclass(frozen=True)
 class LayerKind:
     """What equal layers have in common."""
@@ -82,6 +95,12 @@ class Model:
     kinds: tuple[LayerKind, ...]
     kind_of_layer: tuple[int, ...]  # for each layer an index into `kinds`
     head: Graph
+
+    @property
+    def rotations(self) -> list[Rotation]:
+        """All that differ."""
+        found = {id(each): each for kind in self.kinds for each in kind.rotations.values()}
+        return list(found.values())
 
     @property
     def states(self) -> list[LayerState]:
@@ -106,7 +125,7 @@ def load_model(
     family, reader = FAMILIES[architecture], ConfigReader(gguf)
     config = family.configure(reader)
     layers = list(dict.fromkeys(config.layers))
-    rotations = [family.rotations(reader, config, layer) for layer in layers]
+    rotations = _shared([family.rotations(reader, config, layer) for layer in layers])
     reader.finish()
     finish: Callable[[Graph], Graph] = fuse if fusion else lambda graph: graph
     return Model(

@@ -40,6 +40,19 @@ class Rotation:
     temperature: float = 0.0
     period: int = 1
 
+    def equals(self, other: "Rotation") -> bool:
+        """Whether both give the same angles and magnitudes. (== would compare arrays.)"""
+        mine, its = (
+            (each.magnitude, each.original_context, each.temperature, each.period)
+            for each in (self, other)
+        )
+        long, others_long = (
+            np.empty(0) if each.long_inv_freq is None else each.long_inv_freq
+            for each in (self, other)
+        )
+        same = np.array_equal(self.inv_freq, other.inv_freq) and np.array_equal(long, others_long)
+        return same and mine == its
+
     def frequencies(self, context: int) -> Float64:
         """For an engine with that context."""
         if self.long_inv_freq is None or context <= self.original_context:

@@ -239,7 +239,7 @@ def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
     of the cosines and sines of a context."""
     layers = (kind.graph for kind in model.kinds)
     internal = sum(graph.row_bytes for graph in (model.embed, *layers, model.head))
-    rope = sum(2 * len(each.inv_freq) for kind in model.kinds for each in kind.rotations.values())
+    rope = sum(2 * len(rotation.inv_freq) for rotation in model.rotations)
     rows = (internal + 4 * model.config.hidden_size) * batch_size
     return rows + 4 * rope * context + 4 * model.config.vocab_size
 
