@@ -17,7 +17,6 @@ from airllm.engine.sampling import Sampler
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.weights.budget import BudgetError
 from airllm.weights.open_weights import FileWeights, in_context
-from airllm.weights.plan import kv_bytes_per_token
 from airllm.weights.plan_model import plan_model
 
 
@@ -288,11 +287,14 @@ def test_the_environment_says_how_streams_read(
 def test_a_default_context_leaves_most_of_the_budget_to_the_weights(open_engine: Open) -> None:
     from airllm.weights.plan import default_context
 
-    assert default_context(4096, 512, 1000, None) == 4096
-    assert default_context(4096, 512, 1000, 1 << 30) == 4096
-    assert default_context(4096, 512, 1000, 4_000_000) == 768  # 1000 in steps of 256
-    assert default_context(4096, 512, 1000, 1) == 512
-    assert default_context(100, 512, 1000, 1) == 100
+    def state_bytes(context: int) -> int:
+        return 1000 * context
+
+    assert default_context(4096, 512, state_bytes, None) == 4096
+    assert default_context(4096, 512, state_bytes, 1 << 30) == 4096
+    assert default_context(4096, 512, state_bytes, 4_000_000) == 768  # 1000 in steps of 256
+    assert default_context(4096, 512, state_bytes, 1) == 512
+    assert default_context(100, 512, state_bytes, 1) == 100
 
 
 def test_a_default_context_is_shorter_where_the_model_would_not_run_otherwise(
@@ -317,13 +319,16 @@ def test_a_default_context_is_no_shorter_than_it_must_be(
     config = replace(open_engine(model).config, context_length=4096)
     tried = []
 
+    def state_bytes(context: int) -> int:
+        return 1000 * context
+
     def make(context: int) -> None:
         tried.append(context)
         if context > 1100:
-            needed = kv_bytes_per_token(config, "f16") * (context - 1100)
+            needed = state_bytes(context - 1100)
             raise BudgetError("it does not run", 10**9 + needed)
 
-    assert in_context(make, None, config, "f16", 10**9) == (1024, None)
+    assert in_context(make, None, config, state_bytes, 10**9) == (1024, None)
     assert tried == [4096, 1024]
     with pytest.raises(BudgetError):
-        in_context(make, 2000, config, "f16", 10**9)
+        in_context(make, 2000, config, state_bytes, 10**9)

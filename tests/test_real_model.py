@@ -49,4 +49,4 @@ def test_an_8_bit_cache_costs_less_than_8_bit_activations_do(path):
             kv_bytes = engine.memory_usage()["kv_cache"]
     exact, found = logits
     assert np.linalg.norm(found - exact) < 0.04 * np.linalg.norm(exact)
-    assert kv_bytes == 30 * 2 * 3 * 128 * (64 // 32 * 34)  # layers, K and V, heads, context, rows
+    assert kv_bytes == 30 * 2 * 3 * 64 * (64 // 32 * 34)  # layers, K and V, heads, a page, rows
