@@ -53,8 +53,8 @@ CORE_SOURCES = {
     "dispatch": ("cpu_features", "dispatch"),
     "threads/all": ("cpu_budget", "crew", "team"),
     "ops/all": (
-        *("attention", "elementwise", "experts", "fused", "matrix", "ops", "q80", "recurrent"),
-        *("sampling", "slices"),
+        *("attention", "elementwise", "experts", "fused", "heads", "matrix", "ops", "q80"),
+        *("recurrent", "sampling", "slices"),
     ),
     "graph/all": ("graph", "executor", "plan", "run", "run_products", "run_recurrent", "state"),
     "stream/all": ("file", "requests", "uring", "schedule", "reader", "stream"),

@@ -170,6 +170,18 @@ def test_experts_refuse_an_input_that_is_neither_all_of_theirs_nor_one_for_each(
         g.expert_linear(x, route, g.weight("m", 64, 96))
 
 
+def test_heads_refuse_an_input_that_does_not_divide_into_them():
+    g, x = builder_with_x(96)
+    with pytest.raises(GraphError, match=r"'x' has width 96, expected 128 \(a row of 32 for each"):
+        g.head_linear(x, g.weight("w", 4, 16, 32))
+    with pytest.raises(GraphError, match="'x' has width 96, expected a multiple of 5, the heads"):
+        g.take_head_columns(x, 5, 0, 4)
+    with pytest.raises(GraphError, match="columns 20 to 30 of each head of 'x', which has 24"):
+        g.take_head_columns(x, 4, 20, 10)
+    with pytest.raises(GraphError, match="'x' has width 96, expected a multiple of 5, the heads"):
+        g.join_heads(x, x, 5)
+
+
 def test_an_output_buffer_of_another_width_is_refused():
     g, x = builder_with_x(64)
     with pytest.raises(GraphError, match=r"output 'y' is float32 of width 32, expected .* 64"):

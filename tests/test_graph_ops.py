@@ -100,6 +100,31 @@ def test_experts_that_no_token_chose_are_not_touched(backend, n_tokens):
     np.testing.assert_array_equal(poisoned, clean)
 
 
+@pytest.mark.parametrize("n_tokens", [1, 2, 64, 65, 150])
+def test_each_head_meets_its_own_matrix(backend, n_tokens):
+    x, w = random(n_tokens, 3 * K), random(3, N, K, seed=1)
+    out = run(backend, lambda g, x, w: g.head_linear(x, w), {"x": x}, {"w": w}, max_tokens=160)
+    heads = x.astype(np.float64).reshape(n_tokens, 3, K)
+    assert_close(out, np.einsum("thk,hnk->thn", heads, w.astype(np.float64)).reshape(out.shape))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 40])
+@pytest.mark.parametrize(("offset", "width"), [(0, 37), (0, 4), (33, 4)])
+def test_columns_are_taken_of_each_head(backend, n_tokens, offset, width):
+    x = random(n_tokens, 3 * 37)
+    out = run(backend, lambda g, x: g.take_head_columns(x, 3, offset, width), {"x": x}, {})
+    taken = x.reshape(n_tokens, 3, 37)[:, :, offset : offset + width]
+    np.testing.assert_array_equal(out, taken.reshape(n_tokens, -1))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 40])
+def test_heads_are_joined_side_by_side(backend, n_tokens):
+    a, b = random(n_tokens, 3 * 37), random(n_tokens, 3 * 4, seed=1)
+    out = run(backend, lambda g, a, b: g.join_heads(a, b, 3), {"a": a, "b": b}, {})
+    heads = [part.reshape(n_tokens, 3, -1) for part in (a, b)]
+    np.testing.assert_array_equal(out, np.concatenate(heads, axis=2).reshape(n_tokens, -1))
+
+
 @pytest.mark.parametrize("n_tokens", [1, 40])
 def test_what_experts_gave_is_summed_by_their_shares(backend, n_tokens):
     x, route = random(n_tokens, N_USED * N), a_route(n_tokens)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from airllm.backends import LayerArgument, Stream, check_supported
 from airllm.backends.experts import Experts
-from airllm.graph.graph import Graph, Role
+from airllm.graph.graph import MANY, Graph, Role
 
 try:
     import tensor_ops_cpp
@@ -38,7 +38,7 @@ class CppBackend:
         if role in ("vector", "vectors"):
             rows = tensor_ops_cpp.PackedMatrix(data, type, (math.prod(shape[:-1]), shape[-1]))
             return rows.dequantize().reshape(shape)
-        if role == "experts":
+        if role in MANY:
             return Experts(tensor_ops_cpp.PackedMatrix(part, type, shape[1:]) for part in data)
         kind = tensor_ops_cpp.RawRows if role == "rows" else tensor_ops_cpp.PackedMatrix
         return kind(data, type, shape)

@@ -1,11 +1,12 @@
-"""The weights of a mixture of experts, for both backends."""
+"""Weights of many matrices, for both backends."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 class Experts(list[Any]):
-    """A matrix for each expert. Each is prepared separately, so that idle experts cost no work.
+    """A matrix for each expert, or each head. Each is prepared separately, so that idle experts
+    cost no work.
 
     shape: (n_experts, n, k). nbytes: of all of them together.
     """

@@ -16,7 +16,7 @@ from airllm.backends.numpy_batch import Buffers, TokenBatch, TokenSequence
 from airllm.backends.numpy_kernels import OPS
 from airllm.backends.numpy_state import NumpyState
 from airllm.backends.plain_stream import PlainStream
-from airllm.graph.graph import Graph, Role
+from airllm.graph.graph import MANY, Graph, Role
 from airllm.graph.state import recurrent_places
 from airllm.numpy_ops import checks
 from airllm.numpy_ops.quants import row_bytes
@@ -27,13 +27,13 @@ class NumpyBackend:
 
     name = "numpy"
     any_batch = False  # BLAS sums in an order of its own for each shape
-    keeps: frozenset[Role] = frozenset(["rows", "matrix", "experts"])
+    keeps: frozenset[Role] = frozenset(["rows", "matrix", "experts", "heads"])
 
     def weight(self, role: Role, data: NDArray[Any], type: str, shape: tuple[int, ...]) -> Any:
         if role in ("vector", "vectors"):
             rows = numpy_ops.PackedMatrix(data, type, (math.prod(shape[:-1]), shape[-1]))
             return rows.dequantize().reshape(shape)
-        if role == "experts":
+        if role in MANY:
             matrix_shape = shape[1], shape[2]
             return Experts(numpy_ops.PackedMatrix(part, type, matrix_shape) for part in data)
         kind = numpy_ops.RawRows if role == "rows" else numpy_ops.PackedMatrix

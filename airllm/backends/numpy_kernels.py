@@ -218,6 +218,32 @@ def _put_columns(op: Op, batch: TokenBatch) -> None:
     out[:, offset : offset + x.shape[1]] = x
 
 
+def _head_linear(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    heads = batch.weights[op.weights[0]]
+    n_heads, n, k = heads.shape
+    inputs, result = (each.reshape(batch.n_tokens, n_heads, -1) for each in (x, out))
+    parts = [sequence.rows for sequence in batch.sequences]  # see TokenBatch.multiply
+    for head, matrix in enumerate(heads):
+        product = np.empty((batch.n_tokens, n), np.float32)
+        numpy_ops.linear_apply(np.ascontiguousarray(inputs[:, head]), matrix, product, parts)
+        result[:, head] = product
+
+
+def _take_head_columns(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    offset, width = int(op.attrs["offset"]), int(op.attrs["width"])
+    heads = x.reshape(batch.n_tokens, int(op.attrs["n_heads"]), -1)
+    out.reshape(batch.n_tokens, -1, width)[...] = heads[:, :, offset : offset + width]
+
+
+def _join_heads(op: Op, batch: TokenBatch) -> None:
+    a, b, out = (
+        each.reshape(batch.n_tokens, int(op.attrs["n_heads"]), -1) for each in arrays(op, batch)
+    )
+    np.concatenate([a, b], axis=2, out=out)
+
+
 OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "embed": _embed,
     "rms_norm": _rms_norm,
@@ -241,6 +267,9 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "expert_linear": experts.expert_linear,
     "expert_sum": experts.expert_sum,
     "add": _add,
+    "head_linear": _head_linear,
+    "take_head_columns": _take_head_columns,
+    "join_heads": _join_heads,
     "expert_bias": experts.expert_bias,
     "sigmoid": _sigmoid,
     "relu_squared": _relu_squared,

@@ -8,6 +8,7 @@ A profile wraps the executors, so nothing is measured, or slower, without one. W
 threads wait for each other after each op, and a token takes a few percent longer.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -150,6 +151,8 @@ def _flops(graph: Graph, op: Op, run: _Run) -> int:
     for name, role in zip(op.weights, signature.roles(op), strict=True):
         if role == "matrix":
             flops += 2 * shapes[name][0] * shapes[name][1]
+        elif role == "heads":
+            flops += 2 * math.prod(shapes[name])
         elif role == "experts":
             flops += 2 * int(op.attrs["n_used"]) * shapes[name][1] * shapes[name][2]
     return flops * n_tokens
@@ -179,7 +182,9 @@ def _nbytes(
             total += n_tokens * n_kv_heads * kv_row_bytes(widths[name] // n_kv_heads)
     elif op.kind == "attention":
         positions = _seen(op, run, each_token=False)
-        dims = int(op.attrs["head_dim"]), int(op.attrs["value_dim"])
+        dims = [int(op.attrs["head_dim"]), int(op.attrs["value_dim"])]
+        if any(each.kind == "latent_append" for each in graph.ops):
+            dims = dims[:1]  # the values are in the keys
         total += positions * int(op.attrs["n_kv_heads"]) * sum(map(kv_row_bytes, dims))
     return total
 

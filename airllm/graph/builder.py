@@ -52,7 +52,8 @@ class GraphBuilder:
 
     def weight(self, name: str, *shape: int) -> Weight:
         """A weight slot; (n) is a vector, (n, k) a matrix as checkpoints store it, (n_experts, n,
-        k) a matrix for each expert, (n_experts, n) a vector for each in expert_bias."""
+        k) a matrix for each expert, (n_experts, n) a vector for each in expert_bias, (n_heads, n,
+        k) a matrix for each head in head_linear."""
         weight = Weight(name, shape)
         if self._weights.setdefault(name, weight) != weight:
             raise GraphError(f"graph {self.name!r}: weight {name!r} has two shapes")
@@ -248,6 +249,24 @@ class GraphBuilder:
         """The sum of the experts' outputs, weighted by their shares. [n_tokens, n_used * n] ->
         [n_tokens, n]"""
         return self._emit("expert_sum", [x, route], None, n_used=route.width // 2)
+
+    def head_linear(self, x: Buffer, weight: Weight) -> Buffer:
+        """x[h] @ weight[h].T for each head h. x: [n_tokens, n_heads * k], weight: [n_heads, n, k]
+        -> [n_tokens, n_heads * n]"""
+        n_heads = weight.shape[0]
+        return self._emit(
+            "head_linear", [x], None, [weight], n_heads=n_heads, activations=self._activations
+        )
+
+    def take_head_columns(self, x: Buffer, n_heads: int, offset: int, width: int) -> Buffer:
+        """Of each of n_heads heads the columns offset to offset + width."""
+        return self._emit(
+            "take_head_columns", [x], None, n_heads=n_heads, offset=offset, width=width
+        )
+
+    def join_heads(self, a: Buffer, b: Buffer, n_heads: int) -> Buffer:
+        """Of each of n_heads heads the columns of a, then those of b."""
+        return self._emit("join_heads", [a, b], None, n_heads=n_heads)
 
     def add(self, a: Buffer, b: Buffer, *, out: Buffer | None = None) -> Buffer:
         return self._emit("add", [a, b], out)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from airllm.graph.ops import SIGNATURES
 from airllm.graph.vocabulary import (
+    MANY,
     Activations,
     Attr,
     Buffer,
@@ -25,6 +26,7 @@ from airllm.graph.vocabulary import (
 )
 
 __all__ = [
+    "MANY",
     "Activations",
     "Buffer",
     "Graph",
@@ -141,7 +143,7 @@ def look_up(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Weight]
     ):
         call.require(have == expected, f"has {what} {have}, expected {expected}")
     for weight, role in zip(call.weights, signature.roles(op), strict=True):
-        rank = {"vector": 1, "experts": 3}.get(role, 2)
+        rank = 3 if role in MANY else 1 if role == "vector" else 2
         call.require(
             len(weight.shape) == rank,
             f"weight {weight.name!r} is {list(weight.shape)}, expected {rank} axes ({role})",

@@ -119,6 +119,17 @@ SIGNATURES: Mapping[str, Signature] = {
         attrs="n_used",
         in_place="x",
     ),
+    # ---- heads ----------------------------------------------------------------------------------
+    # out: x[h] @ weight[h].T for each head h, side by side; x: [n_heads * k]
+    "head_linear": _signature(
+        "x", widths.head_linear, flops=0, weights=("heads",), attrs="n_heads activations"
+    ),
+    # out: the columns offset to offset + width of each of x's heads, side by side
+    "take_head_columns": _signature(
+        "x", widths.take_head_columns, flops=0, attrs="n_heads offset width"
+    ),
+    # out: of each head the columns of a, then those of b
+    "join_heads": _signature("a b", widths.join_heads, flops=0, attrs="n_heads"),
     "add": _signature("a b", widths.elementwise, flops=1, in_place="a b"),
     # ---- made by graph.rewrite ------------------------------------------------------------------
     # rms_norm whose output only matrix products read, so it is quantised at once; activations: as

@@ -7,8 +7,10 @@ from typing import Literal
 Attr = int | float | bool | str
 DType = Literal["float32", "int32", "q8_0"]
 # Shapes: vector [n]; vectors [n_experts, n], one for each expert; matrix [n, k], to multiply by;
-# rows [n, k], to look rows up in; experts [n_experts, n, k], a matrix for each expert.
-Role = Literal["vector", "vectors", "matrix", "rows", "experts"]
+# rows [n, k], to look rows up in; experts [n_experts, n, k], a matrix for each expert; heads
+# [n_heads, n, k], a matrix for each head, all of which each token uses.
+Role = Literal["vector", "vectors", "matrix", "rows", "experts", "heads"]
+MANY: frozenset[Role] = frozenset(["experts", "heads"])  # roles of several matrices
 Activations = Literal["auto", "q8", "q16", "f32"]
 
 
@@ -36,7 +38,7 @@ class Buffer:
 class Weight:
     """A slot for a weight, which is bound to data later.
 
-    shape: (n,), (n_experts, n), (n rows, k columns) or (n_experts, n, k).
+    shape: (n,), (n_experts, n), (n rows, k columns), (n_experts, n, k) or (n_heads, n, k).
     """
 
     name: str

@@ -174,6 +174,42 @@ def expert_linear(call: Call) -> int:
     return n_used * n
 
 
+def head_linear(call: Call) -> int:
+    n_heads, weight = call.count("n_heads"), call.weights[0]
+    heads, n, k = weight.shape
+    call.require(
+        heads == n_heads,
+        f"weight {weight.name!r} is {list(weight.shape)}, expected {n_heads} heads",
+    )
+    call.require_width(0, n_heads * k, f"a row of {k} for each head of weight {weight.name!r}")
+    _check_activations(call)
+    return n_heads * n
+
+
+def _of_each_head(call: Call, index: int) -> int:
+    """The width of each head of an input."""
+    n_heads, x = call.count("n_heads"), call.inputs[index]
+    call.require(
+        x.width % n_heads == 0,
+        f"input {x.name!r} has width {x.width}, expected a multiple of {n_heads}, the heads",
+    )
+    return x.width // n_heads
+
+
+def take_head_columns(call: Call) -> int:
+    own, offset, width = _of_each_head(call, 0), call.count("offset", least=0), call.count("width")
+    call.require(
+        offset + width <= own,
+        f"columns {offset} to {offset + width} of each head of {call.inputs[0].name!r}, which has "
+        f"{own}",
+    )
+    return call.count("n_heads") * width
+
+
+def join_heads(call: Call) -> int:
+    return call.count("n_heads") * (_of_each_head(call, 0) + _of_each_head(call, 1))
+
+
 def expert_bias(call: Call) -> int:
     n_used, weight = call.count("n_used"), call.weights[0]
     n = weight.shape[1]

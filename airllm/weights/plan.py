@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from airllm.backends import Backend
 from airllm.formats.model_file import ModelFile, Tensor
-from airllm.graph.graph import Role
+from airllm.graph.graph import MANY, Role
 from airllm.models import Model
 from airllm.weights.budget import BudgetError, format_bytes, in_words
 from airllm.weights.residency import Residency, least_bytes, read_buffer_bytes, reside
@@ -214,7 +214,7 @@ def make_plan(
 
 def _hint_to_convert(parts: Sequence[Part]) -> str:
     """A hint for models with matrices that cannot be streamed; empty for the others."""
-    made = any(role in ("matrix", "experts") for part in parts for _, role, _ in part.kept)
+    made = any(role == "matrix" or role in MANY for part in parts for _, role, _ in part.kept)
     if not made:
         return ""
     return (

@@ -13,7 +13,7 @@ from typing import Any
 
 from airllm.backends import Backend, Executor, Stream
 from airllm.backends.experts import Experts
-from airllm.graph.graph import Role
+from airllm.graph.graph import MANY, Role
 
 __all__ = ["Matrix", "Ring", "Section", "aligned_bytes", "bind_in", "rooms_in"]
 
@@ -25,7 +25,7 @@ Section = list[tuple[int, int, int, list[Any]]]
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix, or the matrix of one expert, and its place on the disk."""
+    """A matrix, or the matrix of one expert or head, and its place on the disk."""
 
     slot: str  # of the graph
     role: Role
@@ -49,18 +49,18 @@ def rooms_in(
     """Lays matrices out in `memory`, one after the other. Returns the weights by the graph's slots,
     and the section that fills them."""
     weights: dict[str, Any] = {}
-    experts: dict[str, list[Any]] = {}
+    many: dict[str, list[Any]] = {}
     section: Section = []
     offset = 0
     for matrix in matrices:
         weight, target = backend.matrix_in(memory, offset, matrix.type, matrix.shape)
-        if matrix.role == "experts":
-            experts.setdefault(matrix.slot, []).append(weight)
+        if matrix.role in MANY:
+            many.setdefault(matrix.slot, []).append(weight)
         else:
             weights[matrix.slot] = weight
         section.append((matrix.file, matrix.offset, matrix.file_bytes, [target]))
         offset += matrix.nbytes
-    weights |= {slot: Experts(of_each) for slot, of_each in experts.items()}
+    weights |= {slot: Experts(of_each) for slot, of_each in many.items()}
     return weights, section
 
 

@@ -134,6 +134,7 @@ const char* role_name(Role role) {
         case Role::matrix: return "matrix";
         case Role::rows: return "rows";
         case Role::experts: return "experts";
+        case Role::heads: return "heads";
     }
     return "";
 }

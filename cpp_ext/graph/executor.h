@@ -83,7 +83,8 @@ class Executor {
     AlignedBytes quantized_;                  // the quantised input of the current linear op
     AlignedBytes parts_;  // attention's results for parts of a long cache, until they are merged;
                           // grows when a run has more sequences than any before
-    AlignedBytes expert_rows_;  // the inputs and outputs of one expert of the current op
+    AlignedBytes expert_rows_;  // the inputs and outputs of one expert of the current op, or the
+                                // inputs of all heads
     AlignedBytes chosen_;       // the experts that its route names
     AlignedBytes ids_;  // a copy for each embed op, which is checked: the caller's may change
 };

@@ -129,6 +129,24 @@ class OpCheck {
         require(output_width() % op_.n_used == 0, "the output does not divide into n_used");
         width(1, 2 * op_.n_used);
     }
+    void head_linear() const {
+        of_each_head(op_.inputs[0]);
+        of_each_head(op_.output);
+        apart(0);
+    }
+    void take_head_columns() const {
+        const std::size_t own = of_each_head(op_.inputs[0]), taken = of_each_head(op_.output);
+        apart(0);
+        require(op_.offset <= own && taken <= own - op_.offset,
+                "columns from " + std::to_string(op_.offset) + " to " +
+                    std::to_string(op_.offset + taken) + " of " + std::to_string(own));
+    }
+    void join_heads() const {
+        const std::size_t a = of_each_head(op_.inputs[0]), b = of_each_head(op_.inputs[1]);
+        apart(0);
+        apart(1);
+        width_of(op_.output, op_.n_heads * (a + b));
+    }
     void expert_bias() const {
         used_experts(largest_route);
         require(output_width() % op_.n_used == 0, "the output does not divide into n_used");
@@ -238,6 +256,14 @@ class OpCheck {
                 "head_dim is " + std::to_string(op_.head_dim) + ", expected 1 to " +
                     std::to_string(attention_max_head_dim));
     }
+    // The width of each head of a buffer.
+    std::size_t of_each_head(int buffer) const {
+        const Buffer& b = graph_.buffers[at(buffer)];
+        require(op_.n_heads >= 1 && b.width % op_.n_heads == 0,
+                "buffer '" + b.name + "' has width " + std::to_string(b.width) + ", no " +
+                    std::to_string(op_.n_heads) + " heads");
+        return b.width / op_.n_heads;
+    }
     // Checks a buffer with the values of n heads.
     void values_of_heads(int buffer, std::size_t n) const {
         const std::size_t all = graph_.buffers[at(buffer)].width;
@@ -283,15 +309,19 @@ class OpCheck {
     const Op& op_;
 };
 
-// Checks a list of one PackedMatrix for each expert.
-void check_experts(const Graph& graph, const Op& op, const Experts& experts,
-                   const std::string& name) {
-    if (experts.empty()) fail(graph, op, name + "has no experts");
-    const PackedMatrix& first = *experts[0];
-    for (const auto& expert : experts)
-        if (expert->n() != first.n() || expert->k() != first.k() ||
-            expert->type() != first.type() || &expert->table() != &first.table())
-            fail(graph, op, name + "has experts of different shapes, types or instruction sets");
+// The list of one PackedMatrix for each expert or head that a weight must be.  what: "experts".
+const Experts& checked_matrices(const Graph& graph, const Op& op, const Weight& weight,
+                                const std::string& name, const std::string& what) {
+    const auto* const matrices = std::get_if<Experts>(&weight);
+    if (!matrices) fail(graph, op, name + "is no list of PackedMatrix");
+    if (matrices->empty()) fail(graph, op, name + "has no " + what);
+    const PackedMatrix& first = *(*matrices)[0];
+    for (const auto& each : *matrices)
+        if (each->n() != first.n() || each->k() != first.k() || each->type() != first.type() ||
+            &each->table() != &first.table())
+            fail(graph, op,
+                 name + "has " + what + " of different shapes, types or instruction sets");
+    return *matrices;
 }
 
 // The length of an op's vector.  n: that which it has; out: the width of the op's output.
@@ -341,11 +371,17 @@ void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output
                                  vector_length(graph, op, slot, vector->n, out));
         }
         case Role::experts: {
-            const auto* experts = std::get_if<Experts>(&weight);
-            if (!experts) fail(graph, op, name + "is no list of PackedMatrix");
-            check_experts(graph, op, *experts, name);
-            return require_shape((*experts)[0]->n() * op.n_used,
-                                 (*experts)[0]->k() * (op.shared ? 1 : op.n_used), out, in);
+            const Experts& experts = checked_matrices(graph, op, weight, name, "experts");
+            return require_shape(experts[0]->n() * op.n_used,
+                                 experts[0]->k() * (op.shared ? 1 : op.n_used), out, in);
+        }
+        case Role::heads: {
+            const Experts& heads = checked_matrices(graph, op, weight, name, "heads");
+            if (heads.size() != op.n_heads)
+                fail(graph, op,
+                     name + "has " + std::to_string(heads.size()) + " heads, expected " +
+                         std::to_string(op.n_heads));
+            return require_shape(heads[0]->n() * op.n_heads, heads[0]->k() * op.n_heads, out, in);
         }
         case Role::matrix: {
             const auto* matrix = std::get_if<std::shared_ptr<const PackedMatrix>>(&weight);

@@ -27,7 +27,7 @@ struct Op {
     int output = -1;                                        // buffer, or -1
     int weight = -1;                                        // slot, or -1
     std::vector<int> more_outputs, more_weights;            // linear_many; glu_linear: its `up`
-    std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // head_norm, rope, append, attention
+    std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // ops on heads
     std::size_t taps = 0;                                   // conv
     float eps = 0.0f;                                       // norms
     float scale = 1.0f;                                     // embed, attention, route, scale
@@ -45,7 +45,7 @@ struct Op {
     bool tiled = false;                      // delta_rule, see HeadSharing
     float dt_min = 0.0f, dt_max = 0.0f;      // ssm_scan
     bool gelu = false;                       // glu_linear: gelu, else silu
-    std::size_t offset = 0;                  // take_columns, put_columns: the first column
+    std::size_t offset = 0;                  // take_columns and its like: the first column
     bool quantized = false;                  // merge_add, take_columns, put_columns: of Q8_0 blocks
     std::optional<Activations> activations;  // of products; none: activations_for(rows)
 

@@ -9,8 +9,9 @@
 namespace tensor_ops {
 
 // The shape of a weight: vector [n]; vectors [m, n], one for each expert or channel; matrix [n, k],
-// to multiply by; rows [n, k], to look rows up in; experts [n_experts, n, k], a matrix for each.
-enum class Role : std::uint8_t { vector, vectors, matrix, rows, experts };
+// to multiply by; rows [n, k], to look rows up in; experts [n_experts, n, k], a matrix for each;
+// heads [n_heads, n, k], likewise.
+enum class Role : std::uint8_t { vector, vectors, matrix, rows, experts, heads };
 
 inline constexpr std::size_t largest_many = 8;  // matrices of a linear_many
 
@@ -42,6 +43,9 @@ struct Slots {
     op(route,          1, one,  optional(vector),  route)           \
     op(expert_linear,  2, one,  of(experts),       expert_linear)   \
     op(expert_sum,     2, one,  no_weight,         expert_sum)      \
+    op(head_linear,    1, one,  of(heads),         head_linear)     \
+    op(take_head_columns, 1, one, no_weight,       take_head_columns) \
+    op(join_heads,     2, one,  no_weight,         join_heads)      \
     op(quantized_norm, 1, one,  of(vector),        alike)           \
     op(linear_many,    1, many, up_to(matrix, largest_many), linear_many) \
     op(linear_add,     2, one,  of(matrix),        linear_add)      \

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "graph/executor.h"
+#include "ops/heads.h"
 
 namespace tensor_ops {
 
@@ -44,7 +45,7 @@ void Executor::plan_buffers() {
     const std::size_t n = graph_.buffers.size();
     std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
     std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0, product_floats = 0;
-    std::size_t embeds = 0, most_used = 0;
+    std::size_t embeds = 0, most_used = 0, head_floats = 0;
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
         const auto use = [&](int buffer) {
@@ -80,6 +81,17 @@ void Executor::plan_buffers() {
                                                         std::max(max_tokens_, op.n_used), k));
         }
     }
+    for (const Op& op : graph_.ops) {
+        if (op.kind != OpKind::head_linear) continue;
+        const std::size_t x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])].width;
+        const std::size_t rows = std::min(max_tokens_, heads_at_once);
+        head_floats = std::max(head_floats, rows * x);
+        if (op.activations != Activations::f32)
+            quantized_bytes =
+                std::max(quantized_bytes,
+                         quantized_activation_bytes(op.activations.value_or(Activations::q16),
+                                                    rows * op.n_heads, x / op.n_heads));
+    }
     offsets_.assign(n, 0);
     std::size_t total = 0;
     for (std::size_t b = 0; b < n; ++b) {
@@ -106,7 +118,7 @@ void Executor::plan_buffers() {
     std::size_t bytes;
     if (__builtin_mul_overflow(max_tokens_ * sizeof(float), total, &bytes)) throw std::bad_alloc();
     arena_ = AlignedBytes(bytes);
-    expert_rows_ = AlignedBytes(max_tokens_ * sizeof(float) * expert_floats);
+    expert_rows_ = AlignedBytes(sizeof(float) * std::max(max_tokens_ * expert_floats, head_floats));
     products_ = AlignedBytes(max_tokens_ * sizeof(float) * product_floats);
     chosen_ = AlignedBytes(max_tokens_ * most_used * sizeof(std::uint32_t));
     ids_ = AlignedBytes(max_tokens_ * embeds * sizeof(std::int32_t));

@@ -130,6 +130,19 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::expert_sum:
             expert_sum(worker, in(0), in(1), n, width(op.output), op.n_used, buffer(op.output));
             break;
+        case OpKind::head_linear: heads(op); break;
+        case OpKind::take_head_columns:
+            take_columns(worker, table, {in(0), width(op.inputs[0]) / op.n_heads, false},
+                         buffer(op.output), n * op.n_heads, width(op.output) / op.n_heads,
+                         op.offset);
+            break;
+        case OpKind::join_heads: {
+            const Rows joined{buffer(op.output), width(op.output) / op.n_heads, false};
+            const std::size_t first = width(op.inputs[0]) / op.n_heads;
+            put_columns(worker, table, in(0), joined, n * op.n_heads, first, 0);
+            put_columns(worker, table, in(1), joined, n * op.n_heads, joined.stride - first, first);
+            break;
+        }
         case OpKind::merge_add:
             merge_add(worker, table, in(0), {in(1), width(op.inputs[1]), op.quantized},
                       buffer(op.output), n, width(op.output),

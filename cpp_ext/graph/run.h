@@ -51,6 +51,7 @@ struct Executor::Run {
     void glu_linear(const Op& op);
     void quantized_norm(const Op& op, std::size_t index);
     void experts(const Op& op);
+    void heads(const Op& op);
 
     // run_recurrent.cpp
     void conv(const Op& op, std::size_t index);

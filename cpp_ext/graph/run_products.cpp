@@ -4,6 +4,7 @@
 
 #include "graph/run.h"
 #include "ops/fused.h"
+#include "ops/heads.h"
 
 namespace tensor_ops {
 
@@ -103,6 +104,19 @@ void Executor::Run::experts(const Op& op) {
         .y = buffer(op.output),
     };
     expert_linear(worker, std::get<Experts>(weight(op)), task);
+    quantized_input = -1;
+    quantized_busy = true;
+}
+
+void Executor::Run::heads(const Op& op) {
+    if (quantized_busy) meet();
+    head_linear(worker, std::get<Experts>(weight(op)),
+                {.x = buffer(op.inputs[0]),
+                 .rows = batch.n_tokens,
+                 .kind = activations(op),
+                 .quantized = executor.quantized_.data(),
+                 .scratch = reinterpret_cast<float*>(executor.expert_rows_.data()),
+                 .y = buffer(op.output)});
     quantized_input = -1;
     quantized_busy = true;
 }

@@ -84,12 +84,13 @@ void quantize_activations(const Worker& worker, const KernelTable& table, Activa
 }
 
 void linear_groups(const PackedMatrix& w, const LinearInput& input, std::size_t first,
-                   std::size_t last, float* y) {
+                   std::size_t last, float* y, std::size_t y_stride) {
     const KernelTable& table = w.table();
+    const std::size_t stride = y_stride ? y_stride : w.n();
     if (is_quantized(w.type()) && input.kind != Activations::f32)
-        table.linear_quantized(input.kind, w.view(), input.xq, input.rows, first, last, y, w.n());
+        table.linear_quantized(input.kind, w.view(), input.xq, input.rows, first, last, y, stride);
     else
-        table.linear_f32(w.view(), input.x, input.rows, first, last, y, w.n());
+        table.linear_f32(w.view(), input.x, input.rows, first, last, y, stride);
 }
 
 void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,

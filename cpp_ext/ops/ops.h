@@ -93,8 +93,9 @@ struct LinearInput {
 // Groups of rows in the smallest chunk of a matrix: 147 KB of Q4_0 with 4096 columns on AVX-512.
 inline constexpr std::size_t dealt_groups = 4;
 // Computes the columns of y[rows][n] = x w^T for groups [first, last) of w, on the calling thread.
+// y_stride: floats from one row of y to the next; 0: n.
 void linear_groups(const PackedMatrix& w, const LinearInput& input, std::size_t first,
-                   std::size_t last, float* y);
+                   std::size_t last, float* y, std::size_t y_stride = 0);
 
 // y[rows][n] = x[rows][k] w^T; see LinearInput.
 void linear(const Worker& worker, const PackedMatrix& w, const float* x, Activations kind,

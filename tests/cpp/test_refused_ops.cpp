@@ -74,6 +74,9 @@ const std::vector<Form>& forms() {
         {route, {8}, {4}, 0, {false, true}, use_two},
         {expert_linear, {64, 4}, {32}, 1, {false, true, true}, use_two},
         {expert_sum, {64, 4}, {32}, 0, {true, true, true}, use_two},
+        {head_linear, {64}, {32}, 1, {true, true}, set_heads},
+        {take_head_columns, {64}, {32}, 0, {true, true}, set_heads},
+        {join_heads, {64, 32}, {96}, 0, {true, true, true}, set_heads},
         {merge_add, {32, 96}, {32}, 0, {true, true, true}},
         {take_columns, {96}, {64}, 0, {false, true}, from_32},
         {put_columns, {64}, {96}, 0, {true, false}, from_32},
@@ -195,6 +198,9 @@ TEST(an_op_that_reads_what_it_would_have_overwritten_is_refused) {
         refused_in_place(expert_sum, input, 2, one);
     }
     refused_in_place(merge_add, 1, 64, nothing);
+    refused_in_place(head_linear, 0, 16, one_head);
+    refused_in_place(take_head_columns, 0, 16, one_head);
+    for (const std::size_t input : {0u, 1u}) refused_in_place(join_heads, input, 32, one_head);
     for (const OpKind kind : {take_columns, put_columns}) refused_in_place(kind, 0, 64, from_start);
     refused(
         linear_many, [](Graph&, Op& op) { op.more_outputs[0] = op.inputs[0]; },
@@ -236,6 +242,13 @@ TEST(numbers_of_heads_experts_and_matrices_have_bounds) {
     refused(
         head_norm, [](Graph&, Op& op) { op.n_heads = 0; },
         " -> 'out': the output does not divide into n_heads");
+    for (const OpKind kind : {head_linear, take_head_columns, join_heads})
+        refused(
+            kind, [](Graph&, Op& op) { op.n_heads = 0; },
+            " -> 'out': buffer 'in' has width 64, no 0 heads");
+    refused(
+        take_head_columns, [](Graph&, Op& op) { op.offset = 9; },
+        " -> 'out': columns from 9 to 17 of 16");
     for (const std::size_t used : {std::size_t{0}, (std::size_t{1} << 12) + 1})
         for (const OpKind kind : {route, expert_linear, expert_sum})
             refused(kind, [&](Graph&, Op& op) { op.n_used = used; }, " -> 'out': n_used is");
@@ -365,4 +378,9 @@ TEST(vectors_and_experts_of_another_shape_or_type_are_refused) {
                        "different shapes, types or instruction sets");
     refused_weight(OpKind::expert_linear, tensor_ops::Experts{expert(DType::q8_0, 17, 32)},
                    "is [34, 64], expected [32, 64]");
+    const auto head = expert(DType::q8_0, 8, 32);
+    refused_weight(OpKind::head_linear, tensor_ops::Experts{}, "has no heads");
+    refused_weight(OpKind::head_linear, tensor_ops::Experts{head, head}, "has 2 heads, expected 4");
+    refused_weight(OpKind::head_linear, tensor_ops::Experts{head, head, head, head},
+                   "is [32, 128], expected [32, 64]");
 }
