@@ -96,8 +96,9 @@ class StateLayout:
         k_offset = self.tables[table].page_bytes
         rows = PAGE_ROWS * keys.n_kv_heads
         k_bytes = rows * self.row_bytes(keys.head_dim)
-        v_bytes = 0 if keys.values_in_keys else rows * self.row_bytes(keys.value_dim)
-        v_offset = k_offset if keys.values_in_keys else k_offset + k_bytes
+        v_bytes, v_offset = rows * self.row_bytes(keys.value_dim), k_offset + k_bytes
+        if keys.values_in_keys:
+            v_bytes, v_offset = 0, k_offset
         self.tables[table] = replace(
             self.tables[table], page_bytes=k_offset + _aligned(k_bytes + v_bytes)
         )
