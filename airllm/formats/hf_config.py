@@ -22,11 +22,15 @@ class Slots:
 
     alternate: the names take turns, row by row; otherwise each has the next part of the rows.
     transposed: float matrices are stored as [k, n].
+    head_rows: of the first and the second name. The matrix has the rows of one head after another,
+    [n_heads * sum(head_rows), k]. The tensors are [n_heads, k, rows], which is transposed, and
+    [n_heads, rows, k].
     """
 
     names: tuple[str, ...]
     alternate: bool = False
     transposed: bool = False
+    head_rows: tuple[int, int] | None = None
 
 
 # Of tensors, without the layer's prefix and ".weight": from Hugging Face's to GGUF's, for instance

@@ -75,6 +75,10 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
             if place.expert in of_slot:
                 raise FormatError(f"{folder}: there are two tensors {quote(source.name)}")
             of_slot[place.expert] = source
+        elif place.slots.head_rows is not None:
+            of_heads = hf_sources.of_heads(source, place.slots.head_rows)
+            for name, part in zip(place.slots.names, of_heads, strict=True):
+                put(name, part)
         elif others:
             for name, part in _shared_out(place.slots, source):
                 put(name, part)

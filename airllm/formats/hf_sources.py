@@ -10,7 +10,7 @@ import numpy.typing as npt
 from airllm.formats.ggml_types import TYPES
 from airllm.formats.mapped_file import MappedFile, quote
 from airllm.formats.model_file import Extent, Made, Tensor
-from airllm.formats.numbers import decode
+from airllm.formats.numbers import FLOATS, decode, encode
 from airllm.formats.safetensors import StoredTensor
 from airllm.util.metadata import FormatError
 
@@ -19,6 +19,7 @@ __all__ = [
     "RowSource",
     "Stored",
     "alternate",
+    "of_heads",
     "plain",
     "sliced",
     "stacked",
@@ -221,6 +222,55 @@ def alternate(source: RowSource, count: int, index: int, *, bias: bool) -> RowSo
 
     shape = (*source.shape[:-2], source.shape[-2] // count, source.shape[-1])
     return replace(source, shape=shape, extents=(), rows=rows, sources=sources)
+
+
+def of_heads(source: RowSource, head_rows: tuple[int, int]) -> tuple[RowSource, RowSource]:
+    """The first and the last rows of each head of a matrix, [n_heads, k, rows] and
+    [n_heads, rows, k]; see Slots. If the matrix is quantised, the first is F16."""
+    first, last = head_rows
+    every = first + last
+    if len(source.shape) != 2 or source.shape[0] % every:
+        raise FormatError(
+            f"{source.file.path}: tensor {quote(source.name)} has shape {list(source.shape)}; "
+            f"expected a multiple of {every} rows, {first} and {last} for each head"
+        )
+    n_heads, k = source.shape[0] // every, source.shape[1]
+    type = source.type if source.type in FLOATS else "f16"
+    sources = source.sources or source.extents
+
+    def columns(head: int, start: int, end: int) -> Bytes:
+        rows = source.rows(head * every, head * every + first)
+        if type == source.type:
+            values = rows.reshape(first, k, -1)
+            return np.ascontiguousarray(values[:, start:end].swapaxes(0, 1)).reshape(
+                end - start, -1
+            )
+        turned = np.ascontiguousarray(decode(rows, source.type).T[start:end])
+        try:
+            return encode(turned, type)
+        except ValueError as error:
+            raise FormatError(f"{source.file.path}: tensor {quote(source.name)} {error}") from None
+
+    def rows(head: int, start: int, end: int) -> Bytes:
+        return source.rows(head * every + first + start, head * every + first + end)
+
+    extents = tuple(
+        Extent(extent.part, extent.offset + head * every * size + first * size, last * size)
+        for extent in source.extents
+        for size in [source.row_bytes]
+        for head in range(n_heads)
+    )
+    return (
+        replace(
+            source,
+            type=type,
+            shape=(n_heads, k, first),
+            extents=(),
+            rows=_by_matrix(k, columns),
+            sources=sources,
+        ),
+        replace(source, shape=(n_heads, last, k), extents=extents, rows=_by_matrix(last, rows)),
+    )
 
 
 def _by_matrix(n_rows: int, part: Callable[[int, int, int], Bytes]) -> Callable[[int, int], Bytes]:

@@ -158,7 +158,7 @@ class HuggingFace:
     model_type: of config.json. pictures: the model_type of models that see pictures, whose
     text_config is such a folder's configuration.
     values: GGUF's keys (without the architecture) that only this family has, from config.json.
-    names: of tensors, beyond NAMES; see HFConfig.
+    names: of tensors, beyond NAMES; see HFConfig. They may depend on config.json.
     activation: the only one that is implemented. tied, defaults: of the configuration class.
     rope_interleaved: whether rope's pairs are neighbours. gguf_interleaved: likewise in the
     family's GGUF files, whose converter may reorder the rows of Q and K.
@@ -168,7 +168,7 @@ class HuggingFace:
     model_type: str
     architecture: str
     values: Callable[[HFReader], dict[str, object]] = _nothing
-    names: Names = field(default_factory=dict)
+    names: Names | Callable[[HFReader], Names] = field(default_factory=dict)
     activation: str = "silu"
     tied: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
@@ -212,9 +212,9 @@ class HuggingFace:
         if self.rope_interleaved != self.gguf_interleaved:
             metadata[ROPE_INTERLEAVED] = self.rope_interleaved
         tied = r.flag("tie_word_embeddings", self.tied)
-        names = {**NAMES, **self.names}
+        own = self.names(r) if callable(self.names) else self.names
         left_out = range(n_layers, n_layers + r.integer("num_nextn_predict_layers", 0, high=64))
-        return HFConfig(metadata, names, left_out, self.plus_one, tied, rope.tensors, quantization)
+        return HFConfig(metadata, {**NAMES, **own}, left_out, self.plus_one, tied, rope.tensors, quantization)
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:
         """null means the default, but for a cap it means no cap."""
