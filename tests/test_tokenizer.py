@@ -144,6 +144,11 @@ def test_a_vocabulary_that_cannot_spell_even_that_says_what_it_lacks() -> None:
         ("tekken", ["Hello", " World", "'s", " ", "1", "2", "3", "4", "  ", " x", "?!\n\n"]),
         ("gpt-4o", ["Hello", " World's", " ", "123", "4", "  ", " x", "?!\n\n"]),
         ("deepseek-v3", ["Hello", " World", "'s", " ", "123", "4", "  ", " x", "?!\n\n"]),
+        ("kimi-k2", ["Hello", " World's", " ", "123", "4", "  ", " x", "?!\n\n"]),
+        (
+            "deepseek-llm",
+            ["Hello", " World", "'", "s", " ", "1", "2", "3", "4", "  ", " x", "?!", "\n", "\n"],
+        ),
         (
             "seed-coder",
             ["Hello", " World", "'s", " ", "1", "2", "3", "4", "  ", " x", "?!", "\n\n"],
@@ -166,6 +171,19 @@ def test_a_capital_letter_begins_a_word_for_some_rules() -> None:
         return len(RULES[pre].build().pre_tokenize_str("HelloWorld"))
 
     assert (count("tekken"), count("gpt-4o"), count("llama-bpe"), count("gpt-2")) == (2, 2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("pre", "words"),
+    [
+        ("deepseek-llm", ["éß", "日本가", "É", "，", "ა"]),
+        ("kimi-k2", ["éß", "日本", "가", "É", "，ა"]),
+    ],
+)
+def test_some_rules_part_scripts(pre: str, words: list[str]) -> None:
+    byte_of = {char: byte for byte, char in enumerate(byte_characters())}
+    pieces = RULES[pre].build().pre_tokenize_str("".join(words))
+    assert [bytes(byte_of[char] for char in piece).decode() for piece, _ in pieces] == words
 
 
 def test_qwen_composes_letters_and_accents_first() -> None:
