@@ -48,6 +48,18 @@ class Own:
 ARCHITECTURES = {
     "cohere2": Own(_LAYER_NORM | {"attention.sliding_window": 20, "logit_scale": 0.5}),
     "command-r": Own(_LAYER_NORM | {"logit_scale": 0.5}),
+    "deepseek2": Own(
+        _EXPERTS
+        | _YARN
+        | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}
+        | {"expert_shared_count": 2, "expert_group_count": 3, "expert_group_used_count": 2}
+        | {"expert_weights_scale": 1.5, "expert_weights_norm": True, "attention.head_count_kv": 1}
+        | {"attention.kv_lora_rank": 24, "attention.q_lora_rank": 20, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"rope.scaling.yarn_log_multiplier": 0.0707},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
+        | {"blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
     "gemma2": Own({"attention.sliding_window": 20}),
     "gemma3": Own({"attention.sliding_window": 20}),
     "glm4moe": Own(

@@ -77,6 +77,32 @@ _GLM_NAMES = {
     "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
 }
+_LATENT = {
+    **{"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": None, "v_head_dim": 24},
+    **{"qk_nope_head_dim": 32, "qk_rope_head_dim": 8, "n_routed_experts": 6},
+    **{"num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 2},
+    **{"first_k_dense_replace": 2},
+}
+_LATENT_KEYS = {
+    **{"attention.head_count_kv": 1, "attention.kv_lora_rank": 32, "attention.key_length": 40},
+    **{"attention.value_length": 32, "attention.key_length_mla": 40},
+    **{"attention.value_length_mla": 24, "rope.dimension_count": 8, "expert_shared_count": 2},
+    **{"leading_dense_block_count": 2},
+}
+_LATENT_NAMES = {
+    **{f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+}
+_MSCALE = {"mscale": 0.707, "mscale_all_dim": 0.707}
+_YARN_KEYS = {
+    **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+    "rope.scaling.original_context_length": 32,
+}
 _GRANITE = {
     **{"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
     "logits_scaling": 4.0,
@@ -192,6 +218,64 @@ CASES = {
             "mlp.gate": "ffn_gate_inp",
         },
         extra={"rotary_dim": 16, "use_qk_norm": True, "scoring_func": "sigmoid"},
+    ),
+    "DeepSeek-V2-Lite": Case(
+        "DeepseekV2",
+        "deepseek2",
+        _LATENT | {"rope_parameters": _YARN | _MSCALE},
+        _LATENT_KEYS | _YARN_KEYS | {"rope.scaling.yarn_log_multiplier": 0.0707},
+        names=_LATENT_NAMES,
+        extra={"scoring_func": "softmax", "moe_layer_freq": 1},
+    ),
+    "DeepSeek-V2": Case(
+        "DeepseekV2",
+        "deepseek2",
+        _LATENT
+        | {"q_lora_rank": 32, "routed_scaling_factor": 2.0, "topk_method": "group_limited_greedy"}
+        | {"n_group": 3, "topk_group": 2},
+        _LATENT_KEYS
+        | {"attention.q_lora_rank": 32, "expert_weights_scale": 2.0}
+        | {"expert_group_count": 3, "expert_group_used_count": 2},
+        names=_LATENT_NAMES,
+    ),
+    "DeepSeek-V3": Case(
+        "DeepseekV3",
+        "deepseek2",
+        _LATENT
+        | {"q_lora_rank": 32, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+        | {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+        _LATENT_KEYS
+        | _YARN_KEYS
+        | {"attention.q_lora_rank": 32, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+        | {"expert_group_count": 3, "expert_group_used_count": 2, "expert_gating_func": 2}
+        | {"rope.scaling.yarn_log_multiplier": 0.1},
+        names=_LATENT_NAMES,
+        extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    ),
+    "Kimi K2": Case(
+        "DeepseekV3",
+        "deepseek2",
+        _LATENT
+        | {"q_lora_rank": 32, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.0}
+        | {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+        _LATENT_KEYS
+        | _YARN_KEYS
+        | {"attention.q_lora_rank": 32, "expert_weights_scale": 2.0, "expert_weights_norm": True}
+        | {"expert_gating_func": 2, "rope.scaling.yarn_log_multiplier": 0.1},
+        names=_LATENT_NAMES,
+        extra={"model_type": "kimi_k2", "scoring_func": "sigmoid"},
+    ),
+    "GLM-4.7 Flash": Case(
+        "Glm4MoeLite",
+        "deepseek2",
+        _LATENT
+        | {"q_lora_rank": 32, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-6}
+        | {"mlp_layer_types": ["dense", "dense", "sparse"]}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        _LATENT_KEYS
+        | {"attention.q_lora_rank": 32, "expert_weights_scale": 1.8, "expert_weights_norm": True},
+        names=_LATENT_NAMES,
+        extra={"topk_method": "noaux_tc"},
     ),
     "Granite 3": Case(
         "Granite",

@@ -155,6 +155,9 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
                 yield f"blk.{place}.ffn_{part}_{suffix}.weight", np.ascontiguousarray(half)
             continue
+        if name.endswith("kv_b_proj.weight"):
+            yield from _of_latents(name, values.reshape(config.num_attention_heads, -1, 32))
+            continue
         if name.endswith("shared_expert_gate.weight"):
             values = values[0]  # GGUF has it as a vector
         if case.gemma and name.endswith("norm.weight"):
@@ -181,6 +184,13 @@ def _of_gpt_oss(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray
         return
     for first, part in enumerate(("gate", "up")):
         yield f"blk.{place}.ffn_{part}_exps.{suffix}", np.ascontiguousarray(columns[:, first::2])
+
+
+def _of_latents(name: str, heads: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """heads: [n_heads, 32 rows for keys and then those for values, rank]"""
+    layer = f"blk.{name.split('.')[2]}"
+    yield f"{layer}.attn_k_b.weight", np.ascontiguousarray(heads[:, :32].swapaxes(1, 2))
+    yield f"{layer}.attn_v_b.weight", np.ascontiguousarray(heads[:, 32:])
 
 
 def _head_dim(config: Any) -> int:

@@ -215,7 +215,7 @@ def test_a_value_of_another_type_is_refused_with_key_and_value(tmp_path, key, va
         ("feed_forward_length", 2**63, "1 to 1048576"),
         ("attention.head_count", 0, "1 to 4096"),
         ("attention.head_count_kv", 0, "1 to 4096"),
-        ("attention.key_length", 257, "1 to 256"),
+        ("attention.key_length", 577, "1 to 576"),
         ("rope.dimension_count", 17, "2 to 16"),
         ("rope.dimension_count", 0, "2 to 16"),
     ],

@@ -14,6 +14,7 @@ from airllm.graph.rewrite import fuse
 from airllm.graph.state import LayerState, state_of
 from airllm.models import (
     cohere2,
+    deepseek2,
     gemma2,
     gemma3,
     glm4moe,
@@ -41,6 +42,7 @@ __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 
 _MODULES = (
     cohere2,
+    deepseek2,
     gemma2,
     gemma3,
     glm4moe,

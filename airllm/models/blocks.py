@@ -189,6 +189,7 @@ def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
         bias=g.weight("exp_probs_b.bias", n) if r.biased else None,
         n_groups=r.n_groups,
         n_groups_used=r.n_groups_used,
+        group_score=r.group_score,
     )  # [n, 2 * used]
 
     def product(x: Buffer, slot: str, rows: int, columns: int) -> Buffer:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["LayerConfig", "ModelConfig", "Router"]
+__all__ = ["Latent", "LayerConfig", "ModelConfig", "Router"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,21 @@ class Router:
     biased: bool = False  # a bias for each expert counts in the choice, and in nothing else
     n_groups: int = 1
     n_groups_used: int = 1
+    group_score: Literal["top2", "max"] = "top2"
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Keys and values that all heads compute from one latent of a token (arXiv:2405.04434).
+
+    rank: values of a latent. query_rank: likewise of queries; 0: they have none. unrotated:
+    dimensions of a head's queries before the ones that rotate. value_dim: of a head's values.
+    """
+
+    rank: int
+    query_rank: int
+    unrotated: int
+    value_dim: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class ModelConfig:
     n_layers: int
     n_heads: int
     n_kv_heads: int
-    head_dim: int
+    head_dim: int  # of the keys that are kept
     norm_eps: float
     context_length: int  # tokens that the model was trained for
     rope_dims: int  # dimensions of a head that rotate, from the first on
@@ -71,6 +86,7 @@ class ModelConfig:
     expert_size: int = 0  # the intermediate size of an expert
     shared_expert_size: int = 0  # of the expert that all tokens use; 0: there is none
     shared_expert_gated: bool = False  # its output is multiplied by a sigmoid of its input
+    latent: Latent | None = None
     gate_limit: float = 0.0  # of gpt-oss's activation of the experts; 0: SwiGLU
     router: Router = Router()
     # Layers behind the last that the file has, which guess further tokens. They are not used.

@@ -13,7 +13,7 @@ from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile
 from airllm.models.config import LayerConfig, ModelConfig, Router
 
-__all__ = ["ConfigReader"]
+__all__ = ["MAX_HEAD_DIM", "ConfigReader"]
 
 # These limits are far above every known model (the longest contexts are 10 million tokens, the
 # widest layers about 100,000), so that later arithmetic cannot overflow. check_tensors in
@@ -22,7 +22,7 @@ _MAX_CONTEXT = 2**24
 _MAX_WIDTH = 2**20
 _MAX_LAYERS = 2**12
 _MAX_HEADS = 2**12
-_MAX_HEAD_DIM = 256  # the attention kernels'
+MAX_HEAD_DIM = 576  # the attention kernels'
 _MAX_EXPERTS = 2**12
 _MAX_SCALE = 1e6
 
@@ -178,15 +178,17 @@ class ConfigReader:
         *,
         layers: Sequence[LayerConfig] | None = None,
         eps_key: str = "attention.layer_norm_rms_epsilon",
+        head_dim: int | None = None,
         rope_interleaved: bool = False,
         scaled_by: float | None = None,
         **own: Any,
     ) -> ModelConfig:
         """The configuration: the keys that all families have, and a family's `own` fields.
 
-        layers: as many equal ones unless given. eps_key: of the norms' epsilon. rope_interleaved:
-        as the family's GGUF files are. scaled_by: scores are divided by its root unless the file
-        says otherwise; head_dim unless given. FormatError names the file, the key and its value.
+        layers: as many equal ones unless given. eps_key: of the norms' epsilon. head_dim: of the
+        keys, if the family has read it. rope_interleaved: as the family's GGUF files are.
+        scaled_by: scores are divided by its root unless the file says otherwise; head_dim unless
+        given. FormatError names the file, the key and its value.
         """
         hidden_size = self.integer("embedding_length", low=1)
         n_heads = self.integer("attention.head_count", low=1, high=_MAX_HEADS)
@@ -197,7 +199,7 @@ class ConfigReader:
                 n_kv_heads,
                 f"expected a divisor of {self.key('attention.head_count')}, {n_heads}",
             )
-        head_dim = self._head_dim(hidden_size, n_heads)
+        head_dim = head_dim or self._head_dim(hidden_size, n_heads)
         eps = self.number(eps_key)
         if not 0.0 < eps < 1.0:
             raise self.fault(eps_key, eps, "expected it between 0 and 1")
@@ -246,11 +248,11 @@ class ConfigReader:
             raise self.metadata.fault(
                 f"{heads}; expected a divisor of {self.key('embedding_length')}, {hidden_size}"
             )
-        if not self.has("attention.key_length") and default > _MAX_HEAD_DIM:
+        if not self.has("attention.key_length") and default > MAX_HEAD_DIM:
             raise self.metadata.fault(
-                f"{heads}: heads of {default} dimensions; expected at most {_MAX_HEAD_DIM}"
+                f"{heads}: heads of {default} dimensions; expected at most {MAX_HEAD_DIM}"
             )
-        head_dim = self.integer("attention.key_length", default, low=1, high=_MAX_HEAD_DIM)
+        head_dim = self.integer("attention.key_length", default, low=1, high=MAX_HEAD_DIM)
         value_dim = self.integer("attention.value_length", head_dim)
         if value_dim != head_dim:
             raise self.fault(

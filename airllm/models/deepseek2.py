@@ -1,0 +1,268 @@
+"""DeepSeek V2 and V3 (arXiv:2405.04434, arXiv:2412.19437), Kimi K2 and GLM-4.7 Flash: multi-head
+latent attention, and experts behind a few dense layers, with one or more that all tokens use.
+
+All heads' keys and values are linear in one latent of a token, and in the part of its key that
+rotates. Only these are kept. A head's product with its keys is computed as a product of the
+latents with the query that `attn_k_b` has multiplied, and its values from the weighted sum of the
+latents, by `attn_v_b`.
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from airllm.formats.hf_config import Names, Slots
+from airllm.graph.builder import GraphBuilder
+from airllm.graph.graph import Activations, Buffer, Graph
+from airllm.models import blocks
+from airllm.models.config import Latent, LayerConfig, ModelConfig
+from airllm.models.config_reader import MAX_HEAD_DIM, ConfigReader
+from airllm.models.family import Family
+from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
+from airllm.models.rope import Rotation, read_rotation
+from airllm.util.metadata import Metadata
+
+LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # a tenth of config.json's mscale_all_dim
+
+_OF_EXPERTS = (
+    *("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_count"),
+    *("expert_gating_func", "expert_weights_scale", "expert_weights_norm"),
+    *("expert_group_count", "expert_group_used_count"),
+)
+
+
+def configure(r: ConfigReader) -> ModelConfig:
+    r.leave_out(r.integer("nextn_predict_layers", 0))
+    latent, rope_dims = _latent(r)
+    dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
+    c = r.config(
+        head_dim=latent.rank + rope_dims,
+        scaled_by=(latent.unrotated + rope_dims) / _magnitude(r) ** 4,
+        rope_interleaved=True,
+        layers=[LayerConfig(has_experts=index >= dense) for index in range(r.n_layers)],
+        intermediate_size=r.feed_forward_length(),
+        latent=latent,
+        **_experts(r, dense),
+    )
+    if c.n_kv_heads != 1:
+        raise r.fault("attention.head_count_kv", c.n_kv_heads, "expected 1")
+    return c
+
+
+def _latent(r: ConfigReader) -> tuple[Latent, int]:
+    """And the dimensions of a head that rotate."""
+    key = "attention.key_length_mla"
+    if "blk.0.attn_kv_b.weight" in r.file.tensors or not r.has(key):
+        raise r.metadata.fault(
+            f"{r.key(key)} or the tensors attn_k_b and attn_v_b are missing, as in files from "
+            "before May 2025; a file that a newer llama.cpp converted, or `airllm convert` made of "
+            "the model's folder, can be opened"
+        )
+    rope_dims = r.integer("rope.dimension_count", low=2, high=MAX_HEAD_DIM - 1)
+    rank = r.integer("attention.kv_lora_rank", low=1, high=MAX_HEAD_DIM - rope_dims)
+    for name, expected in (("key_length", rank + rope_dims), ("value_length", rank)):
+        found = r.integer(f"attention.{name}", expected)
+        if found != expected:
+            raise r.fault(f"attention.{name}", found, f"expected {expected}, of a latent")
+    length = r.integer(key, low=rope_dims + 1)
+    latent = Latent(
+        rank=rank,
+        query_rank=r.integer("attention.q_lora_rank", 0),
+        unrotated=length - rope_dims,
+        value_dim=r.integer("attention.value_length_mla", low=1),
+    )
+    return latent, rope_dims
+
+
+def _experts(r: ConfigReader, dense: int) -> dict[str, Any]:
+    if dense == r.n_layers:
+        r.ignore(*_OF_EXPERTS)
+        return {}
+    biased = any(name.endswith(".exp_probs_b.bias") for name in r.file.tensors)
+    found = r.experts(gating="sigmoid" if biased else "softmax", normalized=False)
+    if found["router"].gating == "softmax":  # V2's groups
+        found["router"] = replace(found["router"], group_score="max")
+    shared = r.integer("expert_shared_count", 0) * found["expert_size"]
+    return {**found, "shared_expert_size": shared}
+
+
+def _magnitude(r: ConfigReader) -> float:
+    """What queries, and keys, are multiplied by in a longer context."""
+    if r.text("rope.scaling.type", "linear") != "yarn":
+        return 1.0
+    multiplier = r.number(LOG_MULTIPLIER, 0.0)
+    factor = min(max(r.number("rope.scaling.factor", 1.0), 1.0), 1e6)
+    magnitude = 1.0 + multiplier * math.log(factor)
+    if not 0.0 < magnitude < 100.0:
+        raise r.fault(LOG_MULTIPLIER, multiplier, "expected a magnitude between 0 and 100")
+    return magnitude
+
+
+def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:
+    rope = read_rotation(r, c)
+    if r.number(LOG_MULTIPLIER, 0.0):  # `_magnitude` is for all dimensions
+        rope = replace(rope, magnitude=r.positive("rope.scaling.attn_factor", 1.0))
+    return {"rope": rope}
+
+
+def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
+    g = GraphBuilder("layer", activations=activations)
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    x = blocks.add(g, c, x, attention(g, c, blocks.norm(g, c, x, "attn_norm")))
+    h = blocks.norm(g, c, x, "ffn_norm")
+    blocks.add(g, c, x, blocks.dense_or_experts(g, c, layer, h))
+    return g.build()
+
+
+def attention(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+    """h: [n, hidden] -> [n, hidden]"""
+    m, heads, rope_dims = c.latent, c.n_heads, c.rope_dims
+    assert m is not None
+    table = g.external("rope", rope_dims)  # [n, rope_dims]
+
+    def rotated(x: Buffer, n_heads: int) -> Buffer:
+        return g.rope(x, table, n_heads, rope_dims, interleaved=c.rope_interleaved, out=x)
+
+    q_width, slot = heads * (m.unrotated + rope_dims), "attn_q"
+    if m.query_rank:
+        h_q = blocks.linear(g, c, h, "attn_q_a", m.query_rank)
+        h_q, slot = blocks.norm(g, c, h_q, "attn_q_a_norm"), "attn_q_b"
+    else:
+        h_q = h
+    q = blocks.linear(g, c, h_q, slot, q_width)  # [n, q_width]
+    kv = blocks.linear(g, c, h, "attn_kv_a_mqa", c.head_dim)  # [n, rank + rope_dims]
+    latent = blocks.norm(g, c, g.take_columns(kv, 0, m.rank), "attn_kv_a_norm")  # [n, rank]
+    key = rotated(g.take_columns(kv, m.rank, rope_dims), 1)  # [n, rope_dims]
+    g.latent_append(g.join_heads(latent, key, 1), 1, c.head_dim)
+    plain = g.take_head_columns(q, heads, 0, m.unrotated)  # [n, heads * unrotated]
+    absorbed = g.head_linear(plain, g.weight("attn_k_b", heads, m.rank, m.unrotated))
+    turning = rotated(g.take_head_columns(q, heads, m.unrotated, rope_dims), heads)
+    a = g.attention(
+        g.join_heads(absorbed, turning, heads),
+        heads,
+        1,
+        c.head_dim,
+        scale=c.attention_scale,
+        value_dim=m.rank,
+    )  # [n, heads * rank]
+    v = g.head_linear(a, g.weight("attn_v_b", heads, m.value_dim, m.rank))  # [n, heads * value_dim]
+    return blocks.linear(g, c, v, "attn_output", c.hidden_size)
+
+
+# ---- Hugging Face --------------------------------------------------------------------------------
+
+
+def names(config: HFReader) -> Names:
+    rows = config.integer("qk_nope_head_dim", low=1), config.integer("v_head_dim", low=1)
+    return {
+        **EXPERT_NAMES,
+        "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+        "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj": "ffn_up_shexp",
+        "mlp.shared_experts.down_proj": "ffn_down_shexp",
+        "self_attn.q_a_proj": "attn_q_a",
+        "self_attn.q_a_layernorm": "attn_q_a_norm",
+        "self_attn.q_b_proj": "attn_q_b",
+        "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+        "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+        "self_attn.kv_b_proj": Slots(("attn_k_b", "attn_v_b"), head_rows=rows),
+    }
+
+
+def _values(config: HFReader) -> dict[str, object]:
+    """What all of them have."""
+    config.expect("rope_interleave", None, True)
+    config.expect("partial_rotary_factor", None, 1.0)
+    config.expect("moe_layer_freq", None, 1)
+    config.ignore("qk_head_dim", "head_dim", "scoring_func", "topk_method")
+    rank, rope_dims = config.integer("kv_lora_rank", low=1), config.integer("qk_rope_head_dim")
+    values: dict[str, object] = {
+        "attention.head_count_kv": 1,
+        "attention.kv_lora_rank": rank,
+        "attention.key_length": rank + rope_dims,
+        "attention.value_length": rank,
+        "attention.key_length_mla": config.integer("qk_nope_head_dim") + rope_dims,
+        "attention.value_length_mla": config.integer("v_head_dim"),
+        "rope.dimension_count": rope_dims,
+        "leading_dense_block_count": _dense_layers(config),
+        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
+        "expert_weights_norm": config.flag("norm_topk_prob", False),
+        "expert_shared_count": config.integer("n_shared_experts", 0),
+        **config.experts(),
+        **_yarn(config),
+    }
+    if config.get("q_lora_rank"):
+        values["attention.q_lora_rank"] = config.integer("q_lora_rank")
+    return values
+
+
+def _v2(config: HFReader) -> dict[str, object]:
+    config.expect("scoring_func", None, "softmax")
+    config.expect("topk_method", "greedy", "group_limited_greedy", None)
+    # DeepSeek's own code normalises in place of scaling, transformers never normalises, and
+    # readers of GGUF do both.
+    if config.flag("norm_topk_prob", False):
+        config.expect("routed_scaling_factor", None, 1.0, 1)
+    values = {**_values(config), "expert_gating_func": 1}
+    groups = _groups(config)
+    return values | (groups if config.get("topk_method") == "group_limited_greedy" else {})
+
+
+def _v3(config: HFReader) -> dict[str, object]:
+    config.expect("scoring_func", None, "sigmoid")
+    config.expect("topk_method", None, "noaux_tc")
+    return {**_values(config), **_groups(config), "expert_gating_func": 2}
+
+
+def _groups(config: HFReader) -> dict[str, object]:
+    return {
+        "expert_group_count": config.integer("n_group", 1),
+        "expert_group_used_count": config.integer("topk_group", 1),
+    }
+
+
+def _dense_layers(config: HFReader) -> int:
+    n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
+    if "mlp_layer_types" not in config:
+        return config.integer("first_k_dense_replace", 0, high=n_layers)
+    kinds = config.texts("mlp_layer_types")
+    dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
+    if kinds != ["dense"] * dense + ["sparse"] * (n_layers - dense):
+        raise config.fault(f"mlp_layer_types is no list of {n_layers} dense, then sparse layers")
+    return dense
+
+
+def _yarn(config: HFReader) -> dict[str, object]:
+    """GGUF's keys of YaRN's magnitude, where it is one for all dimensions."""
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = Metadata(config.source, found if isinstance(found, dict) else {})
+    if rope.get("rope_type", rope.get("type")) != "yarn" or not rope.get("mscale_all_dim"):
+        return {}
+    scale = rope.number("mscale_all_dim")
+    if rope.get("mscale") != scale or rope.get("attention_factor") is not None:
+        raise config.fault(f"mscale is {str(rope.get('mscale'))[:40]}; expected {scale}")
+    return {LOG_MULTIPLIER: 0.1 * scale, "rope.scaling.attn_factor": 1.0}
+
+
+_HF = partial(
+    HuggingFace,
+    architecture="deepseek2",
+    names=names,
+    rope_interleaved=True,
+    gguf_interleaved=True,
+)
+_V3 = partial(
+    _HF, values=_v3, defaults={"n_shared_experts": 1, "norm_topk_prob": True, "v_head_dim": 128}
+)
+
+FAMILY = Family(
+    ("deepseek2",),
+    (
+        _HF("deepseek_v2", values=_v2),
+        *(_V3(model_type) for model_type in ("deepseek_v3", "kimi_k2", "glm4_moe_lite")),
+    ),
+    configure,
+    layer,
+    rotations=rotations,
+)
