@@ -117,7 +117,7 @@ def test_latents_take_no_memory_for_values() -> None:
 def test_heads_that_are_no_whole_blocks_are_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"'q8_0' keeps blocks of 32 .* have 4, .* use 'f16'"):
         StateLayout([heads_of(1, WIDTH)], "q8_0")
-    with pytest.raises(ValueError, match="'q8_0' keeps blocks of 32 .* have 40, .* use 'f16'"):
+    with pytest.raises(ValueError, match=r"'q8_0' keeps blocks of 32 .* have 40, .* use 'f16'"):
         StateLayout([LayerState(KeysValues(1, 64, 40, 0, True))], "q8_0")
 
 
