@@ -221,7 +221,7 @@ def _put_columns(op: Op, batch: TokenBatch) -> None:
 def _head_linear(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     heads = batch.weights[op.weights[0]]
-    n_heads, n, k = heads.shape
+    n_heads, n, _ = heads.shape
     inputs, result = (each.reshape(batch.n_tokens, n_heads, -1) for each in (x, out))
     parts = [sequence.rows for sequence in batch.sequences]  # see TokenBatch.multiply
     for head, matrix in enumerate(heads):

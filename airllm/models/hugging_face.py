@@ -214,7 +214,8 @@ class HuggingFace:
         tied = r.flag("tie_word_embeddings", self.tied)
         own = self.names(r) if callable(self.names) else self.names
         left_out = range(n_layers, n_layers + r.integer("num_nextn_predict_layers", 0, high=64))
-        return HFConfig(metadata, {**NAMES, **own}, left_out, self.plus_one, tied, rope.tensors, quantization)
+        names = {**NAMES, **own}
+        return HFConfig(metadata, names, left_out, self.plus_one, tied, rope.tensors, quantization)
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:
         """null means the default, but for a cap it means no cap."""
