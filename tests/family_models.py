@@ -62,6 +62,18 @@ ARCHITECTURES = {
     ),
     "gemma2": Own({"attention.sliding_window": 20}),
     "gemma3": Own({"attention.sliding_window": 20}),
+    "gemma4": Own(
+        {"attention.sliding_window": 20, "attention.key_length": 32, "attention.key_length_swa": 16}
+        | {"attention.sliding_window_pattern": np.array([True, False] * 4)}
+        | {"attention.shared_kv_layers": 3, "final_logit_softcapping": 2.0}
+        | {"attention.head_count_kv": np.array([2, 1] * 4, np.int32)}
+        | {"feed_forward_length": np.array(5 * [96] + 3 * [64], np.int32)}
+        | {"embedding_length_per_layer_input": 8}
+        | _EXPERTS,
+        {"rope_freqs.weight": (16,), "blk.1.attn_v.weight": (32, 64)}
+        | {f"blk.{i}.layer_output_scale.weight": (1,) for i in range(8)}
+        | {f"blk.{i}.attn_{name}.weight": (32, 64) for i in (6,) for name in "kv"},
+    ),
     "glm4moe": Own(
         _EXPERTS
         | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}
@@ -119,6 +131,8 @@ def write_family_model(folder: Path, architecture: str, **metadata: object) -> P
     for name, shape in shapes(architecture, entries).items():
         if len(shape) == 1:
             values = random.uniform(0.5, 1.5, shape)
+            if architecture == "gemma4" and name.endswith("attn_q_norm.weight"):
+                values *= len(values) ** -0.5  # nothing else makes its scores small
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
         specs.append((name, "f32", shape, values.astype(np.float32)))

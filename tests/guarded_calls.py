@@ -213,9 +213,11 @@ OPS = {
     "head_linear": ([E * 64], [E * 9], [("experts", 9, 64)], {"n_heads": E}),
     "take_head_columns": ([E * 33], [E * 5], [], {"n_heads": E, "offset": 28}),
     "join_heads": ([E * 33, E * 5], [E * 38], [], {"n_heads": E}),
+    "scale_shares": ([2 * U], [2 * U], [("vector", E)], {"n_used": U}),
     "expert_sum": ([U * 33, 2 * U], [33], [], {"n_used": U}),
     "merge_add": ([33, 99], [33], [], {}),
     "take_columns": ([100], [33], [], {"offset": 67}),
+    "layer_columns": ([66], [33], [], {"width": 33}),
     "put_columns": ([33], [100], [], {"offset": 67}),
     "round_q8": ([96], [96], [], {}),
 }
@@ -268,7 +270,7 @@ def run_executor(at_end):
                 )
                 arrays = {name: f.array(normal(n, width)) for name, width in widths.items()}
                 if "n_used" in attributes and kind != "route":
-                    arrays["in1"][:, :U] = np.arange(U) % E
+                    arrays[ins[-1]][:, :U] = np.arange(U) % E
                 before = {name: array.copy() for name, array in arrays.items()}
                 recurrent = RECURRENT.get(kind, 0)
                 kept = state(f, kv, n + 3, latent=kind == "latent_append", recurrent=recurrent)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 VOCAB, CONTEXT = 160, 128
 
 
@@ -19,7 +21,9 @@ class Case:
     metadata: dict[str, Any] = field(default_factory=dict)  # keys without the arch in front
     names: dict[str, str] = field(default_factory=dict)  # of tensors, beyond _NAMES
     reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
-    extra: dict[str, Any] = field(default_factory=dict)  # what config.json of real models says, too
+    extra: dict[str, Any] = field(
+        default_factory=dict
+    )  # of config.json of real models; None: they have none
     lost: str = ""  # what llama.cpp's converter does not write, so that its files compute less
     sees: bool = False  # its config is the text_config of a model that sees pictures
 
@@ -31,6 +35,11 @@ class Case:
     @property
     def gemma(self) -> bool:
         return self.arch.startswith("gemma")
+
+    @property
+    def plus_one(self) -> bool:
+        """Whether norms multiply by 1 + weight, and GGUF has the sum."""
+        return self.arch in ("gemma2", "gemma3")
 
 
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
@@ -109,6 +118,45 @@ _GRANITE = {
 }
 _GRANITE_KEYS = {
     **{"attention.scale": 0.3, "embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0}
+}
+_GEMMA4 = {
+    **{"head_dim": 32, "global_head_dim": 64, "sliding_window": 20},
+    **{"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 0},
+    "final_logit_softcapping": 1.5,
+}
+_GEMMA4_KEYS = {
+    **{"attention.key_length": 64, "attention.value_length": 64, "attention.sliding_window": 20},
+    **{"attention.key_length_swa": 32, "attention.value_length_swa": 32},
+    **{"rope.freq_base": 1e6, "rope.freq_base_swa": 1e4, "final_logit_softcapping": 1.5},
+}
+_LOCAL = ["sliding_attention", "sliding_attention", "full_attention"]
+# The keys and values of layers 2 and 4 are those of layers 5 to 8, too.
+_SHARING = {
+    **{"num_hidden_layers": 9, "layer_types": 3 * _LOCAL, "num_kv_shared_layers": 4},
+    **{"hidden_size_per_layer_input": 32, "use_double_wide_mlp": True},
+}
+_SHARING_KEYS = {
+    "attention.sliding_window_pattern": np.array(3 * [True, True, False]),
+    "attention.shared_kv_layers": 4,
+    "feed_forward_length": np.array(5 * [96] + 4 * [192], np.int32),
+    "embedding_length_per_layer_input": 32,
+}
+_KEYS_ARE_VALUES = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+_GEMMA4_NAMES = {
+    "layer_scalar": "layer_output_scale",
+    "embed_tokens_per_layer": "per_layer_token_embd",
+    "per_layer_model_projection": "per_layer_model_proj",
+    "per_layer_projection_norm": "per_layer_proj_norm",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "post_per_layer_input_norm": "post_norm",
+    "router.proj": "ffn_gate_inp",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+    "experts.down_proj": "ffn_down_exps",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2",
 }
 _FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 CASES = {
@@ -415,5 +463,41 @@ CASES = {
         },
         {"attention.sliding_window": 20, "rope.freq_base": 1e6}
         | {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    ),
+    "Gemma 4 E2B": Case(
+        "Gemma4", "gemma4", _GEMMA4 | _SHARING, _GEMMA4_KEYS | _SHARING_KEYS, _GEMMA4_NAMES
+    ),
+    "Gemma 4 E2B, which sees pictures": Case(
+        "Gemma4",
+        "gemma4",
+        _GEMMA4 | _SHARING,
+        _GEMMA4_KEYS | _SHARING_KEYS,
+        _GEMMA4_NAMES,
+        sees=True,
+    ),
+    "Gemma 4 31B": Case(
+        "Gemma4",
+        "gemma4",
+        _GEMMA4
+        | _KEYS_ARE_VALUES
+        | {"num_hidden_layers": 5, "layer_types": [*_LOCAL, *_LOCAL[1:]]},
+        _GEMMA4_KEYS
+        | {"attention.head_count_kv": np.array([2, 2, 1, 2, 1], np.int32)}
+        | {"attention.sliding_window_pattern": np.array([True, True, False, True, False])},
+        _GEMMA4_NAMES,
+        # As its authors wrote it, not as transformers does
+        extra={"per_layer_config": None, "global_head_dim": 64, "num_global_key_value_heads": 1},
+    ),
+    "Gemma 4 26B-A4B": Case(
+        "Gemma4",
+        "gemma4",
+        _GEMMA4
+        | _KEYS_ARE_VALUES
+        | {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2}
+        | {"moe_intermediate_size": 32, "num_hidden_layers": 2, "layer_types": _LOCAL[1:]},
+        _GEMMA4_KEYS
+        | {"attention.head_count_kv": np.array([2, 1], np.int32)}
+        | {"attention.sliding_window_pattern": np.array([True, False])},
+        _GEMMA4_NAMES,
     ),
 }

@@ -47,14 +47,19 @@ def build(case: Case) -> Any:
         "max_position_embeddings": CONTEXT,
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
-    config_class = "Gemma3TextConfig" if case.family == "Gemma3" else f"{case.family}Config"
+    of_text = case.family in ("Gemma3", "Gemma4") and not case.sees
+    config_class = f"{case.family}TextConfig" if of_text else f"{case.family}Config"
     values = sizes | case.config
     if case.sees:
         vision = {"depth": 1, "hidden_size": 16, "embed_dim": 16, "intermediate_size": 16}
         vision |= {"num_heads": 2, "patch_size": 2, "num_position_embeddings": 4}
         vision |= {"out_hidden_size": 64, "deepstack_visual_indexes": [0]}
-        values = {"text_config": values, "vision_config": vision, "tie_word_embeddings": False}
+        if case.gemma:
+            vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+            vision |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+        values = {"text_config": values, "vision_config": vision, "tie_word_embeddings": case.gemma}
     config = getattr(transformers, config_class)(**values)
+    config.get_text_config().allow_global_per_layer_attribute_access = True
     config._attn_implementation = "eager"  # the one that caps scores
     task = "ConditionalGeneration" if case.sees else "CausalLM"
     model = getattr(transformers, f"{case.family}For{task}")(config).float().eval()
@@ -62,14 +67,22 @@ def build(case: Case) -> Any:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
-                centre = 0.0 if case.arch.startswith("gemma") else 1.0
+                centre = 0.0 if case.plus_one else 1.0
                 weight.uniform_(centre - 0.5, centre + 0.5, generator=random)
+                if case.arch == "gemma4" and name.endswith("q_norm.weight"):
+                    weight *= len(weight) ** -0.5  # nothing else makes its scores small
             else:
                 spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
                 weight.normal_(0.0, spread, generator=random)
+                if name.endswith("router.scale"):
+                    weight *= weight.shape[-1] ** 0.5  # or all experts would be nearly equal
+                elif name.endswith("per_expert_scale"):
+                    weight.uniform_(0.5, 1.5, generator=random)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.uniform_(-0.3, 0.3, generator=random)
+            elif name.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5, generator=random)
     return model
 
 
@@ -98,7 +111,10 @@ def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Pat
     model.save_pretrained(folder, max_shard_size=n_bytes // n_shards + 1)
     assert len(list(folder.glob("*.safetensors"))) >= n_shards
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | case.extra))
+    config |= case.extra
+    for key in [key for key in case.extra if config[key] is None]:
+        del config[key]
+    (folder / "config.json").write_text(json.dumps(config))
     tokenizer = {
         "added_tokens": [],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
@@ -128,7 +144,8 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
     if case.n_experts:
         entries |= {
             "expert_count": case.n_experts,
-            "expert_used_count": config.num_experts_per_tok,
+            "expert_used_count": case.config.get("top_k_experts")
+            or case.config["num_experts_per_tok"],
             "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None)
             or config.intermediate_size,
         }
@@ -143,7 +160,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
     config = model.config.get_text_config()
     for name, parameter in model.state_dict().items():
         values = parameter.numpy()
-        if ".visual." in name:
+        if any(part in name for part in (".visual.", ".vision_tower.", ".embed_vision.")):
             continue
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -160,7 +177,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             continue
         if name.endswith("shared_expert_gate.weight"):
             values = values[0]  # GGUF has it as a vector
-        if case.gemma and name.endswith("norm.weight"):
+        if case.plus_one and name.endswith("norm.weight"):
             values = values + np.float32(1.0)
         if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
             values = _neighbours(values, _head_dim(config))
@@ -168,6 +185,11 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
     rope = config.rope_parameters
     if rope.get("rope_type") == "llama3":
         yield "rope_freqs.weight", _rope_factors(model)
+    full = rope.get("full_attention", {})
+    if full.get("rope_type") == "proportional":
+        factors = np.full(case.config["global_head_dim"] // 2, 1e30, np.float32)
+        factors[: int(full["partial_rotary_factor"] * len(factors))] = 1.0
+        yield "rope_freqs.weight", factors
     for length in ("short", "long"):
         if f"{length}_factor" in rope:
             factors = np.array(rope[f"{length}_factor"], np.float32)
@@ -230,11 +252,12 @@ _NAMES = {
     "block_sparse_moe.experts.down_proj": "ffn_down_exps",
 }
 _BOTH = re.compile(
-    r"model\.layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp)"
+    r"model\.(language_model\.)?layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp)"
     r"\.(gate_up_proj|input_linear)(\.weight)?"
 )
 _SLOTS = {
     "mlp.experts": "exps",
+    "experts": "exps",
     "block_sparse_moe.experts": "exps",
     "shared_mlp": "shexp",
 }
@@ -251,4 +274,4 @@ def _gguf_name(case: Case, name: str) -> str:
         _, index, stem = stem.split(".", 2)
         layer = f"blk.{index}."
     slot = names[stem]
-    return f"{layer}{slot}" if slot.endswith(".bias") else f"{layer}{slot}.{suffix}"
+    return f"{layer}{slot}" if slot.endswith((".bias", ".scale")) else f"{layer}{slot}.{suffix}"

@@ -35,7 +35,12 @@ KEYS = [
     *("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_gating_func"),
     *("expert_weights_scale", "expert_weights_norm", "expert_group_count", "expert_shared_count"),
     *("expert_group_used_count", "leading_dense_block_count", "nextn_predict_layers"),
-    "expert_shared_feed_forward_length",
+    *(
+        "expert_shared_feed_forward_length",
+        "attention.key_length_swa",
+        "attention.value_length_swa",
+    ),
+    *("rope.dimension_count_swa", "attention.shared_kv_layers", "embedding_length_per_layer_input"),
 ]
 
 

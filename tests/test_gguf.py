@@ -150,6 +150,38 @@ def test_data_is_a_read_only_view_that_outlives_the_file(model: Path) -> None:
     assert int(data.sum()) > 0
 
 
+def test_gate_and_up_of_experts_in_one_tensor_are_told_apart(tmp_path: Path) -> None:
+    both = np.arange(3 * 8 * 4, dtype=np.float32).reshape(3, 8, 4)
+    spec = ("blk.5.ffn_gate_up_exps.weight", "f32", both.shape, both)
+    with GGUFFile.open(write_gguf(tmp_path / "m.gguf", {}, [spec])) as file:
+        assert list(file.tensors) == ["blk.5.ffn_gate_exps.weight", "blk.5.ffn_up_exps.weight"]
+        for name, half in zip(file.tensors, (both[:, :4], both[:, 4:]), strict=True):
+            assert file.tensors[name].shape == half.shape
+            np.testing.assert_array_equal(file.data(name).view(np.float32), half)
+            memory = np.empty(file.tensors[name].nbytes, np.uint8)
+            rows = file.read(name, memory, (3, 9)).view(np.float32)
+            np.testing.assert_array_equal(rows, half.reshape(12, 4)[3:9])
+
+
+@pytest.mark.parametrize(
+    ("shape", "others"),
+    [
+        ((3, 7, 4), []),  # no halves
+        ((6, 4), []),  # no experts
+        ((2**12 + 1, 2, 1), []),
+        ((3, 8, 4), ["blk.5.ffn_gate_exps.weight"]),
+        ((3, 8, 4), ["blk.5.ffn_up_exps.weight"]),
+    ],
+)
+def test_what_is_no_gate_and_up_keeps_its_name(
+    tmp_path: Path, shape: tuple[int, ...], others: list[str]
+) -> None:
+    names = ["blk.5.ffn_gate_up_exps.weight", *others]
+    specs = [(name, "f32", shape, np.zeros(shape, np.float32)) for name in names]
+    with GGUFFile.open(write_gguf(tmp_path / "m.gguf", {}, specs)) as file:
+        assert list(file.tensors) == names
+
+
 def test_tensors_keep_the_order_of_the_file(model: Path) -> None:
     names = list(GGUFFile.open(model).tensors)
     assert names[:2] == ["blk.0.f32", "blk.0.f16"]

@@ -86,6 +86,13 @@ def test_scale_multiplies_by_the_factor_in_float32(backend, factor):
     np.testing.assert_array_equal(out, x * np.float32(factor))
 
 
+@pytest.mark.parametrize("factor", [1.0, -0.5])
+def test_scale_multiplies_by_a_weight_too(backend, factor):
+    x, weight = random(3, 1100), np.array([0.7], np.float32)
+    out = run(backend, lambda g, x, w: g.scale(x, factor, w), {"x": x}, {"w": weight})
+    np.testing.assert_array_equal(out, x * (np.float32(factor) * weight[0]))
+
+
 @pytest.mark.parametrize("n_tokens", [1, 70])
 @pytest.mark.parametrize("width", [1, 700])
 def test_scale_rows_multiplies_each_row_by_its_factor(backend, n_tokens, width):
@@ -131,6 +138,7 @@ def test_an_op_may_overwrite_its_input(backend, name, over):
 FAULTS = {
     "factor is nan, expected a finite float": lambda g, x, y, z: g.scale(x, float("nan")),
     "factor is 2, expected a finite float": lambda g, x, y, z: g.scale(x, 2),
+    r"weight 'w' is \[2\], expected \[1\]": lambda g, x, y, z: g.scale(x, weight=g.weight("w", 2)),
     "alpha is 0.0": lambda g, x, y, z: g.swiglu_oai(x, y, alpha=0.0, limit=7.0),
     "limit is -7.0": lambda g, x, y, z: g.swiglu_oai(x, y, alpha=1.0, limit=-7.0),
     "'z' has width 32": lambda g, x, y, z: g.swiglu_oai(x, z, **LIMITS),

@@ -33,6 +33,29 @@ def test_head_norm_normalises_each_head_by_itself(backend, n_tokens):
     assert_close(out, expected.reshape(x.shape))
 
 
+@pytest.mark.parametrize("n_tokens", [1, 7])
+def test_head_norm_without_a_weight_has_one_of_ones(backend, n_tokens):
+    x = random(n_tokens, 3 * 24)
+    without = run(backend, lambda g, x: g.head_norm(x, None, 3, 1e-5), {"x": x}, {})
+    ones = {"w": np.ones(24, np.float32)}
+    np.testing.assert_array_equal(
+        without, run(backend, lambda g, x, w: g.head_norm(x, w, 3, 1e-5), {"x": x}, ones)
+    )
+
+
+def test_head_norms_of_several_widths_need_no_weights(backend):
+    x = random(2, 48)
+
+    def build(g, x):
+        return g.head_norm(g.head_norm(x, None, 6, 1e-5), None, 2, 1e-5)
+
+    heads = x.astype(np.float64)
+    for n_heads in (6, 2):
+        heads = heads.reshape(2, n_heads, -1)
+        heads = heads / np.sqrt((heads**2).mean(axis=-1, keepdims=True) + 1e-5)
+    assert_close(run(backend, build, {"x": x}, {}), heads.reshape(2, 48))
+
+
 @pytest.mark.parametrize("width", [5, 700])
 def test_geglu_is_gelu_of_the_gate_times_up(backend, width):
     gate, up = 3 * random(4, width), random(4, width, seed=1)
@@ -292,6 +315,29 @@ def test_columns_are_put_and_taken(backend, n_tokens, quantized):
     np.testing.assert_array_equal(out, values[:, 640:960].astype(np.float32))
 
 
+def columns_of_layers(backend, first_layer, n_layers, n_tokens=5):
+    """`sum` after n_layers graphs that each add the layer's columns of x, [n_tokens, 4 * 20]."""
+    g = GraphBuilder("layer")
+    x, total = g.external("x", 80), g.external("sum", 20)
+    g.add(total, g.layer_columns(x, 20), out=total)
+    executor = backend.executor(g.build(), n_tokens)
+    state = backend.sequence_state(64, [], [(None, 0, 0)] * 9)
+    values, out = random(n_tokens, 80), np.zeros((n_tokens, 20), np.float32)
+    bound = [executor.bind({})] * n_layers
+    executor.run_layers(bound, {"x": values, "sum": out}, [(n_tokens, 0, state)], first_layer)
+    return values, out
+
+
+def test_each_layer_takes_its_own_columns(backend):
+    values, out = columns_of_layers(backend, 1, 2)
+    np.testing.assert_array_equal(out, values[:, 20:40] + values[:, 40:60])
+
+
+def test_a_layer_without_columns_is_refused(backend):
+    with pytest.raises(ValueError, match="'x' has the columns of 4 layers, and none of layer 4"):
+        columns_of_layers(backend, 3, 2)
+
+
 def test_nan_and_infinity_do_not_pass_as_numbers(backend):
     x = random(1, 96)
     x[0, 3], x[0, 40] = np.nan, np.inf
@@ -307,6 +353,8 @@ BROKEN = {
     "columns 32 to 128": lambda g, x, q, y: g.put_columns(x, 32, out=y),
     "input 'q' is not float32": lambda g, x, q, y: g.silu(q),
     "expected a multiple of 64": lambda g, x, q, y: g.merge_add(y, x),
+    "multiple of 36": lambda g, x, q, y: g.layer_columns(x, 36),
+    "width is 0, expected 1 or more": lambda g, x, q, y: g.layer_columns(x, 0),
     "writes a part of": lambda g, x, q, y: g.put_columns(x, 0, out=g.silu(x)),
 }
 

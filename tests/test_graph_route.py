@@ -182,3 +182,26 @@ def test_a_choice_that_cannot_be_made_is_refused(options, says):
     with pytest.raises(GraphError) as error:
         g.route(x, **given)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 70])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_shares_are_scaled_by_a_factor_of_each_expert(backend, n_tokens, in_place):
+    route, factors = random(n_tokens, 2 * N_USED), random(N_EXPERTS, seed=1)
+    route[:, :N_USED] = np.arange(n_tokens * N_USED).reshape(n_tokens, N_USED) % N_EXPERTS
+    given = {"route": route.copy()}
+
+    def build(g, r, w):
+        return g.scale_shares(r, w, out=r if in_place else None)
+
+    out = run(backend, build, given, {"w": factors})
+    chosen = route[:, :N_USED].astype(int)
+    np.testing.assert_array_equal(out[:, :N_USED], route[:, :N_USED])
+    np.testing.assert_array_equal(out[:, N_USED:], route[:, N_USED:] * factors[chosen])
+
+
+def test_the_share_of_an_expert_that_is_not_there_is_no_number():
+    route, factors = np.array([[1, 12, 0.5, 0.5]], np.float32), random(N_EXPERTS)
+    backend = backend_named("cpp")
+    out = run(backend, lambda g, r, w: g.scale_shares(r, w), {"route": route}, {"w": factors})
+    np.testing.assert_array_equal(np.isnan(out), [[False, False, False, True]])

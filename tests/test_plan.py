@@ -9,6 +9,7 @@ from tiny_model import Sizes, write_tiny_model
 from airllm.backends.numpy_backend import NumpyBackend
 from airllm.cli import main
 from airllm.formats.model_file import Extent, Tensor
+from airllm.graph.graph import Role
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.util.system import MemoryLimit
 from airllm.weights import disk_probe
@@ -22,7 +23,8 @@ Capture = pytest.CaptureFixture[str]
 
 def part(name: str, megabytes: int) -> Part:
     n_bytes = megabytes << 20
-    matrix = Matrix("m", "matrix", "m.weight", "f32", (1, 1), 0, 0, n_bytes, n_bytes)
+    role: Role = "rows" if name == "embed" else "matrix"
+    matrix = Matrix("m", role, "m.weight", "f32", (1, 1), 0, 0, n_bytes, n_bytes)
     return Part(name, (matrix,), (), 0)
 
 
@@ -58,6 +60,22 @@ def test_the_embedding_is_the_last_that_is_pinned_as_a_token_takes_one_row_of_it
     assert planned(20 + 10 + 1000 + 50 + 200).embedding == "pinned"
     plan = planned(20 + 10 + 1000 + 50 + 199)
     assert (plan.embedding, len(plan.pinned_layers), plan.streams) == ("looked up", 10, False)
+
+
+def test_a_matrix_that_the_embedding_multiplies_by_stays_in_memory() -> None:
+    n_bytes = 40 << 20
+    matrix = Matrix("proj", "matrix", "proj.weight", "f32", (1, 1), 0, 0, n_bytes, n_bytes)
+    embedding = Part("embed", (*part("embed", 200).matrices, matrix), (), 0)
+    parts = [embedding, *LAYERS, part("head", 50)]
+
+    def plan(megabytes: int) -> Plan:
+        sizes = {"context": 1000, "batch_size": 100, "kv_cache_bytes": 0, "buffer_bytes": 0}
+        return make_plan(parts, budget=megabytes << 20, **sizes)
+
+    assert (plan(1290).embedding, plan(1289).embedding) == ("pinned", "looked up")
+    assert plan(1289).pinned_bytes == 1090 << 20
+    assert plan(1090).streams is False
+    assert plan(1089).streams is True
 
 
 def test_the_head_and_as_many_layers_as_fit_are_pinned_layers_evenly_spread() -> None:

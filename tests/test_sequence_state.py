@@ -109,6 +109,36 @@ def test_layers_that_read_anothers_keys_take_no_memory_of_their_own() -> None:
     assert shared.argument(0) == shared.argument(1)
 
 
+def sharing() -> SequenceState:
+    return state_with(heads_of(1, WIDTH, WINDOW), heads_of(1, WIDTH), LayerState(keys_of=0))
+
+
+@pytest.mark.parametrize("step", [1, 50])
+def test_a_window_that_layers_share_is_kept_and_no_more(step: int) -> None:
+    state = sharing()
+    for start in range(0, 1000, step):
+        append(state, range(start, start + step))
+    own_pages = (state.nbytes - 16 * PAGE_BYTES) // PAGE_BYTES  # 16: of the layer without a window
+    assert own_pages <= -(-(WINDOW + SLACK) // PAGE_ROWS) + 1 + step // PAGE_ROWS + 1
+    assert state.nbytes <= state.layout.nbytes(1000, step)
+    check(state)
+
+
+def test_a_shared_window_stays_for_the_first_batch_of_a_pass_until_all_layers_are_done() -> None:
+    state = sharing()
+    append(state, range(300))
+    state.begin()
+    for past in range(300, 900, 100):  # the first layer, batch by batch
+        state.make_room(0, 1, past, 100)
+        state.let_go(0, 1, past + 100)
+    assert state.layout.layers[2].keys is not None
+    assert state.backing.read(2, 300 - WINDOW + 1, 900)[0].shape == (1, 600 + WINDOW - 1, WIDTH)
+    assert state._pages[0][900 // PAGE_ROWS]
+    in_pass = sum(len(page.memory) for page in state._pages[0].values())
+    whole = StateLayout([heads_of(1, WIDTH)], "f32")  # the second layer appends later
+    assert in_pass <= state.layout.nbytes(900, 100, pass_size=600) - whole.nbytes(900, 100)
+
+
 def test_latents_take_no_memory_for_values() -> None:
     latents = LayerState(KeysValues(1, 576, 512, 0, True))
     assert StateLayout([latents]).bytes_per_token == 576 * 2

@@ -74,7 +74,8 @@ class Executor(Protocol):
         bound: the weights of each layer. sequences: for each (n_tokens, past, state), the state
         made by Backend.sequence_state, which holds `past` tokens and has room for the others; the
         buffers hold the rows of the first sequence first. A state may come several times, with
-        more tokens each time. first_layer: the index in the states of the first layer of `bound`.
+        more tokens each time. first_layer: the number of the first layer of `bound`: its
+        index in the states, and that of its columns for the op layer_columns.
         """
 
 

@@ -118,7 +118,7 @@ class NumpyExecutor:
             for n, past, state in sequences:
                 parts.append(TokenSequence(n_tokens, n, past, state, index))
                 n_tokens += n
-            self._run(weights, buffers, n_tokens, parts, seconds)
+            self._run(weights, buffers, n_tokens, parts, seconds, index)
 
     def _run(
         self,
@@ -127,12 +127,13 @@ class NumpyExecutor:
         n_tokens: int,
         sequences: Sequence[TokenSequence],
         seconds: NDArray[np.float64] | None,
+        layer: int = 0,
     ) -> None:
         if not 0 <= n_tokens <= self.max_tokens:
             raise ValueError(f"n_tokens is {n_tokens}; expected 0 to {self.max_tokens}")
         values = {name: array[:n_tokens] for name, array in self._internal.items()}
         values |= self._external_arrays(buffers, n_tokens)
-        batch = TokenBatch(values, bound, n_tokens, sequences, self._recurrent_first)
+        batch = TokenBatch(values, bound, n_tokens, sequences, layer, self._recurrent_first)
         with np.errstate(all="ignore"):  # infinities and NaN are values here, as in C++
             for index, op in enumerate(self.graph.ops):
                 start = perf_counter()

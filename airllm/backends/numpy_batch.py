@@ -48,6 +48,7 @@ class TokenBatch:
     weights: Mapping[str, Any]
     n_tokens: int
     sequences: Sequence[TokenSequence]
+    layer: int = 0
     # The first float of an op's recurrent memory, by the op's id().
     recurrent_first: Mapping[int, int] = field(default_factory=dict)
 

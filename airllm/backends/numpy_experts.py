@@ -7,7 +7,7 @@ from airllm import numpy_ops
 from airllm.backends.numpy_batch import TokenBatch, arrays
 from airllm.graph.graph import Op
 
-__all__ = ["expert_bias", "expert_linear", "expert_sum", "route"]
+__all__ = ["expert_bias", "expert_linear", "expert_sum", "route", "scale_shares"]
 
 _LOWEST = np.finfo(np.float32).min
 
@@ -70,6 +70,14 @@ def expert_bias(op: Op, batch: TokenBatch) -> None:
     experts = route[:, : int(op.attrs["n_used"])].astype(np.int64)
     parts = (batch.n_tokens, experts.shape[1], biases.shape[1])
     np.add(x.reshape(parts), biases[experts], out=out.reshape(parts))
+
+
+def scale_shares(op: Op, batch: TokenBatch) -> None:
+    route, out = arrays(op, batch)
+    n_used, factors = int(op.attrs["n_used"]), batch.weights[op.weights[0]]
+    experts = route[:, :n_used].astype(np.int64)
+    out[:, :n_used] = route[:, :n_used]
+    np.multiply(route[:, n_used:], factors[experts], out=out[:, n_used:])
 
 
 def expert_sum(op: Op, batch: TokenBatch) -> None:

@@ -35,8 +35,9 @@ def _layer_norm(op: Op, batch: TokenBatch) -> None:
 
 def _head_norm(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
-    weight, eps = batch.weights[op.weights[0]], float(op.attrs["eps"])
-    heads = batch.n_tokens, int(op.attrs["n_heads"]), len(weight)
+    n_heads, eps = int(op.attrs["n_heads"]), float(op.attrs["eps"])
+    heads = batch.n_tokens, n_heads, x.shape[1] // n_heads
+    weight = batch.weights[op.weights[0]] if op.weights else np.ones(heads[2], np.float32)
     numpy_ops.rms_norm(x.reshape(heads), weight, eps, out=out.reshape(heads))
 
 
@@ -175,7 +176,8 @@ def _swiglu_oai(op: Op, batch: TokenBatch) -> None:
 
 def _scale(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
-    np.multiply(x, np.float32(op.attrs["factor"]), out=out)
+    factor = np.float32(op.attrs["factor"])
+    np.multiply(x, factor * batch.weights[op.weights[0]] if op.weights else factor, out=out)
 
 
 def _silu(op: Op, batch: TokenBatch) -> None:
@@ -208,6 +210,17 @@ def _take_columns(op: Op, batch: TokenBatch) -> None:
         x = numpy_ops.dequantize(x, "q8_0")
     offset = int(op.attrs["offset"])
     out[...] = x[:, offset : offset + out.shape[1]]
+
+
+def _layer_columns(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    layer, width = batch.layer, out.shape[1]
+    if (layer + 1) * width > x.shape[1]:
+        raise ValueError(
+            f"{op.inputs[0]!r} has the columns of {x.shape[1] // width} layers, and none of layer "
+            f"{layer}"
+        )
+    out[...] = x[:, layer * width : (layer + 1) * width]
 
 
 def _put_columns(op: Op, batch: TokenBatch) -> None:
@@ -271,6 +284,7 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "take_head_columns": _take_head_columns,
     "join_heads": _join_heads,
     "expert_bias": experts.expert_bias,
+    "scale_shares": experts.scale_shares,
     "sigmoid": _sigmoid,
     "relu_squared": _relu_squared,
     "swiglu_oai": _swiglu_oai,
@@ -288,5 +302,6 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "round_q8": _round_q8,
     "merge_add": _merge_add,
     "take_columns": _take_columns,
+    "layer_columns": _layer_columns,
     "put_columns": _put_columns,
 }

@@ -106,7 +106,8 @@ class RoutedExecutor:
     ) -> None:
         of_halves, times = self._buffers(buffers, n_tokens), self._seconds(seconds)
         self._first.run(bound.first, of_halves[0], n_tokens, threads, times[0])
-        self._run_second(bound, of_halves[1], n_tokens, threads, times[1])
+        self._bind_second(bound, n_tokens)
+        self._second.run(bound.second, of_halves[1], n_tokens, threads, times[1])
 
     def run_layers(
         self,
@@ -123,20 +124,16 @@ class RoutedExecutor:
             self._first.run_layers(
                 [weights.first], of_halves[0], sequences, layer, threads, times[0]
             )
-            self._run_second(weights, of_halves[1], n_tokens, threads, times[1])
+            self._bind_second(weights, n_tokens)
+            self._second.run_layers(
+                [weights.second], of_halves[1], sequences, layer, threads, times[1]
+            )
 
-    def _run_second(
-        self,
-        bound: RoutedWeights,
-        buffers: dict[str, NDArray[Any]],
-        n_tokens: int,
-        threads: int,
-        seconds: NDArray[np.float64] | None,
-    ) -> None:
+    def _bind_second(self, bound: RoutedWeights, n_tokens: int) -> None:
+        """Binds the second half with the experts that the first half has chosen."""
         experts = np.unique(self._crossing[self._route][:n_tokens, : self._n_used])
         fetched = bound.fetch(experts.astype(np.int64).tolist())
         bound.second = self._second.bind({**bound.kept, **fetched})
-        self._second.run(bound.second, buffers, n_tokens, threads=threads, seconds=seconds)
 
     def _buffers(
         self, buffers: Mapping[str, NDArray[Any]], n_tokens: int

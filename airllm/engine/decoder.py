@@ -27,7 +27,8 @@ class Decoder:
 
     The constructor allocates all of it but the state's pages, which come as the sequence grows. The
     only other allocation of an evaluation that grows with the model is the residual of a pass over
-    several batches; if layers are streamed, the plan counts it.
+    several batches, and what else the layers read of each token; if layers are streamed, the plan
+    counts it.
     """
 
     def __init__(
@@ -48,12 +49,16 @@ class Decoder:
         self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
         self._embed: Executor = backend.executor(model.embed, batch_size)
         self._head: Executor = backend.executor(model.head, batch_size)
-        self._residual = np.empty((batch_size, config.hidden_size), np.float32)
+        self._carried = self._carried_rows(batch_size)
         self._last_logits = np.empty(config.vocab_size, np.float32)
         self._last_row = self._last_logits[np.newaxis]
         tables = {id(each): RopeRows(each, plan.context) for each in model.rotations}
         self._rope = [
             {name: tables[id(each)] for name, each in kind.rotations.items()}
+            for kind in model.kinds
+        ]
+        self._carried_to = [  # names, for each kind
+            [name for name in model.carried if name in {b.name for b in kind.graph.buffers}]
             for kind in model.kinds
         ]
         self._closed = False
@@ -272,43 +277,51 @@ class Decoder:
 
     def _run(self, parts: Sequence["_Part"], on_layer: OnProgress | None) -> None:
         n = sum(len(part.tokens) for part in parts)
-        # Several batches in one pass need a residual for all of their tokens.
-        few = n <= self._batch_size
-        all_rows = self._residual if few else np.empty((n, self._residual.shape[1]), np.float32)
-        residuals, first = [], 0  # for each part [n_tokens, hidden_size]
+        # Several batches in one pass need rows for all of their tokens.
+        all_rows = self._carried if n <= self._batch_size else self._carried_rows(n)
+        carried: list[_Buffers] = []
+        first = 0
         for part in parts:
-            residuals.append(all_rows[first : first + len(part.tokens)])
-            first += len(part.tokens)
+            end = first + len(part.tokens)
+            carried.append({name: rows[first:end] for name, rows in all_rows.items()})
+            first = end
         threads = self._decode_threads if n == 1 else 0
         with self.weights.embed() as bound:
-            for part, residual in zip(parts, residuals, strict=True):
-                buffers = {"tokens": part.tokens, "residual": residual}
-                self._embed.run(bound, buffers, len(residual), threads=threads)
-        self._run_layers(parts, residuals, threads, on_layer)
+            for part, rows in zip(parts, carried, strict=True):
+                buffers = {"tokens": part.tokens, **rows}
+                _run_whole(self._embed, bound, buffers, part, len(part.tokens), threads)
+        self._run_layers(parts, carried, threads, on_layer)
         if any(len(part.logits) for part in parts):
             with self.weights.head() as bound:
-                for part, residual in zip(parts, residuals, strict=True):
-                    self._run_head(bound, part, residual, threads)
+                for part, rows in zip(parts, carried, strict=True):
+                    self._run_head(bound, part, rows["residual"], threads)
+
+    def _carried_rows(self, n: int) -> "_Buffers":
+        """Memory for what the embedding's graph writes and the layers read: the residual, [n,
+        hidden_size], which each layer changes in place, and others."""
+        widths = self._model.carried
+        return {name: np.empty((n, width), np.float32) for name, width in widths.items()}
 
     def _run_layers(
         self,
         parts: Sequence["_Part"],
-        residuals: Sequence[NDArray[np.float32]],
+        carried: Sequence["_Buffers"],
         threads: int,
         on_layer: OnProgress | None,
     ) -> None:
-        """residuals: [n_tokens, hidden_size] for each part; each layer changes them in place."""
+        """carried: for each part, see _carried_rows."""
         n_layers, kind_of_layer = self._model.config.n_layers, self._model.kind_of_layer
         runs = []
-        for part, residual in zip(parts, residuals, strict=True):
+        for part, rows in zip(parts, carried, strict=True):
             positions = [(past, count) for count, past, _ in part.sequences]
             buffers = [  # for each kind of layer; of rope: [n, rope_dims]
-                {"residual": residual} | {name: rows.rows(positions) for name, rows in of_kind}
-                for of_kind in map(dict.items, self._rope)
+                {name: rows[name] for name in names}
+                | {name: table.rows(positions) for name, table in rope.items()}
+                for names, rope in zip(self._carried_to, self._rope, strict=True)
             ]
             runs.append((buffers, part.sequences, _backings(part.sequences)))
         # Ctrl-C waits for the end of a call, so a call runs several layers only for few tokens.
-        few = on_layer is None and sum(map(len, residuals)) <= 64
+        few = on_layer is None and sum(len(part.tokens) for part in parts) <= 64
         at_once = self.weights.layers_at_once if few else 1
         for start, stop in _runs_of_one_kind(kind_of_layer, at_once):
             with self.weights.layers(start, stop) as bound:
@@ -329,13 +342,12 @@ class Decoder:
     ) -> None:
         n = len(part.logits)
         buffers = {"residual": residual[len(residual) - n :], "logits": part.logits}
-        if len(part.sequences) > 1:  # each has one token
-            self._head.run_layers([bound], buffers, _backings(part.sequences), threads=threads)
-        elif n:
-            self._head.run(bound, buffers, n, threads=threads)
+        if n:
+            _run_whole(self._head, bound, buffers, part, n, threads)
 
 
 _Sequence = tuple[int, int, SequenceState]
+_Buffers = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +362,22 @@ class _Part:
     tokens: NDArray[np.int32]
     sequences: Sequence[_Sequence]
     logits: Logits
+
+
+def _run_whole(
+    executor: Executor,
+    bound: Any,
+    buffers: dict[str, NDArray[Any]],
+    part: _Part,
+    n_tokens: int,
+    threads: int,
+) -> None:
+    """Runs a graph that is no layer's. Sequences of one token each stay apart: the numbers of each
+    then do not depend on the others."""
+    if len(part.sequences) > 1:
+        executor.run_layers([bound], buffers, _backings(part.sequences), threads=threads)
+    else:
+        executor.run(bound, buffers, n_tokens, threads=threads)
 
 
 def _backings(sequences: Sequence[_Sequence]) -> list[tuple[int, int, Any]]:

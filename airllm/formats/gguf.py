@@ -8,12 +8,13 @@ The files of a split model are named NAME-00001-of-00003.gguf and so on. Each st
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from airllm.formats.gguf_header import MAX_TENSORS, Header, read_header
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.model_file import ModelParts, Tensor
+from airllm.formats.model_file import Extent, ModelParts, Tensor
 from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["FormatError", "GGUFFile", "Metadata", "Tensor"]
@@ -21,6 +22,8 @@ __all__ = ["FormatError", "GGUFFile", "Metadata", "Tensor"]
 _HINT = "give the .gguf file in it"
 _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MAX_PARTS = 99_999  # a name has five digits
+MAX_EXPERTS = 2**12  # of a tensor whose halves are told apart
+_HALVES = ("gate", "up")
 
 
 class GGUFFile(ModelParts):
@@ -47,7 +50,30 @@ class GGUFFile(ModelParts):
             for part in parts:
                 part.close()
             raise
-        return cls(path, header.metadata, tensors, parts)
+        return cls(path, header.metadata, _apart(tensors), parts)
+
+
+def _apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, with the gate and up matrices of experts apart: files may have them as one
+    matrix for each expert, the gate's rows first."""
+    names = {tensor.name for tensor in tensors}
+    found = []
+    for tensor in tensors:
+        gate, up = (tensor.name.replace("_gate_up_exps.", f"_{each}_exps.") for each in _HALVES)
+        halves = len(tensor.shape) == 3 and tensor.shape[1] % 2 == 0
+        if gate == up or not halves or tensor.shape[0] > MAX_EXPERTS or {gate, up} & names:
+            found.append(tensor)
+            continue
+        n_experts, n, k = tensor.shape
+        n_bytes = n // 2 * tensor.row_bytes
+        for half, name in enumerate((gate, up)):
+            extents = tuple(
+                Extent(tensor.extents[0].part, tensor.offset + at * n_bytes, n_bytes)
+                for at in range(half, 2 * n_experts, 2)
+            )
+            shape, nbytes = (n_experts, n // 2, k), n_experts * n_bytes
+            found.append(replace(tensor, name=name, shape=shape, nbytes=nbytes, extents=extents))
+    return found
 
 
 def _other_parts(path: Path, metadata: Metadata) -> Sequence[Path]:

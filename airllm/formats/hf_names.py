@@ -27,7 +27,8 @@ _LAYER = re.compile(r"layers\.(?P<layer>\d{1,5})\.(?P<stem>.*)")
 _EXPERT = re.compile(r"(?P<before>.*\bexperts)\.(?P<number>\d{1,5})\.(?P<after>.*)")
 # The vision part of a model that sees pictures, and a table of rope that older files have.
 _LEFT_OUT = re.compile(
-    r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector)\..*|.*\.rotary_emb\.inv_freq"
+    r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
+    r"|embed_audio)\..*|.*\.rotary_emb\.inv_freq"
 )
 
 
@@ -159,8 +160,10 @@ def _place(name: str, config: HFConfig) -> _Place | None:
         return _Place(Slots((name,)))
     if not isinstance(slots, Slots):
         slots = Slots((slots,) if isinstance(slots, str) else slots)
-    # GGUF has slots that are biases by their own name ("exp_probs_b.bias").
-    names = (slot if slot.endswith(".bias") else f"{slot}.{suffix}" for slot in slots.names)
+    # GGUF has slots that are biases or scales by their own name ("exp_probs_b.bias").
+    names = (
+        slot if slot.endswith((".bias", ".scale")) else f"{slot}.{suffix}" for slot in slots.names
+    )
     return _Place(replace(slots, names=tuple(f"{before}{each}" for each in names)), number)
 
 

@@ -78,10 +78,18 @@ class GraphBuilder:
         return self._emit("layer_norm", [x], out, [weight], eps=eps)
 
     def head_norm(
-        self, x: Buffer, weight: Weight, n_heads: int, eps: float, *, out: Buffer | None = None
+        self,
+        x: Buffer,
+        weight: Weight | None,
+        n_heads: int,
+        eps: float,
+        *,
+        out: Buffer | None = None,
     ) -> Buffer:
-        """rms_norm of each head by itself. x: [n_tokens, n_heads * head_dim], weight: [head_dim]"""
-        return self._emit("head_norm", [x], out, [weight], n_heads=n_heads, eps=eps)
+        """rms_norm of each head by itself. x: [n_tokens, n_heads * head_dim], weight: [head_dim];
+        None: all 1"""
+        weights = [] if weight is None else [weight]
+        return self._emit("head_norm", [x], out, weights, n_heads=n_heads, eps=eps)
 
     def bias(self, x: Buffer, weight: Weight, *, out: Buffer | None = None) -> Buffer:
         """x + weight, the same for each row."""
@@ -245,6 +253,11 @@ class GraphBuilder:
         weight: [n_experts, n]"""
         return self._emit("expert_bias", [x, route], out, [weight], n_used=route.width // 2)
 
+    def scale_shares(self, route: Buffer, weight: Weight, *, out: Buffer | None = None) -> Buffer:
+        """The route with the share of each expert e multiplied by weight[e]. weight:
+        [n_experts]"""
+        return self._emit("scale_shares", [route], out, [weight], n_used=route.width // 2)
+
     def expert_sum(self, x: Buffer, route: Buffer) -> Buffer:
         """The sum of the experts' outputs, weighted by their shares. [n_tokens, n_used * n] ->
         [n_tokens, n]"""
@@ -274,9 +287,16 @@ class GraphBuilder:
     def multiply(self, a: Buffer, b: Buffer, *, out: Buffer | None = None) -> Buffer:
         return self._emit("multiply", [a, b], out)
 
-    def scale(self, x: Buffer, factor: float, *, out: Buffer | None = None) -> Buffer:
-        """factor * x"""
-        return self._emit("scale", [x], out, factor=factor)
+    def scale(
+        self,
+        x: Buffer,
+        factor: float = 1.0,
+        weight: Weight | None = None,
+        *,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """factor * x, and times the weight, [1], if there is one"""
+        return self._emit("scale", [x], out, [] if weight is None else [weight], factor=factor)
 
     def scale_rows(self, x: Buffer, factors: Buffer, *, out: Buffer | None = None) -> Buffer:
         """Each row of x times its factor. factors: [n_tokens, 1]"""
@@ -369,6 +389,11 @@ class GraphBuilder:
         """x[:, offset : offset + width]"""
         quantized = x.dtype == "q8_0"
         return self._emit("take_columns", [x], out, offset=offset, width=width, quantized=quantized)
+
+    def layer_columns(self, x: Buffer, width: int, *, out: Buffer | None = None) -> Buffer:
+        """The columns of x that belong to the layer: x[:, i * width : (i + 1) * width] of layer i,
+        as Executor.run_layers counts."""
+        return self._emit("layer_columns", [x], out, width=width)
 
     def put_columns(self, x: Buffer, offset: int, *, out: Buffer) -> Buffer:
         """Writes x to the columns of `out`, which is external, from `offset` on."""

@@ -53,9 +53,15 @@ SIGNATURES: Mapping[str, Signature] = {
     "linear": _signature("x", widths.linear, flops=0, weights=("matrix",), attrs="activations"),
     # out = x + weight
     "bias": _signature("x", widths.vector, flops=1, weights=("vector",), in_place="x"),
-    # rms_norm of each of x's heads by itself
+    # rms_norm of each of x's heads by itself; without a weight it is 1
     "head_norm": _signature(
-        "x", widths.head_norm, flops=4, weights=("vector",), attrs="n_heads eps", in_place="x"
+        "x",
+        widths.head_norm,
+        flops=4,
+        weights=("vector",),
+        attrs="n_heads eps",
+        in_place="x",
+        optional=True,
     ),
     # rotates pairs of each head's dimensions; table: [n_tokens, n_dims], n_dims / 2 cos, then sin
     "rope": _signature(
@@ -130,6 +136,10 @@ SIGNATURES: Mapping[str, Signature] = {
     ),
     # out: of each head the columns of a, then those of b
     "join_heads": _signature("a b", widths.join_heads, flops=0, attrs="n_heads"),
+    # out = the route, with the share of each expert e multiplied by weight[e]
+    "scale_shares": _signature(
+        "route", widths.scale_shares, flops=1, weights=("vector",), attrs="n_used", in_place="route"
+    ),
     "add": _signature("a b", widths.elementwise, flops=1, in_place="a b"),
     # ---- made by graph.rewrite ------------------------------------------------------------------
     # rms_norm whose output only matrix products read, so it is quantised at once; activations: as
@@ -175,8 +185,16 @@ SIGNATURES: Mapping[str, Signature] = {
     "swiglu_oai": _signature(
         "gate up", widths.swiglu_oai, flops=8, attrs="alpha limit", in_place="gate up"
     ),
-    # out = factor * x
-    "scale": _signature("x", widths.scale, flops=1, attrs="factor", in_place="x"),
+    # out = factor * x, or factor * weight[0] * x
+    "scale": _signature(
+        "x",
+        widths.scale,
+        flops=1,
+        weights=("vector",),
+        attrs="factor",
+        in_place="x",
+        optional=True,
+    ),
     # out[t] = factors[t] * x[t]; factors: [n_tokens, 1]
     "scale_rows": _signature("x factors", widths.scale_rows, flops=1, in_place="x"),
     # out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight
@@ -231,6 +249,9 @@ SIGNATURES: Mapping[str, Signature] = {
     "layer_norm": _signature(
         "x", widths.vector, flops=7, weights=("vector",), attrs="eps", in_place="x"
     ),
+    # ---- what layers do not share ---------------------------------------------------------------
+    # out = the columns of x that belong to layer i: x[:, i * width : (i + 1) * width]
+    "layer_columns": _signature("x", widths.layer_columns, flops=0, attrs="width"),
     # ---- what nodes of a cluster exchange --------------------------------------------------------
     # out = x rounded to the values that blocks of Q8_0 can hold
     "round_q8": _signature("x", widths.round_q8, flops=2, in_place="x"),

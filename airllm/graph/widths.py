@@ -22,10 +22,12 @@ def vector(call: Call) -> int:
 
 
 def head_norm(call: Call) -> int:
-    n_heads, weight = call.count("n_heads"), call.weights[0]
-    head_dim = weight.shape[0]
-    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of weight {weight.name!r}'s length")
-    return n_heads * head_dim
+    n_heads, width = call.count("n_heads"), call.inputs[0].width
+    for weight in call.weights:
+        wanted = n_heads * weight.shape[0]
+        call.require_width(0, wanted, f"{n_heads} heads of weight {weight.name!r}'s length")
+    call.require(width % n_heads == 0, f"a width of {width} is no {n_heads} heads")
+    return width
 
 
 def linear(call: Call) -> int:
@@ -242,7 +244,26 @@ def swiglu_oai(call: Call) -> int:
 
 def scale(call: Call) -> int:
     _check_float(call, "factor")
+    for weight in call.weights:
+        call.require(
+            weight.shape == (1,), f"weight {weight.name!r} is {list(weight.shape)}, expected [1]"
+        )
     return call.inputs[0].width
+
+
+def scale_shares(call: Call) -> int:
+    n_used = call.count("n_used")
+    call.require_width(0, 2 * n_used, f"a route to {n_used} experts")
+    return 2 * n_used
+
+
+def layer_columns(call: Call) -> int:
+    x, width = call.inputs[0], call.count("width")
+    call.require(
+        x.width % width == 0,
+        f"input {x.name!r} has width {x.width}, expected a multiple of {width}",
+    )
+    return width
 
 
 def scale_rows(call: Call) -> int:

@@ -17,6 +17,7 @@ from airllm.models import (
     deepseek2,
     gemma2,
     gemma3,
+    gemma4,
     glm4moe,
     gpt_oss,
     granite,
@@ -45,6 +46,7 @@ _MODULES = (
     deepseek2,
     gemma2,
     gemma3,
+    gemma4,
     glm4moe,
     gpt_oss,
     granite,
@@ -99,6 +101,16 @@ class Model:
     head: Graph
 
     @property
+    def carried(self) -> dict[str, int]:
+        """Widths of the buffers that the embedding's graph writes: the residual, and others that
+        layers read."""
+        return {
+            buffer.name: buffer.width
+            for buffer in self.embed.buffers
+            if buffer.external and buffer.dtype == "float32"
+        }
+
+    @property
     def rotations(self) -> list[Rotation]:
         """All that differ."""
         found = {id(each): each for kind in self.kinds for each in kind.rotations.values()}
@@ -132,7 +144,7 @@ def load_model(
     finish: Callable[[Graph], Graph] = fuse if fusion else lambda graph: graph
     return Model(
         config,
-        family.embed(config),
+        finish(family.embed(config, activations)),
         tuple(
             LayerKind(finish(family.layer(config, activations, layer)), found)
             for layer, found in zip(layers, rotations, strict=True)

@@ -20,15 +20,17 @@ __all__ = [
     "layer",
     "linear",
     "norm",
+    "route",
+    "routed_experts",
 ]
 
 Normed = Literal["", "heads", "rows"]
 FeedForward = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]
 
 
-def embed(c: ModelConfig) -> Graph:
+def embed(c: ModelConfig, activations: Activations) -> Graph:
     """Token ids to the residual."""
-    g = GraphBuilder("embed")
+    g = GraphBuilder("embed", activations=activations)
     tokens = g.external("tokens", 1, "int32")  # [n]
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     table = g.weight("token_embd", c.vocab_size, c.hidden_size)
@@ -178,9 +180,14 @@ def glu_mlp(
 
 def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
     """A mixture: a router chooses, for each token, a few of many small networks."""
-    n, ffn, hidden, r = c.n_experts, c.expert_size, c.hidden_size, c.router
+    return routed_experts(g, c, h, route(g, c, h))
+
+
+def route(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+    """The experts of each token and their shares: [n, 2 * used]."""
+    n, r = c.n_experts, c.router
     logits = linear(g, c, h, "ffn_gate_inp", n)  # [n, experts]
-    route = g.route(
+    return g.route(
         logits,
         c.n_experts_used,
         normalized=r.normalized,
@@ -190,7 +197,14 @@ def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
         n_groups=r.n_groups,
         n_groups_used=r.n_groups_used,
         group_score=r.group_score,
-    )  # [n, 2 * used]
+    )
+
+
+def routed_experts(
+    g: GraphBuilder, c: ModelConfig, h: Buffer, route: Buffer, *, gelu: bool = False
+) -> Buffer:
+    """The sum of the experts' outputs. gelu: of GEGLU in place of SwiGLU."""
+    n, ffn, hidden = c.n_experts, c.expert_size, c.hidden_size
 
     def product(x: Buffer, slot: str, rows: int, columns: int) -> Buffer:
         y = g.expert_linear(x, route, g.weight(slot, n, rows, columns))
@@ -203,7 +217,7 @@ def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
     if c.gate_limit:
         act = g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
     else:
-        act = g.swiglu(gate, up)  # [n, used * ffn]
+        act = g.geglu(gate, up) if gelu else g.swiglu(gate, up)  # [n, used * ffn]
     return g.expert_sum(product(act, "ffn_down_exps", hidden, ffn), route)  # [n, hidden]
 
 

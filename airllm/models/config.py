@@ -1,6 +1,6 @@
 """What a decoder-only transformer is made of: of the whole model, and of each layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = ["Latent", "LayerConfig", "ModelConfig", "Router"]
@@ -14,12 +14,19 @@ class LayerConfig:
     rotates: whether rope turns queries and keys.
     has_experts: whether the feed-forward network is a mixture of experts.
     keys_of: the earlier layer whose keys and values it reads; None: it has its own.
+    keys_are_values: whether V is what K is made of.
+    head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
     """
 
     window: int = 0
     rotates: bool = True
     has_experts: bool = False
     keys_of: int | None = None
+    keys_are_values: bool = False
+    head_dim: int = 0
+    n_kv_heads: int = 0
+    rope_dims: int = 0
+    intermediate_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,21 @@ class ModelConfig:
     latent: Latent | None = None
     gate_limit: float = 0.0  # of gpt-oss's activation of the experts; 0: SwiGLU
     router: Router = Router()
+    layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
+    per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
     # Layers behind the last that the file has, which guess further tokens. They are not used.
     left_out: range = range(0)
+    idle_tensors: frozenset[str] = frozenset()  # that files may have and nothing reads
+
+    def of(self, layer: LayerConfig) -> "ModelConfig":
+        """The configuration with a layer's own sizes."""
+        return replace(
+            self,
+            head_dim=layer.head_dim or self.head_dim,
+            n_kv_heads=layer.n_kv_heads or self.n_kv_heads,
+            rope_dims=layer.rope_dims or self.rope_dims,
+            intermediate_size=layer.intermediate_size or self.intermediate_size,
+        )
 
     @property
     def windows(self) -> tuple[int, ...]:

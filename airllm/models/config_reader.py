@@ -13,13 +13,13 @@ from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile
 from airllm.models.config import LayerConfig, ModelConfig, Router
 
-__all__ = ["MAX_HEAD_DIM", "ConfigReader"]
+__all__ = ["MAX_HEAD_DIM", "MAX_WIDTH", "ConfigReader"]
 
 # These limits are far above every known model (the longest contexts are 10 million tokens, the
 # widest layers about 100,000), so that later arithmetic cannot overflow. check_tensors in
 # airllm.weights.layer_weights checks that the file's tensors have the sizes the graphs need.
 _MAX_CONTEXT = 2**24
-_MAX_WIDTH = 2**20
+MAX_WIDTH = 2**20
 _MAX_LAYERS = 2**12
 _MAX_HEADS = 2**12
 MAX_HEAD_DIM = 576  # the attention kernels'
@@ -62,7 +62,7 @@ class ConfigReader:
         return self.key(name) in self.metadata
 
     def integer(
-        self, name: str, default: int | None = None, *, low: int = 0, high: int = _MAX_WIDTH
+        self, name: str, default: int | None = None, *, low: int = 0, high: int = MAX_WIDTH
     ) -> int:
         self.ignore(name)
         return self.metadata.integer(self.key(name), default, low=low, high=high)
@@ -92,6 +92,24 @@ class ConfigReader:
         if cap != 0.0 and cap < 1e-3:
             raise self.fault(name, cap, "expected at least 0.001, or 0 for none")
         return cap
+
+    def of_layers(
+        self, name: str, default: int | None = None, *, low: int = 0, high: int = MAX_WIDTH
+    ) -> tuple[int, ...]:
+        """An integer for each layer: an array of as many, or one that they have in common."""
+        key, value = self.key(name), self.metadata.get(self.key(name))
+        if not isinstance(value, np.ndarray):
+            return (self.integer(name, default, low=low, high=high),) * self.n_layers
+        self.ignore(name)
+        if value.dtype.kind not in "iu" or value.size != self.n_layers:
+            raise self.metadata.fault(
+                f"{key} is an array of {value.size} {value.dtype.name}; expected {self.n_layers} "
+                "integers, one for each layer"
+            )
+        for each in value.tolist():
+            if not low <= each <= high:
+                raise self.metadata.fault(f"{key} has {each}; expected {low} to {high}")
+        return tuple(value.tolist())
 
     def fault(self, name: str, value: object, wanted: str) -> Exception:
         return self.metadata.fault(f"{self.key(name)} is {value}; {wanted}")
@@ -162,8 +180,11 @@ class ConfigReader:
             n_groups=n_groups,
             n_groups_used=n_groups_used,
         )
-        default = self.integer("feed_forward_length", 0) // (n_used if shared_out else 1)
-        size = self.integer("expert_feed_forward_length", default, low=1)
+        named = "expert_feed_forward_length"
+        default = 0
+        if not self.has(named):
+            default = self.integer("feed_forward_length", 0) // (n_used if shared_out else 1)
+        size = self.integer(named, default, low=1)
         return {
             "n_experts": n_experts,
             "n_experts_used": n_used,
@@ -181,24 +202,20 @@ class ConfigReader:
         head_dim: int | None = None,
         rope_interleaved: bool = False,
         scaled_by: float | None = None,
+        kv_heads: Sequence[int] | None = None,
         **own: Any,
     ) -> ModelConfig:
         """The configuration: the keys that all families have, and a family's `own` fields.
 
-        layers: as many equal ones unless given. eps_key: of the norms' epsilon. head_dim: of the
-        keys, if the family has read it. rope_interleaved: as the family's GGUF files are.
-        scaled_by: scores are divided by its root unless the file says otherwise; head_dim unless
-        given. FormatError names the file, the key and its value.
+        layers: as many equal ones unless given. kv_heads: of each layer, if a family's layers may
+        differ in it. eps_key: of the norms' epsilon. head_dim: of the keys, if the family has read
+        it. rope_interleaved: as the family's GGUF files are. scaled_by: scores are divided by its
+        root unless the file says otherwise; head_dim unless given. FormatError names the file, the
+        key and its value.
         """
         hidden_size = self.integer("embedding_length", low=1)
         n_heads = self.integer("attention.head_count", low=1, high=_MAX_HEADS)
-        n_kv_heads = self.integer("attention.head_count_kv", n_heads, low=1, high=_MAX_HEADS)
-        if n_heads % n_kv_heads:
-            raise self.fault(
-                "attention.head_count_kv",
-                n_kv_heads,
-                f"expected a divisor of {self.key('attention.head_count')}, {n_heads}",
-            )
+        n_kv_heads = max(kv_heads or self.kv_heads())
         head_dim = head_dim or self._head_dim(hidden_size, n_heads)
         eps = self.number(eps_key)
         if not 0.0 < eps < 1.0:
@@ -207,7 +224,8 @@ class ConfigReader:
         rope_dims = self.integer("rope.dimension_count", head_dim, low=2, high=head_dim)
         if rope_dims % 2:
             raise self.fault("rope.dimension_count", rope_dims, "expected it even")
-        own.setdefault("intermediate_size", own.get("expert_size") or self.feed_forward_length())
+        if "intermediate_size" not in own:
+            own["intermediate_size"] = own.get("expert_size") or self.feed_forward_length()
         return ModelConfig(
             architecture=self.architecture,
             name=self.metadata.text("general.name", self.file.path.stem),
@@ -227,6 +245,21 @@ class ConfigReader:
             left_out=self.left_out,
             **own,
         )
+
+    def kv_heads(self, *, differ: bool = False) -> tuple[int, ...]:
+        """The number of heads of keys and values in each layer. differ: whether the family allows
+        an array."""
+        name = "attention.head_count_kv"
+        n_heads = self.integer("attention.head_count", low=1, high=_MAX_HEADS)
+        if differ:
+            found = self.of_layers(name, n_heads, low=1, high=_MAX_HEADS)
+        else:
+            found = (self.integer(name, n_heads, low=1, high=_MAX_HEADS),)
+        for n_kv_heads in found:
+            if n_heads % n_kv_heads:
+                wanted = f"expected a divisor of {self.key('attention.head_count')}, {n_heads}"
+                raise self.fault(name, n_kv_heads, wanted)
+        return found
 
     def feed_forward_length(self) -> int:
         return self.integer("feed_forward_length", low=1)

@@ -25,7 +25,8 @@ class Family:
     hugging_face: its values of config.json's model_type, and what is particular to such folders.
     configure: reads the metadata of a GGUF file, or what was translated to it.
     layer: the graph of a layer, from the residual to itself.
-    embed: token ids to the residual. head: the residual to logits.
+    embed: token ids to the residual, and to further buffers that layers read. head: the residual to
+    logits.
     rotations: of a layer's queries and keys, by the external buffer of its graph that has the
     cosines and sines.
     """
@@ -34,7 +35,7 @@ class Family:
     hugging_face: tuple[HuggingFace, ...]
     configure: Callable[[ConfigReader], ModelConfig]
     layer: Callable[[ModelConfig, Activations, LayerConfig], Graph] = blocks.layer
-    embed: Callable[[ModelConfig], Graph] = blocks.embed
+    embed: Callable[[ModelConfig, Activations], Graph] = blocks.embed
     head: Callable[[ModelConfig, Activations], Graph] = blocks.head
     rotations: Callable[[ConfigReader, ModelConfig, LayerConfig], Mapping[str, Rotation]] = (
         _rotations

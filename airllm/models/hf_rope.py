@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.models.rope import YARN_TRUNCATES
+from airllm.models.rope import STOPS, YARN_TRUNCATES
 from airllm.util.metadata import Metadata
 
 __all__ = ["HFRope", "translate_rope"]
@@ -65,14 +65,17 @@ def translate_rope(config: Metadata, head_dim: int) -> HFRope:
         }
     elif kind == "llama3":
         found.tensors["rope_freqs.weight"] = _llama3_factors(rope, head_dim)
+    elif kind == "proportional":
+        found.values["rope.dimension_count"] = head_dim
+        found.tensors["rope_freqs.weight"] = _proportional_factors(rope, head_dim, share)
     elif kind == "yarn":
         _yarn(rope, found)
     elif kind in ("longrope", "su"):
         _longrope(rope, config, found)
     elif kind != "default":
         raise config.fault(
-            f"RoPE scaling {str(kind)[:40]!r} is not supported; supported: linear, llama3, yarn, "
-            "longrope"
+            f"RoPE scaling {str(kind)[:40]!r} is not supported; supported: linear, llama3, "
+            "proportional, yarn, longrope"
         )
     return found
 
@@ -96,6 +99,15 @@ def _llama3_factors(rope: Metadata, head_dim: int) -> NDArray[np.float32]:
     waves = context * frequencies / (2 * math.pi)  # in the original context
     share = np.clip((waves - low) / (high - low), 0.0, 1.0)
     return (1.0 / ((1.0 - share) / factor + share)).astype(np.float32)
+
+
+def _proportional_factors(rope: Metadata, head_dim: int, share: float) -> NDArray[np.float32]:
+    """1 for the share of a head's pairs that rotate, with the frequencies that they have if all
+    rotate, and as GGUF files have it a factor that stops the others."""
+    n_rotating = int(share * head_dim // 2)
+    factors = np.full(head_dim // 2, STOPS, np.float32)
+    factors[:n_rotating] = rope.number("factor", 1.0)
+    return factors
 
 
 def _yarn(rope: Metadata, found: HFRope) -> None:

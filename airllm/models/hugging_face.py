@@ -162,6 +162,7 @@ class HuggingFace:
     activation: the only one that is implemented. tied, defaults: of the configuration class.
     rope_interleaved: whether rope's pairs are neighbours. gguf_interleaved: likewise in the
     family's GGUF files, whose converter may reorder the rows of Q and K.
+    full_head_dim: the width of a head in layers without a window, if others differ from it.
     norm_eps: the key of the norms' epsilon, and GGUF's name of it.
     """
 
@@ -176,6 +177,7 @@ class HuggingFace:
     plus_one: bool = False
     rope_interleaved: bool = False
     gguf_interleaved: bool = False
+    full_head_dim: Callable[[HFReader], int] | None = None
     norm_eps: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
 
     def translate(self, config: Metadata) -> HFConfig:
@@ -190,6 +192,8 @@ class HuggingFace:
         )
         n_layers = r.integer("num_hidden_layers", low=1, high=2**12)
         head_dim = r.integer("head_dim", hidden_size // n_heads, low=1)
+        if self.full_head_dim is not None:
+            head_dim = self.full_head_dim(r)
         eps, gguf_eps = self.norm_eps
         values: dict[str, object] = {
             "block_count": n_layers,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 
-__all__ = ["ROPE_TENSORS", "YARN_TRUNCATES", "Rotation", "plain_rotation", "read_rotation"]
+__all__ = ["ROPE_TENSORS", "STOPS", "YARN_TRUNCATES", "Rotation", "plain_rotation", "read_rotation"]
 
 Float64 = NDArray[np.float64]
 
@@ -17,6 +17,8 @@ Float64 = NDArray[np.float64]
 ROPE_TENSORS = frozenset(
     ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"]
 )
+# The factor that GGUF files have for a pair that does not rotate.
+STOPS = 1e30
 # Whether YaRN's limits are rounded to whole dimensions, as in all GGUF files. A folder can say no.
 YARN_TRUNCATES = "airllm.rope.yarn_truncates"
 
@@ -100,7 +102,9 @@ def read_rotation(r: ConfigReader, config: ModelConfig) -> Rotation:
     if kind != "none":
         frequencies = frequencies / _linear_factor(r)
     if "rope_freqs.weight" in r.file.tensors:
-        frequencies = frequencies / _factors(r, "rope_freqs.weight", len(exponents))
+        factors = _factors(r, "rope_freqs.weight", len(exponents))
+        # Sines of 1e-30 would make denormal products, which take a hundred cycles each.
+        frequencies = np.where(factors < 0.9 * STOPS, frequencies / factors, 0.0)
     return Rotation(frequencies, magnitude)
 
 

@@ -133,9 +133,13 @@ class StateLayout:
         """Bytes of the keys and values that grow with each token."""
         return sum(table.page_bytes for table in self.tables if not table.window) // PAGE_ROWS
 
-    def nbytes(self, context: int, batch_size: int, n_checkpoints: int = 0) -> int:
+    def nbytes(
+        self, context: int, batch_size: int, n_checkpoints: int = 0, pass_size: int = 0
+    ) -> int:
         """The most bytes that a sequence of up to `context` tokens takes, while batches of
-        batch_size tokens are appended. n_checkpoints: earlier states that are kept, too."""
+        batch_size tokens are appended. n_checkpoints: earlier states that are kept, too.
+        pass_size: the tokens of all batches that go through a layer before the next; 0: as
+        batch_size."""
         total = 4 * self.recurrent_floats * (1 + n_checkpoints)
         in_batch = 0  # while a layer appends a batch, it has the window before it and the batch
         for table in self.tables:
@@ -143,9 +147,12 @@ class StateLayout:
                 total += _pages(context) * table.page_bytes
                 continue
             # The positions that are kept begin within a page.
-            most = min(_pages(context), _pages(table.window + SLACK) + 1)
-            total += min(_pages(context), most * (1 + n_checkpoints)) * table.page_bytes
-            in_batch = max(in_batch, _pages(min(batch_size, context)) * table.page_bytes)
+            most = min(_pages(context), _pages(table.window + SLACK) + 1) * (1 + n_checkpoints)
+            if table.shared:  # the batch's stay until the last layer that reads them is done
+                most += _pages(pass_size or batch_size)
+            else:
+                in_batch = max(in_batch, _pages(min(batch_size, context)) * table.page_bytes)
+            total += min(_pages(context), most) * table.page_bytes
         return total + in_batch
 
 

@@ -161,8 +161,9 @@ class SequenceState:
 
     def _extend(self, table: int, past: int, end: int) -> None:
         pages, pool = self._pages[table], self._pool
-        if not self.layout.tables[table].shared:
-            self._release_before(table, past)
+        # Layers that share the pages read them later in the pass, for its first token, too.
+        shared = self.layout.tables[table].shared
+        self._release_before(table, min(self.length, past) if shared else past)
         for index in range(past // PAGE_ROWS, -(-end // PAGE_ROWS)):
             page = pages.get(index)
             if page is None:

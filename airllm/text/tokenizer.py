@@ -5,7 +5,8 @@ Two schemes of byte-pair encoding cover the models that this package runs:
 - "gpt2": text is cut into words (`pre_tokenizers`). Each byte of a word in UTF-8 becomes one of 256
   printable characters, and the file's list of merges joins these characters.
 - "llama" (SentencePiece): spaces become "▁", and the pair whose union has the best score is joined
-  first. A character that is not a token becomes the tokens of its bytes, <0x00> to <0xFF>.
+  first; or, in files that say "gemma4", the pair that comes first in their list of merges. A
+  character that is not a token becomes the tokens of its bytes, <0x00> to <0xFF>.
 
 The `tokenizers` library does the merging. This module decides which text becomes a control token:
 the vocabulary for merging has none, so without `parse_special` no text can become a control token,
@@ -80,7 +81,7 @@ class Tokenizer:
         """
         checked = Metadata.of(metadata)
         name = checked.text("tokenizer.ggml.model")
-        schemes = {"gpt2": _byte_level, "llama": _sentence_piece}
+        schemes = {"gpt2": _byte_level, "llama": _sentence_piece, "gemma4": _gemma4}
         if name not in schemes:
             raise checked.fault(
                 f"tokenizer {name!r} is not supported, only {' and '.join(map(repr, schemes))};"
@@ -297,6 +298,19 @@ def _splits(text: str) -> Iterator[tuple[str, str]]:
 def _pair(merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     return left, right
+
+
+def _gemma4(metadata: Metadata) -> _Scheme:
+    """Merges in the order of the file's list, whatever the scores. A text always begins with BOS,
+    and never with a space that its author did not write."""
+    n_tokens = len(metadata.texts("tokenizer.ggml.tokens"))
+    metadata.texts("tokenizer.ggml.merges")  # FormatError if there are none
+    own: dict[str, object] = {
+        "tokenizer.ggml.scores": np.zeros(n_tokens, np.float32),
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": True,
+    }
+    return _sentence_piece(Metadata(metadata.source, {**metadata, **own}))
 
 
 def _sentence_piece(metadata: Metadata) -> _Scheme:

@@ -167,8 +167,8 @@ def layers_at_once(n_layers: int, n_bytes: int) -> int:
 
 def tensor_name(slot: str, layer: int | None = None) -> str:
     """The GGUF tensor of a weight slot: "attn_q" of layer 3 is "blk.3.attn_q.weight", and
-    "attn_q.bias" "blk.3.attn_q.bias"."""
-    name = slot if slot.endswith(".bias") else f"{slot}.weight"
+    "attn_q.bias" "blk.3.attn_q.bias"; likewise for scales."""
+    name = slot if slot.endswith((".bias", ".scale")) else f"{slot}.weight"
     return name if layer is None else f"blk.{layer}.{name}"
 
 
@@ -186,7 +186,7 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
     """
     unused = gguf.tensors.keys() - ROPE_TENSORS  # LayerKind.rotations has them
     left_out = tuple(f"blk.{layer}." for layer in model.config.left_out)
-    unused -= {name for name in unused if name.startswith(left_out)}
+    unused -= {name for name in unused if name.startswith(left_out)} | model.config.idle_tensors
     for graph, index in places(model):
         for slot in graph.weights:
             name = tensor_name(slot.name, index)

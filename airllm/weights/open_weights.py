@@ -23,6 +23,7 @@ from airllm.weights.plan import (
     Part,
     Plan,
     buffer_bytes,
+    carried_bytes,
     default_context,
     make_plan,
     model_parts,
@@ -64,13 +65,15 @@ def plan_weights(
     def with_batches(context: int, most: int, *, streamed: bool) -> Plan:
         size = min(most, context)
         # All batches of a prompt go through a layer before the next layer is read.
-        waiting = 4 * model.config.hidden_size * (context - size) if streamed else 0
+        waiting = carried_bytes(model) * (context - size) if streamed else 0
         return make_plan(
             parts,
             budget=budget,
             context=context,
             batch_size=size,
-            kv_cache_bytes=layout.nbytes(context, size, n_checkpoints),
+            kv_cache_bytes=layout.nbytes(
+                context, size, n_checkpoints, context if streamed else size
+            ),
             buffer_bytes=buffer_bytes(model, size, context) + waiting,
             experts_used=model.config.n_experts_used,
         )

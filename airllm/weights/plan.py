@@ -65,6 +65,10 @@ class Part:
         others = tuple(matrix for matrix in self.matrices if matrix.role != "experts")
         return replace(self, matrices=others)
 
+    def rows(self) -> "Part":
+        """With the tables only, of which a token needs a row."""
+        return replace(self, matrices=tuple(m for m in self.matrices if m.role == "rows"))
+
     def experts(self) -> list[list[Matrix]]:
         """The matrices of each expert."""
         found: dict[str, list[Matrix]] = {}
@@ -149,7 +153,9 @@ def make_plan(
     """
     embedding, *layers, head = parts
     kept = sum(part.kept_bytes for part in parts)
-    base = kv_cache_bytes + buffer_bytes + kept
+    # The embedding's graph may multiply by a matrix: of that, no token needs a row only.
+    multiplied = embedding.nbytes - embedding.rows().nbytes
+    base = kv_cache_bytes + buffer_bytes + kept + multiplied
     sizes = [part.nbytes for part in (*layers, head)]
     longest = max((matrix.file_bytes for part in parts[1:] for matrix in part.matrices), default=0)
     reads = read_buffer_bytes(longest)
@@ -164,7 +170,9 @@ def make_plan(
             batch_size=batch_size,
             kv_cache_bytes=kv_cache_bytes,
             buffer_bytes=buffer_bytes,
-            pinned_bytes=kept + found.pinned_bytes + (embedding.nbytes if keeps_rows else 0),
+            pinned_bytes=kept
+            + found.pinned_bytes
+            + (embedding.nbytes if keeps_rows else multiplied),
             ring_bytes=found.ring_bytes,
             slots=found.slots,
             pinned_layers=tuple(sorted(found.pinned - {len(layers)})),
@@ -176,7 +184,7 @@ def make_plan(
 
     everything = base + sum(sizes)
     if budget is None or everything <= budget:
-        has_room = budget is None or everything + embedding.nbytes <= budget
+        has_room = budget is None or everything + embedding.rows().nbytes <= budget
         whole = Residency(frozenset(range(len(sizes))), sum(sizes))
         return plan(whole, keeps_rows=has_room)
     left = budget - base
@@ -240,8 +248,13 @@ def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
     layers = (kind.graph for kind in model.kinds)
     internal = sum(graph.row_bytes for graph in (model.embed, *layers, model.head))
     rope = sum(2 * len(rotation.inv_freq) for rotation in model.rotations)
-    rows = (internal + 4 * model.config.hidden_size) * batch_size
+    rows = (internal + carried_bytes(model)) * batch_size
     return rows + 4 * rope * context + 4 * model.config.vocab_size
+
+
+def carried_bytes(model: Model) -> int:
+    """Bytes that each token of a pass carries from the embedding through the layers."""
+    return 4 * sum(model.carried.values())
 
 
 def model_parts(gguf: ModelFile, model: Model, backend: Backend) -> list[Part]:

@@ -73,7 +73,9 @@ class StreamWeights:
             pinned,
             on_progress,
         )
-        self._embedding = _Embedding(gguf, backend, embedding, embed, plan.embedding == "pinned")
+        self._embedding = _Embedding(
+            gguf, backend, embedding, embed, plan.embedding == "pinned", self._multiplied(embedding)
+        )
 
         self._ring: Ring | None = None
         if streamed:
@@ -167,6 +169,14 @@ class StreamWeights:
                 self._bound[index] = executor.bind(weights)
         self._read_once(sections)
 
+    def _multiplied(self, embedding: Part) -> dict[str, Any]:
+        """Reads the matrices that the embedding's graph multiplies by; they stay in memory."""
+        matrices = [matrix for matrix in embedding.matrices if matrix.role != "rows"]
+        memory = self._backend.memory(sum(matrix.nbytes for matrix in matrices))
+        weights, section = rooms_in(self._backend, memory, matrices)
+        self._read_once([section])
+        return weights
+
     def _read_kept(self, part: Part) -> dict[str, Any]:
         """Reads the weights of a part that stay in memory, whether it is streamed or not."""
         weights = {}
@@ -216,21 +226,28 @@ class StreamWeights:
 
 
 class _Embedding:
-    """The embedding's rows: in memory, or looked up in the file's memory map.
+    """The rows of the embedding's tables: in memory, or looked up in the file's memory map.
 
     After a look-up, its pages are dropped from the process (MADV_DONTNEED), or they would count as
     its memory; the page cache may still keep them.
     """
 
     def __init__(
-        self, gguf: ModelFile, backend: Backend, part: Part, executor: Executor, pinned: bool
+        self,
+        gguf: ModelFile,
+        backend: Backend,
+        part: Part,
+        executor: Executor,
+        pinned: bool,
+        others: Mapping[str, Any],
     ) -> None:
+        """others: the weights that are no tables."""
         self._gguf = gguf
-        weights: dict[str, Any] = {}
+        weights = dict(others)
         self._looked_up: list[Extent] = []
         for slot, role, tensor in [
             *part.kept,
-            *((matrix.slot, matrix.role, gguf.tensors[matrix.name]) for matrix in part.matrices),
+            *((m.slot, m.role, gguf.tensors[m.name]) for m in part.rows().matrices),
         ]:
             if pinned or not tensor.extents:
                 data = gguf.read(tensor.name, np.empty(tensor.nbytes, np.uint8))

@@ -86,7 +86,7 @@ class PyExecutor {
     void run(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, int threads,
              py::handle seconds) {
         const auto lock = lock_for_run(threads);
-        layers_.assign(1, {&weights_of(bound), {}});
+        layers_.assign(1, {&weights_of(bound), {}, 0});
         run_locked(buffers, n_tokens, threads, seconds);
     }
 
@@ -117,7 +117,8 @@ class PyExecutor {
         layers_.clear();
         for (std::size_t i = 0; i < n_layers; ++i)
             layers_.push_back({&weights_of(bound_argument(bound[i])),
-                               std::span(sequences_).subspan(i * n_sequences, n_sequences)});
+                               std::span(sequences_).subspan(i * n_sequences, n_sequences),
+                               first_layer + i});
         run_locked(buffers, n_tokens, threads, seconds);
     }
 
@@ -307,7 +308,9 @@ void bind_executor(py::module_& m) {
              "bound: the weights of each layer.\n"
              "sequences: (n_tokens, past, SequenceState) of each; the buffers hold the rows of the "
              "first sequence first. The states hold `past` positions, and the batch's follow.\n"
-             "first_layer: the index in each SequenceState of the first layer of `bound`.");
+             "first_layer: the number of the first layer of `bound`: its index in each "
+             "SequenceState, "
+             "and that of its columns in buffers that have columns of all layers.");
 }
 
 }  // namespace tensor_ops::bindings

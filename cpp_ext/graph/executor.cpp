@@ -110,6 +110,16 @@ void Executor::check_layer(const Layer& layer, const Batch& batch) const {
         const Op& op = graph_.ops[i];
         if (uses_keys(op.kind)) {
             check_sequences(op, layer);
+        } else if (op.kind == OpKind::layer_columns) {
+            const auto width = [&](int b) {
+                return graph_.buffers[static_cast<std::size_t>(b)].width;
+            };
+            const std::size_t layers = width(op.inputs[0]) / width(op.output);
+            if (layer.number >= layers)
+                throw std::invalid_argument(
+                    "'" + graph_.buffers[static_cast<std::size_t>(op.inputs[0])].name +
+                    "' has the columns of " + std::to_string(layers) +
+                    " layers, and none of layer " + std::to_string(layer.number));
         } else if (op.kind == OpKind::embed) {
             const auto& rows =
                 std::get<RawRows>((*layer.weights)[static_cast<std::size_t>(op.weight)]);

@@ -12,11 +12,13 @@
 
 namespace tensor_ops {
 
-// The weights of a layer, as check_weights accepts them, and the sequences with their caches, of
-// n_tokens tokens in all.  A graph without attention does not read the sequences.
+// The weights of a layer, as check_weights accepts them, the sequences with their caches, of
+// n_tokens tokens in all, and the layer's number.  A graph without attention does not read the
+// sequences.
 struct Layer {
     const std::vector<Weight>* weights;
     std::span<const CachedSequence> sequences = {};
+    std::size_t number = 0;
 };
 
 // The data of one run.  External buffers hold n_tokens rows, those of the first sequence first.
@@ -43,7 +45,7 @@ class Executor {
     std::size_t meetings() const { return meetings_; }
     std::size_t bytes() const {
         return arena_.size() + quantized_.size() + parts_.size() + expert_rows_.size() +
-               chosen_.size() + products_.size() + ids_.size();
+               chosen_.size() + products_.size() + ids_.size() + ones_.size() * sizeof(float);
     }
 
     // Runs the graph for one layer after another, on the same buffers.
@@ -86,6 +88,7 @@ class Executor {
     AlignedBytes expert_rows_;  // the inputs and outputs of one expert of the current op, or the
                                 // inputs of all heads
     AlignedBytes chosen_;       // the experts that its route names
+    std::vector<float> ones_;   // the weight of each head_norm without a weight
     AlignedBytes ids_;  // a copy for each embed op, which is checked: the caller's may change
 };
 

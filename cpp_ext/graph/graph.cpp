@@ -66,6 +66,11 @@ class OpCheck {
         require(op_.limit > 0.0f, "limit is not above 0");
         alike();
     }
+    void scale_shares() const {
+        used_experts(largest_route);
+        width(0, 2 * op_.n_used);
+        alike();
+    }
     void scale_rows() const {
         width(0, output_width());
         width(1, 1);
@@ -219,6 +224,12 @@ class OpCheck {
         columns(op_.output, op_.inputs[0]);
     }
 
+    void layer_columns() const {
+        apart(0);
+        require(output_width() >= 1 && input_width(0) % output_width() == 0,
+                "the input's width is no multiple of the output's");
+    }
+
     // ---- what they have in common ----
 
     static std::size_t at(int i) { return static_cast<std::size_t>(i); }
@@ -331,6 +342,8 @@ std::size_t vector_length(const Graph& graph, const Op& op, std::size_t slot, st
         return graph.buffers[static_cast<std::size_t>(op.inputs[i])].width;
     };
     switch (op.kind) {
+        case OpKind::scale: return 1;
+        case OpKind::scale_shares: return n;  // any: a route may name an expert that is not there
         case OpKind::head_norm: return out / op.n_heads;
         case OpKind::attention: return op.n_heads;
         case OpKind::route: return input(0);

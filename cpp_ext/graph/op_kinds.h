@@ -29,7 +29,7 @@ struct Slots {
 #define TENSOR_OPS_OP_KINDS(op)                                     \
     op(embed,          1, one,  of(rows),          tokens)          \
     op(rms_norm,       1, one,  of(vector),        alike)           \
-    op(head_norm,      1, one,  of(vector),        head_norm)       \
+    op(head_norm,      1, one,  optional(vector),  head_norm)       \
     op(bias,           1, one,  of(vector),        alike)           \
     op(linear,         1, one,  of(matrix),        linear)          \
     op(rope,           2, one,  no_weight,         rope)            \
@@ -46,6 +46,7 @@ struct Slots {
     op(head_linear,    1, one,  of(heads),         head_linear)     \
     op(take_head_columns, 1, one, no_weight,       take_head_columns) \
     op(join_heads,     2, one,  no_weight,         join_heads)      \
+    op(scale_shares,   1, one,  of(vector),        scale_shares)    \
     op(quantized_norm, 1, one,  of(vector),        alike)           \
     op(linear_many,    1, many, up_to(matrix, largest_many), linear_many) \
     op(linear_add,     2, one,  of(matrix),        linear_add)      \
@@ -54,6 +55,7 @@ struct Slots {
     op(merge_add,      2, one,  no_weight,         merge_add)       \
     op(take_columns,   1, one,  no_weight,         take_columns)    \
     op(put_columns,    1, one,  no_weight,         put_columns)     \
+    op(layer_columns,  1, one,  no_weight,         layer_columns)   \
     op(round_q8,       1, one,  no_weight,         round_q8)        \
     op(silu,           1, one,  no_weight,         alike)           \
     op(gelu,           1, one,  no_weight,         alike)           \
@@ -61,7 +63,7 @@ struct Slots {
     op(sigmoid,        1, one,  no_weight,         alike)           \
     op(relu_squared,   1, one,  no_weight,         alike)           \
     op(swiglu_oai,     2, one,  no_weight,         swiglu_oai)      \
-    op(scale,          1, one,  no_weight,         alike)           \
+    op(scale,          1, one,  optional(vector),  alike)           \
     op(scale_rows,     2, one,  no_weight,         scale_rows)      \
     op(layer_norm,     1, one,  of(vector),        alike)           \
     op(expert_bias,    2, one,  of(vectors),       expert_bias)     \

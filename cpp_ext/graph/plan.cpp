@@ -58,6 +58,11 @@ void Executor::plan_buffers() {
         if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
             product_floats =
                 std::max(product_floats, graph_.buffers[static_cast<std::size_t>(op.output)].width);
+        if (op.kind == OpKind::head_norm && op.weight < 0)
+            ones_.resize(
+                std::max(ones_.size(),
+                         graph_.buffers[static_cast<std::size_t>(op.output)].width / op.n_heads),
+                1.0f);
         if (op.kind == OpKind::attention) parts_floats = attention_workspace_floats;
         const bool quantizes = is_product(op.kind) || op.kind == OpKind::quantized_norm;
         if (quantizes && op.activations != Activations::f32) {

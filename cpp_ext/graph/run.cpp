@@ -49,8 +49,8 @@ void Executor::Run::step(std::size_t index) {
                        width(op.output));
             break;
         case OpKind::head_norm:
-            rms_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n * op.n_heads,
-                     width(op.output) / op.n_heads);
+            rms_norm(worker, table, in(0), op.weight < 0 ? executor.ones_.data() : vector(op),
+                     op.eps, buffer(op.output), n * op.n_heads, width(op.output) / op.n_heads);
             break;
         case OpKind::bias:
             bias(worker, table, in(0), vector(op), buffer(op.output), n, width(op.output));
@@ -127,6 +127,10 @@ void Executor::Run::step(std::size_t index) {
                          .n = width(op.output) / op.n_used,
                          .y = buffer(op.output)});
             break;
+        case OpKind::scale_shares:
+            scale_shares(worker, in(0), vector(op), std::get<Vector>(weight(op)).n, n, op.n_used,
+                         buffer(op.output));
+            break;
         case OpKind::expert_sum:
             expert_sum(worker, in(0), in(1), n, width(op.output), op.n_used, buffer(op.output));
             break;
@@ -151,6 +155,10 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::take_columns:
             take_columns(worker, table, {in(0), width(op.inputs[0]), op.quantized},
                          buffer(op.output), n, width(op.output), op.offset);
+            break;
+        case OpKind::layer_columns:
+            take_columns(worker, table, {in(0), width(op.inputs[0]), false}, buffer(op.output), n,
+                         width(op.output), layer.number * width(op.output));
             break;
         case OpKind::put_columns:
             put_columns(worker, table, in(0), {buffer(op.output), width(op.output), op.quantized},
@@ -178,7 +186,8 @@ void Executor::Run::step(std::size_t index) {
                        n * width(op.output));
             break;
         case OpKind::scale:
-            scale(worker, in(0), op.scale, buffer(op.output), n * width(op.output));
+            scale(worker, in(0), op.weight < 0 ? op.scale : op.scale * *vector(op),
+                  buffer(op.output), n * width(op.output));
             break;
         case OpKind::conv: conv(op, index); break;
         case OpKind::delta_rule: delta_rule(op, index); break;

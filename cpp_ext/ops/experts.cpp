@@ -193,6 +193,19 @@ void expert_bias(const Worker& worker, const KernelTable& table, const ExpertBia
     });
 }
 
+void scale_shares(const Worker& worker, const float* route, const float* factors,
+                  std::size_t n_experts, std::size_t rows, std::size_t n_used, float* y) {
+    for_rows(worker, rows, 2 * n_used, [&](std::size_t first, std::size_t count) {
+        for (std::size_t r = first; r < first + count; ++r)
+            for (std::size_t u = 0; u < n_used; ++u) {
+                const std::size_t e = expert_of(route, n_used, n_experts, r * n_used + u);
+                const std::size_t share = (2 * r + 1) * n_used + u;
+                y[share - n_used] = route[share - n_used];
+                y[share] = route[share] * (e < n_experts ? factors[e] : std::nanf(""));
+            }
+    });
+}
+
 void expert_sum(const Worker& worker, const float* x, const float* route, std::size_t rows,
                 std::size_t n, std::size_t n_used, float* y) {
     // Deals out columns as well as rows, as a single row is common.

@@ -63,6 +63,11 @@ struct ExpertBiasTask {
 };
 void expert_bias(const Worker& worker, const KernelTable& table, const ExpertBiasTask& task);
 
+// y = the route with each share multiplied by factors[e] of its expert e, or by NaN where the route
+// names no expert.  factors: [n_experts].  y may be the route.
+void scale_shares(const Worker& worker, const float* route, const float* factors,
+                  std::size_t n_experts, std::size_t rows, std::size_t n_used, float* y);
+
 // y[r] = sum over u of share[r][u] * x[r][u].  x: [rows][n_used][n].
 void expert_sum(const Worker& worker, const float* x, const float* route, std::size_t rows,
                 std::size_t n, std::size_t n_used, float* y);

@@ -77,6 +77,8 @@ const std::vector<Form>& forms() {
         {head_linear, {64}, {32}, 1, {true, true}, set_heads},
         {take_head_columns, {64}, {32}, 0, {true, true}, set_heads},
         {join_heads, {64, 32}, {96}, 0, {true, true, true}, set_heads},
+        {scale_shares, {4}, {4}, 1, {true, true}, use_two},
+        {layer_columns, {96}, {32}, 0, {true, true}},
         {merge_add, {32, 96}, {32}, 0, {true, true, true}},
         {take_columns, {96}, {64}, 0, {false, true}, from_32},
         {put_columns, {64}, {96}, 0, {true, false}, from_32},
@@ -250,7 +252,7 @@ TEST(numbers_of_heads_experts_and_matrices_have_bounds) {
         take_head_columns, [](Graph&, Op& op) { op.offset = 9; },
         " -> 'out': columns from 9 to 17 of 16");
     for (const std::size_t used : {std::size_t{0}, (std::size_t{1} << 12) + 1})
-        for (const OpKind kind : {route, expert_linear, expert_sum})
+        for (const OpKind kind : {route, expert_linear, expert_sum, scale_shares})
             refused(kind, [&](Graph&, Op& op) { op.n_used = used; }, " -> 'out': n_used is");
     refused(
         linear_many,
