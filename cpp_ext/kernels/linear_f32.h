@@ -181,7 +181,7 @@ template <class Isa>
 void linear_f32(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
                 std::size_t last, float* y, std::size_t y_stride) {
     if (is_quantized(w.type))
-        with_quantized(w.type, [&](auto type) {
+        with_packed_form(w.type, [&](auto type) {
             linear_decoded<Isa>(decode_group<Isa, type>, w, x, rows, first, last, y, y_stride);
         });
     else

@@ -163,7 +163,7 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
             }
         }
     };
-    with_quantized(w.type, [&](auto type) {
+    with_packed_form(w.type, [&](auto type) {
         with_digits(kind, [&](auto digits) { multiply(type, digits); });
     });
 }
