@@ -18,11 +18,12 @@ namespace tensor_ops {
 //   q3_k: d * s * (q - 4)      q6_k: d * s * (q - 32)      iq4_xs: d * s * iq4_values[q]
 //   q2_k, q4_k, q5_k: d * s * q - d_min * s_min
 // Files of the IQ types below 4 bits store the codes of 4 or 8 columns as one index of a codebook,
-// see kernels/codebooks.h.  A code is the level of the magnitude and, above it, the sign; of iq1 it
-// is the level of -1, 0 and 1 and, above it, whether 1/8 is subtracted from it or added to it.
-// Their blocks have 256 columns and a d; s is odd, for 16 columns (iq2_xs, iq2_s, iq1_m) or for 32:
+// see kernels/codebooks.h.  A code of iq2 and iq3_xxs is the level of the magnitude and, above it,
+// the sign; of iq1 it is the level of -1, 0 and 1 and, above it, whether 1/8 is subtracted from it
+// or added to it; of iq3_s the 16 values are evenly spaced.  Blocks have 256 columns and a d; s is
+// odd, for 16 columns (iq2_xs, iq2_s, iq1_m) or for 32:
 //   iq2_xxs, iq2_xs, iq2_s: d * s / 8 * iq2_values[q]      iq1_s, iq1_m: d * s / 8 * iq1_values[q]
-//   iq3_xxs: d * s / 4 * iq3_xxs_values[q]                 iq3_s: d * s * iq3_s_values[q]
+//   iq3_xxs: d * s / 4 * iq3_xxs_values[q]                 iq3_s: d * s * (2 * q - 15)
 // tq1_0, tq2_0: d * (q - 1), with a d for 256 columns.
 // nvfp4 has a byte e of E4M3 without a sign for 16 columns: e / 2 * e2m1_values[q].
 enum class DType : std::uint8_t {
@@ -68,13 +69,12 @@ static constexpr std::int8_t e2m1_values[16] = {0, 1,  2,  3,  4,  6,  8,  12,
                                                 0, -1, -2, -3, -4, -6, -8, -12};
 static constexpr std::int8_t iq3_xxs_values[16] = {4,  12,  20,  28,  36,  44,  52,  62,
                                                    -4, -12, -20, -28, -36, -44, -52, -62};
-static constexpr std::int8_t iq3_s_values[16] = {1,  3,  5,  7,  9,  11,  13,  15,
-                                                 -1, -3, -5, -7, -9, -11, -13, -15};
 static constexpr std::int8_t iq2_values[16] = {8, 25, 43, 0, -8, -25, -43, 0};
 static constexpr std::int8_t iq1_values[16] = {-7, 1, 9, 0, -9, -1, 7, 0};
 
-// A code stands for code - zero or, where a type has values, for values[code].  Products multiply
-// the value plus zero, which has product_bits bits and no sign: at most 128, unless they are 8.
+// A code stands for step * code - zero or, where a type has values, for values[code].  Products
+// multiply (value + zero) / step, a whole number of product_bits bits without a sign, at most 128
+// unless they are 8.
 struct Format {
     DType type;
     const char* name;
@@ -88,6 +88,7 @@ struct Format {
     int product_bits = 0;
     const std::int8_t* values = nullptr;
     float unit = 1;  // d is multiplied by it
+    int step = 1;    // 1 or 2
 };
 
 // clang-format off
@@ -109,12 +110,12 @@ static constexpr Format formats[] = {
     {DType::iq4_xs, "iq4_xs", 256, 136, false, Scale::half_by_int8, 32, false, 4, 128, 8, iq4_values},
     {DType::mxfp4,  "mxfp4",   32,  17, true,  Scale::e8m0,         32, false, 4,  12, 5, e2m1_values},
     {DType::iq3_xxs, "iq3_xxs", 256,  98, false, Scale::half_by_int8,   32, false, 4, 62, 7, iq3_xxs_values, 0.25f},
-    {DType::iq3_s,   "iq3_s",   256, 110, false, Scale::half_by_int8,   32, false, 4, 15, 5, iq3_s_values},
+    {DType::iq3_s,   "iq3_s",   256, 110, false, Scale::half_by_int8,   32, false, 4, 15, 4, nullptr, 1, 2},
     {DType::iq2_xxs, "iq2_xxs", 256,  66, false, Scale::half_by_int8,   32, false, 3, 43, 7, iq2_values, 0.125f},
     {DType::iq2_xs,  "iq2_xs",  256,  74, false, Scale::half_by_int8,   16, false, 3, 43, 7, iq2_values, 0.125f},
     {DType::iq2_s,   "iq2_s",   256,  82, false, Scale::half_by_int8,   16, false, 3, 43, 7, iq2_values, 0.125f},
-    {DType::iq1_s,   "iq1_s",   256,  50, false, Scale::half_by_nibble, 32, false, 2,  9, 5, iq1_values, 0.125f},
-    {DType::iq1_m,   "iq1_m",   256,  56, false, Scale::half_by_nibble, 16, false, 2,  9, 5, iq1_values, 0.125f},
+    {DType::iq1_s,   "iq1_s",   256,  50, false, Scale::half_by_nibble, 32, false, 2,  9, 4, iq1_values, 0.125f, 2},
+    {DType::iq1_m,   "iq1_m",   256,  56, false, Scale::half_by_nibble, 16, false, 2,  9, 4, iq1_values, 0.125f, 2},
     {DType::tq1_0,   "tq1_0",   256,  54, false, Scale::half,           32, false, 2,  1, 2},
     {DType::tq2_0,   "tq2_0",   256,  66, false, Scale::half,           32, false, 2,  1, 2},
     {DType::nvfp4,   "nvfp4",    64,  36, false, Scale::ue4m3,          16, false, 4, 12, 5, e2m1_values},
@@ -139,7 +140,8 @@ static constexpr DType packed_form(DType type) {
     for (const Format& b : formats)
         if (a.elements == b.elements && a.scale == b.scale && a.sub == b.sub &&
             a.has_min == b.has_min && a.bits == b.bits && a.zero == b.zero &&
-            a.product_bits == b.product_bits && a.values == b.values && a.unit == b.unit)
+            a.product_bits == b.product_bits && a.values == b.values && a.unit == b.unit &&
+            a.step == b.step)
             return b.type;
     return type;
 }

@@ -281,12 +281,12 @@ def _neighbours(packed: Bytes, bits: int) -> Bytes:
     return _planes(packed.reshape(-1, 1), bits).reshape(n_blocks, n_bytes * 8 // bits)
 
 
-def _words(packed: Bytes, dtype: str) -> NDArray[np.unsignedinteger[Any]]:
+def _words(packed: Bytes, dtype: str) -> NDArray[np.integer[Any]]:
     """[n_blocks, n_bytes] as little-endian numbers, side by side."""
     return packed.copy().view(dtype)
 
 
-def _fields(words: NDArray[np.unsignedinteger[Any]], bits: int, count: int) -> NDArray[Any]:
+def _fields(words: NDArray[np.integer[Any]], bits: int, count: int) -> NDArray[Any]:
     """The lowest `count` fields of `bits` bits of each word, on a new last axis."""
     shifts = np.arange(0, bits * count, bits).astype(words.dtype)
     return words[..., np.newaxis] >> shifts & words.dtype.type(2**bits - 1)
@@ -314,12 +314,13 @@ _PARITY = np.bitwise_xor.reduce(_SEVEN[:, np.newaxis] >> np.arange(7, dtype=np.u
 _EIGHT_SIGNS = _signs((_SEVEN | _PARITY << np.uint8(7))[:, np.newaxis])
 
 
-def _signs_of_words(words: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.int8]:
+def _signs_of_words(words: NDArray[np.integer[Any]]) -> NDArray[np.int8]:
     """Of the low 28 bits of uint32 [n_blocks, 8]: four times 7 bits."""
-    return _EIGHT_SIGNS[_fields(words, 7, 4)]
+    signs: NDArray[np.int8] = _EIGHT_SIGNS[_fields(words, 7, 4)]
+    return signs
 
 
-def _half_up(s: NDArray[np.unsignedinteger[Any]], divisor: int) -> Float32:
+def _half_up(s: NDArray[np.integer[Any]], divisor: int) -> Float32:
     """(s + 1/2) / divisor."""
     return (s.astype(np.float32) + np.float32(0.5)) / np.float32(divisor)
 
@@ -330,7 +331,7 @@ def _signed(scale: Float32, magnitudes: NDArray[np.int8], signs: NDArray[np.int8
     return _scaled(scale, magnitudes.reshape(shape) * signs.reshape(shape))
 
 
-def _shifted(scale: Float32, i: NDArray[np.unsignedinteger[Any]], shift: Float32) -> Float32:
+def _shifted(scale: Float32, i: NDArray[np.integer[Any]], shift: Float32) -> Float32:
     """The values of iq1. scale: [n_blocks, n_sub_blocks]; i: [n_blocks, 32]; shift: [n_blocks, n],
     the same for 32 / n neighbouring i."""
     levels = (
@@ -382,7 +383,7 @@ def _scaled(scale: Float32, q: NDArray[Any], minimum: Float32 | None = None) -> 
     """
     n_blocks, n_sub_blocks = scale.shape
     sub_blocks = q.reshape(n_blocks, n_sub_blocks, SUPER_BLOCK // n_sub_blocks)
-    values = scale[..., np.newaxis] * sub_blocks
+    values: Float32 = scale[..., np.newaxis] * sub_blocks
     if minimum is not None:
         values -= minimum[..., np.newaxis]
     return values.reshape(n_blocks, SUPER_BLOCK)

@@ -85,7 +85,7 @@ inline void block_values(DType type, const Block& block, float* y) {
     const Format& format = format_of(type);
     std::int8_t value[quant_block];
     for (std::size_t i = 0; i < quant_block; ++i)
-        value[i] = static_cast<std::int8_t>(block.code[i] - format.zero);
+        value[i] = static_cast<std::int8_t>(format.step * block.code[i] - format.zero);
     for (std::size_t i = 0; format.values && i < quant_block; ++i)
         value[i] = format.values[block.code[i]];
     for (std::size_t i = 0; i < quant_block; ++i)

@@ -93,9 +93,16 @@ inline void read_iq3_block(DType type, const std::byte* p, std::size_t b, Block&
         const unsigned index = byte_at(indices, i) | (ninth >> i & 1) << 8;
         return four_levels(xxs ? iq3_xxs_codebook[index] : iq3_s_codebook[index]);
     };
-    for (std::size_t l = 0; l < 4; ++l)
-        set_codes(block, l, levels(2 * l) | levels(2 * l + 1) << 32,
-                  xxs ? eight_signs(packed_signs >> 7 * l & 127) : byte_at(p, 74 + 4 * b + l), 3);
+    for (std::size_t l = 0; l < 4; ++l) {
+        const std::uint64_t eight = levels(2 * l) | levels(2 * l + 1) << 32;
+        if (xxs) {
+            set_codes(block, l, eight, eight_signs(packed_signs >> 7 * l & 127), 3);
+        } else {  // 1, 3, ..., 15 are codes 8 to 15, and -1, -3, ..., -15 are codes 7 to 0
+            const std::uint64_t minus = spread_bits(byte_at(p, 74 + 4 * b + l)) * 0x0f;
+            const std::uint64_t codes = (eight | 0x0808080808080808) ^ minus;
+            std::memcpy(block.code + 8 * l, &codes, 8);
+        }
+    }
 }
 
 // iq1_s: d, low 8 bits of index[32], { upper 3 bits of index[4], 3 bits of scale, shift }[8]

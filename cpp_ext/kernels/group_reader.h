@@ -46,8 +46,8 @@ template <class Isa, DType Type>
 constexpr ByteTable product_codes() {
     ByteTable table{};
     for (std::size_t i = 0; i < 64; ++i)
-        table.bytes[i] =
-            static_cast<std::uint8_t>(format_of(Type).values[i % 16] + product_bias<Isa>(Type));
+        table.bytes[i] = static_cast<std::uint8_t>(
+            (format_of(Type).values[i % 16] + product_bias<Isa>(Type)) / format_of(Type).step);
     return table;
 }
 

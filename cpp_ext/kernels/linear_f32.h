@@ -85,7 +85,9 @@ template <class Isa, DType Type>
             for (int i = 0; i < 8; ++i, values += stride) {
                 const int shift = 8 * (i % 4);
                 const I codes = quads[i / 4];
-                const F scale = scales.scale[sub];
+                const F scale = format.step == 1
+                                    ? scales.scale[sub]
+                                    : scales.scale[sub] * F(static_cast<float>(format.step));
                 F value;
                 if constexpr (is_signed)
                     value = xsimd::to_float((codes << (24 - shift)) >> 24) * scale;
