@@ -300,7 +300,8 @@ def _base_3(packed: Bytes, digits: int) -> Bytes:
     """
     powers = np.array([1, 3, 9, 27, 81], np.uint8)[:digits, np.newaxis]
     fractions = (packed[:, np.newaxis] * powers).astype(np.uint16)
-    return (fractions * np.uint16(3) >> 8).astype(np.uint8).reshape(len(packed), -1)
+    carried = (fractions * np.uint16(3) >> 8).astype(np.uint8)
+    return carried.reshape(len(packed), digits * packed.shape[1])
 
 
 def _signs(packed: Bytes) -> NDArray[np.int8]:
