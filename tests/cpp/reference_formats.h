@@ -200,9 +200,9 @@ inline Element decode_element(DType type, const std::byte* p, int n) {
         case DType::iq1_m: {
             int d = 0;
             for (int i = 0; i < 4; ++i) d |= read_bits(p + 48 + 2 * i) >> 12 << 4 * i;
-            const int nibble = neighbour(32, n / 8);
-            const int index = byte(p, n / 8) | (nibble & 7) << 8;
-            const double shift = nibble & 8 ? -0.125 : 0.125;
+            const int upper = neighbour(32, n / 8);
+            const int index = byte(p, n / 8) | (upper & 7) << 8;
+            const double shift = upper & 8 ? -0.125 : 0.125;
             const int scale = 2 * (read_bits(p + 48 + n / 64 * 2) >> n % 64 / 16 * 3 & 7) + 1;
             return {decode_half(static_cast<std::uint16_t>(d)) * scale *
                     (level(tensor_ops::iq1_codebook[index], 2, n) - 1 + shift)};
