@@ -25,7 +25,7 @@ from airllm.engine.settings import (
 )
 from airllm.graph.graph import Activations
 from airllm.models import ModelConfig
-from airllm.state.kv_cache import KVType
+from airllm.state.layout import KVType
 from airllm.text.chat_template import ChatTemplate
 from airllm.text.prompts import Chat, Prompt, chat, prompt_list
 from airllm.text.tokenizer import Tokenizer
@@ -294,7 +294,7 @@ class LayerWiseInferenceEngine:
     @property
     def position(self) -> int:
         """The number of tokens in the KV cache, which is the position of the next token."""
-        return 0 if self._model.closed else self._model.decoder.cache.length
+        return 0 if self._model.closed else self._model.decoder.state.length
 
     def forward(
         self,
@@ -312,10 +312,10 @@ class LayerWiseInferenceEngine:
         """
         ids = self._model.checked_ids(tokens)
         with self._model.exclusive() as decoder:
-            room = self.context - decoder.cache.length
+            room = self.context - decoder.state.length
             if len(ids) > room:
                 raise ContextFullError(
-                    f"{len(ids)} tokens do not fit: {decoder.cache.length} of the context's "
+                    f"{len(ids)} tokens do not fit: {decoder.state.length} of the context's "
                     f"{self.context} are used. reset() empties it; context= makes it larger."
                 )
             if last_only:
@@ -345,7 +345,7 @@ class LayerWiseInferenceEngine:
     def reset(self) -> None:
         """Empty the KV cache, so that the next prompt is evaluated from its first token on."""
         with self._model.exclusive() as decoder:
-            decoder.cache.clear()
+            decoder.state.clear()
 
     def save_session(
         self, path: str | os.PathLike[str], *, messages: Sequence[Mapping[str, str]] = ()
@@ -358,7 +358,7 @@ class LayerWiseInferenceEngine:
         from airllm.state import session
 
         with self._model.exclusive() as decoder:
-            session.save(path, decoder.cache, self._model.planned.file.fingerprint(), messages)
+            session.save(path, decoder.state, self._model.planned.file.fingerprint(), messages)
 
     def load_session(self, path: str | os.PathLike[str]) -> list[dict[str, str]]:
         """Restore the KV cache from a file of save_session, made on any machine and backend;
@@ -372,7 +372,7 @@ class LayerWiseInferenceEngine:
 
         with self._model.exclusive() as decoder:
             return session.load(
-                path, decoder.cache, self._model.planned.file.fingerprint(), self.config.vocab_size
+                path, decoder.state, self._model.planned.file.fingerprint(), self.config.vocab_size
             )
 
     def fingerprint(self) -> bytes:
@@ -387,11 +387,11 @@ class LayerWiseInferenceEngine:
 
     def memory_usage(self) -> dict[str, int]:
         """Bytes by name: weights (in the backend's layout; those of NumPy stay in the file's memory
-        map), kv_cache (when full), buffers, and resident (the whole process, now)."""
+        map), kv_cache (of the sequence so far), buffers, and resident (the whole process, now)."""
         decoder = None if self._model.closed else self._model.decoder
         return {
             "weights": decoder.weights.nbytes if decoder else 0,
-            "kv_cache": decoder.cache.nbytes if decoder else 0,
+            "kv_cache": decoder.state_bytes if decoder else 0,
             "buffers": decoder.buffer_bytes if decoder else 0,
             "resident": resident_bytes(),
         }

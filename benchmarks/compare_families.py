@@ -98,7 +98,7 @@ def _compare(checkout: Path, folder: Path, name: str, case: Any, hf_models: Any)
     return Result(
         name,
         case.arch,
-        _difference(_logits(folder / "hf"), converted) if case.has_folder else None,
+        _difference(_logits(folder / "hf"), converted),
         _difference(hf_models.logits(model, TOKENS), converted),
         llama,
         lost=case.lost,

@@ -53,10 +53,10 @@ CORE_SOURCES = {
     "dispatch": ("cpu_features", "dispatch"),
     "threads/all": ("cpu_budget", "crew", "team"),
     "ops/all": (
-        *("attention", "elementwise", "experts", "fused", "matrix", "ops", "q80", "sampling"),
-        "slices",
+        *("attention", "elementwise", "experts", "fused", "matrix", "ops", "q80", "recurrent"),
+        *("sampling", "slices"),
     ),
-    "graph/all": ("graph", "executor", "plan", "run", "run_products"),
+    "graph/all": ("graph", "executor", "plan", "run", "run_products", "run_recurrent", "state"),
     "stream/all": ("file", "requests", "uring", "schedule", "reader", "stream"),
 }
 BINDING_SOURCES = {
@@ -64,7 +64,7 @@ BINDING_SOURCES = {
         *("module", "arrays", "elementwise", "matrix", "formats", "attention", "runtime"),
         "sampling",
     ),
-    "bindings/execution": ("executor", "graph", "stream"),
+    "bindings/execution": ("executor", "graph", "sequence_state", "stream"),
 }
 
 

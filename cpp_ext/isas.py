@@ -8,7 +8,7 @@ of `CpuFeatures` in `cpu_features.h`.
 
 from dataclasses import dataclass
 
-PARTS = ("rows", "attention", "plain", "packed", "quantized", "looked_up")
+PARTS = ("rows", "attention", "plain", "packed", "quantized", "looked_up", "recurrent")
 
 
 @dataclass(frozen=True)

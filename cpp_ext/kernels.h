@@ -41,21 +41,47 @@ static constexpr std::size_t quantized_block_bytes(Activations kind) {
     return (kind == Activations::q16 ? 64 : 32) + 4 * 4;
 }
 
-inline constexpr std::size_t attention_max_head_dim = 256;
+inline constexpr std::size_t attention_max_head_dim =
+    576;  // DeepSeek's latents and their rotated part
 inline constexpr std::size_t attention_query_tile = 128;  // rows for which K and V are read once
+
+// The keys, or the values, of one KV head: a row for each position.  They lie in pages of
+// 2^page_bits positions, or all in one place.  (A division for each block of 16 rows would take 4
+// to 10 % of attention's time.)
+inline constexpr std::size_t attention_page_unit = 16;  // the fewest positions of a page
+struct KvRows {
+    const std::byte* const* pages = nullptr;  // null: all rows are at `rows`
+    const void* rows = nullptr;
+    std::size_t offset = 0;     // bytes before the head's first row in each page
+    std::size_t page_bits = 0;  // if in pages
+    std::size_t row_bytes = 0;  // from one row to the next
+
+    const std::byte* row(std::size_t position) const {
+        if (!pages) return static_cast<const std::byte*>(rows) + position * row_bytes;
+        const std::size_t in_page = position & ((std::size_t{1} << page_bits) - 1);
+        return pages[position >> page_bits] + offset + in_page * row_bytes;
+    }
+    // How many of n rows from `position` on lie one after another.
+    std::size_t run(std::size_t position, std::size_t n) const {
+        const std::size_t page = std::size_t{1} << page_bits;
+        const std::size_t left = pages ? page - (position & (page - 1)) : n;
+        return left < n ? left : n;
+    }
+};
 
 // The input and output of the attention kernels: one KV head, and the query heads that share it.
 // A row is one query head of one token: row = token * group + head, head < group.
 struct AttentionTask {
-    const float* q;        // token t, head h at q + t * q_stride + h * head_dim
-    std::size_t q_stride;  // floats from one token to the next
-    const void* k;         // [n_kv][head_dim]
-    const void* v;         // [n_kv][head_dim]
-    DType kv_type;         // f32, f16 or q8_0 (head_dim is a multiple of 32 then)
-    std::size_t n_q;       // query tokens
-    std::size_t group;     // query heads that share this KV head
-    std::size_t n_kv;      // KV positions; the last one is that of the last query token
-    std::size_t head_dim;  // at most attention_max_head_dim
+    const float* q;         // token t, head h at q + t * q_stride + h * head_dim
+    std::size_t q_stride;   // floats from one token to the next
+    KvRows k;               // rows of head_dim
+    KvRows v;               // rows of value_dim; they may be the first dimensions of k's rows
+    DType kv_type;          // f32, f16 or q8_0 (both widths are multiples of 32 then)
+    std::size_t n_q;        // query tokens
+    std::size_t group;      // query heads that share this KV head
+    std::size_t n_kv;       // KV positions; the last one is that of the last query token
+    std::size_t head_dim;   // of queries and keys; at most attention_max_head_dim
+    std::size_t value_dim;  // of values and outputs; likewise
     float scale;
     // Query token t stands at position p = n_kv - n_q + t.  It sees the positions j with j <= p (if
     // causal) and |j - p| < window (if window is not 0).
@@ -63,24 +89,70 @@ struct AttentionTask {
     std::size_t window = 0;
     float softcap = 0.0f;          // unless 0, scores become softcap * tanh(score / softcap)
     const float* sinks = nullptr;  // [group]: for each head a score that has no value; or null
-    float* out;                    // laid out as q
+    float* out;                    // token t, head h at out + t * out_stride + h * value_dim
     std::size_t out_stride;
     float* lse = nullptr;        // log(sum(exp(scores))), sink included, of token t and head h at
     std::size_t lse_stride = 0;  // lse + t * lse_stride + h; or null
 };
 
 // KV positions divided into parts, and the results of the parts.  Part i begins at position
-// i * positions.  Its result for a row is: head_dim weighted sums of values, the largest score (in
+// i * positions.  Its result for a row is: value_dim weighted sums of values, the largest score (in
 // units of log 2), and the sum of the weights.
 inline constexpr std::size_t attention_part_unit = 512;
 struct AttentionParts {
     std::size_t positions;  // of a part, a multiple of attention_part_unit
     std::size_t first;      // the first part that any row sees
-    float* data;            // [parts from the first on][row][head_dim + 2]
+    float* data;            // [parts from the first on][row][value_dim + 2]
     std::size_t stride;     // floats from one part to the next
-    float* row(std::size_t part, std::size_t r, std::size_t head_dim) const {
-        return data + (part - first) * stride + r * (head_dim + 2);
+    float* row(std::size_t part, std::size_t r, std::size_t value_dim) const {
+        return data + (part - first) * stride + r * (value_dim + 2);
     }
+};
+
+// The input and output of the causal convolution of a sequence.
+inline constexpr std::size_t conv_max_taps = 8;
+struct ConvTask {
+    std::size_t n_tokens, channels, taps;  // 1 to conv_max_taps
+    const float* x;                        // [n_tokens][channels]
+    const float* weight;                   // [channels][taps]
+    const float* bias;                     // [channels], or null
+    bool silu;                             // of the result
+    float* y;                              // as x; may be x
+    float* state;  // [taps - 1][channels]: the inputs of the last tokens, oldest first
+};
+
+// The input and output of the gated delta rule: one value head of a sequence.  Token t's rows are
+// t * stride floats after those of token 0.
+inline constexpr std::size_t delta_rule_max_key_dim = 256;
+struct DeltaRuleTask {
+    std::size_t n_tokens, d_k, d_v;  // d_k is at most delta_rule_max_key_dim
+    const float* q;                  // [d_k]
+    const float* k;                  // [d_k]
+    std::size_t qk_stride;
+    const float* v;          // [d_v]
+    std::size_t v_stride;    // of out, too
+    const float* log_decay;  // one number, or [d_k] if decay_by_channel
+    std::size_t log_decay_stride;
+    bool decay_by_channel;
+    const float* beta;  // one number
+    std::size_t beta_stride;
+    float scale;
+    float* out;    // [d_v]
+    float* state;  // [d_k][d_v]
+};
+
+// The input and output of the scan of Mamba-2: one head of a sequence.
+struct ScanTask {
+    std::size_t n_tokens, head_dim, d_state;
+    const float* x;  // token t at x + t * x_stride: [head_dim]
+    std::size_t x_stride;
+    const float* dt;  // [n_tokens]: the length of each step
+    const float* b;   // token t at b + t * bc_stride: [d_state]
+    const float* c;   // likewise
+    std::size_t bc_stride;
+    float a, skip;
+    float* y;      // as x
+    float* state;  // [head_dim][d_state]
 };
 
 struct KernelTable {
@@ -211,7 +283,8 @@ struct KernelTable {
     // error grows with the score, and exp makes it a relative error of the weight.  The error of
     // lse is below 4e-7 * (8 + S), where S includes finite sinks.  f16 and q8_0 convert exactly.
     // Positions that no row of the call sees are not read.  At all others K and V must be finite:
-    // a row that does not see one gives it the weight 0, and 0 * inf is NaN.
+    // a row that does not see one gives it the weight 0, and 0 * inf is NaN.  The results do not
+    // depend on the pages in which positions lie.
     void (*attention)(const AttentionTask& task, std::size_t first, std::size_t last,
                       float* scratch);
     // The same in two steps, for several threads.  attention_parts computes the results of parts
@@ -223,6 +296,40 @@ struct KernelTable {
     void (*attention_merge)(const AttentionTask& task, std::size_t first, std::size_t last,
                             const AttentionParts& parts);
     std::size_t attention_scratch_floats;
+
+    // ---- recurrent layers ----------------------------------------------------------------------
+    //
+    // The bits of a result do not depend on how the tokens of a sequence are divided among calls.
+    // Error bounds are those of one token, given the state before it, to first order in u.
+
+    // y = log(1 + exp(x)); y may be x.  The error is at most 4 ulp, or 2^-126 for x < -87.33, where
+    // exp(x) is no normal number (below -87.7 it counts as 0).
+    void (*softplus)(const float* x, float* y, std::size_t n);
+    // y[r][i] = x[r][i] / sqrt(sum(x[r][:]^2) + eps).  x, y: [rows][n]; y may be x.  The relative
+    // error is below 1e-6 for n up to 65536.  A row whose squares leave float32's range is computed
+    // in float64.
+    void (*l2_norm)(const float* x, float eps, float* y, std::size_t rows, std::size_t n);
+    // y[t][c] = bias[c] + sum_j weight[c][j] x[t - (taps - 1) + j][c], or silu of that, for
+    // channels [first, last).  The tokens before token 0 are those of the state, which then holds
+    // the last ones.  With s = |bias[c]| + sum_j |weight[c][j] x[...][c]|, |error| <= (taps + 1) u
+    // s; with silu, 1.1 times that and the error of silu.
+    void (*causal_conv)(const ConvTask& task, std::size_t first, std::size_t last);
+    // For each token, with e = exp(log decay), a number for each row of the state S, or the same
+    // for all: S = e S; d = beta (v - S^T k); S = S + k d^T; out = scale S^T q.  For columns
+    // [first, last) of S, which are elements of v and out.
+    // With the S before the token, A[i][j] = e[i] |S[i][j]| and
+    // D[j] = |beta| (|v[j]| + sum_i |k[i]| A[i][j]):
+    //   |error of S[i][j]| <= 5u A[i][j] + (d_k + 10) u |k[i]| D[j]
+    //   |error of out[j]| <= (2 d_k + 14) u |scale| sum_i |q[i]| (A[i][j] + |k[i]| D[j])
+    // A log decay below -87.33 has an absolute error of 2^-126 in e, and above 88 it counts as 88.
+    void (*delta_rule)(const DeltaRuleTask& task, std::size_t first, std::size_t last);
+    // For each token, with e = exp(dt a): h = e h + dt x b^T; y = h c + skip x.  For rows
+    // [first, last) of the state h, which are elements of x and y.
+    // With the h before the token and H[i][j] = e |h[i][j]| + |dt x[i] b[j]|:
+    //   |error of h[i][j]| <= (6 + |dt a|) u H[i][j]
+    //   |error of y[i]| <= (d_state + 8 + |dt a|) u (|skip x[i]| + sum_j |c[j]| H[i][j])
+    // dt a below -87.33 has an absolute error of 2^-126 in e, and above 88 it counts as 88.
+    void (*ssm_scan)(const ScanTask& task, std::size_t first, std::size_t last);
 };
 
 }  // namespace tensor_ops

@@ -168,9 +168,21 @@ class BoundWeights:
     @property
     def nbytes(self) -> dict[str, int]: ...  # by slot
 
-class KvLayers:
-    # k_cache and v_cache of each layer, as Executor.run takes them
-    def __init__(self, layers: Sequence[tuple[_Cache | _Bytes, _Cache | _Bytes]]) -> None: ...
+# table, k_offset, v_offset, type, n_kv_heads, head_dim, value_dim
+_Keys = tuple[int, int, int, str, int, int, int]
+
+class SequenceState:
+    def __init__(
+        self,
+        page_rows: int,  # positions of a page, a power of 2
+        page_bytes: Sequence[int],  # of each table
+        layers: Sequence[tuple[_Keys | None, int, int]],  # keys; recurrent floats: first, number
+    ) -> None: ...
+    def set_page(self, table: int, index: int, page: NDArray[np.uint8]) -> None: ...
+    def keep_pages(self, table: int, first: int, last: int) -> None: ...
+    def set_recurrent(self, memory: NDArray[np.float32]) -> None: ...
+    @property
+    def recurrent_floats(self) -> int: ...
 
 # By name: inputs, a number; output, a bool; weights, a tuple of roles; optional, many: bools
 def graph_ops() -> dict[str, dict[str, Any]]: ...
@@ -196,9 +208,6 @@ class Executor:
         bound: BoundWeights,
         buffers: dict[str, NDArray[Any]],  # external buffers: float32 [n_tokens, width], or int32
         n_tokens: int,
-        past: int = 0,
-        k_cache: _Cache | _Bytes | None = None,  # [n_kv_heads, capacity, head_dim], or Q8_0
-        v_cache: _Cache | _Bytes | None = None,  # as k_cache
         threads: int = 0,  # the most to use; 0: all
         seconds: NDArray[np.float64] | None = None,  # [n_ops]; run adds the time of each op
     ) -> None: ...
@@ -206,8 +215,8 @@ class Executor:
         self,
         bound: Sequence[BoundWeights],  # of each layer
         buffers: dict[str, NDArray[Any]],
-        sequences: Sequence[tuple[int, int, KvLayers]],  # n_tokens, past, caches
-        first_layer: int = 0,  # index in each KvLayers of the first layer of bound
+        sequences: Sequence[tuple[int, int, SequenceState]],  # n_tokens, past, state
+        first_layer: int = 0,  # index in each SequenceState of the first layer of bound
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None: ...

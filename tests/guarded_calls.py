@@ -191,6 +191,13 @@ OPS = {
     "rope_append": ([KV * D, KV * D, 30], [], [], {**KVS, "interleaved": False}),
     "kv_append": ([KV * D, KV * D], [], [], KVS),
     "attention": ([H * D], [H * D], [("vector", H)], {**HEADS, **KVS, "scale": 0.2, "window": 3}),
+    "latent_append": ([KV * D], [], [], KVS),
+    "conv": ([33], [33], [("vector", 33, 4)], {"taps": 4, "silu": True}),
+    "delta_rule": ([66, 66, 4 * 17, 4, 4], [4 * 17], [], {"n_heads": 4, "n_kv_heads": 2}),
+    "ssm_scan": ([33, 3, 19, 19], [33], [("vector", 3)] * 3, {"n_groups": 1, "dt_max": 9.0}),
+    "l2_norm": ([99], [99], [], {"eps": 1e-6, "n_heads": 3}),
+    "log_decay": ([33], [33], [("vector", 3), ("vector", 33)], {}),
+    "group_norm": ([99], [99], [("vector", 99)], {"eps": 1e-6, "n_groups": 3}),
     "swiglu": ([33, 33], [33], [], {}),
     "geglu": ([257, 257], [257], [], {}),
     "softcap": ([33], [33], [], {"cap": 2.0}),
@@ -223,10 +230,23 @@ def weight(f, kind, *shape):
     return cpp.PackedMatrix(f.array(blocks(kind, *shape)), kind, shape)
 
 
-def caches(f, kind, capacity):
-    cache = normal(KV, capacity, D)
-    kept = {"float16": cache.astype(np.float16), "q8_0": cpp.quantize(cache, "q8_0")}
-    return f.array(kept.get(kind, cache)), f.array(kept.get(kind, cache))
+# The floats of recurrent memory of an op.
+RECURRENT = {"conv": 3 * 33, "delta_rule": 4 * 33 * 17, "ssm_scan": 33 * 19}
+
+
+def state(f, kind, capacity, *, latent, recurrent):
+    """A sequence whose pages of 16 positions are fenced, and end with the values, or the keys."""
+    one = normal(KV, 16, D)
+    kept = {"float16": one.astype(np.float16), "q8_0": cpp.quantize(one, "q8_0")}.get(kind, one)
+    part, name = kept.nbytes, {"float32": "f32", "float16": "f16"}.get(kind, kind)
+    v_offset, page_bytes = (0, part) if latent else (part, 2 * part)
+    keys = 0, 0, v_offset, name, KV, D, D
+    made = cpp.SequenceState(16, [page_bytes], [(keys, 0, recurrent)])
+    made.set_recurrent(f.array(normal(recurrent)))
+    for index in range(-(-capacity // 16)):
+        page = np.concatenate([kept.reshape(-1).view(np.uint8)] * (1 if latent else 2))
+        made.set_page(0, index, f.array(page))
+    return made
 
 
 def run_executor(at_end):
@@ -251,7 +271,9 @@ def run_executor(at_end):
                 if "n_used" in attributes and kind != "route":
                     arrays["in1"][:, :U] = np.arange(U) % E
                 before = {name: array.copy() for name, array in arrays.items()}
-                executor.run(bound, arrays, n, 3, *caches(f, kv, n + 3))
+                recurrent = RECURRENT.get(kind, 0)
+                kept = state(f, kv, n + 3, latent=kind == "latent_append", recurrent=recurrent)
+                executor.run_layers([bound], arrays, [(n, 3, kept)])
                 for name in outs:
                     assert not np.array_equal(arrays[name], before[name]), kind
                 for name in ins:

@@ -21,7 +21,6 @@ class Case:
     reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
     extra: dict[str, Any] = field(default_factory=dict)  # what config.json of real models says, too
     lost: str = ""  # what llama.cpp's converter does not write, so that its files compute less
-    has_folder: bool = True  # folders of this family are read
     sees: bool = False  # its config is the text_config of a model that sees pictures
 
     @property
@@ -254,7 +253,6 @@ CASES = {
             "self_attn.sinks": "attn_sinks",
             "mlp.router": "ffn_gate_inp",
         },
-        has_folder=False,
     ),
     "OLMo 2": Case("Olmo2", "olmo2", names=AFTER),
     "OLMo 3": Case(

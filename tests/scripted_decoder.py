@@ -3,9 +3,10 @@
 from types import SimpleNamespace
 
 import numpy as np
+from sequence_states import heads_of, new_state
 from tiny_model import byte_token
 
-from airllm.state.kv_cache import KVCache
+from airllm.backends.numpy_backend import NumpyBackend
 
 
 def tokens_of(text: str) -> list[int]:
@@ -20,7 +21,7 @@ class ScriptedDecoder:
 
     def __init__(self, script: list[int], context: int) -> None:
         self.script = script
-        self.cache = KVCache(n_layers=1, n_kv_heads=1, head_dim=1, capacity=context)
+        self.state = new_state(NumpyBackend(), [heads_of(1, 1)], context)
         self.evaluated: list[list[int]] = []
         self._step = 0
 
@@ -29,8 +30,8 @@ class ScriptedDecoder:
 
     def evaluate(self, tokens: np.ndarray, *_: object) -> np.ndarray:
         self.evaluated.append(tokens.tolist())
-        self.cache.tokens.extend(tokens.tolist())
-        assert self.cache.length <= self.cache.capacity
+        self.state.advance(tokens.tolist())
+        assert self.state.length <= self.state.capacity
         logits = np.zeros(268, np.float32)
         logits[self.script[self._step]] = 100.0
         self._step += 1

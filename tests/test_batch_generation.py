@@ -190,18 +190,18 @@ def test_the_engines_own_cache_is_not_touched(engine):
     np.testing.assert_array_equal(engine.forward([8]), before)
 
 
-def test_caches_exist_only_while_a_batch_runs_and_are_as_long_as_it_needs(engine, monkeypatch):
+def test_states_exist_only_while_a_batch_runs_and_are_as_long_as_it_needs(engine, monkeypatch):
     made = []
-    new_cache = engine._model.decoder.new_cache
+    new_state = engine._model.decoder.new_state
     monkeypatch.setattr(
         engine._model.decoder,
-        "new_cache",
-        lambda capacity: made.append(new_cache(capacity)) or made[-1],
+        "new_state",
+        lambda capacity, pool: made.append(new_state(capacity, pool)) or made[-1],
     )
     engine.generate_batch(["ab", "abc", "a"], batch=2, max_new_tokens=10, seed=1)
-    assert [cache.capacity for cache in made] == [13, 13]
+    assert [state.capacity for state in made] == [13, 13]
     monkeypatch.undo()
-    gone = [weakref.ref(cache) for cache in made]
+    gone = [weakref.ref(state) for state in made]
     made.clear()
     gc.collect()
     assert [ref() for ref in gone] == [None, None]

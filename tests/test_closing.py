@@ -189,7 +189,7 @@ def fail(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(PlannedModel, "open"), (Decoder, "__init__"), (Decoder, "new_cache")],
+    [(PlannedModel, "open"), (Decoder, "__init__"), (Decoder, "new_state")],
     ids=["before the file is open", "before its decoder", "within its decoder"],
 )
 def test_an_engine_that_cannot_be_made_leaves_nothing_open_and_warns_of_nothing(

@@ -12,6 +12,7 @@ import pytest
 from executor_graphs import ATTENTION, GRAPH, LINEAR, X4, X_ATTENTION, matrix, ones
 from extension import ISAS
 from messages import check_message
+from sequence_states import one_page_state
 
 # ---- weights -------------------------------------------------------------------------------------
 
@@ -193,31 +194,35 @@ def test_a_buffer_that_is_read_before_it_is_written_holds_some_number(cpp):
     assert y.shape == (4, 4)  # and the process is still there
 
 
-CACHE = (1, 8, 4)  # [n_kv_heads, capacity, head_dim]
+CACHE = (1, 16, 4)  # [n_kv_heads, page_rows, head_dim]
+
+
+def test_a_graph_with_attention_needs_a_state(cpp):
+    executor = cpp.Executor(**ATTENTION)
+    buffers = {name: ones(2, n) for name, n, _ in X_ATTENTION}
+    with pytest.raises(ValueError, match="have 0 tokens, and the batch has 2"):
+        executor.run(executor.bind({}), buffers, 2)
+    empty = cpp.SequenceState(16, [], [(None, 0, 0)])
+    with pytest.raises(ValueError, match="this graph needs keys and values"):
+        executor.run_layers([executor.bind({})], buffers, [(2, 0, empty)])
 
 
 @pytest.mark.parametrize(
-    ("past", "k", "v", "error", "says"),
+    ("past", "shape", "error", "says"),
     [
-        (0, None, None, ValueError, ["needs k_cache and v_cache"]),
-        (0, ones(*CACHE), None, TypeError, ["v_cache is None"]),
-        (0, ones(1, 8), ones(1, 8), ValueError, ["k_cache has shape (1, 8); expected 3 axes"]),
-        (0, ones(*CACHE), ones(1, 7, 4), ValueError, ["v_cache has shape (1, 7, 4)"]),
-        (0, ones(*CACHE), ones(*CACHE, dtype=np.float16), TypeError, ["v_cache is float16"]),
-        (0, ones(*CACHE, dtype=np.int16), ones(*CACHE), TypeError, ["k_cache is int16"]),
-        (0, ones(2, 8, 4), ones(2, 8, 4), ValueError, ["2 heads of 4, expected 1 of 4"]),
-        (0, ones(1, 8, 8), ones(1, 8, 8), ValueError, ["1 heads of 8, expected 1 of 4"]),
-        (0, ones(1, 0, 4), ones(1, 0, 4), ValueError, ["0 + 2 positions do not fit"]),
-        (7, ones(*CACHE), ones(*CACHE), ValueError, ["7 + 2 positions do not fit", "of 8"]),
-        (2**64 - 2, ones(*CACHE), ones(*CACHE), ValueError, ["positions do not fit"]),
-        (-1, ones(*CACHE), ones(*CACHE), TypeError, ["past"]),
+        (0, (2, 16, 4), ValueError, ["2 heads of 4, expected 1 heads of 4"]),
+        (0, (1, 16, 8), ValueError, ["1 heads of 8, expected 1 heads of 4"]),
+        (15, CACHE, ValueError, ["15 + 2 positions do not fit", "of 16"]),
+        (2**64 - 2, CACHE, ValueError, ["positions do not fit"]),
+        (-1, CACHE, TypeError, ["sequences holds a tuple"]),
     ],
 )
-def test_a_cache_that_does_not_fit_is_refused(cpp, past, k, v, error, says):
+def test_a_state_that_does_not_fit_is_refused(cpp, past, shape, error, says):
     executor = cpp.Executor(**ATTENTION)
-    buffers = {"q": ones(2, 8), "k": ones(2, 4), "v": ones(2, 4), "y": ones(2, 8)}
+    buffers = {name: ones(2, n) for name, n, _ in X_ATTENTION}
+    sequences = [(2, past, one_page_state(cpp, ones(1, 2, *shape)))]
     check_message(
-        cpp, lambda _: executor.run(executor.bind({}), buffers, 2, past, k, v), error, says
+        cpp, lambda _: executor.run_layers([executor.bind({})], buffers, sequences), error, says
     )
 
 
@@ -230,13 +235,14 @@ def test_layers_run_one_after_the_other_and_sequences_keep_their_own_caches(cpp)
     buffers = {name: rng.standard_normal((3, n)).astype(np.float32) for name, n, _ in X_ATTENTION}
     cache = rng.standard_normal((2, 2, 2, *CACHE)).astype(np.float32)  # [sequence, layer, k or v]
     alone = cache.copy()
-    sequences = [(1, 4, kv_layers(cpp, cache[0])), (2, 0, kv_layers(cpp, cache[1]))]
+    sequences = [(1, 4, one_page_state(cpp, cache[0])), (2, 0, one_page_state(cpp, cache[1]))]
     executor.run_layers([bound, bound], buffers, sequences)
     expected = np.empty_like(buffers["y"])
     for rows, past, own in ((slice(0, 1), 4, alone[0]), (slice(1, 3), 0, alone[1])):
         part = {name: array[rows].copy() for name, array in buffers.items()}
-        for k, v in own:
-            executor.run(bound, part, rows.stop - rows.start, past, k, v)
+        for layer in range(2):
+            state = one_page_state(cpp, own[layer : layer + 1])
+            executor.run_layers([bound], part, [(rows.stop - rows.start, past, state)])
         expected[rows] = part["y"]
     np.testing.assert_array_equal(buffers["y"], expected)
     np.testing.assert_array_equal(cache, alone)
@@ -246,17 +252,17 @@ def test_the_first_layer_says_where_in_the_caches_the_weights_begin(cpp):
     executor = cpp.Executor(**ATTENTION)
     buffers = {name: ones(1, n) for name, n, _ in X_ATTENTION}
     cache = np.zeros((3, 2, *CACHE), np.float32)
-    executor.run_layers([executor.bind({})], buffers, [(1, 0, kv_layers(cpp, cache))], 1)
+    executor.run_layers([executor.bind({})], buffers, [(1, 0, one_page_state(cpp, cache))], 1)
     assert [layer.any() for layer in cache] == [False, True, False]
 
 
 @pytest.mark.parametrize(
     ("sequences", "first", "error", "says"),
     [
-        ([(1, 0, None)], 0, TypeError, ["sequences holds", "not (n_tokens, past, KvLayers)"]),
+        ([(1, 0, None)], 0, TypeError, ["sequences holds", "not (n_tokens, past, SequenceState)"]),
         ([(1, 0)], 0, TypeError, ["sequences holds a tuple"]),
         ([None], 0, TypeError, ["sequences holds None"]),
-        ("caches", 1, ValueError, ["caches of 2 layers, too few for 2 from layer 1 on"]),
+        ("caches", 1, ValueError, ["state of 2 layers, too few for 2 from layer 1 on"]),
         ("caches", 2**63, ValueError, ["too few for 2"]),
     ],
 )
@@ -264,7 +270,7 @@ def test_sequences_that_make_no_sense_are_refused(cpp, sequences, first, error, 
     executor = cpp.Executor(**ATTENTION)
     bound, buffers = executor.bind({}), {name: ones(1, n) for name, n, _ in X_ATTENTION}
     if sequences == "caches":
-        sequences = [(1, 0, kv_layers(cpp, np.zeros((2, 2, *CACHE), np.float32)))]
+        sequences = [(1, 0, one_page_state(cpp, np.zeros((2, 2, *CACHE), np.float32)))]
     check_message(
         cpp,
         lambda _: executor.run_layers([bound, bound], buffers, sequences, first),
@@ -277,38 +283,72 @@ def test_sequences_that_make_no_sense_are_refused(cpp, sequences, first, error, 
 def test_what_are_no_weights_is_a_type_error(cpp, bound):
     executor = cpp.Executor(**ATTENTION)
     buffers = {name: ones(1, n) for name, n, _ in X_ATTENTION}
-    sequences = [(1, 0, kv_layers(cpp, np.zeros((1, 2, *CACHE), np.float32)))]
+    sequences = [(1, 0, one_page_state(cpp, np.zeros((1, 2, *CACHE), np.float32)))]
     with pytest.raises(TypeError):
         executor.run_layers(bound, buffers, sequences)
 
 
 @pytest.mark.parametrize(
-    ("layers", "error", "says"),
+    ("arguments", "error", "says"),
     [
-        ([None], TypeError, ["layers holds None", "pairs"]),
-        ([(ones(*CACHE),)], TypeError, ["layers holds a tuple", "pairs"]),
-        ([(ones(1, 8), ones(1, 8))], ValueError, ["k_cache has shape (1, 8)"]),
-        ([(ones(*CACHE), ones(*CACHE, dtype=np.float16))], TypeError, ["v_cache is float16"]),
+        ((16, [64], [None]), TypeError, ["page_bytes or layers are not as expected"]),
+        ((16, ["64"], []), TypeError, ["page_bytes or layers are not as expected"]),
+        ((16, [64], [((0, 0, 0, "f32", 1, 1), 0, 0)]), TypeError, ["not as expected"]),
+        ((16, [64], [((0, 0, 0, "f64", 1, 1, 1), 0, 0)]), ValueError, ['type is "f64"']),
+        ((16, [64], [((0, 0, 0, "q4_0", 1, 32, 32), 0, 0)]), ValueError, ["f32, f16 or q8_0"]),
+        ((16, [64], [((1, 0, 0, "f32", 1, 1, 1), 0, 0)]), ValueError, ["there is no table 1"]),
+        ((16, [63], [((0, 0, 0, "f32", 1, 1, 1), 0, 0)]), ValueError, ["do not fit a page of 63"]),
+        ((20, [], []), ValueError, ["page_rows is 20; expected a power of 2"]),
     ],
 )
-def test_caches_that_make_no_sense_are_refused(cpp, layers, error, says):
-    check_message(cpp, lambda ops: ops.KvLayers(layers), error, says)
+def test_layers_that_make_no_sense_are_refused(cpp, arguments, error, says):
+    check_message(cpp, lambda ops: ops.SequenceState(*arguments), error, says)
 
 
-def test_the_caches_of_a_sequence_keep_their_memory(cpp):
+@pytest.mark.parametrize(
+    ("table", "index", "page", "error", "says"),
+    [
+        (0, 0, None, TypeError, ["page is None"]),
+        (0, 0, ones(32), TypeError, ["page is float32"]),
+        (0, 0, ones(127, dtype=np.uint8), ValueError, ["127 bytes; expected 128"]),
+        (0, 0, ones(2, 64, dtype=np.uint8), ValueError, ["page has shape (2, 64)"]),
+        (0, 0, ones(129, dtype=np.uint8)[1:], ValueError, ["not aligned to 4 bytes"]),
+        (0, 2, ones(128, dtype=np.uint8), ValueError, ["page 2 does not follow"]),
+        (1, 0, ones(128, dtype=np.uint8), ValueError, ["there is no table 1"]),
+        (0, -1, ones(128, dtype=np.uint8), TypeError, ["index"]),
+    ],
+)
+def test_pages_that_make_no_sense_are_refused(cpp, table, index, page, error, says):
+    state = cpp.SequenceState(16, [128], [((0, 0, 64, "f32", 1, 1, 1), 0, 0)])
+    state.set_page(0, 0, ones(128, dtype=np.uint8))
+    check_message(cpp, lambda _: state.set_page(table, index, page), error, says)
+
+
+def test_a_page_that_is_read_only_is_refused(cpp):
+    page = ones(128, dtype=np.uint8)
+    page.flags.writeable = False
+    state = cpp.SequenceState(16, [128], [((0, 0, 64, "f32", 1, 1, 1), 0, 0)])
+    with pytest.raises(ValueError, match="page is read-only"):
+        state.set_page(0, 0, page)
+
+
+def test_recurrent_memory_has_the_floats_that_the_layers_need(cpp):
+    state = cpp.SequenceState(16, [], [(None, 0, 3), (None, 3, 2)])
+    assert state.recurrent_floats == 5
+    state.set_recurrent(ones(5))
+    with pytest.raises(ValueError, match="has 4 floats; expected 5"):
+        state.set_recurrent(ones(4))
+
+
+def test_a_state_keeps_its_pages(cpp):
     executor = cpp.Executor(**ATTENTION)
-    layers = kv_layers(cpp, np.full((1, 2, *CACHE), 3, np.float32))
+    state = one_page_state(cpp, np.full((1, 2, *CACHE), 3, np.float32))
     gc.collect()
     others = [np.full((1, 2, *CACHE), 7, np.float32) for _ in range(100)]
     buffers = {name: np.full((1, n), 3, np.float32) for name, n, _ in X_ATTENTION}
-    executor.run_layers([executor.bind({})], buffers, [(1, 5, layers)])
+    executor.run_layers([executor.bind({})], buffers, [(1, 5, state)])
     np.testing.assert_allclose(buffers["y"], 3)
     assert len(others) == 100
-
-
-def kv_layers(cpp, cache):
-    """cache: [n_layers, 2, n_kv_heads, capacity, head_dim]"""
-    return cpp.KvLayers([(k, v) for k, v in cache])
 
 
 def test_what_a_product_writes_second_is_quantised_anew(cpp):

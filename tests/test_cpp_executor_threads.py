@@ -237,8 +237,8 @@ def test_a_sequence_that_keeps_none_of_its_items_is_read_as_any_other(cpp):
     y = ones(1, 4)
     executor.run(executor.bind({}), {"x": ones(1, 4), "y": y}, 1)
     assert (y == 2).all()
-    layers = cpp.KvLayers(Fresh(*[(ones(1, 4, 4), ones(1, 4, 4))] * 3))
-    executor.run_layers([executor.bind({})] * 3, {"x": ones(1, 4), "y": y}, [(1, 0, layers)])
+    state = cpp.SequenceState(16, [64], Fresh(*[(None, 0, 0)] * 3))
+    executor.run_layers([executor.bind({})] * 3, {"x": ones(1, 4), "y": y}, [(1, 0, state)])
     assert (y == 2).all()
 
 
@@ -270,7 +270,30 @@ def test_buffers_that_overlap_in_part_are_refused_if_one_is_written(cpp):
     assert (both == 1).all()
 
 
-def test_a_cache_of_keys_that_is_the_one_of_values_is_refused(cpp):
-    cache = ones(1, 4, 4)
-    with pytest.raises(ValueError, match="k_cache and v_cache share memory"):
-        cpp.KvLayers([(cache, cache)])
+def test_a_state_does_not_change_during_a_run(cpp):
+    """An op calls no Python, so the run is a long one on another thread."""
+    width = 2048
+    graph = {
+        "buffers": [("x", width, True), ("y", width, True)],
+        "weights": [],
+        "ops": [("gelu", ["x"], "y", [], {})] * 2000,
+        "max_tokens": 64,
+    }
+    executor = cpp.Executor(**graph)
+    state = cpp.SequenceState(16, [64], [(None, 0, 0)])
+    page = np.zeros(64, np.uint8)
+    state.set_page(0, 0, page)
+    buffers = {"x": ones(64, width), "y": ones(64, width)}
+    run = threading.Thread(
+        target=lambda: executor.run_layers([executor.bind({})], buffers, [(64, 0, state)])
+    )
+    refused = False
+    run.start()
+    while run.is_alive() and not refused:
+        try:
+            state.set_page(0, 0, page)
+        except RuntimeError as error:
+            refused = "a run uses it" in str(error)
+    run.join()
+    assert refused
+    state.set_page(0, 0, page)

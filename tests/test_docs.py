@@ -28,6 +28,7 @@ from typing import Any
 import doc_commands
 import doc_pages
 import hf_folder
+import hf_gpt_oss
 import pytest
 import streamed_model
 from doc_commands import Command
@@ -74,6 +75,8 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all files that the pages name: models, texts and prompts."""
     folder = tmp_path_factory.mktemp("docs")
     hf_folder.write_folder(folder / "Qwen3-0.6B", write_tiny_model(folder, sizes=Sizes("qwen3")))
+    (folder / "oss").mkdir()
+    hf_gpt_oss.write_gpt_oss(folder / "oss").mxfp4.rename(folder / "gpt-oss-20b")
     tiny = write_tiny_model(folder, sizes=Sizes(context=4096))
     shutil.copy(tiny.path, folder / "small.gguf")
     shutil.copy(tiny.path, folder / "model-f16.gguf")

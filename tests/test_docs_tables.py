@@ -15,6 +15,7 @@ from test_layers import KNOWS, LAYERS
 
 from airllm import cli
 from airllm.formats.ggml_types import SUPPORTED_TYPES, TYPES
+from airllm.formats.hf_quantization import METHODS as QUANTIZED_METHODS
 from airllm.formats.numbers import WRITABLE
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import FAMILIES
@@ -93,7 +94,13 @@ def test_the_table_of_types_is_that_of_the_code(page: Path) -> None:
     for name, (width, in_folders, written) in listed.items():
         assert width <= sizes[name] < width + 1.01, name  # the rest are scales
         assert (written == "yes") == (name in WRITABLE), name
-        assert (in_folders == "yes") == (name in ("f32", "f16", "bf16")), name
+        assert (in_folders == "yes") == (name in ("f32", "f16", "bf16", "mxfp4")), name
+
+
+def test_the_table_of_quantised_folders_is_that_of_the_code() -> None:
+    rows = doc_pages.table(FORMATS, "`quant_method`")
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
+    assert sorted(named) == sorted(QUANTIZED_METHODS)
 
 
 def test_every_instruction_set_is_in_the_table() -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sequence_states import heads_of, new_state
 
+from airllm.backends.numpy_backend import NumpyBackend
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
 from airllm.state import session
-from airllm.state.kv_cache import KVCache
 from airllm.tools.batch_file import Answers, Job
 from airllm.util import durable
 
@@ -69,5 +70,5 @@ def test_a_converted_model_has_its_name_when_it_is_on_the_disk(calls, tmp_path):
 
 def test_a_session_has_its_name_when_it_is_on_the_disk(calls, tmp_path):
     path = tmp_path / "s"
-    session.save(path, KVCache(1, 1, 32, 8), bytes(32))
+    session.save(path, new_state(NumpyBackend(), [heads_of(1, 32)], 8), bytes(32))
     check_file_then_name_then_folder(calls, path)

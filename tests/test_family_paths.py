@@ -108,7 +108,7 @@ def test_going_back_gives_the_logits_of_going_there_at_once(
 ) -> None:
     with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
         engine.forward([*TOKENS[:40], *TOKENS[:30]])
-        kept = engine._model.decoder.cache.keep_shared(TOKENS)
+        kept = engine._model.decoder.state.keep_shared(TOKENS)
         assert kept == 40
         after = engine.forward(TOKENS[kept:], last_only=False)
         assert difference(after, whole[kept:]) <= CLOSE

@@ -170,9 +170,17 @@ def test_shift_forgets_the_older_half_of_what_it_need_not_keep(scripted, keep):
     assert generation.text == "abcdefg"
     assert generation.finish_reason == "length"
     assert generation.shifted_tokens == forgotten
-    assert engine._model.decoder.cache.tokens == (
+    assert engine._model.decoder.state.tokens == (
         seen[:kept] + seen[kept + forgotten :] + tokens_of("f")
     )
+
+
+def rows_of(state, length):
+    """All keys and values of a state that keeps float32."""
+    rows = [
+        rows for layer in state.layout.layers for rows in state.heads_rows(layer.keys, 0, length)
+    ]
+    return np.concatenate([part.view(np.float32) for of_head in rows for part in of_head])
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cpp"])
@@ -187,12 +195,12 @@ def test_keys_and_values_after_a_shift_are_those_of_the_tokens_that_are_left(tmp
         generation = engine.generate("x" * 90, max_new_tokens=60, **settings)
         assert len(generation.tokens) == 60
         assert generation.shifted_tokens
-        cache = engine._model.decoder.cache
-        tokens = cache.tokens.copy()
-        mine = np.array([cache.layer(layer) for layer in range(3)])[..., : len(tokens), :]
+        state = engine._model.decoder.state
+        tokens = state.tokens.copy()
+        mine = rows_of(state, len(tokens))
         engine.reset()
         engine.forward(tokens)
-        its = np.array([cache.layer(layer) for layer in range(3)])[..., : len(tokens), :]
+        its = rows_of(state, len(tokens))
     np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-4)  # batches that differ
 
 
@@ -205,7 +213,7 @@ def test_shift_again_and_again_needs_no_more_room(engine):
 def test_with_almost_all_kept_shift_still_goes_on(engine):
     generation = engine.generate("x" * 95, max_new_tokens=9, seed=2, on_full="shift", keep=-1)
     assert len(generation.tokens) == 9
-    assert engine._model.decoder.cache.tokens[:95] == engine.tokenize("x" * 95)
+    assert engine._model.decoder.state.tokens[:95] == engine.tokenize("x" * 95)
 
 
 def test_to_keep_the_whole_context_leaves_shift_nothing_to_forget(engine):
@@ -219,7 +227,7 @@ def test_a_shift_keeps_the_bos_token(tmp_path):
     with LayerWiseInferenceEngine(model.path, backend="numpy") as engine:
         generation = engine.generate("x" * 90, max_new_tokens=20, seed=1, on_full="shift")
         assert generation.shifted_tokens
-        assert engine._model.decoder.cache.tokens[0] == engine.tokenizer.bos_id
+        assert engine._model.decoder.state.tokens[0] == engine.tokenizer.bos_id
 
 
 # ---- what is reported ----------------------------------------------------------------------------

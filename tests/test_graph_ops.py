@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import reference
 from one_op import EXACT, assert_close, backend_named, random, run
+from sequence_states import one_page_state
 
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Buffer, GraphError, Weight
@@ -141,7 +142,8 @@ def test_sinks_take_their_share_of_attention(backend, n_tokens, past, options):
     n_heads, n_kv_heads, head_dim = 4, 2, 16
     q, sinks = random(n_tokens, n_heads * head_dim), 2 * random(n_heads, seed=1)
     new = [random(n_tokens, n_kv_heads * head_dim, seed=seed) for seed in (2, 3)]
-    caches = [random(n_kv_heads, past + n_tokens, head_dim, seed=seed) for seed in (4, 5)]
+    rows = max(16, 1 << (past + n_tokens - 1).bit_length())
+    caches = random(1, 2, n_kv_heads, rows, head_dim, seed=4)
     g = GraphBuilder("sinks")
     k, v = g.external("k", n_kv_heads * head_dim), g.external("v", n_kv_heads * head_dim)
     g.kv_append(k, v, n_kv_heads, head_dim)
@@ -158,11 +160,12 @@ def test_sinks_take_their_share_of_attention(backend, n_tokens, past, options):
     executor = backend.executor(g.build(), n_tokens)
     bound = executor.bind({"sinks": backend.weight("vector", sinks.view(np.uint8), "f32", (4,))})
     out = np.zeros_like(q)
-    executor.run(
-        bound, {"q": q, "k": new[0], "v": new[1], "out": out}, n_tokens, past, caches[0], caches[1]
-    )
+    buffers = {"q": q, "k": new[0], "v": new[1], "out": out}
+    executor.run_layers([bound], buffers, [(n_tokens, past, one_page_state(backend, caches))])
     heads = q.reshape(n_tokens, n_heads, head_dim)
-    expected, _ = reference.attention(heads, *caches, 0.25, sinks=sinks, **options)
+    expected, _ = reference.attention(
+        heads, *caches[0, :, :, : past + n_tokens], 0.25, sinks=sinks, **options
+    )
     assert_close(out, expected.reshape(q.shape), 1e-5)
 
 

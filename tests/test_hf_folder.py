@@ -233,8 +233,8 @@ def test_rows_of_the_embedding_without_a_token_are_named_and_never_come_from_tex
         ({"rope_scaling": "linear"}, "rope_scaling is no object"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5; expected"),
         (
-            {"quantization_config": {"quant_method": "gptq"}},
-            "quantised (quantization_config: gptq)",
+            {"quantization_config": {"quant_method": "hqq"}},
+            "quantization_config: quant_method is 'hqq'; supported are fp8",
         ),
         ({"logits_scaling": 8.0}, "logits_scaling asks for something that llama models do not do"),
         ({"num_hidden_layers": 4}, "tensor blk.3.attn_norm.weight is missing"),

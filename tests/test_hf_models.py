@@ -64,8 +64,6 @@ def test_quantised_weights_give_nearly_the_same_logits(tmp_path, model, backend)
 @pytest.mark.parametrize("n_shards", [1, 4])
 def test_a_folder_that_transformers_saved_gives_its_logits(tmp_path, model, backend, n_shards):
     case, hf, expected = model
-    if not case.has_folder:
-        pytest.skip("its folders are stored in MXFP4, which is not read")
     folder = write_folder(tmp_path / "model", case, hf, n_shards)
     exact = {"kv_type": "f32", "activations": "f32", "batch_size": 32}
     with LayerWiseInferenceEngine(folder, backend=backend, **exact) as engine:

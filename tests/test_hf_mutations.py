@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from hf_folder import write_folder, write_json
+from hf_quantized import FORMATS, write_quantised
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from tiny_model import FAMILIES, write_tiny_model
+from tiny_model import FAMILIES, Sizes, write_tiny_model
 
 from airllm.models import load_model
 from airllm.models.opening import open_model
@@ -53,9 +54,17 @@ json_values = st.recursive(
 )
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3", "qwen3moe"])
+QUANTISED = ["AWQ", "int4 in groups of 32", "FP8 in blocks"]
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3", "qwen3moe", *QUANTISED])
 def folder(request, tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp(request.param)
+    place = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
+    if request.param in QUANTISED:
+        sizes = Sizes("qwen3", hidden=128, ffn=128, n_layers=1, head_dim=32, rope_dims=32)
+        model = write_tiny_model(place, sizes=sizes)
+        write_quantised(place / "hf", model, FORMATS[request.param], n_shards=2)
+        return place / "hf"
     model = write_tiny_model(place, sizes=FAMILIES[request.param])
     return write_folder(place / "hf", model, n_shards=2, config=EXTRAS[request.param])
 

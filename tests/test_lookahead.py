@@ -209,12 +209,12 @@ def test_a_text_that_repeats_itself_is_guessed_beyond_its_end():
 @pytest.mark.parametrize(("room", "n_guessed"), [(-1, 0), (0, 0), (1, 1), (3, 3), (99, 5)])
 def test_no_more_is_guessed_than_there_is_room_for(room, n_guessed):
     """Of the answer and of the context: a row beyond the cache would be written past its end."""
-    cache = SimpleNamespace(tokens=[])
-    ahead = Lookahead(SimpleNamespace(batch_size=512, cache=cache), 5, 9)
-    answer = SimpleNamespace(pending=[2], history=[1, 2, 3, 4, 1, 2], room=lambda: room)
-    assert ahead.guess(answer) == [3, 4, 1, 2, 3][:n_guessed]
+    ahead = Lookahead(SimpleNamespace(batch_size=512), 5, 9)
+    history = [1, 2, 3, 4, 1, 2]
+    answer = SimpleNamespace(pending=[2], n_again=0, history=history, room=lambda: room)
+    assert (ahead.guess(answer) or []) == [3, 4, 1, 2, 3][:n_guessed]
     answer.pending = [1, 2]
-    assert ahead.guess(answer) == []
+    assert ahead.guess(answer) is None
 
 
 def test_what_never_stood_there_is_not_guessed():
@@ -253,7 +253,7 @@ def test_a_draft_that_is_right_gives_as_many_tokens_a_pass_as_it_guesses(engine,
     with LayerWiseInferenceEngine(
         engine._model.planned.file.path,
         backend=engine.backend,
-        kv_type=engine._model.decoder.cache.kv_type,
+        kv_type=engine._model.decoder.state.layout.kv_type,
     ) as twin:
         engine.reset()
         answer = engine.generate("x", temperature=0, max_new_tokens=41, lookahead=4, draft=twin)

@@ -8,7 +8,7 @@ import pytest
 
 from airllm.formats.mapped_file import MappedFile
 from airllm.formats.model_file import Extent, ModelParts, Tensor
-from airllm.util.metadata import Metadata
+from airllm.util.metadata import FormatError, Metadata
 
 VALUES = np.arange(1, 9, dtype="<f4")
 Open = Callable[[int], ModelParts]
@@ -50,3 +50,16 @@ def test_rows_are_read_without_those_before_them(open_at: Open) -> None:
     memory = np.zeros(16, np.uint8)
     found = open_at(3).read("w", memory, (1, 2))
     assert found.view("<f4").reshape(-1).tolist() == VALUES[4:].tolist()
+
+
+@pytest.mark.parametrize("step", [7, 1000, 20_000, 300_000])
+def test_strips_are_read_whether_their_rows_are_near_or_far_apart(tmp_path, step):
+    """The last row of the file ends with the strip."""
+    rows = np.random.default_rng(9).integers(0, 256, (600_000 // step + 2, step), np.uint8)
+    (tmp_path / "f").write_bytes(rows.tobytes()[: rows.size - step + 6])
+    with MappedFile.open(tmp_path / "f", hint="") as file:
+        found = np.empty((len(rows), 4), np.uint8)
+        file.read_strip(2, found, step, "w")
+        np.testing.assert_array_equal(found, rows[:, 2:6])
+        with pytest.raises(FormatError, match="'w' cannot be read to its end"):
+            file.read_strip(3, found, step, "w")

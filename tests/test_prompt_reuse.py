@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from extension import require_cpp
 from scripted_decoder import ScriptedDecoder, tokens_of
+from sequence_states import heads_of, new_state
 from tiny_model import write_tiny_model
 
+from airllm.backends.numpy_backend import NumpyBackend
 from airllm.layer_engine import Generation, LayerWiseInferenceEngine
-from airllm.state.kv_cache import KVCache
 
 Engine = LayerWiseInferenceEngine
 EOS = 2  # <|im_end|>
@@ -120,14 +121,13 @@ def test_keys_and_values_after_reuse_are_those_of_the_same_batches_in_an_empty_c
             reusing.generate(prompt, max_new_tokens=1)
         for batch in ("abc", "xyz"):
             fresh.forward(fresh.tokenize(batch))
-        mine, its = reusing._model.decoder.cache, fresh._model.decoder.cache
+        mine, its = reusing._model.decoder.state, fresh._model.decoder.state
         assert mine.tokens == its.tokens
-        for layer in range(
-            reusing.config.n_layers
-        ):  # keys and values: [2, n_kv_heads, 6, head_dim]
-            np.testing.assert_array_equal(
-                np.array(mine.layer(layer))[:, :, :6], np.array(its.layer(layer))[:, :, :6]
-            )
+        for layer in mine.layout.layers:
+            assert layer.keys is not None
+            rows = zip(*(each.heads_rows(layer.keys, 0, 6) for each in (mine, its)), strict=True)
+            for own, others in rows:
+                np.testing.assert_array_equal(own, others)
         np.testing.assert_array_equal(reusing.forward([7]), fresh.forward([7]))
 
 
@@ -163,7 +163,7 @@ def test_what_an_interrupted_prompt_left_behind_is_right(tmp_path, monkeypatch, 
         assert generation.tokens == expected
 
 
-# ---- the cache -----------------------------------------------------------------------------------
+# ---- the state -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -177,11 +177,11 @@ def test_what_an_interrupted_prompt_left_behind_is_right(tmp_path, monkeypatch, 
         ([1, 2, 3], [9], 0),
     ],
 )
-def test_the_cache_keeps_what_it_shares_with_a_prompt_but_for_its_last_token(
+def test_a_state_keeps_what_it_shares_with_a_prompt_but_for_its_last_token(
     there: Sequence[int], asked: Sequence[int], kept: int
 ) -> None:
-    cache = KVCache(n_layers=1, n_kv_heads=1, head_dim=1, capacity=8)
-    cache.tokens.extend(there)
-    assert cache.keep_shared(asked) == kept
-    assert cache.tokens == asked[:kept]
-    assert cache.length == kept
+    state = new_state(NumpyBackend(), [heads_of(1, 1)], 8)
+    state.advance(there)
+    assert state.keep_shared(asked) == kept
+    assert state.tokens == asked[:kept]
+    assert state.length == kept

@@ -9,49 +9,63 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sequence_states import heads_of, new_state
 from traced_memory import traced_memory
 
+from airllm.backends.numpy_backend import NumpyBackend
 from airllm.state import session
-from airllm.state.kv_cache import KVCache
+from airllm.state.sequence import SequenceState
 from airllm.util.metadata import FormatError
 
 MODEL = bytes(range(32))
-HEADER = struct.Struct("<8sIIII8sII32s")
+HEADER = struct.Struct("<8sI8s32sII32s")
 CHAT = [
     {"role": "system", "content": 'Ünïcödé "quoted" \\ \n'},
     {"role": "user", "content": "", "name": "Ada"},
 ]
 
 
-def new_cache(n_tokens: int = 0) -> KVCache:
-    cache = KVCache(2, 1, 4, 8)
-    cache.tokens.extend(range(n_tokens))
-    for rows in cache.rows(n_tokens):
+def fresh(n_tokens: int = 0) -> SequenceState:
+    """Two layers that keep a head of 4 values, with room for 8 tokens."""
+    state = new_state(NumpyBackend(), [heads_of(1, 4)] * 2, 8)
+    state.make_room(0, 2, 0, n_tokens)
+    state.advance(list(range(n_tokens)))
+    for rows in memory_of(state):
         rows[:] = 7
-    return cache
+    return state
+
+
+def memory_of(state: SequenceState) -> list[Any]:
+    """The rows of keys and values, in the order of the file."""
+    places = [layer.keys for layer in state.layout.layers]
+    return [rows for p in places if p for rows in chain(*state.heads_rows(p, 0, state.length))]
+
+
+KEPT = session._kept(fresh())  # a hash of what the layers keep
 
 
 def saved(path: Path, messages: Any = CHAT, n_tokens: int = 3) -> Path:
-    session.save(path, new_cache(n_tokens), MODEL, messages)
+    session.save(path, fresh(n_tokens), MODEL, messages)
     return path
 
 
 def with_messages(path: Path, said: bytes) -> Path:
     """A session whose messages are `said`, with the sizes and the checksum that belong to it."""
-    fields = (b"AIRLLMKV", 1, 2, 1, 4, b"f16".ljust(8, b"\0"), 0, len(said), MODEL)
+    fields = (b"AIRLLMKV", 2, b"f16".ljust(8, b"\0"), KEPT, 0, len(said), MODEL)
     data = HEADER.pack(*fields) + said
     path.write_bytes(data + hashlib.sha256(data).digest())
     return path
 
 
 def load(path: Path) -> list[dict[str, str]]:
-    return session.load(path, new_cache(), MODEL, 100)
+    return session.load(path, fresh(), MODEL, 100)
 
 
 def attempt(do: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -190,9 +204,7 @@ numbers = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2, 3, 4, 5, 8, 9, 2
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
-    st.dictionaries(
-        st.sampled_from(["version", "layers", "heads", "head_dim", "tokens", "said"]), numbers
-    ),
+    st.dictionaries(st.sampled_from(["version", "tokens", "said"]), numbers),
     st.lists(st.integers(-(2**31), 2**31 - 1), max_size=9),
     st.binary(max_size=40) | st.just(json.dumps(CHAT).encode()),
     st.integers(-200, 200),
@@ -200,22 +212,22 @@ numbers = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2, 3, 4, 5, 8, 9, 2
 def test_a_changed_structure_is_a_whole_session_or_refused_and_changes_nothing(
     tmp_path: Path, header: dict[str, int], tokens: list[int], said: bytes, more: int
 ) -> None:
-    fields = {"magic": b"AIRLLMKV", "version": 1, "layers": 2, "heads": 1, "head_dim": 4}
-    fields |= {"kv_type": b"f16".ljust(8, b"\0"), "tokens": len(tokens), "said": len(said)}
+    fields = {"magic": b"AIRLLMKV", "version": 2, "kv_type": b"f16".ljust(8, b"\0"), "kept": KEPT}
+    fields |= {"tokens": len(tokens), "said": len(said)}
     fields |= {"model": MODEL, **header}
     data = HEADER.pack(*fields.values()) + struct.pack(f"<{len(tokens)}i", *tokens) + said
     data += bytes(max(2 * 2 * len(tokens) * 8 + more, 0))
     path = tmp_path / "s"
     path.write_bytes(data + hashlib.sha256(data).digest())
-    cache = new_cache(3)
-    before = copy.deepcopy(cache.tokens)
-    _, refusal = attempt(lambda: session.load(path, cache, MODEL, 100))
+    state = fresh(3)
+    before = copy.deepcopy(state.tokens)
+    _, refusal = attempt(lambda: session.load(path, state, MODEL, 100))
     if refusal is None:
-        assert cache.tokens == tokens
+        assert state.tokens == tokens
         assert all(0 <= token < 100 for token in tokens)
     else:
         assert refusal.startswith(f"{path}: ")
-        assert cache.tokens == before
+        assert state.tokens == before
 
 
 # ---- other files, and disks that are full --------------------------------------------------------

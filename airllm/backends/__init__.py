@@ -14,11 +14,23 @@ from airllm.graph.graph import Graph, GraphError, Role
 from airllm.util.arguments import check_count
 from airllm.util.shown import shown
 
-__all__ = ["MOST_THREADS", "Backend", "Executor", "Stream", "check_supported", "load_backend"]
+__all__ = [
+    "MOST_THREADS",
+    "Backend",
+    "Executor",
+    "LayerArgument",
+    "Stream",
+    "check_supported",
+    "load_backend",
+]
 
 MOST_THREADS = 1024  # that the kernels may be given
 
 _log = logging.getLogger("airllm")
+
+# (table, k_offset, v_offset, type, n_kv_heads, head_dim, value_dim), or None for a layer without
+# keys; then the first of its recurrent floats, and their number.
+LayerArgument = tuple[tuple[int, int, int, str, int, int, int] | None, int, int]
 
 
 class Executor(Protocol):
@@ -38,18 +50,14 @@ class Executor(Protocol):
         bound: Any,
         buffers: dict[str, NDArray[Any]],
         n_tokens: int,
-        past: int = 0,
-        k_cache: NDArray[Any] | None = None,
-        v_cache: NDArray[Any] | None = None,
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
-        """Run all ops over the external buffers, [n_tokens, width] each.
+        """Run all ops of a graph that keeps nothing of a sequence, over the external buffers,
+        [n_tokens, width] each.
 
-        k_cache, v_cache: the caches of the layer whose weights are bound, [n_kv_heads, capacity,
-        head_dim] of float32 or float16, or uint8 with rows of Q8_0. They hold `past` tokens; the
-        run appends the batch. threads: the most to use, 0 for all; NumPy's BLAS ignores it.
-        seconds: float64 [n_ops]; the run adds the time of each op.
+        threads: the most to use, 0 for all; NumPy's BLAS ignores it. seconds: float64 [n_ops]; the
+        run adds the time of each op.
         """
 
     def run_layers(
@@ -63,9 +71,10 @@ class Executor(Protocol):
     ) -> None:
         """Runs the graph for several layers in turn, on the same buffers, for several sequences.
 
-        bound: the weights of each layer. sequences: for each (n_tokens, past, caches), the caches
-        made by Backend.kv_layers; the buffers hold the rows of the first sequence first.
-        first_layer: the index in the caches of the first layer of `bound`.
+        bound: the weights of each layer. sequences: for each (n_tokens, past, state), the state
+        made by Backend.sequence_state, which holds `past` tokens and has room for the others; the
+        buffers hold the rows of the first sequence first. A state may come several times, with
+        more tokens each time. first_layer: the index in the states of the first layer of `bound`.
         """
 
 
@@ -128,8 +137,11 @@ class Backend(Protocol):
     ) -> Stream:
         """See tensor_ops_cpp.Stream. A target is one of matrix_in, or (memory, offset)."""
 
-    def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
-        """A sequence's (k_cache, v_cache) of each layer, checked once and for all runs."""
+    def sequence_state(
+        self, page_rows: int, page_bytes: Sequence[int], layers: Sequence[LayerArgument]
+    ) -> Any:
+        """What executors take as the state of a sequence; see tensor_ops_cpp.SequenceState. It
+        gets its pages, and its recurrent memory, from airllm.state.sequence.SequenceState."""
 
 
 def check_supported(backend: Backend, graph: Graph) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from airllm.backends import Stream, check_supported
+from airllm.backends import LayerArgument, Stream, check_supported
 from airllm.backends.experts import Experts
 from airllm.graph.graph import Graph, Role
 
@@ -72,8 +72,10 @@ class CppBackend:
         io, direct = _stream_settings()
         return tensor_ops_cpp.Stream(files, sections, endless=endless, io=io, direct=direct)
 
-    def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
-        return tensor_ops_cpp.KvLayers(layers)
+    def sequence_state(
+        self, page_rows: int, page_bytes: Sequence[int], layers: Sequence[LayerArgument]
+    ) -> tensor_ops_cpp.SequenceState:
+        return tensor_ops_cpp.SequenceState(page_rows, page_bytes, layers)
 
 
 class CppExecutor:

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
-from airllm.backends import check_supported
+from airllm.backends import LayerArgument, check_supported
 from airllm.backends.experts import Experts
 from airllm.backends.numpy_batch import Buffers, TokenBatch, TokenSequence
 from airllm.backends.numpy_kernels import OPS
+from airllm.backends.numpy_state import NumpyState
 from airllm.backends.plain_stream import PlainStream
 from airllm.graph.graph import Graph, Role
+from airllm.graph.state import recurrent_places
 from airllm.numpy_ops import checks
 from airllm.numpy_ops.quants import row_bytes
 
@@ -65,8 +67,10 @@ class NumpyBackend:
     ) -> PlainStream:
         return PlainStream(files, sections, endless=endless)
 
-    def kv_layers(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
-        return list(layers)
+    def sequence_state(
+        self, page_rows: int, page_bytes: Sequence[int], layers: Sequence[LayerArgument]
+    ) -> NumpyState:
+        return NumpyState(page_rows, page_bytes, layers)
 
 
 class NumpyExecutor:
@@ -80,6 +84,8 @@ class NumpyExecutor:
         }
         self._external = [buffer for buffer in graph.buffers if buffer.external]
         self._written = {output for op in graph.ops for output in op.outputs}
+        firsts = recurrent_places(graph)
+        self._recurrent_first = {id(op): first for op, first in zip(graph.ops, firsts, strict=True)}
 
     def bind(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
         self.graph.check_bound({name: weight.shape for name, weight in weights.items()})
@@ -93,16 +99,10 @@ class NumpyExecutor:
         bound: Any,
         buffers: Mapping[str, NDArray[Any]],
         n_tokens: int,
-        past: int = 0,
-        k_cache: NDArray[Any] | None = None,
-        v_cache: NDArray[Any] | None = None,
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
-        if k_cache is None or v_cache is None:
-            k_cache = v_cache = np.empty((0, 0, 0), np.float32)
-        sequence = TokenSequence(0, n_tokens, past, k_cache, v_cache)
-        self._run(bound, buffers, n_tokens, [sequence], seconds)
+        self._run(bound, buffers, n_tokens, [TokenSequence(0, n_tokens)], seconds)
 
     def run_layers(
         self,
@@ -115,8 +115,8 @@ class NumpyExecutor:
     ) -> None:
         for index, weights in enumerate(bound, first_layer):
             parts, n_tokens = [], 0
-            for n, past, layers in sequences:
-                parts.append(TokenSequence(n_tokens, n, past, *layers[index]))
+            for n, past, state in sequences:
+                parts.append(TokenSequence(n_tokens, n, past, state, index))
                 n_tokens += n
             self._run(weights, buffers, n_tokens, parts, seconds)
 
@@ -132,7 +132,7 @@ class NumpyExecutor:
             raise ValueError(f"n_tokens is {n_tokens}; expected 0 to {self.max_tokens}")
         values = {name: array[:n_tokens] for name, array in self._internal.items()}
         values |= self._external_arrays(buffers, n_tokens)
-        batch = TokenBatch(values, bound, n_tokens, sequences)
+        batch = TokenBatch(values, bound, n_tokens, sequences, self._recurrent_first)
         with np.errstate(all="ignore"):  # infinities and NaN are values here, as in C++
             for index, op in enumerate(self.graph.ops):
                 start = perf_counter()

@@ -1,12 +1,13 @@
 """What one run of NumPy's executor works on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
+from airllm.backends.numpy_state import NumpyState
 from airllm.graph.graph import Op
 
 __all__ = ["Buffers", "TokenBatch", "TokenSequence", "arrays"]
@@ -18,17 +19,24 @@ Buffers = dict[str, NDArray[Any]]
 class TokenSequence:
     first: int  # row of the buffers
     n_tokens: int
-    past: int
-    k_cache: NDArray[Any]  # [n_kv_heads, capacity, head_dim], or rows of Q8_0
-    v_cache: NDArray[Any]
+    past: int = 0
+    state: NumpyState | None = None
+    layer: int = 0  # of the state
 
     @property
     def rows(self) -> slice:
         return slice(self.first, self.first + self.n_tokens)
 
     @property
+    def kept(self) -> NumpyState:
+        """ValueError for a run without a state."""
+        if self.state is None:
+            raise ValueError("this graph needs keys and values")
+        return self.state
+
+    @property
     def end(self) -> int:
-        """Positions in the cache after the batch."""
+        """Positions in the state after the batch."""
         return self.past + self.n_tokens
 
 
@@ -40,6 +48,8 @@ class TokenBatch:
     weights: Mapping[str, Any]
     n_tokens: int
     sequences: Sequence[TokenSequence]
+    # The first float of an op's recurrent memory, by the op's id().
+    recurrent_first: Mapping[int, int] = field(default_factory=dict)
 
     def multiply(self, x: NDArray[Any], weight: str, out: NDArray[Any]) -> None:
         """Multiplies each sequence separately, so that its sums round the same in any batch."""

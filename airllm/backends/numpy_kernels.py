@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from airllm import numpy_ops
 from airllm.backends import numpy_experts as experts
+from airllm.backends import numpy_recurrent as recurrent
 from airllm.backends.numpy_batch import TokenBatch, arrays
 from airllm.graph.graph import Op
 
@@ -57,34 +58,39 @@ def _rope(op: Op, batch: TokenBatch) -> None:
 
 def _kv_append(op: Op, batch: TokenBatch) -> None:
     keys, values = (batch.buffers[name] for name in op.inputs)
-    _append(batch, (keys, values), int(op.attrs["n_kv_heads"]), int(op.attrs["head_dim"]))
+    _append(batch, keys, values, int(op.attrs["n_kv_heads"]))
+
+
+def _latent_append(op: Op, batch: TokenBatch) -> None:
+    _append(batch, batch.buffers[op.inputs[0]], None, int(op.attrs["n_kv_heads"]))
 
 
 def _append(
-    batch: TokenBatch, kv: tuple[NDArray[Any], NDArray[Any]], n_kv_heads: int, head_dim: int
+    batch: TokenBatch, keys: NDArray[Any], values: NDArray[Any] | None, n_kv_heads: int
 ) -> None:
     for s in batch.sequences:
-        for part, cache in zip(kv, (s.k_cache, s.v_cache), strict=True):
-            capacity = cache.shape[1]
-            if capacity < s.end:
-                raise ValueError(f"kv_append: {s.end} tokens do not fit a KV cache of {capacity}")
-            rows = part[s.rows].reshape(-1, n_kv_heads, head_dim)
-            kept = numpy_ops.quantize(rows, "q8_0") if cache.dtype == np.uint8 else rows
-            cache[:, s.past : s.end] = kept.transpose(1, 0, 2)
+        parts = [keys[s.rows], *([] if values is None else [values[s.rows]])]
+        heads = [part.reshape(s.n_tokens, n_kv_heads, -1) for part in parts]
+        if s.kept.keeps_q8_0(s.layer):
+            heads = [numpy_ops.quantize(part, "q8_0") for part in heads]
+        s.kept.write(s.layer, s.past, heads)
 
 
 def _attention(op: Op, batch: TokenBatch) -> None:
     q, out = arrays(op, batch)
-    shape = -1, int(op.attrs["n_heads"]), int(op.attrs["head_dim"])
+    n_heads, window = int(op.attrs["n_heads"]), int(op.attrs["window"])
     for s in batch.sequences:
+        # Positions before the window of the first token are seen by none, and may be gone.
+        first = max(0, s.past + 1 - window) if window else 0
+        keys, values = s.kept.read(s.layer, first, s.end)
         numpy_ops.attention_apply(
-            q[s.rows].reshape(shape),
-            s.k_cache[:, : s.end],
-            s.v_cache[:, : s.end],
+            q[s.rows].reshape(s.n_tokens, n_heads, -1),
+            keys,
+            values,
             float(op.attrs["scale"]),
             True,
-            out[s.rows].reshape(shape),
-            window=int(op.attrs["window"]) or None,
+            out[s.rows].reshape(s.n_tokens, n_heads, -1),
+            window=window or None,
             softcap=float(op.attrs["softcap"]) or None,
             sinks=batch.weights[op.weights[0]] if op.weights else None,
         )
@@ -141,7 +147,7 @@ def _rope_append(op: Op, batch: TokenBatch) -> None:
     rotated = np.empty_like(k)
     interleaved = bool(op.attrs["interleaved"])
     numpy_ops.rope_apply(k, table, n_kv_heads, head_dim, interleaved, rotated)
-    _append(batch, (rotated, v), n_kv_heads, head_dim)
+    _append(batch, rotated, v, n_kv_heads)
 
 
 def _multiply(op: Op, batch: TokenBatch) -> None:
@@ -219,7 +225,14 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "bias": _bias,
     "linear": _linear,
     "rope": _rope,
+    "conv": recurrent.conv,
+    "delta_rule": recurrent.delta_rule,
+    "ssm_scan": recurrent.ssm_scan,
+    "l2_norm": recurrent.l2_norm,
+    "log_decay": recurrent.log_decay,
+    "group_norm": recurrent.group_norm,
     "kv_append": _kv_append,
+    "latent_append": _latent_append,
     "attention": _attention,
     "swiglu": _swiglu,
     "geglu": _geglu,

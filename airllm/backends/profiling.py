@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Executor
-from airllm.graph.graph import Graph, Op
+from airllm.graph.graph import Graph, Op, look_up
 from airllm.graph.ops import SIGNATURES
+
+RowBytes = Callable[[int], int]
 
 
 @dataclass
@@ -51,7 +53,7 @@ class _Run:
 class ProfiledExecutor:
     """An executor that measures its ops; see Profile."""
 
-    def __init__(self, executor: Executor, graph: Graph, kv_row_bytes: int) -> None:
+    def __init__(self, executor: Executor, graph: Graph, kv_row_bytes: RowBytes) -> None:
         self._executor, self.graph, self._kv_row_bytes = executor, graph, kv_row_bytes
         self.op_seconds = np.zeros(len(graph.ops))
         self.call_seconds = 0.0  # of run, its ops included
@@ -63,18 +65,13 @@ class ProfiledExecutor:
         bound: Any,
         buffers: dict[str, NDArray[Any]],
         n_tokens: int,
-        past: int = 0,
-        k_cache: NDArray[Any] | None = None,
-        v_cache: NDArray[Any] | None = None,
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
         start = perf_counter()
-        self._executor.run(
-            bound, buffers, n_tokens, past, k_cache, v_cache, threads, self.op_seconds
-        )
+        self._executor.run(bound, buffers, n_tokens, threads, self.op_seconds)
         self.call_seconds += perf_counter() - start
-        self._runs.append(_Run(bound, [(n_tokens, past)]))
+        self._runs.append(_Run(bound, [(n_tokens, 0)]))
 
     def run_layers(
         self,
@@ -107,8 +104,8 @@ class ProfiledExecutor:
 class Profile:
     """Profiled executors in the order in which a forward pass runs them."""
 
-    def __init__(self, kv_row_bytes: int) -> None:
-        """kv_row_bytes: see KVCache.row_bytes."""
+    def __init__(self, kv_row_bytes: RowBytes) -> None:
+        """kv_row_bytes: of a key or value of a width, see StateLayout.row_bytes."""
         self._kv_row_bytes = kv_row_bytes
         self._executors: dict[int, ProfiledExecutor] = {}
 
@@ -139,13 +136,16 @@ class Profile:
 def _flops(graph: Graph, op: Op, run: _Run) -> int:
     n_tokens = sum(n for n, _ in run.counts)
     if op.kind == "attention":
-        per_position = 4 * int(op.attrs["n_heads"]) * int(op.attrs["head_dim"])
+        dims = int(op.attrs["head_dim"]) + int(op.attrs["value_dim"])
+        per_position = 2 * int(op.attrs["n_heads"]) * dims
         return per_position * _seen(op, run, each_token=True)
     signature = SIGNATURES[op.kind]
     names = dict(zip(signature.inputs, op.inputs, strict=True)) | {"out": op.output}
     widths = {buffer.name: buffer.width for buffer in graph.buffers}
-    counted = names[signature.per]
+    counted = names.get(signature.per)
     flops = signature.flops * widths[counted] if counted else 0
+    if signature.state is not None:
+        flops = signature.flops * _state_floats(graph, op)
     shapes = {weight.name: weight.shape for weight in graph.weights}
     for name, role in zip(op.weights, signature.roles(op), strict=True):
         if role == "matrix":
@@ -156,7 +156,7 @@ def _flops(graph: Graph, op: Op, run: _Run) -> int:
 
 
 def _nbytes(
-    graph: Graph, op: Op, run: _Run, weight_bytes: Mapping[str, int], kv_row_bytes: int
+    graph: Graph, op: Op, run: _Run, weight_bytes: Mapping[str, int], kv_row_bytes: RowBytes
 ) -> int:
     n_tokens = sum(n for n, _ in run.counts)
     widths = {buffer.name: buffer.width for buffer in graph.buffers}
@@ -171,12 +171,25 @@ def _nbytes(
             total += of_all * min(n_tokens * int(op.attrs["n_used"]), n_experts) // n_experts
         else:
             total += of_all
-    if op.kind in ("kv_append", "rope_append"):
-        total += 2 * n_tokens * int(op.attrs["n_kv_heads"]) * kv_row_bytes
+    if SIGNATURES[op.kind].state is not None:
+        total += 2 * 4 * _state_floats(graph, op) * len(run.counts)  # read and written
+    if op.kind in ("kv_append", "rope_append", "latent_append"):
+        n_kv_heads = int(op.attrs["n_kv_heads"])
+        for name in op.inputs[: 1 if op.kind == "latent_append" else 2]:
+            total += n_tokens * n_kv_heads * kv_row_bytes(widths[name] // n_kv_heads)
     elif op.kind == "attention":
         positions = _seen(op, run, each_token=False)
-        total += 2 * positions * int(op.attrs["n_kv_heads"]) * kv_row_bytes
+        dims = int(op.attrs["head_dim"]), int(op.attrs["value_dim"])
+        total += positions * int(op.attrs["n_kv_heads"]) * sum(map(kv_row_bytes, dims))
     return total
+
+
+def _state_floats(graph: Graph, op: Op) -> int:
+    state = SIGNATURES[op.kind].state
+    assert state is not None
+    buffers = {buffer.name: buffer for buffer in graph.buffers}
+    weights = {weight.name: weight for weight in graph.weights}
+    return state(look_up(op, buffers, weights))
 
 
 def _seen(op: Op, run: _Run, *, each_token: bool) -> int:

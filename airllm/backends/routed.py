@@ -101,16 +101,11 @@ class RoutedExecutor:
         bound: RoutedWeights,
         buffers: dict[str, NDArray[Any]],
         n_tokens: int,
-        past: int = 0,
-        k_cache: NDArray[Any] | None = None,
-        v_cache: NDArray[Any] | None = None,
         threads: int = 0,
         seconds: NDArray[np.float64] | None = None,
     ) -> None:
         of_halves, times = self._buffers(buffers, n_tokens), self._seconds(seconds)
-        self._first.run(
-            bound.first, of_halves[0], n_tokens, past, k_cache, v_cache, threads, times[0]
-        )
+        self._first.run(bound.first, of_halves[0], n_tokens, threads, times[0])
         self._run_second(bound, of_halves[1], n_tokens, threads, times[1])
 
     def run_layers(

@@ -14,12 +14,13 @@ def add(subparsers: options.Subparsers) -> None:
         help="convert a model to a GGUF file of another type",
         description="Writes a GGUF file from a Hugging Face folder or another GGUF file. The "
         "matrices get the type that you choose. Vectors stay F32, and the matrix that makes the "
-        "logits keeps at least 8 bits. The conversion takes some 10 MB of memory, however large "
+        "logits keeps at least 8 bits. The conversion takes some 20 MB of memory, however large "
         "the model is. The file appears under its name when it is complete. Until then its name "
         "is FILE.partial.",
         examples=[
             "airllm convert -m Qwen3-0.6B/ --out qwen3-0.6b.gguf --type q8_0",
             "airllm convert -m model-f16.gguf --out model-q4.gguf --type q4_0",
+            "airllm convert -m gpt-oss-20b/ --out gpt-oss.gguf --type q8_0 --keep-quantized",
         ],
     )
     options.add_model(parser)
@@ -36,6 +37,11 @@ def add(subparsers: options.Subparsers) -> None:
         metavar="TYPE",
         help="type of the matrices in the new file: %(choices)s",
     )
+    parser.add_argument(
+        "--keep-quantized",
+        action="store_true",
+        help="matrices that are quantised already keep their type; --type is that of the others",
+    )
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     options.add_output(parser, json="path, tensors, bytes, type, requantized_from")
 
@@ -48,10 +54,16 @@ def run(args: argparse.Namespace) -> int:
     from airllm.models.opening import open_model
     from airllm.weights.layer_weights import check_tensors
 
-    with open_model(model.find(args.model)) as source:
+    with open_model(model.find(args.model), exact=not args.keep_quantized) as source:
         check_tensors(source, load_model(source))  # refuse a model that could not run
         with console.progress("converting", "bytes") as progress:
-            done = convert(source, args.out, args.type, on_progress=progress.update)
+            done = convert(
+                source,
+                args.out,
+                args.type,
+                keep_quantized=args.keep_quantized,
+                on_progress=progress.update,
+            )
     if done.requantized is not None:
         console.log.warning(
             "%s was quantised already (%s), and converting it does not bring back the precision "

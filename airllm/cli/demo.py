@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         f"{console.format_bytes(memory['resident'])} of memory"
     )
     console.log.debug(
-        "of it weights %s, a full KV cache %s, buffers %s",
+        "of it weights %s, KV cache %s, buffers %s",
         *(console.format_bytes(memory[name]) for name in ("weights", "kv_cache", "buffers")),
     )
     console.log.info("to talk with it: airllm chat --model %s", MODEL)

@@ -22,6 +22,10 @@ from airllm.cluster.rope import Turns
 from airllm.cluster.wire import FloatType, Size
 from airllm.graph.graph import Graph, Role
 from airllm.graph.rewrite import fuse, fusion_wanted
+from airllm.graph.state import KeysValues, LayerState
+from airllm.state.layout import PAGE_ROWS, StateLayout
+from airllm.state.pages import PagePool
+from airllm.state.sequence import SequenceState
 
 _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 
@@ -29,11 +33,8 @@ _EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
 Call = tuple[Callable[[], None], tuple[Sync, ...]]
 
 # How to run a segment for a number of rows: the function (None: the segment has no ops), its
-# buffers, keys, values, and the syncs that follow.
-_Array = NDArray[Any]
-_Call = tuple[
-    Callable[..., None] | None, dict[str, _Array], _Array | None, _Array | None, tuple[Sync, ...]
-]
+# buffers, the number of its cache, and the syncs that follow.
+_Call = tuple[Callable[..., None] | None, dict[str, NDArray[Any]], int | None, tuple[Sync, ...]]
 
 
 class SegmentWeights(Protocol):
@@ -70,10 +71,7 @@ class Node:
             f"buffer.{index}": np.zeros((self.rows, width), np.float32)
             for index, width in lowered.carried.items()
         }
-        self._caches = [
-            tuple(np.zeros((c.n_kv_heads, c.length, c.head_dim), np.float32) for _ in "kv")
-            for c in lowered.caches
-        ]
+        self._state = _new_state(lowered, backend)
         self._turns = [Turns(angles, self.rows) for angles in lowered.angles]
         self._tokens = {
             index: np.zeros(self.rows, np.int32)
@@ -107,17 +105,28 @@ class Node:
         self._positions[:rows] = np.arange(position, position + rows)
         for turns in self._turns:
             turns.fill(position, rows)
+        self._state.make_room(0, len(self._lowered.caches), 0, position + rows)
+        sequences = [(rows, position, self._state.backing)]
         if rows not in self._calls:
             self._calls[rows] = [self._call(index, rows) for index in range(len(self.executors))]
+
+        def call(
+            run: Callable[..., None] | None, buffers: Any, cache: int | None
+        ) -> Callable[..., None]:
+            if run is None:
+                return _nothing
+            if cache is None:
+                return partial(run, buffers, rows, self._threads)
+            return partial(run, buffers, sequences, cache, self._threads)
+
         return [
-            (partial(run, buffers, rows, position, k, v, self._threads) if run else _nothing, syncs)
-            for run, buffers, k, v, syncs in self._calls[rows]
+            (call(run, buffers, cache), syncs) for run, buffers, cache, syncs in self._calls[rows]
         ]
 
     def _call(self, index: int, rows: int) -> _Call:
         segment = self._lowered.segments[index]
         if not segment.graph.ops:
-            return None, {}, None, None, segment.syncs
+            return None, {}, None, segment.syncs
         buffers = {
             buffer.name: self._external(buffer.name, rows)
             for buffer in segment.graph.buffers
@@ -128,25 +137,31 @@ class Node:
             for pipe, array in self._tokens.items()
             if f"tokens.{pipe}" in buffers
         ]
-        run = self.executors[index].run
         if self.weights.stays(index) and not tokens:
-            run = partial(run, self.weights.segment(index))
+            executor_run, bound = self._bound(index)
+            run = partial(executor_run, bound)
         else:
-            run = partial(self._run, index, run, tokens)
-        k, v = (None, None) if segment.cache is None else self._caches[segment.cache]
-        return run, buffers, k, v, segment.syncs
+            run = partial(self._run, index, tokens)
+        return run, buffers, segment.cache, segment.syncs
+
+    def _bound(self, index: int) -> tuple[Callable[..., None], Any]:
+        """What runs a segment, and its weights as that takes them."""
+        executor, weights = self.executors[index], self.weights.segment(index)
+        if self._lowered.segments[index].cache is None:
+            return executor.run, weights
+        return executor.run_layers, [weights]
 
     def _run(
         self,
         index: int,
-        run: Callable[..., None],
         tokens: list[tuple[NDArray[np.float32], NDArray[np.int32]]],
         *arguments: Any,
     ) -> None:
         for floats, ids in tokens:
             with np.errstate(invalid="ignore"):
                 ids[...] = floats  # the executor refuses ids that the table does not have
-        run(self.weights.segment(index), *arguments)
+        run, weights = self._bound(index)
+        run(weights, *arguments)
 
     def _external(self, name: str, rows: int) -> NDArray[Any]:
         kind, number = name.split(".")
@@ -163,6 +178,23 @@ class Node:
 
 def _nothing() -> None:
     pass
+
+
+def _new_state(lowered: Lowered, backend: Backend) -> SequenceState:
+    """The keys and values of all caches."""
+    caches = [KeysValues(c.n_kv_heads, c.head_dim, c.head_dim) for c in lowered.caches]
+    layout = StateLayout([LayerState(keys) for keys in caches], "f32")
+    page_bytes = [table.page_bytes for table in layout.tables]
+
+    def zeros(n_bytes: int) -> NDArray[np.uint8]:
+        """A root that skips positions must not see what the memory held before."""
+        return np.zeros(n_bytes, np.uint8)
+
+    backing = backend.sequence_state(
+        PAGE_ROWS, page_bytes, [layout.argument(index) for index in range(len(caches))]
+    )
+    pool = PagePool(zeros, page_bytes)
+    return SequenceState(layout, pool, zeros, backing, lowered.positions)
 
 
 def roles(lowered: Lowered) -> Mapping[WeightKey, Role]:

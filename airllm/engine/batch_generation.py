@@ -1,7 +1,7 @@
 """Generates several sequences at once. Their tokens go through the layers together, so that the
 weights are read once for all of them; reading weights is most of a token's time.
 
-Each sequence has its own KV cache and length. Its numbers do not depend on the other sequences.
+Each sequence has its own state and length. Its numbers do not depend on the other sequences.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ from airllm.engine.continuation import Continuation, Generation
 from airllm.engine.decoder import Decoder, Logits
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.settings import Limits, Sampling
-from airllm.state.kv_cache import KVCache
+from airllm.state.sequence import SequenceState
 from airllm.text.prompts import Prompt, prompt_list
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.arguments import check_choice, check_count
@@ -24,27 +24,28 @@ from airllm.util.shown import shown
 
 
 class ParallelSequences:
-    """KV caches of n sequences that are evaluated together."""
+    """n sequences that are evaluated together."""
 
     def __init__(self, decoder: Decoder, n: int, capacity: int, vocab_size: int) -> None:
-        """capacity: in tokens, of each cache. MemoryError if there is no room."""
+        """capacity: in tokens, of each sequence. MemoryError if there is no room."""
         self._decoder = decoder
-        self.caches = [decoder.new_cache(capacity) for _ in range(n)]
+        pool = decoder.new_pool()
+        self.states = [decoder.new_state(capacity, pool) for _ in range(n)]
         self._logits = np.empty((n, vocab_size), np.float32)
 
     def reset(self) -> None:
-        for cache in self.caches:
-            cache.clear()
+        for state in self.states:
+            state.clear()
 
     def forward(self, tokens: Sequence[int]) -> Logits:
         """Evaluate a token of each sequence. Returns the logits, float32 [n, vocab], in a buffer
-        that the next call overwrites. The tokens must be valid ids and fit the caches."""
+        that the next call overwrites. The tokens must be valid ids and fit the sequences."""
         ids = np.array(tokens, np.int32)
-        return self._decoder.evaluate_batch(ids, self.caches, self._logits)
+        return self._decoder.evaluate_batch(ids, self.states, self._logits)
 
     def forward_each(
         self,
-        steps: Sequence[tuple[Sequence[int], KVCache]],
+        steps: Sequence[tuple[Sequence[int], SequenceState]],
         on_layer: OnProgress | None = None,
     ) -> list[Logits]:
         """Evaluate one or more tokens of some of the sequences. Returns the logits of the last
@@ -58,7 +59,7 @@ class ParallelSequences:
         one does, or more if layers are streamed: as many as together are no longer than the
         context, which the plan has memory for.
         """
-        most = self._decoder.cache.capacity if self._decoder.streams else 0
+        most = self._decoder.state.capacity if self._decoder.streams else 0
         chosen, n_tokens = [], 0
         for answer in answers:
             n = len(answer.pending)
@@ -129,7 +130,7 @@ def stream_batch(
     The tokens of answers are evaluated together. A prompt, or the rest of a sequence after a shift,
     is a batch by itself. If layers are streamed, all of them share a pass through the layers.
     """
-    free, waiting = list(lanes.caches), deque(enumerate(zip(prompts, limits, strict=True)))
+    free, waiting = list(lanes.states), deque(enumerate(zip(prompts, limits, strict=True)))
     running: dict[int, Continuation] = {}
 
     def say(index: int, piece: str) -> None:
@@ -137,26 +138,26 @@ def stream_batch(
             on_token(index, piece)
 
     def ended() -> Iterator[tuple[int, Generation]]:
-        """Remove the answers that have ended and free their caches."""
+        """Remove the answers that have ended and free their lanes."""
         for index in [index for index, answer in running.items() if not answer.goes_on()]:
             answer = running.pop(index)
             say(index, answer.rest())
-            free.append(answer.cache)
+            free.append(answer.state)
             yield index, answer.result()
 
     while True:
         yield from ended()
         while waiting and free:
             index, (prompt, own_limits) = waiting.popleft()
-            cache = free.pop()
-            cache.clear()
-            running[index] = Continuation(prompt, cache, tokenizer, sampling, own_limits)
+            state = free.pop()
+            state.clear()
+            running[index] = Continuation(prompt, state, tokenizer, sampling, own_limits)
             yield from ended()
         if not running:
             return
         chosen = lanes.in_one_pass(running.values())
         start = perf_counter()
-        steps = [(answer.pending, answer.cache) for answer in chosen]
+        steps = [(answer.pending, answer.state) for answer in chosen]
         rows = lanes.forward_each(steps, on_layer)
         taken = dict(zip(map(id, chosen), rows, strict=True))
         for index, answer in running.items():

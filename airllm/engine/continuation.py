@@ -8,7 +8,7 @@ from typing import Literal
 from airllm.engine.decoder import Logits
 from airllm.engine.sampling import Sampler
 from airllm.engine.settings import ContextFullError, Limits, Sampling
-from airllm.state.kv_cache import KVCache
+from airllm.state.sequence import SequenceState
 from airllm.text.text_stream import TextStream
 from airllm.text.tokenizer import Tokenizer
 
@@ -42,26 +42,28 @@ class Continuation:
     """A prompt and its answer, which grows by a token with each `take`.
 
         while answer.goes_on():
-            evaluate answer.pending after answer.cache, and answer.take(the last token's logits)
+            evaluate answer.pending after answer.state, and answer.take(the last token's logits)
 
-    pending: the tokens to evaluate next. Text comes in whole characters, and without stop strings.
+    pending: the tokens to evaluate next. n_again: how many of them, the first ones, were evaluated
+    before. Text comes in whole characters, and without stop strings.
     """
 
     def __init__(
         self,
         prompt: Sequence[int],
-        cache: KVCache,
+        state: SequenceState,
         tokenizer: Tokenizer,
         sampling: Sampling,
         limits: Limits,
     ) -> None:
-        """prompt: must fit the context. cache: holds the beginning of the prompt or nothing, but
+        """prompt: must fit the context. state: holds the beginning of the prompt or nothing, but
         never the whole prompt. limits: for this prompt, from Limits.for_prompt."""
-        self.cache, self._tokenizer, self._limits = cache, tokenizer, limits
+        self.state, self._tokenizer, self._limits = state, tokenizer, limits
         self._sampler, self._stream = Sampler(sampling), TextStream(limits.stop_strings)
         self._history, self._n_prompt = list(prompt), len(prompt)
-        self._n_reused, self._n_shifted = cache.length, 0
+        self._n_reused, self._n_shifted = state.length, 0
         self.pending = self._history[self._n_reused :]
+        self.n_again = 0
         self._pieces: list[str] = []
         self._seconds: list[float] = []  # for each `take`; the first includes the prompt
         self._finish: FinishReason | None = None
@@ -76,27 +78,32 @@ class Continuation:
         """How many tokens may be evaluated after `pending` in the same pass."""
         n_said = len(self._history) - self._n_prompt
         wanted = self._limits.max_new_tokens - n_said - 1
-        return min(wanted, self.cache.capacity - self.cache.length - len(self.pending))
+        return min(wanted, self.state.capacity - self.state.length - len(self.pending))
+
+    @property
+    def ended(self) -> bool:
+        """Whether an end token or a stop string has come."""
+        return self._finish is not None
 
     def goes_on(self) -> bool:
         """Whether another token is wanted; if so, there is room for it.
         ContextFullError if the context is full and on_full is "error"."""
-        cache, limits = self.cache, self._limits
+        state, limits = self.state, self._limits
         n_said = len(self._history) - self._n_prompt
         if self._finish is None and n_said >= limits.max_new_tokens:
             self._finish = "length"
-        if self._finish is None and cache.length + len(self.pending) > cache.capacity:
+        if self._finish is None and state.length + len(self.pending) > state.capacity:
             if limits.on_full == "error":
                 raise ContextFullError(
-                    f"the context of {cache.capacity} tokens is full, after {self._n_prompt} of "
+                    f"the context of {state.capacity} tokens is full, after {self._n_prompt} of "
                     f"the prompt and {n_said} of the answer"
                 )
             if limits.on_full == "stop":
                 self._finish = "context"
             else:
-                before = cache.length + len(self.pending)
-                self.pending = shift(cache, self.pending, limits.keep)
-                self._n_shifted += before - cache.length - len(self.pending)
+                before = state.length + len(self.pending)
+                self.pending, self.n_again = shift(state, self.pending, limits.keep), 0
+                self._n_shifted += before - state.length - len(self.pending)
         return self._finish is None
 
     def take(self, logits: Logits, start: float) -> str:
@@ -111,7 +118,7 @@ class Continuation:
             self._finish = "stop"
             return ""
         self._history.append(token)
-        self.pending = [token]
+        self.pending, self.n_again = [token], 0
         # A control token is markup, not text.
         is_markup = self._tokenizer.is_control(token)
         piece = self._stream.push(b"" if is_markup else self._tokenizer.token_bytes(token))
@@ -119,6 +126,10 @@ class Continuation:
             self._finish = "stop"
         self._pieces.append(piece)
         return piece
+
+    def evaluate_again(self, tokens: Sequence[int]) -> None:
+        """The sequence has lost its last tokens, which come before those that are pending."""
+        self.pending, self.n_again = [*tokens, *self.pending], len(tokens)
 
     def rest(self) -> str:
         """The text that was still held back; to be called once, after the last token."""
@@ -145,7 +156,7 @@ class Continuation:
         )
 
 
-def shift(cache: KVCache, pending: Sequence[int], keep: int) -> list[int]:
+def shift(state: SequenceState, pending: Sequence[int], keep: int) -> list[int]:
     """Forget the older half of the tokens after the first `keep`. Returns the tokens to evaluate
     next, `pending` last.
 
@@ -154,7 +165,7 @@ def shift(cache: KVCache, pending: Sequence[int], keep: int) -> list[int]:
     keys and values of all layers but the first depend on the forgotten tokens, and each shift would
     round a cache of 16 or 8 bits once more.
     """
-    tokens = [*cache.tokens, *pending]
+    tokens = [*state.tokens, *pending]
     forgotten = (len(tokens) - keep) // 2
     left = tokens[:keep] + tokens[keep + forgotten :]
-    return left[cache.keep_shared(left) :]
+    return left[state.keep_shared(left) :]

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,9 @@ from numpy.typing import NDArray
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
 from airllm.models.rope_rows import RopeRows
-from airllm.state.kv_cache import KVCache, KVType
+from airllm.state.layout import PAGE_ROWS, StateLayout
+from airllm.state.pages import PagePool
+from airllm.state.sequence import SequenceState
 from airllm.util.progress import OnProgress, part_of
 from airllm.weights.open_weights import layer_executor, open_weights
 from airllm.weights.plan_model import PlannedModel
@@ -22,11 +23,11 @@ Logits = NDArray[np.float32]
 
 
 class Decoder:
-    """A model ready to run: executors, weights, KV cache, and the buffers between the graphs.
+    """A model ready to run: executors, weights, a sequence's state, buffers between the graphs.
 
-    The constructor allocates all of it. The only allocation of an evaluation that grows with the
-    model is the residual of a pass over several batches; if layers are streamed, the plan counts
-    it.
+    The constructor allocates all of it but the state's pages, which come as the sequence grows. The
+    only other allocation of an evaluation that grows with the model is the residual of a pass over
+    several batches; if layers are streamed, the plan counts it.
     """
 
     def __init__(
@@ -41,9 +42,8 @@ class Decoder:
         config, batch_size = model.config, plan.batch_size
         self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
         self._decode_threads = min(int(decode_threads), MOST_THREADS)
-        # The cache comes before the weights, as its memory may be refused and weights take long.
-        self._kv_type: KVType = planned.kv_type
-        self.cache = self.new_cache(plan.context)
+        self._layout = StateLayout(model.states, planned.kv_type)
+        self.state = self.new_state(plan.context, self.new_pool())
         kinds = [layer_executor(backend, kind.graph, batch_size, plan) for kind in model.kinds]
         self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
         self._embed: Executor = backend.executor(model.embed, batch_size)
@@ -51,7 +51,6 @@ class Decoder:
         self._residual = np.empty((batch_size, config.hidden_size), np.float32)
         self._last_logits = np.empty(config.vocab_size, np.float32)
         self._last_row = self._last_logits[np.newaxis]
-        self._kv_layers: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
         self._rope = [
             {name: RopeRows(each, plan.context) for name, each in kind.rotations.items()}
             for kind in model.kinds
@@ -85,6 +84,11 @@ class Decoder:
         return self.plan.buffer_bytes
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes of what the sequence keeps now."""
+        return self.state.nbytes
+
+    @property
     def batch_size(self) -> int:
         """The most tokens in one batch."""
         return self._batch_size
@@ -92,7 +96,7 @@ class Decoder:
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Inside the `with`, record the time of each op; see Profile."""
-        profile = Profile(self.cache.row_bytes)
+        profile = Profile(self._layout.row_bytes)
         before = (self._embed, self._layers, self._head)
         model = self._model
         self._embed = profile.wrap(self._embed, model.embed)
@@ -106,34 +110,42 @@ class Decoder:
         finally:
             self._embed, self._layers, self._head = before
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """A cache for a further sequence. MemoryError if there is no room."""
-        c = self._model.config
-        return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, capacity, self._kv_type)
+    def new_pool(self) -> PagePool:
+        """Pages for sequences, which may share them."""
+        return PagePool(self.backend.memory, [table.page_bytes for table in self._layout.tables])
+
+    def new_state(self, capacity: int, pool: PagePool) -> SequenceState:
+        """A further sequence, without tokens. MemoryError if there is no room."""
+        layout = self._layout
+        page_bytes = [table.page_bytes for table in layout.tables]
+        layers = [layout.argument(index) for index in range(len(layout.layers))]
+        backing = self.backend.sequence_state(PAGE_ROWS, page_bytes, layers)
+        return SequenceState(layout, pool, self.backend.memory, backing, capacity)
 
     def evaluate(
         self,
         tokens: NDArray[np.int32],
         logits: Logits | None = None,
         on_progress: OnProgress | None = None,
-        cache: KVCache | None = None,
+        state: SequenceState | None = None,
     ) -> Logits:
-        """Append tokens to a cache, a batch at a time, and compute logits.
+        """Append tokens to a sequence, a batch at a time, and compute logits.
 
         tokens: int32 [n], at least one, valid ids that fit the context; this is not checked.
         logits: float32 [n, vocab], filled and returned; if None, only the last row is computed and
             returned, float32 [vocab], in a buffer that the next call overwrites.
         on_progress: called with (done, total) after each step: one layer for one batch of tokens.
-        cache: `self.cache` unless given.
+        state: `self.state` unless given.
 
         If layers are streamed, all batches go through a layer before the next layer is read, so
         that a prompt of any length reads the layers once.
 
-        After an exception, also KeyboardInterrupt, the cache holds the batches of complete passes.
+        After an exception, also KeyboardInterrupt, the sequence has the batches of complete passes,
+        or fewer tokens if it cannot be cut there; see SequenceState.trim.
         FormatError if the file has changed since it was opened.
         """
-        cache = self.cache if cache is None else cache
-        parts = self._batches(tokens, cache, self._last_row if logits is None else logits)
+        state = self.state if state is None else state
+        parts = self._batches(tokens, state, self._last_row if logits is None else logits)
         passes = [parts] if self.streams else [[part] for part in parts]
         for index, together in enumerate(passes):
             n_layers = self._model.config.n_layers
@@ -144,31 +156,49 @@ class Decoder:
     def evaluate_batch(
         self,
         tokens: NDArray[np.int32],
-        caches: Sequence[KVCache],
+        states: Sequence[SequenceState],
         logits: Logits,
         on_progress: OnProgress | None = None,
     ) -> Logits:
-        """Append one token to each of several caches, in one pass through the layers.
+        """Append one token to each of several sequences, in one pass through the layers.
 
         tokens: int32 [n], not checked, as in `evaluate`.
         logits: float32 [n, vocab], filled and returned.
         on_progress: called with (done, total) layers.
         """
-        self._pass(self._single_tokens(tokens, caches, logits), on_progress)
+        sequences = [(1, state.length, state) for state in states]
+        self._pass(self._single_tokens(tokens, sequences, logits), on_progress)
+        return logits
+
+    def evaluate_ahead(
+        self,
+        tokens: NDArray[np.int32],
+        logits: Logits,
+        on_progress: OnProgress | None = None,
+    ) -> Logits:
+        """Evaluate tokens after those of `self.state`, of which the first ones may turn out to
+        belong to it: see SequenceState.accept, which must follow. Each token has the same numbers
+        as if it came alone.
+
+        tokens: int32 [n], not checked, as in `evaluate`. logits: float32 [n, vocab], filled and
+        returned. on_progress: called with (done, total) layers.
+        """
+        sequences = [(1, self.state.length + i, self.state) for i in range(len(tokens))]
+        self._pass(self._single_tokens(tokens, sequences, logits), on_progress, ahead=True)
         return logits
 
     def evaluate_each(
         self,
-        steps: Sequence[tuple[Sequence[int], KVCache]],
+        steps: Sequence[tuple[Sequence[int], SequenceState]],
         logits: Logits,
         on_progress: OnProgress | None = None,
     ) -> list[Logits]:
-        """Append tokens to each of several caches, in one pass: all go through a layer before the
-        next layer is read. Caches that get a single token share batches, as in evaluate_batch. The
-        others get batches of their own, so that the numbers of a prompt do not depend on the other
-        sequences.
+        """Append tokens to each of several sequences, in one pass: all go through a layer before
+        the next layer is read. Sequences that get a single token share batches, as in
+        evaluate_batch. The others get batches of their own, so that the numbers of a prompt do not
+        depend on the other sequences.
 
-        steps: (tokens, cache) of each sequence, at least one token. logits: float32
+        steps: (tokens, state) of each sequence, at least one token. logits: float32
         [n_steps, vocab], memory for the result. Returns the logits of the last token of each
         sequence, [vocab], as views of that memory.
         on_progress: called with (done, total) layers.
@@ -178,43 +208,68 @@ class Decoder:
         parts = []
         if singles:
             ids = np.array([steps[index][0][0] for index in singles], np.int32)
-            parts += self._single_tokens(ids, [steps[index][1] for index in singles], logits)
+            states = [steps[index][1] for index in singles]
+            sequences = [(1, state.length, state) for state in states]
+            parts += self._single_tokens(ids, sequences, logits)
         for row, index in enumerate(others, len(singles)):
-            tokens, cache = steps[index]
-            parts += self._batches(np.array(tokens, np.int32), cache, logits[row : row + 1])
+            tokens, state = steps[index]
+            parts += self._batches(np.array(tokens, np.int32), state, logits[row : row + 1])
         self._pass(parts, on_progress)
         rows = {index: row for row, index in enumerate(singles + others)}
         return [logits[rows[index]] for index in range(len(steps))]
 
-    def _batches(self, tokens: NDArray[np.int32], cache: KVCache, logits: Logits) -> list["_Part"]:
+    def _batches(
+        self, tokens: NDArray[np.int32], state: SequenceState, logits: Logits
+    ) -> list["_Part"]:
         """Cuts the tokens of one sequence into batches. logits: of the last len(logits) tokens."""
         parts, n = [], len(tokens)
         for start, stop in _even_batches(n, self._batch_size):
             # The batch's rows of the logits, which belong to the tokens from n - len(logits) on.
             own = logits[max(start + len(logits) - n, 0) : max(stop + len(logits) - n, 0)]
-            sequence = stop - start, cache.length + start, cache
+            sequence = stop - start, state.length + start, state
             parts.append(_Part(tokens[start:stop], [sequence], own))
         return parts
 
     def _single_tokens(
-        self, tokens: NDArray[np.int32], caches: Sequence[KVCache], logits: Logits
+        self, tokens: NDArray[np.int32], sequences: Sequence["_Sequence"], logits: Logits
     ) -> list["_Part"]:
-        """Cuts a token of each cache into batches. logits: the first len(caches) rows are used."""
-        sequences = [(1, cache.length, cache) for cache in caches]
+        """Cuts sequences of one token each into batches. logits: the first rows are used."""
         return [
             _Part(tokens[start:stop], sequences[start:stop], logits[start:stop])
-            for start, stop in _even_batches(len(caches), self._batch_size)
+            for start, stop in _even_batches(len(sequences), self._batch_size)
         ]
 
-    def _pass(self, parts: Sequence["_Part"], on_layer: OnProgress | None) -> None:
+    def _pass(
+        self, parts: Sequence["_Part"], on_layer: OnProgress | None, *, ahead: bool = False
+    ) -> None:
         """Run all parts through a layer before the next layer, so that streamed layers are read
         once for all of them. Each part has the same numbers as alone.
 
-        on_layer: called with (done, total) layers; a call then runs one layer only.
-        An exception leaves the tokens of the caches unchanged.
+        on_layer: called with (done, total) layers; a call then runs one layer only. ahead: the
+        tokens are guesses, which do not belong to their sequence yet.
+        An exception leaves the sequences as they were, or shorter if they cannot be cut there.
         """
         if self._closed:
             raise RuntimeError("the engine is closed")
+        appended: dict[int, tuple[SequenceState, list[int]]] = {}
+        for part in parts:
+            ids, first = part.tokens.tolist(), 0
+            for count, _, state in part.sequences:
+                appended.setdefault(id(state), (state, []))[1].extend(ids[first : first + count])
+                first += count
+        try:
+            for state, _ in appended.values():
+                state.begin(ahead=ahead)
+            self._run(parts, on_layer)
+        except BaseException:
+            for state, _ in appended.values():
+                state.recover()
+            raise
+        if not ahead:
+            for state, tokens in appended.values():
+                state.advance(tokens)
+
+    def _run(self, parts: Sequence["_Part"], on_layer: OnProgress | None) -> None:
         n = sum(len(part.tokens) for part in parts)
         # Several batches in one pass need a residual for all of their tokens.
         few = n <= self._batch_size
@@ -233,11 +288,6 @@ class Decoder:
             with self.weights.head() as bound:
                 for part, residual in zip(parts, residuals, strict=True):
                     self._run_head(bound, part, residual, threads)
-        for part in parts:
-            ids, first = part.tokens.tolist(), 0
-            for count, _, cache in part.sequences:
-                cache.tokens += ids[first : first + count]
-                first += count
 
     def _run_layers(
         self,
@@ -255,16 +305,21 @@ class Decoder:
                 {"residual": residual} | {name: rows.rows(positions) for name, rows in of_kind}
                 for of_kind in map(dict.items, self._rope)
             ]
-            runs.append((buffers, self._with_caches(part)))
+            runs.append((buffers, part.sequences, _backings(part.sequences)))
         # Ctrl-C waits for the end of a call, so a call runs several layers only for few tokens.
         few = on_layer is None and sum(map(len, residuals)) <= 64
         at_once = self.weights.layers_at_once if few else 1
         for start, stop in _runs_of_one_kind(kind_of_layer, at_once):
             with self.weights.layers(start, stop) as bound:
-                for buffers, sequences in runs:
+                for buffers, sequences, backings in runs:
+                    for count, past, state in sequences:
+                        state.make_room(start, stop, past, count)
                     self._layers[start].run_layers(
-                        bound, buffers[kind_of_layer[start]], sequences, start, threads=threads
+                        bound, buffers[kind_of_layer[start]], backings, start, threads=threads
                     )
+                    for count, past, state in sequences:
+                        if count > 1:
+                            state.let_go(start, stop, past + count)
             if on_layer is not None:
                 on_layer(stop, n_layers)
 
@@ -274,19 +329,12 @@ class Decoder:
         n = len(part.logits)
         buffers = {"residual": residual[len(residual) - n :], "logits": part.logits}
         if len(part.sequences) > 1:  # each has one token
-            self._head.run_layers([bound], buffers, self._with_caches(part), threads=threads)
+            self._head.run_layers([bound], buffers, _backings(part.sequences), threads=threads)
         elif n:
             self._head.run(bound, buffers, n, threads=threads)
 
-    def _with_caches(self, part: "_Part") -> list[tuple[int, int, Any]]:
-        """(n_tokens, past, caches) of each sequence, for Executor.run_layers."""
-        return [(count, past, self._layers_of(cache)) for count, past, cache in part.sequences]
 
-    def _layers_of(self, cache: KVCache) -> Any:
-        """The result of Backend.kv_layers for a cache, remembered as long as the cache lives."""
-        if cache not in self._kv_layers:
-            self._kv_layers[cache] = self.backend.kv_layers(cache.layers)
-        return self._kv_layers[cache]
+_Sequence = tuple[int, int, SequenceState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,13 +342,18 @@ class _Part:
     """A batch: tokens that run through a graph together.
 
     tokens: int32 [n], those of the first sequence first. sequences: for each the number of its
-    tokens, the number of tokens before them in its cache, and the cache. logits: float32
+    tokens, the number of tokens before them, and its state. logits: float32
     [m, vocab], memory for the logits of the last m tokens; m = n if there are several sequences.
     """
 
     tokens: NDArray[np.int32]
-    sequences: Sequence[tuple[int, int, KVCache]]
+    sequences: Sequence[_Sequence]
     logits: Logits
+
+
+def _backings(sequences: Sequence[_Sequence]) -> list[tuple[int, int, Any]]:
+    """(n_tokens, past, state) of each sequence, for Executor.run_layers."""
+    return [(count, past, state.backing) for count, past, state in sequences]
 
 
 def _even_batches(n: int, most: int) -> list[tuple[int, int]]:

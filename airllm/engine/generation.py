@@ -59,8 +59,8 @@ def _continue(
         decoder = stack.enter_context(model.exclusive())
         guesser = None if draft is None else Draft(stack.enter_context(draft.exclusive()))
         if sampling.seed is not None:
-            decoder.cache.clear()
-        decoder.cache.keep_shared(ids)
+            decoder.state.clear()
+        decoder.state.keep_shared(ids)
         ahead = None
         if lookahead:
             ahead = Lookahead(decoder, lookahead, model.config.vocab_size, guesser)
@@ -81,9 +81,10 @@ def generate(
 
     Its times count the model and the sampler, not the consumer of the pieces.
     """
-    answer = Continuation(prompt, decoder.cache, tokenizer, sampling, limits)
+    answer = Continuation(prompt, decoder.state, tokenizer, sampling, limits)
     while answer.goes_on():
-        if lookahead is not None and (guesses := lookahead.guess(answer)):
+        guesses = lookahead.guess(answer) if lookahead is not None else None
+        if lookahead is not None and guesses is not None:
             yield from _check(answer, lookahead, guesses, on_progress)
             continue
         start = perf_counter()
@@ -103,18 +104,22 @@ def _check(
     guesses: Sequence[int],
     on_progress: OnProgress | None,
 ) -> Generator[str, None, None]:
-    """Evaluate the pending token and the guesses in one pass, then take tokens from the logits.
+    """Evaluate the pending tokens and the guesses in one pass, then take tokens from the logits.
 
     The first token that differs from its guess is taken, too, and is the last. If all guesses are
     right, the logits after the last guess give one more token.
     """
     start = perf_counter()
-    rows = lookahead.evaluate([*answer.pending, *guesses], on_progress)
-    for row, guess in zip(rows, [*guesses, None], strict=True):
-        answer.cache.tokens += answer.pending
-        if piece := answer.take(row, start):
-            yield piece
-        if answer.pending != [guess] or not answer.goes_on():
-            return
-        answer.accepted += 1
-        start = perf_counter()
+    evaluated, n_right = [*answer.pending, *guesses], len(answer.pending)
+    rows = lookahead.evaluate(evaluated, on_progress)
+    try:
+        for row, guess in zip(rows[n_right - 1 :], [*guesses, None], strict=True):
+            if piece := answer.take(row, start):
+                yield piece
+            if answer.ended or answer.pending != [guess]:
+                return
+            n_right += 1
+            answer.accepted += 1
+            start = perf_counter()
+    finally:
+        answer.evaluate_again(answer.state.accept(evaluated[:n_right], len(evaluated)))

@@ -13,7 +13,6 @@ numbers do not depend on how many rows are evaluated together. Speculative sampl
 without a distribution, so that sampling from the model and comparing is enough.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -21,7 +20,6 @@ import numpy as np
 
 from airllm.engine.continuation import Continuation
 from airllm.engine.decoder import Decoder, Logits
-from airllm.state.kv_cache import KVCache
 from airllm.util.progress import OnProgress
 
 __all__ = ["GUESSES", "MOST_GUESSES", "Draft", "Lookahead", "NGrams"]
@@ -69,10 +67,10 @@ class Draft:
         self._decoder = decoder
 
     def guess(self, tokens: Sequence[int], n: int) -> list[int]:
-        cache, guesses = self._decoder.cache, list[int]()
-        cache.keep_shared(tokens)
-        pending = list(tokens[cache.length :])
-        while len(guesses) < n and cache.length + len(pending) <= cache.capacity:
+        state, guesses = self._decoder.state, list[int]()
+        state.keep_shared(tokens)
+        pending = list(tokens[state.length :])
+        while len(guesses) < n and state.length + len(pending) <= state.capacity:
             logits = self._decoder.evaluate(np.array(pending, np.int32))
             pending = [int(np.argmax(logits))]
             guesses += pending
@@ -88,28 +86,20 @@ class Lookahead:
         """n: the most guesses in a pass. guesser: NGrams unless given."""
         self.n = min(n, decoder.batch_size - 1)
         self._decoder, self._guesser = decoder, guesser or NGrams()
-        # Views of the cache's memory as several sequences, each a token longer than the one before.
-        # A pass appends a token to each view, and each view attends to its own beginning.
-        self._views = [copy.copy(decoder.cache) for _ in range(self.n + 1)]
         self._logits = np.empty((self.n + 1, vocab_size), np.float32)
 
-    def guess(self, answer: Continuation) -> list[int]:
-        """Guesses of the next tokens, as many as fit; none while a prompt is pending."""
-        room = min(self.n, answer.room())
-        if len(answer.pending) > 1 or room < 1:
-            return []
-        return self._guesser.guess(answer.history, room)
+    def guess(self, answer: Continuation) -> list[int] | None:
+        """Guesses of the next tokens, as many as fit; None if the pending tokens are to be
+        evaluated without: if they are a prompt, or there are no guesses and none were wrong."""
+        if len(answer.pending) > answer.n_again + 1:
+            return None
+        room = min(self.n - answer.n_again, answer.room())
+        guesses = self._guesser.guess(answer.history, room) if room > 0 else []
+        return guesses if guesses or answer.n_again else None
 
     def evaluate(self, tokens: Sequence[int], on_progress: OnProgress | None = None) -> Logits:
-        """Evaluate tokens after those of the cache. Returns the logits after each of them, float32
-        [n, vocab], in a buffer that the next call overwrites. on_progress: called with (done,
-        total) layers.
-
-        The cache's `tokens` do not change: the caller appends each token that it accepts.
-        """
-        cache: KVCache = self._decoder.cache
-        views = self._views[: len(tokens)]
-        for count, view in enumerate(views):
-            view.tokens = [*cache.tokens, *tokens[:count]]
+        """Evaluate tokens after those of the sequence, see Decoder.evaluate_ahead. Returns the
+        logits after each of them, float32 [n, vocab], in a buffer that the next call overwrites.
+        on_progress: called with (done, total) layers."""
         ids = np.array(tokens, np.int32)
-        return self._decoder.evaluate_batch(ids, views, self._logits[: len(tokens)], on_progress)
+        return self._decoder.evaluate_ahead(ids, self._logits[: len(tokens)], on_progress)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
 from airllm.formats.hf_config import ROPE_INTERLEAVED
-from airllm.formats.model_file import ModelFile, Tensor
+from airllm.formats.model_file import ModelFile, Tensor, in_pieces
 from airllm.formats.numbers import FLOATS, WRITABLE
-from airllm.formats.retype import convert_rows, rows_in_pieces, target_type
+from airllm.formats.retype import convert_rows, target_type
 from airllm.util.progress import OnProgress
 
 __all__ = ["FILE_TYPES", "Converted", "convert"]
@@ -44,28 +44,39 @@ def convert(
     path: str | os.PathLike[str],
     type: str,
     *,
+    keep_quantized: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Converted:
     """Write `model` to `path` with its matrices as `type`, its metadata and its tokeniser.
 
+    keep_quantized: matrices that are quantised already keep their type.
     on_progress: called with (done, total) bytes of the new file.
 
-    Takes about 10 MB beside the metadata, whatever the size of the model. The file appears once it
-    is complete and replaces an older one; see GGUFWriter. ValueError for a type that cannot be
-    written, FormatError for values that the type cannot hold, OSError if the file cannot be
-    written. If the disk has too little room, the OSError comes before anything is written.
+    Takes about 10 MB beside the metadata (20 MB for a quantised folder), whatever the size of the
+    model. The file appears once it is complete and replaces an older one; see GGUFWriter.
+    ValueError for a type that cannot be written, FormatError for values that the type cannot hold,
+    OSError if the file cannot be written. If the disk has too little room, the OSError comes before
+    anything is written.
     """
     if type not in WRITABLE:
         raise ValueError(f"type is {type!r}; expected one of {', '.join(WRITABLE)}")
     path = Path(path)
     tied = "output.weight" not in model.tensors
     sources = sorted(model.tensors.values(), key=_place)
-    kinds = {tensor.name: target_type(tensor, type, tied=tied) for tensor in sources}
+    kinds = {
+        each.name: each.type
+        if keep_quantized and each.type not in FLOATS
+        else target_type(each, type, tied=tied)
+        for each in sources
+    }
     infos = [TensorInfo(tensor.name, kinds[tensor.name], tensor.shape) for tensor in sources]
     total = sum(info.nbytes for info in infos)
     _check_room(path, total)
     heads = {tensor.name: _reordered_head_dim(model, tensor) for tensor in sources}
-    pieces = {each.name: list(rows_in_pieces(each, heads[each.name])) for each in sources}
+    pieces = {
+        each.name: list(in_pieces(each.n_rows, each.shape[-1], heads[each.name]))
+        for each in sources
+    }
     largest = max((pieces[each.name][0][1] * each.row_bytes for each in sources), default=0)
     memory, done = np.empty(largest, np.uint8), 0
     with GGUFWriter(path, _metadata(model, type), infos) as writer:

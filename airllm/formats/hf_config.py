@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.formats.hf_quantization import Quantization
 from airllm.util.metadata import Metadata
 
-__all__ = ["ROPE_INTERLEAVED", "HFConfig", "Translate"]
+__all__ = ["ROPE_INTERLEAVED", "HFConfig", "Names", "Slots", "Translate"]
 
 # Whether rope rotates neighbouring dimensions of a head, or dimensions j and j + rope_dims / 2.
 # Folders of some families differ in that from GGUF files, whose converter reorders rows.
@@ -16,23 +17,41 @@ ROPE_INTERLEAVED = "airllm.rope.interleaved"
 
 
 @dataclass(frozen=True)
+class Slots:
+    """GGUF's names of a tensor whose rows are not simply stored one after the other.
+
+    alternate: the names take turns, row by row; otherwise each has the next part of the rows.
+    transposed: float matrices are stored as [k, n].
+    """
+
+    names: tuple[str, ...]
+    alternate: bool = False
+    transposed: bool = False
+
+
+# Of tensors, without the layer's prefix and ".weight": from Hugging Face's to GGUF's, for instance
+# {"self_attn.q_proj": "attn_q"}. "*" stands for an expert's number: such tensors are stacked.
+# Several names in place of one: each has an equal part of the tensor's rows.
+Names = Mapping[str, str | tuple[str, ...] | Slots]
+
+
+@dataclass(frozen=True)
 class HFConfig:
     """metadata: GGUF's keys and values.
-    names: of tensors, without the layer's prefix and ".weight": from Hugging Face's to GGUF's, for
-    instance {"self_attn.q_proj": "attn_q"}. "*" stands for an expert's number: such tensors are
-    stacked. Several names in place of one: the tensor's rows are shared out among them.
     left_out: layers whose tensors are left out; they guess further tokens.
     plus_one: norms are stored without the 1 that GGUF files add (Gemma).
     tied: the output matrix is the embedding.
     tensors: float32 arrays that GGUF has as tensors, by name.
+    quantization: of the weights; None if they are floats.
     """
 
     metadata: dict[str, object]
-    names: Mapping[str, str | tuple[str, ...]]
+    names: Names
     left_out: range = range(0)
     plus_one: bool = False
     tied: bool = False
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    quantization: Quantization | None = None
 
 
 # From config.json. FormatError names a key that is missing or has a value that is not implemented.

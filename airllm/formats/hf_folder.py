@@ -6,12 +6,14 @@
     tokenizer.json                  the tokeniser
     tokenizer_config.json, chat_template.jinja, generation_config.json    optional
 
-Weights are not copied. Metadata, names and the few tensors that differ in GGUF are translated, so
-that the rest of the package sees no difference.
+Float weights are not copied, and quantised weights are repacked as they are read (hf_packed.py).
+Metadata, names and the few tensors that differ in GGUF are translated, so that the rest of the
+package sees no difference.
 """
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -40,16 +42,21 @@ class HFFolder(ModelParts):
     """An open folder: see ModelFile. path: the folder."""
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], translate: Translate) -> Self:
+    def open(
+        cls, folder: str | os.PathLike[str], translate: Translate, *, exact: bool = False
+    ) -> Self:
         """Read the JSON files, map the weights and check everything.
 
         translate: config.json to GGUF's metadata and names, as the model's family has them.
+        exact: see Quantization.
 
         Raises FormatError for anything that is not a model this package can run, and OSError if a
         file cannot be opened.
         """
         folder = Path(folder)
         config = translate(_read(folder / CONFIG, required="a model's folder has one"))
+        if config.quantization is not None:
+            config = replace(config, quantization=replace(config.quantization, exact=exact))
         shards: list[Shard] = []
         try:
             _open_weights(folder, shards)

@@ -5,7 +5,7 @@ translates.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -18,9 +18,10 @@ from airllm.formats.mapped_file import MappedFile
 from airllm.util.closing import Closing
 from airllm.util.metadata import Metadata
 
-__all__ = ["Extent", "ModelFile", "ModelParts", "Tensor"]
+__all__ = ["Extent", "Made", "ModelFile", "ModelParts", "Tensor", "in_pieces"]
 
 FINGERPRINT_BYTES = 1024  # of each tensor
+PIECE_VALUES = 2**20  # of a tensor that are made at a time: 4 MiB as float32
 _MAX_HEADER_BYTES = 64 * 2**20
 
 # The alignment that values need to be used in place. GGUF guarantees it; other formats do not.
@@ -42,7 +43,7 @@ class Extent:
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor's entry. Its bytes are those of `extents`, joined. Without extents no file has these
-    bytes, and `read` and `data` make them."""
+    bytes, and `read` and `data` make them; see Made."""
 
     name: str
     type: str  # "q4_1"
@@ -60,6 +61,27 @@ class Tensor:
     def n_rows(self) -> int:
         """The product of all leading axes; 1 for a vector."""
         return math.prod(self.shape[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Makes the bytes of a tensor without extents.
+
+    rows: (first, end) of its rows, all leading axes taken together, to uint8 [rows, row_bytes].
+    FormatError if the file has no sense there. sources: the places in the files that the rows are
+    made from.
+    """
+
+    rows: Callable[[int, int], Bytes]
+    sources: tuple[Extent, ...] = ()
+
+
+def in_pieces(n_rows: int, k: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """(first, end) row of each piece of at most PIECE_VALUES values, or of `multiple` rows if these
+    have more values. k: values of a row."""
+    step = max(PIECE_VALUES // k // multiple, 1) * multiple
+    for first in range(0, n_rows, step):
+        yield first, min(first + step, n_rows)
 
 
 class ModelFile(Protocol):
@@ -129,10 +151,10 @@ class ModelParts(Closing):
         tensors: Iterable[Tensor],
         parts: Iterable[MappedFile],
         *,
-        made: Mapping[str, Callable[[], Bytes]] | None = None,
+        made: Mapping[str, Made] | None = None,
         said: bytes = b"",
     ) -> None:
-        """made: functions that make the bytes of tensors without extents, by name.
+        """made: what makes the bytes of tensors without extents, by name.
         said: the model's other descriptions (JSON files), for its fingerprint."""
         self.path, self.metadata = path, metadata
         self.tensors = MappingProxyType({tensor.name: tensor for tensor in tensors})
@@ -158,7 +180,9 @@ class ModelParts(Closing):
         self.check_unchanged()
         raw = memory[: (end - first) * tensor.row_bytes]
         if not tensor.extents:
-            raw[:] = self._made[name]()[first * tensor.row_bytes : end * tensor.row_bytes]
+            made, by_row = self._made[name], raw.reshape(end - first, tensor.row_bytes)
+            for start, stop in in_pieces(end - first, tensor.shape[-1]):
+                by_row[start:stop] = made.rows(first + start, first + stop)
         skip, at = first * tensor.row_bytes, 0
         for extent in tensor.extents:
             if skip < extent.nbytes and at < raw.nbytes:
@@ -176,16 +200,22 @@ class ModelParts(Closing):
         self.check_unchanged()
         digest = hashlib.sha256(self._said)
         first = [part.size for part in self.parts]
-        for tensor in self.tensors.values():
-            for extent in tensor.extents:
+        extents = [self._extents(tensor) for tensor in self.tensors.values()]
+        for of_tensor in extents:
+            for extent in of_tensor:
                 first[extent.part] = min(first[extent.part], extent.offset)
         for part, n_bytes in zip(self.parts, first, strict=True):
             digest.update(part.pread(0, min(n_bytes, _MAX_HEADER_BYTES)))
-        for tensor in self.tensors.values():
-            for extent in tensor.extents[:1]:
+        for of_tensor in extents:
+            for extent in of_tensor[:1]:
                 n_bytes = min(extent.nbytes, FINGERPRINT_BYTES)
                 digest.update(self.parts[extent.part].pread(extent.offset, n_bytes))
         return digest.digest()
+
+    def _extents(self, tensor: Tensor) -> tuple[Extent, ...]:
+        """The places of its bytes, or of the bytes that it is made from."""
+        made = self._made.get(tensor.name)
+        return tensor.extents if made is None else made.sources
 
     def check_unchanged(self) -> None:
         for part in self.parts:

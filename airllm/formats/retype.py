@@ -1,7 +1,7 @@
 """Converts a model's matrices to another type while they are read."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.model_file import ModelFile, Tensor
+from airllm.formats.model_file import ModelFile, Tensor, in_pieces
 from airllm.formats.numbers import FLOATS, WRITABLE, decode, encode, row_bytes
 from airllm.util.closing import Closing
 from airllm.util.metadata import FormatError, Metadata
 from airllm.util.shown import shown
 
-__all__ = ["RetypedModel", "convert_rows", "retyped", "rows_in_pieces", "target_type"]
+__all__ = ["RetypedModel", "convert_rows", "retyped", "target_type"]
 
-PIECE_VALUES = 2**20  # of a tensor in memory at a time: 4 MiB as float32
 _FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_0")
 
 Bytes = npt.NDArray[np.uint8]
@@ -47,14 +46,6 @@ def retyped(tensor: Tensor, type: str) -> Tensor:
     return dataclasses.replace(
         tensor, type=type, row_bytes=n_bytes, nbytes=tensor.n_rows * n_bytes, extents=()
     )
-
-
-def rows_in_pieces(tensor: Tensor, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """(first, end) row of each piece of at most PIECE_VALUES values, or of `multiple` rows if these
-    have more values."""
-    step = max(PIECE_VALUES // tensor.shape[-1] // multiple, 1) * multiple
-    for first in range(0, tensor.n_rows, step):
-        yield first, min(first + step, tensor.n_rows)
 
 
 def convert_rows(
@@ -117,9 +108,8 @@ class RetypedModel(Closing):
             return self._file.read(name, memory, rows)
         first, end = rows or (0, tensor.n_rows)
         raw = memory[: (end - first) * tensor.row_bytes].reshape(end - first, tensor.row_bytes)
-        wanted = dataclasses.replace(source, shape=(end - first, source.shape[-1]))
         scratch = np.empty(0, np.uint8)
-        for start, stop in rows_in_pieces(wanted):
+        for start, stop in in_pieces(end - first, source.shape[-1]):
             if not scratch.size:
                 scratch = np.empty((stop - start) * source.row_bytes, np.uint8)
             piece = (first + start, first + stop)

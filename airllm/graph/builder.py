@@ -110,7 +110,8 @@ class GraphBuilder:
         )
 
     def kv_append(self, k: Buffer, v: Buffer, n_kv_heads: int, head_dim: int) -> None:
-        """Writes k and v, [n_tokens, n_kv_heads * head_dim], to the end of the KV cache."""
+        """Writes k, [n_tokens, n_kv_heads * head_dim], and v, whose heads may have another width,
+        to the end of the KV cache."""
         self._append(
             Op(
                 "kv_append",
@@ -121,6 +122,12 @@ class GraphBuilder:
             )
         )
 
+    def latent_append(self, x: Buffer, n_kv_heads: int, head_dim: int) -> None:
+        """Writes x, [n_tokens, n_kv_heads * head_dim], to the end of the KV cache as keys, whose
+        first dimensions are the values."""
+        attrs: dict[str, Attr] = {"n_kv_heads": n_kv_heads, "head_dim": head_dim}
+        self._append(Op("latent_append", (x.name,), None, (), attrs))
+
     def attention(
         self,
         q: Buffer,
@@ -129,12 +136,15 @@ class GraphBuilder:
         head_dim: int,
         *,
         scale: float,
+        value_dim: int = 0,
         window: int = 0,
         softcap: float = 0.0,
         sinks: Weight | None = None,
         out: Buffer | None = None,
     ) -> Buffer:
-        """softmax(scale * q K^T) V over the KV cache, causal. -> [n_tokens, n_heads * head_dim]
+        """softmax(scale * q K^T) V over the KV cache, causal. -> [n_tokens, n_heads * value_dim]
+
+        value_dim: of the heads of V; 0: as head_dim.
 
         window: positions that a token sees, its own included; 0: all before it.
         softcap: scores s become softcap * tanh(s / softcap); 0: they stay.
@@ -148,6 +158,7 @@ class GraphBuilder:
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
+            value_dim=value_dim or head_dim,
             scale=scale,
             window=window,
             softcap=softcap,
@@ -266,6 +277,65 @@ class GraphBuilder:
         """By its tanh approximation."""
         return self._emit("gelu", [x], out)
 
+    def conv(
+        self, x: Buffer, weight: Weight, *, silu: bool = False, out: Buffer | None = None
+    ) -> Buffer:
+        """A causal convolution of each channel over the tokens of the sequence, or silu of that.
+        x: [n_tokens, channels], weight: [channels, taps], the last tap for the token itself."""
+        return self._emit("conv", [x], out, [weight], taps=weight.shape[1], silu=silu)
+
+    def delta_rule(
+        self,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
+        decay: Buffer,
+        beta: Buffer,
+        n_heads: int,
+        n_kv_heads: int,
+        *,
+        scale: float,
+        tiled: bool = False,
+    ) -> Buffer:
+        """The gated delta rule, see ops.SIGNATURES. q, k: [n_tokens, n_kv_heads * d_k], v:
+        [n_tokens, n_heads * d_v], decay: [n_tokens, n_heads] or [n_tokens, n_heads * d_k], a
+        logarithm; beta: [n_tokens, n_heads] -> [n_tokens, n_heads * d_v]"""
+        inputs = [q, k, v, decay, beta]
+        attrs: dict[str, Attr] = {"n_heads": n_heads, "n_kv_heads": n_kv_heads}
+        return self._emit("delta_rule", inputs, None, (), scale=scale, tiled=tiled, **attrs)
+
+    def ssm_scan(
+        self,
+        x: Buffer,
+        dt: Buffer,
+        b: Buffer,
+        c: Buffer,
+        weights: tuple[Weight, Weight, Weight],
+        *,
+        n_groups: int,
+        dt_limits: tuple[float, float] = (0.0, 3e38),
+    ) -> Buffer:
+        """The scan of Mamba-2, see ops.SIGNATURES. x: [n_tokens, n_heads * head_dim], dt:
+        [n_tokens, n_heads], b, c: [n_tokens, n_groups * d_state]; weights: a, skip and the bias of
+        dt, [n_heads] each -> [n_tokens, n_heads * head_dim]"""
+        low, high = dt_limits
+        attrs: dict[str, Attr] = {"n_groups": n_groups, "dt_min": low, "dt_max": high}
+        return self._emit("ssm_scan", [x, dt, b, c], None, weights, **attrs)
+
+    def l2_norm(self, x: Buffer, n_heads: int, eps: float, *, out: Buffer | None = None) -> Buffer:
+        """x / sqrt(sum(x^2) + eps) of each head. x: [n_tokens, n_heads * d]"""
+        return self._emit("l2_norm", [x], out, n_heads=n_heads, eps=eps)
+
+    def log_decay(self, x: Buffer, a: Weight, bias: Weight, *, out: Buffer | None = None) -> Buffer:
+        """a * softplus(x + bias). bias: [width], a: [width / m], each for m columns"""
+        return self._emit("log_decay", [x], out, [a, bias])
+
+    def group_norm(
+        self, x: Buffer, weight: Weight, n_groups: int, eps: float, *, out: Buffer | None = None
+    ) -> Buffer:
+        """rms_norm of each of n_groups equal parts of a row. weight: [width of x]"""
+        return self._emit("group_norm", [x], out, [weight], n_groups=n_groups, eps=eps)
+
     def round_q8(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
         """x rounded to the values that blocks of Q8_0 can hold."""
         return self._emit("round_q8", [x], out)
@@ -303,6 +373,7 @@ class GraphBuilder:
     ) -> Buffer:
         slots = tuple(weight.name for weight in weights)
         named_after = slots[0] if slots and not SIGNATURES[kind].optional else kind
+        named_after = kind if len(slots) > 1 else named_after
         name = out.name if out is not None else self._unused_name(named_after)
         self._append(Op(kind, tuple(buffer.name for buffer in inputs), name, slots, attrs))
         return self._buffers[name]

@@ -83,7 +83,7 @@ def _check(graph: Graph) -> dict[str, Role]:
     weights = {weight.name: weight for weight in graph.weights}
     written = {buffer.name for buffer in graph.buffers if buffer.external}
     roles: dict[str, Role] = {}
-    cache: tuple[Attr, Attr] | None = None  # (n_kv_heads, head_dim) after the append
+    cache: tuple[Attr, Attr] | None = None  # (n_kv_heads, head_dim) that the graph appends
     for_matrices: dict[str, Attr] = {}  # buffer of a quantized_norm -> its activations
     for op in graph.ops:
         call = look_up(op, buffers, weights)
@@ -97,11 +97,11 @@ def _check(graph: Graph) -> dict[str, Role]:
         for name, role in zip(op.weights, SIGNATURES[op.kind].roles(op), strict=True):
             used_as = roles.setdefault(name, role)
             call.require(used_as == role, f"weight {name!r} is used as {used_as} and as {role}")
-        if op.kind in ("kv_append", "rope_append"):
+        if op.kind in ("kv_append", "rope_append", "latent_append"):
+            call.require(cache is None, "keys are appended twice")
             cache = op.attrs["n_kv_heads"], op.attrs["head_dim"]
-        elif op.kind == "attention":
+        elif op.kind == "attention" and cache is not None:  # else it reads another layer's keys
             wanted = op.attrs["n_kv_heads"], op.attrs["head_dim"]
-            call.require(cache is not None, "no kv_append comes before it")
             call.require(cache == wanted, f"reads KV heads {wanted}, the cache has {cache}")
         check_outputs(call, SIGNATURES[op.kind].width(call), buffers)
         written |= {*op.outputs}

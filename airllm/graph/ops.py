@@ -24,6 +24,7 @@ def _signature(
     optional: bool = False,
     many: bool = False,
     q8_0: str = "",
+    state: Callable[[Call], int] | None = None,
 ) -> Signature:
     return Signature(
         tuple(inputs.split()),
@@ -36,6 +37,7 @@ def _signature(
         optional,
         many,
         q8_0,
+        state,
     )
 
 
@@ -61,6 +63,8 @@ SIGNATURES: Mapping[str, Signature] = {
     ),
     # writes the batch's k and v behind the `past` tokens in the layer's KV cache
     "kv_append": _signature("k v", widths.kv_append, flops=0, attrs="n_kv_heads head_dim"),
+    # writes x, the latents of MLA, as keys; their first dimensions are the values, too
+    "latent_append": _signature("x", widths.latent_append, flops=0, attrs="n_kv_heads head_dim"),
     # causal attention of q over the layer's KV cache, which includes the batch; window: the number
     # of positions that a token sees, its own included (0: all); softcap: a score s becomes
     # softcap * tanh(s / softcap) (0: scores stay); weight: [n_heads], for each head one more score,
@@ -70,7 +74,7 @@ SIGNATURES: Mapping[str, Signature] = {
         widths.attention,
         flops=0,
         weights=("vector",),
-        attrs="n_heads n_kv_heads head_dim scale window softcap",
+        attrs="n_heads n_kv_heads head_dim value_dim scale window softcap",
         optional=True,
     ),
     # out = silu(gate) * up
@@ -165,6 +169,54 @@ SIGNATURES: Mapping[str, Signature] = {
     # out[t] = factors[t] * x[t]; factors: [n_tokens, 1]
     "scale_rows": _signature("x factors", widths.scale_rows, flops=1, in_place="x"),
     # out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight
+    # ---- recurrent: with memory that each token of a sequence changes ---------------------------
+    # out[c] = sum over j of weight[c, j] * x[c] of the token taps - 1 - j before, or silu of that
+    "conv": _signature(
+        "x",
+        widths.conv,
+        flops=2,
+        per="state",
+        weights=("vectors",),
+        attrs="taps silu",
+        in_place="x",
+        state=widths.conv_state,
+    ),
+    # The gated delta rule (arXiv:2412.06464), for each head a matrix S, [d_k, d_v]:
+    # S = exp(decay) S; d = beta * (v - S^T k); S = S + k d^T; out = scale * S^T q.
+    # q, k: [n_kv_heads * d_k], v: [n_heads * d_v], beta: [n_heads]; decay: [n_heads], or
+    # [n_heads * d_k], a number for each row of S (arXiv:2510.26692). Head h uses q and k of head
+    # h // (n_heads / n_kv_heads), or if tiled of head h % n_kv_heads.
+    "delta_rule": _signature(
+        "q k v decay beta",
+        widths.delta_rule,
+        flops=7,
+        per="state",
+        attrs="n_heads n_kv_heads tiled scale",
+        state=widths.delta_rule_state,
+    ),
+    # The scan of Mamba-2 (arXiv:2405.21060), for each head a matrix h [head_dim, d_state]:
+    # s = softplus(dt + bias), held between dt_min and dt_max; h = exp(s a) h + s x b^T;
+    # out = h c + skip * x. x: [n_heads * head_dim]; dt, weights a, skip, bias: [n_heads]; b, c:
+    # [n_groups * d_state], each group for n_heads / n_groups heads.
+    "ssm_scan": _signature(
+        "x dt b c",
+        widths.ssm_scan,
+        flops=5,
+        per="state",
+        weights=("vector", "vector", "vector"),
+        attrs="n_groups dt_min dt_max",
+        state=widths.ssm_scan_state,
+    ),
+    # x / sqrt(sum(x^2) + eps) of each of x's heads
+    "l2_norm": _signature("x", widths.l2_norm, flops=3, attrs="n_heads eps", in_place="x"),
+    # out = a * softplus(x + bias); weights a, bias: [width], or a: [width / m], each for m columns
+    "log_decay": _signature(
+        "x", widths.log_decay, flops=5, weights=("vector", "vector"), in_place="x"
+    ),
+    # rms_norm of each of n_groups equal parts of a row by itself; weight: [width]
+    "group_norm": _signature(
+        "x", widths.group_norm, flops=4, weights=("vector",), attrs="n_groups eps", in_place="x"
+    ),
     "layer_norm": _signature(
         "x", widths.vector, flops=7, weights=("vector",), attrs="eps", in_place="x"
     ),

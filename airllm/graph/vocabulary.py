@@ -98,7 +98,8 @@ class Signature:
     input or "out"; products with weights are counted apart. in_place: inputs that may be the
     output, too. optional: the op may go without its weights. many: the op has one weight for each
     output, all of the given role; an output is as wide as its weight has rows. q8_0: the external
-    buffer (an input or "out") that holds rows of Q8_0 if the attribute `quantized` is true.
+    buffer (an input or "out") that holds rows of Q8_0 if the attribute `quantized` is true. state:
+    the floats of recurrent memory that the op has for a sequence; None if it has none.
     """
 
     inputs: tuple[str, ...]
@@ -111,6 +112,7 @@ class Signature:
     optional: bool = False
     many: bool = False
     q8_0: str = ""
+    state: Callable[[Call], int] | None = None
 
     def roles(self, op: Op) -> tuple[Role, ...]:
         """Of the op's weights."""

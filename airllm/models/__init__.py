@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from airllm.formats.model_file import ModelFile
 from airllm.graph.graph import Activations, Graph
 from airllm.graph.rewrite import fuse
+from airllm.graph.state import LayerState, state_of
 from airllm.models import (
     cohere2,
     gemma2,
@@ -81,6 +82,14 @@ class Model:
     kinds: tuple[LayerKind, ...]
     kind_of_layer: tuple[int, ...]  # for each layer an index into `kinds`
     head: Graph
+
+    @property
+    def states(self) -> list[LayerState]:
+        """What each layer keeps of a sequence."""
+        return [
+            state_of(self.kinds[kind].graph, layer.keys_of)
+            for kind, layer in zip(self.kind_of_layer, self.config.layers, strict=True)
+        ]
 
 
 def load_model(

@@ -13,11 +13,13 @@ class LayerConfig:
     window: positions that a token sees, its own too; 0: all.
     rotates: whether rope turns queries and keys.
     has_experts: whether the feed-forward network is a mixture of experts.
+    keys_of: the earlier layer whose keys and values it reads; None: it has its own.
     """
 
     window: int = 0
     rotates: bool = True
     has_experts: bool = False
+    keys_of: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@ window on every other layer, and YaRN."""
 
 from functools import partial
 
+from airllm.formats.hf_config import Names, Slots
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
+from airllm.models.hugging_face import HFReader, HuggingFace
 
 GATE_LIMIT = 7.0  # GGUF files have no key for it
 BIASES = frozenset(
@@ -16,6 +18,21 @@ BIASES = frozenset(
     ]
 )
 PERIOD = 2
+
+NAMES: Names = {
+    "post_attention_layernorm": "post_attention_norm",
+    "self_attn.sinks": "attn_sinks",
+    "mlp.router": "ffn_gate_inp",
+    # Rows of gate and up alternate. Folders of floats have each matrix as its columns.
+    "mlp.experts.gate_up_proj": Slots(
+        ("ffn_gate_exps", "ffn_up_exps"), alternate=True, transposed=True
+    ),
+    "mlp.experts.gate_up_proj_bias": Slots(
+        ("ffn_gate_exps.bias", "ffn_up_exps.bias"), alternate=True
+    ),
+    "mlp.experts.down_proj": Slots(("ffn_down_exps",), transposed=True),
+    "mlp.experts.down_proj_bias": "ffn_down_exps.bias",
+}
 
 
 def configure(r: ConfigReader) -> ModelConfig:
@@ -28,9 +45,26 @@ def configure(r: ConfigReader) -> ModelConfig:
     )
 
 
+def _values(config: HFReader) -> dict[str, object]:
+    config.expect("swiglu_limit", None, GATE_LIMIT)
+    config.expect("swiglu_alpha", None, 1.702)
+    if "rope_scaling" not in config and "rope_parameters" not in config:
+        raise config.fault("has neither rope_parameters nor rope_scaling")
+    config.ignore("experts_per_token")  # num_experts_per_tok, once more
+    return {**config.experts(size="intermediate_size"), **config.sliding(PERIOD)}
+
+
 FAMILY = Family(
     ("gpt-oss",),
-    (),
+    (
+        HuggingFace(
+            "gpt_oss",
+            "gpt-oss",
+            _values,
+            NAMES,
+            defaults={"head_dim": 64, "sliding_window": 128, "rope_theta": 150000.0},
+        ),
+    ),
     configure,
     partial(blocks.layer, sinks=True, ffn_norm="post_attention_norm"),
 )

@@ -1,6 +1,7 @@
 """Granite 3 and 4 (dense, and mixtures of experts): a Llama whose embeddings, residuals, scores and
 logits are multiplied by constants of the file."""
 
+from airllm.formats.hf_config import Names
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
@@ -13,7 +14,7 @@ _MULTIPLIERS = {
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
 }
-NAMES: dict[str, str | tuple[str, ...]] = {
+NAMES: Names = {
     "block_sparse_moe.router.layer": "ffn_gate_inp",
     "block_sparse_moe.input_linear": ("ffn_gate_exps", "ffn_up_exps"),
     "block_sparse_moe.output_linear": "ffn_down_exps",

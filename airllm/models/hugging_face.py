@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats.hf_config import ROPE_INTERLEAVED, HFConfig
+from airllm.formats.hf_config import ROPE_INTERLEAVED, HFConfig, Names
+from airllm.formats.hf_quantization import read_quantization
 from airllm.models.hf_rope import translate_rope
 from airllm.util.metadata import Metadata
 
@@ -33,7 +34,7 @@ _HARMLESS = frozenset(
 )
 FULL, SLIDING = "full_attention", "sliding_attention"  # of layer_types
 
-NAMES: Mapping[str, str | tuple[str, ...]] = {
+NAMES: Names = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
     "input_layernorm": "attn_norm",
@@ -48,7 +49,7 @@ NAMES: Mapping[str, str | tuple[str, ...]] = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-EXPERT_NAMES: Mapping[str, str | tuple[str, ...]] = {
+EXPERT_NAMES: Names = {
     "mlp.gate": "ffn_gate_inp",
     "mlp.experts.*.gate_proj": "ffn_gate_exps",
     "mlp.experts.*.up_proj": "ffn_up_exps",
@@ -57,7 +58,7 @@ EXPERT_NAMES: Mapping[str, str | tuple[str, ...]] = {
     "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
     "mlp.experts.down_proj": "ffn_down_exps",
 }
-SPARSE_NAMES: Mapping[str, str | tuple[str, ...]] = {  # of Mixtral and its like
+SPARSE_NAMES: Names = {  # of Mixtral and its like
     "block_sparse_moe.gate": "ffn_gate_inp",
     "block_sparse_moe.experts.*.w1": "ffn_gate_exps",
     "block_sparse_moe.experts.*.w3": "ffn_up_exps",
@@ -167,7 +168,7 @@ class HuggingFace:
     model_type: str
     architecture: str
     values: Callable[[HFReader], dict[str, object]] = _nothing
-    names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    names: Names = field(default_factory=dict)
     activation: str = "silu"
     tied: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
@@ -180,7 +181,7 @@ class HuggingFace:
     def translate(self, config: Metadata) -> HFConfig:
         """FormatError names a key that is missing or has a value that is not implemented."""
         r = HFReader(config.source, self._with_defaults(config))
-        self._refuse_quantised(r)
+        quantization = read_quantization(r)
         for key in ("hidden_act", "hidden_activation"):
             r.expect(key, None, self.activation)
         hidden_size, n_heads = (
@@ -213,7 +214,7 @@ class HuggingFace:
         tied = r.flag("tie_word_embeddings", self.tied)
         names = {**NAMES, **self.names}
         left_out = range(n_layers, n_layers + r.integer("num_nextn_predict_layers", 0, high=64))
-        return HFConfig(metadata, names, left_out, self.plus_one, tied, rope.tensors)
+        return HFConfig(metadata, names, left_out, self.plus_one, tied, rope.tensors, quantization)
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:
         """null means the default, but for a cap it means no cap."""
@@ -222,15 +223,6 @@ class HuggingFace:
             for key, value in config.items()
         }
         return {**self.defaults, **{key: value for key, value in said.items() if value is not None}}
-
-    def _refuse_quantised(self, r: HFReader) -> None:
-        quantization = r.get("quantization_config")
-        if quantization:
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-            raise r.fault(
-                f"the weights are quantised (quantization_config: {method}); only F32, F16 and "
-                "BF16 folders are supported"
-            )
 
     def _refuse_unknown(self, r: HFReader) -> None:
         for key in r.unread():

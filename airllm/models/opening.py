@@ -16,15 +16,19 @@ __all__ = ["open_model", "translate"]
 _WRAPPERS = ("mistral3",)
 
 
-def open_model(path: str | os.PathLike[str], quantize: str | None = None) -> ModelFile:
+def open_model(
+    path: str | os.PathLike[str], quantize: str | None = None, *, exact: bool = False
+) -> ModelFile:
     """Open a GGUF file, the first file of a split model, or a Hugging Face folder.
 
     quantize: the type, for instance "q8_0", to which float matrices are quantised as they are read.
+    exact: FP8 matrices of a folder become F32, for a conversion, and not the type that they run in.
+    With `quantize` they always do.
 
     FormatError if the model is damaged or not supported, OSError if it cannot be read, ValueError
     if `quantize` is an unknown type or the model has no float matrices.
     """
-    file = _open(Path(path))
+    file = _open(Path(path), exact or quantize is not None)
     if quantize is None:
         return file
     from airllm.formats.retype import RetypedModel
@@ -36,7 +40,7 @@ def open_model(path: str | os.PathLike[str], quantize: str | None = None) -> Mod
         raise
 
 
-def _open(path: Path) -> ModelFile:
+def _open(path: Path, exact: bool) -> ModelFile:
     if not path.is_dir():
         return GGUFFile.open(path)
     if not (path / "config.json").exists():
@@ -51,7 +55,7 @@ def _open(path: Path) -> ModelFile:
         )
     from airllm.formats.hf_folder import HFFolder  # loads json, hashlib and re
 
-    return HFFolder.open(path, translate)
+    return HFFolder.open(path, translate, exact=exact)
 
 
 def translate(config: Metadata) -> HFConfig:
@@ -61,8 +65,9 @@ def translate(config: Metadata) -> HFConfig:
     known = {hf.model_type: hf for family in FAMILIES.values() for hf in family.hugging_face}
     with_pictures = {hf.pictures: hf for hf in known.values() if hf.pictures}
     if isinstance(inner, dict):  # the vision tower is left out
-        tied = {key: config[key] for key in ["tie_word_embeddings"] if key in config}
-        inner_config = Metadata(config.source, {**tied, **inner})
+        of_both = ("tie_word_embeddings", "quantization_config")
+        outer = {key: config[key] for key in of_both if key in config}
+        inner_config = Metadata(config.source, {**outer, **inner})
         if kind in with_pictures:
             return with_pictures[kind].translate(inner_config)
         if kind in _WRAPPERS:  # around language models of several families

@@ -71,7 +71,7 @@ def attention(
 ) -> Float32 | tuple[Float32, Float32]:
     """softmax(q @ k.T * scale) @ v for each head; heads share keys and values in groups.
 
-    q: float32 [n_q, n_heads, head_dim]; the C++ extension takes head_dim up to 256.
+    q: float32 [n_q, n_heads, head_dim]; the C++ extension takes head_dim up to 576.
     k, v: [n_kv_heads, n_kv, head_dim], like the KV cache, both float32 or both float16; or both
         uint8 [n_kv_heads, n_kv, head_dim / 32 * 34], rows of GGML's Q8_0 (blocks of a float16
         scale and 32 int8) as quantize(x, "q8_0") writes them. n_heads is a multiple of n_kv_heads,
@@ -165,7 +165,8 @@ def attention_apply(
 ) -> None:
     """Attention of one sequence, without checks. Writes to out, and to lse unless it is None.
 
-    k and v may be strided: views of a larger cache.
+    k and v may be strided: views of a larger cache. v's heads, and those of out, may have another
+    width than q's and k's.
     """
     n_q, n_heads, head_dim = q.shape
     n_kv_heads, n_kv, _ = k.shape
@@ -177,7 +178,7 @@ def attention_apply(
     step = max(1, _SCORES_BYTES // (4 * max(group * n_kv, 1)))
     for head in range(n_kv_heads):
         heads = slice(head * group, (head + 1) * group)
-        keys, values = _widened(k[head]), _widened(v[head])  # [n_kv, head_dim]
+        keys, values = _widened(k[head]), _widened(v[head])  # [n_kv, head_dim], [n_kv, value_dim]
         sink = np.full(group, -np.inf, np.float32) if sinks is None else sinks[heads]
         for start in range(0, n_q, step):
             rows = slice(start, min(start + step, n_q))
@@ -192,7 +193,7 @@ def attention_apply(
             np.copyto(scores, -np.inf, where=hidden[:, np.newaxis])
             weights, log_total = _softmax(scores, sink)
             weighted = weights.reshape(n_rows * group, n_kv) @ values
-            out[rows, heads] = weighted.reshape(n_rows, group, head_dim)
+            out[rows, heads] = weighted.reshape(n_rows, group, -1)
             if lse is not None:
                 lse[rows, heads] = log_total
 

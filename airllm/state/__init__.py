@@ -1,4 +1,4 @@
-"""What a sequence keeps between tokens: keys and values, and a session's file of them.
+"""What a sequence keeps between tokens: pages of keys and values, recurrent memory, session files.
 
-Knows `util` and the hybrid ops; not models, weights or text.
+Knows `util`, graphs and the hybrid ops; not models, weights or text.
 """

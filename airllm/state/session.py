@@ -1,21 +1,25 @@
-"""Sessions on disk: the tokens so far and their KV cache, which need not be evaluated again.
+"""Sessions on disk: the tokens so far and their state, which need not be evaluated again.
 
 The file, little-endian throughout:
 
-    "AIRLLMKV", u32 version = 1
-    u32 layers, u32 KV heads, u32 head_dim, 8 bytes kv_type ("f16", padded with zeros)
+    "AIRLLMKV", u32 version = 2
+    8 bytes kv_type ("f16", padded with zeros), 32 bytes SHA-256 of what each layer keeps (`_kept`)
     u32 tokens, u32 bytes of messages, 32 bytes fingerprint of the model's file
     tokens: i32 each
     messages: JSON, a list of {"role", "content"}, with which a chat can go on; an object may have
         more names with texts, up to 16 in all
-    keys and values: for each layer the keys, then the values; for each KV head the rows of the
-        tokens, in the layout of the cache
+    keys and values: for each layer that has its own the keys, then the values if they are not part
+        of the keys; for each KV head the rows of the tokens; of a layer with a window, only the
+        tokens that the next token sees
+    recurrent memory: float32 of each layer
     32 bytes SHA-256 of everything before it
 
-`load` trusts nothing in a file. Before it reads on, it compares the header with the cache, and the
-file's size with the size that follows from the header. Before it uses anything, it compares the
-checksum. Keys and values are read into the memory that the cache already has. `load` and `save`
-accept the same messages.
+Version 1, which is still read, has u32 layers, u32 KV heads and u32 head_dim before kv_type and no
+hash after it. It has the rows of all tokens, and no recurrent memory.
+
+`load` trusts nothing in a file. Before it reads on, it compares the header with the sequence, and
+the file's size with the size that follows from the header. Before it uses anything, it compares the
+checksum. `load` and `save` accept the same messages.
 """
 
 import errno
@@ -27,14 +31,16 @@ import stat
 import struct
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import IO, Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.state.kv_cache import KVCache
+from airllm.state.layout import KeysPlace
+from airllm.state.sequence import SequenceState
 from airllm.util.durable import naming, sync_directory
 from airllm.util.metadata import FormatError
 from airllm.util.shown import shown
@@ -44,11 +50,13 @@ __all__ = ["Message", "load", "save"]
 Message: TypeAlias = dict[str, str]  # "role", "content" and other texts, for a chat template
 
 MAGIC = b"AIRLLMKV"
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE_BYTES = 64 << 20  # of all messages; a context of a million tokens is some 4 MB of text
 MAX_MESSAGES = 1 << 16
 MAX_TEXTS = 16  # of a message: role, content, and more for the chat template
-_HEADER = struct.Struct("<8sIIII8sII32s")
+_START = struct.Struct("<8sI")  # magic, version
+_HEADER = struct.Struct("<8s32sII32s")
+_HEADER_1 = struct.Struct("<III8sII32s")
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _CHUNK = 1 << 20
 
@@ -67,11 +75,11 @@ _END = re.compile(rb"\s*+\]\s*+")
 
 def save(
     path: str | os.PathLike[str],
-    cache: KVCache,
+    state: SequenceState,
     fingerprint: bytes,
     messages: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Write a cache's tokens, keys and values to `path`, readable for the user alone.
+    """Write a sequence's tokens and its state to `path`, readable for the user alone.
 
     The complete file replaces an older session. OSError, which names `path`, if it cannot be
     written; ValueError for messages that `load` would refuse; FormatError, a ValueError, if `path`
@@ -83,8 +91,10 @@ def save(
     elif not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     said = _as_json(path, messages)
-    tokens = np.array(cache.tokens, "<i4")
-    header = _HEADER.pack(MAGIC, VERSION, *_shape(cache), len(tokens), len(said), fingerprint)
+    tokens = np.array(state.tokens, "<i4")
+    kv_type, kept = _kv_type(state), _kept(state)
+    header = _START.pack(MAGIC, VERSION)
+    header += _HEADER.pack(kv_type, kept, len(tokens), len(said), fingerprint)
     with naming(path):
         try:
             descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -94,7 +104,8 @@ def save(
             with os.fdopen(descriptor, "wb") as file:
                 digest = hashlib.sha256()
                 parts: list[bytes | memoryview] = [header, tokens.data, said]
-                parts += [rows.data for rows in cache.rows(len(tokens))]
+                parts += [rows.data for rows in _rows(state, len(tokens))]
+                parts.append(state.recurrent.data)
                 for part in parts:
                     digest.update(part)
                     file.write(part)
@@ -109,66 +120,67 @@ def save(
 
 
 def load(
-    path: str | os.PathLike[str], cache: KVCache, fingerprint: bytes, vocab_size: int
+    path: str | os.PathLike[str], state: SequenceState, fingerprint: bytes, vocab_size: int
 ) -> list[Message]:
-    """Replace the contents of a cache with a saved session; returns its messages.
+    """Replace the contents of a sequence with a saved session; returns its messages.
 
-    FormatError, and the cache is unchanged, for a file that is not a session, is damaged, belongs
-    to another model or kv_type, or has more tokens than the cache has room for.
+    FormatError, and the sequence is unchanged, for a file that is not a session, is damaged,
+    belongs to another model or kv_type, or has more tokens than the sequence has room for.
     """
     path = Path(path)
     _check_regular(path)
     with naming(path), path.open("rb") as file:
-        session = _Session.open(path, file, cache, fingerprint)
+        session = _Session.open(path, file, state, fingerprint)
         session.check_sum()
         tokens = session.tokens(vocab_size)
         messages = session.messages()
-        cache.clear()  # the cache stays empty if the file is truncated during the reads
-        for rows in cache.rows(len(tokens)):
-            session.read_into(rows)
-        cache.tokens.extend(tokens)
+        state.load(tokens, session.read_state)
     return messages
 
 
 class _Session:
-    """A file whose header fits the cache, and whose size fits the header."""
+    """A file whose header fits the sequence, and whose size fits the header."""
 
-    def __init__(self, path: Path, file: IO[bytes], size: int, n_tokens: int, n_said: int) -> None:
-        self._path, self._file, self._size = path, file, size
+    def __init__(
+        self, path: Path, file: IO[bytes], version: int, size: int, n_tokens: int, n_said: int
+    ) -> None:
+        self._path, self._file, self._version, self._size = path, file, version, size
         self._n_tokens, self._n_said = n_tokens, n_said
+        self._begin = file.tell()
 
     @classmethod
-    def open(cls, path: Path, file: IO[bytes], cache: KVCache, fingerprint: bytes) -> Self:
+    def open(cls, path: Path, file: IO[bytes], state: SequenceState, fingerprint: bytes) -> Self:
         size = os.fstat(file.fileno()).st_size
-        header = file.read(_HEADER.size)
-        if not header.startswith(MAGIC):
-            raise FormatError(f"{path}: not a saved session: it begins with {header[:8]!r}")
-        if len(header) < _HEADER.size:
+        start = file.read(_START.size)
+        if not start.startswith(MAGIC):
+            raise FormatError(f"{path}: not a saved session: it begins with {start[:8]!r}")
+        version = _START.unpack(start)[1] if len(start) == _START.size else VERSION
+        if version not in (1, VERSION):
+            raise FormatError(f"{path}: a session of version {version}; expected {VERSION} or 1")
+        layout = _HEADER if version == VERSION else _HEADER_1
+        header = file.read(layout.size)
+        if len(header) < layout.size:
             raise FormatError(f"{path}: it ends in its header; it is truncated")
-        _, version, *shape, n_tokens, n_said, model = _HEADER.unpack(header)
-        if version != VERSION:
-            raise FormatError(f"{path}: a session of version {version}; expected {VERSION}")
+        *shape, n_tokens, n_said, model = layout.unpack(header)
         if model != fingerprint:
             raise FormatError(f"{path}: this session was saved with another model's file")
-        if tuple(shape) != _shape(cache):
-            raise FormatError(
-                f"{path}: this session has {_in_words(shape)}; expected {_in_words(_shape(cache))}"
-            )
-        if n_tokens > cache.capacity:
+        _check_shape(path, shape, state)
+        if n_tokens > state.capacity:
             raise FormatError(
                 f"{path}: this session has {n_tokens} tokens; the context has room for "
-                f"{cache.capacity}. context={n_tokens} or more makes it larger"
+                f"{state.capacity}. context={n_tokens} or more makes it larger"
             )
         if n_said > MAX_MESSAGE_BYTES:
             raise FormatError(f"{path}: claims {n_said:,} bytes of messages; it is damaged")
-        rows = sum(part.nbytes for part in cache.rows(n_tokens))
-        expected = _HEADER.size + 4 * n_tokens + n_said + rows + _CHECKSUM_BYTES
+        begin = _START.size + layout.size
+        rows = _state_bytes(state, n_tokens, all_tokens=version == 1)
+        expected = begin + 4 * n_tokens + n_said + rows + _CHECKSUM_BYTES
         if size != expected:
             raise FormatError(
                 f"{path}: it has {size:,} bytes, and its header says {expected:,}; it is truncated "
                 "or damaged"
             )
-        return cls(path, file, size, n_tokens, n_said)
+        return cls(path, file, version, size, n_tokens, n_said)
 
     def check_sum(self) -> None:
         """Compare the checksum, then seek to the beginning of the tokens."""
@@ -180,7 +192,7 @@ class _Session:
             left -= len(chunk)
         if self._read(_CHECKSUM_BYTES) != digest.digest():
             raise FormatError(f"{self._path}: its checksum is wrong; it is damaged")
-        self._file.seek(_HEADER.size)
+        self._file.seek(self._begin)
 
     def tokens(self, vocab_size: int) -> list[int]:
         tokens = np.frombuffer(self._read(4 * self._n_tokens), "<i4")
@@ -192,8 +204,20 @@ class _Session:
     def messages(self) -> list[Message]:
         return _from_json(self._path, self._read(self._n_said))
 
-    def read_into(self, rows: NDArray[np.uint8]) -> None:
-        if self._file.readinto(rows) != rows.nbytes:  # type: ignore[attr-defined]
+    def read_state(self, state: SequenceState, length: int) -> None:
+        """Reads keys, values and recurrent memory into a sequence that has room for them."""
+        for place in _own_keys(state):
+            first = state.first_needed(place, length)
+            for rows in state.heads_rows(place, first, length):
+                if self._version == 1 and rows:  # the rows that a window has left behind
+                    row_bytes = sum(part.nbytes for part in rows) // (length - first)
+                    self._file.seek(first * row_bytes, os.SEEK_CUR)
+                for part in rows:
+                    self._read_into(part)
+        self._read_into(state.recurrent.view(np.uint8))
+
+    def _read_into(self, memory: NDArray[np.uint8]) -> None:
+        if self._file.readinto(memory) != memory.nbytes:  # type: ignore[attr-defined]
             raise FormatError(f"{self._path}: it was truncated while it was read")
 
     def _read(self, n_bytes: int) -> bytes:
@@ -203,15 +227,64 @@ class _Session:
         return data
 
 
-def _shape(cache: KVCache) -> tuple[Any, ...]:
-    """The fields of the header in which a session and a cache must agree."""
-    return cache.n_layers, cache.n_kv_heads, cache.head_dim, cache.kv_type.encode().ljust(8, b"\0")
+def _kv_type(state: SequenceState) -> bytes:
+    return state.layout.kv_type.encode().ljust(8, b"\0")
 
 
-def _in_words(shape: Sequence[Any]) -> str:
-    n_layers, n_kv_heads, head_dim, kv_type = shape
-    name = kv_type.rstrip(b"\0").decode(errors="replace")
-    return f"{n_layers} layers, {n_kv_heads} KV heads of {head_dim}, kv_type {name!r}"
+def _kept(state: SequenceState) -> bytes:
+    """A hash of what each layer keeps."""
+    kept = [
+        (layer.keys and astuple(layer.keys.shape), layer.recurrent_floats)
+        for layer in state.layout.layers
+    ]
+    return hashlib.sha256(repr(kept).encode()).digest()
+
+
+def _own_keys(state: SequenceState) -> list[KeysPlace]:
+    """Of each layer that does not read another layer's."""
+    return list(
+        dict.fromkeys(layer.keys for layer in state.layout.layers if layer.keys is not None)
+    )
+
+
+def _rows(state: SequenceState, length: int) -> Iterator[NDArray[np.uint8]]:
+    for place in _own_keys(state):
+        for rows in state.heads_rows(place, state.first_needed(place, length), length):
+            yield from rows
+
+
+def _state_bytes(state: SequenceState, length: int, *, all_tokens: bool) -> int:
+    """Bytes of the state in a file. all_tokens: also those that a window has left behind."""
+    total = state.recurrent.nbytes
+    for place in _own_keys(state):
+        first = 0 if all_tokens else state.first_needed(place, length)
+        total += (length - first) * state.row_bytes(place)
+    return total
+
+
+def _check_shape(path: Path, shape: Sequence[Any], state: SequenceState) -> None:
+    """Compares the fields in which a session and a sequence must agree. shape: kv_type and the hash
+    of what is kept; of version 1 layers, KV heads, head_dim and kv_type. FormatError."""
+    kv_type = next(field for field in shape if isinstance(field, bytes))
+    if kv_type != _kv_type(state):
+        name = kv_type.rstrip(b"\0").decode(errors="replace")
+        raise FormatError(
+            f"{path}: this session has kv_type {name!r}; expected {state.layout.kv_type!r}"
+        )
+    if len(shape) == 2:
+        fits = shape[1] == _kept(state)
+    else:
+        n_layers, n_kv_heads, head_dim, _ = shape
+        keys = [layer.keys.shape if layer.keys else None for layer in state.layout.layers]
+        fits = n_layers == len(keys) and all(
+            own is not None
+            and (own.n_kv_heads, own.head_dim, own.value_dim) == (n_kv_heads, head_dim, head_dim)
+            for own in keys
+        )
+    if not fits:
+        raise FormatError(
+            f"{path}: this session's layers keep other keys and values; it is damaged"
+        )
 
 
 def _as_json(path: Path, messages: Sequence[Mapping[str, str]]) -> bytes:

@@ -8,7 +8,8 @@ from airllm.backends import Backend, Executor
 from airllm.formats.model_file import ModelFile
 from airllm.graph.graph import Graph
 from airllm.models import Model, ModelConfig
-from airllm.state.kv_cache import KVType
+from airllm.state.layout import KVType, StateLayout
+from airllm.state.sequence import CHECKPOINTS
 from airllm.util.arguments import check_count
 from airllm.util.progress import OnProgress
 from airllm.util.shown import shown
@@ -23,7 +24,6 @@ from airllm.weights.plan import (
     Plan,
     buffer_bytes,
     default_context,
-    kv_bytes_per_token,
     make_plan,
     model_parts,
 )
@@ -54,7 +54,12 @@ def plan_weights(
     """
     check_tensors(gguf, model)
     parts = model_parts(gguf, model, backend)
-    kv_bytes = kv_bytes_per_token(model.config, kv_type)
+    layout = StateLayout(model.states, kv_type)
+    n_checkpoints = 0 if layout.can_be_cut else CHECKPOINTS
+
+    def state_bytes(context: int) -> int:
+        size = min(int(batch_size or BATCH_SIZE), context)
+        return layout.nbytes(context, size, n_checkpoints)
 
     def with_batches(context: int, most: int, *, streamed: bool) -> Plan:
         size = min(most, context)
@@ -65,7 +70,7 @@ def plan_weights(
             budget=budget,
             context=context,
             batch_size=size,
-            kv_cache_bytes=kv_bytes * context,
+            kv_cache_bytes=layout.nbytes(context, size, n_checkpoints),
             buffer_bytes=buffer_bytes(model, size, context) + waiting,
             experts_used=model.config.n_experts_used,
         )
@@ -84,17 +89,18 @@ def plan_weights(
         # Each batch reads its experts anew, so that few large batches read less.
         return with_batches(context, large if found.expert_places else small, streamed=True)
 
-    return in_context(plan, context, model.config, kv_type, budget)[1], parts
+    return in_context(plan, context, model.config, state_bytes, budget)[1], parts
 
 
 def in_context(
     make: Callable[[int], _Made],
     asked: int | None,
     config: ModelConfig,
-    kv_type: KVType,
+    state_bytes: Callable[[int], int],
     budget: int | None,
 ) -> tuple[int, _Made]:
-    """The context that an engine has, and the result of make(context).
+    """The context that an engine has, and the result of make(context). state_bytes: of the state
+    of a sequence of a context.
 
     Without `asked`, the context starts at the default and shrinks, down to CONTEXT_STEP, while
     `make` raises a BudgetError. ValueError if `asked` is more than the model allows.
@@ -109,8 +115,7 @@ def in_context(
         return asked, make(asked)
     longest = min(config.context_length, DEFAULT_CONTEXT)
     shortest = min(CONTEXT_STEP, longest)
-    kv_bytes = kv_bytes_per_token(config, kv_type)
-    context = default_context(longest, shortest, kv_bytes, budget)
+    context = default_context(longest, shortest, state_bytes, budget)
     while True:
         try:
             made = make(context)
@@ -118,8 +123,10 @@ def in_context(
         except BudgetError as error:
             if budget is None or context == shortest:
                 raise
-            too_many = -(-(error.minimum - budget) // kv_bytes)
-            context = max(shortest, (context - too_many) // CONTEXT_STEP * CONTEXT_STEP)
+            too_much = error.minimum - budget
+            smaller = range(context - CONTEXT_STEP, shortest, -CONTEXT_STEP)
+            enough = (c for c in smaller if state_bytes(context) - state_bytes(c) >= too_much)
+            context = max(shortest, next(enough, shortest) // CONTEXT_STEP * CONTEXT_STEP)
     if context < longest:
         _log.info("a context of %d tokens: the memory has no room for more", context)
     elif context < config.context_length:

@@ -13,16 +13,14 @@ take about 60 MB more.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from airllm.backends import Backend
 from airllm.formats.model_file import ModelFile, Tensor
 from airllm.graph.graph import Role
-from airllm.models import Model, ModelConfig
-from airllm.numpy_ops.quants import TYPES
-from airllm.state.kv_cache import KVType
+from airllm.models import Model
 from airllm.weights.budget import BudgetError, format_bytes, in_words
 from airllm.weights.residency import Residency, least_bytes, read_buffer_bytes, reside
 from airllm.weights.ring import Matrix, aligned_bytes
@@ -220,20 +218,20 @@ def _hint_to_convert(parts: Sequence[Part]) -> str:
     if not made:
         return ""
     return (
-        ". Weights that are quantised while they are read stay in memory; `airllm convert` writes "
-        "them to a file, which can be streamed"
+        ". Weights that are converted while they are read (`quantize`, quantised folders) stay in "
+        "memory; `airllm convert` writes them to a file, which can be streamed"
     )
 
 
 def default_context(
-    longest: int, shortest: int, kv_bytes_per_token: int, budget: int | None
+    longest: int, shortest: int, state_bytes: Callable[[int], int], budget: int | None
 ) -> int:
-    """The default context: `longest`, or less if its KV cache would take more than KV_SHARE of the
-    budget, but not below `shortest`."""
-    if budget is None:
-        return longest
-    affordable = int(KV_SHARE * budget) // kv_bytes_per_token // CONTEXT_STEP * CONTEXT_STEP
-    return min(longest, max(affordable, shortest))
+    """The default context: `longest`, or less if its state would take more than KV_SHARE of the
+    budget, but not below `shortest`. state_bytes: of a context."""
+    context = longest
+    while budget is not None and context > shortest and state_bytes(context) > KV_SHARE * budget:
+        context = max(shortest, (context - 1) // CONTEXT_STEP * CONTEXT_STEP)
+    return context
 
 
 def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
@@ -244,11 +242,6 @@ def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
     rope = sum(2 * len(each.inv_freq) for kind in model.kinds for each in kind.rotations.values())
     rows = (internal + 4 * model.config.hidden_size) * batch_size
     return rows + 4 * rope * context + 4 * model.config.vocab_size
-
-
-def kv_bytes_per_token(config: ModelConfig, kv_type: KVType) -> int:
-    block, size = TYPES[kv_type]  # KVCache refuses a head_dim that is not whole blocks
-    return config.n_layers * 2 * config.n_kv_heads * -(-config.head_dim // block) * size
 
 
 def model_parts(gguf: ModelFile, model: Model, backend: Backend) -> list[Part]:

@@ -10,7 +10,7 @@ from airllm.graph.graph import Activations
 from airllm.graph.rewrite import fusion_wanted
 from airllm.models import Model, load_model
 from airllm.models.opening import open_model
-from airllm.state.kv_cache import KVType
+from airllm.state.layout import KVType
 from airllm.util.closing import Closing
 from airllm.weights.budget import granted_bytes
 from airllm.weights.open_weights import plan_weights

@@ -1,15 +1,28 @@
+#include "ops/attention.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "bindings/arrays.h"
-#include "bindings/kv_cache.h"
 #include "bindings/module.h"
 #include "bindings/parallel.h"
 #include "dispatch.h"
 #include "ops/ops.h"
 
 namespace tensor_ops::bindings {
+namespace {
+
+// float32 or float16 [n_kv_heads, positions, head_dim], or rows of q8_0 as uint8 [n_kv_heads,
+// positions, head_dim / 32 * 34].  Throws py::type_error unless k and v are arrays of one type.
+struct KvArrays {
+    KvArrays(const Argument& k_argument, const Argument& v_argument);
+    // Throws py::value_error unless k has the 3 axes that `axes` names, and v has k's shape.
+    void require_axes(const char* axes) const;
+    KvCache cache() const;
+
+    Array k, v;
+};
 
 KvArrays::KvArrays(const Argument& k_argument, const Argument& v_argument)
     : k(k_argument, {Dtype::float32, Dtype::float16, Dtype::uint8}),
@@ -42,8 +55,6 @@ KvCache KvArrays::cache() const {
             k.axis(1),
             type == DType::q8_0 ? k.axis(2) / bytes * elements : k.axis(2)};
 }
-
-namespace {
 
 [[noreturn]] void fault(const std::string& message) { value_error("attention: " + message); }
 
@@ -200,7 +211,7 @@ void bind_attention(py::module_& m) {
           arg("softcap") = py::none(), arg("sinks") = py::none(), arg("cu_seqlens_q") = py::none(),
           arg("cu_seqlens_k") = py::none(), arg("return_lse") = false, arg("out") = py::none(),
           "softmax(q @ k.T * scale) @ v for each head; heads share keys and values in groups.\n\n"
-          "q: float32 [n_q, n_heads, head_dim], head_dim up to 256.\n"
+          "q: float32 [n_q, n_heads, head_dim], head_dim up to 576.\n"
           "k, v: float32 or float16, both the same, [n_kv_heads, n_kv, head_dim], or q8_0 as "
           "quantize writes it, uint8 [n_kv_heads, n_kv, head_dim / 32 * 34]; n_heads is a "
           "multiple of n_kv_heads, and query head h reads key head h // (n_heads / n_kv_heads).\n"

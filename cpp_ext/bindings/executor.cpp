@@ -7,9 +7,9 @@
 
 #include "bindings/gil.h"
 #include "bindings/graph.h"
-#include "bindings/kv_cache.h"
 #include "bindings/matrix_object.h"
 #include "bindings/module.h"
+#include "bindings/sequence_state.h"
 
 namespace tensor_ops::bindings {
 namespace {
@@ -29,41 +29,6 @@ struct Bound {
     }
 };
 
-// A sequence's KV cache of each layer, checked.
-struct KvLayers {
-    explicit KvLayers(const py::sequence& layers) {
-        for (const py::object item : layers) {
-            if (!py::isinstance<py::tuple>(item) || py::len(item) != 2)
-                throw py::type_error("KvLayers: layers holds " + describe_kind(item) +
-                                     "; expected pairs (k_cache, v_cache).");
-            owners.push_back(item);
-            caches.push_back(read_cache("KvLayers", owners.back()[0], owners.back()[1]));
-        }
-    }
-
-    static KvCache read_cache(const char* op, py::handle k_object, py::handle v_object) {
-        const KvArrays kv({op, "k_cache", k_object}, {op, "v_cache", v_object});
-        kv.require_axes("[n_kv_heads, capacity, head_dim]");
-        const std::size_t block = block_size(DType::q8_0).bytes;
-        if (kv.k.dtype() == Dtype::uint8 && kv.k.axis(2) % block)
-            value_error(std::string(op) + ": k_cache has shape " + to_text(kv.k.shape()) +
-                        "; expected a last axis of Q8_0 blocks, a multiple of " +
-                        std::to_string(block) + ".");
-        if (!kv.k.handle().writeable() || !kv.v.handle().writeable())
-            value_error(std::string(op) + ": the KV cache is read-only.");
-        const auto* keys = static_cast<const std::byte*>(kv.k.data());
-        const auto* values = static_cast<const std::byte*>(kv.v.data());
-        if (std::less<>()(keys, values + kv.v.bytes()) &&
-            std::less<>()(values, keys + kv.k.bytes()))
-            value_error(std::string(op) +
-                        ": k_cache and v_cache share memory; expected separate arrays.");
-        return kv.cache();
-    }
-
-    std::vector<KvCache> caches;
-    std::vector<py::tuple> owners;
-};
-
 }  // namespace
 }  // namespace tensor_ops::bindings
 
@@ -71,9 +36,6 @@ namespace pybind11::detail {
 template <>
 class type_caster<tensor_ops::bindings::Bound>
     : public tensor_ops::bindings::MadeCaster<tensor_ops::bindings::Bound> {};
-template <>
-class type_caster<tensor_ops::bindings::KvLayers>
-    : public tensor_ops::bindings::MadeCaster<tensor_ops::bindings::KvLayers> {};
 }  // namespace pybind11::detail
 
 namespace tensor_ops::bindings {
@@ -121,14 +83,10 @@ class PyExecutor {
         return bound;
     }
 
-    void run(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, std::size_t past,
-             py::handle k_cache, py::handle v_cache, int threads, py::handle seconds) {
+    void run(const Bound& bound, const py::dict& buffers, std::size_t n_tokens, int threads,
+             py::handle seconds) {
         const auto lock = lock_for_run(threads);
-        const bool none = k_cache.is_none() && v_cache.is_none();
-        sequences_.assign(
-            1, {n_tokens, past,
-                none ? KvCache{} : KvLayers::read_cache("Executor.run", k_cache, v_cache)});
-        layers_.assign(1, {&weights_of(bound), sequences_});
+        layers_.assign(1, {&weights_of(bound), {}});
         run_locked(buffers, n_tokens, threads, seconds);
     }
 
@@ -140,16 +98,20 @@ class PyExecutor {
         const auto lock = lock_for_run(threads);
         const std::size_t n_layers = bound.size(), n_sequences = sequences.size();
         sequences_.assign(n_layers * n_sequences, {});
+        std::vector<StateInUse> in_use;
+        in_use.reserve(n_sequences);
         std::size_t n_tokens = 0;
         for (std::size_t s = 0; s < n_sequences; ++s) {
-            const auto [n, past, kv] = sequence_argument(sequences[s]);
-            if (first_layer > kv->caches.size() || n_layers > kv->caches.size() - first_layer)
-                value_error("Executor.run_layers: a sequence has caches of " +
-                            std::to_string(kv->caches.size()) + " layers, too few for " +
+            const auto [n, past, object] = sequence_argument(sequences[s]);
+            in_use.emplace_back(*object);
+            const std::size_t has = object->state.n_layers();
+            if (first_layer > has || n_layers > has - first_layer)
+                value_error("Executor.run_layers: a sequence has the state of " +
+                            std::to_string(has) + " layers, too few for " +
                             std::to_string(n_layers) + " from layer " +
                             std::to_string(first_layer) + " on.");
             for (std::size_t i = 0; i < n_layers; ++i)
-                sequences_[i * n_sequences + s] = {n, past, kv->caches[first_layer + i]};
+                sequences_[i * n_sequences + s] = object->state.layer(first_layer + i, n, past);
             n_tokens += n;
         }
         layers_.clear();
@@ -200,7 +162,7 @@ class PyExecutor {
         executor_.run(layers_, batch);
     }
 
-    using SequenceArgument = std::tuple<std::size_t, std::size_t, const KvLayers*>;
+    using SequenceArgument = std::tuple<std::size_t, std::size_t, StateObject*>;
     static const Bound& bound_argument(const py::object& item) {
         if (!py::isinstance<Bound>(item))
             throw py::type_error("Executor.run_layers: bound holds " + describe_kind(item) +
@@ -215,7 +177,7 @@ class PyExecutor {
         } catch (const py::cast_error&) {
         }
         throw py::type_error("Executor.run_layers: sequences holds " + describe_kind(item) +
-                             " that is not (n_tokens, past, KvLayers).");
+                             " that is not (n_tokens, past, SequenceState).");
     }
 
     std::span<double> read_seconds(py::handle value) const {
@@ -292,10 +254,6 @@ std::unique_ptr<PyExecutor> make_executor(const py::sequence& buffers,
     return std::make_unique<PyExecutor>(buffers, weights, ops, max_tokens);
 }
 
-std::unique_ptr<KvLayers> make_kv_layers(const py::sequence& layers) {
-    return std::make_unique<KvLayers>(layers);
-}
-
 }  // namespace
 }  // namespace tensor_ops::bindings
 
@@ -315,10 +273,6 @@ void bind_executor(py::module_& m) {
           "whether it has an output for each weight, of which there may be several.");
     py::class_<Bound>(m, "BoundWeights", "Weights in the slots of a graph; Executor.bind makes it.")
         .def_property_readonly("nbytes", &Bound::nbytes, "Bytes of each weight, by its slot.");
-    py::class_<KvLayers> kv_layers(m, "KvLayers",
-                                   "The KV caches of a sequence: (k_cache, v_cache) of each layer, "
-                                   "as Executor.run takes them. The object keeps them.");
-    define_init(kv_layers, make_kv_layers, arg("layers"));
     py::class_<PyExecutor> executor(
         m, "Executor",
         "Runs a graph of ops over named buffers; see airllm.graph.graph, which builds and checks "
@@ -338,14 +292,10 @@ void bind_executor(py::module_& m) {
              "The call is cheap and keeps references. ValueError if a weight is missing or does "
              "not fit.")
         .def("run", &PyExecutor::run, arg("bound"), arg("buffers"), arg("n_tokens"),
-             arg("past") = 0, arg("k_cache") = py::none(), arg("v_cache") = py::none(),
              arg("threads") = 0, arg("seconds") = py::none(),
-             "Run all ops on all threads, without the GIL.\n\n"
+             "Run all ops of a graph without a state, on all threads and without the GIL.\n\n"
              "buffers: the external ones by name, float32 [n_tokens, width], token ids int32 "
              "[n_tokens], rows of Q8_0 uint8 [n_tokens, width / 32 * 34].\n"
-             "k_cache, v_cache: float32 or float16 [n_kv_heads, capacity, head_dim], or q8_0 as "
-             "uint8 [n_kv_heads, capacity, head_dim / 32 * 34]; they hold `past` "
-             "positions, and the batch's are written after them.\n"
              "threads: at most so many for this run; 0 for all that set_num_threads allows.\n"
              "seconds: float64 [n_ops]; the run adds the time of each op, and the threads then "
              "wait for each other after each op.\n"
@@ -355,9 +305,9 @@ void bind_executor(py::module_& m) {
              "Run the graph for several layers in turn, on the same buffers, for several sequences "
              "at once.\n\n"
              "bound: the weights of each layer.\n"
-             "sequences: (n_tokens, past, KvLayers) of each; the buffers hold the rows of the "
-             "first sequence first.\n"
-             "first_layer: the index in each KvLayers of the cache of the first layer of `bound`.");
+             "sequences: (n_tokens, past, SequenceState) of each; the buffers hold the rows of the "
+             "first sequence first. The states hold `past` positions, and the batch's follow.\n"
+             "first_layer: the index in each SequenceState of the first layer of `bound`.");
 }
 
 }  // namespace tensor_ops::bindings

@@ -45,6 +45,8 @@ constexpr struct {
      [](Op& op, py::handle v) { op.activations = activations_argument("Executor", v); }},
     {"alpha", set<&Op::alpha>},
     {"cap", set<&Op::cap>},
+    {"dt_max", set<&Op::dt_max>},
+    {"dt_min", set<&Op::dt_min>},
     {"eps", set<&Op::eps>},
     {"factor", set<&Op::scale>},
     {"gating",
@@ -64,8 +66,12 @@ constexpr struct {
     {"quantized", set<&Op::quantized>},
     {"scale", set<&Op::scale>},
     {"shared", set<&Op::shared>},
+    {"silu", set<&Op::silu>},
     {"softcap", set<&Op::cap>},
-    {"width", [](Op&, py::handle) {}},  // the buffer's own
+    {"taps", set<&Op::taps>},
+    {"tiled", set<&Op::tiled>},
+    {"value_dim", [](Op&, py::handle) {}},  // follows from the buffers' widths
+    {"width", [](Op&, py::handle) {}},      // the buffer's own
     {"window", set<&Op::window>},
 };
 

@@ -23,6 +23,7 @@ PYBIND11_MODULE(tensor_ops_cpp, m) {
     tensor_ops::bindings::bind_attention(m);
     tensor_ops::bindings::bind_executor(m);
     tensor_ops::bindings::bind_runtime(m);
+    tensor_ops::bindings::bind_sequence_state(m);
     tensor_ops::bindings::bind_sampling(m);
     tensor_ops::bindings::bind_stream(m);
 }

@@ -11,6 +11,7 @@ void bind_formats(pybind11::module_& m);
 void bind_attention(pybind11::module_& m);
 void bind_executor(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
+void bind_sequence_state(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
 void bind_stream(pybind11::module_& m);
 

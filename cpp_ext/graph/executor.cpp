@@ -18,23 +18,60 @@ float* Executor::buffer(int index, const Batch& batch) const {
     return reinterpret_cast<float*>(arena_.data()) + offsets_[b] * batch.n_tokens;
 }
 
-void Executor::check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const {
+namespace {
+
+std::string shape_in_words(std::size_t heads, std::size_t head_dim, std::size_t value_dim) {
+    return std::to_string(heads) + " heads of " + std::to_string(head_dim) +
+           (value_dim == head_dim ? "" : " with values of " + std::to_string(value_dim));
+}
+
+// Checks that an op's keys and values fit what a sequence keeps of them.
+void check_cache(const Graph& graph, const Op& op, const CachedSequence& sequence) {
+    const KvCache& cache = sequence.cache;
+    if (!cache.exists()) throw std::invalid_argument("this graph needs keys and values");
+    const std::size_t own = graph.value_dim(op), value_dim = own ? own : cache.value_dim;
+    if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim ||
+        cache.value_dim != value_dim)
+        throw std::invalid_argument(
+            "the KV cache has " +
+            shape_in_words(cache.n_kv_heads, cache.head_dim, cache.value_dim) + ", expected " +
+            shape_in_words(op.n_kv_heads, op.head_dim, value_dim));
+    if (appends_keys(op.kind) && cache.values_in_keys() != (op.kind == OpKind::latent_append))
+        throw std::invalid_argument(std::string("the values are in the keys ") +
+                                    (cache.values_in_keys() ? "of the cache" : "of the op") +
+                                    ", and not in the other's");
+    const std::size_t reach = op.window && sequence.past >= op.window
+                                  ? sequence.past - op.window + 1
+                                  : 0;  // the first position that the first token sees
+    const std::size_t first = appends_keys(op.kind) ? sequence.past : reach;
+    if (sequence.n_tokens && first < cache.first)
+        throw std::invalid_argument("position " + std::to_string(first) +
+                                    " is needed, and the KV cache begins at " +
+                                    std::to_string(cache.first));
+    if (sequence.past > cache.capacity || sequence.n_tokens > cache.capacity - sequence.past)
+        throw std::invalid_argument(
+            std::to_string(sequence.past) + " + " + std::to_string(sequence.n_tokens) +
+            " positions do not fit the KV cache of " + std::to_string(cache.capacity));
+}
+
+}  // namespace
+
+void Executor::check_sequences(const Op& op, const Layer& layer) const {
+    for (const CachedSequence& sequence : layer.sequences) {
+        check_cache(graph_, op, sequence);
+        if (sequence.cache.type != layer.sequences[0].cache.type)
+            throw std::invalid_argument("the sequences' KV caches are of different types");
+    }
+}
+
+void Executor::check_tokens(const Layer& layer, std::size_t n_tokens) const {
     std::size_t found = 0;
     for (const CachedSequence& sequence : layer.sequences) {
-        const KvCache& cache = sequence.cache;
-        if (!cache.k) throw std::invalid_argument("this graph needs k_cache and v_cache");
-        if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim)
-            throw std::invalid_argument("the KV cache has " + std::to_string(cache.n_kv_heads) +
-                                        " heads of " + std::to_string(cache.head_dim) +
-                                        ", expected " + std::to_string(op.n_kv_heads) + " of " +
-                                        std::to_string(op.head_dim));
-        if (cache.type != layer.sequences[0].cache.type)
-            throw std::invalid_argument("the sequences' KV caches are of different types");
-        if (sequence.past > cache.capacity || sequence.n_tokens > cache.capacity - sequence.past)
-            throw std::invalid_argument(
-                std::to_string(sequence.past) + " + " + std::to_string(sequence.n_tokens) +
-                " positions do not fit the KV cache of " + std::to_string(cache.capacity));
         found += sequence.n_tokens;
+        if (sequence.recurrent.size() < recurrent_floats_)
+            throw std::invalid_argument(
+                "the recurrent memory has " + std::to_string(sequence.recurrent.size()) +
+                " floats; this graph needs " + std::to_string(recurrent_floats_));
     }
     if (found != n_tokens)
         throw std::invalid_argument("the sequences have " + std::to_string(found) +
@@ -66,11 +103,13 @@ void Executor::check_external(const Batch& batch) const {
 }
 
 void Executor::check_layer(const Layer& layer, const Batch& batch) const {
+    bool keeps = recurrent_floats_ > 0;
+    for (const Op& op : graph_.ops) keeps |= uses_keys(op.kind);
+    if (keeps) check_tokens(layer, batch.n_tokens);
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
-        if (op.kind == OpKind::kv_append || op.kind == OpKind::rope_append ||
-            op.kind == OpKind::attention) {
-            check_sequences(op, layer, batch.n_tokens);
+        if (uses_keys(op.kind)) {
+            check_sequences(op, layer);
         } else if (op.kind == OpKind::embed) {
             const auto& rows =
                 std::get<RawRows>((*layer.weights)[static_cast<std::size_t>(op.weight)]);

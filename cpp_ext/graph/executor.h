@@ -57,7 +57,9 @@ class Executor {
     void plan_buffers();
     void plan_barriers();
     void plan_norms();
-    void check_sequences(const Op& op, const Layer& layer, std::size_t n_tokens) const;
+    void plan_recurrent();
+    void check_sequences(const Op& op, const Layer& layer) const;
+    void check_tokens(const Layer& layer, std::size_t n_tokens) const;
     void check_layer(const Layer& layer, const Batch& batch) const;
     void check_external(const Batch& batch) const;
     std::int32_t* ids(std::size_t op) const;
@@ -69,6 +71,8 @@ class Executor {
     std::vector<std::size_t> external_bytes_;  // of each buffer for each token, 0 for internal ones
     std::vector<char> written_;                // of each buffer: does an op write it?
     std::vector<std::size_t> embeds_before_;   // of each op: how many embed ops come before it
+    std::vector<std::size_t> recurrent_first_;  // of each op: its floats in the recurrent memory
+    std::size_t recurrent_floats_ = 0;          // of all ops
     std::vector<char> barrier_before_;  // of each op: may it touch what another thread works on?
     // before_first_barrier with experts, as the route decides how their work is dealt out.
     Joining joining_ = Joining::any_time;

@@ -94,7 +94,11 @@ class OpCheck {
     void kv_append() const {
         heads(op_.n_kv_heads);
         width(0, op_.n_kv_heads * op_.head_dim);
-        width(1, op_.n_kv_heads * op_.head_dim);
+        values_of_heads(op_.inputs[1], op_.n_kv_heads);
+    }
+    void latent_append() const {
+        heads(op_.n_kv_heads);
+        width(0, op_.n_kv_heads * op_.head_dim);
     }
     void rope_append() const {
         table(op_.inputs[2]);
@@ -107,7 +111,7 @@ class OpCheck {
         apart(0);
         width(0, op_.n_heads * op_.head_dim);
         require(op_.cap >= 0.0f, "softcap is below 0");
-        width_of(op_.output, op_.n_heads * op_.head_dim);
+        values_of_heads(op_.output, op_.n_heads);
     }
     void route() const {
         const std::size_t n = input_width(0), groups = op_.n_groups, used = op_.n_groups_used;
@@ -136,6 +140,49 @@ class OpCheck {
         experts(largest_route);
         width(0, op_.n_used * output_width());
         width(1, 2 * op_.n_used);
+    }
+    void conv() const {
+        require(op_.taps >= 1 && op_.taps <= conv_max_taps, "taps is " + std::to_string(op_.taps) +
+                                                                ", expected 1 to " +
+                                                                std::to_string(conv_max_taps));
+        alike();
+    }
+    void delta_rule() const {
+        const std::size_t heads = op_.n_heads, keys = op_.n_kv_heads, decays = input_width(3);
+        require(heads >= 1 && keys >= 1 && heads % keys == 0,
+                "n_heads is no multiple of n_kv_heads");
+        const std::size_t d_k = input_width(0) / keys;
+        require(d_k >= 1 && d_k <= delta_rule_max_key_dim,
+                "keys of " + std::to_string(d_k) + ", expected 1 to " +
+                    std::to_string(delta_rule_max_key_dim));
+        width(0, keys * d_k);
+        width(1, keys * d_k);
+        width(2, output_width());
+        require(output_width() % heads == 0 && output_width() / heads <= longest_row / d_k,
+                "the output does not divide into n_heads");
+        require(decays == heads || decays == heads * d_k, "the decay's width is " +
+                                                              std::to_string(decays) +
+                                                              ", expected one for each head, "
+                                                              "or for each of its keys");
+        width(4, heads);
+        for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
+    }
+    void ssm_scan() const {
+        const std::size_t heads = input_width(1), groups = op_.n_groups;
+        require(heads >= 1 && output_width() % heads == 0, "the output does not divide into heads");
+        require(groups >= 1 && heads % groups == 0 && input_width(2) % groups == 0,
+                "n_groups does not divide the heads, or b");
+        width(0, output_width());
+        width(3, input_width(2));
+        require(output_width() <= longest_row / std::max<std::size_t>(1, input_width(2) / groups),
+                "the state is too large");
+        require(op_.dt_min >= 0.0f && op_.dt_min <= op_.dt_max, "dt_min is not below dt_max");
+        for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
+    }
+    void group_norm() const {
+        require(op_.n_groups >= 1 && output_width() % op_.n_groups == 0,
+                "the output does not divide into n_groups");
+        alike();
     }
     void round_q8() const {
         whole_blocks(output_width());
@@ -187,8 +234,16 @@ class OpCheck {
     }
     void heads(std::size_t n) const {
         require(n >= 1 && n <= 1u << 20, "the number of heads is out of range");
-        require(op_.head_dim >= 1 && op_.head_dim <= 256,
-                "head_dim is " + std::to_string(op_.head_dim) + ", expected 1 to 256");
+        require(op_.head_dim >= 1 && op_.head_dim <= attention_max_head_dim,
+                "head_dim is " + std::to_string(op_.head_dim) + ", expected 1 to " +
+                    std::to_string(attention_max_head_dim));
+    }
+    // Checks a buffer with the values of n heads.
+    void values_of_heads(int buffer, std::size_t n) const {
+        const std::size_t all = graph_.buffers[at(buffer)].width;
+        require(all >= n && all % n == 0 && all / n <= attention_max_head_dim,
+                "buffer '" + graph_.buffers[at(buffer)].name + "' has width " +
+                    std::to_string(all) + ", no values of " + std::to_string(n) + " heads");
     }
 
     std::size_t input_width(std::size_t input) const {
@@ -239,13 +294,21 @@ void check_experts(const Graph& graph, const Op& op, const Experts& experts,
             fail(graph, op, name + "has experts of different shapes, types or instruction sets");
 }
 
-// The length of an op's vector.  in, out: the widths of its first input and its output.
-std::size_t vector_length(const Op& op, std::size_t in, std::size_t out) {
+// The length of an op's vector.  n: that which it has; out: the width of the op's output.
+std::size_t vector_length(const Graph& graph, const Op& op, std::size_t slot, std::size_t n,
+                          std::size_t out) {
+    const auto input = [&](std::size_t i) {
+        return graph.buffers[static_cast<std::size_t>(op.inputs[i])].width;
+    };
     switch (op.kind) {
         case OpKind::head_norm: return out / op.n_heads;
         case OpKind::attention: return op.n_heads;
-        case OpKind::route: return in;
+        case OpKind::route: return input(0);
+        case OpKind::ssm_scan: return input(1);
+        case OpKind::log_decay:  // the first vector may have an element for several columns
+            return slot == static_cast<std::size_t>(op.weight) && n && out % n == 0 ? n : out;
         case OpKind::expert_bias: return out / op.n_used;
+        case OpKind::conv: return op.taps;
         default: return out;
     }
 }
@@ -270,8 +333,12 @@ void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output
             const auto* vector = std::get_if<Vector>(&weight);
             if (!vector) fail(graph, op, name + "is no float32 vector");
             const bool one = signature(op.kind).weights.role == Role::vector;
-            return require_shape(vector->count, vector->n, one ? 1 : vector->count,
-                                 vector_length(op, in, out));
+            const bool by_channel = op.kind == OpKind::conv;
+            return require_shape(vector->count, vector->n,
+                                 one          ? 1
+                                 : by_channel ? out
+                                              : vector->count,
+                                 vector_length(graph, op, slot, vector->n, out));
         }
         case Role::experts: {
             const auto* experts = std::get_if<Experts>(&weight);
@@ -316,6 +383,29 @@ std::vector<int> Op::weights() const {
     if (weight >= 0) all.push_back(weight);
     all.insert(all.end(), more_weights.begin(), more_weights.end());
     return all;
+}
+
+bool appends_keys(OpKind kind) {
+    return kind == OpKind::kv_append || kind == OpKind::rope_append ||
+           kind == OpKind::latent_append;
+}
+
+bool uses_keys(OpKind kind) { return appends_keys(kind) || kind == OpKind::attention; }
+
+std::size_t Graph::value_dim(const Op& op) const {
+    const auto width = [&](int b) { return buffers[static_cast<std::size_t>(b)].width; };
+    if (op.kind == OpKind::attention) return width(op.output) / op.n_heads;
+    return op.kind == OpKind::latent_append ? 0 : width(op.inputs[1]) / op.n_kv_heads;
+}
+
+std::size_t Graph::recurrent_floats(const Op& op) const {
+    const auto width = [&](int b) { return buffers[static_cast<std::size_t>(b)].width; };
+    switch (op.kind) {
+        case OpKind::conv: return (op.taps - 1) * width(op.output);
+        case OpKind::delta_rule: return width(op.output) * (width(op.inputs[0]) / op.n_kv_heads);
+        case OpKind::ssm_scan: return width(op.output) * (width(op.inputs[2]) / op.n_groups);
+        default: return 0;
+    }
 }
 
 bool is_product(OpKind kind) {

@@ -27,7 +27,8 @@ struct Op {
     int output = -1;                                        // buffer, or -1
     int weight = -1;                                        // slot, or -1
     std::vector<int> more_outputs, more_weights;            // linear_many; glu_linear: its `up`
-    std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // head_norm, rope, kv_append, attention
+    std::size_t n_heads = 0, n_kv_heads = 0, head_dim = 0;  // head_norm, rope, append, attention
+    std::size_t taps = 0;                                   // conv
     float eps = 0.0f;                                       // norms
     float scale = 1.0f;                                     // embed, attention, route, scale
     bool interleaved = false;                               // rope
@@ -40,6 +41,9 @@ struct Op {
     GroupScore group_score = GroupScore::top2;
     float alpha = 1.0f, limit = 0.0f;        // swiglu_oai
     bool shared = false;                     // expert_linear: all experts have the same input
+    bool silu = false;                       // conv: of the result
+    bool tiled = false;                      // delta_rule, see HeadSharing
+    float dt_min = 0.0f, dt_max = 0.0f;      // ssm_scan
     bool gelu = false;                       // glu_linear: gelu, else silu
     std::size_t offset = 0;                  // take_columns, put_columns: the first column
     bool quantized = false;                  // merge_add, take_columns, put_columns: of Q8_0 blocks
@@ -48,6 +52,10 @@ struct Op {
     std::vector<int> outputs() const;
     std::vector<int> weights() const;
 };
+
+// Whether an op writes keys to the cache, with or without values, and whether it has one at all.
+bool appends_keys(OpKind kind);
+bool uses_keys(OpKind kind);
 
 // Whether an op multiplies its first input by matrices, and may quantise it for that.
 bool is_product(OpKind kind);
@@ -67,6 +75,11 @@ struct Graph {
     // Throws std::invalid_argument, which names op and buffer, if the parts do not fit together and
     // an op could read or write outside its buffers.
     void check() const;
+
+    // The width of a head's values: of an op for which uses_keys; 0 where the op does not say.
+    std::size_t value_dim(const Op& op) const;
+    // The floats of recurrent memory that an op has for a sequence.
+    std::size_t recurrent_floats(const Op& op) const;
 };
 
 // A vector, or one for each expert.

@@ -8,8 +8,8 @@
 
 namespace tensor_ops {
 
-// The shape of a weight: vector [n]; vectors [n_experts, n], one for each expert; matrix [n, k], to
-// multiply by; rows [n, k], to look rows up in; experts [n_experts, n, k], a matrix for each.
+// The shape of a weight: vector [n]; vectors [m, n], one for each expert or channel; matrix [n, k],
+// to multiply by; rows [n, k], to look rows up in; experts [n_experts, n, k], a matrix for each.
 enum class Role : std::uint8_t { vector, vectors, matrix, rows, experts };
 
 inline constexpr std::size_t largest_many = 8;  // matrices of a linear_many
@@ -33,6 +33,7 @@ struct Slots {
     op(linear,         1, one,  of(matrix),        linear)          \
     op(rope,           2, one,  no_weight,         rope)            \
     op(kv_append,      2, none, no_weight,         kv_append)       \
+    op(latent_append,  1, none, no_weight,         latent_append)   \
     op(attention,      1, one,  optional(vector),  attention)       \
     op(swiglu,         2, one,  no_weight,         alike)           \
     op(geglu,          2, one,  no_weight,         alike)           \
@@ -59,7 +60,13 @@ struct Slots {
     op(scale,          1, one,  no_weight,         alike)           \
     op(scale_rows,     2, one,  no_weight,         scale_rows)      \
     op(layer_norm,     1, one,  of(vector),        alike)           \
-    op(expert_bias,    2, one,  of(vectors),       expert_bias)
+    op(expert_bias,    2, one,  of(vectors),       expert_bias)     \
+    op(conv,           1, one,  of(vectors),       conv)            \
+    op(delta_rule,     5, one,  no_weight,         delta_rule)      \
+    op(ssm_scan,       4, one,  of(vector, 3),     ssm_scan)        \
+    op(l2_norm,        1, one,  no_weight,         head_norm)       \
+    op(log_decay,      1, one,  of(vector, 2),     alike)           \
+    op(group_norm,     1, one,  of(vector),        group_norm)
 // clang-format on
 
 #define TENSOR_OPS_KIND(kind, ...) kind,

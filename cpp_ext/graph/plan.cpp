@@ -18,6 +18,7 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
     plan_buffers();
     plan_barriers();
     plan_norms();
+    plan_recurrent();
     for (const Op& op : graph_.ops)
         if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
 }
@@ -132,7 +133,7 @@ void Executor::plan_barriers() {
     for (const Op& op : graph_.ops) {
         std::vector<std::size_t> inputs(op.inputs.begin(), op.inputs.end()), outputs;
         for (const int output : op.outputs()) outputs.push_back(static_cast<std::size_t>(output));
-        if (op.kind == OpKind::kv_append || op.kind == OpKind::rope_append) outputs.push_back(n);
+        if (appends_keys(op.kind)) outputs.push_back(n);
         if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
             outputs.push_back(n + 1);
         if (op.kind == OpKind::attention) inputs.push_back(n);
@@ -161,6 +162,15 @@ void Executor::plan_norms() {
             const std::vector<int> outputs = op.outputs();
             if (std::find(outputs.begin(), outputs.end(), normed) != outputs.end()) break;
         }
+    }
+}
+
+void Executor::plan_recurrent() {
+    for (const Op& op : graph_.ops) {
+        recurrent_first_.push_back(recurrent_floats_);
+        if (__builtin_add_overflow(recurrent_floats_, graph_.recurrent_floats(op),
+                                   &recurrent_floats_))
+            throw std::bad_alloc();
     }
 }
 

@@ -11,9 +11,9 @@ namespace tensor_ops {
 void Executor::Run::append(const float* k, const float* v) {
     for (const CachedSequence& s : layer.sequences) {
         kv_append(worker, table, k, v, s.n_tokens, s.past, s.cache);
-        const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
-        k += floats;
-        v += floats;
+        const std::size_t heads = s.n_tokens * s.cache.n_kv_heads;
+        k += heads * s.cache.head_dim;
+        if (v) v += heads * s.cache.value_dim;
     }
 }
 
@@ -22,9 +22,9 @@ void Executor::Run::append_rotated(const Op& op, const float* k, const float* v,
     for (const CachedSequence& s : layer.sequences) {
         rope_append(worker, table, k, v, angles, n_dims, op.interleaved, s.n_tokens, s.past,
                     s.cache);
-        const std::size_t floats = s.n_tokens * s.cache.n_kv_heads * s.cache.head_dim;
-        k += floats;
-        v += floats;
+        const std::size_t heads = s.n_tokens * s.cache.n_kv_heads;
+        k += heads * s.cache.head_dim;
+        v += heads * s.cache.value_dim;
         angles += s.n_tokens * n_dims;
     }
 }
@@ -34,9 +34,6 @@ void Executor::Run::step(std::size_t index) {
     if (executor.barrier_before_[index]) meet();
     const std::size_t n = batch.n_tokens;
     const auto in = [&](std::size_t i) { return buffer(op.inputs[i]); };
-    const auto width = [&](int b) {
-        return executor.graph_.buffers[static_cast<std::size_t>(b)].width;
-    };
     switch (op.kind) {
         case OpKind::embed: {
             embed(worker, table, std::get<RawRows>(weight(op)), executor.ids(index), n, op.scale,
@@ -71,6 +68,7 @@ void Executor::Run::step(std::size_t index) {
                  width(op.inputs[1]), op.interleaved);
             break;
         case OpKind::kv_append: append(in(0), in(1)); break;
+        case OpKind::latent_append: append(in(0), nullptr); break;
         case OpKind::rope_append:
             append_rotated(op, in(0), in(1), in(2), width(op.inputs[2]));
             break;
@@ -168,6 +166,25 @@ void Executor::Run::step(std::size_t index) {
             break;
         case OpKind::scale:
             scale(worker, in(0), op.scale, buffer(op.output), n * width(op.output));
+            break;
+        case OpKind::conv: conv(op, index); break;
+        case OpKind::delta_rule: delta_rule(op, index); break;
+        case OpKind::ssm_scan: ssm_scan(op, index); break;
+        case OpKind::l2_norm:
+            l2_norm(worker, table, in(0), op.eps, buffer(op.output), n * op.n_heads,
+                    width(op.output) / op.n_heads);
+            break;
+        case OpKind::log_decay: {
+            const auto& a = std::get<Vector>(weight(op));
+            const auto& bias =
+                std::get<Vector>((*layer.weights)[static_cast<std::size_t>(op.more_weights[0])]);
+            log_decay(worker, table, in(0), bias.data, a.data, a.n, buffer(op.output), n,
+                      width(op.output));
+            break;
+        }
+        case OpKind::group_norm:
+            group_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n,
+                       width(op.output), op.n_groups);
             break;
         case OpKind::scale_rows:
             scale_rows(worker, in(0), in(1), buffer(op.output), n, width(op.output));

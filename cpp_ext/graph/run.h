@@ -2,6 +2,7 @@
 #pragma once
 
 #include "graph/executor.h"
+#include "ops/recurrent.h"
 
 namespace tensor_ops {
 
@@ -17,6 +18,9 @@ struct Executor::Run {
     bool quantized_busy = false;                 // may another thread still read it?
 
     float* buffer(int index) const { return executor.buffer(index, batch); }
+    std::size_t width(int index) const {
+        return executor.graph_.buffers[static_cast<std::size_t>(index)].width;
+    }
     const Weight& weight(const Op& op) const {
         return (*layer.weights)[static_cast<std::size_t>(op.weight)];
     }
@@ -47,6 +51,14 @@ struct Executor::Run {
     void glu_linear(const Op& op);
     void quantized_norm(const Op& op, std::size_t index);
     void experts(const Op& op);
+
+    // run_recurrent.cpp
+    void conv(const Op& op, std::size_t index);
+    void delta_rule(const Op& op, std::size_t index);
+    void ssm_scan(const Op& op, std::size_t index);
+    // The memory that the op has of each sequence.
+    std::span<const RecurrentSequence> recurrent(std::size_t index);
+    std::vector<RecurrentSequence> states = {};
 
     // run.cpp
     void append(const float* k, const float* v);

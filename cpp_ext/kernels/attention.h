@@ -16,13 +16,14 @@ inline constexpr std::size_t many_tile = 96;  // positions at a time: a multiple
 // rounding small.
 inline constexpr std::size_t few_tile = 2048;
 inline constexpr std::size_t few_chunk = attention_part_unit;
-inline constexpr std::size_t few_block = 16;  // positions that stay in the nearest cache
+// Positions that stay in the nearest cache.  A page holds whole blocks.
+inline constexpr std::size_t few_block = attention_page_unit;
 inline constexpr std::size_t max_few_width = 8;
 
 struct AttentionScratch {
     // Queries: panels [head_dim][width]; few rows: [row][head_dim].
     float q[attention_query_tile * attention_max_head_dim];
-    float keys[many_tile * attention_max_head_dim];  // [position][head_dim], where K is not float32
+    float keys[many_tile * attention_max_head_dim];    // [position][head_dim], unless in place
     float values[many_tile * attention_max_head_dim];  // panels [position][2 vectors]
     float scores[few_tile * max_few_width];            // [position][width]
     // Weighted sums of V, [row][whole panels].
@@ -79,7 +80,7 @@ inline const float* query(const AttentionTask& task, std::size_t row) {
 template <class Isa>
 void finish_row(const AttentionTask& task, std::size_t row, float top, float sum,
                 const float* values) {
-    const std::size_t token = row / task.group, head = row % task.group;
+    const std::size_t token = row / task.group, head = row % task.group, dim = task.value_dim;
     // In float64, as a sink may be as large as the largest float32.
     constexpr double infinity = std::numeric_limits<double>::infinity(),
                      log2_of_e = 1.4426950408889634;
@@ -91,7 +92,7 @@ void finish_row(const AttentionTask& task, std::size_t row, float top, float sum
     const double total = nothing ? sum : sum * weight + std::exp2(sink - highest);
     const Floats<Isa> scale(nothing ? 0.0f : static_cast<float>(weight / total));
     map<Isa>(
-        task.head_dim, task.out + token * task.out_stride + head * task.head_dim,
+        dim, task.out + token * task.out_stride + head * dim,
         [scale](Floats<Isa> x) { return x * scale; }, values);
     if (task.lse)
         task.lse[token * task.lse_stride + head] =
@@ -102,10 +103,12 @@ void finish_row(const AttentionTask& task, std::size_t row, float top, float sum
 template <class Isa, class Source>
 struct QueryTile {
     static constexpr std::size_t w = lanes<Isa>;
+    // Few rows: whether the products read float32 copies of K and V.
+    static constexpr bool unpacks = std::is_same_v<Source, BlockQ8>;
     const AttentionTask& task;
     const AttentionParts* parts;
     AttentionScratch& s;
-    std::size_t first, last, rows, d, stride, width;
+    std::size_t first, last, rows, d, value_dim, stride, width;
     bool few;
     float scale, softcap;  // scores are in units of log 2, so that their softmax takes powers of 2
 
@@ -118,9 +121,10 @@ struct QueryTile {
           last(to),
           rows(to - from),
           d(t.head_dim),
-          stride(round_up(d, panel<Isa>)),
-          width(panel_width<Isa>(rows, d)),
-          few(are_few<Isa>(rows, d)),
+          value_dim(t.value_dim),
+          stride(round_up(value_dim, panel<Isa>)),
+          width(panel_width<Isa>(rows, t)),
+          few(are_few<Isa>(rows, t)),
           scale(t.softcap != 0.0f ? t.scale / t.softcap : t.scale * log2_e),
           softcap(t.softcap * log2_e) {
         if (few)
@@ -171,7 +175,7 @@ struct QueryTile {
     void attend_many(std::size_t begin, std::size_t end) {
         const std::size_t n = end - begin;
         const float* keys = unpack_rows<Isa, Source>(task.k, d, begin, n, s.keys);
-        unpack_panels<Isa, Source>(task.v, d, begin, n, s.values);
+        unpack_panels<Isa, Source>(task.v, value_dim, begin, n, s.values);
         for (std::size_t i = 0; i * width < rows; ++i) {
             const std::size_t r = first + i * width, to = std::min(r + width, last);
             const std::size_t until = std::min(end, reach(task, to - 1).high);
@@ -186,29 +190,30 @@ struct QueryTile {
                 make_weights(std::integral_constant<std::size_t, 1>{});
             else
                 make_weights(std::integral_constant<std::size_t, 2>{});
-            add_values_many<Isa>(s.scores, width, to - r, seen, s.values, n * panel<Isa>, d,
+            add_values_many<Isa>(s.scores, width, to - r, seen, s.values, n * panel<Isa>, value_dim,
                                  s.factor, s.out + i * width * stride, stride);
         }
     }
 
-    // Few rows: rows [p, p + n) of the cache in the form that the products read.
-    auto products_take(const void* cache, std::size_t p, std::size_t n, float* unpacked) const {
-        if constexpr (std::is_same_v<Source, BlockQ8>)
-            return unpack_rows<Isa, Source>(cache, d, p, n, unpacked);
-        else
-            return cache_row<Source>(cache, d, p);
-    }
-
     // Few rows: computes the scores of positions [begin, end).
     void score(std::size_t begin, std::size_t end) {
+        const std::size_t step = task.k.row_bytes / sizeof(Source);
         with_width<Isa>(width, [&](auto columns) {
-            constexpr bool unpacks = std::is_same_v<Source, BlockQ8>;
-            const std::size_t step = unpacks ? few_block : end - begin;
-            for (std::size_t p = begin; p < end; p += step) {
-                const std::size_t n = std::min(step, end - p);
-                score_few<Isa, columns>(products_take(task.k, p, n, s.keys), n, d, s.q,
-                                        s.scores + (p - begin) * width);
-            }
+            for_runs<Source>(
+                task.k, begin, end,
+                [&](std::size_t p, const Source* keys, std::size_t count, const Source* next) {
+                    float* scores = s.scores + (p - begin) * width;
+                    if constexpr (unpacks) {
+                        prefetch_rows(next);
+                        for (std::size_t i = 0; i < count; i += few_block) {
+                            const std::size_t n = std::min(few_block, count - i);
+                            unpack_run<Isa>(keys + i * step, step, n, d, s.keys);
+                            score_few<Isa, columns>(s.keys, n, s.keys, d, s.q, scores + i * width);
+                        }
+                    } else {
+                        score_few<Isa, columns>(keys, count, next, d, s.q, scores);
+                    }
+                });
         });
     }
 
@@ -217,18 +222,34 @@ struct QueryTile {
         const Visible visible = visible_part<Isa>(task, first, last, width, begin, end - begin);
         weigh<Isa, 1>(scores, width, end - begin, softcap, visible, s.states[0], s.factor);
         std::memset(s.chunk, 0, width * stride * sizeof(float));
+        const std::size_t step = task.v.row_bytes / sizeof(Source);
         with_width<Isa>(width, [&](auto columns) {
-            for (std::size_t p = begin; p < end; p += few_block) {
-                const std::size_t n = std::min(few_block, end - p);
-                add_values_few<Isa, columns>(scores + (p - begin) * width, n,
-                                             products_take(task.v, p, n, s.values), d, s.chunk,
-                                             stride);
-            }
+            const auto add = [&](std::size_t p, std::size_t n, const auto* values,
+                                 std::size_t v_stride) {
+                add_values_few<Isa, columns>(scores + (p - begin) * width, n, values, v_stride,
+                                             value_dim, s.chunk, stride);
+            };
+            for_runs<Source>(
+                task.v, begin, end,
+                [&](std::size_t p, const Source* values, std::size_t count, const Source* next) {
+                    prefetch_rows(next);
+                    // Blocks end at multiples of their size, as pages do.
+                    for (std::size_t i = 0; i < count;) {
+                        const std::size_t n = std::min(few_block - (p + i) % few_block, count - i);
+                        if constexpr (unpacks) {
+                            unpack_run<Isa>(values + i * step, step, n, value_dim, s.values);
+                            add(p + i, n, s.values, value_dim);
+                        } else {
+                            add(p + i, n, values + i * step, step);
+                        }
+                        i += n;
+                    }
+                });
         });
         for (std::size_t r = 0; r < rows; ++r) {
             const Floats<Isa> factor(s.factor[r]);
             map<Isa>(
-                d, s.out + r * stride,
+                value_dim, s.out + r * stride,
                 [factor](Floats<Isa> x, Floats<Isa> y) { return xsimd::fma(x, factor, y); },
                 s.out + r * stride, s.chunk + r * stride);
         }
@@ -281,10 +302,10 @@ struct QueryTile {
 
     void store_part(std::size_t part) {
         for (std::size_t r = 0; r < rows; ++r) {
-            float* to = parts->row(part, first + r, d);
-            std::memcpy(to, s.out + r * stride, d * sizeof(float));
-            to[d] = s.states[r / width].top[r % width];
-            to[d + 1] = sum_of(r);
+            float* to = parts->row(part, first + r, value_dim);
+            std::memcpy(to, s.out + r * stride, value_dim * sizeof(float));
+            to[value_dim] = s.states[r / width].top[r % width];
+            to[value_dim + 1] = sum_of(r);
         }
     }
 };
@@ -322,7 +343,7 @@ template <class Isa>
 void attention_merge(const AttentionTask& task, std::size_t first, std::size_t last,
                      const AttentionParts& parts) {
     using F = Floats<Isa>;
-    const std::size_t d = task.head_dim;
+    const std::size_t d = task.value_dim;
     for (std::size_t r = first; r < last; ++r) {
         const Reach seen = reach(task, r);
         const std::size_t from = seen.low / parts.positions;

@@ -22,14 +22,33 @@ inline void with_kv_source(DType type, F&& f) {
         f(static_cast<const BlockQ8*>(nullptr));
 }
 
-// Row j of a cache [n][head_dim].
 template <class Source>
-inline const Source* cache_row(const void* cache, std::size_t head_dim, std::size_t j) {
-    constexpr std::size_t elements = std::is_same_v<Source, BlockQ8> ? quant_block : 1;
-    return static_cast<const Source*>(cache) + j * (head_dim / elements);
+inline const Source* kv_row(const KvRows& kv, std::size_t position) {
+    return reinterpret_cast<const Source*>(kv.row(position));
 }
 
-// y[n] = row; n is head_dim.
+// Calls f(position, row, count, next) for the runs of positions [begin, end) whose rows lie one
+// after another; next: the row of the position after them, or the end of the last run.
+template <class Source, class F>
+inline void for_runs(const KvRows& kv, std::size_t begin, std::size_t end, F&& f) {
+    const std::size_t step = kv.row_bytes / sizeof(Source);
+    for (std::size_t p = begin; p < end;) {
+        const std::size_t n = kv.run(p, end - p);
+        const Source* row = kv_row<Source>(kv, p);
+        f(p, row, n, p + n < end ? kv_row<Source>(kv, p + n) : row + n * step);
+        p += n;
+    }
+}
+
+// Begins to read a run of rows: the CPU reads ahead by itself only once it has seen some lines.
+template <class Source>
+inline void prefetch_rows(const Source* row) {
+    constexpr std::size_t ahead = 1024, line = 64;
+    for (std::size_t i = 0; i < ahead; i += line)
+        __builtin_prefetch(reinterpret_cast<const std::byte*>(row) + i);
+}
+
+// y[n] = row.
 template <class Isa, class Source>
 inline void unpack_row(const Source* row, std::size_t n, float* y) {
     constexpr std::size_t w = lanes<Isa>;
@@ -47,27 +66,43 @@ inline void unpack_row(const Source* row, std::size_t n, float* y) {
     }
 }
 
-// Rows [first, first + n) as float32 [n][head_dim]: converted to y, or in place if they are that.
+// y[j] = row j of n rows that are `step` apart; y: [n][dim].
 template <class Isa, class Source>
-const float* unpack_rows(const void* cache, std::size_t head_dim, std::size_t first, std::size_t n,
+inline void unpack_run(const Source* rows, std::size_t step, std::size_t n, std::size_t dim,
+                       float* y) {
+    for (std::size_t j = 0; j < n; ++j) unpack_row<Isa>(rows + j * step, dim, y + j * dim);
+}
+
+// Rows [first, first + n) as float32 [n][dim]: copied to y, or in place if they are that.
+template <class Isa, class Source>
+const float* unpack_rows(const KvRows& kv, std::size_t dim, std::size_t first, std::size_t n,
                          float* y) {
-    if constexpr (std::is_same_v<Source, float>) return cache_row<float>(cache, head_dim, first);
-    for (std::size_t j = 0; j < n; ++j)
-        unpack_row<Isa>(cache_row<Source>(cache, head_dim, first + j), head_dim, y + j * head_dim);
+    if constexpr (std::is_same_v<Source, float>)
+        if (kv.run(first, n) == n && kv.row_bytes == dim * sizeof(float))
+            return kv_row<float>(kv, first);
+    const std::size_t step = kv.row_bytes / sizeof(Source);
+    for_runs<Source>(kv, first, first + n,
+                     [&](std::size_t p, const Source* rows, std::size_t count, const Source*) {
+                         unpack_run<Isa>(rows, step, count, dim, y + (p - first) * dim);
+                     });
     return y;
 }
 
-// The same rows as panels of columns, [head_dim / panel][n][panel], the last padded with zeros.
+// The same rows as panels of columns, [dim / panel][n][panel], the last padded with zeros.
 template <class Isa, class Source>
-void unpack_panels(const void* cache, std::size_t head_dim, std::size_t first, std::size_t n,
-                   float* y) {
+void unpack_panels(const KvRows& kv, std::size_t dim, std::size_t first, std::size_t n, float* y) {
     alignas(64) float unpacked[attention_max_head_dim + panel<Isa>] = {};
-    for (std::size_t j = 0; j < n; ++j) {
-        unpack_row<Isa>(cache_row<Source>(cache, head_dim, first + j), head_dim, unpacked);
-        for (std::size_t c = 0; c < head_dim; c += panel<Isa>)
-            for (std::size_t i = 0; i < panel<Isa>; i += lanes<Isa>)
-                load<Isa>(unpacked + c + i).store_unaligned(y + c * n + j * panel<Isa> + i);
-    }
+    const std::size_t step = kv.row_bytes / sizeof(Source);
+    for_runs<Source>(kv, first, first + n,
+                     [&](std::size_t p, const Source* rows, std::size_t count, const Source*) {
+                         for (std::size_t j = 0; j < count; ++j) {
+                             unpack_row<Isa>(rows + j * step, dim, unpacked);
+                             float* to = y + (p - first + j) * panel<Isa>;
+                             for (std::size_t c = 0; c < dim; c += panel<Isa>)
+                                 for (std::size_t i = 0; i < panel<Isa>; i += lanes<Isa>)
+                                     load<Isa>(unpacked + c + i).store_unaligned(to + c * n + i);
+                         }
+                     });
 }
 
 }  // namespace

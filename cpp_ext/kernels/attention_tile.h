@@ -25,14 +25,15 @@ inline constexpr float log2_e = 1.44269504f;
 
 // Whether a panel of rows counts as few, see above.
 template <class Isa>
-bool are_few(std::size_t rows, std::size_t head_dim) {
-    return rows <= std::max<std::size_t>(4, lanes<Isa> / 2) && head_dim % lanes<Isa> == 0;
+bool are_few(std::size_t rows, const AttentionTask& task) {
+    return rows <= std::max<std::size_t>(4, lanes<Isa> / 2) && task.head_dim % lanes<Isa> == 0 &&
+           task.value_dim % lanes<Isa> == 0;
 }
 
 // How many rows stand side by side: a divisor or a multiple of the lanes of a vector.
 template <class Isa>
-std::size_t panel_width(std::size_t rows, std::size_t head_dim) {
-    if (are_few<Isa>(rows, head_dim)) return rows == 1 ? 1 : rows <= 4 ? 4 : 8;
+std::size_t panel_width(std::size_t rows, const AttentionTask& task) {
+    if (are_few<Isa>(rows, task)) return rows == 1 ? 1 : rows <= 4 ? 4 : 8;
     return rows <= lanes<Isa> ? lanes<Isa> : 2 * lanes<Isa>;
 }
 
@@ -94,10 +95,10 @@ void score_many(const float* k, std::size_t n, std::size_t head_dim, const float
 // out[r] = out[r] * factor[r] + sum_j weights[j][r] * v[j]; v in panels of columns.
 template <class Isa>
 void add_values_many(const float* weights, std::size_t width, std::size_t rows, std::size_t n,
-                     const float* v, std::size_t panel_floats, std::size_t head_dim,
+                     const float* v, std::size_t panel_floats, std::size_t value_dim,
                      const float* factor, float* out, std::size_t out_stride) {
     constexpr std::size_t w = lanes<Isa>;
-    for (std::size_t c = 0; c < head_dim; c += panel<Isa>, v += panel_floats)
+    for (std::size_t c = 0; c < value_dim; c += panel<Isa>, v += panel_floats)
         for_each_tile<Isa>(rows, [&](std::size_t first, auto count) {
             multiply<Isa, count, 2>(
                 weights + first, 1, width, n,
@@ -117,15 +118,18 @@ void add_values_many(const float* weights, std::size_t width, std::size_t rows, 
 
 // scores[j][r] = k[j] . q[r] for n rows of K; q: [Width][head_dim].  A vector of dot products is
 // computed at a time, with one sum across lanes for all of them.  Past the end, the last row is
-// repeated up to a whole vector.
+// repeated up to a whole vector.  next: the row that is read after these, to prefetch it.
 template <class Isa, std::size_t Width, class Source>
-void score_few(const Source* k, std::size_t n, std::size_t head_dim, const float* q,
-               float* scores) {
+void score_few(const Source* k, std::size_t n, const Source* next, std::size_t head_dim,
+               const float* q, float* scores) {
     using F = Floats<Isa>;
     constexpr std::size_t w = lanes<Isa>, positions = w / Width;
     constexpr std::size_t ahead = 6144 / sizeof(Source);  // measured: 4 to 8 KB are as good
     constexpr std::size_t vectors_per_line = std::max<std::size_t>(1, 64 / sizeof(Source) / w);
     std::size_t vector = 0;  // vectors of K read so far
+    const auto prefetch = [&](std::size_t at) {
+        __builtin_prefetch(at < n * head_dim ? k + at : next + (at - n * head_dim));
+    };
     for (std::size_t j = 0; j < n; j += positions) {
         const Source* row[positions];
         unroll<positions>([&](auto p) { row[p] = k + std::min(j + p, n - 1) * head_dim; });
@@ -135,8 +139,7 @@ void score_few(const Source* k, std::size_t n, std::size_t head_dim, const float
             F query[Width];
             unroll<Width>([&](auto r) { query[r] = load<Isa>(q + r * head_dim + c); });
             unroll<positions>([&](auto p) {
-                if constexpr (p % vectors_per_line == 0)
-                    __builtin_prefetch(k + (vector + p) * w + ahead);
+                if constexpr (p % vectors_per_line == 0) prefetch((vector + p) * w + ahead);
                 const F key = load_as_float<Isa>(row[p] + c);
                 unroll<Width>([&](auto r) {
                     F& total = sum[p * Width + r];
@@ -148,12 +151,12 @@ void score_few(const Source* k, std::size_t n, std::size_t head_dim, const float
     }
 }
 
-// out[r] += sum_j weights[j][r] * v[j] for n rows of V, few enough to stay in the nearest cache.
-// If the registers cannot hold the sums of all r, the first of them read V from memory, and the
-// others from that cache.
+// out[r] += sum_j weights[j][r] * v[j] for n rows of V, v_stride apart, few enough to stay in the
+// nearest cache.  If the registers cannot hold the sums of all r, the first of them read V from
+// memory, and the others from that cache.
 template <class Isa, std::size_t Width, class Source>
-void add_values_few(const float* weights, std::size_t n, const Source* v, std::size_t head_dim,
-                    float* out, std::size_t out_stride) {
+void add_values_few(const float* weights, std::size_t n, const Source* v, std::size_t v_stride,
+                    std::size_t value_dim, float* out, std::size_t out_stride) {
     constexpr std::size_t w = lanes<Isa>;
     const auto columns = [&](std::size_t c, auto vectors) {
         constexpr std::size_t rows = std::max<std::size_t>(1, 2 * Isa::float_tile / vectors);
@@ -162,7 +165,7 @@ void add_values_few(const float* weights, std::size_t n, const Source* v, std::s
             multiply<Isa, count, vectors>(
                 weights + first, 1, Width, n,
                 [&](std::size_t j, auto u) {
-                    return load_as_float<Isa>(v + j * head_dim + c + u * w);
+                    return load_as_float<Isa>(v + j * v_stride + c + u * w);
                 },
                 [&](auto r, auto u, Floats<Isa> sum) {
                     float* at = out + (first + r) * out_stride + c + u * w;
@@ -171,9 +174,9 @@ void add_values_few(const float* weights, std::size_t n, const Source* v, std::s
         });
     };
     std::size_t c = 0;
-    for (; c + 8 * w <= head_dim; c += 8 * w) columns(c, std::integral_constant<std::size_t, 8>{});
-    for (; c + 4 * w <= head_dim; c += 4 * w) columns(c, std::integral_constant<std::size_t, 4>{});
-    for (; c < head_dim; c += w) columns(c, std::integral_constant<std::size_t, 1>{});
+    for (; c + 8 * w <= value_dim; c += 8 * w) columns(c, std::integral_constant<std::size_t, 8>{});
+    for (; c + 4 * w <= value_dim; c += 4 * w) columns(c, std::integral_constant<std::size_t, 4>{});
+    for (; c < value_dim; c += w) columns(c, std::integral_constant<std::size_t, 1>{});
 }
 
 // ---- softmax ------------------------------------------------------------------------------------

@@ -45,26 +45,31 @@ Sequence sequence(const AttentionCall& call, std::size_t i, std::size_t q_first)
 
 AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t head) {
     const KvCache& cache = s.cache;
-    const std::size_t d = cache.head_dim, group = call.n_heads / cache.n_kv_heads;
-    const std::size_t stride = call.n_heads * d, at = s.q_first * stride + head * group * d;
-    const std::size_t kv_at = (head * cache.capacity + s.kv_first) * row_bytes(cache.type, d);
+    const std::size_t group = call.n_heads / cache.n_kv_heads;
+    const std::size_t q_stride = call.n_heads * cache.head_dim;
+    const std::size_t out_stride = call.n_heads * cache.value_dim;
+    const auto from_first = [&](KvRows rows) {  // several sequences in one cache have no pages
+        if (s.kv_first) rows.rows = rows.row(s.kv_first);
+        return rows;
+    };
     return {
-        .q = call.q + at,
-        .q_stride = stride,
-        .k = static_cast<const std::byte*>(cache.k) + kv_at,
-        .v = static_cast<const std::byte*>(cache.v) + kv_at,
+        .q = call.q + s.q_first * q_stride + head * group * cache.head_dim,
+        .q_stride = q_stride,
+        .k = from_first(cache.keys(head)),
+        .v = from_first(cache.values(head)),
         .kv_type = cache.type,
         .n_q = s.n_q,
         .group = group,
         .n_kv = s.n_kv,
-        .head_dim = d,
+        .head_dim = cache.head_dim,
+        .value_dim = cache.value_dim,
         .scale = call.scale,
         .causal = call.causal,
         .window = call.window,
         .softcap = call.softcap,
         .sinks = call.sinks ? call.sinks + head * group : nullptr,
-        .out = call.out + at,
-        .out_stride = stride,
+        .out = call.out + s.q_first * out_stride + head * group * cache.value_dim,
+        .out_stride = out_stride,
         .lse = call.lse ? call.lse + s.q_first * call.n_heads + head * group : nullptr,
         .lse_stride = call.n_heads,
     };
@@ -90,7 +95,7 @@ Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharer
     const std::size_t heads = s.cache.n_kv_heads, rows = s.n_q * (call.n_heads / heads);
     Division d{rows, divide_up(rows, attention_query_tile), 1, {}};
     if (rows == 0) return d;
-    const std::size_t part_floats = heads * rows * (s.cache.head_dim + 2);
+    const std::size_t part_floats = heads * rows * (s.cache.value_dim + 2);
     const std::size_t pieces =
         s.n_q > most_divided_queries ? 1 : wanted_pieces / (heads * d.runs * sharers);
     const std::size_t most = std::max<std::size_t>(1, std::min(pieces, room / part_floats));
@@ -120,7 +125,7 @@ void for_sequences(const AttentionCall& call, float* workspace, F&& f) {
 
 AttentionParts parts_of(const Sequence& s, const Division& d, std::size_t head) {
     AttentionParts parts = d.layout;
-    parts.data += head * d.rows * (s.cache.head_dim + 2);
+    parts.data += head * d.rows * (s.cache.value_dim + 2);
     return parts;
 }
 
@@ -160,15 +165,24 @@ void attention_without_features(const Worker& worker, const AttentionCall& call)
 
 void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
                std::size_t n_tokens, std::size_t past, const KvCache& cache) {
-    const std::size_t d = cache.head_dim, bytes = row_bytes(cache.type, d);
-    for_rows(worker, n_tokens * cache.n_kv_heads, d, [&](std::size_t first, std::size_t count) {
-        for (std::size_t i = first; i < first + count; ++i) {
-            const std::size_t token = i / cache.n_kv_heads, head = i % cache.n_kv_heads;
-            const std::size_t at = (head * cache.capacity + past + token) * bytes;
-            table.from_float(cache.type, k + i * d, static_cast<std::byte*>(cache.k) + at, d);
-            table.from_float(cache.type, v + i * d, static_cast<std::byte*>(cache.v) + at, d);
-        }
+    const std::size_t heads = cache.n_kv_heads;
+    for_rows(worker, n_tokens, heads * cache.head_dim, [&](std::size_t first, std::size_t count) {
+        for (std::size_t t = first; t < first + count; ++t)
+            write_kv(table, k + t * heads * cache.head_dim, v ? v + t * heads * cache.value_dim : v,
+                     past + t, cache);
     });
+}
+
+void write_kv(const KernelTable& table, const float* k, const float* v, std::size_t position,
+              const KvCache& cache) {
+    const auto write = [&](const float* x, const KvRows& rows, std::size_t n) {
+        // KvRows has pointers to const, as attention only reads.
+        table.from_float(cache.type, x, const_cast<std::byte*>(rows.row(position)), n);
+    };
+    for (std::size_t head = 0; head < cache.n_kv_heads; ++head) {
+        write(k + head * cache.head_dim, cache.keys(head), cache.head_dim);
+        if (v) write(v + head * cache.value_dim, cache.values(head), cache.value_dim);
+    }
 }
 
 void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,
@@ -205,7 +219,7 @@ void attention(const Worker& worker, const KernelTable& table, const AttentionCa
     });
     if (merged_rows == 0) return;
     worker.barrier();
-    const std::size_t unit = std::max<std::size_t>(1, dealt_elements / shape.head_dim);
+    const std::size_t unit = std::max<std::size_t>(1, dealt_elements / shape.value_dim);
     Deal merge(worker, merged_rows, unit);
     at = 0;  // rows before this head's
     for_sequences(call, workspace, [&](const Sequence& s, const Division& d) {

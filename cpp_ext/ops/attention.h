@@ -11,26 +11,55 @@
 
 namespace tensor_ops {
 
-// A layer's KV cache, [n_kv_heads][capacity][head_dim], f32, f16 or q8_0.
+// The keys and values of a layer, for `capacity` positions from position `first` on.  In pages of
+// 2^page_bits = page_rows positions: each page has the layer's keys,
+// [n_kv_heads][page_rows][head_dim], at k_offset, and its values,
+// [n_kv_heads][page_rows][value_dim], at v_offset; or, if both offsets are the same, the values are
+// the first value_dim dimensions of the keys.  Without pages: k is
+// [n_kv_heads][capacity][head_dim], and v likewise.
 struct KvCache {
     void* k = nullptr;
     void* v = nullptr;
-    DType type = DType::f32;
-    std::size_t n_kv_heads = 0, capacity = 0, head_dim = 0;
-};
-// Writes n_tokens rows of k and v, [n_tokens][n_kv_heads][head_dim], at position `past`.
-void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
-               std::size_t n_tokens, std::size_t past, const KvCache& cache);
+    DType type = DType::f32;  // f32, f16 or q8_0
+    std::size_t n_kv_heads = 0, capacity = 0, head_dim = 0, value_dim = head_dim;
+    std::byte* const* pages = nullptr;
+    std::size_t page_bits = 0, k_offset = 0, v_offset = 0, first = 0;
 
-// A sequence with a cache of its own, which holds `past` positions and then those of n_tokens rows.
+    bool exists() const { return k || pages; }
+    bool values_in_keys() const { return pages && k_offset == v_offset; }
+    KvRows keys(std::size_t head) const { return rows(head, k, k_offset, head_dim); }
+    KvRows values(std::size_t head) const {
+        return rows(head, v, v_offset, values_in_keys() ? head_dim : value_dim);
+    }
+
+ private:
+    KvRows rows(std::size_t head, const void* data, std::size_t offset, std::size_t width) const {
+        const std::size_t bytes = row_bytes(type, width);
+        if (pages) return {pages, nullptr, offset + (head << page_bits) * bytes, page_bits, bytes};
+        return {nullptr, static_cast<const std::byte*>(data) + head * capacity * bytes, 0, 0,
+                bytes};
+    }
+};
+
+// What a layer keeps of a sequence, and the sequence's part of a batch: n_tokens rows after `past`
+// positions.
 struct CachedSequence {
     std::size_t n_tokens = 0, past = 0;
     KvCache cache;
+    std::span<float> recurrent = {};  // the memory of the layer's recurrent ops
 };
+
+// Writes n_tokens rows of k, [n_tokens][n_kv_heads][head_dim], and of v, likewise with value_dim,
+// at position `past`.  v is null if the values are in the keys.
+void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
+               std::size_t n_tokens, std::size_t past, const KvCache& cache);
+// The row of one position, by one thread.
+void write_kv(const KernelTable& table, const float* k, const float* v, std::size_t position,
+              const KvCache& cache);
 
 // Fields with the names of AttentionTask's fields mean the same.
 struct AttentionCall {
-    const float* q;  // [n_q][n_heads][head_dim]
+    const float* q;  // [n_q][n_heads][head_dim of `cache`]
     std::size_t n_q, n_heads;
     KvCache cache;
     std::size_t n_kv;  // positions that the cache holds
@@ -39,13 +68,13 @@ struct AttentionCall {
     std::size_t window = 0;
     float softcap = 0.0f;
     const float* sinks = nullptr;  // [n_heads]
-    float* out;                    // as q
+    float* out;                    // [n_q][n_heads][value_dim]
     float* lse = nullptr;          // [n_q][n_heads]
     // For several sequences in `cache`: where each begins in q and in the cache, and where the last
     // one ends.
     std::span<const std::int32_t> q_starts = {}, kv_starts = {};
     // For sequences with caches of their own, in place of n_q, cache and n_kv.  The caches have the
-    // same type, n_kv_heads and head_dim.  q holds the queries of the first sequence first.
+    // same type, n_kv_heads and widths.  q holds the queries of the first sequence first.
     std::span<const CachedSequence> sequences = {};
 };
 

@@ -112,18 +112,11 @@ void rope_append(const Worker& worker, const KernelTable& table, const float* k,
                  const float* angles, std::size_t n_dims, bool interleaved, std::size_t n_tokens,
                  std::size_t past, const KvCache& cache) {
     const std::size_t heads = cache.n_kv_heads, d = cache.head_dim, row = heads * d;
-    const std::size_t bytes = row_bytes(cache.type, d);
     auto* rotated = static_cast<float*>(thread_scratch(row * sizeof(float)));
     for_rows(worker, n_tokens, row, [&](std::size_t first, std::size_t count) {
         for (std::size_t t = first; t < first + count; ++t) {
             table.rope(k + t * row, angles + t * n_dims, rotated, 1, heads, d, n_dims, interleaved);
-            for (std::size_t head = 0; head < heads; ++head) {
-                const std::size_t at = (head * cache.capacity + past + t) * bytes;
-                table.from_float(cache.type, rotated + head * d,
-                                 static_cast<std::byte*>(cache.k) + at, d);
-                table.from_float(cache.type, v + t * row + head * d,
-                                 static_cast<std::byte*>(cache.v) + at, d);
-            }
+            write_kv(table, rotated, v + t * heads * cache.value_dim, past + t, cache);
         }
     });
 }

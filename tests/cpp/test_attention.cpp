@@ -59,6 +59,10 @@ Floats random_q(const Shape& s) { return normal(s.n_q * s.stride(), 1, 1, s.head
 
 Floats sinks(const Shape& s) { return s.sink != 0 ? filled(s.group, s.sink) : normal(s.group, 9); }
 
+tensor_ops::KvRows rows_of(const Shape& s, const Cache& c) {
+    return {.rows = c.bytes.data(), .row_bytes = tensor_ops::row_bytes(s.kv_type, s.head_dim)};
+}
+
 struct Result {
     Floats out, lse;  // laid out as q; [n_q][group]
 };
@@ -73,13 +77,14 @@ Result run(const KernelTable& table, const Shape& s, const Floats& q, const Cach
     const Floats sink = sinks(s);
     const AttentionTask task{.q = q.data(),
                              .q_stride = s.stride(),
-                             .k = k.bytes.data(),
-                             .v = v.bytes.data(),
+                             .k = rows_of(s, k),
+                             .v = rows_of(s, v),
                              .kv_type = s.kv_type,
                              .n_q = s.n_q,
                              .group = s.group,
                              .n_kv = s.n_kv,
                              .head_dim = s.head_dim,
+                             .value_dim = s.head_dim,
                              .scale = scale,
                              .causal = s.causal,
                              .window = s.window,
@@ -175,7 +180,7 @@ void check_random(const KernelTable& table, const Shape& s, Where where = Where:
 KERNEL_TEST(every_head_size_at_any_start) {
     for (const DType type : kv_types)
         for (const std::size_t d :
-             {1u, 2u, 3u, 8u, 15u, 16u, 17u, 32u, 33u, 64u, 70u, 96u, 128u, 255u, 256u})
+             {1u, 2u, 3u, 8u, 15u, 16u, 17u, 32u, 33u, 64u, 70u, 96u, 128u, 255u, 256u, 512u, 576u})
             for (const std::size_t n_q : {1u, 5u})
                 if (has_type(d, type)) check_random(table, {n_q, 2, 21, d, type});
 }

@@ -420,7 +420,7 @@ TEST(sequences_that_do_not_fit_together_are_refused) {
     tensor_ops::KvCache halves = second.view();
     halves.type = DType::f16;
     check::refused([&] { run({{1, 0, first.view()}, {1, 0, halves}}); }, "different types");
-    check::refused([&] { run({{1, 0, first.view()}, {1, 0, {}}}); }, "needs k_cache");
+    check::refused([&] { run({{1, 0, first.view()}, {1, 0, {}}}); }, "needs keys and values");
     check::refused([&] { run({{1, 0, first.view()}, {1, capacity, second.view()}}); },
                    "1300 + 1 positions do not fit");
     std::vector<void*> pointers(executor.graph().buffers.size(), x.data());

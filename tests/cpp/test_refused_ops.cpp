@@ -30,6 +30,10 @@ void set_heads(Op& op) {
     op.head_dim = 16;
 }
 void use_two(Op& op) { op.n_used = 2; }
+void two_groups(Op& op) {
+    op.n_groups = 2;
+    op.dt_max = 1.0f;
+}
 void from_32(Op& op) { op.offset = 32; }
 void from_block_1(Op& op) {
     op.offset = 32;
@@ -51,7 +55,14 @@ const std::vector<Form>& forms() {
         {rope, {64, 12}, {64}, 0, {true, true, true}, set_heads},
         {rope_append, {32, 32, 12}, {}, 0, {true, true, true}, set_heads},
         {kv_append, {32, 32}, {}, 0, {true, true}, set_heads},
+        {latent_append, {32}, {}, 0, {true}, set_heads},
         {attention, {64}, {64}, 0, {true, true}, set_heads},
+        {conv, {64}, {64}, 1, {true, true}, [](Op& op) { op.taps = 4; }},
+        {delta_rule, {32, 32, 64, 4, 4}, {64}, 0, {true, true, true, true, true, true}, set_heads},
+        {ssm_scan, {64, 4, 32, 32}, {64}, 3, {true, true, true, true, true}, two_groups},
+        {l2_norm, {64}, {64}, 0, {true, true}, set_heads},
+        {log_decay, {64}, {64}, 2, {true, true}},
+        {group_norm, {64}, {64}, 1, {true, true}, two_groups},
         {swiglu, {64, 64}, {64}, 0, {true, true, true}},
         {geglu, {64, 64}, {64}, 0, {true, true, true}},
         {add, {64, 64}, {64}, 0, {true, true, true}},
@@ -208,6 +219,20 @@ TEST(numbers_of_heads_experts_and_matrices_have_bounds) {
             attention, [&](Graph&, Op& op) { op.n_kv_heads = heads; },
             " -> 'out': the number of heads is out of range");
     }
+    for (const std::size_t taps : {0u, 9u})
+        refused(conv, [&](Graph&, Op& op) { op.taps = taps; }, " -> 'out': taps is ");
+    for (const OpKind kind : {ssm_scan, group_norm})
+        refused(kind, [](Graph&, Op& op) { op.n_groups = 0; }, " -> 'out': ");
+    refused(ssm_scan, [](Graph&, Op& op) { op.dt_min = 2.0f; }, " -> 'out': dt_min is not below");
+    for (const auto change : {+[](Op& op) { op.n_heads = 0; }, +[](Op& op) { op.n_kv_heads = 0; },
+                              +[](Op& op) { op.n_kv_heads = 3; }})
+        refused(
+            delta_rule, [&](Graph&, Op& op) { change(op); },
+            " -> 'out': n_heads is no multiple of n_kv_heads");
+    refused(
+        delta_rule,
+        [](Graph& graph, Op&) { graph.buffers[0].width = graph.buffers[1].width = 2 * 257; },
+        " -> 'out': keys of 257, expected 1 to 256");
     refused(
         head_norm, [](Graph&, Op& op) { op.n_heads = 0; },
         " -> 'out': the output does not divide into n_heads");

@@ -1,0 +1,81 @@
+"""What the ops with recurrent memory compute, and those beside them, in NumPy."""
+
+from airllm.backends.numpy_batch import TokenBatch, arrays
+from airllm.graph.graph import Op
+from airllm.numpy_ops import recurrent as ops
+from airllm.numpy_ops.recurrent import RecurrentSequence
+
+__all__ = ["conv", "delta_rule", "group_norm", "l2_norm", "log_decay", "ssm_scan"]
+
+
+def _states(op: Op, batch: TokenBatch, shape: tuple[int, ...]) -> list[RecurrentSequence]:
+    """The memory that the op has of each sequence."""
+    first = batch.recurrent_first[id(op)]
+    n = 1
+    for size in shape:
+        n *= size
+    return [
+        RecurrentSequence(s.n_tokens, s.kept.recurrent(s.layer)[first : first + n].reshape(shape))
+        for s in batch.sequences
+    ]
+
+
+def conv(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    states = _states(op, batch, (int(op.attrs["taps"]) - 1, x.shape[1]))
+    weight = batch.weights[op.weights[0]]
+    ops.causal_conv_apply(x, weight, None, bool(op.attrs["silu"]), states, out)
+
+
+def delta_rule(op: Op, batch: TokenBatch) -> None:
+    q, k, v, decay, beta, out = arrays(op, batch)
+    n, n_heads, n_kv_heads = len(q), int(op.attrs["n_heads"]), int(op.attrs["n_kv_heads"])
+    d_k, d_v = q.shape[1] // n_kv_heads, v.shape[1] // n_heads
+    ops.delta_rule_apply(
+        q.reshape(n, n_kv_heads, d_k),
+        k.reshape(n, n_kv_heads, d_k),
+        v.reshape(n, n_heads, d_v),
+        decay if decay.shape[1] == n_heads else decay.reshape(n, n_heads, d_k),
+        beta,
+        bool(op.attrs["tiled"]),
+        float(op.attrs["scale"]),
+        _states(op, batch, (n_heads, d_k, d_v)),
+        out.reshape(n, n_heads, d_v),
+    )
+
+
+def ssm_scan(op: Op, batch: TokenBatch) -> None:
+    x, dt, b, c, out = arrays(op, batch)
+    n, n_heads, n_groups = len(x), dt.shape[1], int(op.attrs["n_groups"])
+    head_dim, d_state = x.shape[1] // n_heads, b.shape[1] // n_groups
+    a, skip, bias = (batch.weights[name] for name in op.weights)
+    ops.ssm_scan_apply(
+        x.reshape(n, n_heads, head_dim),
+        dt,
+        b.reshape(n, n_groups, d_state),
+        c.reshape(n, n_groups, d_state),
+        a,
+        skip,
+        bias,
+        (float(op.attrs["dt_min"]), float(op.attrs["dt_max"])),
+        _states(op, batch, (n_heads, head_dim, d_state)),
+        out.reshape(n, n_heads, head_dim),
+    )
+
+
+def l2_norm(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    heads = len(x), int(op.attrs["n_heads"]), -1
+    ops.l2_norm_apply(x.reshape(heads), float(op.attrs["eps"]), out.reshape(heads))
+
+
+def log_decay(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    a, bias = (batch.weights[name] for name in op.weights)
+    ops.log_decay_apply(x, bias, a, out)
+
+
+def group_norm(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    weight, eps = batch.weights[op.weights[0]], float(op.attrs["eps"])
+    ops.group_norm_apply(x, weight, int(op.attrs["n_groups"]), eps, out)

@@ -1,0 +1,91 @@
+"""What NumPy's executor sees of a sequence: the same pages as tensor_ops_cpp.SequenceState."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.backends import LayerArgument
+from airllm.numpy_ops.quants import row_bytes
+
+__all__ = ["NumpyState"]
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "q8_0": np.dtype(np.uint8),
+}
+
+
+class NumpyState:
+    def __init__(
+        self, page_rows: int, page_bytes: Sequence[int], layers: Sequence[LayerArgument]
+    ) -> None:
+        self._page_rows, self._layers = page_rows, list(layers)
+        self._pages: list[dict[int, NDArray[np.uint8]]] = [{} for _ in page_bytes]
+        self._recurrent = np.empty(0, np.float32)
+
+    def set_page(self, table: int, index: int, page: NDArray[np.uint8]) -> None:
+        self._pages[table][index] = page
+
+    def keep_pages(self, table: int, first: int, last: int) -> None:
+        pages = self._pages[table]
+        self._pages[table] = {i: page for i, page in pages.items() if first <= i < last}
+
+    def set_recurrent(self, memory: NDArray[np.float32]) -> None:
+        self._recurrent = memory
+
+    def recurrent(self, layer: int) -> NDArray[np.float32]:
+        """The layer's recurrent memory."""
+        _, first, count = self._layers[layer]
+        return self._recurrent[first : first + count]
+
+    def keeps_q8_0(self, layer: int) -> bool:
+        argument = self._layers[layer][0]
+        return argument is not None and argument[3] == "q8_0"
+
+    def write(self, layer: int, first: int, parts: Sequence[NDArray[Any]]) -> None:
+        """Keys, and values if they are apart, for the positions from `first` on:
+        [n_tokens, n_kv_heads, width] each, in the type of the cache."""
+        done, n_tokens = 0, len(parts[0])
+        while done < n_tokens:
+            index, row = divmod(first + done, self._page_rows)
+            count = min(self._page_rows - row, n_tokens - done)
+            for page, part in zip(self._parts(layer, index), parts, strict=False):
+                page[:, row : row + count] = part[done : done + count].transpose(1, 0, 2)
+            done += count
+
+    def read(self, layer: int, first: int, last: int) -> list[NDArray[Any]]:
+        """Copies of the keys and the values of positions [first, last), [n_kv_heads, last - first,
+        width] each; for Q8_0 the last axis counts bytes."""
+        numbers = range(first // self._page_rows, -(-last // self._page_rows))
+        pages = [self._parts(layer, index) for index in numbers]
+        begin = first - numbers.start * self._page_rows
+        return [
+            np.concatenate([page[which] for page in pages], axis=1)[:, begin : begin + last - first]
+            for which in (0, 1)
+        ]
+
+    def _parts(self, layer: int, index: int) -> list[NDArray[Any]]:
+        """The keys and the values in a page, [n_kv_heads, page_rows, width]. ValueError if the
+        page is not there."""
+        argument = self._layers[layer][0]
+        if argument is None:
+            raise ValueError(f"layer {layer} keeps no keys and values")
+        table, k_offset, v_offset, kind, n_kv_heads, head_dim, value_dim = argument
+        if index not in self._pages[table]:
+            first = index * self._page_rows
+            raise ValueError(f"the KV cache has no room for positions from {first} on")
+        page, dtype = self._pages[table][index], _DTYPES[kind]
+        in_keys = k_offset == v_offset
+
+        def part(offset: int, width: int) -> NDArray[Any]:
+            shape = n_kv_heads, self._page_rows, row_bytes(kind, width) // dtype.itemsize
+            n_bytes = int(np.prod(shape)) * dtype.itemsize
+            return page[offset : offset + n_bytes].view(dtype).reshape(shape)
+
+        keys = part(k_offset, head_dim)
+        if not in_keys:
+            return [keys, part(v_offset, value_dim)]
+        return [keys, keys[..., : row_bytes(kind, value_dim) // dtype.itemsize]]

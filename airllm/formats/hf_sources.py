@@ -1,0 +1,239 @@
+"""A Hugging Face folder's tensors as rows: rows that its files have, or rows made from them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from airllm.formats.ggml_types import TYPES
+from airllm.formats.mapped_file import MappedFile, quote
+from airllm.formats.model_file import Extent, Made, Tensor
+from airllm.formats.numbers import decode
+from airllm.formats.safetensors import StoredTensor
+from airllm.util.metadata import FormatError
+
+__all__ = [
+    "FLOAT_TYPES",
+    "RowSource",
+    "Stored",
+    "alternate",
+    "plain",
+    "sliced",
+    "stacked",
+    "transposed",
+]
+
+FLOAT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+_KINDS = {kind.name: kind for kind in TYPES.values()}
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in its file. part: the number of the file."""
+
+    part: int
+    file: MappedFile
+    entry: StoredTensor
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def dtype(self) -> str:
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(self.part, self.entry.offset, self.entry.nbytes)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.entry.nbytes // max(math.prod(self.shape[:-1]), 1)
+
+    def fault(self, text: str) -> FormatError:
+        return FormatError(f"{self.file.path}: tensor {quote(self.name)} {text}")
+
+    def expect_shape(self, *expected: int) -> None:
+        if self.shape != expected:
+            raise self.fault(f"has shape {list(self.shape)}; expected {list(expected)}")
+
+    def expect_dtype(self, *expected: str) -> None:
+        if self.dtype not in expected:
+            raise self.fault(f"is of type {self.dtype}; expected {' or '.join(expected)}")
+
+    def read(self, first: int, end: int, columns: tuple[int, int] | None = None) -> Bytes:
+        """Rows of the tensor, all leading axes taken together: uint8 [end - first, bytes].
+        columns: (first, end) byte of each row; None for all bytes."""
+        size = self.row_bytes
+        left, right = columns or (0, size)
+        found = np.empty((end - first, right - left), np.uint8)
+        at = self.entry.offset + first * size
+        if right - left == size:
+            self.file.read(at, found.reshape(-1), self.name)
+        else:
+            self.file.read_strip(at + left, found, size, self.name)
+        return found
+
+    def floats(
+        self, first: int, end: int, columns: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Likewise as float32 [end - first, values], of a tensor whose type is one of FLOAT_TYPES.
+        columns: (first, end) value of each row. FormatError for NaN and infinities."""
+        size = {"F32": 4}.get(self.dtype, 2)
+        found = self.read(
+            first, end, None if columns is None else (size * columns[0], size * columns[1])
+        )
+        values = decode(found, FLOAT_TYPES[self.dtype])
+        if not np.isfinite(values).all():
+            raise self.fault("has values that are no finite numbers")
+        return values
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """A tensor before it has GGUF's name.
+
+    name: the folder's. file: names the tensor's file in messages. type, shape, extents: as Tensor
+    has them. rows: reads or makes its rows, as Made does. sources: see Made.
+    """
+
+    name: str
+    file: MappedFile
+    type: str
+    shape: tuple[int, ...]
+    extents: tuple[Extent, ...]
+    rows: Callable[[int, int], Bytes]
+    sources: tuple[Extent, ...] = ()
+
+    @property
+    def row_bytes(self) -> int:
+        return _KINDS[self.type].row_bytes(self.shape[-1])
+
+    @property
+    def made(self) -> Made | None:
+        return None if self.extents else Made(self.rows, self.sources)
+
+    def tensor(self, name: str) -> Tensor:
+        n_bytes = math.prod(self.shape[:-1]) * self.row_bytes
+        return Tensor(name, self.type, self.shape, self.row_bytes, n_bytes, self.extents)
+
+
+def plain(stored: Stored) -> RowSource:
+    """A tensor as its file has it. FormatError for a type other than F32, F16 and BF16."""
+    if stored.dtype not in FLOAT_TYPES:
+        raise stored.fault(
+            f"is of type {stored.dtype}; supported are {', '.join(FLOAT_TYPES)}, and what "
+            "quantization_config of config.json describes"
+        )
+    if not stored.shape or 0 in stored.shape:
+        raise stored.fault(f"has shape {list(stored.shape)}, which holds nothing")
+    type, extent = FLOAT_TYPES[stored.dtype], stored.extent
+    return RowSource(stored.name, stored.file, type, stored.shape, (extent,), stored.read)
+
+
+def transposed(stored: Stored) -> RowSource:
+    """Of a float tensor [..., k, n], the tensor [..., n, k]."""
+    source = plain(stored)
+    if len(stored.shape) < 2:
+        raise stored.fault(f"has shape {list(stored.shape)}; expected at least two axes")
+    *leading, k, n = stored.shape
+    size = stored.row_bytes // n
+
+    def of_matrix(matrix: int, first: int, end: int) -> Bytes:
+        strip = stored.read(matrix * k, (matrix + 1) * k, (first * size, end * size))
+        values = strip.reshape(k, end - first, size).swapaxes(0, 1)
+        return values.reshape(end - first, k * size)
+
+    rows = _by_matrix(n, of_matrix)
+    shape = (*leading, n, k)
+    return replace(source, shape=shape, extents=(), rows=rows, sources=source.extents)
+
+
+def stacked(name: str, sources: Sequence[RowSource]) -> RowSource:
+    """One tensor of many of a shape: [n, *shape]. FormatError if they differ."""
+    first = sources[0]
+    for source in sources:
+        same = (source.type, source.shape, not source.extents)
+        if same != (first.type, first.shape, not first.extents):
+            raise FormatError(
+                f"{source.file.path}: tensor {quote(source.name)} differs in type or shape from "
+                f"{quote(first.name)}"
+            )
+    rows = _by_matrix(
+        math.prod(first.shape[:-1]), lambda index, start, end: sources[index].rows(start, end)
+    )
+    return RowSource(
+        name,
+        first.file,
+        first.type,
+        (len(sources), *first.shape),
+        tuple(extent for source in sources for extent in source.extents),
+        rows,
+        tuple(extent for source in sources for extent in source.sources),
+    )
+
+
+def sliced(source: RowSource, count: int, index: int, n_matrices: int) -> RowSource:
+    """The rows of one of `count` equal parts, which follow each other in each of n_matrices."""
+    n_rows = math.prod(source.shape[:-1]) // n_matrices // count
+    axis = max(len(source.shape) - 2, 0)
+    shape = (*source.shape[:axis], source.shape[axis] // count, *source.shape[axis + 1 :])
+    n_bytes = sum(extent.nbytes for extent in source.extents) // n_matrices // count
+    extents = tuple(
+        Extent(extent.part, extent.offset + at * n_bytes, n_bytes)
+        for extent in source.extents
+        for at in range(index, n_matrices * count, count)
+    )
+
+    def of_matrix(matrix: int, first: int, end: int) -> Bytes:
+        start = (matrix * count + index) * n_rows
+        return source.rows(start + first, start + end)
+
+    return replace(source, shape=shape, extents=extents, rows=_by_matrix(n_rows, of_matrix))
+
+
+def alternate(source: RowSource, count: int, index: int, *, bias: bool) -> RowSource:
+    """The rows index, index + count, ... of a tensor [..., n, k]; of a bias [..., n], likewise its
+    values."""
+    sources = source.sources or source.extents
+    if bias:
+        size, n = source.row_bytes // source.shape[-1], source.shape[-1] // count
+
+        def values(first: int, end: int) -> Bytes:
+            found = source.rows(first, end).reshape(end - first, n, count, size)
+            return found[:, :, index].reshape(end - first, n * size)
+
+        shape = (*source.shape[:-1], n)
+        return replace(source, shape=shape, extents=(), rows=values, sources=sources)
+
+    def rows(first: int, end: int) -> Bytes:
+        return source.rows(first * count, end * count)[index::count]
+
+    shape = (*source.shape[:-2], source.shape[-2] // count, source.shape[-1])
+    return replace(source, shape=shape, extents=(), rows=rows, sources=sources)
+
+
+def _by_matrix(n_rows: int, part: Callable[[int, int, int], Bytes]) -> Callable[[int, int], Bytes]:
+    """The rows of matrices of n_rows rows each, one matrix after the other. part: (index of the
+    matrix, first, end) to rows of it."""
+
+    def rows(first: int, end: int) -> Bytes:
+        found = []
+        while first < end:
+            matrix, row = divmod(first, n_rows)
+            until = min(n_rows, row + end - first)
+            found.append(part(matrix, row, until))
+            first += until - row
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    return rows

@@ -1,0 +1,156 @@
+"""Where the keys, values and recurrent memory of a sequence lie.
+
+Keys and values lie in pages of PAGE_ROWS positions. A table lists the pages of a sequence, by
+position. The layers that need all positions have one table together: a page has the keys and values
+of all of them. Each layer with a window has a table of its own, so that its old pages can be let go
+while a long prompt passes through it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from airllm.graph.state import KeysValues, LayerState
+from airllm.numpy_ops.quants import TYPES, row_bytes
+
+__all__ = ["PAGE_ROWS", "SLACK", "KVType", "KeysPlace", "LayerPlace", "StateLayout", "Table"]
+
+KVType = Literal["f32", "f16", "q8_0"]
+
+PAGE_ROWS = 64
+# Positions that a window keeps beyond itself, so that tokens which were guessed wrong can be cut
+# off. lookahead guesses up to 63.
+SLACK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class KeysPlace:
+    """Keys and values of a layer in each page of a table; offsets in bytes. The keys are
+    [n_kv_heads, PAGE_ROWS, head_dim], the values [n_kv_heads, PAGE_ROWS, value_dim]; if the offsets
+    are equal, the values are the first dimensions of the keys."""
+
+    table: int
+    k_offset: int
+    v_offset: int
+    shape: KeysValues
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlace:
+    keys: KeysPlace | None
+    recurrent_first: int  # in floats
+    recurrent_floats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """window: positions that its layers see, or 0 for all. shared: layers after the first one read
+    its pages, which then stay until all layers are done."""
+
+    page_bytes: int
+    window: int = 0
+    shared: bool = False
+
+    def first_needed(self, length: int) -> int:
+        """The first position that tokens from position `length` on see."""
+        return max(0, length + 1 - self.window) if self.window else 0
+
+    def first_kept(self, length: int) -> int:
+        """The first position whose page is kept, for a sequence of `length` tokens."""
+        return max(0, self.first_needed(length) - SLACK)
+
+
+class StateLayout:
+    """kv_type: the type of keys and values. "q8_0" is GGML's type: a block of 32 values has a
+    float16 scale and an int8 for each value, 34 bytes."""
+
+    def __init__(self, layers: Sequence[LayerState], kv_type: KVType = "f16") -> None:
+        """ValueError if a head's width is no multiple of the type's block."""
+        self.kv_type: KVType = kv_type
+        self.tables: list[Table] = []
+        self.layers: list[LayerPlace] = []
+        self.recurrent_floats = 0
+        whole: int | None = None  # the table of the layers that need all positions
+        for layer in layers:
+            place = None
+            if layer.keys_of is not None:
+                place = self.layers[layer.keys_of].keys
+                assert place is not None
+                self.tables[place.table] = replace(self.tables[place.table], shared=True)
+            elif layer.keys is not None:
+                table = whole if not layer.keys.window else None
+                if table is None:
+                    table = len(self.tables)
+                    self.tables.append(Table(0, layer.keys.window))
+                    whole = whole if layer.keys.window else table
+                place = self._place(table, layer.keys)
+            self.layers.append(LayerPlace(place, self.recurrent_floats, layer.recurrent_floats))
+            self.recurrent_floats += layer.recurrent_floats
+        # Whether a sequence can go back to any earlier length.
+        self.can_be_cut = not self.recurrent_floats and not any(
+            table.window for table in self.tables
+        )
+
+    def _place(self, table: int, keys: KeysValues) -> KeysPlace:
+        """Room for a layer's keys and values at the end of a table's pages."""
+        k_offset = self.tables[table].page_bytes
+        rows = PAGE_ROWS * keys.n_kv_heads
+        k_bytes = rows * self.row_bytes(keys.head_dim)
+        v_bytes = 0 if keys.values_in_keys else rows * self.row_bytes(keys.value_dim)
+        v_offset = k_offset if keys.values_in_keys else k_offset + k_bytes
+        self.tables[table] = replace(
+            self.tables[table], page_bytes=k_offset + _aligned(k_bytes + v_bytes)
+        )
+        return KeysPlace(table, k_offset, v_offset, keys)
+
+    def row_bytes(self, width: int) -> int:
+        """Bytes of a row of keys or values in a page."""
+        block, _ = TYPES[self.kv_type]
+        if width % block:
+            raise ValueError(
+                f"kv_type {self.kv_type!r} keeps blocks of {block} values, and this model's heads "
+                f"have {width}, no multiple of it; use 'f16' or 'f32'"
+            )
+        return row_bytes(self.kv_type, width)
+
+    def argument(
+        self, index: int
+    ) -> tuple[tuple[int, int, int, str, int, int, int] | None, int, int]:
+        """A layer as Backend.sequence_state takes it."""
+        layer = self.layers[index]
+        keys = None
+        if layer.keys is not None:
+            place, own = layer.keys, layer.keys.shape
+            keys = (
+                *(place.table, place.k_offset, place.v_offset, self.kv_type),
+                *(own.n_kv_heads, own.head_dim, own.value_dim),
+            )
+        return keys, layer.recurrent_first, layer.recurrent_floats
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of the keys and values that grow with each token."""
+        return sum(table.page_bytes for table in self.tables if not table.window) // PAGE_ROWS
+
+    def nbytes(self, context: int, batch_size: int, n_checkpoints: int = 0) -> int:
+        """The most bytes that a sequence of up to `context` tokens takes, while batches of
+        batch_size tokens are appended. n_checkpoints: earlier states that are kept, too."""
+        total = 4 * self.recurrent_floats * (1 + n_checkpoints)
+        in_batch = 0  # while a layer appends a batch, it has the window before it and the batch
+        for table in self.tables:
+            if not table.window:
+                total += _pages(context) * table.page_bytes
+                continue
+            # The positions that are kept begin within a page.
+            most = min(_pages(context), _pages(table.window + SLACK) + 1)
+            total += min(_pages(context), most * (1 + n_checkpoints)) * table.page_bytes
+            in_batch = max(in_batch, _pages(min(batch_size, context)) * table.page_bytes)
+        return total + in_batch
+
+
+def _pages(positions: int) -> int:
+    return -(-positions // PAGE_ROWS)
+
+
+def _aligned(n: int) -> int:
+    return -(-n // 64) * 64

@@ -1,0 +1,349 @@
+"""What a model keeps of one sequence of tokens: keys and values in pages, recurrent memory.
+
+A sequence can always be continued, and usually be cut (`trim`). Two kinds of layers cannot be cut
+at any length: a layer with a window lets old keys and values go, and recurrent memory has no past.
+For these the sequence keeps a checkpoint now and then; `trim` then goes back to the last one before
+the wanted length, and its caller evaluates the tokens after it again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.state.layout import PAGE_ROWS, KeysPlace, StateLayout
+from airllm.state.pages import Page, PagePool
+
+__all__ = ["CHECKPOINTS", "BackendState", "SequenceState", "Snapshot"]
+
+# The most checkpoints of a sequence, and the fewest tokens between two of them. Going back by d
+# tokens evaluates about d + CHECKPOINT_TOKENS of them again: older checkpoints lie further apart.
+CHECKPOINTS, CHECKPOINT_TOKENS = 3, 256
+
+
+class BackendState(Protocol):
+    """The same memory as the backend's executors see it; see tensor_ops_cpp.SequenceState."""
+
+    def set_page(self, table: int, index: int, page: NDArray[np.uint8]) -> None: ...
+    def keep_pages(self, table: int, first: int, last: int) -> None: ...
+    def set_recurrent(self, memory: NDArray[np.float32]) -> None: ...
+
+
+class Snapshot:
+    """A sequence at an earlier time. It shares the pages of the sequence: whoever writes to a
+    shared page copies it first."""
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        pages: dict[int, dict[int, Page]],
+        recurrent: NDArray[np.float32],
+        pool: PagePool,
+    ) -> None:
+        """pages: by table and number; the snapshot holds them."""
+        self.tokens, self.pages, self.recurrent, self._pool = tokens, pages, recurrent, pool
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def __del__(self) -> None:
+        for table in self.pages.values():
+            for page in table.values():
+                self._pool.release(page)
+
+
+class SequenceState:
+    """tokens: those evaluated so far. capacity: the most tokens. backing: what executors take."""
+
+    def __init__(
+        self,
+        layout: StateLayout,
+        pool: PagePool,
+        memory: Callable[[int], Any],
+        backing: BackendState,
+        capacity: int,
+    ) -> None:
+        """memory: allocates bytes, see Backend.memory. backing: of the same layout."""
+        self.layout, self.backing, self.capacity = layout, backing, capacity
+        self.tokens: list[int] = []
+        self._pool = pool
+        self._pages: list[dict[int, Page]] = [{} for _ in layout.tables]
+        # Up to this position, each table has pages that nobody else holds.
+        self._room = [0] * len(layout.tables)
+        self._recurrent = np.zeros(0, np.float32)
+        if layout.recurrent_floats:
+            self._recurrent = np.frombuffer(memory(4 * layout.recurrent_floats), np.float32)
+            self._recurrent[:] = 0.0
+            backing.set_recurrent(self._recurrent)
+        self._recurrent_at: int | None = 0  # tokens in the recurrent memory; None inside a pass
+        self._checkpoints: list[Snapshot] = []
+        self._before: Snapshot | None = None  # the tokens that are evaluated ahead
+        self._tables_of: dict[tuple[int, int], list[int]] = {}
+
+    def __del__(self) -> None:
+        for pages in self._pages:
+            for page in pages.values():
+                self._pool.release(page)
+
+    @property
+    def length(self) -> int:
+        """The number of tokens, which is the position of the next token."""
+        return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pages and recurrent memory, without checkpoints."""
+        pages = sum(len(page.memory) for pages in self._pages for page in pages.values())
+        return pages + self._recurrent.nbytes
+
+    # ---- going on ------------------------------------------------------------------------------
+
+    def begin(self, *, ahead: bool = False) -> None:
+        """A pass begins. ahead: its tokens are guesses; `accept` says how many of them stay."""
+        if not self.layout.recurrent_floats:
+            return
+        if ahead:
+            self._before = self._snapshot(())
+        self._recurrent_at = None
+
+    def make_room(self, first_layer: int, last_layer: int, past: int, n_tokens: int) -> None:
+        """Before layers [first, last) append n_tokens at position `past`. MemoryError."""
+        end = past + n_tokens
+        for table in self._tables(first_layer, last_layer):
+            if self._room[table] < end:
+                self._extend(table, past, end)
+
+    def let_go(self, first_layer: int, last_layer: int, length: int) -> None:
+        """After these layers appended up to `length`: releases what their windows have left."""
+        for table in self._tables(first_layer, last_layer):
+            if not self.layout.tables[table].shared:
+                self._release_before(table, length)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """The pass is complete: its tokens belong to the sequence."""
+        self.tokens += tokens
+        self._recurrent_at = self.length
+        if not self.layout.can_be_cut:
+            if len(tokens) > 1:
+                for table in range(len(self._pages)):
+                    self._release_before(table, self.length)
+            self._keep_checkpoint()
+
+    def recover(self) -> None:
+        """The pass has failed: go back to the tokens before it, or further, see `trim`."""
+        before, self._before = self._before, None
+        if before is not None:
+            self._return_to(before)
+        else:
+            self.trim(self.length)
+
+    def accept(self, tokens: Sequence[int], n_evaluated: int) -> Sequence[int]:
+        """Of n_evaluated tokens that a pass evaluated ahead, the first ones, `tokens`, belong to
+        the sequence. Returns those that must be evaluated again: all of them, if recurrent memory
+        has gone further, else none."""
+        before, self._before = self._before, None
+        if before is not None and len(tokens) < n_evaluated:
+            self._return_to(before)
+            return tokens
+        self.advance(tokens)
+        return ()
+
+    def _tables(self, first_layer: int, last_layer: int) -> list[int]:
+        """The tables that these layers append to."""
+        found = self._tables_of.get((first_layer, last_layer))
+        if found is None:
+            places = [layer.keys for layer in self.layout.layers[first_layer:last_layer]]
+            found = list(dict.fromkeys(place.table for place in places if place is not None))
+            self._tables_of[first_layer, last_layer] = found
+        return found
+
+    def _extend(self, table: int, past: int, end: int) -> None:
+        pages, pool = self._pages[table], self._pool
+        if not self.layout.tables[table].shared:
+            self._release_before(table, past)
+        for index in range(past // PAGE_ROWS, -(-end // PAGE_ROWS)):
+            page = pages.get(index)
+            if page is None:
+                page = pool.take(table)
+            elif page.holders > 1:
+                page = pool.copy(page)
+            else:
+                continue
+            pages[index] = page
+            self.backing.set_page(table, index, page.memory)
+        self._room[table] = -(-end // PAGE_ROWS) * PAGE_ROWS
+
+    def _release_before(self, table: int, length: int) -> None:
+        """Releases the pages that a sequence of `length` tokens does not keep."""
+        first = self.layout.tables[table].first_kept(length) // PAGE_ROWS
+        pages = self._pages[table]
+        if pages and first > next(iter(pages)):
+            self._keep_pages(table, first, 1 << 60)
+
+    def _keep_pages(self, table: int, first: int, last: int) -> None:
+        pages = self._pages[table]
+        for index in [index for index in pages if not first <= index < last]:
+            self._pool.release(pages.pop(index))
+        self.backing.keep_pages(table, first, min(last, 1 << 24))
+        self._room[table] = min(self._room[table], last * PAGE_ROWS)
+
+    # ---- going back ----------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self._checkpoints.clear()
+        self._before = None
+        self._cut(0)
+        self._recurrent[:] = 0.0
+        self._recurrent_at = 0
+
+    def trim(self, length: int) -> int:
+        """Cut to `length` tokens, or to fewer: to a length from which the sequence can go on.
+        Returns the length that is left."""
+        length = min(length, self.length)
+        if length == self.length and self._continues_at(length):
+            return length
+        while self._checkpoints and self._checkpoints[-1].length > length:
+            self._checkpoints.pop()
+        if length > 0 and self._continues_at(length):
+            self._cut(length)
+        elif length > 0 and self._checkpoints:
+            self._return_to(self._checkpoints[-1])
+        else:
+            self.clear()
+        return self.length
+
+    def keep_shared(self, prompt: Sequence[int]) -> int:
+        """Keep the longest beginning that tokens and `prompt` share, as far as `trim` can; return
+        its length.
+
+        The last token of the prompt is never kept, because its logits must still be computed.
+        """
+        kept = 0
+        for mine, its in zip(self.tokens, prompt[:-1], strict=False):
+            if mine != its:
+                break
+            kept += 1
+        return self.trim(kept)
+
+    def snapshot(self) -> Snapshot:
+        """The sequence as it is now, for `restore`. It takes memory for the recurrent memory, and
+        for the pages that the sequence changes afterwards."""
+        return self._snapshot(range(len(self._pages)))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make the sequence what it was. snapshot: of this sequence or another one of the model."""
+        self.clear()
+        self.tokens = list(snapshot.tokens)
+        self._take_over(snapshot)
+
+    def _continues_at(self, length: int) -> bool:
+        """Whether all that the next token sees is there."""
+        if self.layout.recurrent_floats and self._recurrent_at != length:
+            return False
+        return length == 0 or all(
+            not table.window
+            or (pages and next(iter(pages)) * PAGE_ROWS <= table.first_needed(length))
+            for table, pages in zip(self.layout.tables, self._pages, strict=True)
+        )
+
+    def _cut(self, length: int) -> None:
+        """Cut to a length at which _continues_at."""
+        del self.tokens[length:]
+        for table in range(len(self._pages)):
+            self._keep_pages(table, 0, -(-length // PAGE_ROWS))
+
+    def _snapshot(self, tables: Sequence[int]) -> Snapshot:
+        """With the pages of some tables."""
+        held = {
+            table: {index: self._pool.hold(page) for index, page in self._pages[table].items()}
+            for table in tables
+        }
+        for table in tables:
+            self._room[table] = 0
+        return Snapshot(tuple(self.tokens), held, self._recurrent.copy(), self._pool)
+
+    def _keep_checkpoint(self) -> None:
+        last = self._checkpoints[-1].length if self._checkpoints else 0
+        if self.length < last + CHECKPOINT_TOKENS:
+            return
+        windowed = [index for index, table in enumerate(self.layout.tables) if table.window]
+        self._checkpoints.append(self._snapshot(windowed))
+        if len(self._checkpoints) > CHECKPOINTS:
+            # Without the one that leaves the smallest gap, for its distance from the end.
+            at = [0, *(checkpoint.length for checkpoint in self._checkpoints)]
+            gaps = [
+                (at[i + 1] - at[i - 1]) / (self.length - at[i - 1]) for i in range(1, len(at) - 1)
+            ]
+            del self._checkpoints[gaps.index(min(gaps))]
+
+    def _return_to(self, snapshot: Snapshot) -> None:
+        """snapshot: of this sequence's own past, perhaps without the pages of some tables."""
+        self._cut(snapshot.length)
+        self._take_over(snapshot)
+
+    def _take_over(self, snapshot: Snapshot) -> None:
+        for table, pages in snapshot.pages.items():
+            self._keep_pages(table, 0, 0)
+            for index, page in pages.items():
+                self._pages[table][index] = self._pool.hold(page)
+                self.backing.set_page(table, index, page.memory)
+            self._room[table] = 0
+        self._recurrent[:] = snapshot.recurrent
+        self._recurrent_at = snapshot.length
+
+    # ---- for files -----------------------------------------------------------------------------
+
+    def first_needed(self, place: KeysPlace, length: int) -> int:
+        """The first position that a layer sees after `length` tokens."""
+        return self.layout.tables[place.table].first_needed(length)
+
+    def row_bytes(self, place: KeysPlace) -> int:
+        """Bytes of a layer's keys and values of one position."""
+        return place.shape.n_kv_heads * sum(self.layout.row_bytes(n) for _, n in _parts(place))
+
+    def heads_rows(
+        self, place: KeysPlace, first: int, last: int
+    ) -> Iterator[list[NDArray[np.uint8]]]:
+        """The memory of a layer's keys and values at positions [first, last), which have pages:
+        for each head the rows of its keys, as uint8 arrays in order; then those of its values."""
+        pages = self._pages[place.table]
+        for offset, width in _parts(place):
+            row = self.layout.row_bytes(width)
+            for head in range(place.shape.n_kv_heads):
+                at = offset + head * PAGE_ROWS * row
+                rows = []
+                for index in range(first // PAGE_ROWS, -(-last // PAGE_ROWS)):
+                    begin = max(first - index * PAGE_ROWS, 0)
+                    end = min(last - index * PAGE_ROWS, PAGE_ROWS)
+                    rows.append(pages[index].memory[at + begin * row : at + end * row])
+                yield rows
+
+    @property
+    def recurrent(self) -> NDArray[np.float32]:
+        return self._recurrent
+
+    def load(self, tokens: Sequence[int], fill: Callable[["SequenceState", int], None]) -> None:
+        """Replace the contents. fill(self, length): writes to heads_rows and `recurrent`. If it
+        fails, the sequence is empty."""
+        self.clear()
+        length = len(tokens)
+        for table, description in enumerate(self.layout.tables):
+            first = description.first_needed(length) // PAGE_ROWS * PAGE_ROWS
+            if length:
+                self._extend(table, first, length)
+        try:
+            fill(self, length)
+        except BaseException:
+            self.clear()
+            raise
+        self.tokens = list(tokens)
+        self._recurrent_at = length
+
+
+def _parts(place: KeysPlace) -> list[tuple[int, int]]:
+    """Offset in a page and width of a head's rows: of the keys, and of the values if apart."""
+    keys = place.k_offset, place.shape.head_dim
+    return [keys] if place.shape.values_in_keys else [keys, (place.v_offset, place.shape.value_dim)]

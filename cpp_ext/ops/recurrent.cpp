@@ -1,0 +1,165 @@
+#include "ops/recurrent.h"
+
+#include <algorithm>
+
+#include "ops/ops.h"
+
+namespace tensor_ops {
+namespace {
+
+// Columns of a state of the delta rule in the smallest chunk: the kernel handles as many at once.
+constexpr std::size_t dealt_columns = 32;
+
+std::size_t n_tokens(std::span<const RecurrentSequence> sequences) {
+    std::size_t n = 0;
+    for (const RecurrentSequence& s : sequences) n += s.n_tokens;
+    return n;
+}
+
+// Calls f(sequence, its first row) for all sequences, in order.
+template <class F>
+void for_sequences(std::span<const RecurrentSequence> sequences, F&& f) {
+    std::size_t row = 0;
+    for (const RecurrentSequence& s : sequences) {
+        f(s, row);
+        row += s.n_tokens;
+    }
+}
+
+// Calls f(head, first, last) for this worker's parts of the `count` columns or rows of each head.
+template <class F>
+void for_heads(const Worker& worker, std::size_t n_heads, std::size_t count, std::size_t unit,
+               F&& f) {
+    const std::size_t units = (count + unit - 1) / unit;  // of a head
+    Deal deal(worker, n_heads * units);
+    for (std::size_t h = 0; h < n_heads; ++h)
+        deal.within(h * units, (h + 1) * units, [&](std::size_t first, std::size_t last) {
+            f(h, (first - h * units) * unit, std::min((last - h * units) * unit, count));
+        });
+}
+
+}  // namespace
+
+void causal_conv(const Worker& worker, const KernelTable& table, const ConvCall& call) {
+    const std::size_t values = call.taps * n_tokens(call.sequences);  // that a channel reads
+    if (values == 0) return;
+    constexpr std::size_t fewest = 64;
+    const std::size_t unit = std::max(fewest, dealt_elements / values / fewest * fewest);
+    deal(worker, call.channels, unit, [&](std::size_t first, std::size_t last) {
+        for_sequences(call.sequences, [&](const RecurrentSequence& s, std::size_t row) {
+            table.causal_conv({.n_tokens = s.n_tokens,
+                               .channels = call.channels,
+                               .taps = call.taps,
+                               .x = call.x + row * call.channels,
+                               .weight = call.weight,
+                               .bias = call.bias,
+                               .silu = call.silu,
+                               .y = call.y + row * call.channels,
+                               .state = s.state},
+                              first, last);
+        });
+    });
+}
+
+void delta_rule(const Worker& worker, const KernelTable& table, const DeltaRuleCall& call) {
+    const std::size_t heads = call.n_v_heads, d_k = call.d_k, d_v = call.d_v;
+    const std::size_t decays = call.decay_by_channel ? d_k : 1;
+    for_heads(
+        worker, heads, d_v, dealt_columns, [&](std::size_t h, std::size_t first, std::size_t last) {
+            const bool grouped = call.sharing == HeadSharing::grouped;
+            const std::size_t k_head = grouped ? h / (heads / call.n_k_heads) : h % call.n_k_heads;
+            for_sequences(call.sequences, [&](const RecurrentSequence& s, std::size_t row) {
+                const std::size_t key = (row * call.n_k_heads + k_head) * d_k, at = row * heads + h;
+                table.delta_rule({.n_tokens = s.n_tokens,
+                                  .d_k = d_k,
+                                  .d_v = d_v,
+                                  .q = call.q + key,
+                                  .k = call.k + key,
+                                  .qk_stride = call.n_k_heads * d_k,
+                                  .v = call.v + at * d_v,
+                                  .v_stride = heads * d_v,
+                                  .log_decay = call.log_decay + at * decays,
+                                  .log_decay_stride = heads * decays,
+                                  .decay_by_channel = call.decay_by_channel,
+                                  .beta = call.beta + at,
+                                  .beta_stride = heads,
+                                  .scale = call.scale,
+                                  .out = call.out + at * d_v,
+                                  .state = s.state + h * d_k * d_v},
+                                 first, last);
+            });
+        });
+}
+
+void ssm_scan(const Worker& worker, const KernelTable& table, const ScanCall& call) {
+    const std::size_t heads = call.n_heads, width = call.head_dim, d_state = call.d_state;
+    const std::size_t unit =
+        std::max<std::size_t>(1, dealt_elements / std::max<std::size_t>(1, d_state));
+    for_heads(worker, heads, width, unit, [&](std::size_t h, std::size_t first, std::size_t last) {
+        const std::size_t group = h / (heads / call.n_groups);
+        const float bias = call.dt_bias ? call.dt_bias[h] : 0.0f;
+        const auto scan = [&](float* state, std::size_t row, std::size_t count) {
+            constexpr std::size_t most = 64;
+            float steps[most];
+            for (; count > 0; row += std::min(most, count), count -= std::min(most, count)) {
+                const std::size_t n = std::min(most, count);
+                for (std::size_t t = 0; t < n; ++t)
+                    steps[t] = call.dt[(row + t) * heads + h] + bias;
+                table.softplus(steps, steps, n);
+                // std::max(x, bound) and std::min(x, bound) are x if x is NaN.
+                for (float& step : std::span(steps, n))
+                    step = std::min(std::max(step, call.dt_min), call.dt_max);
+                const std::size_t at = (row * heads + h) * width;
+                const std::size_t shared = (row * call.n_groups + group) * d_state;
+                table.ssm_scan({.n_tokens = n,
+                                .head_dim = width,
+                                .d_state = d_state,
+                                .x = call.x + at,
+                                .x_stride = heads * width,
+                                .dt = steps,
+                                .b = call.b + shared,
+                                .c = call.c + shared,
+                                .bc_stride = call.n_groups * d_state,
+                                .a = call.a[h],
+                                .skip = call.skip ? call.skip[h] : 0.0f,
+                                .y = call.y + at,
+                                .state = state},
+                               first, last);
+            }
+        };
+        for_sequences(call.sequences, [&](const RecurrentSequence& s, std::size_t row) {
+            scan(s.state + h * width * d_state, row, s.n_tokens);
+        });
+    });
+}
+
+void l2_norm(const Worker& worker, const KernelTable& table, const float* x, float eps, float* y,
+             std::size_t rows, std::size_t n) {
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        table.l2_norm(x + first * n, eps, y + first * n, count, n);
+    });
+}
+
+void log_decay(const Worker& worker, const KernelTable& table, const float* x, const float* bias,
+               const float* a, std::size_t n_a, float* y, std::size_t rows, std::size_t n) {
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t r = first; r < first + count; ++r) {
+            float* to = y + r * n;
+            if (bias) table.add(x + r * n, bias, to, n);
+            table.softplus(bias ? to : x + r * n, to, n);
+            for (std::size_t i = 0; i < n_a; ++i)
+                for (const float* end = to + n / n_a; to < end; ++to) *to *= a[i];
+        }
+    });
+}
+
+void group_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
+                float eps, float* y, std::size_t rows, std::size_t n, std::size_t n_groups) {
+    const std::size_t part = n / n_groups;
+    for_rows(worker, rows * n_groups, part, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i)
+            table.rms_norm(x + i * part, weight + i % n_groups * part, eps, y + i * part, 1, part);
+    });
+}
+
+}  // namespace tensor_ops

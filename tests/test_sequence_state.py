@@ -1,0 +1,312 @@
+"""SequenceState: what a sequence keeps, where it can go back to, and what it shares.
+
+Memory is plain NumPy here; what executors compute from it is tested in test_cpp_executor.py and
+through models in test_family_paths.py.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from sequence_states import heads_of, new_state
+
+from airllm.backends.numpy_backend import NumpyBackend
+from airllm.graph.state import KeysValues, LayerState
+from airllm.state.layout import PAGE_ROWS, SLACK, StateLayout
+from airllm.state.sequence import CHECKPOINT_TOKENS, CHECKPOINTS, SequenceState
+
+WIDTH = 4
+PAGE_BYTES = 2 * PAGE_ROWS * WIDTH * 4  # keys and values of a layer in float32
+WINDOW = 100
+RECURRENT = LayerState(recurrent_floats=3)
+
+
+def state_with(*layers: LayerState, capacity: int = 4096) -> SequenceState:
+    return new_state(NumpyBackend(), list(layers), capacity, "f32")
+
+
+def whole() -> SequenceState:
+    return state_with(heads_of(1, WIDTH), heads_of(1, WIDTH))
+
+
+def windowed() -> SequenceState:
+    return state_with(heads_of(1, WIDTH, WINDOW), heads_of(1, WIDTH))
+
+
+def recurrent() -> SequenceState:
+    return state_with(RECURRENT, heads_of(1, WIDTH))
+
+
+def append(state: SequenceState, tokens: Sequence[int]) -> None:
+    """What a pass does: the keys of a token are its number, and recurrent memory adds tokens up."""
+    state.begin()
+    past, n_layers = state.length, len(state.layout.layers)
+    state.make_room(0, n_layers, past, len(tokens))
+    for layer, place in enumerate(state.layout.layers):
+        if place.keys is not None:
+            rows = np.repeat(np.float32(tokens), WIDTH).reshape(-1, 1, WIDTH)
+            state.backing.write(layer, past, [rows, -rows])
+    state.recurrent[:] += sum(tokens)
+    state.advance(list(tokens))
+
+
+def keys(state: SequenceState, layer: int) -> list[int]:
+    """The tokens whose keys a layer has, from the first one on that the next token sees."""
+    place = state.layout.layers[layer].keys
+    assert place is not None
+    first = state.first_needed(place, state.length)
+    found, values = state.backing.read(layer, first, state.length)
+    np.testing.assert_array_equal(found, -values)
+    return found[0, :, 0].astype(int).tolist()
+
+
+def check(state: SequenceState) -> None:
+    """Whether the state is that of its tokens."""
+    tokens = state.tokens
+    for layer, place in enumerate(state.layout.layers):
+        if place.keys is not None and tokens:
+            seen = tokens[max(0, len(tokens) + 1 - WINDOW) :] if place.keys.shape.window else tokens
+            assert keys(state, layer) == seen
+    assert not state.recurrent.size or (state.recurrent == sum(tokens)).all()
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def test_memory_grows_with_the_tokens_a_page_at_a_time() -> None:
+    state = whole()
+    assert state.nbytes == 0
+    append(state, [1])
+    assert state.nbytes == 2 * PAGE_BYTES
+    append(state, range(PAGE_ROWS))
+    assert state.nbytes == 2 * 2 * PAGE_BYTES
+    check(state)
+
+
+def test_a_layer_with_a_window_keeps_its_window_and_no_more() -> None:
+    state = windowed()
+    for start in range(0, 3000, 50):
+        append(state, range(start, start + 50))
+    own_pages = (state.nbytes - 47 * PAGE_BYTES) // PAGE_BYTES  # 47: of the other layer
+    assert own_pages <= -(-(WINDOW + SLACK) // PAGE_ROWS) + 1
+    check(state)
+
+
+def test_what_a_sequence_takes_is_what_its_layout_says() -> None:
+    for state in (whole(), windowed(), recurrent()):
+        most = state.layout.nbytes(2000, 100)
+        append(state, range(1950))
+        for token in range(50):
+            append(state, [token])
+        assert most - 4 * PAGE_BYTES <= state.nbytes <= most
+
+
+def test_layers_that_read_anothers_keys_take_no_memory_of_their_own() -> None:
+    alone = StateLayout([heads_of(1, WIDTH)])
+    shared = StateLayout([heads_of(1, WIDTH), LayerState(keys_of=0)])
+    assert shared.bytes_per_token == alone.bytes_per_token
+    assert shared.argument(0) == shared.argument(1)
+
+
+def test_latents_take_no_memory_for_values() -> None:
+    latents = LayerState(KeysValues(1, 576, 512, 0, True))
+    assert StateLayout([latents]).bytes_per_token == 576 * 2
+
+
+def test_heads_that_are_no_whole_blocks_are_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"'q8_0' keeps blocks of 32 .* have 4, .* use 'f16'"):
+        StateLayout([heads_of(1, WIDTH)], "q8_0")
+
+
+def test_memory_that_there_is_not_is_an_error_with_its_size() -> None:
+    state = whole()
+    append(state, range(10))
+
+    def refuse(n_bytes: int) -> None:
+        raise MemoryError
+
+    state._pool._memory = refuse
+    with pytest.raises(MemoryError, match=r"no memory for 0.0 MiB more; ask for a smaller context"):
+        state.make_room(0, 2, 10, 100)
+    state.recover()
+    assert state.tokens == list(range(10))
+    check(state)
+
+
+def test_pages_of_a_sequence_that_is_gone_are_used_again() -> None:
+    first = whole()
+    append(first, range(100))
+    pool = first._pool
+    taken = pool.nbytes
+    first.clear()
+    append(first, range(100))
+    assert pool.nbytes == taken
+    check(first)
+
+
+# ---- going back ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 100, 199, 200])
+def test_a_sequence_without_windows_can_be_cut_anywhere(length: int) -> None:
+    state = whole()
+    append(state, range(200))
+    assert state.trim(length) == length
+    assert state.tokens == list(range(length))
+    check(state)
+    append(state, [7, 8, 9])
+    check(state)
+
+
+def test_a_window_can_be_cut_as_far_as_guesses_reach() -> None:
+    for tail in range(64):
+        state = windowed()
+        append(state, range(1000 + tail))
+        for token in range(64):
+            append(state, [token])
+        assert state.trim(1000 + tail) == 1000 + tail
+        check(state)
+
+
+@pytest.mark.parametrize("make", [windowed, recurrent])
+def test_going_further_back_leads_to_a_checkpoint(make) -> None:
+    state = make()
+    for start in range(0, 3000, 100):
+        append(state, range(start, start + 100))
+    for wanted in (2990, 2700, 2100, 1000, 400, 200):
+        before = state.length
+        kept = state.trim(wanted)
+        assert kept <= wanted
+        assert state.tokens == list(range(kept))
+        check(state)
+        distance = before - wanted
+        assert kept == 0 or wanted - kept <= 2 * max(distance, CHECKPOINT_TOKENS)
+        append(state, range(kept, before))
+        check(state)
+
+
+def test_there_are_few_checkpoints_and_the_older_ones_are_further_apart() -> None:
+    state = recurrent()
+    for token in range(20 * CHECKPOINT_TOKENS):
+        append(state, [token % 1000])
+    lengths = [checkpoint.length for checkpoint in state._checkpoints]
+    assert len(lengths) == CHECKPOINTS
+    assert state.length - lengths[-1] < CHECKPOINT_TOKENS
+    gaps = np.diff([0, *lengths, state.length])
+    assert sorted(gaps[:-1], reverse=True) == gaps[:-1].tolist()
+
+
+def test_a_pass_that_fails_leaves_a_state_of_fewer_tokens_or_the_same() -> None:
+    for make, kept in ((whole, 300), (windowed, 300), (recurrent, 256)):
+        state = make()
+        append(state, range(256))
+        append(state, range(256, 300))
+        state.begin()
+        state.make_room(0, 1, 300, 20)
+        state.recurrent[:] += 1000
+        state.recover()
+        assert state.length == kept
+        check(state)
+
+
+def test_a_pass_that_lets_a_window_go_and_fails_leads_to_a_checkpoint() -> None:
+    state = windowed()
+    append(state, range(300))
+    state.begin()
+    state.make_room(0, 1, 300, 1000)
+    state.let_go(0, 1, 1300)
+    state.recover()
+    assert state.length == 300
+    check(state)
+
+
+@pytest.mark.parametrize("make", [whole, windowed, recurrent])
+def test_of_tokens_evaluated_ahead_those_that_were_wrong_leave_nothing(make) -> None:
+    state = make()
+    append(state, range(300))
+    state.begin(ahead=True)
+    for i, token in enumerate((1, 2, 3, 4)):
+        state.make_room(0, 2, 300 + i, 1)
+        for layer, place in enumerate(state.layout.layers):
+            if place.keys is not None:
+                rows = np.full((1, 1, WIDTH), token, np.float32)
+                state.backing.write(layer, 300 + i, [rows, -rows])
+        state.recurrent[:] += token
+    again = state.accept([1, 2], 4)
+    assert [*state.tokens, *again] == [*range(300), 1, 2]
+    assert bool(again) == (make is recurrent)
+    append(state, again)
+    check(state)
+
+
+# ---- snapshots -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [whole, windowed, recurrent])
+def test_a_restored_snapshot_is_the_sequence_as_it_was(make) -> None:
+    state = make()
+    append(state, range(500))
+    snapshot = state.snapshot()
+    append(state, range(900, 1000))
+    state.restore(snapshot)
+    assert state.tokens == list(range(500))
+    check(state)
+    append(state, range(40))
+    check(state)
+    state.restore(snapshot)
+    check(state)
+
+
+def test_a_snapshot_shares_all_pages_but_those_that_are_written_to() -> None:
+    state = whole()
+    append(state, range(10 * PAGE_ROWS + 5))
+    before = state._pages[0].copy()
+    snapshot = state.snapshot()
+    append(state, [1])
+    changed = [index for index, page in state._pages[0].items() if page is not before[index]]
+    assert changed == [10]
+    assert snapshot.pages[0] == before
+    check(state)
+
+
+def test_another_sequence_may_begin_with_a_snapshot() -> None:
+    first = whole()
+    append(first, range(150))
+    snapshot = first.snapshot()
+    second = SequenceState(
+        first.layout,
+        first._pool,
+        NumpyBackend().memory,
+        whole().backing,
+        4096,
+    )
+    second.restore(snapshot)
+    append(first, [1, 2, 3])
+    append(second, [7, 8])
+    check(first)
+    check(second)
+    assert second.tokens[150:] == [7, 8]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_order_of_steps_leaves_the_state_of_the_tokens(seed: int) -> None:
+    rng = random.Random(seed)
+    state = state_with(heads_of(1, WIDTH, WINDOW), heads_of(1, WIDTH), RECURRENT)
+    snapshots = []
+    for _ in range(60):
+        match rng.randrange(5):
+            case 0 | 1:
+                append(state, [rng.randrange(1000) for _ in range(rng.randrange(1, 300))])
+            case 2:
+                wanted = rng.randrange(state.length + 1)
+                assert state.trim(wanted) <= wanted
+            case 3:
+                snapshots.append((state.snapshot(), list(state.tokens)))
+            case 4 if snapshots:
+                snapshot, tokens = rng.choice(snapshots)
+                state.restore(snapshot)
+                assert state.tokens == tokens
+        if state.length > 3500:
+            state.clear()
+        check(state)
