@@ -1,4 +1,9 @@
 // Blocks of GGML's IQ types with codebooks, taken apart.
+//
+// Packing looks the indices up once, so that products find codes of 4 bits (iq3), 3 (iq2) or 2
+// (iq1). A matrix takes 1.3 (iq3_s) to 1.6 (iq2_xxs) times its bytes in the file.  Looking up in
+// products is no choice for AVX2: on a Zen 3, gathers from a table in L1 bring 1.1e9 weights a
+// second, the product of packed codes with 16-bit activations 2.1e10 (iq2) to 3.3e10 (iq3_s).
 #pragma once
 
 #include "kernels/block.h"
