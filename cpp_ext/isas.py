@@ -8,7 +8,7 @@ of `CpuFeatures` in `cpu_features.h`.
 
 from dataclasses import dataclass
 
-PARTS = ("rows", "attention", "plain", "packed", "quantized", "recurrent")
+PARTS = ("rows", "attention", "plain", "packed", "quantized", "looked_up", "recurrent")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ ISAS = (
         (*_AVX2, "-mavxvnni"),
         ("avx2", "fma", "f16c", "avxvnni"),
         # Its dot products, and the packed layout, which for q8_0 follows them.
-        ("packed", "quantized"),
+        ("packed", "quantized", "looked_up"),
         "avx2",
     ),
     Isa(
@@ -58,7 +58,7 @@ ISAS = (
         _ARM,
         ("-march=armv8.2-a+dotprod",),
         ("neon", "dotprod"),
-        ("quantized",),
+        ("quantized", "looked_up"),
         "neon",
     ),
 )

@@ -240,12 +240,20 @@ struct KernelTable {
     void (*quantize_activations)(Activations kind, const float* x, std::size_t rows, std::size_t k,
                                  std::size_t first, std::size_t last, std::byte* q);
     // y[r][j] = sum_i x[r][i] w[j][i] for the rows j of groups [first, last) of a quantised matrix;
-    // xq is x as quantize_activations writes it.  The dot product of a block is exact in int32, and
+    // one function for each quantised type, by its DType (types that are packed alike share it). xq
+    // is x as quantize_activations writes it.  The dot product of a block is exact in int32, and
     // blocks are summed in float32.  The error is that of rounding x.  For Gaussian x it is about
     // 0.5% of the output vector's norm with q8 (bound 1%) and 0.002% with q16 (bound 0.01%).
-    void (*linear_quantized)(Activations kind, const PackedView& w, const std::byte* xq,
-                             std::size_t rows, std::size_t first, std::size_t last, float* y,
-                             std::size_t y_stride);
+    using LinearQuantized = void (*)(Activations kind, const PackedView& w, const std::byte* xq,
+                                     std::size_t rows, std::size_t first, std::size_t last,
+                                     float* y, std::size_t y_stride);
+    LinearQuantized linear_quantized_of[n_types];
+    void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq,
+                          std::size_t rows, std::size_t first, std::size_t last, float* y,
+                          std::size_t y_stride) const {
+        linear_quantized_of[static_cast<std::size_t>(w.type)](kind, w, xq, rows, first, last, y,
+                                                              y_stride);
+    }
     // The same for float32 x and any packed type: |error| <= (k + 8) u * sum_i |x[r][i] w[j][i]|.
     // It is usually far smaller, as each sum is divided among several lanes.  For a type with a
     // minimum, d * q and m are separate terms of the sum in the bound.  The bits of a row do not

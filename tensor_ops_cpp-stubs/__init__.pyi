@@ -126,7 +126,7 @@ def quantize(
 ) -> _Bytes: ...  # [..., row_bytes]
 def dequantize(
     data: _Bytes,  # [..., row_bytes]
-    type: str,  # as quantize, or "q2_k" to "q6_k", "iq4_xs"
+    type: str,  # as quantize, or "q2_k" to "q6_k", "iq4_xs", "iq3_xxs" to "nvfp4"
 ) -> _Float32: ...  # [..., n]
 def float32_to_float16(x: _Float32) -> NDArray[np.float16]: ...
 def float16_to_float32(x: NDArray[np.float16]) -> _Float32: ...

@@ -9,8 +9,8 @@ import reference_blocks
 from arrays import normal
 
 QUANTIZED = list(reference_blocks.LAYOUTS)
-# The types whose blocks have 256 values.
-SUPER_BLOCKS = [type for type in QUANTIZED if reference_blocks.block_size(type) == 256]
+# The types whose blocks have more than 32 values.
+LARGE_BLOCKS = [type for type in QUANTIZED if reference_blocks.block_size(type) > 32]
 TYPES = ["f32", "f16", "bf16", *QUANTIZED]
 
 
@@ -57,21 +57,10 @@ def decoded(blocks, type):
     return FileRows(blocks, *reference_blocks.dequantize_and_measure(blocks, type))
 
 
-def set_scales(blocks, type, scales):
-    """Write each block's d, and m or dmin if it has one; of MXFP4 the power of two near to |d|.
-
-    blocks: uint8 [n_blocks, bytes of a block]; scales: [n_blocks, 2].
-    """
-    for column, at in enumerate(reference_blocks.LAYOUTS[type][2]):
-        blocks[:, at : at + 2] = scales[:, column, np.newaxis].astype("<f2").view(np.uint8)
-    if type == "mxfp4":
-        blocks[:, 0] = 127 + np.round(np.log2(np.abs(scales[:, 0]) + 1e-30))
-
-
 @functools.cache
 def _random_blocks(type):
     """Random bytes, so that every code occurs, with scales and offsets of either sign."""
     random = np.random.default_rng(0)
     blocks = random.integers(0, 256, (64, reference_blocks.block_bytes(type)), dtype=np.uint8)
-    set_scales(blocks, type, random.normal(0.0, 0.1, (64, 2)))
+    reference_blocks.set_scales(blocks, type, random.normal(0.0, 0.1, (64, 2)))
     return decoded(blocks, type)

@@ -3,17 +3,21 @@
 Written from the definitions of ggml-common.h to be checked by eye: a loop over a block's values
 with one formula each, nothing vectorised, nothing from airllm. In the formulas i counts a block's
 values, d and m (dmin) are its float16 scale and offset, q is a quant; of a super-block's values, 32
-neighbours c are in 32 neighbouring bytes.
+neighbours c are in 32 neighbouring bytes. The numbers of the codebooks alone are read from the
+extension's header; test_ops_quantize.py holds them against gguf-py.
 """
 
 import math
+import re
 import struct
+from pathlib import Path
 
 import numpy as np
 from reference import decode_float16, encode_float16
 
 # type: values in a block, bytes of a block, where its float16 numbers are: d, then m or dmin.
-# MXFP4 has a byte in place of d, the exponent of a power of two.
+# MXFP4 has a byte in place of d, the exponent of a power of two; NVFP4 has four bytes of E4M3. The
+# bits of IQ1_M's d are the upper nibbles of four words.
 LAYOUTS = {
     "q8_0": (32, 34, [0]),
     "q4_0": (32, 18, [0]),
@@ -28,6 +32,16 @@ LAYOUTS = {
     "iq4_nl": (32, 18, [0]),
     "iq4_xs": (256, 136, [0]),
     "mxfp4": (32, 17, []),
+    "iq3_xxs": (256, 98, [0]),
+    "iq3_s": (256, 110, [0]),
+    "iq2_xxs": (256, 66, [0]),
+    "iq2_xs": (256, 74, [0]),
+    "iq2_s": (256, 82, [0]),
+    "iq1_s": (256, 50, [0]),
+    "iq1_m": (256, 56, []),
+    "tq1_0": (256, 54, [52]),
+    "tq2_0": (256, 66, [64]),
+    "nvfp4": (64, 36, []),
 }
 WRITTEN = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")  # quantize makes them
 
@@ -35,6 +49,25 @@ WRITTEN = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")  # quantiz
 # fraction) stand for.
 IQ4 = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
+
+
+# What the levels of a codebook stand for, of IQ1 as multiples of 1.
+IQ2 = [8, 25, 43]
+IQ3_XXS = [4, 12, 20, 28, 36, 44, 52, 62]
+IQ3_S = [1, 3, 5, 7, 9, 11, 13, 15]
+IQ1 = [-1, 0, 1]
+
+
+def _codebooks():
+    """{"iq2_xxs": [entries of 16 bits]}, the lowest bits of which are the first value's level."""
+    text = (Path(__file__).parent.parent / "cpp_ext/kernels/codebooks.h").read_text("utf-8")
+    found = re.findall(r"(\w+)_codebook\[(\d+)\] = \{([^}]*)\}", text)
+    books = {name: [int(n, 16) for n in re.findall(r"0x(\w+)", body)] for name, _, body in found}
+    assert [len(books[name]) for name, _, _ in found] == [int(size) for _, size, _ in found]
+    return books
+
+
+CODEBOOKS = _codebooks()
 
 
 def block_size(type):
@@ -180,6 +213,102 @@ def _mxfp4(block):
         yield math.ldexp(E2M1[_nibble(block[1:], i)], block[0] - 127), 0.0
 
 
+def _iq2_xxs(block):
+    for i in range(256):
+        part = block[2 + 8 * (i // 32) : 10 + 8 * (i // 32)]  # 4 indices, 28 bits of signs, 4 of s
+        word, eighth = _number(part[4:]), i % 32 // 8
+        scale = _half(block, 0) * (0.5 + (word >> 28)) * 0.25
+        signs = _with_even_parity(word >> 7 * eighth & 127)
+        yield scale * IQ2[_level("iq2_xxs", part[eighth], i % 8)] * _sign(signs, i % 8), 0.0
+
+
+def _iq2_xs(block):
+    for i in range(256):
+        word = _number(block[2 + i // 8 * 2 :][:2])
+        scale = _half(block, 0) * (0.5 + _neighbour(block[66:], i // 16)) * 0.25
+        signs = _with_even_parity(word >> 9)
+        yield scale * IQ2[_level("iq2_xs", word & 511, i % 8)] * _sign(signs, i % 8), 0.0
+
+
+def _iq2_s(block):
+    low, signs, high, scales = block[2:34], block[34:66], block[66:74], block[74:]
+    for i in range(256):
+        index = low[i // 8] | (high[i // 32] >> 2 * (i % 32 // 8) & 3) << 8
+        scale = _half(block, 0) * (0.5 + _neighbour(scales, i // 16)) * 0.25
+        yield scale * IQ2[_level("iq2_s", index, i % 8)] * _sign(signs[i // 8], i % 8), 0.0
+
+
+def _iq3_xxs(block):
+    for i in range(256):
+        word = _number(block[66 + i // 32 * 4 :][:4])
+        scale = _half(block, 0) * (0.5 + (word >> 28)) * 0.5
+        signs = _with_even_parity(word >> 7 * (i % 32 // 8) & 127)
+        level = _level("iq3_xxs", block[2 + i // 4], i % 4)
+        yield scale * IQ3_XXS[level] * _sign(signs, i % 8), 0.0
+
+
+def _iq3_s(block):
+    low, high, signs, scales = block[2:66], block[66:74], block[74:106], block[106:]
+    for i in range(256):
+        index = low[i // 4] | _bit(high, i // 4) << 8
+        scale = _half(block, 0) * (1 + 2 * _neighbour(scales, i // 32))
+        yield scale * IQ3_S[_level("iq3_s", index, i % 4)] * _sign(signs[i // 8], i % 8), 0.0
+
+
+def _iq1_s(block):
+    for i in range(256):
+        word, eighth = _number(block[34 + i // 32 * 2 :][:2]), i % 32 // 8
+        index = block[2 + i // 8] | (word >> 3 * eighth & 7) << 8
+        scale = _half(block, 0) * (2 * (word >> 12 & 7) + 1)
+        shift = -0.125 if word >> 15 else 0.125
+        yield scale * (IQ1[_level("iq1", index, i % 8)] + shift), 0.0
+
+
+def _iq1_m(block):
+    words = [_number(block[48 + 2 * j :][:2]) for j in range(4)]
+    d = decode_float16(sum((word >> 12) << 4 * j for j, word in enumerate(words)))
+    for i in range(256):
+        nibble = _neighbour(block[32:48], i // 8)
+        index = block[i // 8] | (nibble & 7) << 8
+        scale = d * (2 * (words[i // 64] >> 3 * (i % 64 // 16) & 7) + 1)
+        shift = -0.125 if nibble & 8 else 0.125
+        yield scale * (IQ1[_level("iq1", index, i % 8)] + shift), 0.0
+
+
+def _tq1_0(block):
+    for i in range(256):
+        if i < 160:
+            byte, digit = block[i % 32], i // 32
+        elif i < 240:
+            byte, digit = block[32 + i % 16], (i - 160) // 16
+        else:
+            byte, digit = block[48 + i % 4], (i - 240) // 4
+        # The byte is a fraction of 256: the digit is what its multiple carries past 256.
+        yield _half(block, 52) * (byte * 3**digit % 256 * 3 // 256 - 1), 0.0
+
+
+def _tq2_0(block):
+    for i in range(256):
+        n, j, c = i // 128, i % 128 // 32, i % 32
+        yield _half(block, 64) * ((block[32 * n + c] >> 2 * j & 3) - 1), 0.0
+
+
+def _nvfp4(block):
+    for i in range(64):
+        j, c = i // 16, i % 16
+        q = block[4 + 8 * j + c % 8] >> 4 * (c // 8) & 15
+        yield e4m3(block[j]) * E2M1[q], 0.0
+
+
+def e4m3(byte):
+    """Without a sign, as GGML has it: NaN is 0, but not with the uppermost bit, which counts for
+    nothing else."""
+    exponent, fraction = byte >> 3 & 15, byte & 7
+    if byte == 0x7F:
+        return 0.0
+    return math.ldexp(8 + fraction, exponent - 10) if exponent else math.ldexp(fraction, -9)
+
+
 _DECODERS = {
     "q8_0": _q8_0,
     "q4_0": _q4_0,
@@ -194,6 +323,16 @@ _DECODERS = {
     "iq4_nl": _iq4_nl,
     "iq4_xs": _iq4_xs,
     "mxfp4": _mxfp4,
+    "iq3_xxs": _iq3_xxs,
+    "iq3_s": _iq3_s,
+    "iq2_xxs": _iq2_xxs,
+    "iq2_xs": _iq2_xs,
+    "iq2_s": _iq2_s,
+    "iq1_s": _iq1_s,
+    "iq1_m": _iq1_m,
+    "tq1_0": _tq1_0,
+    "tq2_0": _tq2_0,
+    "nvfp4": _nvfp4,
 }
 
 
@@ -215,6 +354,30 @@ def _bit(packed, i):
     return packed[i // 8] >> i % 8 & 1
 
 
+def _number(packed):
+    return int.from_bytes(bytes(packed), "little")
+
+
+def _neighbour(packed, i):
+    """Nibble i of bytes that hold two neighbours each, the first in the low nibble."""
+    return packed[i // 2] >> 4 * (i % 2) & 15
+
+
+def _level(codebook, index, i):
+    """The level of value i of an entry: of 8 values, or of 4 in IQ3."""
+    bits = 4 if codebook.startswith("iq3") else 2
+    return CODEBOOKS[codebook][index] >> bits * i & (1 << bits) - 1
+
+
+def _with_even_parity(seven):
+    """7 signs, and the eighth, which makes the number of minus signs even."""
+    return seven | seven.bit_count() % 2 << 7
+
+
+def _sign(signs, i):
+    return -1.0 if signs >> i & 1 else 1.0
+
+
 def _scale_and_minimum(scales, i):
     """Of sub-block i, 6 bits each, in the 12 bytes that Q4_K and Q5_K have for 8 of them."""
     if i < 4:
@@ -222,6 +385,44 @@ def _scale_and_minimum(scales, i):
     scale = scales[i + 4] & 15 | scales[i - 4] >> 6 << 4
     minimum = scales[i + 4] >> 4 | scales[i] >> 6 << 4
     return scale, minimum
+
+
+# ---- scales --------------------------------------------------------------------------------------
+
+
+def set_scales(blocks, type, scales):
+    """Write each block's d, and m or dmin if it has one; of MXFP4 the power of two near to |d|, of
+    NVFP4 four numbers from |d| / 2 to |d|.
+
+    blocks: uint8 [n_blocks, bytes of a block]; scales: [n_blocks, 2].
+    """
+    for column, at in enumerate(LAYOUTS[type][2]):
+        blocks[:, at : at + 2] = _halves(scales[:, column])
+    d = scales[:, 0]
+    if type == "mxfp4":
+        blocks[:, 0] = 127 + np.round(np.log2(np.abs(d) + 1e-30))
+    if type == "nvfp4":
+        values = np.array([e4m3(byte) for byte in range(0x7F)])
+        for j in range(4):
+            wanted = np.abs(d) * (1 - j / 8)
+            blocks[:, j] = np.abs(values - wanted[:, np.newaxis]).argmin(axis=1)
+    if type == "iq1_m":
+        words = d.astype("<f2").view("<u2")
+        for j in range(4):
+            blocks[:, 49 + 2 * j] &= 15
+            blocks[:, 49 + 2 * j] |= ((words >> 4 * j & 15) << 4).astype(np.uint8)
+
+
+def make_finite(blocks, type):
+    """Clear a bit of the exponents of the scales, so that they are neither infinite nor NaN."""
+    for at in LAYOUTS[type][2]:
+        blocks[:, at + 1] &= 0xFB
+    if type == "iq1_m":
+        blocks[:, 53] &= 0xBF
+
+
+def _halves(numbers):
+    return numbers[:, np.newaxis].astype("<f2").view(np.uint8)
 
 
 # ---- encoders ------------------------------------------------------------------------------------

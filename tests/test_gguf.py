@@ -27,6 +27,10 @@ SHORT_ROWS = {
     **{"q2_k": (256, 84), "q3_k": (256, 110), "q4_k": (256, 144)},
     **{"q5_k": (256, 176), "q6_k": (256, 210)},
     **{"iq4_nl": (32, 18), "iq4_xs": (256, 136), "mxfp4": (32, 17)},
+    **{"iq3_xxs": (256, 98), "iq3_s": (256, 110)},
+    **{"iq2_xxs": (256, 66), "iq2_xs": (256, 74), "iq2_s": (256, 82)},
+    **{"iq1_s": (256, 50), "iq1_m": (256, 56)},
+    **{"tq1_0": (256, 54), "tq2_0": (256, 66), "nvfp4": (64, 36)},
 }
 
 
@@ -424,7 +428,7 @@ HOSTILE = {
     "tensor 'w' has 0 dims": header(1, 0) + entry(dims=()),
     "tensor 'w' has 5 dims": header(1, 0) + entry(dims=(1, 1, 1, 1, 1)),
     "tensor 'w' has shape (0, 32)": header(1, 0) + entry(dims=(32, 0)),
-    "tensor 'w' is of type IQ3_XXS; supported are F32": header(1, 0) + entry(kind=18),
+    "tensor 'w' is of type Q1_0; supported are F32": header(1, 0) + entry(kind=41),
     "tensor 'w' is of type Q4_0_4_8": header(1, 0) + entry(kind=32),
     "tensor 'w' is of type NUMBER 999": header(1, 0) + entry(kind=999),
     "tensor 'w' has rows of 33 elements; Q4_1 needs a multiple of 32": header(1, 0)

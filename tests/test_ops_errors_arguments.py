@@ -165,7 +165,7 @@ VALUE_ERRORS = {
     "quantize: x has shape (2, 33); expected...multiple of 32": (
         lambda ops: ops.quantize(normal((2, 33)), "q4_0")
     ),
-    'dequantize: type is "f16"; expected "q8_0", "q4_0"..."q5_1", "q2_k"..."iq4_xs" or "mxfp4"': (
+    'dequantize: type is "f16"; expected "q8_0", "q4_0"..."q5_1", "q2_k"..."tq2_0" or "nvfp4"': (
         lambda ops: ops.dequantize(BLOCKS, "f16")
     ),
     "dequantize: data has shape (2, 34); expected...multiple of 18": (
@@ -297,7 +297,7 @@ MATRIX_VALUE_ERRORS = {
     "data has 103 bytes; expected 102": (
         lambda make: make(np.zeros(103, np.uint8), "q8_0", (3, 32))
     ),
-    'type is "q8_k"; expected "f32", "f16", "bf16", "q8_0"..."q5_1", "q2_k"..."mxfp4"': (
+    'type is "q8_k"; expected "f32", "f16", "bf16", "q8_0"..."q5_1", "q2_k"..."nvfp4"': (
         lambda make: make(b"", "q8_k", (0, 0))
     ),
     "shape is (1, 33); expected...multiple of 32": lambda make: make(bytes(34), "q8_0", (1, 33)),

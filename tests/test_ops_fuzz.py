@@ -25,6 +25,8 @@ WORDS = st.sampled_from(
         "q4_k",
         "iq4_xs",
         "mxfp4",
+        "iq2_xxs",
+        "nvfp4",
         "f32",
         "f16",
         "bf16",

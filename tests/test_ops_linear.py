@@ -7,17 +7,17 @@ import reference_blocks
 from arrays import normal, placed, watched
 from bounds import SMALLEST_NORMAL, TINY, U, check
 from file_rows import (
+    LARGE_BLOCKS,
     QUANTIZED,
-    SUPER_BLOCKS,
     TYPES,
     columns,
     decoded,
     drawn_rows,
     file_rows,
-    set_scales,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_blocks import set_scales
 
 from airllm import numpy_ops
 
@@ -198,10 +198,11 @@ def test_packed_floats_need_no_multiple_of_32(ops, type):
         check_packed(ops, normal((2, k), seed=k), file_rows(11, k, type, seed=k), type)
 
 
-@pytest.mark.parametrize("type", SUPER_BLOCKS)
-def test_blocks_of_256_need_a_multiple_of_256(backend, type):
+@pytest.mark.parametrize("type", LARGE_BLOCKS)
+def test_large_blocks_need_a_multiple_of_their_size(backend, type):
+    size = reference_blocks.block_size(type)
     for kind in ("PackedMatrix", "RawRows"):
-        message = rf"{kind}: shape is \(1, 288\); .* a multiple of 256, the block of {type}"
+        message = rf"{kind}: shape is \(1, 288\); .* a multiple of {size}, the block of {type}"
         with pytest.raises(ValueError, match=message):
             getattr(backend, kind)(b"", type, (1, 288))
 

@@ -1,6 +1,7 @@
 """Number formats, bit for bit against reference.py: a file must mean the same to everyone."""
 
 import functools
+import hashlib
 import re
 
 import numpy as np
@@ -9,10 +10,11 @@ import reference
 import reference_blocks
 from arrays import normal, placed
 from bounds import TINY
-from file_rows import QUANTIZED, SUPER_BLOCKS, columns, set_scales
+from file_rows import QUANTIZED, columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from reference_blocks import set_scales
 
 # The types with evenly spaced values that `quantize` makes, with the least and the greatest quant,
 # each at its distance from zero.
@@ -125,8 +127,8 @@ def check_lost(ops, type, bad):
         assert np.isfinite(values[0, 64:]).all()
 
 
-@pytest.mark.parametrize("type", SUPER_BLOCKS)
-def test_blocks_of_256_are_read_and_never_made(backend, type):
+@pytest.mark.parametrize("type", [t for t in QUANTIZED if t not in reference_blocks.WRITTEN])
+def test_blocks_whose_scales_are_searched_for_are_read_and_never_made(backend, type):
     says = f'quantize: type is "{type}"; expected "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"'
     with pytest.raises(ValueError, match=re.escape(says)):
         backend.quantize(normal((1, 256)), type)
@@ -136,8 +138,7 @@ def test_dequantize_is_exact_for_every_byte(ops, any_type):
     random = np.random.default_rng(0)
     size = reference_blocks.block_bytes(any_type)
     data = random.integers(0, 256, (64, 3 * size), dtype=np.uint8)
-    for at in reference_blocks.LAYOUTS[any_type][2]:
-        data.reshape(-1, size)[:, at + 1] &= 0xFB  # a finite scale or minimum, of any magnitude
+    reference_blocks.make_finite(data.reshape(-1, size), any_type)
     expected = dequantized(data.tobytes(), any_type)
     for offset in (0, 1, 13):
         result = ops.dequantize(placed(data, offset), any_type)
@@ -153,6 +154,63 @@ def test_dequantize_gives_the_bits_of_a_float32_product(ops, any_type):
     np.testing.assert_array_equal(np.signbit(result), np.signbit(expected))
 
 
+# SHA-256 of what gguf-py 0.19 makes of `blocks_of_every_kind`, as little-endian float32.
+GGUF_PY = {
+    "q8_0": "00343685b7eed5411cfd2c57b95f8b885758c7a1de90d5e794110024b1c4dcff",
+    "q4_0": "c9c6905cebd0d5720ee8028caa976aa12f61abacdecf51f3fdda4b9e2e70b0af",
+    "q4_1": "70a1d8319329f98ace04e77ed6c025fc30e9252976120f69f3af6b1be4b0bfff",
+    "q5_0": "535fe19671185aece071e362ed78482f97f8955f22e9bef408dba4d0b30f3e35",
+    "q5_1": "6ecb4f89bd02747ddf52dd3df18596c2bf4a9bc196d78d1e4959484008bf1f4a",
+    "q2_k": "b451a81f88d139c2b9070964ec9fdaaf65cd8004c43ef9351cf4ef89cab16415",
+    "q3_k": "4667cb83c588a69a3a0282bdc5ee3e2954ec6e3d2ccd9f15e92012a907583b0b",
+    "q4_k": "77565eb78370c98d90ecbb8fb5c54cb9132d25cc1ea36fe25adcc087c6f06a9c",
+    "q5_k": "0a00b8a67ec8a08f2b6d1247f22bc05a7051a02a1205c2187fe83902e2683b96",
+    "q6_k": "d1b48ee9fc56bed9d81f862f0ee2485ed4ca4e64a0e18b8cc40675819f2f4dec",
+    "iq4_nl": "b9bdefdb62dd93b53e600408ea83cc308ada2d2b7d8acb9735a1d07e1558692a",
+    "iq4_xs": "0826a49414b5e1ca09390f51c9b70b2e534f7dacc29720545945cb0b4e9c6d79",
+    "mxfp4": "da2648ce453150cd8c80d5e84cb2253e98dc9d29aed6df95d1e8f65382099961",
+    "iq3_xxs": "542a60e369808a724060dc17d1b13a550f8c10a4e4f76839a12c6b20f56adabd",
+    "iq3_s": "804fffbe7d095abd33f0537780bc14dcb069961e2ef543c24680b20400d43d1c",
+    "iq2_xxs": "c760f16d83b3e2dd88fb75da788f2ee51a297bfb50434da133fbd0c9e463bff8",
+    "iq2_xs": "3fe9d9eb9fcabebefcc17e0e78b2e137cee733d224d644118d819700539aa2d3",
+    "iq2_s": "293e28676d386e0c62074f5feb22a6a8da24a7acddb4b5919a734050e644f722",
+    "iq1_s": "ffcb522032c0b49674490a399663591ca9e19d7e84c76fd7e4769464dbd434a3",
+    "iq1_m": "d0aabd6f484c16264acc3d04524f62449c81c3805ca3a2a51c505dd374c60882",
+    "tq1_0": "a553b61c0ebd81f8d38f1b463d0e80db6b136c66493994f14272ff9a772eead4",
+    "tq2_0": "424298398a1065f87059e7732f849fb480e6bea16bb82cd55d6de5f0d61f24ee",
+    "nvfp4": "64e6f3b0fd9a5fdb3b69e88e2a1f167cee6be3795968c731f9816ecaf58821c6",
+}
+
+
+def blocks_of_every_kind(type):
+    """4,096 blocks of random bytes, some with the smallest and the largest finite scales."""
+    size = reference_blocks.block_bytes(type)
+    data = np.frombuffer(hashlib.shake_128(type.encode()).digest(4096 * size), np.uint8)
+    blocks = data.reshape(4096, size).copy()
+    smallest, largest = 2.0**-24, 65504.0
+    ends = [0.0, -0.0, smallest, -smallest, 1023 * smallest, 1024 * smallest, largest, -largest]
+    for column in range(2):
+        scales = np.ones((len(ends), 2))
+        scales[:, column] = ends
+        set_scales(blocks[column * len(ends) :][: len(ends)], type, scales)
+    if type == "nvfp4":
+        blocks[-64:, :4] = np.arange(256).reshape(64, 4)
+    reference_blocks.make_finite(blocks, type)
+    return blocks
+
+
+def test_dequantize_gives_gguf_pys_bits(ops, any_type):
+    values = ops.dequantize(blocks_of_every_kind(any_type), any_type)
+    assert hashlib.sha256(values.astype("<f4").tobytes()).hexdigest() == GGUF_PY[any_type]
+
+
+def test_packed_blocks_have_gguf_pys_bits(ops, any_type):
+    blocks = blocks_of_every_kind(any_type)
+    n_columns = 64 * reference_blocks.block_size(any_type)
+    values = ops.PackedMatrix(blocks, any_type, (64, n_columns)).dequantize()
+    assert hashlib.sha256(values.astype("<f4").tobytes()).hexdigest() == GGUF_PY[any_type]
+
+
 def test_every_exponent_of_mxfp4_is_a_power_of_two(ops):
     blocks = np.zeros((256, 17), np.uint8)
     blocks[:, 0], blocks[:, 1:] = np.arange(256), np.arange(16) * 16 + np.arange(16)[::-1]
@@ -166,6 +224,21 @@ def test_every_exponent_of_mxfp4_is_a_power_of_two(ops):
     result = ops.linear(x, matrix, activations="f32")[0]
     finite = np.isfinite(expected).all(axis=1)
     np.testing.assert_array_equal(result[finite], expected[finite, 1])
+
+
+def test_every_byte_of_nvfp4s_scales_is_a_number_of_e4m3(ops):
+    blocks = np.zeros((256, 36), np.uint8)
+    blocks[:, :4] = np.arange(256)[:, np.newaxis]
+    blocks[:, 4:] = np.arange(32) % 16 * 16 + np.arange(32)[::-1] % 16
+    expected = dequantized(blocks.tobytes(), "nvfp4").reshape(256, 64)
+    assert np.unique(np.abs(expected[:, 0])).size > 100
+    matrix = ops.PackedMatrix(blocks, "nvfp4", (256, 64))
+    np.testing.assert_array_equal(matrix.dequantize(), expected)
+    for column in range(0, 64, 9):
+        x = np.zeros((1, 64), np.float32)
+        x[0, column] = 1
+        result = ops.linear(x, matrix, activations="f32")[0]
+        np.testing.assert_array_equal(result, expected[:, column])
 
 
 @functools.cache  # the same bytes for each backend

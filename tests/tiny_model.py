@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from file_rows import SUPER_BLOCKS, FileRows, decoded, drawn_rows, set_scales
+from file_rows import LARGE_BLOCKS, FileRows, decoded, drawn_rows
 from gguf_writer import TensorSpec, write_gguf
-from reference_blocks import block_bytes
+from reference_blocks import block_bytes, set_scales
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld"]
@@ -110,7 +110,7 @@ def write_tiny_model(
     rope_factors: float32 [rope_dims / 2], as a tensor.
     metadata, tensors: what to put in place of the valid entries, by name; None leaves one out.
     """
-    sizes = sizes or (WIDE if type in SUPER_BLOCKS else Sizes())
+    sizes = sizes or (WIDE if type in LARGE_BLOCKS else Sizes())
     vocabulary = vocabulary_tokens()
     rng = np.random.default_rng(5)
     specs: dict[str, TensorSpec | None] = {}

@@ -27,9 +27,32 @@ and in some types an integer minimum m.
     iq4_xs 136         d, 2 upper and 4 low of s,           d * (s - 32) * IQ4_VALUES[q]
                        128 nibbles
 
-Numbers count bytes. A byte of nibbles holds the low 4 bits of two quants, a byte of pairs 2 bits of
-four quants, a byte of highest the topmost bit of eight. Layouts are those of ggml-common.h,
-little-endian.
+The IQ types below 4 bits have super-blocks, too. An index i of a codebook gives the levels q of 8
+values (IQ2, IQ1) or of 4 (IQ3), see codebooks.py. Of iq2_xxs, iq2_xs and iq3_xxs, the signs of 8
+values are stored as 7 bits: the number of minus signs is even.
+
+    iq2_xxs 66 bytes   d, 8 times 4 i, 4 signs and s        d * (s + 1/2) / 4 * +-IQ2_LEVELS[q]
+    iq2_xs  74         d, 32 of i and signs, 16 s           the same
+    iq2_s   82         d, 32 low of i, 32 signs,            the same
+                       32 upper of i, 16 s
+    iq3_xxs 98         d, 64 i, 8 times 4 signs and s       d * (s + 1/2) / 2 * +-IQ3_XXS_LEVELS[q]
+    iq3_s  110         d, 64 low of i, 64 upper of i,       d * (2 * s + 1) * +-(2 * q + 1)
+                       32 signs, 8 s
+    iq1_s   50         d, 32 low of i, 8 times 4 upper      d * (2 * s + 1) * (q - 1 +- 1/8)
+                       of i, s and a sign of 1/8
+    iq1_m   56         32 low of i, 32 upper of i and       the same
+                       signs of 1/8, 16 s and d
+
+Two types have three levels, and one d for 256 values. nvfp4 has blocks of 64 values, and a byte s
+for 16 of them, an E4M3 number without a sign:
+
+    tq1_0   54 bytes   48 times 5 q, 4 times 4 q, d         d * (q - 1)
+    tq2_0   66         64 pairs, d                          d * (q - 1)
+    nvfp4   36         4 s, 32 nibbles                      s / 2 * E2M1_VALUES[q]
+
+Numbers count bytes, but of i, s and signs they count these: several share a byte. A byte of nibbles
+holds the low 4 bits of two quants, a byte of pairs 2 bits of four quants, a byte of highest the
+topmost bit of eight. Layouts are those of ggml-common.h, little-endian.
 
 All products are exact in float32 (11 + 6 + 7 bits at most), so a value is rounded at most once: by
 its sum or difference.
@@ -41,6 +64,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.numpy_ops import codebooks
 from airllm.numpy_ops.checks import Float32
 
 Bytes = NDArray[np.uint8]
@@ -53,6 +77,10 @@ IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
 )
 E2M1_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+
+# What the levels of the codebooks stand for.
+IQ2_LEVELS = np.array([8, 25, 43], np.int8)
+IQ3_XXS_LEVELS = np.array([4, 12, 20, 28, 36, 44, 52, 62], np.int8)
 
 
 def _q8_0(blocks: Bytes) -> Float32:
@@ -125,6 +153,73 @@ def _mxfp4(blocks: Bytes) -> Float32:
     return power_of_two(blocks[:, :1]) * E2M1_VALUES[_planes(blocks[:, 1:], 4)]
 
 
+def _iq2_xxs(blocks: Bytes) -> Float32:
+    words = _words(blocks[:, 2:], "<u4").reshape(-1, 8, 2)
+    i, signs = words[..., 0], words[..., 1]
+    q = codebooks.IQ2_XXS[_fields(i, 8, 4)]
+    return _signed(
+        _half(blocks, 0) * _half_up(signs >> 28, 4), IQ2_LEVELS[q], _signs_of_words(signs)
+    )
+
+
+def _iq2_xs(blocks: Bytes) -> Float32:
+    words = _words(blocks[:, 2:66], "<u2")
+    q, signs = codebooks.IQ2_XS[words & 511], _EIGHT_SIGNS[words >> 9]
+    s = _neighbours(blocks[:, 66:], 4)
+    return _signed(_half(blocks, 0) * _half_up(s, 4), IQ2_LEVELS[q], signs)
+
+
+def _iq2_s(blocks: Bytes) -> Float32:
+    i = blocks[:, 2:34] | _neighbours(blocks[:, 66:74], 2).astype(np.uint16) << 8
+    s = _neighbours(blocks[:, 74:], 4)
+    signs = _signs(blocks[:, 34:66])
+    return _signed(_half(blocks, 0) * _half_up(s, 4), IQ2_LEVELS[codebooks.IQ2_S[i]], signs)
+
+
+def _iq3_xxs(blocks: Bytes) -> Float32:
+    q = codebooks.IQ3_XXS[blocks[:, 2:66]]
+    signs = _words(blocks[:, 66:], "<u4")
+    scale = _half(blocks, 0) * _half_up(signs >> 28, 2)
+    return _signed(scale, IQ3_XXS_LEVELS[q], _signs_of_words(signs))
+
+
+def _iq3_s(blocks: Bytes) -> Float32:
+    i = blocks[:, 2:66] | _neighbours(blocks[:, 66:74], 1).astype(np.uint16) << 8
+    s = _neighbours(blocks[:, 106:], 4)
+    magnitudes = (codebooks.IQ3_S[i] * np.uint8(2) + np.uint8(1)).view(np.int8)
+    return _signed(_half(blocks, 0) * (2 * s + 1), magnitudes, _signs(blocks[:, 74:106]))
+
+
+def _iq1_s(blocks: Bytes) -> Float32:
+    words = _words(blocks[:, 34:], "<u2")
+    i = blocks[:, 2:34] | _fields(words, 3, 4).reshape(-1, 32) << 8
+    shift = np.where(words >> 15, -_EIGHTH, _EIGHTH)
+    return _shifted(_half(blocks, 0) * (2 * (words >> 12 & 7) + 1), i, shift)
+
+
+def _iq1_m(blocks: Bytes) -> Float32:
+    nibbles, words = _neighbours(blocks[:, 32:48], 4), _words(blocks[:, 48:], "<u2")
+    i = blocks[:, :32] | (nibbles & 7).astype(np.uint16) << 8
+    nibbles_of_d = words >> 12 << np.arange(0, 16, 4, dtype=np.uint16)
+    d = np.bitwise_or.reduce(nibbles_of_d, axis=1, keepdims=True).view("<f2").astype(np.float32)
+    s = _fields(words, 3, 4).reshape(-1, 16)
+    return _shifted(d * (2 * s + 1), i, np.where(nibbles >> 3, -_EIGHTH, _EIGHTH))
+
+
+def _tq1_0(blocks: Bytes) -> Float32:
+    q = [_base_3(blocks[:, :32], 5), _base_3(blocks[:, 32:48], 5), _base_3(blocks[:, 48:52], 4)]
+    return _half(blocks, 52) * _centred(np.concatenate(q, axis=1), 1)
+
+
+def _tq2_0(blocks: Bytes) -> Float32:
+    return _half(blocks, 64) * _centred(_planes(blocks[:, :64], 2, together=32), 1)
+
+
+def _nvfp4(blocks: Bytes) -> Float32:
+    q = _planes(blocks[:, 4:], 4, together=8).reshape(-1, 4, 16)
+    return (_E4M3_HALVES[blocks[:, :4], np.newaxis] * E2M1_VALUES[q]).reshape(-1, 64)
+
+
 # type: uint8 [n_blocks, bytes of a block] -> float32 [n_blocks, values in a block]
 DECODERS: dict[str, Callable[[Bytes], Float32]] = {
     "q8_0": _q8_0,
@@ -140,6 +235,16 @@ DECODERS: dict[str, Callable[[Bytes], Float32]] = {
     "iq4_nl": _iq4_nl,
     "iq4_xs": _iq4_xs,
     "mxfp4": _mxfp4,
+    "iq3_xxs": _iq3_xxs,
+    "iq3_s": _iq3_s,
+    "iq2_xxs": _iq2_xxs,
+    "iq2_xs": _iq2_xs,
+    "iq2_s": _iq2_s,
+    "iq1_s": _iq1_s,
+    "iq1_m": _iq1_m,
+    "tq1_0": _tq1_0,
+    "tq2_0": _tq2_0,
+    "nvfp4": _nvfp4,
 }
 
 
@@ -176,6 +281,79 @@ def _neighbours(packed: Bytes, bits: int) -> Bytes:
     return _planes(packed.reshape(-1, 1), bits).reshape(n_blocks, n_bytes * 8 // bits)
 
 
+def _words(packed: Bytes, dtype: str) -> NDArray[np.integer[Any]]:
+    """[n_blocks, n_bytes] as little-endian numbers, side by side."""
+    return packed.copy().view(dtype)
+
+
+def _fields(words: NDArray[np.integer[Any]], bits: int, count: int) -> NDArray[Any]:
+    """The lowest `count` fields of `bits` bits of each word, on a new last axis."""
+    shifts = np.arange(0, bits * count, bits).astype(words.dtype)
+    return words[..., np.newaxis] >> shifts & words.dtype.type(2**bits - 1)
+
+
+def _base_3(packed: Bytes, digits: int) -> Bytes:
+    """The digits of tq1_0: [n_blocks, n_bytes] to [n_blocks, digits * n_bytes].
+
+    A byte is a number in base 3, as a fraction of 256 rounded up. First come the first digits of
+    all bytes.
+    """
+    powers = np.array([1, 3, 9, 27, 81], np.uint8)[:digits, np.newaxis]
+    fractions = (packed[:, np.newaxis] * powers).astype(np.uint16)
+    carried = (fractions * np.uint16(3) >> 8).astype(np.uint8)
+    return carried.reshape(len(packed), digits * packed.shape[1])
+
+
+def _signs(packed: Bytes) -> NDArray[np.int8]:
+    """1, or -1 where a bit is set: [..., n_bytes] to [..., 8 * n_bytes]."""
+    return np.int8(1) - np.int8(2) * np.unpackbits(packed, axis=-1, bitorder="little").view(np.int8)
+
+
+# The signs of 8 values that 7 bits stand for: int8 [128, 8].
+_SEVEN = np.arange(128, dtype=np.uint8)
+_PARITY = np.bitwise_xor.reduce(_SEVEN[:, np.newaxis] >> np.arange(7, dtype=np.uint8) & 1, axis=1)
+_EIGHT_SIGNS = _signs((_SEVEN | _PARITY << np.uint8(7))[:, np.newaxis])
+
+
+def _signs_of_words(words: NDArray[np.integer[Any]]) -> NDArray[np.int8]:
+    """Of the low 28 bits of uint32 [n_blocks, 8]: four times 7 bits."""
+    signs: NDArray[np.int8] = _EIGHT_SIGNS[_fields(words, 7, 4)]
+    return signs
+
+
+def _half_up(s: NDArray[np.integer[Any]], divisor: int) -> Float32:
+    """(s + 1/2) / divisor."""
+    return (s.astype(np.float32) + np.float32(0.5)) / np.float32(divisor)
+
+
+def _signed(scale: Float32, magnitudes: NDArray[np.int8], signs: NDArray[np.int8]) -> Float32:
+    """scale * magnitude * sign, see _scaled; both [n_blocks, ...] of 256 for each block."""
+    shape = (len(scale), SUPER_BLOCK)
+    return _scaled(scale, magnitudes.reshape(shape) * signs.reshape(shape))
+
+
+def _shifted(scale: Float32, i: NDArray[np.integer[Any]], shift: Float32) -> Float32:
+    """The values of iq1. scale: [n_blocks, n_sub_blocks]; i: [n_blocks, 32]; shift: [n_blocks, n],
+    the same for 32 / n neighbouring i."""
+    levels = (
+        _centred(codebooks.IQ1[i], 1) + shift.repeat(i.shape[1] // shift.shape[1], 1)[..., None]
+    )
+    return _scaled(scale, levels.reshape(len(scale), SUPER_BLOCK))
+
+
+def _e4m3_halves() -> Float32:
+    """Half of what each byte means as E4M3 without a sign: float32 [256]. 0x7f, a NaN, counts as 0;
+    GGML ignores the uppermost bit of all others."""
+    e = np.arange(256)
+    exponent, mantissa = e >> 3 & 15, e & 7
+    units = np.where(exponent, (8 + mantissa) << np.maximum(exponent - 1, 0), mantissa)
+    return np.where(e == 0x7F, 0, units * 2.0**-10).astype(np.float32)
+
+
+_EIGHTH = np.float32(0.125)
+_E4M3_HALVES = _e4m3_halves()
+
+
 def _highest_bits(packed: Bytes) -> Bytes:
     """[n_blocks, 4] to 0 or 16 for each value, [n_blocks, 32]. A byte holds 8 neighbours."""
     return np.unpackbits(packed, axis=1, bitorder="little") << np.uint8(4)
@@ -199,14 +377,14 @@ def _centred(q: Bytes, zero: int) -> NDArray[np.int8]:
     return q.view(np.int8) - np.int8(zero)
 
 
-def _scaled(scale: Float32, q: NDArray[np.integer[Any]], minimum: Float32 | None = None) -> Float32:
+def _scaled(scale: Float32, q: NDArray[Any], minimum: Float32 | None = None) -> Float32:
     """scale * q - minimum, with the scale and minimum of each sub-block.
 
     scale, minimum: [n_blocks, n_sub_blocks]; q: [n_blocks, 256]. Returns float32 [n_blocks, 256].
     """
     n_blocks, n_sub_blocks = scale.shape
     sub_blocks = q.reshape(n_blocks, n_sub_blocks, SUPER_BLOCK // n_sub_blocks)
-    values = scale[..., np.newaxis] * sub_blocks
+    values: Float32 = scale[..., np.newaxis] * sub_blocks
     if minimum is not None:
         values -= minimum[..., np.newaxis]
     return values.reshape(n_blocks, SUPER_BLOCK)

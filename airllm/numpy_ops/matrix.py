@@ -27,7 +27,8 @@ class PackedMatrix:
     data: C-contiguous array of any dtype, or bytes-like: exactly the n rows' bytes. They are not
         copied: the matrix keeps a reference, and a change of the bytes changes the matrix.
     type: "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k",
-        "q5_k", "q6_k", "iq4_nl", "iq4_xs" or "mxfp4".
+        "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "iq3_xxs", "iq3_s", "iq2_xxs", "iq2_xs",
+        "iq2_s", "iq1_s", "iq1_m", "tq1_0", "tq2_0" or "nvfp4".
     shape: (n, k), k a multiple of the type's block.
 
     Attributes: type, shape, nbytes (bytes of the packed rows).

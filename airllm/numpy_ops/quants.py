@@ -1,8 +1,8 @@
 """Number formats of weights: float16, bfloat16 and GGML's quantised blocks (see blocks.py).
 
 Layouts and rounding are those of GGML (ggml-common.h and the quantize_row_*_ref functions of
-ggml-quants.c). K-quants and iq4_xs can only be read. GGML searches for their scales with heuristics
-that may change, so that no result is the right one.
+ggml-quants.c). K-quants, iq4_xs and the types after mxfp4 can only be read. GGML searches for the
+scales of nearly all of them with heuristics that may change, so that no result is the right one.
 """
 
 from collections.abc import Callable
@@ -41,6 +41,16 @@ TYPES = {
     "iq4_nl": (BLOCK, 18),
     "iq4_xs": (SUPER_BLOCK, 136),
     "mxfp4": (BLOCK, 17),
+    "iq3_xxs": (SUPER_BLOCK, 98),
+    "iq3_s": (SUPER_BLOCK, 110),
+    "iq2_xxs": (SUPER_BLOCK, 66),
+    "iq2_xs": (SUPER_BLOCK, 74),
+    "iq2_s": (SUPER_BLOCK, 82),
+    "iq1_s": (SUPER_BLOCK, 50),
+    "iq1_m": (SUPER_BLOCK, 56),
+    "tq1_0": (SUPER_BLOCK, 54),
+    "tq2_0": (SUPER_BLOCK, 66),
+    "nvfp4": (2 * BLOCK, 36),
 }
 
 
@@ -81,7 +91,8 @@ def dequantize(data: Bytes, type: str) -> Float32:
     """The values of packed rows, exactly.
 
     data: uint8 [..., row_bytes], as a file has them or `quantize` returns them.
-    type: what `quantize` takes, or "q2_k", "q3_k", "q4_k", "q5_k", "q6_k" or "iq4_xs".
+    type: what `quantize` takes, or "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "iq3_xxs",
+        "iq3_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_s", "iq1_m", "tq1_0", "tq2_0" or "nvfp4".
     Returns float32 [..., row_bytes / bytes of a block * values in a block].
     """
     data = checks.array("dequantize", "data", data, ["uint8"])

@@ -205,8 +205,14 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
                 )
             unused.discard(name)
     if unused:
+        name = min(unused)
+        if name.endswith((".scale", ".input_scale")):
+            raise gguf.metadata.fault(
+                f"tensor {name} scales a whole matrix, which is not implemented; files that "
+                "llama-quantize has written have no such tensors"
+            )
         raise gguf.metadata.fault(
-            f"tensor {min(unused)} has no place in a {model.config.architecture} model"
+            f"tensor {name} has no place in a {model.config.architecture} model"
         )
 
 

@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]
 @dataclass(frozen=True)
 class _Scale:
     """A float16 field of a block: `factor` times the block's random scale. MXFP4's is a byte for
-    the nearest power of two."""
+    the nearest power of two, NVFP4's are four bytes of E4M3, IQ1_M's is four nibbles apart."""
 
     offset: int
     factor: float
@@ -42,7 +42,22 @@ _SCALES = {
     "iq4_nl": [_Scale(0, 1 / 67.4)],
     "iq4_xs": [_Scale(0, 1 / 1246)],
     "mxfp4": [_Scale(0, 1 / 5.85)],
+    "iq3_xxs": [_Scale(0, 1 / 141)],
+    "iq3_s": [_Scale(0, 1 / 142)],
+    "iq2_xxs": [_Scale(0, 1 / 53.4)],
+    "iq2_xs": [_Scale(0, 1 / 56)],
+    "iq2_s": [_Scale(0, 1 / 56.6)],
+    "iq1_s": [_Scale(0, 1 / 7.1)],
+    "iq1_m": [_Scale(0, 1 / 7.1)],
+    "tq1_0": [_Scale(52, 1 / 0.81)],
+    "tq2_0": [_Scale(64, 1 / 0.72)],
+    "nvfp4": [_Scale(0, 1 / 5.85)],
 }
+# The numbers of E4M3 without a sign, in the order of their bytes.
+_E4M3 = [
+    *(m / 512 for m in range(8)),
+    *((8 + m) * 2.0 ** (e - 10) for e in range(1, 16) for m in range(8)),
+][:-1]
 FLOATS = ("f32", "f16", "bf16")
 NAMES = (*FLOATS, *_SCALES)
 
@@ -70,12 +85,23 @@ def random_rows(
     if type == "q8_0":  # GGML never writes -128
         quants = blocks[..., 2:]
         quants[quants == 0x80] = 0x81
+    if type == "tq2_0":  # nor 3
+        quants = blocks[..., :64]
+        quants ^= (quants & quants >> 1 & 0x55) << 1
     scale = deviation * rng.uniform(0.7, 1.3, shape[:2])
     for field in _SCALES[type]:
         if type == "mxfp4":
             blocks[..., 0] = 128 + np.round(np.log2(scale * field.factor))
             continue
+        if type == "nvfp4":
+            blocks[..., :4] = np.searchsorted(_E4M3, 2 * scale * field.factor)[..., None]
+            continue
         half = (scale * field.factor).astype("<f2")
+        if type == "iq1_m":
+            for i in range(4):
+                nibble = (half.view("<u2") >> 4 * i & 15).astype(np.uint8)
+                blocks[..., 49 + 2 * i] = blocks[..., 49 + 2 * i] & 15 | nibble << 4
+            continue
         blocks[..., field.offset : field.offset + 2] = half[..., None].view(np.uint8)
     return blocks.reshape(n, -1)
 

@@ -104,8 +104,8 @@ void add_products() {
     for (const auto& format : tensor_ops::formats)
         if (format.type != DType::f32) add_packed(format.name, format.type, 1, hidden, hidden);
     for (const std::size_t rows : {8u, 256u, 512u})
-        for (const DType type :
-             {DType::q4_0, DType::q8_0, DType::q4_k, DType::iq4_xs, DType::mxfp4})
+        for (const DType type : {DType::q4_0, DType::q8_0, DType::q4_k, DType::iq4_xs, DType::mxfp4,
+                                 DType::iq3_xxs, DType::iq2_xxs, DType::iq1_s})
             add_packed(tensor_ops::dtype_name(type), type, rows, hidden, hidden);
 }
 

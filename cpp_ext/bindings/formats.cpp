@@ -99,7 +99,8 @@ void bind_formats(py::module_& m) {
     m.def("dequantize", dequantize, arg("data"), arg("type"),
           "The values of packed rows, exactly.\n\n"
           "data: uint8 [..., row_bytes]; type: what `quantize` makes, or \"q2_k\", \"q3_k\", "
-          "\"q4_k\", \"q5_k\", \"q6_k\" or \"iq4_xs\".\n"
+          "\"q4_k\", \"q5_k\", \"q6_k\", \"iq4_xs\", \"iq3_xxs\", \"iq3_s\", \"iq2_xxs\", "
+          "\"iq2_xs\", \"iq2_s\", \"iq1_s\", \"iq1_m\", \"tq1_0\", \"tq2_0\" or \"nvfp4\".\n"
           "Returns float32 [..., row_bytes / bytes of a block * elements of a block].");
     m.def("float32_to_float16", float32_to_float16, arg("x"),
           "Rounded to the nearest, ties to even; from 65520 on, infinity.\n\n"

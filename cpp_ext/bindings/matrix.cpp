@@ -282,7 +282,8 @@ void bind_matrix(py::module_& m) {
         "a GGUF file. All threads pack them; the object does not keep them.\n"
         "type: \"f32\", \"f16\", \"bf16\", or one of GGML's \"q8_0\", \"q4_0\", \"q4_1\", "
         "\"q5_0\", \"q5_1\", \"q2_k\", \"q3_k\", \"q4_k\", \"q5_k\", \"q6_k\", "
-        "\"iq4_nl\", \"iq4_xs\", \"mxfp4\".\n"
+        "\"iq4_nl\", \"iq4_xs\", \"mxfp4\", \"iq3_xxs\", \"iq3_s\", \"iq2_xxs\", \"iq2_xs\", "
+        "\"iq2_s\", \"iq1_s\", \"iq1_m\", \"tq1_0\", \"tq2_0\", \"nvfp4\".\n"
         "shape: (n, k), k a multiple of the type's block.\n"
         "Attributes: type, shape, nbytes (bytes of the packed form).");
     define_init(packed, make_packed, arg("data"), arg("type"), arg("shape"));

@@ -5,98 +5,10 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels.h"
-#include "kernels/intrinsics.h"
+#include "kernels/codebook_blocks.h"
 
 namespace tensor_ops {
 namespace {
-
-inline std::uint16_t half_from_float(float value) {
-    const std::uint32_t bits = float_to_bits(value);
-    const std::uint32_t sign = bits >> 16 & 0x8000;
-    const std::uint32_t magnitude = bits & 0x7fffffff;
-    if (magnitude > 0x7f800000) return static_cast<std::uint16_t>(sign | 0x7e00);
-    // 65520 and above round to infinity.
-    if (magnitude >= 0x477ff000) return static_cast<std::uint16_t>(sign | 0x7c00);
-    if (magnitude < 0x38800000) {
-        // Denormal half: adding 0.5 leaves value / 2^-24, rounded to nearest even, in the low bits.
-        const float shifted = bits_to_float(magnitude) + 0.5f;
-        return static_cast<std::uint16_t>(sign | (float_to_bits(shifted) - 0x3f000000));
-    }
-    const std::uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
-    return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000) >> 13));
-}
-
-inline float half_to_float(std::uint16_t half) {
-    const std::uint32_t sign = (half & 0x8000u) << 16;
-    const std::uint32_t magnitude = (half & 0x7fffu) << 13;
-    if ((half & 0x7c00) == 0x7c00) return bits_to_float(sign | magnitude | 0x7f800000);
-    return bits_to_float(sign | float_to_bits(bits_to_float(magnitude) * 0x1p112f));
-}
-
-inline std::uint16_t bfloat_from_float(float value) {
-    const std::uint32_t bits = float_to_bits(value);
-    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
-    return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-template <class T>
-inline T read(const std::byte* p) {
-    T value;
-    std::memcpy(&value, p, sizeof value);
-    return value;
-}
-
-// The scale that a byte of Scale::e8m0 means: 2^(e - 128).  The two smallest are denormal.
-inline float e8m0_to_float(std::uint8_t e) {
-    return bits_to_float(e < 2 ? 0x00200000u << e : (e - 1u) << 23);
-}
-
-// 32 columns of a row, taken apart.  d and d_min are the file's halves.  s and s_min are the
-// integer scales of columns 0 to 15 and 16 to 31, or the byte of Scale::e8m0 twice.
-struct Block {
-    std::uint16_t d, d_min;
-    std::int8_t s[2], s_min[2];
-    std::uint8_t code[quant_block];
-};
-
-inline float block_scale(DType type, const Block& block, std::size_t sub) {
-    switch (format_of(type).scale) {
-        case Scale::half: return half_to_float(block.d);
-        case Scale::half_by_int8: return half_to_float(block.d) * block.s[sub];
-        default: return e8m0_to_float(static_cast<std::uint8_t>(block.s[sub]));
-    }
-}
-inline float block_minimum(DType type, const Block& block, std::size_t sub) {
-    const float d = half_to_float(block.d_min);
-    return format_of(type).scale == Scale::half ? d : -(d * block.s_min[sub]);
-}
-
-inline void block_values(DType type, const Block& block, float* y) {
-    const Format& format = format_of(type);
-    std::int8_t value[quant_block];
-    for (std::size_t i = 0; i < quant_block; ++i)
-        value[i] = static_cast<std::int8_t>(block.code[i] - format.zero);
-    for (std::size_t i = 0; format.values && i < quant_block; ++i)
-        value[i] = format.values[block.code[i]];
-    for (std::size_t i = 0; i < quant_block; ++i)
-        y[i] = block_scale(type, block, i / 16) * static_cast<float>(value[i]);
-    for (std::size_t i = 0; format.has_min && i < quant_block; ++i)
-        y[i] += block_minimum(type, block, i / 16);
-}
-
-inline unsigned byte_at(const std::byte* p, std::size_t i) { return static_cast<unsigned>(p[i]); }
-
-// 16 bytes of nibbles: the low ones are the codes of columns 0 to 15.
-inline void read_nibbles(const std::byte* p, Block& block) {
-    for (std::size_t i = 0; i < 16; i += 8) {  // by words: for bytes GCC makes hundreds of moves
-        constexpr std::uint64_t nibbles = 0x0f0f0f0f0f0f0f0f;
-        const auto word = read<std::uint64_t>(p + i);
-        const std::uint64_t low = word & nibbles, high = word >> 4 & nibbles;
-        std::memcpy(block.code + i, &low, 8);
-        std::memcpy(block.code + 16 + i, &high, 8);
-    }
-}
 
 // The types whose blocks have 32 columns: scales, then bit 4 of each code (q5), then nibbles, or
 // the bytes of q8_0.
@@ -118,12 +30,9 @@ inline void read_simple_block(DType type, const std::byte* p, Block& block) {
     }
     read_nibbles(p, block);
     for (std::size_t i = 0; fifth != 0 && i < quant_block; i += 8) {
-        constexpr std::uint64_t each_byte = 0x0101010101010101, each_bit = 0x8040201008040201;
-        const std::uint64_t bits = (fifth >> i & 0xff) * each_byte & each_bit;
-        const std::uint64_t spread = (bits + 0x7f * each_byte) >> 3 & 0x10 * each_byte;
         std::uint64_t code;
         std::memcpy(&code, block.code + i, 8);
-        code |= spread;
+        code |= spread_bits(fifth >> i & 0xff) << 4;
         std::memcpy(block.code + i, &code, 8);
     }
 }
@@ -146,6 +55,45 @@ inline void read_iq4_xs_block(const std::byte* p, std::size_t b, Block& block) {
     block.d = read<std::uint16_t>(p);
     block.s[0] = block.s[1] = static_cast<std::int8_t>(static_cast<int>(low | high << 4) - 32);
     read_nibbles(p + 8 + 16 * b, block);
+}
+
+// Columns 32 b to 32 b + 31 of a block of nvfp4: scales[4], nibbles[32], each for 16 columns.
+inline void read_nvfp4_block(const std::byte* p, std::size_t b, Block& block) {
+    for (std::size_t i = 0; i < 2; ++i) {
+        const unsigned e = byte_at(p, 2 * b + i);
+        // GGML ignores the uppermost bit, and takes the byte that is NaN without it for 0.
+        block.s[i] = static_cast<std::int8_t>(e == 0x7f ? 0 : e & 0x7f);
+        const auto word = read<std::uint64_t>(p + 4 + 16 * b + 8 * i);
+        constexpr std::uint64_t nibbles = 0x0f0f0f0f0f0f0f0f;
+        const std::uint64_t low = word & nibbles, high = word >> 4 & nibbles;
+        std::memcpy(block.code + 16 * i, &low, 8);
+        std::memcpy(block.code + 16 * i + 8, &high, 8);
+    }
+}
+
+// Columns 32 b to 32 b + 31 of a block of 256 columns of three levels.
+inline void read_ternary_block(DType type, const std::byte* p, std::size_t b, Block& block) {
+    if (type == DType::tq2_0) {  // 2 bits[64], d
+        for (std::size_t l = 0; l < quant_block; ++l)
+            block.code[l] =
+                static_cast<std::uint8_t>(byte_at(p, 32 * (b / 4) + l) >> 2 * (b % 4) & 3);
+        block.d = read<std::uint16_t>(p + 64);
+        return;
+    }
+    // tq1_0: 5 levels[48], 4 levels[4], d.  A byte is a fraction of 256 in base 3, rounded up: its
+    // digits are what multiplication by 3 carries over.  The digits of 32, of 16 and of 4 bytes are
+    // columns side by side.
+    const auto digit = [p](std::size_t at, std::size_t n) {
+        constexpr std::uint8_t powers[] = {1, 3, 9, 27, 81};
+        return static_cast<std::uint8_t>((byte_at(p, at) * powers[n] & 0xff) * 3 >> 8);
+    };
+    for (std::size_t l = 0; l < quant_block; ++l) {
+        const std::size_t column = quant_block * b + l;
+        block.code[l] = column < 160   ? digit(l, b)
+                        : column < 240 ? digit(32 + l % 16, (column - 160) / 16)
+                                       : digit(48 + l % 4, (column - 240) / 4);
+    }
+    block.d = read<std::uint16_t>(p + 52);
 }
 
 // Columns 32 b to 32 b + 31 of a block of a K type.
@@ -213,6 +161,12 @@ inline Block read_block(DType type, const std::byte* row, std::size_t b) {
     const std::byte* p = row + b / blocks * block_size(type).bytes;
     if (type == DType::iq4_xs)
         read_iq4_xs_block(p, b % blocks, block);
+    else if (type == DType::nvfp4)
+        read_nvfp4_block(p, b % blocks, block);
+    else if (is_codebook(type))
+        read_codebook_block(type, p, b % blocks, block);
+    else if (type == DType::tq1_0 || type == DType::tq2_0)
+        read_ternary_block(type, p, b % blocks, block);
     else if (blocks > 1)
         read_k_block(type, p, b % blocks, block);
     else

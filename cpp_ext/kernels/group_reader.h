@@ -12,16 +12,33 @@ inline Floats<Isa> load_halves(const std::byte* p) {
     return Isa::HalfLoad::load(reinterpret_cast<const std::uint16_t*>(p));
 }
 
+// A vector of unsigned bytes.
+template <class Isa>
+inline Ints<Isa> load_bytes(const std::byte* p) {
+    std::int32_t lane[lanes<Isa>];
+    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = static_cast<std::uint8_t>(p[i]);
+    return Ints<Isa>::load_unaligned(lane);
+}
+
 // A vector of scales of one byte, see e8m0_to_float.
 template <class Isa>
 inline Floats<Isa> load_e8m0(const std::byte* p) {
     using I = Ints<Isa>;
-    std::int32_t lane[lanes<Isa>];
-    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = static_cast<std::uint8_t>(p[i]);
-    const I e = I::load_unaligned(lane);
+    const I e = load_bytes<Isa>(p);
     // The second term is the larger one for 0 and 1 alone.
     const I bits = xsimd::max((e - I(1)) << 23, xsimd::min((e + I(1)) << 21, I(0x00400000)));
     return xsimd::bitwise_cast<float>(bits);
+}
+
+// The same, see ue4m3_to_float.
+template <class Isa>
+inline Floats<Isa> load_ue4m3(const std::byte* p) {
+    using F = Floats<Isa>;
+    using I = Ints<Isa>;
+    const I e = load_bytes<Isa>(p);
+    const F normal = xsimd::bitwise_cast<float>((e << 20) + I(119 << 23));
+    const F small = xsimd::to_float(e) * F(0x1p-10f);  // exponent 0
+    return xsimd::select(xsimd::batch_bool_cast<float>(e < I(8)), small, normal);
 }
 
 // What products multiply in place of the 16 codes of a type with values.
@@ -29,8 +46,8 @@ template <class Isa, DType Type>
 constexpr ByteTable product_codes() {
     ByteTable table{};
     for (std::size_t i = 0; i < 64; ++i)
-        table.bytes[i] =
-            static_cast<std::uint8_t>(format_of(Type).values[i % 16] + product_bias<Isa>(Type));
+        table.bytes[i] = static_cast<std::uint8_t>(
+            (format_of(Type).values[i % 16] + product_bias<Isa>(Type)) / format_of(Type).step);
     return table;
 }
 
@@ -62,6 +79,13 @@ class GroupReader {
     [[gnu::always_inline]] void codes(std::size_t b, I& even, I& odd) const {
         stored_codes<Pair>(b, even, odd);
         if constexpr (format.values != nullptr) {
+            if constexpr (format.scale == Scale::half_by_nibble) {
+                const std::byte* s = group_ + layout.s(b) + Pair * 8 / format.sub * lanes<Isa>;
+                const I each = load_bytes<Isa>(s) * I(0x01010101);
+                const I bit = each >> static_cast<int>(Pair % 2) & I(0x04040404);
+                even = even | bit;
+                odd = odd | bit;
+            }
             static constexpr ByteTable table = product_codes<Isa, Type>();
             even = look_up(table, even);
             odd = look_up(table, odd);
@@ -122,6 +146,7 @@ class GroupReader {
     [[gnu::always_inline]] Scales load_scales(std::size_t b) const {
         Scales scales;
         if constexpr (layout.has_d) scales.d = load_halves<Isa>(group_ + layout.d(b));
+        if constexpr (format.unit != 1) scales.d = scales.d * F(format.unit);
         if constexpr (format.has_min) scales.d_min = load_halves<Isa>(group_ + layout.d_min(b));
         unroll<subs>([&](auto i) __attribute__((always_inline)) {
             const auto factor = [&](F d, std::size_t offset) {
@@ -130,6 +155,10 @@ class GroupReader {
                     return d;
                 else if constexpr (format.scale == Scale::half_by_int8)
                     return d * load_int8<Isa>(bytes);
+                else if constexpr (format.scale == Scale::half_by_nibble)
+                    return d * xsimd::to_float(load_bytes<Isa>(bytes) >> 4);
+                else if constexpr (format.scale == Scale::ue4m3)
+                    return load_ue4m3<Isa>(bytes);
                 else
                     return load_e8m0<Isa>(bytes);
             };

@@ -7,7 +7,7 @@
 //   Acc                      the type of the accumulator
 //   start(correction)        an Acc that begins at `correction` (int32 per lane)
 //   dot_nibbles(acc, w, x)   acc += dot(w, x) per lane, codes w in [0, 15]
-//   dot_codes(acc, w, x)     the same for codes w in [0, 63]
+//   dot_codes(acc, w, x)     the same for codes w in [0, 128]
 //   dot_bytes(acc, w, x)     the same for whole bytes, w = weight + byte_bias
 //   finish(acc)              the int32 sums per lane
 // At most 8 steps may be taken between start and finish.

@@ -85,7 +85,9 @@ template <class Isa, DType Type>
             for (int i = 0; i < 8; ++i, values += stride) {
                 const int shift = 8 * (i % 4);
                 const I codes = quads[i / 4];
-                const F scale = scales.scale[sub];
+                const F scale = format.step == 1
+                                    ? scales.scale[sub]
+                                    : scales.scale[sub] * F(static_cast<float>(format.step));
                 F value;
                 if constexpr (is_signed)
                     value = xsimd::to_float((codes << (24 - shift)) >> 24) * scale;
@@ -181,7 +183,7 @@ template <class Isa>
 void linear_f32(const PackedView& w, const float* x, std::size_t rows, std::size_t first,
                 std::size_t last, float* y, std::size_t y_stride) {
     if (is_quantized(w.type))
-        with_quantized(w.type, [&](auto type) {
+        with_packed_form(w.type, [&](auto type) {
             linear_decoded<Isa>(decode_group<Isa, type>, w, x, rows, first, last, y, y_stride);
         });
     else

@@ -33,8 +33,9 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     using Int8 = typename Isa::Int8;
     constexpr Format format = format_of(Type);
     constexpr std::size_t pairs = pairs_per_sub<format.sub>;
-    // Subtract bias * sum(activation codes).
+    // Subtract bias * sum(activation codes), before the products or after their sum is doubled.
     constexpr int bias = product_bias<Isa>(Type);
+    constexpr bool doubled = format.step == 2;
     if constexpr (Tokens >= 4) w.fetch_ahead(b);
     const auto scales = w.load_scales(b);
     const std::byte* tail = x + Digits * quant_block * Tokens;
@@ -51,7 +52,7 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
         typename Int8::Acc sum[Tokens], high[Tokens];  // of the lowest digit, of the other
 #pragma GCC unroll 8
         for (std::size_t t = 0; t < Tokens; ++t) {
-            sum[t] = Int8::start(bias ? I(-bias * code_sum(t)) : I(0));
+            sum[t] = Int8::start(bias && !doubled ? I(-bias * code_sum(t)) : I(0));
             high[t] = Int8::start(I(0));
         }
         unroll<pairs>([&](auto p) __attribute__((always_inline)) {
@@ -75,6 +76,7 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
         for (std::size_t t = 0; t < Tokens; ++t) {
             I exact = Int8::finish(sum[t]);
             if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
+            if constexpr (doubled) exact = exact + exact - I(bias * code_sum(t));
             const F both = scales.scale[sub] * F(read<float>(tail + 4 * t));
             total[t] = xsimd::fma(xsimd::to_float(exact), both, total[t]);
             if constexpr (format.has_min) {
@@ -131,7 +133,7 @@ inline void with_tile(std::size_t tile, F&& f) {
 // Activations that a block of weights meets while they stay in L2: 512 KB.
 inline constexpr std::size_t activation_block_bytes = 512 * 1024;
 
-template <class Isa>
+template <class Isa, DType Type>
 void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq, std::size_t rows,
                       std::size_t first, std::size_t last, float* y, std::size_t y_stride) {
     const std::size_t blocks = w.k / quant_block;
@@ -139,10 +141,10 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
     const std::size_t fitting = activation_block_bytes / std::max<std::size_t>(row_size, 1);
     const std::size_t step =
         std::max<std::size_t>(fitting / Isa::activation_tile, 1) * Isa::activation_tile;
-    const auto multiply = [&](auto type, auto digits) {
+    with_digits(kind, [&](auto digits) {
         const auto groups = [&](std::size_t group, std::size_t apart, auto streams, std::size_t row,
                                 auto tokens) {
-            multiply_groups<Isa, type, digits, tokens, streams>(
+            multiply_groups<Isa, Type, digits, tokens, streams>(
                 w, group, apart, xq + row * row_size, y + row * y_stride, y_stride);
         };
         constexpr std::integral_constant<std::size_t, 1> one;
@@ -162,10 +164,21 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
                 }
             }
         }
-    };
-    with_quantized(w.type, [&](auto type) {
-        with_digits(kind, [&](auto digits) { multiply(type, digits); });
     });
+}
+
+// The products of the types whose values are looked up, or of those whose are not: two objects,
+// each of which compiles in two thirds of the time and memory of both.
+template <class Isa, bool LookedUp>
+void fill_linear_quantized(KernelTable& table) {
+    for (const Format& format : formats) {
+        if (!is_quantized(format.type)) continue;
+        with_packed_form(format.type, [&](auto form) {
+            if constexpr ((format_of(form).values != nullptr) == LookedUp)
+                table.linear_quantized_of[static_cast<std::size_t>(format.type)] =
+                    linear_quantized<Isa, form>;
+        });
+    }
 }
 
 }  // namespace

@@ -13,7 +13,7 @@
 // The scales are half d [blocks][rows], then d_min likewise if the type has minima.  Where a scale
 // is d times an int8, they are int8 s [blocks][32 / sub][rows], then s_min, and a head before the
 // records of every 8 blocks holds half d [rows] and d_min [rows] (or as much padding) of these.
-// Scales of one byte are stored as s is, without a head.
+// Scales of one byte are stored as s is, without a head; a d of 256 columns without s is a head.
 //
 // The codes of a block fill `bits` vectors, so that no bit is wasted.  A 32-bit lane belongs to one
 // row, and each of its bytes to one column of a quad.  The codes of the 8 quads are divided among
@@ -22,7 +22,8 @@
 //     4 bits   4 vectors, quad q in the half q % 2 of vector q / 2
 //     2 bits   2 vectors, quad q in the bits 2 (q % 4) of vector q / 4
 //     1 bit    1 vector,  quad q in bit q
-// q5 is 4 + 1 bits, q6 4 + 2, q3 2 + 1; their vectors lie in the order in which quads need them.
+// q5 is 4 + 1 bits, q6 4 + 2, q3 and iq2 2 + 1; their vectors lie in the order in which quads need
+// them.  Of iq1, bit 2 of a code lies with the scale.
 //
 // Activations: tiles of T rows, where T is the largest of activation_tile, half of it, ..., 1 that
 // the rows left fill.  A tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float
@@ -62,16 +63,17 @@ struct GroupLayout {
     std::size_t run_blocks, run_bytes, head_bytes;  // a run shares a head
 
     constexpr explicit GroupLayout(DType type) : format(format_of(type)) {
-        has_d = format.scale != Scale::e8m0;
+        has_d = format.scale != Scale::e8m0 && format.scale != Scale::ue4m3;
         has_s = format.scale != Scale::half;
+        const bool shared_d = has_d && format.elements == 256;
         subs = quant_block / std::max(format.sub, std::size_t{1});
         block_bytes = static_cast<std::size_t>(format.bits) * 4 * rows;
-        scale_bytes = subs * (has_s ? 1 : 2);
+        scale_bytes = subs * (has_s ? 1 : shared_d ? 0 : 2);
         const std::size_t kinds = format.has_min ? 2 : 1;
         record_blocks = 2 * kinds * scale_bytes % 4 == 0 ? 2 : 4;  // whole vectors, of 4 rows
         kind_bytes = record_blocks * scale_bytes * rows;
         record_bytes = kinds * kind_bytes + record_blocks * block_bytes;
-        head_bytes = has_d && has_s ? 4 * rows : 0;
+        head_bytes = shared_d ? 4 * rows : 0;
         run_blocks = head_bytes ? 8 : record_blocks;
         run_bytes = head_bytes + run_blocks / record_blocks * record_bytes;
     }
@@ -91,9 +93,9 @@ struct GroupLayout {
         return record(b) + b % record_blocks * scale_bytes * rows;
     }
     constexpr std::size_t s_min(std::size_t b) const { return s(b) + kind_bytes; }
-    constexpr std::size_t d(std::size_t b) const { return has_s ? head(b) : s(b); }
+    constexpr std::size_t d(std::size_t b) const { return head_bytes ? head(b) : s(b); }
     constexpr std::size_t d_min(std::size_t b) const {
-        return d(b) + (has_s ? 2 * rows : kind_bytes);
+        return d(b) + (head_bytes ? 2 * rows : kind_bytes);
     }
 };
 
@@ -195,6 +197,15 @@ inline void with_quantized(DType type, F&& f) {
     if constexpr (next < n_types) with_quantized<formats[next].type>(type, static_cast<F&&>(f));
 }
 
+// The same with the packed form of the type: types that are packed alike share what f does.
+template <DType Form = DType::q8_0, class F>
+inline void with_packed_form(DType type, F&& f) {
+    if constexpr (packed_form(Form) == Form)
+        if (packed_form(type) == Form) return f(std::integral_constant<DType, Form>{});
+    constexpr auto next = static_cast<std::size_t>(Form) + 1;
+    if constexpr (next < n_types) with_packed_form<formats[next].type>(type, static_cast<F&&>(f));
+}
+
 template <class Isa>
 void pack(DType type, const std::byte* src, std::size_t n, std::size_t k, std::size_t first,
           std::size_t last, std::byte* dst) {
@@ -242,6 +253,9 @@ void unpack_quantized_row(const PackedView& w, const std::byte* group, std::size
                                        quad_flip<Isa>(w.type);
             std::memcpy(block.code + 4 * quad, &four, 4);
         }
+        if (at.format.scale == Scale::half_by_nibble)
+            for (std::size_t i = 0; i < quant_block; ++i)
+                block.code[i] |= static_cast<std::uint8_t>(block.s[i / 16] >> i / 8 % 2 & 4);
         block_values(w.type, block, y);
     }
 }

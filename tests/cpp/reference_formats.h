@@ -1,5 +1,5 @@
 // The number formats of GGUF files, value by value, as GGML defines them; nothing of kernels/ is
-// used.
+// used but the numbers of the codebooks, which tests/test_ops_quantize.py holds against gguf-py.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "kernels/codebooks.h"
 #include "reference.h"
 
 namespace reference {
@@ -77,6 +78,27 @@ inline constexpr int iq4[] = {-127, -104, -83, -65, -49, -35, -22, -10,
                               1,    13,   25,  38,  53,  69,  89,  113};
 inline constexpr double e2m1[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6};
 
+// What the levels of the codebooks stand for; of iq1 less 1/8 or plus 1/8.
+inline constexpr int iq2[] = {8, 25, 43}, iq3_xxs[] = {4, 12, 20, 28, 36, 44, 52, 62};
+
+// The level of element n of an entry that has `bits` for each.
+inline int level(int entry, int bits, int n) {
+    return entry >> bits * (n % (16 / bits)) & ((1 << bits) - 1);
+}
+
+// The sign of element n: one of eight bits, or of seven, when the eighth makes the ones even.
+inline int sign(int eight, int n) { return eight >> n % 8 & 1 ? -1 : 1; }
+inline int even_sign(int seven, int n) {
+    return sign(seven | std::popcount(static_cast<unsigned>(seven)) % 2 << 7, n);
+}
+
+// An unsigned E4M3 number.
+inline double decode_e4m3(int bits) {
+    if (bits == 0x7f) return 0;  // NaN
+    const int exponent = bits >> 3 & 15, fraction = bits & 7;
+    return exponent ? std::ldexp(8 + fraction, exponent - 10) : std::ldexp(fraction, -9);
+}
+
 // An element of a block is product + minimum, each exact.
 struct Element {
     double product, minimum = 0;
@@ -97,6 +119,8 @@ inline Element decode_element(DType type, const std::byte* p, int n) {
     const auto k_nibble = [p, n](int at) {
         return byte(p + at, n / 64 * 32 + n % 32) >> n % 64 / 32 * 4 & 15;
     };
+    // Nibble i of bytes that hold two neighbours each.
+    const auto neighbour = [p](int at, int i) { return byte(p + at, i / 2) >> i % 2 * 4 & 15; };
     switch (type) {
         case DType::q8_0: return {half(0) * static_cast<std::int8_t>(byte(p, 2 + n))};
         case DType::q4_0: return {half(0) * (nibble(2) - 8)};
@@ -135,6 +159,68 @@ inline Element decode_element(DType type, const std::byte* p, int n) {
             const int code = byte(p, 8 + 16 * j + n % 16) >> (n % 32 < 16 ? 0 : 4) & 15;
             return {half(0) * (low + 16 * high - 32) * iq4[code]};
         }
+        case DType::iq2_xxs:
+        case DType::iq3_xxs: {  // 28 bits of signs and 4 of the scale
+            const bool two = type == DType::iq2_xxs;
+            const auto word = read_as<std::uint32_t>(p + (two ? 6 + n / 32 * 8 : 66 + n / 32 * 4));
+            const double scale = half(0) * (0.5 + (word >> 28)) / (two ? 4 : 2);
+            const int signs = static_cast<int>(word >> n % 32 / 8 * 7 & 127);
+            const int magnitude =
+                two ? iq2[level(tensor_ops::iq2_xxs_codebook[byte(p, 2 + n / 32 * 8 + n % 32 / 8)],
+                                2, n)]
+                    : iq3_xxs[level(tensor_ops::iq3_xxs_codebook[byte(p, 2 + n / 4)], 4, n)];
+            return {scale * magnitude * even_sign(signs, n)};
+        }
+        case DType::iq2_xs: {
+            const int word = read_bits(p + 2 + n / 8 * 2);
+            const double scale = half(0) * (0.5 + neighbour(66, n / 16)) / 4;
+            const int magnitude = iq2[level(tensor_ops::iq2_xs_codebook[word & 511], 2, n)];
+            return {scale * magnitude * even_sign(word >> 9, n)};
+        }
+        case DType::iq2_s: {
+            const int index = byte(p, 2 + n / 8) | (byte(p, 66 + n / 32) >> n % 32 / 8 * 2 & 3)
+                                                       << 8;
+            const double scale = half(0) * (0.5 + neighbour(74, n / 16)) / 4;
+            const int magnitude = iq2[level(tensor_ops::iq2_s_codebook[index], 2, n)];
+            return {scale * magnitude * sign(byte(p, 34 + n / 8), n)};
+        }
+        case DType::iq3_s: {
+            const int index = byte(p, 2 + n / 4) | (byte(p, 66 + n / 32) >> n % 32 / 4 & 1) << 8;
+            const int scale = 1 + 2 * neighbour(106, n / 32);
+            const int magnitude = 1 + 2 * level(tensor_ops::iq3_s_codebook[index], 4, n);
+            return {half(0) * scale * magnitude * sign(byte(p, 74 + n / 8), n)};
+        }
+        case DType::iq1_s: {
+            const int word = read_bits(p + 34 + n / 32 * 2);
+            const int index = byte(p, 2 + n / 8) | (word >> n % 32 / 8 * 3 & 7) << 8;
+            const double shift = word >> 15 ? -0.125 : 0.125;
+            const int scale = 2 * (word >> 12 & 7) + 1;
+            return {half(0) * scale * (level(tensor_ops::iq1_codebook[index], 2, n) - 1 + shift)};
+        }
+        case DType::iq1_m: {
+            int d = 0;
+            for (int i = 0; i < 4; ++i) d |= read_bits(p + 48 + 2 * i) >> 12 << 4 * i;
+            const int upper = neighbour(32, n / 8);
+            const int index = byte(p, n / 8) | (upper & 7) << 8;
+            const double shift = upper & 8 ? -0.125 : 0.125;
+            const int scale = 2 * (read_bits(p + 48 + n / 64 * 2) >> n % 64 / 16 * 3 & 7) + 1;
+            return {decode_half(static_cast<std::uint16_t>(d)) * scale *
+                    (level(tensor_ops::iq1_codebook[index], 2, n) - 1 + shift)};
+        }
+        case DType::tq1_0: {
+            // A byte is a fraction of 256 in base 3.
+            int fraction = n < 160   ? byte(p, n % 32)
+                           : n < 240 ? byte(p, 32 + n % 16)
+                                     : byte(p, 48 + n % 4);
+            const int digit = n < 160 ? n / 32 : n < 240 ? (n - 160) / 16 : (n - 240) / 4;
+            for (int i = 0; i < digit; ++i) fraction = fraction * 3 % 256;
+            return {half(52) * (fraction * 3 / 256 - 1)};
+        }
+        case DType::tq2_0: return {half(64) * (two_bits(0) - 1)};
+        case DType::nvfp4: {
+            const int code = byte(p, 4 + n / 16 * 8 + n % 8) >> n % 16 / 8 * 4 & 15;
+            return {decode_e4m3(byte(p, n / 16)) * e2m1[code]};
+        }
         case DType::mxfp4: return {std::ldexp(e2m1[nibble(1)], byte(p, 0) - 127)};
         default: return {};
     }
@@ -150,18 +236,32 @@ inline std::vector<std::size_t> halves_of_block(DType type) {
         case DType::q2_k: return {80, 82};
         case DType::q3_k: return {108};
         case DType::q6_k: return {208};
+        case DType::tq1_0: return {52};
+        case DType::tq2_0: return {64};
+        case DType::iq1_m:
+        case DType::nvfp4:
         case DType::mxfp4: return {};
         default: return {0};
     }
 }
 
-// Writes d and the minimum of a quantised block; of mxfp4 the nearest power of two to |d|.
+// Writes d and the minimum of a quantised block; of mxfp4 the nearest power of two to |d|, of nvfp4
+// the E4M3 number below |d|, and below a half, a third and a quarter of it.
 inline void write_scales(DType type, double d, double minimum, std::byte* p) {
     const auto halves = halves_of_block(type);
     for (const std::size_t at : halves)
         write_bits(encode_half(at == halves[0] ? d : minimum), p + at);
     if (type == DType::mxfp4)
         *p = static_cast<std::byte>(std::lround(std::log2(std::abs(d) + 1e-30)) + 128);
+    for (int i = 0; type == DType::nvfp4 && i < 4; ++i) {
+        int bits = 0x7e;
+        while (bits > 0 && decode_e4m3(bits) > std::abs(d) / (i + 1)) --bits;
+        p[i] = static_cast<std::byte>(bits);
+    }
+    for (int i = 0; type == DType::iq1_m && i < 4; ++i) {
+        const int nibble = encode_half(d) >> 4 * i & 15;
+        p[49 + 2 * i] = static_cast<std::byte>((byte(p, 49 + 2 * i) & 15) | nibble << 4);
+    }
 }
 
 // A row of n elements of any type.

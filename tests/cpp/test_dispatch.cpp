@@ -40,7 +40,11 @@ KERNEL_TEST(a_table_is_complete) {
     check::that(table.rms_norm && table.softmax && table.rope, "rows");
     check::that(table.from_float && table.to_float, "formats");
     check::that(table.group_rows && table.group_bytes && table.pack && table.unpack, "packing");
-    check::that(table.quantize_activations && table.linear_quantized && table.linear_f32, "linear");
+    check::that(table.quantize_activations && table.linear_f32, "linear");
+    for (const auto& format : tensor_ops::formats)
+        if (tensor_ops::is_quantized(format.type))
+            check::that(table.linear_quantized_of[static_cast<std::size_t>(format.type)],
+                        format.name);
     check::that(table.linear_plain && table.matmul && table.attention, "matrices");
     check::that(table.vector_floats > 0 && table.activation_tile > 0, "sizes");
     check::that(table.matmul_scratch_floats > 0 && table.attention_scratch_floats > 0, "scratch");

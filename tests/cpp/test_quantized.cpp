@@ -110,7 +110,7 @@ KERNEL_TEST(every_number_of_blocks) {
 
 KERNEL_TEST(sizes_beyond_one_block_of_the_kernel) {
     for (const Kind& kind : kinds)
-        for (const DType type : {DType::q8_0, DType::q4_1, DType::q6_k, DType::mxfp4})
+        for (const DType type : {DType::q8_0, DType::q4_1, DType::q6_k, DType::mxfp4, DType::iq1_m})
             check_quantized(table, kind, matrices::random(type, 5, 4096, 1), normal(100 * 4096, 2),
                             100);
 }

@@ -1,4 +1,4 @@
-// Products of packed matrices with activations as integers.
+// Products of packed matrices with activations as integers: the types whose codes are numbers.
 #pragma once
 
 #include "kernels/linear_quantized.h"
@@ -10,7 +10,7 @@ template <class Isa>
 void fill(KernelTable& table) {
     table.activation_tile = Isa::activation_tile;
     table.quantize_activations = quantize_activations<Isa>;
-    table.linear_quantized = linear_quantized<Isa>;
+    fill_linear_quantized<Isa, false>(table);
 }
 
 }  // namespace

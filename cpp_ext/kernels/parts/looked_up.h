@@ -1,0 +1,15 @@
+// Products of packed matrices with activations as integers: the types whose values are looked up.
+#pragma once
+
+#include "kernels/linear_quantized.h"
+
+namespace tensor_ops {
+namespace {
+
+template <class Isa>
+void fill(KernelTable& table) {
+    fill_linear_quantized<Isa, true>(table);
+}
+
+}  // namespace
+}  // namespace tensor_ops
