@@ -15,6 +15,7 @@ and, if llama-cpp-python is installed, with those of llama.cpp.
 import argparse
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -88,7 +89,7 @@ def _compare(checkout: Path, folder: Path, name: str, case: Any, hf_models: Any)
     hf_models.write_folder(folder / "hf", case, model)
     file = folder / "converted.gguf"
     try:
-        _convert(checkout, folder / "hf", file)
+        _convert(checkout, folder / "hf", file, case)
         converted = _logits(file)
     except Exception as error:  # whatever the converter finds wrong: the other families go on
         return Result(name, case.arch, refused=f"{type(error).__name__}: {error}")
@@ -133,8 +134,11 @@ def _llama_logits(path: Path) -> Logits:
     return np.array(model.scores[: len(TOKENS)], np.float32)
 
 
-def _convert(checkout: Path, folder: Path, file: Path) -> None:
-    """What convert_hf_to_gguf.py does, but for the vocabulary: it knows only real tokenisers."""
+def _convert(checkout: Path, folder: Path, file: Path, case: Any) -> None:
+    """What convert_hf_to_gguf.py does, but for the vocabulary: it knows only real tokenisers.
+
+    transformers adds its defaults to config.json, and the converter takes a few of them for
+    something that the model has. It gets the file as it is if real models lack such keys."""
     for path in (checkout, checkout / "gguf-py"):
         if str(path) not in sys.path:
             sys.path.insert(0, str(path))
@@ -143,7 +147,10 @@ def _convert(checkout: Path, folder: Path, file: Path) -> None:
     config = base.load_hparams(folder, False)
     architecture = conversion.get_model_architecture(config, conversion.ModelType.TEXT)
     kind = conversion.get_model_class(architecture)
-    model = kind(folder, gguf.LlamaFileType.ALL_F32, file, eager=True)
+    said = {}
+    if None in case.extra.values():
+        said["hparams"] = json.loads((folder / "config.json").read_text())
+    model = kind(folder, gguf.LlamaFileType.ALL_F32, file, eager=True, **said)
     for each in (model, getattr(model, "impl", model)):
         each.set_vocab = lambda each=each: _write_vocabulary(gguf, each)
     model.write()

@@ -34,6 +34,20 @@ _YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0} | {
 }
 _LAYER_NORM = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5}
 _GRANITE = {"embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0}
+_MAMBA2 = {
+    **{"ssm.conv_kernel": 4, "ssm.inner_size": 128, "ssm.state_size": 16, "ssm.group_count": 2},
+    "ssm.time_step_rank": 8,
+}
+_HEADS, _WIDTHS = (0, 0, 2, 0, 0, 0, 0, 2) * 2, (0, 96, 0, 96, 0, 0, 96, 0) * 2
+_ONE_PART = {
+    "block_count": 16,
+    "attention.head_count_kv": np.array(_HEADS, np.int32),
+    "feed_forward_length": np.array(_WIDTHS, np.int32),
+}
+_SHORT_CONV = {
+    "attention.head_count_kv": np.array([0, 0, 2, 0, 0, 2, 0, 2], np.int32),
+    "shortconv.l_cache": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -85,13 +99,38 @@ ARCHITECTURES = {
     ),
     "gpt-oss": Own(_EXPERTS | _YARN | {"attention.sliding_window": 20}),
     "granite": Own(_GRANITE),
+    "granitehybrid": Own(
+        _GRANITE
+        | _EXPERTS
+        | {"expert_shared_feed_forward_length": 48, "rope.scaling.finetuned": False}
+        | {"attention.head_count_kv": np.array([0, 2, 0, 0, 2, 0, 0, 2], np.int32)}
+        | _MAMBA2,
+        {f"blk.{i}.ssm_conv1d.bias": (192,) for i in (0, 2, 3, 5, 6)},
+    ),
     "granitemoe": Own(_GRANITE | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "lfm2": Own(_SHORT_CONV),
+    "lfm2moe": Own(
+        _SHORT_CONV | _EXPERTS | {"leading_dense_block_count": 2, "expert_gating_func": 2},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)},
+    ),
     "llama": Own(),
     "minimax-m2": Own(
         _EXPERTS | {"rope.dimension_count": 8},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(8)},
     ),
     "mistral3": Own(_YARN | {"attention.temperature_scale": 0.1}),
+    "nemotron_h": Own(_MAMBA2 | _ONE_PART),
+    "nemotron_h_moe": Own(
+        _MAMBA2
+        | _EXPERTS
+        | {"block_count": 17, "nextn_predict_layers": 1, "expert_shared_feed_forward_length": 48}
+        | {"moe_latent_size": 32, "expert_group_count": 2, "expert_group_used_count": 1}
+        | {"attention.head_count_kv": np.array([*_HEADS, 2], np.int32)}
+        | {"feed_forward_length": np.array([*_WIDTHS, 96], np.int32)},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i, width in enumerate(_WIDTHS) if width}
+        | {f"blk.{i}.ssm_conv1d.bias": (192,) for i in (0, 4, 5, 8, 12, 13)}
+        | {"blk.16.nextn.eh_proj.weight": (64, 128)},
+    ),
     "olmo2": Own(_YARN | {"attention.sliding_window": 20}),
     "olmoe": Own(_EXPERTS),
     "phi3": Own(
@@ -133,6 +172,7 @@ def write_family_model(folder: Path, architecture: str, **metadata: object) -> P
             values = random.uniform(0.5, 1.5, shape)
             if architecture == "gemma4" and name.endswith("attn_q_norm.weight"):
                 values *= len(values) ** -0.5  # nothing else makes its scores small
+            values = -values if name.endswith("ssm_a") else values  # memory fades
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
         specs.append((name, "f32", shape, values.astype(np.float32)))

@@ -21,9 +21,8 @@ class Case:
     metadata: dict[str, Any] = field(default_factory=dict)  # keys without the arch in front
     names: dict[str, str] = field(default_factory=dict)  # of tensors, beyond _NAMES
     reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
-    extra: dict[str, Any] = field(
-        default_factory=dict
-    )  # of config.json of real models; None: they have none
+    # What config.json of real models says, too. None: what it does not say.
+    extra: dict[str, Any] = field(default_factory=dict)
     lost: str = ""  # what llama.cpp's converter does not write, so that its files compute less
     sees: bool = False  # its config is the text_config of a model that sees pictures
 
@@ -157,6 +156,60 @@ _GEMMA4_NAMES = {
     "post_feedforward_layernorm_1": "post_ffw_norm_1",
     "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
     "post_feedforward_layernorm_2": "post_ffw_norm_2",
+}
+_GRANITE_4 = {
+    **{"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+    **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16},
+}
+_GRANITE_4_EXTRA = {"layer_types": ["mamba", "attention"]}  # as real files say it
+_GRANITE_4_KEYS = {
+    **{"attention.head_count_kv": np.array([0, 2], np.int32)},
+    **{"rope.scaling.finetuned": False, "ssm.inner_size": 128},
+}
+_MAMBA2 = {
+    **{"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.group_count": 2},
+    "ssm.time_step_rank": 8,
+}
+_MAMBA2_NAMES = {
+    **{"in_proj": "ssm_in", "conv1d": "ssm_conv1d", "dt_bias": "ssm_dt.bias", "A_log": "ssm_a"},
+    **{"D": "ssm_d", "norm": "ssm_norm", "out_proj": "ssm_out"},
+}
+_GRANITE_4_NAMES = {f"mamba.{name}": slot for name, slot in _MAMBA2_NAMES.items()} | {
+    "block_sparse_moe.router": "ffn_gate_inp"
+}
+_NEMOTRON = {
+    **{"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 16},
+    "head_dim": 32,
+}
+_NEMOTRON_EXPERTS = {
+    **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    **{"moe_shared_expert_intermediate_size": 64, "routed_scaling_factor": 1.5},
+    **{"layers_block_type": ["mamba", "moe", "attention", "moe"]},
+}
+_NEMOTRON_KEYS = {
+    **{"ssm.inner_size": 64, "feed_forward_length": np.array([0, 32, 0, 32], np.int32)},
+    **{"attention.head_count_kv": np.array([0, 0, 2, 0], np.int32)},
+    **{"expert_shared_feed_forward_length": 64, "expert_weights_scale": 1.5},
+}
+_NEMOTRON_NAMES = {f"mixer.{name}": slot for name, slot in _MAMBA2_NAMES.items()} | {
+    **{"embeddings": "token_embd", "norm_f": "output_norm", "norm": "attn_norm"},
+    **{"mixer.q_proj": "attn_q", "mixer.k_proj": "attn_k", "mixer.v_proj": "attn_v"},
+    **{"mixer.o_proj": "attn_output", "mixer.up_proj": "ffn_up", "mixer.down_proj": "ffn_down"},
+    **{"mixer.gate": "ffn_gate_inp", "mixer.gate.e_score_correction_bias": "exp_probs_b.bias"},
+    **{"mixer.experts.up_proj": "ffn_up_exps", "mixer.experts.down_proj": "ffn_down_exps"},
+    **{"mixer.shared_experts.up_proj": "ffn_up_shexp"},
+    **{"mixer.shared_experts.down_proj": "ffn_down_shexp"},
+    **{"mixer.fc1_latent_proj": "ffn_latent_down", "mixer.fc2_latent_proj": "ffn_latent_up"},
+}
+_SHORT_CONV = {"attention.head_count_kv": np.array([0, 2, 0], np.int32)} | {"shortconv.l_cache": 3}
+_LFM2_NAMES = {
+    **{"operator_norm": "attn_norm", "ffn_norm": "ffn_norm", "embedding_norm": "token_embd_norm"},
+    **{"self_attn.out_proj": "attn_output", "self_attn.q_layernorm": "attn_q_norm"},
+    **{"self_attn.k_layernorm": "attn_k_norm", "conv.in_proj": "shortconv.in_proj"},
+    **{"conv.conv": "shortconv.conv", "conv.out_proj": "shortconv.out_proj"},
+    **{"feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up", "feed_forward.w2": "ffn_down"},
+    **{"feed_forward.gate": "ffn_gate_inp", "feed_forward.expert_bias": "exp_probs_b.bias"},
+    "feed_forward.experts.down_proj": "ffn_down_exps",
 }
 _FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 CASES = {
@@ -351,6 +404,89 @@ CASES = {
             "shared_mlp.output_linear": "ffn_down_shexp",
         },
         reordered=True,
+    ),
+    "Granite 4": Case(
+        "GraniteMoeHybrid",
+        "granitehybrid",
+        _GRANITE | _GRANITE_4 | {"num_local_experts": 0, "shared_intermediate_size": 96},
+        _GRANITE_KEYS | _MAMBA2 | _GRANITE_4_KEYS,
+        names=_GRANITE_4_NAMES | {"shared_mlp.output_linear": "ffn_down"},
+        reordered=True,
+        extra=_GRANITE_4_EXTRA,
+    ),
+    "Granite 4 with experts": Case(
+        "GraniteMoeHybrid",
+        "granitehybrid",
+        _GRANITE
+        | _GRANITE_4
+        | {"num_local_experts": 6, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+        _GRANITE_KEYS
+        | _MAMBA2
+        | _GRANITE_4_KEYS
+        | {"expert_shared_feed_forward_length": 64, "expert_feed_forward_length": 96},
+        names=_GRANITE_4_NAMES | {"shared_mlp.output_linear": "ffn_down_shexp"},
+        reordered=True,
+        extra=_GRANITE_4_EXTRA,
+    ),
+    "Granite 4 with rotation and limited time steps": Case(
+        "GraniteMoeHybrid",
+        "granitehybrid",
+        _GRANITE
+        | _GRANITE_4
+        | {"num_local_experts": 0, "shared_intermediate_size": 96, "mamba_conv_bias": False}
+        | {"position_embedding_type": "rope", "time_step_limit": [0.5, 0.8]},
+        _GRANITE_KEYS
+        | _MAMBA2
+        | _GRANITE_4_KEYS
+        | {"rope.scaling.finetuned": True, "ssm.time_step_min": 0.5, "ssm.time_step_max": 0.8},
+        names=_GRANITE_4_NAMES | {"shared_mlp.output_linear": "ffn_down"},
+        reordered=True,
+        extra=_GRANITE_4_EXTRA,
+        lost="the rotation and the limits",
+    ),
+    "Nemotron-H": Case(
+        "NemotronH",
+        "nemotron_h",
+        _NEMOTRON | {"layers_block_type": ["mamba", "mlp", "attention", "mamba"]},
+        _MAMBA2
+        | {"ssm.inner_size": 64, "feed_forward_length": np.array([0, 96, 0, 0], np.int32)}
+        | {"attention.head_count_kv": np.array([0, 0, 2, 0], np.int32)},
+        names=_NEMOTRON_NAMES,
+        extra={"hybrid_override_pattern": "M-*M", "layers_block_type": None}
+        | {"num_hidden_layers": 4}
+        | dict.fromkeys(["num_experts_per_tok", "n_routed_experts", "n_group", "topk_group"]),
+    ),
+    "Nemotron 3": Case(
+        "NemotronH",
+        "nemotron_h_moe",
+        _NEMOTRON | _NEMOTRON_EXPERTS | {"n_group": 2, "topk_group": 1},
+        _MAMBA2 | _NEMOTRON_KEYS | {"expert_group_count": 2, "expert_group_used_count": 1},
+        names=_NEMOTRON_NAMES,
+    ),
+    "Nemotron 3 with narrower experts": Case(
+        "NemotronH",
+        "nemotron_h_moe",
+        _NEMOTRON | _NEMOTRON_EXPERTS | {"moe_latent_size": 32},
+        _MAMBA2 | _NEMOTRON_KEYS | {"moe_latent_size": 32},
+        names=_NEMOTRON_NAMES,
+    ),
+    "LFM2": Case(
+        "Lfm2",
+        "lfm2",
+        {"full_attn_idxs": [1], "block_multiple_of": 16, "tie_word_embeddings": True},
+        _SHORT_CONV | {"feed_forward_length": 64},
+        names=_LFM2_NAMES,
+    ),
+    "LFM2 MoE": Case(
+        "Lfm2Moe",
+        "lfm2moe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        | {"num_dense_layers": 1, "routed_scaling_factor": 1.5}
+        | {"layer_types": ["conv", "full_attention", "conv"], "tie_word_embeddings": True},
+        _SHORT_CONV
+        | {"leading_dense_block_count": 1, "expert_gating_func": 2, "expert_weights_scale": 1.5},
+        names=_LFM2_NAMES,
+        lost="the scale of the shares",
     ),
     "Command R": Case(
         "Cohere",

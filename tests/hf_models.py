@@ -79,7 +79,7 @@ def build(case: Case) -> Any:
                 elif name.endswith("per_expert_scale"):
                     weight.uniform_(0.5, 1.5, generator=random)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.uniform_(-0.3, 0.3, generator=random)
             elif name.endswith("layer_scalar"):
                 buffer.uniform_(0.5, 1.5, generator=random)
@@ -95,7 +95,7 @@ def logits(model: Any, tokens: list[int]) -> np.ndarray:
 def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
     """type: of the matrices; vectors are f32."""
     tensors = {
-        name: (type if values.ndim > 1 and not name.endswith(".bias") else "f32", values)
+        name: (type if values.ndim > 1 and not name.endswith(_EXACT) else "f32", values)
         for name, values in _tensors(case, model)
     }
     infos = [TensorInfo(name, kind, values.shape) for name, (kind, values) in tensors.items()]
@@ -111,9 +111,8 @@ def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Pat
     model.save_pretrained(folder, max_shard_size=n_bytes // n_shards + 1)
     assert len(list(folder.glob("*.safetensors"))) >= n_shards
     config = json.loads((folder / "config.json").read_text())
-    config |= case.extra
-    for key in [key for key in case.extra if config[key] is None]:
-        del config[key]
+    left_out = {key for key, value in case.extra.items() if value is None}
+    config = {key: value for key, value in (config | case.extra).items() if key not in left_out}
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer = {
         "added_tokens": [],
@@ -136,11 +135,14 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
     if hasattr(config, "layer_norm_eps"):
         entries["attention.layer_norm_epsilon"] = config.layer_norm_eps
     else:
-        entries["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
+        names = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon")
+        eps = next(getattr(config, name) for name in names if hasattr(config, name))
+        entries["attention.layer_norm_rms_epsilon"] = eps
     if "head_dim" in case.config:
         entries["attention.key_length"] = entries["attention.value_length"] = config.head_dim
-    if "rope_theta" in config.rope_parameters:
-        entries["rope.freq_base"] = float(config.rope_parameters["rope_theta"])
+    rope = _rope(config)
+    if "rope_theta" in rope:
+        entries["rope.freq_base"] = float(rope["rope_theta"])
     if case.n_experts:
         entries |= {
             "expert_count": case.n_experts,
@@ -168,13 +170,22 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             yield from _of_gpt_oss(name, values)
             continue
         if both := _BOTH.fullmatch(name):  # [2 * n, k], or [n_experts, 2 * n, k]
-            place, suffix = both["place"], _SLOTS[both["stem"]]
+            place = both["place"]
+            suffix = _SLOTS[both["stem"]] if case.n_experts else ""
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
-                yield f"blk.{place}.ffn_{part}_{suffix}.weight", np.ascontiguousarray(half)
+                yield f"blk.{place}.ffn_{part}{suffix}.weight", np.ascontiguousarray(half)
             continue
         if name.endswith("kv_b_proj.weight"):
             yield from _of_latents(name, values.reshape(config.num_attention_heads, -1, 32))
             continue
+        if name.endswith(("conv.conv.weight", "conv1d.weight")):
+            values = values.squeeze(1)  # [channels, 1, taps]
+        if name.endswith(".A_log"):
+            values = -np.exp(values)
+        if name.endswith((".A_log", ".D")):
+            values = values[:, np.newaxis]
+        if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
+            values = values.reshape(case.metadata["ssm.group_count"], -1)
         if name.endswith("shared_expert_gate.weight"):
             values = values[0]  # GGUF has it as a vector
         if case.plus_one and name.endswith("norm.weight"):
@@ -182,7 +193,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
             values = _neighbours(values, _head_dim(config))
         yield _gguf_name(case, name), np.ascontiguousarray(values)
-    rope = config.rope_parameters
+    rope = _rope(config)
     if rope.get("rope_type") == "llama3":
         yield "rope_freqs.weight", _rope_factors(model)
     full = rope.get("full_attention", {})
@@ -194,6 +205,10 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if f"{length}_factor" in rope:
             factors = np.array(rope[f"{length}_factor"], np.float32)
             yield f"rope_factors_{length}.weight", factors
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    return getattr(config, "rope_parameters", None) or {}  # Nemotron-H does not rotate
 
 
 def _of_gpt_oss(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -232,6 +247,7 @@ def _rope_factors(model: Any) -> np.ndarray:
     return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
 
 
+_EXACT = (".bias", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d")
 _NAMES = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
@@ -256,10 +272,11 @@ _BOTH = re.compile(
     r"\.(gate_up_proj|input_linear)(\.weight)?"
 )
 _SLOTS = {
-    "mlp.experts": "exps",
-    "experts": "exps",
-    "block_sparse_moe.experts": "exps",
-    "shared_mlp": "shexp",
+    "mlp.experts": "_exps",
+    "experts": "_exps",
+    "block_sparse_moe.experts": "_exps",
+    "shared_mlp": "_shexp",
+    "feed_forward.experts": "_exps",
 }
 _GEMMA_NAMES = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 
@@ -274,4 +291,5 @@ def _gguf_name(case: Case, name: str) -> str:
         _, index, stem = stem.split(".", 2)
         layer = f"blk.{index}."
     slot = names[stem]
-    return f"{layer}{slot}" if slot.endswith((".bias", ".scale")) else f"{layer}{slot}.{suffix}"
+    bare = slot.endswith((".bias", ".scale")) or slot in ("ssm_a", "ssm_d")
+    return f"{layer}{slot}" if bare else f"{layer}{slot}.{suffix}"

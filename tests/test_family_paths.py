@@ -10,6 +10,7 @@ from family_models import ARCHITECTURES, CONTEXT, VOCAB, write_family_model
 
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import FAMILIES
+from airllm.state import sequence
 from airllm.weights.budget import BudgetError
 
 TOKENS = np.random.default_rng(3).integers(0, VOCAB, 90).tolist()
@@ -104,11 +105,25 @@ def test_a_batch_of_three_gives_each_the_logits_that_it_has_alone(
 
 
 def test_going_back_gives_the_logits_of_going_there_at_once(
-    model: Path, backend: str, whole: np.ndarray
+    model: Path, backend: str, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sequence, "CHECKPOINT_TOKENS", 40)
     with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
-        engine.forward([*TOKENS[:40], *TOKENS[:30]])
+        engine.forward(TOKENS[:40])
+        engine.forward(TOKENS[:30])
         kept = engine._model.decoder.state.keep_shared(TOKENS)
         assert kept == 40
         after = engine.forward(TOKENS[kept:], last_only=False)
         assert difference(after, whole[kept:]) <= CLOSE
+
+
+def test_a_restored_snapshot_gives_the_logits_of_going_on_at_once(
+    model: Path, backend: str, whole: np.ndarray
+) -> None:
+    with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
+        engine.forward(TOKENS[:40])
+        state = engine._model.decoder.state
+        snapshot = state.snapshot()
+        engine.forward(TOKENS[:30])
+        state.restore(snapshot)
+        assert difference(engine.forward(TOKENS[40:], last_only=False), whole[40:]) <= CLOSE

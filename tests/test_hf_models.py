@@ -7,6 +7,7 @@ from hf_cases import CASES, VOCAB
 from hf_models import build, logits, require_hf, write_folder, write_gguf
 
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.state import sequence
 
 # Norm of the logits' difference over the norm of the logits. Both compute in float32, transformers
 # its angles, too; measured: up to 9.4e-7.
@@ -47,6 +48,22 @@ def test_logits_are_those_of_transformers(tmp_path, model, backend, step):
         parts = [TOKENS[at : at + step] for at in range(0, len(TOKENS), step)]
         actual = np.concatenate([engine.forward(part, last_only=False) for part in parts])
     assert difference(actual, expected) <= EXACT
+
+
+def test_logits_after_going_back_are_those_of_transformers(tmp_path, model, backend, monkeypatch):
+    monkeypatch.setattr(sequence, "CHECKPOINT_TOKENS", 40)
+    case, hf, expected = model
+    path = write_gguf(tmp_path / "model.gguf", case, hf)
+    exact = {"kv_type": "f32", "activations": "f32", "batch_size": 32}
+    with LayerWiseInferenceEngine(path, backend=backend, **exact) as engine:
+        engine.forward(TOKENS[:40])
+        state = engine._model.decoder.state
+        snapshot = state.snapshot()
+        engine.forward(TOKENS[:30])
+        assert state.trim(40) == 40
+        assert difference(engine.forward(TOKENS[40:], last_only=False), expected[40:]) <= EXACT
+        state.restore(snapshot)
+        assert difference(engine.forward(TOKENS[40:], last_only=False), expected[40:]) <= EXACT
 
 
 def test_quantised_weights_give_nearly_the_same_logits(tmp_path, model, backend):

@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 from airllm.formats.hf_quantization import Quantization
 from airllm.util.metadata import Metadata
 
-__all__ = ["ROPE_INTERLEAVED", "HFConfig", "Names", "Slots", "Translate"]
+__all__ = ["ROPE_INTERLEAVED", "Change", "HFConfig", "Names", "Slots", "Translate"]
 
 # Whether rope rotates neighbouring dimensions of a head, or dimensions j and j + rope_dims / 2.
 # Folders of some families differ in that from GGUF files, whose converter reorders rows.
 ROPE_INTERLEAVED = "airllm.rope.interleaved"
+
+
+Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class HFConfig:
     tied: the output matrix is the embedding.
     tensors: float32 arrays that GGUF has as tensors, by name.
     quantization: of the weights; None if they are floats.
+    changed: what GGUF's values of a slot are, given the folder's, float32 both.
     """
 
     metadata: dict[str, object]
@@ -56,6 +60,7 @@ class HFConfig:
     tied: bool = False
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     quantization: Quantization | None = None
+    changed: Mapping[str, Change] = field(default_factory=dict)
 
 
 # From config.json. FormatError names a key that is missing or has a value that is not implemented.

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.formats import hf_sources
-from airllm.formats.hf_config import HFConfig, Slots
+from airllm.formats.hf_config import Change, HFConfig, Slots
 from airllm.formats.hf_quantized import quantised
 from airllm.formats.hf_sources import RowSource, Stored
 from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.model_file import Made, Tensor
+from airllm.formats.model_file import Made, Tensor, full_name
 from airllm.formats.numbers import decode
 from airllm.formats.safetensors import StoredTensor
 from airllm.util.metadata import FormatError
@@ -28,8 +28,10 @@ _EXPERT = re.compile(r"(?P<before>.*\bexperts)\.(?P<number>\d{1,5})\.(?P<after>.
 # The vision part of a model that sees pictures, and a table of rope that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
-    r"|embed_audio)\..*|.*\.rotary_emb\.inv_freq"
+    r"|embed_audio)\..*|.*\.rotary_emb\.inv_freq|mtp\..*"
 )
+# Weights of convolutions of each channel by itself: [channels, 1, taps] in folders.
+_CONV = re.compile(r"blk\.\d+\.(ssm_conv1d|shortconv\.conv)\.weight")
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
     tensors: dict[str, Tensor] = {}
     made: dict[str, Made] = {}
     experts: dict[str, dict[int, RowSource]] = defaultdict(dict)
-    prefix = _prefix(folder, shards)
+    prefix = _prefix(folder, shards, config)
 
     def put(name: str, source: RowSource) -> None:
         if len(source.shape) == 2 and source.shape[0] == 1:  # GGUF files have a vector
             source = replace(source, shape=source.shape[1:])
+        if len(source.shape) == 3 and source.shape[1] == 1 and _CONV.fullmatch(name):
+            source = replace(source, shape=(source.shape[0], source.shape[2]))
         if name in tensors:
             raise FormatError(f"{folder}: there are two tensors for {quote(name)}")
         tensors[name] = source.tensor(name)
@@ -83,8 +87,8 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
         elif others:
             for name, part in _shared_out(place.slots, source):
                 put(name, part)
-        elif config.plus_one and first.endswith("norm.weight"):
-            put(first, _plus_one(source))
+        elif (change := _change(first, config)) is not None:
+            put(first, _changed(source, change))
         else:
             put(first, source)
     for name, by_number in experts.items():
@@ -160,20 +164,18 @@ def _place(name: str, config: HFConfig) -> _Place | None:
         return _Place(Slots((name,)))
     if not isinstance(slots, Slots):
         slots = Slots((slots,) if isinstance(slots, str) else slots)
-    # GGUF has slots that are biases or scales by their own name ("exp_probs_b.bias").
-    names = (
-        slot if slot.endswith((".bias", ".scale")) else f"{slot}.{suffix}" for slot in slots.names
-    )
-    return _Place(replace(slots, names=tuple(f"{before}{each}" for each in names)), number)
+    names = tuple(f"{before}{full_name(slot, suffix)}" for slot in slots.names)
+    return _Place(replace(slots, names=names), number)
 
 
-def _prefix(folder: str, shards: Sequence[Shard]) -> str:
+def _prefix(folder: str, shards: Sequence[Shard], config: HFConfig) -> str:
     """The prefix of the language model: "model.", or "language_model.model." if it is a part."""
-    end = "embed_tokens.weight"
+    stems = [stem for stem, slot in config.names.items() if slot == "token_embd"]
+    end = re.compile(rf"(|.*\.)({'|'.join(map(re.escape, stems))})\.weight")
     names = (stored.name for part in shards for stored in part.table)
-    prefixes = [name.removesuffix(end) for name in names if name.endswith(end)]
+    prefixes = [found[1] for name in names if (found := end.fullmatch(name))]
     if len(prefixes) != 1:
-        raise FormatError(f"{folder}: has {len(prefixes)} tensors {end}; expected one")
+        raise FormatError(f"{folder}: has {len(prefixes)} tensors {stems[-1]}.weight; expected one")
     return prefixes[0]
 
 
@@ -205,11 +207,21 @@ def _shared_out(slots: Slots, source: RowSource) -> Iterable[tuple[str, RowSourc
         yield name, part
 
 
-def _plus_one(source: RowSource) -> RowSource:
-    """Adds 1 to the weight of a norm: Gemma multiplies by 1 + weight, and GGUF stores the sum."""
+def _change(name: str, config: HFConfig) -> Change | None:
+    """What GGUF's values of the tensor are, given the folder's; None: the same."""
+    if config.plus_one and name.endswith("norm.weight"):
+        return _plus_one
+    return config.changed.get(name.split(".")[-1])
 
+
+def _plus_one(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of the weight of a norm: Gemma multiplies by 1 + weight, and GGUF stores the sum."""
+    return values + np.float32(1.0)
+
+
+def _changed(source: RowSource, change: Change) -> RowSource:
     def rows(first: int, end: int) -> NDArray[np.uint8]:
-        values = decode(source.rows(first, end), source.type)
-        return (values + np.float32(1.0)).astype("<f4", copy=False).view(np.uint8)
+        values = change(decode(source.rows(first, end), source.type))
+        return values.astype("<f4", copy=False).view(np.uint8)
 
-    return replace(source, type="f32", extents=(), rows=rows)
+    return replace(source, type="f32", extents=(), rows=rows, sources=source.extents)

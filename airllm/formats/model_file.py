@@ -18,8 +18,9 @@ from airllm.formats.mapped_file import MappedFile
 from airllm.util.closing import Closing
 from airllm.util.metadata import Metadata
 
-__all__ = ["Extent", "Made", "ModelFile", "ModelParts", "Tensor", "in_pieces"]
+__all__ = ["Extent", "Made", "ModelFile", "ModelParts", "Tensor", "full_name", "in_pieces"]
 
+_BARE = ("ssm_a", "ssm_d")
 FINGERPRINT_BYTES = 1024  # of each tensor
 PIECE_VALUES = 2**20  # of a tensor that are made at a time: 4 MiB as float32
 _MAX_HEADER_BYTES = 64 * 2**20
@@ -61,6 +62,12 @@ class Tensor:
     def n_rows(self) -> int:
         """The product of all leading axes; 1 for a vector."""
         return math.prod(self.shape[:-1])
+
+
+def full_name(slot: str, suffix: str = "weight") -> str:
+    """The name of a weight slot's tensor in its layer. GGUF has a few slots without a suffix, and
+    slots that are biases or scales by their own name ("exp_probs_b.bias")."""
+    return slot if slot in _BARE or slot.endswith((".bias", ".scale")) else f"{slot}.{suffix}"
 
 
 @dataclass(frozen=True, slots=True)

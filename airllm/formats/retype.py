@@ -19,18 +19,24 @@ __all__ = ["RetypedModel", "convert_rows", "retyped", "target_type"]
 
 _FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_0")
 
+# Names of matrices that stay as they are. ssm_a, ssm_d and ssm_norm are vectors in effect.
+_EXACT = (
+    *(".bias", "ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
+    *("ssm_norm.weight", "ssm_a", "ssm_d"),
+)
+
 Bytes = npt.NDArray[np.uint8]
 
 
 def target_type(tensor: Tensor, wanted: str, *, tied: bool) -> str:
     """The type of a tensor in a model of type `wanted`.
 
-    Vectors, biases and the routers of experts are F32: they are a thousandth of a model and matter
-    much.
+    Vectors, biases, short convolutions and the routers of experts are F32: they are a thousandth of
+    a model and matter much.
     The matrix that makes the logits (the embedding if it is `tied`) has at least 8 bit. Rows that
     are not whole blocks are F16.
     """
-    if len(tensor.shape) < 2 or tensor.name.endswith((".bias", "ffn_gate_inp.weight")):
+    if len(tensor.shape) < 2 or tensor.name.endswith(_EXACT):
         return "f32"
     if tensor.name == ("token_embd.weight" if tied else "output.weight"):
         wanted = _FINER.get(wanted, wanted)

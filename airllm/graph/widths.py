@@ -321,12 +321,12 @@ def put_columns(call: Call) -> int:
 
 # ---- recurrent ops: what they write, and the floats of their memory ------------------------------
 
-_MOST_TAPS, _MOST_KEY_DIM = 8, 256  # that the kernels take
+MOST_TAPS, _MOST_KEY_DIM = 8, 256  # that the kernels take
 
 
 def conv(call: Call) -> int:
     x, weight, taps = call.inputs[0], call.weights[0], call.count("taps")
-    call.require(taps <= _MOST_TAPS, f"taps is {taps}, expected at most {_MOST_TAPS}")
+    call.require(taps <= MOST_TAPS, f"taps is {taps}, expected at most {MOST_TAPS}")
     call.require(
         weight.shape == (x.width, taps),
         f"weight {weight.name!r} is {list(weight.shape)}, expected [{x.width}, {taps}]",

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Normed = Literal["", "heads", "rows"]
+Part = Callable[[GraphBuilder, ModelConfig, Buffer], Buffer]
 FeedForward = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]
 
 
@@ -38,13 +39,13 @@ def embed(c: ModelConfig, activations: Activations) -> Graph:
     return g.build()
 
 
-def head(c: ModelConfig, activations: Activations) -> Graph:
+def head(c: ModelConfig, activations: Activations, *, norm_slot: str = "output_norm") -> Graph:
     """The residual to logits."""
     g = GraphBuilder("head", activations=activations)
     output = "token_embd" if c.tied_embeddings else "output"
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     logits = g.external("logits", c.vocab_size)  # [n, vocab]
-    h = norm(g, c, x, "output_norm")  # [n, hidden]
+    h = norm(g, c, x, norm_slot)  # [n, hidden]
     g.linear(h, g.weight(output, c.vocab_size, c.hidden_size), out=logits)
     if c.logit_scale != 1.0:
         g.scale(logits, c.logit_scale, out=logits)
@@ -79,16 +80,21 @@ def layer(
     sinks: bool = False,
     ffn_norm: str = "ffn_norm",
     feed_forward: FeedForward | None = None,
+    mixer: Part | None = None,
 ) -> Graph:
     """The usual layer: x += attention(norm(x)), and then x += feed_forward(norm(x)).
 
     normed, fused, sinks: see attention. ffn_norm: the slot of the second norm. feed_forward: a
-    family's own in place of the one below.
+    family's own in place of the one below. mixer: likewise in place of attention.
     """
     g = GraphBuilder("layer", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     h = norm(g, c, x, "attn_norm")
-    x = add(g, c, x, attention(g, c, layer, h, normed=normed, fused=fused, sinks=sinks))
+    if mixer is None:
+        part = attention(g, c, layer, h, normed=normed, fused=fused, sinks=sinks)
+    else:
+        part = mixer(g, c, h)
+    x = add(g, c, x, part)
     h = norm(g, c, x, ffn_norm)
     add(g, c, x, (feed_forward or dense_or_experts)(g, c, layer, h))
     return g.build()

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Latent", "LayerConfig", "ModelConfig", "Router"]
+__all__ = ["Latent", "LayerConfig", "Mamba2", "Mixer", "ModelConfig", "Router"]
+
+Mixer = Literal["attention", "delta_net", "mamba2", "short_conv", "none"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class LayerConfig:
     keys_of: the earlier layer whose keys and values it reads; None: it has its own.
     keys_are_values: whether V is what K is made of.
     head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
+    mixer: how tokens see earlier tokens; "none": the layer has no such part.
     """
 
     window: int = 0
@@ -27,6 +30,7 @@ class LayerConfig:
     n_kv_heads: int = 0
     rope_dims: int = 0
     intermediate_size: int = 0
+    mixer: Mixer = "attention"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,28 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Mamba2:
+    """A layer's scan (arXiv:2405.21060), see GraphBuilder.ssm_scan.
+
+    inner_size: values of a token that are scanned, of all heads together. taps: of the convolution
+    before the scan. conv_biased: whether it has a bias. dt_limits: of the time steps.
+    """
+
+    inner_size: int
+    n_heads: int
+    state_size: int
+    n_groups: int
+    taps: int
+    conv_biased: bool
+    dt_limits: tuple[float, float]
+
+    @property
+    def conv_width(self) -> int:
+        """The values of a token that the convolution takes: x, B and C."""
+        return self.inner_size + 2 * self.n_groups * self.state_size
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """See airllm.models.config_reader for the keys of GGUF files that these values come from."""
 
@@ -81,7 +107,7 @@ class ModelConfig:
     rope_interleaved: bool = False
     layer_norms: bool = False  # norms subtract the mean: LayerNorm in place of RMSNorm
     head_norms: bool = False  # each head of Q and K is normalised
-    biases: frozenset[str] = frozenset()  # slots of the first layer's optional biases
+    biases: frozenset[str] = frozenset()  # slots that have a bias
     attention_temperature: float = 0.0  # queries grow with the logarithm of their position
     attention_softcap: float = 0.0  # scores are capped smoothly to +-softcap; 0: they are not
     final_softcap: float = 0.0  # logits likewise
@@ -98,6 +124,9 @@ class ModelConfig:
     router: Router = Router()
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
+    expert_hidden_size: int = 0  # of a token as experts see it; 0: as the residual
+    mamba2: Mamba2 | None = None
+    short_conv_taps: int = 0
     # Layers behind the last that the file has, which guess further tokens. They are not used.
     left_out: range = range(0)
     idle_tensors: frozenset[str] = frozenset()  # that files may have and nothing reads

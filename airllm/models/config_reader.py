@@ -11,9 +11,10 @@ import numpy as np
 
 from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile
+from airllm.graph.widths import MOST_TAPS
 from airllm.models.config import LayerConfig, ModelConfig, Router
 
-__all__ = ["MAX_HEAD_DIM", "MAX_WIDTH", "ConfigReader"]
+__all__ = ["MAX_HEAD_DIM", "MAX_TAPS", "MAX_WIDTH", "ConfigReader"]
 
 # These limits are far above every known model (the longest contexts are 10 million tokens, the
 # widest layers about 100,000), so that later arithmetic cannot overflow. check_tensors in
@@ -23,6 +24,7 @@ MAX_WIDTH = 2**20
 _MAX_LAYERS = 2**12
 _MAX_HEADS = 2**12
 MAX_HEAD_DIM = 576  # the attention kernels'
+MAX_TAPS = MOST_TAPS  # the kernels of short convolutions'
 _MAX_EXPERTS = 2**12
 _MAX_SCALE = 1e6
 
@@ -32,6 +34,7 @@ _MAX_SCALE = 1e6
 _ARITHMETIC_KEYS = (
     *("attention.", "rope.", "expert", "moe", "attn_", "final_", "logit_scale"),
     *("embedding_scale", "residual_", "leading_dense", "interleave_", "ssm.", "nextn"),
+    "shortconv.",
 )
 _HARMLESS_KEYS = frozenset(["rope.scaling.finetuned"])
 # llama.cpp's numbers; 0: as the family does.
@@ -111,8 +114,21 @@ class ConfigReader:
                 raise self.metadata.fault(f"{key} has {each}; expected {low} to {high}")
         return tuple(value.tolist())
 
+    def require_alike(self, name: str, of_layers: Sequence[int]) -> None:
+        """Refuse layers that have the part and differ in its size."""
+        sizes = sorted({size for size in of_layers if size})
+        if len(sizes) > 1:
+            raise self.metadata.fault(
+                f"{self.key(name)} has {sizes[0]} and {sizes[-1]}; expected one number beside 0"
+            )
+
     def fault(self, name: str, value: object, wanted: str) -> Exception:
         return self.metadata.fault(f"{self.key(name)} is {value}; {wanted}")
+
+    def ignore_rope(self) -> None:
+        """No layer rotates, whatever the file says of rotation."""
+        first = self.key("rope.")
+        self._read |= {key for key in self.metadata if key.startswith(first)}
 
     def require_true(self, name: str) -> None:
         """Refuse a file that says no to what is always done here."""
@@ -153,8 +169,13 @@ class ConfigReader:
         )
 
     def optional_biases(self, *slots: str) -> frozenset[str]:
-        """Those of the slots that have a bias in the first layer."""
-        return frozenset(slot for slot in slots if f"blk.0.{slot}.bias" in self.file.tensors)
+        """Those of the slots that have a bias in any layer. Layers that have the slot and no bias
+        are then refused."""
+        names = self.file.tensors
+        layers = range(self.n_layers)
+        return frozenset(
+            slot for slot in slots if any(f"blk.{i}.{slot}.bias" in names for i in layers)
+        )
 
     def experts(self, *, shared_out: bool = True, **own: Any) -> dict[str, Any]:
         """The fields of ModelConfig for a mixture of experts. own: what the router does where the
@@ -215,7 +236,7 @@ class ConfigReader:
         """
         hidden_size = self.integer("embedding_length", low=1)
         n_heads = self.integer("attention.head_count", low=1, high=_MAX_HEADS)
-        n_kv_heads = max(kv_heads or self.kv_heads())
+        n_kv_heads = max(kv_heads or self.kv_heads()) or n_heads  # no layer has attention
         head_dim = head_dim or self._head_dim(hidden_size, n_heads)
         eps = self.number(eps_key)
         if not 0.0 < eps < 1.0:
@@ -246,17 +267,17 @@ class ConfigReader:
             **own,
         )
 
-    def kv_heads(self, *, differ: bool = False) -> tuple[int, ...]:
+    def kv_heads(self, *, differ: bool = False, low: int = 1) -> tuple[int, ...]:
         """The number of heads of keys and values in each layer. differ: whether the family allows
-        an array."""
+        an array. low: 0 if the family has layers without attention."""
         name = "attention.head_count_kv"
         n_heads = self.integer("attention.head_count", low=1, high=_MAX_HEADS)
         if differ:
-            found = self.of_layers(name, n_heads, low=1, high=_MAX_HEADS)
+            found = self.of_layers(name, n_heads, low=low, high=_MAX_HEADS)
         else:
             found = (self.integer(name, n_heads, low=1, high=_MAX_HEADS),)
         for n_kv_heads in found:
-            if n_heads % n_kv_heads:
+            if n_kv_heads and n_heads % n_kv_heads:
                 wanted = f"expected a divisor of {self.key('attention.head_count')}, {n_heads}"
                 raise self.fault(name, n_kv_heads, wanted)
         return found

@@ -14,7 +14,7 @@ __all__ = ["Family"]
 
 
 def _rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> Mapping[str, Rotation]:
-    return {"rope": read_rotation(r, c)} if layer.rotates else {}
+    return {"rope": read_rotation(r, c)} if layer.rotates and layer.mixer == "attention" else {}
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ change the arithmetic in an unknown way is refused by name: the model would run 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats.hf_config import ROPE_INTERLEAVED, HFConfig, Names
+from airllm.formats.hf_config import ROPE_INTERLEAVED, Change, HFConfig, Names
 from airllm.formats.hf_quantization import read_quantization
+from airllm.models.config import Mixer
 from airllm.models.hf_rope import translate_rope
 from airllm.util.metadata import Metadata
 
@@ -22,6 +23,7 @@ __all__ = ["EXPERT_NAMES", "NAMES", "SPARSE_NAMES", "HFReader", "HuggingFace"]
 _ARITHMETIC = re.compile(
     "scal|multipl|softcap|capping|rope|rotary|window|expert|moe|norm|_act|layer_types|sparse"
     "|bidirectional|quantization|alibi|qk_|clip|logit|bias|top_k|topk|n_group"
+    "|conv|mamba|ssm|time_step|block_|pattern|latent"
 )
 _HARMLESS = frozenset(
     [
@@ -127,6 +129,23 @@ class HFReader(Metadata):
             )
         return np.array([each == SLIDING for each in types], bool)
 
+    def mixers(self, names: Mapping[str, Mixer]) -> list[Mixer]:
+        """How each layer sees earlier tokens. names: of the mixers in layer_types."""
+        n_layers = self.integer("num_hidden_layers", low=1, high=2**12)
+        types = self.texts("layer_types")
+        if len(types) != n_layers or set(types) - set(names):
+            raise self.fault(
+                f"layer_types does not say of each of {n_layers} layers which of "
+                f"{', '.join(names)} it is"
+            )
+        return [names[each] for each in types]
+
+    def heads_of(self, mixers: Sequence[Mixer]) -> dict[str, object]:
+        """GGUF's key of KV heads, which says which layers have attention."""
+        heads = self.integer("num_key_value_heads", self.integer("num_attention_heads"), low=1)
+        found = np.array([heads * (mixer == "attention") for mixer in mixers], np.int32)
+        return {"attention.head_count_kv": found}
+
     def no_window(self) -> dict[str, object]:
         """No keys; layers with a window are refused."""
         self.ignore("sliding_window", "max_window_layers", "use_sliding_window", "layer_types")
@@ -157,9 +176,12 @@ class HuggingFace:
 
     model_type: of config.json. pictures: the model_type of models that see pictures, whose
     text_config is such a folder's configuration.
+    architecture: GGUF's, which may depend on config.json.
     values: GGUF's keys (without the architecture) that only this family has, from config.json.
     names: of tensors, beyond NAMES; see HFConfig. They may depend on config.json.
-    activation: the only one that is implemented. tied, defaults: of the configuration class.
+    changed: see HFConfig.
+    activation: the only one that is implemented. tied, defaults: of the configuration class, which
+    may make defaults of other keys.
     rope_interleaved: whether rope's pairs are neighbours. gguf_interleaved: likewise in the
     family's GGUF files, whose converter may reorder the rows of Q and K.
     full_head_dim: the width of a head in layers without a window, if others differ from it.
@@ -167,12 +189,15 @@ class HuggingFace:
     """
 
     model_type: str
-    architecture: str
+    architecture: str | Callable[[HFReader], str]
     values: Callable[[HFReader], dict[str, object]] = _nothing
     names: Names | Callable[[HFReader], Names] = field(default_factory=dict)
+    changed: Mapping[str, Change] = field(default_factory=dict)
     activation: str = "silu"
     tied: bool = False
-    defaults: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, object] | Callable[[Metadata], Mapping[str, object]] = field(
+        default_factory=dict
+    )
     pictures: str = ""
     plus_one: bool = False
     rope_interleaved: bool = False
@@ -210,8 +235,11 @@ class HuggingFace:
         rope = translate_rope(r, head_dim)
         values |= rope.values | self.values(r)
         self._refuse_unknown(r)
-        metadata: dict[str, object] = {"general.architecture": self.architecture}
-        metadata |= {f"{self.architecture}.{key}": value for key, value in values.items()}
+        architecture = (
+            self.architecture if isinstance(self.architecture, str) else self.architecture(r)
+        )
+        metadata: dict[str, object] = {"general.architecture": architecture}
+        metadata |= {f"{architecture}.{key}": value for key, value in values.items()}
         metadata |= rope.own
         if self.rope_interleaved != self.gguf_interleaved:
             metadata[ROPE_INTERLEAVED] = self.rope_interleaved
@@ -219,7 +247,8 @@ class HuggingFace:
         own = self.names(r) if callable(self.names) else self.names
         left_out = range(n_layers, n_layers + r.integer("num_nextn_predict_layers", 0, high=64))
         names = {**NAMES, **own}
-        return HFConfig(metadata, names, left_out, self.plus_one, tied, rope.tensors, quantization)
+        made = (tied, rope.tensors, quantization, self.changed)
+        return HFConfig(metadata, names, left_out, self.plus_one, *made)
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:
         """null means the default, but for a cap it means no cap."""
@@ -227,11 +256,12 @@ class HuggingFace:
             key: 0.0 if key.endswith("capping") and value is None else value
             for key, value in config.items()
         }
-        return {**self.defaults, **{key: value for key, value in said.items() if value is not None}}
+        defaults = self.defaults(config) if callable(self.defaults) else self.defaults
+        return {**defaults, **{key: value for key, value in said.items() if value is not None}}
 
     def _refuse_unknown(self, r: HFReader) -> None:
         for key in r.unread():
             if _ARITHMETIC.search(key):
                 raise r.fault(
-                    f"{key[:80]} asks for something that {self.architecture} models do not do"
+                    f"{key[:80]} asks for something that {self.model_type} models do not do"
                 )

@@ -7,6 +7,7 @@ FileWeights prepares all weights once and keeps them. StreamWeights (stream_weig
 layers that the budget allows and streams the rest from the disk.
 """
 
+import math
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
-from airllm.formats.model_file import ModelFile, Tensor
+from airllm.formats.model_file import ModelFile, Tensor, full_name
 from airllm.graph.graph import Graph, Role, Weight
 from airllm.models import Model
 from airllm.models.rope import ROPE_TENSORS
@@ -168,13 +169,12 @@ def layers_at_once(n_layers: int, n_bytes: int) -> int:
 def tensor_name(slot: str, layer: int | None = None) -> str:
     """The GGUF tensor of a weight slot: "attn_q" of layer 3 is "blk.3.attn_q.weight", and
     "attn_q.bias" "blk.3.attn_q.bias"; likewise for scales."""
-    name = slot if slot.endswith((".bias", ".scale")) else f"{slot}.weight"
+    name = full_name(slot)
     return name if layer is None else f"blk.{layer}.{name}"
 
 
 def tensor_of(gguf: ModelFile, slot: Weight, layer: int | None = None) -> Tensor:
-    """The tensor of a weight slot, in the slot's shape: files store a matrix of one row as a
-    vector."""
+    """The tensor of a weight slot, in the slot's shape, see _fits."""
     return replace(gguf.tensors[tensor_name(slot.name, layer)], shape=slot.shape)
 
 
@@ -193,7 +193,7 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
             tensor = gguf.tensors.get(name)
             if tensor is None:
                 raise gguf.metadata.fault(f"tensor {name} is missing")
-            if tensor.shape != slot.shape and (1, *tensor.shape) != slot.shape:
+            if not _fits(tensor.shape, slot.shape):
                 raise gguf.metadata.fault(
                     f"tensor {name} has shape {list(tensor.shape)}; expected {list(slot.shape)}, "
                     f"as the metadata says"
@@ -214,6 +214,14 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
         raise gguf.metadata.fault(
             f"tensor {name} has no place in a {model.config.architecture} model"
         )
+
+
+def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Files store a matrix of one row as a vector, and a few vectors as matrices: ssm_norm with a
+    row for each group, ssm_a with one value in each row."""
+    if len(wanted) == 1 and len(stored) == 2:
+        return math.prod(stored) == wanted[0]
+    return wanted in (stored, (1, *stored))
 
 
 def places(model: Model) -> Iterator[tuple[Graph, int | None]]:

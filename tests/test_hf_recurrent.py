@@ -1,0 +1,62 @@
+"""Folders of models with recurrent layers: what they store otherwise than GGUF files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from extension import require_cpp
+from hf_cases import CASES, VOCAB
+from hf_models import build, logits, require_hf, write_folder
+
+from airllm.formats.convert import convert
+from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models.opening import open_model
+
+EXACT = 3e-6  # norm of the logits' difference over the norm of the logits
+TOKENS = np.random.default_rng(3).integers(0, VOCAB, 40).tolist()
+
+
+@pytest.fixture(scope="module", params=["LFM2 MoE", "Granite 4", "Nemotron 3"])
+def model(request, tmp_path_factory):
+    """A folder in BF16, and the logits of its model."""
+    require_hf()
+    case = CASES[request.param]
+    hf = build(case)
+    for weight in hf.state_dict().values():
+        weight.copy_(weight.bfloat16())
+    expected = logits(hf, TOKENS)
+    folder = write_folder(tmp_path_factory.mktemp("bf16") / "model", case, hf.bfloat16())
+    return folder, expected
+
+
+def difference(path: Path, expected: np.ndarray, backend: str = "cpp") -> float:
+    exact = {"kv_type": "f32", "activations": "f32", "batch_size": 32}
+    with LayerWiseInferenceEngine(path, backend=backend, **exact) as engine:
+        actual = engine.forward(TOKENS, last_only=False)
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpp"])
+def test_a_folder_in_bf16_gives_the_logits_of_its_values(model, backend):
+    if backend == "cpp":
+        require_cpp()
+    assert difference(*model, backend) <= EXACT
+
+
+def test_a_converted_folder_gives_the_folders_logits(tmp_path, model):
+    require_cpp()
+    folder, expected = model
+    with open_model(folder) as file:
+        convert(file, tmp_path / "model.gguf", "f32")
+    assert difference(tmp_path / "model.gguf", expected) <= EXACT
+
+
+def test_recurrent_layers_keep_their_small_tensors_in_float32(tmp_path, model):
+    folder, _ = model
+    with open_model(folder) as file:
+        convert(file, tmp_path / "model.gguf", "q8_0")
+    with open_model(tmp_path / "model.gguf") as file:
+        kinds = {name: tensor.type for name, tensor in file.tensors.items()}
+    small = ("conv1d.weight", "shortconv.conv.weight", "ssm_a", "ssm_d", "norm.weight", ".bias")
+    assert {kind for name, kind in kinds.items() if name.endswith(small)} == {"f32"}
+    assert "q8_0" in kinds.values()
