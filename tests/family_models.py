@@ -29,6 +29,10 @@ _COMMON: dict[str, object] = {
     "attention.layer_norm_rms_epsilon": 1e-6,
 }
 _EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 32}
+_DELTA = {"ssm.conv_kernel": 4, "ssm.state_size": 12, "ssm.inner_size": 60} | {
+    **{"ssm.group_count": 2, "ssm.time_step_rank": 6, "rope.dimension_count": 8},
+    "attention.layer_norm_rms_epsilon": 1e-3,
+}
 _YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0} | {
     "rope.scaling.original_context_length": 32
 }
@@ -48,6 +52,8 @@ _SHORT_CONV = {
     "attention.head_count_kv": np.array([0, 0, 2, 0, 0, 2, 0, 2], np.int32),
     "shortconv.l_cache": 3,
 }
+# Of linear attention, see hf_models.
+_SPREADS = {"ssm_conv1d": 6.0, "ssm_out": 0.15}
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,23 @@ ARCHITECTURES = {
     "qwen2vl": Own(),
     "qwen3": Own(),
     "qwen3moe": Own(_EXPERTS),
+    "qwen35": Own(
+        _DELTA
+        | {"block_count": 9, "nextn_predict_layers": 1, "full_attention_interval": 3}
+        | {"rope.dimension_sections": np.array([2, 1, 1, 0], np.int32)},
+        {"blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
+    "qwen35moe": Own(
+        _DELTA
+        | _EXPERTS
+        | {"expert_shared_feed_forward_length": 48}
+        | {
+            "attention.recurrent_layers": np.array(
+                [True, False, True, True, True, False, True, True]
+            )
+        }
+    ),
+    "qwen3next": Own(_DELTA | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
     "qwen3vl": Own(),
     "qwen3vlmoe": Own(_EXPERTS),
     "seed_oss": Own(tensors={f"blk.{i}.attn_q.bias": (64,) for i in range(8)}),
@@ -162,7 +185,8 @@ def metadata_of(architecture: str) -> dict[str, object]:
 def write_family_model(folder: Path, architecture: str, **metadata: object) -> Path:
     """Write `folder`/ARCHITECTURE.gguf. metadata: what to change; None leaves a key out.
 
-    Matrices are f32 with a spread that keeps activations about 1; vectors are 0.5 to 1.5."""
+    Matrices are f32 with a spread that keeps activations about 1; vectors are 0.5 to 1.5, but those
+    whose exponential is a decay -1.5 to -0.5."""
     entries = metadata_of(architecture) | metadata
     entries = {key: value for key, value in entries.items() if value is not None}
     random = np.random.default_rng(11)
@@ -175,6 +199,8 @@ def write_family_model(folder: Path, architecture: str, **metadata: object) -> P
             values = -values if name.endswith("ssm_a") else values  # memory fades
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
+        if architecture.startswith("qwen3"):
+            values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
         specs.append((name, "f32", shape, values.astype(np.float32)))
     return write_gguf(folder / f"{architecture}.gguf", entries, specs)
 

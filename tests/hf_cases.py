@@ -38,7 +38,7 @@ class Case:
     @property
     def plus_one(self) -> bool:
         """Whether norms multiply by 1 + weight, and GGUF has the sum."""
-        return self.arch in ("gemma2", "gemma3")
+        return self.arch in ("gemma2", "gemma3", *DELTA_NETS)
 
 
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
@@ -211,6 +211,43 @@ _LFM2_NAMES = {
     **{"feed_forward.gate": "ffn_gate_inp", "feed_forward.expert_bias": "exp_probs_b.bias"},
     "feed_forward.experts.down_proj": "ffn_down_exps",
 }
+DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next")
+_DELTA = {
+    **{"full_attention_interval": 2, "head_dim": 32, "linear_conv_kernel_dim": 4},
+    **{"linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 6},
+}
+_DELTA_KEYS = {
+    **{"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.group_count": 2, "ssm.inner_size": 96},
+    **{"ssm.time_step_rank": 6, "full_attention_interval": 2, "rope.dimension_count": 8},
+}
+_DELTA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.A_log": "ssm_a",
+    "linear_attn.dt_bias": "ssm_dt.bias",
+    "linear_attn.norm": "ssm_norm",
+    "linear_attn.out_proj": "ssm_out",
+}
+_QWEN35_ROPE = {
+    **{"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+    **{"mrope_section": [2, 1, 1], "mrope_interleaved": True},
+}
+_SHARED_NAMES = {
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+_SHARED = {
+    **{"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    "shared_expert_intermediate_size": 64,
+}
 _FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 CASES = {
     "Llama 2": Case("Llama", "llama", reordered=True),
@@ -283,15 +320,41 @@ CASES = {
     "Qwen2-MoE": Case(
         "Qwen2Moe",
         "qwen2moe",
-        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-        | {"shared_expert_intermediate_size": 64},
+        _SHARED,
         {"expert_shared_feed_forward_length": 64},
-        names={
-            "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
-            "mlp.shared_expert.up_proj": "ffn_up_shexp",
-            "mlp.shared_expert.down_proj": "ffn_down_shexp",
-            "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
-        },
+        names=_SHARED_NAMES,
+    ),
+    "Qwen3-Next": Case(
+        "Qwen3Next",
+        "qwen3next",
+        _DELTA | _SHARED | {"num_experts_per_tok": 4},
+        _DELTA_KEYS | {"expert_shared_feed_forward_length": 64},
+        names=_DELTA_NAMES | _SHARED_NAMES,
+    ),
+    "Qwen3.5": Case(
+        "Qwen3_5",
+        "qwen35",
+        _DELTA | {"rope_parameters": _QWEN35_ROPE},
+        _DELTA_KEYS,
+        names=_DELTA_NAMES,
+        sees=True,
+        extra={"mtp_num_hidden_layers": 1, "attn_output_gate": True},
+    ),
+    "Qwen3.5, full attention elsewhere": Case(
+        "Qwen3_5",
+        "qwen35",
+        _DELTA
+        | {"rope_parameters": _QWEN35_ROPE, "tie_word_embeddings": True}
+        | {"layer_types": ["full_attention", "linear_attention", "linear_attention"]},
+        _DELTA_KEYS | {"attention.recurrent_layers": np.array([False, True, True])},
+        names=_DELTA_NAMES,
+    ),
+    "Qwen3.5-MoE": Case(
+        "Qwen3_5Moe",
+        "qwen35moe",
+        _DELTA | _SHARED | {"rope_parameters": _QWEN35_ROPE, "num_experts_per_tok": 4},
+        _DELTA_KEYS | {"expert_shared_feed_forward_length": 64},
+        names=_DELTA_NAMES | _SHARED_NAMES,
     ),
     "GLM-4.5": Case(
         "Glm4Moe",

@@ -47,8 +47,10 @@ def build(case: Case) -> Any:
         "max_position_embeddings": CONTEXT,
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
-    of_text = case.family in ("Gemma3", "Gemma4") and not case.sees
-    config_class = f"{case.family}TextConfig" if of_text else f"{case.family}Config"
+    # That are part of a model that sees pictures.
+    texts = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe")
+    part = "Text" if case.family in texts and not case.sees else ""
+    config_class = f"{case.family}{part}Config"
     values = sizes | case.config
     if case.sees:
         vision = {"depth": 1, "hidden_size": 16, "embed_dim": 16, "intermediate_size": 16}
@@ -67,12 +69,14 @@ def build(case: Case) -> Any:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
-                centre = 0.0 if case.plus_one else 1.0
+                plus_one = case.plus_one and not name.endswith("linear_attn.norm.weight")
+                centre = 0.0 if plus_one else 1.0
                 weight.uniform_(centre - 0.5, centre + 0.5, generator=random)
                 if case.arch == "gemma4" and name.endswith("q_norm.weight"):
                     weight *= len(weight) ** -0.5  # nothing else makes its scores small
             else:
                 spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
+                spread *= _SPREADS.get(name.rpartition(".linear_attn.")[2], 1.0)
                 weight.normal_(0.0, spread, generator=random)
                 if name.endswith("router.scale"):
                     weight *= weight.shape[-1] ** 0.5  # or all experts would be nearly equal
@@ -128,7 +132,7 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
+        "feed_forward_length": getattr(config, "intermediate_size", 0),
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
     }
@@ -178,6 +182,9 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if name.endswith("kv_b_proj.weight"):
             yield from _of_latents(name, values.reshape(config.num_attention_heads, -1, 32))
             continue
+        if ".linear_attn." in name:
+            yield from _of_delta_net(case, config, name, values)
+            continue
         if name.endswith(("conv.conv.weight", "conv1d.weight")):
             values = values.squeeze(1)  # [channels, 1, taps]
         if name.endswith(".A_log"):
@@ -221,6 +228,41 @@ def _of_gpt_oss(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray
         return
     for first, part in enumerate(("gate", "up")):
         yield f"blk.{place}.ffn_{part}_exps.{suffix}", np.ascontiguousarray(columns[:, first::2])
+
+
+def _of_delta_net(
+    case: Case, config: Any, name: str, values: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Qwen3-Next's matrices are [key heads, rows of q, k, v and z, hidden]. In files of Qwen3.5 the
+    value heads that share keys lie as far apart as there are key heads."""
+    layer, n_keys = f"blk.{name.split('.layers.')[1].split('.')[0]}", config.linear_num_key_heads
+    slot = case.names.get("linear_attn." + name.split(".linear_attn.")[1].removesuffix(".weight"))
+    d_k, width = config.linear_key_head_dim, config.linear_value_head_dim * 3
+
+    def tiled(rows: np.ndarray, head_dim: int) -> np.ndarray:
+        heads = rows.reshape(n_keys, -1, head_dim, *rows.shape[1:])
+        return heads.swapaxes(0, 1).reshape(rows.shape)
+
+    if slot is None:  # in_proj_qkvz
+        heads = values.reshape(n_keys, -1, values.shape[1])
+        *qkv, z = np.split(heads, [d_k, 2 * d_k, 2 * d_k + width], axis=1)
+        flat = [part.reshape(-1, values.shape[1]) for part in qkv]
+        yield f"{layer}.attn_qkv.weight", np.concatenate(flat)
+        yield f"{layer}.attn_gate.weight", z.reshape(-1, values.shape[1])
+        return
+    if slot == "ssm_conv1d":
+        values = values[:, 0]
+    if slot == "ssm_a":
+        values = -np.exp(values)
+    if case.arch != "qwen3next" and slot != "ssm_norm":
+        head_dim = 1 if slot.startswith(("ssm_a", "ssm_beta", "ssm_dt")) else width // 3
+        if slot == "ssm_out":
+            values = tiled(np.ascontiguousarray(values.T), head_dim).T
+        else:
+            first = 2 * n_keys * d_k if slot in ("attn_qkv", "ssm_conv1d") else 0
+            values = np.concatenate([values[:first], tiled(values[first:], head_dim)])
+    bare = slot == "ssm_a" or slot.endswith(".bias")
+    yield f"{layer}.{slot}{'' if bare else '.weight'}", np.ascontiguousarray(values)
 
 
 def _of_latents(name: str, heads: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -271,6 +313,10 @@ _BOTH = re.compile(
     r"model\.(language_model\.)?layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp)"
     r"\.(gate_up_proj|input_linear)(\.weight)?"
 )
+# A gated norm makes much of what is nearly nothing, its rounding errors too: transformers' own two
+# ways of computing linear attention differ by 9e-6 then. With these spreads queries and keys have
+# much in common, as in trained models.
+_SPREADS = {"conv1d.weight": 6.0, "out_proj.weight": 0.15}
 _SLOTS = {
     "mlp.experts": "_exps",
     "experts": "_exps",

@@ -107,12 +107,13 @@ def test_a_batch_of_three_gives_each_the_logits_that_it_has_alone(
 def test_going_back_gives_the_logits_of_going_there_at_once(
     model: Path, backend: str, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "CHECKPOINT_TOKENS", 40)
+    monkeypatch.setattr(sequence, "CHECKPOINT_TOKENS", 16)
     with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
-        engine.forward(TOKENS[:40])
-        engine.forward(TOKENS[:30])
-        kept = engine._model.decoder.state.keep_shared(TOKENS)
-        assert kept == 40
+        engine.forward(TOKENS[:20])
+        engine.forward([*TOKENS[20:40], *TOKENS[:30]])
+        state = engine._model.decoder.state
+        kept = state.keep_shared(TOKENS)
+        assert kept == (20 if state.recurrent.size else 40)  # recurrent memory has no other past
         after = engine.forward(TOKENS[kept:], last_only=False)
         assert difference(after, whole[kept:]) <= CLOSE
 
@@ -127,3 +128,27 @@ def test_a_restored_snapshot_gives_the_logits_of_going_on_at_once(
         engine.forward(TOKENS[:30])
         state.restore(snapshot)
         assert difference(engine.forward(TOKENS[40:], last_only=False), whole[40:]) <= CLOSE
+
+
+def test_a_saved_session_goes_on_as_before(
+    model: Path, backend: str, whole: np.ndarray, tmp_path: Path
+) -> None:
+    with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
+        engine.forward(TOKENS[:40])
+        engine.save_session(tmp_path / "session")
+        engine.forward(TOKENS[:30])
+        engine.load_session(tmp_path / "session")
+        assert difference(engine.forward(TOKENS[40:], last_only=False), whole[40:]) <= CLOSE
+
+
+def test_wrong_guesses_leave_no_trace(model: Path, backend: str, whole: np.ndarray) -> None:
+    with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
+        engine.forward(TOKENS[:40])
+        decoder = engine._model.decoder
+        guesses = np.array([*TOKENS[40:43], *TOKENS[:3]], np.int32)
+        rows = decoder.evaluate_ahead(guesses, np.empty((6, VOCAB), np.float32))
+        assert difference(rows[:3], whole[40:43]) <= CLOSE
+        again = decoder.state.accept(TOKENS[40:43], 6)
+        if again:
+            decoder.evaluate(np.array(again, np.int32))
+        assert difference(engine.forward(TOKENS[43:], last_only=False), whole[43:]) <= CLOSE

@@ -6,7 +6,9 @@ from extension import require_cpp
 from hf_cases import CASES, VOCAB
 from hf_models import build, logits, require_hf, write_folder, write_gguf
 
+from airllm.formats.convert import convert
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models.opening import open_model
 from airllm.state import sequence
 
 # Norm of the logits' difference over the norm of the logits. Both compute in float32, transformers
@@ -85,3 +87,17 @@ def test_a_folder_that_transformers_saved_gives_its_logits(tmp_path, model, back
     exact = {"kv_type": "f32", "activations": "f32", "batch_size": 32}
     with LayerWiseInferenceEngine(folder, backend=backend, **exact) as engine:
         assert difference(engine.forward(TOKENS, last_only=False), expected) <= EXACT
+
+
+def test_a_converted_folder_is_the_gguf_file_of_llama_cpp(tmp_path, model):
+    case, hf, _ = model
+    expected = write_gguf(tmp_path / "expected.gguf", case, hf)
+    with open_model(write_folder(tmp_path / "model", case, hf)) as folder:
+        convert(folder, tmp_path / "converted.gguf", "f32")
+    with open_model(tmp_path / "converted.gguf") as actual, open_model(expected) as file:
+        assert not any(key.startswith("airllm.") for key, _ in actual.metadata.items())
+        assert set(actual.tensors) == set(file.tensors)
+        for name in file.tensors:
+            # llama.cpp stores some vectors of Mamba-2 as matrices, [n, 1] or one for each group.
+            ours, its = (each.data(name).view("<f4").ravel() for each in (actual, file))
+            np.testing.assert_allclose(ours, its, rtol=1e-6, err_msg=name)

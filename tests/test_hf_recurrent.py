@@ -1,12 +1,13 @@
 """Folders of models with recurrent layers: what they store otherwise than GGUF files."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from extension import require_cpp
 from hf_cases import CASES, VOCAB
-from hf_models import build, logits, require_hf, write_folder
+from hf_models import build, logits, require_hf, write_folder, write_gguf
 
 from airllm.formats.convert import convert
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -51,9 +52,25 @@ def test_a_converted_folder_gives_the_folders_logits(tmp_path, model):
     assert difference(tmp_path / "model.gguf", expected) <= EXACT
 
 
-def test_recurrent_layers_keep_their_small_tensors_in_float32(tmp_path, model):
-    folder, _ = model
-    with open_model(folder) as file:
+def test_layers_that_guess_further_tokens_are_left_out(tmp_path, model):
+    from safetensors.torch import load_file, save_file
+
+    require_cpp()
+    folder, expected = model
+    shutil.copytree(folder, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    further = {"mtp.layers.0.eh_proj.weight": next(iter(tensors.values())).clone()}
+    save_file(tensors | further, weights)
+    assert difference(tmp_path / "model", expected) <= EXACT
+
+
+@pytest.mark.parametrize("source", ["folder", "file"])
+def test_recurrent_layers_keep_their_small_tensors_in_float32(tmp_path, model, source):
+    path, _ = model
+    if source == "file":  # as llama.cpp's converter writes it: ssm_norm and ssm_a are matrices
+        path = write_gguf(tmp_path / "source.gguf", CASES["Granite 4"], build(CASES["Granite 4"]))
+    with open_model(path) as file:
         convert(file, tmp_path / "model.gguf", "q8_0")
     with open_model(tmp_path / "model.gguf") as file:
         kinds = {name: tensor.type for name, tensor in file.tensors.items()}

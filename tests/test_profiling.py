@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from extension import require_cpp
+from family_models import write_family_model
 from tiny_model import FAMILIES, Sizes, write_tiny_model
 
 from airllm.backends import load_backend
@@ -97,6 +98,14 @@ def test_of_the_biases_of_experts_only_those_that_are_chosen_are_read() -> None:
         return g.expert_bias(x, route, g.weight("b", 24, 10))
 
     assert flops_and_bytes(build) == (3 * 20, 4 * (3 * (20 + 4 + 20) + 3 * 2 * 10))
+
+
+def test_the_filters_of_a_convolution_and_its_memory_are_read_once_a_call(tmp_path):
+    path = write_family_model(tmp_path, "qwen35")  # of 8 layers, 6 have 108 filters of 4 taps
+    with LayerWiseInferenceEngine(path, backend="numpy", kv_type="f32") as engine:
+        found = profiled(engine, [1, 2, 3], [4])["conv ssm_conv1d"]
+    rows, filters, memory = 2 * 108, 4 * 108, 2 * 3 * 108  # of a token; of a call
+    assert found.nbytes == 6 * 4 * ((3 + 1) * rows + 2 * (filters + memory))
 
 
 def test_a_window_bounds_what_attention_sees(tmp_path):

@@ -15,6 +15,7 @@ from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile, Tensor, in_pieces
 from airllm.formats.numbers import FLOATS, WRITABLE
 from airllm.formats.retype import convert_rows, target_type
+from airllm.formats.tiled_heads import tiled_heads
 from airllm.util.progress import OnProgress
 
 __all__ = ["FILE_TYPES", "Converted", "convert"]
@@ -61,6 +62,7 @@ def convert(
     if type not in WRITABLE:
         raise ValueError(f"type is {type!r}; expected one of {', '.join(WRITABLE)}")
     path = Path(path)
+    model = tiled_heads(model)
     tied = "output.weight" not in model.tensors
     sources = sorted(model.tensors.values(), key=_place)
     kinds = {

@@ -9,11 +9,22 @@ from numpy.typing import NDArray
 from airllm.formats.hf_quantization import Quantization
 from airllm.util.metadata import Metadata
 
-__all__ = ["ROPE_INTERLEAVED", "Change", "HFConfig", "Names", "Slots", "Translate"]
+__all__ = [
+    "HEADS_TILED",
+    "ROPE_INTERLEAVED",
+    "Change",
+    "HFConfig",
+    "Names",
+    "Slots",
+    "Translate",
+]
 
 # Whether rope rotates neighbouring dimensions of a head, or dimensions j and j + rope_dims / 2.
 # Folders of some families differ in that from GGUF files, whose converter reorders rows.
 ROPE_INTERLEAVED = "airllm.rope.interleaved"
+# Whether heads of values that use the same keys lie n_kv_heads apart (see models.config.DeltaNet),
+# where that is not as in GGUF files of the architecture. In folders these heads are neighbours.
+HEADS_TILED = "airllm.delta_net.tiled"
 
 
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -28,12 +39,20 @@ class Slots:
     head_rows: of the first and the second name. The matrix has the rows of one head after another,
     [n_heads * sum(head_rows), k]. The tensors are [n_heads, k, rows], which is transposed, and
     [n_heads, rows, k].
+    head_parts: the matrix has the rows of one head after another, in parts; for each part the index
+    of its name, and its rows. A tensor has its first part of all heads, then its second, and so on.
+    channels: the filters of a convolution of each channel by itself, [channels, 1, taps]; GGUF has
+    [channels, taps].
+    change: of float32 values, which are stored as float32 then.
     """
 
     names: tuple[str, ...]
     alternate: bool = False
     transposed: bool = False
     head_rows: tuple[int, int] | None = None
+    head_parts: tuple[tuple[int, int], ...] = ()
+    channels: bool = False
+    change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
 
 
 # Of tensors, without the layer's prefix and ".weight": from Hugging Face's to GGUF's, for instance

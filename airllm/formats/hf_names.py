@@ -25,13 +25,16 @@ _HEAD = "lm_head.weight"
 _HEADS = re.compile(r"(.*\.)?lm_head\.(q?weight\w*|qzeros|scales|g_idx)")  # also quantised
 _LAYER = re.compile(r"layers\.(?P<layer>\d{1,5})\.(?P<stem>.*)")
 _EXPERT = re.compile(r"(?P<before>.*\bexperts)\.(?P<number>\d{1,5})\.(?P<after>.*)")
-# The vision part of a model that sees pictures, and a table of rope that older files have.
+# The vision part of a model that sees pictures, layers that guess further tokens, and a table of
+# rope that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
-    r"|embed_audio)\..*|.*\.rotary_emb\.inv_freq|mtp\..*"
+    r"|embed_audio|mtp)\..*|.*\.rotary_emb\.inv_freq"
 )
 # Weights of convolutions of each channel by itself: [channels, 1, taps] in folders.
 _CONV = re.compile(r"blk\.\d+\.(ssm_conv1d|shortconv\.conv)\.weight")
+# GGUF has the norms of these slots as folders have them; see HFConfig.plus_one.
+_WHOLE_NORMS = ("ssm_norm.weight",)
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,16 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
             of_heads = hf_sources.of_heads(source, place.slots.head_rows)
             for name, part in zip(place.slots.names, of_heads, strict=True):
                 put(name, part)
+        elif place.slots.head_parts:
+            for index, name in enumerate(place.slots.names):
+                put(name, hf_sources.of_head_parts(source, place.slots.head_parts, index))
         elif others:
             for name, part in _shared_out(place.slots, source):
                 put(name, part)
+        elif place.slots.channels:
+            put(first, hf_sources.channels(source))
+        elif place.slots.change is not None:
+            put(first, _changed(source, place.slots.change))
         elif (change := _change(first, config)) is not None:
             put(first, _changed(source, change))
         else:
@@ -173,6 +183,7 @@ def _prefix(folder: str, shards: Sequence[Shard], config: HFConfig) -> str:
     stems = [stem for stem, slot in config.names.items() if slot == "token_embd"]
     end = re.compile(rf"(|.*\.)({'|'.join(map(re.escape, stems))})\.weight")
     names = (stored.name for part in shards for stored in part.table)
+    names = (name for name in names if not _LEFT_OUT.fullmatch(name))
     prefixes = [found[1] for name in names if (found := end.fullmatch(name))]
     if len(prefixes) != 1:
         raise FormatError(f"{folder}: has {len(prefixes)} tensors {stems[-1]}.weight; expected one")
@@ -209,7 +220,7 @@ def _shared_out(slots: Slots, source: RowSource) -> Iterable[tuple[str, RowSourc
 
 def _change(name: str, config: HFConfig) -> Change | None:
     """What GGUF's values of the tensor are, given the folder's; None: the same."""
-    if config.plus_one and name.endswith("norm.weight"):
+    if config.plus_one and name.endswith("norm.weight") and not name.endswith(_WHOLE_NORMS):
         return _plus_one
     return config.changed.get(name.split(".")[-1])
 

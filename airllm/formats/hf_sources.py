@@ -1,5 +1,7 @@
 """A Hugging Face folder's tensors as rows: rows that its files have, or rows made from them."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -271,6 +273,52 @@ def of_heads(source: RowSource, head_rows: tuple[int, int]) -> tuple[RowSource, 
         ),
         replace(source, shape=(n_heads, last, k), extents=extents, rows=_by_matrix(last, rows)),
     )
+
+
+def of_head_parts(source: RowSource, parts: Sequence[tuple[int, int]], index: int) -> RowSource:
+    """The rows of the parts of all heads that belong to name number `index`; see Slots."""
+    every, n_rows = sum(rows for _, rows in parts), source.shape[0]
+    if len(source.shape) != 2 or n_rows % every:
+        raise FormatError(
+            f"{source.file.path}: tensor {quote(source.name)} has shape {list(source.shape)}; "
+            f"expected a multiple of {every} rows, those of a head"
+        )
+    runs, first = [], 0  # (first, end) of rows
+    for name, rows in parts:
+        if name == index:
+            starts = range(first, n_rows, every)
+            runs += [(start, start + rows) for start in starts]
+        first += rows
+    ends = list(itertools.accumulate(end - start for start, end in runs))
+    size = source.row_bytes
+
+    def taken(first: int, end: int) -> Bytes:
+        found, at = [], bisect.bisect_right(ends, first)
+        while first < end:
+            start = runs[at][1] - ends[at]
+            until = min(end, ends[at])
+            found.append(source.rows(start + first, start + until))
+            first, at = until, at + 1
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    extents = tuple(
+        Extent(extent.part, extent.offset + start * size, (end - start) * size)
+        for extent in source.extents
+        for start, end in runs
+    )
+    sources = source.sources or source.extents
+    shape = (ends[-1], source.shape[1])
+    return replace(source, shape=shape, extents=extents, rows=taken, sources=sources)
+
+
+def channels(source: RowSource) -> RowSource:
+    """Of the filters [channels, 1, taps] of a convolution, [channels, taps]."""
+    if len(source.shape) != 3 or source.shape[1] != 1:
+        raise FormatError(
+            f"{source.file.path}: tensor {quote(source.name)} has shape {list(source.shape)}; "
+            "expected [channels, 1, taps]"
+        )
+    return replace(source, shape=(source.shape[0], source.shape[2]))
 
 
 def _by_matrix(n_rows: int, part: Callable[[int, int, int], Bytes]) -> Callable[[int, int], Bytes]:

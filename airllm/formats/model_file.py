@@ -20,7 +20,6 @@ from airllm.util.metadata import Metadata
 
 __all__ = ["Extent", "Made", "ModelFile", "ModelParts", "Tensor", "full_name", "in_pieces"]
 
-_BARE = ("ssm_a", "ssm_d")
 FINGERPRINT_BYTES = 1024  # of each tensor
 PIECE_VALUES = 2**20  # of a tensor that are made at a time: 4 MiB as float32
 _MAX_HEADER_BYTES = 64 * 2**20
@@ -30,6 +29,9 @@ _MAX_HEADER_BYTES = 64 * 2**20
 _ALIGNMENTS = {"f32": 4, "f16": 2, "bf16": 2}
 
 Bytes = npt.NDArray[np.uint8]
+
+# Slots of recurrent layers whose tensors have no suffix.
+_BARE = frozenset(["ssm_a", "ssm_d"])
 
 
 @dataclass(frozen=True, slots=True)

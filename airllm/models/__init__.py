@@ -33,6 +33,7 @@ from airllm.models import (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen35,
     seed_oss,
     smollm3,
 )
@@ -64,6 +65,7 @@ _MODULES = (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen35,
     seed_oss,
     smollm3,
 )

@@ -25,8 +25,7 @@ __all__ = [
 ]
 
 Normed = Literal["", "heads", "rows"]
-Part = Callable[[GraphBuilder, ModelConfig, Buffer], Buffer]
-FeedForward = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]
+Half = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]  # of a layer
 
 
 def embed(c: ModelConfig, activations: Activations) -> Graph:
@@ -78,23 +77,24 @@ def layer(
     normed: Normed = "",
     fused: bool = False,
     sinks: bool = False,
+    gated: bool = False,
+    mixer: Half | None = None,
     ffn_norm: str = "ffn_norm",
-    feed_forward: FeedForward | None = None,
-    mixer: Part | None = None,
+    feed_forward: Half | None = None,
 ) -> Graph:
     """The usual layer: x += attention(norm(x)), and then x += feed_forward(norm(x)).
 
-    normed, fused, sinks: see attention. ffn_norm: the slot of the second norm. feed_forward: a
-    family's own in place of the one below. mixer: likewise in place of attention.
+    normed, fused, sinks, gated: see attention. mixer, feed_forward: in place of attention and of
+    dense_or_experts. ffn_norm: the slot of the second norm.
     """
     g = GraphBuilder("layer", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     h = norm(g, c, x, "attn_norm")
     if mixer is None:
-        part = attention(g, c, layer, h, normed=normed, fused=fused, sinks=sinks)
+        y = attention(g, c, layer, h, normed=normed, fused=fused, sinks=sinks, gated=gated)
     else:
-        part = mixer(g, c, h)
-    x = add(g, c, x, part)
+        y = mixer(g, c, layer, h)
+    x = add(g, c, x, y)
     h = norm(g, c, x, ffn_norm)
     add(g, c, x, (feed_forward or dense_or_experts)(g, c, layer, h))
     return g.build()
@@ -117,12 +117,14 @@ def attention(
     normed: Normed = "",
     fused: bool = False,
     sinks: bool = False,
+    gated: bool = False,
 ) -> Buffer:
     """Causal attention with groups of heads that share keys and values (arXiv:2305.13245).
 
     normed: whether Q and K are normalised, each head by itself or all heads of a token together.
     fused: Q, K and V come from one matrix. sinks: each head has one more score, without a value
-    (arXiv:2309.17453).
+    (arXiv:2309.17453). gated: each head's values are multiplied by the sigmoid of a gate, whose
+    rows in Q's matrix follow those of the head's query (arXiv:2505.06708).
     """
     if fused:
         qkv = linear(g, c, h, "attn_qkv", c.q_width + 2 * c.kv_width)
@@ -130,9 +132,12 @@ def attention(
         k = g.take_columns(qkv, c.q_width, c.kv_width)
         v = g.take_columns(qkv, c.q_width + c.kv_width, c.kv_width)
     else:
-        q = linear(g, c, h, "attn_q", c.q_width)  # [n, q_width]
+        q = linear(g, c, h, "attn_q", (2 if gated else 1) * c.q_width)  # [n, q_width]
         k = linear(g, c, h, "attn_k", c.kv_width)  # [n, kv_width]
         v = linear(g, c, h, "attn_v", c.kv_width)  # [n, kv_width]
+    if gated:
+        gate = g.take_head_columns(q, c.n_heads, c.head_dim, c.head_dim)  # [n, q_width]
+        q = g.take_head_columns(q, c.n_heads, 0, c.head_dim)  # [n, q_width]
     if normed == "heads":
         q = g.head_norm(q, g.weight("attn_q_norm", c.head_dim), c.n_heads, c.norm_eps, out=q)
         k = g.head_norm(k, g.weight("attn_k_norm", c.head_dim), c.n_kv_heads, c.norm_eps, out=k)
@@ -155,6 +160,8 @@ def attention(
         softcap=c.attention_softcap,
         sinks=g.weight("attn_sinks", c.n_heads) if sinks else None,
     )  # [n, q_width]
+    if gated:
+        a = g.multiply(a, g.sigmoid(gate, out=gate), out=a)
     return linear(g, c, a, "attn_output", c.hidden_size)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Latent", "LayerConfig", "Mamba2", "Mixer", "ModelConfig", "Router"]
+__all__ = ["DeltaNet", "Latent", "LayerConfig", "Mamba2", "Mixer", "ModelConfig", "Router"]
 
 Mixer = Literal["attention", "delta_net", "mamba2", "short_conv", "none"]
 
@@ -84,6 +84,31 @@ class Mamba2:
 
 
 @dataclass(frozen=True)
+class DeltaNet:
+    """Linear attention by the gated delta rule (arXiv:2412.06464); see graph.ops.
+
+    n_heads: of values; they share n_kv_heads heads of queries and keys. key_dim, value_dim: of a
+    head. taps: of the convolution before it. tiled: head h uses the keys of head h % n_kv_heads,
+    not of head h // (n_heads / n_kv_heads).
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    tiled: bool
+
+    @property
+    def key_width(self) -> int:
+        return self.n_kv_heads * self.key_dim
+
+    @property
+    def value_width(self) -> int:
+        return self.n_heads * self.value_dim
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """See airllm.models.config_reader for the keys of GGUF files that these values come from."""
 
@@ -120,6 +145,7 @@ class ModelConfig:
     shared_expert_size: int = 0  # of the expert that all tokens use; 0: there is none
     shared_expert_gated: bool = False  # its output is multiplied by a sigmoid of its input
     latent: Latent | None = None
+    delta_net: DeltaNet | None = None
     gate_limit: float = 0.0  # of gpt-oss's activation of the experts; 0: SwiGLU
     router: Router = Router()
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end

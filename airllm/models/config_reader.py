@@ -14,7 +14,7 @@ from airllm.formats.model_file import ModelFile
 from airllm.graph.widths import MOST_TAPS
 from airllm.models.config import LayerConfig, ModelConfig, Router
 
-__all__ = ["MAX_HEAD_DIM", "MAX_TAPS", "MAX_WIDTH", "ConfigReader"]
+__all__ = ["MAX_HEADS", "MAX_HEAD_DIM", "MAX_TAPS", "MAX_WIDTH", "ConfigReader"]
 
 # These limits are far above every known model (the longest contexts are 10 million tokens, the
 # widest layers about 100,000), so that later arithmetic cannot overflow. check_tensors in
@@ -22,7 +22,7 @@ __all__ = ["MAX_HEAD_DIM", "MAX_TAPS", "MAX_WIDTH", "ConfigReader"]
 _MAX_CONTEXT = 2**24
 MAX_WIDTH = 2**20
 _MAX_LAYERS = 2**12
-_MAX_HEADS = 2**12
+MAX_HEADS = 2**12
 MAX_HEAD_DIM = 576  # the attention kernels'
 MAX_TAPS = MOST_TAPS  # the kernels of short convolutions'
 _MAX_EXPERTS = 2**12
@@ -77,6 +77,20 @@ class ConfigReader:
     def flag(self, name: str, default: bool) -> bool:
         self.ignore(name)
         return self.metadata.flag(self.key(name), default)
+
+    def flags(self, name: str, count: int) -> list[bool] | None:
+        """An array of `count` flags; None if the file has none."""
+        self.ignore(name)
+        value = self.metadata.get(self.key(name))
+        if value is None:
+            return None
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biu":
+            raise self.metadata.fault(f"{self.key(name)} is no array of true and false")
+        if value.size != count:
+            raise self.metadata.fault(
+                f"{self.key(name)} has {value.size} entries; expected {count}, one for each layer"
+            )
+        return [bool(each) for each in value.tolist()]
 
     def text(self, name: str, default: str) -> str:
         self.ignore(name)
@@ -235,7 +249,7 @@ class ConfigReader:
         key and its value.
         """
         hidden_size = self.integer("embedding_length", low=1)
-        n_heads = self.integer("attention.head_count", low=1, high=_MAX_HEADS)
+        n_heads = self.integer("attention.head_count", low=1, high=MAX_HEADS)
         n_kv_heads = max(kv_heads or self.kv_heads()) or n_heads  # no layer has attention
         head_dim = head_dim or self._head_dim(hidden_size, n_heads)
         eps = self.number(eps_key)
@@ -271,11 +285,11 @@ class ConfigReader:
         """The number of heads of keys and values in each layer. differ: whether the family allows
         an array. low: 0 if the family has layers without attention."""
         name = "attention.head_count_kv"
-        n_heads = self.integer("attention.head_count", low=1, high=_MAX_HEADS)
+        n_heads = self.integer("attention.head_count", low=1, high=MAX_HEADS)
         if differ:
-            found = self.of_layers(name, n_heads, low=low, high=_MAX_HEADS)
+            found = self.of_layers(name, n_heads, low=low, high=MAX_HEADS)
         else:
-            found = (self.integer(name, n_heads, low=1, high=_MAX_HEADS),)
+            found = (self.integer(name, n_heads, low=1, high=MAX_HEADS),)
         for n_kv_heads in found:
             if n_kv_heads and n_heads % n_kv_heads:
                 wanted = f"expected a divisor of {self.key('attention.head_count')}, {n_heads}"

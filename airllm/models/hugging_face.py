@@ -182,6 +182,7 @@ class HuggingFace:
     changed: see HFConfig.
     activation: the only one that is implemented. tied, defaults: of the configuration class, which
     may make defaults of other keys.
+    own: keys of this package, whose values folders of this family have.
     rope_interleaved: whether rope's pairs are neighbours. gguf_interleaved: likewise in the
     family's GGUF files, whose converter may reorder the rows of Q and K.
     full_head_dim: the width of a head in layers without a window, if others differ from it.
@@ -198,6 +199,7 @@ class HuggingFace:
     defaults: Mapping[str, object] | Callable[[Metadata], Mapping[str, object]] = field(
         default_factory=dict
     )
+    own: Mapping[str, object] = field(default_factory=dict)
     pictures: str = ""
     plus_one: bool = False
     rope_interleaved: bool = False
@@ -240,7 +242,7 @@ class HuggingFace:
         )
         metadata: dict[str, object] = {"general.architecture": architecture}
         metadata |= {f"{architecture}.{key}": value for key, value in values.items()}
-        metadata |= rope.own
+        metadata |= {**rope.own, **self.own}
         if self.rope_interleaved != self.gguf_interleaved:
             metadata[ROPE_INTERLEAVED] = self.rope_interleaved
         tied = r.flag("tie_word_embeddings", self.tied)

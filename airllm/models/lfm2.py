@@ -69,7 +69,7 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     return blocks.layer(c, activations, layer, normed="heads", mixer=mixer)
 
 
-def short_conv(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+def short_conv(g: GraphBuilder, c: ModelConfig, _: LayerConfig, h: Buffer) -> Buffer:
     """A convolution of each channel over a few tokens, between two gates."""
     n = c.hidden_size
     bcx = blocks.linear(g, c, h, "shortconv.in_proj", 3 * n)  # [n, 3 * hidden]

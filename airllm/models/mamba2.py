@@ -10,7 +10,7 @@ from airllm.formats.hf_config import Change, Names
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Buffer
 from airllm.models.blocks import linear
-from airllm.models.config import Mamba2, ModelConfig
+from airllm.models.config import LayerConfig, Mamba2, ModelConfig
 from airllm.models.config_reader import MAX_TAPS, ConfigReader
 from airllm.models.hugging_face import HFReader
 
@@ -34,7 +34,7 @@ MIXER_NAMES: Names = {
 CHANGED: Mapping[str, Change] = {"ssm_a": lambda logarithms: -np.exp(logarithms)}
 
 
-def mamba2(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+def mamba2(g: GraphBuilder, c: ModelConfig, _: LayerConfig, h: Buffer) -> Buffer:
     """h: [n, hidden] -> [n, hidden]"""
     m = c.mamba2
     assert m is not None

@@ -92,7 +92,7 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     h = blocks.norm(g, c, x, "attn_norm")
     if layer.mixer == "mamba2":
-        part = mamba2(g, c, h)
+        part = mamba2(g, c, layer, h)
     elif layer.mixer == "attention":
         part = blocks.attention(g, c, layer, h)
     else:

@@ -151,7 +151,7 @@ _FAMILIES: list[tuple[str, Rule]] = [
     ("falcon", Rule((r"[\p{P}\$\+<=>\^~\|`]+", GPT2_WORDS, r"[0-9][0-9][0-9]"))),
     ("qwen2", Rule((_QWEN2,), composed=True)),
     ("deepseek-r1-qwen stablelm2 megrez hunyuan grok-2 solar-open kormo f2llmv2", Rule((_QWEN2,))),
-    ("qwen35", Rule((_QWEN35,))),
+    ("qwen35", Rule((_QWEN35,), composed=True)),
     ("tekken", Rule((_TEKKEN,), ignore_merges=True, add_bos=True)),
     ("gpt-4o llama4 kanana2 minimax-m2 talkie", Rule((_GPT4O,))),
     (
