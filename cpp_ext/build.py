@@ -56,7 +56,10 @@ CORE_SOURCES = {
         *("attention", "elementwise", "experts", "fused", "heads", "matrix", "ops", "q80"),
         *("recurrent", "sampling", "slices"),
     ),
-    "graph/all": ("graph", "executor", "plan", "run", "run_products", "run_recurrent", "state"),
+    "graph/all": (
+        *("graph", "op_checks", "weights", "executor", "plan"),
+        *("run", "run_products", "run_recurrent", "state"),
+    ),
     "stream/all": ("file", "requests", "uring", "schedule", "reader", "stream"),
 }
 BINDING_SOURCES = {

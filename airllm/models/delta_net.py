@@ -6,12 +6,12 @@ from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Buffer
 from airllm.models import blocks
 from airllm.models.config import DeltaNet, LayerConfig, ModelConfig
-from airllm.models.config_reader import MAX_HEADS, ConfigReader
+from airllm.models.config_reader import MAX_HEADS, MAX_TAPS, ConfigReader
 
 __all__ = ["delta_net", "delta_net_of", "recurrent_layers"]
 
 _L2_EPS = 1e-6  # of the norms of queries and keys; no file says it
-_MOST_TAPS, _MOST_KEY_DIM = 8, 256  # the kernels'
+_MOST_KEY_DIM = 256  # the kernels'
 
 
 def delta_net_of(r: ConfigReader, *, tiled: bool) -> DeltaNet:
@@ -36,7 +36,7 @@ def delta_net_of(r: ConfigReader, *, tiled: bool) -> DeltaNet:
         n_kv_heads=n_kv_heads,
         key_dim=r.integer("ssm.state_size", low=1, high=_MOST_KEY_DIM),
         value_dim=width // n_heads,
-        taps=r.integer("ssm.conv_kernel", low=1, high=_MOST_TAPS),
+        taps=r.integer("ssm.conv_kernel", low=1, high=MAX_TAPS),
         tiled=r.metadata.flag(HEADS_TILED, tiled),
     )
 
