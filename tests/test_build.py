@@ -132,17 +132,20 @@ def test_flags_may_follow_the_compiler_in_cxx(unit, capfd, monkeypatch):
     assert compiled(unit, capfd)
 
 
-def test_a_change_of_one_kernel_makes_a_third_of_the_build_again_at_most():
+def test_a_change_of_one_kernel_makes_a_part_of_the_build_again():
     """Bounds of seconds would be a machine's; these are counts of objects, and shares."""
     made = build.records(build.EXTENSION_OBJECTS)
     if not made:
         pytest.skip("the extension was not built in place")
     everything = sum(record.cpu_seconds for record in made.values())
     isas = cpp_program.isas.isas_for(build.Toolchain.native().machine)
-    for header in ("elementwise.h", "attention.h", "linear_f32.h", "linear_quantized.h"):
+    # linear_quantized.h is in two parts of each ISA: plain codes, and codes that are looked up.
+    bounds = {"elementwise.h": 1, "attention.h": 1, "linear_f32.h": 1, "linear_quantized.h": 2}
+    for header, parts in bounds.items():
         again = build.again_after(build.EXTENSION_OBJECTS, f"cpp_ext/kernels/{header}", made)
-        assert 1 <= len(again) <= len(isas), header
-        assert sum(record.cpu_seconds for record in again.values()) < 0.4 * everything, header
+        assert 1 <= len(again) <= parts * len(isas), header
+        most = 0.4 if parts == 1 else 0.5
+        assert sum(record.cpu_seconds for record in again.values()) < most * everything, header
 
 
 def test_other_flags_compile_again(unit, capfd):

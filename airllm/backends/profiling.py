@@ -169,7 +169,7 @@ def _nbytes(
         of_all = weight_bytes[name]
         if role == "rows":
             total += of_all * n_tokens // shapes[name][0]
-        elif "n_used" in op.attrs:  # at most: tokens may share their experts
+        elif "n_used" in op.attrs and role != "vector":  # at most: tokens may share experts
             n_experts = shapes[name][0]
             total += of_all * min(n_tokens * int(op.attrs["n_used"]), n_experts) // n_experts
         else:

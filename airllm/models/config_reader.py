@@ -203,7 +203,9 @@ class ConfigReader:
             raise self.fault("expert_gating_func", gating, "expected 1, softmax, or 2, sigmoid")
         n_groups = self.integer("expert_group_count", 1, high=n_experts) or 1
         n_groups_used = self.integer("expert_group_used_count", n_groups, high=n_groups) or n_groups
-        if n_experts % n_groups or n_experts // n_groups * n_groups_used < n_used:
+        size = n_experts // n_groups
+        too_small = n_groups_used < n_groups and size < 2  # the two best of a group are added
+        if n_experts % n_groups or size * n_groups_used < n_used or too_small:
             raise self.fault(
                 "expert_group_count", n_groups, f"expected groups that {n_experts} experts fit"
             )
