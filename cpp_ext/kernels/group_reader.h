@@ -81,7 +81,7 @@ class GroupReader {
         if constexpr (format.values != nullptr) {
             if constexpr (format.scale == Scale::half_by_nibble) {
                 const std::byte* s = group_ + layout.s(b) + Pair * 8 / format.sub * lanes<Isa>;
-                const I each = load_bytes<Isa>(s) * I(0x01010101);
+                const I each = (load_bytes<Isa>(s) & I(0x0c)) * I(0x01010101);  // both bits
                 const I bit = each >> static_cast<int>(Pair % 2) & I(0x04040404);
                 even = even | bit;
                 odd = odd | bit;
