@@ -391,7 +391,7 @@ class LayerWiseInferenceEngine:
         decoder = None if self._model.closed else self._model.decoder
         return {
             "weights": decoder.weights.nbytes if decoder else 0,
-            "kv_cache": decoder.state_bytes if decoder else 0,
+            "kv_cache": decoder.state.nbytes if decoder else 0,
             "buffers": decoder.buffer_bytes if decoder else 0,
             "resident": resident_bytes(),
         }

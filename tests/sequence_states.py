@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from airllm.backends import Backend
 from airllm.graph.state import KeysValues, LayerState
-from airllm.state.layout import PAGE_ROWS, KVType, StateLayout
+from airllm.state.layout import KVType, StateLayout
 from airllm.state.pages import PagePool
 from airllm.state.sequence import SequenceState
 
@@ -35,11 +35,8 @@ def new_state(
     backend: Backend, layers: list[LayerState], capacity: int, kv_type: KVType = "f16"
 ) -> SequenceState:
     layout = StateLayout(layers, kv_type)
-    page_bytes = [table.page_bytes for table in layout.tables]
-    arguments = [layout.argument(index) for index in range(len(layers))]
-    backing = backend.sequence_state(PAGE_ROWS, page_bytes, arguments)
-    pool = PagePool(backend.memory, page_bytes)
-    return SequenceState(layout, pool, backend.memory, backing, capacity)
+    pool = PagePool(backend.memory, layout.page_bytes)
+    return SequenceState(layout, pool, backend.sequence_state, capacity)
 
 
 def heads_of(n_kv_heads: int, head_dim: int, window: int = 0) -> LayerState:

@@ -105,8 +105,8 @@ def test_what_a_sequence_takes_is_what_its_layout_says() -> None:
 def test_layers_that_read_anothers_keys_take_no_memory_of_their_own() -> None:
     alone = StateLayout([heads_of(1, WIDTH)])
     shared = StateLayout([heads_of(1, WIDTH), LayerState(keys_of=0)])
-    assert shared.bytes_per_token == alone.bytes_per_token
-    assert shared.argument(0) == shared.argument(1)
+    assert shared.page_bytes == alone.page_bytes
+    assert shared.argument(shared.layers[0]) == shared.argument(shared.layers[1])
 
 
 def sharing() -> SequenceState:
@@ -141,7 +141,7 @@ def test_a_shared_window_stays_for_the_first_batch_of_a_pass_until_all_layers_ar
 
 def test_latents_take_no_memory_for_values() -> None:
     latents = LayerState(KeysValues(1, 576, 512, 0, True))
-    assert StateLayout([latents]).bytes_per_token == 576 * 2
+    assert StateLayout([latents]).page_bytes == [PAGE_ROWS * 576 * 2]
 
 
 def test_heads_that_are_no_whole_blocks_are_refused_with_the_way_out() -> None:
@@ -158,7 +158,7 @@ def test_memory_that_there_is_not_is_an_error_with_its_size() -> None:
     def refuse(n_bytes: int) -> None:
         raise MemoryError
 
-    state._pool._memory = refuse
+    state._pool.memory = refuse
     with pytest.raises(MemoryError, match=r"no memory for 0.0 MiB more; ask for a smaller context"):
         state.make_room(0, 2, 10, 100)
     state.recover()
@@ -306,13 +306,7 @@ def test_another_sequence_may_begin_with_a_snapshot() -> None:
     first = whole()
     append(first, range(150))
     snapshot = first.snapshot()
-    second = SequenceState(
-        first.layout,
-        first._pool,
-        NumpyBackend().memory,
-        whole().backing,
-        4096,
-    )
+    second = SequenceState(first.layout, first._pool, NumpyBackend().sequence_state, 4096)
     second.restore(snapshot)
     append(first, [1, 2, 3])
     append(second, [7, 8])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph.graph import Graph, GraphError, Role
+from airllm.graph.state import LayerArgument
 from airllm.util.arguments import check_count
 from airllm.util.shown import shown
 
@@ -18,7 +19,6 @@ __all__ = [
     "MOST_THREADS",
     "Backend",
     "Executor",
-    "LayerArgument",
     "Stream",
     "check_supported",
     "load_backend",
@@ -27,10 +27,6 @@ __all__ = [
 MOST_THREADS = 1024  # that the kernels may be given
 
 _log = logging.getLogger("airllm")
-
-# (table, k_offset, v_offset, type, n_kv_heads, head_dim, value_dim), or None for a layer without
-# keys; then the first of its recurrent floats, and their number.
-LayerArgument = tuple[tuple[int, int, int, str, int, int, int] | None, int, int]
 
 
 class Executor(Protocol):

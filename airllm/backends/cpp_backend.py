@@ -7,9 +7,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from airllm.backends import LayerArgument, Stream, check_supported
+from airllm.backends import Stream, check_supported
 from airllm.backends.experts import Experts
 from airllm.graph.graph import MANY, Graph, Role
+from airllm.graph.state import LayerArgument
 
 try:
     import tensor_ops_cpp

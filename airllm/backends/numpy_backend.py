@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
-from airllm.backends import LayerArgument, check_supported
+from airllm.backends import check_supported
 from airllm.backends.experts import Experts
 from airllm.backends.numpy_batch import Buffers, TokenBatch, TokenSequence
 from airllm.backends.numpy_kernels import OPS
 from airllm.backends.numpy_state import NumpyState
 from airllm.backends.plain_stream import PlainStream
 from airllm.graph.graph import MANY, Graph, Role
-from airllm.graph.state import recurrent_places
+from airllm.graph.state import LayerArgument, recurrent_places
 from airllm.numpy_ops import checks
 from airllm.numpy_ops.quants import row_bytes
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.backends import LayerArgument
+from airllm.graph.state import LayerArgument
 from airllm.numpy_ops.quants import row_bytes
 
 __all__ = ["NumpyState"]

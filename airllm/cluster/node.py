@@ -23,7 +23,7 @@ from airllm.cluster.wire import FloatType, Size
 from airllm.graph.graph import Graph, Role
 from airllm.graph.rewrite import fuse, fusion_wanted
 from airllm.graph.state import KeysValues, LayerState
-from airllm.state.layout import PAGE_ROWS, StateLayout
+from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
 from airllm.state.sequence import SequenceState
 
@@ -184,17 +184,13 @@ def _new_state(lowered: Lowered, backend: Backend) -> SequenceState:
     """The keys and values of all caches."""
     caches = [KeysValues(c.n_kv_heads, c.head_dim, c.head_dim) for c in lowered.caches]
     layout = StateLayout([LayerState(keys) for keys in caches], "f32")
-    page_bytes = [table.page_bytes for table in layout.tables]
 
     def zeros(n_bytes: int) -> NDArray[np.uint8]:
         """A root that skips positions must not see what the memory held before."""
         return np.zeros(n_bytes, np.uint8)
 
-    backing = backend.sequence_state(
-        PAGE_ROWS, page_bytes, [layout.argument(index) for index in range(len(caches))]
-    )
-    pool = PagePool(zeros, page_bytes)
-    return SequenceState(layout, pool, zeros, backing, lowered.positions)
+    pool = PagePool(zeros, layout.page_bytes)
+    return SequenceState(layout, pool, backend.sequence_state, lowered.positions)
 
 
 def roles(lowered: Lowered) -> Mapping[WeightKey, Role]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
 from airllm.models.rope_rows import RopeRows
-from airllm.state.layout import PAGE_ROWS, StateLayout
+from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
 from airllm.state.sequence import SequenceState
 from airllm.util.progress import OnProgress, part_of
@@ -90,11 +90,6 @@ class Decoder:
         return self.plan.buffer_bytes
 
     @property
-    def state_bytes(self) -> int:
-        """Bytes of what the sequence keeps now."""
-        return self.state.nbytes
-
-    @property
     def batch_size(self) -> int:
         """The most tokens in one batch."""
         return self._batch_size
@@ -118,15 +113,11 @@ class Decoder:
 
     def new_pool(self) -> PagePool:
         """Pages for sequences, which may share them."""
-        return PagePool(self.backend.memory, [table.page_bytes for table in self._layout.tables])
+        return PagePool(self.backend.memory, self._layout.page_bytes)
 
     def new_state(self, capacity: int, pool: PagePool) -> SequenceState:
         """A further sequence, without tokens. MemoryError if there is no room."""
-        layout = self._layout
-        page_bytes = [table.page_bytes for table in layout.tables]
-        layers = [layout.argument(index) for index in range(len(layout.layers))]
-        backing = self.backend.sequence_state(PAGE_ROWS, page_bytes, layers)
-        return SequenceState(layout, pool, self.backend.memory, backing, capacity)
+        return SequenceState(self._layout, pool, self.backend.sequence_state, capacity)
 
     def evaluate(
         self,

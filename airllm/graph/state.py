@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from airllm.graph.graph import Graph, look_up
 from airllm.graph.ops import SIGNATURES
 
-__all__ = ["KeysValues", "LayerState", "recurrent_places", "state_of"]
+__all__ = ["KeysValues", "LayerArgument", "LayerState", "recurrent_places", "state_of"]
+
+
+# What a backend is told of a layer's state: (table, k_offset, v_offset, type, n_kv_heads, head_dim,
+# value_dim), or None for a layer without keys; then the first of its recurrent floats, and their
+# number.
+LayerArgument = tuple[tuple[int, int, int, str, int, int, int] | None, int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from airllm.graph.state import KeysValues, LayerState
+from airllm.graph.state import KeysValues, LayerArgument, LayerState
 from airllm.numpy_ops.quants import TYPES, row_bytes
 
 __all__ = ["PAGE_ROWS", "SLACK", "KVType", "KeysPlace", "LayerPlace", "StateLayout", "Table"]
@@ -86,6 +86,7 @@ class StateLayout:
                 place = self._place(table, layer.keys)
             self.layers.append(LayerPlace(place, self.recurrent_floats, layer.recurrent_floats))
             self.recurrent_floats += layer.recurrent_floats
+        self._tables_of: dict[tuple[int, int], list[int]] = {}
         # Whether a sequence can go back to any earlier length.
         self.can_be_cut = not self.recurrent_floats and not any(
             table.window for table in self.tables
@@ -114,11 +115,13 @@ class StateLayout:
             )
         return row_bytes(self.kv_type, width)
 
-    def argument(
-        self, index: int
-    ) -> tuple[tuple[int, int, int, str, int, int, int] | None, int, int]:
+    @property
+    def page_bytes(self) -> list[int]:
+        """Bytes of a page of each table."""
+        return [table.page_bytes for table in self.tables]
+
+    def argument(self, layer: LayerPlace) -> LayerArgument:
         """A layer as Backend.sequence_state takes it."""
-        layer = self.layers[index]
         keys = None
         if layer.keys is not None:
             place, own = layer.keys, layer.keys.shape
@@ -128,10 +131,14 @@ class StateLayout:
             )
         return keys, layer.recurrent_first, layer.recurrent_floats
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of the keys and values that grow with each token."""
-        return sum(table.page_bytes for table in self.tables if not table.window) // PAGE_ROWS
+    def tables_of(self, first_layer: int, last_layer: int) -> list[int]:
+        """The tables that layers [first, last) append to."""
+        found = self._tables_of.get((first_layer, last_layer))
+        if found is None:
+            places = [layer.keys for layer in self.layers[first_layer:last_layer]]
+            found = list(dict.fromkeys(place.table for place in places if place is not None))
+            self._tables_of[first_layer, last_layer] = found
+        return found
 
     def nbytes(
         self, context: int, batch_size: int, n_checkpoints: int = 0, pass_size: int = 0

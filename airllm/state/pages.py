@@ -26,18 +26,19 @@ MOST_AT_ONCE = 16
 
 
 class PagePool:
-    """Allocates pages, and hands those that nobody holds any more out again.
-
-    nbytes: of all pages, also of those that nobody holds.
-    """
+    """Allocates pages, and hands those that nobody holds any more out again."""
 
     def __init__(self, memory: Callable[[int], Any], page_bytes: Sequence[int]) -> None:
         """memory: allocates bytes, see Backend.memory. page_bytes: of a page of each table."""
-        self._memory, self._page_bytes = memory, tuple(page_bytes)
+        self.memory, self._page_bytes = memory, tuple(page_bytes)
         # Tables of equal pages share them: what the window of a layer lets go, the next one takes.
         self._free: dict[int, list[NDArray[np.uint8]]] = {n: [] for n in page_bytes}
         self._n_pages = dict.fromkeys(page_bytes, 0)
-        self.nbytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages, also of those that nobody holds."""
+        return sum(n_bytes * count for n_bytes, count in self._n_pages.items())
 
     def take(self, table: int) -> Page:
         """A page with undefined contents. MemoryError, with the size, if there is no memory."""
@@ -46,14 +47,13 @@ class PagePool:
         if not free:
             count = min(max(self._n_pages[n_bytes], 1), MOST_AT_ONCE)
             try:
-                memory = np.frombuffer(self._memory(count * n_bytes), np.uint8)
+                memory = np.frombuffer(self.memory(count * n_bytes), np.uint8)
             except MemoryError:
                 raise MemoryError(
                     f"the keys and values have {self.nbytes / 2**20:,.0f} MiB, and there is no "
                     f"memory for {count * n_bytes / 2**20:,.1f} MiB more; ask for a smaller context"
                 ) from None
             self._n_pages[n_bytes] += count
-            self.nbytes += count * n_bytes
             free += [memory[i * n_bytes : (i + 1) * n_bytes] for i in reversed(range(count))]
         return Page(table, free.pop())
 

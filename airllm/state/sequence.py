@@ -7,11 +7,12 @@ the wanted length, and its caller evaluates the tokens after it again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.graph.state import LayerArgument
 from airllm.state.layout import PAGE_ROWS, KeysPlace, StateLayout
 from airllm.state.pages import Page, PagePool
 
@@ -28,6 +29,9 @@ class BackendState(Protocol):
     def set_page(self, table: int, index: int, page: NDArray[np.uint8]) -> None: ...
     def keep_pages(self, table: int, first: int, last: int) -> None: ...
     def set_recurrent(self, memory: NDArray[np.float32]) -> None: ...
+
+
+MakeBacking = Callable[[int, Sequence[int], Sequence[LayerArgument]], BackendState]
 
 
 class Snapshot:
@@ -61,26 +65,27 @@ class SequenceState:
         self,
         layout: StateLayout,
         pool: PagePool,
-        memory: Callable[[int], Any],
-        backing: BackendState,
+        make_backing: MakeBacking,
         capacity: int,
     ) -> None:
-        """memory: allocates bytes, see Backend.memory. backing: of the same layout."""
-        self.layout, self.backing, self.capacity = layout, backing, capacity
-        self.tokens: list[int] = []
+        """pool: of layout.page_bytes; several sequences may have it. make_backing: see
+        Backend.sequence_state. MemoryError if there is no room for recurrent memory."""
         self._pool = pool
         self._pages: list[dict[int, Page]] = [{} for _ in layout.tables]
+        layers = [layout.argument(layer) for layer in layout.layers]
+        self.layout, self.capacity = layout, capacity
+        self.backing: BackendState = make_backing(PAGE_ROWS, layout.page_bytes, layers)
+        self.tokens: list[int] = []
         # Up to this position, each table has pages that nobody else holds.
         self._room = [0] * len(layout.tables)
         self._recurrent = np.zeros(0, np.float32)
         if layout.recurrent_floats:
-            self._recurrent = np.frombuffer(memory(4 * layout.recurrent_floats), np.float32)
+            self._recurrent = np.frombuffer(pool.memory(4 * layout.recurrent_floats), np.float32)
             self._recurrent[:] = 0.0
-            backing.set_recurrent(self._recurrent)
+            self.backing.set_recurrent(self._recurrent)
         self._recurrent_at: int | None = 0  # tokens in the recurrent memory; None inside a pass
         self._checkpoints: list[Snapshot] = []
         self._before: Snapshot | None = None  # the tokens that are evaluated ahead
-        self._tables_of: dict[tuple[int, int], list[int]] = {}
 
     def __del__(self) -> None:
         for pages in self._pages:
@@ -111,13 +116,13 @@ class SequenceState:
     def make_room(self, first_layer: int, last_layer: int, past: int, n_tokens: int) -> None:
         """Before layers [first, last) append n_tokens at position `past`. MemoryError."""
         end = past + n_tokens
-        for table in self._tables(first_layer, last_layer):
+        for table in self.layout.tables_of(first_layer, last_layer):
             if self._room[table] < end:
                 self._extend(table, past, end)
 
     def let_go(self, first_layer: int, last_layer: int, length: int) -> None:
         """After these layers appended up to `length`: releases what their windows have left."""
-        for table in self._tables(first_layer, last_layer):
+        for table in self.layout.tables_of(first_layer, last_layer):
             if not self.layout.tables[table].shared:
                 self._release_before(table, length)
 
@@ -149,15 +154,6 @@ class SequenceState:
             return tokens
         self.advance(tokens)
         return ()
-
-    def _tables(self, first_layer: int, last_layer: int) -> list[int]:
-        """The tables that these layers append to."""
-        found = self._tables_of.get((first_layer, last_layer))
-        if found is None:
-            places = [layer.keys for layer in self.layout.layers[first_layer:last_layer]]
-            found = list(dict.fromkeys(place.table for place in places if place is not None))
-            self._tables_of[first_layer, last_layer] = found
-        return found
 
     def _extend(self, table: int, past: int, end: int) -> None:
         pages, pool = self._pages[table], self._pool
