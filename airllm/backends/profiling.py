@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Executor
-from airllm.graph.graph import Graph, Op, look_up
+from airllm.graph.graph import Graph, Op
 from airllm.graph.ops import SIGNATURES
 
 RowBytes = Callable[[int], int]
@@ -146,7 +146,7 @@ def _flops(graph: Graph, op: Op, run: _Run) -> int:
     counted = names.get(signature.per)
     flops = signature.flops * widths[counted] if counted else 0
     if signature.state is not None:
-        flops = signature.flops * _state_floats(graph, op)
+        flops = signature.flops * graph.recurrent_floats(op)
     shapes = {weight.name: weight.shape for weight in graph.weights}
     for name, role in zip(op.weights, signature.roles(op), strict=True):
         if role == "matrix":
@@ -174,8 +174,7 @@ def _nbytes(
             total += of_all * min(n_tokens * int(op.attrs["n_used"]), n_experts) // n_experts
         else:
             total += of_all
-    if SIGNATURES[op.kind].state is not None:
-        total += 2 * 4 * _state_floats(graph, op) * len(run.counts)  # read and written
+    total += 2 * 4 * graph.recurrent_floats(op) * len(run.counts)  # read and written
     if op.kind in ("kv_append", "rope_append", "latent_append"):
         n_kv_heads = int(op.attrs["n_kv_heads"])
         for name in op.inputs[: 1 if op.kind == "latent_append" else 2]:
@@ -187,14 +186,6 @@ def _nbytes(
             dims = dims[:1]  # the values are in the keys
         total += positions * int(op.attrs["n_kv_heads"]) * sum(map(kv_row_bytes, dims))
     return total
-
-
-def _state_floats(graph: Graph, op: Op) -> int:
-    state = SIGNATURES[op.kind].state
-    assert state is not None
-    buffers = {buffer.name: buffer for buffer in graph.buffers}
-    weights = {weight.name: weight for weight in graph.weights}
-    return state(look_up(op, buffers, weights))
 
 
 def _seen(op: Op, run: _Run, *, each_token: bool) -> int:

@@ -63,6 +63,16 @@ class Graph:
         """Bytes of the internal buffers for each token of a batch."""
         return sum(4 * buffer.width for buffer in self.buffers if not buffer.external)
 
+    def call(self, op: Op) -> Call:
+        """One of the graph's ops with its buffers and weights."""
+        buffers = {buffer.name: buffer for buffer in self.buffers}
+        return look_up(op, buffers, {weight.name: weight for weight in self.weights})
+
+    def recurrent_floats(self, op: Op) -> int:
+        """The floats of recurrent memory that one of the graph's ops has for a sequence."""
+        state = SIGNATURES[op.kind].state
+        return 0 if state is None else state(self.call(op))
+
     def check_bound(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise GraphError unless `shapes` has every weight slot, in its shape, and no other."""
         for weight in self.weights:

@@ -1,9 +1,9 @@
 """What a layer keeps of a sequence between tokens, as its graph says."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
-from airllm.graph.graph import Graph, look_up
-from airllm.graph.ops import SIGNATURES
+from airllm.graph.graph import Graph
 
 __all__ = ["KeysValues", "LayerArgument", "LayerState", "recurrent_places", "state_of"]
 
@@ -41,29 +41,14 @@ class LayerState:
 
 def recurrent_places(graph: Graph) -> list[int]:
     """Where the recurrent memory of each op begins in that of the graph, in floats."""
-    return [first for first, _ in _recurrent(graph)]
-
-
-def _recurrent(graph: Graph) -> list[tuple[int, int]]:
-    """The first float of each op's recurrent memory, and their number."""
-    buffers = {buffer.name: buffer for buffer in graph.buffers}
-    weights = {weight.name: weight for weight in graph.weights}
-    found, first = [], 0
-    for op in graph.ops:
-        state = SIGNATURES[op.kind].state
-        count = 0 if state is None else state(look_up(op, buffers, weights))
-        found.append((first, count))
-        first += count
-    return found
+    return [0, *accumulate(map(graph.recurrent_floats, graph.ops))][:-1]
 
 
 def state_of(graph: Graph, keys_of: int | None = None) -> LayerState:
     """What the graph of a layer keeps."""
-    buffers = {buffer.name: buffer for buffer in graph.buffers}
-    weights = {weight.name: weight for weight in graph.weights}
     keys, window, values = None, 0, 0
     for op in graph.ops:
-        call = look_up(op, buffers, weights)
+        call = graph.call(op)
         if op.kind in ("kv_append", "rope_append"):
             heads = call.count("n_kv_heads")
             keys = KeysValues(heads, call.count("head_dim"), call.inputs[1].width // heads)
@@ -73,4 +58,4 @@ def state_of(graph: Graph, keys_of: int | None = None) -> LayerState:
             window, values = int(op.attrs["window"]), call.count("value_dim")
     if keys is not None:
         keys = KeysValues(keys.n_kv_heads, keys.head_dim, values, window, keys.values_in_keys)
-    return LayerState(keys, keys_of, sum(count for _, count in _recurrent(graph)))
+    return LayerState(keys, keys_of, sum(map(graph.recurrent_floats, graph.ops)))
