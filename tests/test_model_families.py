@@ -65,12 +65,14 @@ def test_layers_that_rotate_alike_share_one_table(tmp_path):
     path = write_family_model(tmp_path, "gpt-oss")
     with LayerWiseInferenceEngine(path, backend="numpy") as engine:
         decoder = engine._model.decoder
-        assert len(decoder._rope) == 2
-        assert len({id(rows) for of_kind in decoder._rope for rows in of_kind.values()}) == 1
+        assert len(decoder._rope_of) == 2
+        assert {index for of_kind in decoder._rope_of for index in of_kind.values()} == {0}
+        assert len(decoder._rope) == 1
 
 
 def test_layers_that_rotate_otherwise_have_tables_of_their_own(tmp_path):
     path = write_family_model(tmp_path, "gemma3", **{"gemma3.rope.freq_base": 1e6})
     with LayerWiseInferenceEngine(path, backend="numpy") as engine:
         decoder = engine._model.decoder
-        assert len({id(rows) for of_kind in decoder._rope for rows in of_kind.values()}) == 2
+        assert {index for of_kind in decoder._rope_of for index in of_kind.values()} == {0, 1}
+        assert len(decoder._rope) == 2

@@ -52,10 +52,10 @@ class Decoder:
         self._carried = self._carried_rows(batch_size)
         self._last_logits = np.empty(config.vocab_size, np.float32)
         self._last_row = self._last_logits[np.newaxis]
-        tables = {id(each): RopeRows(each, plan.context) for each in model.rotations}
-        self._rope = [
-            {name: tables[id(each)] for name, each in kind.rotations.items()}
-            for kind in model.kinds
+        self._rope = [RopeRows(each, plan.context) for each in model.rotations]
+        index = {id(each): number for number, each in enumerate(model.rotations)}
+        self._rope_of = [  # of each kind: the index of a table, by the graph's buffer
+            {name: index[id(each)] for name, each in kind.rotations.items()} for kind in model.kinds
         ]
         self._carried_to = [  # names, for each kind
             [name for name in model.carried if name in {b.name for b in kind.graph.buffers}]
@@ -305,10 +305,11 @@ class Decoder:
         runs = []
         for part, rows in zip(parts, carried, strict=True):
             positions = [(past, count) for count, past, _ in part.sequences]
-            buffers = [  # for each kind of layer; of rope: [n, rope_dims]
+            angles = [table.rows(positions) for table in self._rope]  # [n, rope_dims] each
+            buffers = [  # for each kind of layer
                 {name: rows[name] for name in names}
-                | {name: table.rows(positions) for name, table in rope.items()}
-                for names, rope in zip(self._carried_to, self._rope, strict=True)
+                | {name: angles[index] for name, index in rope.items()}
+                for names, rope in zip(self._carried_to, self._rope_of, strict=True)
             ]
             runs.append((buffers, part.sequences, _backings(part.sequences)))
         # Ctrl-C waits for the end of a call, so a call runs several layers only for few tokens.

@@ -125,10 +125,11 @@ class Model:
     @property
     def states(self) -> list[LayerState]:
         """What each layer keeps of a sequence."""
-        return [
-            state_of(self.kinds[kind].graph, layer.keys_of)
-            for kind, layer in zip(self.kind_of_layer, self.config.layers, strict=True)
-        ]
+        keys_of = dict(
+            zip(self.kind_of_layer, (c.keys_of for c in self.config.layers), strict=True)
+        )
+        of_kind = {kind: state_of(self.kinds[kind].graph, keys_of[kind]) for kind in keys_of}
+        return [of_kind[kind] for kind in self.kind_of_layer]
 
 
 def load_model(
