@@ -9,7 +9,7 @@ from airllm.models.config import LayerConfig, Mixer, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.mamba2 import CHANGED, MIXER_NAMES, mamba2, read_mamba2, time_steps
+from airllm.models.mamba2 import CHANGED, MIXER_NAMES, MIXERS, mamba2, read_mamba2, time_steps
 from airllm.models.qwen2 import BIASES
 
 _MULTIPLIERS = {
@@ -28,12 +28,6 @@ NAMES: Names = {
 _DENSE_NAMES: Names = {
     "shared_mlp.input_linear": ("ffn_gate", "ffn_up"),
     "shared_mlp.output_linear": "ffn_down",
-}
-_MIXERS: dict[str, Mixer] = {
-    "mamba": "mamba2",
-    "linear_attention": "mamba2",
-    "attention": "attention",
-    "full_attention": "attention",
 }
 
 
@@ -97,7 +91,7 @@ def _hybrid(config: HFReader) -> dict[str, object]:
     config.ignore("mamba_proj_bias", "mamba_conv_bias")  # the tensors show biases
     config.ignore("mamba_chunk_size")
     config.expect("position_embedding_type", None, "nope", "rope")
-    mixers = config.mixers(_MIXERS)
+    mixers = config.mixers(MIXERS)
     hidden, n_heads = config.integer("hidden_size"), config.integer("mamba_n_heads", low=1)
     inner = config.integer("mamba_expand", 2) * hidden
     if config.get("mamba_d_head") not in (None, "auto", inner // n_heads) or inner % n_heads:

@@ -10,11 +10,11 @@ from airllm.formats.hf_config import Change, Names
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Buffer
 from airllm.models.blocks import linear
-from airllm.models.config import LayerConfig, Mamba2, ModelConfig
+from airllm.models.config import LayerConfig, Mamba2, Mixer, ModelConfig
 from airllm.models.config_reader import MAX_TAPS, ConfigReader
 from airllm.models.hugging_face import HFReader
 
-__all__ = ["CHANGED", "MIXER_NAMES", "mamba2", "read_mamba2", "time_steps"]
+__all__ = ["CHANGED", "MIXERS", "MIXER_NAMES", "mamba2", "read_mamba2", "time_steps"]
 
 # GGUF has no keys for the limits of time steps, which hardly any model has.
 _LIMITS = "ssm.time_step_min", "ssm.time_step_max"
@@ -30,6 +30,13 @@ MIXER_NAMES: Names = {
     "D": "ssm_d",
     "norm": "ssm_norm",
     "out_proj": "ssm_out",
+}
+# What layers see earlier tokens by, as config.json names it.
+MIXERS: dict[str, Mixer] = {
+    "mamba": "mamba2",
+    "linear_attention": "mamba2",
+    "attention": "attention",
+    "full_attention": "attention",
 }
 CHANGED: Mapping[str, Change] = {"ssm_a": lambda logarithms: -np.exp(logarithms)}
 

@@ -11,7 +11,7 @@ from airllm.models.config import LayerConfig, Mixer, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.mamba2 import CHANGED, MIXER_NAMES, mamba2, read_mamba2, time_steps
+from airllm.models.mamba2 import CHANGED, MIXER_NAMES, MIXERS, mamba2, read_mamba2, time_steps
 from airllm.models.qwen2 import BIASES
 from airllm.util.metadata import Metadata
 
@@ -39,14 +39,7 @@ _NAMES: Names = {
 }
 # What a layer is, by its letter in older files, and by its name in newer ones.
 _LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-_MIXERS: dict[str, Mixer] = {
-    "mamba": "mamba2",
-    "linear_attention": "mamba2",
-    "attention": "attention",
-    "full_attention": "attention",
-    "mlp": "none",
-    "moe": "none",
-}
+_MIXERS: dict[str, Mixer] = {**MIXERS, "mlp": "none", "moe": "none"}
 
 
 def configure(r: ConfigReader) -> ModelConfig:
