@@ -41,9 +41,6 @@ class Slots:
     [n_heads, rows, k].
     head_parts: the matrix has the rows of one head after another, in parts; for each part the index
     of its name, and its rows. A tensor has its first part of all heads, then its second, and so on.
-    channels: the filters of a convolution of each channel by itself, [channels, 1, taps]; GGUF has
-    [channels, taps].
-    change: of float32 values, which are stored as float32 then.
     """
 
     names: tuple[str, ...]
@@ -51,8 +48,6 @@ class Slots:
     transposed: bool = False
     head_rows: tuple[int, int] | None = None
     head_parts: tuple[tuple[int, int], ...] = ()
-    channels: bool = False
-    change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
 
 
 # Of tensors, without the layer's prefix and ".weight": from Hugging Face's to GGUF's, for instance

@@ -68,8 +68,8 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
     def put(name: str, source: RowSource) -> None:
         if len(source.shape) == 2 and source.shape[0] == 1:  # GGUF files have a vector
             source = replace(source, shape=source.shape[1:])
-        if len(source.shape) == 3 and source.shape[1] == 1 and _CONV.fullmatch(name):
-            source = replace(source, shape=(source.shape[0], source.shape[2]))
+        if _CONV.fullmatch(name):
+            source = hf_sources.channels(source)
         if name in tensors:
             raise FormatError(f"{folder}: there are two tensors for {quote(name)}")
         tensors[name] = source.tensor(name)
@@ -93,10 +93,6 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
         elif others:
             for name, part in _shared_out(place.slots, source):
                 put(name, part)
-        elif place.slots.channels:
-            put(first, hf_sources.channels(source))
-        elif place.slots.change is not None:
-            put(first, _changed(source, place.slots.change))
         elif (change := _change(first, config)) is not None:
             put(first, _changed(source, change))
         else:

@@ -3,7 +3,6 @@ to one of gated attention, of which a quarter of each head rotates. All tokens u
 experts, times a gate."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from airllm.formats.hf_config import HEADS_TILED, Names, Slots
 from airllm.graph.graph import Activations, Graph
@@ -13,6 +12,7 @@ from airllm.models.config_reader import ConfigReader
 from airllm.models.delta_net import delta_net, delta_net_of, recurrent_layers
 from airllm.models.family import Family
 from airllm.models.hugging_face import EXPERT_NAMES, FULL, HFReader, HuggingFace
+from airllm.models.mamba2 import CHANGED
 from airllm.models.qwen2moe import SHARED_NAMES
 
 LINEAR = "linear_attention"  # of layer_types
@@ -54,18 +54,14 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     )
 
 
-def _negative_exp(logarithms: NDArray[np.float32]) -> NDArray[np.float32]:
-    return -np.exp(logarithms)
-
-
 NAMES: Names = {
     "post_attention_layernorm": "post_attention_norm",
     "linear_attn.in_proj_qkv": "attn_qkv",
     "linear_attn.in_proj_z": "attn_gate",
     "linear_attn.in_proj_b": "ssm_beta",
     "linear_attn.in_proj_a": "ssm_alpha",
-    "linear_attn.conv1d": Slots(("ssm_conv1d",), channels=True),
-    "linear_attn.A_log": Slots(("ssm_a",), change=_negative_exp),
+    "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.A_log": "ssm_a",
     "linear_attn.dt_bias": "ssm_dt.bias",
     "linear_attn.norm": "ssm_norm",
     "linear_attn.out_proj": "ssm_out",
@@ -135,6 +131,7 @@ FAMILY = Family(
             "qwen35",
             _values,
             NAMES,
+            changed=CHANGED,
             defaults=_DEFAULTS,
             own={HEADS_TILED: False},
             pictures="qwen3_5",
@@ -145,6 +142,7 @@ FAMILY = Family(
             "qwen35moe",
             _moe_values,
             MOE_NAMES,
+            changed=CHANGED,
             defaults={**_DEFAULTS, **_NO_DENSE},
             own={HEADS_TILED: False},
             pictures="qwen3_5_moe",
@@ -155,6 +153,7 @@ FAMILY = Family(
             "qwen3next",
             _moe_values,
             _next_names,
+            changed=CHANGED,
             defaults={**_DEFAULTS, **_NO_DENSE},
             plus_one=True,
         ),
