@@ -149,7 +149,7 @@ def tokenizer() -> dict[str, object]:
     }
 
 
-_NAMES = {
+NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
@@ -166,7 +166,7 @@ _NAMES = {
     "ffn_down": "mlp.down_proj",
     "ffn_gate_inp": "mlp.gate",
 }
-_GEMMA_NAMES = _NAMES | {
+_GEMMA_NAMES = NAMES | {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
@@ -192,7 +192,7 @@ def hf_values(model: TinyModel, *, fused_experts: bool = False) -> dict[str, np.
             values = values - 1.0
         if arch == "llama" and stem in ("attn_q", "attn_k"):
             values = _halves(values, model.sizes.head_dim)
-        found[f"{place}{(_GEMMA_NAMES if gemma else _NAMES)[stem]}.{suffix}"] = values
+        found[f"{place}{(_GEMMA_NAMES if gemma else NAMES)[stem]}.{suffix}"] = values
     return _fused(found) if fused_experts else found
 
 

@@ -7,18 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from family_models import CONTEXT, VOCAB, metadata_of, shapes
 from gguf_writer import write_gguf
-from hf_folder import safetensors_bytes, stored, write_json
+from hf_folder import NAMES, safetensors_bytes, stored, write_json
 from hf_quantized import mxfp4, rounded_to
 
-NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
+_NAMES = NAMES | {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_gate_inp": "mlp.router",
 }
@@ -112,7 +104,7 @@ def _hf_name(name: str) -> str:
     layer, stem, suffix = re.fullmatch(r"(?:blk\.(\d+)\.)?(.*)\.(\w+)", name).groups()
     if stem == "attn_sinks":
         return f"model.layers.{layer}.self_attn.sinks"
-    return f"{'' if layer is None else f'model.layers.{layer}.'}{NAMES[stem]}.{suffix}"
+    return f"{'' if layer is None else f'model.layers.{layer}.'}{_NAMES[stem]}.{suffix}"
 
 
 def _write(folder: Path, config: dict, arrays: dict) -> Path:
