@@ -109,6 +109,16 @@ struct AttentionParts {
     }
 };
 
+// The input and output of index_scores: of one query token, over keys that all its heads share.
+struct IndexTask {
+    const float* q;        // [n_heads][head_dim]
+    const float* weights;  // [n_heads]
+    std::size_t n_heads, head_dim;
+    KvRows keys;
+    DType type;     // of the keys: f32, f16 or q8_0
+    float* scores;  // that of position p is written to scores[p]
+};
+
 // The input and output of the causal convolution of a sequence.
 inline constexpr std::size_t conv_max_taps = 8;
 struct ConvTask {
@@ -296,6 +306,13 @@ struct KernelTable {
     void (*attention_merge)(const AttentionTask& task, std::size_t first, std::size_t last,
                             const AttentionParts& parts);
     std::size_t attention_scratch_floats;
+    // scores[p] = sum over heads of weights[h] * max(q[h] . k[p], 0) for positions [first, last); a
+    // product that is NaN counts as 0.
+    // A score does not depend on the positions of the call.  `scratch` holds
+    // index_scratch_floats(n_heads, head_dim) floats.
+    void (*index_scores)(const IndexTask& task, std::size_t first, std::size_t last,
+                         float* scratch);
+    std::size_t (*index_scratch_floats)(std::size_t n_heads, std::size_t head_dim);
 
     // ---- recurrent layers ----------------------------------------------------------------------
     //

@@ -176,7 +176,8 @@ class SequenceState:
         self,
         page_rows: int,  # positions of a page, a power of 2
         page_bytes: Sequence[int],  # of each table
-        layers: Sequence[tuple[_Keys | None, int, int]],  # keys; recurrent floats: first, number
+        # keys; recurrent floats: first, number; keys of the index
+        layers: Sequence[tuple[_Keys | None, int, int, _Keys | None]],
     ) -> None: ...
     def set_page(self, table: int, index: int, page: NDArray[np.uint8]) -> None: ...
     def keep_pages(self, table: int, first: int, last: int) -> None: ...

@@ -72,7 +72,10 @@ struct Slots {
     op(ssm_scan,       4, one,  of(vector, 3),     ssm_scan)        \
     op(l2_norm,        1, one,  no_weight,         head_norm)       \
     op(log_decay,      1, one,  of(vector, 2),     alike)           \
-    op(group_norm,     1, one,  of(vector),        group_norm)
+    op(group_norm,     1, one,  of(vector),        group_norm)      \
+    op(index_append,   1, none, no_weight,         index_append)    \
+    op(index_select,   2, one,  no_weight,         index_select)    \
+    op(sparse_attention, 2, one, no_weight,        sparse_attention)
 // clang-format on
 
 #define TENSOR_OPS_KIND(kind, ...) kind,
