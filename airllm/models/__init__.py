@@ -15,6 +15,7 @@ from airllm.graph.state import LayerState, state_of
 from airllm.models import (
     cohere2,
     deepseek2,
+    deepseek32,
     gemma2,
     gemma3,
     gemma4,
@@ -47,6 +48,7 @@ __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 _MODULES = (
     cohere2,
     deepseek2,
+    deepseek32,
     gemma2,
     gemma3,
     gemma4,
@@ -108,12 +110,15 @@ class Model:
 
     @property
     def carried(self) -> dict[str, int]:
-        """Widths of the buffers that the embedding's graph writes: the residual, and others that
-        layers read."""
+        """Widths of the buffers that pass from graph to graph: the residual, and others that the
+        embedding's graph or a layer's writes, and later layers read."""
+        graphs = [self.embed, *(kind.graph for kind in self.kinds)]
+        written = {name for graph in graphs for op in graph.ops for name in op.outputs}
         return {
             buffer.name: buffer.width
-            for buffer in self.embed.buffers
-            if buffer.external and buffer.dtype == "float32"
+            for graph in graphs
+            for buffer in graph.buffers
+            if buffer.external and buffer.name in written
         }
 
     @property

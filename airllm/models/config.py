@@ -3,7 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["DeltaNet", "Latent", "LayerConfig", "Mamba2", "Mixer", "ModelConfig", "Router"]
+__all__ = [
+    "DeltaNet",
+    "Indexer",
+    "Latent",
+    "LayerConfig",
+    "Mamba2",
+    "Mixer",
+    "ModelConfig",
+    "Router",
+]
 
 Mixer = Literal["attention", "delta_net", "mamba2", "short_conv", "none"]
 
@@ -18,6 +27,7 @@ class LayerConfig:
     keys_of: the earlier layer whose keys and values it reads; None: it has its own.
     keys_are_values: whether V is what K is made of.
     head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
+    selects: whether it selects the positions that tokens see; else an earlier layer has done it.
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
     """
 
@@ -30,6 +40,7 @@ class LayerConfig:
     n_kv_heads: int = 0
     rope_dims: int = 0
     intermediate_size: int = 0
+    selects: bool = True
     mixer: Mixer = "attention"
 
 
@@ -59,6 +70,22 @@ class Latent:
     query_rank: int
     unrotated: int
     value_dim: int
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """How a token selects the positions that it sees (arXiv:2512.02556); see
+    GraphBuilder.index_select.
+
+    n_heads, head_dim: of the index's queries. interleaved: whether they rotate pairs of neighbours.
+    shared: whether layers see what an earlier layer selected (LayerConfig.selects).
+    """
+
+    n_heads: int
+    head_dim: int
+    n_selected: int
+    interleaved: bool
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +172,7 @@ class ModelConfig:
     shared_expert_size: int = 0  # of the expert that all tokens use; 0: there is none
     shared_expert_gated: bool = False  # its output is multiplied by a sigmoid of its input
     latent: Latent | None = None
+    indexer: Indexer | None = None
     delta_net: DeltaNet | None = None
     gate_limit: float = 0.0  # of gpt-oss's activation of the experts; 0: SwiGLU
     router: Router = Router()
