@@ -109,6 +109,17 @@ ARCHITECTURES = {
         | {f"blk.{i}.layer_output_scale.weight": (1,) for i in range(8)}
         | {f"blk.{i}.attn_{name}.weight": (32, 64) for i in (6,) for name in "kv"},
     ),
+    "glm-dsa": Own(
+        _EXPERTS
+        | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}
+        | {"expert_shared_count": 1, "expert_weights_scale": 2.5, "attention.head_count_kv": 1}
+        | {"attention.kv_lora_rank": 24, "attention.q_lora_rank": 20, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"attention.indexer.types": np.array([1, 1, 0, 0, 1, 0, 1, 0], bool)}
+        | _INDEX,
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
+        | {"blk.2.indexer.proj.weight": (8, 64), "blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
     "glm4moe": Own(
         _EXPERTS
         | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}

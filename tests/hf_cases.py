@@ -106,9 +106,10 @@ _LATENT_NAMES = {
     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
 }
-_INDEX = {"index_n_heads": 16, "index_head_dim": 24, "index_topk": 20}
+# llama.cpp rotates the keys of an index by matrices of 64 or more.
+_INDEX = {"index_n_heads": 16, "index_head_dim": 64, "index_topk": 20}
 _INDEX_KEYS = {
-    **{"attention.indexer.head_count": 16, "attention.indexer.key_length": 24},
+    **{"attention.indexer.head_count": 16, "attention.indexer.key_length": 64},
     "attention.indexer.top_k": 20,
 }
 _INDEX_NAMES = {
@@ -443,6 +444,38 @@ CASES = {
         | {"rope.scaling.yarn_log_multiplier": 0.1},
         names=_INDEX_NAMES,
         extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    ),
+    "GLM-5": Case(
+        "GlmMoeDsa",
+        "glm-dsa",
+        _LATENT
+        | _INDEX
+        | {"q_lora_rank": 32, "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-6}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        _LATENT_KEYS
+        | _INDEX_KEYS
+        | {"attention.q_lora_rank": 32, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+        | {"expert_gating_func": 2},
+        names=_INDEX_NAMES,
+        extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+        | {"indexer_rope_interleave": True},
+    ),
+    "GLM-5.2": Case(
+        "GlmMoeDsa",
+        "glm-dsa",
+        _LATENT
+        | _INDEX
+        | {"q_lora_rank": 32, "routed_scaling_factor": 2.5}
+        | {"indexer_types": ["full", "full", "shared"], "rms_norm_eps": 1e-6}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        _LATENT_KEYS
+        | _INDEX_KEYS
+        | {"attention.q_lora_rank": 32, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+        | {
+            "expert_gating_func": 2,
+            "attention.indexer.types": np.array([True, True, False]),
+        },
+        names=_INDEX_NAMES,
     ),
     "Kimi K2": Case(
         "DeepseekV3",

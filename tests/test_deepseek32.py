@@ -83,3 +83,97 @@ def test_layers_of_other_kinds_are_refused() -> None:
     assert translated(layer_types=["indexed_attention"] * 4)
     with pytest.raises(FormatError, match="layer_types is"):
         translated(layer_types=["indexed_attention"] * 3 + ["full_attention"])
+
+
+# ---- GLM-5 ---------------------------------------------------------------------------------------
+
+
+def selecting(**changes: object) -> list[int]:
+    """The layers that select positions, of a file with these changes."""
+    entries = metadata_of("glm-dsa") | {f"glm-dsa.{key}": each for key, each in changes.items()}
+    entries = {key: value for key, value in entries.items() if value is not None}
+    model = load_model(described(entries, shapes("glm-dsa", metadata_of("glm-dsa"))))
+    kept = [index for index, state in enumerate(model.states) if state.index is not None]
+    assert kept == [i for i, layer in enumerate(model.config.layers) if layer.selects]
+    return kept
+
+
+def test_layers_that_do_not_select_keep_no_index() -> None:
+    assert selecting() == [0, 1, 4, 6]
+
+
+def test_a_file_that_says_nothing_has_an_index_in_each_layer_or_is_glm_5_2() -> None:
+    types = {"attention.indexer.types": None}
+    assert selecting(**types) == list(range(8))
+    assert selecting(**types, context_length=2**20) == [0, 1, 2, 6]
+
+
+def test_a_selection_passes_from_layer_to_layer_only_where_layers_share_it() -> None:
+    for selects, carried in (([1] * 8, {}), ([1] * 7 + [0], {"selection": 12})):
+        entries = metadata_of("glm-dsa") | {
+            "glm-dsa.attention.indexer.types": np.array(selects, bool)
+        }
+        model = load_model(described(entries, shapes("glm-dsa", metadata_of("glm-dsa"))))
+        assert model.carried == {"residual": 64} | carried
+
+
+@pytest.mark.parametrize(
+    ("types", "said"),
+    [
+        (np.array([0] + [1] * 7, bool), "the first layer selects no positions"),
+        (np.ones(7, bool), "has 7 entries; expected 8"),
+        ("FFFFFFFF", "is no array of true and false"),
+    ],
+)
+def test_types_that_make_no_sense_are_refused(types: object, said: str) -> None:
+    assert f"glm-dsa.attention.indexer.types{': ' if 'first' in said else ' '}{said}" in refusal(
+        "glm-dsa", **{"attention.indexer.types": types}
+    )
+
+
+GLM = {"model_type": "glm_moe_dsa", "num_hidden_layers": 6}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, [1, 1, 1, 1, 1, 1]),
+        ({"index_topk_freq": 2}, [1, 1, 0, 1, 0, 1]),
+        ({"index_topk_freq": 4, "index_skip_topk_offset": 3}, [1, 1, 1, 0, 0, 0]),
+        ({"index_topk_pattern": "FFSFSS", "index_topk_freq": 4}, [1, 1, 0, 1, 0, 0]),
+        ({"index_topk_pattern": ["full"] * 5 + ["shared"]}, [1, 1, 1, 1, 1, 0]),
+        ({"indexer_types": ["full"] + ["shared"] * 5, "index_topk_freq": 1}, [1, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_a_folder_says_which_layers_select(said: dict[str, object], expected: list[int]) -> None:
+    found = translated(**GLM, **said)["attention.indexer.types"]
+    np.testing.assert_array_equal(found, np.array(expected, bool))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"indexer_types": ["full"] * 5}, "indexer_types does not say of each of 6 layers"),
+        ({"indexer_types": ["F"] * 6}, "indexer_types does not say of each of 6 layers"),
+        ({"index_topk_pattern": "FFXFFF"}, "index_topk_pattern does not say of each of 6 layers"),
+        ({"indexer_rope_interleave": False}, "indexer_rope_interleave is 'False'; expected True"),
+        ({"index_kpool": 4}, "index_kpool asks for something"),
+    ],
+)
+def test_a_glm_folder_that_asks_for_more_is_refused_by_name(
+    changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(FormatError) as refused:
+        translated(**GLM, **changes)
+    assert said in str(refused.value)
+
+
+def test_the_index_of_glm_5_has_other_defaults_and_rotates_neighbours() -> None:
+    found = translated(**GLM, index_n_heads="left out")
+    assert found["attention.indexer.head_count"] == 32
+    for arch, interleaved in (("glm-dsa", True), ("deepseek32", False)):
+        model = load_model(described(metadata_of(arch), shapes(arch, metadata_of(arch))))
+        [op] = [
+            op for op in model.kinds[0].graph.ops if op.kind == "rope" and op.attrs["n_heads"] == 8
+        ]
+        assert op.attrs["interleaved"] == interleaved
