@@ -286,6 +286,19 @@ def test_a_profile_counts_the_positions_that_are_scored_and_those_that_are_seen(
     assert found["index_select"].nbytes == rows + 104 * 4 * INDEX
 
 
+def test_a_profile_counts_no_scores_of_tokens_that_see_all_positions(backend):
+    made, profile = graph(16), Profile(lambda width: 4 * width)
+    executor = profile.wrap(backend.executor(made, 4), made)
+    state = new_state(backend, [state_of(made)], 4096, "f32")
+    state.make_room(0, 1, 0, 18)
+    arrays = {b.name: np.zeros((4, b.width), np.float32) for b in made.buffers}
+    executor.run_layers([executor.bind({})], arrays, [(4, 14, state.backing)])
+    found = {op.name: op for op in profile.ops()}
+    assert found["index_select"].flops == (17 + 18) * INDEX_HEADS * (2 * INDEX + 3)
+    rows = 4 * 4 * (INDEX_HEADS * (INDEX + 1) + 16)
+    assert found["index_select"].nbytes == rows + 18 * 4 * INDEX
+
+
 def test_an_index_is_appended_once_and_before_it_is_read():
     g = GraphBuilder("sparse")
     q, weights = g.external("q", 48), g.external("weights", 2)

@@ -144,7 +144,7 @@ def _flops(graph: Graph, op: Op, run: _Run) -> int:
         return per_position * _seen(graph, op, run, each_token=True)
     if op.kind == "index_select":  # a product, its maximum with 0, and the weighted sum
         per_position = int(op.attrs["n_heads"]) * (2 * int(op.attrs["head_dim"]) + 3)
-        return per_position * sum(past + t + 1 for n, past in run.counts for t in range(n))
+        return per_position * _scored(graph, op, run, each_token=True)
     signature = SIGNATURES[op.kind]
     names = dict(zip(signature.inputs, op.inputs, strict=True)) | {"out": op.output}
     widths = {buffer.name: buffer.width for buffer in graph.buffers}
@@ -187,7 +187,8 @@ def _nbytes(
     elif op.kind == "index_append":
         total += n_tokens * kv_row_bytes(int(op.attrs["head_dim"]))
     elif op.kind == "index_select":
-        total += sum(past + n for n, past in run.counts) * kv_row_bytes(int(op.attrs["head_dim"]))
+        scored = _scored(graph, op, run, each_token=False)
+        total += scored * kv_row_bytes(int(op.attrs["head_dim"]))
     elif op.kind in _ATTENDS:
         positions = _seen(graph, op, run, each_token=False)
         dims = [int(op.attrs["head_dim"]), int(op.attrs["value_dim"])]
@@ -208,3 +209,12 @@ def _seen(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
     if each_token:
         return sum(limit(past + t + 1) for n, past in run.counts for t in range(n))
     return sum(min(past, window - 1) + n if window else past + n for n, past in run.counts)
+
+
+def _scored(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
+    """Positions that index_select scores, likewise: none for a token that sees them all."""
+    selected = next(buffer.width for buffer in graph.buffers if buffer.name == op.output)
+    of_tokens = [
+        [past + t + 1 for t in range(n) if past + t + 1 > selected] for n, past in run.counts
+    ]
+    return sum(sum(seen) if each_token else max(seen, default=0) for seen in of_tokens)

@@ -122,9 +122,8 @@ def _check(graph: Graph) -> dict[str, Role]:
         elif op.kind == "index_select":
             wanted_dim = op.attrs["head_dim"]
             call.require(index == wanted_dim, f"reads keys of {wanted_dim}, the index has {index}")
-        elif (
-            op.kind in ("attention", "sparse_attention") and cache is not None
-        ):  # else it reads another layer's keys
+        elif op.kind in ("attention", "sparse_attention") and cache is not None:
+            # Without keys of its own, the graph reads another layer's.
             wanted = op.attrs["n_kv_heads"], op.attrs["head_dim"]
             call.require(cache == wanted, f"reads KV heads {wanted}, the cache has {cache}")
         check_outputs(call, SIGNATURES[op.kind].width(call), buffers)
