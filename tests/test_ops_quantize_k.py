@@ -136,7 +136,8 @@ def test_a_value_that_is_a_whole_number_of_steps_comes_back(backend, type):
     x = random.integers(low, high, (4, 256)).astype(np.float32) / 4
     x.reshape(-1, 16)[:, 0], x.reshape(-1, 16)[:, 1] = low / 4, (high - 1) / 4
     error = np.abs(values(backend.quantize(x, type), type) - x).max()
-    assert error <= np.abs(x).max() * 2.0**-10  # that of d in half precision; a step is 2^-5 or more
+    # That of d in half precision; a step is 2^-5 of the largest value or more.
+    assert error <= np.abs(x).max() * 2.0**-10
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38, -1e9])
