@@ -271,6 +271,13 @@ def test_a_warning_names_what_has_other_blocks(tmp_path, capsys):
     assert json.loads(said)["fallbacks"][DOWN] in ("q5_0", "q8_0")
 
 
+def test_what_keeps_its_type_has_no_other_blocks(tmp_path):
+    model = write_tiny_model(tmp_path, "q4_1")
+    with open_model(model.path) as source:
+        done = convert(source, tmp_path / "new.gguf", "q4_k_m", keep_quantized=True)
+    assert done.fallbacks == {}
+
+
 @pytest.mark.parametrize("backend", ["numpy", "cpp"])
 def test_a_mix_runs_as_it_is_read_and_from_a_file(tmp_path, wide, backend):
     from airllm.layer_engine import LayerWiseInferenceEngine

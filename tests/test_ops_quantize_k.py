@@ -60,12 +60,20 @@ LLAMA_CPP = {
     ("q6_k", "laplace"): (0.02141, 0.01878),
     ("q6_k", "student"): (0.02561, 0.02193),
 }
+# Ours is below that by these factors at least.
+BELOW = {
+    "q2_k": (0.875, 0.935),
+    "q3_k": (0.96, 0.995),
+    "q4_k": (0.985, 0.965),
+    "q5_k": (0.96, 0.95),
+    "q6_k": (0.98, 0.985),
+}
 
 
 @pytest.mark.parametrize("kind", ["normal", "laplace", "student"])
 def test_the_error_is_below_that_of_llama_cpps_search(backend, type, kind):
     x, importance = matrix(kind)
-    plain, weighted = LLAMA_CPP[type, kind]
+    plain, weighted = np.multiply(LLAMA_CPP[type, kind], BELOW[type])
     assert loss(x, values(backend.quantize(x, type), type)) < plain
     found = values(backend.quantize(x, type, importance), type)
     assert loss(x, found, importance) < weighted
@@ -73,12 +81,10 @@ def test_the_error_is_below_that_of_llama_cpps_search(backend, type, kind):
 
 def test_every_isa_writes_the_bytes_of_numpy(ops, type):
     x, importance = matrix("student")
-    for offset in (0, 3):
-        at = placed(x[:4], offset)
-        expected = numpy_ops.quantize(x[:4], type)
-        np.testing.assert_array_equal(ops.quantize(at, type), expected)
-        expected = numpy_ops.quantize(x[:4], type, importance)
-        np.testing.assert_array_equal(ops.quantize(at, type, importance), expected)
+    partly = np.where(np.arange(512) % 96 < 40, 0, importance).astype(np.float32)
+    for offset, weights in ((0, None), (3, importance), (5, partly)):
+        expected = numpy_ops.quantize(x[:4], type, weights)
+        np.testing.assert_array_equal(ops.quantize(placed(x[:4], offset), type, weights), expected)
 
 
 @pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-9, 5e-8, 1e-6, 1e-4, 1e3, 3e4, 1e6, 1e8, 1e38])
@@ -192,9 +198,9 @@ def test_the_same_importance_for_all_is_none(backend, type, same):
 def test_columns_without_importance_are_quantised_all_the_same(backend, type):
     x, _ = matrix("normal")
     importance = (np.arange(512) % 256 >= 64).astype(np.float32)  # whole sub-blocks have none
-    found = values(backend.quantize(x, type, importance), type)
+    plain, found = (values(backend.quantize(x, type, w), type) for w in (None, importance))
     none = importance == 0
-    assert loss(x[:, none], found[:, none]) < 3 / STEPS[type]
+    assert loss(x[:, none], found[:, none]) < 1.05 * loss(x[:, none], plain[:, none])
 
 
 @pytest.mark.parametrize(

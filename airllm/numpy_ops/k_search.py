@@ -210,7 +210,7 @@ class _Block:
 
 def _added(values: NDArray[Any]) -> NDArray[Any]:
     """The sum over the first axis, from the first to the last."""
-    total = values[0].copy()
+    total: NDArray[Any] = values[0].copy()
     for value in values[1:]:
         total += value
     return total
