@@ -34,12 +34,7 @@ TURNS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--ggml", type=Path, metavar="LIB", help="libggml-base.so")
-    parser.add_argument("--matrix", action="append", default=[], metavar="FILE:NAME")
-    parser.add_argument("--markdown", action="store_true", help="print a table for the docs")
+    parser = _parser()
     args = parser.parse_args(arguments)
     library = args.ggml or _installed()
     if library is None or not library.is_file():
@@ -132,6 +127,16 @@ def _read(matrix: str) -> Floats:
 def _loss(x: Floats, found: Floats, importance: Floats | None) -> float:
     error = (x.astype(np.float64) - found) ** 2
     return float(np.sqrt((error * (1 if importance is None else importance)).mean()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ggml", type=Path, metavar="LIB", help="libggml-base.so")
+    parser.add_argument("--matrix", action="append", default=[], metavar="FILE:NAME")
+    parser.add_argument("--markdown", action="store_true", help="print a table for the docs")
+    return parser
 
 
 if __name__ == "__main__":

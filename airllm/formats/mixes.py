@@ -16,7 +16,15 @@ from airllm.formats.model_file import ModelFile, Tensor
 from airllm.formats.numbers import row_bytes
 from airllm.util.shown import shown
 
-__all__ = ["CONVERTIBLE", "FILE_TYPES", "MIXES", "ChosenTypes", "chosen_types", "file_type"]
+__all__ = [
+    "CONVERTIBLE",
+    "FILE_TYPES",
+    "MIXES",
+    "ChosenTypes",
+    "chosen_types",
+    "file_type",
+    "target_type",
+]
 
 _FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_0")
 
@@ -144,7 +152,11 @@ def chosen_types(model: ModelFile, type: str, *, argument: str = "type") -> Chos
     type = _ALIASES.get(type, type)
     if type not in FILE_TYPES:
         raise ValueError(f"{argument} is {shown(type)}; expected one of {', '.join(CONVERTIBLE)}")
-    wanted = dict(_mixed(model, MIXES[type]) if type in MIXES else _plain(model, type))
+    if type in MIXES:
+        wanted = dict(_mixed(model, MIXES[type]))
+    else:
+        tied = _head(model) in _EMBEDDINGS
+        wanted = {name: _plain(each, type, tied) for name, each in model.tensors.items()}
     types, fallbacks = {}, {}
     for name, want in wanted.items():
         types[name] = found = _whole_blocks(want, model.tensors[name].shape[-1])
@@ -153,13 +165,16 @@ def chosen_types(model: ModelFile, type: str, *, argument: str = "type") -> Chos
     return ChosenTypes(types, fallbacks)
 
 
-def _plain(model: ModelFile, type: str) -> Iterable[tuple[str, str]]:
-    head = _head(model)
-    for name, tensor in model.tensors.items():
-        if _is_vector(tensor):
-            yield name, "f32"
-        else:
-            yield name, _FINER.get(type, type) if name == head else type
+def target_type(tensor: Tensor, wanted: str, *, tied: bool) -> str:
+    """The type of a tensor in a model whose matrices all are `wanted`, which is no mix."""
+    return _whole_blocks(_plain(tensor, wanted, tied), tensor.shape[-1])
+
+
+def _plain(tensor: Tensor, wanted: str, tied: bool) -> str:
+    if _is_vector(tensor):
+        return "f32"
+    head = "token_embd.weight" if tied else "output.weight"
+    return _FINER.get(wanted, wanted) if tensor.name == head else wanted
 
 
 def _mixed(model: ModelFile, mix: Mix) -> Iterable[tuple[str, str]]:
