@@ -174,9 +174,15 @@ def test_rows_that_are_no_multiple_of_32_are_f16(tmp_path):
 
 
 def test_small_matrices_keep_their_type(tmp_path):
-    names = ("per_layer_model_proj.weight", "blk.0.altup_router.weight", "blk.0.x_norm.weight")
+    names = ("per_layer_model_proj.weight", "blk.0.altup_router.weight")
     found = chosen(tmp_path, "q4_k_m", dict.fromkeys(names, (4, 256)), **heads(4, 4, 1))
     assert set(found.types.values()) == {"f32"}
+
+
+@pytest.mark.parametrize("type", ["q8_0", "q4_k_m"])
+def test_norms_with_a_row_for_each_head_are_float32(tmp_path, type):
+    found = chosen(tmp_path, type, {"blk.0.attn_q_norm.weight": (4, 256)}, **heads(4, 4, 1))
+    assert found.types["blk.0.attn_q_norm.weight"] == "f32"
 
 
 def test_a_matrix_of_one_row_is_a_vector(tmp_path):

@@ -9,7 +9,7 @@ the number of chunks of text and with means times this number.
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -122,10 +122,9 @@ def _read_gguf(file: MappedFile) -> dict[str, Vectors]:
     return vectors
 
 
-def _means(fault: object, of: str, sums: Vectors, counts: Vectors) -> Vectors:
+def _means(fault: Callable[[str], FormatError], of: str, sums: Vectors, counts: Vectors) -> Vectors:
     """Sums over counts, for each matrix. One without inputs, an expert that no token of the text
     chose, has 1 for each column."""
-    assert callable(fault)
     if sums.size % counts.size or not ((counts >= 0) & (counts < np.inf)).all():
         raise fault(
             f"tensor {quote(of + _COUNTS)} has {counts.size:,} values, {counts.min()} to "

@@ -28,17 +28,16 @@ __all__ = [
 
 _FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_0")
 
-# Endings of matrices that stay F32. ssm_a, ssm_d and ssm_norm are vectors in effect.
+# Endings of matrices that stay F32. ssm_a, ssm_d and norms are vectors in effect.
 _EXACT = (
     *(".bias", "ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
-    *("ssm_norm.weight", "ssm_a", "ssm_d"),
+    *("_norm.weight", "ssm_a", "ssm_d"),
 )
 # Small matrices that mixes leave as they are.
 _KEPT = re.compile(
-    r".*_norm\.weight|.*(altup|laurel|per_layer_model_proj|ffn_gate_tid2eid).*"
-    r"|.*indexer\.[kq]_proj\.weight"
+    r".*(altup|laurel|per_layer_model_proj|ffn_gate_tid2eid).*|.*indexer\.[kq]_proj\.weight"
 )
-# What rows that are no whole blocks of 256 get: more bits, in blocks of 32.
+# What rows that are no whole blocks of 256 get: blocks of 32, with more bits.
 _OF_32 = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
