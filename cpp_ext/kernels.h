@@ -227,6 +227,13 @@ struct KernelTable {
     // the scale becomes 0.  A block with NaN or infinity dequantises to NaN or infinity.
     void (*from_float)(DType type, const float* x, std::byte* y, std::size_t n);
     void (*to_float)(DType type, const std::byte* x, float* y, std::size_t n);
+    // One row of n elements, a multiple of 256, to a K type: the block with the least error
+    // sum(importance * (x - value)^2) that a search finds, see kernels/k_search.h.  importance: of
+    // each column, finite and not negative; null for the same for all.  The bytes are the same on
+    // every ISA.  Blocks below 2^-26 become zero.  A block with NaN, an infinity or a number beyond
+    // the range of the scale in half precision dequantises to NaN.
+    void (*quantize_k)(DType type, const float* x, const float* importance, std::byte* y,
+                       std::size_t n);
 
     // ---- matrices ------------------------------------------------------------------------------
 
