@@ -139,9 +139,10 @@ def attention(f):
         for d in (32, 160) if kind == "q8_0" else (1, 20, 97, 256):
             for n_q, n_kv in [(1, 1), (1, 13), (1, 600), (3, 70), (9, 1025), (40, 41)]:
                 arrays = normal(n_q, 4, d), cache(2, n_kv, d), cache(2, n_kv, d)
-                for window in (None, 89):
-                    options = {"window": window, "sinks": f.array(normal(4)), "softcap": 5.0}
-                    label = f"attention {kind} {d} {n_q} {n_kv} {window}"
+                for window, chunked in ((None, False), (89, False), (89, True)):
+                    options = {"window": window, "chunked": chunked}
+                    options |= {"sinks": f.array(normal(4)), "softcap": 5.0}
+                    label = f"attention {kind} {d} {n_q} {n_kv} {window} {chunked}"
                     yield label, cpp.attention, arrays, options
         ends = f.array(np.array([0, 2, 2, 7], np.int32))
         options = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "causal": False}

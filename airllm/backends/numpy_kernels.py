@@ -11,6 +11,7 @@ from airllm.backends import numpy_experts as experts
 from airllm.backends import numpy_recurrent as recurrent
 from airllm.backends.numpy_batch import TokenBatch, arrays
 from airllm.graph.graph import Op
+from airllm.graph.state import first_seen
 
 __all__ = ["OPS"]
 
@@ -80,9 +81,11 @@ def _append(
 def _attention(op: Op, batch: TokenBatch) -> None:
     q, out = arrays(op, batch)
     n_heads, window = int(op.attrs["n_heads"]), int(op.attrs["window"])
+    chunked = bool(op.attrs["chunked"])
     for s in batch.sequences:
-        # Positions before the window of the first token are seen by none, and may be gone.
-        first = max(0, s.past + 1 - window) if window else 0
+        # Positions that the first token does not see are seen by none, and may be gone. With
+        # chunks, they are whole ones.
+        first = first_seen(window, chunked, s.past)
         keys, values = s.kept.read(s.layer, first, s.end)
         numpy_ops.attention_apply(
             q[s.rows].reshape(s.n_tokens, n_heads, -1),
@@ -92,6 +95,7 @@ def _attention(op: Op, batch: TokenBatch) -> None:
             True,
             out[s.rows].reshape(s.n_tokens, n_heads, -1),
             window=window or None,
+            chunked=chunked,
             softcap=float(op.attrs["softcap"]) or None,
             sinks=batch.weights[op.weights[0]] if op.weights else None,
         )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from airllm.backends import Executor
 from airllm.graph.graph import Graph, Op
 from airllm.graph.ops import SIGNATURES
+from airllm.graph.state import first_seen
 
 RowBytes = Callable[[int], int]
 
@@ -190,8 +191,11 @@ def _nbytes(
 
 def _seen(op: Op, run: _Run, *, each_token: bool) -> int:
     """Positions that attention sees, counted for each token that sees them, or once."""
-    window = int(op.attrs["window"])
-    limit: Callable[[int], int] = (lambda n: min(n, window)) if window else (lambda n: n)
+    window, chunked = int(op.attrs["window"]), bool(op.attrs["chunked"])
+
+    def seen(position: int, end: int) -> int:
+        return end - first_seen(window, chunked, position)
+
     if each_token:
-        return sum(limit(past + t + 1) for n, past in run.counts for t in range(n))
-    return sum(min(past, window - 1) + n if window else past + n for n, past in run.counts)
+        return sum(seen(past + t, past + t + 1) for n, past in run.counts for t in range(n))
+    return sum(seen(past, past + n) for n, past in run.counts)

@@ -147,6 +147,7 @@ class GraphBuilder:
         scale: float,
         value_dim: int = 0,
         window: int = 0,
+        chunked: bool = False,
         softcap: float = 0.0,
         sinks: Weight | None = None,
         out: Buffer | None = None,
@@ -156,6 +157,8 @@ class GraphBuilder:
         value_dim: of the heads of V; 0: as head_dim.
 
         window: positions that a token sees, its own included; 0: all before it.
+        chunked: a token sees those of its own chunk of `window` positions, from the last multiple
+        of window on.
         softcap: scores s become softcap * tanh(s / softcap); 0: they stay.
         sinks: [n_heads], one more score for each head, neither scaled nor capped, without a value.
         """
@@ -170,6 +173,7 @@ class GraphBuilder:
             value_dim=value_dim or head_dim,
             scale=scale,
             window=window,
+            chunked=chunked,
             softcap=softcap,
         )
 

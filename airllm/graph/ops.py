@@ -72,15 +72,15 @@ SIGNATURES: Mapping[str, Signature] = {
     # writes x, the latents of MLA, as keys; their first dimensions are the values, too
     "latent_append": _signature("x", widths.latent_append, flops=0, attrs="n_kv_heads head_dim"),
     # causal attention of q over the layer's KV cache, which includes the batch; window: the number
-    # of positions that a token sees, its own included (0: all); softcap: a score s becomes
-    # softcap * tanh(s / softcap) (0: scores stay); weight: [n_heads], for each head one more score,
-    # as it is, without a value
+    # of positions that a token sees, its own included (0: all); chunked: those from the last
+    # multiple of the window on; softcap: a score s becomes softcap * tanh(s / softcap) (0: scores
+    # stay); weight: [n_heads], for each head one more score, as it is, without a value
     "attention": _signature(
         "q",
         widths.attention,
         flops=0,
         weights=("vector",),
-        attrs="n_heads n_kv_heads head_dim value_dim scale window softcap",
+        attrs="n_heads n_kv_heads head_dim value_dim scale window chunked softcap",
         optional=True,
     ),
     # out = silu(gate) * up

@@ -118,7 +118,8 @@ def attention(call: Call) -> int:
             weight.shape == (n_heads,),
             f"weight {weight.name!r} is {list(weight.shape)}, expected [{n_heads}], the heads",
         )
-    call.count("window", least=0)
+    window = call.count("window", least=0)
+    call.require(window > 0 or not call.op.attrs["chunked"], "chunked without a window")
     _check_float(call, "softcap", least=0.0)
     return n_heads * call.count("value_dim")
 

@@ -45,6 +45,7 @@ constexpr struct {
      [](Op& op, py::handle v) { op.activations = activations_argument("Executor", v); }},
     {"alpha", set<&Op::alpha>},
     {"cap", set<&Op::cap>},
+    {"chunked", set<&Op::chunked>},
     {"dt_max", set<&Op::dt_max>},
     {"dt_min", set<&Op::dt_min>},
     {"eps", set<&Op::eps>},

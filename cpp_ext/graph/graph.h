@@ -33,6 +33,7 @@ struct Op {
     float scale = 1.0f;                                     // embed, attention, route, scale
     bool interleaved = false;                               // rope
     std::size_t window = 0;   // attention: positions that a token sees; 0: all
+    bool chunked = false;     // attention, see AttentionTask
     float cap = 0.0f;         // softcap; attention, for scores, 0: none
     std::size_t n_used = 0;   // route, expert_linear, expert_sum: experts of a token
     bool normalized = false;  // route, as the next four: see RouteTask

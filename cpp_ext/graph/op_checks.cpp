@@ -117,6 +117,7 @@ class OpCheck {
         apart(0);
         width(0, op_.n_heads * op_.head_dim);
         require(op_.cap >= 0.0f, "softcap is below 0");
+        require(!op_.chunked || op_.window > 0, "a chunk has no positions");
         values_of_heads(op_.output, op_.n_heads);
     }
     void route() const {

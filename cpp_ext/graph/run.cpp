@@ -81,6 +81,7 @@ void Executor::Run::step(std::size_t index) {
                        .n_kv = 0,
                        .scale = op.scale,
                        .window = op.window,
+                       .chunked = op.chunked,
                        .softcap = op.cap,
                        .sinks = vector(op),
                        .out = buffer(op.output),
