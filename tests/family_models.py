@@ -120,6 +120,11 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)},
     ),
     "llama": Own(),
+    "llama4": Own(
+        _EXPERTS
+        | {"expert_used_count": 1, "interleave_moe_layer_step": 2, "attention.sliding_window": 20}
+        | {"attention.temperature_length": 16}
+    ),
     "minimax-m2": Own(
         _EXPERTS | {"rope.dimension_count": 8},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(8)},

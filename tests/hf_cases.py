@@ -248,6 +248,20 @@ _SHARED = {
     **{"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
     "shared_expert_intermediate_size": 64,
 }
+_LLAMA4 = {
+    **{"num_local_experts": 6, "num_experts_per_tok": 1, "intermediate_size_mlp": 128},
+    **{"head_dim": 32, "num_hidden_layers": 4},
+}
+_LLAMA4_KEYS = {"feed_forward_length": 128, "interleave_moe_layer_step": 1}
+_LLAMA4_NAMES = {
+    **{f"feed_forward.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
+    **{
+        f"feed_forward.shared_expert.{part}_proj": f"ffn_{part}_shexp"
+        for part in ("gate", "up", "down")
+    },
+    "feed_forward.router": "ffn_gate_inp",
+    "feed_forward.experts.down_proj": "ffn_down_exps",
+}
 _FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 CASES = {
     "Llama 2": Case("Llama", "llama", reordered=True),
@@ -415,6 +429,31 @@ CASES = {
         | {"rope.scaling.yarn_log_multiplier": 0.1},
         names=_LATENT_NAMES,
         extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    ),
+    # Every chunk ends within the prompt.
+    "Llama 4 Scout, smaller chunks": Case(
+        "Llama4",
+        "llama4",
+        _LLAMA4
+        | {"attention_chunk_size": 20, "floor_scale": 16, "attn_scale": 0.5}
+        | {"rope_parameters": _LLAMA3_ROPE | {"high_freq_factor": 1.0}},
+        _LLAMA4_KEYS
+        | {"attention.sliding_window": 20, "attention.temperature_length": 16}
+        | {"attention.temperature_scale": 0.5},
+        names=_LLAMA4_NAMES,
+        lost="the sizes of its chunks",
+    ),
+    "Llama 4 Scout, which sees pictures": Case(
+        "Llama4", "llama4", _LLAMA4, _LLAMA4_KEYS, names=_LLAMA4_NAMES, sees=True
+    ),
+    "Llama 4 Maverick": Case(
+        "Llama4",
+        "llama4",
+        _LLAMA4
+        | {"num_local_experts": 128, "interleave_moe_layer_step": 2, "use_qk_norm": False}
+        | {"intermediate_size": 32},
+        _LLAMA4_KEYS | {"interleave_moe_layer_step": 2},
+        names=_LLAMA4_NAMES,
     ),
     "Kimi K2": Case(
         "DeepseekV3",

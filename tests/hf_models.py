@@ -48,7 +48,7 @@ def build(case: Case) -> Any:
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
     # That are part of a model that sees pictures.
-    texts = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe")
+    texts = ("Gemma3", "Gemma4", "Llama4", "Qwen3_5", "Qwen3_5Moe")
     part = "Text" if case.family in texts and not case.sees else ""
     config_class = f"{case.family}{part}Config"
     values = sizes | case.config
@@ -59,6 +59,11 @@ def build(case: Case) -> Any:
         if case.gemma:
             vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+        elif case.arch == "llama4":
+            vision = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1}
+            vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 2}
+            vision |= {"vision_output_dim": 16, "projector_input_dim": 16}
+            vision |= {"projector_output_dim": 16}
         values = {"text_config": values, "vision_config": vision, "tie_word_embeddings": case.gemma}
     config = getattr(transformers, config_class)(**values)
     config.get_text_config().allow_global_per_layer_attribute_access = True
@@ -92,6 +97,8 @@ def build(case: Case) -> Any:
 
 def logits(model: Any, tokens: list[int]) -> np.ndarray:
     """float32 [n_tokens, vocab]"""
+    if type(model).__name__ == "Llama4ForConditionalGeneration":
+        model = model.language_model  # a call of the whole fails without a picture
     with torch.no_grad():
         return np.asarray(model(torch.tensor([tokens])).logits[0])
 
@@ -166,13 +173,15 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
     config = model.config.get_text_config()
     for name, parameter in model.state_dict().items():
         values = parameter.numpy()
-        if any(part in name for part in (".visual.", ".vision_tower.", ".embed_vision.")):
+        if any(part in name for part in _SIGHT):
             continue
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if ".mlp.experts." in name and case.arch == "gpt-oss":
             yield from _of_gpt_oss(name, values)
             continue
+        if ".feed_forward.experts." in name and case.arch == "llama4":
+            values = values.swapaxes(1, 2)  # [n_experts, n, k]
         if both := _BOTH.fullmatch(name):  # [2 * n, k], or [n_experts, 2 * n, k]
             place = both["place"]
             suffix = _SLOTS[both["stem"]] if case.n_experts else ""
@@ -289,6 +298,7 @@ def _rope_factors(model: Any) -> np.ndarray:
     return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
 
 
+_SIGHT = (".visual.", "vision_tower.", "vision_model.", "embed_vision.", "multi_modal_projector.")
 _EXACT = (".bias", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d")
 _NAMES = {
     "embed_tokens": "token_embd",
@@ -310,7 +320,7 @@ _NAMES = {
     "block_sparse_moe.experts.down_proj": "ffn_down_exps",
 }
 _BOTH = re.compile(
-    r"model\.(language_model\.)?layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp)"
+    r"(language_model\.)?model\.(language_model\.)?layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp)"
     r"\.(gate_up_proj|input_linear)(\.weight)?"
 )
 # A gated norm makes much of what is nearly nothing, its rounding errors too: transformers' own two
@@ -330,7 +340,9 @@ _GEMMA_NAMES = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 def _gguf_name(case: Case, name: str) -> str:
     """ "model.layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
     suffix = "bias" if name.endswith("bias") else "weight"
-    stem = name.removeprefix("model.").removeprefix("language_model.").removesuffix(f".{suffix}")
+    stem = name.removesuffix(f".{suffix}")
+    for prefix in ("language_model.", "model.", "language_model."):
+        stem = stem.removeprefix(prefix)
     names = _NAMES | (_GEMMA_NAMES if case.gemma else {}) | case.names
     layer = ""
     if stem.startswith("layers."):

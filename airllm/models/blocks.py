@@ -15,6 +15,7 @@ __all__ = [
     "add",
     "attention",
     "embed",
+    "expert_outputs",
     "glu_mlp",
     "head",
     "layer",
@@ -22,6 +23,7 @@ __all__ = [
     "norm",
     "route",
     "routed_experts",
+    "shared_expert",
 ]
 
 Normed = Literal["", "heads", "rows"]
@@ -217,6 +219,13 @@ def routed_experts(
     g: GraphBuilder, c: ModelConfig, h: Buffer, route: Buffer, *, gelu: bool = False
 ) -> Buffer:
     """The sum of the experts' outputs. gelu: of GEGLU in place of SwiGLU."""
+    return g.expert_sum(expert_outputs(g, c, h, route, gelu=gelu), route)  # [n, hidden]
+
+
+def expert_outputs(
+    g: GraphBuilder, c: ModelConfig, h: Buffer, route: Buffer, *, gelu: bool = False
+) -> Buffer:
+    """The outputs of each token's experts, side by side: [n, used * hidden]."""
     n, ffn, hidden = c.n_experts, c.expert_size, c.hidden_size
 
     def product(x: Buffer, slot: str, rows: int, columns: int) -> Buffer:
@@ -231,7 +240,7 @@ def routed_experts(
         act = g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
     else:
         act = g.geglu(gate, up) if gelu else g.swiglu(gate, up)  # [n, used * ffn]
-    return g.expert_sum(product(act, "ffn_down_exps", hidden, ffn), route)  # [n, hidden]
+    return product(act, "ffn_down_exps", hidden, ffn)
 
 
 def shared_expert(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
