@@ -1,7 +1,8 @@
 """Llama 4 Scout and Maverick (text): in three of four layers a token sees no further back than the
 beginning of its chunk of 8192 positions. The fourth sees all and does not rotate (NoPE,
-arXiv:2501.19399); its queries grow with their position. One expert for each token, whose input is
-multiplied by its share, beside one that all tokens use; Maverick has them in every other layer.
+arXiv:2501.18795); its queries grow with their position (arXiv:2501.19399). One expert for each
+token, whose input is multiplied by its share, beside one that all tokens use; Maverick has them in
+every other layer.
 """
 
 import numpy as np

@@ -251,9 +251,9 @@ def _seen(
     """Whether the queries at `positions` see the keys 0 to n_kv - 1: [n_rows, n_kv]."""
     keys, own = np.arange(n_kv), positions[:, np.newaxis]
     seen = keys <= own if causal else np.ones((len(positions), n_kv), np.bool_)
-    if window is None:
-        return seen
-    return seen & (keys // window == own // window if chunked else np.abs(keys - own) < window)
+    if window is not None:
+        seen &= keys // window == own // window if chunked else np.abs(keys - own) < window
+    return seen
 
 
 def _softmax(scores: Float32, sink: Float32) -> tuple[Float32, NDArray[np.float64]]:
