@@ -225,6 +225,10 @@ OPS = {
     "layer_columns": ([66], [33], [], {"width": 33}),
     "put_columns": ([33], [100], [], {"offset": 67}),
     "round_q8": ([96], [96], [], {}),
+    "mix_streams": ([99, 12], [4 * 33], [], {"n_streams": 3}),
+    "add_to_streams": ([99, 33], [99], [], {"first": 1}),
+    "match_rms": ([99, 33], [99], [], {"eps": 1e-5}),
+    "keep_above": ([33], [33], [], {"factor": 1.6}),
 }
 
 

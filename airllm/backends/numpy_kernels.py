@@ -184,6 +184,40 @@ def _scale(op: Op, batch: TokenBatch) -> None:
     np.multiply(x, factor * batch.weights[op.weights[0]] if op.weights else factor, out=out)
 
 
+def _mix_streams(op: Op, batch: TokenBatch) -> None:
+    x, factors, out = arrays(op, batch)
+    n_in = int(op.attrs["n_streams"])
+    n_out = factors.shape[1] // n_in
+    streams = x.reshape(batch.n_tokens, n_in, -1)
+    matrices = factors.reshape(batch.n_tokens, n_out, n_in)
+    np.einsum("tij,tjk->tik", matrices, streams, out=out.reshape(batch.n_tokens, n_out, -1))
+
+
+def _add_to_streams(op: Op, batch: TokenBatch) -> None:
+    x, part, out = arrays(op, batch)
+    out[...] = x
+    streams = out.reshape(batch.n_tokens, -1, part.shape[1])
+    streams[:, int(op.attrs["first"]) :] += part[:, np.newaxis]
+
+
+def _match_rms(op: Op, batch: TokenBatch) -> None:
+    x, like, out = arrays(op, batch)
+    streams = x.reshape(batch.n_tokens, -1, like.shape[1])
+    wanted = np.mean(np.square(like, dtype=np.float64), axis=-1)[:, np.newaxis]
+    found = np.maximum(
+        np.mean(np.square(streams, dtype=np.float64), axis=-1), float(op.attrs["eps"])
+    )
+    factors = np.sqrt(wanted / found).astype(np.float32)[..., np.newaxis]
+    np.multiply(streams, factors, out=out.reshape(streams.shape))
+
+
+def _keep_above(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    rows = x.astype(np.float64)
+    least = rows.mean(axis=1) + float(op.attrs["factor"]) * rows.std(axis=1)
+    np.maximum(x - least.astype(np.float32)[:, np.newaxis], 0, out=out)
+
+
 def _silu(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     numpy_ops.silu(x, out=out)
@@ -300,6 +334,10 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "linear_add": _linear_add,
     "glu_linear": _glu_linear,
     "rope_append": _rope_append,
+    "mix_streams": _mix_streams,
+    "add_to_streams": _add_to_streams,
+    "match_rms": _match_rms,
+    "keep_above": _keep_above,
     "multiply": _multiply,
     "silu": _silu,
     "gelu": _gelu,

@@ -185,7 +185,7 @@ SIGNATURES: Mapping[str, Signature] = {
     "swiglu_oai": _signature(
         "gate up", widths.swiglu_oai, flops=8, attrs="alpha limit", in_place="gate up"
     ),
-    # out = factor * x, or factor * weight[0] * x
+    # out = factor * x, or factor * weight * x; weight: [1] or [width]
     "scale": _signature(
         "x",
         widths.scale,
@@ -249,6 +249,18 @@ SIGNATURES: Mapping[str, Signature] = {
     "layer_norm": _signature(
         "x", widths.vector, flops=7, weights=("vector",), attrs="eps", in_place="x"
     ),
+    # ---- several residual streams of a token, side by side (AltUp, arXiv:2301.13310) -------------
+    # out[i] = sum over j of factors[i * n_streams + j] * x[j], for n_streams streams x[j]; flops:
+    # of four streams
+    "mix_streams": _signature("x factors", widths.mix_streams, flops=8, attrs="n_streams"),
+    # out = x, plus part in each stream from `first` on; part is as wide as a stream
+    "add_to_streams": _signature(
+        "x part", widths.add_to_streams, flops=1, attrs="first", in_place="x"
+    ),
+    # out = x * rms(like) / sqrt(max(mean(x^2), eps)) of each stream; like is as wide as a stream
+    "match_rms": _signature("x like", widths.match_rms, flops=3, attrs="eps", in_place="x"),
+    # out = max(x - (mean + factor * deviation), 0), with those of the row
+    "keep_above": _signature("x", widths.keep_above, flops=5, attrs="factor", in_place="x"),
     # ---- what layers do not share ---------------------------------------------------------------
     # out = the columns of x that belong to layer i: x[:, i * width : (i + 1) * width]
     "layer_columns": _signature("x", widths.layer_columns, flops=0, attrs="width"),

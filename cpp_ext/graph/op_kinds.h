@@ -72,7 +72,11 @@ struct Slots {
     op(ssm_scan,       4, one,  of(vector, 3),     ssm_scan)        \
     op(l2_norm,        1, one,  no_weight,         head_norm)       \
     op(log_decay,      1, one,  of(vector, 2),     alike)           \
-    op(group_norm,     1, one,  of(vector),        group_norm)
+    op(group_norm,     1, one,  of(vector),        group_norm)      \
+    op(mix_streams,    2, one,  no_weight,         mix_streams)     \
+    op(add_to_streams, 2, one,  no_weight,         add_to_streams)  \
+    op(match_rms,      2, one,  no_weight,         match_rms)       \
+    op(keep_above,     1, one,  no_weight,         alike)
 // clang-format on
 
 #define TENSOR_OPS_KIND(kind, ...) kind,
