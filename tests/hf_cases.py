@@ -248,6 +248,42 @@ _SHARED = {
     **{"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
     "shared_expert_intermediate_size": 64,
 }
+# The keys and values of layers 2 and 3 are those of layers 4 and 5, too.
+_GEMMA3N = {
+    **{"head_dim": 32, "sliding_window": 20, "num_hidden_layers": 6, "num_kv_shared_layers": 2},
+    **{"layer_types": ["sliding_attention", "full_attention"] * 3, "laurel_rank": 32},
+    **{"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 32},
+    **{"intermediate_size": [96, 128, 96, 96, 96, 96], "altup_num_inputs": 4},
+    **{"activation_sparsity_pattern": [0.9, 0.7, 0.0, 0.0, 0.95, 0.0]},
+    "final_logit_softcapping": 1.5,
+}
+_GEMMA3N_KEYS = {
+    **{"attention.sliding_window": 20, "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4},
+    **{"attention.sliding_window_pattern": np.array([True, False] * 3)},
+    **{"attention.shared_kv_layers": 2, "embedding_length_per_layer_input": 32},
+    **{"feed_forward_length": np.array([96, 128, 96, 96, 96, 96], np.int32)},
+    **{"altup.active_idx": 0, "altup.num_inputs": 4, "final_logit_softcapping": 1.5},
+    "activation_sparsity_scale": np.array(
+        [1.2815515, 0.5244005, -np.inf, -np.inf, 1.6448536, -np.inf], np.float32
+    ),
+}
+_GEMMA3N_NAMES = _GEMMA4_NAMES | {
+    "altup.correct_output_scale": "altup_correct_scale",
+    "altup.correction_coefs": "altup_correct_coef",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.modality_router": "altup_router",
+    "altup.router_norm": "altup_router_norm",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
+}
+# What llama.cpp takes for granted: two sizes, that nearly all gates of the first ten layers are cut
+# off, and that the first twenty layers have keys of their own.
+_GEMMA3N_USUAL = {
+    **{"num_hidden_layers": 3, "layer_types": _LOCAL, "num_kv_shared_layers": 0},
+    **{"intermediate_size": 512, "activation_sparsity_pattern": 3 * [0.95]},
+    **{"hidden_size_per_layer_input": 256, "laurel_rank": 64, "final_logit_softcapping": 30.0},
+}
 _LLAMA4 = {
     **{"num_local_experts": 6, "num_experts_per_tok": 1, "intermediate_size_mlp": 128},
     **{"head_dim": 32, "num_hidden_layers": 4},
@@ -701,6 +737,18 @@ CASES = {
         },
         {"attention.sliding_window": 20, "rope.freq_base": 1e6}
         | {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    ),
+    "Gemma 3n": Case("Gemma3n", "gemma3n", _GEMMA3N, _GEMMA3N_KEYS, _GEMMA3N_NAMES),
+    "Gemma 3n without shared keys": Case(
+        "Gemma3n",
+        "gemma3n",
+        _GEMMA3N | _GEMMA3N_USUAL,
+        _GEMMA3N_KEYS
+        | {"attention.sliding_window_pattern": np.array([True, True, False])}
+        | {"attention.shared_kv_layers": 0, "feed_forward_length": 512}
+        | {"final_logit_softcapping": 30.0, "embedding_length_per_layer_input": 256}
+        | {"activation_sparsity_scale": np.full(3, 1.6448536, np.float32)},
+        _GEMMA3N_NAMES,
     ),
     "Gemma 4 E2B": Case(
         "Gemma4", "gemma4", _GEMMA4 | _SHARING, _GEMMA4_KEYS | _SHARING_KEYS, _GEMMA4_NAMES

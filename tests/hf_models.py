@@ -48,7 +48,7 @@ def build(case: Case) -> Any:
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
     # That are part of a model that sees pictures.
-    texts = ("Gemma3", "Gemma4", "Llama4", "Qwen3_5", "Qwen3_5Moe")
+    texts = ("Gemma3", "Gemma3n", "Gemma4", "Llama4", "Qwen3_5", "Qwen3_5Moe")
     part = "Text" if case.family in texts and not case.sees else ""
     config_class = f"{case.family}{part}Config"
     values = sizes | case.config
@@ -77,7 +77,7 @@ def build(case: Case) -> Any:
                 plus_one = case.plus_one and not name.endswith("linear_attn.norm.weight")
                 centre = 0.0 if plus_one else 1.0
                 weight.uniform_(centre - 0.5, centre + 0.5, generator=random)
-                if case.arch == "gemma4" and name.endswith("q_norm.weight"):
+                if case.arch in ("gemma3n", "gemma4") and name.endswith("q_norm.weight"):
                     weight *= len(weight) ** -0.5  # nothing else makes its scores small
             else:
                 spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
@@ -187,6 +187,13 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             suffix = _SLOTS[both["stem"]] if case.n_experts else ""
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
                 yield f"blk.{place}.ffn_{part}{suffix}.weight", np.ascontiguousarray(half)
+            continue
+        if stack := _STREAMS.fullmatch(name):
+            if stack["number"] == "0":
+                others = range(1, config.altup_num_inputs)
+                names = [f"{stack['before']}.{number - 1}.weight" for number in others]
+                matrices = np.stack([model.state_dict()[each].numpy() for each in names])
+                yield f"{_STREAM_SLOTS[stack['stem']]}.weight", matrices
             continue
         if name.endswith("kv_b_proj.weight"):
             yield from _of_latents(name, values.reshape(config.num_attention_heads, -1, 32))
@@ -299,7 +306,15 @@ def _rope_factors(model: Any) -> np.ndarray:
 
 
 _SIGHT = (".visual.", "vision_tower.", "vision_model.", "embed_vision.", "multi_modal_projector.")
-_EXACT = (".bias", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d")
+_EXACT = (
+    ".bias",
+    "coef.weight",
+    "conv.weight",
+    "conv1d.weight",
+    "ssm_norm.weight",
+    "ssm_a",
+    "ssm_d",
+)
 _NAMES = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
@@ -327,6 +342,11 @@ _BOTH = re.compile(
 # ways of computing linear attention differ by 9e-6 then. With these spreads queries and keys have
 # much in common, as in trained models.
 _SPREADS = {"conv1d.weight": 6.0, "out_proj.weight": 0.15}
+_STREAMS = re.compile(r"(?P<before>.*(?P<stem>altup_\w+))\.(?P<number>\d+)\.weight")
+_STREAM_SLOTS = {
+    "altup_projections": "altup_proj",
+    "altup_unembed_projections": "altup_unembd_proj",
+}
 _SLOTS = {
     "mlp.experts": "_exps",
     "experts": "_exps",

@@ -21,6 +21,7 @@ __all__ = [
     "layer",
     "linear",
     "norm",
+    "output_logits",
     "route",
     "routed_experts",
     "shared_expert",
@@ -43,8 +44,15 @@ def embed(c: ModelConfig, activations: Activations) -> Graph:
 def head(c: ModelConfig, activations: Activations, *, norm_slot: str = "output_norm") -> Graph:
     """The residual to logits."""
     g = GraphBuilder("head", activations=activations)
+    output_logits(g, c, g.external("residual", c.hidden_size), norm_slot=norm_slot)
+    return g.build()
+
+
+def output_logits(
+    g: GraphBuilder, c: ModelConfig, x: Buffer, *, norm_slot: str = "output_norm"
+) -> None:
+    """Writes the logits of x, [n, hidden]."""
     output = "token_embd" if c.tied_embeddings else "output"
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
     logits = g.external("logits", c.vocab_size)  # [n, vocab]
     h = norm(g, c, x, norm_slot)  # [n, hidden]
     g.linear(h, g.weight(output, c.vocab_size, c.hidden_size), out=logits)
@@ -52,7 +60,6 @@ def head(c: ModelConfig, activations: Activations, *, norm_slot: str = "output_n
         g.scale(logits, c.logit_scale, out=logits)
     if c.final_softcap:
         g.softcap(logits, c.final_softcap, out=logits)
-    return g.build()
 
 
 def norm(

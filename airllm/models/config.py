@@ -19,6 +19,8 @@ class LayerConfig:
     keys_are_values: whether V is what K is made of.
     head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
+    cutoff: gates below the mean and so many standard deviations of a token's gates are 0; None: all
+    count.
     """
 
     window: int = 0
@@ -31,6 +33,7 @@ class LayerConfig:
     rope_dims: int = 0
     intermediate_size: int = 0
     mixer: Mixer = "attention"
+    cutoff: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ class ModelConfig:
     router: Router = Router()
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
+    n_streams: int = 1  # residual streams of a token, side by side
+    laurel_rank: int = 0  # of the matrix that the attention's input goes through beside it
     expert_hidden_size: int = 0  # of a token as experts see it; 0: as the residual
     mamba2: Mamba2 | None = None
     short_conv_taps: int = 0

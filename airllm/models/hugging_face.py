@@ -129,6 +129,17 @@ class HFReader(Metadata):
             )
         return np.array([each == SLIDING for each in types], bool)
 
+    def of_layers(self, key: str, n_layers: int) -> int | NDArray[np.int32]:
+        """One number for all layers, or a list of one for each."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            return self.integer(key)
+        if len(value) != n_layers or not all(
+            type(each) is int and 0 <= each < 2**31 for each in value
+        ):
+            raise self.fault(f"{key} is no list of {n_layers} integers, one for each layer")
+        return np.array(value, np.int32)
+
     def mixers(self, names: Mapping[str, Mixer]) -> list[Mixer]:
         """How each layer sees earlier tokens. names: of the mixers in layer_types."""
         n_layers = self.integer("num_hidden_layers", low=1, high=2**12)
@@ -226,7 +237,7 @@ class HuggingFace:
             "block_count": n_layers,
             "context_length": r.integer("max_position_embeddings"),
             "embedding_length": hidden_size,
-            "feed_forward_length": r.integer("intermediate_size"),
+            "feed_forward_length": r.of_layers("intermediate_size", n_layers),
             "attention.head_count": n_heads,
             "attention.head_count_kv": r.integer("num_key_value_heads", n_heads),
             "attention.key_length": head_dim,
