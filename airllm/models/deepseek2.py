@@ -18,6 +18,7 @@ from airllm.graph.graph import Activations, Buffer, Graph
 from airllm.models import blocks
 from airllm.models.config import Latent, LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEAD_DIM, ConfigReader
+from airllm.models.deepseek2_older import renewed
 from airllm.models.family import Family
 from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
 from airllm.models.rope import Rotation, read_rotation
@@ -52,20 +53,13 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 def _latent(r: ConfigReader) -> tuple[Latent, int]:
     """And the dimensions of a head that rotate."""
-    key = "attention.key_length_mla"
-    if "blk.0.attn_kv_b.weight" in r.file.tensors or not r.has(key):
-        raise r.metadata.fault(
-            f"{r.key(key)} or the tensors attn_k_b and attn_v_b are missing, as in files from "
-            "before May 2025; a file that a newer llama.cpp converted, or `airllm convert` made of "
-            "the model's folder, can be opened"
-        )
     rope_dims = r.integer("rope.dimension_count", low=2, high=MAX_HEAD_DIM - 1)
     rank = r.integer("attention.kv_lora_rank", low=1, high=MAX_HEAD_DIM - rope_dims)
     for name, expected in (("key_length", rank + rope_dims), ("value_length", rank)):
         found = r.integer(f"attention.{name}", expected)
         if found != expected:
             raise r.fault(f"attention.{name}", found, f"expected {expected}, of a latent")
-    length = r.integer(key, low=rope_dims + 1)
+    length = r.integer("attention.key_length_mla", low=rope_dims + 1)
     latent = Latent(
         rank=rank,
         query_rank=r.integer("attention.q_lora_rank", 0),
@@ -265,4 +259,5 @@ FAMILY = Family(
     configure,
     layer,
     rotations=rotations,
+    renewed=renewed,
 )
