@@ -137,6 +137,15 @@ ARCHITECTURES = {
         _EXPERTS | {"rope.dimension_count": 8},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(8)},
     ),
+    "minimax-m3": Own(
+        _EXPERTS
+        | {"rope.dimension_count": 8, "expert_weights_scale": 2.0, "expert_shared_count": 2}
+        | {"leading_dense_block_count": 2, "attention.indexer.top_k": 8}
+        | {"attention.indexer.block_size": 16, "attention.indexer.local_blocks": 1}
+        | {"attention.indexer.head_count": 2, "attention.indexer.key_length": 16},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
+        | {f"blk.{i}.indexer.k_proj.weight": (16, 64) for i in range(2, 8)},
+    ),
     "mistral3": Own(_YARN | {"attention.temperature_scale": 0.1}),
     "nemotron_h": Own(_MAMBA2 | _ONE_PART),
     "nemotron_h_moe": Own(

@@ -38,7 +38,7 @@ class Case:
     @property
     def plus_one(self) -> bool:
         """Whether norms multiply by 1 + weight, and GGUF has the sum."""
-        return self.arch in ("gemma2", "gemma3", *DELTA_NETS)
+        return self.arch in ("gemma2", "gemma3", "minimax-m3", *DELTA_NETS)
 
 
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
@@ -432,6 +432,39 @@ CASES = {
             "mlp.gate": "ffn_gate_inp",
         },
         extra={"rotary_dim": 16, "use_qk_norm": True, "scoring_func": "sigmoid"},
+    ),
+    "MiniMax-M3": Case(
+        "MiniMaxM3VL",
+        "minimax-m3",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
+        | {"partial_rotary_factor": 0.5, "rotary_dim": 16, "dense_intermediate_size": 128}
+        | {"shared_intermediate_size": 96, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+        | {"layer_types": ["full_attention"] + 2 * ["minimax_m3_sparse"]}
+        | {"index_n_heads": 2, "index_head_dim": 32, "index_block_size": 16}
+        | {"index_topk_blocks": 8},
+        {"rope.dimension_count": 16, "expert_gating_func": 2, "expert_weights_norm": True}
+        | {"expert_weights_scale": 2.0, "expert_shared_count": 1}
+        | {"leading_dense_block_count": 1, "feed_forward_length": 128}
+        | {"attention.indexer.head_count": 2, "attention.indexer.key_length": 32}
+        | {"attention.indexer.top_k": 8, "attention.indexer.block_size": 16}
+        | {"attention.indexer.local_blocks": 1},
+        names={
+            **{"mlp.gate": "ffn_gate_inp", "mlp.shared_experts.down_proj": "ffn_down_shexp"},
+            "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+            **{
+                f"self_attn.indexer.{name}": f"indexer.{name}"
+                for name in ("q_proj", "k_proj", "q_norm", "k_norm")
+            },
+        },
+        extra={"n_shared_experts": 1, "moe_layer_freq": [0, 1, 1], "scoring_func": "sigmoid"}
+        | {
+            "sparse_attention_config": {
+                **{"sparse_num_index_heads": 2, "sparse_index_dim": 32},
+                **{"sparse_topk_blocks": 8, "sparse_block_size": 16, "sparse_local_block": 1},
+            }
+        },
+        sees=True,
     ),
     "DeepSeek-V2-Lite": Case(
         "DeepseekV2",

@@ -48,7 +48,7 @@ def build(case: Case) -> Any:
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
     # That are part of a model that sees pictures.
-    texts = ("Gemma3", "Gemma3n", "Gemma4", "Llama4", "Qwen3_5", "Qwen3_5Moe")
+    texts = ("Gemma3", "Gemma3n", "Gemma4", "Llama4", "MiniMaxM3VL", "Qwen3_5", "Qwen3_5Moe")
     part = "Text" if case.family in texts and not case.sees else ""
     config_class = f"{case.family}{part}Config"
     values = sizes | case.config
@@ -59,6 +59,9 @@ def build(case: Case) -> Any:
         if case.gemma:
             vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+        elif case.arch == "minimax-m3":
+            vision = {"hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1}
+            vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 2}
         elif case.arch == "llama4":
             vision = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 2}
@@ -69,7 +72,8 @@ def build(case: Case) -> Any:
     config.get_text_config().allow_global_per_layer_attribute_access = True
     config._attn_implementation = "eager"  # the one that caps scores
     task = "ConditionalGeneration" if case.sees else "CausalLM"
-    model = getattr(transformers, f"{case.family}For{task}")(config).float().eval()
+    family = "MiniMaxM3Sparse" if case.sees and case.arch == "minimax-m3" else case.family
+    model = getattr(transformers, f"{family}For{task}")(config).float().eval()
     random = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -182,6 +186,8 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             continue
         if ".feed_forward.experts." in name and case.arch == "llama4":
             values = values.swapaxes(1, 2)  # [n_experts, n, k]
+        if case.arch == "minimax-m3":
+            name = name.replace(".mlp.gate_up_proj", ".dense_mlp.gate_up_proj")
         if both := _BOTH.fullmatch(name):  # [2 * n, k], or [n_experts, 2 * n, k]
             place = both["place"]
             suffix = _SLOTS[both["stem"]] if case.n_experts else ""
@@ -335,7 +341,7 @@ _NAMES = {
     "block_sparse_moe.experts.down_proj": "ffn_down_exps",
 }
 _BOTH = re.compile(
-    r"(language_model\.)?model\.(language_model\.)?layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp)"
+    r"(language_model\.)?model\.(language_model\.)?layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp|dense_mlp)"
     r"\.(gate_up_proj|input_linear)(\.weight)?"
 )
 # A gated norm makes much of what is nearly nothing, its rounding errors too: transformers' own two
@@ -352,6 +358,8 @@ _SLOTS = {
     "experts": "_exps",
     "block_sparse_moe.experts": "_exps",
     "shared_mlp": "_shexp",
+    "mlp.shared_experts": "_shexp",
+    "dense_mlp": "",
     "feed_forward.experts": "_exps",
 }
 _GEMMA_NAMES = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}

@@ -30,7 +30,7 @@ _EXPERT = re.compile(r"(?P<before>.*\bexperts|altup_\w+)\.(?P<number>\d{1,5})(?P
 # rope that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
-    r"|embed_audio|mtp)\..*|.*\.rotary_emb\.inv_freq"
+    r"|embed_audio|patch_merge_mlp|mtp)\..*|.*\.rotary_emb\.inv_freq"
 )
 # Weights of convolutions of each channel by itself: [channels, 1, taps] in folders.
 _CONV = re.compile(r"blk\.\d+\.(ssm_conv1d|shortconv\.conv)\.weight")

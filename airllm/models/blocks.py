@@ -196,8 +196,14 @@ def glu_mlp(
     width = width or c.intermediate_size
     gate = linear(g, c, h, f"ffn_gate{suffix}", width)
     up = linear(g, c, h, f"ffn_up{suffix}", width)
-    act = g.geglu(gate, up) if gelu else g.swiglu(gate, up)
-    return linear(g, c, act, f"ffn_down{suffix}", c.hidden_size)
+    return linear(g, c, gated(g, c, gate, up, gelu), f"ffn_down{suffix}", c.hidden_size)
+
+
+def gated(g: GraphBuilder, c: ModelConfig, gate: Buffer, up: Buffer, gelu: bool) -> Buffer:
+    """The activation of SwiGLU, of GEGLU, or gpt-oss's."""
+    if c.gate_limit:
+        return g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
+    return g.geglu(gate, up) if gelu else g.swiglu(gate, up)
 
 
 def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
@@ -243,10 +249,7 @@ def expert_outputs(
 
     gate = product(h, "ffn_gate_exps", ffn, hidden)
     up = product(h, "ffn_up_exps", ffn, hidden)
-    if c.gate_limit:
-        act = g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
-    else:
-        act = g.geglu(gate, up) if gelu else g.swiglu(gate, up)  # [n, used * ffn]
+    act = gated(g, c, gate, up, gelu)  # [n, used * ffn]
     return product(act, "ffn_down_exps", hidden, ffn)
 
 

@@ -125,7 +125,7 @@ class ModelConfig:
     n_kv_heads: int
     head_dim: int  # of the keys that are kept
     norm_eps: float
-    context_length: int  # tokens that the model was trained for
+    context_length: int  # tokens that the model was trained for, or fewer that are implemented
     rope_dims: int  # dimensions of a head that rotate, from the first on
     tied_embeddings: bool  # the output matrix is the embedding
     layers: tuple[LayerConfig, ...]
@@ -149,7 +149,7 @@ class ModelConfig:
     shared_expert_gated: bool = False  # its output is multiplied by a sigmoid of its input
     latent: Latent | None = None
     delta_net: DeltaNet | None = None
-    gate_limit: float = 0.0  # of gpt-oss's activation of the experts; 0: SwiGLU
+    gate_limit: float = 0.0  # of gpt-oss's activation; 0: SwiGLU
     router: Router = Router()
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none

@@ -191,8 +191,8 @@ class HuggingFace:
     values: GGUF's keys (without the architecture) that only this family has, from config.json.
     names: of tensors, beyond NAMES; see HFConfig. They may depend on config.json.
     changed: see HFConfig.
-    activation: the only one that is implemented. tied, defaults: of the configuration class, which
-    may make defaults of other keys.
+    activation: the only one that is implemented, perhaps by several names.
+    tied, defaults: of the configuration class, which may make defaults of other keys.
     own: keys of this package, whose values folders of this family have.
     rope_interleaved: whether rope's pairs are neighbours. gguf_interleaved: likewise in the
     family's GGUF files, whose converter may reorder the rows of Q and K.
@@ -205,7 +205,7 @@ class HuggingFace:
     values: Callable[[HFReader], dict[str, object]] = _nothing
     names: Names | Callable[[HFReader], Names] = field(default_factory=dict)
     changed: Mapping[str, Change] = field(default_factory=dict)
-    activation: str = "silu"
+    activation: str | tuple[str, ...] = "silu"
     tied: bool = False
     defaults: Mapping[str, object] | Callable[[Metadata], Mapping[str, object]] = field(
         default_factory=dict
@@ -222,8 +222,9 @@ class HuggingFace:
         """FormatError names a key that is missing or has a value that is not implemented."""
         r = HFReader(config.source, self._with_defaults(config))
         quantization = read_quantization(r)
+        allowed = (self.activation,) if isinstance(self.activation, str) else self.activation
         for key in ("hidden_act", "hidden_activation"):
-            r.expect(key, None, self.activation)
+            r.expect(key, None, *allowed)
         hidden_size, n_heads = (
             r.integer("hidden_size", low=1),
             r.integer("num_attention_heads", low=1),
