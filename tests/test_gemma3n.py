@@ -46,7 +46,7 @@ def test_the_last_layers_read_the_keys_of_the_last_of_their_kind() -> None:
     ("key", "value", "said"),
     [
         ("altup.active_idx", 1, "is 1; expected 0"),
-        ("altup.num_inputs", 1, "is 1; expected 2 to 16"),
+        ("altup.num_inputs", 2, "is 2; expected 3 to 16"),
         (CUTOFFS, np.zeros(3, np.float32), "is no array of 8 numbers, one for each layer"),
         (CUTOFFS, np.full(8, np.nan, np.float32), "has nan; expected -1000 to 1000, or -inf"),
         (PATTERN, np.array([True] * 5 + [False] * 3), "is 3; expected a layer without a window"),

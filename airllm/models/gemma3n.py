@@ -72,7 +72,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         final_softcap=r.cap("final_logit_softcapping", 30.0),
         intermediate_size=max(widths),
         per_layer_size=r.integer("embedding_length_per_layer_input", low=1),
-        n_streams=r.integer(_STREAMS, 4, low=2, high=_MOST_STREAMS),
+        n_streams=r.integer(_STREAMS, 4, low=3, high=_MOST_STREAMS),
         laurel_rank=laurel.shape[0] if laurel is not None else 1,
         idle_tensors=gemma4.idle_keys(first_shared, r.n_layers),
     )
