@@ -29,6 +29,8 @@ class LayerConfig:
     head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
     selects: whether it selects the positions that tokens see; else an earlier layer has done it.
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
+    cutoff: gates below the mean and so many standard deviations of a token's gates are 0; None: all
+    count.
     """
 
     window: int = 0
@@ -42,6 +44,7 @@ class LayerConfig:
     intermediate_size: int = 0
     selects: bool = True
     mixer: Mixer = "attention"
+    cutoff: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class ModelConfig:
     n_kv_heads: int
     head_dim: int  # of the keys that are kept
     norm_eps: float
-    context_length: int  # tokens that the model was trained for
+    context_length: int  # tokens that the model was trained for, or fewer that are implemented
     rope_dims: int  # dimensions of a head that rotate, from the first on
     tied_embeddings: bool  # the output matrix is the embedding
     layers: tuple[LayerConfig, ...]
@@ -174,10 +177,12 @@ class ModelConfig:
     latent: Latent | None = None
     indexer: Indexer | None = None
     delta_net: DeltaNet | None = None
-    gate_limit: float = 0.0  # of gpt-oss's activation of the experts; 0: SwiGLU
+    gate_limit: float = 0.0  # of gpt-oss's activation; 0: SwiGLU
     router: Router = Router()
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
+    n_streams: int = 1  # residual streams of a token, side by side
+    laurel_rank: int = 0  # of the matrix that the attention's input goes through beside it
     expert_hidden_size: int = 0  # of a token as experts see it; 0: as the residual
     mamba2: Mamba2 | None = None
     short_conv_taps: int = 0
