@@ -47,9 +47,10 @@ class Groups {
     std::uint32_t *ends_, *items_;  // ends_: in the end, where the items of each expert begin
 };
 
-// The products of a single row, as in decoding.  Those of all its experts are dealt out together, so
-// that most chunks are long stretches of memory: two threads read 6 experts of 768 x 2048 in Q4_0
-// at 92 % of the speed of one matrix of 2048 x 2048, and at 82 % if they deal out each by itself.
+// The products of a single row, as in decoding.  Those of all its experts are dealt out together,
+// so that most chunks are long stretches of memory: two threads read 6 experts of 768 x 2048 in
+// Q4_0 at 92 % of the speed of one matrix of 2048 x 2048, and at 82 % if they deal out each by
+// itself.
 void one_row(const Worker& worker, const Experts& experts, const ExpertTask& task,
              const Groups& groups, bool quantize) {
     const std::size_t k = experts[0]->k(), n = experts[0]->n();
