@@ -114,6 +114,17 @@ ARCHITECTURES = {
         {f"blk.{i}.ssm_conv1d.bias": (192,) for i in (0, 2, 3, 5, 6)},
     ),
     "granitemoe": Own(_GRANITE | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "kimi-linear": Own(
+        _EXPERTS
+        | {"leading_dense_block_count": 2, "expert_shared_count": 2, "expert_weights_scale": 1.5}
+        | {"expert_group_count": 3, "expert_group_used_count": 2, "expert_gating_func": 2}
+        | {"attention.head_count_kv": np.array([0, 0, 1, 0, 0, 0, 1, 1], np.int32)}
+        | {"attention.kv_lora_rank": 24, "attention.q_lora_rank": 20, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"attention.value_length": 16, "kda.head_dim": 12, "ssm.conv_kernel": 4}
+        | {"attention.layer_norm_rms_epsilon": 1e-3},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)},
+    ),
     "lfm2": Own(_SHORT_CONV),
     "lfm2moe": Own(
         _SHORT_CONV | _EXPERTS | {"leading_dense_block_count": 2, "expert_gating_func": 2},
@@ -199,7 +210,7 @@ def write_family_model(folder: Path, architecture: str, **metadata: object) -> P
             values = -values if name.endswith("ssm_a") else values  # memory fades
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
-        if architecture.startswith("qwen3"):
+        if architecture.startswith(("qwen3", "kimi")):
             values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
         specs.append((name, "f32", shape, values.astype(np.float32)))
     return write_gguf(folder / f"{architecture}.gguf", entries, specs)

@@ -21,6 +21,7 @@ from airllm.numpy_ops import quantize
 try:
     import torch
     import transformers
+    from safetensors.torch import load_file, save_file
 
     _why_not = ""
 except ImportError as error:
@@ -76,7 +77,7 @@ def build(case: Case) -> Any:
                     weight *= len(weight) ** -0.5  # nothing else makes its scores small
             else:
                 spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
-                spread *= _SPREADS.get(name.rpartition(".linear_attn.")[2], 1.0)
+                spread *= _SPREADS.get(".".join(name.split(".")[-3:]), 1.0)
                 weight.normal_(0.0, spread, generator=random)
                 if name.endswith("router.scale"):
                     weight *= weight.shape[-1] ** 0.5  # or all experts would be nearly equal
@@ -118,6 +119,8 @@ def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Pat
     left_out = {key for key, value in case.extra.items() if value is None}
     config = {key: value for key, value in (config | case.extra).items() if key not in left_out}
     (folder / "config.json").write_text(json.dumps(config))
+    if case.renamed is not None:
+        _rename(folder, *case.renamed)
     tokenizer = {
         "added_tokens": [],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
@@ -125,6 +128,16 @@ def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Pat
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
+
+
+def _rename(folder: Path, old: str, new: str) -> None:
+    """Replace a part of tensors' names."""
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        named = {name.replace(old, new): values for name, values in tensors.items()}
+        save_file(named, path)
+    for path in folder.glob("*.index.json"):
+        path.write_text(path.read_text().replace(old, new))
 
 
 def _metadata(case: Case, config: Any) -> dict[str, object]:
@@ -179,6 +192,11 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
                 yield f"blk.{place}.ffn_{part}{suffix}.weight", np.ascontiguousarray(half)
             continue
+        if case.arch == "kimi-linear" and name.endswith("self_attn.conv1d.weight"):
+            for part, filters in zip("qkv", np.split(values.squeeze(1), 3), strict=True):
+                place = name.split(".")[2]
+                yield f"blk.{place}.ssm_conv1d_{part}.weight", filters[np.newaxis, :, np.newaxis]
+            continue
         if name.endswith("kv_b_proj.weight"):
             yield from _of_latents(name, values.reshape(config.num_attention_heads, -1, 32))
             continue
@@ -189,7 +207,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             values = values.squeeze(1)  # [channels, 1, taps]
         if name.endswith(".A_log"):
             values = -np.exp(values)
-        if name.endswith((".A_log", ".D")):
+        if name.endswith((".A_log", ".D")) and case.arch != "kimi-linear":
             values = values[:, np.newaxis]
         if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
             values = values.reshape(case.metadata["ssm.group_count"], -1)
@@ -289,7 +307,10 @@ def _rope_factors(model: Any) -> np.ndarray:
     return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
 
 
-_EXACT = (".bias", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d")
+_EXACT = (
+    *(".bias", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d"),
+    *(f"conv1d_{part}.weight" for part in "qkv"),
+)
 _NAMES = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
@@ -316,7 +337,10 @@ _BOTH = re.compile(
 # A gated norm makes much of what is nearly nothing, its rounding errors too: transformers' own two
 # ways of computing linear attention differ by 9e-6 then. With these spreads queries and keys have
 # much in common, as in trained models.
-_SPREADS = {"conv1d.weight": 6.0, "out_proj.weight": 0.15}
+_SPREADS = {
+    **{"linear_attn.conv1d.weight": 6.0, "linear_attn.out_proj.weight": 0.15},
+    "self_attn.conv1d.weight": 6.0,  # Kimi Linear
+}
 _SLOTS = {
     "mlp.experts": "_exps",
     "experts": "_exps",

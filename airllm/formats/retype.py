@@ -23,6 +23,7 @@ _FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_
 _EXACT = (
     *(".bias", "ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
     *("ssm_norm.weight", "ssm_a", "ssm_d"),
+    *(f"ssm_conv1d_{part}.weight" for part in "qkv"),
 )
 
 Bytes = npt.NDArray[np.uint8]
