@@ -80,6 +80,14 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "falcon-h1": Own(
+        _MAMBA2
+        | {f"factor.{slot}": 0.5 for slot in ("token_embd", "attn_k", "attn_v", "attn_output")}
+        | {f"factor.{slot}": 2.0 for slot in ("output", "attn_q", "ssm_out", "ffn_gate")}
+        | {"factor.ffn_down": 0.7, "factor.ssm_in": np.array([0.7, 1.4, 1.2, 0.8, 0.9], "f4")},
+        {f"blk.{i}.ssm_conv1d.bias": (192,) for i in range(8)}
+        | {f"blk.{i}.ssm_norm.weight": (128,) for i in range(8)},
+    ),
     "gemma2": Own({"attention.sliding_window": 20}),
     "gemma3": Own({"attention.sliding_window": 20}),
     "gemma4": Own(

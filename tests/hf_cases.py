@@ -213,6 +213,16 @@ _MAMBA2_NAMES = {
 _GRANITE_4_NAMES = {f"mamba.{name}": slot for name, slot in _MAMBA2_NAMES.items()} | {
     "block_sparse_moe.router": "ffn_gate_inp"
 }
+_FALCON_H1 = {
+    **{"num_hidden_layers": 2, "head_dim": 32, "mamba_n_heads": 8, "mamba_d_ssm": 96},
+    **{"mamba_n_groups": 2, "mamba_d_state": 16, "mamba_d_head": 12},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e11},
+}
+_FALCON_H1_KEYS = {"ssm.inner_size": 96}
+_FALCON_H1_NAMES = {f"mamba.{name}": slot for name, slot in _MAMBA2_NAMES.items()} | {
+    **{f"feed_forward.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
+    **{"pre_ff_layernorm": "ffn_norm.", "final_layernorm": "output_norm"},
+}
 _NEMOTRON = {
     **{"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 16},
     "head_dim": 32,
@@ -562,6 +572,27 @@ CASES = {
         reordered=True,
         extra=_GRANITE_4_EXTRA,
         lost="the rotation and the limits",
+    ),
+    "Falcon-H1": Case(
+        "FalconH1",
+        "falcon-h1",
+        _FALCON_H1
+        | {"embedding_multiplier": 5.7, "lm_head_multiplier": 0.4, "key_multiplier": 0.6}
+        | {"attention_in_multiplier": 0.9, "attention_out_multiplier": 1.2}
+        | {"ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.7, "mlp_multipliers": [0.9, 0.8]}
+        | {"ssm_multipliers": [0.7, 1.4, 1.2, 0.8, 0.9]},
+        _FALCON_H1_KEYS | _MAMBA2,
+        names=_FALCON_H1_NAMES,
+        extra={"mamba_use_mlp": True, "attn_layer_indices": None, "mlp_expansion_factor": 8},
+    ),
+    "Falcon-H1 with a norm": Case(
+        "FalconH1",
+        "falcon-h1",
+        _FALCON_H1
+        | {"mamba_rms_norm": True, "mamba_norm_before_gate": False}
+        | {"ssm_multipliers": [1.0, 1.0, 1.0, 1.0, 0.5]},
+        _FALCON_H1_KEYS | _MAMBA2,
+        names=_FALCON_H1_NAMES,
     ),
     "Nemotron-H": Case(
         "NemotronH",

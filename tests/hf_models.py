@@ -213,6 +213,8 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             values = values.reshape(case.metadata["ssm.group_count"], -1)
         if name.endswith("shared_expert_gate.weight"):
             values = values[0]  # GGUF has it as a vector
+        if case.arch == "falcon-h1":
+            values = values * _falcon_factor(config, name)
         if case.plus_one and name.endswith("norm.weight"):
             values = values + np.float32(1.0)
         if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -281,6 +283,29 @@ def _of_delta_net(
             values = np.concatenate([values[:first], tiled(values[first:], head_dim)])
     bare = slot == "ssm_a" or slot.endswith(".bias")
     yield f"{layer}.{slot}{'' if bare else '.weight'}", np.ascontiguousarray(values)
+
+
+def _falcon_factor(config: Any, name: str) -> np.ndarray | float:
+    """What a tensor of Falcon-H1 is multiplied by, as llama.cpp's converter does it."""
+    gate, down = config.mlp_multipliers
+    of_input = config.attention_in_multiplier
+    if name.endswith("mamba.in_proj.weight"):
+        inner, bc = config.mamba_d_ssm, config.mamba_n_groups * config.mamba_d_state
+        factors = np.array(config.ssm_multipliers, np.float32) * config.ssm_in_multiplier
+        sizes = [inner, inner, bc, bc, config.mamba_n_heads]
+        return np.repeat(factors, sizes)[:, np.newaxis]
+    found = {
+        "embed_tokens": config.embedding_multiplier,
+        "lm_head": config.lm_head_multiplier,
+        "q_proj": of_input,
+        "k_proj": of_input * config.key_multiplier,
+        "v_proj": of_input,
+        "o_proj": config.attention_out_multiplier,
+        "out_proj": config.ssm_out_multiplier,
+        "gate_proj": gate,
+        "down_proj": down,
+    }
+    return np.float32(found.get(name.split(".")[-2], 1.0))
 
 
 def _of_latents(name: str, heads: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -361,5 +386,5 @@ def _gguf_name(case: Case, name: str) -> str:
         _, index, stem = stem.split(".", 2)
         layer = f"blk.{index}."
     slot = names[stem]
-    bare = slot.endswith((".bias", ".scale")) or slot in ("ssm_a", "ssm_d")
-    return f"{layer}{slot}" if bare else f"{layer}{slot}.{suffix}"
+    bare = slot.endswith((".", ".bias", ".scale")) or slot in ("ssm_a", "ssm_d")
+    return f"{layer}{slot}".removesuffix(".") if bare else f"{layer}{slot}.{suffix}"

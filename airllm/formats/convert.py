@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
 from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile, Tensor, in_pieces
+from airllm.formats.multiplied import multiplied
 from airllm.formats.numbers import FLOATS, WRITABLE
 from airllm.formats.retype import convert_rows, target_type
 from airllm.formats.tiled_heads import tiled_heads
@@ -62,7 +63,7 @@ def convert(
     if type not in WRITABLE:
         raise ValueError(f"type is {type!r}; expected one of {', '.join(WRITABLE)}")
     path = Path(path)
-    model = tiled_heads(model)
+    model = multiplied(tiled_heads(model))
     tied = "output.weight" not in model.tensors
     sources = sorted(model.tensors.values(), key=_place)
     kinds = {

@@ -3,9 +3,18 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["DeltaNet", "Latent", "LayerConfig", "Mamba2", "Mixer", "ModelConfig", "Router"]
+__all__ = [
+    "DeltaNet",
+    "Factors",
+    "Latent",
+    "LayerConfig",
+    "Mamba2",
+    "Mixer",
+    "ModelConfig",
+    "Router",
+]
 
-Mixer = Literal["attention", "delta_net", "mamba2", "short_conv", "none"]
+Mixer = Literal["attention", "attention and mamba2", "delta_net", "mamba2", "short_conv", "none"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class Mamba2:
     """A layer's scan (arXiv:2405.21060), see GraphBuilder.ssm_scan.
 
     inner_size: values of a token that are scanned, of all heads together. taps: of the convolution
-    before the scan. conv_biased: whether it has a bias. dt_limits: of the time steps.
+    before the scan. conv_biased: whether it has a bias. dt_limits: of the time steps. normed:
+    whether groups of the gated output are normalised. factors: of the gate, x, B, C and dt.
     """
 
     inner_size: int
@@ -76,11 +86,23 @@ class Mamba2:
     taps: int
     conv_biased: bool
     dt_limits: tuple[float, float]
+    normed: bool = True
+    factors: tuple[float, ...] = (1.0,) * 5
 
     @property
     def conv_width(self) -> int:
         """The values of a token that the convolution takes: x, B and C."""
         return self.inner_size + 2 * self.n_groups * self.state_size
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Of what the matrices of these slots give, where the file has the matrices without them."""
+
+    attn_output: float = 1.0
+    ssm_out: float = 1.0
+    ffn_gate: float = 1.0
+    ffn_down: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -152,6 +174,7 @@ class ModelConfig:
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
     expert_hidden_size: int = 0  # of a token as experts see it; 0: as the residual
     mamba2: Mamba2 | None = None
+    factors: Factors = Factors()
     short_conv_taps: int = 0
     # Layers behind the last that the file has, which guess further tokens. They are not used.
     left_out: range = range(0)
