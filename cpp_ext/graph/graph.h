@@ -44,6 +44,8 @@ struct Op {
     bool silu = false;                       // conv: of the result
     bool tiled = false;                      // delta_rule, see HeadSharing
     float dt_min = 0.0f, dt_max = 0.0f;      // ssm_scan
+    float bound = 0.0f;                      // log_decay
+    std::size_t n_earlier = 0;               // residual_attention
     bool gelu = false;                       // glu_linear: gelu, else silu
     std::size_t offset = 0;                  // take_columns and its like: the first column
     bool quantized = false;                  // merge_add, take_columns, put_columns: of Q8_0 blocks
