@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
+from airllm.graph.graph import Graph
+from airllm.models import Model
 from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
@@ -57,10 +59,8 @@ class Decoder:
         self._rope_of = [  # of each kind: the index of a table, by the graph's buffer
             {name: index[id(each)] for name, each in kind.rotations.items()} for kind in model.kinds
         ]
-        self._carried_to = [  # names, for each kind
-            [name for name in model.carried if name in {b.name for b in kind.graph.buffers}]
-            for kind in model.kinds
-        ]
+        self._carried_to = [_carried_to(model, kind.graph) for kind in model.kinds]
+        self._carried_to_head = _carried_to(model, model.head)
         self._closed = False
         self.weights = open_weights(
             planned.file,
@@ -285,7 +285,7 @@ class Decoder:
         if any(len(part.logits) for part in parts):
             with self.weights.head() as bound:
                 for part, rows in zip(parts, carried, strict=True):
-                    self._run_head(bound, part, rows["residual"], threads)
+                    self._run_head(bound, part, rows, threads)
 
     def _carried_rows(self, n: int) -> "_Buffers":
         """Memory for what the embedding's graph writes and the layers read: the residual, [n,
@@ -329,13 +329,18 @@ class Decoder:
             if on_layer is not None:
                 on_layer(stop, n_layers)
 
-    def _run_head(
-        self, bound: Any, part: "_Part", residual: NDArray[np.float32], threads: int
-    ) -> None:
+    def _run_head(self, bound: Any, part: "_Part", carried: "_Buffers", threads: int) -> None:
         n = len(part.logits)
-        buffers = {"residual": residual[len(residual) - n :], "logits": part.logits}
+        buffers = {name: carried[name][len(part.tokens) - n :] for name in self._carried_to_head}
+        buffers["logits"] = part.logits
         if n:
             _run_whole(self._head, bound, buffers, part, n, threads)
+
+
+def _carried_to(model: Model, graph: Graph) -> list[str]:
+    """The names of the carried buffers that a graph has."""
+    names = {buffer.name for buffer in graph.buffers}
+    return [name for name in model.carried if name in names]
 
 
 _Sequence = tuple[int, int, SequenceState]

@@ -22,6 +22,7 @@ from airllm.models import (
     glm4moe,
     gpt_oss,
     granite,
+    kimi_k3,
     kimi_linear,
     lfm2,
     llama,
@@ -56,6 +57,7 @@ _MODULES = (
     glm4moe,
     gpt_oss,
     granite,
+    kimi_k3,
     kimi_linear,
     lfm2,
     llama,
@@ -112,8 +114,8 @@ class Model:
 
     @property
     def carried(self) -> dict[str, int]:
-        """Widths of the buffers that the embedding's graph writes: the residual, and others that
-        layers read."""
+        """Widths of the buffers that the embedding's graph has, beside the tokens: the residual,
+        and others that layers read or write."""
         return {
             buffer.name: buffer.width
             for buffer in self.embed.buffers

@@ -28,6 +28,8 @@ class LayerConfig:
     keys_are_values: whether V is what K is made of.
     head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
+    n_earlier, keeps_residual: see ModelConfig.residual_block. How many residuals are kept before
+    the layer, and whether it keeps its own.
     """
 
     window: int = 0
@@ -40,6 +42,8 @@ class LayerConfig:
     rope_dims: int = 0
     intermediate_size: int = 0
     mixer: Mixer = "attention"
+    n_earlier: int = 0
+    keeps_residual: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ class Latent:
 
     rank: values of a latent. query_rank: likewise of queries; 0: they have none. unrotated:
     dimensions of a head's queries before the ones that rotate. value_dim: of a head's values.
+    gated: whether the values are multiplied by the sigmoid of a gate.
     """
 
     rank: int
     query_rank: int
     unrotated: int
     value_dim: int
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,8 @@ class DeltaNet:
 
     n_heads: of values; they share n_kv_heads heads of queries and keys. key_dim, value_dim: of a
     head. taps: of the convolution before it. tiled: head h uses the keys of head h % n_kv_heads,
-    not of head h // (n_heads / n_kv_heads).
+    not of head h // (n_heads / n_kv_heads). decay_bound: of the decays' logarithms, below 0; 0:
+    they have none.
     """
 
     n_heads: int
@@ -120,6 +127,7 @@ class DeltaNet:
     value_dim: int
     taps: int
     tiled: bool
+    decay_bound: float = 0.0
 
     @property
     def key_width(self) -> int:
@@ -176,6 +184,13 @@ class ModelConfig:
     mamba2: Mamba2 | None = None
     factors: Factors = Factors()
     short_conv_taps: int = 0
+    # Of each so many layers the first keeps the residual that it gets, and begins it anew. Layers
+    # see a mean of the kept ones and of their own. 0: there is one residual.
+    residual_block: int = 0
+    # Of the activation softcap(g) * sigmoid(g) * softcap(u). 0: of u, that it is not capped; of g,
+    # another activation.
+    activation_caps: tuple[float, float] = (0.0, 0.0)
+    experts_normed: bool = False  # the sum of a token's experts is normalised
     # Layers behind the last that the file has, which guess further tokens. They are not used.
     left_out: range = range(0)
     idle_tensors: frozenset[str] = frozenset()  # that files may have and nothing reads

@@ -149,6 +149,9 @@ def attention(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) ->
         value_dim=m.rank,
     )  # [n, heads * rank]
     v = g.head_linear(a, g.weight("attn_v_b", heads, m.value_dim, m.rank))  # [n, heads * value_dim]
+    if m.gated:
+        gate = blocks.linear(g, c, h, "attn_gate", heads * m.value_dim)
+        v = g.multiply(v, g.sigmoid(gate, out=gate), out=v)
     return blocks.linear(g, c, v, "attn_output", c.hidden_size)
 
 

@@ -46,7 +46,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         intermediate_size=r.feed_forward_length(),
         latent=latent,
         delta_net=_delta_net(r),
-        **deepseek2.experts_of(r, dense, normalized=True),
+        **deepseek2.experts_of(r, dense, normalized=r.architecture == "kimi-linear"),
     )
 
 
@@ -87,14 +87,15 @@ def kda(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffe
     k = g.l2_norm(k, d.n_heads, L2_EPS, out=k)
     decay = low_rank("ssm_f")
     a, bias = g.weight("ssm_a", d.n_heads), g.weight("ssm_dt.bias", width)
-    decay = g.log_decay(decay, a, bias, out=decay)
+    decay = g.log_decay(decay, a, bias, bound=d.decay_bound, out=decay)
     beta = blocks.linear(g, c, h, "ssm_beta", d.n_heads)
     beta = g.sigmoid(beta, out=beta)
     y = g.delta_rule(
         q, k, v, decay, beta, d.n_heads, d.n_heads, scale=d.key_dim**-0.5
     )  # [n, width]
     y = g.head_norm(y, g.weight("ssm_norm", d.value_dim), d.n_heads, c.norm_eps, out=y)
-    gate = low_rank("ssm_g")
+    of_k3 = c.architecture == "kimi-k3"
+    gate = blocks.linear(g, c, h, "ssm_g", width) if of_k3 else low_rank("ssm_g")
     y = g.multiply(y, g.sigmoid(gate, out=gate), out=y)
     return blocks.linear(g, c, y, "attn_output", c.hidden_size)
 
