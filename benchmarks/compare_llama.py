@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from airllm.formats.gguf import GGUFFile
 from airllm.graph.graph import Activations
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models import load_model
 from airllm.tools import benchmark
 
 # llama.cpp rounds the activations of each matrix product to 8 bits.
@@ -149,13 +150,15 @@ def measure(run: Run) -> Iterator[Row]:
             yield Row(name, run.threads, tuple(rates[0]), tuple(rates[1]), share)
 
 
-def _bytes_of_a_step(path: str) -> int:
-    """The bytes that decoding a token must read: all weights. The embedding, of which a token reads
-    one row, counts only if it is also the output matrix."""
+def _bytes_of_a_step(path: str) -> float:
+    """The bytes that decoding a token must read: all weights, and of each layer's experts those
+    that a token uses. The embedding, of which it reads a row, counts only if it is also the output
+    matrix."""
     with GGUFFile.open(path) as gguf:
+        share = load_model(gguf).config.share_of_experts
         tied = "output.weight" not in gguf.tensors
         return sum(
-            tensor.nbytes
+            tensor.nbytes * (share if "_exps." in name else 1.0)
             for name, tensor in gguf.tensors.items()
             if tied or name != "token_embd.weight"
         )

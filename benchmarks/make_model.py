@@ -1,19 +1,21 @@
-"""Writes a Llama of random weights as a GGUF file of any size, which need not fit into memory.
+"""Writes a model of random weights as a GGUF file of any size, which need not fit into memory.
 
-    python benchmarks/make_model.py model.gguf                    1.1 billion weights, Q4_0
+    python benchmarks/make_model.py model.gguf             a Llama of 1.1 billion weights, Q4_0
     python benchmarks/make_model.py tiny.gguf --hidden-size 256 --ffn 512 --layers 2 --heads 4 \\
         --kv-heads 2 --vocab 1000 --type q8_0
+    python benchmarks/make_model.py model.gguf --like deepseek2
 
 It is as fast as a trained model of the same shape and type, but writes nonsense.
 """
 
 import itertools
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from common import options, weights
+from common import options, shapes, weights
 
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
 from airllm.util.progress import Progress
@@ -52,20 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         shape.check(args.type)
-        write_model(args.path, shape, args.type, args.seed)
+        metadata = shapes.metadata_of(args.like) if args.like else _llama(shape)
+        write_model(args.path, metadata, args.type, args.seed)
     except (ValueError, OSError) as error:
         print(f"make_model: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def write_model(path: str, shape: Shape, type: str, seed: int = 1) -> None:
-    """Writes the model. Raises OSError if the file cannot be written."""
+def write_model(path: str, metadata: Mapping[str, object], type: str, seed: int = 1) -> None:
+    """Writes a model of the shape that the metadata describes, with a vocabulary of its size.
+    type: of its matrices. OSError if the file cannot be written."""
     rng = np.random.default_rng(seed)
-    tensors = list(_tensors(shape, type))
+    tensors = list(shapes.tensors_of(metadata, type))
     total, done = sum(tensor.nbytes for tensor in tensors), 0
+    n_tokens = next(t.shape[0] for t in tensors if t.name == "token_embd.weight")
     with (
-        GGUFWriter(path, _metadata(shape), tensors) as writer,
+        GGUFWriter(path, {**metadata, **_vocabulary(n_tokens)}, tensors) as writer,
         Progress("writing", "bytes") as progress,
     ):
         for tensor in tensors:
@@ -75,45 +80,26 @@ def write_model(path: str, shape: Shape, type: str, seed: int = 1) -> None:
                 progress.update(done, total, tensor.name)
 
 
-def _tensors(shape: Shape, type: str) -> Iterator[TensorInfo]:
-    hidden, kv_width = shape.hidden, shape.hidden // shape.heads * shape.kv_heads
-    yield TensorInfo("token_embd.weight", type, (shape.vocab, hidden))
-    for i in range(shape.layers):
-        yield TensorInfo(f"blk.{i}.attn_norm.weight", "f32", (hidden,))
-        yield TensorInfo(f"blk.{i}.attn_q.weight", type, (hidden, hidden))
-        yield TensorInfo(f"blk.{i}.attn_k.weight", type, (kv_width, hidden))
-        yield TensorInfo(f"blk.{i}.attn_v.weight", type, (kv_width, hidden))
-        yield TensorInfo(f"blk.{i}.attn_output.weight", type, (hidden, hidden))
-        yield TensorInfo(f"blk.{i}.ffn_norm.weight", "f32", (hidden,))
-        yield TensorInfo(f"blk.{i}.ffn_gate.weight", type, (shape.ffn, hidden))
-        yield TensorInfo(f"blk.{i}.ffn_up.weight", type, (shape.ffn, hidden))
-        yield TensorInfo(f"blk.{i}.ffn_down.weight", type, (hidden, shape.ffn))
-    yield TensorInfo("output_norm.weight", "f32", (hidden,))
-    yield TensorInfo("output.weight", type, (shape.vocab, hidden))
-
-
 def _pieces(tensor: TensorInfo, rng: np.random.Generator) -> Iterator[weights.Bytes]:
-    if len(tensor.shape) == 1:  # a norm's weight: about 1
-        yield rng.uniform(0.8, 1.2, tensor.shape).astype("<f4").view(np.uint8)
+    """Matrices of which x @ w.T is as large as x, vectors of about 1; of Mamba-2 and delta nets
+    decays that let their memory fade, and biases near 0."""
+    if tensor.name.endswith("ssm_a"):
+        yield -rng.uniform(0.8, 1.2, tensor.shape).astype("<f4").view(np.uint8)
         return
-    n, k = tensor.shape
+    if len(tensor.shape) == 1:
+        centre = 0.0 if tensor.name.endswith(".bias") else 1.0
+        yield (centre + rng.uniform(-0.2, 0.2, tensor.shape)).astype("<f4").view(np.uint8)
+        return
+    k = tensor.shape[-1]
+    n = math.prod(tensor.shape[:-1])
     step = max(1, PIECE_BYTES * n // tensor.nbytes)
     for first in range(0, n, step):
         yield weights.random_rows(tensor.type, min(step, n - first), k, rng)
 
 
-def _metadata(shape: Shape) -> dict[str, object]:
-    tokens = _fixed_tokens()
-    words = itertools.chain.from_iterable(map(_words, itertools.count(1)))
-    tokens += itertools.islice(words, shape.vocab - len(tokens))
-    kinds = np.full(shape.vocab, 1, np.int32)  # normal
-    kinds[0] = 2  # unknown
-    kinds[1:3] = 3  # control
-    kinds[3:259] = 6  # bytes
+def _llama(shape: Shape) -> dict[str, object]:
     return {
         "general.architecture": "llama",
-        "general.name": "random",
-        "general.quantization_version": 2,
         "llama.block_count": shape.layers,
         "llama.context_length": shape.context,
         "llama.embedding_length": shape.hidden,
@@ -124,9 +110,23 @@ def _metadata(shape: Shape) -> dict[str, object]:
         "llama.rope.dimension_count": shape.hidden // shape.heads,
         "llama.rope.freq_base": 10000.0,
         "llama.vocab_size": shape.vocab,
+    }
+
+
+def _vocabulary(n_tokens: int) -> dict[str, object]:
+    tokens = _fixed_tokens()
+    words = itertools.chain.from_iterable(map(_words, itertools.count(1)))
+    tokens += itertools.islice(words, n_tokens - len(tokens))
+    kinds = np.full(n_tokens, 1, np.int32)  # normal
+    kinds[0] = 2  # unknown
+    kinds[1:3] = 3  # control
+    kinds[3:259] = 6  # bytes
+    return {
+        "general.name": "random",
+        "general.quantization_version": 2,
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": -np.arange(shape.vocab, dtype=np.float32),
+        "tokenizer.ggml.scores": -np.arange(n_tokens, dtype=np.float32),
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
@@ -158,6 +158,13 @@ def _parser() -> options.Parser:
         parser.add_argument(
             flag, type=options.count, default=value, metavar="N", help="default: %(default)s"
         )
+    parser.add_argument(
+        "--like",
+        choices=sorted(shapes.SHAPES),
+        metavar="FAMILY",
+        help="a family's shape, of about 1 billion active weights and 3 in all, in place of a "
+        "Llama and of the sizes above: %(choices)s",
+    )
     parser.add_argument(
         "--type", choices=weights.NAMES, default="q4_0", help="type of the matrices (default: q4_0)"
     )

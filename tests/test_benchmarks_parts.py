@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import os
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ if not ISAS:
     pytest.skip("the extension is what is measured", allow_module_level=True)
 
 import compare_ops
-from common import contest, process, table, timing, verify, weights
+from common import contest, process, shapes, table, timing, verify, weights
 from common.contest import Case, Contender, Work
 from common.extension import cpp
 from common.rows import Check, Row, ratios_of
@@ -24,6 +25,25 @@ from ops.contests import Contest
 
 RUN = compare_ops.Run(ISAS[-1], 1, (), 0.001, True)
 PARTICIPANTS = Participants((ISAS[-1],), cycle_bytes=1)
+
+
+# ---- random models -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", sorted(shapes.SHAPES))
+def test_a_shape_of_todays_families_has_a_billion_active_weights_and_three_in_all(architecture):
+    metadata = shapes.metadata_of(architecture)
+    share = metadata.get(f"{architecture}.expert_used_count", 1) / metadata.get(
+        f"{architecture}.expert_count", 1
+    )
+    total = active = 0.0
+    for tensor in shapes.tensors_of(metadata, "q4_0"):
+        size = math.prod(tensor.shape)
+        total += size
+        if tensor.name != "token_embd.weight":
+            active += size * (share if "_exps." in tensor.name else 1)
+    assert 0.65e9 < active < 1.2e9
+    assert 2.5e9 < total < 3.2e9 or (share == 1 and total - active == shapes.VOCAB * 2048)
 
 
 # ---- verification --------------------------------------------------------------------------------

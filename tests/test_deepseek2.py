@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 from extension import require_cpp
 from family_models import CONTEXT, described, metadata_of, shapes, write_family_model
+from gguf_writer import TensorSpec, write_gguf
 from hf_folder import safetensors_bytes, stored
 from hf_quantized import FORMATS, fp8
 
 from airllm.backends import load_backend
+from airllm.formats.gguf import GGUFFile
 from airllm.formats.hf_config import HFConfig, Slots
 from airllm.formats.hf_names import Shard, translate_tensors
 from airllm.formats.hf_quantization import read_quantization
 from airllm.formats.mapped_file import MappedFile
 from airllm.formats.model_file import ModelParts
-from airllm.formats.numbers import decode
+from airllm.formats.numbers import decode, encode
 from airllm.formats.safetensors import read_table
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import load_model
@@ -27,6 +29,7 @@ from airllm.weights.plan import model_parts
 
 ARCH = "deepseek2"
 RANK, ROPE = 24, 8
+NOPE_OLD, VALUES_OLD = 12, 9  # of a head, in the model that family_models writes
 
 CONFIG = {
     **{"model_type": "deepseek_v3", "hidden_size": 64, "intermediate_size": 96},
@@ -93,13 +96,75 @@ def refusal(**changes: object) -> str:
     return str(refused.value)
 
 
-def test_a_file_from_before_the_matrices_of_heads_is_refused_with_the_way_out() -> None:
-    said = refusal(**{"attention.key_length_mla": None})
-    assert "attention.key_length_mla or the tensors attn_k_b and attn_v_b are missing" in said
-    assert "a file that a newer llama.cpp converted" in said
-    tensors = shapes(ARCH, metadata_of(ARCH)) | {"blk.0.attn_kv_b.weight": (116, 24)}
-    with pytest.raises(FormatError, match="as in older files"):
-        load_model(described(metadata_of(ARCH), tensors))
+def older_file(path: Path, folder: Path, type: str = "f32", **changes: object) -> Path:
+    """The model as converters wrote it before May 2025. type: of attn_kv_b."""
+    own = {"head_count_kv": 4, "key_length": NOPE_OLD + ROPE, "value_length": VALUES_OLD}
+    with open_model(path) as file:
+        entries = {key: value for key, value in file.metadata.items() if "_mla" not in key}
+        values = {
+            name: file.data(name).view("<f4").reshape(tensor.shape)
+            for name, tensor in file.tensors.items()
+        }
+    entries |= {f"{ARCH}.attention.{key}": value for key, value in own.items()}
+    entries |= {f"{ARCH}.{key}": value for key, value in changes.items()}
+    specs: list[TensorSpec] = []
+    for name, found in values.items():
+        if ".attn_k_b." in name:
+            both = found.swapaxes(1, 2), values[name.replace("k_b", "v_b")]
+            whole = np.concatenate(both, 1).reshape(-1, found.shape[1])
+            specs.append((name.replace("k_b", "kv_b"), type, whole.shape, encode(whole, type)))
+        elif ".attn_v_b." not in name:
+            specs.append((name, "f32", found.shape, found))
+    folder.mkdir()
+    return write_gguf(folder / "older.gguf", entries, specs)
+
+
+def test_a_file_from_before_the_matrices_of_heads_gives_the_same_logits(tmp_path: Path) -> None:
+    path = write_family_model(tmp_path, ARCH)
+    logits = []
+    for each in (path, older_file(path, tmp_path / "older")):
+        with LayerWiseInferenceEngine(each, backend="numpy", context=CONTEXT) as engine:
+            logits.append(engine.forward([1, 2, 3, 4, 5]))
+            assert engine.plan().kv_cache_bytes == 8 * CONTEXT * (RANK + ROPE) * 2
+    assert np.linalg.norm(logits[1] - logits[0]) < 1e-6 * np.linalg.norm(logits[0])
+
+
+def test_keys_of_a_quantised_older_file_are_its_values_in_f16(tmp_path: Path) -> None:
+    n_heads, rank = 4, 32
+    path = write_family_model(tmp_path, ARCH, **{f"{ARCH}.attention.kv_lora_rank": rank})
+    older = older_file(path, tmp_path / "older", "q8_0")
+    with GGUFFile.open(older) as file, open_model(older) as model:
+        whole = decode(file.data("blk.1.attn_kv_b.weight"), "q8_0")
+        heads = whole.reshape(n_heads, NOPE_OLD + VALUES_OLD, rank)
+        keys, values = model.tensors["blk.1.attn_k_b.weight"], model.data("blk.1.attn_v_b.weight")
+        assert (keys.type, keys.shape) == ("f16", (n_heads, rank, NOPE_OLD))
+        turned = heads[:, :NOPE_OLD].swapaxes(1, 2).astype(np.float16).reshape(-1, NOPE_OLD)
+        for rows in ((0, n_heads * rank), (rank - 3, 2 * rank + 5), (7, 8)):
+            raw = model.read(keys.name, np.empty(keys.nbytes, np.uint8), rows)
+            np.testing.assert_array_equal(raw.view("<f2"), turned[slice(*rows)])
+        unpacked = decode(values.reshape(-1, values.shape[-1]), "q8_0")
+        np.testing.assert_array_equal(
+            unpacked.reshape(n_heads, VALUES_OLD, rank), heads[:, NOPE_OLD:]
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("attention.key_length", 8, "attention.key_length is 8; expected 9 to"),
+        ("attention.key_length", 2**31 - 1, "has shape [84, 24]; expected [8589934592, 24]"),
+        ("attention.head_count", 2**30, "attention.head_count is 1073741824; expected 1 to 4096"),
+        ("attention.kv_lora_rank", 25, "has shape [84, 24]; expected [84, 25]"),
+        ("rope.dimension_count", 0, "rope.dimension_count is 0; expected 2 to"),
+    ],
+)
+def test_an_older_file_whose_sizes_contradict_each_other_is_refused(
+    tmp_path: Path, key: str, value: int, said: str
+) -> None:
+    older = older_file(write_family_model(tmp_path, ARCH), tmp_path / "older", **{key: value})
+    with pytest.raises(FormatError) as refused:
+        open_model(older)
+    assert said in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference_model
 from extension import EVERY_BACKEND, forced_isa, require_cpp
+from family_models import write_family_model
 from file_rows import QUANTIZED
 from tiny_model import Sizes, write_tiny_model
 from traced_memory import traced_memory
@@ -395,6 +396,17 @@ def test_a_call_takes_layers_of_a_quarter_of_a_gigabyte_so_that_ctrl_c_is_soon_n
     n_layers, n_bytes, wanted
 ):
     assert min(n_layers, layers_at_once(n_layers, n_bytes)) == wanted
+
+
+def test_of_experts_only_those_that_a_token_uses_count_for_that(tmp_path):
+    with LayerWiseInferenceEngine(write_family_model(tmp_path, "qwen3moe")) as engine:
+        weights = engine._model.decoder.weights
+        tensors = engine._model.planned.file.tensors.values()
+        used, n_experts = engine.config.n_experts_used, engine.config.n_experts
+        experts = sum(tensor.nbytes for tensor in tensors if "_exps." in tensor.name)
+        read = weights.nbytes - experts + experts * used / n_experts
+        assert experts > weights.nbytes / 4
+        assert weights.layers_at_once == layers_at_once(8, round(read))
 
 
 @pytest.mark.parametrize("last_only", [True, False])

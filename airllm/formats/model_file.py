@@ -174,6 +174,14 @@ class ModelParts(Closing):
         self._made, self._said = dict(made or {}), said
         self.closed = False
 
+    def remade(
+        self, metadata: Metadata, tensors: Iterable[Tensor], made: Mapping[str, Made]
+    ) -> "ModelParts":
+        """Another model over the same files, which closes them in place of this one. made: of its
+        tensors without extents; it may read from this one."""
+        self.closed = True
+        return ModelParts(self.path, metadata, tensors, self.parts, made=made)
+
     def data(self, name: str) -> Bytes:
         tensor = self.tensors[name]
         shape = (*tensor.shape[:-1], tensor.row_bytes)

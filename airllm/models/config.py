@@ -211,6 +211,11 @@ class ModelConfig:
         return tuple(layer.window for layer in self.layers)
 
     @property
+    def share_of_experts(self) -> float:
+        """The part of each layer's experts that a token uses."""
+        return self.n_experts_used / self.n_experts if self.n_experts else 1.0
+
+    @property
     def q_width(self) -> int:
         return self.n_heads * self.head_dim
 

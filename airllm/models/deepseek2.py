@@ -18,6 +18,7 @@ from airllm.graph.graph import Activations, Buffer, Graph
 from airllm.models import blocks
 from airllm.models.config import Latent, LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEAD_DIM, ConfigReader
+from airllm.models.deepseek2_older import renewed
 from airllm.models.family import Family
 from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
 from airllm.models.rope import Rotation, read_rotation
@@ -55,20 +56,12 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 def latent_of(r: ConfigReader) -> tuple[Latent, int]:
     """And the dimensions of a head that rotate."""
-    key = "attention.key_length_mla"
-    older = any(name.endswith(".attn_kv_b.weight") for name in r.file.tensors)
-    if older or not r.has(key):
-        raise r.metadata.fault(
-            f"{r.key(key)} or the tensors attn_k_b and attn_v_b are missing, as in older files "
-            "(of DeepSeek, from before May 2025); a file that a newer llama.cpp converted, or "
-            "`airllm convert` made of the model's folder, can be opened"
-        )
     rope_dims = r.integer("rope.dimension_count", low=2, high=MAX_HEAD_DIM - 1)
     rank = r.integer("attention.kv_lora_rank", low=1, high=MAX_HEAD_DIM - rope_dims)
     whole = r.integer("attention.key_length", rank + rope_dims)
     if whole != rank + rope_dims:
         raise r.fault("attention.key_length", whole, f"expected {rank + rope_dims}, of a latent")
-    length = r.integer(key, low=rope_dims + 1)
+    length = r.integer("attention.key_length_mla", low=rope_dims + 1)
     latent = Latent(
         rank=rank,
         query_rank=r.integer("attention.q_lora_rank", 0),
@@ -270,4 +263,5 @@ FAMILY = Family(
     configure,
     layer,
     rotations=rotations,
+    renewed=renewed,
 )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from airllm.formats.model_file import ModelParts
 from airllm.graph.graph import Activations, Graph
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
@@ -30,6 +31,7 @@ class Family:
     logits.
     rotations: of a layer's queries and keys, by the external buffer of its graph that has the
     cosines and sines.
+    renewed: a GGUF file as today's converters write it; those of older ones differ.
     """
 
     architectures: tuple[str, ...]
@@ -41,3 +43,4 @@ class Family:
     rotations: Callable[[ConfigReader, ModelConfig, LayerConfig], Mapping[str, Rotation]] = (
         _rotations
     )
+    renewed: Callable[[ModelParts], ModelParts] = lambda file: file

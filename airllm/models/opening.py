@@ -5,7 +5,7 @@ from pathlib import Path
 
 from airllm.formats.gguf import GGUFFile
 from airllm.formats.hf_config import HFConfig
-from airllm.formats.model_file import ModelFile
+from airllm.formats.model_file import ModelFile, ModelParts
 from airllm.models import FAMILIES
 from airllm.util.metadata import FormatError, Metadata
 
@@ -42,7 +42,7 @@ def open_model(
 
 def _open(path: Path, exact: bool) -> ModelFile:
     if not path.is_dir():
-        return GGUFFile.open(path)
+        return _renewed(GGUFFile.open(path))
     if not (path / "config.json").exists():
         files = sorted(file.name for file in path.glob("*.gguf"))
         raise FormatError(
@@ -56,6 +56,16 @@ def _open(path: Path, exact: bool) -> ModelFile:
     from airllm.formats.hf_folder import HFFolder  # loads json, hashlib and re
 
     return HFFolder.open(path, translate, exact=exact)
+
+
+def _renewed(file: ModelParts) -> ModelParts:
+    """A GGUF file as a converter of today would have written it."""
+    family = FAMILIES.get(str(file.metadata.get("general.architecture")))
+    try:
+        return family.renewed(file) if family else file
+    except BaseException:
+        file.close()
+        raise
 
 
 def translate(config: Metadata) -> HFConfig:

@@ -97,7 +97,11 @@ class FileWeights:
             self._bound.append(nullcontext(bound))
             if on_progress is not None and index is not None:
                 on_progress(index + 1, model.config.n_layers)
-        self.layers_at_once = layers_at_once(model.config.n_layers, self.nbytes)
+        read = sum(  # by a token
+            weight.nbytes * (model.config.share_of_experts if role == "experts" else 1.0)
+            for (_, role), weight in self._prepared.items()
+        )
+        self.layers_at_once = layers_at_once(model.config.n_layers, round(read))
         self._together: dict[tuple[int, int], AbstractContextManager[Sequence[Any]]] = {}
         gguf.check_unchanged()
 
@@ -162,7 +166,7 @@ class FileWeights:
 
 
 def layers_at_once(n_layers: int, n_bytes: int) -> int:
-    """How many layers one call may run. n_bytes: of all layers."""
+    """How many layers one call may run. n_bytes: what a token reads of all layers."""
     return max(1, n_layers * _BYTES_AT_ONCE // max(n_bytes, 1))
 
 

@@ -47,7 +47,9 @@ class Groups {
     std::uint32_t *ends_, *items_;  // ends_: in the end, where the items of each expert begin
 };
 
-// The products of a single row, as in decoding: all threads work on one matrix after the other.
+// The products of a single row, as in decoding.  Those of all its experts are dealt out together, so
+// that most chunks are long stretches of memory: two threads read 6 experts of 768 x 2048 in Q4_0
+// at 92 % of the speed of one matrix of 2048 x 2048, and at 82 % if they deal out each by itself.
 void one_row(const Worker& worker, const Experts& experts, const ExpertTask& task,
              const Groups& groups, bool quantize) {
     const std::size_t k = experts[0]->k(), n = experts[0]->n();
@@ -61,11 +63,18 @@ void one_row(const Worker& worker, const Experts& experts, const ExpertTask& tas
         });
         worker.barrier();
     }
+    const std::size_t size = experts[0]->groups();
+    const std::size_t items = task.n_used - groups.without_expert().size();
+    Deal deal(worker, items * size, dealt_groups);
+    std::size_t at = 0;  // groups of rows before this expert's
     for (std::size_t e = 0; e < experts.size(); ++e)
         for (const std::size_t u : groups.of(e)) {
-            const std::size_t input = task.shared ? 0 : u;
-            linear(worker, *experts[e], task.x + input * k, task.kind,
-                   task.quantized + input * row_bytes, 1, task.y + u * n);
+            const std::size_t i = task.shared ? 0 : u;
+            const LinearInput input{task.x + i * k, task.kind, task.quantized + i * row_bytes, 1};
+            deal.within(at, at + size, [&](std::size_t first, std::size_t last) {
+                linear_groups(*experts[e], input, first - at, last - at, task.y + u * n);
+            });
+            at += size;
         }
 }
 
