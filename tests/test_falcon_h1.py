@@ -1,7 +1,8 @@
 """Falcon-H1: what a layer keeps, its constants in folders and in files, and what is refused."""
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from gguf_writer import TensorSpec, write_gguf
 
 from airllm.formats import model_file
 from airllm.formats.convert import convert
+from airllm.formats.model_file import ModelFile
+from airllm.formats.multiplied import multiplied
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import Model, load_model
 from airllm.models.opening import open_model, translate
@@ -175,3 +178,24 @@ def test_a_conversion_of_tied_embeddings_writes_the_matrix_of_the_logits(
     with open_model(tied) as model:
         convert(model, tmp_path / "converted.gguf", "f32")
     assert difference(logits(tmp_path / "converted.gguf"), logits(tied)) < 3e-6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("factor.attn_q", "much", "factor.attn_q is the string 'much'; expected a number"),
+        ("factor.ssm_in", np.ones(2**12, np.float32), "factor.ssm_in is no array of 5 numbers"),
+        ("ssm.inner_size", 2**31 - 1, "ssm_in.weight has 328 rows; expected 4294967366"),
+    ],
+)
+def test_a_conversion_refuses_factors_that_do_not_fit(
+    tmp_path: Path, key: str, value: object, said: str
+) -> None:
+    with open_model(write_family_model(tmp_path, ARCH)) as model:
+        entries = {**model.metadata, f"{ARCH}.{key}": value}
+        other = SimpleNamespace(
+            metadata=Metadata("m.gguf", entries), tensors=model.tensors, path=None, parts=()
+        )
+        with pytest.raises(FormatError) as refused:
+            multiplied(cast(ModelFile, other))
+    assert said in str(refused.value)
