@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
-from airllm.graph.graph import Graph
-from airllm.models import Model
 from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
@@ -59,8 +57,8 @@ class Decoder:
         self._rope_of = [  # of each kind: the index of a table, by the graph's buffer
             {name: index[id(each)] for name, each in kind.rotations.items()} for kind in model.kinds
         ]
-        self._carried_to = [_carried_to(model, kind.graph) for kind in model.kinds]
-        self._carried_to_head = _carried_to(model, model.head)
+        self._carried_to = [model.carried_to(kind.graph) for kind in model.kinds]
+        self._carried_to_head = model.carried_to(model.head)
         self._closed = False
         self.weights = open_weights(
             planned.file,
@@ -335,12 +333,6 @@ class Decoder:
         buffers["logits"] = part.logits
         if n:
             _run_whole(self._head, bound, buffers, part, n, threads)
-
-
-def _carried_to(model: Model, graph: Graph) -> list[str]:
-    """The names of the carried buffers that a graph has."""
-    names = {buffer.name for buffer in graph.buffers}
-    return [name for name in model.carried if name in names]
 
 
 _Sequence = tuple[int, int, SequenceState]

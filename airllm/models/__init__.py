@@ -122,6 +122,11 @@ class Model:
             if buffer.external and buffer.dtype == "float32"
         }
 
+    def carried_to(self, graph: Graph) -> list[str]:
+        """The names of the carried buffers that a graph has."""
+        names = {buffer.name for buffer in graph.buffers}
+        return [name for name in self.carried if name in names]
+
     @property
     def rotations(self) -> list[Rotation]:
         """All that differ."""

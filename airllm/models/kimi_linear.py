@@ -116,7 +116,7 @@ _LINEAR = {
     "linear_num_heads": "num_heads",
     "linear_conv_kernel_dim": "short_conv_kernel_size",
 }
-# The same of other families' names, which transformers writes for dense layers, too.
+# Its authors' name of the experts' part of a layer. transformers writes it for dense layers, too.
 _SPARSE = "block_sparse_moe"
 
 

@@ -222,15 +222,15 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
 
 def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Files store a matrix of one row as a vector, and a few vectors as matrices: ssm_norm with a
-    row for each group, ssm_a with one value in each row. Short convolutions may have more axes of
-    length 1."""
-    if len(wanted) == 1 and len(stored) == 2:
+    row for each group, ssm_a with one value in each row. Filters of short convolutions may have
+    axes of length 1 before that of the taps."""
+    if len(wanted) == 1 and len(stored) > 1:
         return math.prod(stored) == wanted[0]
-    return _longer_axes(stored) == _longer_axes(wanted)
-
-
-def _longer_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(length for length in shape if length != 1)
+    if len(wanted) == 2:
+        n, k = wanted
+        if stored in ((n, 1, k), (1, n, 1, k)):
+            return True
+    return wanted in (stored, (1, *stored))
 
 
 def places(model: Model) -> Iterator[tuple[Graph, int | None]]:
