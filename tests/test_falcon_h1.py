@@ -185,6 +185,7 @@ def test_a_conversion_of_tied_embeddings_writes_the_matrix_of_the_logits(
     [
         ("factor.attn_q", "much", "factor.attn_q is the string 'much'; expected a number"),
         ("factor.ssm_in", np.ones(2**12, np.float32), "factor.ssm_in is no array of 5 numbers"),
+        ("ssm.inner_size", 129, "ssm_in.weight has 328 rows; expected 330"),
         ("ssm.inner_size", 2**31 - 1, "ssm_in.weight has 328 rows; expected 4294967366"),
     ],
 )
