@@ -79,7 +79,7 @@ struct Format {
     DType type;
     const char* name;
     std::size_t elements, bytes;  // of a block in a file
-    bool writable;                // whether from_float makes it
+    bool writable;                // whether from_float or quantize_k makes it
     Scale scale = Scale::none;    // none for the float types
     std::size_t sub = 0;          // columns that share a scale
     bool has_min = false;         // where the scale is by int8, it is subtracted
@@ -101,11 +101,11 @@ static constexpr Format formats[] = {
     {DType::q4_1,   "q4_1",    32,  20, true,  Scale::half,         32, true,  4,   0, 4},
     {DType::q5_0,   "q5_0",    32,  22, true,  Scale::half,         32, false, 5,  16, 5},
     {DType::q5_1,   "q5_1",    32,  24, true,  Scale::half,         32, true,  5,   0, 5},
-    {DType::q2_k,   "q2_k",   256,  84, false, Scale::half_by_int8, 16, true,  2,   0, 2},
-    {DType::q3_k,   "q3_k",   256, 110, false, Scale::half_by_int8, 16, false, 3,   4, 3},
-    {DType::q4_k,   "q4_k",   256, 144, false, Scale::half_by_int8, 32, true,  4,   0, 4},
-    {DType::q5_k,   "q5_k",   256, 176, false, Scale::half_by_int8, 32, true,  5,   0, 5},
-    {DType::q6_k,   "q6_k",   256, 210, false, Scale::half_by_int8, 16, false, 6,  32, 6},
+    {DType::q2_k,   "q2_k",   256,  84, true,  Scale::half_by_int8, 16, true,  2,   0, 2},
+    {DType::q3_k,   "q3_k",   256, 110, true,  Scale::half_by_int8, 16, false, 3,   4, 3},
+    {DType::q4_k,   "q4_k",   256, 144, true,  Scale::half_by_int8, 32, true,  4,   0, 4},
+    {DType::q5_k,   "q5_k",   256, 176, true,  Scale::half_by_int8, 32, true,  5,   0, 5},
+    {DType::q6_k,   "q6_k",   256, 210, true,  Scale::half_by_int8, 16, false, 6,  32, 6},
     {DType::iq4_nl, "iq4_nl",  32,  18, true,  Scale::half,         32, false, 4, 128, 8, iq4_values},
     {DType::iq4_xs, "iq4_xs", 256, 136, false, Scale::half_by_int8, 32, false, 4, 128, 8, iq4_values},
     {DType::mxfp4,  "mxfp4",   32,  17, true,  Scale::e8m0,         32, false, 4,  12, 5, e2m1_values},
@@ -148,6 +148,11 @@ static constexpr DType packed_form(DType type) {
 static_assert(packed_form(DType::iq2_s) == DType::iq2_xs);
 
 static constexpr const char* dtype_name(DType type) { return format_of(type).name; }
+
+// The types whose scales are searched for: quantize_k makes them.
+static constexpr bool is_searched(DType type) {
+    return format_of(type).writable && format_of(type).elements == 256;
+}
 
 static constexpr bool is_quantized(DType type) { return format_of(type).scale != Scale::none; }
 

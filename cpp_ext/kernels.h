@@ -109,6 +109,16 @@ struct AttentionParts {
     }
 };
 
+// The input and output of index_scores: of one query token, over keys that all its heads share.
+struct IndexTask {
+    const float* q;        // [n_heads][head_dim]
+    const float* weights;  // [n_heads]
+    std::size_t n_heads, head_dim;
+    KvRows keys;
+    DType type;     // of the keys: f32, f16 or q8_0
+    float* scores;  // that of position p is written to scores[p]
+};
+
 // The input and output of the causal convolution of a sequence.
 inline constexpr std::size_t conv_max_taps = 8;
 struct ConvTask {
@@ -217,6 +227,13 @@ struct KernelTable {
     // the scale becomes 0.  A block with NaN or infinity dequantises to NaN or infinity.
     void (*from_float)(DType type, const float* x, std::byte* y, std::size_t n);
     void (*to_float)(DType type, const std::byte* x, float* y, std::size_t n);
+    // One row of n elements, a multiple of 256, to a K type: the block with the least error
+    // sum(importance * (x - value)^2) that a search finds, see kernels/k_search.h.  importance: of
+    // each column, finite and not negative; null for the same for all.  The bytes are the same on
+    // every ISA.  Blocks below 2^-26 become zero.  A block with NaN, an infinity or a number beyond
+    // the range of the scale in half precision dequantises to NaN.
+    void (*quantize_k)(DType type, const float* x, const float* importance, std::byte* y,
+                       std::size_t n);
 
     // ---- matrices ------------------------------------------------------------------------------
 
@@ -296,6 +313,13 @@ struct KernelTable {
     void (*attention_merge)(const AttentionTask& task, std::size_t first, std::size_t last,
                             const AttentionParts& parts);
     std::size_t attention_scratch_floats;
+    // scores[p] = sum over heads of weights[h] * max(q[h] . k[p], 0) for positions [first, last); a
+    // product that is NaN counts as 0.
+    // A score does not depend on the positions of the call.  `scratch` holds
+    // index_scratch_floats(n_heads, head_dim) floats.
+    void (*index_scores)(const IndexTask& task, std::size_t first, std::size_t last,
+                         float* scratch);
+    std::size_t (*index_scratch_floats)(std::size_t n_heads, std::size_t head_dim);
 
     // ---- recurrent layers ----------------------------------------------------------------------
     //

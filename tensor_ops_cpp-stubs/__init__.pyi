@@ -121,12 +121,13 @@ def sample(
 # ---- formats -------------------------------------------------------------------------------------
 
 def quantize(
-    x: _Float32,  # [..., n], n a multiple of 32
-    type: str,  # "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl" or "mxfp4"
+    x: _Float32,  # [..., n], n a multiple of the block, 32 or 256 for K types
+    type: str,  # "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", "q2_k" to "q6_k"
+    importance: _Float32 | None = None,  # [n], of the columns' squared errors, for K types
 ) -> _Bytes: ...  # [..., row_bytes]
 def dequantize(
     data: _Bytes,  # [..., row_bytes]
-    type: str,  # as quantize, or "q2_k" to "q6_k", "iq4_xs", "iq3_xxs" to "nvfp4"
+    type: str,  # as quantize, or "iq4_xs", "iq3_xxs" to "nvfp4"
 ) -> _Float32: ...  # [..., n]
 def float32_to_float16(x: _Float32) -> NDArray[np.float16]: ...
 def float16_to_float32(x: NDArray[np.float16]) -> _Float32: ...
@@ -176,7 +177,8 @@ class SequenceState:
         self,
         page_rows: int,  # positions of a page, a power of 2
         page_bytes: Sequence[int],  # of each table
-        layers: Sequence[tuple[_Keys | None, int, int]],  # keys; recurrent floats: first, number
+        # keys; recurrent floats: first, number; keys of the index
+        layers: Sequence[tuple[_Keys | None, int, int, _Keys | None]],
     ) -> None: ...
     def set_page(self, table: int, index: int, page: NDArray[np.uint8]) -> None: ...
     def keep_pages(self, table: int, first: int, last: int) -> None: ...

@@ -36,6 +36,9 @@ _DELTA = {"ssm.conv_kernel": 4, "ssm.state_size": 12, "ssm.inner_size": 60} | {
 _YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0} | {
     "rope.scaling.original_context_length": 32
 }
+_INDEX = {"attention.indexer.head_count": 8, "attention.indexer.key_length": 24} | {
+    "attention.indexer.top_k": 12
+}
 _LAYER_NORM = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5}
 _GRANITE = {"embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0}
 _MAMBA2 = {
@@ -80,6 +83,18 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "deepseek32": Own(
+        _EXPERTS
+        | _YARN
+        | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}
+        | {"expert_shared_count": 2, "expert_weights_scale": 1.5, "attention.head_count_kv": 1}
+        | {"attention.kv_lora_rank": 24, "attention.q_lora_rank": 20, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"rope.scaling.yarn_log_multiplier": 0.1}
+        | _INDEX,
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
+        | {"blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
     "falcon-h1": Own(
         _MAMBA2
         | {f"factor.{slot}": 0.5 for slot in ("token_embd", "attn_k", "attn_v", "attn_output")}
@@ -101,6 +116,17 @@ ARCHITECTURES = {
         {"rope_freqs.weight": (16,), "blk.1.attn_v.weight": (32, 64)}
         | {f"blk.{i}.layer_output_scale.weight": (1,) for i in range(8)}
         | {f"blk.{i}.attn_{name}.weight": (32, 64) for i in (6,) for name in "kv"},
+    ),
+    "glm-dsa": Own(
+        _EXPERTS
+        | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}
+        | {"expert_shared_count": 1, "expert_weights_scale": 2.5, "attention.head_count_kv": 1}
+        | {"attention.kv_lora_rank": 24, "attention.q_lora_rank": 20, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"attention.indexer.types": np.array([1, 1, 0, 0, 1, 0, 1, 0], bool)}
+        | _INDEX,
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
+        | {"blk.2.indexer.proj.weight": (8, 64), "blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
     "glm4moe": Own(
         _EXPERTS

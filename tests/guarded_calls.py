@@ -26,6 +26,7 @@ BLOCKS = {
     **{"tq1_0": (256, 54), "tq2_0": (256, 66), "nvfp4": (64, 36)},
 }
 WRITTEN = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")
+SEARCHED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 
 class Fence:
@@ -101,6 +102,9 @@ def conversions(f):
             yield f"dequantize {type}", cpp.dequantize, (blocks(type, 1, 256 * n), type), None
         for type in WRITTEN:
             yield f"quantize {type}", cpp.quantize, (normal(32 * n), type), None
+        for type in SEARCHED:
+            x, importance = normal(2, 256 * n), np.ones(256 * n, np.float32)
+            yield f"quantize {type}", cpp.quantize, (x, type, importance), None
     yield "sample", cpp.sample, (normal(1000), 0.5), None
     yield "sample top_k", lambda x: cpp.sample(x, 0.5, top_k=3, top_p=0.9), (normal(131),), None
 
@@ -192,6 +196,9 @@ OPS = {
     "kv_append": ([KV * D, KV * D], [], [], KVS),
     "attention": ([H * D], [H * D], [("vector", H)], {**HEADS, **KVS, "scale": 0.2, "window": 3}),
     "latent_append": ([KV * D], [], [], KVS),
+    "index_append": ([D], [], [], {"head_dim": D}),
+    "index_select": ([3 * D, 3], [5], [], {"n_heads": 3, "head_dim": D}),
+    "sparse_attention": ([H * D, 5], [H * D], [], {**HEADS, **KVS, "scale": 0.2}),
     "conv": ([33], [33], [("vector", 33, 4)], {"taps": 4, "silu": True}),
     "delta_rule": ([66, 66, 4 * 17, 4, 4], [4 * 17], [], {"n_heads": 4, "n_kv_heads": 2}),
     "ssm_scan": ([33, 3, 19, 19], [33], [("vector", 3)] * 3, {"n_groups": 1, "dt_max": 9.0}),
@@ -240,14 +247,18 @@ def weight(f, kind, *shape):
 RECURRENT = {"conv": 3 * 33, "delta_rule": 4 * 33 * 17, "ssm_scan": 33 * 19}
 
 
-def state(f, kind, capacity, *, latent, recurrent):
-    """A sequence whose pages of 16 positions are fenced, and end with the values, or the keys."""
+def state(f, kind, capacity, *, latent, indexed, recurrent):
+    """A sequence whose pages of 16 positions are fenced, and end with the values, or the keys, or
+    an index of one head."""
     one = normal(KV, 16, D)
     kept = {"float16": one.astype(np.float16), "q8_0": cpp.quantize(one, "q8_0")}.get(kind, one)
     part, name = kept.nbytes, {"float32": "f32", "float16": "f16"}.get(kind, kind)
     v_offset, page_bytes = (0, part) if latent else (part, 2 * part)
-    keys = 0, 0, v_offset, name, KV, D, D
-    made = cpp.SequenceState(16, [page_bytes], [(keys, 0, recurrent)])
+    keys, index = (0, 0, v_offset, name, KV, D, D), None
+    if indexed:
+        at = page_bytes - part // KV
+        keys, index = None, (0, at, at, name, 1, D, D)
+    made = cpp.SequenceState(16, [page_bytes], [(keys, 0, recurrent, index)])
     made.set_recurrent(f.array(normal(recurrent)))
     for index in range(-(-capacity // 16)):
         page = np.concatenate([kept.reshape(-1).view(np.uint8)] * (1 if latent else 2))
@@ -278,7 +289,8 @@ def run_executor(at_end):
                     arrays[ins[-1]][:, :U] = np.arange(U) % E
                 before = {name: array.copy() for name, array in arrays.items()}
                 recurrent = RECURRENT.get(kind, 0)
-                kept = state(f, kv, n + 3, latent=kind == "latent_append", recurrent=recurrent)
+                latent, indexed = kind == "latent_append", kind.startswith("index_")
+                kept = state(f, kv, n + 3, latent=latent, indexed=indexed, recurrent=recurrent)
                 executor.run_layers([bound], arrays, [(n, 3, kept)])
                 for name in outs:
                     assert not np.array_equal(arrays[name], before[name]), kind

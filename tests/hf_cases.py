@@ -142,6 +142,19 @@ _KIMI_LINEAR_EXTRA: dict[str, Any] = {
         **{"num_heads": 4, "short_conv_kernel_size": 4},
     },
 }
+# llama.cpp rotates the keys of an index by matrices of 64 or more.
+_INDEX = {"index_n_heads": 16, "index_head_dim": 64, "index_topk": 20}
+_INDEX_KEYS = {
+    **{"attention.indexer.head_count": 16, "attention.indexer.key_length": 64},
+    "attention.indexer.top_k": 20,
+}
+_INDEX_NAMES = {
+    **_LATENT_NAMES,
+    "self_attn.indexer.wq_b": "indexer.attn_q_b",
+    "self_attn.indexer.wk": "indexer.attn_k",
+    "self_attn.indexer.k_norm": "indexer.k_norm",
+    "self_attn.indexer.weights_proj": "indexer.proj",
+}
 _MSCALE = {"mscale": 0.707, "mscale_all_dim": 0.707}
 _YARN_KEYS = {
     **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
@@ -461,6 +474,54 @@ CASES = {
         | {"rope.scaling.yarn_log_multiplier": 0.1},
         names=_LATENT_NAMES,
         extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    ),
+    "DeepSeek-V3.2": Case(
+        "DeepseekV32",
+        "deepseek32",
+        _LATENT
+        | _INDEX
+        | {"q_lora_rank": 32, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+        | {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+        _LATENT_KEYS
+        | _INDEX_KEYS
+        | _YARN_KEYS
+        | {"attention.q_lora_rank": 32, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+        | {"expert_group_count": 3, "expert_group_used_count": 2, "expert_gating_func": 2}
+        | {"rope.scaling.yarn_log_multiplier": 0.1},
+        names=_INDEX_NAMES,
+        extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    ),
+    "GLM-5": Case(
+        "GlmMoeDsa",
+        "glm-dsa",
+        _LATENT
+        | _INDEX
+        | {"q_lora_rank": 32, "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-6}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        _LATENT_KEYS
+        | _INDEX_KEYS
+        | {"attention.q_lora_rank": 32, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+        | {"expert_gating_func": 2},
+        names=_INDEX_NAMES,
+        extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+        | {"indexer_rope_interleave": True},
+    ),
+    "GLM-5.2": Case(
+        "GlmMoeDsa",
+        "glm-dsa",
+        _LATENT
+        | _INDEX
+        | {"q_lora_rank": 32, "routed_scaling_factor": 2.5}
+        | {"indexer_types": ["full", "full", "shared"], "rms_norm_eps": 1e-6}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        _LATENT_KEYS
+        | _INDEX_KEYS
+        | {"attention.q_lora_rank": 32, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+        | {
+            "expert_gating_func": 2,
+            "attention.indexer.types": np.array([True, True, False]),
+        },
+        names=_INDEX_NAMES,
     ),
     "Kimi K2": Case(
         "DeepseekV3",

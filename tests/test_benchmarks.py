@@ -294,6 +294,11 @@ def test_compare_families_wants_a_checkout_with_a_converter(tmp_path):
     assert "no checkout of llama.cpp with a converter" in result.stderr
 
 
+def test_compare_quantizers_wants_a_library(tmp_path):
+    result = run("compare_quantizers.py", "--ggml", str(tmp_path / "none.so"), expect=2)
+    assert "llama.cpp's library is not there" in result.stderr
+
+
 def test_compare_llama_without_llama_cpp_says_how_to_get_it(tiny_model, tmp_path):
     # A package of that name that cannot be found: an empty finder in front of the installed one.
     (tmp_path / "sitecustomize.py").write_text(

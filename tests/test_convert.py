@@ -20,12 +20,13 @@ from test_model_families import EXACT, TOKENS, error, logits_of
 from tiny_model import FAMILIES, TinyModel, write_tiny_model
 from traced_memory import traced_memory
 
-from airllm.cli import main
+from airllm.cli import main, options
 from airllm.formats import convert as convert_module
 from airllm.formats.convert import convert
 from airllm.formats.gguf import GGUFFile
 from airllm.formats.gguf_writer import GGUFWriter
-from airllm.formats.numbers import WRITABLE, decode
+from airllm.formats.mixes import CONVERTIBLE, FILE_TYPES
+from airllm.formats.numbers import FLOATS, decode
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models.opening import open_model
 from airllm.util.metadata import FormatError
@@ -403,8 +404,8 @@ def test_what_cannot_be_quantised_is_refused(tmp_path):
     model = write_tiny_model(tmp_path, "q4_1")
     with pytest.raises(ValueError, match=r"quantised already \(q4_1\); `airllm convert`"):
         open_model(model.path, quantize="q8_0")
-    with pytest.raises(ValueError, match="expected one of f32, f16"):
-        open_model(model.path, quantize="q4_k")
+    with pytest.raises(ValueError, match="quantize is 'iq4_xs'; expected one of q8_0, q6_k"):
+        open_model(model.path, quantize="iq4_xs")
 
 
 # The command.
@@ -430,6 +431,8 @@ def test_the_command_says_where_the_file_is(tmp_path, capsys: Capture):
         "bytes": out.stat().st_size,
         "type": "f16",
         "requantized_from": "q4_0",
+        "fallbacks": {},
+        "not_weighted": [],
     }
 
 
@@ -443,7 +446,8 @@ def test_a_model_that_cannot_run_is_not_converted(tmp_path, capsys: Capture):
 
 def test_every_type_that_is_offered_can_be_written(tmp_path):
     model = write_tiny_model(tmp_path)
-    for type in WRITABLE:
+    assert set(options.QUANTIZED_TYPES) | set(FLOATS) == set(CONVERTIBLE) == set(FILE_TYPES)
+    for type in CONVERTIBLE:
         converted(model.path, tmp_path / f"{type}.gguf", type).close()
 
 

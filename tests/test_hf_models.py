@@ -75,7 +75,8 @@ def test_quantised_weights_give_nearly_the_same_logits(tmp_path, model, backend)
         actual = engine.forward(TOKENS, last_only=False)
     if case.n_experts:  # a token whose experts are nearly equal goes to others, so not every token
         each = [difference(*pair) for pair in zip(actual, expected, strict=True)]
-        assert np.median(each) <= Q8_0
+        # Later tokens see a selection, which differs where positions have nearly equal scores.
+        assert np.median(each[: case.config.get("index_topk")]) <= Q8_0
     else:
         assert difference(actual, expected) <= Q8_0
 

@@ -52,6 +52,27 @@ def test_a_converted_folder_gives_the_folders_logits(tmp_path, model):
     assert difference(tmp_path / "model.gguf", expected) <= EXACT
 
 
+@pytest.mark.parametrize("model", ["Granite 4", "Nemotron 3"], indirect=True)
+def test_a_converted_folder_has_the_shapes_and_keys_that_llama_cpp_reads(tmp_path, model):
+    """It takes ssm_a and ssm_d as matrices of a column, and ssm_norm with a row for each group;
+    Nemotron's epsilon has the key of LayerNorm."""
+    with open_model(model[0]) as file:
+        convert(file, tmp_path / "model.gguf", "f32")
+    with open_model(tmp_path / "model.gguf") as file:
+        architecture = file.metadata.text("general.architecture")
+        heads, groups, inner = (
+            file.metadata.integer(f"{architecture}.ssm.{key}")
+            for key in ("time_step_rank", "group_count", "inner_size")
+        )
+        wanted = {"ssm_a": (heads, 1), "ssm_d": (heads, 1)}
+        wanted["ssm_norm.weight"] = (groups, inner // groups)
+        for slot, shape in wanted.items():
+            shapes = {t.shape for name, t in file.tensors.items() if name.endswith(f".{slot}")}
+            assert shapes == {shape}, slot
+        if architecture.startswith("nemotron"):
+            assert file.metadata.number(f"{architecture}.attention.layer_norm_epsilon") > 0
+
+
 def test_layers_that_guess_further_tokens_are_left_out(tmp_path, model):
     from safetensors.torch import load_file, save_file
 

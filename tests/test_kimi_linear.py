@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from family_models import described, metadata_of, shapes
 
-from airllm.formats.model_file import Tensor
-from airllm.formats.retype import target_type
+from airllm.formats.mixes import chosen_types
 from airllm.models import Model, load_model
 from airllm.models.opening import translate
 from airllm.util.metadata import FormatError, Metadata
@@ -149,8 +148,9 @@ def test_vectors_and_filters_may_have_axes_of_one_value() -> None:
 
 @pytest.mark.parametrize("part", "qkv")
 def test_a_conversion_keeps_filters_as_they_are(part: str) -> None:
-    filters = Tensor(f"blk.0.ssm_conv1d_{part}.weight", "f32", (48, 4), 16, 48 * 16, ())
-    assert target_type(filters, "q8_0", tied=False) == "f32"
+    usual = metadata_of(ARCH)
+    types = chosen_types(described(usual, shapes(ARCH, usual)), "q8_0").types
+    assert types[f"blk.0.ssm_conv1d_{part}.weight"] == "f32"
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 48), (2, 24, 1, 4)])

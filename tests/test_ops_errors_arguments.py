@@ -159,8 +159,8 @@ VALUE_ERRORS = {
     'linear: activations is "f16"; expected "auto", "q8", "q16" or "f32"': (
         lambda ops: ops.linear(X, X, activations="f16")
     ),
-    'quantize: type is "q4_k"; expected "q8_0", "q4_0"..."q5_1", "iq4_nl" or "mxfp4"': (
-        lambda ops: ops.quantize(ROW, "q4_k")
+    'quantize: type is "iq4_xs"; expected "q8_0", "q4_0"..."q6_k", "iq4_nl" or "mxfp4"': (
+        lambda ops: ops.quantize(ROW, "iq4_xs")
     ),
     "quantize: x has shape (2, 33); expected...multiple of 32": (
         lambda ops: ops.quantize(normal((2, 33)), "q4_0")

@@ -46,7 +46,7 @@ def append(state: SequenceState, tokens: Sequence[int]) -> None:
     for layer, place in enumerate(state.layout.layers):
         if place.keys is not None:
             rows = np.repeat(np.float32(tokens), WIDTH).reshape(-1, 1, WIDTH)
-            state.backing.write(layer, past, [rows, -rows])
+            state.backing.write(state.backing.keys(layer), past, [rows, -rows])
     state.recurrent[:] += sum(tokens)
     state.advance(list(tokens))
 
@@ -56,7 +56,7 @@ def keys(state: SequenceState, layer: int) -> list[int]:
     place = state.layout.layers[layer].keys
     assert place is not None
     first = state.first_needed(place, state.length)
-    found, values = state.backing.read(layer, first, state.length)
+    found, values = state.backing.read(state.backing.keys(layer), first, state.length)
     np.testing.assert_array_equal(found, -values)
     return found[0, :, 0].astype(int).tolist()
 
@@ -132,7 +132,11 @@ def test_a_shared_window_stays_for_the_first_batch_of_a_pass_until_all_layers_ar
         state.make_room(0, 1, past, 100)
         state.let_go(0, 1, past + 100)
     assert state.layout.layers[2].keys is not None
-    assert state.backing.read(2, 300 - WINDOW + 1, 900)[0].shape == (1, 600 + WINDOW - 1, WIDTH)
+    assert state.backing.read(state.backing.keys(2), 300 - WINDOW + 1, 900)[0].shape == (
+        1,
+        600 + WINDOW - 1,
+        WIDTH,
+    )
     assert state._pages[0][900 // PAGE_ROWS]
     in_pass = sum(len(page.memory) for page in state._pages[0].values())
     whole = StateLayout([heads_of(1, WIDTH)], "f32")  # the second layer appends later
@@ -263,7 +267,7 @@ def test_of_tokens_evaluated_ahead_those_that_were_wrong_leave_nothing(make) -> 
         for layer, place in enumerate(state.layout.layers):
             if place.keys is not None:
                 rows = np.full((1, 1, WIDTH), token, np.float32)
-                state.backing.write(layer, 300 + i, [rows, -rows])
+                state.backing.write(state.backing.keys(layer), 300 + i, [rows, -rows])
         state.recurrent[:] += token
     again = state.accept([1, 2], 4)
     assert [*state.tokens, *again] == [*range(300), 1, 2]

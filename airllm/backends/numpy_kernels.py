@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from airllm import numpy_ops
 from airllm.backends import numpy_experts as experts
 from airllm.backends import numpy_recurrent as recurrent
+from airllm.backends import numpy_sparse as sparse
 from airllm.backends.numpy_batch import TokenBatch, arrays
 from airllm.graph.graph import Op
 
@@ -84,9 +85,7 @@ def _append(
     for s in batch.sequences:
         parts = [keys[s.rows], *([] if values is None else [values[s.rows]])]
         heads = [part.reshape(s.n_tokens, n_kv_heads, -1) for part in parts]
-        if s.kept.keeps_q8_0(s.layer):
-            heads = [numpy_ops.quantize(part, "q8_0") for part in heads]
-        s.kept.write(s.layer, s.past, heads)
+        s.kept.write(s.kept.keys(s.layer), s.past, heads)
 
 
 def _attention(op: Op, batch: TokenBatch) -> None:
@@ -95,7 +94,7 @@ def _attention(op: Op, batch: TokenBatch) -> None:
     for s in batch.sequences:
         # Positions before the window of the first token are seen by none, and may be gone.
         first = max(0, s.past + 1 - window) if window else 0
-        keys, values = s.kept.read(s.layer, first, s.end)
+        keys, values = s.kept.read(s.kept.keys(s.layer), first, s.end)
         numpy_ops.attention_apply(
             q[s.rows].reshape(s.n_tokens, n_heads, -1),
             keys,
@@ -285,6 +284,9 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "kv_append": _kv_append,
     "latent_append": _latent_append,
     "attention": _attention,
+    "index_append": sparse.index_append,
+    "index_select": sparse.index_select,
+    "sparse_attention": sparse.sparse_attention,
     "swiglu": _swiglu,
     "geglu": _geglu,
     "softcap": _softcap,

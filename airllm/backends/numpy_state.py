@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.graph.state import LayerArgument
-from airllm.numpy_ops.quants import row_bytes
+from airllm.graph.state import KeysArgument, LayerArgument
+from airllm.numpy_ops.quants import quantize, row_bytes
 
 __all__ = ["NumpyState"]
 
@@ -38,42 +38,51 @@ class NumpyState:
 
     def recurrent(self, layer: int) -> NDArray[np.float32]:
         """The layer's recurrent memory."""
-        _, first, count = self._layers[layer]
+        _, first, count, _ = self._layers[layer]
         return self._recurrent[first : first + count]
 
-    def keeps_q8_0(self, layer: int) -> bool:
+    def keys(self, layer: int) -> KeysArgument:
+        """ValueError if the layer keeps no keys."""
         argument = self._layers[layer][0]
-        return argument is not None and argument[3] == "q8_0"
+        if argument is None:
+            raise ValueError(f"layer {layer} keeps no keys and values")
+        return argument
 
-    def write(self, layer: int, first: int, parts: Sequence[NDArray[Any]]) -> None:
-        """Keys, and values if they are apart, for the positions from `first` on:
-        [n_tokens, n_kv_heads, width] each, in the type of the cache."""
+    def index(self, layer: int) -> KeysArgument:
+        """ValueError if the layer keeps no keys of an index."""
+        argument = self._layers[layer][3]
+        if argument is None:
+            raise ValueError(f"layer {layer} keeps no index")
+        return argument
+
+    def write(self, keys: KeysArgument, first: int, parts: Sequence[NDArray[Any]]) -> None:
+        """Keys, and values if they are apart, for the positions from `first` on: float32
+        [n_tokens, n_kv_heads, width] each."""
+        if keys[3] == "q8_0":
+            parts = [quantize(part, "q8_0") for part in parts]
         done, n_tokens = 0, len(parts[0])
         while done < n_tokens:
             index, row = divmod(first + done, self._page_rows)
             count = min(self._page_rows - row, n_tokens - done)
-            for page, part in zip(self._parts(layer, index), parts, strict=False):
+            for page, part in zip(self._parts(keys, index), parts, strict=False):
                 page[:, row : row + count] = part[done : done + count].transpose(1, 0, 2)
             done += count
 
-    def read(self, layer: int, first: int, last: int) -> list[NDArray[Any]]:
+    def read(self, keys: KeysArgument, first: int, last: int) -> list[NDArray[Any]]:
         """Copies of the keys and the values of positions [first, last), [n_kv_heads, last - first,
         width] each; for Q8_0 the last axis counts bytes."""
         numbers = range(first // self._page_rows, -(-last // self._page_rows))
-        pages = [self._parts(layer, index) for index in numbers]
+        pages = [self._parts(keys, index) for index in numbers]
         begin = first - numbers.start * self._page_rows
         return [
             np.concatenate([page[which] for page in pages], axis=1)[:, begin : begin + last - first]
             for which in (0, 1)
         ]
 
-    def _parts(self, layer: int, index: int) -> list[NDArray[Any]]:
+    def _parts(self, keys: KeysArgument, index: int) -> list[NDArray[Any]]:
         """The keys and the values in a page, [n_kv_heads, page_rows, width]. ValueError if the
         page is not there."""
-        argument = self._layers[layer][0]
-        if argument is None:
-            raise ValueError(f"layer {layer} keeps no keys and values")
-        table, k_offset, v_offset, kind, n_kv_heads, head_dim, value_dim = argument
+        table, k_offset, v_offset, kind, n_kv_heads, head_dim, value_dim = keys
         if index not in self._pages[table]:
             first = index * self._page_rows
             raise ValueError(f"the KV cache has no room for positions from {first} on")
@@ -85,7 +94,7 @@ class NumpyState:
             n_bytes = int(np.prod(shape)) * dtype.itemsize
             return page[offset : offset + n_bytes].view(dtype).reshape(shape)
 
-        keys = part(k_offset, head_dim)
+        all_keys = part(k_offset, head_dim)
         if not in_keys:
-            return [keys, part(v_offset, value_dim)]
-        return [keys, keys[..., : row_bytes(kind, value_dim) // dtype.itemsize]]
+            return [all_keys, part(v_offset, value_dim)]
+        return [all_keys, all_keys[..., : row_bytes(kind, value_dim) // dtype.itemsize]]

@@ -133,13 +133,18 @@ class Profile:
 
 # ---- the work of an op ---------------------------------------------------------------------------
 
+_ATTENDS = ("attention", "sparse_attention")
+
 
 def _flops(graph: Graph, op: Op, run: _Run) -> int:
     n_tokens = sum(n for n, _ in run.counts)
-    if op.kind == "attention":
+    if op.kind in _ATTENDS:
         dims = int(op.attrs["head_dim"]) + int(op.attrs["value_dim"])
         per_position = 2 * int(op.attrs["n_heads"]) * dims
-        return per_position * _seen(op, run, each_token=True)
+        return per_position * _seen(graph, op, run, each_token=True)
+    if op.kind == "index_select":  # a product, its maximum with 0, and the weighted sum
+        per_position = int(op.attrs["n_heads"]) * (2 * int(op.attrs["head_dim"]) + 3)
+        return per_position * _scored(graph, op, run, each_token=True)
     signature = SIGNATURES[op.kind]
     names = dict(zip(signature.inputs, op.inputs, strict=True)) | {"out": op.output}
     widths = {buffer.name: buffer.width for buffer in graph.buffers}
@@ -179,8 +184,13 @@ def _nbytes(
         n_kv_heads = int(op.attrs["n_kv_heads"])
         for name in op.inputs[: 1 if op.kind == "latent_append" else 2]:
             total += n_tokens * n_kv_heads * kv_row_bytes(widths[name] // n_kv_heads)
-    elif op.kind == "attention":
-        positions = _seen(op, run, each_token=False)
+    elif op.kind == "index_append":
+        total += n_tokens * kv_row_bytes(int(op.attrs["head_dim"]))
+    elif op.kind == "index_select":
+        scored = _scored(graph, op, run, each_token=False)
+        total += scored * kv_row_bytes(int(op.attrs["head_dim"]))
+    elif op.kind in _ATTENDS:
+        positions = _seen(graph, op, run, each_token=False)
         dims = [int(op.attrs["head_dim"]), int(op.attrs["value_dim"])]
         if any(each.kind == "latent_append" for each in graph.ops):
             dims = dims[:1]  # the values are in the keys
@@ -188,10 +198,23 @@ def _nbytes(
     return total
 
 
-def _seen(op: Op, run: _Run, *, each_token: bool) -> int:
+def _seen(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
     """Positions that attention sees, counted for each token that sees them, or once."""
+    if op.kind == "sparse_attention":
+        most = graph.call(op).inputs[1].width
+        seen = sum(min(past + t + 1, most) for n, past in run.counts for t in range(n))
+        return seen if each_token else min(seen, sum(past + n for n, past in run.counts))
     window = int(op.attrs["window"])
     limit: Callable[[int], int] = (lambda n: min(n, window)) if window else (lambda n: n)
     if each_token:
         return sum(limit(past + t + 1) for n, past in run.counts for t in range(n))
     return sum(min(past, window - 1) + n if window else past + n for n, past in run.counts)
+
+
+def _scored(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
+    """Positions that index_select scores, likewise: none for a token that sees them all."""
+    selected = next(buffer.width for buffer in graph.buffers if buffer.name == op.output)
+    of_tokens = [
+        [past + t + 1 for t in range(n) if past + t + 1 > selected] for n, past in run.counts
+    ]
+    return sum(sum(seen) if each_token else max(seen, default=0) for seen in of_tokens)

@@ -14,12 +14,13 @@ def add(subparsers: options.Subparsers) -> None:
         help="convert a model to a GGUF file of another type",
         description="Writes a GGUF file from a Hugging Face folder or another GGUF file. The "
         "matrices get the type that you choose. Vectors stay F32, and the matrix that makes the "
-        "logits keeps at least 8 bits. The conversion takes some 20 MB of memory, however large "
-        "the model is. The file appears under its name when it is complete. Until then its name "
-        "is FILE.partial.",
+        "logits keeps at least 8 bits (6 in the types with k). The conversion takes some 20 MB of "
+        "memory, however large the model is. The file appears under its name when it is complete. "
+        "Until then its name is FILE.partial.",
         examples=[
             "airllm convert -m Qwen3-0.6B/ --out qwen3-0.6b.gguf --type q8_0",
-            "airllm convert -m model-f16.gguf --out model-q4.gguf --type q4_0",
+            "airllm convert -m model-f16.gguf --out model-q4.gguf --type q4_k_m",
+            "airllm convert -m model-f16.gguf -o q3.gguf --type q3_k_m --imatrix imatrix.gguf",
             "airllm convert -m gpt-oss-20b/ --out gpt-oss.gguf --type q8_0 --keep-quantized",
         ],
     )
@@ -30,12 +31,17 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "--type",
         required=True,
-        choices=[
-            *("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "mxfp4"),
-            *("f16", "bf16", "f32"),
-        ],
+        choices=[*options.QUANTIZED_TYPES, "f16", "bf16", "f32"],
         metavar="TYPE",
-        help="type of the matrices in the new file: %(choices)s",
+        help="type of the matrices in the new file: %(choices)s; those with k are the mixes of "
+        "llama-quantize, which give some matrices more bits",
+    )
+    parser.add_argument(
+        "--imatrix",
+        type=Path,
+        metavar="FILE",
+        help="an importance file of llama.cpp (GGUF or .dat), which says how much each column of "
+        "each matrix matters; for the types with k",
     )
     parser.add_argument(
         "--keep-quantized",
@@ -43,17 +49,21 @@ def add(subparsers: options.Subparsers) -> None:
         help="matrices that are quantised already keep their type; --type is that of the others",
     )
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
-    options.add_output(parser, json="path, tensors, bytes, type, requantized_from")
+    options.add_output(
+        parser, json="path, tensors, bytes, type, requantized_from, fallbacks, not_weighted"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.out.is_file() and not args.force:
         raise ValueError(f"{args.out}: the file exists; --force replaces it")
     from airllm.formats.convert import convert
+    from airllm.formats.importance import Importance
     from airllm.models import load_model
     from airllm.models.opening import open_model
     from airllm.weights.layer_weights import check_tensors
 
+    importance = None if args.imatrix is None else Importance.read(args.imatrix)
     with open_model(model.find(args.model), exact=not args.keep_quantized) as source:
         check_tensors(source, load_model(source))  # refuse a model that could not run
         with console.progress("converting", "bytes") as progress:
@@ -62,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
                 args.out,
                 args.type,
                 keep_quantized=args.keep_quantized,
+                importance=importance,
                 on_progress=progress.update,
             )
     if done.requantized is not None:
@@ -72,6 +83,21 @@ def run(args: argparse.Namespace) -> int:
             done.requantized,
             args.type,
         )
+    if done.fallbacks:
+        name, *others = done.fallbacks
+        console.log.warning(
+            "%s%s: rows are no whole blocks of %s; written as %s",
+            name,
+            f" and {len(others):,} more" if others else "",
+            ", ".join(sorted({each[0] for each in done.fallbacks.values()})),
+            ", ".join(sorted({each[1] for each in done.fallbacks.values()})),
+        )
+    if done.not_weighted:
+        console.log.warning(
+            "%s has nothing on %s; these are quantised without importance",
+            args.imatrix,
+            ", ".join(done.not_weighted),
+        )
     if args.json:
         console.write_json(
             {
@@ -80,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
                 "bytes": done.nbytes,
                 "type": args.type,
                 "requantized_from": done.requantized,
+                "fallbacks": {name: found for name, (_, found) in done.fallbacks.items()},
+                "not_weighted": list(done.not_weighted),
             }
         )
     else:

@@ -16,6 +16,13 @@ from airllm.util.shown import shown
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+# What quantises, from the most bits to the fewest, as airllm.formats.mixes has them.
+QUANTIZED_TYPES = (
+    *("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
+    *("iq4_nl", "mxfp4", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
+)
+
+
 class UsageError(Exception):
     """Options that are valid one by one but not together; exit status 2."""
 
@@ -135,7 +142,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     )
     group.add_argument(
         "--quantize",
-        choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "mxfp4"],
+        choices=QUANTIZED_TYPES,
         metavar="TYPE",
         help="quantise the matrices of a float model each time they are read; TYPE is one of "
         "%(choices)s (default: do not quantise; `airllm convert` does it once)",

@@ -57,6 +57,7 @@ class Decoder:
         self._rope_of = [  # of each kind: the index of a table, by the graph's buffer
             {name: index[id(each)] for name, each in kind.rotations.items()} for kind in model.kinds
         ]
+        self._embedded = model.carried_to(model.embed)
         self._carried_to = [model.carried_to(kind.graph) for kind in model.kinds]
         self._carried_to_head = model.carried_to(model.head)
         self._closed = False
@@ -277,7 +278,7 @@ class Decoder:
         threads = self._decode_threads if n == 1 else 0
         with self.weights.embed() as bound:
             for part, rows in zip(parts, carried, strict=True):
-                buffers = {"tokens": part.tokens, **rows}
+                buffers = {"tokens": part.tokens} | {name: rows[name] for name in self._embedded}
                 _run_whole(self._embed, bound, buffers, part, len(part.tokens), threads)
         self._run_layers(parts, carried, threads, on_layer)
         if any(len(part.logits) for part in parts):
@@ -286,8 +287,8 @@ class Decoder:
                     self._run_head(bound, part, rows, threads)
 
     def _carried_rows(self, n: int) -> "_Buffers":
-        """Memory for what the embedding's graph writes and the layers read: the residual, [n,
-        hidden_size], which each layer changes in place, and others."""
+        """Memory for what passes from graph to graph: the residual, [n, hidden_size], which each
+        layer changes in place, and others."""
         widths = self._model.carried
         return {name: np.empty((n, width), np.float32) for name, width in widths.items()}
 

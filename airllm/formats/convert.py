@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,33 +13,36 @@ from numpy.typing import NDArray
 
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
 from airllm.formats.hf_config import ROPE_INTERLEAVED
+from airllm.formats.importance import Importance
+from airllm.formats.mixes import chosen_types, file_type
 from airllm.formats.model_file import ModelFile, Tensor, in_pieces
 from airllm.formats.multiplied import multiplied
-from airllm.formats.numbers import FLOATS, WRITABLE
-from airllm.formats.retype import convert_rows, target_type
+from airllm.formats.numbers import FLOATS, SEARCHED
+from airllm.formats.retype import convert_rows
 from airllm.formats.tiled_heads import tiled_heads
 from airllm.util.progress import OnProgress
 
-__all__ = ["FILE_TYPES", "Converted", "convert"]
+__all__ = ["Converted", "convert"]
 
-# Values of general.file_type: the type of most tensors in the file.
-FILE_TYPES = {
-    **{"f32": 0, "f16": 1, "bf16": 32},
-    **{"q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "iq4_nl": 25, "mxfp4": 38},
-}
 QUANTIZATION_VERSION = 2  # of the blocks' layout, since 2023
-_LEFT_OUT = re.compile(r"split\..*|general\.(alignment|file_type|quantization_version)")
+_LEFT_OUT = re.compile(
+    r"split\..*|quantize\.imatrix\..*|general\.(alignment|file_type|quantization_version)"
+)
 
 
 @dataclass(frozen=True)
 class Converted:
     """path, n_tensors, nbytes: of the new file. requantized: the type of matrices that were
-    quantised already, and so lost precision twice; None if there were none."""
+    quantised already, and so lost precision twice; None if there were none. fallbacks: names of
+    tensors whose rows are no whole blocks of the type that they would have, with (that type, their
+    type). not_weighted: names of tensors whose importance the file does not have."""
 
     path: Path
     n_tensors: int
     nbytes: int
     requantized: str | None
+    fallbacks: Mapping[str, tuple[str, str]]
+    not_weighted: Sequence[str]
 
 
 def convert(
@@ -47,32 +51,41 @@ def convert(
     type: str,
     *,
     keep_quantized: bool = False,
+    importance: Importance | None = None,
     on_progress: OnProgress | None = None,
 ) -> Converted:
     """Write `model` to `path` with its matrices as `type`, its metadata and its tokeniser.
 
-    keep_quantized: matrices that are quantised already keep their type.
+    type: one of mixes.CONVERTIBLE. keep_quantized: matrices that are quantised already keep their
+    type. importance: how much the columns of each matrix count where scales are searched for;
+    matrices that it does not have are quantised without.
     on_progress: called with (done, total) bytes of the new file.
 
     Takes about 10 MB beside the metadata (20 MB for a quantised folder), whatever the size of the
     model. The file appears once it is complete and replaces an older one; see GGUFWriter.
-    ValueError for a type that cannot be written, FormatError for values that the type cannot hold,
-    OSError if the file cannot be written. If the disk has too little room, the OSError comes before
-    anything is written.
+    ValueError for a type that cannot be written, or that importance means nothing to; FormatError
+    for values that the type cannot hold, or for the importance of another model; OSError if the
+    file cannot be written. If the disk has too little room, the OSError comes before anything is
+    written.
     """
-    if type not in WRITABLE:
-        raise ValueError(f"type is {type!r}; expected one of {', '.join(WRITABLE)}")
-    path = Path(path)
-    model = multiplied(tiled_heads(model))
-    tied = "output.weight" not in model.tensors
+    path, model = Path(path), multiplied(tiled_heads(model))
+    chosen = chosen_types(model, type)
     sources = sorted(model.tensors.values(), key=_place)
+    kept = {each.name for each in sources if keep_quantized and each.type not in FLOATS}
     kinds = {
-        each.name: each.type
-        if keep_quantized and each.type not in FLOATS
-        else target_type(each, type, tied=tied)
-        for each in sources
+        each.name: each.type if each.name in kept else chosen.types[each.name] for each in sources
     }
-    infos = [TensorInfo(tensor.name, kinds[tensor.name], tensor.shape) for tensor in sources]
+    searched = [each for each in sources if kinds[each.name] in SEARCHED and each.name not in kept]
+    if importance is not None and not searched:
+        raise ValueError(
+            f"importance means nothing to {type}, whose scales are not searched for; choose a type "
+            "with k, or convert without it"
+        )
+    not_weighted = [] if importance is None else importance.missing(searched)
+    weights = {} if importance is None else {each.name: importance.of(each) for each in searched}
+    infos = [
+        TensorInfo(each.name, kinds[each.name], _written_shape(model, each)) for each in sources
+    ]
     total = sum(info.nbytes for info in infos)
     _check_room(path, total)
     heads = {tensor.name: _reordered_head_dim(model, tensor) for tensor in sources}
@@ -82,18 +95,21 @@ def convert(
     }
     largest = max((pieces[each.name][0][1] * each.row_bytes for each in sources), default=0)
     memory, done = np.empty(largest, np.uint8), 0
-    with GGUFWriter(path, _metadata(model, type), infos) as writer:
+    with GGUFWriter(path, _metadata(model, type, importance), infos) as writer:
         for source in sources:
             head_dim = heads[source.name]
             for rows in pieces[source.name]:
-                raw = convert_rows(model, source, kinds[source.name], rows, memory)
+                raw = convert_rows(
+                    model, source, kinds[source.name], rows, memory, weights.get(source.name)
+                )
                 writer.write(source.name, _neighbours(raw, head_dim) if head_dim > 1 else raw)
                 done += raw.nbytes
                 if on_progress is not None:
                     on_progress(done, total)
     lost = (each for each in sources if each.type not in (*FLOATS, kinds[each.name]))
     requantized = next((source.type for source in lost), None)
-    return Converted(path, len(infos), path.stat().st_size, requantized)
+    fallbacks = {name: both for name, both in chosen.fallbacks.items() if name not in kept}
+    return Converted(path, len(infos), path.stat().st_size, requantized, fallbacks, not_weighted)
 
 
 def _place(tensor: Tensor) -> tuple[int, str]:
@@ -104,11 +120,32 @@ def _place(tensor: Tensor) -> tuple[int, str]:
     return (2**31, tensor.name) if tensor.name.startswith("output") else (-1, tensor.name)
 
 
-def _metadata(model: ModelFile, type: str) -> dict[str, object]:
+def _written_shape(model: ModelFile, tensor: Tensor) -> tuple[int, ...]:
+    """The shape that other programs expect: of Mamba-2, which alone has ssm_d, ssm_a and ssm_d are
+    matrices with a value in each row, and ssm_norm has a row for each group."""
+    layer, _, slot = tensor.name.rpartition(".ssm_")
+    if f"{layer}.ssm_d" not in model.tensors or slot not in ("a", "d", "norm.weight"):
+        return tensor.shape
+    n_rows = tensor.n_rows * tensor.shape[-1]
+    if slot == "norm.weight":
+        architecture = model.metadata.text("general.architecture")
+        n_rows = model.metadata.integer(f"{architecture}.ssm.group_count", low=1)
+    return n_rows, tensor.n_rows * tensor.shape[-1] // n_rows
+
+
+def _metadata(model: ModelFile, type: str, importance: Importance | None) -> dict[str, object]:
     kept = {key: value for key, value in model.metadata.items() if not _LEFT_OUT.fullmatch(key)}
     kept.pop(ROPE_INTERLEAVED, None)
     n_quantized = {} if type in FLOATS else {"general.quantization_version": QUANTIZATION_VERSION}
-    return {**kept, "general.file_type": FILE_TYPES[type], **n_quantized}
+    by_importance = (
+        {}
+        if importance is None
+        else {
+            "quantize.imatrix.file": importance.path.name,
+            "quantize.imatrix.entries_count": len(importance.vectors),
+        }
+    )
+    return {**kept, "general.file_type": file_type(type), **n_quantized, **by_importance}
 
 
 def _reordered_head_dim(model: ModelFile, tensor: Tensor) -> int:

@@ -5,10 +5,12 @@ from numpy.typing import NDArray
 
 from airllm.formats.ggml_types import TYPES
 
-__all__ = ["FLOATS", "WRITABLE", "decode", "encode", "row_bytes"]
+__all__ = ["FLOATS", "SEARCHED", "WRITABLE", "decode", "encode", "row_bytes"]
 
 FLOATS = ("f32", "f16", "bf16")
-WRITABLE = (*FLOATS, "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")
+# Types whose scales are searched for, and for which the importance of columns counts.
+SEARCHED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+WRITABLE = (*FLOATS, "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", *SEARCHED)
 
 _KINDS = {kind.name: kind for kind in TYPES.values()}
 
@@ -33,8 +35,12 @@ def decode(raw: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
     return ops.dequantize(raw, type)
 
 
-def encode(values: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
+def encode(
+    values: NDArray[np.float32], type: str, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
     """values: float32 [n, k], C-contiguous. Returns uint8 [n, row_bytes], rounded to the nearest.
+
+    importance: float32 [k], for types in SEARCHED: see ops.quantize.
 
     ValueError for a value that `type` cannot hold: NaN, infinities, and values beyond F16's range,
     which is also the type of the scales of quantised blocks.
@@ -53,4 +59,4 @@ def encode(values: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
         return ops.float32_to_float16(values).astype("<f2", copy=False).view(np.uint8)
     if type == "bf16":
         return ops.float32_to_bfloat16(values).astype("<u2", copy=False).view(np.uint8)
-    return ops.quantize(values, type)
+    return ops.quantize(values, type, importance)

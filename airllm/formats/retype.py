@@ -9,39 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.mapped_file import MappedFile, quote
+from airllm.formats.mixes import chosen_types
 from airllm.formats.model_file import ModelFile, Tensor, in_pieces
-from airllm.formats.numbers import FLOATS, WRITABLE, decode, encode, row_bytes
+from airllm.formats.numbers import FLOATS, decode, encode, row_bytes
 from airllm.util.closing import Closing
 from airllm.util.metadata import FormatError, Metadata
-from airllm.util.shown import shown
 
-__all__ = ["RetypedModel", "convert_rows", "retyped", "target_type"]
-
-_FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_0")
-
-# Names of matrices that stay as they are. ssm_a, ssm_d and ssm_norm are vectors in effect.
-_EXACT = (
-    *(".bias", "ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
-    *("ssm_norm.weight", "ssm_a", "ssm_d"),
-    *(f"ssm_conv1d_{part}.weight" for part in "qkv"),
-)
+__all__ = ["RetypedModel", "convert_rows", "retyped"]
 
 Bytes = npt.NDArray[np.uint8]
-
-
-def target_type(tensor: Tensor, wanted: str, *, tied: bool) -> str:
-    """The type of a tensor in a model of type `wanted`.
-
-    Vectors, biases, short convolutions and the routers of experts are F32: they are a thousandth of
-    a model and matter much.
-    The matrix that makes the logits (the embedding if it is `tied`) has at least 8 bit. Rows that
-    are not whole blocks are F16.
-    """
-    if len(tensor.shape) < 2 or tensor.name.endswith(_EXACT):
-        return "f32"
-    if tensor.name == ("token_embd.weight" if tied else "output.weight"):
-        wanted = _FINER.get(wanted, wanted)
-    return "f16" if row_bytes(wanted, tensor.shape[-1]) is None else wanted
 
 
 def retyped(tensor: Tensor, type: str) -> Tensor:
@@ -56,16 +32,33 @@ def retyped(tensor: Tensor, type: str) -> Tensor:
 
 
 def convert_rows(
-    file: ModelFile, tensor: Tensor, type: str, rows: tuple[int, int], memory: Bytes
+    file: ModelFile,
+    tensor: Tensor,
+    type: str,
+    rows: tuple[int, int],
+    memory: Bytes,
+    importance: npt.NDArray[np.float32] | None = None,
 ) -> Bytes:
     """Read rows of a tensor of `file` and convert them to `type`: uint8 [rows, row_bytes].
-    memory: takes the bytes of the file. FormatError names a tensor with values that `type` cannot
-    hold."""
+
+    memory: takes the bytes of the file. importance: float32 [n matrices, k], of the columns of each
+    matrix in the tensor, for types in SEARCHED. FormatError names a tensor with values that `type`
+    cannot hold.
+    """
     raw = file.read(tensor.name, memory, rows)
     if type == tensor.type:
         return raw
+    values = decode(raw, tensor.type)
     try:
-        return encode(decode(raw, tensor.type), type)
+        if importance is None:
+            return encode(values, type)
+        n, first, made = tensor.n_rows // len(importance), rows[0], []
+        while first < rows[1]:  # up to the end of the matrix
+            end = min((first // n + 1) * n, rows[1])
+            part = values[first - rows[0] : end - rows[0]]
+            made.append(encode(part, type, importance[first // n]))
+            first = end
+        return np.concatenate(made)
     except ValueError as error:
         raise FormatError(f"{file.path}: tensor {quote(tensor.name)} {error}") from None
 
@@ -83,9 +76,7 @@ class RetypedModel(Closing):
 
     def __init__(self, file: ModelFile, type: str) -> None:
         """ValueError for an unknown type, or a model without float matrices."""
-        if type not in WRITABLE:
-            raise ValueError(f"quantize is {shown(type)}; expected one of {', '.join(WRITABLE)}")
-        tied = "output.weight" not in file.tensors
+        types = chosen_types(file, type, argument="quantize").types
         self._file, self._type = file, type
         self.path, self.metadata, self.parts = file.path, file.metadata, file.parts
         matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) > 1]
@@ -95,9 +86,7 @@ class RetypedModel(Closing):
                 f"{file.path}: its matrices are quantised already ({matrices[0].type}); "
                 "`airllm convert` makes another type of them, with what they have lost"
             )
-        changed = {
-            tensor.name: retyped(tensor, target_type(tensor, type, tied=tied)) for tensor in floats
-        }
+        changed = {tensor.name: retyped(tensor, types[tensor.name]) for tensor in floats}
         self.tensors = MappingProxyType({**file.tensors, **changed})
         self.closed = False
 

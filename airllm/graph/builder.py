@@ -173,6 +173,57 @@ class GraphBuilder:
             softcap=softcap,
         )
 
+    def index_append(self, x: Buffer) -> None:
+        """Writes x, [n_tokens, head_dim], to the end of the layer's index of keys."""
+        self._append(Op("index_append", (x.name,), None, (), {"head_dim": x.width}))
+
+    def index_select(
+        self,
+        q: Buffer,
+        weights: Buffer,
+        n_heads: int,
+        n_selected: int,
+        *,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """The positions that each token sees, up to its own: the n_selected that have the highest
+        sums over heads h of weights[h] * max(q[h] . key, 0), ascending; all, and then -1, if they
+        are fewer. q: [n_tokens, n_heads * head_dim], weights: [n_tokens, n_heads]
+        -> [n_tokens, n_selected]"""
+        return self._emit(
+            "index_select",
+            [q, weights],
+            out,
+            n_heads=n_heads,
+            head_dim=q.width // n_heads,
+            n_selected=n_selected,
+        )
+
+    def sparse_attention(
+        self,
+        q: Buffer,
+        selection: Buffer,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        *,
+        scale: float,
+        value_dim: int = 0,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """As attention, over the positions of `selection`, [n_tokens, n_selected], see
+        index_select. -> [n_tokens, n_heads * value_dim]"""
+        return self._emit(
+            "sparse_attention",
+            [q, selection],
+            out,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim or head_dim,
+            scale=scale,
+        )
+
     def swiglu(self, gate: Buffer, up: Buffer, *, out: Buffer | None = None) -> Buffer:
         """silu(gate) * up"""
         return self._emit("swiglu", [gate, up], out)

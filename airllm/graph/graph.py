@@ -58,6 +58,9 @@ class Graph:
         except GraphError as error:
             raise GraphError(f"graph {self.name!r}: {error}") from None
 
+    def has(self, buffer: str) -> bool:
+        return any(each.name == buffer for each in self.buffers)
+
     @property
     def row_bytes(self) -> int:
         """Bytes of the internal buffers for each token of a batch."""
@@ -96,6 +99,7 @@ def _check(graph: Graph) -> dict[str, Role]:
     written = {buffer.name for buffer in graph.buffers if buffer.external}
     roles: dict[str, Role] = {}
     cache: tuple[Attr, Attr] | None = None  # (n_kv_heads, head_dim) that the graph appends
+    index: Attr | None = None  # head_dim of the keys that it appends to the index
     for_matrices: dict[str, Attr] = {}  # buffer of a quantized_norm -> its activations
     for op in graph.ops:
         call = look_up(op, buffers, weights)
@@ -112,7 +116,14 @@ def _check(graph: Graph) -> dict[str, Role]:
         if op.kind in ("kv_append", "rope_append", "latent_append"):
             call.require(cache is None, "keys are appended twice")
             cache = op.attrs["n_kv_heads"], op.attrs["head_dim"]
-        elif op.kind == "attention" and cache is not None:  # else it reads another layer's keys
+        elif op.kind == "index_append":
+            call.require(index is None, "keys of the index are appended twice")
+            index = op.attrs["head_dim"]
+        elif op.kind == "index_select":
+            wanted_dim = op.attrs["head_dim"]
+            call.require(index == wanted_dim, f"reads keys of {wanted_dim}, the index has {index}")
+        elif op.kind in ("attention", "sparse_attention") and cache is not None:
+            # Without keys of its own, the graph reads another layer's.
             wanted = op.attrs["n_kv_heads"], op.attrs["head_dim"]
             call.require(cache == wanted, f"reads KV heads {wanted}, the cache has {cache}")
         check_outputs(call, SIGNATURES[op.kind].width(call), buffers)

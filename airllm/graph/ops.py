@@ -83,6 +83,23 @@ SIGNATURES: Mapping[str, Signature] = {
         attrs="n_heads n_kv_heads head_dim value_dim scale window softcap",
         optional=True,
     ),
+    # writes x as keys of the layer's index, by which tokens select the positions that they see
+    "index_append": _signature("x", widths.index_append, flops=0, attrs="head_dim"),
+    # out: the n_selected positions, up to the token's own, with the highest scores, ascending, as
+    # float32; or all of them, and then -1, if they are fewer. A position's score is the sum over
+    # heads h of weights[h] * max(q[h] . key, 0), where a product that is NaN counts as 0. NaN is
+    # the highest score; of equal ones the earlier position is selected.
+    "index_select": _signature(
+        "q weights", widths.index_select, flops=0, attrs="n_heads head_dim n_selected"
+    ),
+    # attention of q over the positions that index_select wrote for the token; a token at a position
+    # below n_selected sees all up to its own, whatever is selected
+    "sparse_attention": _signature(
+        "q selection",
+        widths.sparse_attention,
+        flops=0,
+        attrs="n_heads n_kv_heads head_dim value_dim scale",
+    ),
     # out = silu(gate) * up
     "swiglu": _signature("gate up", widths.elementwise, flops=5, in_place="gate up"),
     # out = gelu(gate) * up, with the tanh approximation

@@ -5,13 +5,21 @@ from itertools import accumulate
 
 from airllm.graph.graph import Graph
 
-__all__ = ["KeysValues", "LayerArgument", "LayerState", "recurrent_places", "state_of"]
+__all__ = [
+    "KeysArgument",
+    "KeysValues",
+    "LayerArgument",
+    "LayerState",
+    "recurrent_places",
+    "state_of",
+]
 
 
-# What a backend is told of a layer's state: (table, k_offset, v_offset, type, n_kv_heads, head_dim,
-# value_dim), or None for a layer without keys; then the first of its recurrent floats, and their
-# number.
-LayerArgument = tuple[tuple[int, int, int, str, int, int, int] | None, int, int]
+# What a backend is told of keys: (table, k_offset, v_offset, type, n_kv_heads, head_dim, value_dim)
+KeysArgument = tuple[int, int, int, str, int, int, int]
+# And of a layer's state: its keys, or None for a layer without them; the first of its recurrent
+# floats, and their number; the keys of its index, or None.
+LayerArgument = tuple[KeysArgument | None, int, int, KeysArgument | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +40,13 @@ class KeysValues:
 @dataclass(frozen=True, slots=True)
 class LayerState:
     """keys: None if the layer has none of its own. keys_of: the layer whose keys and values it
-    reads in their place. recurrent_floats: of memory that each token changes."""
+    reads in their place. recurrent_floats: of memory that each token changes. index: keys beside
+    the others, by which a token selects the positions that it sees."""
 
     keys: KeysValues | None = None
     keys_of: int | None = None
     recurrent_floats: int = 0
+    index: KeysValues | None = None
 
 
 def recurrent_places(graph: Graph) -> list[int]:
@@ -46,7 +56,7 @@ def recurrent_places(graph: Graph) -> list[int]:
 
 def state_of(graph: Graph, keys_of: int | None = None) -> LayerState:
     """What the graph of a layer keeps."""
-    keys, window, values = None, 0, 0
+    keys, index, window, values = None, None, 0, 0
     for op in graph.ops:
         call = graph.call(op)
         if op.kind in ("kv_append", "rope_append"):
@@ -56,6 +66,10 @@ def state_of(graph: Graph, keys_of: int | None = None) -> LayerState:
             keys = KeysValues(call.count("n_kv_heads"), call.count("head_dim"), 0, 0, True)
         elif op.kind == "attention":
             window, values = int(op.attrs["window"]), call.count("value_dim")
+        elif op.kind == "sparse_attention":
+            values = call.count("value_dim")
+        elif op.kind == "index_append":
+            index = KeysValues(1, call.count("head_dim"), call.count("head_dim"), 0, True)
     if keys is not None:
         keys = KeysValues(keys.n_kv_heads, keys.head_dim, values, window, keys.values_in_keys)
-    return LayerState(keys, keys_of, sum(map(graph.recurrent_floats, graph.ops)))
+    return LayerState(keys, keys_of, sum(map(graph.recurrent_floats, graph.ops)), index)

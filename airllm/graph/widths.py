@@ -123,6 +123,40 @@ def attention(call: Call) -> int:
     return n_heads * call.count("value_dim")
 
 
+MOST_SELECTED = 2**16  # that the kernels take
+
+
+def index_append(call: Call) -> None:
+    head_dim = call.count("head_dim")
+    call.require_width(0, head_dim, f"a key of {head_dim}")
+
+
+def index_select(call: Call) -> int:
+    n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
+    n_selected = call.count("n_selected")
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    call.require_width(1, n_heads, "a weight for each head")
+    call.require(
+        n_selected <= MOST_SELECTED,
+        f"n_selected is {n_selected}, expected at most {MOST_SELECTED}",
+    )
+    return n_selected
+
+
+def sparse_attention(call: Call) -> int:
+    n_heads, n_kv_heads = call.count("n_heads"), call.count("n_kv_heads")
+    head_dim, n_selected = call.count("head_dim"), call.inputs[1].width
+    call.require(
+        n_heads % n_kv_heads == 0, f"{n_heads} heads cannot share {n_kv_heads} KV heads evenly"
+    )
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    call.require(
+        n_selected <= MOST_SELECTED,
+        f"{n_selected} positions are selected, expected at most {MOST_SELECTED}",
+    )
+    return n_heads * call.count("value_dim")
+
+
 def softcap(call: Call) -> int:
     _check_float(call, "cap", least=1e-6)
     return call.inputs[0].width

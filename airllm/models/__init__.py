@@ -15,11 +15,13 @@ from airllm.graph.state import LayerState, state_of
 from airllm.models import (
     cohere2,
     deepseek2,
+    deepseek32,
     falcon_h1,
     gemma2,
     gemma3,
     gemma4,
     glm4moe,
+    glm_dsa,
     gpt_oss,
     granite,
     kimi_k3,
@@ -50,11 +52,13 @@ __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 _MODULES = (
     cohere2,
     deepseek2,
+    deepseek32,
     falcon_h1,
     gemma2,
     gemma3,
     gemma4,
     glm4moe,
+    glm_dsa,
     gpt_oss,
     granite,
     kimi_k3,
@@ -114,18 +118,20 @@ class Model:
 
     @property
     def carried(self) -> dict[str, int]:
-        """Widths of the buffers that the embedding's graph has, beside the tokens: the residual,
-        and others that layers read or write."""
+        """Widths of the buffers that pass from graph to graph: the residual, and others that the
+        embedding's graph or a layer's writes, and later layers read."""
+        graphs = [self.embed, *(kind.graph for kind in self.kinds)]
+        written = {name for graph in graphs for op in graph.ops for name in op.outputs}
         return {
             buffer.name: buffer.width
-            for buffer in self.embed.buffers
-            if buffer.external and buffer.dtype == "float32"
+            for graph in graphs
+            for buffer in graph.buffers
+            if buffer.external and buffer.name in written
         }
 
     def carried_to(self, graph: Graph) -> list[str]:
         """The names of the carried buffers that a graph has."""
-        names = {buffer.name for buffer in graph.buffers}
-        return [name for name in self.carried if name in names]
+        return [name for name in self.carried if graph.has(name)]
 
     @property
     def rotations(self) -> list[Rotation]:

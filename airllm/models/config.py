@@ -6,6 +6,7 @@ from typing import Literal
 __all__ = [
     "DeltaNet",
     "Factors",
+    "Indexer",
     "Latent",
     "LayerConfig",
     "Mamba2",
@@ -27,6 +28,7 @@ class LayerConfig:
     keys_of: the earlier layer whose keys and values it reads; None: it has its own.
     keys_are_values: whether V is what K is made of.
     head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
+    selects: whether it selects the positions that tokens see; else an earlier layer has done it.
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
     n_earlier, keeps_residual: see ModelConfig.residual_block. How many residuals are kept before
     the layer, and whether it keeps its own.
@@ -41,6 +43,7 @@ class LayerConfig:
     n_kv_heads: int = 0
     rope_dims: int = 0
     intermediate_size: int = 0
+    selects: bool = True
     mixer: Mixer = "attention"
     n_earlier: int = 0
     keeps_residual: bool = False
@@ -74,6 +77,22 @@ class Latent:
     unrotated: int
     value_dim: int
     gated: bool = False
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """How a token selects the positions that it sees (arXiv:2512.02556); see
+    GraphBuilder.index_select.
+
+    n_heads, head_dim: of the index's queries. interleaved: whether they rotate pairs of neighbours.
+    shared: whether layers see what an earlier layer selected (LayerConfig.selects).
+    """
+
+    n_heads: int
+    head_dim: int
+    n_selected: int
+    interleaved: bool
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,6 +194,7 @@ class ModelConfig:
     shared_expert_size: int = 0  # of the expert that all tokens use; 0: there is none
     shared_expert_gated: bool = False  # its output is multiplied by a sigmoid of its input
     latent: Latent | None = None
+    indexer: Indexer | None = None
     delta_net: DeltaNet | None = None
     gate_limit: float = 0.0  # of gpt-oss's activation of the experts; 0: SwiGLU
     router: Router = Router()

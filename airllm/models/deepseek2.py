@@ -8,6 +8,7 @@ latents, by `attn_v_b`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -104,11 +105,29 @@ def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, 
     return {"rope": rope}
 
 
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    return blocks.layer(c, activations, layer, mixer=attention)
+# What a head sees: (graph, config, layer, queries, the layer's input, the compressed queries)
+# -> weighted sums of latents. queries: [n, heads * (rank + rope_dims)]; sums: [n, heads * rank]
+Attend = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer, Buffer, Buffer], Buffer]
 
 
-def attention(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
+def see_all(
+    g: GraphBuilder, c: ModelConfig, layer: LayerConfig, q: Buffer, h: Buffer, h_q: Buffer
+) -> Buffer:
+    assert c.latent is not None
+    return g.attention(
+        q, c.n_heads, 1, c.head_dim, scale=c.attention_scale, value_dim=c.latent.rank
+    )
+
+
+def layer(
+    c: ModelConfig, activations: Activations, layer: LayerConfig, attend: Attend = see_all
+) -> Graph:
+    return blocks.layer(c, activations, layer, mixer=partial(attention, attend=attend))
+
+
+def attention(
+    g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer, attend: Attend = see_all
+) -> Buffer:
     """h: [n, hidden] -> [n, hidden]"""
     m, heads, rope_dims = c.latent, c.n_heads, c.rope_dims
     assert m is not None
@@ -133,14 +152,8 @@ def attention(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) ->
     plain = g.take_head_columns(q, heads, 0, m.unrotated)  # [n, heads * unrotated]
     absorbed = g.head_linear(plain, g.weight("attn_k_b", heads, m.rank, m.unrotated))
     turning = rotated(g.take_head_columns(q, heads, m.unrotated, rope_dims), heads)
-    a = g.attention(
-        g.join_heads(absorbed, turning, heads),
-        heads,
-        1,
-        c.head_dim,
-        scale=c.attention_scale,
-        value_dim=m.rank,
-    )  # [n, heads * rank]
+    joined = g.join_heads(absorbed, turning, heads)  # [n, heads * (rank + rope_dims)]
+    a = attend(g, c, layer, joined, h, h_q)  # [n, heads * rank]
     v = g.head_linear(a, g.weight("attn_v_b", heads, m.value_dim, m.rank))  # [n, heads * value_dim]
     if m.gated:
         gate = blocks.linear(g, c, h, "attn_gate", heads * m.value_dim)
@@ -207,7 +220,7 @@ def _v2(config: HFReader) -> dict[str, object]:
     return values | (groups if config.get("topk_method") == "group_limited_greedy" else {})
 
 
-def _v3(config: HFReader) -> dict[str, object]:
+def values_of_v3(config: HFReader) -> dict[str, object]:
     config.expect("scoring_func", None, "sigmoid")
     config.expect("topk_method", None, "noaux_tc")
     return {**latent_values(config), **groups_of(config), "expert_gating_func": 2}
@@ -243,6 +256,7 @@ def _yarn(config: HFReader) -> dict[str, object]:
     return {LOG_MULTIPLIER: 0.1 * scale, "rope.scaling.attn_factor": 1.0}
 
 
+DEFAULTS_OF_V3 = {"n_shared_experts": 1, "norm_topk_prob": True, "v_head_dim": 128}
 _HF = partial(
     HuggingFace,
     architecture="deepseek2",
@@ -250,9 +264,7 @@ _HF = partial(
     rope_interleaved=True,
     gguf_interleaved=True,
 )
-_V3 = partial(
-    _HF, values=_v3, defaults={"n_shared_experts": 1, "norm_topk_prob": True, "v_head_dim": 128}
-)
+_V3 = partial(_HF, values=values_of_v3, defaults=DEFAULTS_OF_V3)
 
 FAMILY = Family(
     ("deepseek2",),

@@ -23,7 +23,7 @@ __all__ = ["EXPERT_NAMES", "NAMES", "SPARSE_NAMES", "HFReader", "HuggingFace"]
 _ARITHMETIC = re.compile(
     "scal|multipl|softcap|capping|rope|rotary|window|expert|moe|norm|_act|layer_types|sparse"
     "|bidirectional|quantization|alibi|qk_|clip|logit|bias|top_k|topk|n_group"
-    "|conv|mamba|ssm|time_step|block_|pattern|latent"
+    "|conv|mamba|ssm|time_step|block_|pattern|latent|index_|indexer"
 )
 _HARMLESS = frozenset(
     [

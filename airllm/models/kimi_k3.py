@@ -61,15 +61,6 @@ def _seen(g: GraphBuilder, c: ModelConfig, x: Buffer, n_earlier: int, slot: str)
     return g.residual_attention(x, _earlier(g, c), score, n_earlier, c.norm_eps)
 
 
-def embed(c: ModelConfig, activations: Activations) -> Graph:
-    g = GraphBuilder("embed", activations=activations)
-    tokens = g.external("tokens", 1, "int32")  # [n]
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    _earlier(g, c)  # which layers fill
-    g.embed(tokens, g.weight("token_embd", c.vocab_size, c.hidden_size), out=x)
-    return g.build()
-
-
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     g = GraphBuilder("layer", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
@@ -134,4 +125,4 @@ def _experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
     return g.add(y, _network(g, c, h, c.shared_expert_size, "_shexp"), out=y)
 
 
-FAMILY = Family(("kimi-k3",), (), configure, layer, embed, head)
+FAMILY = Family(("kimi-k3",), (), configure, layer, head=head)

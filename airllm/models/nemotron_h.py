@@ -206,7 +206,7 @@ FAMILY = Family(
             _NAMES,
             changed=CHANGED,
             defaults=_defaults,
-            norm_eps=("layer_norm_epsilon", "attention.layer_norm_rms_epsilon"),
+            norm_eps=("layer_norm_epsilon", "attention.layer_norm_epsilon"),
         ),
     ),
     configure,

@@ -178,7 +178,7 @@ def attention_apply(
     step = max(1, _SCORES_BYTES // (4 * max(group * n_kv, 1)))
     for head in range(n_kv_heads):
         heads = slice(head * group, (head + 1) * group)
-        keys, values = _widened(k[head]), _widened(v[head])  # [n_kv, head_dim], [n_kv, value_dim]
+        keys, values = widened(k[head]), widened(v[head])  # [n_kv, head_dim], [n_kv, value_dim]
         sink = np.full(group, -np.inf, np.float32) if sinks is None else sinks[heads]
         for start in range(0, n_q, step):
             rows = slice(start, min(start + step, n_q))
@@ -216,7 +216,7 @@ def _lse_without_features(
     return np.asarray(np.logaddexp(np.log(seen)[:, np.newaxis], sink))
 
 
-def _widened(rows: Cache) -> Float32:
+def widened(rows: Cache) -> Float32:
     """Rows of keys or values as float32, which holds the values of all three types exactly."""
     if rows.dtype == np.uint8:
         return decode(rows.view(np.uint8), "q8_0")

@@ -1,8 +1,8 @@
 """Number formats of weights: float16, bfloat16 and GGML's quantised blocks (see blocks.py).
 
-Layouts and rounding are those of GGML (ggml-common.h and the quantize_row_*_ref functions of
-ggml-quants.c). K-quants, iq4_xs and the types after mxfp4 can only be read. GGML searches for the
-scales of nearly all of them with heuristics that may change, so that no result is the right one.
+Layouts are those of GGML (ggml-common.h). Blocks of 32 are rounded as its quantize_row_*_ref
+functions do (ggml-quants.c). The scales of K-quants are searched for, see k_search.py. iq4_xs and
+the types after mxfp4 can only be read.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,8 @@ from airllm.numpy_ops.blocks import (
     power_of_two,
 )
 from airllm.numpy_ops.checks import Float32
+from airllm.numpy_ops.k_blocks import quantize_k
+from airllm.numpy_ops.k_search import SEARCHES
 
 # type: (values in a block, bytes of a block)
 TYPES = {
@@ -60,25 +62,37 @@ def row_bytes(type: str, k: int) -> int:
     return k // block * size
 
 
-def quantize(x: Float32, type: str) -> Bytes:
-    """Pack each row of x into blocks of 32, rounding as GGML does.
+def quantize(x: Float32, type: str, importance: Float32 | None = None) -> Bytes:
+    """Pack each row of x into blocks.
 
-    x: float32 [..., n], n a multiple of 32; type: "q8_0", "q4_0", "q4_1", "q5_0",
-        "q5_1", "iq4_nl" or "mxfp4".
-    Returns uint8 [..., n / 32 * bytes of a block]. A block that holds NaN, an infinity, or a value
-    so large that the float16 scale overflows does not dequantise to finite values.
+    x: float32 [..., n], n a multiple of the block. type: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1",
+        "iq4_nl" or "mxfp4", which have blocks of 32 and are rounded as GGML does; or "q2_k",
+        "q3_k", "q4_k", "q5_k" or "q6_k", which have blocks of 256 and the scales with the least
+        squared error that a search finds.
+    importance: float32 [n], finite and not negative: how much the squared error of each column
+        counts in the search. None: the same for all.
+    Returns uint8 [..., n / values of a block * bytes of a block]. A block that holds NaN, an
+    infinity, or a value so large that the float16 scale overflows does not dequantise to finite
+    values.
     """
     x = checks.float32("quantize", "x", x)
-    checks.choice("quantize", "type", type, list(_QUANTIZERS))
-    n = x.shape[-1]
-    if n % BLOCK:
+    checks.choice("quantize", "type", type, WRITABLE)
+    n, block = x.shape[-1], TYPES[type][0]
+    if n % block:
         raise ValueError(
-            f"quantize: x has shape {x.shape}; expected a last axis that is a multiple of {BLOCK}, "
+            f"quantize: x has shape {x.shape}; expected a last axis that is a multiple of {block}, "
             f"the block of {type}. Pad the rows with zeros."
         )
+    if importance is not None:
+        importance = _checked(importance, type, n)
     if not x.size:
         return np.empty((*x.shape[:-1], row_bytes(type, n)), np.uint8)
-    blocks = x.reshape(-1, BLOCK)
+    blocks = x.reshape(-1, block)
+    if type in SEARCHES:
+        of_blocks = None if importance is None else np.resize(importance, x.size)
+        weights = None if of_blocks is None else of_blocks.reshape(blocks.shape)
+        packed = quantize_k(blocks, type, weights)
+        return packed.reshape(*x.shape[:-1], row_bytes(type, n))
     with np.errstate(all="ignore"):
         header, quants = _QUANTIZERS[type](blocks)
         if header.dtype == np.float32:
@@ -87,12 +101,30 @@ def quantize(x: Float32, type: str) -> Bytes:
     return packed.reshape(*x.shape[:-1], row_bytes(type, n))
 
 
+def _checked(importance: Float32, type: str, n: int) -> Float32:
+    if type not in SEARCHES:
+        raise ValueError(
+            f"quantize: importance is given; expected None for {type}, which does not search for "
+            "its scales. Choose q2_k, q3_k, q4_k, q5_k or q6_k, or leave importance out."
+        )
+    importance = checks.float32("quantize", "importance", importance)
+    checks.shape("quantize", "importance", importance, (n,), "one number for each column of x")
+    good = (importance >= 0) & (importance < np.inf)
+    if not good.all():
+        at = int(good.argmin())
+        raise ValueError(
+            f"quantize: importance[{at}] is {float(importance[at])}; expected finite numbers from "
+            "0 on."
+        )
+    return importance
+
+
 def dequantize(data: Bytes, type: str) -> Float32:
     """The values of packed rows, exactly.
 
     data: uint8 [..., row_bytes], as a file has them or `quantize` returns them.
-    type: what `quantize` takes, or "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "iq3_xxs",
-        "iq3_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_s", "iq1_m", "tq1_0", "tq2_0" or "nvfp4".
+    type: what `quantize` takes, or "iq4_xs", "iq3_xxs", "iq3_s", "iq2_xxs", "iq2_xs", "iq2_s",
+        "iq1_s", "iq1_m", "tq1_0", "tq2_0" or "nvfp4".
     Returns float32 [..., row_bytes / bytes of a block * values in a block].
     """
     data = checks.array("dequantize", "data", data, ["uint8"])
@@ -191,6 +223,10 @@ _QUANTIZERS: dict[str, Callable[[Float32], tuple[NDArray[Any], NDArray[Any]]]] =
     "iq4_nl": _quantize_iq4_nl,
     "mxfp4": _quantize_mxfp4,
 }
+
+
+# The types that `quantize` takes, in the order of TYPES.
+WRITABLE = [type for type in TYPES if type in _QUANTIZERS or type in SEARCHES]
 
 
 def _round_from_largest(x: Float32, zero: int) -> tuple[Float32, Bytes]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from airllm.graph.state import KeysValues, LayerArgument, LayerState
+from airllm.graph.state import KeysArgument, KeysValues, LayerArgument, LayerState
 from airllm.numpy_ops.quants import TYPES, row_bytes
 
 __all__ = ["PAGE_ROWS", "SLACK", "KVType", "KeysPlace", "LayerPlace", "StateLayout", "Table"]
@@ -40,6 +40,7 @@ class LayerPlace:
     keys: KeysPlace | None
     recurrent_first: int  # in floats
     recurrent_floats: int
+    index: KeysPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,13 @@ class StateLayout:
                     self.tables.append(Table(0, layer.keys.window))
                     whole = whole if layer.keys.window else table
                 place = self._place(table, layer.keys)
-            self.layers.append(LayerPlace(place, self.recurrent_floats, layer.recurrent_floats))
+            index = None
+            if layer.index is not None:
+                assert place is not None
+                index = self._place(place.table, layer.index)
+            self.layers.append(
+                LayerPlace(place, self.recurrent_floats, layer.recurrent_floats, index)
+            )
             self.recurrent_floats += layer.recurrent_floats
         self._tables_of: dict[tuple[int, int], list[int]] = {}
         # Whether a sequence can go back to any earlier length.
@@ -122,14 +129,16 @@ class StateLayout:
 
     def argument(self, layer: LayerPlace) -> LayerArgument:
         """A layer as Backend.sequence_state takes it."""
-        keys = None
-        if layer.keys is not None:
-            place, own = layer.keys, layer.keys.shape
-            keys = (
-                *(place.table, place.k_offset, place.v_offset, self.kv_type),
-                *(own.n_kv_heads, own.head_dim, own.value_dim),
-            )
-        return keys, layer.recurrent_first, layer.recurrent_floats
+
+        def keys(place: KeysPlace | None) -> KeysArgument | None:
+            if place is None:
+                return None
+            own = place.shape
+            where = place.table, place.k_offset, place.v_offset, self.kv_type
+            return *where, own.n_kv_heads, own.head_dim, own.value_dim
+
+        index = keys(layer.index)
+        return keys(layer.keys), layer.recurrent_first, layer.recurrent_floats, index
 
     def tables_of(self, first_layer: int, last_layer: int) -> list[int]:
         """The tables that layers [first, last) append to."""

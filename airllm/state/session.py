@@ -10,7 +10,7 @@ The file, little-endian throughout:
         more names with texts, up to 16 in all
     keys and values: for each layer that has its own the keys, then the values if they are not part
         of the keys; for each KV head the rows of the tokens; of a layer with a window, only the
-        tokens that the next token sees
+        tokens that the next token sees; then the keys of its index, if it has one
     recurrent memory: float32 of each layer
     32 bytes SHA-256 of everything before it
 
@@ -234,17 +234,19 @@ def _kv_type(state: SequenceState) -> bytes:
 def _kept(state: SequenceState) -> bytes:
     """A hash of what each layer keeps."""
     kept = [
-        (layer.keys and astuple(layer.keys.shape), layer.recurrent_floats)
+        (
+            *(layer.keys and astuple(layer.keys.shape), layer.recurrent_floats),
+            *([astuple(layer.index.shape)] if layer.index else []),
+        )
         for layer in state.layout.layers
     ]
     return hashlib.sha256(repr(kept).encode()).digest()
 
 
 def _own_keys(state: SequenceState) -> list[KeysPlace]:
-    """Of each layer that does not read another layer's."""
-    return list(
-        dict.fromkeys(layer.keys for layer in state.layout.layers if layer.keys is not None)
-    )
+    """Of each layer that does not read another layer's, and then of its index."""
+    places = [place for layer in state.layout.layers for place in (layer.keys, layer.index)]
+    return list(dict.fromkeys(place for place in places if place is not None))
 
 
 def _rows(state: SequenceState, length: int) -> Iterator[NDArray[np.uint8]]:

@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 
 from airllm.formats.gguf_writer import TensorInfo
+from airllm.formats.mixes import target_type
 from airllm.formats.model_file import ModelFile
-from airllm.formats.retype import target_type
 from airllm.models import load_model
 from airllm.util.metadata import Metadata
 from airllm.weights.layer_weights import places, tensor_name

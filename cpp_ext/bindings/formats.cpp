@@ -1,7 +1,10 @@
 // Conversion between float32 and the number formats of weights.
+#include <limits>
+
 #include "bindings/arrays.h"
 #include "bindings/gil.h"
 #include "bindings/module.h"
+#include "bindings/parallel.h"
 #include "dispatch.h"
 #include "ops/matrix.h"
 
@@ -31,15 +34,57 @@ void decode(DType type, const void* x, float* y, std::size_t n) {
     kernels().to_float(type, static_cast<const std::byte*>(x), y, n);
 }
 
-py::array quantize(py::handle x_object, py::handle type_object) {
+// Nanoseconds that a value takes, for the number of threads.
+constexpr std::size_t search_time = 32, rounding_time = 4;
+
+// One for each column of x, or none.
+std::optional<Array> importance_argument(const Array& x, DType type, py::handle object) {
+    if (object.is_none()) return std::nullopt;
+    if (!is_searched(type))
+        value_error("quantize: importance is given; expected None for " +
+                    std::string(dtype_name(type)) +
+                    ", which does not search for its scales. Choose q2_k, q3_k, q4_k, q5_k or "
+                    "q6_k, or leave importance out.");
+    Array importance = float_array("quantize", "importance", object);
+    const auto columns = static_cast<py::ssize_t>(x.axis(-1));
+    importance.require_shape(std::array{columns}, "one number for each column of x");
+    for (std::size_t i = 0; i < importance.size(); ++i) {
+        const float value = importance.floats()[i];
+        if (!(value >= 0.0f && value <= std::numeric_limits<float>::max()))
+            value_error("quantize: importance[" + std::to_string(i) + "] is " +
+                        text(py::float_(value)) + "; expected finite numbers from 0 on.");
+    }
+    return importance;
+}
+
+py::array quantize(py::handle x_object, py::handle type_object, py::handle importance_object) {
     const Array x = float_array("quantize", "x", x_object);
     const DType type = dtype_argument({"quantize", "type", type_object}, is_made);
-    if (x.axis(-1) % quant_block)
+    const std::string name = dtype_name(type);
+    const auto [elements, bytes] = block_size(type);
+    if (x.axis(-1) % elements)
         value_error("quantize: x has shape " + to_text(x.shape()) +
-                    "; expected a last axis that is a multiple of 32, the block of " +
-                    py::str(type_object).cast<std::string>() + ". Pad the rows with zeros.");
+                    "; expected a last axis that is a multiple of " + std::to_string(elements) +
+                    ", the block of " + name + ". Pad the rows with zeros.");
+    const std::optional<Array> importance = importance_argument(x, type, importance_object);
     auto out = empty<std::uint8_t>(with_last_axis(x.shape(), row_bytes(type, x.axis(-1))));
-    encode(type, x.floats(), out.mutable_data(), x.size());
+    const KernelTable& table = kernels();
+    const float* values = x.floats();
+    const float* weights = importance ? importance->floats() : nullptr;
+    auto* const blocks = reinterpret_cast<std::byte*>(out.mutable_data());
+    const std::size_t columns = x.axis(-1), block = elements, step = bytes;
+    const bool searched = is_searched(type);
+    run_parallel(x.size() * (searched ? search_time : rounding_time), [&](const Worker& worker) {
+        deal(worker, x.size() / block, 1, [&](std::size_t first, std::size_t last) {
+            if (!searched)
+                return table.from_float(type, values + first * block, blocks + first * step,
+                                        (last - first) * block);
+            for (std::size_t b = first; b < last; ++b)
+                table.quantize_k(type, values + b * block,
+                                 weights != nullptr ? weights + b * block % columns : nullptr,
+                                 blocks + b * step, block);
+        });
+    });
     return out;
 }
 
@@ -90,17 +135,22 @@ py::array bfloat16_to_float32(py::handle x_object) {
 void bind_formats(py::module_& m) {
     using py::arg;
     m.def(
-        "quantize", quantize, arg("x"), arg("type"),
-        "Pack each row of x into blocks of 32, rounding as GGML does.\n\n"
-        "x: float32 [..., n], n a multiple of 32; type: \"q8_0\", \"q4_0\", \"q4_1\", \"q5_0\", "
-        "\"q5_1\", \"iq4_nl\" or \"mxfp4\".\n"
-        "Returns uint8 [..., n / 32 * bytes of a block]. A block that holds NaN, an infinity, or a "
-        "value so large that the float16 scale overflows does not dequantise to finite values.");
+        "quantize", quantize, arg("x"), arg("type"), arg("importance") = py::none(),
+        "Pack each row of x into blocks.\n\n"
+        "x: float32 [..., n], n a multiple of the block; type: \"q8_0\", \"q4_0\", \"q4_1\", "
+        "\"q5_0\", \"q5_1\", \"iq4_nl\" or \"mxfp4\", which have blocks of 32 and are rounded as "
+        "GGML does; or \"q2_k\", \"q3_k\", \"q4_k\", \"q5_k\" or \"q6_k\", which have blocks of "
+        "256 and the scales with the least squared error that a search finds.\n"
+        "importance: float32 [n], finite and not negative: how much the squared error of each "
+        "column counts in the search. None: the same for all.\n"
+        "Returns uint8 [..., n / values of a block * bytes of a block]. A block that holds NaN, an "
+        "infinity, or a value so large that the float16 scale overflows does not dequantise to "
+        "finite values.");
     m.def("dequantize", dequantize, arg("data"), arg("type"),
           "The values of packed rows, exactly.\n\n"
-          "data: uint8 [..., row_bytes]; type: what `quantize` makes, or \"q2_k\", \"q3_k\", "
-          "\"q4_k\", \"q5_k\", \"q6_k\", \"iq4_xs\", \"iq3_xxs\", \"iq3_s\", \"iq2_xxs\", "
-          "\"iq2_xs\", \"iq2_s\", \"iq1_s\", \"iq1_m\", \"tq1_0\", \"tq2_0\" or \"nvfp4\".\n"
+          "data: uint8 [..., row_bytes]; type: what `quantize` makes, or \"iq4_xs\", "
+          "\"iq3_xxs\", \"iq3_s\", \"iq2_xxs\", \"iq2_xs\", \"iq2_s\", \"iq1_s\", \"iq1_m\", "
+          "\"tq1_0\", \"tq2_0\" or \"nvfp4\".\n"
           "Returns float32 [..., row_bytes / bytes of a block * elements of a block].");
     m.def("float32_to_float16", float32_to_float16, arg("x"),
           "Rounded to the nearest, ties to even; from 65520 on, infinity.\n\n"

@@ -62,6 +62,7 @@ constexpr struct {
     {"n_groups_used", set<&Op::n_groups_used>},
     {"n_heads", set<&Op::n_heads>},
     {"n_kv_heads", set<&Op::n_kv_heads>},
+    {"n_selected", [](Op&, py::handle) {}},  // the buffer's width
     {"n_used", set<&Op::n_used>},
     {"normalized", set<&Op::normalized>},
     {"offset", set<&Op::offset>},

@@ -9,18 +9,20 @@ namespace {
 
 using KeysArgument = std::tuple<std::size_t, std::size_t, std::size_t, std::string, std::size_t,
                                 std::size_t, std::size_t>;
-using LayerArgument = std::tuple<std::optional<KeysArgument>, std::size_t, std::size_t>;
+using LayerArgument =
+    std::tuple<std::optional<KeysArgument>, std::size_t, std::size_t, std::optional<KeysArgument>>;
+
+std::optional<SequenceState::Keys> read_keys(const std::optional<KeysArgument>& argument) {
+    if (!argument) return {};
+    const auto& [table, k_offset, v_offset, type, heads, head_dim, value_dim] = *argument;
+    return SequenceState::Keys{
+        table, k_offset, v_offset, dtype_argument({"SequenceState", "type", py::str(type)}),
+        heads, head_dim, value_dim};
+}
 
 SequenceState::Layer read_layer(const LayerArgument& argument) {
-    const auto& [keys, recurrent_first, recurrent_floats] = argument;
-    SequenceState::Layer layer{{}, recurrent_first, recurrent_floats};
-    if (keys) {
-        const auto& [table, k_offset, v_offset, type, heads, head_dim, value_dim] = *keys;
-        layer.keys = {
-            table, k_offset, v_offset, dtype_argument({"SequenceState", "type", py::str(type)}),
-            heads, head_dim, value_dim};
-    }
-    return layer;
+    const auto& [keys, recurrent_first, recurrent_floats, index] = argument;
+    return {read_keys(keys), recurrent_first, recurrent_floats, read_keys(index)};
 }
 
 std::unique_ptr<StateObject> make_state(std::size_t page_rows, const py::sequence& page_bytes,
@@ -32,9 +34,9 @@ std::unique_ptr<StateObject> make_state(std::size_t page_rows, const py::sequenc
         for (const py::object item : layers) read.push_back(read_layer(item.cast<LayerArgument>()));
     } catch (const py::cast_error&) {
         throw py::type_error(
-            "SequenceState: page_bytes or layers are not as expected: integers, and ((table, "
-            "k_offset, v_offset, type, n_kv_heads, head_dim, value_dim) or None, recurrent_first, "
-            "recurrent_floats) each.");
+            "SequenceState: page_bytes or layers are not as expected: integers, and (keys, "
+            "recurrent_first, recurrent_floats, index) each, with keys and index (table, k_offset, "
+            "v_offset, type, n_kv_heads, head_dim, value_dim) or None.");
     }
     const std::size_t tables = bytes.size();
     return std::make_unique<StateObject>(StateObject{{page_rows, std::move(bytes), std::move(read)},
@@ -92,11 +94,13 @@ void bind_sequence_state(py::module_& m) {
         "recurrent ops. The caller gives the memory; see airllm.state.\n\n"
         "page_rows: positions of a page, a power of 2 from 16 on.\n"
         "page_bytes: of a page of each table.\n"
-        "layers: (keys, recurrent_first, recurrent_floats) of each. keys: None, or (table, "
+        "layers: (keys, recurrent_first, recurrent_floats, index) of each. keys: None, or (table, "
         "k_offset, v_offset, type, n_kv_heads, head_dim, value_dim): each page of the table has "
         "the keys, [n_kv_heads, page_rows, head_dim] of 'f32', 'f16' or 'q8_0', at byte k_offset, "
         "and the values at v_offset; with equal offsets, the values are the first dimensions of "
-        "the keys. recurrent_first: in floats.\n"
+        "the keys. recurrent_first: in floats. index: the same of keys that select positions; it "
+        "has "
+        "no values.\n"
         "ValueError if a layer does not fit its pages.");
     define_init(state, make_state, arg("page_rows"), arg("page_bytes"), arg("layers"));
     state

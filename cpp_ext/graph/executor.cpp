@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 #include "graph/run.h"
+#include "ops/sparse.h"
 
 namespace tensor_ops {
 
@@ -52,6 +53,24 @@ void check_cache(const Graph& graph, const Op& op, const CachedSequence& sequenc
         throw std::invalid_argument(
             std::to_string(sequence.past) + " + " + std::to_string(sequence.n_tokens) +
             " positions do not fit the KV cache of " + std::to_string(cache.capacity));
+}
+
+// Checks that an op's keys fit the index that a sequence keeps.
+void check_index(const Op& op, const CachedSequence& sequence) {
+    const KvCache& index = sequence.index;
+    if (!index.exists()) throw std::invalid_argument("this graph needs an index");
+    if (index.n_kv_heads != 1 || index.head_dim != op.head_dim)
+        throw std::invalid_argument(
+            "the index has " + shape_in_words(index.n_kv_heads, index.head_dim, index.head_dim) +
+            ", expected 1 heads of " + std::to_string(op.head_dim));
+    const std::size_t end = std::min(index.capacity, most_indexed);
+    if (sequence.past > end || sequence.n_tokens > end - sequence.past)
+        throw std::invalid_argument(std::to_string(sequence.past) + " + " +
+                                    std::to_string(sequence.n_tokens) +
+                                    " positions do not fit the index of " + std::to_string(end));
+    if (sequence.n_tokens && index.first > 0)
+        throw std::invalid_argument("the index begins at position " + std::to_string(index.first) +
+                                    ", and not at 0");
 }
 
 }  // namespace
@@ -104,12 +123,14 @@ void Executor::check_external(const Batch& batch) const {
 
 void Executor::check_layer(const Layer& layer, const Batch& batch) const {
     bool keeps = recurrent_floats_ > 0;
-    for (const Op& op : graph_.ops) keeps |= uses_keys(op.kind);
+    for (const Op& op : graph_.ops) keeps |= uses_keys(op.kind) || uses_index(op.kind);
     if (keeps) check_tokens(layer, batch.n_tokens);
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
         if (uses_keys(op.kind)) {
             check_sequences(op, layer);
+        } else if (uses_index(op.kind)) {
+            for (const CachedSequence& sequence : layer.sequences) check_index(op, sequence);
         } else if (op.kind == OpKind::layer_columns) {
             const auto width = [&](int b) {
                 return graph_.buffers[static_cast<std::size_t>(b)].width;
@@ -142,15 +163,22 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
             std::copy_n(static_cast<const std::int32_t*>(
                             batch.external[static_cast<std::size_t>(op.inputs[0])]),
                         batch.n_tokens, ids(i));
-    std::size_t n_sequences = 0;
+    std::size_t n_sequences = 0, longest = 0;
     for (const Layer& layer : layers) {
         check_layer(layer, batch);
         n_sequences = std::max(n_sequences, layer.sequences.size());
+        for (const CachedSequence& s : layer.sequences)
+            longest = std::max(longest, s.past + s.n_tokens);
     }
     check_external(batch);
     if (batch.n_tokens == 0) return;
     const std::size_t parts = n_sequences * attention_workspace_floats * sizeof(float);
     if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);
+    for (const Op& op : graph_.ops) {
+        if (op.kind != OpKind::index_select) continue;
+        const std::size_t scores = sizeof(float) * index_score_floats(longest, batch.n_tokens);
+        if (scores_.size() < scores) scores_ = AlignedBytes(scores);
+    }
     const KernelTable& table = kernels();
     run_team(
         [&](const Worker& worker) {

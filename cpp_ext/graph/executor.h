@@ -45,7 +45,8 @@ class Executor {
     std::size_t meetings() const { return meetings_; }
     std::size_t bytes() const {
         return arena_.size() + quantized_.size() + parts_.size() + expert_rows_.size() +
-               chosen_.size() + products_.size() + ids_.size() + ones_.size() * sizeof(float);
+               chosen_.size() + products_.size() + ids_.size() + scores_.size() + sparse_.size() +
+               ones_.size() * sizeof(float);
     }
 
     // Runs the graph for one layer after another, on the same buffers.
@@ -83,8 +84,10 @@ class Executor {
     std::vector<std::vector<int>> matrices_;  // of each quantized_norm: the slots of its readers
     AlignedBytes products_;                   // the products of linear_add and glu_linear
     AlignedBytes quantized_;                  // the quantised input of the current linear op
-    AlignedBytes parts_;  // attention's results for parts of a long cache, until they are merged;
-                          // grows when a run has more sequences than any before
+    AlignedBytes parts_;   // attention's results for parts of a long cache, until they are merged;
+                           // grows when a run has more sequences than any before
+    AlignedBytes scores_;  // those of index_select; grows with the positions
+    AlignedBytes sparse_;  // sparse_attention's results for parts of a selection
     AlignedBytes expert_rows_;  // the inputs and outputs of one expert of the current op, or the
                                 // inputs of all heads
     AlignedBytes chosen_;       // the experts that its route names

@@ -35,11 +35,18 @@ bool appends_keys(OpKind kind) {
            kind == OpKind::latent_append;
 }
 
-bool uses_keys(OpKind kind) { return appends_keys(kind) || kind == OpKind::attention; }
+bool uses_keys(OpKind kind) {
+    return appends_keys(kind) || kind == OpKind::attention || kind == OpKind::sparse_attention;
+}
+
+bool uses_index(OpKind kind) {
+    return kind == OpKind::index_append || kind == OpKind::index_select;
+}
 
 std::size_t Graph::value_dim(const Op& op) const {
     const auto width = [&](int b) { return buffers[static_cast<std::size_t>(b)].width; };
-    if (op.kind == OpKind::attention) return width(op.output) / op.n_heads;
+    if (op.kind == OpKind::attention || op.kind == OpKind::sparse_attention)
+        return width(op.output) / op.n_heads;
     return op.kind == OpKind::latent_append ? 0 : width(op.inputs[1]) / op.n_kv_heads;
 }
 

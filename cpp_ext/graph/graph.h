@@ -58,6 +58,8 @@ struct Op {
 // Whether an op writes keys to the cache, with or without values, and whether it has one at all.
 bool appends_keys(OpKind kind);
 bool uses_keys(OpKind kind);
+// Whether an op writes or reads the keys of the layer's index.
+bool uses_index(OpKind kind);
 
 // Whether an op multiplies its first input by matrices, and may quantise it for that.
 bool is_product(OpKind kind);

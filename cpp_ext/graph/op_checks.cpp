@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "ops/residuals.h"
+#include "ops/sparse.h"
 
 namespace tensor_ops {
 
@@ -120,6 +121,23 @@ class OpCheck {
         width(0, op_.n_heads * op_.head_dim);
         require(op_.cap >= 0.0f, "softcap is below 0");
         values_of_heads(op_.output, op_.n_heads);
+    }
+    void index_append() const {
+        heads(1);
+        width(0, op_.head_dim);
+    }
+    void index_select() const {
+        heads(op_.n_heads);
+        width(0, op_.n_heads * op_.head_dim);
+        width(1, op_.n_heads);
+        selection(op_.output);
+        apart(0);
+        apart(1);
+    }
+    void sparse_attention() const {
+        attention();
+        selection(op_.inputs[1]);
+        apart(1);
     }
     void route() const {
         const std::size_t n = input_width(0), groups = op_.n_groups, used = op_.n_groups_used;
@@ -284,6 +302,13 @@ class OpCheck {
         require(op_.head_dim >= 1 && op_.head_dim <= attention_max_head_dim,
                 "head_dim is " + std::to_string(op_.head_dim) + ", expected 1 to " +
                     std::to_string(attention_max_head_dim));
+    }
+    // Checks a buffer with the positions that each token sees.
+    void selection(int buffer) const {
+        const std::size_t n = graph_.buffers[at(buffer)].width;
+        require(n >= 1 && n <= most_selected, "selects " + std::to_string(n) +
+                                                  " positions, expected 1 to " +
+                                                  std::to_string(most_selected));
     }
     // The width of each head of a buffer.
     std::size_t of_each_head(int buffer) const {

@@ -73,7 +73,10 @@ struct Slots {
     op(l2_norm,        1, one,  no_weight,         head_norm)       \
     op(log_decay,      1, one,  of(vector, 2),     log_decay)       \
     op(residual_attention, 2, one, of(vector),     residual_attention) \
-    op(group_norm,     1, one,  of(vector),        group_norm)
+    op(group_norm,     1, one,  of(vector),        group_norm)      \
+    op(index_append,   1, none, no_weight,         index_append)    \
+    op(index_select,   2, one,  no_weight,         index_select)    \
+    op(sparse_attention, 2, one, no_weight,        sparse_attention)
 // clang-format on
 
 #define TENSOR_OPS_KIND(kind, ...) kind,

@@ -6,6 +6,7 @@
 
 #include "graph/executor.h"
 #include "ops/heads.h"
+#include "ops/sparse.h"
 
 namespace tensor_ops {
 
@@ -45,7 +46,7 @@ void Executor::plan_buffers() {
     const std::size_t n = graph_.buffers.size();
     std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
     std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0, product_floats = 0;
-    std::size_t embeds = 0, most_used = 0, head_floats = 0;
+    std::size_t embeds = 0, most_used = 0, head_floats = 0, sparse_floats = 0;
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
         const auto use = [&](int buffer) {
@@ -63,7 +64,14 @@ void Executor::plan_buffers() {
                 std::max(ones_.size(),
                          graph_.buffers[static_cast<std::size_t>(op.output)].width / op.n_heads),
                 1.0f);
-        if (op.kind == OpKind::attention) parts_floats = attention_workspace_floats;
+        if (op.kind == OpKind::attention || op.kind == OpKind::sparse_attention)
+            parts_floats = attention_workspace_floats;
+        if (op.kind == OpKind::sparse_attention)
+            sparse_floats = std::max(
+                sparse_floats,
+                sparse_workspace_floats(
+                    op.n_heads, graph_.value_dim(op),
+                    graph_.buffers[static_cast<std::size_t>(op.inputs[1])].width, max_tokens_));
         const bool quantizes = is_product(op.kind) || op.kind == OpKind::quantized_norm;
         if (quantizes && op.activations != Activations::f32) {
             const auto kind = op.activations.value_or(Activations::q16);
@@ -129,14 +137,16 @@ void Executor::plan_buffers() {
     ids_ = AlignedBytes(max_tokens_ * embeds * sizeof(std::int32_t));
     quantized_ = AlignedBytes(quantized_bytes);
     parts_ = AlignedBytes(parts_floats * sizeof(float));
+    sparse_ = AlignedBytes(sparse_floats * sizeof(float));
 }
 
 // A barrier comes before each op that reads memory written since the last barrier, or writes memory
 // read or written since then.  Places in memory are compared, as buffers share them.  The KV cache
-// counts as one more buffer, and `products_` as another.
+// counts as one more buffer, `products_` as another, and so do the index, and the memory in which
+// attention and index_select keep results of their own.
 void Executor::plan_barriers() {
     const std::size_t n = graph_.buffers.size();
-    std::vector<char> written(n + 2), read(n + 2);
+    std::vector<char> written(n + 4), read(n + 4);
     const auto touched = [&](const std::vector<char>& marks, std::size_t b) {
         for (std::size_t o = 0; o < n; ++o) {
             const bool same =
@@ -153,7 +163,11 @@ void Executor::plan_barriers() {
         if (appends_keys(op.kind)) outputs.push_back(n);
         if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
             outputs.push_back(n + 1);
-        if (op.kind == OpKind::attention) inputs.push_back(n);
+        const bool attends = op.kind == OpKind::attention || op.kind == OpKind::sparse_attention;
+        if (attends) inputs.push_back(n);
+        if (op.kind == OpKind::index_append) outputs.push_back(n + 2);
+        if (op.kind == OpKind::index_select) inputs.push_back(n + 2);
+        if (attends || op.kind == OpKind::index_select) outputs.push_back(n + 3);
         bool conflict = false;
         for (const std::size_t b : inputs) conflict |= touched(written, b);
         for (const std::size_t b : outputs) conflict |= touched(written, b) || touched(read, b);

@@ -6,6 +6,7 @@
 #include "ops/fused.h"
 #include "ops/residuals.h"
 #include "ops/slices.h"
+#include "ops/sparse.h"
 
 namespace tensor_ops {
 
@@ -87,6 +88,36 @@ void Executor::Run::step(std::size_t index) {
                        .out = buffer(op.output),
                        .sequences = layer.sequences},
                       reinterpret_cast<float*>(executor.parts_.data()));
+            break;
+        case OpKind::index_append: {
+            const float* k = in(0);
+            for (const CachedSequence& s : layer.sequences) {
+                kv_append(worker, table, k, nullptr, s.n_tokens, s.past, s.index);
+                k += s.n_tokens * op.head_dim;
+            }
+            break;
+        }
+        case OpKind::index_select:
+            index_select(worker, table,
+                         {.q = in(0),
+                          .weights = in(1),
+                          .n_heads = op.n_heads,
+                          .n_selected = width(op.output),
+                          .out = buffer(op.output),
+                          .sequences = layer.sequences},
+                         floats(executor.scores_));
+            break;
+        case OpKind::sparse_attention:
+            sparse_attention(worker, table,
+                             {.q = in(0),
+                              .selection = in(1),
+                              .n_heads = op.n_heads,
+                              .n_selected = width(op.inputs[1]),
+                              .scale = op.scale,
+                              .out = buffer(op.output),
+                              .sequences = layer.sequences},
+                             reinterpret_cast<float*>(executor.parts_.data()),
+                             floats(executor.sparse_));
             break;
         case OpKind::add:
             for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {

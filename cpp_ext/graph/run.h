@@ -41,6 +41,9 @@ struct Executor::Run {
     Activations activations(const Op& op) const {
         return op.activations.value_or(activations_for(batch.n_tokens));
     }
+    static std::span<float> floats(AlignedBytes& bytes) {
+        return {reinterpret_cast<float*>(bytes.data()), bytes.size() / sizeof(float)};
+    }
     float* products() const { return reinterpret_cast<float*>(executor.products_.data()); }
 
     // run_products.cpp

@@ -56,10 +56,11 @@ SequenceState::SequenceState(std::size_t page_rows, std::vector<std::size_t> pag
     for (const std::size_t bytes : page_bytes) tables_.push_back({{}, 0, bytes});
     for (std::size_t i = 0; i < layers_.size(); ++i) {
         const Layer& layer = layers_[i];
-        if (layer.keys) {
-            if (layer.keys->table >= tables_.size())
-                fault(in_layer(i) + "there is no table " + std::to_string(layer.keys->table));
-            check_keys(*layer.keys, page_rows, tables_[layer.keys->table].page_bytes, in_layer(i));
+        for (const std::optional<Keys>& keys : {layer.keys, layer.index}) {
+            if (!keys) continue;
+            if (keys->table >= tables_.size())
+                fault(in_layer(i) + "there is no table " + std::to_string(keys->table));
+            check_keys(*keys, page_rows, tables_[keys->table].page_bytes, in_layer(i));
         }
         if (layer.recurrent_first > most_recurrent_floats ||
             layer.recurrent_floats > most_recurrent_floats)
@@ -107,24 +108,26 @@ void SequenceState::set_recurrent(std::span<float> memory) {
     recurrent_ = memory;
 }
 
+KvCache SequenceState::cache(const Keys& keys) const {
+    const Table& t = tables_[keys.table];
+    return {.type = keys.type,
+            .n_kv_heads = keys.n_kv_heads,
+            .capacity = t.pages.size() * page_rows_,
+            .head_dim = keys.head_dim,
+            .value_dim = keys.value_dim,
+            .pages = t.pages.data(),
+            .page_bits = static_cast<std::size_t>(std::countr_zero(page_rows_)),
+            .k_offset = keys.k_offset,
+            .v_offset = keys.v_offset,
+            .first = t.first * page_rows_};
+}
+
 CachedSequence SequenceState::layer(std::size_t index, std::size_t n_tokens,
                                     std::size_t past) const {
     const Layer& layer = layers_[index];
     CachedSequence found{.n_tokens = n_tokens, .past = past, .cache = {}};
-    if (layer.keys) {
-        const Keys& keys = *layer.keys;
-        const Table& t = tables_[keys.table];
-        found.cache = {.type = keys.type,
-                       .n_kv_heads = keys.n_kv_heads,
-                       .capacity = t.pages.size() * page_rows_,
-                       .head_dim = keys.head_dim,
-                       .value_dim = keys.value_dim,
-                       .pages = t.pages.data(),
-                       .page_bits = static_cast<std::size_t>(std::countr_zero(page_rows_)),
-                       .k_offset = keys.k_offset,
-                       .v_offset = keys.v_offset,
-                       .first = t.first * page_rows_};
-    }
+    if (layer.keys) found.cache = cache(*layer.keys);
+    if (layer.index) found.index = cache(*layer.index);
     if (!recurrent_.empty())
         found.recurrent = recurrent_.subspan(layer.recurrent_first, layer.recurrent_floats);
     return found;

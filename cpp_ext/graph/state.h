@@ -24,6 +24,7 @@ class SequenceState {
     struct Layer {
         std::optional<Keys> keys;
         std::size_t recurrent_first = 0, recurrent_floats = 0;
+        std::optional<Keys> index = {};  // keys that select positions, without values
     };
 
     // page_bytes: of a page of each table.
@@ -51,6 +52,7 @@ class SequenceState {
         std::size_t page_bytes;
     };
     const Table& table(std::size_t index) const;
+    KvCache cache(const Keys& keys) const;
 
     std::size_t page_rows_;
     std::vector<Table> tables_;

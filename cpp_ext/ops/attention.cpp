@@ -10,15 +10,9 @@ namespace {
 
 // A number of pieces of work that is enough for any number of threads.
 constexpr std::size_t wanted_pieces = 128;
-// With more query tokens than this, the KV positions are not divided into parts, so that the
-// results do not depend on the batches in which a prompt is evaluated.  The pieces are then the
-// runs of rows of each KV head: 12 for 144 tokens of 9 heads that share 3 KV heads.
-constexpr std::size_t most_divided_queries = 64;
 // If there are several runs, the last one has more rows than this.  A run of so few rows would read
 // all of K and V for itself, and by another kernel.
 constexpr std::size_t fewest_last_rows = 32;
-
-constexpr std::size_t divide_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit; }
 
 struct Sequence {
     std::size_t q_first, n_q, kv_first, n_kv;
@@ -96,8 +90,9 @@ Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharer
     Division d{rows, divide_up(rows, attention_query_tile), 1, {}};
     if (rows == 0) return d;
     const std::size_t part_floats = heads * rows * (s.cache.value_dim + 2);
-    const std::size_t pieces =
-        s.n_q > most_divided_queries ? 1 : wanted_pieces / (heads * d.runs * sharers);
+    const std::size_t pieces = call.undivided || s.n_q > most_divided_queries
+                                   ? 1
+                                   : wanted_pieces / (heads * d.runs * sharers);
     const std::size_t most = std::max<std::size_t>(1, std::min(pieces, room / part_floats));
     // Positions before the first query's window are seen by no query.
     const std::size_t seen = s.n_kv + 1 > s.n_q ? s.n_kv + 1 - s.n_q : 0;

@@ -47,6 +47,7 @@ struct CachedSequence {
     std::size_t n_tokens = 0, past = 0;
     KvCache cache;
     std::span<float> recurrent = {};  // the memory of the layer's recurrent ops
+    KvCache index = {};               // keys that select positions, see sparse.h
 };
 
 // Writes n_tokens rows of k, [n_tokens][n_kv_heads][head_dim], and of v, likewise with value_dim,
@@ -76,8 +77,13 @@ struct AttentionCall {
     // For sequences with caches of their own, in place of n_q, cache and n_kv.  The caches have the
     // same type, n_kv_heads and widths.  q holds the queries of the first sequence first.
     std::span<const CachedSequence> sequences = {};
+    bool undivided = false;  // the queries are a part of a batch of more than most_divided_queries
 };
 
+// With more query tokens than this, the KV positions are not divided into parts, so that the
+// results do not depend on the batches in which a prompt is evaluated.  The pieces are then the
+// runs of rows of each KV head: 12 for 144 tokens of 9 heads that share 3 KV heads.
+inline constexpr std::size_t most_divided_queries = 64;
 // All workers share `workspace`, which holds attention_workspace_floats floats, or that many for
 // each of `sequences`: a long KV is divided into parts, whose results are merged in order.  The
 // division, and so the result, depends neither on the number of workers nor, for one of

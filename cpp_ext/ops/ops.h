@@ -19,6 +19,8 @@ namespace tensor_ops {
 // more.
 inline constexpr std::size_t dealt_elements = 2048;
 
+constexpr std::size_t divide_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit; }
+
 // Calls f(first, count) for this worker's chunks of n elements.
 template <class F>
 void for_elements(const Worker& worker, std::size_t n, F&& f) {

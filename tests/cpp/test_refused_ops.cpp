@@ -59,6 +59,9 @@ const std::vector<Form>& forms() {
         {kv_append, {32, 32}, {}, 0, {true, true}, set_heads},
         {latent_append, {32}, {}, 0, {true}, set_heads},
         {attention, {64}, {64}, 0, {true, true}, set_heads},
+        {index_append, {16}, {}, 0, {true}, set_heads},
+        {index_select, {64, 4}, {8}, 0, {true, true, false}, set_heads},
+        {sparse_attention, {64, 8}, {64}, 0, {true, false, true}, set_heads},
         {conv, {64}, {64}, 1, {true, true}, [](Op& op) { op.taps = 4; }},
         {delta_rule, {32, 32, 64, 4, 4}, {64}, 0, {true, true, true, true, true, true}, set_heads},
         {ssm_scan, {64, 4, 32, 32}, {64}, 3, {true, true, true, true, true}, two_groups},
@@ -71,6 +74,13 @@ const std::vector<Form>& forms() {
         {add, {64, 64}, {64}, 0, {true, true, true}},
         {multiply, {64, 64}, {64}, 0, {true, true, true}},
         {softcap, {64}, {64}, 0, {true, true}, [](Op& op) { op.cap = 1.0f; }},
+        {sigmoid, {64}, {64}, 0, {true, true}},
+        {relu_squared, {64}, {64}, 0, {true, true}},
+        {swiglu_oai, {64, 64}, {64}, 0, {true, true, true}, [](Op& op) { op.limit = 1.0f; }},
+        {scale, {64}, {64}, 0, {true, true}},
+        {scale_rows, {64, 1}, {64}, 0, {true, true, true}},
+        {layer_norm, {64}, {64}, 1, {true, true}},
+        {expert_bias, {64, 4}, {64}, 1, {true, true, true}, use_two},
         {silu, {64}, {64}, 0, {true, true}},
         {gelu, {64}, {64}, 0, {true, true}},
         {round_q8, {64}, {64}, 0, {true, true}},
@@ -132,7 +142,7 @@ void refused_in_place(OpKind kind, std::size_t i, std::size_t width, void (*set)
 }  // namespace
 
 TEST(there_is_a_form_of_every_op_and_it_is_taken) {
-    std::vector<bool> seen(static_cast<std::size_t>(OpKind::multiply) + 1);
+    std::vector<bool> seen(std::size(tensor_ops::signatures));
     for (const Form& form : forms()) {
         seen[static_cast<std::size_t>(form.kind)] = true;
         Executor(built(form).graph, 2);
@@ -198,6 +208,13 @@ TEST(an_op_that_reads_what_it_would_have_overwritten_is_refused) {
         refused_in_place(kind, 0, 64, nothing);
     refused_in_place(linear_add, 0, 64, nothing);
     refused_in_place(attention, 0, 16, one_head);
+    for (const std::size_t input : {0u, 1u}) {
+        refused_in_place(sparse_attention, input, 16, one_head);
+        refused_in_place(index_select, input, 16, [](Op& op) {
+            op.n_heads = 16;
+            op.head_dim = 1;
+        });
+    }
     refused_in_place(rope, 1, 16, one_head);
     refused_in_place(route, 0, 2, one);
     for (const std::size_t input : {0u, 1u}) {
@@ -232,6 +249,15 @@ TEST(numbers_of_heads_experts_and_matrices_have_bounds) {
             attention, [&](Graph&, Op& op) { op.n_kv_heads = heads; },
             " -> 'out': the number of heads is out of range");
     }
+    for (const OpKind kind : {index_select, sparse_attention})
+        for (const std::size_t width : {std::size_t{0}, (std::size_t{1} << 16) + 1})
+            refused(
+                kind,
+                [&](Graph& graph, Op& op) {
+                    const int selection = kind == index_select ? op.output : op.inputs[1];
+                    graph.buffers[static_cast<std::size_t>(selection)].width = width;
+                },
+                (" -> 'out': selects " + std::to_string(width) + " positions").c_str());
     for (const std::size_t taps : {0u, 9u})
         refused(conv, [&](Graph&, Op& op) { op.taps = taps; }, " -> 'out': taps is ");
     for (const OpKind kind : {ssm_scan, group_norm})

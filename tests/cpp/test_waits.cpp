@@ -97,18 +97,37 @@ TEST(attention_waits_for_keys_that_were_turned_on_the_way) {
     g.check_second(true);
 }
 
+TEST(a_selection_waits_for_the_keys_of_its_index_and_these_wait_for_no_others) {
+    Graph3 g;
+    const int key = g.external("key", 16), weights = g.external("weights", 4);
+    g.op(OpKind::index_append, {key});
+    g.op(OpKind::index_select, {g.a, weights}, g.b);
+    g.check_second(true);
+    Graph3 other;
+    const int latent = other.external("latent", 64), other_key = other.external("key", 16);
+    other.op(OpKind::latent_append, {latent});
+    other.op(OpKind::index_append, {other_key});
+    other.check_second(false);
+}
+
+TEST(attention_waits_for_attention_that_keeps_results_in_the_same_memory) {
+    for (const bool sparse : {false, true}) {
+        Graph3 g;
+        const int selection = g.external("selection", 8);
+        g.op(OpKind::attention, {g.a}, g.b);
+        if (sparse)
+            g.op(OpKind::sparse_attention, {g.a, selection}, g.c);
+        else
+            g.op(OpKind::attention, {g.a}, g.c);
+        g.check_second(true);
+    }
+}
+
 TEST(keys_and_values_wait_for_attention_to_what_they_overwrite) {
     Graph3 g;
     g.op(OpKind::attention, {g.c}, g.external("y", width));
     g.op(OpKind::kv_append, {g.a, g.b});
     g.check_second(true);
-}
-
-TEST(attention_twice_reads_the_cache_without_a_wait) {
-    Graph3 g;
-    g.op(OpKind::attention, {g.a}, g.b);
-    g.op(OpKind::attention, {g.a}, g.c);
-    g.check_second(false);
 }
 
 TEST(products_that_hold_something_in_between_wait_for_each_other) {

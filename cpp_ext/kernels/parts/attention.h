@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/index.h"
 
 namespace tensor_ops {
 namespace {
@@ -12,6 +13,8 @@ void fill(KernelTable& table) {
     table.attention_parts = attention_parts<Isa>;
     table.attention_merge = attention_merge<Isa>;
     table.attention_scratch_floats = attention_scratch_floats;
+    table.index_scores = index_scores<Isa>;
+    table.index_scratch_floats = index_scratch_floats<Isa>;
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "kernels/blocks.h"
 #include "kernels/elementwise.h"
+#include "kernels/k_blocks.h"
 #include "kernels/rows.h"
 
 namespace tensor_ops {
@@ -23,6 +24,7 @@ void fill(KernelTable& table) {
     table.softmax = softmax<Isa>;
     table.rope = rope<Isa>;
     table.from_float = from_float;
+    table.quantize_k = quantize_k<Isa>;
     table.to_float = to_float;
 }
 

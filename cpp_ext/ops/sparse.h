@@ -1,0 +1,56 @@
+// Attention to the positions that an index selects (DeepSeek Sparse Attention, arXiv:2512.02556),
+// on a team of threads (see ops.h).
+//
+// A token at a position below n_selected sees all positions up to its own: its attention is that
+// of attention.h, bit for bit.  Later tokens see n_selected positions.  Their numbers depend
+// neither on the batch that they come in, nor on pages or threads.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "kernels.h"
+#include "ops/attention.h"
+#include "threads/team.h"
+
+namespace tensor_ops {
+
+inline constexpr std::size_t most_selected = 1u << 16;
+// Selections are float32, which has every integer up to this one.
+inline constexpr std::size_t most_indexed = 1u << 24;
+
+struct IndexCall {
+    const float* q;        // [n][n_heads][head_dim of the index]
+    const float* weights;  // [n][n_heads]
+    std::size_t n_heads, n_selected;
+    float* out;  // [n][n_selected]
+    std::span<const CachedSequence> sequences;
+};
+
+// For each token the n_selected positions, up to its own, that have the highest scores (see
+// KernelTable::index_scores), in ascending order; or all of them and then -1, if these are fewer.
+// NaN counts as the highest score; of equal ones the earlier position is selected.
+// `scores` has index_score_floats floats, the same for all workers.
+void index_select(const Worker& worker, const KernelTable& table, const IndexCall& call,
+                  std::span<float> scores);
+// longest: the most positions of a sequence, its part of the batch included.
+std::size_t index_score_floats(std::size_t longest, std::size_t n_tokens);
+
+struct SparseAttentionCall {
+    const float* q;          // [n][n_heads][head_dim]
+    const float* selection;  // [n][n_selected], as index_select writes it
+    std::size_t n_heads, n_selected;
+    float scale;
+    float* out;  // [n][n_heads][value_dim]
+    std::span<const CachedSequence> sequences;
+};
+
+// Positions in `selection` that the token does not see are taken for the nearest that it sees.
+// parts: memory for attention(), see there.  `workspace` has sparse_workspace_floats floats.  Both
+// are the same for all workers.
+void sparse_attention(const Worker& worker, const KernelTable& table,
+                      const SparseAttentionCall& call, float* parts, std::span<float> workspace);
+std::size_t sparse_workspace_floats(std::size_t n_heads, std::size_t value_dim,
+                                    std::size_t n_selected, std::size_t max_tokens);
+
+}  // namespace tensor_ops

@@ -1,0 +1,71 @@
+// index_scores: the sum over heads of weight * max(q . k, 0), for each position.
+
+#include "arrays.h"
+#include "ops/attention.h"
+#include "ops/sparse.h"
+#include "reference.h"
+
+using namespace arrays;
+using tensor_ops::DType;
+using tensor_ops::IndexTask;
+using tensor_ops::KernelTable;
+using tensor_ops::KvRows;
+
+namespace {
+
+struct Shape {
+    std::size_t n_heads, head_dim, n;
+};
+
+Floats scores_of(const KernelTable& table, const Shape& s, const Floats& q, const Floats& weights,
+                 const Floats& keys, std::initializer_list<std::size_t> cuts) {
+    Floats scratch(table.index_scratch_floats(s.n_heads, s.head_dim), 1), scores(s.n, 3);
+    const IndexTask task{q.data(),
+                         weights.data(),
+                         s.n_heads,
+                         s.head_dim,
+                         {nullptr, keys.data(), 0, 0, s.head_dim * sizeof(float)},
+                         DType::f32,
+                         scores.data()};
+    std::size_t first = 0;
+    for (const std::size_t last : cuts) {
+        table.index_scores(task, first, last, scratch.data());
+        first = last;
+    }
+    return scores;
+}
+
+}  // namespace
+
+KERNEL_TEST(scores_of_an_index_are_those_of_float64) {
+    for (const Shape& s : {Shape{1, 1, 1}, Shape{3, 7, 100}, Shape{8, 24, 97}, Shape{64, 128, 193},
+                           Shape{33, 576, 5}}) {
+        const Floats q = normal(s.n_heads * s.head_dim, 1), weights = normal(s.n_heads, 2);
+        const Floats keys = normal(s.n * s.head_dim, 3);
+        const Floats scores = scores_of(table, s, q, weights, keys, {s.n});
+        for (std::size_t p = 0; p < s.n; ++p) {
+            double exact = 0, size = 0;
+            for (std::size_t h = 0; h < s.n_heads; ++h) {
+                double product = 0, largest = 0;
+                for (std::size_t c = 0; c < s.head_dim; ++c) {
+                    const double term =
+                        static_cast<double>(q[h * s.head_dim + c]) * keys[p * s.head_dim + c];
+                    product += term;
+                    largest += std::abs(term);
+                }
+                exact += weights[h] * std::max(product, 0.0);
+                size += std::abs(weights[h]) * largest;
+            }
+            const auto roundings = static_cast<double>(s.head_dim + s.n_heads + 4);
+            check::near("index_scores", scores[p], exact, 6e-8 * roundings * size, "at ", p);
+        }
+    }
+}
+
+KERNEL_TEST(a_score_does_not_depend_on_the_positions_of_the_call) {
+    const Shape s{20, 32, 200};
+    const Floats q = normal(20 * 32, 1), weights = normal(20, 2), keys = normal(200 * 32, 3);
+    const Floats whole = scores_of(table, s, q, weights, keys, {200});
+    const Floats cut = scores_of(table, s, q, weights, keys, {1, 97, 98, 150, 200});
+    for (std::size_t p = 0; p < s.n; ++p) check::equal(cut[p], whole[p], "score");
+}
