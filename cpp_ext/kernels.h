@@ -84,9 +84,10 @@ struct AttentionTask {
     std::size_t value_dim;  // of values and outputs; likewise
     float scale;
     // Query token t stands at position p = n_kv - n_q + t.  It sees the positions j with j <= p (if
-    // causal) and |j - p| < window (if window is not 0).
+    // causal) and |j - p| < window (if window is not 0) or, if chunked, j / window = p / window.
     bool causal;
     std::size_t window = 0;
+    bool chunked = false;
     float softcap = 0.0f;          // unless 0, scores become softcap * tanh(score / softcap)
     const float* sinks = nullptr;  // [group]: for each head a score that has no value; or null
     float* out;                    // token t, head h at out + t * out_stride + h * value_dim

@@ -85,6 +85,7 @@ def attention(
     scale: float | None = None,  # None: head_dim ** -0.5
     causal: bool = True,
     window: int | None = None,  # positions, at least 1
+    chunked: bool = False,
     softcap: float | None = None,  # above 0
     sinks: _Float32 | None = None,  # [n_heads]
     cu_seqlens_q: _Int32 | None = None,  # [n_sequences + 1], as cu_seqlens_k
@@ -101,6 +102,7 @@ def attention(
     scale: float | None = None,  # None: head_dim ** -0.5
     causal: bool = True,
     window: int | None = None,  # positions, at least 1
+    chunked: bool = False,
     softcap: float | None = None,  # above 0
     sinks: _Float32 | None = None,  # [n_heads]
     cu_seqlens_q: _Int32 | None = None,  # [n_sequences + 1], as cu_seqlens_k

@@ -105,6 +105,14 @@ ARCHITECTURES = {
     ),
     "gemma2": Own({"attention.sliding_window": 20}),
     "gemma3": Own({"attention.sliding_window": 20}),
+    "gemma3n": Own(
+        {"attention.sliding_window": 20, "attention.sliding_window_pattern": np.arange(8) % 3 > 0}
+        | {"attention.shared_kv_layers": 3, "embedding_length_per_layer_input": 8}
+        | {"feed_forward_length": np.array(5 * [96] + 3 * [64], np.int32), "altup.num_inputs": 3}
+        | {"activation_sparsity_scale": np.array([1.6, 0.5, *6 * [-np.inf]], np.float32)},
+        {f"blk.{i}.laurel_l.weight": (12, 64) for i in range(8)}
+        | {f"blk.6.attn_{name}.weight": (32, 64) for name in "kv"},
+    ),
     "gemma4": Own(
         {"attention.sliding_window": 20, "attention.key_length": 32, "attention.key_length_swa": 16}
         | {"attention.sliding_window_pattern": np.array([True, False] * 4)}
@@ -180,9 +188,23 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)},
     ),
     "llama": Own(),
+    "llama4": Own(
+        _EXPERTS
+        | {"expert_used_count": 1, "interleave_moe_layer_step": 2, "attention.sliding_window": 20}
+        | {"attention.temperature_length": 16}
+    ),
     "minimax-m2": Own(
         _EXPERTS | {"rope.dimension_count": 8},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(8)},
+    ),
+    "minimax-m3": Own(
+        _EXPERTS
+        | {"rope.dimension_count": 8, "expert_weights_scale": 2.0, "expert_shared_count": 2}
+        | {"leading_dense_block_count": 2, "attention.indexer.top_k": 8}
+        | {"attention.indexer.block_size": 16, "attention.indexer.local_blocks": 1}
+        | {"attention.indexer.head_count": 2, "attention.indexer.key_length": 16},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
+        | {f"blk.{i}.indexer.k_proj.weight": (16, 64) for i in range(2, 8)},
     ),
     "mistral3": Own(_YARN | {"attention.temperature_scale": 0.1}),
     "nemotron_h": Own(_MAMBA2 | _ONE_PART),
@@ -254,7 +276,7 @@ def write_family_model(folder: Path, architecture: str, **metadata: object) -> P
     for name, shape in shapes(architecture, entries).items():
         if len(shape) == 1:
             values = random.uniform(0.5, 1.5, shape)
-            if architecture == "gemma4" and name.endswith("attn_q_norm.weight"):
+            if architecture in ("gemma3n", "gemma4") and name.endswith("attn_q_norm.weight"):
                 values *= len(values) ** -0.5  # nothing else makes its scores small
             values = -values if name.endswith("ssm_a") else values  # memory fades
             if name.endswith("res_score.weight"):

@@ -143,9 +143,10 @@ def attention(f):
         for d in (32, 160) if kind == "q8_0" else (1, 20, 97, 256):
             for n_q, n_kv in [(1, 1), (1, 13), (1, 600), (3, 70), (9, 1025), (40, 41)]:
                 arrays = normal(n_q, 4, d), cache(2, n_kv, d), cache(2, n_kv, d)
-                for window in (None, 89):
-                    options = {"window": window, "sinks": f.array(normal(4)), "softcap": 5.0}
-                    label = f"attention {kind} {d} {n_q} {n_kv} {window}"
+                for window, chunked in ((None, False), (89, False), (89, True)):
+                    options = {"window": window, "chunked": chunked}
+                    options |= {"sinks": f.array(normal(4)), "softcap": 5.0}
+                    label = f"attention {kind} {d} {n_q} {n_kv} {window} {chunked}"
                     yield label, cpp.attention, arrays, options
         ends = f.array(np.array([0, 2, 2, 7], np.int32))
         options = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "causal": False}
@@ -232,6 +233,10 @@ OPS = {
     "layer_columns": ([66], [33], [], {"width": 33}),
     "put_columns": ([33], [100], [], {"offset": 67}),
     "round_q8": ([96], [96], [], {}),
+    "mix_streams": ([99, 12], [4 * 33], [], {"n_streams": 3}),
+    "add_to_streams": ([99, 33], [99], [], {"first": 1}),
+    "match_rms": ([99, 33], [99], [], {"eps": 1e-5}),
+    "keep_above": ([33], [33], [], {"factor": 1.6}),
 }
 
 

@@ -40,7 +40,7 @@ class Case:
     @property
     def plus_one(self) -> bool:
         """Whether norms multiply by 1 + weight, and GGUF has the sum."""
-        return self.arch in ("gemma2", "gemma3", *DELTA_NETS)
+        return self.arch in ("gemma2", "gemma3", "minimax-m3", *DELTA_NETS)
 
 
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
@@ -307,6 +307,56 @@ _SHARED = {
     **{"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
     "shared_expert_intermediate_size": 64,
 }
+# The keys and values of layers 2 and 3 are those of layers 4 and 5, too.
+_GEMMA3N = {
+    **{"head_dim": 32, "sliding_window": 20, "num_hidden_layers": 6, "num_kv_shared_layers": 2},
+    **{"layer_types": ["sliding_attention", "full_attention"] * 3, "laurel_rank": 32},
+    **{"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 32},
+    **{"intermediate_size": [96, 128, 96, 96, 96, 96], "altup_num_inputs": 4},
+    **{"activation_sparsity_pattern": [0.9, 0.7, 0.0, 0.0, 0.95, 0.0]},
+    "final_logit_softcapping": 1.5,
+}
+_GEMMA3N_KEYS = {
+    **{"attention.sliding_window": 20, "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4},
+    **{"attention.sliding_window_pattern": np.array([True, False] * 3)},
+    **{"attention.shared_kv_layers": 2, "embedding_length_per_layer_input": 32},
+    **{"feed_forward_length": np.array([96, 128, 96, 96, 96, 96], np.int32)},
+    **{"altup.active_idx": 0, "altup.num_inputs": 4, "final_logit_softcapping": 1.5},
+    "activation_sparsity_scale": np.array(
+        [1.2815515, 0.5244005, -np.inf, -np.inf, 1.6448536, -np.inf], np.float32
+    ),
+}
+_GEMMA3N_NAMES = _GEMMA4_NAMES | {
+    "altup.correct_output_scale": "altup_correct_scale",
+    "altup.correction_coefs": "altup_correct_coef",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.modality_router": "altup_router",
+    "altup.router_norm": "altup_router_norm",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
+}
+# What llama.cpp takes for granted: two sizes, that nearly all gates of the first ten layers are cut
+# off, and that the first twenty layers have keys of their own.
+_GEMMA3N_USUAL = {
+    **{"num_hidden_layers": 3, "layer_types": _LOCAL, "num_kv_shared_layers": 0},
+    **{"intermediate_size": 512, "activation_sparsity_pattern": 3 * [0.95]},
+    **{"hidden_size_per_layer_input": 256, "laurel_rank": 64, "final_logit_softcapping": 30.0},
+}
+_LLAMA4 = {
+    **{"num_local_experts": 6, "num_experts_per_tok": 1, "intermediate_size_mlp": 128},
+    **{"head_dim": 32, "num_hidden_layers": 4},
+}
+_LLAMA4_KEYS = {"feed_forward_length": 128, "interleave_moe_layer_step": 1}
+_LLAMA4_NAMES = {
+    **{f"feed_forward.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
+    **{
+        f"feed_forward.shared_expert.{part}_proj": f"ffn_{part}_shexp"
+        for part in ("gate", "up", "down")
+    },
+    "feed_forward.router": "ffn_gate_inp",
+    "feed_forward.experts.down_proj": "ffn_down_exps",
+}
 _FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 CASES = {
     "Llama 2": Case("Llama", "llama", reordered=True),
@@ -442,6 +492,39 @@ CASES = {
         },
         extra={"rotary_dim": 16, "use_qk_norm": True, "scoring_func": "sigmoid"},
     ),
+    "MiniMax-M3": Case(
+        "MiniMaxM3VL",
+        "minimax-m3",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
+        | {"partial_rotary_factor": 0.5, "rotary_dim": 16, "dense_intermediate_size": 128}
+        | {"shared_intermediate_size": 96, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+        | {"layer_types": ["full_attention"] + 2 * ["minimax_m3_sparse"]}
+        | {"index_n_heads": 2, "index_head_dim": 32, "index_block_size": 16}
+        | {"index_topk_blocks": 8},
+        {"rope.dimension_count": 16, "expert_gating_func": 2, "expert_weights_norm": True}
+        | {"expert_weights_scale": 2.0, "expert_shared_count": 1}
+        | {"leading_dense_block_count": 1, "feed_forward_length": 128}
+        | {"attention.indexer.head_count": 2, "attention.indexer.key_length": 32}
+        | {"attention.indexer.top_k": 8, "attention.indexer.block_size": 16}
+        | {"attention.indexer.local_blocks": 1},
+        names={
+            **{"mlp.gate": "ffn_gate_inp", "mlp.shared_experts.down_proj": "ffn_down_shexp"},
+            "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+            **{
+                f"self_attn.indexer.{name}": f"indexer.{name}"
+                for name in ("q_proj", "k_proj", "q_norm", "k_norm")
+            },
+        },
+        extra={"n_shared_experts": 1, "moe_layer_freq": [0, 1, 1], "scoring_func": "sigmoid"}
+        | {
+            "sparse_attention_config": {
+                **{"sparse_num_index_heads": 2, "sparse_index_dim": 32},
+                **{"sparse_topk_blocks": 8, "sparse_block_size": 16, "sparse_local_block": 1},
+            }
+        },
+        sees=True,
+    ),
     "DeepSeek-V2-Lite": Case(
         "DeepseekV2",
         "deepseek2",
@@ -522,6 +605,31 @@ CASES = {
             "attention.indexer.types": np.array([True, True, False]),
         },
         names=_INDEX_NAMES,
+    ),
+    # Every chunk ends within the prompt.
+    "Llama 4 Scout, smaller chunks": Case(
+        "Llama4",
+        "llama4",
+        _LLAMA4
+        | {"attention_chunk_size": 20, "floor_scale": 16, "attn_scale": 0.5}
+        | {"rope_parameters": _LLAMA3_ROPE | {"high_freq_factor": 1.0}},
+        _LLAMA4_KEYS
+        | {"attention.sliding_window": 20, "attention.temperature_length": 16}
+        | {"attention.temperature_scale": 0.5},
+        names=_LLAMA4_NAMES,
+        lost="the sizes of its chunks",
+    ),
+    "Llama 4 Scout, which sees pictures": Case(
+        "Llama4", "llama4", _LLAMA4, _LLAMA4_KEYS, names=_LLAMA4_NAMES, sees=True
+    ),
+    "Llama 4 Maverick": Case(
+        "Llama4",
+        "llama4",
+        _LLAMA4
+        | {"num_local_experts": 128, "interleave_moe_layer_step": 2, "use_qk_norm": False}
+        | {"intermediate_size": 32},
+        _LLAMA4_KEYS | {"interleave_moe_layer_step": 2},
+        names=_LLAMA4_NAMES,
     ),
     "Kimi K2": Case(
         "DeepseekV3",
@@ -810,6 +918,18 @@ CASES = {
         },
         {"attention.sliding_window": 20, "rope.freq_base": 1e6}
         | {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    ),
+    "Gemma 3n": Case("Gemma3n", "gemma3n", _GEMMA3N, _GEMMA3N_KEYS, _GEMMA3N_NAMES),
+    "Gemma 3n without shared keys": Case(
+        "Gemma3n",
+        "gemma3n",
+        _GEMMA3N | _GEMMA3N_USUAL,
+        _GEMMA3N_KEYS
+        | {"attention.sliding_window_pattern": np.array([True, True, False])}
+        | {"attention.shared_kv_layers": 0, "feed_forward_length": 512}
+        | {"final_logit_softcapping": 30.0, "embedding_length_per_layer_input": 256}
+        | {"activation_sparsity_scale": np.full(3, 1.6448536, np.float32)},
+        _GEMMA3N_NAMES,
     ),
     "Gemma 4 E2B": Case(
         "Gemma4", "gemma4", _GEMMA4 | _SHARING, _GEMMA4_KEYS | _SHARING_KEYS, _GEMMA4_NAMES

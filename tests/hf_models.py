@@ -49,7 +49,7 @@ def build(case: Case) -> Any:
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
     # That are part of a model that sees pictures.
-    texts = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe")
+    texts = ("Gemma3", "Gemma3n", "Gemma4", "Llama4", "MiniMaxM3VL", "Qwen3_5", "Qwen3_5Moe")
     part = "Text" if case.family in texts and not case.sees else ""
     config_class = f"{case.family}{part}Config"
     values = sizes | case.config
@@ -60,12 +60,21 @@ def build(case: Case) -> Any:
         if case.gemma:
             vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+        elif case.arch == "minimax-m3":
+            vision = {"hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1}
+            vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 2}
+        elif case.arch == "llama4":
+            vision = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1}
+            vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 2}
+            vision |= {"vision_output_dim": 16, "projector_input_dim": 16}
+            vision |= {"projector_output_dim": 16}
         values = {"text_config": values, "vision_config": vision, "tie_word_embeddings": case.gemma}
     config = getattr(transformers, config_class)(**values)
     config.get_text_config().allow_global_per_layer_attribute_access = True
     config._attn_implementation = "eager"  # the one that caps scores
     task = "ConditionalGeneration" if case.sees else "CausalLM"
-    model = getattr(transformers, f"{case.family}For{task}")(config).float().eval()
+    family = "MiniMaxM3Sparse" if case.sees and case.arch == "minimax-m3" else case.family
+    model = getattr(transformers, f"{family}For{task}")(config).float().eval()
     random = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -73,7 +82,7 @@ def build(case: Case) -> Any:
                 plus_one = case.plus_one and not name.endswith("linear_attn.norm.weight")
                 centre = 0.0 if plus_one else 1.0
                 weight.uniform_(centre - 0.5, centre + 0.5, generator=random)
-                if case.arch == "gemma4" and name.endswith("q_norm.weight"):
+                if case.arch in ("gemma3n", "gemma4") and name.endswith("q_norm.weight"):
                     weight *= len(weight) ** -0.5  # nothing else makes its scores small
             else:
                 spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
@@ -93,6 +102,8 @@ def build(case: Case) -> Any:
 
 def logits(model: Any, tokens: list[int]) -> np.ndarray:
     """float32 [n_tokens, vocab]"""
+    if type(model).__name__ == "Llama4ForConditionalGeneration":
+        model = model.language_model  # a call of the whole fails without a picture
     with torch.no_grad():
         return np.asarray(model(torch.tensor([tokens])).logits[0])
 
@@ -179,13 +190,17 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
     config = model.config.get_text_config()
     for name, parameter in model.state_dict().items():
         values = parameter.numpy()
-        if any(part in name for part in (".visual.", ".vision_tower.", ".embed_vision.")):
+        if any(part in name for part in _SIGHT):
             continue
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if ".mlp.experts." in name and case.arch == "gpt-oss":
             yield from _of_gpt_oss(name, values)
             continue
+        if ".feed_forward.experts." in name and case.arch == "llama4":
+            values = values.swapaxes(1, 2)  # [n_experts, n, k]
+        if case.arch == "minimax-m3":
+            name = name.replace(".mlp.gate_up_proj", ".dense_mlp.gate_up_proj")
         if both := _BOTH.fullmatch(name):  # [2 * n, k], or [n_experts, 2 * n, k]
             place = both["place"]
             suffix = _SLOTS[both["stem"]] if case.n_experts else ""
@@ -196,6 +211,13 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             for part, filters in zip("qkv", np.split(values.squeeze(1), 3), strict=True):
                 place = name.split(".")[2]
                 yield f"blk.{place}.ssm_conv1d_{part}.weight", filters[np.newaxis, :, np.newaxis]
+            continue
+        if stack := _STREAMS.fullmatch(name):
+            if stack["number"] == "0":
+                others = range(1, config.altup_num_inputs)
+                names = [f"{stack['before']}.{number - 1}.weight" for number in others]
+                matrices = np.stack([model.state_dict()[each].numpy() for each in names])
+                yield f"{_STREAM_SLOTS[stack['stem']]}.weight", matrices
             continue
         if name.endswith("kv_b_proj.weight"):
             yield from _of_latents(name, values.reshape(config.num_attention_heads, -1, 32))
@@ -332,8 +354,9 @@ def _rope_factors(model: Any) -> np.ndarray:
     return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
 
 
+_SIGHT = (".visual.", "vision_tower.", "vision_model.", "embed_vision.", "multi_modal_projector.")
 _EXACT = (
-    *(".bias", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d"),
+    *(".bias", "coef.weight", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d"),
     *(f"conv1d_{part}.weight" for part in "qkv"),
 )
 _NAMES = {
@@ -356,7 +379,7 @@ _NAMES = {
     "block_sparse_moe.experts.down_proj": "ffn_down_exps",
 }
 _BOTH = re.compile(
-    r"model\.(language_model\.)?layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp)"
+    r"(language_model\.)?model\.(language_model\.)?layers\.(?P<place>\d+)\.(?P<stem>.*experts|shared_mlp|dense_mlp)"
     r"\.(gate_up_proj|input_linear)(\.weight)?"
 )
 # A gated norm makes much of what is nearly nothing, its rounding errors too: transformers' own two
@@ -366,11 +389,18 @@ _SPREADS = {
     **{"linear_attn.conv1d.weight": 6.0, "linear_attn.out_proj.weight": 0.15},
     "self_attn.conv1d.weight": 6.0,  # Kimi Linear
 }
+_STREAMS = re.compile(r"(?P<before>.*(?P<stem>altup_\w+))\.(?P<number>\d+)\.weight")
+_STREAM_SLOTS = {
+    "altup_projections": "altup_proj",
+    "altup_unembed_projections": "altup_unembd_proj",
+}
 _SLOTS = {
     "mlp.experts": "_exps",
     "experts": "_exps",
     "block_sparse_moe.experts": "_exps",
     "shared_mlp": "_shexp",
+    "mlp.shared_experts": "_shexp",
+    "dense_mlp": "",
     "feed_forward.experts": "_exps",
 }
 _GEMMA_NAMES = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
@@ -379,7 +409,9 @@ _GEMMA_NAMES = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 def _gguf_name(case: Case, name: str) -> str:
     """ "model.layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
     suffix = "bias" if name.endswith("bias") else "weight"
-    stem = name.removeprefix("model.").removeprefix("language_model.").removesuffix(f".{suffix}")
+    stem = name.removesuffix(f".{suffix}")
+    for prefix in ("language_model.", "model.", "language_model."):
+        stem = stem.removeprefix(prefix)
     names = _NAMES | (_GEMMA_NAMES if case.gemma else {}) | case.names
     layer = ""
     if stem.startswith("layers."):

@@ -126,7 +126,18 @@ def linear(x, w):
         return np.einsum("...k,nk->...n", np.asarray(x, np.float64), np.asarray(w, np.float64))
 
 
-def attention(q, k, v, scale, causal=True, window=None, softcap=None, sinks=None, cu_seqlens=None):
+def attention(
+    q,
+    k,
+    v,
+    scale,
+    causal=True,
+    window=None,
+    chunked=False,
+    softcap=None,
+    sinks=None,
+    cu_seqlens=None,
+):
     """out [n_q, n_heads, head_dim] and lse [n_q, n_heads].
 
     q: [n_q, n_heads, head_dim]; k, v: [n_kv_heads, n_kv, head_dim], numbers; sinks: [n_heads];
@@ -141,7 +152,7 @@ def attention(q, k, v, scale, causal=True, window=None, softcap=None, sinks=None
         keys = slice(ends_k[sequence], ends_k[sequence + 1])
         n_kv = keys.stop - keys.start
         for token in range(n_q):
-            seen = _seen_keys(n_kv - n_q + token, n_kv, causal, window)
+            seen = _seen_keys(n_kv - n_q + token, n_kv, causal, window, chunked)
             for head in range(n_heads):
                 kv_head = head // (n_heads // n_kv_heads)
                 out[first + token, head], lse[first + token, head] = _attend(
@@ -155,12 +166,15 @@ def attention(q, k, v, scale, causal=True, window=None, softcap=None, sinks=None
     return out, lse
 
 
-def _seen_keys(position, n_kv, causal, window):
+def _seen_keys(position, n_kv, causal, window, chunked):
     """The keys that the query at `position` sees, in order."""
     first, last = 0, n_kv - 1
     if causal:
         last = min(last, position)
-    if window is not None:
+    if chunked:
+        chunk = math.floor(position / window)
+        first, last = max(first, chunk * window), min(last, chunk * window + window - 1)
+    elif window is not None:
         first, last = max(first, position - window + 1), min(last, position + window - 1)
     return list(range(first, last + 1))
 

@@ -39,6 +39,6 @@ def new_state(
     return SequenceState(layout, pool, backend.sequence_state, capacity)
 
 
-def heads_of(n_kv_heads: int, head_dim: int, window: int = 0) -> LayerState:
+def heads_of(n_kv_heads: int, head_dim: int, window: int = 0, chunked: bool = False) -> LayerState:
     """A layer that keeps keys and values of the same width."""
-    return LayerState(KeysValues(n_kv_heads, head_dim, head_dim, window))
+    return LayerState(KeysValues(n_kv_heads, head_dim, head_dim, window, chunked=chunked))

@@ -153,6 +153,8 @@ def test_a_cap_or_a_window_that_makes_no_sense_is_refused():
         g.attention(q, 4, 4, 16, scale=0.25, softcap=-1.0)
     with pytest.raises(GraphError, match=r"attention.*window is -1, expected 0 or more"):
         g.attention(q, 4, 4, 16, scale=0.25, window=-1)
+    with pytest.raises(GraphError, match=r"attention.*chunked without a window"):
+        g.attention(q, 4, 4, 16, scale=0.25, chunked=True)
 
 
 def test_a_route_to_more_experts_than_there_are_is_refused():

@@ -93,6 +93,19 @@ def test_scale_multiplies_by_a_weight_too(backend, factor):
     np.testing.assert_array_equal(out, x * (np.float32(factor) * weight[0]))
 
 
+@pytest.mark.parametrize("width", [2, 700])
+def test_scale_may_have_a_weight_for_each_column(backend, width):
+    x, weight = random(3, width), random(width, seed=1)
+    out = run(backend, lambda g, x, w: g.scale(x, -0.5, w), {"x": x}, {"w": weight})
+    np.testing.assert_array_equal(out, x * (np.float32(-0.5) * weight))
+
+
+def test_a_scale_of_another_length_is_refused():
+    g = GraphBuilder("broken")
+    with pytest.raises(GraphError, match=r"'w' is \[3\], expected \[1\] or \[4\]"):
+        g.scale(g.external("x", 4), weight=g.weight("w", 3))
+
+
 @pytest.mark.parametrize("n_tokens", [1, 70])
 @pytest.mark.parametrize("width", [1, 700])
 def test_scale_rows_multiplies_each_row_by_its_factor(backend, n_tokens, width):

@@ -185,7 +185,11 @@ def test_biases_of_experts_may_be_of_half_precision(backend, type):
 
 
 @pytest.mark.parametrize(("n_tokens", "past"), [(1, 0), (1, 700), (5, 3), (70, 600)])
-@pytest.mark.parametrize("options", [{}, {"window": 4, "softcap": 20.0}], ids=["plain", "window"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 4, "softcap": 20.0}, {"window": 4, "chunked": True}],
+    ids=["plain", "window", "chunks"],
+)
 def test_sinks_take_their_share_of_attention(backend, n_tokens, past, options):
     n_heads, n_kv_heads, head_dim = 4, 2, 16
     q, sinks = random(n_tokens, n_heads * head_dim), 2 * random(n_heads, seed=1)

@@ -311,7 +311,7 @@ def test_layers_that_the_metadata_does_not_know_are_refused(tmp_path):
     assert said == "tensor blk.2.attn_k.weight has no place in a llama model"
 
 
-@pytest.mark.parametrize("shape", [(32, 64), (64, 32), (64,), (4096,), (1, 64, 64)])
+@pytest.mark.parametrize("shape", [(32, 64), (64, 32), (64,), (4096,), (1, 64, 64), (2, 32, 64)])
 def test_a_tensor_of_another_shape_is_refused_with_both(tmp_path, shape):
     name = "blk.1.attn_q.weight"
     tensor = (name, "f32", shape, np.zeros(shape, np.float32))

@@ -195,22 +195,78 @@ def test_a_numpy_integer_is_a_window(ops):
     np.testing.assert_array_equal(ops.attention(q, k, v, window=np.int64(5)), expected)
 
 
+# ---- chunks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_every_chunk(ops, causal):
+    q, k, v = inputs(9, 70, 2, 1, 20)
+    for window in range(1, 75):
+        attend(ops, q, k, v, window=window, chunked=True, causal=causal)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 100, 999, 1030])
+def test_a_chunk_of_a_long_cache(ops, kv_type, window, causal):
+    q, k, v = inputs(3, 2000, 4, 2, 64, kv_type)
+    attend(ops, q, k, v, window=window, chunked=True, causal=causal)
+
+
+@pytest.mark.parametrize("n_q", [1, 2])
+@pytest.mark.parametrize("window", [511, 512, 513, 1023, 1024, 1025, 1998, 1999])
+def test_a_chunk_that_begins_beside_a_boundary_of_the_parts_of_a_cache(ops, window, n_q):
+    attend(ops, *inputs(n_q, 2000, 1, 1, 16), window=window, chunked=True)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 10, 64, 100])
+def test_chunks_of_a_prompt(ops, window, causal):
+    attend(ops, *inputs(140, 150, 2, 1, 20), window=window, chunked=True, causal=causal)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 2, 5, 12])
+def test_a_query_before_the_first_key_is_in_no_chunk_that_has_keys(ops, window, causal):
+    attend(ops, *inputs(12, 4, 2, 1, 8), window=window, chunked=True, causal=causal)
+
+
+def test_what_another_chunk_has_changes_nothing(ops):
+    q, k, v = inputs(1, 20, 2, 1, 8)
+    before = ops.attention(q, k, v, window=6, chunked=True)
+    k[:, :18], v[:, :18] = 1e3, 1e3  # the query is at position 19 and sees 18 and 19
+    np.testing.assert_array_equal(ops.attention(q, k, v, window=6, chunked=True), before)
+    k[:, 18] = 1.0
+    assert (ops.attention(q, k, v, window=6, chunked=True) != before).all()
+
+
+@pytest.mark.parametrize("window", [30, 31, 2**31, 2**63 - 1, 2**64, 10**30])
+def test_a_chunk_as_long_as_the_keys_hides_nothing(ops, window):
+    q, k, v = inputs(7, 30, 2, 1, 20)
+    for causal in (True, False):
+        expected = ops.attention(q, k, v, causal=causal)
+        result = ops.attention(q, k, v, causal=causal, window=window, chunked=True)
+        np.testing.assert_array_equal(result, expected)
+
+
 # ---- prompts in batches --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("group", "window"), [(1, None), (3, None), (8, None), (3, 100)])
+@pytest.mark.parametrize(
+    ("group", "options"),
+    [(1, {}), (3, {}), (8, {}), (3, {"window": 100}), (3, {"window": 150, "chunked": True})],
+)
 def test_a_prompt_in_batches_of_more_than_64_tokens_gives_the_same_bits(
-    ops, kv_type, group, window
+    ops, kv_type, group, options
 ):
     if ops is numpy_ops:
         pytest.skip("its BLAS sums in an order of its own for each shape")
     n = 1100
     q, k, v = inputs(n, n, group, 1, 32, kv_type)
-    whole = ops.attention(q, k, v, window=window)
+    whole = ops.attention(q, k, v, **options)
     for size in (65, 129, 257):
         for end in range(n, 0, -size):
             rows = slice(max(end - size, 0), end)
             if rows.stop - rows.start > 64:
                 kv = (np.ascontiguousarray(each[:, :end]) for each in (k, v))
-                found = ops.attention(q[rows], *kv, window=window)
+                found = ops.attention(q[rows], *kv, **options)
                 np.testing.assert_array_equal(found, whole[rows])

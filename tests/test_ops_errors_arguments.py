@@ -196,6 +196,9 @@ VALUE_ERRORS = {
     "head_dim 64 (shape (2, 2, 64)).": lambda ops: ops.attention(
         normal((2, 2, 64)), K_Q8_0, K_Q8_0
     ),
+    "attention: chunked is True, and window is None; expected a window, the positions of a": (
+        lambda ops: ops.attention(Q, K, K, chunked=True)
+    ),
     "attention: window is 0; expected an integer of at least 1, or None for no window.": (
         lambda ops: ops.attention(Q, K, K, window=0)
     ),

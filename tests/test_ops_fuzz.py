@@ -74,6 +74,7 @@ def attention_with_everything(t, m, n, k):
         "k": cache,
         "v": cache,
         "window": 2,
+        "chunked": True,
         "softcap": 10.0,
         "sinks": ones(2 * n),
         "cu_seqlens_q": np.array([0, m // 2, m], np.int32),

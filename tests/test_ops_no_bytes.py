@@ -87,20 +87,25 @@ def test_rows_of_no_elements_take_no_time(on):
 
 # Of 6 positions, what each of the last 4 sees.
 SEEN = {
-    (True, None): [3, 4, 5, 6],
-    (True, 3): [3, 3, 3, 3],
-    (False, None): [6, 6, 6, 6],
-    (False, 3): [5, 5, 4, 3],
+    (True, None, False): [3, 4, 5, 6],
+    (True, 3, False): [3, 3, 3, 3],
+    (True, 4, True): [3, 4, 1, 2],
+    (False, None, False): [6, 6, 6, 6],
+    (False, 3, False): [5, 5, 4, 3],
+    (False, 4, True): [4, 4, 2, 2],
 }
 
 
-@pytest.mark.parametrize(("causal", "window"), SEEN)
+@pytest.mark.parametrize(("causal", "window", "chunked"), SEEN)
 @pytest.mark.parametrize("sink", [None, -np.inf, 0.0, 300.0])
-def test_heads_of_no_features_count_the_keys_that_they_see(backend, causal, window, sink):
+def test_heads_of_no_features_count_the_keys_that_they_see(backend, causal, window, chunked, sink):
     """Every score is 0, so the softmax's denominator is their number, and the sink's part."""
     q, k = np.zeros((4, 1, 0), np.float32), np.zeros((1, 6, 0), np.float32)
     sinks = None if sink is None else np.array([sink], np.float32)
-    options = {"causal": causal, "window": window, "sinks": sinks, "return_lse": True}
+    options = {"causal": causal, "window": window, "chunked": chunked}
+    options |= {"sinks": sinks, "return_lse": True}
     _, lse = backend.attention(q, k, k, **options)
-    expected = np.logaddexp(np.log(SEEN[causal, window]), -np.inf if sink is None else sink)
+    expected = np.logaddexp(
+        np.log(SEEN[causal, window, chunked]), -np.inf if sink is None else sink
+    )
     np.testing.assert_allclose(lse[:, 0], expected, rtol=1e-6)

@@ -34,6 +34,10 @@ def windowed() -> SequenceState:
     return state_with(heads_of(1, WIDTH, WINDOW), heads_of(1, WIDTH))
 
 
+def chunked() -> SequenceState:
+    return state_with(heads_of(1, WIDTH, WINDOW, chunked=True), heads_of(1, WIDTH))
+
+
 def recurrent() -> SequenceState:
     return state_with(RECURRENT, heads_of(1, WIDTH))
 
@@ -56,6 +60,8 @@ def keys(state: SequenceState, layer: int) -> list[int]:
     place = state.layout.layers[layer].keys
     assert place is not None
     first = state.first_needed(place, state.length)
+    if first == state.length:
+        return []
     found, values = state.backing.read(state.backing.keys(layer), first, state.length)
     np.testing.assert_array_equal(found, -values)
     return found[0, :, 0].astype(int).tolist()
@@ -66,8 +72,11 @@ def check(state: SequenceState) -> None:
     tokens = state.tokens
     for layer, place in enumerate(state.layout.layers):
         if place.keys is not None and tokens:
-            seen = tokens[max(0, len(tokens) + 1 - WINDOW) :] if place.keys.shape.window else tokens
-            assert keys(state, layer) == seen
+            shape, first = place.keys.shape, 0
+            if shape.window:
+                chunk = len(tokens) // WINDOW * WINDOW
+                first = chunk if shape.chunked else max(0, len(tokens) + 1 - WINDOW)
+            assert keys(state, layer) == tokens[first:]
     assert not state.recurrent.size or (state.recurrent == sum(tokens)).all()
 
 
@@ -84,8 +93,9 @@ def test_memory_grows_with_the_tokens_a_page_at_a_time() -> None:
     check(state)
 
 
-def test_a_layer_with_a_window_keeps_its_window_and_no_more() -> None:
-    state = windowed()
+@pytest.mark.parametrize("make", [windowed, chunked])
+def test_a_layer_with_a_window_keeps_its_window_and_no_more(make) -> None:
+    state = make()
     for start in range(0, 3000, 50):
         append(state, range(start, start + 50))
     own_pages = (state.nbytes - 47 * PAGE_BYTES) // PAGE_BYTES  # 47: of the other layer
@@ -94,7 +104,7 @@ def test_a_layer_with_a_window_keeps_its_window_and_no_more() -> None:
 
 
 def test_what_a_sequence_takes_is_what_its_layout_says() -> None:
-    for state in (whole(), windowed(), recurrent()):
+    for state in (whole(), windowed(), chunked(), recurrent()):
         most = state.layout.nbytes(2000, 100)
         append(state, range(1950))
         for token in range(50):
@@ -195,17 +205,20 @@ def test_a_sequence_without_windows_can_be_cut_anywhere(length: int) -> None:
     check(state)
 
 
-def test_a_window_can_be_cut_as_far_as_guesses_reach() -> None:
-    for tail in range(64):
-        state = windowed()
-        append(state, range(1000 + tail))
-        for token in range(64):
-            append(state, [token])
+@pytest.mark.parametrize("step", [1, 64])
+@pytest.mark.parametrize("make", [windowed, chunked])
+def test_a_window_can_be_cut_as_far_as_guesses_reach(make, step: int) -> None:
+    for tail in range(0, 64, 3):
+        state = make()
+        append(state, range(1000))
+        append(state, range(1000, 1000 + tail))  # too few for a checkpoint there
+        for start in range(0, 64, step):
+            append(state, range(start, start + step))
         assert state.trim(1000 + tail) == 1000 + tail
         check(state)
 
 
-@pytest.mark.parametrize("make", [windowed, recurrent])
+@pytest.mark.parametrize("make", [windowed, chunked, recurrent])
 def test_going_further_back_leads_to_a_checkpoint(make) -> None:
     state = make()
     for start in range(0, 3000, 100):
@@ -234,7 +247,7 @@ def test_there_are_few_checkpoints_and_the_older_ones_are_further_apart() -> Non
 
 
 def test_a_pass_that_fails_leaves_a_state_of_fewer_tokens_or_the_same() -> None:
-    for make, kept in ((whole, 300), (windowed, 300), (recurrent, 256)):
+    for make, kept in ((whole, 300), (windowed, 300), (chunked, 300), (recurrent, 256)):
         state = make()
         append(state, range(256))
         append(state, range(256, 300))
@@ -246,8 +259,18 @@ def test_a_pass_that_fails_leaves_a_state_of_fewer_tokens_or_the_same() -> None:
         check(state)
 
 
-def test_a_pass_that_lets_a_window_go_and_fails_leads_to_a_checkpoint() -> None:
-    state = windowed()
+def test_a_sequence_that_ends_with_a_chunk_needs_nothing_of_it() -> None:
+    state = chunked()
+    append(state, range(1100))  # leaves pages from position 960 on
+    assert state.trim(900) == 900
+    check(state)
+    append(state, range(900, 950))
+    check(state)
+
+
+@pytest.mark.parametrize("make", [windowed, chunked])
+def test_a_pass_that_lets_a_window_go_and_fails_leads_to_a_checkpoint(make) -> None:
+    state = make()
     append(state, range(300))
     state.begin()
     state.make_room(0, 1, 300, 1000)
@@ -257,7 +280,7 @@ def test_a_pass_that_lets_a_window_go_and_fails_leads_to_a_checkpoint() -> None:
     check(state)
 
 
-@pytest.mark.parametrize("make", [whole, windowed, recurrent])
+@pytest.mark.parametrize("make", [whole, windowed, chunked, recurrent])
 def test_of_tokens_evaluated_ahead_those_that_were_wrong_leave_nothing(make) -> None:
     state = make()
     append(state, range(300))
@@ -279,7 +302,7 @@ def test_of_tokens_evaluated_ahead_those_that_were_wrong_leave_nothing(make) -> 
 # ---- snapshots -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [whole, windowed, recurrent])
+@pytest.mark.parametrize("make", [whole, windowed, chunked, recurrent])
 def test_a_restored_snapshot_is_the_sequence_as_it_was(make) -> None:
     state = make()
     append(state, range(500))

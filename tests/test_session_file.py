@@ -230,6 +230,14 @@ def test_a_changed_structure_is_a_whole_session_or_refused_and_changes_nothing(
         assert state.tokens == before
 
 
+def test_the_hash_of_what_is_kept_is_that_of_sessions_from_before_there_were_chunks() -> None:
+    shape = "(1, 4, 4, 5, False)"  # heads, widths of a key and a value, window, values in keys
+    window = new_state(NumpyBackend(), [heads_of(1, 4, 5)], 8)
+    assert session._kept(window) == hashlib.sha256(f"[({shape}, 0)]".encode()).digest()
+    chunks = new_state(NumpyBackend(), [heads_of(1, 4, 5, chunked=True)], 8)
+    assert session._kept(chunks) != session._kept(window)
+
+
 # ---- other files, and disks that are full --------------------------------------------------------
 
 

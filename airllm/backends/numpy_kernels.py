@@ -12,6 +12,7 @@ from airllm.backends import numpy_recurrent as recurrent
 from airllm.backends import numpy_sparse as sparse
 from airllm.backends.numpy_batch import TokenBatch, arrays
 from airllm.graph.graph import Op
+from airllm.graph.state import first_seen
 
 __all__ = ["OPS"]
 
@@ -91,9 +92,11 @@ def _append(
 def _attention(op: Op, batch: TokenBatch) -> None:
     q, out = arrays(op, batch)
     n_heads, window = int(op.attrs["n_heads"]), int(op.attrs["window"])
+    chunked = bool(op.attrs["chunked"])
     for s in batch.sequences:
-        # Positions before the window of the first token are seen by none, and may be gone.
-        first = max(0, s.past + 1 - window) if window else 0
+        # Positions that the first token does not see are seen by none, and may be gone. With
+        # chunks, they are whole ones.
+        first = first_seen(window, chunked, s.past)
         keys, values = s.kept.read(s.kept.keys(s.layer), first, s.end)
         numpy_ops.attention_apply(
             q[s.rows].reshape(s.n_tokens, n_heads, -1),
@@ -103,6 +106,7 @@ def _attention(op: Op, batch: TokenBatch) -> None:
             True,
             out[s.rows].reshape(s.n_tokens, n_heads, -1),
             window=window or None,
+            chunked=chunked,
             softcap=float(op.attrs["softcap"]) or None,
             sinks=batch.weights[op.weights[0]] if op.weights else None,
         )
@@ -189,6 +193,40 @@ def _scale(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     factor = np.float32(op.attrs["factor"])
     np.multiply(x, factor * batch.weights[op.weights[0]] if op.weights else factor, out=out)
+
+
+def _mix_streams(op: Op, batch: TokenBatch) -> None:
+    x, factors, out = arrays(op, batch)
+    n_in = int(op.attrs["n_streams"])
+    n_out = factors.shape[1] // n_in
+    streams = x.reshape(batch.n_tokens, n_in, -1)
+    matrices = factors.reshape(batch.n_tokens, n_out, n_in)
+    np.einsum("tij,tjk->tik", matrices, streams, out=out.reshape(batch.n_tokens, n_out, -1))
+
+
+def _add_to_streams(op: Op, batch: TokenBatch) -> None:
+    x, part, out = arrays(op, batch)
+    out[...] = x
+    streams = out.reshape(batch.n_tokens, -1, part.shape[1])
+    streams[:, int(op.attrs["first"]) :] += part[:, np.newaxis]
+
+
+def _match_rms(op: Op, batch: TokenBatch) -> None:
+    x, like, out = arrays(op, batch)
+    streams = x.reshape(batch.n_tokens, -1, like.shape[1])
+    wanted = np.mean(np.square(like, dtype=np.float64), axis=-1)[:, np.newaxis]
+    found = np.maximum(
+        np.mean(np.square(streams, dtype=np.float64), axis=-1), float(op.attrs["eps"])
+    )
+    factors = np.sqrt(wanted / found).astype(np.float32)[..., np.newaxis]
+    np.multiply(streams, factors, out=out.reshape(streams.shape))
+
+
+def _keep_above(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    rows = x.astype(np.float64)
+    least = rows.mean(axis=1) + float(op.attrs["factor"]) * rows.std(axis=1)
+    np.maximum(x - least.astype(np.float32)[:, np.newaxis], 0, out=out)
 
 
 def _silu(op: Op, batch: TokenBatch) -> None:
@@ -311,6 +349,10 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "linear_add": _linear_add,
     "glu_linear": _glu_linear,
     "rope_append": _rope_append,
+    "mix_streams": _mix_streams,
+    "add_to_streams": _add_to_streams,
+    "match_rms": _match_rms,
+    "keep_above": _keep_above,
     "multiply": _multiply,
     "silu": _silu,
     "gelu": _gelu,

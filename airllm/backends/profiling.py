@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from airllm.backends import Executor
 from airllm.graph.graph import Graph, Op
 from airllm.graph.ops import SIGNATURES
+from airllm.graph.state import first_seen
 
 RowBytes = Callable[[int], int]
 
@@ -202,13 +203,16 @@ def _seen(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
     """Positions that attention sees, counted for each token that sees them, or once."""
     if op.kind == "sparse_attention":
         most = graph.call(op).inputs[1].width
-        seen = sum(min(past + t + 1, most) for n, past in run.counts for t in range(n))
-        return seen if each_token else min(seen, sum(past + n for n, past in run.counts))
-    window = int(op.attrs["window"])
-    limit: Callable[[int], int] = (lambda n: min(n, window)) if window else (lambda n: n)
+        selected = sum(min(past + t + 1, most) for n, past in run.counts for t in range(n))
+        return selected if each_token else min(selected, sum(past + n for n, past in run.counts))
+    window, chunked = int(op.attrs["window"]), bool(op.attrs["chunked"])
+
+    def seen(position: int, end: int) -> int:
+        return end - first_seen(window, chunked, position)
+
     if each_token:
-        return sum(limit(past + t + 1) for n, past in run.counts for t in range(n))
-    return sum(min(past, window - 1) + n if window else past + n for n, past in run.counts)
+        return sum(seen(past + t, past + t + 1) for n, past in run.counts for t in range(n))
+    return sum(seen(past, past + n) for n, past in run.counts)
 
 
 def _scored(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:

@@ -24,12 +24,13 @@ __all__ = ["Shard", "Translated", "translate_tensors"]
 _HEAD = "lm_head.weight"
 _HEADS = re.compile(r"(.*\.)?lm_head\.(q?weight\w*|qzeros|scales|g_idx)")  # also quantised
 _LAYER = re.compile(r"layers\.(?P<layer>\d{1,5})\.(?P<stem>.*)")
-_EXPERT = re.compile(r"(?P<before>.*\bexperts)\.(?P<number>\d{1,5})\.(?P<after>.*)")
+# Matrices that GGUF stacks: those of experts, and of Gemma 3n's streams.
+_EXPERT = re.compile(r"(?P<before>.*\bexperts|altup_\w+)\.(?P<number>\d{1,5})(?P<after>(\..*)?)")
 # The vision part of a model that sees pictures, layers that guess further tokens, and a table of
 # rope that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
-    r"|embed_audio|mtp)\..*|.*\.rotary_emb\.inv_freq"
+    r"|embed_audio|patch_merge_mlp|mtp)\..*|.*\.rotary_emb\.inv_freq"
 )
 # Weights of convolutions of each channel by itself: [channels, 1, taps] in folders.
 _CONV = re.compile(r"blk\.\d+\.(ssm_conv1d(_[qkv])?|shortconv\.conv)\.weight")
@@ -93,6 +94,8 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
         elif others:
             for name, part in _shared_out(place.slots, source):
                 put(name, part)
+        elif place.slots.rows:
+            put(first, hf_sources.padded(source, place.slots.rows))
         elif (change := _change(first, config)) is not None:
             put(first, _changed(source, change))
         else:
@@ -164,7 +167,7 @@ def _place(name: str, config: HFConfig) -> _Place | None:
         if int(layer["layer"]) in config.left_out:
             return None
     if expert := _EXPERT.fullmatch(stem):
-        number, stem = int(expert["number"]), f"{expert['before']}.*.{expert['after']}"
+        number, stem = int(expert["number"]), f"{expert['before']}.*{expert['after']}"
     slots = config.names.get(stem)
     if slots is None:
         return _Place(Slots((name,)))

@@ -22,6 +22,7 @@ __all__ = [
     "Stored",
     "alternate",
     "of_heads",
+    "padded",
     "plain",
     "sliced",
     "stacked",
@@ -224,6 +225,28 @@ def alternate(source: RowSource, count: int, index: int, *, bias: bool) -> RowSo
 
     shape = (*source.shape[:-2], source.shape[-2] // count, source.shape[-1])
     return replace(source, shape=shape, extents=(), rows=rows, sources=sources)
+
+
+def padded(source: RowSource, n_rows: int) -> RowSource:
+    """A matrix of floats with rows of zeros behind its own, n_rows in all."""
+    there = source.shape[0]
+    if there == n_rows:
+        return source
+    if len(source.shape) != 2 or there > n_rows or source.type not in FLOAT_TYPES.values():
+        raise FormatError(
+            f"{source.file.path}: tensor {quote(source.name)} is {source.type} "
+            f"{list(source.shape)}; expected a matrix of floats with at most {n_rows} rows"
+        )
+
+    def rows(first: int, end: int) -> Bytes:
+        found = np.zeros((end - first, source.row_bytes), np.uint8)
+        if first < there:
+            own = source.rows(first, min(end, there))
+            found[: len(own)] = own
+        return found
+
+    shape = (n_rows, *source.shape[1:])
+    return replace(source, shape=shape, extents=(), rows=rows, sources=source.extents)
 
 
 def of_heads(source: RowSource, head_rows: tuple[int, int]) -> tuple[RowSource, RowSource]:

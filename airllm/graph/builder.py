@@ -147,6 +147,7 @@ class GraphBuilder:
         scale: float,
         value_dim: int = 0,
         window: int = 0,
+        chunked: bool = False,
         softcap: float = 0.0,
         sinks: Weight | None = None,
         out: Buffer | None = None,
@@ -156,6 +157,8 @@ class GraphBuilder:
         value_dim: of the heads of V; 0: as head_dim.
 
         window: positions that a token sees, its own included; 0: all before it.
+        chunked: a token sees those of its own chunk of `window` positions, from the last multiple
+        of window on.
         softcap: scores s become softcap * tanh(s / softcap); 0: they stay.
         sinks: [n_heads], one more score for each head, neither scaled nor capped, without a value.
         """
@@ -170,6 +173,7 @@ class GraphBuilder:
             value_dim=value_dim or head_dim,
             scale=scale,
             window=window,
+            chunked=chunked,
             softcap=softcap,
         )
 
@@ -346,12 +350,36 @@ class GraphBuilder:
         *,
         out: Buffer | None = None,
     ) -> Buffer:
-        """factor * x, and times the weight, [1], if there is one"""
+        """factor * x, and times the weight, [1] or [width of x], if there is one"""
         return self._emit("scale", [x], out, [] if weight is None else [weight], factor=factor)
 
     def scale_rows(self, x: Buffer, factors: Buffer, *, out: Buffer | None = None) -> Buffer:
         """Each row of x times its factor. factors: [n_tokens, 1]"""
         return self._emit("scale_rows", [x, factors], out)
+
+    def mix_streams(self, x: Buffer, factors: Buffer, n_streams: int) -> Buffer:
+        """Stream i is the sum over j of factors[i, j] * x[j]. x: [n_tokens, n_streams * n],
+        factors: [n_tokens, n_out * n_streams] -> [n_tokens, n_out * n]"""
+        return self._emit("mix_streams", [x, factors], None, n_streams=n_streams)
+
+    def add_to_streams(
+        self, x: Buffer, part: Buffer, *, first: int = 0, out: Buffer | None = None
+    ) -> Buffer:
+        """x plus part in each stream from `first` on. x: [n_tokens, n_streams * n], part:
+        [n_tokens, n]"""
+        return self._emit("add_to_streams", [x, part], out, first=first)
+
+    def match_rms(
+        self, x: Buffer, like: Buffer, eps: float, *, out: Buffer | None = None
+    ) -> Buffer:
+        """Each stream of x with the root mean square of `like`, but not more than
+        rms(like) / sqrt(eps) times as large as it was. x: [n_tokens, n_streams * n], like:
+        [n_tokens, n]"""
+        return self._emit("match_rms", [x, like], out, eps=eps)
+
+    def keep_above(self, x: Buffer, factor: float, *, out: Buffer | None = None) -> Buffer:
+        """What of x is above mean + factor * deviation of its row, and 0 for the rest"""
+        return self._emit("keep_above", [x], out, factor=factor)
 
     def sigmoid(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
         return self._emit("sigmoid", [x], out)

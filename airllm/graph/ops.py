@@ -72,15 +72,15 @@ SIGNATURES: Mapping[str, Signature] = {
     # writes x, the latents of MLA, as keys; their first dimensions are the values, too
     "latent_append": _signature("x", widths.latent_append, flops=0, attrs="n_kv_heads head_dim"),
     # causal attention of q over the layer's KV cache, which includes the batch; window: the number
-    # of positions that a token sees, its own included (0: all); softcap: a score s becomes
-    # softcap * tanh(s / softcap) (0: scores stay); weight: [n_heads], for each head one more score,
-    # as it is, without a value
+    # of positions that a token sees, its own included (0: all); chunked: those from the last
+    # multiple of the window on; softcap: a score s becomes softcap * tanh(s / softcap) (0: scores
+    # stay); weight: [n_heads], for each head one more score, as it is, without a value
     "attention": _signature(
         "q",
         widths.attention,
         flops=0,
         weights=("vector",),
-        attrs="n_heads n_kv_heads head_dim value_dim scale window softcap",
+        attrs="n_heads n_kv_heads head_dim value_dim scale window chunked softcap",
         optional=True,
     ),
     # writes x as keys of the layer's index, by which tokens select the positions that they see
@@ -202,7 +202,7 @@ SIGNATURES: Mapping[str, Signature] = {
     "swiglu_oai": _signature(
         "gate up", widths.swiglu_oai, flops=8, attrs="alpha limit", in_place="gate up"
     ),
-    # out = factor * x, or factor * weight[0] * x
+    # out = factor * x, or factor * weight * x; weight: [1] or [width]
     "scale": _signature(
         "x",
         widths.scale,
@@ -277,6 +277,18 @@ SIGNATURES: Mapping[str, Signature] = {
         weights=("vector",),
         attrs="n_earlier eps",
     ),
+    # ---- several residual streams of a token, side by side (AltUp, arXiv:2301.13310) -------------
+    # out[i] = sum over j of factors[i * n_streams + j] * x[j], for n_streams streams x[j]; flops:
+    # of four streams
+    "mix_streams": _signature("x factors", widths.mix_streams, flops=8, attrs="n_streams"),
+    # out = x, plus part in each stream from `first` on; part is as wide as a stream
+    "add_to_streams": _signature(
+        "x part", widths.add_to_streams, flops=1, attrs="first", in_place="x"
+    ),
+    # out = x * rms(like) / sqrt(max(mean(x^2), eps)) of each stream; like is as wide as a stream
+    "match_rms": _signature("x like", widths.match_rms, flops=3, attrs="eps", in_place="x"),
+    # out = max(x - (mean + factor * deviation), 0), with those of the row
+    "keep_above": _signature("x", widths.keep_above, flops=5, attrs="factor", in_place="x"),
     # ---- what layers do not share ---------------------------------------------------------------
     # out = the columns of x that belong to layer i: x[:, i * width : (i + 1) * width]
     "layer_columns": _signature("x", widths.layer_columns, flops=0, attrs="width"),

@@ -1,6 +1,6 @@
 """What a layer keeps of a sequence between tokens, as its graph says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from airllm.graph.graph import Graph
@@ -10,6 +10,7 @@ __all__ = [
     "KeysValues",
     "LayerArgument",
     "LayerState",
+    "first_seen",
     "recurrent_places",
     "state_of",
 ]
@@ -27,6 +28,7 @@ class KeysValues:
     """A key and a value for each head and position.
 
     window: positions that a token sees; older ones are not needed. 0: all are.
+    chunked: a token sees those from the last multiple of the window on.
     values_in_keys: a value is the first value_dim dimensions of the key (the latents of MLA).
     """
 
@@ -35,6 +37,7 @@ class KeysValues:
     value_dim: int
     window: int = 0
     values_in_keys: bool = False
+    chunked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,13 @@ class LayerState:
     index: KeysValues | None = None
 
 
+def first_seen(window: int, chunked: bool, position: int) -> int:
+    """The first position that a token at `position` sees; window, chunked: see KeysValues."""
+    if not window:
+        return 0
+    return position - position % window if chunked else max(0, position + 1 - window)
+
+
 def recurrent_places(graph: Graph) -> list[int]:
     """Where the recurrent memory of each op begins in that of the graph, in floats."""
     return [0, *accumulate(map(graph.recurrent_floats, graph.ops))][:-1]
@@ -56,7 +66,7 @@ def recurrent_places(graph: Graph) -> list[int]:
 
 def state_of(graph: Graph, keys_of: int | None = None) -> LayerState:
     """What the graph of a layer keeps."""
-    keys, index, window, values = None, None, 0, 0
+    keys, index, window, chunked, values = None, None, 0, False, 0
     for op in graph.ops:
         call = graph.call(op)
         if op.kind in ("kv_append", "rope_append"):
@@ -66,10 +76,11 @@ def state_of(graph: Graph, keys_of: int | None = None) -> LayerState:
             keys = KeysValues(call.count("n_kv_heads"), call.count("head_dim"), 0, 0, True)
         elif op.kind == "attention":
             window, values = int(op.attrs["window"]), call.count("value_dim")
+            chunked = bool(op.attrs["chunked"])
         elif op.kind == "sparse_attention":
             values = call.count("value_dim")
         elif op.kind == "index_append":
             index = KeysValues(1, call.count("head_dim"), call.count("head_dim"), 0, True)
     if keys is not None:
-        keys = KeysValues(keys.n_kv_heads, keys.head_dim, values, window, keys.values_in_keys)
+        keys = replace(keys, value_dim=values, window=window, chunked=chunked)
     return LayerState(keys, keys_of, sum(map(graph.recurrent_floats, graph.ops)), index)

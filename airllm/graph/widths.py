@@ -118,7 +118,8 @@ def attention(call: Call) -> int:
             weight.shape == (n_heads,),
             f"weight {weight.name!r} is {list(weight.shape)}, expected [{n_heads}], the heads",
         )
-    call.count("window", least=0)
+    window = call.count("window", least=0)
+    call.require(window > 0 or not call.op.attrs["chunked"], "chunked without a window")
     _check_float(call, "softcap", least=0.0)
     return n_heads * call.count("value_dim")
 
@@ -280,7 +281,9 @@ def scale(call: Call) -> int:
     _check_float(call, "factor")
     for weight in call.weights:
         call.require(
-            weight.shape == (1,), f"weight {weight.name!r} is {list(weight.shape)}, expected [1]"
+            weight.shape in ((1,), (call.inputs[0].width,)),
+            f"weight {weight.name!r} is {list(weight.shape)}, expected [1] or "
+            f"[{call.inputs[0].width}]",
         )
     return call.inputs[0].width
 
@@ -302,6 +305,42 @@ def layer_columns(call: Call) -> int:
 
 def scale_rows(call: Call) -> int:
     call.require_width(1, 1, "a factor for each token")
+    return call.inputs[0].width
+
+
+def mix_streams(call: Call) -> int:
+    x, factors = call.inputs
+    n_streams = call.count("n_streams")
+    for each in (x, factors):
+        call.require(
+            each.width % n_streams == 0,
+            f"input {each.name!r} has width {each.width}, expected a multiple of {n_streams}, the "
+            "streams",
+        )
+    return factors.width // n_streams * (x.width // n_streams)
+
+
+def _each_stream(call: Call) -> int:
+    x, part = call.inputs
+    call.require(
+        x.width % part.width == 0,
+        f"input {x.name!r} has width {x.width}, expected a multiple of {part.width}, a stream",
+    )
+    return x.width
+
+
+def add_to_streams(call: Call) -> int:
+    call.count("first", least=0)
+    return _each_stream(call)
+
+
+def match_rms(call: Call) -> int:
+    _check_float(call, "eps", least=0.0)
+    return _each_stream(call)
+
+
+def keep_above(call: Call) -> int:
+    _check_float(call, "factor")
     return call.inputs[0].width
 
 

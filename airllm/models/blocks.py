@@ -15,13 +15,16 @@ __all__ = [
     "add",
     "attention",
     "embed",
+    "expert_outputs",
     "glu_mlp",
     "head",
     "layer",
     "linear",
     "norm",
+    "output_logits",
     "route",
     "routed_experts",
+    "shared_expert",
 ]
 
 Normed = Literal["", "heads", "rows"]
@@ -41,8 +44,15 @@ def embed(c: ModelConfig, activations: Activations) -> Graph:
 def head(c: ModelConfig, activations: Activations, *, norm_slot: str = "output_norm") -> Graph:
     """The residual to logits."""
     g = GraphBuilder("head", activations=activations)
+    output_logits(g, c, g.external("residual", c.hidden_size), norm_slot=norm_slot)
+    return g.build()
+
+
+def output_logits(
+    g: GraphBuilder, c: ModelConfig, x: Buffer, *, norm_slot: str = "output_norm"
+) -> None:
+    """Writes the logits of x, [n, hidden]."""
     output = "token_embd" if c.tied_embeddings else "output"
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
     logits = g.external("logits", c.vocab_size)  # [n, vocab]
     h = norm(g, c, x, norm_slot)  # [n, hidden]
     g.linear(h, g.weight(output, c.vocab_size, c.hidden_size), out=logits)
@@ -50,7 +60,6 @@ def head(c: ModelConfig, activations: Activations, *, norm_slot: str = "output_n
         g.scale(logits, c.logit_scale, out=logits)
     if c.final_softcap:
         g.softcap(logits, c.final_softcap, out=logits)
-    return g.build()
 
 
 def norm(
@@ -187,8 +196,14 @@ def glu_mlp(
     width = width or c.intermediate_size
     gate = linear(g, c, h, f"ffn_gate{suffix}", width)
     up = linear(g, c, h, f"ffn_up{suffix}", width)
-    act = g.geglu(gate, up) if gelu else g.swiglu(gate, up)
-    return linear(g, c, act, f"ffn_down{suffix}", c.hidden_size)
+    return linear(g, c, gated(g, c, gate, up, gelu), f"ffn_down{suffix}", c.hidden_size)
+
+
+def gated(g: GraphBuilder, c: ModelConfig, gate: Buffer, up: Buffer, gelu: bool) -> Buffer:
+    """The activation of SwiGLU, of GEGLU, or gpt-oss's."""
+    if c.gate_limit:
+        return g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
+    return g.geglu(gate, up) if gelu else g.swiglu(gate, up)
 
 
 def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
@@ -217,6 +232,13 @@ def routed_experts(
     g: GraphBuilder, c: ModelConfig, h: Buffer, route: Buffer, *, gelu: bool = False
 ) -> Buffer:
     """The sum of the experts' outputs. gelu: of GEGLU in place of SwiGLU."""
+    return g.expert_sum(expert_outputs(g, c, h, route, gelu=gelu), route)  # [n, hidden]
+
+
+def expert_outputs(
+    g: GraphBuilder, c: ModelConfig, h: Buffer, route: Buffer, *, gelu: bool = False
+) -> Buffer:
+    """The outputs of each token's experts, side by side: [n, used * hidden]."""
     n, ffn, hidden = c.n_experts, c.expert_size, c.hidden_size
 
     def product(x: Buffer, slot: str, rows: int, columns: int) -> Buffer:
@@ -227,11 +249,8 @@ def routed_experts(
 
     gate = product(h, "ffn_gate_exps", ffn, hidden)
     up = product(h, "ffn_up_exps", ffn, hidden)
-    if c.gate_limit:
-        act = g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
-    else:
-        act = g.geglu(gate, up) if gelu else g.swiglu(gate, up)  # [n, used * ffn]
-    return g.expert_sum(product(act, "ffn_down_exps", hidden, ffn), route)  # [n, hidden]
+    act = gated(g, c, gate, up, gelu)  # [n, used * ffn]
+    return product(act, "ffn_down_exps", hidden, ffn)
 
 
 def shared_expert(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:

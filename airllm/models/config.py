@@ -32,6 +32,8 @@ class LayerConfig:
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
     n_earlier, keeps_residual: see ModelConfig.residual_block. How many residuals are kept before
     the layer, and whether it keeps its own.
+    cutoff: gates below the mean and so many standard deviations of a token's gates are 0; None: all
+    count.
     """
 
     window: int = 0
@@ -47,6 +49,7 @@ class LayerConfig:
     mixer: Mixer = "attention"
     n_earlier: int = 0
     keeps_residual: bool = False
+    cutoff: float | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class ModelConfig:
     n_kv_heads: int
     head_dim: int  # of the keys that are kept
     norm_eps: float
-    context_length: int  # tokens that the model was trained for
+    context_length: int  # tokens that the model was trained for, or fewer that are implemented
     rope_dims: int  # dimensions of a head that rotate, from the first on
     tied_embeddings: bool  # the output matrix is the embedding
     layers: tuple[LayerConfig, ...]
@@ -196,10 +199,12 @@ class ModelConfig:
     latent: Latent | None = None
     indexer: Indexer | None = None
     delta_net: DeltaNet | None = None
-    gate_limit: float = 0.0  # of gpt-oss's activation of the experts; 0: SwiGLU
+    gate_limit: float = 0.0  # of gpt-oss's activation; 0: SwiGLU
     router: Router = Router()
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
+    n_streams: int = 1  # residual streams of a token, side by side
+    laurel_rank: int = 0  # of the matrix that the attention's input goes through beside it
     expert_hidden_size: int = 0  # of a token as experts see it; 0: as the residual
     mamba2: Mamba2 | None = None
     factors: Factors = Factors()

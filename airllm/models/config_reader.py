@@ -34,7 +34,7 @@ _MAX_SCALE = 1e6
 _ARITHMETIC_KEYS = (
     *("attention.", "rope.", "expert", "moe", "attn_", "final_", "logit_scale"),
     *("embedding_scale", "residual_", "leading_dense", "interleave_", "ssm.", "nextn"),
-    *("shortconv.", "kda.", "factor.", "activation."),
+    *("shortconv.", "kda.", "factor.", "activation.", "altup.", "activation_sparsity"),
 )
 _HARMLESS_KEYS = frozenset(["rope.scaling.finetuned"])
 # llama.cpp's numbers; 0: as the family does.
@@ -240,6 +240,7 @@ class ConfigReader:
         rope_interleaved: bool = False,
         scaled_by: float | None = None,
         kv_heads: Sequence[int] | None = None,
+        most_context: int = _MAX_CONTEXT,
         **own: Any,
     ) -> ModelConfig:
         """The configuration: the keys that all families have, and a family's `own` fields.
@@ -247,8 +248,9 @@ class ConfigReader:
         layers: as many equal ones unless given. kv_heads: of each layer, if a family's layers may
         differ in it. eps_key: of the norms' epsilon. head_dim: of the keys, if the family has read
         it. rope_interleaved: as the family's GGUF files are. scaled_by: scores are divided by its
-        root unless the file says otherwise; head_dim unless given. FormatError names the file, the
-        key and its value.
+        root unless the file says otherwise; head_dim unless given. most_context: the longest
+        context that is implemented, whatever the model was trained for. FormatError names the file,
+        the key and its value.
         """
         hidden_size = self.integer("embedding_length", low=1)
         n_heads = self.integer("attention.head_count", low=1, high=MAX_HEADS)
@@ -273,7 +275,9 @@ class ConfigReader:
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             norm_eps=eps,
-            context_length=self.integer("context_length", low=1, high=_MAX_CONTEXT),
+            context_length=min(
+                self.integer("context_length", low=1, high=_MAX_CONTEXT), most_context
+            ),
             rope_dims=rope_dims,
             tied_embeddings="output.weight" not in self.file.tensors,
             layers=tuple(layers or [LayerConfig()] * self.n_layers),

@@ -64,7 +64,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         layer = LayerConfig(
             window,
             has_experts=bool(mixture),
-            keys_of=_last_like(r, windows[:first_shared], window) if shares else None,
+            keys_of=last_like(r, windows[:first_shared], window) if shares else None,
             keys_are_values=not (window or shares or has_values),
             head_dim=head_dim if window else 0,
             rope_dims=rope_dims if window else 0,
@@ -84,12 +84,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         intermediate_size=max(widths),
         per_layer_size=r.integer("embedding_length_per_layer_input", 0),
         layers_scaled="blk.0.layer_output_scale.weight" in r.file.tensors,
-        # Training has left them in the files of E2B and E4B.
-        idle_tensors=frozenset(
-            f"blk.{index}.attn_{slot}.weight"
-            for index in range(first_shared, r.n_layers)
-            for slot in ("k", "v", "k_norm")
-        ),
+        idle_tensors=idle_keys(first_shared, r.n_layers),
         **mixture,
     )
 
@@ -108,7 +103,16 @@ def _windowed_heads(r: ConfigReader) -> tuple[int, int]:
     return head_dim, rope_dims
 
 
-def _last_like(r: ConfigReader, windows: tuple[int, ...], window: int) -> int:
+def idle_keys(first_shared: int, n_layers: int) -> frozenset[str]:
+    """Of layers that share others' keys. Training has left them in the files of E2B and E4B."""
+    return frozenset(
+        f"blk.{index}.attn_{slot}.weight"
+        for index in range(first_shared, n_layers)
+        for slot in ("k", "v", "k_norm")
+    )
+
+
+def last_like(r: ConfigReader, windows: tuple[int, ...], window: int) -> int:
     """The last of the layers with these windows that has that window."""
     alike = [index for index, other in enumerate(windows) if other == window]
     if not alike:
@@ -133,35 +137,36 @@ def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, 
 
 
 def embed(c: ModelConfig, activations: Activations) -> Graph:
-    """Token ids to the residual, and to what each layer adds for the token: columns for each
-    layer, half of them from a table, half projected from the residual."""
+    """Token ids to the residual, and to what each layer adds for the token."""
     if not c.per_layer_size:
         return blocks.embed(c, activations)
-    size, all_sizes = c.per_layer_size, c.n_layers * c.per_layer_size
     g = GraphBuilder("embed", activations=activations)
     tokens = g.external("tokens", 1, "int32")  # [n]
     x = g.external("residual", c.hidden_size)  # [n, hidden]
+    table = g.weight("token_embd", c.vocab_size, c.hidden_size)
+    g.embed(tokens, table, scale=c.embedding_scale, out=x)
+    embed_layers(g, c, tokens, x)
+    return g.build()
+
+
+def embed_layers(g: GraphBuilder, c: ModelConfig, tokens: Buffer, x: Buffer) -> None:
+    """Writes what each layer adds for a token, side by side: half of it from a table, half
+    projected from the token's embedding x."""
+    size, all_sizes = c.per_layer_size, c.n_layers * c.per_layer_size
     per_layer = g.external("per_layer", all_sizes)  # [n, n_layers * size]
-    g.embed(
-        tokens,
-        g.weight("token_embd", c.vocab_size, c.hidden_size),
-        scale=c.embedding_scale,
-        out=x,
-    )
     table = g.weight("per_layer_token_embd", c.vocab_size, all_sizes)
     g.embed(tokens, table, scale=size**0.5, out=per_layer)
     h = g.linear(x, g.weight("per_layer_model_proj", all_sizes, c.hidden_size))
     h = g.scale(h, c.hidden_size**-0.5, out=h)
     h = g.head_norm(h, g.weight("per_layer_proj_norm", size), c.n_layers, c.norm_eps, out=h)
     g.scale(g.add(h, per_layer, out=h), 0.5**0.5, out=per_layer)
-    return g.build()
 
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     c = c.of(layer)
     g = GraphBuilder("layer", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
-    a = _attention(g, c, layer, blocks.norm(g, c, x, "attn_norm"))
+    a = attention(g, c, layer, blocks.norm(g, c, x, "attn_norm"))
     x = g.add(x, blocks.norm(g, c, a, "post_attention_norm", out=a), out=x)
     h = _feed_forward(g, c, layer, x)
     x = g.add(x, blocks.norm(g, c, h, "post_ffw_norm", out=h), out=x)
@@ -176,7 +181,7 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     return g.build()
 
 
-def _attention(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
+def attention(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
     """Of normalised heads: Q and K with weights, V without."""
     table = g.external("rope", c.rope_dims)  # [n, rope_dims]
 

@@ -93,11 +93,14 @@ def _llama3_factors(rope: Metadata, head_dim: int) -> NDArray[np.float32]:
     theta, factor = rope.number("rope_theta"), rope.number("factor")
     low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
     context = rope.integer("original_max_position_embeddings", low=1)
-    if theta <= 1.0 or factor < 1.0 or not 0.0 < low < high:
+    if theta <= 1.0 or factor < 1.0 or not 0.0 < low <= high:
         raise rope.fault("the llama3 RoPE scaling's theta, factor or limits make no sense")
     frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     waves = context * frequencies / (2 * math.pi)  # in the original context
-    share = np.clip((waves - low) / (high - low), 0.0, 1.0)
+    if low == high:  # Llama 4
+        share = (waves >= low).astype(np.float64)
+    else:
+        share = np.clip((waves - low) / (high - low), 0.0, 1.0)
     return (1.0 / ((1.0 - share) / factor + share)).astype(np.float32)
 
 

@@ -129,6 +129,17 @@ class HFReader(Metadata):
             )
         return np.array([each == SLIDING for each in types], bool)
 
+    def of_layers(self, key: str, n_layers: int) -> int | NDArray[np.int32]:
+        """One number for all layers, or a list of one for each."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            return self.integer(key)
+        if len(value) != n_layers or not all(
+            type(each) is int and 0 <= each < 2**31 for each in value
+        ):
+            raise self.fault(f"{key} is no list of {n_layers} integers, one for each layer")
+        return np.array(value, np.int32)
+
     def mixers(self, names: Mapping[str, Mixer]) -> list[Mixer]:
         """How each layer sees earlier tokens. names: of the mixers in layer_types."""
         n_layers = self.integer("num_hidden_layers", low=1, high=2**12)
@@ -180,8 +191,8 @@ class HuggingFace:
     values: GGUF's keys (without the architecture) that only this family has, from config.json.
     names: of tensors, beyond NAMES; see HFConfig. They may depend on config.json.
     changed: see HFConfig.
-    activation: the only one that is implemented. tied, defaults: of the configuration class, which
-    may make defaults of other keys.
+    activation: the only one that is implemented, perhaps by several names.
+    tied, defaults: of the configuration class, which may make defaults of other keys.
     own: keys of this package, whose values folders of this family have.
     rope_interleaved: whether rope's pairs are neighbours. gguf_interleaved: likewise in the
     family's GGUF files, whose converter may reorder the rows of Q and K.
@@ -194,7 +205,7 @@ class HuggingFace:
     values: Callable[[HFReader], dict[str, object]] = _nothing
     names: Names | Callable[[HFReader], Names] = field(default_factory=dict)
     changed: Mapping[str, Change] = field(default_factory=dict)
-    activation: str = "silu"
+    activation: str | tuple[str, ...] = "silu"
     tied: bool = False
     defaults: Mapping[str, object] | Callable[[Metadata], Mapping[str, object]] = field(
         default_factory=dict
@@ -211,8 +222,9 @@ class HuggingFace:
         """FormatError names a key that is missing or has a value that is not implemented."""
         r = HFReader(config.source, self._with_defaults(config))
         quantization = read_quantization(r)
+        allowed = (self.activation,) if isinstance(self.activation, str) else self.activation
         for key in ("hidden_act", "hidden_activation"):
-            r.expect(key, None, self.activation)
+            r.expect(key, None, *allowed)
         hidden_size, n_heads = (
             r.integer("hidden_size", low=1),
             r.integer("num_attention_heads", low=1),
@@ -226,7 +238,7 @@ class HuggingFace:
             "block_count": n_layers,
             "context_length": r.integer("max_position_embeddings"),
             "embedding_length": hidden_size,
-            "feed_forward_length": r.integer("intermediate_size"),
+            "feed_forward_length": r.of_layers("intermediate_size", n_layers),
             "attention.head_count": n_heads,
             "attention.head_count_kv": r.integer("num_key_value_heads", n_heads),
             "attention.key_length": head_dim,

@@ -31,8 +31,8 @@ class Rotation:
     magnitude: what rotated values are multiplied by.
     long_inv_freq: in place of inv_freq, for engines with a context of more than `original_context`
     tokens (LongRoPE, arXiv:2402.13753).
-    temperature, period: rotated values at position p are multiplied by
-    1 + temperature * ln(1 + floor(p / period)), too.
+    temperature, period, ahead: rotated values at position p are multiplied by
+    1 + temperature * ln(1 + floor((p + ahead) / period)), too.
     """
 
     inv_freq: Float64
@@ -41,11 +41,12 @@ class Rotation:
     original_context: int = 0
     temperature: float = 0.0
     period: int = 1
+    ahead: int = 0
 
     def equals(self, other: "Rotation") -> bool:
         """Whether both give the same angles and magnitudes. (== would compare arrays.)"""
         mine, its = (
-            (each.magnitude, each.original_context, each.temperature, each.period)
+            (each.magnitude, each.original_context, each.temperature, each.period, each.ahead)
             for each in (self, other)
         )
         long, others_long = (
@@ -63,7 +64,8 @@ class Rotation:
 
     def magnitudes(self, positions: NDArray[np.int64]) -> Float64:
         """What rotated values at these positions are multiplied by."""
-        return self.magnitude * (1.0 + self.temperature * np.log1p(positions // self.period))
+        periods = (positions + self.ahead) // self.period
+        return self.magnitude * (1.0 + self.temperature * np.log1p(periods))
 
 
 def plain_rotation(

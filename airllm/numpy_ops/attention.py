@@ -1,6 +1,6 @@
 """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) and its variants in models:
 
-grouped queries (arXiv:2305.13245), a sliding window (arXiv:2004.05150), capped scores
+grouped queries (arXiv:2305.13245), a sliding window (arXiv:2004.05150), chunks, capped scores
 (arXiv:2408.00118), attention sinks (arXiv:2508.10925) and sequences laid end to end.
 """
 
@@ -31,6 +31,7 @@ def attention(
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
+    chunked: bool = False,
     softcap: float | None = None,
     sinks: Float32 | None = None,
     cu_seqlens_q: Int32 | None = None,
@@ -47,6 +48,7 @@ def attention(
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
+    chunked: bool = False,
     softcap: float | None = None,
     sinks: Float32 | None = None,
     cu_seqlens_q: Int32 | None = None,
@@ -62,6 +64,7 @@ def attention(
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
+    chunked: bool = False,
     softcap: float | None = None,
     sinks: Float32 | None = None,
     cu_seqlens_q: Int32 | None = None,
@@ -81,6 +84,8 @@ def attention(
         p = n_kv - n_q + t and sees the keys 0 to p.
     window: positions, at least 1. A query sees only the keys p - window + 1 to p; without causal,
         those above p - window and below p + window. max(n_q, n_kv) or more hides nothing.
+    chunked: a query sees its own chunk of `window` positions instead, from the last multiple of
+        window up to p; without causal, up to the chunk's end.
     softcap: above 0; a score s = q @ k * scale becomes softcap * tanh(s / softcap).
     sinks: float32 [n_heads], finite or -inf: one more score for each head, neither scaled nor
         capped. It has no value, so it only adds to the softmax's denominator.
@@ -115,6 +120,12 @@ def attention(
         otherwise = ", or None for no window"
         window = checks.count("attention", "window", window, minimum=1, otherwise=otherwise)
         window = min(window, n_q + n_kv)
+    chunked = checks.flag(op, "chunked", chunked)
+    if chunked and window is None:
+        raise ValueError(
+            "attention: chunked is True, and window is None; expected a window, the positions of a "
+            "chunk."
+        )
     if softcap is not None:
         softcap = _softcap(softcap)
     inputs: dict[str, NDArray[Any]] = {"q": q, "k": k, "v": v}
@@ -142,6 +153,7 @@ def attention(
             causal,
             out[q0:q1],
             window=window,
+            chunked=chunked,
             softcap=softcap,
             sinks=sinks,
             lse=None if lse is None else lse[q0:q1],
@@ -159,6 +171,7 @@ def attention_apply(
     out: Float32,
     *,
     window: int | None = None,
+    chunked: bool = False,
     softcap: float | None = None,
     sinks: Float32 | None = None,
     lse: Float32 | None = None,
@@ -172,7 +185,7 @@ def attention_apply(
     n_kv_heads, n_kv, _ = k.shape
     if n_q == 0 or n_heads == 0 or head_dim == 0:
         if lse is not None:
-            lse[...] = _lse_without_features(n_q, n_kv, causal, window, sinks)
+            lse[...] = _lse_without_features(n_q, n_kv, causal, window, chunked, sinks)
         return
     group = n_heads // max(n_kv_heads, 1)
     step = max(1, _SCORES_BYTES // (4 * max(group * n_kv, 1)))
@@ -189,7 +202,7 @@ def attention_apply(
                 cap = np.float32(softcap)
                 scores = cap * np.tanh(scores / cap)
             positions = np.arange(rows.start, rows.stop) + (n_kv - n_q)
-            hidden = ~_seen(positions, n_kv, causal, window)
+            hidden = ~_seen(positions, n_kv, causal, window, chunked)
             np.copyto(scores, -np.inf, where=hidden[:, np.newaxis])
             weights, log_total = _softmax(scores, sink)
             weighted = weights.reshape(n_rows * group, n_kv) @ values
@@ -199,7 +212,12 @@ def attention_apply(
 
 
 def _lse_without_features(
-    n_q: int, n_kv: int, causal: bool, window: int | None, sinks: Float32 | None
+    n_q: int,
+    n_kv: int,
+    causal: bool,
+    window: int | None,
+    chunked: bool,
+    sinks: Float32 | None,
 ) -> NDArray[np.float64]:
     """lse for a head_dim of 0, with which every score is 0: float64 [n_q, n_heads or 1].
 
@@ -207,8 +225,12 @@ def _lse_without_features(
     visible positions without a loop over them.
     """
     positions = np.arange(n_q) + (n_kv - n_q)
-    begin = positions - window + 1 if window is not None else np.zeros(n_q, np.int64)
-    end = np.full(n_q, n_kv) if window is None else positions + window
+    begin, end = np.zeros(n_q, np.int64), np.full(n_q, n_kv)
+    if window is not None and chunked:
+        begin = positions - positions % window
+        end = begin + window
+    elif window is not None:
+        begin, end = positions - window + 1, positions + window
     if causal:
         end = positions + 1
     seen = np.maximum(np.minimum(end, n_kv) - np.maximum(begin, 0), 0)
@@ -224,12 +246,14 @@ def widened(rows: Cache) -> Float32:
 
 
 def _seen(
-    positions: NDArray[np.int64], n_kv: int, causal: bool, window: int | None
+    positions: NDArray[np.int64], n_kv: int, causal: bool, window: int | None, chunked: bool
 ) -> NDArray[np.bool_]:
     """Whether the queries at `positions` see the keys 0 to n_kv - 1: [n_rows, n_kv]."""
-    ahead = np.arange(n_kv) - positions[:, np.newaxis]  # positions from the query to the key
-    seen = ahead <= 0 if causal else np.ones(ahead.shape, np.bool_)
-    return seen if window is None else seen & (np.abs(ahead) < window)
+    keys, own = np.arange(n_kv), positions[:, np.newaxis]
+    seen = keys <= own if causal else np.ones((len(positions), n_kv), np.bool_)
+    if window is not None:
+        seen &= keys // window == own // window if chunked else np.abs(keys - own) < window
+    return seen
 
 
 def _softmax(scores: Float32, sink: Float32) -> tuple[Float32, NDArray[np.float64]]:

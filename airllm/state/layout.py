@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from airllm.graph.state import KeysArgument, KeysValues, LayerArgument, LayerState
+from airllm.graph.state import KeysArgument, KeysValues, LayerArgument, LayerState, first_seen
 from airllm.numpy_ops.quants import TYPES, row_bytes
 
 __all__ = ["PAGE_ROWS", "SLACK", "KVType", "KeysPlace", "LayerPlace", "StateLayout", "Table"]
@@ -45,20 +45,21 @@ class LayerPlace:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """window: positions that its layers see, or 0 for all. shared: layers after the first one read
+    """window, chunked: those of its layers' KeysValues. shared: layers after the first one read
     its pages, which then stay until all layers are done."""
 
     page_bytes: int
     window: int = 0
     shared: bool = False
+    chunked: bool = False
 
     def first_needed(self, length: int) -> int:
         """The first position that tokens from position `length` on see."""
-        return max(0, length + 1 - self.window) if self.window else 0
+        return first_seen(self.window, self.chunked, length)
 
     def first_kept(self, length: int) -> int:
         """The first position whose page is kept, for a sequence of `length` tokens."""
-        return max(0, self.first_needed(length) - SLACK)
+        return self.first_needed(max(0, length - SLACK))
 
 
 class StateLayout:
@@ -82,7 +83,7 @@ class StateLayout:
                 table = whole if not layer.keys.window else None
                 if table is None:
                     table = len(self.tables)
-                    self.tables.append(Table(0, layer.keys.window))
+                    self.tables.append(Table(0, layer.keys.window, chunked=layer.keys.chunked))
                     whole = whole if layer.keys.window else table
                 place = self._place(table, layer.keys)
             index = None

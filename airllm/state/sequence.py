@@ -242,6 +242,7 @@ class SequenceState:
             return False
         return length == 0 or all(
             not table.window
+            or table.first_needed(length) == length
             or (pages and next(iter(pages)) * PAGE_ROWS <= table.first_needed(length))
             for table, pages in zip(self.layout.tables, self._pages, strict=True)
         )

@@ -39,6 +39,7 @@ from typing import IO, Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.graph.state import KeysValues
 from airllm.state.layout import KeysPlace
 from airllm.state.sequence import SequenceState
 from airllm.util.durable import naming, sync_directory
@@ -235,12 +236,18 @@ def _kept(state: SequenceState) -> bytes:
     """A hash of what each layer keeps."""
     kept = [
         (
-            *(layer.keys and astuple(layer.keys.shape), layer.recurrent_floats),
-            *([astuple(layer.index.shape)] if layer.index else []),
+            *(layer.keys and _words(layer.keys.shape), layer.recurrent_floats),
+            *([_words(layer.index.shape)] if layer.index else []),
         )
         for layer in state.layout.layers
     ]
     return hashlib.sha256(repr(kept).encode()).digest()
+
+
+def _words(shape: KeysValues) -> tuple[Any, ...]:
+    """What a layer keeps. Sessions from before there were chunks say nothing of them."""
+    *words, chunked = astuple(shape)
+    return (*words, "chunked") if chunked else tuple(words)
 
 
 def _own_keys(state: SequenceState) -> list[KeysPlace]:

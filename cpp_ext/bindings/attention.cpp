@@ -141,9 +141,9 @@ std::vector<std::int32_t> starts_from(const Array& array, std::size_t n, const c
 
 py::object attention(py::handle q_object, py::handle k_object, py::handle v_object,
                      py::handle scale_object, py::handle causal_object, py::handle window_object,
-                     py::handle softcap_object, py::handle sinks_object, py::handle q_starts_object,
-                     py::handle kv_starts_object, py::handle return_lse_object,
-                     py::handle out_object) {
+                     py::handle chunked_object, py::handle softcap_object, py::handle sinks_object,
+                     py::handle q_starts_object, py::handle kv_starts_object,
+                     py::handle return_lse_object, py::handle out_object) {
     const Array q = float_array("attention", "q", q_object);
     const KvArrays kv({"attention", "k", k_object}, {"attention", "v", v_object});
     q.require_axes(3, "[n_q, n_heads, head_dim]");
@@ -166,6 +166,9 @@ py::object attention(py::handle q_object, py::handle k_object, py::handle v_obje
     call.causal = flag({"attention", "causal", causal_object});
     if (!window_object.is_none())
         call.window = count({"attention", "window", window_object}, 1, ", or None for no window");
+    call.chunked = flag({"attention", "chunked", chunked_object});
+    if (call.chunked && call.window == 0)
+        fault("chunked is True, and window is None; expected a window, the positions of a chunk.");
     if (!softcap_object.is_none()) call.softcap = softcap_from(softcap_object);
     std::vector<Input> inputs{{q, false}, {kv.k, false}, {kv.v, false}};
     std::optional<Array> sinks, cu_seqlens_q, cu_seqlens_k;
@@ -206,30 +209,34 @@ py::object attention(py::handle q_object, py::handle k_object, py::handle v_obje
 
 void bind_attention(py::module_& m) {
     using py::arg;
-    m.def("attention", attention, arg("q"), arg("k"), arg("v"), py::kw_only(),
-          arg("scale") = py::none(), arg("causal") = true, arg("window") = py::none(),
-          arg("softcap") = py::none(), arg("sinks") = py::none(), arg("cu_seqlens_q") = py::none(),
-          arg("cu_seqlens_k") = py::none(), arg("return_lse") = false, arg("out") = py::none(),
-          "softmax(q @ k.T * scale) @ v for each head; heads share keys and values in groups.\n\n"
-          "q: float32 [n_q, n_heads, head_dim], head_dim up to 576.\n"
-          "k, v: float32 or float16, both the same, [n_kv_heads, n_kv, head_dim], or q8_0 as "
-          "quantize writes it, uint8 [n_kv_heads, n_kv, head_dim / 32 * 34]; n_heads is a "
-          "multiple of n_kv_heads, and query head h reads key head h // (n_heads / n_kv_heads).\n"
-          "scale: head_dim ** -0.5 if None.\n"
-          "causal: the queries are the last n_q of the n_kv positions, so query i stands at "
-          "position p = i + n_kv - n_q and sees the keys up to there. A query that sees no key "
-          "gives zeros.\n"
-          "window: the query sees only the last `window` of these keys, its own included; without "
-          "causal, the keys closer than `window` on either side.\n"
-          "softcap: scores become softcap * tanh(score / softcap).\n"
-          "sinks: float32 [n_heads], one more score for each head, which counts in its softmax but "
-          "has no value.\n"
-          "cu_seqlens_q, cu_seqlens_k: int32 [n_sequences + 1], where each of several sequences "
-          "begins in q and in k and v, and where the last one ends; each sees its own keys only.\n"
-          "return_lse: return (out, lse), lse float32 [n_q, n_heads] the logarithm of the sum of "
-          "exp(score), sink included; -inf where there is none.\n"
-          "out: float32 [n_q, n_heads, head_dim], none of the inputs. Returns out.\n"
-          "Values must be finite: a masked one counts with weight 0, and 0 * inf is NaN.");
+    m.def(
+        "attention", attention, arg("q"), arg("k"), arg("v"), py::kw_only(),
+        arg("scale") = py::none(), arg("causal") = true, arg("window") = py::none(),
+        arg("chunked") = false, arg("softcap") = py::none(), arg("sinks") = py::none(),
+        arg("cu_seqlens_q") = py::none(), arg("cu_seqlens_k") = py::none(),
+        arg("return_lse") = false, arg("out") = py::none(),
+        "softmax(q @ k.T * scale) @ v for each head; heads share keys and values in groups.\n\n"
+        "q: float32 [n_q, n_heads, head_dim], head_dim up to 576.\n"
+        "k, v: float32 or float16, both the same, [n_kv_heads, n_kv, head_dim], or q8_0 as "
+        "quantize writes it, uint8 [n_kv_heads, n_kv, head_dim / 32 * 34]; n_heads is a "
+        "multiple of n_kv_heads, and query head h reads key head h // (n_heads / n_kv_heads).\n"
+        "scale: head_dim ** -0.5 if None.\n"
+        "causal: the queries are the last n_q of the n_kv positions, so query i stands at "
+        "position p = i + n_kv - n_q and sees the keys up to there. A query that sees no key "
+        "gives zeros.\n"
+        "window: the query sees only the last `window` of these keys, its own included; without "
+        "causal, the keys closer than `window` on either side.\n"
+        "chunked: the query sees the keys of its own chunk of `window` positions instead, from the "
+        "last multiple of `window` on.\n"
+        "softcap: scores become softcap * tanh(score / softcap).\n"
+        "sinks: float32 [n_heads], one more score for each head, which counts in its softmax but "
+        "has no value.\n"
+        "cu_seqlens_q, cu_seqlens_k: int32 [n_sequences + 1], where each of several sequences "
+        "begins in q and in k and v, and where the last one ends; each sees its own keys only.\n"
+        "return_lse: return (out, lse), lse float32 [n_q, n_heads] the logarithm of the sum of "
+        "exp(score), sink included; -inf where there is none.\n"
+        "out: float32 [n_q, n_heads, head_dim], none of the inputs. Returns out.\n"
+        "Values must be finite: a masked one counts with weight 0, and 0 * inf is NaN.");
 }
 
 }  // namespace tensor_ops::bindings

@@ -41,10 +41,8 @@ void check_cache(const Graph& graph, const Op& op, const CachedSequence& sequenc
         throw std::invalid_argument(std::string("the values are in the keys ") +
                                     (cache.values_in_keys() ? "of the cache" : "of the op") +
                                     ", and not in the other's");
-    const std::size_t reach = op.window && sequence.past >= op.window
-                                  ? sequence.past - op.window + 1
-                                  : 0;  // the first position that the first token sees
-    const std::size_t first = appends_keys(op.kind) ? sequence.past : reach;
+    const std::size_t first =
+        appends_keys(op.kind) ? sequence.past : first_seen(op.window, op.chunked, sequence.past);
     if (sequence.n_tokens && first < cache.first)
         throw std::invalid_argument("position " + std::to_string(first) +
                                     " is needed, and the KV cache begins at " +

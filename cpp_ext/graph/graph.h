@@ -33,6 +33,7 @@ struct Op {
     float scale = 1.0f;                                     // embed, attention, route, scale
     bool interleaved = false;                               // rope
     std::size_t window = 0;   // attention: positions that a token sees; 0: all
+    bool chunked = false;     // attention, see AttentionTask
     float cap = 0.0f;         // softcap; attention, for scores, 0: none
     std::size_t n_used = 0;   // route, expert_linear, expert_sum: experts of a token
     bool normalized = false;  // route, as the next four: see RouteTask
@@ -48,6 +49,8 @@ struct Op {
     std::size_t n_earlier = 0;               // residual_attention
     bool gelu = false;                       // glu_linear: gelu, else silu
     std::size_t offset = 0;                  // take_columns and its like: the first column
+    std::size_t n_streams = 1;               // mix_streams: of the input
+    std::size_t first = 0;                   // add_to_streams: the first stream that is added to
     bool quantized = false;                  // merge_add, take_columns, put_columns: of Q8_0 blocks
     std::optional<Activations> activations;  // of products; none: activations_for(rows)
 

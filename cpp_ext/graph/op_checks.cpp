@@ -120,6 +120,7 @@ class OpCheck {
         apart(0);
         width(0, op_.n_heads * op_.head_dim);
         require(op_.cap >= 0.0f, "softcap is below 0");
+        require(!op_.chunked || op_.window > 0, "a chunk has no positions");
         values_of_heads(op_.output, op_.n_heads);
     }
     void index_append() const {
@@ -260,6 +261,21 @@ class OpCheck {
         columns(op_.output, op_.inputs[0]);
     }
 
+    void mix_streams() const {
+        const std::size_t from = op_.n_streams, all = input_width(0), factors = input_width(1);
+        apart(0);
+        apart(1);
+        require(from >= 1 && all % from == 0 && factors % from == 0,
+                "the inputs do not divide into n_streams");
+        width_of(op_.output, factors / from * (all / from));
+    }
+    void add_to_streams() const {
+        width(0, output_width());
+        require(input_width(1) >= 1 && output_width() % input_width(1) == 0,
+                "the output's width is no multiple of what is added");
+        apart(1);
+    }
+    void match_rms() const { add_to_streams(); }
     void layer_columns() const {
         apart(0);
         require(output_width() >= 1 && input_width(0) % output_width() == 0,

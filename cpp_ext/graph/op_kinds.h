@@ -76,7 +76,11 @@ struct Slots {
     op(group_norm,     1, one,  of(vector),        group_norm)      \
     op(index_append,   1, none, no_weight,         index_append)    \
     op(index_select,   2, one,  no_weight,         index_select)    \
-    op(sparse_attention, 2, one, no_weight,        sparse_attention)
+    op(sparse_attention, 2, one, no_weight,        sparse_attention) \
+    op(mix_streams,    2, one,  no_weight,         mix_streams)     \
+    op(add_to_streams, 2, one,  no_weight,         add_to_streams)  \
+    op(match_rms,      2, one,  no_weight,         match_rms)       \
+    op(keep_above,     1, one,  no_weight,         alike)
 // clang-format on
 
 #define TENSOR_OPS_KIND(kind, ...) kind,

@@ -7,6 +7,7 @@
 #include "ops/residuals.h"
 #include "ops/slices.h"
 #include "ops/sparse.h"
+#include "ops/streams.h"
 
 namespace tensor_ops {
 
@@ -83,6 +84,7 @@ void Executor::Run::step(std::size_t index) {
                        .n_kv = 0,
                        .scale = op.scale,
                        .window = op.window,
+                       .chunked = op.chunked,
                        .softcap = op.cap,
                        .sinks = vector(op),
                        .out = buffer(op.output),
@@ -218,8 +220,12 @@ void Executor::Run::step(std::size_t index) {
                        n * width(op.output));
             break;
         case OpKind::scale:
-            scale(worker, in(0), op.weight < 0 ? op.scale : op.scale * *vector(op),
-                  buffer(op.output), n * width(op.output));
+            if (op.weight >= 0 && std::get<Vector>(weight(op)).n > 1)
+                scale_columns(worker, in(0), op.scale, vector(op), buffer(op.output), n,
+                              width(op.output));
+            else
+                scale(worker, in(0), op.weight < 0 ? op.scale : op.scale * *vector(op),
+                      buffer(op.output), n * width(op.output));
             break;
         case OpKind::conv: conv(op, index); break;
         case OpKind::delta_rule: delta_rule(op, index); break;
@@ -250,6 +256,21 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::group_norm:
             group_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n,
                        width(op.output), op.n_groups);
+            break;
+        case OpKind::mix_streams:
+            mix_streams(worker, in(0), in(1), buffer(op.output), n, op.n_streams,
+                        width(op.inputs[1]) / op.n_streams, width(op.inputs[0]) / op.n_streams);
+            break;
+        case OpKind::add_to_streams:
+            add_to_streams(worker, in(0), in(1), buffer(op.output), n, width(op.inputs[1]),
+                           width(op.output) / width(op.inputs[1]), op.first);
+            break;
+        case OpKind::match_rms:
+            match_rms(worker, in(0), in(1), op.eps, buffer(op.output), n, width(op.inputs[1]),
+                      width(op.output) / width(op.inputs[1]));
+            break;
+        case OpKind::keep_above:
+            keep_above(worker, in(0), op.scale, buffer(op.output), n, width(op.output));
             break;
         case OpKind::scale_rows:
             scale_rows(worker, in(0), in(1), buffer(op.output), n, width(op.output));

@@ -28,7 +28,7 @@ std::size_t vector_length(const Graph& graph, const Op& op, std::size_t slot, st
         return graph.buffers[static_cast<std::size_t>(op.inputs[i])].width;
     };
     switch (op.kind) {
-        case OpKind::scale: return 1;
+        case OpKind::scale: return n == 1 ? 1 : out;
         case OpKind::scale_shares: return n;  // any: a route may name an expert that is not there
         case OpKind::head_norm: return out / op.n_heads;
         case OpKind::attention: return op.n_heads;

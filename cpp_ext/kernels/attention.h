@@ -47,6 +47,11 @@ inline Reach reach(const AttentionTask& task, std::size_t row) {
         return std::min(shifted > task.n_q ? shifted - task.n_q : 0, task.n_kv);
     };
     if (!task.window) return {0, task.causal ? position(next) : task.n_kv};
+    if (task.chunked) {
+        if (next <= task.n_q) return {0, 0};  // before position 0
+        const std::size_t own = next - 1 - task.n_q, low = own - own % task.window;
+        return {low, task.causal ? own + 1 : low + std::min(task.window, task.n_kv - low)};
+    }
     const std::size_t window = std::min(task.window, task.n_q + task.n_kv);
     return {next > window ? position(next - window) : 0,
             position(task.causal ? next : next - 1 + window)};

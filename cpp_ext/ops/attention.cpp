@@ -60,6 +60,7 @@ AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t 
         .scale = call.scale,
         .causal = call.causal,
         .window = call.window,
+        .chunked = call.chunked,
         .softcap = call.softcap,
         .sinks = call.sinks ? call.sinks + head * group : nullptr,
         .out = call.out + s.q_first * out_stride + head * group * cache.value_dim,
@@ -94,9 +95,9 @@ Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharer
                                    ? 1
                                    : wanted_pieces / (heads * d.runs * sharers);
     const std::size_t most = std::max<std::size_t>(1, std::min(pieces, room / part_floats));
-    // Positions before the first query's window are seen by no query.
-    const std::size_t seen = s.n_kv + 1 > s.n_q ? s.n_kv + 1 - s.n_q : 0;
-    const std::size_t low = call.window && seen > call.window ? seen - call.window : 0;
+    // Positions that no query sees lie before those that the first one sees.
+    const std::size_t low =
+        s.n_kv > s.n_q ? first_seen(call.window, call.chunked, s.n_kv - s.n_q) : 0;
     const std::size_t units = divide_up(s.n_kv - low, attention_part_unit);
     for (std::size_t size = std::max<std::size_t>(1, divide_up(units, most));; ++size) {
         const std::size_t positions = size * attention_part_unit, first = low / positions;
@@ -129,8 +130,16 @@ std::size_t seen_positions(const AttentionCall& call, const Sequence& s, std::si
     const auto signed_size = [](std::size_t n) { return static_cast<std::ptrdiff_t>(n); };
     const std::ptrdiff_t n_kv = signed_size(s.n_kv), p = n_kv - signed_size(s.n_q) + signed_size(t);
     const std::ptrdiff_t window = signed_size(std::min(call.window, s.n_q + s.n_kv));
-    const std::ptrdiff_t begin = call.window ? p - window + 1 : 0;
-    const std::ptrdiff_t end = call.causal ? p + 1 : call.window ? p + window : n_kv;
+    std::ptrdiff_t begin = 0, end = n_kv;
+    if (call.window && call.chunked) {
+        if (p < 0) return 0;
+        begin = p - p % window;
+        end = begin + window;
+    } else if (call.window) {
+        begin = p - window + 1;
+        end = p + window;
+    }
+    if (call.causal) end = p + 1;
     const std::ptrdiff_t seen = std::min(end, n_kv) - std::max<std::ptrdiff_t>(begin, 0);
     return static_cast<std::size_t>(std::max<std::ptrdiff_t>(seen, 0));
 }

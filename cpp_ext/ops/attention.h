@@ -41,6 +41,13 @@ struct KvCache {
     }
 };
 
+// The first position that a query at `position` sees; see AttentionTask.
+constexpr std::size_t first_seen(std::size_t window, bool chunked, std::size_t position) {
+    if (window == 0) return 0;
+    if (chunked) return position - position % window;
+    return position < window ? 0 : position - window + 1;
+}
+
 // What a layer keeps of a sequence, and the sequence's part of a batch: n_tokens rows after `past`
 // positions.
 struct CachedSequence {
@@ -67,6 +74,7 @@ struct AttentionCall {
     float scale;
     bool causal = true;
     std::size_t window = 0;
+    bool chunked = false;
     float softcap = 0.0f;
     const float* sinks = nullptr;  // [n_heads]
     float* out;                    // [n_q][n_heads][value_dim]

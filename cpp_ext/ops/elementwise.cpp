@@ -21,6 +21,14 @@ void scale(const Worker& worker, const float* x, float factor, float* y, std::si
     });
 }
 
+void scale_columns(const Worker& worker, const float* x, float factor, const float* weight,
+                   float* y, std::size_t rows, std::size_t n) {
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t r = first; r < first + count; ++r)
+            for (std::size_t i = 0; i < n; ++i) y[r * n + i] = factor * weight[i] * x[r * n + i];
+    });
+}
+
 void scale_rows(const Worker& worker, const float* x, const float* factors, float* y,
                 std::size_t rows, std::size_t n) {
     for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {

@@ -10,6 +10,9 @@ namespace tensor_ops {
 void relu_squared(const Worker& worker, const float* x, float* y, std::size_t n);
 // y = factor * x.
 void scale(const Worker& worker, const float* x, float factor, float* y, std::size_t n);
+// y[r] = factor * weight * x[r].  x: [rows][n].
+void scale_columns(const Worker& worker, const float* x, float factor, const float* weight,
+                   float* y, std::size_t rows, std::size_t n);
 // y[r] = factors[r] * x[r].  x: [rows][n].
 void scale_rows(const Worker& worker, const float* x, const float* factors, float* y,
                 std::size_t rows, std::size_t n);

@@ -1,0 +1,28 @@
+// Several residual streams of a token side by side (AltUp, arXiv:2301.13310), and what else Gemma
+// 3n does to whole rows.  They run on a team, see ops.h.
+#pragma once
+
+#include <cstddef>
+
+#include "threads/team.h"
+
+namespace tensor_ops {
+
+// Of each of `rows` rows: y[i] = sum over j of c[i * n_in + j] * x[j], for n_out streams of n
+// values from n_in of them; the sum is in float32, in order.  y is not x.
+void mix_streams(const Worker& worker, const float* x, const float* c, float* y, std::size_t rows,
+                 std::size_t n_in, std::size_t n_out, std::size_t n);
+// y = x, plus part, [rows][n], in each of n_streams streams of n values from stream `first` on.  y
+// may be x.
+void add_to_streams(const Worker& worker, const float* x, const float* part, float* y,
+                    std::size_t rows, std::size_t n, std::size_t n_streams, std::size_t first);
+// Each of n_streams streams gets the root mean square of `like`, [rows][n]:
+// y = x * rms(like) / sqrt(max(mean(x^2), eps)).  Sums are in float64.  y may be x.
+void match_rms(const Worker& worker, const float* x, const float* like, float eps, float* y,
+               std::size_t rows, std::size_t n, std::size_t n_streams);
+// y = max(x - (mean + factor * deviation), 0), with those of the row.  Sums are in float64.  y may
+// be x.
+void keep_above(const Worker& worker, const float* x, float factor, float* y, std::size_t rows,
+                std::size_t n);
+
+}  // namespace tensor_ops
