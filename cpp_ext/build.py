@@ -54,7 +54,7 @@ CORE_SOURCES = {
     "threads/all": ("cpu_budget", "crew", "team"),
     "ops/all": (
         *("attention", "elementwise", "experts", "fused", "heads", "matrix", "ops", "q80"),
-        *("recurrent", "sampling", "slices", "sparse", "streams"),
+        *("recurrent", "residuals", "sampling", "slices", "sparse", "streams"),
     ),
     "graph/all": (
         *("graph", "op_checks", "weights", "executor", "plan"),

@@ -95,6 +95,14 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "falcon-h1": Own(
+        _MAMBA2
+        | {f"factor.{slot}": 0.5 for slot in ("token_embd", "attn_k", "attn_v", "attn_output")}
+        | {f"factor.{slot}": 2.0 for slot in ("output", "attn_q", "ssm_out", "ffn_gate")}
+        | {"factor.ffn_down": 0.7, "factor.ssm_in": np.array([0.7, 1.4, 1.2, 0.8, 0.9], "f4")},
+        {f"blk.{i}.ssm_conv1d.bias": (192,) for i in range(8)}
+        | {f"blk.{i}.ssm_norm.weight": (128,) for i in range(8)},
+    ),
     "gemma2": Own({"attention.sliding_window": 20}),
     "gemma3": Own({"attention.sliding_window": 20}),
     "gemma3n": Own(
@@ -148,6 +156,32 @@ ARCHITECTURES = {
         {f"blk.{i}.ssm_conv1d.bias": (192,) for i in (0, 2, 3, 5, 6)},
     ),
     "granitemoe": Own(_GRANITE | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "kimi-k3": Own(
+        _EXPERTS
+        | {"block_count": 5, "leading_dense_block_count": 1, "expert_shared_count": 2}
+        | {"expert_weights_scale": 1.5, "expert_weights_norm": True, "expert_latent_length": 32}
+        | {"expert_gating_func": 2, "attention.head_count_kv": np.array([0, 0, 1, 0, 1], np.int32)}
+        | {"attention.kv_lora_rank": 24, "attention.q_lora_rank": 20, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"kda.head_dim": 12, "kda.gate_lower_bound": -5.0, "ssm.conv_kernel": 4}
+        | {"attn_res.block_size": 2, "activation.situ_beta": 2.0}
+        | {"activation.situ_linear_beta": 3.0, "attention.layer_norm_rms_epsilon": 1e-3},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(1, 5)}
+        | {f"blk.{i}.ffn_routed_norm.weight": (32,) for i in range(1, 5)}
+        | {f"blk.{i}.attn_gate.weight": (36, 64) for i in (2, 4)}
+        | {"blk.0.attn_res_score.weight": (64,)},
+    ),
+    "kimi-linear": Own(
+        _EXPERTS
+        | {"leading_dense_block_count": 2, "expert_shared_count": 2, "expert_weights_scale": 1.5}
+        | {"expert_group_count": 3, "expert_group_used_count": 2, "expert_gating_func": 2}
+        | {"attention.head_count_kv": np.array([0, 0, 1, 0, 0, 0, 1, 1], np.int32)}
+        | {"attention.kv_lora_rank": 24, "attention.q_lora_rank": 20, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"attention.value_length": 16, "kda.head_dim": 12, "ssm.conv_kernel": 4}
+        | {"attention.layer_norm_rms_epsilon": 1e-3},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)},
+    ),
     "lfm2": Own(_SHORT_CONV),
     "lfm2moe": Own(
         _SHORT_CONV | _EXPERTS | {"leading_dense_block_count": 2, "expert_gating_func": 2},
@@ -245,9 +279,11 @@ def write_family_model(folder: Path, architecture: str, **metadata: object) -> P
             if architecture in ("gemma3n", "gemma4") and name.endswith("attn_q_norm.weight"):
                 values *= len(values) ** -0.5  # nothing else makes its scores small
             values = -values if name.endswith("ssm_a") else values  # memory fades
+            if name.endswith("res_score.weight"):
+                values = 0.2 * (values - 1.0)  # or one of the residuals would be all that counts
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
-        if architecture.startswith("qwen3"):
+        if architecture.startswith(("qwen3", "kimi")):
             values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
         specs.append((name, "f32", shape, values.astype(np.float32)))
     return write_gguf(folder / f"{architecture}.gguf", entries, specs)

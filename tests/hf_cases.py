@@ -23,6 +23,8 @@ class Case:
     reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
     # What config.json of real models says, too. None: what it does not say.
     extra: dict[str, Any] = field(default_factory=dict)
+    # A part of tensors' names in transformers' folder, and what real models have in its place.
+    renamed: tuple[str, str] | None = None
     lost: str = ""  # what llama.cpp's converter does not write, so that its files compute less
     sees: bool = False  # its config is the text_config of a model that sees pictures
 
@@ -105,6 +107,40 @@ _LATENT_NAMES = {
     "self_attn.q_b_proj": "attn_q_b",
     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+}
+_KIMI_LINEAR = {
+    **{"num_key_value_heads": 4, "kv_lora_rank": 32, "v_head_dim": 24, "qk_nope_head_dim": 32},
+    **{"qk_rope_head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 4},
+    **{"moe_intermediate_size": 32, "n_shared_experts": 2, "linear_head_dim": 32},
+    **{"linear_num_heads": 4, "rms_norm_eps": 1e-6, "pad_token_id": 0},
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+_KIMI_LINEAR_KEYS = {
+    **{"attention.head_count_kv": np.array([0, 1, 0], np.int32), "attention.kv_lora_rank": 32},
+    **{"attention.key_length": 40, "attention.key_length_mla": 40, "rope.dimension_count": 8},
+    **{"attention.value_length_mla": 24, "kda.head_dim": 32, "ssm.conv_kernel": 4},
+    **{"expert_gating_func": 2, "expert_shared_count": 2, "leading_dense_block_count": 1},
+}
+_KIMI_LINEAR_NAMES = _LATENT_NAMES | {
+    "self_attn.forget_gate.f_a_proj": "ssm_f_a",
+    "self_attn.forget_gate.f_b_proj": "ssm_f_b",
+    "self_attn.forget_gate.A_log": "ssm_a",
+    "self_attn.forget_gate.dt_bias": "ssm_dt.bias",
+    "self_attn.b_proj": "ssm_beta",
+    "self_attn.g_a_proj": "ssm_g_a",
+    "self_attn.g_b_proj": "ssm_g_b",
+    "self_attn.o_norm": "ssm_norm",
+}
+# As its authors wrote it, not as transformers does
+_KIMI_LINEAR_EXTRA: dict[str, Any] = {
+    **dict.fromkeys(["layer_types", "mlp_layer_types"]),
+    **dict.fromkeys(["linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim"]),
+    **{"head_dim": 16, "rope_theta": 10000.0, "mla_use_nope": True, "moe_layer_freq": 1},
+    **{"moe_router_activation_func": "sigmoid", "use_grouped_topk": True},
+    "linear_attn_config": {
+        **{"kda_layers": [1, 3], "full_attn_layers": [2], "head_dim": 32},
+        **{"num_heads": 4, "short_conv_kernel_size": 4},
+    },
 }
 # llama.cpp rotates the keys of an index by matrices of 64 or more.
 _INDEX = {"index_n_heads": 16, "index_head_dim": 64, "index_topk": 20}
@@ -189,6 +225,16 @@ _MAMBA2_NAMES = {
 }
 _GRANITE_4_NAMES = {f"mamba.{name}": slot for name, slot in _MAMBA2_NAMES.items()} | {
     "block_sparse_moe.router": "ffn_gate_inp"
+}
+_FALCON_H1 = {
+    **{"num_hidden_layers": 2, "head_dim": 32, "mamba_n_heads": 8, "mamba_d_ssm": 96},
+    **{"mamba_n_groups": 2, "mamba_d_state": 16, "mamba_d_head": 12},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e11},
+}
+_FALCON_H1_KEYS = {"ssm.inner_size": 96}
+_FALCON_H1_NAMES = {f"mamba.{name}": slot for name, slot in _MAMBA2_NAMES.items()} | {
+    **{f"feed_forward.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
+    **{"pre_ff_layernorm": "ffn_norm.", "final_layernorm": "output_norm"},
 }
 _NEMOTRON = {
     **{"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 16},
@@ -610,6 +656,26 @@ CASES = {
         names=_LATENT_NAMES,
         extra={"topk_method": "noaux_tc"},
     ),
+    "Kimi Linear": Case(
+        "KimiLinear",
+        "kimi-linear",
+        _KIMI_LINEAR,
+        _KIMI_LINEAR_KEYS | {"expert_weights_scale": 2.446},
+        names=_KIMI_LINEAR_NAMES,
+        extra=_KIMI_LINEAR_EXTRA | {"first_k_dense_replace": 1},
+        renamed=("layers.0.block_sparse_moe.", "layers.0.mlp."),
+    ),
+    "Kimi Linear, shares as they are": Case(
+        "KimiLinear",
+        "kimi-linear",
+        _KIMI_LINEAR | {"norm_topk_prob": False, "mlp_layer_types": ["sparse"] * 3},
+        _KIMI_LINEAR_KEYS
+        | {"expert_weights_scale": 2.446, "expert_weights_norm": False}
+        | {"leading_dense_block_count": 0},
+        names=_KIMI_LINEAR_NAMES,
+        extra=_KIMI_LINEAR_EXTRA | {"first_k_dense_replace": 0},
+        lost="that shares stay as they are",
+    ),
     "Granite 3": Case(
         "Granite",
         "granite",
@@ -675,6 +741,27 @@ CASES = {
         reordered=True,
         extra=_GRANITE_4_EXTRA,
         lost="the rotation and the limits",
+    ),
+    "Falcon-H1": Case(
+        "FalconH1",
+        "falcon-h1",
+        _FALCON_H1
+        | {"embedding_multiplier": 5.7, "lm_head_multiplier": 0.4, "key_multiplier": 0.6}
+        | {"attention_in_multiplier": 0.9, "attention_out_multiplier": 1.2}
+        | {"ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.7, "mlp_multipliers": [0.9, 0.8]}
+        | {"ssm_multipliers": [0.7, 1.4, 1.2, 0.8, 0.9]},
+        _FALCON_H1_KEYS | _MAMBA2,
+        names=_FALCON_H1_NAMES,
+        extra={"mamba_use_mlp": True, "attn_layer_indices": None, "mlp_expansion_factor": 8},
+    ),
+    "Falcon-H1 with a norm": Case(
+        "FalconH1",
+        "falcon-h1",
+        _FALCON_H1
+        | {"mamba_rms_norm": True, "mamba_norm_before_gate": False}
+        | {"ssm_multipliers": [1.0, 1.0, 1.0, 1.0, 0.5]},
+        _FALCON_H1_KEYS | _MAMBA2,
+        names=_FALCON_H1_NAMES,
     ),
     "Nemotron-H": Case(
         "NemotronH",

@@ -21,6 +21,7 @@ from airllm.numpy_ops import quantize
 try:
     import torch
     import transformers
+    from safetensors.torch import load_file, save_file
 
     _why_not = ""
 except ImportError as error:
@@ -85,7 +86,7 @@ def build(case: Case) -> Any:
                     weight *= len(weight) ** -0.5  # nothing else makes its scores small
             else:
                 spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
-                spread *= _SPREADS.get(name.rpartition(".linear_attn.")[2], 1.0)
+                spread *= _SPREADS.get(".".join(name.split(".")[-3:]), 1.0)
                 weight.normal_(0.0, spread, generator=random)
                 if name.endswith("router.scale"):
                     weight *= weight.shape[-1] ** 0.5  # or all experts would be nearly equal
@@ -129,6 +130,8 @@ def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Pat
     left_out = {key for key, value in case.extra.items() if value is None}
     config = {key: value for key, value in (config | case.extra).items() if key not in left_out}
     (folder / "config.json").write_text(json.dumps(config))
+    if case.renamed is not None:
+        _rename(folder, *case.renamed)
     tokenizer = {
         "added_tokens": [],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
@@ -136,6 +139,16 @@ def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Pat
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
+
+
+def _rename(folder: Path, old: str, new: str) -> None:
+    """Replace a part of tensors' names."""
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        named = {name.replace(old, new): values for name, values in tensors.items()}
+        save_file(named, path)
+    for path in folder.glob("*.index.json"):
+        path.write_text(path.read_text().replace(old, new))
 
 
 def _metadata(case: Case, config: Any) -> dict[str, object]:
@@ -194,6 +207,11 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
                 yield f"blk.{place}.ffn_{part}{suffix}.weight", np.ascontiguousarray(half)
             continue
+        if case.arch == "kimi-linear" and name.endswith("self_attn.conv1d.weight"):
+            for part, filters in zip("qkv", np.split(values.squeeze(1), 3), strict=True):
+                place = name.split(".")[2]
+                yield f"blk.{place}.ssm_conv1d_{part}.weight", filters[np.newaxis, :, np.newaxis]
+            continue
         if stack := _STREAMS.fullmatch(name):
             if stack["number"] == "0":
                 others = range(1, config.altup_num_inputs)
@@ -211,12 +229,14 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             values = values.squeeze(1)  # [channels, 1, taps]
         if name.endswith(".A_log"):
             values = -np.exp(values)
-        if name.endswith((".A_log", ".D")):
+        if name.endswith((".A_log", ".D")) and case.arch != "kimi-linear":
             values = values[:, np.newaxis]
         if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
             values = values.reshape(case.metadata["ssm.group_count"], -1)
         if name.endswith("shared_expert_gate.weight"):
             values = values[0]  # GGUF has it as a vector
+        if case.arch == "falcon-h1":
+            values = values * _falcon_factor(config, name)
         if case.plus_one and name.endswith("norm.weight"):
             values = values + np.float32(1.0)
         if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -287,6 +307,29 @@ def _of_delta_net(
     yield f"{layer}.{slot}{'' if bare else '.weight'}", np.ascontiguousarray(values)
 
 
+def _falcon_factor(config: Any, name: str) -> np.ndarray | float:
+    """What a tensor of Falcon-H1 is multiplied by, as llama.cpp's converter does it."""
+    gate, down = config.mlp_multipliers
+    of_input = config.attention_in_multiplier
+    if name.endswith("mamba.in_proj.weight"):
+        inner, bc = config.mamba_d_ssm, config.mamba_n_groups * config.mamba_d_state
+        factors = np.array(config.ssm_multipliers, np.float32) * config.ssm_in_multiplier
+        sizes = [inner, inner, bc, bc, config.mamba_n_heads]
+        return np.repeat(factors, sizes)[:, np.newaxis]
+    found = {
+        "embed_tokens": config.embedding_multiplier,
+        "lm_head": config.lm_head_multiplier,
+        "q_proj": of_input,
+        "k_proj": of_input * config.key_multiplier,
+        "v_proj": of_input,
+        "o_proj": config.attention_out_multiplier,
+        "out_proj": config.ssm_out_multiplier,
+        "gate_proj": gate,
+        "down_proj": down,
+    }
+    return np.float32(found.get(name.split(".")[-2], 1.0))
+
+
 def _of_latents(name: str, heads: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """heads: [n_heads, 32 rows for keys and then those for values, rank]"""
     layer = f"blk.{name.split('.')[2]}"
@@ -313,13 +356,8 @@ def _rope_factors(model: Any) -> np.ndarray:
 
 _SIGHT = (".visual.", "vision_tower.", "vision_model.", "embed_vision.", "multi_modal_projector.")
 _EXACT = (
-    ".bias",
-    "coef.weight",
-    "conv.weight",
-    "conv1d.weight",
-    "ssm_norm.weight",
-    "ssm_a",
-    "ssm_d",
+    *(".bias", "coef.weight", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d"),
+    *(f"conv1d_{part}.weight" for part in "qkv"),
 )
 _NAMES = {
     "embed_tokens": "token_embd",
@@ -347,7 +385,10 @@ _BOTH = re.compile(
 # A gated norm makes much of what is nearly nothing, its rounding errors too: transformers' own two
 # ways of computing linear attention differ by 9e-6 then. With these spreads queries and keys have
 # much in common, as in trained models.
-_SPREADS = {"conv1d.weight": 6.0, "out_proj.weight": 0.15}
+_SPREADS = {
+    **{"linear_attn.conv1d.weight": 6.0, "linear_attn.out_proj.weight": 0.15},
+    "self_attn.conv1d.weight": 6.0,  # Kimi Linear
+}
 _STREAMS = re.compile(r"(?P<before>.*(?P<stem>altup_\w+))\.(?P<number>\d+)\.weight")
 _STREAM_SLOTS = {
     "altup_projections": "altup_proj",
@@ -377,5 +418,5 @@ def _gguf_name(case: Case, name: str) -> str:
         _, index, stem = stem.split(".", 2)
         layer = f"blk.{index}."
     slot = names[stem]
-    bare = slot.endswith((".bias", ".scale")) or slot in ("ssm_a", "ssm_d")
-    return f"{layer}{slot}" if bare else f"{layer}{slot}.{suffix}"
+    bare = slot.endswith((".", ".bias", ".scale")) or slot in ("ssm_a", "ssm_d")
+    return f"{layer}{slot}".removesuffix(".") if bare else f"{layer}{slot}.{suffix}"

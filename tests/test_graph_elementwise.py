@@ -124,6 +124,71 @@ def test_layer_norm_takes_the_mean_away(backend, n_tokens, mean):
     assert_close(out, expected)
 
 
+def residual_attention(rows, weight, eps):
+    """rows: [n_tokens, n, width], of which each token has a mean."""
+    rows = rows.astype(np.float64)
+    normed = rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + eps)
+    scores = (normed * weight).sum(axis=-1)
+    shares = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+    return (shares[..., np.newaxis] * rows).sum(axis=1)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 70])
+@pytest.mark.parametrize("width", [1, 333])
+@pytest.mark.parametrize("n_earlier", [1, 3])
+def test_residual_attention_is_a_mean_of_the_first_earlier_rows_and_x(
+    backend, n_tokens, width, n_earlier
+):
+    x, earlier = random(n_tokens, width), random(n_tokens, 3 * width, seed=1)
+    weight = random(width, seed=2) * np.float32(width**-0.5)
+
+    def build(g, x, earlier, w):
+        return g.residual_attention(x, earlier, w, n_earlier, 1e-5)
+
+    out = run(backend, build, {"x": x, "earlier": earlier}, {"w": weight})
+    rows = np.concatenate([earlier, x], axis=1).reshape(n_tokens, 4, width)
+    rows = np.delete(rows, slice(n_earlier, 3), axis=1)
+    assert_close(out, residual_attention(rows, weight, 1e-5))
+
+
+def test_residual_attention_with_large_scores_takes_the_row_with_the_largest(backend):
+    x, earlier = np.full((1, 4), 2.0, np.float32), np.full((1, 8), -2.0, np.float32)
+    earlier[0, 4:] = 3.0, 3.0, 3.0, -3.0
+    weight = np.full(4, 1000.0, np.float32)
+
+    def build(g, x, earlier, w):
+        return g.residual_attention(x, earlier, w, 2, 0.0)
+
+    out = run(backend, build, {"x": x, "earlier": earlier}, {"w": weight})
+    np.testing.assert_array_equal(out, x)
+
+
+@pytest.mark.parametrize("place", ["x", "earlier"])
+def test_residual_attention_spreads_nan_over_its_row_alone(backend, place):
+    inputs = {"x": random(2, 5), "earlier": random(2, 10, seed=1)}
+    inputs[place][0, 3] = np.nan
+
+    def build(g, x, earlier, w):
+        return g.residual_attention(x, earlier, w, 2, 1e-5)
+
+    out = run(backend, build, inputs, {"w": random(5, seed=2)})
+    assert np.isnan(out[0]).all()
+    assert np.isfinite(out[1]).all()
+
+
+@pytest.mark.parametrize("n_a", [1, 5, 30])
+def test_log_decay_with_a_bound_is_a_share_of_it(backend, n_a):
+    x, bias, a = 3 * random(7, 30), random(30, seed=1), -np.exp(random(n_a, seed=2))
+    x[0, :3] = 1e30, -1e30, 0.0
+
+    def build(g, x, a, bias):
+        return g.log_decay(x, a, bias, bound=-5.0)
+
+    out = run(backend, build, {"x": x}, {"a": a, "bias": bias})
+    z = -np.repeat(a.astype(np.float64), 30 // n_a) * (x.astype(np.float64) + bias)
+    assert_close(out, -5.0 * np.exp(-np.logaddexp(0.0, -z)))
+
+
 IN_PLACE = {
     "sigmoid": (["x"], lambda g, x, out: g.sigmoid(x, out=out)),
     "relu_squared": (["x"], lambda g, x, out: g.relu_squared(x, out=out)),
@@ -156,6 +221,19 @@ FAULTS = {
     "limit is -7.0": lambda g, x, y, z: g.swiglu_oai(x, y, alpha=1.0, limit=-7.0),
     "'z' has width 32": lambda g, x, y, z: g.swiglu_oai(x, z, **LIMITS),
     "'y' has width 96, expected 1": lambda g, x, y, z: g.scale_rows(x, y),
+    r"input 'z' has width 32, expected a multiple of 96": lambda g, x, y, z: g.residual_attention(
+        x, z, g.weight("w", 96), 1, 1e-5
+    ),
+    "expected a multiple of 96, and 2 rows or more": lambda g, x, y, z: g.residual_attention(
+        x, y, g.weight("w", 96), 2, 1e-5
+    ),
+    "n_earlier is 257, above 256": lambda g, x, y, z: g.residual_attention(
+        x, g.external("many", 257 * 96), g.weight("w", 96), 257, 1e-5
+    ),
+    "n_earlier is 0": lambda g, x, y, z: g.residual_attention(x, y, g.weight("w", 96), 0, 1e-5),
+    "bound is 1.0, expected it below 0": lambda g, x, y, z: g.log_decay(
+        x, g.weight("w", 96), g.weight("b", 96), bound=1.0
+    ),
     "cannot overwrite its input factors": lambda g, x, y, z: g.scale_rows(
         g.external("one", 1), g.external("two", 1), out=g.external("two", 1)
     ),

@@ -201,6 +201,17 @@ def test_log_decay_is_a_times_the_softplus_of_the_biased_row(n_a, biased):
     check_relative(out, exact, 6 * 2.0**-23)
 
 
+@pytest.mark.parametrize("n_a", [1, 3, 12])
+@pytest.mark.parametrize("biased", [False, True])
+def test_log_decay_with_a_bound_is_a_share_of_it(n_a, biased):
+    x, a, bias = normal((5, 12), scale=3), -np.exp(normal(n_a, seed=1)), normal(12, seed=2)
+    z = (x + bias if biased else x).astype(np.float64)
+    z = z * np.array([a[i * n_a // 12] for i in range(12)], np.float64)
+    out = np.empty_like(x)
+    recurrent.log_decay_apply(x, bias if biased else None, a, out, -5.0)
+    np.testing.assert_allclose(out, -5.0 / (1.0 + np.exp(z)), rtol=2e-5)
+
+
 @pytest.mark.parametrize("n_groups", [1, 3, 12])
 def test_group_norm_normalises_each_part_of_a_row_by_itself(n_groups):
     x, weight = normal((5, 12)), normal(12, seed=1)

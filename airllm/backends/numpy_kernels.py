@@ -35,6 +35,18 @@ def _layer_norm(op: Op, batch: TokenBatch) -> None:
     out[...] = wide / np.sqrt(variance + float(op.attrs["eps"])) * batch.weights[op.weights[0]]
 
 
+def _residual_attention(op: Op, batch: TokenBatch) -> None:
+    x, earlier, out = arrays(op, batch)
+    n = int(op.attrs["n_earlier"]) * x.shape[1]
+    rows = np.concatenate([earlier[:, :n], x], axis=1, dtype=np.float64)
+    rows = rows.reshape(len(x), -1, x.shape[1])  # [n_tokens, n_earlier + 1, width]
+    squares = (rows * rows).mean(axis=-1) + float(op.attrs["eps"])
+    scores = rows @ batch.weights[op.weights[0]] / np.sqrt(squares)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    out[...] = np.einsum("tj,tjw->tw", shares, rows)
+
+
 def _head_norm(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     n_heads, eps = int(op.attrs["n_heads"]), float(op.attrs["eps"])
@@ -331,6 +343,7 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "scale": _scale,
     "scale_rows": _multiply,
     "layer_norm": _layer_norm,
+    "residual_attention": _residual_attention,
     "quantized_norm": _rms_norm,  # exact, as linear is
     "linear_many": _linear_many,
     "linear_add": _linear_add,

@@ -72,7 +72,7 @@ def l2_norm(op: Op, batch: TokenBatch) -> None:
 def log_decay(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     a, bias = (batch.weights[name] for name in op.weights)
-    ops.log_decay_apply(x, bias, a, out)
+    ops.log_decay_apply(x, bias, a, out, float(op.attrs["bound"]))
 
 
 def group_norm(op: Op, batch: TokenBatch) -> None:

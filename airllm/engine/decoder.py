@@ -57,10 +57,9 @@ class Decoder:
         self._rope_of = [  # of each kind: the index of a table, by the graph's buffer
             {name: index[id(each)] for name, each in kind.rotations.items()} for kind in model.kinds
         ]
-        self._embedded = [name for name in model.carried if model.embed.has(name)]
-        self._carried_to = [  # names, for each kind
-            [name for name in model.carried if kind.graph.has(name)] for kind in model.kinds
-        ]
+        self._embedded = model.carried_to(model.embed)
+        self._carried_to = [model.carried_to(kind.graph) for kind in model.kinds]
+        self._carried_to_head = model.carried_to(model.head)
         self._closed = False
         self.weights = open_weights(
             planned.file,
@@ -285,7 +284,7 @@ class Decoder:
         if any(len(part.logits) for part in parts):
             with self.weights.head() as bound:
                 for part, rows in zip(parts, carried, strict=True):
-                    self._run_head(bound, part, rows["residual"], threads)
+                    self._run_head(bound, part, rows, threads)
 
     def _carried_rows(self, n: int) -> "_Buffers":
         """Memory for what passes from graph to graph: the residual, [n, hidden_size], which each
@@ -329,11 +328,10 @@ class Decoder:
             if on_layer is not None:
                 on_layer(stop, n_layers)
 
-    def _run_head(
-        self, bound: Any, part: "_Part", residual: NDArray[np.float32], threads: int
-    ) -> None:
+    def _run_head(self, bound: Any, part: "_Part", carried: "_Buffers", threads: int) -> None:
         n = len(part.logits)
-        buffers = {"residual": residual[len(residual) - n :], "logits": part.logits}
+        buffers = {name: carried[name][len(part.tokens) - n :] for name in self._carried_to_head}
+        buffers["logits"] = part.logits
         if n:
             _run_whole(self._head, bound, buffers, part, n, threads)
 

@@ -16,6 +16,7 @@ from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.importance import Importance
 from airllm.formats.mixes import chosen_types, file_type
 from airllm.formats.model_file import ModelFile, Tensor, in_pieces
+from airllm.formats.multiplied import multiplied
 from airllm.formats.numbers import FLOATS, SEARCHED
 from airllm.formats.retype import convert_rows
 from airllm.formats.tiled_heads import tiled_heads
@@ -67,7 +68,7 @@ def convert(
     file cannot be written. If the disk has too little room, the OSError comes before anything is
     written.
     """
-    path, model = Path(path), tiled_heads(model)
+    path, model = Path(path), multiplied(tiled_heads(model))
     chosen = chosen_types(model, type)
     sources = sorted(model.tensors.values(), key=_place)
     kept = {each.name for each in sources if keep_quantized and each.type not in FLOATS}

@@ -33,7 +33,7 @@ _LEFT_OUT = re.compile(
     r"|embed_audio|patch_merge_mlp|mtp)\..*|.*\.rotary_emb\.inv_freq"
 )
 # Weights of convolutions of each channel by itself: [channels, 1, taps] in folders.
-_CONV = re.compile(r"blk\.\d+\.(ssm_conv1d|shortconv\.conv)\.weight")
+_CONV = re.compile(r"blk\.\d+\.(ssm_conv1d(_[qkv])?|shortconv\.conv)\.weight")
 # GGUF has the norms of these slots as folders have them; see HFConfig.plus_one.
 _WHOLE_NORMS = ("ssm_norm.weight",)
 

@@ -32,6 +32,7 @@ _FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_
 _EXACT = (
     *(".bias", "ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
     *("_norm.weight", "ssm_a", "ssm_d"),
+    *(f"ssm_conv1d_{part}.weight" for part in "qkv"),
 )
 # Small matrices that mixes leave as they are.
 _KEPT = re.compile(

@@ -68,7 +68,10 @@ class Tensor:
 
 def full_name(slot: str, suffix: str = "weight") -> str:
     """The name of a weight slot's tensor in its layer. GGUF has a few slots without a suffix, and
-    slots that are biases or scales by their own name ("exp_probs_b.bias")."""
+    slots that are biases or scales by their own name ("exp_probs_b.bias"). A slot that ends with a
+    dot has no suffix, where that of other architectures has."""
+    if slot.endswith("."):
+        return slot.removesuffix(".")
     return slot if slot in _BARE or slot.endswith((".bias", ".scale")) else f"{slot}.{suffix}"
 
 

@@ -444,9 +444,28 @@ class GraphBuilder:
         """x / sqrt(sum(x^2) + eps) of each head. x: [n_tokens, n_heads * d]"""
         return self._emit("l2_norm", [x], out, n_heads=n_heads, eps=eps)
 
-    def log_decay(self, x: Buffer, a: Weight, bias: Weight, *, out: Buffer | None = None) -> Buffer:
-        """a * softplus(x + bias). bias: [width], a: [width / m], each for m columns"""
-        return self._emit("log_decay", [x], out, [a, bias])
+    def log_decay(
+        self,
+        x: Buffer,
+        a: Weight,
+        bias: Weight,
+        *,
+        bound: float = 0.0,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """a * softplus(x + bias), or with a bound below 0 bound * sigmoid(-a * (x + bias)). bias:
+        [width], a: [width / m], each for m columns"""
+        return self._emit("log_decay", [x], out, [a, bias], bound=bound)
+
+    def residual_attention(
+        self, x: Buffer, earlier: Buffer, weight: Weight, n_earlier: int, eps: float
+    ) -> Buffer:
+        """A mean of x and of the first n_earlier rows of as many values in each row of `earlier`,
+        see ops.SIGNATURES. weight: [width of x]"""
+        inputs = [x, earlier]
+        return self._emit(
+            "residual_attention", inputs, None, [weight], n_earlier=n_earlier, eps=eps
+        )
 
     def group_norm(
         self, x: Buffer, weight: Weight, n_groups: int, eps: float, *, out: Buffer | None = None

@@ -255,9 +255,10 @@ SIGNATURES: Mapping[str, Signature] = {
     ),
     # x / sqrt(sum(x^2) + eps) of each of x's heads
     "l2_norm": _signature("x", widths.l2_norm, flops=3, attrs="n_heads eps", in_place="x"),
-    # out = a * softplus(x + bias); weights a, bias: [width], or a: [width / m], each for m columns
+    # out = a * softplus(x + bias), or with a bound below 0 out = bound * sigmoid(-a * (x + bias));
+    # weights a, bias: [width], or a: [width / m], each for m columns
     "log_decay": _signature(
-        "x", widths.log_decay, flops=5, weights=("vector", "vector"), in_place="x"
+        "x", widths.log_decay, flops=5, weights=("vector", "vector"), attrs="bound", in_place="x"
     ),
     # rms_norm of each of n_groups equal parts of a row by itself; weight: [width]
     "group_norm": _signature(
@@ -265,6 +266,16 @@ SIGNATURES: Mapping[str, Signature] = {
     ),
     "layer_norm": _signature(
         "x", widths.vector, flops=7, weights=("vector",), attrs="eps", in_place="x"
+    ),
+    # A mean of x and of n_earlier earlier rows, the first that lie side by side in `earlier`: the
+    # shares are the softmax of sum(rms_norm(row) * weight) of each row.
+    "residual_attention": _signature(
+        "x earlier",
+        widths.residual_attention,
+        flops=6,
+        per="earlier",
+        weights=("vector",),
+        attrs="n_earlier eps",
     ),
     # ---- several residual streams of a token, side by side (AltUp, arXiv:2301.13310) -------------
     # out[i] = sum over j of factors[i * n_streams + j] * x[j], for n_streams streams x[j]; flops:

@@ -394,7 +394,7 @@ def put_columns(call: Call) -> int:
 
 # ---- recurrent ops: what they write, and the floats of their memory ------------------------------
 
-MOST_TAPS, _MOST_KEY_DIM = 8, 256  # that the kernels take
+MOST_TAPS, _MOST_KEY_DIM, MOST_EARLIER = 8, 256, 256  # that the kernels take
 
 
 def conv(call: Call) -> int:
@@ -472,7 +472,23 @@ def log_decay(call: Call) -> int:
         a.shape[0] >= 1 and x.width % a.shape[0] == 0,
         f"weight {a.name!r} is {list(a.shape)}, expected a length that divides {x.width}",
     )
+    _check_float(call, "bound")
+    bound = float(call.op.attrs["bound"])
+    call.require(bound <= 0.0, f"bound is {bound}, expected it below 0, or 0 for none")
     return x.width
+
+
+def residual_attention(call: Call) -> int:
+    x, earlier = call.inputs
+    n_earlier, width = call.count("n_earlier"), vector(call)
+    call.require(
+        earlier.width % x.width == 0 and n_earlier * x.width <= earlier.width,
+        f"input {earlier.name!r} has width {earlier.width}, expected a multiple of {x.width}, and "
+        f"{n_earlier} rows or more",
+    )
+    call.require(n_earlier <= MOST_EARLIER, f"n_earlier is {n_earlier}, above {MOST_EARLIER}")
+    _check_float(call, "eps", least=0.0)
+    return width
 
 
 def group_norm(call: Call) -> int:

@@ -16,6 +16,7 @@ from airllm.models import (
     cohere2,
     deepseek2,
     deepseek32,
+    falcon_h1,
     gemma2,
     gemma3,
     gemma3n,
@@ -24,6 +25,8 @@ from airllm.models import (
     glm_dsa,
     gpt_oss,
     granite,
+    kimi_k3,
+    kimi_linear,
     lfm2,
     llama,
     llama4,
@@ -53,6 +56,7 @@ _MODULES = (
     cohere2,
     deepseek2,
     deepseek32,
+    falcon_h1,
     gemma2,
     gemma3,
     gemma3n,
@@ -61,6 +65,8 @@ _MODULES = (
     glm_dsa,
     gpt_oss,
     granite,
+    kimi_k3,
+    kimi_linear,
     lfm2,
     llama,
     llama4,
@@ -128,6 +134,10 @@ class Model:
             for buffer in graph.buffers
             if buffer.external and buffer.name in written
         }
+
+    def carried_to(self, graph: Graph) -> list[str]:
+        """The names of the carried buffers that a graph has."""
+        return [name for name in self.carried if graph.has(name)]
 
     @property
     def rotations(self) -> list[Rotation]:

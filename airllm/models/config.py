@@ -5,6 +5,7 @@ from typing import Literal
 
 __all__ = [
     "DeltaNet",
+    "Factors",
     "Indexer",
     "Latent",
     "LayerConfig",
@@ -14,7 +15,7 @@ __all__ = [
     "Router",
 ]
 
-Mixer = Literal["attention", "delta_net", "mamba2", "short_conv", "none"]
+Mixer = Literal["attention", "attention and mamba2", "delta_net", "mamba2", "short_conv", "none"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class LayerConfig:
     head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
     selects: whether it selects the positions that tokens see; else an earlier layer has done it.
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
+    n_earlier, keeps_residual: see ModelConfig.residual_block. How many residuals are kept before
+    the layer, and whether it keeps its own.
     cutoff: gates below the mean and so many standard deviations of a token's gates are 0; None: all
     count.
     """
@@ -44,6 +47,8 @@ class LayerConfig:
     intermediate_size: int = 0
     selects: bool = True
     mixer: Mixer = "attention"
+    n_earlier: int = 0
+    keeps_residual: bool = False
     cutoff: float | None = None
 
 
@@ -67,12 +72,14 @@ class Latent:
 
     rank: values of a latent. query_rank: likewise of queries; 0: they have none. unrotated:
     dimensions of a head's queries before the ones that rotate. value_dim: of a head's values.
+    gated: whether the values are multiplied by the sigmoid of a gate.
     """
 
     rank: int
     query_rank: int
     unrotated: int
     value_dim: int
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,8 @@ class Mamba2:
     """A layer's scan (arXiv:2405.21060), see GraphBuilder.ssm_scan.
 
     inner_size: values of a token that are scanned, of all heads together. taps: of the convolution
-    before the scan. conv_biased: whether it has a bias. dt_limits: of the time steps.
+    before the scan. conv_biased: whether it has a bias. dt_limits: of the time steps. normed:
+    whether groups of the gated output are normalised. factors: of the gate, x, B, C and dt.
     """
 
     inner_size: int
@@ -106,6 +114,8 @@ class Mamba2:
     taps: int
     conv_biased: bool
     dt_limits: tuple[float, float]
+    normed: bool = True
+    factors: tuple[float, ...] = (1.0,) * 5
 
     @property
     def conv_width(self) -> int:
@@ -114,12 +124,23 @@ class Mamba2:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """Of what the matrices of these slots give, where the file has the matrices without them."""
+
+    attn_output: float = 1.0
+    ssm_out: float = 1.0
+    ffn_gate: float = 1.0
+    ffn_down: float = 1.0
+
+
+@dataclass(frozen=True)
 class DeltaNet:
     """Linear attention by the gated delta rule (arXiv:2412.06464); see graph.ops.
 
     n_heads: of values; they share n_kv_heads heads of queries and keys. key_dim, value_dim: of a
     head. taps: of the convolution before it. tiled: head h uses the keys of head h % n_kv_heads,
-    not of head h // (n_heads / n_kv_heads).
+    not of head h // (n_heads / n_kv_heads). decay_bound: of the decays' logarithms, below 0; 0:
+    they have none.
     """
 
     n_heads: int
@@ -128,6 +149,7 @@ class DeltaNet:
     value_dim: int
     taps: int
     tiled: bool
+    decay_bound: float = 0.0
 
     @property
     def key_width(self) -> int:
@@ -185,7 +207,15 @@ class ModelConfig:
     laurel_rank: int = 0  # of the matrix that the attention's input goes through beside it
     expert_hidden_size: int = 0  # of a token as experts see it; 0: as the residual
     mamba2: Mamba2 | None = None
+    factors: Factors = Factors()
     short_conv_taps: int = 0
+    # Of each so many layers the first keeps the residual that it gets, and begins it anew. Layers
+    # see a mean of the kept ones and of their own. 0: there is one residual.
+    residual_block: int = 0
+    # Of the activation softcap(g) * sigmoid(g) * softcap(u). 0: of u, that it is not capped; of g,
+    # another activation.
+    activation_caps: tuple[float, float] = (0.0, 0.0)
+    experts_normed: bool = False  # the sum of a token's experts is normalised
     # Layers behind the last that the file has, which guess further tokens. They are not used.
     left_out: range = range(0)
     idle_tensors: frozenset[str] = frozenset()  # that files may have and nothing reads

@@ -34,7 +34,7 @@ _MAX_SCALE = 1e6
 _ARITHMETIC_KEYS = (
     *("attention.", "rope.", "expert", "moe", "attn_", "final_", "logit_scale"),
     *("embedding_scale", "residual_", "leading_dense", "interleave_", "ssm.", "nextn"),
-    *("shortconv.", "altup.", "activation_sparsity"),
+    *("shortconv.", "kda.", "factor.", "activation.", "altup.", "activation_sparsity"),
 )
 _HARMLESS_KEYS = frozenset(["rope.scaling.finetuned"])
 # llama.cpp's numbers; 0: as the family does.

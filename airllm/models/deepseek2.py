@@ -36,7 +36,10 @@ _OF_EXPERTS = (
 
 def configure(r: ConfigReader) -> ModelConfig:
     r.leave_out(r.integer("nextn_predict_layers", 0))
-    latent, rope_dims = _latent(r)
+    latent, rope_dims = latent_of(r)
+    length = r.integer("attention.value_length", latent.rank)
+    if length != latent.rank:
+        raise r.fault("attention.value_length", length, f"expected {latent.rank}, of a latent")
     dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
     c = r.config(
         head_dim=latent.rank + rope_dims,
@@ -45,21 +48,20 @@ def configure(r: ConfigReader) -> ModelConfig:
         layers=[LayerConfig(has_experts=index >= dense) for index in range(r.n_layers)],
         intermediate_size=r.feed_forward_length(),
         latent=latent,
-        **_experts(r, dense),
+        **experts_of(r, dense),
     )
     if c.n_kv_heads != 1:
         raise r.fault("attention.head_count_kv", c.n_kv_heads, "expected 1")
     return c
 
 
-def _latent(r: ConfigReader) -> tuple[Latent, int]:
+def latent_of(r: ConfigReader) -> tuple[Latent, int]:
     """And the dimensions of a head that rotate."""
     rope_dims = r.integer("rope.dimension_count", low=2, high=MAX_HEAD_DIM - 1)
     rank = r.integer("attention.kv_lora_rank", low=1, high=MAX_HEAD_DIM - rope_dims)
-    for name, expected in (("key_length", rank + rope_dims), ("value_length", rank)):
-        found = r.integer(f"attention.{name}", expected)
-        if found != expected:
-            raise r.fault(f"attention.{name}", found, f"expected {expected}, of a latent")
+    whole = r.integer("attention.key_length", rank + rope_dims)
+    if whole != rank + rope_dims:
+        raise r.fault("attention.key_length", whole, f"expected {rank + rope_dims}, of a latent")
     length = r.integer("attention.key_length_mla", low=rope_dims + 1)
     latent = Latent(
         rank=rank,
@@ -70,12 +72,14 @@ def _latent(r: ConfigReader) -> tuple[Latent, int]:
     return latent, rope_dims
 
 
-def _experts(r: ConfigReader, dense: int) -> dict[str, Any]:
+def experts_of(r: ConfigReader, dense: int, *, normalized: bool = False) -> dict[str, Any]:
+    """The fields of ModelConfig for experts behind `dense` layers; none if all are dense.
+    normalized: whether shares sum to 1 where the file does not say."""
     if dense == r.n_layers:
         r.ignore(*_OF_EXPERTS)
         return {}
     biased = any(name.endswith(".exp_probs_b.bias") for name in r.file.tensors)
-    found = r.experts(gating="sigmoid" if biased else "softmax", normalized=False)
+    found = r.experts(gating="sigmoid" if biased else "softmax", normalized=normalized)
     if found["router"].gating == "softmax":  # V2's groups
         found["router"] = replace(found["router"], group_score="max")
     shared = r.integer("expert_shared_count", 0) * found["expert_size"]
@@ -118,24 +122,20 @@ def see_all(
 def layer(
     c: ModelConfig, activations: Activations, layer: LayerConfig, attend: Attend = see_all
 ) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    x = blocks.add(g, c, x, attention(g, c, layer, h, attend))
-    h = blocks.norm(g, c, x, "ffn_norm")
-    blocks.add(g, c, x, blocks.dense_or_experts(g, c, layer, h))
-    return g.build()
+    return blocks.layer(c, activations, layer, mixer=partial(attention, attend=attend))
 
 
 def attention(
-    g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer, attend: Attend
+    g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer, attend: Attend = see_all
 ) -> Buffer:
     """h: [n, hidden] -> [n, hidden]"""
     m, heads, rope_dims = c.latent, c.n_heads, c.rope_dims
     assert m is not None
-    table = g.external("rope", rope_dims)  # [n, rope_dims]
 
     def rotated(x: Buffer, n_heads: int) -> Buffer:
+        if not layer.rotates:
+            return x
+        table = g.external("rope", rope_dims)  # [n, rope_dims]
         return g.rope(x, table, n_heads, rope_dims, interleaved=c.rope_interleaved, out=x)
 
     q_width, slot = heads * (m.unrotated + rope_dims), "attn_q"
@@ -155,6 +155,9 @@ def attention(
     joined = g.join_heads(absorbed, turning, heads)  # [n, heads * (rank + rope_dims)]
     a = attend(g, c, layer, joined, h, h_q)  # [n, heads * rank]
     v = g.head_linear(a, g.weight("attn_v_b", heads, m.value_dim, m.rank))  # [n, heads * value_dim]
+    if m.gated:
+        gate = blocks.linear(g, c, h, "attn_gate", heads * m.value_dim)
+        v = g.multiply(v, g.sigmoid(gate, out=gate), out=v)
     return blocks.linear(g, c, v, "attn_output", c.hidden_size)
 
 
@@ -178,7 +181,7 @@ def names(config: HFReader) -> Names:
     }
 
 
-def _values(config: HFReader) -> dict[str, object]:
+def latent_values(config: HFReader) -> dict[str, object]:
     """What all of them have."""
     config.expect("rope_interleave", None, True)
     config.expect("partial_rotary_factor", None, 1.0)
@@ -212,18 +215,18 @@ def _v2(config: HFReader) -> dict[str, object]:
     # readers of GGUF do both.
     if config.flag("norm_topk_prob", False):
         config.expect("routed_scaling_factor", None, 1.0, 1)
-    values = {**_values(config), "expert_gating_func": 1}
-    groups = _groups(config)
+    values = {**latent_values(config), "expert_gating_func": 1}
+    groups = groups_of(config)
     return values | (groups if config.get("topk_method") == "group_limited_greedy" else {})
 
 
 def values_of_v3(config: HFReader) -> dict[str, object]:
     config.expect("scoring_func", None, "sigmoid")
     config.expect("topk_method", None, "noaux_tc")
-    return {**_values(config), **_groups(config), "expert_gating_func": 2}
+    return {**latent_values(config), **groups_of(config), "expert_gating_func": 2}
 
 
-def _groups(config: HFReader) -> dict[str, object]:
+def groups_of(config: HFReader) -> dict[str, object]:
     return {
         "expert_group_count": config.integer("n_group", 1),
         "expert_group_used_count": config.integer("topk_group", 1),

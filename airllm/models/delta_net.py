@@ -8,10 +8,10 @@ from airllm.models import blocks
 from airllm.models.config import DeltaNet, LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEADS, MAX_TAPS, ConfigReader
 
-__all__ = ["delta_net", "delta_net_of", "recurrent_layers"]
+__all__ = ["L2_EPS", "MOST_KEY_DIM", "delta_net", "delta_net_of", "recurrent_layers"]
 
-_L2_EPS = 1e-6  # of the norms of queries and keys; no file says it
-_MOST_KEY_DIM = 256  # the kernels'
+L2_EPS = 1e-6  # of the norms of queries and keys; no file says it
+MOST_KEY_DIM = 256  # the kernels'
 
 
 def delta_net_of(r: ConfigReader, *, tiled: bool) -> DeltaNet:
@@ -34,7 +34,7 @@ def delta_net_of(r: ConfigReader, *, tiled: bool) -> DeltaNet:
     return DeltaNet(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        key_dim=r.integer("ssm.state_size", low=1, high=_MOST_KEY_DIM),
+        key_dim=r.integer("ssm.state_size", low=1, high=MOST_KEY_DIM),
         value_dim=width // n_heads,
         taps=r.integer("ssm.conv_kernel", low=1, high=MAX_TAPS),
         tiled=r.metadata.flag(HEADS_TILED, tiled),
@@ -71,8 +71,8 @@ def delta_net(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) ->
     q = g.take_columns(qkv, 0, d.key_width)
     k = g.take_columns(qkv, d.key_width, d.key_width)
     v = g.take_columns(qkv, 2 * d.key_width, d.value_width)
-    q = g.l2_norm(q, d.n_kv_heads, _L2_EPS, out=q)
-    k = g.l2_norm(k, d.n_kv_heads, _L2_EPS, out=k)
+    q = g.l2_norm(q, d.n_kv_heads, L2_EPS, out=q)
+    k = g.l2_norm(k, d.n_kv_heads, L2_EPS, out=k)
     a, bias = g.weight("ssm_a", d.n_heads), g.weight("ssm_dt.bias", d.n_heads)
     y = g.delta_rule(
         q,

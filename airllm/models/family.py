@@ -15,7 +15,8 @@ __all__ = ["Family"]
 
 
 def _rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> Mapping[str, Rotation]:
-    return {"rope": read_rotation(r, c)} if layer.rotates and layer.mixer == "attention" else {}
+    attends = layer.mixer in ("attention", "attention and mamba2")
+    return {"rope": read_rotation(r, c)} if layer.rotates and attends else {}
 
 
 @dataclass(frozen=True)

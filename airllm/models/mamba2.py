@@ -50,6 +50,13 @@ def mamba2(g: GraphBuilder, c: ModelConfig, _: LayerConfig, h: Buffer) -> Buffer
     gate = g.take_columns(both, 0, inner)
     xbc = g.take_columns(both, inner, width)
     dt = g.take_columns(both, inner + width, m.n_heads)
+    if m.factors != (1.0,) * 5:
+        x, b_, c_ = (
+            g.take_columns(xbc, at, n) for at, n in ((0, inner), (inner, bc), (inner + bc, bc))
+        )
+        parts = zip((gate, x, b_, c_, dt), m.factors, strict=True)
+        gate, x, b_, c_, dt = (g.scale(part, factor, out=part) for part, factor in parts)
+        xbc = g.join_heads(g.join_heads(x, b_, 1), c_, 1)
     taps = g.weight("ssm_conv1d", width, m.taps)
     if m.conv_biased:
         xbc = g.conv(xbc, taps, out=xbc)
@@ -71,7 +78,8 @@ def mamba2(g: GraphBuilder, c: ModelConfig, _: LayerConfig, h: Buffer) -> Buffer
         dt_limits=m.dt_limits,
     )  # [n, inner]
     y = g.swiglu(gate, y, out=y)
-    y = g.group_norm(y, g.weight("ssm_norm", inner), m.n_groups, c.norm_eps, out=y)
+    if m.normed:
+        y = g.group_norm(y, g.weight("ssm_norm", inner), m.n_groups, c.norm_eps, out=y)
     return linear(g, c, y, "ssm_out", c.hidden_size)
 
 

@@ -137,14 +137,21 @@ def l2_norm_apply(x: Float32, eps: float, out: Float32) -> None:
 
 
 @_quiet
-def log_decay_apply(x: Float32, bias: Float32 | None, a: Float32, out: Float32) -> None:
-    """a * softplus(x + bias), as the gated delta rule wants it.
+def log_decay_apply(
+    x: Float32, bias: Float32 | None, a: Float32, out: Float32, bound: float = 0.0
+) -> None:
+    """a * softplus(x + bias), as the gated delta rule wants it, or with a bound below 0
+    bound * sigmoid(-a * (x + bias)).
 
     x, out: float32 [n, width]; bias: float32 [width]; a: float32 [n_a], each element for
     width / n_a consecutive columns. out may be x.
     """
     biased = x if bias is None else x + bias
-    out[...] = np.repeat(a, x.shape[1] // len(a)) * _softplus(biased)
+    factors = np.repeat(a, x.shape[1] // len(a))
+    if bound:
+        out[...] = np.float32(bound) / (1.0 + np.exp(factors * biased))
+    else:
+        out[...] = factors * _softplus(biased)
 
 
 @_quiet

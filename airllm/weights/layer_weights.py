@@ -222,13 +222,18 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
 
 def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Files store a matrix of one row as a vector, and a few vectors as matrices: ssm_norm with a
-    row for each group, ssm_a with one value in each row. Square matrices below each other may be
-    stored as a stack: altup_proj."""
-    if len(wanted) == 2 and len(stored) == 3:
-        n, rows, columns = stored
-        return n > 1 and rows == columns and wanted == (n * rows, columns)
-    if len(wanted) == 1 and len(stored) == 2:
+    row for each group, ssm_a with one value in each row. Filters of short convolutions may have
+    axes of length 1 before that of the taps. Square matrices below each other may be stored as a
+    stack: altup_proj."""
+    if len(wanted) == 1 and len(stored) > 1:
         return math.prod(stored) == wanted[0]
+    if len(wanted) == 2:
+        n, k = wanted
+        if stored in ((n, 1, k), (1, n, 1, k)):
+            return True
+        if len(stored) == 3:
+            count, rows, columns = stored
+            return count > 1 and rows == columns and wanted == (count * rows, columns)
     return wanted in (stored, (1, *stored))
 
 

@@ -45,6 +45,8 @@ struct Op {
     bool silu = false;                       // conv: of the result
     bool tiled = false;                      // delta_rule, see HeadSharing
     float dt_min = 0.0f, dt_max = 0.0f;      // ssm_scan
+    float bound = 0.0f;                      // log_decay
+    std::size_t n_earlier = 0;               // residual_attention
     bool gelu = false;                       // glu_linear: gelu, else silu
     std::size_t offset = 0;                  // take_columns and its like: the first column
     std::size_t n_streams = 1;               // mix_streams: of the input

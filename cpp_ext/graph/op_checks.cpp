@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "ops/residuals.h"
 #include "ops/sparse.h"
 
 namespace tensor_ops {
@@ -221,6 +222,21 @@ class OpCheck {
         require(output_width() <= longest_row / std::max<std::size_t>(1, input_width(2) / groups),
                 "the state is too large");
         require(op_.dt_min >= 0.0f && op_.dt_min <= op_.dt_max, "dt_min is not below dt_max");
+        for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
+    }
+    void log_decay() const {
+        require(op_.bound <= 0.0f, "bound is above 0");
+        alike();
+    }
+    void residual_attention() const {
+        const std::size_t n = output_width();
+        width(0, n);
+        require(n >= 1 && input_width(1) % n == 0,
+                "the width of earlier rows is no multiple of x's");
+        const std::size_t most = std::min(input_width(1) / n, residual_attention_max_earlier);
+        require(op_.n_earlier >= 1 && op_.n_earlier <= most,
+                "n_earlier is " + std::to_string(op_.n_earlier) + ", expected 1 to " +
+                    std::to_string(most));
         for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
     }
     void group_norm() const {

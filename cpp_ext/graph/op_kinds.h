@@ -71,7 +71,8 @@ struct Slots {
     op(delta_rule,     5, one,  no_weight,         delta_rule)      \
     op(ssm_scan,       4, one,  of(vector, 3),     ssm_scan)        \
     op(l2_norm,        1, one,  no_weight,         head_norm)       \
-    op(log_decay,      1, one,  of(vector, 2),     alike)           \
+    op(log_decay,      1, one,  of(vector, 2),     log_decay)       \
+    op(residual_attention, 2, one, of(vector),     residual_attention) \
     op(group_norm,     1, one,  of(vector),        group_norm)      \
     op(index_append,   1, none, no_weight,         index_append)    \
     op(index_select,   2, one,  no_weight,         index_select)    \

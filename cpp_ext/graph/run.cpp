@@ -4,6 +4,7 @@
 
 #include "ops/elementwise.h"
 #include "ops/fused.h"
+#include "ops/residuals.h"
 #include "ops/slices.h"
 #include "ops/sparse.h"
 #include "ops/streams.h"
@@ -237,10 +238,21 @@ void Executor::Run::step(std::size_t index) {
             const auto& a = std::get<Vector>(weight(op));
             const auto& bias =
                 std::get<Vector>((*layer.weights)[static_cast<std::size_t>(op.more_weights[0])]);
-            log_decay(worker, table, in(0), bias.data, a.data, a.n, buffer(op.output), n,
+            log_decay(worker, table, in(0), bias.data, a.data, a.n, op.bound, buffer(op.output), n,
                       width(op.output));
             break;
         }
+        case OpKind::residual_attention:
+            residual_attention(worker, {.x = in(0),
+                                        .earlier = in(1),
+                                        .stride = width(op.inputs[1]),
+                                        .n_earlier = op.n_earlier,
+                                        .weight = vector(op),
+                                        .eps = op.eps,
+                                        .rows = n,
+                                        .n = width(op.output),
+                                        .y = buffer(op.output)});
+            break;
         case OpKind::group_norm:
             group_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n,
                        width(op.output), op.n_groups);

@@ -141,14 +141,26 @@ void l2_norm(const Worker& worker, const KernelTable& table, const float* x, flo
 }
 
 void log_decay(const Worker& worker, const KernelTable& table, const float* x, const float* bias,
-               const float* a, std::size_t n_a, float* y, std::size_t rows, std::size_t n) {
+               const float* a, std::size_t n_a, float bound, float* y, std::size_t rows,
+               std::size_t n) {
+    const auto times_a = [&](const float* from, float* to, float sign) {
+        for (std::size_t i = 0; i < n_a; ++i)
+            for (const float* end = to + n / n_a; to < end; ++to, ++from) *to = sign * a[i] * *from;
+    };
     for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
         for (std::size_t r = first; r < first + count; ++r) {
-            float* to = y + r * n;
-            if (bias) table.add(x + r * n, bias, to, n);
-            table.softplus(bias ? to : x + r * n, to, n);
-            for (std::size_t i = 0; i < n_a; ++i)
-                for (const float* end = to + n / n_a; to < end; ++to) *to *= a[i];
+            float* const to = y + r * n;
+            const float* from = x + r * n;
+            if (bias) table.add(from, bias, to, n);
+            if (bias) from = to;
+            if (bound == 0.0f) {
+                table.softplus(from, to, n);
+                times_a(to, to, 1.0f);
+            } else {
+                times_a(from, to, -1.0f);
+                table.sigmoid(to, to, n);
+                for (std::size_t i = 0; i < n; ++i) to[i] *= bound;
+            }
         }
     });
 }

@@ -76,8 +76,11 @@ void l2_norm(const Worker& worker, const KernelTable& table, const float* x, flo
 // y[t][i] = a[i / (n / n_a)] * softplus(x[t][i] + bias[i]): n / n_a consecutive columns share an
 // element of a[n_a].  bias[n] may be null, y may be x.  The error is that of softplus at the
 // rounded sum, and one rounding more.
+// A bound other than 0 is approached in place of minus infinity: y = bound * sigmoid(-a * (x +
+// bias)).  The error is that of sigmoid at the argument, rounded twice, and one rounding more.
 void log_decay(const Worker& worker, const KernelTable& table, const float* x, const float* bias,
-               const float* a, std::size_t n_a, float* y, std::size_t rows, std::size_t n);
+               const float* a, std::size_t n_a, float bound, float* y, std::size_t rows,
+               std::size_t n);
 // The rms_norm of each of n_groups equal parts of a row.  weight: [n]; y may be x.
 void group_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
                 float eps, float* y, std::size_t rows, std::size_t n, std::size_t n_groups);

@@ -253,7 +253,8 @@ KERNEL_TEST(log_decay_is_a_times_the_softplus_of_the_biased_row) {
             on_each_team(
                 x.size(),
                 [&](const Worker& worker, float* y) {
-                    tensor_ops::log_decay(worker, table, x.data(), b, a.data(), n_a, y, many, n);
+                    tensor_ops::log_decay(worker, table, x.data(), b, a.data(), n_a, 0.0f, y, many,
+                                          n);
                 },
                 [&](const Floats& y) {
                     for (std::size_t i = 0; i < y.size(); ++i) {
@@ -272,11 +273,38 @@ KERNEL_TEST(log_decay_in_place_gives_the_same) {
     Floats x = normal(30, 1), y(30);
     const Floats a = decays(5, 3), bias = normal(10, 2);
     run_team([&](const Worker& worker) {
-        tensor_ops::log_decay(worker, table, x.data(), bias.data(), a.data(), 5, y.data(), 3, 10);
+        tensor_ops::log_decay(worker, table, x.data(), bias.data(), a.data(), 5, 0.0f, y.data(), 3,
+                              10);
         worker.barrier();
-        tensor_ops::log_decay(worker, table, x.data(), bias.data(), a.data(), 5, x.data(), 3, 10);
+        tensor_ops::log_decay(worker, table, x.data(), bias.data(), a.data(), 5, 0.0f, x.data(), 3,
+                              10);
     });
     check::that(same_bytes(x, y), "in place");
+}
+
+KERNEL_TEST(log_decay_with_a_bound_is_a_share_of_it) {
+    const std::size_t n = 30;
+    const Floats x = normal(many * n, 1, 3), bias = normal(n, 2);
+    for (const std::size_t n_a : {30u, 5u, 1u}) {
+        const Floats a = decays(n_a, 3);
+        for (const float* b : {bias.data(), static_cast<const float*>(nullptr)})
+            on_each_team(
+                x.size(),
+                [&](const Worker& worker, float* y) {
+                    tensor_ops::log_decay(worker, table, x.data(), b, a.data(), n_a, -5.0f, y, many,
+                                          n);
+                },
+                [&](const Floats& y) {
+                    for (std::size_t i = 0; i < y.size(); ++i) {
+                        const double sum = b ? x[i] + b[i % n] : x[i];
+                        const double z = -double{a[i % n / (n / n_a)]} * sum;
+                        const double exact = -5.0 / (1.0 + std::exp(-z));
+                        check::near("log_decay", y[i], exact,
+                                    (5 + 2 * std::abs(z)) * roundoff * std::abs(exact) + 1e-37,
+                                    "at ", i);
+                    }
+                });
+    }
 }
 
 KERNEL_TEST(group_norm_normalises_each_part_of_a_row_by_itself) {

@@ -2,6 +2,7 @@
 // it read or write outside of its buffers, or over what it still reads, is refused.
 
 #include <functional>
+#include <limits>
 
 #include "graphs.h"
 
@@ -30,6 +31,7 @@ void set_heads(Op& op) {
     op.head_dim = 16;
 }
 void use_two(Op& op) { op.n_used = 2; }
+void two_earlier(Op& op) { op.n_earlier = 2; }
 void two_groups(Op& op) {
     op.n_groups = 2;
     op.dt_max = 1.0f;
@@ -66,6 +68,7 @@ const std::vector<Form>& forms() {
         {l2_norm, {64}, {64}, 0, {true, true}, set_heads},
         {log_decay, {64}, {64}, 2, {true, true}},
         {group_norm, {64}, {64}, 1, {true, true}, two_groups},
+        {residual_attention, {64, 192}, {64}, 1, {true, true, true}, two_earlier},
         {swiglu, {64, 64}, {64}, 0, {true, true, true}},
         {geglu, {64, 64}, {64}, 0, {true, true, true}},
         {add, {64, 64}, {64}, 0, {true, true, true}},
@@ -260,6 +263,22 @@ TEST(numbers_of_heads_experts_and_matrices_have_bounds) {
     for (const OpKind kind : {ssm_scan, group_norm})
         refused(kind, [](Graph&, Op& op) { op.n_groups = 0; }, " -> 'out': ");
     refused(ssm_scan, [](Graph&, Op& op) { op.dt_min = 2.0f; }, " -> 'out': dt_min is not below");
+    for (const float bound : {1.0f, std::numeric_limits<float>::quiet_NaN()})
+        refused(log_decay, [&](Graph&, Op& op) { op.bound = bound; }, " -> 'out': bound is above");
+    for (const std::size_t n : {std::size_t{0}, std::size_t{4}, ~std::size_t{0}})
+        refused(
+            residual_attention, [&](Graph&, Op& op) { op.n_earlier = n; },
+            " -> 'out': n_earlier is ");
+    refused(
+        residual_attention,
+        [](Graph& graph, Op& op) {
+            graph.buffers[1].width = 64 * 300;
+            op.n_earlier = 257;
+        },
+        " -> 'out': n_earlier is 257, expected 1 to 256");
+    refused(
+        residual_attention, [](Graph& graph, Op&) { graph.buffers[1].width = 191; },
+        " -> 'out': the width of earlier rows is no multiple");
     for (const auto change : {+[](Op& op) { op.n_heads = 0; }, +[](Op& op) { op.n_kv_heads = 0; },
                               +[](Op& op) { op.n_kv_heads = 3; }})
         refused(
