@@ -18,7 +18,16 @@ from airllm.formats.mapped_file import MappedFile
 from airllm.util.closing import Closing
 from airllm.util.metadata import Metadata
 
-__all__ = ["Extent", "Made", "ModelFile", "ModelParts", "Tensor", "full_name", "in_pieces"]
+__all__ = [
+    "DerivedModel",
+    "Extent",
+    "Made",
+    "ModelFile",
+    "ModelParts",
+    "Tensor",
+    "full_name",
+    "in_pieces",
+]
 
 FINGERPRINT_BYTES = 1024  # of each tensor
 PIECE_VALUES = 2**20  # of a tensor that are made at a time: 4 MiB as float32
@@ -247,3 +256,39 @@ class ModelParts(Closing):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {len(self.tensors)} tensors)"
+
+
+class DerivedModel(Closing):
+    """A ModelFile whose tensors are made of another's. Classes that derive from it have `read`.
+
+    It leaves closing the other to whoever opened that, unless its constructor sets `closed` to
+    False."""
+
+    path: Path
+    metadata: Metadata
+    tensors: Mapping[str, Tensor]
+    parts: tuple[MappedFile, ...]
+
+    def __init__(self, model: ModelFile, metadata: Metadata, tensors: Mapping[str, Tensor]) -> None:
+        self._model, self.path, self.parts = model, model.path, model.parts
+        self.metadata, self.tensors = metadata, MappingProxyType(dict(tensors))
+
+    def read(self, name: str, memory: Bytes, rows: tuple[int, int] | None = None) -> Bytes:
+        raise NotImplementedError
+
+    def data(self, name: str) -> Bytes:
+        made = self.read(name, np.empty(self.tensors[name].nbytes, np.uint8))
+        made.flags.writeable = False
+        return made
+
+    def fingerprint(self) -> bytes:
+        return self._model.fingerprint()
+
+    def check_unchanged(self) -> None:
+        self._model.check_unchanged()
+
+    def release(self) -> None:
+        self._model.close()
+
+    def __repr__(self) -> str:
+        return repr(self._model)

@@ -3,18 +3,14 @@
 In GGUF files the matrices have these factors in them; of a folder, the layers multiply.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
-from airllm.formats.mapped_file import MappedFile
-from airllm.formats.model_file import ModelFile, Tensor
+from airllm.formats.model_file import DerivedModel, ModelFile, Tensor
 from airllm.formats.numbers import decode
-from airllm.util.closing import Closing
 from airllm.util.metadata import Metadata
 
 __all__ = ["FACTOR", "multiplied"]
@@ -47,21 +43,15 @@ def _factors(metadata: Metadata, key: str) -> Factors:
     return value.astype(np.float32)
 
 
-class _Multiplied(Closing):
+class _Multiplied(DerivedModel):
     """A ModelFile whose matrices with factors are float32. Logits that are made of the embedding
     have a matrix of their own: their factor is another."""
 
-    path: Path
-    metadata: Metadata
-    tensors: Mapping[str, Tensor]
-    parts: tuple[MappedFile, ...]
-
     def __init__(self, model: ModelFile, prefix: str) -> None:
-        self._model, self.path, self.parts = model, model.path, model.parts
         keys = _keys(model, prefix)
         factors = {key.removeprefix(prefix): _factors(model.metadata, key) for key in keys}
         entries = {key: value for key, value in model.metadata.items() if key not in keys}
-        self.metadata = Metadata(model.metadata.source, entries)
+        super().__init__(model, Metadata(model.metadata.source, entries), model.tensors)
         sources = dict(model.tensors)
         if "output.weight" not in sources and "token_embd.weight" in sources:
             sources["output.weight"] = sources["token_embd.weight"]
@@ -79,7 +69,6 @@ class _Multiplied(Closing):
                     source, name=name, type="f32", row_bytes=row_bytes, nbytes=n_bytes, extents=()
                 )
         self.tensors = MappingProxyType(tensors)
-        self.closed = False
 
     def _of_rows(self, name: str, factors: Factors, n_rows: int) -> Factors:
         """FormatError for parts that are not all rows of the tensor."""
@@ -107,15 +96,3 @@ class _Multiplied(Closing):
         found = memory[: 4 * values.size].reshape(end - first, -1)
         found[...] = (values * factors[first:end, np.newaxis]).view(np.uint8)
         return found
-
-    def data(self, name: str) -> Bytes:
-        return self.read(name, np.empty(self.tensors[name].nbytes, np.uint8))
-
-    def fingerprint(self) -> bytes:
-        return self._model.fingerprint()
-
-    def check_unchanged(self) -> None:
-        self._model.check_unchanged()
-
-    def release(self) -> None:
-        self._model.close()

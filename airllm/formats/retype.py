@@ -1,19 +1,15 @@
 """Converts a model's matrices to another type while they are read."""
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
-from airllm.formats.mapped_file import MappedFile, quote
+from airllm.formats.mapped_file import quote
 from airllm.formats.mixes import chosen_types
-from airllm.formats.model_file import ModelFile, Tensor, in_pieces
+from airllm.formats.model_file import DerivedModel, ModelFile, Tensor, in_pieces
 from airllm.formats.numbers import FLOATS, decode, encode, row_bytes
-from airllm.util.closing import Closing
-from airllm.util.metadata import FormatError, Metadata
+from airllm.util.metadata import FormatError
 
 __all__ = ["RetypedModel", "convert_rows", "retyped"]
 
@@ -63,22 +59,17 @@ def convert_rows(
         raise FormatError(f"{file.path}: tensor {quote(tensor.name)} {error}") from None
 
 
-class RetypedModel(Closing):
-    """A ModelFile that converts the float matrices of another to `type` as they are read.
+class RetypedModel(DerivedModel):
+    """A ModelFile that converts the float matrices of another to `type` as they are read, and
+    closes the other.
 
     These matrices have no extents. Matrices that are quantised already stay as they are.
     """
 
-    path: Path
-    metadata: Metadata
-    tensors: Mapping[str, Tensor]
-    parts: tuple[MappedFile, ...]
-
     def __init__(self, file: ModelFile, type: str) -> None:
         """ValueError for an unknown type, or a model without float matrices."""
         types = chosen_types(file, type, argument="quantize").types
-        self._file, self._type = file, type
-        self.path, self.metadata, self.parts = file.path, file.metadata, file.parts
+        self._type = type
         matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) > 1]
         floats = [tensor for tensor in matrices if tensor.type in FLOATS]
         if matrices and not floats:
@@ -87,21 +78,17 @@ class RetypedModel(Closing):
                 "`airllm convert` makes another type of them, with what they have lost"
             )
         changed = {tensor.name: retyped(tensor, types[tensor.name]) for tensor in floats}
-        self.tensors = MappingProxyType({**file.tensors, **changed})
+        super().__init__(file, file.metadata, {**file.tensors, **changed})
         self.closed = False
 
     def data(self, name: str) -> Bytes:
-        tensor = self.tensors[name]
-        if tensor is self._file.tensors[name]:
-            return self._file.data(name)
-        made = self.read(name, np.empty(tensor.nbytes, np.uint8))
-        made.flags.writeable = False
-        return made
+        kept = self.tensors[name] is self._model.tensors[name]
+        return self._model.data(name) if kept else super().data(name)
 
     def read(self, name: str, memory: Bytes, rows: tuple[int, int] | None = None) -> Bytes:
-        tensor, source = self.tensors[name], self._file.tensors[name]
+        tensor, source = self.tensors[name], self._model.tensors[name]
         if tensor is source:
-            return self._file.read(name, memory, rows)
+            return self._model.read(name, memory, rows)
         first, end = rows or (0, tensor.n_rows)
         raw = memory[: (end - first) * tensor.row_bytes].reshape(end - first, tensor.row_bytes)
         scratch = np.empty(0, np.uint8)
@@ -109,20 +96,11 @@ class RetypedModel(Closing):
             if not scratch.size:
                 scratch = np.empty((stop - start) * source.row_bytes, np.uint8)
             piece = (first + start, first + stop)
-            raw[start:stop] = convert_rows(self._file, source, tensor.type, piece, scratch)
+            raw[start:stop] = convert_rows(self._model, source, tensor.type, piece, scratch)
         leading = tensor.shape[:-1] if rows is None else (end - first,)
         return raw.reshape(*leading, tensor.row_bytes)
 
     def fingerprint(self) -> bytes:
         import hashlib  # late, as in ModelFile
 
-        return hashlib.sha256(self._file.fingerprint() + self._type.encode()).digest()
-
-    def check_unchanged(self) -> None:
-        self._file.check_unchanged()
-
-    def release(self) -> None:
-        self._file.close()
-
-    def __repr__(self) -> str:
-        return repr(self._file)
+        return hashlib.sha256(self._model.fingerprint() + self._type.encode()).digest()

@@ -4,18 +4,13 @@ Several heads of values share the keys of one head. In folders these heads are n
 files they lie as far apart as there are heads of keys, so that the keys repeat as a whole.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType
-
 import numpy as np
 import numpy.typing as npt
 
 from airllm.formats.ggml_types import TYPES
 from airllm.formats.hf_config import HEADS_TILED
-from airllm.formats.mapped_file import MappedFile, quote
-from airllm.formats.model_file import ModelFile, Tensor
-from airllm.util.closing import Closing
+from airllm.formats.mapped_file import quote
+from airllm.formats.model_file import DerivedModel, ModelFile
 from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["tiled_heads"]
@@ -30,19 +25,12 @@ def tiled_heads(model: ModelFile) -> ModelFile:
     return model if model.metadata.flag(HEADS_TILED, True) else _TiledHeads(model)
 
 
-class _TiledHeads(Closing):
+class _TiledHeads(DerivedModel):
     """A ModelFile whose tensors have the same shapes and types as those of another."""
 
-    path: Path
-    metadata: Metadata
-    tensors: Mapping[str, Tensor]
-    parts: tuple[MappedFile, ...]
-
     def __init__(self, model: ModelFile) -> None:
-        self._model, self.path, self.parts = model, model.path, model.parts
-        self.tensors = MappingProxyType(dict(model.tensors))
         entries = {key: value for key, value in model.metadata.items() if key != HEADS_TILED}
-        self.metadata = Metadata(model.metadata.source, entries)
+        super().__init__(model, Metadata(model.metadata.source, entries), model.tensors)
         architecture = self.metadata.text("general.architecture")
         n_keys, n_heads, width, key_dim = (
             self.metadata.integer(f"{architecture}.ssm.{name}", low=1)
@@ -59,7 +47,6 @@ class _TiledHeads(Closing):
             "ssm_alpha.weight": self._heads,
             "ssm_beta.weight": self._heads,
         }
-        self.closed = False
 
     def read(self, name: str, memory: Bytes, rows: tuple[int, int] | None = None) -> Bytes:
         slot, tensor = name.split(".", 2)[-1], self.tensors[name]
@@ -83,15 +70,3 @@ class _TiledHeads(Closing):
             by_head = raw.reshape(*raw.shape[:-1], n, -1)
             raw[...] = by_head[..., self._heads, :].reshape(raw.shape)
         return raw
-
-    def data(self, name: str) -> Bytes:
-        return self.read(name, np.empty(self.tensors[name].nbytes, np.uint8))
-
-    def fingerprint(self) -> bytes:
-        return self._model.fingerprint()
-
-    def check_unchanged(self) -> None:
-        self._model.check_unchanged()
-
-    def release(self) -> None:
-        self._model.close()
