@@ -1,8 +1,11 @@
 """What an error message must say."""
 
 import re
+from collections.abc import Callable
 
 import pytest
+
+from airllm.util.metadata import FormatError
 
 
 def check_message(ops, call, error, says):
@@ -12,3 +15,10 @@ def check_message(ops, call, error, says):
     message = str(caught.value)
     pattern = ".*".join(re.escape(part) for part in says)
     assert re.search(pattern, message, re.DOTALL), f"{message!r} does not say {says}"
+
+
+def check_refused(call: Callable[[], object], said: str) -> None:
+    """call() raises a FormatError whose message has the words `said`."""
+    with pytest.raises(FormatError) as refused:
+        call()
+    assert said in str(refused.value)

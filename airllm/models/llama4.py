@@ -147,7 +147,7 @@ def _values(config: HFReader) -> dict[str, object]:
         raise config.fault("layer_types says other than that the layers that rotate have chunks")
     every = config.integer(_EVERY, 1, low=1)
     if config.get("moe_layers") not in (None, list(range(every - 1, n_layers, every))):
-        raise config.fault(f"moe_layers says other than that every {every}th layer has experts")
+        raise config.fault(f"moe_layers says other than {_EVERY}, {every}")
     mixture = config.experts(size="intermediate_size")
     config.expect("use_qk_norm", mixture["expert_count"] != PLAIN_EXPERTS)
     found: dict[str, object] = {
