@@ -22,7 +22,7 @@ from airllm.formats.retype import convert_rows
 from airllm.formats.tiled_heads import tiled_heads
 from airllm.util.progress import OnProgress
 
-__all__ = ["Converted", "convert"]
+__all__ = ["Converted", "convert", "written_shape"]
 
 QUANTIZATION_VERSION = 2  # of the blocks' layout, since 2023
 _LEFT_OUT = re.compile(
@@ -84,7 +84,7 @@ def convert(
     not_weighted = [] if importance is None else importance.missing(searched)
     weights = {} if importance is None else {each.name: importance.of(each) for each in searched}
     infos = [
-        TensorInfo(each.name, kinds[each.name], _written_shape(model, each)) for each in sources
+        TensorInfo(each.name, kinds[each.name], written_shape(model, each)) for each in sources
     ]
     total = sum(info.nbytes for info in infos)
     _check_room(path, total)
@@ -120,7 +120,7 @@ def _place(tensor: Tensor) -> tuple[int, str]:
     return (2**31, tensor.name) if tensor.name.startswith("output") else (-1, tensor.name)
 
 
-def _written_shape(model: ModelFile, tensor: Tensor) -> tuple[int, ...]:
+def written_shape(model: ModelFile, tensor: Tensor) -> tuple[int, ...]:
     """The shape that other programs expect: of Mamba-2, which alone has ssm_d, ssm_a and ssm_d are
     matrices with a value in each row, and ssm_norm has a row for each group."""
     layer, _, slot = tensor.name.rpartition(".ssm_")

@@ -3,6 +3,7 @@
 Each is what the metadata of a GGUF file says; the tensors follow from the graphs of that family.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -10,9 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from airllm.formats.convert import written_shape
 from airllm.formats.gguf_writer import TensorInfo
 from airllm.formats.mixes import target_type
-from airllm.formats.model_file import ModelFile
+from airllm.formats.model_file import ModelFile, Tensor
 from airllm.models import load_model
 from airllm.util.metadata import Metadata
 from airllm.weights.layer_weights import places, tensor_name
@@ -126,11 +128,8 @@ def metadata_of(architecture: str) -> dict[str, object]:
 def tensors_of(metadata: Mapping[str, object], type: str) -> Iterator[TensorInfo]:
     """The tensors that the graphs of such a model ask for. type: of its matrices.
 
-    Some are matrices in llama.cpp that are vectors here: they are written as it wants them.
     FormatError where the metadata contradicts itself."""
     architecture = str(metadata["general.architecture"])
-    groups = metadata.get(f"{architecture}.ssm.group_count", 1)
-    assert isinstance(groups, int)
     embedding = _embedding(metadata, architecture)
     shapes = {"token_embd.weight": embedding, "output.weight": embedding}
     shapes |= _FACTORS.get(architecture, {})
@@ -142,17 +141,10 @@ def tensors_of(metadata: Mapping[str, object], type: str) -> Iterator[TensorInfo
                 beside = _BESIDE.get(slot.name, "")
                 if architecture in _HAVE.get(beside, ()):
                     shapes[tensor_name(beside, index)] = slot.shape[:1]
-    for name, shape in shapes.items():
-        if architecture in _MAMBA2_FAMILIES and name.endswith((".ssm_a", ".ssm_d")):
-            shape = (*shape, 1)
-        if architecture in _MAMBA2_FAMILIES and name.endswith(".ssm_norm.weight"):
-            shape = (groups, shape[0] // groups)
-        yield TensorInfo(name, _type_of(name, shape, type), shape)
-
-
-def _type_of(name: str, shape: tuple[int, ...], wanted: str) -> str:
-    described = cast(Any, SimpleNamespace(name=name, shape=shape))
-    return wanted if name == "output.weight" else target_type(described, wanted, tied=False)
+    file = _described(metadata, shapes)
+    for name, tensor in file.tensors.items():
+        kind = type if name == "output.weight" else target_type(tensor, type, tied=False)
+        yield TensorInfo(name, kind, written_shape(file, tensor))
 
 
 def _embedding(metadata: Mapping[str, object], architecture: str) -> tuple[int, ...]:
@@ -163,7 +155,8 @@ def _embedding(metadata: Mapping[str, object], architecture: str) -> tuple[int, 
 def _described(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> ModelFile:
     """A file of which only the header is asked for."""
     tensors = {
-        name: SimpleNamespace(name=name, shape=shape, type="f32") for name, shape in shapes.items()
+        name: Tensor(name, "f32", shape, 4 * shape[-1], 4 * math.prod(shape), ())
+        for name, shape in shapes.items()
     }
     file = SimpleNamespace(
         metadata=Metadata("a random model", dict(metadata)),
