@@ -78,16 +78,12 @@ class Importance:
     def missing(self, tensors: Sequence[Tensor]) -> list[str]:
         """Names of those that the file does not have, but for the embedding and the head, which
         files seldom have. FormatError if it has none at all."""
-        names = [each.name for each in tensors if each.name not in _NOT_MEASURED]
-        missing = [
-            each.name
-            for each in tensors
-            if each.name not in _NOT_MEASURED and self.of(each) is None
-        ]
-        if names and missing == names:
+        measured = [each for each in tensors if each.name not in _NOT_MEASURED]
+        missing = [each.name for each in measured if self.of(each) is None]
+        if measured and len(missing) == len(measured):
             raise FormatError(
-                f"{self.path}: has nothing on {quote(names[0])} or any other of the "
-                f"{len(names):,} matrices: it is the importance file of another model"
+                f"{self.path}: has nothing on {quote(missing[0])} or any other of the "
+                f"{len(missing):,} matrices: it is the importance file of another model"
             )
         return missing
 
