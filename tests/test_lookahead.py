@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny_model import FAMILIES, Sizes, write_tiny_model
 from variants import variant
 
+from airllm.engine import continuation, generation
 from airllm.engine.lookahead import Draft, Lookahead, NGrams
 from airllm.engine.sampling import Sampler
 from airllm.layer_engine import ContextFullError, LayerWiseInferenceEngine
@@ -171,6 +172,23 @@ def test_passes_and_accepted_tokens_add_up(engine):
     assert plain.passes == ahead.passes + ahead.accepted_tokens
     assert plain.tokens_per_pass == 1.0
     assert ahead.tokens_per_pass == pytest.approx(plain.passes / ahead.passes)
+
+
+def test_the_time_of_an_answer_counts_its_guesses(engine, endless, monkeypatch):
+    clock = [0.0]
+    guess = NGrams.guess
+
+    def slow_guess(self, tokens, n):
+        clock[0] += 1.0
+        return guess(self, tokens, n)
+
+    monkeypatch.setattr(NGrams, "guess", slow_guess)
+    for module in (generation, continuation):
+        monkeypatch.setattr(module, "perf_counter", lambda: clock[0])
+    engine.reset()
+    answer = engine.generate(PROMPTS[1], temperature=0, max_new_tokens=20, lookahead=4)
+    assert answer.prefill_seconds == 0.0
+    assert answer.decode_seconds == clock[0] > 0.0
 
 
 def test_an_answer_that_repeats_itself_takes_few_passes(engine, monkeypatch):

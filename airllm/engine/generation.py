@@ -79,15 +79,15 @@ def generate(
 ) -> Generator[str, None, Generation]:
     """Continue a prompt, see Continuation; yields pieces of text and returns the Generation.
 
-    Its times count the model and the sampler, not the consumer of the pieces.
+    Its times count the model, guesses and the sampler, not the consumer of the pieces.
     """
     answer = Continuation(prompt, decoder.state, tokenizer, sampling, limits)
     while answer.goes_on():
+        start = perf_counter()
         guesses = lookahead.guess(answer) if lookahead is not None else None
         if lookahead is not None and guesses is not None:
-            yield from _check(answer, lookahead, guesses, on_progress)
+            yield from _check(answer, lookahead, guesses, start, on_progress)
             continue
-        start = perf_counter()
         logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
         if not decoder.streams:
             on_progress = None  # only for the prompt: a token of the answer is quick
@@ -102,14 +102,14 @@ def _check(
     answer: Continuation,
     lookahead: Lookahead,
     guesses: Sequence[int],
+    start: float,
     on_progress: OnProgress | None,
 ) -> Generator[str, None, None]:
     """Evaluate the pending tokens and the guesses in one pass, then take tokens from the logits.
 
     The first token that differs from its guess is taken, too, and is the last. If all guesses are
-    right, the logits after the last guess give one more token.
+    right, the logits after the last guess give one more token. start: when the guesses were begun.
     """
-    start = perf_counter()
     evaluated, n_right = [*answer.pending, *guesses], len(answer.pending)
     rows = lookahead.evaluate(evaluated, on_progress)
     try:
