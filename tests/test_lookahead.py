@@ -224,15 +224,34 @@ def test_a_text_that_repeats_itself_is_guessed_beyond_its_end():
     assert NGrams().guess([9, 9, 9], 4) == [9, 9, 9, 9]
 
 
+def decoder_of(*, guesses_pay):
+    plan = SimpleNamespace(guesses_pay=guesses_pay)
+    return SimpleNamespace(batch_size=512, plan=plan)
+
+
 @pytest.mark.parametrize(("room", "n_guessed"), [(-1, 0), (0, 0), (1, 1), (3, 3), (99, 5)])
 def test_no_more_is_guessed_than_there_is_room_for(room, n_guessed):
     """Of the answer and of the context: a row beyond the cache would be written past its end."""
-    ahead = Lookahead(SimpleNamespace(batch_size=512), 5, 9)
+    ahead = Lookahead(decoder_of(guesses_pay=False), 5, 9)
     history = [1, 2, 3, 4, 1, 2]
     answer = SimpleNamespace(pending=[2], n_again=0, history=history, room=lambda: room)
     assert (ahead.guess(answer) or []) == [3, 4, 1, 2, 3][:n_guessed]
     answer.pending = [1, 2]
     assert ahead.guess(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("streams", "n_again", "n_guessed"),
+    [(False, 0, 5), (False, 2, 3), (False, 5, 0), (True, 0, 5), (True, 5, 5), (True, 9, 1)],
+)
+def test_what_is_evaluated_again_leaves_room_for_guesses_if_a_pass_waits_for_the_disk(
+    streams, n_again, n_guessed
+):
+    ahead = Lookahead(decoder_of(guesses_pay=streams), 5, 9)
+    history = [*range(20), 1, 2]
+    pending = history[-n_again - 1 :]
+    answer = SimpleNamespace(pending=pending, n_again=n_again, history=history, room=lambda: 99)
+    assert ahead.guess(answer) == [3, 4, 5, 6, 7][:n_guessed]
 
 
 def test_what_never_stood_there_is_not_guessed():

@@ -86,14 +86,18 @@ class Lookahead:
         """n: the most guesses in a pass. guesser: NGrams unless given."""
         self.n = min(n, decoder.batch_size - 1)
         self._decoder, self._guesser = decoder, guesser or NGrams()
-        self._logits = np.empty((self.n + 1, vocab_size), np.float32)
+        # Tokens that must be evaluated again take the place of guesses, unless a pass waits for the
+        # disk, whatever it evaluates.
+        most = 2 * self.n if decoder.plan.guesses_pay else self.n
+        rows = 1 + min(most, MOST_GUESSES, decoder.batch_size - 1)
+        self._logits = np.empty((rows, vocab_size), np.float32)
 
     def guess(self, answer: Continuation) -> list[int] | None:
         """Guesses of the next tokens, as many as fit; None if the pending tokens are to be
         evaluated without: if they are a prompt, or there are no guesses and none were wrong."""
         if len(answer.pending) > answer.n_again + 1:
             return None
-        room = min(self.n - answer.n_again, answer.room())
+        room = min(self.n, len(self._logits) - 1 - answer.n_again, answer.room())
         guesses = self._guesser.guess(answer.history, room) if room > 0 else []
         return guesses if guesses or answer.n_again else None
 
