@@ -215,6 +215,7 @@ def test_a_made_model_has_the_shape_that_was_asked_for_and_runs(tiny_model):
         (("--hidden-size", "100", "--heads", "3"), "heads must divide the hidden size"),
         (("--type", "q4_k", "--ffn", "96"), "multiples of 256 for q4_k"),
         (("--vocab", "5"), "at least 260 tokens"),
+        (("--like", "gemma4", "--next-head"), "gemma4 models have no next-token head"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(tmp_path, arguments, message):

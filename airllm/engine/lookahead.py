@@ -4,7 +4,7 @@ Most of a token's time goes into reading the weights, from memory or from the di
 few tokens reads them once, so that right guesses are nearly free. Text repeats itself: names, code,
 passages that a summary or an edit takes from its source. So the guess is the text that followed the
 last tokens at their previous occurrence, in the prompt or in the answer. Alternatively a draft
-guesses: a smaller model with the same vocabulary.
+guesses, a smaller model with the same vocabulary, or the model's own next-token head.
 
 The answer does not change. Each token is sampled from its logits as without guesses; a guess only
 decides whether the next logits are already computed. The logits are the same bit for bit, because
@@ -22,13 +22,25 @@ from airllm.engine.continuation import Continuation
 from airllm.engine.decoder import Decoder, Logits
 from airllm.util.progress import OnProgress
 
-__all__ = ["GUESSES", "MOST_GUESSES", "Draft", "Lookahead", "NGrams"]
+__all__ = [
+    "GUESSES",
+    "MOST_GUESSES",
+    "NEXT_GUESSES",
+    "Draft",
+    "Guesser",
+    "Lookahead",
+    "NGrams",
+]
 
 # With the token before them 64, the most that activations="auto" evaluates with 16 bits.
 MOST_GUESSES = 63
 # The default with a draft, or if a pass waits for the disk: even if all guesses are wrong, so few
 # rows take little of the time in which the next layer is read.
 GUESSES = 8
+# Likewise with a next-token head, which was trained for one guess: each further one is right less
+# often. With AVX-512 and Q4_K, passes of 2, 3 and 4 tokens take 1.5, 2 and 1.5 times as long as a
+# pass of one: 4 are a whole tile of the matrix kernels.
+NEXT_GUESSES = 3
 _LONGEST, _SHORTEST = 4, 2  # tokens of the runs that NGrams looks up
 
 

@@ -56,6 +56,8 @@ class WeightSource(Protocol):
     def layer(self, index: int) -> AbstractContextManager[Any]: ...
     def layers(self, start: int, stop: int) -> AbstractContextManager[Sequence[Any]]: ...
     def head(self) -> AbstractContextManager[Any]: ...
+    def next_head(self) -> AbstractContextManager[Sequence[Any]]:
+        """The weights of the next-token head's graphs, as many as HeadSteps has."""
 
     @property
     def nbytes(self) -> int:
@@ -85,9 +87,11 @@ class FileWeights:
         embed: Executor,
         layers: Sequence[Executor],
         head: Executor,
+        next_head: Sequence[Executor] = (),
         on_progress: OnProgress | None = None,
     ) -> None:
-        """layers: the executor of each layer; layers of one kind share an executor.
+        """layers: the executor of each layer; layers of one kind share an executor. next_head: of
+        the next-token head's graphs, if the model has them.
         on_progress(done, total) is called after each layer has been prepared."""
         check_tensors(gguf, model)
         self._gguf = gguf
@@ -107,6 +111,12 @@ class FileWeights:
         )
         self.layers_at_once = layers_at_once(model.config.n_layers, round(read))
         self._together: dict[tuple[int, int], AbstractContextManager[Sequence[Any]]] = {}
+        self._next_head = nullcontext(
+            [
+                executor.bind(self._prepare(backend, graph, index, memory))
+                for (graph, index), executor in zip(next_places(model), next_head, strict=True)
+            ]
+        )
         gguf.check_unchanged()
 
     def embed(self) -> AbstractContextManager[Any]:
@@ -130,6 +140,10 @@ class FileWeights:
         if self._layers_stay_in_map:
             self._gguf.check_unchanged()
         return self._bound[-1]
+
+    def next_head(self) -> AbstractContextManager[Sequence[Any]]:
+        self._gguf.check_unchanged()
+        return self._next_head
 
     def stream_stats(self) -> None:
         return None
