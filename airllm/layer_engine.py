@@ -67,6 +67,7 @@ class LayerWiseInferenceEngine:
         ram_budget: int | str | None = None,
         quantize: str | None = None,
         fusion: bool | None = None,
+        mtp: bool | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Open a GGUF file, the first file of a split model, or a Hugging Face folder. Metadata and
@@ -95,6 +96,9 @@ class LayerWiseInferenceEngine:
             see airllm.formats.retype.
         fusion: whether to combine operations, which is faster and gives the same numbers, see
             airllm.graph.rewrite; None for the value of AIRLLM_FUSION, which is 1 unless set.
+        mtp: whether the model's next-token head guesses tokens, see airllm.models.next_head. It
+            stays in memory, beside the head. None for the value of AIRLLM_MTP, which is 0 unless
+            set; 1 changes nothing for a model without such a head, and True is refused.
         on_progress: called with (done, total) layers while weights are prepared.
 
         FormatError, a ValueError, for a file that is damaged or not supported; OSError if it cannot
@@ -118,6 +122,7 @@ class LayerWiseInferenceEngine:
             ram_budget=ram_budget,
             quantize=quantize,
             fusion=fusion,
+            mtp=mtp,
         )
         self._model = LoadedModel(planned, decode_threads=decode_threads, on_progress=on_progress)
         self.config: ModelConfig = self._model.config
@@ -162,9 +167,10 @@ class LayerWiseInferenceEngine:
         temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.settings.Sampling.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what to do when the context
             is full; see airllm.engine.settings.Limits.
-        lookahead: the most tokens to guess from the text so far and check in one pass, up to 63; 0
-            for none. The answer stays the same (airllm.engine.lookahead). None: 8 with a draft or
-            if each pass waits for the disk, else 0.
+        lookahead: the most tokens to guess and check in one pass, up to 63; 0 for none. The answer
+            stays the same (airllm.engine.lookahead). None: 8 with a draft, 3 with mtp, 8 if each
+            pass waits for the disk, else 0. Without draft and mtp, guesses are from the text so
+            far.
         draft: an engine with a smaller model of the same vocabulary, which makes the guesses; it is
             busy meanwhile, and its KV cache loses its earlier contents.
         on_token: called with each piece of text as it comes, in whole characters.
@@ -391,7 +397,7 @@ class LayerWiseInferenceEngine:
         decoder = None if self._model.closed else self._model.decoder
         return {
             "weights": decoder.weights.nbytes if decoder else 0,
-            "kv_cache": decoder.state.nbytes if decoder else 0,
+            "kv_cache": decoder.kv_bytes if decoder else 0,
             "buffers": decoder.buffer_bytes if decoder else 0,
             "resident": resident_bytes(),
         }

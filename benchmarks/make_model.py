@@ -54,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         shape.check(args.type)
-        metadata = shapes.metadata_of(args.like) if args.like else _llama(shape)
+        metadata = _llama(shape)
+        if args.like:
+            head, vocab = args.next_head, args.vocab
+            metadata = shapes.metadata_of(args.like, vocab=vocab, next_head=head)
         write_model(args.path, metadata, args.type, args.seed)
     except (ValueError, OSError) as error:
         print(f"make_model: {error}", file=sys.stderr)
@@ -163,7 +166,10 @@ def _parser() -> options.Parser:
         choices=sorted(shapes.SHAPES),
         metavar="FAMILY",
         help="a family's shape, of about 1 billion active weights and 3 in all, in place of a "
-        "Llama and of the sizes above: %(choices)s",
+        "Llama and of the sizes above but --vocab: %(choices)s",
+    )
+    parser.add_argument(
+        "--next-head", action="store_true", help="with --like: also a next-token head"
     )
     parser.add_argument(
         "--type", choices=weights.NAMES, default="q4_0", help="type of the matrices (default: q4_0)"

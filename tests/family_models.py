@@ -4,6 +4,7 @@ Its numbers mean nothing and have no reference here (tests/test_hf_models.py has
 that use it compare one way of computing them with another.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from gguf_writer import TensorSpec, write_gguf
 from airllm.formats.model_file import ModelFile
 from airllm.models import load_model
 from airllm.util.metadata import Metadata
-from airllm.weights.layer_weights import places, tensor_name
+from airllm.weights.layer_weights import next_places, places, tensor_name
 
 VOCAB, CONTEXT = 160, 128
 
@@ -55,6 +56,7 @@ _SHORT_CONV = {
     "attention.head_count_kv": np.array([0, 0, 2, 0, 0, 2, 0, 2], np.int32),
     "shortconv.l_cache": 3,
 }
+_TABLES_OF_HEADS = "embed_tokens", "shared_head_head"  # which most files leave out
 # Of linear attention, see hf_models.
 _SPREADS = {"ssm_conv1d": 6.0, "ssm_out": 0.15}
 
@@ -143,6 +145,7 @@ ARCHITECTURES = {
         | {"rope.dimension_count": 8, "expert_weights_scale": 1.5},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
         | {f"blk.{i}.attn_{name}_norm.weight": (16,) for i in range(8) for name in "qk"}
+        | {f"blk.8.nextn.{slot}.weight": (VOCAB, 64) for slot in _TABLES_OF_HEADS}
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
     "gpt-oss": Own(_EXPERTS | _YARN | {"attention.sliding_window": 20}),
@@ -239,14 +242,16 @@ ARCHITECTURES = {
     "qwen35moe": Own(
         _DELTA
         | _EXPERTS
-        | {"expert_shared_feed_forward_length": 48}
-        | {
-            "attention.recurrent_layers": np.array(
-                [True, False, True, True, True, False, True, True]
-            )
-        }
+        | {"block_count": 9, "nextn_predict_layers": 1, "expert_shared_feed_forward_length": 48}
+        | {"attention.recurrent_layers": np.array([1, 0, 1, 1, 1, 0, 1, 1, 0], bool)},
+        {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
-    "qwen3next": Own(_DELTA | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "qwen3next": Own(
+        _DELTA
+        | _EXPERTS
+        | {"block_count": 9, "nextn_predict_layers": 1, "expert_shared_feed_forward_length": 48},
+        {"blk.8.nextn.eh_proj.weight": (64, 128), "blk.8.nextn.shared_head_norm.weight": (64,)},
+    ),
     "qwen3vl": Own(),
     "qwen3vlmoe": Own(_EXPERTS),
     "seed_oss": Own(tensors={f"blk.{i}.attn_q.bias": (64,) for i in range(8)}),
@@ -264,16 +269,23 @@ def metadata_of(architecture: str) -> dict[str, object]:
     }
 
 
-def write_family_model(folder: Path, architecture: str, **metadata: object) -> Path:
-    """Write `folder`/ARCHITECTURE.gguf. metadata: what to change; None leaves a key out.
+def write_family_model(
+    folder: Path,
+    architecture: str,
+    changed: Callable[[str, np.ndarray], np.ndarray] = lambda name, values: values,
+    **metadata: object,
+) -> Path:
+    """Write `folder`/ARCHITECTURE.gguf. metadata: what to change; None leaves a key out. changed:
+    what a tensor's values become, by its name.
 
     Matrices are f32 with a spread that keeps activations about 1; vectors are 0.5 to 1.5, but those
     whose exponential is a decay -1.5 to -0.5."""
     entries = metadata_of(architecture) | metadata
     entries = {key: value for key, value in entries.items() if value is not None}
-    random = np.random.default_rng(11)
+    of_model, of_head = np.random.default_rng(11), np.random.default_rng(12)
     specs: list[TensorSpec] = []
     for name, shape in shapes(architecture, entries).items():
+        random = of_head if name.startswith(_head(architecture, entries)) else of_model
         if len(shape) == 1:
             values = random.uniform(0.5, 1.5, shape)
             if architecture in ("gemma3n", "gemma4") and name.endswith("attn_q_norm.weight"):
@@ -285,8 +297,14 @@ def write_family_model(folder: Path, architecture: str, **metadata: object) -> P
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
         if architecture.startswith(("qwen3", "kimi")):
             values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
-        specs.append((name, "f32", shape, values.astype(np.float32)))
+        specs.append((name, "f32", shape, changed(name, values).astype(np.float32)))
     return write_gguf(folder / f"{architecture}.gguf", entries, specs)
+
+
+def _head(architecture: str, entries: dict[str, object]) -> str:
+    """What the names of a next-token head's tensors begin with."""
+    n_layers = cast(int, entries[f"{architecture}.block_count"])
+    return f"blk.{n_layers - 1}." if f"{architecture}.nextn_predict_layers" in entries else "none"
 
 
 def shapes(architecture: str, entries: dict[str, object]) -> dict[str, tuple[int, ...]]:
@@ -296,7 +314,8 @@ def shapes(architecture: str, entries: dict[str, object]) -> dict[str, tuple[int
         "output.weight": (VOCAB, 64),
         **ARCHITECTURES[architecture].tensors,
     }
-    for graph, index in places(load_model(described(entries, found))):
+    model = load_model(described(entries, found), with_next_head=True)
+    for graph, index in (*places(model), *next_places(model)):
         found |= {tensor_name(slot.name, index): slot.shape for slot in graph.weights}
     return found
 

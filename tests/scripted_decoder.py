@@ -16,7 +16,7 @@ def tokens_of(text: str) -> list[int]:
 class ScriptedDecoder:
     """In a Decoder's place: whatever it reads, its likeliest next token is the script's."""
 
-    streams = False
+    streams, next_tokens = False, None
     plan = SimpleNamespace(guesses_pay=False)
 
     def __init__(self, script: list[int], context: int) -> None:

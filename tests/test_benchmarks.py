@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import benchmark_scripts
+import family_models
 import pytest
 from benchmark_scripts import json_of, run
 from extension import require_cpp
@@ -215,12 +216,28 @@ def test_a_made_model_has_the_shape_that_was_asked_for_and_runs(tiny_model):
         (("--hidden-size", "100", "--heads", "3"), "heads must divide the hidden size"),
         (("--type", "q4_k", "--ffn", "96"), "multiples of 256 for q4_k"),
         (("--vocab", "5"), "at least 260 tokens"),
+        (("--like", "gemma4", "--next-head"), "gemma4 models have no next-token head"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(tmp_path, arguments, message):
     result = run("make_model.py", tmp_path / "model.gguf", *arguments, expect=1)
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_guesses_has_a_row_for_each_probability(tmp_path):
+    tokens = [*"abcdĠ", "ab", *(f"t{id}" for id in range(6, family_models.VOCAB))]
+    tokenizer = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": ["a b"]}
+    entries = {f"tokenizer.ggml.{key}": value for key, value in tokenizer.items()}
+    model = family_models.write_family_model(tmp_path, "qwen35", **entries)
+    options = ("--tokens", "40", "--rounds", "1", "--right", "0,1")
+    report = json_of("compare_guesses.py", "--model", model, *options)
+    never, always = report["results"]
+    assert never["tokens_per_pass"] == 1.0
+    assert always["tokens_per_pass"] > 3.5
+    no_head = family_models.write_family_model(tmp_path, "llama")
+    said = run("compare_guesses.py", "--model", no_head, expect=1).stderr
+    assert "has no next-token head" in said
 
 
 # ---- cluster_node --------------------------------------------------------------------------------

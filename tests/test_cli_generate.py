@@ -248,6 +248,26 @@ def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     assert "lookahead: 0 tokens were guessed right, 1.00 tokens a pass" in capsys.readouterr().err
 
 
+def test_only_one_of_draft_and_head_guesses(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine, draft = FakeEngine(["x"], ["y"]), FakeEngine()
+    with_head = {}
+
+    def open_engine(args: argparse.Namespace, **_: Any) -> FakeEngine:
+        with_head[args.model] = args.mtp
+        return {"m.gguf": engine, "small.gguf": draft}[args.model]
+
+    monkeypatch.setattr("airllm.cli.model.draft_plan", lambda *_: draft.plan())
+    monkeypatch.setattr("airllm.cli.model.open_engine", open_engine)
+    assert generate("--prompt", "p", "--draft", "small.gguf", "--mtp") == 2
+    assert "--draft and --mtp both make the guesses" in capsys.readouterr().err
+    assert generate("--prompt", "p", "--draft", "small.gguf") == 0
+    assert with_head == {"small.gguf": False, "m.gguf": False}  # whatever AIRLLM_MTP says
+    assert generate("--prompt", "p", "--mtp") == 0
+    assert with_head["m.gguf"] is True
+
+
 def test_model_and_draft_are_within_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, draft = FakeEngine(["x"]), FakeEngine()
     draft.memory_bytes = 3000

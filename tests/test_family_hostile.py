@@ -56,7 +56,7 @@ def refusal(architecture: str, key: str, value: object, tensors: Shapes) -> str 
     entries = metadata_of(architecture) | {f"{architecture}.{key}": value}
     try:
         file = described(entries, tensors)
-        check_tensors(file, load_model(file))
+        check_tensors(file, load_model(file, with_next_head=True))
     except FormatError as error:
         return str(error)
     return None

@@ -17,6 +17,7 @@ from airllm.graph.rewrite import (
     fuse_linears,
     fuse_norm,
     fuse_rope_append,
+    only_appends,
 )
 from airllm.layer_engine import LayerWiseInferenceEngine
 
@@ -353,3 +354,23 @@ def test_fusion_is_on_unless_the_variable_or_the_argument_says_no(tmp_path, monk
     monkeypatch.setenv("AIRLLM_FUSION", "yes")
     with pytest.raises(ValueError, match="AIRLLM_FUSION is 'yes'; expected '0' or '1'"):
         is_fused()
+
+
+# ---- a part of a graph ---------------------------------------------------------------------------
+
+
+def test_what_writes_keys_and_values_needs_nothing_that_reads_them() -> None:
+    g = GraphBuilder("layer")
+    x = g.external("residual", 8)
+    h = g.rms_norm(x, g.weight("attn_norm", 8), 1e-6)
+    q, k, v = (g.linear(h, g.weight(f"attn_{name}", 8, 8)) for name in "qkv")
+    table = g.external("rope", 8)
+    q, k = (g.rope(each, table, 1, 8, interleaved=False, out=each) for each in (q, k))
+    g.kv_append(k, v, 1, 8)
+    a = g.attention(q, 1, 1, 8, scale=1.0)
+    g.add(x, g.linear(a, g.weight("attn_output", 8, 8)), out=x)
+    part = only_appends(g.build())
+    kinds = [op.kind for op in part.ops]
+    assert kinds == ["rms_norm", "linear", "linear", "rope", "kv_append"]
+    assert [weight.name for weight in part.weights] == ["attn_norm", "attn_k", "attn_v"]
+    assert not part.has(q.name)

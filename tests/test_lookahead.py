@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny_model import FAMILIES, Sizes, write_tiny_model
 from variants import variant
 
+from airllm.engine import continuation, generation
 from airllm.engine.lookahead import Draft, Lookahead, NGrams
 from airllm.engine.sampling import Sampler
 from airllm.layer_engine import ContextFullError, LayerWiseInferenceEngine
@@ -173,6 +174,23 @@ def test_passes_and_accepted_tokens_add_up(engine):
     assert ahead.tokens_per_pass == pytest.approx(plain.passes / ahead.passes)
 
 
+def test_the_time_of_an_answer_counts_its_guesses(engine, endless, monkeypatch):
+    clock = [0.0]
+    guess = NGrams.guess
+
+    def slow_guess(self, tokens, n):
+        clock[0] += 1.0
+        return guess(self, tokens, n)
+
+    monkeypatch.setattr(NGrams, "guess", slow_guess)
+    for module in (generation, continuation):
+        monkeypatch.setattr(module, "perf_counter", lambda: clock[0])
+    engine.reset()
+    answer = engine.generate(PROMPTS[1], temperature=0, max_new_tokens=20, lookahead=4)
+    assert answer.prefill_seconds == 0.0
+    assert answer.decode_seconds == clock[0] > 0.0
+
+
 def test_an_answer_that_repeats_itself_takes_few_passes(engine, monkeypatch):
     """Made to repeat: the sampler takes the likeliest of three tokens, by turns."""
     turns = [7, 9, 11]
@@ -206,15 +224,34 @@ def test_a_text_that_repeats_itself_is_guessed_beyond_its_end():
     assert NGrams().guess([9, 9, 9], 4) == [9, 9, 9, 9]
 
 
+def decoder_of(*, guesses_pay):
+    plan = SimpleNamespace(guesses_pay=guesses_pay)
+    return SimpleNamespace(batch_size=512, plan=plan)
+
+
 @pytest.mark.parametrize(("room", "n_guessed"), [(-1, 0), (0, 0), (1, 1), (3, 3), (99, 5)])
 def test_no_more_is_guessed_than_there_is_room_for(room, n_guessed):
     """Of the answer and of the context: a row beyond the cache would be written past its end."""
-    ahead = Lookahead(SimpleNamespace(batch_size=512), 5, 9)
+    ahead = Lookahead(decoder_of(guesses_pay=False), 5, 9)
     history = [1, 2, 3, 4, 1, 2]
     answer = SimpleNamespace(pending=[2], n_again=0, history=history, room=lambda: room)
     assert (ahead.guess(answer) or []) == [3, 4, 1, 2, 3][:n_guessed]
     answer.pending = [1, 2]
     assert ahead.guess(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("streams", "n_again", "n_guessed"),
+    [(False, 0, 5), (False, 2, 3), (False, 5, 0), (True, 0, 5), (True, 5, 5), (True, 9, 1)],
+)
+def test_what_is_evaluated_again_leaves_room_for_guesses_if_a_pass_waits_for_the_disk(
+    streams, n_again, n_guessed
+):
+    ahead = Lookahead(decoder_of(guesses_pay=streams), 5, 9)
+    history = [*range(20), 1, 2]
+    pending = history[-n_again - 1 :]
+    answer = SimpleNamespace(pending=pending, n_again=n_again, history=history, room=lambda: 99)
+    assert ahead.guess(answer) == [3, 4, 5, 6, 7][:n_guessed]
 
 
 def test_what_never_stood_there_is_not_guessed():

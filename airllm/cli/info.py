@@ -14,6 +14,7 @@ from airllm.util.printable import printable
 VARIABLES = {
     "AIRLLM_BACKEND": "the backend: auto, cpp or numpy",
     "AIRLLM_FUSION": "0 runs each operation by itself, for comparisons and profiles",
+    "AIRLLM_MTP": "1 lets a model's next-token head guess tokens, where it has one",
     "TENSOR_OPS_ISA": "instruction set of the cpp backend, one of the available ones",
     "TENSOR_OPS_NUM_THREADS": "number of threads of the cpp backend",
     "OPENBLAS_NUM_THREADS": "number of threads of NumPy's matrix products, for the numpy backend",

@@ -50,6 +50,7 @@ def open_engine(
             activations=args.activations,
             ram_budget=args.ram,
             quantize=args.quantize,
+            mtp=getattr(args, "mtp", False),  # likewise
             on_progress=progress.update,
         )
 
@@ -92,11 +93,13 @@ def open_with_draft(
         raise options.UsageError(
             "--draft makes guesses, and --lookahead 0 turns guesses off; leave one of the two out"
         )
+    if args.mtp:
+        raise options.UsageError("--draft and --mtp both make the guesses; leave one of them out")
     from airllm.weights.budget import BudgetError, format_bytes, granted_bytes
 
     granted = granted_bytes(args.ram)
-    own = argparse.Namespace(**{**vars(args), "model": args.draft, "quantize": None})
-    left = argparse.Namespace(**vars(args))
+    left = argparse.Namespace(**{**vars(args), "mtp": False})
+    own = argparse.Namespace(**{**vars(left), "model": args.draft, "quantize": None})
     context = None
     if granted is not None:
         try:
@@ -134,6 +137,7 @@ def draft_plan(args: argparse.Namespace, granted: int) -> "Plan":
         backend=args.backend,
         kv_type=args.kv_type,
         activations=args.activations,
+        mtp=False,
         ram_budget=granted or None,  # 0: nothing is left, which the refusal then explains
     )
 

@@ -187,14 +187,24 @@ def add_lookahead(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="guess up to N next tokens from the text so far and check them in one pass; N is "
         "at most 63; the answer stays the same, and comes sooner where text repeats and passes "
-        "are slow (default: 8 with --draft and where layers are streamed from the disk, "
-        "otherwise 0)",
+        "are slow (default: 3 with --mtp, 8 with --draft and where layers are streamed from the "
+        "disk, otherwise 0)",
     )
     parser.add_argument(
         "--draft",
         metavar="M2",
         help="a smaller model with the same vocabulary, which makes the guesses; --ram is the "
         "memory for both models",
+    )
+    add_mtp(parser)
+
+
+def add_mtp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mtp",
+        action=argparse.BooleanOptionalAction,
+        help="let the model's own next-token head make the guesses, if it was trained with one; "
+        "the head stays in memory (default: AIRLLM_MTP, or --no-mtp)",
     )
 
 

@@ -28,6 +28,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     options.add_model(parser)
     options.add_engine(parser)
+    options.add_mtp(parser)
     options.add_output(parser, json="the same values, with bytes as numbers")
 
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         activations=args.activations,
         ram_budget=args.ram,
         quantize=args.quantize,
+        mtp=args.mtp,
         probe=True,
     )
     if args.json:
@@ -61,6 +63,8 @@ def _rows(plan: "Plan") -> Iterator[tuple[str, str]]:
     yield "  KV cache", f"{size(plan.kv_cache_bytes)}, for a context of {plan.context} tokens"
     yield "  buffers", f"{size(plan.buffer_bytes)}, for {plan.batch_size} tokens at once"
     yield "  pinned", f"{size(plan.pinned_bytes)}: {_pinned(plan)}"
+    if plan.next_head_bytes:
+        yield "  of which", f"{size(plan.next_head_bytes)} for the next-token head"
     if not plan.streams:
         yield "streamed", "nothing: the disk is read once"
         return

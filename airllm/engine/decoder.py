@@ -1,7 +1,7 @@
 """The forward pass: tokens through embedding, layers and head, one layer at a time."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
+from airllm.engine.next_tokens import NextTokens
 from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
@@ -54,6 +55,12 @@ class Decoder:
         self._last_row = self._last_logits[np.newaxis]
         self._rope = [RopeRows(each, plan.context) for each in model.rotations]
         index = {id(each): number for number, each in enumerate(model.rotations)}
+        # What guesses by the model's next-token head, for `self.state`; None without.
+        self.next_tokens: NextTokens | None = None
+        if model.next_head is not None:
+            self.next_tokens = NextTokens(
+                model, backend, planned.kv_type, plan.context, self._decode_threads
+            )
         self._rope_of = [  # of each kind: the index of a table, by the graph's buffer
             {name: index[id(each)] for name, each in kind.rotations.items()} for kind in model.kinds
         ]
@@ -70,8 +77,12 @@ class Decoder:
             embed=self._embed,
             layers=self._layers,
             head=self._head,
+            next_head=self.next_tokens.executors if self.next_tokens else (),
             on_progress=on_progress,
         )
+        if self.next_tokens is not None:
+            tables = {id(each): self._rope[at] for at, each in enumerate(model.rotations)}
+            self.next_tokens.use(self.weights, tables)
 
     def close(self) -> None:
         """Stop reading ahead. From now on an evaluation raises RuntimeError."""
@@ -87,6 +98,11 @@ class Decoder:
     def buffer_bytes(self) -> int:
         """Bytes of the buffers between and inside the graphs."""
         return self.plan.buffer_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of what is kept of the sequence so far, also by the next-token head."""
+        return self.state.nbytes + (self.next_tokens.nbytes if self.next_tokens else 0)
 
     @property
     def batch_size(self) -> int:
@@ -106,7 +122,8 @@ class Decoder:
         ]
         self._head = profile.wrap(self._head, model.head)
         try:
-            yield profile
+            with self.next_tokens.profile(profile) if self.next_tokens else nullcontext():
+                yield profile
         finally:
             self._embed, self._layers, self._head = before
 
@@ -281,6 +298,15 @@ class Decoder:
                 buffers = {"tokens": part.tokens} | {name: rows[name] for name in self._embedded}
                 _run_whole(self._embed, bound, buffers, part, len(part.tokens), threads)
         self._run_layers(parts, carried, threads, on_layer)
+        if self.next_tokens is not None and parts[0].sequences[0][2] is self.state:
+            # Such a pass has no other sequence, and its tokens are neighbours.
+            self.next_tokens.follow(
+                self.state.tokens,
+                [
+                    (part.tokens, part.sequences[0][1], rows["residual"])
+                    for part, rows in zip(parts, carried, strict=True)
+                ],
+            )
         if any(len(part.logits) for part in parts):
             with self.weights.head() as bound:
                 for part, rows in zip(parts, carried, strict=True):

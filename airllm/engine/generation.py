@@ -9,7 +9,14 @@ import numpy as np
 from airllm.engine.continuation import Continuation, Generation
 from airllm.engine.decoder import Decoder
 from airllm.engine.loaded_model import LoadedModel
-from airllm.engine.lookahead import GUESSES, MOST_GUESSES, Draft, Lookahead
+from airllm.engine.lookahead import (
+    GUESSES,
+    MOST_GUESSES,
+    NEXT_GUESSES,
+    Draft,
+    Guesser,
+    Lookahead,
+)
 from airllm.engine.settings import Limits, Sampling
 from airllm.text.prompts import Prompt
 from airllm.text.tokenizer import Tokenizer
@@ -30,11 +37,12 @@ def continue_prompt(
     """Check all arguments now, not at the first piece, and return the generator of the answer's
     text. The models are busy from the generator's start to its end.
 
-    lookahead: the most guesses in a pass; None for GUESSES with a draft or if the plan says that
-    guesses pay, else 0. draft: the model that guesses; None to guess from the text so far.
+    lookahead: the most guesses in a pass; None for GUESSES with a draft, NEXT_GUESSES with a
+    next-token head, GUESSES if the plan says that guesses pay, else 0. draft: the model that
+    guesses; None for the next-token head, or without one to guess from the text so far.
     """
     if lookahead is None:
-        lookahead = GUESSES if draft is not None or model.decoder.plan.guesses_pay else 0
+        lookahead = _usual_guesses(model.decoder, draft is not None)
     lookahead = check_count("lookahead", lookahead, least=0, most=MOST_GUESSES)
     if draft is not None:
         if not lookahead:
@@ -44,6 +52,12 @@ def continue_prompt(
     ids = model.prompts.some_tokens(prompt)
     limits = model.limits_for(ids, limits)
     return _continue(model, ids, sampling, limits, lookahead, draft, on_progress)
+
+
+def _usual_guesses(decoder: Decoder, drafted: bool) -> int:
+    if decoder.next_tokens is not None and not drafted:
+        return NEXT_GUESSES
+    return GUESSES if drafted or decoder.plan.guesses_pay else 0
 
 
 def _continue(
@@ -57,7 +71,9 @@ def _continue(
 ) -> Generator[str, None, Generation]:
     with ExitStack() as stack:
         decoder = stack.enter_context(model.exclusive())
-        guesser = None if draft is None else Draft(stack.enter_context(draft.exclusive()))
+        guesser: Guesser | None = decoder.next_tokens
+        if draft is not None:
+            guesser = Draft(stack.enter_context(draft.exclusive()))
         if sampling.seed is not None:
             decoder.state.clear()
         decoder.state.keep_shared(ids)
@@ -79,15 +95,15 @@ def generate(
 ) -> Generator[str, None, Generation]:
     """Continue a prompt, see Continuation; yields pieces of text and returns the Generation.
 
-    Its times count the model and the sampler, not the consumer of the pieces.
+    Its times count the model, guesses and the sampler, not the consumer of the pieces.
     """
     answer = Continuation(prompt, decoder.state, tokenizer, sampling, limits)
     while answer.goes_on():
+        start = perf_counter()
         guesses = lookahead.guess(answer) if lookahead is not None else None
         if lookahead is not None and guesses is not None:
-            yield from _check(answer, lookahead, guesses, on_progress)
+            yield from _check(answer, lookahead, guesses, start, on_progress)
             continue
-        start = perf_counter()
         logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
         if not decoder.streams:
             on_progress = None  # only for the prompt: a token of the answer is quick
@@ -102,14 +118,14 @@ def _check(
     answer: Continuation,
     lookahead: Lookahead,
     guesses: Sequence[int],
+    start: float,
     on_progress: OnProgress | None,
 ) -> Generator[str, None, None]:
     """Evaluate the pending tokens and the guesses in one pass, then take tokens from the logits.
 
     The first token that differs from its guess is taken, too, and is the last. If all guesses are
-    right, the logits after the last guess give one more token.
+    right, the logits after the last guess give one more token. start: when the guesses were begun.
     """
-    start = perf_counter()
     evaluated, n_right = [*answer.pending, *guesses], len(answer.pending)
     rows = lookahead.evaluate(evaluated, on_progress)
     try:

@@ -4,7 +4,7 @@ Most of a token's time goes into reading the weights, from memory or from the di
 few tokens reads them once, so that right guesses are nearly free. Text repeats itself: names, code,
 passages that a summary or an edit takes from its source. So the guess is the text that followed the
 last tokens at their previous occurrence, in the prompt or in the answer. Alternatively a draft
-guesses: a smaller model with the same vocabulary.
+guesses, a smaller model with the same vocabulary, or the model's own next-token head.
 
 The answer does not change. Each token is sampled from its logits as without guesses; a guess only
 decides whether the next logits are already computed. The logits are the same bit for bit, because
@@ -22,13 +22,25 @@ from airllm.engine.continuation import Continuation
 from airllm.engine.decoder import Decoder, Logits
 from airllm.util.progress import OnProgress
 
-__all__ = ["GUESSES", "MOST_GUESSES", "Draft", "Lookahead", "NGrams"]
+__all__ = [
+    "GUESSES",
+    "MOST_GUESSES",
+    "NEXT_GUESSES",
+    "Draft",
+    "Guesser",
+    "Lookahead",
+    "NGrams",
+]
 
 # With the token before them 64, the most that activations="auto" evaluates with 16 bits.
 MOST_GUESSES = 63
 # The default with a draft, or if a pass waits for the disk: even if all guesses are wrong, so few
 # rows take little of the time in which the next layer is read.
 GUESSES = 8
+# Likewise with a next-token head, which was trained for one guess: each further one is right less
+# often. With AVX-512 and Q4_K, passes of 2, 3 and 4 tokens take 1.5, 2 and 1.5 times as long as a
+# pass of one: 4 are a whole tile of the matrix kernels.
+NEXT_GUESSES = 3
 _LONGEST, _SHORTEST = 4, 2  # tokens of the runs that NGrams looks up
 
 
@@ -86,14 +98,18 @@ class Lookahead:
         """n: the most guesses in a pass. guesser: NGrams unless given."""
         self.n = min(n, decoder.batch_size - 1)
         self._decoder, self._guesser = decoder, guesser or NGrams()
-        self._logits = np.empty((self.n + 1, vocab_size), np.float32)
+        # Tokens that must be evaluated again take the place of guesses, unless a pass waits for the
+        # disk, whatever it evaluates.
+        most = 2 * self.n if decoder.plan.guesses_pay else self.n
+        rows = 1 + min(most, MOST_GUESSES, decoder.batch_size - 1)
+        self._logits = np.empty((rows, vocab_size), np.float32)
 
     def guess(self, answer: Continuation) -> list[int] | None:
         """Guesses of the next tokens, as many as fit; None if the pending tokens are to be
         evaluated without: if they are a prompt, or there are no guesses and none were wrong."""
         if len(answer.pending) > answer.n_again + 1:
             return None
-        room = min(self.n - answer.n_again, answer.room())
+        room = min(self.n, len(self._logits) - 1 - answer.n_again, answer.room())
         guesses = self._guesser.guess(answer.history, room) if room > 0 else []
         return guesses if guesses or answer.n_again else None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,11 @@ from airllm.util.metadata import Metadata
 
 __all__ = [
     "HEADS_TILED",
+    "MOST_HEADS",
     "ROPE_INTERLEAVED",
     "Change",
     "HFConfig",
+    "Heads",
     "Names",
     "Slots",
     "Translate",
@@ -57,11 +60,17 @@ class Slots:
 # Several names in place of one: each has an equal part of the tensor's rows.
 Names = Mapping[str, str | tuple[str, ...] | Slots]
 
+# Where a folder has next-token heads: as layers behind the last, "layers.61.eh_proj", or by
+# themselves, "mtp.fc". "": the family's heads are left out.
+Heads = Literal["", "layers", "mtp"]
+MOST_HEADS = 64
+
 
 @dataclass(frozen=True)
 class HFConfig:
     """metadata: GGUF's keys and values.
-    left_out: layers whose tensors are left out; they guess further tokens.
+    further: layers behind the last, as far as there may be some: next-token heads. heads: how their
+    tensors are named.
     plus_one: norms are stored without the 1 that GGUF files add (Gemma).
     tied: the output matrix is the embedding.
     tensors: float32 arrays that GGUF has as tensors, by name.
@@ -71,12 +80,28 @@ class HFConfig:
 
     metadata: dict[str, object]
     names: Names
-    left_out: range = range(0)
+    further: range = range(0)
+    heads: Heads = ""
     plus_one: bool = False
     tied: bool = False
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     quantization: Quantization | None = None
     changed: Mapping[str, Change] = field(default_factory=dict)
+
+    def with_heads(self, n_heads: int) -> dict[str, object]:
+        """The metadata of a folder that has so many next-token heads."""
+        if not n_heads:
+            return self.metadata
+        architecture, n_layers = self.metadata["general.architecture"], self.further.start
+        found: dict[str, object] = {
+            f"{architecture}.block_count": n_layers + n_heads,
+            f"{architecture}.nextn_predict_layers": n_heads,
+        }
+        key = f"{architecture}.attention.recurrent_layers"
+        recurrent = self.metadata.get(key)
+        if isinstance(recurrent, np.ndarray):
+            found[key] = np.append(recurrent, [False] * n_heads)
+        return {**self.metadata, **found}
 
 
 # From config.json. FormatError names a key that is missing or has a value that is not implemented.

@@ -65,7 +65,7 @@ class HFFolder(ModelParts):
             _check_head(folder, config, tensors)
             metadata = {
                 "general.name": folder.resolve().name,
-                **config.metadata,
+                **config.with_heads(translated.n_heads),
                 **_tokenizer(folder, tensors),
             }
             said = _digest_of_descriptions(folder)

@@ -23,15 +23,32 @@ __all__ = ["Shard", "Translated", "translate_tensors"]
 
 _HEAD = "lm_head.weight"
 _HEADS = re.compile(r"(.*\.)?lm_head\.(q?weight\w*|qzeros|scales|g_idx)")  # also quantised
+_IN_LAYER = re.compile(r"\blayers\.\d+\.")
 _LAYER = re.compile(r"layers\.(?P<layer>\d{1,5})\.(?P<stem>.*)")
 # Matrices that GGUF stacks: those of experts, and of Gemma 3n's streams.
 _EXPERT = re.compile(r"(?P<before>.*\bexperts|altup_\w+)\.(?P<number>\d{1,5})(?P<after>(\..*)?)")
-# The vision part of a model that sees pictures, layers that guess further tokens, and a table of
+# The vision part of a model that sees pictures, next-token heads that are not used, and a table of
 # rope that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
     r"|embed_audio|patch_merge_mlp|mtp)\..*|.*\.rotary_emb\.inv_freq"
 )
+_MTP = re.compile(r"(?:model\.)?mtp\.(?:layers\.(?P<number>\d{1,5})\.)?(?P<stem>.*)")
+_OF_MTP = {  # what heads have beside their layers, as layers behind the last have it
+    "fc": "eh_proj",
+    "pre_fc_norm_embedding": "enorm",
+    "pre_fc_norm_hidden": "hnorm",
+    "norm": "shared_head.norm",
+    "lm_head": "shared_head.head",
+}
+_NEXT_NAMES = {
+    "eh_proj": "nextn.eh_proj",
+    "enorm": "nextn.enorm",
+    "hnorm": "nextn.hnorm",
+    "embed_tokens": "nextn.embed_tokens",
+    "shared_head.norm": "nextn.shared_head_norm",
+    "shared_head.head": "nextn.shared_head_head",
+}
 # Weights of convolutions of each channel by itself: [channels, 1, taps] in folders.
 _CONV = re.compile(r"blk\.\d+\.(ssm_conv1d(_[qkv])?|shortconv\.conv)\.weight")
 # GGUF has the norms of these slots as folders have them; see HFConfig.plus_one.
@@ -48,10 +65,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Translated:
-    """tensors: with GGUF's names. made: what makes the bytes of tensors without extents."""
+    """tensors: with GGUF's names. made: what makes the bytes of tensors without extents. n_heads:
+    of next-token heads among the tensors."""
 
     tensors: list[Tensor]
     made: dict[str, Made]
+    n_heads: int = 0
 
 
 def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) -> Translated:
@@ -105,7 +124,13 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
     for name, values in config.tensors.items():
         tensors[name] = Tensor(name, "f32", values.shape, values.nbytes, values.nbytes, ())
         made[name] = Made(functools.partial(_bytes_of, values))
-    return Translated(list(tensors.values()), made)
+    heads = [i for i in config.further if f"blk.{i}.nextn.eh_proj.weight" in tensors]
+    n_heads = heads[-1] + 1 - config.further.start if heads else 0
+    if not heads:  # what is left of a head that somebody took out
+        rest = tuple(f"blk.{i}." for i in config.further)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(rest)}
+        made = {name: each for name, each in made.items() if name in tensors}
+    return Translated(list(tensors.values()), made, n_heads)
 
 
 def _stored(folder: str, shards: Sequence[Shard], config: HFConfig) -> dict[str, Stored]:
@@ -114,7 +139,9 @@ def _stored(folder: str, shards: Sequence[Shard], config: HFConfig) -> dict[str,
     for part, shard in enumerate(shards):
         for entry in shard.table:
             name = entry.name
-            if _LEFT_OUT.fullmatch(name) or (config.tied and _HEADS.fullmatch(name)):
+            if config.heads == "mtp" and _MTP.fullmatch(name):
+                pass
+            elif _LEFT_OUT.fullmatch(name) or (config.tied and _HEADS.fullmatch(name)):
                 continue
             if name in found:
                 raise FormatError(f"{folder}: there are two tensors {quote(name)}")
@@ -156,6 +183,10 @@ class _Place:
 
 def _place(name: str, config: HFConfig) -> _Place | None:
     """Of "layers.3.self_attn.q_proj.bias": blk.3.attn_q.bias. None for a tensor to leave out."""
+    names = config.names
+    head = _MTP.fullmatch(name) if config.heads == "mtp" else None
+    if head is not None:
+        name = _as_layer(head, config.further.start)
     if name.endswith(_HEAD):
         return _Place(Slots(("output.weight",)))
     stem, _, suffix = name.rpartition(".")
@@ -164,17 +195,30 @@ def _place(name: str, config: HFConfig) -> _Place | None:
     before, number = "", None
     if layer := _LAYER.fullmatch(stem):
         before, stem = f"blk.{int(layer['layer'])}.", layer["stem"]
-        if int(layer["layer"]) in config.left_out:
-            return None
+        if int(layer["layer"]) in config.further:
+            if not config.heads:
+                return None
+            if config.heads == "mtp" and head is None:
+                return _Place(Slots((name,)))  # one layer more than config.json says
+            names = {**names, **_NEXT_NAMES}
     if expert := _EXPERT.fullmatch(stem):
         number, stem = int(expert["number"]), f"{expert['before']}.*{expert['after']}"
-    slots = config.names.get(stem)
+    slots = names.get(stem)
     if slots is None:
         return _Place(Slots((name,)))
     if not isinstance(slots, Slots):
         slots = Slots((slots,) if isinstance(slots, str) else slots)
-    names = tuple(f"{before}{full_name(slot, suffix)}" for slot in slots.names)
-    return _Place(replace(slots, names=names), number)
+    of_gguf = tuple(f"{before}{full_name(slot, suffix)}" for slot in slots.names)
+    return _Place(replace(slots, names=of_gguf), number)
+
+
+def _as_layer(head: re.Match[str], n_layers: int) -> str:
+    """The name of a tensor of a head, as those of layers behind the last are named."""
+    stem = head["stem"]
+    if head["number"] is None:
+        first, _, suffix = stem.rpartition(".")
+        stem = f"{_OF_MTP.get(first, first)}.{suffix}"
+    return f"layers.{n_layers + int(head['number'] or 0)}.{stem}"
 
 
 def _prefix(folder: str, shards: Sequence[Shard], config: HFConfig) -> str:
@@ -182,7 +226,8 @@ def _prefix(folder: str, shards: Sequence[Shard], config: HFConfig) -> str:
     stems = [stem for stem, slot in config.names.items() if slot == "token_embd"]
     end = re.compile(rf"(|.*\.)({'|'.join(map(re.escape, stems))})\.weight")
     names = (stored.name for part in shards for stored in part.table)
-    names = (name for name in names if not _LEFT_OUT.fullmatch(name))
+    # A next-token head may have an embedding, too.
+    names = (n for n in names if not _LEFT_OUT.fullmatch(n) and not _IN_LAYER.search(n))
     prefixes = [found[1] for name in names if (found := end.fullmatch(name))]
     if len(prefixes) != 1:
         raise FormatError(f"{folder}: has {len(prefixes)} tensors {stems[-1]}.weight; expected one")

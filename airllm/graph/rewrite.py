@@ -16,6 +16,7 @@ from airllm.util.arguments import check_flag
 _LINEAR_KINDS = ("linear", "linear_many", "linear_add", "glu_linear")
 MOST_LINEARS = 8  # of a linear_many; the C++ executor takes no more
 _GLU = {"swiglu": "silu", "geglu": "gelu"}
+_APPENDS = ("kv_append", "rope_append", "latent_append", "index_append")
 
 
 def fusion_wanted(asked: bool | None) -> bool:
@@ -33,6 +34,17 @@ def fuse(graph: Graph) -> Graph:
     for rewrite in REWRITES:
         graph = rewrite(graph)
     return graph
+
+
+def only_appends(graph: Graph) -> Graph:
+    """The ops that a layer's keys and values are made by, without those that read them."""
+    needed: set[str] = set()
+    kept: list[Op] = []
+    for op in reversed(graph.ops):
+        if op.kind in _APPENDS or needed & {*op.outputs}:
+            kept.append(op)
+            needed |= {*op.inputs}
+    return replace(_with_ops(graph, kept[::-1]), name="append")
 
 
 def fuse_glu(graph: Graph) -> Graph:
@@ -188,7 +200,9 @@ def _without(ops: Sequence[Op], *left_out: int) -> list[Op]:
 
 
 def _with_ops(graph: Graph, ops: Sequence[Op]) -> Graph:
-    """The graph with these ops, and only the buffers that they use."""
+    """The graph with these ops, and only the weights and internal buffers that they use."""
     used = {name for op in ops for name in (*op.inputs, *op.outputs)}
     buffers = tuple(buffer for buffer in graph.buffers if buffer.external or buffer.name in used)
-    return replace(graph, ops=tuple(ops), buffers=buffers)
+    of_ops = {name for op in ops for name in op.weights}
+    weights = tuple(weight for weight in graph.weights if weight.name in of_ops)
+    return replace(graph, ops=tuple(ops), buffers=buffers, weights=weights)

@@ -48,6 +48,7 @@ from airllm.models import (
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
+from airllm.models.next_head import NextHead, next_head
 from airllm.models.rope import Rotation
 
 __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
@@ -121,6 +122,7 @@ class Model:
     kinds: tuple[LayerKind, ...]
     kind_of_layer: tuple[int, ...]  # for each layer an index into `kinds`
     head: Graph
+    next_head: NextHead | None = None  # which guesses further tokens, if that is wanted
 
     @property
     def carried(self) -> dict[str, int]:
@@ -142,8 +144,9 @@ class Model:
     @property
     def rotations(self) -> list[Rotation]:
         """All that differ."""
-        found = {id(each): each for kind in self.kinds for each in kind.rotations.values()}
-        return list(found.values())
+        tables = [kind.rotations for kind in self.kinds]
+        tables += [self.next_head.rotations] if self.next_head else []
+        return list({id(each): each for table in tables for each in table.values()}.values())
 
     @property
     def states(self) -> list[LayerState]:
@@ -156,9 +159,14 @@ class Model:
 
 
 def load_model(
-    gguf: ModelFile, activations: Activations = "auto", *, fusion: bool = False
+    gguf: ModelFile,
+    activations: Activations = "auto",
+    *,
+    fusion: bool = False,
+    with_next_head: bool = False,
 ) -> Model:
     """The model that a file describes. fusion: rewrite its graphs with graph.rewrite.fuse.
+    with_next_head: also its next-token head, if the file has one and the family uses it.
     FormatError for an architecture that has no family here."""
     architecture = gguf.metadata.text("general.architecture")
     if architecture not in FAMILIES:
@@ -169,16 +177,23 @@ def load_model(
     family, reader = FAMILIES[architecture], ConfigReader(gguf)
     config = family.configure(reader)
     layers = list(dict.fromkeys(config.layers))
-    rotations = _shared([family.rotations(reader, config, layer) for layer in layers])
+    further = family.next_layer(config) if with_next_head and family.next_layer else None
+    all_layers = layers if further is None else [*layers, further]
+    rotations = _shared([family.rotations(reader, config, each) for each in all_layers])
     reader.finish()
     finish: Callable[[Graph], Graph] = fuse if fusion else lambda graph: graph
+    head = None
+    if further is not None:
+        graph = family.layer(config, activations, further)
+        head = next_head(gguf, config, activations, graph, rotations[-1], finish)
     return Model(
         config,
         finish(family.embed(config, activations)),
         tuple(
             LayerKind(finish(family.layer(config, activations, layer)), found)
-            for layer, found in zip(layers, rotations, strict=True)
+            for layer, found in zip(layers, rotations[: len(layers)], strict=True)
         ),
         tuple(layers.index(layer) for layer in config.layers),
         finish(family.head(config, activations)),
+        head,
     )

@@ -216,8 +216,7 @@ class ModelConfig:
     # another activation.
     activation_caps: tuple[float, float] = (0.0, 0.0)
     experts_normed: bool = False  # the sum of a token's experts is normalised
-    # Layers behind the last that the file has, which guess further tokens. They are not used.
-    left_out: range = range(0)
+    left_out: range = range(0)  # layers of the file behind the last: next-token heads
     idle_tensors: frozenset[str] = frozenset()  # that files may have and nothing reads
 
     def of(self, layer: LayerConfig) -> "ModelConfig":

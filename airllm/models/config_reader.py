@@ -149,12 +149,19 @@ class ConfigReader:
         if not self.flag(name, True):
             raise self.fault(name, False, "expected True")
 
-    def leave_out(self, n_layers: int) -> None:
-        """The last layers are not used: they guess further tokens."""
-        if not 0 <= n_layers < self.n_layers:
-            raise self.fault("block_count", self.n_layers, f"expected more than {n_layers}")
-        self.n_layers -= n_layers
-        self.left_out = range(self.n_layers, self.n_layers + n_layers)
+    def leave_out_heads(self) -> None:
+        """The last layers are next-token heads, and no layers of the model. A file has all of them
+        or none."""
+        name = "nextn_predict_layers"
+        n_heads = self.integer(name, 0)
+        if n_heads >= self.n_layers:
+            raise self.fault("block_count", self.n_layers, f"expected more than {n_heads}")
+        self.n_layers -= n_heads
+        self.left_out = range(self.n_layers, self.n_layers + n_heads)
+        needed = [f"blk.{index}.nextn.eh_proj.weight" for index in self.left_out]
+        missing = [each for each in needed if each not in self.file.tensors]
+        if 0 < len(missing) < n_heads:
+            raise self.fault(name, n_heads, f"tensor {missing[0]} is missing")
 
     # ---- what several families have ------------------------------------------------------------
 

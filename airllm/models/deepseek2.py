@@ -35,7 +35,7 @@ _OF_EXPERTS = (
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    r.leave_out(r.integer("nextn_predict_layers", 0))
+    r.leave_out_heads()
     latent, rope_dims = latent_of(r)
     length = r.integer("attention.value_length", latent.rank)
     if length != latent.rank:
@@ -53,6 +53,10 @@ def configure(r: ConfigReader) -> ModelConfig:
     if c.n_kv_heads != 1:
         raise r.fault("attention.head_count_kv", c.n_kv_heads, "expected 1")
     return c
+
+
+def next_layer(c: ModelConfig) -> LayerConfig:
+    return LayerConfig(has_experts=c.n_experts > 0)
 
 
 def latent_of(r: ConfigReader) -> tuple[Latent, int]:
@@ -263,6 +267,7 @@ _HF = partial(
     names=names,
     rope_interleaved=True,
     gguf_interleaved=True,
+    heads="layers",
 )
 _V3 = partial(_HF, values=values_of_v3, defaults=DEFAULTS_OF_V3)
 
@@ -276,4 +281,5 @@ FAMILY = Family(
     layer,
     rotations=rotations,
     renewed=renewed,
+    next_layer=next_layer,
 )

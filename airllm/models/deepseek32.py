@@ -114,9 +114,11 @@ FAMILY = Family(
             defaults={**DEFAULTS, "index_n_heads": 64},
             rope_interleaved=True,
             gguf_interleaved=True,
+            heads="layers",
         ),
     ),
     configure,
     layer,
     rotations=deepseek2.rotations,
+    next_layer=deepseek2.next_layer,
 )

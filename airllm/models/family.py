@@ -32,6 +32,7 @@ class Family:
     rotations: of a layer's queries and keys, by the external buffer of its graph that has the
     cosines and sines.
     renewed: a GGUF file as today's converters write it; those of older ones differ.
+    next_layer: the layer of a next-token head; None if the family's heads are not used.
     """
 
     architectures: tuple[str, ...]
@@ -44,3 +45,4 @@ class Family:
         _rotations
     )
     renewed: Callable[[ModelParts], ModelParts] = lambda file: file
+    next_layer: Callable[[ModelConfig], LayerConfig] | None = None

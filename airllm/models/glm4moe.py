@@ -21,7 +21,7 @@ NAMES = {
 
 def configure(r: ConfigReader) -> ModelConfig:
     r.ignore("rope.dimension_sections")  # see qwen2
-    r.leave_out(r.integer("nextn_predict_layers", 0))
+    r.leave_out_heads()
     dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
     mixture = r.experts(gating="sigmoid")
     return r.config(
@@ -32,6 +32,10 @@ def configure(r: ConfigReader) -> ModelConfig:
         shared_expert_size=r.integer("expert_shared_count", 0) * mixture["expert_size"],
         **mixture,
     )
+
+
+def next_layer(c: ModelConfig) -> LayerConfig:
+    return LayerConfig(has_experts=True)
 
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
@@ -55,7 +59,17 @@ def _values(config: HFReader) -> dict[str, object]:
 
 FAMILY = Family(
     ("glm4moe",),
-    (HuggingFace("glm4_moe", "glm4moe", _values, NAMES, defaults={"partial_rotary_factor": 0.5}),),
+    (
+        HuggingFace(
+            "glm4_moe",
+            "glm4moe",
+            _values,
+            NAMES,
+            defaults={"partial_rotary_factor": 0.5},
+            heads="layers",
+        ),
+    ),
     configure,
     layer,
+    next_layer=next_layer,
 )

@@ -86,9 +86,11 @@ FAMILY = Family(
             defaults={**deepseek32.DEFAULTS, "index_n_heads": 32, "v_head_dim": 256},
             rope_interleaved=True,
             gguf_interleaved=True,
+            heads="layers",
         ),
     ),
     configure,
     deepseek32.layer,
     rotations=deepseek2.rotations,
+    next_layer=deepseek2.next_layer,
 )

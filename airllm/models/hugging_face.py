@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats.hf_config import ROPE_INTERLEAVED, Change, HFConfig, Names
+from airllm.formats.hf_config import (
+    MOST_HEADS,
+    ROPE_INTERLEAVED,
+    Change,
+    Heads,
+    HFConfig,
+    Names,
+)
 from airllm.formats.hf_quantization import read_quantization
 from airllm.models.config import Mixer
 from airllm.models.hf_rope import translate_rope
@@ -198,6 +205,7 @@ class HuggingFace:
     family's GGUF files, whose converter may reorder the rows of Q and K.
     full_head_dim: the width of a head in layers without a window, if others differ from it.
     norm_eps: the key of the norms' epsilon, and GGUF's name of it.
+    heads: how next-token heads are named, see Heads.
     """
 
     model_type: str
@@ -217,6 +225,7 @@ class HuggingFace:
     gguf_interleaved: bool = False
     full_head_dim: Callable[[HFReader], int] | None = None
     norm_eps: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
+    heads: Heads = ""
 
     def translate(self, config: Metadata) -> HFConfig:
         """FormatError names a key that is missing or has a value that is not implemented."""
@@ -259,10 +268,13 @@ class HuggingFace:
             metadata[ROPE_INTERLEAVED] = self.rope_interleaved
         tied = r.flag("tie_word_embeddings", self.tied)
         own = self.names(r) if callable(self.names) else self.names
-        left_out = range(n_layers, n_layers + r.integer("num_nextn_predict_layers", 0, high=64))
+        n_heads = MOST_HEADS  # not every config.json says how many heads are named "mtp."
+        if self.heads != "mtp":
+            n_heads = r.integer("num_nextn_predict_layers", 0, high=MOST_HEADS)
+        further = range(n_layers, n_layers + n_heads)
         names = {**NAMES, **own}
         made = (tied, rope.tensors, quantization, self.changed)
-        return HFConfig(metadata, names, left_out, self.plus_one, *made)
+        return HFConfig(metadata, names, further, self.heads, self.plus_one, *made)
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:
         """null means the default, but for a cap it means no cap."""

@@ -46,7 +46,7 @@ def configure(r: ConfigReader) -> ModelConfig:
     has_experts = r.architecture == "nemotron_h_moe"
     kv_heads = r.kv_heads(differ=True, low=0)
     widths = r.of_layers("feed_forward_length")
-    r.leave_out(r.integer("nextn_predict_layers", 0))
+    r.leave_out_heads()
     kv_heads, widths = kv_heads[: r.n_layers], widths[: r.n_layers]
     r.require_alike("attention.head_count_kv", kv_heads)
     r.require_alike("feed_forward_length", widths)

@@ -20,7 +20,7 @@ LINEAR = "linear_attention"  # of layer_types
 
 def configure(r: ConfigReader) -> ModelConfig:
     r.ignore("rope.dimension_sections")  # see qwen2
-    r.leave_out(r.integer("nextn_predict_layers", 0))
+    r.leave_out_heads()
     mixture = {}
     if r.architecture != "qwen35":
         mixture = r.experts() | {
@@ -40,6 +40,10 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config(
         layers=layers, delta_net=delta_net_of(r, tiled=r.architecture != "qwen3next"), **mixture
     )
+
+
+def next_layer(c: ModelConfig) -> LayerConfig:
+    return LayerConfig(has_experts=c.n_experts > 0)
 
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
@@ -136,6 +140,7 @@ FAMILY = Family(
             own={HEADS_TILED: False},
             pictures="qwen3_5",
             plus_one=True,
+            heads="mtp",
         ),
         HuggingFace(
             "qwen3_5_moe_text",
@@ -147,6 +152,7 @@ FAMILY = Family(
             own={HEADS_TILED: False},
             pictures="qwen3_5_moe",
             plus_one=True,
+            heads="mtp",
         ),
         HuggingFace(
             "qwen3_next",
@@ -156,8 +162,10 @@ FAMILY = Family(
             changed=CHANGED,
             defaults={**_DEFAULTS, **_NO_DENSE},
             plus_one=True,
+            heads="mtp",
         ),
     ),
     configure,
     layer,
+    next_layer=next_layer,
 )

@@ -25,10 +25,12 @@ from airllm.models.rope import ROPE_TENSORS
 from airllm.util.progress import OnProgress
 
 __all__ = [
+    "OF_THE_MODEL",
     "FileWeights",
     "WeightSource",
     "check_tensors",
     "layers_at_once",
+    "next_places",
     "places",
     "tensor_name",
     "tensor_of",
@@ -39,6 +41,9 @@ __all__ = [
 _BYTES_AT_ONCE = 256 << 20
 
 _VECTOR_TYPES = ("f32", "f16", "bf16")
+
+# Slots of tensors that belong to no layer; a next-token head may use the model's.
+OF_THE_MODEL = frozenset(["token_embd", "output_norm", "output"])
 
 
 class WeightSource(Protocol):
@@ -51,6 +56,8 @@ class WeightSource(Protocol):
     def layer(self, index: int) -> AbstractContextManager[Any]: ...
     def layers(self, start: int, stop: int) -> AbstractContextManager[Sequence[Any]]: ...
     def head(self) -> AbstractContextManager[Any]: ...
+    def next_head(self) -> AbstractContextManager[Sequence[Any]]:
+        """The weights of the next-token head's graphs, as many as HeadSteps has."""
 
     @property
     def nbytes(self) -> int:
@@ -80,9 +87,11 @@ class FileWeights:
         embed: Executor,
         layers: Sequence[Executor],
         head: Executor,
+        next_head: Sequence[Executor] = (),
         on_progress: OnProgress | None = None,
     ) -> None:
-        """layers: the executor of each layer; layers of one kind share an executor.
+        """layers: the executor of each layer; layers of one kind share an executor. next_head: of
+        the next-token head's graphs, if the model has them.
         on_progress(done, total) is called after each layer has been prepared."""
         check_tensors(gguf, model)
         self._gguf = gguf
@@ -91,8 +100,7 @@ class FileWeights:
         largest = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
         memory = np.empty(largest, np.uint8)  # for each tensor in turn
         self._bound = []
-        runs = zip(places(model), (embed, *layers, head), strict=True)
-        for (graph, index), executor in runs:
+        for (graph, index), executor in zip(places(model), (embed, *layers, head), strict=True):
             bound = executor.bind(self._prepare(backend, graph, index, memory))
             self._bound.append(nullcontext(bound))
             if on_progress is not None and index is not None:
@@ -103,6 +111,12 @@ class FileWeights:
         )
         self.layers_at_once = layers_at_once(model.config.n_layers, round(read))
         self._together: dict[tuple[int, int], AbstractContextManager[Sequence[Any]]] = {}
+        self._next_head = nullcontext(
+            [
+                executor.bind(self._prepare(backend, graph, index, memory))
+                for (graph, index), executor in zip(next_places(model), next_head, strict=True)
+            ]
+        )
         gguf.check_unchanged()
 
     def embed(self) -> AbstractContextManager[Any]:
@@ -126,6 +140,10 @@ class FileWeights:
         if self._layers_stay_in_map:
             self._gguf.check_unchanged()
         return self._bound[-1]
+
+    def next_head(self) -> AbstractContextManager[Sequence[Any]]:
+        self._gguf.check_unchanged()
+        return self._next_head
 
     def stream_stats(self) -> None:
         return None
@@ -174,7 +192,7 @@ def tensor_name(slot: str, layer: int | None = None) -> str:
     """The GGUF tensor of a weight slot: "attn_q" of layer 3 is "blk.3.attn_q.weight", and
     "attn_q.bias" "blk.3.attn_q.bias"; likewise for scales."""
     name = full_name(slot)
-    return name if layer is None else f"blk.{layer}.{name}"
+    return name if layer is None or slot in OF_THE_MODEL else f"blk.{layer}.{name}"
 
 
 def tensor_of(gguf: ModelFile, slot: Weight, layer: int | None = None) -> Tensor:
@@ -189,9 +207,10 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
     that ignored some of its weights would run and give wrong answers.
     """
     unused = gguf.tensors.keys() - ROPE_TENSORS  # LayerKind.rotations has them
-    left_out = tuple(f"blk.{layer}." for layer in model.config.left_out)
+    used = None if model.next_head is None else model.next_head.index
+    left_out = tuple(f"blk.{layer}." for layer in model.config.left_out if layer != used)
     unused -= {name for name in unused if name.startswith(left_out)} | model.config.idle_tensors
-    for graph, index in places(model):
+    for graph, index in (*places(model), *next_places(model)):
         for slot in graph.weights:
             name = tensor_name(slot.name, index)
             tensor = gguf.tensors.get(name)
@@ -243,3 +262,9 @@ def places(model: Model) -> Iterator[tuple[Graph, int | None]]:
     for index, kind in enumerate(model.kind_of_layer):
         yield model.kinds[kind].graph, index
     yield model.head, None
+
+
+def next_places(model: Model) -> list[tuple[Graph, int]]:
+    """Likewise of the next-token head, if the model has one."""
+    head = model.next_head
+    return [] if head is None else [(graph, head.index) for graph in head.graphs]

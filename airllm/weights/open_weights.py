@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from airllm.backends import Backend, Executor
 from airllm.formats.model_file import ModelFile
@@ -19,6 +19,7 @@ from airllm.weights.plan import (
     BATCH_SIZE,
     CONTEXT_STEP,
     DEFAULT_CONTEXT,
+    NEXT_HEAD_ROWS,
     STREAMED_BATCH_SIZE,
     Part,
     Plan,
@@ -27,6 +28,7 @@ from airllm.weights.plan import (
     default_context,
     make_plan,
     model_parts,
+    next_head_part,
 )
 
 _Made = TypeVar("_Made")
@@ -54,13 +56,17 @@ def plan_weights(
     budget.
     """
     check_tensors(gguf, model)
-    parts = model_parts(gguf, model, backend)
+    parts, next_head = model_parts(gguf, model, backend), next_head_part(gguf, model, backend)
     layout = StateLayout(model.states, kv_type)
     n_checkpoints = 0 if layout.can_be_cut else CHECKPOINTS
+    of_head = None if model.next_head is None else StateLayout([model.next_head.state], kv_type)
+
+    def state_of_head(context: int) -> int:
+        return 0 if of_head is None else of_head.nbytes(context, NEXT_HEAD_ROWS)
 
     def state_bytes(context: int) -> int:
         size = min(int(batch_size or BATCH_SIZE), context)
-        return layout.nbytes(context, size, n_checkpoints)
+        return layout.nbytes(context, size, n_checkpoints) + state_of_head(context)
 
     def with_batches(context: int, most: int, *, streamed: bool) -> Plan:
         size = min(most, context)
@@ -71,11 +77,11 @@ def plan_weights(
             budget=budget,
             context=context,
             batch_size=size,
-            kv_cache_bytes=layout.nbytes(
-                context, size, n_checkpoints, context if streamed else size
-            ),
+            kv_cache_bytes=state_of_head(context)
+            + layout.nbytes(context, size, n_checkpoints, context if streamed else size),
             buffer_bytes=buffer_bytes(model, size, context) + waiting,
             experts_used=model.config.n_experts_used,
+            next_head=next_head,
         )
 
     large, small = int(batch_size or BATCH_SIZE), int(batch_size or STREAMED_BATCH_SIZE)
@@ -157,27 +163,22 @@ def open_weights(
     embed: Executor,
     layers: Sequence[Executor],
     head: Executor,
+    next_head: Sequence[Executor] = (),
     on_progress: OnProgress | None = None,
 ) -> WeightSource:
     """The plan's source of weights, bound to the executors. layers: made by layer_executor."""
+    executors: dict[str, Any] = {
+        "embed": embed,
+        "layers": layers,
+        "head": head,
+        "next_head": next_head,
+    }
     # FileWeights reads through the page cache, which may hold the model from an earlier use. It
     # reads a whole tensor at a time, so the budget needs room for the largest tensor, too.
     at_once = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
     budget = plan.budget_bytes
     if budget is None or (plan.embedding == "pinned" and plan.total_bytes + at_once <= budget):
-        return FileWeights(
-            gguf, model, backend, embed=embed, layers=layers, head=head, on_progress=on_progress
-        )
+        return FileWeights(gguf, model, backend, **executors, on_progress=on_progress)
     from airllm.weights.stream_weights import StreamWeights
 
-    return StreamWeights(
-        gguf,
-        model,
-        backend,
-        plan,
-        parts,
-        embed=embed,
-        layers=layers,
-        head=head,
-        on_progress=on_progress,
-    )
+    return StreamWeights(gguf, model, backend, plan, parts, **executors, on_progress=on_progress)

@@ -25,7 +25,7 @@ from airllm.weights.budget import BudgetError, format_bytes, in_words
 from airllm.weights.residency import Residency, least_bytes, read_buffer_bytes, reside
 from airllm.weights.ring import Matrix, aligned_bytes
 
-__all__ = ["Part", "Plan", "make_plan", "model_parts"]
+__all__ = ["Part", "Plan", "make_plan", "model_parts", "next_head_part"]
 
 # The most tokens of a prompt in one batch, by default. The buffers of large batches would take the
 # place of layers, which would then be streamed: batches of 144 tokens are as fast within a few
@@ -40,6 +40,10 @@ DEFAULT_CONTEXT = 4096
 # The share of the budget that the KV cache of a default context may take.
 KV_SHARE = 0.25
 CONTEXT_STEP = 256  # a default context is a multiple of it, or the model's limit
+
+# The most tokens that go through a next-token head at once: as many as lookahead evaluates, so that
+# their hidden states are all kept. Larger buffers would make a prompt no faster.
+NEXT_HEAD_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,11 @@ class Part:
     def nbytes(self) -> int:
         """Bytes of the matrices in memory."""
         return sum(matrix.nbytes for matrix in self.matrices)
+
+    @property
+    def multiplied_bytes(self) -> int:
+        """Likewise of those that are no tables."""
+        return self.nbytes - self.rows().nbytes
 
     @property
     def file_bytes(self) -> int:
@@ -90,6 +99,8 @@ class Plan:
     expected_tokens_per_second: None if the disk was not probed or nothing is streamed.
     expert_places: experts that fit in ring_bytes if experts are read one by one, else 0;
     streamed_bytes_per_pass is then the mean for a token whose experts are all equally likely.
+    next_head_bytes: of pinned_bytes those of the next-token head; 0: there is none, or it is not
+    wanted.
     """
 
     budget_bytes: int | None
@@ -107,6 +118,7 @@ class Plan:
     embedding: Literal["pinned", "looked up"]
     streamed_bytes_per_pass: int
     expert_places: int = 0
+    next_head_bytes: int = 0
     disk_bytes_per_second: float | None = None
     expected_tokens_per_second: float | None = None
 
@@ -145,19 +157,28 @@ def make_plan(
     kv_cache_bytes: int,
     buffer_bytes: int,
     experts_used: int = 0,
+    next_head: Part | None = None,
 ) -> Plan:
     """parts: from model_parts: the embedding, the layers, the head.
     experts_used: experts of a layer that a token uses; 0 for a model without experts.
+    next_head: from next_head_part. It is used several times in a pass, and the head with it, so
+    that both stay in memory.
 
     BudgetError, with the smallest budget that would do, if the model does not fit.
     """
     embedding, *layers, head = parts
-    kept = sum(part.kept_bytes for part in parts)
+    whole = [*parts, *([next_head] if next_head else [])]
+    kept = sum(part.kept_bytes for part in whole)
     # The embedding's graph may multiply by a matrix: of that, no token needs a row only.
-    multiplied = embedding.nbytes - embedding.rows().nbytes
-    base = kv_cache_bytes + buffer_bytes + kept + multiplied
-    sizes = [part.nbytes for part in (*layers, head)]
-    longest = max((matrix.file_bytes for part in parts[1:] for matrix in part.matrices), default=0)
+    fixed, tables = embedding.multiplied_bytes, embedding.rows().nbytes
+    head_bytes = head.nbytes
+    if next_head is not None:
+        fixed += next_head.multiplied_bytes + head_bytes
+        tables += next_head.rows().nbytes
+        head_bytes = 0
+    base = kv_cache_bytes + buffer_bytes + kept + fixed
+    sizes = [*(layer.nbytes for layer in layers), head_bytes]
+    longest = max((matrix.file_bytes for part in whole[1:] for matrix in part.matrices), default=0)
     reads = read_buffer_bytes(longest)
 
     def plan(found: Residency, *, keeps_rows: bool = False) -> Plan:
@@ -165,14 +186,12 @@ def make_plan(
         return Plan(
             budget_bytes=budget,
             # A tied embedding is counted twice: the head has the same matrix, but packed.
-            model_bytes=sum(part.file_bytes for part in parts) + kept,
+            model_bytes=sum(part.file_bytes for part in whole) + kept,
             context=context,
             batch_size=batch_size,
             kv_cache_bytes=kv_cache_bytes,
             buffer_bytes=buffer_bytes,
-            pinned_bytes=kept
-            + found.pinned_bytes
-            + (embedding.nbytes if keeps_rows else multiplied),
+            pinned_bytes=kept + fixed + found.pinned_bytes + (tables if keeps_rows else 0),
             ring_bytes=found.ring_bytes,
             slots=found.slots,
             pinned_layers=tuple(sorted(found.pinned - {len(layers)})),
@@ -180,13 +199,14 @@ def make_plan(
             head="pinned" if len(layers) in found.pinned else "streamed",
             embedding="pinned" if keeps_rows else "looked up",
             streamed_bytes_per_pass=sum(parts[1 + index].file_bytes for index in streamed),
+            next_head_bytes=next_head.kept_bytes + next_head.multiplied_bytes if next_head else 0,
         )
 
     everything = base + sum(sizes)
     if budget is None or everything <= budget:
-        has_room = budget is None or everything + embedding.rows().nbytes <= budget
-        whole = Residency(frozenset(range(len(sizes))), sum(sizes))
-        return plan(whole, keeps_rows=has_room)
+        has_room = budget is None or everything + tables <= budget
+        all_of_it = Residency(frozenset(range(len(sizes))), sum(sizes))
+        return plan(all_of_it, keeps_rows=has_room)
     left = budget - base
     minimum = base + least_bytes(sizes, reads)
     routed = [layer for layer in layers if layer.experts()]
@@ -196,7 +216,7 @@ def make_plan(
         experts = [expert for layer in layers for expert in layer.experts()]
         place = max(sum(matrix.nbytes for matrix in expert) for expert in experts)
         fewest = max(len(layer.experts()) for layer in routed)
-        room = left - head.nbytes - others - reads
+        room = left - head_bytes - others - reads
         minimum = min(minimum, budget - room + fewest * place)
         if room >= fewest * place:
             places = min(room // place, len(experts))
@@ -204,7 +224,7 @@ def make_plan(
             missing = len(routed) * experts_used * (1 - places / len(experts))
             stay = frozenset([len(layers)])
             return replace(
-                plan(Residency(stay, head.nbytes + others, ring_bytes=places * place + reads)),
+                plan(Residency(stay, head_bytes + others, ring_bytes=places * place + reads)),
                 streamed_bytes_per_pass=max(int(missing * file_bytes), 1),
                 expert_places=places,
             )
@@ -215,9 +235,17 @@ def make_plan(
         f"the model does not run in {in_words(budget)}: it needs at least {mib} MiB "
         f"({minimum} bytes), of which {format_bytes(kv_cache_bytes)} are the KV cache "
         f"of a context of {context} tokens and {format_bytes(buffer_bytes)} buffers"
+        f"{_hint_to_do_without(next_head)}"
         f"{_hint_to_convert(parts)}",
         minimum,
     )
+
+
+def _hint_to_do_without(next_head: Part | None) -> str:
+    if next_head is None:
+        return ""
+    size = format_bytes(next_head.kept_bytes + next_head.multiplied_bytes)
+    return f", and {size} the next-token head (`mtp`), which no model needs"
 
 
 def _hint_to_convert(parts: Sequence[Part]) -> str:
@@ -249,7 +277,13 @@ def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
     internal = sum(graph.row_bytes for graph in (model.embed, *layers, model.head))
     rope = sum(2 * len(rotation.inv_freq) for rotation in model.rotations)
     rows = (internal + carried_bytes(model)) * batch_size
-    return rows + 4 * rope * context + 4 * model.config.vocab_size
+    found = rows + 4 * rope * context + 4 * model.config.vocab_size
+    if (head := model.next_head) is not None:
+        norm, join, layer, append, output = (graph.row_bytes for graph in head.graphs)
+        several, single = norm + join + append, layer + output + 4 * model.config.vocab_size
+        hidden = 4 * model.config.hidden_size
+        found += (several + carried_bytes(model) + hidden) * NEXT_HEAD_ROWS + single + 2 * hidden
+    return found
 
 
 def carried_bytes(model: Model) -> int:
@@ -268,6 +302,21 @@ def model_parts(gguf: ModelFile, model: Model, backend: Backend) -> list[Part]:
         tensors = {slot.name: tensor_of(gguf, slot, index) for slot in graph.weights}
         parts.append(_part(name, graph.roles, tensors, backend))
     return parts
+
+
+def next_head_part(gguf: ModelFile, model: Model, backend: Backend) -> Part | None:
+    """What the next-token head has of its own, without the tensors of the model that it uses; None
+    if the model has no head. Checked as those of model_parts."""
+    from airllm.weights.layer_weights import OF_THE_MODEL, next_places, tensor_of
+
+    roles: dict[str, Role] = {}
+    tensors: dict[str, Tensor] = {}
+    for graph, index in next_places(model):
+        for slot in graph.weights:
+            if slot.name not in OF_THE_MODEL:
+                roles[slot.name] = graph.roles[slot.name]
+                tensors[slot.name] = tensor_of(gguf, slot, index)
+    return _part("next-token head", roles, tensors, backend) if roles else None
 
 
 def _part(

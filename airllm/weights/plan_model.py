@@ -11,6 +11,7 @@ from airllm.graph.rewrite import fusion_wanted
 from airllm.models import Model, load_model
 from airllm.models.opening import open_model
 from airllm.state.layout import KVType
+from airllm.util.arguments import check_flag
 from airllm.util.closing import Closing
 from airllm.weights.budget import granted_bytes
 from airllm.weights.open_weights import plan_weights
@@ -46,6 +47,7 @@ class PlannedModel(Closing):
         ram_budget: int | str | None,
         quantize: str | None,
         fusion: bool | None,
+        mtp: bool | None,
     ) -> Self:
         """See LayerWiseInferenceEngine for the arguments and the errors."""
         self = cls()
@@ -53,7 +55,16 @@ class PlannedModel(Closing):
         self.backend, self.kv_type = load_backend(backend, threads), kv_type
         self.file = open_model(path, quantize)
         try:
-            self.model = load_model(self.file, activations, fusion=fusion_wanted(fusion))
+            self.model = load_model(
+                self.file,
+                activations,
+                fusion=fusion_wanted(fusion),
+                with_next_head=mtp_wanted(mtp),
+            )
+            if mtp and self.model.next_head is None:
+                raise ValueError(
+                    f"{self.file.path}: has no next-token head that mtp could use; leave mtp out"
+                )
             self.plan, self.parts = plan_weights(
                 self.file,
                 self.model,
@@ -85,6 +96,17 @@ class PlannedModel(Closing):
         return f"the model {str(self.file.path)!r}"
 
 
+def mtp_wanted(asked: bool | None) -> bool:
+    """`asked`, or if that is None the value of AIRLLM_MTP: "1" or "0" (the default). ValueError for
+    another value, TypeError if `asked` is no bool."""
+    if asked is not None:
+        return check_flag("mtp", asked)
+    value = os.environ.get("AIRLLM_MTP") or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"AIRLLM_MTP is {value!r}; expected '0' or '1'")
+    return value == "1"
+
+
 def plan_model(
     model_path: str | os.PathLike[str],
     *,
@@ -94,6 +116,7 @@ def plan_model(
     activations: Activations = "auto",
     batch_size: int | None = None,
     fusion: bool | None = None,
+    mtp: bool | None = None,
     quantize: str | None = None,
     ram_budget: int | str | None = None,
     probe: bool = False,
@@ -113,5 +136,6 @@ def plan_model(
         ram_budget=ram_budget,
         quantize=quantize,
         fusion=fusion,
+        mtp=mtp,
     ) as planned:
         return planned.probed_plan() if probe else planned.plan

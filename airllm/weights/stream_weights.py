@@ -8,6 +8,7 @@ the first layers of the next pass ahead.
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,9 @@ from airllm.formats.model_file import Extent, ModelFile
 from airllm.models import Model
 from airllm.util.progress import OnProgress
 from airllm.weights.expert_cache import ExpertCache
-from airllm.weights.layer_weights import check_tensors, layers_at_once
-from airllm.weights.plan import Part, Plan
-from airllm.weights.ring import Ring, Section, bind_in, rooms_in
+from airllm.weights.layer_weights import check_tensors, layers_at_once, next_places
+from airllm.weights.plan import Part, Plan, next_head_part
+from airllm.weights.ring import Ring, Section, rooms_in
 
 _HEAD = -1  # in place of a layer's index
 
@@ -45,9 +46,11 @@ class StreamWeights:
         embed: Executor,
         layers: Sequence[Executor],
         head: Executor,
+        next_head: Sequence[Executor] = (),
         on_progress: OnProgress | None = None,
     ) -> None:
-        """parts: from model_parts. layers: the executor of each layer.
+        """parts: from model_parts. layers: the executor of each layer. next_head: of the next-token
+        head's graphs, if the model has them; its weights stay in memory, and so do the head's.
         on_progress(done, total) is called after each kept part has been read."""
         check_tensors(gguf, model)
         self._gguf, self._backend, self.plan = gguf, backend, plan
@@ -58,6 +61,7 @@ class StreamWeights:
 
         self._experts: ExpertCache | None = None
         self._bound: dict[int, Any] = {}  # of the kept layers, and of the head if it is kept
+        self._of_head: dict[str, Any] = {}  # its weights, by slot
         if plan.expert_places:
             self._keep_all_but_experts(layer_parts, layers)
             by_index = {_HEAD: head_part}
@@ -73,9 +77,10 @@ class StreamWeights:
             pinned,
             on_progress,
         )
-        self._embedding = _Embedding(
-            gguf, backend, embedding, embed, plan.embedding == "pinned", self._multiplied(embedding)
-        )
+        self._embedding = _Tables(gguf, backend, embedding, pinned=plan.embedding == "pinned")
+        self._embed = embed.bind({**self._multiplied(embedding), **self._embedding.weights})
+        self._next_tables = self._embedding
+        self._next_head = self._bind_next_head(model, next_head)
 
         self._ring: Ring | None = None
         if streamed:
@@ -99,8 +104,15 @@ class StreamWeights:
         """Bytes of the kept weights and of the ring."""
         return self.plan.pinned_bytes + self.plan.ring_bytes
 
-    def embed(self) -> AbstractContextManager[Any]:
-        return self._embedding.bound()
+    @contextmanager
+    def embed(self) -> Iterator[Any]:
+        with self._embedding.in_use():
+            yield self._embed
+
+    @contextmanager
+    def next_head(self) -> Iterator[Sequence[Any]]:
+        with self._next_tables.in_use():
+            yield self._next_head
 
     def layer(self, index: int) -> AbstractContextManager[Any]:
         if self._ring is not None and index in self._ring:
@@ -169,9 +181,28 @@ class StreamWeights:
                 self._bound[index] = executor.bind(weights)
         self._read_once(sections)
 
-    def _multiplied(self, embedding: Part) -> dict[str, Any]:
-        """Reads the matrices that the embedding's graph multiplies by; they stay in memory."""
-        matrices = [matrix for matrix in embedding.matrices if matrix.role != "rows"]
+    def _bind_next_head(self, model: Model, executors: Sequence[Executor]) -> list[Any]:
+        """Reads what the next-token head has of its own, and binds its graphs to that and to the
+        tensors that it shares with the model."""
+        part = next_head_part(self._gguf, model, self._backend)
+        if part is None:
+            return []
+        own = {**self._read_kept(part), **self._multiplied(part)}
+        if part.rows().matrices:
+            tables, pinned = replace(part.rows(), kept=()), self.plan.embedding == "pinned"
+            self._next_tables = _Tables(self._gguf, self._backend, tables, pinned=pinned)
+        rows = {**self._next_tables.weights, **own}  # a tied embedding is in both
+        others = {**self._of_head, **own}
+        bound = []
+        for (graph, _), executor in zip(next_places(model), executors, strict=True):
+            roles = graph.roles.items()
+            weights = {slot: (rows if role == "rows" else others)[slot] for slot, role in roles}
+            bound.append(executor.bind(weights))
+        return bound
+
+    def _multiplied(self, part: Part) -> dict[str, Any]:
+        """Reads the matrices of a part that are no tables; they stay in memory."""
+        matrices = [matrix for matrix in part.matrices if matrix.role != "rows"]
         memory = self._backend.memory(sum(matrix.nbytes for matrix in matrices))
         weights, section = rooms_in(self._backend, memory, matrices)
         self._read_once([section])
@@ -197,9 +228,11 @@ class StreamWeights:
         sections = []
         for part, executor, index in zip(parts, executors, indices, strict=True):
             memory = self._backend.memory(part.nbytes)
-            kept = self._read_kept(part)
-            [bound], section = bind_in(self._backend, executor, kept, part.matrices, [memory])
-            self._bound[index] = bound
+            weights, section = rooms_in(self._backend, memory, part.matrices)
+            weights |= self._read_kept(part)
+            self._bound[index] = executor.bind(weights)
+            if index == _HEAD:
+                self._of_head = weights
             # A target for both slots of the stream, so that the next part is read meanwhile: each
             # part has memory of its own.
             sections.append([(file, at, n, 2 * targets) for file, at, n, targets in section])
@@ -225,8 +258,8 @@ class StreamWeights:
             stream.close()
 
 
-class _Embedding:
-    """The rows of the embedding's tables: in memory, or looked up in the file's memory map.
+class _Tables:
+    """Tables, by slot: in memory, or looked up in the file's memory map.
 
     After a look-up, its pages are dropped from the process (MADV_DONTNEED), or they would count as
     its memory; the page cache may still keep them.
@@ -237,13 +270,12 @@ class _Embedding:
         gguf: ModelFile,
         backend: Backend,
         part: Part,
-        executor: Executor,
+        *,
         pinned: bool,
-        others: Mapping[str, Any],
     ) -> None:
-        """others: the weights that are no tables."""
+        """part: its tables, and what it has that is no matrix in one piece."""
         self._gguf = gguf
-        weights = dict(others)
+        self.weights: dict[str, Any] = {}
         self._looked_up: list[Extent] = []
         for slot, role, tensor in [
             *part.kept,
@@ -254,16 +286,15 @@ class _Embedding:
             else:
                 data = gguf.data(tensor.name)
                 self._looked_up += tensor.extents
-            weights[slot] = backend.weight(role, data, tensor.type, tensor.shape)
-        self._bound = executor.bind(weights)
+            self.weights[slot] = backend.weight(role, data, tensor.type, tensor.shape)
         self._advise("MADV_RANDOM")
 
     @contextmanager
-    def bound(self) -> Iterator[Any]:
+    def in_use(self) -> Iterator[None]:
         if self._looked_up:
             self._gguf.check_unchanged()
         try:
-            yield self._bound
+            yield
         finally:
             self._advise("MADV_DONTNEED")
 

@@ -15,9 +15,9 @@ from airllm.formats.convert import written_shape
 from airllm.formats.gguf_writer import TensorInfo
 from airllm.formats.mixes import target_type
 from airllm.formats.model_file import ModelFile, Tensor
-from airllm.models import load_model
+from airllm.models import FAMILIES, load_model
 from airllm.util.metadata import Metadata
-from airllm.weights.layer_weights import places, tensor_name
+from airllm.weights.layer_weights import next_places, places, tensor_name
 
 __all__ = ["SHAPES", "metadata_of", "tensors_of"]
 
@@ -116,9 +116,16 @@ _HAVE = {
 _FACTORS = {"gemma4": {"rope_freqs.weight": (256,)}}
 
 
-def metadata_of(architecture: str) -> dict[str, object]:
-    """The entries of a file's header that say what the model is."""
-    keys = _COMMON | dict(SHAPES[architecture])
+def metadata_of(
+    architecture: str, *, vocab: int = VOCAB, next_head: bool = False
+) -> dict[str, object]:
+    """The entries of a file's header that say what the model is. next_head: whether it has a
+    next-token head. ValueError if the family has none."""
+    keys = _COMMON | dict(SHAPES[architecture]) | {"vocab_size": vocab}
+    if next_head and FAMILIES[architecture].next_layer is None:
+        raise ValueError(f"{architecture} models have no next-token head here")
+    if next_head:
+        keys |= {"block_count": LAYERS + 1, "nextn_predict_layers": 1}
     return {
         "general.architecture": architecture,
         **{f"{architecture}.{key}": value for key, value in keys.items()},
@@ -133,9 +140,12 @@ def tensors_of(metadata: Mapping[str, object], type: str) -> Iterator[TensorInfo
     embedding = _embedding(metadata, architecture)
     shapes = {"token_embd.weight": embedding, "output.weight": embedding}
     shapes |= _FACTORS.get(architecture, {})
+    if metadata.get(f"{architecture}.nextn_predict_layers"):
+        n_hidden = embedding[1]
+        shapes[f"blk.{LAYERS}.nextn.eh_proj.weight"] = n_hidden, 2 * n_hidden
     for _ in range(2):
-        model = load_model(_described(metadata, shapes))
-        for graph, index in places(model):
+        model = load_model(_described(metadata, shapes), with_next_head=True)
+        for graph, index in (*places(model), *next_places(model)):
             for slot in graph.weights:
                 shapes[tensor_name(slot.name, index)] = slot.shape
                 beside = _BESIDE.get(slot.name, "")
