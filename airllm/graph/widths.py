@@ -6,7 +6,7 @@ Each function checks a call, GraphError for a fault, and returns the width; None
 import math
 from typing import get_args
 
-from airllm.graph.vocabulary import Activations, Call
+from airllm.graph.vocabulary import Activations, Call, Gating
 
 
 def embed(call: Call) -> int:
@@ -82,10 +82,10 @@ def _check_activations(call: Call) -> None:
 def rope(call: Call) -> int:
     n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
     call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
-    table = call.inputs[1]
+    table, most = call.inputs[1], head_dim - call.count("offset", least=0)
     call.require(
-        table.width % 2 == 0 and table.width <= head_dim,
-        f"table {table.name!r} has width {table.width}, expected an even number up to {head_dim}",
+        table.width % 2 == 0 and table.width <= most,
+        f"table {table.name!r} has width {table.width}, expected an even number up to {most}",
     )
     return n_heads * head_dim
 
@@ -129,12 +129,14 @@ MOST_SELECTED = 2**16  # that the kernels take
 
 def index_append(call: Call) -> None:
     head_dim = call.count("head_dim")
+    _check_every(call)
     call.require_width(0, head_dim, f"a key of {head_dim}")
 
 
 def index_select(call: Call) -> int:
     n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
     n_selected = call.count("n_selected")
+    _check_every(call)
     call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
     call.require_width(1, n_heads, "a weight for each head")
     call.require(
@@ -158,6 +160,50 @@ def sparse_attention(call: Call) -> int:
     return n_heads * call.count("value_dim")
 
 
+MOST_IN_GROUP = 2**12  # positions; the known models have groups of 4 and 128
+
+
+def _check_every(call: Call) -> int:
+    every = call.count("every")
+    call.require(every <= MOST_IN_GROUP, f"every is {every}, expected at most {MOST_IN_GROUP}")
+    return every
+
+
+def pool_groups(call: Call) -> int:
+    x, n_parts, every = call.inputs[0], call.count("n_parts"), _check_every(call)
+    call.require(n_parts <= 2, f"n_parts is {n_parts}, expected 1 or 2")
+    call.require(x.width % n_parts == 0, f"input {x.name!r} is no {n_parts} equal parts")
+    call.require_width(1, x.width, f"the width of {x.name!r}")
+    weight = call.weights[0]
+    call.require(
+        weight.shape == (every, x.width),
+        f"weight {weight.name!r} is {list(weight.shape)}, expected [{every}, {x.width}]",
+    )
+    return x.width // n_parts
+
+
+def group_attention(call: Call) -> int:
+    n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
+    call.count("window")
+    _check_every(call)
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    for weight in call.weights:
+        call.require(
+            weight.shape == (n_heads,),
+            f"weight {weight.name!r} is {list(weight.shape)}, expected [{n_heads}], the heads",
+        )
+    return n_heads * head_dim
+
+
+def sparse_group_attention(call: Call) -> int:
+    n_selected = call.inputs[1].width
+    call.require(
+        n_selected <= MOST_SELECTED,
+        f"{n_selected} groups are selected, expected at most {MOST_SELECTED}",
+    )
+    return group_attention(call)
+
+
 def softcap(call: Call) -> int:
     _check_float(call, "cap", least=1e-6)
     return call.inputs[0].width
@@ -179,7 +225,7 @@ def route(call: Call) -> int:
     logits, attrs = call.inputs[0], call.op.attrs
     for weight in call.weights:
         call.require_width(0, weight.shape[0], f"the length of weight {weight.name!r}")
-    _one_of(call, "gating", "softmax", "sigmoid")
+    _one_of(call, "gating", *get_args(Gating))
     _one_of(call, "group_score", "top2", "max")
     _check_float(call, "scale")
     n_groups, n_groups_used = call.count("n_groups"), call.count("n_groups_used")
@@ -198,6 +244,17 @@ def route(call: Call) -> int:
     )
     n_used, most = call.count("n_used"), n_groups_used * size
     call.require(n_used <= most, f"n_used is {n_used}, expected at most the {most} experts")
+    return 2 * n_used
+
+
+def route_to(call: Call) -> int:
+    logits, n_used = call.inputs[0], call.count("n_used")
+    _one_of(call, "gating", *get_args(Gating))
+    _check_float(call, "scale")
+    call.require_width(1, n_used, "the numbers of the experts")
+    call.require(
+        n_used <= logits.width, f"n_used is {n_used}, expected at most the {logits.width} experts"
+    )
     return 2 * n_used
 
 
@@ -274,6 +331,7 @@ def elementwise(call: Call) -> int:
 def swiglu_oai(call: Call) -> int:
     _check_float(call, "alpha", least=1e-6)
     _check_float(call, "limit", least=1e-6)
+    _check_float(call, "shift")
     return elementwise(call)
 
 
@@ -318,6 +376,35 @@ def mix_streams(call: Call) -> int:
             "streams",
         )
     return factors.width // n_streams * (x.width // n_streams)
+
+
+MOST_STREAMS = 16  # that the kernels of hyper-connections take
+
+
+def hyper_factors(call: Call) -> int:
+    x, (scale, base), n = call.inputs[0], call.weights, call.count("n_streams")
+    _check_float(call, "eps", least=0.0)
+    call.require(n <= MOST_STREAMS, f"n_streams is {n}, expected at most {MOST_STREAMS}")
+    call.count("n_iterations")
+    call.require(
+        x.width in (n, n * (2 + n)),
+        f"input {x.name!r} has width {x.width}, expected {n} or {n * (2 + n)}",
+    )
+    n_scales = 1 if x.width == n else 3
+    for weight, wanted in ((scale, n_scales), (base, x.width)):
+        call.require(
+            weight.shape == (wanted,),
+            f"weight {weight.name!r} is {list(weight.shape)}, expected [{wanted}]",
+        )
+    return x.width
+
+
+def hyper_mix(call: Call) -> int:
+    (x, part, _), n = call.inputs, call.count("n_streams")
+    call.require(n <= MOST_STREAMS, f"n_streams is {n}, expected at most {MOST_STREAMS}")
+    call.require_width(0, n * part.width, f"{n} streams as wide as {part.name!r}")
+    call.require_width(2, n * (2 + n), f"the factors of {n} streams")
+    return x.width
 
 
 def _each_stream(call: Call) -> int:

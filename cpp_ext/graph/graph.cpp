@@ -36,7 +36,12 @@ bool appends_keys(OpKind kind) {
 }
 
 bool uses_keys(OpKind kind) {
-    return appends_keys(kind) || kind == OpKind::attention || kind == OpKind::sparse_attention;
+    return appends_keys(kind) || kind == OpKind::attention || kind == OpKind::sparse_attention ||
+           attends_groups(kind);
+}
+
+bool attends_groups(OpKind kind) {
+    return kind == OpKind::group_attention || kind == OpKind::sparse_group_attention;
 }
 
 bool uses_index(OpKind kind) {
@@ -45,7 +50,8 @@ bool uses_index(OpKind kind) {
 
 std::size_t Graph::value_dim(const Op& op) const {
     const auto width = [&](int b) { return buffers[static_cast<std::size_t>(b)].width; };
-    if (op.kind == OpKind::attention || op.kind == OpKind::sparse_attention)
+    if (op.kind == OpKind::attention || op.kind == OpKind::sparse_attention ||
+        attends_groups(op.kind))
         return width(op.output) / op.n_heads;
     return op.kind == OpKind::latent_append ? 0 : width(op.inputs[1]) / op.n_kv_heads;
 }

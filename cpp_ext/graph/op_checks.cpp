@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "ops/groups.h"
 #include "ops/residuals.h"
 #include "ops/sparse.h"
+#include "ops/streams.h"
 
 namespace tensor_ops {
 
@@ -97,7 +99,8 @@ class OpCheck {
         heads(op_.n_heads);
         width(0, op_.n_heads * op_.head_dim);
         width_of(op_.output, op_.n_heads * op_.head_dim);
-        table(op_.inputs[1]);
+        require(op_.offset < op_.head_dim, "offset is not below head_dim");
+        table(op_.inputs[1], op_.offset);
         require(op_.inputs[1] != op_.output, "cannot overwrite its table");
     }
     void kv_append() const {
@@ -125,10 +128,12 @@ class OpCheck {
     }
     void index_append() const {
         heads(1);
+        group();
         width(0, op_.head_dim);
     }
     void index_select() const {
         heads(op_.n_heads);
+        group();
         width(0, op_.n_heads * op_.head_dim);
         width(1, op_.n_heads);
         selection(op_.output);
@@ -139,6 +144,34 @@ class OpCheck {
         attention();
         selection(op_.inputs[1]);
         apart(1);
+    }
+    void pool_groups() const {
+        group();
+        require(op_.n_parts == 1 || op_.n_parts == 2, "n_parts is not 1 or 2");
+        require(output_width() >= 1 && output_width() <= attention_max_head_dim,
+                "the output's width is " + std::to_string(output_width()) + ", expected 1 to " +
+                    std::to_string(attention_max_head_dim));
+        for (std::size_t i = 0; i < 2; ++i) {
+            width(i, op_.n_parts * output_width());
+            apart(i);
+        }
+    }
+    void group_attention() const {
+        heads(op_.n_heads);
+        group();
+        require(op_.window >= 1, "window is 0");
+        for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
+        width(0, op_.n_heads * op_.head_dim);
+        width_of(op_.output, op_.n_heads * op_.head_dim);
+    }
+    void sparse_group_attention() const {
+        group_attention();
+        selection(op_.inputs[1]);
+    }
+    void route_to() const {
+        experts(input_width(0));
+        width(1, op_.n_used);
+        width_of(op_.output, 2 * op_.n_used);
     }
     void route() const {
         const std::size_t n = input_width(0), groups = op_.n_groups, used = op_.n_groups_used;
@@ -269,6 +302,26 @@ class OpCheck {
                 "the inputs do not divide into n_streams");
         width_of(op_.output, factors / from * (all / from));
     }
+    void hyper_factors() const {
+        const std::size_t n = op_.n_streams;
+        require(n >= 1 && n <= most_hyper_streams, "n_streams is out of range");
+        require(op_.n_iterations >= 1 && op_.n_iterations <= 1u << 16,
+                "n_iterations is out of range");
+        require(output_width() == n || output_width() == n * (2 + n),
+                "the output does not fit n_streams");
+        width(0, output_width());
+        apart(0);
+    }
+    void hyper_mix() const {
+        const std::size_t n = op_.n_streams;
+        require(n >= 1 && n <= most_hyper_streams, "n_streams is out of range");
+        require(output_width() % n == 0, "the output does not divide into n_streams");
+        width(0, output_width());
+        width(1, output_width() / n);
+        width(2, n * (2 + n));
+        apart(1);
+        apart(2);
+    }
     void add_to_streams() const {
         width(0, output_width());
         require(input_width(1) >= 1 && output_width() % input_width(1) == 0,
@@ -307,11 +360,16 @@ class OpCheck {
     void width(std::size_t input, std::size_t expected) const {
         width_of(op_.inputs[input], expected);
     }
-    void table(int buffer) const {
-        const std::size_t dims = graph_.buffers[at(buffer)].width;
-        require(dims % 2 == 0 && dims <= op_.head_dim,
-                "the table's width is " + std::to_string(dims) +
-                    ", expected an even number up to head_dim " + std::to_string(op_.head_dim));
+    void table(int buffer, std::size_t offset = 0) const {
+        const std::size_t dims = graph_.buffers[at(buffer)].width, most = op_.head_dim - offset;
+        require(dims % 2 == 0 && dims <= most, "the table's width is " + std::to_string(dims) +
+                                                   ", expected an even number up to head_dim " +
+                                                   std::to_string(most));
+    }
+    void group() const {
+        require(op_.every >= 1 && op_.every <= most_in_group,
+                "every is " + std::to_string(op_.every) + ", expected 1 to " +
+                    std::to_string(most_in_group));
     }
     void heads(std::size_t n) const {
         require(n >= 1 && n <= 1u << 20, "the number of heads is out of range");

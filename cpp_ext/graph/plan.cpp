@@ -142,11 +142,12 @@ void Executor::plan_buffers() {
 
 // A barrier comes before each op that reads memory written since the last barrier, or writes memory
 // read or written since then.  Places in memory are compared, as buffers share them.  The KV cache
-// counts as one more buffer, `products_` as another, and so do the index, and the memory in which
-// attention and index_select keep results of their own.
+// counts as one more buffer, `products_` as another, and so do the index, the groups, what groups
+// and the index are made of, and the memory in which attention and index_select keep results of
+// their own.
 void Executor::plan_barriers() {
     const std::size_t n = graph_.buffers.size();
-    std::vector<char> written(n + 4), read(n + 4);
+    std::vector<char> written(n + 7), read(n + 7);
     const auto touched = [&](const std::vector<char>& marks, std::size_t b) {
         for (std::size_t o = 0; o < n; ++o) {
             const bool same =
@@ -163,8 +164,12 @@ void Executor::plan_barriers() {
         if (appends_keys(op.kind)) outputs.push_back(n);
         if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
             outputs.push_back(n + 1);
-        const bool attends = op.kind == OpKind::attention || op.kind == OpKind::sparse_attention;
+        const bool attends = op.kind == OpKind::attention || op.kind == OpKind::sparse_attention ||
+                             attends_groups(op.kind);
         if (attends) inputs.push_back(n);
+        if (op.kind == OpKind::group_append) outputs.push_back(n + 4);
+        if (attends_groups(op.kind)) inputs.push_back(n + 4);
+        if (op.kind == OpKind::pool_groups) outputs.push_back(n + 5 + op.of_index);
         if (op.kind == OpKind::index_append) outputs.push_back(n + 2);
         if (op.kind == OpKind::index_select) inputs.push_back(n + 2);
         if (attends || op.kind == OpKind::index_select) outputs.push_back(n + 3);

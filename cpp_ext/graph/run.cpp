@@ -4,6 +4,7 @@
 
 #include "ops/elementwise.h"
 #include "ops/fused.h"
+#include "ops/groups.h"
 #include "ops/residuals.h"
 #include "ops/slices.h"
 #include "ops/sparse.h"
@@ -68,7 +69,7 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::quantized_norm: return quantized_norm(op, index);
         case OpKind::rope:
             rope(worker, table, in(0), in(1), buffer(op.output), n, op.n_heads, op.head_dim,
-                 width(op.inputs[1]), op.interleaved);
+                 width(op.inputs[1]), op.interleaved, op.offset);
             break;
         case OpKind::kv_append: append(in(0), in(1)); break;
         case OpKind::latent_append: append(in(0), nullptr); break;
@@ -93,6 +94,11 @@ void Executor::Run::step(std::size_t index) {
             break;
         case OpKind::index_append: {
             const float* k = in(0);
+            if (op.every > 1) {
+                append_groups(worker, table, k, op.head_dim, op.every, &CachedSequence::index,
+                              layer.sequences);
+                break;
+            }
             for (const CachedSequence& s : layer.sequences) {
                 kv_append(worker, table, k, nullptr, s.n_tokens, s.past, s.index);
                 k += s.n_tokens * op.head_dim;
@@ -106,9 +112,44 @@ void Executor::Run::step(std::size_t index) {
                           .n_heads = op.n_heads,
                           .n_selected = width(op.output),
                           .out = buffer(op.output),
-                          .sequences = layer.sequences},
+                          .sequences = layer.sequences,
+                          .every = op.every},
                          floats(executor.scores_));
             break;
+        case OpKind::pool_groups:
+            pool_groups(
+                worker, table,
+                {.x = in(0),
+                 .gate = in(1),
+                 .bias = vector(op),
+                 .every = op.every,
+                 .n_parts = op.n_parts,
+                 .width = width(op.output),
+                 .pending = op.of_index ? &CachedSequence::index_pending : &CachedSequence::pending,
+                 .y = buffer(op.output),
+                 .sequences = layer.sequences});
+            break;
+        case OpKind::group_append:
+            append_groups(worker, table, in(0), op.head_dim, op.every, &CachedSequence::groups,
+                          layer.sequences);
+            break;
+        case OpKind::group_attention:
+        case OpKind::sparse_group_attention: {
+            const bool selects = op.kind == OpKind::sparse_group_attention;
+            group_attention(worker, table,
+                            {.q = in(0),
+                             .selection = selects ? in(1) : nullptr,
+                             .n_heads = op.n_heads,
+                             .n_selected = selects ? width(op.inputs[1]) : 0,
+                             .window = op.window,
+                             .every = op.every,
+                             .scale = op.scale,
+                             .sinks = vector(op),
+                             .out = buffer(op.output),
+                             .sequences = layer.sequences},
+                            floats(executor.sparse_));
+            break;
+        }
         case OpKind::sparse_attention:
             sparse_attention(worker, table,
                              {.q = in(0),
@@ -147,6 +188,18 @@ void Executor::Run::step(std::size_t index) {
                    .group_score = op.group_score,
                    .normalized = op.normalized,
                    .scale = op.scale,
+                   .out = buffer(op.output)});
+            break;
+        case OpKind::route_to:
+            route(worker, table,
+                  {.logits = in(0),
+                   .rows = n,
+                   .n_experts = width(op.inputs[0]),
+                   .n_used = op.n_used,
+                   .gating = op.gating,
+                   .normalized = op.normalized,
+                   .scale = op.scale,
+                   .given = in(1),
                    .out = buffer(op.output)});
             break;
         case OpKind::expert_linear: experts(op); break;
@@ -216,7 +269,7 @@ void Executor::Run::step(std::size_t index) {
             relu_squared(worker, in(0), buffer(op.output), n * width(op.output));
             break;
         case OpKind::swiglu_oai:
-            swiglu_oai(worker, table, in(0), in(1), op.alpha, op.limit, buffer(op.output),
+            swiglu_oai(worker, table, in(0), in(1), op.alpha, op.limit, op.shift, buffer(op.output),
                        n * width(op.output));
             break;
         case OpKind::scale:
@@ -260,6 +313,25 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::mix_streams:
             mix_streams(worker, in(0), in(1), buffer(op.output), n, op.n_streams,
                         width(op.inputs[1]) / op.n_streams, width(op.inputs[0]) / op.n_streams);
+            break;
+        case OpKind::hyper_factors: {
+            const auto& base =
+                std::get<Vector>((*layer.weights)[static_cast<std::size_t>(op.more_weights[0])]);
+            hyper_factors(worker, table,
+                          {.x = in(0),
+                           .scale = vector(op),
+                           .base = base.data,
+                           .rows = n,
+                           .width = width(op.output),
+                           .n_streams = op.n_streams,
+                           .n_iterations = op.n_iterations,
+                           .eps = op.eps,
+                           .y = buffer(op.output)});
+            break;
+        }
+        case OpKind::hyper_mix:
+            hyper_mix(worker, in(0), in(1), in(2), buffer(op.output), n, op.n_streams,
+                      width(op.inputs[1]));
             break;
         case OpKind::add_to_streams:
             add_to_streams(worker, in(0), in(1), buffer(op.output), n, width(op.inputs[1]),

@@ -12,31 +12,28 @@ namespace tensor_ops {
 namespace {
 
 constexpr std::size_t scored_at_once = 1024;  // positions of the smallest piece of work
-// Positions of a selection, and rows, of the smallest piece of work: 16 pieces for a token with
-// 2048 positions and 128 heads.
-constexpr std::size_t part_positions = 256, part_rows = 64;
-constexpr std::size_t wanted_floats = 1u << 20;  // of memory that all workers share: 4 MB
 
 struct Token {
     const CachedSequence* sequence;
     std::size_t row;   // of the batch
-    std::size_t seen;  // positions up to its own
+    std::size_t seen;  // positions up to its own, or groups
 };
 
 // How many tokens of a sequence, the first ones, see all positions.
-std::size_t n_dense(const CachedSequence& s, std::size_t n_selected) {
-    return s.past < n_selected ? std::min(s.n_tokens, n_selected - s.past) : 0;
+std::size_t n_dense(const CachedSequence& s, std::size_t n_selected, std::size_t every = 1) {
+    const std::size_t end = (n_selected + 1) * every - 1;
+    return s.past < end ? std::min(s.n_tokens, end - s.past) : 0;
 }
 
 // The tokens that see a selection, or those that see all positions.
 std::vector<Token> tokens_of(std::span<const CachedSequence> sequences, std::size_t n_selected,
-                             bool dense) {
+                             bool dense, std::size_t every = 1) {
     std::vector<Token> found;
     std::size_t row = 0;
     for (const CachedSequence& s : sequences) {
-        const std::size_t middle = n_dense(s, n_selected);
+        const std::size_t middle = n_dense(s, n_selected, every);
         for (std::size_t t = dense ? 0 : middle; t < (dense ? middle : s.n_tokens); ++t)
-            found.push_back({&s, row + t, s.past + t + 1});
+            found.push_back({&s, row + t, (s.past + t + 1) / every});
         row += s.n_tokens;
     }
     return found;
@@ -81,14 +78,14 @@ void select_highest(const float* scores, std::size_t count, std::size_t n, float
 std::size_t index_score_floats(std::size_t longest, std::size_t n_tokens) {
     constexpr std::size_t step = 1u << 16;  // the memory seldom grows
     const std::size_t row = divide_up(longest, step) * step;
-    return row * std::clamp<std::size_t>(wanted_floats / std::max<std::size_t>(row, 1), 1,
+    return row * std::clamp<std::size_t>(shared_floats / std::max<std::size_t>(row, 1), 1,
                                          std::max<std::size_t>(n_tokens, 1));
 }
 
 void index_select(const Worker& worker, const KernelTable& table, const IndexCall& call,
                   std::span<float> scores) {
     const std::size_t n = call.n_selected;
-    const std::vector<Token> dense = tokens_of(call.sequences, n, true);
+    const std::vector<Token> dense = tokens_of(call.sequences, n, true, call.every);
     for_rows(worker, dense.size(), n, [&](std::size_t first, std::size_t count) {
         for (const Token& token : std::span(dense).subspan(first, count)) {
             float* out = call.out + token.row * n;
@@ -96,7 +93,7 @@ void index_select(const Worker& worker, const KernelTable& table, const IndexCal
             std::fill(out + token.seen, out + n, -1.0f);
         }
     });
-    const std::vector<Token> tokens = tokens_of(call.sequences, n, false);
+    const std::vector<Token> tokens = tokens_of(call.sequences, n, false, call.every);
     if (tokens.empty()) return;
     std::size_t longest = 0;
     for (const Token& token : tokens) longest = std::max(longest, token.seen);
@@ -188,9 +185,10 @@ KvRows gather(const KvRows& rows, const float* selection, std::size_t n, std::si
 
 std::size_t sparse_workspace_floats(std::size_t n_heads, std::size_t value_dim,
                                     std::size_t n_selected, std::size_t max_tokens) {
-    const std::size_t floats = n_heads * divide_up(n_selected, part_positions) * (value_dim + 2);
+    const std::size_t floats =
+        n_heads * divide_up(n_selected, gathered_positions) * (value_dim + 2);
     return floats *
-           std::clamp<std::size_t>(wanted_floats / floats, 1, std::max<std::size_t>(max_tokens, 1));
+           std::clamp<std::size_t>(shared_floats / floats, 1, std::max<std::size_t>(max_tokens, 1));
 }
 
 void sparse_attention(const Worker& worker, const KernelTable& table,
@@ -202,14 +200,15 @@ void sparse_attention(const Worker& worker, const KernelTable& table,
     if (tokens.empty()) return;
     const KvCache& shape = call.sequences[0].cache;
     const std::size_t heads = shape.n_kv_heads, group = call.n_heads / heads;
-    const std::size_t n_parts = divide_up(n, part_positions), runs = divide_up(group, part_rows);
+    const std::size_t n_parts = divide_up(n, gathered_positions),
+                      runs = divide_up(group, gathered_rows);
     const std::size_t part_floats = group * (shape.value_dim + 2);
     const std::size_t at_once = workspace.size() / (heads * n_parts * part_floats);
     const std::size_t key_bytes = shape.keys(0).row_bytes;
     const std::size_t value_bytes = shape.values_in_keys() ? 0 : shape.values(0).row_bytes;
     auto* scratch =
         static_cast<float*>(thread_scratch(table.attention_scratch_floats * sizeof(float) +
-                                           part_positions * (key_bytes + value_bytes)));
+                                           gathered_positions * (key_bytes + value_bytes)));
     auto* gathered = reinterpret_cast<std::byte*>(scratch + table.attention_scratch_floats);
     const auto task_of = [&](const Token& token, std::size_t head) {
         return AttentionTask{
@@ -230,7 +229,7 @@ void sparse_attention(const Worker& worker, const KernelTable& table,
         };
     };
     const auto layout = [&](std::size_t token_and_head) {
-        return AttentionParts{part_positions, 0,
+        return AttentionParts{gathered_positions, 0,
                               workspace.data() + token_and_head * n_parts * part_floats,
                               part_floats};
     };
@@ -243,17 +242,17 @@ void sparse_attention(const Worker& worker, const KernelTable& table,
             const std::size_t index = piece / runs / n_parts, head = index % heads;
             const Token& token = some[index / heads];
             const KvCache& cache = token.sequence->cache;
-            const float* selected = call.selection + token.row * n + part * part_positions;
+            const float* selected = call.selection + token.row * n + part * gathered_positions;
             AttentionTask task = task_of(token, head);
-            task.n_kv = std::min(part_positions, n - part * part_positions);
+            task.n_kv = std::min(gathered_positions, n - part * gathered_positions);
             task.k = gather(cache.keys(head), selected, task.n_kv, token.seen, gathered);
             task.v = value_bytes ? gather(cache.values(head), selected, task.n_kv, token.seen,
-                                          gathered + part_positions * key_bytes)
+                                          gathered + gathered_positions * key_bytes)
                                  : task.k;
             AttentionParts own = layout(index);
             own.data += part * part_floats;
-            table.attention_parts(task, run * part_rows, std::min((run + 1) * part_rows, group),
-                                  own, 0, 1, scratch);
+            table.attention_parts(task, run * gathered_rows,
+                                  std::min((run + 1) * gathered_rows, group), own, 0, 1, scratch);
         };
         deal(worker, some.size() * heads * n_parts * runs, 1,
              [&](std::size_t from, std::size_t to) {

@@ -19,12 +19,18 @@ inline constexpr std::size_t most_selected = 1u << 16;
 // Selections are float32, which has every integer up to this one.
 inline constexpr std::size_t most_indexed = 1u << 24;
 
+// Positions of a selection, and rows, of the smallest piece of work: 16 pieces for a token with
+// 2048 positions and 128 heads.
+inline constexpr std::size_t gathered_positions = 256, gathered_rows = 64;
+inline constexpr std::size_t shared_floats = 1u << 20;  // of memory that all workers share: 4 MB
+
 struct IndexCall {
     const float* q;        // [n][n_heads][head_dim of the index]
     const float* weights;  // [n][n_heads]
     std::size_t n_heads, n_selected;
     float* out;  // [n][n_selected]
     std::span<const CachedSequence> sequences;
+    std::size_t every = 1;  // if above 1, groups of so many positions are selected, see groups.h
 };
 
 // For each token the n_selected positions, up to its own, that have the highest scores (see
@@ -33,7 +39,7 @@ struct IndexCall {
 // `scores` has index_score_floats floats, the same for all workers.
 void index_select(const Worker& worker, const KernelTable& table, const IndexCall& call,
                   std::span<float> scores);
-// longest: the most positions of a sequence, its part of the batch included.
+// longest: the most positions, or groups, of a sequence, its part of the batch included.
 std::size_t index_score_floats(std::size_t longest, std::size_t n_tokens);
 
 struct SparseAttentionCall {
