@@ -42,6 +42,7 @@ class Slots:
     head_parts: the matrix has the rows of one head after another, in parts; for each part the index
     of its name, and its rows. A tensor has its first part of all heads, then its second, and so on.
     rows: of a tensor of floats; rows of zeros follow those that the folder has. 0: as it has.
+    below: the tensor has integers from 0 on, below this number; as float32, which has them all.
     """
 
     names: tuple[str, ...]
@@ -50,6 +51,7 @@ class Slots:
     head_rows: tuple[int, int] | None = None
     head_parts: tuple[tuple[int, int], ...] = ()
     rows: int = 0
+    below: int = 0
 
 
 # Of tensors, without the layer's prefix and ".weight": from Hugging Face's to GGUF's, for instance

@@ -30,7 +30,7 @@ _EXPERT = re.compile(r"(?P<before>.*\bexperts|altup_\w+)\.(?P<number>\d{1,5})(?P
 # rope that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
-    r"|embed_audio|patch_merge_mlp|mtp)\..*|.*\.rotary_emb\.inv_freq"
+    r"|embed_audio|patch_merge_mlp|mtp|vision|aligner)\..*|image_\w+|.*\.rotary_emb\.inv_freq"
 )
 # Weights of convolutions of each channel by itself: [channels, 1, taps] in folders.
 _CONV = re.compile(r"blk\.\d+\.(ssm_conv1d(_[qkv])?|shortconv\.conv)\.weight")
@@ -137,6 +137,9 @@ def _places(
     for stored in floats:
         place = _place(stored.name.removeprefix(prefix), config)
         if place is not None:
+            if place.slots.below:
+                yield hf_sources.integers(stored, place.slots.below), place
+                continue
             turned = place.slots.transposed
             yield (hf_sources.transposed if turned else hf_sources.plain)(stored), place
 
@@ -168,7 +171,7 @@ def _place(name: str, config: HFConfig) -> _Place | None:
             return None
     if expert := _EXPERT.fullmatch(stem):
         number, stem = int(expert["number"]), f"{expert['before']}.*{expert['after']}"
-    slots = config.names.get(stem)
+    slots = config.names.get(f"{stem}.{suffix}", config.names.get(stem))
     if slots is None:
         return _Place(Slots((name,)))
     if not isinstance(slots, Slots):

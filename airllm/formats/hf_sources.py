@@ -21,6 +21,7 @@ __all__ = [
     "RowSource",
     "Stored",
     "alternate",
+    "integers",
     "of_heads",
     "padded",
     "plain",
@@ -161,6 +162,21 @@ def transposed(stored: Stored) -> RowSource:
     rows = _by_matrix(n, of_matrix)
     shape = (*leading, n, k)
     return replace(source, shape=shape, extents=(), rows=rows, sources=source.extents)
+
+
+def integers(stored: Stored, below: int) -> RowSource:
+    """A tensor of integers as float32. FormatError for those that are not from 0 to below - 1."""
+    stored.expect_dtype("I32", "I64")
+    if len(stored.shape) != 2 or 0 in stored.shape:
+        raise stored.fault(f"has shape {list(stored.shape)}; expected a table")
+
+    def rows(first: int, end: int) -> Bytes:
+        found = stored.read(first, end).view("<i4" if stored.dtype == "I32" else "<i8")
+        if found.size and not 0 <= found.min() <= found.max() < below:
+            raise stored.fault(f"has numbers that are not from 0 to {below - 1}")
+        return found.astype("<f4").view(np.uint8)
+
+    return RowSource(stored.name, stored.file, "f32", stored.shape, (), rows, (stored.extent,))
 
 
 def stacked(name: str, sources: Sequence[RowSource]) -> RowSource:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from airllm.formats.ggml_types import INTEGERS
 from airllm.formats.mapped_file import quote
 from airllm.formats.mixes import chosen_types
 from airllm.formats.model_file import DerivedModel, ModelFile, Tensor, in_pieces
@@ -77,7 +78,12 @@ class RetypedModel(DerivedModel):
                 f"{file.path}: its matrices are quantised already ({matrices[0].type}); "
                 "`airllm convert` makes another type of them, with what they have lost"
             )
-        changed = {tensor.name: retyped(tensor, types[tensor.name]) for tensor in floats}
+        # A table of integers is read as floats, and stays so.
+        changed = {
+            tensor.name: retyped(tensor, types[tensor.name])
+            for tensor in floats
+            if types[tensor.name] != INTEGERS
+        }
         super().__init__(file, file.metadata, {**file.tensors, **changed})
         self.closed = False
 

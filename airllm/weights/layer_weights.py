@@ -224,7 +224,7 @@ def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Files store a matrix of one row as a vector, and a few vectors as matrices: ssm_norm with a
     row for each group, ssm_a with one value in each row. Filters of short convolutions may have
     axes of length 1 before that of the taps. Square matrices below each other may be stored as a
-    stack: altup_proj."""
+    stack, altup_proj, and a stack as matrices below each other, attn_output_a."""
     if len(wanted) == 1 and len(stored) > 1:
         return math.prod(stored) == wanted[0]
     if len(wanted) == 2:
@@ -234,6 +234,9 @@ def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
         if len(stored) == 3:
             count, rows, columns = stored
             return count > 1 and rows == columns and wanted == (count * rows, columns)
+    if len(wanted) == 3 and len(stored) == 2:
+        count, rows, columns = wanted
+        return stored == (count * rows, columns)
     return wanted in (stored, (1, *stored))
 
 
