@@ -95,6 +95,22 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "deepseek4": Own(
+        _EXPERTS
+        | _YARN
+        | {"block_count": 7, "expert_shared_count": 2, "expert_weights_scale": 1.5}
+        | {"attention.head_count_kv": 1, "attention.key_length": 24, "rope.dimension_count": 8}
+        | {"attention.q_lora_rank": 20, "attention.sliding_window": 20, "hash_layer_count": 2}
+        | {"attention.output_group_count": 2, "attention.output_lora_rank": 18}
+        | {"attention.compress_ratios": np.array([0, 4, 12, 4, 12, 12, 4, 0], np.int32)}
+        | {"attention.compress_rope_freq_base": 160000.0, "expert_gating_func": 4}
+        | {"hyper_connection.count": 3, "hyper_connection.sinkhorn_iterations": 7}
+        | {"hyper_connection.epsilon": 1e-6, "swiglu_clamp_exp": np.full(8, 1.5, np.float32)}
+        | {"expert_weights_norm": True}
+        | _INDEX
+        | {"attention.indexer.top_k": 5},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 7)},
+    ),
     "falcon-h1": Own(
         _MAMBA2
         | {f"factor.{slot}": 0.5 for slot in ("token_embd", "attn_k", "attn_v", "attn_output")}
@@ -285,6 +301,10 @@ def write_family_model(folder: Path, architecture: str, **metadata: object) -> P
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
         if architecture.startswith(("qwen3", "kimi")):
             values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
+        if name.endswith("ffn_gate_tid2eid.weight"):  # different experts of each token
+            numbers = random.random((shape[0], 6)).argsort(axis=1)[:, : shape[1]].astype(np.int32)
+            specs.append((name, "i32", shape, numbers))
+            continue
         specs.append((name, "f32", shape, values.astype(np.float32)))
     return write_gguf(folder / f"{architecture}.gguf", entries, specs)
 

@@ -574,6 +574,70 @@ CASES = {
         names=_INDEX_NAMES,
         extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
     ),
+    "DeepSeek-V4": Case(
+        "DeepseekV4",
+        "deepseek4",
+        {
+            **{"num_hidden_layers": 5, "num_key_value_heads": 1, "head_dim": 64},
+            **{"moe_intermediate_size": 32, "n_routed_experts": 6, "num_experts_per_tok": 2},
+            **{"q_lora_rank": 32, "o_groups": 2, "o_lora_rank": 32, "sliding_window": 20},
+            **{"index_n_heads": 16, "index_head_dim": 64, "index_topk": 6},
+            **{"partial_rotary_factor": 0.125, "swiglu_limit": 1.5, "hc_sinkhorn_iters": 7},
+            "compress_rates": {
+                "compressed_sparse_attention": 4,
+                "heavily_compressed_attention": 16,
+            },
+            "layer_types": [
+                "sliding_attention",
+                *["compressed_sparse_attention", "heavily_compressed_attention"] * 2,
+            ],
+            "mlp_layer_types": ["hash_moe"] * 2 + ["moe"] * 3,
+            "rope_parameters": {key: _YARN[key] for key in _YARN if key != "rope_theta"},
+        },
+        {
+            **{"attention.q_lora_rank": 32, "rope.dimension_count": 8},
+            **{"attention.compress_ratios": np.array([0, 4, 16, 4, 16], np.int32)},
+            **{"attention.compress_rope_freq_base": 160000.0, "hash_layer_count": 2},
+            **{"attention.output_group_count": 2, "attention.output_lora_rank": 32},
+            **{"attention.sliding_window": 20, "attention.indexer.head_count": 16},
+            **{"attention.indexer.key_length": 64, "attention.indexer.top_k": 6},
+            **{"hyper_connection.count": 4, "hyper_connection.sinkhorn_iterations": 7},
+            **{"hyper_connection.epsilon": 1e-6, "rope.freq_base": 10000.0},
+            **{"swiglu_clamp_exp": np.full(5, 1.5, np.float32), "expert_gating_func": 4},
+            **{"swiglu_clamp_shexp": np.full(5, 1.5, np.float32), "expert_shared_count": 1},
+            **{"expert_weights_norm": True, "expert_weights_scale": 1.5},
+        }
+        | _YARN_KEYS,
+        names={
+            **{f"hc_head.hc_{part}": f"output_hc_{part}" for part in ("fn", "base", "scale")},
+            **{
+                f"{half}_hc.{part}": f"hc_{half}_{part}"
+                for half in ("attn", "ffn")
+                for part in ("fn", "base", "scale")
+            },
+            **{"self_attn.sinks": "attn_sinks", "self_attn.kv_proj": "attn_kv"},
+            **{"self_attn.q_a_proj": "attn_q_a", "self_attn.q_a_norm": "attn_q_a_norm"},
+            **{"self_attn.q_b_proj": "attn_q_b", "self_attn.kv_norm": "attn_kv_a_norm"},
+            **{"self_attn.o_a_proj": "attn_output_a", "self_attn.o_b_proj": "attn_output_b"},
+            **{
+                f"self_attn.compressor{before}.{own}": f"{slot}_compressor_{it}"
+                for before, slot in (("", "attn"), (".indexer", "indexer"))
+                for own, it in (
+                    *(("kv_proj", "kv"), ("gate_proj", "gate"), ("kv_norm", "norm")),
+                    ("position_bias", "ape.weight."),
+                )
+            },
+            "self_attn.compressor.indexer.q_b_proj": "indexer.attn_q_b",
+            "self_attn.compressor.indexer.scorer.weights_proj": "indexer.proj",
+            "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+            "mlp.gate.tid2eid": "ffn_gate_tid2eid",
+            **{
+                f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp"
+                for part in ("gate", "up", "down")
+            },
+        },
+        extra={"topk_method": "noaux_tc", "expert_dtype": "fp4"},
+    ),
     "GLM-5": Case(
         "GlmMoeDsa",
         "glm-dsa",

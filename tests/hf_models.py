@@ -95,6 +95,9 @@ def build(case: Case) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.uniform_(-0.3, 0.3, generator=random)
+            elif name.endswith("tid2eid"):  # different experts of each token
+                chosen = torch.rand(len(buffer), case.n_experts, generator=random)
+                buffer.copy_(chosen.argsort(dim=1)[:, : buffer.shape[1]])
             elif name.endswith("layer_scalar"):
                 buffer.uniform_(0.5, 1.5, generator=random)
     return model
@@ -110,15 +113,19 @@ def logits(model: Any, tokens: list[int]) -> np.ndarray:
 
 def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
     """type: of the matrices; vectors are f32."""
-    tensors = {
-        name: (type if values.ndim > 1 and not name.endswith(_EXACT) else "f32", values)
-        for name, values in _tensors(case, model)
-    }
+    tensors = {name: (_type(name, values, type), values) for name, values in _tensors(case, model)}
     infos = [TensorInfo(name, kind, values.shape) for name, (kind, values) in tensors.items()]
     with GGUFWriter(path, _metadata(case, model.config.get_text_config()), infos) as writer:
         for name, (kind, values) in tensors.items():
-            writer.write(name, values if kind == "f32" else quantize(values, kind))
+            stored = values.astype(np.int32) if kind == "i32" else values
+            writer.write(name, stored if kind in ("f32", "i32") else quantize(values, kind))
     return path
+
+
+def _type(name: str, values: np.ndarray, type: str) -> str:
+    if values.dtype.kind == "i":
+        return "i32"
+    return type if values.ndim > 1 and not name.endswith(_EXACT) else "f32"
 
 
 def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Path:
@@ -358,6 +365,7 @@ _SIGHT = (".visual.", "vision_tower.", "vision_model.", "embed_vision.", "multi_
 _EXACT = (
     *(".bias", "coef.weight", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d"),
     *(f"conv1d_{part}.weight" for part in "qkv"),
+    *("_ape.weight", "_fn.weight"),
 )
 _NAMES = {
     "embed_tokens": "token_embd",

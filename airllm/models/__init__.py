@@ -15,6 +15,7 @@ from airllm.graph.state import LayerState, state_of
 from airllm.models import (
     cohere2,
     deepseek2,
+    deepseek4,
     deepseek32,
     falcon_h1,
     gemma2,
@@ -55,6 +56,7 @@ __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 _MODULES = (
     cohere2,
     deepseek2,
+    deepseek4,
     deepseek32,
     falcon_h1,
     gemma2,

@@ -202,7 +202,7 @@ def glu_mlp(
 def gated(g: GraphBuilder, c: ModelConfig, gate: Buffer, up: Buffer, gelu: bool) -> Buffer:
     """The activation of SwiGLU, of GEGLU, or gpt-oss's."""
     if c.gate_limit:
-        return g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
+        return g.swiglu_oai(gate, up, alpha=c.gate_alpha, limit=c.gate_limit, shift=c.up_shift)
     return g.geglu(gate, up) if gelu else g.swiglu(gate, up)
 
 

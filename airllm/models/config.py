@@ -3,9 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from airllm.graph.vocabulary import Gating
+
 __all__ = [
     "DeltaNet",
     "Factors",
+    "HyperConnections",
     "Indexer",
     "Latent",
     "LayerConfig",
@@ -13,6 +16,7 @@ __all__ = [
     "Mixer",
     "ModelConfig",
     "Router",
+    "SharedKey",
 ]
 
 Mixer = Literal["attention", "attention and mamba2", "delta_net", "mamba2", "short_conv", "none"]
@@ -32,6 +36,8 @@ class LayerConfig:
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
     n_earlier, keeps_residual: see ModelConfig.residual_block. How many residuals are kept before
     the layer, and whether it keeps its own.
+    compression: positions of a group that has one key together, which tokens see beside the window;
+    0: there are none. hashed: whether a table has the experts of each token of the vocabulary.
     cutoff: gates below the mean and so many standard deviations of a token's gates are 0; None: all
     count.
     """
@@ -50,6 +56,8 @@ class LayerConfig:
     n_earlier: int = 0
     keeps_residual: bool = False
     cutoff: float | None = None
+    compression: int = 0
+    hashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Router:
     """How a token's experts are chosen, and how their outputs are weighted; see
     GraphBuilder.route."""
 
-    gating: Literal["softmax", "sigmoid"] = "softmax"
+    gating: Gating = "softmax"
     normalized: bool = True  # the shares of a token's experts sum to 1
     scale: float = 1.0  # what the shares are multiplied by in the end
     biased: bool = False  # a bias for each expert counts in the choice, and in nothing else
@@ -80,6 +88,26 @@ class Latent:
     unrotated: int
     value_dim: int
     gated: bool = False
+
+
+@dataclass(frozen=True)
+class SharedKey:
+    """Attention whose heads share one key, which is the value, too (DeepSeek V4). Queries come from
+    query_rank values; the heads' outputs, in n_groups equal groups, become output_rank values
+    each."""
+
+    query_rank: int
+    n_groups: int
+    output_rank: int
+
+
+@dataclass(frozen=True)
+class HyperConnections:
+    """How a layer's parts see several residual streams (arXiv:2512.24880); see
+    GraphBuilder.hyper_factors."""
+
+    n_iterations: int
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -198,8 +226,14 @@ class ModelConfig:
     shared_expert_gated: bool = False  # its output is multiplied by a sigmoid of its input
     latent: Latent | None = None
     indexer: Indexer | None = None
+    shared_key: SharedKey | None = None
+    hyper: HyperConnections | None = None  # of n_streams streams
     delta_net: DeltaNet | None = None
-    gate_limit: float = 0.0  # of gpt-oss's activation; 0: SwiGLU
+    # Of gpt-oss's activation, see GraphBuilder.swiglu_oai: the limit, or 0 for SwiGLU in its place;
+    # alpha; what is added to the up values.
+    gate_limit: float = 0.0
+    gate_alpha: float = 1.702
+    up_shift: float = 1.0
     router: Router = Router()
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
