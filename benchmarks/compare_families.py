@@ -29,7 +29,9 @@ import numpy as np
 from common import options
 from numpy.typing import NDArray
 
+from airllm.formats.convert import convert
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models.opening import open_model
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -85,24 +87,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(checkout: Path, folder: Path, name: str, case: Any, hf_models: Any) -> Result:
+    of_v4 = importlib.import_module("hf_deepseek4") if case.arch == "deepseek4" else None
+    case = of_v4.with_published_groups(case) if of_v4 else case
     model = hf_models.build(case)
-    hf_models.write_folder(folder / "hf", case, model)
-    file = folder / "converted.gguf"
+    source = hf_models.write_folder(folder / "hf", case, model)
+    file = for_llama = folder / "converted.gguf"
+    if of_v4:  # the converter takes folders as they are published, and experts in MXFP4 only
+        source = of_v4.write_published(folder / "published", source, model, fp8=False)
+        for_llama = folder / "floats.gguf"  # llama.cpp rounds what it multiplies by MXFP4 to 8 bits
+        with open_model(source) as opened:
+            convert(opened, for_llama, "f32")
     try:
-        _convert(checkout, folder / "hf", file, case)
+        _convert(checkout, source, file, case)
         converted = _logits(file)
     except Exception as error:  # whatever the converter finds wrong: the other families go on
         return Result(name, case.arch, refused=f"{type(error).__name__}: {error}")
     llama = None
     its = None
     if importlib.util.find_spec("llama_cpp") is not None:
-        its = _llama_logits(file)
+        its = _llama_logits(for_llama)
     if its is not None:
         llama = _llama_difference(its, converted, case)
     return Result(
         name,
         case.arch,
-        _difference(_logits(folder / "hf"), converted),
+        _difference(_logits(source), converted),
         _difference(hf_models.logits(model, TOKENS), converted),
         llama,
         lost=case.lost,
