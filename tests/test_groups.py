@@ -12,6 +12,7 @@ from airllm.backends.profiling import Profile
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Graph, GraphError
 from airllm.graph.state import KeysValues, LayerState, state_of
+from airllm.state import sequence
 from airllm.state.layout import PAGE_ROWS, StateLayout
 
 HEADS, DIM, INDEX_HEADS, INDEX = 6, 40, 5, 24
@@ -66,6 +67,15 @@ def weights_of(made: Graph) -> dict[str, np.ndarray]:
     }
 
 
+def bound_weights(backend, executor, made: Graph):
+    return executor.bind(
+        {
+            name: backend.weight(made.roles[name], values.view(np.uint8), "f32", values.shape)
+            for name, values in weights_of(made).items()
+        }
+    )
+
+
 def run(
     backend,
     made: Graph,
@@ -77,12 +87,7 @@ def run(
     """The outputs for all tokens, which come in batches that end at `cuts`."""
     executor = backend.executor(made, max(np.diff([0, *cuts])))
     state = new_state(backend, [state_of(made)], 4096, kv_type)
-    bound = executor.bind(
-        {
-            name: backend.weight(made.roles[name], values.view(np.uint8), "f32", values.shape)
-            for name, values in weights_of(made).items()
-        }
-    )
+    bound = bound_weights(backend, executor, made)
     everything = dict(given)
     for buffer in made.buffers:
         if buffer.external and buffer.name not in given:
@@ -185,12 +190,7 @@ def test_a_sequence_may_come_token_by_token_in_one_batch(backend):
     expected = run(backend, made, given, [30, *range(31, 51)])
     executor = backend.executor(made, 50)
     state = new_state(backend, [state_of(made)], 4096, "f32")
-    bound = executor.bind(
-        {
-            name: backend.weight(made.roles[name], values.view(np.uint8), "f32", values.shape)
-            for name, values in weights_of(made).items()
-        }
-    )
+    bound = bound_weights(backend, executor, made)
     everything = given | {
         buffer.name: np.empty((50, buffer.width), np.float32)
         for buffer in made.buffers
@@ -200,6 +200,40 @@ def test_a_sequence_may_come_token_by_token_in_one_batch(backend):
     sequences = [(30, 0, state.backing), *((1, 30 + i, state.backing) for i in range(20))]
     executor.run_layers([bound], everything, sequences)
     np.testing.assert_array_equal(everything["out"], expected["out"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_order_of_steps_gives_the_numbers_of_going_there_at_once(backend, seed, monkeypatch):
+    """Appending, going back and snapshots; groups that several sequences share are copied before
+    one of them writes."""
+    monkeypatch.setattr(sequence, "CHECKPOINT_TOKENS", 20)
+    steps, made = np.random.default_rng(seed), graph(4, 2)
+    given = inputs(made, 900)
+    expected = run(backend, made, given, [900])["out"]
+    executor = backend.executor(made, 200)
+    state = new_state(backend, [state_of(made)], 4096, "f32")
+    bound, snapshots = bound_weights(backend, executor, made), [state.snapshot()]
+    for step in steps.choice(["append", "append", "trim", "snapshot", "restore"], 60):
+        past = state.length
+        if step == "trim" and past:
+            reached = int(steps.integers(max(0, past - 90), past + 1))
+            assert state.trim(reached) <= reached
+        elif step == "snapshot":
+            snapshots.append(state.snapshot())
+        elif step == "restore":
+            state.restore(snapshots[steps.integers(len(snapshots))])
+        elif step == "append" and past < 700:
+            n = int(steps.choice([1, 3, 40, 200]))
+            part = {name: array[past : past + n] for name, array in given.items()}
+            for buffer in made.buffers:
+                if buffer.external and buffer.name not in given:
+                    part[buffer.name] = np.empty((n, buffer.width), np.float32)
+            state.begin()
+            state.make_room(0, 1, past, n)
+            executor.run_layers([bound], part, [(n, past, state.backing)])
+            state.let_go(0, 1, past + n)
+            state.advance(range(past, past + n))
+            np.testing.assert_array_equal(part["out"], expected[past : past + n])
 
 
 # ---- what is kept, counted and refused -----------------------------------------------------------
@@ -229,12 +263,7 @@ def test_a_profile_counts_the_groups_that_are_made_scored_and_seen(backend):
     state = new_state(backend, [state_of(made)], 4096, "f32")
     state.make_room(0, 1, 0, 205)
     arrays = {b.name: np.zeros((4, b.width), np.float32) for b in made.buffers if b.external}
-    bound = executor.bind(
-        {
-            name: backend.weight(made.roles[name], values.view(np.uint8), "f32", values.shape)
-            for name, values in weights_of(made).items()
-        }
-    )
+    bound = bound_weights(backend, executor, made)
     executor.run_layers([bound], arrays, [(4, 201, state.backing)])
     found = {op.name: op for op in profile.ops()}
     scored = 50 + 50 + 51 + 51  # tokens 202 to 205
