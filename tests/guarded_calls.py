@@ -201,11 +201,24 @@ OPS = {
     "index_append": ([D], [], [], {"head_dim": D}),
     "index_select": ([3 * D, 3], [5], [], {"n_heads": 3, "head_dim": D}),
     "sparse_attention": ([H * D, 5], [H * D], [], {**HEADS, **KVS, "scale": 0.2}),
+    "block_mean": ([33], [33], [], {"block_size": 4}),
+    "choose_blocks": (
+        [2 * D],
+        [2 * 3],
+        [],
+        {"n_heads": 2, "head_dim": D, "block_size": 2, "n_chosen": 3, "n_local": 1},
+    ),
+    "block_attention": (
+        [H * D, 2 * 3],
+        [H * D],
+        [],
+        {**HEADS, **KVS, "scale": 0.2, "block_size": 2, "n_choices": 2},
+    ),
+    "conv": ([33], [33], [("vector", 33, 4)], {"taps": 4, "dilation": 3, "silu": True}),
     "pool_groups": ([34, 34], [17], [("vector", 4, 34)], {"every": 4, "n_parts": 2}),
     "group_append": ([D], [], [], {"head_dim": D, "every": 2}),
     "group_attention": ([H * D], [H * D], [("vector", H)], {**HEADS, **GROUPED}),
     "sparse_group_attention": ([H * D, 2], [H * D], [("vector", H)], {**HEADS, **GROUPED}),
-    "conv": ([33], [33], [("vector", 33, 4)], {"taps": 4, "silu": True}),
     "delta_rule": ([66, 66, 4 * 17, 4, 4], [4 * 17], [], {"n_heads": 4, "n_kv_heads": 2}),
     "ssm_scan": ([33, 3, 19, 19], [33], [("vector", 3)] * 3, {"n_groups": 1, "dt_max": 9.0}),
     "l2_norm": ([99], [99], [], {"eps": 1e-6, "n_heads": 3}),
@@ -240,6 +253,8 @@ OPS = {
     "put_columns": ([33], [100], [], {"offset": 67}),
     "round_q8": ([96], [96], [], {}),
     "mix_streams": ([99, 12], [4 * 33], [], {"n_streams": 3}),
+    "stream_products": ([99, 99], [3], [], {"n_streams": 3, "factor": 0.3}),
+    "signed_root": ([33], [33], [], {"least": 1e-6}),
     "hyper_factors": (
         [15],
         [15],
@@ -262,7 +277,7 @@ def weight(f, kind, *shape):
 
 
 # The floats of recurrent memory of an op.
-RECURRENT = {"conv": 3 * 33, "delta_rule": 4 * 33 * 17, "ssm_scan": 33 * 19}
+RECURRENT = {"conv": 3 * 3 * 33, "block_mean": 33, "delta_rule": 4 * 33 * 17, "ssm_scan": 33 * 19}
 
 
 def state(f, kind, capacity, *, latent, indexed, recurrent):
@@ -326,7 +341,7 @@ def run_executor(at_end):
                     arrays[ins[-1]][:, :U] = np.arange(U) % E
                 before = {name: array.copy() for name, array in arrays.items()}
                 recurrent = RECURRENT.get(kind, 0)
-                latent, indexed = kind == "latent_append", kind.startswith("index_")
+                latent, indexed = kind == "latent_append", kind.startswith(("index_", "choose_"))
                 if "group_a" in kind or kind == "pool_groups":
                     kept = state_of_groups(f, kv, n + 3)
                 else:

@@ -104,6 +104,21 @@ def test_a_part_is_added_to_the_streams_from_the_first_on(backend, n_tokens, fir
 
 @pytest.mark.parametrize("n_tokens", [1, 70])
 @pytest.mark.parametrize(("n_streams", "width"), [(3, 96), (1, 5), (2, 701)])
+def test_streams_are_multiplied_and_summed_up(backend, n_tokens, n_streams, width):
+    a, b = random(n_tokens, n_streams * width), random(n_tokens, n_streams * width, seed=1)
+    inputs = {"a": a, "b": b}
+    out = run(backend, lambda g, a, b: g.stream_products(a, b, n_streams, 0.3), inputs, {})
+    assert_close(out, 0.3 * (streams(a, n_streams) * streams(b, n_streams)).sum(axis=-1))
+
+
+def test_a_root_keeps_the_sign(backend):
+    x = np.array([[4.0, -9.0, 0.0, -0.0, 1e-9, -1e-9, np.inf, -np.inf]], np.float32)
+    out = run(backend, lambda g, x: g.signed_root(x, 1e-6), {"x": x}, {})
+    np.testing.assert_allclose(out[0], [2, -3, 0, 0, 1e-3, -1e-3, np.inf, -np.inf], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 70])
+@pytest.mark.parametrize(("n_streams", "width"), [(3, 96), (1, 5), (2, 701)])
 def test_streams_get_the_size_of_another_row(backend, n_tokens, n_streams, width):
     x, like = random(n_tokens, n_streams * width), 5 * random(n_tokens, width, seed=1)
     inputs = {"x": x, "like": like}

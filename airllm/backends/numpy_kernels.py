@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
+from airllm.backends import numpy_blocks as blocks
 from airllm.backends import numpy_experts as experts
 from airllm.backends import numpy_groups as groups
 from airllm.backends import numpy_recurrent as recurrent
@@ -258,6 +259,19 @@ def _match_rms(op: Op, batch: TokenBatch) -> None:
     np.multiply(streams, factors, out=out.reshape(streams.shape))
 
 
+def _stream_products(op: Op, batch: TokenBatch) -> None:
+    a, b, out = arrays(op, batch)
+    streams = batch.n_tokens, int(op.attrs["n_streams"]), -1
+    products = a.reshape(streams).astype(np.float64) * b.reshape(streams)
+    out[...] = products.sum(axis=-1) * float(op.attrs["factor"])
+
+
+def _signed_root(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    size = np.maximum(np.abs(x), np.float32(op.attrs["least"]))
+    np.multiply(np.sign(x), np.sqrt(size), out=out)
+
+
 def _keep_above(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     rows = x.astype(np.float64)
@@ -361,6 +375,9 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "index_append": sparse.index_append,
     "index_select": sparse.index_select,
     "sparse_attention": sparse.sparse_attention,
+    "block_mean": blocks.block_mean,
+    "choose_blocks": blocks.choose_blocks,
+    "block_attention": blocks.block_attention,
     "pool_groups": groups.pool_groups,
     "group_append": groups.group_append,
     "group_attention": groups.group_attention,
@@ -395,6 +412,8 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "hyper_mix": _hyper_mix,
     "add_to_streams": _add_to_streams,
     "match_rms": _match_rms,
+    "stream_products": _stream_products,
+    "signed_root": _signed_root,
     "keep_above": _keep_above,
     "multiply": _multiply,
     "silu": _silu,

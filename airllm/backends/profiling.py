@@ -135,7 +135,7 @@ class Profile:
 # ---- the work of an op ---------------------------------------------------------------------------
 
 _ATTENDS_GROUPS = ("group_attention", "sparse_group_attention")
-_ATTENDS = ("attention", "sparse_attention", *_ATTENDS_GROUPS)
+_ATTENDS = ("attention", "sparse_attention", "block_attention", *_ATTENDS_GROUPS)
 
 
 def _flops(graph: Graph, op: Op, run: _Run) -> int:
@@ -147,6 +147,9 @@ def _flops(graph: Graph, op: Op, run: _Run) -> int:
     if op.kind == "index_select":  # a product, its maximum with 0, and the weighted sum
         per_position = int(op.attrs["n_heads"]) * (2 * int(op.attrs["head_dim"]) + 3)
         return per_position * _scored(op, run, each_token=True)
+    if op.kind == "choose_blocks":  # a product, its maximum and, if pooled, the sum of the heads
+        per_key = int(op.attrs["n_heads"]) * (2 * int(op.attrs["head_dim"]) + 1 + _pooled(op))
+        return per_key * sum(_keys_scored(op, run))
     signature = SIGNATURES[op.kind]
     names = dict(zip(signature.inputs, op.inputs, strict=True)) | {"out": op.output}
     widths = {buffer.name: buffer.width for buffer in graph.buffers}
@@ -193,6 +196,9 @@ def _nbytes(
     elif op.kind == "index_select":
         scored = _scored(op, run, each_token=False)
         total += scored * kv_row_bytes(int(op.attrs["head_dim"]))
+    elif op.kind == "choose_blocks":
+        scored = max(_keys_scored(op, run), default=0)
+        total += scored * kv_row_bytes(int(op.attrs["head_dim"]))
     elif op.kind in _ATTENDS:
         positions = _seen(graph, op, run, each_token=False)
         dims = [int(op.attrs["head_dim"]), int(op.attrs.get("value_dim", 0))]
@@ -221,6 +227,10 @@ def _seen(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
         most = graph.call(op).inputs[1].width
         selected = sum(min(past + t + 1, most) for n, past in run.counts for t in range(n))
         return selected if each_token else min(selected, sum(past + n for n, past in run.counts))
+    if op.kind == "block_attention":
+        ends = [past + t + 1 for n, past in run.counts for t in range(n)]
+        chosen = sum(_seen_of_blocks(graph, op, end) for end in ends)
+        return chosen if each_token else min(chosen, sum(past + n for n, past in run.counts))
     window, chunked = int(op.attrs["window"]), bool(op.attrs["chunked"])
 
     def seen(position: int, end: int) -> int:
@@ -255,3 +265,34 @@ def _scored(op: Op, run: _Run, *, each_token: bool) -> int:
         for n, past in run.counts
     ]
     return sum(sum(seen) if each_token else max(seen, default=0) for seen in of_tokens)
+
+
+def _pooled(op: Op) -> bool:
+    """Whether the keys that choose_blocks reads are those of blocks."""
+    return bool(op.attrs["pooled"])
+
+
+def _keys_scored(op: Op, run: _Run) -> list[int]:
+    """How many keys choose_blocks scores for each token: none if the token sees all blocks."""
+    size, n_chosen = int(op.attrs["block_size"]), int(op.attrs["n_chosen"])
+    found = []
+    for end in (past + t + 1 for n, past in run.counts for t in range(n)):
+        if _pooled(op):
+            others, wanted = end // size, n_chosen
+        else:
+            n_local = min(int(op.attrs["n_local"]), -(-end // size))
+            others, wanted = -(-end // size) - n_local, n_chosen - n_local
+        keys = others if _pooled(op) else min(others * size, end)
+        found.append(keys if others > wanted else 0)
+    return found
+
+
+def _seen_of_blocks(graph: Graph, op: Op, end: int) -> int:
+    """Positions that block_attention sees, of a token with `end` positions up to its own. Its own
+    block is among them."""
+    size, n_choices = int(op.attrs["block_size"]), int(op.attrs["n_choices"])
+    n_blocks = graph.call(op).inputs[1].width // n_choices
+    makes = next((each for each in graph.ops if op.inputs[1] in each.outputs), None)
+    if makes is not None and makes.kind == "choose_blocks" and _pooled(makes):
+        return min(end, (n_blocks - 1) * size + end % size)
+    return min(end, (n_blocks - 1) * size + (end - 1) % size + 1)

@@ -242,6 +242,69 @@ class GraphBuilder:
             scale=scale,
         )
 
+    def block_mean(self, x: Buffer, block_size: int, *, out: Buffer | None = None) -> Buffer:
+        """Of the last token of each block of positions, the mean of x over the block; of other
+        tokens 0."""
+        return self._emit("block_mean", [x], out, block_size=block_size)
+
+    def choose_blocks(
+        self,
+        q: Buffer,
+        n_heads: int,
+        block_size: int,
+        n_chosen: int,
+        *,
+        n_local: int = 0,
+        pooled: bool = False,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """The blocks of positions that each token sees, see ops.SIGNATURES. pooled: the index has
+        keys of blocks, see index_append, and the heads choose together; else keys of positions, and
+        each head chooses by itself, the last n_local blocks among others.
+        q: [n_tokens, n_heads * head_dim]
+        -> [n_tokens, n_chosen + 1] if pooled, else [n_tokens, n_heads * n_chosen]"""
+        return self._emit(
+            "choose_blocks",
+            [q],
+            out,
+            n_heads=n_heads,
+            head_dim=q.width // n_heads,
+            block_size=block_size,
+            n_chosen=n_chosen,
+            n_local=n_local,
+            pooled=pooled,
+        )
+
+    def block_attention(
+        self,
+        q: Buffer,
+        blocks: Buffer,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        *,
+        scale: float,
+        block_size: int,
+        n_choices: int,
+        value_dim: int = 0,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """As attention, over the positions of `blocks`, [n_tokens, n_choices * n_entries], see
+        choose_blocks. n_choices: the KV heads share as many choices evenly.
+        -> [n_tokens, n_heads * value_dim]"""
+        return self._emit(
+            "block_attention",
+            [q, blocks],
+            out,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim or head_dim,
+            scale=scale,
+            block_size=block_size,
+            n_choices=n_choices,
+        )
+
     def pool_groups(
         self, x: Buffer, gate: Buffer, weight: Weight, *, n_parts: int = 1, of_index: bool = False
     ) -> Buffer:
@@ -497,6 +560,15 @@ class GraphBuilder:
         [n_tokens, n]"""
         return self._emit("match_rms", [x, like], out, eps=eps)
 
+    def stream_products(self, a: Buffer, b: Buffer, n_streams: int, factor: float) -> Buffer:
+        """factor * sum(a * b) of each stream. a, b: [n_tokens, n_streams * n]
+        -> [n_tokens, n_streams]"""
+        return self._emit("stream_products", [a, b], None, n_streams=n_streams, factor=factor)
+
+    def signed_root(self, x: Buffer, least: float, *, out: Buffer | None = None) -> Buffer:
+        """sign(x) * sqrt(max(|x|, least))"""
+        return self._emit("signed_root", [x], out, least=least)
+
     def keep_above(self, x: Buffer, factor: float, *, out: Buffer | None = None) -> Buffer:
         """What of x is above mean + factor * deviation of its row, and 0 for the rest"""
         return self._emit("keep_above", [x], out, factor=factor)
@@ -516,11 +588,19 @@ class GraphBuilder:
         return self._emit("gelu", [x], out)
 
     def conv(
-        self, x: Buffer, weight: Weight, *, silu: bool = False, out: Buffer | None = None
+        self,
+        x: Buffer,
+        weight: Weight,
+        *,
+        dilation: int = 1,
+        silu: bool = False,
+        out: Buffer | None = None,
     ) -> Buffer:
         """A causal convolution of each channel over the tokens of the sequence, or silu of that.
-        x: [n_tokens, channels], weight: [channels, taps], the last tap for the token itself."""
-        return self._emit("conv", [x], out, [weight], taps=weight.shape[1], silu=silu)
+        x: [n_tokens, channels], weight: [channels, taps], the last tap for the token itself, and
+        each earlier one for the token `dilation` positions before that of the next tap."""
+        taps = weight.shape[1]
+        return self._emit("conv", [x], out, [weight], taps=taps, dilation=dilation, silu=silu)
 
     def delta_rule(
         self,

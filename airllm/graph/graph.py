@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 
+_ATTENDS = ("attention", "sparse_attention", "block_attention")
+
+
 @dataclass(frozen=True)
 class Graph:
     """Ops in the order in which they run. Raises GraphError where the parts do not fit together.
@@ -127,14 +130,16 @@ def _check(graph: Graph) -> dict[str, Role]:
         elif op.kind == "pool_groups":
             call.require(op.attrs["of_index"] not in pooled, "groups are pooled twice")
             pooled.add(op.attrs["of_index"])
-        elif op.kind == "index_select":
-            head_dim, every = op.attrs["head_dim"], op.attrs["every"]
+        elif op.kind in ("index_select", "choose_blocks"):
+            pools = op.attrs.get("pooled", False)
+            head_dim = op.attrs["head_dim"]
+            every = op.attrs["block_size"] if pools else op.attrs.get("every", 1)
             own = index or (None, None)
             call.require(own[0] == head_dim, f"reads keys of {head_dim}, the index has {own[0]}")
             call.require(
                 own[1] == every, f"selects groups of {every}, the index has groups of {own[1]}"
             )
-        elif op.kind in ("attention", "sparse_attention") and cache is not None:
+        elif op.kind in _ATTENDS and cache is not None:
             # Without keys of its own, the graph reads another layer's.
             wanted = op.attrs["n_kv_heads"], op.attrs["head_dim"]
             call.require(cache == wanted, f"reads KV heads {wanted}, the cache has {cache}")

@@ -104,6 +104,38 @@ SIGNATURES: Mapping[str, Signature] = {
         flops=0,
         attrs="n_heads n_kv_heads head_dim value_dim scale",
     ),
+    # ---- attention over blocks: block b is the block_size positions from b * block_size on -------
+    # out: of the last token of each block, the mean of x over the block; of other tokens 0
+    "block_mean": _signature(
+        "x",
+        widths.block_mean,
+        flops=1,
+        attrs="block_size",
+        in_place="x",
+        state=widths.block_mean_state,
+    ),
+    # out: of each choice, numbers of blocks, ascending, and then -1. With keys of positions each
+    # head chooses n_chosen blocks that begin at or before the token: the last n_local, and those of
+    # the others with the highest products of q[h] with a key of a position, up to the token's own;
+    # NaN is the lowest. With keys of blocks (pooled) the heads choose together: the n_chosen
+    # complete blocks with the highest sum over heads of max(q[h] . key, 0), where NaN counts as 0,
+    # and one more, the token's own block while it is incomplete. Of equal blocks the earlier is
+    # chosen. The index has keys `every` block_size positions if pooled.
+    "choose_blocks": _signature(
+        "q",
+        widths.choose_blocks,
+        flops=0,
+        attrs="n_heads head_dim block_size n_chosen n_local pooled",
+    ),
+    # attention of q over the positions, up to the token's own, of the blocks that choose_blocks
+    # wrote: n_choices choices, each for as many KV heads; a token at a position from which the
+    # blocks of a choice reach further back than the first position sees all
+    "block_attention": _signature(
+        "q blocks",
+        widths.block_attention,
+        flops=0,
+        attrs="n_heads n_kv_heads head_dim value_dim scale block_size n_choices",
+    ),
     # ---- groups of positions (DeepSeek V4, compressed attention) --------------------------------
     # Keeps x and gate of each token. out: of the last token of each group of `every` positions, for
     # each column a mean of x over the group, whose shares are the softmax of gate + weight[i] of
@@ -264,14 +296,15 @@ SIGNATURES: Mapping[str, Signature] = {
     "scale_rows": _signature("x factors", widths.scale_rows, flops=1, in_place="x"),
     # out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight
     # ---- recurrent: with memory that each token of a sequence changes ---------------------------
-    # out[c] = sum over j of weight[c, j] * x[c] of the token taps - 1 - j before, or silu of that
+    # out[c] = sum over j of weight[c, j] * x[c] of the token (taps - 1 - j) * dilation before, or
+    # silu of that
     "conv": _signature(
         "x",
         widths.conv,
         flops=2,
         per="state",
         weights=("vectors",),
-        attrs="taps silu",
+        attrs="taps dilation silu",
         in_place="x",
         state=widths.conv_state,
     ),
@@ -354,6 +387,12 @@ SIGNATURES: Mapping[str, Signature] = {
     ),
     # out = x * rms(like) / sqrt(max(mean(x^2), eps)) of each stream; like is as wide as a stream
     "match_rms": _signature("x like", widths.match_rms, flops=3, attrs="eps", in_place="x"),
+    # out[i] = factor * sum(a[i] * b[i]) of each of n_streams streams
+    "stream_products": _signature(
+        "a b", widths.stream_products, flops=2, per="a", attrs="n_streams factor"
+    ),
+    # out = sign(x) * sqrt(max(|x|, least))
+    "signed_root": _signature("x", widths.signed_root, flops=3, attrs="least", in_place="x"),
     # out = max(x - (mean + factor * deviation), 0), with those of the row
     "keep_above": _signature("x", widths.keep_above, flops=5, attrs="factor", in_place="x"),
     # ---- what layers do not share ---------------------------------------------------------------

@@ -88,7 +88,7 @@ def state_of(graph: Graph, keys_of: int | None = None) -> LayerState:
         elif op.kind == "attention":
             window, values = int(op.attrs["window"]), call.count("value_dim")
             chunked = bool(op.attrs["chunked"])
-        elif op.kind == "sparse_attention":
+        elif op.kind in ("sparse_attention", "block_attention"):
             values = call.count("value_dim")
         elif op.kind in ("group_attention", "sparse_group_attention"):
             window, values = int(op.attrs["window"]), call.count("head_dim")

@@ -125,6 +125,7 @@ def attention(call: Call) -> int:
 
 
 MOST_SELECTED = 2**16  # that the kernels take
+MOST_IN_GROUP = 2**12  # positions; the known models have groups and blocks of 4 and 128
 
 
 def index_append(call: Call) -> None:
@@ -160,7 +161,58 @@ def sparse_attention(call: Call) -> int:
     return n_heads * call.count("value_dim")
 
 
-MOST_IN_GROUP = 2**12  # positions; the known models have groups of 4 and 128
+def block_mean(call: Call) -> int:
+    _check_block_size(call)
+    return call.inputs[0].width
+
+
+def block_mean_state(call: Call) -> int:
+    return call.inputs[0].width  # the sum over the block that is not complete
+
+
+def choose_blocks(call: Call) -> int:
+    n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
+    n_chosen, n_local = call.count("n_chosen"), call.count("n_local", least=0)
+    pooled = bool(call.op.attrs["pooled"])
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    n_entries, most = n_chosen + pooled, 0 if pooled else n_chosen
+    call.require(n_local <= most, f"n_local is {n_local}, expected at most {most}")
+    _check_blocks(call, n_entries)
+    return (1 if pooled else n_heads) * n_entries
+
+
+def _check_block_size(call: Call) -> int:
+    size = call.count("block_size")
+    call.require(size <= MOST_IN_GROUP, f"block_size is {size}, expected at most {MOST_IN_GROUP}")
+    return size
+
+
+def _check_blocks(call: Call, n_entries: int) -> None:
+    block_size = _check_block_size(call)
+    call.require(
+        block_size * n_entries <= MOST_SELECTED,
+        f"{n_entries} blocks of {block_size} positions, expected at most {MOST_SELECTED} positions",
+    )
+
+
+def block_attention(call: Call) -> int:
+    n_heads, n_kv_heads = call.count("n_heads"), call.count("n_kv_heads")
+    head_dim, blocks = call.count("head_dim"), call.inputs[1]
+    n_choices = call.count("n_choices")
+    call.require(
+        n_heads % n_kv_heads == 0, f"{n_heads} heads cannot share {n_kv_heads} KV heads evenly"
+    )
+    call.require(
+        n_kv_heads % n_choices == 0,
+        f"{n_kv_heads} KV heads cannot share {n_choices} choices evenly",
+    )
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    call.require(
+        blocks.width % n_choices == 0,
+        f"input {blocks.name!r} has width {blocks.width}, expected a multiple of {n_choices}",
+    )
+    _check_blocks(call, blocks.width // n_choices)
+    return n_heads * call.count("value_dim")
 
 
 def _check_every(call: Call) -> int:
@@ -426,6 +478,19 @@ def match_rms(call: Call) -> int:
     return _each_stream(call)
 
 
+def stream_products(call: Call) -> int:
+    n_streams, width = call.count("n_streams"), call.inputs[0].width
+    _check_float(call, "factor")
+    call.require_width(1, width, f"that of {call.inputs[0].name!r}")
+    call.require(width % n_streams == 0, f"a width of {width} is no {n_streams} streams")
+    return n_streams
+
+
+def signed_root(call: Call) -> int:
+    _check_float(call, "least", least=0.0)
+    return call.inputs[0].width
+
+
 def keep_above(call: Call) -> int:
     _check_float(call, "factor")
     return call.inputs[0].width
@@ -482,11 +547,16 @@ def put_columns(call: Call) -> int:
 # ---- recurrent ops: what they write, and the floats of their memory ------------------------------
 
 MOST_TAPS, _MOST_KEY_DIM, MOST_EARLIER = 8, 256, 256  # that the kernels take
+MOST_DILATION = 64
 
 
 def conv(call: Call) -> int:
     x, weight, taps = call.inputs[0], call.weights[0], call.count("taps")
     call.require(taps <= MOST_TAPS, f"taps is {taps}, expected at most {MOST_TAPS}")
+    dilation = call.count("dilation")
+    call.require(
+        dilation <= MOST_DILATION, f"dilation is {dilation}, expected at most {MOST_DILATION}"
+    )
     call.require(
         weight.shape == (x.width, taps),
         f"weight {weight.name!r} is {list(weight.shape)}, expected [{x.width}, {taps}]",
@@ -495,7 +565,7 @@ def conv(call: Call) -> int:
 
 
 def conv_state(call: Call) -> int:
-    return (call.count("taps") - 1) * call.inputs[0].width
+    return (call.count("taps") - 1) * call.count("dilation") * call.inputs[0].width
 
 
 def delta_rule(call: Call) -> int:

@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 #include "graph/run.h"
+#include "ops/blocks.h"
 #include "ops/groups.h"
 #include "ops/sparse.h"
 
@@ -67,7 +68,8 @@ void check_index(const Op& op, const CachedSequence& sequence, const KvCache& ke
         throw std::invalid_argument(what + " has " +
                                     shape_in_words(keys.n_kv_heads, keys.head_dim, keys.head_dim) +
                                     ", expected 1 heads of " + std::to_string(op.head_dim));
-    const std::size_t end = std::min(keys.capacity, most_indexed) * op.every + op.every - 1;
+    const std::size_t every = op.pooled ? op.block_size : op.every;
+    const std::size_t end = std::min(keys.capacity, most_indexed) * every + every - 1;
     if (sequence.past > end || sequence.n_tokens > end - sequence.past)
         throw std::invalid_argument(std::to_string(sequence.past) + " + " +
                                     std::to_string(sequence.n_tokens) + " positions do not fit " +
@@ -217,6 +219,12 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
         if (op.kind == OpKind::index_select) {
             const std::size_t scores = sizeof(float) * index_score_floats(groups, batch.n_tokens);
             if (scores_.size() < scores) scores_ = AlignedBytes(scores);
+        } else if (op.kind == OpKind::choose_blocks) {
+            const std::size_t n_choices = op.pooled ? 1 : op.n_heads;
+            const std::size_t floats =
+                block_score_floats(n_choices, op.block_size, longest, batch.n_tokens);
+            if (scores_.size() < floats * sizeof(float))
+                scores_ = AlignedBytes(floats * sizeof(float));
         } else if (attends_groups(op.kind)) {
             const bool selects = op.kind == OpKind::sparse_group_attention;
             const std::size_t selected =

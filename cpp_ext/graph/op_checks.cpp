@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "ops/blocks.h"
 #include "ops/groups.h"
+#include "ops/recurrent.h"
 #include "ops/residuals.h"
 #include "ops/sparse.h"
 #include "ops/streams.h"
@@ -145,6 +147,37 @@ class OpCheck {
         selection(op_.inputs[1]);
         apart(1);
     }
+    void block_mean() const {
+        block_size();
+        alike();
+    }
+    void choose_blocks() const {
+        heads(op_.n_heads);
+        width(0, op_.n_heads * op_.head_dim);
+        apart(0);
+        require(op_.n_chosen >= 1 && op_.n_chosen <= most_selected,
+                "n_chosen is " + std::to_string(op_.n_chosen) + ", expected 1 to " +
+                    std::to_string(most_selected));
+        require(op_.n_local <= (op_.pooled ? 0 : op_.n_chosen), "n_local is too large");
+        const BlockCall call{.q = nullptr,
+                             .n_heads = op_.n_heads,
+                             .block_size = op_.block_size,
+                             .n_chosen = op_.n_chosen,
+                             .n_local = op_.n_local,
+                             .pooled = op_.pooled,
+                             .out = nullptr,
+                             .sequences = {}};
+        blocks(call.n_entries());
+        width_of(op_.output, call.n_choices() * call.n_entries());
+    }
+    void block_attention() const {
+        attention();
+        apart(1);
+        const std::size_t n = op_.n_choices;
+        require(n >= 1 && op_.n_kv_heads % n == 0 && input_width(1) % n == 0,
+                "the KV heads, or the blocks, do not divide into n_choices");
+        blocks(input_width(1) / n);
+    }
     void pool_groups() const {
         group();
         require(op_.n_parts == 1 || op_.n_parts == 2, "n_parts is not 1 or 2");
@@ -223,6 +256,9 @@ class OpCheck {
         require(op_.taps >= 1 && op_.taps <= conv_max_taps, "taps is " + std::to_string(op_.taps) +
                                                                 ", expected 1 to " +
                                                                 std::to_string(conv_max_taps));
+        require(op_.dilation >= 1 && op_.dilation <= most_dilation,
+                "dilation is " + std::to_string(op_.dilation) + ", expected 1 to " +
+                    std::to_string(most_dilation));
         alike();
     }
     void delta_rule() const {
@@ -301,6 +337,18 @@ class OpCheck {
         require(from >= 1 && all % from == 0 && factors % from == 0,
                 "the inputs do not divide into n_streams");
         width_of(op_.output, factors / from * (all / from));
+    }
+    void stream_products() const {
+        const std::size_t n = op_.n_streams;
+        require(n >= 1 && input_width(0) % n == 0, "the inputs do not divide into n_streams");
+        width(1, input_width(0));
+        apart(0);
+        apart(1);
+        width_of(op_.output, n);
+    }
+    void signed_root() const {
+        require(op_.least >= 0.0f, "least is below 0");
+        alike();
     }
     void hyper_factors() const {
         const std::size_t n = op_.n_streams;
@@ -383,6 +431,18 @@ class OpCheck {
         require(n >= 1 && n <= most_selected, "selects " + std::to_string(n) +
                                                   " positions, expected 1 to " +
                                                   std::to_string(most_selected));
+    }
+    void block_size() const {
+        require(op_.block_size >= 1 && op_.block_size <= most_in_group,
+                "block_size is " + std::to_string(op_.block_size) + ", expected 1 to " +
+                    std::to_string(most_in_group));
+    }
+    // Checks how many blocks each token sees.
+    void blocks(std::size_t n) const {
+        block_size();
+        require(n >= 1 && n <= most_selected / op_.block_size,
+                std::to_string(n) + " blocks of " + std::to_string(op_.block_size) +
+                    " positions; expected 1 to " + std::to_string(most_selected) + " positions");
     }
     // The width of each head of a buffer.
     std::size_t of_each_head(int buffer) const {

@@ -82,6 +82,11 @@ struct Slots {
     op(index_append,   1, none, no_weight,         index_append)    \
     op(index_select,   2, one,  no_weight,         index_select)    \
     op(sparse_attention, 2, one, no_weight,        sparse_attention) \
+    op(block_mean,     1, one,  no_weight,         block_mean)      \
+    op(choose_blocks,  1, one,  no_weight,         choose_blocks)   \
+    op(block_attention, 2, one, no_weight,         block_attention) \
+    op(stream_products, 2, one, no_weight,         stream_products) \
+    op(signed_root,    1, one,  no_weight,         signed_root)     \
     op(mix_streams,    2, one,  no_weight,         mix_streams)     \
     op(hyper_factors,  1, one,  of(vector, 2),     hyper_factors)   \
     op(hyper_mix,      3, one,  no_weight,         hyper_mix)       \

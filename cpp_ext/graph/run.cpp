@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "ops/blocks.h"
 #include "ops/elementwise.h"
 #include "ops/fused.h"
 #include "ops/groups.h"
@@ -156,12 +157,50 @@ void Executor::Run::step(std::size_t index) {
                               .selection = in(1),
                               .n_heads = op.n_heads,
                               .n_selected = width(op.inputs[1]),
+                              .n_dense = width(op.inputs[1]),
                               .scale = op.scale,
                               .out = buffer(op.output),
                               .sequences = layer.sequences},
                              reinterpret_cast<float*>(executor.parts_.data()),
                              floats(executor.sparse_));
             break;
+        case OpKind::block_mean:
+            block_mean(worker, {.x = in(0),
+                                .width = width(op.output),
+                                .block_size = op.block_size,
+                                .y = buffer(op.output),
+                                .sequences = recurrent(index)});
+            break;
+        case OpKind::choose_blocks:
+            choose_blocks(worker, table,
+                          {.q = in(0),
+                           .n_heads = op.n_heads,
+                           .block_size = op.block_size,
+                           .n_chosen = op.n_chosen,
+                           .n_local = op.n_local,
+                           .pooled = op.pooled,
+                           .out = buffer(op.output),
+                           .sequences = layer.sequences},
+                          floats(executor.scores_));
+            break;
+        case OpKind::block_attention: {
+            const std::size_t n_entries = width(op.inputs[1]) / op.n_choices;
+            sparse_attention(worker, table,
+                             {.q = in(0),
+                              .selection = in(1),
+                              .n_heads = op.n_heads,
+                              .n_selected = n_entries,
+                              .n_dense = n_entries * op.block_size - 1,
+                              .blocks = true,
+                              .block_size = op.block_size,
+                              .n_choices = op.n_choices,
+                              .scale = op.scale,
+                              .out = buffer(op.output),
+                              .sequences = layer.sequences},
+                             reinterpret_cast<float*>(executor.parts_.data()),
+                             floats(executor.sparse_));
+            break;
+        }
         case OpKind::add:
             for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
                 table.add(in(0) + i, in(1) + i, buffer(op.output) + i, count);
@@ -340,6 +379,13 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::match_rms:
             match_rms(worker, in(0), in(1), op.eps, buffer(op.output), n, width(op.inputs[1]),
                       width(op.output) / width(op.inputs[1]));
+            break;
+        case OpKind::stream_products:
+            stream_products(worker, in(0), in(1), op.scale, buffer(op.output), n,
+                            width(op.inputs[0]) / op.n_streams, op.n_streams);
+            break;
+        case OpKind::signed_root:
+            signed_root(worker, in(0), op.least, buffer(op.output), n * width(op.output));
             break;
         case OpKind::keep_above:
             keep_above(worker, in(0), op.scale, buffer(op.output), n, width(op.output));

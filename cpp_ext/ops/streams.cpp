@@ -151,6 +151,30 @@ void match_rms(const Worker& worker, const float* x, const float* like, float ep
     });
 }
 
+void stream_products(const Worker& worker, const float* a, const float* b, float factor, float* y,
+                     std::size_t rows, std::size_t n, std::size_t n_streams) {
+    for_rows(worker, rows * n_streams, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t s = first; s < first + count; ++s) {
+            constexpr std::size_t n_sums = 8;  // as in `sum`
+            std::array<double, n_sums> sums{};
+            const float *const left = a + s * n, *const right = b + s * n;
+            for (std::size_t i = 0; i < n; ++i)
+                sums[i % n_sums] += static_cast<double>(left[i]) * static_cast<double>(right[i]);
+            const double total = std::accumulate(sums.begin(), sums.end(), 0.0);
+            y[s] = static_cast<float>(total * static_cast<double>(factor));
+        }
+    });
+}
+
+void signed_root(const Worker& worker, const float* x, float least, float* y, std::size_t n) {
+    for_elements(worker, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i) {
+            const float root = std::sqrt(std::max(std::abs(x[i]), least));
+            y[i] = x[i] == 0.0f ? 0.0f : std::copysign(root, x[i]);
+        }
+    });
+}
+
 void keep_above(const Worker& worker, const float* x, float factor, float* y, std::size_t rows,
                 std::size_t n) {
     for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {

@@ -21,6 +21,11 @@ void add_to_streams(const Worker& worker, const float* x, const float* part, flo
 // y = x * rms(like) / sqrt(max(mean(x^2), eps)).  Sums are in float64.  y may be x.
 void match_rms(const Worker& worker, const float* x, const float* like, float eps, float* y,
                std::size_t rows, std::size_t n, std::size_t n_streams);
+// y[r][s] = factor * sum(a * b) of each of n_streams streams of n values.  Sums are in float64.
+void stream_products(const Worker& worker, const float* a, const float* b, float factor, float* y,
+                     std::size_t rows, std::size_t n, std::size_t n_streams);
+// y = sign(x) * sqrt(max(|x|, least)), 0 for 0.  y may be x.
+void signed_root(const Worker& worker, const float* x, float least, float* y, std::size_t n);
 // y = max(x - (mean + factor * deviation), 0), with those of the row.  Sums are in float64.  y may
 // be x.
 void keep_above(const Worker& worker, const float* x, float factor, float* y, std::size_t rows,
