@@ -22,6 +22,7 @@ __all__ = [
     "Stored",
     "alternate",
     "integers",
+    "joined",
     "of_heads",
     "padded",
     "plain",
@@ -197,6 +198,38 @@ def stacked(name: str, sources: Sequence[RowSource]) -> RowSource:
         first.file,
         first.type,
         (len(sources), *first.shape),
+        tuple(extent for source in sources for extent in source.extents),
+        rows,
+        tuple(extent for source in sources for extent in source.sources),
+    )
+
+
+def joined(name: str, sources: Sequence[RowSource]) -> RowSource:
+    """One matrix of the rows of several, one after another. FormatError if they differ in width or
+    type."""
+    first = sources[0]
+    for source in sources:
+        same = (source.type, len(source.shape), source.shape[-1], not source.extents)
+        if same != (first.type, 2, first.shape[-1], not first.extents):
+            raise FormatError(
+                f"{source.file.path}: tensor {quote(source.name)} differs in type or width from "
+                f"{quote(first.name)}"
+            )
+    ends = list(itertools.accumulate(source.shape[0] for source in sources))
+
+    def rows(start: int, end: int) -> Bytes:
+        found, at = [], bisect.bisect_right(ends, start)
+        while start < end:
+            before, until = ends[at] - sources[at].shape[0], min(end, ends[at])
+            found.append(sources[at].rows(start - before, until - before))
+            start, at = until, at + 1
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    return RowSource(
+        name,
+        first.file,
+        first.type,
+        (ends[-1], first.shape[-1]),
         tuple(extent for source in sources for extent in source.extents),
         rows,
         tuple(extent for source in sources for extent in source.sources),
