@@ -216,11 +216,10 @@ ARCHITECTURES = {
     "minimax-m3": Own(
         _EXPERTS
         | {"rope.dimension_count": 8, "expert_weights_scale": 2.0, "expert_shared_count": 2}
-        | {"leading_dense_block_count": 2, "attention.indexer.top_k": 8}
-        | {"attention.indexer.block_size": 16, "attention.indexer.local_blocks": 1}
+        | {"leading_dense_block_count": 2, "attention.indexer.top_k": 3}
+        | {"attention.indexer.block_size": 10, "attention.indexer.local_blocks": 1}
         | {"attention.indexer.head_count": 2, "attention.indexer.key_length": 16},
-        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
-        | {f"blk.{i}.indexer.k_proj.weight": (16, 64) for i in range(2, 8)},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)},
     ),
     "mistral3": Own(_YARN | {"attention.temperature_scale": 0.1}),
     "nemotron_h": Own(_MAMBA2 | _ONE_PART),
@@ -262,6 +261,21 @@ ARCHITECTURES = {
             )
         }
     ),
+    "qwen4exp": Own(
+        _DELTA
+        | _EXPERTS
+        | {"expert_shared_feed_forward_length": 48, "full_attention_interval": 3}
+        | {"hyper_connection.count": 3, "hyper_connection.low_rank": 20}
+        | {"attention.indexer.head_count": 3, "attention.indexer.key_length": 24}
+        | {"attention.indexer.top_k": 20}
+        | {"attention.compress_ratios": np.array([0, 0, 5, 0, 0, 5, 0, 0], np.int32)}
+        | {"ple.layers": np.array([3], np.int32), "ple.ngram_size": 3, "ple.heads_per_ngram": 2}
+        | {"ple.conv_kernel": 4, "ple.eos_token_id": 7, "embedding_length_per_layer_input": 6}
+        | {"ple.layer_multipliers": np.array([2**40 + 15, 2**41 + 77, 2**42 + 1], np.uint64)}
+        | {"ple.head_vocab_sizes": np.array([11, 13, 17, 19], np.uint64)}
+        | {"ple.head_offsets": np.array([0, 11, 24, 41], np.uint64)},
+        {"per_layer_token_embd.weight": (64, 6)},
+    ),
     "qwen3next": Own(_DELTA | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
     "qwen3vl": Own(),
     "qwen3vlmoe": Own(_EXPERTS),
@@ -299,7 +313,7 @@ def write_family_model(folder: Path, architecture: str, **metadata: object) -> P
                 values = 0.2 * (values - 1.0)  # or one of the residuals would be all that counts
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
-        if architecture.startswith(("qwen3", "kimi")):
+        if architecture.startswith(("qwen3", "qwen4", "kimi")):
             values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
         if name.endswith("ffn_gate_tid2eid.weight"):  # different experts of each token
             numbers = random.random((shape[0], 6)).argsort(axis=1)[:, : shape[1]].astype(np.int32)

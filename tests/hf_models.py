@@ -49,7 +49,16 @@ def build(case: Case) -> Any:
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
     # That are part of a model that sees pictures.
-    texts = ("Gemma3", "Gemma3n", "Gemma4", "Llama4", "MiniMaxM3VL", "Qwen3_5", "Qwen3_5Moe")
+    texts = (
+        "Gemma3",
+        "Gemma3n",
+        "Gemma4",
+        "Llama4",
+        "MiniMaxM3VL",
+        "Qwen3_5",
+        "Qwen3_5Moe",
+        "Qwen4Exp",
+    )
     part = "Text" if case.family in texts and not case.sees else ""
     config_class = f"{case.family}{part}Config"
     values = sizes | case.config
@@ -214,6 +223,9 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
                 yield f"blk.{place}.ffn_{part}{suffix}.weight", np.ascontiguousarray(half)
             continue
+        if case.arch == "qwen4exp" and (".ple_embedding." in name or "index_qk_proj" in name):
+            yield from _of_qwen4_exp(config, name, values)
+            continue
         if case.arch == "kimi-linear" and name.endswith("self_attn.conv1d.weight"):
             for part, filters in zip("qkv", np.split(values.squeeze(1), 3), strict=True):
                 place = name.split(".")[2]
@@ -244,7 +256,8 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             values = values[0]  # GGUF has it as a vector
         if case.arch == "falcon-h1":
             values = values * _falcon_factor(config, name)
-        if case.plus_one and name.endswith("norm.weight"):
+        norms = ("norm.weight", "norm_key.weight", "norm_query.weight", "norm_conv.weight")
+        if case.plus_one and name.endswith(norms):
             values = values + np.float32(1.0)
         if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
             values = _neighbours(values, _head_dim(config))
@@ -277,6 +290,16 @@ def _of_gpt_oss(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray
         return
     for first, part in enumerate(("gate", "up")):
         yield f"blk.{place}.ffn_{part}_exps.{suffix}", np.ascontiguousarray(columns[:, first::2])
+
+
+def _of_qwen4_exp(config: Any, name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The table of n-grams, whose constants are metadata; queries and keys of the index."""
+    if name.endswith("ngram_embedding.weight"):
+        yield "per_layer_token_embd.weight", values
+    elif "index_qk_proj" in name:
+        of_q = config.indexer_n_heads * config.indexer_head_dim
+        for part, rows in zip("qk", np.split(values, [of_q]), strict=True):
+            yield f"blk.{name.split('.')[2]}.indexer.{part}_proj.weight", rows
 
 
 def _of_delta_net(

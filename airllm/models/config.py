@@ -6,6 +6,7 @@ from typing import Literal
 from airllm.graph.vocabulary import Gating
 
 __all__ = [
+    "BlockIndexer",
     "DeltaNet",
     "Factors",
     "HyperConnections",
@@ -15,6 +16,7 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "ModelConfig",
+    "NGramTable",
     "Router",
     "SharedKey",
 ]
@@ -33,6 +35,8 @@ class LayerConfig:
     keys_are_values: whether V is what K is made of.
     head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
     selects: whether it selects the positions that tokens see; else an earlier layer has done it.
+    chooses: whether it chooses blocks of positions (ModelConfig.block_indexer); else it sees all.
+    has_ngrams: whether it adds what ModelConfig.ngrams gives.
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
     n_earlier, keeps_residual: see ModelConfig.residual_block. How many residuals are kept before
     the layer, and whether it keeps its own.
@@ -52,6 +56,8 @@ class LayerConfig:
     rope_dims: int = 0
     intermediate_size: int = 0
     selects: bool = True
+    chooses: bool = False
+    has_ngrams: bool = False
     mixer: Mixer = "attention"
     n_earlier: int = 0
     keeps_residual: bool = False
@@ -127,6 +133,44 @@ class Indexer:
 
 
 @dataclass(frozen=True)
+class BlockIndexer:
+    """How a token chooses the blocks of positions that it sees; see GraphBuilder.choose_blocks.
+
+    n_heads, head_dim: of the index's queries. n_local: of the chosen blocks, how many are the last
+    ones in any case. pooled: a key is that of a block, and the heads choose together.
+    """
+
+    n_heads: int
+    head_dim: int
+    block_size: int
+    n_chosen: int
+    n_local: int = 0
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
+class NGramTable:
+    """Rows of a table, chosen by hashes of a token and of those before it; see models.ngrams.
+
+    A row is for an n-gram of 2 tokens to multipliers' number, heads_per_size rows for each. Row
+    number h of a token is one of vocab_sizes[h] rows from offsets[h] on, each of row_width values.
+    end: the token before which nothing counts, and in place of tokens that are not there.
+    """
+
+    multipliers: tuple[int, ...]
+    heads_per_size: int
+    vocab_sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    row_width: int
+    end: int
+
+    @property
+    def width(self) -> int:
+        """The values of a token's rows."""
+        return len(self.offsets) * self.row_width
+
+
+@dataclass(frozen=True)
 class Mamba2:
     """A layer's scan (arXiv:2405.21060), see GraphBuilder.ssm_scan.
 
@@ -178,6 +222,7 @@ class DeltaNet:
     taps: int
     tiled: bool
     decay_bound: float = 0.0
+    gate: Literal["silu", "sigmoid"] = "silu"  # of the gated norm
 
     @property
     def key_width(self) -> int:
@@ -226,6 +271,9 @@ class ModelConfig:
     shared_expert_gated: bool = False  # its output is multiplied by a sigmoid of its input
     latent: Latent | None = None
     indexer: Indexer | None = None
+    block_indexer: BlockIndexer | None = None
+    ngrams: NGramTable | None = None
+    ngram_taps: int = 0  # of the convolution behind them
     shared_key: SharedKey | None = None
     hyper: HyperConnections | None = None  # of n_streams streams
     delta_net: DeltaNet | None = None
@@ -238,6 +286,7 @@ class ModelConfig:
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
     n_streams: int = 1  # residual streams of a token, side by side
+    stream_rank: int = 0  # of the gates that mix them
     laurel_rank: int = 0  # of the matrix that the attention's input goes through beside it
     expert_hidden_size: int = 0  # of a token as experts see it; 0: as the residual
     mamba2: Mamba2 | None = None

@@ -36,7 +36,7 @@ _ARITHMETIC_KEYS = (
     *("attention.", "rope.", "expert", "moe", "attn_", "final_", "logit_scale"),
     *("embedding_scale", "residual_", "leading_dense", "interleave_", "ssm.", "nextn"),
     *("shortconv.", "kda.", "factor.", "activation.", "altup.", "activation_sparsity"),
-    *("hyper_connection.", "hash_layer", "swiglu_"),
+    *("hyper_connection.", "hash_layer", "swiglu_", "ple."),
 )
 _HARMLESS_KEYS = frozenset(["rope.scaling.finetuned"])
 # llama.cpp's numbers; 0: as the family does.

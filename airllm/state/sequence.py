@@ -97,6 +97,14 @@ class SequenceState:
         """The number of tokens, which is the position of the next token."""
         return len(self.tokens)
 
+    def tokens_between(self, first: int, end: int, following: Sequence[int]) -> NDArray[np.int64]:
+        """The tokens at positions [first, end): -1 before the first token. following: those that
+        come after the sequence's own."""
+        n = self.length
+        found = self.tokens[max(first, 0) : end]
+        found += following[max(first - n, 0) : max(end - n, 0)]
+        return np.array([-1] * max(-first, 0) + found, np.int64)
+
     @property
     def nbytes(self) -> int:
         """Bytes of pages and recurrent memory, without checkpoints."""

@@ -28,6 +28,7 @@ __all__ = [
     "FileWeights",
     "WeightSource",
     "check_tensors",
+    "largest_tensor",
     "layers_at_once",
     "places",
     "tensor_name",
@@ -88,7 +89,7 @@ class FileWeights:
         self._gguf = gguf
         self._layers_stay_in_map = "matrix" in backend.keeps
         self._prepared: dict[tuple[str, Role], Any] = {}
-        largest = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
+        largest = largest_tensor(gguf, model)
         memory = np.empty(largest, np.uint8)  # for each tensor in turn
         self._bound = []
         runs = zip(places(model), (embed, *layers, head), strict=True)
@@ -180,6 +181,15 @@ def tensor_name(slot: str, layer: int | None = None) -> str:
 def tensor_of(gguf: ModelFile, slot: Weight, layer: int | None = None) -> Tensor:
     """The tensor of a weight slot, in the slot's shape, see _fits."""
     return replace(gguf.tensors[tensor_name(slot.name, layer)], shape=slot.shape)
+
+
+def largest_tensor(gguf: ModelFile, model: Model) -> int:
+    """Bytes of the largest tensor that a graph has a slot for."""
+    return max(
+        gguf.tensors[tensor_name(slot.name, index)].nbytes
+        for graph, index in places(model)
+        for slot in graph.weights
+    )
 
 
 def check_tensors(gguf: ModelFile, model: Model) -> None:
