@@ -102,6 +102,11 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
     | {"attention.head_count_kv": _every(4, 4)},
     "minimax-m2": _EXPERTS
     | {"expert_gating_func": 2, "rope.dimension_count": 64, "feed_forward_length": 768},
+    "minimax-m3": _EXPERTS
+    | _SIGMOID
+    | {"rope.dimension_count": 64, "attention.indexer.head_count": 4}
+    | {"attention.indexer.key_length": 128, "attention.indexer.top_k": 16}
+    | {"attention.indexer.block_size": 128, "attention.indexer.local_blocks": 1},
     "nemotron_h_moe": _EXPERTS
     | _MAMBA2
     | {"ssm.group_count": 8, "expert_shared_feed_forward_length": 3072}
@@ -113,6 +118,12 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
     "qwen35": _DELTA_NET,
     "qwen35moe": _EXPERTS | _DELTA_NET | {"expert_shared_feed_forward_length": 768},
     "qwen3moe": _EXPERTS,
+    "qwen4exp": _EXPERTS
+    | _DELTA_NET
+    | {"expert_shared_feed_forward_length": 768}
+    | {"hyper_connection.count": 4, "hyper_connection.low_rank": 96}
+    | {"attention.indexer.head_count": 4, "attention.indexer.key_length": 128}
+    | {"attention.indexer.top_k": 2048, "attention.compress_ratios": _every(4, 4)},
 }
 _MAMBA2_FAMILIES = ("granitehybrid", "nemotron_h_moe")
 # Tensors that files of some families have beside others, one value for each of their rows. Graphs
@@ -123,7 +134,8 @@ _BESIDE = {
 }
 _HAVE = {
     "exp_probs_b.bias": (
-        *("deepseek2", "deepseek4", "glm4moe", "lfm2moe", "minimax-m2", "nemotron_h_moe"),
+        *("deepseek2", "deepseek4", "glm4moe", "lfm2moe", "minimax-m2", "minimax-m3"),
+        "nemotron_h_moe",
     ),
     "ssm_conv1d.bias": _MAMBA2_FAMILIES,
 }
