@@ -53,8 +53,8 @@ CORE_SOURCES = {
     "dispatch": ("cpu_features", "dispatch"),
     "threads/all": ("cpu_budget", "crew", "team"),
     "ops/all": (
-        *("attention", "elementwise", "experts", "fused", "heads", "matrix", "ops", "q80"),
-        *("recurrent", "residuals", "sampling", "slices", "sparse", "streams"),
+        *("attention", "blocks", "elementwise", "experts", "fused", "groups", "heads", "matrix"),
+        *("ops", "q80", "recurrent", "residuals", "sampling", "slices", "sparse", "streams"),
     ),
     "graph/all": (
         *("graph", "op_checks", "weights", "executor", "plan"),

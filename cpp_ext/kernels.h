@@ -120,16 +120,29 @@ struct IndexTask {
     float* scores;  // that of position p is written to scores[p]
 };
 
+// Likewise of block_scores.  Block b has the positions from b * block_size on, those from
+// n_positions on left out.
+struct BlockTask {
+    const float* q;  // [n_heads][head_dim]
+    std::size_t n_heads, head_dim;
+    KvRows keys;
+    DType type;  // of the keys: f32, f16 or q8_0
+    std::size_t block_size, n_positions;
+    float* scores;  // that of head h and block b is written to scores[h * stride + b]
+    std::size_t stride;
+};
+
 // The input and output of the causal convolution of a sequence.
 inline constexpr std::size_t conv_max_taps = 8;
 struct ConvTask {
     std::size_t n_tokens, channels, taps;  // 1 to conv_max_taps
-    const float* x;                        // [n_tokens][channels]
-    const float* weight;                   // [channels][taps]
-    const float* bias;                     // [channels], or null
-    bool silu;                             // of the result
-    float* y;                              // as x; may be x
-    float* state;  // [taps - 1][channels]: the inputs of the last tokens, oldest first
+    const float* x;  // [n_tokens][channels], a token `stride` floats from the next
+    std::size_t stride;
+    const float* weight;  // [channels][taps]
+    const float* bias;    // [channels], or null
+    bool silu;            // of the result
+    float* y;             // as x; may be x
+    float* state;         // [taps - 1][channels]: the inputs of the last tokens, oldest first
 };
 
 // The input and output of the gated delta rule: one value head of a sequence.  Token t's rows are
@@ -319,6 +332,11 @@ struct KernelTable {
     // A score does not depend on the positions of the call.  `scratch` holds
     // index_scratch_floats(n_heads, head_dim) floats.
     void (*index_scores)(const IndexTask& task, std::size_t first, std::size_t last,
+                         float* scratch);
+    // Each head's largest product q[h] . k[p] with a position of the block, for blocks
+    // [first, last), none of them empty; products that are NaN do not count, and -inf is the score
+    // without any other.  The scratch is that of index_scores.
+    void (*block_scores)(const BlockTask& task, std::size_t first, std::size_t last,
                          float* scratch);
     std::size_t (*index_scratch_floats)(std::size_t n_heads, std::size_t head_dim);
 

@@ -179,8 +179,9 @@ class SequenceState:
         self,
         page_rows: int,  # positions of a page, a power of 2
         page_bytes: Sequence[int],  # of each table
-        # keys; recurrent floats: first, number; keys of the index
-        layers: Sequence[tuple[_Keys | None, int, int, _Keys | None]],
+        # keys; recurrent floats: first, number; keys of the index, and perhaps of groups, and what
+        # groups and keys of the index are made of
+        layers: Sequence[tuple[_Keys | None, int, int, *tuple[_Keys | None, ...]]],
     ) -> None: ...
     def set_page(self, table: int, index: int, page: NDArray[np.uint8]) -> None: ...
     def keep_pages(self, table: int, first: int, last: int) -> None: ...

@@ -97,6 +97,22 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "deepseek4": Own(
+        _EXPERTS
+        | _YARN
+        | {"block_count": 7, "expert_shared_count": 2, "expert_weights_scale": 1.5}
+        | {"attention.head_count_kv": 1, "attention.key_length": 24, "rope.dimension_count": 8}
+        | {"attention.q_lora_rank": 20, "attention.sliding_window": 20, "hash_layer_count": 2}
+        | {"attention.output_group_count": 2, "attention.output_lora_rank": 18}
+        | {"attention.compress_ratios": np.array([0, 4, 12, 4, 12, 12, 4, 0], np.int32)}
+        | {"attention.compress_rope_freq_base": 160000.0, "expert_gating_func": 4}
+        | {"hyper_connection.count": 3, "hyper_connection.sinkhorn_iterations": 7}
+        | {"hyper_connection.epsilon": 1e-6, "swiglu_clamp_exp": np.full(8, 1.5, np.float32)}
+        | {"expert_weights_norm": True}
+        | _INDEX
+        | {"attention.indexer.top_k": 5},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 7)},
+    ),
     "falcon-h1": Own(
         _MAMBA2
         | {f"factor.{slot}": 0.5 for slot in ("token_embd", "attn_k", "attn_v", "attn_output")}
@@ -203,11 +219,10 @@ ARCHITECTURES = {
     "minimax-m3": Own(
         _EXPERTS
         | {"rope.dimension_count": 8, "expert_weights_scale": 2.0, "expert_shared_count": 2}
-        | {"leading_dense_block_count": 2, "attention.indexer.top_k": 8}
-        | {"attention.indexer.block_size": 16, "attention.indexer.local_blocks": 1}
+        | {"leading_dense_block_count": 2, "attention.indexer.top_k": 3}
+        | {"attention.indexer.block_size": 10, "attention.indexer.local_blocks": 1}
         | {"attention.indexer.head_count": 2, "attention.indexer.key_length": 16},
-        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
-        | {f"blk.{i}.indexer.k_proj.weight": (16, 64) for i in range(2, 8)},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)},
     ),
     "mistral3": Own(_YARN | {"attention.temperature_scale": 0.1}),
     "nemotron_h": Own(_MAMBA2 | _ONE_PART),
@@ -252,6 +267,21 @@ ARCHITECTURES = {
         | {"block_count": 9, "nextn_predict_layers": 1, "expert_shared_feed_forward_length": 48},
         {"blk.8.nextn.eh_proj.weight": (64, 128), "blk.8.nextn.shared_head_norm.weight": (64,)},
     ),
+    "qwen4exp": Own(
+        _DELTA
+        | _EXPERTS
+        | {"expert_shared_feed_forward_length": 48, "full_attention_interval": 3}
+        | {"hyper_connection.count": 3, "hyper_connection.low_rank": 20}
+        | {"attention.indexer.head_count": 3, "attention.indexer.key_length": 24}
+        | {"attention.indexer.top_k": 20}
+        | {"attention.compress_ratios": np.array([0, 0, 5, 0, 0, 5, 0, 0], np.int32)}
+        | {"ple.layers": np.array([3], np.int32), "ple.ngram_size": 3, "ple.heads_per_ngram": 2}
+        | {"ple.conv_kernel": 4, "ple.eos_token_id": 7, "embedding_length_per_layer_input": 6}
+        | {"ple.layer_multipliers": np.array([2**40 + 15, 2**41 + 77, 2**42 + 1], np.uint64)}
+        | {"ple.head_vocab_sizes": np.array([11, 13, 17, 19], np.uint64)}
+        | {"ple.head_offsets": np.array([0, 11, 24, 41], np.uint64)},
+        {"per_layer_token_embd.weight": (64, 6)},
+    ),
     "qwen3vl": Own(),
     "qwen3vlmoe": Own(_EXPERTS),
     "seed_oss": Own(tensors={f"blk.{i}.attn_q.bias": (64,) for i in range(8)}),
@@ -295,8 +325,12 @@ def write_family_model(
                 values = 0.2 * (values - 1.0)  # or one of the residuals would be all that counts
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
-        if architecture.startswith(("qwen3", "kimi")):
+        if architecture.startswith(("qwen3", "qwen4", "kimi")):
             values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
+        if name.endswith("ffn_gate_tid2eid.weight"):  # different experts of each token
+            numbers = random.random((shape[0], 6)).argsort(axis=1)[:, : shape[1]].astype(np.int32)
+            specs.append((name, "i32", shape, numbers))
+            continue
         specs.append((name, "f32", shape, changed(name, values).astype(np.float32)))
     return write_gguf(folder / f"{architecture}.gguf", entries, specs)
 

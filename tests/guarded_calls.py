@@ -180,6 +180,7 @@ def run_ops(group, at_end):
 H, KV, D = 4, 2, 32  # heads, heads of keys and values, values of each
 HEADS = {"n_heads": H, "head_dim": D}
 KVS = {"n_kv_heads": KV, "head_dim": D}
+GROUPED = {"scale": 0.2, "window": 3, "every": 2}
 E, U = 3, 2  # experts, of each token
 
 # op: widths of inputs, widths of outputs, weights, attributes
@@ -200,7 +201,24 @@ OPS = {
     "index_append": ([D], [], [], {"head_dim": D}),
     "index_select": ([3 * D, 3], [5], [], {"n_heads": 3, "head_dim": D}),
     "sparse_attention": ([H * D, 5], [H * D], [], {**HEADS, **KVS, "scale": 0.2}),
-    "conv": ([33], [33], [("vector", 33, 4)], {"taps": 4, "silu": True}),
+    "block_mean": ([33], [33], [], {"block_size": 4}),
+    "choose_blocks": (
+        [2 * D],
+        [2 * 3],
+        [],
+        {"n_heads": 2, "head_dim": D, "block_size": 2, "n_chosen": 3, "n_local": 1},
+    ),
+    "block_attention": (
+        [H * D, 2 * 3],
+        [H * D],
+        [],
+        {**HEADS, **KVS, "scale": 0.2, "block_size": 2, "n_choices": 2},
+    ),
+    "conv": ([33], [33], [("vector", 33, 4)], {"taps": 4, "dilation": 3, "silu": True}),
+    "pool_groups": ([34, 34], [17], [("vector", 4, 34)], {"every": 4, "n_parts": 2}),
+    "group_append": ([D], [], [], {"head_dim": D, "every": 2}),
+    "group_attention": ([H * D], [H * D], [("vector", H)], {**HEADS, **GROUPED}),
+    "sparse_group_attention": ([H * D, 2], [H * D], [("vector", H)], {**HEADS, **GROUPED}),
     "delta_rule": ([66, 66, 4 * 17, 4, 4], [4 * 17], [], {"n_heads": 4, "n_kv_heads": 2}),
     "ssm_scan": ([33, 3, 19, 19], [33], [("vector", 3)] * 3, {"n_groups": 1, "dt_max": 9.0}),
     "l2_norm": ([99], [99], [], {"eps": 1e-6, "n_heads": 3}),
@@ -221,6 +239,7 @@ OPS = {
     "scale_rows": ([33, 1], [33], [], {}),
     "layer_norm": ([33], [33], [("vector", 33)], {"eps": 1e-6}),
     "route": ([16], [8], [("vector", 16)], {"n_used": 4, "n_groups": 4, "n_groups_used": 2}),
+    "route_to": ([16, 4], [8], [], {"n_used": 4, "gating": "sqrtsoftplus"}),
     "expert_linear": ([U * 64, 2 * U], [U * 9], [("experts", 9, 64)], {"n_used": U}),
     "expert_bias": ([U * 33, 2 * U], [U * 33], [("vector", E, 33)], {"n_used": U}),
     "head_linear": ([E * 64], [E * 9], [("experts", 9, 64)], {"n_heads": E}),
@@ -234,6 +253,15 @@ OPS = {
     "put_columns": ([33], [100], [], {"offset": 67}),
     "round_q8": ([96], [96], [], {}),
     "mix_streams": ([99, 12], [4 * 33], [], {"n_streams": 3}),
+    "stream_products": ([99, 99], [3], [], {"n_streams": 3, "factor": 0.3}),
+    "signed_root": ([33], [33], [], {"least": 1e-6}),
+    "hyper_factors": (
+        [15],
+        [15],
+        [("vector", 3), ("vector", 15)],
+        {"n_streams": 3, "n_iterations": 5, "eps": 1e-6},
+    ),
+    "hyper_mix": ([3 * 150, 150, 15], [3 * 150], [], {"n_streams": 3}),
     "add_to_streams": ([99, 33], [99], [], {"first": 1}),
     "match_rms": ([99, 33], [99], [], {"eps": 1e-5}),
     "keep_above": ([33], [33], [], {"factor": 1.6}),
@@ -249,7 +277,7 @@ def weight(f, kind, *shape):
 
 
 # The floats of recurrent memory of an op.
-RECURRENT = {"conv": 3 * 33, "delta_rule": 4 * 33 * 17, "ssm_scan": 33 * 19}
+RECURRENT = {"conv": 3 * 3 * 33, "block_mean": 33, "delta_rule": 4 * 33 * 17, "ssm_scan": 33 * 19}
 
 
 def state(f, kind, capacity, *, latent, indexed, recurrent):
@@ -268,6 +296,25 @@ def state(f, kind, capacity, *, latent, indexed, recurrent):
     for index in range(-(-capacity // 16)):
         page = np.concatenate([kept.reshape(-1).view(np.uint8)] * (1 if latent else 2))
         made.set_page(0, index, f.array(page))
+    return made
+
+
+def state_of_groups(f, kind, capacity):
+    """A sequence of keys of one head, groups of 2 of these, and what groups of 17 are made of, in
+    fenced pages of their own."""
+    one, name = normal(1, 16, D), {"float32": "f32", "float16": "f16"}.get(kind, kind)
+    kept = {"f16": one.astype(np.float16), "q8_0": cpp.quantize(one, "q8_0")}.get(name, one)
+    kept = kept.reshape(-1).view(np.uint8)
+    pending = normal(2, 2, 16, 17).reshape(-1).view(np.uint8)
+    half = pending.nbytes // 2
+    layer = (
+        *((0, 0, 0, name, 1, D, D), 0, 0, None),
+        *((1, 0, 0, name, 1, D, D), (2, 0, half, "f32", 2, 17, 17)),
+    )
+    made = cpp.SequenceState(16, [kept.nbytes, kept.nbytes, pending.nbytes], [layer])
+    for table, rows in enumerate((capacity, capacity // 2, capacity)):
+        for index in range(-(-rows // 16)):
+            made.set_page(table, index, f.array(pending if table == 2 else kept))
     return made
 
 
@@ -294,8 +341,11 @@ def run_executor(at_end):
                     arrays[ins[-1]][:, :U] = np.arange(U) % E
                 before = {name: array.copy() for name, array in arrays.items()}
                 recurrent = RECURRENT.get(kind, 0)
-                latent, indexed = kind == "latent_append", kind.startswith("index_")
-                kept = state(f, kv, n + 3, latent=latent, indexed=indexed, recurrent=recurrent)
+                latent, indexed = kind == "latent_append", kind.startswith(("index_", "choose_"))
+                if "group_a" in kind or kind == "pool_groups":
+                    kept = state_of_groups(f, kv, n + 3)
+                else:
+                    kept = state(f, kv, n + 3, latent=latent, indexed=indexed, recurrent=recurrent)
                 executor.run_layers([bound], arrays, [(n, 3, kept)])
                 for name in outs:
                     assert not np.array_equal(arrays[name], before[name]), kind

@@ -270,7 +270,7 @@ _LFM2_NAMES = {
     **{"feed_forward.gate": "ffn_gate_inp", "feed_forward.expert_bias": "exp_probs_b.bias"},
     "feed_forward.experts.down_proj": "ffn_down_exps",
 }
-DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next")
+DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next", "qwen4exp")
 _DELTA = {
     **{"full_attention_interval": 2, "head_dim": 32, "linear_conv_kernel_dim": 4},
     **{"linear_key_head_dim": 16, "linear_value_head_dim": 16},
@@ -358,6 +358,79 @@ _LLAMA4_NAMES = {
     "feed_forward.experts.down_proj": "ffn_down_exps",
 }
 _FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
+# Those that transformers computes of the seed and 160 tokens.
+_MULTIPLIERS = 25912437101140037, 21043097849633001, 55314113489879299
+_QWEN4_EXP = (
+    {key: value for key, value in _DELTA.items() if key != "full_attention_interval"}
+    | {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    | {"shared_expert_intermediate_size": 64, "output_gate_type": "sigmoid"}
+    | {"layer_types": ["linear_attention", "indexed_attention", "linear_attention"]}
+    | {"hc_count": 3, "hc_lowrank": 32, "rope_parameters": _QWEN35_ROPE}
+    | {"indexer_n_heads": 3, "indexer_kv_heads": 1, "indexer_head_dim": 16}
+    | {"indexer_budget": 16, "indexer_compress_ratio": 4}
+    | {"ple_layer_ids": [3], "ple_embed_dim": 64, "ngram_size": 3, "heads_per_ngram": 1}
+    | {"ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 16}
+    | {"split_ngram_parts": 5, "eos_token_id": 139, "bos_token_id": 1}
+)
+_QWEN4_EXP_KEYS = (
+    {key: value for key, value in _DELTA_KEYS.items() if key != "full_attention_interval"}
+    | {"attention.recurrent_layers": np.array([True, False, True])}
+    | {"expert_shared_feed_forward_length": 64, "expert_weights_norm": True}
+    | {"hyper_connection.count": 3, "hyper_connection.low_rank": 32}
+    | {"attention.indexer.head_count": 3, "attention.indexer.key_length": 16}
+    | {"attention.indexer.top_k": 16, "attention.compress_ratios": np.array([0, 4, 0], np.int32)}
+    | {"ple.layers": np.array([2], np.int32), "ple.ngram_size": 3, "ple.heads_per_ngram": 1}
+    | {"ple.conv_kernel": 4, "ple.eos_token_id": 139, "embedding_length_per_layer_input": 32}
+    | {"ple.layer_multipliers": np.array(_MULTIPLIERS, np.uint64)}
+    | {"ple.head_vocab_sizes": np.array([53, 59], np.uint64)}
+    | {"ple.head_offsets": np.array([0, 53], np.uint64)}
+)
+_QWEN4_EXP_NAMES = {
+    **_DELTA_NAMES,
+    **_SHARED_NAMES,
+    **{
+        f"{stem}_hyper_connection.{part}": f"hc_{name}_{slot}"
+        for stem, name in (("attn", "attn"), ("mlp", "ffn"))
+        for part, slot in (
+            *(("hc_norm", "norm"), ("input_mix_weight_down", "down")),
+            *(("input_mix_weight_up", "up"), ("block_inject_weight", "inject")),
+        )
+    },
+    "hyper_connection_mixer.hc_norm": "output_hc_norm",
+    "hyper_connection_mixer.input_mix_weight_down": "output_hc_down",
+    "hyper_connection_mixer.input_mix_weight_up": "output_hc_up",
+    "self_attn.indexer.q_layernorm": "indexer.q_norm",
+    "self_attn.indexer.k_layernorm": "indexer.k_norm",
+    **{f"ple.{part}_proj": f"ple_{part}" for part in ("key", "value")},
+    **{f"ple.norm_{part}": f"ple_norm_{part}" for part in ("key", "query", "conv")},
+    "ple.conv1d": "ple_conv1d",
+}
+_MINIMAX_M3 = (
+    {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32}
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
+    | {"partial_rotary_factor": 0.5, "rotary_dim": 16, "dense_intermediate_size": 128}
+    | {"shared_intermediate_size": 96, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+    | {"layer_types": ["full_attention"] + 2 * ["minimax_m3_sparse"]}
+    | {"index_n_heads": 2, "index_head_dim": 32, "index_block_size": 16}
+    | {"index_topk_blocks": 8}
+)
+_MINIMAX_M3_KEYS = (
+    {"rope.dimension_count": 16, "expert_gating_func": 2, "expert_weights_norm": True}
+    | {"expert_weights_scale": 2.0, "expert_shared_count": 1}
+    | {"leading_dense_block_count": 1, "feed_forward_length": 128}
+    | {"attention.indexer.head_count": 2, "attention.indexer.key_length": 32}
+    | {"attention.indexer.top_k": 8, "attention.indexer.block_size": 16}
+    | {"attention.indexer.local_blocks": 1}
+)
+_MINIMAX_M3_NAMES = {
+    **{"mlp.gate": "ffn_gate_inp", "mlp.shared_experts.down_proj": "ffn_down_shexp"},
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    **{
+        f"self_attn.indexer.{name}": f"indexer.{name}"
+        for name in ("q_proj", "k_proj", "q_norm", "k_norm")
+    },
+}
+
 CASES = {
     "Llama 2": Case("Llama", "llama", reordered=True),
     "Llama 3.1": Case("Llama", "llama", {"rope_parameters": _LLAMA3_ROPE}, reordered=True),
@@ -465,6 +538,16 @@ CASES = {
         _DELTA_KEYS | {"expert_shared_feed_forward_length": 64},
         names=_DELTA_NAMES | _SHARED_NAMES,
     ),
+    "Qwen3.8-Flash-Next": Case(
+        "Qwen4Exp",
+        "qwen4exp",
+        _QWEN4_EXP,
+        _QWEN4_EXP_KEYS,
+        names=_QWEN4_EXP_NAMES,
+        # As published folders say it.
+        extra={"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+        | {"number_of_conv_states": None},
+    ),
     "GLM-4.5": Case(
         "Glm4Moe",
         "glm4moe",
@@ -495,32 +578,31 @@ CASES = {
     "MiniMax-M3": Case(
         "MiniMaxM3VL",
         "minimax-m3",
-        {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32}
-        | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
-        | {"partial_rotary_factor": 0.5, "rotary_dim": 16, "dense_intermediate_size": 128}
-        | {"shared_intermediate_size": 96, "mlp_layer_types": ["dense", "sparse", "sparse"]}
-        | {"layer_types": ["full_attention"] + 2 * ["minimax_m3_sparse"]}
-        | {"index_n_heads": 2, "index_head_dim": 32, "index_block_size": 16}
-        | {"index_topk_blocks": 8},
-        {"rope.dimension_count": 16, "expert_gating_func": 2, "expert_weights_norm": True}
-        | {"expert_weights_scale": 2.0, "expert_shared_count": 1}
-        | {"leading_dense_block_count": 1, "feed_forward_length": 128}
-        | {"attention.indexer.head_count": 2, "attention.indexer.key_length": 32}
-        | {"attention.indexer.top_k": 8, "attention.indexer.block_size": 16}
-        | {"attention.indexer.local_blocks": 1},
-        names={
-            **{"mlp.gate": "ffn_gate_inp", "mlp.shared_experts.down_proj": "ffn_down_shexp"},
-            "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
-            **{
-                f"self_attn.indexer.{name}": f"indexer.{name}"
-                for name in ("q_proj", "k_proj", "q_norm", "k_norm")
-            },
-        },
+        _MINIMAX_M3,
+        _MINIMAX_M3_KEYS,
+        names=_MINIMAX_M3_NAMES,
         extra={"n_shared_experts": 1, "moe_layer_freq": [0, 1, 1], "scoring_func": "sigmoid"}
         | {
             "sparse_attention_config": {
                 **{"sparse_num_index_heads": 2, "sparse_index_dim": 32},
                 **{"sparse_topk_blocks": 8, "sparse_block_size": 16, "sparse_local_block": 1},
+            }
+        },
+        sees=True,
+    ),
+    "MiniMax-M3 of few blocks": Case(
+        "MiniMaxM3VL",
+        "minimax-m3",
+        _MINIMAX_M3 | {"index_block_size": 8, "index_topk_blocks": 4, "index_local_blocks": 2},
+        _MINIMAX_M3_KEYS
+        | {"attention.indexer.top_k": 4, "attention.indexer.block_size": 8}
+        | {"attention.indexer.local_blocks": 2},
+        names=_MINIMAX_M3_NAMES,
+        extra={"n_shared_experts": 1, "moe_layer_freq": [0, 1, 1], "scoring_func": "sigmoid"}
+        | {
+            "sparse_attention_config": {
+                **{"sparse_num_index_heads": 2, "sparse_index_dim": 32},
+                **{"sparse_topk_blocks": 4, "sparse_block_size": 8, "sparse_local_block": 2},
             }
         },
         sees=True,
@@ -573,6 +655,70 @@ CASES = {
         | {"rope.scaling.yarn_log_multiplier": 0.1},
         names=_INDEX_NAMES,
         extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    ),
+    "DeepSeek-V4": Case(
+        "DeepseekV4",
+        "deepseek4",
+        {
+            **{"num_hidden_layers": 5, "num_key_value_heads": 1, "head_dim": 64},
+            **{"moe_intermediate_size": 32, "n_routed_experts": 6, "num_experts_per_tok": 2},
+            **{"q_lora_rank": 32, "o_groups": 2, "o_lora_rank": 32, "sliding_window": 20},
+            **{"index_n_heads": 16, "index_head_dim": 64, "index_topk": 6},
+            **{"partial_rotary_factor": 0.125, "swiglu_limit": 1.5, "hc_sinkhorn_iters": 7},
+            "compress_rates": {
+                "compressed_sparse_attention": 4,
+                "heavily_compressed_attention": 16,
+            },
+            "layer_types": [
+                "sliding_attention",
+                *["compressed_sparse_attention", "heavily_compressed_attention"] * 2,
+            ],
+            "mlp_layer_types": ["hash_moe"] * 2 + ["moe"] * 3,
+            "rope_parameters": {key: _YARN[key] for key in _YARN if key != "rope_theta"},
+        },
+        {
+            **{"attention.q_lora_rank": 32, "rope.dimension_count": 8},
+            **{"attention.compress_ratios": np.array([0, 4, 16, 4, 16], np.int32)},
+            **{"attention.compress_rope_freq_base": 160000.0, "hash_layer_count": 2},
+            **{"attention.output_group_count": 2, "attention.output_lora_rank": 32},
+            **{"attention.sliding_window": 20, "attention.indexer.head_count": 16},
+            **{"attention.indexer.key_length": 64, "attention.indexer.top_k": 6},
+            **{"hyper_connection.count": 4, "hyper_connection.sinkhorn_iterations": 7},
+            **{"hyper_connection.epsilon": 1e-6, "rope.freq_base": 10000.0},
+            **{"swiglu_clamp_exp": np.full(5, 1.5, np.float32), "expert_gating_func": 4},
+            **{"swiglu_clamp_shexp": np.full(5, 1.5, np.float32), "expert_shared_count": 1},
+            **{"expert_weights_norm": True, "expert_weights_scale": 1.5},
+        }
+        | _YARN_KEYS,
+        names={
+            **{f"hc_head.hc_{part}": f"output_hc_{part}" for part in ("fn", "base", "scale")},
+            **{
+                f"{half}_hc.{part}": f"hc_{half}_{part}"
+                for half in ("attn", "ffn")
+                for part in ("fn", "base", "scale")
+            },
+            **{"self_attn.sinks": "attn_sinks", "self_attn.kv_proj": "attn_kv"},
+            **{"self_attn.q_a_proj": "attn_q_a", "self_attn.q_a_norm": "attn_q_a_norm"},
+            **{"self_attn.q_b_proj": "attn_q_b", "self_attn.kv_norm": "attn_kv_a_norm"},
+            **{"self_attn.o_a_proj": "attn_output_a", "self_attn.o_b_proj": "attn_output_b"},
+            **{
+                f"self_attn.compressor{before}.{own}": f"{slot}_compressor_{it}"
+                for before, slot in (("", "attn"), (".indexer", "indexer"))
+                for own, it in (
+                    *(("kv_proj", "kv"), ("gate_proj", "gate"), ("kv_norm", "norm")),
+                    ("position_bias", "ape.weight."),
+                )
+            },
+            "self_attn.compressor.indexer.q_b_proj": "indexer.attn_q_b",
+            "self_attn.compressor.indexer.scorer.weights_proj": "indexer.proj",
+            "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+            "mlp.gate.tid2eid": "ffn_gate_tid2eid",
+            **{
+                f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp"
+                for part in ("gate", "up", "down")
+            },
+        },
+        extra={"topk_method": "noaux_tc", "expert_dtype": "fp4"},
     ),
     "GLM-5": Case(
         "GlmMoeDsa",

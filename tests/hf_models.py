@@ -49,7 +49,16 @@ def build(case: Case) -> Any:
         "tie_word_embeddings": case.arch.startswith("gemma"),
     }
     # That are part of a model that sees pictures.
-    texts = ("Gemma3", "Gemma3n", "Gemma4", "Llama4", "MiniMaxM3VL", "Qwen3_5", "Qwen3_5Moe")
+    texts = (
+        "Gemma3",
+        "Gemma3n",
+        "Gemma4",
+        "Llama4",
+        "MiniMaxM3VL",
+        "Qwen3_5",
+        "Qwen3_5Moe",
+        "Qwen4Exp",
+    )
     part = "Text" if case.family in texts and not case.sees else ""
     config_class = f"{case.family}{part}Config"
     values = sizes | case.config
@@ -95,6 +104,9 @@ def build(case: Case) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.uniform_(-0.3, 0.3, generator=random)
+            elif name.endswith("tid2eid"):  # different experts of each token
+                chosen = torch.rand(len(buffer), case.n_experts, generator=random)
+                buffer.copy_(chosen.argsort(dim=1)[:, : buffer.shape[1]])
             elif name.endswith("layer_scalar"):
                 buffer.uniform_(0.5, 1.5, generator=random)
     return model
@@ -110,15 +122,19 @@ def logits(model: Any, tokens: list[int]) -> np.ndarray:
 
 def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
     """type: of the matrices; vectors are f32."""
-    tensors = {
-        name: (type if values.ndim > 1 and not name.endswith(_EXACT) else "f32", values)
-        for name, values in _tensors(case, model)
-    }
+    tensors = {name: (_type(name, values, type), values) for name, values in _tensors(case, model)}
     infos = [TensorInfo(name, kind, values.shape) for name, (kind, values) in tensors.items()]
     with GGUFWriter(path, _metadata(case, model.config.get_text_config()), infos) as writer:
         for name, (kind, values) in tensors.items():
-            writer.write(name, values if kind == "f32" else quantize(values, kind))
+            stored = values.astype(np.int32) if kind == "i32" else values
+            writer.write(name, stored if kind in ("f32", "i32") else quantize(values, kind))
     return path
+
+
+def _type(name: str, values: np.ndarray, type: str) -> str:
+    if values.dtype.kind == "i":
+        return "i32"
+    return type if values.ndim > 1 and not name.endswith(_EXACT) else "f32"
 
 
 def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Path:
@@ -207,6 +223,9 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
                 yield f"blk.{place}.ffn_{part}{suffix}.weight", np.ascontiguousarray(half)
             continue
+        if case.arch == "qwen4exp" and (".ple_embedding." in name or "index_qk_proj" in name):
+            yield from _of_qwen4_exp(config, name, values)
+            continue
         if case.arch == "kimi-linear" and name.endswith("self_attn.conv1d.weight"):
             for part, filters in zip("qkv", np.split(values.squeeze(1), 3), strict=True):
                 place = name.split(".")[2]
@@ -237,7 +256,8 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             values = values[0]  # GGUF has it as a vector
         if case.arch == "falcon-h1":
             values = values * _falcon_factor(config, name)
-        if case.plus_one and name.endswith("norm.weight"):
+        norms = ("norm.weight", "norm_key.weight", "norm_query.weight", "norm_conv.weight")
+        if case.plus_one and name.endswith(norms):
             values = values + np.float32(1.0)
         if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
             values = _neighbours(values, _head_dim(config))
@@ -270,6 +290,16 @@ def _of_gpt_oss(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray
         return
     for first, part in enumerate(("gate", "up")):
         yield f"blk.{place}.ffn_{part}_exps.{suffix}", np.ascontiguousarray(columns[:, first::2])
+
+
+def _of_qwen4_exp(config: Any, name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The table of n-grams, whose constants are metadata; queries and keys of the index."""
+    if name.endswith("ngram_embedding.weight"):
+        yield "per_layer_token_embd.weight", values
+    elif "index_qk_proj" in name:
+        of_q = config.indexer_n_heads * config.indexer_head_dim
+        for part, rows in zip("qk", np.split(values, [of_q]), strict=True):
+            yield f"blk.{name.split('.')[2]}.indexer.{part}_proj.weight", rows
 
 
 def _of_delta_net(
@@ -358,6 +388,7 @@ _SIGHT = (".visual.", "vision_tower.", "vision_model.", "embed_vision.", "multi_
 _EXACT = (
     *(".bias", "coef.weight", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d"),
     *(f"conv1d_{part}.weight" for part in "qkv"),
+    *("_ape.weight", "_fn.weight"),
 )
 _NAMES = {
     "embed_tokens": "token_embd",

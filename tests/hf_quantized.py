@@ -47,10 +47,11 @@ def nearest_e4m3(values: np.ndarray) -> np.ndarray:
 
 
 def fp8(values: np.ndarray, scales: str) -> Packed:
-    """scales: "block" of 128 x 128, "row", "tensor", or "one": of a tensor, too, as
-    compressed-tensors writes it."""
+    """scales: "block" of 128 x 128, "powers" of two of such blocks, "row", "tensor", or "one": of a
+    tensor, too, as compressed-tensors writes it."""
     n, k = values.shape
-    height, width = {"block": (128, 128), "row": (1, k)}.get(scales, (n, k))
+    blocks = {"block": (128, 128), "powers": (128, 128), "row": (1, k)}
+    height, width = blocks.get(scales, (n, k))
     down, across = -(-n // height), -(-k // width)
     scale = np.empty((down, across), np.float32)
     codes, found = np.empty((n, k), np.uint8), np.empty((n, k))
@@ -58,8 +59,14 @@ def fp8(values: np.ndarray, scales: str) -> Packed:
         for j in range(across):
             place = np.s_[i * height : (i + 1) * height, j * width : (j + 1) * width]
             scale[i, j] = np.abs(values[place]).max() / 448
+            if scales == "powers":
+                scale[i, j] = 2.0 ** np.ceil(np.log2(scale[i, j]))
             codes[place] = nearest_e4m3(values[place] / float(scale[i, j]))
             found[place] = E4M3[codes[place]] * float(scale[i, j])
+    if scales == "powers":
+        exponents = (np.log2(scale) + 127).astype(np.uint8)
+        own = {".weight": ("F8_E4M3", codes), ".scale": ("F8_E8M0", exponents)}
+        return Packed(own, found)
     name = ".weight_scale_inv" if scales in ("block", "tensor") else ".weight_scale"
     if scales in ("tensor", "one"):
         scale = scale.reshape(() if scales == "tensor" else (1,))
@@ -154,6 +161,14 @@ def mxfp4_packed(values: np.ndarray) -> Packed:
     return Packed({".weight_packed": ("U8", packed), ".weight_scale": tensors["_scales"]}, found)
 
 
+def mxfp4_beside(values: np.ndarray) -> Packed:
+    """[n, k] as DeepSeek V4 stores the same blocks."""
+    tensors, found, _ = mxfp4(values)
+    packed = tensors["_blocks"][1].reshape(values.shape[0], -1).view(np.int8)
+    own = {".weight": ("I8", packed), ".scale": ("F8_E8M0", tensors["_scales"][1])}
+    return Packed(own, found)
+
+
 def along_rows(codes: np.ndarray, order: list[int] | None = None) -> np.ndarray:
     """Eight neighbours of a row in an int32. order: the column of each nibble of the word."""
     words = np.zeros((codes.shape[0], codes.shape[1] // 8), np.uint64)
@@ -201,6 +216,10 @@ FORMATS = {
     "FP8 in blocks": Format(
         fp8, _FP8 | {"weight_block_size": [128, 128]}, "q8_0", {"scales": "block"}
     ),
+    "FP8 in blocks, scales powers of two": Format(
+        fp8, _FP8 | {"weight_block_size": [128, 128]}, "q8_0", {"scales": "powers"}
+    ),
+    "MXFP4 beside FP8": Format(mxfp4_beside, _FP8 | {"weight_block_size": [128, 128]}, "mxfp4"),
     "FP8 by tensor": Format(fp8, _FP8 | {"weight_block_size": None}, "q8_0", {"scales": "tensor"}),
     "FP8 by tensor, of compressed-tensors": Format(
         fp8,

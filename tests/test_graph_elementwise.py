@@ -20,9 +20,9 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
-def swiglu_oai(gate, up, alpha=1.702, limit=7.0):
+def swiglu_oai(gate, up, alpha=1.702, limit=7.0, shift=1.0):
     gate, up = np.minimum(gate.astype(np.float64), limit), np.clip(up, -limit, limit)
-    return gate * sigmoid(alpha * gate) * (up + 1.0)
+    return gate * sigmoid(alpha * gate) * (up + shift)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 5])
@@ -66,6 +66,16 @@ def test_swiglu_oai_takes_any_alpha_and_limit(backend, alpha, limit):
 
     out = run(backend, build, {"gate": gate, "up": up}, {})
     assert_close(out, swiglu_oai(gate, up, alpha, limit))
+
+
+def test_swiglu_oai_adds_another_number_to_up(backend):
+    gate, up = 3 * random(2, 300), 3 * random(2, 300, seed=1)
+
+    def build(g, gate, up):
+        return g.swiglu_oai(gate, up, alpha=1.0, limit=2.0, shift=0.0)
+
+    out = run(backend, build, {"gate": gate, "up": up}, {})
+    assert_close(out, swiglu_oai(gate, up, 1.0, 2.0, 0.0))
 
 
 def test_swiglu_oai_of_special_values_is_its_limit(backend):

@@ -56,6 +56,39 @@ def test_head_norms_of_several_widths_need_no_weights(backend):
     assert_close(run(backend, build, {"x": x}, {}), heads.reshape(2, 48))
 
 
+@pytest.mark.parametrize("n_tokens", [1, 7])
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(("n_heads", "offset"), [(3, 14), (1, 16), (5, 1)])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rope_turns_dimensions_behind_others(
+    backend, n_tokens, in_place, n_heads, offset, interleaved
+):
+    x, angles = random(n_tokens, n_heads * 24), random(n_tokens, 4, seed=1)
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+    def build(g, x, table):
+        copied = g.scale(x)
+        return g.rope(
+            copied,
+            table,
+            n_heads,
+            24,
+            interleaved=interleaved,
+            offset=offset,
+            out=copied if in_place else None,
+        )
+
+    out = run(backend, build, {"x": x, "table": table}, {})
+    expected = x.astype(np.float64).reshape(n_tokens, n_heads, 24).copy()
+    pairs = [(2 * j, 2 * j + 1) if interleaved else (j, j + 4) for j in range(4)]
+    for j, (first, second) in enumerate(pairs):
+        a, b = (expected[:, :, offset + each].copy() for each in (first, second))
+        cos, sin = (f(angles[:, j].astype(np.float64))[:, np.newaxis] for f in (np.cos, np.sin))
+        expected[:, :, offset + first] = a * cos - b * sin
+        expected[:, :, offset + second] = b * cos + a * sin
+    assert_close(out, expected.reshape(x.shape))
+
+
 @pytest.mark.parametrize("width", [5, 700])
 def test_geglu_is_gelu_of_the_gate_times_up(backend, width):
     gate, up = 3 * random(4, width), random(4, width, seed=1)

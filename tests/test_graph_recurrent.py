@@ -107,6 +107,34 @@ def test_sequences_of_a_batch_do_not_touch_each_other(backend):
     np.testing.assert_array_equal(found["y"][:5], run(backend, [8])[:5])
 
 
+@pytest.mark.parametrize("cuts", [[23], [1, 2, 3, 4, 10, 23], list(range(1, 24))])
+@pytest.mark.parametrize(("taps", "dilation"), [(4, 3), (2, 7), (1, 2)])
+def test_the_taps_of_a_convolution_may_lie_apart(backend, cuts, taps, dilation):
+    g = GraphBuilder("conv")
+    x = g.external("x", 40)
+    g.conv(x, g.weight("w", 40, taps), dilation=dilation, out=g.external("y", 40))
+    made, x, weight = g.build(), random(23, 40), random(40, taps, seed=1)
+    executor, state = backend.executor(made, 23), new_state(backend, [state_of(made)], 64)
+    assert state_of(made).recurrent_floats == (taps - 1) * dilation * 40
+    w = backend.weight(made.roles["w"], weight.view(np.uint8), "f32", weight.shape)
+    y, begin = np.full((23, 40), 7, np.float32), 0
+    for end in cuts:
+        part, n = {"x": x[begin:end], "y": y[begin:end]}, end - begin
+        executor.run_layers([executor.bind({"w": w})], part, [(n, begin, state.backing)])
+        begin = end
+    before = np.zeros(((taps - 1) * dilation, 40))
+    padded = np.concatenate([before, x.astype(np.float64)])
+    expected = sum(weight[:, j] * padded[j * dilation : j * dilation + 23] for j in range(taps))
+    assert_close(y, expected, 4e-7)
+
+
+@pytest.mark.parametrize("dilation", [0, 65])
+def test_taps_that_lie_too_far_apart_are_refused(dilation):
+    g = GraphBuilder("conv")
+    with pytest.raises(GraphError, match=f"dilation is {dilation}, expected"):
+        g.conv(g.external("x", 4), g.weight("w", 4, 2), dilation=dilation)
+
+
 def test_a_profile_counts_the_memory_of_the_ops(backend):
     profile = Profile(lambda width: 2 * width)
     executor = profile.wrap(backend.executor(graph(), 4), graph())

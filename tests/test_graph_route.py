@@ -8,7 +8,7 @@ from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import GraphError
 
 N_TOKENS, N_EXPERTS, N_USED = 9, 12, 3
-GATINGS = ["softmax", "sigmoid"]
+GATINGS = ["softmax", "sigmoid", "sqrtsoftplus"]
 
 
 @pytest.fixture(params=["numpy", "cpp"])
@@ -32,6 +32,8 @@ def shares_of(row, gating="softmax"):
     row = row.astype(np.float64)
     if gating == "sigmoid":
         return 1 / (1 + np.exp(-row))
+    if gating == "sqrtsoftplus":
+        return np.sqrt(np.log1p(np.exp(row)))
     return np.exp(row) / np.exp(row).sum()
 
 
@@ -50,6 +52,35 @@ def test_the_largest_shares_are_chosen_in_order(backend, gating, normalized, sca
         share = shares_of(row, gating)
         assert chosen.tolist() == best(share, N_USED)
         assert_close(given, scale * share[chosen] / (share[chosen].sum() if normalized else 1.0))
+
+
+@pytest.mark.parametrize("gating", GATINGS)
+@pytest.mark.parametrize("normalized", [True, False])
+def test_given_experts_get_the_shares_of_a_route(backend, gating, normalized):
+    logits = random(N_TOKENS, N_EXPERTS)
+    order = np.argsort(random(N_TOKENS, N_EXPERTS, seed=1), axis=1)
+    given = order[:, :N_USED].astype(np.float32)
+
+    def build(g, x, experts):
+        return g.route_to(x, experts, normalized=normalized, gating=gating, scale=1.5)
+
+    out = run(backend, build, {"x": logits, "experts": given}, {})
+    np.testing.assert_array_equal(out[:, :N_USED], given)
+    for row, chosen, shares in zip(logits, given.astype(int), out[:, N_USED:], strict=True):
+        share = shares_of(row, gating)[chosen]
+        assert_close(shares, 1.5 * share / (share.sum() if normalized else 1.0))
+
+
+def test_a_given_number_that_is_no_experts_has_no_share():
+    backend = backend_named("cpp")
+    given = np.array([[2, 12], [-1, 3], [np.nan, 0]], np.float32)
+    out = run(
+        backend,
+        lambda g, x, experts: g.route_to(x, experts, normalized=False),
+        {"x": random(3, N_EXPERTS), "experts": given},
+        {},
+    )
+    np.testing.assert_array_equal(np.isnan(out[:, 2:]), [[0, 1], [1, 0], [1, 0]])
 
 
 def test_the_normalized_softmax_over_all_is_that_over_the_chosen_logits(backend):
@@ -158,7 +189,7 @@ def test_all_experts_may_be_used(backend, n_experts):
 
 
 FAULTS = [
-    ({"gating": "tanh"}, "gating is 'tanh', expected one of ('softmax', 'sigmoid')"),
+    ({"gating": "tanh"}, "gating is 'tanh', expected one of ('softmax', 'sigmoid', 'sqrtsof"),
     ({"group_score": "sum"}, "group_score is 'sum', expected one of ('top2', 'max')"),
     ({"scale": float("nan")}, "scale is nan, expected a finite float"),
     ({"scale": 2}, "scale is 2, expected a finite float"),

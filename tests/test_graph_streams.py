@@ -28,6 +28,68 @@ def test_streams_are_mixed_by_the_factors_of_the_token(backend, n_tokens, n_in, 
     assert_close(out, (matrices @ streams(x, n_in)).reshape(n_tokens, -1))
 
 
+def hyper_factors(x, scale, base, n, n_iterations, eps):
+    """float64 of what ops.SIGNATURES says, one matrix at a time."""
+    mixes = x.astype(np.float64)
+    mixes = mixes * np.repeat(scale.astype(np.float64), [n, n, n * n][: len(scale)]) + base
+    out = np.empty_like(mixes)
+    out[:, :n] = 1 / (1 + np.exp(-mixes[:, :n])) + eps
+    if x.shape[1] == n:
+        return out
+    out[:, n : 2 * n] = 2 / (1 + np.exp(-mixes[:, n : 2 * n]))
+    for row, to in zip(mixes[:, 2 * n :], out[:, 2 * n :], strict=True):
+        m = np.exp(row.reshape(n, n))
+        m = m / m.sum(axis=1, keepdims=True) + eps
+        for step in range(2 * n_iterations - 1):
+            axis = step % 2
+            m = m / (m.sum(axis=axis, keepdims=True) + eps)
+        to[:] = m.T.ravel()
+    return out
+
+
+@pytest.mark.parametrize("n_tokens", [1, 70])
+@pytest.mark.parametrize(("n", "n_iterations"), [(4, 20), (1, 3), (3, 1), (16, 5)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_factors_of_hyper_connections(backend, n_tokens, n, n_iterations, whole):
+    width = n * (2 + n) if whole else n
+    x, base = 2 * random(n_tokens, width), random(width, seed=1)
+    scale = random(3 if whole else 1, seed=2)
+
+    def build(g, x, scale, base):
+        return g.hyper_factors(x, scale, base, n, n_iterations, 1e-6)
+
+    out = run(backend, build, {"x": x}, {"scale": scale, "base": base})
+    assert_close(out, hyper_factors(x, scale, base, n, n_iterations, 1e-6))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 70])
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(("n", "width"), [(4, 300), (1, 5), (16, 128)])
+def test_streams_are_mixed_and_a_part_is_added(backend, n_tokens, in_place, n, width):
+    x, part = random(n_tokens, n * width), random(n_tokens, width, seed=1)
+    factors = random(n_tokens, n * (2 + n), seed=2)
+
+    def build(g, x, part, factors):
+        copied = g.scale(x)
+        return g.hyper_mix(copied, part, factors, n, out=copied if in_place else None)
+
+    out = run(backend, build, {"x": x, "part": part, "factors": factors}, {})
+    matrices = factors[:, 2 * n :].astype(np.float64).reshape(n_tokens, n, n)
+    added = factors[:, n : 2 * n, np.newaxis].astype(np.float64) * part[:, np.newaxis]
+    assert_close(out, (matrices @ streams(x, n) + added).reshape(n_tokens, -1))
+
+
+def test_streams_that_hyper_connections_mix_stay_as_large(backend):
+    x = 3 * random(50, 24)
+
+    def build(g, x, scale, base):
+        return g.hyper_factors(x, scale, base, 4, 20, 1e-6)
+
+    out = run(backend, build, {"x": x}, {"scale": np.ones(3, "f4"), "base": np.zeros(24, "f4")})
+    matrices = out[:, 8:].reshape(50, 4, 4)
+    np.testing.assert_allclose(matrices.sum(axis=2), 1.0, atol=1e-5)
+
+
 @pytest.mark.parametrize("n_tokens", [1, 70])
 @pytest.mark.parametrize("first", [0, 1, 3, 9])
 def test_a_part_is_added_to_the_streams_from_the_first_on(backend, n_tokens, first):
@@ -38,6 +100,21 @@ def test_a_part_is_added_to_the_streams_from_the_first_on(backend, n_tokens, fir
     for stream in range(first, 3):
         expected[:, 33 * stream : 33 * (stream + 1)] += part
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 70])
+@pytest.mark.parametrize(("n_streams", "width"), [(3, 96), (1, 5), (2, 701)])
+def test_streams_are_multiplied_and_summed_up(backend, n_tokens, n_streams, width):
+    a, b = random(n_tokens, n_streams * width), random(n_tokens, n_streams * width, seed=1)
+    inputs = {"a": a, "b": b}
+    out = run(backend, lambda g, a, b: g.stream_products(a, b, n_streams, 0.3), inputs, {})
+    assert_close(out, 0.3 * (streams(a, n_streams) * streams(b, n_streams)).sum(axis=-1))
+
+
+def test_a_root_keeps_the_sign(backend):
+    x = np.array([[4.0, -9.0, 0.0, -0.0, 1e-9, -1e-9, np.inf, -np.inf]], np.float32)
+    out = run(backend, lambda g, x: g.signed_root(x, 1e-6), {"x": x}, {})
+    np.testing.assert_allclose(out[0], [2, -3, 0, 0, 1e-3, -1e-3, np.inf, -np.inf], rtol=1e-6)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 70])

@@ -185,6 +185,14 @@ def test_norms_with_a_row_for_each_head_are_float32(tmp_path, type):
     assert found.types["blk.0.attn_q_norm.weight"] == "f32"
 
 
+def test_the_filters_behind_n_grams_are_float32(tmp_path):
+    names = {"blk.1.ple_conv1d.weight": (192, 4), "blk.1.ple_key.weight": (192, 256)}
+    for type in ("q8_0", "q4_k_m"):
+        found = chosen(tmp_path, type, names, arch="qwen4exp", **heads(4, 4, 2)).types
+        assert found["blk.1.ple_conv1d.weight"] == "f32"
+        assert found["blk.1.ple_key.weight"] != "f32"
+
+
 def test_a_matrix_of_one_row_is_a_vector(tmp_path):
     found = chosen(tmp_path, "q4_k_m", {"blk.0.gate.weight": (1, 256)}, **heads(4, 4, 1))
     assert found.types["blk.0.gate.weight"] == "f32"

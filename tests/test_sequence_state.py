@@ -59,7 +59,7 @@ def keys(state: SequenceState, layer: int) -> list[int]:
     """The tokens whose keys a layer has, from the first one on that the next token sees."""
     place = state.layout.layers[layer].keys
     assert place is not None
-    first = state.first_needed(place, state.length)
+    first, _ = state.rows_needed(place, state.length)
     if first == state.length:
         return []
     found, values = state.backing.read(state.backing.keys(layer), first, state.length)

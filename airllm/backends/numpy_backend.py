@@ -35,7 +35,8 @@ class NumpyBackend:
             return rows.dequantize().reshape(shape)
         if role in MANY:
             matrix_shape = shape[1], shape[2]
-            return Experts(numpy_ops.PackedMatrix(part, type, matrix_shape) for part in data)
+            parts = data.reshape(*shape[:2], -1)  # a file may have them below each other
+            return Experts(numpy_ops.PackedMatrix(part, type, matrix_shape) for part in parts)
         kind = numpy_ops.RawRows if role == "rows" else numpy_ops.PackedMatrix
         return kind(data, type, (shape[0], shape[1]))
 

@@ -39,6 +39,11 @@ class TokenSequence:
         """Positions in the state after the batch."""
         return self.past + self.n_tokens
 
+    def group_rows(self, every: int) -> range:
+        """The rows of the buffers of tokens that are the last of a group of `every` positions."""
+        first = self.first + every - 1 - self.past % every
+        return range(first, self.rows.stop, every)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:

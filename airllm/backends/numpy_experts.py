@@ -7,22 +7,38 @@ from airllm import numpy_ops
 from airllm.backends.numpy_batch import TokenBatch, arrays
 from airllm.graph.graph import Op
 
-__all__ = ["expert_bias", "expert_linear", "expert_sum", "route", "scale_shares"]
+__all__ = ["expert_bias", "expert_linear", "expert_sum", "route", "route_to", "scale_shares"]
 
 _LOWEST = np.finfo(np.float32).min
 
 
 def route(op: Op, batch: TokenBatch) -> None:
     logits, out = arrays(op, batch)
-    n_used = int(op.attrs["n_used"])
-    if op.attrs["gating"] == "sigmoid":
-        shares = numpy_ops.sigmoid_apply(logits).astype(np.float32)
-    else:
-        shares = numpy_ops.softmax(logits)
+    n_used, shares = int(op.attrs["n_used"]), _shares(op, logits)
     ranks = _ranks(shares + batch.weights[op.weights[0]] if op.weights else shares)
     if int(op.attrs["n_groups_used"]) < int(op.attrs["n_groups"]):
         ranks = _best_groups(op, ranks)
     experts = np.argsort(-ranks, axis=-1, kind="stable")[:, :n_used]  # lowest number first
+    _write_route(op, shares, experts, out)
+
+
+def route_to(op: Op, batch: TokenBatch) -> None:
+    logits, numbers, out = arrays(op, batch)
+    _write_route(op, _shares(op, logits), numbers.astype(np.int64), out)
+
+
+def _shares(op: Op, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    if op.attrs["gating"] == "softmax":
+        return numpy_ops.softmax(logits)
+    if op.attrs["gating"] == "sigmoid":
+        return numpy_ops.sigmoid_apply(logits).astype(np.float32)
+    return np.sqrt(np.logaddexp(0.0, logits.astype(np.float64))).astype(np.float32)
+
+
+def _write_route(
+    op: Op, shares: NDArray[np.float32], experts: NDArray[np.int64], out: NDArray[np.float32]
+) -> None:
+    n_used = int(op.attrs["n_used"])
     chosen = np.take_along_axis(shares, experts, axis=-1)
     if op.attrs["normalized"]:
         chosen /= chosen.sum(axis=-1, keepdims=True) + np.float32(1e-20)

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm import numpy_ops
+from airllm.backends import numpy_blocks as blocks
 from airllm.backends import numpy_experts as experts
+from airllm.backends import numpy_groups as groups
 from airllm.backends import numpy_recurrent as recurrent
 from airllm.backends import numpy_sparse as sparse
 from airllm.backends.numpy_batch import TokenBatch, arrays
@@ -68,7 +70,15 @@ def _linear(op: Op, batch: TokenBatch) -> None:
 def _rope(op: Op, batch: TokenBatch) -> None:
     x, table, out = arrays(op, batch)
     n_heads, head_dim = int(op.attrs["n_heads"]), int(op.attrs["head_dim"])
-    numpy_ops.rope_apply(x, table, n_heads, head_dim, bool(op.attrs["interleaved"]), out)
+    interleaved, offset = bool(op.attrs["interleaved"]), int(op.attrs["offset"])
+    if not offset:
+        numpy_ops.rope_apply(x, table, n_heads, head_dim, interleaved, out)
+        return
+    heads, results = (each.reshape(batch.n_tokens, n_heads, head_dim) for each in (x, out))
+    rotated = np.ascontiguousarray(heads[:, :, offset:]).reshape(batch.n_tokens, -1)
+    numpy_ops.rope_apply(rotated, table, n_heads, head_dim - offset, interleaved, rotated)
+    results[:, :, :offset] = heads[:, :, :offset]
+    results[:, :, offset:] = rotated.reshape(batch.n_tokens, n_heads, -1)
 
 
 def _kv_append(op: Op, batch: TokenBatch) -> None:
@@ -186,7 +196,7 @@ def _swiglu_oai(op: Op, batch: TokenBatch) -> None:
     alpha, limit = float(op.attrs["alpha"]), float(op.attrs["limit"])
     gated = np.maximum(np.minimum(gate, limit), -1e30).astype(np.float64)  # inf * 0 is NaN
     held = np.clip(up.astype(np.float64), -limit, limit)
-    out[...] = gated * numpy_ops.sigmoid_apply(alpha * gated) * (held + 1.0)
+    out[...] = gated * numpy_ops.sigmoid_apply(alpha * gated) * (held + float(op.attrs["shift"]))
 
 
 def _scale(op: Op, batch: TokenBatch) -> None:
@@ -202,6 +212,33 @@ def _mix_streams(op: Op, batch: TokenBatch) -> None:
     streams = x.reshape(batch.n_tokens, n_in, -1)
     matrices = factors.reshape(batch.n_tokens, n_out, n_in)
     np.einsum("tij,tjk->tik", matrices, streams, out=out.reshape(batch.n_tokens, n_out, -1))
+
+
+def _hyper_factors(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    n, eps = int(op.attrs["n_streams"]), float(op.attrs["eps"])
+    scale, base = (batch.weights[name].astype(np.float64) for name in op.weights)
+    parts = [n] if x.shape[1] == n else [n, n, n * n]
+    mixes = x * np.repeat(scale, parts) + base  # float64
+    out[:, :n] = numpy_ops.sigmoid_apply(mixes[:, :n]) + eps
+    if len(parts) == 1:
+        return
+    out[:, n : 2 * n] = 2.0 * numpy_ops.sigmoid_apply(mixes[:, n : 2 * n])
+    matrices = mixes[:, 2 * n :].reshape(-1, n, n)
+    matrices = np.exp(matrices - matrices.max(axis=2, keepdims=True))
+    matrices = matrices / matrices.sum(axis=2, keepdims=True) + eps
+    for axis in [1, *[2, 1] * (int(op.attrs["n_iterations"]) - 1)]:
+        matrices /= matrices.sum(axis=axis, keepdims=True) + eps
+    out[:, 2 * n :] = matrices.swapaxes(1, 2).reshape(-1, n * n)
+
+
+def _hyper_mix(op: Op, batch: TokenBatch) -> None:
+    x, part, factors, out = arrays(op, batch)
+    n = int(op.attrs["n_streams"])
+    matrices = factors[:, 2 * n :].reshape(-1, n, n)
+    mixed = np.einsum("tij,tjk->tik", matrices, x.reshape(batch.n_tokens, n, -1))
+    added = factors[:, n : 2 * n, np.newaxis] * part[:, np.newaxis]
+    np.add(mixed, added, out=out.reshape(mixed.shape))
 
 
 def _add_to_streams(op: Op, batch: TokenBatch) -> None:
@@ -220,6 +257,19 @@ def _match_rms(op: Op, batch: TokenBatch) -> None:
     )
     factors = np.sqrt(wanted / found).astype(np.float32)[..., np.newaxis]
     np.multiply(streams, factors, out=out.reshape(streams.shape))
+
+
+def _stream_products(op: Op, batch: TokenBatch) -> None:
+    a, b, out = arrays(op, batch)
+    streams = batch.n_tokens, int(op.attrs["n_streams"]), -1
+    products = a.reshape(streams).astype(np.float64) * b.reshape(streams)
+    out[...] = products.sum(axis=-1) * float(op.attrs["factor"])
+
+
+def _signed_root(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    size = np.maximum(np.abs(x), np.float32(op.attrs["least"]))
+    np.multiply(np.sign(x), np.sqrt(size), out=out)
 
 
 def _keep_above(op: Op, batch: TokenBatch) -> None:
@@ -325,10 +375,18 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "index_append": sparse.index_append,
     "index_select": sparse.index_select,
     "sparse_attention": sparse.sparse_attention,
+    "block_mean": blocks.block_mean,
+    "choose_blocks": blocks.choose_blocks,
+    "block_attention": blocks.block_attention,
+    "pool_groups": groups.pool_groups,
+    "group_append": groups.group_append,
+    "group_attention": groups.group_attention,
+    "sparse_group_attention": groups.group_attention,
     "swiglu": _swiglu,
     "geglu": _geglu,
     "softcap": _softcap,
     "route": experts.route,
+    "route_to": experts.route_to,
     "expert_linear": experts.expert_linear,
     "expert_sum": experts.expert_sum,
     "add": _add,
@@ -350,8 +408,12 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "glu_linear": _glu_linear,
     "rope_append": _rope_append,
     "mix_streams": _mix_streams,
+    "hyper_factors": _hyper_factors,
+    "hyper_mix": _hyper_mix,
     "add_to_streams": _add_to_streams,
     "match_rms": _match_rms,
+    "stream_products": _stream_products,
+    "signed_root": _signed_root,
     "keep_above": _keep_above,
     "multiply": _multiply,
     "silu": _silu,

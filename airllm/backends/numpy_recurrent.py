@@ -22,9 +22,18 @@ def _states(op: Op, batch: TokenBatch, shape: tuple[int, ...]) -> list[Recurrent
 
 def conv(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
-    states = _states(op, batch, (int(op.attrs["taps"]) - 1, x.shape[1]))
-    weight = batch.weights[op.weights[0]]
-    ops.causal_conv_apply(x, weight, None, bool(op.attrs["silu"]), states, out)
+    dilation = int(op.attrs["dilation"])
+    states = _states(op, batch, (dilation, int(op.attrs["taps"]) - 1, x.shape[1]))
+    weight, silu = batch.weights[op.weights[0]], bool(op.attrs["silu"])
+    # Tokens whose positions are alike modulo the dilation are a sequence of their own.
+    for s, (n_tokens, state) in zip(batch.sequences, states, strict=True):
+        for phase in range(min(dilation, n_tokens)):
+            rows = slice(s.first + phase, s.first + n_tokens, dilation)
+            own = state[(s.past + phase) % dilation]
+            part = x[rows].copy()
+            alone = [RecurrentSequence(len(part), own)]
+            ops.causal_conv_apply(part, weight, None, silu, alone, part)
+            out[rows] = part
 
 
 def delta_rule(op: Op, batch: TokenBatch) -> None:

@@ -12,20 +12,22 @@ __all__ = ["index_append", "index_select", "sparse_attention"]
 
 
 def index_append(op: Op, batch: TokenBatch) -> None:
-    keys = batch.buffers[op.inputs[0]]
+    keys, every = batch.buffers[op.inputs[0]], int(op.attrs["every"])
     for s in batch.sequences:
-        s.kept.write(s.kept.index(s.layer), s.past, [keys[s.rows].reshape(s.n_tokens, 1, -1)])
+        own = keys[s.group_rows(every)]
+        s.kept.write(s.kept.index(s.layer), s.past // every, [own[:, np.newaxis]])
 
 
 def index_select(op: Op, batch: TokenBatch) -> None:
     q, weights, out = arrays(op, batch)
-    n = out.shape[1]
+    n, every = out.shape[1], int(op.attrs["every"])
     queries = q.reshape(batch.n_tokens, int(op.attrs["n_heads"]), -1)
     for s in batch.sequences:
-        keys = widened(s.kept.read(s.kept.index(s.layer), 0, s.end)[0][0])  # [n_kv, head_dim]
-        for row, seen in zip(
+        keys = widened(s.kept.read(s.kept.index(s.layer), 0, s.end // every)[0][0])
+        for row, end in zip(  # keys: [n_kv, head_dim]
             range(s.rows.start, s.rows.stop), range(s.past + 1, s.end + 1), strict=True
         ):
+            seen = end // every
             if seen <= n:
                 out[row] = -1.0
                 out[row, :seen] = np.arange(seen)

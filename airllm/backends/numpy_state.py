@@ -38,7 +38,7 @@ class NumpyState:
 
     def recurrent(self, layer: int) -> NDArray[np.float32]:
         """The layer's recurrent memory."""
-        _, first, count, _ = self._layers[layer]
+        _, first, count, *_ = self._layers[layer]
         return self._recurrent[first : first + count]
 
     def keys(self, layer: int) -> KeysArgument:
@@ -50,9 +50,21 @@ class NumpyState:
 
     def index(self, layer: int) -> KeysArgument:
         """ValueError if the layer keeps no keys of an index."""
-        argument = self._layers[layer][3]
-        if argument is None:
-            raise ValueError(f"layer {layer} keeps no index")
+        return self._other(layer, 3, "index")
+
+    def groups(self, layer: int) -> KeysArgument:
+        """ValueError if the layer keeps no keys of groups."""
+        return self._other(layer, 4, "groups")
+
+    def pending(self, layer: int, *, of_index: bool) -> KeysArgument:
+        """What groups are made of. ValueError if the layer keeps no such thing."""
+        return self._other(layer, 6 if of_index else 5, "tokens for groups")
+
+    def _other(self, layer: int, place: int, what: str) -> KeysArgument:
+        of_layer = self._layers[layer]
+        argument = of_layer[place] if place < len(of_layer) else None
+        if not isinstance(argument, tuple):
+            raise ValueError(f"layer {layer} keeps no {what}")
         return argument
 
     def write(self, keys: KeysArgument, first: int, parts: Sequence[NDArray[Any]]) -> None:
@@ -71,6 +83,10 @@ class NumpyState:
     def read(self, keys: KeysArgument, first: int, last: int) -> list[NDArray[Any]]:
         """Copies of the keys and the values of positions [first, last), [n_kv_heads, last - first,
         width] each; for Q8_0 the last axis counts bytes."""
+        if first == last:
+            *_, kind, n_kv_heads, head_dim, value_dim = keys
+            sizes = [row_bytes(kind, n) // _DTYPES[kind].itemsize for n in (head_dim, value_dim)]
+            return [np.empty((n_kv_heads, 0, size), _DTYPES[kind]) for size in sizes]
         numbers = range(first // self._page_rows, -(-last // self._page_rows))
         pages = [self._parts(keys, index) for index in numbers]
         begin = first - numbers.start * self._page_rows

@@ -134,18 +134,22 @@ class Profile:
 
 # ---- the work of an op ---------------------------------------------------------------------------
 
-_ATTENDS = ("attention", "sparse_attention")
+_ATTENDS_GROUPS = ("group_attention", "sparse_group_attention")
+_ATTENDS = ("attention", "sparse_attention", "block_attention", *_ATTENDS_GROUPS)
 
 
 def _flops(graph: Graph, op: Op, run: _Run) -> int:
     n_tokens = sum(n for n, _ in run.counts)
     if op.kind in _ATTENDS:
-        dims = int(op.attrs["head_dim"]) + int(op.attrs["value_dim"])
+        dims = int(op.attrs["head_dim"]) + int(op.attrs.get("value_dim", op.attrs["head_dim"]))
         per_position = 2 * int(op.attrs["n_heads"]) * dims
         return per_position * _seen(graph, op, run, each_token=True)
     if op.kind == "index_select":  # a product, its maximum with 0, and the weighted sum
         per_position = int(op.attrs["n_heads"]) * (2 * int(op.attrs["head_dim"]) + 3)
-        return per_position * _scored(graph, op, run, each_token=True)
+        return per_position * _scored(op, run, each_token=True)
+    if op.kind == "choose_blocks":  # a product, its maximum and, if pooled, the sum of the heads
+        per_key = int(op.attrs["n_heads"]) * (2 * int(op.attrs["head_dim"]) + 1 + _pooled(op))
+        return per_key * sum(_keys_scored(op, run))
     signature = SIGNATURES[op.kind]
     names = dict(zip(signature.inputs, op.inputs, strict=True)) | {"out": op.output}
     widths = {buffer.name: buffer.width for buffer in graph.buffers}
@@ -185,26 +189,48 @@ def _nbytes(
         n_kv_heads = int(op.attrs["n_kv_heads"])
         for name in op.inputs[: 1 if op.kind == "latent_append" else 2]:
             total += n_tokens * n_kv_heads * kv_row_bytes(widths[name] // n_kv_heads)
-    elif op.kind == "index_append":
-        total += n_tokens * kv_row_bytes(int(op.attrs["head_dim"]))
+    elif op.kind in ("index_append", "group_append"):
+        total += _groups(op, run) * kv_row_bytes(int(op.attrs["head_dim"]))
+    elif op.kind == "pool_groups":  # what is kept of each token, and of the tokens of whole groups
+        total += 2 * 4 * widths[op.inputs[0]] * (n_tokens + _groups(op, run) * _every(op))
     elif op.kind == "index_select":
-        scored = _scored(graph, op, run, each_token=False)
+        scored = _scored(op, run, each_token=False)
+        total += scored * kv_row_bytes(int(op.attrs["head_dim"]))
+    elif op.kind == "choose_blocks":
+        scored = max(_keys_scored(op, run), default=0)
         total += scored * kv_row_bytes(int(op.attrs["head_dim"]))
     elif op.kind in _ATTENDS:
         positions = _seen(graph, op, run, each_token=False)
-        dims = [int(op.attrs["head_dim"]), int(op.attrs["value_dim"])]
+        dims = [int(op.attrs["head_dim"]), int(op.attrs.get("value_dim", 0))]
         if any(each.kind == "latent_append" for each in graph.ops):
             dims = dims[:1]  # the values are in the keys
-        total += positions * int(op.attrs["n_kv_heads"]) * sum(map(kv_row_bytes, dims))
+        total += positions * int(op.attrs.get("n_kv_heads", 1)) * sum(map(kv_row_bytes, dims))
     return total
 
 
+def _every(op: Op) -> int:
+    """Positions of a group."""
+    return int(op.attrs.get("every", 1))
+
+
+def _groups(op: Op, run: _Run) -> int:
+    """The groups whose last tokens are in a run."""
+    return sum((past + n) // _every(op) - past // _every(op) for n, past in run.counts)
+
+
 def _seen(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
-    """Positions that attention sees, counted for each token that sees them, or once."""
+    """Positions that attention sees, counted for each token that sees them, or once; with groups, a
+    group as one."""
+    if op.kind in _ATTENDS_GROUPS:
+        return _window_and_groups(graph, op, run, each_token=each_token)
     if op.kind == "sparse_attention":
         most = graph.call(op).inputs[1].width
         selected = sum(min(past + t + 1, most) for n, past in run.counts for t in range(n))
         return selected if each_token else min(selected, sum(past + n for n, past in run.counts))
+    if op.kind == "block_attention":
+        ends = [past + t + 1 for n, past in run.counts for t in range(n)]
+        chosen = sum(_seen_of_blocks(graph, op, end) for end in ends)
+        return chosen if each_token else min(chosen, sum(past + n for n, past in run.counts))
     window, chunked = int(op.attrs["window"]), bool(op.attrs["chunked"])
 
     def seen(position: int, end: int) -> int:
@@ -215,10 +241,58 @@ def _seen(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
     return sum(seen(past, past + n) for n, past in run.counts)
 
 
-def _scored(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
-    """Positions that index_select scores, likewise: none for a token that sees them all."""
-    selected = next(buffer.width for buffer in graph.buffers if buffer.name == op.output)
+def _window_and_groups(graph: Graph, op: Op, run: _Run, *, each_token: bool) -> int:
+    window, every = int(op.attrs["window"]), _every(op)
+    most = graph.call(op).inputs[1].width if op.kind == "sparse_group_attention" else None
+    total = 0
+    for n, past in run.counts:
+        near = [min(past + t + 1, window) for t in range(n)]
+        groups = [(past + t + 1) // every for t in range(n)]
+        seen = groups if most is None else [min(each, most) for each in groups]
+        if each_token:
+            total += sum(near) + sum(seen)
+        else:  # the first token's window and the batch; no more groups than there are
+            total += min(past + n, window + n - 1) + min(sum(seen), groups[-1])
+    return total
+
+
+def _scored(op: Op, run: _Run, *, each_token: bool) -> int:
+    """Positions, or groups, that index_select scores, likewise: none for a token that sees them
+    all."""
+    selected, every = int(op.attrs["n_selected"]), _every(op)
     of_tokens = [
-        [past + t + 1 for t in range(n) if past + t + 1 > selected] for n, past in run.counts
+        [seen for t in range(n) if (seen := (past + t + 1) // every) > selected]
+        for n, past in run.counts
     ]
     return sum(sum(seen) if each_token else max(seen, default=0) for seen in of_tokens)
+
+
+def _pooled(op: Op) -> bool:
+    """Whether the keys that choose_blocks reads are those of blocks."""
+    return bool(op.attrs["pooled"])
+
+
+def _keys_scored(op: Op, run: _Run) -> list[int]:
+    """How many keys choose_blocks scores for each token: none if the token sees all blocks."""
+    size, n_chosen = int(op.attrs["block_size"]), int(op.attrs["n_chosen"])
+    found = []
+    for end in (past + t + 1 for n, past in run.counts for t in range(n)):
+        if _pooled(op):
+            others, wanted = end // size, n_chosen
+        else:
+            n_local = min(int(op.attrs["n_local"]), -(-end // size))
+            others, wanted = -(-end // size) - n_local, n_chosen - n_local
+        keys = others if _pooled(op) else min(others * size, end)
+        found.append(keys if others > wanted else 0)
+    return found
+
+
+def _seen_of_blocks(graph: Graph, op: Op, end: int) -> int:
+    """Positions that block_attention sees, of a token with `end` positions up to its own. Its own
+    block is among them."""
+    size, n_choices = int(op.attrs["block_size"]), int(op.attrs["n_choices"])
+    n_blocks = graph.call(op).inputs[1].width // n_choices
+    makes = next((each for each in graph.ops if op.inputs[1] in each.outputs), None)
+    if makes is not None and makes.kind == "choose_blocks" and _pooled(makes):
+        return min(end, (n_blocks - 1) * size + end % size)
+    return min(end, (n_blocks - 1) * size + (end - 1) % size + 1)

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from airllm.backends import Backend
 from airllm.graph.graph import Graph, Op
 
+_ROUTES = "route", "route_to"
+
 # From the numbers of experts to the weights of the slots with the role "experts".
 FetchExperts = Callable[[Sequence[int]], Mapping[str, Any]]
 
 
 def split_at_route(graph: Graph) -> tuple[Graph, Graph]:
-    """Splits a graph after its only `route` op. Buffers that the second half reads from the first
-    are external to both."""
-    [end] = [index + 1 for index, op in enumerate(graph.ops) if op.kind == "route"]
+    """Splits a graph after its only op that makes a route. Buffers that the second half reads from
+    the first are external to both."""
+    [end] = [index + 1 for index, op in enumerate(graph.ops) if op.kind in _ROUTES]
     first, second = graph.ops[:end], graph.ops[end:]
     crossing = _names(first) & _names(second)
     return (

@@ -1,6 +1,6 @@
 """The forward pass: tokens through embedding, layers and head, one layer at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
 from airllm.engine.next_tokens import NextTokens
+from airllm.models.ngrams import TABLE, row_numbers
 from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
@@ -19,6 +20,7 @@ from airllm.state.sequence import SequenceState
 from airllm.util.progress import OnProgress, part_of
 from airllm.weights.open_weights import layer_executor, open_weights
 from airllm.weights.plan_model import PlannedModel
+from airllm.weights.row_table import RowTable
 
 Logits = NDArray[np.float32]
 
@@ -67,6 +69,7 @@ class Decoder:
         self._embedded = model.carried_to(model.embed)
         self._carried_to = [model.carried_to(kind.graph) for kind in model.kinds]
         self._carried_to_head = model.carried_to(model.head)
+        self._ngrams = RowTable(planned.file, TABLE) if config.ngrams is not None else None
         self._closed = False
         self.weights = open_weights(
             planned.file,
@@ -273,7 +276,7 @@ class Decoder:
         try:
             for state, _ in appended.values():
                 state.begin(ahead=ahead)
-            self._run(parts, on_layer)
+            self._run(parts, on_layer, {key: tokens for key, (_, tokens) in appended.items()})
         except BaseException:
             for state, _ in appended.values():
                 state.recover()
@@ -282,7 +285,13 @@ class Decoder:
             for state, tokens in appended.values():
                 state.advance(tokens)
 
-    def _run(self, parts: Sequence["_Part"], on_layer: OnProgress | None) -> None:
+    def _run(
+        self,
+        parts: Sequence["_Part"],
+        on_layer: OnProgress | None,
+        appended: Mapping[int, Sequence[int]],
+    ) -> None:
+        """appended: the tokens of the pass, by the id() of their sequence's state."""
         n = sum(len(part.tokens) for part in parts)
         # Several batches in one pass need rows for all of their tokens.
         all_rows = self._carried if n <= self._batch_size else self._carried_rows(n)
@@ -297,6 +306,8 @@ class Decoder:
             for part, rows in zip(parts, carried, strict=True):
                 buffers = {"tokens": part.tokens} | {name: rows[name] for name in self._embedded}
                 _run_whole(self._embed, bound, buffers, part, len(part.tokens), threads)
+        for part, rows in zip(parts, carried, strict=True):
+            self._look_up(part, rows, appended)
         self._run_layers(parts, carried, threads, on_layer)
         if self.next_tokens is not None and parts[0].sequences[0][2] is self.state:
             # Such a pass has no other sequence, and its tokens are neighbours.
@@ -311,6 +322,23 @@ class Decoder:
             with self.weights.head() as bound:
                 for part, rows in zip(parts, carried, strict=True):
                     self._run_head(bound, part, rows, threads)
+
+    def _look_up(
+        self, part: "_Part", rows: "_Buffers", appended: Mapping[int, Sequence[int]]
+    ) -> None:
+        """Reads the rows of a table that the n-grams of the part's tokens choose."""
+        if self._ngrams is None:
+            return
+        found = self._model.config.ngrams
+        assert found is not None
+        before = len(found.multipliers) - 1
+        numbers = []
+        for count, past, state in part.sequences:
+            following = appended[id(state)]
+            tokens = state.tokens_between(past - before, past + count, following)
+            numbers.append(row_numbers(found, tokens))  # [count, n_heads]
+        looked_up = self._ngrams.rows(np.concatenate(numbers))  # [n_tokens, n_heads, row_width]
+        rows["ngrams"][...] = looked_up.reshape(len(part.tokens), found.width)
 
     def _carried_rows(self, n: int) -> "_Buffers":
         """Memory for what passes from graph to graph: the residual, [n, hidden_size], which each

@@ -72,6 +72,10 @@ REMOVED_TYPES: dict[int, str] = {
     38: "iq4_nl_8_8",
 }
 
+# The type of tables of numbers, which a family reads as float32, and how their names end.
+INTEGERS = "i32"
+INTEGER_TABLES = ("ffn_gate_tid2eid.weight",)
+
 # The types that this package computes with.
 SUPPORTED_TYPES = (
     *("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"),

@@ -22,7 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from airllm.formats.ggml_types import REMOVED_TYPES, SUPPORTED_TYPES, TYPES
+from airllm.formats.ggml_types import (
+    INTEGER_TABLES,
+    INTEGERS,
+    REMOVED_TYPES,
+    SUPPORTED_TYPES,
+    TYPES,
+)
 from airllm.formats.mapped_file import MappedFile, quote
 from airllm.formats.model_file import Extent, Tensor
 from airllm.util.metadata import FormatError, Metadata
@@ -269,7 +275,8 @@ def _read_tensor(reader: _Reader) -> Tensor:
     number, offset = reader.u32(f"the type of {what}"), reader.u64(f"the offset of {what}")
 
     kind = TYPES.get(number)
-    if kind is None or kind.name not in SUPPORTED_TYPES:
+    table = kind is not None and kind.name == INTEGERS and name.endswith(INTEGER_TABLES)
+    if kind is None or (kind.name not in SUPPORTED_TYPES and not table):
         name_of_type = kind.name if kind else REMOVED_TYPES.get(number, f"number {number}")
         raise reader.fault(
             f"{what} is of type {name_of_type.upper()}; supported are"

@@ -44,7 +44,9 @@ class Slots:
     [n_heads, rows, k].
     head_parts: the matrix has the rows of one head after another, in parts; for each part the index
     of its name, and its rows. A tensor has its first part of all heads, then its second, and so on.
+    joined: the name's * counts parts, whose rows follow each other. They are no layer's tensor.
     rows: of a tensor of floats; rows of zeros follow those that the folder has. 0: as it has.
+    below: the tensor has integers from 0 on, below this number; as float32, which has them all.
     """
 
     names: tuple[str, ...]
@@ -52,7 +54,9 @@ class Slots:
     transposed: bool = False
     head_rows: tuple[int, int] | None = None
     head_parts: tuple[tuple[int, int], ...] = ()
+    joined: bool = False
     rows: int = 0
+    below: int = 0
 
 
 # Of tensors, without the layer's prefix and ".weight": from Hugging Face's to GGUF's, for instance
@@ -76,6 +80,8 @@ class HFConfig:
     tensors: float32 arrays that GGUF has as tensors, by name.
     quantization: of the weights; None if they are floats.
     changed: what GGUF's values of a slot are, given the folder's, float32 both.
+    constants: what int64 tensors of the folder must be, by their names in a layer's part; GGUF has
+    them as metadata.
     """
 
     metadata: dict[str, object]
@@ -87,6 +93,7 @@ class HFConfig:
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     quantization: Quantization | None = None
     changed: Mapping[str, Change] = field(default_factory=dict)
+    constants: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def with_heads(self, n_heads: int) -> dict[str, object]:
         """The metadata of a folder that has so many next-token heads."""

@@ -25,13 +25,16 @@ _HEAD = "lm_head.weight"
 _HEADS = re.compile(r"(.*\.)?lm_head\.(q?weight\w*|qzeros|scales|g_idx)")  # also quantised
 _IN_LAYER = re.compile(r"\blayers\.\d+\.")
 _LAYER = re.compile(r"layers\.(?P<layer>\d{1,5})\.(?P<stem>.*)")
-# Matrices that GGUF stacks: those of experts, and of Gemma 3n's streams.
-_EXPERT = re.compile(r"(?P<before>.*\bexperts|altup_\w+)\.(?P<number>\d{1,5})(?P<after>(\..*)?)")
+# Matrices that GGUF stacks: those of experts, and of Gemma 3n's streams. Parts that it joins: those
+# of a table of n-grams.
+_EXPERT = re.compile(
+    r"(?P<before>(.*\bexperts|altup_\w+)\.|.*\bshard_)(?P<number>\d{1,5})(?P<after>(\..*)?)"
+)
 # The vision part of a model that sees pictures, next-token heads that are not used, and a table of
 # rope that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
-    r"|embed_audio|patch_merge_mlp|mtp)\..*|.*\.rotary_emb\.inv_freq"
+    r"|embed_audio|patch_merge_mlp|mtp|vision|aligner)\..*|image_\w+|.*\.rotary_emb\.inv_freq"
 )
 _MTP = re.compile(r"(?:model\.)?mtp\.(?:layers\.(?P<number>\d{1,5})\.)?(?P<stem>.*)")
 _OF_MTP = {  # what heads have beside their layers, as layers behind the last have it
@@ -50,7 +53,8 @@ _NEXT_NAMES = {
     "shared_head.head": "nextn.shared_head_head",
 }
 # Weights of convolutions of each channel by itself: [channels, 1, taps] in folders.
-_CONV = re.compile(r"blk\.\d+\.(ssm_conv1d(_[qkv])?|shortconv\.conv)\.weight")
+_CONV = re.compile(r"blk\.\d+\.((ssm|ple)_conv1d(_[qkv])?|shortconv\.conv)\.weight")
+_NORM = re.compile(r".*norm(_key|_query|_conv)?\.weight")
 # GGUF has the norms of these slots as folders have them; see HFConfig.plus_one.
 _WHOLE_NORMS = ("ssm_norm.weight",)
 
@@ -83,6 +87,7 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
     tensors: dict[str, Tensor] = {}
     made: dict[str, Made] = {}
     experts: dict[str, dict[int, RowSource]] = defaultdict(dict)
+    parts: set[str] = set()  # those of `experts` that are joined, not stacked
     prefix = _prefix(folder, shards, config)
 
     def put(name: str, source: RowSource) -> None:
@@ -103,6 +108,8 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
             if place.expert in of_slot:
                 raise FormatError(f"{folder}: there are two tensors {quote(source.name)}")
             of_slot[place.expert] = source
+            if place.slots.joined:
+                parts.add(first)
         elif place.slots.head_rows is not None:
             of_heads = hf_sources.of_heads(source, place.slots.head_rows)
             for name, part in zip(place.slots.names, of_heads, strict=True):
@@ -120,7 +127,8 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
         else:
             put(first, source)
     for name, by_number in experts.items():
-        put(name, _stacked(folder, name, by_number))
+        made_of = hf_sources.joined if name in parts else hf_sources.stacked
+        put(name, made_of(name, _in_order(folder, name, by_number)))
     for name, values in config.tensors.items():
         tensors[name] = Tensor(name, "f32", values.shape, values.nbytes, values.nbytes, ())
         made[name] = Made(functools.partial(_bytes_of, values))
@@ -145,8 +153,21 @@ def _stored(folder: str, shards: Sequence[Shard], config: HFConfig) -> dict[str,
                 continue
             if name in found:
                 raise FormatError(f"{folder}: there are two tensors {quote(name)}")
-            found[name] = Stored(part, shard.file, entry)
+            stored = Stored(part, shard.file, entry)
+            constant = next((key for key in config.constants if name.endswith(f".{key}")), None)
+            if constant is None:
+                found[name] = stored
+            else:
+                _check_constant(stored, config.constants[constant])
     return found
+
+
+def _check_constant(stored: Stored, expected: NDArray[np.int64]) -> None:
+    stored.expect_dtype("I64")
+    stored.expect_shape(*expected.shape)
+    values = stored.read(0, 1).reshape(-1).view("<i8")
+    if not np.array_equal(values, expected):
+        raise stored.fault("differs from what config.json says of it")
 
 
 def _places(
@@ -164,6 +185,9 @@ def _places(
     for stored in floats:
         place = _place(stored.name.removeprefix(prefix), config)
         if place is not None:
+            if place.slots.below:
+                yield hf_sources.integers(stored, place.slots.below), place
+                continue
             turned = place.slots.transposed
             yield (hf_sources.transposed if turned else hf_sources.plain)(stored), place
 
@@ -202,12 +226,13 @@ def _place(name: str, config: HFConfig) -> _Place | None:
                 return _Place(Slots((name,)))  # one layer more than config.json says
             names = {**names, **_NEXT_NAMES}
     if expert := _EXPERT.fullmatch(stem):
-        number, stem = int(expert["number"]), f"{expert['before']}.*{expert['after']}"
-    slots = names.get(stem)
+        number, stem = int(expert["number"]), f"{expert['before']}*{expert['after']}"
+    slots = names.get(f"{stem}.{suffix}", names.get(stem))
     if slots is None:
         return _Place(Slots((name,)))
     if not isinstance(slots, Slots):
         slots = Slots((slots,) if isinstance(slots, str) else slots)
+    before = "" if slots.joined else before
     of_gguf = tuple(f"{before}{full_name(slot, suffix)}" for slot in slots.names)
     return _Place(replace(slots, names=of_gguf), number)
 
@@ -234,12 +259,13 @@ def _prefix(folder: str, shards: Sequence[Shard], config: HFConfig) -> str:
     return prefixes[0]
 
 
-def _stacked(folder: str, name: str, experts: dict[int, RowSource]) -> RowSource:
-    """One tensor of all experts' matrices: [n_experts, n, k]."""
-    if sorted(experts) != list(range(len(experts))):
-        missing = next(number for number in range(len(experts)) if number not in experts)
-        raise FormatError(f"{folder}: expert {missing} of {name} is missing")
-    return hf_sources.stacked(name, [experts[number] for number in range(len(experts))])
+def _in_order(folder: str, name: str, numbered: dict[int, RowSource]) -> list[RowSource]:
+    """The matrices of all experts, or all parts of a table."""
+    if sorted(numbered) != list(range(len(numbered))):
+        missing = next(number for number in range(len(numbered)) if number not in numbered)
+        what = "expert" if "_exps" in name else "part"
+        raise FormatError(f"{folder}: {what} {missing} of {name} is missing")
+    return [numbered[number] for number in range(len(numbered))]
 
 
 def _shared_out(slots: Slots, source: RowSource) -> Iterable[tuple[str, RowSource]]:
@@ -264,7 +290,7 @@ def _shared_out(slots: Slots, source: RowSource) -> Iterable[tuple[str, RowSourc
 
 def _change(name: str, config: HFConfig) -> Change | None:
     """What GGUF's values of the tensor are, given the folder's; None: the same."""
-    if config.plus_one and name.endswith("norm.weight") and not name.endswith(_WHOLE_NORMS):
+    if config.plus_one and _NORM.fullmatch(name) and not name.endswith(_WHOLE_NORMS):
         return _plus_one
     return config.changed.get(name.split(".")[-1])
 

@@ -54,10 +54,11 @@ Rows = Callable[[int, int], Bytes]
 
 
 def fp8(weight: Stored, scale: Stored, quantization: Quantization) -> RowSource:
-    """E4M3 [..., n, k] times the scale of its block, its row, or its matrix."""
+    """E4M3 [..., n, k] times the scale of its block, its row, or its matrix, a float or a power of
+    two (E8M0)."""
     if len(weight.shape) not in (2, 3) or 0 in weight.shape:
         raise weight.fault(f"has shape {list(weight.shape)}; expected a matrix")
-    scale.expect_dtype(*FLOAT_TYPES)
+    scale.expect_dtype(*FLOAT_TYPES, "F8_E8M0")
     n, k = weight.shape[-2:]
     scale, height, width = _scale_block(weight, scale, quantization.block)
     n_down, n_across = -(-n // height), -(-k // width)
@@ -66,7 +67,7 @@ def fp8(weight: Stored, scale: Stored, quantization: Quantization) -> RowSource:
     def rows(first: int, end: int) -> Bytes:
         matrix, row = np.divmod(np.arange(first, end), n)
         places = matrix * n_down + row // height
-        scales = scale.floats(int(places[0]), int(places[-1]) + 1)
+        scales = _scales(scale, int(places[0]), int(places[-1]) + 1)
         if n_across > 1:
             scales = np.repeat(scales, width, axis=1)[:, :k]
         values = _e4m3(weight.read(first, end))
@@ -98,6 +99,16 @@ def _scale_block(
         f"has shape {list(scale.shape)}; expected {[*leading, n, 1]}, a scale for each row, or "
         f"{[*leading, 1, 1]}"
     )
+
+
+def _scales(scale: Stored, first: int, end: int) -> Float32:
+    """Rows [first, end) of scales as float32."""
+    if scale.dtype != "F8_E8M0":
+        return scale.floats(first, end)
+    exponents = scale.read(first, end)
+    if (exponents == NAN_E8M0).any():
+        raise scale.fault("has a scale that is no number")
+    return np.ldexp(np.float32(1.0), exponents.astype(np.int32) - 127)
 
 
 def _e4m3(codes: Bytes) -> Float32:
@@ -133,9 +144,10 @@ def _e4m3_pairs() -> npt.NDArray[np.float64]:
 
 
 def mxfp4(blocks: Stored, scales: Stored, name: str) -> RowSource:
-    """blocks: uint8 [..., n, k / 32, 16], or [n, k / 2] of compressed-tensors; neighbours are in a
-    byte. scales: uint8 [..., n, k / 32], powers of two (E8M0). name: of the matrix."""
-    blocks.expect_dtype("U8")
+    """blocks: uint8 [..., n, k / 32, 16], or [n, k / 2] of compressed-tensors and DeepSeek V4;
+    neighbours are in a byte. scales: uint8 [..., n, k / 32], powers of two (E8M0). name: of the
+    matrix."""
+    blocks.expect_dtype("U8", "I8")
     scales.expect_dtype("U8", "F8_E8M0")
     shape = blocks.shape
     apart = blocks.name.endswith("_blocks")

@@ -1,6 +1,7 @@
 """Finds the quantised matrices of a Hugging Face folder, each stored as several tensors.
 
-    fp8                 NAME.weight (F8_E4M3), NAME.weight_scale_inv or NAME.weight_scale
+    fp8                 NAME.weight (F8_E4M3), NAME.weight_scale_inv or NAME.weight_scale; in
+                        DeepSeek V4 NAME.scale, also of NAME.weight (I8) for MXFP4
     mxfp4               NAME_blocks, NAME_scales
     compressed-tensors  FP8 as above, or NAME.weight_packed, NAME.weight_scale, NAME.weight_shape
     awq                 NAME.qweight, NAME.qzeros, NAME.scales
@@ -67,8 +68,12 @@ def _find_fp8(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
             group.taken.add(name)
         elif stored.dtype == "F8_E4M3":
             group.taken.add(name)
-            scale = group.take(f"{name}_scale_inv", f"{name}_scale", of=stored)
+            own = f"{_stem(name)}.scale"
+            scale = group.take(f"{name}_scale_inv", f"{name}_scale", own, of=stored)
             yield hf_packed.fp8(stored, scale, quantization)
+        elif stored.dtype == "I8" and name.endswith(".weight"):
+            group.taken.add(name)
+            yield hf_packed.mxfp4(stored, group.take(f"{_stem(name)}.scale", of=stored), name)
 
 
 def _find_mxfp4(group: _Group, quantization: Quantization) -> Iterator[RowSource]:

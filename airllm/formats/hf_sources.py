@@ -21,6 +21,8 @@ __all__ = [
     "RowSource",
     "Stored",
     "alternate",
+    "integers",
+    "joined",
     "of_heads",
     "padded",
     "plain",
@@ -163,6 +165,21 @@ def transposed(stored: Stored) -> RowSource:
     return replace(source, shape=shape, extents=(), rows=rows, sources=source.extents)
 
 
+def integers(stored: Stored, below: int) -> RowSource:
+    """A tensor of integers as float32. FormatError for those that are not from 0 to below - 1."""
+    stored.expect_dtype("I32", "I64")
+    if len(stored.shape) != 2 or 0 in stored.shape:
+        raise stored.fault(f"has shape {list(stored.shape)}; expected a table")
+
+    def rows(first: int, end: int) -> Bytes:
+        found = stored.read(first, end).view("<i4" if stored.dtype == "I32" else "<i8")
+        if found.size and not 0 <= found.min() <= found.max() < below:
+            raise stored.fault(f"has numbers that are not from 0 to {below - 1}")
+        return found.astype("<f4").view(np.uint8)
+
+    return RowSource(stored.name, stored.file, "f32", stored.shape, (), rows, (stored.extent,))
+
+
 def stacked(name: str, sources: Sequence[RowSource]) -> RowSource:
     """One tensor of many of a shape: [n, *shape]. FormatError if they differ."""
     first = sources[0]
@@ -181,6 +198,38 @@ def stacked(name: str, sources: Sequence[RowSource]) -> RowSource:
         first.file,
         first.type,
         (len(sources), *first.shape),
+        tuple(extent for source in sources for extent in source.extents),
+        rows,
+        tuple(extent for source in sources for extent in source.sources),
+    )
+
+
+def joined(name: str, sources: Sequence[RowSource]) -> RowSource:
+    """One matrix of the rows of several, one after another. FormatError if they differ in width or
+    type."""
+    first = sources[0]
+    for source in sources:
+        same = (source.type, len(source.shape), source.shape[-1], not source.extents)
+        if same != (first.type, 2, first.shape[-1], not first.extents):
+            raise FormatError(
+                f"{source.file.path}: tensor {quote(source.name)} differs in type or width from "
+                f"{quote(first.name)}"
+            )
+    ends = list(itertools.accumulate(source.shape[0] for source in sources))
+
+    def rows(start: int, end: int) -> Bytes:
+        found, at = [], bisect.bisect_right(ends, start)
+        while start < end:
+            before, until = ends[at] - sources[at].shape[0], min(end, ends[at])
+            found.append(sources[at].rows(start - before, until - before))
+            start, at = until, at + 1
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    return RowSource(
+        name,
+        first.file,
+        first.type,
+        (ends[-1], first.shape[-1]),
         tuple(extent for source in sources for extent in source.extents),
         rows,
         tuple(extent for source in sources for extent in source.sources),

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from airllm.formats.ggml_types import INTEGER_TABLES, INTEGERS
 from airllm.formats.model_file import ModelFile, Tensor
 from airllm.formats.numbers import row_bytes
 from airllm.util.shown import shown
@@ -28,16 +29,16 @@ __all__ = [
 
 _FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_0")
 
-# Endings of matrices that stay F32. ssm_a, ssm_d and norms are vectors in effect.
+# Endings of matrices that stay F32. ssm_a, ssm_d and norms are vectors in effect; _ape has a vector
+# for each token of a group, and _fn a few rows for the factors of hyper-connections.
 _EXACT = (
     *(".bias", "ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
-    *("_norm.weight", "ssm_a", "ssm_d"),
+    "ple_conv1d.weight",
+    *("_norm.weight", "ssm_a", "ssm_d", "_ape.weight", "_fn.weight"),
     *(f"ssm_conv1d_{part}.weight" for part in "qkv"),
 )
 # Small matrices that mixes leave as they are.
-_KEPT = re.compile(
-    r".*(altup|laurel|per_layer_model_proj|ffn_gate_tid2eid).*|.*indexer\.[kq]_proj\.weight"
-)
+_KEPT = re.compile(r".*(altup|laurel|per_layer_model_proj).*|.*indexer\.[kq]_proj\.weight")
 # What rows that are no whole blocks of 256 get: blocks of 32, with more bits.
 _OF_32 = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
@@ -173,6 +174,8 @@ def target_type(tensor: Tensor, wanted: str, *, tied: bool) -> str:
 def _plain(tensor: Tensor, wanted: str, tied: bool) -> str:
     if _is_vector(tensor):
         return "f32"
+    if tensor.name.endswith(INTEGER_TABLES):
+        return INTEGERS
     head = "token_embd.weight" if tied else "output.weight"
     return _FINER.get(wanted, wanted) if tensor.name == head else wanted
 
@@ -185,6 +188,9 @@ def _mixed(model: ModelFile, mix: Mix) -> Iterable[tuple[str, str]]:
         tensor = model.tensors[name]
         if _is_vector(tensor) or tensor.n_rows == 1:
             yield name, "f32"
+            continue
+        if name.endswith(INTEGER_TABLES):
+            yield name, INTEGERS
             continue
         if _KEPT.fullmatch(name) or not name.endswith("weight"):
             yield name, tensor.type

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats.ggml_types import TYPES
+from airllm.formats.ggml_types import INTEGERS, TYPES
 
 __all__ = ["FLOATS", "SEARCHED", "WRITABLE", "decode", "encode", "row_bytes"]
 
@@ -42,6 +42,8 @@ def encode(
 
     importance: float32 [k], for types in SEARCHED: see ops.quantize.
 
+    type: one of WRITABLE, or INTEGERS for values that are integers.
+
     ValueError for a value that `type` cannot hold: NaN, infinities, and values beyond F16's range,
     which is also the type of the scales of quantised blocks.
     """
@@ -55,6 +57,8 @@ def encode(
         raise ValueError(f"has values up to {largest:.3g}, more than {type} can hold; use bf16")
     if type == "f32":
         return values.astype("<f4", copy=False).view(np.uint8)
+    if type == INTEGERS:
+        return values.astype("<i4").view(np.uint8)
     if type == "f16":
         return ops.float32_to_float16(values).astype("<f2", copy=False).view(np.uint8)
     if type == "bf16":

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from airllm.formats.ggml_types import INTEGERS
 from airllm.formats.mapped_file import quote
 from airllm.formats.mixes import chosen_types
 from airllm.formats.model_file import DerivedModel, ModelFile, Tensor, in_pieces
@@ -59,11 +60,19 @@ def convert_rows(
         raise FormatError(f"{file.path}: tensor {quote(tensor.name)} {error}") from None
 
 
+def _is_looked_up(file: ModelFile, tensor: Tensor) -> bool:
+    """Whether it is a table of n-grams; other models look their tokens up under the same name."""
+    architecture = file.metadata.text("general.architecture", "")
+    has_ngrams = f"{architecture}.ple.layers" in file.metadata
+    return has_ngrams and tensor.name == "per_layer_token_embd.weight"
+
+
 class RetypedModel(DerivedModel):
     """A ModelFile that converts the float matrices of another to `type` as they are read, and
     closes the other.
 
-    These matrices have no extents. Matrices that are quantised already stay as they are.
+    These matrices have no extents. Matrices that are quantised already stay as they are, and so
+    does a table of n-grams: it is not kept in memory, and a token reads a few rows of it.
     """
 
     def __init__(self, file: ModelFile, type: str) -> None:
@@ -77,7 +86,12 @@ class RetypedModel(DerivedModel):
                 f"{file.path}: its matrices are quantised already ({matrices[0].type}); "
                 "`airllm convert` makes another type of them, with what they have lost"
             )
-        changed = {tensor.name: retyped(tensor, types[tensor.name]) for tensor in floats}
+        # A table of integers is read as floats, and stays so.
+        changed = {
+            tensor.name: retyped(tensor, types[tensor.name])
+            for tensor in floats
+            if types[tensor.name] != INTEGERS and not _is_looked_up(file, tensor)
+        }
         super().__init__(file, file.metadata, {**file.tensors, **changed})
         self.closed = False
 

@@ -20,6 +20,7 @@ from airllm.graph.vocabulary import (
     Attr,
     Buffer,
     DType,
+    Gating,
     GraphError,
     Op,
     Weight,
@@ -107,15 +108,23 @@ class GraphBuilder:
         head_dim: int,
         *,
         interleaved: bool,
+        offset: int = 0,
         out: Buffer | None = None,
     ) -> Buffer:
-        """Rotates pairs of each head: (2j, 2j+1) interleaved, else (j, j + n_dims/2).
+        """Rotates pairs of each head: (2j, 2j+1) interleaved, else (j, j + n_dims/2), counted from
+        dimension `offset` on.
 
         table: [n_tokens, n_dims], the n_dims/2 cosines of the token's position, then the sines.
-        Dimensions of a head from n_dims on stay as they are.
+        The other dimensions of a head stay as they are.
         """
         return self._emit(
-            "rope", [x, table], out, n_heads=n_heads, head_dim=head_dim, interleaved=interleaved
+            "rope",
+            [x, table],
+            out,
+            n_heads=n_heads,
+            head_dim=head_dim,
+            interleaved=interleaved,
+            offset=offset,
         )
 
     def kv_append(self, k: Buffer, v: Buffer, n_kv_heads: int, head_dim: int) -> None:
@@ -177,9 +186,11 @@ class GraphBuilder:
             softcap=softcap,
         )
 
-    def index_append(self, x: Buffer) -> None:
-        """Writes x, [n_tokens, head_dim], to the end of the layer's index of keys."""
-        self._append(Op("index_append", (x.name,), None, (), {"head_dim": x.width}))
+    def index_append(self, x: Buffer, *, every: int = 1) -> None:
+        """Writes x, [n_tokens, head_dim], to the end of the layer's index of keys; with groups of
+        `every` positions, the rows of their last tokens only."""
+        attrs: dict[str, Attr] = {"head_dim": x.width, "every": every}
+        self._append(Op("index_append", (x.name,), None, (), attrs))
 
     def index_select(
         self,
@@ -188,11 +199,13 @@ class GraphBuilder:
         n_heads: int,
         n_selected: int,
         *,
+        every: int = 1,
         out: Buffer | None = None,
     ) -> Buffer:
-        """The positions that each token sees, up to its own: the n_selected that have the highest
-        sums over heads h of weights[h] * max(q[h] . key, 0), ascending; all, and then -1, if they
-        are fewer. q: [n_tokens, n_heads * head_dim], weights: [n_tokens, n_heads]
+        """The positions, or groups of `every` positions, that each token sees, up to its own: the
+        n_selected that have the highest sums over heads h of weights[h] * max(q[h] . key, 0),
+        ascending; all, and then -1, if they are fewer. q: [n_tokens, n_heads * head_dim], weights:
+        [n_tokens, n_heads]
         -> [n_tokens, n_selected]"""
         return self._emit(
             "index_select",
@@ -201,6 +214,7 @@ class GraphBuilder:
             n_heads=n_heads,
             head_dim=q.width // n_heads,
             n_selected=n_selected,
+            every=every,
         )
 
     def sparse_attention(
@@ -228,6 +242,118 @@ class GraphBuilder:
             scale=scale,
         )
 
+    def block_mean(self, x: Buffer, block_size: int, *, out: Buffer | None = None) -> Buffer:
+        """Of the last token of each block of positions, the mean of x over the block; of other
+        tokens 0."""
+        return self._emit("block_mean", [x], out, block_size=block_size)
+
+    def choose_blocks(
+        self,
+        q: Buffer,
+        n_heads: int,
+        block_size: int,
+        n_chosen: int,
+        *,
+        n_local: int = 0,
+        pooled: bool = False,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """The blocks of positions that each token sees, see ops.SIGNATURES. pooled: the index has
+        keys of blocks, see index_append, and the heads choose together; else keys of positions, and
+        each head chooses by itself, the last n_local blocks among others.
+        q: [n_tokens, n_heads * head_dim]
+        -> [n_tokens, n_chosen + 1] if pooled, else [n_tokens, n_heads * n_chosen]"""
+        return self._emit(
+            "choose_blocks",
+            [q],
+            out,
+            n_heads=n_heads,
+            head_dim=q.width // n_heads,
+            block_size=block_size,
+            n_chosen=n_chosen,
+            n_local=n_local,
+            pooled=pooled,
+        )
+
+    def block_attention(
+        self,
+        q: Buffer,
+        blocks: Buffer,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        *,
+        scale: float,
+        block_size: int,
+        n_choices: int,
+        value_dim: int = 0,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """As attention, over the positions of `blocks`, [n_tokens, n_choices * n_entries], see
+        choose_blocks. n_choices: the KV heads share as many choices evenly.
+        -> [n_tokens, n_heads * value_dim]"""
+        return self._emit(
+            "block_attention",
+            [q, blocks],
+            out,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim or head_dim,
+            scale=scale,
+            block_size=block_size,
+            n_choices=n_choices,
+        )
+
+    def pool_groups(
+        self, x: Buffer, gate: Buffer, weight: Weight, *, n_parts: int = 1, of_index: bool = False
+    ) -> Buffer:
+        """Of the last token of each group of positions, a mean of x over the group, see
+        ops.SIGNATURES; of other tokens 0. x, gate: [n_tokens, width], weight: [positions of a
+        group, width] -> [n_tokens, width / n_parts]"""
+        return self._emit(
+            "pool_groups",
+            [x, gate],
+            None,
+            [weight],
+            every=weight.shape[0],
+            n_parts=n_parts,
+            of_index=of_index,
+        )
+
+    def group_append(self, x: Buffer, *, every: int) -> None:
+        """Writes the rows of x, [n_tokens, head_dim], that belong to the last tokens of groups of
+        `every` positions, to the end of the layer's keys of groups."""
+        attrs: dict[str, Attr] = {"head_dim": x.width, "every": every}
+        self._append(Op("group_append", (x.name,), None, (), attrs))
+
+    def group_attention(
+        self,
+        q: Buffer,
+        n_heads: int,
+        *,
+        scale: float,
+        window: int,
+        every: int,
+        selection: Buffer | None = None,
+        sinks: Weight | None = None,
+    ) -> Buffer:
+        """softmax(scale * q K^T) K over the keys of the last `window` positions, and over those of
+        the groups of `every` positions up to the token's own: all, or those of `selection`,
+        [n_tokens, n_selected], see index_select. q: [n_tokens, n_heads * head_dim]; sinks: see
+        attention -> [n_tokens, n_heads * head_dim]"""
+        return self._emit(
+            "group_attention" if selection is None else "sparse_group_attention",
+            [q] if selection is None else [q, selection],
+            None,
+            [] if sinks is None else [sinks],
+            n_heads=n_heads,
+            head_dim=q.width // n_heads,
+            scale=scale,
+            window=window,
+            every=every,
+        )
+
     def swiglu(self, gate: Buffer, up: Buffer, *, out: Buffer | None = None) -> Buffer:
         """silu(gate) * up"""
         return self._emit("swiglu", [gate, up], out)
@@ -237,11 +363,18 @@ class GraphBuilder:
         return self._emit("geglu", [gate, up], out)
 
     def swiglu_oai(
-        self, gate: Buffer, up: Buffer, *, alpha: float, limit: float, out: Buffer | None = None
+        self,
+        gate: Buffer,
+        up: Buffer,
+        *,
+        alpha: float,
+        limit: float,
+        shift: float = 1.0,
+        out: Buffer | None = None,
     ) -> Buffer:
-        """g * sigmoid(alpha * g) * (u + 1), with g = min(gate, limit) and u = up, held between
+        """g * sigmoid(alpha * g) * (u + shift), with g = min(gate, limit) and u = up, held between
         -limit and limit"""
-        return self._emit("swiglu_oai", [gate, up], out, alpha=alpha, limit=limit)
+        return self._emit("swiglu_oai", [gate, up], out, alpha=alpha, limit=limit, shift=shift)
 
     def softcap(self, x: Buffer, cap: float, *, out: Buffer | None = None) -> Buffer:
         """cap * tanh(x / cap)"""
@@ -253,7 +386,7 @@ class GraphBuilder:
         n_used: int,
         *,
         normalized: bool,
-        gating: Literal["softmax", "sigmoid"] = "softmax",
+        gating: Gating = "softmax",
         scale: float = 1.0,
         bias: Weight | None = None,
         n_groups: int = 1,
@@ -263,8 +396,9 @@ class GraphBuilder:
         """Chooses n_used experts for each token. logits: [n_tokens, n_experts] -> [n_tokens,
         2 * n_used], the numbers of the experts, then their shares.
 
-        gating: a share is the softmax or sigmoid of the logits. normalized: the chosen shares are
-        divided by their sum. scale: they are multiplied by it in the end.
+        gating: a share is the softmax or sigmoid of the logits, or the root of their softplus.
+        normalized: the chosen shares are divided by their sum. scale: they are multiplied by it in
+        the end.
         bias: [n_experts], added to the shares for the choice only.
         n_groups: equal groups of experts, of which only the best n_groups_used are chosen from; a
         group's score is the sum of its two highest scores, or its highest.
@@ -283,6 +417,27 @@ class GraphBuilder:
             n_groups=n_groups,
             n_groups_used=n_groups_used,
             group_score=group_score,
+        )
+
+    def route_to(
+        self,
+        logits: Buffer,
+        experts: Buffer,
+        *,
+        normalized: bool,
+        gating: Gating = "softmax",
+        scale: float = 1.0,
+    ) -> Buffer:
+        """A route to given experts, with shares as of `route`. logits: [n_tokens, n_experts],
+        experts: [n_tokens, n_used], their numbers -> [n_tokens, 2 * n_used]"""
+        return self._emit(
+            "route_to",
+            [logits, experts],
+            None,
+            n_used=experts.width,
+            normalized=normalized,
+            gating=gating,
+            scale=scale,
         )
 
     def expert_linear(self, x: Buffer, route: Buffer, weight: Weight) -> Buffer:
@@ -362,6 +517,34 @@ class GraphBuilder:
         factors: [n_tokens, n_out * n_streams] -> [n_tokens, n_out * n]"""
         return self._emit("mix_streams", [x, factors], None, n_streams=n_streams)
 
+    def hyper_factors(
+        self, x: Buffer, scale: Weight, base: Weight, n_streams: int, n_iterations: int, eps: float
+    ) -> Buffer:
+        """How n_streams streams are summed up, added to and mixed, see ops.SIGNATURES. x:
+        [n_tokens, n_streams * (2 + n_streams)], or [n_tokens, n_streams] for sums only"""
+        return self._emit(
+            "hyper_factors",
+            [x],
+            None,
+            [scale, base],
+            n_streams=n_streams,
+            n_iterations=n_iterations,
+            eps=eps,
+        )
+
+    def hyper_mix(
+        self,
+        x: Buffer,
+        part: Buffer,
+        factors: Buffer,
+        n_streams: int,
+        *,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """The streams x, mixed, plus the part in each, by what hyper_factors gave. x: [n_tokens,
+        n_streams * n], part: [n_tokens, n]"""
+        return self._emit("hyper_mix", [x, part, factors], out, n_streams=n_streams)
+
     def add_to_streams(
         self, x: Buffer, part: Buffer, *, first: int = 0, out: Buffer | None = None
     ) -> Buffer:
@@ -376,6 +559,15 @@ class GraphBuilder:
         rms(like) / sqrt(eps) times as large as it was. x: [n_tokens, n_streams * n], like:
         [n_tokens, n]"""
         return self._emit("match_rms", [x, like], out, eps=eps)
+
+    def stream_products(self, a: Buffer, b: Buffer, n_streams: int, factor: float) -> Buffer:
+        """factor * sum(a * b) of each stream. a, b: [n_tokens, n_streams * n]
+        -> [n_tokens, n_streams]"""
+        return self._emit("stream_products", [a, b], None, n_streams=n_streams, factor=factor)
+
+    def signed_root(self, x: Buffer, least: float, *, out: Buffer | None = None) -> Buffer:
+        """sign(x) * sqrt(max(|x|, least))"""
+        return self._emit("signed_root", [x], out, least=least)
 
     def keep_above(self, x: Buffer, factor: float, *, out: Buffer | None = None) -> Buffer:
         """What of x is above mean + factor * deviation of its row, and 0 for the rest"""
@@ -396,11 +588,19 @@ class GraphBuilder:
         return self._emit("gelu", [x], out)
 
     def conv(
-        self, x: Buffer, weight: Weight, *, silu: bool = False, out: Buffer | None = None
+        self,
+        x: Buffer,
+        weight: Weight,
+        *,
+        dilation: int = 1,
+        silu: bool = False,
+        out: Buffer | None = None,
     ) -> Buffer:
         """A causal convolution of each channel over the tokens of the sequence, or silu of that.
-        x: [n_tokens, channels], weight: [channels, taps], the last tap for the token itself."""
-        return self._emit("conv", [x], out, [weight], taps=weight.shape[1], silu=silu)
+        x: [n_tokens, channels], weight: [channels, taps], the last tap for the token itself, and
+        each earlier one for the token `dilation` positions before that of the next tap."""
+        taps = weight.shape[1]
+        return self._emit("conv", [x], out, [weight], taps=taps, dilation=dilation, silu=silu)
 
     def delta_rule(
         self,

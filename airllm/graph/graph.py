@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 
+_ATTENDS = ("attention", "sparse_attention", "block_attention")
+
+
 @dataclass(frozen=True)
 class Graph:
     """Ops in the order in which they run. Raises GraphError where the parts do not fit together.
@@ -99,7 +102,9 @@ def _check(graph: Graph) -> dict[str, Role]:
     written = {buffer.name for buffer in graph.buffers if buffer.external}
     roles: dict[str, Role] = {}
     cache: tuple[Attr, Attr] | None = None  # (n_kv_heads, head_dim) that the graph appends
-    index: Attr | None = None  # head_dim of the keys that it appends to the index
+    index: tuple[Attr, Attr] | None = None  # (head_dim, every) that it appends to the index
+    groups: tuple[Attr, Attr] | None = None  # likewise of groups
+    pooled: set[Attr] = set()  # whether for the index
     for_matrices: dict[str, Attr] = {}  # buffer of a quantized_norm -> its activations
     for op in graph.ops:
         call = look_up(op, buffers, weights)
@@ -118,14 +123,33 @@ def _check(graph: Graph) -> dict[str, Role]:
             cache = op.attrs["n_kv_heads"], op.attrs["head_dim"]
         elif op.kind == "index_append":
             call.require(index is None, "keys of the index are appended twice")
-            index = op.attrs["head_dim"]
-        elif op.kind == "index_select":
-            wanted_dim = op.attrs["head_dim"]
-            call.require(index == wanted_dim, f"reads keys of {wanted_dim}, the index has {index}")
-        elif op.kind in ("attention", "sparse_attention") and cache is not None:
+            index = op.attrs["head_dim"], op.attrs["every"]
+        elif op.kind == "group_append":
+            call.require(groups is None, "keys of groups are appended twice")
+            groups = op.attrs["head_dim"], op.attrs["every"]
+        elif op.kind == "pool_groups":
+            call.require(op.attrs["of_index"] not in pooled, "groups are pooled twice")
+            pooled.add(op.attrs["of_index"])
+        elif op.kind in ("index_select", "choose_blocks"):
+            pools = op.attrs.get("pooled", False)
+            head_dim = op.attrs["head_dim"]
+            every = op.attrs["block_size"] if pools else op.attrs.get("every", 1)
+            own = index or (None, None)
+            call.require(own[0] == head_dim, f"reads keys of {head_dim}, the index has {own[0]}")
+            call.require(
+                own[1] == every, f"selects groups of {every}, the index has groups of {own[1]}"
+            )
+        elif op.kind in _ATTENDS and cache is not None:
             # Without keys of its own, the graph reads another layer's.
             wanted = op.attrs["n_kv_heads"], op.attrs["head_dim"]
             call.require(cache == wanted, f"reads KV heads {wanted}, the cache has {cache}")
+        elif op.kind in ("group_attention", "sparse_group_attention"):
+            head_dim = op.attrs["head_dim"]
+            call.require(cache == (1, head_dim), f"reads keys of {head_dim}, the cache has {cache}")
+            wanted = head_dim, op.attrs["every"]
+            call.require(
+                groups == wanted, f"reads groups (head_dim, every) {wanted}, there are {groups}"
+            )
         check_outputs(call, SIGNATURES[op.kind].width(call), buffers)
         written |= {*op.outputs}
         for name in op.outputs:

@@ -63,9 +63,10 @@ SIGNATURES: Mapping[str, Signature] = {
         in_place="x",
         optional=True,
     ),
-    # rotates pairs of each head's dimensions; table: [n_tokens, n_dims], n_dims / 2 cos, then sin
+    # rotates pairs of each head's dimensions, from dimension `offset` on; table:
+    # [n_tokens, n_dims], n_dims / 2 cos, then sin
     "rope": _signature(
-        "x table", widths.rope, flops=3, attrs="n_heads head_dim interleaved", in_place="x"
+        "x table", widths.rope, flops=3, attrs="n_heads head_dim interleaved offset", in_place="x"
     ),
     # writes the batch's k and v behind the `past` tokens in the layer's KV cache
     "kv_append": _signature("k v", widths.kv_append, flops=0, attrs="n_kv_heads head_dim"),
@@ -83,14 +84,17 @@ SIGNATURES: Mapping[str, Signature] = {
         attrs="n_heads n_kv_heads head_dim value_dim scale window chunked softcap",
         optional=True,
     ),
-    # writes x as keys of the layer's index, by which tokens select the positions that they see
-    "index_append": _signature("x", widths.index_append, flops=0, attrs="head_dim"),
+    # writes x as keys of the layer's index, by which tokens select the positions that they see;
+    # every: if above 1, the x of the last token of each group of `every` positions is the group's
+    # key, and other tokens have none
+    "index_append": _signature("x", widths.index_append, flops=0, attrs="head_dim every"),
     # out: the n_selected positions, up to the token's own, with the highest scores, ascending, as
     # float32; or all of them, and then -1, if they are fewer. A position's score is the sum over
     # heads h of weights[h] * max(q[h] . key, 0), where a product that is NaN counts as 0. NaN is
-    # the highest score; of equal ones the earlier position is selected.
+    # the highest score; of equal ones the earlier position is selected. every: if above 1, groups
+    # of positions are selected in their place, of those that end at the token's position or before.
     "index_select": _signature(
-        "q weights", widths.index_select, flops=0, attrs="n_heads head_dim n_selected"
+        "q weights", widths.index_select, flops=0, attrs="n_heads head_dim n_selected every"
     ),
     # attention of q over the positions that index_select wrote for the token; a token at a position
     # below n_selected sees all up to its own, whatever is selected
@@ -100,19 +104,87 @@ SIGNATURES: Mapping[str, Signature] = {
         flops=0,
         attrs="n_heads n_kv_heads head_dim value_dim scale",
     ),
+    # ---- attention over blocks: block b is the block_size positions from b * block_size on -------
+    # out: of the last token of each block, the mean of x over the block; of other tokens 0
+    "block_mean": _signature(
+        "x",
+        widths.block_mean,
+        flops=1,
+        attrs="block_size",
+        in_place="x",
+        state=widths.block_mean_state,
+    ),
+    # out: of each choice, numbers of blocks, ascending, and then -1. With keys of positions each
+    # head chooses n_chosen blocks that begin at or before the token: the last n_local, and those of
+    # the others with the highest products of q[h] with a key of a position, up to the token's own;
+    # NaN is the lowest. With keys of blocks (pooled) the heads choose together: the n_chosen
+    # complete blocks with the highest sum over heads of max(q[h] . key, 0), where NaN counts as 0,
+    # and one more, the token's own block while it is incomplete. Of equal blocks the earlier is
+    # chosen. The index has keys `every` block_size positions if pooled.
+    "choose_blocks": _signature(
+        "q",
+        widths.choose_blocks,
+        flops=0,
+        attrs="n_heads head_dim block_size n_chosen n_local pooled",
+    ),
+    # attention of q over the positions, up to the token's own, of the blocks that choose_blocks
+    # wrote: n_choices choices, each for as many KV heads; a token at a position from which the
+    # blocks of a choice reach further back than the first position sees all
+    "block_attention": _signature(
+        "q blocks",
+        widths.block_attention,
+        flops=0,
+        attrs="n_heads n_kv_heads head_dim value_dim scale block_size n_choices",
+    ),
+    # ---- groups of positions (DeepSeek V4, compressed attention) --------------------------------
+    # Keeps x and gate of each token. out: of the last token of each group of `every` positions, for
+    # each column a mean of x over the group, whose shares are the softmax of gate + weight[i] of
+    # the group's token i; of other tokens 0. n_parts 2: out is half as wide, and a mean over the
+    # first half of the columns for the group before, and the second half for the group itself.
+    # of_index: out is for the index; a layer may have one of either.
+    "pool_groups": _signature(
+        "x gate",
+        widths.pool_groups,
+        flops=7,
+        per="x",
+        weights=("vectors",),
+        attrs="every n_parts of_index",
+    ),
+    # writes the x of the last token of each group as a key of all its positions together
+    "group_append": _signature("x", widths.index_append, flops=0, attrs="head_dim every"),
+    # attention of q, with one KV head, over the last `window` positions and over the groups that
+    # end at the token's position or before. Values are the keys. weight: as attention has it
+    "group_attention": _signature(
+        "q",
+        widths.group_attention,
+        flops=0,
+        weights=("vector",),
+        attrs="n_heads head_dim scale window every",
+        optional=True,
+    ),
+    # the same over those groups only that index_select wrote for the token; the first ones for a
+    # token with fewer than are selected
+    "sparse_group_attention": _signature(
+        "q selection",
+        widths.sparse_group_attention,
+        flops=0,
+        weights=("vector",),
+        attrs="n_heads head_dim scale window every",
+        optional=True,
+    ),
     # out = silu(gate) * up
     "swiglu": _signature("gate up", widths.elementwise, flops=5, in_place="gate up"),
     # out = gelu(gate) * up, with the tanh approximation
     "geglu": _signature("gate up", widths.elementwise, flops=10, in_place="gate up"),
     # out = cap * tanh(x / cap)
     "softcap": _signature("x", widths.softcap, flops=3, attrs="cap", in_place="x"),
-    # chooses n_used experts for a token. logits: [n_experts]; the shares are their softmax or
-    # sigmoid (gating), and the scores the shares plus the weight, a bias. The experts with the
-    # highest scores are chosen, of n_groups_used of n_groups equal groups: those whose two highest
-    # scores have the highest sum (group_score "top2"), or whose highest score is highest ("max").
-    # out: the numbers of the experts, highest score first, and then their shares; normalized:
-    # divided by their sum + 1e-20; then multiplied by scale. NaN counts as the highest score; of
-    # equal ones the lower number comes first.
+    # chooses n_used experts for a token. logits: [n_experts]; the shares are their softmax, sigmoid
+    # or the root of their softplus ("sqrtsoftplus", gating), and the scores the shares plus the
+    # weight, a bias. The experts with the highest scores are chosen, of n_groups_used of n_groups
+    # equal groups: those whose two highest scores have the highest sum (group_score "top2"), or
+    # whose highest score is highest ("max"). out: the numbers of the experts, highest score first,
+    # and then their shares; normalized: divided by their sum + 1e-20; then multiplied by scale. NaN
+    # counts as the highest score; of equal ones the lower number comes first.
     "route": _signature(
         "logits",
         widths.route,
@@ -121,6 +193,14 @@ SIGNATURES: Mapping[str, Signature] = {
         weights=("vector",),
         attrs="n_used normalized gating scale n_groups n_groups_used group_score",
         optional=True,
+    ),
+    # a route to the given experts, the numbers of n_used: their shares as `route` computes them
+    "route_to": _signature(
+        "logits experts",
+        widths.route_to,
+        flops=5,
+        per="logits",
+        attrs="n_used normalized gating scale",
     ),
     # out: x @ weight[e].T for each expert e of the token's route, side by side; shared: all experts
     # have the same x, [k]; otherwise each has its own, [n_used * k]; reads no other expert
@@ -197,10 +277,10 @@ SIGNATURES: Mapping[str, Signature] = {
     "sigmoid": _signature("x", widths.activation, flops=3, in_place="x"),
     # out = max(x, 0)^2
     "relu_squared": _signature("x", widths.activation, flops=2, in_place="x"),
-    # out = g * sigmoid(alpha * g) * (u + 1), with g = min(gate, limit) and u = up, held between
+    # out = g * sigmoid(alpha * g) * (u + shift), with g = min(gate, limit) and u = up, held between
     # -limit and limit
     "swiglu_oai": _signature(
-        "gate up", widths.swiglu_oai, flops=8, attrs="alpha limit", in_place="gate up"
+        "gate up", widths.swiglu_oai, flops=8, attrs="alpha limit shift", in_place="gate up"
     ),
     # out = factor * x, or factor * weight * x; weight: [1] or [width]
     "scale": _signature(
@@ -216,14 +296,15 @@ SIGNATURES: Mapping[str, Signature] = {
     "scale_rows": _signature("x factors", widths.scale_rows, flops=1, in_place="x"),
     # out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight
     # ---- recurrent: with memory that each token of a sequence changes ---------------------------
-    # out[c] = sum over j of weight[c, j] * x[c] of the token taps - 1 - j before, or silu of that
+    # out[c] = sum over j of weight[c, j] * x[c] of the token (taps - 1 - j) * dilation before, or
+    # silu of that
     "conv": _signature(
         "x",
         widths.conv,
         flops=2,
         per="state",
         weights=("vectors",),
-        attrs="taps silu",
+        attrs="taps dilation silu",
         in_place="x",
         state=widths.conv_state,
     ),
@@ -281,12 +362,37 @@ SIGNATURES: Mapping[str, Signature] = {
     # out[i] = sum over j of factors[i * n_streams + j] * x[j], for n_streams streams x[j]; flops:
     # of four streams
     "mix_streams": _signature("x factors", widths.mix_streams, flops=8, attrs="n_streams"),
+    # How n_streams streams go through a part of a layer (hyper-connections, arXiv:2512.24880). The
+    # columns of x, times scale and plus base, are a for each stream, b for each stream, and c, a
+    # matrix [n_streams, n_streams]. out: sigmoid(a) + eps, by which the streams are summed up for
+    # the part; 2 * sigmoid(b), by which its output is added to each; and the matrix, transposed, by
+    # which the streams are mixed: softmax(c) + eps of each row, whose columns, and then
+    # n_iterations - 1 times its rows and its columns, are divided by their sums + eps. x may have a
+    # alone; so has out then. scale: [3], or [1]; flops: of 20 iterations
+    "hyper_factors": _signature(
+        "x",
+        widths.hyper_factors,
+        flops=55,
+        weights=("vector", "vector"),
+        attrs="n_streams n_iterations eps",
+    ),
+    # out[i] = sum over j of m[i, j] * x[j], plus b[i] * part, with m and b of what hyper_factors
+    # gave: its last n_streams^2 columns, and those before; flops: of four streams
+    "hyper_mix": _signature(
+        "x part factors", widths.hyper_mix, flops=10, attrs="n_streams", in_place="x"
+    ),
     # out = x, plus part in each stream from `first` on; part is as wide as a stream
     "add_to_streams": _signature(
         "x part", widths.add_to_streams, flops=1, attrs="first", in_place="x"
     ),
     # out = x * rms(like) / sqrt(max(mean(x^2), eps)) of each stream; like is as wide as a stream
     "match_rms": _signature("x like", widths.match_rms, flops=3, attrs="eps", in_place="x"),
+    # out[i] = factor * sum(a[i] * b[i]) of each of n_streams streams
+    "stream_products": _signature(
+        "a b", widths.stream_products, flops=2, per="a", attrs="n_streams factor"
+    ),
+    # out = sign(x) * sqrt(max(|x|, least))
+    "signed_root": _signature("x", widths.signed_root, flops=3, attrs="least", in_place="x"),
     # out = max(x - (mean + factor * deviation), 0), with those of the row
     "keep_above": _signature("x", widths.keep_above, flops=5, attrs="factor", in_place="x"),
     # ---- what layers do not share ---------------------------------------------------------------

@@ -123,7 +123,7 @@ def fuse_rope_append(graph: Graph) -> Graph:
             continue
         k, v = op.inputs
         rope = _writer(graph, ops, at, k, "rope")
-        if rope is None or v == k:
+        if rope is None or v == k or ops[rope].attrs["offset"]:
             continue
         source, table = ops[rope].inputs
         names = (source, table)

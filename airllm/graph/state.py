@@ -19,8 +19,9 @@ __all__ = [
 # What a backend is told of keys: (table, k_offset, v_offset, type, n_kv_heads, head_dim, value_dim)
 KeysArgument = tuple[int, int, int, str, int, int, int]
 # And of a layer's state: its keys, or None for a layer without them; the first of its recurrent
-# floats, and their number; the keys of its index, or None.
-LayerArgument = tuple[KeysArgument | None, int, int, KeysArgument | None]
+# floats, and their number; the keys of its index, or None; and, which may be left out, its groups,
+# and what groups and keys of the index are made of.
+LayerArgument = tuple[KeysArgument | None, int, int, *tuple[KeysArgument | None, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class KeysValues:
     window: positions that a token sees; older ones are not needed. 0: all are.
     chunked: a token sees those from the last multiple of the window on.
     values_in_keys: a value is the first value_dim dimensions of the key (the latents of MLA).
+    every: positions that have one key together, once all of them are there.
+    exact: they are float32, whatever the type of the others.
     """
 
     n_kv_heads: int
@@ -38,18 +41,25 @@ class KeysValues:
     window: int = 0
     values_in_keys: bool = False
     chunked: bool = False
+    every: int = 1
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LayerState:
     """keys: None if the layer has none of its own. keys_of: the layer whose keys and values it
     reads in their place. recurrent_floats: of memory that each token changes. index: keys beside
-    the others, by which a token selects the positions that it sees."""
+    the others, by which a token selects the positions that it sees. groups: keys that several
+    positions have together. pending, index_pending: what pool_groups makes groups, and keys of the
+    index, of: for each position its values as keys, and their scores as values."""
 
     keys: KeysValues | None = None
     keys_of: int | None = None
     recurrent_floats: int = 0
     index: KeysValues | None = None
+    groups: KeysValues | None = None
+    pending: KeysValues | None = None
+    index_pending: KeysValues | None = None
 
 
 def first_seen(window: int, chunked: bool, position: int) -> int:
@@ -66,7 +76,8 @@ def recurrent_places(graph: Graph) -> list[int]:
 
 def state_of(graph: Graph, keys_of: int | None = None) -> LayerState:
     """What the graph of a layer keeps."""
-    keys, index, window, chunked, values = None, None, 0, False, 0
+    keys, index, groups, window, chunked, values = None, None, None, 0, False, 0
+    pending: dict[bool, KeysValues] = {}  # by whether it is of the index
     for op in graph.ops:
         call = graph.call(op)
         if op.kind in ("kv_append", "rope_append"):
@@ -77,10 +88,21 @@ def state_of(graph: Graph, keys_of: int | None = None) -> LayerState:
         elif op.kind == "attention":
             window, values = int(op.attrs["window"]), call.count("value_dim")
             chunked = bool(op.attrs["chunked"])
-        elif op.kind == "sparse_attention":
+        elif op.kind in ("sparse_attention", "block_attention"):
             values = call.count("value_dim")
-        elif op.kind == "index_append":
-            index = KeysValues(1, call.count("head_dim"), call.count("head_dim"), 0, True)
+        elif op.kind in ("group_attention", "sparse_group_attention"):
+            window, values = int(op.attrs["window"]), call.count("head_dim")
+        elif op.kind == "pool_groups":
+            parts, every = call.count("n_parts"), call.count("every")
+            dim = call.inputs[0].width // parts
+            pending[bool(op.attrs["of_index"])] = KeysValues(
+                parts, dim, dim, window=parts * every, exact=True
+            )
+        elif op.kind in ("index_append", "group_append"):
+            dim = call.count("head_dim")
+            own = KeysValues(1, dim, dim, 0, True, every=call.count("every"))
+            index, groups = (own, groups) if op.kind == "index_append" else (index, own)
     if keys is not None:
         keys = replace(keys, value_dim=values, window=window, chunked=chunked)
-    return LayerState(keys, keys_of, sum(map(graph.recurrent_floats, graph.ops)), index)
+    floats = sum(map(graph.recurrent_floats, graph.ops))
+    return LayerState(keys, keys_of, floats, index, groups, pending.get(False), pending.get(True))

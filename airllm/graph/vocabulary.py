@@ -12,6 +12,7 @@ DType = Literal["float32", "int32", "q8_0"]
 Role = Literal["vector", "vectors", "matrix", "rows", "experts", "heads"]
 MANY: frozenset[Role] = frozenset(["experts", "heads"])  # roles of several matrices
 Activations = Literal["auto", "q8", "q16", "f32"]
+Gating = Literal["softmax", "sigmoid", "sqrtsoftplus"]  # how logits of experts become shares
 
 
 class GraphError(ValueError):

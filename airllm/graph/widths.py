@@ -6,7 +6,7 @@ Each function checks a call, GraphError for a fault, and returns the width; None
 import math
 from typing import get_args
 
-from airllm.graph.vocabulary import Activations, Call
+from airllm.graph.vocabulary import Activations, Call, Gating
 
 
 def embed(call: Call) -> int:
@@ -82,10 +82,10 @@ def _check_activations(call: Call) -> None:
 def rope(call: Call) -> int:
     n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
     call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
-    table = call.inputs[1]
+    table, most = call.inputs[1], head_dim - call.count("offset", least=0)
     call.require(
-        table.width % 2 == 0 and table.width <= head_dim,
-        f"table {table.name!r} has width {table.width}, expected an even number up to {head_dim}",
+        table.width % 2 == 0 and table.width <= most,
+        f"table {table.name!r} has width {table.width}, expected an even number up to {most}",
     )
     return n_heads * head_dim
 
@@ -125,16 +125,19 @@ def attention(call: Call) -> int:
 
 
 MOST_SELECTED = 2**16  # that the kernels take
+MOST_IN_GROUP = 2**12  # positions; the known models have groups and blocks of 4 and 128
 
 
 def index_append(call: Call) -> None:
     head_dim = call.count("head_dim")
+    _check_every(call)
     call.require_width(0, head_dim, f"a key of {head_dim}")
 
 
 def index_select(call: Call) -> int:
     n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
     n_selected = call.count("n_selected")
+    _check_every(call)
     call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
     call.require_width(1, n_heads, "a weight for each head")
     call.require(
@@ -158,6 +161,101 @@ def sparse_attention(call: Call) -> int:
     return n_heads * call.count("value_dim")
 
 
+def block_mean(call: Call) -> int:
+    _check_block_size(call)
+    return call.inputs[0].width
+
+
+def block_mean_state(call: Call) -> int:
+    return call.inputs[0].width  # the sum over the block that is not complete
+
+
+def choose_blocks(call: Call) -> int:
+    n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
+    n_chosen, n_local = call.count("n_chosen"), call.count("n_local", least=0)
+    pooled = bool(call.op.attrs["pooled"])
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    n_entries, most = n_chosen + pooled, 0 if pooled else n_chosen
+    call.require(n_local <= most, f"n_local is {n_local}, expected at most {most}")
+    _check_blocks(call, n_entries)
+    return (1 if pooled else n_heads) * n_entries
+
+
+def _check_block_size(call: Call) -> int:
+    size = call.count("block_size")
+    call.require(size <= MOST_IN_GROUP, f"block_size is {size}, expected at most {MOST_IN_GROUP}")
+    return size
+
+
+def _check_blocks(call: Call, n_entries: int) -> None:
+    block_size = _check_block_size(call)
+    call.require(
+        block_size * n_entries <= MOST_SELECTED,
+        f"{n_entries} blocks of {block_size} positions, expected at most {MOST_SELECTED} positions",
+    )
+
+
+def block_attention(call: Call) -> int:
+    n_heads, n_kv_heads = call.count("n_heads"), call.count("n_kv_heads")
+    head_dim, blocks = call.count("head_dim"), call.inputs[1]
+    n_choices = call.count("n_choices")
+    call.require(
+        n_heads % n_kv_heads == 0, f"{n_heads} heads cannot share {n_kv_heads} KV heads evenly"
+    )
+    call.require(
+        n_kv_heads % n_choices == 0,
+        f"{n_kv_heads} KV heads cannot share {n_choices} choices evenly",
+    )
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    call.require(
+        blocks.width % n_choices == 0,
+        f"input {blocks.name!r} has width {blocks.width}, expected a multiple of {n_choices}",
+    )
+    _check_blocks(call, blocks.width // n_choices)
+    return n_heads * call.count("value_dim")
+
+
+def _check_every(call: Call) -> int:
+    every = call.count("every")
+    call.require(every <= MOST_IN_GROUP, f"every is {every}, expected at most {MOST_IN_GROUP}")
+    return every
+
+
+def pool_groups(call: Call) -> int:
+    x, n_parts, every = call.inputs[0], call.count("n_parts"), _check_every(call)
+    call.require(n_parts <= 2, f"n_parts is {n_parts}, expected 1 or 2")
+    call.require(x.width % n_parts == 0, f"input {x.name!r} is no {n_parts} equal parts")
+    call.require_width(1, x.width, f"the width of {x.name!r}")
+    weight = call.weights[0]
+    call.require(
+        weight.shape == (every, x.width),
+        f"weight {weight.name!r} is {list(weight.shape)}, expected [{every}, {x.width}]",
+    )
+    return x.width // n_parts
+
+
+def group_attention(call: Call) -> int:
+    n_heads, head_dim = call.count("n_heads"), call.count("head_dim")
+    call.count("window")
+    _check_every(call)
+    call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
+    for weight in call.weights:
+        call.require(
+            weight.shape == (n_heads,),
+            f"weight {weight.name!r} is {list(weight.shape)}, expected [{n_heads}], the heads",
+        )
+    return n_heads * head_dim
+
+
+def sparse_group_attention(call: Call) -> int:
+    n_selected = call.inputs[1].width
+    call.require(
+        n_selected <= MOST_SELECTED,
+        f"{n_selected} groups are selected, expected at most {MOST_SELECTED}",
+    )
+    return group_attention(call)
+
+
 def softcap(call: Call) -> int:
     _check_float(call, "cap", least=1e-6)
     return call.inputs[0].width
@@ -179,7 +277,7 @@ def route(call: Call) -> int:
     logits, attrs = call.inputs[0], call.op.attrs
     for weight in call.weights:
         call.require_width(0, weight.shape[0], f"the length of weight {weight.name!r}")
-    _one_of(call, "gating", "softmax", "sigmoid")
+    _one_of(call, "gating", *get_args(Gating))
     _one_of(call, "group_score", "top2", "max")
     _check_float(call, "scale")
     n_groups, n_groups_used = call.count("n_groups"), call.count("n_groups_used")
@@ -198,6 +296,17 @@ def route(call: Call) -> int:
     )
     n_used, most = call.count("n_used"), n_groups_used * size
     call.require(n_used <= most, f"n_used is {n_used}, expected at most the {most} experts")
+    return 2 * n_used
+
+
+def route_to(call: Call) -> int:
+    logits, n_used = call.inputs[0], call.count("n_used")
+    _one_of(call, "gating", *get_args(Gating))
+    _check_float(call, "scale")
+    call.require_width(1, n_used, "the numbers of the experts")
+    call.require(
+        n_used <= logits.width, f"n_used is {n_used}, expected at most the {logits.width} experts"
+    )
     return 2 * n_used
 
 
@@ -274,6 +383,7 @@ def elementwise(call: Call) -> int:
 def swiglu_oai(call: Call) -> int:
     _check_float(call, "alpha", least=1e-6)
     _check_float(call, "limit", least=1e-6)
+    _check_float(call, "shift")
     return elementwise(call)
 
 
@@ -320,6 +430,35 @@ def mix_streams(call: Call) -> int:
     return factors.width // n_streams * (x.width // n_streams)
 
 
+MOST_STREAMS = 16  # that the kernels of hyper-connections take
+
+
+def hyper_factors(call: Call) -> int:
+    x, (scale, base), n = call.inputs[0], call.weights, call.count("n_streams")
+    _check_float(call, "eps", least=0.0)
+    call.require(n <= MOST_STREAMS, f"n_streams is {n}, expected at most {MOST_STREAMS}")
+    call.count("n_iterations")
+    call.require(
+        x.width in (n, n * (2 + n)),
+        f"input {x.name!r} has width {x.width}, expected {n} or {n * (2 + n)}",
+    )
+    n_scales = 1 if x.width == n else 3
+    for weight, wanted in ((scale, n_scales), (base, x.width)):
+        call.require(
+            weight.shape == (wanted,),
+            f"weight {weight.name!r} is {list(weight.shape)}, expected [{wanted}]",
+        )
+    return x.width
+
+
+def hyper_mix(call: Call) -> int:
+    (x, part, _), n = call.inputs, call.count("n_streams")
+    call.require(n <= MOST_STREAMS, f"n_streams is {n}, expected at most {MOST_STREAMS}")
+    call.require_width(0, n * part.width, f"{n} streams as wide as {part.name!r}")
+    call.require_width(2, n * (2 + n), f"the factors of {n} streams")
+    return x.width
+
+
 def _each_stream(call: Call) -> int:
     x, part = call.inputs
     call.require(
@@ -337,6 +476,19 @@ def add_to_streams(call: Call) -> int:
 def match_rms(call: Call) -> int:
     _check_float(call, "eps", least=0.0)
     return _each_stream(call)
+
+
+def stream_products(call: Call) -> int:
+    n_streams, width = call.count("n_streams"), call.inputs[0].width
+    _check_float(call, "factor")
+    call.require_width(1, width, f"that of {call.inputs[0].name!r}")
+    call.require(width % n_streams == 0, f"a width of {width} is no {n_streams} streams")
+    return n_streams
+
+
+def signed_root(call: Call) -> int:
+    _check_float(call, "least", least=0.0)
+    return call.inputs[0].width
 
 
 def keep_above(call: Call) -> int:
@@ -395,11 +547,16 @@ def put_columns(call: Call) -> int:
 # ---- recurrent ops: what they write, and the floats of their memory ------------------------------
 
 MOST_TAPS, _MOST_KEY_DIM, MOST_EARLIER = 8, 256, 256  # that the kernels take
+MOST_DILATION = 64
 
 
 def conv(call: Call) -> int:
     x, weight, taps = call.inputs[0], call.weights[0], call.count("taps")
     call.require(taps <= MOST_TAPS, f"taps is {taps}, expected at most {MOST_TAPS}")
+    dilation = call.count("dilation")
+    call.require(
+        dilation <= MOST_DILATION, f"dilation is {dilation}, expected at most {MOST_DILATION}"
+    )
     call.require(
         weight.shape == (x.width, taps),
         f"weight {weight.name!r} is {list(weight.shape)}, expected [{x.width}, {taps}]",
@@ -408,7 +565,7 @@ def conv(call: Call) -> int:
 
 
 def conv_state(call: Call) -> int:
-    return (call.count("taps") - 1) * call.inputs[0].width
+    return (call.count("taps") - 1) * call.count("dilation") * call.inputs[0].width
 
 
 def delta_rule(call: Call) -> int:

@@ -15,6 +15,7 @@ from airllm.graph.state import LayerState, state_of
 from airllm.models import (
     cohere2,
     deepseek2,
+    deepseek4,
     deepseek32,
     falcon_h1,
     gemma2,
@@ -41,6 +42,7 @@ from airllm.models import (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen4exp,
     qwen35,
     seed_oss,
     smollm3,
@@ -56,6 +58,7 @@ __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
 _MODULES = (
     cohere2,
     deepseek2,
+    deepseek4,
     deepseek32,
     falcon_h1,
     gemma2,
@@ -82,6 +85,7 @@ _MODULES = (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen4exp,
     qwen35,
     seed_oss,
     smollm3,
@@ -127,9 +131,12 @@ class Model:
     @property
     def carried(self) -> dict[str, int]:
         """Widths of the buffers that pass from graph to graph: the residual, and others that the
-        embedding's graph or a layer's writes, and later layers read."""
+        embedding's graph or a layer's writes, and later layers read; and the rows that n-grams
+        choose, which the engine looks up."""
         graphs = [self.embed, *(kind.graph for kind in self.kinds)]
         written = {name for graph in graphs for op in graph.ops for name in op.outputs}
+        if self.config.ngrams is not None:
+            written.add("ngrams")
         return {
             buffer.name: buffer.width
             for graph in graphs

@@ -29,6 +29,8 @@ __all__ = [
 
 Normed = Literal["", "heads", "rows"]
 Half = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]  # of a layer
+# Attention of rotated queries over the keys that are kept: of (graph, config, layer, q, h).
+Attend = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer, Buffer], Buffer]
 
 
 def embed(c: ModelConfig, activations: Activations) -> Graph:
@@ -87,20 +89,22 @@ def layer(
     fused: bool = False,
     sinks: bool = False,
     gated: bool = False,
+    attend: Attend | None = None,
     mixer: Half | None = None,
     ffn_norm: str = "ffn_norm",
     feed_forward: Half | None = None,
 ) -> Graph:
     """The usual layer: x += attention(norm(x)), and then x += feed_forward(norm(x)).
 
-    normed, fused, sinks, gated: see attention. mixer, feed_forward: in place of attention and of
-    dense_or_experts. ffn_norm: the slot of the second norm.
+    normed, fused, sinks, gated, attend: see attention. mixer, feed_forward: in place of attention
+    and of dense_or_experts. ffn_norm: the slot of the second norm.
     """
     g = GraphBuilder("layer", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     h = norm(g, c, x, "attn_norm")
     if mixer is None:
-        y = attention(g, c, layer, h, normed=normed, fused=fused, sinks=sinks, gated=gated)
+        how = {"fused": fused, "sinks": sinks, "gated": gated}
+        y = attention(g, c, layer, h, normed=normed, attend=attend, **how)
     else:
         y = mixer(g, c, layer, h)
     x = add(g, c, x, y)
@@ -127,13 +131,15 @@ def attention(
     fused: bool = False,
     sinks: bool = False,
     gated: bool = False,
+    attend: Attend | None = None,
 ) -> Buffer:
     """Causal attention with groups of heads that share keys and values (arXiv:2305.13245).
 
     normed: whether Q and K are normalised, each head by itself or all heads of a token together.
     fused: Q, K and V come from one matrix. sinks: each head has one more score, without a value
     (arXiv:2309.17453). gated: each head's values are multiplied by the sigmoid of a gate, whose
-    rows in Q's matrix follow those of the head's query (arXiv:2505.06708).
+    rows in Q's matrix follow those of the head's query (arXiv:2505.06708). attend: in place of
+    attention to all positions or to those of the window.
     """
     if fused:
         qkv = linear(g, c, h, "attn_qkv", c.q_width + 2 * c.kv_width)
@@ -159,16 +165,19 @@ def attention(
         q = g.rope(q, of_q, c.n_heads, c.head_dim, interleaved=c.rope_interleaved, out=q)
         k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=c.rope_interleaved, out=k)
     g.kv_append(k, v, c.n_kv_heads, c.head_dim)
-    a = g.attention(
-        q,
-        c.n_heads,
-        c.n_kv_heads,
-        c.head_dim,
-        scale=c.attention_scale,
-        window=layer.window,
-        softcap=c.attention_softcap,
-        sinks=g.weight("attn_sinks", c.n_heads) if sinks else None,
-    )  # [n, q_width]
+    if attend is not None:
+        a = attend(g, c, layer, q, h)  # [n, q_width]
+    else:
+        a = g.attention(
+            q,
+            c.n_heads,
+            c.n_kv_heads,
+            c.head_dim,
+            scale=c.attention_scale,
+            window=layer.window,
+            softcap=c.attention_softcap,
+            sinks=g.weight("attn_sinks", c.n_heads) if sinks else None,
+        )  # [n, q_width]
     if gated:
         a = g.multiply(a, g.sigmoid(gate, out=gate), out=a)
     return linear(g, c, a, "attn_output", c.hidden_size)
@@ -202,7 +211,7 @@ def glu_mlp(
 def gated(g: GraphBuilder, c: ModelConfig, gate: Buffer, up: Buffer, gelu: bool) -> Buffer:
     """The activation of SwiGLU, of GEGLU, or gpt-oss's."""
     if c.gate_limit:
-        return g.swiglu_oai(gate, up, alpha=1.702, limit=c.gate_limit)
+        return g.swiglu_oai(gate, up, alpha=c.gate_alpha, limit=c.gate_limit, shift=c.up_shift)
     return g.geglu(gate, up) if gelu else g.swiglu(gate, up)
 
 

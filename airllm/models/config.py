@@ -3,16 +3,22 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from airllm.graph.vocabulary import Gating
+
 __all__ = [
+    "BlockIndexer",
     "DeltaNet",
     "Factors",
+    "HyperConnections",
     "Indexer",
     "Latent",
     "LayerConfig",
     "Mamba2",
     "Mixer",
     "ModelConfig",
+    "NGramTable",
     "Router",
+    "SharedKey",
 ]
 
 Mixer = Literal["attention", "attention and mamba2", "delta_net", "mamba2", "short_conv", "none"]
@@ -29,9 +35,13 @@ class LayerConfig:
     keys_are_values: whether V is what K is made of.
     head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
     selects: whether it selects the positions that tokens see; else an earlier layer has done it.
+    chooses: whether it chooses blocks of positions (ModelConfig.block_indexer); else it sees all.
+    has_ngrams: whether it adds what ModelConfig.ngrams gives.
     mixer: how tokens see earlier tokens; "none": the layer has no such part.
     n_earlier, keeps_residual: see ModelConfig.residual_block. How many residuals are kept before
     the layer, and whether it keeps its own.
+    compression: positions of a group that has one key together, which tokens see beside the window;
+    0: there are none. hashed: whether a table has the experts of each token of the vocabulary.
     cutoff: gates below the mean and so many standard deviations of a token's gates are 0; None: all
     count.
     """
@@ -46,10 +56,14 @@ class LayerConfig:
     rope_dims: int = 0
     intermediate_size: int = 0
     selects: bool = True
+    chooses: bool = False
+    has_ngrams: bool = False
     mixer: Mixer = "attention"
     n_earlier: int = 0
     keeps_residual: bool = False
     cutoff: float | None = None
+    compression: int = 0
+    hashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Router:
     """How a token's experts are chosen, and how their outputs are weighted; see
     GraphBuilder.route."""
 
-    gating: Literal["softmax", "sigmoid"] = "softmax"
+    gating: Gating = "softmax"
     normalized: bool = True  # the shares of a token's experts sum to 1
     scale: float = 1.0  # what the shares are multiplied by in the end
     biased: bool = False  # a bias for each expert counts in the choice, and in nothing else
@@ -83,6 +97,26 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class SharedKey:
+    """Attention whose heads share one key, which is the value, too (DeepSeek V4). Queries come from
+    query_rank values; the heads' outputs, in n_groups equal groups, become output_rank values
+    each."""
+
+    query_rank: int
+    n_groups: int
+    output_rank: int
+
+
+@dataclass(frozen=True)
+class HyperConnections:
+    """How a layer's parts see several residual streams (arXiv:2512.24880); see
+    GraphBuilder.hyper_factors."""
+
+    n_iterations: int
+    eps: float
+
+
+@dataclass(frozen=True)
 class Indexer:
     """How a token selects the positions that it sees (arXiv:2512.02556); see
     GraphBuilder.index_select.
@@ -96,6 +130,44 @@ class Indexer:
     n_selected: int
     interleaved: bool
     shared: bool = False
+
+
+@dataclass(frozen=True)
+class BlockIndexer:
+    """How a token chooses the blocks of positions that it sees; see GraphBuilder.choose_blocks.
+
+    n_heads, head_dim: of the index's queries. n_local: of the chosen blocks, how many are the last
+    ones in any case. pooled: a key is that of a block, and the heads choose together.
+    """
+
+    n_heads: int
+    head_dim: int
+    block_size: int
+    n_chosen: int
+    n_local: int = 0
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
+class NGramTable:
+    """Rows of a table, chosen by hashes of a token and of those before it; see models.ngrams.
+
+    A row is for an n-gram of 2 tokens to multipliers' number, heads_per_size rows for each. Row
+    number h of a token is one of vocab_sizes[h] rows from offsets[h] on, each of row_width values.
+    end: the token before which nothing counts, and in place of tokens that are not there.
+    """
+
+    multipliers: tuple[int, ...]
+    heads_per_size: int
+    vocab_sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    row_width: int
+    end: int
+
+    @property
+    def width(self) -> int:
+        """The values of a token's rows."""
+        return len(self.offsets) * self.row_width
 
 
 @dataclass(frozen=True)
@@ -150,6 +222,7 @@ class DeltaNet:
     taps: int
     tiled: bool
     decay_bound: float = 0.0
+    gate: Literal["silu", "sigmoid"] = "silu"  # of the gated norm
 
     @property
     def key_width(self) -> int:
@@ -198,12 +271,22 @@ class ModelConfig:
     shared_expert_gated: bool = False  # its output is multiplied by a sigmoid of its input
     latent: Latent | None = None
     indexer: Indexer | None = None
+    block_indexer: BlockIndexer | None = None
+    ngrams: NGramTable | None = None
+    ngram_taps: int = 0  # of the convolution behind them
+    shared_key: SharedKey | None = None
+    hyper: HyperConnections | None = None  # of n_streams streams
     delta_net: DeltaNet | None = None
-    gate_limit: float = 0.0  # of gpt-oss's activation; 0: SwiGLU
+    # Of gpt-oss's activation, see GraphBuilder.swiglu_oai: the limit, or 0 for SwiGLU in its place;
+    # alpha; what is added to the up values.
+    gate_limit: float = 0.0
+    gate_alpha: float = 1.702
+    up_shift: float = 1.0
     router: Router = Router()
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
     n_streams: int = 1  # residual streams of a token, side by side
+    stream_rank: int = 0  # of the gates that mix them
     laurel_rank: int = 0  # of the matrix that the attention's input goes through beside it
     expert_hidden_size: int = 0  # of a token as experts see it; 0: as the residual
     mamba2: Mamba2 | None = None

@@ -5,12 +5,13 @@ converter did not write that key yet.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile
+from airllm.graph.vocabulary import Gating
 from airllm.graph.widths import MOST_TAPS
 from airllm.models.config import LayerConfig, ModelConfig, Router
 
@@ -35,10 +36,11 @@ _ARITHMETIC_KEYS = (
     *("attention.", "rope.", "expert", "moe", "attn_", "final_", "logit_scale"),
     *("embedding_scale", "residual_", "leading_dense", "interleave_", "ssm.", "nextn"),
     *("shortconv.", "kda.", "factor.", "activation.", "altup.", "activation_sparsity"),
+    *("hyper_connection.", "hash_layer", "swiglu_", "ple."),
 )
 _HARMLESS_KEYS = frozenset(["rope.scaling.finetuned"])
 # llama.cpp's numbers; 0: as the family does.
-_GATING: dict[int, Literal["softmax", "sigmoid"]] = {1: "softmax", 2: "sigmoid"}
+_GATING: dict[int, Gating] = {1: "softmax", 2: "sigmoid", 4: "sqrtsoftplus"}
 
 
 class ConfigReader:
@@ -91,6 +93,21 @@ class ConfigReader:
                 f"{self.key(name)} has {value.size} entries; expected {count}, one for each layer"
             )
         return [bool(each) for each in value.tolist()]
+
+    def alike(self, name: str, default: float) -> float:
+        """A number that all layers have: one, or an array of one for each layer at least."""
+        self.ignore(name)
+        value = self.metadata.get(self.key(name), default)
+        if not isinstance(value, np.ndarray):
+            return self.number(name, default)
+        values = value[: self.n_layers]
+        if values.dtype.kind not in "fiu" or values.shape != (self.n_layers,):
+            raise self.metadata.fault(
+                f"{self.key(name)} is no array of {self.n_layers} numbers, one for each layer"
+            )
+        if not (np.isfinite(values).all() and (values == values[0]).all()):
+            raise self.metadata.fault(f"{self.key(name)} differs between layers; expected it alike")
+        return float(values[0])
 
     def text(self, name: str, default: str) -> str:
         self.ignore(name)
@@ -207,7 +224,8 @@ class ConfigReader:
         usual = Router(**own)
         gating = self.integer("expert_gating_func", 0)
         if gating != 0 and gating not in _GATING:
-            raise self.fault("expert_gating_func", gating, "expected 1, softmax, or 2, sigmoid")
+            wanted = ", ".join(f"{number} ({name})" for number, name in _GATING.items())
+            raise self.fault("expert_gating_func", gating, f"expected {wanted}")
         n_groups = self.integer("expert_group_count", 1, high=n_experts) or 1
         n_groups_used = self.integer("expert_group_used_count", n_groups, high=n_groups) or n_groups
         size = n_experts // n_groups

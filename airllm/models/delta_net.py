@@ -86,4 +86,6 @@ def delta_net(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) ->
         tiled=d.tiled,
     )  # [n, value_width]
     y = g.head_norm(y, g.weight("ssm_norm", d.value_dim), d.n_heads, c.norm_eps, out=y)
-    return blocks.linear(g, c, g.swiglu(z, y, out=y), "ssm_out", c.hidden_size)
+    sigmoid = d.gate == "sigmoid"
+    y = g.multiply(y, g.sigmoid(z, out=z), out=y) if sigmoid else g.swiglu(z, y, out=y)
+    return blocks.linear(g, c, y, "ssm_out", c.hidden_size)

@@ -39,6 +39,13 @@ def translate_rope(config: Metadata, head_dim: int) -> HFRope:
         if local.get("rope_type", "default") != "default":
             raise config.fault("rope_parameters scales layers with a window")
         local_theta = local.get("rope_theta", local_theta)
+    if "compress" in parameters:  # DeepSeek V4, where only layers with groups of positions scale
+        main, groups = parameters.get("main"), parameters["compress"]
+        if not isinstance(main, dict) or not isinstance(groups, dict):
+            raise config.fault("rope_parameters is no object for each kind of layer")
+        if main.get("rope_type", "default") != "default":
+            raise config.fault("rope_parameters scales layers without groups")
+        parameters = groups | {"rope_theta": main.get("rope_theta", 10000.0)}
     share = config.get("partial_rotary_factor", 1.0)
     rope = Metadata(
         config.source,

@@ -201,6 +201,7 @@ class HuggingFace:
     activation: the only one that is implemented, perhaps by several names.
     tied, defaults: of the configuration class, which may make defaults of other keys.
     own: keys of this package, whose values folders of this family have.
+    constants: of GGUF's keys, the names of tensors in a layer's part, int64, that say the same.
     rope_interleaved: whether rope's pairs are neighbours. gguf_interleaved: likewise in the
     family's GGUF files, whose converter may reorder the rows of Q and K.
     full_head_dim: the width of a head in layers without a window, if others differ from it.
@@ -221,6 +222,7 @@ class HuggingFace:
     own: Mapping[str, object] = field(default_factory=dict)
     pictures: str = ""
     plus_one: bool = False
+    constants: Mapping[str, str] = field(default_factory=dict)
     rope_interleaved: bool = False
     gguf_interleaved: bool = False
     full_head_dim: Callable[[HFReader], int] | None = None
@@ -273,7 +275,12 @@ class HuggingFace:
             n_heads = r.integer("num_nextn_predict_layers", 0, high=MOST_HEADS)
         further = range(n_layers, n_layers + n_heads)
         names = {**NAMES, **own}
-        made = (tied, rope.tensors, quantization, self.changed)
+        constants = {
+            name: np.asarray(values[key], np.int64)
+            for key, name in self.constants.items()
+            if key in values
+        }
+        made = (tied, rope.tensors, quantization, self.changed, constants)
         return HFConfig(metadata, names, further, self.heads, self.plus_one, *made)
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:

@@ -31,6 +31,7 @@ class Rotation:
     magnitude: what rotated values are multiplied by.
     long_inv_freq: in place of inv_freq, for engines with a context of more than `original_context`
     tokens (LongRoPE, arXiv:2402.13753).
+    step: positions are rounded down to multiples of it.
     temperature, period, ahead: rotated values at position p are multiplied by
     1 + temperature * ln(1 + floor((p + ahead) / period)), too.
     """
@@ -42,11 +43,15 @@ class Rotation:
     temperature: float = 0.0
     period: int = 1
     ahead: int = 0
+    step: int = 1
 
     def equals(self, other: "Rotation") -> bool:
         """Whether both give the same angles and magnitudes. (== would compare arrays.)"""
         mine, its = (
-            (each.magnitude, each.original_context, each.temperature, each.period, each.ahead)
+            (
+                *(each.magnitude, each.original_context, each.temperature),
+                *(each.period, each.ahead, each.step),
+            )
             for each in (self, other)
         )
         long, others_long = (
@@ -75,14 +80,16 @@ def plain_rotation(
     return Rotation(_theta(r, theta_name, default) ** -_exponents(config))
 
 
-def read_rotation(r: ConfigReader, config: ModelConfig) -> Rotation:
-    """theta^(-2i / rope_dims), scaled as the file says.
+def read_rotation(
+    r: ConfigReader, config: ModelConfig, theta_name: str = "rope.freq_base"
+) -> Rotation:
+    """theta^(-2i / rope_dims), scaled as the file says. theta_name: the key of theta.
 
     Scalings: linear; YaRN (arXiv:2309.00071); LongRoPE's factors, which are tensors; and the tensor
     rope_freqs.weight, which is how GGUF stores Llama 3's scaling. FormatError for another scaling,
     by its name.
     """
-    exponents, theta = _exponents(config), _theta(r, "rope.freq_base", 10000.0)
+    exponents, theta = _exponents(config), _theta(r, theta_name, 10000.0)
     frequencies = theta**-exponents
     kind = r.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):

@@ -30,7 +30,8 @@ class RopeRows:
         end = max(start + count for start, count in stretches)
         if end > len(self._table):
             wanted = max(end, min(max(2 * len(self._table), _AT_LEAST), self._capacity))
-            positions = np.arange(len(self._table), wanted)
+            step = self._rotation.step
+            positions = np.arange(len(self._table), wanted) // step * step
             magnitudes = self._rotation.magnitudes(positions).astype(np.float32)
             missing = rope_table(positions, self._inv_freq) * magnitudes[:, np.newaxis]
             self._table = np.concatenate([self._table, missing])

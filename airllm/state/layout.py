@@ -2,8 +2,9 @@
 
 Keys and values lie in pages of PAGE_ROWS positions. A table lists the pages of a sequence, by
 position. The layers that need all positions have one table together: a page has the keys and values
-of all of them. Each layer with a window has a table of its own, so that its old pages can be let go
-while a long prompt passes through it.
+of all of them. So have the layers with keys that as many positions have together: such a table has
+a row for each group of positions. Each layer with a window has a table of its own, so that its old
+pages can be let go while a long prompt passes through it.
 """
 
 from collections.abc import Sequence
@@ -33,25 +34,46 @@ class KeysPlace:
     k_offset: int
     v_offset: int
     shape: KeysValues
+    type: KVType
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlace:
+    """See LayerState."""
+
     keys: KeysPlace | None
     recurrent_first: int  # in floats
     recurrent_floats: int
     index: KeysPlace | None = None
+    groups: KeysPlace | None = None
+    pending: KeysPlace | None = None
+    index_pending: KeysPlace | None = None
+
+    @property
+    def places(self) -> list[KeysPlace]:
+        """All that there are."""
+        found = self.keys, self.index, self.groups, self.pending, self.index_pending
+        return [place for place in found if place is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """window, chunked: those of its layers' KeysValues. shared: layers after the first one read
-    its pages, which then stay until all layers are done."""
+    """window, chunked, every: those of its layers' KeysValues. shared: layers after the first one
+    read its pages, which then stay until all layers are done."""
 
     page_bytes: int
     window: int = 0
     shared: bool = False
     chunked: bool = False
+    every: int = 1
+
+    def pages(self, length: int) -> range:
+        """The numbers of the pages for a sequence of `length` tokens."""
+        return range(_pages(length // self.every))
+
+    def pages_for(self, past: int, end: int) -> range:
+        """The numbers of the pages for the rows that positions [past, end) add."""
+        return range(past // self.every // PAGE_ROWS, self.pages(end).stop)
 
     def first_needed(self, length: int) -> int:
         """The first position that tokens from position `length` on see."""
@@ -72,27 +94,19 @@ class StateLayout:
         self.tables: list[Table] = []
         self.layers: list[LayerPlace] = []
         self.recurrent_floats = 0
-        whole: int | None = None  # the table of the layers that need all positions
+        self._whole: dict[int, int] = {}  # the table of layers without a window, by `every`
         for layer in layers:
-            place = None
             if layer.keys_of is not None:
                 place = self.layers[layer.keys_of].keys
                 assert place is not None
                 self.tables[place.table] = replace(self.tables[place.table], shared=True)
-            elif layer.keys is not None:
-                table = whole if not layer.keys.window else None
-                if table is None:
-                    table = len(self.tables)
-                    self.tables.append(Table(0, layer.keys.window, chunked=layer.keys.chunked))
-                    whole = whole if layer.keys.window else table
-                place = self._place(table, layer.keys)
-            index = None
-            if layer.index is not None:
-                assert place is not None
-                index = self._place(place.table, layer.index)
-            self.layers.append(
-                LayerPlace(place, self.recurrent_floats, layer.recurrent_floats, index)
+            else:
+                place = self._place(layer.keys)
+            others = layer.index, layer.groups, layer.pending, layer.index_pending
+            own = LayerPlace(
+                place, self.recurrent_floats, layer.recurrent_floats, *map(self._place, others)
             )
+            self.layers.append(own)
             self.recurrent_floats += layer.recurrent_floats
         self._tables_of: dict[tuple[int, int], list[int]] = {}
         # Whether a sequence can go back to any earlier length.
@@ -100,28 +114,38 @@ class StateLayout:
             table.window for table in self.tables
         )
 
-    def _place(self, table: int, keys: KeysValues) -> KeysPlace:
+    def _place(self, keys: KeysValues | None) -> KeysPlace | None:
         """Room for a layer's keys and values at the end of a table's pages."""
+        if keys is None:
+            return None
+        type: KVType = "f32" if keys.exact else self.kv_type
+        table = None if keys.window else self._whole.get(keys.every)
+        if table is None:
+            table = len(self.tables)
+            self.tables.append(Table(0, keys.window, False, keys.chunked, keys.every))
+            if not keys.window:
+                self._whole[keys.every] = table
         k_offset = self.tables[table].page_bytes
         rows = PAGE_ROWS * keys.n_kv_heads
-        k_bytes = rows * self.row_bytes(keys.head_dim)
-        v_bytes, v_offset = rows * self.row_bytes(keys.value_dim), k_offset + k_bytes
+        k_bytes = rows * self.row_bytes(keys.head_dim, type)
+        v_bytes, v_offset = rows * self.row_bytes(keys.value_dim, type), k_offset + k_bytes
         if keys.values_in_keys:
             v_bytes, v_offset = 0, k_offset
         self.tables[table] = replace(
             self.tables[table], page_bytes=k_offset + _aligned(k_bytes + v_bytes)
         )
-        return KeysPlace(table, k_offset, v_offset, keys)
+        return KeysPlace(table, k_offset, v_offset, keys, type)
 
-    def row_bytes(self, width: int) -> int:
-        """Bytes of a row of keys or values in a page."""
-        block, _ = TYPES[self.kv_type]
+    def row_bytes(self, width: int, type: KVType | None = None) -> int:
+        """Bytes of a row of keys or values in a page. type: in place of kv_type."""
+        type = type or self.kv_type
+        block, _ = TYPES[type]
         if width % block:
             raise ValueError(
-                f"kv_type {self.kv_type!r} keeps blocks of {block} values, and this model's heads "
+                f"kv_type {type!r} keeps blocks of {block} values, and this model's heads "
                 f"have {width}, no multiple of it; use 'f16' or 'f32'"
             )
-        return row_bytes(self.kv_type, width)
+        return row_bytes(type, width)
 
     @property
     def page_bytes(self) -> list[int]:
@@ -135,18 +159,26 @@ class StateLayout:
             if place is None:
                 return None
             own = place.shape
-            where = place.table, place.k_offset, place.v_offset, self.kv_type
+            where = place.table, place.k_offset, place.v_offset, place.type
             return *where, own.n_kv_heads, own.head_dim, own.value_dim
 
-        index = keys(layer.index)
-        return keys(layer.keys), layer.recurrent_first, layer.recurrent_floats, index
+        return (
+            keys(layer.keys),
+            layer.recurrent_first,
+            layer.recurrent_floats,
+            keys(layer.index),
+            keys(layer.groups),
+            keys(layer.pending),
+            keys(layer.index_pending),
+        )
 
     def tables_of(self, first_layer: int, last_layer: int) -> list[int]:
         """The tables that layers [first, last) append to."""
         found = self._tables_of.get((first_layer, last_layer))
         if found is None:
-            places = [layer.keys for layer in self.layers[first_layer:last_layer]]
-            found = list(dict.fromkeys(place.table for place in places if place is not None))
+            layers = self.layers[first_layer:last_layer]
+            places = [place for layer in layers for place in layer.places]
+            found = list(dict.fromkeys(place.table for place in places))
             self._tables_of[first_layer, last_layer] = found
         return found
 
@@ -158,19 +190,28 @@ class StateLayout:
         pass_size: the tokens of all batches that go through a layer before the next; 0: as
         batch_size."""
         total = 4 * self.recurrent_floats * (1 + n_checkpoints)
-        in_batch = 0  # while a layer appends a batch, it has the window before it and the batch
         for table in self.tables:
             if not table.window:
-                total += _pages(context) * table.page_bytes
+                total += len(table.pages(context)) * table.page_bytes
                 continue
             # The positions that are kept begin within a page.
             most = min(_pages(context), _pages(table.window + SLACK) + 1) * (1 + n_checkpoints)
             if table.shared:  # the batch's stay until the last layer that reads them is done
                 most += _pages(pass_size or batch_size)
-            else:
-                in_batch = max(in_batch, _pages(min(batch_size, context)) * table.page_bytes)
             total += min(_pages(context), most) * table.page_bytes
-        return total + in_batch
+        return total + self._in_batch() * _pages(min(batch_size, context))
+
+    def _in_batch(self) -> int:
+        """While a layer appends a batch, it has the window before it and the batch: the bytes for
+        each page of positions. Layers take the pages that earlier ones let go, if they are as
+        large."""
+        most: dict[int, int] = {}  # of a layer, by the size of a page
+        for layer in self.layers:
+            own = (self.tables[place.table] for place in layer.places)
+            sizes = [table.page_bytes for table in own if table.window and not table.shared]
+            for size in sizes:
+                most[size] = max(most.get(size, 0), size * sizes.count(size))
+        return sum(most.values())
 
 
 def _pages(positions: int) -> int:

@@ -97,6 +97,14 @@ class SequenceState:
         """The number of tokens, which is the position of the next token."""
         return len(self.tokens)
 
+    def tokens_between(self, first: int, end: int, following: Sequence[int]) -> NDArray[np.int64]:
+        """The tokens at positions [first, end): -1 before the first token. following: those that
+        come after the sequence's own."""
+        n = self.length
+        found = self.tokens[max(first, 0) : end]
+        found += following[max(first - n, 0) : max(end - n, 0)]
+        return np.array([-1] * max(-first, 0) + found, np.int64)
+
     @property
     def nbytes(self) -> int:
         """Bytes of pages and recurrent memory, without checkpoints."""
@@ -160,7 +168,8 @@ class SequenceState:
         # Layers that share the pages read them later in the pass, for its first token, too.
         shared = self.layout.tables[table].shared
         self._release_before(table, min(self.length, past) if shared else past)
-        for index in range(past // PAGE_ROWS, -(-end // PAGE_ROWS)):
+        needed = self.layout.tables[table].pages_for(past, end)
+        for index in needed:
             page = pages.get(index)
             if page is None:
                 page = pool.take(table)
@@ -170,7 +179,7 @@ class SequenceState:
                 continue
             pages[index] = page
             self.backing.set_page(table, index, page.memory)
-        self._room[table] = -(-end // PAGE_ROWS) * PAGE_ROWS
+        self._room[table] = needed.stop * PAGE_ROWS * self.layout.tables[table].every
 
     def _release_before(self, table: int, length: int) -> None:
         """Releases the pages that a sequence of `length` tokens does not keep."""
@@ -184,7 +193,8 @@ class SequenceState:
         for index in [index for index in pages if not first <= index < last]:
             self._pool.release(pages.pop(index))
         self.backing.keep_pages(table, first, min(last, 1 << 24))
-        self._room[table] = min(self._room[table], last * PAGE_ROWS)
+        room = last * PAGE_ROWS * self.layout.tables[table].every
+        self._room[table] = min(self._room[table], room)
 
     # ---- going back ----------------------------------------------------------------------------
 
@@ -251,7 +261,7 @@ class SequenceState:
         """Cut to a length at which _continues_at."""
         del self.tokens[length:]
         for table in range(len(self._pages)):
-            self._keep_pages(table, 0, -(-length // PAGE_ROWS))
+            self._keep_pages(table, 0, self.layout.tables[table].pages(length).stop)
 
     def _snapshot(self, tables: Sequence[int]) -> Snapshot:
         """With the pages of some tables."""
@@ -294,22 +304,25 @@ class SequenceState:
 
     # ---- for files -----------------------------------------------------------------------------
 
-    def first_needed(self, place: KeysPlace, length: int) -> int:
-        """The first position that a layer sees after `length` tokens."""
-        return self.layout.tables[place.table].first_needed(length)
+    def rows_needed(self, place: KeysPlace, length: int) -> tuple[int, int]:
+        """(first, end) of the rows that a layer sees after `length` tokens: one for each position,
+        or for each group of positions."""
+        table = self.layout.tables[place.table]
+        return table.first_needed(length) // table.every, length // table.every
 
     def row_bytes(self, place: KeysPlace) -> int:
-        """Bytes of a layer's keys and values of one position."""
-        return place.shape.n_kv_heads * sum(self.layout.row_bytes(n) for _, n in _parts(place))
+        """Bytes of a row of a layer's keys and values."""
+        widths = (width for _, width in _parts(place))
+        return place.shape.n_kv_heads * sum(self.layout.row_bytes(n, place.type) for n in widths)
 
     def heads_rows(
         self, place: KeysPlace, first: int, last: int
     ) -> Iterator[list[NDArray[np.uint8]]]:
-        """The memory of a layer's keys and values at positions [first, last), which have pages:
-        for each head the rows of its keys, as uint8 arrays in order; then those of its values."""
+        """The memory of rows [first, last) of a layer's keys and values, which have pages: for each
+        head the rows of its keys, as uint8 arrays in order; then those of its values."""
         pages = self._pages[place.table]
         for offset, width in _parts(place):
-            row = self.layout.row_bytes(width)
+            row = self.layout.row_bytes(width, place.type)
             for head in range(place.shape.n_kv_heads):
                 at = offset + head * PAGE_ROWS * row
                 rows = []

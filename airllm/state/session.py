@@ -10,7 +10,8 @@ The file, little-endian throughout:
         more names with texts, up to 16 in all
     keys and values: for each layer that has its own the keys, then the values if they are not part
         of the keys; for each KV head the rows of the tokens; of a layer with a window, only the
-        tokens that the next token sees; then the keys of its index, if it has one
+        tokens that the next token sees; then, if the layer has them, the keys of its index, those
+        that groups of tokens have together, and what the next groups will be made of
     recurrent memory: float32 of each layer
     32 bytes SHA-256 of everything before it
 
@@ -40,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph.state import KeysValues
-from airllm.state.layout import KeysPlace
+from airllm.state.layout import KeysPlace, LayerPlace
 from airllm.state.sequence import SequenceState
 from airllm.util.durable import naming, sync_directory
 from airllm.util.metadata import FormatError
@@ -208,10 +209,10 @@ class _Session:
     def read_state(self, state: SequenceState, length: int) -> None:
         """Reads keys, values and recurrent memory into a sequence that has room for them."""
         for place in _own_keys(state):
-            first = state.first_needed(place, length)
-            for rows in state.heads_rows(place, first, length):
+            first, end = state.rows_needed(place, length)
+            for rows in state.heads_rows(place, first, end):
                 if self._version == 1 and rows:  # the rows that a window has left behind
-                    row_bytes = sum(part.nbytes for part in rows) // (length - first)
+                    row_bytes = sum(part.nbytes for part in rows) // (end - first)
                     self._file.seek(first * row_bytes, os.SEEK_CUR)
                 for part in rows:
                     self._read_into(part)
@@ -238,6 +239,7 @@ def _kept(state: SequenceState) -> bytes:
         (
             *(layer.keys and _words(layer.keys.shape), layer.recurrent_floats),
             *([_words(layer.index.shape)] if layer.index else []),
+            *(_words(place.shape) for place in _of_groups(layer)),
         )
         for layer in state.layout.layers
     ]
@@ -245,20 +247,27 @@ def _kept(state: SequenceState) -> bytes:
 
 
 def _words(shape: KeysValues) -> tuple[Any, ...]:
-    """What a layer keeps. Sessions from before there were chunks say nothing of them."""
-    *words, chunked = astuple(shape)
-    return (*words, "chunked") if chunked else tuple(words)
+    """What a layer keeps. Sessions from before there were chunks and groups say nothing of them."""
+    *words, chunked, every, exact = astuple(shape)
+    more = [("chunked",)] * chunked + [("every", every)] * (every > 1) + [("exact",)] * exact
+    return (*words, *(word for group in more for word in group))
+
+
+def _of_groups(layer: LayerPlace) -> list[KeysPlace]:
+    """Keys that several positions have together, and what they will be made of."""
+    found = layer.groups, layer.pending, layer.index_pending
+    return [place for place in found if place is not None]
 
 
 def _own_keys(state: SequenceState) -> list[KeysPlace]:
-    """Of each layer that does not read another layer's, and then of its index."""
-    places = [place for layer in state.layout.layers for place in (layer.keys, layer.index)]
-    return list(dict.fromkeys(place for place in places if place is not None))
+    """Of each layer that does not read another layer's, then of its index, and so on."""
+    places = [place for layer in state.layout.layers for place in layer.places]
+    return list(dict.fromkeys(places))
 
 
 def _rows(state: SequenceState, length: int) -> Iterator[NDArray[np.uint8]]:
     for place in _own_keys(state):
-        for rows in state.heads_rows(place, state.first_needed(place, length), length):
+        for rows in state.heads_rows(place, *state.rows_needed(place, length)):
             yield from rows
 
 
@@ -266,8 +275,8 @@ def _state_bytes(state: SequenceState, length: int, *, all_tokens: bool) -> int:
     """Bytes of the state in a file. all_tokens: also those that a window has left behind."""
     total = state.recurrent.nbytes
     for place in _own_keys(state):
-        first = 0 if all_tokens else state.first_needed(place, length)
-        total += (length - first) * state.row_bytes(place)
+        first, end = state.rows_needed(place, length)
+        total += (end if all_tokens else end - first) * state.row_bytes(place)
     return total
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "FileWeights",
     "WeightSource",
     "check_tensors",
+    "largest_tensor",
     "layers_at_once",
     "next_places",
     "places",
@@ -97,7 +98,7 @@ class FileWeights:
         self._gguf = gguf
         self._layers_stay_in_map = "matrix" in backend.keeps
         self._prepared: dict[tuple[str, Role], Any] = {}
-        largest = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
+        largest = largest_tensor(gguf, model)
         memory = np.empty(largest, np.uint8)  # for each tensor in turn
         self._bound = []
         for (graph, index), executor in zip(places(model), (embed, *layers, head), strict=True):
@@ -200,6 +201,15 @@ def tensor_of(gguf: ModelFile, slot: Weight, layer: int | None = None) -> Tensor
     return replace(gguf.tensors[tensor_name(slot.name, layer)], shape=slot.shape)
 
 
+def largest_tensor(gguf: ModelFile, model: Model) -> int:
+    """Bytes of the largest tensor that a graph has a slot for."""
+    return max(
+        gguf.tensors[tensor_name(slot.name, index)].nbytes
+        for graph, index in places(model)
+        for slot in graph.weights
+    )
+
+
 def check_tensors(gguf: ModelFile, model: Model) -> None:
     """Compare a file's tensors with the slots of a model's graphs, before any tensor is read.
 
@@ -243,7 +253,7 @@ def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Files store a matrix of one row as a vector, and a few vectors as matrices: ssm_norm with a
     row for each group, ssm_a with one value in each row. Filters of short convolutions may have
     axes of length 1 before that of the taps. Square matrices below each other may be stored as a
-    stack: altup_proj."""
+    stack, altup_proj, and a stack as matrices below each other, attn_output_a."""
     if len(wanted) == 1 and len(stored) > 1:
         return math.prod(stored) == wanted[0]
     if len(wanted) == 2:
@@ -253,6 +263,9 @@ def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
         if len(stored) == 3:
             count, rows, columns = stored
             return count > 1 and rows == columns and wanted == (count * rows, columns)
+    if len(wanted) == 3 and len(stored) == 2:
+        count, rows, columns = wanted
+        return stored == (count * rows, columns)
     return wanted in (stored, (1, *stored))
 
 

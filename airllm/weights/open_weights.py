@@ -14,7 +14,12 @@ from airllm.util.arguments import check_count
 from airllm.util.progress import OnProgress
 from airllm.util.shown import shown
 from airllm.weights.budget import BudgetError
-from airllm.weights.layer_weights import FileWeights, WeightSource, check_tensors
+from airllm.weights.layer_weights import (
+    FileWeights,
+    WeightSource,
+    check_tensors,
+    largest_tensor,
+)
 from airllm.weights.plan import (
     BATCH_SIZE,
     CONTEXT_STEP,
@@ -175,7 +180,7 @@ def open_weights(
     }
     # FileWeights reads through the page cache, which may hold the model from an earlier use. It
     # reads a whole tensor at a time, so the budget needs room for the largest tensor, too.
-    at_once = max((tensor.nbytes for tensor in gguf.tensors.values()), default=0)
+    at_once = largest_tensor(gguf, model)
     budget = plan.budget_bytes
     if budget is None or (plan.embedding == "pinned" and plan.total_bytes + at_once <= budget):
         return FileWeights(gguf, model, backend, **executors, on_progress=on_progress)

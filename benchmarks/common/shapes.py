@@ -67,6 +67,18 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
     | {"attention.q_lora_rank": 768, "attention.kv_lora_rank": 512, "rope.dimension_count": 64}
     | {"attention.key_length_mla": 192, "attention.value_length_mla": 128}
     | {"attention.key_length": 576, "attention.value_length": 512, "attention.head_count_kv": 1},
+    "deepseek4": _EXPERTS
+    | {"expert_gating_func": 4, "expert_weights_norm": True, "expert_weights_scale": 1.5}
+    | {"expert_shared_count": 1, "hash_layer_count": 0, "rope.dimension_count": 64}
+    | {"attention.key_length": 512, "attention.value_length": 512, "attention.head_count_kv": 1}
+    | {"attention.q_lora_rank": 768, "attention.sliding_window": 128}
+    | {"attention.output_group_count": 4, "attention.output_lora_rank": 512}
+    | {"attention.compress_ratios": np.array([0, 0, *[4, 128] * 7], np.int32)}
+    | {"attention.compress_rope_freq_base": 160000.0, "attention.indexer.head_count": 16}
+    | {"attention.indexer.key_length": 128, "attention.indexer.top_k": 512}
+    | {"hyper_connection.count": 4, "hyper_connection.sinkhorn_iterations": 20}
+    | {"hyper_connection.epsilon": 1e-6, "swiglu_clamp_exp": np.full(LAYERS, 10.0, np.float32)}
+    | {"swiglu_clamp_shexp": np.full(LAYERS, 10.0, np.float32)},
     "gemma4": _EXPERTS
     | {"feed_forward_length": 2048, "attention.sliding_window": 1024}
     | {"attention.sliding_window_pattern": _every(6, 1) == 0, "final_logit_softcapping": 30.0}
@@ -90,6 +102,11 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
     | {"attention.head_count_kv": _every(4, 4)},
     "minimax-m2": _EXPERTS
     | {"expert_gating_func": 2, "rope.dimension_count": 64, "feed_forward_length": 768},
+    "minimax-m3": _EXPERTS
+    | _SIGMOID
+    | {"rope.dimension_count": 64, "attention.indexer.head_count": 4}
+    | {"attention.indexer.key_length": 128, "attention.indexer.top_k": 16}
+    | {"attention.indexer.block_size": 128, "attention.indexer.local_blocks": 1},
     "nemotron_h_moe": _EXPERTS
     | _MAMBA2
     | {"ssm.group_count": 8, "expert_shared_feed_forward_length": 3072}
@@ -101,6 +118,12 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
     "qwen35": _DELTA_NET,
     "qwen35moe": _EXPERTS | _DELTA_NET | {"expert_shared_feed_forward_length": 768},
     "qwen3moe": _EXPERTS,
+    "qwen4exp": _EXPERTS
+    | _DELTA_NET
+    | {"expert_shared_feed_forward_length": 768}
+    | {"hyper_connection.count": 4, "hyper_connection.low_rank": 96}
+    | {"attention.indexer.head_count": 4, "attention.indexer.key_length": 128}
+    | {"attention.indexer.top_k": 2048, "attention.compress_ratios": _every(4, 4)},
 }
 _MAMBA2_FAMILIES = ("granitehybrid", "nemotron_h_moe")
 # Tensors that files of some families have beside others, one value for each of their rows. Graphs
@@ -110,7 +133,10 @@ _BESIDE = {
     "ssm_conv1d": "ssm_conv1d.bias",
 }
 _HAVE = {
-    "exp_probs_b.bias": ("deepseek2", "glm4moe", "lfm2moe", "minimax-m2", "nemotron_h_moe"),
+    "exp_probs_b.bias": (
+        *("deepseek2", "deepseek4", "glm4moe", "lfm2moe", "minimax-m2", "minimax-m3"),
+        "nemotron_h_moe",
+    ),
     "ssm_conv1d.bias": _MAMBA2_FAMILIES,
 }
 _FACTORS = {"gemma4": {"rope_freqs.weight": (256,)}}

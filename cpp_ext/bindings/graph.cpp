@@ -30,9 +30,11 @@ void set(Op& op, py::handle value) {
 
 // Sets a field to the number of the word that the value is, among these.
 template <auto field>
-void set_word(Op& op, const char* name, py::handle value, const char* first, const char* second) {
+void set_word(Op& op, const char* name, py::handle value,
+              std::initializer_list<const char*> words) {
     using Field = std::remove_reference_t<decltype(op.*field)>;
-    op.*field = static_cast<Field>(choice({"Executor", name, value}, {first, second}));
+    op.*field = static_cast<Field>(
+        choice({"Executor", name, value}, std::span(words.begin(), words.size())));
 }
 
 constexpr struct {
@@ -40,38 +42,54 @@ constexpr struct {
     void (*set)(Op& op, py::handle value);
 } attributes[] = {
     {"activation",
-     [](Op& op, py::handle v) { set_word<&Op::gelu>(op, "activation", v, "silu", "gelu"); }},
+     [](Op& op, py::handle v) { set_word<&Op::gelu>(op, "activation", v, {"silu", "gelu"}); }},
     {"activations",
      [](Op& op, py::handle v) { op.activations = activations_argument("Executor", v); }},
     {"alpha", set<&Op::alpha>},
+    {"block_size", set<&Op::block_size>},
     {"bound", set<&Op::bound>},
     {"cap", set<&Op::cap>},
     {"chunked", set<&Op::chunked>},
+    {"dilation", set<&Op::dilation>},
     {"dt_max", set<&Op::dt_max>},
     {"dt_min", set<&Op::dt_min>},
     {"eps", set<&Op::eps>},
+    {"every", set<&Op::every>},
     {"factor", set<&Op::scale>},
     {"first", set<&Op::first>},
     {"gating",
-     [](Op& op, py::handle v) { set_word<&Op::gating>(op, "gating", v, "softmax", "sigmoid"); }},
+     [](Op& op, py::handle v) {
+         set_word<&Op::gating>(op, "gating", v, {"softmax", "sigmoid", "sqrtsoftplus"});
+     }},
     {"group_score",
-     [](Op& op, py::handle v) { set_word<&Op::group_score>(op, "group_score", v, "top2", "max"); }},
+     [](Op& op, py::handle v) {
+         set_word<&Op::group_score>(op, "group_score", v, {"top2", "max"});
+     }},
     {"head_dim", set<&Op::head_dim>},
     {"interleaved", set<&Op::interleaved>},
+    {"least", set<&Op::least>},
     {"limit", set<&Op::limit>},
+    {"n_choices", set<&Op::n_choices>},
+    {"n_chosen", set<&Op::n_chosen>},
     {"n_earlier", set<&Op::n_earlier>},
     {"n_groups", set<&Op::n_groups>},
     {"n_groups_used", set<&Op::n_groups_used>},
     {"n_heads", set<&Op::n_heads>},
+    {"n_iterations", set<&Op::n_iterations>},
     {"n_kv_heads", set<&Op::n_kv_heads>},
+    {"n_local", set<&Op::n_local>},
+    {"n_parts", set<&Op::n_parts>},
     {"n_selected", [](Op&, py::handle) {}},  // the buffer's width
     {"n_streams", set<&Op::n_streams>},
     {"n_used", set<&Op::n_used>},
     {"normalized", set<&Op::normalized>},
+    {"of_index", set<&Op::of_index>},
     {"offset", set<&Op::offset>},
+    {"pooled", set<&Op::pooled>},
     {"quantized", set<&Op::quantized>},
     {"scale", set<&Op::scale>},
     {"shared", set<&Op::shared>},
+    {"shift", set<&Op::shift>},
     {"silu", set<&Op::silu>},
     {"softcap", set<&Op::cap>},
     {"taps", set<&Op::taps>},

@@ -9,10 +9,9 @@ namespace {
 
 using KeysArgument = std::tuple<std::size_t, std::size_t, std::size_t, std::string, std::size_t,
                                 std::size_t, std::size_t>;
-using LayerArgument =
-    std::tuple<std::optional<KeysArgument>, std::size_t, std::size_t, std::optional<KeysArgument>>;
+using OptionalKeys = std::optional<KeysArgument>;
 
-std::optional<SequenceState::Keys> read_keys(const std::optional<KeysArgument>& argument) {
+std::optional<SequenceState::Keys> read_keys(const OptionalKeys& argument) {
     if (!argument) return {};
     const auto& [table, k_offset, v_offset, type, heads, head_dim, value_dim] = *argument;
     return SequenceState::Keys{
@@ -20,9 +19,20 @@ std::optional<SequenceState::Keys> read_keys(const std::optional<KeysArgument>& 
         heads, head_dim, value_dim};
 }
 
-SequenceState::Layer read_layer(const LayerArgument& argument) {
-    const auto& [keys, recurrent_first, recurrent_floats, index] = argument;
-    return {read_keys(keys), recurrent_first, recurrent_floats, read_keys(index)};
+SequenceState::Layer read_layer(const py::object& item) {
+    if (!py::isinstance<py::tuple>(item)) throw py::cast_error();
+    const auto argument = py::reinterpret_borrow<py::tuple>(item);
+    if (argument.size() < 4 || argument.size() > 7) throw py::cast_error();
+    const auto keys = [&](std::size_t i) {
+        return i < argument.size() ? read_keys(argument[i].cast<OptionalKeys>()) : std::nullopt;
+    };
+    return {keys(0),
+            argument[1].cast<std::size_t>(),
+            argument[2].cast<std::size_t>(),
+            keys(3),
+            keys(4),
+            keys(5),
+            keys(6)};
 }
 
 std::unique_ptr<StateObject> make_state(std::size_t page_rows, const py::sequence& page_bytes,
@@ -31,12 +41,13 @@ std::unique_ptr<StateObject> make_state(std::size_t page_rows, const py::sequenc
     std::vector<SequenceState::Layer> read;
     try {
         for (const py::object item : page_bytes) bytes.push_back(item.cast<std::size_t>());
-        for (const py::object item : layers) read.push_back(read_layer(item.cast<LayerArgument>()));
+        for (const py::object item : layers) read.push_back(read_layer(item));
     } catch (const py::cast_error&) {
         throw py::type_error(
             "SequenceState: page_bytes or layers are not as expected: integers, and (keys, "
-            "recurrent_first, recurrent_floats, index) each, with keys and index (table, k_offset, "
-            "v_offset, type, n_kv_heads, head_dim, value_dim) or None.");
+            "recurrent_first, recurrent_floats, index) each, and perhaps groups, pending and "
+            "index_pending, with all of these but the floats (table, k_offset, v_offset, type, "
+            "n_kv_heads, head_dim, value_dim) or None.");
     }
     const std::size_t tables = bytes.size();
     return std::make_unique<StateObject>(StateObject{{page_rows, std::move(bytes), std::move(read)},
@@ -94,13 +105,15 @@ void bind_sequence_state(py::module_& m) {
         "recurrent ops. The caller gives the memory; see airllm.state.\n\n"
         "page_rows: positions of a page, a power of 2 from 16 on.\n"
         "page_bytes: of a page of each table.\n"
-        "layers: (keys, recurrent_first, recurrent_floats, index) of each. keys: None, or (table, "
+        "layers: (keys, recurrent_first, recurrent_floats, index) of each, and perhaps groups, "
+        "pending and index_pending. keys: None, or (table, "
         "k_offset, v_offset, type, n_kv_heads, head_dim, value_dim): each page of the table has "
         "the keys, [n_kv_heads, page_rows, head_dim] of 'f32', 'f16' or 'q8_0', at byte k_offset, "
         "and the values at v_offset; with equal offsets, the values are the first dimensions of "
         "the keys. recurrent_first: in floats. index: the same of keys that select positions; it "
-        "has "
-        "no values.\n"
+        "has no values. groups: of keys that several positions have together. pending, "
+        "index_pending: of values, and of scores in place of values, that groups, and keys of the "
+        "index, are made of.\n"
         "ValueError if a layer does not fit its pages.");
     define_init(state, make_state, arg("page_rows"), arg("page_bytes"), arg("layers"));
     state

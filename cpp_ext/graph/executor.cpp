@@ -7,6 +7,8 @@
 
 #include "dispatch.h"
 #include "graph/run.h"
+#include "ops/blocks.h"
+#include "ops/groups.h"
 #include "ops/sparse.h"
 
 namespace tensor_ops {
@@ -31,12 +33,13 @@ void check_cache(const Graph& graph, const Op& op, const CachedSequence& sequenc
     const KvCache& cache = sequence.cache;
     if (!cache.exists()) throw std::invalid_argument("this graph needs keys and values");
     const std::size_t own = graph.value_dim(op), value_dim = own ? own : cache.value_dim;
-    if (cache.n_kv_heads != op.n_kv_heads || cache.head_dim != op.head_dim ||
+    const std::size_t n_kv_heads = attends_groups(op.kind) ? 1 : op.n_kv_heads;
+    if (cache.n_kv_heads != n_kv_heads || cache.head_dim != op.head_dim ||
         cache.value_dim != value_dim)
         throw std::invalid_argument(
             "the KV cache has " +
             shape_in_words(cache.n_kv_heads, cache.head_dim, cache.value_dim) + ", expected " +
-            shape_in_words(op.n_kv_heads, op.head_dim, value_dim));
+            shape_in_words(n_kv_heads, op.head_dim, value_dim));
     if (appends_keys(op.kind) && cache.values_in_keys() != (op.kind == OpKind::latent_append))
         throw std::invalid_argument(std::string("the values are in the keys ") +
                                     (cache.values_in_keys() ? "of the cache" : "of the op") +
@@ -53,22 +56,54 @@ void check_cache(const Graph& graph, const Op& op, const CachedSequence& sequenc
             " positions do not fit the KV cache of " + std::to_string(cache.capacity));
 }
 
-// Checks that an op's keys fit the index that a sequence keeps.
-void check_index(const Op& op, const CachedSequence& sequence) {
-    const KvCache& index = sequence.index;
-    if (!index.exists()) throw std::invalid_argument("this graph needs an index");
-    if (index.n_kv_heads != 1 || index.head_dim != op.head_dim)
-        throw std::invalid_argument(
-            "the index has " + shape_in_words(index.n_kv_heads, index.head_dim, index.head_dim) +
-            ", expected 1 heads of " + std::to_string(op.head_dim));
-    const std::size_t end = std::min(index.capacity, most_indexed);
+// Checks that an op's keys fit the index, or the groups, that a sequence keeps.
+void check_index(const Op& op, const CachedSequence& sequence, const KvCache& keys,
+                 const std::string& what) {
+    // A sequence without a whole group has no page for its groups.
+    if (!keys.n_kv_heads)
+        throw std::invalid_argument(op.kind == OpKind::group_append || attends_groups(op.kind)
+                                        ? "this graph needs keys of groups"
+                                        : "this graph needs an index");
+    if (keys.n_kv_heads != 1 || keys.head_dim != op.head_dim)
+        throw std::invalid_argument(what + " has " +
+                                    shape_in_words(keys.n_kv_heads, keys.head_dim, keys.head_dim) +
+                                    ", expected 1 heads of " + std::to_string(op.head_dim));
+    const std::size_t every = op.pooled ? op.block_size : op.every;
+    const std::size_t end = std::min(keys.capacity, most_indexed) * every + every - 1;
     if (sequence.past > end || sequence.n_tokens > end - sequence.past)
         throw std::invalid_argument(std::to_string(sequence.past) + " + " +
-                                    std::to_string(sequence.n_tokens) +
-                                    " positions do not fit the index of " + std::to_string(end));
-    if (sequence.n_tokens && index.first > 0)
-        throw std::invalid_argument("the index begins at position " + std::to_string(index.first) +
+                                    std::to_string(sequence.n_tokens) + " positions do not fit " +
+                                    what + " of " + std::to_string(keys.capacity));
+    if (sequence.n_tokens && keys.first > 0)
+        throw std::invalid_argument(what + " begins at position " + std::to_string(keys.first) +
                                     ", and not at 0");
+}
+
+void check_groups(const Op& op, const CachedSequence& sequence) {
+    check_index(op, sequence, sequence.groups, "the keys of groups");
+    if (attends_groups(op.kind) &&
+        (sequence.groups.type != sequence.cache.type || !sequence.cache.values_in_keys()))
+        throw std::invalid_argument("the keys of groups are no keys as the others");
+}
+
+// Checks what groups are made of.
+void check_pending(const Graph& graph, const Op& op, const CachedSequence& s) {
+    const KvCache& pending = op.of_index ? s.index_pending : s.pending;
+    const std::size_t width = graph.buffers[static_cast<std::size_t>(op.output)].width;
+    if (!pending.exists()) throw std::invalid_argument("this graph needs tokens for groups");
+    if (pending.type != DType::f32 || pending.n_kv_heads != op.n_parts ||
+        pending.head_dim != width || pending.value_dim != width || pending.values_in_keys())
+        throw std::invalid_argument("tokens for groups do not fit the op, or are not f32");
+    if (s.past > pending.capacity || s.n_tokens > pending.capacity - s.past)
+        throw std::invalid_argument(std::to_string(s.past) + " + " + std::to_string(s.n_tokens) +
+                                    " positions do not fit the tokens for groups, " +
+                                    std::to_string(pending.capacity));
+    const std::size_t group = s.past / op.every, before = std::min(group, op.n_parts - 1);
+    const std::size_t first = (group - before) * op.every;
+    if (s.n_tokens && first < pending.first)
+        throw std::invalid_argument("position " + std::to_string(first) +
+                                    " is needed, and tokens for groups begin at " +
+                                    std::to_string(pending.first));
 }
 
 }  // namespace
@@ -121,14 +156,21 @@ void Executor::check_external(const Batch& batch) const {
 
 void Executor::check_layer(const Layer& layer, const Batch& batch) const {
     bool keeps = recurrent_floats_ > 0;
-    for (const Op& op : graph_.ops) keeps |= uses_keys(op.kind) || uses_index(op.kind);
+    for (const Op& op : graph_.ops)
+        keeps |= uses_keys(op.kind) || uses_index(op.kind) || op.kind == OpKind::pool_groups;
     if (keeps) check_tokens(layer, batch.n_tokens);
     for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
         const Op& op = graph_.ops[i];
+        if (attends_groups(op.kind) || op.kind == OpKind::group_append)
+            for (const CachedSequence& sequence : layer.sequences) check_groups(op, sequence);
         if (uses_keys(op.kind)) {
             check_sequences(op, layer);
         } else if (uses_index(op.kind)) {
-            for (const CachedSequence& sequence : layer.sequences) check_index(op, sequence);
+            for (const CachedSequence& sequence : layer.sequences)
+                check_index(op, sequence, sequence.index, "the index");
+        } else if (op.kind == OpKind::pool_groups) {
+            for (const CachedSequence& sequence : layer.sequences)
+                check_pending(graph_, op, sequence);
         } else if (op.kind == OpKind::layer_columns) {
             const auto width = [&](int b) {
                 return graph_.buffers[static_cast<std::size_t>(b)].width;
@@ -173,9 +215,26 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
     const std::size_t parts = n_sequences * attention_workspace_floats * sizeof(float);
     if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);
     for (const Op& op : graph_.ops) {
-        if (op.kind != OpKind::index_select) continue;
-        const std::size_t scores = sizeof(float) * index_score_floats(longest, batch.n_tokens);
-        if (scores_.size() < scores) scores_ = AlignedBytes(scores);
+        const std::size_t groups = longest / op.every;
+        if (op.kind == OpKind::index_select) {
+            const std::size_t scores = sizeof(float) * index_score_floats(groups, batch.n_tokens);
+            if (scores_.size() < scores) scores_ = AlignedBytes(scores);
+        } else if (op.kind == OpKind::choose_blocks) {
+            const std::size_t n_choices = op.pooled ? 1 : op.n_heads;
+            const std::size_t floats =
+                block_score_floats(n_choices, op.block_size, longest, batch.n_tokens);
+            if (scores_.size() < floats * sizeof(float))
+                scores_ = AlignedBytes(floats * sizeof(float));
+        } else if (attends_groups(op.kind)) {
+            const bool selects = op.kind == OpKind::sparse_group_attention;
+            const std::size_t selected =
+                selects ? graph_.buffers[static_cast<std::size_t>(op.inputs[1])].width : groups;
+            const std::size_t seen = std::min(op.window, longest) + std::min(groups, selected);
+            const std::size_t floats =
+                group_workspace_floats(op.n_heads, op.head_dim, seen, batch.n_tokens);
+            if (sparse_.size() < floats * sizeof(float))
+                sparse_ = AlignedBytes(floats * sizeof(float));
+        }
     }
     const KernelTable& table = kernels();
     run_team(

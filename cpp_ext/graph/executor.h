@@ -87,7 +87,8 @@ class Executor {
     AlignedBytes parts_;   // attention's results for parts of a long cache, until they are merged;
                            // grows when a run has more sequences than any before
     AlignedBytes scores_;  // those of index_select; grows with the positions
-    AlignedBytes sparse_;  // sparse_attention's results for parts of a selection
+    AlignedBytes sparse_;  // sparse_attention's results for parts of a selection, and those of
+                           // group_attention, for which it grows with the positions
     AlignedBytes expert_rows_;  // the inputs and outputs of one expert of the current op, or the
                                 // inputs of all heads
     AlignedBytes chosen_;       // the experts that its route names

@@ -36,16 +36,27 @@ bool appends_keys(OpKind kind) {
 }
 
 bool uses_keys(OpKind kind) {
-    return appends_keys(kind) || kind == OpKind::attention || kind == OpKind::sparse_attention;
+    return appends_keys(kind) || kind == OpKind::attention || selects_positions(kind) ||
+           attends_groups(kind);
 }
 
-bool uses_index(OpKind kind) {
-    return kind == OpKind::index_append || kind == OpKind::index_select;
+bool selects_positions(OpKind kind) {
+    return kind == OpKind::sparse_attention || kind == OpKind::block_attention;
+}
+
+bool attends_groups(OpKind kind) {
+    return kind == OpKind::group_attention || kind == OpKind::sparse_group_attention;
+}
+
+bool uses_index(OpKind kind) { return kind == OpKind::index_append || scores_index(kind); }
+
+bool scores_index(OpKind kind) {
+    return kind == OpKind::index_select || kind == OpKind::choose_blocks;
 }
 
 std::size_t Graph::value_dim(const Op& op) const {
     const auto width = [&](int b) { return buffers[static_cast<std::size_t>(b)].width; };
-    if (op.kind == OpKind::attention || op.kind == OpKind::sparse_attention)
+    if (op.kind == OpKind::attention || selects_positions(op.kind) || attends_groups(op.kind))
         return width(op.output) / op.n_heads;
     return op.kind == OpKind::latent_append ? 0 : width(op.inputs[1]) / op.n_kv_heads;
 }
@@ -53,7 +64,8 @@ std::size_t Graph::value_dim(const Op& op) const {
 std::size_t Graph::recurrent_floats(const Op& op) const {
     const auto width = [&](int b) { return buffers[static_cast<std::size_t>(b)].width; };
     switch (op.kind) {
-        case OpKind::conv: return (op.taps - 1) * width(op.output);
+        case OpKind::conv: return (op.taps - 1) * op.dilation * width(op.output);
+        case OpKind::block_mean: return width(op.output);
         case OpKind::delta_rule: return width(op.output) * (width(op.inputs[0]) / op.n_kv_heads);
         case OpKind::ssm_scan: return width(op.output) * (width(op.inputs[2]) / op.n_groups);
         default: return 0;

@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "ops/blocks.h"
+#include "ops/groups.h"
+#include "ops/recurrent.h"
 #include "ops/residuals.h"
 #include "ops/sparse.h"
+#include "ops/streams.h"
 
 namespace tensor_ops {
 
@@ -97,7 +101,8 @@ class OpCheck {
         heads(op_.n_heads);
         width(0, op_.n_heads * op_.head_dim);
         width_of(op_.output, op_.n_heads * op_.head_dim);
-        table(op_.inputs[1]);
+        require(op_.offset < op_.head_dim, "offset is not below head_dim");
+        table(op_.inputs[1], op_.offset);
         require(op_.inputs[1] != op_.output, "cannot overwrite its table");
     }
     void kv_append() const {
@@ -125,10 +130,12 @@ class OpCheck {
     }
     void index_append() const {
         heads(1);
+        group();
         width(0, op_.head_dim);
     }
     void index_select() const {
         heads(op_.n_heads);
+        group();
         width(0, op_.n_heads * op_.head_dim);
         width(1, op_.n_heads);
         selection(op_.output);
@@ -139,6 +146,65 @@ class OpCheck {
         attention();
         selection(op_.inputs[1]);
         apart(1);
+    }
+    void block_mean() const {
+        block_size();
+        alike();
+    }
+    void choose_blocks() const {
+        heads(op_.n_heads);
+        width(0, op_.n_heads * op_.head_dim);
+        apart(0);
+        require(op_.n_chosen >= 1 && op_.n_chosen <= most_selected,
+                "n_chosen is " + std::to_string(op_.n_chosen) + ", expected 1 to " +
+                    std::to_string(most_selected));
+        require(op_.n_local <= (op_.pooled ? 0 : op_.n_chosen), "n_local is too large");
+        const BlockCall call{.q = nullptr,
+                             .n_heads = op_.n_heads,
+                             .block_size = op_.block_size,
+                             .n_chosen = op_.n_chosen,
+                             .n_local = op_.n_local,
+                             .pooled = op_.pooled,
+                             .out = nullptr,
+                             .sequences = {}};
+        blocks(call.n_entries());
+        width_of(op_.output, call.n_choices() * call.n_entries());
+    }
+    void block_attention() const {
+        attention();
+        apart(1);
+        const std::size_t n = op_.n_choices;
+        require(n >= 1 && op_.n_kv_heads % n == 0 && input_width(1) % n == 0,
+                "the KV heads, or the blocks, do not divide into n_choices");
+        blocks(input_width(1) / n);
+    }
+    void pool_groups() const {
+        group();
+        require(op_.n_parts == 1 || op_.n_parts == 2, "n_parts is not 1 or 2");
+        require(output_width() >= 1 && output_width() <= attention_max_head_dim,
+                "the output's width is " + std::to_string(output_width()) + ", expected 1 to " +
+                    std::to_string(attention_max_head_dim));
+        for (std::size_t i = 0; i < 2; ++i) {
+            width(i, op_.n_parts * output_width());
+            apart(i);
+        }
+    }
+    void group_attention() const {
+        heads(op_.n_heads);
+        group();
+        require(op_.window >= 1, "window is 0");
+        for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
+        width(0, op_.n_heads * op_.head_dim);
+        width_of(op_.output, op_.n_heads * op_.head_dim);
+    }
+    void sparse_group_attention() const {
+        group_attention();
+        selection(op_.inputs[1]);
+    }
+    void route_to() const {
+        experts(input_width(0));
+        width(1, op_.n_used);
+        width_of(op_.output, 2 * op_.n_used);
     }
     void route() const {
         const std::size_t n = input_width(0), groups = op_.n_groups, used = op_.n_groups_used;
@@ -190,6 +256,9 @@ class OpCheck {
         require(op_.taps >= 1 && op_.taps <= conv_max_taps, "taps is " + std::to_string(op_.taps) +
                                                                 ", expected 1 to " +
                                                                 std::to_string(conv_max_taps));
+        require(op_.dilation >= 1 && op_.dilation <= most_dilation,
+                "dilation is " + std::to_string(op_.dilation) + ", expected 1 to " +
+                    std::to_string(most_dilation));
         alike();
     }
     void delta_rule() const {
@@ -269,6 +338,38 @@ class OpCheck {
                 "the inputs do not divide into n_streams");
         width_of(op_.output, factors / from * (all / from));
     }
+    void stream_products() const {
+        const std::size_t n = op_.n_streams;
+        require(n >= 1 && input_width(0) % n == 0, "the inputs do not divide into n_streams");
+        width(1, input_width(0));
+        apart(0);
+        apart(1);
+        width_of(op_.output, n);
+    }
+    void signed_root() const {
+        require(op_.least >= 0.0f, "least is below 0");
+        alike();
+    }
+    void hyper_factors() const {
+        const std::size_t n = op_.n_streams;
+        require(n >= 1 && n <= most_hyper_streams, "n_streams is out of range");
+        require(op_.n_iterations >= 1 && op_.n_iterations <= 1u << 16,
+                "n_iterations is out of range");
+        require(output_width() == n || output_width() == n * (2 + n),
+                "the output does not fit n_streams");
+        width(0, output_width());
+        apart(0);
+    }
+    void hyper_mix() const {
+        const std::size_t n = op_.n_streams;
+        require(n >= 1 && n <= most_hyper_streams, "n_streams is out of range");
+        require(output_width() % n == 0, "the output does not divide into n_streams");
+        width(0, output_width());
+        width(1, output_width() / n);
+        width(2, n * (2 + n));
+        apart(1);
+        apart(2);
+    }
     void add_to_streams() const {
         width(0, output_width());
         require(input_width(1) >= 1 && output_width() % input_width(1) == 0,
@@ -307,11 +408,16 @@ class OpCheck {
     void width(std::size_t input, std::size_t expected) const {
         width_of(op_.inputs[input], expected);
     }
-    void table(int buffer) const {
-        const std::size_t dims = graph_.buffers[at(buffer)].width;
-        require(dims % 2 == 0 && dims <= op_.head_dim,
-                "the table's width is " + std::to_string(dims) +
-                    ", expected an even number up to head_dim " + std::to_string(op_.head_dim));
+    void table(int buffer, std::size_t offset = 0) const {
+        const std::size_t dims = graph_.buffers[at(buffer)].width, most = op_.head_dim - offset;
+        require(dims % 2 == 0 && dims <= most, "the table's width is " + std::to_string(dims) +
+                                                   ", expected an even number up to head_dim " +
+                                                   std::to_string(most));
+    }
+    void group() const {
+        require(op_.every >= 1 && op_.every <= most_in_group,
+                "every is " + std::to_string(op_.every) + ", expected 1 to " +
+                    std::to_string(most_in_group));
     }
     void heads(std::size_t n) const {
         require(n >= 1 && n <= 1u << 20, "the number of heads is out of range");
@@ -325,6 +431,18 @@ class OpCheck {
         require(n >= 1 && n <= most_selected, "selects " + std::to_string(n) +
                                                   " positions, expected 1 to " +
                                                   std::to_string(most_selected));
+    }
+    void block_size() const {
+        require(op_.block_size >= 1 && op_.block_size <= most_in_group,
+                "block_size is " + std::to_string(op_.block_size) + ", expected 1 to " +
+                    std::to_string(most_in_group));
+    }
+    // Checks how many blocks each token sees.
+    void blocks(std::size_t n) const {
+        block_size();
+        require(n >= 1 && n <= most_selected / op_.block_size,
+                std::to_string(n) + " blocks of " + std::to_string(op_.block_size) +
+                    " positions; expected 1 to " + std::to_string(most_selected) + " positions");
     }
     // The width of each head of a buffer.
     std::size_t of_each_head(int buffer) const {

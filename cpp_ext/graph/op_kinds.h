@@ -36,11 +36,16 @@ struct Slots {
     op(kv_append,      2, none, no_weight,         kv_append)       \
     op(latent_append,  1, none, no_weight,         latent_append)   \
     op(attention,      1, one,  optional(vector),  attention)       \
+    op(pool_groups,    2, one,  of(vectors),       pool_groups)     \
+    op(group_append,   1, none, no_weight,         index_append)    \
+    op(group_attention, 1, one, optional(vector),  group_attention) \
+    op(sparse_group_attention, 2, one, optional(vector), sparse_group_attention) \
     op(swiglu,         2, one,  no_weight,         alike)           \
     op(geglu,          2, one,  no_weight,         alike)           \
     op(softcap,        1, one,  no_weight,         softcap)         \
     op(add,            2, one,  no_weight,         alike)           \
     op(route,          1, one,  optional(vector),  route)           \
+    op(route_to,       2, one,  no_weight,         route_to)        \
     op(expert_linear,  2, one,  of(experts),       expert_linear)   \
     op(expert_sum,     2, one,  no_weight,         expert_sum)      \
     op(head_linear,    1, one,  of(heads),         head_linear)     \
@@ -77,7 +82,14 @@ struct Slots {
     op(index_append,   1, none, no_weight,         index_append)    \
     op(index_select,   2, one,  no_weight,         index_select)    \
     op(sparse_attention, 2, one, no_weight,        sparse_attention) \
+    op(block_mean,     1, one,  no_weight,         block_mean)      \
+    op(choose_blocks,  1, one,  no_weight,         choose_blocks)   \
+    op(block_attention, 2, one, no_weight,         block_attention) \
+    op(stream_products, 2, one, no_weight,         stream_products) \
+    op(signed_root,    1, one,  no_weight,         signed_root)     \
     op(mix_streams,    2, one,  no_weight,         mix_streams)     \
+    op(hyper_factors,  1, one,  of(vector, 2),     hyper_factors)   \
+    op(hyper_mix,      3, one,  no_weight,         hyper_mix)       \
     op(add_to_streams, 2, one,  no_weight,         add_to_streams)  \
     op(match_rms,      2, one,  no_weight,         match_rms)       \
     op(keep_above,     1, one,  no_weight,         alike)

@@ -64,14 +64,15 @@ void Executor::plan_buffers() {
                 std::max(ones_.size(),
                          graph_.buffers[static_cast<std::size_t>(op.output)].width / op.n_heads),
                 1.0f);
-        if (op.kind == OpKind::attention || op.kind == OpKind::sparse_attention)
+        if (op.kind == OpKind::attention || selects_positions(op.kind))
             parts_floats = attention_workspace_floats;
-        if (op.kind == OpKind::sparse_attention)
+        if (selects_positions(op.kind))
             sparse_floats = std::max(
-                sparse_floats,
-                sparse_workspace_floats(
-                    op.n_heads, graph_.value_dim(op),
-                    graph_.buffers[static_cast<std::size_t>(op.inputs[1])].width, max_tokens_));
+                sparse_floats, sparse_workspace_floats(
+                                   op.n_heads, graph_.value_dim(op),
+                                   graph_.buffers[static_cast<std::size_t>(op.inputs[1])].width /
+                                       op.n_choices * op.block_size,
+                                   max_tokens_));
         const bool quantizes = is_product(op.kind) || op.kind == OpKind::quantized_norm;
         if (quantizes && op.activations != Activations::f32) {
             const auto kind = op.activations.value_or(Activations::q16);
@@ -142,11 +143,12 @@ void Executor::plan_buffers() {
 
 // A barrier comes before each op that reads memory written since the last barrier, or writes memory
 // read or written since then.  Places in memory are compared, as buffers share them.  The KV cache
-// counts as one more buffer, `products_` as another, and so do the index, and the memory in which
-// attention and index_select keep results of their own.
+// counts as one more buffer, `products_` as another, and so do the index, the groups, what groups
+// and the index are made of, and the memory in which attention and scores of the index keep results
+// of their own.
 void Executor::plan_barriers() {
     const std::size_t n = graph_.buffers.size();
-    std::vector<char> written(n + 4), read(n + 4);
+    std::vector<char> written(n + 7), read(n + 7);
     const auto touched = [&](const std::vector<char>& marks, std::size_t b) {
         for (std::size_t o = 0; o < n; ++o) {
             const bool same =
@@ -163,11 +165,15 @@ void Executor::plan_barriers() {
         if (appends_keys(op.kind)) outputs.push_back(n);
         if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
             outputs.push_back(n + 1);
-        const bool attends = op.kind == OpKind::attention || op.kind == OpKind::sparse_attention;
+        const bool attends =
+            op.kind == OpKind::attention || selects_positions(op.kind) || attends_groups(op.kind);
         if (attends) inputs.push_back(n);
+        if (op.kind == OpKind::group_append) outputs.push_back(n + 4);
+        if (attends_groups(op.kind)) inputs.push_back(n + 4);
+        if (op.kind == OpKind::pool_groups) outputs.push_back(n + 5 + op.of_index);
         if (op.kind == OpKind::index_append) outputs.push_back(n + 2);
-        if (op.kind == OpKind::index_select) inputs.push_back(n + 2);
-        if (attends || op.kind == OpKind::index_select) outputs.push_back(n + 3);
+        if (scores_index(op.kind)) inputs.push_back(n + 2);
+        if (attends || scores_index(op.kind)) outputs.push_back(n + 3);
         bool conflict = false;
         for (const std::size_t b : inputs) conflict |= touched(written, b);
         for (const std::size_t b : outputs) conflict |= touched(written, b) || touched(read, b);

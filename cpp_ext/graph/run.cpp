@@ -2,8 +2,10 @@
 
 #include <chrono>
 
+#include "ops/blocks.h"
 #include "ops/elementwise.h"
 #include "ops/fused.h"
+#include "ops/groups.h"
 #include "ops/residuals.h"
 #include "ops/slices.h"
 #include "ops/sparse.h"
@@ -68,7 +70,7 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::quantized_norm: return quantized_norm(op, index);
         case OpKind::rope:
             rope(worker, table, in(0), in(1), buffer(op.output), n, op.n_heads, op.head_dim,
-                 width(op.inputs[1]), op.interleaved);
+                 width(op.inputs[1]), op.interleaved, op.offset);
             break;
         case OpKind::kv_append: append(in(0), in(1)); break;
         case OpKind::latent_append: append(in(0), nullptr); break;
@@ -93,6 +95,11 @@ void Executor::Run::step(std::size_t index) {
             break;
         case OpKind::index_append: {
             const float* k = in(0);
+            if (op.every > 1) {
+                append_groups(worker, table, k, op.head_dim, op.every, &CachedSequence::index,
+                              layer.sequences);
+                break;
+            }
             for (const CachedSequence& s : layer.sequences) {
                 kv_append(worker, table, k, nullptr, s.n_tokens, s.past, s.index);
                 k += s.n_tokens * op.head_dim;
@@ -106,21 +113,94 @@ void Executor::Run::step(std::size_t index) {
                           .n_heads = op.n_heads,
                           .n_selected = width(op.output),
                           .out = buffer(op.output),
-                          .sequences = layer.sequences},
+                          .sequences = layer.sequences,
+                          .every = op.every},
                          floats(executor.scores_));
             break;
+        case OpKind::pool_groups:
+            pool_groups(
+                worker, table,
+                {.x = in(0),
+                 .gate = in(1),
+                 .bias = vector(op),
+                 .every = op.every,
+                 .n_parts = op.n_parts,
+                 .width = width(op.output),
+                 .pending = op.of_index ? &CachedSequence::index_pending : &CachedSequence::pending,
+                 .y = buffer(op.output),
+                 .sequences = layer.sequences});
+            break;
+        case OpKind::group_append:
+            append_groups(worker, table, in(0), op.head_dim, op.every, &CachedSequence::groups,
+                          layer.sequences);
+            break;
+        case OpKind::group_attention:
+        case OpKind::sparse_group_attention: {
+            const bool selects = op.kind == OpKind::sparse_group_attention;
+            group_attention(worker, table,
+                            {.q = in(0),
+                             .selection = selects ? in(1) : nullptr,
+                             .n_heads = op.n_heads,
+                             .n_selected = selects ? width(op.inputs[1]) : 0,
+                             .window = op.window,
+                             .every = op.every,
+                             .scale = op.scale,
+                             .sinks = vector(op),
+                             .out = buffer(op.output),
+                             .sequences = layer.sequences},
+                            floats(executor.sparse_));
+            break;
+        }
         case OpKind::sparse_attention:
             sparse_attention(worker, table,
                              {.q = in(0),
                               .selection = in(1),
                               .n_heads = op.n_heads,
                               .n_selected = width(op.inputs[1]),
+                              .n_dense = width(op.inputs[1]),
                               .scale = op.scale,
                               .out = buffer(op.output),
                               .sequences = layer.sequences},
                              reinterpret_cast<float*>(executor.parts_.data()),
                              floats(executor.sparse_));
             break;
+        case OpKind::block_mean:
+            block_mean(worker, {.x = in(0),
+                                .width = width(op.output),
+                                .block_size = op.block_size,
+                                .y = buffer(op.output),
+                                .sequences = recurrent(index)});
+            break;
+        case OpKind::choose_blocks:
+            choose_blocks(worker, table,
+                          {.q = in(0),
+                           .n_heads = op.n_heads,
+                           .block_size = op.block_size,
+                           .n_chosen = op.n_chosen,
+                           .n_local = op.n_local,
+                           .pooled = op.pooled,
+                           .out = buffer(op.output),
+                           .sequences = layer.sequences},
+                          floats(executor.scores_));
+            break;
+        case OpKind::block_attention: {
+            const std::size_t n_entries = width(op.inputs[1]) / op.n_choices;
+            sparse_attention(worker, table,
+                             {.q = in(0),
+                              .selection = in(1),
+                              .n_heads = op.n_heads,
+                              .n_selected = n_entries,
+                              .n_dense = n_entries * op.block_size - 1,
+                              .blocks = true,
+                              .block_size = op.block_size,
+                              .n_choices = op.n_choices,
+                              .scale = op.scale,
+                              .out = buffer(op.output),
+                              .sequences = layer.sequences},
+                             reinterpret_cast<float*>(executor.parts_.data()),
+                             floats(executor.sparse_));
+            break;
+        }
         case OpKind::add:
             for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
                 table.add(in(0) + i, in(1) + i, buffer(op.output) + i, count);
@@ -147,6 +227,18 @@ void Executor::Run::step(std::size_t index) {
                    .group_score = op.group_score,
                    .normalized = op.normalized,
                    .scale = op.scale,
+                   .out = buffer(op.output)});
+            break;
+        case OpKind::route_to:
+            route(worker, table,
+                  {.logits = in(0),
+                   .rows = n,
+                   .n_experts = width(op.inputs[0]),
+                   .n_used = op.n_used,
+                   .gating = op.gating,
+                   .normalized = op.normalized,
+                   .scale = op.scale,
+                   .given = in(1),
                    .out = buffer(op.output)});
             break;
         case OpKind::expert_linear: experts(op); break;
@@ -216,7 +308,7 @@ void Executor::Run::step(std::size_t index) {
             relu_squared(worker, in(0), buffer(op.output), n * width(op.output));
             break;
         case OpKind::swiglu_oai:
-            swiglu_oai(worker, table, in(0), in(1), op.alpha, op.limit, buffer(op.output),
+            swiglu_oai(worker, table, in(0), in(1), op.alpha, op.limit, op.shift, buffer(op.output),
                        n * width(op.output));
             break;
         case OpKind::scale:
@@ -261,6 +353,25 @@ void Executor::Run::step(std::size_t index) {
             mix_streams(worker, in(0), in(1), buffer(op.output), n, op.n_streams,
                         width(op.inputs[1]) / op.n_streams, width(op.inputs[0]) / op.n_streams);
             break;
+        case OpKind::hyper_factors: {
+            const auto& base =
+                std::get<Vector>((*layer.weights)[static_cast<std::size_t>(op.more_weights[0])]);
+            hyper_factors(worker, table,
+                          {.x = in(0),
+                           .scale = vector(op),
+                           .base = base.data,
+                           .rows = n,
+                           .width = width(op.output),
+                           .n_streams = op.n_streams,
+                           .n_iterations = op.n_iterations,
+                           .eps = op.eps,
+                           .y = buffer(op.output)});
+            break;
+        }
+        case OpKind::hyper_mix:
+            hyper_mix(worker, in(0), in(1), in(2), buffer(op.output), n, op.n_streams,
+                      width(op.inputs[1]));
+            break;
         case OpKind::add_to_streams:
             add_to_streams(worker, in(0), in(1), buffer(op.output), n, width(op.inputs[1]),
                            width(op.output) / width(op.inputs[1]), op.first);
@@ -268,6 +379,13 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::match_rms:
             match_rms(worker, in(0), in(1), op.eps, buffer(op.output), n, width(op.inputs[1]),
                       width(op.output) / width(op.inputs[1]));
+            break;
+        case OpKind::stream_products:
+            stream_products(worker, in(0), in(1), op.scale, buffer(op.output), n,
+                            width(op.inputs[0]) / op.n_streams, op.n_streams);
+            break;
+        case OpKind::signed_root:
+            signed_root(worker, in(0), op.least, buffer(op.output), n * width(op.output));
             break;
         case OpKind::keep_above:
             keep_above(worker, in(0), op.scale, buffer(op.output), n, width(op.output));

@@ -6,7 +6,8 @@ namespace tensor_ops {
 std::span<const RecurrentSequence> Executor::Run::recurrent(std::size_t index) {
     states.clear();
     for (const CachedSequence& s : layer.sequences)
-        states.push_back({s.n_tokens, s.recurrent.data() + executor.recurrent_first_[index]});
+        states.push_back(
+            {s.n_tokens, s.recurrent.data() + executor.recurrent_first_[index], s.past});
     return states;
 }
 
@@ -15,6 +16,7 @@ void Executor::Run::conv(const Op& op, std::size_t index) {
                 {.x = buffer(op.inputs[0]),
                  .channels = width(op.output),
                  .taps = op.taps,
+                 .dilation = op.dilation,
                  .weight = vector(op),
                  .silu = op.silu,
                  .y = buffer(op.output),

@@ -56,7 +56,8 @@ SequenceState::SequenceState(std::size_t page_rows, std::vector<std::size_t> pag
     for (const std::size_t bytes : page_bytes) tables_.push_back({{}, 0, bytes});
     for (std::size_t i = 0; i < layers_.size(); ++i) {
         const Layer& layer = layers_[i];
-        for (const std::optional<Keys>& keys : {layer.keys, layer.index}) {
+        for (const std::optional<Keys>& keys :
+             {layer.keys, layer.index, layer.groups, layer.pending, layer.index_pending}) {
             if (!keys) continue;
             if (keys->table >= tables_.size())
                 fault(in_layer(i) + "there is no table " + std::to_string(keys->table));
@@ -128,6 +129,9 @@ CachedSequence SequenceState::layer(std::size_t index, std::size_t n_tokens,
     CachedSequence found{.n_tokens = n_tokens, .past = past, .cache = {}};
     if (layer.keys) found.cache = cache(*layer.keys);
     if (layer.index) found.index = cache(*layer.index);
+    if (layer.groups) found.groups = cache(*layer.groups);
+    if (layer.pending) found.pending = cache(*layer.pending);
+    if (layer.index_pending) found.index_pending = cache(*layer.index_pending);
     if (!recurrent_.empty())
         found.recurrent = recurrent_.subspan(layer.recurrent_first, layer.recurrent_floats);
     return found;

@@ -25,6 +25,9 @@ class SequenceState {
         std::optional<Keys> keys;
         std::size_t recurrent_first = 0, recurrent_floats = 0;
         std::optional<Keys> index = {};  // keys that select positions, without values
+        // Keys that several positions have together, see groups.h, and what groups, and keys of the
+        // index, are made of.
+        std::optional<Keys> groups = {}, pending = {}, index_pending = {};
     };
 
     // page_bytes: of a page of each table.

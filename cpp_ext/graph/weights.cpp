@@ -31,7 +31,12 @@ std::size_t vector_length(const Graph& graph, const Op& op, std::size_t slot, st
         case OpKind::scale: return n == 1 ? 1 : out;
         case OpKind::scale_shares: return n;  // any: a route may name an expert that is not there
         case OpKind::head_norm: return out / op.n_heads;
-        case OpKind::attention: return op.n_heads;
+        case OpKind::attention:
+        case OpKind::group_attention:
+        case OpKind::sparse_group_attention: return op.n_heads;
+        case OpKind::pool_groups: return input(0);
+        case OpKind::hyper_factors:  // the first vector has a scale for each kind of factor
+            return slot != static_cast<std::size_t>(op.weight) ? out : out == op.n_streams ? 1 : 3;
         case OpKind::route: return input(0);
         case OpKind::ssm_scan: return input(1);
         case OpKind::log_decay:  // the first vector may have an element for several columns
@@ -63,11 +68,11 @@ void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output
             const auto* vector = std::get_if<Vector>(&weight);
             if (!vector) op_fault(graph, op, name + "is no float32 vector");
             const bool one = signature(op.kind).weights.role == Role::vector;
-            const bool by_channel = op.kind == OpKind::conv;
-            return require_shape(vector->count, vector->n,
-                                 one          ? 1
-                                 : by_channel ? out
-                                              : vector->count,
+            const std::size_t count = one                              ? 1
+                                      : op.kind == OpKind::conv        ? out
+                                      : op.kind == OpKind::pool_groups ? op.every
+                                                                       : vector->count;
+            return require_shape(vector->count, vector->n, count,
                                  vector_length(graph, op, slot, vector->n, out));
         }
         case Role::experts: {

@@ -92,8 +92,8 @@ void convolve(const ConvTask& task, std::size_t first, std::size_t count) {
     });
     past[kept] = ring[kept];
     for (std::size_t t = 0; t < task.n_tokens; ++t) {
-        const float* const x = task.x + t * task.channels + first;
-        float* const y = task.y + t * task.channels + first;
+        const float* const x = task.x + t * task.stride + first;
+        float* const y = task.y + t * task.stride + first;
         for (std::size_t i = 0; i < count; i += w) {
             const bool whole = i + w <= count;
             const F input = whole ? load<Isa>(x + i) : load_partial<Isa>(x + i, count - i, 0.0f);

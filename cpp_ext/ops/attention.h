@@ -55,6 +55,8 @@ struct CachedSequence {
     KvCache cache;
     std::span<float> recurrent = {};  // the memory of the layer's recurrent ops
     KvCache index = {};               // keys that select positions, see sparse.h
+    KvCache groups = {};              // keys that several positions have together, see groups.h
+    KvCache pending = {}, index_pending = {};  // what groups, and keys of the index, are made of
 };
 
 // Writes n_tokens rows of k, [n_tokens][n_kv_heads][head_dim], and of v, likewise with value_dim,

@@ -40,7 +40,7 @@ void scale_rows(const Worker& worker, const float* x, const float* factors, floa
 }
 
 void swiglu_oai(const Worker& worker, const KernelTable& table, const float* gate, const float* up,
-                float alpha, float limit, float* y, std::size_t n) {
+                float alpha, float limit, float shift, float* y, std::size_t n) {
     constexpr std::size_t step = 256;  // stays in the L1 cache
     for_elements(worker, n, [&](std::size_t first, std::size_t count) {
         float gated[step], share[step];
@@ -53,7 +53,7 @@ void swiglu_oai(const Worker& worker, const KernelTable& table, const float* gat
             table.sigmoid(share, share, m);
             for (std::size_t j = 0; j < m; ++j) {
                 const float u = std::max(std::min(up[i + j], limit), -limit);
-                y[i + j] = gated[j] * share[j] * (u + 1.0f);
+                y[i + j] = gated[j] * share[j] * (u + shift);
             }
         }
     });

@@ -16,9 +16,9 @@ void scale_columns(const Worker& worker, const float* x, float factor, const flo
 // y[r] = factors[r] * x[r].  x: [rows][n].
 void scale_rows(const Worker& worker, const float* x, const float* factors, float* y,
                 std::size_t rows, std::size_t n);
-// y = g sigmoid(alpha g) (u + 1), with g = min(gate, limit) and u = up, held between -limit and
+// y = g sigmoid(alpha g) (u + shift), with g = min(gate, limit) and u = up, held between -limit and
 // limit.  The error is that of sigmoid at alpha g, rounded to float32, and three roundings more.
 void swiglu_oai(const Worker& worker, const KernelTable& table, const float* gate, const float* up,
-                float alpha, float limit, float* y, std::size_t n);
+                float alpha, float limit, float shift, float* y, std::size_t n);
 
 }  // namespace tensor_ops

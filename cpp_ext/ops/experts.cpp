@@ -108,6 +108,11 @@ float rank(float score) {
     return std::max(score, std::numeric_limits<float>::lowest());
 }
 
+void root_of_softplus(const KernelTable& table, const float* x, std::span<float> y) {
+    table.softplus(x, y.data(), y.size());
+    for (float& value : y) value = std::sqrt(value);
+}
+
 // The first of the highest ranks, which becomes `taken`.
 std::size_t take_best(std::span<float> ranks) {
     const auto best = std::max_element(ranks.begin(), ranks.end());
@@ -147,17 +152,24 @@ void route(const Worker& worker, const KernelTable& table, const RouteTask& task
             const float* logits = task.logits + r * n;
             if (task.gating == Gating::sigmoid)
                 table.sigmoid(logits, shares.data(), n);
-            else
+            else if (task.gating == Gating::softmax)
                 table.softmax(logits, shares.data(), 1, n);
-            for (std::size_t e = 0; e < n; ++e)
-                ranks[e] = rank(task.bias ? shares[e] + task.bias[e] : shares[e]);
-            if (task.n_groups_used < task.n_groups) take_other_groups(task, ranks, groups);
+            else
+                root_of_softplus(table, logits, shares);
             float *experts = task.out + r * 2 * n_used, *chosen = experts + n_used, sum = 0.0f;
+            if (task.given) {
+                std::copy_n(task.given + r * n_used, n_used, experts);
+            } else {
+                for (std::size_t e = 0; e < n; ++e)
+                    ranks[e] = rank(task.bias ? shares[e] + task.bias[e] : shares[e]);
+                if (task.n_groups_used < task.n_groups) take_other_groups(task, ranks, groups);
+                for (std::size_t u = 0; u < n_used; ++u)
+                    experts[u] = static_cast<float>(take_best(ranks));
+            }
             for (std::size_t u = 0; u < n_used; ++u) {
-                const std::size_t best = take_best(ranks);
-                experts[u] = static_cast<float>(best);
-                chosen[u] = shares[best];
-                sum += shares[best];
+                const std::size_t e = expert_of(experts, n_used, n, u);
+                chosen[u] = e < n ? shares[e] : std::numeric_limits<float>::quiet_NaN();
+                sum += chosen[u];
             }
             const float divisor = task.normalized ? sum + 1e-20f : 1.0f;
             for (std::size_t u = 0; u < n_used; ++u) chosen[u] = chosen[u] / divisor * task.scale;

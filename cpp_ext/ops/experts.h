@@ -16,11 +16,12 @@ namespace tensor_ops {
 // One matrix for each expert, all of one shape, type and instruction set.
 using Experts = std::vector<std::shared_ptr<const PackedMatrix>>;
 
-enum class Gating : std::uint8_t { softmax, sigmoid };
+enum class Gating : std::uint8_t { softmax, sigmoid, sqrtsoftplus };
 enum class GroupScore : std::uint8_t { top2, max };
 
-// How a router chooses among n_experts.  An expert's share is softmax(logits) or sigmoid(logits),
-// and its score is the share plus its bias.  The n_used experts with the highest scores are chosen.
+// How a router chooses among n_experts.  An expert's share is softmax(logits), sigmoid(logits) or
+// sqrt(softplus(logits)), and its score is the share plus its bias.  The n_used experts with the
+// highest scores are chosen.
 struct RouteTask {
     const float* logits;  // [rows][n_experts]
     std::size_t rows, n_experts, n_used;
@@ -33,11 +34,14 @@ struct RouteTask {
     GroupScore group_score = GroupScore::top2;
     bool normalized = false;  // the chosen shares are divided by their sum + 1e-20
     float scale = 1.0f;       // by which the shares are multiplied in the end
-    float* out;               // a route
+    // The experts that are chosen in any case, [rows][n_used]; or null.
+    const float* given = nullptr;
+    float* out;  // a route
 };
 // Writes the experts in the order of their scores, highest first.  NaN counts as the highest score,
 // so that it reaches the result.  Of equals the lower number comes first, and no row names an
-// expert twice, even if all its scores are NaN.
+// expert twice, even if all its scores are NaN.  A given number that is no expert's has the share
+// NaN.
 void route(const Worker& worker, const KernelTable& table, const RouteTask& task);
 
 struct ExpertTask {

@@ -59,9 +59,23 @@ void softmax(const Worker& worker, const KernelTable& table, const float* x, flo
 
 void rope(const Worker& worker, const KernelTable& table, const float* x, const float* angles,
           float* y, std::size_t rows, std::size_t n_heads, std::size_t head_dim, std::size_t n_dims,
-          bool interleaved) {
+          bool interleaved, std::size_t offset) {
     const std::size_t row = n_heads * head_dim;
+    // Of each row all heads but the last, and then the last: what follows its rotating dimensions
+    // is not the beginning of another head.
+    const auto behind_offset = [&](std::size_t r) {
+        const float* own = angles + r * n_dims;
+        float* to = y + r * row + offset;
+        if (x != y) std::copy_n(x + r * row, row, y + r * row);
+        table.rope(to, own, to, 1, n_heads - 1, head_dim, n_dims, interleaved);
+        to += (n_heads - 1) * head_dim;
+        table.rope(to, own, to, 1, 1, head_dim - offset, n_dims, interleaved);
+    };
     for_rows(worker, rows, row, [&](std::size_t first, std::size_t count) {
+        if (offset) {
+            for (std::size_t r = first; r < first + count; ++r) behind_offset(r);
+            return;
+        }
         table.rope(x + first * row, angles + first * n_dims, y + first * row, count, n_heads,
                    head_dim, n_dims, interleaved);
     });

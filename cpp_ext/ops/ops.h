@@ -70,9 +70,10 @@ void bias(const Worker& worker, const KernelTable& table, const float* x, const 
 void softcap(const Worker& worker, const float* x, float cap, float* y, std::size_t n);
 void softmax(const Worker& worker, const KernelTable& table, const float* x, float* y,
              std::size_t rows, std::size_t n);
+// offset: the first dimension of each head that rotates.
 void rope(const Worker& worker, const KernelTable& table, const float* x, const float* angles,
           float* y, std::size_t rows, std::size_t n_heads, std::size_t head_dim, std::size_t n_dims,
-          bool interleaved);
+          bool interleaved, std::size_t offset = 0);
 
 // The default form of the activations in a linear operation of `rows` rows.  Up to 64 rows
 // (decoding, a turn of a chat) it is q16, which is as good as exact and costs little while reading

@@ -47,16 +47,44 @@ void causal_conv(const Worker& worker, const KernelTable& table, const ConvCall&
     const std::size_t unit = std::max(fewest, dealt_elements / values / fewest * fewest);
     deal(worker, call.channels, unit, [&](std::size_t first, std::size_t last) {
         for_sequences(call.sequences, [&](const RecurrentSequence& s, std::size_t row) {
-            table.causal_conv({.n_tokens = s.n_tokens,
-                               .channels = call.channels,
-                               .taps = call.taps,
-                               .x = call.x + row * call.channels,
-                               .weight = call.weight,
-                               .bias = call.bias,
-                               .silu = call.silu,
-                               .y = call.y + row * call.channels,
-                               .state = s.state},
-                              first, last);
+            // Tokens whose positions are alike modulo the dilation are a sequence of their own.
+            for (std::size_t phase = 0; phase < std::min(call.dilation, s.n_tokens); ++phase) {
+                const std::size_t at = (row + phase) * call.channels;
+                const std::size_t own = (s.past + phase) % call.dilation;
+                table.causal_conv({.n_tokens = divide_up(s.n_tokens - phase, call.dilation),
+                                   .channels = call.channels,
+                                   .taps = call.taps,
+                                   .x = call.x + at,
+                                   .stride = call.dilation * call.channels,
+                                   .weight = call.weight,
+                                   .bias = call.bias,
+                                   .silu = call.silu,
+                                   .y = call.y + at,
+                                   .state = s.state + own * (call.taps - 1) * call.channels},
+                                  first, last);
+            }
+        });
+    });
+}
+
+void block_mean(const Worker& worker, const BlockMeanCall& call) {
+    constexpr std::size_t fewest = 16;  // columns, a cache line
+    const std::size_t tokens = n_tokens(call.sequences);
+    if (tokens == 0) return;
+    const std::size_t unit = std::max(fewest, dealt_elements / tokens / fewest * fewest);
+    const auto size = static_cast<float>(call.block_size);
+    deal(worker, call.width, unit, [&](std::size_t first, std::size_t last) {
+        for_sequences(call.sequences, [&](const RecurrentSequence& s, std::size_t row) {
+            for (std::size_t t = 0; t < s.n_tokens; ++t) {
+                const std::size_t in_block = (s.past + t) % call.block_size;
+                const bool begins = in_block == 0, ends = in_block + 1 == call.block_size;
+                const float* const x = call.x + (row + t) * call.width;
+                float* const y = call.y + (row + t) * call.width;
+                for (std::size_t c = first; c < last; ++c) {
+                    s.state[c] = begins ? x[c] : s.state[c] + x[c];
+                    y[c] = ends ? s.state[c] / size : 0.0f;
+                }
+            }
         });
     });
 }

@@ -20,20 +20,36 @@ namespace tensor_ops {
 struct RecurrentSequence {
     std::size_t n_tokens = 0;
     float* state = nullptr;  // is updated
+    std::size_t past = 0;    // tokens before these
 };
+
+inline constexpr std::size_t most_dilation = 64;
 
 // KernelTable says what an operation computes, and its error.
 struct ConvCall {
     const float* x;  // [n][channels]
     std::size_t channels, taps;
+    std::size_t dilation = 1;     // tokens from one tap to the next
     const float* weight;          // [channels][taps]; the last tap is that of the current token
     const float* bias = nullptr;  // [channels]
     bool silu = false;            // of the result
     float* y;                     // as x; may be x
-    std::span<const RecurrentSequence>
-        sequences;  // state: [taps - 1][channels], oldest token first
+    // state: [dilation][taps - 1][channels], by the position modulo the dilation, oldest token
+    // first
+    std::span<const RecurrentSequence> sequences;
 };
 void causal_conv(const Worker& worker, const KernelTable& table, const ConvCall& call);
+
+struct BlockMeanCall {
+    const float* x;  // [n][width]
+    std::size_t width, block_size;
+    float* y;  // as x; may be x
+    // state: [width], the sum over the tokens of the block that is not complete
+    std::span<const RecurrentSequence> sequences;
+};
+// y = the mean of x over the block of block_size positions that the token completes; 0 for other
+// tokens.  Sums are in float32, in the order of the tokens.
+void block_mean(const Worker& worker, const BlockMeanCall& call);
 
 // Which key head belongs to value head h: h / (n_v_heads / n_k_heads), or h % n_k_heads.
 enum class HeadSharing : std::uint8_t { grouped, tiled };

@@ -12,31 +12,27 @@ namespace tensor_ops {
 namespace {
 
 constexpr std::size_t scored_at_once = 1024;  // positions of the smallest piece of work
-// Positions of a selection, and rows, of the smallest piece of work: 16 pieces for a token with
-// 2048 positions and 128 heads.
-constexpr std::size_t part_positions = 256, part_rows = 64;
-constexpr std::size_t wanted_floats = 1u << 20;  // of memory that all workers share: 4 MB
 
 struct Token {
     const CachedSequence* sequence;
     std::size_t row;   // of the batch
-    std::size_t seen;  // positions up to its own
+    std::size_t seen;  // positions up to its own, or groups
 };
 
-// How many tokens of a sequence, the first ones, see all positions.
-std::size_t n_dense(const CachedSequence& s, std::size_t n_selected) {
-    return s.past < n_selected ? std::min(s.n_tokens, n_selected - s.past) : 0;
+// How many tokens of a sequence, the first ones, are at positions below `end`: they see all.
+std::size_t n_dense(const CachedSequence& s, std::size_t end) {
+    return s.past < end ? std::min(s.n_tokens, end - s.past) : 0;
 }
 
-// The tokens that see a selection, or those that see all positions.
-std::vector<Token> tokens_of(std::span<const CachedSequence> sequences, std::size_t n_selected,
-                             bool dense) {
+// The tokens at positions from `first_sparse` on, which see a selection, or those before them.
+std::vector<Token> tokens_of(std::span<const CachedSequence> sequences, std::size_t first_sparse,
+                             bool dense, std::size_t every = 1) {
     std::vector<Token> found;
     std::size_t row = 0;
     for (const CachedSequence& s : sequences) {
-        const std::size_t middle = n_dense(s, n_selected);
+        const std::size_t middle = n_dense(s, first_sparse);
         for (std::size_t t = dense ? 0 : middle; t < (dense ? middle : s.n_tokens); ++t)
-            found.push_back({&s, row + t, s.past + t + 1});
+            found.push_back({&s, row + t, (s.past + t + 1) / every});
         row += s.n_tokens;
     }
     return found;
@@ -49,7 +45,8 @@ std::uint32_t order_of(float score) {
     return bits >> 31 ? ~bits : bits | 1u << 31;
 }
 
-// Writes the positions of the n highest of `count` scores to out, n < count.
+}  // namespace
+
 void select_highest(const float* scores, std::size_t count, std::size_t n, float* out) {
     // The bits of the n-th highest, from the first on; `left`: how many with these bits are wanted.
     std::uint32_t threshold = 0;
@@ -76,19 +73,18 @@ void select_highest(const float* scores, std::size_t count, std::size_t n, float
     }
 }
 
-}  // namespace
-
 std::size_t index_score_floats(std::size_t longest, std::size_t n_tokens) {
     constexpr std::size_t step = 1u << 16;  // the memory seldom grows
     const std::size_t row = divide_up(longest, step) * step;
-    return row * std::clamp<std::size_t>(wanted_floats / std::max<std::size_t>(row, 1), 1,
+    return row * std::clamp<std::size_t>(shared_floats / std::max<std::size_t>(row, 1), 1,
                                          std::max<std::size_t>(n_tokens, 1));
 }
 
 void index_select(const Worker& worker, const KernelTable& table, const IndexCall& call,
                   std::span<float> scores) {
     const std::size_t n = call.n_selected;
-    const std::vector<Token> dense = tokens_of(call.sequences, n, true);
+    const std::size_t first_sparse = (n + 1) * call.every - 1;
+    const std::vector<Token> dense = tokens_of(call.sequences, first_sparse, true, call.every);
     for_rows(worker, dense.size(), n, [&](std::size_t first, std::size_t count) {
         for (const Token& token : std::span(dense).subspan(first, count)) {
             float* out = call.out + token.row * n;
@@ -96,7 +92,7 @@ void index_select(const Worker& worker, const KernelTable& table, const IndexCal
             std::fill(out + token.seen, out + n, -1.0f);
         }
     });
-    const std::vector<Token> tokens = tokens_of(call.sequences, n, false);
+    const std::vector<Token> tokens = tokens_of(call.sequences, first_sparse, false, call.every);
     if (tokens.empty()) return;
     std::size_t longest = 0;
     for (const Token& token : tokens) longest = std::max(longest, token.seen);
@@ -151,7 +147,7 @@ void dense_attention(const Worker& worker, const KernelTable& table,
                         .scale = call.scale,
                         .out = call.out};
     const auto is_dense = [&](const CachedSequence& s) {
-        return n_dense(s, call.n_selected) == s.n_tokens;
+        return n_dense(s, call.n_dense) == s.n_tokens;
     };
     if (std::all_of(call.sequences.begin(), call.sequences.end(), is_dense)) {
         dense.sequences = call.sequences;
@@ -159,10 +155,12 @@ void dense_attention(const Worker& worker, const KernelTable& table,
     }
     for (const CachedSequence& s : call.sequences) {
         CachedSequence first = s;
-        first.n_tokens = n_dense(s, call.n_selected);
+        first.n_tokens = n_dense(s, call.n_dense);
         if (first.n_tokens) {
             dense.sequences = {&first, 1};
             dense.undivided = s.n_tokens > most_divided_queries;
+            // Few rows would go through another kernel.  What further tokens get is overwritten.
+            if (dense.undivided) first.n_tokens = std::max(first.n_tokens, most_divided_queries);
             attention(worker, table, dense, parts);
             worker.barrier();  // `parts` is free again
         }
@@ -171,47 +169,77 @@ void dense_attention(const Worker& worker, const KernelTable& table,
     }
 }
 
-// Copies the rows of positions selection[0] to selection[n - 1], one after the other.
-KvRows gather(const KvRows& rows, const float* selection, std::size_t n, std::size_t seen,
-              std::byte* to) {
-    const auto last = static_cast<float>(seen - 1);
-    for (std::size_t i = 0; i < n; ++i) {
-        // Also NaN gives 0.
-        const float position = selection[i] > 0.0f ? std::min(selection[i], last) : 0.0f;
-        std::memcpy(to + i * rows.row_bytes, rows.row(static_cast<std::size_t>(position)),
-                    rows.row_bytes);
+// The positions that a token sees of one choice, in their order there.
+struct Selected {
+    const float* entries;
+    std::size_t block_size, seen;  // positions up to the token's own
+    std::size_t count;
+
+    Selected(const SparseAttentionCall& call, const Token& token, std::size_t choice)
+        : entries(call.selection + (token.row * call.n_choices + choice) * call.n_selected),
+          block_size(call.block_size),
+          seen(token.seen),
+          count(call.n_selected) {
+        if (!call.blocks) return;
+        const float* const end = entries + call.n_selected;
+        const auto n = std::find_if(entries, end, [](float e) { return !(e >= 0.0f); }) - entries;
+        const std::size_t whole = n > 1 ? static_cast<std::size_t>(n) - 1 : 0;
+        count = whole * block_size + std::min(block_size, seen - block(whole) * block_size);
     }
-    return {nullptr, to, 0, 0, rows.row_bytes};
-}
+    // The number of a block; also NaN gives 0.
+    std::size_t block(std::size_t entry) const {
+        const auto last = static_cast<float>((seen - 1) / block_size);
+        return static_cast<std::size_t>(entries[entry] > 0.0f ? std::min(entries[entry], last)
+                                                              : 0.0f);
+    }
+
+    // Copies the rows of the positions [first, first + n) to memory, one after the other.
+    KvRows gather(const KvRows& rows, std::size_t first, std::size_t n, std::byte* memory) const {
+        for (std::size_t i = first; i < first + n;) {
+            const std::size_t in_block = i % block_size;
+            const std::size_t left = std::min(block_size - in_block, first + n - i);
+            const std::size_t position =
+                std::min(block(i / block_size) * block_size + in_block, seen - 1);
+            // A block that is no selection's last may reach beyond the token in a wrong selection.
+            const std::size_t run = std::min(rows.run(position, left), seen - position);
+            std::memcpy(memory + (i - first) * rows.row_bytes, rows.row(position),
+                        run * rows.row_bytes);
+            i += run;
+        }
+        return {nullptr, memory, 0, 0, rows.row_bytes};
+    }
+};
 
 }  // namespace
 
 std::size_t sparse_workspace_floats(std::size_t n_heads, std::size_t value_dim,
-                                    std::size_t n_selected, std::size_t max_tokens) {
-    const std::size_t floats = n_heads * divide_up(n_selected, part_positions) * (value_dim + 2);
+                                    std::size_t n_positions, std::size_t max_tokens) {
+    const std::size_t floats =
+        n_heads * divide_up(n_positions, gathered_positions) * (value_dim + 2);
     return floats *
-           std::clamp<std::size_t>(wanted_floats / floats, 1, std::max<std::size_t>(max_tokens, 1));
+           std::clamp<std::size_t>(shared_floats / floats, 1, std::max<std::size_t>(max_tokens, 1));
 }
 
 void sparse_attention(const Worker& worker, const KernelTable& table,
                       const SparseAttentionCall& call, float* parts, std::span<float> workspace) {
     if (call.sequences.empty()) return;
     dense_attention(worker, table, call, parts);
-    const std::size_t n = call.n_selected;
-    const std::vector<Token> tokens = tokens_of(call.sequences, n, false);
+    const std::vector<Token> tokens = tokens_of(call.sequences, call.n_dense, false);
     if (tokens.empty()) return;
     const KvCache& shape = call.sequences[0].cache;
     const std::size_t heads = shape.n_kv_heads, group = call.n_heads / heads;
-    const std::size_t n_parts = divide_up(n, part_positions), runs = divide_up(group, part_rows);
+    const std::size_t sharing = heads / call.n_choices;
+    const std::size_t n_parts = divide_up(call.most_positions(), gathered_positions),
+                      runs = divide_up(group, gathered_rows);
     const std::size_t part_floats = group * (shape.value_dim + 2);
     const std::size_t at_once = workspace.size() / (heads * n_parts * part_floats);
     const std::size_t key_bytes = shape.keys(0).row_bytes;
     const std::size_t value_bytes = shape.values_in_keys() ? 0 : shape.values(0).row_bytes;
     auto* scratch =
         static_cast<float*>(thread_scratch(table.attention_scratch_floats * sizeof(float) +
-                                           part_positions * (key_bytes + value_bytes)));
+                                           gathered_positions * (key_bytes + value_bytes)));
     auto* gathered = reinterpret_cast<std::byte*>(scratch + table.attention_scratch_floats);
-    const auto task_of = [&](const Token& token, std::size_t head) {
+    const auto task_of = [&](const Token& token, std::size_t head, std::size_t n) {
         return AttentionTask{
             .q = call.q + (token.row * call.n_heads + head * group) * shape.head_dim,
             .q_stride = call.n_heads * shape.head_dim,
@@ -230,7 +258,7 @@ void sparse_attention(const Worker& worker, const KernelTable& table,
         };
     };
     const auto layout = [&](std::size_t token_and_head) {
-        return AttentionParts{part_positions, 0,
+        return AttentionParts{gathered_positions, 0,
                               workspace.data() + token_and_head * n_parts * part_floats,
                               part_floats};
     };
@@ -243,17 +271,19 @@ void sparse_attention(const Worker& worker, const KernelTable& table,
             const std::size_t index = piece / runs / n_parts, head = index % heads;
             const Token& token = some[index / heads];
             const KvCache& cache = token.sequence->cache;
-            const float* selected = call.selection + token.row * n + part * part_positions;
-            AttentionTask task = task_of(token, head);
-            task.n_kv = std::min(part_positions, n - part * part_positions);
-            task.k = gather(cache.keys(head), selected, task.n_kv, token.seen, gathered);
-            task.v = value_bytes ? gather(cache.values(head), selected, task.n_kv, token.seen,
-                                          gathered + part_positions * key_bytes)
+            const Selected selected(call, token, head / sharing);
+            const std::size_t begin = part * gathered_positions;
+            if (begin >= selected.count) return;
+            const std::size_t n = std::min(gathered_positions, selected.count - begin);
+            AttentionTask task = task_of(token, head, n);
+            task.k = selected.gather(cache.keys(head), begin, n, gathered);
+            task.v = value_bytes ? selected.gather(cache.values(head), begin, n,
+                                                   gathered + gathered_positions * key_bytes)
                                  : task.k;
             AttentionParts own = layout(index);
             own.data += part * part_floats;
-            table.attention_parts(task, run * part_rows, std::min((run + 1) * part_rows, group),
-                                  own, 0, 1, scratch);
+            table.attention_parts(task, run * gathered_rows,
+                                  std::min((run + 1) * gathered_rows, group), own, 0, 1, scratch);
         };
         deal(worker, some.size() * heads * n_parts * runs, 1,
              [&](std::size_t from, std::size_t to) {
@@ -263,9 +293,13 @@ void sparse_attention(const Worker& worker, const KernelTable& table,
         deal(worker, some.size() * call.n_heads,
              std::max<std::size_t>(1, dealt_elements / (n_parts * shape.value_dim)),
              [&](std::size_t from, std::size_t to) {
-                 for (std::size_t row = from; row < to; ++row)
-                     table.attention_merge(task_of(some[row / call.n_heads], row / group % heads),
-                                           row % group, row % group + 1, layout(row / group));
+                 for (std::size_t row = from; row < to; ++row) {
+                     const Token& token = some[row / call.n_heads];
+                     const std::size_t head = row / group % heads;
+                     const std::size_t n = Selected(call, token, head / sharing).count;
+                     table.attention_merge(task_of(token, head, n), row % group, row % group + 1,
+                                           layout(row / group));
+                 }
              });
     }
 }

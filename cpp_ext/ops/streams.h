@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "kernels.h"
 #include "threads/team.h"
 
 namespace tensor_ops {
@@ -20,9 +21,31 @@ void add_to_streams(const Worker& worker, const float* x, const float* part, flo
 // y = x * rms(like) / sqrt(max(mean(x^2), eps)).  Sums are in float64.  y may be x.
 void match_rms(const Worker& worker, const float* x, const float* like, float eps, float* y,
                std::size_t rows, std::size_t n, std::size_t n_streams);
+// y[r][s] = factor * sum(a * b) of each of n_streams streams of n values.  Sums are in float64.
+void stream_products(const Worker& worker, const float* a, const float* b, float factor, float* y,
+                     std::size_t rows, std::size_t n, std::size_t n_streams);
+// y = sign(x) * sqrt(max(|x|, least)), 0 for 0.  y may be x.
+void signed_root(const Worker& worker, const float* x, float least, float* y, std::size_t n);
 // y = max(x - (mean + factor * deviation), 0), with those of the row.  Sums are in float64.  y may
 // be x.
 void keep_above(const Worker& worker, const float* x, float factor, float* y, std::size_t rows,
                 std::size_t n);
+
+// How several streams go through a part of a layer (hyper-connections, arXiv:2512.24880); see
+// SIGNATURES in airllm/graph/ops.py.  x, y: [rows][width], width n or n * (2 + n) for n streams;
+// scale: [1] or [3]; base: [width].  y is not x.  The matrices' rows and columns are divided in
+// float64.
+inline constexpr std::size_t most_hyper_streams = 16;
+struct HyperTask {
+    const float *x, *scale, *base;
+    std::size_t rows, width, n_streams, n_iterations;
+    float eps;
+    float* y;
+};
+void hyper_factors(const Worker& worker, const KernelTable& table, const HyperTask& task);
+// Of each row, y[i] = sum over j of m[i][j] * x[j], in order, plus b[i] * part, for n_streams
+// streams of n values, with b and m of the row of factors that hyper_factors gave.  y may be x.
+void hyper_mix(const Worker& worker, const float* x, const float* part, const float* factors,
+               float* y, std::size_t rows, std::size_t n_streams, std::size_t n);
 
 }  // namespace tensor_ops

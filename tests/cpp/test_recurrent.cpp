@@ -192,8 +192,8 @@ KERNEL_TEST(causal_conv_in_place_gives_the_same) {
         for (Floats* out : {&y, &x}) {
             Floats state = filled(3 * 300, 0.5f);
             table.causal_conv(
-                {7, 300, 4, x.data(), weight.data(), nullptr, silu, out->data(), state.data()}, 0,
-                300);
+                {7, 300, 4, x.data(), 300, weight.data(), nullptr, silu, out->data(), state.data()},
+                0, 300);
         }
         check::that(same_bytes(x, y), "in place");
     }
@@ -205,8 +205,8 @@ KERNEL_TEST(causal_conv_spreads_nan_over_the_taps_of_its_channel_alone) {
     const Floats weight = normal(channels * 4, 2);
     x[2 * channels + 20] = not_a_number;
     table.causal_conv(
-        {n, channels, 4, x.data(), weight.data(), nullptr, true, y.data(), state.data()}, 0,
-        channels);
+        {n, channels, 4, x.data(), channels, weight.data(), nullptr, true, y.data(), state.data()},
+        0, channels);
     for (std::size_t i = 0; i < y.size(); ++i) {
         const std::size_t t = i / channels;
         check::equal(std::isnan(y[i]), i % channels == 20 && t >= 2 && t < 6, "NaN");

@@ -31,6 +31,27 @@ void set_heads(Op& op) {
     op.head_dim = 16;
 }
 void use_two(Op& op) { op.n_used = 2; }
+void two_choices(Op& op) {
+    set_heads(op);
+    op.n_choices = 2;
+    op.block_size = 4;
+}
+void four_of_each(Op& op) {
+    set_heads(op);
+    op.block_size = op.n_chosen = 4;
+}
+void four_of_all(Op& op) {
+    four_of_each(op);
+    op.pooled = true;
+}
+void windowed(Op& op) {
+    set_heads(op);
+    op.window = op.every = 4;
+}
+void four_in_two_parts(Op& op) {
+    op.every = 4;
+    op.n_parts = 2;
+}
 void two_earlier(Op& op) { op.n_earlier = 2; }
 void two_groups(Op& op) {
     op.n_groups = 2;
@@ -62,6 +83,14 @@ const std::vector<Form>& forms() {
         {index_append, {16}, {}, 0, {true}, set_heads},
         {index_select, {64, 4}, {8}, 0, {true, true, false}, set_heads},
         {sparse_attention, {64, 8}, {64}, 0, {true, false, true}, set_heads},
+        {block_mean, {64}, {64}, 0, {true, true}},
+        {choose_blocks, {64}, {16}, 0, {true, true}, four_of_each},
+        {choose_blocks, {64}, {5}, 0, {true, true}, four_of_all},
+        {block_attention, {64, 8}, {64}, 0, {true, true, true}, two_choices},
+        {pool_groups, {64, 64}, {32}, 1, {true, true, true}, four_in_two_parts},
+        {group_append, {16}, {}, 0, {true}, set_heads},
+        {group_attention, {64}, {64}, 0, {true, true}, windowed},
+        {sparse_group_attention, {64, 8}, {64}, 0, {true, false, true}, windowed},
         {conv, {64}, {64}, 1, {true, true}, [](Op& op) { op.taps = 4; }},
         {delta_rule, {32, 32, 64, 4, 4}, {64}, 0, {true, true, true, true, true, true}, set_heads},
         {ssm_scan, {64, 4, 32, 32}, {64}, 3, {true, true, true, true, true}, two_groups},
@@ -70,6 +99,16 @@ const std::vector<Form>& forms() {
         {group_norm, {64}, {64}, 1, {true, true}, two_groups},
         {residual_attention, {64, 192}, {64}, 1, {true, true, true}, two_earlier},
         {mix_streams, {64, 6}, {96}, 0, {true, true, true}, [](Op& op) { op.n_streams = 2; }},
+        {stream_products, {64, 64}, {2}, 0, {true, true, true}, [](Op& op) { op.n_streams = 2; }},
+        {signed_root, {64}, {64}, 0, {true, true}},
+        {hyper_factors, {15}, {15}, 2, {true, true}, [](Op& op) { op.n_streams = 3; }},
+        {hyper_factors, {3}, {3}, 2, {true, true}, [](Op& op) { op.n_streams = 3; }},
+        {hyper_mix,
+         {48, 16, 15},
+         {48},
+         0,
+         {true, true, true, true},
+         [](Op& op) { op.n_streams = 3; }},
         {add_to_streams, {96, 32}, {96}, 0, {true, true, true}},
         {match_rms, {96, 32}, {96}, 0, {true, true, true}},
         {keep_above, {64}, {64}, 0, {true, true}},
@@ -89,6 +128,7 @@ const std::vector<Form>& forms() {
         {gelu, {64}, {64}, 0, {true, true}},
         {round_q8, {64}, {64}, 0, {true, true}},
         {route, {8}, {4}, 0, {false, true}, use_two},
+        {route_to, {8, 2}, {4}, 0, {false, true, true}, use_two},
         {expert_linear, {64, 4}, {32}, 1, {false, true, true}, use_two},
         {expert_sum, {64, 4}, {32}, 0, {true, true, true}, use_two},
         {head_linear, {64}, {32}, 1, {true, true}, set_heads},
@@ -212,8 +252,24 @@ TEST(an_op_that_reads_what_it_would_have_overwritten_is_refused) {
         refused_in_place(kind, 0, 64, nothing);
     refused_in_place(linear_add, 0, 64, nothing);
     refused_in_place(attention, 0, 16, one_head);
+    const auto one_choice = [](Op& op) {
+        op.n_heads = op.n_kv_heads = op.n_choices = op.block_size = 1;
+        op.head_dim = op.n_chosen = 16;
+    };
+    refused_in_place(choose_blocks, 0, 16, one_choice);
+    const auto one_windowed = [](Op& op) {
+        op.n_heads = op.window = 1;
+        op.head_dim = 16;
+    };
+    refused_in_place(group_attention, 0, 16, one_windowed);
+    refused_in_place(hyper_factors, 0, 3, nothing);
     for (const std::size_t input : {0u, 1u}) {
+        refused_in_place(block_attention, input, 16, one_choice);
+        refused_in_place(stream_products, input, 1, [](Op& op) { op.n_streams = 1; });
         refused_in_place(sparse_attention, input, 16, one_head);
+        refused_in_place(sparse_group_attention, input, 16, one_windowed);
+        refused_in_place(hyper_mix, 1 + input, 3, [](Op& op) { op.n_streams = 1; });
+        refused_in_place(pool_groups, input, 16, [](Op& op) { op.n_parts = 1; });
         refused_in_place(index_select, input, 16, [](Op& op) {
             op.n_heads = 16;
             op.head_dim = 1;
@@ -262,8 +318,44 @@ TEST(numbers_of_heads_experts_and_matrices_have_bounds) {
                     graph.buffers[static_cast<std::size_t>(selection)].width = width;
                 },
                 (" -> 'out': selects " + std::to_string(width) + " positions").c_str());
+    for (const std::size_t every : {0u, 4097u})
+        for (const OpKind kind : {pool_groups, group_attention, sparse_group_attention})
+            refused(kind, [&](Graph&, Op& op) { op.every = every; }, " -> 'out': every is ");
+    for (const std::size_t parts : {0u, 3u})
+        refused(pool_groups, [&](Graph&, Op& op) { op.n_parts = parts; }, " -> 'out': n_parts is");
+    refused(group_attention, [](Graph&, Op& op) { op.window = 0; }, " -> 'out': window is 0");
+    for (const std::size_t streams : {0u, 17u})
+        for (const OpKind kind : {hyper_factors, hyper_mix})
+            refused(
+                kind, [&](Graph&, Op& op) { op.n_streams = streams; },
+                " -> 'out': n_streams is out of range");
+    refused(
+        hyper_factors, [](Graph&, Op& op) { op.n_iterations = 0; },
+        " -> 'out': n_iterations is out of range");
+    refused(rope, [](Graph&, Op& op) { op.offset = 16; }, " -> 'out': offset is not below");
+    refused(
+        rope, [](Graph&, Op& op) { op.offset = 6; },
+        " -> 'out': the table's width is 12, expected an even number up to head_dim 10");
     for (const std::size_t taps : {0u, 9u})
         refused(conv, [&](Graph&, Op& op) { op.taps = taps; }, " -> 'out': taps is ");
+    for (const std::size_t dilation : {0u, 65u})
+        refused(conv, [&](Graph&, Op& op) { op.dilation = dilation; }, " -> 'out': dilation is ");
+    for (const std::size_t size : {0u, 4097u})
+        for (const OpKind kind : {block_mean, choose_blocks, block_attention})
+            refused(
+                kind, [&](Graph&, Op& op) { op.block_size = size; }, " -> 'out': block_size is ");
+    refused(
+        choose_blocks, [](Graph&, Op& op) { op.block_size = 4096, op.n_chosen = 17; },
+        " -> 'out': 17 blocks of 4096 positions; expected 1 to 65536 positions");
+    for (const std::size_t n : {std::size_t{0}, ~std::size_t{0}})
+        refused(choose_blocks, [&](Graph&, Op& op) { op.n_chosen = n; }, " -> 'out': n_chosen is ");
+    refused(choose_blocks, [](Graph&, Op& op) { op.n_local = 5; }, " -> 'out': n_local is");
+    for (const std::size_t n : {0u, 4u})
+        refused(
+            block_attention, [&](Graph&, Op& op) { op.n_choices = n; },
+            " -> 'out': the KV heads, or the blocks, do not divide into n_choices");
+    refused(stream_products, [](Graph&, Op& op) { op.n_streams = 0; }, " -> 'out': ");
+    refused(signed_root, [](Graph&, Op& op) { op.least = -1.0f; }, " -> 'out': least is below 0");
     for (const OpKind kind : {ssm_scan, group_norm})
         refused(kind, [](Graph&, Op& op) { op.n_groups = 0; }, " -> 'out': ");
     refused(ssm_scan, [](Graph&, Op& op) { op.dt_min = 2.0f; }, " -> 'out': dt_min is not below");

@@ -110,6 +110,28 @@ TEST(a_selection_waits_for_the_keys_of_its_index_and_these_wait_for_no_others) {
     other.check_second(false);
 }
 
+TEST(a_choice_of_blocks_waits_for_the_keys_of_its_index) {
+    Graph3 g;
+    const int key = g.external("key", 16), chosen = g.external("chosen", 16);
+    g.op(OpKind::index_append, {key});
+    Op& op = g.op(OpKind::choose_blocks, {g.a}, chosen);
+    op.block_size = op.n_chosen = 4;
+    g.check_second(true);
+}
+
+TEST(attention_waits_for_the_keys_of_groups_and_these_wait_for_no_others) {
+    Graph3 g;
+    const int key = g.external("key", 16);
+    g.op(OpKind::group_append, {key});
+    g.op(OpKind::group_attention, {g.a}, g.b).window = 4;
+    g.check_second(true);
+    Graph3 other;
+    const int latent = other.external("latent", 64), other_key = other.external("key", 16);
+    other.op(OpKind::latent_append, {latent});
+    other.op(OpKind::group_append, {other_key});
+    other.check_second(false);
+}
+
 TEST(attention_waits_for_attention_that_keeps_results_in_the_same_memory) {
     for (const bool sparse : {false, true}) {
         Graph3 g;

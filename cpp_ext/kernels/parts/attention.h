@@ -14,6 +14,7 @@ void fill(KernelTable& table) {
     table.attention_merge = attention_merge<Isa>;
     table.attention_scratch_floats = attention_scratch_floats;
     table.index_scores = index_scores<Isa>;
+    table.block_scores = block_scores<Isa>;
     table.index_scratch_floats = index_scratch_floats<Isa>;
 }
 
