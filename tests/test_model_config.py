@@ -152,7 +152,7 @@ def test_the_experts_size_is_a_share_of_the_feed_forward_length_unless_said(tmp_
     [
         ("qwen3moe", "expert_count", None, "expert_count is missing from the metadata"),
         ("qwen3moe", "expert_used_count", 7, "expert_used_count is 7; expected 1 to 6"),
-        ("qwen3moe", "expert_gating_func", 4, "expert_gating_func is 4; expected 1, softmax, or 2"),
+        ("qwen3moe", "expert_gating_func", 3, "expert_gating_func is 3; expected 1 (softmax), 2"),
         ("qwen3moe", "expert_weights_scale", -2.5, "expert_weights_scale is -2.5; expected it"),
         ("qwen3moe", "expert_group_count", 4, "expert_group_count is 4; expected groups that 6"),
         ("qwen3", "expert_count", 8, "expert_count asks for something that qwen3 models"),
@@ -335,7 +335,8 @@ def test_quantised_biases_of_experts_are_refused(tmp_path):
     none = SimpleNamespace(name="none", weights=(), roles={})
     layer = SimpleNamespace(graph=g.build())
     config = SimpleNamespace(left_out=range(0), idle_tensors=frozenset())
-    model = SimpleNamespace(config=config, embed=none, head=none, kinds=[layer], kind_of_layer=[0])
+    graphs = {"embed": none, "head": none, "next_head": None, "kinds": [layer]}
+    model = SimpleNamespace(config=config, kind_of_layer=[0], **graphs)
     with GGUFFile.open(path) as gguf, pytest.raises(FormatError, match="q8_0; expected one of f32"):
         check_tensors(gguf, model)
 

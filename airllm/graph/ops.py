@@ -110,6 +110,7 @@ SIGNATURES: Mapping[str, Signature] = {
         "x",
         widths.block_mean,
         flops=1,
+        per="x",
         attrs="block_size",
         in_place="x",
         state=widths.block_mean_state,
