@@ -38,6 +38,7 @@ from airllm.weights.plan_model import PlannedModel
 
 if TYPE_CHECKING:
     from airllm.engine.batch_generation import ParallelSequences
+    from airllm.engine.scheduler import Scheduler
 
 __all__ = ["BudgetError", "Chat", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
 
@@ -332,6 +333,29 @@ class LayerWiseInferenceEngine:
 
         with parallel_sequences(self._model, n, capacity) as lanes:
             yield lanes
+
+    @contextmanager
+    def scheduler(
+        self,
+        *,
+        lanes: int = 8,
+        queue_length: int = 256,
+        piece_tokens: int = 256,
+        cache_bytes: int | None = None,
+    ) -> Iterator["Scheduler"]:
+        """A scheduler, which runs requests of many threads at once; the engine is busy inside the
+        `with`. See airllm.engine.scheduler for the arguments and what it does, and
+        airllm.engine.requests for requests and their events."""
+        from airllm.engine.scheduler import Scheduler
+
+        with Scheduler(
+            self._model,
+            lanes=lanes,
+            queue_length=queue_length,
+            piece_tokens=piece_tokens,
+            cache_bytes=cache_bytes,
+        ) as scheduler:
+            yield scheduler
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The ids of a text, with the BOS token if the model wants one; or of a chat, up to the

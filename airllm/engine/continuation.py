@@ -69,6 +69,27 @@ class Continuation:
         self._finish: FinishReason | None = None
         self.accepted = 0  # tokens whose logits were there before they were chosen
 
+    def sibling(self, state: SequenceState, sampling: Sampling) -> "Continuation":
+        """Another answer to the same prompt. state: holds the whole prompt; this answer must not
+        have a token yet. What comes next is `take`."""
+        prompt = self._history[: self._n_prompt]
+        other = Continuation(prompt, state, self._tokenizer, sampling, self._limits)
+        other._n_reused = self._n_reused
+        return other
+
+    @property
+    def sampling(self) -> Sampling:
+        return self._sampler.sampling
+
+    @property
+    def n_shifted(self) -> int:
+        """Tokens that were forgotten to make room."""
+        return self._n_shifted
+
+    def tokens_from(self, first: int) -> tuple[int, ...]:
+        """The answer's tokens from number `first` on."""
+        return tuple(self._history[self._n_prompt + first :])
+
     @property
     def history(self) -> Sequence[int]:
         """The tokens of the prompt and of the answer."""

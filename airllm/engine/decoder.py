@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
+from airllm.engine.pieces import MOST_ROUNDED_TO_16_BITS, Kinds, even_batches
 from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
-from airllm.state.sequence import SequenceState
+from airllm.state.sequence import CHECKPOINTS, SequenceState
 from airllm.util.progress import OnProgress, part_of
 from airllm.weights.open_weights import layer_executor, open_weights
 from airllm.weights.plan_model import PlannedModel
@@ -43,7 +45,8 @@ class Decoder:
         config, batch_size = model.config, plan.batch_size
         self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
         self._decode_threads = min(int(decode_threads), MOST_THREADS)
-        self._layout = StateLayout(model.states, planned.kv_type)
+        self._rounds = planned.activations == "auto"
+        self.layout = StateLayout(model.states, planned.kv_type)
         self.state = self.new_state(plan.context, self.new_pool())
         kinds = [layer_executor(backend, kind.graph, batch_size, plan) for kind in model.kinds]
         self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
@@ -89,6 +92,27 @@ class Decoder:
         return self.plan.buffer_bytes
 
     @property
+    def kinds(self) -> Kinds:
+        """Which batches give the same bits."""
+        return Kinds(self._batch_size, self.backend.any_batch, self._rounds)
+
+    def state_bytes(self, n_tokens: int) -> int:
+        """The most bytes that a sequence of up to n_tokens takes."""
+        n_checkpoints = 0 if self.layout.can_be_cut else CHECKPOINTS
+        size = min(self._batch_size, n_tokens)
+        together = n_tokens if self.streams else size
+        return self.layout.nbytes(n_tokens, size, n_checkpoints, together)
+
+    def memory_for_sequences(self) -> int | None:
+        """Bytes that further sequences may take within the budget: what the plan leaves, and what
+        it has for `self.state` and that one does not use. None without a budget."""
+        plan = self.plan
+        if plan.budget_bytes is None:
+            return None
+        left = plan.budget_bytes - plan.total_bytes + plan.kv_cache_bytes - self.state.nbytes
+        return max(left, plan.kv_cache_bytes)
+
+    @property
     def batch_size(self) -> int:
         """The most tokens in one batch."""
         return self._batch_size
@@ -96,7 +120,7 @@ class Decoder:
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Inside the `with`, record the time of each op; see Profile."""
-        profile = Profile(self._layout.row_bytes)
+        profile = Profile(self.layout.row_bytes)
         before = (self._embed, self._layers, self._head)
         model = self._model
         self._embed = profile.wrap(self._embed, model.embed)
@@ -112,11 +136,11 @@ class Decoder:
 
     def new_pool(self) -> PagePool:
         """Pages for sequences, which may share them."""
-        return PagePool(self.backend.memory, self._layout.page_bytes)
+        return PagePool(self.backend.memory, self.layout.page_bytes)
 
     def new_state(self, capacity: int, pool: PagePool) -> SequenceState:
         """A further sequence, without tokens. MemoryError if there is no room."""
-        return SequenceState(self._layout, pool, self.backend.sequence_state, capacity)
+        return SequenceState(self.layout, pool, self.backend.sequence_state, capacity)
 
     def evaluate(
         self,
@@ -185,41 +209,53 @@ class Decoder:
 
     def evaluate_each(
         self,
-        steps: Sequence[tuple[Sequence[int], SequenceState]],
+        steps: Sequence["Step"],
         logits: Logits,
         on_progress: OnProgress | None = None,
-    ) -> list[Logits]:
+    ) -> list[Logits | None]:
         """Append tokens to each of several sequences, in one pass: all go through a layer before
-        the next layer is read. Sequences that get a single token share batches, as in
-        evaluate_batch. The others get batches of their own, so that the numbers of a prompt do not
-        depend on the other sequences.
+        the next layer is read. Steps of a single token share batches, as in evaluate_batch. The
+        others get batches of their own, so that the numbers of a prompt do not depend on the other
+        sequences.
 
-        steps: (tokens, state) of each sequence, at least one token. logits: float32
-        [n_steps, vocab], memory for the result. Returns the logits of the last token of each
-        sequence, [vocab], as views of that memory.
+        steps: of different sequences. logits: float32 [n_steps, vocab], memory for the result.
+        Returns for each step the logits of its last token, [vocab], as views of that memory; None
+        for a step that wants none.
         on_progress: called with (done, total) layers.
         """
-        singles = [index for index, (tokens, _) in enumerate(steps) if len(tokens) == 1]
-        others = [index for index, (tokens, _) in enumerate(steps) if len(tokens) > 1]
+        singles = [index for index, step in enumerate(steps) if len(step.tokens) == 1]
+        others = [index for index, step in enumerate(steps) if len(step.tokens) > 1]
         parts = []
         if singles:
-            ids = np.array([steps[index][0][0] for index in singles], np.int32)
-            states = [steps[index][1] for index in singles]
+            ids = np.array([steps[index].tokens[0] for index in singles], np.int32)
+            states = [steps[index].state for index in singles]
             sequences = [(1, state.length, state) for state in states]
-            parts += self._single_tokens(ids, sequences, logits)
+            parts += self._single_tokens(ids, sequences, logits, MOST_ROUNDED_TO_16_BITS)
         for row, index in enumerate(others, len(singles)):
-            tokens, state = steps[index]
-            parts += self._batches(np.array(tokens, np.int32), state, logits[row : row + 1])
+            step, rows = steps[index], logits[row : row + 1]
+            parts += self._batches(
+                np.array(step.tokens, np.int32),
+                step.state,
+                rows if step.wants_logits else rows[:0],
+                step.batches(self._batch_size),
+            )
         self._pass(parts, on_progress)
-        rows = {index: row for row, index in enumerate(singles + others)}
-        return [logits[rows[index]] for index in range(len(steps))]
+        row_of = {index: row for row, index in enumerate(singles + others)}
+        return [
+            logits[row_of[index]] if step.wants_logits else None for index, step in enumerate(steps)
+        ]
 
     def _batches(
-        self, tokens: NDArray[np.int32], state: SequenceState, logits: Logits
+        self,
+        tokens: NDArray[np.int32],
+        state: SequenceState,
+        logits: Logits,
+        batches: Sequence[tuple[int, int]] | None = None,
     ) -> list["_Part"]:
-        """Cuts the tokens of one sequence into batches. logits: of the last len(logits) tokens."""
+        """Cuts the tokens of one sequence into batches. logits: of the last len(logits) tokens.
+        batches: (start, stop) of each; even ones unless given."""
         parts, n = [], len(tokens)
-        for start, stop in _even_batches(n, self._batch_size):
+        for start, stop in batches or even_batches(n, self._batch_size):
             # The batch's rows of the logits, which belong to the tokens from n - len(logits) on.
             own = logits[max(start + len(logits) - n, 0) : max(stop + len(logits) - n, 0)]
             sequence = stop - start, state.length + start, state
@@ -227,12 +263,18 @@ class Decoder:
         return parts
 
     def _single_tokens(
-        self, tokens: NDArray[np.int32], sequences: Sequence["_Sequence"], logits: Logits
+        self,
+        tokens: NDArray[np.int32],
+        sequences: Sequence["_Sequence"],
+        logits: Logits,
+        most: int | None = None,
     ) -> list["_Part"]:
-        """Cuts sequences of one token each into batches. logits: the first rows are used."""
+        """Cuts sequences of one token each into batches of up to `most`. logits: the first rows are
+        used."""
+        most = min(self._batch_size, most or self._batch_size)
         return [
             _Part(tokens[start:stop], sequences[start:stop], logits[start:stop])
-            for start, stop in _even_batches(len(sequences), self._batch_size)
+            for start, stop in even_batches(len(sequences), most)
         ]
 
     def _pass(
@@ -341,6 +383,27 @@ _Buffers = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """Tokens to append to a sequence.
+
+    sizes: of their batches; even ones if it is empty. wants_logits: of the last token; a single
+    token always has them.
+    """
+
+    tokens: Sequence[int]
+    state: SequenceState
+    sizes: Sequence[int] = ()
+    wants_logits: bool = True
+
+    def batches(self, most: int) -> list[tuple[int, int]]:
+        """(start, stop) of each batch. most: tokens of an even batch."""
+        if not self.sizes:
+            return even_batches(len(self.tokens), most)
+        stops = list(accumulate(self.sizes))
+        return list(zip([0, *stops], stops, strict=False))
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     """A batch: tokens that run through a graph together.
 
@@ -373,13 +436,6 @@ def _run_whole(
 def _backings(sequences: Sequence[_Sequence]) -> list[tuple[int, int, Any]]:
     """(n_tokens, past, state) of each sequence, for Executor.run_layers."""
     return [(count, past, state.backing) for count, past, state in sequences]
-
-
-def _even_batches(n: int, most: int) -> list[tuple[int, int]]:
-    """(start, stop) of the fewest batches of at most `most` tokens, with sizes that differ by at
-    most one: a small last batch would read all weights for a few tokens."""
-    count = -(-n // most)
-    return [(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
 @lru_cache
