@@ -109,11 +109,10 @@ def _stream_batch(
         **lanes,
         queue_length=n_prompts,
         piece_tokens=piece,
-        cache_bytes=0,
         on_layer=on_layer,
     ) as scheduler:
         for index, prompt in enumerate(prompts):
-            request = Request(prompt, sampling, limits, reuse="none")
+            request = Request(prompt, sampling, limits, reuse="exact")
             scheduler.submit(request, partial(_note, told, index))
         while scheduler.step() or told:
             for index, event in told:
