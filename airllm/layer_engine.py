@@ -20,6 +20,7 @@ from airllm.engine.settings import (
     AnswerOptions,
     ContextFullError,
     Limits,
+    Sampling,
     settings_of,
     takes_answer_options,
 )
@@ -160,7 +161,10 @@ class LayerWiseInferenceEngine:
         template_variables: further variables of the chat template, of the types that JSON has:
             {"enable_thinking": False, "tools": [...]}. For several prompts, each may be an
             airllm.layer_engine.Chat, which has messages and variables.
-        temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.settings.Sampling.
+        temperature, top_k, top_p, min_p, repeat_penalty, seed, typical_p, presence_penalty,
+            frequency_penalty, penalty_window, dry_multiplier, dry_base, dry_allowed_length,
+            dry_breakers, logit_bias: see airllm.engine.settings.Sampling. What is not given is as
+            the model's file asks for, see `sampling`.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what to do when the context
             is full; see airllm.engine.settings.Limits.
         lookahead: the most tokens to guess from the text so far and check in one pass, up to 63; 0
@@ -210,7 +214,7 @@ class LayerWiseInferenceEngine:
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
-        sampling, limits = settings_of(**options)
+        sampling, limits = settings_of(self._model.sampling, **options)
         return continue_prompt(
             self._model,
             chat(prompt, template_variables),
@@ -282,8 +286,15 @@ class LayerWiseInferenceEngine:
         """
         from airllm.engine.batch_generation import continue_prompts
 
-        sampling, limits = settings_of(**options)
+        sampling, limits = settings_of(self._model.sampling, **options)
         return continue_prompts(self._model, prompts, batch, sampling, limits, on_token, on_layer)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen unless an argument says otherwise: what the model's file asks for
+        (generation_config.json of a folder, general.sampling.* of a GGUF file), and else the
+        defaults of Sampling."""
+        return self._model.sampling
 
     def prompt_length(self, prompt: Prompt) -> int:
         """The number of tokens of a prompt. ValueError if it has none or the chat template refuses

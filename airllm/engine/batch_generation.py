@@ -71,6 +71,7 @@ def continue_prompts(
     ids = [model.prompts.some_tokens(prompt) for prompt in prompt_list(prompts)]
     batch = check_count("batch", batch)
     check_choice("on_full", limits.on_full, ("stop", "shift"))
+    model.check_sampling(sampling)
     for prompt in ids:
         model.limits_for(prompt, limits)
     if not ids:

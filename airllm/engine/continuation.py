@@ -59,7 +59,8 @@ class Continuation:
         """prompt: must fit the context. state: holds the beginning of the prompt or nothing, but
         never the whole prompt. limits: for this prompt, from Limits.for_prompt."""
         self.state, self._tokenizer, self._limits = state, tokenizer, limits
-        self._sampler, self._stream = Sampler(sampling), TextStream(limits.stop_strings)
+        self._sampler = Sampler(sampling, tokenizer.token_bytes)
+        self._stream = TextStream(limits.stop_strings)
         self._history, self._n_prompt = list(prompt), len(prompt)
         self._n_reused, self._n_shifted = state.length, 0
         self.pending = self._history[self._n_reused :]

@@ -123,6 +123,7 @@ class Scheduler(Closing):
         """
         prompt: list[int] = self._model.checked_ids(request.prompt).tolist()
         self._model.limits_for(prompt, request.limits)
+        self._model.check_sampling(request.sampling)
         if request.n_generated > self.lanes:
             name = "n" if request.best_of is None else "best_of"
             raise ValueError(
