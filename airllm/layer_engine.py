@@ -7,7 +7,7 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -344,6 +344,34 @@ class LayerWiseInferenceEngine:
 
         with parallel_sequences(self._model, n, capacity) as lanes:
             yield lanes
+
+    def embed(
+        self,
+        text: str | Sequence[int],
+        *,
+        pooling: Literal["model", "mean", "last", "cls"] = "model",
+        normalize: bool = False,
+    ) -> NDArray[np.float32]:
+        """The embedding of a text or of tokens: the last hidden states, after the last norm, as one
+        vector, float32 [hidden_size].
+
+        pooling: "mean" of all tokens, "last" or "cls" (the first) for the token's; "model" for what
+            the model's file says, and "last" if it says nothing.
+        normalize: scale the vector to length 1, so that the dot product of two is their cosine.
+
+        ContextFullError, a ValueError, if the text does not fit the context. The KV cache is not
+        used.
+        """
+        from airllm.engine.pooling import embed, pooling_of
+
+        check_choice("pooling", pooling, ("model", "mean", "last", "cls"))
+        if isinstance(text, str):
+            ids = self._model.prompts.some_tokens(text)
+        else:
+            ids = self._model.checked_ids(text).tolist()
+        self._model.limits_for(ids, Limits(0))
+        found = embed(self._model, ids, pooling_of(self._model, pooling))
+        return found / max(np.linalg.norm(found), np.float32(1e-30)) if normalize else found
 
     @contextmanager
     def scheduler(

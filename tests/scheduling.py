@@ -19,6 +19,8 @@ class NoText:
     eos_ids: frozenset[int] = frozenset()
     add_bos, bos_id = False, None
 
+    vocab_size = 160
+
     def is_control(self, token: int) -> bool:
         return False
 

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -591,3 +592,69 @@ def test_no_option_is_taken_that_makes_no_sense(engine):
             pass
     assert engine.generate("hello", max_new_tokens=1)
     assert Limits(3) == Limits(3)
+
+
+# ---- what is reported beside the text ------------------------------------------------------------
+
+
+def expected_logprobs(engine: Engine, prompt: list[int], answer: Sequence[int] = ()) -> np.ndarray:
+    """Of each token after the first, given those before it; float64 [n - 1, vocab]."""
+    decoder = engine._model.decoder
+    decoder.state.clear()
+    logits = np.empty((len(prompt), engine.config.vocab_size), np.float32)
+    rows = [decoder.evaluate(np.array(prompt, np.int32), logits)]
+    rows += [decoder.evaluate(np.array([token], np.int32)).copy()[None] for token in answer]
+    exact = np.concatenate(rows)[:-1].astype(np.float64)
+    return exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
+
+
+def test_logprobs_are_those_of_the_models_distribution(engine, scheduler):
+    prompt = tokens(30)
+    _, told = ask(scheduler, prompt, Sampling(2.0, top_k=3, seed=1), logprobs=True, top_logprobs=4)
+    run(scheduler)
+    found = [each for piece in told.of(Piece) for each in piece.logprobs]
+    assert tuple(each.token for each in found) == told.answer.tokens
+    expected = expected_logprobs(engine, prompt, told.answer.tokens)[len(prompt) - 1 :]
+    for each, row in zip(found, expected, strict=True):
+        assert each.logprob == pytest.approx(row[each.token], abs=1e-9)
+        likeliest = np.argsort(-row)[:4]
+        assert [token for token, _ in each.top] == likeliest.tolist()
+        assert [logprob for _, logprob in each.top] == pytest.approx(row[likeliest], abs=1e-9)
+
+
+def test_the_best_of_several_answers_are_those_with_the_largest_mean_logprob(engine, scheduler):
+    prompt, sampling = tokens(30), Sampling(2.0, top_k=0, top_p=1.0, min_p=0.0, seed=5)
+    singles = []
+    for index in range(4):
+        own = replace(sampling, seed=5 + index)
+        _, told = ask(scheduler, prompt, own, logprobs=True)
+        run(scheduler)
+        logprobs = [each.logprob for piece in told.of(Piece) for each in piece.logprobs]
+        singles.append((np.mean(logprobs), told.answer.tokens))
+    _, told = ask(scheduler, prompt, sampling, n=2, best_of=4)
+    run(scheduler)
+    best = [found for _, found in sorted(singles, reverse=True)]
+    assert [told.answers[index].tokens for index in range(2)] == best[:2]
+    assert [told.tokens(index) for index in range(2)] == best[:2]
+
+
+@pytest.mark.parametrize("max_new_tokens", [0, 3])
+def test_a_prompts_own_logprobs_can_be_told(engine, scheduler, max_new_tokens):
+    prompt = tokens(300)
+    ask(scheduler, prompt)
+    _, told = ask(
+        scheduler,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        prompt_logprobs=True,
+        top_logprobs=1,
+    )
+    run(scheduler)
+    found = [each for event in told.of(PromptProgress) for each in event.logprobs]
+    assert [each.token for each in found] == prompt[1:]
+    expected = expected_logprobs(engine, prompt)
+    own = expected[np.arange(len(prompt) - 1), prompt[1:]]
+    np.testing.assert_allclose([each.logprob for each in found], own, atol=1e-5)
+    np.testing.assert_allclose([each.top[0][1] for each in found], expected.max(1), atol=1e-5)
+    assert len(told.answer.tokens) == max_new_tokens
+    assert told.answer.reused_tokens == 0

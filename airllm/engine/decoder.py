@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
+from airllm.engine.last_hidden import LastHidden
 from airllm.engine.pieces import MOST_ROUNDED_TO_16_BITS, Kinds, even_batches
 from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import StateLayout
@@ -45,6 +46,7 @@ class Decoder:
         config, batch_size = model.config, plan.batch_size
         self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
         self._decode_threads = min(int(decode_threads), MOST_THREADS)
+        self._planned = planned
         self._rounds = planned.activations == "auto"
         self.layout = StateLayout(model.states, planned.kv_type)
         self.state = self.new_state(plan.context, self.new_pool())
@@ -212,38 +214,43 @@ class Decoder:
         steps: Sequence["Step"],
         logits: Logits,
         on_progress: OnProgress | None = None,
-    ) -> list[Logits | None]:
+    ) -> list[NDArray[np.float32]]:
         """Append tokens to each of several sequences, in one pass: all go through a layer before
-        the next layer is read. Steps of a single token share batches, as in evaluate_batch. The
-        others get batches of their own, so that the numbers of a prompt do not depend on the other
+        the next layer is read. Tokens one by one share batches, as in evaluate_batch. The others
+        get batches of their own, so that the numbers of a prompt do not depend on the other
         sequences.
 
-        steps: of different sequences. logits: float32 [n_steps, vocab], memory for the result.
-        Returns for each step the logits of its last token, [vocab], as views of that memory; None
-        for a step that wants none.
+        steps: of different sequences. logits: float32 [n, vocab], memory for the logits of all
+        steps, see Step.n_logits. Returns what each step wants: the logits, [n_logits, vocab], as a
+        view of that memory, or the hidden states.
         on_progress: called with (done, total) layers.
         """
-        singles = [index for index, step in enumerate(steps) if len(step.tokens) == 1]
-        others = [index for index, step in enumerate(steps) if len(step.tokens) > 1]
+        order = sorted(range(len(steps)), key=lambda index: not steps[index].one_by_one)
+        stops = [0, *accumulate(steps[index].n_logits for index in order)]
+        found = {index: logits[stops[at] : stops[at + 1]] for at, index in enumerate(order)}
+        singles = [step for step in steps if step.one_by_one]
         parts = []
         if singles:
-            ids = np.array([steps[index].tokens[0] for index in singles], np.int32)
-            states = [steps[index].state for index in singles]
-            sequences = [(1, state.length, state) for state in states]
+            ids = np.array([token for step in singles for token in step.tokens], np.int32)
+            sequences = [
+                (1, step.state.length + at, step.state)
+                for step in singles
+                for at in range(len(step.tokens))
+            ]
             parts += self._single_tokens(ids, sequences, logits, MOST_ROUNDED_TO_16_BITS)
-        for row, index in enumerate(others, len(singles)):
-            step, rows = steps[index], logits[row : row + 1]
-            parts += self._batches(
-                np.array(step.tokens, np.int32),
-                step.state,
-                rows if step.wants_logits else rows[:0],
-                step.batches(self._batch_size),
-            )
+        for index in order[len(singles) :]:
+            step, rows = steps[index], found[index]
+            batches = step.batches(self._batch_size)
+            of_step = self._batches(np.array(step.tokens, np.int32), step.state, rows, batches)
+            if step.wanted == "hidden":
+                found[index] = np.empty((len(step.tokens), self._hidden.width), np.float32)
+                of_step = [
+                    replace(part, hidden=found[index][start:stop])
+                    for part, (start, stop) in zip(of_step, batches, strict=True)
+                ]
+            parts += of_step
         self._pass(parts, on_progress)
-        row_of = {index: row for row, index in enumerate(singles + others)}
-        return [
-            logits[row_of[index]] if step.wants_logits else None for index, step in enumerate(steps)
-        ]
+        return [found[index] for index in range(len(steps))]
 
     def _batches(
         self,
@@ -323,10 +330,17 @@ class Decoder:
                 buffers = {"tokens": part.tokens} | {name: rows[name] for name in self._embedded}
                 _run_whole(self._embed, bound, buffers, part, len(part.tokens), threads)
         self._run_layers(parts, carried, threads, on_layer)
+        for part, rows in zip(parts, carried, strict=True):
+            if part.hidden is not None:
+                self._hidden.run(rows, part.hidden, threads)
         if any(len(part.logits) for part in parts):
             with self.weights.head() as bound:
                 for part, rows in zip(parts, carried, strict=True):
                     self._run_head(bound, part, rows, threads)
+
+    @cached_property
+    def _hidden(self) -> LastHidden:
+        return LastHidden(self._planned, self._batch_size)
 
     def _carried_rows(self, n: int) -> "_Buffers":
         """Memory for what passes from graph to graph: the residual, [n, hidden_size], which each
@@ -380,20 +394,30 @@ class Decoder:
 
 _Sequence = tuple[int, int, SequenceState]
 _Buffers = dict[str, NDArray[np.float32]]
+Wanted = Literal["nothing", "last", "all", "hidden"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """Tokens to append to a sequence.
 
-    sizes: of their batches; even ones if it is empty. wants_logits: of the last token; a single
-    token always has them.
+    sizes: of their batches; even ones if it is empty. wanted: nothing; the logits of the last token
+    or of all tokens; or the last hidden states of all tokens. one_by_one: each token has the
+    numbers that it has in a batch by itself; all logits are wanted.
     """
 
     tokens: Sequence[int]
     state: SequenceState
     sizes: Sequence[int] = ()
-    wants_logits: bool = True
+    wanted: Wanted = "last"
+    one_by_one: bool = False
+
+    @property
+    def n_logits(self) -> int:
+        """Of how many of the last tokens the logits are wanted."""
+        if self.one_by_one or self.wanted == "all":
+            return len(self.tokens)
+        return int(self.wanted == "last")
 
     def batches(self, most: int) -> list[tuple[int, int]]:
         """(start, stop) of each batch. most: tokens of an even batch."""
@@ -410,11 +434,13 @@ class _Part:
     tokens: int32 [n], those of the first sequence first. sequences: for each the number of its
     tokens, the number of tokens before them, and its state. logits: float32
     [m, vocab], memory for the logits of the last m tokens; m = n if there are several sequences.
+    hidden: float32 [n, hidden_size], memory for the last hidden states, or None.
     """
 
     tokens: NDArray[np.int32]
     sequences: Sequence[_Sequence]
     logits: Logits
+    hidden: NDArray[np.float32] | None = None
 
 
 def _run_whole(

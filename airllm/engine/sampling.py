@@ -94,7 +94,8 @@ def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """The natural logarithms of the probabilities of the model's distribution, float64 [vocab]."""
     values = logits.astype(np.float64)
     values -= values.max()
-    return values - np.log(np.exp(values).sum())
+    values -= np.log(np.exp(values).sum())
+    return values
 
 
 def _recent(history: Sequence[int], window: int) -> Sequence[int]:
@@ -114,10 +115,8 @@ def _penalise(logits: NDArray[np.float32], recent: Sequence[int], settings: Samp
 
 def _clipped(values: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
     """Within float32, so that no penalty makes the largest logit infinite; -inf and NaN stay."""
-    found: NDArray[np.float64] = np.where(
-        np.isneginf(values), values, np.clip(values, -_LARGEST, _LARGEST)
-    )
-    return found
+    kept = np.where(np.isneginf(values), values, np.clip(values, -_LARGEST, _LARGEST))
+    return np.asarray(kept, np.float64)
 
 
 def _typical(logits: NDArray[np.float32], top_k: int, typical_p: float) -> NDArray[np.float32]:

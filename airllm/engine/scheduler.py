@@ -15,14 +15,17 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from airllm.engine.decoder import Logits, Step
+from airllm.engine.decoder import Step
 from airllm.engine.loaded_model import LoadedModel
+from airllm.engine.pooling import pooling_of
 from airllm.engine.requests import (
     DeadlineError,
     Event,
@@ -129,6 +132,8 @@ class Scheduler(Closing):
             raise ValueError(
                 f"{name} is {shown(request.n_generated)}; at most {self.lanes} answers run at once"
             )
+        if request.embedding is not None:
+            request = replace(request, embedding=pooling_of(self._model, request.embedding))
         with self._changed:
             if self._closing or self.closed:
                 raise RuntimeError("the scheduler is closed")
@@ -218,13 +223,12 @@ class Scheduler(Closing):
         self._drop()
         self._admit()
         chosen = self._choose()
-        steps = [choice.next_step(self._most, whole=self._decoder.streams) for _, choice in chosen]
+        whole = self._decoder.streams
+        steps = [job.next_step(choice, self._most, whole=whole) for job, choice in chosen]
         if steps:
-            rows = self._evaluate(chosen, steps)
-            for (job, choice), step, row in zip(chosen, steps, rows, strict=False):
-                self._tell(job, job.evaluated(choice, step, self._tree))
-                if row is not None:
-                    self._tell(job, job.take(choice, row, self._tree))
+            found = self._evaluate(chosen, steps)
+            for (job, choice), step, its in zip(chosen, steps, found, strict=False):
+                self._tell(job, job.evaluated(choice, step, its, self._tree))
         self._drop()
         if not self._jobs and not self._queue:
             self._pool.shrink()
@@ -322,7 +326,7 @@ class Scheduler(Closing):
                 tokenizer = self._model.prompts.tokenizer
                 self._tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
             for choice in job.choices:
-                n = len(choice.answer.pending)
+                n = choice.n_pending
                 if n == 1:
                     chosen.append((job, choice))
                 elif n_tokens == 0 or n_tokens + n <= most:
@@ -332,11 +336,11 @@ class Scheduler(Closing):
 
     def _evaluate(
         self, chosen: Sequence[tuple[Job, Choice]], steps: Sequence[Step]
-    ) -> list[Logits | None]:
-        """The logits of the steps. If the pass fails, so do all requests in it, and there are
-        none."""
-        if len(self._logits) < len(steps):
-            self._logits = np.empty((len(steps), self._logits.shape[1]), np.float32)
+    ) -> list[NDArray[np.float32]]:
+        """What the steps want. If the pass fails, so do all requests in it, and there is none."""
+        n_logits = sum(step.n_logits for step in steps)
+        if len(self._logits) < n_logits or len(self._logits) > max(n_logits, self.lanes):
+            self._logits = np.empty((n_logits, self._logits.shape[1]), np.float32)
         on_layer = None
         if self._decoder.streams or self._on_layer is not None:
             on_layer = partial(self._after_layer, list(zip(chosen, steps, strict=True)))
