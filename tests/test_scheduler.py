@@ -620,7 +620,7 @@ def test_logprobs_are_those_of_the_models_distribution(engine, scheduler):
     expected = expected_logprobs(engine, prompt, told.answer.tokens)[len(prompt) - 1 :]
     for each, row in zip(found, expected, strict=True):
         assert each.logprob == pytest.approx(row[each.token], abs=1e-9)
-        likeliest = np.argsort(-row)[:4]
+        likeliest = np.argsort(-row, kind="stable")[:4]
         assert [token for token, _ in each.top] == likeliest.tolist()
         assert [logprob for _, logprob in each.top] == pytest.approx(row[likeliest], abs=1e-9)
 

@@ -110,6 +110,7 @@ def _stream_batch(
         **lanes,
         queue_length=n_prompts,
         piece_tokens=piece,
+        within_budget=False,
         on_layer=on_layer,
     ) as scheduler:
         for index, prompt in enumerate(prompts):

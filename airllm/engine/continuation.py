@@ -133,7 +133,7 @@ class Continuation:
 
     @property
     def ended_by_token(self) -> bool:
-        """Whether the last token that was chosen is an end token, which is no part of the answer."""
+        """Whether the token chosen last is an end token, which is no part of the answer."""
         return self.last_token in self._tokenizer.eos_ids
 
     def goes_on(self) -> bool:

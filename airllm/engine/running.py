@@ -28,7 +28,7 @@ from airllm.state.prefix_tree import Keys, PrefixTree, keys_of
 from airllm.state.sequence import SequenceState
 from airllm.text.tokenizer import Tokenizer
 
-__all__ = ["Choice", "Job"]
+__all__ = ["Choice", "RunningRequest"]
 
 # Of sequences that cannot be cut at any length, the tree keeps snapshots inside a prompt: this many
 # tokens apart, or further so that a prompt has at most so many.
@@ -170,7 +170,7 @@ class Choice:
         return other
 
 
-class Job:
+class RunningRequest:
     """A request that has lanes: the states of sequences, one for each answer."""
 
     def __init__(
@@ -356,7 +356,8 @@ def _logprob(logits: Logits, token: int, n_top: int) -> TokenLogprob:
     top: list[tuple[int, float]] = []
     if n_top:
         n_top = min(n_top, len(logprobs))
-        ids = np.argpartition(-logprobs, n_top - 1)[:n_top]
-        ids = ids[np.lexsort((ids, -logprobs[ids]))]
+        least = -np.partition(-logprobs, n_top - 1)[n_top - 1]
+        ids = np.flatnonzero(logprobs >= least)  # more than n_top if some are equally likely
+        ids = ids[np.argsort(-logprobs[ids], kind="stable")][:n_top]
         top = list(zip(ids.tolist(), logprobs[ids].tolist(), strict=True))
     return TokenLogprob(token, float(logprobs[token]), tuple(top))

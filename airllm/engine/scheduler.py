@@ -35,7 +35,7 @@ from airllm.engine.requests import (
     QueueFullError,
     Request,
 )
-from airllm.engine.running import Choice, Job
+from airllm.engine.running import Choice, RunningRequest
 from airllm.state.prefix_tree import PrefixTree
 from airllm.state.sequence import SequenceState
 from airllm.util.arguments import check_count
@@ -71,6 +71,7 @@ class Scheduler(Closing):
         piece_tokens: int = PIECE_TOKENS,
         cache_bytes: int | None = None,
         capacity: int | None = None,
+        within_budget: bool = True,
         on_layer: OnProgress | None = None,
     ) -> None:
         """lanes: the most answers that run at once. queue_length: the most requests that wait for
@@ -78,10 +79,11 @@ class Scheduler(Closing):
         answer; on the NumPy backend, whose numbers depend on it, a piece is a batch of the engine's
         batch_size. cache_bytes: of what is kept of earlier prompts and answers; None for half of
         the memory that the engine's budget leaves, up to 8 GiB; 0 for nothing. capacity: tokens of
-        a lane; None for the context. on_layer: called with (done, total) layers of each pass.
+        a lane; None for the context. within_budget: whether a request waits while the lanes of
+        those that run, each as long as it may become, take the memory that the engine's budget
+        leaves. on_layer: called with (done, total) layers of each pass.
 
-        Answers wait in the queue while the lanes of those that run, each as long as it may become,
-        take the memory that the budget leaves. RuntimeError if the model is busy.
+        RuntimeError if the model is busy.
         """
         self._model = model
         self.lanes = check_count("lanes", lanes)
@@ -96,17 +98,16 @@ class Scheduler(Closing):
         self.closed = False
         self._most = decoder.batch_size if decoder.streams else piece_tokens
         self._kinds, self._pool = decoder.kinds, decoder.new_pool()
-        self._memory = decoder.memory_for_sequences()
+        memory = decoder.memory_for_sequences()
         if cache_bytes is None:
-            cache_bytes = CACHE_BYTES
-            if self._memory is not None:
-                cache_bytes = min(cache_bytes, self._memory // 2)
+            cache_bytes = CACHE_BYTES if memory is None else min(CACHE_BYTES, memory // 2)
+        self._memory = memory if within_budget else None
         self._cache_bytes = cache_bytes
         self._tree = PrefixTree(decoder.layout, cache_bytes)
         self._on_layer = on_layer
         self._free: list[SequenceState] = []
         self._n_states, self._reserved = 0, 0  # lanes that exist; bytes that jobs may take
-        self._jobs: list[Job] = []  # in the order in which they were submitted
+        self._jobs: list[RunningRequest] = []  # in the order in which they were submitted
         self._logits = np.empty((0, model.config.vocab_size), np.float32)
         # Guards what follows; is notified when there may be something to do.
         self._changed = threading.Condition()
@@ -259,7 +260,7 @@ class Scheduler(Closing):
             if job is not None:
                 self._jobs.append(job)
 
-    def _job_of(self, handle: Handle) -> Job | None:
+    def _job_of(self, handle: Handle) -> RunningRequest | None:
         """The request with its lanes; None if it must wait for those that run."""
         n, limits = handle.request.n_generated, handle.request.limits
         tokens = min(len(handle.prompt) + limits.max_new_tokens, self._capacity)
@@ -275,7 +276,9 @@ class Scheduler(Closing):
             self._n_states += 1
         self._reserved += n_bytes
         states = [self._free.pop() for _ in range(n)]
-        return Job(handle, self._model.limits_for(handle.prompt, limits), states, n_bytes)
+        return RunningRequest(
+            handle, self._model.limits_for(handle.prompt, limits), states, n_bytes
+        )
 
     def _make_room(self, n_bytes: int) -> None:
         """The tree makes way for lanes."""
@@ -314,12 +317,12 @@ class Scheduler(Closing):
 
     # ---- a pass --------------------------------------------------------------------------------
 
-    def _choose(self) -> list[tuple[Job, Choice]]:
+    def _choose(self) -> list[tuple[RunningRequest, Choice]]:
         """Whose pending tokens the next pass evaluates: all single tokens, and a piece of the
         first prompt. If layers are streamed, whole prompts: the first one, and as many others as
         together are no longer than the context, for which the plan has memory."""
-        most = self._capacity if self._decoder.streams else 0
-        chosen: list[tuple[Job, Choice]] = []
+        most = self._model.context if self._decoder.streams else 0
+        chosen: list[tuple[RunningRequest, Choice]] = []
         n_tokens = 0
         for job in self._jobs:
             if not job.begun and (n_tokens == 0 or n_tokens < most):
@@ -335,7 +338,7 @@ class Scheduler(Closing):
         return [(job, choice) for job, choice in chosen if not job.handle.is_over]
 
     def _evaluate(
-        self, chosen: Sequence[tuple[Job, Choice]], steps: Sequence[Step]
+        self, chosen: Sequence[tuple[RunningRequest, Choice]], steps: Sequence[Step]
     ) -> list[NDArray[np.float32]]:
         """What the steps want. If the pass fails, so do all requests in it, and there is none."""
         n_logits = sum(step.n_logits for step in steps)
@@ -367,7 +370,7 @@ class Scheduler(Closing):
             raise
 
     def _after_layer(
-        self, chosen: Sequence[tuple[tuple[Job, Choice], Step]], done: int, total: int
+        self, chosen: Sequence[tuple[tuple[RunningRequest, Choice], Step]], done: int, total: int
     ) -> None:
         """Within a pass: tells how far it is, and abandons a pass that nobody waits for."""
         if self._on_layer is not None:
@@ -381,7 +384,7 @@ class Scheduler(Closing):
 
     # ---- telling -------------------------------------------------------------------------------
 
-    def _tell(self, job: Job, events: Iterable[Event]) -> None:
+    def _tell(self, job: RunningRequest, events: Iterable[Event]) -> None:
         """An error, of the request or of its callback, ends the request and no other."""
         handle = job.handle
         if handle.is_over:
