@@ -661,3 +661,35 @@ def test_a_prompts_own_logprobs_can_be_told(engine, scheduler, max_new_tokens):
     np.testing.assert_allclose([each.top[0][1] for each in found], expected.max(1), atol=1e-5)
     assert len(told.answer.tokens) == max_new_tokens
     assert told.answer.reused_tokens == 0
+
+
+def test_an_error_that_no_request_accounts_for_ends_what_runs_and_nothing_else(
+    engine, monkeypatch, caplog
+):
+    with engine.scheduler(lanes=1) as scheduler:
+        choose, calls = scheduler._choose, []
+
+        def fail_once():
+            calls.append(1)
+            if len(calls) == 3:
+                raise ZeroDivisionError("a bug")
+            return choose()
+
+        monkeypatch.setattr(scheduler, "_choose", fail_once)
+        asked = [ask(scheduler, tokens(5, seed)) for seed in range(3)]
+        server = threading.Thread(target=scheduler.serve_forever)
+        server.start()
+        assert all(handle.wait(30) for handle, _ in asked)
+        scheduler.close()
+        server.join(10)
+    assert isinstance(asked[0][1].error, ZeroDivisionError)
+    assert asked[2][1].answer.tokens
+    assert "a step of the scheduler failed" in caplog.text
+
+
+def test_memory_that_is_short_for_keeping_a_sequence_ends_no_request(engine, monkeypatch):
+    with engine.scheduler() as scheduler:
+        monkeypatch.setattr(scheduler._tree, "add", lambda *_: (_ for _ in ()).throw(MemoryError))
+        _, told = ask(scheduler, tokens(50))
+        run(scheduler)
+    assert len(told.answer.tokens) == 8

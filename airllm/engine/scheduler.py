@@ -205,19 +205,37 @@ class Scheduler(Closing):
                 raise RuntimeError("the scheduler is closed, or a thread is in serve_forever")
             self._server = threading.current_thread()
         try:
-            while self.step() or not self._closing:
-                self.wait()
+            while self._serve():
+                pass
         finally:
             with self._changed:
                 self._server = None
                 self._changed.notify_all()
 
+    def _serve(self) -> bool:
+        """A step, or a wait for something to do. Returns False when all is done and the scheduler
+        is to be closed. An error that no request accounts for ends those that may have caused it;
+        the others go on."""
+        try:
+            if self.step():
+                return True
+        except Exception as error:
+            _log.exception("a step of the scheduler failed")
+            for handle in [*(job.handle for job in self._jobs), *list(self._queue)[:1]]:
+                _fail(handle, error)
+        with self._changed:
+            if self._closing and not self._queue:
+                return False
+            self._changed.wait_for(self._has_work)
+            return True
+
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._jobs or self._closing)
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until `step` may have something to do. Returns False after `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: bool(self._queue or self._jobs or self._closing), timeout
-            )
+            return self._changed.wait_for(self._has_work, timeout)
 
     def step(self) -> bool:
         """One pass: admit, choose, evaluate, tell. Returns False if there is nothing to do."""
@@ -289,18 +307,10 @@ class Scheduler(Closing):
 
     def _drop(self) -> None:
         """End what is due, and take the lanes of what has ended."""
-        now = perf_counter()
+        self._end_what_is_due()
         with self._changed:
-            waiting = list(self._queue)
-        for handle in [*waiting, *(job.handle for job in self._jobs)]:
-            if self._closing == "now":
-                _fail(handle, RuntimeError("the scheduler was closed"))
-            elif late := _lateness(handle, now):
-                _fail(handle, DeadlineError(late))
-        with self._changed:
-            for handle in waiting:
-                if handle.is_over and handle in self._queue:
-                    self._queue.remove(handle)
+            for handle in [handle for handle in self._queue if handle.is_over]:
+                self._queue.remove(handle)
         for job in list(self._jobs):
             states = job.freed
             if job.handle.is_over:
@@ -314,6 +324,17 @@ class Scheduler(Closing):
                 state.clear()
             self._free += states
             job.freed = []
+
+    def _end_what_is_due(self) -> None:
+        """Requests that are late; all of them if the scheduler is to be closed now."""
+        now = perf_counter()
+        with self._changed:
+            waiting = list(self._queue)
+        for handle in [*waiting, *(job.handle for job in self._jobs)]:
+            if self._closing == "now":
+                _fail(handle, RuntimeError("the scheduler was closed"))
+            elif late := _lateness(handle, now):
+                _fail(handle, DeadlineError(late))
 
     # ---- a pass --------------------------------------------------------------------------------
 
@@ -379,7 +400,8 @@ class Scheduler(Closing):
             return
         for (job, _), step in chosen:
             self._tell(job, job.within_prompt(step, done / total))
-        if self._closing == "now" or all(job.handle.is_over for (job, _), _ in chosen):
+        self._end_what_is_due()
+        if all(job.handle.is_over for (job, _), _ in chosen):
             raise _AbandonedError
 
     # ---- telling -------------------------------------------------------------------------------
