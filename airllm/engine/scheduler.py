@@ -11,12 +11,14 @@ they came. What a request gets does not depend on its neighbours, bit for bit.
 """
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
@@ -36,6 +38,7 @@ from airllm.engine.requests import (
     Request,
 )
 from airllm.engine.running import Choice, RunningRequest
+from airllm.state.prefix_files import load_tree, save_tree
 from airllm.state.prefix_tree import PrefixTree
 from airllm.state.sequence import SequenceState
 from airllm.util.arguments import check_count
@@ -70,6 +73,7 @@ class Scheduler(Closing):
         queue_length: int = QUEUE_LENGTH,
         piece_tokens: int = PIECE_TOKENS,
         cache_bytes: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         capacity: int | None = None,
         within_budget: bool = True,
         on_layer: OnProgress | None = None,
@@ -78,8 +82,9 @@ class Scheduler(Closing):
         lanes. piece_tokens: the most tokens of a prompt that are evaluated between two tokens of an
         answer; on the NumPy backend, whose numbers depend on it, a piece is a batch of the engine's
         batch_size. cache_bytes: of what is kept of earlier prompts and answers; None for half of
-        the memory that the engine's budget leaves, up to 8 GiB; 0 for nothing. capacity: tokens of
-        a lane; None for the context. within_budget: whether a request waits while the lanes of
+        the memory that the engine's budget leaves, up to 8 GiB; 0 for nothing. cache_dir: a
+        folder from which that is read now, and to which `close` writes it. capacity: tokens of a
+        lane; None for the context. within_budget: whether a request waits while the lanes of
         those that run, each as long as it may become, take the memory that the engine's budget
         leaves. on_layer: called with (done, total) layers of each pass.
 
@@ -104,6 +109,7 @@ class Scheduler(Closing):
         self._memory = memory if within_budget else None
         self._cache_bytes = cache_bytes
         self._tree = PrefixTree(decoder.layout, cache_bytes)
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._on_layer = on_layer
         self._free: list[SequenceState] = []
         self._n_states, self._reserved = 0, 0  # lanes that exist; bytes that jobs may take
@@ -115,6 +121,8 @@ class Scheduler(Closing):
         self._number = 0
         self._closing: Literal["drain", "now"] | None = None
         self._server: threading.Thread | None = None  # in serve_forever
+        if self._cache_dir is not None:
+            self._read_cache(self._cache_dir)
 
     # ---- for any thread ------------------------------------------------------------------------
 
@@ -192,6 +200,28 @@ class Scheduler(Closing):
         super().close()
 
     def release(self) -> None:
+        try:
+            if self._cache_dir is not None and not self._model.closed:
+                self._write_cache(self._cache_dir)
+        finally:
+            self._give_back()
+
+    def _read_cache(self, folder: Path) -> None:
+        fingerprint = self._model.planned.file.fingerprint()
+        state = self._decoder.new_state(self._model.context, self._pool)
+        try:
+            load_tree(self._tree, folder, state, fingerprint, self._model.config.vocab_size)
+        except (OSError, MemoryError) as error:
+            _log.warning("what was evaluated before this start is not used: %s", error)
+
+    def _write_cache(self, folder: Path) -> None:
+        state = self._decoder.new_state(self._model.context, self._pool)
+        try:
+            save_tree(self._tree, folder, state, self._model.planned.file.fingerprint())
+        except (OSError, MemoryError) as error:
+            _log.warning("what was evaluated is not kept for the next start: %s", error)
+
+    def _give_back(self) -> None:
         self._free.clear()
         self._tree.shrink(0)
         self._stack.close()
