@@ -693,3 +693,46 @@ def test_memory_that_is_short_for_keeping_a_sequence_ends_no_request(engine, mon
         _, told = ask(scheduler, tokens(50))
         run(scheduler)
     assert len(told.answer.tokens) == 8
+
+
+@pytest.mark.parametrize("n", [25, pytest.param(600, marks=pytest.mark.soak)])
+def test_threads_that_submit_and_cancel_at_any_time_hear_no_one_elses_events(engine, n):
+    """Each thread's prompts begin with its own token, by which it knows its answers."""
+    faults: list[str] = []
+
+    def client(number: int, scheduler: Scheduler, expected: list[tuple[int, ...]]) -> None:
+        random = np.random.default_rng(number)
+        for _ in range(n):
+            handle, told = None, Told()
+            try:
+                handle, told = ask(scheduler, [number + 3, *tokens(90)], max_new_tokens=5)
+            except QueueFullError:
+                continue
+            if random.random() < 0.5:
+                handle.wait(float(random.random()) * 0.02)
+                cancelled, n_events = scheduler.cancel(handle), len(told.events)
+                if cancelled and (len(told.events) != n_events or told.answers):
+                    faults.append("an event after cancel")
+            elif not handle.wait(60):
+                faults.append("no end")
+            elif told.answer.tokens != expected[number]:
+                faults.append("another one's answer")
+
+    expected = [alone(engine, [number + 3, *tokens(90)], max_new_tokens=5) for number in range(6)]
+    answers = [each.tokens for each in expected]
+    with engine.scheduler(lanes=3, queue_length=4, piece_tokens=70) as scheduler:
+        server = threading.Thread(target=scheduler.serve_forever)
+        server.start()
+        clients = [
+            threading.Thread(target=client, args=(number, scheduler, answers))
+            for number in range(6)
+        ]
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join(300)
+        scheduler.close(drain=True)
+        server.join(30)
+        assert not server.is_alive()
+        assert not faults
+        assert scheduler._reserved == 0
