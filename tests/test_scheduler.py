@@ -236,6 +236,24 @@ def test_prompts_of_a_streamed_model_share_a_pass(tmp_path, monkeypatch):
         assert passes == [3] * 8
 
 
+def test_of_streamed_prompts_that_begin_alike_the_first_is_evaluated_for_all(tmp_path):
+    require_cpp()
+    path = write_tiny_model(tmp_path, "q4_0", sizes=replace(LAYERS, context=1000)).path
+    with pytest.raises(BudgetError) as refusal:
+        Engine(path, ram_budget=1, context=1000)
+    with Engine(path, ram_budget=refusal.value.minimum, context=1000) as engine:
+        assert engine.plan().streams
+        engine.tokenizer.eos_ids = frozenset()
+        asked = [[*tokens(300), *tokens(70, seed)] for seed in range(1, 4)]
+        expected = [alone(engine, prompt) for prompt in asked]
+        settings = {"within_budget": False, "cache_bytes": 8 << 20}
+        with Scheduler(engine._model, **settings) as scheduler:
+            told = [ask(scheduler, prompt)[1] for prompt in asked]
+            run(scheduler)
+        assert [each.answer.tokens for each in told] == [its.tokens for its in expected]
+        assert [each.answer.reused_tokens for each in told] == [0, 300, 300]
+
+
 # ---- who leaves ----------------------------------------------------------------------------------
 
 

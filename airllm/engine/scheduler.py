@@ -54,6 +54,9 @@ LANES, QUEUE_LENGTH = 8, 256
 # A piece of a prompt takes about as long as ten tokens of an answer on a plain CPU; smaller ones
 # read the weights more often for the same prompt.
 PIECE_TOKENS = 256
+# If layers are streamed, a prompt waits a pass for another one that begins with as many of its
+# tokens, rather than evaluate them as well.
+WORTH_A_PASS = 256
 # The most bytes that the prefix tree has by default.
 CACHE_BYTES = 8 << 30
 
@@ -377,6 +380,8 @@ class Scheduler(Closing):
         n_tokens = 0
         for job in self._jobs:
             if not job.begun and (n_tokens == 0 or n_tokens < most):
+                if any(self._begins_like(job, other) for other, _ in chosen):
+                    continue  # it reuses in the next pass what this one evaluates
                 tokenizer = self._model.prompts.tokenizer
                 self._tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
             for choice in job.choices:
@@ -387,6 +392,16 @@ class Scheduler(Closing):
                     chosen.append((job, choice))
                     n_tokens += n
         return [(job, choice) for job, choice in chosen if not job.handle.is_over]
+
+    def _begins_like(self, job: RunningRequest, other: RunningRequest) -> bool:
+        """Whether a prompt can reuse much of another one, which the next pass evaluates."""
+        n = WORTH_A_PASS
+        mine, its = job.handle.prompt, other.handle.prompt
+        if other.handle.stage != "prompt" or len(mine) <= n or mine[:n] != its[:n]:
+            return False
+        reuses = job.request.reuses
+        bits = reuses == "any" or (reuses == "exact" and self._kinds.any_batch)
+        return bits and self._decoder.layout.can_be_cut and self._tree.most_bytes > 0
 
     def _evaluate(
         self, chosen: Sequence[tuple[RunningRequest, Choice]], steps: Sequence[Step]
