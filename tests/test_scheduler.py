@@ -433,7 +433,7 @@ def test_without_memory_for_a_pass_what_was_kept_makes_room(engine, scheduler, m
     ask(scheduler, tokens(100))
     run(scheduler)
     assert scheduler.cached_bytes
-    memory, asked = scheduler._pool.memory, []
+    memory, asked = scheduler._lanes.pool.memory, []
 
     def short(n_bytes):
         asked.append(n_bytes)
@@ -441,7 +441,7 @@ def test_without_memory_for_a_pass_what_was_kept_makes_room(engine, scheduler, m
             raise MemoryError
         return memory(n_bytes)
 
-    monkeypatch.setattr(scheduler._pool, "memory", short)
+    monkeypatch.setattr(scheduler._lanes.pool, "memory", short)
     _, told = ask(scheduler, tokens(380, 1))
     run(scheduler)
     assert asked
@@ -456,8 +456,8 @@ def test_nothing_is_held_when_all_have_ended(engine):
         for prompt in prompts(9, 300):
             ask(scheduler, prompt, n=2)
         run(scheduler)
-        assert scheduler._pool.nbytes == 0
-        assert scheduler._reserved == 0
+        assert scheduler._lanes.pool.nbytes == 0
+        assert scheduler._lanes.reserved == 0
 
 
 def test_what_is_kept_stays_within_its_bytes(engine):
@@ -587,12 +587,13 @@ def test_random_requests_that_come_and_leave_leave_nothing_behind(engine, n):
         run(scheduler)
         assert {handle.stage for handle, _ in known} == {"finished", "cancelled"}
         assert all(told.of(Finished) for handle, told in known if handle.stage == "finished")
-        assert scheduler._reserved == 0
-        assert len(scheduler._free) == scheduler._n_states <= 5
+        assert scheduler._lanes.reserved == 0
+        assert scheduler._lanes.n_in_use == 0
+        assert len(scheduler._lanes._free) <= 5
         scheduler._tree.shrink(0)
         gc.collect()
-        scheduler._pool.shrink()
-        assert scheduler._pool.nbytes == 0
+        scheduler._lanes.pool.shrink()
+        assert scheduler._lanes.pool.nbytes == 0
         assert scheduler.cached_bytes == 0
 
 
@@ -753,4 +754,4 @@ def test_threads_that_submit_and_cancel_at_any_time_hear_no_one_elses_events(eng
         server.join(30)
         assert not server.is_alive()
         assert not faults
-        assert scheduler._reserved == 0
+        assert scheduler._lanes.reserved == 0

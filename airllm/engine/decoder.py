@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
 from airllm.engine.last_hidden import LastHidden
 from airllm.engine.pieces import MOST_ROUNDED_TO_16_BITS, Kinds, even_batches
+from airllm.engine.steps import Step
 from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
@@ -219,7 +220,7 @@ class Decoder:
 
     def evaluate_each(
         self,
-        steps: Sequence["Step"],
+        steps: Sequence[Step],
         logits: Logits,
         on_progress: OnProgress | None = None,
     ) -> list[NDArray[np.float32]]:
@@ -402,37 +403,6 @@ class Decoder:
 
 _Sequence = tuple[int, int, SequenceState]
 _Buffers = dict[str, NDArray[np.float32]]
-Wanted = Literal["nothing", "last", "all", "hidden"]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Tokens to append to a sequence.
-
-    sizes: of their batches; even ones if it is empty. wanted: nothing; the logits of the last token
-    or of all tokens; or the last hidden states of all tokens. one_by_one: each token has the
-    numbers that it has in a batch by itself; all logits are wanted.
-    """
-
-    tokens: Sequence[int]
-    state: SequenceState
-    sizes: Sequence[int] = ()
-    wanted: Wanted = "last"
-    one_by_one: bool = False
-
-    @property
-    def n_logits(self) -> int:
-        """Of how many of the last tokens the logits are wanted."""
-        if self.one_by_one or self.wanted == "all":
-            return len(self.tokens)
-        return int(self.wanted == "last")
-
-    def batches(self, most: int) -> list[tuple[int, int]]:
-        """(start, stop) of each batch. most: tokens of an even batch."""
-        if not self.sizes:
-            return even_batches(len(self.tokens), most)
-        stops = list(accumulate(self.sizes))
-        return list(zip([0, *stops], stops, strict=False))
 
 
 @dataclass(frozen=True, slots=True)

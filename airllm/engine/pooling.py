@@ -5,8 +5,8 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.engine.decoder import Step
 from airllm.engine.loaded_model import LoadedModel
+from airllm.engine.steps import Step
 from airllm.util.arguments import check_choice
 
 __all__ = ["Pooler", "Pooling", "embed", "pooling_of"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.engine.continuation import Continuation
-from airllm.engine.decoder import Logits, Step, Wanted
+from airllm.engine.decoder import Logits
 from airllm.engine.pieces import Kinds
 from airllm.engine.pooling import Pooler
 from airllm.engine.requests import (
@@ -24,6 +24,7 @@ from airllm.engine.requests import (
 )
 from airllm.engine.sampling import log_probabilities
 from airllm.engine.settings import Limits
+from airllm.engine.steps import Step, Wanted
 from airllm.state.prefix_tree import Keys, PrefixTree, keys_of
 from airllm.state.sequence import SequenceState
 from airllm.text.tokenizer import Tokenizer

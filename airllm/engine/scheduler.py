@@ -18,14 +18,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.engine.decoder import Step
+from airllm.engine.lanes import Lanes
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.pooling import pooling_of
 from airllm.engine.requests import (
@@ -38,9 +37,7 @@ from airllm.engine.requests import (
     Request,
 )
 from airllm.engine.running import Choice, RunningRequest
-from airllm.state.prefix_files import load_tree, save_tree
-from airllm.state.prefix_tree import PrefixTree
-from airllm.state.sequence import SequenceState
+from airllm.engine.steps import Step
 from airllm.util.arguments import check_count
 from airllm.util.closing import Closing
 from airllm.util.progress import OnProgress
@@ -57,8 +54,6 @@ PIECE_TOKENS = 256
 # If layers are streamed, a prompt waits a pass for another one that begins with as many of its
 # tokens, rather than evaluate them as well.
 WORTH_A_PASS = 256
-# The most bytes that the prefix tree has by default.
-CACHE_BYTES = 8 << 30
 
 
 class Scheduler(Closing):
@@ -98,24 +93,28 @@ class Scheduler(Closing):
         self.queue_length = check_count("queue_length", queue_length)
         piece_tokens = check_count("piece_tokens", piece_tokens)
         capacity = model.context if capacity is None else capacity
-        self._capacity = check_count("capacity", capacity, most=model.context)
+        capacity = check_count("capacity", capacity, most=model.context)
         if cache_bytes is not None:
             cache_bytes = check_count("cache_bytes", cache_bytes, least=0)
         self._stack = ExitStack()
         self._decoder = decoder = self._stack.enter_context(model.exclusive())
-        self.closed = False
         self._most = decoder.batch_size if decoder.streams else piece_tokens
-        self._kinds, self._pool = decoder.kinds, decoder.new_pool()
-        memory = decoder.memory_for_sequences()
-        if cache_bytes is None:
-            cache_bytes = CACHE_BYTES if memory is None else min(CACHE_BYTES, memory // 2)
-        self._memory = memory if within_budget else None
-        self._cache_bytes = cache_bytes
-        self._tree = PrefixTree(decoder.layout, cache_bytes)
-        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._kinds = decoder.kinds
+        try:
+            self._lanes = Lanes(
+                model,
+                decoder,
+                self.lanes,
+                capacity=capacity,
+                cache_bytes=cache_bytes,
+                cache_dir=cache_dir,
+                within_budget=within_budget,
+            )
+        except BaseException:
+            self._stack.close()
+            raise
+        self._tree = self._lanes.tree
         self._on_layer = on_layer
-        self._free: list[SequenceState] = []
-        self._n_states, self._reserved = 0, 0  # lanes that exist; bytes that jobs may take
         self._jobs: list[RunningRequest] = []  # in the order in which they were submitted
         self._logits = np.empty((0, model.config.vocab_size), np.float32)
         # Guards what follows; is notified when there may be something to do.
@@ -124,8 +123,7 @@ class Scheduler(Closing):
         self._number = 0
         self._closing: Literal["drain", "now"] | None = None
         self._server: threading.Thread | None = None  # in serve_forever
-        if self._cache_dir is not None:
-            self._read_cache(self._cache_dir)
+        self.closed = False
 
     # ---- for any thread ------------------------------------------------------------------------
 
@@ -204,30 +202,9 @@ class Scheduler(Closing):
 
     def release(self) -> None:
         try:
-            if self._cache_dir is not None and not self._model.closed:
-                self._write_cache(self._cache_dir)
+            self._lanes.close()
         finally:
-            self._give_back()
-
-    def _read_cache(self, folder: Path) -> None:
-        fingerprint = self._model.planned.file.fingerprint()
-        state = self._decoder.new_state(self._model.context, self._pool)
-        try:
-            load_tree(self._tree, folder, state, fingerprint, self._model.config.vocab_size)
-        except (OSError, MemoryError) as error:
-            _log.warning("what was evaluated before this start is not used: %s", error)
-
-    def _write_cache(self, folder: Path) -> None:
-        state = self._decoder.new_state(self._model.context, self._pool)
-        try:
-            save_tree(self._tree, folder, state, self._model.planned.file.fingerprint())
-        except (OSError, MemoryError) as error:
-            _log.warning("what was evaluated is not kept for the next start: %s", error)
-
-    def _give_back(self) -> None:
-        self._free.clear()
-        self._tree.shrink(0)
-        self._stack.close()
+            self._stack.close()
 
     # ---- the engine's thread -------------------------------------------------------------------
 
@@ -283,7 +260,7 @@ class Scheduler(Closing):
                 self._tell(job, job.evaluated(choice, step, its, self._tree))
         self._drop()
         if not self._jobs and not self._queue:
-            self._pool.shrink()
+            self._lanes.shrink()
             return False
         return True
 
@@ -312,31 +289,12 @@ class Scheduler(Closing):
                 self._jobs.append(job)
 
     def _job_of(self, handle: Handle) -> RunningRequest | None:
-        """The request with its lanes; None if it must wait for those that run."""
+        """The request with its lanes; None if it must wait for those that run. MemoryError."""
         n, limits = handle.request.n_generated, handle.request.limits
-        tokens = min(len(handle.prompt) + limits.max_new_tokens, self._capacity)
-        n_bytes = n * self._decoder.state_bytes(tokens)
-        in_use = self._n_states - len(self._free)
-        if in_use + n > self.lanes:
+        taken = self._lanes.take(n, len(handle.prompt) + limits.max_new_tokens)
+        if taken is None:
             return None
-        if self._memory is not None and self._jobs and self._reserved + n_bytes > self._memory:
-            return None
-        self._make_room(n_bytes)
-        while len(self._free) < n:
-            self._free.append(self._decoder.new_state(self._capacity, self._pool))
-            self._n_states += 1
-        self._reserved += n_bytes
-        states = [self._free.pop() for _ in range(n)]
-        return RunningRequest(
-            handle, self._model.limits_for(handle.prompt, limits), states, n_bytes
-        )
-
-    def _make_room(self, n_bytes: int) -> None:
-        """The tree makes way for lanes."""
-        if self._memory is not None:
-            left = max(0, self._memory - self._reserved - n_bytes)
-            self._tree.most_bytes = min(self._cache_bytes, left)
-            self._tree.shrink(self._tree.most_bytes)
+        return RunningRequest(handle, self._model.limits_for(handle.prompt, limits), *taken)
 
     def _drop(self) -> None:
         """End what is due, and take the lanes of what has ended."""
@@ -351,11 +309,8 @@ class Scheduler(Closing):
                     job.keep(choice, self._tree)
                 states = [*states, *job.states]
                 self._jobs.remove(job)
-                self._reserved -= job.n_bytes
-                self._make_room(0)
-            for state in states:
-                state.clear()
-            self._free += states
+                self._lanes.release(job.n_bytes)
+            self._lanes.give_back(states)
             job.freed = []
 
     def _end_what_is_due(self) -> None:
@@ -418,8 +373,7 @@ class Scheduler(Closing):
             try:
                 return self._decoder.evaluate_each(steps, self._logits, on_layer)
             except MemoryError:
-                self._tree.shrink(0)
-                self._pool.shrink()
+                self._lanes.shrink(tree=True)
                 if lengths != [step.state.length for step in steps]:
                     raise  # recurrent memory has been lost
                 return self._decoder.evaluate_each(steps, self._logits, on_layer)
