@@ -324,6 +324,26 @@ def test_what_was_evaluated_for_a_request_that_left_is_reused(engine, scheduler)
     assert again.answer.reused_tokens == 150
 
 
+def test_what_a_pass_evaluated_for_a_request_that_left_in_it_is_reused(
+    engine, scheduler, monkeypatch
+):
+    evaluate = engine._model.decoder.evaluate_each
+    handle, told = ask(scheduler, tokens(200))
+
+    def leave(*rest):
+        found = evaluate(*rest)
+        scheduler.cancel(handle)
+        return found
+
+    monkeypatch.setattr(engine._model.decoder, "evaluate_each", leave)
+    scheduler.step()
+    assert not told.events
+    run(scheduler)
+    _, again = ask(scheduler, tokens(200), reuse="any")
+    run(scheduler)
+    assert again.answer.reused_tokens == (199 if engine.backend == "numpy" else 66)
+
+
 def test_a_deadline_ends_a_request_wherever_it_is(scheduler):
     _, late = ask(scheduler, tokens(5), deadline_seconds=1e-9)
     run(scheduler)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
 
@@ -312,10 +313,8 @@ class RunningRequest:
     def keep(self, choice: Choice, tree: PrefixTree) -> None:
         """Keep the sequence of a choice as it is now, for later prompts, if there is memory."""
         if choice.knows_its_keys and tree.most_bytes:
-            try:
+            with suppress(MemoryError):
                 tree.add(choice.keys(), choice.state.snapshot())
-            except MemoryError:
-                tree.shrink(0)
 
     # ---- the answers ---------------------------------------------------------------------------
 

@@ -231,7 +231,9 @@ class Scheduler(Closing):
                 return True
         except Exception as error:
             _log.exception("a step of the scheduler failed")
-            for handle in [*(job.handle for job in self._jobs), *list(self._queue)[:1]]:
+            with self._changed:
+                first = list(self._queue)[:1]
+            for handle in [*(job.handle for job in self._jobs), *first]:
                 _fail(handle, error)
         with self._changed:
             if self._closing and not self._queue:
@@ -257,7 +259,10 @@ class Scheduler(Closing):
         if steps:
             found = self._evaluate(chosen, steps)
             for (job, choice), step, its in zip(chosen, steps, found, strict=False):
-                self._tell(job, job.evaluated(choice, step, its, self._tree))
+                if job.handle.is_over:  # cancelled in this pass; what it evaluated is kept
+                    choice.evaluated(step)
+                else:
+                    self._tell(job, job.evaluated(choice, step, its, self._tree))
         self._drop()
         if not self._jobs and not self._queue:
             self._lanes.shrink()
