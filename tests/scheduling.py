@@ -1,7 +1,13 @@
 """Requests of token ids to a scheduler, and what they were told."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from extension import require_cpp
+from tiny_model import Sizes, write_tiny_model
 
 from airllm.engine.continuation import Generation
 from airllm.engine.generation import generate
@@ -11,6 +17,36 @@ from airllm.engine.settings import Limits, Sampling
 from airllm.layer_engine import LayerWiseInferenceEngine
 
 GREEDY = Sampling(temperature=0.0)
+
+
+SIZES = Sizes(context=400)
+
+
+def some_tokens(n: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, 150, n).tolist()
+
+
+def prompts_alike(n: int, most: int, seed: int = 1) -> list[list[int]]:
+    """Prompts of 1 to `most` tokens, many of which begin alike."""
+    random = np.random.default_rng(seed)
+    shared = some_tokens(most)
+    found = []
+    for _ in range(n):
+        length = int(random.integers(1, most + 1))
+        begin = int(random.integers(0, length))
+        found.append(shared[:begin] + random.integers(3, 150, length - begin).tolist())
+    return found
+
+
+@contextmanager
+def open_tiny(folder: Path, backend: str) -> Iterator[LayerWiseInferenceEngine]:
+    """A tiny model whose answers no token ends."""
+    if backend == "cpp":
+        require_cpp()
+    path = write_tiny_model(folder, "f32" if backend == "numpy" else "q8_0", sizes=SIZES).path
+    with LayerWiseInferenceEngine(path, backend=backend) as engine:
+        engine.tokenizer.eos_ids = frozenset()
+        yield engine
 
 
 class NoText:
