@@ -249,18 +249,17 @@ class LayerWiseInferenceEngine:
         used.
 
         If layers are streamed, several waiting prompts share a pass, as the tokens of answers do:
-        see airllm.engine.batch_generation.
+        see airllm.engine.scheduler.
 
         With a seed, or temperature=0, an answer equals that of `generate` with an empty cache, bit
-        for bit. The exception is a `batch` above 64 with activations="auto", which then rounds to 8
-        bits.
+        for bit. What prompts begin with alike is evaluated once, as far as that changes no bit.
 
         on_full: "stop" or "shift"; not "error", which would lose the other answers.
         on_token: called with the index of a prompt and each piece of its text.
         on_progress: called with (done, total) prompts.
 
-        Before anything is evaluated: ContextFullError, a ValueError, if a prompt does not fit;
-        MemoryError if the caches do not.
+        Before anything is evaluated: ContextFullError, a ValueError, if a prompt does not fit.
+        Where there is no memory for `batch` caches, fewer answers are decoded together.
         """
         prompts = prompt_list(prompts)
         done: dict[int, Generation] = {}

@@ -72,13 +72,14 @@ class Matcher:
 
     def forced(self) -> Sequence[int]:
         """The tokens that must come next, as far as they are certain; often none."""
-        return self._state.compute_ff_tokens()
+        tokens: list[int] = self._state.compute_ff_tokens()
+        return tokens
 
     @property
     def ended(self) -> bool:
         """Whether nothing may follow but the end."""
         self._check()
-        return self._state.is_stopped()
+        return bool(self._state.is_stopped())
 
     def _check(self) -> None:
         if self._state.is_error():
