@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from tiny_model import Sizes, write_tiny_model
 from variants import variant
 
+from airllm.engine.decoder import Step
 from airllm.engine.pieces import Kinds, even_batches
 from airllm.layer_engine import LayerWiseInferenceEngine
 
-KINDS = st.builds(Kinds, st.integers(1, 600), st.booleans(), st.booleans())
+KINDS = st.builds(Kinds, st.integers(1, 600), st.booleans())
 
 
 @given(KINDS, st.integers(1, 2000))
@@ -41,16 +42,16 @@ def test_pieces_are_of_the_kinds_that_the_tokens_have_alone(kinds, n, most, data
         assert max(sizes) <= most
 
 
-@given(st.integers(1, 2000), st.integers(0, 2000), st.booleans())
-def test_all_but_a_small_rest_can_be_reused(n, most, rounds):
+@given(st.integers(1, 2000), st.integers(0, 2000))
+def test_all_but_a_small_rest_can_be_reused(n, most):
     """The rest is as large as its kind of batch wants it, and no larger."""
-    kinds = Kinds(512, True, rounds)
+    kinds = Kinds(512, True)
     least = kinds.of(n)
     assert kinds.reusable(most, n) == max(0, min(most, n - least))
 
 
 def test_numpy_reuses_whole_batches():
-    kinds = Kinds(100, False, True)
+    kinds = Kinds(100, False)
     assert [kinds.reusable(most, 300) for most in (99, 100, 199, 250, 300)] == [
         0,
         100,
@@ -93,3 +94,29 @@ def test_logits_after_any_pieces_are_those_of_one_evaluation_bit_for_bit(
                     logits = engine.forward(tokens[length : length + size])
                     length += size
                 np.testing.assert_array_equal(logits, whole)
+
+
+@pytest.mark.parametrize("type", ["q8_0", "q4_1", variant("f32"), variant("f16"), variant("q4_0")])
+def test_a_prompt_in_pieces_of_one_kind_has_the_logits_of_the_whole(tmp_path, type):
+    """With few heads, whose attention takes another way for few queries."""
+    require_cpp()
+    path = write_tiny_model(tmp_path, type, sizes=Sizes(context=240)).path
+    tokens = np.random.default_rng(0).integers(3, 150, 200).tolist()
+    with LayerWiseInferenceEngine(path, backend="cpp") as engine:
+        decoder = engine._model.decoder
+
+        def logits(sizes):
+            decoder.state.clear()
+            found, start = np.empty((1, engine.config.vocab_size), np.float32), 0
+            for size in sizes:
+                step = Step(tokens[start : start + size], decoder.state, (size,))
+                [row] = decoder.evaluate_each([step], found)
+                start += size
+            return row.copy()
+
+        for n in (1, 2, 3, 4, 6, 9, 33, 64, 65, 90, 140, 200):
+            whole = logits([n])
+            for most in (1, 3, 20, 70):
+                sizes = decoder.kinds.pieces(n, decoder.kinds.of(n), most)
+                assert sum(sizes) == n
+                np.testing.assert_array_equal(logits(sizes), whole, str(sizes))

@@ -48,7 +48,6 @@ class Decoder:
         self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
         self._decode_threads = min(int(decode_threads), MOST_THREADS)
         self._planned = planned
-        self._rounds = planned.activations == "auto"
         self.layout = StateLayout(model.states, planned.kv_type)
         self.state = self.new_state(plan.context, self.new_pool())
         kinds = [layer_executor(backend, kind.graph, batch_size, plan) for kind in model.kinds]
@@ -97,7 +96,7 @@ class Decoder:
     @property
     def kinds(self) -> Kinds:
         """Which batches give the same bits."""
-        return Kinds(self._batch_size, self.backend.any_batch, self._rounds)
+        return Kinds(self._batch_size, self.backend.any_batch)
 
     def state_bytes(self, n_tokens: int) -> int:
         """The most bytes that a sequence of up to n_tokens takes."""

@@ -1,10 +1,10 @@
 """How the tokens of a prompt are cut into batches, so that no bit depends on where the cuts are.
 
-A token's numbers depend on the size of its batch: with activations="auto", up to 64 tokens are
-rounded to 16 bits and more to 8 bits, and one token alone takes another way through the attention
-than several. On the C++ backend nothing else matters: batches of one kind round alike, wherever
-they begin. NumPy's BLAS sums in an order of its own for each shape, so that there each size is a
-kind, and only the very same batches give the same bits.
+A token's numbers depend on the size of its batch. On the C++ backend, batches of more than 64
+tokens round alike, wherever they begin. Smaller ones differ: with activations="auto" they are
+rounded to 16 bits, not 8, and the attention of a few queries takes another way than that of many
+(how few depends on the heads), and divides long contexts by their number. So each of these sizes is
+a kind by itself. On NumPy, whose BLAS sums in an order of its own for each shape, all are.
 
 A kind is called by the fewest tokens of its batches.
 """
@@ -39,20 +39,20 @@ class KindRun:
 class Kinds:
     """The kinds of batches of a decoder.
 
-    batch_size: the most tokens of a batch. any_batch: see Backend.any_batch. rounds: whether the
-    number of tokens decides how activations are rounded (activations="auto").
+    batch_size: the most tokens of a batch. any_batch: see Backend.any_batch.
     """
 
     batch_size: int
     any_batch: bool
-    rounds: bool
 
     def of(self, n_tokens: int) -> int:
         """The kind of a batch of n_tokens."""
-        if not self.any_batch or n_tokens == 1:
-            return n_tokens
-        most = MOST_ROUNDED_TO_16_BITS
-        return most + 1 if self.rounds and n_tokens > most else 2
+        return min(n_tokens, self._first_of_any)
+
+    @property
+    def _first_of_any(self) -> int:
+        """The fewest tokens of batches that all round alike."""
+        return MOST_ROUNDED_TO_16_BITS + 1 if self.any_batch else self.batch_size + 1
 
     def runs(self, n_tokens: int) -> list[KindRun]:
         """The batches of Decoder.evaluate for n_tokens tokens."""
@@ -72,12 +72,9 @@ class Kinds:
     def pieces(self, n_tokens: int, kind: int, most: int) -> list[int]:
         """Sizes of batches of one kind for n_tokens tokens, with up to `most` tokens each, or as
         few as the kind has. Empty if no batches of the kind have n_tokens together."""
-        if not self.any_batch or kind == 1:  # the kind has one size
+        if kind < self._first_of_any:  # the kind has one size
             return [kind] * (n_tokens // kind) if n_tokens % kind == 0 else []
-        largest = self.batch_size
-        if kind == 2 and self.rounds:
-            largest = min(largest, MOST_ROUNDED_TO_16_BITS)
-        fewest = -(-n_tokens // largest)
+        fewest = -(-n_tokens // self.batch_size)
         count = min(max(fewest, -(-n_tokens // max(most, 1))), n_tokens // kind)
         if count == 0 or count < fewest:
             return []
