@@ -137,6 +137,17 @@ def test_a_full_context_can_be_an_error_of_its_request(scheduler):
     assert len(other.answer.tokens) == 8
 
 
+def test_control_tokens_are_shown_to_those_who_read_markup(engine, scheduler):
+    bos = engine.tokenizer.bos_id
+    always = replace(GREEDY, logit_bias={bos: 1e6})
+    _, hidden = ask(scheduler, some_tokens(5), always, 3)
+    _, shown = ask(scheduler, some_tokens(5), always, 3, shown=frozenset([bos]))
+    run(scheduler)
+    spelling = engine.tokenizer.token_bytes(bos).decode()
+    assert (hidden.answer.text, shown.answer.text) == ("", 3 * spelling)
+    assert shown.text() == 3 * spelling
+
+
 def test_several_answers_share_the_prompt(engine, passes):
     prompt, sampling = some_tokens(150), Sampling(1.5, seed=7)
     expected = [alone(engine, prompt, replace(sampling, seed=7 + i)) for i in range(3)]

@@ -63,15 +63,17 @@ class Continuation:
         grammar: Grammar | None = None,
         *,
         forces: bool = True,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         """prompt: must fit the context. state: holds the beginning of the prompt or nothing, but
         never the whole prompt. limits: for this prompt, from Limits.for_prompt. grammar: what the
-        answer must look like. forces: whether tokens that must come are taken without logits."""
+        answer must look like. forces: whether tokens that must come are taken without logits.
+        shown: control tokens whose spelling is a part of the text."""
         self._grammar, self._forces = grammar, forces
         self._matcher = None if grammar is None else grammar.matcher()
         self.state, self._tokenizer, self._limits = state, tokenizer, limits
         self._sampler = Sampler(sampling, tokenizer.token_bytes)
-        self._stream = TextStream(limits.stop_strings)
+        self._stream, self._shown = TextStream(limits.stop_strings), shown
         self._history, self._n_prompt = list(prompt), len(prompt)
         self._n_reused, self._n_shifted = state.length, 0
         self.pending = self._history[self._n_reused :]
@@ -94,6 +96,7 @@ class Continuation:
             self._limits,
             self._grammar,
             forces=self._forces,
+            shown=self._shown,
         )
         other._n_reused = self._n_reused
         return other
@@ -203,7 +206,7 @@ class Continuation:
         self.pending.append(token)
         self.n_fresh += 1
         # A control token is markup, not text.
-        is_markup = self._tokenizer.is_control(token)
+        is_markup = self._tokenizer.is_control(token) and token not in self._shown
         piece = self._stream.push(b"" if is_markup else self._tokenizer.token_bytes(token))
         if self._stream.stopped:
             self._finish = "stop"

@@ -61,6 +61,8 @@ class Request:
     prompt: token ids, at least one. Texts and chats become tokens with engine.tokenize.
     sampling, limits: see airllm.engine.settings. With a seed, choice i of a request draws with the
         seed + i.
+    shown: control tokens whose spelling is a part of the text, for those who read the markup of
+        thoughts and tool calls.
     n: how many answers, which share the evaluation of the prompt. best_of: how many are generated,
         of which the n with the largest mean logprob are told, when all have ended; None for n.
     logprobs: whether pieces have the logprobs of their tokens. top_logprobs: the number of the
@@ -84,6 +86,7 @@ class Request:
     prompt: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
+    shown: frozenset[int] = frozenset()
     n: int = 1
     best_of: int | None = None
     logprobs: bool = False

@@ -211,6 +211,7 @@ class RunningRequest:
             self.request.grammar,
             # A forced token has a logprob, too, which takes its logits.
             forces=not (self.request.logprobs or self.request.best_of),
+            shown=self.request.shown,
         )
         choice = Choice(0, answer, self.request, kinds, reused)
         if self.request.reuses == "exact":
