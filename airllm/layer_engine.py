@@ -29,7 +29,7 @@ from airllm.graph.graph import Activations
 from airllm.models import ModelConfig
 from airllm.state.layout import KVType
 from airllm.text.chat_template import ChatTemplate
-from airllm.text.prompts import Chat, Prompt, chat, prompt_list
+from airllm.text.prompts import Chat, Prompt, PromptReader, chat, prompt_list
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.arguments import check_choice, check_count
 from airllm.util.progress import OnProgress
@@ -126,6 +126,11 @@ class LayerWiseInferenceEngine:
         self.config: ModelConfig = self._model.config
         self.context = self._model.context
         self.backend = planned.backend.name
+
+    @property
+    def prompts(self) -> PromptReader:
+        """Reads texts and chats with the tokenizer and the chat template."""
+        return self._model.prompts
 
     @property
     def tokenizer(self) -> Tokenizer:
