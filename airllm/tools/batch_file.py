@@ -6,7 +6,8 @@ Prompts are lines of JSON:
     {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "id": "sky", "seed": 1}
     {"messages": [...], "tools": [...], "chat_template_kwargs": {"enable_thinking": false}}
 
-An answer is a line of JSON, too. It is on the disk before the next answer is written:
+Lines of OpenAI's batches are read, too, see `openai_lines`. An answer is a line of JSON. It is on
+the disk before the next answer is written:
 
     {"index": 1, "id": "sky", "prompt_sha256": "5a...", "run_sha256": "c0...", "text": ...}
 
@@ -30,6 +31,7 @@ from types import NoneType
 from typing import Any, Self, get_args, get_origin
 
 from airllm.engine.settings import AnswerOptions
+from airllm.tools.openai_lines import is_openai_line, own_line
 from airllm.util.closing import Closing
 from airllm.util.durable import naming, sync_directory
 from airllm.util.shown import shown
@@ -121,6 +123,11 @@ def _lines(file: Any, path: Path) -> Iterator[bytes]:
 
 def _job(raw: bytes, where: str, index: int, line: int) -> Job:
     entry = _parse(raw, where)
+    if is_openai_line(entry):
+        try:
+            entry = own_line(entry)
+        except ValueError as error:
+            raise BatchError(f"{where}: {error}") from None
     names = ["prompt", "messages", "id", "tools", "chat_template_kwargs", *SETTINGS]
     unknown = entry.keys() - set(names)
     if unknown:
