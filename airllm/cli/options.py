@@ -8,6 +8,7 @@ import json
 import math
 import textwrap
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeAlias, cast, get_args
 
 from airllm.engine.settings import AnswerOptions, Limits, OnFull, Sampling
@@ -212,6 +213,27 @@ def add_answer(
         metavar="N",
         help="largest number of tokens of an answer (default: %(default)s)",
     )
+    add_sampling(group)
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="STR",
+        type=not_empty,
+        help="end the answer before this text; the option may be given more than once",
+    )
+    group.add_argument(
+        "--on-full",
+        choices=get_args(OnFull),
+        default=Limits.on_full,
+        help="what to do when the context is full: stop ends the answer, shift forgets the "
+        "older half of the tokens and goes on, error fails (default: %(default)s)",
+    )
+    return group
+
+
+def add_sampling(group: "argparse._ArgumentGroup") -> None:
+    """Options for the fields of Sampling."""
     group.add_argument(
         "--temperature",
         type=not_negative,
@@ -260,22 +282,6 @@ def add_answer(
         help="the same seed gives the same answer (default: a new seed each time)",
     )
     _add_sampling(group)
-    group.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="STR",
-        type=not_empty,
-        help="end the answer before this text; the option may be given more than once",
-    )
-    group.add_argument(
-        "--on-full",
-        choices=get_args(OnFull),
-        default=Limits.on_full,
-        help="what to do when the context is full: stop ends the answer, shift forgets the "
-        "older half of the tokens and goes on, error fails (default: %(default)s)",
-    )
-    return group
 
 
 def _default(name: str) -> str:
@@ -379,6 +385,15 @@ def answer_options(args: argparse.Namespace) -> AnswerOptions:
     """The options of add_answer as keyword arguments of the engine's generate()."""
     given = {name: at for name, at in vars(args).items() if name in AnswerOptions.__annotations__}
     return cast(AnswerOptions, given)
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of add_sampling that were given."""
+    return {
+        field.name: getattr(args, field.name)
+        for field in fields(Sampling)
+        if hasattr(args, field.name)
+    }
 
 
 def positive(text: str) -> int:
