@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,20 @@ def test_who_connects_and_says_nothing_is_not_waited_for(
         connection.sendall(b"POST / HTTP/1.1\r\nHost: lo")
         assert connection.recv(100) == b""
     assert get(server.address, "/health") == '{"status":"ok"}'
+
+
+def test_connections_beyond_the_limit_are_refused(tiny: Path) -> None:
+    with RunningServer(tiny, backend="numpy", settings={"max_connections": 2}) as server:
+        with (
+            socket.create_connection(server.address),
+            closing(http.client.HTTPConnection(*server.address, timeout=30)) as second,
+            closing(http.client.HTTPConnection(*server.address, timeout=30)) as third,
+        ):
+            second.request("GET", "/health")
+            assert second.getresponse().read() == b'{"status":"ok"}'
+            third.request("GET", "/health")
+            assert third.getresponse().status == 503
+        wait_for(server.address, "model_loaded", 1)
 
 
 def test_nonsense_instead_of_http_is_refused(server: RunningServer) -> None:

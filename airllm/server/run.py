@@ -80,7 +80,7 @@ class Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=settings.max_connections,
+            limit_concurrency=settings.max_connections + 1,  # refuses when there are so many
             backlog=_BACKLOG,
             timeout_keep_alive=75,
             h11_max_incomplete_event_size=64 << 10,
