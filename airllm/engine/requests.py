@@ -242,6 +242,12 @@ class Handle:
             self.on_event(self, event)
             return True
 
+    def reach(self, stage: Stage) -> None:
+        """For the scheduler: where the request is now, unless it is over."""
+        with self._telling:
+            if not self._over.is_set():
+                self.stage = stage
+
     def end(self, stage: Stage) -> bool:
         """For the scheduler: no more events from now on. False if it was over before."""
         with self._telling:

@@ -200,7 +200,8 @@ class RunningRequest:
         """Before the prompt is evaluated: take from the tree what may be reused. most: tokens of a
         batch."""
         handle, state = self.handle, self.states[0]
-        self.begun, handle.started, handle.stage = True, perf_counter(), "prompt"
+        self.begun, handle.started = True, perf_counter()
+        handle.reach("prompt")
         reused = self._reuse(kinds, tree)
         answer = Continuation(
             handle.prompt,
@@ -326,7 +327,8 @@ class RunningRequest:
             if not self._limits.max_new_tokens:
                 yield from self._end_without_tokens()
                 return
-            self.handle.stage, self.handle.first_token = "answer", perf_counter()
+            self.handle.first_token = perf_counter()
+            self.handle.reach("answer")
             others = enumerate(self.states[1:], 1)
             chosen += [choice.sibling(index, state) for index, state in others]
             self.choices = list(chosen)
