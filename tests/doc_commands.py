@@ -105,7 +105,7 @@ def check(command: Command) -> None:
         _check_pip(arguments)
     elif program == "apt":
         _expect(arguments[:1], ["install"])
-        _expect_in(arguments[1:], re.findall(r"[\w+-]+", _line(r"^packages=\((.*)\)")), ".ci/run")
+        _expect_in(arguments[1:], re.findall(r"[\w+-]+", _line(r"^packages=\(([^)]*)\)")), ".ci/run")
     elif program == "mkdocs":
         _expect(arguments, ["build", "--strict", "-f", "docs/mkdocs.yml"])
     elif program == ".":

@@ -253,6 +253,7 @@ def served(engine: "LayerWiseInferenceEngine", name: str, **scheduling: Any) -> 
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(engine)
+        plan = engine.plan().as_dict()  # before the scheduler has the engine to itself
         scheduler = stack.enter_context(engine.scheduler(**scheduling))
         return ServedModel(
             name=name,
@@ -262,7 +263,12 @@ def served(engine: "LayerWiseInferenceEngine", name: str, **scheduling: Any) -> 
             close=stack.pop_all().close,
             grammar=engine.grammar,
             sampling=engine.sampling,
-            facts={"family": engine.config.architecture, **model.runtime(engine)},
+            facts={
+                "family": engine.config.architecture,
+                **model.runtime(engine),
+                "plan": plan,
+            },
+            measured=lambda: {"stream": engine.stream_stats(), "memory": engine.memory_usage()},
         )
 
 

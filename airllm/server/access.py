@@ -14,13 +14,14 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from airllm.server.chat_page import PAGE_PATHS
 from airllm.server.errors import ApiError
 from airllm.server.http_exchange import ErrorShape, send_bytes, send_error
 from airllm.server.settings import ServerSettings
 
 __all__ = ["AccessGate"]
 
-_WITHOUT_KEY = ("/health", "/")  # no secrets there
+_WITHOUT_KEY = frozenset(("/health", *PAGE_PATHS))  # no secrets there
 _METHODS = b"GET, POST, OPTIONS"
 
 

@@ -19,6 +19,7 @@ from airllm.server import (
 )
 from airllm.server.access import AccessGate
 from airllm.server.chat import ChatRequest
+from airllm.server.chat_page import PAGE_PATHS, page_file
 from airllm.server.embeddings import ollama_embed, ollama_embeddings, openai_embeddings
 from airllm.server.errors import ApiError
 from airllm.server.http_exchange import ErrorShape, GoneError, HttpExchange, send_error
@@ -132,6 +133,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/health", health),
     ("GET", "/metrics", metrics),
     ("GET", "/props", props),
+    *(("GET", path, page_file(name)) for path, name in PAGE_PATHS.items()),
 )
 
 

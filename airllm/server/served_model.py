@@ -39,7 +39,8 @@ class ServedModel:
     """name: that clients see. scheduler: which `close` closes with the model. prompts: reads texts
     and chats. context: tokens of a prompt and its answer. grammar: makes one, see
     LayerWiseInferenceEngine.grammar. sampling: what the model's file asks for. facts: what /props
-    shows of the model, such as its family and what it runs on.
+    shows of the model, such as its family and the plan of its memory. measured: what it shows of
+    its use.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ServedModel:
     grammar: "Callable[..., Grammar]"
     sampling: Sampling = field(default_factory=Sampling)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    measured: Callable[[], Mapping[str, Any]] = dict
 
     @cached_property
     def template(self) -> ChatTemplate:

@@ -34,6 +34,7 @@ async def props(exchange: HttpExchange) -> None:
             "thinks": model.thinks,
             "chat_template": model.template_source,
             **model.facts,
+            **model.measured(),
             "version": __version__,
             **exchange.service.gauges(),
         }
