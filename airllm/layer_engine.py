@@ -7,7 +7,7 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from airllm.backends.profiling import Profile
 from airllm.engine.continuation import Generation
 from airllm.engine.generation import continue_prompt
+from airllm.engine.grammar import Grammar
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.settings import (
     AnswerOptions,
     ContextFullError,
     Limits,
+    Sampling,
     settings_of,
     takes_answer_options,
 )
@@ -27,7 +29,7 @@ from airllm.graph.graph import Activations
 from airllm.models import ModelConfig
 from airllm.state.layout import KVType
 from airllm.text.chat_template import ChatTemplate
-from airllm.text.prompts import Chat, Prompt, chat, prompt_list
+from airllm.text.prompts import Chat, Prompt, PromptReader, chat, prompt_list
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.arguments import check_choice, check_count
 from airllm.util.progress import OnProgress
@@ -38,6 +40,7 @@ from airllm.weights.plan_model import PlannedModel
 
 if TYPE_CHECKING:
     from airllm.engine.batch_generation import ParallelSequences
+    from airllm.engine.scheduler import Scheduler
 
 __all__ = ["BudgetError", "Chat", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
 
@@ -130,6 +133,11 @@ class LayerWiseInferenceEngine:
         self.backend = planned.backend.name
 
     @property
+    def prompts(self) -> PromptReader:
+        """Reads texts and chats with the tokenizer and the chat template."""
+        return self._model.prompts
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self._model.prompts.tokenizer
 
@@ -146,6 +154,7 @@ class LayerWiseInferenceEngine:
         template_variables: Mapping[str, object] | None = None,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
+        grammar: Grammar | None = None,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -164,7 +173,10 @@ class LayerWiseInferenceEngine:
         template_variables: further variables of the chat template, of the types that JSON has:
             {"enable_thinking": False, "tools": [...]}. For several prompts, each may be an
             airllm.layer_engine.Chat, which has messages and variables.
-        temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.settings.Sampling.
+        temperature, top_k, top_p, min_p, repeat_penalty, seed, typical_p, presence_penalty,
+            frequency_penalty, penalty_window, dry_multiplier, dry_base, dry_allowed_length,
+            dry_breakers, logit_bias: see airllm.engine.settings.Sampling. What is not given is as
+            the model's file asks for, see `sampling`.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what to do when the context
             is full; see airllm.engine.settings.Limits.
         lookahead: the most tokens to guess and check in one pass, up to 63; 0 for none. The answer
@@ -173,6 +185,7 @@ class LayerWiseInferenceEngine:
             far.
         draft: an engine with a smaller model of the same vocabulary, which makes the guesses; it is
             busy meanwhile, and its KV cache loses its earlier contents.
+        grammar: what the answer must look like, from `grammar`; without lookahead and draft.
         on_token: called with each piece of text as it comes, in whole characters.
         on_progress: called with (done, total) steps while the prompt is evaluated; a step is a
             layer for a batch of tokens.
@@ -186,6 +199,7 @@ class LayerWiseInferenceEngine:
             template_variables=template_variables,
             lookahead=lookahead,
             draft=draft,
+            grammar=grammar,
             on_progress=on_progress,
             **options,
         )
@@ -207,6 +221,7 @@ class LayerWiseInferenceEngine:
         template_variables: Mapping[str, object] | None = None,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
+        grammar: Grammar | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> Generator[str, None, Generation]:
@@ -215,7 +230,7 @@ class LayerWiseInferenceEngine:
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
-        sampling, limits = settings_of(**options)
+        sampling, limits = settings_of(self._model.sampling, **options)
         return continue_prompt(
             self._model,
             chat(prompt, template_variables),
@@ -223,6 +238,7 @@ class LayerWiseInferenceEngine:
             limits,
             lookahead=lookahead,
             draft=None if draft is None else draft._model,
+            grammar=grammar,
             on_progress=on_progress,
         )
 
@@ -244,18 +260,17 @@ class LayerWiseInferenceEngine:
         used.
 
         If layers are streamed, several waiting prompts share a pass, as the tokens of answers do:
-        see airllm.engine.batch_generation.
+        see airllm.engine.scheduler.
 
         With a seed, or temperature=0, an answer equals that of `generate` with an empty cache, bit
-        for bit. The exception is a `batch` above 64 with activations="auto", which then rounds to 8
-        bits.
+        for bit. What prompts begin with alike is evaluated once, as far as that changes no bit.
 
         on_full: "stop" or "shift"; not "error", which would lose the other answers.
         on_token: called with the index of a prompt and each piece of its text.
         on_progress: called with (done, total) prompts.
 
-        Before anything is evaluated: ContextFullError, a ValueError, if a prompt does not fit;
-        MemoryError if the caches do not.
+        Before anything is evaluated: ContextFullError, a ValueError, if a prompt does not fit.
+        Where there is no memory for `batch` caches, fewer answers are decoded together.
         """
         prompts = prompt_list(prompts)
         done: dict[int, Generation] = {}
@@ -287,8 +302,39 @@ class LayerWiseInferenceEngine:
         """
         from airllm.engine.batch_generation import continue_prompts
 
-        sampling, limits = settings_of(**options)
+        sampling, limits = settings_of(self._model.sampling, **options)
         return continue_prompts(self._model, prompts, batch, sampling, limits, on_token, on_layer)
+
+    def grammar(
+        self,
+        *,
+        json_schema: Mapping[str, Any] | bool | str | None = None,
+        regex: str | None = None,
+        gbnf: str | None = None,
+        lark: str | None = None,
+    ) -> Grammar:
+        """What an answer must look like, for `generate` and for requests: JSON that a schema (an
+        object or its text) allows, a text that a regular expression (Rust's) matches, or a text of
+        a grammar as llama.cpp (GBNF) or Lark writes it. Exactly one of them.
+
+        ValueError, with the fault, for a schema or grammar that cannot be enforced as a whole.
+        GrammarLibraryError, a RuntimeError, if llguidance is not installed (the extra "grammar").
+        """
+        given = {"json_schema": json_schema, "regex": regex, "gbnf": gbnf, "lark": lark}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise TypeError(
+                f"{' and '.join(names) or 'nothing'} given; expected one of {', '.join(given)}"
+            )
+        grammar: Grammar = getattr(self._model.grammars, names[0])(given[names[0]])
+        return grammar
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen unless an argument says otherwise: what the model's file asks for
+        (generation_config.json of a folder, general.sampling.* of a GGUF file), and else the
+        defaults of Sampling."""
+        return self._model.sampling
 
     def prompt_length(self, prompt: Prompt) -> int:
         """The number of tokens of a prompt. ValueError if it has none or the chat template refuses
@@ -338,6 +384,59 @@ class LayerWiseInferenceEngine:
 
         with parallel_sequences(self._model, n, capacity) as lanes:
             yield lanes
+
+    def embed(
+        self,
+        text: str | Sequence[int],
+        *,
+        pooling: Literal["model", "mean", "last", "cls"] = "model",
+        normalize: bool = False,
+    ) -> NDArray[np.float32]:
+        """The embedding of a text or of tokens: the last hidden states, after the last norm, as one
+        vector, float32 [hidden_size].
+
+        pooling: "mean" of all tokens, "last" or "cls" (the first) for the token's; "model" for what
+            the model's file says, and "last" if it says nothing.
+        normalize: scale the vector to length 1, so that the dot product of two is their cosine.
+
+        ContextFullError, a ValueError, if the text does not fit the context. The KV cache is not
+        used.
+        """
+        from airllm.engine.pooling import embed, pooling_of
+
+        check_choice("pooling", pooling, ("model", "mean", "last", "cls"))
+        if isinstance(text, str):
+            ids = self._model.prompts.some_tokens(text)
+        else:
+            ids = self._model.checked_ids(text).tolist()
+        self._model.limits_for(ids, Limits(0))
+        found = embed(self._model, ids, pooling_of(self._model, pooling))
+        return found / max(np.linalg.norm(found), np.float32(1e-30)) if normalize else found
+
+    @contextmanager
+    def scheduler(
+        self,
+        *,
+        lanes: int = 8,
+        queue_length: int = 256,
+        piece_tokens: int = 256,
+        cache_bytes: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> Iterator["Scheduler"]:
+        """A scheduler, which runs requests of many threads at once; the engine is busy inside the
+        `with`. See airllm.engine.scheduler for the arguments and what it does, and
+        airllm.engine.requests for requests and their events."""
+        from airllm.engine.scheduler import Scheduler
+
+        with Scheduler(
+            self._model,
+            lanes=lanes,
+            queue_length=queue_length,
+            piece_tokens=piece_tokens,
+            cache_bytes=cache_bytes,
+            cache_dir=cache_dir,
+        ) as scheduler:
+            yield scheduler
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The ids of a text, with the BOS token if the model wants one; or of a chat, up to the

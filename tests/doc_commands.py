@@ -1,7 +1,8 @@
 """The commands that pages show: taken apart as a shell does it, and checked by what they name.
 
-Executed, in a folder with tiny models: `airllm`, but for `airllm worker`, which waits for a root.
-Parsed by the program's own parser: `airllm worker`, the scripts in benchmarks/.
+Executed, in a folder with tiny models: `airllm`, but for `airllm worker` and `airllm serve`, which
+wait for others.
+Parsed by the program's own parser: these two, the scripts in benchmarks/.
 Compared with what the repository says: pip (extras, the demo's requirement), apt (.ci/run), pytest
 (files, markers), setup.py, mkdocs, .ci/run, a virtual environment's making.
 Only read as a shell reads them, for they belong to other projects: FOREIGN.
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 CI = (ROOT / ".ci/run").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOREIGN = (
-    *("dllama", "dnf", "firewall-cmd", "journalctl", "llama-bench", "llama-perplexity"),
+    *("curl", "dllama", "dnf", "firewall-cmd", "journalctl", "llama-bench", "llama-perplexity"),
     *("ssh", "systemctl", "ufw"),
 )
 
@@ -56,7 +57,7 @@ class Command:
 
     @property
     def is_executed(self) -> bool:
-        return self.program == "airllm" and self.words[1:2] != ["worker"]
+        return self.program == "airllm" and self.words[1:2] not in (["worker"], ["serve"])
 
 
 def commands(text: str) -> list[Command]:
@@ -104,7 +105,9 @@ def check(command: Command) -> None:
         _check_pip(arguments)
     elif program == "apt":
         _expect(arguments[:1], ["install"])
-        _expect_in(arguments[1:], re.findall(r"[\w+-]+", _line(r"^packages=\((.*)\)")), ".ci/run")
+        _expect_in(
+            arguments[1:], re.findall(r"[\w+-]+", _line(r"^packages=\(([^)]*)\)")), ".ci/run"
+        )
     elif program == "mkdocs":
         _expect(arguments, ["build", "--strict", "-f", "docs/mkdocs.yml"])
     elif program == ".":

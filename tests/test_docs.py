@@ -37,6 +37,7 @@ from doc_texts import texts, variables_read
 from tiny_model import Sizes, write_tiny_model
 
 from airllm import cli, hub
+from airllm.cli import serve
 from airllm.tools.batch_file import read_jobs
 from airllm.weights.budget import BudgetError
 from airllm.weights.plan_model import plan_model
@@ -126,7 +127,7 @@ def pull_if_named(command: Command) -> None:
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
     assert BLOCKS
-    kinds = {"sh", "console", "python", "jsonl", "ini", "text"}
+    kinds = {"sh", "console", "python", "jsonl", "ini", "text", "nginx"}
     assert [f"{block}: {block.language!r}" for block in BLOCKS if block.language not in kinds] == []
 
 
@@ -150,6 +151,8 @@ def test_every_airllm_command_runs(
 
 @pytest.mark.parametrize("block", of("python"), ids=str)
 def test_every_program_runs(block: Block, desk: Path) -> None:
+    if "engine.grammar(" in block.text:
+        pytest.importorskip("llguidance", reason="`pip install .[test]` brings llguidance")
     exec(compile(block.text, str(block), "exec"), {})
 
 
@@ -167,6 +170,12 @@ def test_a_unit_starts_a_command_that_exists(block: Block) -> None:
     doc_commands.check(command)
     [variable] = doc_commands.commands(unit["Service"]["Environment"])
     assert set(variable.variables) <= variables_read()
+
+
+@pytest.mark.parametrize("block", of("nginx"), ids=str)
+def test_a_proxy_passes_streams_on_to_where_the_server_listens(block: Block) -> None:
+    assert f"proxy_pass http://127.0.0.1:{serve.PORT};" in block.text
+    assert "proxy_buffering off;" in block.text
 
 
 @pytest.mark.parametrize("block", of("text"), ids=str)

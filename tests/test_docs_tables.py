@@ -68,6 +68,14 @@ def test_every_option_of_a_worker_is_on_the_cluster_page() -> None:
     assert options - {"--help", "--quiet", "--debug"} == named
 
 
+def test_every_option_of_the_server_is_on_its_page() -> None:
+    [commands] = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    of = {name: doc_commands.options_of(commands.choices[name]) for name in ("serve", "generate")}
+    own = {option for option in of["serve"] - of["generate"] if option.startswith("--")}
+    text = (ROOT / "docs/pages/server.md").read_text(encoding="utf-8")
+    assert [option for option in sorted(own) if f"`{option}`" not in text] == []
+
+
 def test_every_command_is_in_the_table_of_commands() -> None:
     [commands] = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
     rows = doc_pages.table(ROOT / "docs/pages/commands.md", "command")

@@ -21,7 +21,7 @@ LAYERS = (
     ("weights",),
     ("engine",),
     ("layer_engine",),
-    ("hub", "tools", "cluster"),
+    ("hub", "tools", "cluster", "server"),
     ("cli",),
     ("__main__",),
 )
@@ -51,6 +51,7 @@ KNOWS = {
     "hub": ("util",),
     "tools": ("engine", "util"),
     "cluster": ("backends", "graph", "numpy_ops", "state", "util", "weights"),
+    "server": ("engine", "text", "util"),
     "cli": (
         "backends",
         "cluster",
@@ -59,6 +60,7 @@ KNOWS = {
         "hub",
         "layer_engine",
         "models",
+        "server",
         "tensor_ops_hybrid",
         "text",
         "tools",

@@ -34,6 +34,15 @@ def test_variables_are_added_to_those_that_a_chat_has() -> None:
     assert chat(Chat(HELLO, {"a": 1, "b": 1}), {"b": 2}) == Chat(HELLO, {"a": 1, "b": 2})
 
 
+def test_an_answer_can_begin_with_words_of_the_caller() -> None:
+    prompts = reader()
+    ids = prompts.tokens(Chat(HELLO, {"effort": " high"}, prefill=" lo<|im_end|>"))
+    assert prompts.tokenizer.decode(ids) == "hello high lo<|im_end|>"
+    assert not any(map(prompts.tokenizer.is_control, ids))
+    with_more = chat(Chat(HELLO, prefill="lo"), {"effort": "!"})
+    assert with_more == Chat(HELLO, {"effort": "!"}, "lo")
+
+
 def test_a_text_has_no_template_to_give_variables_to() -> None:
     with pytest.raises(TypeError, match="template_variables are for messages"):
         chat("hello", {"a": 1})

@@ -7,12 +7,13 @@ AIRLLM_TEST_TEMPLATES: a folder of templates, *.jinja. It needs `transformers` (
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airllm.text.answer import AnswerParser, CallArguments, CallBegin, Tool, format_of
 from airllm.text.chat_template import ChatTemplate, ChatTemplateError
 
 FOLDER = os.environ.get("AIRLLM_TEST_TEMPLATES")
@@ -143,3 +144,54 @@ def test_content_in_parts_is_content_joined(path: Path) -> None:
     except ChatTemplateError:
         pytest.skip("the template renders no conversation without tools")
     assert template.render(in_parts) == expected
+
+
+WEATHER = Tool(
+    "weather0",
+    "The weather in a city.",
+    {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+)
+ARGUMENTS = {"city": "Xi'an", "days": 2}
+UNKNOWN = ("muse-glimmer",)  # their calls are not read
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_a_call_that_a_real_template_writes_is_read_as_that_call(path: Path) -> None:
+    source = path.read_text()
+    form, template = format_of(source), ChatTemplate(source, SPECIAL_TOKENS)
+    if not form.shows_tools or path.stem in UNKNOWN:
+        pytest.skip("it has no tools, or those of a format that is not known")
+    asked: Messages = [{"role": "user", "content": "What is the weather like?"}]
+    said = None
+    for arguments in (ARGUMENTS, json.dumps(ARGUMENTS)):
+        function = {"name": "weather0", "arguments": arguments}
+        call = {"id": "abcdefghi", "type": "function", "function": function}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        variables = {"tools": [WEATHER.as_json()]}
+        try:
+            before = template.render(asked, variables=variables)
+            after = template.render([*asked, answer], False, variables=variables)
+        except ChatTemplateError:
+            continue  # some want the arguments as text
+        said = after[_shared(before, after, form.marks) :]
+        break
+    if said is None or "weather0" not in said:
+        pytest.skip("it does not write calls")
+    parser = AnswerParser(form, [WEATHER])
+    parts = [*parser.push(said), *parser.finish()]
+    begin = [part for part in parts if isinstance(part, CallBegin)]
+    text = "".join(part.text for part in parts if isinstance(part, CallArguments))
+    assert [part.name for part in begin] == ["weather0"]
+    assert json.loads(text) == ARGUMENTS
+
+
+def _shared(before: str, after: str, marks: Sequence[str]) -> int:
+    """How much of the prompt both have, without the beginning of a mark."""
+    pairs = enumerate(zip(before, after, strict=False))
+    n = next((at for at, (a, b) in pairs if a != b), len(before))
+    sizes = (
+        size
+        for size in range(min(n, 40), 0, -1)
+        if any(len(mark) > size and mark.startswith(after[n - size : n]) for mark in marks)
+    )
+    return n - next(sizes, 0)

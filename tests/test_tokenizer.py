@@ -391,6 +391,17 @@ def test_answers_end_with_the_declared_tokens_and_those_known_by_name() -> None:
     assert Tokenizer.from_gguf(llama()).eos_ids == {2}
 
 
+def test_an_answer_of_gpt_oss_ends_with_a_call_but_not_with_each_message() -> None:
+    names = ["<|return|>", "<|end|>", "<|call|>"]
+    metadata = gpt2(tokens=[*names, *byte_characters(), *WORDS], eos_token_id=0)
+    assert Tokenizer.from_gguf(metadata).eos_ids == {0, 2}
+
+
+def test_control_tokens_are_found_by_their_spelling() -> None:
+    tokenizer = Tokenizer.from_gguf(gpt2())
+    assert tokenizer.control_ids(("<|im_start|>", "hello")) == {1}
+
+
 def test_a_token_that_is_not_in_the_vocabulary_is_named() -> None:
     tokenizer = Tokenizer.from_gguf(gpt2())
     for id in (-1, tokenizer.vocab_size):

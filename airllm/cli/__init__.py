@@ -23,6 +23,7 @@ from airllm.cli import (
     perplexity,
     plan,
     pull,
+    serve,
     worker,
 )
 from airllm.util.durable import naming
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         pull,
         generate,
         chat,
+        serve,
         batch,
         convert,
         perplexity,

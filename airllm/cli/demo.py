@@ -34,12 +34,17 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_output(parser, json="prompt, the fields of `generate --json`, and memory in bytes")
 
 
-def run(args: argparse.Namespace) -> int:
+def fetch(*, quiet: bool) -> None:
+    """Fetch the model, unless it is there."""
     from airllm import hub
 
     if hub.find_model(MODEL) is None:
-        path = hub.pull(MODEL, progress=not args.quiet)
+        path = hub.pull(MODEL, progress=not quiet)
         console.log.info("the model is in %s, for this time and the next", path.parent)
+
+
+def run(args: argparse.Namespace) -> int:
+    fetch(quiet=args.quiet)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         request = model.conversation(args.prompt)
         if not args.json:

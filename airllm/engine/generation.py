@@ -8,6 +8,7 @@ import numpy as np
 
 from airllm.engine.continuation import Continuation, Generation
 from airllm.engine.decoder import Decoder
+from airllm.engine.grammar import Grammar
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.lookahead import (
     GUESSES,
@@ -32,6 +33,7 @@ def continue_prompt(
     *,
     lookahead: int | None = None,
     draft: LoadedModel | None = None,
+    grammar: Grammar | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generator[str, None, Generation]:
     """Check all arguments now, not at the first piece, and return the generator of the answer's
@@ -41,6 +43,10 @@ def continue_prompt(
     next-token head, GUESSES if the plan says that guesses pay, else 0. draft: the model that
     guesses; None for the next-token head, or without one to guess from the text so far.
     """
+    if grammar is not None:
+        if lookahead or draft is not None:
+            raise ValueError("a grammar takes no guesses: lookahead and draft are not for it")
+        lookahead = 0
     if lookahead is None:
         lookahead = _usual_guesses(model.decoder, draft is not None)
     lookahead = check_count("lookahead", lookahead, least=0, most=MOST_GUESSES)
@@ -51,7 +57,8 @@ def continue_prompt(
             raise ValueError("draft is a model with other tokens than this one")
     ids = model.prompts.some_tokens(prompt)
     limits = model.limits_for(ids, limits)
-    return _continue(model, ids, sampling, limits, lookahead, draft, on_progress)
+    model.check_sampling(sampling)
+    return _continue(model, ids, sampling, limits, lookahead, draft, grammar, on_progress)
 
 
 def _usual_guesses(decoder: Decoder, drafted: bool) -> int:
@@ -67,6 +74,7 @@ def _continue(
     limits: Limits,
     lookahead: int,
     draft: LoadedModel | None,
+    grammar: Grammar | None,
     on_progress: OnProgress | None,
 ) -> Generator[str, None, Generation]:
     with ExitStack() as stack:
@@ -81,7 +89,11 @@ def _continue(
         if lookahead:
             ahead = Lookahead(decoder, lookahead, model.config.vocab_size, guesser)
         tokenizer = model.prompts.tokenizer
-        return (yield from generate(decoder, tokenizer, ids, sampling, limits, on_progress, ahead))
+        return (
+            yield from generate(
+                decoder, tokenizer, ids, sampling, limits, on_progress, ahead, grammar
+            )
+        )
 
 
 def generate(
@@ -92,19 +104,23 @@ def generate(
     limits: Limits,
     on_progress: OnProgress | None = None,
     lookahead: Lookahead | None = None,
+    grammar: Grammar | None = None,
 ) -> Generator[str, None, Generation]:
     """Continue a prompt, see Continuation; yields pieces of text and returns the Generation.
 
     Its times count the model, guesses and the sampler, not the consumer of the pieces.
     """
-    answer = Continuation(prompt, decoder.state, tokenizer, sampling, limits)
+    answer = Continuation(prompt, decoder.state, tokenizer, sampling, limits, grammar)
     while answer.goes_on():
         start = perf_counter()
         guesses = lookahead.guess(answer) if lookahead is not None else None
         if lookahead is not None and guesses is not None:
             yield from _check(answer, lookahead, guesses, start, on_progress)
             continue
-        logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
+        if len(answer.pending) == answer.n_fresh > 1:  # with tokens that the grammar forces
+            logits = decoder.evaluate_one_by_one(answer.pending)
+        else:
+            logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
         if not decoder.streams:
             on_progress = None  # only for the prompt: a token of the answer is quick
         if piece := answer.take(logits, start):

@@ -50,6 +50,7 @@ from airllm.models import (
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
+from airllm.models.last_hidden import before_the_last_linear
 from airllm.models.next_head import NextHead, next_head
 from airllm.models.rope import Rotation
 
@@ -126,6 +127,7 @@ class Model:
     kinds: tuple[LayerKind, ...]
     kind_of_layer: tuple[int, ...]  # for each layer an index into `kinds`
     head: Graph
+    last_hidden: Graph  # from what the layers leave to "hidden", which the head multiplies
     next_head: NextHead | None = None  # which guesses further tokens, if that is wanted
 
     @property
@@ -202,5 +204,6 @@ def load_model(
         ),
         tuple(layers.index(layer) for layer in config.layers),
         finish(family.head(config, activations)),
+        before_the_last_linear(family.head(config, activations)),
         head,
     )

@@ -1,7 +1,7 @@
 """Prompts to tokens. A prompt is a text to continue, or a chat for the model's chat template."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,10 +17,11 @@ Message = Mapping[str, Any]  # "role", "content", and other entries that the tem
 @dataclass(frozen=True)
 class Chat:
     """Messages, and further variables of the model's chat template, such as `tools` and
-    `enable_thinking`: JSON values."""
+    `enable_thinking`: JSON values. prefill: how the answer begins; the model goes on from there."""
 
     messages: Sequence[Message]
     variables: Mapping[str, object] = field(default_factory=dict)
+    prefill: str = ""
 
 
 Prompt = str | Sequence[Message] | Chat
@@ -34,7 +35,7 @@ def chat(prompt: Prompt, variables: Mapping[str, object] | None) -> Prompt:
         raise TypeError("template_variables are for messages; the prompt is a text to continue")
     if not isinstance(prompt, Chat):
         prompt = Chat(prompt)
-    return Chat(prompt.messages, {**prompt.variables, **variables})
+    return replace(prompt, variables={**prompt.variables, **variables})
 
 
 class PromptReader:
@@ -80,6 +81,7 @@ class PromptReader:
         text = self.chat_template.render(
             given.messages, variables=given.variables, guard=self.tokenizer.guarded
         )
+        text += self.tokenizer.guarded(given.prefill)
         self._check(text)
         return self.tokenizer.encode(text, parse_special=True)
 

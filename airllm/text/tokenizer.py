@@ -16,7 +16,7 @@ whatever merges a hostile file has.
 import logging
 import operator
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
@@ -173,9 +173,20 @@ class Tokenizer:
         """Whether each id is the same token in both."""
         return self._vocabulary.texts == other._vocabulary.texts
 
+    def control_ids(self, texts: Collection[str]) -> frozenset[int]:
+        """The control tokens with these spellings."""
+        wanted = frozenset(texts)
+        control = self._vocabulary.control
+        return frozenset(id for id in control if self._vocabulary.texts[id] in wanted)
+
     def is_control(self, id: int) -> bool:
         """Whether a token is markup (BOS, end of turn...) rather than text."""
         return id in self._vocabulary.control
+
+    def is_text(self, id: int) -> bool:
+        """Whether a token is a part of a text: no markup, no end, and no number without a token."""
+        vocabulary = self._vocabulary
+        return not (id in vocabulary.control or id in vocabulary.unused or id in vocabulary.eos_ids)
 
     def _spellable(self, text: str, but: str) -> str:
         """`text` with U+FFFD for each character that the vocabulary cannot spell, except `but`."""

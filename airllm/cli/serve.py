@@ -1,0 +1,316 @@
+"""airllm serve: a model over HTTP, for the clients of OpenAI, Anthropic and Ollama."""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from airllm.cli import console, demo, model, options
+from airllm.cli.worker import port
+
+if TYPE_CHECKING:
+    from airllm.layer_engine import LayerWiseInferenceEngine
+    from airllm.server.served_model import ServedModel
+    from airllm.server.settings import ServerSettings
+
+PORT = 8080
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.add_command(
+        subparsers,
+        "serve",
+        run,
+        help="serve a model over HTTP",
+        description="Serves a model to the clients of OpenAI, Anthropic and Ollama, many at once. "
+        "It listens on this machine only, unless --host says otherwise. SIGTERM or Ctrl-C lets "
+        "the requests that run end; a second one ends at once. docs/pages/server.md describes "
+        "the paths and how to run it as a service.",
+        examples=[
+            "airllm serve --demo                     with the small model of `airllm demo`",
+            "airllm serve -m model.gguf --parallel 16 --context 32768",
+            "airllm serve -m model.gguf --host 0.0.0.0 --api-key-file keys.txt",
+        ],
+    )
+    options.add_model(parser, required=False)
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help=f"serve {demo.MODEL}, which is fetched once (98 MB)",
+    )
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help="the model's name for clients (default: the file's name without its ending)",
+    )
+    _add_network(parser)
+    _add_limits(parser)
+    _add_defaults(parser)
+    options.add_threads(parser)
+    options.add_engine(parser)
+    options.add_output(parser)
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("who may connect")
+    group.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="address to listen on (default: %(default)s, for this machine only); another one "
+        "needs an API key",
+    )
+    group.add_argument(
+        "--port",
+        type=port,
+        default=PORT,
+        metavar="P",
+        help="port to listen on; 0 takes a free one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        type=options.not_empty,
+        metavar="KEY",
+        help="key that clients must send; other users of this machine can see it among the "
+        "processes, so prefer --api-key-file or AIRLLM_API_KEY; may be given more than once",
+    )
+    group.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a key in each line",
+    )
+    group.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        type=options.not_empty,
+        metavar="NAME",
+        help="further name by which clients may address the server, for instance that of a "
+        "reverse proxy (default: localhost and its addresses; with another --host any name)",
+    )
+    group.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        type=options.not_empty,
+        metavar="ORIGIN",
+        help="origin of web pages that may use the server, for instance https://chat.example, or "
+        "* for all (default: none but the server's own)",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits")
+    group.add_argument(
+        "--parallel",
+        type=options.positive,
+        default=8,
+        metavar="N",
+        help="answers that are written at once; others wait (default: %(default)s)",
+    )
+    group.add_argument(
+        "--queue",
+        type=options.positive,
+        default=256,
+        metavar="N",
+        help="requests that may wait; more are refused with the status 429 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-connections",
+        type=options.positive,
+        default=512,
+        metavar="N",
+        help="connections at once; more are refused with the status 503 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-body",
+        type=options.size,
+        default=16 << 20,
+        metavar="SIZE",
+        help="bytes of a request (default: 16 MiB)",
+    )
+    group.add_argument(
+        "--max-prompt",
+        type=options.positive,
+        metavar="N",
+        help="tokens of a prompt (default: as many as --context has room for)",
+    )
+    for name, default, help in (
+        ("queue", 600.0, "seconds that a request may wait in the queue"),
+        ("prompt", 3600.0, "seconds that the evaluation of a prompt may take"),
+        ("answer", 3600.0, "seconds that an answer may take after that"),
+    ):
+        group.add_argument(
+            f"--{name}-timeout",
+            type=options.above_zero,
+            default=default,
+            metavar="S",
+            help=f"{help} (default: %(default).0f)",
+        )
+    group.add_argument(
+        "--cache",
+        type=options.size,
+        metavar="SIZE",
+        help="memory for what was evaluated of earlier prompts and answers, which requests that "
+        "begin alike share; 0 keeps nothing (default: half of what --ram leaves, at most 8 GiB)",
+    )
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="read what --cache keeps from this folder at the start, and write it there at the end",
+    )
+    group.add_argument(
+        "--piece",
+        type=options.positive,
+        default=256,
+        metavar="N",
+        help="tokens of a prompt that are evaluated between two tokens of the answers beside it "
+        "(default: %(default)s)",
+    )
+
+
+def _add_defaults(parser: argparse.ArgumentParser) -> None:
+    options.add_template(parser)
+    group = parser.add_argument_group("where a request does not say")
+    group.add_argument(
+        "-n",
+        "--max-tokens",
+        dest="max_new_tokens",
+        type=options.positive,
+        metavar="N",
+        help="tokens of an answer (default: as many as the context has room for)",
+    )
+    options.add_sampling(group)
+    parser.add_argument(
+        "--keep-agent-headers",
+        action="store_true",
+        help="give the model the lines about billing that coding agents put before their system "
+        "prompt; they change with each request, so that nothing of it could be reused",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.demo == (args.model is not None):
+        raise options.UsageError("give either --model or --demo")
+    settings = _settings(args)
+    try:
+        from airllm.server.run import Server, listen
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the server needs {error.name}: pip install 'airllm-cpp[server]'"
+        ) from None
+    if args.demo:
+        demo.fetch(quiet=args.quiet)
+        args.model = demo.MODEL
+    path = model.find(args.model)  # so that a wrong name fails before anything listens
+    name = args.name or path.name.removesuffix(".gguf")
+    listener = listen(settings)
+    Server(_opener(args, name), settings, listener).run(
+        lambda served: console.log.info(
+            "%s is served at %s, %d answers of %d tokens at once; Ctrl-C ends",
+            served.name,
+            url(listener.getsockname()),
+            args.parallel,
+            served.context,
+        )
+    )
+    return 0
+
+
+def url(address: Any) -> str:
+    host, number = address[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{number}"
+
+
+def _opener(args: argparse.Namespace, name: str) -> "Callable[[], ServedModel]":
+    def opened() -> "ServedModel":
+        engine = cast(
+            "LayerWiseInferenceEngine",
+            model.open_engine(args, context=args.context, threads=args.threads),
+        )
+        return served(
+            engine,
+            name,
+            lanes=args.parallel,
+            queue_length=args.queue,
+            piece_tokens=args.piece,
+            cache_bytes=args.cache,
+            cache_dir=args.cache_dir,
+        )
+
+    return opened
+
+
+def served(engine: "LayerWiseInferenceEngine", name: str, **scheduling: Any) -> "ServedModel":
+    """The model of a server, which owns the engine from now on. scheduling: of engine.scheduler."""
+    from airllm.server.served_model import ServedModel
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(engine)
+        plan = engine.plan().as_dict()  # before the scheduler has the engine to itself
+        scheduler = stack.enter_context(engine.scheduler(**scheduling))
+        return ServedModel(
+            name=name,
+            scheduler=scheduler,
+            prompts=engine.prompts,
+            context=engine.context,
+            close=stack.pop_all().close,
+            grammar=engine.grammar,
+            sampling=engine.sampling,
+            facts={
+                "family": engine.config.architecture,
+                **model.runtime(engine),
+                "plan": plan,
+            },
+            measured=lambda: {"stream": engine.stream_stats(), "memory": engine.memory_usage()},
+        )
+
+
+def _settings(args: argparse.Namespace) -> "ServerSettings":
+    from airllm.server.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
+
+    keys = [*args.api_key, *_keys_of(args.api_key_file)]
+    if from_environment := os.environ.get("AIRLLM_API_KEY"):
+        keys.append(from_environment)
+    local = is_loopback(args.host)
+    if not local and not keys:
+        raise options.UsageError(
+            f"--host {args.host} lets other machines connect; give a key with --api-key-file, "
+            "--api-key or AIRLLM_API_KEY"
+        )
+    hosts = None
+    if local or args.allowed_host:
+        names = {*args.allowed_host, args.host, *(LOOPBACK_HOSTS if local else ())}
+        hosts = frozenset(name.lower().strip("[]") for name in names)
+    return ServerSettings(
+        host=args.host,
+        port=args.port,
+        api_keys=tuple(keys),
+        hosts=hosts,
+        origins=frozenset(args.cors_origin),
+        max_body=args.max_body,
+        max_connections=args.max_connections,
+        max_prompt=args.max_prompt,
+        max_tokens=args.max_new_tokens,
+        queue_seconds=args.queue_timeout,
+        prompt_seconds=args.prompt_timeout,
+        answer_seconds=args.answer_timeout,
+        sampling=options.sampling_options(args),
+        variables=args.chat_template_kwargs,
+        keeps_agent_headers=args.keep_agent_headers,
+    )
+
+
+def _keys_of(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    if not any(keys):
+        raise ValueError(f"{path} has no key; expected a key in each line")
+    return [key for key in keys if key]

@@ -1,0 +1,104 @@
+"""How the tokens of a prompt are cut into batches, so that no bit depends on where the cuts are.
+
+A token's numbers depend on the size of its batch. On the C++ backend, batches of more than 64
+tokens round alike, wherever they begin. Smaller ones differ: with activations="auto" they are
+rounded to 16 bits, not 8, and the attention of a few queries takes another way than that of many
+(how few depends on the heads), and divides long contexts by their number. So each of these sizes is
+a kind by itself. On NumPy, whose BLAS sums in an order of its own for each shape, all are.
+
+A kind is called by the fewest tokens of its batches.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MOST_ROUNDED_TO_16_BITS", "KindRun", "Kinds", "even_batches"]
+
+MOST_ROUNDED_TO_16_BITS = 64  # tokens of a batch, with activations="auto"
+
+
+def even_batches(n: int, most: int) -> list[tuple[int, int]]:
+    """(start, stop) of the fewest batches of at most `most` tokens, with sizes that differ by at
+    most one: a small last batch would read all weights for a few tokens."""
+    count = -(-n // most)
+    return [(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class KindRun:
+    """Tokens [start, stop) of an evaluation, in batches of one kind."""
+
+    start: int
+    stop: int
+    kind: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """The kinds of batches of a decoder.
+
+    batch_size: the most tokens of a batch. any_batch: see Backend.any_batch.
+    """
+
+    batch_size: int
+    any_batch: bool
+
+    def of(self, n_tokens: int) -> int:
+        """The kind of a batch of n_tokens."""
+        return min(n_tokens, self._first_of_any)
+
+    @property
+    def _first_of_any(self) -> int:
+        """The fewest tokens of batches that all round alike."""
+        return MOST_ROUNDED_TO_16_BITS + 1 if self.any_batch else self.batch_size + 1
+
+    def runs(self, n_tokens: int) -> list[KindRun]:
+        """The batches of Decoder.evaluate for n_tokens tokens."""
+        found: list[KindRun] = []
+        for start, stop in even_batches(n_tokens, self.batch_size):
+            kind = self.of(stop - start)
+            if found and found[-1].kind == kind:
+                start = found.pop().start
+            found.append(KindRun(start, stop, kind))
+        return found
+
+    def by_token(self, n_tokens: int) -> NDArray[np.int64]:
+        """The kind of each token's batch in Decoder.evaluate, int64 [n_tokens]."""
+        runs = self.runs(n_tokens)
+        return np.repeat([run.kind for run in runs], [run.stop - run.start for run in runs])
+
+    def pieces(self, n_tokens: int, kind: int, most: int) -> list[int]:
+        """Sizes of batches of one kind for n_tokens tokens, with up to `most` tokens each, or as
+        few as the kind has. Empty if no batches of the kind have n_tokens together."""
+        if kind < self._first_of_any:  # the kind has one size
+            return [kind] * (n_tokens // kind) if n_tokens % kind == 0 else []
+        fewest = -(-n_tokens // self.batch_size)
+        count = min(max(fewest, -(-n_tokens // max(most, 1))), n_tokens // kind)
+        if count == 0 or count < fewest:
+            return []
+        return [n_tokens * (i + 1) // count - n_tokens * i // count for i in range(count)]
+
+    def pieces_after(self, length: int, n_tokens: int, most: int) -> list[int]:
+        """Batches for tokens [length, n_tokens) with the bits that they have if all n_tokens are
+        evaluated together. Empty if there are none."""
+        sizes: list[int] = []
+        for run in self.runs(n_tokens):
+            if run.stop > length:
+                of_run = self.pieces(run.stop - max(run.start, length), run.kind, most)
+                if not of_run:
+                    return []
+                sizes += of_run
+        return sizes
+
+    def reusable(self, most: int, n_tokens: int) -> int:
+        """The longest beginning of n_tokens tokens, up to `most`, after which the others can be
+        evaluated with the bits that they have if all are evaluated together. The last token is
+        always evaluated."""
+        for run in reversed(self.runs(n_tokens)):
+            for length in range(min(most, run.stop, n_tokens - 1), run.start, -1):
+                left = run.stop - length
+                if not left or self.pieces(left, run.kind, self.batch_size):
+                    return length
+        return 0

@@ -1,0 +1,72 @@
+"""Counts what the server does, for /metrics in Prometheus's text format."""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+__all__ = ["Metrics"]
+
+# Upper bounds of the histogram of seconds.
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+@dataclass
+class _Histogram:
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
+    total: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.buckets[sum(value > bound for bound in _SECONDS)] += 1
+        self.total += value
+
+    def lines(self, name: str) -> list[str]:
+        lines, below = [f"# TYPE {name} histogram"], 0
+        for bound, n in zip((*map(str, _SECONDS), "+Inf"), self.buckets, strict=True):
+            below += n
+            lines.append(f'{name}_bucket{{le="{bound}"}} {below}')
+        return [*lines, f"{name}_sum {self.total:.6f}", f"{name}_count {below}"]
+
+
+class Metrics:
+    """Counters of requests and tokens; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._tokens: Counter[str] = Counter()
+        self._first_token, self._queue = _Histogram(), _Histogram()
+
+    def request(self, endpoint: str, outcome: str) -> None:
+        """outcome: a finish reason, "cancelled", or the status of an error."""
+        with self._lock:
+            self._requests[endpoint, outcome] += 1
+
+    def answer(self, prompt: int, reused: int, answer: int) -> None:
+        """Tokens of a request that was evaluated."""
+        with self._lock:
+            self._tokens.update(prompt=prompt, reused=reused, answer=answer)
+
+    def waited(self, queue: float | None, first_token: float | None) -> None:
+        """Seconds in the queue, and to the first token."""
+        with self._lock:
+            if queue is not None:
+                self._queue.add(queue)
+            if first_token is not None:
+                self._first_token.add(first_token)
+
+    def text(self, gauges: dict[str, float]) -> str:
+        """All metrics. gauges: what is measured now, by name."""
+        with self._lock:
+            lines = ["# TYPE airllm_requests_total counter"]
+            lines += [
+                f'airllm_requests_total{{endpoint="{endpoint}",outcome="{outcome}"}} {n}'
+                for (endpoint, outcome), n in sorted(self._requests.items())
+            ]
+            for name in ("prompt", "reused", "answer"):
+                full = f"airllm_{name}_tokens_total"
+                lines += [f"# TYPE {full} counter", f"{full} {self._tokens[name]}"]
+            lines += self._queue.lines("airllm_queue_seconds")
+            lines += self._first_token.lines("airllm_first_token_seconds")
+        for name, value in gauges.items():
+            lines += [f"# TYPE airllm_{name} gauge", f"airllm_{name} {value:g}"]
+        return "\n".join(lines) + "\n"

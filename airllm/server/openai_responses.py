@@ -1,0 +1,341 @@
+"""OpenAI's Responses API: items in, items out, and the last responses remembered."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airllm.server.answer import AnswerEvent, Collected, Ended, Told, Usage, collect
+from airllm.server.body_fields import BodyFields
+from airllm.server.chat import ChatRequest, read_sampling
+from airllm.server.errors import ApiError, bad, unsupported
+from airllm.server.openai_messages import (
+    called,
+    checked_tools,
+    read_content,
+    read_effort,
+    read_response_format,
+    read_tool,
+    read_tool_choice,
+)
+from airllm.server.remembered import Remembered
+from airllm.server.wire import HEARTBEAT, sse
+from airllm.server.writer import Reply, TokenTexts, Writer
+from airllm.text.answer import AnswerText, AnswerThought, CallArguments, CallBegin, Tool
+
+__all__ = ["ResponseWriter", "read_response"]
+
+_log = logging.getLogger("airllm")
+
+_NO_EFFECT = (
+    *("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "include"),
+    *("prompt_cache_retention", "max_tool_calls", "stream_options", "client_metadata"),
+)
+
+
+def read_response(
+    body: object, defaults: Mapping[str, object], remembered: Remembered
+) -> ChatRequest:
+    given = BodyFields(body)
+    tools = _tools(given)
+    choice = read_tool_choice(given, tools)
+    messages = _messages(given)
+    before = given.maybe_text("previous_response_id")
+    if before is not None:
+        messages = [*remembered.messages(before), *messages]
+    instructions = given.text("instructions", "")
+    history = list(messages)
+    if instructions:
+        messages.insert(0, {"role": "system", "content": instructions})
+    if not messages:
+        raise bad("input", "input is empty; expected a text or items")
+    reasoning = given.fields("reasoning")
+    effort = reasoning.maybe_text("effort")
+    reasoning.without_effect("summary", "generate_summary")
+    text = given.fields("text")
+    text.without_effect("verbosity")
+    given.refuse("background", "answers come while the client waits", unless=(False,))
+    given.refuse("conversation", "this server keeps responses, and no conversations")
+    given.refuse("prompt", "this server keeps no prompts")
+    given.choice("truncation", ("auto", "disabled"), "disabled")
+    top_logprobs = given.count("top_logprobs", 0, 20)
+    given.without_effect(*_NO_EFFECT)
+    request = ChatRequest(
+        messages=messages,
+        tools=tools if choice.kind != "none" else (),
+        tool_choice=choice,
+        parallel_calls=given.flag("parallel_tool_calls", True),
+        variables=read_effort(effort, dict(defaults)),
+        form=read_response_format(text, "format"),
+        sampling=read_sampling(given),
+        max_tokens=given.count("max_output_tokens", 1),
+        logprobs=bool(top_logprobs),
+        top_logprobs=top_logprobs or 0,
+        stream=given.flag("stream"),
+        model=given.text("model", ""),
+        said={
+            "history": history,
+            "store": given.flag("store", True),
+            "shown": {
+                "instructions": instructions or None,
+                "previous_response_id": before,
+                "max_output_tokens": given.raw("max_output_tokens"),
+                "reasoning": {"effort": effort, "summary": None},
+                "temperature": given.raw("temperature"),
+                "top_p": given.raw("top_p"),
+                "text": {"format": text.raw("format") or {"type": "text"}},
+                "tool_choice": given.raw("tool_choice") or "auto",
+                "tools": [_tool_body(tool) for tool in tools],
+                "metadata": given.raw("metadata") or {},
+            },
+        },
+    )
+    given.log_unknown("responses")
+    return request
+
+
+def _tools(given: BodyFields) -> list[Tool]:
+    """Functions. Tools that OpenAI runs itself are left out, because agents always send some."""
+    tools = []
+    for path, item in given.items("tools"):
+        tool = BodyFields(item, path)
+        kind = tool.text("type")
+        if kind != "function":
+            _log.warning("responses: %s is of the type %.40r, and is ignored", path, kind)
+            continue
+        tools.append(read_tool(tool))
+    return checked_tools(tools)
+
+
+def _tool_body(tool: Tool) -> dict[str, Any]:
+    function = tool.as_json()["function"]
+    assert isinstance(function, dict)
+    return {"type": "function", **function, "strict": False}
+
+
+def _messages(given: BodyFields) -> list[dict[str, Any]]:
+    value = given.raw("input")
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    messages: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    thought = ""
+    for path, item in given.items("input", required=True):
+        part = BodyFields(item, path)
+        match part.text("type", "message"):
+            case "message":
+                role = part.choice("role", ("system", "developer", "user", "assistant"))
+                message = {"role": "system" if role == "developer" else role}
+                message["content"] = read_content(part)
+                if role == "assistant" and thought:
+                    message["reasoning_content"], thought = thought, ""
+                messages.append(message)
+            case "function_call":
+                id = part.text("call_id")
+                names[id] = part.text("name")
+                call = called(id, names[id], part.text("arguments"))
+                last = messages[-1] if messages else {}
+                if last.get("role") != "assistant":  # calls belong to the text before them
+                    last = {"role": "assistant", "content": ""}
+                    messages.append(last)
+                    if thought:
+                        last["reasoning_content"], thought = thought, ""
+                last.setdefault("tool_calls", []).append(call)
+            case "function_call_output":
+                id = part.text("call_id")
+                output = part.raw("output")
+                content = BodyFields({"content": output}, path)
+                result = {"role": "tool", "tool_call_id": id, "content": read_content(content)}
+                messages.append({**result, "name": names[id]} if id in names else result)
+            case "reasoning":
+                thought = "".join(
+                    BodyFields(one, where).text("text") for where, one in part.items("content")
+                )
+            case kind:
+                raise unsupported(f"{path}.type", f"this server does not know {kind[:40]!r}")
+    return messages
+
+
+class ResponseWriter(Writer):
+    """Writes responses, whole and as events.
+
+    An answer is items in order: reasoning, a message, calls. The stream tells of the beginning, the
+    growth and the end of each.
+    """
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        reply: Reply,
+        texts: TokenTexts,
+        remembered: Remembered | None = None,
+    ) -> None:
+        self._request, self._reply, self._texts = request, reply, texts
+        self._remembered = remembered
+        self._number = 0
+        self._events: list[AnswerEvent] = []
+        self._items: list[dict[str, Any]] = []  # the last of them is open
+        self._is_open = False
+
+    def begin(self) -> bytes:
+        body = self._body("in_progress", [])
+        return self._sse("response.created", response=body) + self._sse(
+            "response.in_progress", response=body
+        )
+
+    def write(self, event: AnswerEvent) -> bytes:
+        self._events.append(event)
+        match event:
+            case Told():
+                return b"".join(self._part(part) for part in event.parts)
+            case Ended():
+                return self._close()
+        return b""
+
+    def end(self) -> bytes:
+        whole = self._complete(collect(self._events, 1), self._items)
+        return self._sse(f"response.{whole['status']}", response=whole)
+
+    def failed(self, error: ApiError) -> bytes:
+        body = self._body("failed", self._items)
+        body["error"] = {"code": error.code or error.kind, "message": error.message}
+        return self._sse("response.failed", response=body)
+
+    def heartbeat(self) -> bytes:
+        return HEARTBEAT
+
+    def whole(self, answer: Collected) -> dict[str, Any]:
+        """The items of a stream of the same events."""
+        choice = answer.choices[0]
+        if choice.thought:
+            self._part(AnswerThought(choice.thought))
+        if choice.text:
+            self._part(AnswerText(choice.text))
+        for at, call in enumerate(choice.calls):
+            self._part(CallBegin(at, call.name, call.id))
+            self._part(CallArguments(at, call.arguments))
+        self._close()
+        return self._complete(answer, self._items)
+
+    # ---- items ---------------------------------------------------------------------------------
+
+    def _part(self, part: object) -> bytes:
+        match part:
+            case AnswerText(text):
+                start = self._open("message", {"role": "assistant", "content": []})
+                self._items[-1]["content"][0]["text"] += text
+                return start + self._delta("response.output_text.delta", delta=text, logprobs=[])
+            case AnswerThought(text):
+                start = self._open("reasoning", {"summary": [], "content": []})
+                self._items[-1]["content"][0]["text"] += text
+                return start + self._delta("response.reasoning_text.delta", delta=text)
+            case CallBegin(_, name, id):
+                call = {"call_id": id, "name": name, "arguments": ""}
+                return self._close() + self._open("function_call", call)
+            case CallArguments(_, text):
+                self._items[-1]["arguments"] += text
+                event = "response.function_call_arguments.delta"
+                return self._sse(event, **self._place(), delta=text)
+        return b""
+
+    def _open(self, kind: str, body: dict[str, Any]) -> bytes:
+        if self._is_open and self._items[-1]["type"] == kind:
+            return b""
+        closed, self._is_open = self._close(), True
+        prefix = {"message": "msg", "reasoning": "rs", "function_call": "fc"}[kind]
+        id = f"{prefix}_{self._reply.id}{len(self._items):02}"
+        self._items.append({"id": id, "type": kind, "status": "in_progress", **body})
+        added = self._sse(
+            "response.output_item.added",
+            output_index=len(self._items) - 1,
+            item={**self._items[-1], **({"content": []} if "content" in body else {})},
+        )
+        if kind == "function_call":
+            return closed + added
+        part = _empty_part(kind)
+        self._items[-1]["content"] = [part]
+        return closed + added + self._delta("response.content_part.added", part=dict(part))
+
+    def _close(self) -> bytes:
+        if not self._is_open:
+            return b""
+        self._is_open, item = False, self._items[-1]
+        item["status"] = "completed"
+        if item["type"] == "function_call":
+            done = self._sse(
+                "response.function_call_arguments.done",
+                **self._place(),
+                name=item["name"],
+                arguments=item["arguments"],
+            )
+        else:
+            part = item["content"][0]
+            kind = "output_text" if item["type"] == "message" else "reasoning_text"
+            more: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
+            done = self._delta(f"response.{kind}.done", text=part["text"], **more)
+            done += self._delta("response.content_part.done", part=part)
+        place = len(self._items) - 1
+        return done + self._sse("response.output_item.done", output_index=place, item=item)
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
+
+    def _delta(self, kind: str, **more: Any) -> bytes:
+        return self._sse(kind, **self._place(), content_index=0, **more)
+
+    def _sse(self, kind: str, **more: Any) -> bytes:
+        body = {"type": kind, "sequence_number": self._number, **more}
+        self._number += 1
+        return sse(body, kind)
+
+    # ---- the response --------------------------------------------------------------------------
+
+    def _complete(self, answer: Collected, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        choice = answer.choices[0]
+        status = "incomplete" if choice.finish == "length" else "completed"
+        if status == "incomplete" and items:
+            items[-1]["status"] = status
+        body = self._body(status, items)
+        if status == "incomplete":
+            body["incomplete_details"] = {"reason": "max_output_tokens"}
+        body["usage"] = _usage(answer.usage)
+        if self._remembered is not None and self._request.said.get("store"):
+            message: dict[str, Any] = {"role": "assistant", "content": choice.text}
+            if choice.calls:
+                message["tool_calls"] = [
+                    called(call.id, call.name, call.arguments) for call in choice.calls
+                ]
+            self._remembered.add(body, [*self._request.said["history"], message])
+        return body
+
+    def _body(self, status: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": f"resp_{self._reply.id}",
+            "object": "response",
+            "created_at": self._reply.created,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "model": self._reply.model,
+            "output": list(items),
+            "parallel_tool_calls": self._request.parallel_calls,
+            "truncation": "disabled",
+            "store": bool(self._request.said.get("store")),
+            **self._request.said.get("shown", {}),
+            "usage": None,
+        }
+
+
+def _empty_part(kind: str) -> dict[str, Any]:
+    if kind == "message":
+        return {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+    return {"type": "reasoning_text", "text": ""}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.reused_tokens},
+        "output_tokens": usage.answer_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.thought_tokens},
+        "total_tokens": usage.prompt_tokens + usage.answer_tokens,
+    }

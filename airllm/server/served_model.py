@@ -1,0 +1,81 @@
+"""A model that is being served: what the server needs to know of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airllm.engine.requests import Handle, OnEvent, Request
+from airllm.engine.settings import Sampling
+from airllm.text.answer import AnswerFormat, format_of
+from airllm.text.chat_template import ChatTemplate
+from airllm.text.prompts import PromptReader
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from airllm.engine.grammar import Grammar
+
+    class Engine(Protocol):
+        """The part of a Scheduler that is for any thread."""
+
+        @property
+        def n_waiting(self) -> int: ...
+        @property
+        def n_running(self) -> int: ...
+        @property
+        def cached_bytes(self) -> int: ...
+        def submit(self, request: Request, on_event: OnEvent) -> Handle: ...
+        def cancel(self, handle: Handle) -> bool: ...
+        def serve_forever(self) -> None: ...
+        def close(self, *, drain: bool = False) -> None: ...
+
+
+__all__ = ["ServedModel"]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """name: that clients see. scheduler: which `close` closes with the model. prompts: reads texts
+    and chats. context: tokens of a prompt and its answer. grammar: makes one, see
+    LayerWiseInferenceEngine.grammar. sampling: what the model's file asks for. facts: what /props
+    shows of the model, such as its family and the plan of its memory. measured: what it shows of
+    its use.
+    """
+
+    name: str
+    scheduler: "Engine"
+    prompts: PromptReader
+    context: int
+    close: Callable[[], None]
+    grammar: "Callable[..., Grammar]"
+    sampling: Sampling = field(default_factory=Sampling)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    measured: Callable[[], Mapping[str, Any]] = dict
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """FormatError, a ValueError, if the model has none."""
+        return self.prompts.chat_template
+
+    @cached_property
+    def template_source(self) -> str | None:
+        try:
+            return self.template.source
+        except ValueError:
+            return None
+
+    @cached_property
+    def shown(self) -> frozenset[int]:
+        """The control tokens that the format's reader must see."""
+        return self.prompts.tokenizer.control_ids(self.format.marks)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it may write thoughts before an answer."""
+        return self.format.thought is not None or self.format.name == "harmony"
+
+    @cached_property
+    def format(self) -> AnswerFormat:
+        """How it writes answers. A model without a chat template writes plain text."""
+        return format_of(self.template_source or "")

@@ -1,0 +1,208 @@
+"""Which format a model writes its answers in, as its chat template tells."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from airllm.text.answer import harmony
+from airllm.text.answer.gemma_calls import QUOTE, read_gemma
+from airllm.text.answer.json_calls import (
+    read_deepseek,
+    read_hermes,
+    read_kimi,
+    read_list,
+    read_llama3,
+    read_mistral,
+)
+from airllm.text.answer.minimax3_calls import NAMESPACE, read_minimax3
+from airllm.text.answer.parts import Parts, Tool
+from airllm.text.answer.source import AnswerSource, Reading
+from airllm.text.answer.tagged_calls import (
+    InvokeTags,
+    read_function,
+    read_function_tags,
+    read_glm,
+)
+
+__all__ = ["AnswerFormat", "format_of"]
+
+ReadCalls = Callable[[AnswerSource, Parts, Mapping[str, Tool]], Reading[None]]
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """How a family writes what is not plain text.
+
+    name: of the format of its tool calls. calls: a reader for what follows each mark. bare: whether
+    a call may be the whole answer, without a mark. thought: the marks around thinking. drops: marks
+    that mean nothing beside calls, such as those around a list of them; layout: marks that mean
+    nothing anywhere. shows_tools: whether the template tells the model about tools; if not, the
+    caller has to. other_marks: of the insides of calls.
+    """
+
+    name: str
+    calls: Mapping[str, ReadCalls]
+    thought: tuple[str, str] | None = None
+    bare: bool = False
+    drops: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
+    shows_tools: bool = True
+    other_marks: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """All texts that the parser must see, even where they are control tokens."""
+        return (
+            *self.calls,
+            *(self.thought or ()),
+            *self.drops,
+            *self.layout,
+            *self.other_marks,
+        )
+
+
+def _hermes_or_tags(source: AnswerSource, parts: Parts, tools: Mapping[str, Tool]) -> Reading[None]:
+    """<tool_call> announces JSON in most models, and tags in some."""
+    yield from source.skip_space()
+    first = yield from source.peek()
+    read = {"{": read_hermes, "<": read_function_tags}.get(first, read_glm)
+    yield from read(source, parts, tools)
+
+
+_TAGS: dict[str, ReadCalls] = {"<tool_call>": _hermes_or_tags, "<function=": read_function}
+_DEEPSEEK = (
+    *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
+    *("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
+)
+_KIMI = (
+    *("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>"),
+    *("<|tool_call_end|>", "<|tool_calls_section_end|>"),
+)
+_COHERE_TEXT = ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>")
+
+# (texts that the template has, all of them; the format). The first row that fits counts.
+_FORMATS: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
+    (
+        ("<|channel|>", "<|message|>"),
+        AnswerFormat("harmony", {}, other_marks=harmony.MARKS),
+    ),
+    (
+        ("｜DSML｜", "tool_calls>"),
+        AnswerFormat("dsml", {"<｜DSML｜tool_calls>": InvokeTags("tool_calls", "｜DSML｜").read}),
+    ),
+    (
+        ("｜DSML｜",),
+        AnswerFormat(
+            "dsml", {"<｜DSML｜function_calls>": InvokeTags("function_calls", "｜DSML｜").read}
+        ),
+    ),
+    (
+        (_DEEPSEEK[0],),
+        AnswerFormat(
+            "deepseek",
+            {_DEEPSEEK[1]: read_deepseek},
+            drops=(_DEEPSEEK[0], _DEEPSEEK[4]),
+            other_marks=_DEEPSEEK[2:4],
+        ),
+    ),
+    (
+        (_KIMI[0],),
+        AnswerFormat(
+            "kimi",
+            {_KIMI[1]: read_kimi},
+            drops=(_KIMI[0], _KIMI[4]),
+            other_marks=_KIMI[2:4],
+        ),
+    ),
+    (
+        ("<|tool_call>call:",),
+        AnswerFormat(
+            "gemma",
+            {"<|tool_call>": read_gemma},
+            thought=("<|channel>thought", "<channel|>"),
+            other_marks=(QUOTE, "<tool_call|>", "<|channel>"),
+        ),
+    ),
+    (
+        (NAMESPACE,),
+        AnswerFormat(
+            "minimax3",
+            {f"{NAMESPACE}<tool_call>": read_minimax3},
+            thought=("<mm:think>", "</mm:think>"),
+            layout=("</mm:think>",),  # before an answer without a thought
+            other_marks=(NAMESPACE,),
+        ),
+    ),
+    (
+        ("<minimax:tool_call>",),
+        AnswerFormat("minimax", {"<minimax:tool_call>": InvokeTags("minimax:tool_call").read}),
+    ),
+    (
+        ("[TOOL_CALLS]",),
+        AnswerFormat(
+            "mistral", {"[TOOL_CALLS]": read_mistral}, other_marks=("[ARGS]", "[CALL_ID]")
+        ),
+    ),
+    (
+        ("<seed:tool_call>",),
+        AnswerFormat(
+            "seed", {"<seed:tool_call>": read_function_tags}, other_marks=("</seed:tool_call>",)
+        ),
+    ),
+    (
+        ("<tool_calls>",),
+        AnswerFormat("apriel", {"<tool_calls>": read_list}, drops=("</tool_calls>",)),
+    ),
+    (("<arg_key>",), AnswerFormat("glm", _TAGS, other_marks=("</tool_call>",))),
+    (
+        ("<function=", "<parameter="),
+        AnswerFormat("qwen3-coder", _TAGS, other_marks=("</tool_call>",)),
+    ),
+    (("<tool_call>",), AnswerFormat("hermes", _TAGS, other_marks=("</tool_call>",))),
+    (
+        ("<TOOLCALL>",),
+        AnswerFormat("nemotron", {"<TOOLCALL>": read_list}, drops=("</TOOLCALL>",)),
+    ),
+    (
+        ("<|tool_call|>",),
+        AnswerFormat("list", {"<|tool_call|>": read_list}, drops=("<|/tool_call|>",)),
+    ),
+    (
+        ("<|START_ACTION|>",),
+        AnswerFormat(
+            "cohere",
+            {"<|START_ACTION|>": read_list},
+            thought=("<|START_THINKING|>", "<|END_THINKING|>"),
+            drops=("<|END_ACTION|>",),
+            layout=_COHERE_TEXT,
+        ),
+    ),
+    (("<function=", "</function>"), AnswerFormat("functionary", {"<function=": read_function})),
+    (
+        ("<|python_tag|>",),
+        AnswerFormat("llama3", {"<|python_tag|>": read_llama3}, bare=True),
+    ),
+    (
+        ('"parameters":', '"name":'),
+        AnswerFormat("llama3", {"<|python_tag|>": read_llama3}, bare=True),
+    ),
+)
+
+# Models whose templates know no tools are told about them as Hermes's are.
+_PLAIN = AnswerFormat("hermes", _TAGS, shows_tools=False)
+
+_THOUGHTS = (
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<think>", "</think>"),
+)
+
+
+def format_of(template: str) -> AnswerFormat:
+    """The format of the model that has this chat template."""
+    found = next(
+        (form for texts, form in _FORMATS if all(text in template for text in texts)), _PLAIN
+    )
+    if found.thought is not None or found.name == "harmony":
+        return found
+    thought = next((pair for pair in _THOUGHTS if pair[1] in template), None)
+    return replace(found, thought=thought)

@@ -1,0 +1,443 @@
+"""Answers taken apart: thinking, text and tool calls of each family, wherever they are cut."""
+
+import json
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airllm.text.answer import (
+    AnswerParser,
+    AnswerPart,
+    AnswerText,
+    AnswerThought,
+    CallArguments,
+    CallBegin,
+    Tool,
+    format_of,
+)
+
+TOOLS = [
+    Tool(
+        "weather",
+        "The weather in a city.",
+        {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "days": {"type": "integer"},
+                "hours": {"type": "array"},
+                "exact": {"type": "boolean"},
+                "limit": {"type": ["integer", "null"]},
+            },
+        },
+    ),
+    Tool("clock"),
+]
+
+
+class Told(NamedTuple):
+    """An answer, joined from its parts."""
+
+    text: str
+    thought: str
+    calls: list[tuple[str, str | None, str]]  # name, id, arguments
+
+    def arguments(self) -> list[Any]:
+        return [json.loads(arguments) for _, _, arguments in self.calls]
+
+    def names(self) -> list[str]:
+        return [name for name, _, _ in self.calls]
+
+
+def joined(parts: list[AnswerPart]) -> Told:
+    text, thought, calls = "", "", []
+    for part in parts:
+        match part:
+            case AnswerText(more):
+                text += more
+            case AnswerThought(more):
+                thought += more
+            case CallBegin(index, name, id):
+                assert index == len(calls)
+                calls.append((name, id, ""))
+            case CallArguments(index, more):
+                assert index == len(calls) - 1
+                calls[index] = (*calls[index][:2], calls[index][2] + more)
+    return Told(text, thought, calls)
+
+
+def told(template: str, *pieces: str, tools: list[Tool] = TOOLS, in_thought: bool = False) -> Told:
+    parser = AnswerParser(format_of(template), tools, in_thought=in_thought)
+    parts = [part for piece in pieces for part in parser.push(piece)]
+    return joined([*parts, *parser.finish()])
+
+
+HERMES = "<tool_call> <think></think>"
+QWEN_CODER = "<tool_call><function=f><parameter=x></think>"
+GLM = "<tool_call>f<arg_key>k</arg_key></think>"
+LLAMA = "<|python_tag|>"
+MISTRAL = "[TOOL_CALLS] [THINK][/THINK]"
+HARMONY = "<|channel|><|message|>"
+DEEPSEEK = "<｜tool▁calls▁begin｜></think>"
+DSML = "｜DSML｜function_calls </think>"
+KIMI = "<|tool_calls_section_begin|></think>"
+GEMMA = "<|tool_call>call:"
+MINIMAX = "<minimax:tool_call></think>"
+MINIMAX3 = "]<]minimax[>[ </mm:think>"
+SEED = "<seed:tool_call></seed:think>"
+
+# Name: template, answer, text, thought, (name, arguments) of the calls.
+RECORDED: dict[str, tuple[str, str, str, str, list[tuple[str, Any]]]] = {
+    "hermes": (
+        HERMES,
+        "<think>\nThe user wants\nthe weather.\n</think>\n\nI will look.\n<tool_call>\n"
+        '{"name": "weather", "arguments": {"city": "Paris \\u00e9 }{", "days": 2}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
+        "I will look.",
+        "The user wants\nthe weather.",
+        [("weather", {"city": "Paris é }{", "days": 2}), ("clock", {})],
+    ),
+    "hermes, arguments first": (
+        HERMES,
+        '<tool_call>{"arguments": {"days": [1, {"a": "]"}]}, "name": "weather"}</tool_call>',
+        "",
+        "",
+        [("weather", {"days": [1, {"a": "]"}]})],
+    ),
+    "hermes, arguments as text, and a bracket too many": (
+        HERMES,
+        '<tool_call>\n{"name": "weather", "arguments": "{\\"city\\": \\"Rome\\"}"}}\n</tool_call>',
+        "",
+        "",
+        [("weather", {"city": "Rome"})],
+    ),
+    "qwen3-coder": (
+        QWEN_CODER,
+        'Yes.\n\n<tool_call>\n<function=weather>\n<parameter=city>\nNew\nYork "NY"\n</parameter>\n'
+        "<parameter=days>\n3\n</parameter>\n<parameter=hours>\n[1, 2]\n</parameter>\n"
+        "<parameter=exact>\nTrue\n</parameter>\n</function>\n</tool_call>",
+        "Yes.",
+        "",
+        [("weather", {"city": 'New\nYork "NY"', "days": 3, "hours": [1, 2], "exact": True})],
+    ),
+    "qwen3-coder without its tool_call": (
+        QWEN_CODER,
+        "<function=weather>\n<parameter=city>\n12\n</parameter>\n</function>\n</tool_call>",
+        "",
+        "",
+        [("weather", {"city": "12"})],
+    ),
+    "glm": (
+        GLM,
+        "<think>Hm.</think>\nSure.\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Oslo"
+        "</arg_value>\n<arg_key>limit</arg_key>\n<arg_value>null</arg_value>\n</tool_call>\n"
+        "<tool_call>clock\n</tool_call>",
+        "Sure.",
+        "Hm.",
+        [("weather", {"city": "Oslo", "limit": None}), ("clock", {})],
+    ),
+    "llama 3": (
+        LLAMA,
+        '{"name": "weather", "parameters": {"city": "Lima"}}',
+        "",
+        "",
+        [("weather", {"city": "Lima"})],
+    ),
+    "llama 3, with its mark, twice": (
+        LLAMA,
+        '<|python_tag|>{"type": "function", "name": "weather", "parameters": {"city": "Lima"}}; '
+        '{"name": "clock", "parameters": {}}',
+        "",
+        "",
+        [("weather", {"city": "Lima"}), ("clock", {})],
+    ),
+    "llama 3, an object that is no call": (
+        LLAMA,
+        '{"name": "Ada", "age": 36} is an object.',
+        '{"name": "Ada", "age": 36} is an object.',
+        "",
+        [],
+    ),
+    "mistral, a list": (
+        MISTRAL,
+        '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Nice"}, "id": "123456789"}, '
+        '{"name": "clock", "arguments": {}}]',
+        "",
+        "",
+        [("weather", {"city": "Nice"}), ("clock", {})],
+    ),
+    "mistral, names before arguments": (
+        MISTRAL,
+        '[THINK]Which?[/THINK]Two.[TOOL_CALLS]weather[ARGS]{"city": "Nice"}'
+        "[TOOL_CALLS]clock[CALL_ID]abcdefghi[ARGS]{}",
+        "Two.",
+        "Which?",
+        [("weather", {"city": "Nice"}), ("clock", {})],
+    ),
+    "gpt-oss": (
+        HARMONY,
+        "<|channel|>analysis<|message|>They want\nweather.<|end|><|start|>assistant<|channel|>"
+        "commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary "
+        'to=functions.weather <|constrain|>json<|message|>{"city":"Bonn"}<|call|>',
+        "I look.",
+        "They want\nweather.",
+        [("weather", {"city": "Bonn"})],
+    ),
+    "gpt-oss, recipient before its channel": (
+        HARMONY,
+        "<|start|>assistant to=functions.clock<|channel|>commentary json<|message|>{}<|call|>",
+        "",
+        "",
+        [("clock", {})],
+    ),
+    "gpt-oss, an answer": (
+        HARMONY,
+        "<|channel|>analysis<|message|>2+2<|end|><|start|>assistant<|channel|>final<|message|>4.",
+        "4.",
+        "2+2",
+        [],
+    ),
+    "deepseek v3": (
+        DEEPSEEK,
+        "Let me see.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n"
+        '```json\n{"city": "Bern"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function'
+        "<｜tool▁sep｜>clock\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "Let me see.",
+        "",
+        [("weather", {"city": "Bern"}), ("clock", {})],
+    ),
+    "deepseek v3.1": (
+        DEEPSEEK,
+        "<think>So.</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+        '{"city": "Bern"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        "",
+        "So.",
+        [("weather", {"city": "Bern"})],
+    ),
+    "deepseek v3.2": (
+        DSML,
+        '\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter '
+        'name="city" string="true">12</｜DSML｜parameter>\n<｜DSML｜parameter name="days" '
+        'string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n<｜DSML｜invoke name="clock">\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        "",
+        "",
+        [("weather", {"city": "12", "days": 2}), ("clock", {})],
+    ),
+    "kimi": (
+        KIMI,
+        "Looking.<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0"
+        '<|tool_call_argument_begin|>{"city": "Xi\'an"}<|tool_call_end|><|tool_call_begin|>'
+        "functions.clock:1<|tool_call_argument_begin|>{}<|tool_call_end|>"
+        "<|tool_calls_section_end|>",
+        "Looking.",
+        "",
+        [("weather", {"city": "Xi'an"}), ("clock", {})],
+    ),
+    "gemma": (
+        GEMMA,
+        '<|channel>thought\nHm.\n<channel|>Now.<|tool_call>call:weather{city:<|"|>A "b", {c<|"|>,'
+        'days:2,hours:[1,<|"|>x<|"|>,{a:true}],exact:false}<tool_call|><|tool_call>call:clock{}'
+        "<tool_call|>",
+        "Now.",
+        "Hm.",
+        [
+            (
+                "weather",
+                {
+                    "city": 'A "b", {c',
+                    "days": 2,
+                    "hours": [1, "x", {"a": True}],
+                    "exact": False,
+                },
+            ),
+            ("clock", {}),
+        ],
+    ),
+    "minimax": (
+        MINIMAX,
+        '<think>\nA\n</think>\n\n<minimax:tool_call>\n<invoke name="weather">\n<parameter '
+        'name="city">San "F"</parameter>\n<parameter name="days">4</parameter>\n</invoke>\n'
+        "</minimax:tool_call>",
+        "",
+        "A",
+        [("weather", {"city": 'San "F"', "days": 4})],
+    ),
+    "seed": (
+        SEED,
+        "<seed:think>B</seed:think><seed:tool_call>\n<function=weather>\n<parameter=city>Ulm"
+        "</parameter>\n</function>\n</seed:tool_call>",
+        "",
+        "B",
+        [("weather", {"city": "Ulm"})],
+    ),
+    "gpt-oss, recipient right after the prompt": (
+        HARMONY,
+        ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Bonn"}<|call|>',
+        "",
+        "",
+        [("weather", {"city": "Bonn"})],
+    ),
+    "cohere": (
+        "<|START_ACTION|>",
+        "<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[\n    "
+        '{"tool_call_id": "0", "tool_name": "weather", "parameters": {"city": "Ulm"}}\n'
+        "]<|END_ACTION|>",
+        "",
+        "Hm.",
+        [("weather", {"city": "Ulm"})],
+    ),
+    "cohere, a text": (
+        "<|START_ACTION|>",
+        "<|START_RESPONSE|>Sunny.<|END_RESPONSE|>",
+        "Sunny.",
+        "",
+        [],
+    ),
+    "apriel": (
+        "<tool_calls>",
+        'Now.\n<tool_calls>[{"name": "clock", "arguments": {}}]</tool_calls>',
+        "Now.",
+        "",
+        [("clock", {})],
+    ),
+    "minimax m3": (
+        MINIMAX3,
+        '</mm:think>Now.]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="weather">'
+        "]<]minimax[>[<city>Ulm <x>]<]minimax[>[</city>]<]minimax[>[<days>2]<]minimax[>[</days>"
+        "]<]minimax[>[<hours>]<]minimax[>[<item>1]<]minimax[>[</item>]<]minimax[>[<item>"
+        "]<]minimax[>[<a>true]<]minimax[>[</a>]<]minimax[>[</item>]<]minimax[>[</hours>"
+        ']<]minimax[>[</invoke>\n]<]minimax[>[<invoke name="clock">]<]minimax[>[</invoke>\n'
+        "]<]minimax[>[</tool_call>",
+        "Now.",
+        "",
+        [("weather", {"city": "Ulm <x>", "days": 2, "hours": [1, {"a": True}]}), ("clock", {})],
+    ),
+    "functionary": (
+        "<function=f></function>",
+        'So.<function=weather>{"city": "Ulm"}</function><function=clock>{}</function>',
+        "So.",
+        "",
+        [("weather", {"city": "Ulm"}), ("clock", {})],
+    ),
+    "a list between tags": (
+        "<TOOLCALL>",
+        '<TOOLCALL>[{"name": "weather", "arguments": {"city": "Ur"}}]</TOOLCALL>',
+        "",
+        "",
+        [("weather", {"city": "Ur"})],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_an_answer_of_each_family_is_taken_apart(name: str) -> None:
+    template, answer, text, thought, calls = RECORDED[name]
+    found = told(template, answer)
+    assert (found.text, found.thought) == (text, thought)
+    assert list(zip(found.names(), found.arguments(), strict=True)) == calls
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_where_an_answer_is_cut_changes_nothing(name: str) -> None:
+    template, answer, *_ = RECORDED[name]
+    whole = told(template, answer)
+    assert told(template, *answer) == whole
+    for at in range(len(answer)):
+        assert told(template, answer[:at], answer[at:]) == whole
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_an_answer_that_ends_anywhere_is_taken_apart_in_the_same_way(name: str) -> None:
+    template, answer, *_ = RECORDED[name]
+    for end in range(len(answer)):
+        assert told(template, *answer[:end]) == told(template, answer[:end])
+
+
+@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, DEEPSEEK, KIMI, GEMMA, GLM, ""])
+@given(st.text('<>{}[]"\\:,\n ab/|_thinktoolcall', max_size=60))
+def test_text_without_markup_stays_as_it_is(template: str, text: str) -> None:
+    marks = format_of(template).marks
+    if any(mark in text for mark in marks):
+        return
+    assert told(template, text, tools=[]) == Told(text, "", [])
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            *("<tool_call>", "</tool_call>", "<think>", "</think>", '{"name": "weather"', "{", "}"),
+            *(', "arguments": ', "<function=weather>", "<parameter=city>", "</parameter>", "\n"),
+            *("</function>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "weather"),
+            *(
+                "[TOOL_CALLS]",
+                "[ARGS]",
+                "<|tool_call>call:",
+                '<|"|>',
+                "<tool_call|>",
+                "x",
+                ":",
+                "[",
+            ),
+            *("<|channel|>", "analysis", "<|message|>", "<|end|>", " to=functions.weather", '"'),
+            *("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>", ",", "é"),
+        ]
+    ),
+    max_size=25,
+).map("".join)
+
+
+@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, GEMMA, GLM, KIMI, HARMONY])
+@given(PIECES, st.lists(st.integers(0, 400), max_size=5))
+def test_nonsense_is_taken_apart_in_the_same_way_however_it_is_cut(
+    template: str, answer: str, cuts: list[int]
+) -> None:
+    ends = sorted(min(cut, len(answer)) for cut in cuts)
+    starts = [0, *ends]
+    pieces = [answer[a:b] for a, b in zip(starts, [*ends, len(answer)], strict=True)]
+    assert told(template, *pieces) == told(template, answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '<tool_call>{"nam": "weather"}</tool_call>',
+        "<tool_call>\nI call the weather.</tool_call>",
+        '<tool_call>{"name": 5, "arguments": {}}',
+        '<tool_call>{"name": "wea',
+    ],
+)
+def test_what_is_not_a_call_stays_in_the_text(answer: str) -> None:
+    assert told(HERMES, answer) == Told(answer, "", [])
+
+
+def test_without_tools_a_call_is_text() -> None:
+    answer = 'Look: <tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    assert told(HERMES, answer, tools=[]).text == answer
+
+
+def test_arguments_are_handed_over_while_they_come() -> None:
+    parser = AnswerParser(format_of(HERMES), TOOLS)
+    assert parser.push('<tool_call>{"name": "weather", "argum') == []
+    assert parser.push('ents": {"ci') == [CallBegin(0, "weather"), CallArguments(0, '{"ci')]
+    assert parser.push('ty": "Rome"') == [CallArguments(0, 'ty": "Rome"')]
+
+
+def test_layout_is_no_text_without_tools_either() -> None:
+    answer = "<|START_RESPONSE|>Sunny.<|END_RESPONSE|>"
+    assert told("<|START_ACTION|>", answer, tools=[]) == Told("Sunny.", "", [])
+
+
+def test_an_answer_can_begin_inside_a_thought() -> None:
+    found = told(HERMES, "So.\n</think>\n\nYes.", in_thought=True)
+    assert found == Told("Yes.", "So.", [])
+
+
+def test_kimi_names_its_calls() -> None:
+    template, answer, *_ = RECORDED["kimi"]
+    assert [id for _, id, _ in told(template, answer).calls] == [
+        "functions.weather:0",
+        "functions.clock:1",
+    ]

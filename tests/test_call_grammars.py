@@ -1,0 +1,243 @@
+"""Grammars of tool calls: what they match is what the format's reader reads, and nothing else."""
+
+import json
+from typing import Any
+
+import pytest
+from test_answer_parser import (
+    DEEPSEEK,
+    DSML,
+    GEMMA,
+    GLM,
+    HARMONY,
+    HERMES,
+    KIMI,
+    LLAMA,
+    MINIMAX,
+    QWEN_CODER,
+    SEED,
+    told,
+)
+
+from airllm.text.answer import Tool, format_of
+from airllm.text.answer.call_grammars import NoGrammarError, answer_grammar
+
+llguidance = pytest.importorskip("llguidance")
+
+WEATHER = Tool(
+    "weather",
+    "The weather in a city.",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "unit": {"type": "string", "enum": ["C", "F"]},
+        },
+        "required": ["city"],
+    },
+)
+CLOCK = Tool("clock")
+OLD_MISTRAL, NEW_MISTRAL = "[TOOL_CALLS]", "[TOOL_CALLS] [ARGS]"
+FENCED_DEEPSEEK = DEEPSEEK + "```json"
+
+# Template: (an answer with one call, with a call of the wrong kind).
+ANSWERS: dict[str, tuple[str, str, str]] = {
+    "hermes": (
+        HERMES,
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome", "days": 2}}\n</tool_call>',
+        '<tool_call>\n{"name": "weather", "arguments": {"days": 2}}\n</tool_call>',
+    ),
+    "llama 3": (
+        LLAMA,
+        '{"name": "weather", "parameters": {"city": "Rome", "unit": "C"}}',
+        '{"name": "weather", "parameters": {"city": "Rome", "unit": "K"}}',
+    ),
+    "mistral, a list": (
+        OLD_MISTRAL,
+        '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]',
+        '[TOOL_CALLS][{"name": "wind", "arguments": {"city": "Rome"}}]',
+    ),
+    "mistral": (
+        NEW_MISTRAL,
+        '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}',
+        '[TOOL_CALLS]weather[ARGS]{"city": 5}',
+    ),
+    "deepseek v3": (
+        FENCED_DEEPSEEK,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+        '{"city": "Rome"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>",
+    ),
+    "deepseek v3.1": (
+        DEEPSEEK,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+        '{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{}<｜tool▁call▁end｜>",
+    ),
+    "kimi": (
+        KIMI,
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0"
+        '<|tool_call_argument_begin|>{"city": "Rome"}<|tool_call_end|><|tool_calls_section_end|>',
+        "<|tool_calls_section_begin|><|tool_call_begin|>weather:0",
+    ),
+    "gpt-oss": (
+        HARMONY,
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary "
+        'to=functions.weather <|constrain|>json<|message|>{"city": "Rome"}',
+        "<|channel|>final<|message|>No.",
+    ),
+    "qwen3-coder": (
+        QWEN_CODER,
+        "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>\n2"
+        "\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=weather>\n<parameter=days>\n2\n</parameter>\n",
+    ),
+    "glm": (
+        GLM,
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n"
+        "<arg_key>unit</arg_key>\n<arg_value>F</arg_value>\n</tool_call>",
+        "<tool_call>weather\n</tool_call>",
+    ),
+    "seed": (
+        SEED,
+        "<seed:tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n"
+        "</seed:tool_call>",
+        "<tool_call>",
+    ),
+    "minimax": (
+        MINIMAX,
+        '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Rome</parameter>\n'
+        '<parameter name="days">2</parameter>\n</invoke>\n</minimax:tool_call>',
+        '<minimax:tool_call>\n<invoke name="weather">\n</invoke>\n',
+    ),
+    "deepseek v3.2": (
+        DSML,
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" '
+        'string="true">Rome</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n</｜DSML｜invoke>',
+    ),
+    "gemma": (
+        GEMMA,
+        '<|tool_call>call:weather{city:<|"|>Rome<|"|>,unit:<|"|>C<|"|>}<tool_call|>',
+        '<|tool_call>call:weather{unit:<|"|>C<|"|>}<tool_call|>',
+    ),
+    "cohere": (
+        "<|START_ACTION|>",
+        '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "weather", "parameters": '
+        '{"city": "Rome"}}]<|END_ACTION|>',
+        "<|START_ACTION|>[]<|END_ACTION|>",
+    ),
+    "apriel": (
+        "<tool_calls>",
+        '<tool_calls>[{"name": "weather", "arguments": {"city": "Rome"}}]</tool_calls>',
+        "<tool_calls>[]</tool_calls>",
+    ),
+    "a list between tags": (
+        "<TOOLCALL>",
+        '<TOOLCALL>[{"name": "weather", "arguments": {"city": "Rome"}}]</TOOLCALL>',
+        "<TOOLCALL>[]</TOOLCALL>",
+    ),
+}
+
+
+def as_text(mark: str) -> str:
+    return json.dumps(mark, ensure_ascii=False)
+
+
+def matches(grammar: str, text: str) -> bool:
+    """Whether a grammar matches a text as a whole."""
+    tokenizer = llguidance.LLTokenizer("byte")
+    source = llguidance.LLMatcher.grammar_from_lark(grammar)
+    matcher = llguidance.LLMatcher(tokenizer, source, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    assert not matcher.get_grammar_warnings()
+    tokens = tokenizer.tokenize_str(text)
+    return matcher.consume_tokens(tokens) and matcher.is_accepting()
+
+
+def grammar(template: str, *tools: Tool, **more: Any) -> str:
+    return answer_grammar(
+        format_of(template),
+        as_text,
+        tools=tools or (WEATHER, CLOCK),
+        template=template,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_call_that_a_grammar_allows_is_read_as_that_call(name: str) -> None:
+    template, answer, _ = ANSWERS[name]
+    assert matches(grammar(template), answer)
+    found = told(template, answer, tools=[WEATHER, CLOCK])
+    assert found.names() == ["weather"]
+    assert found.arguments()[0]["city"] == "Rome"
+    assert found.text == ""
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_is_no_call_of_a_tool_is_not_allowed(name: str) -> None:
+    template, _, wrong = ANSWERS[name]
+    assert not matches(grammar(template), wrong)
+    assert not matches(grammar(template), "I would rather talk.")
+    assert not matches(grammar(template), "")
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_call_of_another_tool_than_the_one_that_was_named_is_not_allowed(name: str) -> None:
+    template, answer, _ = ANSWERS[name]
+    assert matches(grammar(template, WEATHER), answer)
+    assert not matches(grammar(template, CLOCK), answer)
+
+
+def test_one_call_or_several() -> None:
+    call = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+    assert matches(grammar(HERMES), f"{call}\n{call}")
+    assert not matches(grammar(HERMES, several=False), f"{call}\n{call}")
+
+
+def test_a_thought_may_come_before() -> None:
+    call = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+    assert matches(grammar(HERMES), f"<think>\nHm <b>\n</think>\n\n{call}")
+    assert not matches(grammar(HERMES), f"Hm.\n</think>\n\n{call}")
+    within = grammar(HERMES, in_thought=True)
+    assert matches(within, f"Hm.\n</think>\n\n{call}")
+    assert not matches(within, call)
+    assert not matches(within, f"Hm.\n</think>\n\nNo. </think>{call}")
+
+
+def test_json_may_follow_a_thought() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    grammar = answer_grammar(format_of(HERMES), as_text, schema=schema)
+    assert matches(grammar, '<think>\nHm.</think>\n\n{"a": 5}')
+    assert matches(grammar, '{"a": 5}')
+    assert not matches(grammar, '{"a": "5"}')
+    grammar = answer_grammar(format_of(HERMES), as_text, schema=schema, in_thought=True)
+    assert not matches(grammar, '{"a": 5}')
+
+
+def test_a_call_or_json_may_come_if_both_are_wanted() -> None:
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    both = grammar(HERMES, CLOCK, schema=schema)
+    assert matches(both, "{}")
+    assert matches(both, '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>')
+    assert not matches(both, "clock")
+
+
+def test_control_tokens_come_as_tokens() -> None:
+    text = answer_grammar(format_of(LLAMA), as_text, tools=[CLOCK])
+    assert "<[" not in text
+    text = answer_grammar(format_of(KIMI), lambda mark: f"<[{len(mark)}]>", tools=[CLOCK])
+    assert '"<|tool_call' not in text
+
+
+def test_what_cannot_be_enforced_in_tags_is_refused_by_its_name() -> None:
+    for schema, word in (
+        ({"properties": {"x": {"type": "string", "pattern": "a+"}}}, "pattern"),
+        ({"anyOf": [{}]}, "anyOf"),
+    ):
+        with pytest.raises(NoGrammarError, match=word):
+            grammar(QWEN_CODER, Tool("f", "", schema))
+    with pytest.raises(NoGrammarError, match="minimum"):
+        grammar(GEMMA, Tool("f", "", {"properties": {"x": {"type": "integer", "minimum": 3}}}))

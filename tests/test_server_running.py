@@ -1,0 +1,361 @@
+"""The server around the protocols: who may use it, who has left, limits, metrics and the log."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from airllm.engine.requests import DeadlineError, Handle, Piece, PromptProgress, Request
+
+pytest.importorskip("starlette")
+
+from scripted_server import Client, Response, Say, ScriptedEngine, scripted_model
+
+from airllm.server import http_exchange
+from airllm.server.engine_thread import EngineThread
+from airllm.server.mailbox import Mailbox, SlowReaderError
+
+CHAT = {"messages": [{"role": "user", "content": "Hello?"}]}
+LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
+
+
+def ask(client: Client, **more: Any) -> Response:
+    return client.post("/v1/chat/completions", CHAT, **more)
+
+
+# ---- who may use it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1", "[::1]:8080", "LOCALHOST"])
+def test_the_server_answers_to_its_own_names(host: str) -> None:
+    with Client(hosts=LOCAL) as client:
+        assert ask(client, headers=[("host", host)]).status == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8080", "", "[evil]"])
+def test_a_name_that_was_pointed_at_the_server_is_refused(host: str) -> None:
+    with Client(hosts=LOCAL) as client:
+        response = ask(client, headers=[("host", host)])
+        assert response.status == 403
+        assert not client.engine.requests
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:9999"])
+def test_a_page_of_another_origin_gets_nothing(origin: str) -> None:
+    with Client(hosts=LOCAL) as client:
+        response = ask(client, headers=[("origin", origin)])
+        assert response.status == 403
+        assert "access-control-allow-origin" not in response.headers
+        assert not client.engine.requests
+
+
+def test_a_page_that_hides_its_origin_gets_nothing() -> None:
+    with Client(hosts=LOCAL) as client:
+        response = client.get("/props", headers=[("sec-fetch-site", "cross-site")])
+        assert response.status == 403
+
+
+def test_the_servers_own_page_is_answered() -> None:
+    with Client(hosts=LOCAL) as client:
+        assert ask(client, headers=[("origin", "http://localhost:8080")]).status == 200
+
+
+def test_an_origin_that_was_allowed_is_answered_and_its_browser_told_so() -> None:
+    with Client(origins=frozenset(["https://chat.example"])) as client:
+        headers = [("origin", "https://chat.example")]
+        response = ask(client, headers=headers)
+        assert response.status == 200
+        assert response.headers["access-control-allow-origin"] == "https://chat.example"
+        wanted = [("access-control-request-method", "POST")]
+        response = client.call("OPTIONS", "/v1/chat/completions", headers=[*headers, *wanted])
+        assert response.status == 204
+        assert "POST" in response.headers["access-control-allow-methods"]
+        assert ask(client, headers=[("origin", "https://evil.example")]).status == 403
+
+
+@pytest.mark.parametrize("header", [("authorization", "Bearer two"), ("x-api-key", "one")])
+def test_a_key_opens_the_server(header: tuple[str, str]) -> None:
+    with Client(api_keys=("one", "two")) as client:
+        assert ask(client, headers=[header]).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("authorization", "Bearer three")],
+        [("authorization", "Bearer ")],
+        [("authorization", "Basic one")],
+        [("x-api-key", "")],
+        [("x-api-key", "one ")],
+        [("x-api-key", "\xff")],
+    ],
+)
+def test_without_the_key_there_is_no_answer(headers: list[tuple[str, str]]) -> None:
+    with Client(api_keys=("one", "two")) as client:
+        for path in ("/v1/models", "/props", "/metrics", "/api/tags"):
+            assert client.get(path, headers=headers).status == 401
+        response = ask(client, headers=headers)
+        assert response.status == 401
+        assert response.json["error"]["code"] == "invalid_api_key"
+        assert client.get("/health", headers=headers).status == 200
+        assert not client.engine.requests
+
+
+# ---- who has left --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_before_the_answer_is_cancelled(stream: bool) -> None:
+    with Client(Say("Hello.", waits=True)) as client:
+        body = {**CHAT, "stream": stream}
+        response = client.post("/v1/chat/completions", body, leaves=True)
+        assert response.status == 0
+        assert [handle.stage for handle in client.engine.cancelled] == ["cancelled"]
+
+
+def test_who_leaves_within_the_answer_is_cancelled() -> None:
+    with Client(Say("Hello. " * 9, error=RuntimeError(), error_waits=True)) as client:
+        body = {**CHAT, "stream": True}
+        client.post("/v1/chat/completions", body, leaves_after=lambda response: response.pieces)
+        assert [handle.stage for handle in client.engine.cancelled] == ["cancelled"]
+
+
+def test_the_others_are_not_cancelled() -> None:
+    with Client("Hello.") as client:
+        ask(client)
+        ask(client)
+        stages = [handle.stage for handle in client.engine.cancelled]
+        assert stages == ["finished", "finished"]
+
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_has_nothing_to_say_sends_heartbeats() -> None:
+    with Client(Say("Hello.", waits=True), heartbeat_seconds=0.01) as client:
+
+        def go_on_after_three(response: Response) -> bool:
+            if response.body.count(b": still here") == 3:
+                client.engine.go.set()
+            return False
+
+        body = {**CHAT, "stream": True}
+        response = client.post("/v1/chat/completions", body, leaves_after=go_on_after_three)
+        assert response.body.count(b": still here\n\n") >= 3
+        assert response.data[0]["choices"][0]["delta"]["role"] == "assistant"
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in response.data)
+
+
+def test_a_request_that_waits_too_long_has_the_status_of_its_error() -> None:
+    with Client(Say(error=DeadlineError("it waited longer than queue_seconds=1"))) as client:
+        for stream in (False, True):
+            response = client.post("/v1/chat/completions", {**CHAT, "stream": stream})
+            assert response.status in (200, 504)
+            assert "queue_seconds" in response.body.decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_may_not_take_for_ever(stream: bool) -> None:
+    with Client(Say("Hello.", hangs_in_prompt=True), prompt_seconds=0.05) as client:
+        response = client.post("/v1/chat/completions", {**CHAT, "stream": stream})
+        assert "prompt-timeout" in response.body.decode()
+        assert response.status == 504 if not stream else 200
+        assert [handle.stage for handle in client.engine.cancelled] == ["cancelled"]
+
+
+def test_who_takes_nothing_of_an_answer_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_exchange, "STALL_SECONDS", 0.05)
+    with Client("Hello. " * 9) as client:
+        client.post("/v1/chat/completions", {**CHAT, "stream": True}, takes=lambda piece: False)
+        assert [handle.is_over for handle in client.engine.cancelled] == [True]
+        lines = client.get("/metrics").body.decode().splitlines()
+        path = 'endpoint="/v1/chat/completions"'
+        assert f'airllm_requests_total{{{path},outcome="cancelled"}} 1' in lines
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_asks_to_come_again() -> None:
+    with Client() as client:
+        client.engine.is_full = True
+        response = ask(client)
+        assert response.status == 429
+        assert int(response.headers["retry-after"]) > 0
+        assert response.json["error"]["code"] == "queue_full"
+
+
+def test_a_body_that_is_too_long_is_refused() -> None:
+    with Client(max_body=100) as client:
+        body = {"messages": [{"role": "user", "content": "x" * 200}]}
+        response = client.post("/v1/chat/completions", body)
+        assert response.status == 413
+        assert response.headers["connection"] == "close"
+
+
+def test_a_prompt_that_is_too_long_is_refused() -> None:
+    with Client(max_prompt=10) as client:
+        response = ask(client)
+        assert response.status == 400
+        assert response.json["error"]["code"] == "prompt_too_long"
+
+
+def test_the_servers_limits_reach_the_engine() -> None:
+    with Client(queue_seconds=1.0, prompt_seconds=2.0, answer_seconds=4.0, max_tokens=5) as client:
+        ask(client)
+        request = client.engine.requests[0]
+        assert request.queue_seconds == 1.0
+        assert request.deadline_seconds == 7.0
+        assert request.limits.max_new_tokens == 5
+
+
+def test_a_path_that_is_not_there_and_a_method_that_does_not_fit_are_named() -> None:
+    with Client() as client:
+        response = client.get("/v1/nothing")
+        assert response.status == 404
+        assert "/v1/nothing" in response.json["error"]["message"]
+        response = client.get("/v1/chat/completions")
+        assert response.status == 405
+        assert "POST" in response.json["error"]["message"]
+        assert client.get("/api/nothing").json == {
+            "error": client.get("/api/nothing").json["error"]
+        }
+
+
+# ---- what it says of itself ----------------------------------------------------------------------
+
+
+def test_the_server_says_that_it_is_loading_until_the_model_is_there() -> None:
+    may_open = threading.Event()
+    engine = ScriptedEngine("Hello.")
+
+    def opened() -> Any:
+        may_open.wait(10)
+        return scripted_model(engine)
+
+    client = Client(opened=opened)
+    client.thread.start()
+    assert client.get("/health").status == 503
+    response = ask(client)
+    assert response.status == 503
+    assert response.json["error"]["code"] == "loading"
+    may_open.set()
+    client.thread.wait_until_open()
+    assert client.get("/health").json == {"status": "ok"}
+    client.thread.close()
+    engine.close()
+
+
+def test_a_model_that_cannot_be_opened_is_the_servers_error() -> None:
+    ended = threading.Event()
+
+    def opened() -> Any:
+        raise ValueError("no such model")
+
+    thread = EngineThread(opened, ended.set)
+    thread.start()
+    with pytest.raises(ValueError, match="no such model"):
+        thread.wait_until_open()
+    assert ended.wait(10)
+
+
+def test_metrics_count_requests_and_tokens() -> None:
+    with Client("Hello.") as client:
+        ask(client)
+        client.post("/v1/chat/completions", {"messages": []})
+        lines = client.get("/metrics").body.decode().splitlines()
+        path = 'endpoint="/v1/chat/completions"'
+        assert f'airllm_requests_total{{{path},outcome="stop"}} 1' in lines
+        assert f"airllm_prompt_tokens_total {len(client.engine.prompt())}" in lines
+        assert f'airllm_requests_total{{{path},outcome="error 400"}} 1' in lines
+        assert "airllm_model_loaded 1" in lines
+        assert 'airllm_queue_seconds_bucket{le="+Inf"} 1' in lines
+
+
+def test_the_log_has_a_line_for_a_request_and_no_word_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "airllm")
+    with Client("A secret answer.") as client:
+        body = {"messages": [{"role": "user", "content": "A secret question"}]}
+        id = client.post("/v1/chat/completions", body).headers["x-request-id"]
+        lines = [record.message for record in caplog.records if id in record.message]
+        assert len(lines) == 1
+        assert "/v1/chat/completions" in lines[0]
+        assert lines[0].endswith("; stop")
+        assert "secret" not in caplog.text
+
+
+def test_tokens_of_a_text_and_of_a_chat_are_shown() -> None:
+    with Client() as client:
+        assert client.post("/tokenize", {"content": "AB"}).json == {"tokens": [65, 66]}
+        pieces = client.post("/tokenize", {"content": "A", "with_pieces": True}).json["tokens"]
+        assert pieces == [{"id": 65, "piece": "A"}]
+        tokens = client.post("/tokenize", CHAT).json["tokens"]
+        text = client.post("/detokenize", {"tokens": tokens}).json["content"]
+        assert text == "<user>Hello?\n<assistant>"
+        assert client.post("/detokenize", {"tokens": [300]}).status == 400
+        assert client.post("/detokenize", {"tokens": ["a"]}).status == 400
+
+
+def test_props_describe_the_model() -> None:
+    with Client() as client:
+        props = client.get("/props").json
+        assert props["model"] == "scripted"
+        assert props["context"] == 4096
+        assert props["answer_format"] == "hermes"
+
+
+def test_models_are_listed_and_found_by_name() -> None:
+    with Client() as client:
+        assert client.get("/v1/models").json["data"][0]["id"] == "scripted"
+        assert client.get("/v1/models/scripted").json["id"] == "scripted"
+        assert client.get("/v1/models/other").status == 404
+
+
+# ---- the mailbox ---------------------------------------------------------------------------------
+
+
+def handle() -> Handle:
+    return Handle(1, Request([1]), [1], lambda *_: None)
+
+
+def test_a_mailbox_hands_over_all_that_is_there_in_order() -> None:
+    async def run() -> None:
+        mailbox, own = Mailbox(asyncio.get_running_loop()), handle()
+        events = [Piece(0, str(at), (at,)) for at in range(5)]
+        threading.Thread(target=lambda: [mailbox.put(own, event) for event in events]).start()
+        found: list[Any] = []
+        while len(found) < 5:
+            found += await mailbox.take(5.0)
+        assert found == [(own, event) for event in events]
+        start = time.perf_counter()
+        assert await mailbox.take(0.01) == []
+        assert time.perf_counter() - start < 5
+
+    asyncio.run(run())
+
+
+def test_a_mailbox_keeps_the_last_of_the_prompts_progress() -> None:
+    async def run() -> None:
+        mailbox, own = Mailbox(asyncio.get_running_loop()), handle()
+        for done in range(1000):
+            mailbox.put(own, PromptProgress(done, 1000))
+        assert await mailbox.take(1.0) == [(own, PromptProgress(999, 1000))]
+
+    asyncio.run(run())
+
+
+def test_a_mailbox_that_nobody_empties_ends_its_request() -> None:
+    async def run() -> None:
+        mailbox, own = Mailbox(asyncio.get_running_loop(), most=3), handle()
+        for at in range(3):
+            mailbox.put(own, Piece(0, "x", (at,)))
+        with pytest.raises(SlowReaderError):
+            mailbox.put(own, Piece(0, "x", (3,)))
+        assert len(await mailbox.take(1.0)) == 3
+
+    asyncio.run(run())
