@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from airllm.util.errors import AirllmError
+
 Attr = int | float | bool | str
 DType = Literal["float32", "int32", "q8_0"]
 # Shapes: vector [n]; vectors [n_experts, n], one for each expert; matrix [n, k], to multiply by;
@@ -14,7 +16,7 @@ MANY: frozenset[Role] = frozenset(["experts", "heads"])  # roles of several matr
 Activations = Literal["auto", "q8", "q16", "f32"]
 
 
-class GraphError(ValueError):
+class GraphError(AirllmError, ValueError):
     """A graph is wrong, or is given weights of the wrong shape."""
 
 

@@ -32,6 +32,7 @@ from typing import Any, Self, get_args
 from airllm.engine.settings import AnswerOptions
 from airllm.util.closing import Closing
 from airllm.util.durable import naming, sync_directory
+from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 __all__ = ["SETTINGS", "Answers", "BatchError", "Job", "digest", "read_jobs"]
@@ -55,7 +56,7 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
 }
 
 
-class BatchError(ValueError):
+class BatchError(AirllmError, ValueError):
     """One of the files, or a line of it, is not usable: "<file>:<line>: <fault>"."""
 
 
