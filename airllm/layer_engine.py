@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends.profiling import Profile
+from airllm.engine.answer_stream import AnswerStream, Usage
 from airllm.engine.continuation import Generation
 from airllm.engine.generation import continue_prompt
 from airllm.engine.loaded_model import LoadedModel
@@ -24,6 +25,7 @@ from airllm.engine.settings import (
     takes_answer_options,
 )
 from airllm.graph.graph import Activations
+from airllm.hub import model_path as model_path_of
 from airllm.models import ModelConfig
 from airllm.state.layout import KVType
 from airllm.text.chat_template import ChatTemplate
@@ -37,9 +39,18 @@ from airllm.weights.plan import Plan
 from airllm.weights.plan_model import PlannedModel
 
 if TYPE_CHECKING:
+    from airllm.engine.async_stream import AsyncAnswerStream
     from airllm.engine.batch_generation import ParallelSequences
 
-__all__ = ["BudgetError", "Chat", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
+__all__ = [
+    "AnswerStream",
+    "BudgetError",
+    "Chat",
+    "ContextFullError",
+    "Generation",
+    "LayerWiseInferenceEngine",
+    "Usage",
+]
 
 
 class LayerWiseInferenceEngine:
@@ -69,8 +80,8 @@ class LayerWiseInferenceEngine:
         fusion: bool | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Open a GGUF file, the first file of a split model, or a Hugging Face folder. Metadata and
-        tensors are checked before any weight is used.
+        """Open a GGUF file, the first file of a split model, a Hugging Face folder, or a model that
+        was pulled, by its name. Metadata and tensors are checked before any weight is used.
 
         backend: "cpp", "numpy", or None for the choice of airllm.tensor_ops_hybrid.
         threads: of the C++ kernels, for the whole process; None for the number that cpu_budget()
@@ -98,8 +109,9 @@ class LayerWiseInferenceEngine:
         on_progress: called with (done, total) layers while weights are prepared.
 
         FormatError, a ValueError, for a file that is damaged or not supported; OSError if it cannot
-        be read; ValueError for an invalid argument; BudgetError, a ValueError, with the smallest
-        budget that would do, if the model cannot run in the budget.
+        be read; HubError for the name of a model that has not been pulled; ValueError for an
+        invalid argument; BudgetError, a ValueError, with the smallest budget that would do, if the
+        model cannot run in the budget.
         """
         check_choice("kv_type", kv_type, get_args(KVType))
         check_choice("activations", activations, get_args(Activations))
@@ -108,7 +120,7 @@ class LayerWiseInferenceEngine:
         if decode_threads is not None:
             decode_threads = check_count("decode_threads", decode_threads)
         planned = PlannedModel.open(
-            model_path,
+            model_path_of(model_path),
             backend=backend,
             threads=threads,
             context=context,
@@ -132,6 +144,12 @@ class LayerWiseInferenceEngine:
     def chat_template(self) -> ChatTemplate:
         """The model's format of a chat. FormatError if its file has no template."""
         return self._model.prompts.chat_template
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model's file has a chat template of its own: most models that were trained to
+        answer have one."""
+        return self._model.prompts.has_chat_template
 
     @takes_answer_options
     def generate(
@@ -183,15 +201,12 @@ class LayerWiseInferenceEngine:
             on_progress=on_progress,
             **options,
         )
-        with closing(pieces):
-            while True:
-                try:
-                    piece = next(pieces)
-                except StopIteration as end:
-                    generation: Generation = end.value
-                    return generation
+        with pieces:
+            for piece in pieces:
                 if on_token is not None:
                     on_token(piece)
+        assert pieces.generation is not None
+        return pieces.generation
 
     @takes_answer_options
     def stream(
@@ -203,22 +218,87 @@ class LayerWiseInferenceEngine:
         draft: "LayerWiseInferenceEngine | None" = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
-    ) -> Generator[str, None, Generation]:
-        """`generate` as an iterator over the pieces of text, which returns the Generation at its
-        end.
+    ) -> AnswerStream:
+        """`generate` as an iterator over the pieces of text, which afterwards has finish_reason,
+        usage and generation.
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
         sampling, limits = settings_of(**options)
-        return continue_prompt(
-            self._model,
-            chat(prompt, template_variables),
-            sampling,
-            limits,
-            lookahead=lookahead,
-            draft=None if draft is None else draft._model,
-            on_progress=on_progress,
+        return AnswerStream(
+            continue_prompt(
+                self._model,
+                chat(prompt, template_variables),
+                sampling,
+                limits,
+                lookahead=lookahead,
+                draft=None if draft is None else draft._model,
+                on_progress=on_progress,
+            )
         )
+
+    @takes_answer_options
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        template_variables: Mapping[str, object] | None = None,
+        lookahead: int | None = None,
+        draft: "LayerWiseInferenceEngine | None" = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> "AsyncAnswerStream":
+        """`stream` for asyncio: an asynchronous iterator, which does not block the event loop and
+        whose task can be cancelled. Invalid arguments raise here, not at the first piece.
+
+        on_progress: called in the thread in which the model runs.
+        """
+
+        from airllm.engine.async_stream import AsyncAnswerStream
+
+        def start(check: Callable[[], None]) -> AnswerStream:
+            def checked_progress(done: int, total: int) -> None:
+                check()
+                if on_progress is not None:
+                    on_progress(done, total)
+
+            return self.stream(
+                prompt,
+                template_variables=template_variables,
+                lookahead=lookahead,
+                draft=draft,
+                on_progress=checked_progress,
+                **options,
+            )
+
+        return AsyncAnswerStream(start)
+
+    @takes_answer_options
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        template_variables: Mapping[str, object] | None = None,
+        lookahead: int | None = None,
+        draft: "LayerWiseInferenceEngine | None" = None,
+        on_token: Callable[[str], None] | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Generation:
+        """`generate` for asyncio, see `astream`. on_token: called in the event loop's thread."""
+        async with self.astream(
+            prompt,
+            template_variables=template_variables,
+            lookahead=lookahead,
+            draft=draft,
+            on_progress=on_progress,
+            **options,
+        ) as stream:
+            async for piece in stream:
+                if on_token is not None:
+                    on_token(piece)
+        assert stream.generation is not None
+        return stream.generation
 
     @takes_answer_options
     def generate_batch(
