@@ -5,6 +5,7 @@ Modules import the engine and NumPy inside `run`, so that --help is fast.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -19,13 +20,16 @@ from airllm.cli import (
     demo,
     generate,
     info,
+    models,
     options,
     perplexity,
     plan,
     pull,
+    run,
     worker,
 )
 from airllm.util.durable import naming
+from airllm.util.errors import AirllmError
 
 FAILED = 1
 USAGE = 2
@@ -35,6 +39,8 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, as options.EXIT_STATUS lists them."""
+    words = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in words
     args = argparse.Namespace(debug=False, quiet=False)  # for errors of the parser
     console.open_missing_streams()
     try:
@@ -47,10 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         console.note("interrupted")
-        return INTERRUPTED
+        return _failed(INTERRUPTED, "KeyboardInterrupt", "interrupted", as_json)
     except options.UsageError as error:
         console.note(f"error: {error}")
-        return USAGE
+        return _failed(USAGE, "UsageError", str(error), as_json)
+    except options.ParserExit as end:
+        _failed(USAGE, "UsageError", end.message, as_json)
+        raise
     except BrokenPipeError:
         return READER_GONE
     except Exception as error:
@@ -60,19 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, _expected_errors()):
             console.note("error: this should not have happened; please report what follows")
             raise
-        console.note(f"error: {_describe(error)}")
-        return FAILED
+        message = _describe(error)
+        console.note(f"error: {message}")
+        return _failed(FAILED, type(error).__name__, message, as_json)
     finally:
         console.abandon_stdout()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="airllm",
         description="Run language models on this machine's CPU.",
         epilog=options.epilog(
             "airllm demo                      fetch a small model and ask it a question",
-            "airllm chat -m smollm2-135m      talk with that model",
+            "airllm run smollm2-135m          talk with that model",
             "airllm generate --help           show a command's options; every command has --help",
         ),
         formatter_class=options.HelpFormatter,
@@ -82,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (
         demo,
+        run,
         pull,
+        models,
         generate,
         chat,
         batch,
@@ -97,11 +109,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _failed(status: int, kind: str, message: str, as_json: bool) -> int:
+    """The exit status. With --json, the error is on stdout as well, for programs."""
+    if as_json:
+        with contextlib.suppress(OSError):  # stdout is what failed
+            console.write_json({"error": {"type": kind, "message": message, "status": status}})
+            sys.stdout.flush()
+    return status
+
+
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors of the input or the machine, with messages that suffice. Others are our faults."""
-    from airllm.hub import HubError
-
-    return HubError, ValueError, OSError, ImportError, MemoryError
+    return AirllmError, ValueError, OSError, ImportError, MemoryError
 
 
 def _describe(error: Exception) -> str:

@@ -4,13 +4,18 @@ A value that a parser refuses is a usage error (exit status 2).
 """
 
 import argparse
+import difflib
 import json
 import math
+import re
+import shutil
+import sys
 import textwrap
-from collections.abc import Callable
-from typing import TypeAlias, cast, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, TypeAlias, cast, get_args
 
 from airllm.engine.settings import AnswerOptions, Limits, OnFull, Sampling
+from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -23,8 +28,16 @@ QUANTIZED_TYPES = (
 )
 
 
-class UsageError(Exception):
+class UsageError(AirllmError):
     """Options that are valid one by one but not together; exit status 2."""
+
+
+class ParserExit(SystemExit):
+    """The end after a command line that a parser has refused, of which it has told stderr."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
 
 
 EXIT_STATUS = """\
@@ -42,10 +55,91 @@ def epilog(*examples: str) -> str:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of examples, and has room for the longest command's name."""
+    """Fills a description, keeps the lines of examples where the terminal has room for them, and
+    has room for the longest command's name."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=27)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        width = min(width, 100)
+        if "\n" not in text:
+            return textwrap.fill(text, min(width, 80))
+        return "\n".join(line for each in text.splitlines() for line in _fitted(each, width))
+
+
+def _fitted(line: str, width: int) -> Iterator[str]:
+    """The line. If it is too long, an example's remark has a line of its own, and the rest several
+    lines, as a shell takes them."""
+    if len(line) <= width:
+        yield line
+        return
+    command, remark = re.fullmatch(r"(.*?\S)(?:\s{3,}(.+))?", line).groups()  # type: ignore[union-attr]
+    indent = re.match(r"\s*", command)[0] + "    "  # type: ignore[index]
+    is_command = command.lstrip().startswith("airllm")
+    lines = textwrap.wrap(
+        command,
+        width - 2 * is_command,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for number, part in enumerate(lines, 1):
+        yield part + (" \\" if is_command and number < len(lines) else "")
+    if remark:
+        yield from textwrap.wrap(
+            remark, width, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+        )
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command. An argument that it does not know is its own error, with its own
+    usage, and not that of the whole program."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown)}")
+        return found, unknown
+
+    def format_usage(self) -> str:
+        self.usage = self._short_usage()
+        return super().format_usage()
+
+    def format_help(self) -> str:
+        self.usage = self._short_usage()
+        return super().format_help()
+
+    def _short_usage(self) -> str:
+        """What must be given. Twenty options in brackets would hide it; the help lists them."""
+        words = ["%(prog)s"]
+        for action in self._actions:
+            if action.required and action.option_strings:
+                words.append(f"{action.option_strings[0]} {action.metavar}")
+        words.append("[options]")
+        for action in self._actions:
+            if not action.option_strings:
+                shape = {"?": "[{}]", "*": "[{} ...]", "+": "{} ..."}.get(str(action.nargs), "{}")
+                words.append(shape.format(action.metavar))
+        words += ["..."] if self._subparsers else []
+        room = shutil.get_terminal_size().columns - len(f"usage: {self.prog} ")
+        lines = textwrap.wrap(" ".join(words[1:]), max(room, 20), break_on_hyphens=False)
+        return f"{words[0]} " + ("\n" + " " * 11).join(lines)
+
+    def _hint(self, unknown: Sequence[str]) -> str:
+        known = [name for action in self._actions for name in action.option_strings]
+        for option in unknown:
+            near = difflib.get_close_matches(option.partition("=")[0], known, n=1)
+            if near and option.startswith("--"):
+                return f" (did you mean {near[0]}?)"
+        return ""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        sys.stderr.write(f"{self.prog} --help lists all options\n{self.prog}: error: {message}\n")
+        raise ParserExit(message)
 
 
 def add_command(
@@ -61,7 +155,7 @@ def add_command(
     parser = subparsers.add_parser(
         name,
         help=help,
-        description=textwrap.fill(description, 80),
+        description=description,
         epilog=epilog(*examples),
         formatter_class=HelpFormatter,
         allow_abbrev=False,
@@ -88,14 +182,21 @@ def add_output(parser: argparse.ArgumentParser, *, json: str | None = None) -> N
     )
 
 
-def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    what = (
+        "a GGUF file (for a split model, its first file), a Hugging Face folder, or the name of a "
+        "model: smollm2-135m, or hf.co/ORG/REPO:QUANT for one of the Hugging Face Hub; a named "
+        "model that is not here is fetched after a question"
+    )
+    if positional:
+        parser.add_argument("model", metavar="MODEL", help=what)
+    else:
+        parser.add_argument("-m", "--model", required=True, metavar="M", help=what)
     parser.add_argument(
-        "-m",
-        "--model",
-        required=required,
-        metavar="M",
-        help="a GGUF file (for a split model, its first file), a Hugging Face folder, or the "
-        "name of a model that `airllm pull` has fetched",
+        "-y",
+        "--yes",
+        action="store_true",
+        help="fetch a named model that is not here without asking",
     )
 
 
@@ -119,6 +220,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
         )
     group.add_argument(
         "--kv-type",
+        type=str.lower,
         choices=["f32", "f16", "q8_0"],
         default="f16",
         help="type of the keys and values in the KV cache: f32 is exact, f16 takes half the "
@@ -142,6 +244,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     )
     group.add_argument(
         "--quantize",
+        type=str.lower,
         choices=QUANTIZED_TYPES,
         metavar="TYPE",
         help="quantise the matrices of a float model each time they are read; TYPE is one of "
