@@ -68,17 +68,25 @@ def test_logits_after_going_back_are_those_of_transformers(tmp_path, model, back
         assert difference(engine.forward(TOKENS[40:], last_only=False), expected[40:]) <= EXACT
 
 
-def test_quantised_weights_give_nearly_the_same_logits(tmp_path, model, backend):
+def test_quantised_weights_and_then_activations_give_nearly_the_same_logits(
+    tmp_path, model, backend
+):
     case, hf, expected = model
     path = write_gguf(tmp_path / "model.gguf", case, hf, "q8_0")
+
+    def check_nearly(actual, expected):
+        if case.n_experts:  # a token whose experts are nearly equal goes to others: not every token
+            each = [difference(*pair) for pair in zip(actual, expected, strict=True)]
+            # Later tokens see a selection, which differs where positions have nearly equal scores.
+            assert np.median(each[: case.config.get("index_topk")]) <= Q8_0
+        else:
+            assert difference(actual, expected) <= Q8_0
+
+    with LayerWiseInferenceEngine(path, backend=backend, activations="f32") as engine:
+        weights_rounded = engine.forward(TOKENS, last_only=False)
+    check_nearly(weights_rounded, expected)
     with LayerWiseInferenceEngine(path, backend=backend) as engine:
-        actual = engine.forward(TOKENS, last_only=False)
-    if case.n_experts:  # a token whose experts are nearly equal goes to others, so not every token
-        each = [difference(*pair) for pair in zip(actual, expected, strict=True)]
-        # Later tokens see a selection, which differs where positions have nearly equal scores.
-        assert np.median(each[: case.config.get("index_topk")]) <= Q8_0
-    else:
-        assert difference(actual, expected) <= Q8_0
+        check_nearly(engine.forward(TOKENS, last_only=False), weights_rounded)
 
 
 @pytest.mark.parametrize("n_shards", [1, 4])

@@ -16,11 +16,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 RUN = """
 import json, re
 from pathlib import Path
+import tokenizers
 from airllm.layer_engine import LayerWiseInferenceEngine
 
 def number(file, name):
     return int(re.search(rf"^{name}:\\s*(\\d+)", Path(file).read_text(), re.M)[1])
 
+imported = number("/proc/self/status", "VmHWM")
 with LayerWiseInferenceEngine(PATH, ram_budget=BUDGET, context=256) as engine:
     engine.forward([1, 2, 3])
     before = number("/proc/self/io", "read_bytes")
@@ -30,7 +32,7 @@ with LayerWiseInferenceEngine(PATH, ram_budget=BUDGET, context=256) as engine:
     engine.generate("abc", max_new_tokens=2)
     print(json.dumps({
         **engine.plan().as_dict(),
-        "peak": 1024 * number("/proc/self/status", "VmHWM"),
+        "peak": 1024 * (number("/proc/self/status", "VmHWM") - imported),
         "read_by_four_tokens": read,
         "stream": engine.stream_stats(),
     }))
@@ -60,7 +62,7 @@ def test_memory_is_what_is_pinned_and_two_layers_and_little_more(path: Path) -> 
     found = figures(path, 110 << 20)
     assert found["streamed_layers"]
     beyond = found["peak"] - found["kv_cache_bytes"] - found["pinned_bytes"]
-    assert beyond < 2 * LAYER_BYTES + (64 << 20), f"{beyond / 2**20:.0f} MiB"
+    assert beyond < 2 * LAYER_BYTES + (24 << 20), f"{beyond / 2**20:.0f} MiB"
 
 
 def test_a_streamed_model_reads_what_its_plan_says(path: Path) -> None:
