@@ -7,7 +7,7 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from airllm.engine.settings import (
     AnswerOptions,
     ContextFullError,
     Limits,
+    Sampling,
     settings_of,
     takes_answer_options,
 )
@@ -41,6 +42,7 @@ from airllm.weights.plan_model import PlannedModel
 if TYPE_CHECKING:
     from airllm.engine.async_stream import AsyncAnswerStream
     from airllm.engine.batch_generation import ParallelSequences
+    from airllm.engine.scheduler import Scheduler
 
 __all__ = [
     "AnswerStream",
@@ -177,7 +179,10 @@ class LayerWiseInferenceEngine:
         template_variables: further variables of the chat template, of the types that JSON has:
             {"enable_thinking": False, "tools": [...]}. For several prompts, each may be an
             airllm.layer_engine.Chat, which has messages and variables.
-        temperature, top_k, top_p, min_p, repeat_penalty, seed: see airllm.engine.settings.Sampling.
+        temperature, top_k, top_p, min_p, repeat_penalty, seed, typical_p, presence_penalty,
+            frequency_penalty, penalty_window, dry_multiplier, dry_base, dry_allowed_length,
+            dry_breakers, logit_bias: see airllm.engine.settings.Sampling. What is not given is as
+            the model's file asks for, see `sampling`.
         max_new_tokens, stop, on_full, keep: where the answer ends, and what to do when the context
             is full; see airllm.engine.settings.Limits.
         lookahead: the most tokens to guess from the text so far and check in one pass, up to 63; 0
@@ -224,7 +229,7 @@ class LayerWiseInferenceEngine:
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
-        sampling, limits = settings_of(**options)
+        sampling, limits = settings_of(self._model.sampling, **options)
         return AnswerStream(
             continue_prompt(
                 self._model,
@@ -361,8 +366,15 @@ class LayerWiseInferenceEngine:
         """
         from airllm.engine.batch_generation import continue_prompts
 
-        sampling, limits = settings_of(**options)
+        sampling, limits = settings_of(self._model.sampling, **options)
         return continue_prompts(self._model, prompts, batch, sampling, limits, on_token, on_layer)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen unless an argument says otherwise: what the model's file asks for
+        (generation_config.json of a folder, general.sampling.* of a GGUF file), and else the
+        defaults of Sampling."""
+        return self._model.sampling
 
     def prompt_length(self, prompt: Prompt) -> int:
         """The number of tokens of a prompt. ValueError if it has none or the chat template refuses
@@ -412,6 +424,57 @@ class LayerWiseInferenceEngine:
 
         with parallel_sequences(self._model, n, capacity) as lanes:
             yield lanes
+
+    def embed(
+        self,
+        text: str | Sequence[int],
+        *,
+        pooling: Literal["model", "mean", "last", "cls"] = "model",
+        normalize: bool = False,
+    ) -> NDArray[np.float32]:
+        """The embedding of a text or of tokens: the last hidden states, after the last norm, as one
+        vector, float32 [hidden_size].
+
+        pooling: "mean" of all tokens, "last" or "cls" (the first) for the token's; "model" for what
+            the model's file says, and "last" if it says nothing.
+        normalize: scale the vector to length 1, so that the dot product of two is their cosine.
+
+        ContextFullError, a ValueError, if the text does not fit the context. The KV cache is not
+        used.
+        """
+        from airllm.engine.pooling import embed, pooling_of
+
+        check_choice("pooling", pooling, ("model", "mean", "last", "cls"))
+        if isinstance(text, str):
+            ids = self._model.prompts.some_tokens(text)
+        else:
+            ids = self._model.checked_ids(text).tolist()
+        self._model.limits_for(ids, Limits(0))
+        found = embed(self._model, ids, pooling_of(self._model, pooling))
+        return found / max(np.linalg.norm(found), np.float32(1e-30)) if normalize else found
+
+    @contextmanager
+    def scheduler(
+        self,
+        *,
+        lanes: int = 8,
+        queue_length: int = 256,
+        piece_tokens: int = 256,
+        cache_bytes: int | None = None,
+    ) -> Iterator["Scheduler"]:
+        """A scheduler, which runs requests of many threads at once; the engine is busy inside the
+        `with`. See airllm.engine.scheduler for the arguments and what it does, and
+        airllm.engine.requests for requests and their events."""
+        from airllm.engine.scheduler import Scheduler
+
+        with Scheduler(
+            self._model,
+            lanes=lanes,
+            queue_length=queue_length,
+            piece_tokens=piece_tokens,
+            cache_bytes=cache_bytes,
+        ) as scheduler:
+            yield scheduler
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The ids of a text, with the BOS token if the model wants one; or of a chat, up to the

@@ -124,10 +124,10 @@ def test_a_lines_settings_go_before_those_of_the_command(prompts, monkeypatch):
     write(prompts, {"prompt": "x", "max_new_tokens": 3, "seed": 9, "stop": ["a", "b"]})
     engine = FakeEngine(["y"]).install(monkeypatch)
     batch(prompts, "--temperature", "0.5", "-n", "70")
-    assert engine.sampling["max_new_tokens"] == 3
-    assert engine.sampling["seed"] == 9
-    assert engine.sampling["stop"] == ["a", "b"]
-    assert engine.sampling["temperature"] == 0.5
+    assert engine.options["max_new_tokens"] == 3
+    assert engine.options["seed"] == 9
+    assert engine.options["stop"] == ["a", "b"]
+    assert engine.options["temperature"] == 0.5
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError("the disk"), MemoryError()])

@@ -64,7 +64,7 @@ def test_a_request_gets_a_result_in_openais_form(
         ],
         "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
     }
-    sampling = {name: engine.sampling[name] for name in ("max_new_tokens", "temperature", "stop")}
+    sampling = {name: engine.options[name] for name in ("max_new_tokens", "temperature", "stop")}
     assert sampling == {"max_new_tokens": 5, "temperature": 0.5, "stop": "x"}
 
 
@@ -125,9 +125,17 @@ def test_a_result_torn_anywhere_is_made_again(tmp_path: Path) -> None:
         Answers.open(out, jobs, RUN)
 
 
+def test_penalties_and_biases_are_settings(tmp_path: Path) -> None:
+    line = request("a", frequency_penalty=0.5, presence_penalty=1, logit_bias={"7": -100})
+    (job,) = read_jobs(write(tmp_path / "in.jsonl", line))
+    assert job.settings == {
+        "frequency_penalty": 0.5, "presence_penalty": 1, "logit_bias": {7: -100},
+    }  # fmt: skip
+
+
 def test_fields_that_change_nothing_are_taken(tmp_path: Path) -> None:
     line = request(
-        "a", max_completion_tokens=9, n=1, stream=False, user="u", frequency_penalty=0, seed=None,
+        "a", max_completion_tokens=9, n=1, stream=False, user="u", seed=None, suffix="",
         response_format={"type": "text"}, tools=[{"type": "function"}],
     )  # fmt: skip
     (job,) = read_jobs(write(tmp_path / "in.jsonl", line))
@@ -141,7 +149,7 @@ def test_fields_that_change_nothing_are_taken(tmp_path: Path) -> None:
         (request("a", n=2), "n is 2, which is not supported"),
         (request("a", stream=True), "stream is True, which is not supported"),
         (request("a", response_format={"type": "json_object"}), "response_format is"),
-        (request("a", presence_penalty=0.5), "presence_penalty is 0.5"),
+        (request("a", logprobs=True), "logprobs is True"),
         (request("a", tool_choice="required"), "tool_choice is 'required'"),
         (request("a", max_tokens=1, max_completion_tokens=2), "two different limits of tokens"),
         (request("a", unheard_of=1), "has 'unheard_of'; known are"),

@@ -150,8 +150,8 @@ def test_with_shift_an_endless_answer_keeps_the_system_message(
     engine = FakeEngine(["b"])
     engine.shifted_tokens = 20
     chat(monkeypatch, engine, "a\n", "--system", "hello world", "--on-full", "shift")
-    assert engine.sampling["on_full"] == "shift"
-    assert engine.sampling["keep"] == 2  # "hello world"
+    assert engine.options["on_full"] == "shift"
+    assert engine.options["keep"] == 2  # "hello world"
     assert "the oldest 20 tokens were forgotten" in capsys.readouterr().err
 
 
@@ -337,9 +337,9 @@ def test_a_setting_holds_for_the_next_answer(
         engine,
         "/set temperature 0\n/set parameter top_k 7\n/set max_tokens 5\n/set seed 3\none\n",
     )
-    found = {name: engine.sampling[name] for name in ("temperature", "top_k", "max_new_tokens")}
+    found = {name: engine.options[name] for name in ("temperature", "top_k", "max_new_tokens")}
     assert found == {"temperature": 0.0, "top_k": 7, "max_new_tokens": 5}
-    assert engine.sampling["seed"] == 3
+    assert engine.options["seed"] == 3
     assert "max_tokens is 5" in capsys.readouterr().err
 
 
@@ -362,7 +362,7 @@ def test_a_command_that_cannot_be_done_says_so_and_the_chat_goes_on(
     assert chat(monkeypatch, engine, f"{line}\nhello\n") == 0
     assert said in capsys.readouterr().err
     assert engine.requests == [[user("hello")]]
-    assert engine.sampling["temperature"] == 0.8
+    assert "temperature" not in engine.options
 
 
 def test_the_system_message_can_be_set_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,6 +383,7 @@ def test_show_says_what_runs_and_how_full_it_is(
     assert ["model", "m.gguf"] in lines
     assert ["context", "12 of 99 tokens are used"] in lines
     assert ["top_k", "9"] in lines
+    assert ["min_p", "0.05"] in lines  # as the model's file or airllm has it
     assert ["system", "Be brief."] in lines
 
 

@@ -208,7 +208,7 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         *("--stop", "a", "--stop", "b", "--on-full", "shift", "--keep", "-1"),
         *("--lookahead", "5"),
     )
-    assert engine.sampling == {
+    assert engine.options == {
         "max_new_tokens": 9,
         "temperature": 0.5,
         "top_k": 7,
@@ -282,7 +282,7 @@ def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "0") == 2
     assert "--lookahead 0 turns guesses off" in capsys.readouterr().err
     assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "4") == 0
-    assert engine.sampling["draft"] is draft
+    assert engine.options["draft"] is draft
     assert draft.closed
     assert "lookahead: 0 tokens were guessed right, 1.00 tokens a pass" in capsys.readouterr().err
 

@@ -130,7 +130,7 @@ def test_the_demo_asks_and_says_in_a_line_what_it_ran_on_how_fast_in_how_much_me
     engine = FakeEngine(["Par", "is."]).install(monkeypatch)
     assert main(["demo", "--threads", "1"]) == 0
     assert engine.requests == [[{"role": "user", "content": "What is the capital of France?"}]]
-    assert engine.sampling["temperature"] == 0
+    assert engine.options["temperature"] == 0
     assert engine.opened_with == {"model": KNOWN, "context": None, "threads": 1}
     *conversation, summary = capsys.readouterr().out.splitlines()
     assert conversation == ["> What is the capital of France?", "Paris.", ""]

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from airllm.engine.sampling import PENALTY_WINDOW, Sampler
+from airllm.engine.sampling import Sampler, log_probabilities
 from airllm.engine.settings import Sampling
 from airllm.numpy_ops import sampling as numpy_sampling
 
+WINDOW = Sampling().penalty_window
 NO_CUT = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -138,14 +139,188 @@ def test_the_penalty_counts_a_token_once_however_often_it_came():
 def test_the_penalty_forgets_tokens_that_are_long_past():
     sampler = Sampler(Sampling(temperature=0, repeat_penalty=2.0))
     logits = np.array([4.0, 3.0, 0.0], np.float32)
-    assert sampler.sample(logits, [0] + [2] * (PENALTY_WINDOW - 1)) == 1
-    assert sampler.sample(logits, [0] + [2] * PENALTY_WINDOW) == 0
+    assert sampler.sample(logits, [0] + [2] * (WINDOW - 1)) == 1
+    assert sampler.sample(logits, [0] + [2] * WINDOW) == 0
 
 
 def test_the_penalty_leaves_the_callers_logits_alone():
     logits = np.array([4.0, 3.0], np.float32)
     Sampler(Sampling(repeat_penalty=2.0)).sample(logits, [0, 1])
     assert logits.tolist() == [4.0, 3.0]
+
+
+def test_the_window_of_the_penalty_may_be_anything():
+    logits = np.array([4.0, 3.0, 0.0], np.float32)
+    for window, expected in ((0, 0), (1, 0), (3, 1), (-1, 1)):
+        sampler = Sampler(Sampling(temperature=0, repeat_penalty=2.0, penalty_window=window))
+        assert sampler.sample(logits, [0, 2, 2]) == expected
+
+
+def changed(logits, history, allowed=None, token_bytes=None, **settings):
+    """The logits from which a token would be drawn."""
+    return Sampler(Sampling(**settings), token_bytes)._changed(logits, history, allowed)
+
+
+def test_presence_and_frequency_penalties_are_subtracted():
+    logits = np.zeros(4, np.float32)
+    history = [1, 1, 1, 3]
+    assert changed(logits, history, presence_penalty=0.5).tolist() == [0, -0.5, 0, -0.5]
+    assert changed(logits, history, frequency_penalty=0.5).tolist() == [0, -1.5, 0, -0.5]
+    both = changed(logits, history, presence_penalty=-1, frequency_penalty=0.25)
+    assert both.tolist() == [0, 0.25, 0, 0.75]
+
+
+def test_the_repetition_penalty_comes_before_the_subtracted_ones():
+    logits = np.array([4.0, -4.0], np.float32)
+    found = changed(logits, [0, 1], repeat_penalty=2.0, presence_penalty=1.0)
+    assert found.tolist() == [1.0, -9.0]
+
+
+@pytest.mark.parametrize("penalty", [1e38, -1e38])
+def test_no_penalty_makes_a_logit_infinite(penalty):
+    logits = np.array([3e38, -3e38], np.float32)
+    found = changed(logits, [0, 1] * 30, frequency_penalty=penalty)
+    assert np.isfinite(found).all()
+
+
+def test_biases_are_added_and_may_rule_out():
+    logits = np.array([1.0, 2.0, 3.0], np.float32)
+    found = changed(logits, [], logit_bias={0: 4.0, 2: -math.inf})
+    assert found.tolist() == [5.0, 2.0, -math.inf]
+    assert logits.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_only_what_is_allowed_is_drawn_whatever_its_probability():
+    logits = np.array([9.0, 1.0, 8.0, 1.5], np.float32)
+    allowed = np.array([False, True, False, True])
+    sampler = Sampler(Sampling(temperature=1.0, seed=1))
+    assert {sampler.sample(logits, [], allowed) for _ in range(50)} == {1, 3}
+    assert Sampler(Sampling(temperature=0)).sample(logits, [], allowed) == 3
+
+
+# ---- typical tokens ------------------------------------------------------------------------------
+
+
+def drawn(logits: np.ndarray, n: int = 300, **settings: float) -> set[int]:
+    sampler = Sampler(Sampling(**({"temperature": 1.5, "seed": 1} | NO_CUT | settings)))
+    return {sampler.sample(logits) for _ in range(n)}
+
+
+def test_typical_tokens_are_those_with_the_expected_surprise():
+    # Surprises 0.92, 1.20, 1.90 and 3.00; their mean is 1.46: the order is 1, 2, 0, 3.
+    logits = logits_of(0.4, 0.3, 0.15, 0.05)
+    logits = np.append(logits, logits_of(0.05, 0.05))
+    assert drawn(logits, typical_p=0.2) == {1}
+    assert drawn(logits, typical_p=0.4) == {1, 2}
+    assert drawn(logits, typical_p=0.8) == {0, 1, 2}
+    assert drawn(logits, typical_p=1.0) == {0, 1, 2, 3, 4, 5}
+
+
+def test_typical_tokens_are_chosen_among_the_top_k():
+    logits = logits_of(0.4, 0.3, 0.2, 0.1)
+    assert drawn(logits, top_k=2, typical_p=0.5) <= {0, 1}
+    assert drawn(logits, top_k=1, typical_p=0.01) == {0}
+
+
+@pytest.mark.parametrize("typical_p", [0.1, 0.5, 0.9])
+def test_typical_tokens_are_those_of_the_definition(typical_p):
+    logits = random_logits(200)
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum()
+    mean = -(p * np.log(p)).sum()
+    order = sorted(range(len(p)), key=lambda i: abs(-math.log(p[i]) - mean))
+    stay, total = set(), 0.0
+    for token in order:
+        stay.add(token)
+        total += p[token]
+        if total >= typical_p:
+            break
+    assert drawn(logits, 3000, typical_p=typical_p) <= stay
+    assert drawn(logits, 3000, typical_p=typical_p, temperature=50.0) >= set(
+        order[: len(stay) // 2]
+    )
+
+
+def test_greedy_takes_the_likeliest_whether_it_is_typical_or_not():
+    logits = random_logits()
+    assert Sampler(Sampling(temperature=0, typical_p=0.1)).sample(logits) == logits.argmax()
+
+
+# ---- DRY -----------------------------------------------------------------------------------------
+
+DRY = {"dry_multiplier": 0.5, "dry_base": 2.0, "penalty_window": -1}
+
+
+def repeated(history: list[int], breakers: frozenset[int], allowed: int) -> dict[int, int]:
+    """By definition: the longest end of the text that each token has followed before."""
+    found: dict[int, int] = {}
+    for length in range(1, len(history)):
+        end = history[-length:]
+        if breakers & set(end):
+            break
+        for at in range(len(history) - length):
+            if history[at : at + length] == end and length >= allowed:
+                found[history[at + length]] = length
+    return found
+
+
+@pytest.mark.parametrize("breakers", [frozenset(), frozenset([2])])
+@pytest.mark.parametrize("allowed", [1, 2, 3])
+def test_dry_penalises_what_would_continue_a_repetition(allowed, breakers):
+    random = np.random.default_rng(5)
+    n_found = 0
+    for _ in range(200):
+        history = random.integers(0, 4, int(random.integers(1, 40))).tolist()
+        expected = np.zeros(4, np.float32)
+        for token, length in repeated(history, breakers, allowed).items():
+            expected[token] -= 0.5 * 2.0 ** (length - allowed)
+            n_found += 1
+        found = changed(
+            np.zeros(4, np.float32),
+            history,
+            None,
+            lambda token: b"|" if token == 2 else b"x",
+            **DRY,
+            dry_allowed_length=allowed,
+            dry_breakers="|" if breakers else (),
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert n_found > 20
+
+
+def test_a_breaker_may_reach_over_several_tokens():
+    def token_bytes(token):
+        return [b"a", b"b", b"x<", b"/p", b">y"][token]
+
+    history = [0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3, 4, 0, 1]
+    settings = {**DRY, "dry_allowed_length": 2}
+    free = changed(np.zeros(5, np.float32), history, None, token_bytes, **settings)
+    assert free[0] == pytest.approx(-0.5 * 2.0**5)  # seven tokens stand there twice
+    cut = changed(
+        np.zeros(5, np.float32), history, None, token_bytes, **settings, dry_breakers="</p>"
+    )
+    assert cut[0] == pytest.approx(-0.5)  # of which the last two come after the breaker
+
+
+def test_a_long_repetition_rules_out_and_overflows_nothing():
+    found = changed(np.zeros(4, np.float32), [1] * 5000, **DRY)
+    assert np.isfinite(found).all()
+    assert found[1] < -1e30
+
+
+def test_a_base_of_one_penalises_all_repetitions_alike():
+    found = changed(np.zeros(4, np.float32), [1, 2, 3, 1, 2], **{**DRY, "dry_base": 1.0})
+    assert found.tolist() == [0, 0, 0, -0.5]
+
+
+# ---- what is reported ----------------------------------------------------------------------------
+
+
+def test_log_probabilities_are_those_of_the_models_distribution():
+    logits = random_logits()
+    exact = logits.astype(np.longdouble)
+    exact -= np.log(np.exp(exact).sum())
+    np.testing.assert_allclose(log_probabilities(logits), exact.astype(np.float64), rtol=1e-12)
 
 
 # ---- seeds ---------------------------------------------------------------------------------------
@@ -181,6 +356,13 @@ def test_different_seeds_and_no_seed_draw_different_tokens():
         ("repeat_penalty", 0.0),
         ("repeat_penalty", -1.0),
         ("seed", -1),
+        ("typical_p", 0.0),
+        ("presence_penalty", math.inf),
+        ("frequency_penalty", math.nan),
+        ("penalty_window", -2),
+        ("dry_multiplier", -0.5),
+        ("dry_base", 0.9),
+        ("dry_allowed_length", 0),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name, value):
@@ -195,6 +377,21 @@ def test_a_value_out_of_range_is_refused_by_name(name, value):
 def test_a_value_of_another_type_is_refused_by_name(name, value):
     with pytest.raises(TypeError, match=f"^{name} is {value!r}; expected"):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("bias", "error", "message"),
+    [
+        ([1.0], TypeError, "logit_bias is"),
+        ({-1: 1.0}, ValueError, "a token of logit_bias is -1"),
+        ({"1": 1.0}, TypeError, "a token of logit_bias is '1'"),
+        ({1: "x"}, TypeError, r"logit_bias\[1\] is 'x'"),
+        ({1: math.inf}, ValueError, r"logit_bias\[1\] is inf"),
+    ],
+)
+def test_a_bias_that_makes_no_sense_is_refused(bias, error, message):
+    with pytest.raises(error, match=message):
+        Sampling(logit_bias=bias)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

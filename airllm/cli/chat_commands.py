@@ -24,6 +24,8 @@ HELP = """\
 \"\"\"                 begins and ends a message of several lines; so does a \\ at a line's end
 Ctrl-C stops an answer; the part that was written stays in the conversation."""
 
+_UNSHOWN = ("keep",)  # a conversation sets it itself
+
 # A line. /etc/passwd is a message, and /help is none.
 _COMMAND = re.compile(r"/(\?|[A-Za-z][A-Za-z_-]*)(?:[ \t]+(.*))?")
 
@@ -109,7 +111,9 @@ class Commands:
 
     def _show_settings(self) -> None:
         system = self._conversation.system
-        rows = {_said(name): value for name, value in self._conversation.options.items()}
+        chosen = settings_of(self._conversation.engine.sampling, **self._conversation.options)
+        both = {name: value for kind in reversed(chosen) for name, value in vars(kind).items()}
+        rows = {_said(name): value for name, value in both.items() if name not in _UNSHOWN}
         _show_rows({**rows, "system": "none" if system is None else system})
 
     def _save(self, text: str) -> None:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, TypeAlias, cast, get_args
+from typing import Any, NoReturn, TypeAlias, cast, get_args
 
 from airllm.engine.settings import AnswerOptions, Limits, OnFull, Sampling
 from airllm.util.errors import AirllmError
@@ -318,49 +318,51 @@ def add_answer(
     group.add_argument(
         "--temperature",
         type=not_negative,
-        default=Sampling.temperature,
+        default=argparse.SUPPRESS,
         metavar="T",
         help="0 always chooses the likeliest token; higher values give livelier answers "
-        "(default: %(default)s)",
+        f"(default: {_default('temperature')})",
     )
     group.add_argument(
         "--top-k",
         type=count,
-        default=Sampling.top_k,
+        default=argparse.SUPPRESS,
         metavar="K",
-        help="choose among the K likeliest tokens; 0 means all tokens (default: %(default)s)",
+        help="choose among the K likeliest tokens; 0 means all tokens "
+        f"(default: {_default('top_k')})",
     )
     group.add_argument(
         "--top-p",
         type=share,
-        default=Sampling.top_p,
+        default=argparse.SUPPRESS,
         metavar="P",
         help="choose among the likeliest tokens that together have the probability P; 1 means "
-        "all tokens (default: %(default)s)",
+        f"all tokens (default: {_default('top_p')})",
     )
     group.add_argument(
         "--min-p",
         type=share,
-        default=Sampling.min_p,
+        default=argparse.SUPPRESS,
         metavar="P",
         help="leave out tokens that are less than P times as likely as the likeliest token "
-        "(default: %(default)s)",
+        f"(default: {_default('min_p')})",
     )
     group.add_argument(
         "--repeat-penalty",
         type=above_zero,
-        default=Sampling.repeat_penalty,
+        default=argparse.SUPPRESS,
         metavar="R",
-        help="a value above 1 makes tokens less likely that the text already has (default: "
-        "%(default)s)",
+        help="a value above 1 makes tokens less likely that the text already has "
+        f"(default: {_default('repeat_penalty')})",
     )
     group.add_argument(
         "--seed",
         type=count,
-        default=Sampling.seed,
+        default=argparse.SUPPRESS,
         metavar="S",
         help="the same seed gives the same answer (default: a new seed each time)",
     )
+    _add_sampling(group)
     group.add_argument(
         "--stop",
         action="append",
@@ -377,6 +379,103 @@ def add_answer(
         "older half of the tokens and goes on, error fails (default: %(default)s)",
     )
     return group
+
+
+def _default(name: str) -> str:
+    return f"what the model's file says, else {getattr(Sampling, name)}"
+
+
+def _add_sampling(group: "argparse._ArgumentGroup") -> None:
+    """The rarer options of Sampling."""
+
+    def add(flag: str, type: Callable[[str], object], metavar: str, help: str) -> None:
+        name = flag.removeprefix("--").replace("-", "_")
+        default = getattr(Sampling, name)
+        group.add_argument(
+            flag,
+            type=type,
+            metavar=metavar,
+            default=argparse.SUPPRESS,
+            help=f"{help} (default: {default})",
+        )
+
+    add(
+        "--typical-p",
+        share,
+        "P",
+        "choose among the tokens whose surprise is nearest to the expected one and that together "
+        "have the probability P; 1 means all tokens",
+    )
+    add(
+        "--presence-penalty",
+        number,
+        "X",
+        "subtract X from the logits of tokens that the text already has",
+    )
+    add(
+        "--frequency-penalty",
+        number,
+        "X",
+        "subtract X from the logits of tokens for each time that the text already has them",
+    )
+    add(
+        "--penalty-window",
+        count_or_all,
+        "N",
+        "how many of the last tokens the penalties and DRY look at; -1 means all of them",
+    )
+    add(
+        "--dry-multiplier",
+        not_negative,
+        "X",
+        "make tokens less likely that would continue a repetition, by X for the shortest that "
+        "counts; 0 means no such penalty",
+    )
+    add(
+        "--dry-base",
+        at_least_one,
+        "B",
+        "each further token of a repetition multiplies the penalty by B",
+    )
+    add(
+        "--dry-allowed-length",
+        positive,
+        "N",
+        "the shortest repetition that counts, in tokens",
+    )
+    group.add_argument(
+        "--dry-breaker",
+        dest="dry_breakers",
+        action="append",
+        metavar="STR",
+        type=text,
+        default=argparse.SUPPRESS,
+        help="a text over which no repetition reaches; the option may be given more than once, and "
+        "'' means none (default: a newline, a colon, a quotation mark, an asterisk)",
+    )
+    group.add_argument(
+        "--logit-bias",
+        type=bias,
+        action=_ByToken,
+        metavar="TOKEN=X",
+        default=argparse.SUPPRESS,
+        help="add X to the logit of the token with this id; -inf rules it out; the option may be "
+        "given more than once",
+    )
+
+
+class _ByToken(argparse.Action):
+    """Collects pairs in a dictionary."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        token, value = values
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), token: value})
 
 
 def answer_options(args: argparse.Namespace) -> AnswerOptions:
@@ -429,6 +528,25 @@ def above_zero(text: str) -> float:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def at_least_one(text: str) -> float:
+    value = _number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def number(text: str) -> float:
+    return _number(text)
+
+
+def bias(text: str) -> tuple[int, float]:
+    """ "15=-1.5" -> (15, -1.5); also -inf"""
+    token, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no TOKEN=NUMBER")
+    return count(token), -math.inf if value == "-inf" else _number(value)
 
 
 def share(text: str) -> float:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from airllm.engine.decoder import Logits
 from airllm.engine.sampling import Sampler
 from airllm.engine.settings import ContextFullError, Limits, Sampling
@@ -45,7 +48,8 @@ class Continuation:
             evaluate answer.pending after answer.state, and answer.take(the last token's logits)
 
     pending: the tokens to evaluate next. n_again: how many of them, the first ones, were evaluated
-    before. Text comes in whole characters, and without stop strings.
+    before. n_fresh: how many of them, the last ones, came from the last `take`. Text comes in whole
+    characters, and without stop strings.
     """
 
     def __init__(
@@ -59,15 +63,42 @@ class Continuation:
         """prompt: must fit the context. state: holds the beginning of the prompt or nothing, but
         never the whole prompt. limits: for this prompt, from Limits.for_prompt."""
         self.state, self._tokenizer, self._limits = state, tokenizer, limits
-        self._sampler, self._stream = Sampler(sampling), TextStream(limits.stop_strings)
+        self._sampler = Sampler(sampling, tokenizer.token_bytes)
+        self._stream = TextStream(limits.stop_strings)
         self._history, self._n_prompt = list(prompt), len(prompt)
         self._n_reused, self._n_shifted = state.length, 0
         self.pending = self._history[self._n_reused :]
-        self.n_again = 0
+        self.n_again, self.n_fresh = 0, 0
         self._pieces: list[str] = []
         self._seconds: list[float] = []  # for each `take`; the first includes the prompt
         self._finish: FinishReason | None = None
+        self.last_token: int | None = None  # that was chosen; maybe an end token
         self.accepted = 0  # tokens whose logits were there before they were chosen
+
+    def sibling(self, state: SequenceState, sampling: Sampling) -> "Continuation":
+        """Another answer to the same prompt. state: holds the whole prompt; this answer must not
+        have a token yet. What comes next is `take`."""
+        prompt = self._history[: self._n_prompt]
+        other = Continuation(prompt, state, self._tokenizer, sampling, self._limits)
+        other._n_reused = self._n_reused
+        return other
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.vocab_size
+
+    @property
+    def sampling(self) -> Sampling:
+        return self._sampler.sampling
+
+    @property
+    def n_shifted(self) -> int:
+        """Tokens that were forgotten to make room."""
+        return self._n_shifted
+
+    def tokens_from(self, first: int) -> tuple[int, ...]:
+        """The answer's tokens from number `first` on."""
+        return tuple(self._history[self._n_prompt + first :])
 
     @property
     def history(self) -> Sequence[int]:
@@ -106,19 +137,42 @@ class Continuation:
                 self._n_shifted += before - state.length - len(self.pending)
         return self._finish is None
 
-    def take(self, logits: Logits, start: float) -> str:
+    def take(self, logits: Logits, start: float, allowed: NDArray[np.bool_] | None = None) -> str:
         """Choose the next token. Returns the text that is now certain, which may be empty.
 
         logits: float32 [vocab], after `pending`. start: when their evaluation began, by
-        perf_counter.
+        perf_counter. allowed: [vocab], the tokens that may come; None for all.
         """
-        token = self._sampler.sample(logits, self._history)
+        self.last_token = token = self._sampler.sample(logits, self._history, allowed)
         self._seconds.append(perf_counter() - start)
         if token in self._tokenizer.eos_ids:
             self._finish = "stop"
             return ""
+        self.pending, self.n_again, self.n_fresh = [], 0, 0
+        return self._append(token)
+
+    def force(self, tokens: Sequence[int]) -> str:
+        """After `take`: tokens that must come next, as far as they are wanted. They are evaluated
+        in the pass of the last token. Returns the text that is now certain."""
+        text = ""
+        for token in tokens:
+            n_said = len(self._history) - self._n_prompt
+            room = self.state.capacity - self.state.length - len(self.pending)
+            if self._finish is not None or n_said >= self._limits.max_new_tokens or room < 1:
+                break
+            text += self._append(token)
+            self._seconds.append(0.0)
+            self.accepted += 1
+        return text
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        self._finish = self._finish or "stop"
+
+    def _append(self, token: int) -> str:
         self._history.append(token)
-        self.pending, self.n_again = [token], 0
+        self.pending.append(token)
+        self.n_fresh += 1
         # A control token is markup, not text.
         is_markup = self._tokenizer.is_control(token)
         piece = self._stream.push(b"" if is_markup else self._tokenizer.token_bytes(token))

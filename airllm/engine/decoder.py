@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
+from airllm.engine.last_hidden import LastHidden
+from airllm.engine.pieces import MOST_ROUNDED_TO_16_BITS, Kinds, even_batches
 from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
-from airllm.state.sequence import SequenceState
+from airllm.state.sequence import CHECKPOINTS, SequenceState
 from airllm.util.progress import OnProgress, part_of
 from airllm.weights.open_weights import layer_executor, open_weights
 from airllm.weights.plan_model import PlannedModel
@@ -43,7 +46,9 @@ class Decoder:
         config, batch_size = model.config, plan.batch_size
         self._model, self.backend, self.plan, self._batch_size = model, backend, plan, batch_size
         self._decode_threads = min(int(decode_threads), MOST_THREADS)
-        self._layout = StateLayout(model.states, planned.kv_type)
+        self._planned = planned
+        self._rounds = planned.activations == "auto"
+        self.layout = StateLayout(model.states, planned.kv_type)
         self.state = self.new_state(plan.context, self.new_pool())
         kinds = [layer_executor(backend, kind.graph, batch_size, plan) for kind in model.kinds]
         self._layers: list[Executor] = [kinds[kind] for kind in model.kind_of_layer]
@@ -89,6 +94,27 @@ class Decoder:
         return self.plan.buffer_bytes
 
     @property
+    def kinds(self) -> Kinds:
+        """Which batches give the same bits."""
+        return Kinds(self._batch_size, self.backend.any_batch, self._rounds)
+
+    def state_bytes(self, n_tokens: int) -> int:
+        """The most bytes that a sequence of up to n_tokens takes."""
+        n_checkpoints = 0 if self.layout.can_be_cut else CHECKPOINTS
+        size = min(self._batch_size, n_tokens)
+        together = n_tokens if self.streams else size
+        return self.layout.nbytes(n_tokens, size, n_checkpoints, together)
+
+    def memory_for_sequences(self) -> int | None:
+        """Bytes that further sequences may take within the budget: what the plan leaves, and what
+        it has for `self.state` and that one does not use. None without a budget."""
+        plan = self.plan
+        if plan.budget_bytes is None:
+            return None
+        left = plan.budget_bytes - plan.total_bytes + plan.kv_cache_bytes - self.state.nbytes
+        return max(left, plan.kv_cache_bytes)
+
+    @property
     def batch_size(self) -> int:
         """The most tokens in one batch."""
         return self._batch_size
@@ -96,7 +122,7 @@ class Decoder:
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Inside the `with`, record the time of each op; see Profile."""
-        profile = Profile(self._layout.row_bytes)
+        profile = Profile(self.layout.row_bytes)
         before = (self._embed, self._layers, self._head)
         model = self._model
         self._embed = profile.wrap(self._embed, model.embed)
@@ -112,11 +138,11 @@ class Decoder:
 
     def new_pool(self) -> PagePool:
         """Pages for sequences, which may share them."""
-        return PagePool(self.backend.memory, self._layout.page_bytes)
+        return PagePool(self.backend.memory, self.layout.page_bytes)
 
     def new_state(self, capacity: int, pool: PagePool) -> SequenceState:
         """A further sequence, without tokens. MemoryError if there is no room."""
-        return SequenceState(self._layout, pool, self.backend.sequence_state, capacity)
+        return SequenceState(self.layout, pool, self.backend.sequence_state, capacity)
 
     def evaluate(
         self,
@@ -185,41 +211,58 @@ class Decoder:
 
     def evaluate_each(
         self,
-        steps: Sequence[tuple[Sequence[int], SequenceState]],
+        steps: Sequence["Step"],
         logits: Logits,
         on_progress: OnProgress | None = None,
-    ) -> list[Logits]:
+    ) -> list[NDArray[np.float32]]:
         """Append tokens to each of several sequences, in one pass: all go through a layer before
-        the next layer is read. Sequences that get a single token share batches, as in
-        evaluate_batch. The others get batches of their own, so that the numbers of a prompt do not
-        depend on the other sequences.
+        the next layer is read. Tokens one by one share batches, as in evaluate_batch. The others
+        get batches of their own, so that the numbers of a prompt do not depend on the other
+        sequences.
 
-        steps: (tokens, state) of each sequence, at least one token. logits: float32
-        [n_steps, vocab], memory for the result. Returns the logits of the last token of each
-        sequence, [vocab], as views of that memory.
+        steps: of different sequences. logits: float32 [n, vocab], memory for the logits of all
+        steps, see Step.n_logits. Returns what each step wants: the logits, [n_logits, vocab], as a
+        view of that memory, or the hidden states.
         on_progress: called with (done, total) layers.
         """
-        singles = [index for index, (tokens, _) in enumerate(steps) if len(tokens) == 1]
-        others = [index for index, (tokens, _) in enumerate(steps) if len(tokens) > 1]
+        order = sorted(range(len(steps)), key=lambda index: not steps[index].one_by_one)
+        stops = [0, *accumulate(steps[index].n_logits for index in order)]
+        found = {index: logits[stops[at] : stops[at + 1]] for at, index in enumerate(order)}
+        singles = [step for step in steps if step.one_by_one]
         parts = []
         if singles:
-            ids = np.array([steps[index][0][0] for index in singles], np.int32)
-            states = [steps[index][1] for index in singles]
-            sequences = [(1, state.length, state) for state in states]
-            parts += self._single_tokens(ids, sequences, logits)
-        for row, index in enumerate(others, len(singles)):
-            tokens, state = steps[index]
-            parts += self._batches(np.array(tokens, np.int32), state, logits[row : row + 1])
+            ids = np.array([token for step in singles for token in step.tokens], np.int32)
+            sequences = [
+                (1, step.state.length + at, step.state)
+                for step in singles
+                for at in range(len(step.tokens))
+            ]
+            parts += self._single_tokens(ids, sequences, logits, MOST_ROUNDED_TO_16_BITS)
+        for index in order[len(singles) :]:
+            step, rows = steps[index], found[index]
+            batches = step.batches(self._batch_size)
+            of_step = self._batches(np.array(step.tokens, np.int32), step.state, rows, batches)
+            if step.wanted == "hidden":
+                found[index] = np.empty((len(step.tokens), self._hidden.width), np.float32)
+                of_step = [
+                    replace(part, hidden=found[index][start:stop])
+                    for part, (start, stop) in zip(of_step, batches, strict=True)
+                ]
+            parts += of_step
         self._pass(parts, on_progress)
-        rows = {index: row for row, index in enumerate(singles + others)}
-        return [logits[rows[index]] for index in range(len(steps))]
+        return [found[index] for index in range(len(steps))]
 
     def _batches(
-        self, tokens: NDArray[np.int32], state: SequenceState, logits: Logits
+        self,
+        tokens: NDArray[np.int32],
+        state: SequenceState,
+        logits: Logits,
+        batches: Sequence[tuple[int, int]] | None = None,
     ) -> list["_Part"]:
-        """Cuts the tokens of one sequence into batches. logits: of the last len(logits) tokens."""
+        """Cuts the tokens of one sequence into batches. logits: of the last len(logits) tokens.
+        batches: (start, stop) of each; even ones unless given."""
         parts, n = [], len(tokens)
-        for start, stop in _even_batches(n, self._batch_size):
+        for start, stop in batches or even_batches(n, self._batch_size):
             # The batch's rows of the logits, which belong to the tokens from n - len(logits) on.
             own = logits[max(start + len(logits) - n, 0) : max(stop + len(logits) - n, 0)]
             sequence = stop - start, state.length + start, state
@@ -227,12 +270,18 @@ class Decoder:
         return parts
 
     def _single_tokens(
-        self, tokens: NDArray[np.int32], sequences: Sequence["_Sequence"], logits: Logits
+        self,
+        tokens: NDArray[np.int32],
+        sequences: Sequence["_Sequence"],
+        logits: Logits,
+        most: int | None = None,
     ) -> list["_Part"]:
-        """Cuts sequences of one token each into batches. logits: the first rows are used."""
+        """Cuts sequences of one token each into batches of up to `most`. logits: the first rows are
+        used."""
+        most = min(self._batch_size, most or self._batch_size)
         return [
             _Part(tokens[start:stop], sequences[start:stop], logits[start:stop])
-            for start, stop in _even_batches(len(sequences), self._batch_size)
+            for start, stop in even_batches(len(sequences), most)
         ]
 
     def _pass(
@@ -281,10 +330,17 @@ class Decoder:
                 buffers = {"tokens": part.tokens} | {name: rows[name] for name in self._embedded}
                 _run_whole(self._embed, bound, buffers, part, len(part.tokens), threads)
         self._run_layers(parts, carried, threads, on_layer)
+        for part, rows in zip(parts, carried, strict=True):
+            if part.hidden is not None:
+                self._hidden.run(rows, part.hidden, threads)
         if any(len(part.logits) for part in parts):
             with self.weights.head() as bound:
                 for part, rows in zip(parts, carried, strict=True):
                     self._run_head(bound, part, rows, threads)
+
+    @cached_property
+    def _hidden(self) -> LastHidden:
+        return LastHidden(self._planned, self._batch_size)
 
     def _carried_rows(self, n: int) -> "_Buffers":
         """Memory for what passes from graph to graph: the residual, [n, hidden_size], which each
@@ -338,6 +394,37 @@ class Decoder:
 
 _Sequence = tuple[int, int, SequenceState]
 _Buffers = dict[str, NDArray[np.float32]]
+Wanted = Literal["nothing", "last", "all", "hidden"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Tokens to append to a sequence.
+
+    sizes: of their batches; even ones if it is empty. wanted: nothing; the logits of the last token
+    or of all tokens; or the last hidden states of all tokens. one_by_one: each token has the
+    numbers that it has in a batch by itself; all logits are wanted.
+    """
+
+    tokens: Sequence[int]
+    state: SequenceState
+    sizes: Sequence[int] = ()
+    wanted: Wanted = "last"
+    one_by_one: bool = False
+
+    @property
+    def n_logits(self) -> int:
+        """Of how many of the last tokens the logits are wanted."""
+        if self.one_by_one or self.wanted == "all":
+            return len(self.tokens)
+        return int(self.wanted == "last")
+
+    def batches(self, most: int) -> list[tuple[int, int]]:
+        """(start, stop) of each batch. most: tokens of an even batch."""
+        if not self.sizes:
+            return even_batches(len(self.tokens), most)
+        stops = list(accumulate(self.sizes))
+        return list(zip([0, *stops], stops, strict=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,11 +434,13 @@ class _Part:
     tokens: int32 [n], those of the first sequence first. sequences: for each the number of its
     tokens, the number of tokens before them, and its state. logits: float32
     [m, vocab], memory for the logits of the last m tokens; m = n if there are several sequences.
+    hidden: float32 [n, hidden_size], memory for the last hidden states, or None.
     """
 
     tokens: NDArray[np.int32]
     sequences: Sequence[_Sequence]
     logits: Logits
+    hidden: NDArray[np.float32] | None = None
 
 
 def _run_whole(
@@ -373,13 +462,6 @@ def _run_whole(
 def _backings(sequences: Sequence[_Sequence]) -> list[tuple[int, int, Any]]:
     """(n_tokens, past, state) of each sequence, for Executor.run_layers."""
     return [(count, past, state.backing) for count, past, state in sequences]
-
-
-def _even_batches(n: int, most: int) -> list[tuple[int, int]]:
-    """(start, stop) of the fewest batches of at most `most` tokens, with sizes that differ by at
-    most one: a small last batch would read all weights for a few tokens."""
-    count = -(-n // most)
-    return [(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
 @lru_cache

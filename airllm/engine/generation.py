@@ -43,6 +43,7 @@ def continue_prompt(
             raise ValueError("draft is a model with other tokens than this one")
     ids = model.prompts.some_tokens(prompt)
     limits = model.limits_for(ids, limits)
+    model.check_sampling(sampling)
     return _continue(model, ids, sampling, limits, lookahead, draft, on_progress)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.engine.decoder import Decoder
-from airllm.engine.settings import ContextFullError, Limits
+from airllm.engine.settings import ContextFullError, Limits, Sampling, model_sampling
 from airllm.text.prompts import PromptReader
 from airllm.util.closing import Closing
 from airllm.util.progress import OnProgress
@@ -25,7 +25,8 @@ class LoadedModel(Closing):
     """A model's open file, decoder, tokenizer and chat template.
 
     planned: the model's file and plan; closed with this. config: the model's hyperparameters.
-    context: how many tokens fit. prompts: encodes texts and chats.
+    context: how many tokens fit. prompts: encodes texts and chats. sampling: what the model's file
+    asks for.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LoadedModel(Closing):
                 _log.warning(text, decode_threads)
             self.config = planned.model.config
             self.context = planned.plan.context
+            self.sampling = model_sampling(planned.file.metadata)
             # Not a bound method: in a reference cycle, a dropped engine would stay open until the
             # garbage collector finds it.
             check_length = partial(
@@ -86,6 +88,14 @@ class LoadedModel(Closing):
         tokenizer = self.prompts.tokenizer
         has_bos = tokenizer.add_bos and ids[0] == tokenizer.bos_id
         return limits.for_prompt(len(ids), has_bos, self.context)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError for a bias of a token that is not in the vocabulary."""
+        if sampling.logit_bias and max(sampling.logit_bias) >= self.config.vocab_size:
+            raise ValueError(
+                f"logit_bias has token {max(sampling.logit_bias)}; expected 0 to "
+                f"{self.config.vocab_size - 1}"
+            )
 
     def checked_ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
         """The tokens as int32 [n]. ValueError or TypeError unless they are one or more ids of this

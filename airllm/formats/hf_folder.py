@@ -66,6 +66,7 @@ class HFFolder(ModelParts):
             metadata = {
                 "general.name": folder.resolve().name,
                 **config.metadata,
+                **_sampling(_read(folder / "generation_config.json")),
                 **_tokenizer(folder, tensors),
             }
             said = _digest_of_descriptions(folder)
@@ -138,6 +139,26 @@ def _tokenizer(folder: Path, tensors: list[Tensor]) -> dict[str, object]:
     )
     template = _chat_template(folder, settings)
     return keys if template is None else {**keys, "tokenizer.chat_template": template}
+
+
+# Keys of generation_config.json, and of GGUF files for the same numbers.
+_SAMPLING = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+
+
+def _sampling(generation: Metadata) -> dict[str, object]:
+    """How answers are to be sampled, as llama.cpp's converter writes it."""
+    found = {key: generation.get(name) for name, key in _SAMPLING.items()}
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def _chat_template(folder: Path, settings: Metadata) -> str | None:

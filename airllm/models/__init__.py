@@ -48,6 +48,7 @@ from airllm.models import (
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
+from airllm.models.last_hidden import before_the_last_linear
 from airllm.models.rope import Rotation
 
 __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
@@ -121,6 +122,7 @@ class Model:
     kinds: tuple[LayerKind, ...]
     kind_of_layer: tuple[int, ...]  # for each layer an index into `kinds`
     head: Graph
+    last_hidden: Graph  # from what the layers leave to "hidden", which the head multiplies
 
     @property
     def carried(self) -> dict[str, int]:
@@ -181,4 +183,5 @@ def load_model(
         ),
         tuple(layers.index(layer) for layer in config.layers),
         finish(family.head(config, activations)),
+        before_the_last_linear(family.head(config, activations)),
     )

@@ -57,6 +57,20 @@ class PagePool:
             free += [memory[i * n_bytes : (i + 1) * n_bytes] for i in reversed(range(count))]
         return Page(table, free.pop())
 
+    def shrink(self) -> None:
+        """Give memory back of which nobody holds a page."""
+        for n_bytes, free in self._free.items():
+            of_one: dict[int, list[NDArray[np.uint8]]] = {}
+            for memory in free:
+                of_one.setdefault(id(memory.base), []).append(memory)
+            self._free[n_bytes] = []
+            for pages in of_one.values():
+                together = pages[0].base
+                if together is not None and len(pages) * n_bytes == together.nbytes:
+                    self._n_pages[n_bytes] -= len(pages)
+                else:
+                    self._free[n_bytes] += pages
+
     def hold(self, page: Page) -> Page:
         page.holders += 1
         return page

@@ -6,7 +6,7 @@ For these the sequence keeps a checkpoint now and then; `trim` then goes back to
 the wanted length, and its caller evaluates the tokens after it again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -52,10 +52,29 @@ class Snapshot:
     def length(self) -> int:
         return len(self.tokens)
 
-    def __del__(self) -> None:
+    def all_pages(self) -> Iterator[Page]:
         for table in self.pages.values():
-            for page in table.values():
-                self._pool.release(page)
+            yield from table.values()
+
+    def continues_at(self, layout: StateLayout, length: int) -> bool:
+        """Whether a sequence that is restored from this one can be cut to `length` tokens."""
+        if layout.recurrent_floats and length != self.length:
+            return False
+        tables = [self.pages.get(index, {}) for index in range(len(layout.tables))]
+        return _have_what_is_needed(layout, tables, length)
+
+    def beginning(self, length: int) -> "Snapshot":
+        """Of the first `length` tokens, at which the sequence can be cut: see continues_at."""
+        last = -(-length // PAGE_ROWS)
+        held = {
+            table: {index: self._pool.hold(page) for index, page in pages.items() if index < last}
+            for table, pages in self.pages.items()
+        }
+        return Snapshot(self.tokens[:length], held, self.recurrent, self._pool)
+
+    def __del__(self) -> None:
+        for page in self.all_pages():
+            self._pool.release(page)
 
 
 class SequenceState:
@@ -240,12 +259,7 @@ class SequenceState:
         """Whether all that the next token sees is there."""
         if self.layout.recurrent_floats and self._recurrent_at != length:
             return False
-        return length == 0 or all(
-            not table.window
-            or table.first_needed(length) == length
-            or (pages and next(iter(pages)) * PAGE_ROWS <= table.first_needed(length))
-            for table, pages in zip(self.layout.tables, self._pages, strict=True)
-        )
+        return _have_what_is_needed(self.layout, self._pages, length)
 
     def _cut(self, length: int) -> None:
         """Cut to a length at which _continues_at."""
@@ -339,6 +353,19 @@ class SequenceState:
             raise
         self.tokens = list(tokens)
         self._recurrent_at = length
+
+
+def _have_what_is_needed(
+    layout: StateLayout, tables: Sequence[Mapping[int, Page]], length: int
+) -> bool:
+    """Whether the pages of the tables have the keys and values that a token at `length` sees.
+    tables: pages by number, in order, one after another."""
+    return length == 0 or all(
+        not table.window
+        or table.first_needed(length) == length
+        or (len(pages) > 0 and next(iter(pages)) * PAGE_ROWS <= table.first_needed(length))
+        for table, pages in zip(layout.tables, tables, strict=True)
+    )
 
 
 def _parts(place: KeysPlace) -> list[tuple[int, int]]:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, Self, get_args
+from typing import Any, Self, get_args, get_origin
 
 from airllm.engine.settings import AnswerOptions
 from airllm.tools import openai_lines
@@ -41,6 +41,7 @@ from airllm.util.shown import shown
 __all__ = ["SETTINGS", "Answers", "BatchError", "Job", "digest", "read_jobs"]
 
 MAX_LINE_BYTES = 64 * 2**20
+_MOST_ID_DIGITS = 10  # of a token's id
 MAX_DIGITS = 1000  # of an integer, in an id or a seed; Python's own limit is 4,300
 
 
@@ -48,15 +49,20 @@ def _json_types(kind: object) -> tuple[type, ...]:
     """The types of an option's values in JSON. Without null, which counts as absent; an integer may
     stand for a float."""
     kinds = get_args(kind) or (kind,)
+    if any(get_origin(each) is Mapping for each in kinds):
+        return (dict,)
     return (int, float) if float in kinds else tuple({int, str}.intersection(kinds))
 
 
-# The options that a line may set, and their types; `stop` may also be a list of strings.
+# The options that a line may set, and their types.
 SETTINGS: Mapping[str, tuple[type, ...]] = {
     name: _json_types(kind)
     for name, kind in AnswerOptions.__annotations__.items()
     if name not in ("on_full", "keep")
 }
+
+
+_MAY_BE_LISTS = ("stop", "dry_breakers")  # of strings
 
 
 class BatchError(AirllmError, ValueError):
@@ -133,7 +139,7 @@ def _job(raw: bytes, where: str, index: int, line: int) -> Job:
         if "max_new_tokens" in entry:
             raise BatchError(f"{where}: max_tokens and max_new_tokens are the same setting")
         entry["max_new_tokens"] = entry.pop("max_tokens")
-    names = ["prompt", "messages", "id", "tools", "chat_template_kwargs", *SETTINGS, "max_tokens"]
+    names = ["prompt", "messages", "id", "tools", "chat_template_kwargs", *SETTINGS]
     unknown = entry.keys() - set(names)
     if unknown:
         known = ", ".join(names)
@@ -147,11 +153,13 @@ def _job(raw: bytes, where: str, index: int, line: int) -> Job:
         raise BatchError(f"{where}: id is {shown(id)}; expected a string or an integer")
     settings = {name: entry[name] for name in SETTINGS if entry.get(name) is not None}
     for name, value in settings.items():
-        if name == "stop" and _are_strings(value):
+        if name in _MAY_BE_LISTS and _are_strings(value):
             continue
         if isinstance(value, bool) or not isinstance(value, SETTINGS[name]):
             kinds = " or ".join(kind.__name__ for kind in SETTINGS[name])
             raise BatchError(f"{where}: {name} is {shown(value)}; expected {kinds}")
+    if "logit_bias" in settings:
+        settings["logit_bias"] = _biases(settings["logit_bias"], f"{where}: logit_bias")
     prompt = entry["prompt"] if "prompt" in entry else entry["messages"]
     if "prompt" in entry and not isinstance(prompt, str):
         raise BatchError(f"{where}: prompt is no string")
@@ -160,6 +168,16 @@ def _job(raw: bytes, where: str, index: int, line: int) -> Job:
     for name in ("messages", "tools", "chat_template_kwargs"):
         _check_values(f"{where}: {name}", entry.get(name))
     return Job(index, line, id, prompt, settings, _variables(entry, where), url, model)
+
+
+def _biases(value: Mapping[str, Any], what: str) -> dict[int, float]:
+    """Names of JSON are strings: {"15": -100} is of token 15."""
+    for token, bias in value.items():
+        if not (token.isascii() and token.isdecimal() and len(token) <= _MOST_ID_DIGITS):
+            raise BatchError(f"{what} has {shown(token)}; expected the id of a token")
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)):
+            raise BatchError(f"{what} of token {token} is {shown(bias)}; expected a number")
+    return {int(token): bias for token, bias in value.items()}
 
 
 def _variables(entry: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -22,13 +22,14 @@ __all__ = ["PlannedModel", "plan_model"]
 class PlannedModel(Closing):
     """A model whose file is open and checked, and the plan of its memory.
 
-    plan, parts: from plan_weights, for kv_type.
+    plan, parts: from plan_weights, for kv_type. activations: how the model's graphs round them.
     """
 
     file: ModelFile
     model: Model
     backend: Backend
     kv_type: KVType
+    activations: Activations
     plan: Plan
     parts: Sequence[Part]
 
@@ -51,6 +52,7 @@ class PlannedModel(Closing):
         self = cls()
         budget = granted_bytes(ram_budget)
         self.backend, self.kv_type = load_backend(backend, threads), kv_type
+        self.activations = activations
         self.file = open_model(path, quantize)
         try:
             self.model = load_model(self.file, activations, fusion=fusion_wanted(fusion))

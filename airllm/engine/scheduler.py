@@ -1,0 +1,419 @@
+"""Many requests at once, each with its own settings: the loop beneath servers and batches.
+
+    with Scheduler(model) as scheduler:
+        handle = scheduler.submit(Request(tokens), on_event)      # from any thread
+        scheduler.serve_forever()                                 # the engine's thread
+
+A pass evaluates the next token of every answer, and beside them a piece of a prompt, so that an
+answer waits for no more than a piece. If layers are streamed, reading them takes most of the time
+of a pass: it then takes as many whole prompts as fit. Prompts are evaluated in the order in which
+they came. What a request gets does not depend on its neighbours, bit for bit.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.engine.decoder import Step
+from airllm.engine.loaded_model import LoadedModel
+from airllm.engine.pooling import pooling_of
+from airllm.engine.requests import (
+    DeadlineError,
+    Event,
+    Failed,
+    Handle,
+    OnEvent,
+    QueueFullError,
+    Request,
+)
+from airllm.engine.running import Choice, Job
+from airllm.state.prefix_tree import PrefixTree
+from airllm.state.sequence import SequenceState
+from airllm.util.arguments import check_count
+from airllm.util.closing import Closing
+from airllm.util.progress import OnProgress
+from airllm.util.shown import shown
+
+__all__ = ["LANES", "PIECE_TOKENS", "QUEUE_LENGTH", "Scheduler"]
+
+_log = logging.getLogger("airllm")
+
+LANES, QUEUE_LENGTH = 8, 256
+# A piece of a prompt takes about as long as ten tokens of an answer on a plain CPU; smaller ones
+# read the weights more often for the same prompt.
+PIECE_TOKENS = 256
+# The most bytes that the prefix tree has by default.
+CACHE_BYTES = 8 << 30
+
+
+class Scheduler(Closing):
+    """Runs requests on a model, which is busy until the scheduler is closed.
+
+    submit, cancel, close and the properties are for any thread. step, wait and serve_forever are
+    for one thread, the engine's, on which all events are told.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        lanes: int = LANES,
+        queue_length: int = QUEUE_LENGTH,
+        piece_tokens: int = PIECE_TOKENS,
+        cache_bytes: int | None = None,
+        capacity: int | None = None,
+        on_layer: OnProgress | None = None,
+    ) -> None:
+        """lanes: the most answers that run at once. queue_length: the most requests that wait for
+        lanes. piece_tokens: the most tokens of a prompt that are evaluated between two tokens of an
+        answer; on the NumPy backend, whose numbers depend on it, a piece is a batch of the engine's
+        batch_size. cache_bytes: of what is kept of earlier prompts and answers; None for half of
+        the memory that the engine's budget leaves, up to 8 GiB; 0 for nothing. capacity: tokens of
+        a lane; None for the context. on_layer: called with (done, total) layers of each pass.
+
+        Answers wait in the queue while the lanes of those that run, each as long as it may become,
+        take the memory that the budget leaves. RuntimeError if the model is busy.
+        """
+        self._model = model
+        self.lanes = check_count("lanes", lanes)
+        self.queue_length = check_count("queue_length", queue_length)
+        piece_tokens = check_count("piece_tokens", piece_tokens)
+        capacity = model.context if capacity is None else capacity
+        self._capacity = check_count("capacity", capacity, most=model.context)
+        if cache_bytes is not None:
+            cache_bytes = check_count("cache_bytes", cache_bytes, least=0)
+        self._stack = ExitStack()
+        self._decoder = decoder = self._stack.enter_context(model.exclusive())
+        self.closed = False
+        self._most = decoder.batch_size if decoder.streams else piece_tokens
+        self._kinds, self._pool = decoder.kinds, decoder.new_pool()
+        self._memory = decoder.memory_for_sequences()
+        if cache_bytes is None:
+            cache_bytes = CACHE_BYTES
+            if self._memory is not None:
+                cache_bytes = min(cache_bytes, self._memory // 2)
+        self._cache_bytes = cache_bytes
+        self._tree = PrefixTree(decoder.layout, cache_bytes)
+        self._on_layer = on_layer
+        self._free: list[SequenceState] = []
+        self._n_states, self._reserved = 0, 0  # lanes that exist; bytes that jobs may take
+        self._jobs: list[Job] = []  # in the order in which they were submitted
+        self._logits = np.empty((0, model.config.vocab_size), np.float32)
+        # Guards what follows; is notified when there may be something to do.
+        self._changed = threading.Condition()
+        self._queue: deque[Handle] = deque()
+        self._number = 0
+        self._closing: Literal["drain", "now"] | None = None
+        self._server: threading.Thread | None = None  # in serve_forever
+
+    # ---- for any thread ------------------------------------------------------------------------
+
+    def submit(self, request: Request, on_event: OnEvent) -> Handle:
+        """Put a request into the queue. on_event: see airllm.engine.requests.
+
+        QueueFullError if the queue is full; RuntimeError after `close`; ContextFullError, a
+        ValueError, if the prompt does not fit; ValueError or TypeError, with the argument's name,
+        for other requests that cannot be.
+        """
+        prompt: list[int] = self._model.checked_ids(request.prompt).tolist()
+        self._model.limits_for(prompt, request.limits)
+        self._model.check_sampling(request.sampling)
+        if request.n_generated > self.lanes:
+            name = "n" if request.best_of is None else "best_of"
+            raise ValueError(
+                f"{name} is {shown(request.n_generated)}; at most {self.lanes} answers run at once"
+            )
+        if request.embedding is not None:
+            request = replace(request, embedding=pooling_of(self._model, request.embedding))
+        with self._changed:
+            if self._closing or self.closed:
+                raise RuntimeError("the scheduler is closed")
+            if len(self._queue) >= self.queue_length:
+                raise QueueFullError(
+                    f"{len(self._queue)} requests wait already; the queue has no room for more"
+                )
+            self._number += 1
+            handle = Handle(self._number, request, prompt, on_event)
+            self._queue.append(handle)
+            self._changed.notify_all()
+        return handle
+
+    def cancel(self, handle: Handle) -> bool:
+        """End a request wherever it is. When this returns, no event of it comes any more; a call of
+        its on_event that is under way has returned, unless it is on_event that cancels. Returns
+        whether the request was still going on."""
+        going_on = handle.end("cancelled")
+        with self._changed:
+            if handle in self._queue:
+                self._queue.remove(handle)
+            self._changed.notify_all()
+        return going_on
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
+    def n_running(self) -> int:
+        """Requests that have lanes."""
+        return len(self._jobs)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of what is kept of earlier prompts and answers."""
+        return self._tree.nbytes
+
+    def close(self, *, drain: bool = False) -> None:
+        """End, and free the model. drain: after all requests that were submitted have ended; else
+        those fail with RuntimeError. Waits for a thread in serve_forever; in that thread, called
+        from on_event, it returns at once, and serve_forever ends later."""
+        with self._changed:
+            if self.closed:
+                return
+            if self._closing != "now":
+                self._closing = "drain" if drain else "now"
+            self._changed.notify_all()
+            if self._server is threading.current_thread():
+                return
+            self._changed.wait_for(lambda: self._server is None)
+        while self.step():
+            pass
+        super().close()
+
+    def release(self) -> None:
+        self._free.clear()
+        self._tree.shrink(0)
+        self._stack.close()
+
+    # ---- the engine's thread -------------------------------------------------------------------
+
+    def serve_forever(self) -> None:
+        """Run requests until `close`. RuntimeError if a thread does so already."""
+        with self._changed:
+            if self._server is not None or self.closed:
+                raise RuntimeError("the scheduler is closed, or a thread is in serve_forever")
+            self._server = threading.current_thread()
+        try:
+            while self.step() or not self._closing:
+                self.wait()
+        finally:
+            with self._changed:
+                self._server = None
+                self._changed.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until `step` may have something to do. Returns False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: bool(self._queue or self._jobs or self._closing), timeout
+            )
+
+    def step(self) -> bool:
+        """One pass: admit, choose, evaluate, tell. Returns False if there is nothing to do."""
+        self._drop()
+        self._admit()
+        chosen = self._choose()
+        whole = self._decoder.streams
+        steps = [job.next_step(choice, self._most, whole=whole) for job, choice in chosen]
+        if steps:
+            found = self._evaluate(chosen, steps)
+            for (job, choice), step, its in zip(chosen, steps, found, strict=False):
+                self._tell(job, job.evaluated(choice, step, its, self._tree))
+        self._drop()
+        if not self._jobs and not self._queue:
+            self._pool.shrink()
+            return False
+        return True
+
+    # ---- admitting -----------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Give lanes to those that wait, in order, as far as there are lanes and memory."""
+        while True:
+            with self._changed:
+                if not self._queue:
+                    return
+                handle = self._queue[0]
+            try:
+                job = self._job_of(handle)
+            except MemoryError as error:
+                if self._jobs:
+                    return
+                _fail(handle, error)
+                job = None
+            if job is None and not handle.is_over:
+                return
+            with self._changed:
+                if handle in self._queue:  # it may have been cancelled meanwhile
+                    self._queue.remove(handle)
+            if job is not None:
+                self._jobs.append(job)
+
+    def _job_of(self, handle: Handle) -> Job | None:
+        """The request with its lanes; None if it must wait for those that run."""
+        n, limits = handle.request.n_generated, handle.request.limits
+        tokens = min(len(handle.prompt) + limits.max_new_tokens, self._capacity)
+        n_bytes = n * self._decoder.state_bytes(tokens)
+        in_use = self._n_states - len(self._free)
+        if in_use + n > self.lanes:
+            return None
+        if self._memory is not None and self._jobs and self._reserved + n_bytes > self._memory:
+            return None
+        self._make_room(n_bytes)
+        while len(self._free) < n:
+            self._free.append(self._decoder.new_state(self._capacity, self._pool))
+            self._n_states += 1
+        self._reserved += n_bytes
+        states = [self._free.pop() for _ in range(n)]
+        return Job(handle, self._model.limits_for(handle.prompt, limits), states, n_bytes)
+
+    def _make_room(self, n_bytes: int) -> None:
+        """The tree makes way for lanes."""
+        if self._memory is not None:
+            left = max(0, self._memory - self._reserved - n_bytes)
+            self._tree.most_bytes = min(self._cache_bytes, left)
+            self._tree.shrink(self._tree.most_bytes)
+
+    def _drop(self) -> None:
+        """End what is due, and take the lanes of what has ended."""
+        now = perf_counter()
+        with self._changed:
+            waiting = list(self._queue)
+        for handle in [*waiting, *(job.handle for job in self._jobs)]:
+            if self._closing == "now":
+                _fail(handle, RuntimeError("the scheduler was closed"))
+            elif late := _lateness(handle, now):
+                _fail(handle, DeadlineError(late))
+        with self._changed:
+            for handle in waiting:
+                if handle.is_over and handle in self._queue:
+                    self._queue.remove(handle)
+        for job in list(self._jobs):
+            states = job.freed
+            if job.handle.is_over:
+                for choice in job.choices if job.handle.stage == "cancelled" else ():
+                    job.keep(choice, self._tree)
+                states = [*states, *job.states]
+                self._jobs.remove(job)
+                self._reserved -= job.n_bytes
+                self._make_room(0)
+            for state in states:
+                state.clear()
+            self._free += states
+            job.freed = []
+
+    # ---- a pass --------------------------------------------------------------------------------
+
+    def _choose(self) -> list[tuple[Job, Choice]]:
+        """Whose pending tokens the next pass evaluates: all single tokens, and a piece of the
+        first prompt. If layers are streamed, whole prompts: the first one, and as many others as
+        together are no longer than the context, for which the plan has memory."""
+        most = self._capacity if self._decoder.streams else 0
+        chosen: list[tuple[Job, Choice]] = []
+        n_tokens = 0
+        for job in self._jobs:
+            if not job.begun and (n_tokens == 0 or n_tokens < most):
+                tokenizer = self._model.prompts.tokenizer
+                self._tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
+            for choice in job.choices:
+                n = choice.n_pending
+                if n == 1:
+                    chosen.append((job, choice))
+                elif n_tokens == 0 or n_tokens + n <= most:
+                    chosen.append((job, choice))
+                    n_tokens += n
+        return [(job, choice) for job, choice in chosen if not job.handle.is_over]
+
+    def _evaluate(
+        self, chosen: Sequence[tuple[Job, Choice]], steps: Sequence[Step]
+    ) -> list[NDArray[np.float32]]:
+        """What the steps want. If the pass fails, so do all requests in it, and there is none."""
+        n_logits = sum(step.n_logits for step in steps)
+        if len(self._logits) < n_logits or len(self._logits) > max(n_logits, self.lanes):
+            self._logits = np.empty((n_logits, self._logits.shape[1]), np.float32)
+        on_layer = None
+        if self._decoder.streams or self._on_layer is not None:
+            on_layer = partial(self._after_layer, list(zip(chosen, steps, strict=True)))
+        lengths = [step.state.length for step in steps]
+        try:
+            try:
+                return self._decoder.evaluate_each(steps, self._logits, on_layer)
+            except MemoryError:
+                self._tree.shrink(0)
+                self._pool.shrink()
+                if lengths != [step.state.length for step in steps]:
+                    raise  # recurrent memory has been lost
+                return self._decoder.evaluate_each(steps, self._logits, on_layer)
+        except _AbandonedError:
+            return []
+        except Exception as error:
+            _log.warning("a pass of %d requests failed: %s", len(chosen), error)
+            for job, _ in chosen:
+                _fail(job.handle, error)
+            return []
+        except BaseException:  # Ctrl-C: the states may have lost tokens
+            for job, _ in chosen:
+                job.handle.end("failed")
+            raise
+
+    def _after_layer(
+        self, chosen: Sequence[tuple[tuple[Job, Choice], Step]], done: int, total: int
+    ) -> None:
+        """Within a pass: tells how far it is, and abandons a pass that nobody waits for."""
+        if self._on_layer is not None:
+            self._on_layer(done, total)
+        if not self._decoder.streams:
+            return
+        for (job, _), step in chosen:
+            self._tell(job, job.within_prompt(step, done / total))
+        if self._closing == "now" or all(job.handle.is_over for (job, _), _ in chosen):
+            raise _AbandonedError
+
+    # ---- telling -------------------------------------------------------------------------------
+
+    def _tell(self, job: Job, events: Iterable[Event]) -> None:
+        """An error, of the request or of its callback, ends the request and no other."""
+        handle = job.handle
+        if handle.is_over:
+            return
+        try:
+            for event in events:
+                if not handle.tell(event):
+                    return
+            if job.begun and not job.choices:
+                handle.end("finished")
+        except Exception as error:
+            _fail(handle, error)
+
+
+class _AbandonedError(Exception):
+    """All requests of a pass have ended before it did."""
+
+
+def _fail(handle: Handle, error: Exception) -> None:
+    try:
+        handle.tell(Failed(error))
+    except Exception:
+        _log.exception("the callback of request %d raised an error", handle.number)
+    handle.end("failed")
+
+
+def _lateness(handle: Handle, now: float) -> str:
+    """Why the request must end; empty if it need not."""
+    request, seconds = handle.request, now - handle.submitted
+    if request.deadline_seconds is not None and seconds > request.deadline_seconds:
+        return f"the answer took longer than deadline_seconds={request.deadline_seconds:g}"
+    waits = handle.stage == "queue" and request.queue_seconds is not None
+    if waits and seconds > (request.queue_seconds or 0.0):
+        return f"it waited longer than queue_seconds={request.queue_seconds:g}"
+    return ""
