@@ -45,7 +45,7 @@ def own_exceptions() -> list[type[BaseException]]:
         if module.name.endswith("__main__"):
             continue
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            if issubclass(kind, BaseException) and kind.__module__ == module.name:
+            if issubclass(kind, Exception) and kind.__module__ == module.name:
                 found.append(kind)
     return found
 

@@ -11,7 +11,7 @@ import pytest
 from airllm import numpy_ops
 from airllm.tools import ceilings, pictures, speeds
 from airllm.tools.ceilings import Ceilings
-from airllm.tools.pictures import Part, Work
+from airllm.tools.pictures import Bar, Work
 from airllm.tools.speeds import Speed, SpeedsError
 
 LIMITS = Ceilings(gbytes_per_second=40.0, float_gflops=400.0, byte_gops=1500.0)
@@ -35,13 +35,13 @@ SPEEDS = [
 def work(of: Speed) -> Work:
     """Twenty operations, most of them of nearly the same intensity and speed."""
     parts = [
-        Part(f"linear_add some_weight_{n}", 1e-3 * (20 - n), 10_000_000, 10_000_000 * (n % 3 + 1))
+        Bar(f"linear_add some_weight_{n}", 1e-3 * (20 - n), 10_000_000, 10_000_000 * (n % 3 + 1))
         for n in range(20)
     ]
     return Work(
         of,
         4,
-        [*parts, Part("attention", 4e-3, 9_000_000, 900), Part("(Python)", 1e-3, is_op=False)],
+        [*parts, Bar("attention", 4e-3, 9_000_000, 900), Bar("(Python)", 1e-3, is_op=False)],
     )
 
 

@@ -19,7 +19,8 @@ DEFAULTS = {field.name: field.default for field in FIELDS}
 
 
 def test_an_option_is_a_field_of_sampling_or_of_limits_and_has_its_type() -> None:
-    assert get_type_hints(AnswerOptions) == {field.name: field.type for field in FIELDS}
+    of_fields = {field.name: field.type for field in FIELDS}
+    assert get_type_hints(AnswerOptions) == {**of_fields, "max_tokens": int}
 
 
 def test_options_that_are_not_given_have_their_defaults() -> None:

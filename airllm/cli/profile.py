@@ -25,13 +25,13 @@ class Profiled:
 
     def work(self, speed: "Speed") -> "Work":
         """The same for a picture. speed: of the test."""
-        from airllm.tools.pictures import Part, Work
+        from airllm.tools.pictures import Bar, Work
 
         ops = {op.name: op for op in self.ops}
         parts = [
-            Part(name, seconds, ops[name].nbytes, ops[name].flops)
+            Bar(name, seconds, ops[name].nbytes, ops[name].flops)
             if name in ops
-            else Part(name, seconds, is_op=False)
+            else Bar(name, seconds, is_op=False)
             for name, seconds in self.parts()
         ]
         return Work(speed, self.passes, parts)

@@ -58,7 +58,7 @@ def _json_types(kind: object) -> tuple[type, ...]:
 SETTINGS: Mapping[str, tuple[type, ...]] = {
     name: _json_types(kind)
     for name, kind in AnswerOptions.__annotations__.items()
-    if name not in ("on_full", "keep")
+    if name not in ("on_full", "keep", "max_tokens")
 }
 
 
@@ -139,7 +139,7 @@ def _job(raw: bytes, where: str, index: int, line: int) -> Job:
         if "max_new_tokens" in entry:
             raise BatchError(f"{where}: max_tokens and max_new_tokens are the same setting")
         entry["max_new_tokens"] = entry.pop("max_tokens")
-    names = ["prompt", "messages", "id", "tools", "chat_template_kwargs", *SETTINGS]
+    names = ["prompt", "messages", "id", "tools", "chat_template_kwargs", *SETTINGS, "max_tokens"]
     unknown = entry.keys() - set(names)
     if unknown:
         known = ", ".join(names)

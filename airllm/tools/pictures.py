@@ -13,7 +13,7 @@ from typing import Any
 from airllm.tools.ceilings import Ceilings
 from airllm.tools.speeds import Speed
 
-__all__ = ["Part", "Work", "draw_all", "matplotlib_pyplot"]
+__all__ = ["Bar", "Work", "draw_all", "matplotlib_pyplot"]
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
@@ -44,7 +44,7 @@ ROOFLINE_SIZE = (12.0, 7.2)  # inches
 
 
 @dataclass(frozen=True)
-class Part:
+class Bar:
     """A part of a test's time: an operation, or (is_op False) what lies between operations."""
 
     name: str  # "linear ffn_up"
@@ -60,7 +60,7 @@ class Work:
 
     speed: Speed
     passes: int
-    parts: Sequence[Part]
+    parts: Sequence[Bar]
 
     @property
     def name(self) -> str:
@@ -256,7 +256,7 @@ _COLOURS = {
 }
 
 
-def _kind(part: Part) -> str:
+def _kind(part: Bar) -> str:
     if not part.is_op:
         return "outside of operations"
     for kind, words in _KINDS.items():
@@ -299,7 +299,7 @@ def _operations(works: Sequence[Work]) -> Any:
     return figure
 
 
-def _bars_of(work: Work) -> list[Part]:
+def _bars_of(work: Work) -> list[Bar]:
     """The parts, the longest first; operations that hardly count are one part."""
     parts = sorted(work.parts, key=lambda part: -part.seconds)
     least = LEAST_SHARE * work.seconds
@@ -308,7 +308,7 @@ def _bars_of(work: Work) -> list[Part]:
     if sum(part.seconds for part in others) > 0.0005 * work.seconds:
         name = f"{len(others)} others"
         shown.append(
-            Part(
+            Bar(
                 name,
                 sum(part.seconds for part in others),
                 sum(part.nbytes for part in others),
@@ -318,7 +318,7 @@ def _bars_of(work: Work) -> list[Part]:
     return shown
 
 
-def _bar_label(part: Part, share: float) -> str:
+def _bar_label(part: Bar, share: float) -> str:
     words = [f"{share:.1%}" if share < 0.1 else f"{share:.0%}"]
     if part.nbytes and part.seconds > 0:
         words.append(f"{_short(part.nbytes / part.seconds / 1e9)} GB/s")
@@ -404,7 +404,7 @@ def _memory_label_at(low: float) -> float:
     return 2 * low
 
 
-def _op_name(part: Part) -> str:
+def _op_name(part: Bar) -> str:
     """ "linear_many attn_q attn_k attn_v" -> "linear_many attn_q ..." """
     kind, *weights = part.name.split()
     return " ".join([kind, *weights[:1]]) + (" ..." if len(weights) > 1 else "")
