@@ -22,6 +22,10 @@ class HubLies:
     further_names: list[str] = field(default_factory=list)  # in the listing
     endless: set[str] = field(default_factory=set)  # "listing", or paths
     cut_after: dict[str, int] = field(default_factory=dict)  # path -> bytes, the first time
+    always_cut: set[str] = field(default_factory=set)  # paths of which no byte comes
+    cut_always_after: dict[str, int] = field(default_factory=dict)
+    knows_no_ranges: bool = False
+    refuses_ranges: bool = False
     status: int = 200  # of everything
     error_code: str = ""
     status_of_files: int = 200
@@ -107,7 +111,11 @@ class FakeHub:
         self, request: http.server.BaseHTTPRequestHandler, method: str, body: bytes, name: str
     ) -> None:
         start = 0
-        if wanted := request.headers.get("Range"):
+        wanted = request.headers.get("Range")
+        if wanted and self.lies.refuses_ranges:
+            self._refuse(request, 416, "")
+            return
+        if wanted and not self.lies.knows_no_ranges:
             start = int(wanted.removeprefix("bytes=").partition("-")[0])
         is_endless = name in self.lies.endless
         request.send_response(206 if start else 200)
@@ -125,7 +133,8 @@ class FakeHub:
             while True:  # until the client leaves
                 request.wfile.write(block)
                 self.sent[name] = self.sent.get(name, 0) + len(block)
-        cut = self.lies.cut_after.pop(name, None)
+        cut = 0 if name in self.lies.always_cut else self.lies.cut_after.pop(name, None)
+        cut = self.lies.cut_always_after.get(name, cut)
         if cut is not None:
             request.wfile.write(body[start:cut])
             request.wfile.flush()

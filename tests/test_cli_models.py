@@ -182,7 +182,7 @@ def test_yes_fetches_without_a_question(
     monkeypatch.setattr(
         "airllm.layer_engine.LayerWiseInferenceEngine", lambda path, **options: engine
     )
-    assert main(["run", "hf.co/org/repo:Q8_0", "Say", "hello", "--yes"]) == 0
+    assert main(["run", "hf.co/org/repo:Q8_0", "--yes", "-n", "9", "Say", "hello"]) == 0
     assert fake_hub.pulled == [("hf.co/org/repo:Q8_0", {"progress": True})]
     assert engine.requests == [[{"role": "user", "content": "Say hello"}]]
     assert capsys.readouterr().out == "Hello.\n"

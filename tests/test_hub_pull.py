@@ -12,7 +12,8 @@ import pytest
 from fake_hub import COMMIT, FakeHub, HubLies, fake_hub
 
 from airllm import hub
-from airllm.hub import HubError, hugging_face, listing
+from airllm.hub import HubError, HubName, download, hugging_face, listing
+from airllm.util.progress import Progress
 
 pytest.importorskip("huggingface_hub")
 
@@ -125,11 +126,73 @@ def test_an_interrupted_download_goes_on_where_it_ended(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     found = start({"m.gguf": CONTENT}, HubLies(cut_after={"m.gguf": 100_000}))
     assert pull().read_bytes() == CONTENT
     ranges = [line for line in found.asked if "bytes=" in line]
     assert ranges == [f"GET /org/repo/resolve/{COMMIT}/m.gguf bytes=100000-"]
+
+
+def test_a_pull_that_was_stopped_goes_on_at_the_next_one(
+    start: Start, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = start({"m.gguf": CONTENT})
+    real = Progress.update
+
+    def interrupted(self: Progress, done: int, total: int, note: str = "") -> None:
+        if done >= 50_000:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pull()
+    assert everything_below(home) == []
+    monkeypatch.setattr(Progress, "update", real)
+    assert pull().read_bytes() == CONTENT
+    (range,) = [line for line in found.asked if "bytes=" in line]
+    assert int(range.removesuffix("-").rpartition("bytes=")[2]) >= 50_000
+    assert [path.name for path in home.glob(".*")] == [".hf.co--org--repo.lock"]
+
+
+def test_a_hub_that_knows_no_ranges_is_asked_for_the_whole_file(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    lies = HubLies(cut_after={"m.gguf": 100_000}, knows_no_ranges=True)
+    found = start({"m.gguf": CONTENT}, lies)
+    assert pull().read_bytes() == CONTENT
+    assert found.sent["m.gguf"] == len(CONTENT)
+
+
+def test_a_partial_file_that_was_damaged_is_fetched_anew(start: Start, home: Path) -> None:
+    found = start({"m.gguf": CONTENT})
+    work = home / ".hf.co--org--repo"
+    work.mkdir(parents=True)
+    (wanted,) = listing.ask(HubName("org/repo")).files.values()
+    hugging_face._partial(work, wanted).write_bytes(b"?" * len(CONTENT))
+    assert pull().read_bytes() == CONTENT
+    assert found.sent["m.gguf"] == len(CONTENT)
+
+
+def test_files_of_the_same_content_are_both_there(start: Start, home: Path) -> None:
+    start({"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b""})
+    pull()
+    assert len(everything_below(home)) == 3
+
+
+def test_a_hub_that_sends_nothing_is_given_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    found = start({"m.gguf": CONTENT}, HubLies(always_cut={"m.gguf"}))
+    with pytest.raises(HubError, match=r"cannot be reached"):
+        pull()
+    assert sum("m.gguf" in line for line in found.asked) == download.ATTEMPTS
+
+
+def test_a_file_that_the_hub_gives_only_to_its_own_program_is_refused(start: Start) -> None:
+    start({"m.gguf": CONTENT}, HubLies(listed_sizes={"m.gguf": 60 * 10**9}))
+    with pytest.raises(HubError, match=r"only to its own program: `hf download org/repo m.gguf`"):
+        pull()
 
 
 def test_the_token_of_the_user_is_sent(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +211,9 @@ def test_a_long_pull_says_how_far_it_is(
     with caplog.at_level(logging.INFO, "airllm"):
         hub.pull("org/repo")
     assert "fetching m.gguf: 100%" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "airllm"):
+        hub.pull("org/repo")
     assert "checking m.gguf: 100%" in caplog.text
 
 
@@ -283,10 +349,20 @@ def test_a_file_of_another_size_than_listed_does_not_appear(
 
 def test_a_file_that_does_not_end_is_cut_off_at_its_size(start: Start, home: Path) -> None:
     start({"m.gguf": CONTENT}, HubLies(endless={"m.gguf"}))
-    with pytest.raises(HubError, match=r"sends more than the 204,804 bytes"):
+    with pytest.raises(HubError, match=r"promised: it has more than 204,804 bytes"):
         pull()
     largest = max(path.stat().st_size for path in home.rglob("*") if path.is_file())
     assert largest <= len(CONTENT)
+
+
+def test_a_hub_that_goes_back_again_and_again_is_given_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    lies = HubLies(refuses_ranges=True, cut_always_after={"m.gguf": 100_000})
+    start({"m.gguf": CONTENT}, lies)
+    with pytest.raises(HubError, match=r"never goes on with what it has begun"):
+        pull()
 
 
 def test_a_claimed_size_allocates_nothing(start: Start) -> None:
@@ -393,5 +469,6 @@ def test_a_hash_of_git_is_that_of_git(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"hello\n")
     # `echo hello | git hash-object --stdin`
     file = listing.HubFile("f", 6, git_sha1="ce013625030ba8dba906f756967f9e9ca394464a")
-    assert hugging_face._is_intact(tmp_path / "f", file)
-    assert not hugging_face._is_intact(tmp_path / "f", listing.HubFile("f", 6, git_sha1="0" * 40))
+    assert hugging_face._missing([file], tmp_path, False) == []
+    other = listing.HubFile("f", 6, git_sha1="0" * 40)
+    assert hugging_face._missing([other], tmp_path, False) == [other]

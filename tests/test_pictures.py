@@ -2,6 +2,7 @@
 files of peers."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,17 @@ def work(of: Speed) -> Work:
     )
 
 
-def drawn(peers: list[Speed] | None = None) -> dict[str, Any]:
+PEERS = [speed("pp512", threads, 300.0 * threads, "llama.cpp") for threads in (1, 2, 4)]
+
+
+@pytest.fixture(scope="module")
+def figures() -> Iterator[dict[str, Any]]:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    figures = pictures.draw_all(SPEEDS, peers or [], [work(s) for s in SPEEDS], LIMITS, "M", "here")
-    for figure in figures.values():
+    drawn = pictures.draw_all(SPEEDS, PEERS, [work(s) for s in SPEEDS], LIMITS, "M", "here")
+    for figure in drawn.values():
         figure.canvas.draw()
-    return figures
+    yield drawn
+    pictures.close(drawn.values())
 
 
 def texts(figure: Any) -> list[str]:
@@ -59,10 +65,8 @@ def texts(figure: Any) -> list[str]:
     return panels + legends
 
 
-def test_there_is_a_picture_for_each_question_that_was_measured() -> None:
-    figures = drawn()
+def test_there_is_a_picture_for_each_question_that_was_measured(figures: dict[str, Any]) -> None:
     assert list(figures) == ["threads", "context", "batch", "operations", "roofline"]
-    pictures.close(figures.values())
 
 
 def test_what_was_not_measured_is_not_drawn() -> None:
@@ -71,9 +75,7 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert pictures.draw_all(alone, [], [], None, "M", "here") == {}
 
 
-def test_lines_are_the_measurements_beside_those_of_a_peer() -> None:
-    peers = [speed("pp512", threads, 300.0 * threads, "llama.cpp") for threads in (1, 2, 4)]
-    figures = drawn(peers)
+def test_lines_are_the_measurements_beside_those_of_a_peer(figures: dict[str, Any]) -> None:
     prompt, generated = figures["threads"].axes
     assert list(prompt.lines[0].get_xdata()) == [1, 2, 4]
     assert {"airllm", "llama.cpp"} <= set(texts(figures["threads"]))
@@ -83,11 +85,9 @@ def test_lines_are_the_measurements_beside_those_of_a_peer() -> None:
     context = figures["context"].axes[1]
     assert [tick.get_text() for tick in context.get_xticklabels()] == ["0", "1,024", "4,096"]
     assert any("(3.6x)" in text for text in texts(figures["batch"]))
-    pictures.close(figures.values())
 
 
-def test_bars_are_the_longest_operations_and_the_rest_together() -> None:
-    figures = drawn()
+def test_bars_are_the_longest_operations_and_the_rest_together(figures: dict[str, Any]) -> None:
     titles = [axes.get_title(loc="left") for axes in figures["operations"].axes]
     assert [title.partition(":")[0] for title in titles] == [
         "prompt of 512 tokens", "generated tokens", "generated tokens after 4,096",
@@ -99,12 +99,10 @@ def test_bars_are_the_longest_operations_and_the_rest_together() -> None:
     assert len(labels) <= pictures.MOST_BARS + 1
     shares = [text.get_text().split("%")[0] for text in figures["operations"].axes[0].texts]
     assert sum(map(float, shares)) == pytest.approx(100, abs=4)
-    pictures.close(figures.values())
 
 
 @pytest.mark.parametrize("name", ["threads", "context", "batch", "operations", "roofline"])
-def test_no_text_covers_another_or_leaves_the_picture(name: str) -> None:
-    figures = drawn([speed("pp512", t, 300.0 * t, "llama.cpp") for t in (1, 2, 4)])
+def test_no_text_covers_another_or_leaves_the_picture(name: str, figures: dict[str, Any]) -> None:
     figure = figures[name]
     renderer = figure.canvas.get_renderer()
     found = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
@@ -129,7 +127,6 @@ def test_no_text_covers_another_or_leaves_the_picture(name: str) -> None:
         if box.shrunk(0.96, 0.8).overlaps(further.shrunk(0.96, 0.8))
     ]
     assert covered == []
-    pictures.close(figures.values())
 
 
 def _shown_ticks(axis: Any) -> list[Any]:

@@ -43,7 +43,8 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets no other thread handle signals
         return
-    signals = (signal.SIGTERM, signal.SIGHUP)
+    names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in signals}
     for number in signals:
         if before[number] is not signal.SIG_IGN:  # nohup ignores SIGHUP

@@ -92,6 +92,10 @@ def _fitted(line: str, width: int) -> Iterator[str]:
         )
 
 
+def _has_option(words: Sequence[str]) -> bool:
+    return any(word.startswith("-") and word != "-" for word in words)
+
+
 class CommandParser(argparse.ArgumentParser):
     """The parser of one command. An argument that it does not know is its own error, with its own
     usage, and not that of the whole program."""
@@ -100,6 +104,11 @@ class CommandParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         found, unknown = super().parse_known_args(args, namespace)
+        last = self._open_end()
+        if last is not None and not getattr(found, last.dest) and not _has_option(unknown):
+            # argparse takes an empty list where an option comes before: `run MODEL -n 9 PROMPT`.
+            setattr(found, last.dest, [self._get_value(last, word) for word in unknown])
+            unknown = []
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown)}")
         return found, unknown
@@ -127,6 +136,11 @@ class CommandParser(argparse.ArgumentParser):
         room = shutil.get_terminal_size().columns - len(f"usage: {self.prog} ")
         lines = textwrap.wrap(" ".join(words[1:]), max(room, 20), break_on_hyphens=False)
         return f"{words[0]} " + ("\n" + " " * 11).join(lines)
+
+    def _open_end(self) -> argparse.Action | None:
+        """The positional argument that takes any number of words."""
+        ends = (each for each in self._actions if each.nargs == "*" and not each.option_strings)
+        return next(ends, None)
 
     def _hint(self, unknown: Sequence[str]) -> str:
         known = [name for action in self._actions for name in action.option_strings]

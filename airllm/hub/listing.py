@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from airllm.hub.places import HubError
 from airllm.util.printable import printable
 from airllm.util.shown import shown
 
-__all__ = ["HubFile", "Listing", "ask", "endpoint", "refusal"]
+__all__ = ["HubFile", "Listing", "ask", "endpoint", "opened", "refusal", "unreachable"]
 
 MAX_BYTES = 32 << 20  # of an answer; 10,000 files take 3 MB
 MAX_FILES = 100_000
@@ -56,23 +57,34 @@ def endpoint() -> str:
 def ask(reference: HubName) -> Listing:
     """The files of the newest commit. HubError if there are none, or if the hub does not say."""
     from huggingface_hub.errors import HTTPError
-    from huggingface_hub.utils import build_hf_headers, get_session
 
     url = f"{endpoint()}/api/models/{reference.repo}?blobs=true"
-    headers = build_hf_headers(library_name="airllm", library_version=__version__)
     try:
-        with get_session().stream(
-            "GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True
-        ) as response:
+        with opened(url) as response:
             if response.status_code != 200:
                 code = response.headers.get("X-Error-Code", "")
                 raise refusal(reference, response.status_code, code)
-            body = _bounded(response.iter_bytes(), url)
+            body = _bounded(response.iter_raw(), url)
     except (HTTPError, OSError) as error:
         raise unreachable(error) from error
     except ValueError as error:  # an address that is none
         raise HubError(f"{endpoint()}: {error}") from error
     return _read(body, url)
+
+
+def opened(url: str, headers: Mapping[str, str] | None = None) -> AbstractContextManager[Any]:
+    """The answer of the hub to a GET, as httpx has it, with the user's token, proxies and
+    certificates. Its content is neither read yet nor compressed."""
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    common = build_hf_headers(library_name="airllm", library_version=__version__)
+    return get_session().stream(
+        "GET",
+        url,
+        headers={**common, "Accept-Encoding": "identity", **(headers or {})},
+        timeout=TIMEOUT,
+        follow_redirects=True,
+    )
 
 
 def refusal(reference: HubName, status: int, code: str = "") -> HubError:
