@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 
-from airllm.cli import main
+from airllm.cli import main, typed
 from airllm.cli.history import History
 
 Capture = pytest.CaptureFixture[str]
@@ -316,6 +316,15 @@ def test_the_end_of_the_input_ends_a_message(monkeypatch: pytest.MonkeyPatch) ->
     engine = FakeEngine(["a"])
     assert chat(monkeypatch, engine, '"""one\ntwo\n') == 0
     assert engine.requests == [[user("one\ntwo")]]
+
+
+def test_a_paste_that_comes_line_by_line_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a library that does not keep a paste together; the lines come without a pause."""
+    lines, waiting = ["one", "two", "three", "four"], [True, True, False, False]
+    monkeypatch.setattr("builtins.input", lambda prompt: lines.pop(0))
+    monkeypatch.setattr(typed, "_more_is_waiting", lambda: waiting.pop(0))
+    assert typed._edited_line("> ") == "one\ntwo\nthree"
+    assert typed._edited_line("> ") == "four"
 
 
 # Commands.

@@ -53,7 +53,8 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: it was not set by Python
+                signal.signal(number, handler)
 
 
 class Conversation:
