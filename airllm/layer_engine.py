@@ -16,6 +16,7 @@ from airllm.backends.profiling import Profile
 from airllm.engine.answer_stream import AnswerStream, Usage
 from airllm.engine.continuation import Generation
 from airllm.engine.generation import continue_prompt
+from airllm.engine.grammar import Grammar
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.settings import (
     AnswerOptions,
@@ -161,6 +162,7 @@ class LayerWiseInferenceEngine:
         template_variables: Mapping[str, object] | None = None,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
+        grammar: Grammar | None = None,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -190,6 +192,7 @@ class LayerWiseInferenceEngine:
             if each pass waits for the disk, else 0.
         draft: an engine with a smaller model of the same vocabulary, which makes the guesses; it is
             busy meanwhile, and its KV cache loses its earlier contents.
+        grammar: what the answer must look like, from `grammar`; without lookahead and draft.
         on_token: called with each piece of text as it comes, in whole characters.
         on_progress: called with (done, total) steps while the prompt is evaluated; a step is a
             layer for a batch of tokens.
@@ -203,6 +206,7 @@ class LayerWiseInferenceEngine:
             template_variables=template_variables,
             lookahead=lookahead,
             draft=draft,
+            grammar=grammar,
             on_progress=on_progress,
             **options,
         )
@@ -221,6 +225,7 @@ class LayerWiseInferenceEngine:
         template_variables: Mapping[str, object] | None = None,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
+        grammar: Grammar | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> AnswerStream:
@@ -238,6 +243,7 @@ class LayerWiseInferenceEngine:
                 limits,
                 lookahead=lookahead,
                 draft=None if draft is None else draft._model,
+                grammar=grammar,
                 on_progress=on_progress,
             )
         )
@@ -250,6 +256,7 @@ class LayerWiseInferenceEngine:
         template_variables: Mapping[str, object] | None = None,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
+        grammar: Grammar | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> "AsyncAnswerStream":
@@ -272,6 +279,7 @@ class LayerWiseInferenceEngine:
                 template_variables=template_variables,
                 lookahead=lookahead,
                 draft=draft,
+                grammar=grammar,
                 on_progress=checked_progress,
                 **options,
             )
@@ -286,6 +294,7 @@ class LayerWiseInferenceEngine:
         template_variables: Mapping[str, object] | None = None,
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
+        grammar: Grammar | None = None,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -296,6 +305,7 @@ class LayerWiseInferenceEngine:
             template_variables=template_variables,
             lookahead=lookahead,
             draft=draft,
+            grammar=grammar,
             on_progress=on_progress,
             **options,
         ) as stream:
@@ -368,6 +378,30 @@ class LayerWiseInferenceEngine:
 
         sampling, limits = settings_of(self._model.sampling, **options)
         return continue_prompts(self._model, prompts, batch, sampling, limits, on_token, on_layer)
+
+    def grammar(
+        self,
+        *,
+        json_schema: Mapping[str, Any] | bool | str | None = None,
+        regex: str | None = None,
+        gbnf: str | None = None,
+        lark: str | None = None,
+    ) -> Grammar:
+        """What an answer must look like, for `generate` and for requests: JSON that a schema (an
+        object or its text) allows, a text that a regular expression (Rust's) matches, or a text of
+        a grammar as llama.cpp (GBNF) or Lark writes it. Exactly one of them.
+
+        ValueError, with the fault, for a schema or grammar that cannot be enforced as a whole.
+        GrammarLibraryError, a RuntimeError, if llguidance is not installed (the extra "grammar").
+        """
+        given = {"json_schema": json_schema, "regex": regex, "gbnf": gbnf, "lark": lark}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise TypeError(
+                f"{' and '.join(names) or 'nothing'} given; expected one of {', '.join(given)}"
+            )
+        grammar: Grammar = getattr(self._model.grammars, names[0])(given[names[0]])
+        return grammar
 
     @property
     def sampling(self) -> Sampling:

@@ -176,7 +176,9 @@ def test_passes_and_accepted_tokens_add_up(engine):
 def test_an_answer_that_repeats_itself_takes_few_passes(engine, monkeypatch):
     """Made to repeat: the sampler takes the likeliest of three tokens, by turns."""
     turns = [7, 9, 11]
-    monkeypatch.setattr(Sampler, "sample", lambda self, logits, history, _: turns[len(history) % 3])
+    monkeypatch.setattr(
+        Sampler, "sample", lambda self, logits, history, *_: turns[len(history) % 3]
+    )
     engine.reset()
     ahead = engine.generate("x", max_new_tokens=60, lookahead=8)
     assert ahead.passes <= 6 + 60 // 9  # until it has repeated itself once, and then 9 a pass
@@ -323,7 +325,7 @@ def test_a_guess_that_is_taken_too_often_would_be_noticed(sampled, monkeypatch):
         guesses[:] = plain_guess(self, tokens, n)
         return [*guesses]
 
-    def take_guess(self, logits, history, _):
+    def take_guess(self, logits, history, *_):
         guessed = guesses.pop(0) if guesses else None
         return (
             guessed if guessed in candidates(logits, *LIKELY)[0] else sample(self, logits, history)

@@ -163,7 +163,9 @@ def test_guesses_are_made_where_tokens_wait_for_the_disk(
 ) -> None:
     """By the sampler's turns the text repeats itself."""
     turns = [7, 9, 11]
-    monkeypatch.setattr(Sampler, "sample", lambda self, logits, history, _: turns[len(history) % 3])
+    monkeypatch.setattr(
+        Sampler, "sample", lambda self, logits, history, *_: turns[len(history) % 3]
+    )
     resident = open_engine(model, ram_budget="1GiB")
     engine = open_engine(model, ram_budget=smallest_budget(open_engine, model))
     assert resident.generate("x", max_new_tokens=40).passes == 40

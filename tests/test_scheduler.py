@@ -601,8 +601,11 @@ def expected_logprobs(engine: Engine, prompt: list[int], answer: Sequence[int] =
     """Of each token after the first, given those before it; float64 [n - 1, vocab]."""
     decoder = engine._model.decoder
     decoder.state.clear()
-    logits = np.empty((len(prompt), engine.config.vocab_size), np.float32)
-    rows = [decoder.evaluate(np.array(prompt, np.int32), logits)]
+    ids = np.array(prompt, np.int32)
+    rows = [decoder.evaluate(ids, np.empty((len(ids), engine.config.vocab_size), np.float32))]
+    if answer:  # the head rounds a row by itself in another way
+        decoder.state.clear()
+        rows[0][-1] = decoder.evaluate(ids)
     rows += [decoder.evaluate(np.array([token], np.int32)).copy()[None] for token in answer]
     exact = np.concatenate(rows)[:-1].astype(np.float64)
     return exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.engine.decoder import Logits
+from airllm.engine.grammar import Grammar, Matcher
 from airllm.engine.sampling import Sampler
 from airllm.engine.settings import ContextFullError, Limits, Sampling
 from airllm.state.sequence import SequenceState
@@ -59,9 +60,15 @@ class Continuation:
         tokenizer: Tokenizer,
         sampling: Sampling,
         limits: Limits,
+        grammar: Grammar | None = None,
+        *,
+        forces: bool = True,
     ) -> None:
         """prompt: must fit the context. state: holds the beginning of the prompt or nothing, but
-        never the whole prompt. limits: for this prompt, from Limits.for_prompt."""
+        never the whole prompt. limits: for this prompt, from Limits.for_prompt. grammar: what the
+        answer must look like. forces: whether tokens that must come are taken without logits."""
+        self._grammar, self._forces = grammar, forces
+        self._matcher = None if grammar is None else grammar.matcher()
         self.state, self._tokenizer, self._limits = state, tokenizer, limits
         self._sampler = Sampler(sampling, tokenizer.token_bytes)
         self._stream = TextStream(limits.stop_strings)
@@ -79,7 +86,15 @@ class Continuation:
         """Another answer to the same prompt. state: holds the whole prompt; this answer must not
         have a token yet. What comes next is `take`."""
         prompt = self._history[: self._n_prompt]
-        other = Continuation(prompt, state, self._tokenizer, sampling, self._limits)
+        other = Continuation(
+            prompt,
+            state,
+            self._tokenizer,
+            sampling,
+            self._limits,
+            self._grammar,
+            forces=self._forces,
+        )
         other._n_reused = self._n_reused
         return other
 
@@ -116,6 +131,11 @@ class Continuation:
         """Whether an end token or a stop string has come."""
         return self._finish is not None
 
+    @property
+    def ended_by_token(self) -> bool:
+        """Whether the last token that was chosen is an end token, which is no part of the answer."""
+        return self.last_token in self._tokenizer.eos_ids
+
     def goes_on(self) -> bool:
         """Whether another token is wanted; if so, there is room for it.
         ContextFullError if the context is full and on_full is "error"."""
@@ -137,37 +157,41 @@ class Continuation:
                 self._n_shifted += before - state.length - len(self.pending)
         return self._finish is None
 
-    def take(self, logits: Logits, start: float, allowed: NDArray[np.bool_] | None = None) -> str:
+    def take(self, logits: Logits, start: float) -> str:
         """Choose the next token. Returns the text that is now certain, which may be empty.
 
-        logits: float32 [vocab], after `pending`. start: when their evaluation began, by
-        perf_counter. allowed: [vocab], the tokens that may come; None for all.
+        With a grammar, more tokens may follow that must come; they are evaluated in the pass of the
+        chosen one. logits: float32 [vocab], after `pending`. start: when their evaluation began, by
+        perf_counter. ValueError if a grammar is too complex at this place.
         """
+        allowed = None if self._matcher is None else _bits(self._matcher.mask(), len(logits))
         self.last_token = token = self._sampler.sample(logits, self._history, allowed)
         self._seconds.append(perf_counter() - start)
         if token in self._tokenizer.eos_ids:
             self._finish = "stop"
             return ""
         self.pending, self.n_again, self.n_fresh = [], 0, 0
-        return self._append(token)
+        text = self._append(token)
+        if self._matcher is not None:
+            text += self._follow(self._matcher, token)
+        return text
 
-    def force(self, tokens: Sequence[int]) -> str:
-        """After `take`: tokens that must come next, as far as they are wanted. They are evaluated
-        in the pass of the last token. Returns the text that is now certain."""
+    def _follow(self, matcher: Matcher, token: int) -> str:
+        """Takes the tokens that a grammar forces after a token; returns their text."""
+        matcher.accept(token)
         text = ""
-        for token in tokens:
+        for forced in matcher.forced() if self._forces else ():
             n_said = len(self._history) - self._n_prompt
             room = self.state.capacity - self.state.length - len(self.pending)
             if self._finish is not None or n_said >= self._limits.max_new_tokens or room < 1:
                 break
-            text += self._append(token)
+            text += self._append(forced)
+            matcher.accept(forced)
             self._seconds.append(0.0)
             self.accepted += 1
+        if matcher.ended:
+            self._finish = self._finish or "stop"
         return text
-
-    def end(self) -> None:
-        """Nothing may follow."""
-        self._finish = self._finish or "stop"
 
     def _append(self, token: int) -> str:
         self._history.append(token)
@@ -208,6 +232,14 @@ class Continuation:
             passes=len(self._seconds) - self.accepted,
             accepted_tokens=self.accepted,
         )
+
+
+def _bits(words: NDArray[np.uint32], n: int) -> NDArray[np.bool_]:
+    """The first n bits, [n]; those beyond the words are False."""
+    bits = np.zeros(n, bool)
+    found = np.unpackbits(words.view(np.uint8), count=min(n, 32 * len(words)), bitorder="little")
+    bits[: len(found)] = found
+    return bits
 
 
 def shift(state: SequenceState, pending: Sequence[int], keep: int) -> list[int]:

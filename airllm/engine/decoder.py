@@ -209,6 +209,14 @@ class Decoder:
         self._pass(self._single_tokens(tokens, sequences, logits), on_progress, ahead=True)
         return logits
 
+    def evaluate_one_by_one(self, tokens: Sequence[int]) -> Logits:
+        """Append tokens to `self.state` in one pass, each with the numbers that it has alone.
+        Returns the logits of the last one, float32 [vocab]."""
+        memory = np.empty((len(tokens), len(self._last_logits)), np.float32)
+        (logits,) = self.evaluate_each([Step(tokens, self.state, one_by_one=True)], memory)
+        last: Logits = logits[-1]
+        return last
+
     def evaluate_each(
         self,
         steps: Sequence["Step"],

@@ -8,6 +8,7 @@ import numpy as np
 
 from airllm.engine.continuation import Continuation, Generation
 from airllm.engine.decoder import Decoder
+from airllm.engine.grammar import Grammar
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.lookahead import GUESSES, MOST_GUESSES, Draft, Lookahead
 from airllm.engine.settings import Limits, Sampling
@@ -25,6 +26,7 @@ def continue_prompt(
     *,
     lookahead: int | None = None,
     draft: LoadedModel | None = None,
+    grammar: Grammar | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generator[str, None, Generation]:
     """Check all arguments now, not at the first piece, and return the generator of the answer's
@@ -33,6 +35,10 @@ def continue_prompt(
     lookahead: the most guesses in a pass; None for GUESSES with a draft or if the plan says that
     guesses pay, else 0. draft: the model that guesses; None to guess from the text so far.
     """
+    if grammar is not None:
+        if lookahead or draft is not None:
+            raise ValueError("a grammar takes no guesses: lookahead and draft are not for it")
+        lookahead = 0
     if lookahead is None:
         lookahead = GUESSES if draft is not None or model.decoder.plan.guesses_pay else 0
     lookahead = check_count("lookahead", lookahead, least=0, most=MOST_GUESSES)
@@ -44,7 +50,7 @@ def continue_prompt(
     ids = model.prompts.some_tokens(prompt)
     limits = model.limits_for(ids, limits)
     model.check_sampling(sampling)
-    return _continue(model, ids, sampling, limits, lookahead, draft, on_progress)
+    return _continue(model, ids, sampling, limits, lookahead, draft, grammar, on_progress)
 
 
 def _continue(
@@ -54,6 +60,7 @@ def _continue(
     limits: Limits,
     lookahead: int,
     draft: LoadedModel | None,
+    grammar: Grammar | None,
     on_progress: OnProgress | None,
 ) -> Generator[str, None, Generation]:
     with ExitStack() as stack:
@@ -66,7 +73,11 @@ def _continue(
         if lookahead:
             ahead = Lookahead(decoder, lookahead, model.config.vocab_size, guesser)
         tokenizer = model.prompts.tokenizer
-        return (yield from generate(decoder, tokenizer, ids, sampling, limits, on_progress, ahead))
+        return (
+            yield from generate(
+                decoder, tokenizer, ids, sampling, limits, on_progress, ahead, grammar
+            )
+        )
 
 
 def generate(
@@ -77,19 +88,23 @@ def generate(
     limits: Limits,
     on_progress: OnProgress | None = None,
     lookahead: Lookahead | None = None,
+    grammar: Grammar | None = None,
 ) -> Generator[str, None, Generation]:
     """Continue a prompt, see Continuation; yields pieces of text and returns the Generation.
 
     Its times count the model and the sampler, not the consumer of the pieces.
     """
-    answer = Continuation(prompt, decoder.state, tokenizer, sampling, limits)
+    answer = Continuation(prompt, decoder.state, tokenizer, sampling, limits, grammar)
     while answer.goes_on():
         guesses = lookahead.guess(answer) if lookahead is not None else None
         if lookahead is not None and guesses is not None:
             yield from _check(answer, lookahead, guesses, on_progress)
             continue
         start = perf_counter()
-        logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
+        if len(answer.pending) == answer.n_fresh > 1:  # with tokens that the grammar forces
+            logits = decoder.evaluate_one_by_one(answer.pending)
+        else:
+            logits = decoder.evaluate(np.array(answer.pending, np.int32), None, on_progress)
         if not decoder.streams:
             on_progress = None  # only for the prompt: a token of the answer is quick
         if piece := answer.take(logits, start):

@@ -4,12 +4,13 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.engine.decoder import Decoder
+from airllm.engine.grammar import Grammars
 from airllm.engine.settings import ContextFullError, Limits, Sampling, model_sampling
 from airllm.text.prompts import PromptReader
 from airllm.util.closing import Closing
@@ -88,6 +89,11 @@ class LoadedModel(Closing):
         tokenizer = self.prompts.tokenizer
         has_bos = tokenizer.add_bos and ids[0] == tokenizer.bos_id
         return limits.for_prompt(len(ids), has_bos, self.context)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """GrammarLibraryError if llguidance is not installed."""
+        return Grammars(self.prompts.tokenizer)
 
     def check_sampling(self, sampling: Sampling) -> None:
         """ValueError for a bias of a token that is not in the vocabulary."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from airllm.util.shown import shown
 
 if TYPE_CHECKING:
     from airllm.engine.continuation import Generation
+    from airllm.engine.grammar import Grammar
 
 __all__ = [
     "MOST_TOP_LOGPROBS",
@@ -31,9 +32,7 @@ __all__ = [
     "Event",
     "Failed",
     "Finished",
-    "Grammar",
     "Handle",
-    "Matcher",
     "OnEvent",
     "Piece",
     "PromptProgress",
@@ -55,31 +54,6 @@ class DeadlineError(AirllmError, TimeoutError):
     """A request has waited in the queue, or run, longer than it may."""
 
 
-class Matcher(Protocol):
-    """The state of a grammar for one answer."""
-
-    def mask(self) -> NDArray[np.uint32]:
-        """The tokens that may come next, a bit for each: token t is bit t % 32 of word t // 32.
-        End tokens are among them only where the grammar may end."""
-
-    def accept(self, token: int) -> None:
-        """The next token of the answer. ValueError if the grammar does not allow it."""
-
-    def forced(self) -> Sequence[int]:
-        """The tokens that must come next, as far as they are certain; often none."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing may follow but the end."""
-
-
-class Grammar(Protocol):
-    """What an answer must look like; see airllm.engine.grammar."""
-
-    def matcher(self) -> Matcher:
-        """The state at an answer's beginning."""
-
-
 @dataclass(frozen=True)
 class Request:
     """A prompt and what is wanted of its answer. ValueError or TypeError names an argument that
@@ -95,7 +69,9 @@ class Request:
         sampling changes it.
     prompt_logprobs: whether PromptProgress has the logprobs of the prompt's tokens. All of the
         prompt is evaluated then.
-    grammar: what the answer must look like; None for anything.
+    grammar: what the answer must look like, from LayerWiseInferenceEngine.grammar; None for
+        anything. Tokens that must come are taken without a pass of their own, unless logprobs are
+        wanted.
     deadline_seconds: from `submit` to the end of the answer. queue_seconds: from `submit` to the
         beginning of the prompt's evaluation. None for any time. DeadlineError, in Failed.
     reuse: what may be taken from earlier prompts and answers. "exact": only what leaves each bit of
@@ -114,7 +90,7 @@ class Request:
     logprobs: bool = False
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
-    grammar: Grammar | None = None
+    grammar: "Grammar | None" = None
     deadline_seconds: float | None = None
     queue_seconds: float | None = None
     reuse: Reuse | None = None

@@ -17,7 +17,6 @@ from airllm.engine.requests import (
     Event,
     Finished,
     Handle,
-    Matcher,
     Piece,
     PromptProgress,
     Request,
@@ -47,9 +46,6 @@ class Choice:
         """reused: the keys of the tokens that the answer's state holds."""
         self.index, self.answer = index, answer
         self._request, self._all_kinds, self._reused = request, kinds, reused
-        self._matcher: Matcher | None = None
-        if request.grammar is not None:
-            self._matcher = request.grammar.matcher()
         self._evaluated: list[list[int]] = []  # [kind, number of tokens], after the reused ones
         self._sizes: deque[int] = deque()  # of the batches of the pending tokens
         self._start: float | None = None  # of the evaluation of the pending tokens
@@ -136,39 +132,16 @@ class Choice:
         """Choose the next token. logits: float32 [vocab], after the pending tokens."""
         assert self._start is not None
         start, self._start = self._start, None
-        text = self.answer.take(logits, start, self._allowed(len(logits)))
+        text = self.answer.take(logits, start)
         token = self.answer.last_token
         assert token is not None
         request = self._request
         if request.logprobs or request.best_of is not None:
             found = _logprob(logits, token, request.top_logprobs or 0)
             self._sum, self._n_summed = self._sum + found.logprob, self._n_summed + 1
-            if request.logprobs and not self.answer.ended:
+            if request.logprobs and not self.answer.ended_by_token:
                 self._logprobs.append(found)
-        if self._matcher is not None and not self.answer.ended:
-            text += self._follow(self._matcher, token)
         yield from self._told(text, at_end=False)
-
-    def _allowed(self, n: int) -> NDArray[np.bool_] | None:
-        if self._matcher is None:
-            return None
-        bits = np.unpackbits(self._matcher.mask().view(np.uint8), bitorder="little")
-        return bits[:n].astype(bool)
-
-    def _follow(self, matcher: Matcher, token: int) -> str:
-        """The grammar's state after a token. Returns the text of what must follow."""
-        matcher.accept(token)
-        text = ""
-        # A forced token has a probability too, which would take its logits.
-        if not self._request.logprobs:
-            forced = matcher.forced()
-            n_before = len(self.answer.pending)
-            text = self.answer.force(forced)
-            for each in forced[: len(self.answer.pending) - n_before]:
-                matcher.accept(each)
-        if matcher.ended:
-            self.answer.end()
-        return text
 
     def end_if_due(self) -> Iterator[Event]:
         """If no other token is wanted, tells what is left, and last that it has ended.
@@ -227,7 +200,16 @@ class Job:
         handle, state = self.handle, self.states[0]
         self.begun, handle.started, handle.stage = True, perf_counter(), "prompt"
         reused = self._reuse(kinds, tree)
-        answer = Continuation(handle.prompt, state, tokenizer, self.request.sampling, self._limits)
+        answer = Continuation(
+            handle.prompt,
+            state,
+            tokenizer,
+            self.request.sampling,
+            self._limits,
+            self.request.grammar,
+            # A forced token has a logprob, too, which takes its logits.
+            forces=not (self.request.logprobs or self.request.best_of),
+        )
         choice = Choice(0, answer, self.request, kinds, reused)
         if self.request.reuses == "exact":
             choice.cut(kinds.pieces_after(state.length, len(handle.prompt), most))
@@ -341,7 +323,7 @@ class Job:
             self.choices = list(chosen)
         for each in chosen:
             yield from self._ranked_later(each, each.take(logits))
-            self.handle.answer_tokens += 1
+            self.handle.answer_tokens += max(1, each.answer.n_fresh)
             yield from self._ranked_later(each, each.end_if_due())
             if each.ended:
                 self.keep(each, tree)

@@ -177,6 +177,11 @@ class Tokenizer:
         """Whether a token is markup (BOS, end of turn...) rather than text."""
         return id in self._vocabulary.control
 
+    def is_text(self, id: int) -> bool:
+        """Whether a token is a part of a text: no markup, no end, and no number without a token."""
+        vocabulary = self._vocabulary
+        return not (id in vocabulary.control or id in vocabulary.unused or id in vocabulary.eos_ids)
+
     def _spellable(self, text: str, but: str) -> str:
         """`text` with U+FFFD for each character that the vocabulary cannot spell, except `but`."""
         try:
