@@ -304,6 +304,18 @@ def test_a_command_between_quotes_is_a_message(monkeypatch: pytest.MonkeyPatch) 
     assert engine.requests == [[user("/unheard-of")]]
 
 
+@pytest.mark.parametrize("pasted", ['"""A docstring."""\nimport os', "a \\\nb \\", "/bye\nnow"])
+def test_quotes_and_backslashes_in_a_paste_mean_nothing(
+    pasted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(["a"])
+    first, *others = pasted.split("\n")
+    marked = [f"\x1b[200~{first}\n", *(f"{line}\n" for line in others[:-1])]
+    marked.append(f"{others[-1]}\x1b[201~\n")
+    assert chat_on_terminal(monkeypatch, engine, *marked) == 0
+    assert engine.requests == [[user(pasted)]]
+
+
 def test_a_backslash_at_the_end_of_a_line_continues_the_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -425,6 +437,25 @@ def test_a_session_is_saved_after_each_answer(
     engine.save_session = save  # type: ignore[method-assign]
     chat(monkeypatch, engine, "a\nc\n", "--session", str(tmp_path / "s"))
     assert saved == [0, 2, 4, 4]
+
+
+def test_with_a_person_a_session_that_cannot_be_saved_is_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["b"], ["d"])
+    real, saves = engine.save_session, []
+
+    def save(path: Path, **options: Any) -> None:
+        saves.append(path)
+        if len(saves) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, **options)
+
+    engine.save_session = save  # type: ignore[method-assign]
+    options = ["--session", str(tmp_path / "s")]
+    assert chat_on_terminal(monkeypatch, engine, "a\n", "c\n", options=options) == 0
+    assert "the session could not be saved: [Errno 28]" in capsys.readouterr().err
+    assert len(engine.load_session(tmp_path / "s")) == 4
 
 
 def test_a_resumed_conversation_is_shown(

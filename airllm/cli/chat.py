@@ -59,8 +59,8 @@ def add_conversation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-history",
         action="store_true",
-        help="do not keep your messages for the arrow keys of later sittings (also "
-        "AIRLLM_HISTORY= )",
+        help="do not keep your messages for the arrow keys of later sittings (nor with an empty "
+        "AIRLLM_HISTORY)",
     )
 
 
@@ -96,7 +96,12 @@ def _talk(conversation: Conversation, args: argparse.Namespace) -> None:
                 raise
             console.note(str(full))
         if args.session is not None:
-            conversation.save(args.session)
+            try:
+                conversation.save(args.session)
+            except OSError as error:
+                if not interactive:
+                    raise
+                console.note(f"the session could not be saved: {error}")
 
 
 def _messages(args: argparse.Namespace, interactive: bool) -> Iterator[Message]:

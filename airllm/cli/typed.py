@@ -70,14 +70,15 @@ def _messages(read: Callable[[str], str]) -> Iterator[Message]:
             message = read(PROMPT)
         except EOFError:
             return
-        quoted = message.lstrip().startswith(QUOTES)
+        is_line = "\n" not in message  # what was pasted means what it says
+        quoted = is_line and message.lstrip().startswith(QUOTES)
         with contextlib.suppress(EOFError):  # the end also ends a message
             if quoted:
                 message = message.lstrip().removeprefix(QUOTES)
                 while not message.rstrip().endswith(QUOTES):
                     message += "\n" + read(CONTINUED)
                 message = message.rstrip().removesuffix(QUOTES).strip("\n")
-            else:
+            elif is_line:
                 while message.endswith("\\"):
                     message = message.removesuffix("\\") + "\n"
                     message += read(CONTINUED)
