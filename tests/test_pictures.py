@@ -34,9 +34,15 @@ SPEEDS = [
 
 
 def work(of: Speed) -> Work:
-    """Twenty operations, most of them of nearly the same intensity and speed."""
+    """Twenty operations in two heaps, in each of which they are of nearly the same intensity and
+    speed."""
     parts = [
-        Bar(f"linear_add some_weight_{n}", 1e-3 * (20 - n), 10_000_000, 10_000_000 * (n % 3 + 1))
+        Bar(
+            f"linear_add some_weight_{n}",
+            1e-3 * (20 - n),
+            20_000 if n % 2 else 10_000_000,
+            10_000_000 * (n % 3 + 1),
+        )
         for n in range(20)
     ]
     return Work(
@@ -49,10 +55,13 @@ def work(of: Speed) -> Work:
 PEERS = [speed("pp512", threads, 300.0 * threads, "llama.cpp") for threads in (1, 2, 4)]
 
 
-@pytest.fixture(scope="module")
-def figures() -> Iterator[dict[str, Any]]:
+LOW = Ceilings(gbytes_per_second=3.0, float_gflops=0.6, byte_gops=1.2)  # where the points are
+
+
+@pytest.fixture(scope="module", params=[LIMITS, LOW], ids=["high", "low"])
+def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    drawn = pictures.draw_all(SPEEDS, PEERS, [work(s) for s in SPEEDS], LIMITS, "M", "here")
+    drawn = pictures.draw_all(SPEEDS, PEERS, [work(s) for s in SPEEDS], request.param, "M", "here")
     for figure in drawn.values():
         figure.canvas.draw()
     yield drawn

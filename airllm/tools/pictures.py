@@ -101,7 +101,7 @@ def draw_all(
                     x=0.012, ha="left", fontsize=15, fontweight="bold", color=INK,
                 )  # fmt: skip
                 figure.text(0.012, 0.012, subtitle, ha="left", va="bottom", fontsize=9, color=GREY)
-                figure.get_layout_engine().set(rect=(0.005, 0.03, 0.99, 0.96), hspace=0.06)
+                figure.get_layout_engine().set(rect=(0.005, 0.05, 0.99, 0.94), hspace=0.06)
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -349,7 +349,8 @@ def _roofline(works: Sequence[Work], ceilings: Ceilings) -> Any:
     markers = dict(zip([work.name for work in works], "os", strict=False))
     places = _apart(
         [(x, y, _op_name(part)) for _, part, x, y in points],
-        [(_memory_label_at(low), ceilings.gbytes_per_second * _memory_label_at(low))],
+        (_memory_label_at(low), ceilings.gbytes_per_second * _memory_label_at(low)),
+        [ceilings.float_gflops, ceilings.byte_gops],
         (low, high),
         (floor, 3 * top),
     )
@@ -412,13 +413,14 @@ def _op_name(part: Bar) -> str:
 
 def _apart(
     points: Sequence[tuple[float, float, str]],
-    labels: Sequence[tuple[float, float]],
+    memory_label: tuple[float, float],
+    roofs: Sequence[float],
     xs: tuple[float, float],
     ys: tuple[float, float],
 ) -> list[tuple[float, float]]:
     """Where each name stands beside its point, in typographic points: right or left of it, and as
-    near as no other name or point, no label and no legend is in the way. labels: below and right
-    of their places."""
+    near as no other name or point, no label and no legend is in the way. memory_label: its upper
+    left corner. roofs: the heights above which labels stand, at the right."""
     width, height = 72 * ROOFLINE_SIZE[0] - 90, 72 * ROOFLINE_SIZE[1] - 110
 
     def place(value: float, limits: tuple[float, float], size: float) -> float:
@@ -428,8 +430,10 @@ def _apart(
     spots = [(place(x, xs, width), place(y, ys, height)) for x, y, _ in points]
     taken = [(x - 9, x + 9, y - 9, y + 9) for x, y in spots]
     taken.append((width - 240, width, 0, 170))  # the legend
-    for x, y in [(place(x, xs, width), place(y, ys, height)) for x, y in labels]:
-        taken.append((x + 8, x + 130, y - 24, y))
+    x, y = place(memory_label[0], xs, width), place(memory_label[1], ys, height)
+    taken.append((x + 8, x + 130, y - 24, y))
+    for roof in (place(roof, ys, height) for roof in roofs):
+        taken.append((width - 215, width, roof + 2, roof + 24))
     offsets: dict[int, tuple[float, float]] = {}
     for index in sorted(range(len(points)), key=lambda i: spots[i][1]):
         (x, y), length = spots[index], 5.4 * len(points[index][2])
