@@ -74,6 +74,7 @@ def test_of_several_quants_the_named_one_is_fetched_in_any_case(start: Start) ->
     start({"a-Q4_K_M.gguf": b"4", "a-Q8_0.gguf": b"8", "a-UD-Q4_K_XL.gguf": b"x"})
     assert pull("org/repo:q8_0").read_bytes() == b"8"
     assert pull("org/repo:UD-Q4_K_XL").read_bytes() == b"x"
+    assert pull("org/repo:q4_k_xl").read_bytes() == b"x"
     assert pull("org/repo:a-Q4_K_M.gguf").read_bytes() == b"4"
 
 
@@ -434,6 +435,18 @@ def test_local_models_are_listed_by_the_name_that_opens_them(start: Start, home:
     assert [(model.name, model.n_bytes, model.fetched) for model in found] == [
         ("hf.co/org/repo:Q8_0", 8, True), ("mine", 4, False),
     ]  # fmt: skip
+    assert [hub.find_model(model.name) for model in found] == [model.path for model in found]
+
+
+def test_a_folder_beside_a_file_of_the_same_repository_has_a_name_of_its_own(
+    start: Start, home: Path
+) -> None:
+    start({"config.json": b"{}", "model.safetensors": b"1", "a-Q8_0.gguf": b"8"})
+    pull("org/repo:safetensors")
+    assert [model.name for model in hub.local_models()] == ["hf.co/org/repo"]
+    pull("org/repo:Q8_0")
+    found = hub.local_models()
+    assert [model.name for model in found] == ["hf.co/org/repo:Q8_0", "hf.co/org/repo:safetensors"]
     assert [hub.find_model(model.name) for model in found] == [model.path for model in found]
 
 

@@ -136,7 +136,7 @@ def _local_models() -> Iterator[LocalModel]:
         repo = folder.relative_to(root).as_posix()
         for model in models:
             files = [folder / file for file in model.files]
-            name = repo if model.main == "" else f"{repo}:{model.label}"
+            name = repo if model.main == "" and len(models) == 1 else f"{repo}:{model.label}"
             yield _local(name, folder / model.main, files, fetched=True)
 
 
