@@ -15,6 +15,7 @@ from airllm.cli import (
     batch,
     bench,
     chat,
+    command_line,
     console,
     convert,
     demo,
@@ -38,7 +39,7 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as options.EXIT_STATUS lists them."""
+    """Runs the command line and returns its exit status, as command_line.EXIT_STATUS lists them."""
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
     args = argparse.Namespace(debug=False, quiet=False)  # for errors of the parser
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except options.UsageError as error:
         console.note(f"error: {error}")
         return _failed(USAGE, "UsageError", str(error), as_json)
-    except options.ParserExit as end:
+    except command_line.ParserExit as end:
         _failed(USAGE, "UsageError", end.message, as_json)
         raise
     except BrokenPipeError:
@@ -77,15 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.CommandParser(
+    parser = command_line.CommandParser(
         prog="airllm",
         description="Run language models on this machine's CPU.",
-        epilog=options.epilog(
+        epilog=command_line.epilog(
             "airllm demo                      fetch a small model and ask it a question",
             "airllm run smollm2-135m          talk with that model",
             "airllm generate --help           show a command's options; every command has --help",
         ),
-        formatter_class=options.HelpFormatter,
+        formatter_class=command_line.HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("-V", "--version", action="version", version=f"airllm {__version__}")
