@@ -108,6 +108,20 @@ def test_a_folder_of_safetensors_is_fetched_without_what_nobody_reads(
     assert hub.find_model("org/repo") == home / "hf.co/org/repo"
 
 
+@pytest.mark.parametrize("content", [CONTENT, b"damaged"])
+def test_what_huggingface_hub_has_cached_is_copied_if_it_is_intact(
+    content: bytes, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    snapshot = tmp_path / "cache/models--org--repo/snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "m.gguf").write_bytes(content)
+    found = start({"m.gguf": CONTENT})
+    assert pull().read_bytes() == CONTENT
+    fetched = [line for line in found.asked if "m.gguf" in line]
+    assert bool(fetched) == (content != CONTENT)
+
+
 def test_a_model_that_is_there_is_not_fetched_again(start: Start) -> None:
     found = start({"m.gguf": CONTENT})
     pull()

@@ -20,7 +20,7 @@ from airllm.hub.listing import HubFile
 from airllm.hub.names import HubName
 from airllm.hub.places import HubError
 
-__all__ = ["fetch", "has_content"]
+__all__ = ["OnBytes", "fetch", "has_content"]
 
 log = logging.getLogger("airllm.hub")
 

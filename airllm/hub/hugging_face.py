@@ -9,7 +9,7 @@ from zlib import crc32
 
 from airllm.hub import listing
 from airllm.hub.choice import ModelFiles, choose, models_in
-from airllm.hub.download import fetch, has_content
+from airllm.hub.download import OnBytes, fetch, has_content
 from airllm.hub.listing import HubFile, Listing
 from airllm.hub.local import find_reference
 from airllm.hub.names import HubName
@@ -86,6 +86,7 @@ def _fetch(
             def on_bytes(n: int, done: int = done, shown: Progress = shown) -> None:
                 shown.update(done + n, total)
 
+            _copy_from_cache(reference, commit, file, _partial(work, file), on_bytes)
             fetch(reference, commit, file, _partial(work, file), on_bytes)
         before += file.size
     for file in missing:
@@ -93,6 +94,19 @@ def _fetch(
         place.parent.mkdir(parents=True, exist_ok=True)
         _partial(work, file).replace(place)
         sync_directory(place.parent)
+
+
+def _copy_from_cache(
+    reference: HubName, commit: str, file: HubFile, place: Path, on_bytes: OnBytes
+) -> None:
+    """Copies the file from the cache that huggingface_hub keeps for other programs, if it is there
+    and intact. `fetch` then takes it for what it has fetched itself."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(reference.repo, file.path, revision=commit)
+    if isinstance(cached, str) and has_content(Path(cached), file, on_bytes):
+        log.info("%s is in the cache of huggingface_hub", file.path)
+        shutil.copyfile(cached, place)
 
 
 def _partial(work: Path, file: HubFile) -> Path:
