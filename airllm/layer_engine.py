@@ -495,6 +495,7 @@ class LayerWiseInferenceEngine:
         queue_length: int = 256,
         piece_tokens: int = 256,
         cache_bytes: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
     ) -> Iterator["Scheduler"]:
         """A scheduler, which runs requests of many threads at once; the engine is busy inside the
         `with`. See airllm.engine.scheduler for the arguments and what it does, and
@@ -507,6 +508,7 @@ class LayerWiseInferenceEngine:
             queue_length=queue_length,
             piece_tokens=piece_tokens,
             cache_bytes=cache_bytes,
+            cache_dir=cache_dir,
         ) as scheduler:
             yield scheduler
 

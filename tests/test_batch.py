@@ -130,6 +130,14 @@ def test_a_lines_settings_go_before_those_of_the_command(prompts, monkeypatch):
     assert engine.options["temperature"] == 0.5
 
 
+def test_the_biases_of_a_line_are_by_token(prompts, monkeypatch):
+    write(prompts, {"prompt": "x", "logit_bias": {"15": -100, "2": 0.5}, "dry_breakers": ["a"]})
+    engine = FakeEngine(["y"]).install(monkeypatch)
+    batch(prompts)
+    assert engine.sampling["logit_bias"] == {15: -100, 2: 0.5}
+    assert engine.sampling["dry_breakers"] == ["a"]
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError("the disk"), MemoryError()])
 def test_what_is_interrupted_goes_on_and_repeats_nothing(
     prompts, monkeypatch, capsys: Capture, interruption
@@ -298,6 +306,11 @@ def test_a_killed_batch_of_a_streamed_model_loses_and_repeats_nothing(tmp_path, 
         ('{"prompt": "x", "seed": "1"}', "seed is '1'; expected int"),
         ('{"prompt": "x", "seed": true}', "seed is True; expected int"),
         ('{"prompt": "x", "stop": [1]}', "stop is [1]; expected str"),
+        ('{"prompt": "x", "dry_breakers": [1]}', "dry_breakers is [1]; expected str"),
+        ('{"prompt": "x", "logit_bias": [1]}', "logit_bias is [1]; expected dict"),
+        ('{"prompt": "x", "logit_bias": {"x": 1}}', "logit_bias has 'x'; expected the id of a"),
+        ('{"prompt": "x", "logit_bias": {"1": "y"}}', "logit_bias of token 1 is 'y'; expected a"),
+        ('{"prompt": "x", "logit_bias": {"1": NaN}}', "logit_bias of token 1 is NaN"),
         ('{"prompt": "x", "id": [1]}', "id is [1]; expected a string or an integer"),
         ('{"prompt": "x", "id": "a"}', "the id 'a' is that of line 1, too"),
         ("[" * 100_000, "no line of JSON"),

@@ -236,7 +236,7 @@ def test_a_grammar_that_is_none_is_an_error_that_says_why(engine, given, error, 
 
 def test_without_the_library_there_is_one_clear_error(engine, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(GrammarLibraryError, match=r"pip install 'airllm-cpp\[grammar\]'"):
+    with pytest.raises(GrammarLibraryError, match=r"pip install 'llguidance>=1.9'"):
         Grammars(engine.tokenizer)
 
 

@@ -13,6 +13,7 @@ from hf_folder import hf_values, safetensors_bytes, write_folder, write_json
 from test_model_families import EXACT, TOKENS, error, logits_of
 from tiny_model import FAMILIES, Sizes, TinyModel, vocabulary_tokens, write_tiny_model
 
+from airllm.engine.settings import Sampling
 from airllm.formats.gguf import GGUFFile
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import load_model
@@ -401,3 +402,10 @@ def test_the_configs_defaults_are_those_of_transformers() -> None:
     assert found["gemma3.rope.freq_base_swa"] == 1e4
     assert found["gemma3.vocab_size"] == 262208
     assert found["gemma3.attention.scale"] == 256**-0.5
+
+
+def test_the_folder_says_how_to_sample(folder: Path) -> None:
+    settings = {"temperature": 0.6, "top_k": 20, "do_sample": True, "repetition_penalty": 1.05}
+    write_json(folder / "generation_config.json", {**settings, "top_p": "high", "min_p": None})
+    with LayerWiseInferenceEngine(folder, backend="numpy") as engine:
+        assert engine.sampling == Sampling(temperature=0.6, top_k=20, repeat_penalty=1.05)

@@ -620,7 +620,7 @@ def test_logprobs_are_those_of_the_models_distribution(engine, scheduler):
     expected = expected_logprobs(engine, prompt, told.answer.tokens)[len(prompt) - 1 :]
     for each, row in zip(found, expected, strict=True):
         assert each.logprob == pytest.approx(row[each.token], abs=1e-9)
-        likeliest = np.argsort(-row)[:4]
+        likeliest = np.argsort(-row, kind="stable")[:4]
         assert [token for token, _ in each.top] == likeliest.tolist()
         assert [logprob for _, logprob in each.top] == pytest.approx(row[likeliest], abs=1e-9)
 
@@ -661,3 +661,78 @@ def test_a_prompts_own_logprobs_can_be_told(engine, scheduler, max_new_tokens):
     np.testing.assert_allclose([each.top[0][1] for each in found], expected.max(1), atol=1e-5)
     assert len(told.answer.tokens) == max_new_tokens
     assert told.answer.reused_tokens == 0
+
+
+def test_an_error_that_no_request_accounts_for_ends_what_runs_and_nothing_else(
+    engine, monkeypatch, caplog
+):
+    with engine.scheduler(lanes=1) as scheduler:
+        choose, calls = scheduler._choose, []
+
+        def fail_once():
+            calls.append(1)
+            if len(calls) == 3:
+                raise ZeroDivisionError("a bug")
+            return choose()
+
+        monkeypatch.setattr(scheduler, "_choose", fail_once)
+        asked = [ask(scheduler, tokens(5, seed)) for seed in range(3)]
+        server = threading.Thread(target=scheduler.serve_forever)
+        server.start()
+        assert all(handle.wait(30) for handle, _ in asked)
+        scheduler.close()
+        server.join(10)
+    assert isinstance(asked[0][1].error, ZeroDivisionError)
+    assert asked[2][1].answer.tokens
+    assert "a step of the scheduler failed" in caplog.text
+
+
+def test_memory_that_is_short_for_keeping_a_sequence_ends_no_request(engine, monkeypatch):
+    with engine.scheduler() as scheduler:
+        monkeypatch.setattr(scheduler._tree, "add", lambda *_: (_ for _ in ()).throw(MemoryError))
+        _, told = ask(scheduler, tokens(50))
+        run(scheduler)
+    assert len(told.answer.tokens) == 8
+
+
+@pytest.mark.parametrize("n", [25, pytest.param(600, marks=pytest.mark.soak)])
+def test_threads_that_submit_and_cancel_at_any_time_hear_no_one_elses_events(engine, n):
+    """Each thread's prompts begin with its own token, by which it knows its answers."""
+    faults: list[str] = []
+
+    def client(number: int, scheduler: Scheduler, expected: list[tuple[int, ...]]) -> None:
+        random = np.random.default_rng(number)
+        for _ in range(n):
+            handle, told = None, Told()
+            try:
+                handle, told = ask(scheduler, [number + 3, *tokens(90)], max_new_tokens=5)
+            except QueueFullError:
+                continue
+            if random.random() < 0.5:
+                handle.wait(float(random.random()) * 0.02)
+                cancelled, n_events = scheduler.cancel(handle), len(told.events)
+                if cancelled and (len(told.events) != n_events or told.answers):
+                    faults.append("an event after cancel")
+            elif not handle.wait(60):
+                faults.append("no end")
+            elif told.answer.tokens != expected[number]:
+                faults.append("another one's answer")
+
+    expected = [alone(engine, [number + 3, *tokens(90)], max_new_tokens=5) for number in range(6)]
+    answers = [each.tokens for each in expected]
+    with engine.scheduler(lanes=3, queue_length=4, piece_tokens=70) as scheduler:
+        server = threading.Thread(target=scheduler.serve_forever)
+        server.start()
+        clients = [
+            threading.Thread(target=client, args=(number, scheduler, answers))
+            for number in range(6)
+        ]
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join(300)
+        scheduler.close(drain=True)
+        server.join(30)
+        assert not server.is_alive()
+        assert not faults
+        assert scheduler._reserved == 0

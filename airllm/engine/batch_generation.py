@@ -4,7 +4,7 @@ weights are read once for all of them; reading weights is most of a token's time
 Each sequence has its own state and length. Its numbers do not depend on the other sequences.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -77,8 +77,8 @@ def continue_prompts(
     if not ids:
         return _nothing()
     longest = min(max(map(len, ids)) + int(limits.max_new_tokens), model.context)
-    settings = {"lanes": min(batch, len(ids)), "capacity": longest}
-    return _stream_batch(model, ids, sampling, limits, settings, on_token, on_layer)
+    lanes = min(batch, len(ids))
+    return _stream_batch(model, ids, sampling, limits, lanes, longest, on_token, on_layer)
 
 
 def _nothing() -> Generator[tuple[int, Generation], None, None]:
@@ -94,7 +94,8 @@ def _stream_batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     limits: Limits,
-    lanes: Mapping[str, int],
+    lanes: int,
+    capacity: int,
     on_token: Callable[[int, str], None] | None,
     on_layer: OnProgress | None,
 ) -> Generator[tuple[int, Generation], None, None]:
@@ -107,9 +108,11 @@ def _stream_batch(
     piece, n_prompts = model.decoder.batch_size, len(prompts)
     with Scheduler(
         model,
-        **lanes,
+        lanes=lanes,
+        capacity=capacity,
         queue_length=n_prompts,
         piece_tokens=piece,
+        within_budget=False,
         on_layer=on_layer,
     ) as scheduler:
         for index, prompt in enumerate(prompts):

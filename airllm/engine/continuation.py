@@ -107,6 +107,11 @@ class Continuation:
         return self._sampler.sampling
 
     @property
+    def n_answer(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self._history) - self._n_prompt
+
+    @property
     def n_shifted(self) -> int:
         """Tokens that were forgotten to make room."""
         return self._n_shifted
@@ -122,7 +127,7 @@ class Continuation:
 
     def room(self) -> int:
         """How many tokens may be evaluated after `pending` in the same pass."""
-        n_said = len(self._history) - self._n_prompt
+        n_said = self.n_answer
         wanted = self._limits.max_new_tokens - n_said - 1
         return min(wanted, self.state.capacity - self.state.length - len(self.pending))
 
@@ -133,14 +138,14 @@ class Continuation:
 
     @property
     def ended_by_token(self) -> bool:
-        """Whether the last token that was chosen is an end token, which is no part of the answer."""
+        """Whether the token chosen last is an end token, which is no part of the answer."""
         return self.last_token in self._tokenizer.eos_ids
 
     def goes_on(self) -> bool:
         """Whether another token is wanted; if so, there is room for it.
         ContextFullError if the context is full and on_full is "error"."""
         state, limits = self.state, self._limits
-        n_said = len(self._history) - self._n_prompt
+        n_said = self.n_answer
         if self._finish is None and n_said >= limits.max_new_tokens:
             self._finish = "length"
         if self._finish is None and state.length + len(self.pending) > state.capacity:
@@ -181,7 +186,7 @@ class Continuation:
         matcher.accept(token)
         text = ""
         for forced in matcher.forced() if self._forces else ():
-            n_said = len(self._history) - self._n_prompt
+            n_said = self.n_answer
             room = self.state.capacity - self.state.length - len(self.pending)
             if self._finish is not None or n_said >= self._limits.max_new_tokens or room < 1:
                 break

@@ -97,7 +97,7 @@ class Grammars:
         except ImportError as error:
             raise GrammarLibraryError(
                 "schemas and grammars need the library llguidance, which cannot be imported "
-                f"({error}); install it with: python -m pip install 'airllm-cpp[grammar]'"
+                f"({error}); install it with: python -m pip install 'llguidance>=1.9'"
             ) from None
         wrapper: Any = llguidance.TokenizerWrapper(_Tokens(tokenizer))
         self._tokenizer = llguidance.LLTokenizer(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_ROUNDED_TO_16_BITS", "Kinds", "Run", "even_batches"]
+__all__ = ["MOST_ROUNDED_TO_16_BITS", "KindRun", "Kinds", "even_batches"]
 
 MOST_ROUNDED_TO_16_BITS = 64  # tokens of a batch, with activations="auto"
 
@@ -27,7 +27,7 @@ def even_batches(n: int, most: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class KindRun:
     """Tokens [start, stop) of an evaluation, in batches of one kind."""
 
     start: int
@@ -54,14 +54,14 @@ class Kinds:
         most = MOST_ROUNDED_TO_16_BITS
         return most + 1 if self.rounds and n_tokens > most else 2
 
-    def runs(self, n_tokens: int) -> list[Run]:
+    def runs(self, n_tokens: int) -> list[KindRun]:
         """The batches of Decoder.evaluate for n_tokens tokens."""
-        found: list[Run] = []
+        found: list[KindRun] = []
         for start, stop in even_batches(n_tokens, self.batch_size):
             kind = self.of(stop - start)
             if found and found[-1].kind == kind:
                 start = found.pop().start
-            found.append(Run(start, stop, kind))
+            found.append(KindRun(start, stop, kind))
         return found
 
     def by_token(self, n_tokens: int) -> NDArray[np.int64]:

@@ -68,7 +68,7 @@ class Request:
         likeliest tokens whose logprobs come with them. Both are of the model's distribution, before
         sampling changes it.
     prompt_logprobs: whether PromptProgress has the logprobs of the prompt's tokens. All of the
-        prompt is evaluated then.
+        prompt is evaluated then, and the first token's logits may round in another way.
     grammar: what the answer must look like, from LayerWiseInferenceEngine.grammar; None for
         anything. Tokens that must come are taken without a pass of their own, unless logprobs are
         wanted.

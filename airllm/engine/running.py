@@ -28,7 +28,7 @@ from airllm.state.prefix_tree import Keys, PrefixTree, keys_of
 from airllm.state.sequence import SequenceState
 from airllm.text.tokenizer import Tokenizer
 
-__all__ = ["Choice", "Job"]
+__all__ = ["Choice", "RunningRequest"]
 
 # Of sequences that cannot be cut at any length, the tree keeps snapshots inside a prompt: this many
 # tokens apart, or further so that a prompt has at most so many.
@@ -170,7 +170,7 @@ class Choice:
         return other
 
 
-class Job:
+class RunningRequest:
     """A request that has lanes: the states of sequences, one for each answer."""
 
     def __init__(
@@ -212,6 +212,7 @@ class Job:
         )
         choice = Choice(0, answer, self.request, kinds, reused)
         if self.request.reuses == "exact":
+            most = self._piece(choice, most)
             choice.cut(kinds.pieces_after(state.length, len(handle.prompt), most))
         self.choices = [choice]
         handle.reused_tokens = self._n_kept = state.length
@@ -254,10 +255,14 @@ class Job:
         """See Choice.next_step."""
         if self.handle.stage != "prompt":
             return choice.next_step(most, "last", whole=whole)
-        if self._wanted == "all":
-            vocabulary = choice.answer.vocab_size
-            most, whole = min(most, max(1, _LOGITS_BYTES // (4 * vocabulary))), False
-        return choice.next_step(most, self._wanted, whole=whole)
+        whole = whole and self._wanted != "all"
+        return choice.next_step(self._piece(choice, most), self._wanted, whole=whole)
+
+    def _piece(self, choice: Choice, most: int) -> int:
+        """The most tokens of a batch; few if the logits of all of them are wanted."""
+        if self._wanted != "all":
+            return most
+        return min(most, max(1, _LOGITS_BYTES // (4 * choice.answer.vocab_size)))
 
     def evaluated(
         self, choice: Choice, step: Step, found: NDArray[np.float32], tree: PrefixTree
@@ -304,9 +309,12 @@ class Job:
             yield PromptProgress(done, len(self.handle.prompt), self.handle.reused_tokens)
 
     def keep(self, choice: Choice, tree: PrefixTree) -> None:
-        """Keep the sequence of a choice as it is now, for later prompts."""
+        """Keep the sequence of a choice as it is now, for later prompts, if there is memory."""
         if choice.knows_its_keys and tree.most_bytes:
-            tree.add(choice.keys(), choice.state.snapshot())
+            try:
+                tree.add(choice.keys(), choice.state.snapshot())
+            except MemoryError:
+                tree.shrink(0)
 
     # ---- the answers ---------------------------------------------------------------------------
 
@@ -322,8 +330,9 @@ class Job:
             chosen += [choice.sibling(index, state) for index, state in others]
             self.choices = list(chosen)
         for each in chosen:
+            n_before = each.answer.n_answer
             yield from self._ranked_later(each, each.take(logits))
-            self.handle.answer_tokens += max(1, each.answer.n_fresh)
+            self.handle.answer_tokens += each.answer.n_answer - n_before
             yield from self._ranked_later(each, each.end_if_due())
             if each.ended:
                 self.keep(each, tree)
@@ -356,7 +365,8 @@ def _logprob(logits: Logits, token: int, n_top: int) -> TokenLogprob:
     top: list[tuple[int, float]] = []
     if n_top:
         n_top = min(n_top, len(logprobs))
-        ids = np.argpartition(-logprobs, n_top - 1)[:n_top]
-        ids = ids[np.lexsort((ids, -logprobs[ids]))]
+        least = -np.partition(-logprobs, n_top - 1)[n_top - 1]
+        ids = np.flatnonzero(logprobs >= least)  # more than n_top if some are equally likely
+        ids = ids[np.argsort(-logprobs[ids], kind="stable")][:n_top]
         top = list(zip(ids.tolist(), logprobs[ids].tolist(), strict=True))
     return TokenLogprob(token, float(logprobs[token]), tuple(top))

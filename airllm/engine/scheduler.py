@@ -11,12 +11,14 @@ they came. What a request gets does not depend on its neighbours, bit for bit.
 """
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
@@ -35,7 +37,8 @@ from airllm.engine.requests import (
     QueueFullError,
     Request,
 )
-from airllm.engine.running import Choice, Job
+from airllm.engine.running import Choice, RunningRequest
+from airllm.state.prefix_files import load_tree, save_tree
 from airllm.state.prefix_tree import PrefixTree
 from airllm.state.sequence import SequenceState
 from airllm.util.arguments import check_count
@@ -70,18 +73,22 @@ class Scheduler(Closing):
         queue_length: int = QUEUE_LENGTH,
         piece_tokens: int = PIECE_TOKENS,
         cache_bytes: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         capacity: int | None = None,
+        within_budget: bool = True,
         on_layer: OnProgress | None = None,
     ) -> None:
         """lanes: the most answers that run at once. queue_length: the most requests that wait for
         lanes. piece_tokens: the most tokens of a prompt that are evaluated between two tokens of an
         answer; on the NumPy backend, whose numbers depend on it, a piece is a batch of the engine's
         batch_size. cache_bytes: of what is kept of earlier prompts and answers; None for half of
-        the memory that the engine's budget leaves, up to 8 GiB; 0 for nothing. capacity: tokens of
-        a lane; None for the context. on_layer: called with (done, total) layers of each pass.
+        the memory that the engine's budget leaves, up to 8 GiB; 0 for nothing. cache_dir: a
+        folder from which that is read now, and to which `close` writes it. capacity: tokens of a
+        lane; None for the context. within_budget: whether a request waits while the lanes of
+        those that run, each as long as it may become, take the memory that the engine's budget
+        leaves. on_layer: called with (done, total) layers of each pass.
 
-        Answers wait in the queue while the lanes of those that run, each as long as it may become,
-        take the memory that the budget leaves. RuntimeError if the model is busy.
+        RuntimeError if the model is busy.
         """
         self._model = model
         self.lanes = check_count("lanes", lanes)
@@ -96,17 +103,17 @@ class Scheduler(Closing):
         self.closed = False
         self._most = decoder.batch_size if decoder.streams else piece_tokens
         self._kinds, self._pool = decoder.kinds, decoder.new_pool()
-        self._memory = decoder.memory_for_sequences()
+        memory = decoder.memory_for_sequences()
         if cache_bytes is None:
-            cache_bytes = CACHE_BYTES
-            if self._memory is not None:
-                cache_bytes = min(cache_bytes, self._memory // 2)
+            cache_bytes = CACHE_BYTES if memory is None else min(CACHE_BYTES, memory // 2)
+        self._memory = memory if within_budget else None
         self._cache_bytes = cache_bytes
         self._tree = PrefixTree(decoder.layout, cache_bytes)
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._on_layer = on_layer
         self._free: list[SequenceState] = []
         self._n_states, self._reserved = 0, 0  # lanes that exist; bytes that jobs may take
-        self._jobs: list[Job] = []  # in the order in which they were submitted
+        self._jobs: list[RunningRequest] = []  # in the order in which they were submitted
         self._logits = np.empty((0, model.config.vocab_size), np.float32)
         # Guards what follows; is notified when there may be something to do.
         self._changed = threading.Condition()
@@ -114,6 +121,8 @@ class Scheduler(Closing):
         self._number = 0
         self._closing: Literal["drain", "now"] | None = None
         self._server: threading.Thread | None = None  # in serve_forever
+        if self._cache_dir is not None:
+            self._read_cache(self._cache_dir)
 
     # ---- for any thread ------------------------------------------------------------------------
 
@@ -191,6 +200,28 @@ class Scheduler(Closing):
         super().close()
 
     def release(self) -> None:
+        try:
+            if self._cache_dir is not None and not self._model.closed:
+                self._write_cache(self._cache_dir)
+        finally:
+            self._give_back()
+
+    def _read_cache(self, folder: Path) -> None:
+        fingerprint = self._model.planned.file.fingerprint()
+        state = self._decoder.new_state(self._model.context, self._pool)
+        try:
+            load_tree(self._tree, folder, state, fingerprint, self._model.config.vocab_size)
+        except (OSError, MemoryError) as error:
+            _log.warning("what was evaluated before this start is not used: %s", error)
+
+    def _write_cache(self, folder: Path) -> None:
+        state = self._decoder.new_state(self._model.context, self._pool)
+        try:
+            save_tree(self._tree, folder, state, self._model.planned.file.fingerprint())
+        except (OSError, MemoryError) as error:
+            _log.warning("what was evaluated is not kept for the next start: %s", error)
+
+    def _give_back(self) -> None:
         self._free.clear()
         self._tree.shrink(0)
         self._stack.close()
@@ -204,19 +235,37 @@ class Scheduler(Closing):
                 raise RuntimeError("the scheduler is closed, or a thread is in serve_forever")
             self._server = threading.current_thread()
         try:
-            while self.step() or not self._closing:
-                self.wait()
+            while self._serve():
+                pass
         finally:
             with self._changed:
                 self._server = None
                 self._changed.notify_all()
 
+    def _serve(self) -> bool:
+        """A step, or a wait for something to do. Returns False when all is done and the scheduler
+        is to be closed. An error that no request accounts for ends those that may have caused it;
+        the others go on."""
+        try:
+            if self.step():
+                return True
+        except Exception as error:
+            _log.exception("a step of the scheduler failed")
+            for handle in [*(job.handle for job in self._jobs), *list(self._queue)[:1]]:
+                _fail(handle, error)
+        with self._changed:
+            if self._closing and not self._queue:
+                return False
+            self._changed.wait_for(self._has_work)
+            return True
+
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._jobs or self._closing)
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until `step` may have something to do. Returns False after `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: bool(self._queue or self._jobs or self._closing), timeout
-            )
+            return self._changed.wait_for(self._has_work, timeout)
 
     def step(self) -> bool:
         """One pass: admit, choose, evaluate, tell. Returns False if there is nothing to do."""
@@ -259,7 +308,7 @@ class Scheduler(Closing):
             if job is not None:
                 self._jobs.append(job)
 
-    def _job_of(self, handle: Handle) -> Job | None:
+    def _job_of(self, handle: Handle) -> RunningRequest | None:
         """The request with its lanes; None if it must wait for those that run."""
         n, limits = handle.request.n_generated, handle.request.limits
         tokens = min(len(handle.prompt) + limits.max_new_tokens, self._capacity)
@@ -275,7 +324,9 @@ class Scheduler(Closing):
             self._n_states += 1
         self._reserved += n_bytes
         states = [self._free.pop() for _ in range(n)]
-        return Job(handle, self._model.limits_for(handle.prompt, limits), states, n_bytes)
+        return RunningRequest(
+            handle, self._model.limits_for(handle.prompt, limits), states, n_bytes
+        )
 
     def _make_room(self, n_bytes: int) -> None:
         """The tree makes way for lanes."""
@@ -286,18 +337,10 @@ class Scheduler(Closing):
 
     def _drop(self) -> None:
         """End what is due, and take the lanes of what has ended."""
-        now = perf_counter()
+        self._end_what_is_due()
         with self._changed:
-            waiting = list(self._queue)
-        for handle in [*waiting, *(job.handle for job in self._jobs)]:
-            if self._closing == "now":
-                _fail(handle, RuntimeError("the scheduler was closed"))
-            elif late := _lateness(handle, now):
-                _fail(handle, DeadlineError(late))
-        with self._changed:
-            for handle in waiting:
-                if handle.is_over and handle in self._queue:
-                    self._queue.remove(handle)
+            for handle in [handle for handle in self._queue if handle.is_over]:
+                self._queue.remove(handle)
         for job in list(self._jobs):
             states = job.freed
             if job.handle.is_over:
@@ -312,14 +355,25 @@ class Scheduler(Closing):
             self._free += states
             job.freed = []
 
+    def _end_what_is_due(self) -> None:
+        """Requests that are late; all of them if the scheduler is to be closed now."""
+        now = perf_counter()
+        with self._changed:
+            waiting = list(self._queue)
+        for handle in [*waiting, *(job.handle for job in self._jobs)]:
+            if self._closing == "now":
+                _fail(handle, RuntimeError("the scheduler was closed"))
+            elif late := _lateness(handle, now):
+                _fail(handle, DeadlineError(late))
+
     # ---- a pass --------------------------------------------------------------------------------
 
-    def _choose(self) -> list[tuple[Job, Choice]]:
+    def _choose(self) -> list[tuple[RunningRequest, Choice]]:
         """Whose pending tokens the next pass evaluates: all single tokens, and a piece of the
         first prompt. If layers are streamed, whole prompts: the first one, and as many others as
         together are no longer than the context, for which the plan has memory."""
-        most = self._capacity if self._decoder.streams else 0
-        chosen: list[tuple[Job, Choice]] = []
+        most = self._model.context if self._decoder.streams else 0
+        chosen: list[tuple[RunningRequest, Choice]] = []
         n_tokens = 0
         for job in self._jobs:
             if not job.begun and (n_tokens == 0 or n_tokens < most):
@@ -335,7 +389,7 @@ class Scheduler(Closing):
         return [(job, choice) for job, choice in chosen if not job.handle.is_over]
 
     def _evaluate(
-        self, chosen: Sequence[tuple[Job, Choice]], steps: Sequence[Step]
+        self, chosen: Sequence[tuple[RunningRequest, Choice]], steps: Sequence[Step]
     ) -> list[NDArray[np.float32]]:
         """What the steps want. If the pass fails, so do all requests in it, and there is none."""
         n_logits = sum(step.n_logits for step in steps)
@@ -367,7 +421,7 @@ class Scheduler(Closing):
             raise
 
     def _after_layer(
-        self, chosen: Sequence[tuple[tuple[Job, Choice], Step]], done: int, total: int
+        self, chosen: Sequence[tuple[tuple[RunningRequest, Choice], Step]], done: int, total: int
     ) -> None:
         """Within a pass: tells how far it is, and abandons a pass that nobody waits for."""
         if self._on_layer is not None:
@@ -376,12 +430,13 @@ class Scheduler(Closing):
             return
         for (job, _), step in chosen:
             self._tell(job, job.within_prompt(step, done / total))
-        if self._closing == "now" or all(job.handle.is_over for (job, _), _ in chosen):
+        self._end_what_is_due()
+        if all(job.handle.is_over for (job, _), _ in chosen):
             raise _AbandonedError
 
     # ---- telling -------------------------------------------------------------------------------
 
-    def _tell(self, job: Job, events: Iterable[Event]) -> None:
+    def _tell(self, job: RunningRequest, events: Iterable[Event]) -> None:
         """An error, of the request or of its callback, ends the request and no other."""
         handle = job.handle
         if handle.is_over:

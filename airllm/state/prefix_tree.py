@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from airllm.state.layout import PAGE_ROWS, StateLayout
 from airllm.state.sequence import Snapshot
 
-__all__ = ["Keys", "PrefixTree", "keys_of"]
+__all__ = ["Keys", "PrefixTree", "keys_of", "kinds_of"]
 
 Keys = NDArray[np.int64]
 _KIND_SHIFT, _TOKEN = 32, 0xFFFFFFFF
@@ -29,6 +29,10 @@ _MOST_ASKED = 16
 def keys_of(tokens: Sequence[int] | NDArray[np.int32], kinds: ArrayLike) -> Keys:
     """kinds: of each token, or of all of them."""
     return np.asarray(tokens, np.int64) | np.left_shift(np.asarray(kinds, np.int64), _KIND_SHIFT)
+
+
+def kinds_of(keys: Keys) -> NDArray[np.int64]:
+    return np.right_shift(keys, _KIND_SHIFT)
 
 
 @dataclass(eq=False, slots=True)

@@ -1,0 +1,106 @@
+"""What was evaluated is kept in a folder over restarts, and only what is whole is read."""
+
+import logging
+import stat
+
+import pytest
+from extension import require_cpp
+from family_models import write_family_model
+from scheduling import NoText, alone, ask, run
+from tiny_model import Sizes, write_tiny_model
+
+from airllm.layer_engine import LayerWiseInferenceEngine as Engine
+
+CONTEXT = 600
+PROMPT = [(7 * i) % 150 + 3 for i in range(400)]
+
+
+def answer(path, folder, prompt, **settings):
+    """Of an engine and a scheduler that live for one request."""
+    with Engine(path, backend="cpp", context=CONTEXT, **settings) as engine:
+        engine._model.prompts.tokenizer = NoText()
+        with engine.scheduler(cache_dir=folder) as scheduler:
+            _, told = ask(scheduler, prompt)
+            run(scheduler)
+        return told.answer
+
+
+@pytest.fixture(params=["llama", "gemma3", "qwen35"])
+def path(request, tmp_path):
+    require_cpp()
+    if request.param == "llama":
+        return write_tiny_model(tmp_path, "q8_0", sizes=Sizes(context=CONTEXT)).path
+    context = {f"{request.param}.context_length": CONTEXT}
+    return write_family_model(tmp_path, request.param, **context)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "kept" / "prompts"
+
+
+def test_a_prompt_that_goes_on_after_a_restart_is_evaluated_from_there(path, folder):
+    first = answer(path, folder, PROMPT)
+    assert first.reused_tokens == 0
+    longer = [*PROMPT, *PROMPT[:100]]
+    second = answer(path, folder, longer)
+    assert second.reused_tokens == 400
+    with Engine(path, backend="cpp", context=CONTEXT) as engine:
+        engine._model.prompts.tokenizer = NoText()
+        assert second.tokens == alone(engine, longer).tokens
+
+
+def test_what_is_there_is_not_written_again_and_what_is_forgotten_goes(path, folder):
+    answer(path, folder, PROMPT)
+    before = {each: each.stat().st_ino for each in folder.iterdir()}
+    assert before
+    answer(path, folder, PROMPT)
+    after = {each: each.stat().st_ino for each in folder.iterdir()}
+    assert before.items() <= after.items()
+    with (
+        Engine(path, backend="cpp", context=CONTEXT) as engine,
+        engine.scheduler(cache_dir=folder, cache_bytes=0),
+    ):
+        pass
+    assert not list(folder.iterdir())
+
+
+def test_only_the_user_may_read_it(path, folder):
+    answer(path, folder, PROMPT)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(each.stat().st_mode) for each in folder.iterdir()} == {0o600}
+
+
+def test_damaged_files_are_left_out_with_a_warning(path, folder, caplog):
+    expected = answer(path, folder, PROMPT).tokens
+    for each in folder.iterdir():
+        data = bytearray(each.read_bytes())
+        data[len(data) // 2] ^= 1
+        each.write_bytes(data)
+    with caplog.at_level(logging.WARNING, "airllm"):
+        found = answer(path, folder, PROMPT)
+    assert (found.reused_tokens, found.tokens) == (0, expected)
+    assert "its checksum is wrong" in caplog.text
+
+
+def test_another_model_or_type_of_cache_takes_nothing(path, folder, tmp_path):
+    answer(path, folder, PROMPT)
+    assert answer(path, folder, PROMPT, kv_type="f32").reused_tokens == 0
+    assert answer(path, folder, PROMPT).reused_tokens > 0  # both are there
+    (tmp_path / "other").mkdir()
+    other = write_tiny_model(tmp_path / "other", "q4_0", sizes=Sizes(context=CONTEXT)).path
+    assert answer(other, folder, PROMPT).reused_tokens == 0
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(path, tmp_path, caplog):
+    blocked = tmp_path / "a file"
+    blocked.write_text("no folder")
+    assert answer(path, blocked / "below", PROMPT).tokens
+    assert "is not kept for the next start" in caplog.text
+
+
+def test_a_folder_to_which_others_may_write_is_not_read(path, folder, caplog):
+    answer(path, folder, PROMPT)
+    folder.chmod(0o777)
+    assert answer(path, folder, PROMPT).reused_tokens == 0
+    assert "can be written by other users" in caplog.text
