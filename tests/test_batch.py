@@ -134,8 +134,8 @@ def test_the_biases_of_a_line_are_by_token(prompts, monkeypatch):
     write(prompts, {"prompt": "x", "logit_bias": {"15": -100, "2": 0.5}, "dry_breakers": ["a"]})
     engine = FakeEngine(["y"]).install(monkeypatch)
     batch(prompts)
-    assert engine.sampling["logit_bias"] == {15: -100, 2: 0.5}
-    assert engine.sampling["dry_breakers"] == ["a"]
+    assert engine.options["logit_bias"] == {15: -100, 2: 0.5}
+    assert engine.options["dry_breakers"] == ["a"]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError("the disk"), MemoryError()])
