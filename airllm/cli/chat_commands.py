@@ -162,5 +162,6 @@ def _path(text: str) -> Path | None:
 
 
 def _show_rows(rows: dict[str, object]) -> None:
+    width = max(map(len, rows))
     for name, value in rows.items():
-        console.show(f"{name:<16} {value}\n")
+        console.show(f"{name:<{width}}  {'-' if value is None else value}\n")
