@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends.profiling import Profile
+from airllm.engine.answer_stream import AnswerStream, Usage
 from airllm.engine.continuation import Generation
 from airllm.engine.generation import continue_prompt
 from airllm.engine.grammar import Grammar
@@ -26,6 +27,7 @@ from airllm.engine.settings import (
     takes_answer_options,
 )
 from airllm.graph.graph import Activations
+from airllm.hub import model_path as model_path_of
 from airllm.models import ModelConfig
 from airllm.state.layout import KVType
 from airllm.text.chat_template import ChatTemplate
@@ -39,10 +41,19 @@ from airllm.weights.plan import Plan
 from airllm.weights.plan_model import PlannedModel
 
 if TYPE_CHECKING:
+    from airllm.engine.async_stream import AsyncAnswerStream
     from airllm.engine.batch_generation import ParallelSequences
     from airllm.engine.scheduler import Scheduler
 
-__all__ = ["BudgetError", "Chat", "ContextFullError", "Generation", "LayerWiseInferenceEngine"]
+__all__ = [
+    "AnswerStream",
+    "BudgetError",
+    "Chat",
+    "ContextFullError",
+    "Generation",
+    "LayerWiseInferenceEngine",
+    "Usage",
+]
 
 
 class LayerWiseInferenceEngine:
@@ -73,8 +84,8 @@ class LayerWiseInferenceEngine:
         mtp: bool | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Open a GGUF file, the first file of a split model, or a Hugging Face folder. Metadata and
-        tensors are checked before any weight is used.
+        """Open a GGUF file, the first file of a split model, a Hugging Face folder, or a model that
+        was pulled, by its name. Metadata and tensors are checked before any weight is used.
 
         backend: "cpp", "numpy", or None for the choice of airllm.tensor_ops_hybrid.
         threads: of the C++ kernels, for the whole process; None for the number that cpu_budget()
@@ -105,8 +116,9 @@ class LayerWiseInferenceEngine:
         on_progress: called with (done, total) layers while weights are prepared.
 
         FormatError, a ValueError, for a file that is damaged or not supported; OSError if it cannot
-        be read; ValueError for an invalid argument; BudgetError, a ValueError, with the smallest
-        budget that would do, if the model cannot run in the budget.
+        be read; HubError for the name of a model that has not been pulled; ValueError for an
+        invalid argument; BudgetError, a ValueError, with the smallest budget that would do, if the
+        model cannot run in the budget.
         """
         check_choice("kv_type", kv_type, get_args(KVType))
         check_choice("activations", activations, get_args(Activations))
@@ -115,7 +127,7 @@ class LayerWiseInferenceEngine:
         if decode_threads is not None:
             decode_threads = check_count("decode_threads", decode_threads)
         planned = PlannedModel.open(
-            model_path,
+            model_path_of(model_path),
             backend=backend,
             threads=threads,
             context=context,
@@ -145,6 +157,12 @@ class LayerWiseInferenceEngine:
     def chat_template(self) -> ChatTemplate:
         """The model's format of a chat. FormatError if its file has no template."""
         return self._model.prompts.chat_template
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model's file has a chat template of its own: most models that were trained to
+        answer have one."""
+        return self._model.prompts.has_chat_template
 
     @takes_answer_options
     def generate(
@@ -203,15 +221,12 @@ class LayerWiseInferenceEngine:
             on_progress=on_progress,
             **options,
         )
-        with closing(pieces):
-            while True:
-                try:
-                    piece = next(pieces)
-                except StopIteration as end:
-                    generation: Generation = end.value
-                    return generation
+        with pieces:
+            for piece in pieces:
                 if on_token is not None:
                     on_token(piece)
+        assert pieces.generation is not None
+        return pieces.generation
 
     @takes_answer_options
     def stream(
@@ -224,23 +239,92 @@ class LayerWiseInferenceEngine:
         grammar: Grammar | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
-    ) -> Generator[str, None, Generation]:
-        """`generate` as an iterator over the pieces of text, which returns the Generation at its
-        end.
+    ) -> AnswerStream:
+        """`generate` as an iterator over the pieces of text, which afterwards has finish_reason,
+        usage and generation.
 
         The engine is busy from the first piece until the iterator ends, is closed or is dropped.
         """
         sampling, limits = settings_of(self._model.sampling, **options)
-        return continue_prompt(
-            self._model,
-            chat(prompt, template_variables),
-            sampling,
-            limits,
+        return AnswerStream(
+            continue_prompt(
+                self._model,
+                chat(prompt, template_variables),
+                sampling,
+                limits,
+                lookahead=lookahead,
+                draft=None if draft is None else draft._model,
+                grammar=grammar,
+                on_progress=on_progress,
+            )
+        )
+
+    @takes_answer_options
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        template_variables: Mapping[str, object] | None = None,
+        lookahead: int | None = None,
+        draft: "LayerWiseInferenceEngine | None" = None,
+        grammar: Grammar | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> "AsyncAnswerStream":
+        """`stream` for asyncio: an asynchronous iterator, which does not block the event loop and
+        whose task can be cancelled. Invalid arguments raise here, not at the first piece.
+
+        on_progress: called in the thread in which the model runs.
+        """
+
+        from airllm.engine.async_stream import AsyncAnswerStream
+
+        def start(check: Callable[[], None]) -> AnswerStream:
+            def checked_progress(done: int, total: int) -> None:
+                check()
+                if on_progress is not None:
+                    on_progress(done, total)
+
+            return self.stream(
+                prompt,
+                template_variables=template_variables,
+                lookahead=lookahead,
+                draft=draft,
+                grammar=grammar,
+                on_progress=checked_progress,
+                **options,
+            )
+
+        return AsyncAnswerStream(start)
+
+    @takes_answer_options
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        template_variables: Mapping[str, object] | None = None,
+        lookahead: int | None = None,
+        draft: "LayerWiseInferenceEngine | None" = None,
+        grammar: Grammar | None = None,
+        on_token: Callable[[str], None] | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Generation:
+        """`generate` for asyncio, see `astream`. on_token: called in the event loop's thread."""
+        async with self.astream(
+            prompt,
+            template_variables=template_variables,
             lookahead=lookahead,
-            draft=None if draft is None else draft._model,
+            draft=draft,
             grammar=grammar,
             on_progress=on_progress,
-        )
+            **options,
+        ) as stream:
+            async for piece in stream:
+                if on_token is not None:
+                    on_token(piece)
+        assert stream.generation is not None
+        return stream.generation
 
     @takes_answer_options
     def generate_batch(

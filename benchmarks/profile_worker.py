@@ -5,7 +5,8 @@
     python benchmarks/profile_worker.py --quick --json       a test that everything works
 
 NumPy always multiplies by float32 weights, the extension also by quantised weights. Each result is
-checked against float64 before it is timed. Plots need matplotlib (pip install airllm-cpp[bench]).
+checked against float64 before it is timed. Plots need
+matplotlib (python -m pip install matplotlib).
 """
 
 import argparse

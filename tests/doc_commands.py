@@ -1,8 +1,8 @@
 """The commands that pages show: taken apart as a shell does it, and checked by what they name.
 
 Executed, in a folder with tiny models: `airllm`, but for `airllm worker` and `airllm serve`, which
-wait for others.
-Parsed by the program's own parser: these two, the scripts in benchmarks/.
+wait for others, and what would fetch from the Hugging Face Hub.
+Parsed by the program's own parser: these, and the scripts in benchmarks/.
 Compared with what the repository says: pip (extras, the demo's requirement), apt (.ci/run), pytest
 (files, markers), setup.py, mkdocs, .ci/run, a virtual environment's making.
 Only read as a shell reads them, for they belong to other projects: FOREIGN.
@@ -32,7 +32,7 @@ CI = (ROOT / ".ci/run").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOREIGN = (
     *("curl", "dllama", "dnf", "firewall-cmd", "journalctl", "llama-bench", "llama-perplexity"),
-    *("ssh", "systemctl", "ufw"),
+    *("hf", "ssh", "systemctl", "ufw"),
 )
 
 
@@ -57,7 +57,10 @@ class Command:
 
     @property
     def is_executed(self) -> bool:
-        return self.program == "airllm" and self.words[1:2] not in (["worker"], ["serve"])
+        """Not what waits for others, or would fetch from the Hugging Face Hub."""
+        waits = self.words[1:2] in (["worker"], ["serve"])
+        from_hub = any(word.startswith("hf.co/") for word in self.words)
+        return self.program == "airllm" and not waits and not from_hub
 
 
 def commands(text: str) -> list[Command]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from airllm.backends.profiling import OpProfile
 from airllm.cli.engine import Engine
 from airllm.engine.continuation import FinishReason, Generation
-from airllm.engine.settings import AnswerOptions
+from airllm.engine.settings import AnswerOptions, Sampling
 from airllm.text.prompts import Chat, Prompt
 from airllm.util.metadata import FormatError
 from airllm.util.progress import OnProgress
@@ -82,7 +82,8 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer()
         self.has_chat_template = True
         self.requests: list[Any] = []  # prompt or messages of each generate()
-        self.sampling: dict[str, Any] = {}
+        self.sampling = Sampling()
+        self.options: dict[str, Any] = {}  # of the last generate()
         self.opened_with: dict[str, Any] = {}
         self.shifted_tokens = 0
         self.resets = 0
@@ -114,7 +115,7 @@ class FakeEngine:
         if on_progress is not None:
             on_progress(1, 2)
             on_progress(2, 2)
-        self.sampling = {"lookahead": lookahead, "draft": draft, **options}
+        self.options = {"lookahead": lookahead, "draft": draft, **options}
         said = []
         for piece in self._answers.pop(0):
             if isinstance(piece, BaseException):

@@ -124,18 +124,18 @@ def test_a_lines_settings_go_before_those_of_the_command(prompts, monkeypatch):
     write(prompts, {"prompt": "x", "max_new_tokens": 3, "seed": 9, "stop": ["a", "b"]})
     engine = FakeEngine(["y"]).install(monkeypatch)
     batch(prompts, "--temperature", "0.5", "-n", "70")
-    assert engine.sampling["max_new_tokens"] == 3
-    assert engine.sampling["seed"] == 9
-    assert engine.sampling["stop"] == ["a", "b"]
-    assert engine.sampling["temperature"] == 0.5
+    assert engine.options["max_new_tokens"] == 3
+    assert engine.options["seed"] == 9
+    assert engine.options["stop"] == ["a", "b"]
+    assert engine.options["temperature"] == 0.5
 
 
 def test_the_biases_of_a_line_are_by_token(prompts, monkeypatch):
     write(prompts, {"prompt": "x", "logit_bias": {"15": -100, "2": 0.5}, "dry_breakers": ["a"]})
     engine = FakeEngine(["y"]).install(monkeypatch)
     batch(prompts)
-    assert engine.sampling["logit_bias"] == {15: -100, 2: 0.5}
-    assert engine.sampling["dry_breakers"] == ["a"]
+    assert engine.options["logit_bias"] == {15: -100, 2: 0.5}
+    assert engine.options["dry_breakers"] == ["a"]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError("the disk"), MemoryError()])

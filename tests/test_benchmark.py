@@ -57,6 +57,23 @@ def test_each_repetition_starts_from_an_empty_cache() -> None:
     assert model.resets == [0, 1, 4]
 
 
+def test_tokens_before_are_in_the_cache_and_not_timed() -> None:
+    model = CountingModel([9.0, 100.0, 2.0, 100.0, 4.0])
+    test = benchmark.prefill(8, 50).after(30, 50)
+    seen: list[tuple[int, int]] = []
+
+    def on_progress(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    result = benchmark.measure(model, test, 2, clock=model.clock, on_progress=on_progress)
+    assert result.test == "pp8@30"
+    assert result.tokens_per_second == (8 / 2 + 8 / 4) / 2
+    assert [len(call) for call in model.calls] == [8, 30, 8, 30, 8]
+    assert model.resets == [0, 1, 3]
+    assert seen[-1] == (84, 84)
+    assert benchmark.prefill(8, 50).after(0, 50) == benchmark.prefill(8, 50)
+
+
 def test_one_repetition_has_no_spread() -> None:
     model = CountingModel([1.0, 1.0])
     assert benchmark.measure(model, benchmark.prefill(4, 50), 1, clock=model.clock).stddev == 0.0

@@ -1,6 +1,7 @@
 """The command line as a whole: help, exit status, what goes to stdout and what to stderr."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from fake_engine import FakeEngine
 
 from airllm.cli import main
 
-COMMANDS = ["demo", "pull", "generate", "chat", "perplexity", "bench", "worker", "info"]
+COMMANDS = [
+    *("demo", "run", "pull", "list", "show", "rm", "generate", "chat", "batch", "convert"),
+    *("perplexity", "bench", "plan", "worker", "info"),
+]
 GENERATE = ["generate", "--model", "m", "--prompt", "p"]
 
 
@@ -86,6 +90,43 @@ def test_an_option_out_of_range_is_a_usage_error_that_names_it(
     assert fault in said
 
 
+def test_an_unknown_option_shows_the_usage_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = usage_error(capsys, *GENERATE, "--max-new-tokens", "3")
+    assert said.startswith("usage: airllm generate -m M [options] [PROMPT]\n")
+    assert "unrecognized arguments: --max-new-tokens (did you mean --max-tokens?)" in said
+    assert "airllm generate --help" in said
+    said = usage_error(capsys, *GENERATE, "--temprature=3")
+    assert "did you mean --temperature?" in said
+
+
+@pytest.mark.parametrize("columns", [50, 80, 200])
+@pytest.mark.parametrize("command", [*COMMANDS, ""])
+def test_help_fits_the_terminal(
+    command: str,
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        main([*filter(None, [command]), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > columns] == []
+
+
+def test_an_example_that_is_cut_is_still_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        main(["chat", "--help"])
+    text = capsys.readouterr().out.replace(" \\\n     ", "")
+    assert "airllm chat -m smollm2-135m --session ada.session\n" in text
+    assert "# the same on another day" in text
+
+
 def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--temp" in usage_error(capsys, *GENERATE, "--temp", "0")
 
@@ -111,8 +152,30 @@ def test_an_expected_error_is_one_line_and_status_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     FakeEngine([error]).install(monkeypatch)
-    assert main([*GENERATE, "--json"]) == 1
+    assert main(GENERATE) == 1
     assert capsys.readouterr() == ("", line)
+
+
+def test_with_json_an_error_is_json_on_stdout_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failed(*argv: str) -> dict[str, object]:
+        status = main(argv)
+        found: dict[str, object] = json.loads(capsys.readouterr().out)["error"]
+        assert found["status"] == status != 0
+        return found
+
+    FakeEngine([ValueError("m: truncated")], [KeyboardInterrupt()]).install(monkeypatch)
+    said = failed(*GENERATE, "--json")
+    assert said == {"type": "ValueError", "message": "m: truncated", "status": 1}
+    assert failed(*GENERATE, "--json")["status"] == 130
+    assert "one prompt" in str(failed(*GENERATE, "again", "--json")["message"])
+    with pytest.raises(SystemExit) as exit:
+        main([*GENERATE, "--json", "--top-k", "x"])
+    assert exit.value.code == 2
+    out, err = capsys.readouterr()
+    assert "'x' is not a whole number" in json.loads(out)["error"]["message"]
+    assert "'x' is not a whole number" in err
 
 
 def test_debug_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -> None:

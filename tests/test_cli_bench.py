@@ -126,11 +126,46 @@ def test_a_plot_is_drawn_where_matplotlib_is(
 ) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     FakeEngine().install(monkeypatch)
-    path = tmp_path / "profile.png"
-    arguments = ["-p", "4", "-n", "3", "-r", "1", "--plot", str(path)]
-    assert main(["bench", "-m", "m", *arguments]) == 0
-    assert path.read_bytes().startswith(b"\x89PNG")
+    arguments = ["-p", "4", "-n", "3", "-d", "0,8", "--batch", "2", "-r", "1"]
+    assert main(["bench", "-m", "m", *arguments, "--plot", str(tmp_path / "a.png")]) == 0
+    names = ["a-batch.png", "a-context.png", "a-operations.png", "a-roofline.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == names
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
     assert "linear ffn_up" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "fault"),
+    [
+        (["--beside", "x.json"], 2, "--beside is for pictures"),
+        (["--plot", "speed"], 2, "expected the ending .png or .svg or .pdf"),
+        (["--plot", "/nowhere/speed.png"], 1, "/nowhere: No such file"),
+        (["--plot", "speed.png", "--beside", "/nowhere.json"], 1, "/nowhere.json: No such file"),
+    ],
+)
+def test_what_could_not_be_drawn_is_refused_before_anything_is_measured(
+    options: list[str],
+    status: int,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    engine = FakeEngine().install(monkeypatch)
+    assert main(["bench", "-m", "m", *options]) == status
+    assert fault in capsys.readouterr().err
+    assert engine.resets == 0
+
+
+def test_a_depth_is_in_the_context_before_each_test(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine().install(monkeypatch)
+    found = run_json(capsys, "bench", "-m", "m", "-p", "4", "-n", "3", "-d", "0,50", "-r", "1")
+    results = found["results"]
+    assert isinstance(results, list)
+    assert [result["test"] for result in results] == ["pp4", "pp4@50", "tg3", "tg3@50"]
+    assert engine.opened_with["context"] == 54
 
 
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(

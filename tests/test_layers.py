@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "airllm"
 # Bottom up. A package may import itself and those in earlier rows, and nothing else of airllm.
 LAYERS = (
     ("util",),
-    ("numpy_ops",),
+    ("numpy_ops", "hub"),
     ("tensor_ops_hybrid",),
     ("text",),
     ("formats",),
@@ -21,7 +21,7 @@ LAYERS = (
     ("weights",),
     ("engine",),
     ("layer_engine",),
-    ("hub", "tools", "cluster", "server"),
+    ("tools", "cluster", "server"),
     ("cli",),
     ("__main__",),
 )
@@ -42,6 +42,7 @@ KNOWS = {
         "backends",
         "engine",
         "graph",
+        "hub",
         "models",
         "state",
         "text",

@@ -33,45 +33,16 @@ def test_a_chat_and_its_settings_are_read(tmp_path: Path) -> None:
     assert found.settings == {"max_new_tokens": 5, "temperature": 0, "stop": ["x"], "seed": 3}
 
 
-def test_the_newer_name_of_the_length_counts(tmp_path: Path) -> None:
-    found = chat(tmp_path, max_tokens=5, max_completion_tokens=7)
-    assert found.settings == {"max_new_tokens": 7}
-
-
 def test_tools_and_an_effort_reach_the_template(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     found = chat(tmp_path, tools=tools, reasoning_effort="low", chat_template_kwargs={"a": 1})
     assert found.variables == {"tools": tools, "reasoning_effort": "low", "a": 1}
 
 
-def test_a_text_is_read(tmp_path: Path) -> None:
-    found = job(tmp_path, custom_id="two", url="/v1/completions", body={"prompt": "Once"})
-    assert (found.id, found.prompt) == ("two", "Once")
+def test_null_is_as_if_the_field_were_not_there(tmp_path: Path) -> None:
+    assert chat(tmp_path, temperature=None, n=None, stop=None).settings == {}
 
 
-@pytest.mark.parametrize(
-    ("line", "word"),
-    [
-        ({"custom_id": "a"}, "body"),
-        ({"body": {"messages": HELLO}, "url": "/v1/embeddings"}, "url"),
-        ({"body": {"messages": HELLO}, "method": "GET"}, "method"),
-        ({"body": {"messages": HELLO}, "method": []}, "method"),
-        ({"body": {"messages": HELLO}, "url": []}, "url"),
-        ({"body": {"prompt": "x"}}, "messages"),
-        ({"body": {"messages": HELLO}, "more": 1}, "more"),
-        ({"body": {"messages": HELLO, "n": 2}}, "n"),
-        ({"body": {"messages": HELLO, "response_format": {"type": "json_object"}}}, "format"),
-        ({"body": {"messages": HELLO, "frobnicate": 1}}, "frobnicate"),
-        ({"body": {"messages": HELLO, "temperature": "hot"}}, "temperature"),
-        (
-            {"body": {"messages": HELLO, "chat_template_kwargs": [], "reasoning_effort": "low"}},
-            "kw",
-        ),
-        ({"body": {"messages": "Hello?"}}, "messages"),
-    ],
-)
-def test_what_has_no_meaning_here_is_refused_by_its_name(
-    tmp_path: Path, line: dict[str, Any], word: str
-) -> None:
-    with pytest.raises(BatchError, match=f"lines:1: .*{word}"):
-        job(tmp_path, **line)
+def test_an_effort_beside_variables_that_are_no_object_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BatchError, match=r"lines:1: .*kwargs"):
+        chat(tmp_path, chat_template_kwargs=[], reasoning_effort="low")

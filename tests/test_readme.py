@@ -10,7 +10,7 @@ import doc_pages
 import pytest
 from doc_pages import README, ROOT
 
-from airllm import hub, layer_engine
+from airllm import LayerWiseInferenceEngine, hub
 
 
 def test_it_is_read_in_a_quarter_of_an_hour():
@@ -34,7 +34,7 @@ def test_the_engines_program_answers(capsys, monkeypatch):
         pytest.skip("no real model here: run `airllm pull smollm2-135m`")
     monkeypatch.setattr(hub, "pull", lambda name: {"smollm2-135m": model}[name])
     [program] = [block.text for block in doc_pages.blocks(README) if block.language == "python"]
-    assert layer_engine.__name__ in program
+    assert LayerWiseInferenceEngine.__name__ in program
     exec(program, {})
     output = capsys.readouterr().out
     assert output.startswith("The capital of France is Paris.")

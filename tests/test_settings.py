@@ -19,7 +19,8 @@ DEFAULTS = {field.name: field.default for field in FIELDS}
 
 
 def test_an_option_is_a_field_of_sampling_or_of_limits_and_has_its_type() -> None:
-    assert get_type_hints(AnswerOptions) == {field.name: field.type for field in FIELDS}
+    of_fields = {field.name: field.type for field in FIELDS}
+    assert get_type_hints(AnswerOptions) == {**of_fields, "max_tokens": int}
 
 
 def test_options_that_are_not_given_have_their_defaults() -> None:
@@ -138,3 +139,10 @@ def test_strings_that_end_an_answer_may_be_one() -> None:
     for empty in ("", ["a", ""]):
         with pytest.raises(ValueError, match="stop has an empty string"):
             Limits(stop=empty)
+
+
+def test_max_tokens_is_another_name_of_max_new_tokens() -> None:
+    assert settings_of(max_tokens=7)[1].max_new_tokens == 7
+    assert settings_of(max_tokens=None)[1] == settings_of()[1]  # type: ignore[typeddict-item]
+    with pytest.raises(TypeError, match="two names of one option"):
+        settings_of(max_tokens=7, max_new_tokens=7)

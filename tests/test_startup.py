@@ -35,7 +35,7 @@ def seconds_of_cpu(*command: str) -> float:
 
 
 def assert_first_token_within(times: float, model: Path, backend: str) -> None:
-    options = ["--prompt", "Once upon a time", "--max-tokens", "1", "--temperature", "0"]
+    options = ["--raw", "--prompt", "Once upon a time", "--max-tokens", "1", "--temperature", "0"]
     options += ["--threads", "1"]
     generate = ["-m", "airllm", "generate", "-m", str(model), "--backend", backend, *options]
     tries = [
@@ -65,7 +65,7 @@ def test_generate_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
 import sys
 from airllm.cli import main
 model = {str(write_tiny_model(tmp_path).path)!r}
-main(["generate", "-m", model, "-p", "x", "-n", "1", "--backend", "numpy", "--quiet"])
+main(["generate", "-m", model, "--raw", "-p", "x", "-n", "1", "--backend", "numpy", "--quiet"])
 unused = "jinja2 tqdm matplotlib asyncio"
 unused += " airllm.state.session airllm.tools.benchmark airllm.tools.perplexity"
 print([name for name in unused.split() if name in sys.modules], file=sys.stderr)

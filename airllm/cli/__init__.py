@@ -5,6 +5,7 @@ Modules import the engine and NumPy inside `run`, so that --help is fast.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,19 +15,23 @@ from airllm.cli import (
     batch,
     bench,
     chat,
+    command_line,
     console,
     convert,
     demo,
     generate,
     info,
+    models,
     options,
     perplexity,
     plan,
     pull,
+    run,
     serve,
     worker,
 )
 from airllm.util.durable import naming
+from airllm.util.errors import AirllmError
 
 FAILED = 1
 USAGE = 2
@@ -35,7 +40,9 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status, as options.EXIT_STATUS lists them."""
+    """Runs the command line and returns its exit status, as command_line.EXIT_STATUS lists them."""
+    words = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in words
     args = argparse.Namespace(debug=False, quiet=False)  # for errors of the parser
     console.open_missing_streams()
     try:
@@ -48,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         console.note("interrupted")
-        return INTERRUPTED
+        return _failed(INTERRUPTED, "KeyboardInterrupt", "interrupted", as_json)
     except options.UsageError as error:
         console.note(f"error: {error}")
-        return USAGE
+        return _failed(USAGE, "UsageError", str(error), as_json)
+    except command_line.ParserExit as end:
+        _failed(USAGE, "UsageError", end.message, as_json)
+        raise
     except BrokenPipeError:
         return READER_GONE
     except Exception as error:
@@ -61,29 +71,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, _expected_errors()):
             console.note("error: this should not have happened; please report what follows")
             raise
-        console.note(f"error: {_describe(error)}")
-        return FAILED
+        message = _describe(error)
+        console.note(f"error: {message}")
+        return _failed(FAILED, type(error).__name__, message, as_json)
     finally:
         console.abandon_stdout()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command_line.CommandParser(
         prog="airllm",
         description="Run language models on this machine's CPU.",
-        epilog=options.epilog(
+        epilog=command_line.epilog(
             "airllm demo                      fetch a small model and ask it a question",
-            "airllm chat -m smollm2-135m      talk with that model",
+            "airllm run smollm2-135m          talk with that model",
             "airllm generate --help           show a command's options; every command has --help",
         ),
-        formatter_class=options.HelpFormatter,
+        formatter_class=command_line.HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("-V", "--version", action="version", version=f"airllm {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (
         demo,
+        run,
         pull,
+        models,
         generate,
         chat,
         serve,
@@ -99,11 +112,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _failed(status: int, kind: str, message: str, as_json: bool) -> int:
+    """The exit status. With --json, the error is on stdout as well, for programs."""
+    if as_json:
+        with contextlib.suppress(OSError):  # stdout is what failed
+            console.write_json({"error": {"type": kind, "message": message, "status": status}})
+            sys.stdout.flush()
+    return status
+
+
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors of the input or the machine, with messages that suffice. Others are our faults."""
-    from airllm.hub import HubError
-
-    return HubError, ValueError, OSError, ImportError, MemoryError
+    return AirllmError, ValueError, OSError, ImportError, MemoryError
 
 
 def _describe(error: Exception) -> str:

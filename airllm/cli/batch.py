@@ -1,6 +1,7 @@
 """airllm batch: many prompts from a file, their answers to another."""
 
 import argparse
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -25,7 +26,8 @@ def add(subparsers: options.Subparsers) -> None:
         help="answer a file of prompts, and continue an interrupted run",
         description='Answers a file of prompts. Each line is a JSON object with "prompt" '
         '(a text to continue) or "messages" (a chat). A line may have an "id" and settings of its '
-        'own, such as "max_new_tokens", "temperature" and "seed". Each answer is appended to --out '
+        'own, such as "max_tokens", "temperature" and "seed". Lines of OpenAI\'s batch files are '
+        "taken, too, and answered by lines as OpenAI has them. Each answer is appended to --out "
         "as a line when it is ready. After a crash or Ctrl-C, the same command continues with the "
         "prompts that have no answer yet.",
         examples=[
@@ -70,6 +72,7 @@ def add(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from airllm.tools import openai_lines
     from airllm.tools.batch_file import Answers, check_place, digest, read_jobs
 
     if args.on_full == "error":
@@ -94,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
                 console.log.info("%d of %d prompts are answered already", before, len(jobs))
             answered = failed = 0
             with console.progress("answering", "prompts") as progress:
-                line = StreamLine(engine.stream_stats, shown=False)
+                packers = model.runtime(engine)["threads"]
+                line = StreamLine(engine.stream_stats, packers=packers, shown=False)
                 pieces = 0
 
                 def on_layer(done: int, total: int) -> None:
@@ -108,12 +112,16 @@ def run(args: argparse.Namespace) -> int:
 
                 # If layers are streamed, a token may take seconds: show the layers, too.
                 streams = engine.stream_stats() is not None
-                said = {"on_layer": on_layer} if streams else {"on_token": on_token}
-                generate = partial(engine.stream_batch, batch=args.batch, **said)
+                shown = {"on_layer": on_layer} if streams else {"on_token": on_token}
+                generate = partial(engine.stream_batch, batch=args.batch, **shown)
                 asked = partial(_asked, args.chat_template_kwargs)
-                for job, answer in _answers(engine, answers.left, asked, settings, generate):
+                for job, said in _answers(engine, answers.left, asked, settings, generate):
+                    answer = said
+                    if job.url is not None:
+                        name = job.model or Path(args.model).name
+                        answer = openai_lines.result(job.url, name, said, int(time.time()))
                     answers.append(job, answer)
-                    answered, failed = answered + 1, failed + ("error" in answer)
+                    answered, failed = answered + 1, failed + ("text" not in said)
                     progress.update(answered, len(answers.left))
         stream = engine.stream_stats()
     if args.json:

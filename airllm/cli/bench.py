@@ -1,16 +1,25 @@
 """airllm bench: how many tokens a second."""
 
 import argparse
+import errno
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airllm import __version__
 from airllm.cli import console, model, options, profile
 
 if TYPE_CHECKING:
     from airllm.cli.engine import Engine
     from airllm.tools import benchmark
+    from airllm.tools.ceilings import Ceilings
+    from airllm.tools.speeds import Speed
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -28,7 +37,8 @@ def add(subparsers: options.Subparsers) -> None:
             "airllm bench -m smollm2-135m",
             "airllm bench -m model.gguf -p 128,512 -n 0 -t 1,2,4 -r 5 --json",
             "airllm bench -m model.gguf -p 0 -n 64 --batch 2,8",
-            "airllm bench -m model.gguf -p 0 -n 64 --profile --plot profile.png",
+            "airllm bench -m model.gguf -p 0 -n 64 -d 0,1024,4096",
+            "airllm bench -m model.gguf -t 1,2,4 --batch 2,4,8 --plot speed.png",
         ],
     )
     options.add_model(parser)
@@ -57,6 +67,15 @@ def add(subparsers: options.Subparsers) -> None:
         "sequences and the ratio to the tokens/s of one sequence",
     )
     parser.add_argument(
+        "-d",
+        "--depth",
+        type=options.counts,
+        default=[0],
+        metavar="N,...",
+        help="numbers of tokens that are in the context before each test, as in llama-bench; the "
+        "test tg128@4096 generates 128 tokens after 4096 (default: 0)",
+    )
+    parser.add_argument(
         "--profile",
         action="store_true",
         help="run each test once more, and show the time, bytes and FLOPs of each operation and "
@@ -64,8 +83,20 @@ def add(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument(
         "--plot",
+        type=Path,
         metavar="FILE.png",
-        help="draw the profiles to a file (implies --profile; needs matplotlib)",
+        help="draw pictures (implies --profile; needs matplotlib): FILE-operations.png and "
+        "FILE-roofline.png, and FILE-threads.png, FILE-context.png and FILE-batch.png where "
+        "several were measured; the ending may be .svg or .pdf, too",
+    )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.json",
+        help="with --plot: show these measurements in the same pictures, of `llama-bench -o json` "
+        "or of another `airllm bench --json`; the option may be given more than once",
     )
     parser.add_argument(
         "-t",
@@ -97,10 +128,11 @@ def run(args: argparse.Namespace) -> int:
     context = max(args.prompt_tokens + args.generated_tokens)
     if context == 0:
         raise options.UsageError("-p 0 -n 0 leaves nothing to measure")
-    if args.plot:
-        profile.require_matplotlib()  # before minutes of measuring
-    rows, profiles = [], []
-    for row, profiled in _measure(args, context):
+    context += max(args.depth)
+    beside = _beside(args)  # before minutes of measuring
+    rows, profiles, ceilings = [], [], None
+    for row, profiled, measured in _measure(args, context):
+        ceilings = measured
         rows.append(row)
         if profiled is not None:
             profiles.append(profiled)
@@ -114,35 +146,87 @@ def run(args: argparse.Namespace) -> int:
                 f"{speed:>18}" + ("" if ratio is None else f"   {ratio:.2f} times one sequence's"),
                 flush=True,
             )
-    if args.plot:
-        profile.draw(args.plot, profiles, f"{args.model}, {rows[-1]['isa']}")
     if args.json:
         console.write_json({"model": args.model, "results": rows})
     else:
         for profiled in profiles:
             print("\n" + "\n".join(profiled.lines()))
+    if args.plot:
+        _draw(args, rows, beside, profiles, ceilings)
     return 0
+
+
+def _beside(args: argparse.Namespace) -> "list[Speed]":
+    """The measurements of --beside. Refuses what --plot could not draw or write."""
+    if args.plot is None:
+        if args.beside:
+            raise options.UsageError("--beside is for pictures: add --plot FILE.png")
+        return []
+    if args.plot.suffix not in PICTURES:
+        raise options.UsageError(f"--plot {args.plot}: expected the ending {' or '.join(PICTURES)}")
+    if not args.plot.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(args.plot.parent))
+    from airllm.tools import pictures, speeds
+
+    pictures.matplotlib_pyplot()
+    return [speed for path in args.beside for speed in speeds.read(path)]
+
+
+def _draw(
+    args: argparse.Namespace,
+    rows: Sequence[Mapping[str, object]],
+    beside: "Sequence[Speed]",
+    profiles: Sequence[profile.Profiled],
+    ceilings: "Ceilings | None",
+) -> None:
+    from airllm.tools import pictures, speeds
+    from airllm.util import system
+
+    most = max(int(str(row["threads"])) for row in rows)
+    title = Path(args.model).name.removesuffix(".gguf")
+    subtitle = (
+        f"airllm {__version__}, {rows[-1]['backend']}, {rows[-1]['isa']}, "
+        f"{most} thread{'s' if most > 1 else ''} unless it says otherwise; {system.cpu_model()}"
+    )
+    own = speeds.from_rows(rows)
+    works = [each.work(speed) for each, speed in zip(profiles, own, strict=True)]
+    figures = pictures.draw_all(own, beside, works, ceilings, title, subtitle)
+    for name, figure in figures.items():
+        path = args.plot.with_name(f"{args.plot.stem}-{name}{args.plot.suffix}")
+        figure.savefig(path, dpi=pictures.DPI)
+        console.log.info("%s", path)
+    pictures.close(figures.values())
 
 
 def _measure(
     args: argparse.Namespace, context: int
-) -> Iterator[tuple[dict[str, object], profile.Profiled | None]]:
-    """A row for each number of threads and test. Each number of threads has its own engine."""
+) -> "Iterator[tuple[dict[str, object], profile.Profiled | None, Ceilings | None]]":
+    """A row for each number of threads and test. Each number of threads has its own engine, and
+    its own ceilings if there is a plot."""
     from airllm.tools import benchmark
 
     for threads in args.threads:
         with model.open_engine(args, context=context, threads=threads) as engine:
             bench = _Bench(args, engine)
+            ceilings = None
+            if args.plot:
+                from airllm.tools.ceilings import measure
+
+                ceilings = measure(model.operations(engine))
             vocab_size = engine.config.vocab_size
-            for n in filter(None, args.prompt_tokens):
-                yield bench.row(engine, benchmark.prefill(n, vocab_size))
+            for n, depth in product(filter(None, args.prompt_tokens), args.depth):
+                test = benchmark.prefill(n, vocab_size).after(depth, vocab_size)
+                yield *bench.row(engine, test), ceilings
             for n in filter(None, args.generated_tokens):
-                yield bench.row(engine, benchmark.decode(n, vocab_size))
-                single = bench.last
+                single = None
+                for depth in args.depth:
+                    test = benchmark.decode(n, vocab_size).after(depth, vocab_size)
+                    yield *bench.row(engine, test), ceilings
+                    single = bench.last if single is None else single
                 for batch in args.batch:
                     test = benchmark.decode_batch(n, batch, vocab_size)
                     with engine.sequences(batch, n) as sequences:
-                        yield bench.row(benchmark.Batch(sequences), test, single)
+                        yield *bench.row(benchmark.Batch(sequences), test, single), ceilings
 
 
 class _Bench:
@@ -174,6 +258,8 @@ class _Bench:
 
     def _profile(self, subject: "benchmark.Evaluator", test: "benchmark.Test") -> profile.Profiled:
         subject.reset()
+        if test.before:
+            subject.forward(test.before)
         with self._engine.profile() as found:
             start = time.perf_counter()
             for tokens in test.timed:

@@ -65,6 +65,12 @@ def note(message: str) -> None:
         print(f"airllm: {printable_lines(message)}", file=sys.stderr, flush=True)
 
 
+def ask(question: str) -> None:
+    """Writes a question to stderr; the answer follows on the same line."""
+    with contextlib.suppress(OSError):
+        print(f"airllm: {printable_lines(question)}", file=sys.stderr, end="", flush=True)
+
+
 def show_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
@@ -79,6 +85,14 @@ def write(text: str) -> None:
     with naming("stdout"):
         sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
         sys.stdout.flush()
+
+
+def show(text: str) -> None:
+    """Writes text for a person, which is no result, to stderr; it is lost if stderr cannot take
+    it."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text.translate(_CONTROLS))
+        sys.stderr.flush()
 
 
 class Answer:
@@ -100,9 +114,11 @@ class Answer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.pieces and self._shown:
-            write("\n")
+            # If the answer has failed, that counts; for instance, the terminal may have gone.
+            with contextlib.suppress(*(() if kind is None else (OSError,))):
+                write("\n")
 
 
 def write_json(value: Mapping[str, object]) -> None:

@@ -31,6 +31,7 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "--type",
         required=True,
+        type=str.lower,
         choices=[*options.QUANTIZED_TYPES, "f16", "bf16", "f32"],
         metavar="TYPE",
         help="type of the matrices in the new file: %(choices)s; those with k are the mixes of "
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from airllm.weights.layer_weights import check_tensors
 
     importance = None if args.imatrix is None else Importance.read(args.imatrix)
-    with open_model(model.find(args.model), exact=not args.keep_quantized) as source:
+    with open_model(model.find(args), exact=not args.keep_quantized) as source:
         check_tensors(source, load_model(source))  # refuse a model that could not run
         with console.progress("converting", "bytes") as progress:
             done = convert(

@@ -30,7 +30,7 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_engine(parser)
     # Always the likeliest token, so that everybody's demo says the same.
     greedy = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
-    parser.set_defaults(model=MODEL, lookahead=None, **asdict(greedy), **asdict(Limits()))
+    parser.set_defaults(model=MODEL, yes=True, lookahead=None, **asdict(greedy), **asdict(Limits()))
     options.add_output(parser, json="prompt, the fields of `generate --json`, and memory in bytes")
 
 
@@ -66,5 +66,5 @@ def run(args: argparse.Namespace) -> int:
         "of it weights %s, KV cache %s, buffers %s",
         *(console.format_bytes(memory[name]) for name in ("weights", "kv_cache", "buffers")),
     )
-    console.log.info("to talk with it: airllm chat --model %s", MODEL)
+    console.log.info("to talk with it: airllm run %s", MODEL)
     return 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from airllm.backends.profiling import OpProfile
 from airllm.engine.continuation import Generation
-from airllm.engine.settings import AnswerOptions
+from airllm.engine.settings import AnswerOptions, Sampling
 from airllm.text.prompts import Prompt
 from airllm.tools.benchmark import Sequences
 from airllm.util.progress import OnProgress
@@ -54,6 +54,10 @@ class Engine(Protocol):
     def tokenizer(self) -> Tokens: ...
     @property
     def chat_template(self) -> object: ...
+    @property
+    def has_chat_template(self) -> bool: ...
+    @property
+    def sampling(self) -> Sampling: ...
     @property
     def position(self) -> int: ...
 

@@ -20,36 +20,42 @@ def add(subparsers: options.Subparsers) -> None:
         subparsers,
         "generate",
         run,
-        help="continue a text, or answer a question (--chat)",
-        description="Continues a text. With --chat, the prompt is a question, and the model's "
-        "chat template puts it into the form that the model was trained on. The answer appears "
-        "on stdout while it is generated. Notes go to stderr.",
+        help="answer a question, or continue a text (--raw)",
+        description="Answers a question: the model's chat template puts the prompt into the form "
+        "that the model was trained on. With --raw, or if the model has no chat template, the "
+        "prompt is a text that the model continues. The answer appears on stdout while it is "
+        "generated. Notes go to stderr.",
         examples=[
-            'airllm generate -m smollm2-135m --chat --prompt "What is the capital of France?"',
-            'airllm generate -m model.gguf --prompt "Once upon a time" --max-tokens 50 --seed 1',
-            "airllm generate -m model.gguf --chat --prompt - < question.txt",
+            'airllm generate -m smollm2-135m "What is the capital of France?"',
+            'airllm generate -m model.gguf --raw -p "Once upon a time" --max-tokens 50 --seed 1',
+            "airllm generate -m model.gguf - < question.txt",
         ],
     )
     options.add_model(parser)
     parser.add_argument(
-        "-p",
-        "--prompt",
-        required=True,
+        "more_prompt",
+        nargs="?",
         type=options.text,
-        metavar="P",
+        metavar="PROMPT",
         help="the prompt; - reads it from stdin",
     )
-    parser.add_argument(
+    parser.add_argument("-p", "--prompt", type=options.text, metavar="P", help="the same, by name")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--raw",
+        action="store_true",
+        help="continue the prompt as a text, without the chat template",
+    )
+    how.add_argument(
         "--chat",
         action="store_true",
-        help="treat the prompt as a question, with the model's chat template around it",
+        help="fail if the model cannot chat, instead of continuing the prompt as a text",
     )
     parser.add_argument(
         "--system",
         type=options.text,
         metavar="S",
-        help="with --chat: the system message, which says who the model is and how it should "
-        "answer",
+        help="the system message, which says who the model is and how it should answer",
     )
     options.add_template(parser)
     group = options.add_answer(parser)
@@ -75,21 +81,35 @@ def add(subparsers: options.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.keep and args.on_full != "shift":
         raise options.UsageError("--keep needs --on-full shift, because only shift forgets tokens")
-    if args.system is not None and not args.chat:
-        raise options.UsageError("--system needs --chat: a plain text has no place for it")
-    if args.chat_template_kwargs and not args.chat:
-        raise options.UsageError("--chat-template-kwargs needs --chat: a text has no template")
-    prompt = _read_stdin() if args.prompt == "-" else args.prompt
-    request: Prompt = prompt
-    if args.chat:
-        messages = model.conversation(prompt, args.system)
-        request = model.request(messages, args.chat_template_kwargs)
+    for_chat = args.chat or args.system is not None or bool(args.chat_template_kwargs)
+    if args.raw and args.system is not None:
+        raise options.UsageError("--system is for a chat: with --raw, a text has no place for it")
+    if args.raw and args.chat_template_kwargs:
+        raise options.UsageError("--chat-template-kwargs is for a chat, and --raw wants none")
+    prompt = _prompt(args)
     with model.open_with_draft(args) as (engine, draft):
+        request: Prompt = prompt
+        if for_chat or (engine.has_chat_template and not args.raw):
+            messages = model.conversation(prompt, args.system)
+            request = model.request(messages, args.chat_template_kwargs)
+        elif not args.raw:
+            console.log.info("the model has no chat template: it continues the prompt as a text")
         generation = answer(engine, request, args, draft)
         if args.json:
             console.write_json(as_json(engine, generation))
         _report(engine, generation, args)
     return 0
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    given: list[str] = [text for text in (args.prompt, args.more_prompt) if text is not None]
+    if len(given) != 1:
+        raise options.UsageError(
+            "expected one prompt, found two: one of them after -p"
+            if given
+            else "expected a prompt: a text in quotes, or - to read it from stdin"
+        )
+    return _read_stdin() if given[0] == "-" else given[0]
 
 
 def answer(

@@ -24,6 +24,9 @@ VARIABLES = {
     "AIRLLM_STREAM_DIRECT": "0 reads these layers through the page cache",
     "AIRLLM_HOME": "folder of the models",
     "XDG_CACHE_HOME": "if AIRLLM_HOME is not set, models are in airllm/ in this folder",
+    "AIRLLM_HISTORY": "file of your messages for the arrow keys of a chat; empty: none",
+    "XDG_STATE_HOME": "if AIRLLM_HISTORY is not set, the messages are in airllm/ in this folder",
+    "HF_ENDPOINT": "hub from which models are pulled, in place of https://huggingface.co",
     "TMPDIR": "folder in which a worker with --ram keeps weights that do not fit",
     "XDG_RUNTIME_DIR": "folder of the socket through which `airllm worker --status` asks a worker",
     "AIRLLM_DEBUG": "1 logs details and shows where an error came from",
@@ -121,7 +124,7 @@ def _models() -> dict[str, Any]:
     found = {name: hub.find_model(name) for name in hub.KNOWN_MODELS}
     return {
         "directory": str(hub.models_dir()),
-        "found": {name: str(path) for name, path in found.items() if path is not None},
+        "found": {each.name: str(each.path) for each in hub.local_models()},
         "default_context": DEFAULT_CONTEXT,
         "not_fetched": [name for name, path in found.items() if path is None],
     }

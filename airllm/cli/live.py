@@ -31,7 +31,7 @@ class StreamLine:
 
     stats: see LayerWiseInferenceEngine.stream_stats. position: returns the number of evaluated
     tokens, to count the tokens of a pass; None: each pass gives one. max_tokens: of the answer, for
-    the time left.
+    the time left. packers: the number of threads that pack what was read.
     """
 
     def __init__(
@@ -40,9 +40,11 @@ class StreamLine:
         *,
         position: Callable[[], int] | None = None,
         max_tokens: int | None = None,
+        packers: int = 1,
         shown: bool = True,
     ) -> None:
         self._stats, self._max_tokens, self._shown = stats, max_tokens, shown
+        self._packers = packers
         self._position = position
         self._passes = self._tokens = 0  # finished ones; the first pass is the prompt's
         self._before = 0  # position at the beginning of the pass
@@ -116,17 +118,22 @@ class StreamLine:
         return f"{what}: {self.place(done, total)}, {self._time(done, total)}"
 
     def place(self, done: int, total: int) -> str:
-        """Layer, GB/s, and the share of the time that is spent waiting for the disk."""
+        """Layer, GB/s, and the share of the time that is spent waiting for weights, and why."""
         (now, stats), (begun, before) = self._last, self._begun[0]
         seconds = max(now - begun, 1e-9)
 
         def since(name: str) -> float:
             return float(stats.get(name, 0)) - float(before.get(name, 0))
 
-        share = min(since("waited_for_disk_seconds") / seconds, 1.0)
+        waited = since("waited_for_disk_seconds")  # for weights that were neither read nor packed
+        # Where the page cache serves the reads, the threads are busy with packing what comes.
+        if since("pack_seconds") > self._packers * waited / 2:
+            what = "packing"
+        else:  # reads that are not direct may as well come from the page cache
+            what = "disk" if stats.get("direct", True) else "reads"
         return (
             f"layer {done}/{total}, {since('bytes_read') / seconds / 1e9:.2f} GB/s, "
-            f"{100 * share:.0f}% waiting for disk"
+            f"{100 * min(waited / seconds, 1.0):.0f}% waiting for {what}"
         )
 
     def _time(self, done: int, total: int) -> str:

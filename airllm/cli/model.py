@@ -1,10 +1,12 @@
 """Opens engines for --model and related options, and describes them."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from airllm.cli import console, options
@@ -18,24 +20,46 @@ if TYPE_CHECKING:
     from airllm.weights.plan import Plan
 
 
-def find(name: str) -> Path:
-    """The model's file. ValueError, which says how to get it, if there is none."""
+def find(args: argparse.Namespace, name: str | None = None) -> Path:
+    """The file of --model, or of `name`.
+
+    A named model that is not here is fetched if --yes or the user at the terminal says so.
+    ValueError, which says how to get the model, if it is not here.
+    """
     from airllm import hub
 
+    name = name or args.model
     path = hub.find_model(name)
     if path is not None:
         return path
-    if name in hub.KNOWN_MODELS:
+    if name in hub.KNOWN_MODELS or hub.HubName.parse(name, with_host=True):
+        if args.yes or _wanted(name):
+            return hub.pull(name, progress=not args.quiet)
         raise ValueError(f"{name} has not been fetched yet. Run: airllm pull {name}")
+    on_hub = f"; on the Hugging Face Hub: hf.co/{name}" if hub.HubName.parse(name) else ""
     known = ", ".join(hub.KNOWN_MODELS)
-    raise ValueError(f"{name}: no such file, and no model of that name is known (known: {known})")
+    raise ValueError(
+        f"{name}: no such file, and no model of that name is known (known: {known}){on_hub}"
+    )
+
+
+def _wanted(name: str) -> bool:
+    """Whether the user at the terminal wants to fetch the model; False without a terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    from airllm import hub
+
+    what, n_bytes = hub.offer(name)
+    size = f"{n_bytes / 1e6:,.0f} MB"
+    console.ask(f"{name} is not on this machine. Fetch it ({what}, {size})? [Y/n] ")
+    return sys.stdin.readline().strip().lower() in ("", "y", "yes")
 
 
 def open_engine(
     args: argparse.Namespace, *, context: int | None = None, threads: int | None = None
 ) -> "Engine":
     """The engine for --model and the options of add_engine; context manager."""
-    path = find(args.model)
+    path = find(args)
     from airllm.layer_engine import LayerWiseInferenceEngine
 
     console.log.debug("opening %s", path)
@@ -66,6 +90,7 @@ def evaluation_progress(engine: "Engine", max_tokens: int) -> "StreamLine | Prog
         engine.stream_stats,
         position=lambda: engine.position,
         max_tokens=max_tokens,
+        packers=runtime(engine)["threads"],
         shown=console.shows_progress(),
     )
 
@@ -133,7 +158,7 @@ def draft_plan(args: argparse.Namespace, granted: int) -> "Plan":
     from airllm.weights.plan_model import plan_model
 
     return plan_model(
-        find(args.draft),
+        find(args, args.draft),
         backend=args.backend,
         kv_type=args.kv_type,
         activations=args.activations,
@@ -150,9 +175,14 @@ class Runtime(TypedDict):
     threads: int
 
 
+def operations(engine: "Engine") -> ModuleType:
+    """The operations of the engine's backend. Not tensor_ops_hybrid: --backend may differ from what
+    the process has chosen."""
+    return import_module("tensor_ops_cpp" if engine.backend == "cpp" else "airllm.numpy_ops")
+
+
 def runtime(engine: "Engine") -> Runtime:
-    # Not tensor_ops_hybrid: --backend may differ from what the process has chosen.
-    ops = import_module("tensor_ops_cpp" if engine.backend == "cpp" else "airllm.numpy_ops")
+    ops = operations(engine)
     return {
         "backend": engine.backend,
         "isa": ops.simd_level,

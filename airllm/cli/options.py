@@ -6,12 +6,13 @@ A value that a parser refuses is a usage error (exit status 2).
 import argparse
 import json
 import math
-import textwrap
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeAlias, cast, get_args
 
+from airllm.cli.command_line import HelpFormatter, epilog
 from airllm.engine.settings import AnswerOptions, Limits, OnFull, Sampling
+from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -24,29 +25,8 @@ QUANTIZED_TYPES = (
 )
 
 
-class UsageError(Exception):
+class UsageError(AirllmError):
     """Options that are valid one by one but not together; exit status 2."""
-
-
-EXIT_STATUS = """\
-exit status:
-  0    it worked
-  1    it failed; the last line on stderr gives the reason
-  2    the command line is wrong
-  130  interrupted by Ctrl-C
-  141  the program that read the output stopped reading"""
-
-
-def epilog(*examples: str) -> str:
-    lines = "\n".join(f"  {example}" for example in examples)
-    return f"examples:\n{lines}\n\n{EXIT_STATUS}"
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of examples, and has room for the longest command's name."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=27)
 
 
 def add_command(
@@ -62,7 +42,7 @@ def add_command(
     parser = subparsers.add_parser(
         name,
         help=help,
-        description=textwrap.fill(description, 80),
+        description=description,
         epilog=epilog(*examples),
         formatter_class=HelpFormatter,
         allow_abbrev=False,
@@ -89,14 +69,23 @@ def add_output(parser: argparse.ArgumentParser, *, json: str | None = None) -> N
     )
 
 
-def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, *, positional: bool = False, required: bool = True
+) -> None:
+    what = (
+        "a GGUF file (for a split model, its first file), a Hugging Face folder, or the name of a "
+        "model: smollm2-135m, or hf.co/ORG/REPO:QUANT for one of the Hugging Face Hub; a named "
+        "model that is not here is fetched after a question"
+    )
+    if positional:
+        parser.add_argument("model", metavar="MODEL", help=what)
+    else:
+        parser.add_argument("-m", "--model", required=required, metavar="M", help=what)
     parser.add_argument(
-        "-m",
-        "--model",
-        required=required,
-        metavar="M",
-        help="a GGUF file (for a split model, its first file), a Hugging Face folder, or the "
-        "name of a model that `airllm pull` has fetched",
+        "-y",
+        "--yes",
+        action="store_true",
+        help="fetch a named model that is not here without asking",
     )
 
 
@@ -120,6 +109,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
         )
     group.add_argument(
         "--kv-type",
+        type=str.lower,
         choices=["f32", "f16", "q8_0"],
         default="f16",
         help="type of the keys and values in the KV cache: f32 is exact, f16 takes half the "
@@ -143,6 +133,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     )
     group.add_argument(
         "--quantize",
+        type=str.lower,
         choices=QUANTIZED_TYPES,
         metavar="TYPE",
         help="quantise the matrices of a float model each time they are read; TYPE is one of "

@@ -33,7 +33,7 @@ def add(subparsers: options.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    path = model.find(args.model)
+    path = model.find(args)
     from airllm.weights.plan_model import plan_model
 
     plan = plan_model(

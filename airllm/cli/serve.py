@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
     if args.demo:
         demo.fetch(quiet=args.quiet)
         args.model = demo.MODEL
-    path = model.find(args.model)  # so that a wrong name fails before anything listens
+    path = model.find(args)  # so that a wrong name fails before anything listens
     name = args.name or path.name.removesuffix(".gguf")
     listener = listen(settings)
     Server(_opener(args, name), settings, listener).run(

@@ -11,6 +11,8 @@ import struct
 import time
 from collections.abc import Sequence
 
+from airllm.util.errors import AirllmError
+
 _CHUNK = 1 << 16
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # seconds, seconds
 # A poll and a yield take 3 us. If they take longer than this, another thread had the processor: its
@@ -20,7 +22,7 @@ _CROWDED_SECONDS = 200e-6
 DEFAULT_RATE = 10_000.0  # bytes a second; far below the slowest network of a cluster
 
 
-class LinkError(Exception):
+class LinkError(AirllmError):
     """The other side closed the connection, was silent for too long, or too slow."""
 
 

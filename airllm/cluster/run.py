@@ -37,12 +37,13 @@ from airllm.cluster.streamed import StreamedWeights, plan_residency
 from airllm.cluster.weights import Arrivals, ResidentWeights, plane_role
 from airllm.cluster.wire import Fields, Size
 from airllm.util import system
+from airllm.util.errors import AirllmError
 from airllm.weights.budget import BudgetError
 
 _SLACK = 32 << 20  # bytes of the budget, for freed memory that the allocator keeps
 
 
-class RefusedError(Exception):
+class RefusedError(AirllmError):
     """The worker cannot serve the root's program."""
 
 

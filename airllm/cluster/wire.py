@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from airllm.util.errors import AirllmError
+
 ACK = 23571114
 LONGEST_NAME = 256  # bytes, with its NUL
 LARGEST_SIZE = 1 << 31  # of a dimension
@@ -23,7 +25,7 @@ _NAME = re.compile(rb"[\x21-\x7e]{1,255}")
 _Enum = TypeVar("_Enum", bound=enum.IntEnum)
 
 
-class ProtocolError(Exception):
+class ProtocolError(AirllmError):
     """A peer sent what the protocol does not allow."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.text.tokenizer import Tokenizer
+from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _WHITESPACE = r"[ \t\n\r]{1,40}"
 _MOST_CHARACTERS = 1 << 20  # of a schema or grammar
 
 
-class GrammarLibraryError(RuntimeError):
+class GrammarLibraryError(AirllmError, RuntimeError):
     """llguidance is not installed."""
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from airllm.engine.settings import Limits, Sampling
 from airllm.util.arguments import check_choice, check_count, check_number
+from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ Reuse = Literal["exact", "any", "none"]
 MOST_TOP_LOGPROBS = 100  # of a token; OpenAI's API allows 20
 
 
-class QueueFullError(RuntimeError):
+class QueueFullError(AirllmError, RuntimeError):
     """As many requests wait as the queue has room for; try again later."""
 
 
-class DeadlineError(TimeoutError):
+class DeadlineError(AirllmError, TimeoutError):
     """A request has waited in the queue, or run, longer than it may."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_args
 
 from airllm.util.arguments import check_choice, check_count, check_number
+from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 __all__ = [
@@ -31,7 +32,7 @@ OnFull = Literal["stop", "shift", "error"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class ContextFullError(ValueError):
+class ContextFullError(AirllmError, ValueError):
     """The context has no room for a prompt, or for the next token of an answer."""
 
 
@@ -201,6 +202,7 @@ class AnswerOptions(TypedDict, total=False):
     dry_breakers: str | Sequence[str]
     logit_bias: Mapping[int, float] | None
     max_new_tokens: int
+    max_tokens: int  # another name of max_new_tokens
     stop: str | Sequence[str]
     on_full: OnFull
     keep: int
@@ -216,6 +218,10 @@ def settings_of(
         known = ", ".join(AnswerOptions.__annotations__)
         raise TypeError(f"there is no option {min(unknown)!r}; expected some of {known}")
     given: dict[str, Any] = dict(options)
+    if (most := given.pop("max_tokens", None)) is not None:
+        if "max_new_tokens" in given:
+            raise TypeError("max_tokens and max_new_tokens are two names of one option; give one")
+        given["max_new_tokens"] = most
     sampling, limits = (
         {field.name: given[field.name] for field in fields(kind) if field.name in given}
         for kind in (Sampling, Limits)
@@ -266,5 +272,7 @@ def takes_answer_options(function: _Function) -> _Function:
         for kind in (Limits, Sampling)
         for field in fields(kind)
     ]
+    also = inspect.Parameter("max_tokens", inspect.Parameter.KEYWORD_ONLY, default=None)
+    options.insert(1, also.replace(annotation=int | None))
     function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return function

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from airllm.util.errors import AirllmError
+
 Attr = int | float | bool | str
 DType = Literal["float32", "int32", "q8_0"]
 # Shapes: vector [n]; vectors [n_experts, n], one for each expert; matrix [n, k], to multiply by;
@@ -15,7 +17,7 @@ Activations = Literal["auto", "q8", "q16", "f32"]
 Gating = Literal["softmax", "sigmoid", "sqrtsoftplus"]  # how logits of experts become shares
 
 
-class GraphError(ValueError):
+class GraphError(AirllmError, ValueError):
     """A graph is wrong, or is given weights of the wrong shape."""
 
 

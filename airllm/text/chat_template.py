@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from airllm.text import template_process
 from airllm.text.vocabulary import special_id
+from airllm.util.errors import AirllmError
 from airllm.util.metadata import Metadata
 from airllm.util.printable import printable
 from airllm.util.shown import shown
@@ -29,7 +30,7 @@ CHATML = (
 )
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(AirllmError, ValueError):
     """The template refuses this conversation, or fails on it. The message is one line; characters
     that are not printable are escaped."""
 

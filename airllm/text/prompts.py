@@ -54,6 +54,11 @@ class PromptReader:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_gguf(self._metadata)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the file has a template of its own, which may still be broken."""
+        return bool(self._metadata.text("tokenizer.chat_template", ""))
+
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """FormatError if the file has no usable template, see ChatTemplate.from_gguf."""

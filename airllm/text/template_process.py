@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from airllm.text.template_frames import FAULT, MEMORY, TEXT, read_frame, write_frame
+from airllm.util.errors import AirllmError
 
 __all__ = ["TemplateFaultError", "TemplateProcess", "render"]
 
@@ -39,7 +40,7 @@ _BOOT = (
 )
 
 
-class TemplateFaultError(Exception):
+class TemplateFaultError(AirllmError):
     """The fault of a template that cannot be rendered."""
 
 

@@ -6,8 +6,9 @@ Prompts are lines of JSON:
     {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "id": "sky", "seed": 1}
     {"messages": [...], "tools": [...], "chat_template_kwargs": {"enable_thinking": false}}
 
-Lines of OpenAI's batches are read, too, see `openai_lines`. An answer is a line of JSON. It is on
-the disk before the next answer is written:
+or of OpenAI's batch files, see openai_lines.py.
+
+An answer is a line of JSON, too. It is on the disk before the next answer is written:
 
     {"index": 1, "id": "sky", "prompt_sha256": "5a...", "run_sha256": "c0...", "text": ...}
 
@@ -31,9 +32,10 @@ from types import NoneType
 from typing import Any, Self, get_args, get_origin
 
 from airllm.engine.settings import AnswerOptions
-from airllm.tools.openai_lines import is_openai_line, own_line
+from airllm.tools import openai_lines
 from airllm.util.closing import Closing
 from airllm.util.durable import naming, sync_directory
+from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 __all__ = ["SETTINGS", "Answers", "BatchError", "Job", "digest", "read_jobs"]
@@ -56,14 +58,14 @@ def _json_types(kind: object) -> tuple[type, ...]:
 SETTINGS: Mapping[str, tuple[type, ...]] = {
     name: _json_types(kind)
     for name, kind in AnswerOptions.__annotations__.items()
-    if name not in ("on_full", "keep")
+    if name not in ("on_full", "keep", "max_tokens")
 }
 
 
 _MAY_BE_LISTS = ("stop", "dry_breakers")  # of strings
 
 
-class BatchError(ValueError):
+class BatchError(AirllmError, ValueError):
     """One of the files, or a line of it, is not usable: "<file>:<line>: <fault>"."""
 
 
@@ -77,6 +79,8 @@ class Job:
     prompt: str | list[dict[str, Any]]
     settings: Mapping[str, Any]
     variables: Mapping[str, Any]  # of the chat template
+    url: str | None = None  # of an OpenAI line, whose result is one, too
+    model: str = ""  # the name in an OpenAI line
 
     @property
     def sha256(self) -> str:
@@ -122,13 +126,20 @@ def _lines(file: Any, path: Path) -> Iterator[bytes]:
 
 
 def _job(raw: bytes, where: str, index: int, line: int) -> Job:
-    entry = _parse(raw, where)
-    if is_openai_line(entry):
+    entry, url, model = _parse(raw, where), None, ""
+    if openai_lines.is_request(entry):
+        _check_text(f"{where}: it", entry)
         try:
-            entry = own_line(entry)
+            own = openai_lines.body_of(entry)
         except ValueError as error:
             raise BatchError(f"{where}: {error}") from None
-    names = ["prompt", "messages", "id", "tools", "chat_template_kwargs", *SETTINGS]
+        url, model = entry["url"], str(entry["body"].get("model", ""))
+        entry = own
+    elif "max_tokens" in entry:
+        if "max_new_tokens" in entry:
+            raise BatchError(f"{where}: max_tokens and max_new_tokens are the same setting")
+        entry["max_new_tokens"] = entry.pop("max_tokens")
+    names = ["prompt", "messages", "id", "tools", "chat_template_kwargs", *SETTINGS, "max_tokens"]
     unknown = entry.keys() - set(names)
     if unknown:
         known = ", ".join(names)
@@ -156,7 +167,7 @@ def _job(raw: bytes, where: str, index: int, line: int) -> Job:
         raise BatchError(f'{where}: messages is no list of objects with "role" and "content"')
     for name in ("messages", "tools", "chat_template_kwargs"):
         _check_values(f"{where}: {name}", entry.get(name))
-    return Job(index, line, id, prompt, settings, _variables(entry, where))
+    return Job(index, line, id, prompt, settings, _variables(entry, where), url, model)
 
 
 def _biases(value: Mapping[str, Any], what: str) -> dict[int, float]:
@@ -364,7 +375,8 @@ class Answers(Closing):
         the answer is generated. is_known: earlier lines are answers of this run, so that a part of
         these fields is enough."""
         for job in jobs:
-            index = _json_line({"index": job.index})[:-2]
+            first = {"index": job.index} if job.url is None else {"id": f"batch_req_{job.index}-"}
+            index = _json_line(first)[: -2 if job.url is None else -3]
             if raw.startswith(index) or index.startswith(raw):
                 beginning = _json_line(_known_fields(job, self._run))[:-2]
                 if raw.startswith(beginning) or (is_known and beginning.startswith(raw)):
@@ -374,6 +386,7 @@ class Answers(Closing):
     def _check(
         self, entry: Mapping[str, Any], where: str, jobs: Sequence[Job], done: set[int]
     ) -> None:
+        entry = openai_lines.claims(entry) or entry
         index = entry.get("index")
         if type(index) is not int or not 0 <= index < len(jobs):
             raise BatchError(
@@ -398,6 +411,8 @@ class Answers(Closing):
 
 def _known_fields(job: Job, run: str) -> dict[str, object]:
     """The first fields of an answer, which are known before it is generated."""
+    if job.url is not None:
+        return openai_lines.known_fields(str(job.id), job.index, job.sha256, run)
     id = {} if job.id is None else {"id": job.id}
     return {"index": job.index, **id, "prompt_sha256": job.sha256, "run_sha256": run}
 

@@ -1,15 +1,15 @@
 """Measures a model's tokens per second: prefill ("pp512", a prompt of 512 tokens), decode ("tg128",
-128 tokens one by one), and decode of several sequences together ("tg128x8", which counts the tokens
-of all eight).
+128 tokens one by one), decode of several sequences together ("tg128x8", which counts the tokens of
+all eight), and any of them after other tokens ("tg128@2048").
 
-As in llama-bench, tokens are random, the cache is empty before each repetition, a warm-up is not
-counted, and only the model's time counts (no tokeniser, no sampling).
+As in llama-bench, tokens are random, the cache is empty before each repetition, or has the tokens
+after @, a warm-up is not counted, and only the model's time counts (no tokeniser, no sampling).
 """
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,13 @@ class Test:
     name: str  # "pp512"
     warm_up: list[list[int]]  # token ids of each forward call
     timed: list[list[int]]
+    before: list[int] = field(default_factory=list)  # in the cache, and not timed
+
+    def after(self, depth: int, vocab_size: int) -> "Test":
+        """The same test with `depth` tokens in the cache before."""
+        if not depth:
+            return self
+        return replace(self, name=f"{self.name}@{depth}", before=_random_tokens(depth, vocab_size))
 
 
 @dataclass(frozen=True)
@@ -93,19 +100,19 @@ def measure(
     on_progress: OnProgress | None = None,
     clock: Callable[[], float] = time.perf_counter,  # seconds
 ) -> Result:
-    """Runs the warm-up once and the timed calls `repetitions` times, each from an empty cache.
+    """Runs the warm-up once and the timed calls `repetitions` times, each from an empty cache, or
+    one with the tokens before.
 
-    on_progress(tokens done, tokens in all) counts the warm-up too.
+    on_progress(tokens done, tokens in all) counts the warm-up and the tokens before, too.
     """
     if repetitions < 1:
         raise ValueError(f"{test.name}: {repetitions} repetitions; at least 1 is needed")
     n_timed = sum(map(len, test.timed))
-    total = sum(map(len, test.warm_up)) + repetitions * n_timed
+    total = sum(map(len, test.warm_up)) + repetitions * (n_timed + len(test.before))
     done = 0
 
     def run(calls: list[list[int]]) -> None:
         nonlocal done
-        model.reset()
         for tokens in calls:
             # No progress within a token: 30 calls of Python are 1% of a token of a small model.
             within = part_of(on_progress, done, len(tokens), total) if len(tokens) > 1 else None
@@ -114,9 +121,12 @@ def measure(
             if on_progress is not None:
                 on_progress(done, total)
 
+    model.reset()
     run(test.warm_up)
     rates = []
     for _ in range(repetitions):
+        model.reset()
+        run([test.before] if test.before else [])
         start = clock()
         run(test.timed)
         rates.append(n_timed / max(clock() - start, 1e-9))

@@ -1,59 +1,121 @@
-"""Lines of OpenAI's batches, as lines of files of prompts.
+"""Lines of OpenAI's batch files: what a request asks for, and the result of one.
 
-{"custom_id": "sky", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": ...}}
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
+     "body": {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}}
+
+A result has the same custom_id. Its id says which answer it is, as our own lines do in fields of
+their own: "batch_req_0-5a...-c0..." has the index, the prompt's hash and the run's hash.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from airllm.util.shown import shown
 
-__all__ = ["is_openai_line", "own_line"]
+__all__ = ["CHAT", "TEXT", "body_of", "claims", "is_request", "known_fields", "result"]
 
-_FIELDS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
-_LENGTHS = ("max_completion_tokens", "max_tokens")
-# What changes nothing about the answer, unless it has another value than these.
-_WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+# Names of a body that are settings here, too, under other names.
+_RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
+# These do not change an answer.
+_IGNORED = ("model", "user", "metadata", "store", "service_tier", "safety_identifier")
+# These ask for something that is not done here, unless they have one of these values.
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
+    "best_of": (1,),
     "stream": (False,),
     "logprobs": (False,),
+    "top_logprobs": (),
+    "echo": (False,),
+    "suffix": ("",),
     "response_format": ({"type": "text"},),
     "tool_choice": ("auto",),
     "parallel_tool_calls": (True,),
 }
-_NO_MATTER = frozenset(("model", "user", "metadata", "store", "service_tier"))
+_ID = re.compile(r"batch_req_(\d{1,12})-([0-9a-f]{32})-([0-9a-f]{32})")
 
 
-def is_openai_line(line: Mapping[str, Any]) -> bool:
-    return "custom_id" in line or "body" in line
+def is_request(entry: Mapping[str, Any]) -> bool:
+    return "custom_id" in entry or "body" in entry
 
 
-def own_line(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as a line of our own, whose fields are still to be checked. ValueError names a field
-    that has no meaning here."""
-    if unknown := line.keys() - {"custom_id", "method", "url", "body"}:
-        raise ValueError(f"has {shown(min(unknown))}, which is no field of a line of OpenAI's")
-    if line.get("method", "POST") != "POST":
-        raise ValueError(f"method is {shown(line['method'])}; expected 'POST'")
-    url, body = line.get("url", "/v1/chat/completions"), line.get("body")
-    if not isinstance(url, str) or url not in _FIELDS:
-        raise ValueError(f"url is {shown(url)}; expected {' or '.join(_FIELDS)}")
-    if not isinstance(body, Mapping):
+def body_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The request as a line of airllm's own: messages or prompt, settings, tools and id. ValueError
+    says what cannot be done."""
+    unknown = entry.keys() - {"custom_id", "method", "url", "body"}
+    if unknown:
+        raise ValueError(f"has {shown(min(unknown))}; known are custom_id, method, url, body")
+    custom_id, url, body = (entry.get(name) for name in ("custom_id", "url", "body"))
+    if not isinstance(custom_id, str):
+        raise ValueError(f"custom_id is {shown(custom_id)}; expected a string")
+    if entry.get("method") != "POST":
+        raise ValueError(f"method is {shown(entry.get('method'))}; expected 'POST'")
+    if url not in (CHAT, TEXT):
+        raise ValueError(f"url is {shown(url)}; expected {CHAT!r} or {TEXT!r}")
+    if not isinstance(body, dict):
         raise ValueError(f"body is {shown(body)}; expected an object")
-    found = {name: value for name, value in body.items() if value is not None}
-    if _FIELDS[url] not in found:
-        raise ValueError(f"body has no {_FIELDS[url]!r}, which {url} takes")
-    for name, values in _WITHOUT_EFFECT.items():
-        if found.pop(name, values[0]) not in values:
-            raise ValueError(f"body.{name} is {shown(body[name])}; this command does not know that")
-    lengths = [found.pop(name) for name in _LENGTHS if name in found]
-    own = {name: value for name, value in found.items() if name not in _NO_MATTER}
-    if lengths:
-        own["max_new_tokens"] = lengths[0]
-    if (effort := own.pop("reasoning_effort", None)) is not None:
-        variables = own.get("chat_template_kwargs")
-        if isinstance(variables, Mapping) or variables is None:
-            own["chat_template_kwargs"] = {"reasoning_effort": effort, **(variables or {})}
-    if "custom_id" in line:
-        own["id"] = line["custom_id"]
-    return own
+    wanted, other = ("messages", "prompt") if url == CHAT else ("prompt", "messages")
+    if wanted not in body or other in body:
+        raise ValueError(f"the body of a request to {url} has {wanted!r}, and no {other!r}")
+    found: dict[str, Any] = {"id": custom_id}
+    for name, value in body.items():
+        if value is None:  # as if it were not there
+            continue
+        if name in _REFUSED:
+            if not any(value == allowed for allowed in _REFUSED[name]):
+                raise ValueError(f"{name} is {shown(value)}, which is not supported")
+        elif name in _RENAMED:
+            if found.setdefault(_RENAMED[name], value) != value:
+                raise ValueError("has two different limits of tokens")
+        elif name not in _IGNORED:
+            found[name] = value
+    if (effort := found.pop("reasoning_effort", None)) is not None:
+        variables = found.setdefault("chat_template_kwargs", {})
+        if isinstance(variables, dict):
+            found["chat_template_kwargs"] = {"reasoning_effort": effort, **variables}
+    return found
+
+
+def known_fields(custom_id: str, index: int, prompt: str, run: str) -> dict[str, object]:
+    """The first fields of a result, which are known before the answer is. prompt, run: hashes."""
+    return {"id": f"batch_req_{index}-{prompt}-{run}", "custom_id": custom_id}
+
+
+def claims(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """index, prompt_sha256 and run_sha256 of a result; none of them if it has no id of ours."""
+    id = entry.get("id")
+    found = _ID.fullmatch(id) if isinstance(id, str) and "custom_id" in entry else None
+    if found is None:
+        return {}
+    return {"index": int(found[1]), "prompt_sha256": found[2], "run_sha256": found[3]}
+
+
+def result(url: str, model: str, answer: Mapping[str, Any], created: int) -> dict[str, object]:
+    """The last fields of a result. answer: text, finish_reason, prompt_tokens and tokens; or error.
+    created: seconds since the epoch."""
+    if "error" in answer:
+        fault = {
+            "message": answer["error"],
+            "type": "invalid_request_error",
+            "param": None,
+            "code": None,
+        }
+        return {"response": {"status_code": 400, "body": {"error": fault}}, "error": None}
+    # OpenAI has no word for a full context.
+    reason = "stop" if answer["finish_reason"] == "stop" else "length"
+    choice: dict[str, object] = {"index": 0, "finish_reason": reason, "logprobs": None}
+    if url == CHAT:
+        choice["message"] = {"role": "assistant", "content": answer["text"]}
+    else:
+        choice["text"] = answer["text"]
+    usage = {"prompt_tokens": answer["prompt_tokens"], "completion_tokens": answer["tokens"]}
+    body = {
+        "object": "chat.completion" if url == CHAT else "text_completion",
+        "created": created,
+        "model": model,
+        "choices": [choice],
+        "usage": {**usage, "total_tokens": sum(usage.values())},
+    }
+    return {"response": {"status_code": 200, "body": body}, "error": None}

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from airllm.util.errors import AirllmError
 from airllm.util.printable import printable
 
 
-class FormatError(ValueError):
+class FormatError(AirllmError, ValueError):
     """A file has faulty content. The message is "<file>: <fault>", on one line; characters of the
     file that are not printable are escaped."""
 

@@ -5,6 +5,7 @@ import re
 
 from airllm.util import system
 from airllm.util.arguments import check_count
+from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 VARIABLE = "AIRLLM_RAM"
@@ -20,7 +21,7 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 
-class BudgetError(ValueError):
+class BudgetError(AirllmError, ValueError):
     """A model does not run within its budget. minimum: the smallest budget that would do, bytes."""
 
     def __init__(self, message: str, minimum: int) -> None:

@@ -58,7 +58,7 @@ def require_matplotlib() -> Any:
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError:
-        sys.exit("--plot needs matplotlib: pip install 'airllm-cpp[bench]', or matplotlib itself")
+        sys.exit("--plot needs matplotlib: python -m pip install matplotlib")
     matplotlib.use("agg")
     return importlib.import_module("matplotlib.pyplot")
 

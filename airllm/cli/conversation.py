@@ -1,0 +1,210 @@
+"""A conversation: the messages so far, and the model that answers them."""
+
+import argparse
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airllm.cli import console, model, options
+from airllm.engine.settings import AnswerOptions, ContextFullError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from airllm.cli.engine import Engine
+
+__all__ = ["Conversation", "Terminated", "show", "terminable"]
+
+# Of a conversation that goes on, the messages that are shown.
+SHOWN_MESSAGES = 20
+
+
+class Terminated(BaseException):
+    """The process was told to end. It passes through what catches exceptions, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Inside the `with`, SIGTERM and SIGHUP (the terminal has gone) raise Terminated, so that what
+    is being done can be saved."""
+
+    def end(number: int, frame: "FrameType | None") -> None:
+        for each in before:  # a second one must not interrupt the saving
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread handle signals
+        return
+    names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in signals}
+    for number in signals:
+        if before[number] is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set by Python
+                signal.signal(number, handler)
+
+
+class Conversation:
+    """The messages so far, with "role" and "content", as chat templates take them."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        args: argparse.Namespace,
+        draft: "Engine | None" = None,
+    ) -> None:
+        self.engine, self._draft = engine, draft
+        _ = engine.chat_template  # a model without one is refused now, not after the first message
+        self._system: str | None = args.system
+        self._variables = args.chat_template_kwargs
+        self.options = options.answer_options(args)
+        self._lookahead = args.lookahead
+        self.reset()
+
+    def reset(self) -> None:
+        self.engine.reset()
+        self.messages: list[dict[str, str]] = []
+        if self._system is not None:
+            self.messages.append({"role": "system", "content": self._system})
+
+    def load(self, path: Path) -> None:
+        """Continues the conversation in a file, which has its own system message."""
+        messages = self.engine.load_session(path)
+        if not messages:
+            return
+        console.log.info("going on with the conversation of %d messages in %s", len(messages), path)
+        first = messages[0]
+        system = first["content"] if first.get("role") == "system" else None
+        if self._system not in (None, system):
+            console.note(
+                f"--system changes nothing: the conversation in {path} goes on as it began"
+            )
+        self.messages, self._system = messages, system
+
+    @property
+    def system(self) -> str | None:
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        """The conversation goes on with another system message, or with none."""
+        rest = self.messages[1:] if self._system is not None else self.messages
+        first = [] if text is None else [{"role": "system", "content": text}]
+        self.messages, self._system = [*first, *rest], text
+
+    @property
+    def _shifts(self) -> bool:
+        return self.options.get("on_full") == "shift"
+
+    def save(self, path: Path) -> None:
+        self.engine.save_session(path, messages=self.messages)
+
+    def ask(self, message: str) -> None:
+        """Streams the answer to stdout. Keeps message and answer, or neither without an answer.
+
+        Ctrl-C and Terminated end the answer and keep its text so far. ContextFullError if no answer
+        fits.
+        """
+        asked = [*self.messages, {"role": "user", "content": message}]
+        answer = console.Answer()
+        try:
+            asked = self._with_room(asked)
+            wanted: AnswerOptions = {**self.options, "keep": self._kept()}
+            most = wanted["max_new_tokens"]
+            with answer, model.evaluation_progress(self.engine, most) as progress:
+                generation = self.engine.generate(
+                    model.request(asked, self._variables),
+                    on_token=progress.before(answer.show),
+                    on_progress=progress.update,
+                    lookahead=self._lookahead,
+                    draft=self._draft,
+                    **wanted,
+                )
+            reason: str = generation.finish_reason
+            if generation.shifted_tokens:
+                console.log.info("the oldest %d tokens were forgotten", generation.shifted_tokens)
+            console.log.debug(
+                "%d of the prompt's %d tokens were known",
+                generation.reused_tokens,
+                generation.prompt_tokens,
+            )
+        except KeyboardInterrupt:
+            reason = "interrupted"
+        except Terminated:
+            if answer.text:
+                self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+            raise
+        if answer.text:
+            self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+        if reason == "interrupted":
+            console.log.info("stopped" if answer.text else "stopped; the question is forgotten")
+        elif reason == "length":
+            console.log.info("stopped at the longest answer that --max-tokens allows")
+        elif reason == "context":
+            console.note(f"stopped: {self._how_to_go_on()}")
+
+    def _with_room(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The messages, if an answer fits. Otherwise, with --on-full shift, the messages without
+        the oldest exchanges, of which it drops as many as free half of the context."""
+        context = self.engine.context
+        used = self._n_tokens(messages)
+        if used < context:
+            return messages
+        left, first = list(messages), int(self._system is not None)
+        while self._shifts and used > context // 2 and len(left) > first + 1:
+            del left[first : first + 2]  # a question and its answer
+            used = self._n_tokens(left)
+        if used >= context:
+            raise ContextFullError(
+                f"the conversation has {used} tokens with this message; {self._how_to_go_on()}"
+            )
+        console.log.info("the oldest %d messages are forgotten", len(messages) - len(left))
+        return left
+
+    def _n_tokens(self, messages: list[dict[str, str]]) -> int:
+        return len(self.engine.tokenize(model.request(messages, self._variables)))
+
+    def _kept(self) -> int:
+        """The number of tokens with which every conversation with this system message begins. An
+        answer longer than the context does not forget them."""
+        if not self._shifts:
+            return 0
+        first, second = (
+            self.engine.tokenize(
+                model.request(model.conversation(text, self._system), self._variables)
+            )
+            for text in ("a", "b")
+        )
+        pairs = enumerate(zip(first, second, strict=False))
+        return next((at for at, (one, other) in pairs if one != other), 0)
+
+    def _how_to_go_on(self) -> str:
+        context, largest = self.engine.context, self.engine.config.context_length
+        more = f"; airllm chat --context {min(2 * context, largest)} gives more room"
+        return (
+            f"the context of {context} tokens is full. /reset starts a new conversation"
+            f"{'' if self._shifts else '; --on-full shift forgets its oldest messages'}"
+            f"{more if context < largest else ''}"
+        )
+
+
+def show(conversation: Conversation) -> None:
+    """Shows the conversation so far, if there is one, on the terminal."""
+    said = [each for each in conversation.messages if each.get("role") != "system"]
+    if len(said) > SHOWN_MESSAGES:
+        console.show(f"... {len(said) - SHOWN_MESSAGES} earlier messages\n")
+    for each in said[-SHOWN_MESSAGES:]:
+        console.show(("> " if each.get("role") == "user" else "") + each["content"] + "\n")
