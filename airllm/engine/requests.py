@@ -8,7 +8,8 @@ choice; or Failed in place of all that is still to come. After `cancel` there ar
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -234,6 +235,13 @@ class Handle:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until no more events come; whether that is so. Not for the engine's thread."""
         return self._over.wait(timeout)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """For the scheduler: inside the `with`, `cancel` of another thread waits, so that a request
+        is not cancelled between its last event and its end."""
+        with self._telling:
+            yield
 
     def tell(self, event: Event) -> bool:
         """For the scheduler: calls on_event, unless the request is over. Returns whether it did."""

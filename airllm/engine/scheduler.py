@@ -413,16 +413,17 @@ class Scheduler(Closing):
     def _tell(self, job: RunningRequest, events: Iterable[Event]) -> None:
         """An error, of the request or of its callback, ends the request and no other."""
         handle = job.handle
-        if handle.is_over:
-            return
-        try:
-            for event in events:
-                if not handle.tell(event):
-                    return
-            if job.begun and not job.choices:
-                handle.end("finished")
-        except Exception as error:
-            _fail(handle, error)
+        with handle.telling():
+            if handle.is_over:
+                return
+            try:
+                for event in events:
+                    if not handle.tell(event):
+                        return
+                if job.begun and not job.choices:
+                    handle.end("finished")
+            except Exception as error:
+                _fail(handle, error)
 
 
 class _AbandonedError(Exception):
