@@ -54,7 +54,7 @@ class Luck:
             self._guesses = guess(of, tokens, n)
             return [*self._guesses]
 
-        def chosen(of: Sampler, logits: Any, history: Sequence[int]) -> int:
+        def chosen(of: Sampler, logits: Any, *_: object) -> int:
             likeliest = int(np.argmax(logits))  # takes the time that greedy sampling takes
             guessed = self._guesses.pop(0) if self._guesses else None
             if guessed is not None and self._random.random() < self.right:

@@ -112,6 +112,7 @@ def test_the_options_of_how_it_runs_reach_the_engine(
         "activations": "q16",
         "ram_budget": 2 << 30,
         "quantize": "q4_1",
+        "mtp": None,
     }
 
 

@@ -1,6 +1,8 @@
 """Models that do not fit together are refused by name before anything is computed."""
 
 import dataclasses
+import importlib
+import pkgutil
 import time
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import pytest
 from gguf_writer import write_gguf
 from tiny_model import FAMILIES, Sizes, write_tiny_model
 
+from airllm import models
 from airllm.formats.gguf import FormatError, GGUFFile
 from airllm.graph.builder import GraphBuilder
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -57,6 +60,15 @@ def test_the_configuration_is_the_files(tmp_path):
         attention_scale=0.25,
         rope_interleaved=True,
     )
+
+
+def test_each_family_is_in_the_table_with_all_its_architectures():
+    found = {}
+    for module in pkgutil.iter_modules(models.__path__, "airllm.models."):
+        family = getattr(importlib.import_module(module.name), "FAMILY", None)
+        if family is not None:
+            found |= dict.fromkeys(family.architectures, family)
+    assert dict(KNOWN) == found
 
 
 def test_keys_that_files_may_leave_out_have_defaults(tmp_path):

@@ -138,9 +138,9 @@ def recorded(
     rows: list[np.ndarray] = []
     sample = Sampler.sample
 
-    def record(self: Sampler, logits: np.ndarray, history: Any) -> int:
+    def record(self: Sampler, logits: np.ndarray, *args: Any) -> int:
         rows.append(logits.copy())
-        return sample(self, logits, history)
+        return sample(self, logits, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Sampler, "sample", record)

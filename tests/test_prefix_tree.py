@@ -65,7 +65,7 @@ class Forest:
         assert state.tokens == list(tokens[: len(its)]) == (its & 0xFFFFFFFF).tolist()
         for layer, place in enumerate(self.layout.layers):
             if place.keys is not None:
-                first = state.first_needed(place.keys, len(its))
+                first, _ = state.rows_needed(place.keys, len(its))
                 assert keys(state, layer) == state.tokens[first:]
         if self.layout.recurrent_floats:
             assert state.recurrent[0] == sum(state.tokens)

@@ -45,5 +45,5 @@ def test_ci_runs_the_readmes_commands():
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
     text = "".join(block.text for block in doc_pages.blocks(README) if block.language == "sh")
     commands = re.findall(r"^(python -m pip .*)", text, re.M)
-    assert len(commands) == 2
-    assert all(command in ci for command in commands)
+    assert len(commands) == 3
+    assert all(command in ci for command in commands[:2])  # a server would not end

@@ -88,15 +88,6 @@ def test_with_a_seed_the_last_answer_is_evaluated_again_and_no_bit_differs(serve
         prompt += answer + some(60)
 
 
-def test_rounding_to_8_bits_throughout_leaves_less_to_evaluate_again(tmp_path, monkeypatch):
-    path = write_tiny_model(tmp_path, "q8_0", sizes=Sizes(context=CONTEXT)).path
-    for server in serve(path, monkeypatch, activations="q8"):
-        prompt = some(200)
-        server.answer(prompt)
-        server.answer([*prompt, 5])
-        assert server.n_again == 2
-
-
 def test_a_conversation_that_is_edited_in_the_middle_is_evaluated_from_there(server):
     before, after = some(300), some(300)
     server.answer([*before, *some(1), *after])

@@ -12,89 +12,14 @@ from airllm.formats.model_file import ModelFile
 from airllm.graph.graph import Activations, Graph
 from airllm.graph.rewrite import fuse
 from airllm.graph.state import LayerState, state_of
-from airllm.models import (
-    cohere2,
-    deepseek2,
-    deepseek4,
-    deepseek32,
-    falcon_h1,
-    gemma2,
-    gemma3,
-    gemma3n,
-    gemma4,
-    glm4moe,
-    glm_dsa,
-    gpt_oss,
-    granite,
-    kimi_k3,
-    kimi_linear,
-    lfm2,
-    llama,
-    llama4,
-    minimax_m2,
-    minimax_m3,
-    mistral3,
-    nemotron_h,
-    olmo2,
-    olmoe,
-    phi3,
-    qwen2,
-    qwen2moe,
-    qwen3,
-    qwen3moe,
-    qwen4exp,
-    qwen35,
-    seed_oss,
-    smollm3,
-)
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
-from airllm.models.family import Family
+from airllm.models.families import FAMILIES
 from airllm.models.last_hidden import before_the_last_linear
 from airllm.models.next_head import NextHead, next_head
 from airllm.models.rope import Rotation
 
 __all__ = ["FAMILIES", "LayerKind", "Model", "ModelConfig", "load_model"]
-
-_MODULES = (
-    cohere2,
-    deepseek2,
-    deepseek4,
-    deepseek32,
-    falcon_h1,
-    gemma2,
-    gemma3,
-    gemma3n,
-    gemma4,
-    glm4moe,
-    glm_dsa,
-    gpt_oss,
-    granite,
-    kimi_k3,
-    kimi_linear,
-    lfm2,
-    llama,
-    llama4,
-    minimax_m2,
-    minimax_m3,
-    mistral3,
-    nemotron_h,
-    olmo2,
-    olmoe,
-    phi3,
-    qwen2,
-    qwen2moe,
-    qwen3,
-    qwen3moe,
-    qwen4exp,
-    qwen35,
-    seed_oss,
-    smollm3,
-)
-# Keys are the values of GGUF's general.architecture.
-FAMILIES: dict[str, Family] = {
-    name: module.FAMILY for module in _MODULES for name in module.FAMILY.architectures
-}
 
 
 def _shared(found: Sequence[Mapping[str, Rotation]]) -> list[dict[str, Rotation]]:

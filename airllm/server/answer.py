@@ -37,13 +37,13 @@ __all__ = [
     "AnswerEvent",
     "AnswerReader",
     "Broken",
+    "ChoiceEnded",
     "Collected",
-    "Ended",
     "Evaluated",
     "Finish",
+    "TokenCounts",
     "Told",
     "ToolCall",
-    "Usage",
     "collect",
 ]
 
@@ -73,7 +73,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ChoiceEnded:
     """A choice is complete. stop: the stop string that ended it, if any did."""
 
     choice: int
@@ -90,7 +90,7 @@ class Broken:
     error: ApiError
 
 
-AnswerEvent = Evaluated | Told | Ended | Broken
+AnswerEvent = Evaluated | Told | ChoiceEnded | Broken
 
 
 class AnswerReader:
@@ -149,7 +149,7 @@ class AnswerReader:
         stop = self._stop_string(generation) if finish == "stop" else None
         number = self._first + choice
         events: list[AnswerEvent] = [Told(number, rest)] if rest else []
-        return [*events, Ended(number, finish, generation, self._n_thought[choice], stop)]
+        return [*events, ChoiceEnded(number, finish, generation, self._n_thought[choice], stop)]
 
     def _stop_string(self, generation: "Generation") -> str | None:
         """The stop string that ended the answer: the first in its tokens, which have it too."""
@@ -204,7 +204,7 @@ class AnswerChoice:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    end: Ended | None = None
+    end: ChoiceEnded | None = None
 
     @property
     def finish(self) -> Finish:
@@ -223,7 +223,7 @@ class AnswerChoice:
 
 
 @dataclass(frozen=True)
-class Usage:
+class TokenCounts:
     """What a request took, in tokens and seconds."""
 
     prompt_tokens: int = 0
@@ -234,7 +234,7 @@ class Usage:
     answer_seconds: float = 0.0
 
     @classmethod
-    def of(cls, ends: Iterable[Ended], n: int = 1) -> "Usage":
+    def of(cls, ends: Iterable[ChoiceEnded], n: int = 1) -> "TokenCounts":
         """n: choices of each prompt."""
         ends = list(ends)
         all_of = [end.generation for end in ends]
@@ -257,9 +257,9 @@ class Collected:
     n: int = 1  # choices of each prompt
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenCounts:
         ends = (choice.end for choice in self.choices if choice.end is not None)
-        return Usage.of(ends, self.n)
+        return TokenCounts.of(ends, self.n)
 
 
 def collect(events: Iterable[AnswerEvent], n_choices: int, n: int = 1) -> Collected:
@@ -275,7 +275,7 @@ def collect(events: Iterable[AnswerEvent], n_choices: int, n: int = 1) -> Collec
                     choice.add(part)
                 choice.tokens += event.tokens
                 choice.logprobs += event.logprobs
-            case Ended():
+            case ChoiceEnded():
                 whole.choices[event.choice].end = event
             case Broken():
                 raise event.error

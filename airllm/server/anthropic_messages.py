@@ -4,7 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airllm.server.answer import AnswerChoice, AnswerEvent, Collected, Ended, Told, Usage
+from airllm.server.answer import (
+    AnswerChoice,
+    AnswerEvent,
+    ChoiceEnded,
+    Collected,
+    TokenCounts,
+    Told,
+)
 from airllm.server.body_fields import BodyFields
 from airllm.server.chat import MOST_STOPS, ChatRequest, OutputForm, ToolChoice, read_sampling
 from airllm.server.errors import ApiError, bad, unsupported
@@ -240,7 +247,7 @@ class MessageWriter(Writer):
         self._request, self._reply = request, reply
         self._n_blocks = 0
         self._open: str | None = None  # the type of the block that is being written
-        self._end: Ended | None = None
+        self._end: ChoiceEnded | None = None
 
     def begin(self) -> bytes:
         usage = {"input_tokens": self._reply.prompt_tokens, "output_tokens": 0}
@@ -252,7 +259,7 @@ class MessageWriter(Writer):
         match event:
             case Told():
                 return b"".join(self._part(part) for part in event.parts)
-            case Ended():
+            case ChoiceEnded():
                 self._end = event
                 return self._close()
         return b""
@@ -260,7 +267,7 @@ class MessageWriter(Writer):
     def end(self) -> bytes:
         assert self._end is not None
         delta = {"stop_reason": self._reason(self._end), "stop_sequence": self._end.stop}
-        usage = _usage(Usage.of([self._end]))
+        usage = _usage(TokenCounts.of([self._end]))
         body = {"type": "message_delta", "delta": delta, "usage": usage}
         return sse(body, "message_delta") + sse({"type": "message_stop"}, "message_stop")
 
@@ -292,7 +299,7 @@ class MessageWriter(Writer):
             blocks.append({**use, "input": _input(call.arguments)})
         return blocks
 
-    def _reason(self, end: Ended) -> str:
+    def _reason(self, end: ChoiceEnded) -> str:
         return "stop_sequence" if end.stop is not None else _STOP_REASONS[end.finish]
 
     def _part(self, part: object) -> bytes:
@@ -341,7 +348,7 @@ class MessageWriter(Writer):
         }
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(usage: TokenCounts) -> dict[str, Any]:
     """Anthropic counts what was reused beside the input, not in it."""
     return {
         "input_tokens": usage.prompt_tokens - usage.reused_tokens,

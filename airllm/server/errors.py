@@ -6,6 +6,7 @@ from airllm.engine.requests import DeadlineError, QueueFullError
 from airllm.engine.settings import ContextFullError
 from airllm.server.mailbox import SlowReaderError
 from airllm.text.chat_template import ChatTemplateError
+from airllm.util.errors import AirllmError
 from airllm.util.printable import printable_lines
 
 __all__ = ["ApiError", "as_api_error", "bad", "unsupported"]
@@ -23,7 +24,7 @@ _KINDS = {
 
 
 @dataclass(eq=False)
-class ApiError(Exception):
+class ApiError(AirllmError):
     """status: of HTTP. param: the request's field at fault. code: a word for programs.
     retry_after: in seconds."""
 

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from airllm.server.errors import ApiError
 from airllm.server.wire import as_json
+from airllm.util.errors import AirllmError
 
 if TYPE_CHECKING:
     from airllm.server.service import Service
@@ -25,7 +26,7 @@ ErrorShape = Callable[[ApiError], dict[str, Any]]
 _Header = tuple[bytes, bytes]
 
 
-class GoneError(Exception):
+class GoneError(AirllmError):
     """The client has gone."""
 
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 from airllm.engine.requests import Event, Handle, PromptProgress
+from airllm.util.errors import AirllmError
 
 __all__ = ["Mailbox", "SlowReaderError"]
 
@@ -12,7 +13,7 @@ __all__ = ["Mailbox", "SlowReaderError"]
 MOST_EVENTS = 32_768
 
 
-class SlowReaderError(Exception):
+class SlowReaderError(AirllmError):
     """A client reads more slowly than its answer is written, and the rest no longer fits."""
 
 

@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from airllm.server.answer import AnswerChoice, AnswerEvent, Collected, Ended, Told, Usage
+from airllm.server.answer import (
+    AnswerChoice,
+    AnswerEvent,
+    ChoiceEnded,
+    Collected,
+    TokenCounts,
+    Told,
+)
 from airllm.server.body_fields import BodyFields
 from airllm.server.chat import (
     MOST_STOPS,
@@ -176,7 +183,7 @@ class _OllamaWriter(Writer):
         self._request, self._reply, self._texts = request, reply, texts
         self._call: dict[str, Any] | None = None  # that is being written; told when it is complete
         self._arguments = ""
-        self._end: Ended | None = None
+        self._end: ChoiceEnded | None = None
 
     def write(self, event: AnswerEvent) -> bytes:
         match event:
@@ -187,7 +194,7 @@ class _OllamaWriter(Writer):
                     lines = lines or [self._said("", "")]
                     lines[-1]["logprobs"] = self._logprobs(event.logprobs)
                 return b"".join(json_line(line) for line in lines)
-            case Ended():
+            case ChoiceEnded():
                 self._end = event
                 call = self._called()
                 return json_line(call) if call is not None else b""
@@ -251,8 +258,8 @@ class _OllamaWriter(Writer):
     def _head(self) -> dict[str, Any]:
         return {"model": self._reply.model, "created_at": timestamp()}
 
-    def _done(self, end: Ended) -> dict[str, Any]:
-        usage = Usage.of([end])
+    def _done(self, end: ChoiceEnded) -> dict[str, Any]:
+        usage = TokenCounts.of([end])
         return {
             "done": True,
             "done_reason": "length" if end.finish == "length" else "stop",

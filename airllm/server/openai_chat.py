@@ -7,11 +7,11 @@ from airllm.engine.requests import TokenLogprob
 from airllm.server.answer import (
     AnswerChoice,
     AnswerEvent,
+    ChoiceEnded,
     Collected,
-    Ended,
     Evaluated,
+    TokenCounts,
     Told,
-    Usage,
 )
 from airllm.server.body_fields import BodyFields
 from airllm.server.chat import (
@@ -119,7 +119,7 @@ def read_form(given: BodyFields) -> OutputForm | None:
     return found[0] if found else None
 
 
-def usage_body(usage: Usage) -> dict[str, Any]:
+def usage_body(usage: TokenCounts) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.answer_tokens,
@@ -129,7 +129,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def timings_body(usage: Usage) -> dict[str, Any]:
+def timings_body(usage: TokenCounts) -> dict[str, Any]:
     """llama.cpp's names for how fast it was."""
     n_evaluated = usage.prompt_tokens - usage.reused_tokens
     prompt, answer = usage.prompt_seconds, usage.answer_seconds
@@ -161,7 +161,7 @@ class ChatWriter(Writer):
 
     def __init__(self, request: ChatRequest, reply: Reply, texts: TokenTexts) -> None:
         self._request, self._reply, self._texts = request, reply, texts
-        self._ends: list[Ended] = []
+        self._ends: list[ChoiceEnded] = []
 
     def begin(self) -> bytes:
         role = {"role": "assistant", "content": ""}
@@ -184,13 +184,13 @@ class ChatWriter(Writer):
                 )
             case Told():
                 return self._told(event)
-            case Ended():
+            case ChoiceEnded():
                 self._ends.append(event)
                 return self._chunk(event.choice, {}, finish=event.finish)
         return b""
 
     def end(self) -> bytes:
-        usage = Usage.of(self._ends, self._request.n)
+        usage = TokenCounts.of(self._ends, self._request.n)
         last = b""
         if self._request.stream_usage:
             body = {**self._head("chat.completion.chunk"), "choices": []}

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from airllm.engine.requests import TokenLogprob
-from airllm.server.answer import AnswerEvent, Collected, Ended, Evaluated, Told, Usage
+from airllm.server.answer import AnswerEvent, ChoiceEnded, Collected, Evaluated, TokenCounts, Told
 from airllm.server.body_fields import BodyFields
 from airllm.server.chat import MOST_CHOICES, MOST_STOPS, ChatRequest, read_sampling
 from airllm.server.errors import ApiError, bad
@@ -76,7 +76,7 @@ class CompletionWriter(Writer):
 
     def __init__(self, request: ChatRequest, reply: Reply, texts: TokenTexts) -> None:
         self._request, self._reply, self._texts = request, reply, texts
-        self._ends: list[Ended] = []
+        self._ends: list[ChoiceEnded] = []
         self._offsets = [0] * request.n_choices  # in the text, of the next token
         # Logprobs of a prompt stand before those of the first piece of each of its choices.
         self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
@@ -100,7 +100,7 @@ class CompletionWriter(Writer):
             case Told():
                 text = "".join(part.text for part in event.parts if isinstance(part, AnswerText))
                 return self._chunk(event.choice, text, self._logprobs(event.choice, event.logprobs))
-            case Ended():
+            case ChoiceEnded():
                 self._ends.append(event)
                 return self._chunk(event.choice, "", finish=event.finish)
         return b""
@@ -108,7 +108,7 @@ class CompletionWriter(Writer):
     def end(self) -> bytes:
         last = b""
         if self._request.stream_usage:
-            usage = Usage.of(self._ends, self._request.n)
+            usage = TokenCounts.of(self._ends, self._request.n)
             last = sse(
                 {
                     **self._head(),

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airllm.server.answer import AnswerEvent, Collected, Ended, Told, Usage, collect
+from airllm.server.answer import AnswerEvent, ChoiceEnded, Collected, TokenCounts, Told, collect
 from airllm.server.body_fields import BodyFields
 from airllm.server.chat import ChatRequest, read_sampling
 from airllm.server.errors import ApiError, bad, unsupported
@@ -187,7 +187,7 @@ class ResponseWriter(Writer):
         match event:
             case Told():
                 return b"".join(self._part(part) for part in event.parts)
-            case Ended():
+            case ChoiceEnded():
                 return self._close()
         return b""
 
@@ -331,7 +331,7 @@ def _empty_part(kind: str) -> dict[str, Any]:
     return {"type": "reasoning_text", "text": ""}
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(usage: TokenCounts) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.reused_tokens},

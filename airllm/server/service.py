@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from airllm.engine.requests import Failed, Handle, Request
 from airllm.engine.settings import Limits
-from airllm.server.answer import AnswerEvent, AnswerReader, Broken, Ended
+from airllm.server.answer import AnswerEvent, AnswerReader, Broken, ChoiceEnded
 from airllm.server.chat import ChatRequest
 from airllm.server.engine_thread import EngineThread
 from airllm.server.errors import ApiError, as_api_error
@@ -45,7 +45,7 @@ class Live:
     model: ServedModel
     mailbox: Mailbox
     readers: dict[Handle, AnswerReader] = field(default_factory=dict)
-    ends: list[Ended] = field(default_factory=list)
+    ends: list[ChoiceEnded] = field(default_factory=list)
     error: ApiError | None = None
     heard_nothing: bool = False  # for as long as a heartbeat
 
@@ -59,7 +59,7 @@ class Live:
 
     async def events(self, settings: ServerSettings) -> AsyncIterator[Sequence[AnswerEvent]]:
         """The events, as many as there are each time; none after a heartbeat without any. The last
-        are an Ended for each choice, or Broken."""
+        are a ChoiceEnded for each choice, or Broken."""
         heartbeat = settings.heartbeat_seconds
         while not self.is_complete and self.error is None:
             now, due = time.perf_counter(), self._due(settings)
@@ -72,13 +72,13 @@ class Live:
                     told.append(Broken(error))
                 else:
                     told += self.readers[handle].read(event)
-            n_ended = sum(isinstance(one, Ended) for one in told) + len(self.ends)
+            n_ended = sum(isinstance(one, ChoiceEnded) for one in told) + len(self.ends)
             if time.perf_counter() >= self._due(settings) and n_ended < self.request.n_choices:
                 stage = "prompt" if self._in_prompt else "answer"
                 text = f"the {stage} took longer than this server's --{stage}-timeout allows"
                 told.append(Broken(ApiError(504, text, code=f"{stage}_timeout")))
             for one in told:
-                if isinstance(one, Ended):
+                if isinstance(one, ChoiceEnded):
                     self.ends.append(one)
                 elif isinstance(one, Broken) and self.error is None:
                     self.error = one.error

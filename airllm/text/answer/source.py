@@ -12,6 +12,8 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeAlias, TypeVar
 
+from airllm.util.errors import AirllmError
+
 __all__ = ["AnswerSource", "NotACallError", "Reading", "Say"]
 
 _Result = TypeVar("_Result")
@@ -21,7 +23,7 @@ Say: TypeAlias = Callable[[str], None]
 _SPACE = " \t\r\n"
 
 
-class NotACallError(Exception):
+class NotACallError(AirllmError):
     """The text is not the tool call that its beginning promised."""
 
 
