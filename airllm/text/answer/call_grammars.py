@@ -11,6 +11,7 @@ from typing import Any
 from airllm.text.answer.formats import AnswerFormat
 from airllm.text.answer.gemma_calls import QUOTE
 from airllm.text.answer.parts import Tool
+from airllm.util.errors import AirllmError
 
 __all__ = ["NoGrammarError", "answer_grammar"]
 
@@ -23,7 +24,7 @@ _ANYTHING = "/(?s:.*)/"
 Mark = Callable[[str], str]
 
 
-class NoGrammarError(ValueError):
+class NoGrammarError(AirllmError, ValueError):
     """What a request wants cannot be written as a grammar."""
 
 
