@@ -1,8 +1,9 @@
 """The words that graphs are written in: buffers, weight slots, ops, and signatures of ops."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from airllm.util.errors import AirllmError
 
@@ -93,6 +94,22 @@ class Call:
         fault = f"{attr} is {value!r}, expected {least} or more"
         self.require(type(value) is int and value >= least, fault)
         return int(value)
+
+    def check_float(self, attr: str, least: float | None = None) -> None:
+        """An attribute is a finite float, of at least `least`."""
+        value = self.op.attrs[attr]
+        good = (
+            isinstance(value, float) and math.isfinite(value) and (least is None or value >= least)
+        )
+        wanted = "a finite float" if least is None else f"a float of at least {least}"
+        self.require(good, f"{attr} is {value!r}, expected {wanted}")
+
+    def check_one_of(self, attr: str, *allowed: str) -> None:
+        value = self.op.attrs[attr]
+        self.require(value in allowed, f"{attr} is {value!r}, expected one of {allowed}")
+
+    def check_activations(self) -> None:
+        self.check_one_of("activations", *get_args(Activations))
 
 
 @dataclass(frozen=True, slots=True)
