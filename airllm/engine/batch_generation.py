@@ -10,8 +10,9 @@ from functools import partial
 
 import numpy as np
 
+from airllm.engine.batches import Logits
 from airllm.engine.continuation import Generation
-from airllm.engine.decoder import Decoder, Logits
+from airllm.engine.decoder import Decoder
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.requests import Event, Failed, Finished, Handle, Piece, Request
 from airllm.engine.scheduler import Scheduler

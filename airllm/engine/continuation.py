@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.engine.decoder import Logits
+from airllm.engine.batches import Logits
 from airllm.engine.grammar import Grammar, Matcher
 from airllm.engine.sampling import Sampler
 from airllm.engine.settings import ContextFullError, Limits, Sampling

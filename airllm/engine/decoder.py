@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
@@ -12,6 +12,14 @@ from numpy.typing import NDArray
 
 from airllm.backends import MOST_THREADS, Executor
 from airllm.backends.profiling import Profile
+from airllm.engine.batches import (
+    Buffers,
+    DecoderBatch,
+    Logits,
+    cut_sequence,
+    cut_single_tokens,
+    tokens_by_state,
+)
 from airllm.engine.last_hidden import LastHidden
 from airllm.engine.next_tokens import NextTokens
 from airllm.engine.pieces import MOST_ROUNDED_TO_16_BITS, Kinds, even_batches
@@ -25,8 +33,6 @@ from airllm.util.progress import OnProgress, part_of
 from airllm.weights.open_weights import layer_executor, open_weights
 from airllm.weights.plan_model import PlannedModel
 from airllm.weights.row_table import RowTable
-
-Logits = NDArray[np.float32]
 
 
 class Decoder:
@@ -187,8 +193,10 @@ class Decoder:
         FormatError if the file has changed since it was opened.
         """
         state = self.state if state is None else state
-        parts = self._batches(tokens, state, self._last_row if logits is None else logits)
-        passes = [parts] if self.streams else [[part] for part in parts]
+        wanted = self._last_row if logits is None else logits
+        spans = even_batches(len(tokens), self._batch_size)
+        batches = cut_sequence(tokens, state, wanted, spans)
+        passes = [batches] if self.streams else [[batch] for batch in batches]
         for index, together in enumerate(passes):
             n_layers = self._model.config.n_layers
             before, total = n_layers * index, n_layers * len(passes)
@@ -209,7 +217,7 @@ class Decoder:
         on_progress: called with (done, total) layers.
         """
         sequences = [(1, state.length, state) for state in states]
-        self._pass(self._single_tokens(tokens, sequences, logits), on_progress)
+        self._pass(cut_single_tokens(tokens, sequences, logits, self._batch_size), on_progress)
         return logits
 
     def evaluate_ahead(
@@ -226,7 +234,8 @@ class Decoder:
         returned. on_progress: called with (done, total) layers.
         """
         sequences = [(1, self.state.length + i, self.state) for i in range(len(tokens))]
-        self._pass(self._single_tokens(tokens, sequences, logits), on_progress, ahead=True)
+        batches = cut_single_tokens(tokens, sequences, logits, self._batch_size)
+        self._pass(batches, on_progress, ahead=True)
         return logits
 
     def evaluate_one_by_one(self, tokens: Sequence[int]) -> Logits:
@@ -257,7 +266,7 @@ class Decoder:
         stops = [0, *accumulate(steps[index].n_logits for index in order)]
         found = {index: logits[stops[at] : stops[at + 1]] for at, index in enumerate(order)}
         singles = [step for step in steps if step.one_by_one]
-        parts = []
+        batches: list[DecoderBatch] = []
         if singles:
             ids = np.array([token for step in singles for token in step.tokens], np.int32)
             sequences = [
@@ -265,58 +274,27 @@ class Decoder:
                 for step in singles
                 for at in range(len(step.tokens))
             ]
-            parts += self._single_tokens(ids, sequences, logits, MOST_ROUNDED_TO_16_BITS)
+            most = min(self._batch_size, MOST_ROUNDED_TO_16_BITS)
+            batches += cut_single_tokens(ids, sequences, logits, most)
         for index in order[len(singles) :]:
             step, rows = steps[index], found[index]
-            batches = step.batches(self._batch_size)
-            of_step = self._batches(np.array(step.tokens, np.int32), step.state, rows, batches)
+            spans = step.batches(self._batch_size)
+            of_step = cut_sequence(np.array(step.tokens, np.int32), step.state, rows, spans)
             if step.wanted == "hidden":
                 found[index] = np.empty((len(step.tokens), self._hidden.width), np.float32)
                 of_step = [
-                    replace(part, hidden=found[index][start:stop])
-                    for part, (start, stop) in zip(of_step, batches, strict=True)
+                    replace(batch, hidden=found[index][start:stop])
+                    for batch, (start, stop) in zip(of_step, spans, strict=True)
                 ]
-            parts += of_step
-        self._pass(parts, on_progress)
+            batches += of_step
+        self._pass(batches, on_progress)
         return [found[index] for index in range(len(steps))]
 
-    def _batches(
-        self,
-        tokens: NDArray[np.int32],
-        state: SequenceState,
-        logits: Logits,
-        batches: Sequence[tuple[int, int]] | None = None,
-    ) -> list["_Part"]:
-        """Cuts the tokens of one sequence into batches. logits: of the last len(logits) tokens.
-        batches: (start, stop) of each; even ones unless given."""
-        parts, n = [], len(tokens)
-        for start, stop in batches or even_batches(n, self._batch_size):
-            # The batch's rows of the logits, which belong to the tokens from n - len(logits) on.
-            own = logits[max(start + len(logits) - n, 0) : max(stop + len(logits) - n, 0)]
-            sequence = stop - start, state.length + start, state
-            parts.append(_Part(tokens[start:stop], [sequence], own))
-        return parts
-
-    def _single_tokens(
-        self,
-        tokens: NDArray[np.int32],
-        sequences: Sequence["_Sequence"],
-        logits: Logits,
-        most: int | None = None,
-    ) -> list["_Part"]:
-        """Cuts sequences of one token each into batches of up to `most`. logits: the first rows are
-        used."""
-        most = min(self._batch_size, most or self._batch_size)
-        return [
-            _Part(tokens[start:stop], sequences[start:stop], logits[start:stop])
-            for start, stop in even_batches(len(sequences), most)
-        ]
-
     def _pass(
-        self, parts: Sequence["_Part"], on_layer: OnProgress | None, *, ahead: bool = False
+        self, batches: Sequence[DecoderBatch], on_layer: OnProgress | None, *, ahead: bool = False
     ) -> None:
-        """Run all parts through a layer before the next layer, so that streamed layers are read
-        once for all of them. Each part has the same numbers as alone.
+        """Run all batches through a layer before the next layer, so that streamed layers are read
+        once for all of them. Each batch has the same numbers as alone.
 
         on_layer: called with (done, total) layers; a call then runs one layer only. ahead: the
         tokens are guesses, which do not belong to their sequence yet.
@@ -324,16 +302,11 @@ class Decoder:
         """
         if self._closed:
             raise RuntimeError("the engine is closed")
-        appended: dict[int, tuple[SequenceState, list[int]]] = {}
-        for part in parts:
-            ids, first = part.tokens.tolist(), 0
-            for count, _, state in part.sequences:
-                appended.setdefault(id(state), (state, []))[1].extend(ids[first : first + count])
-                first += count
+        appended = tokens_by_state(batches)
         try:
             for state, _ in appended.values():
                 state.begin(ahead=ahead)
-            self._run(parts, on_layer, {key: tokens for key, (_, tokens) in appended.items()})
+            self._run(batches, on_layer, {key: tokens for key, (_, tokens) in appended.items()})
         except BaseException:
             for state, _ in appended.values():
                 state.recover()
@@ -344,67 +317,67 @@ class Decoder:
 
     def _run(
         self,
-        parts: Sequence["_Part"],
+        batches: Sequence[DecoderBatch],
         on_layer: OnProgress | None,
         appended: Mapping[int, Sequence[int]],
     ) -> None:
         """appended: the tokens of the pass, by the id() of their sequence's state."""
-        n = sum(len(part.tokens) for part in parts)
+        n = sum(len(batch.tokens) for batch in batches)
         # Several batches in one pass need rows for all of their tokens.
         all_rows = self._carried if n <= self._batch_size else self._carried_rows(n)
-        carried: list[_Buffers] = []
+        carried: list[Buffers] = []
         first = 0
-        for part in parts:
-            end = first + len(part.tokens)
+        for batch in batches:
+            end = first + len(batch.tokens)
             carried.append({name: rows[first:end] for name, rows in all_rows.items()})
             first = end
         threads = self._decode_threads if n == 1 else 0
         with self.weights.embed() as bound:
-            for part, rows in zip(parts, carried, strict=True):
-                buffers = {"tokens": part.tokens} | {name: rows[name] for name in self._embedded}
-                _run_whole(self._embed, bound, buffers, part, len(part.tokens), threads)
-        for part, rows in zip(parts, carried, strict=True):
-            self._look_up(part, rows, appended)
-        self._run_layers(parts, carried, threads, on_layer)
-        if self.next_tokens is not None and parts[0].sequences[0][2] is self.state:
+            for batch, rows in zip(batches, carried, strict=True):
+                buffers = {"tokens": batch.tokens} | {name: rows[name] for name in self._embedded}
+                batch.run_whole(self._embed, bound, buffers, len(batch.tokens), threads)
+        for batch, rows in zip(batches, carried, strict=True):
+            self._look_up(batch, rows, appended)
+        self._run_layers(batches, carried, threads, on_layer)
+        if self.next_tokens is not None and batches[0].sequences[0][2] is self.state:
             # Such a pass has no other sequence, and its tokens are neighbours.
             self.next_tokens.follow(
                 self.state.tokens,
                 [
-                    (part.tokens, part.sequences[0][1], rows["residual"])
-                    for part, rows in zip(parts, carried, strict=True)
+                    (batch.tokens, batch.sequences[0][1], rows["residual"])
+                    for batch, rows in zip(batches, carried, strict=True)
                 ],
             )
-        for part, rows in zip(parts, carried, strict=True):
-            if part.hidden is not None:
-                self._hidden.run(rows, part.hidden, threads)
-        if any(len(part.logits) for part in parts):
+        for batch, rows in zip(batches, carried, strict=True):
+            if batch.hidden is not None:
+                self._hidden.run(rows, batch.hidden, threads)
+        if any(len(batch.logits) for batch in batches):
             with self.weights.head() as bound:
-                for part, rows in zip(parts, carried, strict=True):
-                    self._run_head(bound, part, rows, threads)
+                for batch, rows in zip(batches, carried, strict=True):
+                    self._run_head(bound, batch, rows, threads)
 
     def _look_up(
-        self, part: "_Part", rows: "_Buffers", appended: Mapping[int, Sequence[int]]
+        self, batch: DecoderBatch, rows: Buffers, appended: Mapping[int, Sequence[int]]
     ) -> None:
-        """Reads the rows of a table that the n-grams of the part's tokens choose."""
+        """Reads the rows of a table that the n-grams of the batch's tokens choose."""
         if self._ngrams is None:
             return
         found = self._model.config.ngrams
         assert found is not None
         before = len(found.multipliers) - 1
         numbers = []
-        for count, past, state in part.sequences:
+        for count, past, state in batch.sequences:
             following = appended[id(state)]
             tokens = state.tokens_between(past - before, past + count, following)
             numbers.append(row_numbers(found, tokens))  # [count, n_heads]
         looked_up = self._ngrams.rows(np.concatenate(numbers))  # [n_tokens, n_heads, row_width]
-        rows["ngrams"][...] = looked_up.reshape(len(part.tokens), found.width)
+        rows["ngrams"][...] = looked_up.reshape(len(batch.tokens), found.width)
 
     @cached_property
     def _hidden(self) -> LastHidden:
         return LastHidden(self._planned, self._batch_size)
 
-    def _carried_rows(self, n: int) -> "_Buffers":
+    def _carried_rows(self, n: int) -> Buffers:
         """Memory for what passes from graph to graph: the residual, [n, hidden_size], which each
         layer changes in place, and others."""
         widths = self._model.carried
@@ -412,25 +385,25 @@ class Decoder:
 
     def _run_layers(
         self,
-        parts: Sequence["_Part"],
-        carried: Sequence["_Buffers"],
+        batches: Sequence[DecoderBatch],
+        carried: Sequence[Buffers],
         threads: int,
         on_layer: OnProgress | None,
     ) -> None:
-        """carried: for each part, see _carried_rows."""
+        """carried: for each batch, see _carried_rows."""
         n_layers, kind_of_layer = self._model.config.n_layers, self._model.kind_of_layer
         runs = []
-        for part, rows in zip(parts, carried, strict=True):
-            positions = [(past, count) for count, past, _ in part.sequences]
+        for batch, rows in zip(batches, carried, strict=True):
+            positions = [(past, count) for count, past, _ in batch.sequences]
             angles = [table.rows(positions) for table in self._rope]  # [n, rope_dims] each
             buffers = [  # for each kind of layer
                 {name: rows[name] for name in names}
                 | {name: angles[index] for name, index in rope.items()}
                 for names, rope in zip(self._carried_to, self._rope_of, strict=True)
             ]
-            runs.append((buffers, part.sequences, _backings(part.sequences)))
+            runs.append((buffers, batch.sequences, batch.backings))
         # Ctrl-C waits for the end of a call, so a call runs several layers only for few tokens.
-        few = on_layer is None and sum(len(part.tokens) for part in parts) <= 64
+        few = on_layer is None and sum(len(batch.tokens) for batch in batches) <= 64
         at_once = self.weights.layers_at_once if few else 1
         for start, stop in _runs_of_one_kind(kind_of_layer, at_once):
             with self.weights.layers(start, stop) as bound:
@@ -446,53 +419,12 @@ class Decoder:
             if on_layer is not None:
                 on_layer(stop, n_layers)
 
-    def _run_head(self, bound: Any, part: "_Part", carried: "_Buffers", threads: int) -> None:
-        n = len(part.logits)
-        buffers = {name: carried[name][len(part.tokens) - n :] for name in self._carried_to_head}
-        buffers["logits"] = part.logits
+    def _run_head(self, bound: Any, batch: DecoderBatch, carried: Buffers, threads: int) -> None:
+        n = len(batch.logits)
+        buffers = {name: carried[name][len(batch.tokens) - n :] for name in self._carried_to_head}
+        buffers["logits"] = batch.logits
         if n:
-            _run_whole(self._head, bound, buffers, part, n, threads)
-
-
-_Sequence = tuple[int, int, SequenceState]
-_Buffers = dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A batch: tokens that run through a graph together.
-
-    tokens: int32 [n], those of the first sequence first. sequences: for each the number of its
-    tokens, the number of tokens before them, and its state. logits: float32
-    [m, vocab], memory for the logits of the last m tokens; m = n if there are several sequences.
-    hidden: float32 [n, hidden_size], memory for the last hidden states, or None.
-    """
-
-    tokens: NDArray[np.int32]
-    sequences: Sequence[_Sequence]
-    logits: Logits
-    hidden: NDArray[np.float32] | None = None
-
-
-def _run_whole(
-    executor: Executor,
-    bound: Any,
-    buffers: dict[str, NDArray[Any]],
-    part: _Part,
-    n_tokens: int,
-    threads: int,
-) -> None:
-    """Runs a graph that is no layer's. Sequences of one token each stay apart: the numbers of each
-    then do not depend on the others."""
-    if len(part.sequences) > 1:
-        executor.run_layers([bound], buffers, _backings(part.sequences), threads=threads)
-    else:
-        executor.run(bound, buffers, n_tokens, threads=threads)
-
-
-def _backings(sequences: Sequence[_Sequence]) -> list[tuple[int, int, Any]]:
-    """(n_tokens, past, state) of each sequence, for Executor.run_layers."""
-    return [(count, past, state.backing) for count, past, state in sequences]
+            batch.run_whole(self._head, bound, buffers, n, threads)
 
 
 @lru_cache

@@ -18,8 +18,9 @@ from typing import Protocol
 
 import numpy as np
 
+from airllm.engine.batches import Logits
 from airllm.engine.continuation import Continuation
-from airllm.engine.decoder import Decoder, Logits
+from airllm.engine.decoder import Decoder
 from airllm.util.progress import OnProgress
 
 __all__ = [

@@ -9,8 +9,8 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.engine.batches import Logits
 from airllm.engine.continuation import Continuation
-from airllm.engine.decoder import Logits
 from airllm.engine.pieces import Kinds
 from airllm.engine.pooling import Pooler
 from airllm.engine.requests import (
