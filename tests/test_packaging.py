@@ -72,7 +72,8 @@ def test_a_wheel_holds_the_package_its_types_and_the_extension(wheel):
     extension = {name for name in names if name.endswith((".so", ".pyd"))}
     metadata = {name for name in names if ".dist-info/" in name}
     typed = {"airllm/py.typed", "tensor_ops_cpp-stubs/__init__.pyi"}
-    assert names - extension - metadata == sources | typed
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "airllm/server/page").iterdir()}
+    assert names - extension - metadata == sources | typed | page
     assert len(extension) == 1
     assert any(name.endswith("/LICENSE") for name in metadata)
 

@@ -190,6 +190,7 @@ def test_an_answer_says_how_fast_it_was_and_what_was_reused(served: Served) -> N
 def test_stop_cancels_the_answer_on_the_server(served: Served) -> None:
     page, engine = served(Say("Never.", waits=True))
     page.say("Hi")
+    page.wait(lambda: engine.requests)
     page.click("#stop")
     page.wait(lambda: engine.cancelled)
     page.one("#send")
@@ -200,7 +201,7 @@ def test_escape_stops_as_well(served: Served) -> None:
 
     page, engine = served(Say("Never.", waits=True))
     page.say("Hi")
-    page.one("#stop")
+    page.wait(lambda: engine.requests)
     page.one("body").send_keys(Keys.ESCAPE)
     page.wait(lambda: engine.cancelled)
 
