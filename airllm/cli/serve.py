@@ -203,7 +203,8 @@ def run(args: argparse.Namespace) -> int:
         from airllm.server.run import Server, listen
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"the server needs {error.name}: pip install 'airllm-cpp[server]'"
+            f"the server needs {error.name}; install it with: "
+            "python -m pip install starlette uvicorn"
         ) from None
     if args.demo:
         demo.fetch(quiet=args.quiet)
