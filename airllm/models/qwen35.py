@@ -92,6 +92,11 @@ def _next_names(config: HFReader) -> Names:
 
 def _values(config: HFReader) -> dict[str, object]:
     config.expect("attn_output_gate", None, True)
+    return {**linear_values(config), **_layers(config)}
+
+
+def linear_values(config: HFReader) -> dict[str, object]:
+    """The sizes of layers with linear attention."""
     n_heads = config.integer("linear_num_value_heads")
     return {
         "ssm.conv_kernel": config.integer("linear_conv_kernel_dim"),
@@ -99,7 +104,6 @@ def _values(config: HFReader) -> dict[str, object]:
         "ssm.group_count": config.integer("linear_num_key_heads"),
         "ssm.time_step_rank": n_heads,
         "ssm.inner_size": n_heads * config.integer("linear_value_head_dim", high=2**20),
-        **_layers(config),
     }
 
 

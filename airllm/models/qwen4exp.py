@@ -275,14 +275,9 @@ def _values(config: HFReader) -> dict[str, object]:
     config.expect("indexer_kv_heads", 1)
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     linear = _linear_layers(config, n_layers)
-    n_heads = config.integer("linear_num_value_heads")
     ratio = config.integer("indexer_compress_ratio", low=1, high=MOST_IN_GROUP)
     return {
-        "ssm.conv_kernel": config.integer("linear_conv_kernel_dim"),
-        "ssm.state_size": config.integer("linear_key_head_dim"),
-        "ssm.group_count": config.integer("linear_num_key_heads"),
-        "ssm.time_step_rank": n_heads,
-        "ssm.inner_size": n_heads * config.integer("linear_value_head_dim", high=2**20),
+        **qwen35.linear_values(config),
         "attention.recurrent_layers": linear,
         _RATIOS: np.where(linear, 0, ratio),
         f"{_INDEX}head_count": config.integer("indexer_n_heads"),
