@@ -1,5 +1,6 @@
 """OpenAI's chat completions."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ from airllm.server.wire import HEARTBEAT, sse
 from airllm.server.writer import Reply, TokenTexts, Writer
 from airllm.text.answer import AnswerText, AnswerThought, CallArguments, CallBegin
 
-__all__ = ["ChatWriter", "error_body", "read_chat", "usage_body"]
+__all__ = ["ChatWriter", "ChunkWriter", "error_body", "read_chat", "usage_body"]
 
 _NO_EFFECT = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
@@ -156,12 +157,35 @@ def error_body(error: ApiError) -> dict[str, Any]:
     }
 
 
-class ChatWriter(Writer):
-    """Writes chat completions, whole and as chunks."""
+class ChunkWriter(Writer):
+    """What streams of chat completions and of completions have in common."""
 
     def __init__(self, request: ChatRequest, reply: Reply, texts: TokenTexts) -> None:
         self._request, self._reply, self._texts = request, reply, texts
         self._ends: list[ChoiceEnded] = []
+
+    @property
+    @abstractmethod
+    def chunk_head(self) -> dict[str, Any]:
+        """The first fields of each chunk."""
+
+    def end(self) -> bytes:
+        last = b""
+        if self._request.stream_usage:
+            usage = TokenCounts.of(self._ends, self._request.n)
+            counted = {"usage": usage_body(usage), "timings": timings_body(usage)}
+            last = sse({**self.chunk_head, "choices": [], **counted})
+        return last + b"data: [DONE]\n\n"
+
+    def failed(self, error: ApiError) -> bytes:
+        return sse(error_body(error))
+
+    def heartbeat(self) -> bytes:
+        return HEARTBEAT
+
+
+class ChatWriter(ChunkWriter):
+    """Writes chat completions, whole and as chunks."""
 
     def begin(self) -> bytes:
         role = {"role": "assistant", "content": ""}
@@ -175,33 +199,13 @@ class ChatWriter(Writer):
                     "cache": event.reused,
                     "processed": event.done,
                 }
-                return sse(
-                    {
-                        **self._head("chat.completion.chunk"),
-                        "choices": [],
-                        "prompt_progress": progress,
-                    }
-                )
+                return sse({**self.chunk_head, "choices": [], "prompt_progress": progress})
             case Told():
                 return self._told(event)
             case ChoiceEnded():
                 self._ends.append(event)
                 return self._chunk(event.choice, {}, finish=event.finish)
         return b""
-
-    def end(self) -> bytes:
-        usage = TokenCounts.of(self._ends, self._request.n)
-        last = b""
-        if self._request.stream_usage:
-            body = {**self._head("chat.completion.chunk"), "choices": []}
-            last = sse({**body, "usage": usage_body(usage), "timings": timings_body(usage)})
-        return last + b"data: [DONE]\n\n"
-
-    def failed(self, error: ApiError) -> bytes:
-        return sse(error_body(error))
-
-    def heartbeat(self) -> bytes:
-        return HEARTBEAT
 
     def whole(self, answer: Collected) -> dict[str, Any]:
         usage = answer.usage
@@ -276,10 +280,14 @@ class ChatWriter(Writer):
         logprobs: dict[str, Any] | None = None,
     ) -> bytes:
         one = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        body: dict[str, Any] = {**self._head("chat.completion.chunk"), "choices": [one]}
+        body: dict[str, Any] = {**self.chunk_head, "choices": [one]}
         if self._request.stream_usage:
             body["usage"] = None
         return sse(body)
+
+    @property
+    def chunk_head(self) -> dict[str, Any]:
+        return self._head("chat.completion.chunk")
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

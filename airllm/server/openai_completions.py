@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from airllm.engine.requests import TokenLogprob
-from airllm.server.answer import AnswerEvent, ChoiceEnded, Collected, Evaluated, TokenCounts, Told
+from airllm.server.answer import AnswerEvent, ChoiceEnded, Collected, Evaluated, Told
 from airllm.server.body_fields import BodyFields
 from airllm.server.chat import MOST_CHOICES, MOST_STOPS, ChatRequest, read_sampling
-from airllm.server.errors import ApiError, bad
-from airllm.server.openai_chat import error_body, read_form, timings_body, usage_body
-from airllm.server.wire import HEARTBEAT, sse
-from airllm.server.writer import Reply, TokenTexts, Writer
+from airllm.server.errors import bad
+from airllm.server.openai_chat import ChunkWriter, read_form, timings_body, usage_body
+from airllm.server.wire import sse
+from airllm.server.writer import Reply, TokenTexts
 from airllm.text.answer import AnswerText
 
 __all__ = ["CompletionWriter", "read_completion", "read_prompts_field"]
@@ -71,12 +71,11 @@ def _is_tokens(value: list[Any]) -> bool:
     return all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 
-class CompletionWriter(Writer):
+class CompletionWriter(ChunkWriter):
     """Writes completions, whole and as chunks."""
 
     def __init__(self, request: ChatRequest, reply: Reply, texts: TokenTexts) -> None:
-        self._request, self._reply, self._texts = request, reply, texts
-        self._ends: list[ChoiceEnded] = []
+        super().__init__(request, reply, texts)
         self._offsets = [0] * request.n_choices  # in the text, of the next token
         # Logprobs of a prompt stand before those of the first piece of each of its choices.
         self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
@@ -105,26 +104,6 @@ class CompletionWriter(Writer):
                 return self._chunk(event.choice, "", finish=event.finish)
         return b""
 
-    def end(self) -> bytes:
-        last = b""
-        if self._request.stream_usage:
-            usage = TokenCounts.of(self._ends, self._request.n)
-            last = sse(
-                {
-                    **self._head(),
-                    "choices": [],
-                    "usage": usage_body(usage),
-                    "timings": timings_body(usage),
-                }
-            )
-        return last + b"data: [DONE]\n\n"
-
-    def failed(self, error: ApiError) -> bytes:
-        return sse(error_body(error))
-
-    def heartbeat(self) -> bytes:
-        return HEARTBEAT
-
     def whole(self, answer: Collected) -> dict[str, Any]:
         choices = []
         for at, choice in enumerate(answer.choices):
@@ -140,7 +119,7 @@ class CompletionWriter(Writer):
             one = {"index": at, "text": text, "logprobs": logprobs}
             choices.append({**one, "finish_reason": choice.finish})
         usage = answer.usage
-        body = {**self._head(), "choices": choices, "usage": usage_body(usage)}
+        body = {**self.chunk_head, "choices": choices, "usage": usage_body(usage)}
         return {**body, "timings": timings_body(usage)}
 
     def _echo(self, choice: int) -> str:
@@ -196,10 +175,11 @@ class CompletionWriter(Writer):
         finish: str | None = None,
     ) -> bytes:
         one = {"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        body = {**self._head(), "choices": [one]}
+        body = {**self.chunk_head, "choices": [one]}
         return sse({**body, "usage": None} if self._request.stream_usage else body)
 
-    def _head(self) -> dict[str, Any]:
+    @property
+    def chunk_head(self) -> dict[str, Any]:
         return {
             "id": f"cmpl-{self._reply.id}",
             "object": "text_completion",
