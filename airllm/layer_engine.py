@@ -19,6 +19,9 @@ from airllm.engine.generation import continue_prompt
 from airllm.engine.grammar import Grammar
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.settings import (
+    LANES,
+    PIECE_TOKENS,
+    QUEUE_LENGTH,
     AnswerOptions,
     ContextFullError,
     Limits,
@@ -501,9 +504,9 @@ class LayerWiseInferenceEngine:
     def scheduler(
         self,
         *,
-        lanes: int = 8,
-        queue_length: int = 256,
-        piece_tokens: int = 256,
+        lanes: int = LANES,
+        queue_length: int = QUEUE_LENGTH,
+        piece_tokens: int = PIECE_TOKENS,
         cache_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> Iterator["Scheduler"]:

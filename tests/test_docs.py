@@ -37,7 +37,7 @@ from doc_texts import texts, variables_read
 from tiny_model import Sizes, write_tiny_model
 
 from airllm import cli, hub
-from airllm.cli import serve
+from airllm.server.settings import ServerSettings
 from airllm.tools.batch_file import read_jobs
 from airllm.weights.budget import BudgetError
 from airllm.weights.plan_model import plan_model
@@ -174,7 +174,7 @@ def test_a_unit_starts_a_command_that_exists(block: Block) -> None:
 
 @pytest.mark.parametrize("block", of("nginx"), ids=str)
 def test_a_proxy_passes_streams_on_to_where_the_server_listens(block: Block) -> None:
-    assert f"proxy_pass http://127.0.0.1:{serve.PORT};" in block.text
+    assert f"proxy_pass http://127.0.0.1:{ServerSettings.port};" in block.text
     assert "proxy_buffering off;" in block.text
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airllm.cli import console, demo, model, options
 from airllm.cli.worker import port
+from airllm.engine.settings import LANES, PIECE_TOKENS, QUEUE_LENGTH
+from airllm.server.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
 
 if TYPE_CHECKING:
     from airllm.layer_engine import LayerWiseInferenceEngine
     from airllm.server.served_model import ServedModel
-    from airllm.server.settings import ServerSettings
-
-PORT = 8080
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -57,7 +56,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("who may connect")
     group.add_argument(
         "--host",
-        default="127.0.0.1",
+        default=ServerSettings.host,
         metavar="H",
         help="address to listen on (default: %(default)s, for this machine only); another one "
         "needs an API key",
@@ -65,7 +64,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--port",
         type=port,
-        default=PORT,
+        default=ServerSettings.port,
         metavar="P",
         help="port to listen on; 0 takes a free one (default: %(default)s)",
     )
@@ -109,28 +108,28 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--parallel",
         type=options.positive,
-        default=8,
+        default=LANES,
         metavar="N",
         help="answers that are written at once; others wait (default: %(default)s)",
     )
     group.add_argument(
         "--queue",
         type=options.positive,
-        default=256,
+        default=QUEUE_LENGTH,
         metavar="N",
         help="requests that may wait; more are refused with the status 429 (default: %(default)s)",
     )
     group.add_argument(
         "--max-connections",
         type=options.positive,
-        default=512,
+        default=ServerSettings.max_connections,
         metavar="N",
         help="connections at once; more are refused with the status 503 (default: %(default)s)",
     )
     group.add_argument(
         "--max-body",
         type=options.size,
-        default=16 << 20,
+        default=ServerSettings.max_body,
         metavar="SIZE",
         help="bytes of a request (default: 16 MiB)",
     )
@@ -140,10 +139,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of a prompt (default: as many as --context has room for)",
     )
+    own = ServerSettings
     for name, default, help in (
-        ("queue", 600.0, "seconds that a request may wait in the queue"),
-        ("prompt", 3600.0, "seconds that the evaluation of a prompt may take"),
-        ("answer", 3600.0, "seconds that an answer may take after that"),
+        ("queue", own.queue_seconds, "seconds that a request may wait in the queue"),
+        ("prompt", own.prompt_seconds, "seconds that the evaluation of a prompt may take"),
+        ("answer", own.answer_seconds, "seconds that an answer may take after that"),
     ):
         group.add_argument(
             f"--{name}-timeout",
@@ -168,7 +168,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--piece",
         type=options.positive,
-        default=256,
+        default=PIECE_TOKENS,
         metavar="N",
         help="tokens of a prompt that are evaluated between two tokens of the answers beside it "
         "(default: %(default)s)",
@@ -273,9 +273,7 @@ def served(engine: "LayerWiseInferenceEngine", name: str, **scheduling: Any) -> 
         )
 
 
-def _settings(args: argparse.Namespace) -> "ServerSettings":
-    from airllm.server.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
-
+def _settings(args: argparse.Namespace) -> ServerSettings:
     keys = [*args.api_key, *_keys_of(args.api_key_file)]
     if from_environment := os.environ.get("AIRLLM_API_KEY"):
         keys.append(from_environment)

@@ -37,20 +37,17 @@ from airllm.engine.requests import (
     Request,
 )
 from airllm.engine.running import Choice, RunningRequest
+from airllm.engine.settings import LANES, PIECE_TOKENS, QUEUE_LENGTH
 from airllm.engine.steps import Step
 from airllm.util.arguments import check_count
 from airllm.util.closing import Closing
 from airllm.util.progress import OnProgress
 from airllm.util.shown import shown
 
-__all__ = ["LANES", "PIECE_TOKENS", "QUEUE_LENGTH", "Scheduler"]
+__all__ = ["Scheduler"]
 
 _log = logging.getLogger("airllm")
 
-LANES, QUEUE_LENGTH = 8, 256
-# A piece of a prompt takes about as long as ten tokens of an answer on a plain CPU; smaller ones
-# read the weights more often for the same prompt.
-PIECE_TOKENS = 256
 # If layers are streamed, a prompt waits a pass for another one that begins with as many of its
 # tokens, rather than evaluate them as well.
 WORTH_A_PASS = 256

@@ -1,4 +1,4 @@
-"""The options of an answer: how its tokens are chosen, and where it ends.
+"""The options of an answer: how its tokens are chosen, and where it ends; a scheduler's defaults.
 
 Each option is defined only here; the command line and files of prompts take its name, type and
 default from here. This module does not import NumPy, so that `airllm --help` is quick.
@@ -16,6 +16,9 @@ from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 __all__ = [
+    "LANES",
+    "PIECE_TOKENS",
+    "QUEUE_LENGTH",
     "AnswerOptions",
     "ContextFullError",
     "Limits",
@@ -28,6 +31,12 @@ __all__ = [
 _log = logging.getLogger("airllm")
 
 OnFull = Literal["stop", "shift", "error"]
+
+# Of a scheduler: the most answers that run at once, and the most requests that wait.
+LANES, QUEUE_LENGTH = 8, 256
+# A piece of a prompt takes about as long as ten tokens of an answer on a plain CPU; smaller ones
+# read the weights more often for the same prompt.
+PIECE_TOKENS = 256
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -1,6 +1,5 @@
 """What the server allows, and whom; options of `airllm serve`."""
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,8 @@ LOOPBACK_HOSTS = frozenset(("localhost", "127.0.0.1", "::1"))
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
+    import ipaddress  # here, because every command's start reads the defaults below
+
     if host == "localhost":
         return True
     try:
@@ -41,7 +42,7 @@ class ServerSettings:
     hosts: frozenset[str] | None = None
     origins: frozenset[str] = frozenset()
     max_body: int = 16 << 20
-    max_connections: int = 256
+    max_connections: int = 512
     max_prompt: int | None = None
     max_tokens: int | None = None
     queue_seconds: float = 600.0
