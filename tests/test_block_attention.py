@@ -1,13 +1,12 @@
 """Attention to blocks of positions that an index chooses: which these are, and what the ops
 compute, in float64; and that neither batches nor pages nor threads change a bit."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from one_op import assert_close, backend_named, random
-from sequence_states import new_state
+from sequence_states import new_state, run_in_batches, run_together
 
 from airllm.backends.profiling import Profile
 from airllm.graph.builder import GraphBuilder
@@ -108,31 +107,8 @@ def inputs(choice: Choice, length: int = LENGTH) -> dict[str, np.ndarray]:
     return {name: random(length, n, seed=len(name) + n) for name, n in widths(choice).items()}
 
 
-def run(
-    backend,
-    choice: Choice,
-    given: dict[str, np.ndarray],
-    cuts: Sequence[int],
-    kv_type: str = "f32",
-    threads: int = 0,
-) -> dict[str, np.ndarray]:
-    """The outputs for all tokens, which come in batches that end at `cuts`."""
-    made = graph(choice)
-    executor = backend.executor(made, max(np.diff([0, *cuts])))
-    state = new_state(backend, [state_of(made)], 4096, kv_type)
-    everything = dict(given)
-    for buffer in made.buffers:
-        if buffer.external and buffer.name not in given:
-            everything[buffer.name] = np.full((cuts[-1], buffer.width), 7, np.float32)
-    begin, bound = 0, executor.bind({})
-    for end in cuts:
-        part = {name: array[begin:end] for name, array in everything.items()}
-        state.make_room(0, 1, begin, end - begin)
-        sequences = [(end - begin, begin, state.backing)]
-        executor.run_layers([bound], part, sequences, threads=threads)
-        state.advance([0] * (end - begin))
-        begin = end
-    return everything
+def run(backend, choice: Choice, *args, **options) -> dict[str, np.ndarray]:
+    return run_in_batches(backend, graph(choice), *args, **options)
 
 
 def wanted(choice: Choice, given: dict[str, np.ndarray], token: int) -> list[list[int]]:
@@ -336,25 +312,10 @@ def test_the_number_of_threads_changes_no_bit(choice, threads):
 def test_sequences_of_a_batch_do_not_touch_each_other(backend, choice):
     """One that sees all positions, one that crosses the limit, and one beyond it."""
     made, given = graph(choice), inputs(choice)
-    executor = backend.executor(made, 700)
-    bound = executor.bind({})
     counts, pasts = [10, 120, 30], [0, 200, 500]
     ends = [past + n for n, past in zip(counts, pasts, strict=True)]
     alone = run(backend, choice, given, sorted({*ends, *pasts[1:], LENGTH}))
-    states = []
-    for n, past in zip(counts, pasts, strict=True):
-        state = new_state(backend, [state_of(made)], 4096, "f32")
-        state.make_room(0, 1, 0, past + n)
-        if past:
-            part = {name: array[:past].copy() for name, array in alone.items()}
-            executor.run_layers([bound], part, [(past, 0, state.backing)])
-        states.append(state)
-    rows = np.concatenate([np.arange(p, p + n) for n, p in zip(counts, pasts, strict=True)])
-    batch = {name: array[rows].copy() for name, array in alone.items()}
-    batch["out"][:] = batch["blocks"][:] = 7.0
-    executor.run_layers(
-        [bound], batch, [(n, p, s.backing) for n, p, s in zip(counts, pasts, states, strict=True)]
-    )
+    batch, rows = run_together(backend, made, alone, counts, pasts)
     np.testing.assert_array_equal(batch["blocks"], alone["blocks"][rows])
     assert_close(batch["out"], alone["out"][rows])
 

@@ -1,12 +1,10 @@
 """Groups of positions that have a key together: what the ops compute, in float64; and that neither
 batches nor pages nor threads change a bit."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from one_op import assert_close, backend_named, random
-from sequence_states import new_state
+from sequence_states import bound_weights, new_state, run_in_batches
 
 from airllm.backends.profiling import Profile
 from airllm.graph.builder import GraphBuilder
@@ -67,39 +65,8 @@ def weights_of(made: Graph) -> dict[str, np.ndarray]:
     }
 
 
-def bound_weights(backend, executor, made: Graph):
-    return executor.bind(
-        {
-            name: backend.weight(made.roles[name], values.view(np.uint8), "f32", values.shape)
-            for name, values in weights_of(made).items()
-        }
-    )
-
-
-def run(
-    backend,
-    made: Graph,
-    given: dict[str, np.ndarray],
-    cuts: Sequence[int],
-    kv_type: str = "f32",
-    threads: int = 0,
-) -> dict[str, np.ndarray]:
-    """The outputs for all tokens, which come in batches that end at `cuts`."""
-    executor = backend.executor(made, max(np.diff([0, *cuts])))
-    state = new_state(backend, [state_of(made)], 4096, kv_type)
-    bound = bound_weights(backend, executor, made)
-    everything = dict(given)
-    for buffer in made.buffers:
-        if buffer.external and buffer.name not in given:
-            everything[buffer.name] = np.full((cuts[-1], buffer.width), 7, np.float32)
-    begin = 0
-    for end in cuts:
-        part = {name: array[begin:end] for name, array in everything.items()}
-        state.make_room(0, 1, begin, end - begin)
-        executor.run_layers([bound], part, [(end - begin, begin, state.backing)], threads=threads)
-        state.let_go(0, 1, end)
-        begin = end
-    return everything
+def run(backend, made: Graph, *args, **options) -> dict[str, np.ndarray]:
+    return run_in_batches(backend, made, *args, weights=weights_of(made), **options)
 
 
 def exact_keys(made: Graph, given: dict[str, np.ndarray], every: int, n_parts: int) -> np.ndarray:
@@ -190,7 +157,7 @@ def test_a_sequence_may_come_token_by_token_in_one_batch(backend):
     expected = run(backend, made, given, [30, *range(31, 51)])
     executor = backend.executor(made, 50)
     state = new_state(backend, [state_of(made)], 4096, "f32")
-    bound = bound_weights(backend, executor, made)
+    bound = bound_weights(backend, executor, made, weights_of(made))
     everything = given | {
         buffer.name: np.empty((50, buffer.width), np.float32)
         for buffer in made.buffers
@@ -212,7 +179,7 @@ def test_any_order_of_steps_gives_the_numbers_of_going_there_at_once(backend, se
     expected = run(backend, made, given, [900])["out"]
     executor = backend.executor(made, 200)
     state = new_state(backend, [state_of(made)], 4096, "f32")
-    bound, snapshots = bound_weights(backend, executor, made), [state.snapshot()]
+    bound, snapshots = bound_weights(backend, executor, made, weights_of(made)), [state.snapshot()]
     for step in steps.choice(["append", "append", "trim", "snapshot", "restore"], 60):
         past = state.length
         if step == "trim" and past:
@@ -263,7 +230,7 @@ def test_a_profile_counts_the_groups_that_are_made_scored_and_seen(backend):
     state = new_state(backend, [state_of(made)], 4096, "f32")
     state.make_room(0, 1, 0, 205)
     arrays = {b.name: np.zeros((4, b.width), np.float32) for b in made.buffers if b.external}
-    bound = bound_weights(backend, executor, made)
+    bound = bound_weights(backend, executor, made, weights_of(made))
     executor.run_layers([bound], arrays, [(4, 201, state.backing)])
     found = {op.name: op for op in profile.ops()}
     scored = 50 + 50 + 51 + 51  # tokens 202 to 205

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from one_op import assert_close, backend_named, random
-from sequence_states import new_state
+from sequence_states import new_state, run_together
+from sequence_states import run_in_batches as run
 
 from airllm.backends.numpy_sparse import highest
 from airllm.backends.profiling import Profile
@@ -56,32 +57,6 @@ def backend(request):
 def inputs(length: int = LENGTH, heads: int = HEADS) -> dict[str, np.ndarray]:
     widths = WIDTHS | {"q": heads * LATENT}
     return {name: random(length, width, seed=len(name)) for name, width in widths.items()}
-
-
-def run(
-    backend,
-    made: Graph,
-    given: dict[str, np.ndarray],
-    cuts: Sequence[int],
-    kv_type: str = "f32",
-    threads: int = 0,
-) -> dict[str, np.ndarray]:
-    """The outputs for all tokens, which come in batches that end at `cuts`."""
-    executor = backend.executor(made, max(np.diff([0, *cuts])))
-    state = new_state(backend, [state_of(made)], 4096, kv_type)
-    names = {buffer.name: buffer.width for buffer in made.buffers}
-    everything = {name: given[name] for name in names if name in given}
-    for name in names.keys() - given.keys():
-        everything[name] = np.full((cuts[-1], names[name]), 7, np.float32)
-    begin, bound = 0, executor.bind({})
-    for end in cuts:
-        part = {name: array[begin:end] for name, array in everything.items()}
-        state.make_room(0, 1, begin, end - begin)
-        sequences = [(end - begin, begin, state.backing)]
-        executor.run_layers([bound], part, sequences, threads=threads)
-        state.advance([0] * (end - begin))
-        begin = end
-    return everything
 
 
 def wanted(given: dict[str, np.ndarray], n_selected: int) -> list[np.ndarray]:
@@ -233,21 +208,7 @@ def test_sequences_of_a_batch_do_not_touch_each_other(backend):
     """One that sees all positions, one that crosses the limit, and one beyond it."""
     made, given = graph(16), inputs(60)
     alone = run(backend, made, given, [30, 50, 60])
-    executor = backend.executor(made, 40)
-    bound = executor.bind({})
-    states = [new_state(backend, [state_of(made)], 4096, "f32") for _ in range(3)]
-    counts, pasts = [10, 20, 10], [0, 0, 30]
-    for n, past, state in zip(counts, pasts, states, strict=True):
-        state.make_room(0, 1, 0, past + n)
-        for begin, end in [(0, past)] if past else []:
-            part = {name: array[begin:end].copy() for name, array in alone.items()}
-            executor.run_layers([bound], part, [(past, 0, state.backing)])
-    rows = np.concatenate([np.arange(p, p + n) for n, p in zip(counts, pasts, strict=True)])
-    batch = {name: array[rows].copy() for name, array in alone.items()}
-    batch["out"][:] = batch["selection"][:] = 7.0
-    executor.run_layers(
-        [bound], batch, [(n, p, s.backing) for n, p, s in zip(counts, pasts, states, strict=True)]
-    )
+    batch, rows = run_together(backend, made, alone, [10, 20, 10], [0, 0, 30])
     np.testing.assert_array_equal(batch["selection"], alone["selection"][rows])
     assert_close(batch["out"], alone["out"][rows])
 
