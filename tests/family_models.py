@@ -69,8 +69,14 @@ class Own:
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
+_SHARED = {"leading_dense_block_count": 2, "expert_shared_count": 2, "expert_weights_scale": 1.5}
+_QKV = (("q", 64), ("k", 32), ("v", 32))  # and their widths
+_ALL_BIASED = {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
+
 # What is each architecture's own.
 ARCHITECTURES = {
+    "afmoe": Own(_EXPERTS | _SHARED | {"attention.sliding_window": 20}, _ALL_BIASED),
+    "arcee": Own(_YARN),
     "cohere2": Own(_LAYER_NORM | {"attention.sliding_window": 20, "logit_scale": 0.5}),
     "command-r": Own(_LAYER_NORM | {"logit_scale": 0.5}),
     "deepseek2": Own(
@@ -113,6 +119,19 @@ ARCHITECTURES = {
         | {"attention.indexer.top_k": 5},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 7)},
     ),
+    "dots1": Own(_EXPERTS | _SHARED | {"expert_weights_norm": True}, _ALL_BIASED),
+    "ernie4_5": Own(),
+    "ernie4_5-moe": Own(
+        _EXPERTS
+        | {"leading_dense_block_count": 2, "interleave_moe_layer_step": 2}
+        | {"expert_shared_count": 2, "expert_shared_feed_forward_length": 64},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in (3, 5, 7)},
+    ),
+    "exaone-moe": Own(
+        _EXPERTS | _SHARED | {"attention.sliding_window": 20, "expert_gating_func": 2},
+        _ALL_BIASED,
+    ),
+    "exaone4": Own({"attention.sliding_window": 20}),
     "falcon-h1": Own(
         _MAMBA2
         | {f"factor.{slot}": 0.5 for slot in ("token_embd", "attn_k", "attn_v", "attn_output")}
@@ -121,6 +140,7 @@ ARCHITECTURES = {
         {f"blk.{i}.ssm_conv1d.bias": (192,) for i in range(8)}
         | {f"blk.{i}.ssm_norm.weight": (128,) for i in range(8)},
     ),
+    "gemma": Own(),
     "gemma2": Own({"attention.sliding_window": 20}),
     "gemma3": Own({"attention.sliding_window": 20}),
     "gemma3n": Own(
@@ -154,6 +174,10 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
         | {"blk.2.indexer.proj.weight": (8, 64), "blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "glm4": Own(
+        {"rope.dimension_count": 8},
+        {f"blk.{i}.attn_{name}.bias": (width,) for i in range(8) for name, width in _QKV},
+    ),
     "glm4moe": Own(
         _EXPERTS
         | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}
@@ -175,6 +199,8 @@ ARCHITECTURES = {
         {f"blk.{i}.ssm_conv1d.bias": (192,) for i in (0, 2, 3, 5, 6)},
     ),
     "granitemoe": Own(_GRANITE | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "hunyuan-dense": Own(),
+    "hunyuan-moe": Own(_EXPERTS | {"expert_shared_feed_forward_length": 48}),
     "kimi-k3": Own(
         _EXPERTS
         | {"block_count": 5, "leading_dense_block_count": 1, "expert_shared_count": 2}

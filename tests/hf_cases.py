@@ -3,45 +3,11 @@
 Each has its settings there, and what its GGUF file says."""
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-VOCAB, CONTEXT = 160, 128
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model: the family's name in transformers, arguments of its config, and what GGUF says."""
-
-    family: str  # "Qwen2": Qwen2Config, Qwen2ForCausalLM
-    arch: str
-    config: dict[str, Any] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)  # keys without the arch in front
-    names: dict[str, str] = field(default_factory=dict)  # of tensors, beyond _NAMES
-    reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
-    # What config.json of real models says, too. None: what it does not say.
-    extra: dict[str, Any] = field(default_factory=dict)
-    # A part of tensors' names in transformers' folder, and what real models have in its place.
-    renamed: tuple[str, str] | None = None
-    lost: str = ""  # what llama.cpp's converter does not write, so that its files compute less
-    sees: bool = False  # its config is the text_config of a model that sees pictures
-
-    @property
-    def n_experts(self) -> int:
-        keys = ("num_experts", "num_local_experts", "n_routed_experts")
-        return next((self.config[key] for key in keys if key in self.config), 0)
-
-    @property
-    def gemma(self) -> bool:
-        return self.arch.startswith("gemma")
-
-    @property
-    def plus_one(self) -> bool:
-        """Whether norms multiply by 1 + weight, and GGUF has the sum."""
-        return self.arch in ("gemma2", "gemma3", "minimax-m3", *DELTA_NETS)
-
+from hf_case import DELTA_NETS, VOCAB, Case
+from hf_plain_cases import PLAIN_CASES
 
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
 _LLAMA3_ROPE = {
@@ -270,7 +236,6 @@ _LFM2_NAMES = {
     **{"feed_forward.gate": "ffn_gate_inp", "feed_forward.expert_bias": "exp_probs_b.bias"},
     "feed_forward.experts.down_proj": "ffn_down_exps",
 }
-DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next", "qwen4exp")
 _DELTA = {
     **{"full_attention_interval": 2, "head_dim": 32, "linear_conv_kernel_dim": 4},
     **{"linear_key_head_dim": 16, "linear_value_head_dim": 16},
@@ -1113,4 +1078,5 @@ CASES = {
         | {"attention.sliding_window_pattern": np.array([True, False])},
         _GEMMA4_NAMES,
     ),
+    **PLAIN_CASES,
 }

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_cases import AFTER, CONTEXT, VOCAB, Case
+from hf_case import CONTEXT, VOCAB, Case
+from hf_cases import AFTER
 
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
 from airllm.numpy_ops import quantize
@@ -190,8 +191,7 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
     if case.n_experts:
         entries |= {
             "expert_count": case.n_experts,
-            "expert_used_count": case.config.get("top_k_experts")
-            or case.config["num_experts_per_tok"],
+            "expert_used_count": case.n_experts_used,
             "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None)
             or config.intermediate_size,
         }
@@ -252,7 +252,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             values = values[:, np.newaxis]
         if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
             values = values.reshape(case.metadata["ssm.group_count"], -1)
-        if name.endswith("shared_expert_gate.weight"):
+        if name.endswith(("shared_expert_gate.weight", "moe_statics.e_score_correction_bias")):
             values = values[0]  # GGUF has it as a vector
         if case.arch == "falcon-h1":
             values = values * _falcon_factor(config, name)
@@ -379,7 +379,7 @@ def _neighbours(rows: np.ndarray, head_dim: int) -> np.ndarray:
 
 def _rope_factors(model: Any) -> np.ndarray:
     """What Llama 3's scaling divides each frequency by."""
-    theta, dims = model.config.rope_parameters["rope_theta"], model.config.head_dim
+    theta, dims = model.config.rope_parameters["rope_theta"], _head_dim(model.config)
     plain = theta ** -(np.arange(0, dims, 2) / dims)
     return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
 

@@ -12,14 +12,20 @@ from airllm.graph.graph import Activations, Buffer, Graph
 from airllm.models.config import LayerConfig, ModelConfig
 
 __all__ = [
+    "AFTER",
+    "BEFORE",
+    "FOLDERS_BEFORE",
     "add",
+    "attend_to_all",
     "attention",
     "embed",
     "expert_outputs",
+    "fused_glu_mlp",
     "glu_mlp",
     "head",
     "layer",
     "linear",
+    "mlp",
     "norm",
     "output_logits",
     "route",
@@ -27,10 +33,13 @@ __all__ = [
     "shared_expert",
 ]
 
-Normed = Literal["", "heads", "rows"]
+Normed = Literal["", "heads", "rows", "rotated heads"]
 Half = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]  # of a layer
 # Attention of rotated queries over the keys that are kept: of (graph, config, layer, q, h).
 Attend = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer, Buffer], Buffer]
+BEFORE = ("attn_norm", "ffn_norm")  # GGUF's names of the norms before each half
+FOLDERS_BEFORE = ("attn_norm", "post_attention_norm")  # likewise where the second is as in folders
+AFTER = ("post_attention_norm", "post_ffw_norm")  # GGUF's names of the norms behind each half
 
 
 def embed(c: ModelConfig, activations: Activations) -> Graph:
@@ -67,10 +76,12 @@ def output_logits(
 def norm(
     g: GraphBuilder, c: ModelConfig, x: Buffer, slot: str, *, out: Buffer | None = None
 ) -> Buffer:
-    """RMSNorm of whole rows (arXiv:1910.07467), or LayerNorm (arXiv:1607.06450)."""
-    if c.layer_norms:
-        return g.layer_norm(x, g.weight(slot, x.width), c.norm_eps, out=out)
-    return g.rms_norm(x, g.weight(slot, x.width), c.norm_eps, out=out)
+    """RMSNorm of whole rows (arXiv:1910.07467), or LayerNorm (arXiv:1607.06450), plus the slot's
+    bias if the model has it."""
+    if not c.layer_norms:
+        return g.rms_norm(x, g.weight(slot, x.width), c.norm_eps, out=out)
+    y = g.layer_norm(x, g.weight(slot, x.width), c.norm_eps, out=out)
+    return g.bias(y, g.weight(f"{slot}.bias", x.width), out=y) if slot in c.biases else y
 
 
 def add(g: GraphBuilder, c: ModelConfig, x: Buffer, part: Buffer) -> Buffer:
@@ -91,25 +102,28 @@ def layer(
     gated: bool = False,
     attend: Attend | None = None,
     mixer: Half | None = None,
-    ffn_norm: str = "ffn_norm",
+    before: tuple[str, str] = BEFORE,
+    after: tuple[str, str] = ("", ""),
     feed_forward: Half | None = None,
 ) -> Graph:
     """The usual layer: x += attention(norm(x)), and then x += feed_forward(norm(x)).
 
     normed, fused, sinks, gated, attend: see attention. mixer, feed_forward: in place of attention
-    and of dense_or_experts. ffn_norm: the slot of the second norm.
+    and of dense_or_experts. before, after: the slots of the norms before and behind each half; "":
+    it has none.
     """
     g = GraphBuilder("layer", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = norm(g, c, x, "attn_norm")
+    h = norm(g, c, x, before[0]) if before[0] else x
     if mixer is None:
         how = {"fused": fused, "sinks": sinks, "gated": gated}
         y = attention(g, c, layer, h, normed=normed, attend=attend, **how)
     else:
         y = mixer(g, c, layer, h)
-    x = add(g, c, x, y)
-    h = norm(g, c, x, ffn_norm)
-    add(g, c, x, (feed_forward or dense_or_experts)(g, c, layer, h))
+    x = add(g, c, x, norm(g, c, y, after[0], out=y) if after[0] else y)
+    h = norm(g, c, x, before[1]) if before[1] else x
+    y = (feed_forward or dense_or_experts)(g, c, layer, h)
+    add(g, c, x, norm(g, c, y, after[1], out=y) if after[1] else y)
     return g.build()
 
 
@@ -135,7 +149,8 @@ def attention(
 ) -> Buffer:
     """Causal attention with groups of heads that share keys and values (arXiv:2305.13245).
 
-    normed: whether Q and K are normalised, each head by itself or all heads of a token together.
+    normed: whether Q and K are normalised, each head by itself, before or behind its rotation, or
+    all heads of a token together.
     fused: Q, K and V come from one matrix. sinks: each head has one more score, without a value
     (arXiv:2309.17453). gated: each head's values are multiplied by the sigmoid of a gate, whose
     rows in Q's matrix follow those of the head's query (arXiv:2505.06708). attend: in place of
@@ -154,8 +169,7 @@ def attention(
         gate = g.take_head_columns(q, c.n_heads, c.head_dim, c.head_dim)  # [n, q_width]
         q = g.take_head_columns(q, c.n_heads, 0, c.head_dim)  # [n, q_width]
     if normed == "heads":
-        q = g.head_norm(q, g.weight("attn_q_norm", c.head_dim), c.n_heads, c.norm_eps, out=q)
-        k = g.head_norm(k, g.weight("attn_k_norm", c.head_dim), c.n_kv_heads, c.norm_eps, out=k)
+        q, k = heads_normed(g, c, q, k)
     elif normed == "rows":
         q = norm(g, c, q, "attn_q_norm", out=q)
         k = norm(g, c, k, "attn_k_norm", out=k)
@@ -164,23 +178,39 @@ def attention(
         of_q = g.external("rope_q", c.rope_dims) if c.attention_temperature else table
         q = g.rope(q, of_q, c.n_heads, c.head_dim, interleaved=c.rope_interleaved, out=q)
         k = g.rope(k, table, c.n_kv_heads, c.head_dim, interleaved=c.rope_interleaved, out=k)
+    if normed == "rotated heads":
+        q, k = heads_normed(g, c, q, k)
     g.kv_append(k, v, c.n_kv_heads, c.head_dim)
     if attend is not None:
         a = attend(g, c, layer, q, h)  # [n, q_width]
     else:
-        a = g.attention(
-            q,
-            c.n_heads,
-            c.n_kv_heads,
-            c.head_dim,
-            scale=c.attention_scale,
-            window=layer.window,
-            softcap=c.attention_softcap,
-            sinks=g.weight("attn_sinks", c.n_heads) if sinks else None,
-        )  # [n, q_width]
+        a = attend_to_all(g, c, layer, q, sinks=sinks)  # [n, q_width]
     if gated:
         a = g.multiply(a, g.sigmoid(gate, out=gate), out=a)
     return linear(g, c, a, "attn_output", c.hidden_size)
+
+
+def heads_normed(g: GraphBuilder, c: ModelConfig, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+    """Each head of Q and K, normalised by itself."""
+    q = g.head_norm(q, g.weight("attn_q_norm", c.head_dim), c.n_heads, c.norm_eps, out=q)
+    k = g.head_norm(k, g.weight("attn_k_norm", c.head_dim), c.n_kv_heads, c.norm_eps, out=k)
+    return q, k
+
+
+def attend_to_all(
+    g: GraphBuilder, c: ModelConfig, layer: LayerConfig, q: Buffer, *, sinks: bool = False
+) -> Buffer:
+    """Attention to all positions, or to those of the layer's window: [n, q_width]."""
+    return g.attention(
+        q,
+        c.n_heads,
+        c.n_kv_heads,
+        c.head_dim,
+        scale=c.attention_scale,
+        window=layer.window,
+        softcap=c.attention_softcap,
+        sinks=g.weight("attn_sinks", c.n_heads) if sinks else None,
+    )
 
 
 def dense_or_experts(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
@@ -206,6 +236,29 @@ def glu_mlp(
     gate = linear(g, c, h, f"ffn_gate{suffix}", width)
     up = linear(g, c, h, f"ffn_up{suffix}", width)
     return linear(g, c, gated(g, c, gate, up, gelu), f"ffn_down{suffix}", c.hidden_size)
+
+
+def fused_glu_mlp(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
+    """SwiGLU, gate and up from one matrix."""
+    hidden, ffn = c.hidden_size, c.intermediate_size
+    both = g.linear(h, g.weight("ffn_up", 2 * ffn, hidden))  # [n, 2 * ffn]
+    h = g.swiglu(g.take_columns(both, 0, ffn), g.take_columns(both, ffn, ffn))  # [n, ffn]
+    return g.linear(h, g.weight("ffn_down", hidden, ffn))
+
+
+def mlp(
+    g: GraphBuilder,
+    c: ModelConfig,
+    h: Buffer,
+    activation: Literal["gelu", "relu_squared"],
+    *,
+    width: int = 0,
+    suffix: str = "",
+) -> Buffer:
+    """Two matrices with an activation between them. width, suffix: see glu_mlp."""
+    up = linear(g, c, h, f"ffn_up{suffix}", width or c.intermediate_size)
+    up = g.gelu(up, out=up) if activation == "gelu" else g.relu_squared(up, out=up)
+    return linear(g, c, up, f"ffn_down{suffix}", c.hidden_size)
 
 
 def gated(g: GraphBuilder, c: ModelConfig, gate: Buffer, up: Buffer, gelu: bool) -> Buffer:

@@ -20,6 +20,7 @@ from airllm.models.mamba2 import CHANGED, MIXER_NAMES, mamba2, read_mamba2, time
 from airllm.util.metadata import Metadata
 
 _FFN_NORM = "ffn_norm."  # without ".weight" in files of this architecture
+_BEFORE = ("attn_norm", _FFN_NORM)
 
 
 def configure(r: ConfigReader) -> ModelConfig:
@@ -57,7 +58,7 @@ def _factors_of_parts(r: ConfigReader) -> tuple[float, ...]:
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     return blocks.layer(
-        c, activations, layer, mixer=_both, ffn_norm=_FFN_NORM, feed_forward=_feed_forward
+        c, activations, layer, mixer=_both, before=_BEFORE, feed_forward=_feed_forward
     )
 
 

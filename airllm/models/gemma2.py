@@ -4,10 +4,11 @@ logits, and a window on every other layer.
 Gemma's norms multiply by 1 + weight; GGUF files store the sum.
 """
 
+from functools import partial
 from typing import Any
 
 from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
+from airllm.graph.graph import Buffer
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -47,18 +48,11 @@ def read(
     return r.config(layers=layers, scaled_by=wide, embedding_scale=hidden_size**0.5, **own)
 
 
-def layer(
-    c: ModelConfig, activations: Activations, layer: LayerConfig, *, heads_normed: bool = False
-) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    a = blocks.attention(g, c, layer, h, normed="heads" if heads_normed else "")
-    x = g.add(x, blocks.norm(g, c, a, "post_attention_norm", out=a), out=x)
-    h = blocks.norm(g, c, x, "ffn_norm")
-    h = blocks.glu_mlp(g, c, h, gelu=True)
-    g.add(x, blocks.norm(g, c, h, "post_ffw_norm", out=h), out=x)
-    return g.build()
+def feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
+    return blocks.glu_mlp(g, c, h, gelu=True)
+
+
+layer = partial(blocks.layer, after=blocks.AFTER, feed_forward=feed_forward)
 
 
 def values(config: HFReader, period: int, said: int = 0) -> dict[str, object]:

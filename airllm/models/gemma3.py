@@ -3,7 +3,8 @@
 Five of six layers have a window; their rope turns faster than that of the sixth.
 """
 
-from airllm.graph.graph import Activations, Graph
+from functools import partial
+
 from airllm.models import gemma2
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -21,10 +22,6 @@ def configure(r: ConfigReader) -> ModelConfig:
         layers_of_27b=62,
         final_softcap=r.cap("final_logit_softcapping"),
     )
-
-
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    return gemma2.layer(c, activations, layer, heads_normed=True)
 
 
 def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:
@@ -63,6 +60,6 @@ FAMILY = Family(
         ),
     ),
     configure,
-    layer,
+    partial(gemma2.layer, normed="heads"),
     rotations=rotations,
 )

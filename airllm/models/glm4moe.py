@@ -40,7 +40,7 @@ def next_layer(c: ModelConfig) -> LayerConfig:
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     normed: blocks.Normed = "heads" if c.head_norms else ""
-    return blocks.layer(c, activations, layer, normed=normed, ffn_norm="post_attention_norm")
+    return blocks.layer(c, activations, layer, normed=normed, before=blocks.FOLDERS_BEFORE)
 
 
 def _values(config: HFReader) -> dict[str, object]:

@@ -66,5 +66,5 @@ FAMILY = Family(
         ),
     ),
     configure,
-    partial(blocks.layer, sinks=True, ffn_norm="post_attention_norm"),
+    partial(blocks.layer, sinks=True, before=blocks.FOLDERS_BEFORE),
 )

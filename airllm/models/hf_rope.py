@@ -75,6 +75,8 @@ def translate_rope(config: Metadata, head_dim: int) -> HFRope:
     elif kind == "proportional":
         found.values["rope.dimension_count"] = head_dim
         found.tensors["rope_freqs.weight"] = _proportional_factors(rope, head_dim, share)
+    elif kind == "dynamic" and rope.get("alpha") is not None:
+        found.values["rope.freq_base"] = _larger_base(rope, head_dim)
     elif kind == "yarn":
         _yarn(rope, found)
     elif kind in ("longrope", "su"):
@@ -118,6 +120,14 @@ def _proportional_factors(rope: Metadata, head_dim: int, share: float) -> NDArra
     factors = np.full(head_dim // 2, STOPS, np.float32)
     factors[:n_rotating] = rope.number("factor", 1.0)
     return factors
+
+
+def _larger_base(rope: Metadata, head_dim: int) -> float:
+    """Of NTK-aware scaling by a constant (Hunyuan), which folders call dynamic."""
+    theta, alpha = rope.number("rope_theta"), rope.number("alpha")
+    if not 1.0 <= alpha <= 1e6 or not 1.0 <= theta <= 1e12 or head_dim < 4:
+        raise rope.fault(f"the RoPE scaling's alpha is {alpha}; expected 1 to 1000000")
+    return float(theta * alpha ** (head_dim / (head_dim - 2)))
 
 
 def _yarn(rope: Metadata, found: HFRope) -> None:

@@ -89,15 +89,9 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     elif layer.mixer == "attention":
         part = blocks.attention(g, c, layer, h)
     else:
-        part = _experts(g, c, h) if layer.has_experts else _mlp(g, c, h, c.intermediate_size)
+        part = _experts(g, c, h) if layer.has_experts else blocks.mlp(g, c, h, "relu_squared")
     blocks.add(g, c, x, part)
     return g.build()
-
-
-def _mlp(g: GraphBuilder, c: ModelConfig, h: Buffer, width: int, suffix: str = "") -> Buffer:
-    up = blocks.linear(g, c, h, f"ffn_up{suffix}", width)
-    up = g.relu_squared(up, out=up)
-    return blocks.linear(g, c, up, f"ffn_down{suffix}", c.hidden_size)
 
 
 def _experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
@@ -114,7 +108,10 @@ def _experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
         y = g.linear(y, g.weight("ffn_latent_up", c.hidden_size, seen))
     if not c.shared_expert_size:
         return y
-    return g.add(y, _mlp(g, c, h, c.shared_expert_size, "_shexp"), out=y)
+    shared = blocks.mlp(
+        g, c, h, "relu_squared", width=c.shared_expert_size, suffix="_shexp"
+    )
+    return g.add(y, shared, out=y)
 
 
 def _values(config: HFReader) -> dict[str, object]:

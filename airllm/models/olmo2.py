@@ -4,8 +4,8 @@ before it, and Q and K normalised over all heads of a token.
 Three of four layers of OLMo 3 have a window, and a rotation without its scaling.
 """
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
+from functools import partial
+
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -22,16 +22,6 @@ NAMES = {
 
 def configure(r: ConfigReader) -> ModelConfig:
     return r.config(layers=[LayerConfig(window) for window in r.windows(period=PERIOD)])
-
-
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    a = blocks.attention(g, c, layer, x, normed="rows")
-    x = g.add(x, blocks.norm(g, c, a, "post_attention_norm", out=a), out=x)
-    h = blocks.glu_mlp(g, c, x)
-    g.add(x, blocks.norm(g, c, h, "post_ffw_norm", out=h), out=x)
-    return g.build()
 
 
 def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:
@@ -52,6 +42,6 @@ FAMILY = Family(
         HuggingFace("olmo3", "olmo2", _olmo3, NAMES, defaults={"sliding_window": 4096}),
     ),
     configure,
-    layer,
+    partial(blocks.layer, normed="rows", before=("", ""), after=blocks.AFTER),
     rotations=rotations,
 )

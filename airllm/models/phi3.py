@@ -3,8 +3,6 @@ for gate and up, and LongRoPE."""
 
 from functools import partial
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Buffer
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -14,14 +12,6 @@ from airllm.models.hugging_face import HFReader, HuggingFace
 
 def configure(r: ConfigReader) -> ModelConfig:
     return r.config(layers=[LayerConfig(window) for window in r.windows()])
-
-
-def feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
-    """SwiGLU, gate and up from one matrix."""
-    hidden, ffn = c.hidden_size, c.intermediate_size
-    both = g.linear(h, g.weight("ffn_up", 2 * ffn, hidden))  # [n, 2 * ffn]
-    h = g.swiglu(g.take_columns(both, 0, ffn), g.take_columns(both, ffn, ffn))  # [n, ffn]
-    return g.linear(h, g.weight("ffn_down", hidden, ffn))
 
 
 def _values(config: HFReader) -> dict[str, object]:
@@ -41,5 +31,5 @@ FAMILY = Family(
         ),
     ),
     configure,
-    partial(blocks.layer, fused=True, feed_forward=feed_forward),
+    partial(blocks.layer, fused=True, feed_forward=blocks.fused_glu_mlp),
 )

@@ -54,7 +54,7 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
         normed="heads",
         gated=True,
         mixer=delta_net if layer.mixer == "delta_net" else None,
-        ffn_norm="post_attention_norm",
+        before=blocks.FOLDERS_BEFORE,
     )
 
 

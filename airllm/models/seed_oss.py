@@ -25,5 +25,5 @@ FAMILY = Family(
         ),
     ),
     configure,
-    partial(blocks.layer, ffn_norm="post_attention_norm"),
+    partial(blocks.layer, before=blocks.FOLDERS_BEFORE),
 )

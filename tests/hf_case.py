@@ -1,0 +1,44 @@
+"""What a tiny model that is compared with Hugging Face `transformers` is described by."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+VOCAB, CONTEXT = 160, 128
+DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next", "qwen4exp")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: the family's name in transformers, arguments of its config, and what GGUF says."""
+
+    family: str  # "Qwen2": Qwen2Config, Qwen2ForCausalLM
+    arch: str
+    config: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)  # keys without the arch in front
+    names: dict[str, str] = field(default_factory=dict)  # of tensors, beyond _NAMES
+    reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
+    # What config.json of real models says, too. None: what it does not say.
+    extra: dict[str, Any] = field(default_factory=dict)
+    # A part of tensors' names in transformers' folder, and what real models have in its place.
+    renamed: tuple[str, str] | None = None
+    lost: str = ""  # what llama.cpp's converter does not write, so that its files compute less
+    sees: bool = False  # its config is the text_config of a model that sees pictures
+
+    @property
+    def n_experts(self) -> int:
+        keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+        return next((self.config[key] for key in keys if key in self.config), 0)
+
+    @property
+    def n_experts_used(self) -> int:
+        keys = ("top_k_experts", "num_experts_per_tok", "moe_k", "moe_topk")
+        return int(next(self.config[key] for key in keys if key in self.config))
+
+    @property
+    def gemma(self) -> bool:
+        return self.arch.startswith("gemma")
+
+    @property
+    def plus_one(self) -> bool:
+        """Whether norms multiply by 1 + weight, and GGUF has the sum."""
+        return self.arch in ("gemma", "gemma2", "gemma3", "minimax-m3", *DELTA_NETS)

@@ -1,0 +1,139 @@
+"""Tiny models of the families that are plain variants of others, as in hf_cases."""
+
+from typing import Any
+
+import numpy as np
+from hf_case import Case
+
+_SHARED_NAMES = {
+    f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")
+}
+_BIASED_NAMES = _SHARED_NAMES | {"mlp.gate.e_score_correction_bias": "exp_probs_b.bias"}
+_SANDWICH = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_LLAMA3_ROPE = {
+    **{"rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "low_freq_factor": 1.0},
+    **{"high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+}
+_WINDOW = {"num_hidden_layers": 5, "sliding_window": 20, "sliding_window_pattern": 4}
+_WINDOW_KEYS: dict[str, Any] = {
+    "attention.sliding_window": 20,
+    "attention.sliding_window_pattern": np.array([1, 1, 1, 0, 1], bool),
+}
+_NTK = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}
+_HUNYUAN_NAMES = {
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
+}
+_AFMOE_NAMES = _SHARED_NAMES | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_mlp_layernorm": "ffn_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+    "self_attn.gate_proj": "attn_gate",
+    "mlp.router.gate": "ffn_gate_inp",
+    "mlp.expert_bias": "exp_probs_b.bias",
+}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32}
+
+PLAIN_CASES = {
+    "ERNIE 4.5": Case("Ernie4_5", "ernie4_5", {"head_dim": 32, "tie_word_embeddings": True}),
+    "ERNIE 4.5 with experts": Case(
+        "Ernie4_5_Moe",
+        "ernie4_5-moe",
+        # GGUF's width of the shared experts is this width over the number of heads of keys.
+        {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 32, "intermediate_size": 128},
+        {"expert_shared_count": 2, "expert_shared_feed_forward_length": 64}
+        | {"leading_dense_block_count": 1, "interleave_moe_layer_step": 1},
+        names=_SHARED_NAMES
+        | {"mlp.gate.moe_statics.e_score_correction_bias": "exp_probs_b.bias"},
+        extra={"moe_capacity": [64, 64, 64], "moe_gate": "topk", "moe_use_aux_free": True},
+    ),
+    "GLM-4": Case(
+        "Glm4",
+        "glm4",
+        {"head_dim": 32, "pad_token_id": 0},
+        {"rope.dimension_count": 16},
+        names={
+            "post_self_attn_layernorm": "post_attention_norm",
+            "post_attention_layernorm": "ffn_norm",
+            "post_mlp_layernorm": "post_ffw_norm",
+            "mlp.gate_up_proj": "ffn_up",
+        },
+    ),
+    "EXAONE 4.0 1.2B": Case(
+        "Exaone4",
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 3}
+        | {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True},
+        names=_SANDWICH,
+    ),
+    "EXAONE 4.0 with windows": Case("Exaone4", "exaone4", _WINDOW, _WINDOW_KEYS, names=_SANDWICH),
+    "K-EXAONE": Case(
+        "ExaoneMoe",
+        "exaone-moe",
+        _WINDOW | _EXPERTS | {"num_experts": 6, "n_group": 1, "routed_scaling_factor": 1.5},
+        _WINDOW_KEYS
+        | {"expert_gating_func": 2, "expert_weights_scale": 1.5, "expert_weights_norm": True}
+        | {"expert_shared_count": 1, "leading_dense_block_count": 1},
+        names=_BIASED_NAMES,
+        extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    ),
+    "Hunyuan, dense": Case(
+        "HunYuanDenseV1",
+        "hunyuan-dense",
+        {"head_dim": 32, "tie_word_embeddings": True},
+        names=_HUNYUAN_NAMES,
+        extra={"use_qk_norm": True, "norm_type": "rms", "num_experts": 1},
+    ),
+    "Hunyuan, longer by a larger base": Case(
+        "HunYuanDenseV1",
+        "hunyuan-dense",
+        {"head_dim": 32, "max_position_embeddings": 32768}
+        | {"rope_parameters": _NTK},
+        {"rope.freq_base": 1e4 * 50.0 ** (32 / 30)},
+        names=_HUNYUAN_NAMES,
+    ),
+    "Hunyuan-A13B": Case(
+        "HunYuanMoEV1",
+        "hunyuan-moe",
+        {"num_hidden_layers": 2, "num_experts": 6, "moe_topk": 2, "head_dim": 16},
+        {"expert_shared_count": 1, "expert_shared_feed_forward_length": 96},
+        names=_HUNYUAN_NAMES
+        | {"mlp.gate.wg": "ffn_gate_inp"}
+        | {f"mlp.shared_mlp.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
+        extra={"moe_topk": [2] * 2, "moe_intermediate_size": [96] * 2, "num_shared_expert": [1] * 2}
+        | {"use_qk_norm": True, "use_mixed_mlp_moe": True},
+    ),
+    "dots.llm1": Case(
+        "Dots1",
+        "dots1",
+        _EXPERTS
+        | {"n_routed_experts": 6, "n_shared_experts": 2, "first_k_dense_replace": 1}
+        | {"norm_topk_prob": True, "routed_scaling_factor": 2.5, "sliding_window": None},
+        {"expert_gating_func": 2, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+        | {"expert_shared_count": 2, "leading_dense_block_count": 1},
+        names=_BIASED_NAMES,
+        extra={"scoring_func": "noaux_tc"},
+    ),
+    "AFM-4.5B": Case("Arcee", "arcee", {"head_dim": 32}, reordered=True),
+    "Trinity": Case(
+        "Afmoe",
+        "afmoe",
+        _EXPERTS
+        | {"num_experts": 6, "num_shared_experts": 1, "num_dense_layers": 1, "route_scale": 1.5}
+        | {"num_hidden_layers": 5, "sliding_window": 20, "mup_enabled": True},
+        {"attention.sliding_window": 20, "expert_gating_func": 2, "expert_weights_scale": 1.5}
+        | {"expert_weights_norm": True, "expert_shared_count": 1}
+        | {"leading_dense_block_count": 1},
+        names=_AFMOE_NAMES,
+        extra={"score_func": "sigmoid", "route_norm": True, "n_group": 1, "topk_group": 1},
+    ),
+    "Gemma": Case(
+        "Gemma",
+        "gemma",
+        {"head_dim": 32},
+        names={"post_attention_layernorm": "ffn_norm"},
+    ),
+}
