@@ -115,7 +115,7 @@ PLAIN_CASES = {
         {"expert_gating_func": 2, "expert_weights_scale": 2.5, "expert_weights_norm": True}
         | {"expert_shared_count": 2, "leading_dense_block_count": 1},
         names=_BIASED_NAMES,
-        extra={"scoring_func": "noaux_tc"},
+        extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
     ),
     "AFM-4.5B": Case("Arcee", "arcee", {"head_dim": 32}, reordered=True),
     "Trinity": Case(

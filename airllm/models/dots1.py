@@ -32,7 +32,7 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 
 def _values(config: HFReader) -> dict[str, object]:
-    config.expect("scoring_func", None, "sigmoid", "noaux_tc")
+    config.expect("scoring_func", None, "sigmoid")
     config.expect("topk_method", None, "noaux_tc")
     config.expect("moe_layer_freq", None, 1)
     return {

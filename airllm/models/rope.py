@@ -108,7 +108,9 @@ def read_rotation(
         return Rotation(short, magnitude, long, original)
     if kind == "yarn":
         return _yarn(r, frequencies, theta, original, magnitude)
-    if kind != "none":
+    if kind == "none":
+        r.ignore("rope.scaling.factor")
+    else:
         frequencies = frequencies / _linear_factor(r)
     if "rope_freqs.weight" in r.file.tensors:
         factors = _factors(r, "rope_freqs.weight", len(exponents))
