@@ -77,6 +77,13 @@ _ALL_BIASED = {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
 ARCHITECTURES = {
     "afmoe": Own(_EXPERTS | _SHARED | {"attention.sliding_window": 20}, _ALL_BIASED),
     "arcee": Own(_YARN),
+    "bailingmoe2": Own(
+        _EXPERTS
+        | _SHARED
+        | {"block_count": 9, "nextn_predict_layers": 1, "rope.dimension_count": 8}
+        | {"expert_group_count": 3, "expert_group_used_count": 2, "expert_weights_norm": True},
+        _ALL_BIASED | {"blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
     "cohere2": Own(_LAYER_NORM | {"attention.sliding_window": 20, "logit_scale": 0.5}),
     "command-r": Own(_LAYER_NORM | {"logit_scale": 0.5}),
     "deepseek2": Own(
@@ -201,6 +208,11 @@ ARCHITECTURES = {
     "granitemoe": Own(_GRANITE | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
     "hunyuan-dense": Own(),
     "hunyuan-moe": Own(_EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "hy_v3": Own(
+        _EXPERTS | {"expert_shared_feed_forward_length": 32, "expert_weights_scale": 1.5},
+        {f"blk.{i}.exp_probs_b": (6,) for i in range(1, 8)}
+        | {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in range(1, 8)},
+    ),
     "kimi-k3": Own(
         _EXPERTS
         | {"block_count": 5, "leading_dense_block_count": 1, "expert_shared_count": 2}
@@ -251,6 +263,15 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)},
     ),
     "mistral3": Own(_YARN | {"attention.temperature_scale": 0.1}),
+    "mistral4": Own(
+        _EXPERTS
+        | _YARN
+        | {"expert_shared_count": 1, "attention.head_count_kv": 1, "attention.q_lora_rank": 20}
+        | {"attention.kv_lora_rank": 24, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"rope.scaling.yarn_log_multiplier": 0.1, "attention.temperature_scale": 0.1}
+    ),
+    "nemotron": Own(_LAYER_NORM | {"rope.dimension_count": 8}),
     "nemotron_h": Own(_MAMBA2 | _ONE_PART),
     "nemotron_h_moe": Own(
         _MAMBA2
@@ -265,6 +286,8 @@ ARCHITECTURES = {
     ),
     "olmo2": Own(_YARN | {"attention.sliding_window": 20}),
     "olmoe": Own(_EXPERTS),
+    "orion": Own(_LAYER_NORM, {f"blk.{i}.ffn_norm.bias": (64,) for i in range(8)}),
+    "phi2": Own(_LAYER_NORM | {"rope.dimension_count": 8}),
     "phi3": Own(
         {"rope.dimension_count": 8, "rope.scaling.original_context_length": 32},
         {"rope_factors_short.weight": (4,), "rope_factors_long.weight": (4,)},
@@ -312,6 +335,8 @@ ARCHITECTURES = {
     "qwen3vlmoe": Own(_EXPERTS),
     "seed_oss": Own(tensors={f"blk.{i}.attn_q.bias": (64,) for i in range(8)}),
     "smollm3": Own(),
+    "stablelm": Own(_LAYER_NORM | {"rope.dimension_count": 4}),
+    "starcoder2": Own(_LAYER_NORM | {"attention.sliding_window": 20}),
 }
 
 

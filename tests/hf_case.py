@@ -41,4 +41,4 @@ class Case:
     @property
     def plus_one(self) -> bool:
         """Whether norms multiply by 1 + weight, and GGUF has the sum."""
-        return self.arch in ("gemma", "gemma2", "gemma3", "minimax-m3", *DELTA_NETS)
+        return self.arch in ("gemma", "gemma2", "gemma3", "minimax-m3", "nemotron", *DELTA_NETS)

@@ -177,7 +177,9 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
     }
-    if hasattr(config, "layer_norm_eps"):
+    if "attention.layer_norm_epsilon" in case.metadata:
+        pass
+    elif hasattr(config, "layer_norm_eps"):
         entries["attention.layer_norm_epsilon"] = config.layer_norm_eps
     else:
         names = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon")

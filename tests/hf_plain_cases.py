@@ -37,6 +37,31 @@ _AFMOE_NAMES = _SHARED_NAMES | {
 }
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32}
 
+_YARN = {
+    **{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0},
+    **{"original_max_position_embeddings": 32, "mscale_all_dim": 1.0},
+}
+_LATENT = {
+    **{"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 32, "v_head_dim": 24},
+    **{"qk_nope_head_dim": 32, "qk_rope_head_dim": 8, "n_routed_experts": 6},
+    **{"num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 2},
+}
+_LATENT_KEYS = {
+    **{"attention.head_count_kv": 1, "attention.kv_lora_rank": 32, "attention.key_length": 40},
+    **{"attention.value_length": 32, "attention.key_length_mla": 40},
+    **{"attention.value_length_mla": 24, "rope.dimension_count": 8, "expert_shared_count": 2},
+    **{"attention.q_lora_rank": 32, "leading_dense_block_count": 0, "expert_gating_func": 1},
+    **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+    **{"rope.scaling.original_context_length": 32, "rope.scaling.yarn_log_multiplier": 0.1},
+}
+_LATENT_NAMES = _SHARED_NAMES | {
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+}
+
 PLAIN_CASES = {
     "ERNIE 4.5": Case("Ernie4_5", "ernie4_5", {"head_dim": 32, "tie_word_embeddings": True}),
     "ERNIE 4.5 with experts": Case(
@@ -129,6 +154,62 @@ PLAIN_CASES = {
         | {"leading_dense_block_count": 1},
         names=_AFMOE_NAMES,
         extra={"score_func": "sigmoid", "route_norm": True, "n_group": 1, "topk_group": 1},
+    ),
+    "Hy3": Case(
+        "HYV3",
+        "hy_v3",
+        _EXPERTS | {"num_experts": 6, "num_shared_experts": 1, "router_scaling_factor": 1.5},
+        {"expert_gating_func": 2, "expert_weights_scale": 1.5, "expert_weights_norm": True}
+        | {"expert_shared_feed_forward_length": 32},
+        names=_SHARED_NAMES | {"mlp.e_score_correction_bias": "exp_probs_b."},
+        extra={"route_norm": True, "moe_router_use_sigmoid": True, "qk_norm": True},
+    ),
+    "Mistral 4": Case(
+        "Mistral4",
+        "mistral4",
+        _LATENT | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.1}},
+        _LATENT_KEYS | {"attention.temperature_scale": 0.1},
+        names=_LATENT_NAMES,
+        lost="how queries grow",
+    ),
+    "Mistral 4 whose queries do not grow": Case(
+        "Mistral4",
+        "mistral4",
+        _LATENT | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.0}},
+        _LATENT_KEYS,
+        names=_LATENT_NAMES,
+    ),
+    "StarCoder2": Case(
+        "Starcoder2",
+        "starcoder2",
+        {"sliding_window": 20, "tie_word_embeddings": True},
+        {"attention.sliding_window": 20, "attention.layer_norm_epsilon": 1e-5},
+        names={"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
+        lost="the window",
+    ),
+    "Phi-2": Case(
+        "Phi",
+        "phi2",
+        {"num_key_value_heads": 4},
+        {"rope.dimension_count": 8},
+        names={
+            "final_layernorm": "output_norm",
+            "self_attn.dense": "attn_output",
+            "mlp.fc1": "ffn_up",
+            "mlp.fc2": "ffn_down",
+        },
+    ),
+    "StableLM 2": Case(
+        "StableLm", "stablelm", {"use_qkv_bias": True}, {"rope.dimension_count": 4}
+    ),
+    "StableLM with both halves side by side": Case(
+        "StableLm", "stablelm", {"use_parallel_residual": True}, {"rope.dimension_count": 4}
+    ),
+    "Minitron": Case(
+        "Nemotron",
+        "nemotron",
+        {"head_dim": 32},
+        {"rope.dimension_count": 16, "attention.layer_norm_epsilon": 1e-5},
     ),
     "Gemma": Case(
         "Gemma",

@@ -28,6 +28,7 @@ __all__ = [
     "mlp",
     "norm",
     "output_logits",
+    "parallel_layer",
     "route",
     "routed_experts",
     "shared_expert",
@@ -66,7 +67,7 @@ def output_logits(
     output = "token_embd" if c.tied_embeddings else "output"
     logits = g.external("logits", c.vocab_size)  # [n, vocab]
     h = norm(g, c, x, norm_slot)  # [n, hidden]
-    g.linear(h, g.weight(output, c.vocab_size, c.hidden_size), out=logits)
+    linear(g, c, h, output, c.vocab_size, out=logits)
     if c.logit_scale != 1.0:
         g.scale(logits, c.logit_scale, out=logits)
     if c.final_softcap:
@@ -127,9 +128,35 @@ def layer(
     return g.build()
 
 
-def linear(g: GraphBuilder, c: ModelConfig, x: Buffer, slot: str, width: int) -> Buffer:
+def parallel_layer(
+    c: ModelConfig,
+    activations: Activations,
+    layer: LayerConfig,
+    *,
+    fused: bool = False,
+    feed_forward: Half | None = None,
+) -> Graph:
+    """Both halves of the layer side by side, behind one norm. See layer."""
+    g = GraphBuilder("layer", activations=activations)
+    x = g.external("residual", c.hidden_size)  # [n, hidden]
+    h = norm(g, c, x, BEFORE[0])
+    a = attention(g, c, layer, h, fused=fused)
+    x = add(g, c, x, (feed_forward or dense_or_experts)(g, c, layer, h))
+    add(g, c, x, a)
+    return g.build()
+
+
+def linear(
+    g: GraphBuilder,
+    c: ModelConfig,
+    x: Buffer,
+    slot: str,
+    width: int,
+    *,
+    out: Buffer | None = None,
+) -> Buffer:
     """x W^T -> [n, width], plus the slot's bias if the model has it (`c.biases`)."""
-    y = g.linear(x, g.weight(slot, width, x.width))
+    y = g.linear(x, g.weight(slot, width, x.width), out=out)
     if slot in c.biases:
         y = g.bias(y, g.weight(f"{slot}.bias", width), out=y)
     return y
@@ -283,7 +310,7 @@ def route(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
         normalized=r.normalized,
         gating=r.gating,
         scale=r.scale,
-        bias=g.weight("exp_probs_b.bias", n) if r.biased else None,
+        bias=g.weight(r.bias_slot, n) if r.biased else None,
         n_groups=r.n_groups,
         n_groups_used=r.n_groups_used,
         group_score=r.group_score,

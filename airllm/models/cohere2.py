@@ -2,8 +2,6 @@
 LayerNorm, and scaled logits. Three of four layers of Command R7B have a window; the fourth sees all
 positions and does not rotate."""
 
-from airllm.graph.builder import GraphBuilder
-from airllm.graph.graph import Activations, Graph
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -26,16 +24,6 @@ def configure(r: ConfigReader) -> ModelConfig:
         rope_interleaved=True,
         logit_scale=r.positive("logit_scale", 1.0),
     )
-
-
-def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
-    g = GraphBuilder("layer", activations=activations)
-    x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, "attn_norm")
-    a = blocks.attention(g, c, layer, h)
-    x = g.add(x, blocks.glu_mlp(g, c, h), out=x)
-    g.add(x, a, out=x)
-    return g.build()
 
 
 def _cohere(config: HFReader) -> dict[str, object]:
@@ -72,5 +60,5 @@ FAMILY = Family(
         )
     ),
     configure,
-    layer,
+    blocks.parallel_layer,
 )

@@ -75,6 +75,7 @@ class Router:
     normalized: bool = True  # the shares of a token's experts sum to 1
     scale: float = 1.0  # what the shares are multiplied by in the end
     biased: bool = False  # a bias for each expert counts in the choice, and in nothing else
+    bias_slot: str = "exp_probs_b.bias"
     n_groups: int = 1
     n_groups_used: int = 1
     group_score: Literal["top2", "max"] = "top2"

@@ -207,12 +207,14 @@ class ConfigReader:
         )
 
     def optional_biases(self, *slots: str) -> frozenset[str]:
-        """Those of the slots that have a bias in any layer. Layers that have the slot and no bias
-        are then refused."""
+        """Those of the slots that have a bias, in any layer or beside them. Layers that have the
+        slot and no bias are then refused."""
         names = self.file.tensors
         layers = range(self.n_layers)
         return frozenset(
-            slot for slot in slots if any(f"blk.{i}.{slot}.bias" in names for i in layers)
+            slot
+            for slot in slots
+            if f"{slot}.bias" in names or any(f"blk.{i}.{slot}.bias" in names for i in layers)
         )
 
     def experts(self, *, shared_out: bool = True, **own: Any) -> dict[str, Any]:
@@ -234,11 +236,13 @@ class ConfigReader:
             raise self.fault(
                 "expert_group_count", n_groups, f"expected groups that {n_experts} experts fit"
             )
+        bias = usual.bias_slot.removesuffix(".")
         router = Router(
             gating=_GATING.get(gating, usual.gating),
             normalized=self.flag("expert_weights_norm", usual.normalized),
             scale=self.positive("expert_weights_scale", usual.scale),
-            biased=any(name.endswith(".exp_probs_b.bias") for name in self.file.tensors),
+            biased=any(name.endswith(f".{bias}") for name in self.file.tensors),
+            bias_slot=usual.bias_slot,
             n_groups=n_groups,
             n_groups_used=n_groups_used,
         )

@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from airllm.formats.hf_config import Names, Slots
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
@@ -25,6 +27,7 @@ from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
 from airllm.models.rope import Rotation, read_rotation
 from airllm.util.metadata import Metadata
 
+TEMPERATURE = "attention.temperature_scale"
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # a tenth of config.json's mscale_all_dim
 
 _OF_EXPERTS = (
@@ -41,6 +44,7 @@ def configure(r: ConfigReader) -> ModelConfig:
     if length != latent.rank:
         raise r.fault("attention.value_length", length, f"expected {latent.rank}, of a latent")
     dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
+    normalized = r.architecture == "mistral4"
     c = r.config(
         head_dim=latent.rank + rope_dims,
         scaled_by=(latent.unrotated + rope_dims) / _magnitude(r) ** 4,
@@ -48,7 +52,8 @@ def configure(r: ConfigReader) -> ModelConfig:
         layers=[LayerConfig(has_experts=index >= dense) for index in range(r.n_layers)],
         intermediate_size=r.feed_forward_length(),
         latent=latent,
-        **experts_of(r, dense),
+        attention_temperature=temperature(r),
+        **experts_of(r, dense, normalized=normalized),
     )
     if c.n_kv_heads != 1:
         raise r.fault("attention.head_count_kv", c.n_kv_heads, "expected 1")
@@ -90,6 +95,14 @@ def experts_of(r: ConfigReader, dense: int, *, normalized: bool = False) -> dict
     return {**found, "shared_expert_size": shared}
 
 
+def temperature(r: ConfigReader) -> float:
+    """How queries grow with their position (Mistral 4, Mistral Large 3); 0: they do not."""
+    found = r.number(TEMPERATURE, 0.0)
+    if not 0.0 <= found < 1e3:
+        raise r.fault(TEMPERATURE, found, "expected 0 to 1000")
+    return found
+
+
 def _magnitude(r: ConfigReader) -> float:
     """What queries, and keys, are multiplied by in a longer context."""
     if r.text("rope.scaling.type", "linear") != "yarn":
@@ -106,7 +119,13 @@ def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, 
     rope = read_rotation(r, c)
     if r.number(LOG_MULTIPLIER, 0.0):  # `_magnitude` is for all dimensions
         rope = replace(rope, magnitude=r.positive("rope.scaling.attn_factor", 1.0))
-    return {"rope": rope}
+    if not c.attention_temperature:
+        return {"rope": rope}
+    original = r.integer("rope.scaling.original_context_length", low=1, high=2**24)
+    period = r.integer("attention.temperature_length", original, low=1, high=2**24)
+    # One angle of 0 has a query's factor as its cosine.
+    growth = Rotation(np.zeros(1), temperature=c.attention_temperature, period=period)
+    return {"rope": rope, "growth": growth}
 
 
 # What a head sees: (graph, config, layer, queries, the layer's input, the compressed queries)
@@ -157,6 +176,9 @@ def attention(
     absorbed = g.head_linear(plain, g.weight("attn_k_b", heads, m.rank, m.unrotated))
     turning = rotated(g.take_head_columns(q, heads, m.unrotated, rope_dims), heads)
     joined = g.join_heads(absorbed, turning, heads)  # [n, heads * (rank + rope_dims)]
+    if c.attention_temperature:
+        factors = g.take_columns(g.external("growth", 2), 0, 1)  # [n, 1]
+        joined = g.scale_rows(joined, factors, out=joined)
     a = attend(g, c, layer, joined, h, h_q)  # [n, heads * rank]
     v = g.head_linear(a, g.weight("attn_v_b", heads, m.value_dim, m.rank))  # [n, heads * value_dim]
     if m.gated:
@@ -200,7 +222,7 @@ def latent_values(config: HFReader) -> dict[str, object]:
         "attention.key_length_mla": config.integer("qk_nope_head_dim") + rope_dims,
         "attention.value_length_mla": config.integer("v_head_dim"),
         "rope.dimension_count": rope_dims,
-        "leading_dense_block_count": _dense_layers(config),
+        "leading_dense_block_count": config.dense_layers(0),
         "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
         "expert_weights_norm": config.flag("norm_topk_prob", False),
         "expert_shared_count": config.integer("n_shared_experts", 0),
@@ -230,22 +252,21 @@ def values_of_v3(config: HFReader) -> dict[str, object]:
     return {**latent_values(config), **groups_of(config), "expert_gating_func": 2}
 
 
+def _mistral4(config: HFReader) -> dict[str, object]:
+    config.expect("n_group", None, 1)
+    config.expect("topk_group", None, 1)
+    found = config.get("rope_parameters")
+    rope = Metadata(config.source, found if isinstance(found, dict) else {})
+    beta = rope.number("llama_4_scaling_beta", 0.0)
+    values = {**latent_values(config), "expert_gating_func": 1}
+    return values | ({TEMPERATURE: beta} if beta else {})
+
+
 def groups_of(config: HFReader) -> dict[str, object]:
     return {
         "expert_group_count": config.integer("n_group", 1),
         "expert_group_used_count": config.integer("topk_group", 1),
     }
-
-
-def _dense_layers(config: HFReader) -> int:
-    n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
-    if "mlp_layer_types" not in config:
-        return config.integer("first_k_dense_replace", 0, high=n_layers)
-    kinds = config.texts("mlp_layer_types")
-    dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
-    if kinds != ["dense"] * dense + ["sparse"] * (n_layers - dense):
-        raise config.fault(f"mlp_layer_types is no list of {n_layers} dense, then sparse layers")
-    return dense
 
 
 def _yarn(config: HFReader) -> dict[str, object]:
@@ -261,6 +282,10 @@ def _yarn(config: HFReader) -> dict[str, object]:
 
 
 DEFAULTS_OF_V3 = {"n_shared_experts": 1, "norm_topk_prob": True, "v_head_dim": 128}
+_DEFAULTS_OF_MISTRAL4 = {
+    **{"n_shared_experts": 1, "n_routed_experts": 128, "num_experts_per_tok": 4},
+    **{"norm_topk_prob": True, "v_head_dim": 128, "moe_intermediate_size": 2048},
+}
 _HF = partial(
     HuggingFace,
     architecture="deepseek2",
@@ -272,10 +297,11 @@ _HF = partial(
 _V3 = partial(_HF, values=values_of_v3, defaults=DEFAULTS_OF_V3)
 
 FAMILY = Family(
-    ("deepseek2",),
+    ("deepseek2", "mistral4"),
     (
         _HF("deepseek_v2", values=_v2),
         *(_V3(model_type) for model_type in ("deepseek_v3", "kimi_k2", "glm4_moe_lite")),
+        _HF("mistral4", architecture="mistral4", values=_mistral4, defaults=_DEFAULTS_OF_MISTRAL4),
     ),
     configure,
     layer,

@@ -44,7 +44,7 @@ def _values(config: HFReader) -> dict[str, object]:
         "expert_group_count": config.integer("n_group", 1),
         "expert_group_used_count": config.integer("topk_group", 1),
         "expert_shared_count": config.integer("n_shared_experts", 0),
-        "leading_dense_block_count": config.integer("first_k_dense_replace", 0),
+        "leading_dense_block_count": config.dense_layers(0),
     }
 
 

@@ -73,21 +73,11 @@ def _windows(config: HFReader) -> dict[str, object]:
 def _experts(config: HFReader) -> dict[str, object]:
     config.expect("scoring_func", None, "sigmoid")
     config.expect("topk_method", None, "noaux_tc")
-    config.ignore("mlp_layer_types", "is_moe_layer", "first_last_k_dense_replace", "mtp_share_layers")
-    n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
-    dense = config.integer("first_k_dense_replace", 1, high=n_layers)
-    if "mlp_layer_types" in config:
-        kinds = config.texts("mlp_layer_types")
-        dense = kinds.count("dense")
-        if kinds != ["dense"] * dense + ["sparse"] * (n_layers - dense):
-            raise config.fault(
-                f"mlp_layer_types is no list of {n_layers} dense, then sparse layers"
-            )
-    values = config.experts()
+    config.ignore("is_moe_layer")  # dense layers come first
     n_shared = config.integer("num_shared_experts", 1, high=2**12)
     return {
         **_windows(config),
-        **values,
+        **config.experts(),
         "expert_gating_func": 2,
         "expert_weights_norm": config.flag("norm_topk_prob", True),
         "expert_weights_scale": config.number("routed_scaling_factor", 2.5),
@@ -95,7 +85,7 @@ def _experts(config: HFReader) -> dict[str, object]:
         "expert_group_used_count": config.integer("topk_group", 1),
         "expert_shared_count": n_shared,
         "expert_shared_feed_forward_length": n_shared * config.integer("moe_intermediate_size"),
-        "leading_dense_block_count": dense,
+        "leading_dense_block_count": config.dense_layers(1),
     }
 
 

@@ -11,8 +11,9 @@ __all__ = ["FAMILIES"]
 _FILES = {
     "afmoe": ("afmoe",),
     "arcee": ("arcee",),
+    "bailingmoe2": ("bailingmoe2",),
     "cohere2": ("command-r", "cohere2"),
-    "deepseek2": ("deepseek2",),
+    "deepseek2": ("deepseek2", "mistral4"),
     "deepseek4": ("deepseek4",),
     "deepseek32": ("deepseek32",),
     "dots1": ("dots1",),
@@ -30,6 +31,7 @@ _FILES = {
     "gpt_oss": ("gpt-oss",),
     "granite": ("granite", "granitehybrid", "granitemoe"),
     "hunyuan": ("hunyuan-dense", "hunyuan-moe"),
+    "hy_v3": ("hy_v3",),
     "kimi_k3": ("kimi-k3",),
     "kimi_linear": ("kimi-linear",),
     "lfm2": ("lfm2", "lfm2moe"),
@@ -38,9 +40,11 @@ _FILES = {
     "minimax_m2": ("minimax-m2",),
     "minimax_m3": ("minimax-m3",),
     "mistral3": ("mistral3",),
+    "nemotron": ("nemotron",),
     "nemotron_h": ("nemotron_h", "nemotron_h_moe"),
     "olmo2": ("olmo2",),
     "olmoe": ("olmoe",),
+    "phi2": ("phi2",),
     "phi3": ("phi3",),
     "qwen2": ("qwen2", "qwen2vl"),
     "qwen2moe": ("qwen2moe",),
@@ -50,6 +54,8 @@ _FILES = {
     "qwen35": ("qwen35", "qwen35moe", "qwen3next"),
     "seed_oss": ("seed_oss",),
     "smollm3": ("smollm3",),
+    "stablelm": ("orion", "stablelm"),
+    "starcoder2": ("starcoder2",),
 }
 
 

@@ -164,6 +164,18 @@ class HFReader(Metadata):
         found = np.array([heads * (mixer == "attention") for mixer in mixers], np.int32)
         return {"attention.head_count_kv": found}
 
+    def dense_layers(self, default: int) -> int:
+        """How many layers without experts come first. FormatError if others have none."""
+        n_layers = self.integer("num_hidden_layers", low=1, high=2**12)
+        said = self.integer("first_k_dense_replace", default, high=n_layers)
+        if "mlp_layer_types" not in self:
+            return said
+        kinds = self.texts("mlp_layer_types")
+        dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
+        if kinds != ["dense"] * dense + ["sparse"] * (n_layers - dense):
+            raise self.fault(f"mlp_layer_types is no list of {n_layers} dense, then sparse layers")
+        return dense
+
     def no_window(self) -> dict[str, object]:
         """No keys; layers with a window are refused."""
         self.ignore("sliding_window", "max_window_layers", "use_sliding_window", "layer_types")
