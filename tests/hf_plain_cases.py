@@ -62,6 +62,8 @@ _LATENT_NAMES = _SHARED_NAMES | {
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
 }
 
+_MISTRAL_4 = {"architectures": ["Mistral3ForConditionalGeneration"]}  # published with pictures
+
 PLAIN_CASES = {
     "ERNIE 4.5": Case("Ernie4_5", "ernie4_5", {"head_dim": 32, "tie_word_embeddings": True}),
     "ERNIE 4.5 with experts": Case(
@@ -170,6 +172,7 @@ PLAIN_CASES = {
         _LATENT | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.1}},
         _LATENT_KEYS | {"attention.temperature_scale": 0.1},
         names=_LATENT_NAMES,
+        extra=_MISTRAL_4,
         lost="how queries grow",
     ),
     "Mistral 4 whose queries do not grow": Case(
@@ -178,6 +181,7 @@ PLAIN_CASES = {
         _LATENT | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.0}},
         _LATENT_KEYS,
         names=_LATENT_NAMES,
+        extra=_MISTRAL_4,
     ),
     "StarCoder2": Case(
         "Starcoder2",
@@ -190,7 +194,7 @@ PLAIN_CASES = {
     "Phi-2": Case(
         "Phi",
         "phi2",
-        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 4, "intermediate_size": 256},
         {"rope.dimension_count": 8},
         names={
             "final_layernorm": "output_norm",
@@ -208,8 +212,8 @@ PLAIN_CASES = {
     "Minitron": Case(
         "Nemotron",
         "nemotron",
-        {"head_dim": 32},
-        {"rope.dimension_count": 16, "attention.layer_norm_epsilon": 1e-5},
+        {"head_dim": 16},
+        {"rope.dimension_count": 8, "attention.layer_norm_epsilon": 1e-5},
     ),
     "Gemma": Case(
         "Gemma",

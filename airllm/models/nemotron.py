@@ -17,6 +17,7 @@ from airllm.models.starcoder2 import EPS
 
 
 def configure(r: ConfigReader) -> ModelConfig:
+    r.ignore("attention.layer_norm_rms_epsilon")  # that files have beside it
     biases = r.optional_biases(*BIASES, "attn_output", "ffn_up", "ffn_down")
     return r.config(
         eps_key=EPS,
