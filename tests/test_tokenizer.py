@@ -1,6 +1,7 @@
 """The tokeniser: both schemes on small vocabularies made here, and known facts of a real one."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,9 @@ def test_a_vocabulary_that_cannot_spell_even_that_says_what_it_lacks() -> None:
         ("gpt-4o", ["Hello", " World's", " ", "123", "4", "  ", " x", "?!\n\n"]),
         ("deepseek-v3", ["Hello", " World", "'s", " ", "123", "4", "  ", " x", "?!\n\n"]),
         ("kimi-k2", ["Hello", " World's", " ", "123", "4", "  ", " x", "?!\n\n"]),
+        ("exaone-moe", ["Hello World", "'s", " ", "1", "2", "3", "4", "  ", " x", "?!\n", "\n"]),
+        ("afmoe", ["Hello", " World", "'s", " ", "1", "234", "  ", " x", "?!\n\n"]),
+        ("minicpm5", ["Hello", " World", "'s", " ", "123", "4", "  ", " x", "?!\n\n"]),
         (
             "deepseek-llm",
             ["Hello", " World", "'", "s", " ", "1", "2", "3", "4", "  ", " x", "?!", "\n", "\n"],
@@ -164,6 +168,32 @@ def test_each_rule_cuts_text_its_own_way(pre: str, words: list[str]) -> None:
     byte_of = {char: byte for byte, char in enumerate(byte_characters())}
     pieces = RULES[pre].build().pre_tokenize_str("Hello World's 1234   x?!\n\n")
     assert [bytes(byte_of[char] for char in piece).decode() for piece, _ in pieces] == words
+
+
+@pytest.mark.parametrize(
+    ("digits", "words"),
+    [
+        ("1", ["1"]),
+        ("12", ["12"]),
+        ("123", ["123"]),
+        ("a1234b", ["a", "1", "234", "b"]),
+        ("12345", ["12", "345"]),
+        ("123456", ["123", "456"]),
+        ("1234567 12", ["1", "234", "567", " ", "12"]),
+        ("\u0661\u0662\u0663\u0664", ["\u0661", "\u0662\u0663\u0664"]),
+    ],
+)
+def test_afmoe_counts_digits_from_the_right(digits: str, words: list[str]) -> None:
+    byte_of = {char: byte for byte, char in enumerate(byte_characters())}
+    pieces = RULES["afmoe"].build().pre_tokenize_str(digits)
+    assert [bytes(byte_of[char] for char in piece).decode() for piece, _ in pieces] == words
+
+
+def test_afmoe_cuts_a_million_digits_in_time() -> None:
+    started = time.process_time()
+    pieces = RULES["afmoe"].build().pre_tokenize_str("7" * 1_000_001)
+    assert [len(piece) for piece, _ in pieces[:2]] == [2, 3]
+    assert time.process_time() - started < 5.0
 
 
 def test_a_capital_letter_begins_a_word_for_some_rules() -> None:

@@ -69,6 +69,25 @@ _DEEPSEEK3 = "|".join(
         _SPACES,
     ]
 )
+# Words in a row are one piece.
+_EXAONE_MOE = "|".join(
+    [
+        _CONTRACTION,
+        r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
+        r"\s*[\r\n]|\s+(?!\S)|\s+",
+    ]
+)
+# Digits in threes from the right: 1, 234, 567. A run's end is looked for at its start alone, so
+# that a long one takes time in proportion to its length.
+_DIGITS_FROM_RIGHT = r"(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})*+(?!\p{N}))|\p{N}{3}"
+_ASIAN = (
+    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f"
+    "\u2f00-\u2fdf\u0e00-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f"
+    "\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
+)
+_MINICPM5 = "|".join([_CONTRACTION, _WORD, r"\p{N}+", _SYMBOLS, _SPACES])
 # Letters that have a case, as Unicode 11 knew them, but for Georgian and mathematical ones.
 _CASED = (
     "A-Za-z"
@@ -147,6 +166,9 @@ _FAMILIES: list[tuple[str, Rule]] = [
     ("bailingmoe bailingmoe2 llada-moe", Rule((_BAILING,))),
     ("deepseek-llm", Rule(_DEEPSEEK)),
     ("kimi-k2", Rule((_KIMI,))),
+    ("exaone-moe", Rule((_EXAONE_MOE,))),
+    ("afmoe", Rule((_DIGITS_FROM_RIGHT, _ASIAN, _DEEPSEEK3))),
+    ("minicpm5", Rule((r"\p{N}{1,3}", _MINICPM5), ignore_merges=True)),
     ("deepseek-coder", Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"))),
     ("falcon", Rule((r"[\p{P}\$\+<=>\^~\|`]+", GPT2_WORDS, r"[0-9][0-9][0-9]"))),
     ("qwen2", Rule((_QWEN2,), composed=True)),
