@@ -57,7 +57,7 @@ CORE_SOURCES = {
         *("ops", "q80", "recurrent", "residuals", "sampling", "slices", "sparse", "streams"),
     ),
     "graph/all": (
-        *("graph", "op_checks", "weights", "executor", "plan"),
+        *("graph", "op_checks", "weights", "memory", "executor", "plan"),
         *("run", "run_products", "run_recurrent", "state"),
     ),
     "stream/all": ("file", "requests", "uring", "schedule", "reader", "stream"),

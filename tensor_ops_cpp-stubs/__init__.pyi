@@ -226,6 +226,16 @@ class Executor:
         seconds: NDArray[np.float64] | None = None,
     ) -> None: ...
 
+def executor_bytes(  # of an Executor with the same arguments, see Executor.nbytes
+    buffers: Sequence[tuple[str, int, bool]],
+    weights: Sequence[str],
+    ops: Sequence[
+        tuple[str, Sequence[str], str | Sequence[str] | None, Sequence[str], Mapping[str, Any]]
+    ],
+    max_tokens: int,
+    positions: int,  # of the longest sequence
+) -> int: ...
+
 # ---- ISAs and threads ----------------------------------------------------------------------------
 
 def available_isas() -> list[str]: ...  # slowest first

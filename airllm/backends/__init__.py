@@ -113,6 +113,10 @@ class Backend(Protocol):
         """An executor for batches of up to max_tokens. GraphError for an op that the backend does
         not support."""
 
+    def executor_bytes(self, graph: Graph, max_tokens: int, positions: int) -> int:
+        """Bytes that such an executor keeps once it has run batches of max_tokens of a sequence, up
+        to `positions`. Nothing is allocated."""
+
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
         """Bytes that a matrix takes in memory."""
 

@@ -52,6 +52,11 @@ class CppBackend:
         check_supported(self, graph)
         return CppExecutor(graph, max_tokens)
 
+    def executor_bytes(self, graph: Graph, max_tokens: int, positions: int) -> int:
+        return tensor_ops_cpp.executor_bytes(
+            **_arguments(graph), max_tokens=max_tokens, positions=positions
+        )
+
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
         return tensor_ops_cpp.packed_bytes(type, shape)
 
@@ -83,15 +88,7 @@ class CppBackend:
 class CppExecutor:
     def __init__(self, graph: Graph, max_tokens: int) -> None:
         self._graph = graph
-        self._executor = tensor_ops_cpp.Executor(
-            buffers=[(buffer.name, buffer.width, buffer.external) for buffer in graph.buffers],
-            weights=[weight.name for weight in graph.weights],
-            ops=[
-                (op.kind, list(op.inputs), list(op.outputs), list(op.weights), dict(op.attrs))
-                for op in graph.ops
-            ],
-            max_tokens=max_tokens,
-        )
+        self._executor = tensor_ops_cpp.Executor(**_arguments(graph), max_tokens=max_tokens)
         self.run = self._executor.run  # no Python between the engine's loop and C++
         self.run_layers = self._executor.run_layers
 
@@ -101,6 +98,18 @@ class CppExecutor:
 
     def weight_bytes(self, bound: tensor_ops_cpp.BoundWeights) -> Mapping[str, int]:
         return bound.nbytes
+
+
+def _arguments(graph: Graph) -> dict[str, Any]:
+    """A graph as the extension takes it."""
+    return {
+        "buffers": [(buffer.name, buffer.width, buffer.external) for buffer in graph.buffers],
+        "weights": [weight.name for weight in graph.weights],
+        "ops": [
+            (op.kind, list(op.inputs), list(op.outputs), list(op.weights), dict(op.attrs))
+            for op in graph.ops
+        ],
+    }
 
 
 def _stream_settings() -> tuple[str, bool]:

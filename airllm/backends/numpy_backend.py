@@ -47,6 +47,9 @@ class NumpyBackend:
         check_supported(self, graph)
         return NumpyExecutor(graph, max_tokens)
 
+    def executor_bytes(self, graph: Graph, max_tokens: int, positions: int) -> int:
+        return max_tokens * graph.row_bytes
+
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
         return shape[0] * row_bytes(type, shape[1])
 

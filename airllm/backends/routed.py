@@ -49,6 +49,24 @@ def _half(name: str, graph: Graph, ops: Sequence[Op], crossing: set[str]) -> Gra
     return Graph(name, tuple(buffers), weights, tuple(ops))
 
 
+def has_experts(graph: Graph) -> bool:
+    """Whether a RoutedExecutor can run the graph."""
+    return "experts" in graph.roles.values()
+
+
+def routed_bytes(backend: Backend, graph: Graph, max_tokens: int, positions: int) -> int:
+    """The executor_bytes of a RoutedExecutor, see Backend."""
+    halves = split_at_route(graph)
+    of_halves = sum(backend.executor_bytes(half, max_tokens, positions) for half in halves)
+    return of_halves + sum(4 * max_tokens * width for width in _crossing(graph, halves[0]).values())
+
+
+def _crossing(graph: Graph, first: Graph) -> dict[str, int]:
+    """The widths of the internal buffers of a graph that its first half hands to the second."""
+    own = {buffer.name for buffer in graph.buffers if not buffer.external}
+    return {b.name: b.width for b in first.buffers if b.external and b.name in own}
+
+
 @dataclass
 class RoutedWeights:
     """The result of RoutedExecutor.bind."""
@@ -65,11 +83,9 @@ class RoutedExecutor:
     def __init__(self, backend: Backend, graph: Graph, max_tokens: int) -> None:
         self._graphs = split_at_route(graph)
         self._first, self._second = (backend.executor(half, max_tokens) for half in self._graphs)
-        given = {buffer.name for buffer in graph.buffers if buffer.external}
         self._crossing = {
-            buffer.name: np.empty((max_tokens, buffer.width), np.float32)
-            for buffer in self._graphs[0].buffers
-            if buffer.external and buffer.name not in given
+            name: np.empty((max_tokens, width), np.float32)
+            for name, width in _crossing(graph, self._graphs[0]).items()
         }
         route = self._graphs[0].ops[-1]
         assert route.output is not None

@@ -323,13 +323,15 @@ class Decoder:
     ) -> None:
         """appended: the tokens of the pass, by the id() of their sequence's state."""
         n = sum(len(batch.tokens) for batch in batches)
-        # Several batches in one pass need rows for all of their tokens.
-        all_rows = self._carried if n <= self._batch_size else self._carried_rows(n)
         carried: list[Buffers] = []
-        first = 0
+        room, first = self._carried, 0
         for batch in batches:
             end = first + len(batch.tokens)
-            carried.append({name: rows[first:end] for name, rows in all_rows.items()})
+            if end > self._batch_size and room is self._carried:
+                # The other batches need rows of their own.
+                room, end = self._carried_rows(n - first), end - first
+                first = 0
+            carried.append({name: rows[first:end] for name, rows in room.items()})
             first = end
         threads = self._decode_threads if n == 1 else 0
         with self.weights.embed() as bound:

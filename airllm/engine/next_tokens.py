@@ -22,8 +22,8 @@ from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import KVType, StateLayout
 from airllm.state.pages import PagePool
 from airllm.state.sequence import SequenceState
+from airllm.weights.buffers import NEXT_HEAD_ROWS, NEXT_HEAD_TOKENS
 from airllm.weights.layer_weights import WeightSource
-from airllm.weights.plan import NEXT_HEAD_ROWS
 
 __all__ = ["NextTokens"]
 
@@ -44,9 +44,9 @@ class NextTokens:
         for all."""
         head, most = model.next_head, NEXT_HEAD_ROWS
         assert head is not None
-        rows = HeadSteps(norm=most, join=most, layer=1, append=most, output=1)
+        sizes = zip(head.graphs, NEXT_HEAD_TOKENS, strict=True)
         self.executors: HeadSteps[Executor] = HeadSteps(
-            *(backend.executor(graph, n) for graph, n in zip(head.graphs, rows, strict=True))
+            *(backend.executor(graph, n) for graph, n in sizes)
         )
         layout = StateLayout([head.state], kv_type)
         pool = PagePool(backend.memory, layout.page_bytes)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from airllm.backends import Backend, Executor
+from airllm.backends.routed import RoutedExecutor, has_experts
 from airllm.formats.model_file import ModelFile
 from airllm.graph.graph import Graph
 from airllm.models import Model, ModelConfig
@@ -14,6 +15,7 @@ from airllm.util.arguments import check_count
 from airllm.util.progress import OnProgress
 from airllm.util.shown import shown
 from airllm.weights.budget import BudgetError
+from airllm.weights.buffers import NEXT_HEAD_ROWS, buffer_bytes, carried_bytes
 from airllm.weights.layer_weights import (
     FileWeights,
     WeightSource,
@@ -24,12 +26,9 @@ from airllm.weights.plan import (
     BATCH_SIZE,
     CONTEXT_STEP,
     DEFAULT_CONTEXT,
-    NEXT_HEAD_ROWS,
     STREAMED_BATCH_SIZE,
     Part,
     Plan,
-    buffer_bytes,
-    carried_bytes,
     default_context,
     make_plan,
     model_parts,
@@ -84,7 +83,8 @@ def plan_weights(
             batch_size=size,
             kv_cache_bytes=state_of_head(context)
             + layout.nbytes(context, size, n_checkpoints, context if streamed else size),
-            buffer_bytes=buffer_bytes(model, size, context) + waiting,
+            buffer_bytes=buffer_bytes(model, backend, size, context) + waiting,
+            by_expert_bytes=buffer_bytes(model, backend, size, context, by_expert=True) + waiting,
             experts_used=model.config.n_experts_used,
             next_head=next_head,
         )
@@ -151,10 +151,8 @@ def in_context(
 def layer_executor(backend: Backend, graph: Graph, max_tokens: int, plan: Plan) -> Executor:
     """The executor of a layer: one that fetches experts if the layer has experts, and the plan
     reads them from the disk."""
-    if not plan.expert_places or "experts" not in graph.roles.values():
+    if not plan.expert_places or not has_experts(graph):
         return backend.executor(graph, max_tokens)
-    from airllm.backends.routed import RoutedExecutor
-
     return RoutedExecutor(backend, graph, max_tokens)
 
 

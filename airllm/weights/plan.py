@@ -41,11 +41,6 @@ DEFAULT_CONTEXT = 4096
 KV_SHARE = 0.25
 CONTEXT_STEP = 256  # a default context is a multiple of it, or the model's limit
 
-# The most tokens that go through a next-token head at once: as many as lookahead evaluates, so that
-# their hidden states are all kept. Larger buffers would make a prompt no faster.
-NEXT_HEAD_ROWS = 64
-
-
 @dataclass(frozen=True)
 class Part:
     """The weights that a graph runs with: the embedding's, a layer's, or the head's."""
@@ -156,10 +151,12 @@ def make_plan(
     batch_size: int,
     kv_cache_bytes: int,
     buffer_bytes: int,
+    by_expert_bytes: int = 0,
     experts_used: int = 0,
     next_head: Part | None = None,
 ) -> Plan:
     """parts: from model_parts: the embedding, the layers, the head.
+    by_expert_bytes: of the buffers if experts are read one by one, in place of buffer_bytes.
     experts_used: experts of a layer that a token uses; 0 for a model without experts.
     next_head: from next_head_part. It is used several times in a pass, and the head with it, so
     that both stay in memory.
@@ -216,7 +213,7 @@ def make_plan(
         experts = [expert for layer in layers for expert in layer.experts()]
         place = max(sum(matrix.nbytes for matrix in expert) for expert in experts)
         fewest = max(len(layer.experts()) for layer in routed)
-        room = left - head_bytes - others - reads
+        room = left - head_bytes - others - reads + buffer_bytes - by_expert_bytes
         minimum = min(minimum, budget - room + fewest * place)
         if room >= fewest * place:
             places = min(room // place, len(experts))
@@ -225,6 +222,7 @@ def make_plan(
             stay = frozenset([len(layers)])
             return replace(
                 plan(Residency(stay, head_bytes + others, ring_bytes=places * place + reads)),
+                buffer_bytes=by_expert_bytes,
                 streamed_bytes_per_pass=max(int(missing * file_bytes), 1),
                 expert_places=places,
             )
@@ -268,27 +266,6 @@ def default_context(
     while budget is not None and context > shortest and state_bytes(context) > KV_SHARE * budget:
         context = max(shortest, (context - 1) // CONTEXT_STEP * CONTEXT_STEP)
     return context
-
-
-def buffer_bytes(model: Model, batch_size: int, context: int) -> int:
-    """Bytes of the buffers between and inside the graphs, for batches of `batch_size` tokens, and
-    of the cosines and sines of a context."""
-    layers = (kind.graph for kind in model.kinds)
-    internal = sum(graph.row_bytes for graph in (model.embed, *layers, model.head))
-    rope = sum(2 * len(rotation.inv_freq) for rotation in model.rotations)
-    rows = (internal + carried_bytes(model)) * batch_size
-    found = rows + 4 * rope * context + 4 * model.config.vocab_size
-    if (head := model.next_head) is not None:
-        norm, join, layer, append, output = (graph.row_bytes for graph in head.graphs)
-        several, single = norm + join + append, layer + output + 4 * model.config.vocab_size
-        hidden = 4 * model.config.hidden_size
-        found += (several + carried_bytes(model) + hidden) * NEXT_HEAD_ROWS + single + 2 * hidden
-    return found
-
-
-def carried_bytes(model: Model) -> int:
-    """Bytes that each token of a pass carries from the embedding through the layers."""
-    return 4 * sum(model.carried.values())
 
 
 def model_parts(gguf: ModelFile, model: Model, backend: Backend) -> list[Part]:

@@ -10,6 +10,7 @@
 #include "bindings/matrix_object.h"
 #include "bindings/module.h"
 #include "bindings/sequence_state.h"
+#include "graph/memory.h"
 
 namespace tensor_ops::bindings {
 namespace {
@@ -286,7 +287,18 @@ void bind_executor(py::module_& m) {
         "Raises ValueError, naming op and buffer, for a graph that does not fit together.");
     define_init(executor, make_executor, arg("buffers"), arg("weights"), arg("ops"),
                 arg("max_tokens"));
-    executor.def_property_readonly("nbytes", &PyExecutor::bytes, "Bytes of the internal buffers.")
+    m.def(
+        "executor_bytes",
+        [](const py::sequence& buffers, const std::vector<std::string>& weights,
+           const py::sequence& ops, std::size_t max_tokens, std::size_t positions) {
+            return executor_bytes(graph_argument(buffers, weights, ops), max_tokens, positions);
+        },
+        arg("buffers"), arg("weights"), arg("ops"), arg("max_tokens"), arg("positions"),
+        "The nbytes of an Executor with these arguments once it has run batches of max_tokens of "
+        "a sequence, up to `positions`. Nothing is allocated. ValueError as of Executor.");
+    executor
+        .def_property_readonly("nbytes", &PyExecutor::bytes,
+                               "Bytes of the internal buffers, and of what ops work on inside.")
         .def("bind", &PyExecutor::bind, arg("weights"),
              "Put weights in the slots: a dict of PackedMatrix, RawRows, float32 [n] or, for "
              "experts, float32 [n_experts, n] and lists of PackedMatrix, by name.\n\n"

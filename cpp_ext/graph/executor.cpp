@@ -4,12 +4,10 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "dispatch.h"
 #include "graph/run.h"
-#include "ops/blocks.h"
-#include "ops/groups.h"
-#include "ops/sparse.h"
 
 namespace tensor_ops {
 
@@ -212,30 +210,11 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
     }
     check_external(batch);
     if (batch.n_tokens == 0) return;
-    const std::size_t parts = n_sequences * attention_workspace_floats * sizeof(float);
-    if (parts_.size() != 0 && parts_.size() < parts) parts_ = AlignedBytes(parts);
-    for (const Op& op : graph_.ops) {
-        const std::size_t groups = longest / op.every;
-        if (op.kind == OpKind::index_select) {
-            const std::size_t scores = sizeof(float) * index_score_floats(groups, batch.n_tokens);
-            if (scores_.size() < scores) scores_ = AlignedBytes(scores);
-        } else if (op.kind == OpKind::choose_blocks) {
-            const std::size_t n_choices = op.pooled ? 1 : op.n_heads;
-            const std::size_t floats =
-                block_score_floats(n_choices, op.block_size, longest, batch.n_tokens);
-            if (scores_.size() < floats * sizeof(float))
-                scores_ = AlignedBytes(floats * sizeof(float));
-        } else if (attends_groups(op.kind)) {
-            const bool selects = op.kind == OpKind::sparse_group_attention;
-            const std::size_t selected =
-                selects ? graph_.buffers[static_cast<std::size_t>(op.inputs[1])].width : groups;
-            const std::size_t seen = std::min(op.window, longest) + std::min(groups, selected);
-            const std::size_t floats =
-                group_workspace_floats(op.n_heads, op.head_dim, seen, batch.n_tokens);
-            if (sparse_.size() < floats * sizeof(float))
-                sparse_ = AlignedBytes(floats * sizeof(float));
-        }
-    }
+    const GrowingMemory needed =
+        growing_memory(graph_, batch.n_tokens, std::max<std::size_t>(n_sequences, 1), longest);
+    for (const auto& [memory, bytes] :
+         {std::pair{&parts_, needed.parts}, {&scores_, needed.scores}, {&sparse_, needed.sparse}})
+        if (memory->size() < bytes) *memory = AlignedBytes(bytes);
     const KernelTable& table = kernels();
     run_team(
         [&](const Worker& worker) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "graph/graph.h"
+#include "graph/memory.h"
 
 namespace tensor_ops {
 
@@ -56,8 +57,8 @@ class Executor {
 
  private:
     struct Run;
+    void allocate(const ExecutorMemory& memory);
     void plan_external();
-    void plan_buffers();
     void plan_barriers();
     void plan_norms();
     void plan_recurrent();

@@ -1,28 +1,38 @@
-// The plans that an executor makes once: where buffers lie, and where threads must meet.
+// The plans that an executor makes once: what memory it takes, and where threads must meet.
 #include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string>
 
 #include "graph/executor.h"
-#include "ops/heads.h"
-#include "ops/sparse.h"
 
 namespace tensor_ops {
 
 Executor::Executor(Graph graph, std::size_t max_tokens)
     : graph_(std::move(graph)), max_tokens_(max_tokens) {
     graph_.check();
-    if (max_tokens > largest_batch)
-        throw std::invalid_argument("max_tokens is " + std::to_string(max_tokens) +
-                                    "; expected at most " + std::to_string(largest_batch));
     plan_external();
-    plan_buffers();
+    const ExecutorMemory memory = plan_memory(graph_, max_tokens_);
+    offsets_ = memory.offsets;
+    embeds_before_ = memory.embeds_before;
+    allocate(memory);
     plan_barriers();
     plan_norms();
     plan_recurrent();
     for (const Op& op : graph_.ops)
         if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
+}
+
+void Executor::allocate(const ExecutorMemory& memory) {
+    arena_ = AlignedBytes(memory.arena);
+    expert_rows_ = AlignedBytes(memory.expert_rows);
+    products_ = AlignedBytes(memory.products);
+    chosen_ = AlignedBytes(memory.chosen);
+    ids_ = AlignedBytes(memory.ids);
+    quantized_ = AlignedBytes(memory.quantized);
+    parts_ = AlignedBytes(memory.parts);
+    sparse_ = AlignedBytes(memory.sparse);
+    ones_.assign(memory.ones / sizeof(float), 1.0f);
 }
 
 void Executor::plan_external() {
@@ -38,107 +48,6 @@ void Executor::plan_external() {
             external_bytes_[static_cast<std::size_t>(b)] =
                 row_bytes(DType::q8_0, graph_.buffers[static_cast<std::size_t>(b)].width);
     }
-}
-
-// Gives each internal buffer a place for the ops between its first and last use, so that buffers
-// which do not live at the same time share memory.
-void Executor::plan_buffers() {
-    const std::size_t n = graph_.buffers.size();
-    std::vector<std::size_t> first(n, SIZE_MAX), last(n, 0);
-    std::size_t quantized_bytes = 0, parts_floats = 0, expert_floats = 0, product_floats = 0;
-    std::size_t embeds = 0, most_used = 0, head_floats = 0, sparse_floats = 0;
-    for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
-        const Op& op = graph_.ops[i];
-        const auto use = [&](int buffer) {
-            const auto b = static_cast<std::size_t>(buffer);
-            first[b] = std::min(first[b], i);
-            last[b] = std::max(last[b], i);
-        };
-        for (const int input : op.inputs) use(input);
-        for (const int output : op.outputs()) use(output);
-        if (op.kind == OpKind::linear_add || op.kind == OpKind::glu_linear)
-            product_floats =
-                std::max(product_floats, graph_.buffers[static_cast<std::size_t>(op.output)].width);
-        if (op.kind == OpKind::head_norm && op.weight < 0)
-            ones_.resize(
-                std::max(ones_.size(),
-                         graph_.buffers[static_cast<std::size_t>(op.output)].width / op.n_heads),
-                1.0f);
-        if (op.kind == OpKind::attention || selects_positions(op.kind))
-            parts_floats = attention_workspace_floats;
-        if (selects_positions(op.kind))
-            sparse_floats = std::max(
-                sparse_floats, sparse_workspace_floats(
-                                   op.n_heads, graph_.value_dim(op),
-                                   graph_.buffers[static_cast<std::size_t>(op.inputs[1])].width /
-                                       op.n_choices * op.block_size,
-                                   max_tokens_));
-        const bool quantizes = is_product(op.kind) || op.kind == OpKind::quantized_norm;
-        if (quantizes && op.activations != Activations::f32) {
-            const auto kind = op.activations.value_or(Activations::q16);
-            const Buffer& x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])];
-            quantized_bytes =
-                std::max(quantized_bytes, quantized_activation_bytes(kind, max_tokens_, x.width));
-        }
-        embeds_before_.push_back(embeds);
-        if (op.kind == OpKind::embed) ++embeds;
-        if (op.kind == OpKind::expert_linear) {
-            most_used = std::max(most_used, op.n_used);
-            const std::size_t k = graph_.buffers[static_cast<std::size_t>(op.inputs[0])].width /
-                                  (op.shared ? 1 : op.n_used);
-            const std::size_t y = graph_.buffers[static_cast<std::size_t>(op.output)].width;
-            expert_floats = std::max(expert_floats, k + y / op.n_used);
-            if (op.activations != Activations::f32)
-                quantized_bytes =
-                    std::max(quantized_bytes,
-                             quantized_activation_bytes(op.activations.value_or(Activations::q16),
-                                                        std::max(max_tokens_, op.n_used), k));
-        }
-    }
-    for (const Op& op : graph_.ops) {
-        if (op.kind != OpKind::head_linear) continue;
-        const std::size_t x = graph_.buffers[static_cast<std::size_t>(op.inputs[0])].width;
-        const std::size_t rows = std::min(max_tokens_, heads_at_once);
-        head_floats = std::max(head_floats, rows * x);
-        if (op.activations != Activations::f32)
-            quantized_bytes =
-                std::max(quantized_bytes,
-                         quantized_activation_bytes(op.activations.value_or(Activations::q16),
-                                                    rows * op.n_heads, x / op.n_heads));
-    }
-    offsets_.assign(n, 0);
-    std::size_t total = 0;
-    for (std::size_t b = 0; b < n; ++b) {
-        if (graph_.buffers[b].external) continue;
-        // The lowest place where it overlaps no buffer that is alive at the same time.
-        std::size_t offset = 0;
-        for (bool moved = true; moved;) {
-            moved = false;
-            for (std::size_t o = 0; o < b; ++o) {
-                const bool alive =
-                    !graph_.buffers[o].external && first[o] <= last[b] && first[b] <= last[o];
-                const bool overlaps = offset < offsets_[o] + graph_.buffers[o].width &&
-                                      offsets_[o] < offset + graph_.buffers[b].width;
-                if (alive && overlaps) {
-                    offset = offsets_[o] + graph_.buffers[o].width;
-                    moved = true;
-                }
-            }
-        }
-        offsets_[b] = offset;
-        total = std::max(total, offset + graph_.buffers[b].width);
-    }
-    // Many buffers may be wider together than longest_row.
-    std::size_t bytes;
-    if (__builtin_mul_overflow(max_tokens_ * sizeof(float), total, &bytes)) throw std::bad_alloc();
-    arena_ = AlignedBytes(bytes);
-    expert_rows_ = AlignedBytes(sizeof(float) * std::max(max_tokens_ * expert_floats, head_floats));
-    products_ = AlignedBytes(max_tokens_ * sizeof(float) * product_floats);
-    chosen_ = AlignedBytes(max_tokens_ * most_used * sizeof(std::uint32_t));
-    ids_ = AlignedBytes(max_tokens_ * embeds * sizeof(std::int32_t));
-    quantized_ = AlignedBytes(quantized_bytes);
-    parts_ = AlignedBytes(parts_floats * sizeof(float));
-    sparse_ = AlignedBytes(sparse_floats * sizeof(float));
 }
 
 // A barrier comes before each op that reads memory written since the last barrier, or writes memory
