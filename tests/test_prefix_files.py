@@ -7,9 +7,13 @@ import pytest
 from extension import require_cpp
 from family_models import write_family_model
 from scheduling import NoText, alone, ask, run
+from test_prefix_tree import LAYERS, MUCH, Forest, numbers
+from test_sequence_state import append
 from tiny_model import Sizes, write_tiny_model
 
 from airllm.layer_engine import LayerWiseInferenceEngine as Engine
+from airllm.state import session
+from airllm.state.prefix_files import load_tree, save_tree
 
 CONTEXT = 600
 PROMPT = [(7 * i) % 150 + 3 for i in range(400)]
@@ -104,3 +108,65 @@ def test_a_folder_to_which_others_may_write_is_not_read(path, folder, caplog):
     folder.chmod(0o777)
     assert answer(path, folder, PROMPT).reused_tokens == 0
     assert "can be written by other users" in caplog.text
+
+
+# ---- a tree and its files, without a model -----------------------------------------------------
+
+FINGERPRINT = b"\1" * 32
+
+
+def kept(folder, *sequences):
+    """A forest whose tree has these sequences, the last one used last, and was written."""
+    forest = Forest(LAYERS["whole"])
+    for tokens in sequences:
+        forest.add(tokens)
+    save_tree(forest.tree, folder, forest.state, FINGERPRINT)
+    return forest
+
+
+def read(folder, most_bytes=MUCH):
+    forest = Forest(LAYERS["whole"], most_bytes)
+    load_tree(forest.tree, folder, forest.state, FINGERPRINT, 5000)
+    return forest
+
+
+def test_the_most_recently_used_is_read_where_there_is_no_room_for_all(folder):
+    sequences = [numbers(60, first) for first in (1000, 2000, 3000)]
+    kept(folder, *sequences)
+    forest = read(folder)
+    assert forest.longest(sequences[0]) == 60  # used, and its file stays as it is
+    save_tree(forest.tree, folder, forest.state, FINGERPRINT)
+    size = max(each.stat().st_size for each in folder.iterdir())
+    forest = read(folder, size + 1)
+    assert [forest.longest(each) for each in sequences] == [60, 0, 0]
+
+
+def test_what_was_used_first_goes_first_after_a_restart(folder):
+    sequences = [numbers(60, first) for first in (1000, 2000, 3000)]
+    kept(folder, *sequences)
+    forest = read(folder)
+    forest.tree.shrink(2 * forest.layout.page_bytes[0])
+    assert [forest.longest(each) for each in sequences] == [0, 60, 60]
+
+
+def test_sequences_that_begin_alike_have_files_of_their_own(folder):
+    sequences = [[*numbers(60), 100 + last] for last in range(3)]
+    kept(folder, *sequences)
+    assert [read(folder).longest(each) for each in sequences] == [61, 61, 61]
+
+
+@pytest.mark.parametrize("kinds", ["7x60 ", "7x59", "7x61", "7x30,7x31", "x60", "7x60,", ""])
+def test_a_file_whose_kinds_are_not_those_of_its_tokens_is_left_out(folder, kinds, caplog):
+    forest = kept(folder, numbers(60))
+    append(forest.state, numbers(60))
+    (path,) = folder.iterdir()
+    said = [{"role": "kinds", "content": kinds}]
+    session.save(path, forest.state, FINGERPRINT, said)
+    assert len(read(folder).tree) == 0
+    assert "not reused" in caplog.text
+
+
+def test_a_state_that_served_for_files_is_empty(folder):
+    forest = kept(folder, numbers(60))
+    assert forest.state.length == 0
+    assert read(folder).state.length == 0

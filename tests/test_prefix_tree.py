@@ -168,8 +168,9 @@ def test_the_least_recently_used_go_first(whole):
     assert whole.tree.nbytes == page
 
 
-def test_a_sequence_that_is_too_long_is_kept_as_far_as_it_fits(whole):
-    whole.tree.most_bytes = 2 * whole.layout.page_bytes[0]
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_sequence_that_is_too_long_is_kept_as_far_as_it_fits(whole, more):
+    whole.tree.most_bytes = 2 * whole.layout.page_bytes[0] + more
     whole.add(numbers(1000))
     assert whole.longest(numbers(1000)) == 2 * PAGE_ROWS
 
@@ -178,6 +179,47 @@ def test_what_cannot_be_cut_and_is_too_long_is_not_kept():
     forest = Forest(LAYERS["recurrent"], 1000)
     forest.add(numbers(1000))
     assert len(forest.tree) == forest.tree.nbytes == 0
+
+
+def test_nothing_goes_for_what_is_too_long_to_be_kept():
+    forest = Forest(LAYERS["recurrent"])
+    forest.add(numbers(10, 500))
+    forest.tree.most_bytes = forest.tree.nbytes
+    forest.add(numbers(1000))
+    assert forest.longest(numbers(20, 500)) == 10
+
+
+def test_what_shares_nothing_is_not_found_and_not_used(whole):
+    for first in (1000, 2000):
+        whole.add(numbers(60, first))
+    assert whole.tree.find(keys_of([5], 7), lambda most: most) is None
+    assert whole.tree.find(keys_of(numbers(9, 1000), 7), lambda most: 0) is None
+    whole.tree.shrink(whole.layout.page_bytes[0])
+    assert whole.longest(numbers(60, 2000)) == 60
+
+
+def test_a_beginning_that_comes_again_is_a_use_of_the_longer_sequence(whole):
+    for first in (1000, 2000):
+        whole.add(numbers(60, first))
+    whole.state.clear()
+    append(whole.state, numbers(30, 1000))
+    whole.tree.add(keys_of(whole.state.tokens, 7), whole.state.snapshot())
+    whole.tree.shrink(whole.layout.page_bytes[0])
+    assert whole.longest(numbers(60, 1000)) == 60
+
+
+def test_few_snapshots_are_asked_whether_they_can_be_cut_where_the_prompt_leaves_them():
+    forest = Forest(LAYERS["recurrent"])
+    for last in range(40):
+        forest.add([1, 2, 3, 100 + last])
+    asked = []
+
+    def usable(most: int) -> int:
+        asked.append(most)
+        return most
+
+    assert forest.tree.find(keys_of([1, 2, 3, 9], 7), usable) is None
+    assert 0 < asked.count(3) <= 16
 
 
 def test_a_tree_that_forgets_gives_all_pages_back(forest):
@@ -223,6 +265,31 @@ def test_it_finds_what_a_search_of_all_that_was_kept_finds(name, seed):
                 best = max(best, shared)
         assert forest.longest(tokens, usable, kind, any_kind=any_kind) == best, step
     assert len(forest.tree) <= len(kept)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_whatever_comes_and_goes_each_node_leads_to_snapshots_and_each_byte_counts_once(name):
+    random_ = random.Random(3)
+    forest = Forest(LAYERS[name])
+    tree = forest.tree
+    for _ in range(200):
+        forest.add([random_.choice([1, 2]) for _ in range(random_.randrange(1, 90))], piece=40)
+        if random_.random() < 0.1:
+            tree.shrink(random_.randrange(tree.nbytes))
+        found, waiting = [], [tree._root]
+        while waiting:
+            node = waiting.pop()
+            below = list(node.all_children())
+            waiting += below
+            if node.snapshot is not None:
+                found.append(node.snapshot)
+            elif node.parent is not None:
+                assert len(below) > 1
+            if node.parent is not None:
+                assert node.depth == node.parent.depth + len(node.keys)
+        pages = {id(page): len(page.memory) for each in found for page in each.all_pages()}
+        assert len(tree) == len(found)
+        assert tree.nbytes == sum(pages.values()) + sum(each.recurrent.nbytes for each in found)
 
 
 def test_a_snapshots_beginning_shares_its_pages():

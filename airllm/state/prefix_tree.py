@@ -11,6 +11,7 @@ allow few lengths or one, so that such a sequence has snapshots at several lengt
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -96,11 +97,11 @@ class PrefixTree:
         for shared, branch in self._meet(keys, any_kind):
             if found is not None and shared <= found[1]:
                 break
-            for number, node in enumerate(branch.snapshots()):
+            for node in islice(branch.snapshots(), _MOST_ASKED):
                 length = self._usable(node, min(shared, node.depth), usable)
-                if found is None or length > found[1]:
-                    found = (node, length) if length else found
-                if length == shared or number == _MOST_ASKED:
+                if length > (found[1] if found is not None else 0):
+                    found = node, length
+                if length == shared:
                     break
         if found is None or found[0].snapshot is None:
             return None
@@ -155,12 +156,10 @@ class PrefixTree:
             self._drop(node)
         self._keep(node, snapshot)
         above = node.parent
-        while serves and above is not None:
-            next_above = above.parent
-            if above.snapshot is not None:
-                self._drop(above)
-                self._prune(above)
-            above = next_above
+        # Where sequences can be cut, only leaves have snapshots: none lies further above.
+        if serves and above is not None and above.snapshot is not None:
+            self._drop(above)
+            self._prune(above)
         self.shrink(self.most_bytes)
 
     def shrink(self, most_bytes: int) -> None:

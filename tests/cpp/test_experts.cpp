@@ -3,6 +3,7 @@
 
 #include "dispatch.h"
 #include "graphs.h"
+#include "ops/experts.h"
 #include "threads.h"
 
 using namespace arrays;
@@ -13,6 +14,7 @@ using tensor_ops::DType;
 using tensor_ops::Executor;
 using tensor_ops::Experts;
 using tensor_ops::KernelTable;
+using tensor_ops::Worker;
 
 namespace {
 
@@ -115,7 +117,7 @@ TEST(a_route_to_no_expert_gives_nan_and_one_that_repeats_itself_is_followed) {
     const Experts experts = random_experts(DType::q8_0);
     const float nan = std::numeric_limits<float>::quiet_NaN();
     for (const std::size_t rows : {1u, 20u})
-        for (const float wrong : {-1.0f, 5.0f, 1e30f, -1e30f, nan}) {
+        for (const float wrong : {-1.0f, -0.5f, 5.0f, 1e30f, -1e30f, nan}) {
             Floats x = normal(rows * k, 1);
             Floats route = filled(rows * 2 * n_used, 2.0f);  // expert 2 for all, three times each
             for (std::size_t r = 0; r < rows; ++r) route[r * 2 * n_used + 1] = wrong;
@@ -129,6 +131,35 @@ TEST(a_route_to_no_expert_gives_nan_and_one_that_repeats_itself_is_followed) {
                 }
             }
         }
+}
+
+TEST(no_expert_has_a_bias_or_a_factor) {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    const Worker alone(0, 1, nullptr);
+    const Floats biases = normal(n_experts * n, 1), factors = normal(n_experts, 2);
+    for (const float wrong : {-1.0f, -0.5f, 5.0f, 1e30f, nan}) {
+        const Floats x = normal(2 * n, 3);
+        Floats route = filled(4, 0.5f), y = filled(2 * n, 0.0f), scaled = filled(4, 0.0f);
+        route[0] = 1.0f;
+        route[1] = wrong;
+        tensor_ops::expert_bias(alone, tensor_ops::kernels(),
+                                {.x = x.data(),
+                                 .route = route.data(),
+                                 .biases = biases.data(),
+                                 .rows = 1,
+                                 .n_used = 2,
+                                 .n_experts = n_experts,
+                                 .n = n,
+                                 .y = y.data()});
+        for (std::size_t c = 0; c < n; ++c) {
+            check::equal(y[c], x[c] + biases[n + c], "an expert's");
+            check::that(std::isnan(y[n + c]), "no expert's");
+        }
+        tensor_ops::scale_shares(alone, route.data(), factors.data(), n_experts, 1, 2,
+                                 scaled.data());
+        check::equal(scaled[2], 0.5f * factors[1], "an expert's share");
+        check::that(std::isnan(scaled[3]), "no expert's share");
+    }
 }
 
 TEST(experts_that_differ_in_shape_are_refused) {

@@ -151,3 +151,35 @@ KERNEL_TEST(products_that_are_nan_do_not_count) {
         check::equal(scores[i], i % 4 == 3 ? -std::numeric_limits<float>::infinity() : expected[i],
                      "score");
 }
+
+// ---- the highest scores
+// --------------------------------------------------------------------------
+
+namespace {
+
+std::vector<float> highest(const Floats& scores, std::size_t n) {
+    Floats out(n);
+    tensor_ops::select_highest(scores.data(), scores.size(), n, out.data());
+    return {out.data(), out.data() + n};
+}
+
+}  // namespace
+
+TEST(nan_of_either_sign_is_the_highest_score) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    const float minus_nan = std::copysign(not_a_number, -1.0f);
+    Floats scores(6, 0);
+    const float values[] = {infinity, minus_nan, 3, -infinity, not_a_number, 4};
+    std::copy_n(values, 6, scores.data());
+    check::that(highest(scores, 1) == std::vector<float>{1}, "the highest");
+    check::that(highest(scores, 2) == std::vector<float>{1, 4}, "the two highest");
+    check::that(highest(scores, 4) == std::vector<float>{0, 1, 4, 5}, "the four highest");
+}
+
+TEST(zeros_of_either_sign_are_equal_and_the_first_are_the_highest) {
+    Floats scores = filled(5, 0.0f);
+    scores[1] = scores[2] = -0.0f;
+    scores[4] = -1e-45f;
+    check::that(highest(scores, 2) == std::vector<float>{0, 1}, "the two highest");
+    check::that(highest(scores, 4) == std::vector<float>{0, 1, 2, 3}, "the four highest");
+}

@@ -132,6 +132,17 @@ TEST(attention_waits_for_the_keys_of_groups_and_these_wait_for_no_others) {
     other.check_second(false);
 }
 
+TEST(what_groups_are_made_of_waits_for_what_was_written_there_and_for_nothing_else) {
+    for (const bool of_index : {false, true}) {
+        Graph3 g;
+        const int y = g.external("y", width);
+        g.op(OpKind::pool_groups, {g.a, g.b}, g.c, g.slot("bias"));
+        Op& second = g.op(OpKind::pool_groups, {g.a, g.b}, y, g.slot("other bias"));
+        second.of_index = of_index;
+        g.check_second(!of_index);
+    }
+}
+
 TEST(attention_waits_for_attention_that_keeps_results_in_the_same_memory) {
     for (const bool sparse : {false, true}) {
         Graph3 g;
