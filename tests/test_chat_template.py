@@ -105,6 +105,31 @@ def test_what_templates_use_works(source: str, text: str) -> None:
     assert render(source) == text
 
 
+QUEUE = """\
+{%- set queue = namespace(ids=[], seen={}) -%}
+{%- for message in messages -%}
+  {%- for call in message.calls or [] -%}
+    {%- set id = call ~ ':' ~ loop.index0 -%}
+    {%- set _ = queue.ids.append(id) -%}
+    {%- set _ = queue.seen.update({id: queue.seen.setdefault('n', 0)}) -%}
+    <{{ id }}>
+  {%- endfor -%}
+  {%- if message.role == 'tool' -%}({{ queue.ids.pop(0) }}){%- endif -%}
+{%- endfor -%}
+{%- set _ = queue.ids.extend(['x', 'z']) -%}{%- set _ = queue.ids.insert(1, 'y') -%}
+{{ queue.ids | join }}{{ queue.seen.pop('n') }}{{ queue.seen | length }}"""
+
+
+def test_a_template_may_change_its_lists_and_dicts_and_the_next_rendering_sees_nothing() -> None:
+    """Kimi K2's template gives each result of a tool the id of its call from such a queue."""
+    messages = [{"role": "assistant", "calls": ["f", "g"]}, {"role": "tool"}, {"role": "tool"}]
+    template = ChatTemplate(QUEUE)
+    assert template.render(messages) == template.render(messages) == "<f:0><g:1>(f:0)(g:1)xyz02"
+    source = "{% set _ = messages.append(messages[0]) %}{{ messages | length }}"
+    assert ChatTemplate(source).render(messages) == "4"
+    assert len(messages) == 3
+
+
 def test_variables_reach_the_template() -> None:
     source = "{{ enable_thinking }} {{ tools[0].function.name }} {{ effort | default('none') }}"
     tools = [{"type": "function", "function": {"name": "f"}}]
@@ -302,6 +327,8 @@ ENDLESS = {
     "sorting by a long path": "{{ (['a'] * 100000) | sort(attribute='0.' * 400000 ~ '0') }}",
     "selecting by a long path": "{{ (['a'] * 9999) | selectattr('0.' * 400000 ~ '0') | list }}",
     "a large power": "{% set x = 7 ** 9999999 %}" + loops(1, "{% set y = x * x %}"),
+    "insertions at the front": "{% set l = [1] * 1000000 %}"
+    + loops(2, "{% set _ = l.insert(0, 1) %}{% set _ = l.pop() %}"),
     "while it is compiled": "{{ 7 ** 9999999 * 7 ** 9999999 % 3 ** 999999 }}",
 }
 
@@ -324,6 +351,13 @@ LARGE = {
     "a list twice": doubling("[1]", "x + x"),
     "a list of itself twice": doubling("[1]", "[x, x]"),
     "a dict of itself twice": doubling("{'a': 1}", "{'a': x, 'b': x}"),
+    "appending": "{% set l = [1] %}{% for i in l %}{% set _ = l.append([i]) %}{% endfor %}",
+    "a list extended by itself": "{% set l = [1] %}" + "{% set _ = l.extend(l) %}" * 60,
+    "a list extended by what is read from it": "{% set l = [1] %}"
+    "{% for i in l %}{% set _ = l.extend(l) %}{% endfor %}",
+    "a list that holds itself, copied": "{% set l = [1] %}{% set _ = l.append(l) %}"
+    + doubling("l", "x + x"),
+    "a dict that grows": "{% set d = {} %}" + loops(3, "{% set _ = d.update({d | length: 1}) %}"),
     "join": "{{ (['a' * 1000000] * 1000) | join }}",
     "str.join": "{{ ('b' * 100000).join(['a'] * 10000) }}",
     "replace filter": "{{ ('a' * 100000) | replace('a', 'b' * 100000) }}",
@@ -368,8 +402,9 @@ def test_after_a_template_that_was_ended_the_next_one_is_rendered(
     "source",
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[0].update({'role': 'x'}) }}",
+        "{{ messages.clear() }}",
+        "{{ messages[0].clear() }}",
+        "{{ [2, 1].sort() }}",
         "{{ raise_exception.__globals__.os }}",
         "{{ namespace.__init__.__globals__ }}",
         "{{ '{0.__class__}'.format(1) }}",
@@ -378,7 +413,7 @@ def test_after_a_template_that_was_ended_the_next_one_is_rendered(
         "{{ '{a[0]}'.format_map({'a': [1]}) }}",
         "{{ '{:{0.x}}'.format(1) }}",
         "{{ ('' | attr('format'))() ~ ('{0.x}' | attr('format'))(1) }}",
-        "{{ ['{0.x}'] | map('attr', 'format') | first | string ~ messages.append(1) }}",
+        "{{ ['{0.x}'] | map('attr', 'format') | first | string ~ messages.clear() }}",
         "{{ pay(-10**9) }}",
         "{{ range(10**9) }}",
         "{{ 1.5 | round(10**9, 'ceil') }}",
@@ -392,11 +427,19 @@ def test_after_a_template_that_was_ended_the_next_one_is_rendered(
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% for i in [[]] recursive %}{{ loop([[]]) }}{% endfor %}",
         "{% set n = namespace() %}{% set n.n = n %}{{ [n] | tojson }}",
+        "{% set l = [] %}{% set _ = l.append(l) %}{{ l | tojson }}",
+        "{% set a, b = [], [] %}{% set _ = a.append(b) %}{% set _ = b.append(a) %}{{ a == b }}",
+        "{% set n = namespace(l=[]) %}{% for i in range(99999) %}{% set n.l = [n.l] %}{% endfor %}"
+        "{% set _ = n.l.append(n.l) %}{{ n.l }}",
     ],
 )
 def test_what_no_template_needs_is_refused(source: str) -> None:
     with pytest.raises(ChatTemplateError, match="the model's chat template: "):
         render(source)
+
+
+def test_a_list_that_holds_itself_is_written_as_python_writes_it() -> None:
+    assert render("{% set l = [1] %}{% set _ = l.append(l) %}{{ l }}") == "[1, [...]]"
 
 
 def test_internals_read_as_nothing() -> None:

@@ -214,6 +214,42 @@ def test_a_schema_that_cannot_be_enforced_is_an_error_and_never_ignored(engine, 
         engine.grammar(json_schema=schema)
 
 
+ID_BESIDE_REF = {
+    "$id": "http://example.com/base/",
+    "definitions": {
+        "text": {"$id": "http://example.com/elsewhere/x.json", "type": "string"},
+        "number": {"$id": "http://example.com/base/x.json", "type": "number"},
+    },
+    "allOf": [{"$id": "http://example.com/elsewhere/", "$ref": "x.json"}],
+}
+
+
+def test_a_ref_that_drafts_read_in_two_ways_is_refused_unless_the_schema_names_its_draft(engine):
+    with pytest.raises(ValueError, match=r"'\$id' beside '\$ref' in #/allOf/0 .* '\$schema'"):
+        engine.grammar(json_schema=ID_BESIDE_REF)
+    for draft, kind in (
+        ("http://json-schema.org/draft-07/schema#", float),
+        ("https://json-schema.org/draft/2020-12/schema", str),
+    ):
+        grammar = engine.grammar(json_schema={"$schema": draft, **ID_BESIDE_REF})
+        found = [each.text for each in answers(engine, grammar, 8) if each.finish_reason == "stop"]
+        assert found
+        assert all(isinstance(json.loads(text), (kind, int)) for text in found)
+        assert {text.startswith('"') for text in found} == {kind is str}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$id": "http://example.com/x", "$ref": "#/$defs/a", "$defs": {"a": {"type": "null"}}},
+        {"properties": {"$id": {"type": "null"}, "$ref": {"type": "null"}}},
+        {"const": {"$id": "a", "$ref": "b"}},
+    ],
+)
+def test_an_id_beside_a_ref_that_means_the_same_in_all_drafts_is_enforced(engine, schema):
+    assert engine.grammar(json_schema=schema)
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [

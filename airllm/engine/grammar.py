@@ -120,6 +120,12 @@ class Grammars:
             raise ValueError(f"{what} is {shown(parsed)}; expected an object")
         if isinstance(parsed, bool):
             parsed = {} if parsed else {"not": {}}
+        if "$schema" not in parsed and (place := _ambiguous_ref(parsed)):
+            raise ValueError(
+                f"{what} cannot be enforced: '$id' beside '$ref' in {place} changes what '$ref' "
+                "means from draft 2019-09 on, and nothing before; say with '$schema' which draft "
+                "it is"
+            )
         # The schema itself may not ask for less than all of it.
         options: Any = {"lenient": False, "coerce_one_of": False, "whitespace_pattern": _WHITESPACE}
         try:
@@ -202,6 +208,27 @@ class _Tokens:
             known = {each: id for id, each in enumerate(self.tokens) if id not in special}
             self._known = known, max(map(len, known), default=0)
         return self._known
+
+
+_DATA = {"const", "default", "enum", "examples"}  # no schemas
+
+
+def _ambiguous_ref(schema: Mapping[str, Any]) -> str:
+    """The place of a '$ref' that drafts resolve against different URIs, as "#/allOf/0"; "" if there
+    is none. Draft 7 and earlier ignore what stands beside '$ref'."""
+    left: list[tuple[str, Any]] = [("#", schema)]
+    while left:
+        place, one = left.pop()
+        if isinstance(one, list):
+            left += ((f"{place}/{at}", item) for at, item in enumerate(one))
+        elif isinstance(one, dict):
+            ref, id = one.get("$ref"), one.get("$id")
+            # Within the document, the root's own URI does not matter.
+            is_within = place == "#" and str(ref).startswith("#")
+            if isinstance(ref, str) and isinstance(id, str) and not is_within:
+                return place
+            left += ((f"{place}/{key}", item) for key, item in one.items() if key not in _DATA)
+    return ""
 
 
 def _as_json(schema: object, what: str) -> str:

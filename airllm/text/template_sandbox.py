@@ -18,10 +18,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 __all__ = ["Sandbox"]
 
+# What Hugging Face's library refuses, but templates in use need: Kimi K2's keeps a queue of ids.
+_CHANGES: dict[type, tuple[str, ...]] = {
+    list: ("append", "extend", "insert", "pop"),
+    dict: ("pop", "setdefault", "update"),
+}
+
 
 class Sandbox(ImmutableSandboxedEnvironment):
     """Compiles templates. A template cannot read an attribute that begins with an underscore,
-    change a list or a dict, or include a file."""
+    or include a file. It can change lists and dicts in the ways of `_CHANGES`: each rendering has
+    its own copies."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -36,6 +43,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # about generated code
             return self.from_string(source)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr in _CHANGES.get(type(obj), ()) or super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """The replacement of a string's `format` or `format_map`; None for any other value."""
