@@ -64,6 +64,7 @@ def _chat_tokens(request: ChatRequest, model: ServedModel) -> list[int]:
     messages = [_with_thought(message, model.template.source) for message in messages]
     if model.format.name == "mistral":
         messages = [_with_short_ids(message) for message in messages]
+    messages = model.roles.ordered(messages)
 
     def tokens(messages: Sequence[Mapping[str, Any]]) -> list[int]:
         return model.prompts.some_tokens(Chat(messages, variables, request.prefill))
