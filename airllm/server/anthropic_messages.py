@@ -64,6 +64,7 @@ def read_message_request(
     given.without_effect(
         *("metadata", "service_tier", "context_management", "betas", "inference_geo"),
         *("cache_control", "anthropic_version"),
+        "safeguards",  # asks for a verdict on calls; without one Claude Code runs none by itself
     )
     most = given.count("max_tokens", 1)
     if most is None and not counts:

@@ -148,6 +148,8 @@ async def send_error(send: Send, error: ApiError, shape: ErrorShape) -> None:
         headers.append((b"retry-after", str(error.retry_after).encode()))
     if error.status in (408, 413, 415):  # the rest of the body has not been read
         headers.append((b"connection", b"close"))
+    if error.status == 501:
+        headers.append((b"x-should-retry", b"false"))  # OpenAI's and Anthropic's libraries would
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send_bytes(send, error.status, as_json(shape(error)), b"application/json", headers)
