@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from airllm.engine.decoder import Decoder
 from airllm.engine.grammar import Grammars
-from airllm.engine.settings import ContextFullError, Limits, Sampling, model_sampling
+from airllm.engine.settings import Limits, PromptTooLongError, Sampling, model_sampling
 from airllm.text.prompts import PromptReader
 from airllm.util.closing import Closing
 from airllm.util.progress import OnProgress
@@ -133,10 +133,7 @@ class LoadedModel(Closing):
         return f"the engine of {str(self.planned.file.path)!r}"
 
 
-def _check_length(n_tokens: int, context: int, most: int, least: str = " at least") -> None:
+def _check_length(n_tokens: int, context: int, most: int, least: str = "at least ") -> None:
     """most: the longest context that the model allows."""
     if n_tokens > context:
-        raise ContextFullError(
-            f"the prompt has{least} {n_tokens} tokens; the context has room for {context}."
-            f" context= makes it larger; this model allows {most}."
-        )
+        raise PromptTooLongError(n_tokens, context, most, least)

@@ -21,6 +21,7 @@ __all__ = [
     "QUEUE_LENGTH",
     "AnswerOptions",
     "ContextFullError",
+    "PromptTooLongError",
     "Limits",
     "OnFull",
     "Sampling",
@@ -43,6 +44,19 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 class ContextFullError(AirllmError, ValueError):
     """The context has no room for a prompt, or for the next token of an answer."""
+
+
+class PromptTooLongError(ContextFullError):
+    """n_tokens: of the prompt, or a lower bound. context: tokens that there is room for. most: the
+    longest context that the model allows."""
+
+    def __init__(self, n_tokens: int, context: int, most: int, least: str = "") -> None:
+        """least: said before n_tokens, if that is a lower bound."""
+        super().__init__(
+            f"the prompt has {least}{n_tokens} tokens; the context has room for {context}."
+            f" context= makes it larger; this model allows {most}."
+        )
+        self.n_tokens, self.context, self.most = n_tokens, context, most
 
 
 def _strings(name: str, value: str | Sequence[str]) -> tuple[str, ...]:

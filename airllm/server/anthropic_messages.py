@@ -17,6 +17,7 @@ from airllm.server.chat import MOST_STOPS, ChatRequest, OutputForm, ToolChoice, 
 from airllm.server.errors import ApiError, bad, unsupported
 from airllm.server.openai_messages import (
     MOST_MESSAGES,
+    UNSEEN_IMAGE,
     called,
     checked_tools,
     read_effort,
@@ -46,10 +47,10 @@ def read_message_request(
     """keeps_headers: see ServerSettings. counts: whether only the prompt's tokens are counted, for
     which max_tokens need not be there."""
     given = BodyFields(body)
-    tools = _tools(given)
+    tools, deferred = _tools(given)
     choice, parallel = _tool_choice(given, tools)
     system = _system(given, keeps_headers)
-    messages = _messages(given)
+    messages = _messages(given, {tool.name: tool for tool in tools})
     if system:
         messages.insert(0, {"role": "system", "content": system})
     prefill = ""
@@ -63,6 +64,7 @@ def read_message_request(
     given.without_effect(
         *("metadata", "service_tier", "context_management", "betas", "inference_geo"),
         *("cache_control", "anthropic_version"),
+        "safeguards",  # asks for a verdict on calls; without one Claude Code runs none by itself
     )
     most = given.count("max_tokens", 1)
     if most is None and not counts:
@@ -71,6 +73,7 @@ def read_message_request(
         messages=messages,
         prefill=prefill,
         tools=tools if choice.kind != "none" else (),
+        deferred_tools=deferred,
         tool_choice=choice,
         parallel_calls=parallel,
         variables=variables,
@@ -105,7 +108,7 @@ def _text_of(block: BodyFields) -> str:
     return block.text("text")
 
 
-def _messages(given: BodyFields) -> list[dict[str, Any]]:
+def _messages(given: BodyFields, tools: Mapping[str, Tool]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     names: dict[str, str] = {}  # of the tools by the ids of their calls
     for path, item in given.items("messages", required=True):
@@ -119,16 +122,16 @@ def _messages(given: BodyFields) -> list[dict[str, Any]]:
             blocks = [
                 BodyFields(block, where) for where, block in message.items("content", required=True)
             ]
-            read = _assistant if role == "assistant" else _user
-            messages += read(role, blocks, names)
+            if role == "assistant":
+                messages.append(_assistant(blocks, names))
+            else:
+                messages += _user(role, blocks, names, tools)
     if not messages:
         raise bad("messages", "messages is empty; expected at least one message")
     return messages
 
 
-def _assistant(
-    role: str, blocks: Sequence[BodyFields], names: dict[str, str]
-) -> list[dict[str, Any]]:
+def _assistant(blocks: Sequence[BodyFields], names: dict[str, str]) -> dict[str, Any]:
     text, thought, calls = "", "", []
     for block in blocks:
         match block.text("type"):
@@ -144,16 +147,19 @@ def _assistant(
                 block.without_effect("cache_control")
             case _:
                 text += _text_of(block)
-    message: dict[str, Any] = {"role": role, "content": text}
+    message: dict[str, Any] = {"role": "assistant", "content": text}
     if thought:
         message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = calls
-    return [message]
+    return message
 
 
 def _user(
-    role: str, blocks: Sequence[BodyFields], names: Mapping[str, str]
+    role: str,
+    blocks: Sequence[BodyFields],
+    names: Mapping[str, str],
+    tools: Mapping[str, Tool],
 ) -> list[dict[str, Any]]:
     """Results of tools are messages of their own, before the user's words."""
     results, texts = [], []
@@ -167,7 +173,8 @@ def _user(
             text = content or ""
         else:
             text = "".join(
-                _text_of(BodyFields(item, path)) for path, item in block.items("content")
+                _text_of_result(BodyFields(item, path), tools)
+                for path, item in block.items("content")
             )
         if block.flag("is_error"):
             text = f"Error: {text}"
@@ -179,8 +186,20 @@ def _user(
     return results
 
 
-def _tools(given: BodyFields) -> list[Tool]:
-    tools = []
+def _text_of_result(block: BodyFields, tools: Mapping[str, Tool]) -> str:
+    """A part of a tool's result. A reference to a deferred tool becomes the tool's definition."""
+    match block.text("type"):
+        case "image":
+            return UNSEEN_IMAGE
+        case "tool_reference":
+            tool = tools.get(block.text("tool_name"))
+            return "" if tool is None else json.dumps(tool.as_json(), ensure_ascii=False) + "\n"
+    return _text_of(block)
+
+
+def _tools(given: BodyFields) -> tuple[list[Tool], frozenset[str]]:
+    """The tools, and the names of those that the model sees only where a result refers to them."""
+    tools, deferred = [], set[str]()
     for path, item in given.items("tools"):
         tool = BodyFields(item, path)
         kind = tool.text("type", "custom")
@@ -191,7 +210,9 @@ def _tools(given: BodyFields) -> list[Tool]:
         if not is_name(name):
             raise tool.wrong("name", "letters, digits, and _ - . : /, at most 256")
         tools.append(Tool(name, tool.text("description", ""), tool.mapping("input_schema")))
-    return checked_tools(tools)
+        if tool.flag("defer_loading"):
+            deferred.add(name)
+    return checked_tools(tools), frozenset(deferred)
 
 
 def _tool_choice(given: BodyFields, tools: Sequence[Tool]) -> tuple[ToolChoice, bool]:

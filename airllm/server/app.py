@@ -182,6 +182,11 @@ class _Endpoint:
             self._service.metrics.request(self._path, exchange.outcome)
 
     def _handler(self, exchange: HttpExchange) -> Handler:
+        if exchange.headers.get("upgrade", "").lower() == "websocket":
+            # Codex tries this first. After 426 it goes on with HTTP at once, after other errors
+            # only when it has tried six times more.
+            text = "this server speaks HTTP, and no WebSockets"
+            raise ApiError(426, text, code="no_websockets")
         if not self._handlers:
             text = f"there is no {exchange.path[:200]!r} here; docs/pages/server.md lists what is"
             raise ApiError(404, text, code="no_such_path")

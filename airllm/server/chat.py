@@ -41,6 +41,8 @@ class ChatRequest:
 
     messages: of a chat, in OpenAI's form, texts as `content`. prompts: texts or tokens to continue,
     in place of messages, each with n choices of its own. prefill: the beginning of the answer.
+    deferred_tools: names of tools that the messages themselves describe, so that the prompt's
+    beginning does not.
     thinks: whether the client wants to see thoughts; they are told apart in any case. sampling: the
     options that the request gives.
     max_tokens: None for as many as the context has room for. said: what the protocol itself needs
@@ -51,6 +53,7 @@ class ChatRequest:
     prompts: Sequence[str | Sequence[int]] = ()
     prefill: str = ""
     tools: Sequence[Tool] = ()
+    deferred_tools: frozenset[str] = frozenset()
     tool_choice: ToolChoice = ToolChoice()
     parallel_calls: bool = True
     variables: Mapping[str, object] = field(default_factory=dict)

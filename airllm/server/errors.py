@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from airllm.engine.requests import DeadlineError, QueueFullError
-from airllm.engine.settings import ContextFullError
+from airllm.engine.settings import ContextFullError, PromptTooLongError
 from airllm.server.mailbox import SlowReaderError
 from airllm.text.chat_template import ChatTemplateError
 from airllm.util.errors import AirllmError
 from airllm.util.printable import printable_lines
 
-__all__ = ["ApiError", "as_api_error", "bad", "unsupported"]
+__all__ = ["ApiError", "as_api_error", "bad", "too_long", "unsupported"]
 
 _KINDS = {
     401: "authentication_error",
@@ -55,6 +55,17 @@ def unsupported(param: str, why: str) -> ApiError:
     return ApiError(400, f"{param} is not supported: {why}", param, "unsupported_parameter")
 
 
+def too_long(n_tokens: int, context: int, most: int | None = None) -> ApiError:
+    """The error for a prompt that does not fit the context; most: what the model allows. Claude Code
+    knows it by its first words, and then shortens the conversation."""
+    allows = "" if most is None else f"; this model allows {most}"
+    text = (
+        f"prompt is too long: {n_tokens} tokens > {context} maximum, of prompt and answer together."
+        f" `airllm serve --context` makes that larger{allows}"
+    )
+    return ApiError(400, text, "messages", "context_length_exceeded")
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """What a client is told of an exception. An unexpected one tells nothing of the inside."""
     if isinstance(error, ApiError):
@@ -66,6 +77,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(504, str(error), code="deadline")
     if isinstance(error, SlowReaderError):
         return ApiError(408, str(error), code="slow_reader")
+    if isinstance(error, PromptTooLongError):
+        return too_long(error.n_tokens, error.context, error.most)
     if isinstance(error, ContextFullError):
         return ApiError(400, str(error), "messages", "context_length_exceeded")
     if isinstance(error, ChatTemplateError):

@@ -86,6 +86,10 @@ class HttpExchange:
             raise ApiError(408, text, code="body_timeout") from None
 
     async def json(self) -> Any:
+        encoding = self.headers.get("content-encoding", "identity").lower()
+        if encoding != "identity":
+            text = f"the body is compressed ({encoding[:40]!r}); this server reads plain JSON"
+            raise ApiError(415, text, code="content_encoding")
         raw = await self.body()
         try:
             return json.loads(raw, parse_constant=_no_constant)
@@ -142,8 +146,10 @@ async def send_error(send: Send, error: ApiError, shape: ErrorShape) -> None:
     headers: list[_Header] = []
     if error.retry_after is not None:
         headers.append((b"retry-after", str(error.retry_after).encode()))
-    if error.status in (408, 413):  # the rest of the body has not been read
+    if error.status in (408, 413, 415):  # the rest of the body has not been read
         headers.append((b"connection", b"close"))
+    if error.status == 501:
+        headers.append((b"x-should-retry", b"false"))  # OpenAI's and Anthropic's libraries would
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send_bytes(send, error.status, as_json(shape(error)), b"application/json", headers)

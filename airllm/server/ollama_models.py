@@ -12,9 +12,12 @@ from airllm.server.served_model import ServedModel
 
 __all__ = ["ollama_ps", "ollama_show", "ollama_tags", "ollama_version"]
 
+# Of the Ollama whose API this is. Clients look at it: Codex refuses an Ollama before 0.13.4.
+_OLLAMA_VERSION = "0.13.5"
+
 
 async def ollama_version(exchange: HttpExchange) -> None:
-    await exchange.send_json({"version": __version__})
+    await exchange.send_json({"version": _OLLAMA_VERSION, "airllm": __version__})
 
 
 async def ollama_tags(exchange: HttpExchange) -> None:

@@ -15,6 +15,7 @@ __all__ = ["read_effort", "read_messages", "read_response_format", "read_tool", 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_MESSAGES = 10_000
 MOST_TOOLS = 512
+UNSEEN_IMAGE = "[a picture, which this model cannot see]"
 
 
 def read_messages(given: BodyFields, field: str = "messages") -> list[dict[str, Any]]:
@@ -37,7 +38,9 @@ def _message(given: BodyFields, names: Mapping[str, str]) -> dict[str, Any]:
     role = given.choice("role", _ROLES)
     message: dict[str, Any] = {"role": "system" if role == "developer" else role}
     has_calls = role == "assistant" and given.has("tool_calls")
-    message["content"] = read_content(given, optional=role == "assistant")
+    message["content"] = read_content(
+        given, optional=role == "assistant", of_tool=role == "tool"
+    )
     if given.has("name"):
         message["name"] = given.text("name")
     if role == "assistant":
@@ -60,8 +63,12 @@ def _message(given: BodyFields, names: Mapping[str, str]) -> dict[str, Any]:
     return message
 
 
-def read_content(given: BodyFields, *, optional: bool = False) -> str:
-    """A content as a text. Only texts can be read; the error for anything else names it."""
+def read_content(given: BodyFields, *, optional: bool = False, of_tool: bool = False) -> str:
+    """A content as a text. Only texts can be read; the error for anything else names it.
+
+    of_tool: it is the result of a tool. There the model is told of a picture that it cannot see:
+    an error would end the agent's session, which sends the same picture again each time.
+    """
     value = given.raw("content")
     if value is None and optional:
         return ""
@@ -75,6 +82,8 @@ def read_content(given: BodyFields, *, optional: bool = False) -> str:
             texts.append(part.text("text"))
         elif kind == "refusal":
             texts.append(part.text("refusal"))
+        elif of_tool and kind in ("image_url", "input_image", "image"):
+            texts.append(UNSEEN_IMAGE)
         else:
             raise unsupported(f"{path}.type", f"this server reads text, and not {kind[:40]!r}")
     return "".join(texts)

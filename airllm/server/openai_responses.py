@@ -1,44 +1,51 @@
 """OpenAI's Responses API: items in, items out, and the last responses remembered."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airllm.server.answer import AnswerEvent, ChoiceEnded, Collected, TokenCounts, Told, collect
 from airllm.server.body_fields import BodyFields
 from airllm.server.chat import ChatRequest, read_sampling
-from airllm.server.errors import ApiError, bad, unsupported
+from airllm.server.errors import ApiError, bad
 from airllm.server.openai_messages import (
     called,
-    checked_tools,
-    read_content,
     read_effort,
     read_response_format,
-    read_tool,
     read_tool_choice,
+)
+from airllm.server.openai_response_items import (
+    ResponseTool,
+    plain_tool,
+    read_items,
+    read_response_tools,
 )
 from airllm.server.remembered import Remembered
 from airllm.server.wire import HEARTBEAT, sse
 from airllm.server.writer import Reply, TokenTexts, Writer
-from airllm.text.answer import AnswerText, AnswerThought, CallArguments, CallBegin, Tool
+from airllm.text.answer import AnswerText, AnswerThought, CallArguments, CallBegin
 
 __all__ = ["ResponseWriter", "read_response"]
-
-_log = logging.getLogger("airllm")
 
 _NO_EFFECT = (
     *("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "include"),
     *("prompt_cache_retention", "max_tool_calls", "stream_options", "client_metadata"),
 )
+_ID_PREFIXES = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+}
 
 
 def read_response(
     body: object, defaults: Mapping[str, object], remembered: Remembered
 ) -> ChatRequest:
     given = BodyFields(body)
-    tools = _tools(given)
+    offered = read_response_tools(given)
+    tools = [one.tool for one in offered]
     choice = read_tool_choice(given, tools)
-    messages = _messages(given)
+    messages = read_items(given)
     before = given.maybe_text("previous_response_id")
     if before is not None:
         messages = [*remembered.messages(before), *messages]
@@ -50,7 +57,7 @@ def read_response(
         raise bad("input", "input is empty; expected a text or items")
     reasoning = given.fields("reasoning")
     effort = reasoning.maybe_text("effort")
-    reasoning.without_effect("summary", "generate_summary")
+    reasoning.without_effect("summary", "generate_summary", "context")
     text = given.fields("text")
     text.without_effect("verbosity")
     given.refuse("background", "answers come while the client waits", unless=(False,))
@@ -75,6 +82,7 @@ def read_response(
         said={
             "history": history,
             "store": given.flag("store", True),
+            "tools": {one.tool.name: one for one in offered},
             "shown": {
                 "instructions": instructions or None,
                 "previous_response_id": before,
@@ -84,75 +92,13 @@ def read_response(
                 "top_p": given.raw("top_p"),
                 "text": {"format": text.raw("format") or {"type": "text"}},
                 "tool_choice": given.raw("tool_choice") or "auto",
-                "tools": [_tool_body(tool) for tool in tools],
+                "tools": given.raw("tools") or [],
                 "metadata": given.raw("metadata") or {},
             },
         },
     )
     given.log_unknown("responses")
     return request
-
-
-def _tools(given: BodyFields) -> list[Tool]:
-    """Functions. Tools that OpenAI runs itself are left out, because agents always send some."""
-    tools = []
-    for path, item in given.items("tools"):
-        tool = BodyFields(item, path)
-        kind = tool.text("type")
-        if kind != "function":
-            _log.warning("responses: %s is of the type %.40r, and is ignored", path, kind)
-            continue
-        tools.append(read_tool(tool))
-    return checked_tools(tools)
-
-
-def _tool_body(tool: Tool) -> dict[str, Any]:
-    function = tool.as_json()["function"]
-    assert isinstance(function, dict)
-    return {"type": "function", **function, "strict": False}
-
-
-def _messages(given: BodyFields) -> list[dict[str, Any]]:
-    value = given.raw("input")
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    messages: list[dict[str, Any]] = []
-    names: dict[str, str] = {}
-    thought = ""
-    for path, item in given.items("input", required=True):
-        part = BodyFields(item, path)
-        match part.text("type", "message"):
-            case "message":
-                role = part.choice("role", ("system", "developer", "user", "assistant"))
-                message = {"role": "system" if role == "developer" else role}
-                message["content"] = read_content(part)
-                if role == "assistant" and thought:
-                    message["reasoning_content"], thought = thought, ""
-                messages.append(message)
-            case "function_call":
-                id = part.text("call_id")
-                names[id] = part.text("name")
-                call = called(id, names[id], part.text("arguments"))
-                last = messages[-1] if messages else {}
-                if last.get("role") != "assistant":  # calls belong to the text before them
-                    last = {"role": "assistant", "content": ""}
-                    messages.append(last)
-                    if thought:
-                        last["reasoning_content"], thought = thought, ""
-                last.setdefault("tool_calls", []).append(call)
-            case "function_call_output":
-                id = part.text("call_id")
-                output = part.raw("output")
-                content = BodyFields({"content": output}, path)
-                result = {"role": "tool", "tool_call_id": id, "content": read_content(content)}
-                messages.append({**result, "name": names[id]} if id in names else result)
-            case "reasoning":
-                thought = "".join(
-                    BodyFields(one, where).text("text") for where, one in part.items("content")
-                )
-            case kind:
-                raise unsupported(f"{path}.type", f"this server does not know {kind[:40]!r}")
-    return messages
 
 
 class ResponseWriter(Writer):
@@ -175,6 +121,9 @@ class ResponseWriter(Writer):
         self._events: list[AnswerEvent] = []
         self._items: list[dict[str, Any]] = []  # the last of them is open
         self._is_open = False
+        self._tools: Mapping[str, ResponseTool] = request.said["tools"]
+        self._called: ResponseTool  # of the open item, with the arguments that came
+        self._arguments = ""
 
     def begin(self) -> bytes:
         body = self._body("in_progress", [])
@@ -229,27 +178,28 @@ class ResponseWriter(Writer):
                 self._items[-1]["content"][0]["text"] += text
                 return start + self._delta("response.reasoning_text.delta", delta=text)
             case CallBegin(_, name, id):
-                call = {"call_id": id, "name": name, "arguments": ""}
-                return self._close() + self._open("function_call", call)
+                self._called, self._arguments = self._tools.get(name) or plain_tool(name), ""
+                item = self._called.item(id or "", "")
+                return self._close() + self._open(item.pop("type"), item)
             case CallArguments(_, text):
-                self._items[-1]["arguments"] += text
-                event = "response.function_call_arguments.delta"
-                return self._sse(event, **self._place(), delta=text)
+                self._arguments += text
+                if not self._called.is_custom:  # whose text is known when all arguments are
+                    event = "response.function_call_arguments.delta"
+                    return self._sse(event, **self._place(), delta=text)
         return b""
 
     def _open(self, kind: str, body: dict[str, Any]) -> bytes:
         if self._is_open and self._items[-1]["type"] == kind:
             return b""
         closed, self._is_open = self._close(), True
-        prefix = {"message": "msg", "reasoning": "rs", "function_call": "fc"}[kind]
-        id = f"{prefix}_{self._reply.id}{len(self._items):02}"
+        id = f"{_ID_PREFIXES[kind]}_{self._reply.id}{len(self._items):02}"
         self._items.append({"id": id, "type": kind, "status": "in_progress", **body})
         added = self._sse(
             "response.output_item.added",
             output_index=len(self._items) - 1,
             item={**self._items[-1], **({"content": []} if "content" in body else {})},
         )
-        if kind == "function_call":
+        if "content" not in body:
             return closed + added
         part = _empty_part(kind)
         self._items[-1]["content"] = [part]
@@ -260,13 +210,9 @@ class ResponseWriter(Writer):
             return b""
         self._is_open, item = False, self._items[-1]
         item["status"] = "completed"
-        if item["type"] == "function_call":
-            done = self._sse(
-                "response.function_call_arguments.done",
-                **self._place(),
-                name=item["name"],
-                arguments=item["arguments"],
-            )
+        if "call_id" in item:
+            item.update(self._called.item(item["call_id"], self._arguments))
+            done = self._called_done(item)
         else:
             part = item["content"][0]
             kind = "output_text" if item["type"] == "message" else "reasoning_text"
@@ -275,6 +221,14 @@ class ResponseWriter(Writer):
             done += self._delta("response.content_part.done", part=part)
         place = len(self._items) - 1
         return done + self._sse("response.output_item.done", output_index=place, item=item)
+
+    def _called_done(self, item: Mapping[str, Any]) -> bytes:
+        place, kind = self._place(), "response.custom_tool_call_input"
+        if self._called.is_custom:
+            told = self._sse(f"{kind}.delta", **place, delta=item["input"])
+            return told + self._sse(f"{kind}.done", **place, input=item["input"])
+        more = {"name": item["name"], "arguments": item["arguments"]}
+        return self._sse("response.function_call_arguments.done", **place, **more)
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}

@@ -56,14 +56,16 @@ def _chat_tokens(request: ChatRequest, model: ServedModel) -> list[int]:
     messages: Sequence[Mapping[str, Any]] = _joined_systems(request.messages)
     variables = dict(request.variables)
     has_calls = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
+    tools = [tool for tool in request.tools if tool.name not in request.deferred_tools]
     if model.format.shows_tools:
-        if request.tools:
-            variables["tools"] = [tool.as_json() for tool in request.tools]
-    elif request.tools or has_calls:
-        messages = with_told_tools(messages, request.tools)
+        if tools:
+            variables["tools"] = [tool.as_json() for tool in tools]
+    elif tools or has_calls:
+        messages = with_told_tools(messages, tools)
     messages = [_with_thought(message, model.template.source) for message in messages]
     if model.format.name == "mistral":
         messages = [_with_short_ids(message) for message in messages]
+    messages = model.roles.ordered(messages)
 
     def tokens(messages: Sequence[Mapping[str, Any]]) -> list[int]:
         return model.prompts.some_tokens(Chat(messages, variables, request.prefill))

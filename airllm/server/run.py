@@ -139,6 +139,10 @@ class _Protocol(H11Protocol):
         self._patience.cancel()
         super().connection_lost(exc)
 
+    def _should_upgrade(self) -> bool:
+        """The application refuses WebSockets; uvicorn would advise to install a library."""
+        return False
+
     def _lose_patience(self) -> None:
         if self.cycle is None:
             self.transport.close()

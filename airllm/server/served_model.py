@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airllm.engine.requests import Handle, OnEvent, Request
 from airllm.engine.settings import Sampling
+from airllm.server.chat_roles import Roles, roles_of
 from airllm.text.answer import AnswerFormat, format_of
 from airllm.text.chat_template import ChatTemplate
 from airllm.text.prompts import PromptReader
@@ -64,6 +65,11 @@ class ServedModel:
             return self.template.source
         except ValueError:
             return None
+
+    @cached_property
+    def roles(self) -> Roles:
+        """Which orders of roles the template keeps."""
+        return roles_of(self.template.render)
 
     @cached_property
     def shown(self) -> frozenset[int]:

@@ -14,7 +14,7 @@ from airllm.engine.settings import Limits
 from airllm.server.answer import AnswerEvent, AnswerReader, Broken, ChoiceEnded
 from airllm.server.chat import ChatRequest
 from airllm.server.engine_thread import EngineThread
-from airllm.server.errors import ApiError, as_api_error
+from airllm.server.errors import ApiError, as_api_error, too_long
 from airllm.server.grammars import grammar_of, needs_grammar
 from airllm.server.mailbox import Mailbox
 from airllm.server.metrics import Metrics
@@ -206,11 +206,7 @@ class Service:
             text = f"the prompt has {n_tokens} tokens; this server takes at most {most}"
             raise ApiError(400, text, "messages", "prompt_too_long")
         if n_tokens >= model.context:
-            text = (
-                f"the prompt has {n_tokens} tokens; the context has room for {model.context}, of "
-                "prompt and answer together. `airllm serve --context` makes it larger"
-            )
-            raise ApiError(400, text, "messages", "context_length_exceeded")
+            raise too_long(n_tokens, model.context)
 
     def _engine_request(
         self,
