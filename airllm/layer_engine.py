@@ -20,6 +20,7 @@ from airllm.engine.generation import continue_prompt
 from airllm.engine.grammar import Grammar
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.settings import (
+    CACHE_SAVE_SECONDS,
     LANES,
     PIECE_TOKENS,
     QUEUE_LENGTH,
@@ -534,6 +535,7 @@ class LayerWiseInferenceEngine:
         piece_tokens: int = PIECE_TOKENS,
         cache_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_save_seconds: float | None = CACHE_SAVE_SECONDS,
     ) -> Iterator["Scheduler"]:
         """A scheduler, which runs requests of many threads at once; the engine is busy inside the
         `with`. See airllm.engine.scheduler for the arguments and what it does, and
@@ -547,6 +549,7 @@ class LayerWiseInferenceEngine:
             piece_tokens=piece_tokens,
             cache_bytes=cache_bytes,
             cache_dir=cache_dir,
+            cache_save_seconds=cache_save_seconds,
         ) as scheduler:
             yield scheduler
 
