@@ -7,6 +7,7 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 import numpy as np
@@ -19,6 +20,7 @@ from airllm.engine.generation import continue_prompt
 from airllm.engine.grammar import Grammar
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.settings import (
+    CACHE_SAVE_SECONDS,
     LANES,
     PIECE_TOKENS,
     QUEUE_LENGTH,
@@ -33,6 +35,7 @@ from airllm.graph.graph import Activations
 from airllm.hub import model_path as model_path_of
 from airllm.models import ModelConfig
 from airllm.state.layout import KVType
+from airllm.text.answer import AnswerFormat, format_of
 from airllm.text.chat_template import ChatTemplate
 from airllm.text.prompts import Chat, Prompt, PromptReader, chat, prompt_list
 from airllm.text.tokenizer import Tokenizer
@@ -161,6 +164,19 @@ class LayerWiseInferenceEngine:
         """The model's format of a chat. FormatError if its file has no template."""
         return self._model.prompts.chat_template
 
+    @cached_property
+    def answer_format(self) -> AnswerFormat:
+        """How the model writes thoughts and tool calls, as its chat template tells; see
+        airllm.text.answer. A model without a usable template writes plain text."""
+        try:
+            return format_of(self.chat_template.source)
+        except ValueError:
+            return format_of("")
+
+    @property
+    def _marks(self) -> frozenset[int]:
+        return self.tokenizer.control_ids(self.answer_format.marks)
+
     @property
     def has_chat_template(self) -> bool:
         """Whether the model's file has a chat template of its own: most models that were trained to
@@ -176,6 +192,7 @@ class LayerWiseInferenceEngine:
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         grammar: Grammar | None = None,
+        markup: bool = False,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -207,6 +224,8 @@ class LayerWiseInferenceEngine:
         draft: an engine with a smaller model of the same vocabulary, which makes the guesses; it is
             busy meanwhile, and its KV cache loses its earlier contents.
         grammar: what the answer must look like, from `grammar`; without lookahead and draft.
+        markup: whether the text has the control tokens that mark thoughts and tool calls, for an
+            AnswerParser of `answer_format`. Other control tokens are never a part of the text.
         on_token: called with each piece of text as it comes, in whole characters.
         on_progress: called with (done, total) steps while the prompt is evaluated; a step is a
             layer for a batch of tokens.
@@ -221,6 +240,7 @@ class LayerWiseInferenceEngine:
             lookahead=lookahead,
             draft=draft,
             grammar=grammar,
+            markup=markup,
             on_progress=on_progress,
             **options,
         )
@@ -240,6 +260,7 @@ class LayerWiseInferenceEngine:
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         grammar: Grammar | None = None,
+        markup: bool = False,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> AnswerStream:
@@ -258,6 +279,7 @@ class LayerWiseInferenceEngine:
                 lookahead=lookahead,
                 draft=None if draft is None else draft._model,
                 grammar=grammar,
+                shown=self._marks if markup else frozenset(),
                 on_progress=on_progress,
             )
         )
@@ -271,6 +293,7 @@ class LayerWiseInferenceEngine:
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         grammar: Grammar | None = None,
+        markup: bool = False,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> "AsyncAnswerStream":
@@ -294,6 +317,7 @@ class LayerWiseInferenceEngine:
                 lookahead=lookahead,
                 draft=draft,
                 grammar=grammar,
+                markup=markup,
                 on_progress=checked_progress,
                 **options,
             )
@@ -309,6 +333,7 @@ class LayerWiseInferenceEngine:
         lookahead: int | None = None,
         draft: "LayerWiseInferenceEngine | None" = None,
         grammar: Grammar | None = None,
+        markup: bool = False,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -320,6 +345,7 @@ class LayerWiseInferenceEngine:
             lookahead=lookahead,
             draft=draft,
             grammar=grammar,
+            markup=markup,
             on_progress=on_progress,
             **options,
         ) as stream:
@@ -509,6 +535,7 @@ class LayerWiseInferenceEngine:
         piece_tokens: int = PIECE_TOKENS,
         cache_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_save_seconds: float | None = CACHE_SAVE_SECONDS,
     ) -> Iterator["Scheduler"]:
         """A scheduler, which runs requests of many threads at once; the engine is busy inside the
         `with`. See airllm.engine.scheduler for the arguments and what it does, and
@@ -522,6 +549,7 @@ class LayerWiseInferenceEngine:
             piece_tokens=piece_tokens,
             cache_bytes=cache_bytes,
             cache_dir=cache_dir,
+            cache_save_seconds=cache_save_seconds,
         ) as scheduler:
             yield scheduler
 

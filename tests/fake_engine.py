@@ -19,6 +19,7 @@ from airllm.backends.profiling import OpProfile
 from airllm.cli.engine import Engine
 from airllm.engine.continuation import FinishReason, Generation
 from airllm.engine.settings import AnswerOptions, Sampling
+from airllm.text.answer import AnswerFormat, format_of
 from airllm.text.prompts import Chat, Prompt
 from airllm.util.metadata import FormatError
 from airllm.util.progress import OnProgress
@@ -39,6 +40,11 @@ class FakeTokenizer:
 class FakeConfig:
     vocab_size: int = len(WORDS)
     context_length: int = 1000
+
+
+@dataclass
+class FakeTemplate:
+    source: str
 
 
 class FakeSequences:
@@ -74,16 +80,21 @@ class FakeEngine:
         *answers: Sequence[str | BaseException],
         finish_reason: FinishReason = "stop",
         context: int = 1000,
+        template: str = "",
+        prompt_end: str = "",
     ) -> None:
+        """template: of chats; only its marks are looked at. prompt_end: how each prompt ends."""
         self._answers = list(answers)
         self._finish_reason = finish_reason
         self.context = context
         self.config = FakeConfig()
         self.tokenizer = FakeTokenizer()
         self.has_chat_template = True
+        self._template, self._prompt_end = template, prompt_end
         self.requests: list[Any] = []  # prompt or messages of each generate()
         self.sampling = Sampling()
         self.options: dict[str, Any] = {}  # of the last generate()
+        self.markup = False  # likewise
         self.opened_with: dict[str, Any] = {}
         self.shifted_tokens = 0
         self.resets = 0
@@ -94,10 +105,17 @@ class FakeEngine:
         self.memory_bytes = 1000  # in all
 
     @property
-    def chat_template(self) -> object:
+    def chat_template(self) -> FakeTemplate:
         if not self.has_chat_template:
             raise FormatError("m.gguf: has no chat template")
-        return "a template"
+        return FakeTemplate(self._template)
+
+    @property
+    def answer_format(self) -> AnswerFormat:
+        return format_of(self._template)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._prompt_end
 
     def generate(
         self,
@@ -105,6 +123,7 @@ class FakeEngine:
         *,
         lookahead: int | None = None,
         draft: Self | None = None,
+        markup: bool = False,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -116,6 +135,7 @@ class FakeEngine:
             on_progress(1, 2)
             on_progress(2, 2)
         self.options = {"lookahead": lookahead, "draft": draft, **options}
+        self.markup = markup
         said = []
         for piece in self._answers.pop(0):
             if isinstance(piece, BaseException):

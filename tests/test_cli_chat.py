@@ -369,7 +369,10 @@ def test_a_setting_holds_for_the_next_answer(
     [
         ("/set temperature warm", "'warm' is not a number"),
         ("/set temperature", "expected one argument"),
-        ("/set warmth 3", "there is no setting warmth; there are: system, max-tokens, temperature"),
+        (
+            "/set warmth 3",
+            "there is no setting warmth; there are: system, think, max-tokens, temperature",
+        ),
         ("/set top_p 0", "top_p is 0.0; expected above 0"),
         ("/save", "expected a file"),
         ("/load", "expected a file"),

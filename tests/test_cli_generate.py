@@ -63,6 +63,7 @@ def test_json_is_one_object_with_text_tokens_and_timings(
     assert found.pop("threads") >= 1
     assert found == {
         "text": "Größe ✓",
+        "thought": "",
         "tokens": [0, 1],
         "prompt_tokens": 7,
         "shifted_tokens": 0,
@@ -134,6 +135,7 @@ def test_the_prompt_may_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         (["Why?", "-p", "How?"], "expected one prompt, found two"),
         (["Why?", "--raw", "--system", "S"], "--system is for a chat"),
         (["Why?", "--raw", "--chat-template-kwargs", '{"a": 1}'], "--raw wants none"),
+        (["Why?", "--raw", "--think", "hide"], "with --raw, thoughts are not told apart"),
     ],
 )
 def test_options_that_contradict_each_other_are_a_usage_error(

@@ -35,6 +35,7 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_model(parser)
     add_conversation(parser)
     options.add_template(parser)
+    options.add_think(parser)
     options.add_answer(parser, max_tokens=1024)
     options.add_lookahead(parser)
     options.add_threads(parser)

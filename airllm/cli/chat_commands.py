@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airllm.cli import console, model, options
+from airllm.cli.answer import shows_thoughts
 from airllm.cli.conversation import Conversation, show
 from airllm.engine.settings import AnswerOptions, settings_of
 
@@ -17,6 +18,7 @@ HELP = """\
 /reset, /clear      forget the conversation and start a new one
 /set NAME VALUE     change a setting, for instance /set temperature 0
 /set system TEXT    change the system message
+/set think HOW      show or hide the model's thoughts, or off to ask it not to think
 /set                show all settings
 /show               show the model, the settings and how full the context is
 /save FILE          write the conversation to FILE
@@ -83,6 +85,9 @@ class Commands:
         value = value.strip()
         if not name:
             self._show_settings()
+        elif name in ("think", "nothink"):
+            self._conversation.think = _think(name, value)
+            console.log.info("think is %s", self._conversation.think)
         elif name == "system":
             text = value.strip('"')
             self._conversation.system = text or None
@@ -114,7 +119,12 @@ class Commands:
         chosen = settings_of(self._conversation.engine.sampling, **self._conversation.options)
         both = {name: value for kind in reversed(chosen) for name, value in vars(kind).items()}
         rows = {_said(name): value for name, value in both.items() if name not in _UNSHOWN}
-        _show_rows({**rows, "system": "none" if system is None else system})
+        think = self._conversation.think
+        own = {
+            "think": think or ("show" if shows_thoughts(think) else "hide"),
+            "system": "none" if system is None else system,
+        }
+        _show_rows({**rows, **own})
 
     def _save(self, text: str) -> None:
         path = _path(text) or self._session
@@ -131,6 +141,14 @@ class Commands:
         show(self._conversation)
 
 
+def _think(name: str, value: str) -> str:
+    """ "/set nothink" and "/set think" without more are Ollama's commands. ValueError."""
+    how = "off" if name == "nothink" else value or "show"
+    if how not in options.THINK:
+        raise ValueError(f"think: expected one of {', '.join(options.THINK)}, not {how}")
+    return how
+
+
 def _option(name: str, value: str) -> AnswerOptions:
     """A setting by the name and in the form that it has on the command line; "_" may stand for
     "-". ValueError."""
@@ -141,7 +159,7 @@ def _option(name: str, value: str) -> AnswerOptions:
     known = {**known, "max-new-tokens": "max_new_tokens", "num-predict": "max_new_tokens"}
     if given not in known:
         names = ", ".join(name for name in known if len(name) > 2)
-        raise ValueError(f"there is no setting {name}; there are: system, {names}")
+        raise ValueError(f"there is no setting {name}; there are: system, think, {names}")
     option = "max-tokens" if known[given] == "max_new_tokens" else given
     found = vars(parser.parse_args([f"--{option}={value}"] if value else [f"--{option}"]))
     changed: AnswerOptions = {known[given]: found[known[given]]}  # type: ignore[misc]

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from airllm.util.durable import naming
 from airllm.util.printable import printable_lines
@@ -87,38 +86,23 @@ def write(text: str) -> None:
         sys.stdout.flush()
 
 
-def show(text: str) -> None:
+def show(text: str, *, dim: bool = False) -> None:
     """Writes text for a person, which is no result, to stderr; it is lost if stderr cannot take
-    it."""
+    it. dim: on a terminal that can."""
+    text = text.translate(_CONTROLS)
     with contextlib.suppress(OSError):
-        sys.stderr.write(text.translate(_CONTROLS))
+        sys.stderr.write(f"\x1b[2m{text}\x1b[22m" if dim and has_styles() else text)
         sys.stderr.flush()
 
 
-class Answer:
-    """An answer that is shown as it comes. Its line ends also after an error or Ctrl-C."""
-
-    def __init__(self, *, shown: bool = True) -> None:
-        self.pieces: list[str] = []
-        self._shown = shown
-
-    def show(self, piece: str) -> None:
-        self.pieces.append(piece)
-        if self._shown:
-            write(piece)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.pieces)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.pieces and self._shown:
-            # If the answer has failed, that counts; for instance, the terminal may have gone.
-            with contextlib.suppress(*(() if kind is None else (OSError,))):
-                write("\n")
+def has_styles() -> bool:
+    """Whether stderr is a terminal on which text can be dim, and its user wants that: NO_COLOR
+    (no-color.org) turns styles off."""
+    return (
+        sys.stderr.isatty()
+        and (os.environ.get("TERM") or "dumb") != "dumb"
+        and not os.environ.get("NO_COLOR")
+    )
 
 
 def write_json(value: Mapping[str, object]) -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airllm.cli import console, model, options
+from airllm.cli.answer import Answer, parser_for, shows_thoughts
 from airllm.engine.settings import AnswerOptions, ContextFullError
+from airllm.text.answer.told_thoughts import with_thought
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from airllm.cli.engine import Engine
+    from airllm.text.prompts import Prompt
 
 __all__ = ["Conversation", "Terminated", "show", "terminable"]
 
@@ -58,7 +61,9 @@ def terminable() -> Iterator[None]:
 
 
 class Conversation:
-    """The messages so far, with "role" and "content", as chat templates take them."""
+    """The messages so far, with "role" and "content", as chat templates take them, and
+    "reasoning_content" for what the model thought before an answer. think: one of options.THINK;
+    None for the default of the terminal."""
 
     def __init__(
         self,
@@ -67,10 +72,12 @@ class Conversation:
         draft: "Engine | None" = None,
     ) -> None:
         self.engine, self._draft = engine, draft
-        _ = engine.chat_template  # a model without one is refused now, not after the first message
+        # A model without a template is refused now, not after the first message.
+        self._template = engine.chat_template.source
         self._system: str | None = args.system
         self._variables = args.chat_template_kwargs
         self.options = options.answer_options(args)
+        self.think: str | None = args.think
         self._lookahead = args.lookahead
         self.reset()
 
@@ -119,14 +126,21 @@ class Conversation:
         fits.
         """
         asked = [*self.messages, {"role": "user", "content": message}]
-        answer = console.Answer()
+        answer: Answer | None = None
         try:
             asked = self._with_room(asked)
+            request = self._request(asked)
             wanted: AnswerOptions = {**self.options, "keep": self._kept()}
             most = wanted["max_new_tokens"]
+            answer = Answer(
+                parser_for(self.engine, request),
+                thoughts=shows_thoughts(self.think),
+                waits=self.engine.stream_stats() is not None,
+            )
             with answer, model.evaluation_progress(self.engine, most) as progress:
                 generation = self.engine.generate(
-                    model.request(asked, self._variables),
+                    request,
+                    markup=True,
                     on_token=progress.before(answer.show),
                     on_progress=progress.update,
                     lookahead=self._lookahead,
@@ -144,17 +158,29 @@ class Conversation:
         except KeyboardInterrupt:
             reason = "interrupted"
         except Terminated:
-            if answer.text:
-                self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+            self._keep(asked, answer)
             raise
-        if answer.text:
-            self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+        kept = self._keep(asked, answer)
         if reason == "interrupted":
-            console.log.info("stopped" if answer.text else "stopped; the question is forgotten")
+            console.log.info("stopped" if kept else "stopped; the question is forgotten")
         elif reason == "length":
             console.log.info("stopped at the longest answer that --max-tokens allows")
         elif reason == "context":
             console.note(f"stopped: {self._how_to_go_on()}")
+
+    def _keep(self, asked: list[dict[str, str]], answer: Answer | None) -> bool:
+        """Whether there is an answer, or at least a thought, to go on from."""
+        if answer is None or not (answer.text or answer.thought):
+            return False
+        said = {"role": "assistant", "content": answer.text}
+        if answer.thought:
+            said["reasoning_content"] = answer.thought
+        self.messages = [*asked, said]
+        return True
+
+    def _request(self, messages: list[dict[str, str]]) -> "Prompt":
+        variables = options.template_variables(self._variables, self.think)
+        return model.request([with_thought(each, self._template) for each in messages], variables)
 
     def _with_room(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """The messages, if an answer fits. Otherwise, with --on-full shift, the messages without
@@ -175,7 +201,7 @@ class Conversation:
         return left
 
     def _n_tokens(self, messages: list[dict[str, str]]) -> int:
-        return len(self.engine.tokenize(model.request(messages, self._variables)))
+        return len(self.engine.tokenize(self._request(messages)))
 
     def _kept(self) -> int:
         """The number of tokens with which every conversation with this system message begins. An
@@ -183,9 +209,7 @@ class Conversation:
         if not self._shifts:
             return 0
         first, second = (
-            self.engine.tokenize(
-                model.request(model.conversation(text, self._system), self._variables)
-            )
+            self.engine.tokenize(self._request(model.conversation(text, self._system)))
             for text in ("a", "b")
         )
         pairs = enumerate(zip(first, second, strict=False))

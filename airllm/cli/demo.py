@@ -30,7 +30,9 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_engine(parser)
     # Always the likeliest token, so that everybody's demo says the same.
     greedy = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
-    parser.set_defaults(model=MODEL, yes=True, lookahead=None, **asdict(greedy), **asdict(Limits()))
+    parser.set_defaults(
+        model=MODEL, yes=True, lookahead=None, think=None, **asdict(greedy), **asdict(Limits())
+    )
     options.add_output(parser, json="prompt, the fields of `generate --json`, and memory in bytes")
 
 
@@ -49,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
         request = model.conversation(args.prompt)
         if not args.json:
             console.write(f"> {args.prompt}\n")
-        generation = generate.answer(engine, request, args)
+        generation, said = generate.answer(engine, request, args)
         memory = engine.memory_usage()
         runtime = model.runtime(engine)
     if args.json:
-        answer = generate.as_json(engine, generation)
+        answer = generate.as_json(engine, generation, said)
         console.write_json({"prompt": args.prompt, **answer, "memory": memory})
         return 0
     print(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from airllm.backends.profiling import OpProfile
 from airllm.engine.continuation import Generation
 from airllm.engine.settings import AnswerOptions, Sampling
+from airllm.text.answer import AnswerFormat
 from airllm.text.prompts import Prompt
 from airllm.tools.benchmark import Sequences
 from airllm.util.progress import OnProgress
@@ -26,6 +27,11 @@ class Tokens(Protocol):
     @property
     def add_bos(self) -> bool: ...
     def encode(self, text: str) -> list[int]: ...
+
+
+class Template(Protocol):
+    @property
+    def source(self) -> str: ...
 
 
 class Dimensions(Protocol):
@@ -53,9 +59,11 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokens: ...
     @property
-    def chat_template(self) -> object: ...
+    def chat_template(self) -> Template: ...
     @property
     def has_chat_template(self) -> bool: ...
+    @property
+    def answer_format(self) -> AnswerFormat: ...
     @property
     def sampling(self) -> Sampling: ...
     @property
@@ -67,6 +75,7 @@ class Engine(Protocol):
         *,
         lookahead: int | None = None,
         draft: Self | None = None,
+        markup: bool = False,
         on_token: Callable[[str], None] | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -84,6 +93,7 @@ class Engine(Protocol):
 
     def prompt_length(self, prompt: Prompt) -> int: ...
     def tokenize(self, prompt: Prompt) -> list[int]: ...
+    def detokenize(self, ids: Sequence[int]) -> str: ...
 
     def forward(
         self,

@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from airllm.cli import console, model, options
+from airllm.cli.answer import Answer, parser_for, shows_thoughts
 from airllm.engine.settings import Limits
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def add(subparsers: options.Subparsers) -> None:
         help="the system message, which says who the model is and how it should answer",
     )
     options.add_template(parser)
+    options.add_think(parser)
     group = options.add_answer(parser)
     group.add_argument(
         "--keep",
@@ -72,31 +74,35 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_engine(parser)
     options.add_output(
         parser,
-        json="text, tokens, prompt_tokens, shifted_tokens, finish_reason, passes, accepted_tokens, "
-        "tokens_per_pass, timings, stream (statistics of the disk reads, null where the whole "
-        "model is in memory), backend, isa, threads",
+        json="text, thought (what the model wrote before its answer), tokens, prompt_tokens, "
+        "shifted_tokens, finish_reason, passes, accepted_tokens, tokens_per_pass, timings, stream "
+        "(statistics of the disk reads, null where the whole model is in memory), backend, isa, "
+        "threads",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.keep and args.on_full != "shift":
         raise options.UsageError("--keep needs --on-full shift, because only shift forgets tokens")
-    for_chat = args.chat or args.system is not None or bool(args.chat_template_kwargs)
+    variables = options.template_variables(args.chat_template_kwargs, args.think)
+    for_chat = args.chat or args.system is not None or bool(variables)
     if args.raw and args.system is not None:
         raise options.UsageError("--system is for a chat: with --raw, a text has no place for it")
     if args.raw and args.chat_template_kwargs:
         raise options.UsageError("--chat-template-kwargs is for a chat, and --raw wants none")
+    if args.raw and args.think is not None:
+        raise options.UsageError("--think is for a chat: with --raw, thoughts are not told apart")
     prompt = _prompt(args)
     with model.open_with_draft(args) as (engine, draft):
         request: Prompt = prompt
         if for_chat or (engine.has_chat_template and not args.raw):
             messages = model.conversation(prompt, args.system)
-            request = model.request(messages, args.chat_template_kwargs)
+            request = model.request(messages, variables)
         elif not args.raw:
             console.log.info("the model has no chat template: it continues the prompt as a text")
-        generation = answer(engine, request, args, draft)
+        generation, said = answer(engine, request, args, draft)
         if args.json:
-            console.write_json(as_json(engine, generation))
+            console.write_json(as_json(engine, generation, said))
         _report(engine, generation, args)
     return 0
 
@@ -117,25 +123,32 @@ def answer(
     request: "Prompt",
     args: argparse.Namespace,
     draft: "Engine | None" = None,
-) -> "Generation":
+) -> tuple["Generation", Answer]:
     """The answer, which is shown as it comes unless --json asks for it as a whole."""
-    with (
-        console.Answer(shown=not args.json) as answer,
-        model.evaluation_progress(engine, args.max_new_tokens) as progress,
-    ):
-        return engine.generate(
+    is_chat = not isinstance(request, str)
+    said = Answer(
+        parser_for(engine, request) if is_chat else None,
+        shown=not args.json,
+        thoughts=not args.json and shows_thoughts(args.think),
+        waits=engine.stream_stats() is not None,
+    )
+    with said, model.evaluation_progress(engine, args.max_new_tokens) as progress:
+        generation = engine.generate(
             request,
-            on_token=progress.before(answer.show),
+            markup=is_chat,
+            on_token=progress.before(said.show),
             on_progress=progress.update,
             lookahead=args.lookahead,
             draft=draft,
             **options.answer_options(args),
         )
+    return generation, said
 
 
-def as_json(engine: "Engine", generation: "Generation") -> dict[str, object]:
+def as_json(engine: "Engine", generation: "Generation", said: Answer) -> dict[str, object]:
     return {
-        "text": generation.text,
+        "text": said.text,
+        "thought": said.thought,
         "tokens": list(generation.tokens),
         "prompt_tokens": generation.prompt_tokens,
         "shifted_tokens": generation.shifted_tokens,

@@ -6,7 +6,7 @@ A value that a parser refuses is a usage error (exit status 2).
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeAlias, cast, get_args
 
@@ -170,6 +170,27 @@ def add_template(parser: argparse.ArgumentParser) -> None:
         '\'{"enable_thinking": false}\' or \'{"reasoning_effort": "high", "tools": [...]}\'; the '
         "template decides which names have a meaning",
     )
+
+
+THINK = ("show", "hide", "off")
+
+
+def add_think(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--think",
+        choices=THINK,
+        help="what becomes of the thoughts that some models write before the answer: show writes "
+        "them to stderr, dim on a terminal; hide leaves them out; off asks the model not to think, "
+        "if its chat template has a switch for that (default: show if both stdout and stderr are "
+        "a terminal, else hide)",
+    )
+
+
+def template_variables(given: Mapping[str, object], think: str | None) -> dict[str, object]:
+    """given: by --chat-template-kwargs. think: --think. The switches are those that Qwen's and
+    DeepSeek's templates read, and that the server sets for its clients, too."""
+    off = {"enable_thinking": False, "thinking": False} if think == "off" else {}
+    return {**off, **given}
 
 
 def add_lookahead(parser: argparse.ArgumentParser) -> None:

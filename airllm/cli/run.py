@@ -31,6 +31,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     chat.add_conversation(parser)
     options.add_template(parser)
+    options.add_think(parser)
     options.add_answer(parser, max_tokens=1024)
     options.add_lookahead(parser)
     options.add_threads(parser)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airllm.cli import console, demo, model, options
 from airllm.cli.worker import port
-from airllm.engine.settings import LANES, PIECE_TOKENS, QUEUE_LENGTH
+from airllm.engine.settings import CACHE_SAVE_SECONDS, LANES, PIECE_TOKENS, QUEUE_LENGTH
 from airllm.server.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
 
 if TYPE_CHECKING:
@@ -163,7 +163,17 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="read what --cache keeps from this folder at the start, and write it there at the end",
+        help="read what --cache keeps from this folder at the start, and write it there when the "
+        "server has nothing to do, and at the end",
+    )
+    group.add_argument(
+        "--cache-save-seconds",
+        type=options.not_negative,
+        default=CACHE_SAVE_SECONDS,
+        metavar="S",
+        help="write to --cache-dir after S seconds without a request, or every 10 S seconds if "
+        "there always is one; what was evaluated since then is lost if the server is killed "
+        "(default: %(default).0f)",
     )
     group.add_argument(
         "--piece",
@@ -243,6 +253,7 @@ def _opener(args: argparse.Namespace, name: str) -> "Callable[[], ServedModel]":
             piece_tokens=args.piece,
             cache_bytes=args.cache,
             cache_dir=args.cache_dir,
+            cache_save_seconds=args.cache_save_seconds,
         )
 
     return opened

@@ -34,6 +34,7 @@ def continue_prompt(
     lookahead: int | None = None,
     draft: LoadedModel | None = None,
     grammar: Grammar | None = None,
+    shown: frozenset[int] = frozenset(),
     on_progress: OnProgress | None = None,
 ) -> Generator[str, None, Generation]:
     """Check all arguments now, not at the first piece, and return the generator of the answer's
@@ -41,7 +42,8 @@ def continue_prompt(
 
     lookahead: the most guesses in a pass; None for GUESSES with a draft, NEXT_GUESSES with a
     next-token head, GUESSES if the plan says that guesses pay, else 0. draft: the model that
-    guesses; None for the next-token head, or without one to guess from the text so far.
+    guesses; None for the next-token head, or without one to guess from the text so far. shown: see
+    Continuation.
     """
     if grammar is not None:
         if lookahead or draft is not None:
@@ -58,7 +60,7 @@ def continue_prompt(
     ids = model.prompts.some_tokens(prompt)
     limits = model.limits_for(ids, limits)
     model.check_sampling(sampling)
-    return _continue(model, ids, sampling, limits, lookahead, draft, grammar, on_progress)
+    return _continue(model, ids, sampling, limits, lookahead, draft, grammar, shown, on_progress)
 
 
 def _usual_guesses(decoder: Decoder, drafted: bool) -> int:
@@ -75,6 +77,7 @@ def _continue(
     lookahead: int,
     draft: LoadedModel | None,
     grammar: Grammar | None,
+    shown: frozenset[int],
     on_progress: OnProgress | None,
 ) -> Generator[str, None, Generation]:
     with ExitStack() as stack:
@@ -91,7 +94,7 @@ def _continue(
         tokenizer = model.prompts.tokenizer
         return (
             yield from generate(
-                decoder, tokenizer, ids, sampling, limits, on_progress, ahead, grammar
+                decoder, tokenizer, ids, sampling, limits, on_progress, ahead, grammar, shown
             )
         )
 
@@ -105,12 +108,13 @@ def generate(
     on_progress: OnProgress | None = None,
     lookahead: Lookahead | None = None,
     grammar: Grammar | None = None,
+    shown: frozenset[int] = frozenset(),
 ) -> Generator[str, None, Generation]:
     """Continue a prompt, see Continuation; yields pieces of text and returns the Generation.
 
     Its times count the model, guesses and the sampler, not the consumer of the pieces.
     """
-    answer = Continuation(prompt, decoder.state, tokenizer, sampling, limits, grammar)
+    answer = Continuation(prompt, decoder.state, tokenizer, sampling, limits, grammar, shown=shown)
     while answer.goes_on():
         start = perf_counter()
         guesses = lookahead.guess(answer) if lookahead is not None else None

@@ -3,13 +3,15 @@ what was evaluated."""
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from airllm.engine.decoder import Decoder
 from airllm.engine.loaded_model import LoadedModel
-from airllm.state.prefix_files import load_tree, save_tree
+from airllm.state.prefix_files import PrefixFolder
 from airllm.state.prefix_tree import PrefixTree
-from airllm.state.sequence import SequenceState
+from airllm.state.prefix_writer import PrefixWriter
+from airllm.state.sequence import SequenceState, Snapshot
 
 __all__ = ["Lanes"]
 
@@ -36,9 +38,11 @@ class Lanes:
         capacity: int,
         cache_bytes: int | None,
         cache_dir: str | os.PathLike[str] | None,
+        cache_save_seconds: float | None,
         within_budget: bool,
+        wake: Callable[[], None],
     ) -> None:
-        """See Scheduler. most: lanes."""
+        """See Scheduler. most: lanes. wake: called, in another thread, when `save` should be."""
         self._model, self._decoder = model, decoder
         self.most, self._capacity = most, capacity
         self.pool = decoder.new_pool()
@@ -50,9 +54,21 @@ class Lanes:
         self.tree = PrefixTree(decoder.layout, cache_bytes)
         self._free: list[SequenceState] = []
         self.n_in_use, self.reserved = 0, 0
-        self._cache_dir = None if cache_dir is None else Path(cache_dir)
-        if self._cache_dir is not None:
-            self._read(self._cache_dir)
+        self._folder: PrefixFolder | None = None
+        self._writer: PrefixWriter | None = None
+        if cache_dir is not None:
+            fingerprint = model.planned.file.fingerprint()
+            self._folder = PrefixFolder(Path(cache_dir), decoder.layout, fingerprint)
+            written = self._read(self._folder)
+            if cache_save_seconds is not None and cache_bytes:
+                self._writer = PrefixWriter(
+                    self.tree,
+                    self._folder,
+                    self._new_state,
+                    seconds=cache_save_seconds,
+                    wake=wake,
+                    written=written,
+                )
 
     # ---- taking and giving back ----------------------------------------------------------------
 
@@ -97,25 +113,31 @@ class Lanes:
 
     # ---- over restarts -------------------------------------------------------------------------
 
+    def save(self, *, idle: bool) -> float | None:
+        """Between two steps: see PrefixWriter.go_on."""
+        return None if self._writer is None else self._writer.go_on(idle=idle)
+
     def close(self) -> None:
         """Write the tree to its folder, and forget it."""
-        if self._cache_dir is not None and not self._model.closed:
-            self._write(self._cache_dir)
+        if self._writer is not None:
+            self._writer.close()
+        if self._folder is not None and not self._model.closed:
+            self._write(self._folder)
         self._free.clear()
         self.tree.shrink(0)
 
-    def _read(self, folder: Path) -> None:
-        fingerprint = self._model.planned.file.fingerprint()
+    def _read(self, folder: PrefixFolder) -> dict[Snapshot, Path]:
         try:
-            state = self._decoder.new_state(self._model.context, self.pool)
-            load_tree(self.tree, folder, state, fingerprint, self._model.config.vocab_size)
+            return folder.load(self.tree, self._new_state(), self._model.config.vocab_size)
         except (OSError, MemoryError) as error:
             _log.warning("what was evaluated before this start is not used: %s", error)
+            return {}
 
-    def _write(self, folder: Path) -> None:
-        fingerprint = self._model.planned.file.fingerprint()
+    def _write(self, folder: PrefixFolder) -> None:
         try:
-            state = self._decoder.new_state(self._model.context, self.pool)
-            save_tree(self.tree, folder, state, fingerprint)
+            folder.save(self.tree, self._new_state())
         except (OSError, MemoryError) as error:
             _log.warning("what was evaluated is not kept for the next start: %s", error)
+
+    def _new_state(self) -> SequenceState:
+        return self._decoder.new_state(self._model.context, self.pool)

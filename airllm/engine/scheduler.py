@@ -11,6 +11,7 @@ they came. What a request gets does not depend on its neighbours, bit for bit.
 """
 
 import logging
+import math
 import os
 import threading
 from collections import deque
@@ -37,9 +38,9 @@ from airllm.engine.requests import (
     Request,
 )
 from airllm.engine.running import Choice, RunningRequest
-from airllm.engine.settings import LANES, PIECE_TOKENS, QUEUE_LENGTH
+from airllm.engine.settings import CACHE_SAVE_SECONDS, LANES, PIECE_TOKENS, QUEUE_LENGTH
 from airllm.engine.steps import Step
-from airllm.util.arguments import check_count
+from airllm.util.arguments import check_count, check_number
 from airllm.util.closing import Closing
 from airllm.util.progress import OnProgress
 from airllm.util.shown import shown
@@ -69,6 +70,7 @@ class Scheduler(Closing):
         piece_tokens: int = PIECE_TOKENS,
         cache_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_save_seconds: float | None = CACHE_SAVE_SECONDS,
         capacity: int | None = None,
         within_budget: bool = True,
         on_layer: OnProgress | None = None,
@@ -78,10 +80,12 @@ class Scheduler(Closing):
         answer; on the NumPy backend, whose numbers depend on it, a piece is a batch of the engine's
         batch_size. cache_bytes: of what is kept of earlier prompts and answers; None for half of
         the memory that the engine's budget leaves, up to 8 GiB; 0 for nothing. cache_dir: a
-        folder from which that is read now, and to which `close` writes it. capacity: tokens of a
-        lane; None for the context. within_budget: whether a request waits while the lanes of
-        those that run, each as long as it may become, take the memory that the engine's budget
-        leaves. on_layer: called with (done, total) layers of each pass.
+        folder from which that is read now, and to which `close` writes it; serve_forever writes it,
+        too, after cache_save_seconds without a request, or after ten times as long if there always
+        is one; None for never. capacity: tokens of a lane; None for the context. within_budget:
+        whether a request waits while the lanes of those that run, each as long as it may become,
+        take the memory that the engine's budget leaves. on_layer: called with (done, total) layers
+        of each pass.
 
         RuntimeError if the model is busy.
         """
@@ -91,6 +95,8 @@ class Scheduler(Closing):
         piece_tokens = check_count("piece_tokens", piece_tokens)
         capacity = model.context if capacity is None else capacity
         capacity = check_count("capacity", capacity, most=model.context)
+        if cache_save_seconds is not None:
+            check_number("cache_save_seconds", cache_save_seconds, 0.0, math.inf, "0 or more")
         if cache_bytes is not None:
             cache_bytes = check_count("cache_bytes", cache_bytes, least=0)
         self._stack = ExitStack()
@@ -105,6 +111,8 @@ class Scheduler(Closing):
                 capacity=capacity,
                 cache_bytes=cache_bytes,
                 cache_dir=cache_dir,
+                cache_save_seconds=cache_save_seconds,
+                wake=self._wake,
                 within_budget=within_budget,
             )
         except BaseException:
@@ -117,6 +125,7 @@ class Scheduler(Closing):
         # Guards what follows; is notified when there may be something to do.
         self._changed = threading.Condition()
         self._queue: deque[Handle] = deque()
+        self._woken = False
         self._number = 0
         self._closing: Literal["drain", "now"] | None = None
         self._server: threading.Thread | None = None  # in serve_forever
@@ -225,6 +234,7 @@ class Scheduler(Closing):
         the others go on."""
         try:
             if self.step():
+                self._lanes.save(idle=False)
                 return True
         except Exception as error:
             _log.exception("a step of the scheduler failed")
@@ -232,11 +242,19 @@ class Scheduler(Closing):
                 first = list(self._queue)[:1]
             for handle in [*(job.handle for job in self._jobs), *first]:
                 _fail(handle, error)
+        seconds = self._lanes.save(idle=True)
         with self._changed:
             if self._closing and not self._queue:
                 return False
-            self._changed.wait_for(self._has_work)
+            self._changed.wait_for(lambda: self._has_work() or self._woken, seconds)
+            self._woken = False
             return True
+
+    def _wake(self) -> None:
+        """For any thread: ends the wait of serve_forever."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def _has_work(self) -> bool:
         return bool(self._queue or self._jobs or self._closing)

@@ -16,6 +16,7 @@ from airllm.util.errors import AirllmError
 from airllm.util.shown import shown
 
 __all__ = [
+    "CACHE_SAVE_SECONDS",
     "LANES",
     "PIECE_TOKENS",
     "QUEUE_LENGTH",
@@ -38,6 +39,8 @@ LANES, QUEUE_LENGTH = 8, 256
 # A piece of a prompt takes about as long as ten tokens of an answer on a plain CPU; smaller ones
 # read the weights more often for the same prompt.
 PIECE_TOKENS = 256
+# Without a request, before what was evaluated is written to the folder that keeps it over restarts.
+CACHE_SAVE_SECONDS = 10.0
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -39,7 +39,7 @@ async def ollama_show(exchange: HttpExchange) -> None:
     capabilities = ["completion"]
     if model.template_source is not None:
         capabilities.append("tools")
-    if model.thinks:
+    if model.format.thinks:
         capabilities.append("thinking")
     family = str(model.facts.get("family", ""))
     await exchange.send_json(

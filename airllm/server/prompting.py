@@ -9,14 +9,12 @@ from typing import Any
 from airllm.server.chat import ChatRequest
 from airllm.server.errors import ApiError, bad
 from airllm.server.served_model import ServedModel
+from airllm.text.answer.told_thoughts import PROMPT_END, with_thought
 from airllm.text.answer.told_tools import with_told_tools
 from airllm.text.chat_template import ChatTemplateError
 from airllm.text.prompts import Chat
 
 __all__ = ["ReadPrompt", "read_prompts"]
-
-# Tokens of a prompt's end in which a thought may begin.
-_TAIL = 32
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ def read_prompts(request: ChatRequest, model: ServedModel) -> list[ReadPrompt]:
             for prompt in request.prompts
         ]
     tokens = _chat_tokens(request, model)
-    return [ReadPrompt(tokens, _ends_in_thought(tokens, model))]
+    end = model.prompts.tokenizer.decode(tokens[-PROMPT_END:])
+    return [ReadPrompt(tokens, model.format.begins_in_thought(end, request.prefill))]
 
 
 def _checked_tokens(tokens: Sequence[int], model: ServedModel) -> list[int]:
@@ -62,7 +61,7 @@ def _chat_tokens(request: ChatRequest, model: ServedModel) -> list[int]:
             variables["tools"] = [tool.as_json() for tool in tools]
     elif tools or has_calls:
         messages = with_told_tools(messages, tools)
-    messages = [_with_thought(message, model.template.source) for message in messages]
+    messages = [with_thought(message, model.template.source) for message in messages]
     if model.format.name == "mistral":
         messages = [_with_short_ids(message) for message in messages]
     messages = model.roles.ordered(messages)
@@ -88,17 +87,6 @@ def _joined_systems(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
         return list(messages)
     texts = [message["content"] for message in messages[:n] if message["content"]]
     return [{**messages[0], "content": "\n\n".join(texts)}, *messages[n:]]
-
-
-def _with_thought(message: Mapping[str, Any], template: str) -> Mapping[str, Any]:
-    """The thought of a message under the name that the template reads."""
-    thought = message.get("reasoning_content")
-    if not thought or "reasoning_content" in template:
-        return message
-    rest = {key: value for key, value in message.items() if key != "reasoning_content"}
-    if "thinking" in template and not (rest.get("content") and rest.get("tool_calls")):
-        return {**rest, "thinking": thought}
-    return rest
 
 
 def _with_short_ids(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -131,12 +119,3 @@ def _with_argument_text(call: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _ends_in_thought(tokens: Sequence[int], model: ServedModel) -> bool:
-    """Whether the prompt has begun a thought, as the templates of some models do."""
-    thought = model.format.thought
-    if thought is None:
-        return False
-    tail = model.prompts.tokenizer.decode(tokens[-_TAIL:])
-    return tail.rfind(thought[0]) > tail.rfind(thought[1])

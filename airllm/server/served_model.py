@@ -76,11 +76,6 @@ class ServedModel:
         """The control tokens that the format's reader must see."""
         return self.prompts.tokenizer.control_ids(self.format.marks)
 
-    @property
-    def thinks(self) -> bool:
-        """Whether it may write thoughts before an answer."""
-        return self.format.thought is not None or self.format.name == "harmony"
-
     @cached_property
     def format(self) -> AnswerFormat:
         """How it writes answers. A model without a chat template writes plain text."""

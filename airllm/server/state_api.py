@@ -31,7 +31,7 @@ async def props(exchange: HttpExchange) -> None:
             "context": model.context,
             "vocab_size": model.prompts.tokenizer.vocab_size,
             "answer_format": model.format.name,
-            "thinks": model.thinks,
+            "thinks": model.format.thinks,
             "chat_template": model.template_source,
             **model.facts,
             **model.measured(),

@@ -9,83 +9,101 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from airllm.state import session
+from airllm.state.layout import StateLayout
 from airllm.state.prefix_tree import Keys, PrefixTree, keys_of, kinds_of
-from airllm.state.sequence import SequenceState
+from airllm.state.sequence import SequenceState, Snapshot
 from airllm.util.private import open_own_folder
 
-__all__ = ["load_tree", "save_tree"]
+__all__ = ["PrefixFolder"]
 
 _log = logging.getLogger("airllm")
 _ROLE = "kinds"
+# After this time, a file that was not completed belongs to no process that still writes it.
+_PARTIAL_SECONDS = 3600
 _KINDS = re.compile(r"\d{1,9}x\d{1,9}(?:,\d{1,9}x\d{1,9})*+")
 
 
-def save_tree(tree: PrefixTree, folder: Path, state: SequenceState, fingerprint: bytes) -> None:
-    """Write the snapshots of a tree, in place of those that the folder has of this model. state: a
-    sequence of the model, whose contents are lost. fingerprint: of the model's file.
+class PrefixFolder:
+    """The files of one model. folder: is made when the first of them is written. fingerprint: of
+    the model's file."""
 
-    OSError if the folder cannot be made or a file cannot be written; those before it are there.
-    """
-    os.close(open_own_folder(folder, create=True))
-    before = set(_files(folder, state, fingerprint))
-    for number, (keys, snapshot) in enumerate(tree.snapshots()):
+    def __init__(self, folder: Path, layout: StateLayout, fingerprint: bytes) -> None:
+        self._folder, self._fingerprint = folder, fingerprint
+        self._beginning = f"{fingerprint.hex()[:16]}-{layout.kv_type}-"
+
+    def path(self, keys: Keys) -> Path:
+        """The file of a snapshot with these keys."""
         digest = hashlib.sha256(keys.tobytes()).hexdigest()[:32]
-        path = folder / f"{_beginning(state, fingerprint)}{digest}.session"
-        if path not in before:
-            state.restore(snapshot)
+        return self._folder / f"{self._beginning}{digest}.session"
+
+    def write(self, path: Path, state: SequenceState, keys: Keys) -> None:
+        """Write the file of a snapshot, which `state` holds, unless it is there. OSError."""
+        os.close(open_own_folder(self._folder, create=True))
+        if not path.exists():
             said = {"role": _ROLE, "content": _as_text(keys)}
-            session.save(path, state, fingerprint, [said])
-        before.discard(path)
-        os.utime(path, (number, number))  # the order of their use
-    state.clear()
-    for path in before:
-        path.unlink(missing_ok=True)
+            session.save(path, state, self._fingerprint, [said])
 
+    def keep_only(self, paths: Sequence[Path]) -> None:
+        """Remove the files of other snapshots. paths: the least recently used first, which the
+        files then say, too. OSError."""
+        for number, path in enumerate(paths):
+            if path.exists():
+                os.utime(path, (number, number))
+        for path in {*self._files()} - {*paths}:
+            path.unlink(missing_ok=True)
+        for path in self._folder.glob(f".{self._beginning}*"):  # of a process that was killed
+            if path.stat().st_mtime < time.time() - _PARTIAL_SECONDS:
+                path.unlink(missing_ok=True)
 
-def load_tree(
-    tree: PrefixTree,
-    folder: Path,
-    state: SequenceState,
-    fingerprint: bytes,
-    vocab_size: int,
-) -> None:
-    """Fill a tree with what save_tree wrote, the most recently used as far as there is room. state,
-    fingerprint: see save_tree. PermissionError if others may write to the folder; other OSErrors if
-    it cannot be read."""
-    if not folder.exists():
-        return
-    os.close(open_own_folder(folder, create=False))
-    chosen, n_bytes = [], 0
-    for path in sorted(_files(folder, state, fingerprint), key=_last_use, reverse=True):
-        n_bytes += path.stat().st_size
-        if n_bytes > tree.most_bytes:
-            break
-        chosen.append(path)
-    for path in reversed(chosen):
-        try:
-            said = session.load(path, state, fingerprint, vocab_size)
-            keys = _keys(state, said)
-        except (OSError, ValueError) as error:
-            _log.warning("not reused: %s", error)
-            continue
-        tree.add(keys, state.snapshot())
-    state.clear()
+    def save(self, tree: PrefixTree, state: SequenceState) -> None:
+        """Write the snapshots of a tree in place of those that the folder has. state: a sequence of
+        the model, whose contents are lost. OSError; the files before it are there."""
+        paths = []
+        for keys_of_it, snapshot in tree.snapshots():
+            keys = keys_of_it()
+            state.restore(snapshot)
+            paths.append(self.path(keys))
+            self.write(paths[-1], state, keys)
+        state.clear()
+        self.keep_only(paths)
 
+    def load(self, tree: PrefixTree, state: SequenceState, vocab_size: int) -> dict[Snapshot, Path]:
+        """Fill a tree with what `save` wrote, the most recently used as far as there is room;
+        returns the snapshots with their files. state: see `save`. PermissionError if others may
+        write to the folder; other OSErrors if it cannot be read."""
+        if not self._folder.exists():
+            return {}
+        os.close(open_own_folder(self._folder, create=False))
+        chosen, n_bytes = [], 0
+        for path in sorted(self._files(), key=_last_use, reverse=True):
+            n_bytes += path.stat().st_size
+            if n_bytes > tree.most_bytes:
+                break
+            chosen.append(path)
+        found = {}
+        for path in reversed(chosen):
+            try:
+                said = session.load(path, state, self._fingerprint, vocab_size)
+                keys = _keys(state, said)
+            except (OSError, ValueError) as error:
+                _log.warning("not reused: %s", error)
+                continue
+            snapshot = state.snapshot()
+            found[snapshot] = path
+            tree.add(keys, snapshot)
+        state.clear()
+        return found
 
-def _beginning(state: SequenceState, fingerprint: bytes) -> str:
-    """Of the names of a model's files."""
-    return f"{fingerprint.hex()[:16]}-{state.layout.kv_type}-"
-
-
-def _files(folder: Path, state: SequenceState, fingerprint: bytes) -> Iterator[Path]:
-    yield from folder.glob(f"{_beginning(state, fingerprint)}*.session")
+    def _files(self) -> Iterator[Path]:
+        yield from self._folder.glob(f"{self._beginning}*.session")
 
 
 def _last_use(path: Path) -> float:

@@ -11,6 +11,7 @@ allow few lengths or one, so that such a sequence has snapshots at several lengt
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -71,16 +72,17 @@ class PrefixTree:
         self._by_use: OrderedDict[int, _Node] = OrderedDict()  # id of a node with a snapshot
         self._holders: dict[int, int] = {}  # id of a page's memory: snapshots that have it
         self.nbytes = 0
+        self.n_added = 0  # snapshots so far
 
     def __len__(self) -> int:
         """The number of snapshots."""
         return len(self._by_use)
 
-    def snapshots(self) -> Iterator[tuple[Keys, Snapshot]]:
-        """All, the least recently used first."""
+    def snapshots(self) -> Iterator[tuple[Callable[[], Keys], Snapshot]]:
+        """All, the least recently used first; each with a function that collects its keys."""
         for node in self._by_use.values():
             assert node.snapshot is not None
-            yield _path(node), node.snapshot
+            yield partial(_path, node), node.snapshot
 
     # ---- finding -------------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class PrefixTree:
             room = self.most_bytes // self._layout.page_bytes[0] * PAGE_ROWS
             if room < len(keys):
                 keys, snapshot = keys[:room], snapshot.beginning(room)
-        if not len(keys) or _bytes(snapshot) > self.most_bytes:
+        if not len(keys) or snapshot.nbytes > self.most_bytes:
             return
         node = self._grow(keys)
         serves = self._layout.can_be_cut
@@ -219,6 +221,7 @@ class PrefixTree:
     def _keep(self, node: _Node, snapshot: Snapshot) -> None:
         node.snapshot = snapshot
         self._by_use[id(node)] = node
+        self.n_added += 1
         self.nbytes += snapshot.recurrent.nbytes
         for page in snapshot.all_pages():
             n = self._holders.get(id(page), 0)
@@ -253,7 +256,3 @@ def _common(a: Keys, b: Keys, mask: int) -> int:
     n = min(len(a), len(b))
     differ = np.flatnonzero((a[:n] ^ b[:n]) & mask)
     return int(differ[0]) if len(differ) else n
-
-
-def _bytes(snapshot: Snapshot) -> int:
-    return snapshot.recurrent.nbytes + sum(len(page.memory) for page in snapshot.all_pages())

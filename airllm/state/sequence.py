@@ -52,6 +52,11 @@ class Snapshot:
     def length(self) -> int:
         return len(self.tokens)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pages and recurrent memory; it may share the pages with others."""
+        return self.recurrent.nbytes + sum(len(page.memory) for page in self.all_pages())
+
     def all_pages(self) -> Iterator[Page]:
         for table in self.pages.values():
             yield from table.values()

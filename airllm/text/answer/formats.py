@@ -59,6 +59,20 @@ class AnswerFormat:
             *self.other_marks,
         )
 
+    @property
+    def thinks(self) -> bool:
+        """Whether there may be thoughts in an answer."""
+        return self.thought is not None or self.name == "harmony"
+
+    def begins_in_thought(self, prompt_end: str, prefill: str = "") -> bool:
+        """Whether a prompt has begun a thought, as the templates of some models do. prompt_end: its
+        last words, prefill among them, with which the caller begins the answer."""
+        if self.thought is None:
+            return False
+        _, begin, rest = prompt_end.rpartition(self.thought[0])
+        # What a user says of the mark does not begin a thought: the end of the turn comes after it.
+        return bool(begin) and prefill.rstrip().endswith(rest.strip())
+
 
 def _hermes_or_tags(source: AnswerSource, parts: Parts, tools: Mapping[str, Tool]) -> Reading[None]:
     """<tool_call> announces JSON in most models, and tags in some."""

@@ -22,7 +22,7 @@ class AnswerParser:
         self, form: AnswerFormat, tools: Sequence[Tool] = (), *, in_thought: bool = False
     ) -> None:
         """tools: without any, what looks like a call is text. in_thought: whether the answer begins
-        inside a thought, see `begins_in_thought`."""
+        inside a thought, see AnswerFormat.begins_in_thought."""
         self._format, self._tools = form, {tool.name: tool for tool in tools}
         self._source, self._parts = AnswerSource(), Parts()
         self._reader: Reading[None] | None = self._read(in_thought)
