@@ -6,7 +6,7 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 import numpy as np
@@ -509,6 +509,7 @@ class LayerWiseInferenceEngine:
         piece_tokens: int = PIECE_TOKENS,
         cache_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        turns: AbstractContextManager[object] | None = None,
     ) -> Iterator["Scheduler"]:
         """A scheduler, which runs requests of many threads at once; the engine is busy inside the
         `with`. See airllm.engine.scheduler for the arguments and what it does, and
@@ -522,6 +523,7 @@ class LayerWiseInferenceEngine:
             piece_tokens=piece_tokens,
             cache_bytes=cache_bytes,
             cache_dir=cache_dir,
+            turns=turns,
         ) as scheduler:
             yield scheduler
 

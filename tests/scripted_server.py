@@ -24,7 +24,7 @@ from airllm.engine.requests import (
     TokenLogprob,
 )
 from airllm.server.app import make_app
-from airllm.server.engine_thread import EngineThread
+from airllm.server.one_model import OneModel
 from airllm.server.served_model import ServedModel
 from airllm.server.service import Service
 from airllm.server.settings import ServerSettings
@@ -254,9 +254,8 @@ class Client:
         **settings: Any,
     ) -> None:
         self.engine = ScriptedEngine(*(answers or ("Hello.",)))
-        self.thread = EngineThread(
-            opened or (lambda: scripted_model(self.engine, template, grammar))
-        )
+        self.models = OneModel(opened or (lambda: scripted_model(self.engine, template, grammar)))
+        self.thread = self.models.engine
         self._settings = ServerSettings(**settings)
         self.service: Service | None = None
 
@@ -302,7 +301,7 @@ class Client:
         takes: Callable[[bytes], bool],
     ) -> Response:
         if self.service is None:
-            self.service = Service(self.thread, self._settings)
+            self.service = Service(self.models, self._settings)
         app = make_app(self.service)
         response, gone, sent = Response(), asyncio.Event(), False
         own = dict({"host": "localhost:8080"}, **dict(headers))

@@ -15,7 +15,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -72,6 +72,7 @@ class Scheduler(Closing):
         capacity: int | None = None,
         within_budget: bool = True,
         on_layer: OnProgress | None = None,
+        turns: AbstractContextManager[object] | None = None,
     ) -> None:
         """lanes: the most answers that run at once. queue_length: the most requests that wait for
         lanes. piece_tokens: the most tokens of a prompt that are evaluated between two tokens of an
@@ -81,7 +82,8 @@ class Scheduler(Closing):
         folder from which that is read now, and to which `close` writes it. capacity: tokens of a
         lane; None for the context. within_budget: whether a request waits while the lanes of
         those that run, each as long as it may become, take the memory that the engine's budget
-        leaves. on_layer: called with (done, total) layers of each pass.
+        leaves. on_layer: called with (done, total) layers of each pass. turns: of the schedulers
+        that share the cores: entered for each pass of serve_forever, see airllm.engine.turns.
 
         RuntimeError if the model is busy.
         """
@@ -112,6 +114,7 @@ class Scheduler(Closing):
             raise
         self._tree = self._lanes.tree
         self._on_layer = on_layer
+        self._turns = nullcontext() if turns is None else turns
         self._jobs: list[RunningRequest] = []  # in the order in which they were submitted
         self._logits = np.empty((0, model.config.vocab_size), np.float32)
         # Guards what follows; is notified when there may be something to do.
@@ -224,7 +227,9 @@ class Scheduler(Closing):
         is to be closed. An error that no request accounts for ends those that may have caused it;
         the others go on."""
         try:
-            if self.step():
+            with self._turns:
+                went_on = self.step()
+            if went_on:
                 return True
         except Exception as error:
             _log.exception("a step of the scheduler failed")
