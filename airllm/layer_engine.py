@@ -509,7 +509,7 @@ class LayerWiseInferenceEngine:
         piece_tokens: int = PIECE_TOKENS,
         cache_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
-        turns: AbstractContextManager[object] | None = None,
+        pass_lock: AbstractContextManager[object] | None = None,
     ) -> Iterator["Scheduler"]:
         """A scheduler, which runs requests of many threads at once; the engine is busy inside the
         `with`. See airllm.engine.scheduler for the arguments and what it does, and
@@ -523,7 +523,7 @@ class LayerWiseInferenceEngine:
             piece_tokens=piece_tokens,
             cache_bytes=cache_bytes,
             cache_dir=cache_dir,
-            turns=turns,
+            pass_lock=pass_lock,
         ) as scheduler:
             yield scheduler
 

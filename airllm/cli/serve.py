@@ -282,12 +282,12 @@ def _one(args: argparse.Namespace) -> "Models":
 
 
 def _several(args: argparse.Namespace) -> "Models":
-    from airllm.engine.turns import Turns
+    from airllm.engine.fair_lock import FairLock
     from airllm.server.loaded_models import LoadedModels
     from airllm.weights.budget import granted_bytes
 
     granted = granted_bytes(args.ram)  # once: what is available shrinks with each model
-    find = sources_of(args, granted, Turns())
+    find = sources_of(args, granted, FairLock())
     found = find()  # so that a folder that is not there fails before anything listens
     return LoadedModels(
         find,

@@ -14,7 +14,7 @@ from airllm.cli import model
 from airllm.server.model_catalog import ModelNeeds, ModelSource
 
 if TYPE_CHECKING:
-    from airllm.engine.turns import Turns
+    from airllm.engine.fair_lock import FairLock
     from airllm.hub import LocalModel
     from airllm.layer_engine import LayerWiseInferenceEngine
     from airllm.server.served_model import ServedModel
@@ -28,10 +28,10 @@ ROOM_SHARE = 8
 
 
 def sources_of(
-    args: argparse.Namespace, granted: int | None, turns: "Turns"
+    args: argparse.Namespace, granted: int | None, pass_lock: "FairLock"
 ) -> Callable[[], list[ModelSource]]:
     """Finds the models of --models-dir, the one of --model first. granted: --ram for all of them.
-    turns: of their schedulers."""
+    pass_lock: of their schedulers."""
     own = None if args.model is None else model.find(args).resolve()
 
     def found() -> list[ModelSource]:
@@ -42,7 +42,7 @@ def sources_of(
                 n_bytes=each.n_bytes,
                 modified=each.modified,
                 needs=partial(_needs, args, each.path, granted),
-                open=partial(_open, args, each, granted, turns),
+                open=partial(_open, args, each, granted, pass_lock),
                 aliases=(each.name.removeprefix("hf.co/"),),
                 folder=str(each.path.parent),
             )
@@ -132,7 +132,7 @@ def _open(
     args: argparse.Namespace,
     local: "LocalModel",
     granted: int | None,
-    turns: "Turns",
+    pass_lock: "FairLock",
     needs: ModelNeeds,
 ) -> "ServedModel":
     ram = None if granted is None else needs.n_bytes
@@ -146,7 +146,7 @@ def _open(
         local.name,
         dict(needs.facts),
         **scheduling_of(args),
-        turns=turns,
+        pass_lock=pass_lock,
     )
 
 

@@ -72,7 +72,7 @@ class Scheduler(Closing):
         capacity: int | None = None,
         within_budget: bool = True,
         on_layer: OnProgress | None = None,
-        turns: AbstractContextManager[object] | None = None,
+        pass_lock: AbstractContextManager[object] | None = None,
     ) -> None:
         """lanes: the most answers that run at once. queue_length: the most requests that wait for
         lanes. piece_tokens: the most tokens of a prompt that are evaluated between two tokens of an
@@ -82,8 +82,8 @@ class Scheduler(Closing):
         folder from which that is read now, and to which `close` writes it. capacity: tokens of a
         lane; None for the context. within_budget: whether a request waits while the lanes of
         those that run, each as long as it may become, take the memory that the engine's budget
-        leaves. on_layer: called with (done, total) layers of each pass. turns: of the schedulers
-        that share the cores: entered for each pass of serve_forever, see airllm.engine.turns.
+        leaves. on_layer: called with (done, total) layers of each pass. pass_lock: held
+        for each pass of serve_forever, by schedulers that share the cores.
 
         RuntimeError if the model is busy.
         """
@@ -114,7 +114,7 @@ class Scheduler(Closing):
             raise
         self._tree = self._lanes.tree
         self._on_layer = on_layer
-        self._turns = nullcontext() if turns is None else turns
+        self._pass_lock = nullcontext() if pass_lock is None else pass_lock
         self._jobs: list[RunningRequest] = []  # in the order in which they were submitted
         self._logits = np.empty((0, model.config.vocab_size), np.float32)
         # Guards what follows; is notified when there may be something to do.
@@ -227,7 +227,7 @@ class Scheduler(Closing):
         is to be closed. An error that no request accounts for ends those that may have caused it;
         the others go on."""
         try:
-            with self._turns:
+            with self._pass_lock:
                 went_on = self.step()
             if went_on:
                 return True

@@ -37,6 +37,7 @@ from airllm.server.models import ListedModel, Models, ModelState
 from airllm.server.served_model import ServedModel
 from airllm.util.errors import AirllmError
 from airllm.util.printable import printable
+from airllm.util.system import give_back_memory
 
 __all__ = ["LoadedModels"]
 
@@ -458,6 +459,7 @@ def _end(engine: EngineThread) -> None:
     except Exception:
         _log.exception("a model did not end as it should")
     gc.collect()  # what refers to itself would keep its memory
+    give_back_memory()
 
 
 def _seconds(keep_alive: float) -> float | None:

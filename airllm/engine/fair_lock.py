@@ -1,14 +1,13 @@
-"""Turns of threads that share the cores: one works at a time, in the order in which they came."""
+"""A lock for threads that share the cores: one works at a time, in the order of their coming."""
 
 import threading
 from collections import deque
 
-__all__ = ["Turns"]
+__all__ = ["FairLock"]
 
 
-class Turns:
-    """A fair lock: with threading.Lock, a thread that takes it again at once leaves the others
-    waiting.
+class FairLock:
+    """With threading.Lock, a thread that takes it again at once leaves the others waiting.
 
     Two models that answer at once take turns of a pass. Each pass has all threads of the kernels;
     with two passes at once, more threads than cores would wait for each other.
