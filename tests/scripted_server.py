@@ -106,6 +106,7 @@ class ScriptedEngine:
         self.go = threading.Event()
         self.submitted = threading.Event()
         self.is_full = False
+        self.ends_with: Exception | None = None
         self.n_running = self.n_waiting = self.cached_bytes = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -133,6 +134,8 @@ class ScriptedEngine:
 
     def serve_forever(self) -> None:
         self._ended.wait()
+        if self.ends_with is not None:
+            raise self.ends_with
 
     def close(self, *, drain: bool = False) -> None:
         self._ended.set()
@@ -299,6 +302,7 @@ class Client:
         leaves: bool,
         leaves_after: Callable[[Response], bool] | None,
         takes: Callable[[bytes], bool],
+        query: bytes = b"",
     ) -> Response:
         if self.service is None:
             self.service = Service(self.models, self._settings)
@@ -311,7 +315,7 @@ class Client:
             "method": method,
             "path": path,
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": query,
             "root_path": "",
             "scheme": "http",
             "headers": [(name.encode(), value.encode()) for name, value in own.items()],

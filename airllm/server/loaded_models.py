@@ -45,6 +45,9 @@ _log = logging.getLogger("airllm")
 
 TURN_LOADS, LEAST_TURN, MOST_TURN = 3.0, 1.0, 30.0  # seconds
 LINGER_LOADS, MOST_LINGER = 0.1, 1.0
+# Models whose headers are read for lists before anybody uses them (0.1 s each), and how long a list
+# waits for that.
+MOST_DESCRIBED, DESCRIBE_SECONDS = 100, 1.0
 RETRY_SECONDS = 10.0  # after a load that failed, in which its error is the answer
 
 
@@ -105,6 +108,7 @@ class LoadedModels(Models):
         self._changing: asyncio.Task[None] | None = None  # a load or an unload
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
+        self._describing: asyncio.Task[None] | None = None
         self._preloading: asyncio.Task[None] | None = None
 
     # ---- for the server ------------------------------------------------------------------------
@@ -128,6 +132,9 @@ class LoadedModels(Models):
             async with self.use(name):
                 pass
 
+    def check(self) -> None:
+        """Requests wait for their models."""
+
     async def close(self) -> None:
         self._closing = True
         if self._timer is not None:
@@ -137,8 +144,9 @@ class LoadedModels(Models):
         for slot in list(self._slots.values()):
             if slot.engine is not None:
                 await asyncio.to_thread(slot.engine.close)
-        if self._changing is not None:
-            await self._changing
+        for task in (self._changing, self._describing, self._preloading):
+            if task is not None:
+                await asyncio.gather(task, return_exceptions=True)
 
     @asynccontextmanager
     async def use(self, name: str, keep_alive: float | None = None) -> AsyncIterator[EngineThread]:
@@ -153,6 +161,8 @@ class LoadedModels(Models):
     async def listed(self) -> Sequence[ListedModel]:
         await self._catalog.look()
         self._compare()
+        if self._describing is not None:
+            await asyncio.wait({self._describing}, timeout=DESCRIBE_SECONDS)
         return [self._listed(slot) for slot in self._slots.values() if not self._is_wrong(slot)]
 
     async def find(self, name: str) -> ListedModel:
@@ -195,7 +205,18 @@ class LoadedModels(Models):
             if slot.state != "unloaded" or any(waiter.slot is slot for waiter in self._queue):
                 slot.is_unwanted = slot.state != "unloaded"
                 self._slots[id] = slot  # until it is unloaded
+        if self._describing is None:
+            self._describing = asyncio.create_task(self._describe())
         self._go_on()
+
+    async def _describe(self) -> None:
+        """Read the headers of models, for lists, and to log which files are wrong."""
+        try:
+            for slot in list(self._slots.values())[:MOST_DESCRIBED]:
+                if slot.needs is None and slot.failed is None and not self._closing:
+                    await self._read_needs(slot)
+        finally:
+            self._describing = None
 
     def _is_wrong(self, slot: _Slot) -> bool:
         return slot.failed is not None and slot.needs is None

@@ -47,6 +47,10 @@ class Models(ABC):
         """Wait until requests can be answered. The models that there are."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Raises what keeps requests from being answered now."""
+
+    @abstractmethod
     async def close(self) -> None:
         """End all that runs, and free the memory."""
 

@@ -30,6 +30,10 @@ class OneModel(Models):
         await asyncio.to_thread(self.engine.wait_until_open)
         return await self.listed()
 
+    def check(self) -> None:
+        """ApiError while the model is being loaded."""
+        _ = self.engine.model
+
     async def close(self) -> None:
         await asyncio.to_thread(self.engine.close)
 

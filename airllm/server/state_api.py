@@ -16,8 +16,8 @@ _STARTED = int(time.time())
 
 
 async def health(exchange: HttpExchange) -> None:
-    """200 once requests can be answered; until then the error of `listed` is a 503."""
-    await exchange.service.models.listed()
+    """200 once requests can be answered; until then the error of `check` is a 503."""
+    exchange.service.models.check()
     await exchange.send_json({"status": "ok"})
 
 
