@@ -6,7 +6,7 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
@@ -536,6 +536,7 @@ class LayerWiseInferenceEngine:
         cache_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_save_seconds: float | None = CACHE_SAVE_SECONDS,
+        pass_lock: AbstractContextManager[object] | None = None,
     ) -> Iterator["Scheduler"]:
         """A scheduler, which runs requests of many threads at once; the engine is busy inside the
         `with`. See airllm.engine.scheduler for the arguments and what it does, and
@@ -550,6 +551,7 @@ class LayerWiseInferenceEngine:
             cache_bytes=cache_bytes,
             cache_dir=cache_dir,
             cache_save_seconds=cache_save_seconds,
+            pass_lock=pass_lock,
         ) as scheduler:
             yield scheduler
 

@@ -8,8 +8,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from airllm.cli.serve import served
+from airllm.cli.served_models import served
 from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.server.one_model import OneModel
 from airllm.server.run import Server, listen
 from airllm.server.settings import LOOPBACK_HOSTS, ServerSettings
 
@@ -37,7 +38,8 @@ class RunningServer:
         def opened() -> Any:
             return served(LayerWiseInferenceEngine(model, **engine), "tiny", **(scheduling or {}))
 
-        self.server = Server(opened, own, listener)
+        self.models = OneModel(opened)
+        self.server = Server(self.models, own, listener)
         self._thread = threading.Thread(target=self._run)
         self.error: BaseException | None = None
 
@@ -49,7 +51,7 @@ class RunningServer:
 
     def __enter__(self) -> "RunningServer":
         self._thread.start()
-        self.server.engine.wait_until_open()
+        self.models.engine.wait_until_open()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,7 +24,7 @@ from airllm.engine.requests import (
     TokenLogprob,
 )
 from airllm.server.app import make_app
-from airllm.server.engine_thread import EngineThread
+from airllm.server.one_model import OneModel
 from airllm.server.served_model import ServedModel
 from airllm.server.service import Service
 from airllm.server.settings import ServerSettings
@@ -106,6 +106,7 @@ class ScriptedEngine:
         self.go = threading.Event()
         self.submitted = threading.Event()
         self.is_full = False
+        self.ends_with: Exception | None = None
         self.n_running = self.n_waiting = self.cached_bytes = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -133,6 +134,8 @@ class ScriptedEngine:
 
     def serve_forever(self) -> None:
         self._ended.wait()
+        if self.ends_with is not None:
+            raise self.ends_with
 
     def close(self, *, drain: bool = False) -> None:
         self._ended.set()
@@ -254,9 +257,8 @@ class Client:
         **settings: Any,
     ) -> None:
         self.engine = ScriptedEngine(*(answers or ("Hello.",)))
-        self.thread = EngineThread(
-            opened or (lambda: scripted_model(self.engine, template, grammar))
-        )
+        self.models = OneModel(opened or (lambda: scripted_model(self.engine, template, grammar)))
+        self.thread = self.models.engine
         self._settings = ServerSettings(**settings)
         self.service: Service | None = None
 
@@ -300,9 +302,10 @@ class Client:
         leaves: bool,
         leaves_after: Callable[[Response], bool] | None,
         takes: Callable[[bytes], bool],
+        query: bytes = b"",
     ) -> Response:
         if self.service is None:
-            self.service = Service(self.thread, self._settings)
+            self.service = Service(self.models, self._settings)
         app = make_app(self.service)
         response, gone, sent = Response(), asyncio.Event(), False
         own = dict({"host": "localhost:8080"}, **dict(headers))
@@ -312,7 +315,7 @@ class Client:
             "method": method,
             "path": path,
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": query,
             "root_path": "",
             "scheme": "http",
             "headers": [(name.encode(), value.encode()) for name, value in own.items()],

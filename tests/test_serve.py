@@ -21,6 +21,7 @@ from scripted_server import Say, ScriptedEngine, scripted_model
 from airllm.cli import main
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.server import run
+from airllm.server.one_model import OneModel
 from airllm.server.run import Server, listen
 from airllm.server.settings import ServerSettings
 
@@ -212,7 +213,7 @@ def test_an_engine_that_fails_ends_the_server_although_a_request_waits() -> None
     engine.serve_forever = fail  # type: ignore[method-assign]
     settings = ServerSettings(port=0)
     listener = listen(settings)
-    server = Server(lambda: scripted_model(engine), settings, listener)
+    server = Server(OneModel(lambda: scripted_model(engine)), settings, listener)
     connection = http.client.HTTPConnection(*listener.getsockname(), timeout=60)
     asking = threading.Thread(
         target=connection.request, args=("POST", CHAT, json.dumps(greedy("x")))

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("uvicorn")
 from scripted_server import Say, ScriptedEngine, scripted_model
 
+from airllm.server.one_model import OneModel
 from airllm.server.run import Server, listen
 from airllm.server.settings import ServerSettings
 
@@ -133,7 +134,7 @@ class Served:
         }
         model = replace(scripted_model(engine), facts=facts)
         listener = listen(ServerSettings(port=0))
-        server = Server(lambda: model, ServerSettings(port=0, **settings), listener)
+        server = Server(OneModel(lambda: model), ServerSettings(port=0, **settings), listener)
         ready = threading.Event()
         thread = threading.Thread(target=server.run, args=(lambda _: ready.set(),))
         thread.start()

@@ -1,19 +1,20 @@
 """airllm serve: a model over HTTP, for the clients of OpenAI, Anthropic and Ollama."""
 
 import argparse
-import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from airllm.cli import console, demo, model, options
+from airllm.cli.served_models import scheduling_of, served, sources_of
 from airllm.cli.worker import port
 from airllm.engine.settings import CACHE_SAVE_SECONDS, LANES, PIECE_TOKENS, QUEUE_LENGTH
 from airllm.server.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
 
 if TYPE_CHECKING:
     from airllm.layer_engine import LayerWiseInferenceEngine
+    from airllm.server.models import ListedModel, Models
     from airllm.server.served_model import ServedModel
 
 
@@ -44,12 +45,48 @@ def add(subparsers: options.Subparsers) -> None:
         metavar="NAME",
         help="the model's name for clients (default: the file's name without its ending)",
     )
+    _add_several(parser)
     _add_network(parser)
     _add_limits(parser)
     _add_defaults(parser)
     options.add_threads(parser)
     options.add_engine(parser)
     options.add_output(parser)
+
+
+def _add_several(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several models")
+    group.add_argument(
+        "--models-dir",
+        action="append",
+        nargs="?",
+        default=[],
+        type=_directory,
+        metavar="DIR",
+        help="serve all GGUF files and Hugging Face folders in DIR and its subfolders, or without "
+        "DIR all that `airllm list` lists; requests choose by name, and models are loaded and "
+        "unloaded as they are used, within one --ram; may be given more than once. With "
+        "--model, that model is loaded at the start and answers requests that name none",
+    )
+    group.add_argument(
+        "--keep-alive",
+        type=_keep_alive,
+        default=-1.0,
+        metavar="S",
+        help="unload a model of --models-dir that has not been used for so many seconds; -1: only "
+        "when others need its memory (default: %(default).0f)",
+    )
+
+
+def _directory(text: str) -> Path:
+    path = Path(options.not_empty(text))
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no folder")
+    return path
+
+
+def _keep_alive(text: str) -> float:
+    return -1.0 if text == "-1" else options.above_zero(text)
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -206,8 +243,11 @@ def _add_defaults(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.demo == (args.model is not None):
-        raise options.UsageError("give either --model or --demo")
+    chosen = args.model is not None
+    if args.demo + chosen != 1 and not (args.models_dir and not args.demo):
+        raise options.UsageError("give either --model or --demo, or --models-dir")
+    if args.name is not None and args.models_dir and not chosen:
+        raise options.UsageError("--name is for the model of --model, which is not given")
     settings = _settings(args)
     try:
         from airllm.server.run import Server, listen
@@ -219,18 +259,17 @@ def run(args: argparse.Namespace) -> int:
     if args.demo:
         demo.fetch(quiet=args.quiet)
         args.model = demo.MODEL
-    path = model.find(args)  # so that a wrong name fails before anything listens
-    name = args.name or path.name.removesuffix(".gguf")
+    models = _several(args) if args.models_dir else _one(args)
     listener = listen(settings)
-    Server(_opener(args, name), settings, listener).run(
-        lambda served: console.log.info(
-            "%s is served at %s, %d answers of %d tokens at once; Ctrl-C ends",
-            served.name,
-            url(listener.getsockname()),
-            args.parallel,
-            served.context,
-        )
-    )
+
+    def announce(listed: "Sequence[ListedModel]") -> None:
+        where = url(listener.getsockname())
+        what = listed[0].id if len(listed) == 1 else f"a choice of {len(listed)} models"
+        tokens = f" of {listed[0].context} tokens" if not args.models_dir else ""
+        text = "%s is served at %s, %d answers%s at once; Ctrl-C ends"
+        console.log.info(text, what, where, args.parallel, tokens)
+
+    Server(models, settings, listener).run(announce)
     return 0
 
 
@@ -239,49 +278,35 @@ def url(address: Any) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{number}"
 
 
-def _opener(args: argparse.Namespace, name: str) -> "Callable[[], ServedModel]":
+def _one(args: argparse.Namespace) -> "Models":
+    from airllm.server.one_model import OneModel
+
+    path = model.find(args)  # so that a wrong name fails before anything listens
+    name = args.name or path.name.removesuffix(".gguf")
+
     def opened() -> "ServedModel":
-        engine = cast(
-            "LayerWiseInferenceEngine",
-            model.open_engine(args, context=args.context, threads=args.threads),
-        )
-        return served(
-            engine,
-            name,
-            lanes=args.parallel,
-            queue_length=args.queue,
-            piece_tokens=args.piece,
-            cache_bytes=args.cache,
-            cache_dir=args.cache_dir,
-            cache_save_seconds=args.cache_save_seconds,
-        )
+        engine = model.open_engine(args, context=args.context, threads=args.threads)
+        return served(cast("LayerWiseInferenceEngine", engine), name, **scheduling_of(args))
 
-    return opened
+    return OneModel(opened)
 
 
-def served(engine: "LayerWiseInferenceEngine", name: str, **scheduling: Any) -> "ServedModel":
-    """The model of a server, which owns the engine from now on. scheduling: of engine.scheduler."""
-    from airllm.server.served_model import ServedModel
+def _several(args: argparse.Namespace) -> "Models":
+    from airllm.engine.fair_lock import FairLock
+    from airllm.server.loaded_models import LoadedModels
+    from airllm.weights.budget import granted_bytes
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(engine)
-        plan = engine.plan().as_dict()  # before the scheduler has the engine to itself
-        scheduler = stack.enter_context(engine.scheduler(**scheduling))
-        return ServedModel(
-            name=name,
-            scheduler=scheduler,
-            prompts=engine.prompts,
-            context=engine.context,
-            close=stack.pop_all().close,
-            grammar=engine.grammar,
-            sampling=engine.sampling,
-            facts={
-                "family": engine.config.architecture,
-                **model.runtime(engine),
-                "plan": plan,
-            },
-            measured=lambda: {"stream": engine.stream_stats(), "memory": engine.memory_usage()},
-        )
+    granted = granted_bytes(args.ram)  # once: what is available shrinks with each model
+    find = sources_of(args, granted, FairLock())
+    found = find()  # so that a folder that is not there fails before anything listens
+    return LoadedModels(
+        find,
+        budget=granted,
+        default=found[0].id if args.model is not None else None,
+        keep_alive=None if args.keep_alive < 0 else args.keep_alive,
+        queue_length=args.queue,
+        queue_seconds=args.queue_timeout,
+    )
 
 
 def _settings(args: argparse.Namespace) -> ServerSettings:

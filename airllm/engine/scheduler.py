@@ -16,7 +16,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -74,6 +74,7 @@ class Scheduler(Closing):
         capacity: int | None = None,
         within_budget: bool = True,
         on_layer: OnProgress | None = None,
+        pass_lock: AbstractContextManager[object] | None = None,
     ) -> None:
         """lanes: the most answers that run at once. queue_length: the most requests that wait for
         lanes. piece_tokens: the most tokens of a prompt that are evaluated between two tokens of an
@@ -85,7 +86,8 @@ class Scheduler(Closing):
         is one; None for never. capacity: tokens of a lane; None for the context. within_budget:
         whether a request waits while the lanes of those that run, each as long as it may become,
         take the memory that the engine's budget leaves. on_layer: called with (done, total) layers
-        of each pass.
+        of each pass. pass_lock: held for each pass of serve_forever, by schedulers that share the
+        cores.
 
         RuntimeError if the model is busy.
         """
@@ -120,6 +122,7 @@ class Scheduler(Closing):
             raise
         self._tree = self._lanes.tree
         self._on_layer = on_layer
+        self._pass_lock = nullcontext() if pass_lock is None else pass_lock
         self._jobs: list[RunningRequest] = []  # in the order in which they were submitted
         self._logits = np.empty((0, model.config.vocab_size), np.float32)
         # Guards what follows; is notified when there may be something to do.
@@ -233,7 +236,9 @@ class Scheduler(Closing):
         is to be closed. An error that no request accounts for ends those that may have caused it;
         the others go on."""
         try:
-            if self.step():
+            with self._pass_lock:
+                went_on = self.step()
+            if went_on:
                 self._lanes.save(idle=False)
                 return True
         except Exception as error:

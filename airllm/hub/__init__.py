@@ -7,6 +7,7 @@ Hugging Face Hub. Knows files and the network; not what is in a model.
 import os
 from pathlib import Path
 
+from airllm.hub.directory import model_at, models_in_directory, told_apart
 from airllm.hub.known import KNOWN_MODELS, KnownModel
 from airllm.hub.local import LocalModel, find_model, local_models, model_path, remove
 from airllm.hub.names import HubName
@@ -20,11 +21,14 @@ __all__ = [
     "LocalModel",
     "find_model",
     "local_models",
+    "model_at",
     "model_path",
     "models_dir",
+    "models_in_directory",
     "offer",
     "pull",
     "remove",
+    "told_apart",
 ]
 
 

@@ -18,15 +18,17 @@ from airllm.server import (
     openai_responses,
 )
 from airllm.server.access import AccessGate
+from airllm.server.body_fields import BodyFields
 from airllm.server.chat import ChatRequest
 from airllm.server.chat_page import PAGE_PATHS, page_file
 from airllm.server.embeddings import ollama_embed, ollama_embeddings, openai_embeddings
 from airllm.server.errors import ApiError
 from airllm.server.http_exchange import ErrorShape, GoneError, HttpExchange, send_error
+from airllm.server.models import Models
 from airllm.server.ollama_models import ollama_ps, ollama_show, ollama_tags, ollama_version
 from airllm.server.respond import MakeWriter, respond
 from airllm.server.service import Service, error_of
-from airllm.server.state_api import health, metrics, models, props
+from airllm.server.state_api import health, load, metrics, models, props, unload
 from airllm.server.tokens_api import detokenize, tokenize
 
 __all__ = ["make_app"]
@@ -65,8 +67,13 @@ async def _count_tokens(exchange: HttpExchange) -> None:
         keeps_headers=settings.keeps_agent_headers,
         counts=True,
     )
-    prompts = await exchange.service.read(request)
-    await exchange.send_json({"input_tokens": len(prompts[0].tokens)})
+
+    async def counted() -> int:
+        async with exchange.service.models.use(request.model) as engine:
+            prompts = await exchange.service.read(request, engine.model)
+            return len(prompts[0].tokens)
+
+    await exchange.send_json({"input_tokens": await exchange.unless_gone(counted())})
 
 
 async def _responses(exchange: HttpExchange) -> None:
@@ -90,14 +97,24 @@ async def _forget_response(exchange: HttpExchange) -> None:
 
 
 async def _ollama(exchange: HttpExchange, protocol: _Protocol) -> None:
-    """An empty request only asks for the model to be loaded, as it is."""
+    """An empty request only asks for the model to be loaded, or with keep_alive 0 unloaded."""
     body = await exchange.json()
     if ollama.is_load_request(body):
-        name = exchange.service.model.name
-        await exchange.send_json(ollama.loaded_body(name, is_chat="chat" in exchange.path))
+        name, reason = await exchange.unless_gone(_load(exchange.service.models, BodyFields(body)))
+        is_chat = "chat" in exchange.path
+        await exchange.send_json(ollama.loaded_body(name, is_chat=is_chat, reason=reason))
         return
     request = protocol.read(body, exchange.service.settings.variables)
     await respond(exchange, request, protocol.writer)
+
+
+async def _load(models: Models, given: BodyFields) -> tuple[str, str]:
+    """Returns the model's name, and Ollama's word for what was done."""
+    name, keep_alive = given.text("model", ""), ollama.read_keep_alive(given)
+    if keep_alive == 0 and models.are_several:
+        return await models.unload(name), "unload"
+    async with models.use(name, keep_alive) as engine:
+        return engine.model.name, "load"
 
 
 _CHAT = _Protocol(openai_chat.read_chat, openai_chat.ChatWriter)
@@ -118,6 +135,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", "/v1/responses/{id}", _forget_response),
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/{id:path}", models),
+    ("GET", "/models", models),
+    ("POST", "/models/load", load),
+    ("POST", "/models/unload", unload),
     ("POST", "/v1/messages", _messages),
     ("POST", "/v1/messages/count_tokens", _count_tokens),
     ("POST", "/api/chat", _OLLAMA_CHAT),

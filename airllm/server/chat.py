@@ -45,8 +45,9 @@ class ChatRequest:
     beginning does not.
     thinks: whether the client wants to see thoughts; they are told apart in any case. sampling: the
     options that the request gives.
-    max_tokens: None for as many as the context has room for. said: what the protocol itself needs
-    for its answer.
+    max_tokens: None for as many as the context has room for. keep_alive: seconds that the model
+    stays loaded after the answer; below 0 for ever, None as the server has it. said: what the
+    protocol itself needs for its answer.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
@@ -72,6 +73,7 @@ class ChatRequest:
     stream_usage: bool = False
     stream_progress: bool = False
     model: str = ""
+    keep_alive: float | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -17,7 +17,11 @@ from airllm.server.chat import ChatRequest
 from airllm.server.errors import ApiError, as_api_error, bad
 from airllm.server.http_exchange import HttpExchange
 from airllm.server.mailbox import Mailbox
+from airllm.server.ollama import read_keep_alive
 from airllm.server.openai_completions import read_prompts_field
+from airllm.server.served_model import ServedModel
+from airllm.server.service import Service
+from airllm.server.settings import ServerSettings
 
 __all__ = ["ollama_embed", "ollama_embeddings", "openai_embeddings"]
 
@@ -28,9 +32,20 @@ Prompts = Sequence[str | Sequence[int]]
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """size: only the first so many numbers, as models allow that were trained for it."""
+
+    model: str
+    prompts: Prompts
+    size: int | None
+    keep_alive: float | None = None
+
+
+@dataclass(frozen=True)
 class _Embeddings:
     vectors: list[NDArray[np.float32]]  # each [hidden_size], of length 1
     n_tokens: int
+    model: str
 
 
 async def openai_embeddings(exchange: HttpExchange) -> None:
@@ -38,16 +53,17 @@ async def openai_embeddings(exchange: HttpExchange) -> None:
     prompts = read_prompts_field(given, "input", MOST_INPUTS)
     form = given.choice("encoding_format", ("float", "base64"), "float")
     size = given.count("dimensions", 1)
-    given.without_effect("model", "user")
+    given.without_effect("user")
+    asked = _Asked(given.text("model", ""), prompts, size)
     given.log_unknown("embeddings")
-    found = await _embed(exchange, prompts, size)
+    found = await _embed(exchange, asked)
     data = [
         {"object": "embedding", "index": at, "embedding": _encoded(vector, form)}
         for at, vector in enumerate(found.vectors)
     ]
     usage = {"prompt_tokens": found.n_tokens, "total_tokens": found.n_tokens}
-    model = exchange.service.model.name
-    await exchange.send_json({"object": "list", "data": data, "model": model, "usage": usage})
+    head = {"object": "list", "data": data, "model": found.model}
+    await exchange.send_json({**head, "usage": usage})
 
 
 async def ollama_embed(exchange: HttpExchange) -> None:
@@ -55,12 +71,13 @@ async def ollama_embed(exchange: HttpExchange) -> None:
     given = BodyFields(await exchange.json())
     prompts = read_prompts_field(given, "input", MOST_INPUTS)
     size = given.count("dimensions", 1)
-    given.without_effect("model", "truncate", "options", "keep_alive")
+    given.without_effect("truncate", "options")
+    asked = _Asked(given.text("model", ""), prompts, size, read_keep_alive(given))
     given.log_unknown("/api/embed")
-    found = await _embed(exchange, prompts, size)
+    found = await _embed(exchange, asked)
     await exchange.send_json(
         {
-            "model": exchange.service.model.name,
+            "model": found.model,
             "embeddings": [vector.tolist() for vector in found.vectors],
             "total_duration": int(1e9 * (time.perf_counter() - start)),
             "load_duration": 0,
@@ -73,39 +90,47 @@ async def ollama_embeddings(exchange: HttpExchange) -> None:
     """The older form, for a single text."""
     given = BodyFields(await exchange.json())
     prompt = given.text("prompt")
-    given.without_effect("model", "options", "keep_alive")
-    found = await _embed(exchange, [prompt], None)
+    given.without_effect("options")
+    asked = _Asked(given.text("model", ""), [prompt], None, read_keep_alive(given))
+    found = await _embed(exchange, asked)
     await exchange.send_json({"embedding": found.vectors[0].tolist()})
 
 
-async def _embed(exchange: HttpExchange, prompts: Prompts, size: int | None) -> _Embeddings:
-    """The embeddings of all prompts. size: only the first so many numbers, as models allow that
-    were trained for it."""
+async def _embed(exchange: HttpExchange, asked: _Asked) -> _Embeddings:
+    return await exchange.unless_gone(_embed_all(exchange, asked))
+
+
+async def _embed_all(exchange: HttpExchange, asked: _Asked) -> _Embeddings:
     service = exchange.service
-    asked = ChatRequest(prompts=prompts)
-    read = await service.read(asked)
+    async with service.models.use(asked.model, asked.keep_alive) as engine:
+        model = engine.model
+        read = await service.read(ChatRequest(prompts=asked.prompts), model)
+        vectors = await _vectors([prompt.tokens for prompt in read], asked.size, model, service)
+        return _Embeddings(vectors, sum(len(prompt.tokens) for prompt in read), model.name)
+
+
+async def _vectors(
+    prompts: Sequence[Sequence[int]], size: int | None, model: ServedModel, service: Service
+) -> list[NDArray[np.float32]]:
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def one(tokens: Sequence[int]) -> NDArray[np.float32]:
         async with slots:
-            return _unit(await _embedding(exchange, tokens), size)
+            return _unit(await _embedding(tokens, model, service.settings), size)
 
-    async def all_of_them() -> list[NDArray[np.float32]]:
-        tasks = [asyncio.create_task(one(prompt.tokens)) for prompt in read]
-        try:
-            return [await task for task in tasks]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    vectors = await exchange.unless_gone(all_of_them())
-    return _Embeddings(vectors, sum(len(prompt.tokens) for prompt in read))
+    tasks = [asyncio.create_task(one(tokens)) for tokens in prompts]
+    try:
+        return [await task for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _embedding(exchange: HttpExchange, tokens: Sequence[int]) -> NDArray[np.float32]:
-    service = exchange.service
-    scheduler, settings = service.model.scheduler, service.settings
+async def _embedding(
+    tokens: Sequence[int], model: ServedModel, settings: ServerSettings
+) -> NDArray[np.float32]:
+    scheduler = model.scheduler
     mailbox = Mailbox(asyncio.get_running_loop())
     request = Request(
         tokens,

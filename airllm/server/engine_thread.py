@@ -39,6 +39,11 @@ class EngineThread:
         return self._model
 
     @property
+    def model_or_none(self) -> ServedModel | None:
+        """None where `model` raises."""
+        return self._model
+
+    @property
     def is_ending(self) -> bool:
         """Whether requests fail because the server ends, or because the engine has failed."""
         return self._wants_end or self.error is not None

@@ -5,12 +5,19 @@ from dataclasses import dataclass
 from airllm.engine.requests import DeadlineError, QueueFullError
 from airllm.engine.settings import ContextFullError, PromptTooLongError
 from airllm.server.mailbox import SlowReaderError
+from airllm.server.model_errors import (
+    LoadError,
+    ModelBusyError,
+    UnknownModelError,
+    UnnamedModelError,
+)
 from airllm.text.chat_template import ChatTemplateError
 from airllm.util.errors import AirllmError
 from airllm.util.printable import printable_lines
 
-__all__ = ["ApiError", "as_api_error", "bad", "too_long", "unsupported"]
+__all__ = ["UNEXPECTED", "ApiError", "as_api_error", "bad", "too_long", "unsupported"]
 
+UNEXPECTED = "internal"  # the code of an error that should not have come
 _KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -79,6 +86,14 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(408, str(error), code="slow_reader")
     if isinstance(error, PromptTooLongError):
         return too_long(error.n_tokens, error.context, error.most)
+    if isinstance(error, UnknownModelError):
+        return ApiError(404, str(error), "model", "model_not_found")
+    if isinstance(error, UnnamedModelError):
+        return ApiError(400, str(error), "model", "model_missing")
+    if isinstance(error, LoadError):
+        return ApiError(500, str(error), "model", "model_not_loaded")
+    if isinstance(error, ModelBusyError):
+        return ApiError(503, str(error), "model", "model_busy", retry_after=5)
     if isinstance(error, ContextFullError):
         return ApiError(400, str(error), "messages", "context_length_exceeded")
     if isinstance(error, ChatTemplateError):
@@ -88,4 +103,4 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, MemoryError):
         text = "the server has no memory for this request now; try again later"
         return ApiError(503, text, code="out_of_memory", retry_after=5)
-    return ApiError(500, "the server failed on this request; its log says more", code="internal")
+    return ApiError(500, "the server failed on this request; its log says more", code=UNEXPECTED)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
 from airllm.server.errors import ApiError
@@ -57,6 +57,10 @@ class HttpExchange:
         """A part of the path."""
         value = self.scope.get("path_params", {}).get(name)
         return None if value is None else str(value)
+
+    def query(self, name: str) -> str:
+        """A value after the path's "?"; "" if it is missing."""
+        return QueryParams(self.scope.get("query_string", b"")).get(name, "")
 
     async def send(self, message: Mapping[str, Any]) -> None:
         """Waits until the client has taken what was sent before. GoneError if it does not."""

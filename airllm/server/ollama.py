@@ -1,6 +1,7 @@
 """Ollama's API: chats, texts, embeddings, and what it says of models."""
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -39,12 +40,17 @@ __all__ = [
     "error_body",
     "is_load_request",
     "loaded_body",
+    "read_keep_alive",
     "read_ollama_chat",
     "read_ollama_text",
     "timestamp",
 ]
 
 _NS = 1e9
+# "90", "1h30m", "500ms"
+_DURATION_PART = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|h|m|s|$)")
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern}){{1,4}}")
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 # Options about how the model is loaded, which was decided when the server started.
 _LOADING = (
     *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock"),
@@ -90,11 +96,24 @@ def is_load_request(body: object) -> bool:
     return isinstance(body, Mapping) and not (body.get("prompt") or body.get("messages"))
 
 
-def loaded_body(model: str, *, is_chat: bool) -> dict[str, Any]:
-    """The answer to such a request."""
+def loaded_body(model: str, *, is_chat: bool, reason: str = "load") -> dict[str, Any]:
+    """The answer to such a request. reason: "load" or "unload"."""
     said = {"message": {"role": "assistant", "content": ""}} if is_chat else {"response": ""}
     body = {"model": model, "created_at": timestamp(), **said}
-    return {**body, "done": True, "done_reason": "load"}
+    return {**body, "done": True, "done_reason": reason}
+
+
+def read_keep_alive(given: BodyFields) -> float | None:
+    """How long the model stays loaded after the answer, in seconds; below 0 for ever; None if the
+    request does not say. A number, or Ollama's "1h30m"."""
+    value = given.raw("keep_alive")
+    if isinstance(value, str):
+        sign, rest = (-1, value[1:]) if value[:1] == "-" else (1, value)
+        if _DURATION.fullmatch(rest):
+            parts = _DURATION_PART.findall(rest)
+            return sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
+        raise given.wrong("keep_alive", "seconds, or a text such as '5m'")
+    return given.number("keep_alive")
 
 
 def _message(given: BodyFields, names: list[str]) -> dict[str, Any]:
@@ -130,7 +149,7 @@ def _request(given: BodyFields, defaults: Mapping[str, object], **more: Any) -> 
     options.without_effect("mirostat_tau", "mirostat_eta", "penalize_newline", "tfs_z")
     logprobs = given.flag("logprobs")
     thinks, variables = _think(given, dict(defaults))
-    given.without_effect("keep_alive", "truncate", "shift")
+    given.without_effect("truncate", "shift")
     return ChatRequest(
         variables=variables,
         form=_form(given),
@@ -142,6 +161,7 @@ def _request(given: BodyFields, defaults: Mapping[str, object], **more: Any) -> 
         thinks=thinks,
         stream=given.flag("stream", True),
         model=given.text("model", ""),
+        keep_alive=read_keep_alive(given),
         **more,
     )
 

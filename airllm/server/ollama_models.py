@@ -1,19 +1,21 @@
 """What Ollama's clients ask about models: which there are, what they are, which are loaded."""
 
 import hashlib
+from datetime import UTC, datetime
 from typing import Any
 
 from airllm import __version__
 from airllm.server.body_fields import BodyFields
 from airllm.server.errors import ApiError
 from airllm.server.http_exchange import HttpExchange
+from airllm.server.models import ListedModel
 from airllm.server.ollama import timestamp
-from airllm.server.served_model import ServedModel
 
 __all__ = ["ollama_ps", "ollama_show", "ollama_tags", "ollama_version"]
 
 # Of the Ollama whose API this is. Clients look at it: Codex refuses an Ollama before 0.13.4.
 _OLLAMA_VERSION = "0.13.5"
+_NEVER = "0001-01-01T00:00:00Z"
 
 
 async def ollama_version(exchange: HttpExchange) -> None:
@@ -21,61 +23,86 @@ async def ollama_version(exchange: HttpExchange) -> None:
 
 
 async def ollama_tags(exchange: HttpExchange) -> None:
-    await exchange.send_json({"models": [_entry(exchange.service.model)]})
+    models = await exchange.service.models.listed()
+    await exchange.send_json({"models": [_entry(listed) for listed in models]})
 
 
 async def ollama_ps(exchange: HttpExchange) -> None:
-    model = exchange.service.model
-    loaded = {"expires_at": "0001-01-01T00:00:00Z", "size_vram": 0, "context_length": model.context}
-    await exchange.send_json({"models": [{**_entry(model), **loaded}]})
-
-
-async def ollama_show(exchange: HttpExchange) -> None:
-    given, model = BodyFields(await exchange.json()), exchange.service.model
-    name = given.maybe_text("model") or given.text("name")
-    if name.removesuffix(":latest") != model.name.removesuffix(":latest"):
-        raise ApiError(404, f"model {name[:200]!r} not found", "model", "model_not_found")
-    given.without_effect("verbose")
-    capabilities = ["completion"]
-    if model.template_source is not None:
-        capabilities.append("tools")
-    if model.format.thinks:
-        capabilities.append("thinking")
-    family = str(model.facts.get("family", ""))
+    models = await exchange.service.models.listed()
     await exchange.send_json(
         {
-            "modelfile": "",
-            "parameters": f"num_ctx {model.context}",
-            "template": model.template_source or "",
-            "details": _details(model),
-            "model_info": {
-                "general.architecture": family,
-                f"{family}.context_length": model.context,
-            },
-            "capabilities": capabilities,
-            "modified_at": timestamp(),
+            "models": [
+                {
+                    **_entry(listed),
+                    "expires_at": _NEVER if listed.idle_until is None else _time(listed.idle_until),
+                    "size_vram": 0,
+                    "context_length": listed.context,
+                }
+                for listed in models
+                if listed.state == "loaded"
+            ]
         }
     )
 
 
-def _entry(model: ServedModel) -> dict[str, Any]:
+async def ollama_show(exchange: HttpExchange) -> None:
+    """A model that is not loaded is shown as far as its header says."""
+    given, models = BodyFields(await exchange.json()), exchange.service.models
+    name = given.maybe_text("model") or given.text("name")
+    listed = await models.find(name)
+    if not models.are_several and _base(name) != _base(listed.id):
+        raise ApiError(404, f"model {name[:200]!r} not found", "model", "model_not_found")
+    given.without_effect("verbose")
+    capabilities = ["completion"]
+    model = listed.model
+    template = listed.facts.get("chat_template") if model is None else model.template_source
+    if template is not None:
+        capabilities.append("tools")
+    if model is not None and model.format.thinks:
+        capabilities.append("thinking")
+    family = str(listed.facts.get("family", ""))
+    await exchange.send_json(
+        {
+            "modelfile": "",
+            "parameters": "" if listed.context is None else f"num_ctx {listed.context}",
+            "template": template or "",
+            "details": _details(listed),
+            "model_info": {
+                "general.architecture": family,
+                f"{family}.context_length": listed.context,
+            },
+            "capabilities": capabilities,
+            "modified_at": timestamp() if listed.modified is None else _time(listed.modified),
+        }
+    )
+
+
+def _base(name: str) -> str:
+    return name.removesuffix(":latest")
+
+
+def _entry(listed: ListedModel) -> dict[str, Any]:
     return {
-        "name": model.name,
-        "model": model.name,
-        "modified_at": timestamp(),
-        "size": int(model.facts.get("bytes", 0)),
-        "digest": hashlib.sha256(model.name.encode()).hexdigest(),
-        "details": _details(model),
+        "name": listed.id,
+        "model": listed.id,
+        "modified_at": timestamp() if listed.modified is None else _time(listed.modified),
+        "size": listed.n_bytes,
+        "digest": hashlib.sha256(listed.id.encode("utf-8", "replace")).hexdigest(),
+        "details": _details(listed),
     }
 
 
-def _details(model: ServedModel) -> dict[str, Any]:
-    family = str(model.facts.get("family", ""))
+def _details(listed: ListedModel) -> dict[str, Any]:
+    family = str(listed.facts.get("family", ""))
     return {
         "parent_model": "",
         "format": "gguf",
         "family": family,
         "families": [family],
-        "parameter_size": str(model.facts.get("parameters", "")),
-        "quantization_level": str(model.facts.get("type", "")),
+        "parameter_size": str(listed.facts.get("parameters", "")),
+        "quantization_level": str(listed.facts.get("type", "")),
     }
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -6,15 +6,14 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from airllm.server.app import make_app
-from airllm.server.engine_thread import EngineThread
-from airllm.server.served_model import ServedModel
+from airllm.server.models import ListedModel, Models
 from airllm.server.service import Service
 from airllm.server.settings import ServerSettings
 
@@ -22,6 +21,7 @@ __all__ = ["Server", "listen"]
 
 _log = logging.getLogger("airllm")
 
+OnReady = Callable[[Sequence[ListedModel]], object]
 HEADER_SECONDS = 30.0
 _BACKLOG = 512
 
@@ -48,29 +48,23 @@ def listen(settings: ServerSettings) -> socket.socket:
 
 
 class Server:
-    """Serves a model that is opened on the engine's thread while the server answers 503."""
+    """Serves models. It listens before they are loaded."""
 
-    def __init__(
-        self,
-        open_model: Callable[[], ServedModel],
-        settings: ServerSettings,
-        listener: socket.socket,
-    ) -> None:
-        self._settings, self._listener = settings, listener
-        self.engine = EngineThread(open_model, self._engine_ended)
+    def __init__(self, models: Models, settings: ServerSettings, listener: socket.socket) -> None:
+        self._models, self._settings, self._listener = models, settings, listener
         self._server: uvicorn.Server | None = None
         self._n_signals = 0
 
-    def run(self, on_ready: Callable[[ServedModel], None] = lambda model: None) -> None:
-        """Serve until SIGTERM or Ctrl-C. on_ready: called when the model has been opened. Raises
-        the engine's error if that ended the server."""
+    def run(self, on_ready: OnReady = lambda models: None) -> None:
+        """Serve until SIGTERM or Ctrl-C. on_ready: called when requests can be answered. Raises
+        the error if one ended the server."""
         asyncio.run(self._run(on_ready))
-        if self.engine.error is not None:
-            raise self.engine.error
+        if self._models.error is not None:
+            raise self._models.error
 
-    async def _run(self, on_ready: Callable[[ServedModel], None]) -> None:
+    async def _run(self, on_ready: OnReady) -> None:
         settings = self._settings
-        service = Service(self.engine, settings)
+        service = Service(self._models, settings)
         config = uvicorn.Config(
             make_app(service),
             http=_Protocol,
@@ -88,17 +82,17 @@ class Server:
         self._server = server = _Uvicorn(config)
         loop = asyncio.get_running_loop()
         with _signals(lambda number: loop.call_soon_threadsafe(self._signal, number)):
-            self.engine.start()
+            self._models.start(self._models_ended)
             announcing = asyncio.create_task(self._announce(on_ready))
             try:
                 await server.serve(sockets=[self._listener])
             finally:
                 announcing.cancel()
-                await asyncio.to_thread(self.engine.close)
+                await self._models.close()
 
-    async def _announce(self, on_ready: Callable[[ServedModel], None]) -> None:
-        with contextlib.suppress(BaseException):  # `run` raises the engine's error
-            on_ready(await asyncio.to_thread(self.engine.wait_until_open))
+    async def _announce(self, on_ready: OnReady) -> None:
+        with contextlib.suppress(BaseException):  # `run` raises the models' error
+            on_ready(await self._models.ready())
 
     def stop(self) -> None:
         """End as after a signal; for any thread."""
@@ -114,10 +108,10 @@ class Server:
         else:
             self._server.force_exit = True
 
-    def _engine_ended(self) -> None:
+    def _models_ended(self) -> None:
         """After an error of the engine, no request gets an answer: nothing is to be waited for."""
         if self._server is not None:
-            self._server.force_exit = self.engine.error is not None or self._server.force_exit
+            self._server.force_exit = self._models.error is not None or self._server.force_exit
             self._server.should_exit = True
 
 

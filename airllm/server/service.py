@@ -14,20 +14,22 @@ from airllm.engine.settings import Limits
 from airllm.server.answer import AnswerEvent, AnswerReader, Broken, ChoiceEnded
 from airllm.server.chat import ChatRequest
 from airllm.server.engine_thread import EngineThread
-from airllm.server.errors import ApiError, as_api_error, too_long
+from airllm.server.errors import UNEXPECTED, ApiError, as_api_error, too_long
 from airllm.server.grammars import grammar_of, needs_grammar
 from airllm.server.mailbox import Mailbox
-from airllm.server.metrics import Metrics
+from airllm.server.metrics import Gauge, Metrics
+from airllm.server.models import Models
 from airllm.server.prompting import ReadPrompt, read_prompts
 from airllm.server.remembered import Remembered
 from airllm.server.served_model import ServedModel
 from airllm.server.settings import ServerSettings
 from airllm.text.answer import format_of
+from airllm.util.printable import printable
 
 if TYPE_CHECKING:
     from airllm.engine.grammar import Grammar
 
-__all__ = ["Live", "Service", "error_of", "new_id"]
+__all__ = ["Live", "Service", "error_of", "measured", "new_id"]
 
 _log = logging.getLogger("airllm")
 
@@ -104,22 +106,19 @@ class Live:
 class Service:
     """The server without HTTP."""
 
-    def __init__(self, engine: EngineThread, settings: ServerSettings) -> None:
-        self.engine, self.settings, self.metrics = engine, settings, Metrics()
+    def __init__(self, models: Models, settings: ServerSettings) -> None:
+        self.models, self.settings, self.metrics = models, settings, Metrics()
         self.remembered = Remembered()
         self._readers = asyncio.Semaphore(MOST_READERS)
 
-    @property
-    def model(self) -> ServedModel:
-        return self.engine.model
-
-    async def start(self, request: ChatRequest, id: str) -> Live:
-        """Submit a request. ApiError, or another error that becomes one, if it cannot be."""
-        model = self.model
-        prompts = await self.read(request)
+    async def start(self, request: ChatRequest, id: str, engine: EngineThread) -> Live:
+        """Submit a request to a model, which is in use until `end`. ApiError, or another error that
+        becomes one, if it cannot be."""
+        model = engine.model
+        prompts = await self.read(request, model)
         for prompt in prompts:
             self._check_length(len(prompt.tokens), model)
-        live = Live(id, request, self.engine, model, Mailbox(asyncio.get_running_loop()))
+        live = Live(id, request, engine, model, Mailbox(asyncio.get_running_loop()))
         try:
             grammar = None
             if needs_grammar(request):
@@ -141,32 +140,35 @@ class Service:
             finish = f"error {live.error.status}"
         elif live.is_complete:
             finish = ",".join(sorted({end.finish for end in live.ends}))
+        model = self._label(live.model)
         for handle in live.handles:
-            self.metrics.answer(len(handle.prompt), handle.reused_tokens, handle.answer_tokens)
+            tokens = len(handle.prompt), handle.reused_tokens, handle.answer_tokens
+            self.metrics.answer(*tokens, model=model)
             self.metrics.waited(_queued(handle), _to_first_token(handle))
         _log.info("%s", _line(live, endpoint, received, finish))
         return finish
 
-    def gauges(self) -> dict[str, float]:
+    def gauges(self) -> list[Gauge]:
         """What is measured now."""
-        try:
-            model = self.model
-        except ApiError:
-            return {"model_loaded": 0}
-        scheduler = model.scheduler
-        return {
-            "model_loaded": 1,
-            "requests_waiting": scheduler.n_waiting,
-            "requests_running": scheduler.n_running,
-            "prefix_cache_bytes": scheduler.cached_bytes,
-            "context_tokens": model.context,
-        }
+        loaded = self.models.loaded
+        found = [
+            Gauge(name, value, self._label(model))
+            for model in loaded
+            for name, value in measured(model).items()
+        ]
+        if self.models.are_several:
+            return [Gauge("models_loaded", len(loaded)), *found]
+        return found or [Gauge("model_loaded", 0)]
 
-    async def read(self, request: ChatRequest) -> list[ReadPrompt]:
+    def _label(self, model: ServedModel) -> str:
+        """Its name in metrics, where there are several."""
+        return model.name if self.models.are_several else ""
+
+    async def read(self, request: ChatRequest, model: ServedModel) -> list[ReadPrompt]:
         """The prompts of a request, as tokens."""
         async with self._readers:  # encoding takes processors and memory
             try:
-                return await asyncio.to_thread(read_prompts, request, self.model)
+                return await asyncio.to_thread(read_prompts, request, model)
             except ValueError as error:  # of the template and the tokenizer
                 raise _refusal(error) from error
 
@@ -238,6 +240,18 @@ class Service:
         )
 
 
+def measured(model: ServedModel) -> dict[str, float]:
+    """How busy a model is."""
+    scheduler = model.scheduler
+    return {
+        "model_loaded": 1,
+        "requests_waiting": scheduler.n_waiting,
+        "requests_running": scheduler.n_running,
+        "prefix_cache_bytes": scheduler.cached_bytes,
+        "context_tokens": model.context,
+    }
+
+
 def _refusal(error: Exception) -> ApiError:
     """The error of a request that the engine refuses."""
     told = as_api_error(error)
@@ -251,7 +265,7 @@ def new_id() -> str:
 def error_of(error: BaseException) -> ApiError:
     """What the client is told, after the log has an unexpected error whole."""
     told = as_api_error(error)
-    if told.status == 500:
+    if told.code == UNEXPECTED:
         _log.error("a request failed", exc_info=error)
     return told
 
@@ -264,7 +278,8 @@ def _line(live: Live, endpoint: str, received: float, finish: str) -> str:
     n_answer = sum(handle.answer_tokens for handle in handles)
     rates = [rate for handle in handles if (rate := _rate(handle))]
     return (
-        f"{live.id} {endpoint}: prompt {sum(len(handle.prompt) for handle in handles)} tokens"
+        f"{live.id} {endpoint} {printable(live.model.name)}:"
+        f" prompt {sum(len(handle.prompt) for handle in handles)} tokens"
         f" ({sum(handle.reused_tokens for handle in handles)} reused), answer {n_answer};"
         f" queue {queue:.2f} s, first token {f'{min(firsts):.2f} s' if firsts else '-'},"
         f" {f'{sum(rates):.1f}' if rates else '-'} tokens/s,"

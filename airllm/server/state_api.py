@@ -1,20 +1,23 @@
-"""What the server says of itself: /health, /metrics, /props and /v1/models."""
+"""What the server says of itself and its models: /health, /metrics, /props, /v1/models."""
 
 import time
 from typing import Any
 
 from airllm import __version__
+from airllm.server.body_fields import BodyFields
 from airllm.server.errors import ApiError
 from airllm.server.http_exchange import HttpExchange
+from airllm.server.models import ListedModel
+from airllm.server.service import measured
 
-__all__ = ["health", "metrics", "models", "props"]
+__all__ = ["health", "load", "metrics", "models", "props", "unload"]
 
 _STARTED = int(time.time())
 
 
 async def health(exchange: HttpExchange) -> None:
-    """200 once the model is there; the error of `model` until then is a 503."""
-    _ = exchange.service.model
+    """200 once requests can be answered; until then the error of `check` is a 503."""
+    exchange.service.models.check()
     await exchange.send_json({"status": "ok"})
 
 
@@ -24,10 +27,16 @@ async def metrics(exchange: HttpExchange) -> None:
 
 
 async def props(exchange: HttpExchange) -> None:
-    model = exchange.service.model
+    """Of the model that ?model= names. It is not loaded for that."""
+    listed = await exchange.service.models.find(exchange.query("model"))
+    about = {"model": listed.id, "state": listed.state, "version": __version__}
+    model = listed.model
+    if model is None:
+        await exchange.send_json({**about, "context": listed.context, **listed.facts})
+        return
     await exchange.send_json(
         {
-            "model": model.name,
+            **about,
             "context": model.context,
             "vocab_size": model.prompts.tokenizer.vocab_size,
             "answer_format": model.format.name,
@@ -35,34 +44,65 @@ async def props(exchange: HttpExchange) -> None:
             "chat_template": model.template_source,
             **model.facts,
             **model.measured(),
-            "version": __version__,
-            **exchange.service.gauges(),
+            **measured(model),
         }
     )
 
 
 async def models(exchange: HttpExchange) -> None:
     """All models, or the one that the path names; in Anthropic's form for its clients."""
-    model = exchange.service.model
+    for_anthropic = "anthropic-version" in exchange.headers
+    entry = _anthropic_entry if for_anthropic else _entry
     id = exchange.parameter("id")
-    if id is not None and id != model.name:
-        raise ApiError(404, f"there is no model {id[:200]!r} here", "model", "model_not_found")
-    if "anthropic-version" in exchange.headers:
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(_STARTED))
-        entry: dict[str, Any] = {
-            "type": "model",
-            "id": model.name,
-            "display_name": model.name,
-            "created_at": created,
-        }
-        page = {"has_more": False, "first_id": model.name, "last_id": model.name}
-    else:
-        entry = {
-            "id": model.name,
-            "object": "model",
-            "created": _STARTED,
-            "owned_by": "airllm",
-            "max_model_len": model.context,
-        }
-        page = {"object": "list"}
-    await exchange.send_json(entry if id is not None else {**page, "data": [entry]})
+    if id is not None:
+        listed = await exchange.service.models.find(id)
+        if not exchange.service.models.are_several and id != listed.id:
+            text = f"there is no model {id[:200]!r} here"
+            raise ApiError(404, text, "model", "model_not_found")
+        await exchange.send_json(entry(listed))
+        return
+    found = [entry(listed) for listed in await exchange.service.models.listed()]
+    page: dict[str, Any] = {"object": "list"}
+    if for_anthropic:
+        ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]} if found else {}
+        page = {"has_more": False, "first_id": None, "last_id": None, **ends}
+    await exchange.send_json({**page, "data": found})
+
+
+def _entry(listed: ListedModel) -> dict[str, Any]:
+    """llama.cpp's clients read the state in `status`."""
+    return {
+        "id": listed.id,
+        "object": "model",
+        "created": _created(listed),
+        "owned_by": "airllm",
+        "max_model_len": listed.context,
+        "status": {"value": listed.state},
+    }
+
+
+def _anthropic_entry(listed: ListedModel) -> dict[str, Any]:
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(_created(listed)))
+    return {"type": "model", "id": listed.id, "display_name": listed.id, "created_at": created}
+
+
+def _created(listed: ListedModel) -> int:
+    return _STARTED if listed.modified is None else int(listed.modified)
+
+
+async def load(exchange: HttpExchange) -> None:
+    """llama.cpp's way to load a model; the answer comes when it is loaded."""
+    name = BodyFields(await exchange.json()).text("model")
+
+    async def used() -> None:
+        async with exchange.service.models.use(name):
+            pass
+
+    await exchange.unless_gone(used())
+    await exchange.send_json({"success": True})
+
+
+async def unload(exchange: HttpExchange) -> None:
+    """llama.cpp's way to unload a model; it ends once nothing runs on it."""
+    await exchange.service.models.unload(BodyFields(await exchange.json()).text("model"))
+    await exchange.send_json({"success": True})

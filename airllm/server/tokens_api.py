@@ -1,25 +1,37 @@
 """/tokenize and /detokenize, as llama.cpp has them."""
 
 import asyncio
+from typing import Any
 
 from airllm.server.body_fields import BodyFields
 from airllm.server.chat import ChatRequest
 from airllm.server.errors import bad
 from airllm.server.http_exchange import HttpExchange
 from airllm.server.openai_messages import read_messages
+from airllm.server.served_model import ServedModel
+from airllm.text.tokenizer import Tokenizer
 
 __all__ = ["detokenize", "tokenize"]
 
 
 async def tokenize(exchange: HttpExchange) -> None:
     """Tokens of a text (`content`), or of a chat (`messages`) as its template writes it."""
-    given, model = BodyFields(await exchange.json()), exchange.service.model
+    given = BodyFields(await exchange.json())
+    await exchange.unless_gone(_tokenize(exchange, given))
+
+
+async def _tokenize(exchange: HttpExchange, given: BodyFields) -> None:
+    async with exchange.service.models.use(given.text("model", "")) as engine:
+        await exchange.send_json(await _tokens(exchange, given, engine.model))
+
+
+async def _tokens(exchange: HttpExchange, given: BodyFields, model: ServedModel) -> dict[str, Any]:
     tokenizer = model.prompts.tokenizer
     if given.has("messages"):
         request = ChatRequest(
             messages=read_messages(given), variables=exchange.service.settings.variables
         )
-        tokens = (await exchange.service.read(request))[0].tokens
+        tokens = (await exchange.service.read(request, model))[0].tokens
     else:
         text = given.text("content")
         # A megabyte of text takes 270 MB to encode.
@@ -30,19 +42,27 @@ async def tokenize(exchange: HttpExchange) -> None:
             tokenizer.encode, text, add_special=special, parse_special=given.flag("parse_special")
         )
     if not given.flag("with_pieces"):
-        await exchange.send_json({"tokens": tokens})
-        return
+        return {"tokens": tokens}
     pieces = [tokenizer.token_bytes(token).decode(errors="replace") for token in tokens]
     pairs = [{"id": token, "piece": piece} for token, piece in zip(tokens, pieces, strict=True)]
-    await exchange.send_json({"tokens": pairs})
+    return {"tokens": pairs}
 
 
 async def detokenize(exchange: HttpExchange) -> None:
-    given, tokenizer = BodyFields(await exchange.json()), exchange.service.model.prompts.tokenizer
+    given = BodyFields(await exchange.json())
+    await exchange.unless_gone(_detokenize(exchange, given))
+
+
+async def _detokenize(exchange: HttpExchange, given: BodyFields) -> None:
+    async with exchange.service.models.use(given.text("model", "")) as engine:
+        await exchange.send_json({"content": _text(given, engine.model.prompts.tokenizer)})
+
+
+def _text(given: BodyFields, tokenizer: Tokenizer) -> str:
     tokens = [item for _, item in given.items("tokens", required=True)]
     for token in tokens:
         if isinstance(token, bool) or not isinstance(token, int):
             raise given.wrong("tokens", "a list of token ids")
         if not 0 <= token < tokenizer.vocab_size:
             raise bad("tokens", f"tokens has {token}; expected 0 to {tokenizer.vocab_size - 1}")
-    await exchange.send_json({"content": tokenizer.decode(tokens)})
+    return tokenizer.decode(tokens)

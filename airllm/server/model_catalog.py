@@ -1,0 +1,112 @@
+"""Which models there are, and under which names clients may ask for them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from airllm.server.model_errors import UnknownModelError, UnnamedModelError
+from airllm.server.served_model import ServedModel
+
+__all__ = ["Catalog", "ModelNeeds", "ModelSource"]
+
+_log = logging.getLogger("airllm")
+
+# Clients that list the models again and again make the server look this often.
+LOOK_SECONDS = 1.0
+MOST_NAME = 1000  # characters of a name that is looked for
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """What a model takes, as its header says. n_bytes: of memory. context: tokens. facts: see
+    ServedModel."""
+
+    n_bytes: int
+    context: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that can be loaded.
+
+    id: the name for clients. version: differs once the files have changed. n_bytes, modified: of
+    the files; in seconds since 1970. needs: reads the header. open: loads the model. Both raise
+    ValueError or OSError for files that are wrong. aliases: further names. folder: of the files,
+    which errors name and clients need not know.
+    """
+
+    id: str
+    version: Hashable
+    n_bytes: int
+    modified: float
+    needs: Callable[[], ModelNeeds]
+    open: Callable[[ModelNeeds], ServedModel]
+    aliases: tuple[str, ...] = ()
+    folder: str = ""
+
+
+class Catalog:
+    """The models that `find` finds, looked for again when somebody lists them or names one that is
+    not known. Clients' names are looked up here and never become paths."""
+
+    def __init__(self, find: Callable[[], Sequence[ModelSource]], default: str | None) -> None:
+        """find: in a stable order; runs in a thread. default: the id for requests without a name;
+        None: the only model, if there is only one."""
+        self._find, self._default = find, default
+        self._looking = asyncio.Lock()
+        self._looked: float | None = None
+        self.sources: Mapping[str, ModelSource] = {}
+        self._keys: dict[str, str | None] = {}
+
+    async def look(self) -> None:
+        """Find what is there now, unless that was done within the last second."""
+        async with self._looking:
+            if self._looked is not None and time.monotonic() - self._looked < LOOK_SECONDS:
+                return
+            try:
+                found = await asyncio.to_thread(self._find)
+            except OSError as error:
+                _log.warning("the models cannot be listed: %s", error)
+                found = list(self.sources.values())
+            self._looked = time.monotonic()
+            self.sources = {source.id: source for source in found}
+            self._keys = _keys_of(found)
+
+    async def source(self, name: str) -> ModelSource:
+        """The model of a name; "" for the default. UnknownModelError, UnnamedModelError."""
+        found = self._known(name)
+        if found is None:
+            await self.look()
+            found = self._known(name)
+        if found is None:
+            ids = list(self.sources)
+            raise UnknownModelError(name, ids) if name else UnnamedModelError(ids)
+        return found
+
+    def _known(self, name: str) -> ModelSource | None:
+        if not name:
+            only = next(iter(self.sources)) if len(self.sources) == 1 else None
+            return self.sources.get(self._default or only or "")
+        if len(name) > MOST_NAME:
+            return None
+        return self.sources.get(name) or self.sources.get(self._keys.get(_key(name)) or "")
+
+
+def _key(name: str) -> str:
+    """What names have in common that clients write differently: Ollama's name:tag is a file's
+    name-tag.gguf, and name:latest its name.gguf."""
+    key = name.casefold().removesuffix(":latest").removesuffix(".gguf")
+    return key.replace(":", "-").replace(".", "-")
+
+
+def _keys_of(sources: Sequence[ModelSource]) -> dict[str, str | None]:
+    """Ids by key; None for a key that several models have."""
+    ids: dict[str, str | None] = {}
+    for source in sources:
+        for key in {_key(name) for name in (source.id, *source.aliases)}:
+            ids[key] = None if key in ids else source.id
+    return ids
