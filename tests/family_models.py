@@ -86,6 +86,12 @@ ARCHITECTURES = {
     ),
     "cohere2": Own(_LAYER_NORM | {"attention.sliding_window": 20, "logit_scale": 0.5}),
     "command-r": Own(_LAYER_NORM | {"logit_scale": 0.5}),
+    "deci": Own(
+        {"attention.head_count": np.array([4, 0, 4, 4, 0, 4, 4, 4], np.int32)}
+        | {"attention.head_count_kv": np.array([2, 0, 1, 4, 0, 2, 2, 1], np.int32)}
+        | {"feed_forward_length": np.array([96, 64, 32, 96, 128, 64, 64, 96], np.int32)}
+        | {"attention.key_length": 16, "attention.value_length": 16}
+    ),
     "deepseek2": Own(
         _EXPERTS
         | _YARN
@@ -213,6 +219,7 @@ ARCHITECTURES = {
         {f"blk.{i}.exp_probs_b": (6,) for i in range(1, 8)}
         | {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in range(1, 8)},
     ),
+    "internlm2": Own(),
     "kimi-k3": Own(
         _EXPERTS
         | {"block_count": 5, "leading_dense_block_count": 1, "expert_shared_count": 2}
@@ -250,6 +257,7 @@ ARCHITECTURES = {
         | {"expert_used_count": 1, "interleave_moe_layer_step": 2, "attention.sliding_window": 20}
         | {"attention.temperature_length": 16}
     ),
+    "minicpm": Own({"embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 2.0}),
     "minimax-m2": Own(
         _EXPERTS | {"rope.dimension_count": 8},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(8)},
@@ -337,6 +345,7 @@ ARCHITECTURES = {
     "smollm3": Own(),
     "stablelm": Own(_LAYER_NORM | {"rope.dimension_count": 4}),
     "starcoder2": Own(_LAYER_NORM | {"attention.sliding_window": 20}),
+    "xverse": Own(),
 }
 
 

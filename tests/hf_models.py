@@ -261,7 +261,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         norms = ("norm.weight", "norm_key.weight", "norm_query.weight", "norm_conv.weight")
         if case.plus_one and name.endswith(norms):
             values = values + np.float32(1.0)
-        if case.reordered and name.endswith(("q_proj.weight", "k_proj.weight")):
+        if case.reordered and name.endswith(_REORDERED):
             values = _neighbours(values, _head_dim(config))
         yield _gguf_name(case, name), np.ascontiguousarray(values)
     rope = _rope(config)
@@ -375,7 +375,7 @@ def _head_dim(config: Any) -> int:
 
 def _neighbours(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows of each head in the order 0, d/2, 1, d/2 + 1, ...: rope's pairs become neighbours."""
-    halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[-1])
+    halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
@@ -387,6 +387,7 @@ def _rope_factors(model: Any) -> np.ndarray:
 
 
 _SIGHT = (".visual.", "vision_tower.", "vision_model.", "embed_vision.", "multi_modal_projector.")
+_REORDERED = tuple(f"{part}_proj.{kind}" for part in "qk" for kind in ("weight", "bias"))
 _EXACT = (
     *(".bias", "coef.weight", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d"),
     *(f"conv1d_{part}.weight" for part in "qkv"),

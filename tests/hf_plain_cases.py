@@ -65,6 +65,15 @@ _LATENT_NAMES = _SHARED_NAMES | {
 _MISTRAL_4 = {"architectures": ["Mistral3ForConditionalGeneration"]}  # published with pictures
 
 PLAIN_CASES = {
+    "Llama with biases, as InternLM3": Case(
+        "Llama",
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 32},
+        reordered=True,
+        extra={"model_type": "internlm3", "qkv_bias": True, "bias": True}
+        | {"rope_scaling": {"rope_type": "dynamic", "factor": 6.0}, "rope_parameters": None}
+        | {"rope_theta": 10000.0},
+    ),
     "ERNIE 4.5": Case("Ernie4_5", "ernie4_5", {"head_dim": 32, "tie_word_embeddings": True}),
     "ERNIE 4.5 with experts": Case(
         "Ernie4_5_Moe",

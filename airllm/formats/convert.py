@@ -102,7 +102,10 @@ def convert(
                 raw = convert_rows(
                     model, source, kinds[source.name], rows, memory, weights.get(source.name)
                 )
-                writer.write(source.name, _neighbours(raw, head_dim) if head_dim > 1 else raw)
+                if head_dim > 1:
+                    of_row = raw.shape[-1] if len(source.shape) > 1 else raw.size // source.shape[0]
+                    raw = _neighbours(raw.reshape(-1, of_row), head_dim).reshape(raw.shape)
+                writer.write(source.name, raw)
                 done += raw.nbytes
                 if on_progress is not None:
                     on_progress(done, total)
@@ -160,7 +163,8 @@ def _reordered_head_dim(model: ModelFile, tensor: Tensor) -> int:
 
 def _neighbours(rows: NDArray[np.uint8], head_dim: int) -> NDArray[np.uint8]:
     """Reorders the rows of each head to 0, d/2, 1, d/2 + 1, ..., so that rope's pairs become
-    neighbours, as in the family's GGUF files. rows: uint8 [n_heads * head_dim, row_bytes]"""
+    neighbours, as in the family's GGUF files. rows: uint8 [n_heads * head_dim, row_bytes]; of a
+    bias each value is a row"""
     halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[-1])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 

@@ -269,20 +269,21 @@ class ConfigReader:
         rope_interleaved: bool = False,
         scaled_by: float | None = None,
         kv_heads: Sequence[int] | None = None,
+        n_heads: int | None = None,
         most_context: int = _MAX_CONTEXT,
         **own: Any,
     ) -> ModelConfig:
         """The configuration: the keys that all families have, and a family's `own` fields.
 
         layers: as many equal ones unless given. kv_heads: of each layer, if a family's layers may
-        differ in it. eps_key: of the norms' epsilon. head_dim: of the keys, if the family has read
+        differ in it. n_heads: likewise of the layers that have attention. eps_key: of the norms' epsilon. head_dim: of the keys, if the family has read
         it. rope_interleaved: as the family's GGUF files are. scaled_by: scores are divided by its
         root unless the file says otherwise; head_dim unless given. most_context: the longest
         context that is implemented, whatever the model was trained for. FormatError names the file,
         the key and its value.
         """
         hidden_size = self.integer("embedding_length", low=1)
-        n_heads = self.integer("attention.head_count", low=1, high=MAX_HEADS)
+        n_heads = n_heads or self.integer("attention.head_count", low=1, high=MAX_HEADS)
         n_kv_heads = max(kv_heads or self.kv_heads()) or n_heads  # no layer has attention
         head_dim = head_dim or self._head_dim(hidden_size, n_heads)
         eps = self.number(eps_key)

@@ -1,6 +1,6 @@
 """Granite 3 and 4 (dense, and mixtures of experts): a Llama whose embeddings, residuals, scores and
 logits are multiplied by constants of the file. Most layers of Granite 4 have Mamba-2 in place of
-attention."""
+attention. MiniCPM is a Granite without experts."""
 
 from airllm.formats.hf_config import Names
 from airllm.graph.graph import Activations, Graph
@@ -32,6 +32,8 @@ _DENSE_NAMES: Names = {
 
 
 def configure(r: ConfigReader) -> ModelConfig:
+    if r.architecture == "minicpm":
+        return _minicpm(r)
     hybrid = r.architecture == "granitehybrid"
     has_experts = r.architecture == "granitemoe" or (hybrid and r.integer("expert_count", 0) > 0)
     mixture = r.experts(shared_out=False) if has_experts else {}
@@ -66,6 +68,19 @@ def configure(r: ConfigReader) -> ModelConfig:
         logit_scale=1.0 / r.positive("logit_scale", 1.0),
         shared_expert_size=shared if has_experts or not hybrid else 0,
         **mixture,
+    )
+
+
+def _minicpm(r: ConfigReader) -> ModelConfig:
+    """Older files leave out the constants of the models of that time."""
+    hidden = r.integer("embedding_length", low=1)
+    r.ignore("rope.scaling.finetuned")
+    return r.config(
+        biases=r.optional_biases(*BIASES, "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+        rope_interleaved=True,
+        embedding_scale=r.positive("embedding_scale", 12.0),
+        residual_scale=r.positive("residual_scale", 1.4 / r.n_layers**0.5),
+        logit_scale=1.0 / r.positive("logit_scale", 256.0 / hidden),
     )
 
 
@@ -123,7 +138,7 @@ def _hybrid_names(config: HFReader) -> Names:
 
 
 FAMILY = Family(
-    ("granite", "granitehybrid", "granitemoe"),
+    ("granite", "granitehybrid", "granitemoe", "minicpm"),
     (
         HuggingFace("granite", "granite", _multipliers, gguf_interleaved=True),
         HuggingFace("granitemoe", "granitemoe", _experts, NAMES, gguf_interleaved=True),
