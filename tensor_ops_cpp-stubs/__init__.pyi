@@ -177,8 +177,7 @@ _Keys = tuple[int, int, int, str, int, int, int]
 class SequenceState:
     def __init__(
         self,
-        page_rows: int,  # positions of a page, a power of 2
-        page_bytes: Sequence[int],  # of each table
+        tables: Sequence[tuple[int, int]],  # positions of a page, a power of 2, and its bytes
         # keys; recurrent floats: first, number; keys of the index, and perhaps of groups, and what
         # groups and keys of the index are made of
         layers: Sequence[tuple[_Keys | None, int, int, *tuple[_Keys | None, ...]]],

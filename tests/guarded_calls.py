@@ -291,7 +291,7 @@ def state(f, kind, capacity, *, latent, indexed, recurrent):
     if indexed:
         at = page_bytes - part // KV
         keys, index = None, (0, at, at, name, 1, D, D)
-    made = cpp.SequenceState(16, [page_bytes], [(keys, 0, recurrent, index)])
+    made = cpp.SequenceState([(16, page_bytes)], [(keys, 0, recurrent, index)])
     made.set_recurrent(f.array(normal(recurrent)))
     for index in range(-(-capacity // 16)):
         page = np.concatenate([kept.reshape(-1).view(np.uint8)] * (1 if latent else 2))
@@ -311,7 +311,7 @@ def state_of_groups(f, kind, capacity):
         *((0, 0, 0, name, 1, D, D), 0, 0, None),
         *((1, 0, 0, name, 1, D, D), (2, 0, half, "f32", 2, 17, 17)),
     )
-    made = cpp.SequenceState(16, [kept.nbytes, kept.nbytes, pending.nbytes], [layer])
+    made = cpp.SequenceState([(16, page.nbytes) for page in (kept, kept, pending)], [layer])
     for table, rows in enumerate((capacity, capacity // 2, capacity)):
         for index in range(-(-rows // 16)):
             made.set_page(table, index, f.array(pending if table == 2 else kept))

@@ -30,7 +30,7 @@ def one_page_state(backend: Any, caches: NDArray[Any]) -> Any:
     keys = KV_TYPES[caches.dtype.name], n_kv_heads, head_dim, head_dim
     layers = [((0, 2 * i * part, (2 * i + 1) * part, *keys), 0, 0, None) for i in range(n_layers)]
     make = getattr(backend, "SequenceState", None) or backend.sequence_state
-    state = make(page_rows, [caches.nbytes], layers)
+    state = make([(page_rows, caches.nbytes)], layers)
     state.set_page(0, 0, caches.reshape(-1).view(np.uint8))
     return state
 

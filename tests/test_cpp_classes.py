@@ -78,7 +78,7 @@ whole = {
     "PackedMatrix": tensor_ops_cpp.PackedMatrix(x, "f32", (4, 4)),
     "RawRows": tensor_ops_cpp.RawRows(x, "f32", (4, 4)),
     "Memory": tensor_ops_cpp.Memory(64),
-    "SequenceState": tensor_ops_cpp.SequenceState(16, [], []),
+    "SequenceState": tensor_ops_cpp.SequenceState([], []),
     "Executor": tensor_ops_cpp.Executor([("x", 4, True)], ["w"], [], 4),
 }
 whole["BoundWeights"] = tensor_ops_cpp.Executor([], [], [], 4).bind({})

@@ -202,7 +202,7 @@ def test_a_graph_with_attention_needs_a_state(cpp):
     buffers = {name: ones(2, n) for name, n, _ in X_ATTENTION}
     with pytest.raises(ValueError, match="have 0 tokens, and the batch has 2"):
         executor.run(executor.bind({}), buffers, 2)
-    empty = cpp.SequenceState(16, [], [(None, 0, 0, None)])
+    empty = cpp.SequenceState([], [(None, 0, 0, None)])
     with pytest.raises(ValueError, match="this graph needs keys and values"):
         executor.run_layers([executor.bind({})], buffers, [(2, 0, empty)])
 
@@ -291,26 +291,26 @@ def test_what_are_no_weights_is_a_type_error(cpp, bound):
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ((16, [64], [None]), TypeError, ["page_bytes or layers are not as expected"]),
-        ((16, ["64"], []), TypeError, ["page_bytes or layers are not as expected"]),
-        ((16, [64], [((0, 0, 0, "f32", 1, 1), 0, 0, None)]), TypeError, ["not as expected"]),
-        ((16, [64], [((0, 0, 0, "f64", 1, 1, 1), 0, 0, None)]), ValueError, ['type is "f64"']),
+        (([(16, 64)], [None]), TypeError, ["tables or layers are not as expected"]),
+        (([(16, "64")], []), TypeError, ["tables or layers are not as expected"]),
+        (([(16, 64)], [((0, 0, 0, "f32", 1, 1), 0, 0, None)]), TypeError, ["not as expected"]),
+        (([(16, 64)], [((0, 0, 0, "f64", 1, 1, 1), 0, 0, None)]), ValueError, ['type is "f64"']),
         (
-            (16, [64], [((0, 0, 0, "q4_0", 1, 32, 32), 0, 0, None)]),
+            ([(16, 64)], [((0, 0, 0, "q4_0", 1, 32, 32), 0, 0, None)]),
             ValueError,
             ["f32, f16 or q8_0"],
         ),
         (
-            (16, [64], [((1, 0, 0, "f32", 1, 1, 1), 0, 0, None)]),
+            ([(16, 64)], [((1, 0, 0, "f32", 1, 1, 1), 0, 0, None)]),
             ValueError,
             ["there is no table 1"],
         ),
         (
-            (16, [63], [((0, 0, 0, "f32", 1, 1, 1), 0, 0, None)]),
+            ([(16, 63)], [((0, 0, 0, "f32", 1, 1, 1), 0, 0, None)]),
             ValueError,
             ["do not fit a page of 63"],
         ),
-        ((20, [], []), ValueError, ["page_rows is 20; expected a power of 2"]),
+        (([(20, 64)], []), ValueError, ["rows of a page are 20; expected a power of 2"]),
     ],
 )
 def test_layers_that_make_no_sense_are_refused(cpp, arguments, error, says):
@@ -331,7 +331,7 @@ def test_layers_that_make_no_sense_are_refused(cpp, arguments, error, says):
     ],
 )
 def test_pages_that_make_no_sense_are_refused(cpp, table, index, page, error, says):
-    state = cpp.SequenceState(16, [128], [((0, 0, 64, "f32", 1, 1, 1), 0, 0, None)])
+    state = cpp.SequenceState([(16, 128)], [((0, 0, 64, "f32", 1, 1, 1), 0, 0, None)])
     state.set_page(0, 0, ones(128, dtype=np.uint8))
     check_message(cpp, lambda _: state.set_page(table, index, page), error, says)
 
@@ -339,13 +339,13 @@ def test_pages_that_make_no_sense_are_refused(cpp, table, index, page, error, sa
 def test_a_page_that_is_read_only_is_refused(cpp):
     page = ones(128, dtype=np.uint8)
     page.flags.writeable = False
-    state = cpp.SequenceState(16, [128], [((0, 0, 64, "f32", 1, 1, 1), 0, 0, None)])
+    state = cpp.SequenceState([(16, 128)], [((0, 0, 64, "f32", 1, 1, 1), 0, 0, None)])
     with pytest.raises(ValueError, match="page is read-only"):
         state.set_page(0, 0, page)
 
 
 def test_recurrent_memory_has_the_floats_that_the_layers_need(cpp):
-    state = cpp.SequenceState(16, [], [(None, 0, 3, None), (None, 3, 2, None)])
+    state = cpp.SequenceState([], [(None, 0, 3, None), (None, 3, 2, None)])
     assert state.recurrent_floats == 5
     state.set_recurrent(ones(5))
     with pytest.raises(ValueError, match="has 4 floats; expected 5"):

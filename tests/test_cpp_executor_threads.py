@@ -237,7 +237,7 @@ def test_a_sequence_that_keeps_none_of_its_items_is_read_as_any_other(cpp):
     y = ones(1, 4)
     executor.run(executor.bind({}), {"x": ones(1, 4), "y": y}, 1)
     assert (y == 2).all()
-    state = cpp.SequenceState(16, [64], Fresh(*[(None, 0, 0, None)] * 3))
+    state = cpp.SequenceState([(16, 64)], Fresh(*[(None, 0, 0, None)] * 3))
     executor.run_layers([executor.bind({})] * 3, {"x": ones(1, 4), "y": y}, [(1, 0, state)])
     assert (y == 2).all()
 
@@ -280,7 +280,7 @@ def test_a_state_does_not_change_during_a_run(cpp):
         "max_tokens": 64,
     }
     executor = cpp.Executor(**graph)
-    state = cpp.SequenceState(16, [64], [(None, 0, 0, None)])
+    state = cpp.SequenceState([(16, 64)], [(None, 0, 0, None)])
     page = np.zeros(64, np.uint8)
     state.set_page(0, 0, page)
     buffers = {"x": ones(64, width), "y": ones(64, width)}

@@ -358,7 +358,7 @@ def columns_of_layers(backend, first_layer, n_layers, n_tokens=5):
     x, total = g.external("x", 80), g.external("sum", 20)
     g.add(total, g.layer_columns(x, 20), out=total)
     executor = backend.executor(g.build(), n_tokens)
-    state = backend.sequence_state(64, [], [(None, 0, 0, None)] * 9)
+    state = backend.sequence_state([], [(None, 0, 0, None)] * 9)
     values, out = random(n_tokens, 80), np.zeros((n_tokens, 20), np.float32)
     bound = [executor.bind({})] * n_layers
     executor.run_layers(bound, {"x": values, "sum": out}, [(n_tokens, 0, state)], first_layer)

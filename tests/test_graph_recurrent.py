@@ -150,7 +150,7 @@ def test_a_profile_counts_the_memory_of_the_ops(backend):
 def test_memory_that_is_missing_is_refused():
     backend = backend_named("cpp")
     executor = backend.executor(graph(), 4)
-    state = backend.sequence_state(64, [], [(None, 0, CONV, None)])
+    state = backend.sequence_state([], [(None, 0, CONV, None)])
     state.set_recurrent(np.zeros(CONV, np.float32))
     with pytest.raises(
         ValueError, match=f"has {CONV} floats; this graph needs {CONV + DELTA + SCAN}"

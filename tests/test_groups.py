@@ -217,8 +217,8 @@ def test_a_layer_keeps_a_window_its_groups_and_what_the_next_group_is_made_of():
     layout = StateLayout([state, state], "f16")
     every = [table for table in layout.tables if table.every == 4]
     assert [table.page_bytes for table in every] == [2 * 2 * PAGE_ROWS * (DIM + INDEX)]
-    windows = sorted(table.window for table in layout.tables if table.window)
-    assert windows == [8, 8, WINDOW, WINDOW]
+    windows = sorted((table.window, table.page_rows) for table in layout.tables if table.window)
+    assert windows == [(8, 16), (8, 16), (WINDOW, 64), (WINDOW, 64)]
     assert list(every[0].pages(4 * PAGE_ROWS + 3)) == [0]
     assert list(every[0].pages(4 * PAGE_ROWS + 4)) == [0, 1]
     assert not layout.can_be_cut

@@ -296,7 +296,7 @@ def test_a_snapshots_beginning_shares_its_pages():
     state = new_state(NumpyBackend(), LAYERS["whole"], 4096, "f32")
     append(state, numbers(300))
     snapshot = state.snapshot()
-    beginning = snapshot.beginning(100)
+    beginning = snapshot.beginning(state.layout, 100)
     assert isinstance(beginning, Snapshot)
     assert list(beginning.all_pages()) == list(snapshot.all_pages())[:2]
     assert np.all(np.array(beginning.tokens) == np.arange(100))

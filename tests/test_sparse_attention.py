@@ -294,7 +294,7 @@ def test_a_state_without_the_right_index_is_refused(index, says):
     g = GraphBuilder("index")
     g.index_append(g.external("k", 24))
     executor = backend.executor(g.build(), 8)
-    state = backend.sequence_state(64, [1 << 16], [(None, 0, 0, index)])
+    state = backend.sequence_state([(64, 1 << 16)], [(None, 0, 0, index)])
     state.set_page(0, 0, np.zeros(1 << 16, np.uint8))
     with pytest.raises(ValueError, match=says):
         executor.run_layers([executor.bind({})], {"k": random(5, 24)}, [(5, 60, state)])

@@ -139,7 +139,7 @@ class Backend(Protocol):
         """See tensor_ops_cpp.Stream. A target is one of matrix_in, or (memory, offset)."""
 
     def sequence_state(
-        self, page_rows: int, page_bytes: Sequence[int], layers: Sequence[LayerArgument]
+        self, tables: Sequence[tuple[int, int]], layers: Sequence[LayerArgument]
     ) -> Any:
         """What executors take as the state of a sequence; see tensor_ops_cpp.SequenceState. It
         gets its pages, and its recurrent memory, from airllm.state.sequence.SequenceState."""

@@ -80,9 +80,9 @@ class CppBackend:
         return tensor_ops_cpp.Stream(files, sections, endless=endless, io=io, direct=direct)
 
     def sequence_state(
-        self, page_rows: int, page_bytes: Sequence[int], layers: Sequence[LayerArgument]
+        self, tables: Sequence[tuple[int, int]], layers: Sequence[LayerArgument]
     ) -> tensor_ops_cpp.SequenceState:
-        return tensor_ops_cpp.SequenceState(page_rows, page_bytes, layers)
+        return tensor_ops_cpp.SequenceState(tables, layers)
 
 
 class CppExecutor:

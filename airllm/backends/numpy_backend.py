@@ -72,9 +72,9 @@ class NumpyBackend:
         return PlainStream(files, sections, endless=endless)
 
     def sequence_state(
-        self, page_rows: int, page_bytes: Sequence[int], layers: Sequence[LayerArgument]
+        self, tables: Sequence[tuple[int, int]], layers: Sequence[LayerArgument]
     ) -> NumpyState:
-        return NumpyState(page_rows, page_bytes, layers)
+        return NumpyState(tables, layers)
 
 
 class NumpyExecutor:

@@ -20,10 +20,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 class NumpyState:
     def __init__(
-        self, page_rows: int, page_bytes: Sequence[int], layers: Sequence[LayerArgument]
+        self, tables: Sequence[tuple[int, int]], layers: Sequence[LayerArgument]
     ) -> None:
-        self._page_rows, self._layers = page_rows, list(layers)
-        self._pages: list[dict[int, NDArray[np.uint8]]] = [{} for _ in page_bytes]
+        self._page_rows, self._layers = [rows for rows, _ in tables], list(layers)
+        self._pages: list[dict[int, NDArray[np.uint8]]] = [{} for _ in tables]
         self._recurrent = np.empty(0, np.float32)
 
     def set_page(self, table: int, index: int, page: NDArray[np.uint8]) -> None:
@@ -72,10 +72,10 @@ class NumpyState:
         [n_tokens, n_kv_heads, width] each."""
         if keys[3] == "q8_0":
             parts = [quantize(part, "q8_0") for part in parts]
-        done, n_tokens = 0, len(parts[0])
+        done, n_tokens, page_rows = 0, len(parts[0]), self._page_rows[keys[0]]
         while done < n_tokens:
-            index, row = divmod(first + done, self._page_rows)
-            count = min(self._page_rows - row, n_tokens - done)
+            index, row = divmod(first + done, page_rows)
+            count = min(page_rows - row, n_tokens - done)
             for page, part in zip(self._parts(keys, index), parts, strict=False):
                 page[:, row : row + count] = part[done : done + count].transpose(1, 0, 2)
             done += count
@@ -87,9 +87,10 @@ class NumpyState:
             *_, kind, n_kv_heads, head_dim, value_dim = keys
             sizes = [row_bytes(kind, n) // _DTYPES[kind].itemsize for n in (head_dim, value_dim)]
             return [np.empty((n_kv_heads, 0, size), _DTYPES[kind]) for size in sizes]
-        numbers = range(first // self._page_rows, -(-last // self._page_rows))
+        page_rows = self._page_rows[keys[0]]
+        numbers = range(first // page_rows, -(-last // page_rows))
         pages = [self._parts(keys, index) for index in numbers]
-        begin = first - numbers.start * self._page_rows
+        begin = first - numbers.start * page_rows
         return [
             np.concatenate([page[which] for page in pages], axis=1)[:, begin : begin + last - first]
             for which in (0, 1)
@@ -99,14 +100,15 @@ class NumpyState:
         """The keys and the values in a page, [n_kv_heads, page_rows, width]. ValueError if the
         page is not there."""
         table, k_offset, v_offset, kind, n_kv_heads, head_dim, value_dim = keys
+        page_rows = self._page_rows[table]
         if index not in self._pages[table]:
-            first = index * self._page_rows
+            first = index * page_rows
             raise ValueError(f"the KV cache has no room for positions from {first} on")
         page, dtype = self._pages[table][index], _DTYPES[kind]
         in_keys = k_offset == v_offset
 
         def part(offset: int, width: int) -> NDArray[Any]:
-            shape = n_kv_heads, self._page_rows, row_bytes(kind, width) // dtype.itemsize
+            shape = n_kv_heads, page_rows, row_bytes(kind, width) // dtype.itemsize
             n_bytes = int(np.prod(shape)) * dtype.itemsize
             return page[offset : offset + n_bytes].view(dtype).reshape(shape)
 

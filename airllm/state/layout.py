@@ -1,7 +1,7 @@
 """Where the keys, values and recurrent memory of a sequence lie.
 
-Keys and values lie in pages of PAGE_ROWS positions. A table lists the pages of a sequence, by
-position. The layers that need all positions have one table together: a page has the keys and values
+Keys and values lie in pages of PAGE_ROWS positions, or of fewer for a small window. A table lists
+the pages of a sequence, by position. The layers that need all positions have one table together: a page has the keys and values
 of all of them. So have the layers with keys that as many positions have together: such a table has
 a row for each group of positions. Each layer with a window has a table of its own, so that its old
 pages can be let go while a long prompt passes through it.
@@ -18,7 +18,7 @@ __all__ = ["PAGE_ROWS", "SLACK", "KVType", "KeysPlace", "LayerPlace", "StateLayo
 
 KVType = Literal["f32", "f16", "q8_0"]
 
-PAGE_ROWS = 64
+PAGE_ROWS, FEWEST_PAGE_ROWS = 64, 16
 # Positions that a window keeps beyond itself, so that tokens which were guessed wrong can be cut
 # off. lookahead guesses up to 63.
 SLACK = 64
@@ -27,7 +27,7 @@ SLACK = 64
 @dataclass(frozen=True, slots=True)
 class KeysPlace:
     """Keys and values of a layer in each page of a table; offsets in bytes. The keys are
-    [n_kv_heads, PAGE_ROWS, head_dim], the values [n_kv_heads, PAGE_ROWS, value_dim]; if the offsets
+    [n_kv_heads, page_rows, head_dim], the values [n_kv_heads, page_rows, value_dim]; if the offsets
     are equal, the values are the first dimensions of the keys."""
 
     table: int
@@ -61,6 +61,7 @@ class Table:
     """window, chunked, every: those of its layers' KeysValues. shared: layers after the first one
     read its pages, which then stay until all layers are done."""
 
+    page_rows: int
     page_bytes: int
     window: int = 0
     shared: bool = False
@@ -69,11 +70,19 @@ class Table:
 
     def pages(self, length: int) -> range:
         """The numbers of the pages for a sequence of `length` tokens."""
-        return range(_pages(length // self.every))
+        return range(self.n_pages(length // self.every))
+
+    def positions(self, n_pages: int) -> int:
+        """The positions that the first n_pages pages have room for."""
+        return n_pages * self.page_rows * self.every
+
+    def n_pages(self, rows: int) -> int:
+        """The fewest pages with so many rows."""
+        return -(-rows // self.page_rows)
 
     def pages_for(self, past: int, end: int) -> range:
         """The numbers of the pages for the rows that positions [past, end) add."""
-        return range(past // self.every // PAGE_ROWS, self.pages(end).stop)
+        return range(past // self.every // self.page_rows, self.pages(end).stop)
 
     def first_needed(self, length: int) -> int:
         """The first position that tokens from position `length` on see."""
@@ -122,11 +131,12 @@ class StateLayout:
         table = None if keys.window else self._whole.get(keys.every)
         if table is None:
             table = len(self.tables)
-            self.tables.append(Table(0, keys.window, False, keys.chunked, keys.every))
+            rows = _page_rows(keys.window)
+            self.tables.append(Table(rows, 0, keys.window, False, keys.chunked, keys.every))
             if not keys.window:
                 self._whole[keys.every] = table
         k_offset = self.tables[table].page_bytes
-        rows = PAGE_ROWS * keys.n_kv_heads
+        rows = self.tables[table].page_rows * keys.n_kv_heads
         k_bytes = rows * self.row_bytes(keys.head_dim, type)
         v_bytes, v_offset = rows * self.row_bytes(keys.value_dim, type), k_offset + k_bytes
         if keys.values_in_keys:
@@ -151,6 +161,11 @@ class StateLayout:
     def page_bytes(self) -> list[int]:
         """Bytes of a page of each table."""
         return [table.page_bytes for table in self.tables]
+
+    @property
+    def table_arguments(self) -> list[tuple[int, int]]:
+        """The rows and bytes of a page of each table, as Backend.sequence_state takes them."""
+        return [(table.page_rows, table.page_bytes) for table in self.tables]
 
     def argument(self, layer: LayerPlace) -> LayerArgument:
         """A layer as Backend.sequence_state takes it."""
@@ -195,27 +210,33 @@ class StateLayout:
                 total += len(table.pages(context)) * table.page_bytes
                 continue
             # The positions that are kept begin within a page.
-            most = min(_pages(context), _pages(table.window + SLACK) + 1) * (1 + n_checkpoints)
+            whole = table.n_pages(context)
+            most = min(whole, table.n_pages(table.window + SLACK) + 1) * (1 + n_checkpoints)
             if table.shared:  # the batch's stay until the last layer that reads them is done
-                most += _pages(pass_size or batch_size)
-            total += min(_pages(context), most) * table.page_bytes
-        return total + self._in_batch() * _pages(min(batch_size, context))
+                most += table.n_pages(pass_size or batch_size)
+            total += min(whole, most) * table.page_bytes
+        return total + self._in_batch(min(batch_size, context))
 
-    def _in_batch(self) -> int:
-        """While a layer appends a batch, it has the window before it and the batch: the bytes for
-        each page of positions. Layers take the pages that earlier ones let go, if they are as
-        large."""
-        most: dict[int, int] = {}  # of a layer, by the size of a page
+    def _in_batch(self, batch_size: int) -> int:
+        """While a layer appends a batch, it has the window before it and the batch: the bytes of
+        the batch. Layers take the pages that earlier ones let go, if they are as large."""
+        most: dict[int, int] = {}  # pages of a layer, by their size
         for layer in self.layers:
-            own = (self.tables[place.table] for place in layer.places)
-            sizes = [table.page_bytes for table in own if table.window and not table.shared]
-            for size in sizes:
-                most[size] = max(most.get(size, 0), size * sizes.count(size))
-        return sum(most.values())
+            of_layer: dict[int, int] = {}
+            for table in (self.tables[place.table] for place in layer.places):
+                if table.window and not table.shared:
+                    n_bytes, count = table.page_bytes, table.n_pages(batch_size)
+                    of_layer[n_bytes] = of_layer.get(n_bytes, 0) + count
+            most |= {size: max(most.get(size, 0), count) for size, count in of_layer.items()}
+        return sum(size * count for size, count in most.items())
 
 
-def _pages(positions: int) -> int:
-    return -(-positions // PAGE_ROWS)
+def _page_rows(window: int) -> int:
+    """The rows of a page of a table. Up to a page more than a window is kept, so that small windows
+    have small pages: a power of 2, from FEWEST_PAGE_ROWS, which attention reads at once."""
+    if not window:
+        return PAGE_ROWS
+    return min(PAGE_ROWS, max(FEWEST_PAGE_ROWS, 1 << (window.bit_length() - 1)))
 
 
 def _aligned(n: int) -> int:

@@ -145,7 +145,7 @@ class PrefixTree:
         if self._layout.can_be_cut and self._layout.page_bytes:
             room = self.most_bytes // self._layout.page_bytes[0] * PAGE_ROWS
             if room < len(keys):
-                keys, snapshot = keys[:room], snapshot.beginning(room)
+                keys, snapshot = keys[:room], snapshot.beginning(self._layout, room)
         if not len(keys) or snapshot.nbytes > self.most_bytes:
             return
         node = self._grow(keys)

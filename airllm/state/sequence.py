@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph.state import LayerArgument
-from airllm.state.layout import PAGE_ROWS, KeysPlace, StateLayout
+from airllm.state.layout import KeysPlace, StateLayout
 from airllm.state.pages import Page, PagePool
 
 __all__ = ["CHECKPOINTS", "BackendState", "SequenceState", "Snapshot"]
@@ -31,7 +31,7 @@ class BackendState(Protocol):
     def set_recurrent(self, memory: NDArray[np.float32]) -> None: ...
 
 
-MakeBacking = Callable[[int, Sequence[int], Sequence[LayerArgument]], BackendState]
+MakeBacking = Callable[[Sequence[tuple[int, int]], Sequence[LayerArgument]], BackendState]
 
 
 class Snapshot:
@@ -68,11 +68,14 @@ class Snapshot:
         tables = [self.pages.get(index, {}) for index in range(len(layout.tables))]
         return _have_what_is_needed(layout, tables, length)
 
-    def beginning(self, length: int) -> "Snapshot":
+    def beginning(self, layout: StateLayout, length: int) -> "Snapshot":
         """Of the first `length` tokens, at which the sequence can be cut: see continues_at."""
-        last = -(-length // PAGE_ROWS)
         held = {
-            table: {index: self._pool.hold(page) for index, page in pages.items() if index < last}
+            table: {
+                index: self._pool.hold(page)
+                for index, page in pages.items()
+                if index in layout.tables[table].pages(length)
+            }
             for table, pages in self.pages.items()
         }
         return Snapshot(self.tokens[:length], held, self.recurrent, self._pool)
@@ -98,7 +101,7 @@ class SequenceState:
         self._pages: list[dict[int, Page]] = [{} for _ in layout.tables]
         layers = [layout.argument(layer) for layer in layout.layers]
         self.layout, self.capacity = layout, capacity
-        self.backing: BackendState = make_backing(PAGE_ROWS, layout.page_bytes, layers)
+        self.backing: BackendState = make_backing(layout.table_arguments, layers)
         self.tokens: list[int] = []
         # Up to this position, each table has pages that nobody else holds.
         self._room = [0] * len(layout.tables)
@@ -203,12 +206,12 @@ class SequenceState:
                 continue
             pages[index] = page
             self.backing.set_page(table, index, page.memory)
-        self._room[table] = needed.stop * PAGE_ROWS * self.layout.tables[table].every
+        self._room[table] = self.layout.tables[table].positions(needed.stop)
 
     def _release_before(self, table: int, length: int) -> None:
         """Releases the pages that a sequence of `length` tokens does not keep."""
-        first = self.layout.tables[table].first_kept(length) // PAGE_ROWS
-        pages = self._pages[table]
+        description, pages = self.layout.tables[table], self._pages[table]
+        first = description.first_kept(length) // description.page_rows
         if pages and first > next(iter(pages)):
             self._keep_pages(table, first, 1 << 60)
 
@@ -217,7 +220,7 @@ class SequenceState:
         for index in [index for index in pages if not first <= index < last]:
             self._pool.release(pages.pop(index))
         self.backing.keep_pages(table, first, min(last, 1 << 24))
-        room = last * PAGE_ROWS * self.layout.tables[table].every
+        room = self.layout.tables[table].positions(last)
         self._room[table] = min(self._room[table], room)
 
     # ---- going back ----------------------------------------------------------------------------
@@ -339,15 +342,15 @@ class SequenceState:
     ) -> Iterator[list[NDArray[np.uint8]]]:
         """The memory of rows [first, last) of a layer's keys and values, which have pages: for each
         head the rows of its keys, as uint8 arrays in order; then those of its values."""
-        pages = self._pages[place.table]
+        pages, page_rows = self._pages[place.table], self.layout.tables[place.table].page_rows
         for offset, width in _parts(place):
             row = self.layout.row_bytes(width, place.type)
             for head in range(place.shape.n_kv_heads):
-                at = offset + head * PAGE_ROWS * row
+                at = offset + head * page_rows * row
                 rows = []
-                for index in range(first // PAGE_ROWS, -(-last // PAGE_ROWS)):
-                    begin = max(first - index * PAGE_ROWS, 0)
-                    end = min(last - index * PAGE_ROWS, PAGE_ROWS)
+                for index in range(first // page_rows, -(-last // page_rows)):
+                    begin = max(first - index * page_rows, 0)
+                    end = min(last - index * page_rows, page_rows)
                     rows.append(pages[index].memory[at + begin * row : at + end * row])
                 yield rows
 
@@ -361,9 +364,8 @@ class SequenceState:
         self.clear()
         length = len(tokens)
         for table, description in enumerate(self.layout.tables):
-            first = description.first_needed(length) // PAGE_ROWS * PAGE_ROWS
             if length:
-                self._extend(table, first, length)
+                self._extend(table, description.first_needed(length), length)
         try:
             fill(self, length)
         except BaseException:
@@ -381,7 +383,7 @@ def _have_what_is_needed(
     return length == 0 or all(
         not table.window
         or table.first_needed(length) == length
-        or (len(pages) > 0 and next(iter(pages)) * PAGE_ROWS <= table.first_needed(length))
+        or (len(pages) > 0 and table.positions(next(iter(pages))) <= table.first_needed(length))
         for table, pages in zip(layout.tables, tables, strict=True)
     )
 

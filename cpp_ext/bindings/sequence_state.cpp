@@ -35,24 +35,25 @@ SequenceState::Layer read_layer(const py::object& item) {
             keys(6)};
 }
 
-std::unique_ptr<StateObject> make_state(std::size_t page_rows, const py::sequence& page_bytes,
-                                        const py::sequence& layers) {
-    std::vector<std::size_t> bytes;
+std::unique_ptr<StateObject> make_state(const py::sequence& tables, const py::sequence& layers) {
+    std::vector<SequenceState::PageSize> pages;
     std::vector<SequenceState::Layer> read;
     try {
-        for (const py::object item : page_bytes) bytes.push_back(item.cast<std::size_t>());
+        for (const py::object item : tables) {
+            const auto [rows, bytes] = item.cast<std::pair<std::size_t, std::size_t>>();
+            pages.push_back({rows, bytes});
+        }
         for (const py::object item : layers) read.push_back(read_layer(item));
     } catch (const py::cast_error&) {
         throw py::type_error(
-            "SequenceState: page_bytes or layers are not as expected: integers, and (keys, "
+            "SequenceState: tables or layers are not as expected: (page_rows, page_bytes), and "
+            "(keys, "
             "recurrent_first, recurrent_floats, index) each, and perhaps groups, pending and "
             "index_pending, with all of these but the floats (table, k_offset, v_offset, type, "
             "n_kv_heads, head_dim, value_dim) or None.");
     }
-    const std::size_t tables = bytes.size();
-    return std::make_unique<StateObject>(StateObject{{page_rows, std::move(bytes), std::move(read)},
-                                                     {tables, std::map<std::size_t, py::object>()},
-                                                     {}});
+    const std::vector<std::map<std::size_t, py::object>> none(pages.size());
+    return std::make_unique<StateObject>(StateObject{{pages, std::move(read)}, none, {}});
 }
 
 // The array's memory, which the caller lets the state write to.
@@ -103,8 +104,9 @@ void bind_sequence_state(py::module_& m) {
         m, "SequenceState",
         "What a sequence keeps between tokens: pages of keys and values, and the memory of "
         "recurrent ops. The caller gives the memory; see airllm.state.\n\n"
-        "page_rows: positions of a page, a power of 2 from 16 on.\n"
-        "page_bytes: of a page of each table.\n"
+        "tables: (page_rows, page_bytes) of each: the positions of a page, a power of 2 from 16 "
+        "on, "
+        "and its bytes.\n"
         "layers: (keys, recurrent_first, recurrent_floats, index) of each, and perhaps groups, "
         "pending and index_pending. keys: None, or (table, "
         "k_offset, v_offset, type, n_kv_heads, head_dim, value_dim): each page of the table has "
@@ -115,7 +117,7 @@ void bind_sequence_state(py::module_& m) {
         "index_pending: of values, and of scores in place of values, that groups, and keys of the "
         "index, are made of.\n"
         "ValueError if a layer does not fit its pages.");
-    define_init(state, make_state, arg("page_rows"), arg("page_bytes"), arg("layers"));
+    define_init(state, make_state, arg("tables"), arg("layers"));
     state
         .def("set_page", &set_page, arg("table"), arg("index"), arg("page"),
              "Set a page, uint8 [n]: one that the table has, or the next one; the first page of an "

@@ -20,7 +20,14 @@ bool has_width(DType type, std::size_t n) {
     return n >= 1 && n <= attention_max_head_dim && n % block_size(type).elements == 0;
 }
 
-void check_keys(const SequenceState::Keys& keys, std::size_t page_rows, std::size_t page_bytes,
+void check_page(const SequenceState::PageSize& page) {
+    if (page.rows < attention_page_unit || page.rows > most_page_rows ||
+        !std::has_single_bit(page.rows))
+        fault("the rows of a page are " + std::to_string(page.rows) +
+              "; expected a power of 2 from " + std::to_string(attention_page_unit) + " on");
+}
+
+void check_keys(const SequenceState::Keys& keys, const SequenceState::PageSize& page,
                 const std::string& where) {
     if (keys.type != DType::f32 && keys.type != DType::f16 && keys.type != DType::q8_0)
         fault(where + "keys and values are f32, f16 or q8_0");
@@ -35,10 +42,10 @@ void check_keys(const SequenceState::Keys& keys, std::size_t page_rows, std::siz
     if (values_in_keys && keys.value_dim > keys.head_dim)
         fault(where + "the values in the keys are wider than these");
     const auto check_part = [&](std::size_t offset, std::size_t width) {
-        const std::size_t bytes = keys.n_kv_heads * page_rows * row_bytes(keys.type, width);
-        if (offset % alignof(float) || offset > page_bytes || bytes > page_bytes - offset)
+        const std::size_t bytes = keys.n_kv_heads * page.rows * row_bytes(keys.type, width);
+        if (offset % alignof(float) || offset > page.bytes || bytes > page.bytes - offset)
             fault(where + std::to_string(bytes) + " bytes at " + std::to_string(offset) +
-                  " do not fit a page of " + std::to_string(page_bytes) + " bytes");
+                  " do not fit a page of " + std::to_string(page.bytes) + " bytes");
     };
     check_part(keys.k_offset, keys.head_dim);
     check_part(keys.v_offset, keys.value_dim);
@@ -46,14 +53,12 @@ void check_keys(const SequenceState::Keys& keys, std::size_t page_rows, std::siz
 
 }  // namespace
 
-SequenceState::SequenceState(std::size_t page_rows, std::vector<std::size_t> page_bytes,
-                             std::vector<Layer> layers)
-    : page_rows_(page_rows), layers_(std::move(layers)) {
-    if (page_rows < attention_page_unit || page_rows > most_page_rows ||
-        !std::has_single_bit(page_rows))
-        fault("page_rows is " + std::to_string(page_rows) + "; expected a power of 2 from " +
-              std::to_string(attention_page_unit) + " on");
-    for (const std::size_t bytes : page_bytes) tables_.push_back({{}, 0, bytes});
+SequenceState::SequenceState(const std::vector<PageSize>& tables, std::vector<Layer> layers)
+    : layers_(std::move(layers)) {
+    for (const PageSize& page : tables) {
+        check_page(page);
+        tables_.push_back({{}, 0, page});
+    }
     for (std::size_t i = 0; i < layers_.size(); ++i) {
         const Layer& layer = layers_[i];
         for (const std::optional<Keys>& keys :
@@ -61,7 +66,7 @@ SequenceState::SequenceState(std::size_t page_rows, std::vector<std::size_t> pag
             if (!keys) continue;
             if (keys->table >= tables_.size())
                 fault(in_layer(i) + "there is no table " + std::to_string(keys->table));
-            check_keys(*keys, page_rows, tables_[keys->table].page_bytes, in_layer(i));
+            check_keys(*keys, tables_[keys->table].page, in_layer(i));
         }
         if (layer.recurrent_first > most_recurrent_floats ||
             layer.recurrent_floats > most_recurrent_floats)
@@ -77,9 +82,9 @@ const SequenceState::Table& SequenceState::table(std::size_t index) const {
 }
 
 void SequenceState::set_page(std::size_t index, std::size_t number, std::span<std::byte> page) {
-    if (page.size() < table(index).page_bytes)
+    if (page.size() < table(index).page.bytes)
         fault("a page has " + std::to_string(page.size()) + " bytes; expected " +
-              std::to_string(table(index).page_bytes));
+              std::to_string(table(index).page.bytes));
     Table& t = tables_[index];
     const bool empty = t.first == t.pages.size();
     if (number >= most_pages || (!empty && (number < t.first || number > t.pages.size())))
@@ -113,14 +118,14 @@ KvCache SequenceState::cache(const Keys& keys) const {
     const Table& t = tables_[keys.table];
     return {.type = keys.type,
             .n_kv_heads = keys.n_kv_heads,
-            .capacity = t.pages.size() * page_rows_,
+            .capacity = t.pages.size() * t.page.rows,
             .head_dim = keys.head_dim,
             .value_dim = keys.value_dim,
             .pages = t.pages.data(),
-            .page_bits = static_cast<std::size_t>(std::countr_zero(page_rows_)),
+            .page_bits = static_cast<std::size_t>(std::countr_zero(t.page.rows)),
             .k_offset = keys.k_offset,
             .v_offset = keys.v_offset,
-            .first = t.first * page_rows_};
+            .first = t.first * t.page.rows};
 }
 
 CachedSequence SequenceState::layer(std::size_t index, std::size_t n_tokens,

@@ -11,8 +11,7 @@
 namespace tensor_ops {
 
 // The memory belongs to the caller; this class knows where each layer's part of it lies.  A table
-// lists the pages of one or more layers, each of page_rows positions.  Layers may share their keys
-// and values.
+// lists the pages of one or more layers.  Layers may share their keys and values.
 class SequenceState {
  public:
     // The bytes of a layer in each page of a table, see KvCache.
@@ -30,10 +29,14 @@ class SequenceState {
         std::optional<Keys> groups = {}, pending = {}, index_pending = {};
     };
 
-    // page_bytes: of a page of each table.
+    // The rows of a page of a table, a power of 2, and its bytes.
+    struct PageSize {
+        std::size_t rows, bytes;
+    };
+
+    // tables: of each one its pages' size.
     // Throws std::invalid_argument if a layer does not fit the pages of its table.
-    SequenceState(std::size_t page_rows, std::vector<std::size_t> page_bytes,
-                  std::vector<Layer> layers);
+    SequenceState(const std::vector<PageSize>& tables, std::vector<Layer> layers);
 
     std::size_t n_layers() const { return layers_.size(); }
     std::size_t recurrent_floats() const { return recurrent_floats_; }
@@ -52,12 +55,11 @@ class SequenceState {
     struct Table {
         std::vector<std::byte*> pages;  // null before `first`
         std::size_t first = 0;
-        std::size_t page_bytes;
+        PageSize page;
     };
     const Table& table(std::size_t index) const;
     KvCache cache(const Keys& keys) const;
 
-    std::size_t page_rows_;
     std::vector<Table> tables_;
     std::vector<Layer> layers_;
     std::size_t recurrent_floats_ = 0;

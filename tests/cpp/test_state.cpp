@@ -17,10 +17,10 @@ SequenceState::Layer layer(std::size_t offset, std::size_t table = 0) {
             0};
 }
 
-SequenceState two_layers() { return {page_rows, {4 * part}, {layer(0), layer(2 * part)}}; }
+SequenceState two_layers() { return {{{page_rows, 4 * part}}, {layer(0), layer(2 * part)}}; }
 
 void refused(const SequenceState::Layer& wrong, const char* says) {
-    check::refused([&] { SequenceState(page_rows, {2 * part}, {wrong}); }, says);
+    check::refused([&] { SequenceState({{page_rows, 2 * part}}, {wrong}); }, says);
 }
 
 }  // namespace
@@ -62,7 +62,7 @@ TEST(pages_go_at_both_ends_and_come_at_the_last) {
 
 TEST(recurrent_memory_is_divided_among_the_layers) {
     Floats memory = normal(50, 1);
-    SequenceState state(page_rows, {}, {{{}, 0, 20}, {{}, 20, 30}, {{}, 0, 0}});
+    SequenceState state({}, {{{}, 0, 20}, {{}, 20, 30}, {{}, 0, 0}});
     check::equal(state.recurrent_floats(), std::size_t{50}, "floats");
     check::that(state.layer(0, 1, 0).recurrent.empty(), "no memory yet");
     state.set_recurrent({memory.data(), memory.size()});
@@ -97,9 +97,9 @@ TEST(layers_that_do_not_fit_their_pages_are_refused) {
     wrong.keys->v_offset = 0;  // the values are in the keys
     wrong.keys->value_dim = width + 1;
     refused(wrong, "wider");
-    check::refused([] { SequenceState(24, {}, {}); }, "page_rows is 24");
-    check::refused([] { SequenceState(0, {}, {}); }, "page_rows is 0");
-    check::refused([] { SequenceState(16, {}, {{{}, SIZE_MAX, 2}}); }, "out of range");
+    check::refused([] { SequenceState({{24, 64}}, {}); }, "rows of a page are 24");
+    check::refused([] { SequenceState({{0, 64}}, {}); }, "rows of a page are 0");
+    check::refused([] { SequenceState({}, {{{}, SIZE_MAX, 2}}); }, "out of range");
 }
 
 TEST(pages_that_are_too_small_and_tables_that_are_not_there_are_refused) {
