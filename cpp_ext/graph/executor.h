@@ -42,6 +42,8 @@ class Executor {
     std::size_t max_tokens() const { return max_tokens_; }
     // Whether the threads of a run meet before an op.
     bool waits_before(std::size_t op) const { return barrier_before_[op] != 0; }
+    // When a thread that wakes late may join a run.
+    Joining joining() const { return joining_; }
     // How often the threads of the last run met.
     std::size_t meetings() const { return meetings_; }
     std::size_t bytes() const {

@@ -198,4 +198,6 @@ TEST(threads_are_what_the_quota_grants_in_whole_cpus_but_at_least_one) {
     }
     const CpuBudget budget = unified(no, no, "102400000 100000").budget();
     check::equal(budget.chosen, budget.cores, "threads of a quota beyond the machine");
+    const CpuBudget all = unified(no, no, std::to_string(budget.cores) + "00000 100000").budget();
+    check::that(all.reason != "the cgroup's CPU quota", "a quota that takes nothing is a reason");
 }

@@ -23,7 +23,10 @@ struct Shape {
 
 Floats scores_of(const KernelTable& table, const Shape& s, const Floats& q, const Floats& weights,
                  const Floats& keys, std::initializer_list<std::size_t> cuts) {
-    Floats scratch(table.index_scratch_floats(s.n_heads, s.head_dim), 1), scores(s.n, 3);
+    // Memory that was used before: nothing of it counts.
+    Floats scratch = filled(table.index_scratch_floats(s.n_heads, s.head_dim),
+                            std::numeric_limits<float>::infinity(), 1);
+    Floats scores(s.n, 3);
     const IndexTask task{q.data(),
                          weights.data(),
                          s.n_heads,

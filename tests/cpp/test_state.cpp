@@ -53,11 +53,21 @@ TEST(pages_go_at_both_ends_and_come_at_the_last) {
     check::equal(state.layer(0, 0, 0).cache.capacity, 9 * page_rows, "capacity");
     check::refused([&] { state.set_page(0, 7, memory); }, "page 7 does not follow");
     state.set_page(0, 9, memory);
+    state.keep_pages(0, 0, 10);  // what has gone does not come back
+    check::equal(state.layer(0, 0, 0).cache.first, 8 * page_rows, "first of what there is");
     state.keep_pages(0, 20, 30);
     check::equal(state.layer(0, 0, 0).cache.capacity, 10 * page_rows, "capacity of none");
     check::equal(state.layer(0, 0, 0).cache.first, 10 * page_rows, "first of none");
     state.set_page(0, 2, memory);
     check::equal(state.layer(0, 0, 0).cache.first, 2 * page_rows, "first of the new one");
+}
+
+TEST(a_page_whose_number_is_beyond_any_sequence_takes_no_memory) {
+    Array<std::byte> page(4 * part, 0);
+    SequenceState state = two_layers();
+    for (const std::size_t number : {std::size_t{1} << 24, std::size_t{1} << 60, SIZE_MAX})
+        check::refused([&] { state.set_page(0, number, {page.data(), page.size()}); },
+                       "does not follow");
 }
 
 TEST(recurrent_memory_is_divided_among_the_layers) {
@@ -97,8 +107,9 @@ TEST(layers_that_do_not_fit_their_pages_are_refused) {
     wrong.keys->v_offset = 0;  // the values are in the keys
     wrong.keys->value_dim = width + 1;
     refused(wrong, "wider");
-    check::refused([] { SequenceState({{24, 64}}, {}); }, "rows of a page are 24");
-    check::refused([] { SequenceState({{0, 64}}, {}); }, "rows of a page are 0");
+    for (const std::size_t rows : {24u, 0u, 8u, 1u << 21})
+        check::refused([&] { SequenceState({{rows, 64}}, {}); },
+                       "rows of a page are " + std::to_string(rows));
     check::refused([] { SequenceState({}, {{{}, SIZE_MAX, 2}}); }, "out of range");
 }
 
