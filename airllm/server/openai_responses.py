@@ -109,7 +109,7 @@ def _tools(given: BodyFields) -> list[Tool]:
 def _tool_body(tool: Tool) -> dict[str, Any]:
     function = tool.as_json()["function"]
     assert isinstance(function, dict)
-    return {"type": "function", **function, "strict": False}
+    return {"type": "function", **function, "strict": tool.strict}
 
 
 def _messages(given: BodyFields) -> list[dict[str, Any]]:
