@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.engine.batches import Logits
-from airllm.engine.grammar import Grammar, Matcher
+from airllm.engine.grammar import AnswerForm, Matcher
 from airllm.engine.sampling import Sampler
 from airllm.engine.settings import ContextFullError, Limits, Sampling
 from airllm.state.sequence import SequenceState
@@ -60,7 +60,7 @@ class Continuation:
         tokenizer: Tokenizer,
         sampling: Sampling,
         limits: Limits,
-        grammar: Grammar | None = None,
+        grammar: AnswerForm | None = None,
         *,
         forces: bool = True,
         shown: frozenset[int] = frozenset(),
@@ -172,8 +172,7 @@ class Continuation:
         chosen one. logits: float32 [vocab], after `pending`. start: when their evaluation began, by
         perf_counter. ValueError if a grammar is too complex at this place.
         """
-        allowed = None if self._matcher is None else _bits(self._matcher.mask(), len(logits))
-        self.last_token = token = self._sampler.sample(logits, self._history, allowed)
+        self.last_token = token = self._choose(logits)
         self._seconds.append(perf_counter() - start)
         if token in self._tokenizer.eos_ids:
             self._finish = "stop"
@@ -183,6 +182,18 @@ class Continuation:
         if self._matcher is not None:
             text += self._follow(self._matcher, token)
         return text
+
+    def _choose(self, logits: Logits) -> int:
+        matcher = self._matcher
+        words = None if matcher is None else matcher.mask()
+        allowed = None if words is None else _bits(words, len(logits))
+        token = self._sampler.sample(logits, self._history, allowed)
+        while matcher is not None and not matcher.allows(token):
+            # Drawing again without it is drawing from the allowed tokens.
+            allowed = np.ones(len(logits), bool) if allowed is None else allowed
+            allowed[token] = False
+            token = self._sampler.sample(logits, self._history, allowed)
+        return token
 
     def _follow(self, matcher: Matcher, token: int) -> str:
         """Takes the tokens that a grammar forces after a token; returns their text."""

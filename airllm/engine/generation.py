@@ -8,7 +8,7 @@ import numpy as np
 
 from airllm.engine.continuation import Continuation, Generation
 from airllm.engine.decoder import Decoder
-from airllm.engine.grammar import Grammar
+from airllm.engine.grammar import AnswerForm
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.lookahead import (
     GUESSES,
@@ -33,7 +33,7 @@ def continue_prompt(
     *,
     lookahead: int | None = None,
     draft: LoadedModel | None = None,
-    grammar: Grammar | None = None,
+    grammar: AnswerForm | None = None,
     shown: frozenset[int] = frozenset(),
     on_progress: OnProgress | None = None,
 ) -> Generator[str, None, Generation]:
@@ -76,7 +76,7 @@ def _continue(
     limits: Limits,
     lookahead: int,
     draft: LoadedModel | None,
-    grammar: Grammar | None,
+    grammar: AnswerForm | None,
     shown: frozenset[int],
     on_progress: OnProgress | None,
 ) -> Generator[str, None, Generation]:
@@ -107,7 +107,7 @@ def generate(
     limits: Limits,
     on_progress: OnProgress | None = None,
     lookahead: Lookahead | None = None,
-    grammar: Grammar | None = None,
+    grammar: AnswerForm | None = None,
     shown: frozenset[int] = frozenset(),
 ) -> Generator[str, None, Generation]:
     """Continue a prompt, see Continuation; yields pieces of text and returns the Generation.

@@ -7,7 +7,7 @@ grammar of which a part cannot be enforced is refused: no part is ignored.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from airllm.util.shown import shown
 if TYPE_CHECKING:
     import llguidance
 
-__all__ = ["Grammar", "GrammarLibraryError", "Grammars", "Matcher"]
+__all__ = ["AnswerForm", "Grammar", "GrammarLibraryError", "GrammarMatcher", "Grammars", "Matcher"]
 
 # Between the parts of JSON. An unbounded pattern would let a model that has lost its way write
 # spaces until max_new_tokens; 40 are enough for a line's end and an indentation.
@@ -31,8 +31,15 @@ class GrammarLibraryError(AirllmError, RuntimeError):
     """llguidance is not installed."""
 
 
+class AnswerForm(Protocol):
+    """What an answer must look like."""
+
+    def matcher(self) -> "Matcher":
+        """The state at the beginning of an answer."""
+
+
 class Grammar:
-    """What an answer must look like; made by Grammars."""
+    """An AnswerForm for the whole answer; made by Grammars."""
 
     def __init__(self, tokenizer: "llguidance.LLTokenizer", source: str, what: str) -> None:
         """source: as llguidance takes it. ValueError, which begins with `what`, if it cannot be
@@ -47,38 +54,65 @@ class Grammar:
         if fault:
             raise ValueError(f"{what} cannot be enforced: {' '.join(fault.split())[:500]}")
 
-    def matcher(self) -> "Matcher":
+        self._tokenizer = tokenizer
+
+    def matcher(self) -> "GrammarMatcher":
         """The state at the beginning of an answer."""
-        return Matcher(self._first.deep_copy())
+        return GrammarMatcher(self._first.deep_copy(), self._tokenizer)
 
 
-class Matcher:
-    """A grammar's state after some tokens of an answer."""
+class Matcher(Protocol):
+    """The state of what an answer must look like, after some of its tokens."""
 
-    def __init__(self, state: "llguidance.LLMatcher") -> None:
-        self._state = state
+    def mask(self) -> NDArray[np.uint32] | None:
+        """The tokens that may come next, a bit for each: token t is bit t % 32 of word t // 32. End
+        tokens are among them only where the answer may end. None for all tokens. ValueError if the
+        grammar is too complex at this place."""
+
+    def allows(self, token: int) -> bool:
+        """Whether a token of the mask may really come: the last word after `mask`."""
+
+    def accept(self, token: int) -> None:
+        """The next token of the answer. ValueError if it is not allowed."""
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that must come next, as far as they are certain; often none."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing may follow but the end."""
+
+
+class GrammarMatcher:
+    """A Matcher of a grammar that the whole answer obeys."""
+
+    def __init__(self, state: "llguidance.LLMatcher", tokenizer: "llguidance.LLTokenizer") -> None:
+        self._state, self._tokenizer = state, tokenizer
 
     def mask(self) -> NDArray[np.uint32]:
-        """The tokens that may come next, a bit for each: token t is bit t % 32 of word t // 32. End
-        tokens are among them only where the grammar may end. ValueError if the grammar is too
-        complex at this place."""
         mask = np.frombuffer(self._state.compute_bitmask(), np.uint32)
         self._check()
         return mask
 
+    def allows(self, token: int) -> bool:
+        return True
+
     def accept(self, token: int) -> None:
-        """The next token of the answer. ValueError if the grammar does not allow it."""
         self._state.consume_token(token)
         self._check()
 
+    def accept_text(self, text: bytes) -> None:
+        """The next bytes of the answer, whatever their tokens. ValueError if they are not
+        allowed."""
+        for token in self._tokenizer.tokenize_bytes(text):
+            self.accept(token)
+
     def forced(self) -> Sequence[int]:
-        """The tokens that must come next, as far as they are certain; often none."""
         tokens: list[int] = self._state.compute_ff_tokens()
         return tokens
 
     @property
     def ended(self) -> bool:
-        """Whether nothing may follow but the end."""
         self._check()
         return bool(self._state.is_stopped())
 
@@ -183,7 +217,10 @@ class _Tokens:
         """The tokens of a text that must come. They need not be those of the tokeniser, but they
         must spell the text: some tokenisers put a space in front."""
         if isinstance(text, bytes):
-            text = text.decode()
+            try:
+                text = text.decode()
+            except UnicodeDecodeError:
+                return self._greedy(text)
         ids = self._tokenizer.encode(text, add_special=False)
         spelled = b"".join(self._tokenizer.token_bytes(id) for id in ids)
         return ids if spelled == text.encode() else self._greedy(text.encode())

@@ -24,7 +24,7 @@ from airllm.util.shown import shown
 
 if TYPE_CHECKING:
     from airllm.engine.continuation import Generation
-    from airllm.engine.grammar import Grammar
+    from airllm.engine.grammar import AnswerForm
 
 __all__ = [
     "MOST_TOP_LOGPROBS",
@@ -94,7 +94,7 @@ class Request:
     logprobs: bool = False
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
-    grammar: "Grammar | None" = None
+    grammar: "AnswerForm | None" = None
     deadline_seconds: float | None = None
     queue_seconds: float | None = None
     reuse: Reuse | None = None

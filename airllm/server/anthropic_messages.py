@@ -209,7 +209,8 @@ def _tools(given: BodyFields) -> tuple[list[Tool], frozenset[str]]:
         name = tool.text("name")
         if not is_name(name):
             raise tool.wrong("name", "letters, digits, and _ - . : /, at most 256")
-        tools.append(Tool(name, tool.text("description", ""), tool.mapping("input_schema")))
+        description, schema = tool.text("description", ""), tool.mapping("input_schema")
+        tools.append(Tool(name, description, schema, tool.flag("strict")))
         if tool.flag("defer_loading"):
             deferred.add(name)
     return checked_tools(tools), frozenset(deferred)

@@ -121,8 +121,8 @@ def read_tool(given: BodyFields) -> Tool:
     name = given.text("name")
     if not is_name(name):
         raise given.wrong("name", "letters, digits, and _ - . : /, at most 256")
-    given.without_effect("strict")
-    return Tool(name, given.text("description", ""), given.mapping("parameters"))
+    description, parameters = given.text("description", ""), given.mapping("parameters")
+    return Tool(name, description, parameters, given.flag("strict"))
 
 
 def checked_tools(tools: list[Tool]) -> list[Tool]:

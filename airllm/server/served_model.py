@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from airllm.engine.requests import Handle, OnEvent, Request
@@ -75,6 +75,12 @@ class ServedModel:
     def shown(self) -> frozenset[int]:
         """The control tokens that the format's reader must see."""
         return self.prompts.tokenizer.control_ids(self.format.marks)
+
+    @cached_property
+    def lark_grammar(self) -> "Callable[[str], Grammar]":
+        """Makes a grammar, or finds the one that it made of the same text: an agent sends the same
+        tools with each request, and 30 tools take 10 to 20 ms."""
+        return lru_cache(maxsize=64)(lambda text: self.grammar(lark=text))
 
     @cached_property
     def format(self) -> AnswerFormat:

@@ -15,7 +15,7 @@ from airllm.server.answer import AnswerEvent, AnswerReader, Broken, ChoiceEnded
 from airllm.server.chat import ChatRequest
 from airllm.server.engine_thread import EngineThread
 from airllm.server.errors import UNEXPECTED, ApiError, as_api_error, too_long
-from airllm.server.grammars import grammar_of, needs_grammar
+from airllm.server.grammars import form_of_answer
 from airllm.server.mailbox import Mailbox
 from airllm.server.metrics import Gauge, Metrics
 from airllm.server.models import Models
@@ -27,7 +27,7 @@ from airllm.text.answer import format_of
 from airllm.util.printable import printable
 
 if TYPE_CHECKING:
-    from airllm.engine.grammar import Grammar
+    from airllm.engine.grammar import AnswerForm
 
 __all__ = ["Live", "Service", "error_of", "measured", "new_id"]
 
@@ -120,12 +120,12 @@ class Service:
             self._check_length(len(prompt.tokens), model)
         live = Live(id, request, engine, model, Mailbox(asyncio.get_running_loop()))
         try:
-            grammar = None
-            if needs_grammar(request):
+            form = None
+            if request.form is not None or request.tools:
                 wanted = request, prompts[0].in_thought, model
-                grammar = await asyncio.to_thread(grammar_of, *wanted)
+                form = await asyncio.to_thread(form_of_answer, *wanted)
             for prompt in prompts:
-                self._submit(live, prompt, grammar)
+                self._submit(live, prompt, form)
         except BaseException:
             self._cancel(live)
             raise
@@ -172,10 +172,10 @@ class Service:
             except ValueError as error:  # of the template and the tokenizer
                 raise _refusal(error) from error
 
-    def _submit(self, live: Live, prompt: ReadPrompt, grammar: "Grammar | None") -> None:
+    def _submit(self, live: Live, prompt: ReadPrompt, form: "AnswerForm | None") -> None:
         request, model = live.request, live.model
         try:
-            asked = self._engine_request(request, prompt, model, grammar)
+            asked = self._engine_request(request, prompt, model, form)
         except (TypeError, ValueError) as error:  # Sampling, Limits and Request name the field
             raise _refusal(error) from None
         reader = AnswerReader(
@@ -215,7 +215,7 @@ class Service:
         request: ChatRequest,
         prompt: ReadPrompt,
         model: ServedModel,
-        grammar: "Grammar | None",
+        form: "AnswerForm | None",
     ) -> Request:
         settings = self.settings
         room = model.context - len(prompt.tokens)
@@ -234,7 +234,7 @@ class Service:
             logprobs=request.logprobs,
             top_logprobs=request.top_logprobs if request.logprobs else None,
             prompt_logprobs=request.prompt_logprobs,
-            grammar=grammar,
+            grammar=form,
             queue_seconds=settings.queue_seconds,
             deadline_seconds=longest,
         )

@@ -101,16 +101,22 @@ _FORMATS: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
     ),
     (
         ("｜DSML｜", "tool_calls>"),
-        AnswerFormat("dsml", {"<｜DSML｜tool_calls>": InvokeTags("tool_calls", "｜DSML｜").read}),
+        AnswerFormat(
+            "dsml",
+            {"<｜DSML｜tool_calls>": InvokeTags("tool_calls", "｜DSML｜").read},
+            other_marks=("｜DSML｜",),
+        ),
     ),
     (
         ("｜DSML｜",),
         AnswerFormat(
-            "dsml", {"<｜DSML｜function_calls>": InvokeTags("function_calls", "｜DSML｜").read}
+            "dsml",
+            {"<｜DSML｜function_calls>": InvokeTags("function_calls", "｜DSML｜").read},
+            other_marks=("｜DSML｜",),
         ),
     ),
     (
-        (_DEEPSEEK[0],),
+        (_DEEPSEEK[0], "tools"),  # of some, the template shows calls and no tools
         AnswerFormat(
             "deepseek",
             {_DEEPSEEK[1]: read_deepseek},
@@ -148,7 +154,11 @@ _FORMATS: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
     ),
     (
         ("<minimax:tool_call>",),
-        AnswerFormat("minimax", {"<minimax:tool_call>": InvokeTags("minimax:tool_call").read}),
+        AnswerFormat(
+            "minimax",
+            {"<minimax:tool_call>": InvokeTags("minimax:tool_call").read},
+            other_marks=("</minimax:tool_call>",),
+        ),
     ),
     (
         ("[TOOL_CALLS]",),

@@ -30,13 +30,14 @@ def read_hermes(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[Non
 
 
 def read_list(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
-    """[{"name": "f", "arguments": {"x": 1}}, ...], of which the brackets may be missing."""
+    """[{"name": "f", "arguments": {"x": 1}}, ...]; or an object in each line, without brackets and
+    commas."""
     yield from source.skip_space()
     in_list = yield from source.take("[")
     while True:
         yield from read_object(source, parts)
         yield from source.skip_space()
-        if not (yield from source.take(",")):
+        if not (yield from source.take(",")) and (in_list or (yield from source.peek()) != "{"):
             break
     if in_list:
         yield from source.take("]")

@@ -16,11 +16,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call. parameters: a JSON schema."""
+    """A function that the model may call. parameters: a JSON schema. strict: whether a schema that
+    cannot be enforced is an error."""
 
     name: str
     description: str = ""
     parameters: Mapping[str, object] = field(default_factory=dict)
+    strict: bool = False
 
     def as_json(self) -> dict[str, object]:
         """As chat templates expect tools."""
