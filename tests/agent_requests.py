@@ -10,7 +10,7 @@ from typing import Any
 Json = dict[str, Any]
 QUESTION = "What is in this folder?"
 
-# ---- Codex: /v1/responses --------------------------------------------------------------------------
+# ---- Codex: /v1/responses ------------------------------------------------------------------------
 
 
 def _object(required: list[str], **properties: Json) -> Json:
@@ -180,7 +180,7 @@ CODEX_WEBSOCKET = [
     ("openai-beta", "responses_websockets=2026-02-06"),
 ]
 
-# ---- Claude Code: /v1/messages?beta=true -----------------------------------------------------------
+# ---- Claude Code: /v1/messages?beta=true ---------------------------------------------------------
 
 _SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 
@@ -315,7 +315,7 @@ CLAUDE_COUNT: Json = {
     "tools": [CLAUDE["tools"][0]],
 }
 
-# ---- Open WebUI: /v1/chat/completions, or /api/chat for an Ollama ----------------------------------
+# ---- Open WebUI: /v1/chat/completions, or /api/chat for an Ollama --------------------------------
 
 WEATHER: Json = {
     "type": "function",
@@ -363,7 +363,7 @@ OPEN_WEBUI_OLLAMA_OPTIONS: Json = {
     "stream": False,
 }
 
-# ---- Continue: /v1/chat/completions ----------------------------------------------------------------
+# ---- Continue: /v1/chat/completions --------------------------------------------------------------
 
 CONTINUE: Json = {
     "messages": [

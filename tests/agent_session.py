@@ -2,9 +2,9 @@
 
     python tests/agent_session.py codex|claude FOLDER
 
-The process has a network of its own, with loopback only, so that the agent reaches nothing else. The
-model is tiny and random, and a grammar makes its answers: two calls of tools, which the agent runs,
-and an end. Prints a line of JSON: what the agent printed, and each request with its answer.
+The process has a network of its own, with loopback only, so that the agent reaches nothing else.
+The model is tiny and random, and a grammar makes its answers: two calls of tools, which the agent
+runs, and an end. Prints a line of JSON: what the agent printed, and how long each prompt was.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import shlex
 import socket
 import struct
 import subprocess
@@ -51,39 +52,33 @@ def program(name: str) -> Path | None:
     return found if found.exists() else None
 
 
+def settings(language: str, agent: str, url: str) -> str:
+    """The settings of an agent as docs/pages/server.md shows them, but with this server."""
+    page = (TESTS.parent / "docs/pages/server.md").read_text(encoding="utf-8")
+    section = page.split(f"\n### {agent}\n")[1]
+    block = section.split(f"```{language}\n")[1].split("```")[0]
+    return block.replace("http://127.0.0.1:8080", url)
+
+
 def codex(url: str, folder: Path) -> tuple[Sequence[str], dict[str, str]]:
-    """The command and the environment. The same settings are in docs/pages/server.md."""
+    """The command and the environment."""
     home = folder / "codex"
     home.mkdir()
-    (home / "config.toml").write_text(f"""\
-model = "tiny"
-model_provider = "airllm"
-web_search = "disabled"
-[model_providers.airllm]
-name = "airllm"
-base_url = "{url}/v1"
-[features]
-multi_agent = false
-goals = false
-[analytics]
-enabled = false
-""")
+    more = "\n[analytics]\nenabled = false\n"
+    (home / "config.toml").write_text(settings("toml", "Codex", url) + more)
     options = ("--skip-git-repo-check", "-s", "danger-full-access", "-C", str(folder))
     return ("exec", *options, QUESTION), {"CODEX_HOME": str(home)}
 
 
 def claude(url: str, folder: Path) -> tuple[Sequence[str], dict[str, str]]:
+    """The command and the environment."""
     options = ("-p", "--tools", "Bash,Read", "--allowedTools", "Bash,Read", "--")
-    return (*options, QUESTION), {
-        "ANTHROPIC_BASE_URL": url,
-        "ANTHROPIC_AUTH_TOKEN": "none",
-        "ANTHROPIC_MODEL": "tiny",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "DISABLE_AUTOUPDATER": "1",
-    }
+    words = shlex.split(settings("sh", "Claude Code", url))
+    shown = dict(word.split("=", 1) for word in words if "=" in word)
+    return (*options, QUESTION), {**shown, "DISABLE_AUTOUPDATER": "1"}
 
 
-def answers(name: str, folder: Path) -> Callable[[int], str]:
+def answers(name: str) -> Callable[[int], str]:
     """The answer to a prompt by the number of results that it has."""
     tool, argument = {"codex": ("exec_command", "cmd"), "claude": ("Bash", "command")}[name]
     calls = [
@@ -106,7 +101,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     sizes = Sizes(context=1 << 16, n_layers=1)
     model = write_tiny_model(folder, sizes=sizes, metadata={"tokenizer.chat_template": TEMPLATE})
     (folder / "letter.txt").write_text("Dear reader, it works.\n")
-    answer = answers(name, folder)
+    answer = answers(name)
     requests: list[Any] = []
 
     class Scripted:

@@ -1,7 +1,7 @@
 """Codex and Claude Code themselves, run against a tiny model whose answers are scripted.
 
-`pip install '.[test-agents]'` brings Codex. Claude Code's program comes with `claude-agent-sdk`, and
-is not open source; whoever wants its test installs that package.
+`pip install '.[test-agents]'` brings Codex. Claude Code's program comes with `claude-agent-sdk`,
+and is not open source; whoever wants its test installs that package.
 """
 
 import json

@@ -41,10 +41,10 @@ def call(name: str, **arguments: Any) -> str:
         ("/v1/responses", CODEX_PROGRAMS, call("wait", cell_id="1"), '"type":"response.completed"'),
         ("/v1/messages", CLAUDE, call("Bash", command="ls -a"), '"stop_reason":"tool_use"'),
         ("/v1/messages", CLAUDE_LATER, call("Notebook", path="a"), '"stop_reason":"tool_use"'),
-        ("/v1/chat/completions", OPEN_WEBUI, call("weather", city="Rome"), ":\"tool_calls\""),
+        ("/v1/chat/completions", OPEN_WEBUI, call("weather", city="Rome"), ':"tool_calls"'),
         ("/api/chat", OPEN_WEBUI_OLLAMA, call("weather", city="Rome"), '"tool_calls"'),
         ("/api/chat", OPEN_WEBUI_OLLAMA_OPTIONS, "I look.", '"done_reason":"stop"'),
-        ("/v1/chat/completions", CONTINUE, call("ls", dirPath=".."), ":\"tool_calls\""),
+        ("/v1/chat/completions", CONTINUE, call("ls", dirPath=".."), ':"tool_calls"'),
     ],
     ids=[
         *("Codex", "Codex with programs", "Claude Code", "Claude Code later"),
@@ -76,7 +76,11 @@ def test_tools_of_a_namespace_are_called_by_both_names() -> None:
     item, _, prompt = codex(CODEX, call("helpers_v1__start", task="look"))
     assert '"name": "helpers_v1__start"' in prompt
     assert "web_search" not in prompt  # OpenAI itself would run it
-    assert (item["type"], item["namespace"], item["name"]) == ("function_call", "helpers_v1", "start")
+    assert (item["type"], item["namespace"], item["name"]) == (
+        "function_call",
+        "helpers_v1",
+        "start",
+    )
     assert json.loads(item["arguments"]) == {"task": "look"}
     # As Codex sends it back.
     more = [*CODEX["input"], {**item, "id": "fc_1"}]
