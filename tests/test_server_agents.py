@@ -196,6 +196,18 @@ def test_claude_code_is_told_that_a_prompt_is_too_long_as_it_knows_it(path: str)
         assert " tokens > 4096 maximum" in message
 
 
+_NO_LATER_SYSTEM = (
+    "{% for message in messages %}{% if message.role != 'system' or loop.first %}"
+    "<{{ message.role }}>{{ message.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_template_that_drops_system_messages_between_the_turns_gets_them_as_the_users() -> None:
+    with Client("Done.", template=_NO_LATER_SYSTEM) as client:
+        assert client.post("/v1/messages", {**CLAUDE, "tools": []}).status == 200
+        assert "<user># Environment\nToday is Monday." in client.engine.prompt()
+
+
 # ---- all -----------------------------------------------------------------------------------------
 
 
