@@ -4,6 +4,7 @@ tests/agent_requests.py has the requests, and tests/test_agent_programs.py runs 
 """
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -194,6 +195,25 @@ def test_claude_code_is_told_that_a_prompt_is_too_long_as_it_knows_it(path: str)
         message = refused.json["error"]["message"]
         assert message.startswith("prompt is too long: 1")
         assert " tokens > 4096 maximum" in message
+
+
+def test_results_come_in_the_order_of_their_calls() -> None:
+    calls = [("1", "ls"), ("2", "pwd"), ("3", "id")]
+    uses = [
+        {"type": "tool_use", "id": id, "name": "Bash", "input": {"command": command}}
+        for id, command in calls
+    ]
+    results = [  # as they ended
+        {"tool_use_id": id, "type": "tool_result", "content": f"of {id}", "is_error": False}
+        for id in "312"
+    ]
+    messages = [
+        *CLAUDE["messages"],
+        {"role": "assistant", "content": uses},
+        {"role": "user", "content": results},
+    ]
+    prompt = claude({**CLAUDE, "messages": messages})
+    assert re.findall(r"<tool>of (\d)\(Bash \1\)", prompt) == ["1", "2", "3"]
 
 
 _NO_LATER_SYSTEM = (
