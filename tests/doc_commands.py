@@ -33,6 +33,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOREIGN = (
     *("curl", "dllama", "dnf", "firewall-cmd", "journalctl", "llama-bench", "llama-perplexity"),
     *("hf", "ssh", "systemctl", "ufw"),
+    *("claude", "codex", "export", "open-webui"),
 )
 
 

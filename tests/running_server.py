@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from airllm.cli.served_models import served
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.server.one_model import OneModel
 from airllm.server.run import Server, listen
+from airllm.server.served_model import ServedModel
 from airllm.server.settings import LOOPBACK_HOSTS, ServerSettings
 
 
@@ -27,8 +29,10 @@ class RunningServer:
         *,
         settings: dict[str, Any] | None = None,
         scheduling: dict[str, Any] | None = None,
+        change: Callable[[ServedModel], ServedModel] = lambda model: model,
         **engine: Any,
     ) -> None:
+        """change: what is served in the model's place."""
         given: dict[str, Any] = {"hosts": LOOPBACK_HOSTS, **(settings or {})}
         own = ServerSettings(port=0, **given)
         listener = listen(own)
@@ -36,7 +40,8 @@ class RunningServer:
         self.url = f"http://{self.address[0]}:{self.address[1]}"
 
         def opened() -> Any:
-            return served(LayerWiseInferenceEngine(model, **engine), "tiny", **(scheduling or {}))
+            opened = LayerWiseInferenceEngine(model, **engine)
+            return change(served(opened, "tiny", **(scheduling or {})))
 
         self.models = OneModel(opened)
         self.server = Server(self.models, own, listener)

@@ -7,6 +7,8 @@ What becomes of each kind of block:
     python   executed, in a folder with tiny models
     jsonl    read as `airllm batch` reads prompts
     ini      a systemd unit: its command is parsed, with variables and options that exist
+    toml, yaml   settings of an agent: parsed, and they name the server;
+             test_agent_programs.py runs agents with those of Codex and Claude Code
     text     lines of a log: each is one that the program's own texts can make
 
 A block of another kind, an indented one too, fails. Downloads come out of a wheel that is made
@@ -20,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +130,7 @@ def pull_if_named(command: Command) -> None:
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
     assert BLOCKS
-    kinds = {"sh", "console", "python", "jsonl", "ini", "text", "nginx"}
+    kinds = {"sh", "console", "python", "jsonl", "ini", "text", "nginx", "toml", "yaml"}
     assert [f"{block}: {block.language!r}" for block in BLOCKS if block.language not in kinds] == []
 
 
@@ -170,6 +173,13 @@ def test_a_unit_starts_a_command_that_exists(block: Block) -> None:
     doc_commands.check(command)
     [variable] = doc_commands.commands(unit["Service"]["Environment"])
     assert set(variable.variables) <= variables_read()
+
+
+@pytest.mark.parametrize("block", [*of("toml"), *of("yaml")], ids=str)
+def test_the_settings_of_an_agent_name_the_server(block: Block) -> None:
+    yaml = pytest.importorskip("yaml", reason="mkdocs brings PyYAML")
+    read = tomllib.loads if block.language == "toml" else yaml.safe_load
+    assert f"http://127.0.0.1:{ServerSettings.port}/v1" in str(read(block.text))
 
 
 @pytest.mark.parametrize("block", of("nginx"), ids=str)

@@ -24,6 +24,7 @@ SPANS = [span for page in ALL for span in doc_pages.spans(page)]
 FOREIGN_OPTIONS = {
     *("--buffer-float-type", "--max-seq-len", "--net-turbo", "--workers"),  # dllama's
     "--no-deps",  # pip's
+    "--tools",  # Claude Code's
 }
 
 

@@ -158,6 +158,16 @@ def test_nonsense_instead_of_http_is_refused(server: RunningServer) -> None:
     assert get(server.address, "/health") == '{"status":"ok"}'
 
 
+def test_a_websocket_is_refused_without_advice_to_install_a_library(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(http.client.HTTPConnection(*server.address, timeout=60)) as connection:
+        headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        connection.request("GET", "/v1/responses", headers=headers)
+        assert connection.getresponse().status == 426
+    assert "pip install" not in caplog.text
+
+
 def test_a_signal_lets_requests_end_and_then_the_server(tiny: Path, tmp_path: Path) -> None:
     options = ["--backend", "numpy", "--cache-dir", str(tmp_path / "cache")]
     with ServeProcess("-m", str(tiny), *options) as process:

@@ -1,191 +1,297 @@
-"""Requests in the shape in which coding agents and chat pages send them, each answered.
+"""Coding agents and chat pages get what they ask for: requests as the programs send them.
 
-The bodies have the fields of Codex, Claude Code, Open WebUI and Continue, in short.
+tests/agent_requests.py has the requests, and tests/test_agent_programs.py runs the programs.
 """
 
+import json
+import re
 from typing import Any
 
 import pytest
 
 pytest.importorskip("starlette")
 
-from scripted_server import Client
+from agent_requests import (
+    CLAUDE,
+    CLAUDE_COUNT,
+    CLAUDE_HEADERS,
+    CLAUDE_LATER,
+    CLAUDE_TITLE,
+    CODEX,
+    CODEX_PROGRAMS,
+    CODEX_WEBSOCKET,
+    CONTINUE,
+    OPEN_WEBUI,
+    OPEN_WEBUI_OLLAMA,
+    OPEN_WEBUI_OLLAMA_OPTIONS,
+    QUESTION,
+    claude_system,
+)
+from scripted_server import Client, Response
 
-SHELL = {
-    "type": "object",
-    "properties": {"command": {"type": "array", "items": {"type": "string"}}},
-    "required": ["command"],
-    "additionalProperties": False,
-    "$schema": "http://json-schema.org/draft-07/schema#",
-}
-CALL = 'I look.\n<tool_call>\n{"name": "shell", "arguments": {"command": ["ls"]}}\n</tool_call>'
 
-CODEX: dict[str, Any] = {
-    "model": "gpt-5-codex",
-    "instructions": "You are a coding agent.",
-    "input": [
-        {
-            "type": "message",
-            "role": "developer",
-            "content": [{"type": "input_text", "text": "<permissions>read-only</permissions>"}],
-        },
-        {
-            "type": "message",
-            "role": "user",
-            "content": [{"type": "input_text", "text": "What is in this folder?"}],
-        },
-        {"type": "reasoning", "summary": [], "content": None, "encrypted_content": None},
-        {
-            "type": "function_call",
-            "name": "shell",
-            "arguments": '{"command": ["ls"]}',
-            "call_id": "call_1",
-        },
-        {"type": "function_call_output", "call_id": "call_1", "output": "README.md"},
-        {
-            "type": "message",
-            "role": "user",
-            "content": [{"type": "input_text", "text": "And in the README?"}],
-        },
-    ],
-    "tools": [
-        {
-            "type": "function",
-            "name": "shell",
-            "description": "Runs a command.",
-            "strict": False,
-            "parameters": SHELL,
-        },
-        {"type": "custom", "name": "apply_patch", "format": {"type": "grammar", "syntax": "lark"}},
-        {"type": "web_search", "external_web_access": False},
-    ],
-    "tool_choice": "auto",
-    "parallel_tool_calls": True,
-    "reasoning": {"effort": "medium", "summary": "auto"},
-    "store": False,
-    "stream": True,
-    "include": ["reasoning.encrypted_content"],
-    "prompt_cache_key": "0190",
-    "text": {"verbosity": "low"},
-}
-
-CLAUDE_CODE: dict[str, Any] = {
-    "model": "claude-sonnet-4-5",
-    "max_tokens": 2000,
-    "stream": True,
-    "temperature": 1,
-    "system": [
-        {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=00000;"},
-        {
-            "type": "text",
-            "text": "You are Claude Code.",
-            "cache_control": {"type": "ephemeral"},
-        },
-    ],
-    "messages": [
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": "<system-reminder>Today is Monday.</system-reminder>"},
-                {
-                    "type": "text",
-                    "text": "What is in this folder?",
-                    "cache_control": {"type": "ephemeral"},
-                },
-            ],
-        },
-        {
-            "role": "assistant",
-            "content": [
-                {"type": "thinking", "thinking": "I should look.", "signature": ""},
-                {"type": "tool_use", "id": "t1", "name": "shell", "input": {"command": ["ls"]}},
-            ],
-        },
-        {
-            "role": "user",
-            "content": [
-                {
-                    "type": "tool_result",
-                    "tool_use_id": "t1",
-                    "content": "README.md",
-                    "is_error": False,
-                    "cache_control": {"type": "ephemeral"},
-                }
-            ],
-        },
-    ],
-    "tools": [{"name": "shell", "description": "Runs a command.", "input_schema": SHELL}],
-    "metadata": {"user_id": "user_0"},
-    "thinking": {"type": "adaptive"},
-    "output_config": {"effort": "medium"},
-    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
-}
-
-OPEN_WEBUI: dict[str, Any] = {
-    "model": "scripted",
-    "stream": True,
-    "stream_options": {"include_usage": True},
-    "messages": [
-        {"role": "system", "content": "User Context: none"},
-        {"role": "user", "content": "What is in this folder?"},
-    ],
-    "temperature": 0.7,
-    "max_tokens": 500,
-    "top_k": 40,
-    "frequency_penalty": 0,
-    "tools": [{"type": "function", "function": {"name": "shell", "parameters": SHELL}}],
-}
-
-OPEN_WEBUI_OLLAMA: dict[str, Any] = {
-    "model": "scripted:latest",
-    "stream": True,
-    "messages": [{"role": "user", "content": "What is in this folder?"}],
-    "options": {"temperature": 0.7, "num_ctx": 2048, "num_keep": 24, "repeat_last_n": 64},
-    "keep_alive": "5m",
-    "tools": [{"type": "function", "function": {"name": "shell", "parameters": SHELL}}],
-}
-
-CONTINUE: dict[str, Any] = {
-    "model": "scripted",
-    "messages": [
-        {"role": "system", "content": "You are in agent mode."},
-        {"role": "user", "content": [{"type": "text", "text": "What is in this folder?"}]},
-    ],
-    "max_tokens": 500,
-    "stream": True,
-    "tools": [{"type": "function", "function": {"name": "shell", "parameters": SHELL}}],
-    "parallel_tool_calls": False,
-    "stop": ["<|im_end|>"],
-}
+def call(name: str, **arguments: Any) -> str:
+    written = json.dumps({"name": name, "arguments": arguments})
+    return f"I look.\n<tool_call>\n{written}\n</tool_call>"
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "mark"),
+    ("path", "body", "answer", "mark"),
     [
-        ("/v1/responses", CODEX, "response.function_call_arguments.done"),
-        ("/v1/messages", CLAUDE_CODE, '"stop_reason":"tool_use"'),
-        ("/v1/chat/completions", OPEN_WEBUI, '"finish_reason":"tool_calls"'),
-        ("/api/chat", OPEN_WEBUI_OLLAMA, '"tool_calls"'),
-        ("/v1/chat/completions", CONTINUE, '"finish_reason":"tool_calls"'),
+        ("/v1/responses", CODEX, call("exec_command", cmd="ls -a"), '"type":"response.completed"'),
+        ("/v1/responses", CODEX_PROGRAMS, call("wait", cell_id="1"), '"type":"response.completed"'),
+        ("/v1/messages", CLAUDE, call("Bash", command="ls -a"), '"stop_reason":"tool_use"'),
+        ("/v1/messages", CLAUDE_LATER, call("Notebook", path="a"), '"stop_reason":"tool_use"'),
+        ("/v1/chat/completions", OPEN_WEBUI, call("weather", city="Rome"), ':"tool_calls"'),
+        ("/api/chat", OPEN_WEBUI_OLLAMA, call("weather", city="Rome"), '"tool_calls"'),
+        ("/api/chat", OPEN_WEBUI_OLLAMA_OPTIONS, "I look.", '"done_reason":"stop"'),
+        ("/v1/chat/completions", CONTINUE, call("ls", dirPath=".."), ':"tool_calls"'),
     ],
-    ids=["Codex", "Claude Code", "Open WebUI", "Open WebUI as Ollama's client", "Continue"],
+    ids=[
+        *("Codex", "Codex with programs", "Claude Code", "Claude Code later"),
+        *("Open WebUI", "Open WebUI and Ollama", "Open WebUI and Ollama's options", "Continue"),
+    ],
 )
-def test_an_agent_gets_its_call(path: str, body: dict[str, Any], mark: str) -> None:
+def test_an_agent_gets_its_call(path: str, body: dict[str, Any], answer: str, mark: str) -> None:
     thinks = "reasoning" in body or "thinking" in body  # the template then begins a thought
-    with Client("Hm.\n</think>\n" + CALL if thinks else CALL) as client:
-        response = client.post(path, body)
+    with Client("Hm.\n</think>\n" + answer if thinks else answer) as client:
+        response = client.post(path, body, headers=CLAUDE_HEADERS if path == "/v1/messages" else ())
         assert response.status == 200, response.body
-        text = response.body.decode()
-        assert mark in text
-        assert "ls" in text
-        assert client.engine.prompt().count("What is in this folder?") == 1
+        assert mark in response.body.decode()
+        assert client.engine.prompt().count(QUESTION) == 1
+
+
+# ---- Codex ---------------------------------------------------------------------------------------
+
+
+def codex(body: dict[str, Any], answer: str) -> tuple[dict[str, Any], Response, str]:
+    """The last item of the answer, the whole stream, and the prompt."""
+    with Client(f"Hm.\n</think>\n{answer}") as client:
+        response = client.post("/v1/responses", body)
+        assert response.status == 200, response.body
+        item: dict[str, Any] = response.data[-1]["response"]["output"][-1]
+        return item, response, client.engine.prompt()
+
+
+def test_tools_of_a_namespace_are_called_by_both_names() -> None:
+    item, _, prompt = codex(CODEX, call("helpers_v1__start", task="look"))
+    assert '"name": "helpers_v1__start"' in prompt
+    assert "web_search" not in prompt  # OpenAI itself would run it
+    assert (item["type"], item["namespace"], item["name"]) == (
+        "function_call",
+        "helpers_v1",
+        "start",
+    )
+    assert json.loads(item["arguments"]) == {"task": "look"}
+    # As Codex sends it back.
+    more = [*CODEX["input"], {**item, "id": "fc_1"}]
+    _, _, later = codex({**CODEX, "input": more}, "Done.")
+    assert later.count("helpers_v1__start") == prompt.count("helpers_v1__start") + 1
+
+
+def test_a_custom_tool_gets_a_text() -> None:
+    item, response, prompt = codex(CODEX_PROGRAMS, call("exec", input='text("two")\n'))
+    assert "start: SOURCE" in prompt  # its grammar is told
+    assert (item["type"], item["input"]) == ("custom_tool_call", 'text("two")\n')
+    assert item["namespace"] == "functions"
+    assert item["status"] == "completed"
+    told = {data["type"]: data for data in response.data}
+    added = told["response.output_item.added"]["item"]
+    assert (added["id"], added["input"]) == (item["id"], "")
+    assert told["response.custom_tool_call_input.delta"]["delta"] == 'text("two")\n'
+    assert told["response.custom_tool_call_input.done"]["input"] == 'text("two")\n'
+    assert "response.function_call_arguments.delta" not in told
+
+
+@pytest.mark.parametrize("arguments", [{"code": "1"}, {"input": 5}, {}])
+def test_a_custom_tool_that_is_called_wrongly_gets_what_was_written(arguments: Any) -> None:
+    item, _, _ = codex(CODEX_PROGRAMS, call("exec", **arguments))
+    assert json.loads(item["input"]) == arguments
+
+
+def test_calls_of_custom_tools_and_their_results_reach_the_model() -> None:
+    _, _, prompt = codex(CODEX_PROGRAMS, "Done.")
+    assert '"arguments": {"input": "text(\\"one\\")"}' in prompt
+    assert "<tool>Done:one(exec call_4)" in prompt
+
+
+def test_a_call_is_the_same_whole_and_streamed() -> None:
+    answer = call("exec", input="1")
+    item, _, _ = codex(CODEX_PROGRAMS, answer)
+    with Client(f"Hm.\n</think>\n{answer}") as client:
+        whole = client.post("/v1/responses", {**CODEX_PROGRAMS, "stream": False}).json["output"][-1]
+    for one in (item, whole):
+        del one["id"], one["call_id"]
+    assert whole == item
+
+
+def test_codex_goes_on_with_http_at_once() -> None:
+    with Client() as client:
+        refused = client.get("/v1/responses", headers=CODEX_WEBSOCKET)
+        assert refused.status == 426  # after any other error it would try six times more
+        assert "no WebSockets" in refused.json["error"]["message"]
+
+
+def test_codex_accepts_this_ollama() -> None:
+    with Client() as client:
+        version = client.get("/api/version").json["version"]
+    assert tuple(map(int, version.split("."))) >= (0, 13, 4)
+
+
+# ---- Claude Code ---------------------------------------------------------------------------------
+
+
+def claude(body: dict[str, Any], answer: str = "Hm.\n</think>\nDone.") -> str:
+    """The prompt of a request."""
+    with Client(answer) as client:
+        response = client.post("/v1/messages", body, headers=CLAUDE_HEADERS)
+        assert response.status == 200, response.body
+        return client.engine.prompt()
+
+
+def test_a_deferred_tool_is_told_where_it_was_loaded() -> None:
+    first, later = claude(CLAUDE), claude(CLAUDE_LATER)
+    assert "Placeholder" not in first
+    begin = first.removesuffix("<assistant><think>")
+    assert later.startswith(begin)  # all that was evaluated is used again
+    rest = later[len(begin) :]
+    assert '"name": "Notebook", "description": "Changes a notebook."' in rest
+    assert "(ToolSearch call_1)" in rest
+
+
+def test_a_loaded_tool_that_is_gone_is_no_error() -> None:
+    prompt = claude({**CLAUDE_LATER, "tools": CLAUDE["tools"]})
+    assert "<tool>There is no function Notebook.\n(ToolSearch call_1)" in prompt
 
 
 def test_the_prompt_of_an_agent_begins_alike_in_each_request() -> None:
-    with Client(CALL) as client:
-        client.post("/v1/messages", CLAUDE_CODE)
-        system = [{**CLAUDE_CODE["system"][0], "text": "x-anthropic-billing-header: cch=fffff;"}]
-        client.post(
-            "/v1/messages", {**CLAUDE_CODE, "system": [*system, *CLAUDE_CODE["system"][1:]]}
-        )
-        assert client.engine.prompt(0) == client.engine.prompt(1)
+    other = {**CLAUDE, "system": claude_system("cc_version=2.1.332.99f; cch=fffff;")}
+    assert claude(CLAUDE) == claude(other)
+
+
+def test_a_title_needs_the_grammar_and_is_not_asked_for_again() -> None:
+    with Client() as client:  # without llguidance
+        refused = client.post("/v1/messages", CLAUDE_TITLE, headers=CLAUDE_HEADERS)
+        assert refused.status == 501
+        assert refused.headers["x-should-retry"] == "false"
+
+
+def test_tools_are_counted() -> None:
+    with Client() as client:
+        with_tool = client.post("/v1/messages/count_tokens", CLAUDE_COUNT).json["input_tokens"]
+        without = client.post("/v1/messages/count_tokens", {**CLAUDE_COUNT, "tools": []})
+        assert with_tool > without.json["input_tokens"] + 100
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_claude_code_is_told_that_a_prompt_is_too_long_as_it_knows_it(path: str) -> None:
+    body = {**CLAUDE, "messages": [{"role": "user", "content": "word " * 2000}]}
+    with Client() as client:
+        if path.endswith("count_tokens"):
+            assert client.post(path, body).json["input_tokens"] > 10_000
+            return
+        refused = client.post(path, body, headers=CLAUDE_HEADERS)
+        assert refused.status == 400
+        message = refused.json["error"]["message"]
+        assert message.startswith("prompt is too long: 1")
+        assert " tokens > 4096 maximum" in message
+
+
+def test_results_come_in_the_order_of_their_calls() -> None:
+    calls = [("1", "ls"), ("2", "pwd"), ("3", "id")]
+    uses = [
+        {"type": "tool_use", "id": id, "name": "Bash", "input": {"command": command}}
+        for id, command in calls
+    ]
+    results = [  # as they ended
+        {"tool_use_id": id, "type": "tool_result", "content": f"of {id}", "is_error": False}
+        for id in "312"
+    ]
+    messages = [
+        *CLAUDE["messages"],
+        {"role": "assistant", "content": uses},
+        {"role": "user", "content": results},
+    ]
+    prompt = claude({**CLAUDE, "messages": messages})
+    assert re.findall(r"<tool>of (\d)\(Bash \1\)", prompt) == ["1", "2", "3"]
+
+
+_NO_LATER_SYSTEM = (
+    "{% for message in messages %}{% if message.role != 'system' or loop.first %}"
+    "<{{ message.role }}>{{ message.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_template_that_drops_system_messages_between_the_turns_gets_them_as_the_users() -> None:
+    with Client("Done.", template=_NO_LATER_SYSTEM) as client:
+        assert client.post("/v1/messages", {**CLAUDE, "tools": []}).status == 200
+        assert "<user># Environment\nToday is Monday." in client.engine.prompt()
+
+
+# ---- all -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/responses",
+            {
+                "input": [
+                    {"type": "function_call", "call_id": "1", "name": "view", "arguments": "{}"},
+                    {
+                        "type": "function_call_output",
+                        "call_id": "1",
+                        "output": [{"type": "input_image", "image_url": "data:image/png;base64,"}],
+                    },
+                ]
+            },
+        ),
+        (
+            "/v1/messages",
+            {
+                "max_tokens": 5,
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {
+                                "type": "tool_result",
+                                "tool_use_id": "1",
+                                "content": [{"type": "image", "source": {"type": "base64"}}],
+                            }
+                        ],
+                    }
+                ],
+            },
+        ),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [
+                    {
+                        "role": "tool",
+                        "tool_call_id": "1",
+                        "content": [{"type": "image_url", "image_url": {"url": ""}}],
+                    }
+                ]
+            },
+        ),
+    ],
+    ids=["Responses", "Messages", "Chat completions"],
+)
+def test_a_picture_that_a_tool_gives_does_not_end_the_session(
+    path: str, body: dict[str, Any]
+) -> None:
+    with Client("I cannot see it.") as client:
+        assert client.post(path, body).status == 200
+        assert "[a picture, which this model cannot see]" in client.engine.prompt()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_compressed_body_is_refused_by_name(encoding: str) -> None:
+    with Client() as client:
+        headers = [("content-encoding", encoding)]
+        refused = client.post("/v1/responses", b"\x28\xb5\x2f\xfd", headers=headers)
+        assert refused.status == 415
+        assert encoding in refused.json["error"]["message"]

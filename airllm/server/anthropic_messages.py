@@ -192,8 +192,10 @@ def _text_of_result(block: BodyFields, tools: Mapping[str, Tool]) -> str:
         case "image":
             return UNSEEN_IMAGE
         case "tool_reference":
-            tool = tools.get(block.text("tool_name"))
-            return "" if tool is None else json.dumps(tool.as_json(), ensure_ascii=False) + "\n"
+            name = block.text("tool_name")
+            if name not in tools:
+                return f"There is no function {name}.\n"
+            return json.dumps(tools[name].as_json(), ensure_ascii=False) + "\n"
     return _text_of(block)
 
 

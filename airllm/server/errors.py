@@ -63,8 +63,8 @@ def unsupported(param: str, why: str) -> ApiError:
 
 
 def too_long(n_tokens: int, context: int, most: int | None = None) -> ApiError:
-    """The error for a prompt that does not fit the context; most: what the model allows. Claude Code
-    knows it by its first words, and then shortens the conversation."""
+    """The error for a prompt that does not fit the context; most: what the model allows. Claude
+    Code knows it by its first words, and then shortens the conversation."""
     allows = "" if most is None else f"; this model allows {most}"
     text = (
         f"prompt is too long: {n_tokens} tokens > {context} maximum, of prompt and answer together."

@@ -38,9 +38,7 @@ def _message(given: BodyFields, names: Mapping[str, str]) -> dict[str, Any]:
     role = given.choice("role", _ROLES)
     message: dict[str, Any] = {"role": "system" if role == "developer" else role}
     has_calls = role == "assistant" and given.has("tool_calls")
-    message["content"] = read_content(
-        given, optional=role == "assistant", of_tool=role == "tool"
-    )
+    message["content"] = read_content(given, optional=role == "assistant", of_tool=role == "tool")
     if given.has("name"):
         message["name"] = given.text("name")
     if role == "assistant":

@@ -1,7 +1,7 @@
 """What requests of the Responses API hold: tools, and items of a conversation.
 
-A model knows functions only. So a tool of a namespace becomes a function with both names in one, and
-a custom tool, which takes any text, a function with the text as its argument.
+A model knows functions only. So a tool of a namespace becomes a function with both names in one,
+and a custom tool, which takes any text, a function with the text as its argument.
 """
 
 import json

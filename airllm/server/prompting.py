@@ -1,6 +1,7 @@
 """From a ChatRequest to the tokens of its prompt, in the way that the model's template expects."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def _checked_tokens(tokens: Sequence[int], model: ServedModel) -> list[int]:
 
 def _chat_tokens(request: ChatRequest, model: ServedModel) -> list[int]:
     messages: Sequence[Mapping[str, Any]] = _joined_systems(request.messages)
+    messages = _with_results_in_order(messages)
     variables = dict(request.variables)
     has_calls = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
     tools = [tool for tool in request.tools if tool.name not in request.deferred_tools]
@@ -87,6 +89,22 @@ def _joined_systems(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
         return list(messages)
     texts = [message["content"] for message in messages[:n] if message["content"]]
     return [{**messages[0], "content": "\n\n".join(texts)}, *messages[n:]]
+
+
+def _with_results_in_order(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The results of parallel calls in the order of the calls. Claude Code sends them in the order
+    in which they ended. Most templates show no ids, so the model would mistake one for another."""
+    ordered: list[Mapping[str, Any]] = []
+    places: dict[str, int] = {}
+    for role, group in itertools.groupby(messages, lambda message: message["role"]):
+        run = list(group)
+        if role == "assistant":
+            calls = [call for message in run for call in message.get("tool_calls", ())]
+            places = {call.get("id", ""): at for at, call in enumerate(calls)}
+        elif role == "tool":
+            run.sort(key=lambda result: places.get(result.get("tool_call_id", ""), len(places)))
+        ordered += run
+    return ordered
 
 
 def _with_short_ids(message: Mapping[str, Any]) -> Mapping[str, Any]:
