@@ -16,7 +16,6 @@ from airllm.server.body_fields import BodyFields
 from airllm.server.chat import ChatRequest
 from airllm.server.errors import ApiError, as_api_error, bad
 from airllm.server.http_exchange import HttpExchange
-from airllm.server.mailbox import Mailbox
 from airllm.server.openai_completions import read_prompts_field
 
 __all__ = ["ollama_embed", "ollama_embeddings", "openai_embeddings"]
@@ -106,7 +105,7 @@ async def _embed(exchange: HttpExchange, prompts: Prompts, size: int | None) -> 
 async def _embedding(exchange: HttpExchange, tokens: Sequence[int]) -> NDArray[np.float32]:
     service = exchange.service
     scheduler, settings = service.model.scheduler, service.settings
-    mailbox = Mailbox(asyncio.get_running_loop())
+    mailbox = service.new_mailbox()
     request = Request(
         tokens,
         limits=Limits(0),
