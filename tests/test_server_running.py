@@ -1,13 +1,11 @@
 """The server around the protocols: who may use it, who has left, limits, metrics and the log."""
 
-import asyncio
 import threading
-import time
 from typing import Any
 
 import pytest
 
-from airllm.engine.requests import DeadlineError, Handle, Piece, PromptProgress, Request
+from airllm.engine.requests import DeadlineError
 
 pytest.importorskip("starlette")
 
@@ -15,7 +13,6 @@ from scripted_server import Client, Response, Say, ScriptedEngine, scripted_mode
 
 from airllm.server import http_exchange
 from airllm.server.engine_thread import EngineThread
-from airllm.server.mailbox import Mailbox, SlowReaderError
 
 CHAT = {"messages": [{"role": "user", "content": "Hello?"}]}
 LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -314,48 +311,3 @@ def test_models_are_listed_and_found_by_name() -> None:
         assert client.get("/v1/models").json["data"][0]["id"] == "scripted"
         assert client.get("/v1/models/scripted").json["id"] == "scripted"
         assert client.get("/v1/models/other").status == 404
-
-
-# ---- the mailbox ---------------------------------------------------------------------------------
-
-
-def handle() -> Handle:
-    return Handle(1, Request([1]), [1], lambda *_: None)
-
-
-def test_a_mailbox_hands_over_all_that_is_there_in_order() -> None:
-    async def run() -> None:
-        mailbox, own = Mailbox(asyncio.get_running_loop()), handle()
-        events = [Piece(0, str(at), (at,)) for at in range(5)]
-        threading.Thread(target=lambda: [mailbox.put(own, event) for event in events]).start()
-        found: list[Any] = []
-        while len(found) < 5:
-            found += await mailbox.take(5.0)
-        assert found == [(own, event) for event in events]
-        start = time.perf_counter()
-        assert await mailbox.take(0.01) == []
-        assert time.perf_counter() - start < 5
-
-    asyncio.run(run())
-
-
-def test_a_mailbox_keeps_the_last_of_the_prompts_progress() -> None:
-    async def run() -> None:
-        mailbox, own = Mailbox(asyncio.get_running_loop()), handle()
-        for done in range(1000):
-            mailbox.put(own, PromptProgress(done, 1000))
-        assert await mailbox.take(1.0) == [(own, PromptProgress(999, 1000))]
-
-    asyncio.run(run())
-
-
-def test_a_mailbox_that_nobody_empties_ends_its_request() -> None:
-    async def run() -> None:
-        mailbox, own = Mailbox(asyncio.get_running_loop(), most=3), handle()
-        for at in range(3):
-            mailbox.put(own, Piece(0, "x", (at,)))
-        with pytest.raises(SlowReaderError):
-            mailbox.put(own, Piece(0, "x", (3,)))
-        assert len(await mailbox.take(1.0)) == 3
-
-    asyncio.run(run())

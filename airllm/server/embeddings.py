@@ -16,7 +16,6 @@ from airllm.server.body_fields import BodyFields
 from airllm.server.chat import ChatRequest
 from airllm.server.errors import ApiError, as_api_error, bad
 from airllm.server.http_exchange import HttpExchange
-from airllm.server.mailbox import Mailbox
 from airllm.server.ollama import read_keep_alive
 from airllm.server.openai_completions import read_prompts_field
 from airllm.server.served_model import ServedModel
@@ -116,7 +115,7 @@ async def _vectors(
 
     async def one(tokens: Sequence[int]) -> NDArray[np.float32]:
         async with slots:
-            return _unit(await _embedding(tokens, model, service.settings), size)
+            return _unit(await _embedding(tokens, model, service), size)
 
     tasks = [asyncio.create_task(one(tokens)) for tokens in prompts]
     try:
@@ -128,10 +127,10 @@ async def _vectors(
 
 
 async def _embedding(
-    tokens: Sequence[int], model: ServedModel, settings: ServerSettings
+    tokens: Sequence[int], model: ServedModel, service: Service
 ) -> NDArray[np.float32]:
-    scheduler = model.scheduler
-    mailbox = Mailbox(asyncio.get_running_loop())
+    scheduler, settings = model.scheduler, service.settings
+    mailbox = service.new_mailbox()
     request = Request(
         tokens,
         limits=Limits(0),

@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
+from airllm.server.alarm import Alarm
 from airllm.server.errors import ApiError
 from airllm.server.wire import as_json
 from airllm.util.errors import AirllmError
@@ -43,6 +44,7 @@ class HttpExchange:
     shape: ErrorShape
     started: bool = False
     outcome: str = "ok"
+    _stalled: Alarm | None = field(default=None, init=False)  # inside `unless_gone`
 
     @property
     def path(self) -> str:
@@ -65,7 +67,13 @@ class HttpExchange:
     async def send(self, message: Mapping[str, Any]) -> None:
         """Waits until the client has taken what was sent before. GoneError if it does not."""
         self.started = True
-        await within(STALL_SECONDS, self.sender(dict(message)))
+        sending = self.sender(dict(message))
+        if self._stalled is None:
+            await within(STALL_SECONDS, sending)
+            return
+        self._stalled.set(STALL_SECONDS)
+        await sending
+        self._stalled.clear()
 
     async def body(self) -> bytes:
         """ApiError if the body is too long, or takes too long to come."""
@@ -101,13 +109,16 @@ class HttpExchange:
             raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
 
     async def unless_gone(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """The result of work, which is cancelled when the client disconnects: GoneError. The body
-        must have been read. Work has ended when this returns."""
+        """The result of work, which is cancelled when the client disconnects, or does not take what
+        is sent: GoneError. The body must have been read. Work has ended when this returns."""
         working = asyncio.create_task(work)
+        self._stalled = stalled = Alarm(asyncio.get_running_loop(), working.cancel)
         leaving = asyncio.create_task(self._disconnected())
         try:
             await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._stalled = None
+            stalled.close()
             for task in (working, leaving):
                 task.cancel()
             await asyncio.gather(working, leaving, return_exceptions=True)

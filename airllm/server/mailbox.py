@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+from collections import deque
 
 from airllm.engine.requests import Event, Handle, PromptProgress
+from airllm.server.alarm import Alarm
 from airllm.util.errors import AirllmError
 
-__all__ = ["Mailbox", "SlowReaderError"]
+__all__ = ["Doorbell", "Mailbox", "SlowReaderError"]
 
 # Events that a client has not read yet. An answer has at most one for each token; at 100 tokens a
 # second, a client that stands still fills this in 5 minutes.
@@ -17,16 +19,39 @@ class SlowReaderError(AirllmError):
     """A client reads more slowly than its answer is written, and the rest no longer fits."""
 
 
-class Mailbox:
-    """The events of one or several requests. `put` is for the engine's thread, `take` for the event
-    loop's."""
+class Doorbell:
+    """Wakes the event loop for the engine's thread, once for the mailboxes of all answers that a
+    step of the engine has given a token."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, most: int = MOST_EVENTS) -> None:
-        self._loop, self._most = loop, most
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._rung: deque[Mailbox] = deque()
+        self._is_ringing = False
+
+    def ring(self, mailbox: "Mailbox") -> None:
+        """For the engine's thread: the mailbox has something now."""
+        self._rung.append(mailbox)
+        if not self._is_ringing:
+            self._is_ringing = True
+            self.loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._is_ringing = False  # before the mailboxes are looked at: what comes now rings again
+        while self._rung:
+            self._rung.popleft().wake()
+
+
+class Mailbox:
+    """The events of one or several requests. `put` is for the engine's thread, the rest for the
+    event loop's."""
+
+    def __init__(self, doorbell: Doorbell, most: int = MOST_EVENTS) -> None:
+        self._doorbell, self._most = doorbell, most
         self._lock = threading.Lock()
         self._events: list[tuple[Handle, Event]] = []
         self._full = False
-        self._there = asyncio.Event()
+        self._waiter: asyncio.Future[bool] | None = None  # of `take`: whether it was woken
+        self._alarm = Alarm(doorbell.loop, lambda: self._end_wait(False))
 
     def put(self, handle: Handle, event: Event) -> None:
         """The engine's on_event. SlowReaderError, which ends the request, if there is no room;
@@ -42,20 +67,34 @@ class Mailbox:
             self._events.append((handle, event))
             was_empty = last is None
         if was_empty:
-            self._loop.call_soon_threadsafe(self._there.set)
+            self._doorbell.ring(self)
 
     async def take(self, timeout: float) -> list[tuple[Handle, Event]]:
         """All events that are there, each with its request, or the next one; none after `timeout`
         seconds."""
+        self._alarm.set(timeout)
         try:
-            async with asyncio.timeout(timeout):
-                await self._there.wait()
-        except TimeoutError:
-            return []
+            woken = True
+            while woken and not self._events:
+                self._waiter = self._doorbell.loop.create_future()
+                woken = await self._waiter
+        finally:
+            self._waiter = None
+            self._alarm.clear()
         with self._lock:
             events, self._events = self._events, []
-            self._there.clear()
         return events
+
+    def wake(self) -> None:
+        self._end_wait(True)
+
+    def close(self) -> None:
+        """Nobody takes any more."""
+        self._alarm.close()
+
+    def _end_wait(self, woken: bool) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(woken)
 
 
 def _is_mere_progress(event: Event, last: Event) -> bool:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 from airllm.engine.requests import TokenLogprob
@@ -31,7 +32,7 @@ from airllm.server.openai_messages import (
     read_tool_choice,
     read_tools,
 )
-from airllm.server.wire import HEARTBEAT, sse
+from airllm.server.wire import HEARTBEAT, as_json, sse
 from airllm.server.writer import Reply, TokenTexts, Writer
 from airllm.text.answer import AnswerText, AnswerThought, CallArguments, CallBegin
 
@@ -169,6 +170,18 @@ class ChunkWriter(Writer):
     def chunk_head(self) -> dict[str, Any]:
         """The first fields of each chunk."""
 
+    def _sse(self, choice: dict[str, Any]) -> bytes:
+        """A chunk with this choice."""
+        before, after = self._around
+        return before + as_json(choice) + after
+
+    @cached_property
+    def _around(self) -> tuple[bytes, bytes]:
+        """What all chunks have before and after their choice."""
+        usage = {"usage": None} if self._request.stream_usage else {}
+        before, _, after = sse({**self.chunk_head, "choices": [0], **usage}).rpartition(b"0]")
+        return before, b"]" + after
+
     def end(self) -> bytes:
         last = b""
         if self._request.stream_usage:
@@ -279,11 +292,9 @@ class ChatWriter(ChunkWriter):
         finish: str | None = None,
         logprobs: dict[str, Any] | None = None,
     ) -> bytes:
-        one = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        body: dict[str, Any] = {**self.chunk_head, "choices": [one]}
-        if self._request.stream_usage:
-            body["usage"] = None
-        return sse(body)
+        return self._sse(
+            {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        )
 
     @property
     def chunk_head(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from airllm.server.body_fields import BodyFields
 from airllm.server.chat import MOST_CHOICES, MOST_STOPS, ChatRequest, read_sampling
 from airllm.server.errors import bad
 from airllm.server.openai_chat import ChunkWriter, read_form, timings_body, usage_body
-from airllm.server.wire import sse
 from airllm.server.writer import Reply, TokenTexts
 from airllm.text.answer import AnswerText
 
@@ -174,9 +173,9 @@ class CompletionWriter(ChunkWriter):
         logprobs: dict[str, Any] | None = None,
         finish: str | None = None,
     ) -> bytes:
-        one = {"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        body = {**self.chunk_head, "choices": [one]}
-        return sse({**body, "usage": None} if self._request.stream_usage else body)
+        return self._sse(
+            {"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        )
 
     @property
     def chunk_head(self) -> dict[str, Any]:

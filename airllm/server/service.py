@@ -16,7 +16,7 @@ from airllm.server.chat import ChatRequest
 from airllm.server.engine_thread import EngineThread
 from airllm.server.errors import UNEXPECTED, ApiError, as_api_error, too_long
 from airllm.server.grammars import form_of_answer
-from airllm.server.mailbox import Mailbox
+from airllm.server.mailbox import Doorbell, Mailbox
 from airllm.server.metrics import Gauge, Metrics
 from airllm.server.models import Models
 from airllm.server.prompting import ReadPrompt, read_prompts
@@ -74,8 +74,7 @@ class Live:
                     told.append(Broken(error))
                 else:
                     told += self.readers[handle].read(event)
-            n_ended = sum(isinstance(one, ChoiceEnded) for one in told) + len(self.ends)
-            if time.perf_counter() >= self._due(settings) and n_ended < self.request.n_choices:
+            if self._is_late(settings, due, told):
                 stage = "prompt" if self._in_prompt else "answer"
                 text = f"the {stage} took longer than this server's --{stage}-timeout allows"
                 told.append(Broken(ApiError(504, text, code=f"{stage}_timeout")))
@@ -86,6 +85,14 @@ class Live:
                     self.error = one.error
             self.heard_nothing = not found
             yield told
+
+    def _is_late(self, settings: ServerSettings, due: float, told: Sequence[AnswerEvent]) -> bool:
+        """Whether the answer takes too long, with what is told now. due: before that."""
+        now = time.perf_counter()
+        if now < due or now < self._due(settings):
+            return False
+        n_ended = sum(isinstance(one, ChoiceEnded) for one in told) + len(self.ends)
+        return n_ended < self.request.n_choices
 
     @property
     def _in_prompt(self) -> bool:
@@ -110,6 +117,7 @@ class Service:
         self.models, self.settings, self.metrics = models, settings, Metrics()
         self.remembered = Remembered()
         self._readers = asyncio.Semaphore(MOST_READERS)
+        self._doorbell: Doorbell | None = None
 
     async def start(self, request: ChatRequest, id: str, engine: EngineThread) -> Live:
         """Submit a request to a model, which is in use until `end`. ApiError, or another error that
@@ -118,7 +126,7 @@ class Service:
         prompts = await self.read(request, model)
         for prompt in prompts:
             self._check_length(len(prompt.tokens), model)
-        live = Live(id, request, engine, model, Mailbox(asyncio.get_running_loop()))
+        live = Live(id, request, engine, model, self.new_mailbox())
         try:
             form = None
             if request.form is not None or request.tools:
@@ -131,10 +139,17 @@ class Service:
             raise
         return live
 
+    def new_mailbox(self) -> Mailbox:
+        loop = asyncio.get_running_loop()
+        if self._doorbell is None or self._doorbell.loop is not loop:
+            self._doorbell = Doorbell(loop)
+        return Mailbox(self._doorbell)
+
     def end(self, live: Live, endpoint: str, received: float) -> str:
         """The client has its answer, or has gone: cancel what still runs, count it and log it.
         Returns the finish reasons, "cancelled" or an error."""
         self._cancel(live)
+        live.mailbox.close()
         finish = "cancelled"
         if live.error is not None:
             finish = f"error {live.error.status}"
