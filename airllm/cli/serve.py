@@ -234,7 +234,7 @@ def _add_defaults(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     chosen = args.model is not None
-    if args.demo + chosen != 1 and not (args.models_dir and not args.demo):
+    if args.demo == (chosen or bool(args.models_dir)):
         raise options.UsageError("give either --model or --demo, or --models-dir")
     if args.name is not None and args.models_dir and not chosen:
         raise options.UsageError("--name is for the model of --model, which is not given")
