@@ -24,10 +24,10 @@ def add(subparsers: options.Subparsers) -> None:
         "serve",
         run,
         help="serve a model over HTTP",
-        description="Serves a model, or several, to the clients of OpenAI, Anthropic and Ollama, many at once. "
-        "It listens on this machine only, unless --host says otherwise. SIGTERM or Ctrl-C lets "
-        "the requests that run end; a second one ends at once. docs/pages/server.md describes "
-        "the paths and how to run it as a service.",
+        description="Serves a model, or several, to the clients of OpenAI, Anthropic and Ollama, "
+        "many at once. It listens on this machine only, unless --host says otherwise. SIGTERM or "
+        "Ctrl-C lets the requests that run end; a second one ends at once. docs/pages/server.md "
+        "describes the paths and how to run it as a service.",
         examples=[
             "airllm serve --demo                     with the small model of `airllm demo`",
             "airllm serve -m model.gguf --parallel 16 --context 32768",
