@@ -386,7 +386,7 @@ def test_a_model_that_appears_is_found_by_its_name(monkeypatch: pytest.MonkeyPat
 
     async def test() -> None:
         models = loaded_models(find=lambda: [one.source() for one in there])
-        with pytest.raises(UnknownModelError, match="no model 'b' here; there are: a$"):
+        with pytest.raises(UnknownModelError, match=r"no model 'b' here; there are: a$"):
             await use(models, "b")
         there.append(Scripted("b"))
         assert await use(models, "b") == "b"

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 pytest.importorskip("uvicorn")
+from scripted_models import Scripted, loaded_models
 from scripted_server import Say, ScriptedEngine, scripted_model
 
+from airllm.server.models import Models
 from airllm.server.one_model import OneModel
 from airllm.server.run import Server, listen
 from airllm.server.settings import ServerSettings
@@ -133,14 +135,27 @@ class Served:
             },
         }
         model = replace(scripted_model(engine), facts=facts)
+        page = self._serve(OneModel(lambda: model), engine.go.set, **settings)
+        return page, engine
+
+    def several(self, *models: Scripted) -> Page:
+        """A server with these models, and memory for one of them."""
+
+        def let_go() -> None:
+            for model in models:
+                model.may_load.set()
+
+        return self._serve(loaded_models(*models), let_go)
+
+    def _serve(self, models: Models, let_go: Callable[[], None], **settings: Any) -> Page:
         listener = listen(ServerSettings(port=0))
-        server = Server(OneModel(lambda: model), ServerSettings(port=0, **settings), listener)
+        server = Server(models, ServerSettings(port=0, **settings), listener)
         ready = threading.Event()
         thread = threading.Thread(target=server.run, args=(lambda _: ready.set(),))
         thread.start()
-        self._ends.append(lambda: (engine.go.set(), server.stop(), thread.join(SECONDS)))
+        self._ends.append(lambda: (let_go(), server.stop(), thread.join(SECONDS)))
         assert ready.wait(SECONDS)
-        return Page(self._chrome, f"http://127.0.0.1:{listener.getsockname()[1]}/"), engine
+        return Page(self._chrome, f"http://127.0.0.1:{listener.getsockname()[1]}/")
 
     def close(self) -> None:
         for end in self._ends:
@@ -338,6 +353,56 @@ def test_the_theme_is_chosen_and_kept(served: Served) -> None:
     page.say("Hi")
     page.answer()
     page.picture("dark")
+
+
+def choose(page: Page, name: str) -> None:
+    page.one(f"#model option[value='{name}']").click()
+
+
+def chosen(page: Page) -> str:
+    value: str = page.all("#model")[0].get_attribute("value")
+    return value
+
+
+def test_a_model_is_chosen_for_a_conversation_loaded_and_remembered(served: Served) -> None:
+    alpha, beta = Scripted("alpha", says=("I am A.",)), Scripted("beta", says=("I am B.",))
+    page = served.several(alpha, beta)
+    page.errors()  # those of earlier tests
+    choose(page, "beta")
+    page.wait(lambda: beta.n_loaded)  # before anything is asked
+    page.say("Who?")
+    assert page.answer().text == "I am B."
+    page.click("#new")
+    choose(page, "alpha")
+    page.say("And you?")
+    assert page.answer().text == "I am A."
+    page.wait(lambda: "(" not in page.one("#model option[value='alpha']").text)
+    page.picture("models")
+    page.reload()
+    page.wait(lambda: chosen(page) == "alpha")
+    page.all("#conversations li button:first-child")[1].click()
+    assert page.wait(lambda: chosen(page) == "beta")
+    assert page.errors() == []
+
+
+def test_the_page_says_that_a_model_is_being_loaded(served: Served) -> None:
+    alpha, beta = Scripted("alpha"), Scripted("beta")
+    beta.may_load.clear()
+    page = served.several(alpha, beta)
+    choose(page, "beta")
+    page.wait(lambda: page.one("#state").text == "Loading beta")
+    page.say("Hi")
+    page.wait(lambda: page.one("#state").text == "Loading beta")
+    page.click("#open-machine")
+    page.wait(lambda: "loading" in page.one("#figures").text)
+    beta.may_load.set()
+    assert page.answer().text == "Hello."
+
+
+def test_a_model_that_cannot_be_loaded_says_why(served: Served) -> None:
+    page = served.several(Scripted("alpha"), Scripted("beta", error=ValueError("the file lies")))
+    choose(page, "beta")
+    page.wait(lambda: "beta cannot be loaded: the file lies" in page.one("#notice").text)
 
 
 def test_a_small_screen_has_the_conversations_behind_a_button(served: Served) -> None:

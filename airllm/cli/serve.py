@@ -24,13 +24,14 @@ def add(subparsers: options.Subparsers) -> None:
         "serve",
         run,
         help="serve a model over HTTP",
-        description="Serves a model to the clients of OpenAI, Anthropic and Ollama, many at once. "
-        "It listens on this machine only, unless --host says otherwise. SIGTERM or Ctrl-C lets "
-        "the requests that run end; a second one ends at once. docs/pages/server.md describes "
-        "the paths and how to run it as a service.",
+        description="Serves a model, or several, to the clients of OpenAI, Anthropic and Ollama, "
+        "many at once. It listens on this machine only, unless --host says otherwise. SIGTERM or "
+        "Ctrl-C lets the requests that run end; a second one ends at once. docs/pages/server.md "
+        "describes the paths and how to run it as a service.",
         examples=[
             "airllm serve --demo                     with the small model of `airllm demo`",
             "airllm serve -m model.gguf --parallel 16 --context 32768",
+            "airllm serve --models-dir models --ram 8GiB     several, loaded as they are used",
             "airllm serve -m model.gguf --host 0.0.0.0 --api-key-file keys.txt",
         ],
     )
@@ -79,10 +80,7 @@ def _add_several(parser: argparse.ArgumentParser) -> None:
 
 
 def _directory(text: str) -> Path:
-    path = Path(options.not_empty(text))
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no folder")
-    return path
+    return Path(options.not_empty(text))
 
 
 def _keep_alive(text: str) -> float:
@@ -244,8 +242,11 @@ def _add_defaults(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     chosen = args.model is not None
-    if args.demo + chosen != 1 and not (args.models_dir and not args.demo):
+    if args.demo == (chosen or bool(args.models_dir)):
         raise options.UsageError("give either --model or --demo, or --models-dir")
+    for directory in args.models_dir:
+        if directory is not None and not directory.is_dir():
+            raise options.UsageError(f"--models-dir {directory} is no folder")
     if args.name is not None and args.models_dir and not chosen:
         raise options.UsageError("--name is for the model of --model, which is not given")
     settings = _settings(args)

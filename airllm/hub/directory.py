@@ -1,5 +1,6 @@
 """The models in a folder that its owner has filled by hand."""
 
+import contextlib
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ from airllm.hub.local import LocalModel
 __all__ = ["model_at", "models_in_directory", "told_apart"]
 
 MOST_FILES = 100_000  # that are looked at; a tenth of a second for each 10,000
+_ENDINGS = (".gguf", ".safetensors", ".json")
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 # GGUF files that are no language models: vision towers, importance matrices, vocabularies.
 _NO_MODEL = re.compile(r"mmproj|imatrix|ggml-vocab", re.IGNORECASE)
@@ -91,12 +93,13 @@ def _entries(
             for number, entry in enumerate(entries):
                 if number >= most:
                     break
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(Path(entry.path))
-                elif entry.name.endswith((".gguf", ".safetensors", ".json")) and entry.is_file():
-                    files.append(Path(entry.path))
+                with contextlib.suppress(OSError):  # of a link that leads to itself
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        folders.append(Path(entry.path))
+                    elif entry.name.endswith(_ENDINGS) and entry.is_file():
+                        files.append(Path(entry.path))
     except OSError:
         if not may_fail:
             raise

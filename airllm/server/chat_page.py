@@ -12,7 +12,7 @@ _TYPES = {
     "page.css": b"text/css; charset=utf-8",
     **{
         f"{name}.js": b"text/javascript; charset=utf-8"
-        for name in ("api", "conversations", "machine", "markdown", "page")
+        for name in ("api", "conversations", "machine", "markdown", "models", "page")
     },
 }
 # Nothing inline, nothing from another origin, in no other page's frame: even if text of a model

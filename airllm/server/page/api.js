@@ -39,12 +39,19 @@ async function asked(path, options = {}) {
   throw new ServerError(message, response.status);
 }
 
+/** A list of {id, state}; state is "loaded", "loading", "unloaded" or "unloading". */
 export async function models() {
-  return (await (await asked("v1/models")).json()).data.map((model) => model.id);
+  const { data } = await (await asked("v1/models")).json();
+  return data.map(({ id, status }) => ({ id, state: status.value }));
 }
 
-export async function properties() {
-  return (await asked("props")).json();
+/** Resolves when the model is loaded. */
+export async function load(model) {
+  await asked("models/load", { method: "POST", body: JSON.stringify({ model }) });
+}
+
+export async function properties(model) {
+  return (await asked(`props?model=${encodeURIComponent(model)}`)).json();
 }
 
 /**

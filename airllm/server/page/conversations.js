@@ -1,6 +1,6 @@
 // The conversations, kept in this browser and nowhere else.
 //
-// {id, title, options, system, thinking, messages: [{role, content, files, reasoning, figures}]}
+// {id, title, model, options, system, thinking, messages: [{role, content, files, reasoning, figures}]}
 
 const KEY = "airllm.conversations";
 
@@ -17,7 +17,7 @@ export class Conversations {
   }
 
   fresh() {
-    const made = { id: crypto.randomUUID(), title: "", options: {}, system: "", thinking: true, messages: [] };
+    const made = { id: crypto.randomUUID(), title: "", model: "", options: {}, system: "", thinking: true, messages: [] };
     this.all.unshift(made);
     return made;
   }

@@ -15,14 +15,21 @@ export function machineRows(props) {
   const { plan, memory, stream } = props;
   return [
     ["Model", `${props.model}, ${props.family ?? ""}`.replace(/, $/, "")],
-    ["Context", tokens(props.context)],
+    ["State", props.state !== "loaded" && props.state],
+    ["Context", props.context && tokens(props.context)],
     ["Computes with", [props.backend, props.isa, props.threads && `${props.threads} threads`].filter(Boolean).join(", ")],
     ...(plan ? planRows(plan) : []),
     ["The process takes", memory && bytes(memory.resident)],
     ...(stream ? streamRows(stream) : []),
+    ...(props.model_loaded ? useRows(props) : []),
+  ].filter(([, value]) => value);
+}
+
+function useRows(props) {
+  return [
     ["Answers now", `${props.requests_running} run, ${props.requests_waiting} wait`],
     ["Kept of earlier prompts", bytes(props.prefix_cache_bytes)],
-  ].filter(([, value]) => value);
+  ];
 }
 
 function planRows(plan) {

@@ -1,15 +1,19 @@
 // The page: what the buttons do, and which elements show what.
 
-import { answer, models, properties, ServerError, setKey } from "./api.js";
+import { answer, properties, ServerError, setKey } from "./api.js";
 import { asRequest, attachment, Conversations, titleOf } from "./conversations.js";
 import { element, markdown } from "./markdown.js";
 import { machineRows } from "./machine.js";
+import { ModelMenu } from "./models.js";
 
 const $ = (id) => document.getElementById(id);
 const kept = new Conversations();
 let current = kept.all[0] ?? kept.fresh();
 let files = []; // attached to the message that is being written
 let running = null; // {abort, conversation} while an answer comes
+const menu = new ModelMenu($("model"), (text) => {
+  if (!running) $("state").textContent = text;
+});
 
 // ---- showing ----------------------------------------------------------------------------------
 
@@ -115,6 +119,7 @@ function show() {
   showMessages();
   showSettings();
   showBusy();
+  menu.show(current.model);
 }
 
 // ---- conversations ----------------------------------------------------------------------------
@@ -165,8 +170,9 @@ async function run() {
   const mine = { abort: new AbortController(), conversation };
   running = mine;
   notice("");
+  conversation.model = menu.chosen;
   const request = {
-    model: $("model").value,
+    model: menu.chosen,
     messages: asRequest(conversation),
     ...conversation.options,
     ...(conversation.thinking ? {} : { chat_template_kwargs: { enable_thinking: false } }),
@@ -191,7 +197,7 @@ async function run() {
       if (first === null) $("state").textContent = `Reading the prompt: ${done} of ${total} tokens`;
     },
   };
-  $("state").textContent = "Waiting";
+  $("state").textContent = menu.waiting();
   try {
     const { finish, usage } = await answer(request, mine.abort.signal, said);
     message.figures = figures(finish, usage, began, first, performance.now());
@@ -204,6 +210,7 @@ async function run() {
   save();
   if (conversation === current) show();
   else showBusy();
+  if (menu.areSeveral) connect();
 }
 
 async function failed(error) {
@@ -284,15 +291,25 @@ function askKey() {
 
 async function connect() {
   try {
-    const names = await models();
-    $("model").replaceChildren(...names.map((name) => element("option", { value: name }, name)));
-    $("model").hidden = names.length < 2;
-    document.title = names.length === 1 ? `${names[0]} · airllm` : "airllm";
-    notice("");
+    await menu.refresh(current.model);
+    document.title = menu.areSeveral ? "airllm" : `${menu.chosen} · airllm`;
   } catch (error) {
     await failed(error);
   }
 }
+
+/** A choice holds for this conversation, and begins the load. */
+$("model").onchange = async () => {
+  current.model = menu.chosen;
+  save();
+  notice("");
+  try {
+    await menu.load();
+    await menu.refresh(current.model);
+  } catch (error) {
+    await failed(error);
+  }
+};
 
 let refreshing = 0;
 
@@ -300,7 +317,7 @@ async function showMachine() {
   clearTimeout(refreshing);
   if ($("machine").hidden) return;
   try {
-    const rows = machineRows(await properties());
+    const rows = machineRows(await properties(menu.chosen));
     $("figures").replaceChildren(...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
   } catch (error) {
     $("figures").replaceChildren(element("dd", {}, error.message));
