@@ -18,12 +18,13 @@ HELP = """\
 /reset, /clear      forget the conversation and start a new one
 /set NAME VALUE     change a setting, for instance /set temperature 0
 /set system TEXT    change the system message
-/set think HOW      show or hide the model's thoughts, or off to ask it not to think
+/set think HOW      show or hide thoughts; off asks the model not to think
 /set                show all settings
 /show               show the model, the settings and how full the context is
 /save FILE          write the conversation to FILE
 /load FILE          go on with the conversation in FILE
-\"\"\"                 begins and ends a message of several lines; so does a \\ at a line's end
+\"\"\"                 begins and ends a message of several lines
+\\ at a line's end    goes on with the message in the next line
 Ctrl-C stops an answer; the part that was written stays in the conversation."""
 
 _UNSHOWN = ("keep",)  # a conversation sets it itself
@@ -182,4 +183,4 @@ def _path(text: str) -> Path | None:
 def _show_rows(rows: dict[str, object]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
-        console.show(f"{name:<{width}}  {'-' if value is None else value}\n")
+        console.show(f"{name:<{width}}  {'-' if value in (None, ()) else value}\n")

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from airllm.util.progress import Progress
 from airllm.weights.budget import format_bytes as format_bytes
 
 log = logging.getLogger("airllm")
+
+LEAST_WIDTH = 20  # of a terminal whose lines are filled by words
 
 # A model may write anything, even escape sequences. C0 controls except tab and newline, DEL, C1.
 _CONTROLS = dict.fromkeys(
@@ -59,9 +62,24 @@ def replace_what_stdout_cannot_show() -> None:
 
 def note(message: str) -> None:
     """Writes a line to stderr, even with --quiet; it is lost if stderr cannot take it. All notes,
-    errors and log records come here, so the text that they quote is escaped here."""
+    errors and log records come here, so the text that they quote is escaped here. On a terminal, no
+    word is cut at the end of a line."""
     with contextlib.suppress(OSError):
-        print(f"airllm: {printable_lines(message)}", file=sys.stderr, flush=True)
+        print(_wrapped(f"airllm: {printable_lines(message)}"), file=sys.stderr, flush=True)
+
+
+def _wrapped(text: str) -> str:
+    try:
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # no terminal
+        return text
+    if width < LEAST_WIDTH:  # some terminals say 0
+        return text
+    lines = (
+        textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+    return "\n".join("\n".join(line) for line in lines)
 
 
 def ask(question: str) -> None:

@@ -39,7 +39,8 @@ def find(args: argparse.Namespace, name: str | None = None) -> Path:
     on_hub = f"; on the Hugging Face Hub: hf.co/{name}" if hub.HubName.parse(name) else ""
     known = ", ".join(hub.KNOWN_MODELS)
     raise ValueError(
-        f"{name}: no such file, and no model of that name is known (known: {known}){on_hub}"
+        f"{name}: no such file, and no model of that name is known (known: {known})"
+        f"{on_hub or '; a model of the Hugging Face Hub is named hf.co/ORG/REPO'}"
     )
 
 

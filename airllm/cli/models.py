@@ -76,7 +76,11 @@ def _list(args: argparse.Namespace) -> int:
         )
         return 0
     if not found:
-        console.log.info("no models are in %s; airllm pull fetches some", hub.models_dir())
+        console.log.info(
+            "no models are in %s; airllm pull %s fetches a small one",
+            hub.models_dir(),
+            next(iter(hub.KNOWN_MODELS)),
+        )
         return 0
     width = max(len(printable(each.name)) for each in found)
     print(f"{'name':<{width}}  {'size':>10}  modified")

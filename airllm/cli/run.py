@@ -24,6 +24,7 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "prompt",
         nargs="*",
+        default=[],  # else argparse says that one is required, where MODEL is missing
         type=options.text,
         metavar="PROMPT",
         help="a question; several words are joined, and - reads it from stdin (default: a "
