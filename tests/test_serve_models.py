@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,6 @@ def test_a_model_that_is_deleted_while_it_answers_goes_on(models: Path, tmp_path
         first = said(process.address, "one")
         path.unlink()
         assert said(process.address, "one") == first  # nobody has looked at the folder since
-        time.sleep(1.1)  # for as long, what was found holds
         while loaded(process.address):
             pass
         assert post(process.address, CHAT, {**greedy("x"), "model": "one"})[0] == 404
@@ -174,9 +172,9 @@ def test_a_model_that_is_unloaded_gives_its_memory_back(tmp_path: Path, ram: str
         check=True,
     )
     *each, after = json.loads(run.stdout)
-    # Of two models, there is one at a time. What the C library keeps between the parts of a model
-    # that is loaded comes and goes: up to half of it.
-    assert max(each[1:]) < each[0] + 0.8 * n_bytes
+    # Four loads take no more than the first, but for what the C library keeps between the parts of
+    # a model that is loaded, which comes and goes. A model that stayed would be there three times.
+    assert max(each) < each[0] + 1.5 * n_bytes
     assert after < min(each) - (n_bytes / 2 if ram == "36MiB" else 0)
 
 

@@ -11,6 +11,7 @@ from scripted_models import Clock, Scripted, loaded_models, run, until
 
 from airllm.engine.requests import QueueFullError
 from airllm.server import loaded_models as module
+from airllm.server import model_catalog, model_slots
 from airllm.server.loaded_models import LoadedModels
 from airllm.server.model_errors import LoadError, ModelBusyError, UnknownModelError
 
@@ -286,14 +287,14 @@ def test_a_busy_model_takes_new_requests_for_a_turn_and_then_makes_way() -> None
         async with models.use("a"):
             other = asyncio.create_task(use(models, "b"))
             await asyncio.sleep(0)
-            clock.now += module.LEAST_TURN / 2
+            clock.now += model_slots.LEAST_TURN / 2
             assert await use(models, "a") == "a"
-            clock.now += module.LEAST_TURN
+            clock.now += model_slots.LEAST_TURN
             late = asyncio.create_task(use(models, "a"))
             await asyncio.sleep(0.01)
             assert not late.done()
         assert await other == "b"
-        clock.now += module.MOST_TURN
+        clock.now += model_slots.MOST_TURN
         assert await late == "a"
         assert (a.n_loads, b.n_loads) == (2, 1)
         await models.close()
@@ -306,8 +307,8 @@ def test_clients_that_ask_without_a_pause_do_not_swap_models_for_each_question(
 ) -> None:
     """Two clients, each with a model of its own, and memory for one; a turn has about 40 questions.
     Both get on, and in far fewer loads than questions."""
-    monkeypatch.setattr(module, "LEAST_TURN", 0.05)
-    monkeypatch.setattr(module, "MOST_TURN", 0.05)
+    monkeypatch.setattr(model_slots, "LEAST_TURN", 0.05)
+    monkeypatch.setattr(model_slots, "MOST_TURN", 0.05)
     a, b = Scripted("a"), Scripted("b")
     n_asked, asked = 0, {"a": 0, "b": 0}
 
@@ -380,8 +381,13 @@ def test_unloading_waits_for_what_runs() -> None:
 # ---- files that come, go and change --------------------------------------------------------------
 
 
+def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_catalog, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(model_catalog, "LOOK_TIMES", 0.0)
+
+
 def test_a_model_that_appears_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airllm.server.model_catalog.LOOK_SECONDS", 0.0)
+    looks_always(monkeypatch)
     there = [Scripted("a")]
 
     async def test() -> None:
@@ -415,7 +421,7 @@ def test_names_that_nobody_knows_do_not_make_the_server_look_again_and_again() -
 
 
 def test_a_model_whose_file_has_gone_is_unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airllm.server.model_catalog.LOOK_SECONDS", 0.0)
+    looks_always(monkeypatch)
     a = Scripted("a")
     there = [a, Scripted("b")]
 
@@ -435,7 +441,7 @@ def test_a_model_whose_file_has_gone_is_unloaded(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_model_whose_file_has_changed_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airllm.server.model_catalog.LOOK_SECONDS", 0.0)
+    looks_always(monkeypatch)
     a = Scripted("a")
 
     async def test() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from airllm.cli import model
-from airllm.server.model_catalog import ModelNeeds, ModelSource
 
 if TYPE_CHECKING:
     from airllm.engine.fair_lock import FairLock
     from airllm.hub import LocalModel
     from airllm.layer_engine import LayerWiseInferenceEngine
+    from airllm.server.model_catalog import ModelNeeds, ModelSource
     from airllm.server.served_model import ServedModel
     from airllm.weights.plan import Plan
     from airllm.weights.plan_model import PlannedModel
@@ -29,9 +29,11 @@ ROOM_SHARE = 8
 
 def sources_of(
     args: argparse.Namespace, granted: int | None, pass_lock: "FairLock"
-) -> Callable[[], list[ModelSource]]:
+) -> "Callable[[], list[ModelSource]]":
     """Finds the models of --models-dir, the one of --model first. granted: --ram for all of them.
     pass_lock: of their schedulers."""
+    from airllm.server.model_catalog import ModelSource
+
     own = None if args.model is None else model.find(args).resolve()
 
     def found() -> list[ModelSource]:
@@ -79,7 +81,7 @@ def needed_bytes(plan: "Plan", granted: int, cache_bytes: int | None) -> int:
     return min(granted, plan.total_bytes + room)
 
 
-def _needs(args: argparse.Namespace, path: Path, granted: int | None) -> ModelNeeds:
+def _needs(args: argparse.Namespace, path: Path, granted: int | None) -> "ModelNeeds":
     with _planned(args, path, granted, None) as planned:
         most = planned.model.config.context_length
         needs = _needs_of(planned, granted, args.cache)
@@ -109,7 +111,11 @@ def _planned(
     )
 
 
-def _needs_of(planned: "PlannedModel", granted: int | None, cache_bytes: int | None) -> ModelNeeds:
+def _needs_of(
+    planned: "PlannedModel", granted: int | None, cache_bytes: int | None
+) -> "ModelNeeds":
+    from airllm.server.model_catalog import ModelNeeds
+
     plan, tensors = planned.plan, planned.file.tensors.values()
     types = Counter[str]()
     for tensor in tensors:
@@ -133,7 +139,7 @@ def _open(
     local: "LocalModel",
     granted: int | None,
     pass_lock: "FairLock",
-    needs: ModelNeeds,
+    needs: "ModelNeeds",
 ) -> "ServedModel":
     ram = None if granted is None else needs.n_bytes
     own = argparse.Namespace(**{**vars(args), "model": str(local.path.resolve()), "ram": ram})

@@ -65,7 +65,7 @@ def told_apart(models: Iterable[LocalModel]) -> list[LocalModel]:
         while name in found:
             number += 1
             name = f"{model.name}-{number}"
-        found[name] = replace(model, name=name)
+        found[name] = model if name == model.name else replace(model, name=name)
     return list(found.values())
 
 

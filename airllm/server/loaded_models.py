@@ -6,16 +6,7 @@ Requests wait in one queue. The first one whose model is not loaded is the next 
 it, models on which nothing runs are unloaded, the least recently used first. A model on which
 something runs is never unloaded.
 
-Loading takes long, so a model that has been loaded is used before it makes way:
-
-- All that waits for it is answered, whatever waits for other models.
-- While it is busy, it takes new requests for a turn: TURN_LOADS times the seconds that it took to
-  load. After that, new requests wait behind those for which it makes way.
-- Once nothing runs on it, it waits a LINGER_LOADS part of these seconds for the next request: a
-  client that asks question after question keeps its turn.
-
-So, however many requests alternate between two models, the share of the time that goes into loading
-is bounded, about 1 in 1 + TURN_LOADS, and so is the wait.
+airllm.server.model_slots says when a model makes way.
 
 All state belongs to the event loop's thread, which alone changes it.
 """
@@ -33,7 +24,8 @@ from airllm.engine.requests import QueueFullError
 from airllm.server.engine_thread import EngineThread
 from airllm.server.model_catalog import Catalog, ModelNeeds, ModelSource
 from airllm.server.model_errors import LoadError, ModelBusyError, UnknownModelError
-from airllm.server.models import ListedModel, Models, ModelState
+from airllm.server.model_slots import Slot, victims
+from airllm.server.models import ListedModel, Models
 from airllm.server.served_model import ServedModel
 from airllm.util.errors import AirllmError
 from airllm.util.printable import printable
@@ -43,8 +35,6 @@ __all__ = ["LoadedModels"]
 
 _log = logging.getLogger("airllm")
 
-TURN_LOADS, LEAST_TURN, MOST_TURN = 3.0, 1.0, 30.0  # seconds
-LINGER_LOADS, MOST_LINGER = 0.1, 1.0
 # Models whose headers are read for lists before anybody uses them (0.1 s each), and how long a list
 # waits for that.
 MOST_DESCRIBED, DESCRIBE_SECONDS = 100, 1.0
@@ -52,30 +42,8 @@ RETRY_SECONDS = 10.0  # after a load that failed, in which its error is the answ
 
 
 @dataclass(eq=False)
-class _Slot:
-    """A model: its source, and what it is doing.
-
-    n_uses: requests that run on it. loaded, used: when that was, by the clock; load_seconds: how
-    long it took. keep_alive: seconds; None for ever. failed: the last error, and when it was.
-    """
-
-    source: ModelSource
-    state: ModelState = "unloaded"
-    needs: ModelNeeds | None = None
-    engine: EngineThread | None = None
-    n_uses: int = 0
-    n_bytes: int = 0
-    loaded: float = 0.0
-    used: float = 0.0
-    load_seconds: float = 0.0
-    keep_alive: float | None = None
-    is_unwanted: bool = False  # its files have changed or gone, or somebody wants it unloaded
-    failed: tuple[LoadError, float] | None = None
-
-
-@dataclass(eq=False)
 class _Waiter:
-    slot: _Slot
+    slot: Slot
     since: float
     granted: asyncio.Future[EngineThread]
 
@@ -102,7 +70,8 @@ class LoadedModels(Models):
         self._default, self._budget, self._keep_alive = default, budget, keep_alive
         self._queue_length, self._queue_seconds = queue_length, queue_seconds
         self._clock = clock
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
+        self._there: list[Slot] = []  # that are loaded, or are being loaded or unloaded
         self._compared: object = None
         self._queue: list[_Waiter] = []
         self._changing: asyncio.Task[None] | None = None  # a load or an unload
@@ -141,7 +110,7 @@ class LoadedModels(Models):
             self._timer.cancel()
         for waiter in self._queue:
             waiter.granted.cancel()
-        for slot in list(self._slots.values()):
+        for slot in list(self._there):
             if slot.engine is not None:
                 await asyncio.to_thread(slot.engine.close)
         for task in (self._changing, self._describing, self._preloading):
@@ -163,7 +132,7 @@ class LoadedModels(Models):
         self._compare()
         if self._describing is not None:
             await asyncio.wait({self._describing}, timeout=DESCRIBE_SECONDS)
-        return [self._listed(slot) for slot in self._slots.values() if not self._is_wrong(slot)]
+        return [self._listed(slot) for slot in self._slots.values() if not slot.is_wrong]
 
     async def find(self, name: str) -> ListedModel:
         return self._listed(await self._slot(name))
@@ -176,12 +145,12 @@ class LoadedModels(Models):
 
     @property
     def loaded(self) -> Sequence[ServedModel]:
-        engines = [slot.engine for slot in self._slots.values() if slot.engine is not None]
+        engines = [slot.engine for slot in self._there if slot.engine is not None]
         return [model for engine in engines if (model := engine.model_or_none) is not None]
 
     # ---- names and files -----------------------------------------------------------------------
 
-    async def _slot(self, name: str) -> _Slot:
+    async def _slot(self, name: str) -> Slot:
         source = await self._catalog.source(name)
         self._compare()
         slot = self._slots.get(source.id)
@@ -196,7 +165,7 @@ class LoadedModels(Models):
         self._compared = self._catalog.sources
         before, self._slots = self._slots, {}
         for id, source in self._catalog.sources.items():
-            slot = self._slots[id] = before.pop(id) if id in before else _Slot(source)
+            slot = self._slots[id] = before.pop(id) if id in before else Slot(source)
             if slot.source.version != source.version:
                 slot.needs = slot.failed = None
                 slot.is_unwanted = slot.state != "unloaded"
@@ -218,15 +187,12 @@ class LoadedModels(Models):
         finally:
             self._describing = None
 
-    def _is_wrong(self, slot: _Slot) -> bool:
-        return slot.failed is not None and slot.needs is None
-
-    def _listed(self, slot: _Slot) -> ListedModel:
+    def _listed(self, slot: Slot) -> ListedModel:
         model = None if slot.engine is None else slot.engine.model_or_none
         needs, source = slot.needs, slot.source
-        idle_until = None
-        if model is not None and slot.keep_alive is not None:
-            idle_until = time.time() + max(0.0, slot.used + slot.keep_alive - self._clock())
+        idle_until = slot.idle_until
+        if idle_until is not None:  # another clock
+            idle_until = time.time() + max(0.0, idle_until - self._clock())
         return ListedModel(
             source.id,
             slot.state,
@@ -240,7 +206,7 @@ class LoadedModels(Models):
 
     # ---- the queue -----------------------------------------------------------------------------
 
-    async def _granted(self, slot: _Slot) -> EngineThread:
+    async def _granted(self, slot: Slot) -> EngineThread:
         """Wait until the model may be used; it is then in use."""
         future: asyncio.Future[EngineThread] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(slot, self._clock(), future)
@@ -266,7 +232,7 @@ class LoadedModels(Models):
                 self._queue.remove(waiter)
                 self._go_on()
 
-    def _give_back(self, slot: _Slot) -> None:
+    def _give_back(self, slot: Slot) -> None:
         slot.n_uses -= 1
         slot.used = self._clock()
         self._go_on()
@@ -279,18 +245,22 @@ class LoadedModels(Models):
             self._timer.cancel()
             self._timer = None
         first: _Waiter | None = None
-        yielding: list[_Slot] = []
+        yielding: list[Slot] = []
         for waiter in list(self._queue):
             slot = waiter.slot
             if (failed := self._recent_failure(slot)) is not None:
                 self._queue.remove(waiter)
                 waiter.granted.set_exception(failed)
-            elif self._is_open(slot) and slot not in yielding:
+            elif slot.is_open and slot not in yielding:
                 self._queue.remove(waiter)
                 self._grant(waiter)
             elif first is None:
                 first = waiter
-                yielding = [one for one in self._victims(slot) if self._turn_is_over(one, waiter)]
+                yielding = [
+                    one
+                    for one in self._victims(slot)
+                    if self._clock() >= one.turn_ends(waiter.since)
+                ]
         if self._changing is None:
             if (slot_to_drop := self._unwanted()) is not None:
                 self._change(self._unload([slot_to_drop]))
@@ -306,11 +276,7 @@ class LoadedModels(Models):
         slot.used = self._clock()
         waiter.granted.set_result(engine)
 
-    def _is_open(self, slot: _Slot) -> bool:
-        """Whether new requests may run on it."""
-        return slot.state == "loaded" and not slot.is_unwanted
-
-    def _recent_failure(self, slot: _Slot) -> LoadError | None:
+    def _recent_failure(self, slot: Slot) -> LoadError | None:
         if slot.failed is None:
             return None
         error, when = slot.failed
@@ -326,62 +292,38 @@ class LoadedModels(Models):
         if slot.needs is None:  # known before anything makes way for a file that is damaged
             self._change(self._read_needs(slot))
             return
-        victims = self._victims(slot)
-        if any(victim.n_uses for victim in victims):
+        making_way = self._victims(slot)
+        if any(one.n_uses for one in making_way):
             return  # until they end
         now = self._clock()
-        wait = max((self._stays_until(victim, first) - now for victim in victims), default=0.0)
+        wait = max((one.stays_until(first.since) - now for one in making_way), default=0.0)
         if wait > 0.0:
             self._wake_in(wait)
-        elif victims:
-            self._change(self._unload(victims))
+        elif making_way:
+            self._change(self._unload(making_way))
         else:
             self._change(self._load(slot))
 
-    def _victims(self, slot: _Slot) -> list[_Slot]:
-        """Which models make way for one: those that are not used, the least recently used first,
-        and if that is not enough those that are."""
-        if self._budget is None or slot.needs is None or slot.state != "unloaded":
+    def _victims(self, slot: Slot) -> list[Slot]:
+        if slot.needs is None or slot.state != "unloaded":
             return []
-        there = [one for one in self._slots.values() if one.n_bytes]
-        missing = sum(one.n_bytes for one in there) + self._share(slot.needs) - self._budget
-        found = []
-        for one in sorted(there, key=lambda one: (one.n_uses > 0, one.used)):
-            if missing <= 0:
-                break
-            found.append(one)
-            missing -= one.n_bytes
-        return found
+        return victims(self._there, self._share(slot.needs), self._budget)
 
     def _share(self, needs: ModelNeeds) -> int:
         return needs.n_bytes if self._budget is None else min(needs.n_bytes, self._budget)
 
-    def _turn_ends(self, slot: _Slot, first: _Waiter) -> float:
-        """Until when a busy model takes new requests while another one waits for its memory."""
-        turn = min(max(TURN_LOADS * slot.load_seconds, LEAST_TURN), MOST_TURN)
-        return max(first.since, slot.loaded) + turn
-
-    def _turn_is_over(self, slot: _Slot, first: _Waiter) -> bool:
-        return self._clock() >= self._turn_ends(slot, first)
-
-    def _stays_until(self, slot: _Slot, first: _Waiter) -> float:
-        """Until when a model on which nothing runs stays for its next request."""
-        linger = min(LINGER_LOADS * slot.load_seconds, MOST_LINGER)
-        return min(slot.used + linger, self._turn_ends(slot, first))
-
-    def _unwanted(self) -> _Slot | None:
+    def _unwanted(self) -> Slot | None:
         """A model that is to be unloaded, whoever waits."""
         now = self._clock()
-        for slot in self._slots.values():
-            if slot.state == "loaded" and not slot.n_uses:
-                is_due = slot.keep_alive is not None and now >= slot.used + slot.keep_alive
-                if slot.is_unwanted or is_due:
-                    return slot
+        for slot in self._there:
+            due = slot.idle_until
+            if slot.is_idle and (slot.is_unwanted or (due is not None and now >= due)):
+                return slot
         return None
 
     def _wake_for_keep_alive(self) -> None:
-        idle = [s for s in self._slots.values() if s.state == "loaded" and not s.n_uses]
-        due = [s.used + s.keep_alive for s in idle if s.keep_alive is not None]
+        idle = [slot for slot in self._there if slot.is_idle]
+        due = [slot.idle_until for slot in idle if slot.idle_until is not None]
         if due:
             self._wake_in(min(due) - self._clock())
 
@@ -408,7 +350,7 @@ class LoadedModels(Models):
 
         self._changing = asyncio.create_task(run())
 
-    async def _read_needs(self, slot: _Slot) -> None:
+    async def _read_needs(self, slot: Slot) -> None:
         source = slot.source
         try:
             needs = await asyncio.to_thread(source.needs)
@@ -418,17 +360,18 @@ class LoadedModels(Models):
             if slot.source is source:
                 slot.needs = needs
 
-    async def _load(self, slot: _Slot) -> None:
+    async def _load(self, slot: Slot) -> None:
         source, needs = slot.source, slot.needs
         assert needs is not None
         slot.state, slot.n_bytes = "loading", self._share(needs)
+        self._there.append(slot)
         slot.engine = engine = EngineThread(lambda: source.open(needs), self._watch(slot))
         began = self._clock()
         engine.start()
         try:
             await asyncio.to_thread(engine.wait_until_open)
         except Exception as error:
-            slot.state, slot.engine, slot.n_bytes = "unloaded", None, 0
+            self._is_gone(slot)
             self._has_failed(slot, source, error)
             return
         slot.state, slot.loaded, slot.failed = "loaded", self._clock(), None
@@ -436,7 +379,7 @@ class LoadedModels(Models):
         slot.keep_alive = self._keep_alive
         _log.info("%s has been loaded in %.1f s", printable(source.id), slot.load_seconds)
 
-    def _watch(self, slot: _Slot) -> Callable[[], None]:
+    def _watch(self, slot: Slot) -> Callable[[], None]:
         """What the engine's thread calls at its end, which is an error unless it was closed."""
         loop = asyncio.get_running_loop()
 
@@ -446,24 +389,28 @@ class LoadedModels(Models):
 
         return ended
 
-    def _engine_ended(self, slot: _Slot) -> None:
+    def _engine_ended(self, slot: Slot) -> None:
         if slot.state == "loaded" and slot.engine is not None and slot.engine.error is not None:
             slot.is_unwanted = True
             self._has_failed(slot, slot.source, slot.engine.error)
             self._go_on()
 
-    async def _unload(self, slots: Sequence[_Slot]) -> None:
+    async def _unload(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
             engine, slot.engine = slot.engine, None
             slot.state = "unloading"
             if engine is not None:
                 await asyncio.to_thread(_end, engine)
-            slot.state, slot.n_bytes, slot.is_unwanted = "unloaded", 0, False
+            self._is_gone(slot)
             _log.info("%s has been unloaded", printable(slot.source.id))
             if slot.source.id not in self._catalog.sources:
                 self._slots.pop(slot.source.id, None)
 
-    def _has_failed(self, slot: _Slot, source: ModelSource, error: BaseException) -> None:
+    def _is_gone(self, slot: Slot) -> None:
+        slot.state, slot.engine, slot.n_bytes, slot.is_unwanted = "unloaded", None, 0, False
+        self._there.remove(slot)
+
+    def _has_failed(self, slot: Slot, source: ModelSource, error: BaseException) -> None:
         if slot.source is source and not self._closing:
             text = f"{source.id} cannot be loaded: "
             slot.failed = LoadError(text + _without(source.folder, str(error))), self._clock()

@@ -15,7 +15,8 @@ __all__ = ["Catalog", "ModelNeeds", "ModelSource"]
 _log = logging.getLogger("airllm")
 
 # Clients that list the models again and again make the server look this often.
-LOOK_SECONDS = 1.0
+# Ten thousand files take a second: the next look is LOOK_TIMES as long away.
+LOOK_SECONDS, LOOK_TIMES = 1.0, 10.0
 MOST_NAME = 1000  # characters of a name that is looked for
 
 
@@ -58,21 +59,23 @@ class Catalog:
         None: the only model, if there is only one."""
         self._find, self._default = find, default
         self._looking = asyncio.Lock()
-        self._looked: float | None = None
+        self._look_from = 0.0
         self.sources: Mapping[str, ModelSource] = {}
         self._keys: dict[str, str | None] = {}
 
     async def look(self) -> None:
-        """Find what is there now, unless that was done within the last second."""
+        """Find what is there now, unless that was done just before."""
         async with self._looking:
-            if self._looked is not None and time.monotonic() - self._looked < LOOK_SECONDS:
+            began = time.monotonic()
+            if began < self._look_from:
                 return
             try:
                 found = await asyncio.to_thread(self._find)
             except OSError as error:
                 _log.warning("the models cannot be listed: %s", error)
                 found = list(self.sources.values())
-            self._looked = time.monotonic()
+            ended = time.monotonic()
+            self._look_from = ended + max(LOOK_SECONDS, LOOK_TIMES * (ended - began))
             self.sources = {source.id: source for source in found}
             self._keys = _keys_of(found)
 
