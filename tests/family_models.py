@@ -81,7 +81,8 @@ ARCHITECTURES = {
         _EXPERTS
         | _SHARED
         | {"block_count": 9, "nextn_predict_layers": 1, "rope.dimension_count": 8}
-        | {"expert_group_count": 3, "expert_group_used_count": 2, "expert_weights_norm": True},
+        | {"expert_group_count": 3, "expert_group_used_count": 2, "expert_weights_norm": True}
+        | {"expert_gating_func": 2, "expert_shared_feed_forward_length": 24},
         _ALL_BIASED | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
     "cohere2": Own(_LAYER_NORM | {"attention.sliding_window": 20, "logit_scale": 0.5}),

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from hf_case import DELTA_NETS, VOCAB, Case
+from hf_case import VOCAB, Case
 from hf_plain_cases import PLAIN_CASES
 
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}

@@ -82,8 +82,7 @@ PLAIN_CASES = {
         {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 32, "intermediate_size": 128},
         {"expert_shared_count": 2, "expert_shared_feed_forward_length": 64}
         | {"leading_dense_block_count": 1, "interleave_moe_layer_step": 1},
-        names=_SHARED_NAMES
-        | {"mlp.gate.moe_statics.e_score_correction_bias": "exp_probs_b.bias"},
+        names=_SHARED_NAMES | {"mlp.gate.moe_statics.e_score_correction_bias": "exp_probs_b.bias"},
         extra={"moe_capacity": [64, 64, 64], "moe_gate": "topk", "moe_use_aux_free": True},
     ),
     "GLM-4": Case(
@@ -126,8 +125,7 @@ PLAIN_CASES = {
     "Hunyuan, longer by a larger base": Case(
         "HunYuanDenseV1",
         "hunyuan-dense",
-        {"head_dim": 32, "max_position_embeddings": 32768}
-        | {"rope_parameters": _NTK},
+        {"head_dim": 32, "max_position_embeddings": 32768} | {"rope_parameters": _NTK},
         {"rope.freq_base": 1e4 * 50.0 ** (32 / 30)},
         names=_HUNYUAN_NAMES,
     ),
@@ -147,6 +145,7 @@ PLAIN_CASES = {
         "dots1",
         _EXPERTS
         | {"n_routed_experts": 6, "n_shared_experts": 2, "first_k_dense_replace": 1}
+        | {"num_key_value_heads": 4}  # as llama.cpp takes for granted
         | {"norm_topk_prob": True, "routed_scaling_factor": 2.5, "sliding_window": None},
         {"expert_gating_func": 2, "expert_weights_scale": 2.5, "expert_weights_norm": True}
         | {"expert_shared_count": 2, "leading_dense_block_count": 1},
@@ -212,9 +211,7 @@ PLAIN_CASES = {
             "mlp.fc2": "ffn_down",
         },
     ),
-    "StableLM 2": Case(
-        "StableLm", "stablelm", {"use_qkv_bias": True}, {"rope.dimension_count": 4}
-    ),
+    "StableLM 2": Case("StableLm", "stablelm", {"use_qkv_bias": True}, {"rope.dimension_count": 4}),
     "StableLM with both halves side by side": Case(
         "StableLm", "stablelm", {"use_parallel_residual": True}, {"rope.dimension_count": 4}
     ),

@@ -60,6 +60,7 @@ Q6_SOMEWHERE = {
     slot: ["q6_k" if layer in MORE_BITS_OF_22 else None for layer in range(22)]
     for slot in ("attn_v", "ffn_down")
 }
+MORE_BITS_OF_LOGITS = {"mxfp4_moe": "q8_0"}
 LLAMA_QUANTIZE: dict[str, tuple[str, dict[str, list[str | None]]]] = {
     "q6_k": ("q6_k", {}),
     "q5_k_m": ("q5_k", Q6_SOMEWHERE),
@@ -86,6 +87,11 @@ LLAMA_QUANTIZE: dict[str, tuple[str, dict[str, list[str | None]]]] = {
         "q2_k",
         {"attn_v": ["q4_k"] * 22, "ffn_down": ["q3_k"] * 22, "attn_output": ["q3_k"] * 22},
     ),
+    "q2_k_s": (
+        "q2_k",
+        {"attn_v": ["q4_k"] * 22, "ffn_down": ["q4_k"] * 2 + [None] * 20},
+    ),
+    "mxfp4_moe": ("q8_0", {}),
 }
 
 
@@ -96,21 +102,31 @@ def test_tensors_have_the_types_that_llama_quantize_gives_them(tmp_path, mix):
     for slot in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
         expected = [type or own for type in others.get(slot, [None] * 22)]
         assert of_slot(found, slot) == expected, slot
-    assert found.types["output.weight"] == "q6_k"
+    assert found.types["output.weight"] == MORE_BITS_OF_LOGITS.get(mix, "q6_k")
     assert found.types["token_embd.weight"] == own
     assert found.types["output_norm.weight"] == "f32"
     assert not found.fallbacks
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_the_embedding_that_makes_the_logits_has_6_bits(tmp_path, mix):
+def test_the_embedding_that_makes_the_logits_has_6_bits_or_more(tmp_path, mix):
     found = chosen(tmp_path, mix, model(1, tied=True), **heads(8, 8, 1))
-    assert found.types["token_embd.weight"] == "q6_k"
+    assert found.types["token_embd.weight"] == MORE_BITS_OF_LOGITS.get(mix, "q6_k")
 
 
-def test_heads_that_share_no_keys_have_fewer_bits_in_q2_k(tmp_path):
-    found = chosen(tmp_path, "q2_k", model(2), **heads(8, 4, 2))
-    assert of_slot(found, "attn_v") == ["q3_k", "q3_k"]
+@pytest.mark.parametrize(("mix", "values"), [("q2_k", "q3_k"), ("q2_k_s", "q2_k")])
+def test_heads_that_share_no_keys_have_fewer_bits_in_q2_k(tmp_path, mix, values):
+    found = chosen(tmp_path, mix, model(2), **heads(8, 4, 2))
+    assert of_slot(found, "attn_v") == [values] * 2
+
+
+def test_matrices_that_are_stacked_are_mxfp4_in_its_mix(tmp_path):
+    found = chosen(tmp_path, "mxfp4_moe", model(2, n_experts=8), **heads(8, 2, 2, expert_count=8))
+    for slot in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
+        assert of_slot(found, slot) == ["mxfp4"] * 2
+    for slot in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        assert of_slot(found, slot) == ["q8_0"] * 2
+    assert found.types["output.weight"] == found.types["token_embd.weight"] == "q8_0"
 
 
 def test_queries_keys_and_values_in_one_matrix_count_as_values(tmp_path):
@@ -207,7 +223,9 @@ def test_a_name_without_a_size_is_the_medium_mix(tmp_path, short):
 
 
 def test_each_mix_has_its_own_number_in_files():
-    assert len(set(FILE_TYPES.values())) == len(FILE_TYPES)
+    shared = {"mxfp4"}  # llama.cpp has a number for mxfp4_moe alone
+    numbers = [number for name, number in FILE_TYPES.items() if name not in shared]
+    assert len(set(numbers)) == len(numbers)
     assert FILE_TYPES["q4_k_m"] == 15
 
 

@@ -21,7 +21,7 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # What quantises, from the most bits to the fewest, as airllm.formats.mixes has them.
 QUANTIZED_TYPES = (
     *("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
-    *("iq4_nl", "mxfp4", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
+    *("iq4_nl", "mxfp4", "mxfp4_moe", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s"),
 )
 
 

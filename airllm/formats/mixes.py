@@ -63,7 +63,8 @@ _Rule = Callable[[int, int, _Model], str | None]
 
 @dataclass(frozen=True)
 class Mix:
-    """number: general.file_type. type: of the matrices that no rule gives another one."""
+    """number: general.file_type. type: of the matrices that no rule gives another one. head: of the
+    matrix that makes the logits. stacked: of matrices that are stacked, as those of experts."""
 
     number: int
     type: str
@@ -71,6 +72,8 @@ class Mix:
     ffn_down: _Rule = lambda i, n, model: None
     attn_output: str | None = None
     attn_output_of_8: str | None = "q5_k"  # of a model with 8 experts
+    head: str = "q6_k"
+    stacked: str | None = None
 
 
 def _more_bits(i: int, n: int, model: _Model) -> str | None:
@@ -110,6 +113,14 @@ MIXES: Mapping[str, Mix] = MappingProxyType(
             _always("q3_k"),
             "q3_k",
         ),
+        "q2_k_s": Mix(
+            21,
+            "q2_k",
+            lambda i, n, model: "q4_k" if model.shared >= 4 else None,
+            lambda i, n, model: "q4_k" if i < n // 8 else None,
+            attn_output_of_8=None,
+        ),
+        "mxfp4_moe": Mix(38, "q8_0", attn_output_of_8=None, head="q8_0", stacked="mxfp4"),
     }
 )
 _ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # llama-quantize's
@@ -124,7 +135,8 @@ FILE_TYPES = {
 # What a model can be converted to, from the most bits to the fewest.
 CONVERTIBLE = (
     *("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
-    *("iq4_nl", "mxfp4", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "f16", "bf16", "f32"),
+    *("iq4_nl", "mxfp4", "mxfp4_moe", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s"),
+    *("f16", "bf16", "f32"),
 )
 
 
@@ -197,7 +209,9 @@ def _mixed(model: ModelFile, mix: Mix) -> Iterable[tuple[str, str]]:
             continue
         type: str | None = None
         if name == head or (name in _EMBEDDINGS and head in _EMBEDDINGS):
-            type = "q6_k" if tensor.shape[-1] % 256 == 0 else "q8_0"
+            type = mix.head if tensor.shape[-1] % 256 == 0 else "q8_0"
+        elif mix.stacked is not None and len(tensor.shape) > 2 and tensor.shape[0] > 1:
+            type = mix.stacked
         elif name.endswith(_VALUES):
             type = mix.attn_v(i_values, n_values, facts)
             if facts.large and (type or mix.type) in ("q3_k", "q4_k"):

@@ -31,12 +31,10 @@ NAMES = {
 def configure(r: ConfigReader) -> ModelConfig:
     windows = r.windows(period=PERIOD)
     dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
-    mixture = r.experts(gating="sigmoid")
+    mixture = r.experts(gating="sigmoid", normalized=False)
     return r.config(
         layers=[
-            LayerConfig(
-                window, rotates=index % PERIOD != PERIOD - 1, has_experts=index >= dense
-            )
+            LayerConfig(window, rotates=index % PERIOD != PERIOD - 1, has_experts=index >= dense)
             for index, window in enumerate(windows)
         ],
         embedding_scale=r.integer("embedding_length", low=1) ** 0.5,

@@ -27,13 +27,13 @@ NAMES = {
 def configure(r: ConfigReader) -> ModelConfig:
     r.leave_out_heads()
     dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
-    mixture = r.experts(gating="sigmoid")
-    shared = r.integer("expert_shared_count", 0) * mixture["expert_size"]
+    mixture = r.experts(gating="sigmoid", normalized=False)
+    of_one = r.integer("expert_shared_feed_forward_length", mixture["expert_size"])
     return r.config(
         layers=[LayerConfig(has_experts=index >= dense) for index in range(r.n_layers)],
         biases=r.optional_biases("attn_qkv", "attn_output"),
         intermediate_size=r.feed_forward_length(),
-        shared_expert_size=r.integer("expert_shared_feed_forward_length", shared),
+        shared_expert_size=r.integer("expert_shared_count", 0) * of_one,
         **mixture,
     )
 
@@ -48,7 +48,6 @@ def _values(config: HFReader) -> dict[str, object]:
     config.expect("rotary_dim", None)
     config.ignore("use_bias", "use_qkv_bias", "max_window_layers")  # the tensors show biases
     config.ignore("moe_router_topk_scaling_factor", "router_dtype", "norm_head", "norm_softmax")
-    n_shared, size = config.integer("num_shared_experts", 0), config.integer("moe_intermediate_size")
     return {
         **config.experts(),
         "expert_gating_func": 2,
@@ -56,9 +55,9 @@ def _values(config: HFReader) -> dict[str, object]:
         "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
         "expert_group_count": config.integer("n_group", 1),
         "expert_group_used_count": config.integer("topk_group", 1),
-        "expert_shared_count": n_shared,
+        "expert_shared_count": config.integer("num_shared_experts", 0),
         "expert_shared_feed_forward_length": config.integer(
-            "moe_shared_expert_intermediate_size", n_shared * size
+            "moe_shared_expert_intermediate_size", config.integer("moe_intermediate_size")
         ),
         "leading_dense_block_count": config.dense_layers(0),
     }

@@ -56,8 +56,9 @@ def _experts(config: HFReader) -> dict[str, object]:
     config.expect("moe_gate", None, "topk")
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     config.expect("moe_layer_end_index", None, -1, n_layers - 1)
-    size, n_shared = config.integer("moe_intermediate_size"), config.integer(
-        "moe_num_shared_experts", high=MAX_WIDTH
+    size, n_shared = (
+        config.integer("moe_intermediate_size"),
+        config.integer("moe_num_shared_experts", high=MAX_WIDTH),
     )
     return {
         "expert_count": config.integer("moe_num_experts"),

@@ -33,7 +33,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         return r.config(layers=[_layer(window, windows) for window in windows])
     windows = r.windows(128, PERIOD)
     dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
-    mixture = r.experts(gating="sigmoid")
+    mixture = r.experts(gating="sigmoid", normalized=False)
     shared = r.integer("expert_shared_count", 0) * mixture["expert_size"]
     return r.config(
         layers=[
@@ -54,9 +54,7 @@ def _layer(window: int, windows: tuple[int, ...], *, has_experts: bool = False) 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     if c.n_experts:
         return blocks.layer(c, activations, layer, normed="heads")
-    return blocks.layer(
-        c, activations, layer, normed="heads", before=("", ""), after=blocks.AFTER
-    )
+    return blocks.layer(c, activations, layer, normed="heads", before=("", ""), after=blocks.AFTER)
 
 
 def _windows(config: HFReader) -> dict[str, object]:

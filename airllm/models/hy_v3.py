@@ -11,7 +11,6 @@ from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
 from airllm.models.qwen2 import BIASES
 
-
 _BIAS = "exp_probs_b."  # without ".bias" in files of this architecture
 
 
@@ -19,7 +18,7 @@ def configure(r: ConfigReader) -> ModelConfig:
     """Files do not say which layers are dense: their tensors show it."""
     r.leave_out_heads()
     tensors = r.file.tensors
-    mixture = r.experts(gating="sigmoid", bias_slot=_BIAS)
+    mixture = r.experts(gating="sigmoid", normalized=False, bias_slot=_BIAS)
     return r.config(
         layers=[
             LayerConfig(has_experts=f"blk.{index}.ffn_gate_inp.weight" in tensors)

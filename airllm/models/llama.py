@@ -1,6 +1,6 @@
-"""Llama (arXiv:2302.13971, arXiv:2407.21783), and models of its shape: SmolLM2, TinyLlama, InternLM,
-XVERSE, Mistral (arXiv:2310.06825), whose layers attend to a window, and Mixtral (arXiv:2401.04088),
-which has experts.
+"""Llama (arXiv:2302.13971, arXiv:2407.21783), and models of its shape: SmolLM2, TinyLlama,
+InternLM, XVERSE, Mistral (arXiv:2310.06825), whose layers attend to a window, and Mixtral
+(arXiv:2401.04088), which has experts.
 
 The converter to GGUF reorders the rows of Q and K of this architecture, so that rope rotates
 neighbouring dimensions. In Hugging Face's files it rotates j with j + head_dim / 2.

@@ -108,9 +108,7 @@ def _experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
         y = g.linear(y, g.weight("ffn_latent_up", c.hidden_size, seen))
     if not c.shared_expert_size:
         return y
-    shared = blocks.mlp(
-        g, c, h, "relu_squared", width=c.shared_expert_size, suffix="_shexp"
-    )
+    shared = blocks.mlp(g, c, h, "relu_squared", width=c.shared_expert_size, suffix="_shexp")
     return g.add(y, shared, out=y)
 
 

@@ -16,9 +16,7 @@ _FUSED = "attn_qkv"  # in place of the three, in files of older converters
 def configure(r: ConfigReader) -> ModelConfig:
     biases = {"attn_norm", "output_norm", "attn_output", "ffn_up", "ffn_down", "output"}
     fused = r.optional_biases(_FUSED)
-    return r.config(
-        eps_key=EPS, layer_norms=True, biases=biases | (fused or frozenset(BIASES))
-    )
+    return r.config(eps_key=EPS, layer_norms=True, biases=biases | (fused or frozenset(BIASES)))
 
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
