@@ -158,14 +158,17 @@ class ScriptedEngine:
         events = [PromptProgress(n // 2, n), PromptProgress(n, n, 0, self._of_prompt(request))]
         for choice, say in enumerate(says):
             events += self._events(choice, say, request)
-        try:
-            for event in events:
-                if isinstance(event, Failed) and any(say.error_waits for say in says):
-                    self.go.wait(30)
-                handle.tell(event)
-        except Exception as error:
-            handle.tell(Failed(error))
-        handle.end("finished")
+        for event in events:
+            if isinstance(event, Failed) and any(say.error_waits for say in says):
+                self.go.wait(30)
+            with handle.telling():  # the end follows the last event at once, as in the scheduler
+                try:
+                    handle.tell(event)
+                except Exception as error:
+                    handle.tell(Failed(error))
+                    handle.end("finished")
+                if event is events[-1]:
+                    handle.end("finished")
 
     def _of_prompt(self, request: Request) -> tuple[TokenLogprob, ...]:
         if not request.prompt_logprobs:
