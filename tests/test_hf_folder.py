@@ -227,10 +227,22 @@ def test_rows_of_the_embedding_without_a_token_are_named_and_never_come_from_tex
 @pytest.mark.parametrize(
     ("entries", "fault"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: cohere, "),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: afmoe, "),
         ({"model_type": None}, "model_type is missing"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; expected 'silu'"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "RoPE scaling 'dynamic'"),
+        (
+            {
+                "rope_scaling": {
+                    **{"rope_type": "dynamic", "factor": 4.0},
+                    "original_max_position_embeddings": 8,
+                }
+            },
+            "RoPE scaling 'dynamic'",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0, "alpha": 0.5}},
+            "the RoPE scaling's alpha is 0.5; expected 1 to 1000000",
+        ),
         ({"rope_scaling": "linear"}, "rope_scaling is no object"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5; expected"),
         (

@@ -353,8 +353,14 @@ def test_quantised_biases_of_experts_are_refused(tmp_path):
         check_tensors(gguf, model)
 
 
-def test_a_tensor_without_a_place_is_refused_not_ignored(tmp_path):
+def test_a_bias_that_one_layer_has_and_another_lacks_is_refused(tmp_path):
     name = "blk.0.attn_q.bias"
+    said = refusal(tmp_path, tensors={name: (name, "f32", (64,), np.zeros(64, np.float32))})
+    assert said == "tensor blk.1.attn_q.bias is missing"
+
+
+def test_a_tensor_without_a_place_is_refused_not_ignored(tmp_path):
+    name = "blk.0.attn_q_norm.weight"
     said = refusal(tmp_path, tensors={name: (name, "f32", (64,), np.zeros(64, np.float32))})
     assert said == f"tensor {name} has no place in a llama model"
 

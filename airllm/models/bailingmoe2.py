@@ -1,6 +1,6 @@
-"""Ling and Ring 2 (arXiv:2510.22115): one matrix for Q, K and V, whose heads are normalised; experts
-behind a few dense layers, chosen by a sigmoid with groups and biases, beside one or more that all
-tokens use. Half of each head rotates."""
+"""Ling and Ring 2 (arXiv:2510.22115): one matrix for Q, K and V, whose heads are normalised;
+experts behind a few dense layers, chosen by a sigmoid with groups and biases, beside one or more
+that all tokens use. Half of each head rotates."""
 
 from functools import partial
 

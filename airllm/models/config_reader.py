@@ -276,11 +276,11 @@ class ConfigReader:
         """The configuration: the keys that all families have, and a family's `own` fields.
 
         layers: as many equal ones unless given. kv_heads: of each layer, if a family's layers may
-        differ in it. n_heads: likewise of the layers that have attention. eps_key: of the norms' epsilon. head_dim: of the keys, if the family has read
-        it. rope_interleaved: as the family's GGUF files are. scaled_by: scores are divided by its
-        root unless the file says otherwise; head_dim unless given. most_context: the longest
-        context that is implemented, whatever the model was trained for. FormatError names the file,
-        the key and its value.
+        differ in it. n_heads: of the layers that have attention, if others have none. eps_key: of
+        the norms' epsilon. head_dim: of the keys, if the family has read it. rope_interleaved: as
+        the family's GGUF files are. scaled_by: scores are divided by its root unless the file says
+        otherwise; head_dim unless given. most_context: the longest context that is implemented,
+        whatever the model was trained for. FormatError names the file, the key and its value.
         """
         hidden_size = self.integer("embedding_length", low=1)
         n_heads = n_heads or self.integer("attention.head_count", low=1, high=MAX_HEADS)

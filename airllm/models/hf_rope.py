@@ -77,7 +77,7 @@ def translate_rope(config: Metadata, head_dim: int) -> HFRope:
         found.tensors["rope_freqs.weight"] = _proportional_factors(rope, head_dim, share)
     elif kind == "dynamic" and rope.get("alpha") is not None:
         found.values["rope.freq_base"] = _larger_base(rope, head_dim)
-    elif kind == "dynamic":
+    elif kind == "dynamic" and "original_max_position_embeddings" not in rope:
         pass  # the base grows behind the context length, to which a context is held
     elif kind == "yarn":
         _yarn(rope, found)
