@@ -99,6 +99,14 @@ RECORDED: dict[str, tuple[str, str, str, str, list[tuple[str, Any]]]] = {
         "The user wants\nthe weather.",
         [("weather", {"city": "Paris é }{", "days": 2}), ("clock", {})],
     ),
+    "minimax m1, a call in each line": (
+        "<tool_calls>",
+        '<tool_calls>\n{"name": "weather", "arguments": {"city": "Rome"}}\n'
+        '{"name": "clock", "arguments": {}}\n</tool_calls>',
+        "",
+        "",
+        [("weather", {"city": "Rome"}), ("clock", {})],
+    ),
     "hermes, arguments first": (
         HERMES,
         '<tool_call>{"arguments": {"days": [1, {"a": "]"}]}, "name": "weather"}</tool_call>',
@@ -441,3 +449,10 @@ def test_kimi_names_its_calls() -> None:
         "functions.weather:0",
         "functions.clock:1",
     ]
+
+
+def test_a_template_that_shows_calls_but_no_tools_leaves_telling_of_them_to_the_server() -> None:
+    """As those of DeepSeek V3.1 and of R1's distillates: tools and calls are Hermes's then."""
+    form = format_of(DEEPSEEK.removesuffix(" tools"))
+    assert (form.name, form.shows_tools, form.thought) == ("hermes", False, ("<think>", "</think>"))
+    assert format_of(DEEPSEEK).shows_tools

@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from airllm.text.answer import AnswerParser, CallArguments, CallBegin, Tool, format_of
+from airllm.text.answer import (
+    AnswerFormat,
+    AnswerParser,
+    CallArguments,
+    CallBegin,
+    Tool,
+    format_of,
+)
+from airllm.text.answer.call_grammars import call_grammars
 from airllm.text.chat_template import ChatTemplate, ChatTemplateError
 
 FOLDER = os.environ.get("AIRLLM_TEST_TEMPLATES")
@@ -164,14 +172,13 @@ ARGUMENTS = {"city": "Xi'an", "days": 2}
 UNKNOWN = ("muse-glimmer",)  # their calls are not read
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_a_call_that_a_real_template_writes_is_read_as_that_call(path: Path) -> None:
+def written_call(path: Path) -> tuple[AnswerFormat, str, str]:
+    """The format, the template, and a call as it writes one; skips a template that writes none."""
     source = path.read_text()
     form, template = format_of(source), ChatTemplate(source, SPECIAL_TOKENS)
     if not form.shows_tools or path.stem in UNKNOWN:
         pytest.skip("it has no tools, or those of a format that is not known")
     asked: Messages = [{"role": "user", "content": "What is the weather like?"}]
-    said = None
     for arguments in (ARGUMENTS, json.dumps(ARGUMENTS)):
         function = {"name": "weather0", "arguments": arguments}
         call = {"id": "abcdefghi", "type": "function", "function": function}
@@ -183,15 +190,40 @@ def test_a_call_that_a_real_template_writes_is_read_as_that_call(path: Path) -> 
         except ChatTemplateError:
             continue  # some want the arguments as text
         said = after[_shared(before, after, form.marks) :]
-        break
-    if said is None or "weather0" not in said:
-        pytest.skip("it does not write calls")
+        if "weather0" in said:
+            return form, source, said
+    pytest.skip("it does not write calls")
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_a_call_that_a_real_template_writes_is_read_as_that_call(path: Path) -> None:
+    form, _, said = written_call(path)
     parser = AnswerParser(form, [WEATHER])
     parts = [*parser.push(said), *parser.finish()]
     begin = [part for part in parts if isinstance(part, CallBegin)]
     text = "".join(part.text for part in parts if isinstance(part, CallArguments))
     assert [part.name for part in begin] == ["weather0"]
     assert json.loads(text) == ARGUMENTS
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_a_call_that_a_real_template_writes_is_allowed_by_the_grammar_of_calls(path: Path) -> None:
+    llguidance = pytest.importorskip("llguidance")
+    form, source, said = written_call(path)
+    tokenizer = llguidance.LLTokenizer("byte")
+    found = call_grammars(form, json.dumps, [WEATHER], template=source)
+    begun = [(said.find(one.mark), one) for one in found if one.mark in said]
+    assert begun, said
+    at, first = min(begun, key=lambda pair: pair[0])
+    matcher = llguidance.LLMatcher(
+        tokenizer, llguidance.LLMatcher.grammar_from_lark(first.lark), log_level=0
+    )
+    rest = said[at + len(first.mark) :].encode()
+    for n, byte in enumerate(rest):
+        if matcher.is_stopped():
+            break
+        assert matcher.consume_token(byte), rest[: n + 1].decode(errors="replace")
+    assert matcher.is_accepting()
 
 
 def _shared(before: str, after: str, marks: Sequence[str]) -> int:

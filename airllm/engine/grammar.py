@@ -216,14 +216,13 @@ class _Tokens:
     def __call__(self, text: bytes | str) -> list[int]:
         """The tokens of a text that must come. They need not be those of the tokeniser, but they
         must spell the text: some tokenisers put a space in front."""
-        if isinstance(text, bytes):
-            try:
-                text = text.decode()
-            except UnicodeDecodeError:
-                return self._greedy(text)
-        ids = self._tokenizer.encode(text, add_special=False)
+        raw = text if isinstance(text, bytes) else text.encode()
+        try:
+            ids = self._tokenizer.encode(raw.decode(), add_special=False)
+        except UnicodeDecodeError:  # half of a character
+            return self._greedy(raw)
         spelled = b"".join(self._tokenizer.token_bytes(id) for id in ids)
-        return ids if spelled == text.encode() else self._greedy(text.encode())
+        return ids if spelled == raw else self._greedy(raw)
 
     def _greedy(self, text: bytes) -> list[int]:
         by_bytes, longest = self._by_bytes()

@@ -99,8 +99,9 @@ class _Matcher:
                 self._next = (token, *self._after(self._form.spell(token)))
             _, self._free, self._inner = self._next
         self._next = None
-        if self._inner is not None and self._inner.state.ended:
-            self._inner, self._over = None, self._inner.ends
+        inner = self._inner
+        if inner is not None and inner.state.ended:
+            self._inner, self._over = None, inner.ends
 
     def forced(self) -> Sequence[int]:
         return () if self._inner is None else self._inner.state.forced()
