@@ -3,8 +3,8 @@
     python tests/agent_session.py codex|claude FOLDER
 
 The process has a network of its own, with loopback only, so that the agent reaches nothing else.
-The model is tiny and random, and a grammar makes its answers: two calls of tools, which the agent
-runs, and an end. Prints a line of JSON: what the agent printed, and how long each prompt was.
+The model is tiny and random, and a grammar makes its answers: calls of tools, which the agent runs,
+and an end. Prints a line of JSON: what the agent printed, and each prompt's length and end.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,15 @@ def claude(url: str, folder: Path) -> tuple[Sequence[str], dict[str, str]]:
 
 
 def answers(name: str) -> Callable[[int], str]:
-    """The answer to a prompt by the number of results that it has."""
+    """The answer to a prompt by the number of results that it has: two calls at once, one, none."""
     tool, argument = {"codex": ("exec_command", "cmd"), "claude": ("Bash", "command")}[name]
-    calls = [
-        {"name": tool, "arguments": {argument: command}} for command in ("ls", "cat letter.txt")
-    ]
-    said = [f"I look.\n<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls]
-    return lambda n: said[n] if n < len(said) else "That is all."
+
+    def call(command: str) -> str:
+        written = json.dumps({"name": tool, "arguments": {argument: command}})
+        return f"\n<tool_call>\n{written}\n</tool_call>"
+
+    said = {0: f"I look.{call('ls')}{call('cat letter.txt')}", 2: call("wc -c letter.txt")}
+    return lambda n: said.get(n, "That is all.")
 
 
 def run(name: str, folder: Path) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
             said = json.dumps(thought + answer(text.count("<tool>")))
             grammar = self._served.grammar(lark=f"start: {said}")
             handle = self._served.scheduler.submit(replace(request, grammar=grammar), on_event)
-            requests.append(handle)
+            requests.append((handle, text[-1000:]))
             return handle
 
     def scripted(served: ServedModel) -> ServedModel:
@@ -141,12 +143,11 @@ def run(name: str, folder: Path) -> dict[str, Any]:
             "code": ended.returncode,
             "out": ended.stdout,
             "err": ended.stderr,
-            "requests": [_told(handle) for handle in requests],
+            "requests": [
+                {"prompt": len(handle.prompt), "reused": handle.reused_tokens, "end": end}
+                for handle, end in requests
+            ],
         }
-
-
-def _told(handle: Any) -> Mapping[str, int]:
-    return {"prompt": len(handle.prompt), "reused": handle.reused_tokens}
 
 
 if __name__ == "__main__":

@@ -43,10 +43,13 @@ def test_an_agent_runs_its_tools_and_nothing_is_evaluated_twice(name: str, tmp_p
     told = session(name, tmp_path)
     assert told["code"] == 0, told
     assert "That is all." in told["out"]
-    first, second, third = told["requests"]  # the question, and after each of two calls
+    first, second, third = told["requests"]  # the question, after two calls, and after one more
+    listed, read = second["end"].index("tiny.gguf"), second["end"].index("it works")
+    assert listed < read  # in the order of the calls
+    assert "23 letter.txt" in third["end"]
     assert first["prompt"] > 8000  # of bytes: the agent's instructions and tools were there
     assert first["reused"] == 0
     # The thought that the first prompt's end began is told otherwise in the next one.
     assert second["reused"] >= first["prompt"] - 16
     assert third["reused"] >= second["prompt"] - 16
-    assert third["prompt"] - third["reused"] < 600
+    assert third["prompt"] - third["reused"] < 800

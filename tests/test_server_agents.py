@@ -125,6 +125,20 @@ def test_a_call_is_the_same_whole_and_streamed() -> None:
     assert whole == item
 
 
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_each_of_parallel_calls_has_its_arguments(stream: bool) -> None:
+    answer = call("exec_command", cmd="one") + call("exec_command", cmd="two")[len("I look.") :]
+    with Client(f"Hm.\n</think>\n{answer}") as client:
+        response = client.post("/v1/responses", {**CODEX, "stream": stream})
+    done = (
+        [data["item"] for data in response.data if data["type"] == "response.output_item.done"]
+        if stream
+        else response.json["output"]
+    )
+    calls = [item for item in done if item["type"] == "function_call"]
+    assert [json.loads(item["arguments"]) for item in calls] == [{"cmd": "one"}, {"cmd": "two"}]
+
+
 def test_codex_goes_on_with_http_at_once() -> None:
     with Client() as client:
         refused = client.get("/v1/responses", headers=CODEX_WEBSOCKET)

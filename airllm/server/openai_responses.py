@@ -178,9 +178,10 @@ class ResponseWriter(Writer):
                 self._items[-1]["content"][0]["text"] += text
                 return start + self._delta("response.reasoning_text.delta", delta=text)
             case CallBegin(_, name, id):
+                closed = self._close()  # the call before, while its arguments are known
                 self._called, self._arguments = self._tools.get(name) or plain_tool(name), ""
                 item = self._called.item(id or "", "")
-                return self._close() + self._open(item.pop("type"), item)
+                return closed + self._open(item.pop("type"), item)
             case CallArguments(_, text):
                 self._arguments += text
                 if not self._called.is_custom:  # whose text is known when all arguments are
