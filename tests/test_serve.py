@@ -290,3 +290,10 @@ def test_a_model_that_cannot_be_opened_ends_the_command(
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     assert main(["serve", "-m", str(tmp_path / "bad.gguf"), "--port", "0"]) == 1
     assert "bad.gguf" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named_with_the_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=f"--port takes another port.*127.0.0.1:{port}"):
+            listen(ServerSettings(port=port))

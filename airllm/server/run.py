@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -43,7 +44,9 @@ def listen(settings: ServerSettings) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise OSError(error.errno, error.strerror, where) from None
+        taken = error.errno == errno.EADDRINUSE
+        way_out = "; is a server running already? --port takes another port" if taken else ""
+        raise OSError(error.errno, f"{error.strerror}{way_out}", where) from None
     return listener
 
 
