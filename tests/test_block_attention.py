@@ -240,15 +240,15 @@ def test_a_product_that_is_no_number_counts_for_nothing(backend):
         np.testing.assert_array_equal(found, run(backend, choice, given, [400])["blocks"])
 
 
-@pytest.mark.parametrize("wrong", [-3.0, np.nan, 1e9, np.inf])
-def test_blocks_that_a_token_does_not_see_are_taken_for_the_nearest(backend, wrong):
+def attended_to(backend, blocks: np.ndarray) -> np.ndarray:
+    """Attention of 30 tokens to the blocks of 4 positions that are given: [30, n]."""
     g = GraphBuilder("blocks")
     q, k, v = g.external("q", HEADS * DIM), g.external("k", KV * DIM), g.external("v", KV * VALUES)
-    blocks, out = g.external("blocks", 2), g.external("out", HEADS * VALUES)
+    chosen, out = g.external("blocks", blocks.shape[1]), g.external("out", HEADS * VALUES)
     g.kv_append(k, v, KV, DIM)
     g.block_attention(
         q,
-        blocks,
+        chosen,
         HEADS,
         KV,
         DIM,
@@ -259,18 +259,41 @@ def test_blocks_that_a_token_does_not_see_are_taken_for_the_nearest(backend, wro
         out=out,
     )
     made, given = g.build(), inputs(Choice(4, 2), 30)
-    arrays = {name: given[name] for name in "qkv"}
-    arrays["blocks"] = np.full((30, 2), wrong, np.float32)
-    arrays["blocks"][:, 1] = -1.0
+    arrays = {name: given[name] for name in "qkv"} | {"blocks": blocks}
     arrays["out"] = np.full((30, HEADS * VALUES), 7, np.float32)
     state = new_state(backend, [state_of(made)], 64, "f32")
     state.make_room(0, 1, 0, 30)
+    for page in state._pages[0].values():  # what lies behind the last position
+        page.memory.view(np.float32)[:] = np.inf
     executor = backend.executor(made, 30)
     executor.run_layers([executor.bind({})], arrays, [(30, 0, state.backing)])
+    return arrays["out"]
+
+
+@pytest.mark.parametrize("wrong", [-3.0, np.nan, 1e9, np.inf])
+def test_blocks_that_a_token_does_not_see_are_taken_for_the_nearest(backend, wrong):
+    blocks = np.full((30, 2), wrong, np.float32)
+    blocks[:, 1] = -1.0
+    found, given = attended_to(backend, blocks), inputs(Choice(4, 2), 30)
     for token in range(7, 30):
         block = token // 4 if wrong > 0 else 0
         expected = attended(Choice(4, 2, pooled=True), given, token, [[block]])
-        assert_close(arrays["out"][token], expected, 4e-6)
+        assert_close(found[token], expected, 4e-6)
+
+
+def test_nan_ends_a_choice_of_blocks(backend):
+    with_nan = attended_to(backend, np.tile(np.float32([1, np.nan]), (30, 1)))
+    without = attended_to(backend, np.tile(np.float32([1, -1]), (30, 1)))
+    np.testing.assert_array_equal(with_nan, without)
+
+
+def test_a_block_in_which_the_token_stands_reaches_no_further_wherever_it_is_chosen():
+    blocks = np.zeros((30, 3), np.float32)
+    blocks[:, 0] = np.arange(30) // 4  # the token's own, and then earlier ones
+    blocks[:, 1] = 1
+    found, expected = (attended_to(backend_named(name), blocks) for name in ("cpp", "numpy"))
+    assert np.isfinite(found).all()
+    assert_close(found[11:], expected[11:], 4e-6)
 
 
 # ---- what changes no bit -------------------------------------------------------------------------
