@@ -300,3 +300,14 @@ def test_a_snapshots_beginning_shares_its_pages():
     assert isinstance(beginning, Snapshot)
     assert list(beginning.all_pages()) == list(snapshot.all_pages())[:2]
     assert np.all(np.array(beginning.tokens) == np.arange(100))
+
+
+def test_the_pages_of_a_snapshots_beginning_stay_as_long_as_it() -> None:
+    state = new_state(NumpyBackend(), LAYERS["whole"], 4096, "f32")
+    append(state, numbers(300))
+    snapshot = state.snapshot()
+    beginning = snapshot.beginning(100)
+    state.clear()
+    del snapshot
+    gc.collect()
+    assert {page.holders for page in beginning.all_pages()} == {1}

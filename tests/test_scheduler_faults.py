@@ -55,6 +55,18 @@ def test_who_is_cancelled_hears_nothing_more_wherever_the_request_is(scheduler):
     assert [len(told.answer.tokens) for _, told in handles[1::2]] == [30, 30, 30]
 
 
+def test_who_is_cancelled_in_the_queue_makes_room_at_once(engine):
+    with engine.scheduler(lanes=1, queue_length=1) as scheduler:
+        handle, _ = ask(scheduler, some_tokens(5))
+        with pytest.raises(QueueFullError):
+            ask(scheduler, some_tokens(5))
+        scheduler.cancel(handle)
+        assert scheduler.n_waiting == 0
+        _, told = ask(scheduler, some_tokens(5))
+        run(scheduler)
+    assert told.answer.tokens
+
+
 def test_a_callback_may_cancel_its_own_request(scheduler):
     def leave(handle, event):
         if isinstance(event, Piece):
@@ -334,7 +346,7 @@ def test_nothing_is_held_when_all_have_ended(engine):
             ask(scheduler, prompt, n=2)
         run(scheduler)
         assert scheduler._lanes.pool.nbytes == 0
-        assert scheduler._lanes.reserved == 0
+        assert (scheduler._lanes.reserved, scheduler._lanes.n_in_use) == (0, 0)
 
 
 def test_what_is_kept_stays_within_its_bytes(engine):
@@ -422,6 +434,34 @@ def test_a_callback_may_close_the_scheduler(engine):
         assert handle.wait(10)
         server.join(10)
     assert "the scheduler was closed" in str(told.error)
+
+
+def test_close_returns_after_the_thread_that_serves(engine):
+    closing, closed_in_callback = threading.Event(), []
+
+    def close():
+        closing.set()
+        scheduler.close()
+        closed.set()
+
+    def slow(handle, event):
+        if not closing.is_set():
+            closer.start()
+            assert closing.wait(10)
+        while scheduler._closing is None:  # `close` goes on
+            pass
+        closed_in_callback.append(closed.wait(0.05))
+
+    closed = threading.Event()
+    with engine.scheduler() as scheduler:
+        closer = threading.Thread(target=close, daemon=True)
+        ask(scheduler, some_tokens(5), then=slow)
+        server = threading.Thread(target=scheduler.serve_forever)
+        server.start()
+        assert closed.wait(10)
+        assert scheduler.closed
+        server.join(10)
+    assert not any(closed_in_callback)
 
 
 def test_the_engines_own_cache_is_not_touched(engine):

@@ -15,7 +15,9 @@ from scripted_server import Client, Response, Say, ScriptedEngine, scripted_mode
 
 from airllm.server import http_exchange
 from airllm.server.engine_thread import EngineThread
+from airllm.server.errors import ApiError
 from airllm.server.mailbox import Mailbox, SlowReaderError
+from airllm.server.remembered import MOST_CHARACTERS, Remembered
 
 CHAT = {"messages": [{"role": "user", "content": "Hello?"}]}
 LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -359,3 +361,20 @@ def test_a_mailbox_that_nobody_empties_ends_its_request() -> None:
         assert len(await mailbox.take(1.0)) == 3
 
     asyncio.run(run())
+
+
+# ---- what is remembered, and what is told -------------------------------------------------------
+
+
+def test_a_response_that_is_too_long_to_remember_drives_no_other_out() -> None:
+    kept = Remembered()
+    kept.add({"id": "small"}, [{"role": "user", "content": "hello"}])
+    kept.add({"id": "large"}, [{"role": "user", "content": "x" * MOST_CHARACTERS}])
+    assert kept.messages("small")
+    with pytest.raises(ApiError, match="there is no response 'large'"):
+        kept.messages("large")
+
+
+def test_an_error_says_nothing_to_a_terminal() -> None:
+    told = ApiError(400, "a field \x1b[2J of \u202e names")
+    assert told.message.isprintable()
