@@ -466,6 +466,17 @@ def test_values_within_values_have_an_end() -> None:
     assert told(MINIMAX3, answer).names() == ["clock"]
     answer = "<|tool_call>call:clock{x:" + "[" * 5000
     assert told(GEMMA, answer).names() == ["clock"]
+    deep = "[" * 100_000
+    answer = f"<tool_call><function=clock><parameter=x>{deep}</parameter></function></tool_call>"
+    assert told(HERMES, answer).arguments() == [{"x": deep}]
+
+
+def test_text_that_was_read_is_forgotten() -> None:
+    parser = AnswerParser(format_of(HERMES), TOOLS)
+    parser.push('<tool_call>{"name": "clock", "arguments": {}}</tool_call>')
+    for _ in range(100):
+        parser.push("some words, and more of them. " * 10)
+    assert len(parser._source._text) < 1000
 
 
 def test_a_call_of_gemmas_ends_where_a_value_is_missing() -> None:

@@ -527,3 +527,11 @@ def test_a_wheel_has_no_model_of_a_hub(start: Start, tmp_path: Path) -> None:
 def test_what_came_of_a_file_that_has_changed_since_is_not_gone_on_with(tmp_path: Path) -> None:
     old, new = (listing.HubFile("m.gguf", 6, sha256=each * 64) for each in "ab")
     assert hugging_face._partial(tmp_path, old) != hugging_face._partial(tmp_path, new)
+
+
+def test_a_model_of_a_hub_that_is_not_there_says_how_to_get_it(home: Path) -> None:
+    with pytest.raises(
+        HubError, match=r"hf.co/org/repo has not been fetched yet. Run: airllm pull"
+    ):
+        hub.model_path("hf.co/org/repo")
+    assert hub.model_path("org/repo") == "org/repo"  # which may as well be a path

@@ -16,7 +16,7 @@ from airllm.engine.requests import (
     Request,
 )
 from airllm.engine.scheduler import Scheduler
-from airllm.engine.settings import ContextFullError, Limits
+from airllm.engine.settings import ContextFullError, Limits, Sampling
 from airllm.layer_engine import LayerWiseInferenceEngine
 
 Engine = LayerWiseInferenceEngine
@@ -347,6 +347,25 @@ def test_nothing_is_held_when_all_have_ended(engine):
         run(scheduler)
         assert scheduler._lanes.pool.nbytes == 0
         assert (scheduler._lanes.reserved, scheduler._lanes.n_in_use) == (0, 0)
+
+
+def test_a_lane_whose_answer_ends_before_its_sibling_is_given_back_once(engine):
+    with engine.scheduler(lanes=2) as scheduler:
+        prompt, sampling = some_tokens(5), Sampling(temperature=1.0, seed=3)
+        _, free = ask(scheduler, prompt, sampling, 30, n=2)
+        run(scheduler)
+        stop = next(
+            text
+            for at in range(20)
+            if (text := free.text(0)[at : at + 4]) and text not in free.text(1)
+        )
+        handle, _ = ask(scheduler, prompt, sampling, 30, n=2, limits={"stop": (stop,)})
+        in_use = []
+        while not handle.is_over:
+            scheduler.step()
+            in_use.append(scheduler._lanes.n_in_use)
+        assert set(in_use[:-1]) == {1, 2}
+        assert scheduler._lanes.n_in_use == 0
 
 
 def test_what_is_kept_stays_within_its_bytes(engine):

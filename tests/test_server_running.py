@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("starlette")
 from scripted_server import Client, Response, Say, ScriptedEngine, scripted_model
 
 from airllm.server import http_exchange
+from airllm.server.body_fields import BodyFields
 from airllm.server.engine_thread import EngineThread
 from airllm.server.errors import ApiError
 from airllm.server.mailbox import Mailbox, SlowReaderError
@@ -75,6 +77,9 @@ def test_an_origin_that_was_allowed_is_answered_and_its_browser_told_so() -> Non
         assert response.status == 204
         assert "POST" in response.headers["access-control-allow-methods"]
         assert ask(client, headers=[("origin", "https://evil.example")]).status == 403
+        # What is no page of another origin is answered as anybody is.
+        response = client.call("OPTIONS", "/v1/chat/completions", headers=wanted)
+        assert response.status == 405
 
 
 @pytest.mark.parametrize("header", [("authorization", "Bearer two"), ("x-api-key", "one")])
@@ -378,3 +383,36 @@ def test_a_response_that_is_too_long_to_remember_drives_no_other_out() -> None:
 def test_an_error_says_nothing_to_a_terminal() -> None:
     told = ApiError(400, "a field \x1b[2J of \u202e names")
     assert told.message.isprintable()
+
+
+def test_the_thread_of_the_engine_ends_with_its_model() -> None:
+    ending, closed = threading.Event(), []
+    scheduler = SimpleNamespace(serve_forever=ending.wait, close=lambda drain: ending.set())
+    model = SimpleNamespace(scheduler=scheduler, close=lambda: closed.append(True))
+    thread = EngineThread(lambda: model)  # type: ignore[arg-type, return-value]
+    thread.start()
+    assert thread.wait_until_open() is model
+    assert not thread.is_ending
+    thread.close()
+    assert (closed, thread.is_ending, thread.error) == ([True], True, None)
+    with pytest.raises(ApiError, match="the model has gone"):
+        thread.model  # noqa: B018
+
+
+def test_as_many_texts_as_are_allowed_are_taken() -> None:
+    fields = BodyFields({"stop": ["a", "b", "c"]})
+    assert fields.texts("stop", 3) == ("a", "b", "c")
+    with pytest.raises(ApiError, match="stop has 3; at most 2"):
+        fields.texts("stop", 2)
+
+
+def test_the_page_may_load_and_reach_nothing_of_others() -> None:
+    with Client() as client:
+        headers = client.get("/").headers
+    policy = {each.strip() for each in headers["content-security-policy"].split(";")}
+    assert policy == {
+        *("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'"),
+        *("img-src data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"),
+    }
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
