@@ -187,6 +187,9 @@ def test_nothing_goes_for_what_is_too_long_to_be_kept():
     forest.tree.most_bytes = forest.tree.nbytes
     forest.add(numbers(1000))
     assert forest.longest(numbers(20, 500)) == 10
+    forest.tree.most_bytes = 2 * forest.layout.page_bytes[0]  # without the recurrent memory
+    forest.add(numbers(100))
+    assert forest.longest(numbers(20, 500)) == 10
 
 
 def test_what_shares_nothing_is_not_found_and_not_used(whole):
