@@ -240,8 +240,12 @@ def test_a_product_that_is_no_number_counts_for_nothing(backend):
         np.testing.assert_array_equal(found, run(backend, choice, given, [400])["blocks"])
 
 
-def attended_to(backend, blocks: np.ndarray) -> np.ndarray:
-    """Attention of 30 tokens to the blocks of 4 positions that are given: [30, n]."""
+def attended_to(
+    backend, blocks: np.ndarray, size: int = 4, at_once: int | None = None
+) -> np.ndarray:
+    """Attention of tokens to the blocks of `size` positions that are given for each: [n, n_blocks].
+    at_once: the tokens that an executor takes; None for all."""
+    n = len(blocks)
     g = GraphBuilder("blocks")
     q, k, v = g.external("q", HEADS * DIM), g.external("k", KV * DIM), g.external("v", KV * VALUES)
     chosen, out = g.external("blocks", blocks.shape[1]), g.external("out", HEADS * VALUES)
@@ -253,20 +257,24 @@ def attended_to(backend, blocks: np.ndarray) -> np.ndarray:
         KV,
         DIM,
         scale=0.2,
-        block_size=4,
+        block_size=size,
         n_choices=1,
         value_dim=VALUES,
         out=out,
     )
-    made, given = g.build(), inputs(Choice(4, 2), 30)
+    made, given = g.build(), inputs(Choice(4, 2), n)
     arrays = {name: given[name] for name in "qkv"} | {"blocks": blocks}
-    arrays["out"] = np.full((30, HEADS * VALUES), 7, np.float32)
-    state = new_state(backend, [state_of(made)], 64, "f32")
-    state.make_room(0, 1, 0, 30)
+    arrays["out"] = np.full((n, HEADS * VALUES), 7, np.float32)
+    state = new_state(backend, [state_of(made)], n + 34, "f32")
+    state.make_room(0, 1, 0, n)
     for page in state._pages[0].values():  # what lies behind the last position
         page.memory.view(np.float32)[:] = np.inf
-    executor = backend.executor(made, 30)
-    executor.run_layers([executor.bind({})], arrays, [(30, 0, state.backing)])
+    step = at_once or n
+    executor = backend.executor(made, step)
+    bound = executor.bind({})
+    for past in range(0, n, step):
+        some = {name: array[past : past + step] for name, array in arrays.items()}
+        executor.run_layers([bound], some, [(len(some["out"]), past, state.backing)])
     return arrays["out"]
 
 
@@ -279,6 +287,13 @@ def test_blocks_that_a_token_does_not_see_are_taken_for_the_nearest(backend, wro
         block = token // 4 if wrong > 0 else 0
         expected = attended(Choice(4, 2, pooled=True), given, token, [[block]])
         assert_close(found[token], expected, 4e-6)
+
+
+def test_an_executor_for_one_token_has_room_for_all_blocks_that_it_sees():
+    backend, blocks = backend_named("cpp"), np.tile(np.arange(5, dtype=np.float32), (330, 1))
+    blocks[:, 4] = np.arange(330) // 64
+    found = attended_to(backend, blocks, 64, at_once=1)
+    assert_close(found[320:], attended_to(backend, blocks, 64)[320:])
 
 
 def test_nan_ends_a_choice_of_blocks(backend):

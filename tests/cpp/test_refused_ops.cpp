@@ -260,6 +260,8 @@ TEST(vectors_and_experts_of_another_shape_or_type_are_refused) {
     };
     const auto good = expert(DType::q8_0, 16, 32);
     refused_weight(OpKind::expert_linear, tensor_ops::Experts{}, "has no experts");
+    refused_weight(OpKind::expert_linear, graphs::vector(long_vector),
+                   "is no list of PackedMatrix");
     for (const auto& other :
          {expert(DType::q8_0, 17, 32), expert(DType::q8_0, 16, 64), expert(DType::q4_0, 16, 32)})
         refused_weight(OpKind::expert_linear, tensor_ops::Experts{good, other},
