@@ -455,32 +455,36 @@ def test_a_callback_may_close_the_scheduler(engine):
     assert "the scheduler was closed" in str(told.error)
 
 
-def test_close_returns_after_the_thread_that_serves(engine):
-    closing, closed_in_callback = threading.Event(), []
+def test_close_takes_no_step_before_the_thread_that_serves_has_left(engine, monkeypatch):
+    called, serving = threading.Event(), []
 
     def close():
-        closing.set()
+        called.set()
         scheduler.close()
-        closed.set()
 
-    def slow(handle, event):
-        if not closing.is_set():
+    def leave(handle, event):
+        if not called.is_set():
             closer.start()
-            assert closing.wait(10)
-        while scheduler._closing is None:  # `close` goes on
-            pass
-        closed_in_callback.append(closed.wait(0.05))
+            assert called.wait(10)
 
-    closed = threading.Event()
     with engine.scheduler() as scheduler:
-        closer = threading.Thread(target=close, daemon=True)
-        ask(scheduler, some_tokens(5), then=slow)
+        real = scheduler.step
+
+        def step():
+            if threading.current_thread() is closer:
+                serving.append(scheduler._server)
+            return real()
+
+        monkeypatch.setattr(scheduler, "step", step)
+        closer = threading.Thread(target=close)
+        ask(scheduler, some_tokens(5), then=leave)
         server = threading.Thread(target=scheduler.serve_forever)
         server.start()
-        assert closed.wait(10)
-        assert scheduler.closed
         server.join(10)
-    assert not any(closed_in_callback)
+        closer.join(10)
+        assert scheduler.closed
+    assert serving
+    assert not any(serving)
 
 
 def test_the_engines_own_cache_is_not_touched(engine):
