@@ -208,6 +208,27 @@ def test_a_prompt_that_is_too_long_is_refused() -> None:
         response = ask(client)
         assert response.status == 400
         assert response.json["error"]["code"] == "prompt_too_long"
+    with Client() as client:
+        ask(client)
+        n_tokens = len(client.engine.requests[0].prompt)
+    for most, status in ((n_tokens, 200), (n_tokens - 1, 400)):
+        with Client(max_prompt=most) as client:
+            assert ask(client).status == status
+
+
+def test_of_several_prompts_none_goes_on_if_one_has_no_room() -> None:
+    with Client() as client:
+        submit = client.engine.submit
+
+        def first_alone(*rest: Any) -> Handle:
+            handle = submit(*rest)
+            client.engine.is_full = True
+            return handle
+
+        client.engine.submit = first_alone  # type: ignore[method-assign]
+        response = client.post("/v1/completions", {"prompt": ["one", "two"]})
+        assert response.status == 429
+        assert [handle.number for handle in client.engine.cancelled] == [1]
 
 
 def test_the_servers_limits_reach_the_engine() -> None:
