@@ -456,3 +456,51 @@ def test_a_template_that_shows_calls_but_no_tools_leaves_telling_of_them_to_the_
     form = format_of(DEEPSEEK.removesuffix(" tools"))
     assert (form.name, form.shows_tools, form.thought) == ("hermes", False, ("<think>", "</think>"))
     assert format_of(DEEPSEEK).shows_tools
+
+
+def test_marks_around_calls_are_text_without_tools() -> None:
+    answer = "<TOOLCALL>[]</TOOLCALL>"
+    assert told("<TOOLCALL>", answer, tools=[]) == Told(answer, "", [])
+
+
+@pytest.mark.parametrize("name", ["a|b", "f(x)", "", "x" * 257])
+def test_what_has_no_name_of_a_function_is_no_call(name: str) -> None:
+    for template, answer in (
+        (HERMES, f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>'),
+        (GEMMA, f"<|tool_call>call:{name}{{}}<tool_call|>"),
+        (GLM, f"<tool_call>{name}</tool_call>"),
+        (HARMONY, f"<|channel|>commentary to=functions.{name}<|message|>{{}}<|call|>"),
+        (MINIMAX3, f']<]minimax[>[<tool_call>]<]minimax[>[<invoke name="{name}">'),
+    ):
+        assert told(template, answer).calls == [], template
+
+
+def test_values_within_values_have_an_end() -> None:
+    deep = "".join(f"]<]minimax[>[<v{at}>" for at in range(5000))
+    answer = f']<]minimax[>[<tool_call>]<]minimax[>[<invoke name="clock">{deep}'
+    assert told(MINIMAX3, answer).names() == ["clock"]
+    answer = "<|tool_call>call:clock{x:" + "[" * 5000
+    assert told(GEMMA, answer).names() == ["clock"]
+    deep = "[" * 100_000
+    answer = f"<tool_call><function=clock><parameter=x>{deep}</parameter></function></tool_call>"
+    assert told(HERMES, answer).arguments() == [{"x": deep}]
+
+
+def test_text_that_was_read_is_forgotten() -> None:
+    parser = AnswerParser(format_of(HERMES), TOOLS)
+    parser.push('<tool_call>{"name": "clock", "arguments": {}}</tool_call>')
+    for _ in range(100):
+        parser.push("some words, and more of them. " * 10)
+    assert len(parser._source._text) < 1000
+
+
+def test_a_call_of_gemmas_ends_where_a_value_is_missing() -> None:
+    found = told(GEMMA, "<|tool_call>call:weather{city:,days:1}<tool_call|>")
+    assert found.calls == [("weather", None, '{"city": ')]
+
+
+def test_a_parameter_that_may_be_anything_is_read_as_json() -> None:
+    schema = {"properties": {"x": {"anyOf": [{"type": "string"}, {}]}}}
+    answer = "<tool_call><function=f><parameter=x>12</parameter></function></tool_call>"
+    found = told(HERMES, answer, tools=[Tool("f", "", schema)])
+    assert found.arguments() == [{"x": 12}]

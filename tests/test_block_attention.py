@@ -240,37 +240,75 @@ def test_a_product_that_is_no_number_counts_for_nothing(backend):
         np.testing.assert_array_equal(found, run(backend, choice, given, [400])["blocks"])
 
 
-@pytest.mark.parametrize("wrong", [-3.0, np.nan, 1e9, np.inf])
-def test_blocks_that_a_token_does_not_see_are_taken_for_the_nearest(backend, wrong):
+def attended_to(
+    backend, blocks: np.ndarray, size: int = 4, at_once: int | None = None
+) -> np.ndarray:
+    """Attention of tokens to the blocks of `size` positions that are given for each: [n, n_blocks].
+    at_once: the tokens that an executor takes; None for all."""
+    n = len(blocks)
     g = GraphBuilder("blocks")
     q, k, v = g.external("q", HEADS * DIM), g.external("k", KV * DIM), g.external("v", KV * VALUES)
-    blocks, out = g.external("blocks", 2), g.external("out", HEADS * VALUES)
+    chosen, out = g.external("blocks", blocks.shape[1]), g.external("out", HEADS * VALUES)
     g.kv_append(k, v, KV, DIM)
     g.block_attention(
         q,
-        blocks,
+        chosen,
         HEADS,
         KV,
         DIM,
         scale=0.2,
-        block_size=4,
+        block_size=size,
         n_choices=1,
         value_dim=VALUES,
         out=out,
     )
-    made, given = g.build(), inputs(Choice(4, 2), 30)
-    arrays = {name: given[name] for name in "qkv"}
-    arrays["blocks"] = np.full((30, 2), wrong, np.float32)
-    arrays["blocks"][:, 1] = -1.0
-    arrays["out"] = np.full((30, HEADS * VALUES), 7, np.float32)
-    state = new_state(backend, [state_of(made)], 64, "f32")
-    state.make_room(0, 1, 0, 30)
-    executor = backend.executor(made, 30)
-    executor.run_layers([executor.bind({})], arrays, [(30, 0, state.backing)])
+    made, given = g.build(), inputs(Choice(4, 2), n)
+    arrays = {name: given[name] for name in "qkv"} | {"blocks": blocks}
+    arrays["out"] = np.full((n, HEADS * VALUES), 7, np.float32)
+    state = new_state(backend, [state_of(made)], n + 34, "f32")
+    state.make_room(0, 1, 0, n)
+    for page in state._pages[0].values():  # what lies behind the last position
+        page.memory.view(np.float32)[:] = np.inf
+    step = at_once or n
+    executor = backend.executor(made, step)
+    bound = executor.bind({})
+    for past in range(0, n, step):
+        some = {name: array[past : past + step] for name, array in arrays.items()}
+        executor.run_layers([bound], some, [(len(some["out"]), past, state.backing)])
+    return arrays["out"]
+
+
+@pytest.mark.parametrize("wrong", [-3.0, np.nan, 1e9, np.inf])
+def test_blocks_that_a_token_does_not_see_are_taken_for_the_nearest(backend, wrong):
+    blocks = np.full((30, 2), wrong, np.float32)
+    blocks[:, 1] = -1.0
+    found, given = attended_to(backend, blocks), inputs(Choice(4, 2), 30)
     for token in range(7, 30):
         block = token // 4 if wrong > 0 else 0
         expected = attended(Choice(4, 2, pooled=True), given, token, [[block]])
-        assert_close(arrays["out"][token], expected, 4e-6)
+        assert_close(found[token], expected, 4e-6)
+
+
+def test_an_executor_for_one_token_has_room_for_all_blocks_that_it_sees():
+    backend, blocks = backend_named("cpp"), np.tile(np.arange(5, dtype=np.float32), (330, 1))
+    blocks[:, 4] = np.arange(330) // 64
+    found = attended_to(backend, blocks, 64, at_once=1)
+    assert_close(found[320:], attended_to(backend, blocks, 64)[320:])
+
+
+def test_nan_ends_a_choice_of_blocks(backend):
+    with_nan = attended_to(backend, np.tile(np.float32([1, np.nan]), (30, 1)))
+    without = attended_to(backend, np.tile(np.float32([1, -1]), (30, 1)))
+    np.testing.assert_array_equal(with_nan, without)
+
+
+def test_a_block_in_which_the_token_stands_reaches_no_further_wherever_it_is_chosen():
+    blocks = np.zeros((30, 3), np.float32)
+    blocks[:, 0] = np.arange(30) // 4  # the token's own, and then earlier ones
+    blocks[:, 1] = 1
+    found, expected = (attended_to(backend_named(name), blocks) for name in ("cpp", "numpy"))
+    assert np.isfinite(found).all()
+    assert_close(found[11:], expected[11:], 4e-6)
 
 
 # ---- what changes no bit -------------------------------------------------------------------------

@@ -6,6 +6,7 @@ test_engine.py.
 """
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -262,6 +263,7 @@ def test_the_first_layer_says_where_in_the_caches_the_weights_begin(cpp):
         ([(1, 0, None)], 0, TypeError, ["sequences holds", "not (n_tokens, past, SequenceState)"]),
         ([(1, 0)], 0, TypeError, ["sequences holds a tuple"]),
         ([None], 0, TypeError, ["sequences holds None"]),
+        ("lists", 0, TypeError, ["sequences holds a list"]),  # which could let the state go
         ("caches", 1, ValueError, ["state of 2 layers, too few for 2 from layer 1 on"]),
         ("caches", 2**63, ValueError, ["too few for 2"]),
     ],
@@ -271,6 +273,8 @@ def test_sequences_that_make_no_sense_are_refused(cpp, sequences, first, error, 
     bound, buffers = executor.bind({}), {name: ones(1, n) for name, n, _ in X_ATTENTION}
     if sequences == "caches":
         sequences = [(1, 0, one_page_state(cpp, np.zeros((2, 2, *CACHE), np.float32)))]
+    if sequences == "lists":
+        sequences = [[1, 0, one_page_state(cpp, np.zeros((2, 2, *CACHE), np.float32))]]
     check_message(
         cpp,
         lambda _: executor.run_layers([bound, bound], buffers, sequences, first),
@@ -361,6 +365,31 @@ def test_a_state_keeps_its_pages(cpp):
     executor.run_layers([executor.bind({})], buffers, [(1, 5, state)])
     np.testing.assert_allclose(buffers["y"], 3)
     assert len(others) == 100
+
+
+def test_a_state_keeps_its_recurrent_memory(cpp):
+    """And lets it go for another, and with the state."""
+    state, gone = cpp.SequenceState(16, [], [(None, 0, 3, None)]), []
+    for _ in range(2):
+        memory = ones(3)
+        weakref.finalize(memory, gone.append, 1)
+        state.set_recurrent(memory)
+        del memory
+        gc.collect()
+    assert len(gone) == 1
+    del state
+    assert len(gone) == 2
+
+
+def test_a_state_lets_go_of_the_pages_that_it_does_not_keep(cpp):
+    state, gone = cpp.SequenceState(16, [128], [((0, 0, 64, "f32", 1, 1, 1), 0, 0, None)]), []
+    for number in range(3):
+        page = ones(128, dtype=np.uint8)
+        weakref.finalize(page, gone.append, number)
+        state.set_page(0, number, page)
+        del page
+    state.keep_pages(0, 1, 2)
+    assert sorted(gone) == [0, 2]
 
 
 def test_what_a_product_writes_second_is_quantised_anew(cpp):

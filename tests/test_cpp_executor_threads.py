@@ -270,7 +270,16 @@ def test_buffers_that_overlap_in_part_are_refused_if_one_is_written(cpp):
     assert (both == 1).all()
 
 
-def test_a_state_does_not_change_during_a_run(cpp):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state, page, memory: state.set_page(0, 0, page),
+        lambda state, page, memory: state.keep_pages(0, 0, 1),
+        lambda state, page, memory: state.set_recurrent(memory),
+    ],
+    ids=["set_page", "keep_pages", "set_recurrent"],
+)
+def test_a_state_does_not_change_during_a_run(cpp, change):
     """An op calls no Python, so the run is a long one on another thread."""
     width = 2048
     graph = {
@@ -280,9 +289,10 @@ def test_a_state_does_not_change_during_a_run(cpp):
         "max_tokens": 64,
     }
     executor = cpp.Executor(**graph)
-    state = cpp.SequenceState([(16, 64)], [(None, 0, 0, None)])
-    page = np.zeros(64, np.uint8)
+    state = cpp.SequenceState([(16, 64)], [(None, 0, 2, None)])
+    page, memory = np.zeros(64, np.uint8), np.zeros(2, np.float32)
     state.set_page(0, 0, page)
+    state.set_recurrent(memory)
     buffers = {"x": ones(64, width), "y": ones(64, width)}
     run = threading.Thread(
         target=lambda: executor.run_layers([executor.bind({})], buffers, [(64, 0, state)])
@@ -291,9 +301,9 @@ def test_a_state_does_not_change_during_a_run(cpp):
     run.start()
     while run.is_alive() and not refused:
         try:
-            state.set_page(0, 0, page)
+            change(state, page, memory)
         except RuntimeError as error:
             refused = "a run uses it" in str(error)
     run.join()
     assert refused
-    state.set_page(0, 0, page)
+    change(state, page, memory)

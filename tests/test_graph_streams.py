@@ -62,6 +62,20 @@ def test_factors_of_hyper_connections(backend, n_tokens, n, n_iterations, whole)
     assert_close(out, hyper_factors(x, scale, base, n, n_iterations, 1e-6))
 
 
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_factors_of_scores_far_beyond_those_of_exp_are_finite(backend, eps):
+    n = 3
+    x, base = random(5, 15), np.zeros(15, np.float32)
+    x[:, 2 * n :] = 5000 + np.round(100 * x[:, 2 * n :])
+
+    def build(g, x, scale, base):
+        return g.hyper_factors(x, scale, base, n, 3, eps)
+
+    out = run(backend, build, {"x": x}, {"scale": np.ones(3, "f4"), "base": base})
+    x[:, 2 * n :] -= np.repeat(x[:, 2 * n :].reshape(5, 3, 3).max(axis=2), 3, axis=1)
+    assert_close(out, hyper_factors(x, np.ones(3), base, n, 3, eps))
+
+
 @pytest.mark.parametrize("n_tokens", [1, 70])
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize(("n", "width"), [(4, 300), (1, 5), (16, 128)])

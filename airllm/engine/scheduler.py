@@ -174,7 +174,6 @@ class Scheduler(Closing):
         with self._changed:
             if handle in self._queue:
                 self._queue.remove(handle)
-            self._changed.notify_all()
         return going_on
 
     @property

@@ -20,7 +20,6 @@ from airllm.server.ollama import read_keep_alive
 from airllm.server.openai_completions import read_prompts_field
 from airllm.server.served_model import ServedModel
 from airllm.server.service import Service
-from airllm.server.settings import ServerSettings
 
 __all__ = ["ollama_embed", "ollama_embeddings", "openai_embeddings"]
 

@@ -320,7 +320,6 @@ class SequenceState:
             for index, page in pages.items():
                 self._pages[table][index] = self._pool.hold(page)
                 self.backing.set_page(table, index, page.memory)
-            self._room[table] = 0
         self._recurrent[:] = snapshot.recurrent
         self._recurrent_at = snapshot.length
 

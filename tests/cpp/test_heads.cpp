@@ -87,3 +87,28 @@ TEST(float_heads_give_the_same_bits_on_any_number_of_threads) {
             check::that(same_bytes(on(threads), expected), std::to_string(threads) + " threads");
     }
 }
+
+TEST(a_product_after_heads_quantises_its_input_anew) {
+    constexpr std::size_t rows = 2;
+    Builder b;
+    const int a = b.external("a", k), x = b.external("x", n_heads * k);
+    const int first = b.external("first", n), y = b.external("y", n_heads * n);
+    const int again = b.external("again", n), w = b.slot("w"), heads = b.slot("heads");
+    b.op(OpKind::linear, {a}, first, w).activations = Activations::q8;
+    auto& op = b.op(OpKind::head_linear, {x}, y, heads);
+    op.n_heads = n_heads;
+    op.activations = Activations::q8;
+    b.op(OpKind::linear, {a}, again, w).activations = Activations::q8;
+    Floats input = normal(rows * k, 1), others = normal(rows * n_heads * k, 2);
+    Floats before(rows * n), between(rows * n_heads * n), after(rows * n);
+    Executor executor(b.graph, rows);
+    graphs::run(executor,
+                {graphs::packed(matrices::random(DType::q8_0, n, k, 9)), random_heads(DType::q8_0)},
+                {{a, input.data()},
+                 {x, others.data()},
+                 {first, before.data()},
+                 {y, between.data()},
+                 {again, after.data()}},
+                rows);
+    check::that(same_bytes(before, after), "the same product");
+}

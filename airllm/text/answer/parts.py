@@ -125,14 +125,14 @@ class Parts:
     def arguments(self, text: str) -> None:
         """More arguments of the call that began last."""
         last, index = self._parts[-1] if self._parts else None, self.n_calls - 1
-        if isinstance(last, CallArguments) and last.index == index:
+        if isinstance(last, CallArguments):  # of this call: CallBegin comes before others
             self._parts[-1] = CallArguments(index, last.text + text)
         elif text:
             self._parts.append(CallArguments(index, text))
 
     def finish(self) -> None:
         """No more comes: the white space at the end belongs to the text, unless a call was last."""
-        if self._space and not self._drops_space:
+        if self._space:
             self._add_text(self._space)
         self._space = ""
 
