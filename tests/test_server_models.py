@@ -25,6 +25,11 @@ async def states(models: LoadedModels) -> dict[str, str]:
     return {listed.id: listed.state for listed in await models.listed()}
 
 
+async def until_unloaded(models: LoadedModels, id: str) -> None:
+    while (await states(models)).get(id, "unloaded") != "unloaded":
+        await asyncio.sleep(0.001)
+
+
 # ---- loading and making way ----------------------------------------------------------------------
 
 
@@ -408,8 +413,8 @@ def test_a_model_that_is_not_used_is_unloaded_in_time() -> None:
     async def test() -> None:
         models = loaded_models(a, keep_alive=0.01)
         await use(models, "a")
-        await until(lambda: a.n_loaded == 0)
-        assert await states(models) == {"a": "unloaded"}
+        await until_unloaded(models, "a")
+        assert a.n_loaded == 0
         await models.close()
 
     run(test)
@@ -498,7 +503,8 @@ def test_a_model_whose_file_has_gone_is_unloaded(monkeypatch: pytest.MonkeyPatch
             there.remove(a)
             await models.listed()
             assert engine.model.name == "a"  # what runs goes on
-        await until(lambda: a.n_loaded == 0)
+        await until_unloaded(models, "a")
+        assert a.n_loaded == 0
         assert await states(models) == {"b": "unloaded"}
         with pytest.raises(UnknownModelError):
             await use(models, "a")
