@@ -25,6 +25,11 @@ async def states(models: LoadedModels) -> dict[str, str]:
     return {listed.id: listed.state for listed in await models.listed()}
 
 
+async def until_unloaded(models: LoadedModels, id: str) -> None:
+    while (await states(models)).get(id, "unloaded") != "unloaded":
+        await asyncio.sleep(0.001)
+
+
 # ---- loading and making way ----------------------------------------------------------------------
 
 
@@ -100,6 +105,20 @@ def test_a_model_on_which_something_runs_does_not_make_way() -> None:
     run(test)
 
 
+def test_one_on_which_nothing_runs_makes_way_although_it_was_used_later() -> None:
+    a, b, c = Scripted("a"), Scripted("b"), Scripted("c")
+
+    async def test() -> None:
+        models = loaded_models(a, b, c, budget=2)
+        async with models.use("a"):
+            await use(models, "b")
+            await use(models, "c")
+            assert (a.n_loaded, b.n_loaded) == (1, 0)
+        await models.close()
+
+    run(test)
+
+
 def test_requests_that_come_at_once_load_a_model_once() -> None:
     a = Scripted("a")
 
@@ -156,10 +175,13 @@ def test_a_load_that_fails_is_told_to_all_and_not_tried_again_at_once() -> None:
 
 def test_no_model_makes_way_for_a_file_that_is_damaged() -> None:
     a, damaged = Scripted("a"), Scripted("damaged", header_error=ValueError("no GGUF"))
+    clock = Clock()
 
     async def test() -> None:
-        models = loaded_models(a, damaged)
+        models = loaded_models(a, damaged, clock=clock)
         await use(models, "a")
+        await models.listed()
+        clock.now += module.RETRY_SECONDS
         with pytest.raises(LoadError, match="no GGUF"):
             await use(models, "damaged")
         assert await states(models) == {"a": "loaded"}  # and no damaged one among those there are
@@ -263,6 +285,26 @@ def test_who_leaves_while_a_model_is_loaded_does_not_hold_it() -> None:
     run(test)
 
 
+def test_who_leaves_just_as_the_model_is_granted_does_not_hold_it() -> None:
+    async def test() -> None:
+        models = loaded_models(Scripted("a"), Scripted("b"))
+        left = asyncio.create_task(use(models, "a"))
+        grant = models._grant
+
+        def granted_too_late(waiter: Any) -> None:
+            grant(waiter)
+            left.cancel()
+
+        models._grant = granted_too_late  # type: ignore[method-assign]
+        await asyncio.gather(left, return_exceptions=True)
+        assert left.cancelled()
+        models._grant = grant  # type: ignore[method-assign]
+        assert await use(models, "b") == "b"
+        await models.close()
+
+    run(test)
+
+
 # ---- taking turns --------------------------------------------------------------------------------
 
 
@@ -297,6 +339,36 @@ def test_a_busy_model_takes_new_requests_for_a_turn_and_then_makes_way() -> None
         clock.now += model_slots.MOST_TURN
         assert await late == "a"
         assert (a.n_loads, b.n_loads) == (2, 1)
+        await models.close()
+
+    run(test)
+
+
+def test_a_model_that_was_just_loaded_has_its_turn_however_long_others_have_waited() -> None:
+    clock, a, b = Clock(), Scripted("a"), Scripted("b")
+
+    async def test() -> None:
+        models = loaded_models(a, b, clock=clock)
+        held = asyncio.Event()
+
+        async def hold() -> None:
+            async with models.use("b"):
+                await held.wait()
+
+        async with models.use("a"):
+            holding = asyncio.create_task(hold())
+            await asyncio.sleep(0)
+            clock.now += 10 * model_slots.MOST_TURN
+            other = asyncio.create_task(use(models, "a"))
+            await asyncio.sleep(0)
+            clock.now += 10 * model_slots.MOST_TURN
+        await until(lambda: b.n_loaded)
+        assert await use(models, "b") == "b"
+        assert not other.done()
+        held.set()
+        clock.now += model_slots.MOST_TURN
+        assert await other == "a"
+        await holding
         await models.close()
 
     run(test)
@@ -341,8 +413,8 @@ def test_a_model_that_is_not_used_is_unloaded_in_time() -> None:
     async def test() -> None:
         models = loaded_models(a, keep_alive=0.01)
         await use(models, "a")
-        await until(lambda: a.n_loaded == 0)
-        assert await states(models) == {"a": "unloaded"}
+        await until_unloaded(models, "a")
+        assert a.n_loaded == 0
         await models.close()
 
     run(test)
@@ -431,7 +503,8 @@ def test_a_model_whose_file_has_gone_is_unloaded(monkeypatch: pytest.MonkeyPatch
             there.remove(a)
             await models.listed()
             assert engine.model.name == "a"  # what runs goes on
-        await until(lambda: a.n_loaded == 0)
+        await until_unloaded(models, "a")
+        assert a.n_loaded == 0
         assert await states(models) == {"b": "unloaded"}
         with pytest.raises(UnknownModelError):
             await use(models, "a")

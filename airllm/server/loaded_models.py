@@ -22,7 +22,7 @@ from typing import Any
 
 from airllm.engine.requests import QueueFullError
 from airllm.server.engine_thread import EngineThread
-from airllm.server.model_catalog import Catalog, ModelNeeds, ModelSource
+from airllm.server.model_catalog import Catalog, ModelSource
 from airllm.server.model_errors import LoadError, ModelBusyError, UnknownModelError
 from airllm.server.model_slots import Slot, victims
 from airllm.server.models import ListedModel, Models
@@ -307,10 +307,7 @@ class LoadedModels(Models):
     def _victims(self, slot: Slot) -> list[Slot]:
         if slot.needs is None or slot.state != "unloaded":
             return []
-        return victims(self._there, self._share(slot.needs), self._budget)
-
-    def _share(self, needs: ModelNeeds) -> int:
-        return needs.n_bytes if self._budget is None else min(needs.n_bytes, self._budget)
+        return victims(self._there, slot.needs.n_bytes, self._budget)
 
     def _unwanted(self) -> Slot | None:
         """A model that is to be unloaded, whoever waits."""
@@ -363,7 +360,7 @@ class LoadedModels(Models):
     async def _load(self, slot: Slot) -> None:
         source, needs = slot.source, slot.needs
         assert needs is not None
-        slot.state, slot.n_bytes = "loading", self._share(needs)
+        slot.state, slot.n_bytes = "loading", needs.n_bytes
         self._there.append(slot)
         slot.engine = engine = EngineThread(lambda: source.open(needs), self._watch(slot))
         began = self._clock()
