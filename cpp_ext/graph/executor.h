@@ -80,8 +80,9 @@ class Executor {
     std::vector<std::size_t> recurrent_first_;  // of each op: its floats in the recurrent memory
     std::size_t recurrent_floats_ = 0;          // of all ops
     std::vector<char> barrier_before_;  // of each op: may it touch what another thread works on?
-    // before_first_barrier with experts, as the route decides how their work is dealt out.
-    Joining joining_ = Joining::any_time;
+    // Of several rows; before_first_barrier with experts, as the route decides how their work is
+    // dealt out.
+    Joining joining_rows_ = Joining::any_time;
     std::size_t meetings_ = 0;
     AlignedBytes arena_;
     std::vector<std::vector<int>> matrices_;  // of each quantized_norm: the slots of its readers

@@ -20,7 +20,7 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
     plan_norms();
     plan_recurrent();
     for (const Op& op : graph_.ops)
-        if (op.kind == OpKind::expert_linear) joining_ = Joining::before_first_barrier;
+        if (op.kind == OpKind::expert_linear) joining_rows_ = Joining::before_first_barrier;
 }
 
 void Executor::allocate(const ExecutorMemory& memory) {

@@ -90,7 +90,14 @@ void Executor::Run::quantized_norm(const Op& op, std::size_t index) {
 }
 
 void Executor::Run::experts(const Op& op) {
-    if (quantized_busy) meet();
+    const auto& experts = std::get<Experts>(weight(op));
+    // The experts of one row with one input take it as other products do, which may have
+    // quantised it.
+    const bool ready = op.shared && batch.n_tokens == 1;
+    if (ready)
+        input_for(op, *experts[0]);
+    else if (quantized_busy)
+        meet();
     const ExpertTask task{
         .x = buffer(op.inputs[0]),
         .shared = op.shared,
@@ -99,11 +106,13 @@ void Executor::Run::experts(const Op& op) {
         .n_used = op.n_used,
         .kind = activations(op),
         .quantized = executor.quantized_.data(),
+        .ready = ready,
         .scratch = reinterpret_cast<float*>(executor.expert_rows_.data()),
         .chosen = reinterpret_cast<std::uint32_t*>(executor.chosen_.data()),
         .y = buffer(op.output),
     };
-    expert_linear(worker, std::get<Experts>(weight(op)), task);
+    expert_linear(worker, experts, task);
+    if (ready) return;
     quantized_input = -1;
     quantized_busy = true;
 }

@@ -89,37 +89,24 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     });
 }
 
-// `Streams` groups, `apart` from each other, by one tile of activations.
-template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens, std::size_t Streams>
-[[gnu::noinline]] void multiply_groups(const PackedView& w, std::size_t group, std::size_t apart,
-                                       const std::byte* x, float* y, std::size_t y_stride) {
+// One group by one tile of activations.
+template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
+[[gnu::noinline]] void multiply_group(const PackedView& w, std::size_t group, const std::byte* x,
+                                      float* y, std::size_t y_stride) {
     const std::size_t blocks = w.k / quant_block;
-    const auto reader = [&]<std::size_t... S>(std::index_sequence<S...>) {
-        return std::array<GroupReader<Isa, Type>, Streams>{
-            GroupReader<Isa, Type>(w, group + S * apart)...};
-    }(std::make_index_sequence<Streams>{});
-    Floats<Isa> total[Streams][Tokens];
+    const GroupReader<Isa, Type> reader(w, group);
+    Floats<Isa> total[Tokens];
 #pragma GCC unroll 8
-    for (std::size_t s = 0; s < Streams; ++s) {
-#pragma GCC unroll 8
-        for (std::size_t t = 0; t < Tokens; ++t) {
-            total[s][t] = Floats<Isa>(0.0f);
-        }
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        total[t] = Floats<Isa>(0.0f);
     }
     for (std::size_t b = 0; b < blocks; ++b, x += (Digits * quant_block + 16) * Tokens) {
-#pragma GCC unroll 8
-        for (std::size_t s = 0; s < Streams; ++s) {
-            multiply_block<Isa, Type, Digits, Tokens>(reader[s], b, x, total[s]);
-        }
+        multiply_block<Isa, Type, Digits, Tokens>(reader, b, x, total);
     }
+    const std::size_t column = group * lanes<Isa>;
 #pragma GCC unroll 8
-    for (std::size_t s = 0; s < Streams; ++s) {
-        const std::size_t column = (group + s * apart) * lanes<Isa>;
-#pragma GCC unroll 8
-        for (std::size_t t = 0; t < Tokens; ++t) {
-            store_partial<Isa>(total[s][t], y + t * y_stride + column,
-                               std::min(w.n - column, lanes<Isa>));
-        }
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        store_partial<Isa>(total[t], y + t * y_stride + column, std::min(w.n - column, lanes<Isa>));
     }
 }
 
@@ -142,24 +129,15 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
     const std::size_t step =
         std::max<std::size_t>(fitting / Isa::activation_tile, 1) * Isa::activation_tile;
     with_digits(kind, [&](auto digits) {
-        const auto groups = [&](std::size_t group, std::size_t apart, auto streams, std::size_t row,
-                                auto tokens) {
-            multiply_groups<Isa, Type, digits, tokens, streams>(
-                w, group, apart, xq + row * row_size, y + row * y_stride, y_stride);
-        };
-        constexpr std::integral_constant<std::size_t, 1> one;
-        if constexpr (has_dot_product<Isa>)
-            if (rows == 1)
-                return for_far_streams(first, last, [&](auto g, auto apart, auto streams) {
-                    groups(g, apart, streams, 0, one);
-                });
         for (std::size_t begin = 0; begin < rows; begin += step) {
             const std::size_t end = std::min(begin + step, rows);
             for (std::size_t g = first; g < last; ++g) {
                 for (std::size_t r = begin; r < end;) {
                     const std::size_t tile = tile_rows<Isa>(rows - r);
-                    with_tile<Isa::activation_tile>(
-                        tile, [&](auto tokens) { groups(g, 0, one, r, tokens); });
+                    with_tile<Isa::activation_tile>(tile, [&](auto tokens) {
+                        multiply_group<Isa, Type, digits, tokens>(w, g, xq + r * row_size,
+                                                                  y + r * y_stride, y_stride);
+                    });
                     r += tile;
                 }
             }

@@ -51,6 +51,7 @@ struct ExpertTask {
     std::size_t rows, n_used;
     Activations kind;
     std::byte* quantized;   // space for max(rows, n_used) quantised rows of k, unless kind is f32
+    bool ready = false;     // does it hold the input, of one row and shared?
     float* scratch;         // [rows][k + n]
     std::uint32_t* chosen;  // [rows][n_used], space for the experts that the route names
     float* y;               // [rows][n_used][n]
