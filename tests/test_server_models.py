@@ -212,7 +212,7 @@ def test_an_engine_that_ends_is_loaded_again_later() -> None:
         await use(models, "a")
         a.engine.ends_with = RuntimeError("the engine has failed")
         a.engine.close()
-        await until(lambda: a.n_loaded == 0)
+        await until(lambda: models._slots["a"].failed)
         clock.now += module.RETRY_SECONDS
         assert await use(models, "a") == "a"
         assert a.n_loads == 2
