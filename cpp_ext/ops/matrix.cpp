@@ -52,6 +52,11 @@ PackedMatrix::PackedMatrix(DType type, std::size_t n, std::size_t k,
 PackedMatrix::PackedMatrix(DType type, std::span<const std::byte> source, std::size_t n,
                            std::size_t k)
     : PackedMatrix(type, n, k, std::make_shared<AlignedBytes>(packed_bytes(type, n, k)), 0) {
+    pack(source);
+}
+
+void PackedMatrix::pack(std::span<const std::byte> source) const {
+    const auto& [data, n, k, type] = view_;
     if (k == 0) return;  // nothing to pack, in up to 2^31 rows
     const std::size_t all = groups();
     run_team(
