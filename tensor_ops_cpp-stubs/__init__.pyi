@@ -149,6 +149,7 @@ class PackedMatrix:
     def shape(self) -> tuple[int, int]: ...
     @property
     def nbytes(self) -> int: ...  # of the packed form
+    def fill(self, data: Any) -> None: ...  # packs other rows, of as many bytes
     def dequantize(self) -> _Float32: ...  # [n, k]
 
 class RawRows:

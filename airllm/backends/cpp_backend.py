@@ -69,6 +69,9 @@ class CppBackend:
         matrix = tensor_ops_cpp.packed_room(memory, offset, type, shape)
         return matrix, matrix
 
+    def fill(self, target: Any, data: NDArray[Any]) -> None:
+        target.fill(data)
+
     def stream(
         self,
         files: Sequence[tuple[int, str]],

@@ -116,6 +116,16 @@ std::vector<PackedMatrixPtr> packed_together(py::handle data, py::handle type, p
     return PackedMatrix::several(a.type, a.bytes.data, matrices, a.n / matrices, a.k);
 }
 
+void fill(const PackedMatrixPtr& w, py::handle data) {
+    const Bytes bytes = bytes_of("PackedMatrix.fill", data);
+    const std::size_t expected = matrix_bytes(w->type(), w->n(), w->k());
+    if (bytes.data.size() != expected)
+        value_error("PackedMatrix.fill: data has " + std::to_string(bytes.data.size()) +
+                    " bytes; expected " + std::to_string(expected) + ".");
+    const WithoutGil released;
+    w->pack(bytes.data);
+}
+
 RawRowsObject make_raw_rows(py::handle data, py::handle type, py::handle shape) {
     const MatrixArguments a = matrix_arguments("RawRows", data, type, shape);
     return {a.bytes.owner, {a.bytes.data.data(), a.type, a.n, a.k}};
@@ -304,6 +314,8 @@ void bind_matrix(py::module_& m) {
     packed.def_property_readonly("type", [](const PackedMatrix& w) { return dtype_name(w.type()); })
         .def_property_readonly("shape", shape_of<PackedMatrix>)
         .def_property_readonly("nbytes", &PackedMatrix::bytes)
+        .def("fill", fill, py::arg("data"),
+             "Pack other rows, bytes as those that the constructor takes. Not while it is in use.")
         .def("dequantize", unpack, "The whole matrix: float32 [n, k].")
         .def("__repr__", [](const PackedMatrix& w) {
             return describe("PackedMatrix", dtype_name(w.type()), shape_of(w));
