@@ -52,35 +52,15 @@ PackedMatrix::PackedMatrix(DType type, std::size_t n, std::size_t k,
 PackedMatrix::PackedMatrix(DType type, std::span<const std::byte> source, std::size_t n,
                            std::size_t k)
     : PackedMatrix(type, n, k, std::make_shared<AlignedBytes>(packed_bytes(type, n, k)), 0) {
-    pack(source);
-}
-
-void PackedMatrix::pack(std::span<const std::byte> source) const {
-    const std::size_t n = view_.n, k = view_.k;
     if (k == 0) return;  // nothing to pack, in up to 2^31 rows
     const std::size_t all = groups();
     run_team(
         [&](const Worker& worker) {
             deal(worker, all, dealt_groups, [&](std::size_t first, std::size_t last) {
-                table_->pack(view_.type, source.data(), n, k, first, last, data_);
+                table_->pack(type, source.data(), n, k, first, last, data_);
             });
         },
         bytes() < 64 * 1024 ? 1 : 1024);
-}
-
-std::vector<std::shared_ptr<PackedMatrix>> PackedMatrix::several(DType type,
-                                                                 std::span<const std::byte> source,
-                                                                 std::size_t count, std::size_t n,
-                                                                 std::size_t k) {
-    const std::size_t bytes = (packed_bytes(type, n, k) + 63) / 64 * 64;
-    const auto memory = std::make_shared<AlignedBytes>(checked_product(count, bytes));
-    const std::size_t source_bytes = matrix_bytes(type, n, k);
-    std::vector<std::shared_ptr<PackedMatrix>> matrices;
-    for (std::size_t i = 0; i < count; ++i) {
-        matrices.push_back(std::make_shared<PackedMatrix>(type, n, k, memory, i * bytes));
-        matrices.back()->pack(source.subspan(i * source_bytes, source_bytes));
-    }
-    return matrices;
 }
 
 void PackedMatrix::pack_groups(std::size_t first_group, std::span<const std::byte> rows) const {

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <memory>
 #include <span>
-#include <vector>
 
 #include "kernels.h"
 #include "ops/aligned_bytes.h"
@@ -20,12 +19,6 @@ class PackedMatrix {
  public:
     // With memory of its own, and packed.  source: see `pack`.
     PackedMatrix(DType type, std::span<const std::byte> source, std::size_t n, std::size_t k);
-    // `count` matrices, whose `source` lies one after the other, side by side in one memory:
-    // matrices that are each smaller than a huge page lie in huge pages as well.
-    static std::vector<std::shared_ptr<PackedMatrix>> several(DType type,
-                                                              std::span<const std::byte> source,
-                                                              std::size_t count, std::size_t n,
-                                                              std::size_t k);
     // Space for a matrix at byte `offset` of shared memory; `pack` or pack_groups fills it.
     // Throws std::invalid_argument if it does not fit, or if offset is no multiple of 64.
     PackedMatrix(DType type, std::size_t n, std::size_t k, std::shared_ptr<AlignedBytes> memory,
@@ -47,9 +40,6 @@ class PackedMatrix {
     const KernelTable& table() const { return *table_; }
 
  private:
-    // Packs on all threads.
-    void pack(std::span<const std::byte> source) const;
-
     const KernelTable* table_;
     std::shared_ptr<AlignedBytes> memory_;
     std::byte* data_;
