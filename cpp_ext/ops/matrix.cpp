@@ -52,12 +52,17 @@ PackedMatrix::PackedMatrix(DType type, std::size_t n, std::size_t k,
 PackedMatrix::PackedMatrix(DType type, std::span<const std::byte> source, std::size_t n,
                            std::size_t k)
     : PackedMatrix(type, n, k, std::make_shared<AlignedBytes>(packed_bytes(type, n, k)), 0) {
+    pack(source);
+}
+
+void PackedMatrix::pack(std::span<const std::byte> source) const {
+    const std::size_t n = view_.n, k = view_.k;
     if (k == 0) return;  // nothing to pack, in up to 2^31 rows
     const std::size_t all = groups();
     run_team(
         [&](const Worker& worker) {
             deal(worker, all, dealt_groups, [&](std::size_t first, std::size_t last) {
-                table_->pack(type, source.data(), n, k, first, last, data_);
+                table_->pack(view_.type, source.data(), n, k, first, last, data_);
             });
         },
         bytes() < 64 * 1024 ? 1 : 1024);
