@@ -216,9 +216,12 @@ ARCHITECTURES = {
     "hunyuan-dense": Own(),
     "hunyuan-moe": Own(_EXPERTS | {"expert_shared_feed_forward_length": 48}),
     "hy_v3": Own(
-        _EXPERTS | {"expert_shared_feed_forward_length": 32, "expert_weights_scale": 1.5},
-        {f"blk.{i}.exp_probs_b": (6,) for i in range(1, 8)}
-        | {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in range(1, 8)},
+        _EXPERTS
+        | {"block_count": 9, "nextn_predict_layers": 1}
+        | {"expert_shared_feed_forward_length": 32, "expert_weights_scale": 1.5},
+        {f"blk.{i}.exp_probs_b": (6,) for i in range(1, 9)}
+        | {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in range(1, 9)}
+        | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
     "internlm2": Own(),
     "kimi-k3": Own(

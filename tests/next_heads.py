@@ -21,8 +21,10 @@ from airllm.engine.settings import settings_of
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import FAMILIES
 
-# The architectures whose heads are used.
-WITH_HEADS = [name for name in ARCHITECTURES if FAMILIES[name].next_layer is not None]
+# The architectures whose heads are used. mistral4 is of deepseek2's family; no model of it has one.
+WITH_HEADS = [
+    name for name in ARCHITECTURES if FAMILIES[name].next_layer is not None and name != "mistral4"
+]
 RECURRENT = {"qwen35", "qwen35moe", "qwen3next"}
 N_TOKENS, STEP = 64, 7  # as many tokens as the models' hidden states have values
 

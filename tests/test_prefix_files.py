@@ -13,7 +13,7 @@ from tiny_model import Sizes, write_tiny_model
 
 from airllm.layer_engine import LayerWiseInferenceEngine as Engine
 from airllm.state import session
-from airllm.state.prefix_files import load_tree, save_tree
+from airllm.state.prefix_files import PrefixFolder
 
 CONTEXT = 600
 PROMPT = [(7 * i) % 150 + 3 for i in range(400)]
@@ -115,18 +115,22 @@ def test_a_folder_to_which_others_may_write_is_not_read(path, folder, caplog):
 FINGERPRINT = b"\1" * 32
 
 
+def files(folder, forest):
+    return PrefixFolder(folder, forest.layout, FINGERPRINT)
+
+
 def kept(folder, *sequences):
     """A forest whose tree has these sequences, the last one used last, and was written."""
     forest = Forest(LAYERS["whole"])
     for tokens in sequences:
         forest.add(tokens)
-    save_tree(forest.tree, folder, forest.state, FINGERPRINT)
+    files(folder, forest).save(forest.tree, forest.state)
     return forest
 
 
 def read(folder, most_bytes=MUCH):
     forest = Forest(LAYERS["whole"], most_bytes)
-    load_tree(forest.tree, folder, forest.state, FINGERPRINT, 5000)
+    files(folder, forest).load(forest.tree, forest.state, 5000)
     return forest
 
 
@@ -135,7 +139,7 @@ def test_the_most_recently_used_is_read_where_there_is_no_room_for_all(folder):
     kept(folder, *sequences)
     forest = read(folder)
     assert forest.longest(sequences[0]) == 60  # used, and its file stays as it is
-    save_tree(forest.tree, folder, forest.state, FINGERPRINT)
+    files(folder, forest).save(forest.tree, forest.state)
     size = max(each.stat().st_size for each in folder.iterdir())
     forest = read(folder, size + 1)
     assert [forest.longest(each) for each in sequences] == [60, 0, 0]

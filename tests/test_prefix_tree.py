@@ -309,7 +309,7 @@ def test_the_pages_of_a_snapshots_beginning_stay_as_long_as_it() -> None:
     state = new_state(NumpyBackend(), LAYERS["whole"], 4096, "f32")
     append(state, numbers(300))
     snapshot = state.snapshot()
-    beginning = snapshot.beginning(100)
+    beginning = snapshot.beginning(state.layout, 100)
     state.clear()
     del snapshot
     gc.collect()

@@ -31,10 +31,6 @@ def configure(r: ConfigReader) -> ModelConfig:
     )
 
 
-def next_layer(c: ModelConfig) -> LayerConfig:
-    return LayerConfig(has_experts=True)
-
-
 def _values(config: HFReader) -> dict[str, object]:
     config.expect("route_norm", None, True)
     config.expect("moe_router_use_sigmoid", None, True)
@@ -76,5 +72,4 @@ FAMILY = Family(
     ),
     configure,
     partial(blocks.layer, normed="heads"),
-    next_layer=next_layer,
 )
