@@ -245,16 +245,16 @@ def test_a_converted_folder_keeps_its_blocks_and_its_logits(tmp_path, tiny, name
 
 
 def test_a_budget_that_is_too_small_says_to_convert(tmp_path, backend):
-    sizes = dataclasses.replace(SIZES, n_layers=24)
+    sizes = dataclasses.replace(SIZES, ffn=1024, n_layers=24)
     model = write_tiny_model(tmp_path, sizes=sizes)
     write_quantised(tmp_path / "hf", model, FORMATS["AWQ"])
     little = {"backend": backend, "kv_type": "f32", "batch_size": 16, "context": 16}
     with pytest.raises(BudgetError, match=r"quantised folders\) stay in memory; `airllm convert`"):
-        LayerWiseInferenceEngine(tmp_path / "hf", ram_budget=1500000, **little)
+        LayerWiseInferenceEngine(tmp_path / "hf", ram_budget=3_500_000, **little)
     out = tmp_path / "new.gguf"
     command = ["convert", "-m", str(tmp_path / "hf"), "-o", str(out), "--type", "q8_0"]
     assert main([*command, "--keep-quantized"]) == 0
-    with LayerWiseInferenceEngine(out, ram_budget=1500000, **little) as engine:
+    with LayerWiseInferenceEngine(out, ram_budget=3_500_000, **little) as engine:
         assert engine.plan().streams
 
 
