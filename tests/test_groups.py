@@ -243,6 +243,24 @@ def test_a_layer_keeps_a_window_its_groups_and_what_the_next_group_is_made_of():
     assert not layout.can_be_cut
 
 
+def test_a_group_of_two_parts_needs_the_tokens_of_the_group_before_it():
+    backend, every = backend_named("cpp"), 4
+    g = GraphBuilder("groups")
+    x, gate = (g.external(name, 2 * DIM) for name in ("x", "gate"))
+    pooled = g.pool_groups(x, gate, g.weight("bias", every, 2 * DIM), n_parts=2)
+    g.take_columns(pooled, 0, DIM, out=g.external("pooled", DIM))
+    made = g.build()
+    executor, part = backend.executor(made, 1), 4 * 2 * 16 * DIM
+    pending = 0, 0, part, "f32", 2, DIM, DIM
+    state = backend.sequence_state([(16, 2 * part)], [(None, 0, 0, None, None, pending, None)])
+    state.set_page(0, 1, np.zeros(2 * part, np.uint8))  # positions 16 to 31
+    bound = bound_weights(backend, executor, made, weights_of(made))
+    arrays = {b.name: np.ones((1, b.width), np.float32) for b in made.buffers if b.external}
+    executor.run_layers([bound], arrays, [(1, 23, state)])  # a part of positions 16 to 19
+    with pytest.raises(ValueError, match="position 12 is needed, and tokens for groups begin at 16"):
+        executor.run_layers([bound], arrays, [(1, 19, state)])
+
+
 def test_a_profile_counts_the_groups_that_are_made_scored_and_seen(backend):
     made, profile = graph(4, 2, 16), Profile(lambda width: 4 * width)
     executor = profile.wrap(backend.executor(made, 4), made)
