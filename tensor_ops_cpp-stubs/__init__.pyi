@@ -149,6 +149,7 @@ class PackedMatrix:
     def shape(self) -> tuple[int, int]: ...
     @property
     def nbytes(self) -> int: ...  # of the packed form
+    def fill(self, data: Any) -> None: ...  # packs other rows, of as many bytes
     def dequantize(self) -> _Float32: ...  # [n, k]
 
 class RawRows:
@@ -256,12 +257,6 @@ def packed_bytes(
     type: str,
     shape: tuple[int, int],  # (n, k)
 ) -> int: ...
-def packed_together(
-    data: Any,  # as PackedMatrix, all matrices one after the other
-    type: str,
-    shape: tuple[int, int],  # (count * n, k)
-    count: int,
-) -> list[PackedMatrix]: ...
 def packed_room(
     memory: Memory,
     offset: int,  # a multiple of 64

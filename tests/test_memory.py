@@ -20,6 +20,9 @@ def cpp():
 def test_decoding_takes_no_memory_after_the_first_token(cpp, tmp_path, family):
     model = write_tiny_model(tmp_path, "q8_0", sizes=FAMILIES[family])
     with LayerWiseInferenceEngine(model.path, backend="cpp", threads=1) as engine:
+        for token in range(60):  # the pages come as a sequence grows, and stay
+            engine.forward([token])
+        engine.reset()
         engine.forward([1, 2, 3])
         engine.forward([4])
         before = cpp.allocations()

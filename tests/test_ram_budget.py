@@ -305,8 +305,9 @@ def test_a_default_context_is_shorter_where_the_model_would_not_run_otherwise(
     """So that the smallest budget that is named does, whatever budget was refused."""
     model = write_tiny_model(tmp_path, "q4_0", sizes=replace(SIZES, context=512))
     smallest = smallest_budget(open_engine, model, context=None)
-    assert open_engine(model, ram_budget=smallest, context=None).context == 256
-    found = plan_model(model.path, ram_budget=smallest, batch_size=32)
+    engine = open_engine(model, ram_budget=smallest, context=None)
+    assert engine.context == 256
+    found = plan_model(model.path, ram_budget=smallest, batch_size=32, backend=engine.backend)
     assert found.context == 256
     for_all = smallest_budget(open_engine, model, context=512)
     assert for_all > smallest

@@ -99,34 +99,6 @@ def test_a_matrix_is_packed_on_the_way_as_it_is_from_memory(
     np.testing.assert_array_equal(room.dequantize(), expected.dequantize())
 
 
-@pytest.mark.parametrize("type", ["f32", "q4_0", "q6_k"])
-def test_matrices_that_are_packed_together_are_each_as_packed_alone(
-    cpp: ModuleType, type: str
-) -> None:
-    count, n, k = 3, 20, 256  # rows that end within a group
-    shape = (count, n * cpp_row_bytes(type, k))
-    data = np.random.default_rng(4).integers(0, 50, shape, np.uint8)
-    x = np.random.default_rng(5).standard_normal((1, k), np.float32)
-    together = cpp.packed_together(data, type, (count * n, k), count)
-    assert len(together) == count
-    for one, part in zip(together, data, strict=True):
-        alone = cpp.PackedMatrix(part, type, (n, k))
-        assert (one.shape, one.nbytes) == (alone.shape, alone.nbytes)
-        np.testing.assert_array_equal(one.dequantize(), alone.dequantize())
-        np.testing.assert_array_equal(cpp.linear(x, one), cpp.linear(x, alone))
-
-
-@pytest.mark.parametrize(
-    ("rows", "columns", "count"), [(6, 4, 4), (6, 4, 0), (6, 4, -1), (6, 0, 6)]
-)
-def test_matrices_that_cannot_be_packed_together_are_refused(
-    cpp: ModuleType, rows: int, columns: int, count: int
-) -> None:
-    data = np.zeros((rows, columns), np.float32)
-    with pytest.raises(ValueError, match=f"count is {count}; expected a divisor of 6"):
-        cpp.packed_together(data, "f32", data.shape, count)
-
-
 def cpp_row_bytes(type: str, k: int) -> int:
     from airllm.numpy_ops.quants import row_bytes
 

@@ -127,7 +127,10 @@ class Backend(Protocol):
         self, memory: Any, offset: int, type: str, shape: tuple[int, int]
     ) -> tuple[Any, Any]:
         """A matrix at byte `offset` of `memory`, a multiple of 64, and the target with which a
-        stream fills it. The values are undefined until then."""
+        stream, or `fill`, fills it. The values are undefined until then."""
+
+    def fill(self, target: Any, data: NDArray[Any]) -> None:
+        """Puts a matrix, the bytes of its rows in a file, into its place. target: of matrix_in."""
 
     def stream(
         self,

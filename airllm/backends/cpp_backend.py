@@ -40,8 +40,8 @@ class CppBackend:
             rows = tensor_ops_cpp.PackedMatrix(data, type, (math.prod(shape[:-1]), shape[-1]))
             return rows.dequantize().reshape(shape)
         if role in MANY:
-            together = math.prod(shape[:-1]), shape[-1]
-            return Experts(tensor_ops_cpp.packed_together(data, type, together, shape[0]))
+            parts = data.reshape(*shape[:2], -1)  # a file may have them below each other
+            return Experts(tensor_ops_cpp.PackedMatrix(part, type, shape[1:]) for part in parts)
         kind = tensor_ops_cpp.RawRows if role == "rows" else tensor_ops_cpp.PackedMatrix
         return kind(data, type, shape)
 
@@ -68,6 +68,9 @@ class CppBackend:
     ) -> tuple[Any, Any]:
         matrix = tensor_ops_cpp.packed_room(memory, offset, type, shape)
         return matrix, matrix
+
+    def fill(self, target: Any, data: NDArray[Any]) -> None:
+        target.fill(data)
 
     def stream(
         self,

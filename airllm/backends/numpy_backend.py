@@ -62,6 +62,10 @@ class NumpyBackend:
         rows = memory[offset : offset + self.packed_bytes(type, shape)]
         return numpy_ops.PackedMatrix(rows, type, shape), (memory, offset)
 
+    def fill(self, target: Any, data: NDArray[Any]) -> None:
+        memory, offset = target
+        memory[offset : offset + data.size] = data
+
     def stream(
         self,
         files: Sequence[tuple[int, str]],

@@ -19,9 +19,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class NumpyState:
-    def __init__(
-        self, tables: Sequence[tuple[int, int]], layers: Sequence[LayerArgument]
-    ) -> None:
+    def __init__(self, tables: Sequence[tuple[int, int]], layers: Sequence[LayerArgument]) -> None:
         self._page_rows, self._layers = [rows for rows, _ in tables], list(layers)
         self._pages: list[dict[int, NDArray[np.uint8]]] = [{} for _ in tables]
         self._recurrent = np.empty(0, np.float32)

@@ -1,10 +1,10 @@
 """Where the keys, values and recurrent memory of a sequence lie.
 
 Keys and values lie in pages of PAGE_ROWS positions, or of fewer for a small window. A table lists
-the pages of a sequence, by position. The layers that need all positions have one table together: a page has the keys and values
-of all of them. So have the layers with keys that as many positions have together: such a table has
-a row for each group of positions. Each layer with a window has a table of its own, so that its old
-pages can be let go while a long prompt passes through it.
+the pages of a sequence, by position. The layers that need all positions have one table together: a
+page has the keys and values of all of them. So have the layers with keys that as many positions
+have together: such a table has a row for each group of positions. Each layer with a window has a
+table of its own, so that its old pages can be let go while a long prompt passes through it.
 """
 
 from collections.abc import Sequence

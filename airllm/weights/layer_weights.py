@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.backends import Backend, Executor
+from airllm.backends.experts import Experts
 from airllm.formats.model_file import ModelFile, Tensor, full_name
-from airllm.graph.graph import Graph, Role, Weight
+from airllm.graph.graph import MANY, Graph, Role, Weight
 from airllm.models import Model
 from airllm.models.rope import ROPE_TENSORS
 from airllm.util.progress import OnProgress
+from airllm.weights.ring import aligned_bytes
 
 __all__ = [
     "OF_THE_MODEL",
@@ -161,19 +163,47 @@ class FileWeights:
         self, backend: Backend, graph: Graph, index: int | None, memory: NDArray[np.uint8]
     ) -> dict[str, Any]:
         """The weights of a graph's slots; a tensor is prepared once for each role it has."""
-        weights = {}
+        weights, packed = {}, list[tuple[Role, Tensor]]()
         for slot in graph.weights:
             role, tensor = graph.roles[slot.name], tensor_of(self._gguf, slot, index)
             key = tensor.name, role
-            if key not in self._prepared:
-                if role in backend.keeps:
-                    data = self._gguf.data(tensor.name)
-                    self._fetch_soon(tensor)
-                else:
-                    data = self._gguf.read(tensor.name, memory)
-                self._prepared[key] = backend.weight(role, data, tensor.type, tensor.shape)
-            weights[slot.name] = self._prepared[key]
-        return weights
+            weights[slot.name] = key
+            if key in self._prepared:
+                continue
+            if role in backend.keeps:
+                data = self._gguf.data(tensor.name)
+                self._fetch_soon(tensor)
+            elif role in ("vector", "vectors"):
+                data = self._gguf.read(tensor.name, memory)
+            else:
+                packed.append((role, tensor))
+                continue
+            self._prepared[key] = backend.weight(role, data, tensor.type, tensor.shape)
+        self._pack(backend, packed, memory)
+        return {slot: self._prepared[key] for slot, key in weights.items()}
+
+    def _pack(
+        self,
+        backend: Backend,
+        tensors: Sequence[tuple[Role, Tensor]],
+        read_to: NDArray[np.uint8],
+    ) -> None:
+        """Packs matrices one behind the other, so that they lie in huge pages: a matrix of 2.4 MB
+        alone has one of them, and 100 small pages."""
+        rooms = []  # (count, shape, bytes) of the matrices of each tensor
+        for _, tensor in tensors:
+            *of_each, n, k = tensor.shape
+            packed = backend.packed_bytes(tensor.type, (n, k))
+            rooms.append((math.prod(of_each), (n, k), aligned_bytes(packed)))
+        memory, offset = backend.memory(sum(count * n_bytes for count, _, n_bytes in rooms)), 0
+        for (role, tensor), (count, shape, n_bytes) in zip(tensors, rooms, strict=True):
+            made = []
+            for rows in self._gguf.read(tensor.name, read_to).reshape(count, -1):
+                matrix, target = backend.matrix_in(memory, offset, tensor.type, shape)
+                backend.fill(target, rows)
+                made.append(matrix)
+                offset += n_bytes
+            self._prepared[tensor.name, role] = Experts(made) if role in MANY else made[0]
 
     def _fetch_soon(self, tensor: Tensor) -> None:
         """Ask the system to read this part of the map now, so that no token waits for the disk."""

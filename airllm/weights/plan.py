@@ -41,6 +41,7 @@ DEFAULT_CONTEXT = 4096
 KV_SHARE = 0.25
 CONTEXT_STEP = 256  # a default context is a multiple of it, or the model's limit
 
+
 @dataclass(frozen=True)
 class Part:
     """The weights that a graph runs with: the embedding's, a layer's, or the head's."""

@@ -102,18 +102,14 @@ PackedMatrixPtr make_packed(py::handle data, py::handle type, py::handle shape) 
     return std::make_shared<PackedMatrix>(a.type, a.bytes.data, a.n, a.k);
 }
 
-std::vector<PackedMatrixPtr> packed_together(py::handle data, py::handle type, py::handle shape,
-                                             py::handle count) {
-    const MatrixArguments a = matrix_arguments("packed_together", data, type, shape);
-    const py::ssize_t n = PyNumber_AsSsize_t(count.ptr(), nullptr);  // clips what is too large
-    if (n == -1 && PyErr_Occurred()) throw py::error_already_set();
-    // Without columns, rows take no bytes, and there could be any number of matrices.
-    if (n < 1 || a.k == 0 || a.n % static_cast<std::size_t>(n))
-        value_error("packed_together: count is " + std::to_string(n) + "; expected a divisor of " +
-                    std::to_string(a.n) + ", the rows of all matrices, which have columns.");
+void fill(const PackedMatrixPtr& w, py::handle data) {
+    const Bytes bytes = bytes_of("PackedMatrix.fill", data);
+    const std::size_t expected = matrix_bytes(w->type(), w->n(), w->k());
+    if (bytes.data.size() != expected)
+        value_error("PackedMatrix.fill: data has " + std::to_string(bytes.data.size()) +
+                    " bytes; expected " + std::to_string(expected) + ".");
     const WithoutGil released;
-    const auto matrices = static_cast<std::size_t>(n);
-    return PackedMatrix::several(a.type, a.bytes.data, matrices, a.n / matrices, a.k);
+    w->pack(bytes.data);
 }
 
 RawRowsObject make_raw_rows(py::handle data, py::handle type, py::handle shape) {
@@ -304,14 +300,12 @@ void bind_matrix(py::module_& m) {
     packed.def_property_readonly("type", [](const PackedMatrix& w) { return dtype_name(w.type()); })
         .def_property_readonly("shape", shape_of<PackedMatrix>)
         .def_property_readonly("nbytes", &PackedMatrix::bytes)
+        .def("fill", fill, py::arg("data"),
+             "Pack other rows, bytes as those that the constructor takes. Not while it is in use.")
         .def("dequantize", unpack, "The whole matrix: float32 [n, k].")
         .def("__repr__", [](const PackedMatrix& w) {
             return describe("PackedMatrix", dtype_name(w.type()), shape_of(w));
         });
-    m.def("packed_together", packed_together, arg("data"), arg("type"), arg("shape"), arg("count"),
-          "`count` PackedMatrix of as many rows each, side by side in one memory.\n\n"
-          "Arguments as PackedMatrix, of all rows together. Matrices that are smaller than a huge "
-          "page, as experts are, are read faster than each in a memory of its own.");
     py::class_<RawRowsObject> raw_rows(
         m, "RawRows",
         "A matrix whose rows are looked up rather than multiplied by: an embedding.\n\n"

@@ -229,7 +229,7 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
             }
             if (worker.index() == 0) meetings_ = worker.barriers();
         },
-        batch.max_threads, batch.n_tokens == 1 ? Joining::any_time : joining_rows_);
+        batch.max_threads, joining(batch.n_tokens));
 }
 
 }  // namespace tensor_ops

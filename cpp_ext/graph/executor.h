@@ -42,8 +42,10 @@ class Executor {
     std::size_t max_tokens() const { return max_tokens_; }
     // Whether the threads of a run meet before an op.
     bool waits_before(std::size_t op) const { return barrier_before_[op] != 0; }
-    // When a thread that wakes late may join a run.
-    Joining joining() const { return joining_; }
+    // When a thread that wakes late may join a run of n_tokens.
+    Joining joining(std::size_t n_tokens) const {
+        return n_tokens == 1 ? Joining::any_time : joining_rows_;
+    }
     // How often the threads of the last run met.
     std::size_t meetings() const { return meetings_; }
     std::size_t bytes() const {

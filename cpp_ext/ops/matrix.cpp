@@ -68,21 +68,6 @@ void PackedMatrix::pack(std::span<const std::byte> source) const {
         bytes() < 64 * 1024 ? 1 : 1024);
 }
 
-std::vector<std::shared_ptr<PackedMatrix>> PackedMatrix::several(DType type,
-                                                                 std::span<const std::byte> source,
-                                                                 std::size_t count, std::size_t n,
-                                                                 std::size_t k) {
-    const std::size_t bytes = (packed_bytes(type, n, k) + 63) / 64 * 64;
-    const auto memory = std::make_shared<AlignedBytes>(checked_product(count, bytes));
-    const std::size_t source_bytes = matrix_bytes(type, n, k);
-    std::vector<std::shared_ptr<PackedMatrix>> matrices;
-    for (std::size_t i = 0; i < count; ++i) {
-        matrices.push_back(std::make_shared<PackedMatrix>(type, n, k, memory, i * bytes));
-        matrices.back()->pack(source.subspan(i * source_bytes, source_bytes));
-    }
-    return matrices;
-}
-
 void PackedMatrix::pack_groups(std::size_t first_group, std::span<const std::byte> rows) const {
     const std::size_t group_rows = table_->group_rows(view_.type);
     const std::size_t n_rows = rows.size() / row_bytes(view_.type, view_.k);

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <memory>
 #include <span>
-#include <vector>
 
 #include "kernels.h"
 #include "ops/aligned_bytes.h"
@@ -18,19 +17,15 @@ std::size_t matrix_bytes(DType type, std::size_t n, std::size_t k);
 // n rows (outputs) by k columns (inputs), packed for the ISA that is in use at construction.
 class PackedMatrix {
  public:
-    // Packs on all threads.  `source` holds matrix_bytes(type, n, k) bytes.
+    // With memory of its own, and packed.  source: see `pack`.
     PackedMatrix(DType type, std::span<const std::byte> source, std::size_t n, std::size_t k);
-    // `count` matrices, whose `source` lies one after the other, side by side in one memory:
-    // matrices that are each smaller than a huge page lie in huge pages as well.
-    static std::vector<std::shared_ptr<PackedMatrix>> several(DType type,
-                                                              std::span<const std::byte> source,
-                                                              std::size_t count, std::size_t n,
-                                                              std::size_t k);
-    // Space for a matrix at byte `offset` of shared memory; pack_groups fills it.
+    // Space for a matrix at byte `offset` of shared memory; `pack` or pack_groups fills it.
     // Throws std::invalid_argument if it does not fit, or if offset is no multiple of 64.
     PackedMatrix(DType type, std::size_t n, std::size_t k, std::shared_ptr<AlignedBytes> memory,
                  std::size_t offset);
 
+    // Packs the whole matrix, matrix_bytes(type, n, k) bytes, on all threads.
+    void pack(std::span<const std::byte> source) const;
     // Packs `rows`, the file's bytes of whole groups from `first_group` on, on the calling thread.
     void pack_groups(std::size_t first_group, std::span<const std::byte> rows) const;
     // Bytes of a group's rows in the file.
@@ -45,9 +40,6 @@ class PackedMatrix {
     const KernelTable& table() const { return *table_; }
 
  private:
-    // Packs on all threads.
-    void pack(std::span<const std::byte> source) const;
-
     const KernelTable* table_;
     std::shared_ptr<AlignedBytes> memory_;
     std::byte* data_;

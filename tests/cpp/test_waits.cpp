@@ -143,16 +143,18 @@ TEST(what_groups_are_made_of_waits_for_what_was_written_there_and_for_nothing_el
     }
 }
 
-TEST(a_thread_that_wakes_late_joins_a_run_of_experts_only_at_its_beginning) {
+TEST(a_thread_that_wakes_late_joins_rows_of_experts_only_at_the_beginning) {
     Graph3 g;
     g.op(OpKind::add, {g.a, g.a}, g.b);
     using tensor_ops::Joining;
-    check::that(Executor(g.graph, 4).joining() == Joining::any_time, "without experts");
+    check::that(Executor(g.graph, 4).joining(4) == Joining::any_time, "without experts");
     const int route = g.external("route", 2), y = g.external("y", width);
     Op& op = g.op(OpKind::expert_linear, {g.c, route}, y, g.slot("experts"));
     op.n_used = 1;
     op.shared = true;
-    check::that(Executor(g.graph, 4).joining() == Joining::before_first_barrier, "with experts");
+    const Executor with_experts(g.graph, 4);
+    check::that(with_experts.joining(4) == Joining::before_first_barrier, "with experts");
+    check::that(with_experts.joining(1) == Joining::any_time, "of one row");
 }
 
 TEST(attention_waits_for_attention_that_keeps_results_in_the_same_memory) {

@@ -1,0 +1,182 @@
+"""What a plan says is what is taken: of each part of a model's memory, for every family."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmark_scripts import run
+from extension import require_cpp
+from family_models import ARCHITECTURES, VOCAB, write_family_model
+from subprocess_python import run_python
+from variants import variant
+
+from airllm.backends.routed import RoutedExecutor
+from airllm.engine.decoder import Decoder
+from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.state.pages import PagePool
+from airllm.state.sequence import CHECKPOINT_TOKENS, CHECKPOINTS
+from airllm.weights.budget import BudgetError
+
+CLOSE = 0.02
+BATCH, CONTEXT = 192, 1280
+# Checkpoints lie 256 tokens apart, and begin a position behind a page: windows then have the most
+# pages. A batch follows the last one.
+ENDS = [1, *(CHECKPOINT_TOKENS * i + 1 for i in range(1, CHECKPOINTS + 1))]
+ENDS += [ENDS[-1] + BATCH, CONTEXT]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    longer = {f"{request.param}.context_length": 4096}
+    return write_family_model(tmp_path_factory.mktemp("family"), request.param, **longer)
+
+
+@pytest.fixture(params=[pytest.param("numpy", marks=pytest.mark.variant), "cpp"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpp":
+        require_cpp()
+    return str(request.param)
+
+
+@pytest.fixture
+def most_pages(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, int]]:
+    """Bytes of the pages that each pool has handed out, by its id(): now, and the most so far."""
+    found: dict[int, dict[str, int]] = {}
+    take, release = PagePool.take, PagePool.release
+
+    def counted_take(pool: PagePool, table: int) -> Any:
+        page = take(pool, table)
+        counts = found.setdefault(id(pool), {"now": 0, "most": 0})
+        counts["now"] += len(page.memory)
+        counts["most"] = max(counts.values())
+        return page
+
+    def counted_release(pool: PagePool, page: Any) -> None:
+        if page.holders == 1 and id(pool) in found:
+            found[id(pool)]["now"] -= len(page.memory)
+        release(pool, page)
+
+    monkeypatch.setattr(PagePool, "take", counted_take)
+    monkeypatch.setattr(PagePool, "release", counted_release)
+    return found
+
+
+def executor_bytes(executor: Any) -> int:
+    if isinstance(executor, RoutedExecutor):
+        halves = executor_bytes(executor._first) + executor_bytes(executor._second)
+        return halves + sum(array.nbytes for array in executor._crossing.values())
+    if hasattr(executor, "_executor"):
+        return int(executor._executor.nbytes)
+    return sum(array.nbytes for array in executor._internal.values())
+
+
+def arrays(decoder: Decoder) -> Iterator[Any]:
+    """Everything with `nbytes` that lies between the graphs."""
+    yield from (*decoder._carried.values(), *decoder._rope, decoder._last_logits)
+    if (head := decoder.next_tokens) is not None:
+        yield from (*head._carried.values(), head._hidden, head._guessed, head._logits)
+
+
+def buffers_taken(decoder: Decoder) -> int:
+    executors = [decoder._embed, *decoder._layers, decoder._head]
+    if decoder.next_tokens is not None:
+        executors += decoder.next_tokens.executors
+    of_each = {id(executor): executor_bytes(executor) for executor in executors}
+    return sum(of_each.values()) + sum(array.nbytes for array in arrays(decoder))
+
+
+def fill(engine: LayerWiseInferenceEngine, ends: list[int]) -> None:
+    """Evaluates tokens in pieces that end at `ends`."""
+    tokens = np.random.default_rng(1).integers(0, VOCAB, ends[-1]).tolist()
+    for start, end in zip([0, *ends], ends, strict=False):
+        engine.forward(tokens[start:end])
+
+
+def near(taken: int, planned: int) -> bool:
+    """Whether two sizes are equal within CLOSE, or a few kilobytes."""
+    return abs(taken - planned) <= max(CLOSE * planned, 4096)
+
+
+def test_buffers_and_weights_take_what_is_planned(model: Path, backend: str) -> None:
+    settings = {"backend": backend, "batch_size": 64, "context": 160}
+    with LayerWiseInferenceEngine(model, **settings) as engine:
+        fill(engine, [100, 160])
+        plan, decoder = engine.plan(), engine._model.decoder
+        assert near(buffers_taken(decoder), plan.buffer_bytes)
+        assert near(decoder.weights.nbytes, plan.pinned_bytes)
+
+
+def test_buffers_take_what_is_planned_where_layers_and_experts_are_read_anew(
+    model: Path, backend: str
+) -> None:
+    settings = {"backend": backend, "batch_size": 64, "context": 160}
+    with pytest.raises(BudgetError) as refusal:
+        LayerWiseInferenceEngine(model, ram_budget=1, **settings)
+    with LayerWiseInferenceEngine(model, ram_budget=refusal.value.minimum, **settings) as engine:
+        fill(engine, [1, 160])
+        plan, decoder = engine.plan(), engine._model.decoder
+        waiting = 4 * sum(decoder._model.carried.values()) * (160 - 64)  # rows of one pass
+        assert plan.streams
+        assert near(buffers_taken(decoder) + waiting, plan.buffer_bytes)
+
+
+def test_a_state_takes_what_is_planned_at_the_most(
+    model: Path, most_pages: dict[int, dict[str, int]]
+) -> None:
+    """A window of these few positions may have a page of seven less than planned, by where its
+    positions begin."""
+    require_cpp()
+    settings: dict[str, Any] = {"batch_size": BATCH, "context": CONTEXT}
+    with LayerWiseInferenceEngine(model, backend="cpp", **settings) as engine:
+        fill(engine, ENDS)
+        state = engine._model.decoder.state
+        taken = most_pages.get(id(state._pool), {"most": 0})["most"]
+        taken += (1 + len(state._checkpoints)) * state.recurrent.nbytes
+        planned = engine.plan().kv_cache_bytes
+        has_windows = any(table.window for table in state.layout.tables)
+        assert (0.85 if has_windows else 1 - CLOSE) * planned <= taken <= planned
+
+
+TOTAL = """
+import json, re
+from pathlib import Path
+import numpy as np, numpy.random, tokenizers  # what an answer imports
+from airllm.backends import load_backend
+from airllm.layer_engine import LayerWiseInferenceEngine
+
+def resident():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"^RssAnon:\\s*(\\d+)", status, re.M)[1])
+
+load_backend("cpp")
+before = resident()
+with LayerWiseInferenceEngine(PATH, backend="cpp", context=1024) as engine:
+    embedding = engine._model.planned.parts[0].nbytes  # stays in the file's map
+    tokens = np.random.default_rng(1).integers(3, 2000, 1024).tolist()
+    for start in (0, 256):  # so that there are three checkpoints
+        engine.forward(tokens[start : start + 256])
+    engine.forward(tokens[512:], last_only=False)  # the head's buffers are for all rows, too
+    print(json.dumps([resident() - before, engine.plan().total_bytes - embedding]))
+"""
+
+
+LLAMA = ["--hidden-size=1024", "--ffn=3072", "--layers=8", "--heads=8", "--kv-heads=2"]
+SHAPES = [LLAMA, variant(["--like", "gpt-oss"]), variant(["--like", "qwen35"])]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape[-1])
+def test_a_process_takes_what_is_planned(tmp_path: Path, shape: list[str]) -> None:
+    """Pages that the system has not given yet are not counted, nor is the embedding, which stays
+    in the file's map."""
+    require_cpp()
+    path = tmp_path / "model.gguf"
+    run("make_model.py", path, "--vocab", "2000", *shape)
+    done = run_python(TOTAL.replace("PATH", repr(str(path))))
+    assert done.returncode == 0, done.stderr
+    taken, planned = json.loads(done.stdout)
+    assert abs(taken - planned) <= CLOSE * planned
