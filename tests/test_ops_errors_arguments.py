@@ -291,7 +291,7 @@ MATRIX_TYPE_ERRORS = {
     "data is a list; expected": lambda make: make([0], "f32", (0, 0)),
     "data is a str; expected": lambda make: make("", "f32", (0, 0)),
     "data is object; expected": lambda make: make(np.array([None]), "f32", (1, 2)),
-    "data is object; expected (fields)": (
+    "data is (fields)": (
         lambda make: make(np.zeros(1, [("bytes", "u1", 8), ("more", object)]), "f32", (1, 4))
     ),
 }

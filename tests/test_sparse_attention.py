@@ -317,19 +317,3 @@ def append_to_index(index, past: int, page: tuple[int, int], n_pages: int = 1) -
     for number in range(n_pages):
         state.set_page(0, number, memory)
     executor.run_layers([executor.bind({})], {"k": random(5, 24)}, [(5, past, state)])
-
-
-def test_the_scores_of_an_index_have_room_for_the_longest_sequence_whichever_it_is():
-    backend, made = backend_named("cpp"), graph(16)
-    taken = []
-    for pasts in ((2999, 0), (0, 2999)):
-        executor, sequences = backend.executor(made, 2), []
-        for past in pasts:
-            state = new_state(backend, [state_of(made)], 4096, "f32")
-            state.make_room(0, 1, 0, past + 1)
-            sequences.append((1, past, state))
-        arrays = {b.name: np.zeros((2, b.width), np.float32) for b in made.buffers}
-        backings = [(n, past, state.backing) for n, past, state in sequences]
-        executor.run_layers([executor.bind({})], arrays, backings)
-        taken.append(executor.nbytes)
-    assert taken[0] == taken[1] > backend.executor(made, 2).nbytes
