@@ -227,6 +227,40 @@ def test_a_state_that_does_not_fit_is_refused(cpp, past, shape, error, says):
     )
 
 
+KEYS = "f32", 1, 4, 4  # type, n_kv_heads, head_dim and value_dim of 256 bytes in a page of 16
+
+
+def test_a_window_needs_the_pages_of_the_positions_that_it_reaches(cpp):
+    append, (*attention, options) = ATTENTION["ops"]
+    windowed = (*attention, options | {"window": 8})
+    executor = cpp.Executor(**ATTENTION | {"ops": [append, windowed]})
+    buffers = {name: ones(1, n) for name, n, _ in X_ATTENTION}
+    state = cpp.SequenceState([(16, 512)], [((0, 0, 256, *KEYS), 0, 0, None)])
+    state.set_page(0, 1, np.zeros(512, np.uint8))
+    executor.run_layers([executor.bind({})], buffers, [(1, 23, state)])  # it reaches position 16
+    with pytest.raises(ValueError, match="position 15 is needed, and the KV cache begins at 16"):
+        executor.run_layers([executor.bind({})], buffers, [(1, 22, state)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "v_offset", "says"),
+    [
+        ("kv_append", ["k", "v"], 0, "the values are in the keys of the cache"),
+        ("latent_append", ["k"], 256, "the values are in the keys of the op"),
+    ],
+)
+def test_values_that_one_has_in_the_keys_and_the_other_apart_are_refused(
+    cpp, kind, inputs, v_offset, says
+):
+    append = (kind, inputs, None, [], {"n_kv_heads": 1, "head_dim": 4})
+    executor = cpp.Executor([(name, 4, True) for name in inputs], [], [append], 4)
+    state = cpp.SequenceState([(16, 512)], [((0, 0, v_offset, *KEYS), 0, 0, None)])
+    state.set_page(0, 0, np.zeros(512, np.uint8))
+    buffers = {name: ones(1, 4) for name in inputs}
+    with pytest.raises(ValueError, match=says):
+        executor.run_layers([executor.bind({})], buffers, [(1, 0, state)])
+
+
 # ---- layers and sequences ------------------------------------------------------------------------
 
 

@@ -243,6 +243,39 @@ def test_a_layer_keeps_a_window_its_groups_and_what_the_next_group_is_made_of():
     assert not layout.can_be_cut
 
 
+def test_a_group_of_two_parts_needs_the_tokens_of_the_group_before_it():
+    backend, every = backend_named("cpp"), 4
+    g = GraphBuilder("groups")
+    x, gate = (g.external(name, 2 * DIM) for name in ("x", "gate"))
+    pooled = g.pool_groups(x, gate, g.weight("bias", every, 2 * DIM), n_parts=2)
+    g.take_columns(pooled, 0, DIM, out=g.external("pooled", DIM))
+    made = g.build()
+    executor, part = backend.executor(made, 1), 4 * 2 * 16 * DIM
+    pending = 0, 0, part, "f32", 2, DIM, DIM
+    state = backend.sequence_state([(16, 2 * part)], [(None, 0, 0, None, None, pending, None)])
+    state.set_page(0, 1, np.zeros(2 * part, np.uint8))  # positions 16 to 31
+    bound = bound_weights(backend, executor, made, weights_of(made))
+    arrays = {b.name: np.ones((1, b.width), np.float32) for b in made.buffers if b.external}
+    executor.run_layers([bound], arrays, [(1, 23, state)])  # a part of positions 16 to 19
+    with pytest.raises(ValueError, match="position 12 is needed, and tokens for groups begin"):
+        executor.run_layers([bound], arrays, [(1, 19, state)])
+
+
+def test_an_executor_has_room_for_the_longest_sequence_whichever_it_is():
+    backend, made, taken = backend_named("cpp"), graph(4, 2), []
+    for pasts in ((2999, 0), (0, 2999)):
+        executor, states = backend.executor(made, 2), []
+        for past in pasts:
+            states.append(new_state(backend, [state_of(made)], 4096, "f32"))
+            states[-1].make_room(0, 1, 0, past + 1)
+        arrays = {b.name: np.zeros((2, b.width), np.float32) for b in made.buffers if b.external}
+        sequences = [(1, past, its.backing) for past, its in zip(pasts, states, strict=True)]
+        bound = bound_weights(backend, executor, made, weights_of(made))
+        executor.run_layers([bound], arrays, sequences)
+        taken.append(executor._executor.nbytes)
+    assert taken[0] == taken[1]
+
+
 def test_a_profile_counts_the_groups_that_are_made_scored_and_seen(backend):
     made, profile = graph(4, 2, 16), Profile(lambda width: 4 * width)
     executor = profile.wrap(backend.executor(made, 4), made)

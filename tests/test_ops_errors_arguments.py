@@ -291,6 +291,9 @@ MATRIX_TYPE_ERRORS = {
     "data is a list; expected": lambda make: make([0], "f32", (0, 0)),
     "data is a str; expected": lambda make: make("", "f32", (0, 0)),
     "data is object; expected": lambda make: make(np.array([None]), "f32", (1, 2)),
+    "data is (fields)": (
+        lambda make: make(np.zeros(1, [("bytes", "u1", 8), ("more", object)]), "f32", (1, 4))
+    ),
 }
 
 MATRIX_VALUE_ERRORS = {
@@ -322,7 +325,7 @@ def matrix(request):
 @pytest.mark.parametrize("message", MATRIX_TYPE_ERRORS)
 def test_a_matrix_of_wrong_types_is_a_type_error(backend, matrix, message):
     call = MATRIX_TYPE_ERRORS[message]
-    says = message.removesuffix(" (floats)")
+    says = message.removesuffix(" (floats)").removesuffix(" (fields)")
     check_message(backend, lambda ops: call(getattr(ops, matrix)), TypeError, [says])
 
 

@@ -87,6 +87,15 @@ def test_every_isa_writes_the_bytes_of_numpy(ops, type):
         np.testing.assert_array_equal(ops.quantize(placed(x[:4], offset), type, weights), expected)
 
 
+@pytest.mark.parametrize("least", [0.0, 4.0, 30.0], ids=["positive", "far from zero", "all alike"])
+def test_every_isa_writes_the_bytes_of_numpy_where_a_minimum_is_none(ops, type, least):
+    """Numbers of one sign have no minimum, though the best fit would have one of the other sign;
+    and codes that are all the same say nothing about scale and minimum apart."""
+    x = least + np.abs(normal((4, 512)))
+    x[2:] = np.repeat(x[2:, ::16], 16, axis=1) * (1 + 1e-3 * x[2:])
+    np.testing.assert_array_equal(ops.quantize(x, type), numpy_ops.quantize(x, type))
+
+
 @pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-9, 5e-8, 1e-6, 1e-4, 1e3, 3e4, 1e6, 1e8, 1e38])
 def test_every_isa_writes_the_bytes_of_numpy_at_any_size(ops, type, scale):
     with np.errstate(over="ignore"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from arrays import normal
 from extension import require_cpp
+from python_lock import lets_others_run
 from subprocess_python import run_python
 
 
@@ -74,6 +75,24 @@ def test_several_python_threads_may_call_at_once(cpp):
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(lambda _: work(cpp), range(8)):
             check_same(result, expected)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ops, w, x: ops.PackedMatrix(x, "f32", (500, 800)),
+        lambda ops, w, x: w.dequantize(),
+        lambda ops, w, x: ops.linear(x, w),
+        lambda ops, w, x: ops.matmul(x, x.reshape(800, 500)),
+        lambda ops, w, x: ops.softmax(x),
+    ],
+    ids=["pack", "dequantize", "linear", "matmul", "softmax"],
+)
+def test_other_python_threads_run_during_a_call(cpp, call):
+    x = normal((500, 800))
+    w = cpp.PackedMatrix(x, "f32", (500, 800))
+    # A call may end before the system has woken the other thread.
+    assert any(lets_others_run(lambda: call(cpp, w, x)) for _ in range(200))
 
 
 def test_the_environment_sets_the_number_of_threads():

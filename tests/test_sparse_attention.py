@@ -290,11 +290,30 @@ def test_more_positions_than_the_kernels_take_are_refused():
     ],
 )
 def test_a_state_without_the_right_index_is_refused(index, says):
+    with pytest.raises(ValueError, match=says):
+        append_to_index(index, 60, (64, 1 << 16))
+
+
+def test_a_sequence_that_is_longer_than_its_index_is_refused():
+    with pytest.raises(ValueError, match=r"100 \+ 5 positions do not fit the index of 64"):
+        append_to_index((0, 0, 0, "f32", 1, 24, 24), 100, (64, 1 << 16))
+
+
+def test_positions_whose_numbers_are_no_float32_are_refused():
+    """A selection holds positions as float32, which has every whole number up to 2^24."""
+    page, row = (1 << 20, 24 << 22), (0, 0, 0, "f32", 1, 24, 24)
+    append_to_index(row, (1 << 24) - 5, page, n_pages=17)
+    with pytest.raises(ValueError, match=r"16777212 \+ 5 positions do not fit .* of 16777216"):
+        append_to_index(row, (1 << 24) - 4, page, n_pages=17)
+
+
+def append_to_index(index, past: int, page: tuple[int, int], n_pages: int = 1) -> None:
+    """Five keys after `past` others. page: its rows and bytes; all pages are one memory."""
     backend = backend_named("cpp")
     g = GraphBuilder("index")
     g.index_append(g.external("k", 24))
     executor = backend.executor(g.build(), 8)
-    state = backend.sequence_state([(64, 1 << 16)], [(None, 0, 0, index)])
-    state.set_page(0, 0, np.zeros(1 << 16, np.uint8))
-    with pytest.raises(ValueError, match=says):
-        executor.run_layers([executor.bind({})], {"k": random(5, 24)}, [(5, 60, state)])
+    state, memory = backend.sequence_state([page], [(None, 0, 0, index)]), np.zeros(page[1], "u1")
+    for number in range(n_pages):
+        state.set_page(0, number, memory)
+    executor.run_layers([executor.bind({})], {"k": random(5, 24)}, [(5, past, state)])

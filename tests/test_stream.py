@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from python_lock import lets_others_run
 from subprocess_python import ROOT
 
 from airllm.backends.plain_stream import PlainStream
@@ -172,6 +173,16 @@ def test_ctrl_c_ends_the_wait_for_a_disk_that_stalls(cpp: ModuleType) -> None:
         assert process.stdout.read() == "interrupted\n"
         assert process.wait() == 0
         assert time.monotonic() - start < 30  # measured: 0.1
+
+
+def test_other_python_threads_run_while_a_stream_closes(cpp: ModuleType, descriptor: int) -> None:
+    """Closing waits for the reads that are under way."""
+    memory = cpp.Memory(2_000_000)
+
+    def closing_lets_others_run() -> bool:
+        return lets_others_run(opened(cpp.Stream, descriptor, memory).close)
+
+    assert any(closing_lets_others_run() for _ in range(200))
 
 
 def test_a_child_of_fork_is_told_to_open_its_own(cpp: ModuleType, descriptor: int) -> None:

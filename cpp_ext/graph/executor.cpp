@@ -67,11 +67,12 @@ void check_index(const Op& op, const CachedSequence& sequence, const KvCache& ke
                                     shape_in_words(keys.n_kv_heads, keys.head_dim, keys.head_dim) +
                                     ", expected 1 heads of " + std::to_string(op.head_dim));
     const std::size_t every = op.pooled ? op.block_size : op.every;
-    const std::size_t end = std::min(keys.capacity, most_indexed) * every + every - 1;
+    const std::size_t most = std::min(keys.capacity, most_indexed);
+    const std::size_t end = most * every + every - 1;
     if (sequence.past > end || sequence.n_tokens > end - sequence.past)
         throw std::invalid_argument(std::to_string(sequence.past) + " + " +
                                     std::to_string(sequence.n_tokens) + " positions do not fit " +
-                                    what + " of " + std::to_string(keys.capacity));
+                                    what + " of " + std::to_string(most));
     if (sequence.n_tokens && keys.first > 0)
         throw std::invalid_argument(what + " begins at position " + std::to_string(keys.first) +
                                     ", and not at 0");
