@@ -93,16 +93,12 @@ def test_a_streamed_model_has_its_scales(tmp_path, backend, sizes):
 
     def opened(model: TinyModel, ram_budget: int) -> LayerWiseInferenceEngine:
         exact = {"kv_type": "f32", "activations": "f32", "batch_size": 32}
-        return LayerWiseInferenceEngine(
-            model.path, backend=backend, ram_budget=ram_budget, **exact
-        )
+        return LayerWiseInferenceEngine(model.path, backend=backend, ram_budget=ram_budget, **exact)
 
     with opened(model, smallest_budget(opened, model)) as engine:
         assert engine.plan().streams
         found = engine.forward(TOKENS, last_only=False)
     assert error(found, reference_model.forward(model.tensors, sizes, TOKENS)) <= EXACT
-
-
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -118,10 +114,10 @@ def test_every_product_of_every_architecture_is_scaled(tmp_path, architecture):
         for slot in graph.weights:
             role, name = graph.roles[slot.name], tensor_name(slot.name, layer)
             scale = name.replace(".weight", ".scale")
-            if role in ("matrix", "experts", "heads") and name != "token_embd.weight":
-                if f"{slot.name}.scale" not in graph.roles:  # Gemma 4's own
-                    n = slot.shape[0] if role == "experts" else 1
-                    beside[scale] = 2.0 ** (np.arange(n) % 3 - len(name) % 2)
+            own = f"{slot.name}.scale" in graph.roles  # Gemma 4's, of shares
+            if role in ("matrix", "experts", "heads") and name != "token_embd.weight" and not own:
+                n = slot.shape[0] if role == "experts" else 1
+                beside[scale] = 2.0 ** (np.arange(n) % 3 - len(name) % 2)
 
     def multiplied(name: str, values: np.ndarray) -> np.ndarray:
         scale = beside.get(name.replace(".weight", ".scale"), np.ones(1))
@@ -182,8 +178,11 @@ def test_a_scale_of_another_type_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["token_embd.scale", "blk.0.attn_norm.scale", "blk.0.attn_qkv.scale", "blk.9.attn_q.scale"]
-    + ["attn_q.scale", "token_embd.input_scale", "blk.0.attn_qkv.input_scale"],
+    [
+        *("token_embd.scale", "blk.0.attn_norm.scale", "blk.0.attn_qkv.scale"),
+        *("blk.9.attn_q.scale", "attn_q.scale", "token_embd.input_scale"),
+        "blk.0.attn_qkv.input_scale",
+    ],
 )
 def test_a_scale_without_a_matrix_is_refused_by_name(tmp_path, name):
     assert refusal(tmp_path, name, [1.0]) == (
