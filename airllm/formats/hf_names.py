@@ -97,7 +97,8 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
             source = hf_sources.channels(source)
         add(source.tensor(name), source.made)
         if source.scale:
-            own, values = f"{name.removesuffix('.weight')}.scale", np.float32(source.scale)
+            own = f"{name.removesuffix('.weight')}.scale"
+            values = np.array(source.scale, np.float32)
             n_bytes = values.nbytes
             tensor = Tensor(own, "f32", values.shape, n_bytes, n_bytes, ())
             add(tensor, Made(functools.partial(_bytes_of, values)))

@@ -68,8 +68,8 @@ struct ExpertBiasTask {
 };
 void expert_bias(const Worker& worker, const KernelTable& table, const ExpertBiasTask& task);
 
-// y[r][u] = factors[e] * x[r][u] for the u-th expert e of row r, or NaN if the route names no expert
-// there.  x, y: [rows][n_used][n]; y may be x.  factors: [n_experts].
+// y[r][u] = factors[e] * x[r][u] for the u-th expert e of row r, or NaN if the route names no
+// expert there.  x, y: [rows][n_used][n]; y may be x.  factors: [n_experts].
 struct ExpertScaleTask {
     const float *x, *route, *factors;
     std::size_t rows, n_used, n_experts, n;
