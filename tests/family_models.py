@@ -4,10 +4,10 @@ Its numbers mean nothing and have no reference here (tests/test_hf_models.py has
 that use it compare one way of computing them with another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -367,10 +367,11 @@ def write_family_model(
     folder: Path,
     architecture: str,
     changed: Callable[[str, np.ndarray], np.ndarray] = lambda name, values: values,
+    beside: Mapping[str, np.ndarray] = MappingProxyType({}),
     **metadata: object,
 ) -> Path:
     """Write `folder`/ARCHITECTURE.gguf. metadata: what to change; None leaves a key out. changed:
-    what a tensor's values become, by its name.
+    what a tensor's values become, by its name. beside: tensors that no graph asks for, as f32.
 
     Matrices are f32 with a spread that keeps activations about 1; vectors are 0.5 to 1.5, but those
     whose exponential is a decay -1.5 to -0.5."""
@@ -396,7 +397,10 @@ def write_family_model(
             specs.append((name, "i32", shape, numbers))
             continue
         specs.append((name, "f32", shape, changed(name, values).astype(np.float32)))
-    return write_gguf(folder / f"{architecture}.gguf", entries, specs)
+    further = [
+        (name, "f32", values.shape, values.astype(np.float32)) for name, values in beside.items()
+    ]
+    return write_gguf(folder / f"{architecture}.gguf", entries, [*specs, *further])
 
 
 def _head(architecture: str, entries: dict[str, object]) -> str:

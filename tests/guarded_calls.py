@@ -245,6 +245,7 @@ OPS = {
     "head_linear": ([E * 64], [E * 9], [("experts", 9, 64)], {"n_heads": E}),
     "take_head_columns": ([E * 33], [E * 5], [], {"n_heads": E, "offset": 28}),
     "join_heads": ([E * 33, E * 5], [E * 38], [], {"n_heads": E}),
+    "expert_scale": ([U * 33, 2 * U], [U * 33], [("vector", E)], {"n_used": U}),
     "scale_shares": ([2 * U], [2 * U], [("vector", E)], {"n_used": U}),
     "expert_sum": ([U * 33, 2 * U], [33], [], {"n_used": U}),
     "merge_add": ([33, 99], [33], [], {}),

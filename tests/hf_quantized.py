@@ -16,11 +16,13 @@ from tiny_model import TinyModel
 
 class Packed(NamedTuple):
     """tensors: by their suffix. values: float64 [n, k]. offsets: of a format with zero points,
-    -scale * zero of each value, float64 [n, k]."""
+    -scale * zero of each value, float64 [n, k]. scale: of products with the matrix; the blocks have
+    the values without it."""
 
     tensors: dict[str, tuple[str, np.ndarray]]
     values: np.ndarray
     offsets: np.ndarray | None = None
+    scale: float = 1.0
 
 
 def e4m3_value(code: int) -> float:
@@ -156,17 +158,44 @@ def mxfp4(values: np.ndarray) -> Packed:
 
 def mxfp4_packed(values: np.ndarray) -> Packed:
     """[n, k] as compressed-tensors stores the same blocks."""
-    tensors, found, _ = mxfp4(values)
+    tensors, found, *_ = mxfp4(values)
     packed = tensors["_blocks"][1].reshape(values.shape[0], -1)
     return Packed({".weight_packed": ("U8", packed), ".weight_scale": tensors["_scales"]}, found)
 
 
 def mxfp4_beside(values: np.ndarray) -> Packed:
     """[n, k] as DeepSeek V4 stores the same blocks."""
-    tensors, found, _ = mxfp4(values)
+    tensors, found, *_ = mxfp4(values)
     packed = tensors["_blocks"][1].reshape(values.shape[0], -1).view(np.int8)
     own = {".weight": ("I8", packed), ".scale": ("F8_E8M0", tensors["_scales"][1])}
     return Packed(own, found)
+
+
+def nvfp4(values: np.ndarray, by: str) -> Packed:
+    """[n, k], neighbours in a byte, the first in its low bits; 16 columns have a scale in E4M3, and
+    all have one in float32, which ModelOpt multiplies by, and compressed-tensors divides by."""
+    n, k = values.shape
+    whole = np.float32(np.abs(values).max() / (448 * 6))
+    if by == "compressed-tensors":
+        whole = np.float32(1 / whole)
+    factor = 1 / float(whole) if by == "compressed-tensors" else float(whole)
+    by_group = values.reshape(n, k // 16, 16)
+    scales = nearest_e4m3(np.abs(by_group).max(axis=-1) / 6 / factor)
+    step = E4M3[scales] * factor
+    codes = np.abs((by_group / step[..., None])[..., None] - np.array(E2M1)).argmin(axis=-1)
+    found = (np.array(E2M1)[codes] * step[..., None]).reshape(n, k)
+    packed = (codes[..., 0::2] + 16 * codes[..., 1::2]).astype(np.uint8).reshape(n, k // 2)
+    if by == "compressed-tensors":
+        own = {".weight_packed": ("U8", packed), ".weight_scale": ("F8_E4M3", scales)} | {
+            ".weight_global_scale": ("F32", np.array([whole])),
+            ".input_global_scale": ("F32", np.array([3.0], np.float32)),
+        }
+        return Packed(own, found, scale=1 / float(whole))
+    own = {".weight": ("U8", packed), ".weight_scale": ("F8_E4M3", scales)} | {
+        ".weight_scale_2": ("F32", np.array(whole)),
+        ".input_scale": ("F32", np.array(0.25, np.float32)),
+    }
+    return Packed(own, found, scale=float(whole))
 
 
 def along_rows(codes: np.ndarray, order: list[int] | None = None) -> np.ndarray:
@@ -249,6 +278,18 @@ FORMATS = {
         mxfp4_packed,
         compressed("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32),
         "mxfp4",
+    ),
+    "NVFP4 of ModelOpt": Format(
+        nvfp4, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", {"by": "modelopt"}
+    ),
+    "NVFP4 of compressed-tensors": Format(
+        nvfp4,
+        compressed(
+            "nvfp4-pack-quantized",
+            **{"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
+        ),
+        "nvfp4",
+        {"by": "compressed-tensors"},
     ),
     "AWQ": Format(awq, _AWQ | {"group_size": 128}, "q4_1", {"group": 128}),
     "GPTQ": Format(gptq, _GPTQ | {"group_size": 64, "sym": False}, "q4_1", {"group": 64}),

@@ -102,7 +102,8 @@ def test_the_table_of_types_is_that_of_the_code(page: Path) -> None:
     for name, (width, in_folders, written) in listed.items():
         assert width <= sizes[name] < width + 1.01, name  # the rest are scales
         assert (written == "yes") == (name in WRITABLE), name
-        assert (in_folders == "yes") == (name in ("f32", "f16", "bf16", "mxfp4")), name
+        in_folder = name in ("f32", "f16", "bf16", "mxfp4", "nvfp4")
+        assert (in_folders == "yes") == in_folder, name
 
 
 def test_the_table_of_quantised_folders_is_that_of_the_code() -> None:

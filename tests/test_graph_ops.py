@@ -202,6 +202,19 @@ def test_each_expert_adds_its_bias_to_what_it_gave(backend, n_tokens, in_place):
     np.testing.assert_array_equal(out, (x.reshape(chosen.shape) + chosen).reshape(x.shape))
 
 
+@pytest.mark.parametrize("n_tokens", [1, 40])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_each_expert_gave_is_scaled_by_its_factor(backend, n_tokens, in_place):
+    x, factors, route = random(n_tokens, N_USED * N), random(N_EXPERTS, seed=1), a_route(n_tokens)
+
+    def build(g: GraphBuilder, x: Buffer, route: Buffer, w: Weight) -> Buffer:
+        return g.expert_scale(x, route, w, out=x if in_place else None)
+
+    out = run(backend, build, {"x": x.copy(), "route": route}, {"s": factors})
+    chosen = factors[route[:, :N_USED].astype(int)][:, :, None]
+    np.testing.assert_array_equal(out, (x.reshape(*chosen.shape[:2], N) * chosen).reshape(x.shape))
+
+
 @pytest.mark.parametrize("type", ["f16", "bf16"])
 def test_biases_of_experts_may_be_of_half_precision(backend, type):
     halves = {"f16": np.float16, "bf16": np.uint16}[type]

@@ -72,11 +72,11 @@ def test_the_packers_of_these_tests_write_what_transformers_reads():
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     values = np.random.default_rng(4).standard_normal((2, 256, 128))
-    tensors, expected, _ = mxfp4(values)
+    tensors, expected, *_ = mxfp4(values)
     blocks, scales = (torch.from_numpy(tensors[name][1]) for name in ("_blocks", "_scales"))
     found = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).numpy()
     np.testing.assert_array_equal(found.swapaxes(1, 2), expected)
-    tensors, expected, _ = FORMATS["FP8 in blocks"].module(values[0])
+    tensors, expected, *_ = FORMATS["FP8 in blocks"].module(values[0])
     codes, scales = (torch.from_numpy(tensors[n][1]) for n in (".weight", ".weight_scale_inv"))
     found = Fp8Dequantize(None)._dequantize_one(codes.view(torch.float8_e4m3fn), scales)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1.2e-7, atol=0)

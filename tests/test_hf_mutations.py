@@ -54,7 +54,7 @@ json_values = st.recursive(
 )
 
 
-QUANTISED = ["AWQ", "int4 in groups of 32", "FP8 in blocks"]
+QUANTISED = ["AWQ", "int4 in groups of 32", "FP8 in blocks", "NVFP4 of ModelOpt"]
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3", "qwen3moe", *QUANTISED])

@@ -69,7 +69,9 @@ def read(file: ModelFile, name: str) -> np.ndarray:
     _, _, layer, stem = name.removesuffix(".weight").split(".", 3)
     tensor = file.tensors[f"blk.{layer}.{GGUF_NAMES[stem]}.weight"]
     raw = file.data(tensor.name).reshape(-1, tensor.row_bytes)
-    return decode(raw, tensor.type).astype(np.float64).reshape(tensor.shape)
+    values = decode(raw, tensor.type).astype(np.float64).reshape(tensor.shape)
+    scale = tensor.name.replace(".weight", ".scale")
+    return values * file.data(scale).view("<f4")[0] if scale in file.tensors else values
 
 
 def logits(folder: Path, model: TinyModel, backend: str, **settings) -> np.ndarray:
@@ -99,7 +101,9 @@ def test_logits_are_those_of_the_values_as_floats(tmp_path, tiny, backend, name)
     assert error(logits(tmp_path / "hf", tiny, backend), expected) <= EXACT
 
 
-@pytest.mark.parametrize("name", ["FP8 in blocks", "int4 in groups of 32", "AWQ"])
+@pytest.mark.parametrize(
+    "name", ["FP8 in blocks", "int4 in groups of 32", "AWQ", "NVFP4 of ModelOpt"]
+)
 @pytest.mark.parametrize("n_shards", [1, 4])
 def test_experts_may_be_quantised(tmp_path, backend, name, n_shards):
     """Of a mixture, in files that have a matrix and its scales apart."""
@@ -208,7 +212,40 @@ def test_mxfp4_is_copied_code_by_code(tmp_path, tiny):
         np.testing.assert_array_equal(here, codes[..., at // 2] >> (4 * (at % 2)) & 15)
 
 
+def test_a_block_of_nvfp4_is_that_of_its_codes_and_scales(tmp_path, tiny):
+    packed = write_quantised(tmp_path / "hf", tiny, FORMATS["NVFP4 of ModelOpt"])[f"{Q}.weight"]
+    with open_model(tmp_path / "hf") as file:
+        blocks = file.data("blk.0.attn_q.weight").reshape(-1, 36)
+        scale = file.data("blk.0.attn_q.scale").view("<f4")
+    values = reference_blocks.dequantize(blocks, "nvfp4").reshape(packed.values.shape)
+    np.testing.assert_array_equal(values * packed.scale, packed.values)
+    np.testing.assert_array_equal(scale, np.float32([packed.scale]))
+
+
+@pytest.mark.parametrize("by", ["ModelOpt", "compressed-tensors"])
+def test_each_expert_of_nvfp4_keeps_its_scale(tmp_path, by):
+    model = write_tiny_model(tmp_path, sizes=MIXTURE)
+    packed = write_quantised(tmp_path / "hf", model, FORMATS[f"NVFP4 of {by}"])
+    stem = "model.layers.1.mlp.experts"
+    expected = [packed[f"{stem}.{i}.down_proj.weight"].scale for i in range(6)]
+    with open_model(tmp_path / "hf") as file:
+        found = file.data("blk.1.ffn_down_exps.scale").view("<f4")
+    assert len(set(expected)) == 6
+    np.testing.assert_array_equal(found, np.float32(expected))
+
+
 # Converted, and within a budget.
+
+
+@pytest.mark.parametrize("by", ["ModelOpt", "compressed-tensors"])
+def test_nvfp4_is_converted_to_another_type_with_its_scales(tmp_path, tiny, by):
+    packed = write_quantised(tmp_path / "hf", tiny, FORMATS[f"NVFP4 of {by}"])
+    out = tmp_path / "new.gguf"
+    assert main(["convert", "-m", str(tmp_path / "hf"), "-o", str(out), "--type", "f32"]) == 0
+    with GGUFFile.open(out) as file:
+        assert file.tensors["blk.0.attn_q.weight"].type == "f32"
+        for matrix, each in packed.items():
+            np.testing.assert_allclose(read(file, matrix), each.values, rtol=2e-7, atol=0)
 
 
 def test_fp8_is_converted_from_its_own_values(tmp_path, tiny, capsys):
@@ -505,6 +542,56 @@ def filled(value: float) -> Callable[[np.ndarray], np.ndarray]:
             with_array(f"{UP}.g_idx", lambda a: a[:-1]),
             f"'{UP}.g_idx' has shape [127]; expected [128]",
         ),
+        *(
+            ("NVFP4 of ModelOpt", with_array(f"{UP}.weight_scale_2", filled(value)), fault)
+            for value, fault in [
+                (0, f"'{UP}.weight_scale_2' is 0; expected a number above 0"),
+                (-2, f"'{UP}.weight_scale_2' is -2; expected a number above 0"),
+                (np.nan, f"'{UP}.weight_scale_2' has values that are no finite numbers"),
+                (np.inf, f"'{UP}.weight_scale_2' has values that are no finite numbers"),
+            ]
+        ),
+        *(
+            (
+                "NVFP4 of compressed-tensors",
+                with_array(f"{UP}.weight_global_scale", filled(value)),
+                f"'{UP}.weight_global_scale' is {said}; expected a number above 0",
+            )
+            for value, said in [(0, "0"), (-1, "-1"), (1e-45, "1.4013e-45")]
+        ),
+        (
+            "NVFP4 of ModelOpt",
+            with_array(f"{UP}.weight_scale_2", lambda a: np.full(2, a)),
+            f"'{UP}.weight_scale_2' has shape [2]; expected one number",
+        ),
+        (
+            "NVFP4 of ModelOpt",
+            without(f"{UP}.weight_scale_2"),
+            f"'{UP}.weight' needs tensor '{UP}.weight_scale_2', which is missing",
+        ),
+        (
+            "NVFP4 of compressed-tensors",
+            without(f"{UP}.weight_global_scale"),
+            f"needs tensor '{UP}.weight_global_scale', which is missing",
+        ),
+        (
+            "NVFP4 of ModelOpt",
+            with_array(f"{UP}.weight_scale", lambda a: a[:, :-1]),
+            f"'{UP}.weight_scale' has shape [256, 7]; expected [256, 8]",
+        ),
+        (
+            "NVFP4 of ModelOpt",
+            with_array(f"{UP}.weight", lambda a: a[:, :-8]),
+            f"'{UP}.weight' has shape [256, 56]; expected [n, k / 2], k a multiple of 64",
+        ),
+        *(
+            (
+                "NVFP4 of ModelOpt",
+                with_array(f"{UP}.weight_scale", filled(code)),
+                f"'{UP}.weight_scale' has a scale that is negative or no number",
+            )
+            for code in (0x7F, 0x80, 0xB8, 0xFF)
+        ),
         (
             "GPTQ, symmetric",
             with_array(f"{UP}.qzeros", filled(0)),
@@ -535,7 +622,19 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tiny, name, change, fault):
         ({"quant_method": "gptq", "bits": 3}, "bits is 3; expected 4"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 16}, "group_size is 16; expected a mul"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "is 'marlin'"),
-        (compressed("nvfp4-pack-quantized", num_bits=4), "format is 'nvfp4-pack-quantized'"),
+        (
+            compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group")
+            | {"format": "nvfp4-pack-quantised"},
+            "format is 'nvfp4-pack-quantised'",
+        ),
+        (
+            compressed(
+                "nvfp4-pack-quantized",
+                **{"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 32},
+            ),
+            "group_size is 32; expected 16",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo is 'w4a8_awq'"),
         (compressed("marlin-24", num_bits=4), "format is 'marlin-24'"),
         (compressed("pack-quantized", num_bits=8, type="int"), "num_bits is 8; expected 4"),
         (

@@ -365,13 +365,6 @@ def test_a_tensor_without_a_place_is_refused_not_ignored(tmp_path):
     assert said == f"tensor {name} has no place in a llama model"
 
 
-@pytest.mark.parametrize("kind", ["scale", "input_scale"])
-def test_a_scale_of_a_whole_matrix_is_refused_by_name(tmp_path, kind):
-    name = f"blk.0.attn_q.{kind}"
-    said = refusal(tmp_path, tensors={name: (name, "f32", (1,), np.full(1, 2.0, np.float32))})
-    assert said.startswith(f"tensor {name} scales a whole matrix, which is not implemented")
-
-
 @pytest.mark.parametrize("factors", [np.ones(7), np.zeros(8), np.full(8, np.nan), -np.ones(8)])
 def test_rope_factors_that_make_no_sense_are_refused(tmp_path, factors):
     assert "tensor rope_freqs.weight " in refusal(tmp_path, rope_factors=factors)

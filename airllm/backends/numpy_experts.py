@@ -7,7 +7,15 @@ from airllm import numpy_ops
 from airllm.backends.numpy_batch import TokenBatch, arrays
 from airllm.graph.graph import Op
 
-__all__ = ["expert_bias", "expert_linear", "expert_sum", "route", "route_to", "scale_shares"]
+__all__ = [
+    "expert_bias",
+    "expert_linear",
+    "expert_scale",
+    "expert_sum",
+    "route",
+    "route_to",
+    "scale_shares",
+]
 
 _LOWEST = np.finfo(np.float32).min
 
@@ -86,6 +94,14 @@ def expert_bias(op: Op, batch: TokenBatch) -> None:
     experts = route[:, : int(op.attrs["n_used"])].astype(np.int64)
     parts = (batch.n_tokens, experts.shape[1], biases.shape[1])
     np.add(x.reshape(parts), biases[experts], out=out.reshape(parts))
+
+
+def expert_scale(op: Op, batch: TokenBatch) -> None:
+    x, route, out = arrays(op, batch)
+    factors = batch.weights[op.weights[0]]  # [n_experts]
+    experts = route[:, : int(op.attrs["n_used"])].astype(np.int64)
+    parts = (*experts.shape, x.shape[1] // experts.shape[1])
+    np.multiply(x.reshape(parts), factors[experts][..., None], out=out.reshape(parts))
 
 
 def scale_shares(op: Op, batch: TokenBatch) -> None:

@@ -394,6 +394,7 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "take_head_columns": _take_head_columns,
     "join_heads": _join_heads,
     "expert_bias": experts.expert_bias,
+    "expert_scale": experts.expert_scale,
     "scale_shares": experts.scale_shares,
     "sigmoid": _sigmoid,
     "relu_squared": _relu_squared,

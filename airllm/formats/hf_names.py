@@ -95,11 +95,20 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
             source = replace(source, shape=source.shape[1:])
         if _CONV.fullmatch(name):
             source = hf_sources.channels(source)
-        if name in tensors:
-            raise FormatError(f"{folder}: there are two tensors for {quote(name)}")
-        tensors[name] = source.tensor(name)
-        if source.made is not None:
-            made[name] = source.made
+        add(source.tensor(name), source.made)
+        if source.scale:
+            own = f"{name.removesuffix('.weight')}.scale"
+            values = np.array(source.scale, np.float32)
+            n_bytes = values.nbytes
+            tensor = Tensor(own, "f32", values.shape, n_bytes, n_bytes, ())
+            add(tensor, Made(functools.partial(_bytes_of, values)))
+
+    def add(tensor: Tensor, how: Made | None) -> None:
+        if tensor.name in tensors:
+            raise FormatError(f"{folder}: there are two tensors for {quote(tensor.name)}")
+        tensors[tensor.name] = tensor
+        if how is not None:
+            made[tensor.name] = how
 
     for source, place in _places(_stored(folder, shards, config), config, prefix):
         [first, *others] = place.slots.names
@@ -301,6 +310,11 @@ def _plus_one(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _changed(source: RowSource, change: Change) -> RowSource:
+    if source.scale:
+        raise FormatError(
+            f"{source.file.path}: tensor {quote(source.name)} is quantised; expected floats"
+        )
+
     def rows(first: int, end: int) -> NDArray[np.uint8]:
         values = change(decode(source.rows(first, end), source.type))
         return values.astype("<f4", copy=False).view(np.uint8)

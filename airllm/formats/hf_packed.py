@@ -5,6 +5,9 @@ order and the place of the scales change:
 
     folder                                 becomes   what is lost
     MXFP4 (gpt-oss, compressed-tensors)    mxfp4     nothing
+    NVFP4 (ModelOpt, compressed-tensors)   nvfp4      nothing; the scale of the whole matrix is a
+                                                     tensor beside it, and where a folder has its
+                                                     inverse, that is rounded to float32
     int4, GPTQ with all zero points 8      q4_0      nothing of F16 scales. BF16 scales are exact
                                                      from 2^-17 on; F32 scales lose up to 2^-11.
     AWQ, GPTQ with zero points             q4_1      m = -scale * zero is rounded to F16: less than
@@ -32,11 +35,12 @@ from airllm.formats.hf_quantization import WHOLE_ROW, Quantization
 from airllm.formats.hf_sources import FLOAT_TYPES, RowSource, Stored
 from airllm.formats.numbers import encode
 
-__all__ = ["Strips", "awq", "check_order", "fp8", "gptq", "int4", "mxfp4"]
+__all__ = ["Strips", "awq", "check_order", "fp8", "gptq", "int4", "mxfp4", "nvfp4"]
 
 BLOCK = 32
 WORD = 8  # nibbles of an int32
 NAN_E8M0 = 255
+LARGEST_E4M3 = 0x7E  # of the codes that are neither negative nor NaN
 _LOW = np.uint64(0x0F0F0F0F0F0F0F0F)  # the low nibbles of 8 bytes
 
 STRIP_VALUES = 2**22  # of a matrix that is stored by columns, made at a time
@@ -170,6 +174,45 @@ def mxfp4(blocks: Stored, scales: Stored, name: str) -> RowSource:
         return _blocks(exponents[..., np.newaxis], halves_of_pairs(codes))
 
     return _source(name, "mxfp4", (*shape[:-1], k), rows, blocks, scales)
+
+
+def nvfp4(codes: Stored, scales: Stored, whole: Stored, name: str, *, divides: bool) -> RowSource:
+    """codes: uint8 [n, k / 2], neighbours in a byte. scales: E4M3 [n, k / 16]. whole: float32, by
+    which the matrix is multiplied, or, if it `divides`, divided. name: of the matrix."""
+    codes.expect_dtype("U8")
+    scales.expect_dtype("F8_E4M3")
+    whole.expect_dtype("F32")
+    if len(codes.shape) != 2 or 0 in codes.shape or codes.shape[1] % 32:
+        raise codes.fault(f"has shape {list(codes.shape)}; expected [n, k / 2], k a multiple of 64")
+    n, k = codes.shape[0], 2 * codes.shape[1]
+    scales.expect_shape(n, k // 16)
+    if whole.shape not in ((), (1,)):
+        raise whole.fault(f"has shape {list(whole.shape)}; expected one number")
+    scale = _scale_of(whole, divides)
+
+    def rows(first: int, end: int) -> Bytes:
+        stored = scales.read(first, end)
+        if (stored > LARGEST_E4M3).any():
+            raise scales.fault("has a scale that is negative or no number")
+        pairs = codes.read(first, end)
+        # Byte i of the 8 of 16 columns has columns i and i + 8 in GGML's blocks.
+        columns = np.stack([pairs & np.uint8(15), pairs >> np.uint8(4)], axis=-1)
+        words = columns.reshape(end - first, k // 64, 4, 16).view("<u8")
+        both = words[..., 0] | words[..., 1] << np.uint64(4)  # [rows, blocks, 4]
+        header = stored.reshape(end - first, k // 64, 4)
+        return _blocks(header, both.astype("<u8", copy=False).view(np.uint8))
+
+    source = _source(name, "nvfp4", (n, k), rows, codes, scales, whole)
+    return replace(source, scale=(scale,))
+
+
+def _scale_of(whole: Stored, divides: bool) -> float:
+    [[value]] = whole.floats(0, 1)
+    with np.errstate(divide="ignore", over="ignore"):
+        scale = np.float32(1.0) / value if divides else value
+    if not (value > 0 and 0 < scale < np.inf):
+        raise whole.fault(f"is {value:g}; expected a number above 0 that scales a matrix")
+    return float(scale)
 
 
 def int4(packed: Stored, scale: Stored, shape: Stored | None, sizes: tuple[int, ...]) -> RowSource:

@@ -14,10 +14,10 @@ WHOLE_ROW = 0
 _MAX_GROUP = 2**20  # columns
 _MAX_GROUPS = 16  # of modules; real files have one or two
 _WAY_OUT = "the folder before it was quantised, or a GGUF file of the model, can be opened"
-METHODS = ("fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors", "awq", "gptq")
+METHODS = ("fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors", "modelopt", "awq", "gptq")
 _FORMATS = (
     *("pack-quantized", "float-quantized", "naive-quantized", "mxfp4-pack-quantized"),
-    "mixed-precision",
+    *("nvfp4-pack-quantized", "mixed-precision"),
 )
 
 
@@ -58,6 +58,9 @@ def read_quantization(config: Metadata) -> Quantization | None:
         return Quantization("fp8", block=_block(r, "weight_block_size"))
     if method == "mxfp4":
         return Quantization("mxfp4")
+    if method == "modelopt":
+        _expect(r, "quant_algo", "nvfp4", "w4a16_nvfp4")
+        return Quantization("modelopt")
     if method == "awq":
         _expect(r, "bits", 4)
         _expect(r, "version", "gemm", None)
@@ -105,6 +108,10 @@ def _compressed_tensors(r: Metadata) -> Quantization:
             block = _block(g, "block_structure")
             if block is not None:
                 blocks.add(block)
+        elif g.get("strategy") == "tensor_group":  # NVFP4
+            _expect(g, "type", "float")
+            _expect(g, "num_bits", 4)
+            _expect(g, "group_size", 16)
         elif g.get("num_bits") == 4:
             sizes.add(_group_size(g))
         reordered |= g.get("actorder") in (True, "group")

@@ -3,7 +3,9 @@
     fp8                 NAME.weight (F8_E4M3), NAME.weight_scale_inv or NAME.weight_scale; in
                         DeepSeek V4 NAME.scale, also of NAME.weight (I8) for MXFP4
     mxfp4               NAME_blocks, NAME_scales
-    compressed-tensors  FP8 as above, or NAME.weight_packed, NAME.weight_scale, NAME.weight_shape
+    compressed-tensors  FP8 as above, or NAME.weight_packed, NAME.weight_scale, NAME.weight_shape;
+                        for NVFP4 NAME.weight_packed, NAME.weight_scale, NAME.weight_global_scale
+    modelopt            NAME.weight (U8), NAME.weight_scale, NAME.weight_scale_2
     awq                 NAME.qweight, NAME.qzeros, NAME.scales
     gptq                NAME.qweight, NAME.qzeros, NAME.scales, NAME.g_idx
 
@@ -21,7 +23,7 @@ __all__ = ["quantised"]
 
 # Scales of activations and of the KV cache. They are left out: nothing here is rounded by them.
 _OF_ACTIVATIONS = (
-    *(".input_scale", ".activation_scale", ".output_scale"),
+    *(".input_scale", ".input_global_scale", ".activation_scale", ".output_scale"),
     *(".q_scale", ".k_scale", ".v_scale"),
 )
 
@@ -66,7 +68,7 @@ def _find_fp8(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
     for name, stored in group.tensors.items():
         if name.endswith(_OF_ACTIVATIONS):
             group.taken.add(name)
-        elif stored.dtype == "F8_E4M3":
+        elif stored.dtype == "F8_E4M3" and not name.endswith(".weight_scale"):  # of NVFP4
             group.taken.add(name)
             own = f"{_stem(name)}.scale"
             scale = group.take(f"{name}_scale_inv", f"{name}_scale", own, of=stored)
@@ -95,6 +97,10 @@ def _find_compressed(group: _Group, quantization: Quantization) -> Iterator[RowS
         zero = group.take_optional(f"{weight}_zero_point")
         if zero is not None:
             raise zero.fault("has zero points, which are not supported; expected symmetric weights")
+        if scale.dtype == "F8_E4M3":
+            whole = group.take(f"{weight}_global_scale", of=stored)
+            yield hf_packed.nvfp4(stored, scale, whole, weight, divides=True)
+            continue
         if stored.dtype == "U8":
             yield hf_packed.mxfp4(stored, scale, weight)
             continue
@@ -103,6 +109,16 @@ def _find_compressed(group: _Group, quantization: Quantization) -> Iterator[RowS
         order = group.take_optional(f"{weight}_g_idx")
         hf_packed.check_order(order, stored, found.shape[1], quantization)
         yield found
+
+
+def _find_modelopt(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
+    yield from _find_fp8(group, quantization)
+    for name, stored in group.tensors.items():
+        if stored.dtype == "U8" and name.endswith(".weight"):
+            group.taken.add(name)
+            scale = group.take(f"{name}_scale", of=stored)
+            whole = group.take(f"{name}_scale_2", of=stored)
+            yield hf_packed.nvfp4(stored, scale, whole, name, divides=False)
 
 
 def _find_awq(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
@@ -143,6 +159,7 @@ _METHODS: dict[str, Callable[[_Group, Quantization], Iterator[RowSource]]] = {
     "fp8": _find_fp8,
     "mxfp4": _find_mxfp4,
     "compressed-tensors": _find_compressed,
+    "modelopt": _find_modelopt,
     "awq": _find_awq,
     "gptq": _find_gptq,
 }

@@ -110,7 +110,8 @@ class RowSource:
     """A tensor before it has GGUF's name.
 
     name: the folder's. file: names the tensor's file in messages. type, shape, extents: as Tensor
-    has them. rows: reads or makes its rows, as Made does. sources: see Made.
+    has them. rows: reads or makes its rows, as Made does. sources: see Made. scale: by which
+    products with the whole matrix are multiplied, float32, or with each of a stack; (): by nothing.
     """
 
     name: str
@@ -120,6 +121,7 @@ class RowSource:
     extents: tuple[Extent, ...]
     rows: Callable[[int, int], Bytes]
     sources: tuple[Extent, ...] = ()
+    scale: tuple[float, ...] = ()
 
     @property
     def row_bytes(self) -> int:
@@ -201,19 +203,20 @@ def stacked(name: str, sources: Sequence[RowSource]) -> RowSource:
         tuple(extent for source in sources for extent in source.extents),
         rows,
         tuple(extent for source in sources for extent in source.sources),
+        tuple(factor for source in sources for factor in source.scale),
     )
 
 
 def joined(name: str, sources: Sequence[RowSource]) -> RowSource:
     """One matrix of the rows of several, one after another. FormatError if they differ in width or
-    type."""
+    type, or have scales."""
     first = sources[0]
     for source in sources:
-        same = (source.type, len(source.shape), source.shape[-1], not source.extents)
-        if same != (first.type, 2, first.shape[-1], not first.extents):
+        same = (source.type, len(source.shape), source.shape[-1], not source.extents, source.scale)
+        if same != (first.type, 2, first.shape[-1], not first.extents, ()):
             raise FormatError(
                 f"{source.file.path}: tensor {quote(source.name)} differs in type or width from "
-                f"{quote(first.name)}"
+                f"{quote(first.name)}, or has a scale"
             )
     ends = list(itertools.accumulate(source.shape[0] for source in sources))
 

@@ -223,6 +223,15 @@ SIGNATURES: Mapping[str, Signature] = {
         attrs="n_used",
         in_place="x",
     ),
+    # x: the outputs of a token's experts, [n_used * n]; out: each times weight[e] of its expert e
+    "expert_scale": _signature(
+        "x route",
+        experts.expert_scale,
+        flops=1,
+        weights=("vector",),
+        attrs="n_used",
+        in_place="x",
+    ),
     # ---- heads ----------------------------------------------------------------------------------
     # out: x[h] @ weight[h].T for each head h, side by side; x: [n_heads * k]
     "head_linear": _signature(

@@ -5,7 +5,8 @@ residual stream to itself, run once for each layer; layers that differ have a gr
 (the residual stream to logits). Weight slots are named as GGUF names the tensors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from airllm.formats.model_file import ModelFile
@@ -16,6 +17,7 @@ from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.families import FAMILIES
 from airllm.models.last_hidden import before_the_last_linear
+from airllm.models.matrix_scales import scaled, scaled_slots
 from airllm.models.next_head import NextHead, next_head
 from airllm.models.rope import Rotation
 
@@ -115,20 +117,30 @@ def load_model(
     all_layers = layers if further is None else [*layers, further]
     rotations = _shared([family.rotations(reader, config, each) for each in all_layers])
     reader.finish()
-    finish: Callable[[Graph], Graph] = fuse if fusion else lambda graph: graph
+
+    def finish(graph: Graph, slots: Collection[str]) -> Graph:
+        graph = scaled(graph, slots)
+        return fuse(graph) if fusion else graph
+
+    def with_scales(graph: Graph, layer: int | None = None) -> Graph:
+        return finish(graph, scaled_slots(gguf, graph, layer))
+
     head = None
     if further is not None:
         graph = family.layer(config, activations, further)
-        head = next_head(gguf, config, activations, graph, rotations[-1], finish)
+        own = functools.partial(with_scales, layer=next(iter(config.left_out), None))
+        head = next_head(gguf, config, activations, graph, rotations[-1], own)
+    plain = [family.layer(config, activations, layer) for layer in layers]
+    # Layers that are equal but for the matrices that have a scale differ in their graphs.
+    which = [layers.index(layer) for layer in config.layers]
+    of_layer = [(kind, scaled_slots(gguf, plain[kind], i)) for i, kind in enumerate(which)]
+    kinds = sorted({*of_layer}, key=of_layer.index)
     return Model(
         config,
-        finish(family.embed(config, activations)),
-        tuple(
-            LayerKind(finish(family.layer(config, activations, layer)), found)
-            for layer, found in zip(layers, rotations[: len(layers)], strict=True)
-        ),
-        tuple(layers.index(layer) for layer in config.layers),
-        finish(family.head(config, activations)),
+        with_scales(family.embed(config, activations)),
+        tuple(LayerKind(finish(plain[kind], slots), rotations[kind]) for kind, slots in kinds),
+        tuple(kinds.index(each) for each in of_layer),
+        with_scales(family.head(config, activations)),
         before_the_last_linear(family.head(config, activations)),
         head,
     )

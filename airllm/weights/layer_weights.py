@@ -43,6 +43,7 @@ __all__ = [
 # for the end of a call: reading so many bytes takes 10 ms.
 _BYTES_AT_ONCE = 256 << 20
 
+_MATRICES = ("matrix", "experts", "heads")
 _VECTOR_TYPES = ("f32", "f16", "bf16")
 
 # Slots of tensors that belong to no layer; a next-token head may use the model's.
@@ -267,12 +268,15 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
                     f"tensor {name} is {tensor.type}; expected one of {', '.join(_VECTOR_TYPES)}"
                 )
             unused.discard(name)
+            if graph.roles[slot.name] in _MATRICES:
+                # What activations were rounded by; nothing here is rounded by it.
+                unused.discard(f"{name.removesuffix('.weight')}.input_scale")
     if unused:
         name = min(unused)
         if name.endswith((".scale", ".input_scale")):
             raise gguf.metadata.fault(
-                f"tensor {name} scales a whole matrix, which is not implemented; files that "
-                "llama-quantize has written have no such tensors"
+                f"tensor {name} scales no matrix that a {model.config.architecture} model "
+                "multiplies by"
             )
         raise gguf.metadata.fault(
             f"tensor {name} has no place in a {model.config.architecture} model"

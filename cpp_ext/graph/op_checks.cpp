@@ -240,7 +240,7 @@ class OpCheck {
         apart(1);
         width_of(op_.output, op_.n_heads * (a + b));
     }
-    void expert_bias() const {
+    void of_experts() const {
         used_experts(largest_route);
         require(output_width() % op_.n_used == 0, "the output does not divide into n_used");
         width(0, output_width());

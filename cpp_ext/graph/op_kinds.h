@@ -71,7 +71,8 @@ struct Slots {
     op(scale,          1, one,  optional(vector),  alike)           \
     op(scale_rows,     2, one,  no_weight,         scale_rows)      \
     op(layer_norm,     1, one,  of(vector),        alike)           \
-    op(expert_bias,    2, one,  of(vectors),       expert_bias)     \
+    op(expert_bias,    2, one,  of(vectors),       of_experts)      \
+    op(expert_scale,   2, one,  of(vector),        of_experts)      \
     op(conv,           1, one,  of(vectors),       conv)            \
     op(delta_rule,     5, one,  no_weight,         delta_rule)      \
     op(ssm_scan,       4, one,  of(vector, 3),     ssm_scan)        \

@@ -253,6 +253,16 @@ void Executor::Run::step(std::size_t index) {
                          .n = width(op.output) / op.n_used,
                          .y = buffer(op.output)});
             break;
+        case OpKind::expert_scale:
+            expert_scale(worker, {.x = in(0),
+                                  .route = in(1),
+                                  .factors = vector(op),
+                                  .rows = n,
+                                  .n_used = op.n_used,
+                                  .n_experts = std::get<Vector>(weight(op)).n,
+                                  .n = width(op.output) / op.n_used,
+                                  .y = buffer(op.output)});
+            break;
         case OpKind::scale_shares:
             scale_shares(worker, in(0), vector(op), std::get<Vector>(weight(op)).n, n, op.n_used,
                          buffer(op.output));

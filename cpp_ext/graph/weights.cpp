@@ -29,6 +29,7 @@ std::size_t vector_length(const Graph& graph, const Op& op, std::size_t slot, st
     };
     switch (op.kind) {
         case OpKind::scale: return n == 1 ? 1 : out;
+        case OpKind::expert_scale:
         case OpKind::scale_shares: return n;  // any: a route may name an expert that is not there
         case OpKind::head_norm: return out / op.n_heads;
         case OpKind::attention:

@@ -216,6 +216,17 @@ void expert_bias(const Worker& worker, const KernelTable& table, const ExpertBia
     });
 }
 
+void expert_scale(const Worker& worker, const ExpertScaleTask& task) {
+    const std::size_t n = task.n;
+    for_rows(worker, task.rows * task.n_used, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i) {
+            const std::size_t e = expert_of(task.route, task.n_used, task.n_experts, i);
+            const float factor = e < task.n_experts ? task.factors[e] : std::nanf("");
+            for (std::size_t c = i * n; c < (i + 1) * n; ++c) task.y[c] = factor * task.x[c];
+        }
+    });
+}
+
 void scale_shares(const Worker& worker, const float* route, const float* factors,
                   std::size_t n_experts, std::size_t rows, std::size_t n_used, float* y) {
     for_rows(worker, rows, 2 * n_used, [&](std::size_t first, std::size_t count) {

@@ -68,6 +68,15 @@ struct ExpertBiasTask {
 };
 void expert_bias(const Worker& worker, const KernelTable& table, const ExpertBiasTask& task);
 
+// y[r][u] = factors[e] * x[r][u] for the u-th expert e of row r, or NaN if the route names no
+// expert there.  x, y: [rows][n_used][n]; y may be x.  factors: [n_experts].
+struct ExpertScaleTask {
+    const float *x, *route, *factors;
+    std::size_t rows, n_used, n_experts, n;
+    float* y;
+};
+void expert_scale(const Worker& worker, const ExpertScaleTask& task);
+
 // y = the route with each share multiplied by factors[e] of its expert e, or by NaN where the route
 // names no expert.  factors: [n_experts].  y may be the route.
 void scale_shares(const Worker& worker, const float* route, const float* factors,

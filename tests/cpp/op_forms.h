@@ -122,6 +122,7 @@ inline const std::vector<Form>& forms() {
         {scale_rows, {64, 1}, {64}, 0, {true, true, true}},
         {layer_norm, {64}, {64}, 1, {true, true}},
         {expert_bias, {64, 4}, {64}, 1, {true, true, true}, use_two},
+        {expert_scale, {64, 4}, {64}, 1, {true, true, true}, use_two},
         {silu, {64}, {64}, 0, {true, true}},
         {gelu, {64}, {64}, 0, {true, true}},
         {round_q8, {64}, {64}, 0, {true, true}},

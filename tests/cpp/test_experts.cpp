@@ -155,6 +155,18 @@ TEST(no_expert_has_a_bias_or_a_factor) {
             check::equal(y[c], x[c] + biases[n + c], "an expert's");
             check::that(std::isnan(y[n + c]), "no expert's");
         }
+        tensor_ops::expert_scale(alone, {.x = x.data(),
+                                         .route = route.data(),
+                                         .factors = factors.data(),
+                                         .rows = 1,
+                                         .n_used = 2,
+                                         .n_experts = n_experts,
+                                         .n = n,
+                                         .y = y.data()});
+        for (std::size_t c = 0; c < n; ++c) {
+            check::equal(y[c], factors[1] * x[c], "an expert's");
+            check::that(std::isnan(y[n + c]), "no expert's");
+        }
         tensor_ops::scale_shares(alone, route.data(), factors.data(), n_experts, 1, 2,
                                  scaled.data());
         check::equal(scaled[2], 0.5f * factors[1], "an expert's share");

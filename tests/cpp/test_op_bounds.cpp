@@ -193,7 +193,8 @@ TEST(other_numbers_have_bounds) {
         hyper_factors, [](Graph&, Op& op) { op.n_iterations = (1u << 16) + 1; },
         " -> 'out': n_iterations is out of range");
     for (const std::size_t used : {std::size_t{0}, (std::size_t{1} << 12) + 1})
-        refused(expert_bias, [&](Graph&, Op& op) { op.n_used = used; }, " -> 'out': n_used is");
+        for (const OpKind kind : {expert_bias, expert_scale})
+            refused(kind, [&](Graph&, Op& op) { op.n_used = used; }, " -> 'out': n_used is");
     for (const std::size_t used : {0u, 9u})
         refused(
             route_to,

@@ -99,6 +99,8 @@ TEST(a_mixture_of_experts_that_does_not_fit_together_is_refused) {
     check_graph_refused(expert_linear, {64, 4}, 33, true, two, "does not divide into n_used");
     check_graph_refused(expert_bias, {64, 6}, 64, true, two, "has width 6, expected 4");
     check_graph_refused(expert_bias, {65, 4}, 65, true, two, "does not divide into n_used");
+    check_graph_refused(expert_scale, {64, 6}, 64, true, two, "has width 6, expected 4");
+    check_graph_refused(expert_scale, {65, 4}, 65, true, two, "does not divide into n_used");
     check_graph_refused(
         expert_bias, {4, 4}, 4, true,
         [](Op& op) {

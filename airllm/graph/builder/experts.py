@@ -92,6 +92,13 @@ class ExpertOps(OpEmitter):
         weight: [n_experts, n]"""
         return self._emit("expert_bias", [x, route], out, [weight], n_used=route.width // 2)
 
+    def expert_scale(
+        self, x: Buffer, route: Buffer, weight: Weight, *, out: Buffer | None = None
+    ) -> Buffer:
+        """x times weight[e] for each expert e of a token's route. x: [n_tokens, n_used * n],
+        weight: [n_experts]"""
+        return self._emit("expert_scale", [x, route], out, [weight], n_used=route.width // 2)
+
     def scale_shares(self, route: Buffer, weight: Weight, *, out: Buffer | None = None) -> Buffer:
         """The route with the share of each expert e multiplied by weight[e]. weight:
         [n_experts]"""

@@ -60,6 +60,16 @@ def expert_bias(call: Call) -> int:
     return n_used * n
 
 
+def expert_scale(call: Call) -> int:
+    n_used, x = call.count("n_used"), call.inputs[0]
+    call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
+    call.require(
+        x.width % n_used == 0,
+        f"input {x.name!r} has width {x.width}, expected a multiple of {n_used}",
+    )
+    return x.width
+
+
 def expert_sum(call: Call) -> int:
     n_used, x = call.count("n_used"), call.inputs[0]
     call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
