@@ -91,8 +91,6 @@ class Choice:
         """What to evaluate next. most: tokens of a batch. wanted: of each piece; "last": only of
         the last one. whole: all batches of what is pending."""
         pending = self.answer.pending
-        if self._start is None:
-            self._start = perf_counter()
         if self._in_answer or (len(pending) == 1 and wanted == "last"):
             self._sizes = deque([1] * len(pending))
             return Step(pending, self.state, list(self._sizes), one_by_one=True)
@@ -103,6 +101,11 @@ class Choice:
         if wanted == "last" and n < len(pending):
             wanted = "nothing"
         return Step(pending[:n], self.state, sizes, wanted)
+
+    def start(self) -> None:
+        """The evaluation of the pending tokens begins, unless it has begun already."""
+        if self._start is None:
+            self._start = perf_counter()
 
     def evaluated(self, step: Step) -> bool:
         """The step has been evaluated. Returns whether nothing is pending any more."""
