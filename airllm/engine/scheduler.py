@@ -360,23 +360,31 @@ class Scheduler(Closing):
         most = self._model.context if streams else self._most
         chosen: list[Chosen] = []
         n_tokens, is_full = 0, False
+
+        def fits(n: int) -> bool:
+            nonlocal is_full
+            if is_full or (n_tokens and n_tokens + n > most):
+                is_full = not streams  # without streams, no prompt overtakes another one
+                return False
+            return True
+
         for job in self._jobs:
-            if not job.begun and not is_full and n_tokens < most:
+            if not job.begun:
+                if is_full or n_tokens >= most:
+                    continue
                 if any(self._begins_like(job, other) for other, _, _ in chosen):
                     continue  # it reuses in the next pass what this one evaluates
+                if not fits(min(job.n_to_evaluate(self._kinds, self._tree), most)):
+                    continue  # later, it may reuse more
                 tokenizer = self._model.prompts.tokenizer
                 self._tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
             for choice in job.choices:
-                is_single = choice.n_pending == 1
-                if is_full and not is_single:
-                    continue
                 step = job.next_step(choice, self._most, whole=streams)
-                if not is_single:
+                if choice.n_pending > 1:
                     n = choice.n_pending if streams else len(step.tokens)
-                    if step.wanted == "all":
-                        n = max(n, most)  # the memory for logits is that of a piece
-                    if n_tokens and n_tokens + n > most:
-                        is_full = not streams  # in the order in which they came
+                    if step.wanted == "all" and not streams:
+                        n = most  # the memory for logits is that of a piece
+                    if not fits(n):
                         continue
                     n_tokens += n
                 choice.start()
