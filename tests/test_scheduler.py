@@ -176,6 +176,65 @@ def test_an_answer_waits_for_no_more_than_a_piece_of_a_prompt(engine, passes):
     assert len(first.answer.tokens) == 30
 
 
+def test_short_prompts_share_a_pass_as_long_as_together_they_are_no_longer_than_a_piece(
+    engine, passes
+):
+    prompts = [some_tokens(n, n) for n in (30, 20, 25, 15, 31)]
+    expected = [alone(engine, prompt) for prompt in prompts]
+    passes.clear()
+    with engine.scheduler(lanes=5, piece_tokens=70, cache_bytes=0) as scheduler:
+        told = [ask(scheduler, prompt)[1] for prompt in prompts]
+        run(scheduler)
+    assert [each.answer.tokens for each in told] == [its.tokens for its in expected]
+    assert [sorted(size for size in sizes if size > 1) for sizes in passes[:3]] == [
+        *([20, 30], [15, 25]),  # 25 does not fit; 15 waits behind it, and then 31 does not fit
+        [31],
+    ]
+
+
+def test_beside_a_long_prompt_no_other_one_is_evaluated_before_it_is_complete(engine, passes):
+    if engine.backend == "numpy":
+        pytest.skip("its pieces are batches")
+    with engine.scheduler(lanes=3, piece_tokens=70) as scheduler:
+        asked = [ask(scheduler, some_tokens(n, n), max_new_tokens=1)[0] for n in (276, 20, 40)]
+        scheduler.step()
+        # One that does not fit has not begun: what it can reuse may come until it does.
+        assert [handle.stage for handle in asked] == ["prompt", "queue", "queue"]
+        run(scheduler)
+    assert passes == [[69]] * 4 + [[20, 40]]
+
+
+def test_the_logits_of_all_tokens_take_no_more_memory_than_those_of_a_piece(engine, passes):
+    with engine.scheduler(lanes=2) as scheduler:
+        for seed in range(2):
+            ask(scheduler, some_tokens(9, seed), max_new_tokens=1, prompt_logprobs=True)
+        run(scheduler)
+    assert passes == [[9], [9]]
+
+
+@pytest.mark.parametrize(("reuse", "n_reused"), [("any", [0, 65, 65]), ("none", [0, 0, 0])])
+def test_of_prompts_that_begin_alike_the_first_is_evaluated_for_all(engine, reuse, n_reused):
+    asked = [[*some_tokens(65), seed] for seed in range(10, 13)]
+    with engine.scheduler(lanes=3) as scheduler:
+        told = [ask(scheduler, prompt, reuse=reuse)[1] for prompt in asked]
+        run(scheduler)
+    assert [each.answer.reused_tokens for each in told] == n_reused
+
+
+def test_who_leaves_a_pass_of_several_prompts_leaves_the_others_as_they_were(engine):
+    prompts = [some_tokens(20, seed) for seed in range(3)]
+    expected = [alone(engine, prompt) for prompt in prompts]
+    with engine.scheduler(lanes=3) as scheduler:
+        told = []
+        for at, prompt in enumerate(prompts):
+            then = (lambda handle, _: scheduler.cancel(handle)) if at == 1 else None
+            told.append(ask(scheduler, prompt, then=then)[1])
+        run(scheduler)
+    assert [type(event) for event in told[1].events] == [PromptProgress]
+    for at in (0, 2):
+        assert told[at].answer.tokens == expected[at].tokens
+
+
 def test_prompts_are_evaluated_in_the_order_in_which_they_came(scheduler):
     order = []
 

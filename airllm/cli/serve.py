@@ -215,7 +215,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=options.positive,
         default=PIECE_TOKENS,
         metavar="N",
-        help="tokens of a prompt that are evaluated between two tokens of the answers beside it "
+        help="tokens of prompts that are evaluated between two tokens of the answers beside it "
         "(default: %(default)s)",
     )
 

@@ -27,7 +27,7 @@ from airllm.engine.sampling import log_probabilities
 from airllm.engine.settings import Limits
 from airllm.engine.steps import Step, Wanted
 from airllm.state.prefix_tree import Keys, PrefixTree, keys_of
-from airllm.state.sequence import SequenceState
+from airllm.state.sequence import SequenceState, Snapshot
 from airllm.text.tokenizer import Tokenizer
 
 __all__ = ["Choice", "RunningRequest"]
@@ -91,8 +91,6 @@ class Choice:
         """What to evaluate next. most: tokens of a batch. wanted: of each piece; "last": only of
         the last one. whole: all batches of what is pending."""
         pending = self.answer.pending
-        if self._start is None:
-            self._start = perf_counter()
         if self._in_answer or (len(pending) == 1 and wanted == "last"):
             self._sizes = deque([1] * len(pending))
             return Step(pending, self.state, list(self._sizes), one_by_one=True)
@@ -103,6 +101,11 @@ class Choice:
         if wanted == "last" and n < len(pending):
             wanted = "nothing"
         return Step(pending[:n], self.state, sizes, wanted)
+
+    def start(self) -> None:
+        """The evaluation of the pending tokens begins, unless it has begun already."""
+        if self._start is None:
+            self._start = perf_counter()
 
     def evaluated(self, step: Step) -> bool:
         """The step has been evaluated. Returns whether nothing is pending any more."""
@@ -239,21 +242,34 @@ class RunningRequest:
 
     def _reuse(self, kinds: Kinds, tree: PrefixTree) -> Keys:
         """Puts the longest beginning of the prompt that may be reused into the first lane."""
-        prompt, state = self.handle.prompt, self.states[0]
+        state = self.states[0]
         state.clear()
-        n, found = len(prompt), None
-        needs_all = self._wanted != "last" and self.request.embedding != "last"
-        if self.request.reuses == "exact" and not needs_all:
-            keys = keys_of(prompt, kinds.by_token(n))
-            found = tree.find(keys, lambda most: kinds.reusable(most, n))
-        elif self.request.reuses == "any" and not needs_all:
-            found = tree.find(keys_of(prompt, 0), lambda most: min(most, n - 1), any_kind=True)
+        found = self._reusable(kinds, tree)
         if found is None:
             return keys_of([], 0)
         snapshot, keys = found
         state.restore(snapshot)
         state.trim(len(keys))
         return keys
+
+    def n_to_evaluate(self, kinds: Kinds, tree: PrefixTree) -> int:
+        """Tokens of the prompt that must be evaluated if it begins now."""
+        found = self._reusable(kinds, tree)
+        return len(self.handle.prompt) - (0 if found is None else len(found[1]))
+
+    def _reusable(self, kinds: Kinds, tree: PrefixTree) -> tuple[Snapshot, Keys] | None:
+        """The longest beginning of the prompt that may be reused, if there is one: a sequence that
+        has it, and its keys."""
+        prompt, reuses = self.handle.prompt, self.request.reuses
+        n = len(prompt)
+        if self._wanted != "last" and self.request.embedding != "last":
+            return None  # something of all tokens is wanted
+        if reuses == "exact":
+            keys = keys_of(prompt, kinds.by_token(n))
+            return tree.find(keys, lambda most: kinds.reusable(most, n))
+        if reuses == "any":
+            return tree.find(keys_of(prompt, 0), lambda most: min(most, n - 1), any_kind=True)
+        return None
 
     def next_step(self, choice: Choice, most: int, *, whole: bool) -> Step:
         """See Choice.next_step."""

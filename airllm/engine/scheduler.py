@@ -4,9 +4,10 @@
         handle = scheduler.submit(Request(tokens), on_event)      # from any thread
         scheduler.serve_forever()                                 # the engine's thread
 
-A pass evaluates the next token of every answer, and beside them a piece of a prompt, so that an
-answer waits for no more than a piece. If layers are streamed, reading them takes most of the time
-of a pass: it then takes as many whole prompts as fit. Prompts are evaluated in the order in which
+A pass evaluates the next token of every answer, and beside them a piece of a prompt, or of several
+short ones that together are no longer, so that an answer waits for no more than a piece. If layers
+are streamed, reading them takes most of the time of a pass: it then takes as many whole prompts as
+fit. Prompts are evaluated in the order in which
 they came. What a request gets does not depend on its neighbours, bit for bit.
 """
 
@@ -20,7 +21,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +50,12 @@ __all__ = ["Scheduler"]
 
 _log = logging.getLogger("airllm")
 
-# If layers are streamed, a prompt waits a pass for another one that begins with as many of its
-# tokens, rather than evaluate them as well.
-WORTH_A_PASS = 256
+# A prompt waits a pass for another one that begins with as many of its tokens, rather than evaluate
+# them as well. If layers are streamed, a pass takes as long as many tokens.
+WORTH_A_WAIT, WORTH_A_PASS = 64, 256
+
+# What a pass evaluates of an answer, or of the prompt before it.
+Chosen: TypeAlias = tuple[RunningRequest, Choice, Step]
 
 
 class Scheduler(Closing):
@@ -77,7 +81,7 @@ class Scheduler(Closing):
         pass_lock: AbstractContextManager[object] | None = None,
     ) -> None:
         """lanes: the most answers that run at once. queue_length: the most requests that wait for
-        lanes. piece_tokens: the most tokens of a prompt that are evaluated between two tokens of an
+        lanes. piece_tokens: the most tokens of prompts that are evaluated between two tokens of an
         answer; on the NumPy backend, whose numbers depend on it, a piece is a batch of the engine's
         batch_size. cache_bytes: of what is kept of earlier prompts and answers; None for half of
         the memory that the engine's budget leaves, up to 8 GiB; 0 for nothing. cache_dir: a
@@ -272,12 +276,9 @@ class Scheduler(Closing):
         """One pass: admit, choose, evaluate, tell. Returns False if there is nothing to do."""
         self._drop()
         self._admit()
-        chosen = self._choose()
-        whole = self._decoder.streams
-        steps = [job.next_step(choice, self._most, whole=whole) for job, choice in chosen]
-        if steps:
-            found = self._evaluate(chosen, steps)
-            for (job, choice), step, its in zip(chosen, steps, found, strict=False):
+        if chosen := self._choose():
+            found = self._evaluate(chosen)
+            for (job, choice, step), its in zip(chosen, found, strict=False):
                 if job.handle.is_over:  # cancelled in this pass; what it evaluated is kept
                     choice.evaluated(step)
                 else:
@@ -350,31 +351,49 @@ class Scheduler(Closing):
 
     # ---- a pass --------------------------------------------------------------------------------
 
-    def _choose(self) -> list[tuple[RunningRequest, Choice]]:
-        """Whose pending tokens the next pass evaluates: all single tokens, and a piece of the
-        first prompt. If layers are streamed, whole prompts: the first one, and as many others as
-        together are no longer than the context, for which the plan has memory."""
-        most = self._model.context if self._decoder.streams else 0
-        chosen: list[tuple[RunningRequest, Choice]] = []
-        n_tokens = 0
+    def _choose(self) -> list[Chosen]:
+        """What the next pass evaluates: all single tokens, the next piece of the first prompt, and
+        those of the prompts after it while all pieces have no more tokens than one may have. If
+        layers are streamed, whole prompts: the first one, and as many others as together are no
+        longer than the context, for which the plan has memory."""
+        streams = self._decoder.streams
+        most = self._model.context if streams else self._most
+        chosen: list[Chosen] = []
+        n_tokens, is_full = 0, False
+
+        def fits(n: int) -> bool:
+            nonlocal is_full
+            if is_full or (n_tokens and n_tokens + n > most):
+                is_full = not streams  # without streams, no prompt overtakes another one
+                return False
+            return True
+
         for job in self._jobs:
-            if not job.begun and (n_tokens == 0 or n_tokens < most):
-                if any(self._begins_like(job, other) for other, _ in chosen):
+            if not job.begun:
+                if is_full or n_tokens >= most:
+                    continue
+                if any(self._begins_like(job, other) for other, _, _ in chosen):
                     continue  # it reuses in the next pass what this one evaluates
+                if not fits(min(job.n_to_evaluate(self._kinds, self._tree), most)):
+                    continue  # later, it may reuse more
                 tokenizer = self._model.prompts.tokenizer
                 self._tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
             for choice in job.choices:
-                n = choice.n_pending
-                if n == 1:
-                    chosen.append((job, choice))
-                elif n_tokens == 0 or n_tokens + n <= most:
-                    chosen.append((job, choice))
+                step = job.next_step(choice, self._most, whole=streams)
+                if choice.n_pending > 1:
+                    n = choice.n_pending if streams else len(step.tokens)
+                    if step.wanted == "all" and not streams:
+                        n = most  # the memory for logits is that of a piece
+                    if not fits(n):
+                        continue
                     n_tokens += n
-        return [(job, choice) for job, choice in chosen if not job.handle.is_over]
+                choice.start()
+                chosen.append((job, choice, step))
+        return [each for each in chosen if not each[0].handle.is_over]
 
     def _begins_like(self, job: RunningRequest, other: RunningRequest) -> bool:
         """Whether a prompt can reuse much of another one, which the next pass evaluates."""
-        n = WORTH_A_PASS
+        n = WORTH_A_PASS if self._decoder.streams else WORTH_A_WAIT
         mine, its = job.handle.prompt, other.handle.prompt
         if other.handle.stage != "prompt" or len(mine) <= n or mine[:n] != its[:n]:
             return False
@@ -382,16 +401,15 @@ class Scheduler(Closing):
         bits = reuses == "any" or (reuses == "exact" and self._kinds.any_batch)
         return bits and self._decoder.layout.can_be_cut and self._tree.most_bytes > 0
 
-    def _evaluate(
-        self, chosen: Sequence[tuple[RunningRequest, Choice]], steps: Sequence[Step]
-    ) -> list[NDArray[np.float32]]:
+    def _evaluate(self, chosen: Sequence[Chosen]) -> list[NDArray[np.float32]]:
         """What the steps want. If the pass fails, so do all requests in it, and there is none."""
+        steps = [step for _, _, step in chosen]
         n_logits = sum(step.n_logits for step in steps)
         if len(self._logits) < n_logits or len(self._logits) > max(n_logits, self.lanes):
             self._logits = np.empty((n_logits, self._logits.shape[1]), np.float32)
         on_layer = None
         if self._decoder.streams or self._on_layer is not None:
-            on_layer = partial(self._after_layer, list(zip(chosen, steps, strict=True)))
+            on_layer = partial(self._after_layer, chosen)
         lengths = [step.state.length for step in steps]
         try:
             try:
@@ -405,26 +423,24 @@ class Scheduler(Closing):
             return []
         except Exception as error:
             _log.warning("a pass of %d requests failed: %s", len(chosen), error)
-            for job, _ in chosen:
+            for job, _, _ in chosen:
                 _fail(job.handle, error)
             return []
         except BaseException:  # Ctrl-C: the states may have lost tokens
-            for job, _ in chosen:
+            for job, _, _ in chosen:
                 job.handle.end("failed")
             raise
 
-    def _after_layer(
-        self, chosen: Sequence[tuple[tuple[RunningRequest, Choice], Step]], done: int, total: int
-    ) -> None:
+    def _after_layer(self, chosen: Sequence[Chosen], done: int, total: int) -> None:
         """Within a pass: tells how far it is, and abandons a pass that nobody waits for."""
         if self._on_layer is not None:
             self._on_layer(done, total)
         if not self._decoder.streams:
             return
-        for (job, _), step in chosen:
+        for job, _, step in chosen:
             self._tell(job, job.within_prompt(step, done / total))
         self._end_what_is_due()
-        if all(job.handle.is_over for (job, _), _ in chosen):
+        if all(job.handle.is_over for job, _, _ in chosen):
             raise _AbandonedError
 
     # ---- telling -------------------------------------------------------------------------------
