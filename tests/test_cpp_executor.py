@@ -403,7 +403,7 @@ def test_a_state_keeps_its_pages(cpp):
 
 def test_a_state_keeps_its_recurrent_memory(cpp):
     """And lets it go for another, and with the state."""
-    state, gone = cpp.SequenceState(16, [], [(None, 0, 3, None)]), []
+    state, gone = cpp.SequenceState([], [(None, 0, 3, None)]), []
     for _ in range(2):
         memory = ones(3)
         weakref.finalize(memory, gone.append, 1)
@@ -416,7 +416,7 @@ def test_a_state_keeps_its_recurrent_memory(cpp):
 
 
 def test_a_state_lets_go_of_the_pages_that_it_does_not_keep(cpp):
-    state, gone = cpp.SequenceState(16, [128], [((0, 0, 64, "f32", 1, 1, 1), 0, 0, None)]), []
+    state, gone = cpp.SequenceState([(16, 128)], [((0, 0, 64, "f32", 1, 1, 1), 0, 0, None)]), []
     for number in range(3):
         page = ones(128, dtype=np.uint8)
         weakref.finalize(page, gone.append, number)
