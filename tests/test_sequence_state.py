@@ -7,6 +7,7 @@ through models in test_family_paths.py.
 import gc
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -275,19 +276,17 @@ def test_going_further_back_leads_to_a_checkpoint(make) -> None:
         check(state)
 
 
-def test_there_are_few_checkpoints_and_the_older_ones_are_further_apart() -> None:
-    state = recurrent()
-    oldest = 1.0
-    for token in range(20 * CHECKPOINT_TOKENS):
-        append(state, [token % 1000])
-        if state.length > 10 * CHECKPOINT_TOKENS:
-            oldest = min(oldest, state._checkpoints[0].length / state.length)
-    lengths = [checkpoint.length for checkpoint in state._checkpoints]
-    assert len(lengths) == CHECKPOINTS
-    assert state.length - lengths[-1] < CHECKPOINT_TOKENS
-    gaps = np.diff([0, *lengths, state.length])
-    assert sorted(gaps[:-1], reverse=True) == gaps[:-1].tolist()
-    assert oldest <= 0.6  # not only the last ones stay
+def test_going_back_further_may_evaluate_more_again_but_not_for_ever_more() -> None:
+    state = state_with(RECURRENT, capacity=65_536)
+    for length in range(CHECKPOINT_TOKENS, 65_536, CHECKPOINT_TOKENS):
+        append(state, range(CHECKPOINT_TOKENS))
+        at = [0, *(checkpoint.length for checkpoint in state._checkpoints)]
+        assert len(at) <= 1 + CHECKPOINTS
+        for older, newer in pairwise(at):
+            back, again = length - newer + 1, newer - 1 - older  # to just before a checkpoint
+            assert again <= 15 * (back + CHECKPOINT_TOKENS)
+        assert at[-1] == length
+    assert len(state._checkpoints) == CHECKPOINTS
 
 
 def test_a_pass_that_fails_leaves_a_state_of_fewer_tokens_or_the_same() -> None:

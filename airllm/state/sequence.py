@@ -18,8 +18,9 @@ from airllm.state.pages import Page, PagePool
 
 __all__ = ["CHECKPOINTS", "BackendState", "SequenceState", "Snapshot"]
 
-# The most checkpoints of a sequence, and the fewest tokens between two of them. Going back by d
-# tokens evaluates about d + CHECKPOINT_TOKENS of them again: older checkpoints lie further apart.
+# The most checkpoints of a sequence, and the fewest tokens between two of them. In texts of up to
+# 65,536 tokens, going back by d evaluates at most 15 times d + CHECKPOINT_TOKENS further tokens
+# again, 8 times in the mean. With 6 checkpoints it would be 3.4, but they take memory.
 CHECKPOINTS, CHECKPOINT_TOKENS = 3, 256
 
 
@@ -302,10 +303,11 @@ class SequenceState:
         windowed = [index for index, table in enumerate(self.layout.tables) if table.window]
         self._checkpoints.append(self._snapshot(windowed))
         if len(self._checkpoints) > CHECKPOINTS:
-            # Without the one that leaves the smallest gap, for its distance from the end.
+            # Without the one that leaves the smallest gap, for the way back to the gap's end.
             at = [0, *(checkpoint.length for checkpoint in self._checkpoints)]
             gaps = [
-                (at[i + 1] - at[i - 1]) / (self.length - at[i - 1]) for i in range(1, len(at) - 1)
+                (at[i + 1] - at[i - 1]) / (self.length - at[i + 1] + CHECKPOINT_TOKENS)
+                for i in range(1, len(at) - 1)
             ]
             del self._checkpoints[gaps.index(min(gaps))]
 
