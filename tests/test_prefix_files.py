@@ -174,3 +174,11 @@ def test_a_state_that_served_for_files_is_empty(folder):
     forest = kept(folder, numbers(60))
     assert forest.state.length == 0
     assert read(folder).state.length == 0
+
+
+def test_models_that_share_a_folder_keep_their_files(folder):
+    kept(folder, numbers(60))
+    other = Forest(LAYERS["whole"])
+    other.add(numbers(60, 2000))
+    PrefixFolder(folder, other.layout, b"\2" * 32).save(other.tree, other.state)
+    assert read(folder).longest(numbers(60)) == 60
