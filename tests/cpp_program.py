@@ -161,7 +161,7 @@ def skip_or_fail(reason):
     pytest.skip(reason)
 
 
-def run(program, *groups, emulator=(), timeout=300, **variables):
+def run(program, *groups, emulator=(), timeout=600, **variables):
     """The names of the ISAs that the groups' tests ran on; fails the test with those that failed.
 
     emulator: the command that runs it; variables: of the environment.

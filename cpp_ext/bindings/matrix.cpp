@@ -102,14 +102,14 @@ PackedMatrixPtr make_packed(py::handle data, py::handle type, py::handle shape) 
     return std::make_shared<PackedMatrix>(a.type, a.bytes.data, a.n, a.k);
 }
 
-void fill(const PackedMatrixPtr& w, py::handle data) {
+void fill(const PackedMatrix& w, py::handle data) {
     const Bytes bytes = bytes_of("PackedMatrix.fill", data);
-    const std::size_t expected = matrix_bytes(w->type(), w->n(), w->k());
+    const std::size_t expected = matrix_bytes(w.type(), w.n(), w.k());
     if (bytes.data.size() != expected)
         value_error("PackedMatrix.fill: data has " + std::to_string(bytes.data.size()) +
                     " bytes; expected " + std::to_string(expected) + ".");
     const WithoutGil released;
-    w->pack(bytes.data);
+    w.pack(bytes.data);
 }
 
 RawRowsObject make_raw_rows(py::handle data, py::handle type, py::handle shape) {
