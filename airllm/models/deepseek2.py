@@ -242,14 +242,14 @@ def _v2(config: HFReader) -> dict[str, object]:
     if config.flag("norm_topk_prob", False):
         config.expect("routed_scaling_factor", None, 1.0, 1)
     values = {**latent_values(config), "expert_gating_func": 1}
-    groups = groups_of(config)
+    groups = config.expert_groups()
     return values | (groups if config.get("topk_method") == "group_limited_greedy" else {})
 
 
 def values_of_v3(config: HFReader) -> dict[str, object]:
     config.expect("scoring_func", None, "sigmoid")
     config.expect("topk_method", None, "noaux_tc")
-    return {**latent_values(config), **groups_of(config), "expert_gating_func": 2}
+    return {**latent_values(config), **config.expert_groups(), "expert_gating_func": 2}
 
 
 def _mistral4(config: HFReader) -> dict[str, object]:
@@ -260,13 +260,6 @@ def _mistral4(config: HFReader) -> dict[str, object]:
     beta = rope.number("llama_4_scaling_beta", 0.0)
     values = {**latent_values(config), "expert_gating_func": 1}
     return values | ({TEMPERATURE: beta} if beta else {})
-
-
-def groups_of(config: HFReader) -> dict[str, object]:
-    return {
-        "expert_group_count": config.integer("n_group", 1),
-        "expert_group_used_count": config.integer("topk_group", 1),
-    }
 
 
 def _yarn(config: HFReader) -> dict[str, object]:

@@ -211,11 +211,7 @@ def _hash_layers(config: HFReader, n_layers: int) -> int:
     count = min(config.integer("num_hash_layers", 3), n_layers)
     if config.get("mlp_layer_types") is None:
         return count
-    kinds = config.texts("mlp_layer_types")
-    count = kinds.index("moe") if "moe" in kinds else len(kinds)
-    if kinds != ["hash_moe"] * count + ["moe"] * (n_layers - count):
-        raise config.fault(f"mlp_layer_types is no list of {n_layers} hash_moe, then moe layers")
-    return count
+    return config.first_layers("hash_moe", "moe", n_layers)
 
 
 def defaults(config: Mapping[str, Any]) -> Mapping[str, object]:

@@ -50,8 +50,7 @@ def _values(config: HFReader) -> dict[str, object]:
         "expert_gating_func": 2,
         "expert_weights_norm": config.flag("norm_topk_prob", True),
         "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
-        "expert_group_count": config.integer("n_group", 1),
-        "expert_group_used_count": config.integer("topk_group", 1),
+        **config.expert_groups(),
         "expert_shared_count": config.integer("n_shared_experts", 1),
         "leading_dense_block_count": config.integer("first_k_dense_replace", 1),
     }

@@ -170,11 +170,18 @@ class HFReader(Metadata):
         said = self.integer("first_k_dense_replace", default, high=n_layers)
         if "mlp_layer_types" not in self:
             return said
+        return self.first_layers("dense", "sparse", n_layers)
+
+    def first_layers(self, first: str, rest: str, n_layers: int) -> int:
+        """How many layers of mlp_layer_types are `first`. FormatError unless all behind them are
+        `rest`."""
         kinds = self.texts("mlp_layer_types")
-        dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
-        if kinds != ["dense"] * dense + ["sparse"] * (n_layers - dense):
-            raise self.fault(f"mlp_layer_types is no list of {n_layers} dense, then sparse layers")
-        return dense
+        count = kinds.index(rest) if rest in kinds else len(kinds)
+        if kinds != [first] * count + [rest] * (n_layers - count):
+            raise self.fault(
+                f"mlp_layer_types is no list of {n_layers} {first}, then {rest} layers"
+            )
+        return count
 
     def no_window(self) -> dict[str, object]:
         """No keys; layers with a window are refused."""
@@ -193,6 +200,13 @@ class HFReader(Metadata):
             "expert_count": self.integer(key),
             "expert_used_count": self.integer("num_experts_per_tok"),
             "expert_feed_forward_length": self.integer(size),
+        }
+
+    def expert_groups(self) -> dict[str, object]:
+        """GGUF's keys of the groups from which a router takes experts; one group: from all."""
+        return {
+            "expert_group_count": self.integer("n_group", 1),
+            "expert_group_used_count": self.integer("topk_group", 1),
         }
 
 

@@ -141,7 +141,7 @@ def _values(config: HFReader) -> dict[str, object]:
         )
     return {
         **deepseek2.latent_values(config),
-        **deepseek2.groups_of(config),
+        **config.expert_groups(),
         "expert_gating_func": 2,
         "attention.head_count_kv": np.array([each == FULL for each in listed], np.int32),
         "ssm.conv_kernel": linear.integer("linear_conv_kernel_dim"),
