@@ -71,11 +71,16 @@ def _best_groups(op: Op, ranks: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(used[..., np.newaxis], groups, np.float32(-np.inf)).reshape(ranks.shape)
 
 
+def _experts(op: Op, route: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The experts of each token: [n_tokens, n_used]."""
+    return route[:, : int(op.attrs["n_used"])].astype(np.int64)
+
+
 def expert_linear(op: Op, batch: TokenBatch) -> None:
     x, route, out = arrays(op, batch)
-    n_used, matrices = int(op.attrs["n_used"]), batch.weights[op.weights[0]]
+    experts, matrices = _experts(op, route), batch.weights[op.weights[0]]
+    n_used = experts.shape[1]
     _, n, k = matrices.shape
-    experts = route[:, :n_used].astype(np.int64)  # [n_tokens, n_used]
     inputs = x.reshape(batch.n_tokens, x.shape[1] // k, k)  # one for all, or one for each
     rows = np.broadcast_to(inputs, (batch.n_tokens, n_used, k))
     result = out.reshape(batch.n_tokens, n_used, n)
@@ -91,7 +96,7 @@ def expert_linear(op: Op, batch: TokenBatch) -> None:
 def expert_bias(op: Op, batch: TokenBatch) -> None:
     x, route, out = arrays(op, batch)
     biases = batch.weights[op.weights[0]]  # [n_experts, n]
-    experts = route[:, : int(op.attrs["n_used"])].astype(np.int64)
+    experts = _experts(op, route)
     parts = (batch.n_tokens, experts.shape[1], biases.shape[1])
     np.add(x.reshape(parts), biases[experts], out=out.reshape(parts))
 
@@ -99,7 +104,7 @@ def expert_bias(op: Op, batch: TokenBatch) -> None:
 def expert_scale(op: Op, batch: TokenBatch) -> None:
     x, route, out = arrays(op, batch)
     factors = batch.weights[op.weights[0]]  # [n_experts]
-    experts = route[:, : int(op.attrs["n_used"])].astype(np.int64)
+    experts = _experts(op, route)
     parts = (*experts.shape, x.shape[1] // experts.shape[1])
     np.multiply(x.reshape(parts), factors[experts][..., None], out=out.reshape(parts))
 
@@ -107,7 +112,7 @@ def expert_scale(op: Op, batch: TokenBatch) -> None:
 def scale_shares(op: Op, batch: TokenBatch) -> None:
     route, out = arrays(op, batch)
     n_used, factors = int(op.attrs["n_used"]), batch.weights[op.weights[0]]
-    experts = route[:, :n_used].astype(np.int64)
+    experts = _experts(op, route)
     out[:, :n_used] = route[:, :n_used]
     np.multiply(route[:, n_used:], factors[experts], out=out[:, n_used:])
 

@@ -61,16 +61,15 @@ def expert_bias(call: Call) -> int:
 
 
 def expert_scale(call: Call) -> int:
-    n_used, x = call.count("n_used"), call.inputs[0]
-    call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
-    call.require(
-        x.width % n_used == 0,
-        f"input {x.name!r} has width {x.width}, expected a multiple of {n_used}",
-    )
-    return x.width
+    return call.count("n_used") * _width_of_experts(call)
 
 
 def expert_sum(call: Call) -> int:
+    return _width_of_experts(call)
+
+
+def _width_of_experts(call: Call) -> int:
+    """Of each expert's output; the inputs are all outputs, and the route."""
     n_used, x = call.count("n_used"), call.inputs[0]
     call.require_width(1, 2 * n_used, f"a route to {n_used} experts")
     call.require(
