@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from airllm.graph.ops import SIGNATURES
 from airllm.graph.vocabulary import (
     MANY,
+    MATRICES,
     Activations,
     Attr,
     Buffer,
@@ -27,6 +28,7 @@ from airllm.graph.vocabulary import (
 
 __all__ = [
     "MANY",
+    "MATRICES",
     "Activations",
     "Buffer",
     "Graph",

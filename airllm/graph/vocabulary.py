@@ -14,6 +14,7 @@ DType = Literal["float32", "int32", "q8_0"]
 # [n_heads, n, k], a matrix for each head, all of which each token uses.
 Role = Literal["vector", "vectors", "matrix", "rows", "experts", "heads"]
 MANY: frozenset[Role] = frozenset(["experts", "heads"])  # roles of several matrices
+MATRICES: frozenset[Role] = MANY | {"matrix"}  # roles of what rows are multiplied by
 Activations = Literal["auto", "q8", "q16", "f32"]
 Gating = Literal["softmax", "sigmoid", "sqrtsoftplus"]  # how logits of experts become shares
 

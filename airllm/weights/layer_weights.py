@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from airllm.backends import Backend, Executor
 from airllm.backends.experts import Experts
 from airllm.formats.model_file import ModelFile, Tensor, full_name
-from airllm.graph.graph import MANY, Graph, Role, Weight
+from airllm.graph.graph import MANY, MATRICES, Graph, Role, Weight
 from airllm.models import Model
 from airllm.models.rope import ROPE_TENSORS
 from airllm.util.progress import OnProgress
@@ -43,7 +43,6 @@ __all__ = [
 # for the end of a call: reading so many bytes takes 10 ms.
 _BYTES_AT_ONCE = 256 << 20
 
-_MATRICES = ("matrix", "experts", "heads")
 _VECTOR_TYPES = ("f32", "f16", "bf16")
 
 # Slots of tensors that belong to no layer; a next-token head may use the model's.
@@ -174,11 +173,11 @@ class FileWeights:
             if role in backend.keeps:
                 data = self._gguf.data(tensor.name)
                 self._fetch_soon(tensor)
-            elif role in ("vector", "vectors"):
-                data = self._gguf.read(tensor.name, memory)
-            else:
+            elif role in MATRICES:
                 packed.append((role, tensor))
                 continue
+            else:
+                data = self._gguf.read(tensor.name, memory)
             self._prepared[key] = backend.weight(role, data, tensor.type, tensor.shape)
         self._pack(backend, packed, memory)
         return {slot: self._prepared[key] for slot, key in weights.items()}
@@ -268,7 +267,7 @@ def check_tensors(gguf: ModelFile, model: Model) -> None:
                     f"tensor {name} is {tensor.type}; expected one of {', '.join(_VECTOR_TYPES)}"
                 )
             unused.discard(name)
-            if graph.roles[slot.name] in _MATRICES:
+            if graph.roles[slot.name] in MATRICES:
                 # What activations were rounded by; nothing here is rounded by it.
                 unused.discard(f"{name.removesuffix('.weight')}.input_scale")
     if unused:

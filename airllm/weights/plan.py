@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from airllm.backends import Backend
 from airllm.formats.model_file import ModelFile, Tensor
-from airllm.graph.graph import MANY, Role
+from airllm.graph.graph import MATRICES, Role
 from airllm.models import Model
 from airllm.weights.budget import BudgetError, format_bytes, in_words
 from airllm.weights.residency import Residency, least_bytes, read_buffer_bytes, reside
@@ -249,7 +249,7 @@ def _hint_to_do_without(next_head: Part | None) -> str:
 
 def _hint_to_convert(parts: Sequence[Part]) -> str:
     """A hint for models with matrices that cannot be streamed; empty for the others."""
-    made = any(role == "matrix" or role in MANY for part in parts for _, role, _ in part.kept)
+    made = any(role in MATRICES for part in parts for _, role, _ in part.kept)
     if not made:
         return ""
     return (
