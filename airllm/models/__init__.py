@@ -134,7 +134,7 @@ def load_model(
     # Layers that are equal but for the matrices that have a scale differ in their graphs.
     which = [layers.index(layer) for layer in config.layers]
     of_layer = [(kind, scaled_slots(gguf, plain[kind], i)) for i, kind in enumerate(which)]
-    kinds = sorted({*of_layer}, key=of_layer.index)
+    kinds = list(dict.fromkeys(of_layer))
     return Model(
         config,
         with_scales(family.embed(config, activations)),

@@ -8,7 +8,12 @@ from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
-from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
+from airllm.models.hugging_face import (
+    EXPERT_NAMES,
+    SHARED_EXPERT_NAMES,
+    HFReader,
+    HuggingFace,
+)
 
 NAMES = {
     **EXPERT_NAMES,
@@ -18,9 +23,7 @@ NAMES = {
     "attention.query_layernorm": "attn_q_norm",
     "attention.key_layernorm": "attn_k_norm",
     "mlp.gate.expert_bias": "exp_probs_b.bias",
-    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-    "mlp.shared_experts.up_proj": "ffn_up_shexp",
-    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    **SHARED_EXPERT_NAMES,
 }
 
 

@@ -7,7 +7,7 @@ from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEADS, ConfigReader
 from airllm.models.family import Family
-from airllm.models.qwen2 import BIASES
+from airllm.models.qwen2 import ALL_BIASES
 
 _HEADS, _KV_HEADS = "attention.head_count", "attention.head_count_kv"
 
@@ -37,7 +37,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         n_heads=n_heads,
         kv_heads=kv_heads,
         intermediate_size=max(widths),
-        biases=r.optional_biases(*BIASES, "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+        biases=r.optional_biases(*ALL_BIASES),
         rope_interleaved=True,
     )
 

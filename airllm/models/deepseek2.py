@@ -23,11 +23,16 @@ from airllm.models.config import Latent, LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEAD_DIM, ConfigReader
 from airllm.models.deepseek2_older import renewed
 from airllm.models.family import Family
-from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
+from airllm.models.hugging_face import (
+    EXPERT_NAMES,
+    SHARED_EXPERT_NAMES,
+    HFReader,
+    HuggingFace,
+)
+from airllm.models.mistral3 import TEMPERATURE, temperature
 from airllm.models.rope import Rotation, read_rotation
 from airllm.util.metadata import Metadata
 
-TEMPERATURE = "attention.temperature_scale"
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # a tenth of config.json's mscale_all_dim
 
 _OF_EXPERTS = (
@@ -93,14 +98,6 @@ def experts_of(r: ConfigReader, dense: int, *, normalized: bool = False) -> dict
         found["router"] = replace(found["router"], group_score="max")
     shared = r.integer("expert_shared_count", 0) * found["expert_size"]
     return {**found, "shared_expert_size": shared}
-
-
-def temperature(r: ConfigReader) -> float:
-    """How queries grow with their position (Mistral 4, Mistral Large 3); 0: they do not."""
-    found = r.number(TEMPERATURE, 0.0)
-    if not 0.0 <= found < 1e3:
-        raise r.fault(TEMPERATURE, found, "expected 0 to 1000")
-    return found
 
 
 def _magnitude(r: ConfigReader) -> float:
@@ -195,9 +192,7 @@ def names(config: HFReader) -> Names:
     return {
         **EXPERT_NAMES,
         "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
-        "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-        "mlp.shared_experts.up_proj": "ffn_up_shexp",
-        "mlp.shared_experts.down_proj": "ffn_down_shexp",
+        **SHARED_EXPERT_NAMES,
         "self_attn.q_a_proj": "attn_q_a",
         "self_attn.q_a_layernorm": "attn_q_a_norm",
         "self_attn.q_b_proj": "attn_q_b",

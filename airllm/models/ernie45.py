@@ -4,23 +4,25 @@ by their softmax plus a bias, beside one or more that all tokens use."""
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_WIDTH, ConfigReader
 from airllm.models.family import Family
-from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
-from airllm.models.qwen2 import BIASES
+from airllm.models.hugging_face import (
+    EXPERT_NAMES,
+    SHARED_EXPERT_NAMES,
+    HFReader,
+    HuggingFace,
+)
+from airllm.models.qwen2 import ALL_BIASES
 
-_BIASES = (*BIASES, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _STEP = "interleave_moe_layer_step"
 NAMES = {
     **EXPERT_NAMES,
     "mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
     "mlp.gate.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
-    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-    "mlp.shared_experts.up_proj": "ffn_up_shexp",
-    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    **SHARED_EXPERT_NAMES,
 }
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    biases = r.optional_biases(*_BIASES)
+    biases = r.optional_biases(*ALL_BIASES)
     if r.architecture == "ernie4_5":
         r.ignore("rope.dimension_sections")  # see qwen2
         return r.config(biases=biases, rope_interleaved=True)

@@ -7,7 +7,12 @@ from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
-from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
+from airllm.models.hugging_face import (
+    EXPERT_NAMES,
+    SHARED_EXPERT_NAMES,
+    HFReader,
+    HuggingFace,
+)
 
 PERIOD = 4
 LAYERS_OF_32B = 64  # whose older files have no key for the window
@@ -20,9 +25,7 @@ _EXPERT_NAMES = {
     **EXPERT_NAMES,
     "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
     "mlp.e_score_correction_bias": "exp_probs_b.bias",
-    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-    "mlp.shared_experts.up_proj": "ffn_up_shexp",
-    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    **SHARED_EXPERT_NAMES,
 }
 
 

@@ -6,16 +6,19 @@ from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
-from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
+from airllm.models.hugging_face import (
+    EXPERT_NAMES,
+    SHARED_EXPERT_NAMES,
+    HFReader,
+    HuggingFace,
+)
 from airllm.models.qwen2 import BIASES
 
 NAMES = {
     **EXPERT_NAMES,
     "post_attention_layernorm": "post_attention_norm",
     "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
-    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-    "mlp.shared_experts.up_proj": "ffn_up_shexp",
-    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    **SHARED_EXPERT_NAMES,
 }
 
 

@@ -10,7 +10,7 @@ from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
 from airllm.models.mamba2 import CHANGED, MIXER_NAMES, MIXERS, mamba2, read_mamba2, time_steps
-from airllm.models.qwen2 import BIASES
+from airllm.models.qwen2 import ALL_BIASES
 
 _MULTIPLIERS = {
     "attention_multiplier": "attention.scale",
@@ -59,9 +59,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         ],
         kv_heads=kv_heads,
         mamba2=read_mamba2(r) if "mamba2" in mixers else None,
-        biases=r.optional_biases(
-            *(*BIASES, "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ssm_in", "ssm_out")
-        ),
+        biases=r.optional_biases(*(*ALL_BIASES, "ssm_in", "ssm_out")),
         rope_interleaved=True,
         embedding_scale=r.positive("embedding_scale", 1.0),
         residual_scale=r.positive("residual_scale", 1.0),
@@ -76,7 +74,7 @@ def _minicpm(r: ConfigReader) -> ModelConfig:
     hidden = r.integer("embedding_length", low=1)
     r.ignore("rope.scaling.finetuned")
     return r.config(
-        biases=r.optional_biases(*BIASES, "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+        biases=r.optional_biases(*ALL_BIASES),
         rope_interleaved=True,
         embedding_scale=r.positive("embedding_scale", 12.0),
         residual_scale=r.positive("residual_scale", 1.4 / r.n_layers**0.5),

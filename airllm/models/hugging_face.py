@@ -24,7 +24,14 @@ from airllm.models.config import Mixer
 from airllm.models.hf_rope import translate_rope
 from airllm.util.metadata import Metadata
 
-__all__ = ["EXPERT_NAMES", "NAMES", "SPARSE_NAMES", "HFReader", "HuggingFace"]
+__all__ = [
+    "EXPERT_NAMES",
+    "NAMES",
+    "SHARED_EXPERT_NAMES",
+    "SPARSE_NAMES",
+    "HFReader",
+    "HuggingFace",
+]
 
 # Keys with these parts change the arithmetic.
 _ARITHMETIC = re.compile(
@@ -66,6 +73,12 @@ EXPERT_NAMES: Names = {
     # All experts in one tensor: newer versions of transformers may write these.
     "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
     "mlp.experts.down_proj": "ffn_down_exps",
+}
+# Of an expert that all tokens use.
+SHARED_EXPERT_NAMES: Names = {
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
 }
 SPARSE_NAMES: Names = {  # of Mixtral and its like
     "block_sparse_moe.gate": "ffn_gate_inp",

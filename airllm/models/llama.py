@@ -10,14 +10,14 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import SPARSE_NAMES, HFReader, HuggingFace
-from airllm.models.qwen2 import BIASES
+from airllm.models.qwen2 import ALL_BIASES
 
 
 def configure(r: ConfigReader) -> ModelConfig:
     has_experts = r.integer("expert_count", 0) > 0
     layers = [LayerConfig(window, has_experts=has_experts) for window in r.windows()]
     mixture = r.experts(shared_out=False) if has_experts else {}
-    biases = r.optional_biases(*BIASES, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    biases = r.optional_biases(*ALL_BIASES)
     return r.config(layers=layers, biases=biases, rope_interleaved=True, **mixture)
 
 

@@ -8,15 +8,20 @@ from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
 from airllm.models.rope import Rotation, read_rotation
 
-_TEMPERATURE = "attention.temperature_scale"
+TEMPERATURE = "attention.temperature_scale"
+
+
+def temperature(r: ConfigReader) -> float:
+    """How queries grow with their position; 0: they do not."""
+    found = r.number(TEMPERATURE, 0.0)
+    if not 0.0 <= found < 1e3:
+        raise r.fault(TEMPERATURE, found, "expected 0 to 1000")
+    return found
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    temperature = r.number(_TEMPERATURE, 0.0)
-    if not 0.0 <= temperature < 1e3:
-        raise r.fault(_TEMPERATURE, temperature, "expected 0 to 1000")
-    c = r.config(rope_interleaved=True, attention_temperature=temperature)
-    if temperature and c.rope_dims != c.head_dim:
+    c = r.config(rope_interleaved=True, attention_temperature=temperature(r))
+    if c.attention_temperature and c.rope_dims != c.head_dim:
         raise r.fault("rope.dimension_count", c.rope_dims, f"expected {c.head_dim}, all of a head")
     return c
 
@@ -36,7 +41,7 @@ def _values(config: HFReader) -> dict[str, object]:
     config.no_window()
     rope = config.get("rope_parameters")
     beta = rope.get("llama_4_scaling_beta", 0.0) if isinstance(rope, dict) else 0.0
-    return {_TEMPERATURE: beta} if beta else {}
+    return {TEMPERATURE: beta} if beta else {}
 
 
 FAMILY = Family(

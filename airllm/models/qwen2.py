@@ -6,6 +6,7 @@ from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
 
 BIASES = frozenset(["attn_q", "attn_k", "attn_v"])
+ALL_BIASES = BIASES | {"attn_output", "ffn_gate", "ffn_up", "ffn_down"}
 
 
 def configure(r: ConfigReader) -> ModelConfig:
