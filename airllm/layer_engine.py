@@ -7,7 +7,6 @@ with LayerWiseInferenceEngine("model.gguf") as engine:
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 import numpy as np
@@ -35,7 +34,7 @@ from airllm.graph.graph import Activations
 from airllm.hub import model_path as model_path_of
 from airllm.models import ModelConfig
 from airllm.state.layout import KVType
-from airllm.text.answer import AnswerFormat, format_of
+from airllm.text.answer import AnswerFormat
 from airllm.text.chat_template import ChatTemplate
 from airllm.text.prompts import Chat, Prompt, PromptReader, chat, prompt_list
 from airllm.text.tokenizer import Tokenizer
@@ -164,18 +163,11 @@ class LayerWiseInferenceEngine:
         """The model's format of a chat. FormatError if its file has no template."""
         return self._model.prompts.chat_template
 
-    @cached_property
+    @property
     def answer_format(self) -> AnswerFormat:
         """How the model writes thoughts and tool calls, as its chat template tells; see
         airllm.text.answer. A model without a usable template writes plain text."""
-        try:
-            return format_of(self.chat_template.source)
-        except ValueError:
-            return format_of("")
-
-    @property
-    def _marks(self) -> frozenset[int]:
-        return self.tokenizer.control_ids(self.answer_format.marks)
+        return self._model.prompts.answer_format
 
     @property
     def has_chat_template(self) -> bool:
@@ -279,7 +271,7 @@ class LayerWiseInferenceEngine:
                 lookahead=lookahead,
                 draft=None if draft is None else draft._model,
                 grammar=grammar,
-                shown=self._marks if markup else frozenset(),
+                shown=self._model.prompts.answer_marks if markup else frozenset(),
                 on_progress=on_progress,
             )
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airllm.engine.requests import Handle, OnEvent, Request
 from airllm.engine.settings import Sampling
 from airllm.server.chat_roles import Roles, roles_of
-from airllm.text.answer import AnswerFormat, format_of
+from airllm.text.answer import AnswerFormat
 from airllm.text.chat_template import ChatTemplate
 from airllm.text.prompts import PromptReader
 
@@ -71,10 +71,10 @@ class ServedModel:
         """Which orders of roles the template keeps."""
         return roles_of(self.template.render)
 
-    @cached_property
+    @property
     def shown(self) -> frozenset[int]:
         """The control tokens that the format's reader must see."""
-        return self.prompts.tokenizer.control_ids(self.format.marks)
+        return self.prompts.answer_marks
 
     @cached_property
     def lark_grammar(self) -> "Callable[[str], Grammar]":
@@ -82,7 +82,7 @@ class ServedModel:
         tools with each request, and 30 tools take 10 to 20 ms."""
         return lru_cache(maxsize=64)(lambda text: self.grammar(lark=text))
 
-    @cached_property
+    @property
     def format(self) -> AnswerFormat:
         """How it writes answers. A model without a chat template writes plain text."""
-        return format_of(self.template_source or "")
+        return self.prompts.answer_format

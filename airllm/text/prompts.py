@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from airllm.text.answer import AnswerFormat, format_of
 from airllm.text.chat_template import ChatTemplate
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.metadata import Metadata
@@ -63,6 +64,20 @@ class PromptReader:
     def chat_template(self) -> ChatTemplate:
         """FormatError if the file has no usable template, see ChatTemplate.from_gguf."""
         return ChatTemplate.from_gguf(self._metadata)
+
+    @cached_property
+    def answer_format(self) -> AnswerFormat:
+        """How the model writes thoughts and tool calls, as its chat template tells. A model without
+        a usable template writes plain text."""
+        try:
+            return format_of(self.chat_template.source)
+        except ValueError:
+            return format_of("")
+
+    @cached_property
+    def answer_marks(self) -> frozenset[int]:
+        """The control tokens that the format's reader must see."""
+        return self.tokenizer.control_ids(self.answer_format.marks)
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """The token ids of a text, or of a chat up to the beginning of the answer. They begin with
