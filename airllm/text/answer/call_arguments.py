@@ -102,11 +102,10 @@ def _text(tool: Tool, schema: Mapping[str, Any], closing: str, rules: Rules) -> 
     """A text, and the closing tag."""
     if unknown := schema.keys() - _KEYS_OF_TEXTS - _SHARED:
         raise NoGrammarError(f"{min(unknown)!r} of the tool {tool.name!r} cannot be enforced")
-    allowed = _allowed(schema)
-    if allowed is None:
+    choices = _choices(schema)
+    if choices is None:
         return rules.text_until(closing)
-    choices = " | ".join(quoted(str(one)) for one in allowed)
-    return f"{rules.written('⏎')} ({choices}) {rules.written('⏎' + closing)}"
+    return f"{rules.written('⏎')} {choices} {rules.written('⏎' + closing)}"
 
 
 def _is_any_text(schema: Mapping[str, Any]) -> bool:
@@ -140,11 +139,8 @@ def _gemma_value(schema: Any, rules: Rules, where: str) -> str:
     quote = rules.mark(QUOTE)
     match kind:
         case "string":
-            allowed = _allowed(schema)
-            if allowed is None:
-                return f"{quote} {rules.text_until(QUOTE)}"
-            choices = " | ".join(quoted(str(one)) for one in allowed)
-            return f"{quote} ({choices}) {quote}"
+            choices = _choices(schema)
+            return f"{quote} {rules.text_until(QUOTE) if choices is None else f'{choices} {quote}'}"
         case "integer" | "number" | "boolean" | "null":
             return rules.json(schema)
         case "array":
@@ -226,10 +222,10 @@ def _element(name: str, schema: Any, rules: Rules, where: str) -> str:
     kind = schema.get("type") if isinstance(schema, Mapping) else None
     kind = kind if isinstance(kind, str) else None
     if kind == "string" and not schema.keys() - _KEYS_OF_TEXTS - _SHARED:
-        allowed = _allowed(schema)
-        if allowed is None:
+        choices = _choices(schema)
+        if choices is None:
             return f"{opening} {rules.text_until(end)}"
-        return f"{opening} ({' | '.join(quoted(str(one)) for one in allowed)}) {closing}"
+        return f"{opening} {choices} {closing}"
     if kind in _SCALARS - {"string"}:
         return f"{opening} {rules.json(schema)} {closing}"
     if kind == "object":
@@ -271,9 +267,9 @@ def _fields(schema: Mapping[str, Any], where: str) -> list[tuple[str, Any, bool]
     ]
 
 
-def _allowed(schema: Mapping[str, Any]) -> list[Any] | None:
-    """The values that a schema lists."""
+def _choices(schema: Mapping[str, Any]) -> str | None:
+    """The values that a schema lists, as texts to choose from."""
     found = [schema["const"]] if "const" in schema else schema.get("enum")
     if found is not None and not (isinstance(found, list) and found):
         raise NoGrammarError("an 'enum' is no list of values")
-    return found
+    return None if found is None else f"({' | '.join(quoted(str(one)) for one in found)})"

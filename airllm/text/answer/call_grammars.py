@@ -72,30 +72,31 @@ def call_grammars(
     ends = not several or layout.between is None
     found: list[MarkedGrammar] = []
 
-    def add(text: str, calls: Callable[[Rules], str], *, at_start: bool = False) -> None:
-        rules = Rules(mark, form.marks)
-        found.append(MarkedGrammar(text, rules.lark(calls(rules)), at_start, ends))
+    def add(texts: Sequence[str], calls: Callable[[Rules], str], *, at_start: bool = False) -> None:
+        """The same grammar behind each of the texts."""
+        if texts:
+            rules = Rules(mark, form.marks)
+            lark = rules.lark(calls(rules))
+            found.extend(MarkedGrammar(text, lark, at_start, ends) for text in texts)
 
     def call(layout: CallLayout, tools: Sequence[Tool] = tools) -> Callable[[Rules], str]:
         return lambda rules: _after_mark(layout, tools, rules)
 
     if layout.begin:
-        add(layout.begin, lambda rules: _calls(layout, tools, rules, several))
+        add([layout.begin], lambda rules: _calls(layout, tools, rules, several))
     if layout.mark:
-        add(layout.mark, call(layout))
-    for text in layout.starts:
-        add(text, call(layout), at_start=True)
+        add([layout.mark], call(layout))
+    add(layout.starts, call(layout), at_start=True)
     for text, other in layout.other:
-        add(text, call(other))
+        add([text], call(other))
     if form.bare:
         # Such a call has no mark but its beginning, up to the name of a tool.
-        for text in form.calls:
-            add(text, call(layout))
+        add(list(form.calls), call(layout))
         before, rest = layout.head.split('%s"')
         for tool in tools:
             begin, named = f'{before}{tool.name}"', call(replace(layout, head=rest), [tool])
-            add(begin, named, at_start=True)
-            add(begin.replace("{", '{"type": "function", ', 1), named, at_start=True)
+            typed = begin.replace("{", '{"type": "function", ', 1)
+            add([begin, typed], named, at_start=True)
     return found
 
 

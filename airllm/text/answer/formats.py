@@ -226,7 +226,7 @@ def format_of(template: str) -> AnswerFormat:
     found = next(
         (form for texts, form in _FORMATS if all(text in template for text in texts)), _PLAIN
     )
-    if found.thought is not None or found.name == "harmony":
+    if found.thinks:
         return found
     thought = next((pair for pair in _THOUGHTS if pair[1] in template), None)
     return replace(found, thought=thought)
