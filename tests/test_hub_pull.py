@@ -204,7 +204,10 @@ def test_a_hub_that_sends_nothing_is_given_up(
     assert sum("m.gguf" in line for line in found.asked) == download.ATTEMPTS
 
 
-def test_a_file_that_the_hub_gives_only_to_its_own_program_is_refused(start: Start) -> None:
+def test_a_file_that_the_hub_gives_only_to_its_own_program_is_refused(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**12))
     start({"m.gguf": CONTENT}, HubLies(listed_sizes={"m.gguf": 60 * 10**9}))
     with pytest.raises(HubError, match=r"only to its own program: `hf download org/repo m.gguf`"):
         pull()
