@@ -306,6 +306,27 @@ def test_who_leaves_just_as_the_model_is_granted_does_not_hold_it() -> None:
     run(test)
 
 
+def test_who_leaves_just_before_the_load_fails_keeps_nobody_from_the_error() -> None:
+    a = Scripted("a")
+    a.may_load.clear()
+
+    async def test() -> None:
+        models = loaded_models(a)
+        left, stays = (asyncio.create_task(use(models, "a")) for _ in range(2))
+        await until(lambda: a.n_loads == 1)
+        left.cancel()  # it is still in the queue
+        models._slots["a"].failed = LoadError("a is broken"), models._clock()
+        models._go_on()
+        with pytest.raises(LoadError, match="a is broken"):
+            await stays
+        await asyncio.gather(left, return_exceptions=True)
+        assert left.cancelled()
+        a.may_load.set()
+        await models.close()
+
+    run(test)
+
+
 # ---- taking turns --------------------------------------------------------------------------------
 
 

@@ -248,6 +248,8 @@ class LoadedModels(Models):
         yielding: list[Slot] = []
         for waiter in list(self._queue):
             slot = waiter.slot
+            if waiter.granted.done():
+                continue  # its client has left; it removes itself
             if (failed := self._recent_failure(slot)) is not None:
                 self._queue.remove(waiter)
                 waiter.granted.set_exception(failed)
@@ -270,8 +272,7 @@ class LoadedModels(Models):
 
     def _grant(self, waiter: _Waiter) -> None:
         slot, engine = waiter.slot, waiter.slot.engine
-        if engine is None or waiter.granted.done():
-            return
+        assert engine is not None  # of a slot that is open
         slot.n_uses += 1
         slot.used = self._clock()
         waiter.granted.set_result(engine)
