@@ -1,6 +1,7 @@
 """airllm list, show and rm: the models that are on this machine."""
 
 import argparse
+import math
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -130,17 +131,12 @@ def _show(args: argparse.Namespace) -> int:
 
 def _values(file: "ModelFile") -> dict[str, Any]:
     """What a model is: values of --json; None where the file does not say."""
-    from math import prod
-
     from airllm.models import load_model
 
     found = load_model(file).config
     metadata = file.metadata
-    bytes_of = Counter[str]()
-    for tensor in file.tensors.values():
-        bytes_of[tensor.type.upper()] += tensor.nbytes
-    parameters = sum(prod(tensor.shape) for tensor in file.tensors.values())
-    n_bytes = sum(bytes_of.values())
+    bytes_of, parameters = sizes(file)
+    n_bytes = bytes_of.total()
     return {
         "name": metadata.text("general.name", "") or None,
         "architecture": metadata.text("general.architecture"),
@@ -154,6 +150,15 @@ def _values(file: "ModelFile") -> dict[str, Any]:
         "chat_template": bool(metadata.text("tokenizer.chat_template", "")),
         "license": metadata.text("general.license", "") or None,
     }
+
+
+def sizes(file: "ModelFile") -> tuple[Counter[str], int]:
+    """The bytes of each type, and the number of all weights."""
+    bytes_of, parameters = Counter[str](), 0
+    for tensor in file.tensors.values():
+        bytes_of[tensor.type.upper()] += tensor.nbytes
+        parameters += math.prod(tensor.shape)
+    return bytes_of, parameters
 
 
 def _words(name: str, value: Any) -> str:

@@ -2,8 +2,6 @@
 
 import argparse
 import contextlib
-import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from airllm.cli import model
+from airllm.cli.models import sizes
 
 if TYPE_CHECKING:
     from airllm.engine.fair_lock import FairLock
@@ -65,7 +64,8 @@ def _models(
         here = hub.local_models() if directory is None else hub.models_in_directory(directory)
         found += here
     if own is not None:
-        first = next((each for each in found if each.path.resolve() == own), hub.model_at(own))
+        listed = next((each for each in found if each.path.resolve() == own), None)
+        first = listed or hub.model_at(own)
         if first is not None:
             others = [each for each in found if each is not first]
             found = [replace(first, name=own_name or first.name), *others]
@@ -82,25 +82,14 @@ def needed_bytes(plan: "Plan", granted: int, cache_bytes: int | None) -> int:
 
 
 def _needs(args: argparse.Namespace, path: Path, granted: int | None) -> "ModelNeeds":
-    with _planned(args, path, granted, None) as planned:
-        most = planned.model.config.context_length
-        needs = _needs_of(planned, granted, args.cache)
-    if args.context is None:
-        return needs
-    with _planned(args, path, granted, min(args.context, most)) as planned:
-        return _needs_of(planned, granted, args.cache)
-
-
-def _planned(
-    args: argparse.Namespace, path: Path, granted: int | None, context: int | None
-) -> "PlannedModel":
+    from airllm.weights.open_weights import plan_weights
     from airllm.weights.plan_model import PlannedModel
 
-    return PlannedModel.open(
+    with PlannedModel.open(
         path,
         backend=args.backend,
         threads=args.threads,
-        context=context,
+        context=None,
         kv_type=args.kv_type,
         activations=args.activations,
         batch_size=None,
@@ -108,22 +97,29 @@ def _planned(
         quantize=args.quantize,
         fusion=None,
         mtp=False,
-    )
+    ) as planned:
+        plan = planned.plan
+        if args.context is not None:  # a model that allows less gets less
+            plan, _ = plan_weights(
+                planned.file,
+                planned.model,
+                planned.backend,
+                budget=plan.budget_bytes,
+                context=min(args.context, planned.model.config.context_length),
+                kv_type=planned.kv_type,
+            )
+        return _needs_of(planned, plan, granted, args.cache)
 
 
 def _needs_of(
-    planned: "PlannedModel", granted: int | None, cache_bytes: int | None
+    planned: "PlannedModel", plan: "Plan", granted: int | None, cache_bytes: int | None
 ) -> "ModelNeeds":
     from airllm.server.model_catalog import ModelNeeds
 
-    plan, tensors = planned.plan, planned.file.tensors.values()
-    types = Counter[str]()
-    for tensor in tensors:
-        types[tensor.type.upper()] += tensor.nbytes
-    n = sum(math.prod(tensor.shape) for tensor in tensors)
+    types, n = sizes(planned.file)
     facts = {
         "family": planned.model.config.architecture,
-        "bytes": sum(tensor.nbytes for tensor in tensors),
+        "bytes": types.total(),
         "parameters": f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.0f}M",
         "type": types.most_common(1)[0][0] if types else "",
         "chat_template": planned.file.metadata.text("tokenizer.chat_template", "") or None,
