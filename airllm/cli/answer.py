@@ -7,6 +7,7 @@ style, lines around them say what they are.
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from airllm.cli import console
@@ -23,7 +24,6 @@ from airllm.util.progress import format_duration
 
 if TYPE_CHECKING:
     from airllm.cli.engine import Engine
-    from airllm.text.prompts import Prompt
 
 __all__ = ["Answer", "parser_for", "shows_thoughts"]
 
@@ -37,10 +37,10 @@ def shows_thoughts(choice: str | None) -> bool:
     return choice == "show"
 
 
-def parser_for(engine: "Engine", prompt: "Prompt") -> AnswerParser:
-    """Takes the answer to a chat apart."""
+def parser_for(engine: "Engine", prompt: Sequence[int]) -> AnswerParser:
+    """Takes the answer to a chat apart. prompt: its tokens."""
     form = engine.answer_format
-    end = engine.detokenize(engine.tokenize(prompt)[-PROMPT_END:])
+    end = engine.detokenize(prompt[-PROMPT_END:])
     return AnswerParser(form, in_thought=form.begins_in_thought(end))
 
 

@@ -128,12 +128,12 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": message}]
         answer: Answer | None = None
         try:
-            asked = self._with_room(asked)
+            asked, tokens = self._with_room(asked)
             request = self._request(asked)
             wanted: AnswerOptions = {**self.options, "keep": self._kept()}
             most = wanted["max_new_tokens"]
             answer = Answer(
-                parser_for(self.engine, request),
+                parser_for(self.engine, tokens),
                 thoughts=shows_thoughts(self.think),
                 waits=self.engine.stream_stats() is not None,
             )
@@ -182,26 +182,25 @@ class Conversation:
         variables = options.template_variables(self._variables, self.think)
         return model.request([with_thought(each, self._template) for each in messages], variables)
 
-    def _with_room(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The messages, if an answer fits. Otherwise, with --on-full shift, the messages without
-        the oldest exchanges, of which it drops as many as free half of the context."""
+    def _with_room(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[int]]:
+        """The messages and their tokens, if an answer fits. Otherwise, with --on-full shift, the
+        messages without the oldest exchanges, of which it drops as many as free half of the
+        context."""
         context = self.engine.context
-        used = self._n_tokens(messages)
-        if used < context:
-            return messages
+        tokens = self.engine.tokenize(self._request(messages))
+        if len(tokens) < context:
+            return messages, tokens
         left, first = list(messages), int(self._system is not None)
-        while self._shifts and used > context // 2 and len(left) > first + 1:
+        while self._shifts and len(tokens) > context // 2 and len(left) > first + 1:
             del left[first : first + 2]  # a question and its answer
-            used = self._n_tokens(left)
-        if used >= context:
+            tokens = self.engine.tokenize(self._request(left))
+        if len(tokens) >= context:
             raise ContextFullError(
-                f"the conversation has {used} tokens with this message; {self._how_to_go_on()}"
+                f"the conversation has {len(tokens)} tokens with this message; "
+                f"{self._how_to_go_on()}"
             )
         console.log.info("the oldest %d messages are forgotten", len(messages) - len(left))
-        return left
-
-    def _n_tokens(self, messages: list[dict[str, str]]) -> int:
-        return len(self.engine.tokenize(self._request(messages)))
+        return left, tokens
 
     def _kept(self) -> int:
         """The number of tokens with which every conversation with this system message begins. An

@@ -127,7 +127,7 @@ def answer(
     """The answer, which is shown as it comes unless --json asks for it as a whole."""
     is_chat = not isinstance(request, str)
     said = Answer(
-        parser_for(engine, request) if is_chat else None,
+        parser_for(engine, engine.tokenize(request)) if is_chat else None,
         shown=not args.json,
         thoughts=not args.json and shows_thoughts(args.think),
         waits=engine.stream_stats() is not None,
