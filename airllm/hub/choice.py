@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from airllm.hub.places import HubError
 
-__all__ = ["ModelFiles", "choose", "models_in"]
+__all__ = ["PART", "ModelFiles", "choose", "models_in"]
 
 # What llama.cpp and Ollama take without a wish, too: 4.8 bits a weight, of which little is lost.
 USUAL = "Q4_K_M"
@@ -18,7 +18,7 @@ _QUANT = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q\d(?:_[A-Z0-9]+)*|TQ\d_\d|BF16|FP?16|FP?32|MXFP4(?:_MOE)?|NVFP4))$",
     re.IGNORECASE,
 )
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 # A vision tower and an importance matrix are GGUF files that are no language models.
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 # Of a folder of safetensors; the weights come beside these.
@@ -101,7 +101,7 @@ def _gguf(paths: Sequence[str]) -> list[ModelFiles]:
         name = path.rpartition("/")[2]
         if not path.lower().endswith(".gguf") or _NO_MODEL.search(name):
             continue
-        split = _PART.fullmatch(path[: -len(".gguf")])
+        split = PART.fullmatch(path[: -len(".gguf")])
         key = (split[1], int(split[3])) if split else (path[: -len(".gguf")], 1)
         parts.setdefault(key, {})[int(split[2]) if split else 1] = path
     found = []
@@ -130,7 +130,7 @@ def _folder(paths: set[str]) -> list[ModelFiles]:
         return []
     weights = {path for path in paths if path.endswith(".safetensors") and "/" not in path}
     if _INDEX in paths:
-        shards = {path for path in weights if _PART.fullmatch(path.removesuffix(".safetensors"))}
+        shards = {path for path in weights if PART.fullmatch(path.removesuffix(".safetensors"))}
         weights = {*(shards or weights), _INDEX}
     elif _WEIGHTS in weights:
         weights = {_WEIGHTS}

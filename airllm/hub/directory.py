@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from airllm.hub.choice import PART
 from airllm.hub.local import LocalModel
 
 __all__ = ["model_at", "models_in_directory", "told_apart"]
 
 MOST_FILES = 100_000  # that are looked at; a tenth of a second for each 10,000
 _ENDINGS = (".gguf", ".safetensors", ".json")
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 # GGUF files that are no language models: vision towers, importance matrices, vocabularies.
 _NO_MODEL = re.compile(r"mmproj|imatrix|ggml-vocab", re.IGNORECASE)
 
@@ -111,7 +111,7 @@ def _gguf(files: Sequence[Path], folder: str) -> Iterator[_Found]:
     for file in files:
         if file.suffix != ".gguf" or _NO_MODEL.search(file.name):
             continue
-        split = _PART.fullmatch(file.stem)
+        split = PART.fullmatch(file.stem)
         if split is None:
             yield _Found(file.stem, folder, file, [file])
         else:

@@ -190,8 +190,10 @@ def error_body(error: ApiError) -> dict[str, Any]:
     return {"error": error.message}
 
 
-def timestamp() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+def timestamp(seconds: float | None = None) -> str:
+    """Of seconds since 1970; without them, now."""
+    when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return when.isoformat().replace("+00:00", "Z")
 
 
 class _OllamaWriter(Writer):

@@ -1,7 +1,6 @@
 """What Ollama's clients ask about models: which there are, what they are, which are loaded."""
 
 import hashlib
-from datetime import UTC, datetime
 from typing import Any
 
 from airllm import __version__
@@ -34,7 +33,9 @@ async def ollama_ps(exchange: HttpExchange) -> None:
             "models": [
                 {
                     **_entry(listed),
-                    "expires_at": _NEVER if listed.idle_until is None else _time(listed.idle_until),
+                    "expires_at": (
+                        _NEVER if listed.idle_until is None else timestamp(listed.idle_until)
+                    ),
                     "size_vram": 0,
                     "context_length": listed.context,
                 }
@@ -72,7 +73,7 @@ async def ollama_show(exchange: HttpExchange) -> None:
                 f"{family}.context_length": listed.context,
             },
             "capabilities": capabilities,
-            "modified_at": timestamp() if listed.modified is None else _time(listed.modified),
+            "modified_at": timestamp(listed.modified),
         }
     )
 
@@ -85,7 +86,7 @@ def _entry(listed: ListedModel) -> dict[str, Any]:
     return {
         "name": listed.id,
         "model": listed.id,
-        "modified_at": timestamp() if listed.modified is None else _time(listed.modified),
+        "modified_at": timestamp(listed.modified),
         "size": listed.n_bytes,
         "digest": hashlib.sha256(listed.id.encode("utf-8", "replace")).hexdigest(),
         "details": _details(listed),
@@ -102,7 +103,3 @@ def _details(listed: ListedModel) -> dict[str, Any]:
         "parameter_size": str(listed.facts.get("parameters", "")),
         "quantization_level": str(listed.facts.get("type", "")),
     }
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
