@@ -50,6 +50,8 @@ def test_the_head_makes_the_logits_of_the_last_hidden_state(tmp_path, backend, a
         name = "token_embd.weight" if config.tied_embeddings else "output.weight"
         matrix = file.data(name).view(np.float32).reshape(VOCAB, -1)
         logits = matrix.astype(np.float64) @ hidden * config.logit_scale
+        if "output.bias" in file.tensors:
+            logits = logits + file.data("output.bias").view(np.float32)
         if config.final_softcap:
             logits = config.final_softcap * np.tanh(logits / config.final_softcap)
         expected = engine.forward(TOKENS)

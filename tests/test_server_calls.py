@@ -258,4 +258,5 @@ def test_a_schema_that_is_none_is_no_fault_of_the_server(
 def test_without_the_library_calls_are_as_the_model_writes_them() -> None:
     with Client() as client:
         assert chat(client, {**FUNCTION, "strict": True}).status == 200
+        assert chat(client, FUNCTION, {"name": "f", "parameters": {"name": 5}}).status == 200
         assert client.engine.requests[0].grammar is None

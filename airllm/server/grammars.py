@@ -74,11 +74,11 @@ def _calls_at_will(
     try:
         try:
             return _marked(request, request.tools, in_thought, model)
-        except GrammarLibraryError:
-            return None
         except ValueError:
             tools = [_enforceable(tool, request, model) for tool in request.tools]
             return _marked(request, tools, in_thought, model)
+    except GrammarLibraryError:
+        return None
     except ValueError as error:
         _log_once(f"tool calls are not held to a grammar: {error}")
         return None
