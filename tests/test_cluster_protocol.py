@@ -149,7 +149,7 @@ def test_a_session_with_changed_words_gives_a_sound_program_or_an_error(name, ch
 
 @pytest.mark.fuzz
 @changed_words
-@settings(max_examples=3000)
+@settings(max_examples=2000)
 def test_many_sessions_with_changed_words_give_sound_programs_or_errors(name, changes):
     check_changed_words(name, changes)
 
@@ -179,7 +179,7 @@ def test_a_session_with_a_piece_moved_gives_a_sound_program_or_an_error(name, st
 
 @pytest.mark.fuzz
 @moved_piece
-@settings(max_examples=1500)
+@settings(max_examples=1000)
 def test_many_sessions_with_a_piece_moved_give_sound_programs_or_errors(name, start, length, to):
     check_moved_piece(name, start, length, to)
 

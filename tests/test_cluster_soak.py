@@ -129,7 +129,7 @@ def test_a_mesh_is_after_many_sessions_what_it_was(models):
     with workers(3) as made:
         sessions(SESSIONS // 4)
         descriptors, memory = open_descriptors(), resident_bytes()
-        sessions(SESSIONS)  # of three workers each
+        sessions(SESSIONS // 2)  # of three workers each
         assert open_descriptors() <= descriptors
         assert resident_bytes() <= memory + 30e6
 

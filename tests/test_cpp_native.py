@@ -40,17 +40,22 @@ def test_the_isas_found_are_those_whose_features_the_system_lists(program):
     assert cpp_program.run(program, "dispatch") == expected
 
 
+# Those that reach the 8-bit dot product; AVX-VNNI's other kernels are avx2's objects.
+DOT_PRODUCT_GROUPS = ("dispatch", "executor", "experts", "heads", "layer", "linear", "quantized")
+
+
 @pytest.fixture(scope="module")
 def stand_in_program():
     """The program whose AVX-VNNI kernels run on AVX-512's instruction."""
     isas = cpp_program.with_avxvnni_by_avx512()
     if isas is None:
         pytest.skip("this CPU has AVX-VNNI, or neither form of its instruction")
-    return cpp_program.built("stand-in", cpp_program.build.Toolchain.native(), isas)
+    toolchain = cpp_program.build.Toolchain.native()
+    return cpp_program.built("stand-in", toolchain, isas, DOT_PRODUCT_GROUPS)
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("group", cpp_program.GROUPS)
+@pytest.mark.parametrize("group", DOT_PRODUCT_GROUPS)
 def test_the_avxvnni_kernels_pass_where_only_avx512_has_their_instruction(stand_in_program, group):
     assert "avxvnni" in cpp_program.run(stand_in_program, group)
 

@@ -143,7 +143,7 @@ def test_both_backends_take_and_refuse_the_same(op, data):
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("op", SOUND)
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_both_backends_take_and_refuse_the_same_however_often(op, data):
     take_and_refuse_the_same(op, data)

@@ -87,8 +87,9 @@ def test_every_family_gives_the_answers_that_it_gives_alone(tmp_path, architectu
     path = write_family_model(tmp_path, architecture, **{f"{architecture}.context_length": context})
     with Engine(path, backend=backend) as engine:
         engine._model.prompts.tokenizer = NoText()
+        n = 8 if backend == "cpp" else 4
         asked = [
-            [token % VOCAB for token in prompt] for prompt in prompts_alike(8, engine.context - 10)
+            [token % VOCAB for token in prompt] for prompt in prompts_alike(n, engine.context - 10)
         ]
         expected = [alone(engine, prompt) for prompt in asked]
         with engine.scheduler(lanes=4, piece_tokens=66) as scheduler:

@@ -1,9 +1,12 @@
-"""How much memory Python code takes, whatever traced memory before."""
+"""How much memory Python code takes, whatever traced memory before; and a limit of it."""
 
+import resource
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass
@@ -27,3 +30,20 @@ def traced_memory() -> Iterator[Traced]:
     finally:
         if not was_tracing:
             tracemalloc.stop()
+
+
+@contextmanager
+def limited_memory(n_bytes: int) -> Iterator[None]:
+    """MemoryError where the block would take that many bytes of address space more. It costs
+    nothing, where tracing makes code that builds many small objects five times as slow. Linux only:
+    elsewhere there is no limit."""
+    if sys.platform != "linux":
+        yield
+        return
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

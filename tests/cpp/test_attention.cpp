@@ -256,7 +256,7 @@ KERNEL_TEST(parts_of_the_positions_give_the_same_as_all) {
         for (const std::size_t n_q : {1u, 3u, 40u})
             for (const std::size_t part : {512u, 1024u})
                 for (const std::size_t window : {0u, 900u}) {
-                    const Shape s{n_q, 3, 2600, 32, type, true, window, 0, true};
+                    const Shape s{n_q, 3, 1300, 32, type, true, window, 0, true};
                     const Floats q = random_q(s);
                     const Cache k = random_cache(s, 2), v = random_cache(s, 3);
                     check_rows(s, q, k, v, s.scale(), 0, s.rows(),

@@ -94,7 +94,7 @@ KERNEL_TEST(every_number_of_rows) {
     for_each_kind_and_type([&](const Kind& kind, DType type) {
         const std::size_t k = matrices::in_blocks(type, 64);
         const Matrix w = matrices::random(type, 19, k, 1);
-        for (std::size_t rows = 0; rows <= 35; ++rows)
+        for (std::size_t rows = 0; rows <= 35; rows += rows < 18 || rows > 29 ? 1 : 5)
             check_quantized(table, kind, w, normal(rows * k, 2), rows);
     });
 }
