@@ -80,7 +80,10 @@ def test_each_op_has_memory_of_its_own():
     assert state_of(graph()).recurrent_floats == CONV + DELTA + SCAN
 
 
-def test_the_backends_agree():
+@pytest.mark.parametrize("decays", [4, 24], ids=["of heads", "of channels"])
+def test_the_backends_agree(monkeypatch, decays):
+    monkeypatch.setitem(WIDTHS, "decay", decays)
+    monkeypatch.setitem(WEIGHTS, "shift", (decays,))
     assert_close(run(backend_named("cpp"), [20]), run(backend_named("numpy"), [20]), 1e-5)
 
 
