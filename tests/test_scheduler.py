@@ -213,13 +213,18 @@ def test_the_logits_of_all_tokens_take_no_more_memory_than_those_of_a_piece(engi
     assert passes == [[9], [9]]
 
 
-@pytest.mark.parametrize(("reuse", "n_reused"), [("any", [0, 65, 65]), ("none", [0, 0, 0])])
-def test_of_prompts_that_begin_alike_the_first_is_evaluated_for_all(engine, reuse, n_reused):
+@pytest.mark.parametrize(
+    ("reuse", "n_reused", "n_first"), [("any", [0, 65, 65], 1), ("none", [0, 0, 0], 3)]
+)
+def test_of_prompts_that_begin_alike_the_first_is_evaluated_for_all(
+    engine, passes, reuse, n_reused, n_first
+):
     asked = [[*some_tokens(65), seed] for seed in range(10, 13)]
     with engine.scheduler(lanes=3) as scheduler:
         told = [ask(scheduler, prompt, reuse=reuse)[1] for prompt in asked]
         run(scheduler)
     assert [each.answer.reused_tokens for each in told] == n_reused
+    assert passes[0] == [66] * n_first  # who can reuse nothing waits for nobody
 
 
 def test_who_leaves_a_pass_of_several_prompts_leaves_the_others_as_they_were(engine):
@@ -279,6 +284,27 @@ def test_prompts_of_a_streamed_model_share_a_pass(tmp_path, monkeypatch):
             run(scheduler)
         assert [told.answer.tokens for told in asked] == [each.tokens for each in expected]
         assert passes == [3] * 8
+
+
+def test_a_pass_that_nobody_waits_for_is_abandoned(tmp_path):
+    require_cpp()
+    model = write_tiny_model(tmp_path, "q4_0", sizes=LAYERS)
+    with pytest.raises(BudgetError) as refusal:
+        Engine(model.path, ram_budget=1)
+    with Engine(model.path, ram_budget=refusal.value.minimum) as engine:
+        layers, handles = [], []
+
+        def leave(done, total):
+            layers.append(done)
+            if done == 2:
+                scheduler.cancel(handles[0])
+            if done == 4:
+                scheduler.cancel(handles[1])
+
+        with Scheduler(engine._model, on_layer=leave) as scheduler:
+            handles += [ask(scheduler, some_tokens(9, seed))[0] for seed in range(2)]
+            run(scheduler)
+    assert layers == [1, 2, 3, 4]
 
 
 def test_of_streamed_prompts_that_begin_alike_the_first_is_evaluated_for_all(tmp_path):

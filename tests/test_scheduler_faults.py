@@ -67,6 +67,20 @@ def test_who_is_cancelled_in_the_queue_makes_room_at_once(engine):
     assert told.answer.tokens
 
 
+def test_who_is_cancelled_while_it_gets_its_lanes_is_not_served(scheduler, monkeypatch):
+    take = scheduler._lanes.take
+
+    def leave(*wanted):
+        scheduler.cancel(handle)
+        return take(*wanted)
+
+    handle, told = ask(scheduler, some_tokens(5))
+    monkeypatch.setattr(scheduler._lanes, "take", leave)
+    run(scheduler)
+    assert not told.events
+    assert (scheduler._lanes.n_in_use, scheduler._lanes.reserved) == (0, 0)
+
+
 def test_a_callback_may_cancel_its_own_request(scheduler):
     def leave(handle, event):
         if isinstance(event, Piece):

@@ -150,3 +150,11 @@ def test_without_cuts_the_same_prompt_again_evaluates_its_last_piece(uncut):
     first = uncut.answer(prompt)
     assert uncut.answer(prompt) == first
     assert uncut.n_again <= 130
+
+
+def test_without_cuts_prompts_that_begin_alike_do_not_wait_for_each_other(uncut):
+    begin = some(64)
+    for last in (1, 2):
+        ask(uncut.scheduler, [*begin, last], reuse="any")
+    uncut.scheduler.step()
+    assert uncut.evaluated == [65, 65]
