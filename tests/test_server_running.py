@@ -171,6 +171,20 @@ def test_a_prompt_may_not_take_for_ever(stream: bool) -> None:
         assert [handle.stage for handle in client.engine.cancelled] == ["cancelled"]
 
 
+def test_an_answer_that_is_complete_when_its_time_is_over_is_told() -> None:
+    with Client("Hello.", answer_seconds=1e-9) as client:
+        submit = client.engine.submit
+
+        def submit_and_wait(*rest: Any) -> Handle:
+            handle = submit(*rest)
+            assert handle.wait(10)  # all events are there when the first is taken
+            return handle
+
+        client.engine.submit = submit_and_wait  # type: ignore[method-assign]
+        response = ask(client)
+        assert response.json["choices"][0]["message"]["content"] == "Hello."
+
+
 def test_who_takes_nothing_of_an_answer_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_exchange, "STALL_SECONDS", 0.05)
     with Client("Hello. " * 9) as client:
