@@ -59,8 +59,20 @@ def test_help_imports_neither_numpy_nor_the_engine() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_without_a_command_it_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "COMMAND" in usage_error(capsys)
+@pytest.mark.parametrize("columns", [40, 80])
+def test_without_a_command_it_says_what_to_type_first_and_where_models_come_from(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([]) == 2
+    out, said = capsys.readouterr()
+    assert out == ""
+    for words in ("usage: airllm [options] COMMAND ...", "airllm demo", "airllm run model.gguf"):
+        assert words in said
+    assert "airllm run hf.co/ORG/REPO:QUANT" in said
+    *lines, last = said.splitlines()
+    assert last == "airllm: error: expected a COMMAND; airllm --help lists them all"
+    assert [line for line in lines if len(line) > columns] == []
 
 
 @pytest.mark.parametrize(

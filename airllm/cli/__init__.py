@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from airllm import __version__
 from airllm.cli import (
@@ -37,6 +38,15 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT
 READER_GONE = 141  # 128 + SIGPIPE
+
+FIRST_STEPS = (
+    "airllm demo                       fetch a small model (98 MB) and ask it",
+    "airllm run smollm2-135m           talk with that model",
+    "airllm serve --demo               serve it to programs and to browsers",
+    "airllm run model.gguf             talk with a GGUF file or a folder",
+    "airllm run hf.co/ORG/REPO:QUANT   with a model of huggingface.co",
+    "airllm list                       show the models that are here",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,15 +93,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="airllm",
         description="Run language models on this machine's CPU.",
         epilog=command_line.epilog(
-            "airllm demo                      fetch a small model and ask it a question",
-            "airllm run smollm2-135m          talk with that model",
-            "airllm generate --help           show a command's options; every command has --help",
+            *FIRST_STEPS,
+            "airllm generate --help            show the options of a command",
         ),
         formatter_class=command_line.HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("-V", "--version", action="version", version=f"airllm {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(run=partial(_first_steps, parser))  # if no command is given
+    commands = parser.add_subparsers(metavar="COMMAND")
     for command in (
         demo,
         run,
@@ -110,6 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command.add(commands)
     return parser
+
+
+def _first_steps(parser: command_line.CommandParser, args: argparse.Namespace) -> int:
+    """What to type first. As with every command line that is wrong, it goes to stderr."""
+    steps = command_line.fitted("\n".join(["to begin:", *(f"  {step}" for step in FIRST_STEPS)]))
+    console.show(f"{parser.format_usage()}\n{steps}\n\n")
+    console.note("error: expected a COMMAND; airllm --help lists them all")
+    return USAGE
 
 
 def _failed(status: int, kind: str, message: str, as_json: bool) -> int:

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-__all__ = ["CommandParser", "HelpFormatter", "ParserExit", "epilog"]
+__all__ = ["CommandParser", "HelpFormatter", "ParserExit", "epilog", "fitted"]
 
 
 class ParserExit(SystemExit):
@@ -44,10 +44,15 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=27)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        width = min(width, 100)
         if "\n" not in text:
             return textwrap.fill(text, min(width, 80))
-        return "\n".join(line for each in text.splitlines() for line in _fitted(each, width))
+        return fitted(text, width)
+
+
+def fitted(text: str, width: int | None = None) -> str:
+    """Lines with examples, cut for a terminal. width: None for that of the terminal at hand."""
+    width = min(width or shutil.get_terminal_size().columns - 2, 100)
+    return "\n".join(line for each in text.splitlines() for line in _fitted(each, width))
 
 
 def _fitted(line: str, width: int) -> Iterator[str]:
