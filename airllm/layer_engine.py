@@ -353,6 +353,7 @@ class LayerWiseInferenceEngine:
         prompts: Sequence[Prompt],
         *,
         batch: int = 8,
+        markup: bool = False,
         on_token: Callable[[int, str], None] | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -371,6 +372,7 @@ class LayerWiseInferenceEngine:
         for bit. What prompts begin with alike is evaluated once, as far as that changes no bit.
 
         on_full: "stop" or "shift"; not "error", which would lose the other answers.
+        markup: whether the answers to chats have the marks of thoughts and calls, see `generate`.
         on_token: called with the index of a prompt and each piece of its text.
         on_progress: called with (done, total) prompts.
 
@@ -379,7 +381,9 @@ class LayerWiseInferenceEngine:
         """
         prompts = prompt_list(prompts)
         done: dict[int, Generation] = {}
-        answers = self.stream_batch(prompts, batch=batch, on_token=on_token, **options)
+        answers = self.stream_batch(
+            prompts, batch=batch, markup=markup, on_token=on_token, **options
+        )
         with closing(answers):
             for index, generation in answers:
                 done[index] = generation
@@ -393,6 +397,7 @@ class LayerWiseInferenceEngine:
         prompts: Sequence[Prompt],
         *,
         batch: int = 8,
+        markup: bool = False,
         on_token: Callable[[int, str], None] | None = None,
         on_layer: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -408,7 +413,9 @@ class LayerWiseInferenceEngine:
         from airllm.engine.batch_generation import continue_prompts
 
         sampling, limits = settings_of(self._model.sampling, **options)
-        return continue_prompts(self._model, prompts, batch, sampling, limits, on_token, on_layer)
+        return continue_prompts(
+            self._model, prompts, batch, sampling, limits, markup, on_token, on_layer
+        )
 
     def grammar(
         self,

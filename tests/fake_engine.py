@@ -163,6 +163,7 @@ class FakeEngine:
         prompts: Sequence[Prompt],
         *,
         batch: int = 8,
+        markup: bool = False,
         on_token: Callable[[int, str], None] | None = None,
         on_layer: OnProgress | None = None,
         **options: Unpack[AnswerOptions],
@@ -170,7 +171,9 @@ class FakeEngine:
         """The last prompt first, to see who relies on the order."""
         for index in reversed(range(len(prompts))):
             own = None if on_token is None else partial(on_token, index)
-            yield index, self.generate(prompts[index], on_token=own, **options)
+            prompt = prompts[index]
+            shown = markup and not isinstance(prompt, str)
+            yield index, self.generate(prompt, markup=shown, on_token=own, **options)
 
     def prompt_length(self, prompt: Prompt) -> int:
         if "too long" in str(prompt):
@@ -180,7 +183,7 @@ class FakeEngine:
     def tokenize(self, prompt: Prompt) -> list[int]:
         messages = prompt.messages if isinstance(prompt, Chat) else prompt
         texts = [messages] if isinstance(messages, str) else [each["content"] for each in messages]
-        return self.tokenizer.encode(" ".join(texts))
+        return self.tokenizer.encode(" ".join(map(str, texts)))
 
     def forward(
         self,

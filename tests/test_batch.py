@@ -108,6 +108,35 @@ def test_a_line_and_the_command_give_the_template_its_variables(prompts, monkeyp
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "thought", "variables"),
+    [
+        ((), {"thought": "Hm."}, {}),
+        (("--think", "show"), {"thought": "Hm."}, {}),
+        (("--think", "hide"), {}, {}),
+        (
+            ("--think", "off"),
+            {"thought": "Hm."},
+            {"enable_thinking": False, "thinking": False},
+        ),
+    ],
+)
+def test_a_chats_thought_is_apart_from_its_text(
+    prompts, monkeypatch, options: tuple[str, ...], thought, variables
+):
+    said = ["<think>Hm.</th", "ink>\n\nYes."]
+    engine = FakeEngine(said, said, template="<think> </think>").install(monkeypatch)
+    write(prompts, {"messages": chat("Hi")}, {"prompt": "Hi"})
+    assert batch(prompts, *options) == 0
+    of_chat, of_text = sorted(answers(prompts), key=lambda answer: answer["index"])
+    assert of_text["text"] == "".join(said)
+    assert "thought" not in of_text
+    assert of_chat["text"] == "Yes."
+    assert {key: of_chat[key] for key in of_chat if key == "thought"} == thought
+    assert engine.requests[-1] == (Chat(chat("Hi"), variables) if variables else chat("Hi"))
+    assert engine.markup
+
+
 def test_variables_are_a_part_of_what_was_asked(prompts, monkeypatch, capsys: Capture):
     write(prompts, {"messages": chat("x"), "chat_template_kwargs": {"a": 1}})
     FakeEngine(["x"]).install(monkeypatch)
@@ -356,13 +385,13 @@ def test_many_names_are_no_endless_search(prompts):
 class CheckingEngine(FakeEngine):
     """It refuses the settings that the engine refuses, and no others."""
 
-    def stream_batch(self, prompts, *, batch, on_token=None, **settings):
+    def stream_batch(self, prompts, *, batch, markup, on_token=None, **settings):
         stop, how = settings.pop("stop"), settings
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         Limits(how.pop("max_new_tokens"), stop, how.pop("on_full"))
         Sampling(**how)
         self._answers += [["ok"]] * len(prompts)
-        return super().stream_batch(prompts, batch=batch, on_token=on_token)
+        return super().stream_batch(prompts, batch=batch, markup=markup, on_token=on_token)
 
 
 numbers = st.one_of(

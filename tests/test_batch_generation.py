@@ -146,6 +146,19 @@ def test_prompts_may_be_chats(engine):
     assert_same(engine.generate_batch([chat, "a"], **SETTINGS), alone(engine, [chat, "a"]))
 
 
+@pytest.mark.parametrize("markup", [False, True])
+def test_control_tokens_that_mark_thoughts_are_text_only_if_they_are_wanted(
+    engine, monkeypatch, markup
+):
+    mark = engine.tokenizer.encode("<|im_start|>", parse_special=True)[-1]
+    monkeypatch.setattr(engine._model.prompts, "answer_marks", frozenset([mark]))
+    settings = {"max_new_tokens": 2, "logit_bias": {mark: 1e6}, "markup": markup}
+    chat = [{"role": "user", "content": "hello"}]
+    found = engine.generate_batch([chat, "hello"], **settings)
+    assert [g.text for g in found] == ["<|im_start|>" * 2 * markup, ""]
+    assert_same(found[:1], alone(engine, [chat], **settings))
+
+
 # ---- what is reported ----------------------------------------------------------------------------
 
 

@@ -68,6 +68,22 @@ def test_a_request_gets_a_result_in_openais_form(
     assert sampling == {"max_new_tokens": 5, "temperature": 0.5, "stop": "x"}
 
 
+@pytest.mark.parametrize(
+    ("options", "thought"), [((), {"reasoning_content": "Hm."}), (("--think", "hide"), {})]
+)
+def test_a_thought_is_the_messages_reasoning_content(
+    options: tuple[str, ...],
+    thought: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    FakeEngine(["<think>Hm.</think>Hi"], template="<think> </think>").install(monkeypatch)
+    prompts = write(tmp_path / "in.jsonl", request("r-1"))
+    assert batch(prompts, *options) == 0
+    (choice,) = results(prompts)[0]["response"]["body"]["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Hi", **thought}
+
+
 def test_a_completion_continues_its_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(["world"]).install(monkeypatch)
     line = request("t") | {"url": "/v1/completions", "body": {"prompt": "hello", "max_tokens": 3}}

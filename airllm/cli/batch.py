@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airllm.cli import console, model, options
+from airllm.cli.answer import Answer, parser_for
 from airllm.cli.live import StreamLine
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ def add(subparsers: options.Subparsers) -> None:
         "addition to --ram (default: %(default)s)",
     )
     options.add_template(parser)
+    options.add_think(
+        parser,
+        show='show writes them beside the text of a chat\'s answer, as "thought", and as '
+        '"reasoning_content" in lines as OpenAI has them',
+        default="show",
+    )
     options.add_answer(parser)
     options.add_threads(parser)
     options.add_engine(parser)
@@ -80,11 +87,12 @@ def run(args: argparse.Namespace) -> int:
     check_place(args.out)  # before the model is loaded
     jobs = read_jobs(args.prompts)
     settings = options.answer_options(args)
+    variables = options.template_variables(args.chat_template_kwargs, args.think)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         run = digest(
             {
                 **settings,
-                **_if_any("chat_template_kwargs", args.chat_template_kwargs),
+                **_if_any("chat_template_kwargs", variables),
                 "model": engine.fingerprint().hex(),
                 "context": engine.context,
                 "kv_type": args.kv_type,
@@ -113,9 +121,11 @@ def run(args: argparse.Namespace) -> int:
                 # If layers are streamed, a token may take seconds: show the layers, too.
                 streams = engine.stream_stats() is not None
                 shown = {"on_layer": on_layer} if streams else {"on_token": on_token}
-                generate = partial(engine.stream_batch, batch=args.batch, **shown)
-                asked = partial(_asked, args.chat_template_kwargs)
+                generate = partial(engine.stream_batch, batch=args.batch, markup=True, **shown)
+                asked = partial(_asked, variables)
                 for job, said in _answers(engine, answers.left, asked, settings, generate):
+                    if args.think == "hide":
+                        said.pop("thought", None)
                     answer = said
                     if job.url is not None:
                         name = job.model or Path(args.model).name
@@ -169,7 +179,8 @@ def _answers(
             continue
         with closing(answers):
             for index, generation in answers:
-                yield group[index], _fields(generation)
+                job = group[index]
+                yield job, _fields(generation, _taken_apart(engine, asked(job), generation.text))
 
 
 def _asked(variables: Mapping[str, object], job: "Job") -> "Prompt":
@@ -190,9 +201,19 @@ def _model_error() -> type[ValueError]:
     return FormatError
 
 
-def _fields(generation: "Generation") -> dict[str, object]:
+def _taken_apart(engine: "Engine", asked: "Prompt", text: str) -> Answer:
+    """An answer. If it is one to a chat, its thought is apart from its text."""
+    is_chat = not isinstance(asked, str)
+    parser = parser_for(engine, engine.tokenize(asked)) if is_chat else None
+    with Answer(parser, shown=False, thoughts=False, waits=True) as said:
+        said.show(text)
+    return said
+
+
+def _fields(generation: "Generation", said: Answer) -> dict[str, object]:
     return {
-        "text": generation.text,
+        "text": said.text,
+        **_if_any("thought", said.thought),
         "finish_reason": generation.finish_reason,
         "prompt_tokens": generation.prompt_tokens,
         "tokens": len(generation.tokens),

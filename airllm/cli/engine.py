@@ -86,6 +86,7 @@ class Engine(Protocol):
         prompts: Sequence[Prompt],
         *,
         batch: int = 8,
+        markup: bool = False,
         on_token: Callable[[int, str], None] | None = None,
         on_layer: OnProgress | None = None,
         **options: Unpack[AnswerOptions],

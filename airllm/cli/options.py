@@ -175,14 +175,19 @@ def add_template(parser: argparse.ArgumentParser) -> None:
 THINK = ("show", "hide", "off")
 
 
-def add_think(parser: argparse.ArgumentParser) -> None:
+def add_think(
+    parser: argparse.ArgumentParser,
+    *,
+    show: str = "show writes them to stderr, dim on a terminal",
+    default: str = "show if both stdout and stderr are a terminal, else hide",
+) -> None:
+    """show: what `show` does. default: what is done without the option."""
     parser.add_argument(
         "--think",
         choices=THINK,
-        help="what becomes of the thoughts that some models write before the answer: show writes "
-        "them to stderr, dim on a terminal; hide leaves them out; off asks the model not to think, "
-        "if its chat template has a switch for that (default: show if both stdout and stderr are "
-        "a terminal, else hide)",
+        help="what becomes of the thoughts that some models write before the answer: "
+        f"{show}; hide leaves them out; off asks the model not to think, if its chat template has "
+        f"a switch for that (default: {default})",
     )
 
 

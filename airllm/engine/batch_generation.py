@@ -63,13 +63,15 @@ def continue_prompts(
     batch: int,
     sampling: Sampling,
     limits: Limits,
+    markup: bool = False,
     on_token: Callable[[int, str], None] | None = None,
     on_layer: OnProgress | None = None,
 ) -> Generator[tuple[int, Generation], None, None]:
     """Check all arguments now, and return the generator of the answers, see
     LayerWiseInferenceEngine.stream_batch. The model is busy from the generator's start to its end.
     """
-    ids = [model.prompts.some_tokens(prompt) for prompt in prompt_list(prompts)]
+    prompts = prompt_list(prompts)
+    ids = [model.prompts.some_tokens(prompt) for prompt in prompts]
     batch = check_count("batch", batch)
     check_choice("on_full", limits.on_full, ("stop", "shift"))
     model.check_sampling(sampling)
@@ -79,7 +81,18 @@ def continue_prompts(
         return _nothing()
     longest = min(max(map(len, ids)) + int(limits.max_new_tokens), model.context)
     lanes = min(batch, len(ids))
-    return _stream_batch(model, ids, sampling, limits, lanes, longest, on_token, on_layer)
+    marks = model.prompts.answer_marks if markup else frozenset()
+    requests = [
+        Request(
+            tokens,
+            sampling,
+            limits,
+            reuse="exact",
+            shown=frozenset() if isinstance(prompt, str) else marks,
+        )
+        for prompt, tokens in zip(prompts, ids, strict=True)
+    ]
+    return _stream_batch(model, requests, lanes, longest, on_token, on_layer)
 
 
 def _nothing() -> Generator[tuple[int, Generation], None, None]:
@@ -92,32 +105,29 @@ def _note(told: list[tuple[int, Event]], index: int, _: Handle, event: Event) ->
 
 def _stream_batch(
     model: LoadedModel,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    limits: Limits,
+    requests: Sequence[Request],
     lanes: int,
     capacity: int,
     on_token: Callable[[int, str], None] | None,
     on_layer: OnProgress | None,
 ) -> Generator[tuple[int, Generation], None, None]:
-    """Continue all prompts, as many together as there are lanes. When an answer ends, the next
-    prompt takes its lane. Yields the index of a prompt and its answer as soon as it is complete.
+    """Answer all requests, as many together as there are lanes. When an answer ends, the next
+    request takes its lane. Yields a request's index and its answer as soon as it is complete.
 
     Nobody waits for the next token of an answer, so that a prompt is evaluated in one piece.
     """
     told: list[tuple[int, Event]] = []
-    piece, n_prompts = model.decoder.batch_size, len(prompts)
+    piece, n_requests = model.decoder.batch_size, len(requests)
     with Scheduler(
         model,
         lanes=lanes,
         capacity=capacity,
-        queue_length=n_prompts,
+        queue_length=n_requests,
         piece_tokens=piece,
         within_budget=False,
         on_layer=on_layer,
     ) as scheduler:
-        for index, prompt in enumerate(prompts):
-            request = Request(prompt, sampling, limits, reuse="exact")
+        for index, request in enumerate(requests):
             scheduler.submit(request, partial(_note, told, index))
         while scheduler.step() or told:
             for index, event in told:
