@@ -107,8 +107,10 @@ def test_the_models_that_were_pulled_are_served_without_a_folder(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRLLM_HOME", str(models))
-    with ServeProcess("--models-dir") as process:
-        assert said(process.address, "one") == alone(models / "one.gguf")
+    monkeypatch.setenv("AIRLLM_ALIASES", "gpt-5=one,claude-*=two")
+    with ServeProcess("--models-dir", "--alias", "claude-*=one") as process:
+        for name in ("one", "gpt-5", "claude-opus-4-1"):
+            assert said(process.address, name) == alone(models / "one.gguf")
 
 
 def test_a_context_that_is_longer_than_a_models_is_the_models(models: Path) -> None:
@@ -188,6 +190,9 @@ def test_a_model_that_is_unloaded_gives_its_memory_back(tmp_path: Path, ram: str
         (["--models-dir", "--demo"], "either --model or --demo"),
         (["--models-dir", "--name", "x"], "--name is for the model of --model"),
         (["--models-dir", "--keep-alive", "-2"], "-2"),
+        (["--models-dir", "--alias", "gpt-5"], "'gpt-5' is no NAME=MODEL"),
+        (["--models-dir", "--alias", "g*t=one"], "'g*t=one' is no NAME=MODEL"),
+        (["--demo", "--alias", "gpt-5=one"], "--alias is for the models of --models-dir"),
     ],
 )
 def test_a_command_line_that_is_wrong_is_refused(
@@ -198,6 +203,28 @@ def test_a_command_line_that_is_wrong_is_refused(
     except SystemExit as error:
         status = error.code
     assert status == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "words"),
+    [
+        (["--alias", "gpt-5=four"], "", "'gpt-5' is to stand for 'four'; there are: "),
+        (["--alias", "gpt-5=one", "--alias", "TWO=one"], "", "'TWO' is to stand for 'one', and is"),
+        ([], "gpt-5=one, =", "AIRLLM_ALIASES: '=' is no NAME=MODEL"),
+        ([], "gpt-5=four", "'gpt-5' is to stand for 'four'; there are: "),
+    ],
+)
+def test_an_alias_that_leads_nowhere_is_refused_at_the_start(
+    options: list[str],
+    variable: str,
+    words: str,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("AIRLLM_ALIASES", variable)
+    assert main(["serve", "--models-dir", str(models), "--port", "0", *options]) == 1
     assert words in capsys.readouterr().err
 
 

@@ -91,6 +91,46 @@ def test_a_hostile_name_is_unknown(name: str) -> None:
         assert client.get(f"/v1/models/{name[:100]}").status == 404
 
 
+ALIASES = {"gpt-5": "a", "claude-*": "a", "claude-opus-*": "B:latest", "gone": "c", "b": "a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("gpt-5", "a"),
+        ("GPT-5:latest", "a"),
+        ("claude-haiku-4-5-20251001", "a"),
+        ("claude-opus-4.1", "b"),
+        ("b", "b"),
+        ("gpt-5-mini", None),
+        ("claude", None),
+        ("gone", None),
+        ("claude-" + "x" * 100_000, None),
+    ],
+)
+def test_an_alias_leads_to_its_model(name: str, answers: str | None) -> None:
+    with two(options={"aliases": ALIASES}) as client:
+        response = client.post(CHAT, {**HELLO, "model": name})
+        assert response.json.get("model") == answers
+        assert response.status == (200 if answers else 404)
+
+
+def test_the_alias_of_everything_does_not_answer_for_a_request_without_a_name() -> None:
+    with two(options={"aliases": {"*": "b"}}) as client:
+        assert client.post(CHAT, {**HELLO, "model": "whatever"}).json["model"] == "b"
+        assert client.post(CHAT, {**HELLO, "model": "a"}).json["model"] == "a"
+        assert client.post(CHAT, HELLO).status == 400
+
+
+def test_aliases_are_listed_with_their_models() -> None:
+    with two(options={"aliases": ALIASES}) as client:
+        found = {one["id"]: one["aliases"] for one in client.get("/v1/models").json["data"]}
+        assert found == {"a": ["gpt-5", "claude-*"], "b": ["claude-opus-*"]}
+        assert client.get("/v1/models/gpt-5").json["id"] == "a"
+        tags = [one["model"] for one in client.get("/api/tags").json["models"]]
+        assert tags == ["a", "gpt-5", "b"]
+
+
 # ---- what clients see ----------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ VARIABLES = {
     "XDG_CACHE_HOME": "if AIRLLM_HOME is not set, models are in airllm/ in this folder",
     "AIRLLM_HISTORY": "file of your messages for the arrow keys of a chat; empty: none",
     "XDG_STATE_HOME": "if AIRLLM_HISTORY is not set, the messages are in airllm/ in this folder",
+    "AIRLLM_ALIASES": "further names of models for `airllm serve`, as gpt-5=qwen3,claude-*=qwen3",
     "HF_ENDPOINT": "hub from which models are pulled, in place of https://huggingface.co",
     "TMPDIR": "folder in which a worker with --ram keeps weights that do not fit",
     "XDG_RUNTIME_DIR": "folder of the socket through which `airllm worker --status` asks a worker",

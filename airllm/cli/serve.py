@@ -10,6 +10,7 @@ from airllm.cli import console, demo, model, options
 from airllm.cli.served_models import scheduling_of, served, sources_of
 from airllm.cli.worker import port
 from airllm.engine.settings import CACHE_SAVE_SECONDS, LANES, PIECE_TOKENS, QUEUE_LENGTH
+from airllm.server.model_names import check_aliases, read_aliases, split_alias
 from airllm.server.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
 
 if TYPE_CHECKING:
@@ -70,6 +71,16 @@ def _add_several(parser: argparse.ArgumentParser) -> None:
         "--model, that model is loaded at the start and answers requests that name none",
     )
     group.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        type=_alias,
+        metavar="NAME=MODEL",
+        help="a further name for a model of --models-dir, for clients that always ask for the same "
+        "name: gpt-5=qwen3; claude-*=qwen3 stands for all names that begin so; may be given more "
+        "than once (default: AIRLLM_ALIASES, as gpt-5=qwen3,claude-*=qwen3)",
+    )
+    group.add_argument(
         "--keep-alive",
         type=_keep_alive,
         default=-1.0,
@@ -81,6 +92,13 @@ def _add_several(parser: argparse.ArgumentParser) -> None:
 
 def _directory(text: str) -> Path:
     return Path(options.not_empty(text))
+
+
+def _alias(text: str) -> tuple[str, str]:
+    try:
+        return split_alias(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _keep_alive(text: str) -> float:
@@ -249,6 +267,10 @@ def run(args: argparse.Namespace) -> int:
             raise options.UsageError(f"--models-dir {directory} is no folder")
     if args.name is not None and args.models_dir and not chosen:
         raise options.UsageError("--name is for the model of --model, which is not given")
+    if args.alias and not args.models_dir:
+        raise options.UsageError(
+            "--alias is for the models of --models-dir; a single model answers to any name"
+        )
     settings = _settings(args)
     try:
         from airllm.server.run import Server, listen
@@ -269,6 +291,9 @@ def run(args: argparse.Namespace) -> int:
         tokens = f" of {listed[0].context} tokens" if not args.models_dir else ""
         text = "%s is served at %s, %d answers%s at once; Ctrl-C ends"
         console.log.info(text, what, where, args.parallel, tokens)
+        for each in listed:
+            for alias in each.aliases:
+                console.log.info("%s is %s", alias, each.id)
 
     Server(models, settings, listener).run(announce)
     return 0
@@ -300,10 +325,13 @@ def _several(args: argparse.Namespace) -> "Models":
     granted = granted_bytes(args.ram)  # once: what is available shrinks with each model
     find = sources_of(args, granted, FairLock())
     found = find()  # so that a folder that is not there fails before anything listens
+    aliases = read_aliases(args.alias)
+    check_aliases(found, aliases)
     return LoadedModels(
         find,
         budget=granted,
         default=found[0].id if args.model is not None else None,
+        aliases=aliases,
         keep_alive=None if args.keep_alive < 0 else args.keep_alive,
         queue_length=args.queue,
         queue_seconds=args.queue_timeout,

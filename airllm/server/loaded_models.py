@@ -15,7 +15,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -57,16 +57,17 @@ class LoadedModels(Models):
         *,
         budget: int | None = None,
         default: str | None = None,
+        aliases: Mapping[str, str] | None = None,
         keep_alive: float | None = None,
         queue_length: int = 256,
         queue_seconds: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """find, default: see Catalog. budget: bytes for all models together; None: no bound.
-        keep_alive: seconds after which a model that is not used is unloaded; None: when its memory
-        is needed. queue_length, queue_seconds: how many requests may wait for models to be loaded,
-        and how long."""
-        self._catalog = Catalog(find, default)
+        """find, default, aliases: see Catalog. budget: bytes for all models together; None: no
+        bound. keep_alive: seconds after which a model that is not used is unloaded; None: when its
+        memory is needed. queue_length, queue_seconds: how many requests may wait for models to be
+        loaded, and how long."""
+        self._catalog = Catalog(find, default, aliases or {})
         self._default, self._budget, self._keep_alive = default, budget, keep_alive
         self._queue_length, self._queue_seconds = queue_length, queue_seconds
         self._clock = clock
@@ -202,6 +203,7 @@ class LoadedModels(Models):
             {} if needs is None else needs.facts,
             model,
             idle_until,
+            self._catalog.names.aliases_of(source.id),
         )
 
     # ---- the queue -----------------------------------------------------------------------------

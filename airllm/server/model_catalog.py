@@ -1,4 +1,4 @@
-"""Which models there are, and under which names clients may ask for them."""
+"""Which models there are: looked for in folders, and found by the names that clients give."""
 
 import asyncio
 import logging
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airllm.server.model_errors import UnknownModelError, UnnamedModelError
+from airllm.server.model_names import ModelNames
 from airllm.server.served_model import ServedModel
 
 __all__ = ["Catalog", "ModelNeeds", "ModelSource"]
@@ -17,7 +18,6 @@ _log = logging.getLogger("airllm")
 # Clients that list the models again and again make the server look this often.
 # Ten thousand files take a second: the next look is LOOK_TIMES as long away.
 LOOK_SECONDS, LOOK_TIMES = 1.0, 10.0
-MOST_NAME = 1000  # characters of a name that is looked for
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,19 @@ class Catalog:
     """The models that `find` finds, looked for again when somebody lists them or names one that is
     not known. Clients' names are looked up here and never become paths."""
 
-    def __init__(self, find: Callable[[], Sequence[ModelSource]], default: str | None) -> None:
+    def __init__(
+        self,
+        find: Callable[[], Sequence[ModelSource]],
+        default: str | None,
+        aliases: Mapping[str, str],
+    ) -> None:
         """find: in a stable order; runs in a thread. default: the id for requests without a name;
-        None: the only model, if there is only one."""
-        self._find, self._default = find, default
+        None: the only model, if there is only one. aliases: see ModelNames."""
+        self._find, self._default, self._aliases = find, default, aliases
         self._looking = asyncio.Lock()
         self._look_from = 0.0
         self.sources: Mapping[str, ModelSource] = {}
-        self._keys: dict[str, str | None] = {}
+        self.names = ModelNames((), {})
 
     async def look(self) -> None:
         """Find what is there now, unless that was done just before."""
@@ -77,7 +82,7 @@ class Catalog:
             ended = time.monotonic()
             self._look_from = ended + max(LOOK_SECONDS, LOOK_TIMES * (ended - began))
             self.sources = {source.id: source for source in found}
-            self._keys = _keys_of(found)
+            self.names = ModelNames(found, self._aliases)
 
     async def source(self, name: str) -> ModelSource:
         """The model of a name; "" for the default. UnknownModelError, UnnamedModelError."""
@@ -94,22 +99,4 @@ class Catalog:
         if not name:
             only = next(iter(self.sources)) if len(self.sources) == 1 else None
             return self.sources.get(self._default or only or "")
-        if len(name) > MOST_NAME:
-            return None
-        return self.sources.get(name) or self.sources.get(self._keys.get(_key(name)) or "")
-
-
-def _key(name: str) -> str:
-    """What names have in common that clients write differently: Ollama's name:tag is a file's
-    name-tag.gguf, and name:latest its name.gguf."""
-    key = name.casefold().removesuffix(":latest").removesuffix(".gguf")
-    return key.replace(":", "-").replace(".", "-")
-
-
-def _keys_of(sources: Sequence[ModelSource]) -> dict[str, str | None]:
-    """Ids by key; None for a key that several models have."""
-    ids: dict[str, str | None] = {}
-    for source in sources:
-        for key in {_key(name) for name in (source.id, *source.aliases)}:
-            ids[key] = None if key in ids else source.id
-    return ids
+        return self.sources.get(self.names.id_of(name) or "")

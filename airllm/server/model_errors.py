@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 from airllm.util.errors import AirllmError
 
-__all__ = ["LoadError", "ModelBusyError", "UnknownModelError", "UnnamedModelError"]
+__all__ = [
+    "LoadError",
+    "ModelBusyError",
+    "UnknownModelError",
+    "UnnamedModelError",
+    "models_in_words",
+]
 
 MOST_NAMED = 20  # of the models in an error
 
@@ -13,14 +19,14 @@ class UnknownModelError(AirllmError):
     """No model of that name is here."""
 
     def __init__(self, name: str, ids: Sequence[str]) -> None:
-        super().__init__(f"there is no model {name[:200]!r} here; {_in_words(ids)}")
+        super().__init__(f"there is no model {name[:200]!r} here; {models_in_words(ids)}")
 
 
 class UnnamedModelError(AirllmError):
     """A request names no model, there are several, and none is the default."""
 
     def __init__(self, ids: Sequence[str]) -> None:
-        super().__init__(f"the request names no model; {_in_words(ids)}")
+        super().__init__(f"the request names no model; {models_in_words(ids)}")
 
 
 class LoadError(AirllmError):
@@ -31,7 +37,7 @@ class ModelBusyError(AirllmError):
     """A model could not be loaded in time, because others have the memory."""
 
 
-def _in_words(ids: Sequence[str]) -> str:
+def models_in_words(ids: Sequence[str]) -> str:
     """Which models there are, for an error."""
     if not ids:
         return "there are none"

@@ -18,7 +18,8 @@ ModelState = Literal["unloaded", "loading", "loaded", "unloading"]
 class ListedModel:
     """id: the name for clients. modified: seconds since 1970. context: None while nobody knows.
     facts: see ServedModel. model: of a model that is loaded. idle_until: by time.time(), when it is
-    unloaded unless it is used before; None: whenever its memory is needed."""
+    unloaded unless it is used before; None: whenever its memory is needed. aliases: further names,
+    see ModelNames."""
 
     id: str
     state: ModelState
@@ -28,6 +29,7 @@ class ListedModel:
     facts: Mapping[str, Any] = field(default_factory=dict)
     model: ServedModel | None = None
     idle_until: float | None = None
+    aliases: tuple[str, ...] = ()
 
 
 class Models(ABC):

@@ -22,8 +22,12 @@ async def ollama_version(exchange: HttpExchange) -> None:
 
 
 async def ollama_tags(exchange: HttpExchange) -> None:
+    """Ollama's clients ask only for names that are here, so that each alias is a model of its own,
+    as after `ollama cp`."""
     models = await exchange.service.models.listed()
-    await exchange.send_json({"models": [_entry(listed) for listed in models]})
+    names = [(listed, name) for listed in models for name in (listed.id, *listed.aliases)]
+    found = [{**_entry(listed), "name": name, "model": name} for listed, name in names]
+    await exchange.send_json({"models": [one for one in found if not one["name"].endswith("*")]})
 
 
 async def ollama_ps(exchange: HttpExchange) -> None:

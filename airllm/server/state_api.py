@@ -70,7 +70,7 @@ async def models(exchange: HttpExchange) -> None:
 
 
 def _entry(listed: ListedModel) -> dict[str, Any]:
-    """llama.cpp's clients read the state in `status`."""
+    """llama.cpp's clients read the state in `status`, and further names in `aliases`."""
     return {
         "id": listed.id,
         "object": "model",
@@ -78,6 +78,7 @@ def _entry(listed: ListedModel) -> dict[str, Any]:
         "owned_by": "airllm",
         "max_model_len": listed.context,
         "status": {"value": listed.state},
+        "aliases": list(listed.aliases),
     }
 
 
