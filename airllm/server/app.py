@@ -24,11 +24,18 @@ from airllm.server.chat_page import PAGE_PATHS, page_file
 from airllm.server.embeddings import ollama_embed, ollama_embeddings, openai_embeddings
 from airllm.server.errors import ApiError
 from airllm.server.http_exchange import ErrorShape, GoneError, HttpExchange, send_error
-from airllm.server.models import Models
 from airllm.server.ollama_models import ollama_ps, ollama_show, ollama_tags, ollama_version
 from airllm.server.respond import MakeWriter, respond
 from airllm.server.service import Service, error_of
-from airllm.server.state_api import health, load, metrics, models, props, unload
+from airllm.server.state_api import (
+    health,
+    load,
+    loaded_name,
+    metrics,
+    models,
+    props,
+    unload,
+)
 from airllm.server.tokens_api import detokenize, tokenize
 
 __all__ = ["make_app"]
@@ -68,12 +75,9 @@ async def _count_tokens(exchange: HttpExchange) -> None:
         counts=True,
     )
 
-    async def counted() -> int:
-        async with exchange.service.models.use(request.model) as engine:
-            prompts = await exchange.service.read(request, engine.model)
-            return len(prompts[0].tokens)
-
-    await exchange.send_json({"input_tokens": await exchange.unless_gone(counted())})
+    read = partial(exchange.service.read, request)
+    (prompt,) = await exchange.with_model(request.model, read)
+    await exchange.send_json({"input_tokens": len(prompt.tokens)})
 
 
 async def _responses(exchange: HttpExchange) -> None:
@@ -100,7 +104,7 @@ async def _ollama(exchange: HttpExchange, protocol: _Protocol) -> None:
     """An empty request only asks for the model to be loaded, or with keep_alive 0 unloaded."""
     body = await exchange.json()
     if ollama.is_load_request(body):
-        name, reason = await exchange.unless_gone(_load(exchange.service.models, BodyFields(body)))
+        name, reason = await _load(exchange, BodyFields(body))
         is_chat = "chat" in exchange.path
         await exchange.send_json(ollama.loaded_body(name, is_chat=is_chat, reason=reason))
         return
@@ -108,13 +112,13 @@ async def _ollama(exchange: HttpExchange, protocol: _Protocol) -> None:
     await respond(exchange, request, protocol.writer)
 
 
-async def _load(models: Models, given: BodyFields) -> tuple[str, str]:
+async def _load(exchange: HttpExchange, given: BodyFields) -> tuple[str, str]:
     """Returns the model's name, and Ollama's word for what was done."""
+    models = exchange.service.models
     name, keep_alive = given.text("model", ""), ollama.read_keep_alive(given)
     if keep_alive == 0 and models.are_several:
-        return await models.unload(name), "unload"
-    async with models.use(name, keep_alive) as engine:
-        return engine.model.name, "load"
+        return await exchange.unless_gone(models.unload(name)), "unload"
+    return await exchange.with_model(name, loaded_name, keep_alive), "load"
 
 
 _CHAT = _Protocol(openai_chat.read_chat, openai_chat.ChatWriter)

@@ -95,16 +95,14 @@ async def ollama_embeddings(exchange: HttpExchange) -> None:
 
 
 async def _embed(exchange: HttpExchange, asked: _Asked) -> _Embeddings:
-    return await exchange.unless_gone(_embed_all(exchange, asked))
-
-
-async def _embed_all(exchange: HttpExchange, asked: _Asked) -> _Embeddings:
     service = exchange.service
-    async with service.models.use(asked.model, asked.keep_alive) as engine:
-        model = engine.model
+
+    async def embedded(model: ServedModel) -> _Embeddings:
         read = await service.read(ChatRequest(prompts=asked.prompts), model)
         vectors = await _vectors([prompt.tokens for prompt in read], asked.size, model, service)
         return _Embeddings(vectors, sum(len(prompt.tokens) for prompt in read), model.name)
+
+    return await exchange.with_model(asked.model, embedded, asked.keep_alive)
 
 
 async def _vectors(

@@ -15,6 +15,7 @@ from airllm.server.wire import as_json
 from airllm.util.errors import AirllmError
 
 if TYPE_CHECKING:
+    from airllm.server.served_model import ServedModel
     from airllm.server.service import Service
 
 __all__ = ["ErrorShape", "GoneError", "HttpExchange", "send_bytes", "send_error", "within"]
@@ -125,6 +126,21 @@ class HttpExchange:
         if working.cancelled():
             raise GoneError
         return working.result()
+
+    async def with_model(
+        self,
+        name: str,
+        work: Callable[["ServedModel"], Awaitable[_Result]],
+        keep_alive: float | None = None,
+    ) -> _Result:
+        """The result of work with a model, which is in use for so long; see Models.use. The work
+        ends when the client goes, see unless_gone."""
+
+        async def using() -> _Result:
+            async with self.service.models.use(name, keep_alive) as engine:
+                return await work(engine.model)
+
+        return await self.unless_gone(using())
 
     async def _disconnected(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":

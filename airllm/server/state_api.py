@@ -8,9 +8,10 @@ from airllm.server.body_fields import BodyFields
 from airllm.server.errors import ApiError
 from airllm.server.http_exchange import HttpExchange
 from airllm.server.models import ListedModel
+from airllm.server.served_model import ServedModel
 from airllm.server.service import measured
 
-__all__ = ["health", "load", "metrics", "models", "props", "unload"]
+__all__ = ["health", "load", "loaded_name", "metrics", "models", "props", "unload"]
 
 _STARTED = int(time.time())
 
@@ -93,14 +94,13 @@ def _created(listed: ListedModel) -> int:
 
 async def load(exchange: HttpExchange) -> None:
     """llama.cpp's way to load a model; the answer comes when it is loaded."""
-    name = BodyFields(await exchange.json()).text("model")
-
-    async def used() -> None:
-        async with exchange.service.models.use(name):
-            pass
-
-    await exchange.unless_gone(used())
+    await exchange.with_model(BodyFields(await exchange.json()).text("model"), loaded_name)
     await exchange.send_json({"success": True})
+
+
+async def loaded_name(model: ServedModel) -> str:
+    """For HttpExchange.with_model, where a model is to be loaded and no more."""
+    return model.name
 
 
 async def unload(exchange: HttpExchange) -> None:

@@ -1,6 +1,7 @@
 """/tokenize and /detokenize, as llama.cpp has them."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from airllm.server.body_fields import BodyFields
@@ -9,7 +10,6 @@ from airllm.server.errors import bad
 from airllm.server.http_exchange import HttpExchange
 from airllm.server.openai_messages import read_messages
 from airllm.server.served_model import ServedModel
-from airllm.text.tokenizer import Tokenizer
 
 __all__ = ["detokenize", "tokenize"]
 
@@ -17,12 +17,8 @@ __all__ = ["detokenize", "tokenize"]
 async def tokenize(exchange: HttpExchange) -> None:
     """Tokens of a text (`content`), or of a chat (`messages`) as its template writes it."""
     given = BodyFields(await exchange.json())
-    await exchange.unless_gone(_tokenize(exchange, given))
-
-
-async def _tokenize(exchange: HttpExchange, given: BodyFields) -> None:
-    async with exchange.service.models.use(given.text("model", "")) as engine:
-        await exchange.send_json(await _tokens(exchange, given, engine.model))
+    tokens = partial(_tokens, exchange, given)
+    await exchange.send_json(await exchange.with_model(given.text("model", ""), tokens))
 
 
 async def _tokens(exchange: HttpExchange, given: BodyFields, model: ServedModel) -> dict[str, Any]:
@@ -50,15 +46,12 @@ async def _tokens(exchange: HttpExchange, given: BodyFields, model: ServedModel)
 
 async def detokenize(exchange: HttpExchange) -> None:
     given = BodyFields(await exchange.json())
-    await exchange.unless_gone(_detokenize(exchange, given))
+    text = await exchange.with_model(given.text("model", ""), partial(_text, given))
+    await exchange.send_json({"content": text})
 
 
-async def _detokenize(exchange: HttpExchange, given: BodyFields) -> None:
-    async with exchange.service.models.use(given.text("model", "")) as engine:
-        await exchange.send_json({"content": _text(given, engine.model.prompts.tokenizer)})
-
-
-def _text(given: BodyFields, tokenizer: Tokenizer) -> str:
+async def _text(given: BodyFields, model: ServedModel) -> str:
+    tokenizer = model.prompts.tokenizer
     tokens = [item for _, item in given.items("tokens", required=True)]
     for token in tokens:
         if isinstance(token, bool) or not isinstance(token, int):
