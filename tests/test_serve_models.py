@@ -58,8 +58,12 @@ def alone(path: Path, text: str = "hello") -> str:
 
 
 def loaded(address: tuple[str, int]) -> list[str]:
+    return [id for id, state in states(address).items() if state == "loaded"]
+
+
+def states(address: tuple[str, int]) -> dict[str, str]:
     data = json.loads(get(address, "/v1/models"))["data"]
-    return [one["id"] for one in data if one["status"]["value"] == "loaded"]
+    return {one["id"]: one["status"]["value"] for one in data}
 
 
 def test_each_model_gives_its_own_answers_alone_and_beside_others(models: Path) -> None:
@@ -138,7 +142,7 @@ import json, sys
 from pathlib import Path
 from running_server import ServeProcess
 from test_serve import CHAT, greedy, post
-from test_serve_models import loaded
+from test_serve_models import states
 
 def resident(pid):
     words = Path(f"/proc/{pid}/status").read_text().split()
@@ -149,7 +153,7 @@ with ServeProcess("--models-dir", sys.argv[1], "--ram", sys.argv[2], "--context"
     for name in (*"abab", None):
         if name is None:
             post(server.address, "/api/generate", {"model": "b", "keep_alive": 0})
-            while loaded(server.address):
+            while set(states(server.address).values()) != {"unloaded"}:
                 pass
         else:
             body = {**greedy("hello", max_tokens=4), "model": name}
