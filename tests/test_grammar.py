@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from extension import require_cpp
 from scheduling import GREEDY, ask, run
+from test_tokenizer import llama
 from tiny_model import Sizes, write_tiny_model
 
 from airllm.engine.grammar import GrammarLibraryError, Grammars
 from airllm.engine.requests import Piece
 from airllm.engine.settings import Sampling
 from airllm.layer_engine import LayerWiseInferenceEngine as Engine
+from airllm.text.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance", reason="`pip install .[test]` brings llguidance")
 
@@ -124,6 +126,13 @@ def test_what_must_come_takes_no_pass_of_its_own(engine):
     assert answer.passes <= 6
     assert len(answer.tokens) > 25
     assert answer.passes + answer.accepted_tokens == len(answer.tokens)
+
+
+def test_what_must_come_has_no_space_that_the_tokenizer_puts_in_front():
+    tokenizer = Tokenizer.from_gguf(llama())
+    assert tokenizer.token_bytes(tokenizer.encode("hello", add_special=False)[0]) == b" hello"
+    forced = Grammars(tokenizer).regex("hello").matcher().forced()
+    assert b"".join(map(tokenizer.token_bytes, forced)) == b"hello"
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 20])

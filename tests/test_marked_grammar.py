@@ -318,6 +318,71 @@ def test_each_answer_has_a_state_of_its_own() -> None:
     assert not one.ended
 
 
+def test_a_token_is_taken_whichever_one_was_asked_about_before() -> None:
+    form = MarkedGrammars(
+        [Marked(b"<<", Grammars(tokenizer_with()).regex("a"))], [b"<", b"x"].__getitem__
+    )
+    matcher = form.matcher()
+    assert matcher.allows(1)
+    matcher.accept(0)
+    matcher.accept(0)
+    assert matcher.mask() is not None
+
+
+def test_of_the_marks_that_a_token_brings_the_first_counts() -> None:
+    texts = [b"<call><think>", b"<call><other>", b"<think><call>"]
+    grammar = Grammars(tokenizer_with()).regex("a")
+    matcher = MarkedGrammars(
+        [Marked(b"<other>", grammar), Marked(b"<call>", grammar)],
+        texts.__getitem__,
+        thought=(b"<think>", b"</think>"),
+    ).matcher()
+    assert not matcher.allows(0)  # the rest of the token is no "a"
+    assert not matcher.allows(1)
+    matcher.accept(2)
+    assert matcher.mask() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [("x<c>", True), ("<think><c>", False), ("<think></think><c>", True), ("<c>a{", False)],
+)
+def test_marks_may_come_in_pieces_and_count_at_their_place(text: str, holds: bool) -> None:
+    tokenizer = tokenizer_with()
+    grammar = Grammars(tokenizer).regex("a")
+    marked = [Marked(b"<c>", grammar), Marked(b"{", grammar, at_start=True)]
+    matcher = MarkedGrammars(
+        marked, tokenizer.token_bytes, thought=(b"<think>", b"</think>")
+    ).matcher()
+    for char in text:
+        matcher.accept(tokenizer.encode(char, add_special=False)[0])
+    assert (matcher.mask() is not None) == holds
+
+
+class TooComplex:
+    """A grammar, and its state, that says so wherever it is asked."""
+
+    ended = False
+
+    def matcher(self) -> "TooComplex":
+        return self
+
+    def mask(self) -> np.ndarray:
+        raise ValueError("too complex")
+
+    def accept(self, token: int) -> None:
+        raise ValueError("too complex")
+
+
+def test_a_grammar_that_becomes_too_complex_holds_no_longer() -> None:
+    form = MarkedGrammars([Marked(b"<call>", TooComplex())], lambda token: b"<call>")  # type: ignore[arg-type]
+    matcher = form.matcher()
+    matcher.accept(0)
+    assert matcher.mask() is None
+    matcher.accept(0)  # no error, and free text up to the next mark
+    assert matcher.mask() is None
+
+
 def test_calls_that_no_schema_bounds_may_have_any_arguments() -> None:
     for name, text in (
         ("hermes", '<tool_call>\n{"name": "any", "arguments": {"x": [1]}}\n</tool_call>'),
