@@ -106,12 +106,14 @@ def test_a_layer_with_a_window_keeps_its_window_and_no_more(make) -> None:
 
 
 def test_what_a_sequence_takes_is_what_its_layout_says() -> None:
-    for state in (whole(), windowed(), chunked(), recurrent()):
-        most = state.layout.nbytes(2000, 100)
-        append(state, range(1950))
-        for token in range(50):
-            append(state, [token])
-        assert most - 4 * PAGE_BYTES <= state.nbytes <= most
+    window_alone = state_with(heads_of(1, WIDTH, WINDOW))
+    for state in (whole(), windowed(), chunked(), recurrent(), window_alone):
+        most, taken = state.layout.nbytes(2000, 100), 0
+        for n in (3, *[100] * 19, 97):
+            state.make_room(0, len(state.layout.layers), state.length, n)
+            taken = max(taken, state.nbytes)
+            append(state, range(n))
+        assert most - 2 * PAGE_BYTES <= taken <= most
 
 
 def test_layers_that_read_anothers_keys_take_no_memory_of_their_own() -> None:
