@@ -227,6 +227,22 @@ def test_of_prompts_that_begin_alike_the_first_is_evaluated_for_all(
     assert passes[0] == [66] * n_first  # who can reuse nothing waits for nobody
 
 
+def test_who_begins_like_one_that_answers_waits_for_nothing(scheduler):
+    ask(scheduler, some_tokens(66), max_new_tokens=30, reuse="any")
+    scheduler.step()
+    handle, _ = ask(scheduler, some_tokens(66), reuse="any")
+    scheduler.step()
+    assert (handle.stage, handle.reused_tokens) == ("answer", 65)
+
+
+def test_who_leaves_before_a_pass_takes_no_part_in_it(scheduler, passes):
+    handle, _ = ask(scheduler, some_tokens(9))
+    ask(scheduler, some_tokens(9), max_new_tokens=0, then=lambda *_: scheduler.cancel(handle))
+    run(scheduler)
+    assert handle.stage == "cancelled"
+    assert not passes
+
+
 def test_who_leaves_a_pass_of_several_prompts_leaves_the_others_as_they_were(engine):
     prompts = [some_tokens(20, seed) for seed in range(3)]
     expected = [alone(engine, prompt) for prompt in prompts]
@@ -279,11 +295,15 @@ def test_prompts_of_a_streamed_model_share_a_pass(tmp_path, monkeypatch):
             "evaluate_each",
             lambda steps, *rest: passes.append(len(steps)) or evaluate(steps, *rest),
         )
-        with engine.scheduler(cache_bytes=0) as scheduler:
+        with Scheduler(engine._model, cache_bytes=0, within_budget=False) as scheduler:
             asked = [ask(scheduler, some_tokens(50, seed))[1] for seed in range(3)]
             run(scheduler)
+            assert passes == [3] * 8
+            for n in (180, 100, 60):  # the second does not fit beside the first, the third does
+                ask(scheduler, some_tokens(n, n), max_new_tokens=1)
+            run(scheduler)
         assert [told.answer.tokens for told in asked] == [each.tokens for each in expected]
-        assert passes == [3] * 8
+        assert passes[8:] == [2, 1]
 
 
 def test_a_pass_that_nobody_waits_for_is_abandoned(tmp_path):
@@ -321,8 +341,11 @@ def test_of_streamed_prompts_that_begin_alike_the_first_is_evaluated_for_all(tmp
         with Scheduler(engine._model, **settings) as scheduler:
             told = [ask(scheduler, prompt)[1] for prompt in asked]
             run(scheduler)
+            few = [ask(scheduler, [*some_tokens(100, 9), seed])[1] for seed in range(3)]
+            run(scheduler)
         assert [each.answer.tokens for each in told] == [its.tokens for its in expected]
         assert [each.answer.reused_tokens for each in told] == [0, 300, 300]
+        assert [each.answer.reused_tokens for each in few] == [0, 0, 0]  # not worth a pass
 
 
 # ---- what is reported beside the text ------------------------------------------------------------

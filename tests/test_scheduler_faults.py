@@ -459,9 +459,44 @@ def test_close_drains_or_ends_what_is_there_and_frees_the_engine(engine):
     engine.generate("hello", max_new_tokens=1)
 
 
-def test_a_callback_may_close_the_scheduler(engine):
+def test_the_thread_that_serves_waits_once_for_each_time_that_it_is_woken(engine, monkeypatch):
     with engine.scheduler() as scheduler:
-        handle, told = ask(scheduler, some_tokens(5), then=lambda *_: scheduler.close())
+        saves, waits = [], []
+        monkeypatch.setattr(scheduler._lanes, "save", lambda *, idle: saves.append(idle))
+        monkeypatch.setattr(scheduler._changed, "wait_for", lambda due, *_: waits.append(due()))
+        ask(scheduler, some_tokens(5), max_new_tokens=3)
+        scheduler._serve()
+        scheduler._serve()
+        assert (saves, waits) == ([False, False], [])  # a file may be due between two steps
+        scheduler._wake()
+        scheduler._serve()
+        scheduler._serve()
+        assert (saves, waits) == ([False, False, True, True], [True, False])
+
+
+def test_a_request_that_comes_before_the_drain_is_served_by_the_thread_that_serves(
+    engine, monkeypatch
+):
+    with engine.scheduler() as scheduler:
+        asked = []
+
+        def come_and_close(*, idle):
+            if not asked:
+                asked.append(ask(scheduler, some_tokens(5))[1])
+                scheduler.close(drain=True)
+
+        monkeypatch.setattr(scheduler._lanes, "save", come_and_close)
+        scheduler.serve_forever()
+        assert len(asked[0].answer.tokens) == 8
+
+
+def test_a_callback_may_close_the_scheduler(engine):
+    def close(*_):
+        scheduler.close()
+        scheduler.close(drain=True)  # it is no longer to be drained
+
+    with engine.scheduler() as scheduler:
+        handle, told = ask(scheduler, some_tokens(5), then=close)
         server = threading.Thread(target=scheduler.serve_forever)
         server.start()
         assert handle.wait(10)

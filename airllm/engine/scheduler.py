@@ -375,7 +375,7 @@ class Scheduler(Closing):
                 if any(self._begins_like(job, other) for other, _, _ in chosen):
                     continue  # it reuses in the next pass what this one evaluates
                 # The first one fits; what it reuses is looked up when it begins.
-                if n_tokens and not fits(min(job.n_to_evaluate(self._kinds, self._tree), most)):
+                if n_tokens and not fits(job.n_to_evaluate(self._kinds, self._tree)):
                     continue  # later, it may reuse more
                 tokenizer = self._model.prompts.tokenizer
                 self._tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
