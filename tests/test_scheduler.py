@@ -12,6 +12,7 @@ from streamed_model import SIZES as LAYERS
 from tiny_model import write_tiny_model
 from variants import variant
 
+from airllm.engine import running
 from airllm.engine.requests import (
     Piece,
     PromptProgress,
@@ -36,18 +37,22 @@ def scheduler(engine):
         yield scheduler
 
 
-@pytest.fixture
-def passes(engine, monkeypatch):
-    """Of each pass the sizes of its steps."""
-    seen: list[list[int]] = []
-    evaluate = engine._model.decoder.evaluate_each
+def noted(engine, monkeypatch, of_step) -> list[list]:
+    """Grows by a list for each pass, of what of_step says of its steps."""
+    seen, evaluate = [], engine._model.decoder.evaluate_each
 
     def note(steps, *rest):
-        seen.append([len(step.tokens) for step in steps])
+        seen.append([of_step(step) for step in steps])
         return evaluate(steps, *rest)
 
     monkeypatch.setattr(engine._model.decoder, "evaluate_each", note)
     return seen
+
+
+@pytest.fixture
+def passes(engine, monkeypatch):
+    """Of each pass the sizes of its steps."""
+    return noted(engine, monkeypatch, lambda step: len(step.tokens))
 
 
 # ---- the answers ---------------------------------------------------------------------------------
@@ -205,6 +210,20 @@ def test_beside_a_long_prompt_no_other_one_is_evaluated_before_it_is_complete(en
     assert passes == [[69]] * 4 + [[20, 40]]
 
 
+def test_only_the_last_piece_of_a_prompt_has_logits(engine, scheduler, monkeypatch):
+    wanted = noted(engine, monkeypatch, lambda step: step.wanted)
+    ask(scheduler, some_tokens(200), max_new_tokens=1)
+    run(scheduler)
+    assert wanted == [["nothing"]] * (0 if engine.backend == "numpy" else 2) + [["last"]]
+
+
+def test_room_for_the_logits_of_a_whole_prompt_is_given_back(scheduler):
+    for all_tokens in (True, False):
+        ask(scheduler, some_tokens(60), max_new_tokens=2, prompt_logprobs=all_tokens)
+        run(scheduler)
+    assert len(scheduler._logits) <= scheduler.lanes
+
+
 def test_the_logits_of_all_tokens_take_no_more_memory_than_those_of_a_piece(engine, passes):
     with engine.scheduler(lanes=2) as scheduler:
         for seed in range(2):
@@ -288,22 +307,20 @@ def test_prompts_of_a_streamed_model_share_a_pass(tmp_path, monkeypatch):
         assert engine.plan().streams
         engine.tokenizer.eos_ids = frozenset()
         expected = [alone(engine, some_tokens(50, seed)) for seed in range(3)]
-        passes = []
-        evaluate = engine._model.decoder.evaluate_each
-        monkeypatch.setattr(
-            engine._model.decoder,
-            "evaluate_each",
-            lambda steps, *rest: passes.append(len(steps)) or evaluate(steps, *rest),
-        )
+        passes = noted(engine, monkeypatch, lambda step: len(step.tokens))
         with Scheduler(engine._model, cache_bytes=0, within_budget=False) as scheduler:
             asked = [ask(scheduler, some_tokens(50, seed))[1] for seed in range(3)]
             run(scheduler)
-            assert passes == [3] * 8
+            assert passes == [[50] * 3] + [[1] * 3] * 7
             for n in (180, 100, 60):  # the second does not fit beside the first, the third does
                 ask(scheduler, some_tokens(n, n), max_new_tokens=1)
             run(scheduler)
+            # The logits of all tokens have room for those of a piece.
+            monkeypatch.setattr(running, "_LOGITS_BYTES", 4 * engine.config.vocab_size * 65)
+            ask(scheduler, some_tokens(195), max_new_tokens=1, prompt_logprobs=True)
+            run(scheduler)
         assert [told.answer.tokens for told in asked] == [each.tokens for each in expected]
-        assert passes[8:] == [2, 1]
+        assert passes[8:] == [[180, 60], [100], [65], [65], [65]]
 
 
 def test_a_pass_that_nobody_waits_for_is_abandoned(tmp_path):
