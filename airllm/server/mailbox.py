@@ -80,7 +80,6 @@ class Mailbox:
                 woken = await self._waiter
         finally:
             self._waiter = None
-            self._alarm.clear()
         with self._lock:
             events, self._events = self._events, []
         return events
