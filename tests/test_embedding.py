@@ -121,7 +121,7 @@ def test_a_scheduler_gives_the_same_embeddings_beside_answers(tmp_path, backend,
         engine._model.prompts.tokenizer = NoText()
         expected = engine.embed(prompt, pooling=pooling)
         with engine.scheduler(piece_tokens=70) as scheduler:
-            for _ in range(2):
+            for is_again in (False, True):
                 _, answer = ask(scheduler, prompt[:40])
                 told = Told()
                 scheduler.submit(Request(prompt, embedding=pooling, reuse="exact"), told)
@@ -129,4 +129,6 @@ def test_a_scheduler_gives_the_same_embeddings_beside_answers(tmp_path, backend,
                 (embedded,) = told.of(Embedded)
                 np.testing.assert_array_equal(embedded.embedding, expected)
                 assert embedded.prompt_tokens == 350
+                reuses = is_again and pooling == "last" and backend == "cpp"
+                assert bool(embedded.reused_tokens) == reuses
                 assert len(answer.answer.tokens) == 8
