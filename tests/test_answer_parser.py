@@ -1,6 +1,7 @@
 """Answers taken apart: thinking, text and tool calls of each family, wherever they are cut."""
 
 import json
+import re
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,6 +18,9 @@ from airllm.text.answer import (
     Tool,
     format_of,
 )
+from airllm.text.answer.python_calls import with_written_calls
+from airllm.text.answer.told_thoughts import with_thought
+from airllm.text.answer.told_tools import tool_variables
 
 TOOLS = [
     Tool(
@@ -87,6 +91,17 @@ GEMMA = "<|tool_call>call:"
 MINIMAX = "<minimax:tool_call></think>"
 MINIMAX3 = "]<]minimax[>[ </mm:think>"
 SEED = "<seed:tool_call></seed:think>"
+KIMI3 = "<|open|> <|close|> <|sep|>"
+SOLAR = "<|tool_call:begin|> <|tool_call:args|>"
+HY3 = "{%- set HYTK = ':opensource' %} '<think{}>'"
+MINICPM = '<function name="f"><param name="x"> </think>'
+LFM2 = "<|im_start|> List of tools: [ </think>"
+APERTUS = "<|tools_prefix|>"
+GIGACHAT = "function call <|role_sep|> <|function_call|>"
+GIGACHAT3 = "function call <|role_sep|>"
+FUNCTIONARY3 = ">>>all"
+FIREFUNCTION = "functools["
+COMMAND_R = 'Action: ```json "tool_name"'
 
 # Name: template, answer, text, thought, (name, arguments) of the calls.
 RECORDED: dict[str, tuple[str, str, str, str, list[tuple[str, Any]]]] = {
@@ -330,6 +345,159 @@ RECORDED: dict[str, tuple[str, str, str, str, list[tuple[str, Any]]]] = {
         "",
         [("weather", {"city": "Ulm"}), ("clock", {})],
     ),
+    "kimi k3": (
+        KIMI3,
+        "<|open|>think<|sep|>Hm.<|close|>think<|sep|><|open|>response<|sep|>I will look.<|close|>"
+        'response<|sep|><|open|>tools<|sep|><|open|>call tool="weather" index="1"<|sep|><|open|>'
+        'argument key="city" type="string"<|sep|>\n<b>\n<|close|>argument<|sep|><|open|>argument '
+        'key="hours" type="array"<|sep|>[1, "2"]<|close|>argument<|sep|><|close|>call<|sep|>'
+        '<|open|>call tool="weather" index="2"<|sep|><|open|>json type="object"<|sep|>{"days": 2}'
+        '<|close|>json<|sep|><|close|>call<|sep|><|open|>call tool="clock" index="3"<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>",
+        "I will look.",
+        "Hm.",
+        [
+            ("weather", {"city": "\n<b>\n", "hours": [1, "2"]}),
+            ("weather", {"days": 2}),
+            ("clock", {}),
+        ],
+    ),
+    "kimi k3, a text": (
+        KIMI3,
+        "Sunny, <|open|>.<|close|>response<|sep|><|close|>message<|sep|>",
+        "Sunny, <|open|>.",
+        "",
+        [],
+    ),
+    "solar": (
+        SOLAR,
+        "<|think|>Hm.<|end|><|begin|>assistant<|tool_calls|><|tool_call:begin|>a1b2c3d4e5"
+        '<|tool_call:name|>weather<|tool_call:args|>{"city": "Ulm"}<|tool_call:end|>'
+        "<|tool_call:begin|>a1b2c3d4e6<|tool_call:name|>clock<|tool_call:args|>{}<|tool_call:end|>",
+        "",
+        "Hm.",
+        [("weather", {"city": "Ulm"}), ("clock", {})],
+    ),
+    "solar, a text": (
+        SOLAR,
+        "<|think|>Hm.<|end|><|begin|>assistant<|content|>Sunny.<|end|>",
+        "Sunny.",
+        "Hm.",
+        [],
+    ),
+    "hy3": (
+        HY3,
+        "<think:opensource>Hm.</think:opensource>So.<tool_calls:opensource>\n<tool_call:opensource>"
+        "weather<tool_sep:opensource>\n<arg_key:opensource>city</arg_key:opensource>\n"
+        '<arg_value:opensource>Xi\'an "x"</arg_value:opensource>\n<arg_key:opensource>days'
+        "</arg_key:opensource>\n<arg_value:opensource>2</arg_value:opensource>\n"
+        "</tool_call:opensource>\n<tool_call:opensource>clock<tool_sep:opensource>\n"
+        "</tool_call:opensource>\n</tool_calls:opensource>",
+        "So.",
+        "Hm.",
+        [("weather", {"city": 'Xi\'an "x"', "days": 2}), ("clock", {})],
+    ),
+    "minicpm5": (
+        MINICPM,
+        'So.\n<function name="weather"><param name="city"><![CDATA[a < b\n</param>]]></param>'
+        '<param name="hours">[\'1\', None, True]</param><param name="days">2</param></function>\n'
+        '<function name="clock"></function>',
+        "So.",
+        "",
+        [
+            ("weather", {"city": "a < b\n</param>", "hours": ["1", None, True], "days": 2}),
+            ("clock", {}),
+        ],
+    ),
+    "lfm2": (
+        LFM2,
+        "<think>Hm.</think>So.<|tool_call_start|>[weather(city='Xi'an \"x\", [it's]', days=2, "
+        "hours=[1, 'a', {\"b\": [null, True,]}]), clock()]<|tool_call_end|>",
+        "So.",
+        "Hm.",
+        [
+            (
+                "weather",
+                {"city": "Xi'an \"x\", [it's]", "days": 2, "hours": [1, "a", {"b": [None, True]}]},
+            ),
+            ("clock", {}),
+        ],
+    ),
+    "lfm2, escapes": (
+        LFM2,
+        '<|tool_call_start|>[weather(city="a\\n\\"b\\" \\\\d \\w", exact=False)]<|tool_call_end|>',
+        "",
+        "",
+        [("weather", {"city": 'a\n"b" \\d \\w', "exact": False})],
+    ),
+    "apertus": (
+        APERTUS,
+        "<|inner_prefix|>Hm.<|inner_suffix|>So."
+        '<|tools_prefix|>[{"weather": {"city": "Ulm"}}, {"clock": {}}]<|tools_suffix|>',
+        "So.",
+        "Hm.",
+        [("weather", {"city": "Ulm"}), ("clock", {})],
+    ),
+    "gigachat 3.1": (
+        GIGACHAT,
+        'So.<|function_call|>{"name": "weather", "arguments": {"city": "Ulm"}}',
+        "So.",
+        "",
+        [("weather", {"city": "Ulm"})],
+    ),
+    "gigachat 3": (
+        GIGACHAT3,
+        "So.<|message_sep|>\n\nfunction call<|role_sep|>\n"
+        '{"name": "weather", "arguments": {"city": "Ulm"}}',
+        "So.",
+        "",
+        [("weather", {"city": "Ulm"})],
+    ),
+    "functionary v3.2": (
+        FUNCTIONARY3,
+        'all\nSo: >>> 1 + 1\n2>>>weather\n{"city": ">>>clock\\n"}>>>clock\n{}',
+        "So: >>> 1 + 1\n2",
+        "",
+        [("weather", {"city": ">>>clock\n"}), ("clock", {})],
+    ),
+    "functionary v3.2, a call first": (
+        FUNCTIONARY3,
+        'weather\n{"city": "Ulm"}',
+        "",
+        "",
+        [("weather", {"city": "Ulm"})],
+    ),
+    "functionary v3.2, a text without its recipient": (
+        FUNCTIONARY3,
+        "weather is nice.",
+        "weather is nice.",
+        "",
+        [],
+    ),
+    "firefunction": (
+        FIREFUNCTION,
+        'With functools it is:  functools[{"name": "weather", "arguments": {"city": "Ulm"}}, '
+        '{"name": "clock", "arguments": {}}]',
+        "With functools it is:",
+        "",
+        [("weather", {"city": "Ulm"}), ("clock", {})],
+    ),
+    "command r": (
+        COMMAND_R,
+        'So.\nAction:\n```json\n[\n    {\n        "tool_name": "weather",\n        "parameters": '
+        '{\n            "city": "Ulm"\n        }\n    },\n    {\n        "tool_name": "clock",\n'
+        '        "parameters": {}\n    }\n]```\n',
+        "So.",
+        "",
+        [("weather", {"city": "Ulm"}), ("clock", {})],
+    ),
+    "command r, an answer without a tool": (
+        COMMAND_R,
+        'Action: ```json\n[{"tool_name": "directly-answer", "parameters": {}}]```',
+        'Action: ```json\n[{"tool_name": "directly-answer", "parameters": {}}]```',
+        "",
+        [],
+    ),
     "a list between tags": (
         "<TOOLCALL>",
         '<TOOLCALL>[{"name": "weather", "arguments": {"city": "Ur"}}]</TOOLCALL>',
@@ -364,7 +532,13 @@ def test_an_answer_that_ends_anywhere_is_taken_apart_in_the_same_way(name: str) 
         assert told(template, *answer[:end]) == told(template, answer[:end])
 
 
-@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, DEEPSEEK, KIMI, GEMMA, GLM, ""])
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(HERMES, LLAMA, MISTRAL, DEEPSEEK, KIMI, GEMMA, GLM, KIMI3, LFM2, COMMAND_R),
+        *(GIGACHAT3, ""),
+    ],
+)
 @given(st.text('<>{}[]"\\:,\n ab/|_thinktoolcall', max_size=60))
 def test_text_without_markup_stays_as_it_is(template: str, text: str) -> None:
     marks = format_of(template).marks
@@ -391,13 +565,23 @@ PIECES = st.lists(
             ),
             *("<|channel|>", "analysis", "<|message|>", "<|end|>", " to=functions.weather", '"'),
             *("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>", ",", "é"),
+            *("<|tool_call_start|>[weather(", "city=", "'", "\\", ")"),
+            *(">>>weather\n", "all\n", ">>>"),
+            *('<|open|>tools<|sep|><|open|>call tool="weather"', '<|open|>argument key="x"'),
+            *("<|sep|>", "<|close|>argument<|sep|>", '<function name="weather">', "<![CDATA["),
+            *("]]>", '<param name="x">', "</param>"),
         ]
     ),
     max_size=25,
 ).map("".join)
 
 
-@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, GEMMA, GLM, KIMI, HARMONY])
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(HERMES, LLAMA, MISTRAL, GEMMA, GLM, KIMI, HARMONY, LFM2, FUNCTIONARY3, KIMI3, MINICPM),
+    ],
+)
 @given(PIECES, st.lists(st.integers(0, 400), max_size=5))
 def test_nonsense_is_taken_apart_in_the_same_way_however_it_is_cut(
     template: str, answer: str, cuts: list[int]
@@ -471,8 +655,49 @@ def test_what_has_no_name_of_a_function_is_no_call(name: str) -> None:
         (GLM, f"<tool_call>{name}</tool_call>"),
         (HARMONY, f"<|channel|>commentary to=functions.{name}<|message|>{{}}<|call|>"),
         (MINIMAX3, f']<]minimax[>[<tool_call>]<]minimax[>[<invoke name="{name}">'),
+        (KIMI3, f'<|open|>tools<|sep|><|open|>call tool="{name}"<|sep|><|close|>call<|sep|>'),
+        (SOLAR, f"<|tool_call:begin|>a<|tool_call:name|>{name}<|tool_call:args|>{{}}"),
+        (HY3, f"<tool_call:opensource>{name}<tool_sep:opensource></tool_call:opensource>"),
+        (MINICPM, f'<function name="{name}"></function>'),
+        (APERTUS, f'<|tools_prefix|>[{{"{name}": {{}}}}]'),
+        (FUNCTIONARY3, f"{name}\n{{}}"),
     ):
         assert told(template, answer).calls == [], template
+
+
+def test_a_template_gets_tools_in_the_shape_that_it_reads() -> None:
+    tool = Tool("f", "", {"properties": {"x": {"type": "object"}, "y": {"description": "Y"}}})
+    assert tool_variables(format_of(HERMES), []) == {}
+    assert tool_variables(format_of(HERMES), [tool]) == {"tools": [tool.as_json()]}
+    found = tool_variables(format_of(FIREFUNCTION), [tool])
+    assert json.loads(str(found["functions"])) == [tool.as_json()]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", str(found["datetime"]))
+    assert tool_variables(format_of(FIREFUNCTION), [])["functions"] == "[]"
+    found = tool_variables(format_of(COMMAND_R), [tool])
+    assert found["tools"][0]["function"]["parameters"]["properties"] == {  # type: ignore[index]
+        "x": {"type": "object", "description": "", "additionalProperties": {}},
+        "y": {"description": "Y", "additionalProperties": {}},
+    }
+
+
+def test_calls_that_a_template_leaves_out_are_written_as_the_model_writes_them() -> None:
+    arguments = {"city": 'Xi\'an\n"x"', "days": 2, "hours": [1, None], "exact": True}
+    calls = [{"function": {"name": "weather", "arguments": arguments}}] * 2
+    asked = {"role": "user", "content": "Well?"}
+    answer = {"role": "assistant", "content": "So.", "tool_calls": calls}
+    first, written = with_written_calls([asked, answer])
+    assert first == asked
+    assert written.keys() == {"role", "content"}
+    found = told(LFM2, written["content"])
+    assert (found.text, found.arguments()) == ("So.", [arguments, arguments])
+
+
+def test_a_thought_has_the_name_that_the_template_reads() -> None:
+    message = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+    assert with_thought(message, "{{ message.reasoning_content }}") == message
+    said = {"role": "assistant", "content": "Yes."}
+    assert with_thought(message, "{{ message.reasoning }}") == {**said, "reasoning": "Hm."}
+    assert with_thought(message, "{{ message.content }}") == said
 
 
 def test_values_within_values_have_an_end() -> None:
@@ -481,6 +706,7 @@ def test_values_within_values_have_an_end() -> None:
     assert told(MINIMAX3, answer).names() == ["clock"]
     answer = "<|tool_call>call:clock{x:" + "[" * 5000
     assert told(GEMMA, answer).names() == ["clock"]
+    assert told(LFM2, "<|tool_call_start|>[clock(x=" + "[" * 5000).names() == ["clock"]
     deep = "[" * 100_000
     answer = f"<tool_call><function=clock><parameter=x>{deep}</parameter></function></tool_call>"
     assert told(HERMES, answer).arguments() == [{"x": deep}]

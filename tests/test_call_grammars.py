@@ -5,17 +5,28 @@ from typing import Any
 
 import pytest
 from test_answer_parser import (
+    APERTUS,
+    COMMAND_R,
     DEEPSEEK,
     DSML,
+    FIREFUNCTION,
+    FUNCTIONARY3,
     GEMMA,
+    GIGACHAT,
+    GIGACHAT3,
     GLM,
     HARMONY,
     HERMES,
+    HY3,
     KIMI,
+    KIMI3,
+    LFM2,
     LLAMA,
+    MINICPM,
     MINIMAX,
     QWEN_CODER,
     SEED,
+    SOLAR,
     told,
 )
 
@@ -133,6 +144,88 @@ ANSWERS: dict[str, tuple[str, str, str]] = {
         '<tool_calls>[{"name": "weather", "arguments": {"city": "Rome"}}]</tool_calls>',
         "<tool_calls>[]</tool_calls>",
     ),
+    "kimi k3": (
+        KIMI3,
+        "<|open|>think<|sep|>Hm.<|close|>think<|sep|><|open|>response<|sep|><|close|>response<|sep|>"
+        '<|open|>tools<|sep|><|open|>call tool="weather" index="1"<|sep|><|open|>argument '
+        'key="city" type="string"<|sep|>Rome<|close|>argument<|sep|><|open|>argument key="days" '
+        'type="number"<|sep|>2<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+        '<|close|>response<|sep|><|open|>tools<|sep|><|open|>call tool="weather" index="1"<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|>",
+    ),
+    "kimi k3, within its response": (
+        KIMI3,
+        '<|close|>response<|sep|><|open|>tools<|sep|><|open|>call tool="weather" index="1"<|sep|>'
+        '<|open|>argument key="city" type="string"<|sep|>Rome<|close|>argument<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|>",
+        "<|open|>response<|sep|>No.<|close|>response<|sep|>",
+    ),
+    "solar": (
+        SOLAR,
+        "<|think|>Hm.<|end|><|begin|>assistant<|tool_calls|><|tool_call:begin|>a1b2c3d4e5"
+        '<|tool_call:name|>weather<|tool_call:args|>{"city": "Rome"}<|tool_call:end|>',
+        "<|content|>No.<|end|>",
+    ),
+    "hy3": (
+        HY3,
+        "<tool_calls:opensource>\n<tool_call:opensource>weather<tool_sep:opensource>\n<arg_key:"
+        "opensource>city</arg_key:opensource>\n<arg_value:opensource>Rome</arg_value:opensource>\n"
+        "</tool_call:opensource>\n</tool_calls:opensource>",
+        "<tool_calls:opensource>\n<tool_call:opensource>weather<tool_sep:opensource>\n"
+        "</tool_call:opensource>\n</tool_calls:opensource>",
+    ),
+    "minicpm5": (
+        MINICPM,
+        '<function name="weather"><param name="city">Rome</param><param name="days">2</param>'
+        "</function>",
+        '<function name="weather"><param name="city"><b></param></function>',
+    ),
+    "minicpm5, a text in a section": (
+        MINICPM,
+        '<function name="weather"><param name="city"><![CDATA[Rome]]></param></function>',
+        '<function name="weather"><param name="days">2</param></function>',
+    ),
+    "lfm2": (
+        LFM2,
+        "<|tool_call_start|>[weather(city='Rome', unit='C')]<|tool_call_end|>",
+        "<|tool_call_start|>[weather(city='Rome', unit='K')]<|tool_call_end|>",
+    ),
+    "lfm2, without what need not be there": (
+        LFM2,
+        '<|tool_call_start|>[weather(city="Rome")]<|tool_call_end|>',
+        "<|tool_call_start|>[weather(days=2)]<|tool_call_end|>",
+    ),
+    "apertus": (
+        APERTUS,
+        '<|tools_prefix|>[{"weather": {"city": "Rome"}}]<|tools_suffix|>',
+        '<|tools_prefix|>[{"weather": {}}]<|tools_suffix|>',
+    ),
+    "gigachat 3.1": (
+        GIGACHAT,
+        '<|function_call|>{"name": "weather", "arguments": {"city": "Rome"}}',
+        '<|function_call|>{"name": "weather", "arguments": {}}',
+    ),
+    "gigachat 3": (
+        GIGACHAT3,
+        "<|message_sep|>\n\nfunction call<|role_sep|>\n"
+        '{"name": "weather", "arguments": {"city": "Rome"}}',
+        'function call<|role_sep|>\n{"name": "weather", "arguments": {}}',
+    ),
+    "functionary v3.2": (
+        FUNCTIONARY3,
+        'weather\n{"city": "Rome"}',
+        "all\nNo.",
+    ),
+    "firefunction": (
+        FIREFUNCTION,
+        'functools[{"name": "weather", "arguments": {"city": "Rome"}}]',
+        "functools[]",
+    ),
+    "command r": (
+        COMMAND_R,
+        'Action:\n```json\n[\n    {"tool_name": "weather", "parameters": {"city": "Rome"}}\n]```',
+        'Action:\n```json\n[{"tool_name": "directly-answer", "parameters": {}}]```',
+    ),
     "a list between tags": (
         "<TOOLCALL>",
         '<TOOLCALL>[{"name": "weather", "arguments": {"city": "Rome"}}]</TOOLCALL>',
@@ -215,6 +308,24 @@ def test_json_may_follow_a_thought() -> None:
     assert not matches(grammar, '{"a": "5"}')
     grammar = answer_grammar(format_of(HERMES), as_text, schema=schema, in_thought=True)
     assert not matches(grammar, '{"a": 5}')
+
+
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [
+        (HARMONY, "<|channel|>final<|message|>"),
+        (KIMI3, "<|open|>think<|sep|>Hm.<|close|>think<|sep|><|open|>response<|sep|>"),
+        (KIMI3, ""),
+        (SOLAR, "<|think|>Hm.<|end|><|begin|>assistant<|content|>"),
+        (SOLAR, "<|content|>"),
+        (FUNCTIONARY3, "all\n"),
+    ],
+)
+def test_json_has_the_marks_of_a_text_before_it(template: str, before: str) -> None:
+    grammar = answer_grammar(format_of(template), as_text, schema={"type": "integer"})
+    assert matches(grammar, f"{before}5")
+    assert not matches(grammar, f"{before}five")
+    assert told(template, f"{before}5").text == "5"
 
 
 def test_a_call_or_json_may_come_if_both_are_wanted() -> None:

@@ -11,18 +11,27 @@ import numpy as np
 import pytest
 from sequence_states import heads_of, new_state
 from test_answer_parser import (
+    APERTUS,
+    COMMAND_R,
     DEEPSEEK,
     DSML,
+    FUNCTIONARY3,
     GEMMA,
+    GIGACHAT3,
     GLM,
     HARMONY,
     HERMES,
+    HY3,
     KIMI,
+    KIMI3,
+    LFM2,
     LLAMA,
+    MINICPM,
     MINIMAX,
     MINIMAX3,
     QWEN_CODER,
     SEED,
+    SOLAR,
 )
 from tiny_model import MERGES, SPECIAL, vocabulary_tokens
 
@@ -56,6 +65,15 @@ FORMATS = {
     "minimax": MINIMAX,
     "minimax m3": MINIMAX3,
     "gemma": GEMMA,
+    "kimi k3": KIMI3,
+    "solar": SOLAR,
+    "hy3": HY3,
+    "minicpm5": MINICPM,
+    "lfm2": LFM2,
+    "apertus": APERTUS,
+    "gigachat 3": GIGACHAT3,
+    "functionary v3.2": FUNCTIONARY3,
+    "command r": COMMAND_R,
     "cohere": "<|START_ACTION|>",
     "apriel": "<tool_calls>",
     "minimax m1": "<tool_calls>\\n",
@@ -211,7 +229,8 @@ def test_what_follows_the_mark_of_a_call_is_a_right_call(name: str, control: boo
         for seed in range(4):
             said = "" if one.at_start else "Let me see.\n"
             # It ends the answer where it may.
-            answer = speaker.say(said + one.mark, seed, never=set(controls) - {EOS}, most=300)
+            most = 600 if name == "hy3" else 300  # whose tags are long
+            answer = speaker.say(said + one.mark, seed, never=set(controls) - {EOS}, most=most)
             calls = speaker.read(answer.text)
             assert calls, (one.mark, answer.text)
             if answer.finish_reason == "length":

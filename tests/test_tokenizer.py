@@ -421,8 +421,9 @@ def test_answers_end_with_the_declared_tokens_and_those_known_by_name() -> None:
     assert Tokenizer.from_gguf(llama()).eos_ids == {2}
 
 
-def test_an_answer_of_gpt_oss_ends_with_a_call_but_not_with_each_message() -> None:
-    names = ["<|return|>", "<|end|>", "<|call|>"]
+@pytest.mark.parametrize("last", ["<|call|>", "<|calls|>"], ids=["gpt-oss", "solar"])
+def test_an_answer_in_messages_ends_with_a_call_but_not_with_each_message(last: str) -> None:
+    names = ["<|return|>", "<|end|>", last]
     metadata = gpt2(tokens=[*names, *byte_characters(), *WORDS], eos_token_id=0)
     assert Tokenizer.from_gguf(metadata).eos_ids == {0, 2}
 

@@ -10,8 +10,9 @@ from typing import Any
 from airllm.server.chat import ChatRequest
 from airllm.server.errors import ApiError, bad
 from airllm.server.served_model import ServedModel
+from airllm.text.answer.python_calls import with_written_calls
 from airllm.text.answer.told_thoughts import PROMPT_END, with_thought
-from airllm.text.answer.told_tools import with_told_tools
+from airllm.text.answer.told_tools import tool_variables, with_told_tools
 from airllm.text.chat_template import ChatTemplateError
 from airllm.text.prompts import Chat
 
@@ -59,10 +60,11 @@ def _chat_tokens(request: ChatRequest, model: ServedModel) -> list[int]:
     has_calls = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
     tools = [tool for tool in request.tools if tool.name not in request.deferred_tools]
     if model.format.shows_tools:
-        if tools:
-            variables["tools"] = [tool.as_json() for tool in tools]
+        variables |= tool_variables(model.format, tools)
     elif tools or has_calls:
         messages = with_told_tools(messages, tools)
+    if model.format.name == "lfm2" and "tool_calls" not in model.template.source:
+        messages = with_written_calls(messages)
     messages = [with_thought(message, model.template.source) for message in messages]
     if model.format.name == "mistral":
         messages = [_with_short_ids(message) for message in messages]

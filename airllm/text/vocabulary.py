@@ -15,7 +15,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 END_TOKENS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>"),
     *("<end_of_turn>", "<end_of_utterance>", "<|return|>", "<｜end▁of▁sentence｜>", "</s>"),
-    *("<turn|>", "<|tool_response>", "<|call|>"),
+    *("<turn|>", "<|tool_response>", "<|call|>", "<|calls|>"),
 )
 
 # Texts of control tokens, for a file without token types. Types in a file take precedence: in Gemma
@@ -69,9 +69,9 @@ class Vocabulary:
         control |= {id for id in (unknown_id,) if id is not None}
         names = {texts[id]: id for id in control}
         ends |= {names[text] for text in END_TOKENS if text in names}
-        if "<|call|>" in names and "<|return|>" in names and "<|end|>" in names:
-            # gpt-oss: an answer has several messages, and this token ends each of them.
-            ends.discard(names["<|end|>"])
+        if names.keys() >= {"<|call|>", "<|return|>"} or "<|calls|>" in names:
+            # gpt-oss and Solar: an answer has several messages, and this token ends each of them.
+            ends.discard(names.get("<|end|>"))
         return cls(
             texts=texts,
             control=frozenset(control),

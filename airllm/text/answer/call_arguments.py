@@ -5,6 +5,7 @@ any.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from airllm.text.answer.call_rules import NoGrammarError, Rules, quoted
@@ -18,6 +19,8 @@ __all__ = [
     "gemma_object",
     "harmony_json",
     "json_object",
+    "named_parameters",
+    "python_keywords",
     "tagged",
 ]
 
@@ -31,6 +34,7 @@ _KEYS_OF_OBJECTS = {
 }
 _KEYS_OF_TEXTS = {"type", "enum", "const", *_ABOUT}
 _SCALARS = {"string", "integer", "number", "boolean", "null"}
+_NO_TEXT = {"type": ["number", "array", "object"]}
 _NAME = "/[a-zA-Z0-9_.-]{1,64}/"  # of an argument that no schema names
 
 
@@ -52,9 +56,25 @@ def harmony_json(tool: Tool, rules: Rules) -> str:
 # What stands around the value of a parameter, "%s": the opening and the closing tag. The argument
 # says whether the value is a text.
 Tags = Callable[[bool], tuple[str, str]]
+ReadText = Callable[[Rules, str], str]
 
 
-def tagged(tags: Tags) -> Callable[[Tool, Rules], str]:
+@dataclass(frozen=True)
+class _Style:
+    """text: the rule of a text and the closing tag behind it. line: what may stand around a text
+    and is no part of it, as in Rules.written."""
+
+    tags: Tags
+    text: ReadText
+    line: str
+
+
+def tagged(
+    tags: Tags, text: ReadText = Rules.text_until, line: str = "⏎"
+) -> Callable[[Tool, Rules], str]:
+    """See _Style."""
+    style = _Style(tags, text, line)
+
     def arguments(tool: Tool, rules: Rules) -> str:
         """The parameters in the order of the schema; those that need not be there in optional
         parts."""
@@ -64,33 +84,33 @@ def tagged(tags: Tags) -> Callable[[Tool, Rules], str]:
         if _is_open(schema):
             opening, closing = tags(True)
             before, after = map(rules.written, opening.split("%s"))
-            return f"({before} {_NAME} {after} {rules.text_until(closing)})*"
+            return f"({before} {_NAME} {after} {text(rules, closing)})*"
         parts = []
         for name, one, is_needed in _fields(schema, tool.name):
-            part = _tagged(tool, name, one, tags, rules)
+            part = _tagged(tool, name, one, style, rules)
             parts.append(part if is_needed else f"({part})?")
         return " ".join(parts)
 
     return arguments
 
 
-def _tagged(tool: Tool, name: str, schema: Any, tags: Tags, rules: Rules) -> str:
+def _tagged(tool: Tool, name: str, schema: Any, style: _Style, rules: Rules) -> str:
     """A parameter between its tags."""
 
     def between(is_text: bool, value: Callable[[str], str]) -> str:
-        opening, closing = tags(is_text)
+        opening, closing = style.tags(is_text)
         before, after = map(rules.written, opening.split("%s"))
         return f"{before} {quoted(name)} {after} {value(closing)}"
 
     if not isinstance(schema, Mapping):
         schema = {}
     if schema.get("type") == "string":
-        return between(True, lambda closing: _text(tool, schema, closing, rules))
+        return between(True, lambda closing: _text(tool, schema, closing, style, rules))
     if _is_any_text(schema):
-        text = between(True, rules.text_until)
-        if tags(True) == tags(False):
-            return text
-        return f"({text} | {between(False, lambda closing: _json(schema, closing, rules))})"
+        any_text = between(True, lambda closing: style.text(rules, closing))
+        if style.tags(True) == style.tags(False):
+            return any_text
+        return f"({any_text} | {between(False, lambda closing: _json(schema, closing, rules))})"
     return between(False, lambda closing: _json(schema, closing, rules))
 
 
@@ -98,14 +118,14 @@ def _json(schema: Mapping[str, Any], closing: str, rules: Rules) -> str:
     return f"{rules.written('␣')} {rules.json(schema)} {rules.written('␣' + closing)}"
 
 
-def _text(tool: Tool, schema: Mapping[str, Any], closing: str, rules: Rules) -> str:
+def _text(tool: Tool, schema: Mapping[str, Any], closing: str, style: _Style, rules: Rules) -> str:
     """A text, and the closing tag."""
     if unknown := schema.keys() - _KEYS_OF_TEXTS - _SHARED:
         raise NoGrammarError(f"{min(unknown)!r} of the tool {tool.name!r} cannot be enforced")
     choices = _choices(schema)
     if choices is None:
-        return rules.text_until(closing)
-    return f"{rules.written('⏎')} {choices} {rules.written('⏎' + closing)}"
+        return style.text(rules, closing)
+    return f"{rules.written(style.line)} {choices} {rules.written(style.line + closing)}"
 
 
 def _is_any_text(schema: Mapping[str, Any]) -> bool:
@@ -120,6 +140,66 @@ def _is_any_text(schema: Mapping[str, Any]) -> bool:
     if "anyOf" in schema and schema.keys() - {"anyOf", *_ABOUT, *_SHARED}:
         return False
     return "string" in kinds and all(isinstance(kind, str) and kind in _SCALARS for kind in kinds)
+
+
+def _text_or_cdata(rules: Rules, closing: str) -> str:
+    """A text that begins with < is in <![CDATA[...]]>, and any other may be."""
+    cdata = f'"<![CDATA[" {rules.text_until("]]>")} {rules.written(closing)}'
+    plain = rules.new("/[^<](?s:.*)/", f"[suffix={quoted(closing)}]")
+    return f"({cdata} | {plain} | {rules.written(closing)})"
+
+
+named_parameters = tagged(lambda is_text: ('<param name="%s">', "</param>"), _text_or_cdata)
+
+
+# ---- Python --------------------------------------------------------------------------------------
+
+# A text in either kind of quotation marks. One that is not escaped may stand in it where the text
+# cannot end.
+_PYTHON_TEXT = " | ".join(
+    rf"""/{quote}([^{quote}\\]|\\['"\\nrt]|{quote}[^ \t\n\r,)\]}}:'"\\])*{quote}/"""
+    for quote in ("'", '"')
+)
+
+
+def python_keywords(tool: Tool, rules: Rules) -> str:
+    """LFM2's arguments: city='Paris', days=2."""
+    schema = _schema(tool)
+    if unknown := schema.keys() - _KEYS_OF_OBJECTS:
+        raise NoGrammarError(f"{min(unknown)!r} of the tool {tool.name!r} cannot be enforced")
+    if _is_open(schema):
+        item = f'{_NAME} "=" ({_python_anything(rules)})'
+        return f'({item} (", " {item})*)?'
+    fields = [
+        (is_needed, f"{quoted(name + '=')} {_python_value(one, rules, tool.name)}")
+        for name, one, is_needed in _fields(schema, tool.name)
+    ]
+    return _separated(fields, '", "', rules)
+
+
+def _python_value(schema: Any, rules: Rules, where: str) -> str:
+    if not isinstance(schema, Mapping) or not schema.keys() - _ABOUT - _SHARED:
+        return f"({_python_anything(rules)})"
+    match schema.get("type"):
+        case "string":
+            if unknown := schema.keys() - _KEYS_OF_TEXTS - _SHARED:
+                raise NoGrammarError(f"{min(unknown)!r} of the tool {where!r} cannot be enforced")
+            found = _listed(schema)
+            texts = [quoted(repr(str(one))) for one in found or ()]
+            return f"({' | '.join(texts) if texts else _PYTHON_TEXT})"
+        case "boolean" if not schema.keys() - {"type", *_ABOUT, *_SHARED}:
+            return '("True" | "False")'
+        case "array" if not schema.keys() - {"type", "items", *_ABOUT, *_SHARED}:
+            shared = {key: schema[key] for key in _SHARED if key in schema}
+            items = schema.get("items", {})
+            items = {**items, **shared} if isinstance(items, Mapping) else items
+            item = rules.new(_python_value(items, rules, where))
+            return rules.new(f'"[" ({item} (", " {item})*)? "]"')
+    return rules.json(schema)
+
+
+def _python_anything(rules: Rules) -> str:
+    return f'{_PYTHON_TEXT} | "True" | "False" | "None" | {rules.json(_NO_TEXT)}'
 
 
 # ---- Gemma ---------------------------------------------------------------------------------------
@@ -154,24 +234,30 @@ def _gemma_value(schema: Any, rules: Rules, where: str) -> str:
 
 
 def _gemma_fields(schema: Mapping[str, Any], rules: Rules, where: str) -> str:
-    """Fields in the order of the schema, with commas between those that are there."""
+    """Fields in the order of the schema."""
     fields = [
         (is_needed, f"{quoted(name + ':')} {_gemma_value(one, rules, where)}")
         for name, one, is_needed in _fields(schema, where)
     ]
+    return _separated(fields, '","', rules)
+
+
+def _separated(fields: list[tuple[bool, str]], comma: str, rules: Rules) -> str:
+    """Fields in their order, with commas between those that are there. fields: whether the field
+    must be there, and its rule. comma: a rule, too."""
     # `rest` is what may follow when something stands before; `alone`, when nothing does.
     rest, alone = "", ""
     for is_needed, field in reversed(fields):
         after = f"{field} {rest}".strip()
         if is_needed:
-            alone, rest = rules.new(after), rules.new(f'"," {after}')
+            alone, rest = rules.new(after), rules.new(f"{comma} {after}")
         else:
             skipped = f" | {alone}" if alone else ""
             optional = "" if alone else "?"
             alone = rules.new(f"({after}{skipped}){optional}")
             skipped = f" | {rest}" if rest else ""
             optional = "" if rest else "?"
-            rest = rules.new(f'("," {after}{skipped}){optional}')
+            rest = rules.new(f"({comma} {after}{skipped}){optional}")
     return alone
 
 
@@ -269,7 +355,13 @@ def _fields(schema: Mapping[str, Any], where: str) -> list[tuple[str, Any, bool]
 
 def _choices(schema: Mapping[str, Any]) -> str | None:
     """The values that a schema lists, as texts to choose from."""
+    found = _listed(schema)
+    return None if found is None else f"({' | '.join(quoted(str(one)) for one in found)})"
+
+
+def _listed(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values that a schema lists, at least one; None if it lists none."""
     found = [schema["const"]] if "const" in schema else schema.get("enum")
     if found is not None and not (isinstance(found, list) and found):
         raise NoGrammarError("an 'enum' is no list of values")
-    return None if found is None else f"({' | '.join(quoted(str(one)) for one in found)})"
+    return found

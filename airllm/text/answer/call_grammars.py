@@ -36,12 +36,10 @@ def answer_grammar(
     rules, bodies = Rules(mark, form.marks), []
     if tools:
         layout = _layout(form, template)
-        bodies.append(f"{rules.written(layout.begin)} {_calls(layout, tools, rules, several)}")
+        begin = f"{rules.one_of(layout.before)} {rules.written(layout.begin)}"
+        bodies.append(f"{begin} {_calls(layout, tools, rules, several)}")
     if schema is not None:
-        value = rules.json(schema)
-        if form.name == "harmony":
-            value = f"{rules.written('<|channel|>final<|message|>')} {value}"
-        bodies.append(value)
+        bodies.append(f"{rules.one_of(form.before_text)} {rules.json(schema)}")
     rules.add("body", " | ".join(bodies))
     return rules.lark(f"{_thought(form, in_thought, rules)} body")
 
@@ -89,6 +87,10 @@ def call_grammars(
     add(layout.starts, call(layout), at_start=True)
     for text, other in layout.other:
         add([text], call(other))
+    for tool in tools if layout.named else ():
+        named = call(replace(layout, head=""), [tool])
+        add([f"{layout.named}{tool.name}\n"], named)
+        add([f"{tool.name}\n"], named, at_start=True)
     if form.bare:
         # Such a call has no mark but its beginning, up to the name of a tool.
         add(list(form.calls), call(layout))

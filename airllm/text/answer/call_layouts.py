@@ -5,7 +5,7 @@ A call is `mark head arguments tail`, and calls may stand in a section:
     begin opened call (between call)* end
 
 The texts are those of the families' own chat templates. In them ␣ is optional white space, № a
-number and § an id, see Rules.
+number, § and ¶ ids and † a type, see Rules.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +16,17 @@ from airllm.text.answer.call_arguments import (
     gemma_object,
     harmony_json,
     json_object,
+    named_parameters,
+    python_keywords,
     tagged,
 )
 from airllm.text.answer.call_rules import Rules
 from airllm.text.answer.formats import AnswerFormat
+from airllm.text.answer.kimi3_calls import closing, opening
 from airllm.text.answer.minimax3_calls import NAMESPACE
 from airllm.text.answer.parts import Tool
+from airllm.text.answer.python_calls import BEGIN, END
+from airllm.text.answer.recipients import NEXT
 
 __all__ = ["CallLayout", "layout_of"]
 
@@ -30,7 +35,9 @@ __all__ = ["CallLayout", "layout_of"]
 class CallLayout:
     """head: up to the arguments, with %s for the tool's name. between: two calls; None where an
     answer has one call, and ends with it. starts: in the place of the mark at the beginning of an
-    answer. other: marks of calls that models of the family write, too.
+    answer. other: marks of calls that models of the family write, too. before: one of these stands
+    before `begin` where an answer has nothing but calls. named: a call begins with this and a line
+    with the tool's name, without this at the beginning of an answer.
     """
 
     head: str
@@ -43,6 +50,8 @@ class CallLayout:
     end: str = ""
     starts: Sequence[str] = ()
     other: "Sequence[tuple[str, CallLayout]]" = ()
+    before: Sequence[str] = ("",)
+    named: str = ""
 
 
 _OBJECT = '{"name": "%s", "arguments": '
@@ -101,6 +110,17 @@ def _layout(form: AnswerFormat, template: str) -> CallLayout | None:
             )
         case "gemma":
             return CallLayout("call:%s", "<tool_call|>", gemma_object, mark="<|tool_call>")
+        case "functionary3":
+            return CallLayout("%s\n", "", between=NEXT, named=NEXT)
+        case "minicpm":
+            tail, mark = "</function>", "<function name="
+            return CallLayout('"%s">', tail, named_parameters, mark=mark)
+        case "gigachat":
+            return CallLayout(_OBJECT, "}", mark="<|function_call|>", between=None)
+        case "gigachat3":
+            before = ("<|message_sep|>\n\n", "")
+            mark = "function call<|role_sep|>"
+            return CallLayout(f"\n{_OBJECT}", "}", mark=mark, between=None, before=before)
     return _section(form, template)
 
 
@@ -155,6 +175,52 @@ def _section(form: AnswerFormat, template: str) -> CallLayout | None:
             )
         case "apriel" if "<tool_calls>\\n" in template and "<tool_calls>[" not in template:
             return CallLayout(_OBJECT, "}", begin="<tool_calls>", opened="␣", end="␣</tool_calls>")
+        case "kimi3":
+            empty = opening("response") + closing("response")
+            return CallLayout(
+                '<|open|>call tool="%s" index="№"<|sep|>',
+                closing("call"),
+                tagged(_kimi3_tags, line=""),
+                begin=opening("tools"),
+                between="",
+                end=closing("tools"),
+                before=(empty, closing("response")),
+            )
+        case "solar":
+            return CallLayout(
+                "¶<|tool_call:name|>%s<|tool_call:args|>",
+                "<|tool_call:end|>",
+                mark="<|tool_call:begin|>",
+                begin="<|tool_calls|>",
+                between="",
+                before=("<|begin|>assistant", ""),
+            )
+        case "hy3":
+            begin, end = form.drops
+            separator, after_call, before_key, after_key, before_value, after_value = (
+                form.other_marks
+            )
+            pair = f"{before_key}%s{after_key}␣{before_value}", f"{after_value}␣"
+            return CallLayout(
+                f"%s{separator}␣",
+                after_call,
+                tagged(lambda is_text: pair),
+                mark=next(iter(form.calls)),
+                begin=begin,
+                opened="␣",
+                end=f"␣{end}",
+            )
+        case "lfm2":
+            return CallLayout(
+                "%s(", ")", python_keywords, begin=BEGIN, opened="[", between=", ", end=f"]{END}"
+            )
+        case "apertus":
+            return _list("<|tools_prefix|>", "<|tools_suffix|>", head='{"%s": ')
+        case "firefunction":
+            return _list("functools")
+        case "command-r":
+            head = '{␣"tool_name": "%s",␣"parameters": '
+            return _list("Action:\n```json\n", "```", head=head, tail="␣}")
         case "cohere":
             head = '{"tool_call_id": "№", "tool_name": "%s", "parameters": '
             return _list("<|START_ACTION|>", "<|END_ACTION|>", head=head)
@@ -168,6 +234,11 @@ def _section(form: AnswerFormat, template: str) -> CallLayout | None:
         case "list":
             return _list("<|tool_call|>")
     return None
+
+
+def _kimi3_tags(is_text: bool) -> tuple[str, str]:
+    kind = "string" if is_text else "†"
+    return f'<|open|>argument key="%s" type="{kind}"<|sep|>', closing("argument")
 
 
 def _list(begin: str, end: str = "", *, head: str = _OBJECT, tail: str = "}") -> CallLayout:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from airllm.util.errors import AirllmError
@@ -15,12 +15,15 @@ _JSON_OPTIONS = {"lenient": False, "whitespace_pattern": r"[ \t\n\r]{1,40}"}
 _ANYTHING = "/(?s:.*)/"
 
 # Characters that no name of a tool has, and what they stand for: white space or a line's end that
-# may be there or not, as models of one family differ in it; a number; an id.
+# may be there or not, as models of one family differ in it; a number; ids of 9 and of 10
+# characters; a type of JSON that is no text.
 _SYMBOLS = {
-    "␣": r"/[ \n]{0,6}/",
+    "␣": r"/[ \n]{0,10}/",  # a line's end, and the indentation that Command R writes
     "⏎": r"/\n?/",
     "№": "/[0-9]{1,3}/",
     "§": "/[a-zA-Z0-9]{9}/",
+    "¶": "/[a-z0-9]{10}/",
+    "†": "/number|boolean|null|object|array/",
 }
 
 # Makes the Lark of a mark: a control token, or the text of one that is none.
@@ -63,8 +66,13 @@ class Rules:
         return self.new(f"%json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}")
 
     def written(self, text: str) -> str:
-        """A text as a format has it: marks may be control tokens, and ␣ ⏎ № § are patterns."""
+        """A text as a format has it: marks may be control tokens, and ␣ ⏎ № § ¶ † are patterns."""
         return " ".join(self._pieces(text))
+
+    def one_of(self, texts: Sequence[str]) -> str:
+        """One of the texts, each as in `written`; "" for none of them."""
+        choices = " | ".join(self.written(text) for text in texts if text)
+        return f"({choices}){'?' * ('' in texts)}" if choices else ""
 
     def text_until(self, end: str) -> str:
         """Any text, and `end` after it, in which the first piece is the first that comes."""

@@ -1,26 +1,35 @@
 """Which format a model writes its answers in, as its chat template tells."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from airllm.text.answer import harmony
 from airllm.text.answer.gemma_calls import QUOTE, read_gemma
 from airllm.text.answer.json_calls import (
+    read_actions,
+    read_apertus,
     read_deepseek,
     read_hermes,
     read_kimi,
     read_list,
     read_llama3,
     read_mistral,
+    read_plain,
+    read_solar,
 )
+from airllm.text.answer.kimi3_calls import closing, opening, read_kimi3
 from airllm.text.answer.minimax3_calls import NAMESPACE, read_minimax3
 from airllm.text.answer.parts import Parts, Tool
+from airllm.text.answer.python_calls import BEGIN, END, read_python
+from airllm.text.answer.recipients import TO_ALL, read_recipients
 from airllm.text.answer.source import AnswerSource, Reading
 from airllm.text.answer.tagged_calls import (
     InvokeTags,
+    KeyValueTags,
     read_function,
     read_function_tags,
-    read_glm,
+    read_named_function,
 )
 
 __all__ = ["AnswerFormat", "format_of"]
@@ -36,7 +45,8 @@ class AnswerFormat:
     a call may be the whole answer, without a mark. thought: the marks around thinking. drops: marks
     that mean nothing beside calls, such as those around a list of them; layout: marks that mean
     nothing anywhere. shows_tools: whether the template tells the model about tools; if not, the
-    caller has to. other_marks: of the insides of calls.
+    caller has to. other_marks: of the insides of calls. whole: a reader of whole answers, in place
+    of all that. before_text: what may stand before an answer that is text.
     """
 
     name: str
@@ -47,6 +57,8 @@ class AnswerFormat:
     layout: tuple[str, ...] = ()
     shows_tools: bool = True
     other_marks: tuple[str, ...] = ()
+    whole: ReadCalls | None = None
+    before_text: tuple[str, ...] = ("",)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -78,7 +90,7 @@ def _hermes_or_tags(source: AnswerSource, parts: Parts, tools: Mapping[str, Tool
     """<tool_call> announces JSON in most models, and tags in some."""
     yield from source.skip_space()
     first = yield from source.peek()
-    read = {"{": read_hermes, "<": read_function_tags}.get(first, read_glm)
+    read = {"{": read_hermes, "<": read_function_tags}.get(first, KeyValueTags().read)
     yield from read(source, parts, tools)
 
 
@@ -97,7 +109,38 @@ _COHERE_TEXT = ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|E
 _FORMATS: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
     (
         ("<|channel|>", "<|message|>"),
-        AnswerFormat("harmony", {}, other_marks=harmony.MARKS),
+        AnswerFormat(
+            "harmony",
+            {},
+            other_marks=harmony.MARKS,
+            whole=harmony.read_harmony,
+            before_text=("<|channel|>final<|message|>",),
+        ),
+    ),
+    (
+        ("<|open|>", "<|close|>", "<|sep|>"),
+        AnswerFormat(
+            "kimi3",
+            {opening("tools"): read_kimi3},
+            thought=(opening("think"), closing("think")),
+            layout=(opening("response"), closing("response"), closing("message")),
+            other_marks=("<|open|>", "<|close|>", "<|sep|>"),
+            before_text=(opening("response"), ""),  # the prompt may have begun it
+        ),
+    ),
+    (
+        ("<|tool_call:begin|>", "<|tool_call:args|>"),
+        AnswerFormat(
+            "solar",
+            {"<|tool_call:begin|>": read_solar},
+            thought=("<|think|>", "<|end|>"),
+            drops=("<|tool_calls|>", "<|calls|>"),
+            layout=("<|begin|>assistant", "<|content|>", "<|end|>"),
+            other_marks=(
+                *("<|begin|>", "<|tool_call:name|>", "<|tool_call:args|>", "<|tool_call:end|>"),
+            ),
+            before_text=("<|content|>", "<|begin|>assistant<|content|>"),
+        ),
     ),
     (
         ("｜DSML｜", "tool_calls>"),
@@ -202,6 +245,39 @@ _FORMATS: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
     ),
     (("<function=", "</function>"), AnswerFormat("functionary", {"<function=": read_function})),
     (
+        (">>>all",),
+        AnswerFormat("functionary3", {}, whole=read_recipients, before_text=(f"{TO_ALL}\n",)),
+    ),
+    (
+        ("<function name=", "<param name="),
+        AnswerFormat("minicpm", {"<function name=": read_named_function}),
+    ),
+    (
+        ("<|im_start|>", "List of tools: "),
+        AnswerFormat("lfm2", {BEGIN: read_python}, other_marks=(END,)),
+    ),
+    (
+        ("<|tools_prefix|>",),
+        AnswerFormat(
+            "apertus",
+            {"<|tools_prefix|>": read_apertus},
+            thought=("<|inner_prefix|>", "<|inner_suffix|>"),
+            drops=("<|tools_suffix|>",),
+        ),
+    ),
+    (("<|function_call|>",), AnswerFormat("gigachat", {"<|function_call|>": read_plain})),
+    (
+        ("function call", "<|role_sep|>"),
+        AnswerFormat(
+            "gigachat3",
+            {"function call<|role_sep|>": read_plain},
+            layout=("<|message_sep|>",),  # after a text, before a call
+            other_marks=("<|role_sep|>",),
+        ),
+    ),
+    (("functools[",), AnswerFormat("firefunction", {"functools": read_list})),
+    (("Action:", "```json", '"tool_name"'), AnswerFormat("command-r", {"Action:": read_actions})),
+    (
         ("<|python_tag|>",),
         AnswerFormat("llama3", {"<|python_tag|>": read_llama3}, bare=True),
     ),
@@ -214,6 +290,28 @@ _FORMATS: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
 # Models whose templates know no tools are told about them as Hermes's are.
 _PLAIN = AnswerFormat("hermes", _TAGS, shows_tools=False)
 
+_HY3 = re.compile(r"set HYTK = '([^'<>{}%]{0,40})'")
+
+
+def _hy3(template: str) -> AnswerFormat | None:
+    """Hy3's tags have names that end in a word which the template sets."""
+    found = _HY3.search(template)
+    if found is None:
+        return None
+    word = found[1]
+    tags = KeyValueTags(word, f"<tool_sep{word}>")
+    return AnswerFormat(
+        "hy3",
+        {tags.tag("tool_call"): tags.read},
+        thought=(tags.tag("think"), tags.tag("/think")),
+        drops=(tags.tag("tool_calls"), tags.tag("/tool_calls")),
+        other_marks=(
+            tags.separator,
+            *map(tags.tag, ("/tool_call", "arg_key", "/arg_key", "arg_value", "/arg_value")),
+        ),
+    )
+
+
 _THOUGHTS = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
@@ -223,7 +321,7 @@ _THOUGHTS = (
 
 def format_of(template: str) -> AnswerFormat:
     """The format of the model that has this chat template."""
-    found = next(
+    found = _hy3(template) or next(
         (form for texts, form in _FORMATS if all(text in template for text in texts)), _PLAIN
     )
     if found.thinks:

@@ -7,9 +7,10 @@ What goes to `analysis` is thinking, what goes to a function is a call, and the 
 """
 
 import re
+from collections.abc import Mapping
 
 from airllm.text.answer.json_calls import is_name
-from airllm.text.answer.parts import Parts
+from airllm.text.answer.parts import Parts, Tool
 from airllm.text.answer.source import AnswerSource, Reading
 
 __all__ = ["MARKS", "read_harmony"]
@@ -21,7 +22,7 @@ MARKS = (_MESSAGE, _CHANNEL, _START, "<|constrain|>", *_ENDS)
 _RECIPIENT = re.compile(r"to=functions\.([^\s<]+)")
 
 
-def read_harmony(source: AnswerSource, parts: Parts) -> Reading[None]:
+def read_harmony(source: AnswerSource, parts: Parts, tools: Mapping[str, Tool]) -> Reading[None]:
     """All messages of an answer, the first of which may lack its <|start|>assistant: the prompt
     ends with that, and what follows may be its recipient."""
     yield from source.skip_space()

@@ -1,4 +1,4 @@
-"""Tool calls that are JSON: Hermes and Qwen, Llama 3, Mistral, DeepSeek, Kimi and others.
+"""Tool calls that are JSON: Hermes and Qwen, Llama 3, Mistral, DeepSeek, Kimi, Solar and others.
 
 Each reader begins after the mark that announces the call, and ends after the call.
 """
@@ -9,12 +9,16 @@ from airllm.text.answer.parts import Parts, Tool
 from airllm.text.answer.source import AnswerSource, NotACallError, Reading, Say
 
 __all__ = [
+    "read_actions",
+    "read_apertus",
     "read_deepseek",
     "read_hermes",
     "read_kimi",
     "read_list",
     "read_llama3",
     "read_mistral",
+    "read_plain",
+    "read_solar",
 ]
 
 Tools = Mapping[str, Tool]
@@ -32,15 +36,57 @@ def read_hermes(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[Non
 def read_list(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
     """[{"name": "f", "arguments": {"x": 1}}, ...]; or an object in each line, without brackets and
     commas."""
+    yield from _objects(source, parts)
+
+
+def read_plain(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
+    """GigaChat: {"name": "f", "arguments": {"x": 1}}, and nothing behind it."""
+    yield from read_object(source, parts)
+
+
+def read_actions(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
+    """Command R: a list in a fence of Markdown. `directly-answer`, which its template offers the
+    model beside the tools, is none of them, and stays in the text."""
+    yield from source.skip_space()
+    yield from source.expect("```json")
+    yield from _objects(source, parts, only=tools)
+    yield from source.skip_space()
+    yield from source.take("```")
+
+
+def _objects(source: AnswerSource, parts: Parts, only: Tools | None = None) -> Reading[None]:
     yield from source.skip_space()
     in_list = yield from source.take("[")
     while True:
-        yield from read_object(source, parts)
+        yield from read_object(source, parts, only)
         yield from source.skip_space()
         if not (yield from source.take(",")) and (in_list or (yield from source.peek()) != "{"):
             break
     if in_list:
         yield from source.take("]")
+
+
+def read_apertus(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
+    """[{"f": {"x": 1}}, ...]"""
+    yield from source.skip_space()
+    yield from source.expect("[")
+    while True:
+        yield from source.skip_space()
+        yield from source.expect("{")
+        yield from source.skip_space()
+        name = yield from source.json_string()
+        yield from source.skip_space()
+        if not is_name(name) or not (yield from source.take(":")):
+            raise NotACallError
+        parts.begin_call(name)
+        yield from source.skip_space()
+        yield from read_arguments(source, parts.arguments)
+        yield from source.skip_space()
+        yield from source.expect("}")
+        yield from source.skip_space()
+        if not (yield from source.take(",")):
+            break
+    yield from source.take("]")
 
 
 def read_llama3(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
@@ -107,6 +153,21 @@ def read_kimi(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]
     if mark is None or mark == end or not is_name(name):
         raise NotACallError
     parts.begin_call(name, id)
+    yield from source.skip_space()
+    yield from read_arguments(source, parts.arguments)
+    yield from skip_to(end, source)
+
+
+def read_solar(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
+    """a1b2c3d4e5<|tool_call:name|>f<|tool_call:args|>{"x": 1}<|tool_call:end|>"""
+    name_mark, arguments_mark, end = (f"<|tool_call:{it}|>" for it in ("name", "args", "end"))
+    id, mark = yield from source.text_until(name_mark, end)
+    name = ""
+    if mark == name_mark:
+        name, mark = yield from source.text_until(arguments_mark, end)
+    if mark != arguments_mark or not is_name(name.strip()):
+        raise NotACallError
+    parts.begin_call(name.strip(), id.strip() or None)
     yield from source.skip_space()
     yield from read_arguments(source, parts.arguments)
     yield from skip_to(end, source)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from airllm.text.answer.formats import AnswerFormat, ReadCalls
-from airllm.text.answer.harmony import read_harmony
 from airllm.text.answer.parts import AnswerPart, Parts, Tool
 from airllm.text.answer.source import AnswerSource, NotACallError, Reading
 
@@ -53,8 +52,8 @@ class AnswerParser:
 
     def _read(self, in_thought: bool) -> Reading[None]:
         source, parts, form = self._source, self._parts, self._format
-        if form.name == "harmony":
-            yield from read_harmony(source, parts)
+        if form.whole is not None:
+            yield from form.whole(source, parts, self._tools)
             return
         calls = form.calls if self._tools else {}
         thought = form.thought

@@ -1,12 +1,15 @@
-"""Tool calls whose arguments lie in tags, one for each: Qwen3-Coder, GLM, MiniMax, DeepSeek V3.2.
+"""Tool calls whose arguments lie in tags, one for each: Qwen3-Coder, MiniCPM5, GLM, Hy3, MiniMax,
+DeepSeek V3.2.
 
 A tag holds the text of a string as it is, and other values as JSON. Which of the two it holds is
 for the tool's schema to say, because `12` can be either.
 """
 
+import ast
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +17,23 @@ from airllm.text.answer.json_calls import is_name, read_arguments
 from airllm.text.answer.parts import Parts, Tool
 from airllm.text.answer.source import AnswerSource, NotACallError, Reading
 
-__all__ = ["InvokeTags", "read_function", "read_function_tags", "read_glm", "value_of_text"]
+__all__ = [
+    "InvokeTags",
+    "KeyValueTags",
+    "TaggedArguments",
+    "attribute",
+    "read_function",
+    "read_function_tags",
+    "read_named_function",
+    "value_of_text",
+]
 
 Tools = Mapping[str, Tool]
 
+MOST_PYTHON = 100_000  # characters of a value that may be Python's
 
-class _Arguments:
+
+class TaggedArguments:
     """Writes a JSON object from values that come as text."""
 
     def __init__(self, parts: Parts, tool: Tool | None) -> None:
@@ -27,32 +41,41 @@ class _Arguments:
         self._schema: object = (tool.parameters if tool else {}).get("properties")
 
     def read(
-        self, name: str, source: AnswerSource, ends: tuple[str, ...], *, text: bool | None = None
+        self,
+        name: str,
+        source: AnswerSource,
+        ends: tuple[str, ...],
+        *,
+        text: bool | None = None,
+        exact: bool = False,
     ) -> Reading[str | None]:
         """A value up to its closing tag, which is returned. text: whether the value is a text; None
-        if the schema says so."""
+        if the schema says so. exact: newlines around a text are a part of it."""
         self._parts.arguments(("{" if not self._n else ", ") + json.dumps(name) + ": ")
         self._n += 1
         kinds = _kinds(self._schema.get(name)) if isinstance(self._schema, Mapping) else None
         if text is None:
             text = kinds == {"string"}
         if text:
-            return (yield from self._text(source, ends))
+            return (yield from self._text(source, ends, exact))
         value, mark = yield from source.text_until(*ends)
         self._parts.arguments(_as_json(value, kinds))
         return mark
 
-    def _text(self, source: AnswerSource, ends: tuple[str, ...]) -> Reading[str | None]:
+    def _text(
+        self, source: AnswerSource, ends: tuple[str, ...], exact: bool
+    ) -> Reading[str | None]:
         """A text, as it comes. The newline behind the opening tag and the newline before the
-        closing tag are layout."""
-        yield from source.take("\n")
+        closing tag are layout, unless the text is exact."""
+        if not exact:
+            yield from source.take("\n")
         self._parts.arguments('"')
         held = ""
 
         def say(text: str) -> None:
             nonlocal held
             text = held + text
-            held = "\n" if text.endswith("\n") else ""
+            held = "\n" if text.endswith("\n") and not exact else ""
             self._parts.arguments(json.dumps(text[: len(text) - len(held)])[1:-1])
 
         mark = yield from source.until(ends, say)
@@ -85,7 +108,7 @@ def read_function(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[N
         yield from read_arguments(source, parts.arguments)
         yield from source.until((end,), _drop)
         return
-    arguments = _Arguments(parts, tools.get(name))
+    arguments = TaggedArguments(parts, tools.get(name))
     mark = yield from source.until((opening, end, "</tool_call>"), _drop)
     while mark == opening:
         key, mark = yield from source.text_until(">")
@@ -100,26 +123,67 @@ def read_function(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[N
     yield from source.take("</tool_call>", "</seed:tool_call>")
 
 
-def read_glm(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
-    """f, then <arg_key>x</arg_key><arg_value>1</arg_value>, then </tool_call>"""
-    key_mark, end = "<arg_key>", "</tool_call>"
-    name, mark = yield from source.text_until(key_mark, end)
-    name = name.strip()
-    if mark is None or not is_name(name):
+def read_named_function(source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
+    """MiniCPM5: f"><param name="x">1</param></function>; a value may be in <![CDATA[...]]>."""
+    name, mark = yield from source.text_until(">", "\n")
+    name = name.strip().strip("\"'")
+    if mark != ">" or not is_name(name):
         raise NotACallError
     parts.begin_call(name)
-    arguments = _Arguments(parts, tools.get(name))
-    while mark == key_mark:
-        key, mark = yield from source.text_until("</arg_key>")
+    opening, closing, end = "<param name=", "</param>", "</function>"
+    arguments = TaggedArguments(parts, tools.get(name))
+    mark = yield from source.until((opening, end), _drop)
+    while mark == opening:
+        key, mark = yield from source.text_until(">")
         if mark is None:
             break
-        mark = yield from source.until(("<arg_value>", end), _drop)
-        if mark != "<arg_value>":
-            break
-        mark = yield from arguments.read(key.strip(), source, ("</arg_value>", key_mark, end))
-        if mark == "</arg_value>":
-            mark = yield from source.until((key_mark, end), _drop)
+        key = key.strip().strip("\"'")
+        if (yield from source.take("<![CDATA[")):
+            yield from arguments.read(key, source, ("]]>",), exact=True)
+            mark = yield from source.until((closing, opening, end), _drop)
+        else:
+            mark = yield from arguments.read(key, source, (closing, opening, end))
+        if mark == closing:
+            mark = yield from source.until((opening, end), _drop)
     arguments.end()
+
+
+@dataclass(frozen=True)
+class KeyValueTags:
+    """GLM: f, then <arg_key>x</arg_key><arg_value>1</arg_value>, then </tool_call>.
+
+    suffix: of the names of the tags, ":opensource" in Hy3. separator: after the function's name.
+    """
+
+    suffix: str = ""
+    separator: str = ""
+
+    def tag(self, name: str) -> str:
+        return f"<{name}{self.suffix}>"
+
+    def read(self, source: AnswerSource, parts: Parts, tools: Tools) -> Reading[None]:
+        key_mark, value_mark, end = map(self.tag, ("arg_key", "arg_value", "/tool_call"))
+        after_key, after_value = map(self.tag, ("/arg_key", "/arg_value"))
+        separators = (self.separator,) if self.separator else ()
+        name, mark = yield from source.text_until(key_mark, end, *separators)
+        name = name.strip()
+        if mark is None or not is_name(name):
+            raise NotACallError
+        parts.begin_call(name)
+        if mark in separators:
+            mark = yield from source.until((key_mark, end), _drop)
+        arguments = TaggedArguments(parts, tools.get(name))
+        while mark == key_mark:
+            key, mark = yield from source.text_until(after_key)
+            if mark is None:
+                break
+            mark = yield from source.until((value_mark, end), _drop)
+            if mark != value_mark:
+                break
+            mark = yield from arguments.read(key.strip(), source, (after_value, key_mark, end))
+            if mark == after_value:
+                mark = yield from source.until((key_mark, end), _drop)
+        arguments.end()
 
 
 @dataclass(frozen=True)
@@ -145,26 +209,26 @@ class InvokeTags:
         opening, closing = f"<{self.prefix}parameter", f"</{self.prefix}parameter>"
         end = f"</{self.prefix}invoke>"
         attributes, mark = yield from source.text_until(">")
-        name = _attribute("name", attributes)
+        name = attribute("name", attributes)
         if mark is None or not is_name(name):
             raise NotACallError
         parts.begin_call(name)
-        arguments = _Arguments(parts, tools.get(name))
+        arguments = TaggedArguments(parts, tools.get(name))
         mark = yield from source.until((opening, end), _drop)
         while mark == opening:
             attributes, mark = yield from source.text_until(">")
             if mark is None:
                 break
-            kind = _attribute("string", attributes)
+            kind = attribute("string", attributes)
             text = None if not kind else kind == "true"
-            key = _attribute("name", attributes)
+            key = attribute("name", attributes)
             mark = yield from arguments.read(key, source, (closing, end), text=text)
             if mark == closing:
                 mark = yield from source.until((opening, end), _drop)
         arguments.end()
 
 
-def _attribute(name: str, text: str) -> str:
+def attribute(name: str, text: str) -> str:
     found = re.search(rf'\b{name}\s*=\s*"([^"]*)"', text)
     return found[1] if found else ""
 
@@ -205,6 +269,9 @@ def _as_json(text: str, kinds: set[str] | None) -> str:
     try:
         found = json.loads(python.get(value, value))
     except (ValueError, RecursionError):
+        if kinds is not None and not kinds & {"string"}:
+            with suppress(ValueError):
+                return json.dumps(_python_value(value), ensure_ascii=False)
         return json.dumps(text.removeprefix("\n").removesuffix("\n"))
     kind = _kind(found)
     if kinds is not None and kind not in kinds:
@@ -212,6 +279,16 @@ def _as_json(text: str, kinds: set[str] | None) -> str:
         if not is_number and "string" in kinds:
             return json.dumps(text.removeprefix("\n").removesuffix("\n"))
     return json.dumps(found, ensure_ascii=False)
+
+
+def _python_value(text: str) -> Any:
+    """Lists and objects that a template or a model writes as Python does. ValueError."""
+    if len(text) > MOST_PYTHON:
+        raise ValueError
+    try:
+        return json.loads(json.dumps(ast.literal_eval(text), allow_nan=False))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        raise ValueError from None
 
 
 def _drop(text: str) -> None:

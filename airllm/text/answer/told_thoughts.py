@@ -17,6 +17,8 @@ def with_thought(message: Mapping[str, Any], template: str) -> Mapping[str, Any]
     if not thought or "reasoning_content" in template:
         return message
     rest = {key: value for key, value in message.items() if key != "reasoning_content"}
+    if "message.reasoning" in template:  # Solar
+        return {**rest, "reasoning": thought}
     if "thinking" in template and not (rest.get("content") and rest.get("tool_calls")):
         return {**rest, "thinking": thought}
     return rest

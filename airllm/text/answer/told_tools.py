@@ -1,16 +1,46 @@
-"""Tells a model about tools whose chat template does not.
+"""Tells a model about tools: by the variables of its chat template, or in words if that has none.
 
 The words are those of Hermes's models, which many others have learnt from, too. Calls and results
 in a conversation become text, because such a template would leave them out.
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from airllm.text.answer.formats import AnswerFormat
 from airllm.text.answer.parts import Tool
 
-__all__ = ["with_told_tools"]
+__all__ = ["tool_variables", "with_told_tools"]
+
+
+def tool_variables(form: AnswerFormat, tools: Sequence[Tool]) -> dict[str, object]:
+    """The variables of a template that shows tools, as the templates of its format read them."""
+    listed = [tool.as_json() for tool in tools]
+    match form.name:
+        case "firefunction":  # these two must always be there
+            return {"functions": json.dumps(listed), "datetime": time.strftime("%Y-%m-%d")}
+        case "command-r":
+            return {"tools": [_described(tool.as_json()) for tool in tools]}
+    return {"tools": listed} if listed else {}
+
+
+def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Command R's template fails on a parameter without a description, and on an object that says
+    nothing of its values."""
+    function = tool["function"]
+    schema = function["parameters"]
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping):
+        return dict(tool)
+    described = {
+        name: {"description": "", "additionalProperties": {}, **one}
+        for name, one in properties.items()
+        if isinstance(one, Mapping)
+    }
+    return {**tool, "function": {**function, "parameters": {**schema, "properties": described}}}
+
 
 _INSTRUCTIONS = """\
 You may call functions to answer. Their signatures are within <tools></tools>:
