@@ -24,6 +24,7 @@ class HubLies:
     cut_after: dict[str, int] = field(default_factory=dict)  # path -> bytes, the first time
     always_cut: set[str] = field(default_factory=set)  # paths of which no byte comes
     cut_always_after: dict[str, int] = field(default_factory=dict)
+    holds: dict[str, threading.Event] = field(default_factory=dict)  # path, or "listing": until set
     knows_no_ranges: bool = False
     refuses_ranges: bool = False
     status: int = 200  # of everything
@@ -141,6 +142,12 @@ class FakeHub:
             request.close_connection = True
             request.connection.close()
             return
+        if name in self.lies.holds:
+            half = (start + len(body)) // 2
+            request.wfile.write(body[start:half])
+            request.wfile.flush()
+            assert self.lies.holds[name].wait(30)
+            start = half
         request.wfile.write(body[start:])
         self.sent[name] = self.sent.get(name, 0) + len(body) - start
 

@@ -3,6 +3,7 @@ is refused, and what a hub that lies cannot do."""
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -148,7 +149,10 @@ def test_an_interrupted_download_goes_on_where_it_ended(
 
 
 def test_a_pull_that_was_stopped_goes_on_at_the_next_one(
-    start: Start, home: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     found = start({"m.gguf": CONTENT})
     real = Progress.update
@@ -158,8 +162,9 @@ def test_a_pull_that_was_stopped_goes_on_at_the_next_one(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "update", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with caplog.at_level(logging.INFO, "airllm"), pytest.raises(KeyboardInterrupt):
         pull()
+    assert "MB are here already; the same command goes on from there" in caplog.text
     assert everything_below(home) == []
     monkeypatch.setattr(Progress, "update", real)
     assert pull().read_bytes() == CONTENT
@@ -192,6 +197,43 @@ def test_files_of_the_same_content_are_both_there(start: Start, home: Path) -> N
     start({"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b""})
     pull()
     assert len(everything_below(home)) == 3
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airllm.util.waiting.TELL_SECONDS", 0.001)
+    monkeypatch.setattr("airllm.util.waiting.PATIENCE_SECONDS", 0.002)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_who_waits_for_a_hub_is_told_so(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed, sent = threading.Event(), threading.Event()
+    found = start({"m.gguf": CONTENT}, HubLies(holds={"listing": listed, "m.gguf": sent}))
+    shown: list[tuple[int, str]] = []
+
+    def update(self: Progress, done: int, total: int, note: str = "") -> None:
+        shown.append((done, note))
+        if note and done:
+            sent.set()
+
+    class Listed(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == f"waiting for {found.url} to answer":
+                listed.set()
+
+    monkeypatch.setattr(Progress, "update", update)
+    logger, handler = logging.getLogger("airllm.hub"), Listed()
+    logger.addHandler(handler)
+    try:
+        with caplog.at_level(logging.INFO, "airllm"):
+            assert pull().read_bytes() == CONTENT
+    finally:
+        logger.removeHandler(handler)
+    half = len(CONTENT) // 2
+    assert {done for done, note in shown if note and done} == {half}
+    assert any(note == "nothing has come for 0 s" for _, note in shown)
 
 
 def test_a_hub_that_sends_nothing_is_given_up(

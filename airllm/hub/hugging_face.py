@@ -3,6 +3,7 @@ files, and puts them in their places when all are there."""
 
 import logging
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from zlib import crc32
@@ -16,6 +17,7 @@ from airllm.hub.names import HubName
 from airllm.hub.places import HubError, check_space, explain, holding, models_dir
 from airllm.util.durable import sync_directory
 from airllm.util.progress import Progress
+from airllm.util.waiting import Waiting
 
 __all__ = ["offer_of", "pull_reference"]
 
@@ -48,7 +50,13 @@ def pull_reference(reference: HubName, *, progress: bool = True) -> Path:
             missing = _missing(missing, target, progress)  # another process may have been faster
             if missing:
                 log.info("fetching %s (%s, %.0f MB)", reference, wanted.label, _size(missing) / 1e6)
-                _fetch(reference, found.commit, missing, target, work, progress)
+                try:
+                    _fetch(reference, found.commit, missing, target, work, progress)
+                except BaseException:
+                    if there := _size_of_partials(work):
+                        text = "%.0f MB are here already; the same command goes on from there"
+                        log.info(text, there / 1e6)
+                    raise
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise HubError(explain(error, str(reference), _size(files))) from error
@@ -76,24 +84,38 @@ def _fetch(
 ) -> None:
     """Fetches the missing files into `work`, then moves them to their places, the last one last."""
     total = _size(missing)
-    there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    check_space(max(0, total - there))
+    check_space(max(0, total - _size_of_partials(work)))
     before = 0
     for file in missing:
         with Progress(f"fetching {file.path}", "bytes", shown=progress) as shown:
-            done = before
 
-            def on_bytes(n: int, done: int = done, shown: Progress = shown) -> None:
-                shown.update(done + n, total)
+            def show(n: int, note: str, before: int = before, shown: Progress = shown) -> None:
+                shown.update(before + n, total, note)
 
-            _copy_from_cache(reference, commit, file, _partial(work, file), on_bytes)
-            fetch(reference, commit, file, _partial(work, file), on_bytes)
+            _fetch_file(reference, commit, file, _partial(work, file), show)
         before += file.size
     for file in missing:
         place = target / file.path
         place.parent.mkdir(parents=True, exist_ok=True)
         _partial(work, file).replace(place)
         sync_directory(place.parent)
+
+
+def _fetch_file(
+    reference: HubName, commit: str, file: HubFile, place: Path, show: Callable[[int, str], None]
+) -> None:
+    """show: called with the bytes so far, and a note if none have come for some time."""
+    so_far = 0
+
+    def on_bytes(n: int) -> None:
+        nonlocal so_far
+        so_far = n
+        waiting.heard()
+        show(n, "")
+
+    with Waiting(lambda seconds: show(so_far, f"nothing has come for {seconds} s")) as waiting:
+        _copy_from_cache(reference, commit, file, place, on_bytes)
+        fetch(reference, commit, file, place, on_bytes)
 
 
 def _copy_from_cache(
@@ -113,6 +135,10 @@ def _partial(work: Path, file: HubFile) -> Path:
     """Named by the hash, so that a file that has changed since is not gone on with, and by the
     path, as two files may be equal."""
     return work / f"{file.sha256 or file.git_sha1}-{crc32(file.path.encode()):08x}"
+
+
+def _size_of_partials(work: Path) -> int:
+    return sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
 
 
 def _size(files: list[HubFile]) -> int:

@@ -5,6 +5,7 @@ if its name stays within the repository and its hash is given.
 """
 
 import json
+import logging
 import os
 import re
 import time
@@ -18,8 +19,11 @@ from airllm.hub.names import HubName
 from airllm.hub.places import HubError
 from airllm.util.printable import printable
 from airllm.util.shown import shown
+from airllm.util.waiting import Waiting
 
 __all__ = ["HubFile", "Listing", "ask", "endpoint", "opened", "refusal", "unreachable"]
+
+log = logging.getLogger("airllm.hub")
 
 MAX_BYTES = 32 << 20  # of an answer; 10,000 files take 3 MB
 MAX_FILES = 100_000
@@ -59,8 +63,12 @@ def ask(reference: HubName) -> Listing:
     from huggingface_hub.errors import HTTPError
 
     url = f"{endpoint()}/api/models/{reference.repo}?blobs=true"
+
+    def tell(seconds: int) -> None:
+        log.info("waiting for %s to answer", endpoint())
+
     try:
-        with opened(url) as response:
+        with Waiting(tell, once=True), opened(url) as response:
             if response.status_code != 200:
                 code = response.headers.get("X-Error-Code", "")
                 raise refusal(reference, response.status_code, code)
