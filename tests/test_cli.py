@@ -140,7 +140,7 @@ def test_an_example_that_is_cut_is_still_a_command(
 
 
 def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--temp" in usage_error(capsys, *GENERATE, "--temp", "0")
+    assert "--temp (did you mean --temperature?)" in usage_error(capsys, *GENERATE, "--temp", "0")
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def test_a_setting_holds_for_the_next_answer(
         ("/set top_p 0", "top_p is 0.0; expected above 0"),
         ("/save", "expected a file"),
         ("/load", "expected a file"),
-        ("/load /no/such/file", "/no/such/file"),
+        ("/load /no/such/file", "/no/such/file: No such file or directory\n"),
     ],
 )
 def test_a_command_that_cannot_be_done_says_so_and_the_chat_goes_on(

@@ -41,9 +41,11 @@ def test_on_a_narrow_terminal_no_word_of_a_note_is_cut(tmp_path: Path) -> None:
     with shell_with_a_hub(recording=tmp_path / "cast", columns=40) as shell:
         shell.wait_for("$ ")
         said = output(shell, "airllm run mistral")
+        usage = output(shell, "airllm chat --model m --no-such-option")
         shell.type("exit\n")
     assert said.replace("\n", " ").startswith("airllm: error: mistral: no such file, and no model")
     assert max(map(len, said.split("\n"))) <= 40
+    assert usage.replace("\n", " ").endswith("error: unrecognized arguments: --no-such-option")
 
 
 MISTAKES = [

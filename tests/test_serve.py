@@ -209,6 +209,8 @@ def test_a_second_signal_ends_at_once(tiny: Path) -> None:
             pass
         process.signal()
         assert process.wait() == 0
+        while line := process.line():
+            assert "Traceback" not in line, process.lines
         for connection in connections:
             connection.close()
 

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, _expected_errors()):
             console.note("error: this should not have happened; please report what follows")
             raise
-        message = _describe(error)
+        message = console.described(error)
         console.note(f"error: {message}")
         return _failed(FAILED, type(error).__name__, message, as_json)
     finally:
@@ -142,12 +142,3 @@ def _failed(status: int, kind: str, message: str, as_json: bool) -> int:
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors of the input or the machine, with messages that suffice. Others are our faults."""
     return AirllmError, ValueError, OSError, ImportError, MemoryError
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError):
-        wanted = str(error).removeprefix("std::bad_alloc")  # the whole text of the C++ error
-        return f"out of memory: {wanted}" if wanted else "out of memory"
-    return str(error) or repr(error)

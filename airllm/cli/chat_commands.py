@@ -68,7 +68,7 @@ class Commands:
         try:
             command((found[2] or "").strip())
         except (ValueError, TypeError, OSError) as error:
-            console.note(str(error))
+            console.note(console.described(error))
         return True
 
     def _help(self, _: str) -> None:

@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+from airllm.cli.console import wrapped
+
 __all__ = ["CommandParser", "HelpFormatter", "ParserExit", "epilog", "fitted"]
 
 
@@ -132,12 +134,15 @@ class CommandParser(argparse.ArgumentParser):
     def _hint(self, unknown: Sequence[str]) -> str:
         known = [name for action in self._actions for name in action.option_strings]
         for option in unknown:
-            near = difflib.get_close_matches(option.partition("=")[0], known, n=1)
+            name = option.partition("=")[0]
+            near = [each for each in known if len(name) > 4 and each.startswith(name)]
+            near += difflib.get_close_matches(name, known, n=1)
             if near and option.startswith("--"):
                 return f" (did you mean {near[0]}?)"
         return ""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        sys.stderr.write(f"{self.prog} --help lists all options\n{self.prog}: error: {message}\n")
+        text = f"{self.prog} --help lists all options\n{self.prog}: error: {message}"
+        sys.stderr.write(f"{wrapped(text)}\n")
         raise ParserExit(message)

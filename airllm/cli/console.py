@@ -65,10 +65,21 @@ def note(message: str) -> None:
     errors and log records come here, so the text that they quote is escaped here. On a terminal, no
     word is cut at the end of a line."""
     with contextlib.suppress(OSError):
-        print(_wrapped(f"airllm: {printable_lines(message)}"), file=sys.stderr, flush=True)
+        print(wrapped(f"airllm: {printable_lines(message)}"), file=sys.stderr, flush=True)
 
 
-def _wrapped(text: str) -> str:
+def described(error: Exception) -> str:
+    """An error in a line, for a person."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        wanted = str(error).removeprefix("std::bad_alloc")  # the whole text of the C++ error
+        return f"out of memory: {wanted}" if wanted else "out of memory"
+    return str(error) or repr(error)
+
+
+def wrapped(text: str) -> str:
+    """The text in lines that fit the terminal, if stderr is one."""
     try:
         width = os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):  # no terminal

@@ -66,6 +66,7 @@ class Server:
             raise self._models.error
 
     async def _run(self, on_ready: OnReady) -> None:
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
         settings = self._settings
         service = Service(self._models, settings)
         config = uvicorn.Config(
@@ -116,6 +117,12 @@ class Server:
         if self._server is not None:
             self._server.force_exit = self._models.error is not None or self._server.force_exit
             self._server.should_exit = True
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of uvicorn's tells of something that was not wanted. After a second signal,
+    it would show a traceback for each request that is cancelled."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class _Uvicorn(uvicorn.Server):
