@@ -238,6 +238,7 @@ sys.exit(main({argv!r}))
         (["run", "hf.co/org/repo", "Hi"], "y\n", "pulled hf.co/org/repo"),
         (["chat", "-m", "hf.co/org/repo:Q8_0"], "\n", "pulled hf.co/org/repo:Q8_0"),
         (["generate", "-m", "smollm2-135m", "Hi"], "n\n", "has not been fetched yet"),
+        (["generate", "-m", "smollm2-135m", "Hi"], "\x04", "has not been fetched yet"),
     ],
 )
 def test_a_named_model_that_is_not_here_is_fetched_after_a_question(

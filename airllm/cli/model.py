@@ -53,7 +53,11 @@ def _wanted(name: str) -> bool:
     what, n_bytes = hub.offer(name)
     size = f"{n_bytes / 1e6:,.0f} MB"
     console.ask(f"{name} is not on this machine. Fetch it ({what}, {size})? [Y/n] ")
-    return sys.stdin.readline().strip().lower() in ("", "y", "yes")
+    answer = sys.stdin.readline()
+    if not answer:  # Ctrl-D, which is no answer and leaves the cursor behind the question
+        console.show("\n")
+        return False
+    return answer.strip().lower() in ("", "y", "yes")
 
 
 def open_engine(
