@@ -101,11 +101,32 @@ def smollm() -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def falcon() -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Punctuation("contiguous"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+        ]
+    )
+    return trained(tokenizer, pre_tokenizers.ByteLevel.alphabet())
+
+
+def neox() -> tokenizers.Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
 KINDS: dict[str, tuple[Callable[[], tokenizers.Tokenizer], str]] = {
     "gpt-2": (byte_level, "gpt-2"),
     "llama 3": (llama3, "llama-bpe"),
     "qwen 2": (qwen2, "qwen2"),
     "smollm": (smollm, "smollm"),
+    "falcon": (falcon, "falcon"),
+    "gpt-neox": (neox, "mpt"),
     "llama 2": (lambda: sentence_piece(legacy=True, prefix=True), "default"),
     "llama 2, newer": (lambda: sentence_piece(legacy=False, prefix=True), "default"),
     "gemma": (lambda: sentence_piece(legacy=True, prefix=False), "default"),

@@ -157,6 +157,7 @@ def test_a_vocabulary_that_cannot_spell_even_that_says_what_it_lacks() -> None:
             "seed-coder",
             ["Hello", " World", "'s", " ", "1", "2", "3", "4", "  ", " x", "?!", "\n\n"],
         ),
+        ("bloom", ["Hello", " World's", " 1234", "  ", " x", "?!\n\n"]),
         ("falcon", ["Hello", " World", "'", "s", " ", "123", "4", "  ", " x", "?!", "\n\n"]),
         (
             "deepseek-coder",

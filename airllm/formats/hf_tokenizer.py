@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from airllm.text.pre_tokenizers import GPT2_WORDS, rule_name
+from airllm.text.pre_tokenizers import GPT2_WORDS, PUNCTUATION, THREE_DIGITS, rule_name
 from airllm.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from airllm.util.metadata import Metadata
 
@@ -74,6 +74,8 @@ def _byte_level(
     tokenizer: Metadata, model: Mapping[str, Any], steps: list[Mapping[str, Any]]
 ) -> dict[str, object]:
     patterns: list[str] = []
+    if _cuts_as_falcon(steps):
+        patterns, steps = [PUNCTUATION, GPT2_WORDS, THREE_DIGITS], []
     for at, step in enumerate(steps):
         kind = step.get("type")
         if kind == "ByteLevel" and at == len(steps) - 1 and not step.get("add_prefix_space"):
@@ -144,6 +146,18 @@ def _sentence_piece(
         "tokenizer.ggml.add_space_prefix": prefix or metaspace in ("first", "always"),
         **({METASPACE: metaspace} if metaspace in ("first", "always") else {}),
     }
+
+
+def _cuts_as_falcon(steps: list[Mapping[str, Any]]) -> bool:
+    """Falcon also parts digits from the space before them. That makes no difference here: its
+    merges, which were learned so, never join the two."""
+    if [step.get("type") for step in steps] != ["Punctuation", "ByteLevel", "Digits", "Split"]:
+        return False
+    punctuation, byte_level, digits, split = steps
+    of_words = byte_level.get("use_regex", True) and not byte_level.get("add_prefix_space")
+    of_digits = _cuts_out_words(split) and split["pattern"]["Regex"] == THREE_DIGITS
+    together = punctuation.get("behavior") == "Contiguous" and not digits.get("individual_digits")
+    return bool(of_words and of_digits and together)
 
 
 def _cuts_out_words(step: Mapping[str, Any]) -> bool:

@@ -17,6 +17,9 @@ _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
+THREE_DIGITS = "[0-9][0-9][0-9]"
 _LLAMA3 = "|".join([_CONTRACTION, _WORD, r"\p{N}{1,3}", _SYMBOLS, _SPACES])
 _QWEN2 = "|".join([_CONTRACTION, _WORD, r"\p{N}", _SYMBOLS, _SPACES])
 _QWEN35 = "|".join(
@@ -148,7 +151,7 @@ class Rule:
 
 _FAMILIES: list[tuple[str, Rule]] = [
     (
-        "gpt-2 gpt2 default phi-2 mpt olmo jais trillion gigachat a.x-4.0 mellum exaone4",
+        "gpt-2 gpt2 default phi-2 jais trillion gigachat a.x-4.0 mellum exaone4",
         Rule((GPT2_WORDS,)),
     ),
     (
@@ -159,8 +162,10 @@ _FAMILIES: list[tuple[str, Rule]] = [
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
         Rule((_LLAMA3,), ignore_merges=True, add_bos=True),
     ),
+    ("mpt olmo", Rule((GPT2_WORDS,), composed=True)),  # GPT-NeoX's
     ("dbrx smaug-bpe chatglm-bpe", Rule((_LLAMA3,))),
     ("glm4 glm5", Rule((_LLAMA3,), ignore_merges=True)),
+    ("bloom poro-chat gpt3-finnish", Rule((_BLOOM,))),
     ("jais-2", Rule((_JAIS2,))),
     ("seed-coder", Rule((_SEED,))),
     ("bailingmoe bailingmoe2 llada-moe", Rule((_BAILING,))),
@@ -170,7 +175,7 @@ _FAMILIES: list[tuple[str, Rule]] = [
     ("afmoe", Rule((_DIGITS_FROM_RIGHT, _ASIAN, _DEEPSEEK3))),
     ("minicpm5", Rule((r"\p{N}{1,3}", _MINICPM5), ignore_merges=True)),
     ("deepseek-coder", Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"))),
-    ("falcon", Rule((r"[\p{P}\$\+<=>\^~\|`]+", GPT2_WORDS, r"[0-9][0-9][0-9]"))),
+    ("falcon", Rule((PUNCTUATION, GPT2_WORDS, THREE_DIGITS))),
     ("qwen2", Rule((_QWEN2,), composed=True)),
     ("deepseek-r1-qwen stablelm2 megrez hunyuan grok-2 solar-open kormo f2llmv2", Rule((_QWEN2,))),
     ("qwen35", Rule((_QWEN35,), composed=True)),
