@@ -10,7 +10,7 @@ from family_models import ARCHITECTURES, CONTEXT, VOCAB, write_family_model
 
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import FAMILIES
-from airllm.state import sequence
+from airllm.state import checkpoints
 from airllm.weights.budget import BudgetError
 
 TOKENS = np.random.default_rng(3).integers(0, VOCAB, 90).tolist()
@@ -107,7 +107,7 @@ def test_a_batch_of_three_gives_each_the_logits_that_it_has_alone(
 def test_going_back_gives_the_logits_of_going_there_at_once(
     model: Path, backend: str, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "CHECKPOINT_TOKENS", 16)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_TOKENS", 16)
     with LayerWiseInferenceEngine(model, backend=backend, **EXACT) as engine:
         engine.forward(TOKENS[:20])
         engine.forward([*TOKENS[20:40], *TOKENS[:30]])

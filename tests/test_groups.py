@@ -10,8 +10,9 @@ from airllm.backends.profiling import Profile
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Graph, GraphError
 from airllm.graph.state import KeysValues, LayerState, state_of
-from airllm.state import sequence
-from airllm.state.layout import PAGE_ROWS, StateLayout
+from airllm.state import checkpoints
+from airllm.state.layout import StateLayout
+from airllm.state.table import PAGE_ROWS
 
 HEADS, DIM, INDEX_HEADS, INDEX = 6, 40, 5, 24
 WINDOW, N_SELECTED, LENGTH = 100, 30, 700
@@ -192,7 +193,8 @@ def test_a_sequence_may_come_token_by_token_in_one_batch(backend):
 def test_any_order_of_steps_gives_the_numbers_of_going_there_at_once(backend, seed, monkeypatch):
     """Appending, going back and snapshots; groups that several sequences share are copied before
     one of them writes."""
-    monkeypatch.setattr(sequence, "CHECKPOINT_TOKENS", 20)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_TOKENS", 20)
+    monkeypatch.setattr(checkpoints, "PAGE_ROWS", 16)
     steps, made = np.random.default_rng(seed), graph(4, 2)
     given = inputs(made, 900)
     expected = run(backend, made, given, [900])["out"]

@@ -10,7 +10,7 @@ from hf_models import build, logits, require_hf, write_folder, write_gguf
 from airllm.formats.convert import convert
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models.opening import open_model
-from airllm.state import sequence
+from airllm.state import checkpoints
 
 # Norm of the logits' difference over the norm of the logits. Both compute in float32, transformers
 # its angles, too; measured: up to 9.4e-7.
@@ -54,7 +54,7 @@ def test_logits_are_those_of_transformers(tmp_path, model, backend, step):
 
 
 def test_logits_after_going_back_are_those_of_transformers(tmp_path, model, backend, monkeypatch):
-    monkeypatch.setattr(sequence, "CHECKPOINT_TOKENS", 40)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_TOKENS", 40)
     case, hf, expected = model
     path = write_gguf(tmp_path / "model.gguf", case, hf)
     exact = {"kv_type": "f32", "activations": "f32", "batch_size": 32}

@@ -18,15 +18,16 @@ from airllm.backends.routed import RoutedExecutor
 from airllm.engine.decoder import Decoder
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.state.pages import PagePool
-from airllm.state.sequence import CHECKPOINT_TOKENS, CHECKPOINTS
+from airllm.state.table import CHECKPOINT_TOKENS, CHECKPOINTS
 from airllm.weights.budget import BudgetError
 
 CLOSE = 0.02
-BATCH, CONTEXT = 192, 1280
-# Checkpoints lie 256 tokens apart, and begin a position behind a page: windows then have the most
-# pages. A batch follows the last one.
-ENDS = [1, *(CHECKPOINT_TOKENS * i + 1 for i in range(1, CHECKPOINTS + 1))]
-ENDS += [ENDS[-1] + BATCH, CONTEXT]
+BATCH, CONTEXT = 192, 1216
+# Checkpoints lie 256 tokens apart. Two batches follow the last one. The second one's window has the
+# most pages, and shares none with a checkpoint: it begins a position behind a page, or chunks of 20
+# positions do.
+ENDS = [1, *(CHECKPOINT_TOKENS * i + 1 for i in range(1, CHECKPOINTS + 1)), 961, 1153, CONTEXT - 9]
+ENDS_OF_CHUNKS = [*ENDS[:-3], 983, 1175, CONTEXT - 9]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -43,21 +44,25 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def most_pages(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, int]]:
-    """Bytes of the pages that each pool has handed out, by its id(): now, and the most so far."""
-    found: dict[int, dict[str, int]] = {}
+def most_pages(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[int, list[int]]]:
+    """Bytes of the pages that each pool has handed out, by its id() and the pages' size, as a pool
+    keeps pages for others of that size: now, and the most so far."""
+    found: dict[int, dict[int, list[int]]] = {}
     take, release = PagePool.take, PagePool.release
+
+    def count(pool: PagePool, n_bytes: int, change: int) -> None:
+        counts = found.setdefault(id(pool), {}).setdefault(n_bytes, [0, 0])
+        counts[0] += change
+        counts[1] = max(counts)
 
     def counted_take(pool: PagePool, table: int) -> Any:
         page = take(pool, table)
-        counts = found.setdefault(id(pool), {"now": 0, "most": 0})
-        counts["now"] += len(page.memory)
-        counts["most"] = max(counts.values())
+        count(pool, len(page.memory), len(page.memory))
         return page
 
     def counted_release(pool: PagePool, page: Any) -> None:
-        if page.holders == 1 and id(pool) in found:
-            found[id(pool)]["now"] -= len(page.memory)
+        if page.holders == 1:
+            count(pool, len(page.memory), -len(page.memory))
         release(pool, page)
 
     monkeypatch.setattr(PagePool, "take", counted_take)
@@ -125,20 +130,24 @@ def test_buffers_take_what_is_planned_where_layers_and_experts_are_read_anew(
 
 
 def test_a_state_takes_what_is_planned_at_the_most(
-    model: Path, most_pages: dict[int, dict[str, int]]
+    model: Path, most_pages: dict[int, dict[int, list[int]]]
 ) -> None:
-    """A window of these few positions may have a page of seven less than planned, by where its
-    positions begin."""
+    """To the byte, at the end of the context, with tokens that are guessed."""
     require_cpp()
     settings: dict[str, Any] = {"batch_size": BATCH, "context": CONTEXT}
     with LayerWiseInferenceEngine(model, backend="cpp", **settings) as engine:
-        fill(engine, ENDS)
-        state = engine._model.decoder.state
-        taken = most_pages.get(id(state._pool), {"most": 0})["most"]
-        taken += (1 + len(state._checkpoints)) * state.recurrent.nbytes
-        planned = engine.plan().kv_cache_bytes
-        has_windows = any(table.window for table in state.layout.tables)
-        assert (0.85 if has_windows else 1 - CLOSE) * planned <= taken <= planned
+        decoder = engine._model.decoder
+        state = decoder.state
+        is_chunked = any(table.chunked for table in state.layout.tables)
+        fill(engine, ENDS_OF_CHUNKS if is_chunked else ENDS)
+        n_guesses = CONTEXT - state.length
+        logits = np.empty((n_guesses, VOCAB), np.float32)
+        decoder.evaluate_ahead(np.zeros(n_guesses, np.int32), logits)
+        earlier = [*state._checkpoints.all, *([state._before] if state._before else [])]
+        state.accept([], n_guesses)
+        pages = sum(most for _, most in most_pages.get(id(state._pool), {}).values())
+        copies = (1 + len(earlier)) * state.recurrent.nbytes
+        assert pages + copies == engine.plan().kv_cache_bytes
 
 
 TOTAL = """

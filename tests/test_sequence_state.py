@@ -11,17 +11,23 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sequence_states import heads_of, new_state
 
 from airllm.backends.numpy_backend import NumpyBackend
+from airllm.backends.numpy_state import NumpyState
 from airllm.graph.state import KeysValues, LayerState
-from airllm.state.layout import PAGE_ROWS, SLACK, StateLayout
-from airllm.state.sequence import CHECKPOINT_TOKENS, CHECKPOINTS, SequenceState
+from airllm.state.layout import StateLayout
+from airllm.state.pages import Page, PagePool
+from airllm.state.sequence import SequenceState
+from airllm.state.table import CHECKPOINT_TOKENS, CHECKPOINTS, PAGE_ROWS, SLACK
 
 WIDTH = 4
 PAGE_BYTES = 2 * PAGE_ROWS * WIDTH * 4  # keys and values of a layer in float32
 WINDOW = 100
 RECURRENT = LayerState(recurrent_floats=3)
+RECURRENT_BYTES = 3 * 4
 
 
 def state_with(*layers: LayerState, capacity: int = 4096) -> SequenceState:
@@ -105,15 +111,107 @@ def test_a_layer_with_a_window_keeps_its_window_and_no_more(make) -> None:
     check(state)
 
 
-def test_what_a_sequence_takes_is_what_its_layout_says() -> None:
-    window_alone = state_with(heads_of(1, WIDTH, WINDOW))
-    for state in (whole(), windowed(), chunked(), recurrent(), window_alone):
-        most, taken = state.layout.nbytes(2000, 100), 0
-        for n in (3, *[100] * 19, 97):
-            state.make_room(0, len(state.layout.layers), state.length, n)
-            taken = max(taken, state.nbytes)
-            append(state, range(n))
-        assert most - 2 * PAGE_BYTES <= taken <= most
+class CountedPool(PagePool):
+    """most: bytes of the pages that were handed out at once."""
+
+    def __init__(self, layout: StateLayout) -> None:
+        super().__init__(lambda n: np.empty(n, np.uint8), layout.page_bytes)
+        self.now = self.most = 0
+
+    def take(self, table: int) -> Page:
+        page = super().take(table)
+        self.now += len(page.memory)
+        self.most = max(self.most, self.now)
+        return page
+
+    def release(self, page: Page) -> None:
+        self.now -= len(page.memory) * (page.holders == 1)
+        super().release(page)
+
+
+def counted(layout: StateLayout, capacity: int) -> tuple[SequenceState, CountedPool]:
+    pool = CountedPool(layout)
+    return SequenceState(layout, pool, NumpyState, capacity), pool
+
+
+def layer_by_layer(state: SequenceState, n_tokens: int, most: int) -> None:
+    """A pass in batches of up to `most` tokens, layer by layer, as the decoder runs it."""
+    state.begin()
+    batches = [(at, min(most, n_tokens - at)) for at in range(0, n_tokens, most)]
+    for layer in range(len(state.layout.layers)):
+        for at, count in batches:
+            state.make_room(layer, layer + 1, state.length + at, count)
+            if count > 1:
+                state.let_go(layer, layer + 1, state.length + at + count)
+    state.advance([0] * n_tokens)
+
+
+WINDOWS = st.sampled_from([4, 8, 12, 20, 32, 100, 128, 512, 1024, 2047, 4096])
+
+
+@given(
+    st.lists(st.tuples(WINDOWS, st.booleans(), st.booleans()), min_size=1, max_size=2),
+    st.integers(30, 5000),
+    st.sampled_from([1, 64, 144, 512]),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_no_way_to_a_length_takes_more_than_the_layout_says(
+    windows, capacity, most, streamed, recurrent, data
+) -> None:
+    """windows: their lengths, whether they are chunks, and whether another layer reads them."""
+    layers = [heads_of(1, WIDTH)]
+    for window, is_chunked, is_shared in windows:
+        of_window = heads_of(1, WIDTH, window, chunked=is_chunked)
+        layers += [of_window, of_window]
+        layers += [LayerState(keys_of=len(layers) - 1)] * is_shared
+    layers += [RECURRENT] * recurrent
+    layout = StateLayout(layers, "f32")
+    state, pool = counted(layout, capacity)
+    planned = layout.nbytes(capacity, most, capacity if streamed else 0)
+    most_recurrent = 0
+    for _ in range(40):
+        left, past = capacity - state.length, state.length
+        if data.draw(st.sampled_from([True] * 9 + [False])) and left:
+            longest = left if streamed else min(left, most)
+            n_tokens = data.draw(st.one_of(st.integers(1, longest), st.just(longest), st.just(1)))
+            layer_by_layer(state, n_tokens, most)
+        else:
+            assert state.trim(data.draw(st.integers(0, past))) <= past
+        copies = 1 + len(state._checkpoints.all)
+        most_recurrent = max(most_recurrent, copies * state.recurrent.nbytes)
+        assert pool.most + most_recurrent <= planned
+
+
+@pytest.mark.parametrize(
+    ("window", "is_chunked", "capacity", "most", "ends"),
+    [
+        (20, False, 1280, 192, [1, 257, 513, 769, 961, 1280]),  # most: 1 behind a page
+        (8, False, 2048, 512, [256, 512, 768, 961, 1473]),
+        (128, False, 4096, 512, [256, 512, 768, 961, 1473]),
+        (512, False, 4096, 512, [512, 1024, 1536, 1729, 2241]),
+        (1024, False, 1280, 512, [512, 1024, 1280]),
+        (4096, False, 8192, 512, range(512, 8193, 512)),
+        (1024, True, 1280, 512, [960, 1087, 1280]),
+    ],
+)
+def test_a_window_takes_all_that_the_layout_says(window, is_chunked, capacity, most, ends) -> None:
+    layout = StateLayout([heads_of(1, WIDTH, window, chunked=is_chunked)] * 3, "f32")
+    state, pool = counted(layout, capacity)
+    for end in ends:
+        while state.length < end:
+            layer_by_layer(state, min(most, end - state.length), most)
+    while state.length < capacity and state.length < ends[-1] + 70:
+        layer_by_layer(state, 1, most)
+    assert pool.most == layout.nbytes(capacity, most)
+
+
+def test_tokens_that_are_guessed_take_one_more_copy_of_the_recurrent_memory() -> None:
+    layout = StateLayout([RECURRENT], "f32")
+    copies = [layout.nbytes(length, 64) // RECURRENT_BYTES for length in (255, 256, 512, 4096)]
+    assert copies == [1, 2, 3, 1 + CHECKPOINTS]
+    assert layout.nbytes(255, 64, guesses=True) == 2 * RECURRENT_BYTES
 
 
 def test_layers_that_read_anothers_keys_take_no_memory_of_their_own() -> None:
@@ -282,13 +380,13 @@ def test_going_back_further_may_evaluate_more_again_but_not_for_ever_more() -> N
     state = state_with(RECURRENT, capacity=65_536)
     for length in range(CHECKPOINT_TOKENS, 65_536, CHECKPOINT_TOKENS):
         append(state, range(CHECKPOINT_TOKENS))
-        at = [0, *(checkpoint.length for checkpoint in state._checkpoints)]
+        at = [0, *(checkpoint.length for checkpoint in state._checkpoints.all)]
         assert len(at) <= 1 + CHECKPOINTS
         for older, newer in pairwise(at):
             back, again = length - newer + 1, newer - 1 - older  # to just before a checkpoint
             assert again <= 15 * (back + CHECKPOINT_TOKENS)
         assert at[-1] == length
-    assert len(state._checkpoints) == CHECKPOINTS
+    assert len(state._checkpoints.all) == CHECKPOINTS
 
 
 def test_a_pass_that_fails_leaves_a_state_of_fewer_tokens_or_the_same() -> None:
@@ -316,12 +414,12 @@ def test_a_sequence_that_ends_with_a_chunk_needs_nothing_of_it() -> None:
 @pytest.mark.parametrize("make", [windowed, chunked])
 def test_a_pass_that_lets_a_window_go_and_fails_leads_to_a_checkpoint(make) -> None:
     state = make()
-    append(state, range(300))
+    append(state, range(350))
     state.begin()
-    state.make_room(0, 1, 300, 1000)
-    state.let_go(0, 1, 1300)
+    state.make_room(0, 1, 350, 1000)
+    state.let_go(0, 1, 1350)
     state.recover()
-    assert state.length == 300
+    assert state.length == 320  # whose pages are full
     check(state)
 
 

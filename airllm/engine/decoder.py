@@ -28,7 +28,7 @@ from airllm.models.ngrams import TABLE, row_numbers
 from airllm.models.rope_rows import RopeRows
 from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
-from airllm.state.sequence import CHECKPOINTS, SequenceState
+from airllm.state.sequence import SequenceState
 from airllm.util.progress import OnProgress, part_of
 from airllm.weights.open_weights import layer_executor, open_weights
 from airllm.weights.plan_model import PlannedModel
@@ -125,10 +125,8 @@ class Decoder:
 
     def state_bytes(self, n_tokens: int) -> int:
         """The most bytes that a sequence of up to n_tokens takes."""
-        n_checkpoints = 0 if self.layout.can_be_cut else CHECKPOINTS
-        size = min(self._batch_size, n_tokens)
-        together = n_tokens if self.streams else size
-        return self.layout.nbytes(n_tokens, size, n_checkpoints, together)
+        together = n_tokens if self.streams else 0
+        return self.layout.nbytes(n_tokens, self._batch_size, together)
 
     def memory_for_sequences(self) -> int | None:
         """Bytes that further sequences may take within the budget: what the plan leaves, and what

@@ -11,17 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from airllm.graph.state import KeysArgument, KeysValues, LayerArgument, LayerState, first_seen
+from airllm.graph.state import KeysArgument, KeysValues, LayerArgument, LayerState
 from airllm.numpy_ops.quants import TYPES, row_bytes
+from airllm.state.table import (
+    CHECKPOINT_TOKENS,
+    CHECKPOINTS,
+    PAGE_ROWS,
+    Filling,
+    Table,
+    most_pages,
+)
 
-__all__ = ["PAGE_ROWS", "SLACK", "KVType", "KeysPlace", "LayerPlace", "StateLayout", "Table"]
+__all__ = ["KVType", "KeysPlace", "LayerPlace", "StateLayout"]
 
 KVType = Literal["f32", "f16", "q8_0"]
 
-PAGE_ROWS, FEWEST_PAGE_ROWS = 64, 16
-# Positions that a window keeps beyond itself, so that tokens which were guessed wrong can be cut
-# off. lookahead guesses up to 63.
-SLACK = 64
+FEWEST_PAGE_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,43 +59,6 @@ class LayerPlace:
         """All that there are."""
         found = self.keys, self.index, self.groups, self.pending, self.index_pending
         return [place for place in found if place is not None]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """window, chunked, every: those of its layers' KeysValues. shared: layers after the first one
-    read its pages, which then stay until all layers are done."""
-
-    page_rows: int
-    page_bytes: int
-    window: int = 0
-    shared: bool = False
-    chunked: bool = False
-    every: int = 1
-
-    def pages(self, length: int) -> range:
-        """The numbers of the pages for a sequence of `length` tokens."""
-        return range(self.n_pages(length // self.every))
-
-    def positions(self, n_pages: int) -> int:
-        """The positions that the first n_pages pages have room for."""
-        return n_pages * self.page_rows * self.every
-
-    def n_pages(self, rows: int) -> int:
-        """The fewest pages with so many rows."""
-        return -(-rows // self.page_rows)
-
-    def pages_for(self, past: int, end: int) -> range:
-        """The numbers of the pages for the rows that positions [past, end) add."""
-        return range(past // self.every // self.page_rows, self.pages(end).stop)
-
-    def first_needed(self, length: int) -> int:
-        """The first position that tokens from position `length` on see."""
-        return first_seen(self.window, self.chunked, length)
-
-    def first_kept(self, length: int) -> int:
-        """The first position whose page is kept, for a sequence of `length` tokens."""
-        return self.first_needed(max(0, length - SLACK))
 
 
 class StateLayout:
@@ -198,37 +166,41 @@ class StateLayout:
         return found
 
     def nbytes(
-        self, context: int, batch_size: int, n_checkpoints: int = 0, pass_size: int = 0
+        self, context: int, batch_size: int, pass_size: int = 0, *, guesses: bool = False
     ) -> int:
-        """The most bytes that a sequence of up to `context` tokens takes, while batches of
-        batch_size tokens are appended. n_checkpoints: earlier states that are kept, too.
-        pass_size: the tokens of all batches that go through a layer before the next; 0: as
-        batch_size."""
-        total = 4 * self.recurrent_floats * (1 + n_checkpoints)
-        for table in self.tables:
-            if not table.window:
-                total += len(table.pages(context)) * table.page_bytes
-                continue
-            # The positions that are kept begin within a page.
-            whole = table.n_pages(context)
-            most = min(whole, table.n_pages(table.window + SLACK) + 1) * (1 + n_checkpoints)
-            if table.shared:  # the batch's stay until the last layer that reads them is done
-                most += table.n_pages(pass_size or batch_size)
-            total += min(whole, most) * table.page_bytes
-        return total + self._in_batch(min(batch_size, context))
+        """The most bytes that a sequence of up to `context` tokens takes with its checkpoints,
+        while batches of up to batch_size tokens are appended. pass_size: the tokens of all batches
+        that go through a layer before the next; 0: as batch_size. guesses: whether tokens are
+        evaluated ahead, which takes one more copy of the recurrent memory."""
+        n_checkpoints = 0 if self.can_be_cut else min(CHECKPOINTS, context // CHECKPOINT_TOKENS)
+        way = Filling(context, min(batch_size, context), min(pass_size or batch_size, context))
+        copies = 1 + n_checkpoints + guesses
+        # Few checkpoints leave more of a short context to a large batch.
+        pages = max(self._page_memory(way, count) for count in range(n_checkpoints + 1))
+        return 4 * self.recurrent_floats * copies + pages
 
-    def _in_batch(self, batch_size: int) -> int:
-        """While a layer appends a batch, it has the window before it and the batch: the bytes of
-        the batch. Layers take the pages that earlier ones let go, if they are as large."""
-        most: dict[int, int] = {}  # pages of a layer, by their size
+    def _page_memory(self, way: Filling, n_checkpoints: int) -> int:
+        """The most bytes of pages with so many checkpoints. While a layer appends a batch, it has
+        the window before it and the batch. Layers take the pages that earlier ones let go, if they
+        are as large."""
+        if self.recurrent_floats:
+            way = replace(way, whole_pages=False)
+        of_tables = [most_pages(table, way, n_checkpoints) for table in self.tables]
+        total = sum(
+            most.between * table.page_bytes
+            for most, table in zip(of_tables, self.tables, strict=True)
+        )
+        in_batch: dict[int, int] = {}  # pages of a layer, by their size
+        tables: set[int] = set()
         for layer in self.layers:
+            tables = {table for table in tables if self.tables[table].shared}
+            tables |= {place.table for place in layer.places}
             of_layer: dict[int, int] = {}
-            for table in (self.tables[place.table] for place in layer.places):
-                if table.window and not table.shared:
-                    n_bytes, count = table.page_bytes, table.n_pages(batch_size)
-                    of_layer[n_bytes] = of_layer.get(n_bytes, 0) + count
-            most |= {size: max(most.get(size, 0), count) for size, count in of_layer.items()}
-        return sum(size * count for size, count in most.items())
+            for most, table in ((of_tables[index], self.tables[index]) for index in tables):
+                more = of_layer.get(table.page_bytes, 0) + most.in_batch - most.between
+                of_layer[table.page_bytes] = more
+            in_batch |= {size: max(in_batch.get(size, 0), n) for size, n in of_layer.items()}
+        return total + sum(size * count for size, count in in_batch.items())
 
 
 def _page_rows(window: int) -> int:

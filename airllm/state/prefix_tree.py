@@ -17,8 +17,9 @@ from itertools import islice
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from airllm.state.layout import PAGE_ROWS, StateLayout
+from airllm.state.layout import StateLayout
 from airllm.state.sequence import Snapshot
+from airllm.state.table import PAGE_ROWS
 
 __all__ = ["Keys", "PrefixTree", "keys_of", "kinds_of"]
 

@@ -13,15 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.graph.state import LayerArgument
+from airllm.state.checkpoints import Checkpoint, Checkpoints
 from airllm.state.layout import KeysPlace, StateLayout
 from airllm.state.pages import Page, PagePool
 
-__all__ = ["CHECKPOINTS", "BackendState", "SequenceState", "Snapshot"]
-
-# The most checkpoints of a sequence, and the fewest tokens between two of them. In texts of up to
-# 65,536 tokens, going back by d evaluates at most 15 times d + CHECKPOINT_TOKENS further tokens
-# again, 8 times in the mean. With 6 checkpoints it would be 3.4, but they take memory.
-CHECKPOINTS, CHECKPOINT_TOKENS = 3, 256
+__all__ = ["BackendState", "SequenceState", "Snapshot"]
 
 
 class BackendState(Protocol):
@@ -35,9 +31,9 @@ class BackendState(Protocol):
 MakeBacking = Callable[[Sequence[tuple[int, int]], Sequence[LayerArgument]], BackendState]
 
 
-class Snapshot:
-    """A sequence at an earlier time. It shares the pages of the sequence: whoever writes to a
-    shared page copies it first."""
+class Snapshot(Checkpoint):
+    """A checkpoint with its tokens and the pages of all tables, from which another sequence of the
+    model can begin, too."""
 
     def __init__(
         self,
@@ -46,21 +42,8 @@ class Snapshot:
         recurrent: NDArray[np.float32],
         pool: PagePool,
     ) -> None:
-        """pages: by table and number; the snapshot holds them."""
-        self.tokens, self.pages, self.recurrent, self._pool = tokens, pages, recurrent, pool
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its pages and recurrent memory; it may share the pages with others."""
-        return self.recurrent.nbytes + sum(len(page.memory) for page in self.all_pages())
-
-    def all_pages(self) -> Iterator[Page]:
-        for table in self.pages.values():
-            yield from table.values()
+        super().__init__(len(tokens), pages, recurrent, pool)
+        self.tokens = tokens
 
     def continues_at(self, layout: StateLayout, length: int) -> bool:
         """Whether a sequence that is restored from this one can be cut to `length` tokens."""
@@ -80,10 +63,6 @@ class Snapshot:
             for table, pages in self.pages.items()
         }
         return Snapshot(self.tokens[:length], held, self.recurrent, self._pool)
-
-    def __del__(self) -> None:
-        for page in self.all_pages():
-            self._pool.release(page)
 
 
 class SequenceState:
@@ -112,8 +91,8 @@ class SequenceState:
             self._recurrent[:] = 0.0
             self.backing.set_recurrent(self._recurrent)
         self._recurrent_at: int | None = 0  # tokens in the recurrent memory; None inside a pass
-        self._checkpoints: list[Snapshot] = []
-        self._before: Snapshot | None = None  # the tokens that are evaluated ahead
+        self._checkpoints = Checkpoints(layout, capacity)
+        self._before: Checkpoint | None = None  # the tokens that are evaluated ahead
 
     def __del__(self) -> None:
         for pages in self._pages:
@@ -146,7 +125,7 @@ class SequenceState:
         if not self.layout.recurrent_floats:
             return
         if ahead:
-            self._before = self._snapshot(())
+            self._before = self._hold(self.length, {})
         self._recurrent_at = None
 
     def make_room(self, first_layer: int, last_layer: int, past: int, n_tokens: int) -> None:
@@ -222,13 +201,13 @@ class SequenceState:
             self._pool.release(pages.pop(index))
         self.backing.keep_pages(table, first, min(last, 1 << 24))
         room = self.layout.tables[table].positions(last)
-        self._room[table] = min(self._room[table], room)
+        self._room[table] = min(self._room[table], room) if pages else 0
 
     # ---- going back ----------------------------------------------------------------------------
 
     def clear(self) -> None:
         """Forget all tokens."""
-        self._checkpoints.clear()
+        self._checkpoints.all.clear()
         self._before = None
         self._cut(0)
         self._recurrent[:] = 0.0
@@ -240,12 +219,11 @@ class SequenceState:
         length = min(length, self.length)
         if length == self.length and self._continues_at(length):
             return length
-        while self._checkpoints and self._checkpoints[-1].length > length:
-            self._checkpoints.pop()
+        self._checkpoints.forget_after(length)
         if length > 0 and self._continues_at(length):
             self._cut(length)
-        elif length > 0 and self._checkpoints:
-            self._return_to(self._checkpoints[-1])
+        elif length > 0 and self._checkpoints.all:
+            self._return_to(self._checkpoints.all[-1])
         else:
             self.clear()
         return self.length
@@ -266,7 +244,12 @@ class SequenceState:
     def snapshot(self) -> Snapshot:
         """The sequence as it is now, for `restore`. It takes memory for the recurrent memory, and
         for the pages that the sequence changes afterwards."""
-        return self._snapshot(range(len(self._pages)))
+        held = {
+            table: {index: self._pool.hold(page) for index, page in pages.items()}
+            for table, pages in enumerate(self._pages)
+        }
+        self._room = [0] * len(self._room)
+        return Snapshot(tuple(self.tokens), held, self._recurrent.copy(), self._pool)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Make the sequence what it was. snapshot: of this sequence or another one of the model."""
@@ -286,44 +269,40 @@ class SequenceState:
         for table in range(len(self._pages)):
             self._keep_pages(table, 0, self.layout.tables[table].pages(length).stop)
 
-    def _snapshot(self, tables: Sequence[int]) -> Snapshot:
-        """With the pages of some tables."""
-        held = {
-            table: {index: self._pool.hold(page) for index, page in self._pages[table].items()}
-            for table in tables
-        }
-        for table in tables:
-            self._room[table] = 0
-        return Snapshot(tuple(self.tokens), held, self._recurrent.copy(), self._pool)
-
     def _keep_checkpoint(self) -> None:
-        last = self._checkpoints[-1].length if self._checkpoints else 0
-        if self.length < last + CHECKPOINT_TOKENS:
+        length = self._checkpoints.due(self.length)
+        if length is None:
             return
-        windowed = [index for index, table in enumerate(self.layout.tables) if table.window]
-        self._checkpoints.append(self._snapshot(windowed))
-        if len(self._checkpoints) > CHECKPOINTS:
-            # Without the one that leaves the smallest gap, for the way back to the gap's end.
-            at = [0, *(checkpoint.length for checkpoint in self._checkpoints)]
-            gaps = [
-                (at[i + 1] - at[i - 1]) / (self.length - at[i + 1] + CHECKPOINT_TOKENS)
-                for i in range(1, len(at) - 1)
-            ]
-            del self._checkpoints[gaps.index(min(gaps))]
+        needed = self._checkpoints.needed_pages(length)
+        # A sequence that was cut, or loaded, a few tokens before has no window of earlier ones.
+        if all(self._pages[table].keys() >= set(numbers) for table, numbers in needed.items()):
+            self._checkpoints.make_room(length)
+            self._checkpoints.all.append(self._hold(length, needed))
 
-    def _return_to(self, snapshot: Snapshot) -> None:
-        """snapshot: of this sequence's own past, perhaps without the pages of some tables."""
-        self._cut(snapshot.length)
-        self._take_over(snapshot)
+    def _hold(self, length: int, pages: Mapping[int, range]) -> Checkpoint:
+        """A checkpoint. pages: their numbers, by table."""
+        held = {
+            table: {index: self._pool.hold(self._pages[table][index]) for index in numbers}
+            for table, numbers in pages.items()
+        }
+        for table in pages:
+            if length % self.layout.tables[table].page_rows:
+                self._room[table] = 0  # the last page is not full
+        return Checkpoint(length, held, self._recurrent.copy(), self._pool)
 
-    def _take_over(self, snapshot: Snapshot) -> None:
-        for table, pages in snapshot.pages.items():
+    def _return_to(self, checkpoint: Checkpoint) -> None:
+        """checkpoint: of this sequence's own past."""
+        self._cut(checkpoint.length)
+        self._take_over(checkpoint)
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
+        for table, pages in checkpoint.pages.items():
             self._keep_pages(table, 0, 0)
             for index, page in pages.items():
                 self._pages[table][index] = self._pool.hold(page)
                 self.backing.set_page(table, index, page.memory)
-        self._recurrent[:] = snapshot.recurrent
-        self._recurrent_at = snapshot.length
+        self._recurrent[:] = checkpoint.recurrent
+        self._recurrent_at = checkpoint.length
 
     # ---- for files -----------------------------------------------------------------------------
 

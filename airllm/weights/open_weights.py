@@ -10,7 +10,6 @@ from airllm.formats.model_file import ModelFile
 from airllm.graph.graph import Graph
 from airllm.models import Model, ModelConfig
 from airllm.state.layout import KVType, StateLayout
-from airllm.state.sequence import CHECKPOINTS
 from airllm.util.arguments import check_count
 from airllm.util.progress import OnProgress
 from airllm.util.shown import shown
@@ -62,15 +61,14 @@ def plan_weights(
     check_tensors(gguf, model)
     parts, next_head = model_parts(gguf, model, backend), next_head_part(gguf, model, backend)
     layout = StateLayout(model.states, kv_type)
-    n_checkpoints = 0 if layout.can_be_cut else CHECKPOINTS
     of_head = None if model.next_head is None else StateLayout([model.next_head.state], kv_type)
 
     def state_of_head(context: int) -> int:
         return 0 if of_head is None else of_head.nbytes(context, NEXT_HEAD_ROWS)
 
     def state_bytes(context: int) -> int:
-        size = min(int(batch_size or BATCH_SIZE), context)
-        return layout.nbytes(context, size, n_checkpoints) + state_of_head(context)
+        size = int(batch_size or BATCH_SIZE)
+        return layout.nbytes(context, size, guesses=True) + state_of_head(context)
 
     def with_batches(context: int, most: int, *, streamed: bool) -> Plan:
         size = min(most, context)
@@ -82,7 +80,7 @@ def plan_weights(
             context=context,
             batch_size=size,
             kv_cache_bytes=state_of_head(context)
-            + layout.nbytes(context, size, n_checkpoints, context if streamed else size),
+            + layout.nbytes(context, size, context if streamed else 0, guesses=True),
             buffer_bytes=buffer_bytes(model, backend, size, context) + waiting,
             by_expert_bytes=buffer_bytes(model, backend, size, context, by_expert=True) + waiting,
             experts_used=model.config.n_experts_used,
