@@ -232,7 +232,7 @@ def test_who_waits_for_a_hub_is_told_so(
     finally:
         logger.removeHandler(handler)
     half = len(CONTENT) // 2
-    assert {done for done, note in shown if note and done} == {half}
+    assert half in {done for done, note in shown if note}
     assert any(note == "nothing has come for 0 s" for _, note in shown)
 
 
