@@ -168,7 +168,9 @@ with LayerWiseInferenceEngine(PATH, backend="cpp", context=1024) as engine:
     tokens = np.random.default_rng(1).integers(3, 2000, 1024).tolist()
     for start in (0, 256):  # so that there are three checkpoints
         engine.forward(tokens[start : start + 256])
-    engine.forward(tokens[512:], last_only=False)  # the head's buffers are for all rows, too
+    engine.forward(tokens[512:1016], last_only=False)  # the head's buffers are for all rows, too
+    guesses = np.array(tokens[1016:], np.int32)  # for which recurrent memory is copied once more
+    engine._model.decoder.evaluate_ahead(guesses, np.empty((8, 2000), np.float32))
     print(json.dumps([resident() - before, engine.plan().total_bytes - embedding]))
 """
 
