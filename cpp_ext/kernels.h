@@ -179,6 +179,19 @@ struct ScanTask {
     float* state;  // [head_dim][d_state]
 };
 
+// The input and output of the scan of Mamba: one sequence.
+struct SelectiveScanTask {
+    std::size_t n_tokens, d_state;
+    const float* x;   // token t at x + t * stride: [channels]
+    const float* dt;  // likewise: the length of each channel's step
+    std::size_t stride;
+    const float* b;  // [n_tokens][d_state]
+    const float* c;  // likewise
+    const float* a;  // [channels][d_state]
+    float* y;        // as x
+    float* state;    // [channels][d_state]
+};
+
 struct KernelTable {
     const char* isa;            // "avx512", as TENSOR_OPS_ISA spells it
     std::size_t vector_floats;  // floats in one vector register
@@ -373,6 +386,10 @@ struct KernelTable {
     //   |error of y[i]| <= (d_state + 8 + |dt a|) u (|skip x[i]| + sum_j |c[j]| H[i][j])
     // dt a below -87.33 has an absolute error of 2^-126 in e, and above 88 it counts as 88.
     void (*ssm_scan)(const ScanTask& task, std::size_t first, std::size_t last);
+    // For each token and channel, with e = exp(dt a), a number for each element of the state h:
+    // h = e h + dt x b; y = h . c.  For channels [first, last).  The errors are those of ssm_scan
+    // with as many rows, without a skip.
+    void (*selective_scan)(const SelectiveScanTask& task, std::size_t first, std::size_t last);
 };
 
 }  // namespace tensor_ops

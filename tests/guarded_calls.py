@@ -220,6 +220,7 @@ OPS = {
     "group_attention": ([H * D], [H * D], [("vector", H)], {**HEADS, **GROUPED}),
     "sparse_group_attention": ([H * D, 2], [H * D], [("vector", H)], {**HEADS, **GROUPED}),
     "delta_rule": ([66, 66, 4 * 17, 4, 4], [4 * 17], [], {"n_heads": 4, "n_kv_heads": 2}),
+    "selective_scan": ([33, 33, 19, 19], [33], [("vector", 33, 19)], {}),
     "ssm_scan": ([33, 3, 19, 19], [33], [("vector", 3)] * 3, {"n_groups": 1, "dt_max": 9.0}),
     "l2_norm": ([99], [99], [], {"eps": 1e-6, "n_heads": 3}),
     "log_decay": ([33], [33], [("vector", 3), ("vector", 33)], {"bound": -5.0}),
@@ -233,10 +234,12 @@ OPS = {
     "gelu": ([33], [33], [], {}),
     "multiply": ([33, 33], [33], [], {}),
     "sigmoid": ([33], [33], [], {}),
+    "softplus": ([33], [33], [], {}),
     "relu_squared": ([33], [33], [], {}),
     "swiglu_oai": ([257, 257], [257], [], {"alpha": 1.7, "limit": 7.0}),
     "scale": ([33], [33], [], {"factor": 0.3}),
-    "scale_rows": ([33, 1], [33], [], {}),
+    "scale_rows": ([33, 3], [33], [], {}),
+    "clamp": ([33], [33], [], {"low": -0.5, "high": 0.5}),
     "layer_norm": ([33], [33], [("vector", 33)], {"eps": 1e-6}),
     "route": ([16], [8], [("vector", 16)], {"n_used": 4, "n_groups": 4, "n_groups_used": 2}),
     "route_to": ([16, 4], [8], [], {"n_used": 4, "gating": "sqrtsoftplus"}),
@@ -278,7 +281,10 @@ def weight(f, kind, *shape):
 
 
 # The floats of recurrent memory of an op.
-RECURRENT = {"conv": 3 * 3 * 33, "block_mean": 33, "delta_rule": 4 * 33 * 17, "ssm_scan": 33 * 19}
+RECURRENT = {"conv": 3 * 3 * 33, "block_mean": 33, "delta_rule": 4 * 33 * 17} | {
+    "ssm_scan": 33 * 19,
+    "selective_scan": 33 * 19,
+}
 
 
 def state(f, kind, capacity, *, latent, indexed, recurrent):

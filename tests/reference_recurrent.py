@@ -1,8 +1,9 @@
 """Recurrent layers once more, in float64, from other forms of their formulas than the code has.
 
 The convolution is a sum over the whole history; the delta rule multiplies by the matrices of its
-paper; the scan of Mamba-2 is the sum over all earlier tokens that its paper calls the quadratic
-form. Everything is one sequence: arrays begin with the token axis. Results are float64.
+paper; the scans of Mamba and Mamba-2 are sums over all earlier tokens, which the second paper calls
+the quadratic form. Everything is one sequence: arrays begin with the token axis. Results are
+float64.
 """
 
 import math
@@ -77,4 +78,25 @@ def ssm_scan(x, dt, b, c, a, skip, dt_bias, dt_limits, state):
         for past in range(n):
             kept = math.exp(a[head] * math.fsum(steps[past + 1 :]))
             after[head] += kept * steps[past] * np.outer(x[past, head], b[past, group])
+    return y, after
+
+
+def selective_scan(x, dt, b, c, a, state):
+    """y [n, channels] and the state after it; state: [channels, d_state].
+
+    y_t = sum over s <= t and i of c_t[i] b_s[i] exp(a[i] (sum of steps s + 1 to t)) step_s x_s,
+    and what is left of the state.
+    """
+    x, dt, b, c, a, state = (np.asarray(array, np.float64) for array in (x, dt, b, c, a, state))
+    n, channels = x.shape
+    y, after = np.zeros(x.shape), np.zeros(state.shape)
+    for channel in range(channels):
+        steps = dt[:, channel]
+        for token in range(n):
+            left = state[channel] * np.exp(a[channel] * math.fsum(steps[: token + 1]))
+            for past in range(token + 1):
+                kept = np.exp(a[channel] * math.fsum(steps[past + 1 : token + 1]))
+                left = left + kept * steps[past] * x[past, channel] * b[past]
+            y[token, channel] = left @ c[token]
+        after[channel] = left
     return y, after

@@ -28,7 +28,11 @@ def swiglu_oai(gate, up, alpha=1.702, limit=7.0, shift=1.0):
 @pytest.mark.parametrize("n_tokens", [1, 5])
 @pytest.mark.parametrize(
     ("name", "function"),
-    [("sigmoid", sigmoid), ("relu_squared", lambda z: np.maximum(z, 0) ** 2)],
+    [
+        ("sigmoid", sigmoid),
+        ("relu_squared", lambda z: np.maximum(z, 0) ** 2),
+        ("softplus", lambda z: np.logaddexp(0.0, z)),
+    ],
 )
 def test_activations_by_themselves(backend, name, function, n_tokens):
     x = 3 * random(n_tokens, 700)
@@ -117,11 +121,20 @@ def test_a_scale_of_another_length_is_refused():
 
 
 @pytest.mark.parametrize("n_tokens", [1, 70])
-@pytest.mark.parametrize("width", [1, 700])
-def test_scale_rows_multiplies_each_row_by_its_factor(backend, n_tokens, width):
-    inputs = {"x": random(n_tokens, width), "factors": random(n_tokens, 1, seed=1)}
+@pytest.mark.parametrize(("width", "n_factors"), [(1, 1), (700, 1), (700, 20), (5, 5)])
+def test_scale_rows_multiplies_each_row_by_its_factors(backend, n_tokens, width, n_factors):
+    inputs = {"x": random(n_tokens, width), "factors": random(n_tokens, n_factors, seed=1)}
     out = run(backend, lambda g, x, factors: g.scale_rows(x, factors), inputs, {})
-    np.testing.assert_array_equal(out, inputs["x"] * inputs["factors"])
+    factors = np.repeat(inputs["factors"], width // n_factors, axis=1)
+    np.testing.assert_array_equal(out, inputs["x"] * factors)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.5, 0.25), (-3e38, 1.0)])
+def test_clamp_holds_values_between_its_limits(backend, low, high):
+    x = np.concatenate([SPECIAL, random(1, 700)], axis=1)
+    out = run(backend, lambda g, x: g.clamp(x, low, high), {"x": x}, {})
+    assert (out[:, 8:] == np.float32(high)).any()
+    np.testing.assert_array_equal(out, np.clip(x, np.float32(low), np.float32(high)))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 7])
@@ -205,6 +218,8 @@ IN_PLACE = {
     "scale": (["x"], lambda g, x, out: g.scale(x, 0.3, out=out)),
     "swiglu_oai": (["x", "y"], lambda g, x, y, out: g.swiglu_oai(x, y, **LIMITS, out=out)),
     "scale_rows": (["x", "one"], lambda g, x, one, out: g.scale_rows(x, one, out=out)),
+    "clamp": (["x"], lambda g, x, out: g.clamp(x, -1.0, 0.5, out=out)),
+    "softplus": (["x"], lambda g, x, out: g.softplus(x, out=out)),
 }
 
 
@@ -230,7 +245,10 @@ FAULTS = {
     "alpha is 0.0": lambda g, x, y, z: g.swiglu_oai(x, y, alpha=0.0, limit=7.0),
     "limit is -7.0": lambda g, x, y, z: g.swiglu_oai(x, y, alpha=1.0, limit=-7.0),
     "'z' has width 32": lambda g, x, y, z: g.swiglu_oai(x, z, **LIMITS),
-    "'y' has width 96, expected 1": lambda g, x, y, z: g.scale_rows(x, y),
+    "'z' has width 32, expected a divisor of 48": lambda g, x, y, z: g.scale_rows(
+        g.external("half", 48), z
+    ),
+    "high is 1.0, expected a float of at least 2.0": lambda g, x, y, z: g.clamp(x, 2.0, 1.0),
     r"input 'z' has width 32, expected a multiple of 96": lambda g, x, y, z: g.residual_attention(
         x, z, g.weight("w", 96), 1, 1e-5
     ),

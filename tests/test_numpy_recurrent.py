@@ -92,6 +92,26 @@ class Scan:
         return reference_recurrent.ssm_scan(*arrays, *vectors, self.limits, state)
 
 
+class SelectiveScan:
+    """selective_scan with 5 channels."""
+
+    out_shape = (5,)
+    state_shape = (5, 16)
+
+    def __init__(self):
+        self.x, self.dt = normal((N, 5), seed=1), np.exp(normal((N, 5), seed=2))
+        self.b, self.c = normal((N, 16), seed=3), normal((N, 16), seed=4)
+        self.a = -np.exp(normal((5, 16), seed=5))
+
+    def run(self, first, sequences, out):
+        last = first + len(out)
+        arrays = [a[first:last] for a in (self.x, self.dt, self.b, self.c)]
+        recurrent.selective_scan_apply(*arrays, self.a, sequences, out)
+
+    def exact(self, state):
+        return reference_recurrent.selective_scan(self.x, self.dt, self.b, self.c, self.a, state)
+
+
 CASES = {
     "conv": Conv(),
     "conv of 3 taps": Conv(taps=3, silu=False, with_bias=False),
@@ -103,6 +123,7 @@ CASES = {
     "scan": Scan(),
     "scan of one group": Scan(n_groups=1, optional=False),
     "scan with limits": Scan(limits=(0.5, 1.0)),
+    "selective scan": SelectiveScan(),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 

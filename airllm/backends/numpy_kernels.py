@@ -186,6 +186,11 @@ def _sigmoid(op: Op, batch: TokenBatch) -> None:
     out[...] = numpy_ops.sigmoid_apply(x)
 
 
+def _softplus(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    out[...] = numpy_ops.softplus_apply(x)
+
+
 def _relu_squared(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     np.square(np.maximum(x, 0), out=out)
@@ -203,6 +208,17 @@ def _scale(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     factor = np.float32(op.attrs["factor"])
     np.multiply(x, factor * batch.weights[op.weights[0]] if op.weights else factor, out=out)
+
+
+def _scale_rows(op: Op, batch: TokenBatch) -> None:
+    x, factors, out = arrays(op, batch)
+    parts = *factors.shape, x.shape[1] // factors.shape[1]
+    np.multiply(x.reshape(parts), factors[..., np.newaxis], out=out.reshape(parts))
+
+
+def _clamp(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    np.clip(x, np.float32(op.attrs["low"]), np.float32(op.attrs["high"]), out=out)
 
 
 def _mix_streams(op: Op, batch: TokenBatch) -> None:
@@ -366,6 +382,7 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "conv": recurrent.conv,
     "delta_rule": recurrent.delta_rule,
     "ssm_scan": recurrent.ssm_scan,
+    "selective_scan": recurrent.selective_scan,
     "l2_norm": recurrent.l2_norm,
     "log_decay": recurrent.log_decay,
     "group_norm": recurrent.group_norm,
@@ -397,10 +414,12 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "expert_scale": experts.expert_scale,
     "scale_shares": experts.scale_shares,
     "sigmoid": _sigmoid,
+    "softplus": _softplus,
     "relu_squared": _relu_squared,
     "swiglu_oai": _swiglu_oai,
     "scale": _scale,
-    "scale_rows": _multiply,
+    "scale_rows": _scale_rows,
+    "clamp": _clamp,
     "layer_norm": _layer_norm,
     "residual_attention": _residual_attention,
     "quantized_norm": _rms_norm,  # exact, as linear is

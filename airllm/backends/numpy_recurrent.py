@@ -5,7 +5,15 @@ from airllm.graph.graph import Op
 from airllm.numpy_ops import recurrent as ops
 from airllm.numpy_ops.recurrent import RecurrentSequence
 
-__all__ = ["conv", "delta_rule", "group_norm", "l2_norm", "log_decay", "ssm_scan"]
+__all__ = [
+    "conv",
+    "delta_rule",
+    "group_norm",
+    "l2_norm",
+    "log_decay",
+    "selective_scan",
+    "ssm_scan",
+]
 
 
 def _states(op: Op, batch: TokenBatch, shape: tuple[int, ...]) -> list[RecurrentSequence]:
@@ -70,6 +78,12 @@ def ssm_scan(op: Op, batch: TokenBatch) -> None:
         _states(op, batch, (n_heads, head_dim, d_state)),
         out.reshape(n, n_heads, head_dim),
     )
+
+
+def selective_scan(op: Op, batch: TokenBatch) -> None:
+    x, dt, b, c, out = arrays(op, batch)
+    a = batch.weights[op.weights[0]]
+    ops.selective_scan_apply(x, dt, b, c, a, _states(op, batch, a.shape), out)
 
 
 def l2_norm(op: Op, batch: TokenBatch) -> None:

@@ -287,6 +287,8 @@ SIGNATURES: Mapping[str, Signature] = {
     # ---- elementwise ----------------------------------------------------------------------------
     "multiply": _signature("a b", dense.elementwise, flops=1, in_place="a b"),
     "silu": _signature("x", dense.activation, flops=4, in_place="x"),
+    # out = log(1 + exp(x))
+    "softplus": _signature("x", dense.activation, flops=5, in_place="x"),
     # the tanh approximation
     "gelu": _signature("x", dense.activation, flops=9, in_place="x"),
     "sigmoid": _signature("x", dense.activation, flops=3, in_place="x"),
@@ -307,8 +309,10 @@ SIGNATURES: Mapping[str, Signature] = {
         in_place="x",
         optional=True,
     ),
-    # out[t] = factors[t] * x[t]; factors: [n_tokens, 1]
+    # out[t] = factors[t] * x[t]; factors: [n_tokens, m], each for width / m columns of x
     "scale_rows": _signature("x factors", dense.scale_rows, flops=1, in_place="x"),
+    # out = min(max(x, low), high)
+    "clamp": _signature("x", dense.clamp, flops=2, attrs="low high", in_place="x"),
     # out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight
     # ---- recurrent: with memory that each token of a sequence changes ---------------------------
     # out[c] = sum over j of weight[c, j] * x[c] of the token (taps - 1 - j) * dilation before, or
@@ -348,6 +352,17 @@ SIGNATURES: Mapping[str, Signature] = {
         weights=("vector", "vector", "vector"),
         attrs="n_groups dt_min dt_max",
         state=recurrent.ssm_scan_state,
+    ),
+    # The scan of Mamba (arXiv:2312.00752), for each channel a vector h [d_state]:
+    # h = exp(dt a) h + dt x b; out = h . c. x, dt: [channels], dt above 0; b, c: [d_state]; weight
+    # a: [channels, d_state].
+    "selective_scan": _signature(
+        "x dt b c",
+        recurrent.selective_scan,
+        flops=10,
+        per="state",
+        weights=("vectors",),
+        state=recurrent.selective_scan_state,
     ),
     # x / sqrt(sum(x^2) + eps) of each of x's heads
     "l2_norm": _signature("x", recurrent.l2_norm, flops=3, attrs="n_heads eps", in_place="x"),

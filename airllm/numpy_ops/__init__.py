@@ -14,6 +14,7 @@ from airllm.numpy_ops.attention import attention
 from airllm.numpy_ops.attention import attention_apply as attention_apply
 from airllm.numpy_ops.elementwise import gelu, rms_norm, silu, softmax, swiglu
 from airllm.numpy_ops.elementwise import sigmoid_apply as sigmoid_apply
+from airllm.numpy_ops.elementwise import softplus_apply as softplus_apply
 from airllm.numpy_ops.matrix import PackedMatrix, RawRows, linear, linear_many, matmul
 from airllm.numpy_ops.matrix import linear_apply as linear_apply
 from airllm.numpy_ops.quants import (

@@ -112,6 +112,14 @@ def softmax_rows(x: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(e / np.where(total == 0.0, 1.0, total).astype(x.dtype))
 
 
+def softplus_apply(x: Float32) -> Float32:
+    """log(1 + exp(x))"""
+    with np.errstate(all="ignore"):
+        # exp(-|x|) cannot overflow, and log1p keeps the digits of small results.
+        positive: Float32 = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return positive
+
+
 def sigmoid_apply(x: NDArray[Any]) -> Float64:
     """1 / (1 + exp(-x)) of any array, in float64, without checks."""
     return np.asarray(1.0 / (1.0 + np.exp(-x.astype(np.float64))))

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from airllm.numpy_ops.checks import Float32
+from airllm.numpy_ops.elementwise import softplus_apply
 
 _quiet = np.errstate(all="ignore")
 
@@ -114,7 +114,7 @@ def ssm_scan_apply(
     """
     n_heads, n_groups = x.shape[1], b.shape[1]
     groups = np.arange(n_heads) // (n_heads // n_groups)
-    steps = _softplus(dt if dt_bias is None else dt + dt_bias)
+    steps = softplus_apply(dt if dt_bias is None else dt + dt_bias)
     steps = np.clip(steps, np.float32(dt_limits[0]), np.float32(dt_limits[1]))
     decay = np.exp(steps * a)
     for row, state in _tokens(sequences):
@@ -124,6 +124,30 @@ def ssm_scan_apply(
         out[row] = np.einsum("hpn,hn->hp", state, c[row, groups])
         if skip is not None:
             out[row] += skip[:, np.newaxis] * x[row]
+
+
+@_quiet
+def selective_scan_apply(
+    x: Float32,
+    dt: Float32,
+    b: Float32,
+    c: Float32,
+    a: Float32,
+    sequences: Sequence[RecurrentSequence],
+    out: Float32,
+) -> None:
+    """The scan of Mamba (arXiv:2312.00752).
+
+    For each token and channel: h = exp(dt a) h + dt x b; out = h . c.
+
+    x, dt, out: float32 [n, channels]; b, c: float32 [n, d_state]; a (negative): float32
+    [channels, d_state].
+    State: h, float32 [channels, d_state].
+    """
+    for row, state in _tokens(sequences):
+        state *= np.exp(dt[row, :, np.newaxis] * a)
+        state += np.outer(dt[row] * x[row], b[row])
+        out[row] = state @ c[row]
 
 
 @_quiet
@@ -151,7 +175,7 @@ def log_decay_apply(
     if bound:
         out[...] = np.float32(bound) / (1.0 + np.exp(factors * biased))
     else:
-        out[...] = factors * _softplus(biased)
+        out[...] = factors * softplus_apply(biased)
 
 
 @_quiet
@@ -163,12 +187,6 @@ def group_norm_apply(x: Float32, weight: Float32, n_groups: int, eps: float, out
     wide = x.astype(np.float64).reshape(len(x), n_groups, x.shape[1] // n_groups)
     mean_square = np.mean(wide * wide, axis=-1, keepdims=True)
     out[...] = (wide / np.sqrt(mean_square + eps)).reshape(x.shape) * weight
-
-
-def _softplus(x: Float32) -> Float32:
-    # exp(-|x|) cannot overflow, and log1p keeps the digits of small results.
-    positive: NDArray[np.float32] = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-    return positive
 
 
 def _tokens(sequences: Sequence[RecurrentSequence]) -> Iterator[tuple[int, Float32]]:

@@ -68,6 +68,8 @@ constexpr struct {
     {"head_dim", set<&Op::head_dim>},
     {"interleaved", set<&Op::interleaved>},
     {"least", set<&Op::least>},
+    {"low", set<&Op::low>},
+    {"high", set<&Op::high>},
     {"limit", set<&Op::limit>},
     {"n_choices", set<&Op::n_choices>},
     {"n_chosen", set<&Op::n_chosen>},

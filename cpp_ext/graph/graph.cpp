@@ -68,6 +68,7 @@ std::size_t Graph::recurrent_floats(const Op& op) const {
         case OpKind::block_mean: return width(op.output);
         case OpKind::delta_rule: return width(op.output) * (width(op.inputs[0]) / op.n_kv_heads);
         case OpKind::ssm_scan: return width(op.output) * (width(op.inputs[2]) / op.n_groups);
+        case OpKind::selective_scan: return width(op.output) * width(op.inputs[2]);
         default: return 0;
     }
 }

@@ -80,9 +80,16 @@ class OpCheck {
         alike();
     }
     void scale_rows() const {
+        const std::size_t factors = input_width(1);
         width(0, output_width());
-        width(1, 1);
+        require(factors >= 1 && output_width() % factors == 0,
+                "input 1 has width " + std::to_string(factors) +
+                    ", expected a divisor of the output's");
         apart(1);
+    }
+    void clamp() const {
+        require(op_.low <= op_.high, "low is not below high");
+        alike();
     }
     void linear() const { apart(0); }
     void linear_many() const {
@@ -291,6 +298,14 @@ class OpCheck {
         require(output_width() <= longest_row / std::max<std::size_t>(1, input_width(2) / groups),
                 "the state is too large");
         require(op_.dt_min >= 0.0f && op_.dt_min <= op_.dt_max, "dt_min is not below dt_max");
+        for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
+    }
+    void selective_scan() const {
+        width(0, output_width());
+        width(1, output_width());
+        width(3, input_width(2));
+        require(output_width() <= longest_row / std::max<std::size_t>(1, input_width(2)),
+                "the state is too large");
         for (std::size_t i = 0; i < op_.inputs.size(); ++i) apart(i);
     }
     void log_decay() const {

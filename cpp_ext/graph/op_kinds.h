@@ -66,16 +66,19 @@ struct Slots {
     op(gelu,           1, one,  no_weight,         alike)           \
     op(multiply,       2, one,  no_weight,         alike)           \
     op(sigmoid,        1, one,  no_weight,         alike)           \
+    op(softplus,       1, one,  no_weight,         alike)           \
     op(relu_squared,   1, one,  no_weight,         alike)           \
     op(swiglu_oai,     2, one,  no_weight,         swiglu_oai)      \
     op(scale,          1, one,  optional(vector),  alike)           \
     op(scale_rows,     2, one,  no_weight,         scale_rows)      \
+    op(clamp,          1, one,  no_weight,         clamp)           \
     op(layer_norm,     1, one,  of(vector),        alike)           \
     op(expert_bias,    2, one,  of(vectors),       of_experts)      \
     op(expert_scale,   2, one,  of(vector),        of_experts)      \
     op(conv,           1, one,  of(vectors),       conv)            \
     op(delta_rule,     5, one,  no_weight,         delta_rule)      \
     op(ssm_scan,       4, one,  of(vector, 3),     ssm_scan)        \
+    op(selective_scan, 4, one,  of(vectors),       selective_scan)  \
     op(l2_norm,        1, one,  no_weight,         head_norm)       \
     op(log_decay,      1, one,  of(vector, 2),     log_decay)       \
     op(residual_attention, 2, one, of(vector),     residual_attention) \

@@ -305,10 +305,12 @@ void Executor::Run::step(std::size_t index) {
             break;
         case OpKind::sigmoid:
         case OpKind::silu:
+        case OpKind::softplus:
         case OpKind::gelu: {
-            auto* const kernel = op.kind == OpKind::sigmoid ? table.sigmoid
-                                 : op.kind == OpKind::silu  ? table.silu
-                                                            : table.gelu_tanh;
+            auto* const kernel = op.kind == OpKind::sigmoid    ? table.sigmoid
+                                 : op.kind == OpKind::silu     ? table.silu
+                                 : op.kind == OpKind::softplus ? table.softplus
+                                                               : table.gelu_tanh;
             for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
                 kernel(in(0) + i, buffer(op.output) + i, count);
             });
@@ -332,6 +334,7 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::conv: conv(op, index); break;
         case OpKind::delta_rule: delta_rule(op, index); break;
         case OpKind::ssm_scan: ssm_scan(op, index); break;
+        case OpKind::selective_scan: selective_scan(op, index); break;
         case OpKind::l2_norm:
             l2_norm(worker, table, in(0), op.eps, buffer(op.output), n * op.n_heads,
                     width(op.output) / op.n_heads);
@@ -401,7 +404,11 @@ void Executor::Run::step(std::size_t index) {
             keep_above(worker, in(0), op.scale, buffer(op.output), n, width(op.output));
             break;
         case OpKind::scale_rows:
-            scale_rows(worker, in(0), in(1), buffer(op.output), n, width(op.output));
+            scale_rows(worker, in(0), in(1), buffer(op.output), width(op.inputs[1]), n,
+                       width(op.output));
+            break;
+        case OpKind::clamp:
+            clamp(worker, in(0), op.low, op.high, buffer(op.output), n * width(op.output));
             break;
         case OpKind::multiply:
             multiply(worker, in(0), in(1), buffer(op.output), n * width(op.output));

@@ -60,6 +60,7 @@ struct Executor::Run {
     void conv(const Op& op, std::size_t index);
     void delta_rule(const Op& op, std::size_t index);
     void ssm_scan(const Op& op, std::size_t index);
+    void selective_scan(const Op& op, std::size_t index);
     // The memory that the op has of each sequence.
     std::span<const RecurrentSequence> recurrent(std::size_t index);
     std::vector<RecurrentSequence> states = {};

@@ -65,4 +65,17 @@ void Executor::Run::ssm_scan(const Op& op, std::size_t index) {
                           .sequences = recurrent(index)});
 }
 
+void Executor::Run::selective_scan(const Op& op, std::size_t index) {
+    tensor_ops::selective_scan(worker, table,
+                               {.x = buffer(op.inputs[0]),
+                                .dt = buffer(op.inputs[1]),
+                                .b = buffer(op.inputs[2]),
+                                .c = buffer(op.inputs[3]),
+                                .a = vector(op),
+                                .channels = width(op.output),
+                                .d_state = width(op.inputs[2]),
+                                .y = buffer(op.output),
+                                .sequences = recurrent(index)});
+}
+
 }  // namespace tensor_ops

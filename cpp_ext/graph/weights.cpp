@@ -40,6 +40,7 @@ std::size_t vector_length(const Graph& graph, const Op& op, std::size_t slot, st
             return slot != static_cast<std::size_t>(op.weight) ? out : out == op.n_streams ? 1 : 3;
         case OpKind::route: return input(0);
         case OpKind::ssm_scan: return input(1);
+        case OpKind::selective_scan: return input(2);
         case OpKind::log_decay:  // the first vector may have an element for several columns
             return slot == static_cast<std::size_t>(op.weight) && n && out % n == 0 ? n : out;
         case OpKind::expert_bias: return out / op.n_used;

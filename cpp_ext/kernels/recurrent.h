@@ -293,5 +293,48 @@ void ssm_scan(const ScanTask& task, std::size_t first, std::size_t last) {
     }
 }
 
+// ---- the scan of Mamba -------------------------------------------------------------------------
+
+// Channels [row, row + Rows).  They share each load of B and C; each element of the state has a
+// decay of its own.
+template <class Isa, std::size_t Rows>
+void selective_rows(const SelectiveScanTask& task, std::size_t row) {
+    using F = Floats<Isa>;
+    constexpr std::size_t w = lanes<Isa>;
+    static_assert(Rows <= w);
+    const std::size_t n = task.d_state, whole = n / w * w;
+    float* const state = task.state + row * n;
+    const float* const a = task.a + row * n;
+    for (std::size_t t = 0; t < task.n_tokens; ++t) {
+        const float* const x = task.x + t * task.stride + row;
+        const float* const dt = task.dt + t * task.stride + row;
+        const float* const b = task.b + t * n;
+        const float* const c = task.c + t * n;
+        F sums[w];
+        unroll<w>([&](auto r) { sums[r] = F(0.0f); });
+        const auto columns = [&](std::size_t i, auto vector) {
+            const F b_here = vector.load(b + i), c_here = vector.load(c + i);
+            unroll<Rows>([&](auto r) {
+                float* const at = state + r * n + i;
+                const F decay = decay_of<Isa>(F(dt[r]) * vector.load(a + r * n + i));
+                const F h = xsimd::fma(F(dt[r] * x[r]), b_here, decay * vector.load(at));
+                vector.store(h, at);
+                sums[r] = xsimd::fma(h, c_here, sums[r]);
+            });
+        };
+        for (std::size_t i = 0; i < whole; i += w) columns(i, WholeVector<Isa>{});
+        if (whole < n) columns(whole, PartialVector<Isa>{n - whole});
+        store_partial<Isa>(sum_each<Isa>(sums), task.y + t * task.stride + row, Rows);
+    }
+}
+
+template <class Isa>
+void selective_scan(const SelectiveScanTask& task, std::size_t first, std::size_t last) {
+    constexpr std::size_t w = lanes<Isa>;
+    std::size_t row = first;
+    for (; row + w <= last; row += w) selective_rows<Isa, w>(task, row);
+    for (; row < last; ++row) selective_rows<Isa, 1>(task, row);
+}
+
 }  // namespace
 }  // namespace tensor_ops

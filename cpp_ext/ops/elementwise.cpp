@@ -30,12 +30,20 @@ void scale_columns(const Worker& worker, const float* x, float factor, const flo
 }
 
 void scale_rows(const Worker& worker, const float* x, const float* factors, float* y,
-                std::size_t rows, std::size_t n) {
+                std::size_t n_factors, std::size_t rows, std::size_t n) {
+    const std::size_t part = n / n_factors;
     for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
-        for (std::size_t r = first; r < first + count; ++r) {
-            const float factor = factors[r];
-            for (std::size_t i = r * n; i < (r + 1) * n; ++i) y[i] = factor * x[i];
+        for (std::size_t f = first * n_factors; f < (first + count) * n_factors; ++f) {
+            const float factor = factors[f];
+            for (std::size_t i = f * part; i < (f + 1) * part; ++i) y[i] = factor * x[i];
         }
+    });
+}
+
+void clamp(const Worker& worker, const float* x, float low, float high, float* y, std::size_t n) {
+    for_elements(worker, n, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i)
+            y[i] = std::min(std::max(x[i], low), high);
     });
 }
 

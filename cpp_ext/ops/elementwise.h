@@ -13,9 +13,11 @@ void scale(const Worker& worker, const float* x, float factor, float* y, std::si
 // y[r] = factor * weight * x[r].  x: [rows][n].
 void scale_columns(const Worker& worker, const float* x, float factor, const float* weight,
                    float* y, std::size_t rows, std::size_t n);
-// y[r] = factors[r] * x[r].  x: [rows][n].
+// y[r][i] = factors[r][i / (n / n_factors)] * x[r][i].  x: [rows][n], factors: [rows][n_factors].
 void scale_rows(const Worker& worker, const float* x, const float* factors, float* y,
-                std::size_t rows, std::size_t n);
+                std::size_t n_factors, std::size_t rows, std::size_t n);
+// y = min(max(x, low), high); NaN stays.
+void clamp(const Worker& worker, const float* x, float low, float high, float* y, std::size_t n);
 // y = g sigmoid(alpha g) (u + shift), with g = min(gate, limit) and u = up, held between -limit and
 // limit.  The error is that of sigmoid at alpha g, rounded to float32, and three roundings more.
 void swiglu_oai(const Worker& worker, const KernelTable& table, const float* gate, const float* up,

@@ -161,6 +161,27 @@ void ssm_scan(const Worker& worker, const KernelTable& table, const ScanCall& ca
     });
 }
 
+void selective_scan(const Worker& worker, const KernelTable& table, const SelectiveScanCall& call) {
+    const std::size_t channels = call.channels, d_state = call.d_state;
+    const std::size_t work = std::max<std::size_t>(1, d_state * n_tokens(call.sequences));
+    const std::size_t unit = std::max<std::size_t>(16, dealt_elements / work / 16 * 16);
+    deal(worker, channels, unit, [&](std::size_t first, std::size_t last) {
+        for_sequences(call.sequences, [&](const RecurrentSequence& s, std::size_t row) {
+            table.selective_scan({.n_tokens = s.n_tokens,
+                                  .d_state = d_state,
+                                  .x = call.x + row * channels,
+                                  .dt = call.dt + row * channels,
+                                  .stride = channels,
+                                  .b = call.b + row * d_state,
+                                  .c = call.c + row * d_state,
+                                  .a = call.a,
+                                  .y = call.y + row * channels,
+                                  .state = s.state},
+                                 first, last);
+        });
+    });
+}
+
 void l2_norm(const Worker& worker, const KernelTable& table, const float* x, float eps, float* y,
              std::size_t rows, std::size_t n) {
     for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {

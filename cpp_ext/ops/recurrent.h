@@ -86,6 +86,18 @@ struct ScanCall {
 // and c of group h / (n_heads / n_groups).
 void ssm_scan(const Worker& worker, const KernelTable& table, const ScanCall& call);
 
+struct SelectiveScanCall {
+    const float* x;   // [n][channels]
+    const float* dt;  // as x
+    const float* b;   // [n][d_state]
+    const float* c;   // as b
+    const float* a;   // [channels][d_state], negative numbers
+    std::size_t channels, d_state;
+    float* y;                                      // as x
+    std::span<const RecurrentSequence> sequences;  // state: [channels][d_state]
+};
+void selective_scan(const Worker& worker, const KernelTable& table, const SelectiveScanCall& call);
+
 // y = x / sqrt(sum(x^2) + eps), row by row.  y may be x.
 void l2_norm(const Worker& worker, const KernelTable& table, const float* x, float eps, float* y,
              std::size_t rows, std::size_t n);

@@ -164,6 +164,8 @@ TEST(widths_have_bounds) {
     refused(ssm_scan, widths({64, 4, 33, 33}), " -> 'out': n_groups does not divide");
     refused(ssm_scan, widths({63, 3, 32, 32, 63}), " -> 'out': n_groups does not divide");
     refused(ssm_scan, widths({most, 4, 32, 32, most}), " -> 'out': the state is too large");
+    refused(selective_scan, widths({64, 64, 16, 15}), " -> 'out': buffer 'in' has width 15");
+    refused(selective_scan, widths({most, most, 16, 16, most}), " -> 'out': the state is too");
     refused(residual_attention, widths({0, 192, 0}), " -> 'out': the width of earlier rows");
     refused(group_norm, widths({65, 65}), " -> 'out': the output does not divide");
     refused(merge_add, widths({0, 96, 0}), " -> 'out': the parts' width is no multiple");

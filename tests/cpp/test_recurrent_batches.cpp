@@ -114,6 +114,28 @@ Operation scan(std::size_t heads, std::size_t groups, std::size_t head_dim, std:
             }};
 }
 
+Operation selective(std::size_t channels, std::size_t d_state) {
+    Floats steps = decays(rows * channels, 2);
+    for (float& step : steps) step = -step;
+    const auto x = shared(normal(rows * channels, 1)), dt = shared(std::move(steps));
+    const auto b = shared(normal(rows * d_state, 3)), c = shared(normal(rows * d_state, 4));
+    const auto a = shared(decays(channels * d_state, 5));
+    return {"selective_scan", channels, channels * d_state,
+            [=](const Worker& worker, const KernelTable& table, std::size_t row,
+                const Sequences& sequences, float* out) {
+                tensor_ops::selective_scan(worker, table,
+                                           {.x = x->data() + row * channels,
+                                            .dt = dt->data() + row * channels,
+                                            .b = b->data() + row * d_state,
+                                            .c = c->data() + row * d_state,
+                                            .a = a->data(),
+                                            .channels = channels,
+                                            .d_state = d_state,
+                                            .y = out,
+                                            .sequences = sequences});
+            }};
+}
+
 const std::vector<Operation>& operations() {
     static const std::vector<Operation> all = {
         conv(37, 4, true),
@@ -123,6 +145,7 @@ const std::vector<Operation>& operations() {
         delta(2, 4, 16, 70, true, HeadSharing::tiled),
         scan(4, 2, 7, 19),
         scan(3, 1, 40, 128),
+        selective(77, 16),
     };
     return all;
 }

@@ -61,7 +61,10 @@ TEST(a_graph_that_does_not_fit_together_is_refused_with_op_and_fault) {
     check_graph_refused(geglu, {64, 32}, 64, false, unchanged, "has width 32, expected 64");
     check_graph_refused(softcap, {64}, 64, false, unchanged, "cap is not above 0");
     check_graph_refused(swiglu_oai, {64, 64}, 64, false, unchanged, "limit is not above 0");
-    check_graph_refused(scale_rows, {64, 2}, 64, false, unchanged, "has width 2, expected 1");
+    check_graph_refused(scale_rows, {64, 3}, 64, false, unchanged, "has width 3, expected a div");
+    check_graph_refused(scale_rows, {64, 0}, 64, false, unchanged, "has width 0, expected a div");
+    check_graph_refused(
+        clamp, {64}, 64, false, [](Op& op) { op.low = 1.0f; }, "low is not below high");
     check_graph_refused(
         scale_rows, {1, 1}, 1, false, [](Op& op) { op.output = op.inputs[1]; },
         "cannot overwrite its input");

@@ -177,8 +177,12 @@ class DenseOps(OpEmitter):
         return self._emit("scale", [x], out, [] if weight is None else [weight], factor=factor)
 
     def scale_rows(self, x: Buffer, factors: Buffer, *, out: Buffer | None = None) -> Buffer:
-        """Each row of x times its factor. factors: [n_tokens, 1]"""
+        """Each row of x times its factors. factors: [n_tokens, m], each for width / m columns"""
         return self._emit("scale_rows", [x, factors], out)
+
+    def clamp(self, x: Buffer, low: float, high: float, *, out: Buffer | None = None) -> Buffer:
+        """min(max(x, low), high)"""
+        return self._emit("clamp", [x], out, low=low, high=high)
 
     def signed_root(self, x: Buffer, least: float, *, out: Buffer | None = None) -> Buffer:
         """sign(x) * sqrt(max(|x|, least))"""
@@ -197,6 +201,10 @@ class DenseOps(OpEmitter):
 
     def silu(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
         return self._emit("silu", [x], out)
+
+    def softplus(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """log(1 + exp(x))"""
+        return self._emit("softplus", [x], out)
 
     def gelu(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
         """By its tanh approximation."""

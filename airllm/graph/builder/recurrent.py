@@ -60,6 +60,11 @@ class RecurrentOps(OpEmitter):
         attrs: dict[str, Attr] = {"n_groups": n_groups, "dt_min": low, "dt_max": high}
         return self._emit("ssm_scan", [x, dt, b, c], None, weights, **attrs)
 
+    def selective_scan(self, x: Buffer, dt: Buffer, b: Buffer, c: Buffer, a: Weight) -> Buffer:
+        """The scan of Mamba, see ops.SIGNATURES. x, dt: [n_tokens, channels], b, c:
+        [n_tokens, d_state]; a: [channels, d_state] -> [n_tokens, channels]"""
+        return self._emit("selective_scan", [x, dt, b, c], None, [a])
+
     def l2_norm(self, x: Buffer, n_heads: int, eps: float, *, out: Buffer | None = None) -> Buffer:
         """x / sqrt(sum(x^2) + eps) of each head. x: [n_tokens, n_heads * d]"""
         return self._emit("l2_norm", [x], out, n_heads=n_heads, eps=eps)

@@ -144,7 +144,17 @@ def scale(call: Call) -> int:
 
 
 def scale_rows(call: Call) -> int:
-    call.require_width(1, 1, "a factor for each token")
+    x, factors = call.inputs
+    call.require(
+        factors.width >= 1 and x.width % factors.width == 0,
+        f"input {factors.name!r} has width {factors.width}, expected a divisor of {x.width}",
+    )
+    return x.width
+
+
+def clamp(call: Call) -> int:
+    call.check_float("low")
+    call.check_float("high", least=float(call.op.attrs["low"]))
     return call.inputs[0].width
 
 

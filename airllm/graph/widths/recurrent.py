@@ -73,6 +73,22 @@ def ssm_scan_state(call: Call) -> int:
     return call.inputs[0].width * (call.inputs[2].width // call.count("n_groups"))
 
 
+def selective_scan(call: Call) -> int:
+    x, _, b, _ = call.inputs
+    call.require_width(1, x.width, f"the width of {x.name!r}")
+    call.require_width(3, b.width, f"the width of {b.name!r}")
+    weight = call.weights[0]
+    call.require(
+        weight.shape == (x.width, b.width),
+        f"weight {weight.name!r} is {list(weight.shape)}, expected [{x.width}, {b.width}]",
+    )
+    return x.width
+
+
+def selective_scan_state(call: Call) -> int:
+    return call.inputs[0].width * call.inputs[2].width
+
+
 def l2_norm(call: Call) -> int:
     x, n_heads = call.inputs[0], call.count("n_heads")
     call.check_float("eps", least=0.0)

@@ -13,6 +13,7 @@ void fill(KernelTable& table) {
     table.causal_conv = causal_conv<Isa>;
     table.delta_rule = delta_rule<Isa>;
     table.ssm_scan = ssm_scan<Isa>;
+    table.selective_scan = selective_scan<Isa>;
 }
 
 }  // namespace
