@@ -236,6 +236,18 @@ def test_the_smallest_budget_does_and_a_byte_less_does_not(
         open_engine(model, ram_budget=smallest - 1)
 
 
+def test_the_smallest_budget_is_that_of_a_model_in_memory_where_streaming_takes_more(
+    tmp_path: Path, open_engine: Open
+) -> None:
+    """All tokens of a prompt wait for a streamed layer."""
+    model = write_tiny_model(tmp_path, sizes=replace(FAMILIES["llama"], context=4096))
+    smallest = smallest_budget(open_engine, model, context=4096)
+    plan = open_engine(model, ram_budget=smallest, context=4096).plan()
+    assert (plan.total_bytes, plan.streams) == (smallest, False)
+    with pytest.raises(BudgetError, match=f"needs at least .*{smallest} bytes"):
+        open_engine(model, ram_budget=smallest - 1, context=4096)
+
+
 # ---- the budget itself ---------------------------------------------------------------------------
 
 

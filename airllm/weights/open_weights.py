@@ -85,6 +85,7 @@ def plan_weights(
             by_expert_bytes=buffer_bytes(model, backend, size, context, by_expert=True) + waiting,
             experts_used=model.config.n_experts_used,
             next_head=next_head,
+            may_stream=streamed,
         )
 
     large, small = int(batch_size or BATCH_SIZE), int(batch_size or STREAMED_BATCH_SIZE)
@@ -92,14 +93,18 @@ def plan_weights(
         small = large
 
     def plan(context: int) -> Plan:
-        try:
-            found = with_batches(context, large, streamed=False)
-        except BudgetError:
-            return with_batches(context, small, streamed=True)
-        if not found.streams:
-            return found
+        refusals: list[BudgetError] = []
         # Each batch reads its experts anew, so that few large batches read less.
-        return with_batches(context, large if found.expert_places else small, streamed=True)
+        for size, streamed in ((large, False), (large, True), (small, True)):
+            try:
+                found = with_batches(context, size, streamed=streamed)
+            except BudgetError as refusal:
+                refusals.append(refusal)
+                continue
+            if not streamed or found.expert_places or size == small:
+                return found
+        # A prompt that waits for streamed layers takes memory: all of a small model may take less.
+        raise min(refusals, key=lambda refusal: refusal.minimum)
 
     return in_context(plan, context, model.config, state_bytes, budget)[1], parts
 

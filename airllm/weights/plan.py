@@ -155,12 +155,14 @@ def make_plan(
     by_expert_bytes: int = 0,
     experts_used: int = 0,
     next_head: Part | None = None,
+    may_stream: bool = True,
 ) -> Plan:
     """parts: from model_parts: the embedding, the layers, the head.
     by_expert_bytes: of the buffers if experts are read one by one, in place of buffer_bytes.
     experts_used: experts of a layer that a token uses; 0 for a model without experts.
     next_head: from next_head_part. It is used several times in a pass, and the head with it, so
     that both stay in memory.
+    may_stream: whether layers or experts may be streamed.
 
     BudgetError, with the smallest budget that would do, if the model does not fit.
     """
@@ -206,10 +208,10 @@ def make_plan(
         all_of_it = Residency(frozenset(range(len(sizes))), sum(sizes))
         return plan(all_of_it, keeps_rows=has_room)
     left = budget - base
-    minimum = base + least_bytes(sizes, reads)
+    minimum = base + least_bytes(sizes, reads) if may_stream else everything
     routed = [layer for layer in layers if layer.experts()]
     kept_experts = any(role == "experts" for layer in layers for _, role, _ in layer.kept)
-    if experts_used and routed and not kept_experts:
+    if may_stream and experts_used and routed and not kept_experts:
         others = sum(layer.without_experts().nbytes for layer in layers)
         experts = [expert for layer in layers for expert in layer.experts()]
         place = max(sum(matrix.nbytes for matrix in expert) for expert in experts)
@@ -227,7 +229,7 @@ def make_plan(
                 streamed_bytes_per_pass=max(int(missing * file_bytes), 1),
                 expert_places=places,
             )
-    if (found := reside(sizes, left, reads)) is not None:
+    if may_stream and (found := reside(sizes, left, reads)) is not None:
         return plan(found)
     mib = -(-minimum // 2**20)  # rounded up, so that the number in the message is enough
     raise BudgetError(
