@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from benchmark_scripts import run
 from extension import require_cpp
 from family_models import ARCHITECTURES, VOCAB, write_family_model
 from subprocess_python import run_python
+from tiny_model import Sizes, write_tiny_model
+from traced_memory import traced_memory
 from variants import variant
 
 from airllm.backends.routed import RoutedExecutor
@@ -22,6 +25,7 @@ from airllm.state.table import CHECKPOINT_TOKENS, CHECKPOINTS
 from airllm.weights.budget import BudgetError
 
 CLOSE = 0.02
+FEW = "deepseek2", "gemma2", "gpt-oss", "qwen35"  # kinds of ops
 BATCH, CONTEXT = 192, 1216
 # Checkpoints lie 256 tokens apart. Two batches follow the last one. The second one's window has the
 # most pages, and shares none with a checkpoint: it begins a position behind a page, or chunks of 20
@@ -94,6 +98,14 @@ def buffers_taken(decoder: Decoder) -> int:
     return sum(of_each.values()) + sum(array.nbytes for array in arrays(decoder))
 
 
+def temporary_bytes(decoder: Decoder) -> int:
+    """What runs take and give back, as planned."""
+    model, plan = decoder._model, decoder.plan
+    graphs = [*(kind.graph for kind in model.kinds), model.embed, model.head]
+    found = (decoder.backend.temporary_bytes(g, plan.batch_size, plan.context) for g in graphs)
+    return max(found)
+
+
 def fill(engine: LayerWiseInferenceEngine, ends: list[int]) -> None:
     """Evaluates tokens in pieces that end at `ends`."""
     tokens = np.random.default_rng(1).integers(0, VOCAB, ends[-1]).tolist()
@@ -111,7 +123,7 @@ def test_buffers_and_weights_take_what_is_planned(model: Path, backend: str) -> 
     with LayerWiseInferenceEngine(model, **settings) as engine:
         fill(engine, [100, 160])
         plan, decoder = engine.plan(), engine._model.decoder
-        assert near(buffers_taken(decoder), plan.buffer_bytes)
+        assert near(buffers_taken(decoder) + temporary_bytes(decoder), plan.buffer_bytes)
         assert near(decoder.weights.nbytes, plan.pinned_bytes)
 
 
@@ -126,7 +138,36 @@ def test_buffers_take_what_is_planned_where_layers_and_experts_are_read_anew(
         plan, decoder = engine.plan(), engine._model.decoder
         waiting = 4 * sum(decoder._model.carried.values()) * (160 - 64)  # rows of one pass
         assert plan.streams
-        assert near(buffers_taken(decoder) + waiting, plan.buffer_bytes)
+        taken = buffers_taken(decoder) + temporary_bytes(decoder) + waiting
+        assert near(taken, plan.buffer_bytes)
+
+
+@pytest.mark.parametrize("family", [f if f in FEW else variant(f) for f in ARCHITECTURES])
+def test_numpy_takes_no_more_than_is_planned_while_ops_run(tmp_path: Path, family: str) -> None:
+    """Beside pages and the other buffers; 128 KiB are for the objects of Python."""
+    path = write_family_model(tmp_path, family)
+    with LayerWiseInferenceEngine(path, backend="numpy", context=128) as engine:
+        engine.forward([1])  # what is made once
+        engine.reset()
+        with traced_memory() as found:
+            fill(engine, [100, 128])
+        decoder = engine._model.decoder
+        kept = decoder.layout.nbytes(128, 128)
+        assert found.peak <= kept + temporary_bytes(decoder) + (128 << 10)
+
+
+def test_what_numpy_is_planned_to_take_while_ops_run_is_not_too_much(
+    tmp_path: Path,
+) -> None:
+    sizes = Sizes(hidden=128, ffn=384, n_layers=1, n_heads=4, head_dim=32, rope_dims=32)
+    path = write_tiny_model(tmp_path, "q4_0", sizes=replace(sizes, context=4096)).path
+    with LayerWiseInferenceEngine(path, backend="numpy", context=2048) as engine:
+        engine.forward([1])
+        decoder = engine._model.decoder
+        with traced_memory() as found:
+            engine.forward([1] * 2047)
+        pages = decoder.state.nbytes
+        assert 0.9 * temporary_bytes(decoder) <= found.peak - pages
 
 
 def test_a_state_takes_what_is_planned_at_the_most(

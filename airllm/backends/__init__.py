@@ -117,6 +117,9 @@ class Backend(Protocol):
         """Bytes that such an executor keeps once it has run batches of max_tokens of a sequence, up
         to `positions`. Nothing is allocated."""
 
+    def temporary_bytes(self, graph: Graph, max_tokens: int, positions: int) -> int:
+        """Bytes that such a run takes beside what the executor keeps, and gives back."""
+
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
         """Bytes that a matrix takes in memory."""
 

@@ -57,6 +57,9 @@ class CppBackend:
             **_arguments(graph), max_tokens=max_tokens, positions=positions
         )
 
+    def temporary_bytes(self, graph: Graph, max_tokens: int, positions: int) -> int:
+        return 0
+
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
         return tensor_ops_cpp.packed_bytes(type, shape)
 

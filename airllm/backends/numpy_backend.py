@@ -15,6 +15,7 @@ from airllm.backends.experts import Experts
 from airllm.backends.numpy_batch import Buffers, TokenBatch, TokenSequence
 from airllm.backends.numpy_kernels import OPS
 from airllm.backends.numpy_state import NumpyState
+from airllm.backends.numpy_temporaries import rows_at_once, temporary_bytes
 from airllm.backends.plain_stream import PlainStream
 from airllm.graph.graph import MANY, Graph, Role
 from airllm.graph.state import LayerArgument, recurrent_places
@@ -49,6 +50,9 @@ class NumpyBackend:
 
     def executor_bytes(self, graph: Graph, max_tokens: int, positions: int) -> int:
         return max_tokens * graph.row_bytes
+
+    def temporary_bytes(self, graph: Graph, max_tokens: int, positions: int) -> int:
+        return temporary_bytes(graph, max_tokens, positions)
 
     def packed_bytes(self, type: str, shape: tuple[int, int]) -> int:
         return shape[0] * row_bytes(type, shape[1])
@@ -90,6 +94,7 @@ class NumpyExecutor:
             for buffer in graph.buffers
             if not buffer.external
         }
+        self._widths = {buffer.name: buffer.width for buffer in graph.buffers}
         self._external = [buffer for buffer in graph.buffers if buffer.external]
         self._written = {output for op in graph.ops for output in op.outputs}
         firsts = recurrent_places(graph)
@@ -145,7 +150,12 @@ class NumpyExecutor:
         with np.errstate(all="ignore"):  # infinities and NaN are values here, as in C++
             for index, op in enumerate(self.graph.ops):
                 start = perf_counter()
-                OPS[op.kind](op, batch)
+                step = rows_at_once(op, self._widths, n_tokens)
+                if step >= n_tokens:
+                    OPS[op.kind](op, batch)
+                else:
+                    for first in range(0, n_tokens, step):
+                        OPS[op.kind](op, batch.part(op, first, min(first + step, n_tokens)))
                 if seconds is not None:
                     seconds[index] += perf_counter() - start
 

@@ -57,6 +57,12 @@ class TokenBatch:
     # The first float of an op's recurrent memory, by the op's id().
     recurrent_first: Mapping[int, int] = field(default_factory=dict)
 
+    def part(self, op: Op, first: int, end: int) -> "TokenBatch":
+        """The rows [first, end) of the buffers of an op that computes each row by itself."""
+        names = (*op.inputs, *op.outputs)
+        buffers = {name: self.buffers[name][first:end] for name in names}
+        return TokenBatch(buffers, self.weights, end - first, (), self.layer)
+
     def multiply(self, x: NDArray[Any], weight: str, out: NDArray[Any]) -> None:
         """Multiplies each sequence separately, so that its sums round the same in any batch."""
         parts = [sequence.rows for sequence in self.sequences]

@@ -13,6 +13,7 @@ from airllm.backends import numpy_groups as groups
 from airllm.backends import numpy_recurrent as recurrent
 from airllm.backends import numpy_sparse as sparse
 from airllm.backends.numpy_batch import TokenBatch, arrays
+from airllm.backends.numpy_temporaries import rows_of_a_piece
 from airllm.graph.graph import Op
 from airllm.graph.state import first_seen
 
@@ -103,23 +104,30 @@ def _attention(op: Op, batch: TokenBatch) -> None:
     q, out = arrays(op, batch)
     n_heads, window = int(op.attrs["n_heads"]), int(op.attrs["window"])
     chunked = bool(op.attrs["chunked"])
+    n_kv_heads = int(op.attrs["n_kv_heads"])
+    group = n_heads // n_kv_heads
+    sinks = batch.weights[op.weights[0]] if op.weights else None
     for s in batch.sequences:
         # Positions that the first token does not see are seen by none, and may be gone. With
         # chunks, they are whole ones.
         first = first_seen(window, chunked, s.past)
-        keys, values = s.kept.read(s.kept.keys(s.layer), first, s.end)
-        numpy_ops.attention_apply(
-            q[s.rows].reshape(s.n_tokens, n_heads, -1),
-            keys,
-            values,
-            float(op.attrs["scale"]),
-            True,
-            out[s.rows].reshape(s.n_tokens, n_heads, -1),
-            window=window or None,
-            chunked=chunked,
-            softcap=float(op.attrs["softcap"]) or None,
-            sinks=batch.weights[op.weights[0]] if op.weights else None,
-        )
+        queries, results = (each[s.rows].reshape(s.n_tokens, n_heads, -1) for each in (q, out))
+        for head in range(n_kv_heads):  # one at a time, so that copies are small
+            own = slice(head, head + 1)
+            keys, values = s.kept.read(s.kept.keys(s.layer), first, s.end, own)
+            heads = slice(head * group, (head + 1) * group)
+            numpy_ops.attention_apply(
+                queries[:, heads],
+                keys,
+                values,
+                float(op.attrs["scale"]),
+                True,
+                results[:, heads],
+                window=window or None,
+                chunked=chunked,
+                softcap=float(op.attrs["softcap"]) or None,
+                sinks=None if sinks is None else sinks[heads],
+            )
 
 
 def _swiglu(op: Op, batch: TokenBatch) -> None:
@@ -158,13 +166,16 @@ def _linear_add(op: Op, batch: TokenBatch) -> None:
 
 def _glu_linear(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
-    gate, up = np.empty_like(out), np.empty_like(out)
-    for weight, product in zip(op.weights, (gate, up), strict=True):
+    up = np.empty_like(out)
+    for weight, product in zip(op.weights, (out, up), strict=True):
         batch.multiply(x, weight, product)
-    if op.attrs["activation"] == "silu":
-        numpy_ops.swiglu(gate, up, out=out)
-    else:
-        np.multiply(numpy_ops.gelu(gate), up, out=out)
+    step = rows_of_a_piece(out.shape[1])
+    for first in range(0, len(out), step):
+        rows = slice(first, first + step)
+        if op.attrs["activation"] == "silu":
+            numpy_ops.swiglu(out[rows], up[rows], out=out[rows])
+        else:
+            np.multiply(numpy_ops.gelu(out[rows]), up[rows], out=out[rows])
 
 
 def _rope_append(op: Op, batch: TokenBatch) -> None:

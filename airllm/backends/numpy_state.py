@@ -78,19 +78,24 @@ class NumpyState:
                 page[:, row : row + count] = part[done : done + count].transpose(1, 0, 2)
             done += count
 
-    def read(self, keys: KeysArgument, first: int, last: int) -> list[NDArray[Any]]:
-        """Copies of the keys and the values of positions [first, last), [n_kv_heads, last - first,
-        width] each; for Q8_0 the last axis counts bytes."""
+    def read(
+        self, keys: KeysArgument, first: int, last: int, heads: slice = slice(None)
+    ) -> list[NDArray[Any]]:
+        """Copies of the keys and the values of positions [first, last), [n_heads, last - first,
+        width] each; for Q8_0 the last axis counts bytes. heads: of the n_kv_heads."""
         if first == last:
             *_, kind, n_kv_heads, head_dim, value_dim = keys
             sizes = [row_bytes(kind, n) // _DTYPES[kind].itemsize for n in (head_dim, value_dim)]
-            return [np.empty((n_kv_heads, 0, size), _DTYPES[kind]) for size in sizes]
+            n_heads = len(range(n_kv_heads)[heads])
+            return [np.empty((n_heads, 0, size), _DTYPES[kind]) for size in sizes]
         page_rows = self._page_rows[keys[0]]
         numbers = range(first // page_rows, -(-last // page_rows))
         pages = [self._parts(keys, index) for index in numbers]
         begin = first - numbers.start * page_rows
         return [
-            np.concatenate([page[which] for page in pages], axis=1)[:, begin : begin + last - first]
+            np.concatenate([page[which][heads] for page in pages], axis=1)[
+                :, begin : begin + last - first
+            ]
             for which in (0, 1)
         ]
 

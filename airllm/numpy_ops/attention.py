@@ -16,7 +16,7 @@ from airllm.numpy_ops.checks import Float32
 from airllm.numpy_ops.quants import decode, row_bytes
 
 # Bytes of the scores of a block of queries. A block has as many queries as fit, at least one.
-_SCORES_BYTES = 16 << 20
+_SCORES_BYTES = 4 << 20
 
 Cache = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint8]
 Int32 = NDArray[np.int32]
@@ -188,7 +188,7 @@ def attention_apply(
             lse[...] = _lse_without_features(n_q, n_kv, causal, window, chunked, sinks)
         return
     group = n_heads // max(n_kv_heads, 1)
-    step = max(1, _SCORES_BYTES // (4 * max(group * n_kv, 1)))
+    step = _queries_at_once(group, n_kv)
     for head in range(n_kv_heads):
         heads = slice(head * group, (head + 1) * group)
         keys, values = widened(k[head]), widened(v[head])  # [n_kv, head_dim], [n_kv, value_dim]
@@ -197,18 +197,35 @@ def attention_apply(
             rows = slice(start, min(start + step, n_q))
             n_rows = rows.stop - rows.start
             queries = q[rows, heads].reshape(n_rows * group, head_dim)
-            scores = (queries @ keys.T * np.float32(scale)).reshape(n_rows, group, n_kv)
+            scores = (queries @ keys.T).reshape(n_rows, group, n_kv)
+            scores *= np.float32(scale)
             if softcap is not None:
                 cap = np.float32(softcap)
-                scores = cap * np.tanh(scores / cap)
+                scores /= cap
+                np.tanh(scores, out=scores)
+                scores *= cap
             positions = np.arange(rows.start, rows.stop) + (n_kv - n_q)
-            hidden = ~_seen(positions, n_kv, causal, window, chunked)
+            hidden = _seen(positions, n_kv, causal, window, chunked)
+            np.logical_not(hidden, out=hidden)
             np.copyto(scores, -np.inf, where=hidden[:, np.newaxis])
             weights, log_total = _softmax(scores, sink)
             weighted = weights.reshape(n_rows * group, n_kv) @ values
             out[rows, heads] = weighted.reshape(n_rows, group, -1)
             if lse is not None:
                 lse[rows, heads] = log_total
+            del queries, scores, weights, weighted  # before the next block takes as much
+
+
+def _queries_at_once(group: int, n_kv: int) -> int:
+    """The queries of a block: for each one the scores of `group` heads."""
+    return max(1, _SCORES_BYTES // (4 * max(group * n_kv, 1)))
+
+
+def scores_bytes(n_q: int, group: int, n_kv: int, widths: int) -> int:
+    """Bytes of a block's scores, what is hidden of them, queries and results, for n_q queries.
+    widths: head_dim and value_dim together."""
+    n_rows = min(n_q, _queries_at_once(group, n_kv))
+    return n_rows * (4 * group * n_kv + 3 * n_kv + 4 * group * widths)
 
 
 def _lse_without_features(
@@ -252,7 +269,11 @@ def _seen(
     keys, own = np.arange(n_kv), positions[:, np.newaxis]
     seen = keys <= own if causal else np.ones((len(positions), n_kv), np.bool_)
     if window is not None:
-        seen &= keys // window == own // window if chunked else np.abs(keys - own) < window
+        if chunked:
+            seen &= keys // window == own // window
+        else:
+            seen &= keys > own - window
+            seen &= keys < own + window
     return seen
 
 

@@ -18,6 +18,8 @@ from airllm.numpy_ops.quants import TYPES, decode, row_bytes
 # for the faults. At 0.25 MB it takes 40 ms, because Python's overhead begins to show.
 _WIDENED_BYTES = 1 << 20
 
+_DECODED = 3  # arrays of a piece that decoding takes at once, at the most: 2.4, 3.2 of small ones
+
 _LONGEST_AXIS = 2**31 - 1
 
 
@@ -214,8 +216,19 @@ def _widened(w: Weight) -> Iterator[tuple[slice, Float32]]:
         yield rows, w[rows].astype(np.float32, copy=False)
 
 
+def widened_bytes(n: int, k: int, n_tokens: int) -> int:
+    """The most bytes that linear_apply takes for a matrix [n, k]: a piece in float32, what it is
+    decoded from, and its products with n_tokens rows."""
+    rows = min(n, _rows_at_once(k))
+    return 4 * rows * (_DECODED * k + n_tokens)
+
+
+def _rows_at_once(k: int) -> int:
+    return max(1, _WIDENED_BYTES // (4 * max(k, 1)))
+
+
 def _row_slices(n: int, k: int) -> Iterator[slice]:
-    step = max(1, _WIDENED_BYTES // (4 * max(k, 1)))
+    step = _rows_at_once(k)
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 

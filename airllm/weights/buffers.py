@@ -29,8 +29,11 @@ def buffer_bytes(
         return backend.executor_bytes(graph, batch_size, context)
 
     found = sum(of_layer(kind.graph) for kind in model.kinds)
+    graphs = [*(kind.graph for kind in model.kinds), model.embed, model.head]
     for graph in (model.embed, model.head):
         found += backend.executor_bytes(graph, batch_size, context)
+    # One graph runs at a time.
+    found += max(backend.temporary_bytes(graph, batch_size, context) for graph in graphs)
     angles = sum(2 * len(rotation.inv_freq) for rotation in model.rotations)
     logits = 4 * model.config.vocab_size
     found += carried_bytes(model) * batch_size + 4 * angles * context + logits
