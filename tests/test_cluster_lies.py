@@ -72,10 +72,10 @@ def test_a_lie_is_refused_or_served_as_it_is_told(block):
         data = lie(draws, *draws.choice(LINKS), draws.choice([1, 1, 2, 3]))
         try:
             program, lowered = read(data)
+            needed = buffer_bytes(lowered, program, backend) + cache_bytes(lowered, program)
         except ProtocolError:
             outcomes.add("refused")
             continue
-        needed = buffer_bytes(lowered, program) + cache_bytes(lowered)
         if needed + weight_bytes(program.weights) <= LARGEST:
             compute(program, lowered, backend, seed)
             outcomes.add("served")

@@ -380,15 +380,18 @@ def test_layers_share_an_executor():
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3moe"])
-def test_no_more_is_allocated_than_was_announced(kind):
+def test_what_is_allocated_was_announced(kind):
+    """Within 2%, of which rope takes a part only while it computes angles."""
     require_cpp()
     shape = Shape(kind, True, experts=8, active=2) if "moe" in kind else Shape(kind, True)
     program = Program(net_config(shape, 2), node_config(shape, 2, 1))
-    lowered = lower(program)
-    node = Node(lowered, program, load_backend("cpp"))
+    lowered, backend = lower(program), load_backend("cpp")
+    node = Node(lowered, program, backend)
     allocated = sum({id(e): e._executor.nbytes for e in node.executors}.values())
-    allocated += sum(pipe.nbytes for pipe in node.pipes)
-    assert 0 < allocated <= buffer_bytes(lowered, program)
+    arrays = [*node.pipes, *node._carried.values(), *(turns.table for turns in node._turns)]
+    allocated += sum(array.nbytes for array in arrays)
+    announced = buffer_bytes(lowered, program, backend)
+    assert 0.98 * announced <= allocated <= announced
 
 
 def test_pipes_are_q80_and_buffers_rounded_floats():

@@ -27,9 +27,6 @@ from airllm.state.layout import StateLayout
 from airllm.state.pages import PagePool
 from airllm.state.sequence import SequenceState
 
-_EXECUTOR_BYTES = 2 << 20  # of an executor, apart from its buffers
-
-
 Call = tuple[Callable[[], None], tuple[Sync, ...]]
 
 # How to run a segment for a number of rows: the function (None: the segment has no ops), its
@@ -84,11 +81,9 @@ class Node:
     def _make_executors(self) -> list[Executor]:
         """An executor for each segment, fused like the local engine's graphs. Segments with equal
         graphs, such as those of all layers, share an executor."""
-        fused = fusion_wanted(None)
         made: list[tuple[Graph, Executor]] = []
         executors = []
-        for segment in self._lowered.segments:
-            graph = fuse(segment.graph) if fused else segment.graph
+        for graph in _graphs(self._lowered):
             executor = next((e for known, e in made if known == graph), None)
             if executor is None:
                 executor = self._backend.executor(graph, self.rows)
@@ -180,10 +175,20 @@ def _nothing() -> None:
     pass
 
 
-def _new_state(lowered: Lowered, backend: Backend) -> SequenceState:
-    """The keys and values of all caches."""
+def _graphs(lowered: Lowered) -> list[Graph]:
+    """The graph of each segment, as executors run it."""
+    fused = fusion_wanted(None)
+    return [fuse(each.graph) if fused else each.graph for each in lowered.segments]
+
+
+def _layout(lowered: Lowered) -> StateLayout:
+    """Where the keys and values of all caches lie."""
     caches = [KeysValues(c.n_kv_heads, c.head_dim, c.head_dim) for c in lowered.caches]
-    layout = StateLayout([LayerState(keys) for keys in caches], "f32")
+    return StateLayout([LayerState(keys) for keys in caches], "f32")
+
+
+def _new_state(lowered: Lowered, backend: Backend) -> SequenceState:
+    layout = _layout(lowered)
 
     def zeros(n_bytes: int) -> NDArray[np.uint8]:
         """A root that skips positions must not see what the memory held before."""
@@ -202,23 +207,24 @@ def roles(lowered: Lowered) -> Mapping[WeightKey, Role]:
     }
 
 
-def buffer_bytes(lowered: Lowered, program: Program) -> int:
-    """An upper bound of the bytes that Node allocates, without the KV cache."""
+def buffer_bytes(lowered: Lowered, program: Program, backend: Backend) -> int:
+    """The bytes that Node allocates, without the KV cache, and those that a step takes and gives
+    back."""
     rows = program.net.rows
     pipes = sum(pipe.size.nbytes for pipe in program.net.pipes)
     carried = 4 * rows * sum(lowered.carried.values())
     angles = sum(Turns.bytes_of(angles, rows) for angles in lowered.angles)
     distinct: list[Graph] = []
-    for segment in lowered.segments:
-        if segment.graph not in distinct:
-            distinct.append(segment.graph)
-    # The quantised inputs of products, and the rows of one expert, are no wider than their buffers.
-    internal = sum(2 * rows * graph.row_bytes + _EXECUTOR_BYTES for graph in distinct)
-    return pipes + carried + angles + internal
+    for graph in _graphs(lowered):
+        if graph not in distinct:
+            distinct.append(graph)
+    internal = sum(backend.executor_bytes(graph, rows, lowered.positions) for graph in distinct)
+    passing = [backend.temporary_bytes(graph, rows, lowered.positions) for graph in distinct]
+    return pipes + carried + angles + internal + max(passing, default=0)
 
 
-def cache_bytes(lowered: Lowered) -> int:
-    return sum(cache.nbytes for cache in lowered.caches)
+def cache_bytes(lowered: Lowered, program: Program) -> int:
+    return _layout(lowered).nbytes(lowered.positions, program.net.rows)
 
 
 def weight_bytes(sizes: Mapping[WeightKey, Size]) -> int:

@@ -34,7 +34,7 @@ from airllm.cluster.protocol import (
 from airllm.cluster.report import Report, megabytes
 from airllm.cluster.spill import Spill, file_bytes, open_spill, room_bytes
 from airllm.cluster.streamed import StreamedWeights, plan_residency
-from airllm.cluster.weights import Arrivals, ResidentWeights, plane_role
+from airllm.cluster.weights import Arrivals, ResidentWeights, memory_bytes, plane_role
 from airllm.cluster.wire import Fields, Size
 from airllm.util import system
 from airllm.util.errors import AirllmError
@@ -218,8 +218,8 @@ class Run:
         """Prepares memory, or memory and disk, for the weights. RefusedError if both are too small;
         nothing has been allocated then."""
         sizes = program.weights
-        weights, cache = weight_bytes(sizes), cache_bytes(lowered)
-        buffers = buffer_bytes(lowered, program)
+        weights = memory_bytes(lowered, sizes, self.backend)
+        cache, buffers = cache_bytes(lowered, program), buffer_bytes(lowered, program, self.backend)
         buffers += max((size.plane_bytes for size in sizes.values()), default=0)
         needed = weights + cache + buffers
         granted = system.available_memory()

@@ -14,12 +14,12 @@ from airllm.backends import Backend, Executor
 from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node import roles
 from airllm.cluster.spill import Spill
-from airllm.cluster.weights import TYPES, assemble, matrix_shape, plane_role, prepare
+from airllm.cluster.weights import TYPES, assemble, matrix_shape, plane_memory, plane_role, prepare
 from airllm.cluster.wire import Size
 from airllm.graph.graph import Role
 from airllm.weights.budget import BudgetError
 from airllm.weights.residency import Residency, least_bytes, read_buffer_bytes, reside
-from airllm.weights.ring import Matrix, Ring, aligned_bytes
+from airllm.weights.ring import Matrix, Ring
 
 _STREAMED: frozenset[Role] = frozenset(["matrix", "experts"])  # other roles are small, or rows
 
@@ -36,7 +36,7 @@ def plan_residency(
     nbytes, longest = [], 0
     for segment in lowered.segments:
         streamed = [sizes[key] for key in segment.weights.values() if role[key] in _STREAMED]
-        nbytes.append(sum(size.z * _bytes_in_memory(backend, size) for size in streamed))
+        nbytes.append(sum(size.z * plane_memory(backend, size) for size in streamed))
         longest = max([longest, *(size.plane_bytes for size in streamed)])
     reads = read_buffer_bytes(longest)
     residency = reside(nbytes, budget - always, reads)
@@ -118,7 +118,7 @@ class StreamedWeights:
         """A weight's planes, and their places in the file."""
         size, role = self._sizes[key], self._roles[key]
         type, shape = TYPES[size.type], matrix_shape(size)
-        nbytes = _bytes_in_memory(self._backend, size)
+        nbytes = plane_memory(self._backend, size)
         return [
             Matrix(slot, role, key[0], type, shape, 0, place, size.plane_bytes, nbytes)
             for place in self._planes[key]
@@ -153,8 +153,3 @@ class StreamedWeights:
         self._bound.clear()
         self._planes.clear()
         self._spill.close()
-
-
-def _bytes_in_memory(backend: Backend, size: Size) -> int:
-    """Bytes of a plane in memory."""
-    return aligned_bytes(backend.packed_bytes(TYPES[size.type], matrix_shape(size)))

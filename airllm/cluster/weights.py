@@ -17,6 +17,7 @@ from airllm.cluster.node import roles
 from airllm.cluster.protocol import WeightHeader
 from airllm.cluster.wire import Fields, FloatType, ProtocolError, Size
 from airllm.graph.graph import Role
+from airllm.weights.ring import aligned_bytes
 
 TYPES = {FloatType.F32: "f32", FloatType.Q40: "q4_0"}
 
@@ -116,6 +117,20 @@ def prepare(backend: Backend, role: Role, data: NDArray[np.uint8], size: Size) -
 
 def assemble(role: Role, planes: list[Any]) -> Any:
     return Experts(planes) if role == "experts" else planes[0]
+
+
+def memory_bytes(lowered: Lowered, sizes: Mapping[WeightKey, Size], backend: Backend) -> int:
+    """Bytes of all weights in memory."""
+    role = roles(lowered)
+    return sum(
+        size.z * plane_memory(backend, size) if plane_role(role[key]) == "matrix" else size.nbytes
+        for key, size in sizes.items()
+    )
+
+
+def plane_memory(backend: Backend, size: Size) -> int:
+    """Bytes of a plane of a matrix in memory."""
+    return aligned_bytes(backend.packed_bytes(TYPES[size.type], matrix_shape(size)))
 
 
 def matrix_shape(size: Size) -> tuple[int, int]:
