@@ -34,7 +34,13 @@ from airllm.cluster.protocol import (
 from airllm.cluster.report import Report, megabytes
 from airllm.cluster.spill import Spill, file_bytes, open_spill, room_bytes
 from airllm.cluster.streamed import StreamedWeights, plan_residency
-from airllm.cluster.weights import Arrivals, ResidentWeights, memory_bytes, plane_role
+from airllm.cluster.weights import (
+    Arrivals,
+    ResidentWeights,
+    memory_bytes,
+    plane_role,
+    staging_bytes,
+)
 from airllm.cluster.wire import Fields, Size
 from airllm.util import system
 from airllm.util.errors import AirllmError
@@ -220,7 +226,8 @@ class Run:
         sizes = program.weights
         weights = memory_bytes(lowered, sizes, self.backend)
         cache, buffers = cache_bytes(lowered, program), buffer_bytes(lowered, program, self.backend)
-        buffers += max((size.plane_bytes for size in sizes.values()), default=0)
+        staging = staging_bytes(lowered, sizes, self.backend)
+        buffers += staging
         needed = weights + cache + buffers
         granted = system.available_memory()
         if self.settings.ram is not None:
@@ -244,7 +251,8 @@ class Run:
             return ResidentWeights(lowered, sizes, self.backend)
         if self.settings.ram is None:
             raise RefusedError(f"{text}: too little; with --ram, weights are read from disk")
-        others = cache + buffers + _SLACK
+        largest = staging_bytes(lowered, sizes, self.backend, sizes)  # any of them may be streamed
+        others = cache + buffers - staging + largest + _SLACK
         try:
             residency = plan_residency(lowered, sizes, self.backend, granted - others)
         except BudgetError as error:

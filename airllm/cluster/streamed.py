@@ -14,7 +14,15 @@ from airllm.backends import Backend, Executor
 from airllm.cluster.lowered import Lowered, WeightKey
 from airllm.cluster.node import roles
 from airllm.cluster.spill import Spill
-from airllm.cluster.weights import TYPES, assemble, matrix_shape, plane_memory, plane_role, prepare
+from airllm.cluster.weights import (
+    TYPES,
+    assemble,
+    matrix_shape,
+    plane_memory,
+    plane_role,
+    prepare,
+    staging_bytes,
+)
 from airllm.cluster.wire import Size
 from airllm.graph.graph import Role
 from airllm.weights.budget import BudgetError
@@ -68,8 +76,8 @@ class StreamedWeights:
         }
         # By plane: the prepared weight if it stays in memory, otherwise its offset in the file.
         self._planes: dict[WeightKey, list[Any]] = {key: [None] * s.z for key, s in sizes.items()}
-        largest = max((size.plane_bytes for size in sizes.values()), default=0)
-        self._staging = np.empty(largest, np.uint8)
+        staging = staging_bytes(lowered, sizes, backend, self._streamed)
+        self._staging = np.empty(staging, np.uint8)
         self._bound: dict[int, Any] = {}  # by segment, of those that stay in memory
         self._ring: Ring | None = None
         self._taken = False

@@ -4,7 +4,7 @@ One plane (a matrix, or an expert's matrix) at a time is read into memory that a
 prepared from there, so that no weight is in memory twice.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,7 @@ class ResidentWeights:
         self._lowered, self._sizes, self._backend = lowered, sizes, backend
         self._roles = roles(lowered)
         self._planes: dict[WeightKey, list[Any]] = {key: [None] * s.z for key, s in sizes.items()}
-        largest = max((size.plane_bytes for size in sizes.values()), default=0)
-        self._staging = np.empty(largest, np.uint8)
+        self._staging = np.empty(staging_bytes(lowered, sizes, backend), np.uint8)
         self._bound: list[Any] = []
 
     def memory(self, key: WeightKey) -> NDArray[np.uint8]:
@@ -126,6 +125,23 @@ def memory_bytes(lowered: Lowered, sizes: Mapping[WeightKey, Size], backend: Bac
         size.z * plane_memory(backend, size) if plane_role(role[key]) == "matrix" else size.nbytes
         for key, size in sizes.items()
     )
+
+
+def staging_bytes(
+    lowered: Lowered,
+    sizes: Mapping[WeightKey, Size],
+    backend: Backend,
+    streamed: Container[WeightKey] = (),
+) -> int:
+    """Bytes of the memory into which planes are read one after another: those that the backend
+    packs, and those of streamed weights. Others are read to where they stay."""
+    role = roles(lowered)
+    passing = (
+        size.plane_bytes
+        for key, size in sizes.items()
+        if key in streamed or plane_role(role[key]) not in backend.keeps
+    )
+    return max(passing, default=0)
 
 
 def plane_memory(backend: Backend, size: Size) -> int:
