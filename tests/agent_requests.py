@@ -365,6 +365,46 @@ OPEN_WEBUI_OLLAMA_OPTIONS: Json = {
 
 # ---- Continue: /v1/chat/completions --------------------------------------------------------------
 
+_CONTINUE: Json = {"model": "scripted", "max_tokens": 4096, "stream": True}
+CONTINUE_CHAT: Json = {
+    "messages": [
+        {"role": "system", "content": "You are in chat mode."},
+        {"role": "user", "content": QUESTION},
+    ],
+    **_CONTINUE,
+    "temperature": 0.5,
+    "stream_options": {"include_usage": True},
+}
+CONTINUE_EDIT: Json = {
+    **_CONTINUE,
+    "messages": [
+        {"role": "user", "content": f"The code to rewrite:\n```python\nx = 1\n```\n{QUESTION}"},
+        {"role": "assistant", "content": "Sure! Here's the code you requested:\n```python\n"},
+    ],
+    "stop": ["```"],
+}
+# The marks of Qwen's coders: Continue writes them itself, whatever the provider.
+_GAP = "<|fim_prefix|># app.py\ndef f():\n    return <|fim_suffix|>\n<|fim_middle|>"
+_GAP_STOPS = [
+    *("<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<|repo_name|>", "<|file_sep|>", "<|im_start|>", "<|im_end|>"),
+    *("/src/", "#- coding: utf-8", "```"),
+]
+CONTINUE_GAP: Json = {
+    "prompt": _GAP,
+    **_CONTINUE,
+    "max_tokens": 256,
+    "temperature": 0.01,
+    "stop": _GAP_STOPS,
+}
+CONTINUE_OLLAMA_GAP: Json = {
+    "model": "scripted",
+    "prompt": _GAP,
+    "raw": True,
+    "options": {"temperature": 0.01, "num_predict": 256, "stop": _GAP_STOPS, "num_ctx": 4096},
+    "keep_alive": 1800,
+    "stream": True,
+}
 CONTINUE: Json = {
     "messages": [
         {"role": "system", "content": "You are in agent mode."},

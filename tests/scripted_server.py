@@ -65,6 +65,9 @@ class ByteTokenizer:
     def control_ids(self, texts: Iterable[str]) -> frozenset[int]:
         return frozenset()
 
+    def marks(self, texts: Iterable[str]) -> dict[str, int]:
+        return {}
+
     def guarded(self, text: str) -> str:
         return text
 

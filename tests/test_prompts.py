@@ -1,11 +1,13 @@
 """Prompts: a text, messages, or messages with variables of the chat template."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_tokenizer import gpt2, llama
 
 from airllm.text.chat_template import ChatTemplateError
+from airllm.text.fill_in import NoFillInError
 from airllm.text.prompts import Chat, Prompt, PromptReader, chat, prompt_list
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.metadata import Metadata
@@ -52,6 +54,61 @@ def test_a_text_has_no_template_to_give_variables_to() -> None:
 def test_one_prompt_is_no_list_of_prompts(prompt: object) -> None:
     with pytest.raises(TypeError, match="prompts is one prompt"):
         prompt_list(prompt)  # type: ignore[arg-type]
+
+
+# Filling in.
+
+QWEN = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|file_sep|>"]
+
+
+def coder(kind: int, names: list[str] = QWEN, **changes: object) -> PromptReader:
+    """kind: of the tokens with these names."""
+    metadata = gpt2(**changes)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    kinds = metadata["tokenizer.ggml.token_type"]
+    assert isinstance(tokens, list)
+    assert isinstance(kinds, np.ndarray)
+    metadata["tokenizer.ggml.tokens"] = [*tokens, *names]
+    metadata["tokenizer.ggml.token_type"] = np.append(kinds, [kind] * len(names)).astype(np.int32)
+    return PromptReader(Metadata("m.gguf", metadata))
+
+
+@pytest.mark.parametrize("kind", [3, 4], ids=["control", "user-defined"])
+@pytest.mark.parametrize(
+    "names", [QWEN, ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "<file_sep>"]]
+)
+def test_a_gap_is_between_a_prefix_and_a_suffix(kind: int, names: list[str]) -> None:
+    prompts = coder(kind, names)
+    prefix, suffix, middle, separator = range(265, 269)
+    hello = 262
+    assert prompts.tokenizer.encode("hello") == [hello]
+    expected = [prefix, hello, suffix, hello, middle]
+    assert prompts.code_tokens("hello", "hello") == expected
+    written = f"{names[0]}hello{names[1]}hello{names[2]}"  # as an editor writes it itself
+    assert prompts.code_tokens(written) == expected
+    assert prompts.code_tokens(f"{names[3]}hello") == [separator, hello]
+    with_bos = coder(kind, names, add_bos_token=True)
+    assert with_bos.code_tokens("", "hello") == [1, prefix, suffix, hello, middle]
+    assert with_bos.code_tokens(written) == [1, *expected]
+
+
+def test_no_other_control_token_is_found_in_a_text_or_a_suffix() -> None:
+    prompts = coder(3)
+    for text in ("<|im_end|>", "<|im_end|><|file_sep|>"):
+        assert 2 not in prompts.code_tokens(text)
+        assert 2 not in prompts.code_tokens("hello", text)
+
+
+def test_a_file_can_say_which_tokens_mark_a_gap() -> None:
+    ids = {"fim_pre_token_id": 262, "suffix_token_id": 263, "fim_mid_token_id": 264}
+    assert coder(3, **ids).fill_in.parts == [262, 263, 264]  # type: ignore[arg-type]
+    assert coder(3, fim_pre_token_id=262).fill_in.parts == [265, 266, 267]
+
+
+def test_a_model_without_such_tokens_fills_in_nothing() -> None:
+    with pytest.raises(NoFillInError, match=r"no tokens for filling in"):
+        reader().code_tokens("hello", "hello")
+    assert reader().code_tokens("hello") == [262]
 
 
 # How long a prompt is.

@@ -5,6 +5,7 @@ tests/agent_requests.py has the requests, and tests/test_agent_programs.py runs 
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -21,13 +22,17 @@ from agent_requests import (
     CODEX_PROGRAMS,
     CODEX_WEBSOCKET,
     CONTINUE,
+    CONTINUE_CHAT,
+    CONTINUE_EDIT,
+    CONTINUE_GAP,
+    CONTINUE_OLLAMA_GAP,
     OPEN_WEBUI,
     OPEN_WEBUI_OLLAMA,
     OPEN_WEBUI_OLLAMA_OPTIONS,
     QUESTION,
     claude_system,
 )
-from scripted_server import Client, Response
+from scripted_server import ByteTokenizer, Client, Response
 
 
 def call(name: str, **arguments: Any) -> str:
@@ -59,6 +64,61 @@ def test_an_agent_gets_its_call(path: str, body: dict[str, Any], answer: str, ma
         assert response.status == 200, response.body
         assert mark in response.body.decode()
         assert client.engine.prompt().count(QUESTION) == 1
+
+
+# ---- Continue ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [CONTINUE_CHAT, CONTINUE_EDIT], ids=["chat", "edit"])
+def test_continue_gets_its_answer(body: dict[str, Any]) -> None:
+    with Client("x = 2\n") as client:
+        response = client.post("/v1/chat/completions", body)
+        chunks = [chunk for chunk in response.data if chunk["choices"]]
+        said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        assert (response.status, said) == (200, "x = 2\n")
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+        assert client.engine.prompt().count(QUESTION) == 1
+
+
+class CodersTokenizer(ByteTokenizer):
+    def marks(self, texts: Iterable[str]) -> dict[str, int]:
+        return {"<|fim_prefix|>": 1, "<|fim_suffix|>": 2, "<|fim_middle|>": 3}
+
+
+_WITH_SUFFIX = {"prompt": "# app.py\ndef f():\n    return ", "suffix": "\n"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "text"),
+    [
+        ("/v1/completions", CONTINUE_GAP, lambda chunk: chunk["choices"][0]["text"]),
+        (
+            "/v1/completions",
+            {**CONTINUE_GAP, **_WITH_SUFFIX},
+            lambda chunk: chunk["choices"][0]["text"],
+        ),
+        ("/api/generate", CONTINUE_OLLAMA_GAP, lambda chunk: chunk["response"]),
+        (
+            "/api/generate",
+            {**CONTINUE_OLLAMA_GAP, **_WITH_SUFFIX, "raw": False},
+            lambda chunk: chunk["response"],
+        ),
+    ],
+    ids=["OpenAI", "OpenAI, suffix", "Ollama", "Ollama, suffix"],
+)
+def test_continue_completes_code_in_a_gap(path: str, body: dict[str, Any], text: Any) -> None:
+    with Client("1") as client:
+        prompts = client.models.engine.model.prompts
+        prompts.__dict__["tokenizer"] = CodersTokenizer()
+        response = client.post(path, body)
+        assert response.status == 200, response.body
+        lines = response.body.decode().splitlines()
+        chunks = response.data if path[:3] == "/v1" else [json.loads(line) for line in lines]
+        assert "".join(map(text, chunks)) == "1"
+        (request,) = client.engine.requests
+        prefix = _WITH_SUFFIX["prompt"].encode()
+        assert list(request.prompt) == [1, *prefix, 2, *b"\n", 3]
+        assert "/src/" in request.limits.stop_strings
 
 
 # ---- Codex ---------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ class ChatRequest:
     """A request of any protocol.
 
     messages: of a chat, in OpenAI's form, texts as `content`. prompts: texts or tokens to continue,
-    in place of messages, each with n choices of its own. prefill: the beginning of the answer.
+    in place of messages, each with n choices of its own. suffix: what comes after the only one of
+    these texts, in which a gap is to be filled. prefill: the beginning of the answer.
     deferred_tools: names of tools that the messages themselves describe, so that the prompt's
     beginning does not.
     thinks: whether the client wants to see thoughts; they are told apart in any case. sampling: the
@@ -52,6 +53,7 @@ class ChatRequest:
 
     messages: Sequence[Mapping[str, Any]] = ()
     prompts: Sequence[str | Sequence[int]] = ()
+    suffix: str = ""
     prefill: str = ""
     tools: Sequence[Tool] = ()
     deferred_tools: frozenset[str] = frozenset()

@@ -75,13 +75,14 @@ def read_ollama_chat(body: object, defaults: Mapping[str, object]) -> ChatReques
 
 
 def read_ollama_text(body: object, defaults: Mapping[str, object]) -> ChatRequest:
-    """/api/generate: a question for the chat template, or with `raw` a text to continue."""
+    """/api/generate: a question for the chat template; with `raw` a text to continue, and with a
+    suffix a gap to fill."""
     given = BodyFields(body)
-    prompt = given.text("prompt", "")
-    for field in ("images", "suffix", "template", "context"):
+    prompt, suffix = given.text("prompt", ""), given.text("suffix", "")
+    for field in ("images", "template", "context"):
         given.refuse(field, "this server does not know it", unless=("", []))
-    if given.flag("raw"):
-        request = _request(given, defaults, prompts=(prompt,))
+    if given.flag("raw") or suffix:
+        request = _request(given, defaults, prompts=(prompt,), suffix=suffix)
     else:
         system = given.text("system", "")
         messages = [{"role": "system", "content": system}] if system else []
@@ -93,7 +94,8 @@ def read_ollama_text(body: object, defaults: Mapping[str, object]) -> ChatReques
 
 def is_load_request(body: object) -> bool:
     """Whether a client only asks for the model to be loaded."""
-    return isinstance(body, Mapping) and not (body.get("prompt") or body.get("messages"))
+    says = ("prompt", "suffix", "messages")
+    return isinstance(body, Mapping) and not any(body.get(name) for name in says)
 
 
 def loaded_body(model: str, *, is_chat: bool, reason: str = "load") -> dict[str, Any]:

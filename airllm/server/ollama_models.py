@@ -65,6 +65,8 @@ async def ollama_show(exchange: HttpExchange) -> None:
         capabilities.append("tools")
     if model is not None and model.format.thinks:
         capabilities.append("thinking")
+    if model is not None and model.prompts.fill_in.parts is not None:
+        capabilities.append("insert")
     family = str(listed.facts.get("family", ""))
     await exchange.send_json(
         {

@@ -1,4 +1,5 @@
-"""OpenAI's text completions: texts or tokens to continue, without a chat template."""
+"""OpenAI's text completions: texts or tokens to continue, or a gap before a suffix to fill, without
+a chat template."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,9 @@ DEFAULT_TOKENS = 16  # of an answer, as OpenAI's
 def read_completion(body: object, defaults: Mapping[str, object]) -> ChatRequest:
     given = BodyFields(body)
     prompts = read_prompts_field(given, "prompt", MOST_PROMPTS)
-    given.refuse("suffix", "this server continues texts, and does not fill them in", unless=("",))
+    suffix = given.text("suffix", "")
+    if suffix and not (len(prompts) == 1 and isinstance(prompts[0], str)):
+        raise bad("suffix", "a suffix is for one prompt, which is a text")
     stream = given.flag("stream")
     options = given.fields("stream_options")
     logprobs = given.count("logprobs", 0, 20)
@@ -36,6 +39,7 @@ def read_completion(body: object, defaults: Mapping[str, object]) -> ChatRequest
     given.without_effect("user", "service_tier", "metadata", "cache_prompt")
     request = ChatRequest(
         prompts=prompts,
+        suffix=suffix,
         form=read_form(given),
         sampling=read_sampling(given),
         max_tokens=DEFAULT_TOKENS if most is None else None if most == -1 else most,

@@ -14,6 +14,7 @@ from airllm.text.answer.python_calls import with_written_calls
 from airllm.text.answer.told_thoughts import PROMPT_END, with_thought
 from airllm.text.answer.told_tools import tool_variables, with_told_tools
 from airllm.text.chat_template import ChatTemplateError
+from airllm.text.fill_in import NoFillInError
 from airllm.text.prompts import Chat
 
 __all__ = ["ReadPrompt", "read_prompts"]
@@ -32,7 +33,7 @@ def read_prompts(request: ChatRequest, model: ServedModel) -> list[ReadPrompt]:
     if request.prompts:
         return [
             ReadPrompt(
-                model.prompts.some_tokens(prompt)
+                _code_tokens(prompt, request.suffix, model)
                 if isinstance(prompt, str)
                 else _checked_tokens(prompt, model)
             )
@@ -41,6 +42,13 @@ def read_prompts(request: ChatRequest, model: ServedModel) -> list[ReadPrompt]:
     tokens = _chat_tokens(request, model)
     end = model.prompts.tokenizer.decode(tokens[-PROMPT_END:])
     return [ReadPrompt(tokens, model.format.begins_in_thought(end, request.prefill))]
+
+
+def _code_tokens(prompt: str, suffix: str, model: ServedModel) -> list[int]:
+    try:
+        return model.prompts.code_tokens(prompt, suffix)
+    except NoFillInError as error:
+        raise bad("suffix", str(error)) from None
 
 
 def _checked_tokens(tokens: Sequence[int], model: ServedModel) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from airllm.text.answer import AnswerFormat, format_of
 from airllm.text.chat_template import ChatTemplate
+from airllm.text.fill_in import FillIn
 from airllm.text.tokenizer import Tokenizer
 from airllm.util.metadata import Metadata
 
@@ -66,6 +67,17 @@ class PromptReader:
         return ChatTemplate.from_gguf(self._metadata)
 
     @cached_property
+    def fill_in(self) -> FillIn:
+        return FillIn(self._metadata, self.tokenizer)
+
+    def code_tokens(self, text: str, suffix: str = "") -> list[int]:
+        """The tokens of a text to continue, in which the marks of FillIn count, or before a suffix.
+        ValueError as `some_tokens`; NoFillInError."""
+        self._check(text + suffix)
+        ids = self.fill_in.between(text, suffix) if suffix else self.fill_in.tokens(text)
+        return self._not_empty(ids)
+
+    @cached_property
     def answer_format(self) -> AnswerFormat:
         """How the model writes thoughts and tool calls, as its chat template tells. A model without
         a usable template writes plain text."""
@@ -92,7 +104,9 @@ class PromptReader:
         error of check_length."""
         if isinstance(prompt, str):
             self._check(prompt)
-        ids = self.tokens(prompt)
+        return self._not_empty(self.tokens(prompt))
+
+    def _not_empty(self, ids: list[int]) -> list[int]:
         if not ids:
             raise ValueError("the prompt is empty, and this model has no token that begins a text")
         return ids

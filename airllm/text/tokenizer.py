@@ -179,6 +179,12 @@ class Tokenizer:
         control = self._vocabulary.control
         return frozenset(id for id in control if self._vocabulary.texts[id] in wanted)
 
+    def marks(self, texts: Collection[str]) -> dict[str, int]:
+        """The tokens with these spellings that are control tokens, or whole in every text."""
+        wanted, vocabulary = frozenset(texts), self._vocabulary
+        ids = vocabulary.control | vocabulary.user_defined
+        return {text: id for id in ids if (text := vocabulary.texts[id]) in wanted}
+
     def is_control(self, id: int) -> bool:
         """Whether a token is markup (BOS, end of turn...) rather than text."""
         return id in self._vocabulary.control
