@@ -1,8 +1,13 @@
 """The line that says what goes on while a model is streamed."""
 
+import fcntl
 import io
 import json
 import logging
+import os
+import pty
+import struct
+import termios
 from typing import Any
 
 import pytest
@@ -138,6 +143,20 @@ def test_on_a_terminal_it_stands_below_the_cursor_and_goes_before_text_comes(
         say("text")
         assert "layer" not in screen.getvalue()
         assert screen.getvalue().endswith("\x1b[K\x1b8text")
+
+
+def test_the_line_is_as_wide_as_the_terminal_although_the_answer_goes_to_a_pipe(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    monkeypatch.setenv("COLUMNS", "200")
+    with os.fdopen(follower, "w") as terminal, StreamLine(Disk(clock)) as line:
+        monkeypatch.setattr("sys.stderr", terminal)
+        layers(line, clock, 1, 1.0)
+        said = os.read(leader, 4096).decode().partition("\x1b[K")[2].removesuffix("\x1b8")
+    os.close(leader)
+    assert len(said) == 39
 
 
 def test_quiet_shows_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,10 @@ def test_a_gap_is_between_a_prefix_and_a_suffix(kind: int, names: list[str]) -> 
     assert with_bos.code_tokens(written) == [1, *expected]
 
 
+def test_an_answer_ends_where_a_coder_begins_another_file() -> None:
+    assert coder(3).tokenizer.eos_ids == {0, 2, 268}
+
+
 def test_no_other_control_token_is_found_in_a_text_or_a_suffix() -> None:
     prompts = coder(3)
     for text in ("<|im_end|>", "<|im_end|><|file_sep|>"):

@@ -78,16 +78,23 @@ def described(error: Exception) -> str:
     return str(error) or repr(error)
 
 
+def width() -> int | None:
+    """The columns of the terminal that stderr is; None if it is none, or does not say. stdout may
+    be a pipe meanwhile."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # no terminal
+        return None
+    return columns if columns >= LEAST_WIDTH else None  # some terminals say 0
+
+
 def wrapped(text: str) -> str:
     """The text in lines that fit the terminal, if stderr is one."""
-    try:
-        width = os.get_terminal_size(sys.stderr.fileno()).columns
-    except (OSError, ValueError):  # no terminal
-        return text
-    if width < LEAST_WIDTH:  # some terminals say 0
+    columns = width()
+    if columns is None:
         return text
     lines = (
-        textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        textwrap.wrap(line, columns, break_long_words=False, break_on_hyphens=False)
         for line in text.split("\n")
     )
     return "\n".join("\n".join(line) for line in lines)

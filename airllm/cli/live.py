@@ -6,13 +6,13 @@ If guesses are right, a pass gives several tokens: "1.92 s/token (2.1 a pass)".
 """
 
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from airllm.cli import console
 from airllm.util.progress import LOG_SECONDS, format_duration
 
 REDRAW_SECONDS = 0.1
@@ -87,7 +87,7 @@ class StreamLine:
                 log.info("%s", self.text(done, total))
         elif self._drawn_at is None or now - self._drawn_at >= REDRAW_SECONDS:
             self._drawn_at = now
-            width = shutil.get_terminal_size().columns - 1
+            width = (console.width() or 80) - 1
             sys.stderr.write(f"{_BELOW}{self.text(done, total)[:width]}{_BACK}")
             sys.stderr.flush()
 

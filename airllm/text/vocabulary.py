@@ -16,6 +16,7 @@ END_TOKENS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>"),
     *("<end_of_turn>", "<end_of_utterance>", "<|return|>", "<｜end▁of▁sentence｜>", "</s>"),
     *("<turn|>", "<|tool_response>", "<|call|>", "<|calls|>"),
+    *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),  # a coder begins another file
 )
 
 # Texts of control tokens, for a file without token types. Types in a file take precedence: in Gemma
