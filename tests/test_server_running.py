@@ -387,6 +387,31 @@ def test_the_thread_of_the_engine_ends_with_its_model() -> None:
         thread.model  # noqa: B018
 
 
+def test_a_load_is_not_waited_for_when_the_server_ends() -> None:
+    may_open, closed, told = threading.Event(), threading.Event(), threading.Event()
+    ran: list[bool] = []
+    scheduler = SimpleNamespace(serve_forever=lambda: ran.append(True))
+
+    def opened() -> Any:
+        assert may_open.wait(30)
+        return SimpleNamespace(scheduler=scheduler, close=closed.set)
+
+    def wait() -> None:
+        with pytest.raises(ApiError, match="is being loaded"):
+            thread.wait_until_open()
+        told.set()
+
+    thread = EngineThread(opened)
+    thread.start()
+    threading.Thread(target=wait).start()
+    thread.close()
+    assert told.wait(10)
+    assert not closed.is_set()
+    may_open.set()
+    assert closed.wait(10)
+    assert (ran, thread.error) == ([], None)
+
+
 def test_as_many_texts_as_are_allowed_are_taken() -> None:
     fields = BodyFields({"stop": ["a", "b", "c"]})
     assert fields.texts("stop", 3) == ("a", "b", "c")

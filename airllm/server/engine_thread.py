@@ -23,7 +23,8 @@ class EngineThread:
         self._open, self._on_end = open_model, on_end
         self._thread = threading.Thread(target=self._run, name="airllm-engine", daemon=True)
         self._model: ServedModel | None = None
-        self._opened = threading.Event()
+        self._opened = threading.Event()  # or failed
+        self._told = threading.Event()  # those who wait for that, also if nobody will know
         self._wants_end = False
         self.error: BaseException | None = None
 
@@ -49,15 +50,22 @@ class EngineThread:
         return self._wants_end or self.error is not None
 
     def wait_until_open(self) -> ServedModel:
-        """Raises the error if the model cannot be opened."""
-        self._opened.wait()
+        """Raises the error if the model cannot be opened, or is not waited for any more."""
+        self._told.wait()
         if self.error is not None:
             raise self.error
         return self.model
 
     def close(self, *, drain: bool = False) -> None:
-        """End the scheduler and the thread. drain: after the requests that run or wait."""
+        """End the scheduler and the thread. drain: after the requests that run or wait.
+
+        A load that is under way, which may take minutes, is not waited for: the thread closes the
+        model once it is open, or ends with the process.
+        """
         self._wants_end = True
+        if not self._opened.is_set():
+            self._told.set()
+            return
         if self._model is not None:
             self._model.scheduler.close(drain=drain)
         self._thread.join()
@@ -67,6 +75,7 @@ class EngineThread:
             model = self._open()
             self._model = model
             self._opened.set()
+            self._told.set()
             try:
                 if not self._wants_end:
                     model.scheduler.serve_forever()
@@ -79,4 +88,5 @@ class EngineThread:
                 self.error = error
         finally:
             self._opened.set()
+            self._told.set()
             self._on_end()
