@@ -88,9 +88,10 @@ struct AttentionTask {
     bool causal;
     std::size_t window = 0;
     bool chunked = false;
-    float softcap = 0.0f;          // unless 0, scores become softcap * tanh(score / softcap)
-    const float* sinks = nullptr;  // [group]: for each head a score that has no value; or null
-    float* out;                    // token t, head h at out + t * out_stride + h * value_dim
+    float softcap = 0.0f;           // unless 0, scores become softcap * tanh(score / softcap)
+    const float* sinks = nullptr;   // [group]: for each head a score that has no value; or null
+    const float* slopes = nullptr;  // [group]: slopes[h] * (j - p) is added to scores; or null
+    float* out;                     // token t, head h at out + t * out_stride + h * value_dim
     std::size_t out_stride;
     float* lse = nullptr;        // log(sum(exp(scores))), sink included, of token t and head h at
     std::size_t lse_stride = 0;  // lse + t * lse_stride + h; or null
@@ -212,6 +213,8 @@ struct KernelTable {
     // Where |y| < 1e-36, the absolute error is below 1e-42; for x < -13.21, where exp(-x^2 / 2) is
     // no normal number, it is below 1e-38.
     void (*gelu_erf)(const float* x, float* y, std::size_t n);
+    // y = x for x > 0, and exp(x) - 1 for the others.  The error is at most 2 ulp.
+    void (*elu)(const float* x, float* y, std::size_t n);
     // y = silu(gate) * up, with silu(gate) rounded to float32.  The error is at most 4 ulp, or
     // 2^-119 * |up| for gate < -87.33.
     void (*swiglu)(const float* gate, const float* up, float* y, std::size_t n);

@@ -136,12 +136,14 @@ def attention(
     chunked=False,
     softcap=None,
     sinks=None,
+    slopes=None,
     cu_seqlens=None,
 ):
     """out [n_q, n_heads, head_dim] and lse [n_q, n_heads].
 
-    q: [n_q, n_heads, head_dim]; k, v: [n_kv_heads, n_kv, head_dim], numbers; sinks: [n_heads];
-    cu_seqlens: where sequences start and end in q and in k, (list, list), or None: one sequence.
+    q: [n_q, n_heads, head_dim]; k, v: [n_kv_heads, n_kv, head_dim], numbers; sinks, slopes:
+    [n_heads]; cu_seqlens: where sequences start and end in q and in k, (list, list), or None: one
+    sequence.
     """
     q, k, v = (np.asarray(array, np.float64) for array in (q, k, v))
     out, lse = np.zeros_like(q), np.zeros(q.shape[:2])
@@ -162,6 +164,10 @@ def attention(
                     scale,
                     softcap,
                     -math.inf if sinks is None else float(sinks[head]),
+                    [
+                        0.0 if slopes is None else slopes[head] * (key - (n_kv - n_q + token))
+                        for key in seen
+                    ],
                 )
     return out, lse
 
@@ -179,11 +185,12 @@ def _seen_keys(position, n_kv, causal, window, chunked):
     return list(range(first, last + 1))
 
 
-def _attend(query, keys, values, scale, softcap, sink):
+def _attend(query, keys, values, scale, softcap, sink, biases):
     """One query, one head, the keys that it sees: its row of out and its lse."""
     scores = [float(score) for score in keys @ query * scale]
     if softcap is not None:
         scores = [softcap * math.tanh(score / softcap) for score in scores]
+    scores = [score + bias for score, bias in zip(scores, biases, strict=True)]
     top = max([sink, *scores])
     if top == -math.inf:
         return np.zeros(len(query)), -math.inf

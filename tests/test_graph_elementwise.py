@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import reference
 from one_op import assert_close, backend_named, random, run
 
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import GraphError
 
+NUMBERS = {"positive": 0.8, "negative": 1.1, "beta": 0.5, "eps": -1e-6}
 LIMITS = {"alpha": 1.702, "limit": 7.0}
 SPECIAL = np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30, 3e-39]], np.float32)
 
@@ -18,6 +20,11 @@ def backend(request):
 
 def sigmoid(z):
     return 1 / (1 + np.exp(-z))
+
+
+def xielu(x, positive, negative, beta, eps):
+    above = positive * x**2 + beta * x
+    return np.where(x > 0, above, negative * (np.expm1(np.minimum(x, eps)) - x) + beta * x)
 
 
 def swiglu_oai(gate, up, alpha=1.702, limit=7.0, shift=1.0):
@@ -32,12 +39,37 @@ def swiglu_oai(gate, up, alpha=1.702, limit=7.0, shift=1.0):
         ("sigmoid", sigmoid),
         ("relu_squared", lambda z: np.maximum(z, 0) ** 2),
         ("softplus", lambda z: np.logaddexp(0.0, z)),
+        ("gelu_erf", reference.gelu_erf),
     ],
 )
 def test_activations_by_themselves(backend, name, function, n_tokens):
     x = 3 * random(n_tokens, 700)
     out = run(backend, lambda g, x: getattr(g, name)(x), {"x": x}, {})
     assert_close(out, function(x.astype(np.float64)))
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        NUMBERS,
+        {"positive": 3.0, "negative": 0.4, "beta": 0.0, "eps": -0.5},
+    ],
+    ids=["as published", "others"],
+)
+def test_xielu_is_within_the_bound_that_its_header_states(backend, numbers):
+    x = np.concatenate([3 * random(1, 701), -np.geomspace(1e-9, 100, 701)[None]]).astype("f4")
+    out = run(backend, lambda g, x: g.xielu(x, **numbers), {"x": x}, {})
+    exact = xielu(x.astype(np.float64), **numbers)
+    of_below = (numbers["negative"] + numbers["beta"]) * np.maximum(np.abs(x), -numbers["eps"])
+    bound = np.where(x > 0, 2.4e-7 * np.abs(exact), 5e-7 * of_below)
+    assert (np.abs(out - exact) <= bound).all()
+
+
+def test_xielu_of_special_values_is_its_limit(backend):
+    out = run(backend, lambda g, x: g.xielu(x, **NUMBERS | {"eps": 0.0}), {"x": SPECIAL}, {})
+    at_denormal = 0.5 * SPECIAL[0, 7]
+    expected = [np.nan, np.inf, np.inf, 0, 0, np.inf, 6e29, at_denormal]
+    np.testing.assert_allclose(out, [expected], rtol=1e-5)
 
 
 def test_sigmoid_of_special_values_is_its_limit(backend):
@@ -215,6 +247,8 @@ def test_log_decay_with_a_bound_is_a_share_of_it(backend, n_a):
 IN_PLACE = {
     "sigmoid": (["x"], lambda g, x, out: g.sigmoid(x, out=out)),
     "relu_squared": (["x"], lambda g, x, out: g.relu_squared(x, out=out)),
+    "gelu_erf": (["x"], lambda g, x, out: g.gelu_erf(x, out=out)),
+    "xielu": (["x"], lambda g, x, out: g.xielu(x, **NUMBERS, out=out)),
     "scale": (["x"], lambda g, x, out: g.scale(x, 0.3, out=out)),
     "swiglu_oai": (["x", "y"], lambda g, x, y, out: g.swiglu_oai(x, y, **LIMITS, out=out)),
     "scale_rows": (["x", "one"], lambda g, x, one, out: g.scale_rows(x, one, out=out)),
@@ -242,6 +276,8 @@ FAULTS = {
     "factor is nan, expected a finite float": lambda g, x, y, z: g.scale(x, float("nan")),
     "factor is 2, expected a finite float": lambda g, x, y, z: g.scale(x, 2),
     r"weight 'w' is \[2\], expected \[1\]": lambda g, x, y, z: g.scale(x, weight=g.weight("w", 2)),
+    "eps is 1e-06, expected at most 0": lambda g, x, y, z: g.xielu(x, **NUMBERS | {"eps": 1e-6}),
+    "negative is -1.0": lambda g, x, y, z: g.xielu(x, **NUMBERS | {"negative": -1.0}),
     "alpha is 0.0": lambda g, x, y, z: g.swiglu_oai(x, y, alpha=0.0, limit=7.0),
     "limit is -7.0": lambda g, x, y, z: g.swiglu_oai(x, y, alpha=1.0, limit=-7.0),
     "'z' has width 32": lambda g, x, y, z: g.swiglu_oai(x, z, **LIMITS),

@@ -227,22 +227,17 @@ def test_biases_of_experts_may_be_of_half_precision(backend, type):
     assert weight.nbytes == 24
 
 
-# ---- attention with sinks ----
+# ---- attention with sinks, and with biases by distance ----
 
 
-@pytest.mark.parametrize(("n_tokens", "past"), [(1, 0), (1, 700), (5, 3), (70, 600)])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"window": 4, "softcap": 20.0}, {"window": 4, "chunked": True}],
-    ids=["plain", "window", "chunks"],
-)
-def test_sinks_take_their_share_of_attention(backend, n_tokens, past, options):
-    n_heads, n_kv_heads, head_dim = 4, 2, 16
-    q, sinks = random(n_tokens, n_heads * head_dim), 2 * random(n_heads, seed=1)
+def attended(backend, n_tokens, past, n_heads, n_kv_heads, sinks=None, **options):
+    """What the op gives, and the arguments of the reference."""
+    head_dim = 16
+    q = random(n_tokens, n_heads * head_dim)
     new = [random(n_tokens, n_kv_heads * head_dim, seed=seed) for seed in (2, 3)]
     rows = max(16, 1 << (past + n_tokens - 1).bit_length())
     caches = random(1, 2, n_kv_heads, rows, head_dim, seed=4)
-    g = GraphBuilder("sinks")
+    g = GraphBuilder("attention")
     k, v = g.external("k", n_kv_heads * head_dim), g.external("v", n_kv_heads * head_dim)
     g.kv_append(k, v, n_kv_heads, head_dim)
     g.attention(
@@ -251,20 +246,55 @@ def test_sinks_take_their_share_of_attention(backend, n_tokens, past, options):
         n_kv_heads,
         head_dim,
         scale=0.25,
-        sinks=g.weight("sinks", n_heads),
+        sinks=None if sinks is None else g.weight("sinks", n_heads),
         out=g.external("out", n_heads * head_dim),
         **options,
     )
     executor = backend.executor(g.build(), n_tokens)
-    bound = executor.bind({"sinks": backend.weight("vector", sinks.view(np.uint8), "f32", (4,))})
+    bound = {}
+    if sinks is not None:
+        bound["sinks"] = backend.weight("vector", sinks.view(np.uint8), "f32", (n_heads,))
     out = np.zeros_like(q)
     buffers = {"q": q, "k": new[0], "v": new[1], "out": out}
-    executor.run_layers([bound], buffers, [(n_tokens, past, one_page_state(backend, caches))])
+    state = one_page_state(backend, caches)
+    executor.run_layers([executor.bind(bound)], buffers, [(n_tokens, past, state)])
     heads = q.reshape(n_tokens, n_heads, head_dim)
-    expected, _ = reference.attention(
-        heads, *caches[0, :, :, : past + n_tokens], 0.25, sinks=sinks, **options
-    )
-    assert_close(out, expected.reshape(q.shape), 1e-5)
+    return out.reshape(heads.shape), (heads, *caches[0, :, :, : past + n_tokens], 0.25)
+
+
+LENGTHS = [(1, 0), (1, 700), (5, 3), (70, 600)]  # tokens, and those before them
+
+
+@pytest.mark.parametrize(("n_tokens", "past"), LENGTHS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 4, "softcap": 20.0}, {"window": 4, "chunked": True}],
+    ids=["plain", "window", "chunks"],
+)
+def test_sinks_take_their_share_of_attention(backend, n_tokens, past, options):
+    sinks = 2 * random(4, seed=1)
+    out, arguments = attended(backend, n_tokens, past, 4, 2, sinks, **options)
+    expected, _ = reference.attention(*arguments, sinks=sinks, **options)
+    assert_close(out, expected, 1e-5)
+
+
+@pytest.mark.parametrize(("n_tokens", "past"), [*LENGTHS, (1, 3000)])
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(4, 4), (6, 2), (71, 1)])
+def test_scores_fall_with_the_distance(backend, n_tokens, past, n_heads, n_kv_heads):
+    """The slopes are the paper's: of 2^m heads, and of others in its appendix's way."""
+    out, arguments = attended(backend, n_tokens, past, n_heads, n_kv_heads, alibi=8.0)
+    power = 1 << (n_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (h + 1) / power) for h in range(power)]
+    slopes += [2.0 ** (-8.0 * (h + 0.5) / power) for h in range(n_heads - power)]
+    expected, _ = reference.attention(*arguments, slopes=slopes)
+    assert_close(out, expected, 1e-5)
+
+
+def test_biases_by_distance_count_within_a_window_too(backend):
+    out, arguments = attended(backend, 40, 30, 4, 2, alibi=3.0, window=9)
+    slopes = [2.0 ** (-3.0 * (h + 1) / 4) for h in range(4)]
+    expected, _ = reference.attention(*arguments, slopes=slopes, window=9)
+    assert_close(out, expected, 1e-5)
 
 
 def test_sinks_for_other_heads_are_refused():

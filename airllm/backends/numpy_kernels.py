@@ -103,10 +103,11 @@ def _append(
 def _attention(op: Op, batch: TokenBatch) -> None:
     q, out = arrays(op, batch)
     n_heads, window = int(op.attrs["n_heads"]), int(op.attrs["window"])
-    chunked = bool(op.attrs["chunked"])
+    chunked, alibi = bool(op.attrs["chunked"]), float(op.attrs["alibi"])
     n_kv_heads = int(op.attrs["n_kv_heads"])
     group = n_heads // n_kv_heads
     sinks = batch.weights[op.weights[0]] if op.weights else None
+    slopes = numpy_ops.alibi_slopes(n_heads, alibi) if alibi else None
     for s in batch.sequences:
         # Positions that the first token does not see are seen by none, and may be gone. With
         # chunks, they are whole ones.
@@ -127,6 +128,7 @@ def _attention(op: Op, batch: TokenBatch) -> None:
                 chunked=chunked,
                 softcap=float(op.attrs["softcap"]) or None,
                 sinks=None if sinks is None else sinks[heads],
+                slopes=None if slopes is None else slopes[heads],
             )
 
 
@@ -316,6 +318,22 @@ def _gelu(op: Op, batch: TokenBatch) -> None:
     numpy_ops.gelu(x, out=out)
 
 
+def _gelu_erf(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    numpy_ops.gelu(x, "none", out=out)
+
+
+def _xielu(op: Op, batch: TokenBatch) -> None:
+    x, out = arrays(op, batch)
+    positive, negative, beta, eps = (
+        float(op.attrs[name]) for name in ("positive", "negative", "beta", "eps")
+    )
+    wide = x.astype(np.float64)
+    above = np.maximum(wide, 0.0)
+    below = (beta - negative) * wide + negative * np.expm1(np.minimum(wide, eps))
+    out[...] = np.where(wide > 0.0, above * (positive * above + beta), below)
+
+
 def _round_q8(op: Op, batch: TokenBatch) -> None:
     x, out = arrays(op, batch)
     out[...] = numpy_ops.dequantize(numpy_ops.quantize(x, "q8_0"), "q8_0")
@@ -449,6 +467,8 @@ OPS: Mapping[str, Callable[[Op, TokenBatch], None]] = {
     "multiply": _multiply,
     "silu": _silu,
     "gelu": _gelu,
+    "gelu_erf": _gelu_erf,
+    "xielu": _xielu,
     "round_q8": _round_q8,
     "merge_add": _merge_add,
     "take_columns": _take_columns,

@@ -75,13 +75,15 @@ SIGNATURES: Mapping[str, Signature] = {
     # causal attention of q over the layer's KV cache, which includes the batch; window: the number
     # of positions that a token sees, its own included (0: all); chunked: those from the last
     # multiple of the window on; softcap: a score s becomes softcap * tanh(s / softcap) (0: scores
-    # stay); weight: [n_heads], for each head one more score, as it is, without a value
+    # stay); alibi: unless 0, a head's slope times (position - token's) is added to a score, see
+    # numpy_ops.alibi_slopes; weight: [n_heads], for each head one more score, as it is, without a
+    # value
     "attention": _signature(
         "q",
         dense.attention,
         flops=0,
         weights=("vector",),
-        attrs="n_heads n_kv_heads head_dim value_dim scale window chunked softcap",
+        attrs="n_heads n_kv_heads head_dim value_dim scale window chunked softcap alibi",
         optional=True,
     ),
     # writes x as keys of the layer's index, by which tokens select the positions that they see;
@@ -291,6 +293,13 @@ SIGNATURES: Mapping[str, Signature] = {
     "softplus": _signature("x", dense.activation, flops=5, in_place="x"),
     # the tanh approximation
     "gelu": _signature("x", dense.activation, flops=9, in_place="x"),
+    # x * (1 + erf(x / sqrt 2)) / 2
+    "gelu_erf": _signature("x", dense.activation, flops=12, in_place="x"),
+    # positive * x^2 + beta * x for x > 0, negative * (exp(min(x, eps)) - 1 - x) + beta * x for the
+    # others (arXiv:2411.13010)
+    "xielu": _signature(
+        "x", dense.xielu, flops=8, attrs="positive negative beta eps", in_place="x"
+    ),
     "sigmoid": _signature("x", dense.activation, flops=3, in_place="x"),
     # out = max(x, 0)^2
     "relu_squared": _signature("x", dense.activation, flops=2, in_place="x"),

@@ -10,6 +10,7 @@ returned; it may be an input only if the operation says so. A wrong type raises 
 shape, layout or overlap raises ValueError. No argument is converted silently.
 """
 
+from airllm.numpy_ops.attention import alibi_slopes as alibi_slopes
 from airllm.numpy_ops.attention import attention
 from airllm.numpy_ops.attention import attention_apply as attention_apply
 from airllm.numpy_ops.elementwise import gelu, rms_norm, silu, softmax, swiglu

@@ -174,12 +174,13 @@ def attention_apply(
     chunked: bool = False,
     softcap: float | None = None,
     sinks: Float32 | None = None,
+    slopes: Float32 | None = None,
     lse: Float32 | None = None,
 ) -> None:
     """Attention of one sequence, without checks. Writes to out, and to lse unless it is None.
 
     k and v may be strided: views of a larger cache. v's heads, and those of out, may have another
-    width than q's and k's.
+    width than q's and k's. slopes: [n_heads], which times (position - query's) are added to scores.
     """
     n_q, n_heads, head_dim = q.shape
     n_kv_heads, n_kv, _ = k.shape
@@ -205,6 +206,10 @@ def attention_apply(
                 np.tanh(scores, out=scores)
                 scores *= cap
             positions = np.arange(rows.start, rows.stop) + (n_kv - n_q)
+            if slopes is not None:
+                distances = np.arange(n_kv, dtype=np.float32) - positions[:, np.newaxis]
+                for index, slope in enumerate(slopes[heads]):
+                    scores[:, index] += slope * distances  # [n_rows, n_kv]
             hidden = _seen(positions, n_kv, causal, window, chunked)
             np.logical_not(hidden, out=hidden)
             np.copyto(scores, -np.inf, where=hidden[:, np.newaxis])
@@ -226,6 +231,16 @@ def scores_bytes(n_q: int, group: int, n_kv: int, widths: int) -> int:
     widths: head_dim and value_dim together."""
     n_rows = min(n_q, _queries_at_once(group, n_kv))
     return n_rows * (4 * group * n_kv + 3 * n_kv + 4 * group * widths)
+
+
+def alibi_slopes(n_heads: int, largest: float) -> Float32:
+    """The slopes of linear biases (ALiBi, arXiv:2108.12409), [n_heads]. Of 2^m heads, head h has
+    2^(-largest (h + 1) / 2^m); of others the first 2^m have those of 2^m heads, and the rest every
+    other one of those of 2^(m + 1)."""
+    power = 2 ** (n_heads.bit_length() - 1)
+    first = np.arange(1, power + 1) / power
+    rest = np.arange(1, 2 * (n_heads - power), 2) / (2 * power)
+    return np.exp2(-largest * np.concatenate([first, rest])).astype(np.float32)
 
 
 def _lse_without_features(

@@ -34,6 +34,7 @@ struct Op {
     bool interleaved = false;                               // rope
     std::size_t window = 0;   // attention: positions that a token sees; 0: all
     bool chunked = false;     // attention, see AttentionTask
+    float alibi = 0.0f;       // attention: of alibi_slopes; 0: no slopes
     float cap = 0.0f;         // softcap; attention, for scores, 0: none
     std::size_t n_used = 0;   // route, expert_linear, expert_sum: experts of a token
     bool normalized = false;  // route, route_to, as the next four: see RouteTask
@@ -42,6 +43,7 @@ struct Op {
     GroupScore group_score = GroupScore::top2;
     float alpha = 1.0f, limit = 0.0f, shift = 1.0f;  // swiglu_oai
     float low = 0.0f, high = 0.0f;                   // clamp
+    float positive = 1.0f, negative = 1.0f, beta = 0.0f;  // xielu
     bool shared = false;                    // expert_linear: all experts have the same input
     bool silu = false;                      // conv: of the result
     bool tiled = false;                     // delta_rule, see HeadSharing

@@ -74,6 +74,10 @@ class OpCheck {
         require(op_.limit > 0.0f, "limit is not above 0");
         alike();
     }
+    void xielu() const {
+        require(op_.eps <= 0.0f, "eps is above 0");
+        alike();
+    }
     void scale_shares() const {
         used_experts(largest_route);
         width(0, 2 * op_.n_used);
@@ -132,6 +136,7 @@ class OpCheck {
         apart(0);
         width(0, op_.n_heads * op_.head_dim);
         require(op_.cap >= 0.0f, "softcap is below 0");
+        require(op_.alibi >= 0.0f, "alibi is below 0");
         require(!op_.chunked || op_.window > 0, "a chunk has no positions");
         values_of_heads(op_.output, op_.n_heads);
     }

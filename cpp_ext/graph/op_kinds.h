@@ -64,6 +64,8 @@ struct Slots {
     op(round_q8,       1, one,  no_weight,         round_q8)        \
     op(silu,           1, one,  no_weight,         alike)           \
     op(gelu,           1, one,  no_weight,         alike)           \
+    op(gelu_erf,       1, one,  no_weight,         alike)           \
+    op(xielu,          1, one,  no_weight,         xielu)           \
     op(multiply,       2, one,  no_weight,         alike)           \
     op(sigmoid,        1, one,  no_weight,         alike)           \
     op(softplus,       1, one,  no_weight,         alike)           \

@@ -19,8 +19,11 @@ Executor::Executor(Graph graph, std::size_t max_tokens)
     plan_barriers();
     plan_norms();
     plan_recurrent();
-    for (const Op& op : graph_.ops)
+    for (const Op& op : graph_.ops) {
         if (op.kind == OpKind::expert_linear) joining_rows_ = Joining::before_first_barrier;
+        slopes_.push_back(op.alibi > 0.0f ? alibi_slopes(op.n_heads, op.alibi)
+                                          : std::vector<float>());
+    }
 }
 
 void Executor::allocate(const ExecutorMemory& memory) {

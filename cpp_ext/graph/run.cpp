@@ -89,6 +89,7 @@ void Executor::Run::step(std::size_t index) {
                        .chunked = op.chunked,
                        .softcap = op.cap,
                        .sinks = vector(op),
+                       .slopes = op.alibi > 0.0f ? executor.slopes_[index].data() : nullptr,
                        .out = buffer(op.output),
                        .sequences = layer.sequences},
                       reinterpret_cast<float*>(executor.parts_.data()));
@@ -306,11 +307,13 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::sigmoid:
         case OpKind::silu:
         case OpKind::softplus:
-        case OpKind::gelu: {
+        case OpKind::gelu:
+        case OpKind::gelu_erf: {
             auto* const kernel = op.kind == OpKind::sigmoid    ? table.sigmoid
                                  : op.kind == OpKind::silu     ? table.silu
                                  : op.kind == OpKind::softplus ? table.softplus
-                                                               : table.gelu_tanh;
+                                 : op.kind == OpKind::gelu     ? table.gelu_tanh
+                                                               : table.gelu_erf;
             for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
                 kernel(in(0) + i, buffer(op.output) + i, count);
             });
@@ -318,6 +321,10 @@ void Executor::Run::step(std::size_t index) {
         }
         case OpKind::relu_squared:
             relu_squared(worker, in(0), buffer(op.output), n * width(op.output));
+            break;
+        case OpKind::xielu:
+            xielu(worker, table, in(0), {op.positive, op.negative, op.beta, op.eps},
+                  buffer(op.output), n * width(op.output));
             break;
         case OpKind::swiglu_oai:
             swiglu_oai(worker, table, in(0), in(1), op.alpha, op.limit, op.shift, buffer(op.output),

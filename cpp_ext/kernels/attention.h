@@ -76,6 +76,23 @@ Visible visible_part(const AttentionTask& task, std::size_t first, std::size_t l
     return visible;
 }
 
+// What rows [first, last), side by side in a panel of that width, add to scores from position p on.
+template <class Isa>
+Slant slant_from(const AttentionTask& task, std::size_t first, std::size_t last, std::size_t width,
+                 std::size_t p) {
+    Slant slant;
+    slant.any = task.slopes != nullptr;
+    if (!slant.any) return slant;
+    for (std::size_t i = 0; i < std::max(width, lanes<Isa>); ++i) {
+        const std::size_t row = std::min(first + i % width, last - 1);
+        // Modulo 2^64: the difference from the row's own position is what counts.
+        const std::size_t own = task.n_kv - task.n_q + row / task.group;
+        slant.slope[i] = task.slopes[row % task.group] * log2_e;
+        slant.ahead[i] = static_cast<float>(static_cast<std::ptrdiff_t>(p + i / width - own));
+    }
+    return slant;
+}
+
 inline const float* query(const AttentionTask& task, std::size_t row) {
     return task.q + row / task.group * task.q_stride + row % task.group * task.head_dim;
 }
@@ -187,9 +204,11 @@ struct QueryTile {
             if (until <= begin || reach(task, r).low >= until) continue;
             const std::size_t seen = until - begin;
             const Visible visible = visible_part<Isa>(task, r, to, width, begin, seen);
+            const Slant slant = slant_from<Isa>(task, r, to, width, begin);
             const auto make_weights = [&](auto vectors) {
                 score_many<Isa, vectors>(keys, seen, d, s.q + i * width * d, s.scores);
-                weigh<Isa, vectors>(s.scores, width, seen, softcap, visible, s.states[i], s.factor);
+                weigh<Isa, vectors>(s.scores, width, seen, softcap, slant, visible, s.states[i],
+                                    s.factor);
             };
             if (width == w)
                 make_weights(std::integral_constant<std::size_t, 1>{});
@@ -225,7 +244,8 @@ struct QueryTile {
     // Few rows: adds the values of positions [begin, end), weighted by the scores.
     void attend_few(std::size_t begin, std::size_t end, float* scores) {
         const Visible visible = visible_part<Isa>(task, first, last, width, begin, end - begin);
-        weigh<Isa, 1>(scores, width, end - begin, softcap, visible, s.states[0], s.factor);
+        const Slant slant = slant_from<Isa>(task, first, last, width, begin);
+        weigh<Isa, 1>(scores, width, end - begin, softcap, slant, visible, s.states[0], s.factor);
         std::memset(s.chunk, 0, width * stride * sizeof(float));
         const std::size_t step = task.v.row_bytes / sizeof(Source);
         with_width<Isa>(width, [&](auto columns) {

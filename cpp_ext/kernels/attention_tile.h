@@ -196,16 +196,23 @@ struct Visible {
     bool all;                // every row sees every position; the rest is not filled in then
 };
 
+// What is added to the scores of a panel's rows: to lane i, at position j of the tile,
+// slope[i] * (j + ahead[i]).  The sum is a whole number, so that near positions lose no precision.
+struct Slant {
+    float slope[max_width], ahead[max_width];
+    bool any;  // otherwise nothing is added, and the rest is not filled in
+};
+
 // Turns a tile of scores into weights relative to the rows' new maxima.  Sums of row r that are
 // relative to its old maximum must be multiplied by factor[r].  width: of the panel, at most
 // Vectors vectors.
 template <class Isa, std::size_t Vectors>
-void weigh(float* scores, std::size_t width, std::size_t n, float softcap, const Visible& visible,
-           PanelState& state, float* factor) {
+void weigh(float* scores, std::size_t width, std::size_t n, float softcap, const Slant& slant,
+           const Visible& visible, PanelState& state, float* factor) {
     using F = Floats<Isa>;
     constexpr std::size_t w = lanes<Isa>;
     const std::size_t positions = std::max<std::size_t>(1, w / width);
-    const bool changed = softcap != 0.0f || !visible.all;
+    const bool changed = softcap != 0.0f || slant.any || !visible.all;
     F top[Vectors];
     unroll<Vectors>([&](auto v) { top[v] = load<Isa>(state.top + v * w); });
     for (std::size_t j = 0; j < n; j += positions)
@@ -213,6 +220,10 @@ void weigh(float* scores, std::size_t width, std::size_t n, float softcap, const
             float* at = scores + j * width + v * w;
             F score = load<Isa>(at);
             if (softcap != 0.0f) score = F(softcap) * xsimd::tanh(score);
+            if (slant.any) {
+                const F distance = load<Isa>(slant.ahead + v * w) + static_cast<float>(j);
+                score = xsimd::fma(load<Isa>(slant.slope + v * w), distance, score);
+            }
             if (!visible.all) {
                 const F position = load<Isa>(visible.ahead + v * w) + static_cast<float>(j);
                 const auto seen = (position >= load<Isa>(visible.low + v * w)) &

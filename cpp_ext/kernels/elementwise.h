@@ -46,6 +46,20 @@ void gelu_erf(const float* x, float* y, std::size_t n) {
 }
 
 template <class Isa>
+void elu(const float* x, float* y, std::size_t n) {
+    using F = Floats<Isa>;
+    map<Isa>(
+        n, y,
+        [](F v) {
+            // scale - 1 is exact, so that small results keep their relative precision.
+            const auto [scale, above_one] = scaled_exp<Isa>(xsimd::min(v, F(0.0f)));
+            const F below = xsimd::fma(above_one, scale, scale - F(1.0f));
+            return xsimd::select(v > F(0.0f), v, below);
+        },
+        x);
+}
+
+template <class Isa>
 void swiglu(const float* gate, const float* up, float* y, std::size_t n) {
     map<Isa>(n, y, [](auto g, auto u) { return times_sigmoid<Isa>(g, g) * u; }, gate, up);
 }

@@ -32,11 +32,15 @@ inline F power_of_two(F shifted) {
     return xsimd::bitwise_cast<float>(xsimd::bitwise_cast<std::int32_t>(shifted) << 23);
 }
 
-// exp(high + low) for high <= 0, |low| small against 1.  The error is at most 1.5 ulp while the
-// result is a normal number.  Below -87.7 the result is 0.  NaN stays NaN.
+template <class F>
+struct ScaledExp {
+    F scale, above_one;  // exp(x) = scale (1 + above_one); scale is a power of 2
+};
+
+// exp(high + low) for high <= 0, |low| small against 1.  Below -87.7 the scale is 0.
 // exp(x) = 2^n exp(r), n = round(x / ln 2), r in +-0.35: degree 6, truncation below 9e-9.
 template <class Isa, class... Low>
-inline Floats<Isa> exp_to_one(Floats<Isa> high, Low... low) {
+inline ScaledExp<Floats<Isa>> scaled_exp(Floats<Isa> high, Low... low) {
     using F = Floats<Isa>;
     const F x = xsimd::max(high, F(-88.0f));  // n = -127
     const F shifted = xsimd::fma(x, F(1.44269504f), F(to_exponent)), n = shifted - F(to_exponent);
@@ -44,8 +48,15 @@ inline Floats<Isa> exp_to_one(Floats<Isa> high, Low... low) {
     F r = xsimd::fnma(n, F(0.693359375f), x);
     r = (xsimd::fnma(n, F(-2.12194440e-4f), r) + ... + low);
     const F q = polynomial(r, 0.00139269266f, 0.00836377387f, 0.0416665501f, 0.166665734f, 0.5f);
-    const F scale = power_of_two(shifted);
-    return xsimd::fma(xsimd::fma(r * r, q, r), scale, scale);
+    return {power_of_two(shifted), xsimd::fma(r * r, q, r)};
+}
+
+// exp(high + low), see scaled_exp.  The error is at most 1.5 ulp while the result is a normal
+// number; otherwise it is 0.  NaN stays NaN.
+template <class Isa, class... Low>
+inline Floats<Isa> exp_to_one(Floats<Isa> high, Low... low) {
+    const auto [scale, above_one] = scaled_exp<Isa>(high, low...);
+    return xsimd::fma(above_one, scale, scale);
 }
 
 // 2^x for x <= 0.  The error is at most 2 ulp; the result is exactly 1 for 0, and 0 below about

@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "ops/ops.h"
@@ -63,6 +64,7 @@ AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t 
         .chunked = call.chunked,
         .softcap = call.softcap,
         .sinks = call.sinks ? call.sinks + head * group : nullptr,
+        .slopes = call.slopes ? call.slopes + head * group : nullptr,
         .out = call.out + s.q_first * out_stride + head * group * cache.value_dim,
         .out_stride = out_stride,
         .lse = call.lse ? call.lse + s.q_first * call.n_heads + head * group : nullptr,
@@ -166,6 +168,17 @@ void attention_without_features(const Worker& worker, const AttentionCall& call)
 }
 
 }  // namespace
+
+std::vector<float> alibi_slopes(std::size_t n_heads, float largest) {
+    const std::size_t power = std::bit_floor(n_heads);
+    std::vector<float> slopes(n_heads);
+    for (std::size_t h = 0; h < n_heads; ++h) {
+        const auto step = static_cast<double>(h < power ? h + 1 : 2 * (h - power) + 1);
+        const auto steps = static_cast<double>(h < power ? power : 2 * power);
+        slopes[h] = static_cast<float>(std::exp2(-static_cast<double>(largest) * step / steps));
+    }
+    return slopes;
+}
 
 void kv_append(const Worker& worker, const KernelTable& table, const float* k, const float* v,
                std::size_t n_tokens, std::size_t past, const KvCache& cache) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kernels.h"
 #include "threads/team.h"
@@ -78,9 +79,10 @@ struct AttentionCall {
     std::size_t window = 0;
     bool chunked = false;
     float softcap = 0.0f;
-    const float* sinks = nullptr;  // [n_heads]
-    float* out;                    // [n_q][n_heads][value_dim]
-    float* lse = nullptr;          // [n_q][n_heads]
+    const float* sinks = nullptr;   // [n_heads]
+    const float* slopes = nullptr;  // [n_heads]
+    float* out;                     // [n_q][n_heads][value_dim]
+    float* lse = nullptr;           // [n_q][n_heads]
     // For several sequences in `cache`: where each begins in q and in the cache, and where the last
     // one ends.
     std::span<const std::int32_t> q_starts = {}, kv_starts = {};
@@ -89,6 +91,11 @@ struct AttentionCall {
     std::span<const CachedSequence> sequences = {};
     bool undivided = false;  // the queries are a part of a batch of more than most_divided_queries
 };
+
+// The slopes of linear biases (ALiBi, arXiv:2108.12409), [n_heads].  Of 2^m heads, head h has
+// 2^(-largest (h + 1) / 2^m); of others the first 2^m have those of 2^m heads, and the rest every
+// other one of those of 2^(m + 1).
+std::vector<float> alibi_slopes(std::size_t n_heads, float largest);
 
 // With more query tokens than this, the KV positions are not divided into parts, so that the
 // results do not depend on the batches in which a prompt is evaluated.  The pieces are then the

@@ -15,6 +15,26 @@ void relu_squared(const Worker& worker, const float* x, float* y, std::size_t n)
     });
 }
 
+void xielu(const Worker& worker, const KernelTable& table, const float* x, XieluFactors factors,
+           float* y, std::size_t n) {
+    constexpr std::size_t step = 256;  // stays in the L1 cache
+    const auto [positive, negative, beta, eps] = factors;
+    for_elements(worker, n, [&](std::size_t first, std::size_t count) {
+        float below[step];
+        for (std::size_t i = first; i < first + count; i += step) {
+            const std::size_t m = std::min(step, first + count - i);
+            for (std::size_t j = 0; j < m; ++j) below[j] = std::min(x[i + j], eps);
+            table.elu(below, below, m);
+            for (std::size_t j = 0; j < m; ++j) {
+                const float v = x[i + j];
+                // beta - negative first: -inf - -inf would be NaN.
+                y[i + j] = v > 0.0f ? v * (positive * v + beta)
+                                    : (beta - negative) * v + negative * below[j];
+            }
+        }
+    });
+}
+
 void scale(const Worker& worker, const float* x, float factor, float* y, std::size_t n) {
     for_elements(worker, n, [&](std::size_t first, std::size_t count) {
         for (std::size_t i = first; i < first + count; ++i) y[i] = factor * x[i];

@@ -8,6 +8,15 @@ namespace tensor_ops {
 
 // y = max(x, 0)^2.
 void relu_squared(const Worker& worker, const float* x, float* y, std::size_t n);
+// xIELU (arXiv:2411.13010).  positive, negative: what its parameters alpha_p and alpha_n stand for,
+// which are above 0; eps: at most 0.
+struct XieluFactors {
+    float positive, negative, beta, eps;
+};
+// y = positive x^2 + beta x for x > 0; negative (exp(min(x, eps)) - 1 - x) + beta x for the others.
+// The error is at most 4 roundings for x > 0, and 5e-7 (negative + beta) max(|x|, -eps) for others.
+void xielu(const Worker& worker, const KernelTable& table, const float* x, XieluFactors factors,
+           float* y, std::size_t n);
 // y = factor * x.
 void scale(const Worker& worker, const float* x, float factor, float* y, std::size_t n);
 // y[r] = factor * weight * x[r].  x: [rows][n].

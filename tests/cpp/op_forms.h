@@ -128,6 +128,8 @@ inline const std::vector<Form>& forms() {
         {expert_scale, {64, 4}, {64}, 1, {true, true, true}, use_two},
         {silu, {64}, {64}, 0, {true, true}},
         {gelu, {64}, {64}, 0, {true, true}},
+        {gelu_erf, {64}, {64}, 0, {true, true}},
+        {xielu, {64}, {64}, 0, {true, true}},
         {round_q8, {64}, {64}, 0, {true, true}},
         {route, {8}, {4}, 0, {false, true}, use_two},
         {route_to, {8, 2}, {4}, 0, {false, true, true}, use_two},

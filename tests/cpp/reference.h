@@ -36,6 +36,8 @@ inline double gelu_erf(double x) {
     return x == -infinity ? -0.0 : x * 0.5 * std::erfc(-x / std::numbers::sqrt2);
 }
 
+inline double elu(double x) { return x > 0 ? x : std::expm1(x); }
+
 inline double swiglu(double gate, double up) { return silu(gate) * up; }
 
 // ---- rows --------------------------------------------------------------------------------------

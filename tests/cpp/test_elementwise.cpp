@@ -1,4 +1,4 @@
-// sigmoid, silu, gelu, swiglu and add within the bounds of kernels.h.
+// sigmoid, silu, gelu, elu, swiglu and add within the bounds of kernels.h.
 
 #include <bit>
 
@@ -35,6 +35,8 @@ const struct Function {
      [](double x, double y) { return x < -87.33 ? 0x1p-119 : 3 * ulp(y); }},
     {"gelu_tanh", &KernelTable::gelu_tanh, reference::gelu_tanh, gelu_tanh_bound},
     {"gelu_erf", &KernelTable::gelu_erf, reference::gelu_erf, gelu_erf_bound},
+    {"elu", &KernelTable::elu, reference::elu,
+     [](double, double y) { return relative(2 * 0x1p-23, y); }},
 };
 
 void check_results(const Function& f, const Floats& x, const Floats& y) {

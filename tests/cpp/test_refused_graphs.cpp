@@ -61,6 +61,7 @@ TEST(a_graph_that_does_not_fit_together_is_refused_with_op_and_fault) {
     check_graph_refused(geglu, {64, 32}, 64, false, unchanged, "has width 32, expected 64");
     check_graph_refused(softcap, {64}, 64, false, unchanged, "cap is not above 0");
     check_graph_refused(swiglu_oai, {64, 64}, 64, false, unchanged, "limit is not above 0");
+    check_graph_refused(xielu, {64}, 64, false, [](Op& op) { op.eps = 1e-6f; }, "eps is above 0");
     check_graph_refused(scale_rows, {64, 3}, 64, false, unchanged, "has width 3, expected a div");
     check_graph_refused(scale_rows, {64, 0}, 64, false, unchanged, "has width 0, expected a div");
     check_graph_refused(
@@ -70,6 +71,8 @@ TEST(a_graph_that_does_not_fit_together_is_refused_with_op_and_fault) {
         "cannot overwrite its input");
     check_graph_refused(
         attention, {64}, 64, false, [](Op& op) { op.cap = -1.0f; }, "softcap is below 0");
+    check_graph_refused(
+        attention, {64}, 64, false, [](Op& op) { op.alibi = -1.0f; }, "alibi is below 0");
 }
 
 TEST(a_mixture_of_experts_that_does_not_fit_together_is_refused) {

@@ -105,6 +105,7 @@ class DenseOps(OpEmitter):
         window: int = 0,
         chunked: bool = False,
         softcap: float = 0.0,
+        alibi: float = 0.0,
         sinks: Weight | None = None,
         out: Buffer | None = None,
     ) -> Buffer:
@@ -116,6 +117,8 @@ class DenseOps(OpEmitter):
         chunked: a token sees those of its own chunk of `window` positions, from the last multiple
         of window on.
         softcap: scores s become softcap * tanh(s / softcap); 0: they stay.
+        alibi: above 0, scores fall with the distance (arXiv:2108.12409): by it times a slope of
+        each head, which runs down from nearly 1 to 2^-alibi.
         sinks: [n_heads], one more score for each head, neither scaled nor capped, without a value.
         """
         return self._emit(
@@ -131,6 +134,7 @@ class DenseOps(OpEmitter):
             window=window,
             chunked=chunked,
             softcap=softcap,
+            alibi=alibi,
         )
 
     def swiglu(self, gate: Buffer, up: Buffer, *, out: Buffer | None = None) -> Buffer:
@@ -209,3 +213,23 @@ class DenseOps(OpEmitter):
     def gelu(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
         """By its tanh approximation."""
         return self._emit("gelu", [x], out)
+
+    def gelu_erf(self, x: Buffer, *, out: Buffer | None = None) -> Buffer:
+        """As it is defined, by erf."""
+        return self._emit("gelu_erf", [x], out)
+
+    def xielu(
+        self,
+        x: Buffer,
+        *,
+        positive: float,
+        negative: float,
+        beta: float,
+        eps: float,
+        out: Buffer | None = None,
+    ) -> Buffer:
+        """positive * x^2 + beta * x for x > 0, negative * (exp(min(x, eps)) - 1 - x) + beta * x for
+        the others (arXiv:2411.13010)"""
+        return self._emit(
+            "xielu", [x], out, positive=positive, negative=negative, beta=beta, eps=eps
+        )

@@ -111,6 +111,7 @@ def attention(call: Call) -> int:
     window = call.count("window", least=0)
     call.require(window > 0 or not call.op.attrs["chunked"], "chunked without a window")
     call.check_float("softcap", least=0.0)
+    call.check_float("alibi", least=0.0)
     return n_heads * call.count("value_dim")
 
 
@@ -165,6 +166,15 @@ def signed_root(call: Call) -> int:
 
 def keep_above(call: Call) -> int:
     call.check_float("factor")
+    return call.inputs[0].width
+
+
+def xielu(call: Call) -> int:
+    for attr in ("positive", "negative", "beta"):
+        call.check_float(attr, least=0.0)
+    call.check_float("eps")
+    eps = call.op.attrs["eps"]
+    call.require(isinstance(eps, float) and eps <= 0.0, f"eps is {eps}, expected at most 0")
     return call.inputs[0].width
 
 

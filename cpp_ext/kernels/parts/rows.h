@@ -16,6 +16,7 @@ void fill(KernelTable& table) {
     table.silu = silu<Isa>;
     table.gelu_tanh = gelu_tanh<Isa>;
     table.gelu_erf = gelu_erf<Isa>;
+    table.elu = elu<Isa>;
     table.swiglu = swiglu<Isa>;
     table.add = add<Isa>;
     table.stream = stream<Isa>;
