@@ -76,7 +76,12 @@ _ALL_BIASED = {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
 # What is each architecture's own.
 ARCHITECTURES = {
     "afmoe": Own(_EXPERTS | _SHARED | {"attention.sliding_window": 20}, _ALL_BIASED),
+    "apertus": Own(
+        {f"xielu.alpha_{sign}": np.linspace(-0.5, 0.7, 8, dtype=np.float32) for sign in "pn"}
+        | {"xielu.beta": np.full(8, 0.5, np.float32), "xielu.eps": np.full(8, -1e-6, np.float32)}
+    ),
     "arcee": Own(_YARN),
+    "baichuan": Own(),
     "bailingmoe2": Own(
         _EXPERTS
         | _SHARED
@@ -85,6 +90,11 @@ ARCHITECTURES = {
         | {"expert_gating_func": 2, "expert_shared_feed_forward_length": 24},
         _ALL_BIASED | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "bloom": Own(_LAYER_NORM | {"attention.head_count_kv": 4}),
+    "chatglm": Own(
+        {"rope.dimension_count": 8}, {f"blk.{i}.attn_qkv.bias": (128,) for i in range(8)}
+    ),
+    "codeshell": Own(_LAYER_NORM),
     "cohere2": Own(_LAYER_NORM | {"attention.sliding_window": 20, "logit_scale": 0.5}),
     "command-r": Own(_LAYER_NORM | {"logit_scale": 0.5}),
     "deci": Own(
@@ -141,11 +151,16 @@ ARCHITECTURES = {
         | {"expert_shared_count": 2, "expert_shared_feed_forward_length": 64},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in (3, 5, 7)},
     ),
+    "exaone": Own(),
     "exaone-moe": Own(
         _EXPERTS | _SHARED | {"attention.sliding_window": 20, "expert_gating_func": 2},
         _ALL_BIASED,
     ),
     "exaone4": Own({"attention.sliding_window": 20}),
+    "falcon": Own(
+        _LAYER_NORM | {"attention.head_count_kv": 1},
+        {f"blk.{i}.attn_norm_2.bias": (64,) for i in range(8)},
+    ),
     "falcon-h1": Own(
         _MAMBA2
         | {f"factor.{slot}": 0.5 for slot in ("token_embd", "attn_k", "attn_v", "attn_output")}
@@ -203,6 +218,11 @@ ARCHITECTURES = {
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
     "gpt-oss": Own(_EXPERTS | _YARN | {"attention.sliding_window": 20}),
+    "gpt2": Own(_LAYER_NORM | {"attention.head_count_kv": None}),
+    "gptneox": Own(
+        _LAYER_NORM | {"rope.dimension_count": 4, "use_parallel_residual": False},
+        {f"blk.{i}.attn_qkv.bias": (128,) for i in range(8)},
+    ),
     "granite": Own(_GRANITE),
     "granitehybrid": Own(
         _GRANITE
@@ -224,6 +244,8 @@ ARCHITECTURES = {
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
     "internlm2": Own(),
+    "jais": Own(_LAYER_NORM | {"attention.head_count_kv": 4, "attention.max_alibi_bias": 5.0}),
+    "jais2": Own(_LAYER_NORM, {f"blk.{i}.ffn_up.bias": (96,) for i in range(8)}),
     "kimi-k3": Own(
         _EXPERTS
         | {"block_count": 5, "leading_dense_block_count": 1, "expert_shared_count": 2}
@@ -283,6 +305,7 @@ ARCHITECTURES = {
         | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
         | {"rope.scaling.yarn_log_multiplier": 0.1, "attention.temperature_scale": 0.1}
     ),
+    "mpt": Own(_LAYER_NORM | {"attention.head_count_kv": 2, "attention.max_alibi_bias": 6.0}),
     "nemotron": Own(_LAYER_NORM | {"rope.dimension_count": 8}),
     "nemotron_h": Own(_MAMBA2 | _ONE_PART),
     "nemotron_h_moe": Own(
@@ -304,6 +327,7 @@ ARCHITECTURES = {
         {"rope.dimension_count": 8, "rope.scaling.original_context_length": 32},
         {"rope_factors_short.weight": (4,), "rope_factors_long.weight": (4,)},
     ),
+    "plamo": Own(),
     "qwen2": Own(),
     "qwen2moe": Own(_EXPERTS | {"expert_shared_feed_forward_length": 48}),
     "qwen2vl": Own(),
@@ -345,9 +369,11 @@ ARCHITECTURES = {
     ),
     "qwen3vl": Own(),
     "qwen3vlmoe": Own(_EXPERTS),
+    "refact": Own({"attention.head_count_kv": 1}),
     "seed_oss": Own(tensors={f"blk.{i}.attn_q.bias": (64,) for i in range(8)}),
     "smollm3": Own(),
     "stablelm": Own(_LAYER_NORM | {"rope.dimension_count": 4}),
+    "starcoder": Own(_LAYER_NORM | {"attention.head_count_kv": 1}),
     "starcoder2": Own(_LAYER_NORM | {"attention.sliding_window": 20}),
     "xverse": Own(),
 }
@@ -359,8 +385,12 @@ def metadata_of(architecture: str) -> dict[str, object]:
     return {
         "general.architecture": architecture,
         "general.name": "tiny",
-        **{f"{architecture}.{key}": value for key, value in own.items()},
+        **{whole_key(architecture, key): value for key, value in own.items()},
     }
+
+
+def whole_key(architecture: str, key: str) -> str:
+    return key if key.startswith("xielu.") else f"{architecture}.{key}"
 
 
 def write_family_model(

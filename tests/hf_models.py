@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hf_case import CONTEXT, VOCAB, Case
 from hf_cases import AFTER
+from hf_older import in_order, numbers_of_layers
 
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
 from airllm.numpy_ops import quantize
@@ -84,11 +85,12 @@ def build(case: Case) -> Any:
     config._attn_implementation = "eager"  # the one that caps scores
     task = "ConditionalGeneration" if case.sees else "CausalLM"
     family = "MiniMaxM3Sparse" if case.sees and case.arch == "minimax-m3" else case.family
-    model = getattr(transformers, f"{family}For{task}")(config).float().eval()
+    name = _CLASSES.get(family, f"{family}For{task}")
+    model = getattr(transformers, name)(config).float().eval()
     random = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.endswith("norm.weight"):
+            if re.search(r"(norm(_\d)?|\bln_\w+)\.weight$", name):
                 plus_one = case.plus_one and not name.endswith("linear_attn.norm.weight")
                 centre = 0.0 if plus_one else 1.0
                 weight.uniform_(centre - 0.5, centre + 0.5, generator=random)
@@ -125,7 +127,8 @@ def write_gguf(path: Path, case: Case, model: Any, type: str = "f32") -> Path:
     """type: of the matrices; vectors are f32."""
     tensors = {name: (_type(name, values, type), values) for name, values in _tensors(case, model)}
     infos = [TensorInfo(name, kind, values.shape) for name, (kind, values) in tensors.items()]
-    with GGUFWriter(path, _metadata(case, model.config.get_text_config()), infos) as writer:
+    metadata = _metadata(case, model.config.get_text_config()) | numbers_of_layers(case, model)
+    with GGUFWriter(path, metadata, infos) as writer:
         for name, (kind, values) in tensors.items():
             stored = values.astype(np.int32) if kind == "i32" else values
             writer.write(name, stored if kind in ("f32", "i32") else quantize(values, kind))
@@ -175,7 +178,7 @@ def _metadata(case: Case, config: Any) -> dict[str, object]:
         "embedding_length": config.hidden_size,
         "feed_forward_length": getattr(config, "intermediate_size", 0),
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.head_count_kv": getattr(config, "num_key_value_heads", 0),
     }
     if "attention.layer_norm_epsilon" in case.metadata:
         pass
@@ -212,6 +215,9 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             continue
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
+        if ".act_fn." in name:
+            continue  # metadata, see numbers_of_layers
+        values = in_order(config, name, values)
         if ".mlp.experts." in name and case.arch == "gpt-oss":
             yield from _of_gpt_oss(name, values)
             continue
@@ -386,12 +392,13 @@ def _rope_factors(model: Any) -> np.ndarray:
     return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
 
 
+_CLASSES = {"GPT2": "GPT2LMHeadModel", "Exaone": "LlamaForCausalLM"}
 _SIGHT = (".visual.", "vision_tower.", "vision_model.", "embed_vision.", "multi_modal_projector.")
 _REORDERED = tuple(f"{part}_proj.{kind}" for part in "qk" for kind in ("weight", "bias"))
 _EXACT = (
     *(".bias", "coef.weight", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d"),
     *(f"conv1d_{part}.weight" for part in "qkv"),
-    *("_ape.weight", "_fn.weight"),
+    *("_ape.weight", "_fn.weight", "position_embd.weight"),
 )
 _NAMES = {
     "embed_tokens": "token_embd",
@@ -444,11 +451,11 @@ def _gguf_name(case: Case, name: str) -> str:
     """ "model.layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
     suffix = "bias" if name.endswith("bias") else "weight"
     stem = name.removesuffix(f".{suffix}")
-    for prefix in ("language_model.", "model.", "language_model."):
+    for prefix in ("language_model.", "model.", "language_model.", "transformer.", "gpt_neox."):
         stem = stem.removeprefix(prefix)
     names = _NAMES | (_GEMMA_NAMES if case.gemma else {}) | case.names
     layer = ""
-    if stem.startswith("layers."):
+    if stem.startswith(("layers.", "h.", "blocks.")):
         _, index, stem = stem.split(".", 2)
         layer = f"blk.{index}."
     slot = names[stem]

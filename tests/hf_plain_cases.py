@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from hf_case import Case
+from hf_case import CONTEXT, Case
 
 _SHARED_NAMES = {
     f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")
@@ -62,6 +62,50 @@ _LATENT_NAMES = _SHARED_NAMES | {
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
 }
 
+# The converter takes a network to be four times as wide as a token.
+_OF_256 = {"num_key_value_heads": 4, "intermediate_size": 256}
+_FALCON = _OF_256 | {"ffn_hidden_size": 256}
+_FALCON_KEYS = {"attention.head_count_kv": 1, "attention.layer_norm_epsilon": 1e-5}
+_FALCON_NAMES = {
+    "word_embeddings": "token_embd",
+    "ln_f": "output_norm",
+    "ln_mlp": "attn_norm",
+    "ln_attn": "attn_norm_2",
+    "self_attention.query_key_value": "attn_qkv",
+    "self_attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+}
+_NEOX_NAMES = {
+    "embed_in": "token_embd",
+    "embed_out": "output",
+    "final_layer_norm": "output_norm",
+    "attention.query_key_value": "attn_qkv",
+    "attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+}
+_BLOOM_KEYS = {"attention.head_count_kv": 4, "attention.layer_norm_epsilon": 1e-5}
+_BLOOM_NAMES = _FALCON_NAMES | {
+    "word_embeddings_layernorm": "token_embd_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+_NEOX_ROPE = {"rotary_pct": 0.25, "rotary_emb_base": 10000, "rope_parameters": None}
+_LENGTH = {"seq_length": CONTEXT}
+_GPT2 = _OF_256 | {"n_inner": 256}
+_GPT2_KEYS = {"attention.head_count_kv": 4, "attention.layer_norm_epsilon": 1e-5}
+_GPT2_NAMES = {
+    "wte": "token_embd",
+    "wpe": "position_embd",
+    "ln_f": "output_norm",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
 _MISTRAL_4 = {"architectures": ["Mistral3ForConditionalGeneration"]}  # published with pictures
 
 PLAIN_CASES = {
@@ -97,6 +141,7 @@ PLAIN_CASES = {
             "mlp.gate_up_proj": "ffn_up",
         },
     ),
+    "EXAONE 3.5": Case("Exaone", "exaone", {"rope_parameters": _LLAMA3_ROPE}),
     "EXAONE 4.0 1.2B": Case(
         "Exaone4",
         "exaone4",
@@ -221,6 +266,97 @@ PLAIN_CASES = {
         {"head_dim": 16},
         {"rope.dimension_count": 8, "attention.layer_norm_epsilon": 1e-5},
     ),
+    "Apertus": Case(
+        "Apertus",
+        "apertus",
+        {"rope_parameters": _LLAMA3_ROPE},
+        names={"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"},
+    ),
+    "Falcon 7B": Case(
+        "Falcon",
+        "falcon",
+        _FALCON,
+        _FALCON_KEYS,
+        names=_FALCON_NAMES,
+        extra={"num_kv_heads": 1},  # the converter does not look at multi_query
+    ),
+    "Falcon 40B": Case(
+        "Falcon",
+        "falcon",
+        _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+        _FALCON_KEYS | {"attention.head_count_kv": 2},
+        names=_FALCON_NAMES,
+    ),
+    "Falcon 11B": Case(
+        "Falcon",
+        "falcon",
+        _FALCON
+        | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        _FALCON_KEYS | {"attention.head_count_kv": 2},
+        names=_FALCON_NAMES,
+    ),
+    "Pythia": Case(
+        "GPTNeoX",
+        "gptneox",
+        _OF_256,
+        {"rope.dimension_count": 4, "use_parallel_residual": True},
+        names=_NEOX_NAMES,
+        extra=_NEOX_ROPE,
+    ),
+    "GPT-NeoX with one half after the other": Case(
+        "GPTNeoX",
+        "gptneox",
+        _OF_256 | {"use_parallel_residual": False},
+        {"rope.dimension_count": 4, "use_parallel_residual": False},
+        names=_NEOX_NAMES,
+        extra=_NEOX_ROPE,
+    ),
+    "GPT-2": Case("GPT2", "gpt2", _GPT2, _GPT2_KEYS, names=_GPT2_NAMES, extra={"n_ctx": CONTEXT}),
+    "StarCoder": Case(
+        "GPTBigCode",
+        "starcoder",
+        _GPT2,
+        _GPT2_KEYS | {"attention.head_count_kv": 1},
+        names=_GPT2_NAMES,
+    ),
+    "GLM-4 of 2024": Case(
+        "Glm",
+        "chatglm",
+        {"head_dim": 16, "pad_token_id": 0, "rms_norm_eps": 1e-5},  # as the converter writes it
+        {"rope.dimension_count": 8},
+        names={"mlp.gate_up_proj": "ffn_up"},
+        extra=_LENGTH,
+    ),
+    "BLOOM": Case("Bloom", "bloom", _OF_256, _BLOOM_KEYS, names=_BLOOM_NAMES, extra=_LENGTH),
+    "BLOOM with six heads": Case(
+        "Bloom",
+        "bloom",
+        _OF_256
+        | {"num_attention_heads": 6, "hidden_size": 96, "intermediate_size": 384}
+        | {"num_key_value_heads": 6},
+        _BLOOM_KEYS | {"attention.head_count_kv": 6},
+        names=_BLOOM_NAMES,
+        extra=_LENGTH,
+    ),
+    "MPT": Case(
+        "Mpt",
+        "mpt",
+        _OF_256 | {"max_seq_len": CONTEXT},
+        {"attention.max_alibi_bias": 8.0, "attention.layer_norm_epsilon": 1e-5}
+        | {"attention.head_count_kv": 4},
+        names={
+            "wte": "token_embd",
+            "norm_f": "output_norm",
+            "norm_1": "attn_norm",
+            "norm_2": "ffn_norm",
+            "attn.Wqkv": "attn_qkv",
+            "attn.out_proj": "attn_output",
+            "ffn.up_proj": "ffn_up",
+            "ffn.down_proj": "ffn_down",
+        },
+        extra={"architectures": ["MPTForCausalLM"]},
+    ),
+    "Jais 2": Case("Jais2", "jais2", {"head_dim": 16}),
     "Gemma": Case(
         "Gemma",
         "gemma",

@@ -43,6 +43,12 @@ class DecoderBatch:
         """(n_tokens, past, state) of each sequence, for Executor.run_layers."""
         return [(count, past, state.backing) for count, past, state in self.sequences]
 
+    @property
+    def positions(self) -> NDArray[np.int32]:
+        """Of the tokens in their sequences: int32 [n]."""
+        stretches = [np.arange(past, past + n, dtype=np.int32) for n, past, _ in self.sequences]
+        return np.concatenate(stretches)
+
     def run_whole(
         self,
         executor: Executor,

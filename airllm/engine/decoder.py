@@ -335,6 +335,8 @@ class Decoder:
         with self.weights.embed() as bound:
             for batch, rows in zip(batches, carried, strict=True):
                 buffers = {"tokens": batch.tokens} | {name: rows[name] for name in self._embedded}
+                if self._model.embed.has("positions"):
+                    buffers["positions"] = batch.positions
                 batch.run_whole(self._embed, bound, buffers, len(batch.tokens), threads)
         for batch, rows in zip(batches, carried, strict=True):
             self._look_up(batch, rows, appended)

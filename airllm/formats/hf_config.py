@@ -80,6 +80,7 @@ class HFConfig:
     tensors: float32 arrays that GGUF has as tensors, by name.
     quantization: of the weights; None if they are floats.
     changed: what GGUF's values of a slot are, given the folder's, float32 both.
+    numbers: names of tensors of one number in a layer's part, and GGUF's key of those numbers.
     constants: what int64 tensors of the folder must be, by their names in a layer's part; GGUF has
     them as metadata.
     """
@@ -94,6 +95,7 @@ class HFConfig:
     quantization: Quantization | None = None
     changed: Mapping[str, Change] = field(default_factory=dict)
     constants: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    numbers: Mapping[str, str] = field(default_factory=dict)
 
     def with_heads(self, n_heads: int) -> dict[str, object]:
         """The metadata of a folder that has so many next-token heads."""

@@ -66,10 +66,12 @@ class HFFolder(ModelParts):
             metadata = {
                 "general.name": folder.resolve().name,
                 **config.with_heads(translated.n_heads),
+                **translated.numbers,
                 **_sampling(_read(folder / "generation_config.json")),
                 **_tokenizer(folder, tensors),
             }
             said = _digest_of_descriptions(folder)
+            said += b"".join(numbers.tobytes() for numbers in translated.numbers.values())
         except BaseException:
             for shard in shards:
                 shard.file.close()

@@ -4,7 +4,7 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,19 @@ __all__ = ["Shard", "Translated", "translate_tensors"]
 
 _HEAD = "lm_head.weight"
 _HEADS = re.compile(r"(.*\.)?lm_head\.(q?weight\w*|qzeros|scales|g_idx)")  # also quantised
-_IN_LAYER = re.compile(r"\blayers\.\d+\.")
-_LAYER = re.compile(r"layers\.(?P<layer>\d{1,5})\.(?P<stem>.*)")
+_IN_LAYER = re.compile(r"\b(layers|h|blocks)\.(?P<layer>\d{1,5})\.")
+_LAYER = re.compile(r"(layers|h|blocks)\.(?P<layer>\d{1,5})\.(?P<stem>.*)")
 # Matrices that GGUF stacks: those of experts, and of Gemma 3n's streams. Parts that it joins: those
 # of a table of n-grams.
 _EXPERT = re.compile(
     r"(?P<before>(.*\bexperts|altup_\w+)\.|.*\bshard_)(?P<number>\d{1,5})(?P<after>(\..*)?)"
 )
-# The vision part of a model that sees pictures, next-token heads that are not used, and a table of
-# rope that older files have.
+# The vision part of a model that sees pictures, next-token heads that are not used, and tables of
+# rope and of attention's masks that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
     r"|embed_audio|patch_merge_mlp|mtp(_\w+)?|vision|aligner)\..*|image_\w+|.*\.rotary_emb\.inv_freq"
+    r"|(.*\.)?(attn|attention)\.(masked_)?bias"
 )
 _MTP = re.compile(r"(?:model\.)?mtp\.(?:layers\.(?P<number>\d{1,5})\.)?(?P<stem>.*)")
 _OF_MTP = {  # what heads have beside their layers, as layers behind the last have it
@@ -70,11 +71,12 @@ class Shard:
 @dataclass(frozen=True)
 class Translated:
     """tensors: with GGUF's names. made: what makes the bytes of tensors without extents. n_heads:
-    of next-token heads among the tensors."""
+    of next-token heads among the tensors. numbers: what GGUF has as metadata, see HFConfig."""
 
     tensors: list[Tensor]
     made: dict[str, Made]
     n_heads: int = 0
+    numbers: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) -> Translated:
@@ -110,7 +112,9 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
         if how is not None:
             made[tensor.name] = how
 
-    for source, place in _places(_stored(folder, shards, config), config, prefix):
+    stored = _stored(folder, shards, config)
+    numbers = _numbers(folder, stored, config)
+    for source, place in _places(stored, config, prefix):
         [first, *others] = place.slots.names
         if place.expert is not None:
             of_slot = experts[first]
@@ -147,7 +151,7 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
         rest = tuple(f"blk.{i}." for i in config.further)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(rest)}
         made = {name: each for name, each in made.items() if name in tensors}
-    return Translated(list(tensors.values()), made, n_heads)
+    return Translated(list(tensors.values()), made, n_heads, numbers)
 
 
 def _stored(folder: str, shards: Sequence[Shard], config: HFConfig) -> dict[str, Stored]:
@@ -168,6 +172,26 @@ def _stored(folder: str, shards: Sequence[Shard], config: HFConfig) -> dict[str,
                 found[name] = stored
             else:
                 _check_constant(stored, config.constants[constant])
+    return found
+
+
+def _numbers(
+    folder: str, tensors: dict[str, Stored], config: HFConfig
+) -> dict[str, NDArray[np.float32]]:
+    """Takes the tensors of config.numbers out: a number of each layer, by GGUF's key."""
+    found: dict[str, NDArray[np.float32]] = {}
+    n_layers = config.further.start
+    for stem, key in config.numbers.items():
+        of_layers = {}
+        for name in [name for name in tensors if name.endswith(f".{stem}")]:
+            stored, layer = tensors.pop(name), _IN_LAYER.search(name)
+            stored.expect_dtype(*hf_sources.FLOAT_TYPES)
+            if stored.shape not in ((), (1,)) or layer is None:
+                raise stored.fault(f"has shape {list(stored.shape)}; expected a number of a layer")
+            of_layers[int(layer["layer"])] = stored.floats(0, 1)[0, 0]
+        if sorted(of_layers) != list(range(n_layers)):
+            raise FormatError(f"{folder}: expected a tensor {stem} in each of {n_layers} layers")
+        found[key] = np.array([of_layers[layer] for layer in range(n_layers)], np.float32)
     return found
 
 

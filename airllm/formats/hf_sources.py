@@ -352,6 +352,8 @@ def of_heads(source: RowSource, head_rows: tuple[int, int]) -> tuple[RowSource, 
 
 def of_head_parts(source: RowSource, parts: Sequence[tuple[int, int]], index: int) -> RowSource:
     """The rows of the parts of all heads that belong to name number `index`; see Slots."""
+    if len(source.shape) == 1:  # a bias
+        return _row(of_head_parts(_column(source), parts, index))
     every, n_rows = sum(rows for _, rows in parts), source.shape[0]
     if len(source.shape) != 2 or n_rows % every:
         raise FormatError(
@@ -384,6 +386,22 @@ def of_head_parts(source: RowSource, parts: Sequence[tuple[int, int]], index: in
     sources = source.sources or source.extents
     shape = (ends[-1], source.shape[1])
     return replace(source, shape=shape, extents=extents, rows=taken, sources=sources)
+
+
+def _column(source: RowSource) -> RowSource:
+    """A vector as a matrix of one column."""
+    n = source.shape[0]
+    return replace(
+        source,
+        shape=(n, 1),
+        rows=lambda first, end: source.rows(0, 1).reshape(n, -1)[first:end],
+    )
+
+
+def _row(source: RowSource) -> RowSource:
+    """A matrix of one column as a vector."""
+    n = source.shape[0]
+    return replace(source, shape=(n,), rows=lambda first, end: source.rows(0, n).reshape(1, -1))
 
 
 def channels(source: RowSource) -> RowSource:

@@ -33,7 +33,7 @@ _FINER = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "q8_
 # for each token of a group, and _fn a few rows for the factors of hyper-connections.
 _EXACT = (
     *(".bias", "ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
-    "ple_conv1d.weight",
+    *("ple_conv1d.weight", "position_embd.weight"),
     *("_norm.weight", "ssm_a", "ssm_d", "_ape.weight", "_fn.weight"),
     *(f"ssm_conv1d_{part}.weight" for part in "qkv"),
 )

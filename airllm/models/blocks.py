@@ -50,6 +50,10 @@ def embed(c: ModelConfig, activations: Activations) -> Graph:
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     table = g.weight("token_embd", c.vocab_size, c.hidden_size)
     g.embed(tokens, table, scale=c.embedding_scale, out=x)
+    if c.learned_positions:
+        positions = g.external("positions", 1, "int32")  # [n]
+        table = g.weight("position_embd", c.context_length, c.hidden_size)
+        g.add(x, g.embed(positions, table), out=x)
     return g.build()
 
 
@@ -134,13 +138,16 @@ def parallel_layer(
     layer: LayerConfig,
     *,
     fused: bool = False,
+    before: tuple[str, str] = (BEFORE[0], BEFORE[0]),
     feed_forward: Half | None = None,
 ) -> Graph:
-    """Both halves of the layer side by side, behind one norm. See layer."""
+    """Both halves of the layer side by side, behind one norm or a norm each. See layer."""
     g = GraphBuilder("layer", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = norm(g, c, x, BEFORE[0])
+    h = norm(g, c, x, before[0])
     a = attention(g, c, layer, h, fused=fused)
+    if before[1] != before[0]:
+        h = norm(g, c, x, before[1])
     x = add(g, c, x, (feed_forward or dense_or_experts)(g, c, layer, h))
     add(g, c, x, a)
     return g.build()
@@ -236,6 +243,7 @@ def attend_to_all(
         scale=c.attention_scale,
         window=layer.window,
         softcap=c.attention_softcap,
+        alibi=c.alibi,
         sinks=g.weight("attn_sinks", c.n_heads) if sinks else None,
     )
 
@@ -277,14 +285,15 @@ def mlp(
     g: GraphBuilder,
     c: ModelConfig,
     h: Buffer,
-    activation: Literal["gelu", "relu_squared"],
+    activation: Literal["gelu", "gelu_erf", "relu_squared"],
     *,
     width: int = 0,
     suffix: str = "",
 ) -> Buffer:
     """Two matrices with an activation between them. width, suffix: see glu_mlp."""
     up = linear(g, c, h, f"ffn_up{suffix}", width or c.intermediate_size)
-    up = g.gelu(up, out=up) if activation == "gelu" else g.relu_squared(up, out=up)
+    apply = {"gelu": g.gelu, "gelu_erf": g.gelu_erf, "relu_squared": g.relu_squared}
+    up = apply[activation](up, out=up)
     return linear(g, c, up, f"ffn_down{suffix}", c.hidden_size)
 
 

@@ -19,9 +19,20 @@ __all__ = [
     "NGramTable",
     "Router",
     "SharedKey",
+    "Xielu",
 ]
 
 Mixer = Literal["attention", "attention and mamba2", "delta_net", "mamba2", "short_conv", "none"]
+
+
+@dataclass(frozen=True)
+class Xielu:
+    """Of an activation with learned numbers (arXiv:2411.13010); see GraphBuilder.xielu."""
+
+    positive: float
+    negative: float
+    beta: float
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class LayerConfig:
     the layer, and whether it keeps its own.
     compression: positions of a group that has one key together, which tokens see beside the window;
     0: there are none. hashed: whether a table has the experts of each token of the vocabulary.
+    xielu: what is particular to its activation, see Xielu; None: it has another.
     cutoff: gates below the mean and so many standard deviations of a token's gates are 0; None: all
     count.
     """
@@ -64,6 +76,7 @@ class LayerConfig:
     cutoff: float | None = None
     compression: int = 0
     hashed: bool = False
+    xielu: Xielu | None = None
 
 
 @dataclass(frozen=True)
@@ -259,7 +272,10 @@ class ModelConfig:
     layer_norms: bool = False  # norms subtract the mean: LayerNorm in place of RMSNorm
     head_norms: bool = False  # each head of Q and K is normalised
     biases: frozenset[str] = frozenset()  # slots that have a bias
+    learned_positions: bool = False  # a table has what is added to a token at each position
+    parallel_halves: bool = False  # both halves of a layer see what came before the layer
     attention_temperature: float = 0.0  # queries grow with the logarithm of their position
+    alibi: float = 0.0  # scores fall with the distance, see GraphBuilder.attention; 0: they do not
     attention_softcap: float = 0.0  # scores are capped smoothly to +-softcap; 0: they are not
     final_softcap: float = 0.0  # logits likewise
     embedding_scale: float = 1.0

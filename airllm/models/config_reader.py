@@ -94,6 +94,23 @@ class ConfigReader:
             )
         return [bool(each) for each in value.tolist()]
 
+    def numbers(self, key: str, low: float, high: float) -> tuple[float, ...]:
+        """A number for each layer: an array of as many, or one that they have in common. key: the
+        whole key."""
+        value = self.metadata.get(key)
+        if not isinstance(value, np.ndarray):
+            values = [self.metadata.number(key)] * self.n_layers
+        elif value.dtype.kind in "fiu" and value.shape == (self.n_layers,):
+            values = value.tolist()
+        else:
+            raise self.metadata.fault(
+                f"{key} is no array of {self.n_layers} numbers, one for each layer"
+            )
+        for each in values:
+            if not low <= each <= high:
+                raise self.metadata.fault(f"{key} has {each}; expected {low} to {high}")
+        return tuple(map(float, values))
+
     def alike(self, name: str, default: float) -> float:
         """A number that all layers have: one, or an array of one for each layer at least."""
         self.ignore(name)

@@ -240,6 +240,7 @@ class HuggingFace:
     activation: the only one that is implemented, perhaps by several names.
     tied, defaults: of the configuration class, which may make defaults of other keys.
     own: keys of this package, whose values folders of this family have.
+    numbers: names of tensors of one number in a layer's part, and GGUF's whole key of such numbers.
     constants: of GGUF's keys, the names of tensors in a layer's part, int64, that say the same.
     rope_interleaved: whether rope's pairs are neighbours. gguf_interleaved: likewise in the
     family's GGUF files, whose converter may reorder the rows of Q and K.
@@ -262,6 +263,7 @@ class HuggingFace:
     pictures: str = ""
     plus_one: bool = False
     constants: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, str] = field(default_factory=dict)
     rope_interleaved: bool = False
     gguf_interleaved: bool = False
     full_head_dim: Callable[[HFReader], int] | None = None
@@ -319,7 +321,7 @@ class HuggingFace:
             for key, name in self.constants.items()
             if key in values
         }
-        made = (tied, rope.tensors, quantization, self.changed, constants)
+        made = (tied, rope.tensors, quantization, self.changed, constants, self.numbers)
         return HFConfig(metadata, names, further, self.heads, self.plus_one, *made)
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""Nemotron 4 and Minitron (arXiv:2402.16819): a Llama with LayerNorm, and a network with squared
-ReLU, without a gate. Half of each head rotates.
+"""Nemotron 4 and Minitron (arXiv:2402.16819), and Jais 2: a Llama with LayerNorm, and a network
+with squared ReLU, without a gate. Half of each head of Nemotron rotates.
 
-The norms multiply by 1 + weight; GGUF files store the sum.
+Nemotron's norms multiply by 1 + weight; GGUF files store the sum.
 """
 
 from functools import partial
@@ -27,8 +27,15 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 
 FAMILY = Family(
-    ("nemotron",),
+    ("jais2", "nemotron"),
     (
+        HuggingFace(
+            "jais2",
+            "jais2",
+            activation="relu2",
+            norm_eps=("layer_norm_eps", EPS),
+            defaults={"layer_norm_eps": 1e-5},
+        ),
         HuggingFace(
             "nemotron",
             "nemotron",
