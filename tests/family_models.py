@@ -42,6 +42,9 @@ _INDEX = {"attention.indexer.head_count": 8, "attention.indexer.key_length": 24}
 }
 _LAYER_NORM = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5}
 _GRANITE = {"embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0}
+_MAMBA = {"ssm.conv_kernel": 4, "ssm.inner_size": 128, "ssm.state_size": 16} | {
+    **{"ssm.time_step_rank": 12, "attention.layer_norm_rms_epsilon": 1e-3},
+}
 _MAMBA2 = {
     **{"ssm.conv_kernel": 4, "ssm.inner_size": 128, "ssm.state_size": 16, "ssm.group_count": 2},
     "ssm.time_step_rank": 8,
@@ -96,6 +99,13 @@ ARCHITECTURES = {
     ),
     "codeshell": Own(_LAYER_NORM),
     "cohere2": Own(_LAYER_NORM | {"attention.sliding_window": 20, "logit_scale": 0.5}),
+    "cohere2moe": Own(
+        _LAYER_NORM
+        | _EXPERTS
+        | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}
+        | {"attention.sliding_window": 20, "logit_scale": 0.5, "expert_shared_count": 2},
+        {"blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
     "command-r": Own(_LAYER_NORM | {"logit_scale": 0.5}),
     "deci": Own(
         {"attention.head_count": np.array([4, 0, 4, 4, 0, 4, 4, 4], np.int32)}
@@ -224,6 +234,11 @@ ARCHITECTURES = {
         {f"blk.{i}.attn_qkv.bias": (128,) for i in range(8)},
     ),
     "granite": Own(_GRANITE),
+    "granite_swa": Own(
+        _GRANITE
+        | _EXPERTS
+        | {"attention.sliding_window": 20, "attention.rope_pattern": np.arange(8) % 4 > 0}
+    ),
     "granitehybrid": Own(
         _GRANITE
         | _EXPERTS
@@ -246,6 +261,13 @@ ARCHITECTURES = {
     "internlm2": Own(),
     "jais": Own(_LAYER_NORM | {"attention.head_count_kv": 4, "attention.max_alibi_bias": 5.0}),
     "jais2": Own(_LAYER_NORM, {f"blk.{i}.ffn_up.bias": (96,) for i in range(8)}),
+    "jamba": Own(
+        _EXPERTS
+        | _MAMBA
+        | {"attention.head_count_kv": np.array([0, 2, 0, 0, 2, 0, 0, 0], np.int32)},
+        {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in (1, 3, 5, 7)}
+        | {f"blk.{i}.ssm_conv1d.bias": (128,) for i in (0, 2, 3, 5, 6, 7)},
+    ),
     "kimi-k3": Own(
         _EXPERTS
         | {"block_count": 5, "leading_dense_block_count": 1, "expert_shared_count": 2}
@@ -272,6 +294,16 @@ ARCHITECTURES = {
         | {"attention.layer_norm_rms_epsilon": 1e-3},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)},
     ),
+    "laguna": Own(
+        _EXPERTS
+        | _YARN
+        | {"attention.key_length": 16, "attention.sliding_window": 20, "rope.dimension_count": 8}
+        | {"attention.head_count": np.array([4, 6, 6, 6, 4, 6, 6, 6], np.int32)}
+        | {"rope.dimension_count_swa": 16, "rope.freq_base_swa": 1000.0}
+        | {"leading_dense_block_count": 2, "expert_shared_feed_forward_length": 48}
+        | {"expert_weights_scale": 1.5, "expert_weights_norm": True},
+        _ALL_BIASED,
+    ),
     "lfm2": Own(_SHORT_CONV),
     "lfm2moe": Own(
         _SHORT_CONV | _EXPERTS | {"leading_dense_block_count": 2, "expert_gating_func": 2},
@@ -284,6 +316,26 @@ ARCHITECTURES = {
         | {"attention.temperature_length": 16}
     ),
     "minicpm": Own({"embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 2.0}),
+    "mamba": Own(
+        _MAMBA
+        | {"ssm.dt_b_c_rms": False}
+        | {"attention.head_count": 0, "attention.head_count_kv": 0, "feed_forward_length": 0}
+    ),
+    "mellum": Own(
+        _EXPERTS | _YARN | {"attention.sliding_window": 20, "rope.freq_base_swa": 1000.0}
+    ),
+    "mimo2": Own(
+        _EXPERTS
+        | {"block_count": 9, "nextn_predict_layers": 1, "rope.dimension_count": 8}
+        | {"attention.key_length": 24, "attention.value_length": 17, "attention.value_scale": 0.7}
+        | {"attention.sliding_window": 20, "rope.freq_base": 5e6, "rope.freq_base_swa": 1e4}
+        | {"attention.sliding_window_pattern": np.array([0, 1, 1, 1, 1, 0, 1, 1, 1], bool)}
+        | {"attention.head_count_kv": np.array([1, 2, 2, 2, 2, 1, 2, 2, 2], np.int32)},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(1, 8)}
+        | {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in range(1, 8)}
+        | {f"blk.{i}.attn_sinks.weight": (4,) for i in (1, 2, 3, 4, 6, 7)}
+        | {"blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
     "minimax-m2": Own(
         _EXPERTS | {"rope.dimension_count": 8},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(8)},
@@ -375,6 +427,20 @@ ARCHITECTURES = {
     "stablelm": Own(_LAYER_NORM | {"rope.dimension_count": 4}),
     "starcoder": Own(_LAYER_NORM | {"attention.head_count_kv": 1}),
     "starcoder2": Own(_LAYER_NORM | {"attention.sliding_window": 20}),
+    "step35": Own(
+        _EXPERTS
+        | {"block_count": 9, "nextn_predict_layers": 1, "attention.key_length": 16}
+        | {"attention.sliding_window": 20, "expert_weights_scale": 1.5}
+        | {"attention.sliding_window_pattern": np.arange(9) % 4 > 0}
+        | {"attention.head_count": np.array([4, 6, 6, 6, 4, 6, 6, 6, 4], np.int32)}
+        | {"attention.head_count_kv": np.array([2, 1, 2, 1, 2, 1, 2, 1, 2], np.int32)}
+        | {"swiglu_clamp_exp": np.array([0, 0, 0, 0, 0, 0, 0.4, 0.2, 0], np.float32)}
+        | {"swiglu_clamp_shexp": np.array([0.5, 0, 0, 0, 0, 0, 0, 0.1, 0], np.float32)}
+        | {"expert_shared_feed_forward_length": 48, "rope.freq_base_swa": 1000.0},
+        {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(2, 8)}
+        | {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in range(2, 8)}
+        | {"rope_freqs.weight": (8,), "blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
     "xverse": Own(),
 }
 
@@ -411,11 +477,13 @@ def write_family_model(
     specs: list[TensorSpec] = []
     for name, shape in shapes(architecture, entries).items():
         random = of_head if name.startswith(_head(architecture, entries)) else of_model
-        if len(shape) == 1:
+        if len(shape) == 1 or name.endswith("ssm_a"):
             values = random.uniform(0.5, 1.5, shape)
             if architecture in ("gemma3n", "gemma4") and name.endswith("attn_q_norm.weight"):
                 values *= len(values) ** -0.5  # nothing else makes its scores small
             values = -values if name.endswith("ssm_a") else values  # memory fades
+            if architecture in ("jamba", "mamba") and name.endswith("ssm_dt.bias"):
+                values -= 3.0  # short steps, as trained models have
             if name.endswith("res_score.weight"):
                 values = 0.2 * (values - 1.0)  # or one of the residuals would be all that counts
         else:

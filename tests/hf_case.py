@@ -41,4 +41,12 @@ class Case:
     @property
     def plus_one(self) -> bool:
         """Whether norms multiply by 1 + weight, and GGUF has the sum."""
-        return self.arch in ("gemma", "gemma2", "gemma3", "minimax-m3", "nemotron", *DELTA_NETS)
+        return self.arch in (
+            "gemma",
+            "gemma2",
+            "gemma3",
+            "minimax-m3",
+            "nemotron",
+            "step35",
+            *DELTA_NETS,
+        )

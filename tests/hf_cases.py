@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from hf_case import VOCAB, Case
+from hf_expert_cases import EXPERT_CASES
 from hf_plain_cases import PLAIN_CASES
+from hf_scan_cases import SCAN_CASES
 
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
 _LLAMA3_ROPE = {
@@ -1078,5 +1080,7 @@ CASES = {
         | {"attention.sliding_window_pattern": np.array([True, False])},
         _GEMMA4_NAMES,
     ),
+    **EXPERT_CASES,
     **PLAIN_CASES,
+    **SCAN_CASES,
 }

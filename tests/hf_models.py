@@ -71,6 +71,9 @@ def build(case: Case) -> Any:
         if case.gemma:
             vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+        elif case.arch == "step35":
+            vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+            vision |= {"image_size": 8, "patch_size": 2}
         elif case.arch == "minimax-m3":
             vision = {"hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 2}
@@ -100,6 +103,8 @@ def build(case: Case) -> Any:
                 spread = 0.5 if weight.ndim == 1 else weight.shape[-1] ** -0.5
                 spread *= _SPREADS.get(".".join(name.split(".")[-3:]), 1.0)
                 weight.normal_(0.0, spread, generator=random)
+                if name.endswith("dt_proj.bias"):
+                    weight -= 3.0  # short steps and a long memory, as trained models have
                 if name.endswith("router.scale"):
                     weight *= weight.shape[-1] ** 0.5  # or all experts would be nearly equal
                 elif name.endswith("per_expert_scale"):
@@ -256,7 +261,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             values = values.squeeze(1)  # [channels, 1, taps]
         if name.endswith(".A_log"):
             values = -np.exp(values)
-        if name.endswith((".A_log", ".D")) and case.arch != "kimi-linear":
+        if name.endswith((".A_log", ".D")) and case.arch not in ("jamba", "kimi-linear", "mamba"):
             values = values[:, np.newaxis]
         if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
             values = values.reshape(case.metadata["ssm.group_count"], -1)
@@ -272,8 +277,14 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield _gguf_name(case, name), np.ascontiguousarray(values)
     rope = _rope(config)
     if rope.get("rope_type") == "llama3":
-        yield "rope_freqs.weight", _rope_factors(model)
+        plain = float(rope["rope_theta"])
+        yield "rope_freqs.weight", _rope_factors(model.model.rotary_emb.inv_freq, plain)
     full = rope.get("full_attention", {})
+    if full.get("rope_type") == "llama3":
+        inv_freq = model.model.language_model.rotary_emb.full_attention_inv_freq
+        factors = np.ones(config.head_dim // 2, np.float32)
+        factors[: len(inv_freq)] = _rope_factors(inv_freq, full["rope_theta"])
+        yield "rope_freqs.weight", factors
     if full.get("rope_type") == "proportional":
         factors = np.full(case.config["global_head_dim"] // 2, 1e30, np.float32)
         factors[: int(full["partial_rotary_factor"] * len(factors))] = 1.0
@@ -385,11 +396,10 @@ def _neighbours(rows: np.ndarray, head_dim: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _rope_factors(model: Any) -> np.ndarray:
+def _rope_factors(inv_freq: Any, theta: float) -> np.ndarray:
     """What Llama 3's scaling divides each frequency by."""
-    theta, dims = model.config.rope_parameters["rope_theta"], _head_dim(model.config)
-    plain = theta ** -(np.arange(0, dims, 2) / dims)
-    return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
+    plain = theta ** -(np.arange(len(inv_freq)) / len(inv_freq))
+    return (plain / inv_freq.double().numpy()).astype(np.float32)
 
 
 _CLASSES = {"GPT2": "GPT2LMHeadModel", "Exaone": "LlamaForCausalLM"}
@@ -451,7 +461,9 @@ def _gguf_name(case: Case, name: str) -> str:
     """ "model.layers.3.self_attn.q_proj.bias" -> "blk.3.attn_q.bias" """
     suffix = "bias" if name.endswith("bias") else "weight"
     stem = name.removesuffix(f".{suffix}")
-    for prefix in ("language_model.", "model.", "language_model.", "transformer.", "gpt_neox."):
+    for prefix in (
+        *("language_model.", "model.", "language_model.", "transformer.", "gpt_neox.", "backbone."),
+    ):
         stem = stem.removeprefix(prefix)
     names = _NAMES | (_GEMMA_NAMES if case.gemma else {}) | case.names
     layer = ""

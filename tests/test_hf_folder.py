@@ -227,7 +227,7 @@ def test_rows_of_the_embedding_without_a_token_are_named_and_never_come_from_tex
 @pytest.mark.parametrize(
     ("entries", "fault"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: afmoe, "),
+        ({"model_type": "rwkv"}, "model_type 'rwkv' is not supported; supported: afmoe, "),
         ({"model_type": None}, "model_type is missing"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; expected 'silu'"),
         (

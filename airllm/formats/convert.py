@@ -124,10 +124,11 @@ def _place(tensor: Tensor) -> tuple[int, str]:
 
 
 def written_shape(model: ModelFile, tensor: Tensor) -> tuple[int, ...]:
-    """The shape that other programs expect: of Mamba-2, which alone has ssm_d, ssm_a and ssm_d are
-    matrices with a value in each row, and ssm_norm has a row for each group."""
+    """The shape that other programs expect: of Mamba-2, which has ssm_d and no ssm_x, ssm_a and
+    ssm_d are matrices with a value in each row, and ssm_norm has a row for each group."""
     layer, _, slot = tensor.name.rpartition(".ssm_")
-    if f"{layer}.ssm_d" not in model.tensors or slot not in ("a", "d", "norm.weight"):
+    has_d, has_x = (f"{layer}.ssm_{name}" in model.tensors for name in ("d", "x.weight"))
+    if not has_d or has_x or slot not in ("a", "d", "norm.weight"):
         return tensor.shape
     n_rows = tensor.n_rows * tensor.shape[-1]
     if slot == "norm.weight":

@@ -34,8 +34,8 @@ _EXPERT = re.compile(
 # rope and of attention's masks that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
-    r"|embed_audio|patch_merge_mlp|mtp(_\w+)?|vision|aligner)\..*|image_\w+|.*\.rotary_emb\.inv_freq"
-    r"|(.*\.)?(attn|attention)\.(masked_)?bias"
+    r"|vit_large_projector|embed_audio|patch_merge_mlp|mtp(_\w+)?|vision|aligner)\..*"
+    r"|image_\w+|.*\.rotary_emb\.inv_freq|(.*\.)?(attn|attention)\.(masked_)?bias"
 )
 _MTP = re.compile(r"(?:model\.)?mtp\.(?:layers\.(?P<number>\d{1,5})\.)?(?P<stem>.*)")
 _OF_MTP = {  # what heads have beside their layers, as layers behind the last have it

@@ -40,6 +40,7 @@ Half = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]  # of 
 Attend = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer, Buffer], Buffer]
 BEFORE = ("attn_norm", "ffn_norm")  # GGUF's names of the norms before each half
 FOLDERS_BEFORE = ("attn_norm", "post_attention_norm")  # likewise where the second is as in folders
+_UNLIMITED = 3e38  # float32 has it
 AFTER = ("post_attention_norm", "post_ffw_norm")  # GGUF's names of the norms behind each half
 
 
@@ -191,14 +192,16 @@ def attention(
     attention to all positions or to those of the window.
     """
     if fused:
-        qkv = linear(g, c, h, "attn_qkv", c.q_width + 2 * c.kv_width)
+        qkv = linear(g, c, h, "attn_qkv", c.q_width + c.kv_width + c.v_width)
         q = g.take_columns(qkv, 0, c.q_width)
         k = g.take_columns(qkv, c.q_width, c.kv_width)
-        v = g.take_columns(qkv, c.q_width + c.kv_width, c.kv_width)
+        v = g.take_columns(qkv, c.q_width + c.kv_width, c.v_width)
     else:
         q = linear(g, c, h, "attn_q", (2 if gated else 1) * c.q_width)  # [n, q_width]
         k = linear(g, c, h, "attn_k", c.kv_width)  # [n, kv_width]
-        v = linear(g, c, h, "attn_v", c.kv_width)  # [n, kv_width]
+        v = linear(g, c, h, "attn_v", c.v_width)  # [n, v_width]
+    if c.value_scale != 1.0:
+        v = g.scale(v, c.value_scale, out=v)
     if gated:
         gate = g.take_head_columns(q, c.n_heads, c.head_dim, c.head_dim)  # [n, q_width]
         q = g.take_head_columns(q, c.n_heads, 0, c.head_dim)  # [n, q_width]
@@ -234,13 +237,14 @@ def heads_normed(g: GraphBuilder, c: ModelConfig, q: Buffer, k: Buffer) -> tuple
 def attend_to_all(
     g: GraphBuilder, c: ModelConfig, layer: LayerConfig, q: Buffer, *, sinks: bool = False
 ) -> Buffer:
-    """Attention to all positions, or to those of the layer's window: [n, q_width]."""
+    """Attention to all positions, or to those of the layer's window: [n, n_heads * value_dim]."""
     return g.attention(
         q,
         c.n_heads,
         c.n_kv_heads,
         c.head_dim,
         scale=c.attention_scale,
+        value_dim=c.value_dim,
         window=layer.window,
         softcap=c.attention_softcap,
         alibi=c.alibi,
@@ -301,6 +305,9 @@ def gated(g: GraphBuilder, c: ModelConfig, gate: Buffer, up: Buffer, gelu: bool)
     """The activation of SwiGLU, of GEGLU, or gpt-oss's."""
     if c.gate_limit:
         return g.swiglu_oai(gate, up, alpha=c.gate_alpha, limit=c.gate_limit, shift=c.up_shift)
+    if limit := c.swiglu_limit:
+        act = g.clamp(g.silu(gate, out=gate), -_UNLIMITED, limit, out=gate)
+        return g.multiply(act, g.clamp(up, -limit, limit, out=up), out=act)
     return g.geglu(gate, up) if gelu else g.swiglu(gate, up)
 
 

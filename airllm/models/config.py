@@ -13,6 +13,7 @@ __all__ = [
     "Indexer",
     "Latent",
     "LayerConfig",
+    "Mamba",
     "Mamba2",
     "Mixer",
     "ModelConfig",
@@ -22,7 +23,9 @@ __all__ = [
     "Xielu",
 ]
 
-Mixer = Literal["attention", "attention and mamba2", "delta_net", "mamba2", "short_conv", "none"]
+Mixer = Literal[
+    "attention", "attention and mamba2", "delta_net", "mamba", "mamba2", "short_conv", "none"
+]
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,11 @@ class LayerConfig:
     has_experts: whether the feed-forward network is a mixture of experts.
     keys_of: the earlier layer whose keys and values it reads; None: it has its own.
     keys_are_values: whether V is what K is made of.
-    head_dim, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as there.
+    head_dim, n_heads, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as
+    there.
+    has_sinks: whether each head has one more score, without a value.
+    expert_limit, shared_limit: see ModelConfig.swiglu_limit; of the experts, and of the network or
+    expert that all tokens use.
     selects: whether it selects the positions that tokens see; else an earlier layer has done it.
     chooses: whether it chooses blocks of positions (ModelConfig.block_indexer); else it sees all.
     has_ngrams: whether it adds what ModelConfig.ngrams gives.
@@ -64,9 +71,13 @@ class LayerConfig:
     keys_of: int | None = None
     keys_are_values: bool = False
     head_dim: int = 0
+    n_heads: int = 0
     n_kv_heads: int = 0
     rope_dims: int = 0
     intermediate_size: int = 0
+    has_sinks: bool = False
+    expert_limit: float = 0.0
+    shared_limit: float = 0.0
     selects: bool = True
     chooses: bool = False
     has_ngrams: bool = False
@@ -185,6 +196,24 @@ class NGramTable:
 
 
 @dataclass(frozen=True)
+class Mamba:
+    """A layer's scan (arXiv:2312.00752), see GraphBuilder.selective_scan.
+
+    inner_size: channels that are scanned. rank: of the matrix that gives their time steps. taps: of
+    the convolution before the scan. conv_biased: whether it has a bias. norms: of B, C and the
+    rank's values; "plain": without weights. norm_eps: of these.
+    """
+
+    inner_size: int
+    state_size: int
+    rank: int
+    taps: int
+    conv_biased: bool
+    norms: Literal["", "plain", "weighted"]
+    norm_eps: float
+
+
+@dataclass(frozen=True)
 class Mamba2:
     """A layer's scan (arXiv:2405.21060), see GraphBuilder.ssm_scan.
 
@@ -266,6 +295,9 @@ class ModelConfig:
     tied_embeddings: bool  # the output matrix is the embedding
     layers: tuple[LayerConfig, ...]
     attention_scale: float  # what q k^T is multiplied by
+    value_dim: int = 0  # of a head's values; 0: as head_dim
+    value_scale: float = 1.0  # what values are multiplied by
+    fused_qkv: bool = False  # Q, K and V come from one matrix
     # Which dimensions of a head rope rotates as a pair. True: neighbours. False: j and
     # j + rope_dims / 2.
     rope_interleaved: bool = False
@@ -299,6 +331,8 @@ class ModelConfig:
     gate_limit: float = 0.0
     gate_alpha: float = 1.702
     up_shift: float = 1.0
+    swiglu_limit: float = 0.0  # of SwiGLU's two factors: silu(g) below, |u|; 0: they have none
+    gate_of_values: bool = False  # attention's gate has a number for each value, not for each head
     router: Router = Router()
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
@@ -306,6 +340,7 @@ class ModelConfig:
     stream_rank: int = 0  # of the gates that mix them
     laurel_rank: int = 0  # of the matrix that the attention's input goes through beside it
     expert_hidden_size: int = 0  # of a token as experts see it; 0: as the residual
+    mamba: Mamba | None = None
     mamba2: Mamba2 | None = None
     factors: Factors = Factors()
     short_conv_taps: int = 0
@@ -324,6 +359,7 @@ class ModelConfig:
         return replace(
             self,
             head_dim=layer.head_dim or self.head_dim,
+            n_heads=layer.n_heads or self.n_heads,
             n_kv_heads=layer.n_kv_heads or self.n_kv_heads,
             rope_dims=layer.rope_dims or self.rope_dims,
             intermediate_size=layer.intermediate_size or self.intermediate_size,
@@ -346,3 +382,7 @@ class ModelConfig:
     @property
     def kv_width(self) -> int:
         return self.n_kv_heads * self.head_dim
+
+    @property
+    def v_width(self) -> int:
+        return self.n_kv_heads * (self.value_dim or self.head_dim)

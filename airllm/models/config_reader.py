@@ -162,6 +162,20 @@ class ConfigReader:
                 raise self.metadata.fault(f"{key} has {each}; expected {low} to {high}")
         return tuple(value.tolist())
 
+    def numbers_of_layers(self, name: str, default: float, *, high: float) -> tuple[float, ...]:
+        """A number from 0 to below `high` for each layer: an array of as many."""
+        self.ignore(name)
+        value = self.metadata.get(self.key(name))
+        if value is None:
+            return (default,) * self.n_layers
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+            raise self.metadata.fault(f"{self.key(name)} is no array of numbers")
+        if value.shape != (self.n_layers,) or not ((value >= 0) & (value < high)).all():
+            raise self.metadata.fault(
+                f"{self.key(name)} is no array of {self.n_layers} numbers from 0 to below {high:g}"
+            )
+        return tuple(map(float, value.tolist()))
+
     def require_alike(self, name: str, of_layers: Sequence[int]) -> None:
         """Refuse layers that have the part and differ in its size."""
         sizes = sorted({size for size in of_layers if size})

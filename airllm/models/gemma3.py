@@ -10,7 +10,7 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.rope import Rotation, plain_rotation, read_rotation
+from airllm.models.rope import windowed_rotations
 
 PERIOD = 6  # every such layer sees all positions
 
@@ -22,14 +22,6 @@ def configure(r: ConfigReader) -> ModelConfig:
         layers_of_27b=62,
         final_softcap=r.cap("final_logit_softcapping"),
     )
-
-
-def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:
-    """Layers with a window keep the theta of Gemma 2, unscaled."""
-    if layer.window:
-        return {"rope": plain_rotation(r, c, "rope.freq_base_swa", 10000.0)}
-    r.ignore("rope.freq_base_swa")
-    return {"rope": read_rotation(r, c)}
 
 
 def _values(config: HFReader) -> dict[str, object]:
@@ -61,5 +53,5 @@ FAMILY = Family(
     ),
     configure,
     partial(gemma2.layer, normed="heads"),
-    rotations=rotations,
+    rotations=windowed_rotations,
 )

@@ -14,11 +14,12 @@ import numpy as np
 from airllm.formats.hf_config import Names, Slots
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
-from airllm.models import blocks, gemma3, gemma4
+from airllm.models import blocks, gemma4
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
+from airllm.models.rope import windowed_rotations
 
 PERIOD = 5  # every such layer sees all positions
 # Of the gates' standard deviations, where a file does not say: 95% are below, in the first layers.
@@ -258,5 +259,5 @@ FAMILY = Family(
     layer,
     embed,
     head,
-    rotations=gemma3.rotations,
+    rotations=windowed_rotations,
 )

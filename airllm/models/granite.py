@@ -2,6 +2,8 @@
 logits are multiplied by constants of the file. Most layers of Granite 4 have Mamba-2 in place of
 attention. MiniCPM is a Granite without experts."""
 
+from typing import Any
+
 from airllm.formats.hf_config import Names
 from airllm.graph.graph import Activations, Graph
 from airllm.models import blocks
@@ -61,12 +63,19 @@ def configure(r: ConfigReader) -> ModelConfig:
         mamba2=read_mamba2(r) if "mamba2" in mixers else None,
         biases=r.optional_biases(*(*ALL_BIASES, "ssm_in", "ssm_out")),
         rope_interleaved=True,
-        embedding_scale=r.positive("embedding_scale", 1.0),
-        residual_scale=r.positive("residual_scale", 1.0),
-        logit_scale=1.0 / r.positive("logit_scale", 1.0),
+        **constants(r),
         shared_expert_size=shared if has_experts or not hybrid else 0,
         **mixture,
     )
+
+
+def constants(r: ConfigReader) -> dict[str, Any]:
+    """The fields of ModelConfig for what embeddings, residuals and logits are multiplied by."""
+    return {
+        "embedding_scale": r.positive("embedding_scale", 1.0),
+        "residual_scale": r.positive("residual_scale", 1.0),
+        "logit_scale": 1.0 / r.positive("logit_scale", 1.0),
+    }
 
 
 def _minicpm(r: ConfigReader) -> ModelConfig:
@@ -86,14 +95,14 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     return blocks.layer(c, activations, layer, mixer=mamba2 if layer.mixer == "mamba2" else None)
 
 
-def _multipliers(config: HFReader) -> dict[str, object]:
+def multipliers(config: HFReader) -> dict[str, object]:
     return {key: config.number(name, 1.0) for name, key in _MULTIPLIERS.items()}
 
 
 def _experts(config: HFReader) -> dict[str, object]:
     shared = config.integer("shared_intermediate_size", 0)
     return {
-        **_multipliers(config),
+        **multipliers(config),
         **config.experts(size="intermediate_size"),
         **({"expert_shared_feed_forward_length": shared} if shared else {}),
     }
@@ -110,7 +119,7 @@ def _hybrid(config: HFReader) -> dict[str, object]:
     if config.get("mamba_d_head") not in (None, "auto", inner // n_heads) or inner % n_heads:
         raise config.fault(f"mamba_d_head times mamba_n_heads, {n_heads}, is not {inner}")
     values = {
-        **_multipliers(config),
+        **multipliers(config),
         **config.heads_of(mixers),
         **time_steps(config),
         "ssm.conv_kernel": config.integer("mamba_d_conv", 4),
@@ -138,7 +147,7 @@ def _hybrid_names(config: HFReader) -> Names:
 FAMILY = Family(
     ("granite", "granitehybrid", "granitemoe", "minicpm"),
     (
-        HuggingFace("granite", "granite", _multipliers, gguf_interleaved=True),
+        HuggingFace("granite", "granite", multipliers, gguf_interleaved=True),
         HuggingFace("granitemoe", "granitemoe", _experts, NAMES, gguf_interleaved=True),
         HuggingFace("granitemoeshared", "granitemoe", _experts, NAMES, gguf_interleaved=True),
         HuggingFace(

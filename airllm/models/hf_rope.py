@@ -71,7 +71,9 @@ def translate_rope(config: Metadata, head_dim: int) -> HFRope:
             "rope.scaling.factor": rope.number("factor"),
         }
     elif kind == "llama3":
-        found.tensors["rope_freqs.weight"] = _llama3_factors(rope, head_dim)
+        factors = np.ones(head_dim // 2, np.float32)  # as GGUF files have them: 1 for other pairs
+        factors[: int(head_dim * share) // 2] = _llama3_factors(rope, int(head_dim * share))
+        found.tensors["rope_freqs.weight"] = factors
     elif kind == "proportional":
         found.values["rope.dimension_count"] = head_dim
         found.tensors["rope_freqs.weight"] = _proportional_factors(rope, head_dim, share)

@@ -149,6 +149,14 @@ class HFReader(Metadata):
             )
         return np.array([each == SLIDING for each in types], bool)
 
+    def rotating_share(self, kind: str) -> float | None:
+        """The share of a head that rotates in layers of that kind, if rope_parameters says it."""
+        parameters = self.get("rope_parameters")
+        own = parameters.get(kind) if isinstance(parameters, dict) else None
+        if not isinstance(own, dict) or "partial_rotary_factor" not in own:
+            return None
+        return Metadata(self.source, own).number("partial_rotary_factor")
+
     def of_layers(self, key: str, n_layers: int) -> int | NDArray[np.int32]:
         """One number for all layers, or a list of one for each."""
         value = self.get(key)
@@ -234,7 +242,8 @@ class HuggingFace:
     model_type: of config.json. pictures: the model_type of models that see pictures, whose
     text_config is such a folder's configuration.
     architecture: GGUF's, which may depend on config.json.
-    values: GGUF's keys (without the architecture) that only this family has, from config.json.
+    values: GGUF's keys (without the architecture) that only this family has, from config.json; None
+    for a key that it has not.
     names: of tensors, beyond NAMES; see HFConfig. They may depend on config.json.
     changed: see HFConfig.
     activation: the only one that is implemented, perhaps by several names.
@@ -300,6 +309,7 @@ class HuggingFace:
         }
         rope = translate_rope(r, head_dim)
         values |= rope.values | self.values(r)
+        values = {key: value for key, value in values.items() if value is not None}
         self._refuse_unknown(r)
         architecture = (
             self.architecture if isinstance(self.architecture, str) else self.architecture(r)

@@ -14,12 +14,21 @@ from airllm.models.config import LayerConfig, Mamba2, Mixer, ModelConfig
 from airllm.models.config_reader import MAX_TAPS, ConfigReader
 from airllm.models.hugging_face import HFReader
 
-__all__ = ["CHANGED", "MIXERS", "MIXER_NAMES", "mamba2", "read_mamba2", "time_steps"]
+__all__ = [
+    "CHANGED",
+    "MAX_STATE",
+    "MIXERS",
+    "MIXER_NAMES",
+    "convolved",
+    "mamba2",
+    "read_mamba2",
+    "time_steps",
+]
 
 # GGUF has no keys for the limits of time steps, which hardly any model has.
 _LIMITS = "ssm.time_step_min", "ssm.time_step_max"
 _UNLIMITED = 3e38  # float32 has it
-_MAX_STATE = 2**12  # known models have 16 to 256
+MAX_STATE = 2**12  # known models have 16 to 256
 
 # Of tensors in folders, behind the name of the layer's part.
 MIXER_NAMES: Names = {
@@ -57,13 +66,7 @@ def mamba2(g: GraphBuilder, c: ModelConfig, _: LayerConfig, h: Buffer) -> Buffer
         parts = zip((gate, x, b_, c_, dt), m.factors, strict=True)
         gate, x, b_, c_, dt = (g.scale(part, factor, out=part) for part, factor in parts)
         xbc = g.join_heads(g.join_heads(x, b_, 1), c_, 1)
-    taps = g.weight("ssm_conv1d", width, m.taps)
-    if m.conv_biased:
-        xbc = g.conv(xbc, taps, out=xbc)
-        xbc = g.bias(xbc, g.weight("ssm_conv1d.bias", width), out=xbc)
-        xbc = g.silu(xbc, out=xbc)
-    else:
-        xbc = g.conv(xbc, taps, silu=True, out=xbc)
+    xbc = convolved(g, xbc, m.taps, biased=m.conv_biased)
     y = g.ssm_scan(
         g.take_columns(xbc, 0, inner),
         dt,
@@ -83,6 +86,16 @@ def mamba2(g: GraphBuilder, c: ModelConfig, _: LayerConfig, h: Buffer) -> Buffer
     return linear(g, c, y, "ssm_out", c.hidden_size)
 
 
+def convolved(g: GraphBuilder, x: Buffer, taps: int, *, biased: bool) -> Buffer:
+    """silu of a convolution of each channel over a few tokens; overwrites x."""
+    weight = g.weight("ssm_conv1d", x.width, taps)
+    if not biased:
+        return g.conv(x, weight, silu=True, out=x)
+    x = g.conv(x, weight, out=x)
+    x = g.bias(x, g.weight("ssm_conv1d.bias", x.width), out=x)
+    return g.silu(x, out=x)
+
+
 def read_mamba2(r: ConfigReader) -> Mamba2:
     """FormatError for sizes that do not fit together."""
     inner = r.integer("ssm.inner_size", low=1)
@@ -99,7 +112,7 @@ def read_mamba2(r: ConfigReader) -> Mamba2:
     return Mamba2(
         inner_size=inner,
         n_heads=n_heads,
-        state_size=r.integer("ssm.state_size", low=1, high=_MAX_STATE),
+        state_size=r.integer("ssm.state_size", low=1, high=MAX_STATE),
         n_groups=n_groups,
         taps=r.integer("ssm.conv_kernel", low=1, high=MAX_TAPS),
         conv_biased=any(name.endswith(".ssm_conv1d.bias") for name in r.file.tensors),

@@ -6,10 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.models.config import ModelConfig
+from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 
-__all__ = ["ROPE_TENSORS", "STOPS", "YARN_TRUNCATES", "Rotation", "plain_rotation", "read_rotation"]
+__all__ = [
+    "ROPE_TENSORS",
+    "STOPS",
+    "YARN_TRUNCATES",
+    "Rotation",
+    "plain_rotation",
+    "read_rotation",
+    "windowed_rotations",
+]
 
 Float64 = NDArray[np.float64]
 
@@ -81,9 +89,14 @@ def plain_rotation(
 
 
 def read_rotation(
-    r: ConfigReader, config: ModelConfig, theta_name: str = "rope.freq_base"
+    r: ConfigReader,
+    config: ModelConfig,
+    theta_name: str = "rope.freq_base",
+    *,
+    n_factors: int = 0,
 ) -> Rotation:
-    """theta^(-2i / rope_dims), scaled as the file says. theta_name: the key of theta.
+    """theta^(-2i / rope_dims), scaled as the file says. theta_name: the key of theta. n_factors: of
+    rope_freqs.weight, whose first are those of the pairs that rotate; 0: there are no others.
 
     Scalings: linear; YaRN (arXiv:2309.00071); LongRoPE's factors, which are tensors; and the tensor
     rope_freqs.weight, which is how GGUF stores Llama 3's scaling. FormatError for another scaling,
@@ -113,10 +126,26 @@ def read_rotation(
     else:
         frequencies = frequencies / _linear_factor(r)
     if "rope_freqs.weight" in r.file.tensors:
-        factors = _factors(r, "rope_freqs.weight", len(exponents))
+        factors = _factors(r, "rope_freqs.weight", n_factors or len(exponents))[: len(exponents)]
         # Sines of 1e-30 would make denormal products, which take a hundred cycles each.
         frequencies = np.where(factors < 0.9 * STOPS, frequencies / factors, 0.0)
     return Rotation(frequencies, magnitude)
+
+
+def windowed_rotations(
+    r: ConfigReader,
+    config: ModelConfig,
+    layer: LayerConfig,
+    default: float = 10000.0,
+    *,
+    n_factors: int = 0,
+) -> dict[str, Rotation]:
+    """Layers with a window have a theta of their own, unscaled. default: if the file has none.
+    n_factors: see read_rotation."""
+    if layer.window:
+        return {"rope": plain_rotation(r, config.of(layer), "rope.freq_base_swa", default)}
+    r.ignore("rope.freq_base_swa")
+    return {"rope": read_rotation(r, config, n_factors=n_factors)}
 
 
 def _exponents(config: ModelConfig) -> Float64:

@@ -1,0 +1,198 @@
+"""Tiny models of the newer mixtures of experts with windows, as in hf_cases."""
+
+import numpy as np
+from hf_case import CONTEXT, VOCAB, Case
+
+_BIASED_NAMES = {
+    **{f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+_STEP_LAYERS = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+_LLAMA3 = {
+    **{"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 32},
+    **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+}
+_LIMITS = [0.0, 0.0, 0.5, 0.3], [0.3, 0.0, 0.0, 0.4]
+_STEP_KEYS = {
+    **{"attention.head_count": np.array([4, 6, 6, 4], np.int32), "rope.freq_base": 5e6},
+    **{"rope.freq_base_swa": 1e4, "attention.sliding_window": 20, "rope.dimension_count": 32},
+    **{"attention.sliding_window_pattern": np.array([0, 1, 1, 0], bool)},
+    **{"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 1.5},
+    **{"expert_shared_feed_forward_length": 64},
+    **{"swiglu_clamp_exp": np.array(_LIMITS[0], np.float32)},
+    **{"swiglu_clamp_shexp": np.array(_LIMITS[1], np.float32)},
+}
+# transformers has other names of most of these keys.
+_STEP_PUBLISHED = {
+    **{"model_type": "step3p5", "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96},
+    **{"num_hidden_layers": 4, "num_attention_heads": 4, "num_attention_groups": 2, "head_dim": 32},
+    **{"max_seq_len": CONTEXT, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5},
+    **{"moe_num_experts": 6, "moe_top_k": 2, "moe_intermediate_size": 32, "share_expert_dim": 64},
+    **{"layer_types": _STEP_LAYERS, "moe_layers_enum": "1,2,3", "sliding_window": 20},
+    "attention_other_setting": {
+        **{"attention_type": "sliding_attention", "num_attention_heads": 6},
+        **{"num_attention_groups": 2, "head_dim": 32},
+    },
+    **{"moe_router_scaling_factor": 1.5, "norm_expert_weight": True, "use_qk_norm": True},
+    **{"moe_router_activation": "sigmoid", "use_moe_router_bias": True, "need_fp32_gate": True},
+    **{"use_head_wise_attn_gate": True, "rope_theta": [5e6, 1e4, 1e4, 5e6], "use_moe": True},
+    **{"partial_rotary_factors": [0.5, 1.0, 1.0, 0.5], "yarn_only_types": ["full_attention"]},
+    **{"rope_scaling": _LLAMA3, "moe_every_n_layer": 1, "moe_layer_offset": 0, "sink": False},
+    **{"swiglu_limits": _LIMITS[0], "swiglu_limits_shared": _LIMITS[1], "use_rope_layers": []},
+}
+_STEP_NAMES = _BIASED_NAMES | {"self_attn.g_proj": "attn_gate"}
+
+_LAGUNA_ROPE = {
+    "full_attention": {
+        **{"rope_type": "yarn", "rope_theta": 5e5, "partial_rotary_factor": 0.5, "factor": 4.0},
+        **{"original_max_position_embeddings": 32, "beta_fast": 64.0, "beta_slow": 1.0},
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+}
+_MELLUM_ROPE = {  # one theta: llama.cpp does not read that of windows
+    "full_attention": {
+        **{"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0},
+        "original_max_position_embeddings": 32,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+}
+_COHERE = {
+    **{"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64},
+    **{"prefix_dense_intermediate_size": 96, "sliding_window": 20, "logit_scale": 0.25},
+    **{"mlp_layer_types": ["dense", "sparse", "sparse"], "tie_word_embeddings": True},
+}
+_COHERE_KEYS = {
+    **{"attention.sliding_window": 20, "logit_scale": 0.25, "rope.dimension_count": 32},
+    **{"rope.scaling.type": "none", "leading_dense_block_count": 1, "feed_forward_length": 96},
+    **{"expert_feed_forward_length": 64, "expert_weights_norm": True},
+}
+
+_SWASH = {
+    **{"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    **{"logits_scaling": 4.0, "sliding_window": 20},
+}
+_SWASH_KEYS = {
+    **{"attention.scale": 0.3, "embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0},
+    **{"attention.sliding_window": 20},
+    "attention.sliding_window_pattern": np.array([0, 1, 1], bool),
+}
+
+EXPERT_CASES = {
+    "MiMo-V2-Flash": Case(
+        "MiMoV2Flash",
+        "mimo2",
+        _EXPERTS
+        | {"head_dim": 48, "v_head_dim": 24, "n_routed_experts": 6, "sliding_window": 20}
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+        | {"num_key_value_heads": 2},
+        {"rope.dimension_count": 16, "rope.freq_base": 5e6, "rope.freq_base_swa": 1e4}
+        | {"attention.value_length": 24, "attention.value_scale": 0.707}
+        | {"attention.sliding_window": 20, "attention.head_count_kv": np.array([2, 4, 4], "i4")}
+        | {"attention.sliding_window_pattern": np.array([0, 1, 1], bool)}
+        | {"expert_gating_func": 2, "expert_group_count": 1, "expert_group_used_count": 1},
+        names=_BIASED_NAMES | {"self_attn.sinks": "attn_sinks"},
+        extra={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_shared_experts": None}
+        | {"layer_types": None, "mlp_layer_types": None, "rms_norm_eps": None}
+        | {"layernorm_epsilon": 1e-5, "rope_parameters": None, "rope_theta": 5e6}
+        | {"swa_rope_theta": 1e4, "partial_rotary_factor": 0.334}
+        | {"hybrid_layer_pattern": [0, 1, 1], "moe_layer_freq": [0, 1, 1]}
+        | {"add_swa_attention_sink_bias": True, "swa_num_key_value_heads": 4}
+        | {"swa_num_attention_heads": 4, "swa_head_dim": 48, "swa_v_head_dim": 24},
+    ),
+    "Step-3.7-Flash": Case(
+        "Step3p7",
+        "step35",
+        _EXPERTS
+        | {"head_dim": 32, "n_routed_experts": 6, "share_expert_dim": 64, "num_hidden_layers": 4}
+        | {"num_sliding_attention_heads": 6, "sliding_window": 20, "pad_token_id": 0}
+        | {"layer_types": _STEP_LAYERS, "mlp_layer_types": ["dense"] + 3 * ["sparse"]}
+        | {"rope_theta": [5e6, 1e4, 1e4, 5e6], "partial_rotary_factors": [0.5, 1.0, 1.0, 0.5]}
+        | {"rope_scaling": _LLAMA3, "moe_router_scaling_factor": 1.5}
+        | {"swiglu_limits": _LIMITS[0], "swiglu_limits_shared": _LIMITS[1]},
+        _STEP_KEYS,
+        names=_STEP_NAMES,
+        extra={"text_config": _STEP_PUBLISHED, "projector_bias": None},
+        sees=True,
+    ),
+    "Laguna": Case(
+        "Laguna",
+        "laguna",
+        _EXPERTS
+        | {"head_dim": 32, "num_experts": 6, "shared_expert_intermediate_size": 64}
+        | {"num_attention_heads_per_layer": [4, 6, 6], "sliding_window": 20}
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+        | {"moe_routed_scaling_factor": 1.5, "rope_parameters": _LAGUNA_ROPE},
+        {"attention.head_count": np.array([4, 6, 6], np.int32), "rope.freq_base": 5e5}
+        | {"rope.freq_base_swa": 1e4, "attention.sliding_window": 20}
+        | {"rope.dimension_count": 16, "rope.dimension_count_swa": 32}
+        | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32, "rope.scaling.yarn_beta_fast": 64.0}
+        | {"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 1.5}
+        | {"expert_shared_feed_forward_length": 64, "leading_dense_block_count": 1},
+        names=_BIASED_NAMES | {"self_attn.g_proj": "attn_gate"},
+    ),
+    "Laguna with gates of values": Case(
+        "Laguna",
+        "laguna",
+        _EXPERTS
+        | {"head_dim": 32, "num_experts": 6, "shared_expert_intermediate_size": 64}
+        | {"gating": "per-element"},
+        {"rope.freq_base": 5e5, "rope.dimension_count": 16}
+        | {"expert_gating_func": 2, "expert_weights_norm": True}
+        | {"expert_shared_feed_forward_length": 64, "leading_dense_block_count": 1},
+        names=_BIASED_NAMES | {"self_attn.g_proj": "attn_gate"},
+        extra={"sliding_window": None},
+    ),
+    "Command A+": Case(
+        "Cohere2Moe",
+        "cohere2moe",
+        _COHERE
+        | {"expert_selection_fn": "softmax", "num_shared_experts": 2}
+        | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        _COHERE_KEYS
+        | {"attention.sliding_window_pattern": np.array([0, 1, 0], bool), "expert_gating_func": 1}
+        | {"expert_shared_count": 2, "expert_shared_feed_forward_length": 128},
+        names=_BIASED_NAMES,
+    ),
+    "North Mini Code": Case(
+        "Cohere2Moe",
+        "cohere2moe",
+        _COHERE
+        | {"expert_selection_fn": "sigmoid", "rms_norm_eps": 1e-6}
+        | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        _COHERE_KEYS
+        | {"attention.sliding_window_pattern": np.array([0, 1, 0], bool), "expert_gating_func": 2}
+        | {"attention.layer_norm_rms_epsilon": 1e-6},
+    ),
+    "Granite Swash": Case(
+        "GraniteSWA",
+        "granite_swa",
+        _SWASH | {"layer_rope_theta": [0, 1e4, 1e4]},
+        _SWASH_KEYS | {"attention.rope_pattern": np.array([0, 1, 1], bool)},
+        names={"self_attn.sinks": "attn_sinks"},
+        reordered=True,
+        lost="which layers rotate",
+    ),
+    "Granite Swash with experts": Case(
+        "GraniteMoeSWA",
+        "granite_swa",
+        _SWASH | {"num_local_experts": 6, "num_experts_per_tok": 2},
+        _SWASH_KEYS,
+        names={"self_attn.sinks": "attn_sinks", "block_sparse_moe.router": "ffn_gate_inp"},
+        reordered=True,
+    ),
+    "Mellum 2": Case(
+        "Mellum",
+        "mellum",
+        _EXPERTS
+        | {"head_dim": 32, "num_experts": 6, "sliding_window": 20}
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+        | {"rope_parameters": _MELLUM_ROPE},
+        {"rope.freq_base": 5e5, "rope.freq_base_swa": 5e5, "attention.sliding_window": 20}
+        | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32}
+        | {"attention.sliding_window_pattern": np.array([0, 1, 1], bool)},
+    ),
+}
