@@ -36,7 +36,7 @@ struct PackedView {
 enum class Activations : std::uint8_t { q8, q16, f32 };
 
 // Bytes of a block of 32 quantised activations; a row of k activations has k / 32 blocks.  See
-// kernels/packed.h for their layout, in which the rows of a tile are interleaved.
+// kernels/activations.h for their layout, in which the rows of a tile are interleaved.
 static constexpr std::size_t quantized_block_bytes(Activations kind) {
     return (kind == Activations::q16 ? 64 : 32) + 4 * 4;
 }

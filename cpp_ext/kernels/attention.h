@@ -178,7 +178,7 @@ struct QueryTile {
         for (; c + w <= d; c += w) {
             Floats<Isa> square[w];
             unroll<w>([&](auto i) { square[i] = load<Isa>(row[i] + c) * scale; });
-            xsimd::transpose(square, square + w);
+            transpose<Isa>(square);
             unroll<w>([&](auto i) { square[i].store_unaligned(q + (c + i) * width); });
         }
         for (; c < d; ++c)

@@ -154,7 +154,7 @@ inline void transpose_tile(const float* x, std::size_t x_stride, std::size_t k, 
                 square[r] = Floats<Isa>(0.0f);
                 if constexpr (r < count) square[r] = load<Isa>(x + (first + r) * x_stride + i);
             });
-            xsimd::transpose(square, square + w);
+            transpose<Isa>(square);
             // The lanes beyond `count` are overwritten by the next column.
             unroll<w>([&](auto l) { square[l].store_unaligned(tile + (i + l) * Rows + first); });
         }

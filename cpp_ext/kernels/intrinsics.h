@@ -1,6 +1,7 @@
 // The operations that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
 // conversion of halves, in one struct for each instruction set and a generic one; a look-up of 16
-// bytes; a division that rounds correctly on every ISA; non-temporal stores; sums across lanes.
+// bytes; a division that rounds correctly on every ISA; non-temporal stores; sums across lanes, and
+// lanes across vectors.
 //
 // An Int8 struct multiplies a vector of weight codes (a 32-bit lane is one row's 4 columns) by the
 // 4 activation codes of those columns, the same for all lanes:
@@ -123,6 +124,39 @@ inline Floats<Isa> sum_each(const Floats<Isa>* x) {
     }
 #endif
     return xsimd::haddp(x);
+}
+
+// Transposes the square x[lanes<Isa>][lanes<Isa>].
+template <class Isa>
+inline void transpose(Floats<Isa>* x) {
+#if defined(__AVX512F__)
+    if constexpr (lanes<Isa> == 16) {  // xsimd 14.1 moves the numbers one by one
+        __m512 quarters[16];           // [column of a quarter][row / 4], transposed within quarters
+        unroll<4>([&](auto r) {
+            const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(x[4 * r], x[4 * r + 1]));
+            const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(x[4 * r + 2], x[4 * r + 3]));
+            const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(x[4 * r], x[4 * r + 1]));
+            const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(x[4 * r + 2], x[4 * r + 3]));
+            quarters[r] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            quarters[4 + r] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+            quarters[8 + r] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+            quarters[12 + r] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+        });
+        unroll<4>([&](auto column) {
+            const __m512* q = quarters + 4 * column;
+            const __m512 a = _mm512_shuffle_f32x4(q[0], q[1], 0x44);
+            const __m512 b = _mm512_shuffle_f32x4(q[2], q[3], 0x44);
+            const __m512 c = _mm512_shuffle_f32x4(q[0], q[1], 0xee);
+            const __m512 d = _mm512_shuffle_f32x4(q[2], q[3], 0xee);
+            x[column] = _mm512_shuffle_f32x4(a, b, 0x88);
+            x[4 + column] = _mm512_shuffle_f32x4(a, b, 0xdd);
+            x[8 + column] = _mm512_shuffle_f32x4(c, d, 0x88);
+            x[12 + column] = _mm512_shuffle_f32x4(c, d, 0xdd);
+        });
+        return;
+    }
+#endif
+    xsimd::transpose(x, x + lanes<Isa>);
 }
 
 template <class Isa>

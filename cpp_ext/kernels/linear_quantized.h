@@ -1,6 +1,8 @@
-// Products of quantised weights with activations as integers.  Layouts in packed.h.
+// Products of quantised weights with activations as integers.  Layouts in packed.h and
+// activations.h.
 #pragma once
 
+#include "kernels/activations.h"
 #include "kernels/gemm.h"
 #include "kernels/group_reader.h"
 
@@ -108,13 +110,6 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     for (std::size_t t = 0; t < Tokens; ++t) {
         store_partial<Isa>(total[t], y + t * y_stride + column, std::min(w.n - column, lanes<Isa>));
     }
-}
-
-// Calls f with std::integral_constant<tile> for a tile of Tile rows, or one of the smaller sizes.
-template <std::size_t Tile, class F>
-inline void with_tile(std::size_t tile, F&& f) {
-    if (tile == Tile) return f(std::integral_constant<std::size_t, Tile>{});
-    if constexpr (Tile > 1) with_tile<smaller_tile(Tile)>(tile, static_cast<F&&>(f));
 }
 
 // Activations that a block of weights meets while they stay in L2: 512 KB.

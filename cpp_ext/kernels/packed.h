@@ -1,4 +1,4 @@
-// The packed layouts: how weights and activations lie in memory for the matrix kernels.
+// The packed layouts: how weights lie in memory for the matrix kernels.
 //
 // Weights, floating types (f32, f16, bf16): groups of 2 vectors of rows; a group is [k][rows].
 //
@@ -25,12 +25,6 @@
 //     1 bit    1 vector,  quad q in bit q
 // q5 is 4 + 1 bits, q6 4 + 2, q3 and iq2 2 + 1; their vectors lie in the order in which quads need
 // them.  Of iq1, bit 2 of a code lies with the scale.
-//
-// Activations: tiles of T rows, where T is the largest of activation_tile, half of it, ..., 1 that
-// the rows left fill.  A tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float
-// d[T]; float sum[T], of the dequantised block; int32 sum[T], of the codes; int32 first[T], of the
-// codes of columns 0 to 15 }.  A q8 code is one digit; a q16 code is two digits, 256 * high + low,
-// each in [-127, 127].
 #pragma once
 
 #include <algorithm>
@@ -274,99 +268,6 @@ void unpack(const PackedView& w, std::size_t first, std::size_t last, float* y) 
         for (std::size_t c = 0; c < w.k; ++c)
             to_float(w.type, group + (c * rows + j % rows) * element, y + c, 1);
     }
-}
-
-constexpr std::size_t smaller_tile(std::size_t tile) { return tile / 2; }
-
-// Rows of the next tile of activations when `left` rows remain.
-template <class Isa>
-constexpr std::size_t tile_rows(std::size_t left) {
-    std::size_t tile = Isa::activation_tile;
-    while (tile > left) tile = smaller_tile(tile);
-    return tile;
-}
-
-// Writes a block's codes as bytes, quad by quad, to row `row` of a tile.
-inline void put_digits(const std::int32_t* code, std::size_t tile, std::size_t row,
-                       std::byte* digits) {
-    std::int8_t bytes[quant_block];
-    for (std::size_t i = 0; i < quant_block; ++i) bytes[i] = static_cast<std::int8_t>(code[i]);
-    for (std::size_t quad = 0; quad < 8; ++quad)
-        std::memcpy(digits + (quad * tile + row) * 4, bytes + 4 * quad, 4);
-}
-
-template <class Isa, std::size_t Digits>
-void quantize_block_of_activations(const float* x, std::size_t tile, std::size_t row,
-                                   std::byte* record) {
-    using F = Floats<Isa>;
-    using I = Ints<Isa>;
-    constexpr std::size_t w = lanes<Isa>;
-    constexpr float levels = Digits == 1 ? 127.0f : 127.0f * 256.0f;
-    F top(0.0f), poison(0.0f);  // poison: 0, or NaN where x is NaN or infinite
-    for (std::size_t i = 0; i < quant_block; i += w) {
-        const F v = load<Isa>(x + i);
-        top = xsimd::max(top, xsimd::abs(v));
-        poison = xsimd::fma(v, F(0.0f), poison);
-    }
-    const float largest = xsimd::reduce_max(top);
-    // A block so small that float32 cannot hold the inverse of its scale counts as zeros.
-    const float inverse = largest > levels * 1e-37f ? levels / largest : 0.0f;
-    std::int32_t high[quant_block], low[quant_block];
-    std::int32_t sums[2] = {0, 0};  // of columns 0 to 15, 16 to 31
-    for (std::size_t i = 0; i < quant_block; i += w) {
-        const F v = load<Isa>(x + i) * F(inverse);
-        // NaN and infinity have no code: poison makes the scale NaN.
-        const F finite = xsimd::select(xsimd::abs(v) < F(2 * levels), v, F(0.0f));
-        I code = xsimd::nearbyint_as_int(finite);
-        if constexpr (Digits == 2) {
-            const I upper = (code + I(128)) >> 8;
-            // AVX2's dot product negates digits, and -128 has no negative in 8 bits.  The bound
-            // costs 1/32512 of the largest value.
-            const I lower = xsimd::max(code - (upper << 8), I(-127));
-            upper.store_unaligned(high + i);
-            lower.store_unaligned(low + i);
-            code = (upper << 8) + lower;
-        } else {
-            code.store_unaligned(low + i);
-        }
-        sums[i / 16] += xsimd::reduce_add(code);
-    }
-    put_digits(low, tile, row, record + (Digits - 1) * quant_block * tile);
-    if constexpr (Digits == 2) put_digits(high, tile, row, record);
-    const std::int32_t sum = sums[0] + sums[1];
-    const float scale = largest / levels + xsimd::reduce_add(poison);
-    const float scaled_sum = scale * static_cast<float>(sum);
-    std::byte* tail = record + Digits * quant_block * tile + row * 4;
-    std::memcpy(tail, &scale, 4);
-    std::memcpy(tail + 4 * tile, &scaled_sum, 4);
-    std::memcpy(tail + 8 * tile, &sum, 4);
-    std::memcpy(tail + 12 * tile, &sums[0], 4);
-}
-
-// Calls f with std::integral_constant<std::size_t, digits>.
-template <class F>
-inline void with_digits(Activations kind, F&& f) {
-    if (kind == Activations::q16)
-        f(std::integral_constant<std::size_t, 2>{});
-    else
-        f(std::integral_constant<std::size_t, 1>{});
-}
-
-template <class Isa>
-void quantize_activations(Activations kind, const float* x, std::size_t rows, std::size_t k,
-                          std::size_t first, std::size_t last, std::byte* q) {
-    const std::size_t blocks = k / quant_block, bytes = quantized_block_bytes(kind);
-    with_digits(kind, [&](auto digits) {
-        for (std::size_t r = first; r < last;) {
-            const std::size_t tile = tile_rows<Isa>(rows - r);
-            std::byte* record = q + r * blocks * bytes;
-            for (std::size_t b = 0; b < blocks; ++b, record += tile * bytes)
-                for (std::size_t t = 0; t < tile; ++t)
-                    quantize_block_of_activations<Isa, digits>(x + (r + t) * k + b * quant_block,
-                                                               tile, t, record);
-            r += tile;
-        }
-    });
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ void pack_transposed(const Source* w, std::size_t w_stride, std::size_t n, std::
                     __builtin_prefetch(at + width * w_stride);
                     square[r] = load_as_float<Isa>(at);
                 });
-                xsimd::transpose(square, square + width);
+                transpose<Isa>(square);
                 unroll<width>(
                     [&](auto r) { square[r].store_unaligned(column + (i + r) * panel<Isa>); });
             }
