@@ -202,19 +202,18 @@ void Executor::run(std::span<const Layer> layers, const Batch& batch) {
             std::copy_n(static_cast<const std::int32_t*>(
                             batch.external[static_cast<std::size_t>(op.inputs[0])]),
                         batch.n_tokens, ids(i));
-    std::size_t n_sequences = 0, longest = 0;
+    std::size_t parts = 0, longest = 0;
     for (const Layer& layer : layers) {
         check_layer(layer, batch);
-        n_sequences = std::max(n_sequences, layer.sequences.size());
+        parts = std::max(parts, parts_bytes(graph_, layer.sequences));
         for (const CachedSequence& s : layer.sequences)
             longest = std::max(longest, s.past + s.n_tokens);
     }
     check_external(batch);
     if (batch.n_tokens == 0) return;
-    const GrowingMemory needed =
-        growing_memory(graph_, batch.n_tokens, std::max<std::size_t>(n_sequences, 1), longest);
+    const GrowingMemory needed = growing_memory(graph_, batch.n_tokens, longest);
     for (const auto& [memory, bytes] :
-         {std::pair{&parts_, needed.parts}, {&scores_, needed.scores}, {&sparse_, needed.sparse}})
+         {std::pair{&parts_, parts}, {&scores_, needed.scores}, {&sparse_, needed.sparse}})
         if (memory->size() < bytes) *memory = AlignedBytes(bytes);
     const KernelTable& table = kernels();
     run_team(

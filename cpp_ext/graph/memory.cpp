@@ -120,13 +120,22 @@ ExecutorMemory plan_memory(const Graph& graph, std::size_t max_tokens) {
     return memory;
 }
 
-GrowingMemory growing_memory(const Graph& graph, std::size_t n_tokens, std::size_t n_sequences,
-                             std::size_t longest) {
+std::size_t parts_bytes(const Graph& graph, std::span<const CachedSequence> sequences) {
+    std::size_t floats = 0;
+    for (const Op& op : graph.ops) {
+        if (op.kind != OpKind::attention && !selects_positions(op.kind)) continue;
+        std::size_t of_op = 0;
+        for (const CachedSequence& sequence : sequences)
+            of_op += attention_floats(op.n_heads, sequence);
+        grow(floats, of_op);
+    }
+    return floats * sizeof(float);
+}
+
+GrowingMemory growing_memory(const Graph& graph, std::size_t n_tokens, std::size_t longest) {
     GrowingMemory memory;
     for (const Op& op : graph.ops) {
         const std::size_t groups = longest / op.every;
-        if (op.kind == OpKind::attention || selects_positions(op.kind))
-            memory.parts = n_sequences * attention_workspace_floats * sizeof(float);
         if (op.kind == OpKind::index_select) {
             grow(memory.scores, sizeof(float) * index_score_floats(groups, n_tokens));
         } else if (op.kind == OpKind::choose_blocks) {
@@ -148,10 +157,10 @@ std::size_t executor_bytes(const Graph& graph, std::size_t max_tokens, std::size
     graph.check();
     check_at_most("positions", positions, most_positions);
     const ExecutorMemory memory = plan_memory(graph, max_tokens);
-    const GrowingMemory most = growing_memory(graph, max_tokens, 1, positions);
+    const GrowingMemory most = growing_memory(graph, max_tokens, positions);
     return memory.arena + memory.products + memory.quantized + memory.expert_rows + memory.chosen +
-           memory.ids + memory.ones + std::max(memory.parts, most.parts) +
-           std::max(memory.scores, most.scores) + std::max(memory.sparse, most.sparse);
+           memory.ids + memory.ones + memory.parts + std::max(memory.scores, most.scores) +
+           std::max(memory.sparse, most.sparse);
 }
 
 }  // namespace tensor_ops

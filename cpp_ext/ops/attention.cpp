@@ -86,17 +86,29 @@ struct Division {
     }
 };
 
-// `sharers` sequences share the wanted pieces; this one has `room` floats of the workspace.
+std::size_t part_floats(std::size_t n_heads, std::size_t n_q, std::size_t value_dim) {
+    return n_heads * n_q * (value_dim + 2);
+}
+
+// `sharers` sequences share the wanted pieces, and each may take `room` floats of the workspace.
+std::size_t most_parts(std::size_t n_heads, std::size_t n_kv_heads, std::size_t n_q,
+                       std::size_t value_dim, std::size_t sharers, std::size_t room) {
+    if (n_q == 0 || n_q > most_divided_queries) return 1;
+    const std::size_t runs = divide_up(n_q * (n_heads / n_kv_heads), attention_query_tile);
+    return std::clamp<std::size_t>(
+        room / part_floats(n_heads, n_q, value_dim), 1,
+        std::max<std::size_t>(1, wanted_pieces / (n_kv_heads * runs * sharers)));
+}
+
+// This sequence has `room` floats of the workspace.
 Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharers, float* workspace,
                 std::size_t room) {
     const std::size_t heads = s.cache.n_kv_heads, rows = s.n_q * (call.n_heads / heads);
     Division d{rows, divide_up(rows, attention_query_tile), 1, {}};
     if (rows == 0) return d;
-    const std::size_t part_floats = heads * rows * (s.cache.value_dim + 2);
-    const std::size_t pieces = call.undivided || s.n_q > most_divided_queries
-                                   ? 1
-                                   : wanted_pieces / (heads * d.runs * sharers);
-    const std::size_t most = std::max<std::size_t>(1, std::min(pieces, room / part_floats));
+    const std::size_t most =
+        call.undivided ? 1
+                       : most_parts(call.n_heads, heads, s.n_q, s.cache.value_dim, sharers, room);
     // Positions that no query sees lie before those that the first one sees.
     const std::size_t low =
         s.n_kv > s.n_q ? first_seen(call.window, call.chunked, s.n_kv - s.n_q) : 0;
@@ -104,7 +116,8 @@ Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharer
     for (std::size_t size = std::max<std::size_t>(1, divide_up(units, most));; ++size) {
         const std::size_t positions = size * attention_part_unit, first = low / positions;
         d.parts = std::max<std::size_t>(1, divide_up(s.n_kv, positions) - first);
-        d.layout = {positions, first, workspace, part_floats};
+        d.layout = {positions, first, workspace,
+                    part_floats(call.n_heads, s.n_q, s.cache.value_dim)};
         if (d.parts <= most) return d;
     }
 }
@@ -116,7 +129,9 @@ void for_sequences(const AttentionCall& call, float* workspace, F&& f) {
     const std::size_t room = attention_workspace_floats / sharers;
     for (std::size_t i = 0, q_first = 0; i < count; ++i) {
         const Sequence s = sequence(call, i, q_first);
-        f(s, divide(call, s, sharers, workspace + i * room, room));
+        f(s, divide(call, s, sharers, workspace, room));
+        workspace +=
+            call.sequences.empty() ? room : attention_floats(call.n_heads, call.sequences[i]);
         q_first += s.n_q;
     }
 }
@@ -200,6 +215,14 @@ void write_kv(const KernelTable& table, const float* k, const float* v, std::siz
         write(k + head * cache.head_dim, cache.keys(head), cache.head_dim);
         if (v) write(v + head * cache.value_dim, cache.values(head), cache.value_dim);
     }
+}
+
+std::size_t attention_floats(std::size_t n_heads, const CachedSequence& s) {
+    const KvCache& cache = s.cache;
+    const std::size_t most = most_parts(n_heads, cache.n_kv_heads, s.n_tokens, cache.value_dim, 1,
+                                        attention_workspace_floats);
+    const std::size_t parts = std::min(most, divide_up(s.past + s.n_tokens, attention_part_unit));
+    return parts > 1 ? parts * part_floats(n_heads, s.n_tokens, cache.value_dim) : 0;
 }
 
 void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,

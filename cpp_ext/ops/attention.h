@@ -101,11 +101,14 @@ std::vector<float> alibi_slopes(std::size_t n_heads, float largest);
 // results do not depend on the batches in which a prompt is evaluated.  The pieces are then the
 // runs of rows of each KV head: 12 for 144 tokens of 9 heads that share 3 KV heads.
 inline constexpr std::size_t most_divided_queries = 64;
-// All workers share `workspace`, which holds attention_workspace_floats floats, or that many for
-// each of `sequences`: a long KV is divided into parts, whose results are merged in order.  The
-// division, and so the result, depends neither on the number of workers nor, for one of
-// `sequences`, on the other sequences.
+// All workers share `workspace`, which holds attention_workspace_floats floats, or for each of
+// `sequences` the attention_floats that it takes: a long KV is divided into parts, whose results
+// are merged in order.  The division, and so the result, depends neither on the number of workers
+// nor, for one of `sequences`, on the other sequences.
 inline constexpr std::size_t attention_workspace_floats = 1u << 18;
+// At most attention_workspace_floats.  A token after 1,000 positions takes 8 KB with 8 heads of
+// 128.
+std::size_t attention_floats(std::size_t n_heads, const CachedSequence& sequence);
 void attention(const Worker& worker, const KernelTable& table, const AttentionCall& call,
                float* workspace);
 
