@@ -41,8 +41,8 @@ struct Op {
     Gating gating = Gating::softmax;
     std::size_t n_groups = 1, n_groups_used = 1;
     GroupScore group_score = GroupScore::top2;
-    float alpha = 1.0f, limit = 0.0f, shift = 1.0f;  // swiglu_oai
-    float low = 0.0f, high = 0.0f;                   // clamp
+    float alpha = 1.0f, limit = 0.0f, shift = 1.0f;       // swiglu_oai
+    float low = 0.0f, high = 0.0f;                        // clamp
     float positive = 1.0f, negative = 1.0f, beta = 0.0f;  // xielu
     bool shared = false;                    // expert_linear: all experts have the same input
     bool silu = false;                      // conv: of the result
