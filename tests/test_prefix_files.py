@@ -159,7 +159,7 @@ def test_sequences_that_begin_alike_have_files_of_their_own(folder):
     assert [read(folder).longest(each) for each in sequences] == [61, 61, 61]
 
 
-@pytest.mark.parametrize("kinds", ["7x60 ", "7x59", "7x61", "7x30,7x31", "x60", "7x60,", ""])
+@pytest.mark.parametrize("kinds", ["7x60 ", "7x1", "7x59", "7x61", "7x30,7x31", "x60", "7x60,", ""])
 def test_a_file_whose_kinds_are_not_those_of_its_tokens_is_left_out(folder, kinds, caplog):
     forest = kept(folder, numbers(60))
     append(forest.state, numbers(60))
@@ -168,6 +168,23 @@ def test_a_file_whose_kinds_are_not_those_of_its_tokens_is_left_out(folder, kind
     session.save(path, forest.state, FINGERPRINT, said)
     assert len(read(folder).tree) == 0
     assert "not reused" in caplog.text
+
+
+def test_no_more_files_are_read_than_there_is_room_for(folder, monkeypatch):
+    kept(folder, *(numbers(60, first) for first in (1000, 2000, 3000)))
+    load, loaded = session.load, []
+    monkeypatch.setattr(
+        session, "load", lambda path, *rest: loaded.append(path) or load(path, *rest)
+    )
+    read(folder, 2 * max(path.stat().st_size for path in folder.iterdir()))
+    assert len(loaded) == 2
+
+
+def test_a_file_that_has_gone_meanwhile_is_no_error(folder):
+    forest = kept(folder, numbers(60))
+    (path,) = folder.iterdir()
+    files(folder, forest).keep_only([folder / "gone.session", path])
+    assert list(folder.iterdir()) == [path]
 
 
 def test_a_state_that_served_for_files_is_empty(folder):

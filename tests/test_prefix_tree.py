@@ -96,6 +96,15 @@ def test_a_sequence_that_goes_on_finds_all_of_it(forest):
     assert forest.longest(numbers(400)) == 300
 
 
+def test_what_is_kept_again_counts_once(forest):
+    for _ in range(2):
+        forest.add(numbers(100))
+        before = forest.tree.nbytes
+    assert forest.tree.nbytes == before
+    forest.tree.shrink(0)
+    assert (len(forest.tree), forest.tree.nbytes) == (0, 0)
+
+
 def test_a_sequence_that_can_be_cut_serves_all_its_beginnings(whole):
     whole.add(numbers(300))
     assert [whole.longest(numbers(n)) for n in (1, 63, 64, 65, 299)] == [1, 63, 64, 65, 299]

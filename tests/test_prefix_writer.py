@@ -103,6 +103,24 @@ def test_where_there_is_always_a_step_it_is_written_after_ten_times_as_long(
     assert written.read().longest(range(100)) == 100
 
 
+def test_files_take_a_tenth_of_the_time_where_there_is_always_a_step(
+    written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = written.files.write
+
+    def slow_write(*args: Any) -> None:
+        written.now += 30
+        write(*args)
+
+    monkeypatch.setattr(written.files, "write", slow_write)
+    written.forest.add(range(100))
+    written.forest.add(range(1000, 1100))
+    written.now += 100
+    assert written.go_on(idle=False) is None
+    assert written.go_on(idle=False) == 300
+    assert len(written.names()) == 1
+
+
 def test_what_was_used_last_is_written_first(written: Written) -> None:
     written.forest.add(range(100))
     written.forest.add(range(1000, 1100))
@@ -176,6 +194,7 @@ def test_a_snapshot_that_is_forgotten_while_it_is_written_is_written_whole(
     written.now += 10
     written.writer.go_on(idle=True)
     assert began.wait(30)
+    assert written.writer.go_on(idle=True) is None  # and leaves what is being written
     written.forest.tree.shrink(0)
     written.forest.add(range(1000, 1100))  # would take the pages if they were free
     goes_on.set()

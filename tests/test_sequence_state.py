@@ -255,6 +255,12 @@ def test_a_shared_window_stays_for_the_first_batch_of_a_pass_until_all_layers_ar
     assert in_pass <= state.layout.nbytes(900, 100, pass_size=600) - whole.nbytes(900, 100)
 
 
+@pytest.mark.parametrize(("window", "rows"), [(1, 16), (16, 16), (33, 32), (64, 64), (4096, 64)])
+def test_small_windows_have_small_pages(window: int, rows: int) -> None:
+    (table,) = StateLayout([heads_of(1, WIDTH, window)]).tables
+    assert table.page_rows == rows
+
+
 def test_latents_take_no_memory_for_values() -> None:
     latents = LayerState(KeysValues(1, 576, 512, 0, True))
     assert StateLayout([latents]).page_bytes == [PAGE_ROWS * 576 * 2]
