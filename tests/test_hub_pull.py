@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -318,9 +318,10 @@ def test_a_repository_without_a_model_is_refused(start: Start) -> None:
 
 
 def test_a_split_model_that_lacks_a_part_is_refused(start: Start) -> None:
-    start({"m-00001-of-00002.gguf": b"1"})
-    with pytest.raises(HubError, match=r"some are missing"):
-        pull()
+    for numbers in ((1,), (1, 2, 3)):
+        start({f"m-0000{number}-of-00002.gguf": b"1" for number in numbers})
+        with pytest.raises(HubError, match=r"some are missing"):
+            pull()
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,9 @@ def test_a_refusal_of_the_hub_is_explained(
         pull()
 
 
-@pytest.mark.parametrize("name", ["unheard-of", "a/b/c", "../x", "hf.co/x", "org/re..po", ""])
+@pytest.mark.parametrize(
+    "name", ["unheard-of", "a/b/c", "../x", "hf.co/x", "org/re..po", "org/re--po", ""]
+)
 def test_a_name_that_is_no_repository_is_refused_without_asking(name: str, start: Start) -> None:
     found = start({})
     with pytest.raises(HubError, match=r"no model"):
@@ -383,7 +386,7 @@ def test_a_file_with_another_hash_does_not_appear(start: Start, home: Path) -> N
     start({"m.gguf": CONTENT}, HubLies(hashes={"m.gguf": "ab" * 32}))
     with pytest.raises(HubError, match=r"m.gguf is not what .* has promised"):
         pull()
-    assert everything_below(home) == []
+    assert [path.name for path in home.rglob("*") if path.is_file()] == [".hf.co--org--repo.lock"]
     assert hub.find_model("org/repo") is None
 
 
@@ -552,6 +555,28 @@ def test_of_a_split_model_the_first_part_comes_last() -> None:
     parts = [f"m-Q8_0-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
     (found,) = choice.models_in(parts)
     assert found.files == (parts[1], parts[2], parts[0])
+
+
+def test_a_path_below_the_models_is_no_name_of_one(home: Path) -> None:
+    (home / "a/b").mkdir(parents=True)
+    (home / "a/b/c.gguf").write_bytes(b"GGUF")
+    assert hub.find_model("a/b/c") is None
+
+
+def test_what_another_process_has_fetched_meanwhile_is_not_fetched_again(
+    start: Start, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, holding = start({"m.gguf": CONTENT}), hugging_face.holding
+
+    @contextmanager
+    def held_by_another(path: Path) -> Iterator[None]:
+        monkeypatch.setattr(hugging_face, "holding", holding)
+        pull()
+        yield
+
+    monkeypatch.setattr(hugging_face, "holding", held_by_another)
+    assert pull().read_bytes() == CONTENT
+    assert sum("m.gguf" in asked for asked in found.asked) == 1
 
 
 def test_a_hidden_file_is_no_model(home: Path) -> None:

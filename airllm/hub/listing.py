@@ -154,7 +154,7 @@ def _file(entry: object) -> HubFile | None:
     path, size, lfs = entry.get("rfilename"), entry.get("size"), entry.get("lfs")
     if not isinstance(path, str) or not _NAME.fullmatch(path) or not path.isprintable():
         return None
-    if any(part in ("", ".", "..") or part.startswith(".") for part in path.split("/")):
+    if any(not part or part.startswith(".") for part in path.split("/")):
         return None
     if type(size) is not int or not 0 <= size < MAX_SIZE:
         return None
