@@ -46,6 +46,17 @@ def test_a_mailbox_keeps_the_last_of_the_prompts_progress() -> None:
     asyncio.run(run())
 
 
+def test_a_mailbox_keeps_the_progress_of_each_of_its_prompts() -> None:
+    async def run() -> None:
+        mailbox = Mailbox(Doorbell(asyncio.get_running_loop()))
+        events = [(handle(), PromptProgress(1, 9)), (handle(), PromptProgress(2, 9))]
+        for event in events:
+            mailbox.put(*event)
+        assert await mailbox.take(1.0) == events
+
+    asyncio.run(run())
+
+
 def test_a_mailbox_that_nobody_empties_ends_its_request() -> None:
     async def run() -> None:
         mailbox, own = Mailbox(Doorbell(asyncio.get_running_loop()), most=3), handle()

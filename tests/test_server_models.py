@@ -236,6 +236,36 @@ def test_nobody_waits_for_ever() -> None:
     run(test)
 
 
+def test_who_waits_when_the_server_ends_waits_no_longer() -> None:
+    async def test() -> None:
+        models = loaded_models(Scripted("a"), Scripted("b"))
+        async with models.use("a"):
+            waiting = asyncio.create_task(use(models, "b"))
+            await until(lambda: models._queue)
+            await models.close()
+            await asyncio.wait({waiting}, timeout=5)
+            assert waiting.cancelled()
+
+    run(test)
+
+
+def test_the_queue_is_looked_at_when_the_first_is_due() -> None:
+    async def test() -> None:
+        models = loaded_models()
+        for seconds in (100, 1, 50):
+            models._wake_in(seconds)
+        assert models._timer is not None
+        assert models._timer.when() - asyncio.get_running_loop().time() < 2
+        await models.close()
+
+    run(test)
+
+
+def test_a_model_that_was_used_late_in_its_turn_stays_no_longer_than_that() -> None:
+    slot = model_slots.Slot(Scripted("a").source(), load_seconds=10.0, used=29.5)
+    assert slot.stays_until(0.0) == 30.0
+
+
 def test_no_more_wait_than_may() -> None:
     async def test() -> None:
         models = loaded_models(Scripted("a"), Scripted("b"), queue_length=2)

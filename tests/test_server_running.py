@@ -17,7 +17,7 @@ from airllm.server import http_exchange
 from airllm.server.body_fields import BodyFields
 from airllm.server.engine_thread import EngineThread
 from airllm.server.errors import ApiError
-from airllm.server.remembered import MOST_CHARACTERS, Remembered
+from airllm.server.remembered import MOST_CHARACTERS, MOST_RESPONSES, Remembered
 
 CHAT = {"messages": [{"role": "user", "content": "Hello?"}]}
 LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -366,6 +366,15 @@ def test_a_response_that_is_too_long_to_remember_drives_no_other_out() -> None:
     assert kept.messages("small")
     with pytest.raises(ApiError, match="there is no response 'large'"):
         kept.messages("large")
+
+
+def test_no_more_responses_are_remembered_than_may_be() -> None:
+    kept = Remembered()
+    for number in range(MOST_RESPONSES + 1):
+        kept.add({"id": str(number)}, [])
+    assert kept.response("1")
+    with pytest.raises(ApiError, match="there is no response '0'"):
+        kept.response("0")
 
 
 def test_an_error_says_nothing_to_a_terminal() -> None:
