@@ -191,6 +191,7 @@ def test_a_full_queue_refuses_and_has_room_again_later(engine):
         ({"n": 9}, ValueError, "n is 9; at most 4 answers run at once"),
         ({"n": 2, "best_of": 1}, ValueError, "best_of is 1; expected at least 2"),
         ({"top_logprobs": -1}, ValueError, "top_logprobs is -1"),
+        ({"top_logprobs": 101}, ValueError, "top_logprobs is 101"),
         ({"deadline_seconds": 0}, ValueError, "deadline_seconds is 0"),
         ({"queue_seconds": "soon"}, TypeError, "queue_seconds is 'soon'"),
         ({"reuse": "some"}, ValueError, "reuse is 'some'; expected 'exact' or"),
@@ -253,6 +254,22 @@ def test_a_pass_that_fails_ends_the_requests_in_it_and_no_others(
     assert first.error is error
     assert second.error in (error, None)
     assert later.answer.tokens == expected.answer.tokens
+
+
+def test_a_pass_that_lost_tokens_is_not_tried_again(engine, scheduler, monkeypatch):
+    calls = []
+
+    def lose(steps, *rest):
+        calls.append(1)
+        steps[0].state.clear()
+        raise MemoryError("no room")
+
+    _, told = ask(scheduler, some_tokens(5))
+    scheduler.step()
+    monkeypatch.setattr(engine._model.decoder, "evaluate_each", lose)
+    scheduler.step()
+    assert isinstance(told.error, MemoryError)
+    assert len(calls) == 1
 
 
 def test_without_memory_for_a_pass_what_was_kept_makes_room(engine, scheduler, monkeypatch):
@@ -411,6 +428,11 @@ def test_lanes_wait_for_memory_that_others_have(tmp_path):
             small = [ask(scheduler, some_tokens(30, seed), then=note)[1] for seed in range(4)]
             run(scheduler)
             assert max(most) > 1
+            # Alone, a request may take more than there is.
+            _, several = ask(scheduler, some_tokens(300), max_new_tokens=90, n=4)
+            for _ in range(500):
+                scheduler.step()
+            assert len(several.answers) == 4
         assert all(each.answer.tokens for each in [*told, *small])
 
 
