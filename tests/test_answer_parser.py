@@ -730,3 +730,28 @@ def test_a_parameter_that_may_be_anything_is_read_as_json() -> None:
     answer = "<tool_call><function=f><parameter=x>12</parameter></function></tool_call>"
     found = told(HERMES, answer, tools=[Tool("f", "", schema)])
     assert found.arguments() == [{"x": 12}]
+
+
+def test_an_integer_is_a_number() -> None:
+    schema = {"properties": {"x": {"type": ["number", "string"]}}}
+    answer = "<tool_call><function=f><parameter=x>12</parameter></function></tool_call>"
+    assert told(HERMES, answer, tools=[Tool("f", "", schema)]).arguments() == [{"x": 12}]
+
+
+def test_what_is_wrong_after_a_calls_name_is_told_once() -> None:
+    found = told(GEMMA, "So. <|tool_call>call:clock{x}")
+    assert found == ("So.", "", [("clock", None, "{")])
+
+
+def test_of_a_value_without_a_schema_items_are_a_list() -> None:
+    tag = "]<]minimax[>["
+    items = "".join(f"{tag}<item>{at}{tag}</item>" for at in range(2))
+    answer = f'{tag}<tool_call>{tag}<invoke name="clock">{tag}<x>{items}{tag}</x>{tag}</invoke>'
+    assert told(MINIMAX3, answer).arguments() == [{"x": [0, 1]}]
+
+
+def test_white_space_after_a_thought_of_gpt_oss_is_layout() -> None:
+    answer = (
+        "<|channel|>analysis<|message|>Hm. <|end|><|start|>assistant<|channel|>final<|message|> A"
+    )
+    assert told(HARMONY, answer) == ("A", "Hm.", [])

@@ -350,5 +350,9 @@ def test_what_cannot_be_enforced_in_tags_is_refused_by_its_name() -> None:
     ):
         with pytest.raises(NoGrammarError, match=word):
             grammar(QWEN_CODER, Tool("f", "", schema))
+    for schema in ({"properties": ["x"]}, {"properties": {}, "required": ["x"]}):
+        for template in (QWEN_CODER, GEMMA):
+            with pytest.raises(NoGrammarError, match=r"cannot be enforced|is no object"):
+                grammar(template, Tool("f", "", schema))
     with pytest.raises(NoGrammarError, match="minimum"):
         grammar(GEMMA, Tool("f", "", {"properties": {"x": {"type": "integer", "minimum": 3}}}))
