@@ -187,12 +187,13 @@ EXPERT_CASES = {
         "Mellum",
         "mellum",
         _EXPERTS
-        | {"head_dim": 32, "num_experts": 6, "sliding_window": 20}
-        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+        | {"head_dim": 32, "num_experts": 6, "sliding_window": 20, "num_hidden_layers": 2}
+        | {"layer_types": ["full_attention", "sliding_attention"], "num_experts_per_tok": 3}
+        | {"moe_intermediate_size": 64}
         | {"rope_parameters": _MELLUM_ROPE},
         {"rope.freq_base": 5e5, "rope.freq_base_swa": 5e5, "attention.sliding_window": 20}
         | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
         | {"rope.scaling.original_context_length": 32}
-        | {"attention.sliding_window_pattern": np.array([0, 1, 1], bool)},
+        | {"attention.sliding_window_pattern": np.array([0, 1], bool)},
     ),
 }
