@@ -224,7 +224,7 @@ struct QueryTile {
         const std::size_t step = task.k.row_bytes / sizeof(Source);
         with_width<Isa>(width, [&](auto columns) {
             for_runs<Source>(
-                task.k, begin, end,
+                task.k, begin, end, kv_row<Source>(task.v, begin),
                 [&](std::size_t p, const Source* keys, std::size_t count, const Source* next) {
                     float* scores = s.scores + (p - begin) * width;
                     if constexpr (unpacks) {
@@ -255,9 +255,9 @@ struct QueryTile {
                                              value_dim, s.chunk, stride);
             };
             for_runs<Source>(
-                task.v, begin, end,
+                task.v, begin, end, nullptr,
                 [&](std::size_t p, const Source* values, std::size_t count, const Source* next) {
-                    prefetch_rows(next);
+                    if (next) prefetch_rows(next);
                     // Blocks end at multiples of their size, as pages do.
                     for (std::size_t i = 0; i < count;) {
                         const std::size_t n = std::min(few_block - (p + i) % few_block, count - i);

@@ -28,14 +28,14 @@ inline const Source* kv_row(const KvRows& kv, std::size_t position) {
 }
 
 // Calls f(position, row, count, next) for the runs of positions [begin, end) whose rows lie one
-// after another; next: the row of the position after them, or the end of the last run.
+// after another; next: the row of the position after them, or for the last run `after`.
 template <class Source, class F>
-inline void for_runs(const KvRows& kv, std::size_t begin, std::size_t end, F&& f) {
-    const std::size_t step = kv.row_bytes / sizeof(Source);
+inline void for_runs(const KvRows& kv, std::size_t begin, std::size_t end, const Source* after,
+                     F&& f) {
     for (std::size_t p = begin; p < end;) {
         const std::size_t n = kv.run(p, end - p);
         const Source* row = kv_row<Source>(kv, p);
-        f(p, row, n, p + n < end ? kv_row<Source>(kv, p + n) : row + n * step);
+        f(p, row, n, p + n < end ? kv_row<Source>(kv, p + n) : after);
         p += n;
     }
 }
@@ -81,7 +81,7 @@ const float* unpack_rows(const KvRows& kv, std::size_t dim, std::size_t first, s
         if (kv.run(first, n) == n && kv.row_bytes == dim * sizeof(float))
             return kv_row<float>(kv, first);
     const std::size_t step = kv.row_bytes / sizeof(Source);
-    for_runs<Source>(kv, first, first + n,
+    for_runs<Source>(kv, first, first + n, nullptr,
                      [&](std::size_t p, const Source* rows, std::size_t count, const Source*) {
                          unpack_run<Isa>(rows, step, count, dim, y + (p - first) * dim);
                      });
@@ -93,7 +93,7 @@ template <class Isa, class Source>
 void unpack_panels(const KvRows& kv, std::size_t dim, std::size_t first, std::size_t n, float* y) {
     alignas(64) float unpacked[attention_max_head_dim + panel<Isa>] = {};
     const std::size_t step = kv.row_bytes / sizeof(Source);
-    for_runs<Source>(kv, first, first + n,
+    for_runs<Source>(kv, first, first + n, nullptr,
                      [&](std::size_t p, const Source* rows, std::size_t count, const Source*) {
                          for (std::size_t j = 0; j < count; ++j) {
                              unpack_row<Isa>(rows + j * step, dim, unpacked);
