@@ -19,10 +19,10 @@ namespace tensor_ops {
 //   q2_k, q4_k, q5_k: d * s * q - d_min * s_min
 // Files of the IQ types below 4 bits store the codes of 4 or 8 columns as one index of a codebook,
 // see kernels/codebooks.h.  A code of iq2 and iq3_xxs is the level of the magnitude and, above it,
-// the sign; of iq1 it is the level of -1, 0 and 1 and, above it, whether 1/8 is subtracted from it
-// or added to it; of iq3_s the 16 values are evenly spaced.  Blocks have 256 columns and a d; s is
-// odd, for 16 columns (iq2_xs, iq2_s, iq1_m) or for 32:
-//   iq2_xxs, iq2_xs, iq2_s: d * s / 8 * iq2_values[q]      iq1_s, iq1_m: d * s / 8 * iq1_values[q]
+// the sign; of iq1 it is four times the level of -1, 0 and 1, plus 1 if 1/8 is added to it and not
+// subtracted; of iq3_s the 16 values are evenly spaced.  Blocks have 256 columns and a d; s is odd,
+// for 16 columns (iq2_xs, iq2_s, iq1_m) or for 32:
+//   iq2_xxs, iq2_xs, iq2_s: d * s / 8 * iq2_values[q]      iq1_s, iq1_m: d * s / 8 * (2 * q - 9)
 //   iq3_xxs: d * s / 4 * iq3_xxs_values[q]                 iq3_s: d * s * (2 * q - 15)
 // tq1_0, tq2_0: d * (q - 1), with a d for 256 columns.
 // nvfp4 has a byte e of E4M3 without a sign for 16 columns: e / 2 * e2m1_values[q].
@@ -59,8 +59,8 @@ enum class DType : std::uint8_t {
 // 256 columns times an int8 for each sub-block, or times the upper nibble of a byte for each; 2^(e
 // - 128), a byte for 32 columns; half of the unsigned E4M3 number in a byte.  The last two are half
 // of what OCP's microscaling and NVIDIA's format say, and e2m1_values are twice what E2M1 says.
-// Bits 2 and 3 of a byte with a nibble are bit 2 of the codes of the sub-block's columns: one of
-// the even eights of columns, one of the odd eights.
+// Bits 0 and 1 of a byte with a nibble are bit 0 of the codes of the sub-block's columns: one of
+// the even eights of columns, one of the odd eights.  Bit 1 of these codes is 0.
 enum class Scale : std::uint8_t { none, half, half_by_int8, half_by_nibble, e8m0, ue4m3 };
 
 static constexpr std::int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
@@ -70,7 +70,6 @@ static constexpr std::int8_t e2m1_values[16] = {0, 1,  2,  3,  4,  6,  8,  12,
 static constexpr std::int8_t iq3_xxs_values[16] = {4,  12,  20,  28,  36,  44,  52,  62,
                                                    -4, -12, -20, -28, -36, -44, -52, -62};
 static constexpr std::int8_t iq2_values[16] = {8, 25, 43, 0, -8, -25, -43, 0};
-static constexpr std::int8_t iq1_values[16] = {-7, 1, 9, 0, -9, -1, 7, 0};
 
 // A code stands for step * code - zero or, where a type has values, for values[code].  Products
 // multiply (value + zero) / step, a whole number of product_bits bits without a sign, at most 128
@@ -114,8 +113,8 @@ static constexpr Format formats[] = {
     {DType::iq2_xxs, "iq2_xxs", 256,  66, false, Scale::half_by_int8,   32, false, 3, 43, 7, iq2_values, 0.125f},
     {DType::iq2_xs,  "iq2_xs",  256,  74, false, Scale::half_by_int8,   16, false, 3, 43, 7, iq2_values, 0.125f},
     {DType::iq2_s,   "iq2_s",   256,  82, false, Scale::half_by_int8,   16, false, 3, 43, 7, iq2_values, 0.125f},
-    {DType::iq1_s,   "iq1_s",   256,  50, false, Scale::half_by_nibble, 32, false, 2,  9, 4, iq1_values, 0.125f, 2},
-    {DType::iq1_m,   "iq1_m",   256,  56, false, Scale::half_by_nibble, 16, false, 2,  9, 4, iq1_values, 0.125f, 2},
+    {DType::iq1_s,   "iq1_s",   256,  50, false, Scale::half_by_nibble, 32, false, 2,  9, 4, nullptr, 0.125f, 2},
+    {DType::iq1_m,   "iq1_m",   256,  56, false, Scale::half_by_nibble, 16, false, 2,  9, 4, nullptr, 0.125f, 2},
     {DType::tq1_0,   "tq1_0",   256,  54, false, Scale::half,           32, false, 2,  1, 2},
     {DType::tq2_0,   "tq2_0",   256,  66, false, Scale::half,           32, false, 2,  1, 2},
     {DType::nvfp4,   "nvfp4",    64,  36, false, Scale::ue4m3,          16, false, 4, 12, 5, e2m1_values},

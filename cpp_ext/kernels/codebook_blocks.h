@@ -1,7 +1,7 @@
 // Blocks of GGML's IQ types with codebooks, taken apart.
 //
 // Packing looks the indices up once, so that products find codes of 4 bits (iq3), 3 (iq2) or 2
-// (iq1). A matrix takes 1.3 (iq3_s) to 1.6 (iq2_xxs) times its bytes in the file.  Looking up in
+// (iq1).  A matrix takes 1.3 (iq3_s) to 1.6 (iq2_xxs) times its bytes in the file.  Looking up in
 // products is no choice for AVX2: on a Zen 3, gathers from a table in L1 bring 1.1e9 weights a
 // second, the product of packed codes with 16-bit activations 2.1e10 (iq2) to 3.3e10 (iq3_s).
 #pragma once
@@ -114,14 +114,14 @@ inline void read_iq3_block(DType type, const std::byte* p, std::size_t b, Block&
 // iq1_m: low 8 bits of index[32], { upper 3 bits of index, shift }[32], { 3 bits of scale[4], a
 //        nibble of d }[4]
 inline void read_iq1_block(DType type, const std::byte* p, std::size_t b, Block& block) {
-    unsigned upper[4], shift[4], scale[2];
+    unsigned upper[4], minus[4], scale[2];  // minus: whether 1/8 is subtracted
     if (type == DType::iq1_s) {
         const unsigned word = read<std::uint16_t>(p + 34 + 2 * b);
         block.d = read<std::uint16_t>(p);
         scale[0] = scale[1] = word >> 12 & 7;
         for (std::size_t l = 0; l < 4; ++l) {
             upper[l] = word >> 3 * l & 7;
-            shift[l] = word >> 15;
+            minus[l] = word >> 15;
         }
         p += 2;
     } else {
@@ -134,15 +134,15 @@ inline void read_iq1_block(DType type, const std::byte* p, std::size_t b, Block&
         for (std::size_t l = 0; l < 4; ++l) {
             const unsigned nibble = byte_at(p, 32 + 2 * b + l / 2) >> 4 * (l % 2) & 15;
             upper[l] = nibble & 7;
-            shift[l] = nibble >> 3;
+            minus[l] = nibble >> 3;
         }
     }
     for (std::size_t l = 0; l < 4; ++l)
-        set_codes(block, l, eight_levels(iq1_codebook[byte_at(p, 4 * b + l) | upper[l] << 8]),
-                  shift[l] ? 0xff : 0, 2);
+        set_codes(block, l, eight_levels(iq1_codebook[byte_at(p, 4 * b + l) | upper[l] << 8]) << 2,
+                  minus[l] ? 0 : 0xff, 0);
     for (std::size_t i = 0; i < 2; ++i)
-        block.s[i] = static_cast<std::int8_t>((2 * scale[i] + 1) << 4 | shift[2 * i + 1] << 3 |
-                                              shift[2 * i] << 2);
+        block.s[i] = static_cast<std::int8_t>((2 * scale[i] + 1) << 4 |
+                                              (1 - minus[2 * i + 1]) << 1 | (1 - minus[2 * i]));
 }
 
 // Columns 32 b to 32 b + 31 of a block of 256.

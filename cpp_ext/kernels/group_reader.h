@@ -59,73 +59,47 @@ template <class Isa, DType Type>
 class GroupReader {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
-    static constexpr Format format = format_of(Type);
+    static constexpr Format format = product_format(Type);
     static constexpr GroupLayout<Isa> layout{Type};
     static constexpr std::size_t subs = quant_block / format.sub;
+    // Whether products need the bits of codes that lie with the scales.
+    static constexpr bool bits_with_scales =
+        format.scale == Scale::half_by_nibble && !format.has_min;
     static constexpr std::size_t read_ahead = 4096;  // 2 to 6 KB do as well, 8 KB does worse
 
  public:
     GroupReader(const PackedView& w, std::size_t group)
         : group_(w.data + group * layout.total(w.k)) {}
 
+    // What a block's codes are multiplied by and what is added to them, for each format.sub
+    // columns.  d is the same for 8 blocks where it is multiplied by an int8.
+    struct Scales {
+        F d, d_min, scale[subs], minimum[subs];
+        I byte[subs];  // half_by_nibble: the byte that has the bits of codes
+    };
+
     // The same as a function of its own, for an ISA without instructions for it.
     template <std::size_t Pair>
-    [[gnu::noinline, gnu::flatten]] void codes_apart(std::size_t b, I& even, I& odd) const {
-        codes<Pair>(b, even, odd);
+    [[gnu::noinline, gnu::flatten]] void codes_apart(std::size_t b, const Scales& scales, I& even,
+                                                     I& odd) const {
+        codes<Pair>(b, scales, even, odd);
     }
 
     // Sets even and odd to quads 2 Pair and 2 Pair + 1 of block b: values plus product_bias.
     template <std::size_t Pair>
-    [[gnu::always_inline]] void codes(std::size_t b, I& even, I& odd) const {
-        stored_codes<Pair>(b, even, odd);
+    [[gnu::always_inline]] void codes(std::size_t b, const Scales& scales, I& even, I& odd) const {
+        even = stored_codes<2 * Pair>(b);
+        odd = stored_codes<2 * Pair + 1>(b);
+        if constexpr (bits_with_scales) {
+            const I both = repeat_byte(scales.byte[Pair * 8 / format.sub]);
+            const I bit = part<Pair % 2, 1, 0>(both);
+            even = even | bit;
+            odd = odd | bit;
+        }
         if constexpr (format.values != nullptr) {
-            if constexpr (format.scale == Scale::half_by_nibble) {
-                const std::byte* s = group_ + layout.s(b) + Pair * 8 / format.sub * lanes<Isa>;
-                const I each = (load_bytes<Isa>(s) & I(0x0c)) * I(0x01010101);  // both bits
-                const I bit = each >> static_cast<int>(Pair % 2) & I(0x04040404);
-                even = even | bit;
-                odd = odd | bit;
-            }
             static constexpr ByteTable table = product_codes<Isa, Type>();
             even = look_up(table, even);
             odd = look_up(table, odd);
-        }
-    }
-
-    template <std::size_t Pair>
-    [[gnu::always_inline]] void stored_codes(std::size_t b, I& even, I& odd) const {
-        const std::byte* block = group_ + layout.codes(b);
-        const auto vector = [&](std::size_t i) {
-            return I::load_aligned(
-                reinterpret_cast<const std::int32_t*>(block + i * 4 * lanes<Isa>));
-        };
-        if constexpr (format.bits == 8) {
-            even = vector(2 * Pair);
-            odd = vector(2 * Pair + 1);
-            return;
-        }
-        constexpr bool nibbles = format.bits & 4, pairs = format.bits & 2,
-                       singles = format.bits & 1;
-        constexpr int above = nibbles ? 4 : 0;  // bits of the code that the plane before held
-        const auto plane = [&]<int Width>(std::integral_constant<int, Width>, std::size_t quad) {
-            return vector(plane_vector(format.bits, Width, quad * Width / 8));
-        };
-        even = odd = I(0);
-        if constexpr (singles) {
-            constexpr int at = above + (pairs ? 2 : 0);
-            const I v = plane(std::integral_constant<int, 1>{}, 2 * Pair);
-            even = part<2 * Pair, 1, at>(v);
-            odd = part<2 * Pair + 1, 1, at>(v);
-        }
-        if constexpr (pairs) {
-            const I v = plane(std::integral_constant<int, 2>{}, 2 * Pair);
-            even = even | part<4 * (Pair % 2), 2, above>(v);
-            odd = odd | part<4 * (Pair % 2) + 2, 2, above>(v);
-        }
-        if constexpr (nibbles) {
-            const I v = plane(std::integral_constant<int, 4>{}, 2 * Pair);
-            even = even | part<0, 4, 0>(v);
-            odd = odd | part<4, 4, 0>(v);
         }
     }
 
@@ -138,17 +112,15 @@ class GroupReader {
             [&](auto line) { __builtin_prefetch(ahead + 64 * line); });
     }
 
-    // What a block's codes are multiplied by and what is added to them, for each format.sub
-    // columns.  d is the same for 8 blocks where it is multiplied by an int8.
-    struct Scales {
-        F d, d_min, scale[subs], minimum[subs];
-    };
     [[gnu::always_inline]] Scales load_scales(std::size_t b) const {
         Scales scales;
         if constexpr (layout.has_d) scales.d = load_halves<Isa>(group_ + layout.d(b));
         if constexpr (format.unit != 1) scales.d = scales.d * F(format.unit);
-        if constexpr (format.has_min) scales.d_min = load_halves<Isa>(group_ + layout.d_min(b));
+        if constexpr (layout.format.has_min)
+            scales.d_min = load_halves<Isa>(group_ + layout.d_min(b));
         unroll<subs>([&](auto i) __attribute__((always_inline)) {
+            if constexpr (format.scale == Scale::half_by_nibble)
+                scales.byte[i] = load_bytes<Isa>(group_ + layout.s(b) + i * lanes<Isa>);
             const auto factor = [&](F d, std::size_t offset) {
                 const std::byte* bytes = group_ + offset + i * lanes<Isa>;
                 if constexpr (format.scale == Scale::half)
@@ -156,16 +128,19 @@ class GroupReader {
                 else if constexpr (format.scale == Scale::half_by_int8)
                     return d * load_int8<Isa>(bytes);
                 else if constexpr (format.scale == Scale::half_by_nibble)
-                    return d * xsimd::to_float(load_bytes<Isa>(bytes) >> 4);
+                    return d * xsimd::to_float(scales.byte[i] >> 4);
                 else if constexpr (format.scale == Scale::ue4m3)
                     return load_ue4m3<Isa>(bytes);
                 else
                     return load_e8m0<Isa>(bytes);
             };
             scales.scale[i] = factor(scales.d, layout.s(b));
-            if constexpr (format.has_min) {
+            if constexpr (layout.format.has_min) {
                 const F m = factor(scales.d_min, layout.s_min(b));
                 scales.minimum[i] = format.scale == Scale::half ? m : -m;
+            } else if constexpr (format.has_min) {  // the middle level is -1/8 or 1/8, without d
+                const F bit = xsimd::to_float(scales.byte[i] & I(1));
+                scales.minimum[i] = scales.scale[i] * xsimd::fma(bit, F(0.25f), F(-1.125f));
             }
         });
         keep_order();
@@ -173,6 +148,23 @@ class GroupReader {
     }
 
  private:
+    // The bits of a quad's codes that lie with the codes.
+    template <std::size_t Quad>
+    [[gnu::always_inline]] I stored_codes(std::size_t b) const {
+        const std::byte* block = group_ + layout.codes(b);
+        constexpr QuadParts parts(format.bits, Quad);
+        constexpr int lowest = bits_with_scales ? lowest_stored_bit(format) : 0;
+        I codes(0);
+        unroll<parts.count>([&](auto i) __attribute__((always_inline)) {
+            // The last one first: it lies before the others, if it is from another vector.
+            constexpr CodePart p = parts.part[parts.count - 1 - i];
+            const I v = I::load_aligned(
+                reinterpret_cast<const std::int32_t*>(block + p.vector * 4 * lanes<Isa>));
+            codes = codes | part<p.shift, p.width, p.code_shift + lowest>(v);
+        });
+        return codes;
+    }
+
     // `Width` bits from bit `From` of each byte, moved to bit `To`: one shift and one mask.
     template <int From, int Width, int To>
     [[gnu::always_inline]] static I part(I v) {

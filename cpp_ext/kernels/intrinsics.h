@@ -1,5 +1,5 @@
 // The operations that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
-// conversion of halves, in one struct for each instruction set and a generic one; a look-up of 16
+// conversion of halves, in one struct for each instruction set and a generic one; shuffles of 16
 // bytes; a division that rounds correctly on every ISA; non-temporal stores; sums across lanes, and
 // lanes across vectors.
 //
@@ -48,27 +48,47 @@ inline Floats<Isa> halves_by_shifts(const std::uint16_t* p) {
     return xsimd::select(is_special, special, finite) | sign;
 }
 
-// Replaces each byte of `codes`, from 0 to 15, by that byte of `table`.  xsimd's swizzle moves
-// bytes across the whole vector, which takes AVX2 several instructions.
+// Replaces each byte of `places`, from 0 to 15, by that one of the 16 bytes of `bytes` among which
+// it lies itself.  xsimd's swizzle moves bytes across the whole vector, which takes AVX2 several
+// instructions.
+template <class I>
+inline I shuffle_bytes(I bytes, I places) {
+#if defined(__AVX512BW__)
+    if constexpr (I::size == 16) return _mm512_shuffle_epi8(bytes, places);
+#elif defined(__AVX2__)
+    if constexpr (I::size == 8) return _mm256_shuffle_epi8(bytes, places);
+#elif defined(__aarch64__)
+    if constexpr (std::is_same_v<I, xsimd::batch<std::int32_t, xsimd::neon64> >)
+        return vreinterpretq_s32_u8(
+            vqtbl1q_u8(vreinterpretq_u8_s32(bytes), vreinterpretq_u8_s32(places)));
+#endif
+    std::uint8_t from[4 * I::size], to[4 * I::size];
+    bytes.store_unaligned(reinterpret_cast<std::int32_t*>(from));
+    places.store_unaligned(reinterpret_cast<std::int32_t*>(to));
+    for (std::size_t i = 0; i < 4 * I::size; ++i) to[i] = from[i / 16 * 16 + to[i]];
+    return I::load_unaligned(reinterpret_cast<const std::int32_t*>(to));
+}
+
+// Replaces each byte of `codes`, from 0 to 15, by that byte of `table`.
 struct alignas(64) ByteTable {
     std::uint8_t bytes[64];  // the same 16 bytes in each quarter
 };
 template <class I>
 inline I look_up(const ByteTable& table, I codes) {
-#if defined(__AVX512BW__)
-    if constexpr (I::size == 16) return _mm512_shuffle_epi8(_mm512_load_si512(table.bytes), codes);
-#elif defined(__AVX2__)
-    if constexpr (I::size == 8)
-        return _mm256_shuffle_epi8(_mm256_load_si256(reinterpret_cast<const __m256i*>(table.bytes)),
-                                   codes);
-#elif defined(__aarch64__)
-    if constexpr (std::is_same_v<I, xsimd::batch<std::int32_t, xsimd::neon64> >)
-        return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table.bytes), vreinterpretq_u8_s32(codes)));
-#endif
-    std::uint8_t bytes[4 * I::size];
-    codes.store_unaligned(reinterpret_cast<std::int32_t*>(bytes));
-    for (std::uint8_t& byte : bytes) byte = table.bytes[byte];
-    return I::load_unaligned(reinterpret_cast<const std::int32_t*>(bytes));
+    return shuffle_bytes(I::load_aligned(reinterpret_cast<const std::int32_t*>(table.bytes)),
+                         codes);
+}
+
+// The lowest byte of each lane, in all bytes of the lane.
+template <class I>
+inline I repeat_byte(I v) {
+    static constexpr ByteTable places = [] {
+        ByteTable table{};
+        for (std::size_t i = 0; i < 64; ++i)
+            table.bytes[i] = static_cast<std::uint8_t>(i % 16 / 4 * 4);
+        return table;
+    }();
+    return shuffle_bytes(v, I::load_aligned(reinterpret_cast<const std::int32_t*>(places.bytes)));
 }
 
 template <class F>

@@ -63,7 +63,7 @@ template <class Isa, DType Type>
                                     std::size_t last, float* values, std::size_t stride) {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
-    constexpr Format format = format_of(Type);
+    constexpr Format format = product_format(Type);
     constexpr int bias = product_bias<Isa>(Type);
     constexpr bool is_signed = format.product_bits == 8 && bias == 0;
     const GroupReader<Isa, Type> reader(w, group);
@@ -80,7 +80,7 @@ template <class Isa, DType Type>
         unroll<quant_block / 8>([&](auto pair) {
             constexpr std::size_t sub = pair / pairs_per_sub<format.sub>;
             I quads[2];
-            reader.template codes<pair>(b, quads[0], quads[1]);
+            reader.template codes<pair>(b, scales, quads[0], quads[1]);
 #pragma GCC unroll 8
             for (int i = 0; i < 8; ++i, values += stride) {
                 const int shift = 8 * (i % 4);

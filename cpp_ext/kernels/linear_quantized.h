@@ -33,7 +33,7 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     using Int8 = typename Isa::Int8;
-    constexpr Format format = format_of(Type);
+    constexpr Format format = product_format(Type);
     constexpr std::size_t pairs = pairs_per_sub<format.sub>;
     // Subtract bias * sum(activation codes), before the products or after their sum is doubled.
     constexpr int bias = product_bias<Isa>(Type);
@@ -61,9 +61,9 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
             constexpr std::size_t pair = sub * pairs + p;
             I even, odd;
             if constexpr (has_dot_product<Isa>)
-                w.template codes<pair>(b, even, odd);
+                w.template codes<pair>(b, scales, even, odd);
             else
-                w.template codes_apart<pair>(b, even, odd);
+                w.template codes_apart<pair>(b, scales, even, odd);
 #pragma GCC unroll 8
             for (std::size_t t = 0; t < Tokens; ++t) {
                 dot<Isa, format.product_bits>(sum[t], even, digit(Digits - 1, 2 * pair, t));
