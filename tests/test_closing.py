@@ -283,6 +283,8 @@ def test_a_workers_file_is_closed_where_its_weights_cannot_be_held(
     run = Run(backend, Settings(ram=1), None, Report())  # type: ignore[arg-type]
     monkeypatch.setattr("airllm.cluster.run.cache_bytes", lambda *_: 1)
     monkeypatch.setattr("airllm.cluster.run.buffer_bytes", lambda *_: 1)
+    monkeypatch.setattr("airllm.cluster.run.memory_bytes", lambda *_: 1)
+    monkeypatch.setattr("airllm.cluster.run.staging_bytes", lambda *_: 1)
     monkeypatch.setattr("airllm.cluster.run._stored_bytes", lambda *_: 1)
     with pytest.raises(MemoryError):
         run._weights(SimpleNamespace(weights={}), None)  # type: ignore[arg-type]

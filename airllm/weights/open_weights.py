@@ -99,7 +99,8 @@ def plan_weights(
             try:
                 found = with_batches(context, size, streamed=streamed)
             except BudgetError as refusal:
-                refusals.append(refusal)
+                # A traceback would keep the engine that is being opened.
+                refusals.append(refusal.with_traceback(None))
                 continue
             if not streamed or found.expert_places or size == small:
                 return found

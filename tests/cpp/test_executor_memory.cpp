@@ -155,15 +155,21 @@ TEST(there_is_room_for_the_widest_input_of_integers) {
 }
 
 TEST(there_is_room_for_the_sequences_of_the_layer_that_has_most) {
-    constexpr std::size_t head_dim = 16, capacity = 4;
+    // So many positions that three tokens need more than what one sequence may take.
+    constexpr std::size_t head_dim = 16, n_heads = 64, past = 66'000, capacity = past + 3;
     Builder b;
-    const int q = b.external("q", head_dim), y = b.external("y", head_dim);
+    const int q = b.external("q", n_heads * head_dim), y = b.external("y", n_heads * head_dim);
     Op& op = b.op(OpKind::attention, {q}, y);
-    op.n_heads = op.n_kv_heads = 1;
+    op.n_heads = n_heads;
+    op.n_kv_heads = 1;
     op.head_dim = head_dim;
-    Floats k = normal(capacity * head_dim, 1), x = normal(3 * head_dim, 2), out(3 * head_dim);
+    Floats k = filled(capacity * head_dim, 1), x = normal(3 * n_heads * head_dim, 2),
+           out(3 * n_heads * head_dim);
     const tensor_ops::KvCache cache{k.data(), k.data(), DType::f32, 1, capacity, head_dim};
-    const std::vector<tensor_ops::CachedSequence> three(3, {1, 0, cache}), one(1, {3, 0, cache});
+    const std::vector<tensor_ops::CachedSequence> three(3, {1, past, cache}),
+        one(1, {3, past, cache});
+    const std::size_t needed = 3 * tensor_ops::attention_floats(n_heads, three[0]);
+    check::that(needed > tensor_ops::attention_workspace_floats, "needed");
     const std::vector<Weight> none;
     for (const bool most_first : {true, false}) {
         Executor executor(b.graph, 3);
@@ -172,8 +178,7 @@ TEST(there_is_room_for_the_sequences_of_the_layer_that_has_most) {
             most_first ? std::vector{most, few} : std::vector{few, most};
         std::vector<void*> pointers = {x.data(), out.data()};
         executor.run(layers, {.external = pointers, .n_tokens = 3});
-        check::equal(executor.bytes(), 3 * tensor_ops::attention_workspace_floats * sizeof(float),
-                     "bytes");
+        check::equal(executor.bytes(), needed * sizeof(float), "bytes");
     }
 }
 
