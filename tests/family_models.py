@@ -12,6 +12,7 @@ from typing import cast
 
 import numpy as np
 from gguf_writer import TensorSpec, write_gguf
+from variants import variant
 
 from airllm.formats.model_file import ModelFile
 from airllm.models import load_model
@@ -443,6 +444,17 @@ ARCHITECTURES = {
     ),
     "xverse": Own(),
 }
+
+# Each has a layer, an op or a state that no other one here has. The default run takes them; the
+# others, which put together the same parts, are variants.
+DISTINCT = {
+    *("llama", "gemma2", "gemma3n", "gemma4", "gpt-oss", "llama4", "cohere2", "phi3", "olmo2"),
+    *("deepseek2", "deepseek32", "deepseek4", "glm-dsa", "glm4moe", "bailingmoe2", "minimax-m3"),
+    *("qwen35", "qwen35moe", "qwen4exp", "kimi-linear", "kimi-k3", "granitehybrid", "falcon-h1"),
+    *("nemotron_h_moe", "lfm2moe", "jamba", "mamba", "deci", "bloom", "gpt2", "apertus", "step35"),
+    *("laguna", "mimo2"),
+}
+EVERY_ARCHITECTURE = [each if each in DISTINCT else variant(each) for each in ARCHITECTURES]
 
 
 def metadata_of(architecture: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from extension import require_cpp
-from family_models import ARCHITECTURES, CONTEXT, VOCAB, write_family_model
+from family_models import ARCHITECTURES, CONTEXT, EVERY_ARCHITECTURE, VOCAB, write_family_model
 
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import FAMILIES
@@ -21,7 +21,7 @@ EXACT = {"kv_type": "f32", "activations": "f32", "batch_size": 32, "context": CO
 Open = Callable[..., LayerWiseInferenceEngine]
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=EVERY_ARCHITECTURE)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_family_model(tmp_path_factory.mktemp("family"), request.param)
 

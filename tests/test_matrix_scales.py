@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference_model
 from extension import require_cpp
-from family_models import ARCHITECTURES, write_family_model
+from family_models import EVERY_ARCHITECTURE, write_family_model
 from gguf_writer import TensorSpec
 from streamed_model import smallest_budget
 from test_family_paths import EXACT as FAMILY
@@ -101,7 +101,7 @@ def test_a_streamed_model_has_its_scales(tmp_path, backend, sizes):
     assert error(found, reference_model.forward(model.tensors, sizes, TOKENS)) <= EXACT
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EVERY_ARCHITECTURE)
 def test_every_product_of_every_architecture_is_scaled(tmp_path, architecture):
     """By powers of two, with which float32 multiplies matrices and products exactly."""
     require_cpp()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from benchmark_scripts import run
 from extension import require_cpp
-from family_models import ARCHITECTURES, VOCAB, write_family_model
+from family_models import ARCHITECTURES, EVERY_ARCHITECTURE, VOCAB, write_family_model
 from subprocess_python import run_python
 from tiny_model import Sizes, write_tiny_model
 from traced_memory import traced_memory
@@ -34,7 +34,7 @@ ENDS = [1, *(CHECKPOINT_TOKENS * i + 1 for i in range(1, CHECKPOINTS + 1)), 961,
 ENDS_OF_CHUNKS = [*ENDS[:-3], 983, 1175, CONTEXT - 9]
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=EVERY_ARCHITECTURE)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     longer = {f"{request.param}.context_length": 4096}
     return write_family_model(tmp_path_factory.mktemp("family"), request.param, **longer)
