@@ -4,8 +4,7 @@
 // the rows left fill.  A tile is [k / 32] records of { int8 [digits][8 quads][T][4 columns]; float
 // d[T]; float sum[T], of the dequantised block; int32 sum[T], of the codes; int32 first[T], of the
 // codes of columns 0 to 15 }.  A q8 code is one digit; a q16 code is two digits, 256 * high + low,
-// each in
-// [-127, 127].
+// each in [-127, 127].
 #pragma once
 
 #include "kernels/packed.h"
