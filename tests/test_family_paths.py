@@ -8,6 +8,7 @@ import pytest
 from extension import require_cpp
 from family_models import ARCHITECTURES, CONTEXT, EVERY_ARCHITECTURE, VOCAB, write_family_model
 
+from airllm.backends import numpy_temporaries
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import FAMILIES
 from airllm.state import checkpoints
@@ -65,6 +66,15 @@ def test_the_backends_agree(model: Path) -> None:
             found.append(engine.forward(TOKENS, last_only=False))
     assert np.isfinite(found[0]).all()
     assert difference(*found) <= CLOSE
+
+
+def test_numpy_works_on_a_few_rows_at_a_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = EXACT | {"backend": "numpy", "batch_size": 90}
+    with LayerWiseInferenceEngine(model, **settings) as engine:
+        at_once = engine.forward(TOKENS, last_only=False)
+        engine.reset()
+        monkeypatch.setattr(numpy_temporaries, "_PIECE_BYTES", 7 * 8 * 64)  # 7 rows of 64 values
+        np.testing.assert_array_equal(engine.forward(TOKENS, last_only=False), at_once)
 
 
 @pytest.mark.parametrize("sizes", [[1] * 90, [40, 1, 7, 42]], ids=["each", "pieces"])

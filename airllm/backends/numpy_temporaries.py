@@ -160,7 +160,8 @@ def _conv(use: _Use) -> int:
 
 def _recurrent(use: _Use) -> int:
     """Decays of all tokens, and products with the memory, for a token at a time."""
-    smallest = min(use.inputs[1:], default=0) if use.op.kind == "ssm_scan" else use.inputs[3]
+    scans = use.op.kind in ("ssm_scan", "selective_scan")
+    smallest = min(use.inputs[1:], default=0) if scans else use.inputs[3]
     return 6 * 4 * use.n * smallest + 3 * use.recurrent_bytes
 
 
@@ -188,5 +189,6 @@ _WHOLE: Mapping[str, Callable[[_Use], int]] = {
     "block_mean": lambda use: 0,
     "conv": _conv,
     "delta_rule": _recurrent,
+    "selective_scan": _recurrent,
     "ssm_scan": _recurrent,
 }
