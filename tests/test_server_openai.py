@@ -373,6 +373,9 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None:
         assert error["code"] == "context_length_exceeded"
         assert "5018" in error["message"]
         assert "4096" in error["message"]
+        for length, status in ((4078, 400), (4077, 200)):  # with room for no token, and for one
+            messages = [{"role": "user", "content": "x" * length}]
+            assert chat(client, messages=messages).status == status
 
 
 def test_a_failure_after_the_beginning_is_an_event_of_the_stream() -> None:
