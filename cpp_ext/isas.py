@@ -8,7 +8,10 @@ of `CpuFeatures` in `cpu_features.h`.
 
 from dataclasses import dataclass
 
-PARTS = ("rows", "attention", "plain", "packed", "quantized", "looked_up", "recurrent")
+PARTS = (
+    *("rows", "attention", "plain", "packed", "activations"),
+    *("quantized", "looked_up", "recurrent"),
+)
 
 
 @dataclass(frozen=True)

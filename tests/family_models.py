@@ -265,9 +265,9 @@ ARCHITECTURES = {
     "jamba": Own(
         _EXPERTS
         | _MAMBA
-        | {"attention.head_count_kv": np.array([0, 2, 0, 0, 2, 0, 0, 0], np.int32)},
-        {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in (1, 3, 5, 7)}
-        | {f"blk.{i}.ssm_conv1d.bias": (128,) for i in (0, 2, 3, 5, 6, 7)},
+        | {"block_count": 6, "attention.head_count_kv": np.array([0, 2, 0, 0, 2, 0], np.int32)},
+        {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in (1, 3, 5)}
+        | {f"blk.{i}.ssm_conv1d.bias": (128,) for i in (0, 2, 3, 5)},
     ),
     "kimi-k3": Own(
         _EXPERTS

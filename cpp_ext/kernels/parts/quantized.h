@@ -8,8 +8,6 @@ namespace {
 
 template <class Isa>
 void fill(KernelTable& table) {
-    table.activation_tile = Isa::activation_tile;
-    table.quantize_activations = quantize_activations<Isa>;
     fill_linear_quantized<Isa, false>(table);
 }
 
