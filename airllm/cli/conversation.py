@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import signal
+import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,7 @@ def terminable() -> Iterator[None]:
     is being done can be saved."""
 
     def end(number: int, frame: "FrameType | None") -> None:
+        handled.set()
         for each in before:  # a second one must not interrupt the saving
             signal.signal(each, signal.SIG_IGN)
         raise Terminated(number)
@@ -49,15 +52,48 @@ def terminable() -> Iterator[None]:
     names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in signals}
-    for number in signals:
-        if before[number] is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, end)
+    handled = threading.Event()
+    with _sent_again(signals, handled):
+        for number in signals:
+            if before[number] is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, end)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                if handler is not None:  # None: it was not set by Python
+                    signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _sent_again(signals: Sequence[int], handled: threading.Event) -> Iterator[None]:
+    """Inside the `with`, a signal that comes just before the main thread waits for a line is sent
+    again until it is handled. Python would handle it after the next key: its input() looks for
+    signals only when one interrupts the wait."""
+    if sys.platform == "win32":
+        yield
+        return
+    main = threading.get_ident()
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def watch() -> None:
+        while numbers := receiver.recv(1):
+            number = numbers[0]
+            while number in signals and not handled.wait(0.05):
+                signal.pthread_kill(main, number)
+
+    earlier = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
-        for number, handler in before.items():
-            if handler is not None:  # None: it was not set by Python
-                signal.signal(number, handler)
+        handled.set()
+        signal.set_wakeup_fd(earlier)
+        sender.close()
+        watcher.join()
+        receiver.close()
 
 
 class Conversation:
