@@ -120,8 +120,9 @@ def _attention(use: _Use) -> int:
     seen = min(use.positions, window + use.n) if window else use.positions
     if use.op.attrs["chunked"]:
         seen = use.positions
-    widths, group = use.count("head_dim") + use.count("value_dim"), use.count("n_heads")
-    return 6 * seen * widths + scores_bytes(use.n, group // n_kv_heads, seen, widths)
+    widths = use.count("head_dim") + use.count("value_dim")
+    group = use.count("n_heads") // n_kv_heads
+    return 6 * seen * widths + scores_bytes(use.n, group, seen, widths)
 
 
 def _selected_attention(use: _Use) -> int:

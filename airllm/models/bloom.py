@@ -8,7 +8,7 @@ from airllm.formats.hf_config import Names, Slots
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Graph
 from airllm.models import blocks
-from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
@@ -20,9 +20,8 @@ _BIASED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    r.ignore_rope()
     return r.config(
-        layers=[LayerConfig(rotates=False)] * r.n_layers,
+        layers=r.unrotated_layers(),
         eps_key=EPS,
         layer_norms=True,
         biases=frozenset([*_NORMS, *_BIASED]),

@@ -192,6 +192,11 @@ class ConfigReader:
         first = self.key("rope.")
         self._read |= {key for key in self.metadata if key.startswith(first)}
 
+    def unrotated_layers(self) -> list[LayerConfig]:
+        """The layers of a model that knows positions otherwise than by rotation."""
+        self.ignore_rope()
+        return [LayerConfig(rotates=False)] * self.n_layers
+
     def require_true(self, name: str) -> None:
         """Refuse a file that says no to what is always done here."""
         if not self.flag(name, True):

@@ -10,7 +10,7 @@ from functools import partial
 
 from airllm.formats.hf_config import Names, Slots
 from airllm.models import blocks
-from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
@@ -32,9 +32,8 @@ _NORMS = frozenset(["attn_norm", "ffn_norm", "output_norm"])
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    r.ignore_rope()
     return r.config(
-        layers=[LayerConfig(rotates=False)] * r.n_layers,
+        layers=r.unrotated_layers(),
         eps_key=EPS,
         layer_norms=True,
         biases=_NORMS | {"attn_qkv", "attn_output", "ffn_up", "ffn_down"},

@@ -6,7 +6,7 @@ by its root.
 from functools import partial
 
 from airllm.models import blocks
-from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.mpt import largest_bias
@@ -16,10 +16,9 @@ _BIASED = ("attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    r.ignore_rope()
     head_dim = r.integer("embedding_length", low=1) / r.integer("attention.head_count", low=1)
     return r.config(
-        layers=[LayerConfig(rotates=False)] * r.n_layers,
+        layers=r.unrotated_layers(),
         eps_key=EPS,
         layer_norms=True,
         biases=frozenset(["attn_norm", "ffn_norm", "output_norm", *_BIASED]),

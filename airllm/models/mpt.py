@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from airllm.models import blocks
-from airllm.models.config import LayerConfig, ModelConfig
+from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.falcon import feed_forward
 from airllm.models.family import Family
@@ -18,9 +18,8 @@ _SLOTS = ("attn_norm", "ffn_norm", "output_norm", "attn_qkv", "attn_output", "ff
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    r.ignore_rope()
     return r.config(
-        layers=[LayerConfig(rotates=False)] * r.n_layers,
+        layers=r.unrotated_layers(),
         eps_key=EPS,
         layer_norms=True,
         biases=r.optional_biases(*_SLOTS),
