@@ -64,10 +64,9 @@ void Reader::run() {
             begin(tag);
         }
         if (under_way == 0) return;  // closed
-        const std::optional<Outcome> outcome = requests_->finish();
-        if (!outcome) return;
-        if (finished(outcome->tag, outcome->result)) {
-            buffers_[outcome->tag].busy = false;
+        const auto [tag, result] = requests_->finish();
+        if (finished(tag, result)) {
+            buffers_[tag].busy = false;
             --under_way;
         }
     }
@@ -94,7 +93,7 @@ void Reader::read_more(std::size_t tag) {
 // as a fault.
 bool Reader::finished(std::size_t tag, ssize_t result) {
     Buffer& buffer = buffers_[tag];
-    const Piece& piece = buffer.piece;
+    Piece& piece = buffer.piece;
     if (result == -EINTR || result == -EAGAIN) {
         read_more(tag);
         return false;
@@ -112,13 +111,13 @@ bool Reader::finished(std::size_t tag, ssize_t result) {
         read_more(tag);
         return false;
     }
-    const bool is_wanted = schedule_.was_read(piece, buffer.have);
+    schedule_.was_read(piece, buffer.have);
     if (!is_whole) {
         schedule_.done(piece, fault_of(piece, result < 0 ? static_cast<int>(-result) : 0));
         return true;
     }
     const auto start = Clock::now();
-    if (is_wanted)
+    if (piece.wanted)
         piece.range->takes[piece.slot]({buffer.memory + buffer.skew, piece.bytes}, piece.first);
     schedule_.done(piece, std::nullopt, seconds_since(start));
     return true;

@@ -11,8 +11,7 @@
 
 namespace tensor_ops::stream {
 
-// Mapped pages.  They go back to the system, not to malloc, so that a read which the kernel could
-// not cancel finishes in memory that nothing else uses.
+// Mapped pages, which go back to the system.
 class Pages {
  public:
     // Throws std::bad_alloc.
@@ -34,11 +33,12 @@ class Reader {
     Reader(Schedule& schedule, std::unique_ptr<Requests> requests, std::size_t depth);
     Reader(const Reader&) = delete;
 
-    // Reads until the schedule is closed.  If a read hangs in the system then, run returns when the
-    // read ends, or on wake() if that can interrupt it.
+    // Reads until the schedule is closed and no read is under way: a read that hangs in the system
+    // goes on writing to its buffer.
     void run();
-    // Any thread may call it.
-    void wake() { requests_->wake(); }
+    // Asks the system to give up the reads under way.  Any thread may call it, after
+    // Schedule::close().
+    void cancel() { requests_->cancel(); }
 
     // Bytes of all buffers.
     std::size_t bytes() const { return buffers_.size() * buffer_bytes_; }
@@ -59,7 +59,6 @@ class Reader {
 
     Schedule& schedule_;
     const std::size_t buffer_bytes_;
-    // Declared before requests_, which are destroyed first: they may read into it until then.
     const Pages memory_;
     const std::unique_ptr<Requests> requests_;
     std::vector<Buffer> buffers_;  // a buffer's index is the tag of its reads

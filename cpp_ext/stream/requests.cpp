@@ -13,16 +13,16 @@ class BlockingRequests : public Requests {
  public:
     void start(std::size_t tag, const Read& read) override { waiting_.push_back({tag, read}); }
 
-    std::optional<Outcome> finish() override {
-        if (woken_) return std::nullopt;
+    Outcome finish() override {
         const auto [tag, read] = waiting_.front();
         waiting_.pop_front();
+        if (cancelled_) return {tag, -ECANCELED};
         const ssize_t n =
             pread(read.descriptor, read.memory, read.bytes, static_cast<off_t>(read.offset));
-        return Outcome{tag, n < 0 ? -errno : n};
+        return {tag, n < 0 ? -errno : n};
     }
 
-    void wake() override { woken_ = true; }
+    void cancel() override { cancelled_ = true; }
 
  private:
     struct Waiting {
@@ -30,7 +30,7 @@ class BlockingRequests : public Requests {
         Read read;
     };
     std::deque<Waiting> waiting_;
-    std::atomic<bool> woken_{false};
+    std::atomic<bool> cancelled_{false};
 };
 
 }  // namespace

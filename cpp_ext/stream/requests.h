@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 
 namespace tensor_ops::stream {
 
@@ -23,16 +22,17 @@ struct Outcome {
     ssize_t result;  // bytes that were read, or minus an errno
 };
 
-// For one thread, except wake().
+// For one thread, except cancel().
 class Requests {
  public:
     virtual ~Requests() = default;
     // Begins a read; at most `depth` may be under way.
     virtual void start(std::size_t tag, const Read& read) = 0;
-    // Waits until one of the started reads has ended; returns nothing after wake().
-    virtual std::optional<Outcome> finish() = 0;
-    // Makes finish() return, now and from now on, if possible.  Any thread may call it.
-    virtual void wake() = 0;
+    // Waits until one of the started reads has ended: until then, its memory is written to.
+    virtual Outcome finish() = 0;
+    // Asks the system to give up the reads: those that it gives up, and all that are started from
+    // now on, end with ECANCELED.  Any thread may call it.
+    virtual void cancel() = 0;
 };
 
 using MakeRequests = std::function<std::unique_ptr<Requests>(std::size_t depth)>;

@@ -74,20 +74,22 @@ std::optional<Piece> Schedule::claim(bool wait) {
     }
 }
 
-bool Schedule::was_read(const Piece& piece, std::uint64_t bytes) {
+void Schedule::was_read(Piece& piece, std::uint64_t bytes) {
     const std::lock_guard lock(mutex_);
     counts_.bytes_read += bytes;
     if (--reading_ == 0) {
         counts_.disk_seconds += seconds_since(changed_);
         changed_ = Clock::now();
     }
-    return !closed_ && piece.era == era_;
+    piece.wanted = !closed_ && piece.era == era_;
+    settling_ += piece.wanted;
 }
 
 void Schedule::done(const Piece& piece, std::optional<Fault> fault, double take_seconds) {
     const std::lock_guard lock(mutex_);
     Slot& slot = slots_[piece.slot];
     --slot.in_flight;
+    if (piece.wanted && --settling_ == 0) settled_.notify_all();
     counts_.take_seconds += take_seconds;
     if (piece.era == era_) {
         --slot.left;
@@ -168,10 +170,11 @@ void Schedule::push(Section section) {
 }
 
 void Schedule::close() {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     closed_ = true;
     work_.notify_all();
     progress_.notify_all();
+    settled_.wait(lock, [&] { return settling_ == 0; });
 }
 
 Counts Schedule::counts() const {

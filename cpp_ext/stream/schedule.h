@@ -31,6 +31,7 @@ struct Piece {
     std::size_t first = 0, bytes = 0;  // of the range
     std::size_t slot = 0;
     std::uint64_t era = 0;
+    bool wanted = false;  // when it was read; it is discarded otherwise
 };
 
 // For readers on any threads, and one consumer.
@@ -43,9 +44,9 @@ class Schedule {
     // For readers: the next piece that a slot has room for, which counts as being read from now on.
     // Nothing after close(), or if there is no such piece yet and wait is false.
     std::optional<Piece> claim(bool wait);
-    // The read of a piece has ended, in success or failure, with so many bytes.  Returns whether
-    // the piece is still wanted.
-    bool was_read(const Piece& piece, std::uint64_t bytes);
+    // The read of a piece has ended, in success or failure, with so many bytes.  Says in the piece
+    // whether it is still wanted.
+    void was_read(Piece& piece, std::uint64_t bytes);
     // After was_read(): the piece is in its place, which took take_seconds, or there is a fault.
     void done(const Piece& piece, std::optional<Fault> fault, double take_seconds = 0);
 
@@ -54,6 +55,7 @@ class Schedule {
     void release();
     void rewind();
     void push(Section section);
+    // Waits until no piece is being put in its place.
     void close();
 
     // Bytes of the largest piece at construction; no piece that is pushed later may be larger.
@@ -80,7 +82,7 @@ class Schedule {
     std::size_t largest_piece_ = 0;
 
     mutable std::mutex mutex_;
-    std::condition_variable work_, progress_;
+    std::condition_variable work_, progress_, settled_;
     std::deque<Planned> sections_;  // a deque, as pieces point into its elements
     std::vector<Slot> slots_;
     bool closed_ = false, held_ = false;
@@ -88,6 +90,7 @@ class Schedule {
     std::uint64_t filling_ = 0, next_ = 0;      // sequence numbers: being read, and to be taken
     std::size_t next_piece_ = 0;                // of the section that is being read
     std::size_t reading_ = 0;                   // pieces that were claimed and are not read yet
+    std::size_t settling_ = 0;                  // wanted pieces between was_read() and done()
     Clock::time_point changed_ = Clock::now();  // when reading_ last began or ceased to be 0
     Counts counts_;
 };

@@ -145,7 +145,7 @@ void Stream::push(Section section) { schedule().push(std::move(section)); }
 void Stream::close() {
     if (state_->process != getpid()) return;
     state_->schedule.close();
-    for (const auto& reader : state_->readers) reader->wake();
+    for (const auto& reader : state_->readers) reader->cancel();
     std::unique_lock lock(state_->mutex);
     state_->ended.wait_for(lock, std::chrono::milliseconds(200),
                            [&] { return state_->running == 0; });

@@ -58,8 +58,9 @@ class Stream {
     // Adds a section after the last, to a stream that is not endless.  Throws std::invalid_argument
     // for ranges that make no sense, or pieces larger than the largest at construction.
     void push(Section section);
-    // Ends all reading.  A thread whose read hangs in the system, on a disk that stalls, ends when
-    // the read does, and keeps its memory until then.
+    // Ends all reading, and returns when no range's function runs any more, nor ever will.  A
+    // thread whose read hangs in the system, on a disk that stalls, ends when the read does, and
+    // keeps its memory until then.
     void close();
 
     Stats stats() const;

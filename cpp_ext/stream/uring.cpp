@@ -14,11 +14,13 @@
 #include <atomic>
 #include <cerrno>
 #include <deque>
+#include <vector>
 
 namespace tensor_ops::stream {
 namespace {
 
-constexpr std::uint64_t wake_tag = UINT64_MAX;
+// What completes beside the reads, which have small tags.
+constexpr std::uint64_t wake_tag = UINT64_MAX, cancel_tag = UINT64_MAX - 1;
 
 unsigned load(const unsigned* p) {
     return std::atomic_ref(*const_cast<unsigned*>(p)).load(std::memory_order_acquire);
@@ -81,13 +83,12 @@ class UringRequests : public Requests {
     }
 
     ~UringRequests() override {
-        // The kernel cancels the reads under way; one that it cannot cancel writes to pages that
-        // the kernel holds.
         if (ring_ >= 0) close(ring_);
         if (wake_ >= 0) close(wake_);
     }
 
     void start(std::size_t tag, const Read& read) override {
+        if (cancelled_) return done_.push_back({tag, -ECANCELED});
         io_uring_sqe entry{};
         entry.opcode = IORING_OP_READ;
         entry.fd = read.descriptor;
@@ -95,33 +96,53 @@ class UringRequests : public Requests {
         entry.len = static_cast<unsigned>(read.bytes);
         entry.off = read.offset;
         entry.user_data = tag;
-        if (submit(entry)) return;
+        if (submit(entry)) return under_way_.push_back(tag);
         // The kernel lacks a resource for the moment: this read goes without io_uring.
         const ssize_t n =
             pread(read.descriptor, read.memory, read.bytes, static_cast<off_t>(read.offset));
         done_.push_back({tag, n < 0 ? -errno : n});
     }
 
-    std::optional<Outcome> finish() override {
-        if (!done_.empty()) {
-            const Outcome outcome = done_.front();
-            done_.pop_front();
-            return outcome;
+    Outcome finish() override {
+        while (done_.empty()) {
+            const io_uring_cqe entry = next();
+            if (entry.user_data == wake_tag) {
+                cancel_all();
+            } else if (entry.user_data != cancel_tag) {
+                std::erase(under_way_, entry.user_data);
+                done_.push_back({static_cast<std::size_t>(entry.user_data), entry.res});
+            }
         }
-        unsigned head = *cq_head_;
-        while (head == load(cq_tail_)) enter(0, 1, IORING_ENTER_GETEVENTS);
-        const io_uring_cqe entry = cqes_[head & cq_mask_];
-        store(cq_head_, head + 1);
-        if (entry.user_data == wake_tag) return std::nullopt;
-        return Outcome{static_cast<std::size_t>(entry.user_data), entry.res};
+        const Outcome outcome = done_.front();
+        done_.pop_front();
+        return outcome;
     }
 
-    void wake() override {
+    void cancel() override {
         const std::uint64_t one = 1;
         [[maybe_unused]] const ssize_t written = write(wake_, &one, sizeof one);
     }
 
  private:
+    io_uring_cqe next() {
+        const unsigned head = *cq_head_;
+        while (head == load(cq_tail_)) enter(0, 1, IORING_ENTER_GETEVENTS);
+        const io_uring_cqe entry = cqes_[head & cq_mask_];
+        store(cq_head_, head + 1);
+        return entry;
+    }
+
+    void cancel_all() {
+        cancelled_ = true;
+        for (const std::size_t tag : under_way_) {
+            io_uring_sqe entry{};
+            entry.opcode = IORING_OP_ASYNC_CANCEL;
+            entry.addr = tag;
+            entry.user_data = cancel_tag;
+            submit(entry);  // a read that it does not reach ends by itself
+        }
+    }
+
     long enter(unsigned to_submit, unsigned to_wait_for, unsigned flags) {
         return syscall(SYS_io_uring_enter, ring_, to_submit, to_wait_for, flags, nullptr, 0);
     }
@@ -144,6 +165,8 @@ class UringRequests : public Requests {
     unsigned *sq_tail_ = nullptr, *sq_array_ = nullptr, *cq_head_ = nullptr, *cq_tail_ = nullptr;
     unsigned sq_mask_ = 0, cq_mask_ = 0;
     io_uring_cqe* cqes_ = nullptr;
+    bool cancelled_ = false;
+    std::vector<std::size_t> under_way_;  // tags of the reads that the kernel has
     std::deque<Outcome> done_;
 };
 

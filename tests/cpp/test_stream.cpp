@@ -104,7 +104,7 @@ struct FakeDisk {
      public:
         explicit FakeRequests(FakeDisk& disk) : disk_(disk) {}
         void start(std::size_t tag, const Read& read) override { waiting_.push_back({tag, read}); }
-        std::optional<Outcome> finish() override {
+        Outcome finish() override {
             const auto [tag, read] = waiting_.front();
             waiting_.pop_front();
             const std::lock_guard lock(disk_.mutex);
@@ -112,7 +112,7 @@ struct FakeDisk {
             return Outcome{tag, pread(read.descriptor, read.memory, read.bytes,
                                       static_cast<off_t>(read.offset))};
         }
-        void wake() override {}
+        void cancel() override {}
 
      private:
         FakeDisk& disk_;
@@ -381,13 +381,13 @@ TEST(a_disk_that_stalls_holds_nobody_up) {
     struct StallingRequests : Requests {
         explicit StallingRequests(std::shared_ptr<Stall> stall_) : stall(std::move(stall_)) {}
         void start(std::size_t tag_, const Read& read_) override { tag = tag_, read = read_; }
-        std::optional<Outcome> finish() override {
+        Outcome finish() override {
             std::unique_lock lock(stall->mutex);
             stall->over.wait(lock, [&] { return !stall->stalls; });
             return Outcome{tag, pread(read.descriptor, read.memory, read.bytes,
                                       static_cast<off_t>(read.offset))};
         }
-        void wake() override {}
+        void cancel() override {}
         std::shared_ptr<Stall> stall;
         std::size_t tag = 0;
         Read read{};

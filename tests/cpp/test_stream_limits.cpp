@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <condition_variable>
@@ -64,14 +65,14 @@ struct Watched {
             all.started(read);
             waiting.emplace_back(tag, read);
         }
-        std::optional<Outcome> finish() override {
+        Outcome finish() override {
             const std::lock_guard lock(all.mutex);
             const auto [tag, read] = waiting.front();
             waiting.pop_front();
             all.ending(read);
             return Outcome{tag, static_cast<ssize_t>(read.bytes)};
         }
-        void wake() override {}
+        void cancel() override {}
         Watched& all;
         std::deque<std::pair<std::size_t, Read>> waiting;
     };
@@ -194,10 +195,10 @@ TEST(a_read_that_would_have_to_wait_is_repeated) {
     const TemporaryFile given(10'000);
     struct Unwilling : Requests {
         void start(std::size_t tag_, const Read& read_) override { tag = tag_, read = read_; }
-        std::optional<Outcome> finish() override {
+        Outcome finish() override {
             return Outcome{tag, ++calls < 3 ? -EAGAIN : static_cast<ssize_t>(read.bytes)};
         }
-        void wake() override {}
+        void cancel() override {}
         std::size_t tag = 0;
         Read read{};
         int calls = 0;
@@ -312,19 +313,19 @@ TEST(a_close_ends_a_wait_on_another_thread) {
     std::atomic<bool> asked{false}, ended{false};
     struct Stalled : Requests {
         void start(std::size_t, const Read&) override {}
-        std::optional<Outcome> finish() override {
+        Outcome finish() override {
             std::unique_lock lock(mutex);
-            over.wait(lock, [&] { return woken; });
-            return std::nullopt;
+            over.wait(lock, [&] { return cancelled; });
+            return {0, -ECANCELED};
         }
-        void wake() override {
+        void cancel() override {
             const std::lock_guard lock(mutex);
-            woken = true;
+            cancelled = true;
             over.notify_all();
         }
         std::mutex mutex;
         std::condition_variable over;
-        bool woken = false;
+        bool cancelled = false;
     };
     Options options;
     options.depth = 1;
@@ -344,7 +345,97 @@ TEST(a_close_ends_a_wait_on_another_thread) {
     check::that(ended.load(), "the wait went on, or something came");
 }
 
+TEST(a_close_waits_for_the_reads_that_the_system_does_not_give_up) {
+    const TemporaryFile given(100'000);
+    struct Counts {  // outlives the test, as the stream's thread may
+        std::atomic<int> begun{0}, ended{0};
+    };
+    const auto counts = std::make_shared<Counts>();
+    struct Counted : Requests {
+        explicit Counted(std::shared_ptr<Counts> counts_) : counts(std::move(counts_)) {}
+        void start(std::size_t tag, const Read& read) override {
+            waiting.emplace_back(tag, read.bytes);
+            ++counts->begun;
+        }
+        Outcome finish() override {
+            {
+                std::unique_lock lock(mutex);
+                over.wait(lock, [&] { return cancelled; });
+            }
+            const auto [tag, bytes] = waiting.front();
+            waiting.pop_front();
+            ++counts->ended;
+            return {tag, static_cast<ssize_t>(bytes)};
+        }
+        void cancel() override {
+            const std::lock_guard lock(mutex);
+            cancelled = true;
+            over.notify_all();
+        }
+        std::shared_ptr<Counts> counts;
+        std::deque<std::pair<std::size_t, std::size_t>> waiting;
+        std::mutex mutex;
+        std::condition_variable over;
+        bool cancelled = false;
+    };
+    Options options;
+    options.depth = 4;
+    options.threads = 1;
+    options.piece_bytes = 10'000;
+    std::atomic<int> taken{0};  // not after the close, so it may lie here
+    Range whole = range(0, 100'000);
+    whole.takes.assign(2, [&](std::span<const std::byte>, std::size_t) { ++taken; });
+    {
+        Stream stream({given.opened(false)}, {{whole}}, options,
+                      [&](std::size_t) { return std::make_unique<Counted>(counts); });
+        while (counts->begun < 4) std::this_thread::yield();
+    }
+    const auto limit = std::chrono::steady_clock::now() + 60s;
+    while (counts->ended < 4 && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+    check::equal(counts->ended.load(), 4, "reads that were waited for");
+    check::equal(taken.load(), 0, "pieces handed over after the close");
+}
+
+TEST(a_close_waits_for_what_is_being_put_in_its_place) {
+    const TemporaryFile given(10);
+    std::atomic<bool> begun{false}, ended{false};
+    Range slow = range(0, 10);
+    slow.takes.assign(2, [&](std::span<const std::byte>, std::size_t) {
+        begun = true;
+        // Longer than a close waits for a disk.
+        const auto end = std::chrono::steady_clock::now() + 300ms;
+        while (std::chrono::steady_clock::now() < end) std::this_thread::yield();
+        ended = true;
+    });
+    Stream stream({given.opened(false)}, {{slow}}, {});
+    while (!begun) std::this_thread::yield();
+    stream.close();
+    check::that(ended.load(), "its memory may be gone by now");
+}
+
 #if defined(__linux__)
+// Bytes that were just written go to the disk before they are read past the page cache, so that
+// the reads are still under way when the stream ends.
+TEST(memory_that_is_mapped_after_a_stream_is_not_written_to_by_its_reads) {
+    constexpr std::size_t bytes = 4u << 20;
+    const TemporaryFile given(bytes);
+    const std::vector<std::byte> content(bytes, std::byte{0x55});
+    std::size_t changed = 0;
+    for (int round = 0; round < 20; ++round) {
+        check::equal(pwrite(given.descriptor(), content.data(), bytes, 0),
+                     static_cast<ssize_t>(bytes), "bytes written");
+        {
+            const Stream stream({given.opened(true)}, {{range(0, bytes)}}, {});
+        }
+        tensor_ops::stream::Pages pages(2 * bytes);
+        const std::span after{pages.data(), 2 * bytes};
+        std::ranges::fill(after, std::byte{1});
+        fsync(given.descriptor());  // the old reads, if there are any, are over then
+        changed += static_cast<std::size_t>(std::ranges::count(after, std::byte{0x55}));
+    }
+    check::equal(changed, std::size_t{0}, "bytes that came after the end");
+}
+
 // io_uring can give up a read of a pipe in which there is nothing.
 TEST(a_close_ends_the_threads_even_in_the_middle_of_a_read) {
     int ends[2];
