@@ -48,12 +48,15 @@ Requested make_requests(const Options& options, std::size_t largest_piece, MakeR
     return made;
 }
 
-// Threads that are started meanwhile get no signals: these are for the program's own threads.
+// Threads that are started meanwhile get no signals: these are for the program's own threads. Those
+// that a thread causes itself are not held back: the kernel would kill the process without a word.
 class SignalsBlocked {
  public:
     SignalsBlocked() {
         sigset_t all;
         sigfillset(&all);
+        for (const int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS})
+            sigdelset(&all, own);
         pthread_sigmask(SIG_SETMASK, &all, &before_);
     }
     ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }

@@ -294,15 +294,17 @@ TEST(without_a_descriptor_for_io_uring_there_is_none) {
 TEST(the_threads_take_no_signals_and_the_callers_go_on_taking_them) {
     const TemporaryFile given(10);
     Watched watched;
-    std::atomic<int> takes_signals{-1};
+    std::atomic<int> takes_signals{-1}, hides_crashes{-1};
     watched.ending = [&](const Read&) {
         sigset_t blocked;
         pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
         takes_signals = !sigismember(&blocked, SIGINT) || !sigismember(&blocked, SIGTERM);
+        hides_crashes = sigismember(&blocked, SIGSEGV) || sigismember(&blocked, SIGBUS);
     };
     Stream stream({given.opened(false)}, {{range(0, 10)}}, {}, watched.make());
     take_all(stream, 1);
     check::equal(takes_signals.load(), 0, "a reading thread takes signals");
+    check::equal(hides_crashes.load(), 0, "a crash of a reading thread would have no report");
     sigset_t blocked;
     pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
     check::that(!sigismember(&blocked, SIGINT), "the caller takes no signals any more");
