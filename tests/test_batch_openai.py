@@ -84,6 +84,39 @@ def test_a_thought_is_the_messages_reasoning_content(
     assert choice["message"] == {"role": "assistant", "content": "Hi", **thought}
 
 
+@pytest.mark.parametrize(("text", "content"), [("", None), ("See: ", "See:")])
+def test_a_call_of_a_tool_is_apart_from_the_text(
+    text: str,
+    content: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call = '<tool_call>{"name": "look", "arguments": {"at": 1}}</tool_call>'
+    FakeEngine([text + call], template="<tool_call> </tool_call>").install(monkeypatch)
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    prompts = write(tmp_path / "in.jsonl", request("r-1", tools=tools))
+    assert batch(prompts) == 0
+    (choice,) = results(prompts)[0]["response"]["body"]["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    message = choice["message"]
+    assert message["content"] == content
+    (found,) = message["tool_calls"]
+    assert found["function"]["name"] == "look"
+    assert json.loads(found["function"]["arguments"]) == {"at": 1}
+
+
+def test_what_looks_like_a_call_is_text_without_tools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    FakeEngine([call], template="<tool_call> </tool_call>").install(monkeypatch)
+    prompts = write(tmp_path / "in.jsonl", request("r-1"))
+    assert batch(prompts) == 0
+    (choice,) = results(prompts)[0]["response"]["body"]["choices"]
+    assert choice["message"] == {"role": "assistant", "content": call}
+    assert choice["finish_reason"] == "stop"
+
+
 def test_a_completion_continues_its_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(["world"]).install(monkeypatch)
     line = request("t") | {"url": "/v1/completions", "body": {"prompt": "hello", "max_tokens": 3}}

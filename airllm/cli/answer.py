@@ -18,6 +18,8 @@ from airllm.text.answer import (
     AnswerThought,
     CallArguments,
     CallBegin,
+    Tool,
+    ToolCall,
 )
 from airllm.text.answer.told_thoughts import PROMPT_END
 from airllm.util.progress import format_duration
@@ -37,17 +39,18 @@ def shows_thoughts(choice: str | None) -> bool:
     return choice == "show"
 
 
-def parser_for(engine: "Engine", prompt: Sequence[int]) -> AnswerParser:
-    """Takes the answer to a chat apart. prompt: its tokens."""
+def parser_for(engine: "Engine", prompt: Sequence[int], tools: Sequence[Tool] = ()) -> AnswerParser:
+    """Takes the answer to a chat apart. prompt: its tokens. tools: whose calls are told apart."""
     form = engine.answer_format
     end = engine.detokenize(prompt[-PROMPT_END:])
-    return AnswerParser(form, in_thought=form.begins_in_thought(end))
+    return AnswerParser(form, tools, in_thought=form.begins_in_thought(end))
 
 
 class Answer:
     """An answer that is shown as it comes. Its line ends also after an error or Ctrl-C.
 
-    text, thought: what came. parser: None for a text without markup. shown: whether the text is.
+    text, thought, calls: what came. parser: None for a text without markup. shown: whether the text
+    is. tells_calls: whether calls that the parser finds are in `calls`, and not in the text.
     thoughts: whether thoughts are; if not, a line on a terminal says that the model thinks, unless
     `waits` says that the progress of each token is on the screen anyway.
     """
@@ -59,9 +62,12 @@ class Answer:
         shown: bool = True,
         thoughts: bool = True,
         waits: bool = False,
+        tells_calls: bool = False,
     ) -> None:
         self._parser, self._shown, self._thoughts = parser, shown, thoughts
+        self._tells_calls = tells_calls
         self.text = self.thought = ""
+        self.calls: list[ToolCall] = []
         self._line = _ThinkingLine(shown=not waits and console.shows_progress())
         self._in_thought = False  # on the screen
 
@@ -92,6 +98,10 @@ class Answer:
                     self._add_thought(text)
                 case AnswerText(text):
                     self._add_text(text)
+                case CallBegin(_, name, id) if self._tells_calls:
+                    self.calls.append(ToolCall(name, id or ""))
+                case CallArguments(index, text) if self._tells_calls:
+                    self.calls[index].arguments += text
                 case CallBegin(_, name):  # of gpt-oss; other calls stay in the text as they are
                     self._add_text(f"{'' if not self.text else chr(10)}to=functions.{name} ")
                 case CallArguments(_, text):

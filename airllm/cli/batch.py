@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airllm.cli import console, model, options
 from airllm.cli.answer import Answer, parser_for
 from airllm.cli.live import StreamLine
+from airllm.text.answer import Tool
 
 if TYPE_CHECKING:
     from airllm.cli.engine import Engine
@@ -180,7 +181,8 @@ def _answers(
         with closing(answers):
             for index, generation in answers:
                 job = group[index]
-                yield job, _fields(generation, _taken_apart(engine, asked(job), generation.text))
+                said = _taken_apart(engine, asked(job), _tools(job), generation.text)
+                yield job, {**_fields(generation, said), **_if_any("tool_calls", _calls(job, said))}
 
 
 def _asked(variables: Mapping[str, object], job: "Job") -> "Prompt":
@@ -201,11 +203,37 @@ def _model_error() -> type[ValueError]:
     return FormatError
 
 
-def _taken_apart(engine: "Engine", asked: "Prompt", text: str) -> Answer:
-    """An answer. If it is one to a chat, its thought is apart from its text."""
+def _tools(job: "Job") -> list[Tool]:
+    """The functions among the job's tools, which are as OpenAI has them. The template may take
+    others, too; their calls stay in the text."""
+    found = []
+    for item in job.variables.get("tools", ()):
+        match item:
+            case {"function": {"name": str(name), **more}}:
+                schema = more.get("parameters")
+                found.append(Tool(name, parameters=schema if isinstance(schema, dict) else {}))
+    return found
+
+
+def _calls(job: "Job", said: Answer) -> list[dict[str, object]]:
+    """The calls of an answer as OpenAI has them."""
+    return [
+        {
+            "id": call.id or f"call_{job.index}_{at}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for at, call in enumerate(said.calls)
+    ]
+
+
+def _taken_apart(engine: "Engine", asked: "Prompt", tools: Sequence[Tool], text: str) -> Answer:
+    """An answer. If it is one to a chat, its thought and the calls of tools are apart from its
+    text."""
     is_chat = not isinstance(asked, str)
-    parser = parser_for(engine, engine.tokenize(asked)) if is_chat else None
-    with Answer(parser, shown=False, thoughts=False, waits=True) as said:
+    parser = parser_for(engine, engine.tokenize(asked), tools) if is_chat else None
+    calls = bool(tools)
+    with Answer(parser, shown=False, thoughts=False, waits=True, tells_calls=calls) as said:
         said.show(text)
     return said
 

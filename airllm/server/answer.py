@@ -27,6 +27,7 @@ from airllm.text.answer import (
     CallArguments,
     CallBegin,
     Tool,
+    ToolCall,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ __all__ = [
     "Finish",
     "TokenCounts",
     "Told",
-    "ToolCall",
     "collect",
 ]
 
@@ -183,15 +183,6 @@ class AnswerReader:
             self._in_thought[choice] = isinstance(parts[-1], AnswerThought)
         if self._in_thought[choice]:
             self._n_thought[choice] += n_tokens
-
-
-@dataclass
-class ToolCall:
-    """A tool call. arguments: a JSON text."""
-
-    name: str
-    id: str
-    arguments: str = ""
 
 
 @dataclass

@@ -93,8 +93,8 @@ def claims(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result(url: str, model: str, answer: Mapping[str, Any], created: int) -> dict[str, object]:
-    """The last fields of a result. answer: text, thought if there is one, finish_reason,
-    prompt_tokens and tokens; or error. created: seconds since the epoch."""
+    """The last fields of a result. answer: text, thought and tool_calls if there are some,
+    finish_reason, prompt_tokens and tokens; or error. created: seconds since the epoch."""
     if "error" in answer:
         fault = {
             "message": answer["error"],
@@ -107,8 +107,13 @@ def result(url: str, model: str, answer: Mapping[str, Any], created: int) -> dic
     reason = "stop" if answer["finish_reason"] == "stop" else "length"
     choice: dict[str, object] = {"index": 0, "finish_reason": reason, "logprobs": None}
     if url == CHAT:
-        thought = {"reasoning_content": answer["thought"]} if "thought" in answer else {}
-        choice["message"] = {"role": "assistant", "content": answer["text"], **thought}
+        message = {"role": "assistant", "content": answer["text"]}
+        if "thought" in answer:
+            message["reasoning_content"] = answer["thought"]
+        if "tool_calls" in answer:
+            message |= {"content": answer["text"] or None, "tool_calls": answer["tool_calls"]}
+            choice["finish_reason"] = "tool_calls" if reason == "stop" else reason
+        choice["message"] = message
     else:
         choice["text"] = answer["text"]
     usage = {"prompt_tokens": answer["prompt_tokens"], "completion_tokens": answer["tokens"]}

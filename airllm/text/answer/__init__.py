@@ -13,6 +13,7 @@ from airllm.text.answer.parts import (
     CallArguments,
     CallBegin,
     Tool,
+    ToolCall,
 )
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "CallArguments",
     "CallBegin",
     "Tool",
+    "ToolCall",
     "format_of",
 ]

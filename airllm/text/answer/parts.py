@@ -11,6 +11,7 @@ __all__ = [
     "CallBegin",
     "Parts",
     "Tool",
+    "ToolCall",
 ]
 
 
@@ -66,6 +67,15 @@ class CallArguments:
 
 
 AnswerPart = AnswerText | AnswerThought | CallBegin | CallArguments
+
+
+@dataclass
+class ToolCall:
+    """A whole call. id: "" unless there is one. arguments: a JSON text."""
+
+    name: str
+    id: str = ""
+    arguments: str = ""
 
 
 class Parts:
