@@ -26,8 +26,9 @@ class Three {
         check::that(piece.has_value(), "nothing to claim");
         return piece.value_or(Piece{});
     }
-    void read(const Piece& piece) {
-        check::that(schedule.was_read(piece, piece.bytes), "it is not wanted");
+    void read(Piece piece) {
+        schedule.was_read(piece, piece.bytes);
+        check::that(piece.wanted, "it is not wanted");
         schedule.done(piece, std::nullopt);
     }
     bool nothing_to_claim() { return !schedule.claim(false).has_value(); }
@@ -80,10 +81,11 @@ TEST(a_slot_has_room_again_when_its_section_is_released) {
 
 TEST(what_was_claimed_before_a_rewind_is_not_wanted_and_keeps_its_slot_until_it_is_done) {
     Three three;
-    const Piece old = three.claim();
+    Piece old = three.claim();
     three.schedule.rewind();
     check::that(three.nothing_to_claim(), "two readers in one slot");
-    check::that(!three.schedule.was_read(old, old.bytes), "a piece of before is wanted");
+    three.schedule.was_read(old, old.bytes);
+    check::that(!old.wanted, "a piece of before is wanted");
     three.schedule.done(old, std::nullopt);
     for (int i = 0; i < 3; ++i) {
         check::that(!three.is_ready(), "ready by a piece of before");
@@ -95,7 +97,7 @@ TEST(what_was_claimed_before_a_rewind_is_not_wanted_and_keeps_its_slot_until_it_
 TEST(a_fault_comes_when_its_section_is_asked_for_and_goes_with_a_rewind) {
     Three three;
     for (int i = 0; i < 3; ++i) three.read(three.claim());
-    const Piece broken = three.claim();
+    Piece broken = three.claim();
     three.schedule.was_read(broken, 0);
     three.schedule.done(broken, Fault(EIO, "the file", "the disk is ill"));
     check::that(three.is_ready(), "the section before the fault");
@@ -115,15 +117,16 @@ TEST(a_fault_comes_when_its_section_is_asked_for_and_goes_with_a_rewind) {
 
 TEST(after_a_close_nothing_is_claimed_or_wanted) {
     Three three;
-    const Piece piece = three.claim();
+    Piece piece = three.claim();
     three.schedule.close();
     check::that(!three.schedule.claim(true).has_value(), "a piece");
-    check::that(!three.schedule.was_read(piece, piece.bytes), "a piece that is wanted");
+    three.schedule.was_read(piece, piece.bytes);
+    check::that(!piece.wanted, "a piece that is wanted");
 }
 
 TEST(of_several_faults_of_a_section_the_first_is_told) {
     Three three;
-    const Piece pieces[] = {three.claim(), three.claim(), three.claim()};
+    Piece pieces[] = {three.claim(), three.claim(), three.claim()};
     for (int i = 0; i < 3; ++i) {
         three.schedule.was_read(pieces[i], 0);
         three.schedule.done(pieces[i], Fault(i == 0 ? EIO : ENXIO, "the file", "the disk is ill"));
