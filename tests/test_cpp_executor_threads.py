@@ -242,6 +242,24 @@ def test_a_sequence_that_keeps_none_of_its_items_is_read_as_any_other(cpp):
     assert (y == 2).all()
 
 
+def test_a_state_is_the_one_that_its_tuple_holds(cpp):
+    """A subclass's __getitem__ may give another object, which nothing keeps alive in the run."""
+
+    class Other(tuple):
+        def __getitem__(self, i):
+            return other if i == 2 else super().__getitem__(i)
+
+    keys = (0, 0, 64, "f32", 1, 1, 1)  # 16 keys, and 16 values behind them
+    own, other = (cpp.SequenceState([(16, 128)], [(keys, 0, 0, None)]) for _ in range(2))
+    page = np.zeros(128, np.uint8)
+    own.set_page(0, 0, page)
+    other.set_page(0, 0, np.zeros(128, np.uint8))
+    append = ("kv_append", ["x", "x"], None, [], {"n_kv_heads": 1, "head_dim": 1})
+    executor = cpp.Executor([("x", 1, True)], [], [append], 1)
+    executor.run_layers([executor.bind({})], {"x": ones(1, 1)}, [Other((1, 0, own))])
+    assert page.view(np.float32)[[0, 16]].tolist() == [1, 1]
+
+
 EMBED = {
     "buffers": [("ids", 1, True), ("x", 1, True), ("seen", 1, True), ("y", 32, True)],
     "weights": ["w"],

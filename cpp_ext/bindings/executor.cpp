@@ -172,10 +172,16 @@ class PyExecutor {
         return item.cast<const Bound&>();
     }
 
+    // Takes what the tuple holds, and so keeps alive: a subclass's __getitem__ may make a state
+    // that nothing else refers to.
     static SequenceArgument sequence_argument(const py::object& item) {
         try {
-            const auto sequence = item.cast<SequenceArgument>();
-            if (std::get<2>(sequence) && py::isinstance<py::tuple>(item)) return sequence;
+            if (py::isinstance<py::tuple>(item)) {
+                const auto held = py::reinterpret_borrow<py::tuple>(item);
+                if (held.size() == 3 && !held[2].is_none())
+                    return {held[0].cast<std::size_t>(), held[1].cast<std::size_t>(),
+                            held[2].cast<StateObject*>()};
+            }
         } catch (const py::cast_error&) {
         }
         throw py::type_error("Executor.run_layers: sequences holds " + describe_kind(item) +
