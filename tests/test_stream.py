@@ -185,14 +185,18 @@ def test_other_python_threads_run_while_a_stream_closes(cpp: ModuleType, descrip
     assert any(closing_lets_others_run() for _ in range(200))
 
 
-def test_a_child_of_fork_is_told_to_open_its_own(cpp: ModuleType, descriptor: int) -> None:
+@pytest.mark.parametrize("call", ["release", "stats"])
+def test_a_child_of_fork_is_told_to_open_its_own(
+    cpp: ModuleType, descriptor: int, call: str
+) -> None:
+    """It would wait for ever where a thread that it does not have holds a lock."""
     stream = opened(cpp.Stream, descriptor, cpp.Memory(2_000_000))
     stream.take()
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            stream.release()
+            getattr(stream, call)()
         except RuntimeError as error:
             os.write(writing, str(error).encode())
         os._exit(0)

@@ -156,7 +156,7 @@ void Stream::close() {
 
 Stats Stream::stats() const {
     const State& s = *state_;
-    Stats stats{s.schedule.counts(), s.uring, true, s.depth, 0};
+    Stats stats{schedule().counts(), s.uring, true, s.depth, 0};
     for (const auto& file : s.files) stats.direct = stats.direct && file->direct();
     for (const auto& reader : s.readers) stats.buffer_bytes += reader->bytes();
     return stats;
