@@ -340,3 +340,10 @@ def test_a_matrix_that_cannot_be_is_a_value_error(backend, matrix, message):
 def test_a_size_that_would_overflow_is_refused(backend, matrix, shape):
     with pytest.raises(ValueError, match=f"{matrix}: "):
         getattr(backend, matrix)(b"", "f32", shape)
+
+
+def test_a_memoryview_that_was_released_is_called_so(backend, matrix):
+    data = memoryview(bytes(8))
+    data.release()
+    with pytest.raises(ValueError, match="released memoryview"):
+        getattr(backend, matrix)(data, "f32", (1, 2))

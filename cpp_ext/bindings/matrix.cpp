@@ -23,8 +23,9 @@ Bytes bytes_of(const char* op, py::handle value) {
     if (py::isinstance<py::array>(value)) {
         array = plain_array(op, "data", value);
     } else if (PyObject_CheckBuffer(value.ptr())) {
-        array = py::module_::import("numpy").attr("asarray")(
-            py::reinterpret_steal<py::object>(PyMemoryView_FromObject(value.ptr())));
+        const auto view = py::reinterpret_steal<py::object>(PyMemoryView_FromObject(value.ptr()));
+        if (!view) throw py::error_already_set();  // a memoryview that was released, for one
+        array = py::module_::import("numpy").attr("asarray")(view);
     } else {
         throw py::type_error(std::string(op) + ": data is " + describe_kind(value) +
                              "; expected bytes or a numpy array of the matrix's raw bytes.");
