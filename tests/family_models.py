@@ -86,6 +86,7 @@ ARCHITECTURES = {
     ),
     "arcee": Own(_YARN),
     "baichuan": Own(),
+    "bailingmoe": Own(_EXPERTS | {"expert_shared_count": 2, "expert_weights_norm": True}),
     "bailingmoe2": Own(
         _EXPERTS
         | _SHARED
@@ -114,6 +115,7 @@ ARCHITECTURES = {
         | {"feed_forward_length": np.array([96, 64, 32, 96, 128, 64, 64, 96], np.int32)}
         | {"attention.key_length": 16, "attention.value_length": 16}
     ),
+    "deepseek": Own(_EXPERTS | _SHARED),
     "deepseek2": Own(
         _EXPERTS
         | _YARN
@@ -381,6 +383,7 @@ ARCHITECTURES = {
         {"rope_factors_short.weight": (4,), "rope_factors_long.weight": (4,)},
     ),
     "plamo": Own(),
+    "qwen": Own({"attention.head_count_kv": 4}),
     "qwen2": Own(),
     "qwen2moe": Own(_EXPERTS | {"expert_shared_feed_forward_length": 48}),
     "qwen2vl": Own(),

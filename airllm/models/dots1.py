@@ -3,6 +3,7 @@ chosen by a sigmoid with a bias, and two that all tokens use."""
 
 from functools import partial
 
+from airllm.graph.vocabulary import Gating
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
@@ -22,12 +23,16 @@ NAMES = {
 }
 
 
-def configure(r: ConfigReader) -> ModelConfig:
+def configure(
+    r: ConfigReader, *, gating: Gating = "sigmoid", rope_interleaved: bool = False
+) -> ModelConfig:
+    """gating: where the file does not say."""
     dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
-    mixture = r.experts(gating="sigmoid", normalized=False)
+    mixture = r.experts(gating=gating, normalized=False)
     return r.config(
         layers=[LayerConfig(has_experts=index >= dense) for index in range(r.n_layers)],
         biases=r.optional_biases(*BIASES, "attn_output"),
+        rope_interleaved=rope_interleaved,
         intermediate_size=r.feed_forward_length(),
         shared_expert_size=r.integer("expert_shared_count", 0) * mixture["expert_size"],
         **mixture,

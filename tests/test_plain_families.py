@@ -1,0 +1,128 @@
+"""Families that transformers has not: the tiny models' logits against a plain forward pass in
+float64. Nothing here is from airllm but the engine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from family_models import VOCAB, write_family_model
+
+from airllm.layer_engine import LayerWiseInferenceEngine
+from airllm.models.opening import open_model
+
+TOKENS = np.random.default_rng(3).integers(0, VOCAB, 40)
+N_LAYERS, N_HEADS, HEAD_DIM, N_USED, EPS, THETA = 8, 4, 16, 2, 1e-6, 10000.0
+# Norm of the error over the norm of the logits; measured: up to 9e-7.
+EXACT = 3e-6
+
+Layer = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a family does. interleaved: rope's pairs are neighbours. by_sigmoid, normalized, scale:
+    of an expert's share. relu: of gates, in place of SiLU. router_first: experts are chosen by what
+    comes before attention. window: of layers that are not the first of four; those do not rotate.
+    """
+
+    interleaved: bool = False
+    by_sigmoid: bool = False
+    normalized: bool = False
+    scale: float = 1.0
+    relu: bool = False
+    router_first: bool = False
+    window: int = 0
+
+
+SHAPES = {
+    "bailingmoe": Shape(interleaved=True, normalized=True),
+    "deepseek": Shape(interleaved=True, scale=1.5),
+    "qwen": Shape(),
+}
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_logits_are_the_references(tmp_path: Path, architecture: str) -> None:
+    path = write_family_model(tmp_path, architecture)
+    with open_model(path) as file:
+        tensors = {
+            name.removesuffix(".weight"): file.data(name).view("<f4").reshape(tensor.shape)
+            for name, tensor in file.tensors.items()
+        }
+        expected = forward({name: x.astype(float) for name, x in tensors.items()}, architecture)
+    exact = {"backend": "numpy", "kv_type": "f32", "activations": "f32"}
+    with LayerWiseInferenceEngine(path, **exact) as engine:
+        logits = engine.forward(TOKENS.tolist(), last_only=False)
+    assert np.linalg.norm(logits - expected) <= EXACT * np.linalg.norm(expected)
+
+
+def forward(tensors: Layer, architecture: str) -> np.ndarray:
+    """float64 [n_tokens, vocab]"""
+    s, x = SHAPES[architecture], tensors["token_embd"][TOKENS]
+    for i in range(N_LAYERS):
+        before = f"blk.{i}."
+        w = {n.removeprefix(before): t for n, t in tensors.items() if n.startswith(before)}
+        whole = i % 4 == 0 or not s.window
+        chosen_by = x
+        x = x + attention(s, w, rms_norm(x, w["attn_norm"]), whole, not s.window or not whole)
+        h = rms_norm(x, w["ffn_norm"])
+        x = x + (network(s, w, h, h) if not s.router_first else network(s, w, h, chosen_by))
+    return rms_norm(x, tensors["output_norm"]) @ tensors["output"].T
+
+
+def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> np.ndarray:
+    if "attn_qkv" in w:
+        q, k, v = np.split(h @ w["attn_qkv"].T + w["attn_qkv.bias"], 3, axis=1)
+    else:
+        q, k, v = (h @ w[f"attn_{part}"].T for part in "qkv")
+    if rotates:
+        q, k = rotated(s, q), rotated(s, k)
+    q, k, v = (each.reshape(len(h), -1, HEAD_DIM) for each in (q, k, v))
+    shared, out = N_HEADS // k.shape[1], np.zeros(q.shape)
+    for token in range(len(h)):
+        first = 0 if whole else max(0, token + 1 - s.window)
+        for head in range(N_HEADS):
+            keys, values = (each[first : token + 1, head // shared] for each in (k, v))
+            scores = np.exp(keys @ q[token, head] / np.sqrt(HEAD_DIM))
+            out[token, head] = scores @ values / scores.sum()
+    return out.reshape(len(h), -1) @ w["attn_output"].T
+
+
+def rotated(s: Shape, x: np.ndarray) -> np.ndarray:
+    half = HEAD_DIM // 2
+    angles = np.arange(len(x))[:, None] * THETA ** -(np.arange(half) / half)  # [n, half]
+    shape = (len(x), -1, half, 2) if s.interleaved else (len(x), -1, 2, half)
+    pairs = x.reshape(shape)
+    pairs = pairs if s.interleaved else pairs.swapaxes(2, 3)  # [n, heads, half, 2]
+    turned = (pairs[..., 0] + 1j * pairs[..., 1]) * np.exp(1j * angles)[:, None]
+    pairs = np.stack([turned.real, turned.imag], axis=-1)
+    return (pairs if s.interleaved else pairs.swapaxes(2, 3)).reshape(x.shape)
+
+
+def network(s: Shape, w: Layer, h: np.ndarray, chosen_by: np.ndarray) -> np.ndarray:
+    if "ffn_gate_inp" not in w:
+        return glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"])
+    y = np.zeros(h.shape)
+    if "ffn_gate_shexp" in w:
+        y += glu(s, h, w["ffn_gate_shexp"], w["ffn_up_shexp"], w["ffn_down_shexp"])
+    for token, scores in enumerate(chosen_by @ w["ffn_gate_inp"].T):
+        shares = 1 / (1 + np.exp(-scores)) if s.by_sigmoid else np.exp(scores)
+        if not s.by_sigmoid:
+            shares /= shares.sum()
+        best = np.argsort(-shares)[:N_USED]
+        all_shares = shares[best].sum() if s.normalized else 1.0
+        for expert in best:
+            matrices = (w[f"ffn_{part}_exps"][expert] for part in ("gate", "up", "down"))
+            y[token] += s.scale * shares[expert] / all_shares * glu(s, h[token], *matrices)
+    return y
+
+
+def glu(s: Shape, h: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    x = h @ gate.T
+    return ((np.maximum(x, 0) if s.relu else x / (1 + np.exp(-x))) * (h @ up.T)) @ down.T
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + EPS) * weight
