@@ -109,6 +109,9 @@ ARCHITECTURES = {
         {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
     "command-r": Own(_LAYER_NORM | {"logit_scale": 0.5}),
+    "dbrx": Own(
+        _LAYER_NORM | _EXPERTS | {"expert_feed_forward_length": None, "attention.clamp_kqv": 1.0}
+    ),
     "deci": Own(
         {"attention.head_count": np.array([4, 0, 4, 4, 0, 4, 4, 4], np.int32)}
         | {"attention.head_count_kv": np.array([2, 0, 1, 4, 0, 2, 2, 1], np.int32)}

@@ -27,12 +27,17 @@ class Case:
     @property
     def n_experts(self) -> int:
         keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-        return next((self.config[key] for key in keys if key in self.config), 0)
+        return next((self._sizes[key] for key in keys if key in self._sizes), 0)
 
     @property
     def n_experts_used(self) -> int:
-        keys = ("top_k_experts", "num_experts_per_tok", "moe_k", "moe_topk")
-        return int(next(self.config[key] for key in keys if key in self.config))
+        keys = ("top_k_experts", "num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k")
+        return int(next(self._sizes[key] for key in keys if key in self._sizes))
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        """DBRX has them in a part."""
+        return self.config | self.config.get("ffn_config", {})
 
     @property
     def gemma(self) -> bool:

@@ -79,7 +79,31 @@ _SWASH_KEYS = {
     "attention.sliding_window_pattern": np.array([0, 1, 1], bool),
 }
 
+_DBRX_NAMES = {
+    "wte": "token_embd",
+    "norm_f": "output_norm",
+    "norm_attn_norm.norm_1": "attn_norm",
+    "norm_attn_norm.attn.Wqkv": "attn_qkv",
+    "norm_attn_norm.attn.out_proj": "attn_output",
+    "norm_attn_norm.norm_2": "attn_output_norm",
+    "ffn.router.layer": "ffn_gate_inp",
+    "ffn.experts.mlp.w1": "ffn_gate_exps",
+    "ffn.experts.mlp.v1": "ffn_up_exps",
+    "ffn.experts.mlp.w2": "ffn_down_exps",
+}
+
 EXPERT_CASES = {
+    "DBRX": Case(
+        "Dbrx",
+        "dbrx",
+        {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": CONTEXT}
+        | {"attn_config": {"kv_n_heads": 2, "clip_qkv": 1.0, "rope_theta": 5e5}}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+        | {"ffn_config": {"moe_num_experts": 6, "moe_top_k": 2, "ffn_hidden_size": 96}},
+        {"rope.freq_base": 5e5, "attention.layer_norm_epsilon": 1e-5, "attention.clamp_kqv": 1.0},
+        names=_DBRX_NAMES,
+        extra={"rope_parameters": None},  # transformers does not look at attn_config's theta
+    ),
     "MiMo-V2-Flash": Case(
         "MiMoV2Flash",
         "mimo2",

@@ -341,8 +341,9 @@ PLAIN_CASES = {
     "MPT": Case(
         "Mpt",
         "mpt",
-        _OF_256 | {"max_seq_len": CONTEXT},
+        _OF_256 | {"max_seq_len": CONTEXT, "attn_config": {"clip_qkv": 1.0}},
         {"attention.max_alibi_bias": 8.0, "attention.layer_norm_epsilon": 1e-5}
+        | {"attention.clamp_kqv": 1.0}
         | {"attention.head_count_kv": 4},
         names={
             "wte": "token_embd",

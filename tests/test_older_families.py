@@ -1,5 +1,5 @@
-"""What is particular to families from before Llama, and to Apertus: positions that a table has,
-masks among the weights, what files lack, and what is refused by name."""
+"""What is particular to families from before Llama, to Apertus and to DBRX: positions that a table
+has, masks among the weights, what files lack, and what is refused by name."""
 
 from pathlib import Path
 
@@ -181,6 +181,27 @@ def test_numbers_of_an_activation_become_metadata(tmp_path):
 )
 def test_numbers_that_are_missing_or_are_none_are_refused(tmp_path, changed, fault):
     folder = write_folder(tmp_path / "model", APERTUS, apertus_numbers(**changed))
+    with pytest.raises(FormatError, match=fault):
+        open_model(folder)
+
+
+DBRX = {"model_type": "dbrx", "d_model": 8, "n_heads": 1, "n_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("network", "fault"),
+    [
+        ({"moe_num_experts": 4}, r"mlp\.w1' has shape \[6, 8\]; expected rows of 4 matrices"),
+        ({"moe_num_experts": 0}, "num_experts is 0"),
+        ({"moe_normalize_expert_weights": 2.0}, "moe_normalize_expert_weights is '2.0'"),
+        ({"ffn_act_fn": {"name": "gelu"}}, "hidden_act is 'gelu'; expected 'silu'"),
+        (3, "ffn_config is no object"),
+    ],
+)
+def test_experts_that_are_not_dbrxs_are_refused(tmp_path, network, fault):
+    tensors = {"wte.weight": np.ones((len(vocabulary_tokens()), 8))}
+    tensors["blocks.0.ffn.experts.mlp.w1"] = np.ones((6, 8))
+    folder = write_folder(tmp_path / "model", DBRX | {"ffn_config": network}, tensors)
     with pytest.raises(FormatError, match=fault):
         open_model(folder)
 

@@ -38,6 +38,7 @@ class Slots:
     """GGUF's names of a tensor whose rows are not simply stored one after the other.
 
     alternate: the names take turns, row by row; otherwise each has the next part of the rows.
+    matrices: so many float matrices lie below each other in one. 0: they are stacked, or one.
     transposed: float matrices are stored as [k, n].
     head_rows: of the first and the second name. The matrix has the rows of one head after another,
     [n_heads * sum(head_rows), k]. The tensors are [n_heads, k, rows], which is transposed, and
@@ -51,6 +52,7 @@ class Slots:
 
     names: tuple[str, ...]
     alternate: bool = False
+    matrices: int = 0
     transposed: bool = False
     head_rows: tuple[int, int] | None = None
     head_parts: tuple[tuple[int, int], ...] = ()

@@ -222,6 +222,7 @@ def _places(
                 yield hf_sources.integers(stored, place.slots.below), place
                 continue
             turned = place.slots.transposed
+            stored = stored.stacked(place.slots.matrices) if place.slots.matrices else stored
             yield (hf_sources.transposed if turned else hf_sources.plain)(stored), place
 
 

@@ -69,6 +69,14 @@ class Stored:
     def fault(self, text: str) -> FormatError:
         return FormatError(f"{self.file.path}: tensor {quote(self.name)} {text}")
 
+    def stacked(self, n_matrices: int) -> "Stored":
+        """A matrix as n_matrices of equal height, which lie below each other in it."""
+        shape = self.shape
+        if len(shape) != 2 or shape[0] % n_matrices:
+            raise self.fault(f"has shape {list(shape)}; expected rows of {n_matrices} matrices")
+        entry = replace(self.entry, shape=(n_matrices, shape[0] // n_matrices, shape[1]))
+        return replace(self, entry=entry)
+
     def expect_shape(self, *expected: int) -> None:
         if self.shape != expected:
             raise self.fault(f"has shape {list(self.shape)}; expected {list(expected)}")

@@ -200,6 +200,8 @@ def attention(
         q = linear(g, c, h, "attn_q", (2 if gated else 1) * c.q_width)  # [n, q_width]
         k = linear(g, c, h, "attn_k", c.kv_width)  # [n, kv_width]
         v = linear(g, c, h, "attn_v", c.v_width)  # [n, v_width]
+    if limit := c.qkv_limit:
+        q, k, v = (g.clamp(each, -limit, limit, out=each) for each in (q, k, v))
     if c.value_scale != 1.0:
         v = g.scale(v, c.value_scale, out=v)
     if gated:

@@ -297,6 +297,7 @@ class ModelConfig:
     attention_scale: float  # what q k^T is multiplied by
     value_dim: int = 0  # of a head's values; 0: as head_dim
     value_scale: float = 1.0  # what values are multiplied by
+    qkv_limit: float = 0.0  # queries, keys and values are cut off at +-limit; 0: they are not
     fused_qkv: bool = False  # Q, K and V come from one matrix
     # Which dimensions of a head rope rotates as a pair. True: neighbours. False: j and
     # j + rope_dims / 2.

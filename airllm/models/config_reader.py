@@ -138,7 +138,7 @@ class ConfigReader:
         return value
 
     def cap(self, name: str, default: float = 0.0) -> float:
-        """A smooth limit; 0: none."""
+        """A limit of absolute values; 0: none."""
         cap = self.number(name, default)
         if cap != 0.0 and cap < 1e-3:
             raise self.fault(name, cap, "expected at least 0.001, or 0 for none")

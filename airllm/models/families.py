@@ -19,6 +19,7 @@ _FILES = {
     "codeshell": ("codeshell",),
     "cohere2": ("command-r", "cohere2"),
     "cohere2moe": ("cohere2moe",),
+    "dbrx": ("dbrx",),
     "deci": ("deci",),
     "deepseek": ("bailingmoe", "deepseek"),
     "deepseek2": ("deepseek2", "mistral4"),

@@ -14,6 +14,7 @@ from airllm.models.starcoder2 import EPS
 from airllm.util.metadata import Metadata
 
 _LARGEST = "attention.max_alibi_bias"
+LIMIT = "attention.clamp_kqv"  # of queries, keys and values
 _SLOTS = ("attn_norm", "ffn_norm", "output_norm", "attn_qkv", "attn_output", "ffn_up", "ffn_down")
 
 
@@ -24,6 +25,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         layer_norms=True,
         biases=r.optional_biases(*_SLOTS),
         alibi=largest_bias(r, 0.0),
+        qkv_limit=r.cap(LIMIT),
         learned_positions="position_embd.weight" in r.file.tensors,
     )
 
@@ -45,12 +47,13 @@ def _values(config: HFReader) -> dict[str, object]:
         r.expect(key, None, allowed)
     config.expect("norm_type", None, "low_precision_layernorm", "layernorm")
     config.ignore("no_bias")  # the tensors show biases
-    return {_LARGEST: float(r.integer("alibi_bias_max", 8))}
+    limit = {} if r.get("clip_qkv") is None else {LIMIT: r.number("clip_qkv")}
+    return {_LARGEST: float(r.integer("alibi_bias_max", 8)), **limit}
 
 
 # What is implemented of the settings of attention.
 _PLAIN = {
-    **{"attn_type": "multihead_attention", "alibi": True, "clip_qkv": None, "softmax_scale": None},
+    **{"attn_type": "multihead_attention", "alibi": True, "softmax_scale": None},
     **{"qk_ln": False, "prefix_lm": False, "attn_uses_sequence_id": False},
 }
 
