@@ -430,6 +430,7 @@ ARCHITECTURES = {
     "qwen3vlmoe": Own(_EXPERTS),
     "refact": Own({"attention.head_count_kv": 1}),
     "seed_oss": Own(tensors={f"blk.{i}.attn_q.bias": (64,) for i in range(8)}),
+    "smallthinker": Own(_EXPERTS | {"attention.sliding_window": 20, "expert_gating_func": 2}),
     "smollm3": Own(),
     "stablelm": Own(_LAYER_NORM | {"rope.dimension_count": 4}),
     "starcoder": Own(_LAYER_NORM | {"attention.head_count_kv": 1}),

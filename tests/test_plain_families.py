@@ -40,6 +40,9 @@ SHAPES = {
     "bailingmoe": Shape(interleaved=True, normalized=True),
     "deepseek": Shape(interleaved=True, scale=1.5),
     "qwen": Shape(),
+    "smallthinker": Shape(
+        by_sigmoid=True, normalized=True, relu=True, router_first=True, window=20
+    ),
 }
 
 

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Normed = Literal["", "heads", "rows", "rotated heads"]
+Activation = Literal["silu", "gelu", "relu"]  # of what multiplies the up values: SwiGLU, GEGLU, ...
 Half = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]  # of a layer
 # Attention of rotated queries over the keys that are kept: of (graph, config, layer, q, h).
 Attend = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer, Buffer], Buffer]
@@ -267,16 +268,16 @@ def glu_mlp(
     c: ModelConfig,
     h: Buffer,
     *,
-    gelu: bool = False,
+    activation: Activation = "silu",
     width: int = 0,
     suffix: str = "",
 ) -> Buffer:
-    """SwiGLU, or GEGLU (arXiv:2002.05202). width: intermediate; 0: c.intermediate_size. suffix: of
-    the slots' names."""
+    """SwiGLU, GEGLU or ReGLU (arXiv:2002.05202). width: intermediate; 0: c.intermediate_size.
+    suffix: of the slots' names."""
     width = width or c.intermediate_size
     gate = linear(g, c, h, f"ffn_gate{suffix}", width)
     up = linear(g, c, h, f"ffn_up{suffix}", width)
-    return linear(g, c, gated(g, c, gate, up, gelu), f"ffn_down{suffix}", c.hidden_size)
+    return linear(g, c, gated(g, c, gate, up, activation), f"ffn_down{suffix}", c.hidden_size)
 
 
 def fused_glu_mlp(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
@@ -303,14 +304,18 @@ def mlp(
     return linear(g, c, up, f"ffn_down{suffix}", c.hidden_size)
 
 
-def gated(g: GraphBuilder, c: ModelConfig, gate: Buffer, up: Buffer, gelu: bool) -> Buffer:
-    """The activation of SwiGLU, of GEGLU, or gpt-oss's."""
+def gated(
+    g: GraphBuilder, c: ModelConfig, gate: Buffer, up: Buffer, activation: Activation
+) -> Buffer:
+    """The activation of the gate times the up values; or gpt-oss's."""
     if c.gate_limit:
         return g.swiglu_oai(gate, up, alpha=c.gate_alpha, limit=c.gate_limit, shift=c.up_shift)
     if limit := c.swiglu_limit:
         act = g.clamp(g.silu(gate, out=gate), -_UNLIMITED, limit, out=gate)
         return g.multiply(act, g.clamp(up, -limit, limit, out=up), out=act)
-    return g.geglu(gate, up) if gelu else g.swiglu(gate, up)
+    if activation == "relu":
+        return g.multiply(g.clamp(gate, 0.0, _UNLIMITED, out=gate), up, out=gate)
+    return g.geglu(gate, up) if activation == "gelu" else g.swiglu(gate, up)
 
 
 def experts(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
@@ -336,14 +341,25 @@ def route(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
 
 
 def routed_experts(
-    g: GraphBuilder, c: ModelConfig, h: Buffer, route: Buffer, *, gelu: bool = False
+    g: GraphBuilder,
+    c: ModelConfig,
+    h: Buffer,
+    route: Buffer,
+    *,
+    activation: Activation = "silu",
 ) -> Buffer:
-    """The sum of the experts' outputs. gelu: of GEGLU in place of SwiGLU."""
-    return g.expert_sum(expert_outputs(g, c, h, route, gelu=gelu), route)  # [n, hidden]
+    """The sum of the experts' outputs."""
+    outputs = expert_outputs(g, c, h, route, activation=activation)
+    return g.expert_sum(outputs, route)  # [n, hidden]
 
 
 def expert_outputs(
-    g: GraphBuilder, c: ModelConfig, h: Buffer, route: Buffer, *, gelu: bool = False
+    g: GraphBuilder,
+    c: ModelConfig,
+    h: Buffer,
+    route: Buffer,
+    *,
+    activation: Activation = "silu",
 ) -> Buffer:
     """The outputs of each token's experts, side by side: [n, used * hidden]."""
     n, ffn, hidden = c.n_experts, c.expert_size, c.hidden_size
@@ -356,7 +372,7 @@ def expert_outputs(
 
     gate = product(h, "ffn_gate_exps", ffn, hidden)
     up = product(h, "ffn_up_exps", ffn, hidden)
-    act = gated(g, c, gate, up, gelu)  # [n, used * ffn]
+    act = gated(g, c, gate, up, activation)  # [n, used * ffn]
     return product(act, "ffn_down_exps", hidden, ffn)
 
 

@@ -77,6 +77,7 @@ _FILES = {
     "qwen35": ("qwen35", "qwen35moe", "qwen3next"),
     "refact": ("refact",),
     "seed_oss": ("seed_oss",),
+    "smallthinker": ("smallthinker",),
     "smollm3": ("smollm3",),
     "stablelm": ("orion", "stablelm"),
     "starcoder2": ("starcoder2",),

@@ -49,7 +49,7 @@ def read(
 
 
 def feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
-    return blocks.glu_mlp(g, c, h, gelu=True)
+    return blocks.glu_mlp(g, c, h, activation="gelu")
 
 
 layer = partial(blocks.layer, after=blocks.AFTER, feed_forward=feed_forward)

@@ -206,7 +206,7 @@ def attention(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) ->
 
 def _feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, x: Buffer) -> Buffer:
     """The dense network, and the experts beside it. The router reads the residual itself."""
-    y = blocks.glu_mlp(g, c, blocks.norm(g, c, x, "ffn_norm"), gelu=True)
+    y = blocks.glu_mlp(g, c, blocks.norm(g, c, x, "ffn_norm"), activation="gelu")
     if not layer.has_experts:
         return y
     y = blocks.norm(g, c, y, "post_ffw_norm_1", out=y)
@@ -214,7 +214,7 @@ def _feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, x: Buffer
     route = blocks.route(g, c, g.scale(h, c.hidden_size**-0.5, out=h))
     route = g.scale_shares(route, g.weight("ffn_down_exps.scale", c.n_experts), out=route)
     h = blocks.norm(g, c, x, "pre_ffw_norm_2")
-    h = blocks.routed_experts(g, c, h, route, gelu=True)
+    h = blocks.routed_experts(g, c, h, route, activation="gelu")
     return g.add(y, blocks.norm(g, c, h, "post_ffw_norm_2", out=h), out=y)
 
 
