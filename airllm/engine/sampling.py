@@ -125,12 +125,12 @@ def _typical(logits: NDArray[np.float32], top_k: int, typical_p: float) -> NDArr
     Tokens are typical whose surprise, -log(probability), is nearest to the mean surprise; as many
     stay as together reach the probability typical_p.
     """
+    if not np.isfinite(logits.max()):  # which is NaN if any is
+        return logits  # ops.sample says what is wrong with it
     ids = np.flatnonzero(np.isfinite(logits))
     if 0 < top_k < len(ids):
         # Of equal logits the lower ids first, as in ops.sample.
         ids = ids[np.argsort(-logits[ids], kind="stable")[:top_k]]
-    if not len(ids) or np.isnan(logits).any():
-        return logits  # ops.sample says what is wrong with it
     surprise = -log_probabilities(logits[ids])
     probabilities = np.exp(-surprise)
     mean = (probabilities * surprise).sum()
