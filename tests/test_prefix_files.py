@@ -69,6 +69,16 @@ def test_what_is_there_is_not_written_again_and_what_is_forgotten_goes(path, fol
     assert not list(folder.iterdir())
 
 
+def test_an_engine_that_is_closed_before_its_scheduler_loses_nothing(path, folder):
+    with Engine(path, backend="cpp", context=CONTEXT) as engine:
+        engine._model.prompts.tokenizer = NoText()
+        with engine.scheduler(cache_dir=folder) as scheduler:
+            ask(scheduler, PROMPT)
+            run(scheduler)
+            engine.close()
+    assert answer(path, folder, PROMPT).reused_tokens > 0
+
+
 def test_only_the_user_may_read_it(path, folder):
     answer(path, folder, PROMPT)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -91,6 +101,7 @@ def test_another_model_or_type_of_cache_takes_nothing(path, folder, tmp_path):
     answer(path, folder, PROMPT)
     assert answer(path, folder, PROMPT, kv_type="f32").reused_tokens == 0
     assert answer(path, folder, PROMPT).reused_tokens > 0  # both are there
+    assert {each.name.split("-")[1] for each in folder.iterdir()} == {"f16", "f32"}
     (tmp_path / "other").mkdir()
     other = write_tiny_model(tmp_path / "other", "q4_0", sizes=Sizes(context=CONTEXT)).path
     assert answer(other, folder, PROMPT).reused_tokens == 0

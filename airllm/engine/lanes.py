@@ -121,7 +121,7 @@ class Lanes:
         """Write the tree to its folder, and forget it."""
         if self._writer is not None:
             self._writer.close()
-        if self._folder is not None and not self._model.closed:
+        if self._folder is not None:
             self._write(self._folder)
         self._free.clear()
         self.tree.shrink(0)
