@@ -150,7 +150,7 @@ class NextTokens:
         """The hidden state before a position, [1, hidden], or zeros."""
         if position - 1 in self._known:
             row = position - 1 - self._known.start
-            return self._hidden[row : row + 1].copy()
+            return self._hidden[row : row + 1]
         return np.zeros((1, self._hidden.shape[1]), np.float32)
 
     def _join(self, bound: HeadSteps[Any], ids: NDArray[np.int32], hidden: Rows) -> None:

@@ -121,9 +121,9 @@ class Choice:
 
     @property
     def knows_its_keys(self) -> bool:
-        """Not after a shift, nor after a pass that failed."""
+        """Not after a shift, nor after a pass that failed: more was evaluated than is left."""
         n_known = len(self._reused) + sum(n for _, n in self._evaluated)
-        return not self.answer.n_shifted and 0 < n_known == self.state.length
+        return 0 < n_known == self.state.length
 
     def keys(self) -> Keys:
         """Of the tokens of the state; only if knows_its_keys."""

@@ -450,8 +450,6 @@ class Scheduler(Closing):
         """An error, of the request or of its callback, ends the request and no other."""
         handle = job.handle
         with handle.telling():
-            if handle.is_over:
-                return
             try:
                 for event in events:
                     if not handle.tell(event):

@@ -113,7 +113,7 @@ class PrefixTree:
 
     def _usable(self, node: _Node, shared: int, usable: Callable[[int], int]) -> int:
         length, snapshot = usable(shared), node.snapshot
-        if length == 0 or snapshot is None or snapshot.continues_at(self._layout, length):
+        if snapshot is None or snapshot.continues_at(self._layout, length):
             return length
         # It can go on from its own end, if that is within what is shared.
         at_end = node.depth == shared and usable(shared) == shared

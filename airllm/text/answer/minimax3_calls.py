@@ -62,7 +62,7 @@ def _part(schema: object, name: str) -> object:
     properties = schema.get("properties")
     if isinstance(properties, Mapping) and name in properties:
         return properties[name]
-    return schema.get("items") if name == "item" else None
+    return schema.get("items")
 
 
 def _drop(text: str) -> None:

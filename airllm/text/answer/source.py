@@ -130,11 +130,9 @@ class AnswerSource:
             raise NotACallError
         yield from self.json_value(pieces.append)
         try:
-            value = json.loads("".join(pieces), strict=False)
+            value: str = json.loads("".join(pieces), strict=False)
         except ValueError:
             raise NotACallError from None
-        if not isinstance(value, str):
-            raise NotACallError
         return value
 
     def json_value(self, say: Say) -> Reading[None]:
