@@ -17,7 +17,7 @@ constexpr std::size_t plane_vector(int bits, int width, std::size_t i) {
     for (int other = 1; other <= 4; other *= 2) {
         if (other == width || !(bits & other)) continue;
         const std::size_t quads = 8 / static_cast<std::size_t>(other);
-        place += other < width ? quad / quads + 1 : (quad + quads - 1) / quads;
+        place += quad / quads + (other < width);
     }
     return place;
 }
