@@ -44,7 +44,7 @@ Pages::~Pages() { munmap(data_, bytes_); }
 // it.
 Reader::Reader(Schedule& schedule, std::unique_ptr<Requests> requests, std::size_t depth)
     : schedule_(schedule),
-      buffer_bytes_(round_up(schedule.largest_piece()) + 2 * direct_alignment),
+      buffer_bytes_(round_up(schedule.largest_piece()) + direct_alignment),
       memory_(depth * buffer_bytes_),
       requests_(std::move(requests)),
       buffers_(depth) {

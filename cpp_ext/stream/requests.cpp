@@ -17,9 +17,7 @@ class BlockingRequests : public Requests {
         const auto [tag, read] = waiting_.front();
         waiting_.pop_front();
         if (cancelled_) return {tag, -ECANCELED};
-        const ssize_t n =
-            pread(read.descriptor, read.memory, read.bytes, static_cast<off_t>(read.offset));
-        return {tag, n < 0 ? -errno : n};
+        return {tag, read_now(read)};
     }
 
     void cancel() override { cancelled_ = true; }
@@ -34,6 +32,12 @@ class BlockingRequests : public Requests {
 };
 
 }  // namespace
+
+ssize_t read_now(const Read& read) {
+    const ssize_t n =
+        pread(read.descriptor, read.memory, read.bytes, static_cast<off_t>(read.offset));
+    return n < 0 ? -errno : n;
+}
 
 std::unique_ptr<Requests> blocking_requests(std::size_t) {
     return std::make_unique<BlockingRequests>();

@@ -17,6 +17,9 @@ struct Read {
     std::uint64_t offset;
 };
 
+// Bytes that were read, or minus an errno.
+ssize_t read_now(const Read& read);
+
 struct Outcome {
     std::size_t tag;
     ssize_t result;  // bytes that were read, or minus an errno
@@ -26,7 +29,7 @@ struct Outcome {
 class Requests {
  public:
     virtual ~Requests() = default;
-    // Begins a read; at most `depth` may be under way.
+    // Begins a read.  tag: below `depth`, and of no read that is under way.
     virtual void start(std::size_t tag, const Read& read) = 0;
     // Waits until one of the started reads has ended: until then, its memory is written to.
     virtual Outcome finish() = 0;

@@ -53,7 +53,6 @@ std::optional<Piece> Schedule::claim(bool wait) {
             if (next_piece_ == 0) {
                 slot.sequence = filling_;
                 slot.left = pieces.size();
-                slot.fault.reset();
             }
             Piece piece = pieces[next_piece_];
             piece.slot = filling_ % slots_.size();
@@ -114,7 +113,7 @@ std::optional<Taken> Schedule::take(std::chrono::milliseconds at_most) {
     check();
     const auto is_there = [&] {
         const Slot& here = slots_[next_ % slots_.size()];
-        return closed_ || held_ || here.fault || (here.sequence == next_ && here.left == 0);
+        return closed_ || here.fault || (here.sequence == next_ && here.left == 0);
     };
     if (!is_there()) {
         const auto start = Clock::now();

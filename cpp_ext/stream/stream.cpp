@@ -88,24 +88,30 @@ struct Stream::State {
                    options.endless) {}
 };
 
-Stream::Stream(std::vector<std::shared_ptr<File>> files, std::vector<Section> sections,
-               Options options, MakeRequests make) {
+std::shared_ptr<Stream::State> Stream::made(std::vector<std::shared_ptr<File>> files,
+                                            std::vector<Section> sections, const Options& options,
+                                            MakeRequests make) {
     if ((sections.empty() && options.endless) || !options.slots || !options.threads ||
         !options.depth || !options.piece_bytes)
         throw std::invalid_argument("Stream: no sections, slots, threads, depth or piece_bytes");
-    state_ = std::make_shared<State>(std::move(files), std::move(sections), options);
-    State& s = *state_;
-    Requested made = make_requests(options, s.schedule.largest_piece(), std::move(make));
-    for (auto& requests : made.of_readers)
-        s.readers.push_back(std::make_unique<Reader>(s.schedule, std::move(requests), made.depth));
-    s.uring = made.uring;
-    s.depth = made.depth * s.readers.size();
-    try {
-        start_threads();
-    } catch (...) {
-        close();
-        throw;
-    }
+    auto state = std::make_shared<State>(std::move(files), std::move(sections), options);
+    State& s = *state;
+    Requested requested = make_requests(options, s.schedule.largest_piece(), std::move(make));
+    for (auto& requests : requested.of_readers)
+        s.readers.push_back(
+            std::make_unique<Reader>(s.schedule, std::move(requests), requested.depth));
+    s.uring = requested.uring;
+    s.depth = requested.depth * s.readers.size();
+    return state;
+}
+
+Stream::Stream(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+// If a thread cannot start, the destructor ends the others, as there is a stream by then.
+Stream::Stream(std::vector<std::shared_ptr<File>> files, std::vector<Section> sections,
+               Options options, MakeRequests make)
+    : Stream(made(std::move(files), std::move(sections), options, std::move(make))) {
+    start_threads();
 }
 
 void Stream::start_threads() {

@@ -68,6 +68,10 @@ class Stream {
  private:
     struct State;
     std::shared_ptr<State> state_;
+    explicit Stream(std::shared_ptr<State> state);
+    static std::shared_ptr<State> made(std::vector<std::shared_ptr<File>> files,
+                                       std::vector<Section> sections, const Options& options,
+                                       MakeRequests make);
     void start_threads();
     // Throws std::logic_error in a child of fork().
     Schedule& schedule() const;

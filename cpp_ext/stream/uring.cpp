@@ -14,7 +14,6 @@
 #include <atomic>
 #include <cerrno>
 #include <deque>
-#include <vector>
 
 namespace tensor_ops::stream {
 namespace {
@@ -54,6 +53,8 @@ class UringRequests : public Requests {
  public:
     // False if this process cannot use io_uring.
     bool open(std::size_t depth) {
+        depth_ = depth;
+        // Room for 2 (depth + 1) completions: the reads, their cancels and the wake.
         io_uring_params p{};
         ring_ = static_cast<int>(syscall(SYS_io_uring_setup, depth + 1, &p));
         // These features exist from Linux 5.6 on, as does IORING_OP_READ.
@@ -96,11 +97,9 @@ class UringRequests : public Requests {
         entry.len = static_cast<unsigned>(read.bytes);
         entry.off = read.offset;
         entry.user_data = tag;
-        if (submit(entry)) return under_way_.push_back(tag);
+        if (submit(entry)) return;
         // The kernel lacks a resource for the moment: this read goes without io_uring.
-        const ssize_t n =
-            pread(read.descriptor, read.memory, read.bytes, static_cast<off_t>(read.offset));
-        done_.push_back({tag, n < 0 ? -errno : n});
+        done_.push_back({tag, read_now(read)});
     }
 
     Outcome finish() override {
@@ -109,7 +108,6 @@ class UringRequests : public Requests {
             if (entry.user_data == wake_tag) {
                 cancel_all();
             } else if (entry.user_data != cancel_tag) {
-                std::erase(under_way_, entry.user_data);
                 done_.push_back({static_cast<std::size_t>(entry.user_data), entry.res});
             }
         }
@@ -134,7 +132,7 @@ class UringRequests : public Requests {
 
     void cancel_all() {
         cancelled_ = true;
-        for (const std::size_t tag : under_way_) {
+        for (std::size_t tag = 0; tag < depth_; ++tag) {
             io_uring_sqe entry{};
             entry.opcode = IORING_OP_ASYNC_CANCEL;
             entry.addr = tag;
@@ -152,10 +150,7 @@ class UringRequests : public Requests {
         entries_.at<io_uring_sqe>(0)[tail & sq_mask_] = entry;
         sq_array_[tail & sq_mask_] = tail & sq_mask_;
         store(sq_tail_, tail + 1);
-        long submitted;
-        do submitted = enter(1, 0, 0);
-        while (submitted < 0 && errno == EINTR);
-        if (submitted == 1) return true;
+        if (enter(1, 0, 0) == 1) return true;
         store(sq_tail_, tail);  // the kernel has not seen the entry
         return false;
     }
@@ -165,8 +160,8 @@ class UringRequests : public Requests {
     unsigned *sq_tail_ = nullptr, *sq_array_ = nullptr, *cq_head_ = nullptr, *cq_tail_ = nullptr;
     unsigned sq_mask_ = 0, cq_mask_ = 0;
     io_uring_cqe* cqes_ = nullptr;
+    std::size_t depth_ = 0;
     bool cancelled_ = false;
-    std::vector<std::size_t> under_way_;  // tags of the reads that the kernel has
     std::deque<Outcome> done_;
 };
 
