@@ -1,12 +1,15 @@
 // The stream's schedule by itself, without a thread or a disk: what is claimed, wanted and ready.
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 
 #include "check.h"
 #include "stream/schedule.h"
+#include "threads.h"
 
 using namespace std::chrono_literals;
+using tensor_ops::stream::Clock;
 using tensor_ops::stream::Fault;
 using tensor_ops::stream::File;
 using tensor_ops::stream::Piece;
@@ -15,6 +18,13 @@ using tensor_ops::stream::Schedule;
 using tensor_ops::stream::Section;
 
 namespace {
+
+std::shared_ptr<File> file() {
+    std::FILE* empty = std::tmpfile();
+    auto opened = std::make_shared<File>(fileno(empty), "the file", false);
+    std::fclose(empty);
+    return opened;
+}
 
 // Three sections of three pieces of 100 bytes, for two slots; of a file that nobody reads.
 class Three {
@@ -35,12 +45,6 @@ class Three {
     bool is_ready() { return schedule.take(0ms).has_value(); }
 
  private:
-    static std::shared_ptr<File> file() {
-        std::FILE* empty = std::tmpfile();
-        auto opened = std::make_shared<File>(fileno(empty), "the file", false);
-        std::fclose(empty);
-        return opened;
-    }
     static std::vector<Section> sections() {
         std::vector<Section> three;
         for (std::uint64_t i = 0; i < 3; ++i)
@@ -86,7 +90,7 @@ TEST(what_was_claimed_before_a_rewind_is_not_wanted_and_keeps_its_slot_until_it_
     check::that(three.nothing_to_claim(), "two readers in one slot");
     three.schedule.was_read(old, old.bytes);
     check::that(!old.wanted, "a piece of before is wanted");
-    three.schedule.done(old, std::nullopt);
+    three.schedule.done(old, Fault(EIO, "the file", "of before"));
     for (int i = 0; i < 3; ++i) {
         check::that(!three.is_ready(), "ready by a piece of before");
         three.read(three.claim());
@@ -153,4 +157,103 @@ TEST(while_a_section_is_held_another_is_refused) {
     three.schedule.release();
     three.schedule.release();  // which changes nothing
     check::equal(three.schedule.take(0ms).value().section, std::size_t{1}, "section");
+}
+
+TEST(a_close_ends_a_wait_for_pieces_that_never_come) {
+    Three three;
+    std::atomic<bool> ended{false};
+    {
+        const Sleeper waiting([&] {
+            try {
+                three.schedule.take(60s);
+            } catch (const std::logic_error&) {
+                ended = true;
+            }
+        });
+        three.schedule.close();
+    }
+    check::that(ended.load(), "the wait went on");
+}
+
+TEST(a_fault_ends_a_wait_before_the_rest_of_its_section_has_come) {
+    Three three;
+    Piece broken = three.claim();
+    three.claim();
+    std::atomic<bool> told{false};
+    {
+        const Sleeper waiting([&] {
+            try {
+                three.schedule.take(60s);
+            } catch (const Fault&) {
+                told = true;
+            }
+        });
+        three.schedule.was_read(broken, 0);
+        three.schedule.done(broken, Fault(EIO, "the file", "the disk is ill"));
+    }
+    check::that(told.load(), "the wait went on");
+}
+
+TEST(a_reader_that_waits_for_a_slot_goes_on_once_the_pieces_of_before_are_done) {
+    Three three;
+    Piece old = three.claim();
+    three.schedule.rewind();
+    std::atomic<bool> ended{false}, found{false};
+    const Sleeper waiting([&] {
+        found = three.schedule.claim(true).has_value();
+        ended = true;
+    });
+    three.schedule.was_read(old, old.bytes);
+    three.schedule.done(old, std::nullopt);
+    const auto limit = Clock::now() + 60s;
+    while (!ended && Clock::now() < limit) std::this_thread::yield();
+    three.schedule.close();  // which ends the wait in any case
+    check::that(ended && found, "the wait went on");
+}
+
+TEST(a_section_that_is_read_once_lets_go_of_its_places_when_it_is_released) {
+    const auto place = std::make_shared<int>();
+    Schedule schedule({file()}, {}, 1, 100, false);
+    schedule.push({Range{0, 0, 100, 1, {[place](std::span<const std::byte>, std::size_t) {}}}});
+    Piece piece = schedule.claim(false).value();
+    schedule.was_read(piece, piece.bytes);
+    schedule.done(piece, std::nullopt);
+    check::that(schedule.take(0ms).has_value(), "not ready");
+    check::equal(place.use_count(), 2L, "uses while it is held");
+    schedule.release();
+    check::equal(place.use_count(), 1L, "uses afterwards");
+}
+
+// Two pieces that are read at the same time: each moment lies between two that the test took.
+TEST(every_moment_counts_as_reading_or_as_having_nothing_to_read) {
+    const auto now = [] { return tensor_ops::stream::seconds_since(Clock::time_point{}); };
+    const auto pause = [&] {
+        for (const double end = now() + 0.002; now() < end;) std::this_thread::yield();
+    };
+    const double before = now();
+    Three three;
+    const double made = now();
+    pause();
+    const double begins = now();
+    Piece first = three.claim();
+    const double begun = now();
+    pause();
+    Piece second = three.claim();
+    pause();
+    const double under_way = three.schedule.counts().disk_seconds;
+    check::that(under_way >= 0.004 && under_way <= now() - begins, "seconds of reading so far");
+    three.schedule.was_read(first, 0);
+    pause();
+    const double ends = now();
+    three.schedule.was_read(second, 0);
+    const double ended = now();
+    pause();
+    const double asks = now();
+    const tensor_ops::stream::Counts counts = three.schedule.counts();
+    const double asked = now();
+    check::that(counts.disk_seconds >= ends - begun && counts.disk_seconds <= ended - begins,
+                "seconds of reading: " + std::to_string(counts.disk_seconds));
+    const double least = begins - made + asks - ended, most = begun - before + asked - ends;
+    check::that(counts.waited_for_compute >= least && counts.waited_for_compute <= most,
+                "seconds without: " + std::to_string(counts.waited_for_compute));
 }

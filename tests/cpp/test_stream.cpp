@@ -211,6 +211,11 @@ TEST(a_stream_that_is_not_endless_ends_after_its_last_section) {
         check::that(false, "a section after the last");
     } catch (const std::logic_error&) {
     }
+    try {
+        stream.rewind();
+        check::that(false, "the first section again");
+    } catch (const std::logic_error&) {
+    }
 }
 
 TEST(sections_may_be_added_to_a_stream_that_is_not_endless) {
@@ -329,6 +334,11 @@ TEST(an_input_output_error_comes_in_its_place_with_file_and_offset) {
     }
     faulty(stream, EIO, "8192 bytes at offset 40000");
     faulty(stream, EIO, "8192 bytes at offset 40000");
+    FakeDisk unwilling;  // also where nothing is read past the page cache
+    unwilling.result = [](const Read&) { return -EINVAL; };
+    Stream buffered({file.opened(false)}, sections_of(copies, 1, 10'000), small_pieces(),
+                    unwilling.make());
+    faulty(buffered, EINVAL, "8192 bytes at offset 0");
 
     {
         const std::lock_guard lock(disk.mutex);
@@ -346,9 +356,13 @@ TEST(a_file_that_is_shorter_than_was_said_is_called_truncated) {
     for (const bool direct : {true, false}) {
         for (const bool uring : {true, false}) {
             Copies copies;
-            Stream stream({file.opened(direct)}, {{copies.range(45'000, 10'000)}},
-                          small_pieces(uring));
+            Options options = small_pieces(uring);
+            options.endless = false;
+            Stream stream({file.opened(direct)}, {{copies.range(45'000, 8'000)}}, options);
+            const bool was_direct = stream.stats().direct;
             faulty(stream, EIO, "the file ends at 50000");
+            check::equal(stream.stats().direct, was_direct, "direct");
+            if (!direct) check::equal(stream.stats().bytes_read, std::uint64_t{5'000}, "bytes");
         }
     }
 }
@@ -449,4 +463,5 @@ TEST(what_was_waited_for_and_read_is_counted) {
     check::that(stats.bytes_read >= 81'920 && stats.bytes_read <= 81'920 + 2 * 8'192,
                 "bytes read: " + std::to_string(stats.bytes_read));
     check::that(stats.disk_seconds > 0, "seconds of reading");
+    check::that(stats.take_seconds > 0, "seconds of putting them in their places");
 }

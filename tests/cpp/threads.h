@@ -1,7 +1,12 @@
 // What tests of the team share.
 #pragma once
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <fstream>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -16,6 +21,38 @@ class Threads {
 
  private:
     int before_;
+};
+
+// A thread that does some work, which waits for another thread: it sleeps once this is made.  The
+// end of its work is waited for.
+class Sleeper {
+ public:
+    template <class Work>
+    explicit Sleeper(Work work)
+        : thread_([this, work] {
+#if defined(__linux__)
+              id_ = syscall(SYS_gettid);
+#else
+              id_ = 1;
+#endif
+              work();
+          }) {
+        while (!sleeps()) std::this_thread::yield();
+    }
+    ~Sleeper() { thread_.join(); }
+    Sleeper(const Sleeper&) = delete;
+
+ private:
+    bool sleeps() const {
+        if (id_ == 0) return false;
+        std::ifstream file("/proc/self/task/" + std::to_string(id_) + "/stat");
+        std::string stat;
+        std::getline(file, stat);
+        const std::size_t name_end = stat.rfind(") ");
+        return name_end == std::string::npos || stat[name_end + 2] == 'S';  // or it has ended
+    }
+    std::atomic<long> id_{0};
+    std::thread thread_;
 };
 
 // Waits until all workers that a run may have are there; returns how many.
