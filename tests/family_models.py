@@ -364,6 +364,9 @@ ARCHITECTURES = {
         | {"rope.scaling.yarn_log_multiplier": 0.1, "attention.temperature_scale": 0.1}
     ),
     "mpt": Own(_LAYER_NORM | {"attention.head_count_kv": 2, "attention.max_alibi_bias": 6.0}),
+    "muse-glimmer": Own(
+        {"attention.sliding_window": 20, "logit_scale": 0.5, "final_logit_softcapping": 2.0}
+    ),
     "nemotron": Own(_LAYER_NORM | {"rope.dimension_count": 8}),
     "nemotron_h": Own(_MAMBA2 | _ONE_PART),
     "nemotron_h_moe": Own(

@@ -43,6 +43,12 @@ class Case:
     def gemma(self) -> bool:
         return self.arch.startswith("gemma")
 
+    def adds_one(self, norm: str) -> bool:
+        """Likewise, of the norm with that name."""
+        muse = self.arch == "muse-glimmer"
+        whole = "language_model.norm.weight" if muse else "linear_attn.norm.weight"
+        return self.plus_one and not norm.endswith(whole)
+
     @property
     def plus_one(self) -> bool:
         """Whether norms multiply by 1 + weight, and GGUF has the sum."""
@@ -51,6 +57,8 @@ class Case:
             "gemma2",
             "gemma3",
             "minimax-m3",
+            "muse-glimmer",
+            "muse-glimmer",
             "nemotron",
             "step35",
             *DELTA_NETS,

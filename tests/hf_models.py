@@ -77,12 +77,17 @@ def build(case: Case) -> Any:
         elif case.arch == "minimax-m3":
             vision = {"hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 2}
+        elif case.arch == "muse-glimmer":
+            vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+            vision |= {"num_attention_heads": 2, "pos_emb_height": 4, "pos_emb_width": 4}
         elif case.arch == "llama4":
             vision = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 2}
             vision |= {"vision_output_dim": 16, "projector_input_dim": 16}
             vision |= {"projector_output_dim": 16}
         values = {"text_config": values, "vision_config": vision, "tie_word_embeddings": case.gemma}
+        if case.arch == "muse-glimmer":
+            values |= {"out_hidden_size": 64, "projector_hidden_size": 16}
     config = getattr(transformers, config_class)(**values)
     config.get_text_config().allow_global_per_layer_attribute_access = True
     config._attn_implementation = "eager"  # the one that caps scores
@@ -94,8 +99,7 @@ def build(case: Case) -> Any:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if re.search(r"(norm(_\d)?|\bln_\w+)\.weight$", name):
-                plus_one = case.plus_one and not name.endswith("linear_attn.norm.weight")
-                centre = 0.0 if plus_one else 1.0
+                centre = 0.0 if case.adds_one(name) else 1.0
                 weight.uniform_(centre - 0.5, centre + 0.5, generator=random)
                 if case.arch in ("gemma3n", "gemma4") and name.endswith("q_norm.weight"):
                     weight *= len(weight) ** -0.5  # nothing else makes its scores small
@@ -270,7 +274,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if case.arch == "falcon-h1":
             values = values * _falcon_factor(config, name)
         norms = ("norm.weight", "norm_key.weight", "norm_query.weight", "norm_conv.weight")
-        if case.plus_one and name.endswith(norms):
+        if case.adds_one(name) and name.endswith(norms):
             values = values + np.float32(1.0)
         if case.reordered and name.endswith(_REORDERED):
             values = _neighbours(values, _head_dim(config))
@@ -279,6 +283,11 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
     if rope.get("rope_type") == "llama3":
         plain = float(rope["rope_theta"])
         yield "rope_freqs.weight", _rope_factors(model.model.rotary_emb.inv_freq, plain)
+    if "qk_scale_factor" in case.config:
+        for layer in range(config.num_hidden_layers):
+            for part, factor in (("q", config.qk_scale_factor), ("k", 1.0)):
+                name = f"blk.{layer}.attn_{part}_norm.weight"
+                yield name, np.full(config.head_dim, factor, np.float32)
     full = rope.get("full_attention", {})
     if full.get("rope_type") == "llama3":
         inv_freq = model.model.language_model.rotary_emb.full_attention_inv_freq
@@ -403,7 +412,15 @@ def _rope_factors(inv_freq: Any, theta: float) -> np.ndarray:
 
 
 _CLASSES = {"GPT2": "GPT2LMHeadModel", "Exaone": "LlamaForCausalLM"}
-_SIGHT = (".visual.", "vision_tower.", "vision_model.", "embed_vision.", "multi_modal_projector.")
+_SIGHT = (
+    ".visual.",
+    "vision_adapter.",
+    "vision_projection.",
+    "vision_tower.",
+    "vision_model.",
+    "embed_vision.",
+    "multi_modal_projector.",
+)
 _REORDERED = tuple(f"{part}_proj.{kind}" for part in "qk" for kind in ("weight", "bias"))
 _EXACT = (
     *(".bias", "coef.weight", "conv.weight", "conv1d.weight", "ssm_norm.weight", "ssm_a", "ssm_d"),

@@ -357,6 +357,18 @@ PLAIN_CASES = {
         },
         extra={"architectures": ["MPTForCausalLM"]},
     ),
+    "Muse Glimmer": Case(
+        "MuseGlimmer",
+        "muse-glimmer",
+        {"head_dim": 32, "sliding_window": 20, "num_hidden_layers": 4, "qk_scale_factor": 1.5}
+        | {"output_multiplier": 0.7, "final_logit_softcapping": 3.0, "pad_token_id": 0},
+        {"attention.sliding_window": 20, "logit_scale": 0.7, "final_logit_softcapping": 3.0}
+        | {"attention.sliding_window_pattern": np.array([1, 1, 1, 0], bool)},
+        names=_SANDWICH
+        | {"pre_feedforward_layernorm": "ffn_norm", "self_attn.gate_proj": "attn_gate"},
+        reordered=True,
+        sees=True,
+    ),
     "Jais 2": Case("Jais2", "jais2", {"head_dim": 16}),
     "Gemma": Case(
         "Gemma",

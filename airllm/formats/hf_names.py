@@ -19,7 +19,7 @@ from airllm.formats.numbers import decode
 from airllm.formats.safetensors import StoredTensor
 from airllm.util.metadata import FormatError
 
-__all__ = ["Shard", "Translated", "translate_tensors"]
+__all__ = ["Shard", "Translated", "plus_one", "translate_tensors"]
 
 _HEAD = "lm_head.weight"
 _HEADS = re.compile(r"(.*\.)?lm_head\.(q?weight\w*|qzeros|scales|g_idx)")  # also quantised
@@ -34,7 +34,8 @@ _EXPERT = re.compile(
 # rope and of attention's masks that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
-    r"|vit_large_projector|embed_audio|patch_merge_mlp|mtp(_\w+)?|vision|aligner)\..*"
+    r"|vit_large_projector|embed_audio|patch_merge_mlp|mtp(_\w+)?|vision|aligner"
+    r"|vision_adapter|vision_projection)\..*"
     r"|image_\w+|.*\.rotary_emb\.inv_freq|(.*\.)?(attn|attention)\.(masked_)?bias"
 )
 _MTP = re.compile(r"(?:model\.)?mtp\.(?:layers\.(?P<number>\d{1,5})\.)?(?P<stem>.*)")
@@ -325,11 +326,11 @@ def _shared_out(slots: Slots, source: RowSource) -> Iterable[tuple[str, RowSourc
 def _change(name: str, config: HFConfig) -> Change | None:
     """What GGUF's values of the tensor are, given the folder's; None: the same."""
     if config.plus_one and _NORM.fullmatch(name) and not name.endswith(_WHOLE_NORMS):
-        return _plus_one
-    return config.changed.get(name.split(".")[-1])
+        return plus_one
+    return config.changed.get(name.removesuffix(".weight").split(".")[-1])
 
 
-def _plus_one(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def plus_one(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of the weight of a norm: Gemma multiplies by 1 + weight, and GGUF stores the sum."""
     return values + np.float32(1.0)
 

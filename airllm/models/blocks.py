@@ -5,6 +5,7 @@ residual, [n, hidden]. A weight's slot is named as GGUF names the tensor.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from airllm.graph.builder import GraphBuilder
@@ -120,6 +121,7 @@ def layer(
     it has none.
     """
     g = GraphBuilder("layer", activations=activations)
+    behind = replace(c, norm_eps=c.after_eps or c.norm_eps)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
     h = norm(g, c, x, before[0]) if before[0] else x
     if mixer is None:
@@ -127,10 +129,10 @@ def layer(
         y = attention(g, c, layer, h, normed=normed, attend=attend, **how)
     else:
         y = mixer(g, c, layer, h)
-    x = add(g, c, x, norm(g, c, y, after[0], out=y) if after[0] else y)
+    x = add(g, c, x, norm(g, behind, y, after[0], out=y) if after[0] else y)
     h = norm(g, c, x, before[1]) if before[1] else x
     y = (feed_forward or dense_or_experts)(g, c, layer, h)
-    add(g, c, x, norm(g, c, y, after[1], out=y) if after[1] else y)
+    add(g, c, x, norm(g, behind, y, after[1], out=y) if after[1] else y)
     return g.build()
 
 

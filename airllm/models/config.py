@@ -302,6 +302,7 @@ class ModelConfig:
     # Which dimensions of a head rope rotates as a pair. True: neighbours. False: j and
     # j + rope_dims / 2.
     rope_interleaved: bool = False
+    after_eps: float = 0.0  # of the norms behind the halves of a layer; 0: norm_eps
     layer_norms: bool = False  # norms subtract the mean: LayerNorm in place of RMSNorm
     head_norms: bool = False  # each head of Q and K is normalised
     biases: frozenset[str] = frozenset()  # slots that have a bias

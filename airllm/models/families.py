@@ -61,6 +61,7 @@ _FILES = {
     "minimax_m3": ("minimax-m3",),
     "mistral3": ("mistral3",),
     "mpt": ("mpt",),
+    "muse_glimmer": ("muse-glimmer",),
     "nemotron": ("jais2", "nemotron"),
     "nemotron_h": ("nemotron_h", "nemotron_h_moe"),
     "olmo2": ("olmo2",),

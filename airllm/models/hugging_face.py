@@ -256,6 +256,7 @@ class HuggingFace:
     full_head_dim: the width of a head in layers without a window, if others differ from it.
     norm_eps: the key of the norms' epsilon, and GGUF's name of it.
     heads: how next-token heads are named, see Heads.
+    made: tensors that GGUF files have in place of numbers of config.json.
     """
 
     model_type: str
@@ -278,6 +279,7 @@ class HuggingFace:
     full_head_dim: Callable[[HFReader], int] | None = None
     norm_eps: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
     heads: Heads = ""
+    made: Callable[[HFReader], Mapping[str, NDArray[np.float32]]] = lambda config: {}
 
     def translate(self, config: Metadata) -> HFConfig:
         """FormatError names a key that is missing or has a value that is not implemented."""
@@ -310,6 +312,7 @@ class HuggingFace:
         rope = translate_rope(r, head_dim)
         values |= rope.values | self.values(r)
         values = {key: value for key, value in values.items() if value is not None}
+        tensors = {**rope.tensors, **self.made(r)}
         self._refuse_unknown(r)
         architecture = (
             self.architecture if isinstance(self.architecture, str) else self.architecture(r)
@@ -331,7 +334,7 @@ class HuggingFace:
             for key, name in self.constants.items()
             if key in values
         }
-        made = (tied, rope.tensors, quantization, self.changed, constants, self.numbers)
+        made = (tied, tensors, quantization, self.changed, constants, self.numbers)
         return HFConfig(metadata, names, further, self.heads, self.plus_one, *made)
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:
