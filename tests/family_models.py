@@ -339,8 +339,8 @@ ARCHITECTURES = {
         | {"attention.head_count_kv": np.array([1, 2, 2, 2, 2, 1, 2, 2, 2], np.int32)},
         {f"blk.{i}.exp_probs_b.bias": (6,) for i in range(1, 8)}
         | {f"blk.{i}.ffn_gate_inp.weight": (6, 64) for i in range(1, 8)}
-        | {f"blk.{i}.attn_sinks.weight": (4,) for i in (1, 2, 3, 4, 6, 7)}
-        | {"blk.8.nextn.eh_proj.weight": (64, 128)},
+        | {f"blk.{i}.attn_sinks.weight": (4,) for i in (1, 2, 3, 4, 6, 7, 8)}
+        | {"blk.8.nextn.eh_proj.weight": (64, 128), "blk.8.layer_output_norm.weight": (64,)},
     ),
     "minimax-m2": Own(
         _EXPERTS | {"rope.dimension_count": 8},

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from family_models import ARCHITECTURES, write_family_model
+from variants import variant
 
 from airllm.engine.continuation import Generation
 from airllm.engine.generation import continue_prompt
@@ -22,8 +23,11 @@ from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import FAMILIES
 
 # The architectures whose heads are used. mistral4 is of deepseek2's family; no model of it has one.
+# The layer of the last three is made of parts that others have, too.
 WITH_HEADS = [
-    name for name in ARCHITECTURES if FAMILIES[name].next_layer is not None and name != "mistral4"
+    variant(name) if name in ("hy_v3", "mimo2", "step35") else name
+    for name in ARCHITECTURES
+    if FAMILIES[name].next_layer is not None and name != "mistral4"
 ]
 RECURRENT = {"qwen35", "qwen35moe", "qwen3next"}
 N_TOKENS, STEP = 64, 7  # as many tokens as the models' hidden states have values

@@ -34,11 +34,12 @@ def guess_logits(
     w = {
         name.removeprefix(f"blk.{c.n_layers}.").removesuffix(".weight"): values.astype(np.float64)
         for name, values in tensors.items()
-        if name.startswith((f"blk.{c.n_layers}.", "token_embd", "output"))
+        if name.startswith((f"blk.{c.n_layers}.", "token_embd", "output", "rope_freqs"))
     }
+    c = c.of(c.head_layer)
     embedding = w.get("nextn.embed_tokens", w["token_embd"])
     output = w.get("nextn.shared_head_head", w["output"])
-    norm = w.get("nextn.shared_head_norm", w["output_norm"])
+    norm = w.get("nextn.shared_head_norm", w.get("layer_output_norm", w["output_norm"]))
     tokens, found = list(tokens), list[np.ndarray]()
     # Of each position the hidden state before it, behind the model's last norm.
     hidden = _rms(residual.astype(np.float64), w["output_norm"], c.norm_eps)
@@ -66,9 +67,15 @@ def _sigmoid(x: Rows) -> Rows:
     return 1 / (1 + np.exp(-x))
 
 
-def _rope(x: Rows, theta: float, n_dims: int, interleaved: bool) -> Rows:
-    """x: [n, heads, d], of which the first n_dims rotate as complex numbers."""
-    angles = np.arange(len(x))[:, None] * theta ** (-np.arange(0, n_dims, 2) / n_dims)
+def _rope(
+    x: Rows, theta: float, n_dims: int, interleaved: bool, factors: np.ndarray | None = None
+) -> Rows:
+    """x: [n, heads, d], of which the first n_dims rotate as complex numbers. factors: divide the
+    frequencies, the first ones those of these dimensions."""
+    frequencies = theta ** (-np.arange(0, n_dims, 2) / n_dims)
+    if factors is not None:
+        frequencies = frequencies / factors[: n_dims // 2]
+    angles = np.arange(len(x))[:, None] * frequencies
     turn = np.exp(1j * angles)[:, None]
     result, half = x.copy(), n_dims // 2
     real = slice(0, n_dims, 2) if interleaved else slice(0, half)
@@ -78,15 +85,21 @@ def _rope(x: Rows, theta: float, n_dims: int, interleaved: bool) -> Rows:
     return result
 
 
-def _seen(scores: np.ndarray, values: np.ndarray, sees: np.ndarray) -> np.ndarray:
-    """scores: [n, n]; values: [n, d]; sees: [n, n], whether a row sees a column."""
+def _seen(
+    scores: np.ndarray, values: np.ndarray, sees: np.ndarray, sink: float = -np.inf
+) -> np.ndarray:
+    """scores: [n, n]; values: [n, d]; sees: [n, n], whether a row sees a column. sink: a score of
+    each row, without a value."""
     scores = np.where(sees, scores, -np.inf)
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True) @ values
+    most = scores.max(axis=1, keepdims=True)
+    shares = np.exp(scores - most)
+    return shares / (shares.sum(axis=1, keepdims=True) + np.exp(sink - most)) @ values
 
 
 def _attention(c: ModelConfig, w: Tensors, theta: float, h: Rows) -> Rows:
     rope = partial(_rope, theta=theta, n_dims=c.rope_dims, interleaved=c.rope_interleaved)
+    if not c.head_layer.window:
+        rope = partial(rope, factors=w.get("rope_freqs"))
     if c.latent is not None:
         return _latent_attention(c, w, theta, h)
     n, d = len(h), c.head_dim
@@ -94,15 +107,19 @@ def _attention(c: ModelConfig, w: Tensors, theta: float, h: Rows) -> Rows:
     q = (h @ w["attn_q"].T).reshape(n, c.n_heads, -1)
     gate, q = q[..., d:], q[..., :d]
     k = (h @ w["attn_k"].T).reshape(n, c.n_kv_heads, d)
-    v = (h @ w["attn_v"].T).reshape(n, c.n_kv_heads, d)
+    v = c.value_scale * (h @ w["attn_v"].T).reshape(n, c.n_kv_heads, -1)
+    if of_heads := "attn_gate" in w:
+        gate = (h @ w["attn_gate"].T)[..., np.newaxis]  # [n, heads, 1]
     if "attn_q_norm" in w:
         q, k = _rms(q, w["attn_q_norm"], c.norm_eps), _rms(k, w["attn_k_norm"], c.norm_eps)
-    q, k, causal = rope(q), rope(k), np.tri(n, dtype=bool)
-    heads = []
+    q, k, sees = rope(q), rope(k), np.tri(n, dtype=bool)
+    if window := c.head_layer.window:
+        sees = sees & ~np.tri(n, k=-window, dtype=bool)
+    sinks, heads = w.get("attn_sinks", np.full(c.n_heads, -np.inf)), []
     for head in range(c.n_heads):
         of_kv = head * c.n_kv_heads // c.n_heads
-        a = _seen(q[:, head] @ k[:, of_kv].T * d**-0.5, v[:, of_kv], causal)
-        heads.append(a * _sigmoid(gate[:, head]) if gated else a)
+        a = _seen(q[:, head] @ k[:, of_kv].T * d**-0.5, v[:, of_kv], sees, sinks[head])
+        heads.append(a * _sigmoid(gate[:, head]) if gated or of_heads else a)
     return np.concatenate(heads, axis=1) @ w["attn_output"].T
 
 
@@ -176,7 +193,7 @@ def _routed(c: ModelConfig, w: Tensors, logits: np.ndarray) -> list[tuple[int, f
         scores = scores / scores.sum()
     else:
         scores = _sigmoid(logits)
-    choice = scores + w.get("exp_probs_b.bias", 0.0)
+    choice = scores + w.get(r.bias_slot.removesuffix("."), 0.0)
     if r.n_groups_used < r.n_groups:
         groups = choice.reshape(r.n_groups, -1)
         best = np.argsort(-np.sort(groups, axis=1)[:, -2:].sum(axis=1))[: r.n_groups_used]

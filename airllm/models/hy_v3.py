@@ -9,6 +9,7 @@ from airllm.models.config_reader import ConfigReader
 from airllm.models.dots1 import NAMES
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
+from airllm.models.own_heads import first_head, next_layer
 from airllm.models.qwen2 import BIASES
 
 _BIAS = "exp_probs_b."  # without ".bias" in files of this architecture
@@ -18,12 +19,14 @@ def configure(r: ConfigReader) -> ModelConfig:
     """Files do not say which layers are dense: their tensors show it."""
     r.leave_out_heads()
     tensors = r.file.tensors
+    layers = [
+        LayerConfig(has_experts=f"blk.{index}.ffn_gate_inp.weight" in tensors)
+        for index in range(r.n_layers + len(r.left_out))
+    ]
     mixture = r.experts(gating="sigmoid", normalized=False, bias_slot=_BIAS)
     return r.config(
-        layers=[
-            LayerConfig(has_experts=f"blk.{index}.ffn_gate_inp.weight" in tensors)
-            for index in range(r.n_layers)
-        ],
+        layers=layers[: r.n_layers],
+        head_layer=first_head(r, layers),
         biases=r.optional_biases(*BIASES, "attn_output"),
         intermediate_size=r.feed_forward_length(),
         shared_expert_size=r.integer("expert_shared_feed_forward_length", mixture["expert_size"]),
@@ -72,4 +75,5 @@ FAMILY = Family(
     ),
     configure,
     partial(blocks.layer, normed="heads"),
+    next_layer=next_layer,
 )

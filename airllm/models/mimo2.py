@@ -12,7 +12,7 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEAD_DIM, ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import EXPERT_NAMES, FULL, SLIDING, HFReader, HuggingFace
-from airllm.models.own_heads import rotations
+from airllm.models.own_heads import first_head, next_layer, rotations
 from airllm.util.metadata import Metadata
 
 PERIOD = 6  # the last layer of each, and the first of all, see all positions
@@ -29,21 +29,23 @@ def configure(r: ConfigReader) -> ModelConfig:
     r.leave_out_heads()
     tensors = r.file.tensors
     head_dim = r.integer("attention.key_length", low=1, high=MAX_HEAD_DIM)
+    layers = [
+        LayerConfig(
+            windows[index],
+            has_experts=f"blk.{index}.ffn_gate_inp.weight" in tensors,
+            n_kv_heads=kv_heads[index],
+            has_sinks=f"blk.{index}.attn_sinks.weight" in tensors,
+            fused_qkv=f"blk.{index}.attn_qkv.weight" in tensors,
+        )
+        for index in range(len(windows))
+    ]
     return r.config(
-        layers=[
-            LayerConfig(
-                windows[index],
-                has_experts=f"blk.{index}.ffn_gate_inp.weight" in tensors,
-                n_kv_heads=kv_heads[index],
-                has_sinks=f"blk.{index}.attn_sinks.weight" in tensors,
-            )
-            for index in range(r.n_layers)
-        ],
+        layers=layers[: r.n_layers],
+        head_layer=first_head(r, layers),
         kv_heads=kv_heads,
         head_dim=head_dim,
         value_dim=r.integer("attention.value_length", head_dim, low=1, high=MAX_HEAD_DIM),
         value_scale=r.positive("attention.value_scale", 1.0),
-        fused_qkv="blk.0.attn_qkv.weight" in tensors,
         intermediate_size=r.feed_forward_length(),
         **r.experts(gating="sigmoid"),
     )
@@ -51,7 +53,7 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     c = c.of(layer)
-    return blocks.layer(c, activations, layer, fused=c.fused_qkv, sinks=layer.has_sinks)
+    return blocks.layer(c, activations, layer, fused=layer.fused_qkv, sinks=layer.has_sinks)
 
 
 # ---- Hugging Face --------------------------------------------------------------------------------
@@ -123,4 +125,5 @@ FAMILY = Family(
     configure,
     layer,
     rotations=rotations,
+    next_layer=next_layer,
 )

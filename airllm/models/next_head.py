@@ -84,7 +84,7 @@ def next_head(
         return own if _name(c, own) in file.tensors else shared
 
     table = slot("nextn.embed_tokens", "token_embd")
-    norm = slot("nextn.shared_head_norm", "output_norm")
+    norm = slot("nextn.shared_head_norm", slot("layer_output_norm", "output_norm"))
     matrix = slot("nextn.shared_head_head", "token_embd" if c.tied_embeddings else "output")
     graphs = HeadSteps(
         norm=_norm(c, activations),

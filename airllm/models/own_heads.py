@@ -1,5 +1,6 @@
 """What models share whose layers differ in their heads, and whose heads have a gate."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,8 @@ from airllm.models.rope import Rotation, windowed_rotations
 
 __all__ = [
     "attend_gated",
+    "first_head",
+    "next_layer",
     "read_head_dim",
     "read_heads",
     "rotations",
@@ -60,6 +63,15 @@ def windowed_rope_dims(r: ConfigReader, default: int, head_dim: int) -> int:
     if rope_dims % 2:
         raise r.fault(name, rope_dims, "expected it even")
     return rope_dims
+
+
+def first_head(r: ConfigReader, layers: Sequence[LayerConfig]) -> LayerConfig:
+    """The layer of the first next-token head. layers: of the file, also of heads."""
+    return layers[r.left_out.start] if r.left_out else LayerConfig()
+
+
+def next_layer(c: ModelConfig) -> LayerConfig:
+    return c.head_layer
 
 
 def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:

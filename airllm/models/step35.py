@@ -16,7 +16,14 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import FULL, SLIDING, HFReader, HuggingFace
-from airllm.models.own_heads import attend_gated, read_head_dim, read_heads, windowed_rope_dims
+from airllm.models.own_heads import (
+    attend_gated,
+    first_head,
+    next_layer,
+    read_head_dim,
+    read_heads,
+    windowed_rope_dims,
+)
 from airllm.models.rope import Rotation, windowed_rotations
 from airllm.util.metadata import Metadata
 
@@ -51,21 +58,23 @@ def configure(r: ConfigReader) -> ModelConfig:
     r.ignore("leading_dense_block_count")  # the tensors show which layers have experts
     rope_dims = windowed_rope_dims(r, whole, head_dim)
     mixture = r.experts(gating="sigmoid", normalized=True)
+    layers = [
+        LayerConfig(
+            window,
+            has_experts=f"blk.{index}.ffn_gate_inp.weight" in tensors,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            rope_dims=rope_dims if window else 0,
+            expert_limit=expert_limit,
+            shared_limit=shared_limit,
+        )
+        for index, (window, (n_heads, n_kv_heads), expert_limit, shared_limit) in enumerate(
+            zip(windows, heads, *limits, strict=True)
+        )
+    ]
     c = r.config(
-        layers=[
-            LayerConfig(
-                window,
-                has_experts=f"blk.{index}.ffn_gate_inp.weight" in tensors,
-                n_heads=n_heads,
-                n_kv_heads=n_kv_heads,
-                rope_dims=rope_dims if window else 0,
-                expert_limit=expert_limit,
-                shared_limit=shared_limit,
-            )
-            for index, window, (n_heads, n_kv_heads), expert_limit, shared_limit in zip(
-                range(r.n_layers), windows, heads, *limits, strict=False
-            )
-        ],
+        layers=layers[: r.n_layers],
+        head_layer=first_head(r, layers),
         head_dim=head_dim,
         n_heads=max(n_heads for n_heads, _ in heads),
         kv_heads=[n_kv_heads for _, n_kv_heads in heads],
@@ -240,4 +249,5 @@ FAMILY = Family(
     configure,
     layer,
     rotations=rotations,
+    next_layer=next_layer,
 )
