@@ -419,8 +419,9 @@ def test_evaluation_reports_each_layer_of_each_batch(tmp_path, last_only):
     assert calls == [(done, 9) for done in range(1, 10)]  # three batches through three layers
 
 
+@pytest.mark.parametrize("call", ["forward", "embed"])
 @pytest.mark.parametrize("name", ["numpy", "cpp"])
-def test_a_file_that_changes_underneath_is_an_error_not_a_crash(tmp_path, name):
+def test_a_file_that_changes_underneath_is_an_error_not_a_crash(tmp_path, name, call):
     if name == "cpp":
         require_cpp()
     model = write_tiny_model(tmp_path)
@@ -429,7 +430,7 @@ def test_a_file_that_changes_underneath_is_an_error_not_a_crash(tmp_path, name):
         with model.path.open("r+b") as file:
             file.truncate(4096)
         with pytest.raises(FormatError, match=r"tiny\.gguf: the file was changed while"):
-            engine.forward([2])
+            getattr(engine, call)([2])
 
 
 def truncate_at(model, step):

@@ -20,7 +20,7 @@ class LastHidden:
         weights: dict[str, Any] = {}
         for slot in graph.weights:
             tensor = tensor_of(file, slot)
-            data = np.ascontiguousarray(file.data(tensor.name))
+            data = file.read(tensor.name, np.empty(tensor.nbytes, np.uint8))
             weights[slot.name] = backend.weight(
                 graph.roles[slot.name], data, tensor.type, tensor.shape
             )

@@ -121,7 +121,8 @@ class ModelFile(Protocol):
         """A tensor's bytes, read-only: uint8 [n, row_bytes], 1-D: [row_bytes].
 
         If the bytes are in one piece in a file, the result is a view of the memory map and stays
-        valid after `close`; otherwise it is a copy. KeyError for an unknown name.
+        valid after `close`; otherwise it is a copy. KeyError for an unknown name, FormatError if
+        the file has changed by now. Whoever uses a view later has to check again.
         """
 
     def read(self, name: str, memory: Bytes, rows: tuple[int, int] | None = None) -> Bytes:
@@ -193,6 +194,7 @@ class ModelParts(Closing):
 
     def data(self, name: str) -> Bytes:
         tensor = self.tensors[name]
+        self.check_unchanged()
         shape = (*tensor.shape[:-1], tensor.row_bytes)
         if len(tensor.extents) == 1:
             (extent,) = tensor.extents
