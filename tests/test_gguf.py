@@ -5,7 +5,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from traced_memory import traced_memory
 
+from airllm.formats import mapped_file
 from airllm.formats.ggml_types import SUPPORTED_TYPES
 from airllm.formats.gguf import FormatError, GGUFFile
+from airllm.formats.gguf_header import read_header
+from airllm.formats.mapped_file import MappedFile
+from airllm.formats.safetensors import read_table
 
 GIB = 2**30
 
@@ -271,6 +275,24 @@ def test_a_file_written_to_after_opening_is_noticed(model: Path) -> None:
     os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     with pytest.raises(FormatError, match="changed"):
         file.check_unchanged()
+
+
+@pytest.mark.parametrize("read", [read_header, read_table])
+def test_a_file_that_is_cut_before_its_header_is_read_is_an_error_not_a_crash(
+    model: Path, read: Callable[[MappedFile], object]
+) -> None:
+    with MappedFile.open(model, hint="") as file:
+        os.truncate(model, 0)
+        with pytest.raises(FormatError, match=f"{model.name}: "):
+            read(file)
+
+
+def test_a_file_that_is_cut_before_it_is_mapped_is_an_error(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped_file, "_identity", lambda descriptor: (10**6, 0))  # as it was
+    with pytest.raises(FormatError, match="was changed while it was opened"):
+        GGUFFile.open(model)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(

@@ -15,7 +15,6 @@ with the limits below, before it allocates or loops.
 import dataclasses
 import itertools
 import math
-import mmap
 import struct
 from dataclasses import dataclass
 
@@ -44,6 +43,7 @@ MAX_TENSORS = 2**16
 MAX_KEYS = 2**16
 MAX_DIMS = 4
 _STRINGS_AT_ONCE = 2**13
+_PIECE_BYTES = 2**18  # of the file, read at a time
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NUMBERS: dict[int, np.dtype[np.generic]] = {
@@ -82,7 +82,7 @@ class Header:
 def read_header(file: MappedFile, part: int = 0) -> Header:
     """Read and check. part: the file's number, for the tensors' extents. FormatError for anything
     that is not a GGUF file this package can run."""
-    reader = _Reader(str(file.path), file.map)
+    reader = _Reader(file)
     tensor_count, key_count = _read_preamble(reader)
     metadata = _read_metadata(reader, key_count)
     alignment = _alignment(metadata)
@@ -92,15 +92,25 @@ def read_header(file: MappedFile, part: int = 0) -> Header:
 
 
 class _Reader:
-    """Reads the values of the header in order, and never beyond the end of the file."""
+    """Reads the values of the header in order, and never beyond the end of the file. It does not
+    use the map: in a file that is truncated meanwhile, that would kill the process (SIGBUS)."""
 
-    def __init__(self, source: str, data: mmap.mmap) -> None:
-        self.source = source
-        self.data = data
-        self.size = len(data)
+    def __init__(self, file: MappedFile) -> None:
+        self.source, self._file = str(file.path), file
+        self.data = bytearray()  # of the file, as far as it was read
+        self.size = file.size
         self.end = min(self.size, MAX_HEADER_BYTES)
         self.at = 0
         self.strings_left = MAX_STRINGS
+
+    def fetch(self, end: int) -> int:
+        """Read the file up to `end`, which is no further than self.end; returns up to where it was
+        read. FormatError if it ends earlier by now."""
+        while (first := len(self.data)) < end:
+            piece = np.empty(min(_PIECE_BYTES, self.end - first), np.uint8)
+            self._file.read(first, piece, "the header")
+            self.data += piece.data
+        return first
 
     def fault(self, message: str) -> FormatError:
         return FormatError(f"{self.source}: {message}")
@@ -119,7 +129,8 @@ class _Reader:
     def take(self, n_bytes: int, what: str) -> bytes:
         self.need(n_bytes, what)
         start, self.at = self.at, self.at + n_bytes
-        return self.data[start : self.at]
+        self.fetch(self.at)
+        return bytes(self.data[start : self.at])
 
     def u32(self, what: str) -> int:
         return int.from_bytes(self.take(4, what), "little")
@@ -148,15 +159,19 @@ class _Reader:
 
     def _any_strings(self, count: int, what: str, first: int) -> list[str]:
         """Strings of any length, one by one. first: the number of the first, for messages."""
-        data, at, end = self.data, self.at, self.end
+        data, at, end, read = self.data, self.at, self.end, len(self.data)
         length_at = struct.Struct("<Q").unpack_from
         texts = []
         try:
             for _ in range(count):
                 start = at + 8
+                if start > read:
+                    read = self.fetch(min(start, end))
                 at = start + length_at(data, at)[0]
                 if at > end:
                     break
+                if at > read:
+                    read = self.fetch(at)
                 texts.append(data[start:at].decode())
         except UnicodeDecodeError as error:
             raise self.fault(f"{what}[{first + len(texts)}] is not UTF-8: {error}") from None
@@ -178,6 +193,7 @@ class _Reader:
         and end without a loop, which takes a third of the time. Llama 3 has 408,000 strings.
         """
         most = min(self.end - self.at, 32 * count)
+        self.fetch(self.at + most)
         region = np.frombuffer(self.data, np.uint8, most, self.at).copy()
         zeros = np.flatnonzero(region == 0)
         starts = zeros[: 7 * count : 7] - 1  # where lengths begin
@@ -225,11 +241,13 @@ class _Reader:
 
 def _read_preamble(reader: _Reader) -> tuple[int, int]:
     """Check magic and version; return the counts of tensors and of metadata keys."""
-    if reader.data[:4] != b"GGUF":
+    reader.fetch(min(reader.end, 4))
+    if not reader.data.startswith(b"GGUF"):
         for magic, meaning in _OTHER_FORMATS.items():
-            if reader.data[: len(magic)] == magic:
+            if reader.data.startswith(magic):
                 raise reader.fault(f"not a GGUF file but {meaning}")
-        raise reader.fault(f"not a GGUF file: it begins with {reader.data[:4]!r}, not b'GGUF'")
+        begins = bytes(reader.data[:4])
+        raise reader.fault(f"not a GGUF file: it begins with {begins!r}, not b'GGUF'")
     reader.take(4, "the magic")
     version = reader.u32("the version")
     if version not in (2, 3):

@@ -50,8 +50,11 @@ class MappedFile(Closing):
             self.size = self._identity[0]
             if self.size == 0:
                 raise FormatError(f"{path}: is empty")
-            with naming(path):
-                self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            try:
+                with naming(path):
+                    self.map = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ)
+            except ValueError:  # it is shorter than it was
+                raise FormatError(f"{path}: the file was changed while it was opened") from None
         except BaseException:
             self.close()
             raise

@@ -16,6 +16,8 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from airllm.formats.json_file import parse_object
 from airllm.formats.mapped_file import MappedFile, quote
 from airllm.util.metadata import FormatError
@@ -79,7 +81,7 @@ def read_table(file: MappedFile) -> list[StoredTensor]:
 
 
 def _header(file: MappedFile) -> bytes:
-    start = file.map[:16]
+    start = file.pread(0, 16)
     for magic, meaning in _OTHER_FORMATS.items():
         if start.startswith(magic):
             raise FormatError(f"{file.path}: not a safetensors file but {meaning}")
@@ -96,7 +98,9 @@ def _header(file: MappedFile) -> bytes:
             f"{file.path}: claims a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are "
             "expected"
         )
-    return file.map[8 : 8 + length]
+    header = np.empty(length, np.uint8)
+    file.read(8, header, "the header")  # reading never kills the process, as the map may
+    return header.tobytes()
 
 
 def _tensor(source: str, name: str, entry: object, data_start: int) -> StoredTensor:
