@@ -85,7 +85,7 @@ def test_a_damaged_file_opens_whole_or_is_refused(
 
 
 @pytest.mark.fuzz
-@settings(sampling, max_examples=2000)
+@settings(sampling, max_examples=1000)
 @damages
 def test_many_damaged_files_open_whole_or_are_refused(
     tmp_path: Path, traced: None, damage: list[Mutation]

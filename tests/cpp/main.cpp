@@ -1,12 +1,17 @@
-// Runs the tests: all of them, or the groups (elementwise, team, ...) that are named as arguments.
+// tests [--isas=ISA,...] [GROUP...]: runs the tests: all of them, or the groups that are named
+// (elementwise, team, ...). Tests of kernels run on each ISA that this CPU has, or on those of
+// --isas alone.
 //
 // Each test is a line, "group: name [isa] ... ok" or "... FAILED", the checks that failed beneath.
-// The first line names the ISAs that this CPU runs; tests of kernels run on each of them.
+// The first line names the ISAs.
 // Exit status: 0, or 1 when a test failed, or 2 when a named group has no tests.
 
 #include <cstdio>
 #include <exception>
 #include <set>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "check.h"
 #include "dispatch.h"
@@ -38,9 +43,9 @@ bool passes(const Case& test, const std::string& isa, F&& f) {
     return failures == 0;
 }
 
-bool passes_on_each_isa(const Case& test) {
+bool passes_on_each_isa(const Case& test, const std::vector<std::string>& isas) {
     bool all = true;
-    for (const std::string& isa : tensor_ops::available_isas()) {
+    for (const std::string& isa : isas) {
         tensor_ops::select_isa(isa);
         const tensor_ops::KernelTable& table = tensor_ops::kernels();
         all &= passes(test, isa, [&] {
@@ -79,16 +84,26 @@ void fail(const std::string& message, const std::source_location& where) {
 
 int main(int argc, char** argv) {
     tensor_ops::select_isa("");
+    std::vector<std::string> isas = tensor_ops::available_isas();
+    std::set<std::string> wanted(argv + 1, argv + argc);
+    constexpr std::string_view option = "--isas=";
+    if (argc > 1 && std::string_view(argv[1]).starts_with(option)) {
+        wanted.erase(argv[1]);
+        const std::string names = "," + std::string(argv[1] + option.size()) + ",";
+        std::erase_if(isas, [&](const std::string& isa) {
+            return names.find("," + isa + ",") == std::string::npos;
+        });
+    }
     std::printf("isas:");
-    for (const std::string& isa : tensor_ops::available_isas()) std::printf(" %s", isa.c_str());
+    for (const std::string& isa : isas) std::printf(" %s", isa.c_str());
     std::printf("\n");
-    const std::set<std::string> wanted(argv + 1, argv + argc);
     std::set<std::string> missing = wanted;
     bool all = true;
     for (const check::Case& test : check::cases()) {
         if (!wanted.empty() && !wanted.contains(test.group)) continue;
         missing.erase(test.group);
-        all &= test.each_isa ? check::passes_on_each_isa(test) : check::passes(test, "", test.once);
+        all &= test.each_isa ? check::passes_on_each_isa(test, isas)
+                             : check::passes(test, "", test.once);
     }
     for (const std::string& group : missing) std::printf("no tests in group %s\n", group.c_str());
     if (!missing.empty()) return 2;
