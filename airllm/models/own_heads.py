@@ -76,6 +76,8 @@ def next_layer(c: ModelConfig) -> LayerConfig:
 
 def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:
     """Layers with a window have the theta of others unless the file says otherwise."""
+    if not layer.rotates:
+        return {}
     return windowed_rotations(r, c, layer, r.number("rope.freq_base", 10000.0))
 
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Graph
-from airllm.models import blocks, own_heads
+from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.own_heads import windows_behind_first
-from airllm.models.rope import Rotation
+from airllm.models.own_heads import rotations, windows_behind_first
 from airllm.util.metadata import Metadata
 
 PERIOD = 4
@@ -39,11 +38,15 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     return g.build()
 
 
-def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> Mapping[str, Rotation]:
-    return own_heads.rotations(r, c, layer) if layer.rotates else {}
-
-
 # ---- Hugging Face --------------------------------------------------------------------------------
+
+
+# What other families have by these names.
+_OTHER_NAMES = {
+    "moe_ffn_hidden_size": ("moe_intermediate_size", "intermediate_size"),
+    "moe_num_primary_experts": ("num_experts",),
+    "moe_num_active_primary_experts": ("num_experts_per_tok",),
+}
 
 
 def _values(config: HFReader) -> dict[str, object]:
@@ -51,6 +54,7 @@ def _values(config: HFReader) -> dict[str, object]:
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     config.expect("moe_layer_layout", None, [1] * n_layers)
     config.expect("norm_topk_prob", None, True)
+    config.ignore(*_OTHER_NAMES)
     softmax = config.flag("moe_primary_router_apply_softmax", False)
     values = {**config.experts(), "expert_gating_func": 1 if softmax else 2}
     layout = [int(index % PERIOD != 0) for index in range(n_layers)]
@@ -64,13 +68,8 @@ def _values(config: HFReader) -> dict[str, object]:
 
 
 def _defaults(config: Metadata) -> Mapping[str, object]:
-    """What other families have by these names."""
-    names = {
-        "moe_ffn_hidden_size": ("moe_intermediate_size", "intermediate_size"),
-        "moe_num_primary_experts": ("num_experts",),
-        "moe_num_active_primary_experts": ("num_experts_per_tok",),
-    }
-    return {name: config[key] for key in names if key in config for name in names[key]}
+    others = _OTHER_NAMES
+    return {name: config[key] for key in others if key in config for name in others[key]}
 
 
 def _names() -> dict[str, str]:
