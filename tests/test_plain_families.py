@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from family_models import VOCAB, write_family_model
+from family_models import CONTEXT, VOCAB, write_family_model
+from hf_folder import safetensors_bytes, write_json
 
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models.opening import open_model
@@ -59,6 +60,90 @@ def test_logits_are_the_references(tmp_path: Path, architecture: str) -> None:
     with LayerWiseInferenceEngine(path, **exact) as engine:
         logits = engine.forward(TOKENS.tolist(), last_only=False)
     assert np.linalg.norm(logits - expected) <= EXACT * np.linalg.norm(expected)
+
+
+# Folders: config.json beyond what all have, and names of the tensors of a layer.
+_NAMES = {
+    **{"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
+    **{f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"},
+    **{"attn_output": "self_attn.o_proj", "ffn_gate_inp": "mlp.gate"},
+    **{f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    **{f"ffn_{part}_exps": f"mlp.experts.*.{part}_proj" for part in ("gate", "up", "down")},
+    **{f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
+}
+_SPARSE = "block_sparse_moe"
+FOLDERS: dict[str, tuple[dict[str, object], dict[str, str]]] = {
+    "deepseek": (
+        {"intermediate_size": 96, "moe_intermediate_size": 32, "n_routed_experts": 6}
+        | {"num_experts_per_tok": N_USED, "n_shared_experts": 2, "first_k_dense_replace": 2}
+        | {"norm_topk_prob": False, "scoring_func": "softmax", "moe_layer_freq": 1},
+        _NAMES,
+    ),
+    "smallthinker": (
+        {"moe_ffn_hidden_size": 32, "moe_num_primary_experts": 6, "rope_layout": 2 * [0, 1, 1, 1]}
+        | {"moe_num_active_primary_experts": N_USED, "moe_primary_router_apply_softmax": False}
+        | {"sliding_window_size": 20, "sliding_window_layout": 2 * [0, 1, 1, 1]},
+        {
+            **_NAMES,
+            "ffn_gate_inp": f"{_SPARSE}.primary_router",
+            **{
+                f"ffn_{part}_exps": f"{_SPARSE}.experts.*.{part}" for part in ("gate", "up", "down")
+            },
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", FOLDERS)
+def test_a_folder_gives_the_logits_of_the_file(tmp_path: Path, architecture: str) -> None:
+    path = write_family_model(
+        tmp_path, architecture, **{f"{architecture}.expert_weights_scale": None}
+    )
+    with open_model(path) as file:
+        tensors = {
+            name.removesuffix(".weight"): file.data(name).view("<f4").reshape(tensor.shape)
+            for name, tensor in file.tensors.items()
+        }
+    found = []
+    for each in (path, write_folder(tmp_path / "folder", architecture, tensors)):
+        exact = {"backend": "numpy", "kv_type": "f32", "activations": "f32"}
+        with LayerWiseInferenceEngine(each, **exact) as engine:
+            found.append(engine.forward(TOKENS.tolist(), last_only=False))
+    assert np.linalg.norm(found[1] - found[0]) <= EXACT * np.linalg.norm(found[0])
+
+
+def write_folder(folder: Path, architecture: str, tensors: Layer) -> Path:
+    own, names = FOLDERS[architecture]
+    table = {"model.embed_tokens": tensors["token_embd"], "model.norm": tensors["output_norm"]}
+    table["lm_head"] = tensors["output"]
+    for name, values in tensors.items():
+        if not name.startswith("blk."):
+            continue
+        _, layer, slot = name.split(".")
+        rows = values
+        if slot in ("attn_q", "attn_k") and SHAPES[architecture].interleaved:
+            heads = values.reshape(-1, HEAD_DIM // 2, 2, 64)
+            rows = heads.swapaxes(1, 2).reshape(values.shape)
+        full = f"model.layers.{layer}.{names[slot]}"
+        if "*" in full:
+            table |= {full.replace("*", str(index)): each for index, each in enumerate(rows)}
+        else:
+            table[full] = rows
+    config = {"model_type": architecture, "vocab_size": VOCAB, "hidden_size": 64} | {
+        **{"num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS, "rms_norm_eps": EPS},
+        **{"num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "rope_theta": THETA},
+    }
+    folder.mkdir()
+    stored = {f"{name}.weight": ("F32", np.asarray(rows, "<f4")) for name, rows in table.items()}
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(stored))
+    write_json(folder / "config.json", config | own)
+    vocabulary = {f"t{id}": id for id in range(VOCAB)}
+    write_json(
+        folder / "tokenizer.json",
+        {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": []}
+        | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}},
+    )
+    return folder
 
 
 def forward(tensors: Layer, architecture: str) -> np.ndarray:
