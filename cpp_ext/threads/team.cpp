@@ -68,7 +68,8 @@ struct Team {
             epoch.notify_all();
         else
             for (int i = 0; i < helpers; ++i) epoch.notify_one();
-        f(ctx, Worker(0, 1 + helpers, &crew));
+        // An exception must not leave: the helpers work with what it would destroy.
+        [&]() noexcept { f(ctx, Worker(0, 1 + helpers, &crew)); }();
         const int others = crew.close() - 1;
         for (int n = left.load(std::memory_order_acquire); n != others;
              n = left.load(std::memory_order_acquire))

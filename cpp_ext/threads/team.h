@@ -102,7 +102,9 @@ void set_num_threads(int n);
 enum class Joining { any_time, before_first_barrier };
 
 using TeamFunction = void (*)(void* context, const Worker& worker);
-// f must not throw.  max_threads limits the team for this run, for work too small for all threads.
+// f must not throw: std::terminate ends the process then, but for a team of one, whose exception
+// goes on to the caller.  max_threads limits the team for this run, for work too small for all
+// threads.
 void run_team(TeamFunction f, void* context, int max_threads, Joining joining);
 
 template <class F>
