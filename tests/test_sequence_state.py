@@ -501,6 +501,35 @@ def test_another_sequence_may_begin_with_a_snapshot() -> None:
     assert second.tokens[150:] == [7, 8]
 
 
+@pytest.mark.parametrize("at", [0, 2])
+def test_an_interrupt_while_pages_go_spoils_no_other_sequence(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = whole()
+    append(state, range(600))
+    snapshot = state.snapshot()
+    append(state, range(600, 900))
+    pool, released = state._pool, list[Page]()
+
+    def release(page: Page) -> None:
+        if len(released) == at:
+            raise KeyboardInterrupt
+        released.append(page)
+        PagePool.release(pool, page)
+
+    monkeypatch.setattr(pool, "release", release)
+    with pytest.raises(KeyboardInterrupt):
+        state.clear()
+    monkeypatch.undo()
+    other = SequenceState(state.layout, pool, NumpyBackend().sequence_state, 4096)
+    append(other, range(300))  # in the pages that went
+    append(state, [7] * 700)
+    check(state)
+    check(other)
+    other.restore(snapshot)
+    check(other)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_order_of_steps_leaves_the_state_of_the_tokens(seed: int) -> None:
     rng = random.Random(seed)

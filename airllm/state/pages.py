@@ -81,8 +81,7 @@ class PagePool:
             self._free[len(page.memory)].append(page.memory)
 
     def copy(self, page: Page) -> Page:
-        """A page of its own for one of the holders of `page`."""
+        """A page of its own for one of the holders of `page`, who then releases that one."""
         own = self.take(page.table)
         own.memory[:] = page.memory
-        self.release(page)
         return own

@@ -177,15 +177,15 @@ class SequenceState:
         self._release_before(table, min(self.length, past) if shared else past)
         needed = self.layout.tables[table].pages_for(past, end)
         for index in needed:
-            page = pages.get(index)
+            page = before = pages.get(index)
             if page is None:
                 page = pool.take(table)
             elif page.holders > 1:
                 page = pool.copy(page)
-            else:
-                continue
             pages[index] = page
             self.backing.set_page(table, index, page.memory)
+            if before is not None and before is not page:
+                pool.release(before)
         self._room[table] = self.layout.tables[table].positions(needed.stop)
 
     def _release_before(self, table: int, length: int) -> None:
@@ -196,12 +196,13 @@ class SequenceState:
             self._keep_pages(table, first, 1 << 60)
 
     def _keep_pages(self, table: int, first: int, last: int) -> None:
+        """In an order that Ctrl-C may end anywhere: nothing is written to a page that was released,
+        or that others hold."""
+        self._room[table] = 0
+        self.backing.keep_pages(table, first, min(last, 1 << 24))
         pages = self._pages[table]
         for index in [index for index in pages if not first <= index < last]:
             self._pool.release(pages.pop(index))
-        self.backing.keep_pages(table, first, min(last, 1 << 24))
-        room = self.layout.tables[table].positions(last)
-        self._room[table] = min(self._room[table], room) if pages else 0
 
     # ---- going back ----------------------------------------------------------------------------
 
@@ -254,8 +255,8 @@ class SequenceState:
     def restore(self, snapshot: Snapshot) -> None:
         """Make the sequence what it was. snapshot: of this sequence or another one of the model."""
         self.clear()
-        self.tokens = list(snapshot.tokens)
         self._take_over(snapshot)
+        self.tokens = list(snapshot.tokens)
 
     def _continues_at(self, length: int) -> bool:
         """Whether all that the next token sees is there."""
@@ -265,6 +266,7 @@ class SequenceState:
 
     def _cut(self, length: int) -> None:
         """Cut to a length at which _continues_at."""
+        self._room = [0] * len(self._room)
         del self.tokens[length:]
         for table in range(len(self._pages)):
             self._keep_pages(table, 0, self.layout.tables[table].pages(length).stop)
