@@ -201,6 +201,17 @@ def test_when_a_run_is_over_those_who_waited_to_be_workers_are_sent_away(opened,
     assert is_sent_away(visitor)
 
 
+def test_a_door_that_cannot_open_leaves_nothing_open(stack, tmp_path, monkeypatch):
+    ends = list(os.pipe())
+    monkeypatch.setattr(os, "pipe", lambda: (ends.pop(), ends.pop()))  # the next one fails
+    reading = ends[0]
+    with pytest.raises(IndexError):
+        OpenDoor(stack, tmp_path / "s.sock")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reading)
+    assert not (tmp_path / "s.sock").exists()
+
+
 def test_a_door_that_closes_sends_all_away(stack, root):
     opened = OpenDoor(stack)
     waits = opened.visit()

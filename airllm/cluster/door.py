@@ -61,20 +61,19 @@ class Door:
         """silence: seconds in which a visitor must send a handshake. status: returns what the
         socket at status_path sends to each visitor. OSError if an address cannot be bound."""
         self._networks, self._silence, self._log, self._status = networks, silence, log, status
-        self._listener = _listen(host, port)
-        self.host, self.port = self._listener.getsockname()[:2]
         self._status_path = status_path
         self._status_listener: socket.socket | None = None
         self._status_file = (0, 0)
-        try:
+        with contextlib.ExitStack() as opened:  # is closed where the rest cannot be opened
+            self._listener = opened.enter_context(_listen(host, port))
+            self.host, self.port = self._listener.getsockname()[:2]
             if status_path is not None:
-                self._status_listener = _listen_locally(status_path)
+                self._status_listener = opened.enter_context(_listen_locally(status_path))
                 self._status_file = _identity(status_path)
-            self._wake_read, self.wake = os.pipe()  # a byte to `wake` ends the thread
-            self._news_read, self._news = os.pipe()  # a byte for each visitor that was let in
-        except OSError:
-            self._listener.close()
-            raise
+                opened.callback(self._remove_status_socket)
+            self._wake_read, self.wake = _pipe(opened)  # a byte to `wake` ends the thread
+            self._news_read, self._news = _pipe(opened)  # a byte for each visitor that was let in
+            opened.pop_all()
         for fd in (self.wake, self._news):
             os.set_blocking(fd, False)
         self._lock = threading.Lock()
@@ -357,6 +356,14 @@ def _listen_locally(path: Path) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
+    """The ends to read from and to write to."""
+    reading, writing = os.pipe()
+    for end in (reading, writing):
+        opened.callback(os.close, end)
+    return reading, writing
 
 
 def _identity(path: Path) -> tuple[int, int]:
