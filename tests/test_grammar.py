@@ -11,13 +11,13 @@ from scheduling import GREEDY, ask, run
 from test_tokenizer import llama
 from tiny_model import Sizes, write_tiny_model
 
-from airllm.engine.grammar import GrammarLibraryError, Grammars
+from airllm.engine.grammar import Grammar, GrammarLibraryError, Grammars
 from airllm.engine.requests import Piece
 from airllm.engine.settings import Sampling
 from airllm.layer_engine import LayerWiseInferenceEngine as Engine
 from airllm.text.tokenizer import Tokenizer
 
-pytest.importorskip("llguidance", reason="`pip install .[test]` brings llguidance")
+llguidance = pytest.importorskip("llguidance", reason="`pip install .[test]` brings llguidance")
 
 HOT = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.5}
 SCHEMA = {
@@ -106,7 +106,7 @@ def test_characters_of_several_bytes_are_spelled_whole(engine):
 
 def test_markup_is_never_a_part_of_a_text(engine):
     control = [id for id in range(engine.tokenizer.vocab_size) if engine.tokenizer.is_control(id)]
-    matcher = engine.grammar(regex="(?s:.{3,9})").matcher()
+    matcher = engine.grammar(regex="(?s:.{3,99})").matcher()  # as long as the longest of them
     bits = np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")
     assert control
     assert not bits[control].any()
@@ -114,6 +114,13 @@ def test_markup_is_never_a_part_of_a_text(engine):
         matcher.accept(token)
     bits = np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")
     assert bits[sorted(engine.tokenizer.eos_ids)].all()  # it may end here
+
+
+def test_white_space_in_json_has_an_end(engine):
+    matcher = engine.grammar(json_schema={"type": "object"}).matcher()
+    matcher.accept_text(b"{" + b" " * 40)
+    with pytest.raises(ValueError, match="the grammar cannot be followed"):
+        matcher.accept_text(b" ")
 
 
 # ---- how it is generated -------------------------------------------------------------------------
@@ -131,8 +138,10 @@ def test_what_must_come_takes_no_pass_of_its_own(engine):
 def test_what_must_come_has_no_space_that_the_tokenizer_puts_in_front():
     tokenizer = Tokenizer.from_gguf(llama())
     assert tokenizer.token_bytes(tokenizer.encode("hello", add_special=False)[0]) == b" hello"
-    forced = Grammars(tokenizer).regex("hello").matcher().forced()
-    assert b"".join(map(tokenizer.token_bytes, forced)) == b"hello"
+    for text, fewest in (("hello", 1), ("<s>", 3)):  # which is no control token
+        forced = Grammars(tokenizer).regex(text).matcher().forced()
+        assert b"".join(map(tokenizer.token_bytes, forced)) == text.encode()
+        assert len(forced) == fewest
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 20])
@@ -215,12 +224,31 @@ def test_with_logprobs_each_token_has_one_of_the_models_distribution(engine):
         {"$ref": "https://example.com/schema.json"},
         {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}},
         {"type": "integer", "minimum": 5, "maximum": 4},
+        {"oneOf": [{"type": "integer"}, {"minimum": 2}], "x-guidance": {"coerce_one_of": True}},
         False,
     ],
 )
 def test_a_schema_that_cannot_be_enforced_is_an_error_and_never_ignored(engine, schema):
     with pytest.raises(ValueError, match=r"the JSON schema cannot be enforced: .{5,}"):
         engine.grammar(json_schema=schema)
+
+
+def test_what_the_library_only_warns_of_is_an_error(engine):
+    tokenizer = Grammars(engine.tokenizer)._tokenizer
+    lenient = llguidance.LLMatcher.grammar_from_json_schema(
+        {"type": "array", "uniqueItems": True}, overrides={"lenient": True}
+    )
+    with pytest.raises(ValueError, match=r"it cannot be enforced: .*uniqueItems"):
+        Grammar(tokenizer, lenient, "it")
+
+
+def test_a_grammar_that_an_answer_left_is_an_error_that_tells_nothing_of_the_parser(engine):
+    matcher = engine.grammar(regex="abc").matcher()
+    (x,) = engine.tokenizer.encode("x", add_special=False)
+    for call in (lambda: matcher.accept(x), matcher.mask, lambda: matcher.ended):
+        with pytest.raises(ValueError, match="the grammar cannot be followed") as error:
+            call()
+        assert "<state>" not in str(error.value)
 
 
 ID_BESIDE_REF = {
@@ -259,12 +287,17 @@ def test_an_id_beside_a_ref_that_means_the_same_in_all_drafts_is_enforced(engine
     assert engine.grammar(json_schema=schema)
 
 
+ENDLESS: dict[str, object] = {}
+ENDLESS["not"] = ENDLESS
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
         ({"json_schema": "{"}, ValueError, "the JSON schema is no JSON"),
         ({"json_schema": "[1]"}, ValueError, r"the JSON schema is \[1\]; expected an object"),
         ({"json_schema": {"a": {1}}}, ValueError, "the JSON schema is no JSON"),
+        ({"json_schema": ENDLESS}, ValueError, "the JSON schema is no JSON"),
         ({"regex": "("}, ValueError, "the regular expression cannot be enforced"),
         ({"regex": 5}, TypeError, "the regular expression is 5; expected a string"),
         ({"regex": "x" * (1 << 21)}, ValueError, "has 2,097,152 characters"),

@@ -221,6 +221,7 @@ class Speaker:
 def test_what_follows_the_mark_of_a_call_is_a_right_call(name: str, control: bool) -> None:
     speaker = Speaker(FORMATS[name], control=control)
     assert speaker.found
+    assert len({(one.mark, one.at_start) for one in speaker.found}) == len(speaker.found)
     controls = [
         id for id in range(speaker.tokenizer.vocab_size) if speaker.tokenizer.is_control(id)
     ]
@@ -376,6 +377,18 @@ def test_marks_may_come_in_pieces_and_count_at_their_place(text: str, holds: boo
     for char in text:
         matcher.accept(tokenizer.encode(char, add_special=False)[0])
     assert (matcher.mask() is not None) == holds
+
+
+@pytest.mark.parametrize(("mark", "at_start", "most"), [(b"<c>", False, 2), (b"{", True, 0)])
+def test_no_more_of_free_text_is_kept_than_may_begin_a_mark(
+    mark: bytes, at_start: bool, most: int
+) -> None:
+    grammar = Grammars(tokenizer_with()).regex("a")
+    marked = [Marked(mark, grammar, at_start=at_start)]
+    matcher = MarkedGrammars(marked, lambda token: b"x").matcher()
+    for _ in range(9):
+        matcher.accept(0)
+    assert len(matcher._free.tail) == most  # type: ignore[attr-defined]
 
 
 class TooComplex:

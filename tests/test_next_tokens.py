@@ -13,6 +13,7 @@ from next_heads import write_predictable_model as write_predictable
 from reference_next_head import guess_logits
 
 from airllm.cli import main
+from airllm.engine.next_tokens import _shared
 from airllm.engine.sampling import Sampler
 from airllm.formats.gguf import GGUFFile
 from airllm.formats.hf_config import HFConfig
@@ -252,6 +253,25 @@ def test_where_a_text_was_cut_the_hidden_state_before_is_0(
         assert next_tokens(engine).guess(other, 2)[0] == int(np.argmax(logits))
         difference = next_tokens(engine)._logits[0] - second
         assert np.linalg.norm(difference) <= CLOSE * np.linalg.norm(second)
+
+
+def test_the_hidden_states_of_another_text_are_not_known(predictable: Path) -> None:
+    with opened(predictable, backend="cpp", mtp=True) as engine:
+        engine.forward(PROMPT)
+        head = next_tokens(engine)
+        assert head._before(len(PROMPT)).any()
+        other = [token + 1 for token in PROMPT]
+        assert head.guess([*other, 7], 2) == []
+        engine.forward(PROMPT)
+        head._keep(other)
+        assert not head._before(len(PROMPT)).any()
+
+
+@pytest.mark.parametrize("changed", [0, 500, 998, 999, None])
+def test_texts_share_what_stands_before_the_first_token_that_differs(changed: int | None) -> None:
+    tokens = list(range(1000))
+    other = [-1 if token == changed else token for token in tokens]
+    assert _shared(tokens, [*other, 5]) == (1000 if changed is None else changed)
 
 
 @pytest.mark.parametrize("on_full", ["stop", "shift"])
@@ -536,11 +556,13 @@ def test_the_plan_command_names_the_head(
 
 def test_a_profile_has_the_heads_ops(predictable: Path) -> None:
     with opened(predictable, backend="cpp", mtp=True, fusion=False) as engine:
+        executors = next_tokens(engine).executors
         with engine.profile() as profile:
             engine.forward(PROMPT)
             next_tokens(engine).guess([*PROMPT, 7], 2)
         calls = {op.name: op.calls for op in profile.ops()}
         assert calls["linear nextn.eh_proj"] == 1 + 2
+        assert next_tokens(engine).executors is executors
         assert answer(engine, PROMPT, 5).passes == 1 + 4 // 4
 
 

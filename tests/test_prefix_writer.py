@@ -176,6 +176,31 @@ def test_in_an_hour_no_more_is_written_than_the_tree_may_have(
     assert written.read().longest(range(2000, 2100)) == 100
 
 
+def test_files_of_what_is_forgotten_go_although_there_is_always_more_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Forest(LAYERS["whole"])
+    one.add(range(100))
+    written = Written("whole", tmp_path, monkeypatch, most_bytes=one.tree.nbytes * 3 // 2)
+    for at in range(8):
+        written.forest.add(range(1000 * at, 1000 * at + 100))  # the one before goes
+        written.go_on()
+        written.now += 3600
+        written.go_on()
+    written.writer.close()
+    assert len(written.names()) <= 3
+
+
+def test_what_was_written_is_not_held(written: Written) -> None:
+    written.forest.add(range(100))
+    written.go_on_until_all_is_written()
+    written.go_on()
+    written.forest.state.clear()
+    written.forest.tree.shrink(0)
+    written.forest.pool.shrink()
+    assert written.forest.pool.nbytes == 0
+
+
 def test_a_snapshot_that_is_forgotten_while_it_is_written_is_written_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,10 +13,7 @@ from tiny_model import write_tiny_model
 from variants import variant
 
 from airllm.engine import running
-from airllm.engine.requests import (
-    Piece,
-    PromptProgress,
-)
+from airllm.engine.requests import DeadlineError, Piece, PromptProgress
 from airllm.engine.scheduler import Scheduler
 from airllm.engine.settings import ContextFullError, Sampling
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -185,16 +182,16 @@ def test_an_answer_waits_for_no_more_than_a_piece_of_a_prompt(engine, passes):
 def test_short_prompts_share_a_pass_as_long_as_together_they_are_no_longer_than_a_piece(
     engine, passes
 ):
-    prompts = [some_tokens(n, n) for n in (30, 20, 25, 15, 31)]
+    prompts = [some_tokens(n, n) for n in (40, 31, 20, 19)]
     expected = [alone(engine, prompt) for prompt in prompts]
     passes.clear()
-    with engine.scheduler(lanes=5, piece_tokens=70, cache_bytes=0) as scheduler:
+    with engine.scheduler(lanes=4, piece_tokens=70, cache_bytes=0) as scheduler:
         told = [ask(scheduler, prompt)[1] for prompt in prompts]
         run(scheduler)
     assert [each.answer.tokens for each in told] == [its.tokens for its in expected]
     assert [sorted(size for size in sizes if size > 1) for sizes in passes[:3]] == [
-        *([20, 30], [15, 25]),  # 25 does not fit; 15 waits behind it, and then 31 does not fit
-        [31],
+        *([40], [19, 20, 31]),  # 31 does not fit, and 20 waits behind it; then 70 do
+        [],
     ]
 
 
@@ -255,6 +252,17 @@ def test_prompts_of_which_no_bit_can_be_reused_wait_for_nothing(engine, passes):
     assert passes[0] == ([67] if engine.backend == "cpp" else [67, 67])
 
 
+@pytest.mark.parametrize(("seeds", "cache_bytes"), [((1, 2), None), ((1, 1), 0)])
+def test_prompts_of_which_none_can_reuse_another_wait_for_nothing(
+    engine, passes, seeds, cache_bytes
+):
+    with engine.scheduler(piece_tokens=140, cache_bytes=cache_bytes) as scheduler:
+        for seed in seeds:
+            ask(scheduler, some_tokens(66, seed), max_new_tokens=1, reuse="any")
+        run(scheduler)
+    assert passes[0] == [66, 66]
+
+
 def test_who_begins_like_one_that_answers_waits_for_nothing(scheduler):
     ask(scheduler, some_tokens(66), max_new_tokens=30, reuse="any")
     scheduler.step()
@@ -278,9 +286,13 @@ def test_who_leaves_a_pass_of_several_prompts_leaves_the_others_as_they_were(eng
         told = []
         for at, prompt in enumerate(prompts):
             then = (lambda handle, _: scheduler.cancel(handle)) if at == 1 else None
-            told.append(ask(scheduler, prompt, then=then)[1])
+            handle, its = ask(scheduler, prompt, then=then)
+            told.append(its)
+            if at == 1:
+                left = handle
         run(scheduler)
     assert [type(event) for event in told[1].events] == [PromptProgress]
+    assert left.answer_tokens == 0
     for at in (0, 2):
         assert told[at].answer.tokens == expected[at].tokens
 
@@ -338,19 +350,24 @@ def test_a_pass_that_nobody_waits_for_is_abandoned(tmp_path):
     with pytest.raises(BudgetError) as refusal:
         Engine(model.path, ram_budget=1)
     with Engine(model.path, ram_budget=refusal.value.minimum) as engine:
-        layers, handles = [], []
+        layers, leave = [], {}
 
-        def leave(done, total):
+        def after_layer(done, total):
             layers.append(done)
-            if done == 2:
-                scheduler.cancel(handles[0])
-            if done == 4:
-                scheduler.cancel(handles[1])
+            leave.get(done, int)()
 
-        with Scheduler(engine._model, on_layer=leave) as scheduler:
-            handles += [ask(scheduler, some_tokens(9, seed))[0] for seed in range(2)]
+        def be_late():
+            late.submitted -= 101.0
+
+        with Scheduler(engine._model, on_layer=after_layer) as scheduler:
+            one, other = (ask(scheduler, some_tokens(9, seed))[0] for seed in range(2))
+            leave |= {2: lambda: scheduler.cancel(one), 4: lambda: scheduler.cancel(other)}
             run(scheduler)
-    assert layers == [1, 2, 3, 4]
+            late, told = ask(scheduler, some_tokens(9), deadline_seconds=100.0)
+            leave = {3: be_late}
+            run(scheduler)
+    assert layers == [1, 2, 3, 4, 1, 2, 3]
+    assert isinstance(told.error, DeadlineError)
 
 
 def test_of_streamed_prompts_that_begin_alike_the_first_is_evaluated_for_all(tmp_path):
@@ -403,6 +420,11 @@ def test_logprobs_are_those_of_the_models_distribution(engine, scheduler):
         likeliest = np.argsort(-row, kind="stable")[:4]
         assert [token for token, _ in each.top] == likeliest.tolist()
         assert [logprob for _, logprob in each.top] == pytest.approx(row[likeliest], abs=1e-9)
+
+
+def test_no_more_tokens_are_told_than_there_are():
+    found = running._logprob(np.zeros(3, np.float32), 1, 100)
+    assert [token for token, _ in found.top] == [0, 1, 2]
 
 
 def test_the_best_of_several_answers_are_those_with_the_largest_mean_logprob(engine, scheduler):

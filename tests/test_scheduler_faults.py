@@ -8,10 +8,12 @@ import pytest
 from scheduling import SIZES, Told, alone, ask, open_tiny, prompts_alike, run, some_tokens
 from tiny_model import write_tiny_model
 
+from airllm.engine import lanes
 from airllm.engine.requests import (
     DeadlineError,
     Finished,
     Piece,
+    PromptProgress,
     QueueFullError,
     Request,
 )
@@ -94,6 +96,46 @@ def test_a_callback_may_cancel_its_own_request(scheduler):
     assert len(other.answer.tokens) == 8
 
 
+def test_who_is_cancelled_by_its_last_piece_does_not_hear_that_it_has_ended(scheduler):
+    heard = []
+
+    def leave(handle, event):
+        heard.append(type(event))
+        if isinstance(event, Piece):
+            scheduler.cancel(handle)
+
+    scheduler.submit(Request(some_tokens(5), Sampling(0.0), Limits(1)), leave)
+    run(scheduler)
+    assert heard == [PromptProgress, Piece]
+
+
+def test_no_other_thread_comes_within_an_event_or_between_the_last_one_and_the_end(scheduler):
+    free = []
+
+    def probe(handle, _):
+        def acquire():
+            free.append(handle._telling.acquire(blocking=False))
+            if free[-1]:
+                handle._telling.release()
+
+        thread = threading.Thread(target=acquire)
+        thread.start()
+        thread.join()
+
+    def end(stage):
+        probe(handle, None)
+        return really_end(stage)
+
+    handle, _ = ask(scheduler, some_tokens(5), max_new_tokens=1, then=probe)
+    really_end, handle.end = handle.end, end
+    run(scheduler)
+    assert handle.stage == "finished"
+    assert free == [False] * 4  # progress, a piece, its end, and that of the request
+    ask(scheduler, some_tokens(5), then=probe, deadline_seconds=1e-9)
+    scheduler.step()
+    assert free == [False] * 5
+
+
 def test_cancel_waits_for_the_callback_under_way(engine):
     entered, leave, cancelled = threading.Event(), threading.Event(), threading.Event()
 
@@ -163,6 +205,19 @@ def test_a_deadline_ends_a_request_wherever_it_is(scheduler):
     run(scheduler)
     assert "queue_seconds" in str(waiting.error)
     assert patient.answer.tokens
+
+
+def test_each_deadline_counts_to_its_own_end(scheduler):
+    handle, told = ask(
+        scheduler, some_tokens(5), max_new_tokens=30, queue_seconds=10.0, deadline_seconds=100.0
+    )
+    scheduler.step()
+    handle.submitted -= 20.0
+    scheduler.step()
+    assert not handle.is_over  # it no longer waits
+    handle.submitted -= 90.0
+    scheduler.step()
+    assert "deadline_seconds=100" in str(told.error)
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------
@@ -291,19 +346,56 @@ def test_without_memory_for_a_pass_what_was_kept_makes_room(engine, scheduler, m
     assert len(told.answer.tokens) == 8
 
 
-def test_an_error_that_no_request_accounts_for_ends_what_runs_and_nothing_else(
-    engine, monkeypatch, caplog
+def test_without_memory_for_lanes_a_request_waits_for_those_that_run(scheduler, monkeypatch):
+    take = scheduler._lanes.take
+
+    def short(*wanted):
+        if scheduler.n_running or wanted[1] > 20:
+            raise MemoryError("no room")
+        return take(*wanted)
+
+    monkeypatch.setattr(scheduler._lanes, "take", short)
+    told = [ask(scheduler, some_tokens(n))[1] for n in (5, 6, 30)]
+    run(scheduler)
+    assert [len(each.answer.tokens) for each in told[:2]] == [8, 8]
+    assert "no room" in str(told[2].error)
+
+
+def test_ctrl_c_in_a_pass_ends_the_requests_in_it(engine, scheduler, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle, _ = ask(scheduler, some_tokens(5))
+    monkeypatch.setattr(engine._model.decoder, "evaluate_each", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.step()
+    assert handle.stage == "failed"
+
+
+def test_a_sequence_that_has_lost_tokens_is_not_kept(scheduler):
+    handle, _ = ask(scheduler, some_tokens(5), max_new_tokens=30)
+    scheduler.step()
+    scheduler._tree.shrink(0)
+    scheduler._jobs[0].choices[0].state.trim(3)
+    scheduler.cancel(handle)
+    scheduler.step()
+    assert not len(scheduler._tree)
+
+
+@pytest.mark.parametrize(("step", "call"), [("_choose", 3), ("_admit", 1)])
+def test_an_error_that_no_request_accounts_for_ends_what_runs_or_is_next_and_nothing_else(
+    engine, monkeypatch, caplog, step, call
 ):
     with engine.scheduler(lanes=1) as scheduler:
-        choose, calls = scheduler._choose, []
+        really, calls = getattr(scheduler, step), []
 
         def fail_once():
             calls.append(1)
-            if len(calls) == 3:
+            if len(calls) == call:
                 raise ZeroDivisionError("a bug")
-            return choose()
+            return really()
 
-        monkeypatch.setattr(scheduler, "_choose", fail_once)
+        monkeypatch.setattr(scheduler, step, fail_once)
         asked = [ask(scheduler, some_tokens(5, seed)) for seed in range(3)]
         server = threading.Thread(target=scheduler.serve_forever)
         server.start()
@@ -413,12 +505,15 @@ def test_lanes_wait_for_memory_that_others_have(tmp_path):
     with Engine(path, backend="numpy") as engine:
         needed = engine.plan().total_bytes
     with Engine(path, backend="numpy", ram_budget=needed + (64 << 10)) as engine:
-        most = []
+        most, left = [], []
 
         def note(handle, event):
             most.append(scheduler.n_running)
+            left.append(max(0, memory - scheduler._lanes.reserved) - scheduler.cached_bytes)
 
+        memory = engine._model.decoder.memory_for_sequences()
         with engine.scheduler(lanes=4) as scheduler:
+            for_cache = scheduler._tree.most_bytes
             told = [
                 ask(scheduler, some_tokens(300, seed), max_new_tokens=90, then=note)[1]
                 for seed in range(4)
@@ -428,12 +523,35 @@ def test_lanes_wait_for_memory_that_others_have(tmp_path):
             small = [ask(scheduler, some_tokens(30, seed), then=note)[1] for seed in range(4)]
             run(scheduler)
             assert max(most) > 1
+            assert scheduler.cached_bytes
             # Alone, a request may take more than there is.
-            _, several = ask(scheduler, some_tokens(300), max_new_tokens=90, n=4)
+            _, several = ask(scheduler, some_tokens(300), max_new_tokens=90, n=4, then=note)
             for _ in range(500):
                 scheduler.step()
             assert len(several.answers) == 4
+            assert min(left) >= 0  # what is kept makes way, and
+            assert scheduler._tree.most_bytes == for_cache  # may come back
         assert all(each.answer.tokens for each in [*told, *small])
+
+
+def test_what_is_kept_has_half_of_the_budget_and_no_more_than_it_may_by_default(
+    tmp_path, monkeypatch
+):
+    path = write_tiny_model(tmp_path, "f32", sizes=SIZES).path
+    with Engine(path, backend="numpy", ram_budget="1GiB") as engine:
+        memory = engine._model.decoder.memory_for_sequences()
+        with engine.scheduler() as scheduler:
+            assert scheduler._tree.most_bytes == memory // 2
+        monkeypatch.setattr(lanes, "CACHE_BYTES", 1 << 20)
+        with engine.scheduler() as scheduler:
+            assert scheduler._tree.most_bytes == 1 << 20
+
+
+def test_no_more_is_reserved_than_a_lane_can_hold(engine):
+    with Scheduler(engine._model, capacity=100) as scheduler:
+        ask(scheduler, some_tokens(5), max_new_tokens=10**6)
+        scheduler.step()
+        assert scheduler._lanes.reserved == engine._model.decoder.state_bytes(100)
 
 
 # ---- from the first to the last ------------------------------------------------------------------
@@ -478,6 +596,17 @@ def test_close_drains_or_ends_what_is_there_and_frees_the_engine(engine):
         scheduler.step()
         scheduler.close()
         assert all("the scheduler was closed" in str(each.error) for each in told)
+    assert (scheduler.cached_bytes, scheduler._lanes._free) == (0, [])
+    with pytest.raises(RuntimeError, match="the scheduler is closed"):
+        scheduler.serve_forever()
+    engine.generate("hello", max_new_tokens=1)
+
+
+def test_a_scheduler_that_cannot_be_made_leaves_the_engine_free(engine, monkeypatch):
+    monkeypatch.setattr(lanes, "PrefixTree", lambda *_: (_ for _ in ()).throw(MemoryError("tree")))
+    with pytest.raises(MemoryError, match="tree") as refusal, engine.scheduler():
+        pass
+    assert refusal.value.__traceback__ is not None  # which holds what was made
     engine.generate("hello", max_new_tokens=1)
 
 
@@ -512,8 +641,10 @@ def test_a_request_that_comes_before_the_drain_is_served_by_the_thread_that_serv
         assert len(asked[0].answer.tokens) == 8
 
 
-def test_a_callback_may_close_the_scheduler(engine):
+def test_a_callback_may_close_the_scheduler_and_not_serve_as_well(engine):
     def close(*_):
+        with pytest.raises(RuntimeError, match="a thread is in serve_forever"):
+            scheduler.serve_forever()
         scheduler.close()
         scheduler.close(drain=True)  # it is no longer to be drained
 

@@ -11,6 +11,7 @@ from scheduling import NoText, alone, ask, run
 from tiny_model import Sizes, write_tiny_model
 from variants import variant
 
+from airllm.engine import running
 from airllm.engine.scheduler import Scheduler
 from airllm.layer_engine import LayerWiseInferenceEngine as Engine
 
@@ -150,6 +151,19 @@ def test_without_cuts_the_same_prompt_again_evaluates_its_last_piece(uncut):
     first = uncut.answer(prompt)
     assert uncut.answer(prompt) == first
     assert uncut.n_again <= 130
+
+
+def test_without_cuts_a_prompt_is_kept_now_and_then_and_before_its_last_piece(uncut, monkeypatch):
+    monkeypatch.setattr(running, "SNAPSHOT_TOKENS", 50)
+    monkeypatch.setattr(running, "MOST_SNAPSHOTS", 4)
+    uncut.answer(some(1000), 1)  # in pieces of 125
+    found = [snapshot.length for _, snapshot in uncut.scheduler._tree.snapshots()]
+    assert found == [250, 500, 750, 875, 1000]
+
+
+def test_with_cuts_a_prompt_is_kept_at_its_end(server):
+    server.answer(some(1000), 1)
+    assert server.scheduler._tree.n_added == 2  # and at that of its answer
 
 
 def test_without_cuts_prompts_that_begin_alike_do_not_wait_for_each_other(uncut):

@@ -261,6 +261,20 @@ def test_small_windows_have_small_pages(window: int, rows: int) -> None:
     assert table.page_rows == rows
 
 
+def test_tokens_may_reach_over_both_ends_of_a_sequence() -> None:
+    state = whole()
+    append(state, [5, 6, 7])
+    assert state.tokens_between(-2, 2, [8]).tolist() == [-1, -1, 5, 6]
+    assert state.tokens_between(1, 5, [8, 9, 10]).tolist() == [6, 7, 8, 9]
+    assert state.tokens_between(4, 6, [8, 9, 10]).tolist() == [9, 10]
+
+
+def test_exact_keys_are_float32_whatever_the_others_are() -> None:
+    pending = KeysValues(1, WIDTH, WIDTH, exact=True)
+    (layer,) = StateLayout([LayerState(KeysValues(1, WIDTH, WIDTH), pending=pending)], "f16").layers
+    assert [place.type for place in layer.places] == ["f16", "f32"]
+
+
 def test_latents_take_no_memory_for_values() -> None:
     latents = LayerState(KeysValues(1, 576, 512, 0, True))
     assert StateLayout([latents]).page_bytes == [PAGE_ROWS * 576 * 2]
