@@ -196,6 +196,7 @@ def test_only_what_is_allowed_is_drawn_whatever_its_probability():
     sampler = Sampler(Sampling(temperature=1.0, seed=1))
     assert {sampler.sample(logits, [], allowed) for _ in range(50)} == {1, 3}
     assert Sampler(Sampling(temperature=0)).sample(logits, [], allowed) == 3
+    assert Sampler(Sampling(temperature=0)).sample(logits - 1e6, [], allowed) == 3
 
 
 # ---- typical tokens ------------------------------------------------------------------------------

@@ -43,15 +43,15 @@ class Sampler:
         ValueError if the largest logit is not a finite number: the model or its file is broken.
         """
         settings = self.sampling
-        logits, top_k = self._changed(logits, history, allowed), settings.top_k
+        logits = self._changed(logits, history, allowed)
         if settings.typical_p < 1.0 and settings.temperature > 0.0:
-            logits, top_k = _typical(logits, top_k, settings.typical_p), 0
+            logits = _typical(logits, settings.top_k, settings.typical_p)
         try:
             return ops.sample(
                 logits,
                 self._random.random(),
                 temperature=settings.temperature,
-                top_k=top_k,
+                top_k=settings.top_k,
                 top_p=settings.top_p,
                 min_p=settings.min_p,
             )
