@@ -19,8 +19,9 @@ from airllm.text.answer import (
     format_of,
 )
 from airllm.text.answer.python_calls import with_written_calls
+from airllm.text.answer.source import AnswerSource
 from airllm.text.answer.told_thoughts import with_thought
-from airllm.text.answer.told_tools import tool_variables
+from airllm.text.answer.told_tools import tool_variables, with_told_tools
 
 TOOLS = [
     Tool(
@@ -605,6 +606,11 @@ def test_what_is_not_a_call_stays_in_the_text(answer: str) -> None:
     assert told(HERMES, answer) == Told(answer, "", [])
 
 
+def test_half_of_a_mark_at_the_end_is_text() -> None:
+    call = '{"name": "clock", "parameters": {}}'
+    assert told(LLAMA, f"{call} <|py") == Told("<|py", "", [("clock", None, "{}")])
+
+
 def test_without_tools_a_call_is_text() -> None:
     answer = 'Look: <tool_call>{"name": "weather", "arguments": {}}</tool_call>'
     assert told(HERMES, answer, tools=[]).text == answer
@@ -660,9 +666,82 @@ def test_what_has_no_name_of_a_function_is_no_call(name: str) -> None:
         (HY3, f"<tool_call:opensource>{name}<tool_sep:opensource></tool_call:opensource>"),
         (MINICPM, f'<function name="{name}"></function>'),
         (APERTUS, f'<|tools_prefix|>[{{"{name}": {{}}}}]'),
+        (MISTRAL, f"[TOOL_CALLS]{name}[ARGS]{{}}"),
+        (DEEPSEEK, f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{{}}"),
+        (KIMI, f"<|tool_call_begin|>{name}<|tool_call_argument_begin|>{{}}<|tool_call_end|>"),
+        (QWEN_CODER, f"<function={name}></function>"),
+        (MINIMAX, f'<minimax:tool_call><invoke name="{name}"></invoke></minimax:tool_call>'),
         (FUNCTIONARY3, f"{name}\n{{}}"),
     ):
         assert told(template, answer).calls == [], template
+
+
+@pytest.mark.parametrize(
+    ("template", "answer"),
+    [
+        (DEEPSEEK, "<｜tool▁call▁begin｜>clock<｜tool▁call▁end｜>{}"),
+        (DEEPSEEK, "<｜tool▁call▁begin｜>clock<｜tool▁sep｜>weather\n```json\n{}\n```"),
+        (DEEPSEEK, "<｜tool▁call▁begin｜>function<｜tool▁sep｜>clock<｜tool▁call▁end｜>{}"),
+        (KIMI, "<|tool_call_begin|>functions.clock:0<|tool_call_end|>{}"),
+        (MISTRAL, "[TOOL_CALLS]clock"),
+        (GLM, "<tool_call>clock"),
+        (MINIMAX, '<minimax:tool_call><invoke name="clock"'),
+        (QWEN_CODER, "<function=clock\n></function>"),
+        (MINICPM, '<function name="clock"\n></function>'),
+        (LLAMA, '{"name": "clock"}'),
+        (LLAMA, '{"name": "other", "parameters": {}}'),
+        (HERMES, '<tool_call>{"name": "clock" "arguments": {}}</tool_call>'),
+    ],
+)
+def test_what_is_not_written_as_a_call_is_no_call(template: str, answer: str) -> None:
+    assert told(template, answer).calls == []
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "arguments"),
+    [
+        (HERMES, '<tool_call>{"name": "clock", "tool_name": "x", "arguments": {}}', "{}"),
+        (HERMES, '<tool_call>{"name": "clock", "arguments": {}, "parameters": {"x": 1}}', "{}"),
+        (HERMES, '<tool_call>{"arguments": {}, "parameters": {"x": 1}, "name": "clock"}', "{}"),
+        (HERMES, '<tool_call>{"name": "clock", "arguments": "{\n}"}', "{\n}"),
+        (HERMES, '<tool_call>{"name": "clock", "arguments": 5}', "5"),
+        (
+            DSML,
+            '<｜DSML｜function_calls><｜DSML｜invoke name="clock"><｜DSML｜parameter name="x" '
+            'string="true">12</｜DSML｜parameter></｜DSML｜invoke></｜DSML｜function_calls>',
+            '{"x": "12"}',
+        ),
+    ],
+)
+def test_a_call_has_its_first_name_and_its_first_arguments_as_they_are_written(
+    template: str, answer: str, arguments: str
+) -> None:
+    assert told(template, answer).calls == [("clock", None, arguments)]
+
+
+def test_what_can_only_be_the_end_of_a_call_is_told_at_once_and_in_one_part() -> None:
+    parser = AnswerParser(format_of(GEMMA), TOOLS)
+    found = parser.push("<|tool_call>call:clock{x:1}")
+    assert found == [CallBegin(0, "clock"), CallArguments(0, '{"x": 1}')]
+
+
+def test_what_was_read_is_not_the_beginning_of_a_mark() -> None:
+    source, said = AnswerSource(), list[str]()
+    source.feed("<tool")
+    with pytest.raises(StopIteration):
+        next(source.take("<"))
+    next(source.until(("<tool_call>",), said.append))
+    assert said == ["tool"]
+
+
+def test_white_space_before_a_thought_is_layout() -> None:
+    assert told(HERMES, "So. \n<think>Hm.</think>\nYes.") == ("So.Yes.", "Hm.", [])
+
+
+def test_a_call_without_text_is_told_in_words_without_an_empty_line() -> None:
+    calls = [{"function": {"name": "clock", "arguments": {}}}]
+    (said,) = with_told_tools([{"role": "assistant", "content": None, "tool_calls": calls}], [])
+    assert said["content"].startswith("<tool_call>")
 
 
 def test_a_template_gets_tools_in_the_shape_that_it_reads() -> None:
@@ -698,14 +777,18 @@ def test_a_thought_has_the_name_that_the_template_reads() -> None:
     said = {"role": "assistant", "content": "Yes."}
     assert with_thought(message, "{{ message.reasoning }}") == {**said, "reasoning": "Hm."}
     assert with_thought(message, "{{ message.content }}") == said
+    assert with_thought(message, "{{ message.thinking }}") == {**said, "thinking": "Hm."}
+    calls = {"tool_calls": [{}]}  # a template may refuse all three at once
+    assert with_thought(message | calls, "{{ message.thinking }}") == said | calls
 
 
 def test_values_within_values_have_an_end() -> None:
     deep = "".join(f"]<]minimax[>[<v{at}>" for at in range(5000))
     answer = f']<]minimax[>[<tool_call>]<]minimax[>[<invoke name="clock">{deep}'
     assert told(MINIMAX3, answer).names() == ["clock"]
-    answer = "<|tool_call>call:clock{x:" + "[" * 5000
-    assert told(GEMMA, answer).names() == ["clock"]
+    for opening in ("[", "{a:"):
+        answer = "<|tool_call>call:clock{x:" + opening * 5000
+        assert told(GEMMA, answer).names() == ["clock"]
     assert told(LFM2, "<|tool_call_start|>[clock(x=" + "[" * 5000).names() == ["clock"]
     deep = "[" * 100_000
     answer = f"<tool_call><function=clock><parameter=x>{deep}</parameter></function></tool_call>"

@@ -24,6 +24,7 @@ from test_answer_parser import (
     LLAMA,
     MINICPM,
     MINIMAX,
+    MINIMAX3,
     QWEN_CODER,
     SEED,
     SOLAR,
@@ -32,6 +33,7 @@ from test_answer_parser import (
 
 from airllm.text.answer import Tool, format_of
 from airllm.text.answer.call_grammars import NoGrammarError, answer_grammar
+from airllm.text.answer.call_rules import Rules
 
 llguidance = pytest.importorskip("llguidance")
 
@@ -68,6 +70,16 @@ ANSWERS: dict[str, tuple[str, str, str]] = {
         OLD_MISTRAL,
         '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]',
         '[TOOL_CALLS][{"name": "wind", "arguments": {"city": "Rome"}}]',
+    ),
+    "mistral, a list with ids": (
+        OLD_MISTRAL + '"id": ""',
+        '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}, "id": "123456789"}]',
+        '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]',
+    ),
+    "mistral with ids": (
+        NEW_MISTRAL + "[CALL_ID]",
+        '[TOOL_CALLS]weather[CALL_ID]123456789[ARGS]{"city": "Rome"}',
+        '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}',
     ),
     "mistral": (
         NEW_MISTRAL,
@@ -143,6 +155,16 @@ ANSWERS: dict[str, tuple[str, str, str]] = {
         "<tool_calls>",
         '<tool_calls>[{"name": "weather", "arguments": {"city": "Rome"}}]</tool_calls>',
         "<tool_calls>[]</tool_calls>",
+    ),
+    "minimax m1, a call in each line": (
+        "<tool_calls>\\n",
+        '<tool_calls>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_calls>',
+        '<tool_calls>[{"name": "weather", "arguments": {"city": "Rome"}}]</tool_calls>',
+    ),
+    "functionary": (
+        "<function=f></function>",
+        '<function=weather>{"city": "Rome"}</function>',
+        "<function=weather><parameter=city>Rome</parameter></function>",
     ),
     "kimi k3": (
         KIMI3,
@@ -341,6 +363,64 @@ def test_control_tokens_come_as_tokens() -> None:
     assert "<[" not in text
     text = answer_grammar(format_of(KIMI), lambda mark: f"<[{len(mark)}]>", tools=[CLOCK])
     assert '"<|tool_call' not in text
+
+
+@pytest.mark.parametrize(
+    ("template", "schema", "right", "wrong"),
+    [
+        (
+            MINIMAX3,
+            {"type": "array", "items": {"type": "integer", "$ref": "#/$defs/digit"}},
+            "]<]minimax[>[<item>5]<]minimax[>[</item>",
+            "]<]minimax[>[<item>12]<]minimax[>[</item>",
+        ),
+        (QWEN_CODER, {"$ref": "#/$defs/digit"}, "5", "12"),
+        (QWEN_CODER, {"type": ["string", "array"]}, '["a"]', "a"),
+    ],
+)
+def test_a_value_in_tags_obeys_all_of_its_schema(
+    template: str, schema: Any, right: str, wrong: str
+) -> None:
+    digit = {"type": "integer", "minimum": 0, "maximum": 9}
+    parameters = {"properties": {"x": schema}, "required": ["x"], "$defs": {"digit": digit}}
+    found = grammar(template, Tool("f", "", parameters))
+    for value, is_right in ((right, True), (wrong, False)):
+        if template == QWEN_CODER:
+            answer = (
+                f"<tool_call>\n<function=f>\n<parameter=x>\n{value}\n</parameter>\n</function>\n"
+                "</tool_call>"
+            )
+        else:
+            tag = "]<]minimax[>["
+            answer = (
+                f'{tag}<tool_call>\n{tag}<invoke name="f">{tag}<x>{value}{tag}</x>{tag}</invoke>\n'
+                f"{tag}</tool_call>"
+            )
+        assert matches(found, answer) == is_right
+
+
+def test_a_first_argument_that_need_not_be_there_may_be_left_out() -> None:
+    parameters = {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+    found = grammar(LFM2, Tool("f", "", {**parameters, "required": ["b"]}))
+    for arguments, is_right in (("a=1, b=2", True), ("b=2", True), ("a=1", False)):
+        assert matches(found, f"<|tool_call_start|>[f({arguments})]<|tool_call_end|>") == is_right
+
+
+def test_a_text_ends_where_all_of_its_end_comes() -> None:
+    rules = Rules(lambda mark: "<[7]>", ["<|sep|>"])
+    source = llguidance.LLMatcher.grammar_from_lark(rules.lark(rules.text_until("</x><|sep|>")))
+    tokenizer = llguidance.LLTokenizer("byte")
+    for text, ends in (("a</x>b</x>", True), ("a</x>b", False)):
+        matcher = llguidance.LLMatcher(tokenizer, source, log_level=0)
+        assert not matcher.is_error(), matcher.get_error()
+        assert matcher.consume_tokens([*tokenizer.tokenize_str(text), 7])
+        assert matcher.is_accepting() == ends
+
+
+def test_of_marks_that_begin_alike_the_longest_is_meant() -> None:
+    marks = ["<|open|>", "<|open|>tools<|sep|>"]
+    rules = Rules(lambda mark: f"<[{marks.index(mark)}]>", marks)
+    assert rules.written("<|open|>tools<|sep|>") == "<[1]>"
 
 
 def test_what_cannot_be_enforced_in_tags_is_refused_by_its_name() -> None:
