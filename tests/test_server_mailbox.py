@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from airllm.engine.requests import Handle, Piece, PromptProgress, Request
+from airllm.engine.requests import Handle, Piece, PromptProgress, Request, TokenLogprob
 from airllm.server.alarm import Alarm
 from airllm.server.mailbox import Doorbell, Mailbox, SlowReaderError
 
@@ -42,6 +43,43 @@ def test_a_mailbox_keeps_the_last_of_the_prompts_progress() -> None:
         for done in range(1000):
             mailbox.put(own, PromptProgress(done, 1000))
         assert await mailbox.take(1.0) == [(own, PromptProgress(999, 1000))]
+
+    asyncio.run(run())
+
+
+def test_a_mailbox_keeps_the_logprobs_of_the_prompt() -> None:
+    async def run() -> None:
+        mailbox, own = Mailbox(Doorbell(asyncio.get_running_loop())), handle()
+        events = [PromptProgress(1, 9, 0, (TokenLogprob(1, -1.0),)), PromptProgress(9, 9)]
+        for event in events:
+            mailbox.put(own, event)
+        assert [event for _, event in await mailbox.take(1.0)] == events
+
+    asyncio.run(run())
+
+
+def test_who_is_woken_for_what_was_taken_before_waits_on() -> None:
+    async def run() -> None:
+        mailbox, own = Mailbox(Doorbell(asyncio.get_running_loop())), handle()
+        taking = asyncio.create_task(mailbox.take(5.0))
+        await asyncio.sleep(0)
+        mailbox.wake()  # by a bell that was rung for what `take` has given before
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert not taking.done()
+        mailbox.put(own, Piece(0, "y", (2,)))
+        assert len(await taking) == 1
+
+    asyncio.run(run())
+
+
+def test_events_are_put_and_taken_under_one_lock() -> None:
+    async def run() -> None:
+        mailbox, lock = Mailbox(Doorbell(asyncio.get_running_loop())), MagicMock()
+        mailbox._lock = lock
+        mailbox.put(handle(), Piece(0, "x", (1,)))
+        await mailbox.take(1.0)
+        assert lock.__enter__.call_count == 2
 
     asyncio.run(run())
 

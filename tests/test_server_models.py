@@ -1,6 +1,8 @@
 """Several models within one budget: which is loaded, which makes way, and who waits."""
 
 import asyncio
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -254,9 +256,11 @@ def test_the_queue_is_looked_at_when_the_first_is_due() -> None:
         models = loaded_models()
         for seconds in (100, 1, 50):
             models._wake_in(seconds)
-        assert models._timer is not None
-        assert models._timer.when() - asyncio.get_running_loop().time() < 2
+        timer = models._timer
+        assert timer is not None
+        assert timer.when() - asyncio.get_running_loop().time() < 2
         await models.close()
+        assert timer.cancelled()
 
     run(test)
 
@@ -264,6 +268,41 @@ def test_the_queue_is_looked_at_when_the_first_is_due() -> None:
 def test_a_model_that_was_used_late_in_its_turn_stays_no_longer_than_that() -> None:
     slot = model_slots.Slot(Scripted("a").source(), load_seconds=10.0, used=29.5)
     assert slot.stays_until(0.0) == 30.0
+    assert slot.turn_ends(100.0) == 130.0
+
+
+def test_a_model_waits_until_all_that_make_way_for_it_may() -> None:
+    clock = Clock()
+
+    async def test() -> None:
+        models = loaded_models(*map(Scripted, "ab"), Scripted("c", 2), budget=2, clock=clock)
+        for name in "ab":
+            await use(models, name)
+        models._slots["a"].load_seconds = 10.0  # so that it stays a second
+        waiting = asyncio.create_task(use(models, "c"))
+        await until(lambda: models._timer is not None)
+        assert not models._changing
+        clock.now += 1.0
+        models._go_on()
+        assert await waiting == "c"
+        await models.close()
+
+    run(test)
+
+
+def test_who_stands_behind_one_that_leaves_is_served_at_once() -> None:
+    async def test() -> None:
+        models = loaded_models(*map(Scripted, "ac"), Scripted("b", 2), budget=2)
+        async with models.use("a"):
+            left, stays = (asyncio.create_task(use(models, name)) for name in "bc")
+            await until(lambda: len(models._queue) == 2 and models._slots["b"].needs)
+            await until(lambda: models._changing is None)
+            left.cancel()
+            await asyncio.wait({stays}, timeout=5)
+            assert stays.done()
+        await models.close()
+
+    run(test)
 
 
 def test_no_more_wait_than_may() -> None:
@@ -309,6 +348,9 @@ def test_who_leaves_while_a_model_is_loaded_does_not_hold_it() -> None:
         left.cancel()
         await asyncio.gather(left, return_exceptions=True)
         a.may_load.set()
+        slot = models._slots["a"]
+        await until(lambda: slot.state == "loaded")
+        assert slot.used == slot.loaded > 0  # from when on it is not used
         assert await use(models, "b") == "b"  # for which the other has made way
         assert a.n_loaded == 0
         await models.close()
@@ -483,6 +525,39 @@ def test_a_request_says_how_long_its_model_stays() -> None:
     run(test)
 
 
+def test_the_time_at_which_a_busy_model_would_be_unloaded_is_not_over() -> None:
+    clock = Clock()
+
+    async def test() -> None:
+        models = loaded_models(Scripted("a"), keep_alive=5.0, clock=clock)
+        async with models.use("a"):
+            clock.now += 100.0
+            before = time.time()
+            expires = (await models.find("a")).idle_until
+            assert expires is not None
+            assert expires >= before
+        await models.close()
+
+    run(test)
+
+
+def test_unloading_what_is_not_loaded_changes_nothing() -> None:
+    a = Scripted("a")
+
+    async def test() -> None:
+        models = loaded_models(a)
+        assert await models.unload("a") == "a"
+        for _ in range(2):
+            await use(models, "a")
+        assert a.n_loads == 1
+        await models.unload("a")
+        await until(lambda: models._slots["a"].state == "unloaded")
+        assert models._slots["a"].n_bytes == 0
+        await models.close()
+
+    run(test)
+
+
 def test_unloading_waits_for_what_runs() -> None:
     a = Scripted("a")
 
@@ -551,8 +626,8 @@ def test_a_model_whose_file_has_gone_is_unloaded(monkeypatch: pytest.MonkeyPatch
             there.remove(a)
             await models.listed()
             assert engine.model.name == "a"  # what runs goes on
-        await until_unloaded(models, "a")
-        assert a.n_loaded == 0
+        await until(lambda: models._changing is None and not a.n_loaded)
+        assert list(models._slots) == ["b"]
         assert await states(models) == {"b": "unloaded"}
         with pytest.raises(UnknownModelError):
             await use(models, "a")
@@ -575,6 +650,63 @@ def test_a_model_whose_file_has_changed_is_loaded_anew(monkeypatch: pytest.Monke
         await models.close()
 
     run(test)
+
+
+def test_a_model_that_somebody_waits_for_stays_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks_always(monkeypatch)
+    there = [Scripted("a"), Scripted("b")]
+
+    async def test() -> None:
+        models = loaded_models(find=lambda: [one.source() for one in there])
+        async with models.use("a"):
+            waiting = asyncio.create_task(use(models, "b"))
+            await until(lambda: models._queue)
+            del there[1]
+            assert (await states(models)).keys() == {"a", "b"}
+        assert await waiting == "b"
+        await models.close()
+
+    run(test)
+
+
+def test_a_file_that_was_mended_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks_always(monkeypatch)
+    a = Scripted("a", header_error=ValueError("no GGUF"))
+
+    async def test() -> None:
+        models = loaded_models(a)
+        with pytest.raises(LoadError):
+            await use(models, "a")
+        a.header_error = None
+        a.version += 1
+        await models.listed()
+        assert await use(models, "a") == "a"
+        await models.close()
+
+    run(test)
+
+
+def test_what_is_found_of_a_file_that_has_changed_meanwhile_is_not_kept() -> None:
+    async def test() -> None:
+        models, new = loaded_models(), Scripted("a", version=1).source()
+
+        def needs() -> Any:
+            slot.source = new
+            return Scripted("a").source().needs()
+
+        slot = model_slots.Slot(replace(Scripted("a").source(), needs=needs))
+        old = slot.source
+        await models._read_needs(slot)
+        assert slot.needs is None
+        models._has_failed(slot, old, ValueError("no GGUF"))
+        assert slot.failed is None
+        await models.close()
+
+    run(test)
+
+
+def test_an_error_says_nothing_of_the_folder() -> None:
+    assert module._without("/home/me", "/home/me/a.gguf: no GGUF") == "a.gguf: no GGUF"
 
 
 # ---- names ---------------------------------------------------------------------------------------

@@ -1,8 +1,13 @@
 """The server around the protocols: who may use it, who has left, limits, metrics and the log."""
 
+import asyncio
+import json
 import threading
+import time
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -12,12 +17,17 @@ pytest.importorskip("starlette")
 
 from scripted_server import Client, Response, Say, ScriptedEngine, scripted_model
 
-from airllm.engine.requests import Handle
-from airllm.server import http_exchange
+from airllm.engine.requests import Handle, Request
+from airllm.server import body_fields, http_exchange, remembered
+from airllm.server.access import AccessGate
+from airllm.server.answer import ChoiceEnded
 from airllm.server.body_fields import BodyFields
 from airllm.server.engine_thread import EngineThread
 from airllm.server.errors import ApiError
+from airllm.server.http_exchange import GoneError, HttpExchange
 from airllm.server.remembered import MOST_CHARACTERS, MOST_RESPONSES, Remembered
+from airllm.server.service import Live
+from airllm.server.settings import ServerSettings
 
 CHAT = {"messages": [{"role": "user", "content": "Hello?"}]}
 LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -30,9 +40,12 @@ def ask(client: Client, **more: Any) -> Response:
 # ---- who may use it ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1", "[::1]:8080", "LOCALHOST"])
+@pytest.mark.parametrize(
+    "host",
+    ["localhost:8080", "127.0.0.1", "[::1]:8080", "LOCALHOST", "LOCALHOST:8080", "[FD00::A]:8080"],
+)
 def test_the_server_answers_to_its_own_names(host: str) -> None:
-    with Client(hosts=LOCAL) as client:
+    with Client(hosts=LOCAL | {"fd00::a"}) as client:
         assert ask(client, headers=[("host", host)]).status == 200
 
 
@@ -53,6 +66,16 @@ def test_a_page_of_another_origin_gets_nothing(origin: str) -> None:
         assert not client.engine.requests
 
 
+def test_a_page_without_an_origin_is_not_the_server_that_has_no_name() -> None:
+    with Client() as client:
+        assert ask(client, headers=[("origin", "null"), ("host", "")]).status == 403
+
+
+def test_what_is_not_http_reaches_nothing() -> None:
+    gate = AccessGate(None, ServerSettings(), lambda path: dict)  # type: ignore[arg-type]
+    asyncio.run(gate({"type": "websocket", "headers": []}, None, None))  # type: ignore[arg-type]
+
+
 def test_a_page_that_hides_its_origin_gets_nothing() -> None:
     with Client(hosts=LOCAL) as client:
         response = client.get("/props", headers=[("sec-fetch-site", "cross-site")])
@@ -70,6 +93,8 @@ def test_an_origin_that_was_allowed_is_answered_and_its_browser_told_so() -> Non
         response = ask(client, headers=headers)
         assert response.status == 200
         assert response.headers["access-control-allow-origin"] == "https://chat.example"
+        assert response.headers["vary"] == "Origin"  # for caches
+        assert client.call("OPTIONS", "/v1/chat/completions", headers=headers).status == 405
         wanted = [("access-control-request-method", "POST")]
         response = client.call("OPTIONS", "/v1/chat/completions", headers=[*headers, *wanted])
         assert response.status == 204
@@ -82,7 +107,7 @@ def test_an_origin_that_was_allowed_is_answered_and_its_browser_told_so() -> Non
 
 @pytest.mark.parametrize("header", [("authorization", "Bearer two"), ("x-api-key", "one")])
 def test_a_key_opens_the_server(header: tuple[str, str]) -> None:
-    with Client(api_keys=("one", "two")) as client:
+    with Client(api_keys=("one", "two", "of \udcff bytes")) as client:
         assert ask(client, headers=[header]).status == 200
 
 
@@ -105,6 +130,7 @@ def test_without_the_key_there_is_no_answer(headers: list[tuple[str, str]]) -> N
         response = ask(client, headers=headers)
         assert response.status == 401
         assert response.json["error"]["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
         assert client.get("/health", headers=headers).status == 200
         assert not client.engine.requests
 
@@ -171,6 +197,22 @@ def test_a_prompt_may_not_take_for_ever(stream: bool) -> None:
         assert [handle.stage for handle in client.engine.cancelled] == ["cancelled"]
 
 
+def test_an_answer_is_late_for_the_stage_that_it_is_in_now() -> None:
+    now = time.perf_counter()
+    settings = ServerSettings(prompt_seconds=1.0, answer_seconds=1000.0)
+    handle = Handle(1, Request([1]), [1], print)
+    request = SimpleNamespace(n_choices=1)
+    live = Live("id", request, None, None, None, {handle: None})  # type: ignore[arg-type, dict-item]
+    handle.started = now - 9.0
+    due = now - 8.0
+    assert live._is_late(settings, due, [])
+    handle.first_token = now  # which came while it was waited for
+    assert not live._is_late(settings, due, [])
+    handle.first_token = now - 2000.0
+    assert live._is_late(settings, due, [])
+    assert not live._is_late(settings, due, [ChoiceEnded(0, "stop", None)])  # type: ignore[arg-type]
+
+
 def test_an_answer_that_is_complete_when_its_time_is_over_is_told() -> None:
     with Client("Hello.", answer_seconds=1e-9) as client:
         submit = client.engine.submit
@@ -195,6 +237,55 @@ def test_who_takes_nothing_of_an_answer_is_cancelled(monkeypatch: pytest.MonkeyP
         assert f'airllm_requests_total{{{path},outcome="cancelled"}} 1' in lines
 
 
+def exchange(
+    receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]], **settings: Any
+) -> HttpExchange:
+    service = SimpleNamespace(settings=ServerSettings(**settings))
+    return HttpExchange(service, {"headers": []}, receive, send, dict)  # type: ignore[arg-type]
+
+
+async def never(*_: Any) -> None:
+    await asyncio.Event().wait()
+
+
+async def gone() -> dict[str, str]:
+    return {"type": "http.disconnect"}
+
+
+def soon(work: Awaitable[Any]) -> Any:
+    async def within_10_seconds() -> Any:
+        return await asyncio.wait_for(work, 10)
+
+    return asyncio.run(within_10_seconds())
+
+
+def test_who_leaves_within_the_body_has_sent_none() -> None:
+    with pytest.raises(GoneError):
+        soon(exchange(gone, never).body())
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    with pytest.raises(ApiError, match="did not come within 0 s") as error:
+        soon(exchange(never, never, body_seconds=0.0).body())
+    assert error.value.status == 408
+
+
+def test_who_takes_nothing_of_an_error_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_exchange, "STALL_SECONDS", 0.0)
+    with pytest.raises(GoneError):
+        soon(exchange(gone, never).send({}))
+
+
+def test_who_has_taken_all_may_wait_for_more_as_long_as_it_takes() -> None:
+    async def taken(message: Any) -> None:
+        pass
+
+    one = exchange(gone, taken)
+    one._stalled = stalled = MagicMock()
+    asyncio.run(one.send({}))
+    assert [call[0] for call in stalled.method_calls] == ["set", "clear"]
+
+
 # ---- limits --------------------------------------------------------------------------------------
 
 
@@ -213,6 +304,9 @@ def test_a_body_that_is_too_long_is_refused() -> None:
         response = client.post("/v1/chat/completions", body)
         assert response.status == 413
         assert response.headers["connection"] == "close"
+        assert (
+            client.post("/v1/chat/completions", json.dumps(CHAT).ljust(100).encode()).status == 200
+        )
 
 
 def test_a_prompt_that_is_too_long_is_refused() -> None:
@@ -250,6 +344,9 @@ def test_the_servers_limits_reach_the_engine() -> None:
         assert request.queue_seconds == 1.0
         assert request.deadline_seconds == 7.0
         assert request.limits.max_new_tokens == 5
+        room = 4096 - len(request.prompt)
+        client.post("/v1/chat/completions", {**CHAT, "max_tokens": 10**6})
+        assert client.engine.requests[1].limits.max_new_tokens == room
 
 
 def test_a_path_that_is_not_there_and_a_method_that_does_not_fit_are_named() -> None:
@@ -377,21 +474,35 @@ def test_no_more_responses_are_remembered_than_may_be() -> None:
         kept.response("0")
 
 
+def test_no_more_characters_are_remembered_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered, "MOST_CHARACTERS", 100)
+    kept = Remembered()
+    for number in range(9):
+        kept.add({"id": str(number)}, [{"role": "user", "content": "x" * 10}])
+    assert list(kept._kept) == ["8"]  # 61 characters each
+
+
 def test_an_error_says_nothing_to_a_terminal() -> None:
     told = ApiError(400, "a field \x1b[2J of \u202e names")
     assert told.message.isprintable()
 
 
 def test_the_thread_of_the_engine_ends_with_its_model() -> None:
-    ending, closed = threading.Event(), []
-    scheduler = SimpleNamespace(serve_forever=ending.wait, close=lambda drain: ending.set())
+    ending, closed, drained = threading.Event(), [], []
+
+    def close(drain: bool) -> None:
+        drained.append(drain)
+        ending.set()
+
+    scheduler = SimpleNamespace(serve_forever=ending.wait, close=close)
     model = SimpleNamespace(scheduler=scheduler, close=lambda: closed.append(True))
     thread = EngineThread(lambda: model)  # type: ignore[arg-type, return-value]
     thread.start()
     assert thread.wait_until_open() is model
     assert not thread.is_ending
-    thread.close()
+    thread.close(drain=True)
     assert (closed, thread.is_ending, thread.error) == ([True], True, None)
+    assert drained == [True]
     with pytest.raises(ApiError, match="the model has gone"):
         thread.model  # noqa: B018
 
@@ -419,6 +530,57 @@ def test_a_load_is_not_waited_for_when_the_server_ends() -> None:
     may_open.set()
     assert closed.wait(10)
     assert (ran, thread.error) == ([], None)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_load_that_fails_is_an_error_unless_the_server_ends(ends: bool) -> None:
+    may_fail = threading.Event()
+
+    def fail() -> Any:
+        assert may_fail.wait(30)
+        raise OSError("no such file")
+
+    thread = EngineThread(fail)
+    thread.start()
+    if ends:
+        thread.close()
+    may_fail.set()
+    thread._thread.join(30)
+    assert thread.is_ending
+    assert str(thread.error) == ("None" if ends else "no such file")
+
+
+def test_fields_that_nobody_knows_are_logged_within_bounds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(body_fields, "_logged", set())
+    monkeypatch.setattr(body_fields, "_MOST_LOGGED", 3)
+    for at in range(5):
+        BodyFields({f"{at} \x1b[2J {'x' * 1000}": 1}).log_unknown("/here")
+    assert len(caplog.messages) == 3
+    assert all(text.isprintable() and len(text) < 200 for text in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("read", "value"),
+    [
+        (lambda fields: fields.count("x", most=5), 6),
+        (lambda fields: fields.count("x", most=5), True),
+        (lambda fields: fields.count("x", most=5), "5"),
+        (lambda fields: fields.number("x", 0.0, 1.0), 1.5),
+        (lambda fields: fields.number("x", 0.0, 1.0), float("nan")),
+        (lambda fields: fields.mapping("x"), ["a"]),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_by_its_name(
+    read: Callable[[BodyFields], object], value: object
+) -> None:
+    with pytest.raises(ApiError, match=r"x is .*; expected"):
+        read(BodyFields({"x": value}))
+
+
+def test_the_largest_count_that_is_allowed_is_taken() -> None:
+    assert BodyFields({"x": 5}).count("x", most=5) == 5
 
 
 def test_as_many_texts_as_are_allowed_are_taken() -> None:

@@ -106,7 +106,7 @@ class HttpExchange:
         raw = await self.body()
         try:
             return json.loads(raw, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
 
     async def unless_gone(self, work: Coroutine[Any, Any, _Result]) -> _Result:

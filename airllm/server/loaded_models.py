@@ -215,7 +215,7 @@ class LoadedModels(Models):
         self._queue.append(waiter)
         try:
             self._go_on()
-            if not future.done() and len(self._queue) > self._queue_length:
+            if len(self._queue) > self._queue_length:
                 raise QueueFullError(f"{self._queue_length} requests wait for models already")
             async with asyncio.timeout(self._queue_seconds):
                 return await future

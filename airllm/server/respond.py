@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
-from airllm.server.answer import AnswerEvent, Broken, collect
+from airllm.server.answer import AnswerEvent, collect
 from airllm.server.chat import ChatRequest
 from airllm.server.http_exchange import HttpExchange, send_error
 from airllm.server.service import Live, error_of, new_id
@@ -123,16 +123,13 @@ async def _stream(stream: _Stream, live: Live) -> None:
 
 
 def _written(writer: Writer, events: Sequence[AnswerEvent]) -> bytes:
-    return b"".join(writer.write(event) for event in events if not isinstance(event, Broken))
+    return b"".join(map(writer.write, events))
 
 
 async def _whole(exchange: HttpExchange, live: Live, writer: Writer) -> None:
     events: list[AnswerEvent] = []
     async for more in live.events(exchange.service.settings):
         events += more
-    if live.error is not None:
-        await send_error(exchange.send, live.error, exchange.shape)
-        return
     body = writer.whole(collect(events, live.request.n_choices, live.request.n))
     await exchange.send_json(body, [(b"x-request-id", live.id.encode())])
 
