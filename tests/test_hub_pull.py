@@ -1,13 +1,18 @@
 """Pulls from the Hugging Face Hub, with a hub of the tests' own on loopback: what is fetched, what
 is refused, and what a hub that lies cannot do."""
 
+import hashlib
+import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from fake_hub import COMMIT, FakeHub, HubLies, fake_hub
@@ -592,6 +597,145 @@ def test_a_wheel_has_no_model_of_a_hub(start: Start, tmp_path: Path) -> None:
     with pytest.raises(HubError, match=r"--wheel has a known model"):
         hub.pull("org/repo", progress=False, wheel=tmp_path / "some.whl")
     assert found.asked == []
+
+
+# Parts of it, without a hub.
+
+FILE = listing.HubFile("m.gguf", 10, sha256="a" * 64)
+SHA1, SHA256 = "0" * 40, "0" * 64
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"size": -1, "blobId": SHA1},
+        {"size": 1 << 50, "blobId": SHA1},
+        {"size": 5, "blobId": "x" * 40},
+        {"size": 5, "blobId": SHA1, "lfs": {"sha256": "x" * 64}},
+        {"size": 5, "blobId": SHA1, "lfs": {}},
+    ],
+)
+def test_an_entry_without_a_size_and_a_hash_that_can_be_is_no_file(entry: dict[str, Any]) -> None:
+    assert listing._file({"rfilename": "m.gguf", **entry}) is None
+    sound = {"rfilename": "m.gguf", "size": 5, "blobId": SHA1}
+    assert listing._file(sound) == listing.HubFile("m.gguf", 5, git_sha1=SHA1)
+
+
+def test_a_listing_names_a_commit_and_no_more_files_than_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(HubError, match="does not say which files"):
+        listing._read(b'{"sha": "main", "siblings": []}', "url")
+    monkeypatch.setattr(listing, "MAX_FILES", 1)
+    body = json.dumps({"sha": SHA1, "siblings": [{}, {}]}).encode()
+    with pytest.raises(HubError, match="the answer has 2 files"):
+        listing._read(body, "url")
+
+
+def test_a_listing_that_comes_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MOST_SECONDS", -1.0)
+    with pytest.raises(HubError, match="took more than"):
+        listing._bounded([b"x"], "url")
+
+
+def test_what_cannot_be_reached_says_nothing_to_a_terminal(home: Path) -> None:
+    assert str(listing.unreachable(OSError("\x1b[2J"))).isprintable()
+
+
+def test_nothing_is_fetched_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = MagicMock()
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: session)
+    listing.opened("https://example.org/x")
+    assert session.stream.call_args.kwargs["headers"]["Accept-Encoding"] == "identity"
+
+
+def test_a_partial_file_that_is_too_long_is_begun_anew() -> None:
+    assert download._Copy(BytesIO(b"x" * 11), FILE, print).size == 0
+
+
+@pytest.mark.parametrize(
+    ("there", "status", "headers"),
+    [(5, 206, {"Content-Range": "bytes 3-9/10"}), (0, 416, {})],
+)
+def test_an_answer_that_does_not_go_on_from_what_is_there_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, there: int, status: int, headers: dict[str, str]
+) -> None:
+    answer = SimpleNamespace(status_code=status, headers=headers, iter_raw=lambda: [b"wrong"])
+    monkeypatch.setattr(listing, "opened", lambda *_: nullcontext(answer))
+    name = HubName.parse("org/repo")
+    assert name is not None
+    copy = download._Copy(BytesIO(b"x" * there), FILE, lambda n: None)
+    download._receive(name, COMMIT, FILE, copy)
+    assert copy.size == 0
+
+
+def test_what_was_fetched_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    partial, content = tmp_path / "partial", b"x" * 10
+    partial.write_bytes(content)
+    file = listing.HubFile("m.gguf", 10, sha256=hashlib.sha256(content).hexdigest())
+    name = HubName.parse("org/repo")
+    assert name is not None
+    download.fetch(name, COMMIT, file, partial, lambda n: None)
+    assert len(synced) == 1
+
+
+def test_a_file_of_another_size_is_not_read_to_see_that_it_is_another(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"x" * 9)
+    read: list[int] = []
+    assert not download.has_content(tmp_path / "m.gguf", FILE, read.append)
+    assert not read
+
+
+def test_the_progress_of_a_file_counts_those_before_it_and_each_folder_is_on_the_disk(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [listing.HubFile(path, 10, sha256=SHA256) for path in ("a/m.gguf", "b/m.gguf")]
+    told, synced = [], []
+
+    def fetched(*given: Any) -> None:
+        _, _, file, place, show = given
+        place.write_bytes(b"x" * file.size)
+        show(file.size, "")
+
+    monkeypatch.setattr(hugging_face, "_fetch_file", fetched)
+    monkeypatch.setattr(hugging_face, "sync_directory", synced.append)
+    monkeypatch.setattr(Progress, "update", lambda _, done, total, note: told.append((done, total)))
+    work, name = home / ".work", HubName.parse("org/repo")
+    work.mkdir(parents=True)
+    assert name is not None
+    hugging_face._fetch(name, COMMIT, files, home / "org", work, False)
+    assert told == [(10, 20), (20, 20)]
+    assert synced == [home / "org" / "a", home / "org" / "b"]
+
+
+def test_a_part_beyond_the_last_is_no_part() -> None:
+    with pytest.raises(HubError, match="some are missing"):
+        choice.models_in({f"m-0000{n}-of-00003.gguf" for n in (1, 2, 5)})
+
+
+def test_a_model_that_the_hub_refuses_is_not_taken_from_what_was_fetched(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(reference: HubName) -> None:
+        raise HubError("it is gated")
+
+    folder = home / "hf.co/org/repo"
+    folder.mkdir(parents=True)
+    (folder / "m.gguf").write_bytes(CONTENT)
+    assert hub.find_model("org/repo") == folder / "m.gguf"
+    monkeypatch.setattr(listing, "ask", refuse)
+    with pytest.raises(HubError, match="it is gated"):
+        pull()
+    hub.remove("hf.co/org/repo:m.gguf")
+    assert list(home.iterdir()) == []  # which itself stays
+
+
+def test_a_name_that_begins_with_a_dot_is_no_models(home: Path) -> None:
+    home.mkdir()
+    (home / ".m.gguf").write_bytes(CONTENT)
+    assert hub.find_model(".m") is None
 
 
 def test_what_came_of_a_file_that_has_changed_since_is_not_gone_on_with(tmp_path: Path) -> None:
