@@ -290,10 +290,12 @@ def test_scores_fall_with_the_distance(backend, n_tokens, past, n_heads, n_kv_he
     assert_close(out, expected, 1e-5)
 
 
-def test_biases_by_distance_count_within_a_window_too(backend):
-    out, arguments = attended(backend, 40, 30, 4, 2, alibi=3.0, window=9)
+def test_biases_by_distance_count_within_a_window_and_against_sinks_too(backend):
+    """A sink has no distance, so that the same number more for all positions is seen."""
+    sinks = 2 * random(4, seed=1)
+    out, arguments = attended(backend, 40, 30, 4, 2, sinks, alibi=3.0, window=9)
     slopes = [2.0 ** (-3.0 * (h + 1) / 4) for h in range(4)]
-    expected, _ = reference.attention(*arguments, slopes=slopes, window=9)
+    expected, _ = reference.attention(*arguments, sinks=sinks, slopes=slopes, window=9)
     assert_close(out, expected, 1e-5)
 
 
