@@ -14,15 +14,21 @@ namespace {
 template <class Isa>
 inline constexpr bool has_dot_product = !std::is_same_v<typename Isa::Int8, GenericInt8<Isa>>;
 
-// The dot product for codes of so many bits.
+// The dot product for codes of so many bits with the 4 activation codes at `digits`.
 template <class Isa, int Bits>
-inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, Ints<Isa> digits) {
-    if constexpr (Bits == 8)
-        sum = Isa::Int8::dot_bytes(sum, codes, digits);
-    else if constexpr (Bits <= 4)
-        sum = Isa::Int8::dot_nibbles(sum, codes, digits);
-    else
-        sum = Isa::Int8::dot_codes(sum, codes, digits);
+inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, const std::byte* digits) {
+    using Int8 = typename Isa::Int8;
+    if constexpr (requires { Int8::dot_at(sum, codes, digits); }) {
+        sum = Int8::dot_at(sum, codes, digits);
+    } else {
+        const Ints<Isa> x(read<std::int32_t>(digits));
+        if constexpr (Bits == 8)
+            sum = Int8::dot_bytes(sum, codes, x);
+        else if constexpr (Bits <= 4)
+            sum = Int8::dot_nibbles(sum, codes, x);
+        else
+            sum = Int8::dot_codes(sum, codes, x);
+    }
 }
 
 // Block b of one group by the same block of one tile of activations.
@@ -42,7 +48,7 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     const auto scales = w.load_scales(b);
     const std::byte* tail = x + Digits * quant_block * Tokens;
     const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
-        return I(read<std::int32_t>(x + ((d * 8 + quad) * Tokens + t) * 4));
+        return x + ((d * 8 + quad) * Tokens + t) * 4;
     };
     unroll<quant_block / format.sub>([&](auto sub) __attribute__((always_inline)) {
         const auto code_sum = [&](std::size_t t) {  // of the columns that share the scale
