@@ -327,6 +327,12 @@ ARCHITECTURES = {
         | {"ssm.dt_b_c_rms": False}
         | {"attention.head_count": 0, "attention.head_count_kv": 0, "feed_forward_length": 0}
     ),
+    "mamba2": Own(
+        _MAMBA2
+        | {"block_count": 12}
+        | {"attention.head_count": 0, "attention.head_count_kv": 0, "feed_forward_length": 0},
+        {f"blk.{i}.ssm_conv1d.bias": (192,) for i in range(12)},
+    ),
     "mellum": Own(
         _EXPERTS | _YARN | {"attention.sliding_window": 20, "rope.freq_base_swa": 1000.0}
     ),

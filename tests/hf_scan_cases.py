@@ -50,6 +50,20 @@ SCAN_CASES = {
         names=_MAMBA_NAMES,
         extra=_UNSAID,
     ),
+    "Mamba-2": Case(
+        "Mamba2",
+        "mamba2",
+        {"num_heads": 2, "state_size": 64, "n_groups": 2, "num_hidden_layers": 2},
+        {"ssm.conv_kernel": 4, "ssm.inner_size": 128, "ssm.state_size": 64, "ssm.group_count": 2}
+        | {"ssm.time_step_rank": 2}
+        | _NO_HEADS,
+        names={
+            **{name: slot for name, slot in _MAMBA_NAMES.items() if "_proj" not in name},
+            **{"mixer.in_proj": "ssm_in", "mixer.out_proj": "ssm_out"},
+            **{"mixer.dt_bias": "ssm_dt.bias", "mixer.norm": "ssm_norm"},
+        },
+        extra=_UNSAID | {"intermediate_size": None},
+    ),
     "Jamba": Case(
         "Jamba",
         "jamba",

@@ -54,7 +54,7 @@ _FILES = {
     "lfm2": ("lfm2", "lfm2moe"),
     "llama": ("internlm2", "llama", "xverse"),
     "llama4": ("llama4",),
-    "mamba": ("mamba",),
+    "mamba": ("mamba", "mamba2"),
     "mellum": ("mellum",),
     "mimo2": ("mimo2",),
     "minimax_m2": ("minimax-m2",),

@@ -1,20 +1,21 @@
 """Mamba (arXiv:2312.00752) and Falcon-Mamba (arXiv:2410.05355): all layers are a selective scan,
 which has a decay for each channel and element of its state; Falcon-Mamba normalises what depends on
-the token."""
+the token. Mamba-2 (arXiv:2405.21060) and Codestral Mamba: all layers are its scan."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from airllm.formats.hf_config import Change, Names
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
-from airllm.models import blocks
+from airllm.models import blocks, mamba2
 from airllm.models.config import LayerConfig, Mamba, ModelConfig
 from airllm.models.config_reader import MAX_TAPS, ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.mamba2 import MAX_STATE, convolved
+from airllm.models.mamba2 import MAX_STATE, convolved, read_mamba2
 from airllm.util.metadata import Metadata
 
 __all__ = ["CHANGED", "MIXER_NAMES", "mamba", "read_mamba"]
@@ -40,24 +41,24 @@ _EPS = "ssm.dt_b_c_epsilon"  # no key of GGUF, whose readers take the layers' ep
 def configure(r: ConfigReader) -> ModelConfig:
     r.ignore("attention.head_count", "attention.head_count_kv", "feed_forward_length")
     r.ignore_rope()
+    # No layer has attention.
+    none = partial(r.config, n_heads=1, kv_heads=(1,), head_dim=2)
+    if r.architecture == "mamba2":
+        m2 = read_mamba2(r)
+        layers = [LayerConfig(rotates=False, mixer="mamba2")] * r.n_layers
+        return none(layers=layers, mamba2=m2, intermediate_size=m2.inner_size)
     m = read_mamba(r)
     if r.flag(_NORMED, False):
         m = replace(m, norms="plain", norm_eps=r.positive(_EPS, r.positive(_RMS, 1e-5)))
     layers = [LayerConfig(rotates=False, mixer="mamba")] * r.n_layers
-    return r.config(
-        layers=layers,
-        mamba=m,
-        intermediate_size=m.inner_size,
-        n_heads=1,  # as the next two: no layer has attention
-        kv_heads=(1,),
-        head_dim=2,
-    )
+    return none(layers=layers, mamba=m, intermediate_size=m.inner_size)
 
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     g = GraphBuilder("layer", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
-    blocks.add(g, c, x, mamba(g, c, layer, blocks.norm(g, c, x, "attn_norm")))
+    mixer = mamba2.mamba2 if layer.mixer == "mamba2" else mamba
+    blocks.add(g, c, x, mixer(g, c, layer, blocks.norm(g, c, x, "attn_norm")))
     return g.build()
 
 
@@ -102,11 +103,20 @@ def read_mamba(r: ConfigReader) -> Mamba:
 
 # ---- Hugging Face --------------------------------------------------------------------------------
 
-_NAMES: Names = {
-    "embeddings": "token_embd",
-    "norm_f": "output_norm",
-    "norm": "attn_norm",
-    **{f"mixer.{name}": slot for name, slot in MIXER_NAMES.items()},
+
+def _names(of_mixer: Names) -> Names:
+    return {
+        "embeddings": "token_embd",
+        "norm_f": "output_norm",
+        "norm": "attn_norm",
+        **{f"mixer.{name}": slot for name, slot in of_mixer.items()},
+    }
+
+
+# Of attention, which folders do not have, for the keys that all other files have.
+_WITHOUT = {
+    **{"feed_forward_length": 0, "attention.head_count": 0, "attention.head_count_kv": 0},
+    **dict.fromkeys(_OF_ATTENTION),
 }
 
 
@@ -118,15 +128,7 @@ def rank_of(config: HFReader, key: str) -> int:
 
 
 def _values(config: HFReader) -> dict[str, object]:
-    config.expect("use_bias", None, False)
-    config.ignore("use_conv_bias", "layer_types")  # the tensors show a bias
-    # Of training and of other implementations.
-    config.ignore("time_step_scale", "time_step_min", "time_step_max", "time_step_init_scheme")
-    config.ignore("time_step_floor", "rescale_prenorm_residual", "fused_add_norm", "rms_norm")
-    hidden = config.integer("hidden_size")
-    inner = config.integer("expand", 2) * hidden
-    if config.get("intermediate_size") not in (0, inner):
-        raise config.fault(f"intermediate_size is not {inner}, expand times hidden_size")
+    inner = _inner_size(config)
     normed = config.get("model_type") == "falcon_mamba"
     return {
         "ssm.conv_kernel": config.integer("conv_kernel", 4),
@@ -135,9 +137,36 @@ def _values(config: HFReader) -> dict[str, object]:
         "ssm.time_step_rank": rank_of(config, "time_step_rank"),
         _NORMED: normed,
         **({_EPS: config.number("mixer_rms_eps", 1e-6)} if normed else {}),
-        **{"feed_forward_length": 0, "attention.head_count": 0, "attention.head_count_kv": 0},
-        **dict.fromkeys(_OF_ATTENTION),
+        **_WITHOUT,
     }
+
+
+def _values_of_2(config: HFReader) -> dict[str, object]:
+    inner, n_heads = _inner_size(config), config.integer("num_heads", 128, low=1)
+    config.ignore("time_step_rank", "chunk_size", "residual_in_fp32")
+    if n_heads * config.integer("head_dim", 64) != inner:
+        raise config.fault(f"num_heads times head_dim is not {inner}, expand times hidden_size")
+    return {
+        "ssm.conv_kernel": config.integer("conv_kernel", 4),
+        "ssm.inner_size": inner,
+        "ssm.state_size": config.integer("state_size", 128),
+        "ssm.time_step_rank": n_heads,
+        "ssm.group_count": config.integer("n_groups", 8),
+        **mamba2.time_steps(config),
+        **_WITHOUT,
+    }
+
+
+def _inner_size(config: HFReader) -> int:
+    """Of the scan. Also accepts keys of training and of other implementations."""
+    config.expect("use_bias", None, False)
+    config.ignore("use_conv_bias", "layer_types")  # the tensors show a bias
+    config.ignore("time_step_scale", "time_step_min", "time_step_max", "time_step_init_scheme")
+    config.ignore("time_step_floor", "rescale_prenorm_residual", "fused_add_norm", "rms_norm")
+    inner = config.integer("expand", 2) * config.integer("hidden_size")
+    if config.get("intermediate_size") not in (0, inner):
+        raise config.fault(f"intermediate_size is not {inner}, expand times hidden_size")
+    return inner
 
 
 def _defaults(config: Metadata) -> dict[str, object]:
@@ -149,17 +178,22 @@ def _defaults(config: Metadata) -> dict[str, object]:
     }
 
 
-def _folders(model_type: str) -> HuggingFace:
-    return HuggingFace(
-        model_type,
-        "mamba",
-        _values,
-        _NAMES,
-        tied=True,
-        defaults=_defaults,
-        changed=CHANGED,
-        norm_eps=("layer_norm_epsilon", _RMS),
-    )
+_HF = partial(
+    HuggingFace,
+    defaults=_defaults,
+    changed=CHANGED,
+    norm_eps=("layer_norm_epsilon", _RMS),
+)
 
-
-FAMILY = Family(("mamba",), (_folders("mamba"), _folders("falcon_mamba")), configure, layer)
+FAMILY = Family(
+    ("mamba", "mamba2"),
+    (
+        *(
+            _HF(model_type, "mamba", _values, _names(MIXER_NAMES), tied=True)
+            for model_type in ("mamba", "falcon_mamba")
+        ),
+        _HF("mamba2", "mamba2", _values_of_2, _names(mamba2.MIXER_NAMES)),
+    ),
+    configure,
+    layer,
+)
