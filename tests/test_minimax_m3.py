@@ -28,7 +28,7 @@ def refusal(**changes: object) -> str:
     ("key", "value", "said"),
     [
         ("top_k", 0, "is 0; expected 1 to"),
-        ("top_k", 2**20, "is 1048576; expected 1 to 6553"),
+        ("top_k", 2**16, "is 65536; expected 1 to 6553"),
         ("block_size", 0, "is 0; expected 1 to 4096"),
         ("block_size", 2**13, "is 8192; expected 1 to 4096"),
         ("head_count", 4, "is 4; expected 2, the heads of keys"),

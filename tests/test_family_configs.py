@@ -1,0 +1,208 @@
+"""What families refuse by name, and what they make of keys and tensors that their files need not
+have. Nothing is computed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from family_models import described, metadata_of, shapes, whole_key
+from messages import check_refused
+
+from airllm.graph.widths.streams import MOST_EARLIER
+from airllm.models import load_model
+from airllm.models.config import ModelConfig
+from airllm.models.config_reader import MAX_WIDTH
+from airllm.models.opening import translate
+from airllm.util.metadata import Metadata
+from airllm.weights.layer_weights import check_tensors
+
+# ---- folders -------------------------------------------------------------------------------------
+
+_COMMON: dict[str, Any] = {
+    **{"vocab_size": 160, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 4},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128},
+}
+_RMS: dict[str, Any] = {"rms_norm_eps": 1e-5, "hidden_act": "silu"}
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_THREE_OF_FOUR = ["sliding_attention"] * 3 + ["full_attention"]
+# Of each model_type: what it needs beside the common keys.
+_FOLDERS: dict[str, dict[str, Any]] = {
+    "afmoe": {
+        **(_RMS | _EXPERTS | {"num_experts": 6, "mup_enabled": True, "sliding_window": 32}),
+        "layer_types": _THREE_OF_FOUR,
+    },
+    "dots1": _RMS | _EXPERTS | {"n_routed_experts": 6},
+    "exaone4": _RMS | {"sliding_window": 32, "sliding_window_pattern": 4},
+    "hunyuan_v1_moe": _RMS | {"num_experts": [6] * 4, "moe_topk": [2] * 4},
+    "gemma": {"rms_norm_eps": 1e-5, "head_dim": 16},
+    "hy_v3": _RMS | _EXPERTS | {"num_experts": 6, "num_shared_experts": 2},
+    "llama4_text": {"attn_temperature_tuning": False, "attn_scale": 0.1},
+    "phi": {"hidden_act": "gelu_new"},
+    "starcoder2": {"hidden_act": "gelu_pytorch_tanh"},
+    "ernie4_5_moe": _RMS | {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 32},
+}
+
+
+def translated(model_type: str, **keys: object) -> dict[str, object]:
+    config = _COMMON | {"model_type": model_type} | _FOLDERS[model_type] | keys
+    return dict(translate(Metadata("config.json", config)).metadata.items())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "said"),
+    [
+        ("afmoe", {"layer_types": ["sliding_attention"] * 4}, "every 4th layer has no window"),
+        ("dots1", {"scoring_func": "softmax"}, "scoring_func is 'softmax'; expected 'sigmoid'"),
+        ("exaone4", {"sliding_window_pattern": "LG"}, "sliding_window_pattern is 'LG'; expected 4"),
+        ("hunyuan_v1_moe", {"num_experts": [6, 6, 6, 8]}, "num_experts differs between layers"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm is 'True'; expected False"),
+        ("starcoder2", {"mlp_type": "gated"}, "mlp_type is 'gated'; expected 'default'"),
+        ("ernie4_5_moe", {"moe_layer_end_index": 2}, "moe_layer_end_index is '2'; expected"),
+    ],
+)
+def test_a_folder_that_asks_for_other_arithmetic_is_refused(
+    model_type: str, keys: dict[str, object], said: str
+) -> None:
+    assert translated(model_type)
+    check_refused(lambda: translated(model_type, **keys), said)
+
+
+def test_the_shared_experts_of_hy3_are_one_network() -> None:
+    assert translated("hy_v3")["hy_v3.expert_shared_feed_forward_length"] == 2 * 32
+
+
+@pytest.mark.parametrize("word", ["gelu", "gelu_pytorch_tanh"])
+def test_older_folders_of_gemma_have_another_word_for_its_activation(word: str) -> None:
+    assert translated("gemma", hidden_act=word)
+    check_refused(lambda: translated("gemma", hidden_act="gelu_new"), "hidden_act is 'gelu_new'")
+
+
+def test_scores_of_llama_4_grow_only_where_the_folder_says_so() -> None:
+    assert translated("llama4_text")["llama4.attention.temperature_scale"] == 0.0
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def config_of(architecture: str, *, left_out: tuple[str, ...] = (), **keys: object) -> ModelConfig:
+    """Of the file of tests/family_models.py with other keys, and without some tensors."""
+    usual = metadata_of(architecture)
+    tensors = shapes(architecture, usual)
+    entries = usual | {whole_key(architecture, key): value for key, value in keys.items()}
+    entries = {key: value for key, value in entries.items() if value is not None}
+    tensors = {name: shape for name, shape in tensors.items() if name not in left_out}
+    return load_model(described(entries, tensors)).config
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "said"),
+    [
+        ("deci", {"attention.head_count": np.zeros(8, np.int32)}, "expected a layer with"),
+        (
+            "deci",
+            {"attention.head_count": np.array([4, 2] * 4), "attention.head_count_kv": 2},
+            "has 2 and 4; expected one number",
+        ),
+        (
+            "qwen4exp",
+            {
+                **{"embedding_length": MAX_WIDTH // 2, "hyper_connection.count": 3},
+                **{"attention.key_length": 16, "attention.value_length": 16},
+            },
+            "expected at most 2",
+        ),
+        ("ernie4_5-moe", {"expert_shared_feed_forward_length": 33}, "of 2 experts"),
+        (
+            "kimi-k3",
+            {
+                **{"block_count": 8 * MOST_EARLIER, "attn_res.block_size": 7},
+                "attention.head_count_kv": np.arange(8 * MOST_EARLIER) % 2,
+            },
+            "attn_res.block_size is 7; expected 8",
+        ),
+        (
+            "glm-dsa",
+            {"attention.indexer.types": np.zeros(8, bool)},
+            "the first layer selects no positions",
+        ),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(
+    architecture: str, keys: dict[str, object], said: str
+) -> None:
+    check_refused(lambda: config_of(architecture, **keys), said)
+
+
+def test_a_layer_of_deci_without_attention_has_its_own_width() -> None:
+    assert shapes("deci", metadata_of("deci"))["blk.1.ffn_up.weight"] == (64, 64)
+
+
+def test_exaone_of_32b_has_a_window_where_its_file_is_silent() -> None:
+    silent = {"attention.sliding_window": None}
+    assert config_of("exaone4", **silent).windows == (0,) * 8
+    assert config_of("exaone4", **silent, block_count=64).windows == (4096, 4096, 4096, 0) * 16
+
+
+@pytest.mark.parametrize("architecture", ["exaone4", "glm4"])
+def test_layers_of_a_next_token_head_are_left_out(architecture: str) -> None:
+    assert config_of(architecture, nextn_predict_layers=1).n_layers == 7
+
+
+def test_the_dense_layers_of_hy3_are_those_without_a_router() -> None:
+    found = config_of("hy_v3", left_out=("blk.1.ffn_gate_inp.weight",)).layers
+    assert [layer.has_experts for layer in found] == [False, False] + [True] * (len(found) - 2)
+
+
+def test_every_so_manyth_layer_of_ernie_has_experts() -> None:
+    step = {"interleave_moe_layer_step": 2, "leading_dense_block_count": 1}
+    found = config_of("ernie4_5-moe", **step).layers
+    assert [layer.has_experts for layer in found] == [False, True] * (len(found) // 2)
+
+
+def test_only_layers_of_attention_choose_blocks_of_positions() -> None:
+    found = config_of("qwen4exp", **{"attention.compress_ratios": 4}).layers
+    assert all(layer.chooses == (layer.mixer == "attention") for layer in found)
+
+
+@pytest.mark.parametrize(("context", "every"), [(2**20 - 1, 1), (2**20, 4)])
+def test_layers_of_glm_5_2_share_positions_and_its_context_tells_it_from_glm_5(
+    context: int, every: int
+) -> None:
+    keys = {"attention.indexer.types": None, "context_length": context}
+    found = [layer.selects for layer in config_of("glm-dsa", **keys).layers]
+    assert found == [at < 3 or (at - 2) % every == 0 for at in range(len(found))]
+
+
+def test_a_factor_of_1_takes_no_time() -> None:
+    entries = {key: one for key, one in metadata_of("falcon-h1").items() if ".factor." not in key}
+    model = load_model(described(entries, shapes("falcon-h1", entries)))
+    assert all(op.kind != "scale" for op in model.kinds[0].graph.ops)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "normalized"), [("kimi-linear", True), ("kimi-k3", False)]
+)
+def test_shares_of_experts_sum_to_1_where_a_file_of_kimi_linear_is_silent(
+    architecture: str, normalized: bool
+) -> None:
+    router = config_of(architecture, expert_weights_norm=None).router
+    assert router is not None
+    assert router.normalized == normalized
+
+
+def test_another_epsilon_beside_that_of_a_layer_norm_asks_for_nothing() -> None:
+    assert config_of("nemotron", **{"attention.layer_norm_rms_epsilon": 1e-6}).norm_eps == 1e-5
+
+
+def test_phi_2_may_have_one_matrix_for_queries_keys_and_values() -> None:
+    entries = metadata_of("phi2")
+    tensors = shapes("phi2", entries)
+    for layer in range(8):
+        width = 0
+        for part in "qkv":
+            width += tensors.pop(f"blk.{layer}.attn_{part}.weight")[0]
+            del tensors[f"blk.{layer}.attn_{part}.bias"]
+        tensors[f"blk.{layer}.attn_qkv.weight"] = (width, 64)
+        tensors[f"blk.{layer}.attn_qkv.bias"] = (width,)
+    file = described(entries, tensors)
+    check_tensors(file, load_model(file))
