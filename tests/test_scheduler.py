@@ -214,6 +214,20 @@ def test_only_the_last_piece_of_a_prompt_has_logits(engine, scheduler, monkeypat
     assert wanted == [["nothing"]] * (0 if engine.backend == "numpy" else 2) + [["last"]]
 
 
+def test_what_follows_a_reused_beginning_is_cut_as_in_the_whole_prompt(tmp_path, monkeypatch):
+    """On NumPy, a token's bits depend on the size of its batch: of 37 tokens, 7, 7, 8, 7 and 8."""
+    path = write_tiny_model(tmp_path, "f32").path
+    with Engine(path, backend="numpy", batch_size=8) as engine, engine.scheduler() as scheduler:
+        engine.tokenizer.eos_ids = frozenset()
+        first = some_tokens(37)
+        passes = noted(engine, monkeypatch, lambda step: step.sizes)
+        for prompt in (first, [*first[:20], *some_tokens(17, 1)]):
+            _, told = ask(scheduler, prompt, max_new_tokens=1, reuse="exact")
+            run(scheduler)
+    assert told.answer.reused_tokens == 14
+    assert [size for (sizes,) in passes for size in sizes] == [7, 7, 8, 7, 8, 8, 7, 8]
+
+
 def test_room_for_the_logits_of_a_whole_prompt_is_given_back(scheduler):
     for all_tokens in (True, False):
         ask(scheduler, some_tokens(60), max_new_tokens=2, prompt_logprobs=all_tokens)

@@ -548,6 +548,8 @@ def test_a_load_that_fails_is_an_error_unless_the_server_ends(ends: bool) -> Non
     thread._thread.join(30)
     assert thread.is_ending
     assert str(thread.error) == ("None" if ends else "no such file")
+    with pytest.raises(ApiError, match="the model has gone"):
+        thread.model  # noqa: B018
 
 
 def test_fields_that_nobody_knows_are_logged_within_bounds(
