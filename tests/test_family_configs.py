@@ -169,7 +169,10 @@ def test_layers_of_glm_5_2_share_positions_and_its_context_tells_it_from_glm_5(
     context: int, every: int
 ) -> None:
     keys = {"attention.indexer.types": None, "context_length": context}
-    found = [layer.selects for layer in config_of("glm-dsa", **keys).layers]
+    config = config_of("glm-dsa", **keys)
+    assert config.indexer is not None
+    assert config.indexer.shared == (every > 1)  # which has a buffer
+    found = [layer.selects for layer in config.layers]
     assert found == [at < 3 or (at - 2) % every == 0 for at in range(len(found))]
 
 
