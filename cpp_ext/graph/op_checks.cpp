@@ -35,17 +35,17 @@ class OpCheck {
         require(op_.inputs.size() == s.inputs, "has " + std::to_string(op_.inputs.size()) +
                                                    " inputs, expected " + std::to_string(s.inputs));
         for (const int input : op_.inputs)
-            require(input >= 0 && at(input) < graph_.buffers.size(), "an input is no buffer");
+            require(at(input) < graph_.buffers.size(), "an input is no buffer");
         const bool output = s.outputs != Outputs::none;
         require(output == (op_.output >= 0), output ? "has no output" : "has an output");
         for (const int out : op_.outputs())
-            require(out >= 0 && at(out) < graph_.buffers.size(), "the output is no buffer");
+            require(at(out) < graph_.buffers.size(), "the output is no buffer");
         const auto [least, most, role] = s.weights;
         require(most > 0 || op_.weight < 0, "has a weight");
         require(least == 0 || op_.weight >= 0, "has no weight");
         const std::vector<int> weights = op_.weights();
         for (const int weight : weights)
-            require(weight >= 0 && at(weight) < graph_.weights.size(), "the weight is no slot");
+            require(at(weight) < graph_.weights.size(), "the weight is no slot");
         const bool many = s.outputs == Outputs::many;
         require(many || op_.more_outputs.empty(), "has several outputs");
         if (many) count_weights(weights.size(), op_.outputs().size(), op_.outputs().size());

@@ -263,6 +263,8 @@ TEST(numbers_at_their_bounds_are_taken) {
         op.n_groups = 1;
         op.dt_min = op.dt_max;
     });
+    taken(selective_scan,
+          [&](Graph& graph, Op&) { widths(graph, {most / 16, most / 16, 16, 16, most / 16}); });
     taken(residual_attention, [&](Graph& graph, Op& op) {
         widths(graph, {1, 256, 1});
         op.n_earlier = 256;
