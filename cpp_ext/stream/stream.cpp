@@ -128,12 +128,7 @@ void Stream::start_threads() {
     }
 }
 
-Stream::~Stream() {
-    if (state_->process == getpid())
-        close();
-    else
-        new std::shared_ptr<State>(state_);  // a child of fork() has none of the threads: leaked
-}
+Stream::~Stream() { close(); }
 
 Schedule& Stream::schedule() const {
     if (state_->process != getpid())
@@ -152,6 +147,7 @@ void Stream::rewind() { schedule().rewind(); }
 void Stream::push(Section section) { schedule().push(std::move(section)); }
 
 void Stream::close() {
+    // A child of fork() has none of the threads, and what they share is never destroyed there.
     if (state_->process != getpid()) return;
     state_->schedule.close();
     for (const auto& reader : state_->readers) reader->cancel();

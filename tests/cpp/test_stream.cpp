@@ -314,6 +314,20 @@ TEST(a_file_system_that_refuses_direct_reads_is_read_through_the_page_cache) {
     check::that(!stream.stats().direct, "the statistics call it direct");
 }
 
+TEST(a_direct_read_that_ends_within_a_sector_is_at_the_end_of_the_file) {
+    const TestFile file(50'000);
+    FakeDisk disk;
+    disk.result = [](const Read& read) -> std::optional<ssize_t> {
+        return read.offset % 4096 == 0 ? std::nullopt : std::optional<ssize_t>(-EINVAL);
+    };
+    const auto opened = file.opened(true);
+    if (!opened->direct()) return;  // nor are there any such reads
+    Copies copies;
+    Stream stream({opened}, {{copies.range(49'000, 2'000)}}, small_pieces(), disk.make());
+    faulty(stream, EIO, "the file ends at 50000");
+    check::that(stream.stats().direct, "read through the page cache from now on");
+}
+
 // ---- what goes wrong
 // -----------------------------------------------------------------------------
 
@@ -463,5 +477,7 @@ TEST(what_was_waited_for_and_read_is_counted) {
     check::that(stats.bytes_read >= 81'920 && stats.bytes_read <= 81'920 + 2 * 8'192,
                 "bytes read: " + std::to_string(stats.bytes_read));
     check::that(stats.disk_seconds > 0, "seconds of reading");
+    const Stream half({file.opened(false), file.opened(true)}, {{copies.range(0, 10)}}, {});
+    check::that(!half.stats().direct, "one of two files is read past the page cache");
     check::that(stats.take_seconds > 0, "seconds of putting them in their places");
 }
