@@ -330,6 +330,9 @@ def test_what_are_no_weights_is_a_type_error(cpp, bound):
     ("arguments", "error", "says"),
     [
         (([(16, 64)], [None]), TypeError, ["tables or layers are not as expected"]),
+        (([(16, 64)], [[None, 0, 0, None]]), TypeError, ["not as expected"]),
+        (([(16, 64)], [(None, 0, 0)]), TypeError, ["not as expected"]),
+        (([(16, 64)], [(None, 0, 0, *[None] * 5)]), TypeError, ["not as expected"]),
         (([(16, "64")], []), TypeError, ["tables or layers are not as expected"]),
         (([(16, 64)], [((0, 0, 0, "f32", 1, 1), 0, 0, None)]), TypeError, ["not as expected"]),
         (([(16, 64)], [((0, 0, 0, "f64", 1, 1, 1), 0, 0, None)]), ValueError, ['type is "f64"']),
@@ -383,7 +386,7 @@ def test_a_page_that_is_read_only_is_refused(cpp):
 
 
 def test_recurrent_memory_has_the_floats_that_the_layers_need(cpp):
-    state = cpp.SequenceState([], [(None, 0, 3, None), (None, 3, 2, None)])
+    state = cpp.SequenceState([], [(None, 0, 3, None), (None, 3, 2, *[None] * 4)])
     assert state.recurrent_floats == 5
     state.set_recurrent(ones(5))
     with pytest.raises(ValueError, match="has 4 floats; expected 5"):

@@ -347,3 +347,34 @@ def test_a_memoryview_that_was_released_is_called_so(backend, matrix):
     data.release()
     with pytest.raises(ValueError, match="released memoryview"):
         getattr(backend, matrix)(data, "f32", (1, 2))
+
+
+class Fails:
+    """A number whose own code has a fault."""
+
+    def __index__(self):
+        raise ZeroDivisionError("of the number")
+
+    __float__ = __index__
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda cpp: cpp.sample(np.ones(3, np.float32), 0.5, top_k=Fails()),
+        lambda cpp: cpp.sample(np.ones(3, np.float32), 0.5, temperature=Fails()),
+        lambda cpp: cpp.set_num_threads(Fails()),
+    ],
+    ids=["count", "number", "threads"],
+)
+def test_an_error_in_the_code_of_a_number_is_told(cpp, call):
+    with pytest.raises(ZeroDivisionError, match="of the number"):
+        call(cpp)
+
+
+def test_a_packed_matrix_takes_other_rows_of_as_many_bytes(cpp):
+    matrix = cpp.PackedMatrix(bytes(8), "f32", (1, 2))
+    matrix.fill(np.float32([3, 4]).tobytes())
+    np.testing.assert_array_equal(matrix.dequantize(), [[3, 4]])
+    with pytest.raises(ValueError, match="data has 12 bytes; expected 8"):
+        matrix.fill(bytes(12))
