@@ -6,6 +6,12 @@ from extension import require_cpp
 from messages import check_message
 from subprocess_python import run_python
 
+# They say what ops of some kinds read; the executor would divide by these zeros for any op.
+OF_OTHER_KINDS = {
+    **{"every": 0, "n_choices": 0, "block_size": 0},
+    **{"pooled": True, "window": 4, "chunked": True},
+}
+
 
 @pytest.mark.parametrize(
     ("graph", "says"),
@@ -18,6 +24,10 @@ from subprocess_python import run_python
         ({"ops": [("add", ["x", "x"], "y", [], {"eps": 1, "size": 2})]}, ["add", "'size'"]),
         ({"ops": [("rms_norm", ["x"], "y", [], {})]}, ["rms_norm -> 'y'", "has no weight"]),
         ({"ops": [("rope", ["x", "x"], "y", [], {})]}, ["rope -> 'y'", "heads is out of range"]),
+        *(
+            ({"ops": [("add", ["x", "x"], "y", [], {name: value})]}, ["add", f"has no {name}"])
+            for name, value in OF_OTHER_KINDS.items()
+        ),
         ({"buffers": [("x", 4, True), ("y", 5, True)]}, ["'x' has width 4, expected 5"]),
         (
             {
@@ -25,6 +35,24 @@ from subprocess_python import run_python
                 "ops": [("take_columns", ["q"], "y", [], TAKE), ("silu", ["q"], "q", [], {})],
             },
             ["silu", "takes 'q' for float32"],
+        ),
+        (
+            {
+                "buffers": [*Q8, ("z", 64, True)],
+                "weights": ["w", "v"],
+                "ops": [
+                    ("take_columns", ["q"], "y", [], TAKE),
+                    ("linear_many", ["y"], ["z", "q"], ["w", "v"], {}),
+                ],
+            },
+            ["linear_many", "takes 'q' for float32"],
+        ),
+        (
+            {
+                "buffers": [*Q8, ("z", 64, True)],
+                "ops": [("merge_add", ["q", "q"], "z", [], {"quantized": True})],
+            },
+            ["merge_add", "takes 'q' for float32"],
         ),
         (
             {"buffers": Q8, "ops": [("take_columns", ["q"], "y", [], TAKE | {"offset": 64})]},
@@ -181,6 +209,23 @@ def test_each_matrix_of_a_fused_op_must_fit_its_output(cpp):
     glu = cpp.Executor(buffers, ["a", "b"], [("glu_linear", ["x"], "y", ["a", "b"], {})], 4)
     with pytest.raises(ValueError, match=r"'b' is \[4, 32\], expected \[8, 32\]"):
         glu.bind({"a": matrix(cpp, 8, 32), "b": matrix(cpp, 4, 32)})
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "weights", "given", "says"),
+    [
+        ("log_decay", [64], 2, (1,), "is [1, 1], expected [1, 64]"),
+        ("hyper_factors", [24], 2, (3,), "is [1, 3], expected [1, 24]"),
+        ("selective_scan", [64, 64, 16, 16], 1, (1, 16), "is [1, 16], expected [64, 16]"),
+    ],
+)
+def test_a_vector_that_an_op_would_read_beyond_is_refused(cpp, op, inputs, weights, given, says):
+    """A slot may be an op's twice: it must fit both places."""
+    names = [f"x{i}" for i in range(len(inputs))]
+    buffers = [(name, n, True) for name, n in zip([*names, "y"], [*inputs, inputs[0]], strict=True)]
+    attributes = {"n_streams": 4} if op == "hyper_factors" else {}
+    executor = cpp.Executor(buffers, ["a"], [(op, names, "y", ["a"] * weights, attributes)], 1)
+    check_message(executor, lambda made: made.bind({"a": ones(*given)}), ValueError, [says])
 
 
 @pytest.mark.parametrize("external", [True, False])

@@ -110,13 +110,14 @@ void Graph::check() const {
         quantized[static_cast<std::size_t>(b)] = 1;
     }
     for (const Op& op : ops) {
-        const auto floats = [&](int b) {
-            if (b >= 0 && b != quantized_buffer(op) && quantized[static_cast<std::size_t>(b)])
+        std::vector<int> used = op.outputs();
+        used.insert(used.end(), op.inputs.begin(), op.inputs.end());
+        const int own = quantized_buffer(op);
+        if (own >= 0) used.erase(std::find(used.begin(), used.end(), own));  // once
+        for (const int b : used)
+            if (quantized[static_cast<std::size_t>(b)])
                 op_fault(*this, op,
                          "takes '" + buffers[static_cast<std::size_t>(b)].name + "' for float32");
-        };
-        for (const int input : op.inputs) floats(input);
-        floats(op.output);
     }
     // Token ids are checked before the run, so no op may write them.
     for (const Op& op : ops) {

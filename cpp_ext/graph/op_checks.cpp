@@ -1,6 +1,7 @@
 #include "graph/op_checks.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 
 #include "ops/blocks.h"
@@ -50,6 +51,7 @@ class OpCheck {
         require(many || op_.more_outputs.empty(), "has several outputs");
         if (many) count_weights(weights.size(), op_.outputs().size(), op_.outputs().size());
         count_weights(weights.size(), least, most);
+        foreign_fields();
         (this->*checks[static_cast<std::size_t>(op_.kind)])();
     }
 
@@ -404,6 +406,24 @@ class OpCheck {
     }
 
     // ---- what they have in common ----
+
+    // Checks that an op has no field of other kinds: some say how much is read of the memory of a
+    // sequence, and the executor looks at them before it looks at the kind.
+    void foreign_fields() const {
+        using enum OpKind;
+        const auto only = [&](bool has, const char* field, std::initializer_list<OpKind> kinds) {
+            require(!has || std::find(kinds.begin(), kinds.end(), op_.kind) != kinds.end(),
+                    std::string("has no ") + field);
+        };
+        only(op_.every != 1, "every",
+             {index_append, index_select, pool_groups, group_append, group_attention,
+              sparse_group_attention});
+        only(op_.block_size != 1, "block_size", {block_mean, choose_blocks, block_attention});
+        only(op_.pooled, "pooled", {choose_blocks});
+        only(op_.n_choices != 1, "n_choices", {block_attention});
+        only(op_.window != 0, "window", {attention, group_attention, sparse_group_attention});
+        only(op_.chunked, "chunked", {attention});
+    }
 
     static std::size_t at(int i) { return static_cast<std::size_t>(i); }
     void require(bool truth, const std::string& fault) const {

@@ -21,8 +21,9 @@ const Experts& checked_matrices(const Graph& graph, const Op& op, const Weight& 
     return *matrices;
 }
 
-// The length of an op's vector.  n: that which it has; out: the width of the op's output.
-std::size_t vector_length(const Graph& graph, const Op& op, std::size_t slot, std::size_t n,
+// The length of an op's vector.  first: whether it is the first of them; n: the length that it has;
+// out: the width of the op's output.
+std::size_t vector_length(const Graph& graph, const Op& op, bool first, std::size_t n,
                           std::size_t out) {
     const auto input = [&](std::size_t i) {
         return graph.buffers[static_cast<std::size_t>(op.inputs[i])].width;
@@ -37,20 +38,21 @@ std::size_t vector_length(const Graph& graph, const Op& op, std::size_t slot, st
         case OpKind::sparse_group_attention: return op.n_heads;
         case OpKind::pool_groups: return input(0);
         case OpKind::hyper_factors:  // the first vector has a scale for each kind of factor
-            return slot != static_cast<std::size_t>(op.weight) ? out : out == op.n_streams ? 1 : 3;
+            return !first ? out : out == op.n_streams ? 1 : 3;
         case OpKind::route: return input(0);
         case OpKind::ssm_scan: return input(1);
         case OpKind::selective_scan: return input(2);
         case OpKind::log_decay:  // the first vector may have an element for several columns
-            return slot == static_cast<std::size_t>(op.weight) && n && out % n == 0 ? n : out;
+            return first && n && out % n == 0 ? n : out;
         case OpKind::expert_bias: return out / op.n_used;
         case OpKind::conv: return op.taps;
         default: return out;
     }
 }
 
-// Checks that a slot's weight fits an op which computes `output` with it.
-void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output,
+// Checks that a slot's weight fits an op which computes `output` with it.  first: whether it is the
+// op's first; the same slot may be its second, too.
+void check_weight(const Graph& graph, const Op& op, std::size_t slot, bool first, int output,
                   const std::vector<Weight>& weights) {
     const std::string name = "weight '" + graph.weights[slot] + "' ";
     const Weight& weight = weights[slot];
@@ -70,12 +72,13 @@ void check_weight(const Graph& graph, const Op& op, std::size_t slot, int output
             const auto* vector = std::get_if<Vector>(&weight);
             if (!vector) op_fault(graph, op, name + "is no float32 vector");
             const bool one = signature(op.kind).weights.role == Role::vector;
+            const bool of_columns = op.kind == OpKind::conv || op.kind == OpKind::selective_scan;
             const std::size_t count = one                              ? 1
-                                      : op.kind == OpKind::conv        ? out
+                                      : of_columns                     ? out
                                       : op.kind == OpKind::pool_groups ? op.every
                                                                        : vector->count;
             return require_shape(vector->count, vector->n, count,
-                                 vector_length(graph, op, slot, vector->n, out));
+                                 vector_length(graph, op, first, vector->n, out));
         }
         case Role::experts: {
             const Experts& experts = checked_matrices(graph, op, weight, name, "experts");
@@ -123,7 +126,7 @@ void check_weights(const Graph& graph, const std::vector<Weight>& weights) {
     for (const Op& op : graph.ops) {
         const std::vector<int> slots = op.weights(), outputs = op.outputs();
         for (std::size_t i = 0; i < slots.size(); ++i)
-            check_weight(graph, op, static_cast<std::size_t>(slots[i]),
+            check_weight(graph, op, static_cast<std::size_t>(slots[i]), i == 0,
                          op.kind == OpKind::linear_many ? outputs[i] : op.output, weights);
     }
 }
