@@ -68,7 +68,7 @@ template <class Isa, DType Type>
     constexpr bool is_signed = format.product_bits == 8 && bias == 0;
     const GroupReader<Isa, Type> reader(w, group);
     for (std::size_t b = first; b < last; ++b) {
-        const auto scales = reader.load_scales(b);
+        const auto scales = reader.load_scales(b, reader.load_head(b));
         // What code 0 means.  Without a minimum the sum is exact: d * s * code has 24 bits at most.
         F minimum[quant_block / format.sub];
         unroll<quant_block / format.sub>([&](auto sub) {

@@ -33,8 +33,9 @@ inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, const std::byte* 
 
 // Block b of one group by the same block of one tile of activations.
 template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
-[[gnu::always_inline]] inline void multiply_block(const GroupReader<Isa, Type>& w, std::size_t b,
-                                                  const std::byte* x,
+[[gnu::always_inline]] inline void multiply_block(const GroupReader<Isa, Type>& w,
+                                                  const typename GroupReader<Isa, Type>::Head& head,
+                                                  std::size_t b, const std::byte* x,
                                                   Floats<Isa> (&total)[Tokens]) {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
@@ -45,7 +46,7 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     constexpr int bias = product_bias<Isa>(Type);
     constexpr bool doubled = format.step == 2;
     if constexpr (Tokens >= 4) w.fetch_ahead(b);
-    const auto scales = w.load_scales(b);
+    const auto scales = w.load_scales(b, head);
     const std::byte* tail = x + Digits * quant_block * Tokens;
     const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
         return x + ((d * 8 + quad) * Tokens + t) * 4;
@@ -108,8 +109,10 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     for (std::size_t t = 0; t < Tokens; ++t) {
         total[t] = Floats<Isa>(0.0f);
     }
+    typename GroupReader<Isa, Type>::Head head;
     for (std::size_t b = 0; b < blocks; ++b, x += (Digits * quant_block + 16) * Tokens) {
-        multiply_block<Isa, Type, Digits, Tokens>(reader, b, x, total);
+        if (b % reader.head_blocks == 0) head = reader.load_head(b);
+        multiply_block<Isa, Type, Digits, Tokens>(reader, head, b, x, total);
     }
     const std::size_t column = group * lanes<Isa>;
 #pragma GCC unroll 8
