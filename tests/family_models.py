@@ -386,6 +386,7 @@ ARCHITECTURES = {
         | {f"blk.{i}.ssm_conv1d.bias": (192,) for i in (0, 4, 5, 8, 12, 13)}
         | {"blk.16.nextn.eh_proj.weight": (64, 128)},
     ),
+    "olmo": Own(_LAYER_NORM | {"attention.clamp_kqv": 1.0}),
     "olmo2": Own(_YARN | {"attention.sliding_window": 20}),
     "olmoe": Own(_EXPERTS),
     "orion": Own(_LAYER_NORM, {f"blk.{i}.ffn_norm.bias": (64,) for i in range(8)}),

@@ -369,6 +369,13 @@ PLAIN_CASES = {
         reordered=True,
         sees=True,
     ),
+    "OLMo": Case(
+        "Olmo",
+        "olmo",
+        {"clip_qkv": 1.0},
+        {"attention.clamp_kqv": 1.0, "attention.layer_norm_epsilon": 1e-5},
+        reordered=True,
+    ),
     "Jais 2": Case("Jais2", "jais2", {"head_dim": 16}),
     "Gemma": Case(
         "Gemma",

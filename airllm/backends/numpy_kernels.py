@@ -35,7 +35,8 @@ def _layer_norm(op: Op, batch: TokenBatch) -> None:
     wide = x.astype(np.float64)
     wide -= wide.mean(axis=-1, keepdims=True)
     variance = (wide * wide).mean(axis=-1, keepdims=True)
-    out[...] = wide / np.sqrt(variance + float(op.attrs["eps"])) * batch.weights[op.weights[0]]
+    wide /= np.sqrt(variance + float(op.attrs["eps"]))
+    out[...] = wide * batch.weights[op.weights[0]] if op.weights else wide
 
 
 def _residual_attention(op: Op, batch: TokenBatch) -> None:

@@ -384,8 +384,15 @@ SIGNATURES: Mapping[str, Signature] = {
     "group_norm": _signature(
         "x", recurrent.group_norm, flops=4, weights=("vector",), attrs="n_groups eps", in_place="x"
     ),
+    # Without a weight it is 1.
     "layer_norm": _signature(
-        "x", dense.vector, flops=7, weights=("vector",), attrs="eps", in_place="x"
+        "x",
+        dense.vector,
+        flops=7,
+        weights=("vector",),
+        attrs="eps",
+        in_place="x",
+        optional=True,
     ),
     # A mean of x and of n_earlier earlier rows, the first that lie side by side in `earlier`: the
     # shares are the softmax of sum(rms_norm(row) * weight) of each row.

@@ -88,7 +88,8 @@ def norm(
     bias if the model has it."""
     if not c.layer_norms:
         return g.rms_norm(x, g.weight(slot, x.width), c.norm_eps, out=out)
-    y = g.layer_norm(x, g.weight(slot, x.width), c.norm_eps, out=out)
+    weight = None if c.plain_norms else g.weight(slot, x.width)
+    y = g.layer_norm(x, weight, c.norm_eps, out=out)
     return g.bias(y, g.weight(f"{slot}.bias", x.width), out=y) if slot in c.biases else y
 
 

@@ -305,6 +305,7 @@ class ModelConfig:
     rope_interleaved: bool = False
     after_eps: float = 0.0  # of the norms behind the halves of a layer; 0: norm_eps
     layer_norms: bool = False  # norms subtract the mean: LayerNorm in place of RMSNorm
+    plain_norms: bool = False  # which then have no weights
     head_norms: bool = False  # each head of Q and K is normalised
     biases: frozenset[str] = frozenset()  # slots that have a bias
     learned_positions: bool = False  # a table has what is added to a token at each position

@@ -64,6 +64,7 @@ _FILES = {
     "muse_glimmer": ("muse-glimmer",),
     "nemotron": ("jais2", "nemotron"),
     "nemotron_h": ("nemotron_h", "nemotron_h_moe"),
+    "olmo": ("olmo",),
     "olmo2": ("olmo2",),
     "olmoe": ("olmoe",),
     "phi2": ("phi2",),

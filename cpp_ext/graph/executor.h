@@ -98,7 +98,7 @@ class Executor {
     AlignedBytes expert_rows_;  // the inputs and outputs of one expert of the current op, or the
                                 // inputs of all heads
     AlignedBytes chosen_;       // the experts that its route names
-    std::vector<float> ones_;   // the weight of each head_norm without a weight
+    std::vector<float> ones_;   // the weight of norms without a weight
     std::vector<std::vector<float>> slopes_;  // of each op: attention's, if it has some
     AlignedBytes ids_;  // a copy for each embed op, which is checked: the caller's may change
 };

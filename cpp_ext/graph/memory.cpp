@@ -94,6 +94,7 @@ ExecutorMemory plan_memory(const Graph& graph, std::size_t max_tokens) {
             grow(memory.products, row_bytes(y));
         if (op.kind == OpKind::head_norm && op.weight < 0)
             grow(memory.ones, sizeof(float) * (y / op.n_heads));
+        if (op.kind == OpKind::layer_norm && op.weight < 0) grow(memory.ones, sizeof(float) * y);
         if (op.kind == OpKind::attention || selects_positions(op.kind))
             memory.parts = attention_workspace_floats * sizeof(float);
         if (selects_positions(op.kind)) {

@@ -74,7 +74,7 @@ struct Slots {
     op(scale,          1, one,  optional(vector),  alike)           \
     op(scale_rows,     2, one,  no_weight,         scale_rows)      \
     op(clamp,          1, one,  no_weight,         clamp)           \
-    op(layer_norm,     1, one,  of(vector),        alike)           \
+    op(layer_norm,     1, one,  optional(vector),  alike)           \
     op(expert_bias,    2, one,  of(vectors),       of_experts)      \
     op(expert_scale,   2, one,  of(vector),        of_experts)      \
     op(conv,           1, one,  of(vectors),       conv)            \

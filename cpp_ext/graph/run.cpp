@@ -50,12 +50,12 @@ void Executor::Run::step(std::size_t index) {
                      width(op.output));
             break;
         case OpKind::layer_norm:
-            layer_norm(worker, table, in(0), vector(op), op.eps, buffer(op.output), n,
+            layer_norm(worker, table, in(0), vector_or_ones(op), op.eps, buffer(op.output), n,
                        width(op.output));
             break;
         case OpKind::head_norm:
-            rms_norm(worker, table, in(0), op.weight < 0 ? executor.ones_.data() : vector(op),
-                     op.eps, buffer(op.output), n * op.n_heads, width(op.output) / op.n_heads);
+            rms_norm(worker, table, in(0), vector_or_ones(op), op.eps, buffer(op.output),
+                     n * op.n_heads, width(op.output) / op.n_heads);
             break;
         case OpKind::bias:
             bias(worker, table, in(0), vector(op), buffer(op.output), n, width(op.output));

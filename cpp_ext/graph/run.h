@@ -28,6 +28,10 @@ struct Executor::Run {
     const float* vector(const Op& op) const {
         return op.weight < 0 ? nullptr : std::get<Vector>(weight(op)).data;
     }
+    // Likewise of a norm, whose weight is 1 if it has none.
+    const float* vector_or_ones(const Op& op) const {
+        return op.weight < 0 ? executor.ones_.data() : vector(op);
+    }
 
     void meet() {
         worker.barrier();

@@ -20,10 +20,10 @@ class DenseOps(OpEmitter):
         return self._emit("rms_norm", [x], out, [weight], eps=eps)
 
     def layer_norm(
-        self, x: Buffer, weight: Weight, eps: float, *, out: Buffer | None = None
+        self, x: Buffer, weight: Weight | None, eps: float, *, out: Buffer | None = None
     ) -> Buffer:
-        """(x - mean) / sqrt(variance + eps) * weight over each row."""
-        return self._emit("layer_norm", [x], out, [weight], eps=eps)
+        """(x - mean) / sqrt(variance + eps) * weight over each row. weight: [width]; None: all 1"""
+        return self._emit("layer_norm", [x], out, [] if weight is None else [weight], eps=eps)
 
     def head_norm(
         self,

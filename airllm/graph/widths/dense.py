@@ -10,9 +10,9 @@ def embed(call: Call) -> int:
 
 
 def vector(call: Call) -> int:
-    weight = call.weights[0]
-    call.require_width(0, weight.shape[0], f"the length of weight {weight.name!r}")
-    return weight.shape[0]
+    for weight in call.weights:
+        call.require_width(0, weight.shape[0], f"the length of weight {weight.name!r}")
+    return call.inputs[0].width
 
 
 def head_norm(call: Call) -> int:
