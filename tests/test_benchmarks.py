@@ -131,6 +131,19 @@ def test_an_isa_that_cannot_run_here_is_an_error():
     assert "'sse9' cannot run here; possible: " in result.stderr
 
 
+# ---- compare_pages -------------------------------------------------------------------------------
+
+
+def test_compare_pages_has_a_ratio_for_each_size_of_pages_in_the_cache_and_out_of_it():
+    shape = ("--types", "q8_0", "--head-dims", "64", "--kv-heads", "2", "--lengths", "100")
+    work = ("--quick", "--rows", "64,128", "--threads", "1", "--seconds", "0.005")
+    rows = json_of("compare_pages.py", *shape, *work)["results"]
+    places = [(row["shape"]["cached"], row["page_rows"]) for row in rows]
+    assert places == [(True, 64), (True, 128), (False, 64), (False, 128)]
+    for row in rows:
+        assert math.isclose(row["ratio"], row["best"] / row["contiguous"], rel_tol=1e-9)
+
+
 # ---- profile_worker ------------------------------------------------------------------------------
 
 

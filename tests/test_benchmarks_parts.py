@@ -15,6 +15,7 @@ if not ISAS:
     pytest.skip("the extension is what is measured", allow_module_level=True)
 
 import compare_ops
+import compare_pages
 from common import contest, process, shapes, table, timing, verify, weights
 from common.contest import Case, Contender, Work
 from common.extension import cpp
@@ -117,6 +118,20 @@ def test_a_peer_that_computes_something_else_is_found_too():
     case = Case(exact, (right, wrong), Work(None, 0, 32, 8))
     with pytest.raises(verify.WrongResultError, match=r"^wrong: "):
         contest.run(case, None, seconds=0.001, settle=False)
+
+
+@pytest.mark.parametrize("changed", [1, 2])  # contiguous rows; their pages
+def test_pages_that_compute_something_else_are_never_timed(monkeypatch, changed):
+    results, begun = compare_pages.Contexts.results, itertools.count(1)
+
+    def almost(contexts, q):
+        error = np.float32(0.1 if next(begun) == changed else 0)
+        return (found + error for found in results(contexts, q))
+
+    monkeypatch.setattr(compare_pages.Contexts, "results", almost)
+    shape = compare_pages.Shape("f32", 64, 1, 70, cached=True)
+    with pytest.raises(verify.WrongResultError, match=["contiguous", "change"][changed - 1]):
+        next(compare_pages.compare(shape, [64], 0.0, 1))
 
 
 def test_a_type_that_is_not_supported_is_a_failure_that_is_not_wrong():
