@@ -23,12 +23,15 @@ from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models import FAMILIES
 
 # The architectures whose heads are used. mistral4 is of deepseek2's family; no model of it has one.
-# The layer of the last three is made of parts that others have, too.
+# The layer of the heads of some is made of parts that others have, too: what heads guess is tested
+# of EVERY_HEAD, and what is done with guesses of the others.
+_OF_KNOWN_PARTS = {"hy_v3", "mimo2", "step35"}
 WITH_HEADS = [
-    variant(name) if name in ("hy_v3", "mimo2", "step35") else name
+    name
     for name in ARCHITECTURES
-    if FAMILIES[name].next_layer is not None and name != "mistral4"
+    if FAMILIES[name].next_layer is not None and name not in _OF_KNOWN_PARTS | {"mistral4"}
 ]
+EVERY_HEAD = [*WITH_HEADS, *map(variant, sorted(_OF_KNOWN_PARTS))]
 RECURRENT = {"qwen35", "qwen35moe", "qwen3next"}
 N_TOKENS, STEP = 64, 7  # as many tokens as the models' hidden states have values
 
