@@ -118,20 +118,14 @@ void add_values_many(const float* weights, std::size_t width, std::size_t rows, 
 
 // scores[j][r] = k[j] . q[r] for n rows of K; q: [Width][head_dim].  A vector of dot products is
 // computed at a time, with one sum across lanes for all of them.  Past the end, the last row is
-// repeated up to a whole vector.  next: the row that is read after these, to prefetch it.
-template <class Isa, std::size_t Width, class Source>
-void score_few(const Source* k, std::size_t n, const Source* next, std::size_t head_dim,
-               const float* q, float* scores) {
+// repeated up to a whole vector.  It calls fetch(i) once for each line of K, in order; i: elements.
+template <class Isa, std::size_t Width, class Source, class Fetch>
+void score_few(const Source* k, std::size_t n, std::size_t head_dim, const float* q, float* scores,
+               Fetch fetch) {
     using F = Floats<Isa>;
     constexpr std::size_t w = lanes<Isa>, positions = w / Width;
-    // With 4 KB, 96 positions take 7 ms where they take 8.3 with 6 KB (a step of 32 answers of
-    // SmolLM2-135M, on one thread); thousands of positions take the same from 4 to 8 KB.
-    constexpr std::size_t ahead = 4096 / sizeof(Source);
     constexpr std::size_t vectors_per_line = std::max<std::size_t>(1, 64 / sizeof(Source) / w);
     std::size_t vector = 0;  // vectors of K read so far
-    const auto prefetch = [&](std::size_t at) {
-        __builtin_prefetch(at < n * head_dim ? k + at : next + (at - n * head_dim));
-    };
     for (std::size_t j = 0; j < n; j += positions) {
         const Source* row[positions];
         unroll<positions>([&](auto p) { row[p] = k + std::min(j + p, n - 1) * head_dim; });
@@ -141,7 +135,7 @@ void score_few(const Source* k, std::size_t n, const Source* next, std::size_t h
             F query[Width];
             unroll<Width>([&](auto r) { query[r] = load<Isa>(q + r * head_dim + c); });
             unroll<positions>([&](auto p) {
-                if constexpr (p % vectors_per_line == 0) prefetch((vector + p) * w + ahead);
+                if constexpr (p % vectors_per_line == 0) fetch((vector + p) * w);
                 const F key = load_as_float<Isa>(row[p] + c);
                 unroll<Width>([&](auto r) {
                     F& total = sum[p * Width + r];
@@ -155,11 +149,12 @@ void score_few(const Source* k, std::size_t n, const Source* next, std::size_t h
 
 // out[r] += sum_j weights[j][r] * v[j] for n rows of V, v_stride apart, few enough to stay in the
 // nearest cache.  If the registers cannot hold the sums of all r, the first of them read V from
-// memory, and the others from that cache.
-template <class Isa, std::size_t Width, class Source>
+// memory, and the others from that cache.  fetch: as for score_few, in the order of reading.
+template <class Isa, std::size_t Width, class Source, class Fetch>
 void add_values_few(const float* weights, std::size_t n, const Source* v, std::size_t v_stride,
-                    std::size_t value_dim, float* out, std::size_t out_stride) {
+                    std::size_t value_dim, float* out, std::size_t out_stride, Fetch fetch) {
     constexpr std::size_t w = lanes<Isa>;
+    constexpr std::size_t vectors_per_line = std::max<std::size_t>(1, 64 / sizeof(Source) / w);
     const auto columns = [&](std::size_t c, auto vectors) {
         constexpr std::size_t rows = std::max<std::size_t>(1, 2 * Isa::float_tile / vectors);
         unroll<(Width + rows - 1) / rows>([&](auto part) {
@@ -167,7 +162,9 @@ void add_values_few(const float* weights, std::size_t n, const Source* v, std::s
             multiply<Isa, count, vectors>(
                 weights + first, 1, Width, n,
                 [&](std::size_t j, auto u) {
-                    return load_as_float<Isa>(v + j * v_stride + c + u * w);
+                    const std::size_t at = j * v_stride + c + u * w;
+                    if constexpr (part == 0 && u % vectors_per_line == 0) fetch(at);
+                    return load_as_float<Isa>(v + at);
                 },
                 [&](auto r, auto u, Floats<Isa> sum) {
                     float* at = out + (first + r) * out_stride + c + u * w;
