@@ -111,6 +111,7 @@ TYPE_ERRORS = {
         lambda ops: ops.attention(Q, K, K, return_lse=1)
     ),
     "set_num_threads": lambda ops: ops.set_num_threads(1.5),
+    "set_num_threads: n is ...bool": lambda ops: ops.set_num_threads(True),
 }
 
 VALUE_ERRORS = {
@@ -370,6 +371,13 @@ class Fails:
 def test_an_error_in_the_code_of_a_number_is_told(cpp, call):
     with pytest.raises(ZeroDivisionError, match="of the number"):
         call(cpp)
+
+
+def test_attention_takes_heads_of_up_to_576(cpp):
+    widest, wider = (np.ones((1, 1, n), np.float32) for n in (576, 577))
+    np.testing.assert_array_equal(cpp.attention(widest, widest, widest), widest)
+    with pytest.raises(ValueError, match="q has head_dim 577; the C"):
+        cpp.attention(wider, wider, wider)
 
 
 def test_a_packed_matrix_takes_other_rows_of_as_many_bytes(cpp):

@@ -50,7 +50,7 @@ def check_same(actual, expected):
         np.testing.assert_array_equal(result, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 1024])
 def test_the_number_of_threads_is_what_was_set(cpp, n):
     cpp.set_num_threads(n)
     assert cpp.get_num_threads() == n
