@@ -221,6 +221,7 @@ def test_arguments_that_do_not_fit_together_are_refused(cpp: ModuleType, descrip
             cpp.Stream([(descriptor, "file")], [list(ranges)], **options)
 
     refused(ValueError, "does not fit at 1 of a Memory of 1000", (0, 0, 1000, [(memory, 1)]))
+    refused(ValueError, "does not fit at 1001 of a Memory of 1000", (0, 0, 10, [(memory, 1001)]))
     refused(ValueError, "a range has 15 bytes", (0, 0, 15, [room]))
     refused(ValueError, "a range makes no sense", (1, 0, 10, [(memory, 0)]))
     refused(ValueError, 'Stream: io is "fast"', (0, 0, 10, [(memory, 0)]), io="fast")
@@ -228,6 +229,10 @@ def test_arguments_that_do_not_fit_together_are_refused(cpp: ModuleType, descrip
     refused(TypeError, "not as expected", (0, 0, 10, [memory]))
     with pytest.raises(OSError, match="file"):
         cpp.Stream([(-1, "file")], [[(0, 0, 10, [(memory, 0)])]])
+    for shape in ((-1, 4), (4, 2**31)):
+        with pytest.raises(ValueError, match="packed_bytes: shape is out of range"):
+            cpp.packed_bytes("f32", shape)
+    assert cpp.packed_bytes("f32", (0, 2**31 - 1)) == 0
     with pytest.raises(ValueError, match="does not fit at 64 of 128 bytes"):
         cpp.packed_room(cpp.Memory(128), 64, "f32", (32, 4))
     with pytest.raises(ValueError, match="does not fit at 32 of 4096 bytes"):
