@@ -67,7 +67,7 @@ def test_a_model_of_another_structure_answers_or_is_refused(
 
 
 @pytest.mark.fuzz
-@settings(sampling, max_examples=250)
+@settings(sampling, max_examples=150)
 @given(st.data())
 def test_many_models_of_another_structure_answer_or_are_refused(
     tmp_path: Path, entries: Entries, data: st.DataObject

@@ -415,7 +415,7 @@ def test_memory_that_is_short_for_keeping_a_sequence_ends_no_request(engine, mon
     assert len(told.answer.tokens) == 8
 
 
-@pytest.mark.parametrize("n", [25, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("n", [25, pytest.param(150, marks=pytest.mark.soak)])
 def test_threads_that_submit_and_cancel_at_any_time_hear_no_one_elses_events(engine, n):
     """Each thread's prompts begin with its own token, by which it knows its answers."""
     faults: list[str] = []
@@ -708,7 +708,7 @@ def test_times_of_a_request_are_in_order(scheduler):
     assert handle.answer_tokens == len(told.answer.tokens)
 
 
-@pytest.mark.parametrize("n", [150, pytest.param(2_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("n", [150, pytest.param(1_000, marks=pytest.mark.soak)])
 def test_random_requests_that_come_and_leave_leave_nothing_behind(engine, n):
     random = np.random.default_rng(3)
     with engine.scheduler(lanes=5, queue_length=8, piece_tokens=70) as scheduler:

@@ -203,6 +203,6 @@ def test_any_json_in_any_place_is_answered_or_refused(client: Client, data: st.D
 
 @pytest.mark.fuzz
 @given(data=st.data())
-@settings(max_examples=5000)
+@settings(max_examples=3000)
 def test_much_json_in_any_place_is_answered_or_refused(client: Client, data: st.DataObject) -> None:
     body_is_changed(client, data)
