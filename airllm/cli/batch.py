@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,13 +217,9 @@ def _tools(job: "Job") -> list[Tool]:
 
 
 def _calls(job: "Job", said: Answer) -> list[dict[str, object]]:
-    """The calls of an answer as OpenAI has them."""
+    """The calls of an answer as OpenAI has them. Those that the model gave no id get one."""
     return [
-        {
-            "id": call.id or f"call_{job.index}_{at}",
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
+        replace(call, id=call.id or f"call_{job.index}_{at}").as_json()
         for at, call in enumerate(said.calls)
     ]
 

@@ -243,14 +243,7 @@ class ChatWriter(ChunkWriter):
             message["reasoning_content"] = choice.thought
         if choice.calls:
             message["content"] = choice.text or None
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in choice.calls
-            ]
+            message["tool_calls"] = [call.as_json() for call in choice.calls]
         return message
 
     def _told(self, event: Told) -> bytes:

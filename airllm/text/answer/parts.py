@@ -77,6 +77,11 @@ class ToolCall:
     id: str = ""
     arguments: str = ""
 
+    def as_json(self) -> dict[str, object]:
+        """As OpenAI's messages have calls."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
 
 class Parts:
     """Collects parts, and drops the white space that markup had around it.
