@@ -10,7 +10,7 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.mpt import LIMIT
+from airllm.models.mpt import LIMIT, qkv_limit
 from airllm.models.starcoder2 import EPS
 from airllm.util.metadata import Metadata
 
@@ -32,8 +32,7 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 def _values(config: HFReader) -> dict[str, object]:
     config.expect("moe_normalize_expert_weights", 1, 1.0)
-    values = config.experts(size="intermediate_size")
-    return values | ({LIMIT: config.number("clip_qkv")} if "clip_qkv" in config else {})
+    return {**config.experts(size="intermediate_size"), **qkv_limit(config)}
 
 
 def _names(config: HFReader) -> Names:

@@ -47,8 +47,12 @@ def _values(config: HFReader) -> dict[str, object]:
         r.expect(key, None, allowed)
     config.expect("norm_type", None, "low_precision_layernorm", "layernorm")
     config.ignore("no_bias")  # the tensors show biases
-    limit = {} if r.get("clip_qkv") is None else {LIMIT: r.number("clip_qkv")}
-    return {_LARGEST: float(r.integer("alibi_bias_max", 8)), **limit}
+    return {_LARGEST: float(r.integer("alibi_bias_max", 8)), **qkv_limit(r)}
+
+
+def qkv_limit(config: HFReader) -> dict[str, object]:
+    """The limit of queries, keys and values, if there is one."""
+    return {} if config.get("clip_qkv") is None else {LIMIT: config.number("clip_qkv")}
 
 
 # What is implemented of the settings of attention.

@@ -4,8 +4,8 @@ values of some are cut off at a limit."""
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
-from airllm.models.hugging_face import HFReader, HuggingFace
-from airllm.models.mpt import LIMIT
+from airllm.models.hugging_face import HuggingFace
+from airllm.models.mpt import LIMIT, qkv_limit
 from airllm.models.starcoder2 import EPS
 
 
@@ -19,17 +19,13 @@ def configure(r: ConfigReader) -> ModelConfig:
     )
 
 
-def _values(config: HFReader) -> dict[str, object]:
-    return {} if config.get("clip_qkv") is None else {LIMIT: config.number("clip_qkv")}
-
-
 FAMILY = Family(
     ("olmo",),
     (
         HuggingFace(
             "olmo",
             "olmo",
-            _values,
+            qkv_limit,
             gguf_interleaved=True,
             norm_eps=("layer_norm_eps", EPS),
             defaults={"layer_norm_eps": 1e-5},  # always
