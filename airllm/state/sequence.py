@@ -183,6 +183,7 @@ class SequenceState:
             elif page.holders > 1:
                 page = pool.copy(page)
             pages[index] = page
+            # Also of a page that is there: an interrupt may have come before this, the last time.
             self.backing.set_page(table, index, page.memory)
             if before is not None and before is not page:
                 pool.release(before)
