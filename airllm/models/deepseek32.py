@@ -17,7 +17,9 @@ from airllm.models.config_reader import MAX_HEAD_DIM, ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
 
-MOST_SELECTED = 2**13  # four times as many as known models; a batch of 512 tokens takes 16 MB
+# Of positions that a token selects: four times as many as known models. The kernels take more
+# (MOST_SELECTED of the graph), but a batch of 512 tokens then needs more than these 16 MB.
+MOST_TOP_K = 2**13
 _NORM_EPS = 1e-6  # of the index's keys, whatever the other norms have
 
 
@@ -28,7 +30,7 @@ def configure(r: ConfigReader, *, interleaved: bool = False) -> ModelConfig:
     indexer = Indexer(
         n_heads=r.integer("attention.indexer.head_count", low=1, high=2**10),
         head_dim=r.integer("attention.indexer.key_length", low=c.rope_dims, high=MAX_HEAD_DIM),
-        n_selected=r.integer("attention.indexer.top_k", low=1, high=MOST_SELECTED),
+        n_selected=r.integer("attention.indexer.top_k", low=1, high=MOST_TOP_K),
         interleaved=interleaved,
     )
     return replace(c, indexer=indexer)

@@ -23,7 +23,7 @@ from airllm.models import blocks
 from airllm.models import deepseek4_files as files
 from airllm.models.config import HyperConnections, Indexer, LayerConfig, ModelConfig, SharedKey
 from airllm.models.config_reader import MAX_HEAD_DIM, MAX_HEADS, ConfigReader
-from airllm.models.deepseek32 import MOST_SELECTED
+from airllm.models.deepseek32 import MOST_TOP_K
 from airllm.models.family import Family
 from airllm.models.hugging_face import HuggingFace
 from airllm.models.rope import Rotation, plain_rotation, read_rotation
@@ -133,7 +133,7 @@ def _indexer(r: ConfigReader, ratios: Sequence[int]) -> Indexer | None:
     return Indexer(
         n_heads=r.integer("attention.indexer.head_count", low=1, high=2**10),
         head_dim=r.integer("attention.indexer.key_length", low=2, high=MAX_HEAD_DIM),
-        n_selected=r.integer("attention.indexer.top_k", low=1, high=MOST_SELECTED),
+        n_selected=r.integer("attention.indexer.top_k", low=1, high=MOST_TOP_K),
         interleaved=True,
     )
 

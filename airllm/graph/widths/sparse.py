@@ -2,8 +2,7 @@
 
 from airllm.graph.vocabulary import Call
 
-MOST_SELECTED = 2**16  # that the kernels take
-
+MOST_SELECTED = 2**16  # positions, or groups, that the kernels take for a token
 MOST_IN_GROUP = 2**12  # positions; the known models have groups and blocks of 4 and 128
 
 
