@@ -8,7 +8,7 @@ import pytest
 from family_models import described, metadata_of, shapes, whole_key
 from messages import check_refused
 
-from airllm.graph.widths.streams import MOST_EARLIER
+from airllm.graph.ops.streams import MOST_EARLIER
 from airllm.models import load_model
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import MAX_WIDTH

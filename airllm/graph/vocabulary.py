@@ -142,3 +142,33 @@ class Signature:
         if self.optional and not op.weights:
             return ()
         return self.weights * len(op.outputs) if self.many else self.weights
+
+
+def signature(
+    inputs: str,
+    width: Callable[[Call], int | None],
+    *,
+    flops: int,
+    per: str = "out",
+    weights: tuple[Role, ...] = (),
+    attrs: str = "",
+    in_place: str = "",
+    optional: bool = False,
+    many: bool = False,
+    q8_0: str = "",
+    state: Callable[[Call], int] | None = None,
+) -> Signature:
+    """A Signature, from names with spaces between them."""
+    return Signature(
+        tuple(inputs.split()),
+        weights,
+        frozenset(attrs.split()),
+        width,
+        flops,
+        per,
+        frozenset(in_place.split()),
+        optional,
+        many,
+        q8_0,
+        state,
+    )

@@ -11,8 +11,8 @@ import numpy as np
 
 from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.model_file import ModelFile
+from airllm.graph.ops.recurrent import MOST_TAPS
 from airllm.graph.vocabulary import Gating
-from airllm.graph.widths.recurrent import MOST_TAPS
 from airllm.models.config import LayerConfig, ModelConfig, Router
 
 __all__ = ["MAX_HEADS", "MAX_HEAD_DIM", "MAX_TAPS", "MAX_WIDTH", "ConfigReader"]

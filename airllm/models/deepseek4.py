@@ -17,8 +17,8 @@ import numpy as np
 
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
-from airllm.graph.widths.sparse import MOST_IN_GROUP
-from airllm.graph.widths.streams import MOST_STREAMS
+from airllm.graph.ops.sparse import MOST_IN_GROUP
+from airllm.graph.ops.streams import MOST_STREAMS
 from airllm.models import blocks
 from airllm.models import deepseek4_files as files
 from airllm.models.config import HyperConnections, Indexer, LayerConfig, ModelConfig, SharedKey

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from airllm.formats.ggml_types import INTEGERS
 from airllm.formats.hf_config import Names, Slots
 from airllm.formats.model_file import Made, ModelParts, Tensor
-from airllm.graph.widths.sparse import MOST_IN_GROUP
+from airllm.graph.ops.sparse import MOST_IN_GROUP
 from airllm.models.hugging_face import HFReader
 from airllm.util.metadata import Metadata
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
-from airllm.graph.widths.streams import MOST_EARLIER
+from airllm.graph.ops.streams import MOST_EARLIER
 from airllm.models import blocks, deepseek2, kimi_linear
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from airllm.formats.hf_config import Names
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
-from airllm.graph.widths.sparse import MOST_IN_GROUP, MOST_SELECTED
+from airllm.graph.ops.sparse import MOST_IN_GROUP, MOST_SELECTED
 from airllm.models import blocks
 from airllm.models.config import BlockIndexer, LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEAD_DIM, ConfigReader

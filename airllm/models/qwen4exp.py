@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from airllm.formats.hf_config import HEADS_TILED, Names, Slots
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
-from airllm.graph.widths.sparse import MOST_IN_GROUP, MOST_SELECTED
+from airllm.graph.ops.sparse import MOST_IN_GROUP, MOST_SELECTED
 from airllm.models import blocks, qwen35
 from airllm.models.config import BlockIndexer, LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEAD_DIM, MAX_TAPS, MAX_WIDTH, ConfigReader

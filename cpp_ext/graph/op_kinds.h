@@ -1,5 +1,5 @@
 // The kinds of op: one table, from whose rows the enum, the names and the checks follow.
-// SIGNATURES in airllm/graph/ops.py is Python's table; a test compares the two.
+// SIGNATURES in airllm/graph/ops/ is Python's table; a test compares the two.
 #pragma once
 
 #include <cstddef>

@@ -32,9 +32,8 @@ void keep_above(const Worker& worker, const float* x, float factor, float* y, st
                 std::size_t n);
 
 // How several streams go through a part of a layer (hyper-connections, arXiv:2512.24880); see
-// SIGNATURES in airllm/graph/ops.py.  x, y: [rows][width], width n or n * (2 + n) for n streams;
-// scale: [1] or [3]; base: [width].  y is not x.  The matrices' rows and columns are divided in
-// float64.
+// airllm/graph/ops/streams.py.  x, y: [rows][width], width n or n * (2 + n) for n streams; scale:
+// [1] or [3]; base: [width].  y is not x.  The matrices' rows and columns are divided in float64.
 inline constexpr std::size_t most_hyper_streams = 16;
 struct HyperTask {
     const float *x, *scale, *base;

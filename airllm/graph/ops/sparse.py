@@ -1,6 +1,8 @@
 """Attention to positions, blocks and groups of positions that an index selects."""
 
-from airllm.graph.vocabulary import Call
+from collections.abc import Mapping
+
+from airllm.graph.vocabulary import Call, Signature, signature
 
 MOST_SELECTED = 2**16  # positions, or groups, that the kernels take for a token
 MOST_IN_GROUP = 2**12  # positions; the known models have groups and blocks of 4 and 128
@@ -132,3 +134,96 @@ def sparse_group_attention(call: Call) -> int:
         f"{n_selected} groups are selected, expected at most {MOST_SELECTED}",
     )
     return group_attention(call)
+
+
+SIGNATURES: Mapping[str, Signature] = {
+    # writes x as keys of the layer's index, by which tokens select the positions that they see;
+    # every: if above 1, the x of the last token of each group of `every` positions is the group's
+    # key, and other tokens have none
+    "index_append": signature("x", index_append, flops=0, attrs="head_dim every"),
+    # out: the n_selected positions, up to the token's own, with the highest scores, ascending, as
+    # float32; or all of them, and then -1, if they are fewer. A position's score is the sum over
+    # heads h of weights[h] * max(q[h] . key, 0), where a product that is NaN counts as 0. NaN is
+    # the highest score; of equal ones the earlier position is selected. every: if above 1, groups
+    # of positions are selected in their place, of those that end at the token's position or before.
+    "index_select": signature(
+        "q weights", index_select, flops=0, attrs="n_heads head_dim n_selected every"
+    ),
+    # attention of q over the positions that index_select wrote for the token; a token at a position
+    # below n_selected sees all up to its own, whatever is selected
+    "sparse_attention": signature(
+        "q selection",
+        sparse_attention,
+        flops=0,
+        attrs="n_heads n_kv_heads head_dim value_dim scale",
+    ),
+    # ---- attention over blocks: block b is the block_size positions from b * block_size on -------
+    # out: of the last token of each block, the mean of x over the block; of other tokens 0
+    "block_mean": signature(
+        "x",
+        block_mean,
+        flops=1,
+        per="x",
+        attrs="block_size",
+        in_place="x",
+        state=block_mean_state,
+    ),
+    # out: of each choice, numbers of blocks, ascending, and then -1. With keys of positions each
+    # head chooses n_chosen blocks that begin at or before the token: the last n_local, and those of
+    # the others with the highest products of q[h] with a key of a position, up to the token's own;
+    # NaN is the lowest. With keys of blocks (pooled) the heads choose together: the n_chosen
+    # complete blocks with the highest sum over heads of max(q[h] . key, 0), where NaN counts as 0,
+    # and one more, the token's own block while it is incomplete. Of equal blocks the earlier is
+    # chosen. The index has keys `every` block_size positions if pooled.
+    "choose_blocks": signature(
+        "q",
+        choose_blocks,
+        flops=0,
+        attrs="n_heads head_dim block_size n_chosen n_local pooled",
+    ),
+    # attention of q over the positions, up to the token's own, of the blocks that choose_blocks
+    # wrote: n_choices choices, each for as many KV heads; a token at a position from which the
+    # blocks of a choice reach further back than the first position sees all
+    "block_attention": signature(
+        "q blocks",
+        block_attention,
+        flops=0,
+        attrs="n_heads n_kv_heads head_dim value_dim scale block_size n_choices",
+    ),
+    # ---- groups of positions (DeepSeek V4, compressed attention) --------------------------------
+    # Keeps x and gate of each token. out: of the last token of each group of `every` positions, for
+    # each column a mean of x over the group, whose shares are the softmax of gate + weight[i] of
+    # the group's token i; of other tokens 0. n_parts 2: out is half as wide, and a mean over the
+    # first half of the columns for the group before, and the second half for the group itself.
+    # of_index: out is for the index; a layer may have one of either.
+    "pool_groups": signature(
+        "x gate",
+        pool_groups,
+        flops=7,
+        per="x",
+        weights=("vectors",),
+        attrs="every n_parts of_index",
+    ),
+    # writes the x of the last token of each group as a key of all its positions together
+    "group_append": signature("x", index_append, flops=0, attrs="head_dim every"),
+    # attention of q, with one KV head, over the last `window` positions and over the groups that
+    # end at the token's position or before. Values are the keys. weight: as attention has it
+    "group_attention": signature(
+        "q",
+        group_attention,
+        flops=0,
+        weights=("vector",),
+        attrs="n_heads head_dim scale window every",
+        optional=True,
+    ),
+    # the same over those groups only that index_select wrote for the token; the first ones for a
+    # token with fewer than are selected
+    "sparse_group_attention": signature(
+        "q selection",
+        sparse_group_attention,
+        flops=0,
+        weights=("vector",),
+        attrs="n_heads head_dim scale window every",
+        optional=True,
+    ),
+}

@@ -1,11 +1,14 @@
-"""What recurrent ops write, and the floats of their memory."""
+"""Ops with memory that each token of a sequence changes, and what goes with them.
 
-from airllm.graph.vocabulary import Call
-from airllm.graph.widths.dense import vector
+The functions named ..._state give the floats of that memory.
+"""
 
-MOST_TAPS, _MOST_KEY_DIM = 8, 256  # that the kernels take
+from collections.abc import Mapping
 
-MOST_DILATION = 64
+from airllm.graph.ops.dense import vector
+from airllm.graph.vocabulary import Call, Signature, signature
+
+MOST_TAPS, MOST_DILATION, _MOST_KEY_DIM = 8, 64, 256  # that the kernels take
 
 
 def conv(call: Call) -> int:
@@ -113,3 +116,67 @@ def group_norm(call: Call) -> int:
     width, n_groups = vector(call), call.count("n_groups")
     call.require(width % n_groups == 0, f"{width} values are no {n_groups} equal groups")
     return width
+
+
+SIGNATURES: Mapping[str, Signature] = {
+    # out[c] = sum over j of weight[c, j] * x[c] of the token (taps - 1 - j) * dilation before, or
+    # silu of that
+    "conv": signature(
+        "x",
+        conv,
+        flops=2,
+        per="state",
+        weights=("vectors",),
+        attrs="taps dilation silu",
+        in_place="x",
+        state=conv_state,
+    ),
+    # The gated delta rule (arXiv:2412.06464), for each head a matrix S, [d_k, d_v]:
+    # S = exp(decay) S; d = beta * (v - S^T k); S = S + k d^T; out = scale * S^T q.
+    # q, k: [n_kv_heads * d_k], v: [n_heads * d_v], beta: [n_heads]; decay: [n_heads], or
+    # [n_heads * d_k], a number for each row of S (arXiv:2510.26692). Head h uses q and k of head
+    # h // (n_heads / n_kv_heads), or if tiled of head h % n_kv_heads.
+    "delta_rule": signature(
+        "q k v decay beta",
+        delta_rule,
+        flops=7,
+        per="state",
+        attrs="n_heads n_kv_heads tiled scale",
+        state=delta_rule_state,
+    ),
+    # The scan of Mamba-2 (arXiv:2405.21060), for each head a matrix h [head_dim, d_state]:
+    # s = softplus(dt + bias), held between dt_min and dt_max; h = exp(s a) h + s x b^T;
+    # out = h c + skip * x. x: [n_heads * head_dim]; dt, weights a, skip, bias: [n_heads]; b, c:
+    # [n_groups * d_state], each group for n_heads / n_groups heads.
+    "ssm_scan": signature(
+        "x dt b c",
+        ssm_scan,
+        flops=5,
+        per="state",
+        weights=("vector", "vector", "vector"),
+        attrs="n_groups dt_min dt_max",
+        state=ssm_scan_state,
+    ),
+    # The scan of Mamba (arXiv:2312.00752), for each channel a vector h [d_state]:
+    # h = exp(dt a) h + dt x b; out = h . c. x, dt: [channels], dt above 0; b, c: [d_state]; weight
+    # a: [channels, d_state].
+    "selective_scan": signature(
+        "x dt b c",
+        selective_scan,
+        flops=10,
+        per="state",
+        weights=("vectors",),
+        state=selective_scan_state,
+    ),
+    # x / sqrt(sum(x^2) + eps) of each of x's heads
+    "l2_norm": signature("x", l2_norm, flops=3, attrs="n_heads eps", in_place="x"),
+    # out = a * softplus(x + bias), or with a bound below 0 out = bound * sigmoid(-a * (x + bias));
+    # weights a, bias: [width], or a: [width / m], each for m columns
+    "log_decay": signature(
+        "x", log_decay, flops=5, weights=("vector", "vector"), attrs="bound", in_place="x"
+    ),
+    # rms_norm of each of n_groups equal parts of a row by itself; weight: [width]
+    "group_norm": signature(
+        "x", group_norm, flops=4, weights=("vector",), attrs="n_groups eps", in_place="x"
+    ),
+}

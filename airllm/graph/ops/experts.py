@@ -1,8 +1,9 @@
 """Routing, and products of experts."""
 
+from collections.abc import Mapping
 from typing import get_args
 
-from airllm.graph.vocabulary import Call, Gating
+from airllm.graph.vocabulary import Call, Gating, Signature, signature
 
 
 def route(call: Call) -> int:
@@ -83,3 +84,69 @@ def scale_shares(call: Call) -> int:
     n_used = call.count("n_used")
     call.require_width(0, 2 * n_used, f"a route to {n_used} experts")
     return 2 * n_used
+
+
+SIGNATURES: Mapping[str, Signature] = {
+    # chooses n_used experts for a token. logits: [n_experts]; the shares are their softmax, sigmoid
+    # or the root of their softplus ("sqrtsoftplus", gating), and the scores the shares plus the
+    # weight, a bias. The experts with the highest scores are chosen, of n_groups_used of n_groups
+    # equal groups: those whose two highest scores have the highest sum (group_score "top2"), or
+    # whose highest score is highest ("max"). out: the numbers of the experts, highest score first,
+    # and then their shares; normalized: divided by their sum + 1e-20; then multiplied by scale. NaN
+    # counts as the highest score; of equal ones the lower number comes first.
+    "route": signature(
+        "logits",
+        route,
+        flops=5,
+        per="logits",
+        weights=("vector",),
+        attrs="n_used normalized gating scale n_groups n_groups_used group_score",
+        optional=True,
+    ),
+    # a route to the given experts, the numbers of n_used: their shares as `route` computes them
+    "route_to": signature(
+        "logits experts",
+        route_to,
+        flops=5,
+        per="logits",
+        attrs="n_used normalized gating scale",
+    ),
+    # out: x @ weight[e].T for each expert e of the token's route, side by side; shared: all experts
+    # have the same x, [k]; otherwise each has its own, [n_used * k]; reads no other expert
+    "expert_linear": signature(
+        "x route",
+        expert_linear,
+        flops=0,
+        weights=("experts",),
+        attrs="n_used shared activations",
+    ),
+    # x: the outputs of a token's experts, [n_used * n]; out: their sum, weighted by shares: [n]
+    "expert_sum": signature("x route", expert_sum, flops=2, per="x", attrs="n_used"),
+    # x: the outputs of a token's experts, [n_used * n]; out: each plus weight[e] of its expert e
+    "expert_bias": signature(
+        "x route",
+        expert_bias,
+        flops=1,
+        weights=("vectors",),
+        attrs="n_used",
+        in_place="x",
+    ),
+    # x: the outputs of a token's experts, [n_used * n]; out: each times weight[e] of its expert e
+    "expert_scale": signature(
+        "x route",
+        expert_scale,
+        flops=1,
+        weights=("vector",),
+        attrs="n_used",
+        in_place="x",
+    ),
+    # out = the route, with the share of each expert e multiplied by weight[e]
+    "scale_shares": signature(
+        "route",
+        scale_shares,
+        flops=1,
+        weights=("vector",),
+        attrs="n_used",
+        in_place="route",
+    ),
+}

@@ -1,6 +1,8 @@
 """Columns, heads and rows of Q8_0 as parts of wider buffers."""
 
-from airllm.graph.vocabulary import Call
+from collections.abc import Mapping
+
+from airllm.graph.vocabulary import Call, Signature, signature
 
 
 def head_linear(call: Call) -> int:
@@ -90,3 +92,34 @@ def put_columns(call: Call) -> int:
         _whole_blocks(call, offset, "offset")
         _whole_blocks(call, x.width, f"the width of {x.name!r}")
     return width
+
+
+SIGNATURES: Mapping[str, Signature] = {
+    # out: x[h] @ weight[h].T for each head h, side by side; x: [n_heads * k]
+    "head_linear": signature(
+        "x", head_linear, flops=0, weights=("heads",), attrs="n_heads activations"
+    ),
+    # out: the columns offset to offset + width of each of x's heads, side by side
+    "take_head_columns": signature("x", take_head_columns, flops=0, attrs="n_heads offset width"),
+    # out: of each head the columns of a, then those of b
+    "join_heads": signature("a b", join_heads, flops=0, attrs="n_heads"),
+    # out = the columns of x that belong to layer i: x[:, i * width : (i + 1) * width]
+    "layer_columns": signature("x", layer_columns, flops=0, attrs="width"),
+    # ---- what nodes of a cluster exchange --------------------------------------------------------
+    # out = x rounded to the values that blocks of Q8_0 can hold
+    "round_q8": signature("x", round_q8, flops=2, in_place="x"),
+    # out = x + the parts, added in order; parts: [n_tokens, n_parts * width of x]
+    "merge_add": signature(
+        "x parts",
+        merge_add,
+        flops=1,
+        per="parts",
+        attrs="quantized",
+        in_place="x",
+        q8_0="parts",
+    ),
+    # out = x[:, offset : offset + width]
+    "take_columns": signature("x", take_columns, flops=0, attrs="offset width quantized", q8_0="x"),
+    # out[:, offset : offset + width of x] = x; other columns of out, an external buffer, stay
+    "put_columns": signature("x", put_columns, flops=0, attrs="offset width quantized", q8_0="out"),
+}
