@@ -1,5 +1,6 @@
 """Arguments from Python may be anything: each is taken as the number it is, or refused by name."""
 
+import argparse
 import decimal
 import fractions
 import math
@@ -11,7 +12,7 @@ import pytest
 from tiny_model import write_tiny_model
 
 from airllm.backends import load_backend
-from airllm.cli import options
+from airllm.cli import values
 from airllm.engine.sampling import Sampler
 from airllm.engine.settings import Limits, Sampling
 from airllm.graph.rewrite import fusion_wanted
@@ -178,23 +179,23 @@ def test_what_is_no_size_is_refused_in_few_words(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1e999", "1" * 400, "-1e999", "nan", "1" * 9999, "0x1", "①"])
-@pytest.mark.parametrize("kind", [options.not_negative, options.above_zero, options.share])
+@pytest.mark.parametrize("kind", [values.not_negative, values.above_zero, values.share])
 def test_an_option_that_is_no_finite_number_is_a_usage_error(kind: Any, text: str) -> None:
-    with pytest.raises(options.argparse.ArgumentTypeError) as error:
+    with pytest.raises(argparse.ArgumentTypeError) as error:
         kind(text)
     assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("text", ["1e3", "1.0", "", "9" * 5000, "-" + "9" * 400])
-@pytest.mark.parametrize("kind", [options.positive, options.count, options.count_or_all])
+@pytest.mark.parametrize("kind", [values.positive, values.count, values.count_or_all])
 def test_an_option_that_is_no_count_is_a_usage_error(kind: Any, text: str) -> None:
-    with pytest.raises(options.argparse.ArgumentTypeError) as error:
+    with pytest.raises(argparse.ArgumentTypeError) as error:
         kind(text)
     assert len(str(error.value)) < 200
 
 
 def test_a_large_count_is_one() -> None:
-    assert options.positive("99999999999999999999") == 99999999999999999999
+    assert values.positive("99999999999999999999") == 99999999999999999999
 
 
 def test_any_number_of_blas_threads_in_the_environment_is_bounded(

@@ -9,7 +9,7 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
-from airllm.cli import options
+from airllm.cli import answer_options
 from airllm.engine.settings import AnswerOptions, Limits, Sampling, model_sampling, settings_of
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.tools.batch_file import SETTINGS
@@ -45,8 +45,8 @@ def test_an_engines_signature_shows_each_option_with_its_default(name: str) -> N
 
 def test_a_command_lines_options_have_the_same_defaults() -> None:
     parser = argparse.ArgumentParser()
-    options.add_answer(parser)
-    given = options.answer_options(parser.parse_args([]))
+    answer_options.add_answer(parser)
+    given = answer_options.answer_options(parser.parse_args([]))
     assert settings_of(**given) == (Sampling(), Limits(stop=[]))
     # What is not given is as the model's file says.
     assert given.keys() == {"max_new_tokens", "stop", "on_full"}
@@ -56,14 +56,14 @@ def test_a_command_lines_options_have_the_same_defaults() -> None:
 
 def test_each_option_of_sampling_can_be_given_on_the_command_line() -> None:
     parser = argparse.ArgumentParser()
-    options.add_answer(parser)
+    answer_options.add_answer(parser)
     words = (
         "--temperature 0.5 --top-k 7 --top-p 0.6 --min-p 0.1 --repeat-penalty 1.1 --seed 3 "
         "--typical-p 0.7 --presence-penalty -0.2 --frequency-penalty 0.3 --penalty-window -1 "
         "--dry-multiplier 0.8 --dry-base 2 --dry-allowed-length 3 --dry-breaker x "
         "--dry-breaker yz --logit-bias 15=-inf --logit-bias 2=1.5"
     )
-    sampling, _ = settings_of(**options.answer_options(parser.parse_args(words.split())))
+    sampling, _ = settings_of(**answer_options.answer_options(parser.parse_args(words.split())))
     assert sampling == Sampling(
         temperature=0.5,
         top_k=7,
@@ -86,7 +86,7 @@ def test_each_option_of_sampling_can_be_given_on_the_command_line() -> None:
 @pytest.mark.parametrize("value", ["15", "x=1", "3=y", "-1=2", "3=nan"])
 def test_a_bias_that_is_none_is_a_usage_error(value: str) -> None:
     parser = argparse.ArgumentParser()
-    options.add_answer(parser)
+    answer_options.add_answer(parser)
     with pytest.raises(SystemExit):
         parser.parse_args([f"--logit-bias={value}"])
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airllm.cli import console, model, options
+from airllm.cli import answer_options, console, model, options, values
 from airllm.cli.answer import Answer, parser_for
 from airllm.cli.live import StreamLine
 from airllm.text.answer import Tool
@@ -56,7 +56,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument(
         "--batch",
-        type=options.positive,
+        type=values.positive,
         default=8,
         metavar="N",
         help="number of prompts that are answered together; a pass of the model gives a token "
@@ -70,7 +70,7 @@ def add(subparsers: options.Subparsers) -> None:
         '"reasoning_content" in lines as OpenAI has them',
         default="show",
     )
-    options.add_answer(parser)
+    answer_options.add_answer(parser)
     options.add_threads(parser)
     options.add_engine(parser)
     options.add_output(
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         raise options.UsageError("--on-full error would end all answers; choose stop or shift")
     check_place(args.out)  # before the model is loaded
     jobs = read_jobs(args.prompts)
-    settings = options.answer_options(args)
+    settings = answer_options.answer_options(args)
     variables = options.template_variables(args.chat_template_kwargs, args.think)
     with model.open_engine(args, context=args.context, threads=args.threads) as engine:
         run = digest(

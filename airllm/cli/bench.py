@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airllm import __version__
-from airllm.cli import console, model, options, profile
+from airllm.cli import console, model, options, profile, values
 
 if TYPE_CHECKING:
     from airllm.cli.engine import Engine
@@ -45,7 +45,7 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "-p",
         "--prompt-tokens",
-        type=options.counts,
+        type=values.counts,
         default=[512],
         metavar="N,...",
         help="lengths of the prompt in tokens; 0 leaves the test out (default: 512)",
@@ -53,14 +53,14 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "-n",
         "--generated-tokens",
-        type=options.counts,
+        type=values.counts,
         default=[128],
         metavar="N,...",
         help="numbers of tokens to generate; 0 leaves the test out (default: 128)",
     )
     parser.add_argument(
         "--batch",
-        type=options.positives,
+        type=values.positives,
         default=[],
         metavar="N,...",
         help="also generate tokens of N sequences together, and show the tokens/s of all "
@@ -69,7 +69,7 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "-d",
         "--depth",
-        type=options.counts,
+        type=values.counts,
         default=[0],
         metavar="N,...",
         help="numbers of tokens that are in the context before each test, as in llama-bench; the "
@@ -101,7 +101,7 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "-t",
         "--threads",
-        type=options.positives,
+        type=values.positives,
         default=[None],
         metavar="N,...",
         help="numbers of threads (default: the number that `airllm info` shows)",
@@ -109,7 +109,7 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "-r",
         "--repetitions",
-        type=options.positive,
+        type=values.positive,
         default=3,
         metavar="N",
         help="number of times that each test is timed (default: %(default)s)",

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from airllm.cli import console, model, options
+from airllm.cli import answer_options, console, model, options, values
 from airllm.cli.chat_commands import Commands
 from airllm.cli.conversation import Conversation, Terminated, show, terminable
 from airllm.cli.history import History, history_path
@@ -36,7 +36,7 @@ def add(subparsers: options.Subparsers) -> None:
     add_conversation(parser)
     options.add_template(parser)
     options.add_think(parser)
-    options.add_answer(parser, max_tokens=1024)
+    answer_options.add_answer(parser, max_tokens=1024)
     options.add_lookahead(parser)
     options.add_threads(parser)
     options.add_engine(parser)
@@ -46,7 +46,7 @@ def add(subparsers: options.Subparsers) -> None:
 def add_conversation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system",
-        type=options.text,
+        type=values.text,
         metavar="S",
         help="the system message, which says who the model is and how it should answer",
     )

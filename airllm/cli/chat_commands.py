@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from airllm.cli import console, model, options
+from airllm.cli import answer_options, console, model, options
 from airllm.cli.answer import shows_thoughts
 from airllm.cli.conversation import Conversation, show
 from airllm.engine.settings import AnswerOptions, settings_of
@@ -154,7 +154,7 @@ def _option(name: str, value: str) -> AnswerOptions:
     """A setting by the name and in the form that it has on the command line; "_" may stand for
     "-". ValueError."""
     parser = _OptionParser(prog="/set", add_help=False, allow_abbrev=False)
-    options.add_answer(parser)
+    answer_options.add_answer(parser)
     given = name.strip("-").replace("_", "-").lower()
     known = {o.removeprefix("--"): a.dest for a in parser._actions for o in a.option_strings}
     known = {**known, "max-new-tokens": "max_new_tokens", "num-predict": "max_new_tokens"}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airllm.cli import console, model, options
+from airllm.cli import answer_options, console, model, options
 from airllm.cli.answer import Answer, parser_for, shows_thoughts
 from airllm.engine.settings import AnswerOptions, ContextFullError
 from airllm.text.answer.told_thoughts import with_thought
@@ -112,7 +112,7 @@ class Conversation:
         self._template = engine.chat_template.source
         self._system: str | None = args.system
         self._variables = args.chat_template_kwargs
-        self.options = options.answer_options(args)
+        self.options = answer_options.answer_options(args)
         self.think: str | None = args.think
         self._lookahead = args.lookahead
         self.reset()

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict
 
-from airllm.cli import console, generate, model, options
+from airllm.cli import console, generate, model, options, values
 from airllm.engine.settings import Limits, Sampling
 
 MODEL = "smollm2-135m"
@@ -21,7 +21,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument(
         "--prompt",
-        type=options.text,
+        type=values.text,
         default="What is the capital of France?",
         metavar="P",
         help='the question (default: "%(default)s")',

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from airllm.cli import console, model, options
+from airllm.cli import answer_options, console, model, options, values
 from airllm.cli.answer import Answer, parser_for, shows_thoughts
 from airllm.engine.settings import Limits
 
@@ -36,11 +36,11 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "more_prompt",
         nargs="?",
-        type=options.text,
+        type=values.text,
         metavar="PROMPT",
         help="the prompt; - reads it from stdin",
     )
-    parser.add_argument("-p", "--prompt", type=options.text, metavar="P", help="the same, by name")
+    parser.add_argument("-p", "--prompt", type=values.text, metavar="P", help="the same, by name")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--raw",
@@ -54,16 +54,16 @@ def add(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument(
         "--system",
-        type=options.text,
+        type=values.text,
         metavar="S",
         help="the system message, which says who the model is and how it should answer",
     )
     options.add_template(parser)
     options.add_think(parser)
-    group = options.add_answer(parser)
+    group = answer_options.add_answer(parser)
     group.add_argument(
         "--keep",
-        type=options.count_or_all,
+        type=values.count_or_all,
         default=Limits.keep,
         metavar="N",
         help="with --on-full shift: number of tokens at the prompt's beginning that are not "
@@ -140,7 +140,7 @@ def answer(
             on_progress=progress.update,
             lookahead=args.lookahead,
             draft=draft,
-            **options.answer_options(args),
+            **answer_options.answer_options(args),
         )
     return generation, said
 

@@ -1,19 +1,12 @@
-"""Options that several commands share, and the parsers of their values.
-
-A value that a parser refuses is a usage error (exit status 2).
-"""
+"""Options that several commands share: the model, how it runs, what becomes of its thoughts."""
 
 import argparse
-import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any, TypeAlias, cast, get_args
+from typing import TypeAlias
 
+from airllm.cli import values
 from airllm.cli.command_line import HelpFormatter, epilog
-from airllm.engine.settings import AnswerOptions, Limits, OnFull, Sampling
 from airllm.util.errors import AirllmError
-from airllm.util.shown import shown
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -102,7 +95,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     if context:
         group.add_argument(
             "--context",
-            type=positive,
+            type=values.positive,
             metavar="N",
             help="number of tokens that prompt and answer may have together; the KV cache grows "
             "with it (default: the model's limit, at most 4096)",
@@ -117,7 +110,7 @@ def add_engine(parser: argparse.ArgumentParser, *, context: bool = True) -> None
     )
     group.add_argument(
         "--ram",
-        type=size,
+        type=values.size,
         metavar="SIZE",
         help="memory for weights, KV cache and buffers, for instance 2GiB or 500MB; layers that "
         "do not fit are streamed from the disk for each token, see `airllm plan` (default: "
@@ -146,14 +139,14 @@ def add_threads(parser: "argparse._ActionsContainer", *, decode: bool = True) ->
     parser.add_argument(
         "-t",
         "--threads",
-        type=positive,
+        type=values.positive,
         metavar="N",
         help="number of threads (default: the number that `airllm info` shows)",
     )
     if decode:
         parser.add_argument(
             "--decode-threads",
-            type=positive,
+            type=values.positive,
             metavar="N",
             help="use at most N of the threads for the answer, because an answer waits for "
             "memory while a prompt waits for arithmetic (default: all threads)",
@@ -163,7 +156,7 @@ def add_threads(parser: "argparse._ActionsContainer", *, decode: bool = True) ->
 def add_template(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat-template-kwargs",
-        type=json_object,
+        type=values.json_object,
         default={},
         metavar="JSON",
         help="variables for the model's chat template, for instance "
@@ -201,7 +194,7 @@ def template_variables(given: Mapping[str, object], think: str | None) -> dict[s
 def add_lookahead(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lookahead",
-        type=count,
+        type=values.count,
         metavar="N",
         help="guess up to N next tokens from the text so far and check them in one pass; N is "
         "at most 63; the answer stays the same, and comes sooner where text repeats and passes "
@@ -224,317 +217,3 @@ def add_mtp(parser: argparse.ArgumentParser) -> None:
         help="let the model's own next-token head make the guesses, if it was trained with one; "
         "the head stays in memory (default: AIRLLM_MTP, or --no-mtp)",
     )
-
-
-def add_answer(
-    parser: argparse.ArgumentParser, *, max_tokens: int = Limits.max_new_tokens
-) -> "argparse._ArgumentGroup":
-    """Options for the fields of Sampling and Limits, except `keep`."""
-    group = parser.add_argument_group("what it says")
-    group.add_argument(
-        "-n",
-        "--max-tokens",
-        dest="max_new_tokens",
-        type=positive,
-        default=max_tokens,
-        metavar="N",
-        help="largest number of tokens of an answer (default: %(default)s)",
-    )
-    add_sampling(group)
-    group.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="STR",
-        type=not_empty,
-        help="end the answer before this text; the option may be given more than once",
-    )
-    group.add_argument(
-        "--on-full",
-        choices=get_args(OnFull),
-        default=Limits.on_full,
-        help="what to do when the context is full: stop ends the answer, shift forgets the "
-        "older half of the tokens and goes on, error fails (default: %(default)s)",
-    )
-    return group
-
-
-def add_sampling(group: "argparse._ArgumentGroup") -> None:
-    """Options for the fields of Sampling."""
-    group.add_argument(
-        "--temperature",
-        type=not_negative,
-        default=argparse.SUPPRESS,
-        metavar="T",
-        help="0 always chooses the likeliest token; higher values give livelier answers "
-        f"(default: {_default('temperature')})",
-    )
-    group.add_argument(
-        "--top-k",
-        type=count,
-        default=argparse.SUPPRESS,
-        metavar="K",
-        help="choose among the K likeliest tokens; 0 means all tokens "
-        f"(default: {_default('top_k')})",
-    )
-    group.add_argument(
-        "--top-p",
-        type=share,
-        default=argparse.SUPPRESS,
-        metavar="P",
-        help="choose among the likeliest tokens that together have the probability P; 1 means "
-        f"all tokens (default: {_default('top_p')})",
-    )
-    group.add_argument(
-        "--min-p",
-        type=share,
-        default=argparse.SUPPRESS,
-        metavar="P",
-        help="leave out tokens that are less than P times as likely as the likeliest token "
-        f"(default: {_default('min_p')})",
-    )
-    group.add_argument(
-        "--repeat-penalty",
-        type=above_zero,
-        default=argparse.SUPPRESS,
-        metavar="R",
-        help="a value above 1 makes tokens less likely that the text already has "
-        f"(default: {_default('repeat_penalty')})",
-    )
-    group.add_argument(
-        "--seed",
-        type=count,
-        default=argparse.SUPPRESS,
-        metavar="S",
-        help="the same seed gives the same answer (default: a new seed each time)",
-    )
-    _add_sampling(group)
-
-
-def _default(name: str) -> str:
-    return f"what the model's file says, else {getattr(Sampling, name)}"
-
-
-def _add_sampling(group: "argparse._ArgumentGroup") -> None:
-    """The rarer options of Sampling."""
-
-    def add(flag: str, type: Callable[[str], object], metavar: str, help: str) -> None:
-        name = flag.removeprefix("--").replace("-", "_")
-        default = getattr(Sampling, name)
-        group.add_argument(
-            flag,
-            type=type,
-            metavar=metavar,
-            default=argparse.SUPPRESS,
-            help=f"{help} (default: {default})",
-        )
-
-    add(
-        "--typical-p",
-        share,
-        "P",
-        "choose among the tokens whose surprise is nearest to the expected one and that together "
-        "have the probability P; 1 means all tokens",
-    )
-    add(
-        "--presence-penalty",
-        number,
-        "X",
-        "subtract X from the logits of tokens that the text already has",
-    )
-    add(
-        "--frequency-penalty",
-        number,
-        "X",
-        "subtract X from the logits of tokens for each time that the text already has them",
-    )
-    add(
-        "--penalty-window",
-        count_or_all,
-        "N",
-        "how many of the last tokens the penalties and DRY look at; -1 means all of them",
-    )
-    add(
-        "--dry-multiplier",
-        not_negative,
-        "X",
-        "make tokens less likely that would continue a repetition, by X for the shortest that "
-        "counts; 0 means no such penalty",
-    )
-    add(
-        "--dry-base",
-        at_least_one,
-        "B",
-        "each further token of a repetition multiplies the penalty by B",
-    )
-    add(
-        "--dry-allowed-length",
-        positive,
-        "N",
-        "the shortest repetition that counts, in tokens",
-    )
-    group.add_argument(
-        "--dry-breaker",
-        dest="dry_breakers",
-        action="append",
-        metavar="STR",
-        type=text,
-        default=argparse.SUPPRESS,
-        help="a text over which no repetition reaches; the option may be given more than once, and "
-        "'' means none (default: a newline, a colon, a quotation mark, an asterisk)",
-    )
-    group.add_argument(
-        "--logit-bias",
-        type=bias,
-        action=_ByToken,
-        metavar="TOKEN=X",
-        default=argparse.SUPPRESS,
-        help="add X to the logit of the token with this id; -inf rules it out; the option may be "
-        "given more than once",
-    )
-
-
-class _ByToken(argparse.Action):
-    """Collects pairs in a dictionary."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        token, value = values
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), token: value})
-
-
-def answer_options(args: argparse.Namespace) -> AnswerOptions:
-    """The options of add_answer as keyword arguments of the engine's generate()."""
-    given = {name: at for name, at in vars(args).items() if name in AnswerOptions.__annotations__}
-    return cast(AnswerOptions, given)
-
-
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of add_sampling that were given."""
-    return {
-        field.name: getattr(args, field.name)
-        for field in fields(Sampling)
-        if hasattr(args, field.name)
-    }
-
-
-def positive(text: str) -> int:
-    return _integer(text, minimum=1)
-
-
-def count(text: str) -> int:
-    return _integer(text, minimum=0)
-
-
-def count_or_all(text: str) -> int:
-    """-1 is all."""
-    return _integer(text, minimum=-1)
-
-
-def counts(text: str) -> list[int]:
-    """ "1,2,4" -> [1, 2, 4]"""
-    return [count(item) for item in text.split(",")]
-
-
-def positives(text: str) -> list[int]:
-    return [positive(item) for item in text.split(",")]
-
-
-def size(text: str) -> int:
-    """ "2GiB" -> bytes"""
-    from airllm.weights.budget import parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def not_negative(text: str) -> float:
-    value = _number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def above_zero(text: str) -> float:
-    value = _number(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def at_least_one(text: str) -> float:
-    value = _number(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def number(text: str) -> float:
-    return _number(text)
-
-
-def bias(text: str) -> tuple[int, float]:
-    """ "15=-1.5" -> (15, -1.5); also -inf"""
-    token, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no TOKEN=NUMBER")
-    return count(token), -math.inf if value == "-inf" else _number(value)
-
-
-def share(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def text(value: str) -> str:
-    """Python passes a byte that is not UTF-8 as a lone surrogate, which no tokeniser takes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("the text is not UTF-8") from None
-    return value
-
-
-def json_object(text: str) -> dict[str, object]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"{text:.60} is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text:.60} is no JSON object, as {{...}} is")
-    return value
-
-
-def not_empty(value: str) -> str:
-    if not value:
-        raise argparse.ArgumentTypeError("the text is empty")
-    return text(value)
-
-
-def _integer(text: str, minimum: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
-    if value < minimum:
-        raise argparse.ArgumentTypeError(f"{shown(value)} is less than {minimum}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text[:80]} is not a finite number")
-    return value

@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from airllm.cli import console, model, options
+from airllm.cli import console, model, options, values
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -29,7 +29,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument(
         "--context",
-        type=options.positive,
+        type=values.positive,
         default=512,
         metavar="N",
         help="number of tokens in a chunk (default: %(default)s)",

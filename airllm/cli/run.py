@@ -2,7 +2,7 @@
 
 import argparse
 
-from airllm.cli import chat, generate, options
+from airllm.cli import answer_options, chat, generate, options, values
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -25,7 +25,7 @@ def add(subparsers: options.Subparsers) -> None:
         "prompt",
         nargs="*",
         default=[],  # else argparse says that one is required, where MODEL is missing
-        type=options.text,
+        type=values.text,
         metavar="PROMPT",
         help="a question; several words are joined, and - reads it from stdin (default: a "
         "conversation)",
@@ -33,7 +33,7 @@ def add(subparsers: options.Subparsers) -> None:
     chat.add_conversation(parser)
     options.add_template(parser)
     options.add_think(parser)
-    options.add_answer(parser, max_tokens=1024)
+    answer_options.add_answer(parser, max_tokens=1024)
     options.add_lookahead(parser)
     options.add_threads(parser)
     options.add_engine(parser)

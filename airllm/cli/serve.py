@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from airllm.cli import console, demo, model, options
+from airllm.cli import answer_options, console, demo, model, options, values
 from airllm.cli.served_models import scheduling_of, served, sources_of
 from airllm.cli.worker import port
 from airllm.engine.settings import CACHE_SAVE_SECONDS, LANES, PIECE_TOKENS, QUEUE_LENGTH
@@ -91,7 +91,7 @@ def _add_several(parser: argparse.ArgumentParser) -> None:
 
 
 def _directory(text: str) -> Path:
-    return Path(options.not_empty(text))
+    return Path(values.not_empty(text))
 
 
 def _alias(text: str) -> tuple[str, str]:
@@ -102,7 +102,7 @@ def _alias(text: str) -> tuple[str, str]:
 
 
 def _keep_alive(text: str) -> float:
-    return -1.0 if text == "-1" else options.above_zero(text)
+    return -1.0 if text == "-1" else values.above_zero(text)
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +125,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         "--api-key",
         action="append",
         default=[],
-        type=options.not_empty,
+        type=values.not_empty,
         metavar="KEY",
         help="key that clients must send; other users of this machine can see it among the "
         "processes, so prefer --api-key-file or AIRLLM_API_KEY; may be given more than once",
@@ -140,7 +140,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         "--allowed-host",
         action="append",
         default=[],
-        type=options.not_empty,
+        type=values.not_empty,
         metavar="NAME",
         help="further name by which clients may address the server, for instance that of a "
         "reverse proxy (default: localhost and its addresses; with another --host any name)",
@@ -149,7 +149,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         "--cors-origin",
         action="append",
         default=[],
-        type=options.not_empty,
+        type=values.not_empty,
         metavar="ORIGIN",
         help="origin of web pages that may use the server, for instance https://chat.example, or "
         "* for all (default: none but the server's own)",
@@ -160,35 +160,35 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("limits")
     group.add_argument(
         "--parallel",
-        type=options.positive,
+        type=values.positive,
         default=LANES,
         metavar="N",
         help="answers that are written at once; others wait (default: %(default)s)",
     )
     group.add_argument(
         "--queue",
-        type=options.positive,
+        type=values.positive,
         default=QUEUE_LENGTH,
         metavar="N",
         help="requests that may wait; more are refused with the status 429 (default: %(default)s)",
     )
     group.add_argument(
         "--max-connections",
-        type=options.positive,
+        type=values.positive,
         default=ServerSettings.max_connections,
         metavar="N",
         help="connections at once; more are refused with the status 503 (default: %(default)s)",
     )
     group.add_argument(
         "--max-body",
-        type=options.size,
+        type=values.size,
         default=ServerSettings.max_body,
         metavar="SIZE",
         help="bytes of a request (default: 16 MiB)",
     )
     group.add_argument(
         "--max-prompt",
-        type=options.positive,
+        type=values.positive,
         metavar="N",
         help="tokens of a prompt (default: as many as --context has room for)",
     )
@@ -200,14 +200,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(
             f"--{name}-timeout",
-            type=options.above_zero,
+            type=values.above_zero,
             default=default,
             metavar="S",
             help=f"{help} (default: %(default).0f)",
         )
     group.add_argument(
         "--cache",
-        type=options.size,
+        type=values.size,
         metavar="SIZE",
         help="memory for what was evaluated of earlier prompts and answers, which requests that "
         "begin alike share; 0 keeps nothing (default: half of what --ram leaves, at most 8 GiB)",
@@ -221,7 +221,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cache-save-seconds",
-        type=options.not_negative,
+        type=values.not_negative,
         default=CACHE_SAVE_SECONDS,
         metavar="S",
         help="write to --cache-dir after S seconds without a request, or every 10 S seconds if "
@@ -230,7 +230,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--piece",
-        type=options.positive,
+        type=values.positive,
         default=PIECE_TOKENS,
         metavar="N",
         help="tokens of prompts that are evaluated between two tokens of the answers beside it "
@@ -245,11 +245,11 @@ def _add_defaults(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--max-tokens",
         dest="max_new_tokens",
-        type=options.positive,
+        type=values.positive,
         metavar="N",
         help="tokens of an answer (default: as many as the context has room for)",
     )
-    options.add_sampling(group)
+    answer_options.add_sampling(group)
     parser.add_argument(
         "--keep-agent-headers",
         action="store_true",
@@ -365,7 +365,7 @@ def _settings(args: argparse.Namespace) -> ServerSettings:
         queue_seconds=args.queue_timeout,
         prompt_seconds=args.prompt_timeout,
         answer_seconds=args.answer_timeout,
-        sampling=options.sampling_options(args),
+        sampling=answer_options.sampling_options(args),
         variables=args.chat_template_kwargs,
         keeps_agent_headers=args.keep_agent_headers,
     )

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airllm.cli import console, options
+from airllm.cli import console, options, values
 from airllm.util.printable import printable
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_threads(group, decode=False)
     group.add_argument(
         "--ram",
-        type=options.size,
+        type=values.size,
         metavar="R",
         help="memory for this process, for instance 1G or 900M; weights that do not fit are "
         "kept on disk and read for every token (default: AIRLLM_RAM, or the available memory "
@@ -91,7 +91,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     group.add_argument(
         "--spin",
-        type=options.not_negative,
+        type=values.not_negative,
         default=5000.0,
         metavar="US",
         help="number of microseconds for which the worker looks for data of other nodes before "
@@ -102,14 +102,14 @@ def add(subparsers: options.Subparsers) -> None:
     group = parser.add_argument_group("limits")
     group.add_argument(
         "--handshake-timeout",
-        type=options.above_zero,
+        type=values.above_zero,
         default=60.0,
         metavar="S",
         help="seconds within which a root has to send its program (default: %(default).0f)",
     )
     group.add_argument(
         "--silence-timeout",
-        type=options.above_zero,
+        type=values.above_zero,
         default=300.0,
         metavar="S",
         help="seconds that may pass without a byte in the middle of weights or of a token "
@@ -117,7 +117,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     group.add_argument(
         "--idle-timeout",
-        type=options.above_zero,
+        type=values.above_zero,
         default=3600.0,
         metavar="S",
         help="seconds that may pass between two tokens before the worker gives the root up "
@@ -125,7 +125,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     group.add_argument(
         "--min-rate",
-        type=options.size,
+        type=values.size,
         default=10_000,
         metavar="R",
         help="bytes a second, for instance 10k; a peer that sends less in the middle of weights "
@@ -264,7 +264,7 @@ def _is_loopback(host: str, is_allowed: Any, loopback: Any) -> bool:
 
 
 def port(text: str) -> int:
-    value = options.count(text)
+    value = values.count(text)
     if value > 65535:
         raise argparse.ArgumentTypeError(f"{value} is not a port number")
     return value
