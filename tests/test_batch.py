@@ -21,7 +21,9 @@ from tiny_model import Sizes, write_tiny_model
 from airllm.cli import main
 from airllm.engine.settings import Limits, Sampling
 from airllm.text.prompts import Chat
-from airllm.tools.batch_file import SETTINGS, Answers, BatchError, read_jobs
+from airllm.tools.batch_answers import Answers
+from airllm.tools.batch_jobs import SETTINGS, read_jobs
+from airllm.tools.json_lines import BatchError
 from airllm.weights.budget import BudgetError
 from airllm.weights.plan_model import plan_model
 
@@ -254,7 +256,7 @@ def test_a_real_model_answers_as_generate_does(tmp_path, capsys: Capture):
 
 KILLED = """
 import os, sys
-from airllm.tools.batch_file import Answers
+from airllm.tools.batch_answers import Answers
 from airllm.cli import main
 append = Answers.append
 def append_and_die(self, job, answer):
@@ -578,7 +580,8 @@ def test_two_processes_do_not_write_one_file(prompts):
 APPEND = """
 import os, sys
 from pathlib import Path
-from airllm.tools.batch_file import Answers, read_jobs
+from airllm.tools.batch_answers import Answers
+from airllm.tools.batch_jobs import read_jobs
 prompts, out = map(Path, sys.argv[1:3])
 try:
     with Answers.open(out, read_jobs(prompts), "run") as answers:

@@ -9,7 +9,9 @@ import pytest
 from fake_engine import FakeEngine
 
 from airllm.cli import main
-from airllm.tools.batch_file import Answers, BatchError, read_jobs
+from airllm.tools.batch_answers import Answers
+from airllm.tools.batch_jobs import read_jobs
+from airllm.tools.json_lines import BatchError
 
 Capture = pytest.CaptureFixture[str]
 RUN = "c0" * 16

@@ -27,7 +27,7 @@ from airllm.engine.decoder import Decoder
 from airllm.formats.mapped_file import MappedFile
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models.opening import open_model
-from airllm.tools.batch_file import Answers
+from airllm.tools.batch_answers import Answers
 from airllm.util.closing import Closing
 from airllm.util.metadata import FormatError
 from airllm.weights.plan_model import PlannedModel

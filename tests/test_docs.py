@@ -41,7 +41,7 @@ from tiny_model import Sizes, write_tiny_model
 
 from airllm import cli, hub
 from airllm.server.settings import ServerSettings
-from airllm.tools.batch_file import read_jobs
+from airllm.tools.batch_jobs import read_jobs
 from airllm.weights.budget import BudgetError
 from airllm.weights.plan_model import plan_model
 

@@ -10,7 +10,8 @@ from sequence_states import heads_of, new_state
 from airllm.backends.numpy_backend import NumpyBackend
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
 from airllm.state import session
-from airllm.tools.batch_file import Answers, Job
+from airllm.tools.batch_answers import Answers
+from airllm.tools.batch_jobs import Job
 from airllm.util import durable
 
 

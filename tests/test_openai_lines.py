@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from airllm.tools.batch_file import BatchError, read_jobs
+from airllm.tools.batch_jobs import read_jobs
+from airllm.tools.json_lines import BatchError
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 

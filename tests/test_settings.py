@@ -12,7 +12,7 @@ import pytest
 from airllm.cli import answer_options
 from airllm.engine.settings import AnswerOptions, Limits, Sampling, model_sampling, settings_of
 from airllm.layer_engine import LayerWiseInferenceEngine
-from airllm.tools.batch_file import SETTINGS
+from airllm.tools.batch_jobs import SETTINGS
 
 FIELDS = [*fields(Sampling), *fields(Limits)]
 DEFAULTS = {field.name: field.default for field in FIELDS}

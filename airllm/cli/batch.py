@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airllm.cli.engine import Engine
     from airllm.engine.continuation import Generation
     from airllm.text.prompts import Prompt
-    from airllm.tools.batch_file import Job
+    from airllm.tools.batch_jobs import Job
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -82,7 +82,8 @@ def add(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from airllm.tools import openai_lines
-    from airllm.tools.batch_file import Answers, check_place, digest, read_jobs
+    from airllm.tools.batch_answers import Answers, check_place
+    from airllm.tools.batch_jobs import digest, read_jobs
 
     if args.on_full == "error":
         raise options.UsageError("--on-full error would end all answers; choose stop or shift")
