@@ -6,7 +6,7 @@ from hf_folder import safetensors_bytes
 from hf_models import require_hf
 from hf_quantized import E4M3, FORMATS, mxfp4
 
-from airllm.formats.hf_packed import fp8
+from airllm.formats.hf_fp8 import fp8
 from airllm.formats.hf_packed import mxfp4 as read_mxfp4
 from airllm.formats.hf_quantization import Quantization
 from airllm.formats.hf_sources import Stored

@@ -154,7 +154,7 @@ def test_large_matrices_are_made_a_piece_at_a_time(tmp_path, tiny, monkeypatch, 
     with open_model(tmp_path / "hf") as file:
         whole = file.data("blk.0.ffn_down.weight")
     monkeypatch.setattr("airllm.formats.model_file.PIECE_VALUES", 3000)  # 11 rows
-    monkeypatch.setattr("airllm.formats.hf_packed.STRIP_VALUES", 6200)  # 24 rows
+    monkeypatch.setattr("airllm.formats.hf_columns.STRIP_VALUES", 6200)  # 24 rows
     with open_model(tmp_path / "hf") as file:
         np.testing.assert_array_equal(file.data("blk.0.ffn_down.weight"), whole)
         rows = file.read("blk.0.ffn_down.weight", np.empty(whole.size, np.uint8), (21, 50))

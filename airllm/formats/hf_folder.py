@@ -6,7 +6,7 @@
     tokenizer.json                  the tokeniser
     tokenizer_config.json, chat_template.jinja, generation_config.json    optional
 
-Float weights are not copied, and quantised weights are repacked as they are read (hf_packed.py).
+Float weights are not copied, and quantised weights are repacked as they are read (hf_blocks.py).
 Metadata, names and the few tensors that differ in GGUF are translated, so that the rest of the
 package sees no difference.
 """

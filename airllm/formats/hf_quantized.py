@@ -14,7 +14,10 @@ All other tensors are floats. A module that is not quantised has only these.
 
 from collections.abc import Callable, Iterator
 
-from airllm.formats import hf_packed
+from airllm.formats.hf_blocks import check_order
+from airllm.formats.hf_columns import Strips, awq, gptq
+from airllm.formats.hf_fp8 import fp8
+from airllm.formats.hf_packed import int4, mxfp4, nvfp4
 from airllm.formats.hf_quantization import Quantization
 from airllm.formats.hf_sources import RowSource, Stored
 from airllm.formats.mapped_file import quote
@@ -35,7 +38,7 @@ class _Group:
     def __init__(self, tensors: dict[str, Stored]) -> None:
         self.tensors = tensors
         self.taken: set[str] = set()
-        self.strips = hf_packed.Strips()
+        self.strips = Strips()
 
     def take(self, *names: str, of: Stored) -> Stored:
         """The first of the tensors that is there. FormatError if the tensor `of` has none."""
@@ -72,10 +75,10 @@ def _find_fp8(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
             group.taken.add(name)
             own = f"{_stem(name)}.scale"
             scale = group.take(f"{name}_scale_inv", f"{name}_scale", own, of=stored)
-            yield hf_packed.fp8(stored, scale, quantization)
+            yield fp8(stored, scale, quantization)
         elif stored.dtype == "I8" and name.endswith(".weight"):
             group.taken.add(name)
-            yield hf_packed.mxfp4(stored, group.take(f"{_stem(name)}.scale", of=stored), name)
+            yield mxfp4(stored, group.take(f"{_stem(name)}.scale", of=stored), name)
 
 
 def _find_mxfp4(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
@@ -83,7 +86,7 @@ def _find_mxfp4(group: _Group, quantization: Quantization) -> Iterator[RowSource
         if name.endswith("_blocks"):
             group.taken.add(name)
             stem = name.removesuffix("_blocks")
-            yield hf_packed.mxfp4(stored, group.take(f"{stem}_scales", of=stored), stem)
+            yield mxfp4(stored, group.take(f"{stem}_scales", of=stored), stem)
 
 
 def _find_compressed(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
@@ -99,15 +102,15 @@ def _find_compressed(group: _Group, quantization: Quantization) -> Iterator[RowS
             raise zero.fault("has zero points, which are not supported; expected symmetric weights")
         if scale.dtype == "F8_E4M3":
             whole = group.take(f"{weight}_global_scale", of=stored)
-            yield hf_packed.nvfp4(stored, scale, whole, weight, divides=True)
+            yield nvfp4(stored, scale, whole, weight, divides=True)
             continue
         if stored.dtype == "U8":
-            yield hf_packed.mxfp4(stored, scale, weight)
+            yield mxfp4(stored, scale, weight)
             continue
         shape = group.take_optional(f"{weight}_shape")
-        found = hf_packed.int4(stored, scale, shape, quantization.group_sizes)
+        found = int4(stored, scale, shape, quantization.group_sizes)
         order = group.take_optional(f"{weight}_g_idx")
-        hf_packed.check_order(order, stored, found.shape[1], quantization)
+        check_order(order, stored, found.shape[1], quantization)
         yield found
 
 
@@ -118,20 +121,20 @@ def _find_modelopt(group: _Group, quantization: Quantization) -> Iterator[RowSou
             group.taken.add(name)
             scale = group.take(f"{name}_scale", of=stored)
             whole = group.take(f"{name}_scale_2", of=stored)
-            yield hf_packed.nvfp4(stored, scale, whole, name, divides=False)
+            yield nvfp4(stored, scale, whole, name, divides=False)
 
 
 def _find_awq(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
     for stored, zeros, scales in _with_qweight(group):
-        yield hf_packed.awq(stored, zeros, scales, quantization, group.strips)
+        yield awq(stored, zeros, scales, quantization, group.strips)
 
 
 def _find_gptq(group: _Group, quantization: Quantization) -> Iterator[RowSource]:
     for stored, zeros, scales in _with_qweight(group):
-        found = hf_packed.gptq(stored, zeros, scales, quantization, group.strips)
+        found = gptq(stored, zeros, scales, quantization, group.strips)
         stem = _stem(stored.name)
         order = group.take_optional(f"{stem}.g_idx")
-        hf_packed.check_order(order, stored, found.shape[1], quantization)
+        check_order(order, stored, found.shape[1], quantization)
         bias = group.tensors.get(f"{stem}.bias")
         if bias is not None and _is_zero(bias):  # some writers give each matrix a bias of zeros
             group.taken.add(bias.name)
