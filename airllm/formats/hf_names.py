@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.formats import hf_sources
+from airllm.formats import hf_rearranged, hf_sources
 from airllm.formats.hf_config import Change, HFConfig, Slots
 from airllm.formats.hf_quantized import quantised
 from airllm.formats.hf_sources import RowSource, Stored
@@ -97,7 +97,7 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
         if len(source.shape) == 2 and source.shape[0] == 1:  # GGUF files have a vector
             source = replace(source, shape=source.shape[1:])
         if _CONV.fullmatch(name):
-            source = hf_sources.channels(source)
+            source = hf_rearranged.channels(source)
         add(source.tensor(name), source.made)
         if source.scale:
             own = f"{name.removesuffix('.weight')}.scale"
@@ -125,23 +125,23 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
             if place.slots.joined:
                 parts.add(first)
         elif place.slots.head_rows is not None:
-            of_heads = hf_sources.of_heads(source, place.slots.head_rows)
+            of_heads = hf_rearranged.of_heads(source, place.slots.head_rows)
             for name, part in zip(place.slots.names, of_heads, strict=True):
                 put(name, part)
         elif place.slots.head_parts:
             for index, name in enumerate(place.slots.names):
-                put(name, hf_sources.of_head_parts(source, place.slots.head_parts, index))
+                put(name, hf_rearranged.of_head_parts(source, place.slots.head_parts, index))
         elif others:
             for name, part in _shared_out(place.slots, source):
                 put(name, part)
         elif place.slots.rows:
-            put(first, hf_sources.padded(source, place.slots.rows))
+            put(first, hf_rearranged.padded(source, place.slots.rows))
         elif (change := _change(first, config)) is not None:
             put(first, _changed(source, change))
         else:
             put(first, source)
     for name, by_number in experts.items():
-        made_of = hf_sources.joined if name in parts else hf_sources.stacked
+        made_of = hf_rearranged.joined if name in parts else hf_rearranged.stacked
         put(name, made_of(name, _in_order(folder, name, by_number)))
     for name, values in config.tensors.items():
         tensors[name] = Tensor(name, "f32", values.shape, values.nbytes, values.nbytes, ())
@@ -224,7 +224,7 @@ def _places(
                 continue
             turned = place.slots.transposed
             stored = stored.stacked(place.slots.matrices) if place.slots.matrices else stored
-            yield (hf_sources.transposed if turned else hf_sources.plain)(stored), place
+            yield (hf_rearranged.transposed if turned else hf_sources.plain)(stored), place
 
 
 def _bytes_of(values: NDArray[np.float32], first: int, end: int) -> NDArray[np.uint8]:
@@ -316,10 +316,10 @@ def _shared_out(slots: Slots, source: RowSource) -> Iterable[tuple[str, RowSourc
         )
     for index, name in enumerate(names):
         if slots.alternate:
-            part = hf_sources.alternate(source, len(names), index, bias=bias)
+            part = hf_rearranged.alternate(source, len(names), index, bias=bias)
         else:
             n_matrices = shape[0] if n_dims == 3 else 1
-            part = hf_sources.sliced(source, len(names), index, n_matrices)
+            part = hf_rearranged.sliced(source, len(names), index, n_matrices)
         yield name, part
 
 
