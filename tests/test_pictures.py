@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from airllm import numpy_ops
-from airllm.tools import ceilings, pictures, speeds
+from airllm.tools import ceilings, operation_bars, picture_style, pictures, speeds
 from airllm.tools.ceilings import Ceilings
-from airllm.tools.pictures import Bar, Work
+from airllm.tools.operation_bars import Bar, Work
 from airllm.tools.speeds import Speed, SpeedsError
 
 LIMITS = Ceilings(gbytes_per_second=40.0, float_gflops=400.0, byte_gops=1500.0)
@@ -65,7 +65,7 @@ def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     for figure in drawn.values():
         figure.canvas.draw()
     yield drawn
-    pictures.close(drawn.values())
+    picture_style.close(drawn.values())
 
 
 def texts(figure: Any) -> list[str]:
@@ -105,7 +105,7 @@ def test_bars_are_the_longest_operations_and_the_rest_together(figures: dict[str
     labels = [label.get_text() for label in figures["operations"].axes[0].get_yticklabels()]
     assert labels[0] == "linear_add some_weight_0"
     assert labels[-1].endswith(" others")
-    assert len(labels) <= pictures.MOST_BARS + 1
+    assert len(labels) <= operation_bars.MOST_BARS + 1
     shares = [text.get_text().split("%")[0] for text in figures["operations"].axes[0].texts]
     assert sum(map(float, shares)) == pytest.approx(100, abs=4)
 

@@ -166,9 +166,9 @@ def _beside(args: argparse.Namespace) -> "list[Speed]":
         raise options.UsageError(f"--plot {args.plot}: expected the ending {' or '.join(PICTURES)}")
     if not args.plot.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(args.plot.parent))
-    from airllm.tools import pictures, speeds
+    from airllm.tools import picture_style, speeds
 
-    pictures.matplotlib_pyplot()
+    picture_style.matplotlib_pyplot()
     return [speed for path in args.beside for speed in speeds.read(path)]
 
 
@@ -179,7 +179,7 @@ def _draw(
     profiles: Sequence[profile.Profiled],
     ceilings: "Ceilings | None",
 ) -> None:
-    from airllm.tools import pictures, speeds
+    from airllm.tools import picture_style, pictures, speeds
     from airllm.util import system
 
     most = max(int(str(row["threads"])) for row in rows)
@@ -193,9 +193,9 @@ def _draw(
     figures = pictures.draw_all(own, beside, works, ceilings, title, subtitle)
     for name, figure in figures.items():
         path = args.plot.with_name(f"{args.plot.stem}-{name}{args.plot.suffix}")
-        figure.savefig(path, dpi=pictures.DPI)
+        figure.savefig(path, dpi=picture_style.DPI)
         console.log.info("%s", path)
-    pictures.close(figures.values())
+    picture_style.close(figures.values())
 
 
 def _measure(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airllm.backends.profiling import OpProfile
-    from airllm.tools.pictures import Work
+    from airllm.tools.operation_bars import Work
     from airllm.tools.speeds import Speed
 
 # Names for the time outside of ops: within the executor's calls, and around the calls.
@@ -25,7 +25,7 @@ class Profiled:
 
     def work(self, speed: "Speed") -> "Work":
         """The same for a picture. speed: of the test."""
-        from airllm.tools.pictures import Bar, Work
+        from airllm.tools.operation_bars import Bar, Work
 
         ops = {op.name: op for op in self.ops}
         parts = [
