@@ -21,9 +21,9 @@ import build as cpp_build  # noqa: E402
 
 
 def version() -> str:
-    text = (ROOT / "airllm" / "__init__.py").read_text(encoding="utf-8")
+    text = (ROOT / "airllm" / "util" / "version.py").read_text(encoding="utf-8")
     found = re.search(r'__version__ = "(.+)"', text)
-    assert found, "airllm/__init__.py states no version"
+    assert found, "airllm/util/version.py states no version"
     return found[1]
 
 

@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from airllm.util.version import __version__
+
 if TYPE_CHECKING:
     from airllm.engine.continuation import Generation as Generation
     from airllm.engine.settings import ContextFullError as ContextFullError
@@ -12,8 +14,6 @@ if TYPE_CHECKING:
     from airllm.util.errors import AirllmError as AirllmError
     from airllm.util.metadata import FormatError as FormatError
     from airllm.weights.budget import BudgetError as BudgetError
-
-__version__ = "0.1.0"
 
 # Where each public name is. It is imported when it is first used, so that `import airllm` imports
 # neither NumPy nor the extension.

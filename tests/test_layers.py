@@ -90,7 +90,7 @@ def imported(path: Path) -> set[str]:
             found.add(node.module or "")
             if node.module == "airllm":
                 found |= {f"airllm.{alias.name}" for alias in node.names}
-    return {name for name in found if name.startswith("airllm.")} - {"airllm.__version__"}
+    return {name for name in found if name.startswith("airllm.")}
 
 
 def package_of(module: str) -> str:

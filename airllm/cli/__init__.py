@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from airllm import __version__
 from airllm.cli import (
     batch,
     bench,
@@ -33,6 +32,7 @@ from airllm.cli import (
 )
 from airllm.util.durable import naming
 from airllm.util.errors import AirllmError
+from airllm.util.version import __version__
 
 FAILED = 1
 USAGE = 2

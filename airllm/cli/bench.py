@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airllm import __version__
 from airllm.cli import console, model, options, profile, values
+from airllm.util.version import __version__
 
 if TYPE_CHECKING:
     from airllm.cli.engine import Engine

@@ -6,9 +6,9 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from airllm import __version__
 from airllm.cli import console, options
 from airllm.util.printable import printable
+from airllm.util.version import __version__
 
 # Every variable that changes what airllm does, and what it is for.
 VARIABLES = {

@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from airllm import __version__
 from airllm.hub.names import HubName
 from airllm.hub.places import HubError
 from airllm.util.printable import printable
 from airllm.util.shown import shown
+from airllm.util.version import __version__
 from airllm.util.waiting import Waiting
 
 __all__ = ["HubFile", "Listing", "ask", "endpoint", "opened", "refusal", "unreachable"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from airllm import __version__
 from airllm.numpy_ops import checks
 from airllm.util.system import cpu_quota
+from airllm.util.version import __version__
 
 has_simd = False
 simd_level = "numpy"

@@ -3,12 +3,12 @@
 import hashlib
 from typing import Any
 
-from airllm import __version__
 from airllm.server.body_fields import BodyFields
 from airllm.server.errors import ApiError
 from airllm.server.http_exchange import HttpExchange
 from airllm.server.models import ListedModel
 from airllm.server.ollama import timestamp
+from airllm.util.version import __version__
 
 __all__ = ["ollama_ps", "ollama_show", "ollama_tags", "ollama_version"]
 

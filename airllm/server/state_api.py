@@ -3,13 +3,13 @@
 import time
 from typing import Any
 
-from airllm import __version__
 from airllm.server.body_fields import BodyFields
 from airllm.server.errors import ApiError
 from airllm.server.http_exchange import HttpExchange
 from airllm.server.models import ListedModel
 from airllm.server.served_model import ServedModel
 from airllm.server.service import measured
+from airllm.util.version import __version__
 
 __all__ = ["health", "load", "loaded_name", "metrics", "models", "props", "unload"]
 
