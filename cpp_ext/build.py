@@ -57,8 +57,10 @@ CORE_SOURCES = {
         *("ops", "q80", "recurrent", "residuals", "sampling", "slices", "sparse", "streams"),
     ),
     "graph/all": (
-        *("graph", "op_checks", "weights", "memory", "executor", "plan"),
-        *("run", "run_products", "run_recurrent", "state"),
+        *("graph", "weights", "memory", "executor", "plan", "state"),
+        *("op_checks", "op_checks_attention", "op_checks_dense", "op_checks_experts"),
+        *("op_checks_recurrent", "op_checks_slices", "op_checks_streams"),
+        *("run", "run_attention", "run_products", "run_recurrent"),
     ),
     "stream/all": ("file", "requests", "uring", "schedule", "reader", "stream"),
 }

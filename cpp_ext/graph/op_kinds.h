@@ -24,8 +24,8 @@ struct Slots {
 };
 
 // clang-format off
-// Of each kind: inputs, outputs, weights, and the function of OpCheck (op_checks.cpp) that checks
-// widths and attributes.
+// Of each kind: inputs, outputs, weights, and the function of OpCheck (op_checks_by_kind.h) that
+// checks widths and attributes.
 #define TENSOR_OPS_OP_KINDS(op)                                     \
     op(embed,          1, one,  of(rows),          tokens)          \
     op(rms_norm,       1, one,  of(vector),        alike)           \

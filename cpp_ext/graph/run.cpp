@@ -2,37 +2,14 @@
 
 #include <chrono>
 
-#include "ops/blocks.h"
 #include "ops/elementwise.h"
 #include "ops/fused.h"
 #include "ops/groups.h"
 #include "ops/residuals.h"
 #include "ops/slices.h"
-#include "ops/sparse.h"
 #include "ops/streams.h"
 
 namespace tensor_ops {
-
-void Executor::Run::append(const float* k, const float* v) {
-    for (const CachedSequence& s : layer.sequences) {
-        kv_append(worker, table, k, v, s.n_tokens, s.past, s.cache);
-        const std::size_t heads = s.n_tokens * s.cache.n_kv_heads;
-        k += heads * s.cache.head_dim;
-        if (v) v += heads * s.cache.value_dim;
-    }
-}
-
-void Executor::Run::append_rotated(const Op& op, const float* k, const float* v,
-                                   const float* angles, std::size_t n_dims) {
-    for (const CachedSequence& s : layer.sequences) {
-        rope_append(worker, table, k, v, angles, n_dims, op.interleaved, s.n_tokens, s.past,
-                    s.cache);
-        const std::size_t heads = s.n_tokens * s.cache.n_kv_heads;
-        k += heads * s.cache.head_dim;
-        v += heads * s.cache.value_dim;
-        angles += s.n_tokens * n_dims;
-    }
-}
 
 void Executor::Run::step(std::size_t index) {
     const Op& op = executor.graph_.ops[index];
@@ -77,94 +54,17 @@ void Executor::Run::step(std::size_t index) {
         case OpKind::rope_append:
             append_rotated(op, in(0), in(1), in(2), width(op.inputs[2]));
             break;
-        case OpKind::attention:
-            attention(worker, table,
-                      {.q = in(0),
-                       .n_q = n,
-                       .n_heads = op.n_heads,
-                       .cache = {},
-                       .n_kv = 0,
-                       .scale = op.scale,
-                       .window = op.window,
-                       .chunked = op.chunked,
-                       .softcap = op.cap,
-                       .sinks = vector(op),
-                       .slopes = op.alibi > 0.0f ? executor.slopes_[index].data() : nullptr,
-                       .out = buffer(op.output),
-                       .sequences = layer.sequences},
-                      reinterpret_cast<float*>(executor.parts_.data()));
-            break;
-        case OpKind::index_append: {
-            const float* k = in(0);
-            if (op.every > 1) {
-                append_groups(worker, table, k, op.head_dim, op.every, &CachedSequence::index,
-                              layer.sequences);
-                break;
-            }
-            for (const CachedSequence& s : layer.sequences) {
-                kv_append(worker, table, k, nullptr, s.n_tokens, s.past, s.index);
-                k += s.n_tokens * op.head_dim;
-            }
-            break;
-        }
-        case OpKind::index_select:
-            index_select(worker, table,
-                         {.q = in(0),
-                          .weights = in(1),
-                          .n_heads = op.n_heads,
-                          .n_selected = width(op.output),
-                          .out = buffer(op.output),
-                          .sequences = layer.sequences,
-                          .every = op.every},
-                         floats(executor.scores_));
-            break;
-        case OpKind::pool_groups:
-            pool_groups(
-                worker, table,
-                {.x = in(0),
-                 .gate = in(1),
-                 .bias = vector(op),
-                 .every = op.every,
-                 .n_parts = op.n_parts,
-                 .width = width(op.output),
-                 .pending = op.of_index ? &CachedSequence::index_pending : &CachedSequence::pending,
-                 .y = buffer(op.output),
-                 .sequences = layer.sequences});
-            break;
+        case OpKind::attention: attention(op, index); break;
+        case OpKind::index_append: index_append(op); break;
+        case OpKind::index_select: index_select(op); break;
+        case OpKind::pool_groups: pool_groups(op); break;
         case OpKind::group_append:
             append_groups(worker, table, in(0), op.head_dim, op.every, &CachedSequence::groups,
                           layer.sequences);
             break;
         case OpKind::group_attention:
-        case OpKind::sparse_group_attention: {
-            const bool selects = op.kind == OpKind::sparse_group_attention;
-            group_attention(worker, table,
-                            {.q = in(0),
-                             .selection = selects ? in(1) : nullptr,
-                             .n_heads = op.n_heads,
-                             .n_selected = selects ? width(op.inputs[1]) : 0,
-                             .window = op.window,
-                             .every = op.every,
-                             .scale = op.scale,
-                             .sinks = vector(op),
-                             .out = buffer(op.output),
-                             .sequences = layer.sequences},
-                            floats(executor.sparse_));
-            break;
-        }
-        case OpKind::sparse_attention:
-            sparse_attention(worker, table,
-                             {.q = in(0),
-                              .selection = in(1),
-                              .n_heads = op.n_heads,
-                              .n_selected = width(op.inputs[1]),
-                              .n_dense = width(op.inputs[1]),
-                              .scale = op.scale,
-                              .out = buffer(op.output),
-                              .sequences = layer.sequences},
-                             reinterpret_cast<float*>(executor.parts_.data()),
-                             floats(executor.sparse_));
-            break;
+        case OpKind::sparse_group_attention: group_attention(op); break;
+        case OpKind::sparse_attention: sparse_attention(op); break;
         case OpKind::block_mean:
             block_mean(worker, {.x = in(0),
                                 .width = width(op.output),
@@ -172,36 +72,8 @@ void Executor::Run::step(std::size_t index) {
                                 .y = buffer(op.output),
                                 .sequences = recurrent(index)});
             break;
-        case OpKind::choose_blocks:
-            choose_blocks(worker, table,
-                          {.q = in(0),
-                           .n_heads = op.n_heads,
-                           .block_size = op.block_size,
-                           .n_chosen = op.n_chosen,
-                           .n_local = op.n_local,
-                           .pooled = op.pooled,
-                           .out = buffer(op.output),
-                           .sequences = layer.sequences},
-                          floats(executor.scores_));
-            break;
-        case OpKind::block_attention: {
-            const std::size_t n_entries = width(op.inputs[1]) / op.n_choices;
-            sparse_attention(worker, table,
-                             {.q = in(0),
-                              .selection = in(1),
-                              .n_heads = op.n_heads,
-                              .n_selected = n_entries,
-                              .n_dense = n_entries * op.block_size - 1,
-                              .blocks = true,
-                              .block_size = op.block_size,
-                              .n_choices = op.n_choices,
-                              .scale = op.scale,
-                              .out = buffer(op.output),
-                              .sequences = layer.sequences},
-                             reinterpret_cast<float*>(executor.parts_.data()),
-                             floats(executor.sparse_));
-            break;
-        }
+        case OpKind::choose_blocks: choose_blocks(op); break;
+        case OpKind::block_attention: block_attention(op); break;
         case OpKind::add:
             for_elements(worker, n * width(op.output), [&](std::size_t i, std::size_t count) {
                 table.add(in(0) + i, in(1) + i, buffer(op.output) + i, count);

@@ -60,6 +60,19 @@ struct Executor::Run {
     void experts(const Op& op);
     void heads(const Op& op);
 
+    // run_attention.cpp
+    void append(const float* k, const float* v);
+    void append_rotated(const Op& op, const float* k, const float* v, const float* angles,
+                        std::size_t n_dims);
+    void attention(const Op& op, std::size_t index);
+    void index_append(const Op& op);
+    void index_select(const Op& op);
+    void sparse_attention(const Op& op);
+    void choose_blocks(const Op& op);
+    void block_attention(const Op& op);
+    void pool_groups(const Op& op);
+    void group_attention(const Op& op);
+
     // run_recurrent.cpp
     void conv(const Op& op, std::size_t index);
     void delta_rule(const Op& op, std::size_t index);
@@ -70,9 +83,6 @@ struct Executor::Run {
     std::vector<RecurrentSequence> states = {};
 
     // run.cpp
-    void append(const float* k, const float* v);
-    void append_rotated(const Op& op, const float* k, const float* v, const float* angles,
-                        std::size_t n_dims);
     void step(std::size_t index);
     void all();
     // All steps; the time of a step ends when the last thread has done it.
