@@ -57,6 +57,7 @@ class Executor {
     // Runs the graph for one layer after another, on the same buffers.
     // Throws std::invalid_argument if the batch does not fit (n_tokens, a cache, a token id); then
     // nothing has run.
+    // Throws std::bad_alloc; then a part may have run, and have changed what sequences keep.
     void run(std::span<const Layer> layers, const Batch& batch);
 
  private:

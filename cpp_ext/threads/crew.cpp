@@ -1,6 +1,7 @@
 #include "threads/crew.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "threads/waiting.h"
 
@@ -9,6 +10,7 @@ namespace {
 
 constexpr int unit_bits = 40;  // of Crew::dealt_: a run has up to 2^24 deals of up to 2^40 units
 constexpr std::uint64_t unit_mask = (std::uint64_t{1} << unit_bits) - 1;
+constexpr std::uint32_t abandoned = ~std::uint32_t{0};  // of Crew::barriers_
 
 }  // namespace
 
@@ -28,6 +30,7 @@ void Crew::open(int limit, Joining joining) {
     limit_ = limit;
     joining_ = joining;
     barriers_.store(0, std::memory_order_relaxed);
+    has_failed_.store(false, std::memory_order_relaxed);
     dealt_.store(0, std::memory_order_relaxed);
     const State state{0, true, static_cast<std::uint32_t>(limit - 1), 1, 0};
     state_.store(state.word(), std::memory_order_release);
@@ -73,17 +76,28 @@ void Crew::meet(std::uint32_t passed) {
         }
         if (!state_.compare_exchange_weak(seen, state.word(), std::memory_order_acq_rel)) continue;
         if (last) {
-            barriers_.store(passed + 1, std::memory_order_release);
+            // Unless a worker that joined late has passed this barrier and abandoned the run.
+            std::uint32_t before = passed;
+            if (!barriers_.compare_exchange_strong(before, passed + 1, std::memory_order_acq_rel))
+                throw Abandoned{};
             barriers_.notify_all();
         } else {
             // A worker that joined late may be here before the last worker of the previous barrier
             // has stored barriers_.
-            for (auto met = barriers_.load(std::memory_order_acquire); met <= passed;
-                 met = barriers_.load(std::memory_order_acquire))
+            auto met = barriers_.load(std::memory_order_acquire);
+            for (; met <= passed; met = barriers_.load(std::memory_order_acquire))
                 wait_while_equal(barriers_, met);
+            if (met == abandoned) throw Abandoned{};
         }
         return;
     }
+}
+
+void Crew::abandon(std::exception_ptr failure) {
+    if (has_failed_.exchange(true, std::memory_order_acq_rel)) return;
+    failure_ = std::move(failure);
+    barriers_.store(abandoned, std::memory_order_release);
+    barriers_.notify_all();
 }
 
 bool Crew::claim(std::uint32_t step, std::size_t units, std::size_t largest, std::size_t& first,

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <utility>
 
 #include "threads/team.h"
 
@@ -12,6 +14,9 @@ namespace tensor_ops {
 
 class Crew {
  public:
+    // What meet() throws in a run that has been abandoned.
+    struct Abandoned {};
+
     // Opens a run for the caller, who has joined, and up to limit - 1 others.  No worker of an
     // earlier run may be left.
     void open(int limit, Joining joining);
@@ -20,7 +25,12 @@ class Crew {
     // Closes the run, so that no more workers join; returns how many have joined.
     int close();
     // Waits for the others at a barrier; the calling worker has passed `passed` barriers before.
+    // Throws Abandoned if one of them will not come.
     void meet(std::uint32_t passed);
+    // Says that the calling worker has failed and will meet no one.  The first failure counts.
+    void abandon(std::exception_ptr failure);
+    // The failure of the run, once, when all workers have left; null if there is none.
+    std::exception_ptr take_failure() { return std::exchange(failure_, nullptr); }
     // Claims [first, last), up to `largest` of the units that are left of deal number `step`, which
     // has `units` in all.  False if none is left.
     bool claim(std::uint32_t step, std::size_t units, std::size_t largest, std::size_t& first,
@@ -41,7 +51,10 @@ class Crew {
     };
 
     std::atomic<std::uint64_t> state_{0};
-    std::atomic<std::uint32_t> barriers_{0};  // a copy of that in state_, to wait for
+    // A copy of that in state_, to wait for; or `abandoned`, which is above all of them.
+    std::atomic<std::uint32_t> barriers_{0};
+    std::atomic<bool> has_failed_{false};
+    std::exception_ptr failure_;
     // The newest deal that any worker has begun, and how many of its units are claimed.  A worker
     // who asks for an older deal has missed it: no worker begins the next deal before all units of
     // one are claimed.

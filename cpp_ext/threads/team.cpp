@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <stdexcept>
@@ -51,7 +52,7 @@ struct Team {
             seen = epoch.load(std::memory_order_acquire);
             const int index = crew.join();
             if (index < 0) continue;
-            function(context, Worker(index, crew.limit(), &crew));
+            work(Worker(index, crew.limit(), &crew));
             left.fetch_add(1, std::memory_order_acq_rel);
             left.notify_one();
         }
@@ -68,12 +69,23 @@ struct Team {
             epoch.notify_all();
         else
             for (int i = 0; i < helpers; ++i) epoch.notify_one();
-        // An exception must not leave: the helpers work with what it would destroy.
-        [&]() noexcept { f(ctx, Worker(0, 1 + helpers, &crew)); }();
+        work(Worker(0, 1 + helpers, &crew));
         const int others = crew.close() - 1;
         for (int n = left.load(std::memory_order_acquire); n != others;
              n = left.load(std::memory_order_acquire))
             wait_while_equal(left, n);
+        if (const std::exception_ptr failure = crew.take_failure()) std::rethrow_exception(failure);
+    }
+
+    // A worker's part in the run.  An exception must not leave before all workers have left: they
+    // work with what it would destroy.
+    void work(const Worker& worker) noexcept {
+        try {
+            function(context, worker);
+        } catch (const Crew::Abandoned&) {
+        } catch (...) {
+            crew.abandon(std::current_exception());
+        }
     }
 };
 

@@ -34,7 +34,8 @@ class Worker {
     int index() const { return index_; }
     // The most workers that may join the run; every index is below it.
     int count() const { return count_; }
-    // Returns when all workers that have joined the run have called it as many times.
+    // Returns when all workers that have joined the run have called it as many times.  Throws, and
+    // the worker must leave, if the run has failed in another worker.
     void barrier() const;
     // How many times this worker has called barrier().
     std::uint32_t barriers() const { return barriers_; }
@@ -102,9 +103,9 @@ void set_num_threads(int n);
 enum class Joining { any_time, before_first_barrier };
 
 using TeamFunction = void (*)(void* context, const Worker& worker);
-// f must not throw: std::terminate ends the process then, but for a team of one, whose exception
-// goes on to the caller.  max_threads limits the team for this run, for work too small for all
-// threads.
+// What f throws in any worker ends the run: the others leave at their next barrier, and the first
+// exception goes on to the caller when all of them have left.  max_threads limits the team for this
+// run, for work too small for all threads.
 void run_team(TeamFunction f, void* context, int max_threads, Joining joining);
 
 template <class F>

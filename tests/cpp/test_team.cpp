@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -326,6 +327,46 @@ TEST(chunks_get_smaller_as_less_is_left_and_are_no_larger_than_asked) {
     sizes.clear();
     Deal(caller, 64, 1, 2).within(0, 64, note);
     check::equal(*std::max_element(sizes.begin(), sizes.end()), std::size_t{2}, "largest chunk");
+}
+
+TEST(what_one_worker_throws_ends_the_run_of_all_and_reaches_the_caller) {
+    const Threads wanted(3);
+    for (int thrower = 0; thrower < 3; ++thrower) {
+        std::atomic<int> arrived{0}, beyond{0};
+        bool caught = false;
+        try {
+            run_team([&](const Worker& worker) {
+                wait_for_all(worker, arrived);
+                worker.barrier();
+                if (worker.index() == thrower) throw std::bad_alloc();
+                worker.barrier();
+                ++beyond;
+            });
+        } catch (const std::bad_alloc&) {
+            caught = true;
+        }
+        check::that(caught, "the caller knows nothing of it");
+        check::equal(beyond.load(), 0, "workers that went on");
+        check::equal(sum_by_team(), sum_of_items, "the next run");
+    }
+}
+
+TEST(a_worker_that_sleeps_at_a_barrier_leaves_when_another_fails) {
+    Crew crew;
+    crew.open(2, Joining::any_time);
+    crew.join();
+    std::atomic<bool> left{false};
+    {
+        const Sleeper waits([&] {
+            try {
+                Worker(0, 2, &crew).barrier();
+            } catch (const Crew::Abandoned&) {
+                left = true;
+            }
+        });
+        crew.abandon(std::make_exception_ptr(std::bad_alloc()));
+    }
+    check::that(left, "it went on");
 }
 
 TEST(scratch_is_aligned_kept_and_each_threads_own) {
