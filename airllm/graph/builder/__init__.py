@@ -9,7 +9,9 @@
 Shapes are checked at each call, so that an error points at the wrong line.
 """
 
+from airllm.graph.builder.attention import AttentionOps
 from airllm.graph.builder.dense import DenseOps
+from airllm.graph.builder.elementwise import ElementwiseOps
 from airllm.graph.builder.experts import ExpertOps
 from airllm.graph.builder.recurrent import RecurrentOps
 from airllm.graph.builder.slices import SliceOps
@@ -19,7 +21,16 @@ from airllm.graph.builder.streams import StreamOps
 __all__ = ["GraphBuilder"]
 
 
-class GraphBuilder(DenseOps, SparseOps, ExpertOps, StreamOps, RecurrentOps, SliceOps):
+class GraphBuilder(
+    DenseOps,
+    ElementwiseOps,
+    AttentionOps,
+    SparseOps,
+    ExpertOps,
+    RecurrentOps,
+    StreamOps,
+    SliceOps,
+):
     """Writes a graph down op by op; each method returns the buffer that the op writes.
 
     A new buffer is named after the op's weight, or the op. `out` names another one to write to,
