@@ -50,6 +50,11 @@ def recurrent() -> SequenceState:
     return state_with(RECURRENT, heads_of(1, WIDTH))
 
 
+def another(state: SequenceState) -> SequenceState:
+    """A sequence without tokens, which shares pages with `state`."""
+    return SequenceState(state.layout, state._pool, NumpyBackend().sequence_state, 4096)
+
+
 def append(state: SequenceState, tokens: Sequence[int]) -> None:
     """What a pass does: the keys of a token are its number, and recurrent memory adds tokens up."""
     state.begin()
@@ -490,23 +495,53 @@ def test_a_restored_snapshot_is_the_sequence_as_it_was(make) -> None:
     check(state)
 
 
-def test_a_snapshot_shares_all_pages_but_those_that_are_written_to() -> None:
+def test_a_sequence_goes_on_in_the_pages_of_its_snapshot() -> None:
     state = whole()
     append(state, range(10 * PAGE_ROWS + 5))
-    before = state._pages[0].copy()
     snapshot = state.snapshot()
     append(state, [1])
-    changed = [index for index, page in state._pages[0].items() if page is not before[index]]
+    assert state._pages[0] == snapshot.pages[0]
+    state.trim(10 * PAGE_ROWS + 3)  # what it appends now, the snapshot has otherwise
+    append(state, [2])
+    changed = [i for i, page in state._pages[0].items() if page is not snapshot.pages[0][i]]
     assert changed == [10]
-    assert snapshot.pages[0] == before
     check(state)
+    state.restore(snapshot)
+    check(state)
+    del snapshot  # alone now, it may write anywhere
+    state.trim(10 * PAGE_ROWS + 1)
+    append(state, [3])
+    snapshot = state.snapshot()
+    append(state, [4])
+    assert state._pages[0] == snapshot.pages[0]
+
+
+def test_of_sequences_with_the_same_beginning_one_goes_on_in_its_pages() -> None:
+    first = whole()
+    append(first, range(150))
+    snapshot = first.snapshot()
+    page = snapshot.pages[0][2]
+    others = [another(first), another(first)]
+    for other in others:
+        other.restore(snapshot)
+    first.clear()
+    append(others[0], [7])
+    append(others[1], [8])
+    append(first, range(5))
+    assert [other._pages[0][2] is page for other in others] == [True, False]
+    others[0].restore(snapshot)  # and lets the place after the snapshot go
+    for state in (first, *others):
+        check(state)
+    append(others[1], [9])
+    first.restore(snapshot)
+    check(first)
 
 
 def test_another_sequence_may_begin_with_a_snapshot() -> None:
     first = whole()
     append(first, range(150))
     snapshot = first.snapshot()
-    second = SequenceState(first.layout, first._pool, NumpyBackend().sequence_state, 4096)
+    second = another(first)
     second.restore(snapshot)
     append(first, [1, 2, 3])
     append(second, [7, 8])
@@ -535,7 +570,7 @@ def test_an_interrupt_while_pages_go_spoils_no_other_sequence(
     with pytest.raises(KeyboardInterrupt):
         state.clear()
     monkeypatch.undo()
-    other = SequenceState(state.layout, pool, NumpyBackend().sequence_state, 4096)
+    other = another(state)
     append(other, range(300))  # in the pages that went
     append(state, [7] * 700)
     check(state)
@@ -545,16 +580,19 @@ def test_an_interrupt_while_pages_go_spoils_no_other_sequence(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_order_of_steps_leaves_the_state_of_the_tokens(seed: int) -> None:
+def test_any_order_of_steps_leaves_the_states_of_the_tokens(seed: int) -> None:
     rng = random.Random(seed)
-    state = state_with(heads_of(1, WIDTH, WINDOW), heads_of(1, WIDTH), RECURRENT)
+    windows = (heads_of(1, WIDTH, WINDOW), RECURRENT) if seed % 2 else ()
+    first = state_with(heads_of(1, WIDTH), *windows)
+    states = [first, another(first), another(first)]
     snapshots = []
     for _ in range(60):
+        state = rng.choice(states)
         match rng.randrange(5):
             case 0 | 1:
-                append(state, [rng.randrange(1000) for _ in range(rng.randrange(1, 300))])
+                append(state, [rng.randrange(1000) for _ in range(rng.choice((1, 3, 70, 300)))])
             case 2:
-                wanted = rng.randrange(state.length + 1)
+                wanted = max(state.length - rng.choice((1, 3, 70, 3000)), 0)
                 assert state.trim(wanted) <= wanted
             case 3:
                 snapshots.append((state.snapshot(), list(state.tokens)))
@@ -562,6 +600,9 @@ def test_any_order_of_steps_leaves_the_state_of_the_tokens(seed: int) -> None:
                 snapshot, tokens = rng.choice(snapshots)
                 state.restore(snapshot)
                 assert state.tokens == tokens
+                if rng.randrange(2):
+                    snapshots.remove((snapshot, tokens))
         if state.length > 3500:
             state.clear()
-        check(state)
+        for each in states:
+            check(each)

@@ -18,8 +18,8 @@ __all__ = ["Checkpoint", "Checkpoints"]
 
 
 class Checkpoint:
-    """A sequence at an earlier time. It shares the pages of the sequence: whoever writes to a
-    shared page copies it first."""
+    """A sequence at an earlier time. It shares the pages of the sequence: whoever writes to what it
+    has of a page copies the page first."""
 
     def __init__(
         self,

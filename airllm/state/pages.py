@@ -11,12 +11,23 @@ __all__ = ["Page", "PagePool"]
 
 class Page:
     """memory: uint8 [page_bytes of its table]. holders: the number of sequences and snapshots that
-    have the page; while there are several, nobody writes to it."""
+    have the page. writer: stands for the sequence that may append to it; None if that has gone.
+    fixed: while there are several holders, nobody writes to the rows of earlier positions.
+    """
 
-    __slots__ = ("holders", "memory", "table")
+    __slots__ = ("fixed", "holders", "memory", "table", "writer")
 
     def __init__(self, table: int, memory: NDArray[np.uint8]) -> None:
         self.table, self.memory, self.holders = table, memory, 1
+        self.writer: object | None = None
+        self.fixed = 0
+
+    def takes(self, writer: object, position: int) -> bool:
+        """Whether a sequence that has the page may write rows from `position` on. Several may begin
+        with the same rows, but the rows after these belong to the first that comes."""
+        if self.holders == 1:
+            return True
+        return position >= self.fixed and (self.writer is None or self.writer is writer)
 
 
 # Pages are allocated together, so that large pools lie in huge pages of the system. With 4 KiB

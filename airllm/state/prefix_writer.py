@@ -2,8 +2,9 @@
 then loses little.
 
 The engine's thread calls `go_on` between its steps, and takes no longer for that than it takes to
-hold a snapshot's pages. Another thread then reads the pages, which nobody writes to while they are
-shared, and writes the file. It works on one snapshot at a time, the most recently used first.
+hold a snapshot's pages. Another thread then reads the snapshot's rows, which nobody writes to while
+it holds their pages, and writes the file. It works on one snapshot at a time, the most recently
+used first.
 """
 
 import contextlib

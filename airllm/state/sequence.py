@@ -83,8 +83,9 @@ class SequenceState:
         self.layout, self.capacity = layout, capacity
         self.backing: BackendState = make_backing(layout.table_arguments, layers)
         self.tokens: list[int] = []
-        # Up to this position, each table has pages that nobody else holds.
+        # Up to this position, each table has pages that this sequence may write to.
         self._room = [0] * len(layout.tables)
+        self._as_writer = object()  # see Page.writer; the sequence itself would be a cycle
         self._recurrent = np.zeros(0, np.float32)
         if layout.recurrent_floats:
             self._recurrent = np.frombuffer(pool.memory(4 * layout.recurrent_floats), np.float32)
@@ -97,7 +98,7 @@ class SequenceState:
     def __del__(self) -> None:
         for pages in self._pages:
             for page in pages.values():
-                self._pool.release(page)
+                self._release(page)
 
     @property
     def length(self) -> int:
@@ -180,13 +181,16 @@ class SequenceState:
             page = before = pages.get(index)
             if page is None:
                 page = pool.take(table)
-            elif page.holders > 1:
+            elif not page.takes(self._as_writer, past):
                 page = pool.copy(page)
+            page.writer = self._as_writer
+            if page.holders == 1:
+                page.fixed = 0
             pages[index] = page
             # Also of a page that is there: an interrupt may have come before this, the last time.
             self.backing.set_page(table, index, page.memory)
             if before is not None and before is not page:
-                pool.release(before)
+                self._release(before)
         self._room[table] = self.layout.tables[table].positions(needed.stop)
 
     def _release_before(self, table: int, length: int) -> None:
@@ -203,7 +207,13 @@ class SequenceState:
         self.backing.keep_pages(table, first, min(last, 1 << 24))
         pages = self._pages[table]
         for index in [index for index in pages if not first <= index < last]:
-            self._pool.release(pages.pop(index))
+            self._release(pages.pop(index))
+
+    def _release(self, page: Page) -> None:
+        """After the backing has lost the page: another sequence may write to it from now on."""
+        if page.writer is self._as_writer:
+            page.writer = None
+        self._pool.release(page)
 
     # ---- going back ----------------------------------------------------------------------------
 
@@ -244,13 +254,13 @@ class SequenceState:
         return self.trim(kept)
 
     def snapshot(self) -> Snapshot:
-        """The sequence as it is now, for `restore`. It takes memory for the recurrent memory, and
-        for the pages that the sequence changes afterwards."""
+        """The sequence as it is now, for `restore`. It takes memory for the recurrent memory. What
+        the sequence appends afterwards goes into the same pages."""
+        self._room = [0] * len(self._room)
         held = {
-            table: {index: self._pool.hold(page) for index, page in pages.items()}
+            table: {index: self._share(page) for index, page in pages.items()}
             for table, pages in enumerate(self._pages)
         }
-        self._room = [0] * len(self._room)
         return Snapshot(tuple(self.tokens), held, self._recurrent.copy(), self._pool)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -284,14 +294,19 @@ class SequenceState:
 
     def _hold(self, length: int, pages: Mapping[int, range]) -> Checkpoint:
         """A checkpoint. pages: their numbers, by table."""
-        held = {
-            table: {index: self._pool.hold(self._pages[table][index]) for index in numbers}
-            for table, numbers in pages.items()
-        }
         for table in pages:
             if length % self.layout.tables[table].page_rows:
                 self._room[table] = 0  # the last page is not full
+        held = {
+            table: {index: self._share(self._pages[table][index]) for index in numbers}
+            for table, numbers in pages.items()
+        }
         return Checkpoint(length, held, self._recurrent.copy(), self._pool)
+
+    def _share(self, page: Page) -> Page:
+        """A page of this sequence for one that begins with its tokens."""
+        page.fixed = max(page.fixed, self.length)
+        return self._pool.hold(page)
 
     def _return_to(self, checkpoint: Checkpoint) -> None:
         """checkpoint: of this sequence's own past."""
