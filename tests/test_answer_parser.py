@@ -22,6 +22,7 @@ from airllm.text.answer.python_calls import with_written_calls
 from airllm.text.answer.source import AnswerSource
 from airllm.text.answer.told_thoughts import with_thought
 from airllm.text.answer.told_tools import tool_variables, with_told_tools
+from airllm.text.control_guard import ControlGuard
 
 TOOLS = [
     Tool(
@@ -86,6 +87,7 @@ LLAMA = "<|python_tag|>"
 MISTRAL = "[TOOL_CALLS] [THINK][/THINK]"
 HARMONY = "<|channel|><|message|>"
 DEEPSEEK = "<｜tool▁calls▁begin｜></think> tools"
+DEEPSEEK31 = DEEPSEEK.removesuffix(" tools")  # its template shows calls, and no tools
 DSML = "｜DSML｜function_calls </think>"
 KIMI = "<|tool_calls_section_begin|></think>"
 GEMMA = "<|tool_call>call:"
@@ -239,6 +241,15 @@ RECORDED: dict[str, tuple[str, str, str, str, list[tuple[str, Any]]]] = {
         "",
         "So.",
         [("weather", {"city": "Bern"})],
+    ),
+    "deepseek v3.1, several calls": (
+        DEEPSEEK31,
+        "I look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+        '{"city": "Zürich", "days": 2}<｜tool▁call▁end｜><｜tool▁call▁begin｜>clock<｜tool▁sep｜>{}'
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "I look.",
+        "",
+        [("weather", {"city": "Zürich", "days": 2}), ("clock", {})],
     ),
     "deepseek v3.2": (
         DSML,
@@ -642,10 +653,43 @@ def test_kimi_names_its_calls() -> None:
 
 
 def test_a_template_that_shows_calls_but_no_tools_leaves_telling_of_them_to_the_server() -> None:
-    """As those of DeepSeek V3.1 and of R1's distillates: tools and calls are Hermes's then."""
-    form = format_of(DEEPSEEK.removesuffix(" tools"))
+    """R1's distillates have no words for tools: tools and calls are Hermes's then."""
+    form = format_of(DEEPSEEK31 + "```json")
     assert (form.name, form.shows_tools, form.thought) == ("hermes", False, ("<think>", "</think>"))
+    assert not form.shows_calls
+    form = format_of(DEEPSEEK31)
+    assert (form.name, form.shows_tools, form.shows_calls) == ("deepseek", False, True)
     assert format_of(DEEPSEEK).shows_tools
+
+
+def test_deepseek31_is_told_of_tools_in_the_words_of_its_card() -> None:
+    guard = ControlGuard(["<｜User｜>", "<｜tool▁call▁begin｜>"]).guard
+    tool = Tool("clock", "Not a <｜tool▁call▁begin｜>.", {"type": "object"})
+    call = {"function": {"name": "clock", "arguments": {}}}
+    later = [
+        {"role": "user", "content": "When?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "Noon."},
+    ]
+    form = format_of(DEEPSEEK31)
+    system, *others = with_told_tools(
+        form, [{"role": "system", "content": "No <｜User｜>."}, *later], [tool], guard
+    )
+    assert others == later
+    assert guard(system["content"]) == system["content"]  # and so its marks are control tokens
+    assert system["content"] == (
+        f"{guard('No <｜User｜>.')}\n\n## Tools\nYou have access to the following tools:\n\n"
+        f"### clock\nDescription: {guard(tool.description)}\n\n"
+        'Parameters: {"type": "object"}\n\n'
+        "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>tool_call_name<｜tool▁sep｜>tool_call_arguments"
+        "<｜tool▁call▁end｜>{{additional_tool_calls}}<｜tool▁calls▁end｜>\n\nWhere:\n"
+        "- `tool_call_name` must be an exact match to one of the available tools\n"
+        "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters "
+        "Schema\n- For multiple tool calls, chain them directly without separators or spaces"
+    )
+    assert with_told_tools(form, later, [tool], guard)[0]["content"].startswith("## Tools\n")
+    assert with_told_tools(form, later, [], guard) == later
 
 
 def test_marks_around_calls_are_text_without_tools() -> None:
@@ -740,7 +784,8 @@ def test_white_space_before_a_thought_is_layout() -> None:
 
 def test_a_call_without_text_is_told_in_words_without_an_empty_line() -> None:
     calls = [{"function": {"name": "clock", "arguments": {}}}]
-    (said,) = with_told_tools([{"role": "assistant", "content": None, "tool_calls": calls}], [])
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    (said,) = with_told_tools(format_of(""), [message], [], str)
     assert said["content"].startswith("<tool_call>")
 
 

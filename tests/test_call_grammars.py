@@ -8,6 +8,7 @@ from test_answer_parser import (
     APERTUS,
     COMMAND_R,
     DEEPSEEK,
+    DEEPSEEK31,
     DSML,
     FIREFUNCTION,
     FUNCTIONARY3,
@@ -93,7 +94,7 @@ ANSWERS: dict[str, tuple[str, str, str]] = {
         "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>",
     ),
     "deepseek v3.1": (
-        DEEPSEEK,
+        DEEPSEEK31,
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
         '{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{}<｜tool▁call▁end｜>",

@@ -260,3 +260,28 @@ def test_without_the_library_calls_are_as_the_model_writes_them() -> None:
         assert chat(client, {**FUNCTION, "strict": True}).status == 200
         assert chat(client, FUNCTION, {"name": "f", "parameters": {"name": 5}}).status == 200
         assert client.engine.requests[0].grammar is None
+
+
+# As DeepSeek V3.1's does: it shows calls, whose arguments it joins to a text, and no tools.
+_SHOWS_CALLS = (
+    "{% for m in messages %}{{ m.role ~ ': ' ~ m.content }}{% for call in m.tool_calls %}"
+    "<｜tool▁calls▁begin｜>{{ '' + call.function.arguments }}{% endfor %}; {% endfor %}</think>"
+)
+
+
+def test_calls_that_a_template_shows_stay_calls_where_it_shows_no_tools() -> None:
+    answer = "<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"a":1}'}}
+    messages = [
+        {"role": "user", "content": "Well?"},
+        {"role": "assistant", "content": "So.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "Rain."},
+    ]
+    body = {"messages": messages, "tools": [{"type": "function", "function": FUNCTION}]}
+    with Client(answer, template=_SHOWS_CALLS) as client:
+        choice = client.post("/v1/chat/completions", body).json["choices"][0]
+        assert choice["message"]["tool_calls"][0]["function"]["name"] == "weather"
+        prompt = client.engine.prompt()
+    assert prompt.startswith("system: ## Tools\nYou have access to the following tools:\n")
+    said = 'user: Well?; assistant: So.<｜tool▁calls▁begin｜>{"a": 1}; tool: Rain.; '
+    assert prompt.endswith(f"{said}</think>")

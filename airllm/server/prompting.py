@@ -70,7 +70,8 @@ def _chat_tokens(request: ChatRequest, model: ServedModel) -> list[int]:
     if model.format.shows_tools:
         variables |= tool_variables(model.format, tools)
     elif tools or has_calls:
-        messages = with_told_tools(messages, tools)
+        guard = model.prompts.tokenizer.guarded
+        messages = with_told_tools(model.format, messages, tools, guard)
     if model.format.name == "lfm2" and "tool_calls" not in model.template.source:
         messages = with_written_calls(messages)
     messages = [with_thought(message, model.template.source) for message in messages]
@@ -85,7 +86,7 @@ def _chat_tokens(request: ChatRequest, model: ServedModel) -> list[int]:
         return tokens(messages)
     except ChatTemplateError:
         # Some templates join the arguments of calls to text, and fail on an object.
-        if not has_calls or not model.format.shows_tools:
+        if not has_calls or not model.format.shows_calls:
             raise
         return tokens([_with_argument_texts(message) for message in messages])
     except TypeError as error:

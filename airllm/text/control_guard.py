@@ -19,6 +19,12 @@ GUARD = "\ufdd0"
 REPLACEMENT = "\ufffd"
 
 
+class Guarded(str):
+    """A text whose control tokens are meant: all that others wrote of it has been guarded."""
+
+    __slots__ = ()
+
+
 class ControlGuard:
     """Guards messages against the control tokens whose spellings are `texts`."""
 
@@ -31,7 +37,7 @@ class ControlGuard:
 
         A control token of one character has no place for a guard and becomes U+FFFD.
         """
-        if not self._texts:
+        if not self._texts or isinstance(text, Guarded):
             return text
         text = self._starts.sub(self._guard_start, text.replace(GUARD, REPLACEMENT))
         trimmed = text.rstrip()  # many templates strip messages

@@ -45,7 +45,8 @@ class AnswerFormat:
     a call may be the whole answer, without a mark. thought: the marks around thinking. drops: marks
     that mean nothing beside calls, such as those around a list of them; layout: marks that mean
     nothing anywhere. shows_tools: whether the template tells the model about tools; if not, the
-    caller has to. other_marks: of the insides of calls. whole: a reader of whole answers, in place
+    caller has to. shows_calls: whether it has the calls of earlier answers, and their results.
+    other_marks: of the insides of calls. whole: a reader of whole answers, in place
     of all that. before_text: what may stand before an answer that is text.
     """
 
@@ -56,6 +57,7 @@ class AnswerFormat:
     drops: tuple[str, ...] = ()
     layout: tuple[str, ...] = ()
     shows_tools: bool = True
+    shows_calls: bool = True
     other_marks: tuple[str, ...] = ()
     whole: ReadCalls | None = None
     before_text: tuple[str, ...] = ("",)
@@ -98,6 +100,12 @@ _TAGS: dict[str, ReadCalls] = {"<tool_call>": _hermes_or_tags, "<function=": rea
 _DEEPSEEK = (
     *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
     *("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
+)
+_DEEPSEEK_CALLS = AnswerFormat(
+    "deepseek",
+    {_DEEPSEEK[1]: read_deepseek},
+    drops=(_DEEPSEEK[0], _DEEPSEEK[4]),
+    other_marks=_DEEPSEEK[2:4],
 )
 _KIMI = (
     *("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>"),
@@ -158,15 +166,7 @@ _FORMATS: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
             other_marks=("｜DSML｜",),
         ),
     ),
-    (
-        (_DEEPSEEK[0], "tools"),  # of some, the template shows calls and no tools
-        AnswerFormat(
-            "deepseek",
-            {_DEEPSEEK[1]: read_deepseek},
-            drops=(_DEEPSEEK[0], _DEEPSEEK[4]),
-            other_marks=_DEEPSEEK[2:4],
-        ),
-    ),
+    ((_DEEPSEEK[0], "tools"), _DEEPSEEK_CALLS),
     (
         (_KIMI[0],),
         AnswerFormat(
@@ -288,7 +288,7 @@ _FORMATS: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
 )
 
 # Models whose templates know no tools are told about them as Hermes's are.
-_PLAIN = AnswerFormat("hermes", _TAGS, shows_tools=False)
+_PLAIN = AnswerFormat("hermes", _TAGS, shows_tools=False, shows_calls=False)
 
 _HY3 = re.compile(r"set HYTK = '([^'<>{}%]{0,40})'")
 
@@ -312,6 +312,15 @@ def _hy3(template: str) -> AnswerFormat | None:
     )
 
 
+def _deepseek31(template: str) -> AnswerFormat | None:
+    """DeepSeek V3.1 has words of its own for tools, which its template leaves to the caller. The
+    templates of R1 and what was distilled from it leave tools out, too, but write calls in fences;
+    these models were taught no words for tools."""
+    if _DEEPSEEK[0] not in template or "tools" in template or "```" in template:
+        return None
+    return replace(_DEEPSEEK_CALLS, shows_tools=False)
+
+
 _THOUGHTS = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
@@ -321,7 +330,7 @@ _THOUGHTS = (
 
 def format_of(template: str) -> AnswerFormat:
     """The format of the model that has this chat template."""
-    found = _hy3(template) or next(
+    found = (_hy3(template) or _deepseek31(template)) or next(
         (form for texts, form in _FORMATS if all(text in template for text in texts)), _PLAIN
     )
     if found.thinks:

@@ -1,16 +1,18 @@
 """Tells a model about tools: by the variables of its chat template, or in words if that has none.
 
 The words are those of Hermes's models, which many others have learnt from, too. Calls and results
-in a conversation become text, because such a template would leave them out.
+in a conversation become text, because such a template would leave them out. DeepSeek V3.1 has a
+template for calls and results, and words of its own for tools.
 """
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from airllm.text.answer.formats import AnswerFormat
 from airllm.text.answer.parts import Tool
+from airllm.text.control_guard import Guarded
 
 __all__ = ["tool_variables", "with_told_tools"]
 
@@ -53,18 +55,54 @@ For each call, write a JSON object with the function's name and arguments within
 </tool_call>"""
 
 
+# As the model's card writes it. The marks are control tokens.
+_DEEPSEEK_TOOL = """\
+### {name}
+Description: {description}
+
+Parameters: {parameters}
+
+"""
+_DEEPSEEK_INSTRUCTIONS = """\
+IMPORTANT: ALWAYS adhere to this exact format for tool use:
+<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>tool_call_name<｜tool▁sep｜>tool_call_arguments\
+<｜tool▁call▁end｜>{{additional_tool_calls}}<｜tool▁calls▁end｜>
+
+Where:
+- `tool_call_name` must be an exact match to one of the available tools
+- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema
+- For multiple tool calls, chain them directly without separators or spaces"""
+
+
 def with_told_tools(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]
-) -> list[dict[str, Any]]:
-    """The messages in plain roles and texts; the tools are in the system message."""
-    told = [_plain(message) for message in messages]
+    form: AnswerFormat,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Tool],
+    guard: Callable[[str], str],
+) -> list[Mapping[str, Any]]:
+    """The messages with the tools in the system message; those with calls and results as the
+    template shows them. guard: see ChatTemplate.render."""
+    told = [message if form.shows_calls else _plain(message) for message in messages]
     if not tools:
         return told
-    listed = "\n".join(json.dumps(tool.as_json(), ensure_ascii=False) for tool in tools)
-    text = _INSTRUCTIONS.format(tools=listed)
-    if told and told[0]["role"] == "system":
-        return [{**told[0], "content": f"{told[0]['content']}\n\n{text}".lstrip()}, *told[1:]]
-    return [{"role": "system", "content": text}, *told]
+    has_system = bool(told) and told[0]["role"] == "system"
+    system = f"{told[0]['content']}\n\n".lstrip() if has_system else ""
+    if form.name == "deepseek":
+        listed = "".join(map(_deepseek_tool, tools))
+        text = guard(f"{system}## Tools\nYou have access to the following tools:\n\n{listed}")
+        text = Guarded(text + _DEEPSEEK_INSTRUCTIONS)
+    else:
+        listed = "\n".join(json.dumps(tool.as_json(), ensure_ascii=False) for tool in tools)
+        text = system + _INSTRUCTIONS.format(tools=listed)
+    return [{"role": "system", "content": text}, *told[has_system:]]
+
+
+def _deepseek_tool(tool: Tool) -> str:
+    return _DEEPSEEK_TOOL.format(
+        name=tool.name,
+        description=tool.description,
+        parameters=json.dumps(dict(tool.parameters), ensure_ascii=False),
+    )
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
