@@ -257,13 +257,23 @@ def test_of_prompts_that_begin_alike_the_first_is_evaluated_for_all(
     assert passes[0] == [66] * n_first  # who can reuse nothing waits for nobody
 
 
-def test_prompts_of_which_no_bit_can_be_reused_wait_for_nothing(engine, passes):
-    with engine.scheduler(piece_tokens=140) as scheduler:
+@pytest.mark.parametrize("n", [67, 130])
+def test_prompts_of_which_few_bits_can_be_reused_wait_for_nothing(engine, passes, n):
+    with engine.scheduler(piece_tokens=260) as scheduler:
         for last in (1, 2):
-            ask(scheduler, [*some_tokens(66), last], max_new_tokens=1, reuse="exact")
+            ask(scheduler, [*some_tokens(n - 1), last], max_new_tokens=1, reuse="exact")
         run(scheduler)
-    # On NumPy, a token's bits depend on all batches before it.
-    assert passes[0] == ([67] if engine.backend == "cpp" else [67, 67])
+    # At least 65 tokens are evaluated. On NumPy, their bits depend on all batches before them.
+    waits = engine.backend == "cpp" and n == 130
+    assert passes[0] == ([n] if waits else [n, n])
+
+
+def test_prompts_that_reuse_what_was_evaluated_before_share_a_pass(engine, passes):
+    with engine.scheduler(lanes=4) as scheduler:
+        for last in range(4):
+            ask(scheduler, [*some_tokens(66), last], max_new_tokens=1, reuse="any")
+        run(scheduler)
+    assert [sorted(sizes) for sizes in passes] == [[67], [1, 1, 1]]
 
 
 @pytest.mark.parametrize(("seeds", "cache_bytes"), [((1, 2), None), ((1, 1), 0)])

@@ -252,24 +252,26 @@ class RunningRequest:
         state.trim(len(keys))
         return keys
 
-    def n_to_evaluate(self, kinds: Kinds, tree: PrefixTree) -> int:
-        """Tokens of the prompt that must be evaluated if it begins now."""
+    def n_reusable_now(self, kinds: Kinds, tree: PrefixTree) -> int:
+        """Tokens of the prompt that need not be evaluated if it begins now."""
         found = self._reusable(kinds, tree)
-        return len(self.handle.prompt) - (0 if found is None else len(found[1]))
+        return 0 if found is None else len(found[1])
+
+    def n_reusable(self, most: int, kinds: Kinds) -> int:
+        """Tokens of the prompt that may be reused where the first `most` of them were evaluated, in
+        the way that this prompt wants."""
+        n = len(self.handle.prompt)
+        return kinds.reusable(most, n) if self.request.reuses == "exact" else min(most, n - 1)
 
     def _reusable(self, kinds: Kinds, tree: PrefixTree) -> tuple[Snapshot, Keys] | None:
         """The longest beginning of the prompt that may be reused, if there is one: a sequence that
         has it, and its keys."""
         prompt, reuses = self.handle.prompt, self.request.reuses
-        n = len(prompt)
-        if self._wanted != "last" and self.request.embedding != "last":
+        if reuses == "none" or (self._wanted != "last" and self.request.embedding != "last"):
             return None  # something of all tokens is wanted
-        if reuses == "exact":
-            keys = keys_of(prompt, kinds.by_token(n))
-            return tree.find(keys, lambda most: kinds.reusable(most, n))
-        if reuses == "any":
-            return tree.find(keys_of(prompt, 0), lambda most: min(most, n - 1), any_kind=True)
-        return None
+        any_kind = reuses == "any"
+        keys = keys_of(prompt, 0 if any_kind else kinds.by_token(len(prompt)))
+        return tree.find(keys, lambda most: self.n_reusable(most, kinds), any_kind=any_kind)
 
     def next_step(self, choice: Choice, most: int, *, whole: bool) -> Step:
         """See Choice.next_step."""

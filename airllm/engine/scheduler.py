@@ -375,7 +375,8 @@ class Scheduler(Closing):
                 if any(self._begins_like(job, other) for other, _, _ in chosen):
                     continue  # it reuses in the next pass what this one evaluates
                 # The first one fits; what it reuses is looked up when it begins.
-                if n_tokens and not fits(job.n_to_evaluate(self._kinds, self._tree)):
+                reused = job.n_reusable_now(self._kinds, self._tree) if n_tokens else 0
+                if n_tokens and not fits(len(job.handle.prompt) - reused):
                     continue  # later, it may reuse more
                 tokenizer = self._model.prompts.tokenizer
                 self._tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
@@ -393,14 +394,18 @@ class Scheduler(Closing):
         return [each for each in chosen if not each[0].handle.is_over]
 
     def _begins_like(self, job: RunningRequest, other: RunningRequest) -> bool:
-        """Whether a prompt can reuse much of another one, which the next pass evaluates."""
+        """Whether a prompt can reuse much more of another one, which the next pass evaluates, than
+        of what was evaluated before."""
         n = WORTH_A_PASS if self._decoder.streams else WORTH_A_WAIT
         mine, its = job.handle.prompt, other.handle.prompt
         if other.handle.stage != "prompt" or len(mine) <= n or mine[:n] != its[:n]:
             return False
         reuses = job.request.reuses
         bits = reuses == "any" or (reuses == "exact" and self._kinds.any_batch)
-        return bits and self._decoder.layout.can_be_cut and self._tree.most_bytes > 0
+        if not (bits and self._decoder.layout.can_be_cut and self._tree.most_bytes > 0):
+            return False
+        later = job.n_reusable(_n_shared(mine, its), self._kinds)
+        return later >= n and later - job.n_reusable_now(self._kinds, self._tree) >= n
 
     def _evaluate(self, chosen: Sequence[Chosen]) -> list[NDArray[np.float32]]:
         """What the steps want. If the pass fails, so do all requests in it, and there is none."""
@@ -462,6 +467,19 @@ class Scheduler(Closing):
 
 class _AbandonedError(Exception):
     """All requests of a pass have ended before it did."""
+
+
+def _n_shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of the first tokens are equal, by halves: lists are compared a hundred times faster
+    than their tokens one by one."""
+    shared, end = 0, min(len(a), len(b))
+    while shared < end:
+        middle = (shared + end + 1) // 2
+        if a[shared:middle] == b[shared:middle]:
+            shared = middle
+        else:
+            end = middle - 1
+    return shared
 
 
 def _fail(handle: Handle, error: Exception) -> None:
