@@ -24,14 +24,21 @@ def one_page_state(backend: Any, caches: NDArray[Any]) -> Any:
 
     backend: has SequenceState, or sequence_state.
     """
-    n_layers, _, n_kv_heads, page_rows, width = caches.shape
-    part = caches[0, 0].nbytes
+    return paged_state(backend, caches, caches.shape[3])
+
+
+def paged_state(backend: Any, caches: NDArray[Any], page_rows: int) -> Any:
+    """The same with copies in pages of page_rows positions, unless there is only one page."""
+    n_layers, _, n_kv_heads, n_rows, width = caches.shape
+    pages = [caches[:, :, :, i : i + page_rows] for i in range(0, n_rows, page_rows)]
+    part = pages[0][0, 0].nbytes
     head_dim = width // 34 * 32 if caches.dtype == np.uint8 else width
     keys = KV_TYPES[caches.dtype.name], n_kv_heads, head_dim, head_dim
     layers = [((0, 2 * i * part, (2 * i + 1) * part, *keys), 0, 0, None) for i in range(n_layers)]
     make = getattr(backend, "SequenceState", None) or backend.sequence_state
-    state = make([(page_rows, caches.nbytes)], layers)
-    state.set_page(0, 0, caches.reshape(-1).view(np.uint8))
+    state = make([(page_rows, pages[0].nbytes)], layers)
+    for index, page in enumerate(pages):
+        state.set_page(0, index, page.reshape(-1).view(np.uint8))
     return state
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 from one_op import EXACT, assert_close, backend_named, random, run
-from sequence_states import one_page_state
+from sequence_states import paged_state
 
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Buffer, GraphError, Weight
@@ -230,8 +230,9 @@ def test_biases_of_experts_may_be_of_half_precision(backend, type):
 # ---- attention with sinks, and with biases by distance ----
 
 
-def attended(backend, n_tokens, past, n_heads, n_kv_heads, sinks=None, **options):
-    """What the op gives, and the arguments of the reference."""
+def attended(backend, n_tokens, past, n_heads, n_kv_heads, sinks=None, page_rows=0, **options):
+    """What the op gives, and the arguments of the reference, if there is only one page: page_rows
+    is 0."""
     head_dim = 16
     q = random(n_tokens, n_heads * head_dim)
     new = [random(n_tokens, n_kv_heads * head_dim, seed=seed) for seed in (2, 3)]
@@ -256,7 +257,7 @@ def attended(backend, n_tokens, past, n_heads, n_kv_heads, sinks=None, **options
         bound["sinks"] = backend.weight("vector", sinks.view(np.uint8), "f32", (n_heads,))
     out = np.zeros_like(q)
     buffers = {"q": q, "k": new[0], "v": new[1], "out": out}
-    state = one_page_state(backend, caches)
+    state = paged_state(backend, caches, page_rows or rows)
     executor.run_layers([executor.bind(bound)], buffers, [(n_tokens, past, state)])
     heads = q.reshape(n_tokens, n_heads, head_dim)
     return out.reshape(heads.shape), (heads, *caches[0, :, :, : past + n_tokens], 0.25)
@@ -288,6 +289,15 @@ def test_scores_fall_with_the_distance(backend, n_tokens, past, n_heads, n_kv_he
     slopes += [2.0 ** (-8.0 * (h + 0.5) / power) for h in range(n_heads - power)]
     expected, _ = reference.attention(*arguments, slopes=slopes)
     assert_close(out, expected, 1e-5)
+
+
+@pytest.mark.parametrize("past", [700, 1535, 9000])
+@pytest.mark.parametrize("page_rows", [16, 64])
+def test_pages_give_the_same_bits_as_one_page(backend, past, page_rows):
+    """With 16 heads, 9,000 positions are divided into parts of 1,024."""
+    expected, _ = attended(backend, 1, past, 16, 8)
+    out, _ = attended(backend, 1, past, 16, 8, page_rows=page_rows)
+    assert np.array_equal(out, expected)
 
 
 def test_biases_by_distance_count_within_a_window_and_against_sinks_too(backend):
