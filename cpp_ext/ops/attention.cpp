@@ -76,7 +76,8 @@ AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t 
 // that makes too few pieces, of the positions into parts.
 struct Division {
     std::size_t rows, runs, parts;
-    AttentionParts layout;  // if there are several parts, for the first head
+    AttentionParts layout;    // if there are several parts, for the first head
+    std::size_t stretch = 1;  // parts of a head that come before the next head's
 
     // The first row of a run: after whole tiles, or earlier for a last run that would be too small.
     std::size_t run_begin(std::size_t run) const {
@@ -100,6 +101,16 @@ std::size_t most_parts(std::size_t n_heads, std::size_t n_kv_heads, std::size_t 
         std::max<std::size_t>(1, wanted_pieces / (n_kv_heads * runs * sharers)));
 }
 
+// Whether the next head's part of so many positions comes before a head's next part.  In a page
+// the next head's rows follow those of a head, so that what the CPU reads ahead of its own accord
+// is not lost: out of the caches, heads of 128 take 7% less time in F32 and 3% less in F16.  Heads
+// whose rows in a page are less than 16 KB take up to 3% more.
+bool heads_take_turns(const KvCache& cache, std::size_t positions) {
+    const KvRows keys = cache.keys(0);
+    return cache.n_kv_heads > 1 && keys.pages && std::size_t{1} << keys.page_bits < positions &&
+           keys.row_bytes << keys.page_bits >= 16384;
+}
+
 // This sequence has `room` floats of the workspace.
 Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharers, float* workspace,
                 std::size_t room) {
@@ -118,7 +129,9 @@ Division divide(const AttentionCall& call, const Sequence& s, std::size_t sharer
         d.parts = std::max<std::size_t>(1, divide_up(s.n_kv, positions) - first);
         d.layout = {positions, first, workspace,
                     part_floats(call.n_heads, s.n_q, s.cache.value_dim)};
-        if (d.parts <= most) return d;
+        if (d.parts > most) continue;
+        d.stretch = heads_take_turns(s.cache, positions) ? 1 : d.parts;
+        return d;
     }
 }
 
@@ -246,15 +259,17 @@ void attention(const Worker& worker, const KernelTable& table, const AttentionCa
     for_sequences(call, workspace, [&](const Sequence& s, const Division& d) {
         for (std::size_t run = 0; run < d.runs; ++run) {
             const std::size_t first = d.run_begin(run), last = d.run_begin(run + 1);
-            for (std::size_t head = 0; head < heads; ++head, at += d.parts)
-                deal.within(at, at + d.parts, [&](std::size_t from, std::size_t to) {
-                    if (d.parts == 1)
-                        table.attention(task_of(call, s, head), first, last, scratch);
-                    else
-                        table.attention_parts(task_of(call, s, head), first, last,
-                                              parts_of(s, d, head), d.layout.first + from - at,
-                                              d.layout.first + to - at, scratch);
-                });
+            for (std::size_t part = 0; part < d.parts; part += d.stretch)
+                for (std::size_t head = 0; head < heads; ++head, at += d.stretch)
+                    deal.within(at, at + d.stretch, [&](std::size_t from, std::size_t to) {
+                        const std::size_t begin = d.layout.first + part;
+                        if (d.parts == 1)
+                            table.attention(task_of(call, s, head), first, last, scratch);
+                        else
+                            table.attention_parts(task_of(call, s, head), first, last,
+                                                  parts_of(s, d, head), begin + from - at,
+                                                  begin + to - at, scratch);
+                    });
         }
     });
     if (merged_rows == 0) return;
