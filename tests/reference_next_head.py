@@ -24,12 +24,15 @@ def guess_logits(
     residual: Rows,
     n: int,
     unknown: int = 0,
+    *,
+    normed: bool = True,
 ) -> list[np.ndarray]:
     """The logits of n guesses, one after the other, [vocab] each.
 
     tokens: of which the model has evaluated all but the last. residual: behind the model's last
     layer, [len(tokens) - 1, hidden]. Each guess is the likeliest token. unknown: the position
-    before which the hidden state is 0, beside the first.
+    before which the hidden state is 0, beside the first. normed: whether hidden states are read
+    behind their norms, or before them, as in Step-3.5 and MiMo-V2.
     """
     w = {
         name.removeprefix(f"blk.{c.n_layers}.").removesuffix(".weight"): values.astype(np.float64)
@@ -41,8 +44,9 @@ def guess_logits(
     output = w.get("nextn.shared_head_head", w["output"])
     norm = w.get("nextn.shared_head_norm", w.get("layer_output_norm", w["output_norm"]))
     tokens, found = list(tokens), list[np.ndarray]()
-    # Of each position the hidden state before it, behind the model's last norm.
-    hidden = _rms(residual.astype(np.float64), w["output_norm"], c.norm_eps)
+    hidden = residual.astype(np.float64)  # of each position that before it
+    if normed:
+        hidden = _rms(hidden, w["output_norm"], c.norm_eps)
     hidden = np.concatenate([np.zeros((1, c.hidden_size)), hidden])
     hidden[unknown] = 0.0
     for _ in range(n):
@@ -55,7 +59,7 @@ def guess_logits(
         last = _rms(x[-1:], norm, c.norm_eps)
         found.append((last @ output.T)[0])
         tokens.append(int(np.argmax(found[-1])))
-        hidden = np.concatenate([hidden, last])
+        hidden = np.concatenate([hidden, last if normed else x[-1:]])
     return found
 
 

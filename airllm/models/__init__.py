@@ -129,7 +129,8 @@ def load_model(
     if further is not None:
         graph = family.layer(config, activations, further)
         own = functools.partial(with_scales, layer=next(iter(config.left_out), None))
-        head = next_head(gguf, config, activations, graph, rotations[-1], own)
+        normed = family.next_reads_normed
+        head = next_head(gguf, config, activations, graph, rotations[-1], own, normed=normed)
     plain = [family.layer(config, activations, layer) for layer in layers]
     # Layers that are equal but for the matrices that have a scale differ in their graphs.
     which = [layers.index(layer) for layer in config.layers]

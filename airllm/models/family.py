@@ -33,6 +33,7 @@ class Family:
     cosines and sines.
     renewed: a GGUF file as today's converters write it; those of older ones differ.
     next_layer: the layer of a next-token head; None if the family's heads are not used.
+    next_reads_normed: whether such a head reads hidden states behind the norms, see next_head.
     """
 
     architectures: tuple[str, ...]
@@ -46,3 +47,4 @@ class Family:
     )
     renewed: Callable[[ModelParts], ModelParts] = lambda file: file
     next_layer: Callable[[ModelConfig], LayerConfig] | None = None
+    next_reads_normed: bool = True

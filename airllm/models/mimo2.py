@@ -126,4 +126,5 @@ FAMILY = Family(
     layer,
     rotations=rotations,
     next_layer=next_layer,
+    next_reads_normed=False,
 )

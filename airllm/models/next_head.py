@@ -9,9 +9,12 @@ embedding and the model's hidden state of position p - 1, behind the last norm:
     hidden = shared_head_norm(x),  logits of token p + 1 = shared_head_head hidden
 
 Its own hidden state takes the model's place for the next position, so that one head guesses
-further tokens one by one. The paper writes the two halves of eh_proj's input the other way round;
-the files of all models have the embedding first. Embedding and output matrix are the model's,
-unless the file has others for the head.
+further tokens one by one. Step-3.5 and MiMo-V2 read both hidden states as they are before their
+norms, as in the code that serves them (SGLang and llama.cpp, and for Step-3.5 also vLLM).
+
+The paper writes the two halves of eh_proj's input the other way round; the files of all models have
+the embedding first. Embedding and output matrix are the model's, unless the file has others for the
+head.
 """
 
 from collections.abc import Callable, Mapping
@@ -74,9 +77,11 @@ def next_head(
     layer: Graph,
     rotations: Mapping[str, Rotation],
     finish: Callable[[Graph], Graph],
+    *,
+    normed: bool,
 ) -> NextHead | None:
     """The head that a file has; None if it has none. layer: the graph of its layer. finish: what
-    is done to each graph in the end."""
+    is done to each graph in the end. normed: whether hidden states are those behind the norms."""
     if not c.left_out or _name(c, PROJECTION) not in file.tensors:
         return None
 
@@ -87,11 +92,11 @@ def next_head(
     norm = slot("nextn.shared_head_norm", slot("layer_output_norm", "output_norm"))
     matrix = slot("nextn.shared_head_head", "token_embd" if c.tied_embeddings else "output")
     graphs = HeadSteps(
-        norm=_norm(c, activations),
+        norm=_norm(c, activations, normed),
         join=_join(c, activations, table),
         layer=layer,
         append=only_appends(layer),
-        output=_output(c, activations, norm, matrix),
+        output=_output(c, activations, norm, matrix, normed),
     )
     return NextHead(c.left_out[0], HeadSteps(*map(finish, graphs)), rotations)
 
@@ -100,10 +105,14 @@ def _name(c: ModelConfig, slot: str) -> str:
     return f"blk.{c.left_out[0]}.{slot}.weight"
 
 
-def _norm(c: ModelConfig, activations: Activations) -> Graph:
+def _norm(c: ModelConfig, activations: Activations, normed: bool) -> Graph:
     g = GraphBuilder("hidden", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
-    blocks.norm(g, c, x, "output_norm", out=g.external("hidden", c.hidden_size))
+    hidden = g.external("hidden", c.hidden_size)
+    if normed:
+        blocks.norm(g, c, x, "output_norm", out=hidden)
+    else:
+        g.take_columns(x, 0, c.hidden_size, out=hidden)
     return g.build()
 
 
@@ -121,10 +130,15 @@ def _join(c: ModelConfig, activations: Activations, table: str) -> Graph:
     return g.build()
 
 
-def _output(c: ModelConfig, activations: Activations, norm: str, matrix: str) -> Graph:
+def _output(
+    c: ModelConfig, activations: Activations, norm: str, matrix: str, normed: bool
+) -> Graph:
     g = GraphBuilder("next", activations=activations)
     x = g.external("residual", c.hidden_size)  # [n, hidden]
-    h = blocks.norm(g, c, x, norm, out=g.external("hidden", c.hidden_size))
+    hidden = g.external("hidden", c.hidden_size)
+    if not normed:
+        g.take_columns(x, 0, c.hidden_size, out=hidden)
+    h = blocks.norm(g, c, x, norm, out=hidden if normed else None)
     logits = g.external("logits", c.vocab_size)  # [n, vocab]
     g.linear(h, g.weight(matrix, c.vocab_size, c.hidden_size), out=logits)
     return g.build()
