@@ -1,10 +1,9 @@
 """What families refuse by name, and what they make of keys and tensors that their files need not
 have. Nothing is computed."""
 
-from typing import Any
-
 import numpy as np
 import pytest
+from family_folders import config_of as folder_config
 from family_models import described, metadata_of, shapes, whole_key
 from messages import check_refused
 
@@ -18,33 +17,9 @@ from airllm.weights.layer_weights import check_tensors
 
 # ---- folders -------------------------------------------------------------------------------------
 
-_COMMON: dict[str, Any] = {
-    **{"vocab_size": 160, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 4},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128},
-}
-_RMS: dict[str, Any] = {"rms_norm_eps": 1e-5, "hidden_act": "silu"}
-_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
-_THREE_OF_FOUR = ["sliding_attention"] * 3 + ["full_attention"]
-# Of each model_type: what it needs beside the common keys.
-_FOLDERS: dict[str, dict[str, Any]] = {
-    "afmoe": {
-        **(_RMS | _EXPERTS | {"num_experts": 6, "mup_enabled": True, "sliding_window": 32}),
-        "layer_types": _THREE_OF_FOUR,
-    },
-    "dots1": _RMS | _EXPERTS | {"n_routed_experts": 6},
-    "exaone4": _RMS | {"sliding_window": 32, "sliding_window_pattern": 4},
-    "hunyuan_v1_moe": _RMS | {"num_experts": [6] * 4, "moe_topk": [2] * 4},
-    "gemma": {"rms_norm_eps": 1e-5, "head_dim": 16},
-    "hy_v3": _RMS | _EXPERTS | {"num_experts": 6, "num_shared_experts": 2},
-    "llama4_text": {"attn_temperature_tuning": False, "attn_scale": 0.1},
-    "phi": {"hidden_act": "gelu_new"},
-    "starcoder2": {"hidden_act": "gelu_pytorch_tanh"},
-    "ernie4_5_moe": _RMS | {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 32},
-}
-
 
 def translated(model_type: str, **keys: object) -> dict[str, object]:
-    config = _COMMON | {"model_type": model_type} | _FOLDERS[model_type] | keys
+    config = folder_config(model_type) | keys
     return dict(translate(Metadata("config.json", config)).metadata.items())
 
 

@@ -67,9 +67,12 @@ def _values(config: HFReader) -> dict[str, object]:
     thetas = config.get("layer_rope_theta")
     if thetas is None:
         return values
-    found = sorted({theta for theta in thetas if theta}) if isinstance(thetas, list) else []
-    if not isinstance(thetas, list) or len(thetas) != n_layers or len(found) > 1:
-        raise config.fault(f"layer_rope_theta is no list of {n_layers} numbers, alike beside 0")
+    fault = config.fault(f"layer_rope_theta is no list of {n_layers} numbers, alike beside 0")
+    if not isinstance(thetas, list) or {type(theta) for theta in thetas} - {int, float}:
+        raise fault
+    found = sorted({theta for theta in thetas if theta})
+    if len(thetas) != n_layers or len(found) > 1:
+        raise fault
     if found:
         values["rope.freq_base"] = Metadata(config.source, {"layer_rope_theta": found[0]}).number(
             "layer_rope_theta"

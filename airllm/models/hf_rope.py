@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.models.config_reader import MAX_HEAD_DIM
 from airllm.models.rope import STOPS, YARN_TRUNCATES
 from airllm.util.metadata import Metadata
 
@@ -71,7 +72,7 @@ def translate_rope(config: Metadata, head_dim: int) -> HFRope:
             "rope.scaling.factor": rope.number("factor"),
         }
     elif kind == "llama3":
-        factors = np.ones(head_dim // 2, np.float32)  # as GGUF files have them: 1 for other pairs
+        factors = _ones(rope, head_dim)  # as GGUF files have them: 1 for other pairs
         factors[: int(head_dim * share) // 2] = _llama3_factors(rope, int(head_dim * share))
         found.tensors["rope_freqs.weight"] = factors
     elif kind == "proportional":
@@ -100,13 +101,22 @@ def _object(config: Metadata, key: str) -> dict[str, object]:
     return value
 
 
+def _ones(rope: Metadata, head_dim: int) -> NDArray[np.float32]:
+    """1 for each pair of a head."""
+    if head_dim % 2 or not 2 <= head_dim <= MAX_HEAD_DIM:
+        raise rope.fault(
+            f"heads have {head_dim} dimensions; expected an even number up to {MAX_HEAD_DIM}"
+        )
+    return np.ones(head_dim // 2, np.float32)
+
+
 def _llama3_factors(rope: Metadata, head_dim: int) -> NDArray[np.float32]:
     """The divisor of each frequency in Llama 3's scaling: 1 for short waves, `factor` for waves
     longer than the original context, and a smooth transition between them."""
     theta, factor = rope.number("rope_theta"), rope.number("factor")
     low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
     context = rope.integer("original_max_position_embeddings", low=1)
-    if theta <= 1.0 or factor < 1.0 or not 0.0 < low <= high:
+    if theta <= 1.0 or not 1.0 <= factor <= 1e6 or not 0.0 < low <= high:
         raise rope.fault("the llama3 RoPE scaling's theta, factor or limits make no sense")
     frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     waves = context * frequencies / (2 * math.pi)  # in the original context
@@ -120,9 +130,11 @@ def _llama3_factors(rope: Metadata, head_dim: int) -> NDArray[np.float32]:
 def _proportional_factors(rope: Metadata, head_dim: int, share: float) -> NDArray[np.float32]:
     """1 for the share of a head's pairs that rotate, with the frequencies that they have if all
     rotate, and as GGUF files have it a factor that stops the others."""
-    n_rotating = int(share * head_dim // 2)
-    factors = np.full(head_dim // 2, STOPS, np.float32)
-    factors[:n_rotating] = rope.number("factor", 1.0)
+    n_rotating, factor = int(share * head_dim // 2), rope.number("factor", 1.0)
+    if not 1e-6 <= factor <= 1e6:
+        raise rope.fault(f"the proportional RoPE scaling's factor is {factor}; expected up to 1e6")
+    factors = STOPS * _ones(rope, head_dim)
+    factors[:n_rotating] = factor
     return factors
 
 
