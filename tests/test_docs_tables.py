@@ -106,6 +106,15 @@ def test_the_table_of_types_is_that_of_the_code(page: Path) -> None:
         assert (in_folders == "yes") == in_folder, name
 
 
+def test_the_architectures_that_do_not_open_are_those_of_no_family() -> None:
+    start = "- **Architectures of llama.cpp**: of the 153 of version 0.5, "
+    said = FORMATS.read_text().partition(start)[2].partition("\n- **")[0]
+    assert said.startswith(f"{len(FAMILIES)} open.")  # llama.cpp 0.5 knows each of them
+    named = re.findall(r"`([a-z0-9_-]+)`", said)
+    assert len(named) > 30
+    assert set(named) & set(FAMILIES) == set()
+
+
 def test_the_table_of_quantised_folders_is_that_of_the_code() -> None:
     rows = doc_pages.table(FORMATS, "`quant_method`")
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
