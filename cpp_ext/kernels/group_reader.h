@@ -79,6 +79,10 @@ class GroupReader {
     static constexpr std::size_t head_blocks =
         layout.head_bytes && lanes<Isa> == 16 ? layout.run_blocks : 1;
 
+    // Whether products multiply by d once for both scales of a block.  With AVX2, 4 rows of
+    // activations by Q2_K then take 0.82 of the time; with AVX-512, one row takes 0.89.
+    static constexpr bool d_apart = layout.head_bytes && subs == 2;
+
     // What a block's codes are multiplied by and what is added to them, for each format.sub
     // columns.
     struct Scales {
@@ -129,6 +133,8 @@ class GroupReader {
         return head;
     }
 
+    // If Apart, without d and d_min: s, and s_min, which is subtracted.
+    template <bool Apart = false>
     [[gnu::always_inline]] Scales load_scales(std::size_t b, const Head& head) const {
         Scales scales;
         unroll<subs>([&](auto i) __attribute__((always_inline)) {
@@ -136,7 +142,11 @@ class GroupReader {
                 scales.byte[i] = load_bytes<Isa>(group_ + layout.s(b) + i * lanes<Isa>);
             const auto factor = [&](F d, std::size_t offset) {
                 const std::byte* bytes = group_ + offset + i * lanes<Isa>;
-                if constexpr (format.scale == Scale::half)
+                if constexpr (Apart && format.scale == Scale::half_by_int8)
+                    return load_int8<Isa>(bytes);
+                else if constexpr (Apart)
+                    return xsimd::to_float(scales.byte[i] >> 4);
+                else if constexpr (format.scale == Scale::half)
                     return d;
                 else if constexpr (format.scale == Scale::half_by_int8)
                     return d * load_int8<Isa>(bytes);
@@ -150,7 +160,7 @@ class GroupReader {
             scales.scale[i] = factor(head.d, layout.s(b));
             if constexpr (layout.format.has_min) {
                 const F m = factor(head.d_min, layout.s_min(b));
-                scales.minimum[i] = format.scale == Scale::half ? m : -m;
+                scales.minimum[i] = Apart || format.scale == Scale::half ? m : -m;
             } else if constexpr (format.has_min) {  // the middle level is -1/8 or 1/8, without d
                 const F bit = xsimd::to_float(scales.byte[i] & I(1));
                 scales.minimum[i] = scales.scale[i] * xsimd::fma(bit, F(0.25f), F(-1.125f));

@@ -46,11 +46,13 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     constexpr int bias = product_bias<Isa>(Type);
     constexpr bool doubled = format.step == 2;
     if constexpr (Tokens >= 4) w.fetch_ahead(b);
-    const auto scales = w.load_scales(b, head);
+    constexpr bool d_apart = GroupReader<Isa, Type>::d_apart;
+    const auto scales = w.template load_scales<d_apart>(b, head);
     const std::byte* tail = x + Digits * quant_block * Tokens;
     const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
         return x + ((d * 8 + quad) * Tokens + t) * 4;
     };
+    F whole[Tokens];  // if d_apart: the sum of the block's products, without d
     unroll<quant_block / format.sub>([&](auto sub) __attribute__((always_inline)) {
         const auto code_sum = [&](std::size_t t) {  // of the columns that share the scale
             const auto all = read<std::int32_t>(tail + 8 * Tokens + 4 * t);
@@ -86,16 +88,35 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
             I exact = Int8::finish(sum[t]);
             if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
             if constexpr (doubled) exact = exact + exact - I(bias * code_sum(t));
-            const F both = scales.scale[sub] * F(read<float>(tail + 4 * t));
-            total[t] = xsimd::fma(xsimd::to_float(exact), both, total[t]);
-            if constexpr (format.has_min) {
-                float x_sum = read<float>(tail + 4 * Tokens + 4 * t);
-                if constexpr (format.sub != quant_block)
-                    x_sum = read<float>(tail + 4 * t) * static_cast<float>(code_sum(t));
-                total[t] = xsimd::fma(scales.minimum[sub], F(x_sum), total[t]);
+            const F sums = xsimd::to_float(exact);
+            if constexpr (d_apart) {
+                whole[t] = sub == 0 ? sums * scales.scale[sub]
+                                    : xsimd::fma(sums, scales.scale[sub], whole[t]);
+            } else {
+                const F both = scales.scale[sub] * F(read<float>(tail + 4 * t));
+                total[t] = xsimd::fma(sums, both, total[t]);
+                if constexpr (format.has_min) {
+                    static_assert(format.sub == quant_block);
+                    const F x_sum(read<float>(tail + 4 * Tokens + 4 * t));
+                    total[t] = xsimd::fma(scales.minimum[sub], x_sum, total[t]);
+                }
             }
         }
     });
+    if constexpr (d_apart) {
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            F value = head.d * whole[t];
+            if constexpr (format.has_min) {  // as vectors: numbers take an instruction to repeat
+                const I all(read<std::int32_t>(tail + 8 * Tokens + 4 * t));
+                const I first(read<std::int32_t>(tail + 12 * Tokens + 4 * t));
+                const F minima = xsimd::fma(scales.minimum[1], xsimd::to_float(all - first),
+                                            scales.minimum[0] * xsimd::to_float(first));
+                value = xsimd::fnma(head.d_min, minima, value);
+            }
+            total[t] = xsimd::fma(value, F(read<float>(tail + 4 * t)), total[t]);
+        }
+    }
 }
 
 // One group by one tile of activations.
