@@ -56,12 +56,21 @@ enum class DType : std::uint8_t {
 };
 
 // What scales the columns of a block: nothing; d, a half for a block of the file; d * s, a half for
-// 256 columns times an int8 for each sub-block, or times the upper nibble of a byte for each; 2^(e
-// - 128), a byte for 32 columns; half of the unsigned E4M3 number in a byte.  The last two are half
-// of what OCP's microscaling and NVIDIA's format say, and e2m1_values are twice what E2M1 says.
-// Bits 0 and 1 of a byte with a nibble are bit 0 of the codes of the sub-block's columns: one of
-// the even eights of columns, one of the odd eights.  Bit 1 of these codes is 0.
-enum class Scale : std::uint8_t { none, half, half_by_int8, half_by_nibble, e8m0, ue4m3 };
+// 256 columns times an int8 for each sub-block, or times a nibble of a byte for each: the lower
+// one, where the upper one is that of the minimum, or the upper one; 2^(e - 128), a byte for 32
+// columns; half of the unsigned E4M3 number in a byte.  The last two are half of what OCP's
+// microscaling and NVIDIA's format say, and e2m1_values are twice what E2M1 says. Bits 0 and 1 of a
+// byte with one nibble are bit 0 of the codes of the sub-block's columns: one of the even eights of
+// columns, one of the odd eights.  Bit 1 of these codes is 0.
+enum class Scale : std::uint8_t {
+    none,
+    half,
+    half_by_int8,
+    half_by_pair,
+    half_by_nibble,
+    e8m0,
+    ue4m3
+};
 
 static constexpr std::int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                1,    13,   25,  38,  53,  69,  89,  113};
@@ -100,7 +109,7 @@ static constexpr Format formats[] = {
     {DType::q4_1,   "q4_1",    32,  20, true,  Scale::half,         32, true,  4,   0, 4},
     {DType::q5_0,   "q5_0",    32,  22, true,  Scale::half,         32, false, 5,  16, 5},
     {DType::q5_1,   "q5_1",    32,  24, true,  Scale::half,         32, true,  5,   0, 5},
-    {DType::q2_k,   "q2_k",   256,  84, true,  Scale::half_by_int8, 16, true,  2,   0, 2},
+    {DType::q2_k,   "q2_k",   256,  84, true,  Scale::half_by_pair, 16, true,  2,   0, 2},
     {DType::q3_k,   "q3_k",   256, 110, true,  Scale::half_by_int8, 16, false, 3,   4, 3},
     {DType::q4_k,   "q4_k",   256, 144, true,  Scale::half_by_int8, 32, true,  4,   0, 4},
     {DType::q5_k,   "q5_k",   256, 176, true,  Scale::half_by_int8, 32, true,  5,   0, 5},

@@ -70,7 +70,8 @@ inline float block_scale(DType type, const Block& block, std::size_t sub) {
     const auto d = [&] { return half_to_float(block.d) * format.unit; };
     switch (format.scale) {
         case Scale::half: return d();
-        case Scale::half_by_int8: return d() * block.s[sub];
+        case Scale::half_by_int8:
+        case Scale::half_by_pair: return d() * block.s[sub];
         case Scale::half_by_nibble: return d() * static_cast<float>(byte >> 4);
         case Scale::ue4m3: return ue4m3_to_float(byte);
         default: return e8m0_to_float(byte);

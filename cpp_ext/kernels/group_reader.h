@@ -87,7 +87,7 @@ class GroupReader {
     // columns.
     struct Scales {
         F scale[subs], minimum[subs];
-        I byte[subs];  // half_by_nibble: the byte that has the bits of codes
+        I byte[subs];  // of half_by_pair and half_by_nibble
     };
 
     // The same as a function of its own, for an ISA without instructions for it.
@@ -138,28 +138,31 @@ class GroupReader {
     [[gnu::always_inline]] Scales load_scales(std::size_t b, const Head& head) const {
         Scales scales;
         unroll<subs>([&](auto i) __attribute__((always_inline)) {
-            if constexpr (format.scale == Scale::half_by_nibble)
+            if constexpr (layout.pairs || format.scale == Scale::half_by_nibble)
                 scales.byte[i] = load_bytes<Isa>(group_ + layout.s(b) + i * lanes<Isa>);
-            const auto factor = [&](F d, std::size_t offset) {
+            const auto factor = [&](F d, std::size_t offset, auto of_minimum) {
                 const std::byte* bytes = group_ + offset + i * lanes<Isa>;
-                if constexpr (Apart && format.scale == Scale::half_by_int8)
-                    return load_int8<Isa>(bytes);
-                else if constexpr (Apart)
-                    return xsimd::to_float(scales.byte[i] >> 4);
-                else if constexpr (format.scale == Scale::half)
+                if constexpr (format.scale == Scale::half) {
                     return d;
-                else if constexpr (format.scale == Scale::half_by_int8)
-                    return d * load_int8<Isa>(bytes);
-                else if constexpr (format.scale == Scale::half_by_nibble)
-                    return d * xsimd::to_float(scales.byte[i] >> 4);
-                else if constexpr (format.scale == Scale::ue4m3)
+                } else if constexpr (format.scale == Scale::ue4m3) {
                     return load_ue4m3<Isa>(bytes);
-                else
+                } else if constexpr (format.scale == Scale::e8m0) {
                     return load_e8m0<Isa>(bytes);
+                } else {
+                    F s;
+                    if constexpr (format.scale == Scale::half_by_int8)
+                        s = load_int8<Isa>(bytes);
+                    else if constexpr (layout.pairs && !of_minimum)
+                        s = xsimd::to_float(scales.byte[i] & I(15));
+                    else
+                        s = xsimd::to_float(scales.byte[i] >> 4);
+                    if constexpr (Apart) return s;
+                    return d * s;
+                }
             };
-            scales.scale[i] = factor(head.d, layout.s(b));
+            scales.scale[i] = factor(head.d, layout.s(b), std::false_type{});
             if constexpr (layout.format.has_min) {
-                const F m = factor(head.d_min, layout.s_min(b));
+                const F m = factor(head.d_min, layout.s_min(b), std::true_type{});
                 scales.minimum[i] = Apart || format.scale == Scale::half ? m : -m;
             } else if constexpr (format.has_min) {  // the middle level is -1/8 or 1/8, without d
                 const F bit = xsimd::to_float(scales.byte[i] & I(1));

@@ -14,6 +14,7 @@
 // The scales are half d [blocks][rows], then d_min likewise if the type has minima.  Where a scale
 // is d times an int8, they are int8 s [blocks][32 / sub][rows], then s_min, and a head before the
 // records of every 8 blocks holds half d [rows] and d_min [rows] (or as much padding) of these.
+// q2_k's s and s_min, of 4 bits, share a byte.
 // Scales of one byte are stored as s is, without a head; a d of 256 columns without s is a head.
 //
 // The codes of a block fill `bits` vectors, so that no bit is wasted.  A 32-bit lane belongs to one
@@ -55,6 +56,7 @@ struct GroupLayout {
     static constexpr std::size_t rows = lanes<Isa>;
     Format format;
     bool has_d, has_s;        // halves; scales of a byte
+    bool pairs;               // a byte has s and s_min
     std::size_t subs;         // scales of a block
     std::size_t block_bytes;  // codes of a block
     std::size_t scale_bytes;  // of a block's d or s of one row
@@ -65,11 +67,12 @@ struct GroupLayout {
     constexpr explicit GroupLayout(DType type) : format(format_of(type)) {
         has_d = format.scale != Scale::e8m0 && format.scale != Scale::ue4m3;
         has_s = format.scale != Scale::half;
+        pairs = format.scale == Scale::half_by_pair;
         const bool shared_d = has_d && format.elements == 256;
         subs = quant_block / std::max(format.sub, std::size_t{1});
         block_bytes = static_cast<std::size_t>(format.bits) * 4 * rows;
         scale_bytes = subs * (has_s ? 1 : shared_d ? 0 : 2);
-        const std::size_t kinds = format.has_min ? 2 : 1;
+        const std::size_t kinds = format.has_min && !pairs ? 2 : 1;
         record_blocks = 2 * kinds * scale_bytes % 4 == 0 ? 2 : 4;  // whole vectors, of 4 rows
         kind_bytes = record_blocks * scale_bytes * rows;
         record_bytes = kinds * kind_bytes + record_blocks * block_bytes;
@@ -172,8 +175,9 @@ void pack_quantized_row(const std::byte* row, std::size_t k, std::size_t r, std:
         if (at.format.has_min) std::memcpy(group + at.d_min(b) + 2 * r, &block.d_min, 2);
         if (!at.has_s) continue;
         for (std::size_t i = 0; i < at.subs; ++i) {
-            group[at.s(b) + i * at.rows + r] = static_cast<std::byte>(block.s[i]);
-            if (at.format.has_min)
+            const int s = at.pairs ? block.s[i] | block.s_min[i] << 4 : block.s[i];
+            group[at.s(b) + i * at.rows + r] = static_cast<std::byte>(s);
+            if (at.format.has_min && !at.pairs)
                 group[at.s_min(b) + i * at.rows + r] = static_cast<std::byte>(block.s_min[i]);
         }
     }
@@ -235,8 +239,13 @@ void unpack_quantized_row(const PackedView& w, const std::byte* group, std::size
         for (std::size_t i = 0; at.has_s && i < 2; ++i) {
             const std::size_t at_s = i % at.subs * at.rows + r;
             block.s[i] = static_cast<std::int8_t>(group[at.s(b) + at_s]);
-            if (at.format.has_min)
+            if (at.pairs) {
+                const unsigned both = byte_at(group, at.s(b) + at_s);
+                block.s[i] = both & 15;
+                block.s_min[i] = static_cast<std::int8_t>(both >> 4);
+            } else if (at.format.has_min) {
                 block.s_min[i] = static_cast<std::int8_t>(group[at.s_min(b) + at_s]);
+            }
         }
         for (std::size_t quad = 0; quad < 8; ++quad) {
             const std::uint32_t stored =
