@@ -96,3 +96,19 @@ def test_a_matrix_packed_for_one_isa_still_works_after_a_change(extension):
                 np.testing.assert_allclose(extension.linear(x, matrix), exact, atol=0.2)
     finally:
         extension.set_isa(before)
+
+
+@pytest.mark.skipif(len(ISAS) < 2, reason="one ISA here")
+def test_matrices_that_share_a_quantised_input_are_packed_for_one_isa(extension):
+    """The kernels of each ISA round the input to tiles of their own shape."""
+    before, rows = extension.simd_level, np.zeros((8, 34), np.uint8)
+    x, matrices = np.ones((2, 32), np.float32), []
+    try:
+        for isa in (ISAS[0], ISAS[-1]):
+            extension.set_isa(isa)
+            matrices.append(extension.PackedMatrix(rows, "q8_0", (8, 32)))
+    finally:
+        extension.set_isa(before)
+    with pytest.raises(ValueError, match="linear_many: the matrices were packed for different"):
+        extension.linear_many(x, matrices)
+    assert len(extension.linear_many(x, matrices, activations="f32")) == 2

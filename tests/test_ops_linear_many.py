@@ -55,10 +55,17 @@ def test_one_matrix_without_a_list_is_refused(ops):
         ops.linear_many(normal((3, K)), w)
 
 
-def test_too_few_outputs_are_refused(ops):
-    ws = matrices(ops, ["q4_0", "q4_0", "q4_0"])
-    with pytest.raises(TypeError, match="expected a list or tuple of 3 arrays"):
-        ops.linear_many(normal((3, K)), ws, out=[np.empty((3, 40), np.float32)])
+@pytest.mark.parametrize(
+    "out",
+    [
+        pytest.param([np.empty((3, 8), np.float32)], id="too few"),
+        pytest.param(np.empty((2, 3, 8), np.float32), id="an array"),
+    ],
+)
+def test_outputs_that_are_no_list_of_an_array_for_each_matrix_are_refused(ops, out):
+    ws = matrices(ops, ["q4_0", "q4_0"], sizes=(8, 8))
+    with pytest.raises(TypeError, match="expected a list or tuple of 2 arrays"):
+        ops.linear_many(normal((3, K)), ws, out=out)
 
 
 def test_outputs_that_overlap_each_other_are_refused(ops):
