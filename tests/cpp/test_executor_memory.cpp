@@ -3,6 +3,7 @@
 
 #include "dispatch.h"
 #include "graphs.h"
+#include "ops/sparse.h"
 #include "threads.h"
 
 using namespace arrays;
@@ -157,28 +158,41 @@ TEST(there_is_room_for_the_widest_input_of_integers) {
 TEST(there_is_room_for_the_sequences_of_the_layer_that_has_most) {
     // So many positions that three tokens need more than what one sequence may take.
     constexpr std::size_t head_dim = 16, n_heads = 64, past = 66'000, capacity = past + 3;
-    Builder b;
-    const int q = b.external("q", n_heads * head_dim), y = b.external("y", n_heads * head_dim);
-    Op& op = b.op(OpKind::attention, {q}, y);
-    op.n_heads = n_heads;
-    op.n_kv_heads = 1;
-    op.head_dim = head_dim;
-    Floats k = filled(capacity * head_dim, 1), x = normal(3 * n_heads * head_dim, 2),
-           out(3 * n_heads * head_dim);
+    Floats k = filled(capacity * head_dim, 1), selection = filled(3 * head_dim, 0),
+           x = normal(3 * n_heads * head_dim, 2), out(3 * n_heads * head_dim),
+           narrow_x = normal(3 * head_dim, 3), narrow_out(3 * head_dim);
     const tensor_ops::KvCache cache{k.data(), k.data(), DType::f32, 1, capacity, head_dim};
     const std::vector<tensor_ops::CachedSequence> three(3, {1, past, cache}),
         one(1, {3, past, cache});
     const std::size_t needed = 3 * tensor_ops::attention_floats(n_heads, three[0]);
     check::that(needed > tensor_ops::attention_workspace_floats, "needed");
     const std::vector<Weight> none;
-    for (const bool most_first : {true, false}) {
-        Executor executor(b.graph, 3);
-        const tensor_ops::Layer few{&none, one}, most{&none, three};
-        const std::vector<tensor_ops::Layer> layers =
-            most_first ? std::vector{most, few} : std::vector{few, most};
-        std::vector<void*> pointers = {x.data(), out.data()};
-        executor.run(layers, {.external = pointers, .n_tokens = 3});
-        check::equal(executor.bytes(), needed * sizeof(float), "bytes");
+    for (const OpKind kind : {OpKind::attention, OpKind::sparse_attention}) {
+        const bool sparse = kind == OpKind::sparse_attention;
+        Builder b;
+        const int selected = b.external("selection", head_dim);
+        for (const std::size_t heads : {n_heads, std::size_t{1}}) {  // the last op needs less
+            const int q = b.external("q", heads * head_dim), y = b.external("y", heads * head_dim);
+            Op& op = b.op(kind, sparse ? std::vector{q, selected} : std::vector{q}, y);
+            op.n_heads = heads;
+            op.n_kv_heads = 1;
+            op.head_dim = head_dim;
+        }
+        const std::size_t of_selected =
+            sparse ? tensor_ops::sparse_workspace_floats(n_heads, head_dim, head_dim, 3) : 0;
+        check::equal(Executor(b.graph, 3).bytes(),
+                     (tensor_ops::attention_workspace_floats + of_selected) * sizeof(float),
+                     "bytes before a run, for one sequence");
+        for (const bool most_first : {true, false}) {
+            Executor executor(b.graph, 3);
+            const tensor_ops::Layer few{&none, one}, most{&none, three};
+            const std::vector<tensor_ops::Layer> layers =
+                most_first ? std::vector{most, few} : std::vector{few, most};
+            std::vector<void*> pointers = {selection.data(), x.data(), out.data(), narrow_x.data(),
+                                           narrow_out.data()};
+            executor.run(layers, {.external = pointers, .n_tokens = 3});
+            check::equal(executor.bytes(), (needed + of_selected) * sizeof(float), "bytes");
+        }
     }
 }
 

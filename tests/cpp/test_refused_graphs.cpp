@@ -9,6 +9,7 @@ using namespace arrays;
 using graphs::Builder;
 using graphs::OpKind;
 using graphs::Weight;
+using tensor_ops::CachedSequence;
 using tensor_ops::DType;
 using tensor_ops::Executor;
 using tensor_ops::Graph;
@@ -225,6 +226,86 @@ TEST(a_batch_that_does_not_fit_is_refused_and_the_next_one_runs) {
     check::refused([&] { run(1, 0, other); }, "has 2 heads of 8, expected 2 heads of 16");
     check::that(same_bytes(result, Floats(4 * 64)), "something was written");
     check::that(same_bytes(k_cache, Floats(2 * 10 * 16)), "the cache was written");
+    run(0, 10, cache);  // it is full, and no token follows
     run(4, 0, cache);
     check::that(std::isfinite(result[0]), "the next batch");
+}
+
+TEST(an_index_that_does_not_fit_is_refused) {
+    Builder b;
+    const int k = b.external("k", 16);
+    b.op(OpKind::index_append, {k}).head_dim = 16;
+    Executor executor(b.graph, 4);
+    Floats keys = normal(4 * 16, 1), rows(10 * 16);
+    tensor_ops::KvCache index{rows.data(), nullptr, DType::f32, 1, 10, 16};
+    const auto run = [&](std::size_t n, std::size_t past) {
+        const CachedSequence sequence{.n_tokens = n, .past = past, .cache = {}, .index = index};
+        graphs::run(executor, {}, {{k, keys.data()}}, std::span(&sequence, 1));
+    };
+    check::refused([&] { run(1, 10); }, "10 + 1 positions do not fit the index of 10");
+    run(0, 10);
+    index.first = 1;
+    check::refused([&] { run(1, 5); }, "the index begins at position 1, and not at 0");
+}
+
+TEST(keys_of_groups_that_are_not_as_the_others_are_refused) {
+    Builder b;
+    const int q = b.external("q", 16), y = b.external("y", 16);
+    Op& op = b.op(OpKind::group_attention, {q}, y);
+    op.n_heads = 1;
+    op.head_dim = 16;
+    op.window = op.every = 4;
+    Executor executor(b.graph, 1);
+    Floats memory(2 * 16 * 16), queries = normal(16, 1), out(16);
+    std::byte* const page = reinterpret_cast<std::byte*>(memory.data());
+    const tensor_ops::KvCache keys{
+        .n_kv_heads = 1, .capacity = 16, .head_dim = 16, .pages = &page, .page_bits = 4};
+    const auto run = [&](const tensor_ops::KvCache& cache, const tensor_ops::KvCache& groups) {
+        const CachedSequence sequence{.n_tokens = 1, .past = 0, .cache = cache, .groups = groups};
+        graphs::run(executor, {}, {{q, queries.data()}, {y, out.data()}}, std::span(&sequence, 1));
+    };
+    run(keys, keys);
+    tensor_ops::KvCache other = keys;
+    other.type = DType::f16;
+    check::refused([&] { run(keys, other); }, "the keys of groups are no keys as the others");
+    other = keys;
+    other.v_offset = 16 * 16 * sizeof(float);
+    check::refused([&] { run(other, keys); }, "the keys of groups are no keys as the others");
+}
+
+TEST(tokens_for_groups_that_do_not_fit_are_refused) {
+    Builder b;
+    const int x = b.external("x", 32), gate = b.external("gate", 32), y = b.external("y", 16);
+    Op& op = b.op(OpKind::pool_groups, {x, gate}, y, b.slot("bias"));
+    op.every = 4;
+    op.n_parts = 2;
+    Executor executor(b.graph, 2);
+    Floats memory(2 * 2 * 16 * 16), in = normal(2 * 32, 1), out(2 * 16), bias = normal(4 * 32, 2);
+    std::byte* const page = reinterpret_cast<std::byte*>(memory.data());
+    const tensor_ops::KvCache good{.n_kv_heads = 2,
+                                   .capacity = 16,
+                                   .head_dim = 16,
+                                   .pages = &page,
+                                   .page_bits = 4,
+                                   .v_offset = 2 * 16 * 16 * sizeof(float)};
+    const auto run = [&](std::size_t n, std::size_t past, const tensor_ops::KvCache& pending) {
+        const CachedSequence sequence{.n_tokens = n, .past = past, .cache = {}, .pending = pending};
+        graphs::run(executor, {tensor_ops::Vector{bias.data(), 32, 4}},
+                    {{x, in.data()}, {gate, in.data()}, {y, out.data()}}, std::span(&sequence, 1));
+    };
+    run(2, 14, good);
+    run(0, 16, good);
+    check::refused([&] { run(2, 15, good); }, "15 + 2 positions do not fit the tokens for groups");
+    check::refused([&] { run(1, SIZE_MAX, good); }, "do not fit the tokens for groups, 16");
+    check::refused([&] { run(1, 0, {}); }, "this graph needs tokens for groups");
+    const auto refused = [&](const std::function<void(tensor_ops::KvCache&)>& change) {
+        tensor_ops::KvCache wrong = good;
+        change(wrong);
+        check::refused([&] { run(1, 0, wrong); }, "tokens for groups do not fit the op");
+    };
+    refused([](auto& pending) { pending.type = DType::f16; });
+    refused([](auto& pending) { pending.n_kv_heads = 1; });
+    refused([](auto& pending) { pending.head_dim = 8; });
+    refused([](auto& pending) { pending.value_dim = 8; });
+    refused([](auto& pending) { pending.v_offset = 0; });  // the values are in the keys
 }

@@ -92,6 +92,10 @@ TEST(layers_that_do_not_fit_their_pages_are_refused) {
     refused(wrong, "number of KV heads");
     wrong.keys->n_kv_heads = SIZE_MAX;
     refused(wrong, "number of KV heads");
+    wrong.keys->n_kv_heads = (1u << 20) + 1;
+    refused(wrong, "number of KV heads");
+    wrong.keys->n_kv_heads = 1u << 20;  // the most there may be
+    SequenceState({{page_rows, std::size_t{1} << 40}}, {wrong});
     wrong = layer(0);
     wrong.keys->head_dim = 577;
     refused(wrong, "heads of 577");
