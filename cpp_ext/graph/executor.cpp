@@ -185,7 +185,8 @@ void Executor::check_layer(const Layer& layer, const Batch& batch) const {
                 std::get<RawRows>((*layer.weights)[static_cast<std::size_t>(op.weight)]);
             const std::int32_t* checked = ids(i);
             for (std::size_t t = 0; t < batch.n_tokens; ++t)
-                if (checked[t] < 0 || static_cast<std::size_t>(checked[t]) >= rows.n)
+                // A negative number is beyond 2^63 as std::size_t.
+                if (static_cast<std::size_t>(checked[t]) >= rows.n)
                     throw std::invalid_argument("token " + std::to_string(checked[t]) +
                                                 " is not in the vocabulary of " +
                                                 std::to_string(rows.n));
