@@ -3,8 +3,10 @@
 What the disk may do wrong is in tests/cpp/test_stream.cpp.
 """
 
+import ctypes
 import errno
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,6 +60,16 @@ def test_bytes_come_in_order_into_the_slots(
     assert stats["io"] == "threads" if options.get("io") else stats["io"] in ("io_uring", "threads")
     assert stats["direct"] in ((False,) if options.get("direct") is False else (True, False))
     stream.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="io_uring is Linux's")
+def test_io_uring_reads_where_the_kernel_grants_it(cpp: ModuleType, descriptor: int) -> None:
+    parameters = np.zeros(30, np.uint32)  # struct io_uring_params: features is number 5
+    ring = ctypes.CDLL(None).syscall(425, 11, parameters.ctypes.data_as(ctypes.c_void_p))
+    if ring < 0 or parameters[5] & 0b1001 != 0b1001:
+        pytest.skip("no io_uring as of Linux 5.6")
+    os.close(ring)
+    assert opened(cpp.Stream, descriptor, cpp.Memory(2_000_000)).stats()["io"] == "io_uring"
 
 
 def test_the_plain_stream_gives_the_same_bytes_errors_and_statistics(
