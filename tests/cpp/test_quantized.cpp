@@ -197,6 +197,9 @@ KERNEL_TEST(activations_of_every_size) {
         check_quantized(table, kind, w, filled(2 * k, 0), 2);
         for (const double scale : {1e-44, 1e-40, 1e-38, 1e-36, 1e-34, 1e-32, 1e-10, 1e10, 1e30})
             check_quantized(table, kind, w, normal(5 * k, 2, scale), 5);
+        Floats alone = filled(2 * k, 0);    // 127 / 1e-38 is no float32: codes of it would be the
+        alone[0] = alone[k + 31] = 1e-38f;  // largest integers, and add up to one of them on ARM
+        check_quantized(table, kind, w, alone, 2);
         Floats mixed = normal(2 * k, 2);  // blocks of very different sizes
         for (std::size_t i = 0; i < 32; ++i) {
             mixed[i] *= 1e-6f;
