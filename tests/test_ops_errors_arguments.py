@@ -203,6 +203,9 @@ VALUE_ERRORS = {
     "attention: window is 0; expected an integer of at least 1, or None for no window.": (
         lambda ops: ops.attention(Q, K, K, window=0)
     ),
+    "attention: window is -1; expected an integer of at least 1, or None for no window.": (
+        lambda ops: ops.attention(Q, K, K, window=-1)
+    ),
     "attention: window is -1000000000000000000000000000000; expected an integer of at least 1": (
         lambda ops: ops.attention(Q, K, K, window=-(10**30))
     ),
