@@ -139,7 +139,7 @@ void take_other_groups(const RouteTask& task, std::span<float> ranks, std::span<
         groups[g] = rank(group_score(task.group_score, ranks.subspan(g * size, size)));
     for (std::size_t i = 0; i < task.n_groups_used; ++i) take_best(groups);
     for (std::size_t g = 0; g < groups.size(); ++g)
-        if (groups[g] != taken) std::fill_n(ranks.begin() + g * size, size, taken);
+        if (groups[g] != taken) std::ranges::fill(ranks.subspan(g * size, size), taken);
 }
 
 }  // namespace

@@ -127,10 +127,10 @@ void ssm_scan(const Worker& worker, const KernelTable& table, const ScanCall& ca
         const std::size_t group = h / (heads / call.n_groups);
         const float bias = call.dt_bias ? call.dt_bias[h] : 0.0f;
         const auto scan = [&](float* state, std::size_t row, std::size_t count) {
-            constexpr std::size_t most = 64;
-            float steps[most];
-            for (; count > 0; row += std::min(most, count), count -= std::min(most, count)) {
-                const std::size_t n = std::min(most, count);
+            constexpr std::size_t longest = 64;
+            float steps[longest];
+            for (; count > 0; row += std::min(longest, count), count -= std::min(longest, count)) {
+                const std::size_t n = std::min(longest, count);
                 for (std::size_t t = 0; t < n; ++t)
                     steps[t] = call.dt[(row + t) * heads + h] + bias;
                 table.softplus(steps, steps, n);

@@ -12,7 +12,7 @@ namespace tensor_ops {
 namespace {
 
 // The logits of a group are skipped together if the largest of them is too small to matter.
-constexpr std::size_t group = 64, lanes = 16;
+constexpr std::size_t group_size = 64, lanes = 16;
 
 // Maps floats to integers in the same order, with NaN above all.  Compilers vectorise comparisons
 // of integers, but not of floats, because of the rules about NaN.
@@ -51,9 +51,10 @@ struct Room {
 };
 
 void look_at_groups(std::span<const float> logits, std::vector<float>& largest) {
-    largest.resize((logits.size() + group - 1) / group);
+    largest.resize((logits.size() + group_size - 1) / group_size);
     for (std::size_t g = 0; g < largest.size(); ++g)
-        largest[g] = largest_of(&logits[g * group], std::min(group, logits.size() - g * group));
+        largest[g] = largest_of(&logits[g * group_size],
+                                std::min(group_size, logits.size() - g * group_size));
 }
 
 // The index of the first largest value, or of the first NaN.
@@ -83,7 +84,8 @@ void take_candidates(std::span<const float> logits, std::size_t k, Room& room) {
     room.left.clear();
     for (std::size_t g = 0; g < room.largest.size(); ++g) {
         if (room.largest[g] < floor) continue;
-        for (std::size_t id = g * group; id < std::min((g + 1) * group, logits.size()); ++id)
+        for (std::size_t id = g * group_size; id < std::min((g + 1) * group_size, logits.size());
+             ++id)
             if (logits[id] >= floor) room.left.push_back({logits[id], id});
     }
     if (k < room.left.size()) {
@@ -99,10 +101,11 @@ void take_candidates(std::span<const float> logits, std::size_t k, Room& room) {
 std::size_t sample(std::span<const float> logits, const Sampling& sampling, double draw) {
     thread_local Room room;
     look_at_groups(logits, room.largest);
-    const std::size_t best_group = likeliest(room.largest) * group;
+    const std::size_t best_group = likeliest(room.largest) * group_size;
     const std::size_t best_id =
         best_group +
-        likeliest(logits.subspan(best_group).first(std::min(group, logits.size() - best_group)));
+        likeliest(
+            logits.subspan(best_group).first(std::min(group_size, logits.size() - best_group)));
     if (sampling.temperature == 0.0 || !std::isfinite(logits[best_id])) return best_id;
 
     take_candidates(logits, sampling.top_k, room);

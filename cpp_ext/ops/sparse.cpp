@@ -74,8 +74,8 @@ void select_highest(const float* scores, std::size_t count, std::size_t n, float
 }
 
 std::size_t index_score_floats(std::size_t longest, std::size_t n_tokens) {
-    constexpr std::size_t step = 1u << 16;  // the memory seldom grows
-    const std::size_t row = divide_up(longest, step) * step;
+    constexpr std::size_t grain = 1u << 16;  // the memory seldom grows
+    const std::size_t row = divide_up(longest, grain) * grain;
     return row * std::clamp<std::size_t>(shared_floats / std::max<std::size_t>(row, 1), 1,
                                          std::max<std::size_t>(n_tokens, 1));
 }
