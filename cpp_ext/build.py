@@ -64,6 +64,8 @@ CORE_SOURCES = {
     ),
     "stream/all": ("file", "requests", "uring", "schedule", "reader", "stream"),
 }
+# Without exceptions, see there.
+STAY_SOURCES = {"threads/stay": ("stay",)}
 BINDING_SOURCES = {
     "bindings/operations": (
         *("module", "arrays", "elementwise", "matrix", "formats", "attention", "runtime"),
@@ -94,7 +96,8 @@ def core_units(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> list[
     }
     units = units_of(CORE_SOURCES, folder, toolchain.flags)
     dispatch = dataclasses.replace(units[0], flags=(*units[0].flags, compiled_isas(isas)))
-    return [*by_object.values(), dispatch, *units[1:]]
+    stay = units_of(STAY_SOURCES, folder, (*toolchain.flags, "-fno-exceptions"))
+    return [*by_object.values(), dispatch, *units[1:], *stay]
 
 
 def kernel_unit(toolchain: Toolchain, isa: Isa, part: str, folder: Path) -> Unit:
@@ -204,7 +207,7 @@ def shared_library_flags() -> tuple[str, ...]:
 def records(folder: Path) -> dict[str, Record]:
     """What each object of the extension took, by its name in the folder, the slowest first."""
     kernels = [f"isa/{isa.name}_{part}" for isa in ISAS for part in isa.parts]
-    names = [f"{name}.o" for name in (*CORE_SOURCES, *BINDING_SOURCES, *kernels)]
+    names = [f"{name}.o" for name in (*CORE_SOURCES, *STAY_SOURCES, *BINDING_SOURCES, *kernels)]
     found = {name: record for name in names if (record := Record.of(folder / name))}
     return dict(sorted(found.items(), key=lambda item: -item[1].cpu_seconds))
 

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <Python.h>
-#include <unistd.h>
+
+#include "threads/stay.h"
 
 namespace tensor_ops::bindings {
 
@@ -16,11 +17,8 @@ class WithoutGil {
     // which would end the process in a destructor, or drop references without the GIL.  So the
     // thread waits here, too, and the process ends without it.
     ~WithoutGil() {
-        try {
-            PyEval_RestoreThread(state_);
-        } catch (...) {
-            for (;;) pause();
-        }
+        call_and_stay([](void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); },
+                      state_);
     }
 
  private:
