@@ -2,7 +2,8 @@
 
 Environment: CXX (the compiler; flags may follow), TENSOR_OPS_ISA (the ISAs to build,
 comma-separated), XSIMD_INCLUDE_DIR (the folder of xsimd's headers), AIRLLM_NO_EXTENSION=1 (no
-extension: NumPy only). CFLAGS, CXXFLAGS, CPPFLAGS and LDFLAGS are not used.
+extension: NumPy only), AIRLLM_TARGET (the machines that the wheel is for, as cpp_ext/targets.py
+names them). CFLAGS, CXXFLAGS, CPPFLAGS and LDFLAGS are not used.
 """
 
 import os
@@ -18,6 +19,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent.absolute()
 sys.path.insert(0, str(ROOT / "cpp_ext"))
 import build as cpp_build  # noqa: E402
+import targets  # noqa: E402
 
 
 def version() -> str:
@@ -34,7 +36,7 @@ class BuildKernels(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).absolute()
         # Not build_temp: each editable install has a new one, and would compile everything again.
         try:
-            cpp_build.build_extension(cpp_build.EXTENSION_OBJECTS, output, version())
+            cpp_build.build_extension(output, version(), target)
         except cpp_build.BuildError as error:
             sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
         except OSError as error:  # a read-only tree, a full disk
@@ -44,6 +46,12 @@ class BuildKernels(build_ext):
                 "in a folder with room that you can write to, or, for NumPy alone, set "
                 "AIRLLM_NO_EXTENSION=1"
             )
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if target:
+            return fullname.replace(".", os.sep) + target.extension_suffix
+        name: str = super().get_ext_filename(fullname)
+        return name
 
 
 class BuildPython(build_py):
@@ -56,10 +64,17 @@ class BuildPython(build_py):
         super().run()
 
 
+try:
+    target = targets.wanted_target()
+except cpp_build.BuildError as error:
+    sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
 wanted = os.environ.get("AIRLLM_NO_EXTENSION", "0") in ("", "0")
 extensions = [Extension("tensor_ops_cpp", [])] if wanted else []
 setup(
     license="Apache-2.0",
     ext_modules=extensions,
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
+    # pip and build ask by this command, and install it; other commands would fetch an egg.
+    setup_requires=[targets.ZIGLANG] if target and "egg_info" in sys.argv else [],
+    options={"bdist_wheel": {"plat_name": target.wheel_platform}} if target else {},
 )

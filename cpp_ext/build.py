@@ -20,8 +20,16 @@ from compiling import compile_all as compile_all
 from compiling import link as link
 
 from headers import BuildError as BuildError
-from headers import Headers, pybind11_headers, python_headers, xsimd_headers
+from headers import (
+    Headers,
+    multiarch_headers,
+    pybind11_headers,
+    python_headers,
+    xsimd_headers,
+)
 from isas import ISAS, Isa, isas_for, parts_of
+from targets import TARGETS as TARGETS
+from targets import Target
 
 ROOT = Path(__file__).parent
 XSIMD_CACHE = CHECKOUT / "build/xsimd"
@@ -45,6 +53,7 @@ KERNEL_WARNINGS = (
     "-Wno-psabi",
     "-Wno-unused-command-line-argument",
     "-Wno-unknown-warning-option",
+    "-Wno-unused-const-variable",  # a part of an ISA does not use each constant of the ISA
 )
 
 # Sources that are compiled as one object, by its name, in the folder of that name: reading headers
@@ -109,13 +118,13 @@ def kernel_unit(toolchain: Toolchain, isa: Isa, part: str, folder: Path) -> Unit
         *own_xsimd(name),
     )
     flags = (*kernel_flags(toolchain, isa), *defines)
-    xsimd = xsimd_headers(XSIMD_CACHE)
+    xsimd = xsimd_headers(XSIMD_CACHE, not toolchain.zig)
     return Unit((ROOT / f"isa/{isa.name}.cpp",), folder / f"isa/{name}.o", flags, (xsimd,))
 
 
 def kernel_flags(toolchain: Toolchain, isa: Isa) -> tuple[str, ...]:
     flags = (*COMMON_FLAGS, *KERNEL_FLAGS, *KERNEL_WARNINGS, INCLUDE)
-    return (*flags, *toolchain.flags, *isa.flags)
+    return (*flags, *toolchain.flags, *toolchain.machine_flags(isa.flags))
 
 
 def own_xsimd(name: str) -> tuple[str, ...]:
@@ -172,7 +181,9 @@ def build_program(
 
 def extension_units(toolchain: Toolchain, folder: Path, version: str) -> list[Unit]:
     """All objects of tensor_ops_cpp for the running Python. TENSOR_OPS_ISA restricts the ISAs."""
-    libraries = (python_headers(), pybind11_headers())
+    libraries = [python_headers(), pybind11_headers()]
+    if toolchain.zig:
+        libraries.append(multiarch_headers(toolchain.machine, folder / "include"))
     try:
         isas = isas_for(toolchain.machine, os.environ.get("TENSOR_OPS_ISA"))
     except ValueError as error:
@@ -181,27 +192,34 @@ def extension_units(toolchain: Toolchain, folder: Path, version: str) -> list[Un
         "COMPILER": toolchain.version(),
         "FLAGS": " ".join(COMMON_FLAGS[:2] + KERNEL_FLAGS),
         "VERSION": version,
-        "XSIMD": xsimd_headers(XSIMD_CACHE).name.removeprefix("xsimd "),
+        "XSIMD": xsimd_headers(XSIMD_CACHE, not toolchain.zig).name.removeprefix("xsimd "),
     }
     defines = (f'-DTENSOR_OPS_{key}="{value}"' for key, value in names.items())
-    bindings = units_of(BINDING_SOURCES, folder, (*toolchain.flags, *defines, "-Os"), libraries)
+    bindings = units_of(BINDING_SOURCES, folder, (*toolchain.flags, *defines, "-Os"), (*libraries,))
     # The longest first, so that no core waits for one of them at the end.
     return [*bindings, *core_units(toolchain, isas, folder)]
 
 
-def build_extension(folder: Path, output: Path, version: str) -> None:
-    """Compile and link tensor_ops_cpp for the running Python. TENSOR_OPS_ISA restricts the ISAs."""
+def build_extension(output: Path, version: str, target: Target | None = None) -> None:
+    """Compile and link tensor_ops_cpp for the running Python, on this machine or on the target.
+    TENSOR_OPS_ISA restricts the ISAs."""
     if note := unused_variables():
         print(note, file=sys.stderr)
-    toolchain = Toolchain.native()
+    toolchain = target.toolchain() if target else Toolchain.native()
+    folder = target_objects(target) if target else EXTENSION_OBJECTS
     objects = compile_all(toolchain, extension_units(toolchain, folder, version))
-    link(toolchain, objects, output, shared_library_flags())
+    link(toolchain, objects, output, shared_library_flags(target))
 
 
-def shared_library_flags() -> tuple[str, ...]:
+def target_objects(target: Target) -> Path:
+    return CHECKOUT / f"build/objects-{target.name}-{sys.implementation.cache_tag}"
+
+
+def shared_library_flags(target: Target | None) -> tuple[str, ...]:
     if sys.platform == "darwin":
         return ("-bundle", "-undefined", "dynamic_lookup")
-    return ("-shared", "-Wl,--exclude-libs,ALL")
+    flags = ("-shared", f"-Wl,--version-script={ROOT / 'exports.map'}")
+    return (*flags, "-s") if target else flags  # Zig's libc++ has 30 MB for debuggers
 
 
 def records(folder: Path) -> dict[str, Record]:

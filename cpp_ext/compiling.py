@@ -47,6 +47,7 @@ class Toolchain:
     compiler: tuple[str, ...]
     machine: str
     flags: tuple[str, ...] = ()  # for every object, for instance a sanitizer's
+    zig: bool = False  # Zig's Clang, which sees none of this machine's headers
 
     @classmethod
     def native(cls, flags: Sequence[str] = ()) -> "Toolchain":
@@ -62,6 +63,13 @@ class Toolchain:
                 "it in CXX, or install without the extension: AIRLLM_NO_EXTENSION=1"
             )
         return cls(tuple(found), platform.machine(), tuple(flags))
+
+    def machine_flags(self, flags: Sequence[str]) -> tuple[str, ...]:
+        """An ISA's flags as this compiler spells them: Zig has ARM's architectures as features."""
+        if not self.zig:
+            return tuple(flags)
+        arm = re.compile(r"-march=armv(\d)\.(\d)-a")
+        return tuple(arm.sub(r"-mcpu=generic+v\1_\2a", flag) for flag in flags)
 
     def version(self) -> str:
         return _version(self.compiler)
@@ -165,11 +173,13 @@ def _command(toolchain: Toolchain, unit: Unit) -> list[str]:
 
 
 def _made_with(toolchain: Toolchain, unit: Unit) -> list[str]:
-    """What an object is made with, files aside. Libraries by their versions: pip unpacks them
-    somewhere else for each build."""
+    """What an object is made with, files aside. Libraries, and the compiler's program, by their
+    versions: pip unpacks them somewhere else for each build."""
+    program, *options = toolchain.compiler
+    compiler = [Path(program).name, *options, toolchain.version()]
     libraries = [library.name for library in unit.headers]
     sources = [source.name for source in unit.sources]
-    return [*toolchain.compiler, toolchain.version(), *unit.flags, *libraries, *sources]
+    return [*compiler, *unit.flags, *libraries, *sources]
 
 
 def is_fresh(toolchain: Toolchain, unit: Unit) -> bool:

@@ -8,6 +8,7 @@ without what it requires, and the headers are taken out.
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -52,6 +53,19 @@ def python_headers() -> Headers:
     return Headers(f"Python {sys.version}", folder)
 
 
+def multiarch_headers(machine: str, cache: Path) -> Headers:
+    """What Debian's pyconfig.h includes on another machine: the pyconfig.h of this one, in `cache`.
+
+    Both have the same types, of the same sizes, and the public headers ask for nothing else."""
+    include, own = Path(sysconfig.get_path("include")), sysconfig.get_config_var("MULTIARCH") or ""
+    original = include.parent / own / include.name / "pyconfig.h"
+    copy = cache / f"{machine}-linux-gnu" / include.name / "pyconfig.h"
+    if original.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(original, copy)
+    return Headers("pyconfig.h", cache)
+
+
 def pybind11_headers() -> Headers:
     """Raises BuildError where pybind11 is not installed."""
     try:
@@ -64,15 +78,18 @@ def pybind11_headers() -> Headers:
     return Headers(f"pybind11 {pybind11.__version__}", Path(pybind11.get_include()))
 
 
-def xsimd_headers(cache: Path) -> Headers:
+def xsimd_headers(cache: Path, system: bool = True) -> Headers:
     """xsimd's headers: XSIMD_INCLUDE_DIR, or those of pythran, the system, or `cache`, which is
-    filled from PyPI where it is empty. Raises BuildError."""
+    filled from PyPI where it is empty. Raises BuildError.
+
+    system: whether the compiler looks in SYSTEM_FOLDERS."""
     if named := os.environ.get("XSIMD_INCLUDE_DIR"):
         return _named(Path(named))
     spec = importlib.util.find_spec("pythran")
     packaged = list(spec.submodule_search_locations or []) if spec else []
     too_old = []
-    for folder in (*map(Path, (*packaged, *SYSTEM_FOLDERS)), cache):
+    searched = SYSTEM_FOLDERS if system else ()
+    for folder in (*map(Path, (*packaged, *searched)), cache):
         version = _xsimd_version(folder)
         if version is not None and version >= XSIMD_MINIMUM:
             return Headers(f"xsimd {_dotted(version)}", folder)

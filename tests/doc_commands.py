@@ -164,7 +164,7 @@ def _check_python(arguments: list[str]) -> None:
             _check_pip(rest)
         case ["-m", "pytest", *rest]:
             _check_pytest(rest)
-        case ["-m", "venv", _]:
+        case ["-m", "venv", _] | ["-m", "build", "--wheel"]:
             pass
         case ["-m", "airllm", *rest]:
             parse_airllm(rest)

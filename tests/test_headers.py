@@ -8,7 +8,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cpp_ext"))
 import headers
-from headers import BuildError, pybind11_headers, python_headers, xsimd_headers
+from headers import (
+    BuildError,
+    multiarch_headers,
+    pybind11_headers,
+    python_headers,
+    xsimd_headers,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +63,17 @@ def test_without_pythons_headers_the_error_names_the_package(tmp_path, monkeypat
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(BuildError, match=rf"no Python\.h in {tmp_path}.*apt install python3-dev"):
         python_headers()
+
+
+def test_debians_configuration_is_found_for_another_machine(tmp_path, monkeypatch):
+    own = tmp_path / "usr/x86_64-linux-gnu/python3.13/pyconfig.h"
+    own.parent.mkdir(parents=True)
+    own.write_text("#define SIZEOF_LONG 8")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "usr/python3.13"))
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: "x86_64-linux-gnu")
+    folder = multiarch_headers("aarch64", tmp_path / "cache").folder
+    copy = folder / "aarch64-linux-gnu/python3.13/pyconfig.h"
+    assert copy.read_text() == "#define SIZEOF_LONG 8"
 
 
 def test_without_pybind11_the_error_names_the_build_requirements(monkeypatch):

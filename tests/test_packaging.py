@@ -1,14 +1,26 @@
-"""What `pip install .` installs, what a source distribution holds, and how a build fails."""
+"""What `pip install .` installs, what a source distribution holds, how a build fails, and wheels
+for other machines.
 
+Those are built for this machine's architecture, with scalar kernels alone. The release workflow
+builds all of them, with all kernels.
+"""
+
+import importlib.util
 import json
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+import cpp_program
 import pytest
+import wheel_file
+from cpp_program import build as cpp_build
 from extension import require_cpp
 
 ROOT = Path(__file__).parent.parent
@@ -36,10 +48,11 @@ def build(tmp_path_factory):
     if (result := run(*pip)).returncode != 0:
         pytest.skip(f"pip does not get setuptools here: {result.stderr}")
 
-    def run_hook(hook):
+    def run_hook(hook, **variables):
         folder = tmp_path_factory.mktemp(hook)
         code = f"from setuptools import build_meta; build_meta.{hook}({str(folder)!r})"
-        result = run("-c", code, PYTHONPATH=str(backend))
+        with cpp_program.locked(cpp_program.folder("packages")):  # build/ is one for all
+            result = run("-c", code, PYTHONPATH=str(backend), **variables)
         assert result.returncode == 0, result.stdout + result.stderr
         [built] = folder.iterdir()
         return built
@@ -197,3 +210,124 @@ def test_the_extension_can_be_left_out(tmp_path):
     result = run("setup.py", "build_ext", *folder, AIRLLM_NO_EXTENSION="1", PATH=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert list(tmp_path.rglob("*")) == []
+
+
+# ---- wheels for other machines -------------------------------------------------------------------
+
+TARGETS = [target.name for target in cpp_build.TARGETS]
+HERE = f"{platform.machine()}-linux-gnu.2.28"
+
+
+@pytest.fixture(scope="session")
+def target_wheel(build):
+    if HERE not in TARGETS or sys.platform != "linux":
+        pytest.skip(f"no target is this machine's: {HERE}")
+    if importlib.util.find_spec("ziglang") is None:
+        cpp_program.skip_or_fail("ziglang is not installed: pip install -e '.[wheels]'")
+    return build("build_wheel", AIRLLM_TARGET=HERE, TENSOR_OPS_ISA="scalar")
+
+
+@pytest.mark.packaging
+def test_a_wheel_for_a_target_is_as_its_tag_says(target_wheel):
+    assert target_wheel.name.endswith(f"-manylinux_2_28_{platform.machine()}.whl")
+    assert wheel_file.faults(target_wheel) == []
+
+
+@pytest.mark.packaging
+def test_the_compiler_of_targets_warns_of_nothing(target_wheel):
+    [target] = [target for target in cpp_build.TARGETS if target.name == HERE]
+    made = cpp_build.records(cpp_build.target_objects(target))
+    assert len(made) > 8
+    assert [record.warnings for record in made.values() if record.warnings] == []
+
+
+# What depends on the compiler's own libraries: exceptions, the end of threads, thread-local memory.
+ON_THE_WHEEL = ("ops_errors", "ops_sampling", "cpp_executor_threads")
+
+
+@pytest.mark.packaging
+def test_tests_pass_on_the_wheel_for_a_target(target_wheel, tmp_path):
+    """In a copy of the tests, beside which the package is what the wheel holds."""
+    with zipfile.ZipFile(target_wheel) as archive:
+        archive.extractall(tmp_path)
+    for name in ("tests", "cpp_ext"):  # tests read tables there
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    files = [f"tests/test_{name}.py" for name in ON_THE_WHEEL]
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider"]
+    variables = {"AIRLLM_REQUIRE_CPP": "1", "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
+    code = "import tensor_ops_cpp; print(tensor_ops_cpp.__file__)"
+    assert run("-c", code, cwd=tmp_path, **variables).stdout.startswith(str(tmp_path))
+    result = run("-m", "pytest", *options, *files, cwd=tmp_path, **variables)
+    assert result.returncode == 0, result.stdout[-4000:]
+
+
+def wheel_of(path, file, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(file, content)
+    return path
+
+
+@pytest.mark.skipif(HERE not in TARGETS or sys.platform != "linux", reason="no target's machine")
+def test_what_is_wrong_with_a_wheel_is_said(tmp_path):
+    source = tmp_path / "other.cpp"
+    source.write_text(
+        "#include <cstdlib>\n#include <string>\n"
+        "void f(std::string& s) { s.resize(9999); }\n"
+        "void* g() { return aligned_alloc(64, 64); }\n"
+    )
+    compiler = cpp_build.Toolchain.native().compiler
+    command = [*compiler, "-shared", "-fPIC", "-z", "execstack", source, "-o", tmp_path / "other"]
+    subprocess.run(command, check=True, capture_output=True)
+    content, machine = (tmp_path / "other").read_bytes(), platform.machine()
+    name = f"tensor_ops_cpp.cpython-311-{machine}-linux-gnu.so"
+    wheel = tmp_path / f"x-1-cp311-cp311-manylinux_2_1_{machine}.whl"
+    said = " ".join(wheel_file.faults(wheel_of(wheel, name, content)))
+    for fault in ("libraries ['libstdc++", "stack is executable", "exports ['_Z1f", "GLIBC_2.1"):
+        assert fault in said
+    assert wheel_file.faults(wheel_of(wheel, "a.so", b"")) == [f"it holds ['a.so'], not {name}"]
+    assert "its tag" in wheel_file.faults(tmp_path / f"x-1-cp311-cp311-linux_{machine}.whl")[0]
+
+
+def test_a_target_that_does_not_exist_is_named_with_those_that_do():
+    result = run("setup.py", "--version", AIRLLM_TARGET="riscv64-linux-gnu")
+    assert result.returncode == 1
+    error = result.stderr.splitlines()[-1]
+    assert "AIRLLM_TARGET names 'riscv64-linux-gnu'; expected one of" in error
+    assert [name for name in TARGETS if name not in error] == []
+
+
+def test_without_its_compiler_a_target_says_how_to_get_it(tmp_path):
+    code = "import sys; sys.modules['ziglang'] = None; sys.argv = ['setup.py', 'build_ext', "
+    code += f"'--build-lib', {str(tmp_path)!r}]; import runpy; runpy.run_path('setup.py')"
+    result = run("-c", code, AIRLLM_TARGET=TARGETS[0])
+    assert result.returncode == 1
+    assert "needs Zig's compiler: pip install ziglang==" in result.stderr.splitlines()[-1]
+
+
+def test_only_a_target_requires_its_compiler():
+    code = "from setuptools import build_meta; print(build_meta.get_requires_for_build_wheel())"
+    required = [run("-c", code, AIRLLM_TARGET=name).stdout for name in ("", TARGETS[0])]
+    assert ["ziglang==" in text for text in required] == [False, True]
+
+
+@pytest.mark.parametrize("target", cpp_build.TARGETS, ids=TARGETS)
+def test_a_target_names_the_extension_as_its_python_looks_for_it(target):
+    machine, _, libc = target.name.partition(".")[0].split("-")
+    version = f"{sys.version_info.major}{sys.version_info.minor}{sys.abiflags}"
+    assert target.extension_suffix == f".cpython-{version}-{machine}-linux-{libc}.so"
+
+
+def test_the_compiler_of_targets_has_isas_flags_in_its_own_spelling():
+    flags = ("-mavx2", "-march=armv8.2-a+dotprod")
+    toolchains = [cpp_build.Toolchain(("c++",), "aarch64", zig=zig) for zig in (False, True)]
+    spelled = [toolchain.machine_flags(flags) for toolchain in toolchains]
+    assert spelled == [flags, ("-mavx2", "-mcpu=generic+v8_2a+dotprod")]
+
+
+def test_a_release_builds_every_target():
+    text = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+    [built, *tested] = re.findall(r"target: \[(.*)\]", text)
+    assert built.split(", ") == TARGETS
+    assert tested
+    assert set(tested[0].split(", ")) <= set(TARGETS)
