@@ -69,6 +69,10 @@ try:
 except cpp_build.BuildError as error:
     sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
 wanted = os.environ.get("AIRLLM_NO_EXTENSION", "0") in ("", "0")
+options = {}
+if target:  # a folder of its own, so that builds for two targets may run at once
+    options["build"] = {"build_lib": f"build/lib-{target.name}"}
+    options["bdist_wheel"] = {"plat_name": target.wheel_platform}
 extensions = [Extension("tensor_ops_cpp", [])] if wanted else []
 setup(
     license="Apache-2.0",
@@ -76,5 +80,5 @@ setup(
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
     # pip and build ask by this command, and install it; other commands would fetch an egg.
     setup_requires=[targets.ZIGLANG] if target and "egg_info" in sys.argv else [],
-    options={"bdist_wheel": {"plat_name": target.wheel_platform}} if target else {},
+    options=options,
 )
