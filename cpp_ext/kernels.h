@@ -193,6 +193,9 @@ struct SelectiveScanTask {
     float* state;    // [channels][d_state]
 };
 
+// Up to this many rows, packing b costs matmul more than it saves.
+inline constexpr std::size_t matmul_few_rows = 24;
+
 struct KernelTable {
     const char* isa;            // "avx512", as TENSOR_OPS_ISA spells it
     std::size_t vector_floats;  // floats in one vector register
@@ -315,7 +318,9 @@ struct KernelTable {
                          std::size_t first, std::size_t last, float* y, std::size_t y_stride,
                          float* scratch);
     // Columns [first, last) of c = a b; a [m][k] and b [k][n] are row-major with the given strides.
-    // `scratch` holds matmul_scratch_floats floats.  The error bound is that of linear_f32.
+    // `scratch` holds matmul_scratch_floats floats.  The error bound is that of linear_f32.  Up to
+    // matmul_few_rows rows read b as it lies.  The bits of a row depend on whether there is one
+    // row, few or more, and not on their number.
     void (*matmul)(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride,
                    float* c, std::size_t c_stride, std::size_t m, std::size_t k, std::size_t first,
                    std::size_t last, float* scratch);

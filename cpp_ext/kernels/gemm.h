@@ -59,6 +59,7 @@ inline constexpr std::size_t panel = 2 * lanes<Isa>;
 inline constexpr std::size_t depth_block = 256;
 inline constexpr std::size_t column_block = 512;
 inline constexpr std::size_t max_tile = 17;  // 16 rows, and room for transpose_tile
+inline constexpr std::size_t line_bytes = 64;
 
 // The products of one row read the matrix in this many streams, which lie far apart: a Zen 4 core
 // then reads 1.05 to 1.1 times as fast as in one stream.
@@ -75,7 +76,23 @@ inline void for_far_streams(std::size_t first, std::size_t last, F&& f) {
         f(i, apart, std::integral_constant<std::size_t, 1>{});
 }
 
-inline constexpr std::size_t gemm_scratch_floats = depth_block * (column_block + max_tile);
+// Lines of memory that a product asks for while it computes, spread over its time: some rows of a
+// matrix that lie `row_bytes` apart.
+struct Lines {
+    const std::byte* row = nullptr;
+    std::size_t row_bytes = 0, lines_of_row = 0;
+    std::size_t left = 0;  // lines in all
+    std::size_t in_row = 0;
+
+    void fetch() {
+        if (left == 0) return;
+        --left;
+        __builtin_prefetch(row + in_row * line_bytes);
+        if (++in_row < lines_of_row) return;
+        in_row = 0;
+        row += row_bytes;
+    }
+};
 
 // The panels of a matrix.  stride: elements from one panel to the next.  row_stride: elements from
 // one k to the next.
@@ -88,27 +105,39 @@ struct Panels {
 // c[rows][panel] (+)= x[k][Rows] * b[k][panel] for Streams panels of b.  The panels lie b_apart
 // elements apart, and their columns of c c_apart; only `columns` of c's columns exist.  A sum runs
 // along k in order, whatever Rows and Streams are, so that the result of a row does not depend on
-// the rows beside it.
+// the rows beside it.  Meanwhile `lines` are fetched.
 template <class Isa, std::size_t Rows, std::size_t Streams, class Source>
-inline void multiply_panel(const float* x, const Source* b, std::size_t b_stride,
-                           std::size_t b_apart, std::size_t k, float* c, std::size_t c_stride,
-                           std::size_t c_apart, std::size_t columns, bool accumulate) {
+[[gnu::noinline]] void multiply_panel(const float* x, const Source* b, std::size_t b_stride,
+                                      std::size_t b_apart, std::size_t k, float* c,
+                                      std::size_t c_stride, std::size_t c_apart,
+                                      std::size_t columns, bool accumulate, Lines lines = {}) {
     using F = Floats<Isa>;
     constexpr std::size_t w = lanes<Isa>;
     F sum[Streams][Rows][2];
     unroll<Streams>(
         [&](auto s) { unroll<Rows>([&](auto r) { sum[s][r][0] = sum[s][r][1] = F(0.0f); }); });
-    for (std::size_t i = 0; i < k; ++i) {
+    // c is far away if it is large: without this, 512 rows take a fifth more time.
+    if (accumulate)
         unroll<Streams>([&](auto s) {
-            const Source* at = b + i * b_stride + s * b_apart;
-            const F b0 = load_as_float<Isa>(at);
-            const F b1 = load_as_float<Isa>(at + w);
             unroll<Rows>([&](auto r) {
-                const F v(x[i * Rows + r]);
-                sum[s][r][0] = xsimd::fma(v, b0, sum[s][r][0]);
-                sum[s][r][1] = xsimd::fma(v, b1, sum[s][r][1]);
+                __builtin_prefetch(c + r * c_stride + s * c_apart);
+                __builtin_prefetch(c + r * c_stride + s * c_apart + 2 * w - 1);
             });
         });
+    const std::size_t stretch = lines.left ? std::max<std::size_t>(k / lines.left, 1) : k;
+    for (std::size_t i = 0; i < k;) {
+        lines.fetch();
+        for (const std::size_t end = std::min(i + stretch, k); i < end; ++i)
+            unroll<Streams>([&](auto s) {
+                const Source* at = b + i * b_stride + s * b_apart;
+                const F b0 = load_as_float<Isa>(at);
+                const F b1 = load_as_float<Isa>(at + w);
+                unroll<Rows>([&](auto r) {
+                    const F v(x[i * Rows + r]);
+                    sum[s][r][0] = xsimd::fma(v, b0, sum[s][r][0]);
+                    sum[s][r][1] = xsimd::fma(v, b1, sum[s][r][1]);
+                });
+            });
     }
     unroll<Streams>([&](auto s) {
         unroll<Rows>([&](auto r) {
@@ -182,27 +211,6 @@ template <class Isa, class Source>
                                          panels.row_stride, 0, k, c + r * c_stride + j, c_stride, 0,
                                          n - j, accumulate);
     });
-}
-
-// Columns [first, last) of c in blocks of `columns`, whole panels; pack(i, depth, j, n, panels)
-// packs the part of the right-hand matrix with rows [i, i + depth) and columns [j, j + n).
-template <class Isa, class Pack>
-void multiply_blocks(const float* a, std::size_t a_stride, std::size_t m, std::size_t k, float* c,
-                     std::size_t c_stride, std::size_t first, std::size_t last, std::size_t columns,
-                     float* scratch, Pack&& pack) {
-    float* tile = scratch + depth_block * columns;
-    for (std::size_t j = first; j < last; j += columns) {
-        const std::size_t n = std::min(columns, last - j);
-        std::size_t i = 0;
-        do {  // once for k = 0, too: the outputs are zeros then
-            const std::size_t depth = std::min(depth_block, k - i);
-            pack(i, depth, j, n, scratch);
-            const Panels<float> panels{scratch, depth * panel<Isa>, panel<Isa>};
-            multiply_panels<Isa>(a + i, a_stride, m, depth, panels, n, c + j, c_stride, i > 0,
-                                 tile);
-            i += depth_block;
-        } while (i < k);
-    }
 }
 
 }  // namespace

@@ -146,6 +146,27 @@ void multiply_few_rows(DecodeGroup<Isa> decode, const PackedView& w, const float
     });
 }
 
+// Columns [first, last) of c in blocks of `columns`, whole panels; pack(i, depth, j, n, panels)
+// packs the part of the right-hand matrix with rows [i, i + depth) and columns [j, j + n).
+template <class Isa, class Pack>
+void multiply_blocks(const float* a, std::size_t a_stride, std::size_t m, std::size_t k, float* c,
+                     std::size_t c_stride, std::size_t first, std::size_t last, std::size_t columns,
+                     float* scratch, Pack&& pack) {
+    float* tile = scratch + depth_block * columns;
+    for (std::size_t j = first; j < last; j += columns) {
+        const std::size_t n = std::min(columns, last - j);
+        std::size_t i = 0;
+        do {  // once for k = 0, too: the outputs are zeros then
+            const std::size_t depth = std::min(depth_block, k - i);
+            pack(i, depth, j, n, scratch);
+            const Panels<float> panels{scratch, depth * panel<Isa>, panel<Isa>};
+            multiply_panels<Isa>(a + i, a_stride, m, depth, panels, n, c + j, c_stride, i > 0,
+                                 tile);
+            i += depth_block;
+        } while (i < k);
+    }
+}
+
 // The quantised types.
 template <class Isa>
 void linear_decoded(DecodeGroup<Isa> decode, const PackedView& w, const float* x, std::size_t rows,

@@ -159,23 +159,31 @@ void matmul(const Worker& worker, const KernelTable& table, const float* a, cons
     if (m == 1 && n >= 1024) return matmul_one_row(worker, table, a, b, c, k, n, sums);
     auto* scratch =
         static_cast<float*>(thread_scratch(table.matmul_scratch_floats * sizeof(float)));
-    const std::size_t panel = 2 * table.vector_floats;
-    // Divides the columns, so that each thread packs its own part of b; the rows if there are too
-    // few columns.
-    if (m < 16 || n >= 4 * panel * static_cast<std::size_t>(worker.count())) {
-        // Few rows read b once, without packing, and stretches shorter than a page stop the
+    if (m <= matmul_few_rows) {
+        // They read b once, without packing, and stretches shorter than a page stop the
         // prefetchers.
-        const std::size_t unit = m < 16 && n >= 4096 ? 1024 : column_unit(worker, table, n, 512);
+        const std::size_t unit = n >= 4096 ? 1024 : column_unit(worker, table, n, 512);
         deal(worker, n, unit, [&](std::size_t first, std::size_t last) {
             table.matmul(a, k, b, n, c, n, m, k, first, last, scratch);
         });
-    } else {
-        // 12 is the height of a tile.  Only multiples of 4 will do: smaller tiles sum in another
-        // order.
-        deal(worker, m, 12, [&](std::size_t first, std::size_t last) {
-            table.matmul(a + first * k, k, b, n, c + first * n, n, last - first, k, 0, n, scratch);
-        });
+        return;
     }
+    // Divides the columns, so that each thread packs its own part of b; the rows too if there are
+    // too few columns, in pieces that are worth the packing.
+    constexpr std::size_t unit = 128, piece = 64;
+    const std::size_t units = (n + unit - 1) / unit;
+    const bool enough = units >= 4 * static_cast<std::size_t>(worker.count());
+    const std::size_t pieces = enough ? 1 : std::max<std::size_t>(m / piece, 1);
+    deal(worker, pieces * units, 1, [&](std::size_t first, std::size_t last) {
+        while (first < last) {
+            const std::size_t p = first / units, u = first % units;
+            const std::size_t end = std::min(u + last - first, units);
+            const std::size_t row = m * p / pieces, rows = m * (p + 1) / pieces - row;
+            table.matmul(a + row * k, k, b, n, c + row * n, n, rows, k, u * unit,
+                         std::min(end * unit, n), scratch);
+            first += end - u;
+        }
+    });
 }
 
 void embed(const Worker& worker, const KernelTable& table, const RawRows& rows,

@@ -52,32 +52,33 @@ void check_matmul(const KernelTable& table, const Shape& s, Where where = Where:
 }  // namespace
 
 KERNEL_TEST(every_number_of_columns_at_any_start) {
-    for (const std::size_t m : {3u, 7u})
+    for (const std::size_t m : {1u, 7u, 27u})
         for (std::size_t n = 0; n <= 70; ++n)
             check_matmul(table, {.m = m, .k = 33, .n = n, .offset = n % 16});
 }
 
 KERNEL_TEST(every_number_of_rows) {
-    for (std::size_t m = 0; m <= 40; ++m) check_matmul(table, {.m = m, .k = 20, .n = 35});
+    for (std::size_t m = 0; m <= 60; ++m) check_matmul(table, {.m = m, .k = 20, .n = 35});
 }
 
 KERNEL_TEST(every_depth) {
-    for (const std::size_t m : {2u, 5u})
+    for (const std::size_t m : {1u, 5u, 27u})
         for (const std::size_t k : sizes()) check_matmul(table, {.m = m, .k = k, .n = 19});
 }
 
 KERNEL_TEST(sizes_beyond_one_block_of_the_kernel) {
     check_matmul(table, {.m = 30, .k = 515, .n = 530});
     check_matmul(table, {.m = 3, .k = 515, .n = 530});
+    check_matmul(table, {.m = 515, .k = 20, .n = 140});
 }
 
 KERNEL_TEST(rows_may_lie_apart) {
-    for (const std::size_t m : {2u, 9u})
+    for (const std::size_t m : {2u, 9u, 27u})
         check_matmul(table, {.m = m, .k = 21, .n = 37, .a_gap = 5, .b_gap = 3, .c_gap = 7});
 }
 
 KERNEL_TEST(some_columns_are_the_same_and_no_other_is_written) {
-    for (const std::size_t m : {2u, 9u}) {
+    for (const std::size_t m : {2u, 9u, 27u}) {
         const Shape s{.m = m, .k = 21, .n = 90};
         const Floats a = random_a(s), b = random_b(s), whole = multiply(table, s, a, b, 0, s.n);
         const std::size_t ranges[][2] = {{0, 32}, {32, 90}, {5, 5}, {3, 50}, {89, 90}};
@@ -86,9 +87,18 @@ KERNEL_TEST(some_columns_are_the_same_and_no_other_is_written) {
     }
 }
 
+KERNEL_TEST(a_row_among_many_has_the_same_bits_however_many_they_are) {
+    const Shape s{.m = 70, .k = 300, .n = 150};
+    const Floats a = random_a(s), b = random_b(s), whole = multiply(table, s, a, b, 0, s.n);
+    const Shape fewer{.m = 31, .k = s.k, .n = s.n};
+    const Floats c = multiply(table, fewer, a, b, 0, s.n);
+    for (std::size_t i = 0; i < fewer.m * s.n; ++i)
+        check::equal(c[i], whole[i], "an element of 31 rows, and of 70");
+}
+
 KERNEL_TEST(denormal_and_huge_numbers) {
     for (const double scale : {1e-42, 1e-30, 1e-20, 1e17}) {
-        for (const std::size_t m : {2u, 9u}) {
+        for (const std::size_t m : {2u, 9u, 27u}) {
             const Shape s{.m = m, .k = 40, .n = 20};
             check_matmul(table, s, normal(s.m * s.k, 1, scale), normal(s.k * s.n, 2, scale));
         }
@@ -96,7 +106,7 @@ KERNEL_TEST(denormal_and_huge_numbers) {
 }
 
 KERNEL_TEST(nan_reaches_its_row_and_its_column_alone) {
-    for (const std::size_t m : {3u, 9u}) {
+    for (const std::size_t m : {3u, 9u, 27u}) {
         const Shape s{.m = m, .k = 30, .n = 40};
         Floats a = random_a(s), b = random_b(s);
         a[2 * 30 + 29] = not_a_number;
@@ -106,7 +116,7 @@ KERNEL_TEST(nan_reaches_its_row_and_its_column_alone) {
 }
 
 KERNEL_TEST(infinity_reaches_its_row_alone) {
-    for (const std::size_t m : {3u, 9u}) {
+    for (const std::size_t m : {3u, 9u, 27u}) {
         const Shape s{.m = m, .k = 30, .n = 40};
         Floats a = random_a(s), b = random_b(s);
         a[2 * 30 + 7] = infinity;

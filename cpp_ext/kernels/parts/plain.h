@@ -10,7 +10,7 @@ template <class Isa>
 void fill(KernelTable& table) {
     table.linear_plain = linear_plain<Isa>;
     table.matmul = matmul<Isa>;
-    table.matmul_scratch_floats = gemm_scratch_floats;
+    table.matmul_scratch_floats = plain_scratch_floats<Isa>;
 }
 
 }  // namespace
