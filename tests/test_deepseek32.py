@@ -82,7 +82,9 @@ def test_sizes_that_config_json_leaves_out_are_those_of_transformers() -> None:
 
 def test_layers_of_other_kinds_are_refused() -> None:
     assert translated(layer_types=["indexed_attention"] * 4)
-    with pytest.raises(FormatError, match="layer_types is"):
+    with pytest.raises(
+        FormatError, match="does not say of each of 4 layers that it is 'indexed_attention'"
+    ):
         translated(layer_types=["indexed_attention"] * 3 + ["full_attention"])
 
 

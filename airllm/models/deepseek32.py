@@ -95,7 +95,9 @@ def values(config: HFReader) -> dict[str, object]:
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     kind = "indexed_attention"
     if config.get("layer_types") is not None and config.texts("layer_types") != [kind] * n_layers:
-        raise config.fault(f"layer_types does not say of each of {n_layers} layers: {kind!r}")
+        raise config.fault(
+            f"layer_types does not say of each of {n_layers} layers that it is {kind!r}"
+        )
     return {
         **deepseek2.values_of_v3(config),
         "attention.indexer.head_count": config.integer("index_n_heads", low=1),

@@ -5,8 +5,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <exception>
-#include <new>
 #include <optional>
 #include <thread>
 
@@ -56,25 +54,6 @@ TEST(a_child_forked_while_the_team_is_busy_is_not_stuck) {
                      "the child's status");
     stop = true;
     busy.join();
-}
-
-// The others go on with what the exception would destroy, for instance when memory is short.
-TEST(an_exception_does_not_leave_a_run_that_others_have_joined) {
-    const Threads wanted(2);
-    const int status = status_of_child([] {
-        std::set_terminate([] { _exit(2); });
-        std::atomic<int> arrived{0};
-        try {
-            tensor_ops::run_team([&](const auto& worker) {
-                wait_for_all(worker, arrived);
-                if (worker.index() == 0) throw std::bad_alloc();
-                worker.barrier();
-            });
-        } catch (const std::bad_alloc&) {
-        }
-        return true;
-    });
-    check::equal(status, 2, "the child's status");
 }
 
 TEST(a_child_may_have_children) {
