@@ -215,7 +215,7 @@ def target_objects(target: Target) -> Path:
     return CHECKOUT / f"build/objects-{target.name}-{sys.implementation.cache_tag}"
 
 
-def shared_library_flags(target: Target | None) -> tuple[str, ...]:
+def shared_library_flags(target: Target | None = None) -> tuple[str, ...]:
     if sys.platform == "darwin":
         return ("-bundle", "-undefined", "dynamic_lookup")
     flags = ("-shared", f"-Wl,--version-script={ROOT / 'exports.map'}")

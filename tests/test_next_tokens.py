@@ -32,6 +32,7 @@ TOKENS = np.random.default_rng(3).integers(0, VOCAB, 60).tolist()
 PROMPT = [3, 1, 4, 1, 5]
 EXACT: dict[str, Any] = {"kv_type": "f32", "activations": "f32"}
 CLOSE = 3e-6  # norm of the difference over the norm of the logits
+READ_BEFORE_NORMS = ("step35", "mimo2")
 _YARN = ("type", "factor", "original_context_length", "yarn_log_multiplier")
 
 
@@ -92,9 +93,9 @@ def test_guesses_are_those_of_the_paper(tmp_path: Path, backend: str, architectu
     with opened(path, backend=backend, mtp=True, **EXACT) as engine:
         engine.forward(TOKENS[:40])
         residual = residuals(engine, 40)
-        normed = architecture not in ("step35", "mimo2")
         expected = guess_logits(
-            engine.config, values_of(path), 1e4, TOKENS[:41], residual, 3, normed=normed
+            *(engine.config, values_of(path), 1e4, TOKENS[:41], residual, 3),
+            normed=architecture not in READ_BEFORE_NORMS,
         )
         for n, logits in enumerate(expected, 1):
             guesses = next_tokens(engine).guess(TOKENS[:41], n)
@@ -251,7 +252,9 @@ def test_where_a_text_was_cut_the_hidden_state_before_is_0(
         engine.forward(other[kept:40])
         residual = np.concatenate([first[:kept], residuals(engine, 40 - kept)])
         logits, second = guess_logits(
-            engine.config, values_of(path), 1e4, other, residual, 2, unknown=kept
+            *(engine.config, values_of(path), 1e4, other, residual, 2),
+            unknown=kept,
+            normed=architecture not in READ_BEFORE_NORMS,
         )
         assert next_tokens(engine).guess(other, 2)[0] == int(np.argmax(logits))
         difference = next_tokens(engine)._logits[0] - second
