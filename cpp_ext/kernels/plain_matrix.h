@@ -10,7 +10,7 @@ namespace {
 // Up to this many rows, packing w costs linear more than it saves: dot products read its rows as
 // they lie.  With 16 sums in registers, AVX-512 reaches 88 GFLOP/s at 128 rows; with packing, 81.
 template <class Isa>
-inline constexpr std::size_t few_rows_by_w = Isa::float_tile >= 8 ? 128 : 32;
+inline constexpr std::size_t few_rows_by_w = Isa::float_tile >= 8 ? 128 : 24;
 
 // b[k][n], in units of a row.
 template <class Isa>
