@@ -372,12 +372,14 @@ class Scheduler(Closing):
             if not job.begun:
                 if is_full or n_tokens >= most:
                     continue
-                if any(self._begins_like(job, other) for other, _, _ in chosen):
-                    continue  # it reuses in the next pass what this one evaluates
+                prompts = [other for other, _, _ in chosen if other.handle.stage == "prompt"]
                 # The first one fits; what it reuses is looked up when it begins.
-                reused = job.n_reusable_now(self._kinds, self._tree) if n_tokens else 0
-                if n_tokens and not fits(len(job.handle.prompt) - reused):
-                    continue  # later, it may reuse more
+                if prompts or n_tokens:
+                    reused = job.n_reusable_now(self._kinds, self._tree)
+                    if any(self._offers_more(other, job, reused) for other in prompts):
+                        continue  # it reuses in the next pass what this one evaluates
+                    if n_tokens and not fits(len(job.handle.prompt) - reused):
+                        continue  # later, it may reuse more
                 tokenizer = self._model.prompts.tokenizer
                 self._tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
             for choice in job.choices:
@@ -393,19 +395,19 @@ class Scheduler(Closing):
                 chosen.append((job, choice, step))
         return [each for each in chosen if not each[0].handle.is_over]
 
-    def _begins_like(self, job: RunningRequest, other: RunningRequest) -> bool:
+    def _offers_more(self, other: RunningRequest, job: RunningRequest, reused: int) -> bool:
         """Whether a prompt can reuse much more of another one, which the next pass evaluates, than
-        of what was evaluated before."""
+        the `reused` tokens that were evaluated before."""
         n = WORTH_A_PASS if self._decoder.streams else WORTH_A_WAIT
         mine, its = job.handle.prompt, other.handle.prompt
-        if other.handle.stage != "prompt" or len(mine) <= n or mine[:n] != its[:n]:
+        if len(mine) <= n or mine[:n] != its[:n]:
             return False
         reuses = job.request.reuses
         bits = reuses == "any" or (reuses == "exact" and self._kinds.any_batch)
         if not (bits and self._decoder.layout.can_be_cut and self._tree.most_bytes > 0):
             return False
         later = job.n_reusable(_n_shared(mine, its), self._kinds)
-        return later >= n and later - job.n_reusable_now(self._kinds, self._tree) >= n
+        return later >= n and later - reused >= n
 
     def _evaluate(self, chosen: Sequence[Chosen]) -> list[NDArray[np.float32]]:
         """What the steps want. If the pass fails, so do all requests in it, and there is none."""
