@@ -8,6 +8,8 @@ from typing import Any, cast, get_args
 from airllm.cli import values
 from airllm.engine.settings import AnswerOptions, Limits, OnFull, Sampling
 
+_SAID_BY_FILES = ("--temperature", "--top-k", "--top-p", "--min-p", "--repeat-penalty")
+
 
 def add_answer(
     parser: argparse.ArgumentParser, *, max_tokens: int = Limits.max_new_tokens
@@ -44,66 +46,11 @@ def add_answer(
 
 def add_sampling(group: "argparse._ArgumentGroup") -> None:
     """Options for the fields of Sampling."""
-    group.add_argument(
-        "--temperature",
-        type=values.not_negative,
-        default=argparse.SUPPRESS,
-        metavar="T",
-        help="0 always chooses the likeliest token; higher values give livelier answers "
-        f"(default: {_default('temperature')})",
-    )
-    group.add_argument(
-        "--top-k",
-        type=values.count,
-        default=argparse.SUPPRESS,
-        metavar="K",
-        help="choose among the K likeliest tokens; 0 means all tokens "
-        f"(default: {_default('top_k')})",
-    )
-    group.add_argument(
-        "--top-p",
-        type=values.share,
-        default=argparse.SUPPRESS,
-        metavar="P",
-        help="choose among the likeliest tokens that together have the probability P; 1 means "
-        f"all tokens (default: {_default('top_p')})",
-    )
-    group.add_argument(
-        "--min-p",
-        type=values.share,
-        default=argparse.SUPPRESS,
-        metavar="P",
-        help="leave out tokens that are less than P times as likely as the likeliest token "
-        f"(default: {_default('min_p')})",
-    )
-    group.add_argument(
-        "--repeat-penalty",
-        type=values.above_zero,
-        default=argparse.SUPPRESS,
-        metavar="R",
-        help="a value above 1 makes tokens less likely that the text already has "
-        f"(default: {_default('repeat_penalty')})",
-    )
-    group.add_argument(
-        "--seed",
-        type=values.count,
-        default=argparse.SUPPRESS,
-        metavar="S",
-        help="the same seed gives the same answer (default: a new seed each time)",
-    )
-    _add_sampling(group)
-
-
-def _default(name: str) -> str:
-    return f"what the model's file says, else {getattr(Sampling, name)}"
-
-
-def _add_sampling(group: "argparse._ArgumentGroup") -> None:
-    """The rarer options of Sampling."""
 
     def add(flag: str, type: Callable[[str], object], metavar: str, help: str) -> None:
-        name = flag.removeprefix("--").replace("-", "_")
-        default = getattr(Sampling, name)
+        default = getattr(Sampling, flag.removeprefix("--").replace("-", "_"))
+        if flag in _SAID_BY_FILES:
+            default = f"what the model's file says, else {default}"
         group.add_argument(
             flag,
             type=type,
@@ -112,6 +59,44 @@ def _add_sampling(group: "argparse._ArgumentGroup") -> None:
             help=f"{help} (default: {default})",
         )
 
+    add(
+        "--temperature",
+        values.not_negative,
+        "T",
+        "0 always chooses the likeliest token; higher values give livelier answers",
+    )
+    add(
+        "--top-k",
+        values.count,
+        "K",
+        "choose among the K likeliest tokens; 0 means all tokens",
+    )
+    add(
+        "--top-p",
+        values.share,
+        "P",
+        "choose among the likeliest tokens that together have the probability P; 1 means all "
+        "tokens",
+    )
+    add(
+        "--min-p",
+        values.share,
+        "P",
+        "leave out tokens that are less than P times as likely as the likeliest token",
+    )
+    add(
+        "--repeat-penalty",
+        values.above_zero,
+        "R",
+        "a value above 1 makes tokens less likely that the text already has",
+    )
+    group.add_argument(
+        "--seed",
+        type=values.count,
+        default=argparse.SUPPRESS,
+        metavar="S",
+        help="the same seed gives the same answer (default: a new seed each time)",
+    )
     add(
         "--typical-p",
         values.share,
