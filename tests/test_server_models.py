@@ -415,6 +415,41 @@ def test_requests_for_two_models_that_come_at_once_load_each_once() -> None:
     run(test)
 
 
+def test_requests_that_wait_while_models_are_looked_for_go_on_together() -> None:
+    went_on: list[str] = []
+
+    async def test() -> None:
+        models = loaded_models(Scripted("a"), clock=Clock())
+
+        async def ask() -> None:
+            await models.find("a")
+            went_on.append("request")
+
+        async def turns_of_the_loop() -> None:
+            while len(went_on) < 20 or went_on[-1] == "request":
+                await asyncio.sleep(0)
+                if went_on:
+                    went_on.append("turn")
+
+        await asyncio.gather(turns_of_the_loop(), *(ask() for _ in range(20)))
+        await models.close()
+
+    run(test)
+    assert went_on.index("turn") == 20
+
+
+def test_a_client_that_leaves_while_models_are_looked_for_takes_no_others_along() -> None:
+    async def test() -> None:
+        models = loaded_models(Scripted("a"))
+        leaving, staying = (asyncio.create_task(models.find("a")) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert (await staying).id == "a"
+        await models.close()
+
+    run(test)
+
+
 def test_a_busy_model_takes_new_requests_for_a_turn_and_then_makes_way() -> None:
     clock, a, b = Clock(), Scripted("a"), Scripted("b")
 

@@ -63,17 +63,26 @@ class Catalog:
         """find: in a stable order; runs in a thread. default: the id for requests without a name;
         None: the only model, if there is only one. aliases: see ModelNames."""
         self._find, self._default, self._aliases = find, default, aliases
-        self._looking = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
         self._look_from = 0.0
         self.sources: Mapping[str, ModelSource] = {}
         self.names = ModelNames((), {})
 
     async def look(self) -> None:
-        """Find what is there now, unless that was done just before."""
-        async with self._looking:
-            began = time.monotonic()
-            if began < self._look_from:
+        """Find what is there now, unless that was done just before.
+
+        All requests that wait for one look go on together: the queue for models has all of them
+        before a model makes way for another one.
+        """
+        if self._looking is None:
+            if time.monotonic() < self._look_from:
                 return
+            self._looking = asyncio.create_task(self._look())
+        await asyncio.shield(self._looking)  # also if this client leaves
+
+    async def _look(self) -> None:
+        try:
+            began = time.monotonic()
             try:
                 found = await asyncio.to_thread(self._find)
             except OSError as error:
@@ -83,6 +92,8 @@ class Catalog:
             self._look_from = ended + max(LOOK_SECONDS, LOOK_TIMES * (ended - began))
             self.sources = {source.id: source for source in found}
             self.names = ModelNames(found, self._aliases)
+        finally:
+            self._looking = None
 
     async def source(self, name: str) -> ModelSource:
         """The model of a name; "" for the default. UnknownModelError, UnnamedModelError."""
