@@ -3,7 +3,7 @@
 import gc
 import os
 import tomllib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,21 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many of the tests that ran have each marker of pyproject.toml."""
+    """How many of the tests that ran have each marker of pyproject.toml, and their seconds in all
+    processes."""
     lines = Path(terminalreporter.config.rootpath, "pyproject.toml").read_text(encoding="utf-8")
     markers = tomllib.loads(lines)["tool"]["pytest"]["ini_options"]["markers"]
     names = {line.partition(":")[0] for line in markers}
-    tests = {
-        report.nodeid: names & report.keywords.keys()
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if isinstance(report, pytest.TestReport)
-    }
-    counts = Counter(name for marked in tests.values() for name in marked or ["without"])
-    text = ", ".join(f"{n} {name}" for name, n in counts.most_common())
+    tests: dict[str, set[str]] = defaultdict(set)
+    seconds: dict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                for name in names & report.keywords.keys() or {"without"}:
+                    tests[name].add(report.nodeid)
+                    seconds[name] += report.duration
+    by_count = sorted(tests, key=lambda name: -len(tests[name]))
+    text = ", ".join(f"{len(tests[name])} {name} in {seconds[name]:.0f} s" for name in by_count)
     terminalreporter.write_line(f"by marker: {text}")
 
 
