@@ -466,6 +466,13 @@ CASES = {
     "Qwen3-VL": Case(
         "Qwen3VL", "qwen3vl", {"head_dim": 32, "rope_parameters": _SECTIONS}, sees=True
     ),
+    "Qwen3-VL-MoE": Case(
+        "Qwen3VLMoe",
+        "qwen3vlmoe",
+        _EXPERTS | {"head_dim": 32, "rope_parameters": _SECTIONS},
+        {"expert_weights_norm": True},
+        sees=True,
+    ),
     "Qwen2-MoE": Case(
         "Qwen2Moe",
         "qwen2moe",

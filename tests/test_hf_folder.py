@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from test_model_families import EXACT, TOKENS, error, logits_of
 from tiny_model import FAMILIES, Sizes, TinyModel, vocabulary_tokens, write_tiny_model
 
 from airllm.engine.settings import Sampling
+from airllm.formats.convert import convert
 from airllm.formats.gguf import GGUFFile
 from airllm.layer_engine import LayerWiseInferenceEngine
-from airllm.models import load_model
+from airllm.models import load_model, qwen35
+from airllm.models.hf_rope import position_sections
 from airllm.models.opening import open_model
-from airllm.util.metadata import FormatError
+from airllm.util.metadata import FormatError, Metadata
 
 
 @pytest.fixture(params=["numpy", "cpp"])
@@ -82,6 +85,49 @@ def test_experts_that_stand_in_one_tensor_are_taken_apart(tmp_path, backend):
     expected = reference_model.forward(model.tensors, sizes, TOKENS)
     actual = logits_of(TinyModel(folder, sizes, model.tensors), backend, [TOKENS])
     assert error(actual, expected) <= EXACT
+
+
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_the_experts_of_qwen3_vl_may_be_stored_by_columns(tmp_path, by_columns):
+    """As published folders have them; transformers 5 writes rows. Their shapes tell."""
+    sizes = replace(FAMILIES["qwen3moe"], ffn=96)
+    model = write_tiny_model(tmp_path, sizes=sizes)
+    config = {"model_type": "qwen3_vl_moe", "norm_topk_prob": None}
+    folder = write_folder(tmp_path / "hf", model, fused_experts=True, config=config)
+    values = hf_values(model, fused_experts=True)
+    for name in values:
+        if by_columns and "experts" in name:
+            values[name] = values[name].swapaxes(1, 2)
+    arrays = {name: ("F32", each.astype(np.float32)) for name, each in values.items()}
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(arrays))
+    expected = reference_model.forward(model.tensors, sizes, TOKENS)
+    actual = logits_of(TinyModel(folder, sizes, model.tensors), "numpy", [TOKENS])
+    assert error(actual, expected) <= EXACT
+
+
+def test_the_sections_of_positions_are_kept_for_llama_cpp(tmp_path):
+    """Qwen2.5-VL as published; llama.cpp opens no converted file without them."""
+    model = write_tiny_model(tmp_path, sizes=FAMILIES["qwen2"])
+    rope = {"type": "mrope", "mrope_section": [2, 3, 3]}
+    config = {"model_type": "qwen2_5_vl", "rope_scaling": rope}
+    with open_model(write_folder(tmp_path / "hf", model, config=config)) as file:
+        convert(file, tmp_path / "converted.gguf", "f32")
+    with open_model(tmp_path / "converted.gguf") as converted:
+        assert list(converted.metadata["qwen2vl.rope.dimension_sections"]) == [2, 3, 3, 0]
+
+
+def test_folders_of_qwen35_that_do_not_say_their_sections_have_the_usual_ones():
+    config = Metadata("config.json", {"mrope_section": None})
+    assert position_sections(config) == {}
+    found = position_sections(config, qwen35.SECTIONS)
+    assert list(found["rope.dimension_sections"]) == [11, 11, 10, 0]
+
+
+@pytest.mark.parametrize("sections", ["2", [], [1] * 5, [2, -1, 3], [2, 3.0, 3], [10**9]])
+def test_sections_of_positions_that_make_no_sense_are_refused(sections):
+    config = Metadata("config.json", {"rope_parameters": {"mrope_section": sections}})
+    with pytest.raises(FormatError, match=r"config.json: mrope_section is no list of up to 4"):
+        position_sections(config)
 
 
 def test_a_tied_head_is_the_embedding(tmp_path, backend):

@@ -40,6 +40,8 @@ class Slots:
     alternate: the names take turns, row by row; otherwise each has the next part of the rows.
     matrices: so many float matrices lie below each other in one. 0: they are stacked, or one.
     transposed: float matrices are stored as [k, n].
+    columns: float matrices have so many columns, k; where others are stored, they are [k, n]. 0: it
+    is known how they are stored.
     head_rows: of the first and the second name. The matrix has the rows of one head after another,
     [n_heads * sum(head_rows), k]. The tensors are [n_heads, k, rows], which is transposed, and
     [n_heads, rows, k].
@@ -54,6 +56,7 @@ class Slots:
     alternate: bool = False
     matrices: int = 0
     transposed: bool = False
+    columns: int = 0
     head_rows: tuple[int, int] | None = None
     head_parts: tuple[tuple[int, int], ...] = ()
     joined: bool = False

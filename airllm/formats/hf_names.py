@@ -222,8 +222,10 @@ def _places(
             if place.slots.below:
                 yield hf_sources.integers(stored, place.slots.below), place
                 continue
-            turned = place.slots.transposed
-            stored = stored.stacked(place.slots.matrices) if place.slots.matrices else stored
+            slots = place.slots
+            stored = stored.stacked(slots.matrices) if slots.matrices else stored
+            others = bool(slots.columns) and stored.shape[-1:] != (slots.columns,)
+            turned = slots.transposed or others
             yield (hf_rearranged.transposed if turned else hf_sources.plain)(stored), place
 
 

@@ -5,6 +5,7 @@ layer if the kinds differ.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ from airllm.models.config_reader import MAX_HEAD_DIM
 from airllm.models.rope import STOPS, YARN_TRUNCATES
 from airllm.util.metadata import Metadata
 
-__all__ = ["HFRope", "translate_rope"]
+__all__ = ["HFRope", "position_sections", "translate_rope"]
 
 
 @dataclass
@@ -86,12 +87,31 @@ def translate_rope(config: Metadata, head_dim: int) -> HFRope:
         _yarn(rope, found)
     elif kind in ("longrope", "su"):
         _longrope(rope, config, found)
-    elif kind != "default":
+    elif kind not in ("default", "mrope"):  # which for text is the same, see qwen2
         raise config.fault(
             f"RoPE scaling {str(kind)[:40]!r} is not supported; supported: linear, llama3, "
             "proportional, yarn, longrope"
         )
     return found
+
+
+def position_sections(config: Metadata, default: Sequence[int] | None = None) -> dict[str, object]:
+    """GGUF's key of how many pairs of a head follow each of a token's three positions (M-RoPE). The
+    positions are equal for text, so nothing here reads it; llama.cpp opens no file without it."""
+    found = _object(config, "rope_scaling") | _object(config, "rope_parameters")
+    sections = found.get("mrope_section", default)
+    if sections is None:
+        return {}
+    if (
+        not isinstance(sections, Sequence)
+        or not 1 <= len(sections) <= 4
+        or not all(type(each) is int and 0 <= each <= MAX_HEAD_DIM for each in sections)
+    ):
+        raise config.fault(
+            f"mrope_section is no list of up to 4 numbers of pairs, each at most {MAX_HEAD_DIM}"
+        )
+    padded = [*sections, 0, 0, 0][:4]
+    return {"rope.dimension_sections": np.array(padded, np.int32)}
 
 
 def _object(config: Metadata, key: str) -> dict[str, object]:

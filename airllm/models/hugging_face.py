@@ -31,6 +31,7 @@ __all__ = [
     "SPARSE_NAMES",
     "HFReader",
     "HuggingFace",
+    "Values",
 ]
 
 # Keys with these parts change the arithmetic.
@@ -231,6 +232,10 @@ class HFReader(Metadata):
         }
 
 
+# GGUF's keys, without the architecture, and their values.
+Values = Callable[[HFReader], dict[str, object]]
+
+
 def _nothing(config: HFReader) -> dict[str, object]:
     return {}
 
@@ -261,7 +266,7 @@ class HuggingFace:
 
     model_type: str
     architecture: str | Callable[[HFReader], str]
-    values: Callable[[HFReader], dict[str, object]] = _nothing
+    values: Values = _nothing
     names: Names | Callable[[HFReader], Names] = field(default_factory=dict)
     changed: Mapping[str, Change] = field(default_factory=dict)
     activation: str | tuple[str, ...] = "silu"

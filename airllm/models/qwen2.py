@@ -3,6 +3,7 @@
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
+from airllm.models.hf_rope import position_sections
 from airllm.models.hugging_face import HFReader, HuggingFace
 
 BIASES = frozenset(["attn_q", "attn_k", "attn_v"])
@@ -14,14 +15,18 @@ def configure(r: ConfigReader) -> ModelConfig:
     return r.config(biases=BIASES)
 
 
+def values_of_3_positions(config: HFReader) -> dict[str, object]:
+    return {**config.no_window(), **position_sections(config)}
+
+
 # The language model of Qwen2-VL is the same. Its rotation has three positions for each token
 # (M-RoPE, arXiv:2409.12191), which are equal for text.
 FAMILY = Family(
     ("qwen2", "qwen2vl"),
     (
         HuggingFace("qwen2", "qwen2", HFReader.no_window),
-        HuggingFace("qwen2_vl_text", "qwen2vl", HFReader.no_window, pictures="qwen2_vl"),
-        HuggingFace("qwen2_5_vl_text", "qwen2vl", HFReader.no_window, pictures="qwen2_5_vl"),
+        HuggingFace("qwen2_vl_text", "qwen2vl", values_of_3_positions, pictures="qwen2_vl"),
+        HuggingFace("qwen2_5_vl_text", "qwen2vl", values_of_3_positions, pictures="qwen2_5_vl"),
     ),
     configure,
 )

@@ -7,12 +7,13 @@ from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
+from airllm.models.qwen2 import values_of_3_positions
 
 layer = partial(blocks.layer, normed="heads")
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    r.ignore("rope.dimension_sections")
+    r.ignore("rope.dimension_sections")  # see qwen2
     return r.config()
 
 
@@ -24,7 +25,7 @@ FAMILY = Family(
         HuggingFace(
             "qwen3_vl_text",
             "qwen3vl",
-            HFReader.no_window,
+            values_of_3_positions,
             pictures="qwen3_vl",
             defaults={"head_dim": 128, "rope_theta": 5e6},
         ),

@@ -11,7 +11,8 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.delta_net import delta_net, delta_net_of, recurrent_layers
 from airllm.models.family import Family
-from airllm.models.hugging_face import EXPERT_NAMES, FULL, HFReader, HuggingFace
+from airllm.models.hf_rope import position_sections
+from airllm.models.hugging_face import EXPERT_NAMES, FULL, HFReader, HuggingFace, Values
 from airllm.models.mamba2 import CHANGED
 from airllm.models.qwen2moe import SHARED_NAMES
 
@@ -71,6 +72,7 @@ NAMES: Names = {
     "linear_attn.out_proj": "ssm_out",
 }
 MOE_NAMES: Names = {**NAMES, **EXPERT_NAMES, **SHARED_NAMES}
+SECTIONS = (11, 11, 10)  # of folders that do not say them
 _DEFAULTS = {"partial_rotary_factor": 0.25, "head_dim": 256}
 _NO_DENSE = {"intermediate_size": 0}  # models of which all layers have experts need not have it
 
@@ -131,13 +133,17 @@ def _moe_values(config: HFReader) -> dict[str, object]:
     }
 
 
+def _with_sections(values: Values) -> Values:
+    return lambda config: {**values(config), **position_sections(config, SECTIONS)}
+
+
 FAMILY = Family(
     ("qwen35", "qwen35moe", "qwen3next"),
     (
         HuggingFace(
             "qwen3_5_text",
             "qwen35",
-            _values,
+            _with_sections(_values),
             NAMES,
             changed=CHANGED,
             defaults=_DEFAULTS,
@@ -149,7 +155,7 @@ FAMILY = Family(
         HuggingFace(
             "qwen3_5_moe_text",
             "qwen35moe",
-            _moe_values,
+            _with_sections(_moe_values),
             MOE_NAMES,
             changed=CHANGED,
             defaults={**_DEFAULTS, **_NO_DENSE},

@@ -21,6 +21,7 @@ from airllm.models.config import BlockIndexer, LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEAD_DIM, MAX_TAPS, MAX_WIDTH, ConfigReader
 from airllm.models.delta_net import delta_net, delta_net_of, recurrent_layers
 from airllm.models.family import Family
+from airllm.models.hf_rope import position_sections
 from airllm.models.hugging_face import FULL, HFReader, HuggingFace
 from airllm.models.mamba2 import CHANGED
 from airllm.models.ngrams import CONSTANTS, TABLE, ngram_values, read_ngrams
@@ -289,6 +290,7 @@ def _values(config: HFReader) -> dict[str, object]:
         "expert_weights_norm": config.flag("norm_topk_prob", True),
         "expert_shared_feed_forward_length": config.integer("shared_expert_intermediate_size"),
         **ngram_values(config, n_layers),
+        **position_sections(config, qwen35.SECTIONS),
     }
 
 
