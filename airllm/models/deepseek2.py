@@ -34,6 +34,7 @@ from airllm.models.rope import Rotation, read_rotation
 from airllm.util.metadata import Metadata
 
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # a tenth of config.json's mscale_all_dim
+_PERIOD = "attention.temperature_length"
 
 _OF_EXPERTS = (
     *("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_count"),
@@ -119,7 +120,7 @@ def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, 
     if not c.attention_temperature:
         return {"rope": rope}
     original = r.integer("rope.scaling.original_context_length", low=1, high=2**24)
-    period = r.integer("attention.temperature_length", original, low=1, high=2**24)
+    period = r.integer(_PERIOD, original, low=1, high=2**24)
     # One angle of 0 has a query's factor as its cosine.
     growth = Rotation(np.zeros(1), temperature=c.attention_temperature, period=period)
     return {"rope": rope, "growth": growth}
@@ -254,7 +255,10 @@ def _mistral4(config: HFReader) -> dict[str, object]:
     rope = Metadata(config.source, found if isinstance(found, dict) else {})
     beta = rope.number("llama_4_scaling_beta", 0.0)
     values = {**latent_values(config), "expert_gating_func": 1}
-    return values | ({TEMPERATURE: beta} if beta else {})
+    if beta:
+        # llama.cpp stops if the second one is missing, which is the usual one here.
+        values |= {TEMPERATURE: beta, _PERIOD: rope.integer("original_max_position_embeddings")}
+    return values
 
 
 def _yarn(config: HFReader) -> dict[str, object]:

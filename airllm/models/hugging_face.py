@@ -232,6 +232,14 @@ class HFReader(Metadata):
         }
 
 
+def _narrow(value: object) -> object:
+    """llama.cpp reads arrays of 32-bit integers, and no wider ones."""
+    if isinstance(value, np.ndarray) and value.dtype == np.int64:
+        narrow = value.astype(np.int32)
+        return narrow if (narrow == value).all() else value
+    return value
+
+
 # GGUF's keys, without the architecture, and their values.
 Values = Callable[[HFReader], dict[str, object]]
 
@@ -316,7 +324,7 @@ class HuggingFace:
         }
         rope = translate_rope(r, head_dim)
         values |= rope.values | self.values(r)
-        values = {key: value for key, value in values.items() if value is not None}
+        values = {key: _narrow(value) for key, value in values.items() if value is not None}
         tensors = {**rope.tensors, **self.made(r)}
         self._refuse_unknown(r)
         architecture = (
