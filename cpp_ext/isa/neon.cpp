@@ -5,7 +5,7 @@ namespace tensor_ops {
 namespace {
 
 struct Isa {
-    using Arch = xsimd::neon64;
+    using Arch = xsimd::neon_lanes;
     using Int8 = NeonInt8<Isa>;
     using HalfLoad = NeonHalf<Isa>;
     static constexpr std::size_t float_tile = 8;

@@ -60,7 +60,7 @@ inline I shuffle_bytes(I bytes, I places) {
 #elif defined(__AVX2__)
     if constexpr (I::size == 8) return _mm256_shuffle_epi8(bytes, places);
 #elif defined(__aarch64__)
-    if constexpr (std::is_same_v<I, xsimd::batch<std::int32_t, xsimd::neon64> >)
+    if constexpr (std::is_same_v<I, xsimd::batch<std::int32_t, xsimd::neon_lanes> >)
         return vreinterpretq_s32_u8(
             vqtbl1q_u8(vreinterpretq_u8_s32(bytes), vreinterpretq_u8_s32(places)));
 #endif
@@ -100,8 +100,8 @@ inline F divide(F a, F b) {
 
 #if defined(__aarch64__)
 // xsimd's division, written for 32-bit ARM, refines an estimate and is up to 2 ulp off.
-inline xsimd::batch<float, xsimd::neon64> divide(xsimd::batch<float, xsimd::neon64> a,
-                                                 xsimd::batch<float, xsimd::neon64> b) {
+inline xsimd::batch<float, xsimd::neon_lanes> divide(xsimd::batch<float, xsimd::neon_lanes> a,
+                                                     xsimd::batch<float, xsimd::neon_lanes> b) {
     return vdivq_f32(a, b);
 }
 #endif

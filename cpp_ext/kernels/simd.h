@@ -7,6 +7,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+#if defined(__aarch64__)
+#include "kernels/neon_arch.h"
+#endif
+
 #include <xsimd/xsimd.hpp>
 
 namespace tensor_ops {

@@ -4,7 +4,7 @@ namespace limits {
 namespace {
 
 struct Isa {
-    using Arch = xsimd::neon64;
+    using Arch = xsimd::neon_lanes;
     using Int8 = tensor_ops::NeonDotInt8<Isa>;
     static constexpr std::size_t sums = 24, dot_sums = 24;
 };
