@@ -37,6 +37,9 @@ _OWN: dict[str, dict[str, Any]] = {
     "afmoe": _EXPERTS | {"mup_enabled": True, "sliding_window": 32, "layer_types": _THREE_OF_FOUR},
     "apertus": {"hidden_act": "xielu"},
     "arcee": {"hidden_act": "relu2"},
+    "bailing_hybrid": _LATENT
+    | {"n_routed_experts": None, "num_experts": 8, "n_group": 2, "topk_group": 1}
+    | {"layer_group_size": 2, "head_dim": 16, "kda_safe_gate": True},
     "bailing_moe": _EXPERTS | {"use_qk_norm": True, "score_function": "sigmoid"},
     "bloom": _PLAIN_NORM,
     "cohere": _PLAIN_NORM,

@@ -95,6 +95,21 @@ ARCHITECTURES = {
         | {"expert_gating_func": 2, "expert_shared_feed_forward_length": 24},
         _ALL_BIASED | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "bailingmoe3": Own(
+        _EXPERTS
+        | _SHARED
+        | {"expert_group_count": 3, "expert_group_used_count": 2, "expert_weights_norm": True}
+        | {"expert_gating_func": 2, "expert_shared_feed_forward_length": 24, "block_count": 9}
+        | {"attention.head_count_kv": np.array([0, 1, 1, 0, 1, 0, 1, 1, 1], np.int32)}
+        | {"attention.kv_lora_rank": 24, "attention.q_lora_rank": 20, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"kda.head_dim": 12, "kda.safe_gate": True, "kda.gate_lower_bound": -5.0}
+        | {"ssm.conv_kernel": 4, "attention.layer_norm_rms_epsilon": 1e-3}
+        | {"swiglu_clamp_exp": np.array([0, 0, 0, 0.5, 0, 0, 0.4, 0.2, 0], np.float32)}
+        | {"swiglu_clamp_shexp": np.array([0.5, 0, 0, 0, 0, 0, 0, 0.1, 0], np.float32)}
+        | {"nextn_predict_layers": 1},
+        _ALL_BIASED | {"blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
     "bloom": Own(_LAYER_NORM | {"attention.head_count_kv": 4}),
     "chatglm": Own(
         {"rope.dimension_count": 8}, {f"blk.{i}.attn_qkv.bias": (128,) for i in range(8)}
@@ -517,7 +532,7 @@ def write_family_model(
                 values = 0.2 * (values - 1.0)  # or one of the residuals would be all that counts
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
-        if architecture.startswith(("qwen3", "qwen4", "kimi")):
+        if architecture.startswith(("qwen3", "qwen4", "kimi", "bailingmoe3")):
             values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
         if name.endswith("ffn_gate_tid2eid.weight"):  # different experts of each token
             numbers = random.random((shape[0], 6)).argsort(axis=1)[:, : shape[1]].astype(np.int32)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from hf_case import VOCAB, Case
+from hf_case import CONTEXT, VOCAB, Case
 from hf_expert_cases import EXPERT_CASES
 from hf_plain_cases import PLAIN_CASES
 from hf_scan_cases import SCAN_CASES
@@ -109,6 +109,26 @@ _KIMI_LINEAR_EXTRA: dict[str, Any] = {
         **{"kda_layers": [1, 3], "full_attn_layers": [2], "head_dim": 32},
         **{"num_heads": 4, "short_conv_kernel_size": 4},
     },
+}
+_LING3_NAMES = _LATENT_NAMES | {
+    "self_attn.forget_gate.f_proj": "ssm_f_a",
+    "self_attn.forget_gate.A_log": "ssm_a",
+    "self_attn.forget_gate.dt_bias": "ssm_dt.bias",
+    "self_attn.b_proj": "ssm_beta",
+    "self_attn.g_proj": "ssm_g_a",
+    "self_attn.gate_proj": "attn_gate",
+    "self_attn.o_norm": "ssm_norm",
+}
+# As its authors write it.
+_LING3_EXTRA: dict[str, Any] = {
+    **dict.fromkeys(["layer_types", "mlp_layer_types", "rope_parameters", "model_max_length"]),
+    **dict.fromkeys(["linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim"]),
+    **dict.fromkeys(["moe_renormalize", "num_expert_group", "num_experts_per_token"]),
+    **{"architectures": ["BailingMoeV3ForCausalLM"], "max_position_embeddings": CONTEXT},
+    **{"head_dim": 32, "n_group": 2, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    **{"no_kda_lora": True, "score_function": "sigmoid", "use_rmsnorm": True},
+    **{"gated_attention_proj_granularity_type": "head_wise"},
+    "moe_shared_expert_intermediate_size": 32,
 }
 # llama.cpp rotates the keys of an index by matrices of 64 or more.
 _INDEX = {"index_n_heads": 16, "index_head_dim": 64, "index_topk": 20}
@@ -795,6 +815,25 @@ CASES = {
         names=_KIMI_LINEAR_NAMES,
         extra=_KIMI_LINEAR_EXTRA | {"first_k_dense_replace": 0},
         lost="that shares stay as they are",
+    ),
+    "Ling 3": Case(
+        "BailingHybrid",
+        "bailingmoe3",
+        _KIMI_LINEAR
+        | {"num_local_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
+        | {"num_hidden_layers": 4, "layer_types": None, "layer_group_size": 2, "head_dim": 32}
+        | {"first_k_dense_replace": 1, "kda_lower_bound": -2.0, "num_mtp_layers": 0}
+        | {"n_shared_experts": 1, "routed_scaling_factor": 2.5},
+        {"attention.head_count_kv": np.array([0, 1, 0, 1], np.int32), "rope.freq_base": 6e6}
+        | {"attention.kv_lora_rank": 32, "attention.key_length": 40, "ssm.conv_kernel": 4}
+        | {"attention.key_length_mla": 40, "attention.value_length_mla": 24, "kda.head_dim": 32}
+        | {"kda.safe_gate": True, "kda.gate_lower_bound": -2.0, "rope.dimension_count": 8}
+        | {"expert_group_count": 2, "expert_group_used_count": 1, "expert_gating_func": 2}
+        | {"expert_shared_count": 1, "expert_shared_feed_forward_length": 32}
+        | {"expert_weights_scale": 2.5, "expert_weights_norm": True}
+        | {"leading_dense_block_count": 1},
+        names=_LING3_NAMES,
+        extra=_LING3_EXTRA,
     ),
     "Granite 3": Case(
         "Granite",

@@ -243,7 +243,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if case.arch == "qwen4exp" and (".ple_embedding." in name or "index_qk_proj" in name):
             yield from _of_qwen4_exp(config, name, values)
             continue
-        if case.arch == "kimi-linear" and name.endswith("self_attn.conv1d.weight"):
+        if name.endswith("self_attn.conv1d.weight"):
             for part, filters in zip("qkv", np.split(values.squeeze(1), 3), strict=True):
                 place = name.split(".")[2]
                 yield f"blk.{place}.ssm_conv1d_{part}.weight", filters[np.newaxis, :, np.newaxis]
@@ -264,7 +264,9 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if name.endswith(("conv.conv.weight", "conv1d.weight")):
             values = values.squeeze(1)  # [channels, 1, taps]
         if name.endswith(".A_log"):
-            values = -np.exp(values)
+            values = np.exp(values) if case.arch == "bailingmoe3" else -np.exp(values)
+        if case.arch == "bailingmoe3" and len(values) == config.num_attention_heads:
+            name = name.replace("self_attn.g_proj", "self_attn.gate_proj")  # of heads
         if name.endswith((".A_log", ".D")) and case.arch not in ("jamba", "kimi-linear", "mamba"):
             values = values[:, np.newaxis]
         if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):

@@ -27,6 +27,9 @@ def translated(model_type: str, **keys: object) -> dict[str, object]:
     ("model_type", "keys", "said"),
     [
         ("afmoe", {"layer_types": ["sliding_attention"] * 4}, "every 4th layer has no window"),
+        ("bailing_hybrid", {"kda_safe_gate": False}, "kda_safe_gate is 'False'; expected True"),
+        ("bailing_hybrid", {"layer_group_size": 3}, "is 3; expected a divisor of 4"),
+        ("bailing_hybrid", {"layer_types": ["conv"] * 4}, "does not say of each of 4 layers"),
         ("dots1", {"scoring_func": "softmax"}, "scoring_func is 'softmax'; expected 'sigmoid'"),
         ("exaone4", {"sliding_window_pattern": "LG"}, "sliding_window_pattern is 'LG'; expected 4"),
         ("hunyuan_v1_moe", {"num_experts": [6, 6, 6, 8]}, "num_experts differs between layers"),
@@ -86,6 +89,9 @@ def config_of(architecture: str, *, left_out: tuple[str, ...] = (), **keys: obje
             },
             "expected at most 2",
         ),
+        ("bailingmoe3", {"kda.gate_lower_bound": 0.0}, "expected it below 0"),
+        ("bailingmoe3", {"kda.safe_gate": False}, "kda.safe_gate is False; expected True"),
+        ("bailingmoe3", {"attention.head_count_kv": np.full(9, 2)}, "is 2; expected 0 or 1"),
         ("ernie4_5-moe", {"expert_shared_feed_forward_length": 33}, "of 2 experts"),
         (
             "kimi-k3",

@@ -66,7 +66,8 @@ class Slots:
 
 # Of tensors, without the layer's prefix and ".weight": from Hugging Face's to GGUF's, for instance
 # {"self_attn.q_proj": "attn_q"}. "*" stands for an expert's number: such tensors are stacked.
-# Several names in place of one: each has an equal part of the tensor's rows.
+# Several names in place of one: each has an equal part of the tensor's rows. A name with a layer's
+# prefix, "layers.3.self_attn.g_proj", is of that layer alone.
 Names = Mapping[str, str | tuple[str, ...] | Slots]
 
 # Where a folder has next-token heads: as layers behind the last, "layers.61.eh_proj", or by

@@ -253,7 +253,7 @@ def _place(name: str, config: HFConfig) -> _Place | None:
     stem, _, suffix = name.rpartition(".")
     if suffix not in ("weight", "bias"):
         stem, suffix = name, "weight"
-    before, number = "", None
+    before, number, whole = "", None, stem
     if layer := _LAYER.fullmatch(stem):
         before, stem = f"blk.{int(layer['layer'])}.", layer["stem"]
         if int(layer["layer"]) in config.further:
@@ -264,7 +264,8 @@ def _place(name: str, config: HFConfig) -> _Place | None:
             names = {**names, **_NEXT_NAMES}
     if expert := _EXPERT.fullmatch(stem):
         number, stem = int(expert["number"]), f"{expert['before']}*{expert['after']}"
-    slots = names.get(f"{stem}.{suffix}", names.get(stem))
+    keys = whole, f"{stem}.{suffix}", stem
+    slots = next((names[key] for key in keys if key in names), None)
     if slots is None:
         return _Place(Slots((name,)))
     if not isinstance(slots, Slots):

@@ -113,14 +113,14 @@ class Latent:
 
     rank: values of a latent. query_rank: likewise of queries; 0: they have none. unrotated:
     dimensions of a head's queries before the ones that rotate. value_dim: of a head's values.
-    gated: whether the values are multiplied by the sigmoid of a gate.
+    gate: whether each value, or each head, is multiplied by the sigmoid of a gate; "": neither.
     """
 
     rank: int
     query_rank: int
     unrotated: int
     value_dim: int
-    gated: bool = False
+    gate: Literal["", "values", "heads"] = ""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def configure(r: ConfigReader) -> ModelConfig:
     normalized = r.architecture == "mistral4"
     c = r.config(
         head_dim=latent.rank + rope_dims,
-        scaled_by=(latent.unrotated + rope_dims) / _magnitude(r) ** 4,
+        scaled_by=scaled_by(r, latent, rope_dims),
         rope_interleaved=True,
         layers=[LayerConfig(has_experts=index >= dense) for index in range(r.n_layers)],
         intermediate_size=r.feed_forward_length(),
@@ -85,6 +85,11 @@ def latent_of(r: ConfigReader) -> tuple[Latent, int]:
         value_dim=r.integer("attention.value_length_mla", low=1),
     )
     return latent, rope_dims
+
+
+def scaled_by(r: ConfigReader, latent: Latent, rope_dims: int) -> float:
+    """Scores are divided by the root of it."""
+    return (latent.unrotated + rope_dims) / _magnitude(r) ** 4
 
 
 def experts_of(r: ConfigReader, dense: int, *, normalized: bool = False) -> dict[str, Any]:
@@ -179,9 +184,10 @@ def attention(
         joined = g.scale_rows(joined, factors, out=joined)
     a = attend(g, c, layer, joined, h, h_q)  # [n, heads * rank]
     v = g.head_linear(a, g.weight("attn_v_b", heads, m.value_dim, m.rank))  # [n, heads * value_dim]
-    if m.gated:
-        gate = blocks.linear(g, c, h, "attn_gate", heads * m.value_dim)
-        v = g.multiply(v, g.sigmoid(gate, out=gate), out=v)
+    if m.gate:
+        of_heads = m.gate == "heads"
+        gate = blocks.linear(g, c, h, "attn_gate", heads if of_heads else heads * m.value_dim)
+        v = (g.scale_rows if of_heads else g.multiply)(v, g.sigmoid(gate, out=gate), out=v)
     return blocks.linear(g, c, v, "attn_output", c.hidden_size)
 
 
@@ -203,12 +209,10 @@ def names(config: HFReader) -> Names:
     }
 
 
-def latent_values(config: HFReader) -> dict[str, object]:
-    """What all of them have."""
+def latent_sizes(config: HFReader) -> dict[str, object]:
+    """What all models with latents have."""
     config.expect("rope_interleave", None, True)
-    config.expect("partial_rotary_factor", None, 1.0)
-    config.expect("moe_layer_freq", None, 1)
-    config.ignore("qk_head_dim", "head_dim", "scoring_func", "topk_method")
+    config.ignore("qk_head_dim", "head_dim")
     rank, rope_dims = config.integer("kv_lora_rank", low=1), config.integer("qk_rope_head_dim")
     values: dict[str, object] = {
         "attention.head_count_kv": 1,
@@ -218,16 +222,26 @@ def latent_values(config: HFReader) -> dict[str, object]:
         "attention.key_length_mla": config.integer("qk_nope_head_dim") + rope_dims,
         "attention.value_length_mla": config.integer("v_head_dim"),
         "rope.dimension_count": rope_dims,
-        "leading_dense_block_count": config.dense_layers(0),
-        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
-        "expert_weights_norm": config.flag("norm_topk_prob", False),
-        "expert_shared_count": config.integer("n_shared_experts", 0),
-        **config.experts(),
         **_yarn(config),
     }
     if config.get("q_lora_rank"):
         values["attention.q_lora_rank"] = config.integer("q_lora_rank")
     return values
+
+
+def latent_values(config: HFReader) -> dict[str, object]:
+    """And what those of DeepSeek's kind have."""
+    config.expect("partial_rotary_factor", None, 1.0)
+    config.expect("moe_layer_freq", None, 1)
+    config.ignore("scoring_func", "topk_method")
+    return {
+        **latent_sizes(config),
+        "leading_dense_block_count": config.dense_layers(0),
+        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
+        "expert_weights_norm": config.flag("norm_topk_prob", False),
+        "expert_shared_count": config.integer("n_shared_experts", 0),
+        **config.experts(),
+    }
 
 
 def _v2(config: HFReader) -> dict[str, object]:

@@ -14,6 +14,7 @@ _FILES = {
     "arcee": ("arcee",),
     "baichuan": ("baichuan",),
     "bailingmoe2": ("bailingmoe2",),
+    "bailingmoe3": ("bailingmoe3",),
     "bloom": ("bloom",),
     "chatglm": ("chatglm",),
     "codeshell": ("codeshell",),

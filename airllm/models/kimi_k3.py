@@ -3,6 +3,7 @@ narrower token. Gates and values of its activation are capped smoothly, and late
 gate. It is read from GGUF files only."""
 
 from dataclasses import replace
+from functools import partial
 
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
@@ -12,7 +13,7 @@ from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
 
-_LEAST_DECAY = -1e4  # the known model's is -5
+_kda = partial(kimi_linear.kda, gate=kimi_linear.matrix("ssm_g"))
 
 
 def configure(r: ConfigReader) -> ModelConfig:
@@ -23,21 +24,18 @@ def configure(r: ConfigReader) -> ModelConfig:
         for index, layer in enumerate(c.layers)
     ]
     names = r.file.tensors
+    gated = any(name.endswith(".attn_gate.weight") for name in names)
     latent, net = c.latent, c.delta_net
     assert latent is not None
     assert net is not None
-    bound = r.number("kda.gate_lower_bound", 0.0)
-    if not _LEAST_DECAY <= bound <= 0.0:
-        wanted = f"expected {_LEAST_DECAY:g} to 0, where 0 is none"
-        raise r.fault("kda.gate_lower_bound", bound, wanted)
     caps = r.cap("activation.situ_beta"), r.cap("activation.situ_linear_beta")
     if not caps[0]:
         raise r.fault("activation.situ_beta", caps[0], "expected at least 0.001")
     return replace(
         c,
         layers=tuple(layers),
-        latent=replace(latent, gated=any(name.endswith(".attn_gate.weight") for name in names)),
-        delta_net=replace(net, decay_bound=bound),
+        latent=replace(latent, gate="values" if gated else ""),
+        delta_net=replace(net, decay_bound=kimi_linear.decay_bound(r)),
         residual_block=block,
         activation_caps=caps,
         expert_hidden_size=r.integer("expert_latent_length", 0),
@@ -68,7 +66,7 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
     n_earlier = layer.n_earlier + layer.keeps_residual
     if layer.keeps_residual:
         g.put_columns(x, layer.n_earlier * c.hidden_size, out=_earlier(g, c))
-    mixer = kimi_linear.kda if layer.mixer == "delta_net" else deepseek2.attention
+    mixer = _kda if layer.mixer == "delta_net" else deepseek2.attention
     y = mixer(g, c, layer, h)
     begins = layer.keeps_residual
     x = g.take_columns(y, 0, c.hidden_size, out=x) if begins else g.add(x, y, out=x)

@@ -5,7 +5,7 @@ Kimi Delta Attention is the gated delta rule (see delta_net) with a decay for ea
 keys. Decays and the gate behind it are products with matrices of low rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from airllm.models.hugging_face import FULL, SPARSE_NAMES, HFReader, HuggingFace
 from airllm.models.mamba2 import CHANGED
 from airllm.models.qwen35 import LINEAR
 from airllm.util.metadata import Metadata
+
+_LEAST_DECAY = -1e4  # that of the known models is -5
 
 
 def configure(r: ConfigReader) -> ModelConfig:
@@ -45,12 +47,12 @@ def configure(r: ConfigReader) -> ModelConfig:
         ],
         intermediate_size=r.feed_forward_length(),
         latent=latent,
-        delta_net=_delta_net(r),
+        delta_net=delta_net_of(r),
         **deepseek2.experts_of(r, dense, normalized=r.architecture == "kimi-linear"),
     )
 
 
-def _delta_net(r: ConfigReader) -> DeltaNet:
+def delta_net_of(r: ConfigReader) -> DeltaNet:
     n_heads = r.integer("attention.head_count", low=1)
     head_dim = r.integer("kda.head_dim", low=1, high=MOST_KEY_DIM)
     return DeltaNet(
@@ -63,40 +65,85 @@ def _delta_net(r: ConfigReader) -> DeltaNet:
     )
 
 
+def decay_bound(r: ConfigReader) -> float:
+    """Of the logarithms of decays; 0: they have none."""
+    name = "kda.gate_lower_bound"
+    bound = r.number(name, 0.0)
+    if not _LEAST_DECAY <= bound <= 0.0:
+        raise r.fault(name, bound, f"expected {_LEAST_DECAY:g} to 0, where 0 is none")
+    return bound
+
+
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     mixer = kda if layer.mixer == "delta_net" else deepseek2.attention
     return blocks.layer(c, activations, layer, mixer=mixer)
 
 
-def kda(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
-    """h: [n, hidden] -> [n, hidden]"""
+# From a layer's normalised input, [n, hidden], to a value for each of the heads' values.
+Part = Callable[[GraphBuilder, ModelConfig, Buffer], Buffer]
+
+
+def matrix(slot: str) -> Part:
+    """The product with one matrix."""
+
+    def part(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+        assert c.delta_net is not None
+        return blocks.linear(g, c, h, slot, c.delta_net.value_width)  # [n, width]
+
+    return part
+
+
+def _low_rank(slot: str) -> Part:
+    """The product with two matrices."""
+
+    def part(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
+        assert c.delta_net is not None
+        x = blocks.linear(g, c, h, f"{slot}_a", c.delta_net.value_dim)
+        return blocks.linear(g, c, x, f"{slot}_b", c.delta_net.value_width)  # [n, width]
+
+    return part
+
+
+def _log_decay(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
     d = c.delta_net
     assert d is not None
-    width = d.value_width
+    x = _low_rank("ssm_f")(g, c, h)
+    a, bias = g.weight("ssm_a", d.n_heads), g.weight("ssm_dt.bias", d.value_width)
+    return g.log_decay(x, a, bias, bound=d.decay_bound, out=x)
+
+
+_low_rank_gate = _low_rank("ssm_g")
+
+
+def kda(
+    g: GraphBuilder,
+    c: ModelConfig,
+    layer: LayerConfig,
+    h: Buffer,
+    *,
+    log_decay: Part = _log_decay,
+    gate: Part = _low_rank_gate,
+) -> Buffer:
+    """h: [n, hidden] -> [n, hidden]. log_decay: of each channel. gate: behind the norm."""
+    d = c.delta_net
+    assert d is not None
 
     def convolved(part: str) -> Buffer:
-        x = blocks.linear(g, c, h, f"attn_{part}", width)  # [n, width]
-        return g.conv(x, g.weight(f"ssm_conv1d_{part}", width, d.taps), silu=True, out=x)
-
-    def low_rank(slot: str) -> Buffer:
-        x = blocks.linear(g, c, h, f"{slot}_a", d.value_dim)
-        return blocks.linear(g, c, x, f"{slot}_b", width)  # [n, width]
+        x = matrix(f"attn_{part}")(g, c, h)
+        return g.conv(x, g.weight(f"ssm_conv1d_{part}", x.width, d.taps), silu=True, out=x)
 
     q, k, v = (convolved(part) for part in "qkv")
     q = g.l2_norm(q, d.n_heads, L2_EPS, out=q)
     k = g.l2_norm(k, d.n_heads, L2_EPS, out=k)
-    decay = low_rank("ssm_f")
-    a, bias = g.weight("ssm_a", d.n_heads), g.weight("ssm_dt.bias", width)
-    decay = g.log_decay(decay, a, bias, bound=d.decay_bound, out=decay)
+    decay = log_decay(g, c, h)
     beta = blocks.linear(g, c, h, "ssm_beta", d.n_heads)
     beta = g.sigmoid(beta, out=beta)
     y = g.delta_rule(
         q, k, v, decay, beta, d.n_heads, d.n_heads, scale=d.key_dim**-0.5
     )  # [n, width]
     y = g.head_norm(y, g.weight("ssm_norm", d.value_dim), d.n_heads, c.norm_eps, out=y)
-    of_k3 = c.architecture == "kimi-k3"
-    gate = blocks.linear(g, c, h, "ssm_g", width) if of_k3 else low_rank("ssm_g")
-    y = g.multiply(y, g.sigmoid(gate, out=gate), out=y)
+    factors = gate(g, c, h)
+    y = g.multiply(y, g.sigmoid(factors, out=factors), out=y)
     return blocks.linear(g, c, y, "attn_output", c.hidden_size)
 
 

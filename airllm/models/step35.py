@@ -38,14 +38,13 @@ NAMES = {
     "share_expert.up_proj": "ffn_up_shexp",
     "share_expert.down_proj": "ffn_down_shexp",
 }
-_LIMITS = "swiglu_clamp_exp", "swiglu_clamp_shexp"  # GGUF's; of experts, and of the others
-_HF_LIMITS = "swiglu_limits", "swiglu_limits_shared"
+LIMITS = "swiglu_clamp_exp", "swiglu_clamp_shexp"  # GGUF's; of experts, and of the others
 
 
 def configure(r: ConfigReader) -> ModelConfig:
     """The dimensions that rotate are said for layers with a window; others have half as many."""
     windows, heads = r.windows(), read_heads(r)  # of next-token heads, too
-    limits = [r.numbers_of_layers(name, 0.0, high=1e6) for name in _LIMITS]
+    limits = [r.numbers_of_layers(name, 0.0, high=1e6) for name in LIMITS]
     r.leave_out_heads()
     tensors = r.file.tensors
     head_dim = read_head_dim(r)
@@ -89,11 +88,17 @@ def configure(r: ConfigReader) -> ModelConfig:
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
     attend = attend_gated("sigmoid")
     return blocks.layer(
-        c.of(layer), activations, layer, normed="heads", attend=attend, feed_forward=_feed_forward
+        c.of(layer),
+        activations,
+        layer,
+        normed="heads",
+        attend=attend,
+        feed_forward=limited_feed_forward,
     )
 
 
-def _feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
+def limited_feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
+    """A network, or experts, with the layer's limits."""
     for_all = replace(c, swiglu_limit=layer.shared_limit)
     if not layer.has_experts:
         return blocks.glu_mlp(g, for_all, h)
@@ -177,11 +182,7 @@ def _values(config: HFReader) -> dict[str, object]:
     heads, kv_heads = _windowed_heads(config)
     return {
         **config.experts(),
-        **{
-            name: np.array(_limits(config, key, n_layers), np.float32)
-            for name, key in zip(_LIMITS, _HF_LIMITS, strict=True)
-            if key in config
-        },
+        **limits_of(config, "swiglu_limits", "swiglu_limits_shared"),
         "attention.head_count": _either(local, heads, config.integer("num_attention_heads")),
         "attention.head_count_kv": _either(local, kv_heads, config.integer("num_key_value_heads")),
         "attention.sliding_window": config.integer("sliding_window", 0),
@@ -220,6 +221,16 @@ def _windowed_heads(config: HFReader) -> tuple[int, int]:
 
 def _either(local: NDArray[np.bool_], windowed: int, other: int) -> NDArray[np.int32]:
     return np.where(local, windowed, other).clip(0, 2**31 - 1).astype(np.int32)
+
+
+def limits_of(config: HFReader, *keys: str) -> dict[str, object]:
+    """GGUF's keys of the limits, as far as the folder has these keys, in the order of LIMITS."""
+    n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
+    return {
+        name: np.array(_limits(config, key, n_layers), np.float32)
+        for name, key in zip(LIMITS, keys, strict=True)
+        if key in config
+    }
 
 
 def _limits(config: HFReader, key: str, n_layers: int) -> list[float]:
