@@ -1,15 +1,17 @@
 """Kimi Linear: which folders and files are translated to what, and which are refused by name."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from family_models import described, metadata_of, shapes
+from family_models import described, metadata_of, shapes, write_family_model
 from messages import check_refused
 
+from airllm.formats.convert import convert
 from airllm.formats.mixes import chosen_types
 from airllm.models import Model, load_model
-from airllm.models.opening import translate
+from airllm.models.opening import open_model, translate
 from airllm.util.metadata import FormatError, Metadata
 from airllm.weights.layer_weights import check_tensors
 
@@ -150,6 +152,21 @@ def test_a_conversion_keeps_filters_as_they_are(part: str) -> None:
     usual = metadata_of(ARCH)
     types = chosen_types(described(usual, shapes(ARCH, usual)), "q8_0").types
     assert types[f"blk.0.ssm_conv1d_{part}.weight"] == "f32"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "of_decays"), [(ARCH, (4, 1)), ("bailingmoe3", (4, 1)), ("kimi-k3", (4,))]
+)
+def test_a_conversion_has_the_shapes_that_llama_cpp_reads(
+    tmp_path: Path, architecture: str, of_decays: tuple[int, ...]
+) -> None:
+    """It refuses other ones, and llama.cpp's converter writes these."""
+    with open_model(write_family_model(tmp_path, architecture)) as file:
+        convert(file, tmp_path / "converted.gguf", "f32")
+    with open_model(tmp_path / "converted.gguf") as file:
+        assert file.tensors["blk.0.ssm_a"].shape == of_decays
+        for part in "qkv":
+            assert file.tensors[f"blk.0.ssm_conv1d_{part}.weight"].shape == (48, 1, 4)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 48), (2, 24, 1, 4)])
