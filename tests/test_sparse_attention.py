@@ -25,7 +25,7 @@ WIDTHS = {
 }
 
 
-def graph(n_selected: int = N_SELECTED, heads: int = HEADS) -> Graph:
+def graph(n_selected: int = N_SELECTED, heads: int = HEADS, sinks: bool = False) -> Graph:
     """What a layer does, on latents that are values, too; `selection` and `out` are its results."""
     g = GraphBuilder("sparse")
     q = g.external("q", heads * LATENT)
@@ -36,7 +36,10 @@ def graph(n_selected: int = N_SELECTED, heads: int = HEADS) -> Graph:
     g.latent_append(latent, 1, LATENT)
     g.index_append(index_k)
     g.index_select(index_q, weights, INDEX_HEADS, n_selected, out=selection)
-    g.sparse_attention(q, selection, heads, 1, LATENT, scale=0.2, value_dim=VALUES, out=out)
+    of_heads = g.weight("sinks", heads) if sinks else None
+    g.sparse_attention(
+        q, selection, heads, 1, LATENT, scale=0.2, value_dim=VALUES, sinks=of_heads, out=out
+    )
     return g.build()
 
 
@@ -72,14 +75,20 @@ def wanted(given: dict[str, np.ndarray], n_selected: int) -> list[np.ndarray]:
     return found
 
 
-def attended(given: dict[str, np.ndarray], selection: Sequence[np.ndarray]) -> np.ndarray:
+def attended(
+    given: dict[str, np.ndarray],
+    selection: Sequence[np.ndarray],
+    sinks: float | np.ndarray = -np.inf,
+) -> np.ndarray:
+    """sinks: of each head"""
     length = len(given["q"])
     q = given["q"].reshape(length, -1, LATENT).astype(np.float64)
     out = np.empty((length, q.shape[1], VALUES))
     for t in range(length):
         keys = given["latent"][selection[t]].astype(np.float64)
         weights = np.exp(0.2 * q[t] @ keys.T)
-        out[t] = weights / weights.sum(axis=1, keepdims=True) @ keys[:, :VALUES]
+        total = weights.sum(axis=1) + np.exp(sinks)
+        out[t] = weights / total[:, np.newaxis] @ keys[:, :VALUES]
     return out.reshape(length, -1)
 
 
@@ -102,6 +111,23 @@ def test_any_number_of_heads_sees_them(backend, heads):
     given = inputs(40, heads)
     found = run(backend, graph(16, heads), given, [40])
     assert_close(found["out"], attended(given, wanted(given, 16)), 4e-6)
+
+
+def test_a_sink_takes_its_share_of_each_head(backend):
+    """Also of tokens that see all positions, and of more than a part of the work."""
+    given, sinks = inputs(), random(HEADS, seed=5) + 5.0
+    found = run(backend, graph(sinks=True), given, [LENGTH], weights={"sinks": sinks})
+    expected = attended(given, wanted(given, N_SELECTED), sinks.astype(np.float64))
+    assert_close(found["out"], expected, 4e-6)
+
+
+@pytest.mark.parametrize("n_sinks", [HEADS - 1, HEADS + 1])
+def test_another_number_of_sinks_than_of_heads_is_refused(n_sinks):
+    g = GraphBuilder("sparse")
+    q, selection = g.external("q", HEADS * LATENT), g.external("selection", 2)
+    sinks = g.weight("sinks", n_sinks)
+    with pytest.raises(GraphError, match=rf"'sinks' is \[{n_sinks}\], expected \[{HEADS}\]"):
+        g.sparse_attention(q, selection, HEADS, 1, LATENT, scale=0.2, sinks=sinks)
 
 
 @pytest.mark.parametrize(("kv_type", "bound"), [("f16", 2e-3), ("q8_0", 3e-2)])

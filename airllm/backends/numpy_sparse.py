@@ -46,16 +46,17 @@ def highest(scores: NDArray[np.float32], n: int) -> NDArray[np.int64]:
 def sparse_attention(op: Op, batch: TokenBatch) -> None:
     q, selection, out = arrays(op, batch)
     n, n_heads, scale = selection.shape[1], int(op.attrs["n_heads"]), float(op.attrs["scale"])
+    sinks = batch.weights[op.weights[0]] if op.weights else None
     queries, results = (each.reshape(batch.n_tokens, n_heads, -1) for each in (q, out))
     for s in batch.sequences:
         keys, values = s.kept.read(s.kept.keys(s.layer), 0, s.end)
         dense = max(0, min(n - s.past, s.n_tokens))  # the first tokens see all positions
         rows, end = slice(s.first, s.first + dense), s.past + dense
         k, v = keys[:, :end], values[:, :end]
-        numpy_ops.attention_apply(queries[rows], k, v, scale, True, results[rows])
+        numpy_ops.attention_apply(queries[rows], k, v, scale, True, results[rows], sinks=sinks)
         for row in range(rows.stop, s.rows.stop):
             last = s.past + row - s.first
             seen = np.clip(np.nan_to_num(selection[row]), 0, last).astype(np.int64)
             own = slice(row, row + 1)
             k, v = keys[:, seen], values[:, seen]
-            numpy_ops.attention_apply(queries[own], k, v, scale, False, results[own])
+            numpy_ops.attention_apply(queries[own], k, v, scale, False, results[own], sinks=sinks)

@@ -87,7 +87,7 @@ struct Slots {
     op(group_norm,     1, one,  of(vector),        group_norm)      \
     op(index_append,   1, none, no_weight,         index_append)    \
     op(index_select,   2, one,  no_weight,         index_select)    \
-    op(sparse_attention, 2, one, no_weight,        sparse_attention) \
+    op(sparse_attention, 2, one, optional(vector), sparse_attention) \
     op(block_mean,     1, one,  no_weight,         block_mean)      \
     op(choose_blocks,  1, one,  no_weight,         choose_blocks)   \
     op(block_attention, 2, one, no_weight,         block_attention) \

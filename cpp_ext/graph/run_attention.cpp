@@ -78,6 +78,7 @@ void Executor::Run::sparse_attention(const Op& op) {
                                   .n_selected = width(op.inputs[1]),
                                   .n_dense = width(op.inputs[1]),
                                   .scale = op.scale,
+                                  .sinks = vector(op),
                                   .out = buffer(op.output),
                                   .sequences = layer.sequences},
                                  reinterpret_cast<float*>(executor.parts_.data()),

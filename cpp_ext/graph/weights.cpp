@@ -34,6 +34,7 @@ std::size_t vector_length(const Graph& graph, const Op& op, bool first, std::siz
         case OpKind::scale_shares: return n;  // any: a route may name an expert that is not there
         case OpKind::head_norm: return out / op.n_heads;
         case OpKind::attention:
+        case OpKind::sparse_attention:
         case OpKind::group_attention:
         case OpKind::sparse_group_attention: return op.n_heads;
         case OpKind::pool_groups: return input(0);

@@ -145,6 +145,7 @@ void dense_attention(const Worker& worker, const KernelTable& table,
                         .cache = {},
                         .n_kv = 0,
                         .scale = call.scale,
+                        .sinks = call.sinks,
                         .out = call.out};
     const auto is_dense = [&](const CachedSequence& s) {
         return n_dense(s, call.n_dense) == s.n_tokens;
@@ -253,6 +254,7 @@ void sparse_attention(const Worker& worker, const KernelTable& table,
             .value_dim = shape.value_dim,
             .scale = call.scale,
             .causal = false,
+            .sinks = call.sinks ? call.sinks + head * group : nullptr,
             .out = call.out + (token.row * call.n_heads + head * group) * shape.value_dim,
             .out_stride = call.n_heads * shape.value_dim,
         };

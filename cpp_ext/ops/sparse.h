@@ -56,7 +56,8 @@ struct SparseAttentionCall {
     std::size_t block_size = 1;  // positions of a block
     std::size_t n_choices = 1;   // each for as many KV heads, one after another
     float scale;
-    float* out;  // [n][n_heads][value_dim]
+    const float* sinks = nullptr;  // [n_heads]
+    float* out;                    // [n][n_heads][value_dim]
     std::span<const CachedSequence> sequences;
 
     std::size_t most_positions() const { return n_selected * block_size; }  // of a token

@@ -48,6 +48,7 @@ class SparseOps(OpEmitter):
         *,
         scale: float,
         value_dim: int = 0,
+        sinks: Weight | None = None,
         out: Buffer | None = None,
     ) -> Buffer:
         """As attention, over the positions of `selection`, [n_tokens, n_selected], see
@@ -56,6 +57,7 @@ class SparseOps(OpEmitter):
             "sparse_attention",
             [q, selection],
             out,
+            [] if sinks is None else [sinks],
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,

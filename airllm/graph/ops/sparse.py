@@ -38,7 +38,16 @@ def sparse_attention(call: Call) -> int:
         n_selected <= MOST_SELECTED,
         f"{n_selected} positions are selected, expected at most {MOST_SELECTED}",
     )
+    _check_sinks(call, n_heads)
     return n_heads * call.count("value_dim")
+
+
+def _check_sinks(call: Call, n_heads: int) -> None:
+    for weight in call.weights:
+        call.require(
+            weight.shape == (n_heads,),
+            f"weight {weight.name!r} is {list(weight.shape)}, expected [{n_heads}], the heads",
+        )
 
 
 def block_mean(call: Call) -> int:
@@ -119,11 +128,7 @@ def group_attention(call: Call) -> int:
     call.count("window")
     _check_every(call)
     call.require_width(0, n_heads * head_dim, f"{n_heads} heads of {head_dim}")
-    for weight in call.weights:
-        call.require(
-            weight.shape == (n_heads,),
-            f"weight {weight.name!r} is {list(weight.shape)}, expected [{n_heads}], the heads",
-        )
+    _check_sinks(call, n_heads)
     return n_heads * head_dim
 
 
@@ -150,12 +155,14 @@ SIGNATURES: Mapping[str, Signature] = {
         "q weights", index_select, flops=0, attrs="n_heads head_dim n_selected every"
     ),
     # attention of q over the positions that index_select wrote for the token; a token at a position
-    # below n_selected sees all up to its own, whatever is selected
+    # below n_selected sees all up to its own, whatever is selected. weight: as attention has it
     "sparse_attention": signature(
         "q selection",
         sparse_attention,
         flops=0,
+        weights=("vector",),
         attrs="n_heads n_kv_heads head_dim value_dim scale",
+        optional=True,
     ),
     # ---- attention over blocks: block b is the block_size positions from b * block_size on -------
     # out: of the last token of each block, the mean of x over the block; of other tokens 0
