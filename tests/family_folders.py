@@ -75,6 +75,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "granitemoeshared": _WIDE_EXPERTS,
     "hunyuan_v1_moe": {"num_experts": [6] * 4, "moe_topk": [2] * 4},
     "hy_v3": _EXPERTS | {"num_shared_experts": 2},
+    "hy_v4": _LATENT | _INDEX,
+    "hy_v4_vl_text": _LATENT | _INDEX,
     "jais2": _RELU,
     "kimi_k2": _LATENT,
     "kimi_linear": _LATENT

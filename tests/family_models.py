@@ -280,6 +280,18 @@ ARCHITECTURES = {
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
     "internlm2": Own(),
+    "hy_v4": Own(
+        _EXPERTS
+        | {"leading_dense_block_count": 2, "expert_shared_count": 2, "expert_weights_scale": 1.5}
+        | {"attention.head_count_kv": 1, "attention.kv_lora_rank": 24, "attention.q_lora_rank": 20}
+        | {"rope.dimension_count": 8, "attention.key_length_mla": 20}
+        | {"attention.value_length_mla": 9, "hyper_connection.count": 3}
+        | {"hyper_connection.epsilon": 1e-4, "hyper_connection.magnitude": 1.5}
+        | {"swiglu_clamp_exp": np.full(8, 0.5, np.float32)}
+        | {"attention.indexer.types": np.array([1, 1, 0, 0, 1, 0, 1, 0], bool)}
+        | _INDEX,
+        _ALL_BIASED,
+    ),
     "jais": Own(_LAYER_NORM | {"attention.head_count_kv": 4, "attention.max_alibi_bias": 5.0}),
     "jais2": Own(_LAYER_NORM, {f"blk.{i}.ffn_up.bias": (96,) for i in range(8)}),
     "jamba": Own(
@@ -484,7 +496,7 @@ DISTINCT = {
     *("deepseek2", "deepseek32", "deepseek4", "glm-dsa", "glm4moe", "bailingmoe2", "minimax-m3"),
     *("qwen35", "qwen35moe", "qwen4exp", "kimi-linear", "kimi-k3", "granitehybrid", "falcon-h1"),
     *("nemotron_h_moe", "lfm2moe", "jamba", "mamba", "deci", "bloom", "gpt2", "apertus", "step35"),
-    *("laguna", "mimo2"),
+    *("laguna", "mimo2", "hy_v4"),
 }
 EVERY_ARCHITECTURE = [each if each in DISTINCT else variant(each) for each in ARCHITECTURES]
 

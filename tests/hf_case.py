@@ -19,8 +19,8 @@ class Case:
     reordered: bool = False  # the rows of Q and K, as llama.cpp's converter does it
     # What config.json of real models says, too. None: what it does not say.
     extra: dict[str, Any] = field(default_factory=dict)
-    # A part of tensors' names in transformers' folder, and what real models have in its place.
-    renamed: tuple[str, str] | None = None
+    # Parts of tensors' names in transformers' folder, and what real models have in their place.
+    renamed: tuple[tuple[str, str], ...] = ()
     lost: str = ""  # what llama.cpp's converter does not write, so that its files compute less
     sees: bool = False  # its config is the text_config of a model that sees pictures
 

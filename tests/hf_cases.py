@@ -110,6 +110,7 @@ _KIMI_LINEAR_EXTRA: dict[str, Any] = {
         **{"num_heads": 4, "short_conv_kernel_size": 4},
     },
 }
+_HY4_SECTIONS = {"mrope_section": [2, 1, 1]}
 _LING3_NAMES = _LATENT_NAMES | {
     "self_attn.forget_gate.f_proj": "ssm_f_a",
     "self_attn.forget_gate.A_log": "ssm_a",
@@ -803,7 +804,7 @@ CASES = {
         _KIMI_LINEAR_KEYS | {"expert_weights_scale": 2.446},
         names=_KIMI_LINEAR_NAMES,
         extra=_KIMI_LINEAR_EXTRA | {"first_k_dense_replace": 1},
-        renamed=("layers.0.block_sparse_moe.", "layers.0.mlp."),
+        renamed=(("layers.0.block_sparse_moe.", "layers.0.mlp."),),
     ),
     "Kimi Linear, shares as they are": Case(
         "KimiLinear",
@@ -834,6 +835,42 @@ CASES = {
         | {"leading_dense_block_count": 1},
         names=_LING3_NAMES,
         extra=_LING3_EXTRA,
+    ),
+    "Hy4": Case(
+        "HYV4VL",
+        "hy_v4",
+        _LATENT
+        | _INDEX
+        | {"q_lora_rank": 32, "first_k_dense_replace": 1}
+        | {"mlp_layer_types": ["dense", "sparse", "sparse"], "hc_magnitude": 1.5, "hc_eps": 1e-3}
+        | {"swiglu_limit": 0.5, "pad_token_id": 0, "rms_norm_eps": 1e-5}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, **_HY4_SECTIONS}},
+        _LATENT_KEYS
+        | {"attention.q_lora_rank": 32, "leading_dense_block_count": 1, "expert_gating_func": 2}
+        | {"expert_weights_scale": 2.827, "expert_weights_norm": True}
+        | {"swiglu_clamp_exp": np.full(3, 0.5, np.float32), "hyper_connection.count": 4}
+        | {"hyper_connection.epsilon": 1e-3, "hyper_connection.magnitude": 1.5}
+        | _INDEX_KEYS
+        | {"attention.indexer.types": np.array([1, 1, 0], bool)},
+        names=_INDEX_NAMES
+        | {"self_attn.gate_proj": "attn_gate", "self_attn.sinks": "attn_sinks"}
+        | {f"hc_head.hc_{part}": f"output_hc_{part}" for part in ("fn", "base", "scale")}
+        | {
+            f"{half}_hc.{part}": f"hc_{half}_{part}"
+            for half in ("attn", "ffn")
+            for part in ("fn", "base", "scale")
+        },
+        extra={"architectures": ["HYV4ForCausalLM"]},
+        renamed=(
+            *(
+                (f"hc_pre.hc_{part}_layer.hc_", f"hc_{part}_layer.hc_pre.hc_")
+                for part in ("attn", "mlp")
+            ),
+            ("hc_head.hc_pre.hc_", "hc_head.hc_"),
+            ("mlp.linear_gate", "mlp.gate_proj"),
+            ("shared_experts.linear_gate", "shared_experts.gate_proj"),
+        ),
+        sees=True,
     ),
     "Granite 3": Case(
         "Granite",

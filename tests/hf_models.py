@@ -80,6 +80,9 @@ def build(case: Case) -> Any:
         elif case.arch == "muse-glimmer":
             vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "pos_emb_height": 4, "pos_emb_width": 4}
+        elif case.arch == "hy_v4":
+            vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+            vision |= {"num_attention_heads": 2, "out_hidden_size": 64, "max_image_size": 64}
         elif case.arch == "llama4":
             vision = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 2}
@@ -159,8 +162,8 @@ def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Pat
     left_out = {key for key, value in case.extra.items() if value is None}
     config = {key: value for key, value in (config | case.extra).items() if key not in left_out}
     (folder / "config.json").write_text(json.dumps(config))
-    if case.renamed is not None:
-        _rename(folder, *case.renamed)
+    for old, new in case.renamed:
+        _rename(folder, old, new)
     tokenizer = {
         "added_tokens": [],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
@@ -392,7 +395,7 @@ def _falcon_factor(config: Any, name: str) -> np.ndarray | float:
 
 def _of_latents(name: str, heads: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """heads: [n_heads, 32 rows for keys and then those for values, rank]"""
-    layer = f"blk.{name.split('.')[2]}"
+    layer = f"blk.{name.split('.layers.')[1].split('.')[0]}"
     yield f"{layer}.attn_k_b.weight", np.ascontiguousarray(heads[:, :32].swapaxes(1, 2))
     yield f"{layer}.attn_v_b.weight", np.ascontiguousarray(heads[:, 32:])
 

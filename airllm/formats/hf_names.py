@@ -35,7 +35,7 @@ _EXPERT = re.compile(
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
     r"|vit_large_projector|embed_audio|patch_merge_mlp|mtp(_\w+)?|vision|aligner"
-    r"|vision_adapter|vision_projection)\..*"
+    r"|vision_adapter|vision_projection|vit|perceive)\..*"
     r"|image_\w+|.*\.rotary_emb\.inv_freq|(.*\.)?(attn|attention)\.(masked_)?bias"
 )
 _MTP = re.compile(r"(?:model\.)?mtp\.(?:layers\.(?P<number>\d{1,5})\.)?(?P<stem>.*)")

@@ -88,7 +88,7 @@ def _log_decay(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
     assert d is not None
     x = kimi_linear.matrix("ssm_f_a")(g, c, h)  # [n, width]
     x = g.bias(x, g.weight("ssm_dt.bias", x.width), out=x)
-    zeros = g.scale(g.take_columns(x, 0, d.n_heads), 0.0)  # [n, heads]
+    zeros = g.clamp(g.take_columns(x, 0, d.n_heads), 0.0, 0.0)  # [n, heads]
     x = g.scale_rows(x, g.bias(zeros, g.weight("ssm_a", d.n_heads), out=zeros), out=x)
     return g.scale(g.sigmoid(x, out=x), d.decay_bound, out=x)
 

@@ -137,10 +137,11 @@ class SharedKey:
 @dataclass(frozen=True)
 class HyperConnections:
     """How a layer's parts see several residual streams (arXiv:2512.24880); see
-    GraphBuilder.hyper_factors."""
+    GraphBuilder.hyper_factors. magnitude: of the factors by which a part's output is added."""
 
     n_iterations: int
     eps: float
+    magnitude: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ class Indexer:
     GraphBuilder.index_select.
 
     n_heads, head_dim: of the index's queries. interleaved: whether they rotate pairs of neighbours.
-    shared: whether layers see what an earlier layer selected (LayerConfig.selects).
+    shared: whether layers see what an earlier layer selected (LayerConfig.selects). rotates_last:
+    whether the last dimensions of a head rotate, and not the first. norm_eps: of the keys' norm.
     """
 
     n_heads: int
@@ -157,6 +159,8 @@ class Indexer:
     n_selected: int
     interleaved: bool
     shared: bool = False
+    rotates_last: bool = False
+    norm_eps: float = 1e-6
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from airllm.models.hugging_face import HFReader, HuggingFace
 # Of positions that a token selects: four times as many as known models. The kernels take more
 # (MOST_SELECTED of the graph), but a batch of 512 tokens then needs more than these 16 MB.
 MOST_TOP_K = 2**13
-_NORM_EPS = 1e-6  # of the index's keys, whatever the other norms have
 
 
 def configure(r: ConfigReader, *, interleaved: bool = False) -> ModelConfig:
@@ -63,12 +62,15 @@ def selection(
         return carried
     table = g.external("rope", c.rope_dims)  # [n, rope_dims]
 
-    def rotated(y: Buffer, n_heads: int) -> Buffer:  # the first rope_dims of each head
-        return g.rope(y, table, n_heads, x.head_dim, interleaved=x.interleaved, out=y)
+    offset = x.head_dim - c.rope_dims if x.rotates_last else 0
+
+    def rotated(y: Buffer, n_heads: int) -> Buffer:
+        pairs = x.interleaved
+        return g.rope(y, table, n_heads, x.head_dim, interleaved=pairs, offset=offset, out=y)
 
     q = rotated(blocks.linear(g, c, h_q, "indexer.attn_q_b", x.n_heads * x.head_dim), x.n_heads)
     k = blocks.linear(g, c, h, "indexer.attn_k", x.head_dim)  # [n, head_dim]
-    k = g.layer_norm(k, g.weight("indexer.k_norm", x.head_dim), _NORM_EPS, out=k)
+    k = g.layer_norm(k, g.weight("indexer.k_norm", x.head_dim), x.norm_eps, out=k)
     k = g.bias(k, g.weight("indexer.k_norm.bias", x.head_dim), out=k)
     g.index_append(rotated(k, 1))
     weights = blocks.linear(g, c, h, "indexer.proj", x.n_heads)  # [n, n_heads]

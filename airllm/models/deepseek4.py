@@ -46,11 +46,9 @@ def configure(r: ConfigReader) -> ModelConfig:
     ratios = _ratios(r)
     window = r.integer("attention.sliding_window", low=1, high=2**20)
     hashed = r.integer("hash_layer_count", 0, high=r.n_layers)
-    limit = r.alike("swiglu_clamp_exp", 0.0)
+    limit = expert_limit(r)
     if (of_shared := r.alike("swiglu_clamp_shexp", limit)) != limit:
         raise r.fault("swiglu_clamp_shexp", of_shared, f"expected {limit}, that of the experts")
-    if limit and not 1e-3 <= limit < 1e6:
-        raise r.fault("swiglu_clamp_exp", limit, "expected 0.001 to 1000000, or 0 for none")
     found = r.experts(gating="sqrtsoftplus")
     shared = r.integer("expert_shared_count", 1, low=1, high=2**10)
     r.ignore("attention.sliding_window_pattern")
@@ -81,6 +79,14 @@ def configure(r: ConfigReader) -> ModelConfig:
         wanted = f"expected at least {c.rope_dims}, which rotate"
         raise r.fault("attention.indexer.key_length", c.indexer.head_dim, wanted)
     return c
+
+
+def expert_limit(r: ConfigReader) -> float:
+    """Of an expert's gate and up values; 0: none."""
+    limit = r.alike("swiglu_clamp_exp", 0.0)
+    if limit and not 1e-3 <= limit < 1e6:
+        raise r.fault("swiglu_clamp_exp", limit, "expected 0.001 to 1000000, or 0 for none")
+    return limit
 
 
 def _idle_tensors(n_layers: int, hashed: int) -> Iterator[str]:
@@ -138,15 +144,18 @@ def _indexer(r: ConfigReader, ratios: Sequence[int]) -> Indexer | None:
     )
 
 
-def _hyper(r: ConfigReader) -> HyperConnections:
+def hyper_eps(r: ConfigReader) -> float:
     eps = r.number("hyper_connection.epsilon")
     if not 0.0 <= eps < 1.0:
         raise r.fault("hyper_connection.epsilon", eps, "expected 0 to 1")
+    return eps
+
+
+def _hyper(r: ConfigReader) -> HyperConnections:
     if (magnitude := r.number("hyper_connection.magnitude", 2.0)) != 2.0:
         raise r.fault("hyper_connection.magnitude", magnitude, "expected 2.0")
-    return HyperConnections(
-        r.integer("hyper_connection.sinkhorn_iterations", low=1, high=1000), eps
-    )
+    iterations = r.integer("hyper_connection.sinkhorn_iterations", low=1, high=1000)
+    return HyperConnections(iterations, hyper_eps(r))
 
 
 def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:

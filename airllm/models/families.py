@@ -47,6 +47,7 @@ _FILES = {
     "granite": ("granite", "granitehybrid", "granitemoe", "minicpm"),
     "hunyuan": ("hunyuan-dense", "hunyuan-moe"),
     "hy_v3": ("hy_v3",),
+    "hy_v4": ("hy_v4",),
     "jais": ("jais",),
     "jamba": ("jamba",),
     "kimi_k3": ("kimi-k3",),
