@@ -88,6 +88,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "mamba2": _WIDE | {"num_heads": 8, "head_dim": 16},
     "mellum": _EXPERTS,
     "mimo_v2_flash": _ROUTED,
+    "minicpm3": {key: value for key, value in _LATENT.items() if key not in _ROUTED}
+    | {"first_k_dense_replace": None, "v_head_dim": None},
     "minimax_m2": _WIDE_EXPERTS,
     "mistral4": _LATENT,
     "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},

@@ -349,6 +349,11 @@ ARCHITECTURES = {
         | {"attention.temperature_length": 16}
     ),
     "minicpm": Own({"embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 2.0}),
+    "minicpm3": Own(
+        {"attention.head_count_kv": 1, "attention.kv_lora_rank": 24, "attention.q_lora_rank": 20}
+        | {"rope.dimension_count": 8, "attention.key_length_mla": 20}
+        | {"attention.value_length_mla": 16, "embedding_scale": 3.0, "logit_scale": 2.0}
+    ),
     "mamba": Own(
         _MAMBA
         | {"ssm.dt_b_c_rms": False}

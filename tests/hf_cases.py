@@ -110,6 +110,10 @@ _KIMI_LINEAR_EXTRA: dict[str, Any] = {
         **{"num_heads": 4, "short_conv_kernel_size": 4},
     },
 }
+_LONG_LATENTS = {
+    **{"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.2, 1.4, 1.6]},
+    **{"long_factor": [1.0, 2.0, 4.0, 8.0], "original_max_position_embeddings": 256},
+}
 _HY4_SECTIONS = {"mrope_section": [2, 1, 1]}
 _LING3_NAMES = _LATENT_NAMES | {
     "self_attn.forget_gate.f_proj": "ssm_f_a",
@@ -871,6 +875,20 @@ CASES = {
             ("shared_experts.linear_gate", "shared_experts.gate_proj"),
         ),
         sees=True,
+    ),
+    "MiniCPM3": Case(
+        "MiniCPM3",
+        "minicpm3",
+        {"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 32}
+        | {"max_position_embeddings": 256}  # llama.cpp takes a context of 256 and more
+        | {"qk_rope_head_dim": 8, "v_head_dim": 16, "rope_parameters": _LONG_LATENTS},
+        {"attention.head_count_kv": 1, "attention.kv_lora_rank": 32, "attention.q_lora_rank": 32}
+        | {"attention.key_length": 40, "attention.value_length": 32, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 40, "attention.value_length_mla": 16}
+        | {"embedding_scale": 12.0, "residual_scale": 1.4 * 3**-0.5, "logit_scale": 0.25}
+        | {"rope.scaling.original_context_length": 256, "rope.scaling.type": "longrope"},
+        names=_LATENT_NAMES,
+        extra={"head_dim": None, "v_head_dim": None},
     ),
     "Granite 3": Case(
         "Granite",

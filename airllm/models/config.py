@@ -114,6 +114,7 @@ class Latent:
     rank: values of a latent. query_rank: likewise of queries; 0: they have none. unrotated:
     dimensions of a head's queries before the ones that rotate. value_dim: of a head's values.
     gate: whether each value, or each head, is multiplied by the sigmoid of a gate; "": neither.
+    norm_eps: of the norms of latents; 0: as other norms have it.
     """
 
     rank: int
@@ -121,6 +122,7 @@ class Latent:
     unrotated: int
     value_dim: int
     gate: Literal["", "values", "heads"] = ""
+    norm_eps: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,7 @@ def attention(
     """h: [n, hidden] -> [n, hidden]"""
     m, heads, rope_dims = c.latent, c.n_heads, c.rope_dims
     assert m is not None
+    of_latents = replace(c, norm_eps=m.norm_eps or c.norm_eps)
 
     def rotated(x: Buffer, n_heads: int) -> Buffer:
         if not layer.rotates:
@@ -167,12 +168,13 @@ def attention(
     q_width, slot = heads * (m.unrotated + rope_dims), "attn_q"
     if m.query_rank:
         h_q = blocks.linear(g, c, h, "attn_q_a", m.query_rank)
-        h_q, slot = blocks.norm(g, c, h_q, "attn_q_a_norm"), "attn_q_b"
+        h_q, slot = blocks.norm(g, of_latents, h_q, "attn_q_a_norm"), "attn_q_b"
     else:
         h_q = h
     q = blocks.linear(g, c, h_q, slot, q_width)  # [n, q_width]
     kv = blocks.linear(g, c, h, "attn_kv_a_mqa", c.head_dim)  # [n, rank + rope_dims]
-    latent = blocks.norm(g, c, g.take_columns(kv, 0, m.rank), "attn_kv_a_norm")  # [n, rank]
+    latent = g.take_columns(kv, 0, m.rank)  # [n, rank]
+    latent = blocks.norm(g, of_latents, latent, "attn_kv_a_norm")
     key = rotated(g.take_columns(kv, m.rank, rope_dims), 1)  # [n, rope_dims]
     g.latent_append(g.join_heads(latent, key, 1), 1, c.head_dim)
     plain = g.take_head_columns(q, heads, 0, m.unrotated)  # [n, heads * unrotated]

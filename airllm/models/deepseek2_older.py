@@ -1,4 +1,4 @@
-"""GGUF files of DeepSeek models from before May 2025, as newer ones are.
+"""GGUF files of DeepSeek models from before May 2025, and those of MiniCPM3, as newer ones are.
 
 In each layer they have `attn_kv_b`, in which the rows of a head's keys lie before those of its
 values, and not `attn_k_b` and `attn_v_b`. Their sizes are those of keys and values that each head
@@ -33,7 +33,8 @@ def renewed(file: ModelParts) -> ModelParts:
     )
     rank = said.integer(before + "kv_lora_rank", low=1, high=MAX_HEAD_DIM - rope_dims)
     length = said.integer(before + "key_length", low=rope_dims + 1)
-    value_dim = said.integer(before + "value_length", low=1)
+    hidden = said.integer(before.replace("attention.", "embedding_length"), low=1)
+    value_dim = said.integer(before + "value_length", hidden // heads, low=1)
     tensors, made = dict(file.tensors), {}
     for whole in both:
         expected = heads * (length - rope_dims + value_dim), rank

@@ -59,6 +59,7 @@ _FILES = {
     "mamba": ("mamba", "mamba2"),
     "mellum": ("mellum",),
     "mimo2": ("mimo2",),
+    "minicpm3": ("minicpm3",),
     "minimax_m2": ("minimax-m2",),
     "minimax_m3": ("minimax-m3",),
     "mistral3": ("mistral3",),
