@@ -34,15 +34,7 @@ void gelu_tanh(const float* x, float* y, std::size_t n) {
 
 template <class Isa>
 void gelu_erf(const float* x, float* y, std::size_t n) {
-    using F = Floats<Isa>;
-    // For x < 0: x * erfc(|x| / sqrt 2) / 2, which keeps its relative precision in the tail.
-    map<Isa>(
-        n, y,
-        [](F v) {
-            const F q = F(0.5f) * erfc_scaled<Isa>(xsimd::abs(v));
-            return xsimd::max(v, F(-1e30f)) * xsimd::select(is_negative(v), q, F(1.0f) - q);
-        },
-        x);
+    map<Isa>(n, y, [](auto v) { return times_normal_cdf<Isa>(v); }, x);
 }
 
 template <class Isa>

@@ -1,7 +1,7 @@
 // The operations that xsimd lacks, and the only place for intrinsics: the 8-bit dot product and the
 // conversion of halves, in one struct for each instruction set and a generic one; shuffles of 16
-// bytes; a division that rounds correctly on every ISA; non-temporal stores; sums across lanes, and
-// lanes across vectors.
+// bytes; on every ISA, a division that rounds correctly and a square that keeps its low bits;
+// non-temporal stores; sums across lanes, and lanes across vectors.
 //
 // An Int8 struct multiplies a vector of weight codes (a 32-bit lane is one row's 4 columns) by the
 // 4 activation codes of those columns, the same for all lanes:
@@ -103,6 +103,23 @@ inline F divide(F a, F b) {
 inline xsimd::batch<float, xsimd::neon_lanes> divide(xsimd::batch<float, xsimd::neon_lanes> a,
                                                      xsimd::batch<float, xsimd::neon_lanes> b) {
     return vdivq_f32(a, b);
+}
+#endif
+
+// a * a + b without the rounding error of the square, for b near -a * a.
+template <class F>
+inline F square_plus(F a, F b) {
+    return xsimd::fma(a, a, b);
+}
+
+#if XSIMD_WITH_EMULATED
+// Here xsimd::fma multiplies and adds.  The square of the first 12 bits is exact.
+template <std::size_t Bits>
+inline xsimd::batch<float, xsimd::emulated<Bits> > square_plus(
+    xsimd::batch<float, xsimd::emulated<Bits> > a, xsimd::batch<float, xsimd::emulated<Bits> > b) {
+    const auto bits = xsimd::bitwise_cast<std::int32_t>(a);
+    const auto head = xsimd::bitwise_cast<float>(bits & decltype(bits)(~0xfff));
+    return xsimd::fma(a - head, a + head, head * head + b);
 }
 #endif
 
