@@ -516,6 +516,19 @@ def test_a_sequence_goes_on_in_the_pages_of_its_snapshot() -> None:
     assert state._pages[0] == snapshot.pages[0]
 
 
+def test_of_a_page_that_others_hold_only_the_rows_before_the_next_one_are_copied() -> None:
+    layout = StateLayout([heads_of(2, WIDTH)], "f32")
+    pool = PagePool(lambda n: np.full(n, 7, np.uint8), layout.page_bytes)
+    state, other = (SequenceState(layout, pool, NumpyState, 4096) for _ in range(2))
+    append(state, range(1, 6))
+    other.restore(state.snapshot())
+    other.trim(3)
+    append(other, [9])
+    check(other)
+    page = other._pages[0][0].memory.reshape(2, 2, PAGE_ROWS, -1)  # keys and values of 2 heads
+    assert (page[:, :, 4:] == 7).all()
+
+
 def test_of_sequences_with_the_same_beginning_one_goes_on_in_its_pages() -> None:
     first = whole()
     append(first, range(150))

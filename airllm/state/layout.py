@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from airllm.graph.state import KeysArgument, KeysValues, LayerArgument, LayerState
 from airllm.numpy_ops.quants import TYPES, row_bytes
 from airllm.state.table import (
@@ -40,6 +43,14 @@ class KeysPlace:
     v_offset: int
     shape: KeysValues
     type: KVType
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Offset in a page and width of a head's rows: of the keys, and of the values if apart."""
+        keys = self.k_offset, self.shape.head_dim
+        return (
+            [keys] if self.shape.values_in_keys else [keys, (self.v_offset, self.shape.value_dim)]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,12 @@ class StateLayout:
             self.layers.append(own)
             self.recurrent_floats += layer.recurrent_floats
         self._tables_of: dict[tuple[int, int], list[int]] = {}
+        self._parts: list[list[tuple[int, int, int]]] = [[] for _ in self.tables]
+        for place in dict.fromkeys(place for layer in self.layers for place in layer.places):
+            heads = place.shape.n_kv_heads
+            self._parts[place.table] += [
+                (offset, heads, self.row_bytes(width, place.type)) for offset, width in place.parts
+            ]
         # Whether a sequence can go back to any earlier length.
         self.can_be_cut = not self.recurrent_floats and not any(
             table.window for table in self.tables
@@ -154,6 +171,16 @@ class StateLayout:
             keys(layer.pending),
             keys(layer.index_pending),
         )
+
+    def copy_rows(
+        self, table: int, source: NDArray[np.uint8], target: NDArray[np.uint8], n_rows: int
+    ) -> None:
+        """Copy the first n_rows rows of all that a page of the table has."""
+        page_rows = self.tables[table].page_rows
+        for offset, heads, row in self._parts[table]:
+            part = slice(offset, offset + heads * page_rows * row)
+            rows = source[part].reshape(heads, page_rows, row)[:, :n_rows]
+            target[part].reshape(heads, page_rows, row)[:, :n_rows] = rows
 
     def tables_of(self, first_layer: int, last_layer: int) -> list[int]:
         """The tables that layers [first, last) append to."""

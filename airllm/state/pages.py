@@ -90,9 +90,3 @@ class PagePool:
         page.holders -= 1
         if not page.holders:
             self._free[len(page.memory)].append(page.memory)
-
-    def copy(self, page: Page) -> Page:
-        """A page of its own for one of the holders of `page`, who then releases that one."""
-        own = self.take(page.table)
-        own.memory[:] = page.memory
-        return own

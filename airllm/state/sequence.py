@@ -172,17 +172,19 @@ class SequenceState:
         return ()
 
     def _extend(self, table: int, past: int, end: int) -> None:
-        pages, pool = self._pages[table], self._pool
+        pages, pool, description = self._pages[table], self._pool, self.layout.tables[table]
         # Layers that share the pages read them later in the pass, for its first token, too.
-        shared = self.layout.tables[table].shared
-        self._release_before(table, min(self.length, past) if shared else past)
-        needed = self.layout.tables[table].pages_for(past, end)
+        self._release_before(table, min(self.length, past) if description.shared else past)
+        needed = description.pages_for(past, end)
         for index in needed:
-            page = before = pages.get(index)
-            if page is None:
+            before = pages.get(index)
+            page = pool.take(table) if before is None else before
+            if before is not None and not before.takes(self._as_writer, past):
                 page = pool.take(table)
-            elif not page.takes(self._as_writer, past):
-                page = pool.copy(page)
+                # Only what was evaluated: a prompt often shares two of a page's 64 rows with
+                # another one, and a copy of them all took as long as evaluating ten tokens.
+                n_rows = past // description.every - index * description.page_rows
+                self.layout.copy_rows(table, before.memory, page.memory, max(0, n_rows))
             page.writer = self._as_writer
             if page.holders == 1:
                 page.fixed = 0
@@ -191,7 +193,7 @@ class SequenceState:
             self.backing.set_page(table, index, page.memory)
             if before is not None and before is not page:
                 self._release(before)
-        self._room[table] = self.layout.tables[table].positions(needed.stop)
+        self._room[table] = description.positions(needed.stop)
 
     def _release_before(self, table: int, length: int) -> None:
         """Releases the pages that a sequence of `length` tokens does not keep."""
@@ -332,7 +334,7 @@ class SequenceState:
 
     def row_bytes(self, place: KeysPlace) -> int:
         """Bytes of a row of a layer's keys and values."""
-        widths = (width for _, width in _parts(place))
+        widths = (width for _, width in place.parts)
         return place.shape.n_kv_heads * sum(self.layout.row_bytes(n, place.type) for n in widths)
 
     def heads_rows(
@@ -341,7 +343,7 @@ class SequenceState:
         """The memory of rows [first, last) of a layer's keys and values, which have pages: for each
         head the rows of its keys, as uint8 arrays in order; then those of its values."""
         pages, page_rows = self._pages[place.table], self.layout.tables[place.table].page_rows
-        for offset, width in _parts(place):
+        for offset, width in place.parts:
             row = self.layout.row_bytes(width, place.type)
             for head in range(place.shape.n_kv_heads):
                 at = offset + head * page_rows * row
@@ -384,9 +386,3 @@ def _have_what_is_needed(
         or (len(pages) > 0 and table.positions(next(iter(pages))) <= table.first_needed(length))
         for table, pages in zip(layout.tables, tables, strict=True)
     )
-
-
-def _parts(place: KeysPlace) -> list[tuple[int, int]]:
-    """Offset in a page and width of a head's rows: of the keys, and of the values if apart."""
-    keys = place.k_offset, place.shape.head_dim
-    return [keys] if place.shape.values_in_keys else [keys, (place.v_offset, place.shape.value_dim)]
