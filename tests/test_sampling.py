@@ -400,8 +400,10 @@ def test_a_bias_that_makes_no_sense_is_refused(bias, error, message):
         Sampling(logit_bias=bias)
 
 
-@pytest.mark.parametrize("typical_p", [1.0, 0.5])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(typical_p=0.5), Sampling(temperature=0.0)]
+)
 @pytest.mark.parametrize("logits", [[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
-def test_logits_that_are_no_numbers_are_an_error_not_a_token(logits, typical_p):
+def test_logits_that_are_no_numbers_are_an_error_not_a_token(logits, sampling):
     with pytest.raises(ValueError, match=r"largest logit is (nan|inf|-inf)"):
-        Sampler(Sampling(typical_p=typical_p)).sample(np.array(logits, np.float32))
+        Sampler(sampling).sample(np.array(logits, np.float32))

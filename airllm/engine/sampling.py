@@ -44,6 +44,11 @@ class Sampler:
         """
         settings = self.sampling
         logits = self._changed(logits, history, allowed)
+        if settings.temperature == 0.0:
+            # 4 us for 49,152 logits, where ops.sample takes 20: it has answers to many at once.
+            token = int(logits.argmax())
+            if np.isfinite(logits[token]):
+                return token  # else ops.sample says what is wrong
         if settings.typical_p < 1.0 and settings.temperature > 0.0:
             logits = _typical(logits, settings.top_k, settings.typical_p)
         try:
