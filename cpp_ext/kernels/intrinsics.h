@@ -13,7 +13,13 @@
 //   dot_at(acc, w, p)        the same for any w, x being the 4 bytes at p: only where an
 //                            instruction reads and repeats them
 //   finish(acc)              the int32 sums per lane
-// At most 8 steps may be taken between start and finish.
+// At most 8 steps may be taken between start and finish.  A struct whose dot product takes several
+// instructions has these too, for linear_unpacked.h:
+//   Products                 int16 [2] per lane, each the sum of the products of two columns
+//   multiply(w, x)           Products of codes w in [0, 127]
+//   add(p, q)                their sum, which must fit
+//   widen(p, f)              per lane p[0] * f[0] + p[1] * f[1], with f like Products
+//   add_widened(sum, p, f)   sum + widen(p, f)
 #pragma once
 
 #include "kernels/simd.h"
@@ -261,6 +267,22 @@ struct Avx2Int8 {
     }
     static I finish(Acc acc) {
         return _mm256_add_epi32(acc.sum32, _mm256_madd_epi16(acc.sum16, _mm256_set1_epi16(1)));
+    }
+
+    // GCC 12 puts off additions until all products are there, and keeps these in memory: an empty
+    // asm holds it to the order.
+    using Products = __m256i;
+    static Products multiply(I w, I x) { return _mm256_maddubs_epi16(w, x); }
+    static Products add(Products sum, Products more) {
+        sum = _mm256_add_epi16(sum, more);
+        __asm__("" : "+x"(sum));
+        return sum;
+    }
+    static I widen(Products sum, I factors) { return _mm256_madd_epi16(sum, factors); }
+    static I add_widened(I sum, Products more, I factors) {
+        __m256i total = _mm256_add_epi32(sum, _mm256_madd_epi16(more, factors));
+        __asm__("" : "+x"(total));
+        return total;
     }
 };
 #endif

@@ -5,6 +5,7 @@
 #include "kernels/activations.h"
 #include "kernels/gemm.h"
 #include "kernels/group_reader.h"
+#include "kernels/linear_unpacked.h"
 
 namespace tensor_ops {
 namespace {
@@ -142,22 +143,30 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     }
 }
 
-// Activations that a block of weights meets while they stay in L2: 512 KB.
+// Activations that a block of weights meets while they stay in L2: 512 KB, and rows of these.
 inline constexpr std::size_t activation_block_bytes = 512 * 1024;
+template <class Isa, DType Type>
+inline constexpr std::size_t most_rows = is_unpacked<Isa, Type> ? unpacked_max_rows : SIZE_MAX;
 
 template <class Isa, DType Type>
 void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq, std::size_t rows,
                       std::size_t first, std::size_t last, float* y, std::size_t y_stride) {
     const std::size_t blocks = w.k / quant_block;
     const std::size_t row_size = blocks * quantized_block_bytes(kind);
-    const std::size_t fitting = activation_block_bytes / std::max<std::size_t>(row_size, 1);
+    const std::size_t fitting =
+        std::min(activation_block_bytes / std::max<std::size_t>(row_size, 1), most_rows<Isa, Type>);
     const std::size_t step =
         std::max<std::size_t>(fitting / Isa::activation_tile, 1) * Isa::activation_tile;
     with_digits(kind, [&](auto digits) {
         for (std::size_t begin = 0; begin < rows; begin += step) {
             const std::size_t end = std::min(begin + step, rows);
+            std::size_t done = begin;
+            if constexpr (digits == 1 && is_unpacked<Isa, Type>)
+                if (end - begin >= unpacked_min_rows<Type>)
+                    done += linear_unpacked<Isa, Type>(w, xq + begin * row_size, end - begin, first,
+                                                       last, y + begin * y_stride, y_stride);
             for (std::size_t g = first; g < last; ++g) {
-                for (std::size_t r = begin; r < end;) {
+                for (std::size_t r = done; r < end;) {
                     const std::size_t tile = tile_rows<Isa>(rows - r);
                     with_tile<Isa::activation_tile>(tile, [&](auto tokens) {
                         multiply_group<Isa, Type, digits, tokens>(w, g, xq + r * row_size,

@@ -110,9 +110,10 @@ KERNEL_TEST(every_number_of_blocks) {
 
 KERNEL_TEST(sizes_beyond_one_block_of_the_kernel) {
     for (const Kind& kind : kinds)
-        for (const DType type : {DType::q8_0, DType::q4_1, DType::q6_k, DType::mxfp4, DType::iq1_m})
-            check_quantized(table, kind, matrices::random(type, 5, 4096, 1), normal(100 * 4096, 2),
-                            100);
+        for (const DType type : {DType::q8_0, DType::q4_1, DType::q6_k, DType::q2_k, DType::iq1_m})
+            for (const auto& [rows, k] : {std::pair{100u, 4096u}, std::pair{263u, 256u}})
+                check_quantized(table, kind, matrices::random(type, 13, k, 1), normal(rows * k, 2),
+                                rows);
 }
 
 KERNEL_TEST(gaussian_activations_change_the_output_by_a_small_share) {
@@ -142,7 +143,7 @@ KERNEL_TEST(gaussian_activations_change_the_output_by_a_small_share) {
 // whole, and their sums below 2^24.
 KERNEL_TEST(whole_numbers_give_exact_products) {
     for_each_kind_and_type([&](const Kind& kind, DType type) {
-        const std::size_t k = matrices::in_blocks(type, 160), n = 35, rows = 7;
+        const std::size_t k = matrices::in_blocks(type, 160), n = 35, rows = 39;
         Matrix w = matrices::random(type, n, k, 1);
         for (std::size_t at = 0; at < w.bytes.size(); at += block_size(type).bytes)
             reference::write_scales(type, 1, -5, &w.bytes[at]);
@@ -168,9 +169,11 @@ KERNEL_TEST(the_largest_codes_do_not_overflow) {
             matrices::decode(w);
             // The last one has a lower digit of -127 in the 16-bit form.
             for (const float value : {1.0f, -1.0f, 32129.0f / 32512, -32385.0f / 32512}) {
-                Floats x = filled(3 * 256, value);
-                for (std::size_t b = 0; b < x.size(); b += 32) x[b] = 1;
-                check_quantized(table, kind, w, x, 3);
+                for (const std::size_t rows : {3u, 32u}) {
+                    Floats x = filled(rows * 256, value);
+                    for (std::size_t b = 0; b < x.size(); b += 32) x[b] = 1;
+                    check_quantized(table, kind, w, x, rows);
+                }
             }
         }
     });
@@ -182,10 +185,10 @@ KERNEL_TEST(weights_of_zero_give_zero_whatever_the_activations) {
     Matrix w = matrices::random(DType::q4_0, 17, 256, 1);
     for (std::size_t at = 0; at < w.bytes.size(); ++at)  // scales stay, each code is 8
         if (at % 18 >= 2) w.bytes[at] = std::byte{0x88};
-    Floats x = normal(5 * 256, 2);
+    Floats x = normal(37 * 256, 2);
     for (std::size_t i = 0; i < 256; ++i) x[i] = i % 32 ? -32385.0f / 32512 : 1.0f;
     for (const Kind& kind : kinds)
-        for (const std::size_t rows : {1u, 5u})
+        for (const std::size_t rows : {1u, 5u, 37u})
             for (const float y : linear_quantized(table, kind, w, x, rows))
                 check::equal(y, 0.0f, kind.name);
 }
@@ -213,7 +216,7 @@ KERNEL_TEST(nan_and_infinity_spoil_their_row_alone) {
     for_each_kind_and_type([&](const Kind& kind, DType type) {
         const std::size_t k = matrices::in_blocks(type, 64);
         const Matrix w = matrices::random(type, 20, k, 1);
-        for (const std::size_t rows : {1u, 5u, 9u}) {
+        for (const std::size_t rows : {1u, 5u, 37u}) {
             const Floats good = linear_quantized(table, kind, w, normal(rows * k, 2), rows);
             for (const float bad : {not_a_number, infinity, -infinity}) {
                 for (const std::size_t at : {std::size_t{0}, std::size_t{31}, k - 1}) {
@@ -237,18 +240,19 @@ KERNEL_TEST(some_groups_are_the_same_and_write_their_columns_alone) {
     for_each_kind_and_type([&](const Kind& kind, DType type) {
         const std::size_t k = matrices::in_blocks(type, 64);
         const std::size_t group = table.group_rows(type), n = 3 * group + 1, stride = n + 3;
+        constexpr std::size_t rows = 37;
         const auto matrix = matrices::random(type, n, k, 1);
         const auto packed = matrices::pack(table, matrix);
-        const Bytes xq = quantize(table, kind, normal(5 * k, 2), 5, k);
+        const Bytes xq = quantize(table, kind, normal(rows * k, 2), rows, k);
         const auto multiply = [&](std::size_t first, std::size_t last, Floats& y) {
-            table.linear_quantized(kind.kind, packed.view, xq.data(), 5, first, last, y.data(),
+            table.linear_quantized(kind.kind, packed.view, xq.data(), rows, first, last, y.data(),
                                    stride);
         };
-        Floats whole(5 * stride);
+        Floats whole(rows * stride);
         multiply(0, packed.groups, whole);
         for (const std::size_t first : {1u, 3u}) {
             const std::size_t last = std::min(first + 2, packed.groups);
-            Floats y(5 * stride);
+            Floats y(rows * stride);
             multiply(first, last, y);
             matrices::check_columns(whole, y, stride, first * group, std::min(last * group, n));
         }
