@@ -196,6 +196,8 @@ struct SelectiveScanTask {
 // Up to this many rows, packing b costs matmul more than it saves.
 inline constexpr std::size_t matmul_few_rows = 24;
 
+inline constexpr std::size_t softmax_longest_streamed = 4096;
+
 struct KernelTable {
     const char* isa;            // "avx512", as TENSOR_OPS_ISA spells it
     std::size_t vector_floats;  // floats in one vector register
@@ -223,27 +225,28 @@ struct KernelTable {
     void (*swiglu)(const float* gate, const float* up, float* y, std::size_t n);
     // y = a + b.  Correctly rounded.
     void (*add)(const float* a, const float* b, float* y, std::size_t n);
-    // y = x.  If the ISA has non-temporal stores, they bypass the caches, and the CPU does not read
-    // the memory that it overwrites: for outputs larger than the caches.  x and y do not overlap.
-    void (*stream)(const float* x, float* y, std::size_t n);
 
     // ---- rows; y may be x ----------------------------------------------------------------------
+    // Where there is a parameter `streamed`, y may go past the caches, by non-temporal stores if
+    // the ISA has them: the CPU does not read the memory that it overwrites.  That is for outputs
+    // larger than the caches; x and y do not overlap then.  The numbers are the same.
 
     // y[r][i] = x[r][i] * w[i] / sqrt(mean(x[r][:]^2) + eps).  x, y: [rows][n].
     // The relative error is below 1e-6 for n up to 65536: each lane of 4 vectors sums 32 squares in
     // float32, and those sums are added in float64.  A row whose squares leave float32's range is
     // computed in float64.
     void (*rms_norm)(const float* x, const float* w, float eps, float* y, std::size_t rows,
-                     std::size_t n);
+                     std::size_t n, bool streamed);
     // y[r][i] = (x[r][i] - mean) * w[i] / sqrt(variance + eps) with the mean of x[r][:] and the
     // mean of (x[r][:] - mean)^2.  The error is below 1e-6 * (|y| + |w[i]|) for n up to 65536.  A
     // row whose squares leave float32's range is computed in float64.
     void (*layer_norm)(const float* x, const float* w, float eps, float* y, std::size_t rows,
-                       std::size_t n);
+                       std::size_t n, bool streamed);
     // y[r][:] = exp(x[r][:] - max) / sum(exp(x[r][:] - max)).  The relative error is below
     // 1e-6 + 6e-8 * |x - max| where y is a normal number; elsewhere the absolute error is at most
-    // 2^-126.  A row of only -inf gives zeros.
-    void (*softmax)(const float* x, float* y, std::size_t rows, std::size_t n);
+    // 2^-126.  A row of only -inf gives zeros.  Rows of more than softmax_longest_streamed are
+    // never streamed.
+    void (*softmax)(const float* x, float* y, std::size_t rows, std::size_t n, bool streamed);
     // Rotates pairs of x by the angles in table.  x, y: [rows][n_heads][head_dim];
     // table: [rows][n_dims] = cos[n_dims / 2] then sin[n_dims / 2].  Pair j is (2j, 2j+1) when
     // interleaved, else (j, j + n_dims / 2).  Dimensions from n_dims on are copied.

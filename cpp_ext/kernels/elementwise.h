@@ -1,9 +1,6 @@
 // Elementwise kernels: the arithmetic of one vector each; simd.h has the loop.
 #pragma once
 
-#include <algorithm>
-#include <cstring>
-
 #include "kernels/vmath.h"
 
 namespace tensor_ops {
@@ -59,17 +56,6 @@ void swiglu(const float* gate, const float* up, float* y, std::size_t n) {
 template <class Isa>
 void add(const float* a, const float* b, float* y, std::size_t n) {
     map<Isa>(n, y, [](auto u, auto v) { return u + v; }, a, b);
-}
-
-template <class Isa>
-void stream(const float* x, float* y, std::size_t n) {
-    constexpr std::size_t w = lanes<Isa>;
-    const std::size_t misplaced = reinterpret_cast<std::uintptr_t>(y) / sizeof(float) % w;
-    std::size_t i = misplaced ? std::min(w - misplaced, n) : 0;
-    std::memcpy(y, x, i * sizeof(float));
-    for (; i + w <= n; i += w) stream_store(load<Isa>(x + i), y + i);
-    std::memcpy(y + i, x + i, (n - i) * sizeof(float));
-    stream_fence();
 }
 
 }  // namespace

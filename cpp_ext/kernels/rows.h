@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels.h"
 #include "kernels/vmath.h"
 
 namespace tensor_ops {
@@ -23,6 +24,39 @@ inline double long_sum(const float* x, std::size_t n, Term term, float fill = 0.
     return sum;
 }
 
+// f, which also fetches the vectors from `next` on into the L2 cache, one at each call.
+template <class Isa, class Body>
+inline auto fetching(const float* next, Body f) {
+    return [next, f](auto... v) mutable {
+        __builtin_prefetch(next, 0, 2);
+        next += lanes<Isa>;
+        return f(v...);
+    };
+}
+
+// map, past the caches.
+template <class Isa, class Body, class... In>
+inline void map_streamed(std::size_t n, float* y, Body body, const In*... x) {
+    constexpr std::size_t w = lanes<Isa>;
+    const std::size_t misplaced = reinterpret_cast<std::uintptr_t>(y) / sizeof(float) % w;
+    std::size_t i = misplaced ? std::min(w - misplaced, n) : 0;
+    map<Isa>(i, y, body, x...);
+    for (; i + w <= n; i += w) stream_store(body(load<Isa>(x + i)...), y + i);
+    map<Isa>(n - i, y + i, body, (x + i)...);
+    stream_fence();
+}
+
+// The last pass over a row x[n] of a norm.  If it is streamed, `next`, the row after it, is fetched
+// while y is written: over 2048 x 4096, rms_norm takes 2.5 ms with that and 3.4 without on a Zen 4.
+template <class Isa, class Body, class... In>
+inline void finish_norm(std::size_t n, float* y, bool streamed, const float* next, Body body,
+                        const In*... x) {
+    if (streamed)
+        map_streamed<Isa>(n, y, fetching<Isa>(next, body), x...);
+    else
+        map<Isa>(n, y, body, x...);
+}
+
 // One row, if float32 cannot hold its squares or its scale.
 inline void rms_norm_in_double(const float* x, const float* w, float eps, float* y, std::size_t n) {
     double sum = 0.0;
@@ -33,8 +67,8 @@ inline void rms_norm_in_double(const float* x, const float* w, float eps, float*
 }
 
 template <class Isa>
-void rms_norm(const float* x, const float* w, float eps, float* y, std::size_t rows,
-              std::size_t n) {
+void rms_norm(const float* x, const float* w, float eps, float* y, std::size_t rows, std::size_t n,
+              bool streamed) {
     using F = Floats<Isa>;
     for (std::size_t r = 0; r < rows; ++r, x += n, y += n) {
         const double sum = long_sum<Isa>(x, n, [](F part, F v) { return xsimd::fma(v, v, part); });
@@ -45,7 +79,9 @@ void rms_norm(const float* x, const float* w, float eps, float* y, std::size_t r
         }
         const double mean = sum / static_cast<double>(n);
         const F scale(static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps))));
-        map<Isa>(n, y, [scale](F v, F weight) { return v * scale * weight; }, x, w);
+        const float* next = r + 1 < rows ? x + n : x;
+        finish_norm<Isa>(
+            n, y, streamed, next, [scale](F v, F weight) { return v * scale * weight; }, x, w);
     }
 }
 
@@ -63,7 +99,7 @@ inline void layer_norm_in_double(const float* x, const float* w, float eps, floa
 
 template <class Isa>
 void layer_norm(const float* x, const float* w, float eps, float* y, std::size_t rows,
-                std::size_t n) {
+                std::size_t n, bool streamed) {
     using F = Floats<Isa>;
     const auto plus = [](F a, F b) { return a + b; };
     for (std::size_t r = 0; r < rows; ++r, x += n, y += n) {
@@ -91,13 +127,17 @@ void layer_norm(const float* x, const float* w, float eps, float* y, std::size_t
         }
         const double variance = sum / count - static_cast<double>(off) * off;
         const F scale(static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(eps))));
-        map<Isa>(n, y, [=](F v, F weight) { return ((v - high) - low) * scale * weight; }, x, w);
+        const float* next = r + 1 < rows ? x + n : x;
+        const auto scaled = [=](F v, F weight) { return ((v - high) - low) * scale * weight; };
+        finish_norm<Isa>(n, y, streamed, next, scaled, x, w);
     }
 }
 
 template <class Isa>
-void softmax(const float* x, float* y, std::size_t rows, std::size_t n) {
+void softmax(const float* x, float* y, std::size_t rows, std::size_t n, bool streamed) {
     using F = Floats<Isa>;
+    alignas(64) float buffer[softmax_longest_streamed];  // stays in the L1 cache
+    streamed = streamed && n <= softmax_longest_streamed;
     constexpr float lowest = -std::numeric_limits<float>::infinity();
     const auto plus = [](F a, F b) { return a + b; };
     const auto larger = [](F a, F b) { return xsimd::max(a, b); };
@@ -105,10 +145,20 @@ void softmax(const float* x, float* y, std::size_t rows, std::size_t n) {
         // max may lose a NaN, but the sum of the exponentials does not.
         const float largest = xsimd::reduce_max(fold<Isa>(x, n, lowest, lowest, larger, larger));
         const float top = largest == lowest ? 0.0f : largest;
-        map<Isa>(n, y, [top](F v) { return exp_to_one<Isa>(v - F(top)); }, x);
-        const auto sum = static_cast<float>(long_sum<Isa>(y, n, plus));
+        const auto exp = [top](F v) { return exp_to_one<Isa>(v - F(top)); };
+        // The next row is fetched during the longest pass.
+        if (streamed)
+            map<Isa>(n, buffer, fetching<Isa>(r + 1 < rows ? x + n : x, exp), x);
+        else
+            map<Isa>(n, y, exp, x);
+        const float* exps = streamed ? buffer : y;
+        const auto sum = static_cast<float>(long_sum<Isa>(exps, n, plus));
         const F scale(sum == 0.0f ? 0.0f : 1.0f / sum);  // 0: nothing to attend to
-        map<Isa>(n, y, [scale](F v) { return v * scale; }, y);
+        const auto scaled = [scale](F v) { return v * scale; };
+        if (streamed)
+            map_streamed<Isa>(n, y, scaled, exps);
+        else
+            map<Isa>(n, y, scaled, exps);
     }
 }
 

@@ -156,7 +156,7 @@ void route(const Worker& worker, const KernelTable& table, const RouteTask& task
             if (task.gating == Gating::sigmoid)
                 table.sigmoid(logits, shares.data(), n);
             else if (task.gating == Gating::softmax)
-                table.softmax(logits, shares.data(), 1, n);
+                table.softmax(logits, shares.data(), 1, n, false);
             else
                 root_of_softplus(table, logits, shares);
             float *experts = task.out + r * 2 * n_used, *chosen = experts + n_used, sum = 0.0f;

@@ -102,7 +102,7 @@ void norm_and_quantize(const Worker& worker, const KernelTable& table, const Ker
     deal(worker, rows, tile, [&](std::size_t first, std::size_t last) {
         for (std::size_t r = first; r < last; r += tile) {
             const std::size_t end = std::min(r + tile, last);
-            table.rms_norm(x + r * n, weight, eps, y + r * n, end - r, n);
+            table.rms_norm(x + r * n, weight, eps, y + r * n, end - r, n, false);
             matrices.quantize_activations(kind, y, rows, n, r, end, xq);
         }
     });

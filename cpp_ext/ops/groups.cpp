@@ -55,7 +55,7 @@ void pool(const KernelTable& table, const PoolCall& call, const GroupToken& toke
         const float* bias = call.bias + i % every * all + part * call.width + first;
         for (std::size_t c = 0; c < count; ++c) scratch[c * n + i] = gate[c] + bias[c];
     }
-    table.softmax(scratch, scratch, count, n);
+    table.softmax(scratch, scratch, count, n, false);
     float* const y = call.y + token.row * call.width + first;
     std::fill_n(y, count, 0.0f);
     for (std::size_t i = 0; i < n; ++i) {

@@ -25,15 +25,17 @@ std::size_t column_unit(const Worker& worker, const KernelTable& table, std::siz
 
 void rms_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
               float eps, float* y, std::size_t rows, std::size_t n) {
-    write_rows(worker, table, x, y, rows, n, [&](std::size_t first, std::size_t count, float* to) {
-        table.rms_norm(x + first * n, weight, eps, to, count, n);
+    const bool streamed = is_streamed(x, y, rows * n);
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        table.rms_norm(x + first * n, weight, eps, y + first * n, count, n, streamed);
     });
 }
 
 void layer_norm(const Worker& worker, const KernelTable& table, const float* x, const float* weight,
                 float eps, float* y, std::size_t rows, std::size_t n) {
-    write_rows(worker, table, x, y, rows, n, [&](std::size_t first, std::size_t count, float* to) {
-        table.layer_norm(x + first * n, weight, eps, to, count, n);
+    const bool streamed = is_streamed(x, y, rows * n);
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        table.layer_norm(x + first * n, weight, eps, y + first * n, count, n, streamed);
     });
 }
 
@@ -52,8 +54,9 @@ void softcap(const Worker& worker, const float* x, float cap, float* y, std::siz
 
 void softmax(const Worker& worker, const KernelTable& table, const float* x, float* y,
              std::size_t rows, std::size_t n) {
-    write_rows(worker, table, x, y, rows, n, [&](std::size_t first, std::size_t count, float* to) {
-        table.softmax(x + first * n, to, count, n);
+    const bool streamed = is_streamed(x, y, rows * n);
+    for_rows(worker, rows, n, [&](std::size_t first, std::size_t count) {
+        table.softmax(x + first * n, y + first * n, count, n, streamed);
     });
 }
 

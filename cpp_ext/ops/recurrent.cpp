@@ -219,7 +219,8 @@ void group_norm(const Worker& worker, const KernelTable& table, const float* x, 
     const std::size_t part = n / n_groups;
     for_rows(worker, rows * n_groups, part, [&](std::size_t first, std::size_t count) {
         for (std::size_t i = first; i < first + count; ++i)
-            table.rms_norm(x + i * part, weight + i % n_groups * part, eps, y + i * part, 1, part);
+            table.rms_norm(x + i * part, weight + i % n_groups * part, eps, y + i * part, 1, part,
+                           false);
     });
 }
 

@@ -36,7 +36,7 @@ TEST(a_name_that_cannot_run_is_refused_and_changes_nothing) {
 // A member left out of an ISA's table would be null.
 KERNEL_TEST(a_table_is_complete) {
     check::that(table.silu && table.gelu_tanh && table.gelu_erf && table.elu, "activations");
-    check::that(table.sigmoid && table.swiglu && table.add && table.stream, "elementwise");
+    check::that(table.sigmoid && table.swiglu && table.add, "elementwise");
     check::that(table.rms_norm && table.softmax && table.rope, "rows");
     check::that(table.from_float && table.to_float, "formats");
     check::that(table.group_rows && table.group_bytes && table.pack && table.unpack, "packing");

@@ -220,13 +220,3 @@ KERNEL_TEST(add_into_one_of_its_inputs) {
         check::that(same_bytes(y, into_b), "into b");
     }
 }
-
-KERNEL_TEST(stream_copies_every_size_to_any_start) {
-    for (const std::size_t n : sizes())
-        for (const std::size_t offset : {0u, 1u, 5u, 15u}) {
-            const Floats x = normal(n, static_cast<unsigned>(n), 4, n % 16);
-            Floats y(n, offset);
-            table.stream(x.data(), y.data(), n);
-            check::that(same_bytes(x, y), "stream");
-        }
-}

@@ -49,8 +49,8 @@ void run_plainly(const Graph& graph, const std::vector<Weight>& weights, std::si
         };
         Floats own(n * width), other(n * width);
         if (op.kind == OpKind::rms_norm || op.kind == OpKind::quantized_norm) {
-            table.rms_norm(x, std::get<tensor_ops::Vector>(weights[slot]).data, op.eps, y, n,
-                           width);
+            table.rms_norm(x, std::get<tensor_ops::Vector>(weights[slot]).data, op.eps, y, n, width,
+                           false);
         } else if (op.kind == OpKind::linear || op.kind == OpKind::linear_many) {
             product(op.weight, y);
             for (std::size_t i = 0; i < op.more_weights.size(); ++i)

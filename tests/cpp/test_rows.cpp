@@ -14,8 +14,10 @@ void check_rms_norm(const KernelTable& table, const Floats& x, const Floats& wei
                     std::size_t offset = 0,
                     std::source_location where = std::source_location::current()) {
     const std::size_t n = weight.size(), rows = x.size() / n;
-    Floats y(x.size(), offset);
-    table.rms_norm(x.data(), weight.data(), eps, y.data(), rows, n);
+    Floats y(x.size(), offset), streamed(x.size(), offset);
+    table.rms_norm(x.data(), weight.data(), eps, y.data(), rows, n, false);
+    table.rms_norm(x.data(), weight.data(), eps, streamed.data(), rows, n, true);
+    check::that(same_bytes(y, streamed), "streamed", where);
     for (std::size_t r = 0; r < rows; ++r) {
         const auto exact = reference::rms_norm(x.data() + r * n, weight.data(), eps, n);
         for (std::size_t i = 0; i < n; ++i)
@@ -76,8 +78,8 @@ KERNEL_TEST(rms_norm_in_place_gives_the_same) {
     for (const std::size_t n : {1u, 16u, 70u, 4097u}) {
         const Floats weight = normal(n, 2);
         Floats x = normal(3 * n, 1), y(3 * n);
-        table.rms_norm(x.data(), weight.data(), 1e-6f, y.data(), 3, n);
-        table.rms_norm(x.data(), weight.data(), 1e-6f, x.data(), 3, n);
+        table.rms_norm(x.data(), weight.data(), 1e-6f, y.data(), 3, n, false);
+        table.rms_norm(x.data(), weight.data(), 1e-6f, x.data(), 3, n, false);
         check::that(same_bytes(x, y), "in place");
     }
 }
@@ -85,8 +87,8 @@ KERNEL_TEST(rms_norm_in_place_gives_the_same) {
 KERNEL_TEST(rms_norm_of_no_rows_or_no_elements_does_nothing) {
     const Floats none(0), weight = normal(5, 1);
     Floats y(0);
-    table.rms_norm(none.data(), weight.data(), 1e-6f, y.data(), 0, 5);
-    table.rms_norm(none.data(), none.data(), 1e-6f, y.data(), 3, 0);
+    table.rms_norm(none.data(), weight.data(), 1e-6f, y.data(), 0, 5, false);
+    table.rms_norm(none.data(), none.data(), 1e-6f, y.data(), 3, 0, false);
 }
 
 // ---- layer_norm --------------------------------------------------------------------------------
@@ -97,8 +99,10 @@ void check_layer_norm(const KernelTable& table, const Floats& x, const Floats& w
                       std::size_t offset = 0,
                       std::source_location where = std::source_location::current()) {
     const std::size_t n = weight.size(), rows = x.size() / n;
-    Floats y(x.size(), offset);
-    table.layer_norm(x.data(), weight.data(), eps, y.data(), rows, n);
+    Floats y(x.size(), offset), streamed(x.size(), offset);
+    table.layer_norm(x.data(), weight.data(), eps, y.data(), rows, n, false);
+    table.layer_norm(x.data(), weight.data(), eps, streamed.data(), rows, n, true);
+    check::that(same_bytes(y, streamed), "streamed", where);
     for (std::size_t r = 0; r < rows; ++r) {
         const auto exact = reference::layer_norm(x.data() + r * n, weight.data(), eps, n);
         for (std::size_t i = 0; i < n; ++i)
@@ -165,8 +169,8 @@ KERNEL_TEST(layer_norm_in_place_gives_the_same) {
     for (const std::size_t n : {1u, 16u, 70u, 4097u}) {
         const Floats weight = normal(n, 2);
         Floats x = normal(3 * n, 1), y(3 * n);
-        table.layer_norm(x.data(), weight.data(), 1e-5f, y.data(), 3, n);
-        table.layer_norm(x.data(), weight.data(), 1e-5f, x.data(), 3, n);
+        table.layer_norm(x.data(), weight.data(), 1e-5f, y.data(), 3, n, false);
+        table.layer_norm(x.data(), weight.data(), 1e-5f, x.data(), 3, n, false);
         check::that(same_bytes(x, y), "in place");
     }
 }
@@ -174,8 +178,8 @@ KERNEL_TEST(layer_norm_in_place_gives_the_same) {
 KERNEL_TEST(layer_norm_of_no_rows_or_no_elements_does_nothing) {
     const Floats none(0), weight = normal(5, 1);
     Floats y(0);
-    table.layer_norm(none.data(), weight.data(), 1e-5f, y.data(), 0, 5);
-    table.layer_norm(none.data(), none.data(), 1e-5f, y.data(), 3, 0);
+    table.layer_norm(none.data(), weight.data(), 1e-5f, y.data(), 0, 5, false);
+    table.layer_norm(none.data(), none.data(), 1e-5f, y.data(), 3, 0, false);
 }
 
 // ---- softmax -----------------------------------------------------------------------------------
@@ -186,8 +190,10 @@ void check_softmax(const KernelTable& table, const Floats& x, std::size_t rows,
                    std::size_t offset = 0,
                    std::source_location where = std::source_location::current()) {
     const std::size_t n = x.size() / rows;
-    Floats y(x.size(), offset);
-    table.softmax(x.data(), y.data(), rows, n);
+    Floats y(x.size(), offset), streamed(x.size(), offset);
+    table.softmax(x.data(), y.data(), rows, n, false);
+    table.softmax(x.data(), streamed.data(), rows, n, true);
+    check::that(same_bytes(y, streamed), "streamed", where);
     for (std::size_t r = 0; r < rows; ++r) {
         const reference::Values row(x.begin() + r * n, x.begin() + (r + 1) * n);
         const auto exact = reference::softmax(row);
@@ -225,7 +231,7 @@ KERNEL_TEST(softmax_of_numbers_far_apart_and_huge) {
 KERNEL_TEST(softmax_of_one_element_is_one) {
     for (const float value : {-3e38f, -1.0f, 0.0f, 3e38f}) {
         float y = 0;
-        table.softmax(&value, &y, 1, 1);
+        table.softmax(&value, &y, 1, 1, false);
         check::equal(y, 1.0f, "softmax");
     }
 }
@@ -252,8 +258,8 @@ KERNEL_TEST(softmax_spreads_nan_and_infinity_over_their_row_alone) {
 KERNEL_TEST(softmax_in_place_gives_the_same) {
     for (const std::size_t n : {1u, 16u, 70u, 4097u}) {
         Floats x = normal(3 * n, 1), y(3 * n);
-        table.softmax(x.data(), y.data(), 3, n);
-        table.softmax(x.data(), x.data(), 3, n);
+        table.softmax(x.data(), y.data(), 3, n, false);
+        table.softmax(x.data(), x.data(), 3, n, false);
         check::that(same_bytes(x, y), "in place");
     }
 }

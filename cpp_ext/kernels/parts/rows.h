@@ -19,7 +19,6 @@ void fill(KernelTable& table) {
     table.elu = elu<Isa>;
     table.swiglu = swiglu<Isa>;
     table.add = add<Isa>;
-    table.stream = stream<Isa>;
     table.rms_norm = rms_norm<Isa>;
     table.layer_norm = layer_norm<Isa>;
     table.softmax = softmax<Isa>;
