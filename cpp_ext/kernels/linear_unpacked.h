@@ -1,5 +1,5 @@
 // Products of quantised weights with many rows of activations, for an ISA that makes its dot
-// product of several instructions (AVX2).
+// product of several instructions (AVX2), with activations of 8 bits.
 //
 // Two groups of weights are unpacked to bytes, a piece at a time that stays in L1, and all tiles of
 // activations pass over the piece.  So unpacking costs next to nothing, an activation that is
@@ -97,6 +97,9 @@ struct CodeSums {
 };
 
 // Unpacks `blocks` blocks from `first` on of some groups, to [blocks][piece_groups][vectors].
+template <class Isa>
+using UnpackBlocks = void(const PackedView& w, const std::size_t (&groups)[piece_groups],
+                          std::size_t first, std::size_t blocks, Ints<Isa>* to);
 template <class Isa, DType Type>
 [[gnu::noinline]] void unpack_blocks(const PackedView& w, const std::size_t (&groups)[piece_groups],
                                      std::size_t first, std::size_t blocks, Ints<Isa>* to) {
@@ -163,13 +166,15 @@ struct TileSums {
     Floats<Isa> of[Tokens][piece_groups];
 
     [[gnu::always_inline]] void clear() {
-        each([&](auto t, auto g) __attribute__((always_inline)) { of[t][g] = Floats<Isa>(0.0f); });
+        each([&](std::size_t t, std::size_t g)
+                 __attribute__((always_inline)) { of[t][g] = Floats<Isa>(0.0f); });
     }
     template <class F>
     [[gnu::always_inline]] static void each(F&& f) {
-        unroll<Tokens>([&](auto t) __attribute__((always_inline)) {
-            unroll<piece_groups>([&](auto g) __attribute__((always_inline)) { f(t, g); });
-        });
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t)
+#pragma GCC unroll 8
+            for (std::size_t g = 0; g < piece_groups; ++g) f(t, g);
     }
 };
 
@@ -205,7 +210,7 @@ class UnpackedProduct {
             for (const std::size_t end = b + Form.run; b < end;
                  ++b, x += record, w += piece_groups * Form.vectors())
                 add_block(w, x, codes.of[b], run);
-            Sums::each([&](auto t, auto g) __attribute__((always_inline)) {
+            Sums::each([&](std::size_t t, std::size_t g) __attribute__((always_inline)) {
                 total.of[t][g] =
                     xsimd::fma(load_float(head, g, Form.scale()), run.of[t][g], total.of[t][g]);
             });
@@ -224,15 +229,17 @@ class UnpackedProduct {
             typename Int8::Products products[Tokens][piece_groups];
             unroll<Form.steps>([&](auto step) __attribute__((always_inline)) {
                 constexpr std::size_t quad = part * Form.steps + step;
-                unroll<Tokens>([&](auto t) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+                for (std::size_t t = 0; t < Tokens; ++t) {
                     const I four(read<std::int32_t>(x + (quad % 8 * Tokens + t) * 4));
-                    unroll<piece_groups>([&](auto g) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+                    for (std::size_t g = 0; g < piece_groups; ++g) {
                         const auto product = Int8::multiply(load(w, g, quad), four);
                         products[t][g] = step == 0 ? product : Int8::add(products[t][g], product);
-                    });
-                });
+                    }
+                }
             });
-            Sums::each([&](auto t, auto g) __attribute__((always_inline)) {
+            Sums::each([&](std::size_t t, std::size_t g) __attribute__((always_inline)) {
                 constexpr std::size_t scale = part * Form.planes * Form.subs / parts;
                 I factor(scale == 0 ? 0x00010001 : 0x00100010);  // of each plane
                 if constexpr (Form.has_factor) factor = load(w, g, Form.factor() + scale);
@@ -242,7 +249,7 @@ class UnpackedProduct {
                     sum[t][g] = Int8::add_widened(sum[t][g], products[t][g], factor);
             });
         });
-        Sums::each([&](auto t, auto g) __attribute__((always_inline)) {
+        Sums::each([&](std::size_t t, std::size_t g) __attribute__((always_inline)) {
             I exact = sum[t][g];
             if constexpr (Form.has_bias && Form.has_factor)
                 exact += Int8::widen(load(w, g, Form.bias()), I(codes[t]));
@@ -264,7 +271,7 @@ class UnpackedProduct {
             if constexpr (Form.subs == 2) sums.clear();
             for (const std::size_t end = b + Form.run; b < end;
                  ++b, x += record, w += piece_groups * Form.vectors())
-                Sums::each([&](auto t, auto g) __attribute__((always_inline)) {
+                Sums::each([&](std::size_t t, std::size_t g) __attribute__((always_inline)) {
                     const std::byte* tail = x + quant_block * Tokens;
                     F minimum, x_sum;
                     if constexpr (Form.subs == 2) {  // the sums are whole numbers times d
@@ -278,7 +285,7 @@ class UnpackedProduct {
                     sums.of[t][g] = xsimd::fma(minimum, x_sum, sums.of[t][g]);
                 });
             if constexpr (Form.subs == 2)
-                Sums::each([&](auto t, auto g) __attribute__((always_inline)) {
+                Sums::each([&](std::size_t t, std::size_t g) __attribute__((always_inline)) {
                     total.of[t][g] = xsimd::fma(load_float(head, g, Form.minimum()), sums.of[t][g],
                                                 total.of[t][g]);
                 });
@@ -288,25 +295,23 @@ class UnpackedProduct {
 };
 
 // Full tiles of activations, at most unpacked_max_rows rows, by some groups.
-template <class Isa, DType Type>
+template <class Isa, UnpackedForm Form>
 [[gnu::noinline]] void multiply_unpacked(const PackedView& w,
                                          const std::size_t (&groups)[piece_groups],
-                                         const std::byte* xq, std::size_t tiles, float* y,
-                                         std::size_t y_stride) {
+                                         UnpackBlocks<Isa>* unpack, int bias, const std::byte* xq,
+                                         std::size_t tiles, float* y, std::size_t y_stride) {
     constexpr std::size_t tokens = Isa::activation_tile;
-    constexpr Format format = product_format(Type);
-    constexpr UnpackedForm form{format};
     constexpr std::size_t record = (quant_block + 16) * tokens;
     const std::size_t blocks = w.k / quant_block;
-    Ints<Isa> piece[piece_blocks * piece_groups * form.vectors()];
+    Ints<Isa> piece[piece_blocks * piece_groups * Form.vectors()];
     TileSums<Isa, tokens> total[unpacked_max_rows / tokens];
     for (std::size_t tile = 0; tile < tiles; ++tile) total[tile].clear();
     for (std::size_t b = 0; b < blocks; b += piece_blocks) {
         const std::size_t count = std::min(piece_blocks, blocks - b);
-        unpack_blocks<Isa, Type>(w, groups, b, count, piece);
+        unpack(w, groups, b, count, piece);
         for (std::size_t tile = 0; tile < tiles; ++tile)
-            UnpackedProduct<Isa, form, tokens>::add(piece, count, xq + (tile * blocks + b) * record,
-                                                    unpacked_bias(format), total[tile]);
+            UnpackedProduct<Isa, Form, tokens>::add(piece, count, xq + (tile * blocks + b) * record,
+                                                    bias, total[tile]);
     }
     for (std::size_t r = 0; r < tiles * tokens; ++r)
         for (std::size_t g = 0; g < piece_groups; ++g) {
@@ -324,11 +329,14 @@ template <class Isa, DType Type>
 template <class Isa, DType Type>
 std::size_t linear_unpacked(const PackedView& w, const std::byte* xq, std::size_t rows,
                             std::size_t first, std::size_t last, float* y, std::size_t y_stride) {
+    constexpr Format format = product_format(Type);
     const std::size_t tiles = rows / Isa::activation_tile;
     // The last of an odd number is multiplied twice: functions for one group alone would take the
     // compiler as much time and memory as those for two.
     for (std::size_t g = first; g < last; g += piece_groups)
-        multiply_unpacked<Isa, Type>(w, {g, std::min(g + 1, last - 1)}, xq, tiles, y, y_stride);
+        multiply_unpacked<Isa, UnpackedForm(format)>(w, {g, std::min(g + 1, last - 1)},
+                                                     unpack_blocks<Isa, Type>,
+                                                     unpacked_bias(format), xq, tiles, y, y_stride);
     return tiles * Isa::activation_tile;
 }
 
