@@ -185,7 +185,7 @@ def test_a_row_of_packed_weights_is_the_same_among_any_number_of_rows(ops, type)
     k = columns(type, 19)
     w = packed(ops, file_rows(75, k, type), type)
     x = normal((65, k), seed=3)
-    for activations in ("f32", "q16"):
+    for activations in ("f32", "q16", "q8"):
         alone = [ops.linear(row, w, activations=activations) for row in x]
         for n in (2, 3, 4, 5, 8, 12, 13, 31, 65):
             together = ops.linear(x[:n], w, activations=activations)

@@ -32,12 +32,43 @@ inline void dot(typename Isa::Int8::Acc& sum, Ints<Isa> codes, const std::byte* 
     }
 }
 
+// Whether a row's floats are added as linear_unpacked.h adds them, so that its numbers are the same
+// among few and many rows.
+template <class Isa, DType Type, std::size_t Digits>
+inline constexpr bool adds_runs = Digits == 1 && is_unpacked<Isa, Type>;
+
+// The sums of a tile's rows by one group: y = total + minima.  run and run_minima: of the blocks of
+// a run, without the float part of their scale.  Only total, unless adds_runs.
+template <class Isa, std::size_t Tokens>
+struct RowSums {
+    using F = Floats<Isa>;
+    F total[Tokens], minima[Tokens], run[Tokens], run_minima[Tokens];
+
+    RowSums() {
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t)
+            total[t] = minima[t] = run[t] = run_minima[t] = F(0.0f);
+    }
+    template <bool Minima>
+    [[gnu::always_inline]] void end_run(F scale, F minimum) {
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            total[t] = xsimd::fma(scale, run[t], total[t]);
+            run[t] = F(0.0f);
+            if constexpr (Minima) {
+                minima[t] = xsimd::fma(minimum, run_minima[t], minima[t]);
+                run_minima[t] = F(0.0f);
+            }
+        }
+    }
+};
+
 // Block b of one group by the same block of one tile of activations.
 template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
 [[gnu::always_inline]] inline void multiply_block(const GroupReader<Isa, Type>& w,
                                                   const typename GroupReader<Isa, Type>::Head& head,
                                                   std::size_t b, const std::byte* x,
-                                                  Floats<Isa> (&total)[Tokens]) {
+                                                  RowSums<Isa, Tokens>& sums) {
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     using Int8 = typename Isa::Int8;
@@ -47,13 +78,15 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     constexpr int bias = product_bias<Isa>(Type);
     constexpr bool doubled = format.step == 2;
     if constexpr (Tokens >= 4) w.fetch_ahead(b);
-    constexpr bool d_apart = GroupReader<Isa, Type>::d_apart;
+    constexpr bool by_runs = adds_runs<Isa, Type, Digits>;
+    constexpr bool d_apart =
+        by_runs ? UnpackedForm(format).has_factor : GroupReader<Isa, Type>::d_apart;
     const auto scales = w.template load_scales<d_apart>(b, head);
     const std::byte* tail = x + Digits * quant_block * Tokens;
     const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
         return x + ((d * 8 + quad) * Tokens + t) * 4;
     };
-    F whole[Tokens];  // if d_apart: the sum of the block's products, without d
+    F whole[Tokens];  // if d_apart or by_runs: the sum of the block's products, without d
     unroll<quant_block / format.sub>([&](auto sub) __attribute__((always_inline)) {
         const auto code_sum = [&](std::size_t t) {  // of the columns that share the scale
             const auto all = read<std::int32_t>(tail + 8 * Tokens + 4 * t);
@@ -89,33 +122,54 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
             I exact = Int8::finish(sum[t]);
             if constexpr (Digits == 2) exact = exact + (Int8::finish(high[t]) << 8);
             if constexpr (doubled) exact = exact + exact - I(bias * code_sum(t));
-            const F sums = xsimd::to_float(exact);
+            const F products = xsimd::to_float(exact);
             if constexpr (d_apart) {
-                whole[t] = sub == 0 ? sums * scales.scale[sub]
-                                    : xsimd::fma(sums, scales.scale[sub], whole[t]);
+                whole[t] = sub == 0 ? products * scales.scale[sub]
+                                    : xsimd::fma(products, scales.scale[sub], whole[t]);
+            } else if constexpr (by_runs) {
+                whole[t] = products;
             } else {
                 const F both = scales.scale[sub] * F(read<float>(tail + 4 * t));
-                total[t] = xsimd::fma(sums, both, total[t]);
+                F& total = sums.total[t];
+                total = xsimd::fma(products, both, total);
                 if constexpr (format.has_min) {
                     static_assert(format.sub == quant_block);
                     const F x_sum(read<float>(tail + 4 * Tokens + 4 * t));
-                    total[t] = xsimd::fma(scales.minimum[sub], x_sum, total[t]);
+                    total = xsimd::fma(scales.minimum[sub], x_sum, total);
                 }
             }
         }
     });
-    if constexpr (d_apart) {
+    // Of two minima, by the sums of the codes of each half of the block: whole numbers.
+    const auto two_minima = [&](std::size_t t) {
+        const I all(read<std::int32_t>(tail + 8 * Tokens + 4 * t));  // numbers take an instruction
+        const I first(read<std::int32_t>(tail + 12 * Tokens + 4 * t));  // to repeat
+        return xsimd::fma(scales.minimum[format.has_min && format.sub != quant_block],
+                          xsimd::to_float(all - first), scales.minimum[0] * xsimd::to_float(first));
+    };
+    if constexpr (by_runs) {
+        constexpr UnpackedForm form{format};
+#pragma GCC unroll 8
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            const F d(read<float>(tail + 4 * t));
+            sums.run[t] = xsimd::fma(whole[t], d, sums.run[t]);
+            if constexpr (form.has_min && form.subs == 2) {
+                sums.run_minima[t] = xsimd::fma(two_minima(t), d, sums.run_minima[t]);
+            } else if constexpr (form.has_min) {
+                const F minimum = d_apart ? -(head.d_min * scales.minimum[0]) : scales.minimum[0];
+                const F x_sum(read<float>(tail + 4 * Tokens + 4 * t));
+                sums.minima[t] = xsimd::fma(minimum, x_sum, sums.minima[t]);
+            }
+        }
+        if (b % form.run == form.run - 1)
+            sums.template end_run<form.has_min && form.subs == 2>(
+                d_apart ? head.d : scales.scale[0], -head.d_min);
+    } else if constexpr (d_apart) {
 #pragma GCC unroll 8
         for (std::size_t t = 0; t < Tokens; ++t) {
             F value = head.d * whole[t];
-            if constexpr (format.has_min) {  // as vectors: numbers take an instruction to repeat
-                const I all(read<std::int32_t>(tail + 8 * Tokens + 4 * t));
-                const I first(read<std::int32_t>(tail + 12 * Tokens + 4 * t));
-                const F minima = xsimd::fma(scales.minimum[1], xsimd::to_float(all - first),
-                                            scales.minimum[0] * xsimd::to_float(first));
-                value = xsimd::fnma(head.d_min, minima, value);
-            }
-            total[t] = xsimd::fma(value, F(read<float>(tail + 4 * t)), total[t]);
+            if constexpr (format.has_min) value = xsimd::fnma(head.d_min, two_minima(t), value);
+            sums.total[t] = xsimd::fma(value, F(read<float>(tail + 4 * t)), sums.total[t]);
         }
     }
 }
@@ -126,20 +180,19 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
                                       float* y, std::size_t y_stride) {
     const std::size_t blocks = w.k / quant_block;
     const GroupReader<Isa, Type> reader(w, group);
-    Floats<Isa> total[Tokens];
-#pragma GCC unroll 8
-    for (std::size_t t = 0; t < Tokens; ++t) {
-        total[t] = Floats<Isa>(0.0f);
-    }
+    RowSums<Isa, Tokens> sums;
     typename GroupReader<Isa, Type>::Head head;
     for (std::size_t b = 0; b < blocks; ++b, x += (Digits * quant_block + 16) * Tokens) {
         if (b % reader.head_blocks == 0) head = reader.load_head(b);
-        multiply_block<Isa, Type, Digits, Tokens>(reader, head, b, x, total);
+        multiply_block<Isa, Type, Digits, Tokens>(reader, head, b, x, sums);
     }
     const std::size_t column = group * lanes<Isa>;
 #pragma GCC unroll 8
     for (std::size_t t = 0; t < Tokens; ++t) {
-        store_partial<Isa>(total[t], y + t * y_stride + column, std::min(w.n - column, lanes<Isa>));
+        Floats<Isa> sum = sums.total[t];
+        if constexpr (adds_runs<Isa, Type, Digits> && product_format(Type).has_min)
+            sum = sum + sums.minima[t];
+        store_partial<Isa>(sum, y + t * y_stride + column, std::min(w.n - column, lanes<Isa>));
     }
 }
 
