@@ -100,7 +100,8 @@ def most_pages(table: Table, way: Filling, n_checkpoints: int) -> MostPages:
         return MostPages(whole, whole)
     rows = table.page_rows
     held = checkpoint_pages(table, way.context, whole_pages=way.whole_pages)
-    copied = 0 if way.whole_pages else n_checkpoints
+    # A sequence goes on in a copy of the last page of a checkpoint.
+    copied = 0 if way.whole_pages else 1
     # Positions count from the last checkpoint, unless chunks begin where the text does.
     relative = n_checkpoints > 0 and not table.chunked
     checkpoint = PAGE_ROWS * (table.window + SLACK) if relative else 0
@@ -113,14 +114,14 @@ def most_pages(table: Table, way: Filling, n_checkpoints: int) -> MostPages:
         """Pages that the sequence itself has not."""
         if table.chunked:  # a checkpoint in its own chunk shares all of them
             return held * min(n_checkpoints, first_kept // table.window)
-        overlap = max(0, table.n_pages(checkpoint) - first_kept // rows)
+        overlap = max(0, table.n_pages(checkpoint) - copied - first_kept // rows)
         return held * n_checkpoints - min(held, overlap) if n_checkpoints else 0
 
     def pages(past: int, end: int) -> int:
         """While [past, end) are appended."""
         first_kept = table.first_kept(checkpoint + past)
         own = table.n_pages(checkpoint + end) - first_kept // rows
-        return min(of_checkpoints(first_kept) + own, whole) + copied
+        return min(of_checkpoints(first_kept) + own, whole + copied * n_checkpoints)
 
     def most(latest: int, n: int) -> int:
         """While n tokens are appended after any position up to `latest`."""
