@@ -65,6 +65,9 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma4_text": _GEMMA,
     "glm4_moe": _ROUTED,
     "glm4_moe_lite": _LATENT,
+    "glm5_next_text": _LATENT
+    | _INDEX
+    | {"qk_rope_head_dim": 0, "index_kpool": 4, "linear_num_heads": 4, "linear_head_dim": 16},
     "glm_moe_dsa": _LATENT | _INDEX,
     "gpt2": _OLDEST | {"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 128},
     "gpt_bigcode": _OLDEST | {"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 128},

@@ -248,6 +248,22 @@ ARCHITECTURES = {
         | {f"blk.8.nextn.{slot}.weight": (VOCAB, 64) for slot in _TABLES_OF_HEADS}
         | {"blk.8.nextn.eh_proj.weight": (64, 128)},
     ),
+    "glm5-next": Own(
+        _EXPERTS
+        | {"block_count": 9, "nextn_predict_layers": 1, "leading_dense_block_count": 2}
+        | {"expert_shared_count": 1, "expert_weights_scale": 2.5, "rope.dimension_count": 0}
+        | {"attention.head_count_kv": np.array([0, 1, 1, 0, 1, 1, 0, 1, 1], np.int32)}
+        | {"attention.kv_lora_rank": 24, "attention.q_lora_rank": 20}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 9}
+        | {"kda.head_dim": 12, "kda.gate_lower_bound": -5.0, "ssm.conv_kernel": 4}
+        | {"hyper_connection.count": 3, "hyper_connection.sinkhorn_iterations": 5}
+        | {"hyper_connection.epsilon": 1e-4, "attention.layer_norm_rms_epsilon": 1e-3}
+        | {"swiglu_clamp_exp": np.full(9, 0.5, np.float32)}
+        | {"attention.indexer.types": np.array([0, 1, 0, 0, 1, 1, 0, 0], bool)}
+        | {"attention.indexer.kpool": 4, "attention.indexer.kpool_select_tail": True}
+        | _INDEX,
+        _ALL_BIASED | {"blk.8.nextn.eh_proj.weight": (64, 128)},
+    ),
     "gpt-oss": Own(_EXPERTS | _YARN | {"attention.sliding_window": 20}),
     "gpt2": Own(_LAYER_NORM | {"attention.head_count_kv": None}),
     "gptneox": Own(
@@ -501,7 +517,7 @@ DISTINCT = {
     *("deepseek2", "deepseek32", "deepseek4", "glm-dsa", "glm4moe", "bailingmoe2", "minimax-m3"),
     *("qwen35", "qwen35moe", "qwen4exp", "kimi-linear", "kimi-k3", "granitehybrid", "falcon-h1"),
     *("nemotron_h_moe", "lfm2moe", "jamba", "mamba", "deci", "bloom", "gpt2", "apertus", "step35"),
-    *("laguna", "mimo2", "hy_v4"),
+    *("laguna", "mimo2", "hy_v4", "glm5-next"),
 }
 EVERY_ARCHITECTURE = [each if each in DISTINCT else variant(each) for each in ARCHITECTURES]
 
@@ -549,7 +565,7 @@ def write_family_model(
                 values = 0.2 * (values - 1.0)  # or one of the residuals would be all that counts
         else:
             values = shape[-1] ** -0.5 * random.standard_normal(shape)
-        if architecture.startswith(("qwen3", "qwen4", "kimi", "bailingmoe3")):
+        if architecture.startswith(("qwen3", "qwen4", "kimi", "bailingmoe3", "glm5")):
             values *= next((s for slot, s in _SPREADS.items() if slot in name), 1.0)
         if name.endswith("ffn_gate_tid2eid.weight"):  # different experts of each token
             numbers = random.random((shape[0], 6)).argsort(axis=1)[:, : shape[1]].astype(np.int32)

@@ -840,6 +840,49 @@ CASES = {
         names=_LING3_NAMES,
         extra=_LING3_EXTRA,
     ),
+    "GLM-5.3 Flash": Case(
+        "Glm5Next",
+        "glm5-next",
+        _LATENT
+        | _INDEX
+        | {"q_lora_rank": 32, "qk_rope_head_dim": 0, "index_kpool": 4, "n_shared_experts": 1}
+        | {"num_hidden_layers": 4, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]}
+        | {"layer_types": ["linear_attention", *2 * ["indexed_attention"], "linear_attention"]}
+        | {"indexer_types": ["full", "full", "shared", "full"], "first_k_dense_replace": 1}
+        | {"linear_head_dim": 32, "linear_num_heads": 4, "linear_lower_bound": -2.0}
+        | {"hc_sinkhorn_iters": 7, "swiglu_limit": 0.5, "pad_token_id": 0, "rms_norm_eps": 1e-6},
+        {"attention.head_count_kv": np.array([0, 1, 1, 0], np.int32), "rope.dimension_count": 0}
+        | {"attention.kv_lora_rank": 32, "attention.q_lora_rank": 32, "attention.key_length": 32}
+        | {"attention.value_length": 32, "attention.key_length_mla": 32}
+        | {"attention.value_length_mla": 24, "kda.head_dim": 32, "kda.gate_lower_bound": -2.0}
+        | {"ssm.conv_kernel": 4, "expert_shared_count": 1, "leading_dense_block_count": 1}
+        | {"expert_gating_func": 2, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+        | {"swiglu_clamp_exp": np.full(4, 0.5, np.float32), "hyper_connection.count": 4}
+        | {"swiglu_clamp_shexp": np.full(4, 0.5, np.float32)}
+        | {"hyper_connection.epsilon": 1e-6, "hyper_connection.sinkhorn_iterations": 7}
+        | _INDEX_KEYS
+        | {"attention.indexer.kpool": 4, "attention.indexer.kpool_select_tail": True}
+        | {"attention.indexer.types": np.array([1, 1, 0, 1], bool)},
+        names=_INDEX_NAMES
+        | _KIMI_LINEAR_NAMES
+        | {
+            f"self_attn.indexer.index_kpool_compress_{part}": f"indexer_compressor_{part}"
+            for part in ("ape", "gate")
+        }
+        | {
+            f"{half}_hc.{part}": f"hc_{half}_{part}"
+            for half in ("attn", "ffn")
+            for part in ("fn", "base", "scale")
+        },
+        extra={
+            "mla_use_nope": True,  # what the converter wants
+            "linear_attn_config": {
+                **{"num_heads": 4, "head_dim": 32, "short_conv_kernel_size": 4},
+                "gate_lower_bound": -2.0,
+            },
+        },
+        sees=True,
+    ),
     "Hy4": Case(
         "HYV4VL",
         "hy_v4",

@@ -32,6 +32,11 @@ def translated(model_type: str, **keys: object) -> dict[str, object]:
         ("bailing_hybrid", {"layer_types": ["conv"] * 4}, "does not say of each of 4 layers"),
         ("dots1", {"scoring_func": "softmax"}, "scoring_func is 'softmax'; expected 'sigmoid'"),
         ("exaone4", {"sliding_window_pattern": "LG"}, "sliding_window_pattern is 'LG'; expected 4"),
+        ("glm5_next_text", {"qk_rope_head_dim": 8}, "qk_rope_head_dim is '8'; expected 0"),
+        ("glm5_next_text", {"linear_num_heads": 8}, "has 8 heads; expected num_attention_heads, 4"),
+        ("glm5_next_text", {"linear_attn_config": {"safe_gate": False}}, "has no safe_gate"),
+        ("glm5_next_text", {"layer_types": ["conv"] * 4}, "does not say of each of 4 layers which"),
+        ("glm5_next_text", {"indexer_types": ["full"] * 3}, "does not say of each of 4 layers"),
         ("hunyuan_v1_moe", {"num_experts": [6, 6, 6, 8]}, "num_experts differs between layers"),
         ("hy_v4", {"indexer_types": ["full"] * 3}, "does not say of each of 4 layers whether it"),
         ("hy_v4", {"layer_types": ["full_attention"] * 4}, "layer_types has others than indexed"),
@@ -46,6 +51,13 @@ def test_a_folder_that_asks_for_other_arithmetic_is_refused(
 ) -> None:
     assert translated(model_type)
     check_refused(lambda: translated(model_type, **keys), said)
+
+
+def test_linear_attention_of_glm_5_3_may_have_its_sizes_in_an_object() -> None:
+    inner = {"num_heads": 4, "head_dim": 24, "gate_lower_bound": -3.0, "short_conv_kernel_size": 3}
+    found = translated("glm5_next_text", linear_attn_config=inner)
+    assert (found["glm5-next.kda.head_dim"], found["glm5-next.ssm.conv_kernel"]) == (24, 3)
+    assert found["glm5-next.kda.gate_lower_bound"] == -3.0
 
 
 def test_the_shared_experts_of_hy3_are_one_network() -> None:
@@ -95,6 +107,14 @@ def config_of(architecture: str, *, left_out: tuple[str, ...] = (), **keys: obje
         ("bailingmoe3", {"kda.gate_lower_bound": 0.0}, "expected it below 0"),
         ("bailingmoe3", {"kda.safe_gate": False}, "kda.safe_gate is False; expected True"),
         ("bailingmoe3", {"attention.head_count_kv": np.full(9, 2)}, "is 2; expected 0 or 1"),
+        ("glm5-next", {"rope.dimension_count": 8}, "is 8; expected 0: nothing rotates"),
+        ("glm5-next", {"attention.indexer.top_k": 13}, "is 13; expected a multiple of 4"),
+        (
+            "glm5-next",
+            {"attention.indexer.types": np.arange(8) > 1},
+            "the first layer selects no positions",
+        ),
+        ("glm5-next", {"swiglu_clamp_shexp": np.ones(9)}, "expected 0.5, that of the experts"),
         ("ernie4_5-moe", {"expert_shared_feed_forward_length": 33}, "of 2 experts"),
         (
             "kimi-k3",

@@ -154,6 +154,7 @@ class Indexer:
     n_heads, head_dim: of the index's queries. interleaved: whether they rotate pairs of neighbours.
     shared: whether layers see what an earlier layer selected (LayerConfig.selects). rotates_last:
     whether the last dimensions of a head rotate, and not the first. norm_eps: of the keys' norm.
+    pool: positions that have one key together, and are selected together.
     """
 
     n_heads: int
@@ -163,6 +164,7 @@ class Indexer:
     shared: bool = False
     rotates_last: bool = False
     norm_eps: float = 1e-6
+    pool: int = 1
 
 
 @dataclass(frozen=True)

@@ -148,17 +148,19 @@ class ConfigReader(ArchitectureKeys):
         scaled_by: float | None = None,
         kv_heads: Sequence[int] | None = None,
         n_heads: int | None = None,
+        rope_dims: int | None = None,
         most_context: int = _MAX_CONTEXT,
         **own: Any,
     ) -> ModelConfig:
         """The configuration: the keys that all families have, and a family's `own` fields.
 
         layers: as many equal ones unless given. kv_heads: of each layer, if a family's layers may
-        differ in it. n_heads: of the layers that have attention, if others have none. eps_key: of
-        the norms' epsilon. head_dim: of the keys, if the family has read it. rope_interleaved: as
-        the family's GGUF files are. scaled_by: scores are divided by its root unless the file says
-        otherwise; head_dim unless given. most_context: the longest context that is implemented,
-        whatever the model was trained for. FormatError names the file, the key and its value.
+        differ in it. n_heads: of the layers that have attention, if others have none. rope_dims: if
+        the family has read it. eps_key: of the norms' epsilon. head_dim: of the keys, if the family
+        has read it. rope_interleaved: as the family's GGUF files are. scaled_by: scores are divided
+        by its root unless the file says otherwise; head_dim unless given. most_context: the longest
+        context that is implemented, whatever the model was trained for. FormatError names the file,
+        the key and its value.
         """
         hidden_size = self.integer("embedding_length", low=1)
         n_heads = n_heads or self.integer("attention.head_count", low=1, high=MAX_HEADS)
@@ -168,9 +170,10 @@ class ConfigReader(ArchitectureKeys):
         if not 0.0 < eps < 1.0:
             raise self.fault(eps_key, eps, "expected it between 0 and 1")
         self.require_true("attention.causal")
-        rope_dims = self.integer("rope.dimension_count", head_dim, low=2, high=head_dim)
-        if rope_dims % 2:
-            raise self.fault("rope.dimension_count", rope_dims, "expected it even")
+        if rope_dims is None:
+            rope_dims = self.integer("rope.dimension_count", head_dim, low=2, high=head_dim)
+            if rope_dims % 2:
+                raise self.fault("rope.dimension_count", rope_dims, "expected it even")
         if "intermediate_size" not in own:
             own["intermediate_size"] = own.get("expert_size") or self.feed_forward_length()
         return ModelConfig(

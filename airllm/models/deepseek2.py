@@ -175,12 +175,14 @@ def attention(
     kv = blocks.linear(g, c, h, "attn_kv_a_mqa", c.head_dim)  # [n, rank + rope_dims]
     latent = g.take_columns(kv, 0, m.rank)  # [n, rank]
     latent = blocks.norm(g, of_latents, latent, "attn_kv_a_norm")
-    key = rotated(g.take_columns(kv, m.rank, rope_dims), 1)  # [n, rope_dims]
-    g.latent_append(g.join_heads(latent, key, 1), 1, c.head_dim)
     plain = g.take_head_columns(q, heads, 0, m.unrotated)  # [n, heads * unrotated]
-    absorbed = g.head_linear(plain, g.weight("attn_k_b", heads, m.rank, m.unrotated))
-    turning = rotated(g.take_head_columns(q, heads, m.unrotated, rope_dims), heads)
-    joined = g.join_heads(absorbed, turning, heads)  # [n, heads * (rank + rope_dims)]
+    joined = g.head_linear(plain, g.weight("attn_k_b", heads, m.rank, m.unrotated))
+    if rope_dims:
+        key = rotated(g.take_columns(kv, m.rank, rope_dims), 1)  # [n, rope_dims]
+        latent = g.join_heads(latent, key, 1)
+        turning = rotated(g.take_head_columns(q, heads, m.unrotated, rope_dims), heads)
+        joined = g.join_heads(joined, turning, heads)  # [n, heads * (rank + rope_dims)]
+    g.latent_append(latent, 1, c.head_dim)
     if c.attention_temperature:
         factors = g.take_columns(g.external("growth", 2), 0, 1)  # [n, 1]
         joined = g.scale_rows(joined, factors, out=joined)

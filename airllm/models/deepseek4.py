@@ -206,10 +206,21 @@ def head(c: ModelConfig, activations: Activations) -> Graph:
 
 
 def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph:
+    return hyper_layer(c, activations, layer, attention, experts)
+
+
+def hyper_layer(
+    c: ModelConfig,
+    activations: Activations,
+    layer: LayerConfig,
+    mixer: blocks.Half,
+    feed_forward: blocks.Half,
+) -> Graph:
+    """The streams to themselves, by both halves of a layer."""
     g = GraphBuilder("layer", activations=activations)
     n, hidden = c.n_streams, c.hidden_size
     streams = g.external("residual", n * hidden)  # [n, n_streams * hidden]
-    for half, part in (("attn", attention), ("ffn", experts)):
+    for half, part in (("attn", mixer), ("ffn", feed_forward)):
         factors = _factors(g, c, streams, f"hc_{half}", n * (2 + n))
         x = g.mix_streams(streams, g.take_columns(factors, 0, n), n)  # [n, hidden]
         y = part(g, c, layer, blocks.norm(g, c, x, f"{half}_norm", out=x))  # [n, hidden]

@@ -39,6 +39,7 @@ _FILES = {
     "gemma4": ("gemma4",),
     "glm4": ("glm4",),
     "glm4moe": ("glm4moe",),
+    "glm5_next": ("glm5-next",),
     "glm_dsa": ("glm-dsa",),
     "gpt2": ("gpt2", "starcoder"),
     "gptneox": ("gptneox",),

@@ -163,6 +163,14 @@ _LINEAR = {
     "linear_num_heads": "num_heads",
     "linear_conv_kernel_dim": "short_conv_kernel_size",
 }
+MIXER_NAMES = {
+    **{f"self_attn.{part}_conv1d": f"ssm_conv1d_{part}" for part in "qkv"},
+    **{f"self_attn.{part}_proj": f"ssm_{part}" for part in ("f_a", "f_b", "g_a", "g_b")},
+    "self_attn.b_proj": "ssm_beta",
+    "self_attn.A_log": "ssm_a",
+    "self_attn.dt_bias": "ssm_dt.bias",
+    "self_attn.o_norm": "ssm_norm",
+}
 # Its authors' name of the experts' part of a layer. transformers writes it for dense layers, too.
 _SPARSE = "block_sparse_moe"
 
@@ -250,12 +258,7 @@ def _names(config: HFReader) -> Names:
         **mixture,
         **SPARSE_NAMES,
         **{f"{_SPARSE}.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
-        **{f"self_attn.{part}_conv1d": f"ssm_conv1d_{part}" for part in "qkv"},
-        **{f"self_attn.{part}_proj": f"ssm_{part}" for part in ("f_a", "f_b", "g_a", "g_b")},
-        "self_attn.b_proj": "ssm_beta",
-        "self_attn.A_log": "ssm_a",
-        "self_attn.dt_bias": "ssm_dt.bias",
-        "self_attn.o_norm": "ssm_norm",
+        **MIXER_NAMES,
     }
 
 
