@@ -74,26 +74,23 @@ class Catalog:
         All requests that wait for one look go on together: the queue for models has all of them
         before a model makes way for another one.
         """
-        if self._looking is None:
+        if self._looking is None or self._looking.done():
             if time.monotonic() < self._look_from:
                 return
             self._looking = asyncio.create_task(self._look())
         await asyncio.shield(self._looking)  # also if this client leaves
 
     async def _look(self) -> None:
+        began = time.monotonic()
         try:
-            began = time.monotonic()
-            try:
-                found = await asyncio.to_thread(self._find)
-            except OSError as error:
-                _log.warning("the models cannot be listed: %s", error)
-                found = list(self.sources.values())
-            ended = time.monotonic()
-            self._look_from = ended + max(LOOK_SECONDS, LOOK_TIMES * (ended - began))
-            self.sources = {source.id: source for source in found}
-            self.names = ModelNames(found, self._aliases)
-        finally:
-            self._looking = None
+            found = await asyncio.to_thread(self._find)
+        except OSError as error:
+            _log.warning("the models cannot be listed: %s", error)
+            found = list(self.sources.values())
+        ended = time.monotonic()
+        self._look_from = ended + max(LOOK_SECONDS, LOOK_TIMES * (ended - began))
+        self.sources = {source.id: source for source in found}
+        self.names = ModelNames(found, self._aliases)
 
     async def source(self, name: str) -> ModelSource:
         """The model of a name; "" for the default. UnknownModelError, UnnamedModelError."""
