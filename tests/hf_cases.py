@@ -494,7 +494,7 @@ CASES = {
     "Qwen3-VL-MoE": Case(
         "Qwen3VLMoe",
         "qwen3vlmoe",
-        _EXPERTS | {"head_dim": 32, "rope_parameters": _SECTIONS},
+        _EXPERTS | {"moe_intermediate_size": 128, "head_dim": 32, "rope_parameters": _SECTIONS},
         {"expert_weights_norm": True},
         sees=True,
     ),

@@ -164,6 +164,8 @@ def write_folder(folder: Path, case: Case, model: Any, n_shards: int = 1) -> Pat
     (folder / "config.json").write_text(json.dumps(config))
     for old, new in case.renamed:
         _rename(folder, old, new)
+    if case.arch == "qwen3vlmoe":
+        _store_experts_by_columns(folder)
     tokenizer = {
         "added_tokens": [],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
@@ -181,6 +183,16 @@ def _rename(folder: Path, old: str, new: str) -> None:
         save_file(named, path)
     for path in folder.glob("*.index.json"):
         path.write_text(path.read_text().replace(old, new))
+
+
+def _store_experts_by_columns(folder: Path) -> None:
+    """As published folders have them, and llama.cpp's converter takes them."""
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, values in tensors.items():
+            if "mlp.experts." in name:
+                tensors[name] = values.transpose(1, 2).contiguous()
+        save_file(tensors, path)
 
 
 def _metadata(case: Case, config: Any) -> dict[str, object]:
