@@ -107,7 +107,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen3_5_text": _DELTA,
     "qwen3_moe": _EXPERTS,
     "qwen3_next": _EXPERTS | _DELTA | _SHARED,
-    "qwen3_vl_moe_text": _EXPERTS,
+    "qwen3_vl_moe_text": _EXPERTS | {"moe_intermediate_size": 96},
     "qwen4_exp_text": _EXPERTS
     | _DELTA
     | {"output_gate_type": "sigmoid", "indexer_kv_heads": 1, "indexer_compress_ratio": 4}

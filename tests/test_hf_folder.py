@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference_model
 from extension import require_cpp
+from family_folders import config_of
 from hf_folder import hf_values, safetensors_bytes, write_folder, write_json
 from test_model_families import EXACT, TOKENS, error, logits_of
 from tiny_model import FAMILIES, Sizes, TinyModel, vocabulary_tokens, write_tiny_model
@@ -18,9 +19,9 @@ from airllm.engine.settings import Sampling
 from airllm.formats.convert import convert
 from airllm.formats.gguf import GGUFFile
 from airllm.layer_engine import LayerWiseInferenceEngine
-from airllm.models import load_model, qwen35
+from airllm.models import load_model
 from airllm.models.hf_rope import position_sections
-from airllm.models.opening import open_model
+from airllm.models.opening import open_model, translate
 from airllm.util.metadata import FormatError, Metadata
 
 
@@ -105,6 +106,13 @@ def test_the_experts_of_qwen3_vl_may_be_stored_by_columns(tmp_path, by_columns):
     assert error(actual, expected) <= EXACT
 
 
+def test_square_experts_of_qwen3_vl_are_refused(tmp_path):
+    model = write_tiny_model(tmp_path, sizes=FAMILIES["qwen3moe"])
+    config = {"model_type": "qwen3_vl_moe", "norm_topk_prob": None}
+    folder = write_folder(tmp_path / "hf", model, fused_experts=True, config=config)
+    assert "whether they are stored by rows or by columns" in refusal(folder)
+
+
 def test_the_sections_of_positions_are_kept_for_llama_cpp(tmp_path):
     """Qwen2.5-VL as published; llama.cpp opens no converted file without them."""
     model = write_tiny_model(tmp_path, sizes=FAMILIES["qwen2"])
@@ -116,11 +124,18 @@ def test_the_sections_of_positions_are_kept_for_llama_cpp(tmp_path):
         assert list(converted.metadata["qwen2vl.rope.dimension_sections"]) == [2, 3, 3, 0]
 
 
-def test_folders_of_qwen35_that_do_not_say_their_sections_have_the_usual_ones():
-    config = Metadata("config.json", {"mrope_section": None})
-    assert position_sections(config) == {}
-    found = position_sections(config, qwen35.SECTIONS)
-    assert list(found["rope.dimension_sections"]) == [11, 11, 10, 0]
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"])
+def test_folders_of_qwen35_that_do_not_say_their_sections_have_the_usual_ones(model_type):
+    found = translate(Metadata("config.json", config_of(model_type))).metadata
+    architecture = found["general.architecture"]
+    assert list(found[f"{architecture}.rope.dimension_sections"]) == [11, 11, 10, 0]
+
+
+@pytest.mark.parametrize("model_type", ["gemma4_text", "mimo_v2_flash", "qwen4_exp_text"])
+def test_arrays_have_the_types_that_llama_cpp_reads(model_type):
+    found = translate(Metadata("config.json", config_of(model_type))).metadata
+    arrays = [value for _, value in found.items() if isinstance(value, np.ndarray)]
+    assert {array.dtype.name for array in arrays} <= {"int32", "uint64", "bool", "float32"}
 
 
 @pytest.mark.parametrize("sections", ["2", [], [1] * 5, [2, -1, 3], [2, 3.0, 3], [10**9]])

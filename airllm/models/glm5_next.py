@@ -35,7 +35,6 @@ def configure(r: ConfigReader) -> ModelConfig:
     if rope_dims := r.integer("rope.dimension_count", 0):
         raise r.fault("rope.dimension_count", rope_dims, "expected 0: nothing rotates")
     r.ignore_rope()
-    r.ignore("attention.layer_norm_epsilon")  # of the index, see config.Indexer
     latent = _latent(r)
     limit = deepseek4.expert_limit(r)
     if (of_shared := r.alike("swiglu_clamp_shexp", limit)) != limit:
@@ -100,6 +99,7 @@ def _indexer(r: ConfigReader) -> Indexer:
     return Indexer(
         n_heads=r.integer("attention.indexer.head_count", low=1, high=2**10),
         head_dim=r.integer("attention.indexer.key_length", low=1, high=MAX_HEAD_DIM),
+        norm_eps=r.positive("attention.layer_norm_epsilon", 1e-6),
         n_selected=n_positions // pool,
         interleaved=False,
         pool=pool,
@@ -260,7 +260,7 @@ def _linear_attention(config: HFReader) -> Metadata:
     said = config.get("linear_attn_config", {})
     if not isinstance(said, dict) or said.get("safe_gate", True) is not True:
         raise config.fault("linear_attn_config is no object, or has no safe_gate")
-    sizes |= {name: said[key] for name, key in _LINEAR.items() if key in said}
+    sizes |= {name: said[key] for name, key in _LINEAR.items() if said.get(key) is not None}
     return Metadata(config.source, sizes)
 
 

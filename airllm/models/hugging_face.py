@@ -306,7 +306,7 @@ class HuggingFace:
             r.integer("num_attention_heads", low=1),
         )
         n_layers = r.integer("num_hidden_layers", low=1, high=2**12)
-        least = 1 if self.full_head_dim is None else 0  # of what it is made of
+        least = 1 if self.full_head_dim is None else 0  # full_head_dim adds to 0
         head_dim = r.integer("head_dim", hidden_size // n_heads, low=least)
         if self.full_head_dim is not None:
             head_dim = self.full_head_dim(r)

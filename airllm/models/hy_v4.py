@@ -111,8 +111,8 @@ def _values(config: HFReader) -> dict[str, object]:
     config.ignore("learnable_sink_init", "enable_lm_head_fp32")
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     limit = config.number("swiglu_limit", 0.0)
-    if limit >= 1e6:
-        raise config.fault(f"swiglu_limit is {limit}; expected it below 1000000, or 0 for none")
+    if limit and not 1e-3 <= limit < 1e6:
+        raise config.fault(f"swiglu_limit is {limit}; expected 0.001 to 1000000, or 0 for none")
     limits = np.full(n_layers, limit, np.float32) if limit > 0.0 else None
     return {
         **deepseek2.latent_sizes(config),
@@ -136,8 +136,11 @@ def _values(config: HFReader) -> dict[str, object]:
 def _selecting(config: HFReader, n_layers: int) -> list[bool]:
     """Of each layer, whether it selects positions; without a list, the first, and one of four."""
     kinds = config.texts("layer_types") if "layer_types" in config else []
-    if set(kinds) - set(_INDEXED):
-        raise config.fault(f"layer_types has others than {', '.join(_INDEXED)}")
+    if set(kinds) - set(_INDEXED) or len(kinds) not in (0, n_layers):
+        raise config.fault(
+            f"layer_types does not say of each of {n_layers} layers that it is one of "
+            f"{', '.join(_INDEXED)}"
+        )
     if "indexer_types" not in config:
         return [index == 0 or index % 4 == 1 for index in range(n_layers)]
     types = config.texts("indexer_types")

@@ -12,7 +12,7 @@ from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
 from airllm.util.metadata import Metadata
 
-_LATENT_EPS = 1e-6  # whatever the file says of the other norms; llama.cpp takes that
+_LATENT_EPS = 1e-6  # whatever the file says of the other norms, which llama.cpp takes for these
 
 
 def configure(r: ConfigReader) -> ModelConfig:
@@ -37,9 +37,9 @@ def configure(r: ConfigReader) -> ModelConfig:
 
 
 def _defaults(config: Metadata) -> Mapping[str, object]:
-    """null is another default than none for two of them."""
+    """null is another value than the default for three of them."""
     hidden, n_layers = (config.integer(key, low=1) for key in ("hidden_size", "num_hidden_layers"))
-    for_null = {"scale_depth": n_layers**0.5, "dim_model_base": hidden}
+    for_null = {"scale_depth": n_layers**0.5, "dim_model_base": hidden, "q_lora_rank": 0}
     return {
         **{"kv_lora_rank": 256, "q_lora_rank": 768, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32},
         **{"v_head_dim": hidden // config.integer("num_attention_heads", low=1)},

@@ -28,6 +28,11 @@ def _stacked_names(config: HFReader) -> Names:
     gpt-oss has them, those that transformers 5 writes as [n, k]."""
     hidden_size = config.integer("hidden_size", low=1)
     expert_size = config.integer("moe_intermediate_size", low=1)
+    if hidden_size in (expert_size, 2 * expert_size):
+        raise config.fault(
+            f"hidden_size is {hidden_size} and moe_intermediate_size {expert_size}: experts are "
+            "square, so that nothing says whether they are stored by rows or by columns"
+        )
     return {
         **EXPERT_NAMES,
         "mlp.experts.gate_up_proj": Slots(("ffn_gate_exps", "ffn_up_exps"), columns=hidden_size),
