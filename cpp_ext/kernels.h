@@ -196,6 +196,7 @@ struct SelectiveScanTask {
 // Up to this many rows, packing b costs matmul more than it saves.
 inline constexpr std::size_t matmul_few_rows = 24;
 
+// Longer rows than this, 16 KB on the stack, softmax does not write past the caches.
 inline constexpr std::size_t softmax_longest_streamed = 4096;
 
 struct KernelTable {

@@ -39,7 +39,11 @@ def translated(model_type: str, **keys: object) -> dict[str, object]:
         ("glm5_next_text", {"indexer_types": ["full"] * 3}, "does not say of each of 4 layers"),
         ("hunyuan_v1_moe", {"num_experts": [6, 6, 6, 8]}, "num_experts differs between layers"),
         ("hy_v4", {"indexer_types": ["full"] * 3}, "does not say of each of 4 layers whether it"),
-        ("hy_v4", {"layer_types": ["full_attention"] * 4}, "layer_types does not say of each of 4 layers that it is one of indexed"),
+        (
+            "hy_v4",
+            {"layer_types": ["full_attention"] * 4},
+            "layer_types does not say of each of 4 layers that it is one of indexed",
+        ),
         ("hy_v4", {"swiglu_limit": 1e6}, "swiglu_limit is 1000000.0; expected 0.001 to"),
         ("phi", {"qk_layernorm": True}, "qk_layernorm is 'True'; expected False"),
         ("starcoder2", {"mlp_type": "gated"}, "mlp_type is 'gated'; expected 'default'"),

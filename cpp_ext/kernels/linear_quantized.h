@@ -142,8 +142,9 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     });
     // Of two minima, by the sums of the codes of each half of the block: whole numbers.
     const auto two_minima = [&](std::size_t t) {
-        const I all(read<std::int32_t>(tail + 8 * Tokens + 4 * t));  // numbers take an instruction
-        const I first(read<std::int32_t>(tail + 12 * Tokens + 4 * t));  // to repeat
+        // Vectors: a number takes an instruction to repeat.
+        const I all(read<std::int32_t>(tail + 8 * Tokens + 4 * t));
+        const I first(read<std::int32_t>(tail + 12 * Tokens + 4 * t));
         return xsimd::fma(scales.minimum[format.has_min && format.sub != quant_block],
                           xsimd::to_float(all - first), scales.minimum[0] * xsimd::to_float(first));
     };

@@ -2,10 +2,10 @@
 // product of several instructions (AVX2), with activations of 8 bits.
 //
 // Two groups of weights are unpacked to bytes, a piece at a time that stays in L1, and all tiles of
-// activations pass over the piece.  So unpacking costs next to nothing, an activation that is
-// repeated in a vector meets two groups, and all that the inner loop knows of a type is the range
-// of its codes and what its scale is made of.  A Zen 4 core multiplies Q4_K and Q3_K by 128 rows
-// 1.7 times as fast as by unpacking them for each tile of 4 rows.
+// activations pass over the piece.  So unpacking costs next to nothing, and an activation that is
+// repeated in a vector meets two groups.  The inner loop knows the range of a type's codes and the
+// form of its scales, and nothing else of the type.  A Zen 4 core multiplies Q4_K and Q3_K by 128
+// rows 1.7 times as fast as by unpacking them for each tile of 4 rows.
 //
 // A row gets the same numbers as among few rows: linear_quantized.h adds floats in this order, too.
 //
