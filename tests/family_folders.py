@@ -16,6 +16,7 @@ _WIDE_EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2}
 _ROUTED = {"n_routed_experts": 6, **_OF_SIX}
 _LATENT = {"kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
 _LATENT |= {"q_lora_rank": 24, "num_key_value_heads": 4, "first_k_dense_replace": 1, **_ROUTED}
+_DENSE_LATENT = {k: v for k, v in _LATENT.items() if k not in (*_ROUTED, "first_k_dense_replace")}
 _INDEX = {"index_n_heads": 4, "index_head_dim": 16, "index_topk": 8}
 _DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16}
 _DELTA |= {"linear_value_head_dim": 16, "linear_conv_kernel_dim": 4, "head_dim": 16}
@@ -65,6 +66,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma4_text": _GEMMA,
     "glm4_moe": _ROUTED,
     "glm4_moe_lite": _LATENT,
+    "gemma4_unified_text": _GEMMA,
+    "glm4v_moe_text": _ROUTED,
     "glm5_next_text": _LATENT
     | _INDEX
     | {"qk_rope_head_dim": 0, "index_kpool": 4, "linear_num_heads": 4, "linear_head_dim": 16},
@@ -114,9 +117,13 @@ _OWN: dict[str, dict[str, Any]] = {
     | {"indexer_budget": 16, "indexer_head_dim": 16, "indexer_n_heads": 4, "ple_layer_ids": [3]}
     | {"ple_embed_dim": 64, "ngram_vocab_size_base": 50, "heads_per_ngram": 1}
     | {"make_ngram_vocab_size_divisible_by": 16, "eos_token_id": 2},
+    "sarvam_mla": _LATENT,
+    "sarvam_moe": _EXPERTS,
     "smallthinker": _EXPERTS | {"hidden_act": None},
+    "solar_open": _ROUTED,
     "stablelm": _PLAIN_NORM,
     "starcoder2": {"rms_norm_eps": None, "hidden_act": "gelu_pytorch_tanh"},
+    "youtu": _DENSE_LATENT,
 }
 
 

@@ -26,7 +26,13 @@ _YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_DEEPSEEK_YARN = {
+    **{"type": "deepseek_yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    **{"mscale": 1.0, "mscale_all_dim": 1.0},
+}
 _SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5]}
+_FEWER_SECTIONS = _SECTIONS | {"mrope_section": [3, 3, 2]}  # of half a head
+_WHOLE = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 1.0}
 _LONG = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -61,6 +67,10 @@ _LATENT = {
     **{"num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 2},
     **{"first_k_dense_replace": 2},
 }
+_DENSE = (
+    *("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts"),
+    "first_k_dense_replace",
+)
 _LATENT_KEYS = {
     **{"attention.head_count_kv": 1, "attention.kv_lora_rank": 32, "attention.key_length": 40},
     **{"attention.value_length": 32, "attention.key_length_mla": 40},
@@ -561,6 +571,23 @@ CASES = {
         _GLM_KEYS,
         names=_GLM_NAMES,
     ),
+    "GLM-4.5V": Case(
+        "Glm4vMoe",
+        "glm4moe",
+        _GLM | {"attention_bias": True, "rope_parameters": _FEWER_SECTIONS},
+        _GLM_KEYS | {"expert_group_count": 2, "expert_group_used_count": 1},
+        names=_GLM_NAMES,
+        sees=True,
+    ),
+    "Solar Open": Case(
+        "SolarOpen",
+        "glm4moe",
+        _GLM | {"first_k_dense_replace": None, "rope_parameters": _WHOLE},
+        _GLM_KEYS
+        | {"expert_group_count": 2, "expert_group_used_count": 1}
+        | {"rope.dimension_count": 32, "leading_dense_block_count": 0},
+        names=_GLM_NAMES,
+    ),
     "MiniMax-M2": Case(
         "MiniMaxM2",
         "minimax-m2",
@@ -800,6 +827,40 @@ CASES = {
         | {"attention.q_lora_rank": 32, "expert_weights_scale": 1.8, "expert_weights_norm": True},
         names=_LATENT_NAMES,
         extra={"topk_method": "noaux_tc"},
+    ),
+    "Sarvam 105B": Case(
+        "SarvamMLA",
+        "deepseek2",
+        _LATENT | {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+        _LATENT_KEYS
+        | _YARN_KEYS
+        | {"expert_weights_scale": 2.5, "expert_weights_norm": True, "expert_gating_func": 2}
+        | {"rope.scaling.yarn_log_multiplier": 0.1},
+        names=_LATENT_NAMES,
+        extra={"head_dim": 40, "q_head_dim": 40, "rope_parameters": None, "rope_theta": 10000.0}
+        | {"rope_scaling": _DEEPSEEK_YARN},
+        lost="YaRN by its older name",
+    ),
+    "Youtu-LLM": Case(
+        "Youtu",
+        "deepseek2",
+        {key: value for key, value in _LATENT.items() if key not in _DENSE}
+        | {"q_lora_rank": 32, "tie_word_embeddings": True},
+        _LATENT_KEYS
+        | {"attention.q_lora_rank": 32, "expert_shared_count": 0, "leading_dense_block_count": 3},
+        names=_LATENT_NAMES,
+    ),
+    "Sarvam 30B": Case(
+        "SarvamMoE",
+        "bailingmoe2",
+        _GLM | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "rope_parameters": _WHOLE},
+        _GLM_KEYS | {"rope.dimension_count": 32, "expert_shared_count": 1},
+        names=_GLM_NAMES
+        | {"post_attention_layernorm": "ffn_norm", "self_attn.qkv_proj": "attn_qkv"},
+        # As published, not as transformers writes it
+        extra={"architectures": ["SarvamMoEForCausalLM"], "num_experts": 6}
+        | {"num_shared_experts": 1, "n_routed_experts": None, "n_shared_experts": None}
+        | {"score_function": "sigmoid", "moe_router_enable_expert_bias": True},
     ),
     "Kimi Linear": Case(
         "KimiLinear",
@@ -1196,6 +1257,18 @@ CASES = {
         "gemma4",
         _GEMMA4 | _SHARING,
         _GEMMA4_KEYS | _SHARING_KEYS,
+        _GEMMA4_NAMES,
+        sees=True,
+    ),
+    "Gemma 4 12B": Case(
+        "Gemma4Unified",
+        "gemma4",
+        {key: value for key, value in _GEMMA4.items() if "per_layer" not in key}
+        | _KEYS_ARE_VALUES
+        | {"layer_types": _LOCAL, "moe_intermediate_size": None},
+        _GEMMA4_KEYS
+        | {"attention.head_count_kv": np.array([2, 2, 1], np.int32)}
+        | {"attention.sliding_window_pattern": np.array([True, True, False])},
         _GEMMA4_NAMES,
         sees=True,
     ),

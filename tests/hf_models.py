@@ -68,9 +68,16 @@ def build(case: Case) -> Any:
         vision = {"depth": 1, "hidden_size": 16, "embed_dim": 16, "intermediate_size": 16}
         vision |= {"num_heads": 2, "patch_size": 2, "num_position_embeddings": 4}
         vision |= {"out_hidden_size": 64, "deepstack_visual_indexes": [0]}
-        if case.gemma:
+        if case.family == "Gemma4Unified":
+            vision = {"mm_embed_dim": 16, "mm_posemb_size": 4, "patch_size": 2}
+            vision |= {"output_proj_dims": 64}
+        elif case.gemma:
             vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+        elif case.arch in ("glm4", "glm4moe"):
+            vision["image_size"] = 8
+        elif case.arch == "exaone4":
+            vision |= {"num_key_value_heads": 2, "fullatt_block_indexes": [0]}
         elif case.arch == "step35":
             vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
             vision |= {"image_size": 8, "patch_size": 2}
@@ -242,6 +249,12 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if ".act_fn." in name:
             continue  # metadata, see numbers_of_layers
         values = in_order(config, name, values)
+        if case.arch == "bailingmoe2" and (head := _OF_THREE.fullmatch(name)):
+            if head["part"] == "q":  # GGUF has one matrix for all
+                of = [f"{head['before']}{part}_proj.weight" for part in "qkv"]
+                joined = np.concatenate([model.state_dict()[each].numpy() for each in of])
+                yield _gguf_name(case, f"{head['before']}qkv_proj.weight"), joined
+            continue
         if ".mlp.experts." in name and case.arch == "gpt-oss":
             yield from _of_gpt_oss(name, values)
             continue
@@ -429,7 +442,11 @@ def _rope_factors(inv_freq: Any, theta: float) -> np.ndarray:
     return (plain / inv_freq.double().numpy()).astype(np.float32)
 
 
-_CLASSES = {"GPT2": "GPT2LMHeadModel", "Exaone": "LlamaForCausalLM"}
+_CLASSES = {
+    **{"GPT2": "GPT2LMHeadModel", "Exaone": "LlamaForCausalLM"},
+    **{"SarvamMLA": "DeepseekV3ForCausalLM", "SarvamMoE": "Glm4MoeForCausalLM"},
+}
+_OF_THREE = re.compile(r"(?P<before>.*\.self_attn\.)(?P<part>[qkv])_proj\.weight")
 _SIGHT = (
     ".visual.",
     "vision_adapter.",

@@ -108,6 +108,16 @@ _GPT2_NAMES = {
 
 _MISTRAL_4 = {"architectures": ["Mistral3ForConditionalGeneration"]}  # published with pictures
 
+_GLM4_NAMES = {
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+    "mlp.gate_up_proj": "ffn_up",
+}
+_HALF_ROTATES = {
+    **{"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    "mrope_section": [2, 1, 1],
+}
 PLAIN_CASES = {
     "Llama with biases, as InternLM3": Case(
         "Llama",
@@ -134,12 +144,15 @@ PLAIN_CASES = {
         "glm4",
         {"head_dim": 32, "pad_token_id": 0},
         {"rope.dimension_count": 16},
-        names={
-            "post_self_attn_layernorm": "post_attention_norm",
-            "post_attention_layernorm": "ffn_norm",
-            "post_mlp_layernorm": "post_ffw_norm",
-            "mlp.gate_up_proj": "ffn_up",
-        },
+        names=_GLM4_NAMES,
+    ),
+    "GLM-4.1V": Case(
+        "Glm4v",
+        "glm4",
+        {"rope_parameters": _HALF_ROTATES},
+        {"rope.dimension_count": 8},
+        names=_GLM4_NAMES,
+        sees=True,
     ),
     "EXAONE 3.5": Case("Exaone", "exaone", {"rope_parameters": _LLAMA3_ROPE}),
     "EXAONE 4.0 1.2B": Case(
@@ -150,6 +163,14 @@ PLAIN_CASES = {
         names=_SANDWICH,
     ),
     "EXAONE 4.0 with windows": Case("Exaone4", "exaone4", _WINDOW, _WINDOW_KEYS, names=_SANDWICH),
+    "EXAONE 4.5": Case(
+        "Exaone4_5_",
+        "exaone4",
+        _WINDOW | {"model_type": "exaone4"},
+        _WINDOW_KEYS,
+        names=_SANDWICH,
+        sees=True,
+    ),
     "K-EXAONE": Case(
         "ExaoneMoe",
         "exaone-moe",

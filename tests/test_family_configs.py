@@ -156,6 +156,20 @@ def test_layers_of_a_next_token_head_are_left_out(architecture: str) -> None:
     assert config_of(architecture, nextn_predict_layers=1).n_layers == 7
 
 
+def test_the_halves_of_heads_rotate_in_files_of_glm_4_that_see_pictures() -> None:
+    """llama.cpp's converter puts the rows of Q and K in that order where there are sections."""
+    sections = {"rope.dimension_sections": np.array([2, 1, 1, 0], np.int32)}
+    assert config_of("glm4").rope_interleaved
+    assert not config_of("glm4", **sections).rope_interleaved
+
+
+def test_published_folders_of_sarvam_have_another_name_of_the_shared_experts() -> None:
+    for kind, architecture in (("sarvam_mla", "deepseek2"), ("sarvam_moe", "bailingmoe2")):
+        for name in ("num_shared_experts", "n_shared_experts"):
+            config = Metadata("config.json", folder_config(kind) | {name: 3})
+            assert translate(config).metadata[f"{architecture}.expert_shared_count"] == 3
+
+
 def test_the_dense_layers_of_hy3_are_those_without_a_router() -> None:
     found = config_of("hy_v3", left_out=("blk.1.ffn_gate_inp.weight",)).layers
     assert [layer.has_experts for layer in found] == [False, False] + [True] * (len(found) - 2)

@@ -34,6 +34,7 @@ _EXPERT = re.compile(
 # rope and of attention's masks that older files have.
 _LEFT_OUT = re.compile(
     r"(.*\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
+    r"|vision_embedder"
     r"|vit_large_projector|embed_audio|patch_merge_mlp|mtp(_\w+)?|vision|aligner"
     r"|vision_adapter|vision_projection|vit|perceive)\..*"
     r"|image_\w+|.*\.rotary_emb\.inv_freq|(.*\.)?(attn|attention)\.(masked_)?bias"

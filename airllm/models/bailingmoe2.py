@@ -1,6 +1,6 @@
-"""Ling and Ring 2 (arXiv:2510.22115): one matrix for Q, K and V, whose heads are normalised;
-experts behind a few dense layers, chosen by a sigmoid with groups and biases, beside one or more
-that all tokens use. Half of each head rotates."""
+"""Ling and Ring 2 (arXiv:2510.22115), and Sarvam 30B: one matrix for Q, K and V, whose heads are
+normalised; experts behind a few dense layers, chosen by a sigmoid with groups and biases, beside
+one or more that all tokens use. Half of each head rotates, in Sarvam the whole."""
 
 from functools import partial
 
@@ -14,6 +14,7 @@ from airllm.models.hugging_face import (
     HFReader,
     HuggingFace,
 )
+from airllm.util.metadata import Metadata
 
 NAMES = {
     **EXPERT_NAMES,
@@ -65,6 +66,20 @@ def _values(config: HFReader) -> dict[str, object]:
     }
 
 
+def _sarvam(config: HFReader) -> dict[str, object]:
+    config.ignore("n_shared_experts")  # see _defaults_of_sarvam
+    return _values(config)
+
+
+def _defaults_of_sarvam(config: Metadata) -> dict[str, object]:
+    """transformers has another name of the number of shared experts than published folders."""
+    return {
+        **{"use_qk_norm": True, "score_function": "sigmoid", "routed_scaling_factor": 2.5},
+        **{"head_dim": 64, "rope_theta": 8e6, "first_k_dense_replace": 1},
+        "num_shared_experts": config.get("n_shared_experts") or 1,
+    }
+
+
 FAMILY = Family(
     ("bailingmoe2",),
     (
@@ -75,6 +90,7 @@ FAMILY = Family(
             NAMES,
             defaults={"partial_rotary_factor": 0.5},
         ),
+        HuggingFace("sarvam_moe", "bailingmoe2", _sarvam, NAMES, defaults=_defaults_of_sarvam),
     ),
     configure,
     partial(blocks.layer, normed="heads", fused=True),

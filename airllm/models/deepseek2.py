@@ -1,5 +1,6 @@
-"""DeepSeek V2 and V3 (arXiv:2405.04434, arXiv:2412.19437), Kimi K2 and GLM-4.7 Flash: multi-head
-latent attention, and experts behind a few dense layers, with one or more that all tokens use.
+"""DeepSeek V2 and V3 (arXiv:2405.04434, arXiv:2412.19437), Kimi K2, GLM-4.7 Flash and Sarvam 105B:
+multi-head latent attention, and experts behind a few dense layers, with one or more that all tokens
+use. All layers of Youtu-LLM are dense.
 
 All heads' keys and values are linear in one latent of a token, and in the part of its key that
 rotates. Only these are kept. A head's product with its keys is computed as a product of the
@@ -23,6 +24,7 @@ from airllm.models.config import Latent, LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEAD_DIM, ConfigReader
 from airllm.models.deepseek2_older import renewed
 from airllm.models.family import Family
+from airllm.models.hf_rope import YARN
 from airllm.models.hugging_face import (
     EXPERT_NAMES,
     SHARED_EXPERT_NAMES,
@@ -279,11 +281,32 @@ def _mistral4(config: HFReader) -> dict[str, object]:
     return values
 
 
+def _sarvam(config: HFReader) -> dict[str, object]:
+    config.ignore("num_shared_experts")  # see _defaults_of_sarvam
+    return values_of_v3(config)
+
+
+def _defaults_of_sarvam(config: Metadata) -> dict[str, object]:
+    """Published folders have another name of the number of shared experts."""
+    own = {"first_k_dense_replace": 1, "routed_scaling_factor": 2.5}
+    return {**DEFAULTS_OF_V3, **own, "n_shared_experts": config.get("num_shared_experts") or 1}
+
+
+def _youtu(config: HFReader) -> dict[str, object]:
+    """All layers are dense, of whose experts llama.cpp nevertheless wants to know the size."""
+    return {
+        **latent_sizes(config),
+        "leading_dense_block_count": config.integer("num_hidden_layers", low=1, high=2**12),
+        "expert_feed_forward_length": config.integer("intermediate_size"),
+        "expert_shared_count": 0,
+    }
+
+
 def _yarn(config: HFReader) -> dict[str, object]:
     """GGUF's keys of YaRN's magnitude, where it is one for all dimensions."""
     found = config.get("rope_parameters") or config.get("rope_scaling")
     rope = Metadata(config.source, found if isinstance(found, dict) else {})
-    if rope.get("rope_type", rope.get("type")) != "yarn" or not rope.get("mscale_all_dim"):
+    if rope.get("rope_type", rope.get("type")) not in YARN or not rope.get("mscale_all_dim"):
         return {}
     scale = rope.number("mscale_all_dim")
     if rope.get("mscale") != scale or rope.get("attention_factor") is not None:
@@ -311,6 +334,8 @@ FAMILY = Family(
     (
         _HF("deepseek_v2", values=_v2),
         *(_V3(model_type) for model_type in ("deepseek_v3", "kimi_k2", "glm4_moe_lite")),
+        _HF("sarvam_mla", values=_sarvam, defaults=_defaults_of_sarvam),
+        _HF("youtu", values=_youtu, defaults={"v_head_dim": 128}, tied=True),
         _HF("mistral4", architecture="mistral4", values=_mistral4, defaults=_DEFAULTS_OF_MISTRAL4),
     ),
     configure,

@@ -93,6 +93,7 @@ FAMILY = Family(
     ("exaone4", "exaone-moe"),
     (
         HuggingFace("exaone4", "exaone4", _windows, _NAMES),
+        HuggingFace("exaone4_5_text", "exaone4", _windows, _NAMES, pictures="exaone4_5"),
         HuggingFace("exaone_moe", "exaone-moe", _experts, _EXPERT_NAMES),
     ),
     configure,

@@ -6,6 +6,7 @@ Norms multiply by their weight as it is, unlike those of the earlier Gemmas.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -293,33 +294,40 @@ def _full_head_dim(config: HFReader) -> int:
     return _full_heads(config)[0]
 
 
+_DEFAULTS = {
+    **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
+    **{"vocab_size": 262144, "hidden_size": 2304, "intermediate_size": 9216},
+    **{"num_hidden_layers": 30, "sliding_window": 512, "rms_norm_eps": 1e-6},
+    **{"hidden_size_per_layer_input": 256, "max_position_embeddings": 131072},
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 1e6,
+        },
+    },
+}
+_DEFAULTS_OF_UNIFIED = {
+    **_DEFAULTS,
+    **{"hidden_size_per_layer_input": 0, "sliding_window": 1024},
+    "max_position_embeddings": 262144,
+}
+_HF = partial(
+    HuggingFace,
+    architecture="gemma4",
+    values=_values,
+    names=NAMES,
+    activation="gelu_pytorch_tanh",
+    tied=True,
+    full_head_dim=_full_head_dim,
+)
+
 FAMILY = Family(
     ("gemma4",),
     (
-        HuggingFace(
-            "gemma4_text",
-            "gemma4",
-            _values,
-            NAMES,
-            activation="gelu_pytorch_tanh",
-            tied=True,
-            pictures="gemma4",
-            full_head_dim=_full_head_dim,
-            defaults={
-                **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
-                **{"vocab_size": 262144, "hidden_size": 2304, "intermediate_size": 9216},
-                **{"num_hidden_layers": 30, "sliding_window": 512, "rms_norm_eps": 1e-6},
-                **{"hidden_size_per_layer_input": 256, "max_position_embeddings": 131072},
-                "rope_parameters": {
-                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-                    "full_attention": {
-                        "rope_type": "proportional",
-                        "partial_rotary_factor": 0.25,
-                        "rope_theta": 1e6,
-                    },
-                },
-            },
-        ),
+        _HF("gemma4_text", defaults=_DEFAULTS, pictures="gemma4"),
+        _HF("gemma4_unified_text", defaults=_DEFAULTS_OF_UNIFIED, pictures="gemma4_unified"),
     ),
     configure,
     layer,

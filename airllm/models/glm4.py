@@ -1,5 +1,5 @@
-"""GLM-4 of April 2025 (GLM-4-9B-0414, 32B, GLM-Z1): norms before and behind each half of a layer,
-one matrix for gate and up, and half of each head rotates."""
+"""GLM-4 of April 2025 (GLM-4-9B-0414, 32B, GLM-Z1) and the text of GLM-4.1V: norms before and
+behind each half of a layer, one matrix for gate and up, and half of each head rotates."""
 
 from functools import partial
 
@@ -20,20 +20,23 @@ NAMES = {
 
 def configure(r: ConfigReader) -> ModelConfig:
     r.leave_out_heads()
-    return r.config(biases=r.optional_biases(*BIASES), rope_interleaved=True)
+    # llama.cpp's files of models that see pictures have the rows of Q and K in another order.
+    # Folders of theirs are converted without sections, which are the same for text, see qwen2.
+    sections = "rope.dimension_sections"
+    with_pictures = f"{r.architecture}.{sections}" in r.file.metadata
+    r.ignore(sections)
+    return r.config(biases=r.optional_biases(*BIASES), rope_interleaved=not with_pictures)
 
+
+_HF = partial(
+    HuggingFace, architecture="glm4", names=NAMES, rope_interleaved=True, gguf_interleaved=True
+)
 
 FAMILY = Family(
     ("glm4",),
     (
-        HuggingFace(
-            "glm4",
-            "glm4",
-            names=NAMES,
-            rope_interleaved=True,
-            gguf_interleaved=True,
-            defaults={"partial_rotary_factor": 0.5, "head_dim": 128},
-        ),
+        _HF("glm4", defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),
+        _HF("glm4v_text", defaults={"partial_rotary_factor": 0.5}, pictures="glm4v"),
     ),
     configure,
     partial(blocks.layer, after=blocks.AFTER, feed_forward=blocks.fused_glu_mlp),

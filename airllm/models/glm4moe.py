@@ -1,11 +1,13 @@
-"""GLM-4.5 to 4.7 (arXiv:2508.06471): experts behind a few dense layers, chosen by a sigmoid with a
-bias, and one or more that all tokens use. Half of each head rotates."""
+"""GLM-4.5 to 4.7 (arXiv:2508.06471), the text of GLM-4.5V, and Solar Open: experts behind a few
+dense layers, chosen by a sigmoid with a bias, and one or more that all tokens use. Half of each
+head rotates, in Solar Open the whole."""
 
 from airllm.graph.graph import Activations, Graph
 from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
+from airllm.models.hf_rope import position_sections
 from airllm.models.hugging_face import (
     EXPERT_NAMES,
     SHARED_EXPERT_NAMES,
@@ -56,6 +58,7 @@ def _values(config: HFReader) -> dict[str, object]:
         **config.expert_groups(),
         "expert_shared_count": config.integer("n_shared_experts", 1),
         "leading_dense_block_count": config.integer("first_k_dense_replace", 1),
+        **position_sections(config),
     }
 
 
@@ -69,6 +72,26 @@ FAMILY = Family(
             NAMES,
             defaults={"partial_rotary_factor": 0.5},
             heads="layers",
+        ),
+        HuggingFace(
+            "glm4v_moe_text",
+            "glm4moe",
+            _values,
+            NAMES,
+            defaults={"partial_rotary_factor": 0.5},
+            heads="layers",
+            pictures="glm4v_moe",
+        ),
+        HuggingFace(
+            "solar_open",
+            "glm4moe",
+            _values,
+            NAMES,
+            # It has no dense layers, so no width of them.
+            defaults={
+                **{"first_k_dense_replace": 0, "head_dim": 128, "rope_theta": 1e6},
+                "intermediate_size": 0,
+            },
         ),
     ),
     configure,

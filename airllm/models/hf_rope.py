@@ -15,7 +15,9 @@ from airllm.models.config_reader import MAX_HEAD_DIM
 from airllm.models.rope import STOPS, YARN_TRUNCATES
 from airllm.util.metadata import Metadata
 
-__all__ = ["HFRope", "position_sections", "translate_rope"]
+__all__ = ["YARN", "HFRope", "position_sections", "translate_rope"]
+
+YARN = ("yarn", "deepseek_yarn")  # names of the same
 
 
 @dataclass
@@ -83,7 +85,7 @@ def translate_rope(config: Metadata, head_dim: int) -> HFRope:
         found.values["rope.freq_base"] = _larger_base(rope, head_dim)
     elif kind == "dynamic" and "original_max_position_embeddings" not in rope:
         pass  # the base grows behind the context length, to which a context is held
-    elif kind == "yarn":
+    elif kind in YARN:
         _yarn(rope, found)
     elif kind in ("longrope", "su"):
         _longrope(rope, config, found)
