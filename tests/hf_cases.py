@@ -853,8 +853,15 @@ CASES = {
     "Sarvam 30B": Case(
         "SarvamMoE",
         "bailingmoe2",
-        _GLM | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "rope_parameters": _WHOLE},
-        _GLM_KEYS | {"rope.dimension_count": 32, "expert_shared_count": 1},
+        _GLM
+        | {
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "head_dim": 16,
+            "rope_parameters": _WHOLE,
+        },
+        _GLM_KEYS | {"expert_shared_count": 1},
         names=_GLM_NAMES
         | {"post_attention_layernorm": "ffn_norm", "self_attn.qkv_proj": "attn_qkv"},
         # As published, not as transformers writes it
