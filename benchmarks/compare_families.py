@@ -48,6 +48,7 @@ LEFT_OUT = {
     "GLM-4.7 Flash": "the sigmoid of its router, which its converter does not write",
     "Phi-3": "its window",
     "EXAONE 4.0 with windows": "the windows of models that have not 64 layers",
+    "EXAONE 4.5": "the windows of models that have not 64 layers",
 }
 OLDER_ONLY = {"MiniCPM3"}  # whose latents llama.cpp opens only in the form of older files
 TOKENS = np.random.default_rng(3).integers(0, 160, 90).tolist()
