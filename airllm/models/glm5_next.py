@@ -15,7 +15,7 @@ from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
 from airllm.graph.ops.sparse import MOST_IN_GROUP
 from airllm.graph.ops.streams import MOST_STREAMS
-from airllm.models import blocks, deepseek2, deepseek4, deepseek32, kimi_linear
+from airllm.models import blocks, deepseek2, deepseek4, deepseek32, glm_dsa, kimi_linear
 from airllm.models.config import HyperConnections, Indexer, Latent, LayerConfig, ModelConfig
 from airllm.models.config_reader import MAX_HEAD_DIM, ConfigReader
 from airllm.models.family import Family
@@ -245,13 +245,7 @@ def _selecting(config: HFReader, n_layers: int) -> list[bool]:
     config.ignore("index_skip_topk_offset")
     if "indexer_types" not in config:
         return [True] * n_layers
-    types = config.texts("indexer_types")
-    if len(types) != n_layers or set(types) - {"full", "shared"}:
-        raise config.fault(
-            f"indexer_types does not say of each of {n_layers} layers whether it is 'full' or "
-            "'shared'"
-        )
-    return [each == "full" for each in types]
+    return glm_dsa.selecting(config, "indexer_types", n_layers)
 
 
 def _linear_attention(config: HFReader) -> Metadata:

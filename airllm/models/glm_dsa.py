@@ -49,6 +49,9 @@ def _selects(layer: int, period: int, first: int) -> bool:
 # ---- Hugging Face --------------------------------------------------------------------------------
 
 
+_PATTERN = "index_topk_pattern"  # "FFSS": of each layer a letter
+
+
 def values(config: HFReader) -> dict[str, object]:
     config.expect("indexer_rope_interleave", None, True)
     selects = np.array(_selecting(config), bool)
@@ -58,15 +61,20 @@ def values(config: HFReader) -> dict[str, object]:
 def _selecting(config: HFReader) -> list[bool]:
     """Of each layer, whether it selects positions."""
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
-    keys = "indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset"
+    keys = "indexer_types", _PATTERN, "index_topk_freq", "index_skip_topk_offset"
     config.ignore(*keys)
     key = next((key for key in keys[:2] if config.get(key) is not None), None)
     if key is None:
         period = max(config.integer(keys[2], 1), 1)
         offset = config.integer(keys[3], 2)
         return [_selects(layer, period, offset) for layer in range(n_layers)]
+    return selecting(config, key, n_layers)
+
+
+def selecting(config: HFReader, key: str, n_layers: int) -> list[bool]:
+    """Of each layer, whether it selects positions, as a list or a pattern of config.json says."""
     said = config.get(key)
-    words = {"full": True, "shared": False, **({"F": True, "S": False} if key == keys[1] else {})}
+    words = {"full": True, "shared": False, **({"F": True, "S": False} if key == _PATTERN else {})}
     types = list(said) if isinstance(said, str) else config.texts(key)
     if len(types) != n_layers or set(types) - set(words):
         raise config.fault(

@@ -143,13 +143,7 @@ def _selecting(config: HFReader, n_layers: int) -> list[bool]:
         )
     if "indexer_types" not in config:
         return [index == 0 or index % 4 == 1 for index in range(n_layers)]
-    types = config.texts("indexer_types")
-    if len(types) != n_layers or set(types) - {"full", "shared"}:
-        raise config.fault(
-            f"indexer_types does not say of each of {n_layers} layers whether it is 'full' or "
-            "'shared'"
-        )
-    return [each == "full" for each in types]
+    return glm_dsa.selecting(config, "indexer_types", n_layers)
 
 
 def _names(config: HFReader) -> Names:
