@@ -88,8 +88,7 @@ def _log_decay(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
     assert d is not None
     x = kimi_linear.matrix("ssm_f_a")(g, c, h)  # [n, width]
     x = g.bias(x, g.weight("ssm_dt.bias", x.width), out=x)
-    zeros = g.clamp(g.take_columns(x, 0, d.n_heads), 0.0, 0.0)  # [n, heads]
-    x = g.scale_rows(x, g.bias(zeros, g.weight("ssm_a", d.n_heads), out=zeros), out=x)
+    x = blocks.scaled_parts(g, x, g.weight("ssm_a", d.n_heads), d.n_heads)
     return g.scale(g.sigmoid(x, out=x), d.decay_bound, out=x)
 
 
@@ -98,14 +97,6 @@ _kda = partial(kimi_linear.kda, log_decay=_log_decay, gate=kimi_linear.matrix("s
 
 # ---- Hugging Face --------------------------------------------------------------------------------
 
-# What transformers calls keys that published folders have by other names.
-_ALIASES = {
-    "max_position_embeddings": "model_max_length",
-    "norm_topk_prob": "moe_renormalize",
-    "n_group": "num_expert_group",
-    "num_experts_per_tok": "num_experts_per_token",
-    "n_shared_experts": "num_shared_experts",
-}
 _NAMES = {
     **EXPERT_NAMES,
     **SHARED_EXPERT_NAMES,
@@ -134,7 +125,7 @@ def _defaults(config: Metadata) -> Mapping[str, object]:
         **{"head_dim": 128, "short_conv_kernel_size": 4, "kda_lower_bound": -5.0},
         **{"layer_group_size": 6, "rope_theta": 6e6},
     }
-    return usual | {name: config[alias] for name, alias in _ALIASES.items() if alias in config}
+    return usual | kimi_linear.said_by_aliases(config)
 
 
 def _values(config: HFReader) -> dict[str, object]:
@@ -147,7 +138,7 @@ def _values(config: HFReader) -> dict[str, object]:
     config.expect("use_rmsnorm", None, True)
     config.ignore("use_bias", "use_qkv_bias", "use_qk_norm", "norm_head", "norm_softmax")
     config.ignore("max_window_layers", "router_dtype", "mtp_loss_scaling_factor")
-    config.ignore(*_ALIASES.values(), "linear_num_heads", "partial_rotary_factor")
+    config.ignore(*kimi_linear.ALIASES.values(), "linear_num_heads", "partial_rotary_factor")
     head_dim = config.integer("linear_head_dim", config.integer("head_dim"), low=1)
     taps = config.integer("short_conv_kernel_size")
     size, n_shared = config.integer("moe_intermediate_size"), config.integer("n_shared_experts")

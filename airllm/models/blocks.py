@@ -10,6 +10,7 @@ from typing import Literal
 
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
+from airllm.graph.vocabulary import Weight
 from airllm.models.config import LayerConfig, ModelConfig
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "parallel_layer",
     "route",
     "routed_experts",
+    "scaled_parts",
     "shared_expert",
 ]
 
@@ -172,6 +174,12 @@ def linear(
     if slot in c.biases:
         y = g.bias(y, g.weight(f"{slot}.bias", width), out=y)
     return y
+
+
+def scaled_parts(g: GraphBuilder, x: Buffer, factors: Weight, n: int) -> Buffer:
+    """Each of n equal parts of x times its number of factors: [n_tokens, width], in x."""
+    zeros = g.clamp(g.take_columns(x, 0, n), 0.0, 0.0)
+    return g.scale_rows(x, g.bias(zeros, factors, out=zeros), out=x)
 
 
 def attention(

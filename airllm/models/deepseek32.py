@@ -69,12 +69,17 @@ def selection(
         return g.rope(y, table, n_heads, x.head_dim, interleaved=pairs, offset=offset, out=y)
 
     q = rotated(blocks.linear(g, c, h_q, "indexer.attn_q_b", x.n_heads * x.head_dim), x.n_heads)
-    k = blocks.linear(g, c, h, "indexer.attn_k", x.head_dim)  # [n, head_dim]
-    k = g.layer_norm(k, g.weight("indexer.k_norm", x.head_dim), x.norm_eps, out=k)
-    k = g.bias(k, g.weight("indexer.k_norm.bias", x.head_dim), out=k)
+    k = index_key(g, c, x, h)
     g.index_append(rotated(k, 1))
     weights = blocks.linear(g, c, h, "indexer.proj", x.n_heads)  # [n, n_heads]
     return g.index_select(q, weights, x.n_heads, x.n_selected, out=carried)
+
+
+def index_key(g: GraphBuilder, c: ModelConfig, x: Indexer, h: Buffer) -> Buffer:
+    """A token's key of the index, before it rotates: [n, head_dim]"""
+    k = blocks.linear(g, c, h, "indexer.attn_k", x.head_dim)
+    k = g.layer_norm(k, g.weight("indexer.k_norm", x.head_dim), x.norm_eps, out=k)
+    return g.bias(k, g.weight("indexer.k_norm.bias", x.head_dim), out=k)
 
 
 layer = partial(deepseek2.layer, attend=see_selected)

@@ -46,9 +46,7 @@ def configure(r: ConfigReader) -> ModelConfig:
     ratios = _ratios(r)
     window = r.integer("attention.sliding_window", low=1, high=2**20)
     hashed = r.integer("hash_layer_count", 0, high=r.n_layers)
-    limit = expert_limit(r)
-    if (of_shared := r.alike("swiglu_clamp_shexp", limit)) != limit:
-        raise r.fault("swiglu_clamp_shexp", of_shared, f"expected {limit}, that of the experts")
+    limit = limit_of_all_experts(r)
     found = r.experts(gating="sqrtsoftplus")
     shared = r.integer("expert_shared_count", 1, low=1, high=2**10)
     r.ignore("attention.sliding_window_pattern")
@@ -86,6 +84,14 @@ def expert_limit(r: ConfigReader) -> float:
     limit = r.alike("swiglu_clamp_exp", 0.0)
     if limit and not 1e-3 <= limit < 1e6:
         raise r.fault("swiglu_clamp_exp", limit, "expected 0.001 to 1000000, or 0 for none")
+    return limit
+
+
+def limit_of_all_experts(r: ConfigReader) -> float:
+    """The same, where those that all tokens use have it, too."""
+    limit = expert_limit(r)
+    if (of_shared := r.alike("swiglu_clamp_shexp", limit)) != limit:
+        raise r.fault("swiglu_clamp_shexp", of_shared, f"expected {limit}, that of the experts")
     return limit
 
 

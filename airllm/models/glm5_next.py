@@ -36,9 +36,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         raise r.fault("rope.dimension_count", rope_dims, "expected 0: nothing rotates")
     r.ignore_rope()
     latent = _latent(r)
-    limit = deepseek4.expert_limit(r)
-    if (of_shared := r.alike("swiglu_clamp_shexp", limit)) != limit:
-        raise r.fault("swiglu_clamp_shexp", of_shared, f"expected {limit}, that of the experts")
+    limit = deepseek4.limit_of_all_experts(r)
     selects = r.flags("attention.indexer.types", r.n_layers) or [True] * r.n_layers
     selects = [own or not heads for own, heads in zip(selects, kv_heads, strict=False)]
     with_index = [own for own, heads in zip(selects, kv_heads, strict=False) if heads]
@@ -155,9 +153,7 @@ def _selection(
     if carried is not None and not layer.selects:
         return carried
     q = blocks.linear(g, c, h_q, "indexer.attn_q_b", x.n_heads * x.head_dim)
-    k = blocks.linear(g, c, h, "indexer.attn_k", x.head_dim)  # [n, head_dim]
-    k = g.layer_norm(k, g.weight("indexer.k_norm", x.head_dim), x.norm_eps, out=k)
-    k = g.bias(k, g.weight("indexer.k_norm.bias", x.head_dim), out=k)
+    k = deepseek32.index_key(g, c, x, h)
     gate = blocks.linear(g, c, h, "indexer_compressor_gate", x.head_dim)
     shares = g.weight("indexer_compressor_ape", x.pool, x.head_dim)
     g.index_append(g.pool_groups(k, gate, shares, of_index=True), every=x.pool)

@@ -62,8 +62,7 @@ def _factors(g: GraphBuilder, c: ModelConfig, streams: Buffer, slot: str) -> tup
     n = c.n_streams
     x = g.head_norm(streams, None, 1, c.norm_eps)  # [n, n_streams * hidden]
     x = g.linear(x, g.weight(f"{slot}_fn", 2 * n, streams.width))  # [n, 2 * n_streams]
-    zeros = g.clamp(g.take_columns(x, 0, 2), 0.0, 0.0)
-    x = g.scale_rows(x, g.bias(zeros, g.weight(f"{slot}_scale", 2), out=zeros), out=x)
+    x = blocks.scaled_parts(g, x, g.weight(f"{slot}_scale", 2), 2)
     x = g.bias(x, g.weight(f"{slot}_base", 2 * n), out=x)
     x = g.sigmoid(x, out=x)
     eps = g.clamp(g.take_columns(x, 0, n), c.hyper.eps, c.hyper.eps)  # [n, n_streams]

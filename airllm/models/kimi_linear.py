@@ -150,7 +150,7 @@ def kda(
 # ---- Hugging Face --------------------------------------------------------------------------------
 
 # Its authors' names of keys that other folders have, too.
-_ALIASES = {
+ALIASES = {
     "max_position_embeddings": "model_max_length",
     "norm_topk_prob": "moe_renormalize",
     "n_group": "num_expert_group",
@@ -175,15 +175,20 @@ MIXER_NAMES = {
 _SPARSE = "block_sparse_moe"
 
 
+def said_by_aliases(config: Metadata) -> dict[str, object]:
+    """What a folder says by its authors' names, by the other ones."""
+    return {name: config[alias] for name, alias in ALIASES.items() if alias in config}
+
+
 def _defaults(config: Metadata) -> Mapping[str, object]:
     usual = {"n_shared_experts": 1, "norm_topk_prob": True, "v_head_dim": 128}
     usual |= {"first_k_dense_replace": 1}
     usual |= {"linear_head_dim": 128, "linear_num_heads": 32, "linear_conv_kernel_dim": 4}
-    return usual | {name: config[alias] for name, alias in _ALIASES.items() if alias in config}
+    return usual | said_by_aliases(config)
 
 
 def _values(config: HFReader) -> dict[str, object]:
-    config.ignore(*_ALIASES.values())
+    config.ignore(*ALIASES.values())
     config.expect("mla_use_nope", None, True)
     config.expect("moe_router_activation_func", None, "sigmoid")
     config.expect("use_grouped_topk", None, True)
