@@ -68,6 +68,14 @@ class SignalsBlocked {
 
 }  // namespace
 
+// How many threads there are. It outlives the state, which a thread gives back before it counts
+// itself out: the files are closed, and the memory is free, when the stream's end returns.
+struct Stream::Threads {
+    std::mutex mutex;
+    std::condition_variable ended;
+    std::size_t running = 0;
+};
+
 // Owned by the stream and the threads: a thread that hangs in the system outlives the stream.
 struct Stream::State {
     std::vector<std::shared_ptr<File>> files;
@@ -76,10 +84,6 @@ struct Stream::State {
     bool uring = false;
     std::size_t depth = 0;
     pid_t process = getpid();
-
-    std::mutex mutex;
-    std::condition_variable ended;
-    std::size_t running = 0;  // threads
 
     State(std::vector<std::shared_ptr<File>> files_, std::vector<Section> sections,
           const Options& options)
@@ -105,7 +109,8 @@ std::shared_ptr<Stream::State> Stream::made(std::vector<std::shared_ptr<File>> f
     return state;
 }
 
-Stream::Stream(std::shared_ptr<State> state) : state_(std::move(state)) {}
+Stream::Stream(std::shared_ptr<State> state)
+    : state_(std::move(state)), threads_(std::make_shared<Threads>()) {}
 
 // If a thread cannot start, the destructor ends the others, as there is a stream by then.
 Stream::Stream(std::vector<std::shared_ptr<File>> files, std::vector<Section> sections,
@@ -117,14 +122,15 @@ Stream::Stream(std::vector<std::shared_ptr<File>> files, std::vector<Section> se
 void Stream::start_threads() {
     const SignalsBlocked signals_blocked;  // the threads inherit this
     for (const auto& reader : state_->readers) {
-        const std::lock_guard lock(state_->mutex);
-        std::thread([state = state_, &reader = *reader] {
+        const std::lock_guard lock(threads_->mutex);
+        std::thread([state = state_, threads = threads_, &reader = *reader]() mutable {
             reader.run();
-            const std::lock_guard end(state->mutex);
-            --state->running;
-            state->ended.notify_all();
+            state.reset();
+            const std::lock_guard end(threads->mutex);
+            --threads->running;
+            threads->ended.notify_all();
         }).detach();
-        ++state_->running;  // the thread waits for the lock before it counts itself out
+        ++threads_->running;  // the thread waits for the lock before it counts itself out
     }
 }
 
@@ -151,9 +157,9 @@ void Stream::close() {
     if (state_->process != getpid()) return;
     state_->schedule.close();
     for (const auto& reader : state_->readers) reader->cancel();
-    std::unique_lock lock(state_->mutex);
-    state_->ended.wait_for(lock, std::chrono::milliseconds(200),
-                           [&] { return state_->running == 0; });
+    std::unique_lock lock(threads_->mutex);
+    threads_->ended.wait_for(lock, std::chrono::milliseconds(200),
+                             [&] { return threads_->running == 0; });
 }
 
 Stats Stream::stats() const {

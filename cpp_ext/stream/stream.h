@@ -67,7 +67,9 @@ class Stream {
 
  private:
     struct State;
+    struct Threads;
     std::shared_ptr<State> state_;
+    std::shared_ptr<Threads> threads_;
     explicit Stream(std::shared_ptr<State> state);
     static std::shared_ptr<State> made(std::vector<std::shared_ptr<File>> files,
                                        std::vector<Section> sections, const Options& options,
