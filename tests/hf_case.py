@@ -4,6 +4,44 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VOCAB, CONTEXT = 160, 128
+
+# What cases of several files have.
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5]}
+AFTER = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+GRANITE = {
+    **{"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "logits_scaling": 4.0,
+}
+GRANITE_KEYS = {
+    **{"attention.scale": 0.3, "embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0}
+}
+SHARED_NAMES = {
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+SHARED = {
+    **{"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    "shared_expert_intermediate_size": 64,
+}
 DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next", "qwen4exp")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hf_cases import Case
+from hf_case import Case
 from hf_folder import safetensors_bytes, write_json
 from hf_quantized import E4M3, mxfp4, nearest_e4m3
 

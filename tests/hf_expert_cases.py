@@ -1,7 +1,18 @@
-"""Tiny models of the newer mixtures of experts with windows, as in hf_cases."""
+"""Tiny models of mixtures of experts with plain attention, as in hf_cases."""
 
 import numpy as np
-from hf_case import CONTEXT, VOCAB, Case
+from hf_case import (
+    CONTEXT,
+    GRANITE,
+    GRANITE_KEYS,
+    LLAMA3_ROPE,
+    SECTIONS,
+    SHARED,
+    SHARED_NAMES,
+    VOCAB,
+    YARN,
+    Case,
+)
 
 _BIASED_NAMES = {
     **{f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
@@ -90,6 +101,70 @@ _DBRX_NAMES = {
     "ffn.experts.mlp.w1": "ffn_gate_exps",
     "ffn.experts.mlp.v1": "ffn_up_exps",
     "ffn.experts.mlp.w2": "ffn_down_exps",
+}
+
+_SIX_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "head_dim": 32,
+}
+_FEWER_SECTIONS = SECTIONS | {"mrope_section": [3, 3, 2]}  # of half a head
+_WHOLE = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 1.0}
+_GLM = {
+    **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    **{"n_shared_experts": 2, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5},
+    **{"head_dim": 32, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0},
+}
+_GLM_KEYS = {
+    **{"expert_gating_func": 2, "expert_weights_scale": 1.5, "expert_weights_norm": True},
+    **{"expert_shared_count": 2, "leading_dense_block_count": 1, "rope.dimension_count": 16},
+}
+_GLM_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+_LLAMA4 = {
+    **{"num_local_experts": 6, "num_experts_per_tok": 1, "intermediate_size_mlp": 128},
+    **{"head_dim": 32, "num_hidden_layers": 4},
+}
+_LLAMA4_KEYS = {"feed_forward_length": 128, "interleave_moe_layer_step": 1}
+_LLAMA4_NAMES = {
+    **{f"feed_forward.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
+    **{
+        f"feed_forward.shared_expert.{part}_proj": f"ffn_{part}_shexp"
+        for part in ("gate", "up", "down")
+    },
+    "feed_forward.router": "ffn_gate_inp",
+    "feed_forward.experts.down_proj": "ffn_down_exps",
+}
+_MINIMAX_M3 = (
+    {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32}
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
+    | {"partial_rotary_factor": 0.5, "rotary_dim": 16, "dense_intermediate_size": 128}
+    | {"shared_intermediate_size": 96, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+    | {"layer_types": ["full_attention"] + 2 * ["minimax_m3_sparse"]}
+    | {"index_n_heads": 2, "index_head_dim": 32, "index_block_size": 16}
+    | {"index_topk_blocks": 8}
+)
+_MINIMAX_M3_KEYS = (
+    {"rope.dimension_count": 16, "expert_gating_func": 2, "expert_weights_norm": True}
+    | {"expert_weights_scale": 2.0, "expert_shared_count": 1}
+    | {"leading_dense_block_count": 1, "feed_forward_length": 128}
+    | {"attention.indexer.head_count": 2, "attention.indexer.key_length": 32}
+    | {"attention.indexer.top_k": 8, "attention.indexer.block_size": 16}
+    | {"attention.indexer.local_blocks": 1}
+)
+_MINIMAX_M3_NAMES = {
+    **{"mlp.gate": "ffn_gate_inp", "mlp.shared_experts.down_proj": "ffn_down_shexp"},
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    **{
+        f"self_attn.indexer.{name}": f"indexer.{name}"
+        for name in ("q_proj", "k_proj", "q_norm", "k_norm")
+    },
 }
 
 EXPERT_CASES = {
@@ -219,5 +294,199 @@ EXPERT_CASES = {
         | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
         | {"rope.scaling.original_context_length": 32}
         | {"attention.sliding_window_pattern": np.array([0, 1], bool)},
+    ),
+    "Mixtral": Case(
+        "Mixtral",
+        "llama",
+        {"num_local_experts": 6, "num_experts_per_tok": 2},
+        names={"mlp.gate": "ffn_gate_inp"},
+        reordered=True,
+    ),
+    "Qwen3-MoE": Case("Qwen3Moe", "qwen3moe", _SIX_EXPERTS | {"norm_topk_prob": True}),
+    "Qwen3-MoE, shares as they are": Case(
+        "Qwen3Moe",
+        "qwen3moe",
+        _SIX_EXPERTS | {"norm_topk_prob": False},
+        {"expert_weights_norm": False},
+        lost="that shares stay as they are",
+    ),
+    "Qwen3-VL-MoE": Case(
+        "Qwen3VLMoe",
+        "qwen3vlmoe",
+        _SIX_EXPERTS | {"moe_intermediate_size": 128, "head_dim": 32, "rope_parameters": SECTIONS},
+        {"expert_weights_norm": True},
+        sees=True,
+    ),
+    "Qwen2-MoE": Case(
+        "Qwen2Moe",
+        "qwen2moe",
+        SHARED,
+        {"expert_shared_feed_forward_length": 64},
+        names=SHARED_NAMES,
+    ),
+    "GLM-4.5": Case(
+        "Glm4Moe",
+        "glm4moe",
+        _GLM | {"num_hidden_layers": 4},
+        _GLM_KEYS | {"expert_group_count": 2, "expert_group_used_count": 1},
+        names=_GLM_NAMES,
+    ),
+    "GLM-4.5 with normalised heads and biases": Case(
+        "Glm4Moe",
+        "glm4moe",
+        _GLM | {"use_qk_norm": True, "attention_bias": True, "n_group": 1, "topk_group": 1},
+        _GLM_KEYS,
+        names=_GLM_NAMES,
+    ),
+    "GLM-4.5V": Case(
+        "Glm4vMoe",
+        "glm4moe",
+        _GLM | {"attention_bias": True, "rope_parameters": _FEWER_SECTIONS},
+        _GLM_KEYS | {"expert_group_count": 2, "expert_group_used_count": 1},
+        names=_GLM_NAMES,
+        sees=True,
+    ),
+    "Solar Open": Case(
+        "SolarOpen",
+        "glm4moe",
+        _GLM | {"first_k_dense_replace": None, "rope_parameters": _WHOLE},
+        _GLM_KEYS
+        | {"expert_group_count": 2, "expert_group_used_count": 1}
+        | {"rope.dimension_count": 32, "leading_dense_block_count": 0},
+        names=_GLM_NAMES,
+    ),
+    "MiniMax-M2": Case(
+        "MiniMaxM2",
+        "minimax-m2",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 32}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
+        | {"partial_rotary_factor": 0.5},
+        {"rope.dimension_count": 16, "expert_gating_func": 2},
+        names={
+            "mlp.e_score_correction_bias": "exp_probs_b.bias",
+            "mlp.gate": "ffn_gate_inp",
+        },
+        extra={"rotary_dim": 16, "use_qk_norm": True, "scoring_func": "sigmoid"},
+    ),
+    "MiniMax-M3": Case(
+        "MiniMaxM3VL",
+        "minimax-m3",
+        _MINIMAX_M3,
+        _MINIMAX_M3_KEYS,
+        names=_MINIMAX_M3_NAMES,
+        extra={"n_shared_experts": 1, "moe_layer_freq": [0, 1, 1], "scoring_func": "sigmoid"}
+        | {
+            "sparse_attention_config": {
+                **{"sparse_num_index_heads": 2, "sparse_index_dim": 32},
+                **{"sparse_topk_blocks": 8, "sparse_block_size": 16, "sparse_local_block": 1},
+            }
+        },
+        sees=True,
+    ),
+    "MiniMax-M3 of few blocks": Case(
+        "MiniMaxM3VL",
+        "minimax-m3",
+        _MINIMAX_M3 | {"index_block_size": 8, "index_topk_blocks": 4, "index_local_blocks": 2},
+        _MINIMAX_M3_KEYS
+        | {"attention.indexer.top_k": 4, "attention.indexer.block_size": 8}
+        | {"attention.indexer.local_blocks": 2},
+        names=_MINIMAX_M3_NAMES,
+        extra={"n_shared_experts": 1, "moe_layer_freq": [0, 1, 1], "scoring_func": "sigmoid"}
+        | {
+            "sparse_attention_config": {
+                **{"sparse_num_index_heads": 2, "sparse_index_dim": 32},
+                **{"sparse_topk_blocks": 4, "sparse_block_size": 8, "sparse_local_block": 2},
+            }
+        },
+        sees=True,
+    ),
+    # Every chunk ends within the prompt.
+    "Llama 4 Scout, smaller chunks": Case(
+        "Llama4",
+        "llama4",
+        _LLAMA4
+        | {"attention_chunk_size": 20, "floor_scale": 16, "attn_scale": 0.5}
+        | {"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 1.0}},
+        _LLAMA4_KEYS
+        | {"attention.sliding_window": 20, "attention.temperature_length": 16}
+        | {"attention.temperature_scale": 0.5},
+        names=_LLAMA4_NAMES,
+        lost="the sizes of its chunks",
+    ),
+    "Llama 4 Scout, which sees pictures": Case(
+        "Llama4", "llama4", _LLAMA4, _LLAMA4_KEYS, names=_LLAMA4_NAMES, sees=True
+    ),
+    "Llama 4 Maverick": Case(
+        "Llama4",
+        "llama4",
+        _LLAMA4
+        | {"num_local_experts": 128, "interleave_moe_layer_step": 2, "use_qk_norm": False}
+        | {"intermediate_size": 32},
+        _LLAMA4_KEYS | {"interleave_moe_layer_step": 2},
+        names=_LLAMA4_NAMES,
+    ),
+    "Sarvam 30B": Case(
+        "SarvamMoE",
+        "bailingmoe2",
+        _GLM
+        | {
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "head_dim": 16,
+            "rope_parameters": _WHOLE,
+        },
+        _GLM_KEYS | {"expert_shared_count": 1},
+        names=_GLM_NAMES
+        | {"post_attention_layernorm": "ffn_norm", "self_attn.qkv_proj": "attn_qkv"},
+        # As published, not as transformers writes it
+        extra={"architectures": ["SarvamMoEForCausalLM"], "num_experts": 6}
+        | {"num_shared_experts": 1, "n_routed_experts": None, "n_shared_experts": None}
+        | {"score_function": "sigmoid", "moe_router_enable_expert_bias": True},
+    ),
+    "Granite 3 MoE": Case(
+        "GraniteMoe",
+        "granitemoe",
+        GRANITE | {"num_local_experts": 6, "num_experts_per_tok": 2},
+        GRANITE_KEYS,
+        names={"block_sparse_moe.router": "ffn_gate_inp"},
+        reordered=True,
+    ),
+    "Granite 3 MoE with a shared expert": Case(
+        "GraniteMoeShared",
+        "granitemoe",
+        GRANITE
+        | {"num_local_experts": 6, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+        GRANITE_KEYS | {"expert_shared_feed_forward_length": 64},
+        names={
+            "block_sparse_moe.router": "ffn_gate_inp",
+            "shared_mlp.output_linear": "ffn_down_shexp",
+        },
+        reordered=True,
+    ),
+    "gpt-oss": Case(
+        "GptOss",
+        "gpt-oss",
+        {
+            "num_hidden_layers": 4,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "head_dim": 32,
+            "sliding_window": 20,
+            "swiglu_limit": 7.0,
+            "rope_parameters": YARN | {"truncate": True},
+        },
+        {"attention.sliding_window": 20, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+        | {"rope.scaling.original_context_length": 32},
+        names={
+            "post_attention_layernorm": "post_attention_norm",
+            "self_attn.sinks": "attn_sinks",
+            "mlp.router": "ffn_gate_inp",
+        },
+    ),
+    "OLMoE": Case(
+        "Olmoe",
+        "olmoe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "num_key_value_heads": 4},
     ),
 }

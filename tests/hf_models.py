@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_case import CONTEXT, VOCAB, Case
-from hf_cases import AFTER
+from hf_case import AFTER, CONTEXT, VOCAB, Case
 from hf_older import in_order, numbers_of_layers
 
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo

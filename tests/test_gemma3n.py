@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from family_models import described, metadata_of, shapes
-from hf_cases import CASES, VOCAB
+from hf_case import VOCAB
+from hf_cases import CASES
 from hf_models import build, logits, require_hf, write_folder
 from messages import check_refused
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from extension import require_cpp
-from hf_cases import CASES, VOCAB, Case
+from hf_case import VOCAB, Case
+from hf_cases import CASES
 from hf_models import build, require_hf, write_folder
 
 from airllm.formats.convert import convert

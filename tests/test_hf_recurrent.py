@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from extension import require_cpp
-from hf_cases import CASES, VOCAB
+from hf_case import VOCAB
+from hf_cases import CASES
 from hf_models import build, logits, require_hf, write_folder, write_gguf
 
 from airllm.formats.convert import convert

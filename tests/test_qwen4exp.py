@@ -16,7 +16,8 @@ from family_models import (
     shapes,
     write_family_model,
 )
-from hf_cases import CASES, VOCAB
+from hf_case import VOCAB
+from hf_cases import CASES
 from hf_models import build, logits, require_hf, write_folder
 from messages import check_refused
 
