@@ -40,8 +40,6 @@ void OpCheck::run() const {
     (this->*checks[static_cast<std::size_t>(op_.kind)])();
 }
 
-// Checks that an op has no field of other kinds: some say how much is read of the memory of a
-// sequence, and the executor looks at them before it looks at the kind.
 void OpCheck::foreign_fields() const {
     using enum OpKind;
     const auto only = [&](bool has, const char* field, std::initializer_list<OpKind> kinds) {
