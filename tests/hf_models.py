@@ -273,7 +273,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
         if name.endswith("self_attn.conv1d.weight"):
             for part, filters in zip("qkv", np.split(values.squeeze(1), 3), strict=True):
                 place = name.split(".layers.")[1].split(".")[0]
-                yield f"blk.{place}.ssm_conv1d_{part}.weight", filters[np.newaxis, :, np.newaxis]
+                yield f"blk.{place}.ssm_conv1d_{part}.weight", filters[:, np.newaxis]
             continue
         if stack := _STREAMS.fullmatch(name):
             if stack["number"] == "0":
@@ -294,9 +294,9 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
             values = np.exp(values) if case.arch == "bailingmoe3" else -np.exp(values)
         if case.arch == "bailingmoe3" and len(values) == config.num_attention_heads:
             name = name.replace("self_attn.g_proj", "self_attn.gate_proj")  # of heads
-        plain = ("jamba", "kimi-linear", "mamba", "glm5-next")
+        plain = ("jamba", "mamba", "glm5-next")
         if name.endswith((".A_log", ".D")) and case.arch not in plain:
-            values = values[:, np.newaxis]
+            values = values.reshape(-1, 1)
         if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
             values = values.reshape(case.metadata["ssm.group_count"], -1)
         if name.endswith(("shared_expert_gate.weight", "moe_statics.e_score_correction_bias")):

@@ -154,17 +154,14 @@ def test_a_conversion_keeps_filters_as_they_are(part: str) -> None:
     assert types[f"blk.0.ssm_conv1d_{part}.weight"] == "f32"
 
 
-@pytest.mark.parametrize(
-    ("architecture", "of_decays"), [(ARCH, (4, 1)), ("bailingmoe3", (4, 1)), ("kimi-k3", (4,))]
-)
-def test_a_conversion_has_the_shapes_that_llama_cpp_reads(
-    tmp_path: Path, architecture: str, of_decays: tuple[int, ...]
+@pytest.mark.parametrize("architecture", [ARCH, "bailingmoe3", "kimi-k3"])
+def test_a_conversion_has_the_filters_that_llama_cpp_reads(
+    tmp_path: Path, architecture: str
 ) -> None:
     """It refuses other ones, and llama.cpp's converter writes these."""
     with open_model(write_family_model(tmp_path, architecture)) as file:
         convert(file, tmp_path / "converted.gguf", "f32")
     with open_model(tmp_path / "converted.gguf") as file:
-        assert file.tensors["blk.0.ssm_a"].shape == of_decays
         for part in "qkv":
             assert file.tensors[f"blk.0.ssm_conv1d_{part}.weight"].shape == (48, 1, 4)
 

@@ -126,17 +126,12 @@ def _place(tensor: Tensor) -> tuple[int, str]:
 def written_shape(model: ModelFile, tensor: Tensor) -> tuple[int, ...]:
     """The shape that other programs expect: of Mamba-2, which has ssm_d and no ssm_x, ssm_a and
     ssm_d are matrices with a value in each row, and ssm_norm has a row for each group. Filters of
-    Kimi Delta Attention have an axis of one value, and so has its ssm_a in two architectures."""
+    Kimi Delta Attention have an axis of one value."""
     layer, _, slot = tensor.name.rpartition(".ssm_")
     if f"{layer}.ssm_conv1d_q.weight" in model.tensors:
         if slot.startswith("conv1d_") and len(tensor.shape) == 2:
             return tensor.shape[0], 1, tensor.shape[1]
-        plain = model.metadata.text("general.architecture") in ("kimi-k3", "glm5-next")
-        return (
-            (*tensor.shape, 1)
-            if slot == "a" and len(tensor.shape) == 1 and not plain
-            else tensor.shape
-        )
+        return tensor.shape
     has_d, has_x = (f"{layer}.ssm_{name}" in model.tensors for name in ("d", "x.weight"))
     if not has_d or has_x or slot not in ("a", "d", "norm.weight"):
         return tensor.shape

@@ -86,6 +86,7 @@ class HFConfig:
     tensors: float32 arrays that GGUF has as tensors, by name.
     quantization: of the weights; None if they are floats.
     changed: what GGUF's values of a slot are, given the folder's, float32 both.
+    columns: slots whose vectors are matrices of one column in GGUF files.
     numbers: names of tensors of one number in a layer's part, and GGUF's key of those numbers.
     constants: what int64 tensors of the folder must be, by their names in a layer's part; GGUF has
     them as metadata.
@@ -100,6 +101,7 @@ class HFConfig:
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     quantization: Quantization | None = None
     changed: Mapping[str, Change] = field(default_factory=dict)
+    columns: frozenset[str] = frozenset()
     constants: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     numbers: Mapping[str, str] = field(default_factory=dict)
 

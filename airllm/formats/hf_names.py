@@ -97,6 +97,8 @@ def translate_tensors(folder: str, shards: Sequence[Shard], config: HFConfig) ->
     def put(name: str, source: RowSource) -> None:
         if len(source.shape) == 2 and source.shape[0] == 1:  # GGUF files have a vector
             source = replace(source, shape=source.shape[1:])
+        if name.split(".")[-1] in config.columns:
+            source = hf_rearranged.column(source)
         if _CONV.fullmatch(name):
             source = hf_rearranged.channels(source)
         add(source.tensor(name), source.made)

@@ -219,7 +219,7 @@ def of_heads(source: RowSource, head_rows: tuple[int, int]) -> tuple[RowSource, 
 def of_head_parts(source: RowSource, parts: Sequence[tuple[int, int]], index: int) -> RowSource:
     """The rows of the parts of all heads that belong to name number `index`; see Slots."""
     if len(source.shape) == 1:  # a bias
-        return _row(of_head_parts(_column(source), parts, index))
+        return _row(of_head_parts(column(source), parts, index))
     every, n_rows = sum(rows for _, rows in parts), source.shape[0]
     if len(source.shape) != 2 or n_rows % every:
         raise FormatError(
@@ -254,13 +254,13 @@ def of_head_parts(source: RowSource, parts: Sequence[tuple[int, int]], index: in
     return replace(source, shape=shape, extents=extents, rows=taken, sources=sources)
 
 
-def _column(source: RowSource) -> RowSource:
-    """A vector as a matrix of one column."""
-    n = source.shape[0]
+def column(source: RowSource) -> RowSource:
+    """A vector as a matrix of one column; other axes are of length 1."""
+    n, n_rows = math.prod(source.shape), math.prod(source.shape[:-1])
     return replace(
         source,
         shape=(n, 1),
-        rows=lambda first, end: source.rows(0, 1).reshape(n, -1)[first:end],
+        rows=lambda first, end: source.rows(0, n_rows).reshape(n, -1)[first:end],
     )
 
 

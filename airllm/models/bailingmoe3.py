@@ -201,6 +201,7 @@ FAMILY = Family(
             _values,
             _names,
             changed={"ssm_a": np.exp},
+            columns=frozenset(["ssm_a"]),
             defaults=_defaults,
             rope_interleaved=True,
             gguf_interleaved=True,

@@ -258,7 +258,7 @@ class HuggingFace:
     values: GGUF's keys (without the architecture) that only this family has, from config.json; None
     for a key that it has not.
     names: of tensors, beyond NAMES; see HFConfig. They may depend on config.json.
-    changed: see HFConfig.
+    changed, columns: see HFConfig.
     activation: the only one that is implemented, perhaps by several names.
     tied, defaults: of the configuration class, which may make defaults of other keys.
     own: keys of this package, whose values folders of this family have.
@@ -277,6 +277,7 @@ class HuggingFace:
     values: Values = _nothing
     names: Names | Callable[[HFReader], Names] = field(default_factory=dict)
     changed: Mapping[str, Change] = field(default_factory=dict)
+    columns: frozenset[str] = frozenset()
     activation: str | tuple[str, ...] = "silu"
     tied: bool = False
     defaults: Mapping[str, object] | Callable[[Metadata], Mapping[str, object]] = field(
@@ -348,7 +349,7 @@ class HuggingFace:
             for key, name in self.constants.items()
             if key in values
         }
-        made = (tied, tensors, quantization, self.changed, constants, self.numbers)
+        made = (tied, tensors, quantization, self.changed, self.columns, constants, self.numbers)
         return HFConfig(metadata, names, further, self.heads, self.plus_one, *made)
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:

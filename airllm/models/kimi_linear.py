@@ -276,6 +276,7 @@ FAMILY = Family(
             _values,
             _names,
             changed=CHANGED,
+            columns=frozenset(["ssm_a"]),
             defaults=_defaults,
         ),
     ),

@@ -177,6 +177,9 @@ def tensors_of(metadata: Mapping[str, object], type: str) -> Iterator[TensorInfo
                 beside = _BESIDE.get(slot.name, "")
                 if architecture in _HAVE.get(beside, ()):
                     shapes[tensor_name(beside, index)] = slot.shape[:1]
+    for hf in FAMILIES[architecture].hugging_face:
+        columns = [name for name in shapes if name.split(".")[-1] in hf.columns]
+        shapes |= {name: (*shapes[name], 1) for name in columns}
     file = _described(metadata, shapes)
     for name, tensor in file.tensors.items():
         kind = type if name == "output.weight" else target_type(tensor, type, tied=False)
