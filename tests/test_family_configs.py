@@ -42,7 +42,7 @@ def translated(model_type: str, **keys: object) -> dict[str, object]:
         (
             "hy_v4",
             {"layer_types": ["full_attention"] * 4},
-            "layer_types does not say of each of 4 layers that it is one of indexed",
+            "layer_types does not say of each of 4 layers which of indexed_attention",
         ),
         ("hy_v4", {"swiglu_limit": 1e6}, "swiglu_limit is 1000000.0; expected 0.001 to"),
         ("phi", {"qk_layernorm": True}, "qk_layernorm is 'True'; expected False"),

@@ -35,9 +35,7 @@ _SHARED = "expert_shared_feed_forward_length"
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    kv_heads = r.kv_heads(differ=True, low=0)  # of next-token heads, too
-    if max(kv_heads) > 1:
-        raise r.fault("attention.head_count_kv", max(kv_heads), "expected 0 or 1")
+    kv_heads = kimi_linear.latent_heads(r)  # of next-token heads, too
     limits = [r.numbers_of_layers(name, 0.0, high=1e6) for name in LIMITS]
     r.leave_out_heads()
     r.require_true("kda.safe_gate")
@@ -165,17 +163,10 @@ def _types(config: HFReader) -> list[str]:
     """Of each layer: which attention it has. Without a list, the last of each group has latents."""
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     every = config.integer("layer_group_size", low=1)
-    if "layer_types" not in config:
-        if n_layers % every:
-            raise config.fault(f"layer_group_size is {every}; expected a divisor of {n_layers}")
-        return [FULL if index % every == every - 1 else LINEAR for index in range(n_layers)]
-    types = config.texts("layer_types")
-    if len(types) != n_layers or set(types) - {FULL, LINEAR}:
-        raise config.fault(
-            f"layer_types does not say of each of {n_layers} layers whether it is {FULL!r} or "
-            f"{LINEAR!r}"
-        )
-    return types
+    if "layer_types" not in config and n_layers % every:
+        raise config.fault(f"layer_group_size is {every}; expected a divisor of {n_layers}")
+    usual = [FULL if index % every == every - 1 else LINEAR for index in range(n_layers)]
+    return config.layer_kinds((FULL, LINEAR), usual)
 
 
 def _names(config: HFReader) -> Names:

@@ -67,7 +67,7 @@ def _values(config: HFReader) -> dict[str, object]:
     config.ignore("sliding_window_pattern", "first_k_dense_replace", "rms_norm_eps")
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     dense = config.first_layers("dense", "sparse", n_layers)
-    local = config.local_layers(n_layers, np.zeros(n_layers, bool))
+    local = config.local_layers(np.zeros(n_layers, bool))
     if not local[:dense].all():  # such layers would not rotate
         config.expect("prefix_dense_sliding_window_pattern", 1)
     config.ignore("prefix_dense_sliding_window_pattern")

@@ -197,13 +197,8 @@ def _compress_ratios(config: HFReader, n_layers: int) -> list[int]:
     config.ignore(key)
     if config.get("layer_types") is None:
         return [heavy if i < 2 or i % 2 else SELECTED for i in range(n_layers)]
-    types = config.texts("layer_types")
-    if len(types) < n_layers or set(types) - set(_KINDS):
-        raise config.fault(
-            f"layer_types does not say of each of {n_layers} layers which of {', '.join(_KINDS)} "
-            "it is"
-        )
-    return [of_kinds[each] if _KINDS[each] else 0 for each in types[:n_layers]]
+    kinds = config.layer_kinds(list(_KINDS), heads=True)
+    return [of_kinds[each] if _KINDS[each] else 0 for each in kinds]
 
 
 def _hash_layers(config: HFReader, n_layers: int) -> int:

@@ -207,7 +207,7 @@ def _values(config: HFReader) -> dict[str, object]:
     cutoffs = [NormalDist().inv_cdf(each) if each else -np.inf for each in shares]
     return {
         "attention.sliding_window": config.integer("sliding_window"),
-        "attention.sliding_window_pattern": config.local_layers(n_layers, usual),
+        "attention.sliding_window_pattern": config.local_layers(usual),
         "attention.shared_kv_layers": config.integer("num_kv_shared_layers"),
         "embedding_length_per_layer_input": config.integer("hidden_size_per_layer_input"),
         "final_logit_softcapping": config.number("final_logit_softcapping"),

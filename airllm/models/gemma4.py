@@ -256,7 +256,7 @@ def _local(config: HFReader) -> NDArray[np.bool_]:
     """For each layer: whether it has a window. The last has none, whatever config.json says."""
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     usual = np.arange(n_layers) % PERIOD != PERIOD - 1
-    local = config.local_layers(n_layers, usual).copy()
+    local = config.local_layers(usual).copy()
     local[-1] = False
     return local
 

@@ -28,9 +28,7 @@ _INDEXED = "indexed_attention", "full_attention"  # of layer_types
 
 
 def configure(r: ConfigReader) -> ModelConfig:
-    kv_heads = r.kv_heads(differ=True, low=0)  # of next-token heads, too
-    if max(kv_heads) > 1:
-        raise r.fault("attention.head_count_kv", max(kv_heads), "expected 0 or 1")
+    kv_heads = kimi_linear.latent_heads(r)  # of next-token heads, too
     r.leave_out_heads()
     if rope_dims := r.integer("rope.dimension_count", 0):
         raise r.fault("rope.dimension_count", rope_dims, "expected 0: nothing rotates")
@@ -223,15 +221,8 @@ def _values(config: HFReader) -> dict[str, object]:
 
 def _kinds(config: HFReader, n_layers: int) -> list[str]:
     """Of each layer: which attention it has. Without a list, one of four has latents."""
-    if "layer_types" not in config:
-        return [LINEAR if index % 4 != 3 else _INDEXED[0] for index in range(n_layers)]
-    kinds = config.texts("layer_types")
-    if len(kinds) != n_layers or set(kinds) - {LINEAR, *_INDEXED}:
-        raise config.fault(
-            f"layer_types does not say of each of {n_layers} layers which of {LINEAR}, "
-            f"{', '.join(_INDEXED)} it is"
-        )
-    return kinds
+    usual = [LINEAR if index % 4 != 3 else _INDEXED[0] for index in range(n_layers)]
+    return config.layer_kinds((LINEAR, *_INDEXED), usual)
 
 
 def _selecting(config: HFReader, n_layers: int) -> list[bool]:

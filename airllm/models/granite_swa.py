@@ -55,7 +55,7 @@ def _values(config: HFReader) -> dict[str, object]:
     """A layer's theta is that of the model, or 0 if the layer does not rotate."""
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     config.expect("shared_intermediate_size", None, 0)
-    local = config.local_layers(n_layers, np.zeros(n_layers, bool))
+    local = config.local_layers(np.zeros(n_layers, bool))
     values = {
         **multipliers(config),
         "attention.sliding_window": config.integer("sliding_window"),

@@ -134,21 +134,33 @@ class HFReader(Metadata):
             np.array([not every or i % every != every - 1 for i in range(n_layers)], bool)
             for every in (period, said or period)
         )
-        local = self.local_layers(n_layers, local)
+        local = self.local_layers(local)
         if (local == usual).all():
             return window
         return {**window, "attention.sliding_window_pattern": local}
 
-    def local_layers(self, n_layers: int, default: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """For each layer: whether layer_types says that it has a window."""
-        if "layer_types" not in self:
-            return default
-        types = self.texts("layer_types")
-        if len(types) != n_layers or set(types) - {FULL, SLIDING}:
+    def local_layers(self, default: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """bool [n_layers]: whether layer_types says that it has a window. default: likewise."""
+        usual = [SLIDING if local else FULL for local in default.tolist()]
+        kinds = self.layer_kinds((FULL, SLIDING), usual)
+        return np.array([each == SLIDING for each in kinds], bool)
+
+    def layer_kinds(
+        self, allowed: Sequence[str], default: Sequence[str] | None = None, *, heads: bool = False
+    ) -> list[str]:
+        """What layer_types says of each layer. default: where there is no layer_types; None: it is
+        required. heads: it may say something of next-token heads behind the layers, too."""
+        if default is not None and self.get("layer_types") is None:
+            return list(default)
+        n_layers = self.integer("num_hidden_layers", low=1, high=2**12)
+        kinds = self.texts("layer_types")
+        right = len(kinds) >= n_layers if heads else len(kinds) == n_layers
+        if not right or set(kinds) - set(allowed):
             raise self.fault(
-                f"layer_types does not say of each of {n_layers} layers whether it has a window"
+                f"layer_types does not say of each of {n_layers} layers which of "
+                f"{', '.join(allowed)} it is"
             )
-        return np.array([each == SLIDING for each in types], bool)
+        return kinds[:n_layers]
 
     def rotating_share(self, kind: str) -> float | None:
         """The share of a head that rotates in layers of that kind, if rope_parameters says it."""
@@ -171,14 +183,7 @@ class HFReader(Metadata):
 
     def mixers(self, names: Mapping[str, Mixer]) -> list[Mixer]:
         """How each layer sees earlier tokens. names: of the mixers in layer_types."""
-        n_layers = self.integer("num_hidden_layers", low=1, high=2**12)
-        types = self.texts("layer_types")
-        if len(types) != n_layers or set(types) - set(names):
-            raise self.fault(
-                f"layer_types does not say of each of {n_layers} layers which of "
-                f"{', '.join(names)} it is"
-            )
-        return [names[each] for each in types]
+        return [names[each] for each in self.layer_kinds(list(names))]
 
     def heads_of(self, mixers: Sequence[Mixer]) -> dict[str, object]:
         """GGUF's key of KV heads, which says which layers have attention."""

@@ -134,12 +134,7 @@ def _values(config: HFReader) -> dict[str, object]:
 
 def _selecting(config: HFReader, n_layers: int) -> list[bool]:
     """Of each layer, whether it selects positions; without a list, the first, and one of four."""
-    kinds = config.texts("layer_types") if "layer_types" in config else []
-    if set(kinds) - set(_INDEXED) or len(kinds) not in (0, n_layers):
-        raise config.fault(
-            f"layer_types does not say of each of {n_layers} layers that it is one of "
-            f"{', '.join(_INDEXED)}"
-        )
+    config.layer_kinds(_INDEXED, ())
     if "indexer_types" not in config:
         return [index == 0 or index % 4 == 1 for index in range(n_layers)]
     return glm_dsa.selecting(config, "indexer_types", n_layers)

@@ -29,9 +29,7 @@ def configure(r: ConfigReader) -> ModelConfig:
     latent, rope_dims = deepseek2.latent_of(r)
     r.ignore("attention.value_length")  # the latent says it
     r.ignore_rope()
-    kv_heads = r.kv_heads(differ=True, low=0)
-    if max(kv_heads) > 1:
-        raise r.fault("attention.head_count_kv", max(kv_heads), "expected 0 or 1")
+    kv_heads = latent_heads(r)
     dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
     return r.config(
         head_dim=latent.rank + rope_dims,
@@ -50,6 +48,14 @@ def configure(r: ConfigReader) -> ModelConfig:
         delta_net=delta_net_of(r),
         **deepseek2.experts_of(r, dense, normalized=r.architecture == "kimi-linear"),
     )
+
+
+def latent_heads(r: ConfigReader) -> tuple[int, ...]:
+    """Of each layer: 1 if its attention has a latent, 0 if it is linear."""
+    kv_heads = r.kv_heads(differ=True, low=0)
+    if max(kv_heads) > 1:
+        raise r.fault("attention.head_count_kv", max(kv_heads), "expected 0 or 1")
+    return kv_heads
 
 
 def delta_net_of(r: ConfigReader) -> DeltaNet:
@@ -214,23 +220,18 @@ def _linear_attention(config: HFReader) -> tuple[Metadata, list[str]]:
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
     sizes = {name: config[name] for name in _LINEAR}
     said = config.get("linear_attn_config")
-    listed = config.texts("layer_types") if "layer_types" in config else None
+    listed = None
     if said is not None:
         lists = {FULL: "full_attn_layers", LINEAR: "kda_layers"}
         known = {*_LINEAR.values(), *lists.values()}
         if not isinstance(said, dict) or set(said) - known:
             raise config.fault(f"linear_attn_config has other keys than {', '.join(sorted(known))}")
         sizes |= {name: said[key] for name, key in _LINEAR.items() if key in said}
-        if listed is None:
+        if "layer_types" not in config:
             listed = _listed(config, said, lists, n_layers)
     if listed is None:  # as transformers assumes
         listed = [FULL if index and index % 4 == 0 else LINEAR for index in range(n_layers)]
-    if len(listed) != n_layers or set(listed) - {FULL, LINEAR}:
-        raise config.fault(
-            f"layer_types does not say of each of {n_layers} layers whether it is {FULL!r} or "
-            f"{LINEAR!r}"
-        )
-    return Metadata(config.source, sizes), listed
+    return Metadata(config.source, sizes), config.layer_kinds((FULL, LINEAR), listed)
 
 
 def _listed(

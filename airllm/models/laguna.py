@@ -95,7 +95,7 @@ def _values(config: HFReader) -> dict[str, object]:
         "expert_shared_feed_forward_length": config.integer("shared_expert_intermediate_size"),
         "leading_dense_block_count": config.first_layers("dense", "sparse", n_layers),
     }
-    local = config.local_layers(n_layers, np.zeros(n_layers, bool))
+    local = config.local_layers(np.zeros(n_layers, bool))
     if local.any():
         share = config.rotating_share(SLIDING)
         values |= {

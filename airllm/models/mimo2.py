@@ -98,9 +98,7 @@ def _values(config: HFReader) -> dict[str, object]:
     if config.rotating_share(SLIDING) != config.rotating_share(FULL):
         raise config.fault("rope_parameters has another partial_rotary_factor for windows")
     kv_heads = config.integer("num_key_value_heads", low=1, high=heads)
-    local = config.local_layers(
-        config.integer("num_hidden_layers", low=1, high=2**12), np.empty(0, bool)
-    )
+    local = np.array([kind == SLIDING for kind in config.layer_kinds((FULL, SLIDING))], bool)
     values: dict[str, object] = {
         **config.experts(),
         **config.expert_groups(),

@@ -53,7 +53,7 @@ def embed(c: ModelConfig, activations: Activations) -> Graph:
 def _values(config: HFReader) -> dict[str, object]:
     config.expect("post_norm_eps", None, _AFTER_EPS)
     n_layers = config.integer("num_hidden_layers", low=1, high=2**12)
-    local = config.local_layers(n_layers, np.ones(n_layers, bool))
+    local = config.local_layers(np.ones(n_layers, bool))
     rotate = config.get("layer_rope_theta")
     if rotate is not None:
         parameters = config.get("rope_parameters")

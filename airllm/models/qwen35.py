@@ -114,12 +114,7 @@ def _layers(config: HFReader) -> dict[str, object]:
     found: dict[str, object] = {"full_attention_interval": interval}
     if "layer_types" not in config:
         return found
-    n_layers, types = config.integer("num_hidden_layers"), config.texts("layer_types")
-    if len(types) != n_layers or set(types) - {FULL, LINEAR}:
-        raise config.fault(
-            f"layer_types does not say of each of {n_layers} layers whether it is {FULL!r} or "
-            f"{LINEAR!r}"
-        )
+    types = config.layer_kinds((FULL, LINEAR))
     return {**found, "attention.recurrent_layers": np.array([each == LINEAR for each in types])}
 
 

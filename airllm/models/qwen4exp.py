@@ -297,14 +297,9 @@ def _values(config: HFReader) -> dict[str, object]:
 def _linear_layers(config: HFReader, n_layers: int) -> NDArray[np.bool_]:
     """For each layer: whether its attention is linear."""
     interval = config.integer("full_attention_interval", 4, low=1)
-    if "layer_types" not in config:
-        return np.array([number % interval != 0 for number in range(1, n_layers + 1)], bool)
-    types = config.texts("layer_types")
-    if len(types) != n_layers or set(types) - {FULL, _INDEXED, qwen35.LINEAR}:
-        raise config.fault(
-            f"layer_types does not say of each of {n_layers} layers whether it is {_INDEXED!r} or "
-            f"{qwen35.LINEAR!r}"
-        )
+    numbers = range(1, n_layers + 1)
+    usual = [qwen35.LINEAR if number % interval else _INDEXED for number in numbers]
+    types = config.layer_kinds((_INDEXED, FULL, qwen35.LINEAR), usual)
     return np.array([each == qwen35.LINEAR for each in types], bool)
 
 

@@ -197,12 +197,8 @@ def _values(config: HFReader) -> dict[str, object]:
 
 def _local(config: HFReader, n_layers: int) -> NDArray[np.bool_]:
     """For each layer: whether it has a window. Published folders say it of heads behind it, too."""
-    types = config.texts("layer_types") if "layer_types" in config else [FULL] * n_layers
-    if len(types) < n_layers or set(types) - {FULL, SLIDING}:
-        raise config.fault(
-            f"layer_types does not say of each of {n_layers} layers whether it has a window"
-        )
-    return np.array([each == SLIDING for each in types[:n_layers]], bool)
+    kinds = config.layer_kinds((FULL, SLIDING), [FULL] * n_layers, heads=True)
+    return np.array([each == SLIDING for each in kinds], bool)
 
 
 def _windowed_heads(config: HFReader) -> tuple[int, int]:
