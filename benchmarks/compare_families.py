@@ -50,7 +50,6 @@ LEFT_OUT = {
     "EXAONE 4.0 with windows": "the windows of models that have not 64 layers",
     "EXAONE 4.5": "the windows of models that have not 64 layers",
 }
-OLDER_ONLY = {"MiniCPM3"}  # whose latents llama.cpp opens only in the form of older files
 TOKENS = np.random.default_rng(3).integers(0, 160, 90).tolist()
 
 Logits = NDArray[np.float32]
@@ -86,7 +85,7 @@ class Result:
     @property
     def taken(self) -> bool:
         """Whether llama.cpp opens our file, if it opens its own."""
-        return self.llama is None or self.written is not None or self.name in OLDER_ONLY
+        return self.llama is None or self.written is not None
 
     @property
     def verdict(self) -> str:

@@ -429,12 +429,11 @@ LATENT_CASES = {
         {"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 32}
         | {"max_position_embeddings": 256}  # llama.cpp takes a context of 256 and more
         | {"qk_rope_head_dim": 8, "v_head_dim": 16, "rope_parameters": _LONG_LATENTS},
-        {"attention.head_count_kv": 1, "attention.kv_lora_rank": 32, "attention.q_lora_rank": 32}
-        | {"attention.key_length": 40, "attention.value_length": 32, "rope.dimension_count": 8}
-        | {"attention.key_length_mla": 40, "attention.value_length_mla": 16}
+        {"attention.head_count_kv": 4, "attention.kv_lora_rank": 32, "attention.q_lora_rank": 32}
+        | {"attention.key_length": 40, "attention.value_length": 16, "rope.dimension_count": 8}
         | {"embedding_scale": 12.0, "residual_scale": 1.4 * 3**-0.5, "logit_scale": 0.25}
         | {"rope.scaling.original_context_length": 256, "rope.scaling.type": "longrope"},
-        names=_LATENT_NAMES,
+        names=_LATENT_NAMES | {"self_attn.kv_b_proj": "attn_kv_b"},
         extra={"head_dim": None, "v_head_dim": None},
     ),
 }

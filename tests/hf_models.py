@@ -282,7 +282,7 @@ def _tensors(case: Case, model: Any) -> Iterator[tuple[str, np.ndarray]]:
                 matrices = np.stack([model.state_dict()[each].numpy() for each in names])
                 yield f"{_STREAM_SLOTS[stack['stem']]}.weight", matrices
             continue
-        if name.endswith("kv_b_proj.weight"):
+        if name.endswith("kv_b_proj.weight") and case.arch != "minicpm3":
             yield from _of_latents(name, values.reshape(config.num_attention_heads, -1, 32))
             continue
         if ".linear_attn." in name:

@@ -13,10 +13,12 @@ from hf_quantized import FORMATS, fp8
 from messages import check_refused
 
 from airllm.backends import load_backend
+from airllm.formats.convert import convert
 from airllm.formats.gguf import GGUFFile
 from airllm.formats.hf_config import HFConfig, Slots
 from airllm.formats.hf_names import Shard, translate_tensors
 from airllm.formats.hf_quantization import read_quantization
+from airllm.formats.joined_latents import joined_latents
 from airllm.formats.mapped_file import MappedFile
 from airllm.formats.model_file import ModelParts
 from airllm.formats.numbers import decode, encode
@@ -138,6 +140,25 @@ def test_a_file_from_before_the_matrices_of_heads_gives_the_same_logits(
             logits.append(engine.forward([1, 2, 3, 4, 5]))
             assert engine.plan().kv_cache_bytes == 8 * CONTEXT * (RANK + ROPE) * 2
     assert np.linalg.norm(logits[1] - logits[0]) < 1e-6 * np.linalg.norm(logits[0])
+
+
+def test_a_conversion_of_minicpm3_has_the_matrices_and_sizes_of_its_file(tmp_path: Path) -> None:
+    """llama.cpp opens no others."""
+    path, value_dim = write_family_model(tmp_path, "minicpm3"), 16
+    source = older_file(path, tmp_path / "older", **{"attention.value_length": value_dim})
+    with open_model(source) as model:
+        convert(model, tmp_path / "new.gguf", "f32")
+        joined, name = joined_latents(model), "blk.1.attn_kv_b.weight"
+        whole, memory = joined.data(name), np.empty(joined.tensors[name].nbytes, np.uint8)
+        for rows in ((0, 5), (17, 18), (NOPE_OLD - 1, 2 * (NOPE_OLD + value_dim) + 3)):
+            np.testing.assert_array_equal(joined.read(name, memory, rows), whole[slice(*rows)])
+    with GGUFFile.open(source) as expected, GGUFFile.open(tmp_path / "new.gguf") as actual:
+        sizes = {key: value for key, value in expected.metadata.items() if "minicpm3" in key}
+        assert {key: actual.metadata.get(key) for key in sizes} == sizes
+        assert not any("_mla" in key or "airllm" in key for key in actual.metadata)
+        assert set(actual.tensors) == set(expected.tensors)
+        for name in expected.tensors:
+            np.testing.assert_array_equal(actual.data(name), expected.data(name))
 
 
 def test_keys_of_a_quantised_older_file_are_its_values_in_f16(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hf_cases import CASES
 from hf_models import build, logits, require_hf, write_folder, write_gguf
 
 from airllm.formats.convert import convert
+from airllm.formats.gguf import GGUFFile
 from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models.opening import open_model
 from airllm.state import checkpoints
@@ -104,7 +105,7 @@ def test_a_converted_folder_is_the_gguf_file_of_llama_cpp(tmp_path, model):
     expected = write_gguf(tmp_path / "expected.gguf", case, hf)
     with open_model(write_folder(tmp_path / "model", case, hf)) as folder:
         convert(folder, tmp_path / "converted.gguf", "f32")
-    with open_model(tmp_path / "converted.gguf") as actual, open_model(expected) as file:
+    with GGUFFile.open(tmp_path / "converted.gguf") as actual, GGUFFile.open(expected) as file:
         assert not any(key.startswith("airllm.") for key, _ in actual.metadata.items())
         assert set(actual.tensors) == set(file.tensors)
         for name in file.tensors:

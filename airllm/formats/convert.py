@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from airllm.formats.gguf_writer import GGUFWriter, TensorInfo
 from airllm.formats.hf_config import ROPE_INTERLEAVED
 from airllm.formats.importance import Importance
+from airllm.formats.joined_latents import joined_latents
 from airllm.formats.mixes import chosen_types, file_type
 from airllm.formats.model_file import ModelFile, Tensor, in_pieces
 from airllm.formats.multiplied import multiplied
@@ -68,7 +69,7 @@ def convert(
     file cannot be written. If the disk has too little room, the OSError comes before anything is
     written.
     """
-    path, model = Path(path), multiplied(tiled_heads(model))
+    path, model = Path(path), joined_latents(multiplied(tiled_heads(model)))
     chosen = chosen_types(model, type)
     sources = sorted(model.tensors.values(), key=_place)
     kept = {each.name for each in sources if keep_quantized and each.type not in FLOATS}

@@ -12,6 +12,7 @@ from airllm.util.metadata import Metadata
 
 __all__ = [
     "HEADS_TILED",
+    "LATENTS_JOINED",
     "MOST_HEADS",
     "ROPE_INTERLEAVED",
     "Change",
@@ -28,6 +29,8 @@ ROPE_INTERLEAVED = "airllm.rope.interleaved"
 # Whether heads of values that use the same keys lie n_kv_heads apart (see models.config.DeltaNet),
 # where that is not as in GGUF files of the architecture. In folders these heads are neighbours.
 HEADS_TILED = "airllm.delta_net.tiled"
+# Whether GGUF files of the architecture have one matrix in place of attn_k_b and attn_v_b.
+LATENTS_JOINED = "airllm.latents.joined"
 
 
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]

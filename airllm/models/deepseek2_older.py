@@ -5,7 +5,9 @@ values, and not `attn_k_b` and `attn_v_b`. Their sizes are those of keys and val
 would keep for itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,9 @@ __all__ = ["renewed"]
 _BOTH = ".attn_kv_b.weight"
 
 
-def renewed(file: ModelParts) -> ModelParts:
-    """The file itself if it is no older one. FormatError for sizes that contradict each other."""
+def renewed(file: ModelParts, own: Mapping[str, object] = MappingProxyType({})) -> ModelParts:
+    """The file itself if it is no older one. own: further entries of its metadata. FormatError for
+    sizes that contradict each other."""
     both = [tensor for name, tensor in file.tensors.items() if name.endswith(_BOTH)]
     if not both or any(name.endswith(".attn_k_b.weight") for name in file.tensors):
         return file
@@ -54,7 +57,7 @@ def renewed(file: ModelParts) -> ModelParts:
         "key_length_mla": length,
         "value_length_mla": value_dim,
     }
-    entries = {**said, **{before + name: size for name, size in sizes.items()}}
+    entries = {**said, **own, **{before + name: size for name, size in sizes.items()}}
     return file.remade(Metadata(said.source, entries), tensors.values(), made)
 
 

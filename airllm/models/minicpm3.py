@@ -4,10 +4,11 @@ multiplied by constants, and with LongRoPE."""
 from collections.abc import Mapping
 from dataclasses import replace
 
-from airllm.models import deepseek2
+from airllm.formats.hf_config import LATENTS_JOINED
+from airllm.formats.model_file import ModelParts
+from airllm.models import deepseek2, deepseek2_older
 from airllm.models.config import ModelConfig
 from airllm.models.config_reader import ConfigReader
-from airllm.models.deepseek2_older import renewed
 from airllm.models.family import Family
 from airllm.models.hugging_face import HFReader, HuggingFace
 from airllm.util.metadata import Metadata
@@ -31,6 +32,11 @@ def configure(r: ConfigReader) -> ModelConfig:
     if c.n_kv_heads != 1:
         raise r.fault("attention.head_count_kv", c.n_kv_heads, "expected 1")
     return c
+
+
+def renewed(file: ModelParts) -> ModelParts:
+    """With a matrix for keys and another for values, as in newer files of DeepSeek."""
+    return deepseek2_older.renewed(file, {LATENTS_JOINED: True})
 
 
 # ---- Hugging Face --------------------------------------------------------------------------------
@@ -70,6 +76,7 @@ FAMILY = Family(
             deepseek2.names,
             defaults=_defaults,
             tied=True,
+            own={LATENTS_JOINED: True},
         ),
     ),
     configure,
