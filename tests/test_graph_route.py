@@ -37,6 +37,19 @@ def shares_of(row, gating="softmax"):
     return np.exp(row) / np.exp(row).sum()
 
 
+def sparsemixer(row, n_used):
+    """Experts, and their shares, float64."""
+    left, experts, shares = dict(enumerate(row.tolist())), [], []
+    for _ in range(n_used):
+        expert = max(left, key=lambda e: left[e])
+        highest = left[expert]
+        near = [x for x in left.values() if (highest - x) / max(highest, abs(x)) <= 0.02]
+        experts.append(expert)
+        shares.append(1 / sum(np.exp(x - highest) for x in near))
+        del left[expert]
+    return experts, np.array(shares)
+
+
 def best(scores, n):
     """The numbers of the n highest scores, the lower number first."""
     return sorted(range(len(scores)), key=lambda e: -scores[e])[:n]
@@ -52,6 +65,41 @@ def test_the_largest_shares_are_chosen_in_order(backend, gating, normalized, sca
         share = shares_of(row, gating)
         assert chosen.tolist() == best(share, N_USED)
         assert_close(given, scale * share[chosen] / (share[chosen].sum() if normalized else 1.0))
+
+
+@pytest.mark.parametrize("centre", [-20.0, 0.0, 20.0])  # near are up to 0.4 below, none, 0.4
+def test_sparsemixer_chooses_one_expert_after_another(backend, centre):
+    logits = (centre + 0.3 * random(N_TOKENS, N_EXPERTS)).astype(np.float32)
+    logits[0, 3:6] = logits[0].max()  # equals
+    experts, shares = route(backend, logits, gating="sparsemixer", scale=1.5)
+    alone = 0
+    for row, chosen, given in zip(logits, experts, shares, strict=True):
+        expected, share = sparsemixer(row, N_USED)
+        assert chosen.tolist() == expected
+        assert_close(given, 1.5 * share)
+        alone += int((share == 1).sum())
+    assert alone > 20 if centre == 0.0 else alone < 5
+
+
+def test_sparsemixer_of_logits_that_are_no_numbers(backend):
+    logits = np.zeros((3, N_EXPERTS), np.float32)
+    logits[0, 5], logits[1, 4], logits[2, 1:] = np.nan, np.inf, -np.inf
+    experts, shares = route(backend, logits, gating="sparsemixer")
+    assert experts.tolist() == [[5, 0, 1], [4, 0, 1], [0, 1, 2]]
+    assert np.isnan(shares[:2, 0]).all()
+    assert_close(shares[1, 1:], np.array([1 / 11, 1 / 10]))
+    assert shares[2, 0] == 1
+
+
+def test_sparsemixer_takes_no_bias_no_groups_and_no_given_experts():
+    g = GraphBuilder("layer")
+    x, experts = g.external("x", 8), g.external("experts", 2)
+    chosen = {"normalized": False, "gating": "sparsemixer"}
+    for more in ({"bias": g.weight("b", 8)}, {"n_groups": 4, "n_groups_used": 2}):
+        with pytest.raises(GraphError, match="sparsemixer takes no bias and no groups"):
+            g.route(x, 2, **chosen, **more)
+    with pytest.raises(GraphError, match="sparsemixer chooses by itself"):
+        g.route_to(x, experts, **chosen)
 
 
 @pytest.mark.parametrize("gating", GATINGS)

@@ -17,11 +17,15 @@ __all__ = [
     "scale_shares",
 ]
 
+_SPARSEMIXER_BAND = np.float32(0.02)  # twice the noise that Phi-3.5-MoE was trained with
 _LOWEST = np.finfo(np.float32).min
 
 
 def route(op: Op, batch: TokenBatch) -> None:
     logits, out = arrays(op, batch)
+    if op.attrs["gating"] == "sparsemixer":
+        _write_sparsemixer(op, logits, out)
+        return
     n_used, shares = int(op.attrs["n_used"]), _shares(op, logits)
     ranks = _ranks(shares + batch.weights[op.weights[0]] if op.weights else shares)
     if int(op.attrs["n_groups_used"]) < int(op.attrs["n_groups"]):
@@ -46,8 +50,29 @@ def _shares(op: Op, logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def _write_route(
     op: Op, shares: NDArray[np.float32], experts: NDArray[np.int64], out: NDArray[np.float32]
 ) -> None:
-    n_used = int(op.attrs["n_used"])
-    chosen = np.take_along_axis(shares, experts, axis=-1)
+    _write_shares(op, experts, np.take_along_axis(shares, experts, axis=-1), out)
+
+
+def _write_sparsemixer(op: Op, logits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """See the op's definition. logits: [n_tokens, n_experts]"""
+    n_used, ranks = int(op.attrs["n_used"]), _ranks(logits)
+    experts, chosen = np.empty((2, len(logits), n_used))
+    for u in range(n_used):
+        best = np.argmax(ranks, axis=-1, keepdims=True)  # lowest number first: [n_tokens, 1]
+        highest = np.take_along_axis(logits, best, axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):  # of infinite logits, and of 0
+            far = (highest - logits) / np.maximum(highest, np.abs(logits)) > _SPARSEMIXER_BAND
+        near = np.where(far | (ranks == -np.inf), np.float32(-np.inf), logits)
+        shares = numpy_ops.softmax(near)
+        experts[:, u], chosen[:, u] = best[:, 0], np.take_along_axis(shares, best, axis=-1)[:, 0]
+        np.put_along_axis(ranks, best, np.float32(-np.inf), axis=-1)
+    _write_shares(op, experts.astype(np.int64), chosen.astype(np.float32), out)
+
+
+def _write_shares(
+    op: Op, experts: NDArray[np.int64], chosen: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    n_used = experts.shape[1]
     if op.attrs["normalized"]:
         chosen /= chosen.sum(axis=-1, keepdims=True) + np.float32(1e-20)
     out[:, :n_used] = experts

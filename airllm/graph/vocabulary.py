@@ -16,7 +16,8 @@ Role = Literal["vector", "vectors", "matrix", "rows", "experts", "heads"]
 MANY: frozenset[Role] = frozenset(["experts", "heads"])  # roles of several matrices
 MATRICES: frozenset[Role] = MANY | {"matrix"}  # roles of what rows are multiplied by
 Activations = Literal["auto", "q8", "q16", "f32"]
-Gating = Literal["softmax", "sigmoid", "sqrtsoftplus"]  # how logits of experts become shares
+# How logits of experts become shares.
+Gating = Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"]
 
 
 class GraphError(AirllmError, ValueError):

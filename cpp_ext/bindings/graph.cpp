@@ -61,7 +61,8 @@ constexpr struct {
     {"first", set<&Op::first>},
     {"gating",
      [](Op& op, py::handle v) {
-         set_word<&Op::gating>(op, "gating", v, {"softmax", "sigmoid", "sqrtsoftplus"});
+         set_word<&Op::gating>(op, "gating", v,
+                               {"softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"});
      }},
     {"group_score",
      [](Op& op, py::handle v) {

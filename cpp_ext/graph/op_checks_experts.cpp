@@ -31,11 +31,14 @@ void OpCheck::route() const {
                                              ", expected 1 to " + std::to_string(groups));
     require(used == groups || op_.group_score == GroupScore::max || n / groups >= 2,
             "a group is one expert, expected two or more");
+    require(op_.gating != Gating::sparsemixer || (op_.weight < 0 && used == groups),
+            "sparsemixer takes no bias and no groups");
     experts(used * (n / groups));
     width_of(op_.output, 2 * op_.n_used);
 }
 
 void OpCheck::route_to() const {
+    require(op_.gating != Gating::sparsemixer, "sparsemixer chooses by itself");
     experts(input_width(0));
     width(1, op_.n_used);
     width_of(op_.output, 2 * op_.n_used);

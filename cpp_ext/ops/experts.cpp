@@ -142,6 +142,25 @@ void take_other_groups(const RouteTask& task, std::span<float> ranks, std::span<
         if (groups[g] != taken) std::ranges::fill(ranks.subspan(g * size, size), taken);
 }
 
+// See RouteTask.  ranks, near: [n_experts], space.  experts, chosen: [n_used].
+void sparsemixer(const KernelTable& table, const float* logits, std::span<float> ranks,
+                 std::span<float> near, std::span<float> experts, float* chosen) {
+    for (std::size_t e = 0; e < ranks.size(); ++e) ranks[e] = rank(logits[e]);
+    for (std::size_t u = 0; u < experts.size(); ++u) {
+        const auto best = std::max_element(ranks.begin(), ranks.end()) - ranks.begin();
+        const float m = logits[best];
+        for (std::size_t e = 0; e < ranks.size(); ++e) {
+            const float x = logits[e];
+            const bool far = (m - x) / std::max(std::fabs(x), m) > sparsemixer_band;
+            near[e] = ranks[e] == taken || far ? taken : x;
+        }
+        table.softmax(near.data(), near.data(), 1, near.size(), false);
+        experts[u] = static_cast<float>(best);
+        chosen[u] = near[static_cast<std::size_t>(best)];
+        ranks[static_cast<std::size_t>(best)] = taken;
+    }
+}
+
 }  // namespace
 
 void route(const Worker& worker, const KernelTable& table, const RouteTask& task) {
@@ -157,10 +176,12 @@ void route(const Worker& worker, const KernelTable& table, const RouteTask& task
                 table.sigmoid(logits, shares.data(), n);
             else if (task.gating == Gating::softmax)
                 table.softmax(logits, shares.data(), 1, n, false);
-            else
+            else if (task.gating == Gating::sqrtsoftplus)
                 root_of_softplus(table, logits, shares);
             float *experts = task.out + r * 2 * n_used, *chosen = experts + n_used, sum = 0.0f;
-            if (task.given) {
+            if (task.gating == Gating::sparsemixer) {
+                sparsemixer(table, logits, ranks, shares, {experts, n_used}, chosen);
+            } else if (task.given) {
                 std::copy_n(task.given + r * n_used, n_used, experts);
             } else {
                 for (std::size_t e = 0; e < n; ++e)
@@ -171,7 +192,8 @@ void route(const Worker& worker, const KernelTable& table, const RouteTask& task
             }
             for (std::size_t u = 0; u < n_used; ++u) {
                 const std::size_t e = expert_of(experts, n_used, n, u);
-                chosen[u] = e < n ? shares[e] : std::numeric_limits<float>::quiet_NaN();
+                if (task.gating != Gating::sparsemixer)
+                    chosen[u] = e < n ? shares[e] : std::numeric_limits<float>::quiet_NaN();
                 sum += chosen[u];
             }
             const float divisor = task.normalized ? sum + 1e-20f : 1.0f;

@@ -16,12 +16,18 @@ namespace tensor_ops {
 // One matrix for each expert, all of one shape, type and instruction set.
 using Experts = std::vector<std::shared_ptr<const PackedMatrix>>;
 
-enum class Gating : std::uint8_t { softmax, sigmoid, sqrtsoftplus };
+enum class Gating : std::uint8_t { softmax, sigmoid, sqrtsoftplus, sparsemixer };
+// Twice the noise that Phi-3.5-MoE was trained with.
+inline constexpr float sparsemixer_band = 0.02f;
 enum class GroupScore : std::uint8_t { top2, max };
 
 // How a router chooses among n_experts.  An expert's share is softmax(logits), sigmoid(logits) or
 // sqrt(softplus(logits)), and its score is the share plus its bias.  The n_used experts with the
 // highest scores are chosen.
+//
+// By sparsemixer (arXiv:2409.12136) they are chosen one after another: the highest logit m of the
+// experts that are left.  Its share is its softmax among those of them whose logits x are near,
+// (m - x) / max(m, |x|) <= sparsemixer_band.  It takes no bias, no groups and no given experts.
 struct RouteTask {
     const float* logits;  // [rows][n_experts]
     std::size_t rows, n_experts, n_used;

@@ -25,7 +25,8 @@ class ExpertOps(OpEmitter):
         """Chooses n_used experts for each token. logits: [n_tokens, n_experts] -> [n_tokens,
         2 * n_used], the numbers of the experts, then their shares.
 
-        gating: a share is the softmax or sigmoid of the logits, or the root of their softplus.
+        gating: a share is the softmax or sigmoid of the logits, or the root of their softplus. By
+        "sparsemixer" it is the softmax among the logits near the chosen one of those that are left.
         normalized: the chosen shares are divided by their sum. scale: they are multiplied by it in
         the end.
         bias: [n_experts], added to the shares for the choice only.

@@ -27,6 +27,11 @@ def route(call: Call) -> int:
         n_groups_used == n_groups or attrs["group_score"] == "max" or size >= 2,
         f"n_groups is {n_groups}, expected groups of two experts or more, whose scores are added",
     )
+    chosen_apart = bool(call.weights) or n_groups_used < n_groups
+    call.require(
+        attrs["gating"] != "sparsemixer" or not chosen_apart,
+        "sparsemixer takes no bias and no groups",
+    )
     n_used, most = call.count("n_used"), n_groups_used * size
     call.require(n_used <= most, f"n_used is {n_used}, expected at most the {most} experts")
     return 2 * n_used
@@ -35,6 +40,7 @@ def route(call: Call) -> int:
 def route_to(call: Call) -> int:
     logits, n_used = call.inputs[0], call.count("n_used")
     call.check_one_of("gating", *get_args(Gating))
+    call.require(call.op.attrs["gating"] != "sparsemixer", "sparsemixer chooses by itself")
     call.check_float("scale")
     call.require_width(1, n_used, "the numbers of the experts")
     call.require(
@@ -93,7 +99,9 @@ SIGNATURES: Mapping[str, Signature] = {
     # equal groups: those whose two highest scores have the highest sum (group_score "top2"), or
     # whose highest score is highest ("max"). out: the numbers of the experts, highest score first,
     # and then their shares; normalized: divided by their sum + 1e-20; then multiplied by scale. NaN
-    # counts as the highest score; of equal ones the lower number comes first.
+    # counts as the highest score; of equal ones the lower number comes first. "sparsemixer"
+    # (arXiv:2409.12136) chooses the highest logits, one after another; a share is the softmax among
+    # the logits x of those that are left and for which (highest - x) / max(highest, |x|) <= 0.02.
     "route": signature(
         "logits",
         route,
