@@ -105,6 +105,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "olmo": _PLAIN_NORM,
     "olmoe": _WIDE_EXPERTS,
     "phi": {"rms_norm_eps": None, "hidden_act": "gelu_new"},
+    "phimoe": _WIDE_EXPERTS,
     "qwen2_moe": _EXPERTS | _SHARED,
     "qwen3_5_moe_text": _EXPERTS | _DELTA | _SHARED,
     "qwen3_5_text": _DELTA,

@@ -439,6 +439,7 @@ ARCHITECTURES = {
     "olmoe": Own(_EXPERTS),
     "orion": Own(_LAYER_NORM, {f"blk.{i}.ffn_norm.bias": (64,) for i in range(8)}),
     "phi2": Own(_LAYER_NORM | {"rope.dimension_count": 8}),
+    "phimoe": Own(_EXPERTS | {"expert_feed_forward_length": None}),
     "phi3": Own(
         {"rope.dimension_count": 8, "rope.scaling.original_context_length": 32},
         {"rope_factors_short.weight": (4,), "rope_factors_long.weight": (4,)},

@@ -103,6 +103,11 @@ _DBRX_NAMES = {
     "ffn.experts.mlp.w2": "ffn_down_exps",
 }
 
+_LONG_ROPE = {
+    **{"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 256},
+    **{"short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [4.0] * 8},
+    **{"short_mscale": 1.25, "long_mscale": 1.25},
+}
 _SIX_EXPERTS = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
@@ -483,6 +488,16 @@ EXPERT_CASES = {
             "self_attn.sinks": "attn_sinks",
             "mlp.router": "ffn_gate_inp",
         },
+    ),
+    "Phi-3.5-MoE": Case(
+        "Phimoe",
+        "phimoe",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "rope_parameters": _LONG_ROPE}
+        | {"attention_bias": True, "lm_head_bias": True, "max_position_embeddings": 256},
+        {"rope.scaling.attn_factor": 1.25, "rope.scaling.original_context_length": 256},
+        names={"mlp.router": "ffn_gate_inp"},
+        extra={"architectures": ["PhiMoEForCausalLM"]},
+        lost="the magnitude of its rotation",
     ),
     "OLMoE": Case(
         "Olmoe",

@@ -73,6 +73,7 @@ _FILES = {
     "olmoe": ("olmoe",),
     "phi2": ("phi2",),
     "phi3": ("phi3",),
+    "phimoe": ("phimoe",),
     "plamo": ("plamo",),
     "qwen": ("qwen",),
     "qwen2": ("qwen2", "qwen2vl"),

@@ -202,10 +202,15 @@ def _longrope(rope: Metadata, config: Metadata, found: HFRope) -> None:
     growth = config.integer("max_position_embeddings", low=1) / original
     growth = rope.number("factor", growth)
     usual = math.sqrt(1.0 + math.log(growth) / math.log(original)) if growth > 1.0 else 1.0
+    magnitude = rope.number("attention_factor", usual)
+    if "long_mscale" in rope:  # Phi-3.5-MoE says it of both kinds of contexts
+        magnitude = rope.number("long_mscale")
+        if (short := rope.number("short_mscale")) != magnitude:
+            raise rope.fault(f"short_mscale is {short}; expected {magnitude}, as long_mscale")
     found.values |= {
         "rope.scaling.type": "longrope",
         "rope.scaling.original_context_length": original,
-        "rope.scaling.attn_factor": rope.number("attention_factor", usual),
+        "rope.scaling.attn_factor": magnitude,
     }
     for name in ("short", "long"):
         factors = rope.get(f"{name}_factor")
