@@ -86,6 +86,7 @@ ARCHITECTURES = {
     ),
     "arcee": Own(_YARN),
     "baichuan": Own(),
+    "arctic": Own(_EXPERTS | {"expert_feed_forward_length": None}),
     "bailingmoe": Own(_EXPERTS | {"expert_shared_count": 2, "expert_weights_norm": True}),
     "bailingmoe2": Own(
         _EXPERTS
@@ -285,6 +286,13 @@ ARCHITECTURES = {
         {f"blk.{i}.ssm_conv1d.bias": (192,) for i in (0, 2, 3, 5, 6)},
     ),
     "granitemoe": Own(_GRANITE | _EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "grok": Own(
+        _EXPERTS
+        | {"embedding_scale": 2.0, "logit_scale": 0.5, "attn_logit_softcapping": 1.0}
+        | {"router_logit_softcapping": 1.5, "attention.output_scale": 0.3}
+        | {"final_logit_softcapping": 2.0},
+        {f"blk.{i}.ffn_up.weight": (96, 64) for i in range(8)},
+    ),
     "hunyuan-dense": Own(),
     "hunyuan-moe": Own(_EXPERTS | {"expert_shared_feed_forward_length": 48}),
     "hy_v3": Own(
@@ -439,7 +447,26 @@ ARCHITECTURES = {
     "olmoe": Own(_EXPERTS),
     "orion": Own(_LAYER_NORM, {f"blk.{i}.ffn_norm.bias": (64,) for i in range(8)}),
     "phi2": Own(_LAYER_NORM | {"rope.dimension_count": 8}),
+    "maincoder": Own(),
+    "openelm": Own(
+        {"attention.head_count": np.array([2, 2, 4, 4, 4, 6, 6, 6], np.int32)}
+        | {"attention.head_count_kv": np.array([1, 1, 2, 2, 2, 3, 3, 3], np.int32)}
+        | {"feed_forward_length": np.array([32, 32, 64, 64, 96, 96, 128, 128], np.int32)}
+        | {"attention.key_length": 16, "attention.value_length": 16}
+    ),
+    "paddleocr": Own({"rope.dimension_sections": np.array([3, 3, 2, 0], np.int32)}),
+    "pangu-embedded": Own(
+        tensors={
+            f"blk.{i}.attn_{part}.bias": (width,)
+            for i in range(8)
+            for part, width in (*_QKV, ("output", 64))
+        }
+    ),
     "phimoe": Own(_EXPERTS | {"expert_feed_forward_length": None}),
+    "plm": Own(
+        {"attention.head_count_kv": 1, "attention.kv_lora_rank": 24, "rope.dimension_count": 8}
+        | {"attention.key_length_mla": 20, "attention.value_length_mla": 16}
+    ),
     "phi3": Own(
         {"rope.dimension_count": 8, "rope.scaling.original_context_length": 32},
         {"rope_factors_short.weight": (4,), "rope_factors_long.weight": (4,)},

@@ -26,6 +26,8 @@ class Shape:
     """What a family does. interleaved: rope's pairs are neighbours. by_sigmoid, normalized, scale:
     of an expert's share. relu: of gates, in place of SiLU. router_first: experts are chosen by what
     comes before attention. window: of layers that are not the first of four; those do not rotate.
+    normed: heads of queries and keys are normalised. beside: experts see what comes before the
+    layer. constants: Grok's, of tests/family_models.py.
     """
 
     interleaved: bool = False
@@ -35,11 +37,19 @@ class Shape:
     relu: bool = False
     router_first: bool = False
     window: int = 0
+    normed: bool = False
+    beside: bool = False
+    constants: bool = False
 
 
 SHAPES = {
+    "arctic": Shape(interleaved=True, normalized=True, beside=True),
     "bailingmoe": Shape(interleaved=True, normalized=True),
     "deepseek": Shape(interleaved=True, scale=1.5),
+    "grok": Shape(constants=True),
+    "openelm": Shape(normed=True),
+    "pangu-embedded": Shape(),
+    "plm": Shape(interleaved=True),
     "qwen": Shape(),
     "smallthinker": Shape(
         by_sigmoid=True, normalized=True, relu=True, router_first=True, window=20
@@ -149,37 +159,71 @@ def write_folder(folder: Path, architecture: str, tensors: Layer) -> Path:
 def forward(tensors: Layer, architecture: str) -> np.ndarray:
     """float64 [n_tokens, vocab]"""
     s, x = SHAPES[architecture], tensors["token_embd"][TOKENS]
+    x = 2.0 * x if s.constants else x
     for i in range(N_LAYERS):
         before = f"blk.{i}."
         w = {n.removeprefix(before): t for n, t in tensors.items() if n.startswith(before)}
         whole = i % 4 == 0 or not s.window
-        chosen_by = x
-        x = x + attention(s, w, rms_norm(x, w["attn_norm"]), whole, not s.window or not whole)
+        chosen_by = before_layer = x
+        attend = latent_attention if "attn_kv_a_mqa" in w else attention
+        a = attend(s, w, rms_norm(x, w["attn_norm"]), whole, not s.window or not whole)
+        x = x + (rms_norm(a, w["attn_output_norm"]) if s.constants else a)
         h = rms_norm(x, w["ffn_norm"])
-        x = x + (network(s, w, h, h) if not s.router_first else network(s, w, h, chosen_by))
-    return rms_norm(x, tensors["output_norm"]) @ tensors["output"].T
+        if s.beside:
+            x = x + glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"])
+            h = rms_norm(before_layer, w["ffn_norm_exps"])
+        y = network(s, w, h, h) if not s.router_first else network(s, w, h, chosen_by)
+        if s.constants:
+            y = (y + glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"])) / np.sqrt(2)
+            y = rms_norm(y, w["layer_output_norm"])
+        x = x + y
+    logits = rms_norm(x, tensors["output_norm"]) @ tensors["output"].T
+    return capped(0.5 * logits, 2.0) if s.constants else logits
+
+
+def capped(x: np.ndarray, cap: float) -> np.ndarray:
+    return cap * np.tanh(x / cap)
 
 
 def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> np.ndarray:
     if "attn_qkv" in w:
-        q, k, v = np.split(h @ w["attn_qkv"].T + w["attn_qkv.bias"], 3, axis=1)
+        qkv, width = h @ w["attn_qkv"].T + w.get("attn_qkv.bias", 0.0), w["attn_output"].shape[1]
+        q, k, v = np.split(qkv, [width, (width + qkv.shape[1]) // 2], axis=1)
     else:
-        q, k, v = (h @ w[f"attn_{part}"].T for part in "qkv")
+        q, k, v = (h @ w[f"attn_{part}"].T + w.get(f"attn_{part}.bias", 0.0) for part in "qkv")
+    if s.normed:
+        q = rms_norm(q.reshape(-1, HEAD_DIM), w["attn_q_norm"]).reshape(q.shape)
+        k = rms_norm(k.reshape(-1, HEAD_DIM), w["attn_k_norm"]).reshape(k.shape)
     if rotates:
         q, k = rotated(s, q), rotated(s, k)
     q, k, v = (each.reshape(len(h), -1, HEAD_DIM) for each in (q, k, v))
-    shared, out = N_HEADS // k.shape[1], np.zeros(q.shape)
+    shared, out = q.shape[1] // k.shape[1], np.zeros(q.shape)
     for token in range(len(h)):
         first = 0 if whole else max(0, token + 1 - s.window)
-        for head in range(N_HEADS):
+        for head in range(q.shape[1]):
             keys, values = (each[first : token + 1, head // shared] for each in (k, v))
-            scores = np.exp(keys @ q[token, head] / np.sqrt(HEAD_DIM))
+            scale = 0.3 if s.constants else HEAD_DIM**-0.5
+            scores = scale * keys @ q[token, head]
+            scores = np.exp(capped(scores, 1.0) if s.constants else scores)
             out[token, head] = scores @ values / scores.sum()
-    return out.reshape(len(h), -1) @ w["attn_output"].T
+    return out.reshape(len(h), -1) @ w["attn_output"].T + w.get("attn_output.bias", 0.0)
 
 
-def rotated(s: Shape, x: np.ndarray) -> np.ndarray:
-    half = HEAD_DIM // 2
+def latent_attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> np.ndarray:
+    """Keys and values of each head are made of a latent; 8 dimensions rotate."""
+    latents, shared = np.split(h @ w["attn_kv_a_mqa"].T, [-8], axis=1)
+    latents, shared = rms_norm(latents, w["attn_kv_a_norm"]), rotated(s, shared, 8)
+    outputs = []
+    for head, q in enumerate(np.split(h @ w["attn_q"].T, N_HEADS, axis=1)):
+        q_own, q_shared = q[:, :-8], rotated(s, q[:, -8:], 8)
+        scores = q_own @ (latents @ w["attn_k_b"][head]).T + q_shared @ shared.T
+        scores = np.tril(np.exp(scores / np.sqrt(q.shape[1])))
+        outputs.append(scores @ (latents @ w["attn_v_b"][head].T) / scores.sum(1, keepdims=True))
+    return np.concatenate(outputs, axis=1) @ w["attn_output"].T
+
+
+def rotated(s: Shape, x: np.ndarray, head_dim: int = HEAD_DIM) -> np.ndarray:
+    half = head_dim // 2
     angles = np.arange(len(x))[:, None] * THETA ** -(np.arange(half) / half)  # [n, half]
     shape = (len(x), -1, half, 2) if s.interleaved else (len(x), -1, 2, half)
     pairs = x.reshape(shape)
@@ -190,12 +234,15 @@ def rotated(s: Shape, x: np.ndarray) -> np.ndarray:
 
 
 def network(s: Shape, w: Layer, h: np.ndarray, chosen_by: np.ndarray) -> np.ndarray:
+    if "ffn_gate" not in w and "ffn_gate_inp" not in w:
+        return np.maximum(h @ w["ffn_up"].T, 0.0) ** 2 @ w["ffn_down"].T
     if "ffn_gate_inp" not in w:
         return glu(s, h, w["ffn_gate"], w["ffn_up"], w["ffn_down"])
     y = np.zeros(h.shape)
     if "ffn_gate_shexp" in w:
         y += glu(s, h, w["ffn_gate_shexp"], w["ffn_up_shexp"], w["ffn_down_shexp"])
     for token, scores in enumerate(chosen_by @ w["ffn_gate_inp"].T):
+        scores = capped(scores, 1.5) if s.constants else scores
         shares = 1 / (1 + np.exp(-scores)) if s.by_sigmoid else np.exp(scores)
         if not s.by_sigmoid:
             shares /= shares.sum()
@@ -209,6 +256,9 @@ def network(s: Shape, w: Layer, h: np.ndarray, chosen_by: np.ndarray) -> np.ndar
 
 def glu(s: Shape, h: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
     x = h @ gate.T
+    if s.constants:  # GELU
+        inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+        return (0.5 * x * (1 + np.tanh(inner)) * (h @ up.T)) @ down.T
     return ((np.maximum(x, 0) if s.relu else x / (1 + np.exp(-x))) * (h @ up.T)) @ down.T
 
 

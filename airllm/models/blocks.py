@@ -338,6 +338,8 @@ def route(g: GraphBuilder, c: ModelConfig, h: Buffer) -> Buffer:
     """The experts of each token and their shares: [n, 2 * used]."""
     n, r = c.n_experts, c.router
     logits = linear(g, c, h, "ffn_gate_inp", n)  # [n, experts]
+    if c.router_softcap:
+        logits = g.softcap(logits, c.router_softcap, out=logits)
     return g.route(
         logits,
         c.n_experts_used,

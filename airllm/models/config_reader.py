@@ -12,12 +12,12 @@ from airllm.graph.vocabulary import Gating
 from airllm.models.architecture_keys import MAX_WIDTH, ArchitectureKeys
 from airllm.models.config import LayerConfig, ModelConfig, Router
 
-__all__ = ["MAX_HEADS", "MAX_HEAD_DIM", "MAX_TAPS", "MAX_WIDTH", "ConfigReader"]
+__all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_HEAD_DIM", "MAX_TAPS", "MAX_WIDTH", "ConfigReader"]
 
 # These limits are far above every known model (the longest contexts are 10 million tokens, the
 # widest layers about 100,000), so that later arithmetic cannot overflow. check_tensors in
 # airllm.weights.layer_weights checks that the file's tensors have the sizes the graphs need.
-_MAX_CONTEXT = 2**24
+MAX_CONTEXT = 2**24
 MAX_HEADS = 2**12
 MAX_HEAD_DIM = 576  # the attention kernels'
 MAX_TAPS = MOST_TAPS  # the kernels of short convolutions'
@@ -67,7 +67,7 @@ class ConfigReader(ArchitectureKeys):
         of its period, sees all positions; 0: every layer has the window. The file's pattern is such
         a period, or an array that says for each layer whether it has the window.
         """
-        window = self.integer("attention.sliding_window", default, high=_MAX_CONTEXT)
+        window = self.integer("attention.sliding_window", default, high=MAX_CONTEXT)
         name = "attention.sliding_window_pattern"
         pattern = self.metadata.get(self.key(name))
         if isinstance(pattern, np.ndarray):
@@ -149,7 +149,7 @@ class ConfigReader(ArchitectureKeys):
         kv_heads: Sequence[int] | None = None,
         n_heads: int | None = None,
         rope_dims: int | None = None,
-        most_context: int = _MAX_CONTEXT,
+        most_context: int = MAX_CONTEXT,
         **own: Any,
     ) -> ModelConfig:
         """The configuration: the keys that all families have, and a family's `own` fields.
@@ -187,7 +187,7 @@ class ConfigReader(ArchitectureKeys):
             head_dim=head_dim,
             norm_eps=eps,
             context_length=min(
-                self.integer("context_length", low=1, high=_MAX_CONTEXT), most_context
+                self.integer("context_length", low=1, high=MAX_CONTEXT), most_context
             ),
             rope_dims=rope_dims,
             tied_embeddings="output.weight" not in self.file.tensors,

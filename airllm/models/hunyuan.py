@@ -1,5 +1,6 @@
 """Hunyuan (Tencent), dense and Hunyuan-A13B, its mixture of experts: a Llama whose heads of Q and K
-are normalised behind their rotation. Every layer of a mixture has an expert that all tokens use."""
+are normalised behind their rotation. Every layer of a mixture has an expert that all tokens use.
+Maincoder is a dense one, of whose heads neighbours rotate."""
 
 from functools import partial
 
@@ -25,8 +26,8 @@ _EXPERT_NAMES = {
 
 def configure(r: ConfigReader) -> ModelConfig:
     biases = r.optional_biases(*BIASES, "attn_output")
-    if r.architecture == "hunyuan-dense":
-        return r.config(biases=biases)
+    if r.architecture != "hunyuan-moe":
+        return r.config(biases=biases, rope_interleaved=r.architecture == "maincoder")
     mixture = r.experts()
     shared = r.integer("expert_shared_count", 1) * mixture["expert_size"]
     return r.config(
@@ -80,7 +81,7 @@ def _alike(config: HFReader, key: str, default: int) -> int:
 
 
 FAMILY = Family(
-    ("hunyuan-dense", "hunyuan-moe"),
+    ("hunyuan-dense", "hunyuan-moe", "maincoder"),
     (
         HuggingFace("hunyuan_v1_dense", "hunyuan-dense", _dense, _NAMES),
         HuggingFace("hunyuan_v1_moe", "hunyuan-moe", _experts, _EXPERT_NAMES),
