@@ -115,12 +115,12 @@ def run(name: str, folder: Path) -> dict[str, Any]:
         def __getattr__(self, attribute: str) -> Any:
             return getattr(self._served.scheduler, attribute)
 
-        def submit(self, request: Any, on_event: Any) -> Any:
+        def submit(self, request: Any, *callbacks: Any) -> Any:
             text = self._served.prompts.tokenizer.decode(request.prompt)
             thought = "Hm.\n</think>\n" if text.endswith("<think>") else ""
             said = json.dumps(thought + answer(text.count("<tool>")))
             grammar = self._served.grammar(lark=f"start: {said}")
-            handle = self._served.scheduler.submit(replace(request, grammar=grammar), on_event)
+            handle = self._served.scheduler.submit(replace(request, grammar=grammar), *callbacks)
             requests.append((handle, text[-1000:]))
             return handle
 

@@ -115,13 +115,14 @@ def ask(
     max_new_tokens: int = 8,
     *,
     then: Callable[[Handle, Event], Any] | None = None,
+    after: Callable[[], Any] | None = None,
     limits: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[Handle, Told]:
-    """Submit a request."""
+    """Submit a request. then: called with its events. after: the scheduler's after_events."""
     told = Told(then)
     request = Request(prompt, sampling, Limits(max_new_tokens, **(limits or {})), **settings)
-    return scheduler.submit(request, told), told
+    return scheduler.submit(request, told, after), told
 
 
 def run(scheduler: Scheduler) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from airllm.engine.continuation import FinishReason, Generation
 from airllm.engine.grammar import GrammarLibraryError
 from airllm.engine.requests import (
+    AfterEvents,
+    Event,
     Failed,
     Finished,
     Handle,
@@ -114,12 +116,16 @@ class ScriptedEngine:
         self._ended = threading.Event()
         self._lock = threading.Lock()
 
-    def submit(self, request: Request, on_event: OnEvent) -> Handle:
+    def submit(
+        self, request: Request, on_event: OnEvent, after_events: AfterEvents | None = None
+    ) -> Handle:
         if self.is_full:
             raise QueueFullError("the queue is full")
         with self._lock:
             self.requests.append(request)
-            handle = Handle(len(self.requests), request, list(request.prompt), on_event)
+            handle = Handle(
+                len(self.requests), request, list(request.prompt), on_event, after_events
+            )
         threading.Thread(target=self._tell, args=(handle,), daemon=True).start()
         self.submitted.set()
         return handle
@@ -155,7 +161,7 @@ class ScriptedEngine:
         n = len(request.prompt)
         handle.started = handle.submitted
         if any(say.hangs_in_prompt for say in says):
-            handle.tell(PromptProgress(1, len(request.prompt)))
+            _tell_one(handle, PromptProgress(1, len(request.prompt)))
             return
         handle.first_token = handle.started
         events = [PromptProgress(n // 2, n), PromptProgress(n, n, 0, self._of_prompt(request))]
@@ -166,9 +172,9 @@ class ScriptedEngine:
                 self.go.wait(30)
             with handle.telling():  # the end follows the last event at once, as in the scheduler
                 try:
-                    handle.tell(event)
+                    _tell_one(handle, event)
                 except Exception as error:
-                    handle.tell(Failed(error))
+                    _tell_one(handle, Failed(error))
                     handle.end("finished")
                 if event is events[-1]:
                     handle.end("finished")
@@ -199,6 +205,12 @@ class ScriptedEngine:
         n = len(request.prompt)
         generation = Generation(text, tokens, n, 0, 0, finish, 0.5, 1.0, 0.0, 0.0, 1, 0)
         return [*events, Finished(choice, generation)]
+
+
+def _tell_one(handle: Handle, event: Event) -> None:
+    handle.tell(event)
+    if handle.after_events is not None:
+        handle.after_events()
 
 
 def scripted_model(

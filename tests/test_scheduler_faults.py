@@ -11,6 +11,7 @@ from tiny_model import write_tiny_model
 from airllm.engine import lanes
 from airllm.engine.requests import (
     DeadlineError,
+    Failed,
     Finished,
     Piece,
     PromptProgress,
@@ -270,6 +271,29 @@ def test_a_callback_that_fails_ends_its_own_request_alone(scheduler):
     assert handle.stage == "failed"
     assert isinstance(told.error, KeyError)
     assert len(other.answer.tokens) == 8
+
+
+def test_what_is_called_after_events_is_called_once_for_a_pass_and_ends_nothing(scheduler, caplog):
+    heard = []
+
+    def hear(handle, event):
+        heard.append(type(event))
+
+    def after():
+        heard.append("after")
+        raise KeyError("a bug of the client")
+
+    told = [ask(scheduler, some_tokens(5, n), then=hear, after=after)[1] for n in range(2)]
+    scheduler.step()
+    assert heard.count(PromptProgress) == 2
+    assert heard.index("after") == len(heard) - 1
+    run(scheduler)
+    assert [len(each.answer.tokens) for each in told] == [8, 8]
+    assert "what is called after events raised an error" in caplog.text
+    heard.clear()
+    ask(scheduler, some_tokens(5), then=hear, after=after, deadline_seconds=1e-9)
+    scheduler.step()
+    assert heard == [Failed, "after"]
 
 
 def test_logits_that_are_no_numbers_end_their_own_request_alone(engine, scheduler, monkeypatch):

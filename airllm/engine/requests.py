@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_TOP_LOGPROBS",
+    "AfterEvents",
     "DeadlineError",
     "Embedded",
     "Event",
@@ -199,6 +200,9 @@ Event: TypeAlias = PromptProgress | Piece | Finished | Embedded | Failed
 # Called on the engine's thread, which waits for it: it must be quick, and never block. An exception
 # of it ends its request.
 OnEvent: TypeAlias = Callable[["Handle", Event], Any]
+# Called on the engine's thread when a pass has told its events, once for all requests with the same
+# function. It must not block.
+AfterEvents: TypeAlias = Callable[[], Any]
 Stage = Literal["queue", "prompt", "answer", "finished", "failed", "cancelled"]
 
 
@@ -216,6 +220,7 @@ class Handle:
     request: Request
     prompt: list[int]
     on_event: OnEvent = field(repr=False)
+    after_events: AfterEvents | None = field(default=None, repr=False)
     stage: Stage = "queue"
     submitted: float = field(default_factory=perf_counter)
     started: float | None = None

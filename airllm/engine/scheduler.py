@@ -16,7 +16,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -30,9 +30,8 @@ from airllm.engine.lanes import Lanes
 from airllm.engine.loaded_model import LoadedModel
 from airllm.engine.pooling import pooling_of
 from airllm.engine.requests import (
+    AfterEvents,
     DeadlineError,
-    Event,
-    Failed,
     Handle,
     OnEvent,
     QueueFullError,
@@ -41,6 +40,7 @@ from airllm.engine.requests import (
 from airllm.engine.running import Choice, RunningRequest
 from airllm.engine.settings import CACHE_SAVE_SECONDS, LANES, PIECE_TOKENS, QUEUE_LENGTH
 from airllm.engine.steps import Step
+from airllm.engine.telling import Teller
 from airllm.util.arguments import check_count, check_number
 from airllm.util.closing import Closing
 from airllm.util.progress import OnProgress
@@ -129,6 +129,7 @@ class Scheduler(Closing):
         self._pass_lock = nullcontext() if pass_lock is None else pass_lock
         self._jobs: list[RunningRequest] = []  # in the order in which they were submitted
         self._logits = np.empty((0, model.config.vocab_size), np.float32)
+        self._teller = Teller()
         # Guards what follows; is notified when there may be something to do.
         self._changed = threading.Condition()
         self._queue: deque[Handle] = deque()
@@ -140,8 +141,10 @@ class Scheduler(Closing):
 
     # ---- for any thread ------------------------------------------------------------------------
 
-    def submit(self, request: Request, on_event: OnEvent) -> Handle:
-        """Put a request into the queue. on_event: see airllm.engine.requests.
+    def submit(
+        self, request: Request, on_event: OnEvent, after_events: AfterEvents | None = None
+    ) -> Handle:
+        """Put a request into the queue. on_event, after_events: see airllm.engine.requests.
 
         QueueFullError if the queue is full; RuntimeError after `close`; ContextFullError, a
         ValueError, if the prompt does not fit; ValueError or TypeError, with the argument's name,
@@ -165,7 +168,7 @@ class Scheduler(Closing):
                     f"{len(self._queue)} requests wait already; the queue has no room for more"
                 )
             self._number += 1
-            handle = Handle(self._number, request, prompt, on_event)
+            handle = Handle(self._number, request, prompt, on_event, after_events)
             self._queue.append(handle)
             self._changed.notify_all()
         return handle
@@ -249,7 +252,8 @@ class Scheduler(Closing):
             with self._changed:
                 first = list(self._queue)[:1]
             for handle in [*(job.handle for job in self._jobs), *first]:
-                _fail(handle, error)
+                self._teller.fail(handle, error)
+            self._teller.call_after_events()
         seconds = self._lanes.save(idle=True)
         with self._changed:
             if self._closing and not self._queue:
@@ -277,13 +281,15 @@ class Scheduler(Closing):
         self._drop()
         self._admit()
         if chosen := self._choose():
+            self._teller.call_after_events()  # of what was told so far: a pass may take long
             found = self._evaluate(chosen)
             for (job, choice, step), its in zip(chosen, found, strict=False):
                 if job.handle.is_over:  # cancelled in this pass; what it evaluated is kept
                     choice.evaluated(step)
                 else:
-                    self._tell(job, job.evaluated(choice, step, its, self._tree))
+                    self._teller.tell(job, job.evaluated(choice, step, its, self._tree))
         self._drop()
+        self._teller.call_after_events()
         if not self._jobs and not self._queue:
             self._lanes.shrink()
             return False
@@ -303,7 +309,7 @@ class Scheduler(Closing):
             except MemoryError as error:
                 if self._jobs:
                     return
-                _fail(handle, error)
+                self._teller.fail(handle, error)
                 job = None
             if job is None and not handle.is_over:
                 return
@@ -345,9 +351,9 @@ class Scheduler(Closing):
             waiting = list(self._queue)
         for handle in [*waiting, *(job.handle for job in self._jobs)]:
             if self._closing == "now":
-                _fail(handle, RuntimeError("the scheduler was closed"))
+                self._teller.fail(handle, RuntimeError("the scheduler was closed"))
             elif late := _lateness(handle, now):
-                _fail(handle, DeadlineError(late))
+                self._teller.fail(handle, DeadlineError(late))
 
     # ---- a pass --------------------------------------------------------------------------------
 
@@ -381,7 +387,7 @@ class Scheduler(Closing):
                     if n_tokens and not fits(len(job.handle.prompt) - reused):
                         continue  # later, it may reuse more
                 tokenizer = self._model.prompts.tokenizer
-                self._tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
+                self._teller.tell(job, job.begin(tokenizer, self._kinds, self._tree, self._most))
             for choice in job.choices:
                 step = job.next_step(choice, self._most, whole=streams)
                 if choice.n_pending > 1:
@@ -432,7 +438,7 @@ class Scheduler(Closing):
         except Exception as error:
             _log.warning("a pass of %d requests failed: %s", len(chosen), error)
             for job, _, _ in chosen:
-                _fail(job.handle, error)
+                self._teller.fail(job.handle, error)
             return []
         except BaseException:  # Ctrl-C: the states may have lost tokens
             for job, _, _ in chosen:
@@ -446,25 +452,11 @@ class Scheduler(Closing):
         if not self._decoder.streams:
             return
         for job, _, step in chosen:
-            self._tell(job, job.within_prompt(step, done / total))
+            self._teller.tell(job, job.within_prompt(step, done / total))
         self._end_what_is_due()
+        self._teller.call_after_events()
         if all(job.handle.is_over for job, _, _ in chosen):
             raise _AbandonedError
-
-    # ---- telling -------------------------------------------------------------------------------
-
-    def _tell(self, job: RunningRequest, events: Iterable[Event]) -> None:
-        """An error, of the request or of its callback, ends the request and no other."""
-        handle = job.handle
-        with handle.telling():
-            try:
-                for event in events:
-                    if not handle.tell(event):
-                        return
-                if job.begun and not job.choices:
-                    handle.end("finished")
-            except Exception as error:
-                _fail(handle, error)
 
 
 class _AbandonedError(Exception):
@@ -482,14 +474,6 @@ def _n_shared(a: Sequence[int], b: Sequence[int]) -> int:
         else:
             end = middle - 1
     return shared
-
-
-def _fail(handle: Handle, error: Exception) -> None:
-    try:
-        handle.tell(Failed(error))
-    except Exception:
-        _log.exception("the callback of request %d raised an error", handle.number)
-    handle.end("failed")
 
 
 def _lateness(handle: Handle, now: float) -> str:

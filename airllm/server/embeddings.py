@@ -136,7 +136,7 @@ async def _embedding(
         queue_seconds=settings.queue_seconds,
         deadline_seconds=settings.queue_seconds + settings.prompt_seconds,
     )
-    handle = scheduler.submit(request, mailbox.put)
+    handle = scheduler.submit(request, mailbox.put, mailbox.doorbell.ring)
     try:
         while True:
             for _, event in await mailbox.take(60.0):

@@ -205,7 +205,9 @@ class Service:
             call_id="" if model.format.name == "mistral" else "call_",
         )
         try:
-            live.readers[model.scheduler.submit(asked, live.mailbox.put)] = reader
+            mailbox = live.mailbox
+            handle = model.scheduler.submit(asked, mailbox.put, mailbox.doorbell.ring)
+            live.readers[handle] = reader
         except ValueError as error:
             raise _refusal(error) from None
         except RuntimeError as error:
