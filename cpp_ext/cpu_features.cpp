@@ -61,6 +61,8 @@ CpuFeatures detect_cpu_features() {
     f.neon = true;  // part of the AArch64 baseline
 #if defined(__linux__)
     f.dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+    constexpr unsigned long i8mm = 1ul << 13;  // HWCAP2_I8MM, which headers before Linux 5.6 lack
+    f.i8mm = getauxval(AT_HWCAP2) & i8mm;
 #elif defined(__APPLE__)
     f.dotprod = true;  // every Apple silicon Mac has it
 #endif

@@ -10,7 +10,7 @@ struct CpuFeatures {
     bool avx2 = false, fma = false, f16c = false, avxvnni = false;
     bool avx512 = false;  // F, CD, BW, DQ and VL
     bool avx512vnni = false;
-    bool neon = false, dotprod = false;
+    bool neon = false, dotprod = false, i8mm = false;
 };
 
 CpuFeatures detect_cpu_features();

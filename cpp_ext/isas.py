@@ -64,6 +64,14 @@ ISAS = (
         ("quantized", "looked_up"),
         "neon",
     ),
+    Isa(
+        "neon_i8mm",
+        _ARM,
+        ("-march=armv8.2-a+dotprod+i8mm",),
+        ("neon", "dotprod", "i8mm"),
+        ("quantized", "looked_up"),
+        "neon",
+    ),
 )
 
 

@@ -16,6 +16,7 @@ CPUINFO = {
     "avx512vnni": {"avx512_vnni"},
     "neon": {"asimd"},
     "dotprod": {"asimddp"},
+    "i8mm": {"i8mm"},
 }
 
 

@@ -55,22 +55,32 @@ double multiply_add(std::size_t rounds) {
 template <class Isa>
 double dot_int8(std::size_t rounds) {
     using Int8 = typename Isa::Int8;
-    Ints<Isa> w(0x01020304), x(0x04030201);
-    typename Int8::Acc sum[Isa::dot_sums];
+    using Acc = typename Int8::Acc;
+    using I = Ints<Isa>;
+    I w(0x01020304), x(0x04030201);
+    constexpr bool has_squares = requires { Int8::add_square(w, w, w); };
+    const auto multiply = [](Acc sum, I a, I b) {
+        if constexpr (has_squares)
+            return Int8::add_square(sum, b, a);
+        else
+            return Int8::dot_nibbles(sum, a, b);
+    };
+    Acc sum[Isa::dot_sums];
     unroll<Isa::dot_sums>([&](auto j) __attribute__((always_inline)) {
         launder(w);
-        sum[j] = Int8::dot_nibbles(Int8::start(Ints<Isa>(0)), w, x);
+        sum[j] = multiply(Int8::start(I(0)), w, x);
     });
     for (std::size_t i = 0; i < rounds; ++i)
         unroll<Isa::dot_sums>([&](auto j) __attribute__((always_inline)) {
             launder(w);  // each time: where a dot product takes several instructions, equal
                          // operands would let the sums share all but the last one
-            sum[j] = Int8::dot_nibbles(sum[j], w, x);
+            sum[j] = multiply(sum[j], w, x);
         });
-    Ints<Isa> total(0);
+    I total(0);
     unroll<Isa::dot_sums>([&](auto j) { total += Int8::finish(sum[j]); });
     launder(total);
-    return 2.0 * 4.0 * static_cast<double>(rounds * Isa::dot_sums * lanes<Isa>);
+    constexpr double products = has_squares ? 8 : 4;  // of a lane
+    return 2.0 * products * static_cast<double>(rounds * Isa::dot_sums * lanes<Isa>);
 }
 
 template <class Isa, std::size_t Streams>

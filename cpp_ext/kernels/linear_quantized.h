@@ -80,7 +80,7 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
     if constexpr (Tokens >= 4) w.fetch_ahead(b);
     constexpr bool by_runs = adds_runs<Isa, Type, Digits>;
     constexpr bool d_apart =
-        by_runs ? UnpackedForm(format).has_factor : GroupReader<Isa, Type>::d_apart;
+        by_runs ? unpacked_form<Isa>(Type).has_factor : GroupReader<Isa, Type>::d_apart;
     const auto scales = w.template load_scales<d_apart>(b, head);
     const std::byte* tail = x + Digits * quant_block * Tokens;
     const auto digit = [&](std::size_t d, std::size_t quad, std::size_t t) {
@@ -149,7 +149,7 @@ template <class Isa, DType Type, std::size_t Digits, std::size_t Tokens>
                           xsimd::to_float(all - first), scales.minimum[0] * xsimd::to_float(first));
     };
     if constexpr (by_runs) {
-        constexpr UnpackedForm form{format};
+        constexpr UnpackedForm form = unpacked_form<Isa>(Type);
 #pragma GCC unroll 8
         for (std::size_t t = 0; t < Tokens; ++t) {
             const F d(read<float>(tail + 4 * t));
@@ -216,7 +216,7 @@ void linear_quantized(Activations kind, const PackedView& w, const std::byte* xq
             const std::size_t end = std::min(begin + step, rows);
             std::size_t done = begin;
             if constexpr (digits == 1 && is_unpacked<Isa, Type>)
-                if (end - begin >= unpacked_min_rows<Type>)
+                if (end - begin >= unpacked_min_rows<Isa, Type>)
                     done += linear_unpacked<Isa, Type>(w, xq + begin * row_size, end - begin, first,
                                                        last, y + begin * y_stride, y_stride);
             for (std::size_t g = first; g < last; ++g) {

@@ -1,5 +1,5 @@
-// Products of quantised weights with many rows of activations, for an ISA that makes its dot
-// product of several instructions (AVX2), with activations of 8 bits.
+// Products of quantised weights with many rows of activations of 8 bits, for an ISA that makes its
+// dot product of several instructions (AVX2) or multiplies rows by rows (ARM's i8mm).
 //
 // Two groups of weights are unpacked to bytes, a piece at a time that stays in L1, and all tiles of
 // activations pass over the piece.  So unpacking costs next to nothing, and an activation that is
@@ -8,76 +8,24 @@
 // rows 1.7 times as fast as by unpacking them for each tile of 4 rows.
 //
 // A row gets the same numbers as among few rows: linear_quantized.h adds floats in this order, too.
-//
-// Products are added in 16 bits as long as they fit, then multiplied by the whole part of the scale
-// and added in 32 bits.
 #pragma once
 
-#include "kernels/activations.h"
-#include "kernels/group_reader.h"
+#include "kernels/unpacked_products.h"
 
 namespace tensor_ops {
 namespace {
 
-// How a type is unpacked.  Types with the same form share the products.  A block of a group becomes
-// `vectors` vectors: its codes, then the others, each from the index of that name on.
-struct UnpackedForm {
-    std::size_t subs;    // parts of a block with scales of their own
-    std::size_t planes;  // 2: a byte is multiplied as two codes of 4 bits
-    std::size_t steps;   // products that fit into 16 bits
-    bool has_factor;     // a scale is an int8 times d, which the blocks of a run share
-    bool has_bias;       // the products of a code are those of code - bias
-    bool has_min;
-    std::size_t run;
-
-    constexpr explicit UnpackedForm(const Format& format)
-        : subs(quant_block / format.sub),
-          planes(format.product_bits == 8 ? 2 : 1),
-          steps(8 / subs),
-          has_factor(format.scale == Scale::half_by_int8 || format.scale == Scale::half_by_pair),
-          has_bias(format.zero != 0),
-          has_min(format.has_min),
-          run(has_factor ? 8 : 1) {
-        const std::size_t largest = (1u << (format.product_bits / planes)) - 1;
-        while (steps * 2 * largest * 127 > INT16_MAX) steps /= 2;
-    }
-
-    // int16 [2 equal]: the scale, and 16 times it for the second plane.
-    constexpr std::size_t factor() const { return 8 * planes; }
-    // int16 [2 halves of a block]: -bias times the factor.  Only with factors.
-    constexpr std::size_t bias() const { return factor() + (has_factor ? subs * planes : 0); }
-    // float: d, or the whole scale if there are no factors.
-    constexpr std::size_t scale() const { return bias() + (has_factor && has_bias); }
-    // float: the minimum, and its factor: int16 [2 halves of a block] if both differ.
-    constexpr std::size_t minimum() const { return scale() + 1; }
-    constexpr std::size_t min_factor() const { return minimum() + 1; }
-    constexpr std::size_t vectors() const { return minimum() + (has_min ? subs : 0); }
-};
-
-// Whether products of many rows unpack a type first.
+// Rows from which unpacking pays.  With AVX2, 12 rows by Q4_K then take 0.82 of the time, 8 as
+// long; 32 by Q8_0 0.98, 16 take 1.16.  With i8mm, 4 rows take 0.68 (Q4_0) and 0.75 (Q4_K) of the
+// instructions.
 template <class Isa, DType Type>
-inline constexpr bool is_unpacked = [] {
-    const Format format = product_format(Type);
-    const bool one_float = format.scale == Scale::half || format.scale == Scale::e8m0;
-    return requires { typename Isa::Int8::Products; } && format.step == 1 &&
-           (UnpackedForm(format).has_factor || (one_float && format.sub == quant_block));
-}();
-
-// What is added to a value for its code to be unsigned.
-constexpr int unpacked_bias(const Format& format) {
-    return format.product_bits == 8 ? 128 : format.zero;
-}
-
-// Rows from which unpacking pays.  12 rows by Q4_K then take 0.82 of the time, 8 as long; 32 by
-// Q8_0 0.98, 16 take 1.16.
-template <DType Type>
-inline constexpr std::size_t unpacked_min_rows =
-    UnpackedForm(product_format(Type)).planes == 1 ? 12 : 32;
+inline constexpr std::size_t unpacked_min_rows = has_squares<Isa> ? Isa::activation_tile
+                                                 : unpacked_form<Isa>(Type).planes == 1 ? 12
+                                                                                        : 32;
 // Rows whose sums are kept while the pieces of two groups pass.
 inline constexpr std::size_t unpacked_max_rows = 256;
-// Blocks of a piece, and groups.  A piece and the same blocks of a tile of activations stay in L1.
+// Blocks of a piece.  A piece and the same blocks of a tile of activations stay in L1.
 inline constexpr std::size_t piece_blocks = 16;
-inline constexpr std::size_t piece_groups = 2;
 
 // The sums of the codes of a tile's blocks: what a bias or a minimum is multiplied by.
 template <std::size_t Tokens>
@@ -108,8 +56,8 @@ template <class Isa, DType Type>
     using F = Floats<Isa>;
     using I = Ints<Isa>;
     constexpr Format format = product_format(Type);
-    constexpr UnpackedForm form{format};
-    const I nibbles(0x0f0f0f0f);
+    using Products = BlockProducts<Isa>;
+    constexpr UnpackedForm form = unpacked_form<Isa>(Type);
     const auto halves = [](I low, I high) { return (low & I(0xffff)) | (high << 16); };
     for (std::size_t g = 0; g < piece_groups; ++g) {
         const GroupReader<Isa, Type> reader(w, groups[g]);
@@ -118,20 +66,10 @@ template <class Isa, DType Type>
             reader.fetch_ahead(b);
             const auto head = reader.load_head(b);
             const auto scales = reader.template load_scales<form.has_factor>(b, head);
-            const auto put = [&](std::size_t quad, I codes) __attribute__((always_inline)) {
-                if constexpr (form.planes == 1) {
-                    at[quad] = codes;
-                } else {
-                    const I bytes = codes ^ I(static_cast<std::int32_t>(0x80808080));
-                    at[quad] = bytes & nibbles;
-                    at[8 + quad] = (bytes >> 4) & nibbles;
-                }
-            };
             unroll<4>([&](auto pair) __attribute__((always_inline)) {
                 I even, odd;
                 reader.template codes<pair>(b, scales, even, odd);
-                put(2 * pair, even);
-                put(2 * pair + 1, odd);
+                Products::template put<Type>(pair, even, odd, at);
             });
             const auto put_float = [&](std::size_t place, F number) {
                 at[place] = xsimd::bitwise_cast<std::int32_t>(number);
@@ -142,10 +80,10 @@ template <class Isa, DType Type>
                 for (std::size_t i = 0; i < form.subs; ++i) s[i] = xsimd::to_int(scales.scale[i]);
                 for (std::size_t i = 0; i < form.planes * form.subs; ++i) {
                     const I factor = s[i % form.subs] << static_cast<int>(i / form.subs * 4);
-                    at[form.factor() + i] = halves(factor, factor);
+                    at[form.factor() + i] = Products::factor(factor);
                 }
                 if constexpr (form.has_bias) {
-                    const I bias(-unpacked_bias(format));
+                    const I bias(-Products::bias(format));
                     at[form.bias()] = halves(s[0] * bias, s[form.subs - 1] * bias);
                 }
             }
@@ -190,8 +128,7 @@ class UnpackedProduct {
     static constexpr std::size_t record = (quant_block + 16) * Tokens;
 
     static I load(const I* block, std::size_t g, std::size_t place) {
-        return I::load_aligned(
-            reinterpret_cast<const std::int32_t*>(block + g * Form.vectors() + place));
+        return load_vector(block + g * Form.vectors() + place);
     }
     static F load_float(const I* block, std::size_t g, std::size_t place) {
         return F::load_aligned(reinterpret_cast<const float*>(block + g * Form.vectors() + place));
@@ -205,6 +142,8 @@ class UnpackedProduct {
         if constexpr (Form.has_bias || (Form.has_min && Form.subs == 2))
             codes.template collect<Form>(x, blocks, bias);
         if constexpr (Form.has_min) add_minima(w, blocks, x, codes, minima);
+        // The sums are registers, where an ISA has enough.
+        std::conditional_t<has_squares<Isa>, Sums, Sums&> sums = total;
         for (std::size_t b = 0; b < blocks;) {
             const I* head = w;
             Sums run;
@@ -213,44 +152,19 @@ class UnpackedProduct {
                  ++b, x += record, w += piece_groups * Form.vectors())
                 add_block(w, x, codes.of[b], run);
             Sums::each([&](std::size_t t, std::size_t g) __attribute__((always_inline)) {
-                total.of[t][g] =
-                    xsimd::fma(load_float(head, g, Form.scale()), run.of[t][g], total.of[t][g]);
+                sums.of[t][g] =
+                    xsimd::fma(load_float(head, g, Form.scale()), run.of[t][g], sums.of[t][g]);
             });
         }
+        if constexpr (has_squares<Isa>) total = sums;
     }
 
  private:
     // run += products of one block, without the float part of the weights' scale.
     [[gnu::always_inline]] static void add_block(const I* w, const std::byte* x,
                                                  const std::int32_t (&codes)[Tokens], Sums& run) {
-        constexpr std::size_t quads = 8 * Form.planes, parts = quads / Form.steps;
         I sum[Tokens][piece_groups];
-        unroll<parts>([&](auto part) __attribute__((always_inline)) {
-            // Or GCC keeps all 32 repeated activations of the first plane for the second.
-            if constexpr (part > 0 && Form.planes == 2) keep_order();
-            typename Int8::Products products[Tokens][piece_groups];
-            unroll<Form.steps>([&](auto step) __attribute__((always_inline)) {
-                constexpr std::size_t quad = part * Form.steps + step;
-#pragma GCC unroll 8
-                for (std::size_t t = 0; t < Tokens; ++t) {
-                    const I four(read<std::int32_t>(x + (quad % 8 * Tokens + t) * 4));
-#pragma GCC unroll 8
-                    for (std::size_t g = 0; g < piece_groups; ++g) {
-                        const auto product = Int8::multiply(load(w, g, quad), four);
-                        products[t][g] = step == 0 ? product : Int8::add(products[t][g], product);
-                    }
-                }
-            });
-            Sums::each([&](std::size_t t, std::size_t g) __attribute__((always_inline)) {
-                constexpr std::size_t scale = part * Form.planes * Form.subs / parts;
-                I factor(scale == 0 ? 0x00010001 : 0x00100010);  // of each plane
-                if constexpr (Form.has_factor) factor = load(w, g, Form.factor() + scale);
-                if constexpr (part == 0)
-                    sum[t][g] = Int8::widen(products[t][g], factor);
-                else
-                    sum[t][g] = Int8::add_widened(sum[t][g], products[t][g], factor);
-            });
-        });
+        BlockProducts<Isa>::template multiply<Form>(w, x, sum);
         Sums::each([&](std::size_t t, std::size_t g) __attribute__((always_inline)) {
             I exact = sum[t][g];
             if constexpr (Form.has_bias && Form.has_factor)
@@ -344,9 +258,9 @@ std::size_t linear_unpacked(const PackedView& w, const std::byte* xq, std::size_
     // The last of an odd number is multiplied twice: functions for one group alone would take the
     // compiler as much time and memory as those for two.
     for (std::size_t g = first; g < last; g += piece_groups)
-        multiply_unpacked<Isa, UnpackedForm(format)>(w, {g, std::min(g + 1, last - 1)},
-                                                     unpack_blocks<Isa, Type>,
-                                                     unpacked_bias(format), xq, tiles, y, y_stride);
+        multiply_unpacked<Isa, unpacked_form<Isa>(Type)>(
+            w, {g, std::min(g + 1, last - 1)}, unpack_blocks<Isa, Type>,
+            BlockProducts<Isa>::bias(format), xq, tiles, y, y_stride);
     return tiles * Isa::activation_tile;
 }
 

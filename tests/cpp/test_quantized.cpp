@@ -259,6 +259,21 @@ KERNEL_TEST(some_groups_are_the_same_and_write_their_columns_alone) {
     });
 }
 
+KERNEL_TEST(a_row_is_the_same_among_any_number_of_rows) {
+    for_each_kind_and_type([&](const Kind& kind, DType type) {
+        const std::size_t k = matrices::in_blocks(type, 288), n = 2 * table.group_rows(type) + 1;
+        const Matrix w = matrices::random(type, n, k, 1);
+        const Floats x = normal(33 * k, 2);
+        const Floats all = linear_quantized(table, kind, w, x, 33);
+        for (const std::size_t rows : {1u, 2u, 5u, 12u}) {
+            const Floats few = linear_quantized(table, kind, w, x, rows);
+            for (std::size_t i = 0; i < few.size(); ++i)
+                check::equal(few[i], all[i],
+                             std::string(matrices::name(type)) + " by " + kind.name);
+        }
+    });
+}
+
 KERNEL_TEST(activations_quantised_by_parts_are_the_same_bytes) {
     for (const Kind& kind : kinds) {
         for (const std::size_t rows : {1u, 7u, 19u, 32u}) {
