@@ -25,14 +25,14 @@ from airllm.models import FAMILIES
 # The architectures whose heads are used. mistral4 is of deepseek2's family; no model of it has one.
 # The layer of the heads of some is made of parts that others have, too: what heads guess is tested
 # of EVERY_HEAD, and what is done with guesses of the others.
-_OF_KNOWN_PARTS = {"hy_v3", "mimo2", "step35"}
+_OF_KNOWN_PARTS = {"bailingmoe3", "hy_v3", "mimo2", "step35"}
 WITH_HEADS = [
     name
     for name in ARCHITECTURES
     if FAMILIES[name].next_layer is not None and name not in _OF_KNOWN_PARTS | {"mistral4"}
 ]
 EVERY_HEAD = [*WITH_HEADS, *map(variant, sorted(_OF_KNOWN_PARTS))]
-RECURRENT = {"qwen35", "qwen35moe", "qwen3next"}
+RECURRENT = {"bailingmoe3", "qwen35", "qwen35moe", "qwen3next"}
 N_TOKENS, STEP = 64, 7  # as many tokens as the models' hidden states have values
 
 Half = Literal["embedding", "hidden"]

@@ -146,6 +146,8 @@ def _latent_attention(c: ModelConfig, w: Tensors, theta: float, h: Rows) -> Rows
         scores = q[:, head, : m.unrotated] @ keys.T + turning[:, head] @ key.T
         scores = scores * (m.unrotated + c.rope_dims) ** -0.5
         heads.append(_seen(scores, latent @ w["attn_v_b"][head].T, sees))
+        if "attn_gate" in w:
+            heads[-1] *= _sigmoid(h @ w["attn_gate"][head])[:, np.newaxis]
     return np.concatenate(heads, axis=1) @ w["attn_output"].T
 
 

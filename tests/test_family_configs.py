@@ -111,6 +111,11 @@ def config_of(architecture: str, *, left_out: tuple[str, ...] = (), **keys: obje
         ("bailingmoe3", {"kda.gate_lower_bound": 0.0}, "expected it below 0"),
         ("bailingmoe3", {"kda.safe_gate": False}, "kda.safe_gate is False; expected True"),
         ("bailingmoe3", {"attention.head_count_kv": np.full(9, 2)}, "is 2; expected 0 or 1"),
+        (
+            "bailingmoe3",
+            {"attention.head_count_kv": np.array([0, 1, 1, 0, 1, 0, 1, 1, 0])},
+            "is 0; expected 1 of a next-token head",
+        ),
         ("glm5-next", {"rope.dimension_count": 8}, "is 8; expected 0: nothing rotates"),
         ("glm5-next", {"attention.indexer.top_k": 13}, "is 13; expected a multiple of 4"),
         (

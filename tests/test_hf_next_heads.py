@@ -17,7 +17,7 @@ from airllm.layer_engine import LayerWiseInferenceEngine
 from airllm.models.opening import open_model
 
 NAMES = ["Qwen3-Next", "Qwen3.5", "Qwen3.5-MoE", "GLM-4.5", "DeepSeek-V3", "DeepSeek-V3.2"]
-NAMES += ["GLM-5", "GLM-4.7 Flash"]
+NAMES += ["GLM-5", "GLM-4.7 Flash", "Ling 3"]
 EXACT: dict[str, Any] = {"kv_type": "f32", "activations": "f32"}
 CLOSE = 3e-6  # norm of the difference over the norm of the logits
 TOKENS = np.random.default_rng(6).integers(0, VOCAB, 31).tolist()
@@ -75,8 +75,11 @@ def write_with_head(folder: Path, case: Case) -> tuple[Path, np.ndarray]:
     if case.arch.startswith("qwen"):
         found = {_of_qwen(name): values for name, values in found.items()}
     else:
-        found["embed_tokens.weight"] = text.embed_tokens.weight.detach().clone()
-        found["shared_head.head.weight"] = model.lm_head.weight.detach().clone()
+        if case.arch == "bailingmoe3":  # has no tables of its own, and another name of the norm
+            found["final_layernorm.weight"] = found.pop("shared_head.norm.weight")
+        else:
+            found["embed_tokens.weight"] = text.embed_tokens.weight.detach().clone()
+            found["shared_head.head.weight"] = model.lm_head.weight.detach().clone()
         found = {f"{before}layers.{n_layers}.{k}": v for k, v in found.items()}
         path = folder / "model" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))

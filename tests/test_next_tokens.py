@@ -509,20 +509,27 @@ def test_a_layer_more_than_a_folder_should_have_is_no_head(tmp_path: Path) -> No
     assert found == (_LAYER_3 | own, 1)
 
 
-def test_a_folder_with_heads_says_how_many_and_that_they_are_not_recurrent() -> None:
+def test_a_folder_with_heads_says_how_many_and_what_each_of_its_layers_has() -> None:
     recurrent = np.array([True, False, True])
     said = {
         "general.architecture": "x",
         "x.block_count": 3,
         "x.attention.recurrent_layers": recurrent,
+        "x.attention.head_count_kv": np.array([0, 1, 0], np.int32),
+        "x.swiglu_clamp_exp": 0.5,  # one number for all layers
     }
-    config = HFConfig(said, {}, range(3, 67), "mtp")
+    of_heads = {"attention.recurrent_layers": False, "attention.head_count_kv": 1}
+    of_heads |= {"swiglu_clamp_exp": 0.0, "swiglu_clamp_shexp": 0.0}
+    config = HFConfig(said, {}, range(3, 67), "mtp", of_heads=of_heads)
     assert config.with_heads(0) == said
     found = config.with_heads(2)
     assert (found["x.block_count"], found["x.nextn_predict_layers"]) == (5, 2)
     np.testing.assert_array_equal(
         found["x.attention.recurrent_layers"], [True, False, True, False, False]
     )
+    np.testing.assert_array_equal(found["x.attention.head_count_kv"], [0, 1, 0, 1, 1])
+    assert found["x.swiglu_clamp_exp"] == 0.5
+    assert "x.swiglu_clamp_shexp" not in found
 
 
 # Memory.

@@ -83,7 +83,7 @@ MOST_HEADS = 64
 class HFConfig:
     """metadata: GGUF's keys and values.
     further: layers behind the last, as far as there may be some: next-token heads. heads: how their
-    tensors are named.
+    tensors are named. of_heads: their entry of keys that have one for each layer.
     plus_one: norms are stored without the 1 that GGUF files add (Gemma).
     tied: the output matrix is the embedding.
     tensors: float32 arrays that GGUF has as tensors, by name.
@@ -107,6 +107,7 @@ class HFConfig:
     columns: frozenset[str] = frozenset()
     constants: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     numbers: Mapping[str, str] = field(default_factory=dict)
+    of_heads: Mapping[str, object] = field(default_factory=dict)
 
     def with_heads(self, n_heads: int) -> dict[str, object]:
         """The metadata of a folder that has so many next-token heads."""
@@ -117,10 +118,11 @@ class HFConfig:
             f"{architecture}.block_count": n_layers + n_heads,
             f"{architecture}.nextn_predict_layers": n_heads,
         }
-        key = f"{architecture}.attention.recurrent_layers"
-        recurrent = self.metadata.get(key)
-        if isinstance(recurrent, np.ndarray):
-            found[key] = np.append(recurrent, [False] * n_heads)
+        for name, entry in self.of_heads.items():
+            key = f"{architecture}.{name}"
+            of_layers = self.metadata.get(key)
+            if isinstance(of_layers, np.ndarray):
+                found[key] = np.append(of_layers, np.full(n_heads, entry, of_layers.dtype))
         return {**self.metadata, **found}
 
 

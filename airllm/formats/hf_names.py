@@ -53,6 +53,7 @@ _NEXT_NAMES = {
     "hnorm": "nextn.hnorm",
     "embed_tokens": "nextn.embed_tokens",
     "shared_head.norm": "nextn.shared_head_norm",
+    "final_layernorm": "layer_output_norm",  # Ling's name of the same
     "shared_head.head": "nextn.shared_head_head",
 }
 # Weights of convolutions of each channel by itself: [channels, 1, taps] in folders.

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from airllm.formats.hf_config import Names, Slots
+from airllm.formats.hf_config import MOST_HEADS, Names, Slots
 from airllm.graph.builder import GraphBuilder
 from airllm.graph.graph import Activations, Buffer, Graph
 from airllm.models import blocks, deepseek2, kimi_linear
@@ -25,6 +25,7 @@ from airllm.models.hugging_face import (
     HFReader,
     HuggingFace,
 )
+from airllm.models.own_heads import first_head, next_layer
 from airllm.models.qwen35 import LINEAR
 from airllm.models.rope import Rotation
 from airllm.models.step35 import LIMITS, limited_feed_forward, limits_of
@@ -47,6 +48,8 @@ def configure(r: ConfigReader) -> ModelConfig:
     dense = r.integer("leading_dense_block_count", 0, high=r.n_layers)
     mixture = deepseek2.experts_of(r, dense)
     of_shared = r.integer(_SHARED, mixture.get("shared_expert_size", 0))
+    if 0 in kv_heads[r.n_layers :]:
+        raise r.fault("attention.head_count_kv", 0, "expected 1 of a next-token head")
     layers = [
         LayerConfig(
             rotates=heads > 0,
@@ -63,6 +66,7 @@ def configure(r: ConfigReader) -> ModelConfig:
         kv_heads=kv_heads[: r.n_layers],
         rope_interleaved=not r.has(_SECTIONS),
         layers=layers[: r.n_layers],
+        head_layer=first_head(r, layers),
         intermediate_size=r.feed_forward_length(),
         latent=replace(latent, gate="heads"),
         delta_net=net,
@@ -170,7 +174,9 @@ def _types(config: HFReader) -> list[str]:
 
 
 def _names(config: HFReader) -> Names:
-    """The gates of both kinds of attention have one name in folders."""
+    """The gates of both kinds of attention have one name in folders. Next-token heads have
+    latents."""
+    heads = config.integer("num_nextn_predict_layers", 0, high=MOST_HEADS)
     slots = {FULL: "attn_gate", LINEAR: "ssm_g_a"}
     rows = config.integer("qk_nope_head_dim", low=1), config.integer("v_head_dim", low=1)
     return {
@@ -178,7 +184,7 @@ def _names(config: HFReader) -> Names:
         "attention.kv_b_proj": Slots(("attn_k_b", "attn_v_b"), head_rows=rows),
         **{
             f"layers.{index}.attention.g_proj": slots[kind]
-            for index, kind in enumerate(_types(config))
+            for index, kind in enumerate(_types(config) + [FULL] * heads)
         },
     }
 
@@ -194,6 +200,8 @@ FAMILY = Family(
             changed={"ssm_a": np.exp},
             columns=frozenset(["ssm_a"]),
             defaults=_defaults,
+            heads="layers",
+            of_heads={"attention.head_count_kv": 1, **dict.fromkeys(LIMITS, 0.0)},
             rope_interleaved=True,
             gguf_interleaved=True,
         ),
@@ -201,4 +209,5 @@ FAMILY = Family(
     configure,
     layer,
     rotations=rotations,
+    next_layer=next_layer,
 )

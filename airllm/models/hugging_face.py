@@ -273,7 +273,7 @@ class HuggingFace:
     family's GGUF files, whose converter may reorder the rows of Q and K.
     full_head_dim: the width of a head in layers without a window, if others differ from it.
     norm_eps: the key of the norms' epsilon, and GGUF's name of it.
-    heads: how next-token heads are named, see Heads.
+    heads, of_heads: of next-token heads, see HFConfig.
     made: tensors that GGUF files have in place of numbers of config.json.
     """
 
@@ -298,6 +298,7 @@ class HuggingFace:
     full_head_dim: Callable[[HFReader], int] | None = None
     norm_eps: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
     heads: Heads = ""
+    of_heads: Mapping[str, object] = field(default_factory=dict)
     made: Callable[[HFReader], Mapping[str, NDArray[np.float32]]] = lambda config: {}
 
     def translate(self, config: Metadata) -> HFConfig:
@@ -355,7 +356,9 @@ class HuggingFace:
             if key in values
         }
         made = (tied, tensors, quantization, self.changed, self.columns, constants, self.numbers)
-        return HFConfig(metadata, names, further, self.heads, self.plus_one, *made)
+        return HFConfig(
+            metadata, names, further, self.heads, self.plus_one, *made, of_heads=self.of_heads
+        )
 
     def _with_defaults(self, config: Metadata) -> dict[str, object]:
         """null means the default, but for a cap it means no cap."""

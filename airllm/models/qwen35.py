@@ -132,6 +132,8 @@ def _with_sections(values: Values) -> Values:
     return lambda config: {**values(config), **position_sections(config, SECTIONS)}
 
 
+_OF_HEADS = {"attention.recurrent_layers": False}
+
 FAMILY = Family(
     ("qwen35", "qwen35moe", "qwen3next"),
     (
@@ -146,6 +148,7 @@ FAMILY = Family(
             pictures="qwen3_5",
             plus_one=True,
             heads="mtp",
+            of_heads=_OF_HEADS,
         ),
         HuggingFace(
             "qwen3_5_moe_text",
@@ -158,6 +161,7 @@ FAMILY = Family(
             pictures="qwen3_5_moe",
             plus_one=True,
             heads="mtp",
+            of_heads=_OF_HEADS,
         ),
         HuggingFace(
             "qwen3_next",
@@ -168,6 +172,7 @@ FAMILY = Family(
             defaults={**_DEFAULTS, **_NO_DENSE},
             plus_one=True,
             heads="mtp",
+            of_heads=_OF_HEADS,
         ),
     ),
     configure,
