@@ -48,7 +48,7 @@ inline constexpr std::size_t attention_query_tile = 128;  // rows for which K an
 // The keys, or the values, of one KV head: a row for each position.  They lie in pages of
 // 2^page_bits positions, or all in one place.  (A division for each block of 16 rows would take 4
 // to 10 % of attention's time.)
-inline constexpr std::size_t attention_page_unit = 16;  // the fewest positions of a page
+inline constexpr std::size_t attention_page_unit = 16;  // smaller pages are copied, row by row
 struct KvRows {
     const std::byte* const* pages = nullptr;  // null: all rows are at `rows`
     const void* rows = nullptr;
@@ -61,6 +61,10 @@ struct KvRows {
         const std::size_t in_page = position & ((std::size_t{1} << page_bits) - 1);
         return pages[position >> page_bits] + offset + in_page * row_bytes;
     }
+    // Whether pages hold whole blocks of attention_page_unit rows.
+    bool in_blocks() const {
+        return !pages || (std::size_t{1} << page_bits) >= attention_page_unit;
+    }
     // How many of n rows from `position` on lie one after another.
     std::size_t run(std::size_t position, std::size_t n) const {
         const std::size_t page = std::size_t{1} << page_bits;
@@ -69,6 +73,18 @@ struct KvRows {
     }
 };
 
+// What keys and values are stored as: a DType, or the 8-bit floats E4M3 of OCP's FP8
+// (arXiv:2209.05433), which have no infinity.
+enum class KvType : std::uint8_t { f32, f16, bf16, q8_0, e4m3 };
+static constexpr KvType kv_type_of(DType type) {
+    return type == DType::f32    ? KvType::f32
+           : type == DType::f16  ? KvType::f16
+           : type == DType::bf16 ? KvType::bf16
+                                 : KvType::q8_0;
+}
+
+inline constexpr std::size_t unlimited_window = ~std::size_t{0};
+
 // The input and output of the attention kernels: one KV head, and the query heads that share it.
 // A row is one query head of one token: row = token * group + head, head < group.
 struct AttentionTask {
@@ -76,7 +92,7 @@ struct AttentionTask {
     std::size_t q_stride;   // floats from one token to the next
     KvRows k;               // rows of head_dim
     KvRows v;               // rows of value_dim; they may be the first dimensions of k's rows
-    DType kv_type;          // f32, f16 or q8_0 (both widths are multiples of 32 then)
+    KvType kv_type;         // with q8_0 both widths are multiples of 32
     std::size_t n_q;        // query tokens
     std::size_t group;      // query heads that share this KV head
     std::size_t n_kv;       // KV positions; the last one is that of the last query token
@@ -88,13 +104,19 @@ struct AttentionTask {
     bool causal;
     std::size_t window = 0;
     bool chunked = false;
+    // And only positions with p - left <= j <= p + right.
+    std::size_t left = unlimited_window, right = unlimited_window;
+    // Unless 0: a key is a row of k, of k_dim numbers, and then the row of v at the same position;
+    // head_dim = k_dim + value_dim.
+    std::size_t k_dim = 0;
     float softcap = 0.0f;           // unless 0, scores become softcap * tanh(score / softcap)
     const float* sinks = nullptr;   // [group]: for each head a score that has no value; or null
     const float* slopes = nullptr;  // [group]: slopes[h] * (j - p) is added to scores; or null
     float* out;                     // token t, head h at out + t * out_stride + h * value_dim
     std::size_t out_stride;
     float* lse = nullptr;        // log(sum(exp(scores))), sink included, of token t and head h at
-    std::size_t lse_stride = 0;  // lse + t * lse_stride + h; or null
+    std::size_t lse_stride = 0;  // lse + t * lse_stride + h * lse_head_stride; or null
+    std::size_t lse_head_stride = 1;
 };
 
 // KV positions divided into parts, and the results of the parts.  Part i begins at position
@@ -337,7 +359,8 @@ struct KernelTable {
     // `scratch` holds attention_scratch_floats floats.
     // |error| <= (4e-6 + 1.2e-7 S) * max|v|, where S is the largest |score|: a score's rounding
     // error grows with the score, and exp makes it a relative error of the weight.  The error of
-    // lse is below 4e-7 * (8 + S), where S includes finite sinks.  f16 and q8_0 convert exactly.
+    // lse is below 4e-7 * (8 + S), where S includes finite sinks.  All types of K and V convert
+    // exactly.
     // Positions that no row of the call sees are not read.  At all others K and V must be finite:
     // a row that does not see one gives it the weight 0, and 0 * inf is NaN.  The results do not
     // depend on the pages in which positions lie.

@@ -29,7 +29,8 @@ struct AttentionScratch {
     float q[attention_query_tile * attention_max_head_dim];
     float keys[many_tile * attention_max_head_dim];    // [position][head_dim], unless in place
     float values[many_tile * attention_max_head_dim];  // panels [position][2 vectors]
-    float scores[few_tile * max_few_width];            // [position][width]
+    // [position][width], and room for a vector that begins at the last position.
+    float scores[few_tile * max_few_width + 16];
     // Weighted sums of V, [row][whole panels].
     float out[attention_query_tile * attention_max_head_dim];
     float chunk[max_few_width * attention_max_head_dim];  // the same of one chunk
@@ -50,15 +51,20 @@ inline Reach reach(const AttentionTask& task, std::size_t row) {
     const auto position = [&](std::size_t shifted) {
         return std::min(shifted > task.n_q ? shifted - task.n_q : 0, task.n_kv);
     };
-    if (!task.window) return {0, task.causal ? position(next) : task.n_kv};
+    const std::size_t most = task.n_q + task.n_kv;  // no window needs to be larger
+    const std::size_t left = std::min(task.left, most), right = std::min(task.right, most);
+    Reach seen{next > left ? position(next - 1 - left) : 0, position(next + right)};
+    if (task.causal) seen.high = std::min(seen.high, position(next));
+    if (!task.window) return seen;
     if (task.chunked) {
         if (next <= task.n_q) return {0, 0};  // before position 0
         const std::size_t own = next - 1 - task.n_q, low = own - own % task.window;
-        return {low, task.causal ? own + 1 : low + std::min(task.window, task.n_kv - low)};
+        return {std::max(seen.low, low),
+                std::min(seen.high, low + std::min(task.window, task.n_kv - low))};
     }
-    const std::size_t window = std::min(task.window, task.n_q + task.n_kv);
-    return {next > window ? position(next - window) : 0,
-            position(task.causal ? next : next - 1 + window)};
+    const std::size_t window = std::min(task.window, most);
+    return {std::max(seen.low, next > window ? position(next - window) : 0),
+            std::min(seen.high, position(next - 1 + window))};
 }
 
 // Which of positions [p, p + n) rows [first, last) see, side by side in a panel of that width.
@@ -121,21 +127,27 @@ void finish_row(const AttentionTask& task, std::size_t row, float top, float sum
         dim, task.out + token * task.out_stride + head * dim,
         [scale](Floats<Isa> x) { return x * scale; }, values);
     if (task.lse)
-        task.lse[token * task.lse_stride + head] =
+        task.lse[token * task.lse_stride + head * task.lse_head_stride] =
             static_cast<float>((highest + std::log2(total)) / log2_of_e);
 }
+
+struct NoFetch {
+    void operator()(std::size_t) const {}
+};
 
 // The rows [first, last) of a query tile, and their state after the positions so far.
 template <class Isa, class Source>
 struct QueryTile {
     static constexpr std::size_t w = lanes<Isa>;
-    // Few rows: whether the products read float32 copies of K and V.
-    static constexpr bool unpacks = std::is_same_v<Source, BlockQ8>;
+    // Whether the products of few rows can read the type.
+    static constexpr bool is_read_in_place =
+        std::is_same_v<Source, float> || std::is_same_v<Source, Half>;
     const AttentionTask& task;
     const AttentionParts* parts;
     AttentionScratch& s;
     std::size_t first, last, rows, d, value_dim, stride, width;
     bool few;
+    bool copies_keys, copies_values;  // few rows: the products read float32 copies
     float scale, softcap;  // scores are in units of log 2, so that their softmax takes powers of 2
 
     QueryTile(const AttentionTask& t, std::size_t from, std::size_t to, const AttentionParts* p,
@@ -151,6 +163,9 @@ struct QueryTile {
           stride(round_up(value_dim, panel<Isa>)),
           width(panel_width<Isa>(rows, t)),
           few(are_few<Isa>(rows, t)),
+          copies_keys(!is_read_in_place || t.k_dim || !t.k.in_blocks() ||
+                      t.k.row_bytes != d * sizeof(Source)),
+          copies_values(!is_read_in_place || !t.v.in_blocks()),
           scale(t.softcap != 0.0f ? t.scale / t.softcap : t.scale * log2_e),
           softcap(t.softcap * log2_e) {
         if (few)
@@ -200,7 +215,11 @@ struct QueryTile {
     // Many rows: processes positions [begin, end), at most a tile, for all panels.
     void attend_many(std::size_t begin, std::size_t end) {
         const std::size_t n = end - begin;
-        const float* keys = unpack_rows<Isa, Source>(task.k, d, begin, n, s.keys);
+        const float* keys = s.keys;
+        if (task.k_dim)
+            copy_keys(begin, n, nullptr);
+        else
+            keys = unpack_rows<Isa, Source>(task.k, d, begin, n, s.keys);
         unpack_panels<Isa, Source>(task.v, value_dim, begin, n, s.values);
         for (std::size_t i = 0; i * width < rows; ++i) {
             const std::size_t r = first + i * width, to = std::min(r + width, last);
@@ -233,30 +252,36 @@ struct QueryTile {
         return kv_row<Source>(next, std::min(from + (at - end), task.n_kv - 1));
     }
 
+    // Copies keys as float32 [n][head_dim].
+    void copy_keys(std::size_t begin, std::size_t n, const Source* ahead) {
+        const std::size_t k_dim = task.k_dim ? task.k_dim : d;
+        copy_rows<Isa>(task.k, k_dim, begin, n, s.keys, d, ahead);
+        if (task.k_dim) copy_rows<Isa, Source>(task.v, value_dim, begin, n, s.keys + k_dim, d);
+    }
+
     // Few rows: computes the scores of positions [begin, end).
     void score(std::size_t begin, std::size_t end) {
-        const std::size_t step = task.k.row_bytes / sizeof(Source);
         with_width<Isa>(width, [&](auto columns) {
-            for_runs<Source>(
-                task.k, begin, end, kv_row<Source>(task.v, begin),
-                [&](std::size_t p, const Source* keys, std::size_t count, const Source* next) {
-                    float* scores = s.scores + (p - begin) * width;
-                    if constexpr (unpacks) {
-                        for (std::size_t i = 0; i < count; i += few_block) {
-                            const std::size_t n = std::min(few_block, count - i);
-                            unpack_run<Isa>(keys + i * step, step, n, d, s.keys,
-                                            row_ahead(task.k, p + i, end, task.v, begin));
-                            score_few<Isa, columns>(s.keys, n, d, s.q, scores + i * width,
-                                                    [](std::size_t) {});
-                        }
-                    } else {
+            if (copies_keys) {
+                for (std::size_t p = begin; p < end; p += few_block) {
+                    const std::size_t n = std::min(few_block, end - p);
+                    copy_keys(p, n, row_ahead(task.k, p, end, task.v, begin));
+                    score_few<Isa, columns>(s.keys, n, d, s.q, s.scores + (p - begin) * width,
+                                            NoFetch{});
+                }
+                return;
+            }
+            if constexpr (is_read_in_place)
+                for_runs<Source>(
+                    task.k, begin, end, kv_row<Source>(task.v, begin),
+                    [&](std::size_t p, const Source* keys, std::size_t count, const Source* next) {
                         const std::size_t n = count * d;
+                        float* scores = s.scores + (p - begin) * width;
                         score_few<Isa, columns>(keys, count, d, s.q, scores, [=](std::size_t i) {
                             const std::size_t at = i + fetched_ahead / sizeof(Source);
                             __builtin_prefetch(at < n ? keys + at : next + (at - n), 0, 2);
                         });
-                    }
-                });
+                    });
         });
     }
 
@@ -273,24 +298,19 @@ struct QueryTile {
                 add_values_few<Isa, columns>(scores + (p - begin) * width, n, values, v_stride,
                                              value_dim, s.chunk, stride, fetch);
             };
-            for_runs<Source>(
-                task.v, begin, end, nullptr,
-                [&](std::size_t p, const Source* values, std::size_t count, const Source*) {
-                    // Blocks end at multiples of their size, as pages do.
-                    for (std::size_t i = 0; i < count;) {
-                        const std::size_t n = std::min(few_block - (p + i) % few_block, count - i);
-                        const Source* ahead =
-                            row_ahead(task.v, p + i, scored_end, task.k, scored_end);
-                        if constexpr (unpacks) {
-                            unpack_run<Isa>(values + i * step, step, n, value_dim, s.values, ahead);
-                            add(p + i, n, s.values, value_dim, [](std::size_t) {});
-                        } else {
-                            add(p + i, n, values + i * step, step,
-                                [ahead](std::size_t at) { __builtin_prefetch(ahead + at, 0, 2); });
-                        }
-                        i += n;
-                    }
-                });
+            // Blocks end at multiples of their size, as pages do.
+            for (std::size_t p = begin; p < end;) {
+                const std::size_t n = std::min(few_block - p % few_block, end - p);
+                const Source* ahead = row_ahead(task.v, p, scored_end, task.k, scored_end);
+                if (copies_values) {
+                    copy_rows<Isa>(task.v, value_dim, p, n, s.values, value_dim, ahead);
+                    add(p, n, s.values, value_dim, NoFetch{});
+                } else if constexpr (is_read_in_place) {
+                    add(p, n, kv_row<Source>(task.v, p), step,
+                        [ahead](std::size_t at) { __builtin_prefetch(ahead + at, 0, 2); });
+                }
+                p += n;
+            }
         });
         for (std::size_t r = 0; r < rows; ++r) {
             const Floats<Isa> factor(s.factor[r]);

@@ -1,6 +1,8 @@
 // Conversion of keys and values from the cache's types to the forms that attention's products read.
 #pragma once
 
+#include <limits>
+
 #include "kernels/gemm.h"
 
 namespace tensor_ops {
@@ -11,6 +13,32 @@ struct BlockQ8 {  // q8_0 of dtype.h
     std::byte code[quant_block];
 };
 
+struct E4m3 {  // a sign, four bits of exponent (bias 7), three bits of fraction
+    std::uint8_t bits;
+};
+
+template <class Isa>
+inline Floats<Isa> load_as_float(const E4m3* p) {
+    using I = Ints<Isa>;
+    std::int32_t lane[lanes<Isa>];
+    for (std::size_t i = 0; i < lanes<Isa>; ++i) lane[i] = p[i].bits;
+    const I bits = I::load_unaligned(lane), magnitude = bits & I(0x7f);
+    // Below the normal numbers are the multiples of 2^-9; 0x7f is NaN.
+    const Floats<Isa> normal = xsimd::bitwise_cast<float>((magnitude << 20) + I(120 << 23)),
+                      small = xsimd::to_float(magnitude) * 0x1p-9f,
+                      number = xsimd::select(small < 0x1p-6f, small, normal),
+                      nan(std::numeric_limits<float>::quiet_NaN()),
+                      sign = xsimd::bitwise_cast<float>((bits & I(0x80)) << 24);
+    return xsimd::select(small < 0x7fp-9f, number, nan) | sign;
+}
+inline float load_one(const E4m3* p) {
+    const std::uint32_t magnitude = p->bits & 0x7fu;
+    float value = static_cast<float>(magnitude) * 0x1p-9f;
+    if (magnitude >= 8) value = bits_to_float((magnitude << 20) + (120u << 23));
+    if (magnitude == 0x7f) value = std::numeric_limits<float>::quiet_NaN();
+    return p->bits & 0x80 ? -value : value;
+}
+
 // Calls f with a null pointer of the type that a KV cache of that DType holds.
 template <class F>
 inline void with_kv_source(DType type, F&& f) {
@@ -20,6 +48,18 @@ inline void with_kv_source(DType type, F&& f) {
         f(static_cast<const Half*>(nullptr));
     else
         f(static_cast<const BlockQ8*>(nullptr));
+}
+template <class F>
+inline void with_kv_source(KvType type, F&& f) {
+    if (type == KvType::bf16)
+        f(static_cast<const Bfloat16*>(nullptr));
+    else if (type == KvType::e4m3)
+        f(static_cast<const E4m3*>(nullptr));
+    else
+        with_kv_source(type == KvType::f32   ? DType::f32
+                       : type == KvType::f16 ? DType::f16
+                                             : DType::q8_0,
+                       f);
 }
 
 template <class Source>
@@ -67,15 +107,28 @@ inline void unpack_row(const Source* row, std::size_t n, float* y) {
     }
 }
 
-// y[j] = row j of n rows that are `step` apart; y: [n][dim].  ahead: as many rows to fetch, or
-// null.
+// The row at y + j * y_stride = row j of n rows that are `step` apart.  ahead: as many rows to
+// fetch, or null.
 template <class Isa, class Source>
 inline void unpack_run(const Source* rows, std::size_t step, std::size_t n, std::size_t dim,
-                       float* y, const Source* ahead = nullptr) {
+                       float* y, std::size_t y_stride, const Source* ahead = nullptr) {
     for (std::size_t j = 0; j < n; ++j) {
         if (ahead) fetch_row(ahead + j * step, step * sizeof(Source));
-        unpack_row<Isa>(rows + j * step, dim, y + j * dim);
+        unpack_row<Isa>(rows + j * step, dim, y + j * y_stride);
     }
+}
+
+// The row at y + j * y_stride = row first + j, for j < n.
+template <class Isa, class Source>
+void copy_rows(const KvRows& kv, std::size_t dim, std::size_t first, std::size_t n, float* y,
+               std::size_t y_stride, const Source* ahead = nullptr) {
+    const std::size_t step = kv.row_bytes / sizeof(Source);
+    for_runs<Source>(kv, first, first + n, nullptr,
+                     [&](std::size_t p, const Source* rows, std::size_t count, const Source*) {
+                         const std::size_t j = p - first;
+                         unpack_run<Isa>(rows, step, count, dim, y + j * y_stride, y_stride,
+                                         ahead ? ahead + j * step : nullptr);
+                     });
 }
 
 // Rows [first, first + n) as float32 [n][dim]: copied to y, or in place if they are that.
@@ -85,11 +138,7 @@ const float* unpack_rows(const KvRows& kv, std::size_t dim, std::size_t first, s
     if constexpr (std::is_same_v<Source, float>)
         if (kv.run(first, n) == n && kv.row_bytes == dim * sizeof(float))
             return kv_row<float>(kv, first);
-    const std::size_t step = kv.row_bytes / sizeof(Source);
-    for_runs<Source>(kv, first, first + n, nullptr,
-                     [&](std::size_t p, const Source* rows, std::size_t count, const Source*) {
-                         unpack_run<Isa>(rows, step, count, dim, y + (p - first) * dim);
-                     });
+    copy_rows<Isa, Source>(kv, dim, first, n, y, dim);
     return y;
 }
 

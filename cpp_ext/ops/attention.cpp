@@ -52,7 +52,7 @@ AttentionTask task_of(const AttentionCall& call, const Sequence& s, std::size_t 
         .q_stride = q_stride,
         .k = from_first(cache.keys(head)),
         .v = from_first(cache.values(head)),
-        .kv_type = cache.type,
+        .kv_type = kv_type_of(cache.type),
         .n_q = s.n_q,
         .group = group,
         .n_kv = s.n_kv,

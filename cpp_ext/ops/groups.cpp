@@ -180,7 +180,7 @@ void group_attention(const Worker& worker, const KernelTable& table, const Group
             .q_stride = heads * d,
             .k = {},
             .v = {},
-            .kv_type = token.sequence->cache.type,
+            .kv_type = kv_type_of(token.sequence->cache.type),
             .n_q = 1,
             .group = heads,
             .n_kv = n_kv,

@@ -79,7 +79,7 @@ Result run(const KernelTable& table, const Shape& s, const Floats& q, const Cach
                              .q_stride = s.stride(),
                              .k = rows_of(s, k),
                              .v = rows_of(s, v),
-                             .kv_type = s.kv_type,
+                             .kv_type = tensor_ops::kv_type_of(s.kv_type),
                              .n_q = s.n_q,
                              .group = s.group,
                              .n_kv = s.n_kv,

@@ -72,7 +72,7 @@ Floats run(const KernelTable& table, const Shape& s, const Floats& q, const KvRo
                              .q_stride = s.group * s.head_dim,
                              .k = k,
                              .v = v,
-                             .kv_type = s.type,
+                             .kv_type = tensor_ops::kv_type_of(s.type),
                              .n_q = s.n_q,
                              .group = s.group,
                              .n_kv = s.n_kv,
