@@ -27,7 +27,7 @@ from headers import (
     python_headers,
     xsimd_headers,
 )
-from isas import ISAS, Isa, isas_for, parts_of
+from isas import ISAS, PARTS, Isa, isas_for, parts_of
 from targets import TARGETS as TARGETS
 from targets import Target
 
@@ -84,27 +84,31 @@ BINDING_SOURCES = {
 }
 
 
-def compiled_isas(isas: Sequence[Isa]) -> str:
+def compiled_isas(isas: Sequence[Isa], kept: Sequence[str]) -> str:
     """The macro that tells dispatch.cpp which ISAs there are, what they need of the CPU, and the
-    functions that fill in their tables."""
+    functions that fill in the kept parts of their tables."""
     lines = []
     for isa in isas:
         condition = " && ".join(f"cpu.{need}" for need in isa.needs) or "true"
-        parts = ", ".join(f"{owner.name}_{part}" for owner, part in parts_of(isa))
+        parts = ", ".join(f"{owner.name}_{part}" for owner, part in parts_of(isa) if part in kept)
         lines.append(f"TENSOR_OPS_ISA({isa.name}, {condition}, {parts})")
     return f"-DTENSOR_OPS_COMPILED_ISAS={' '.join(lines)}"
 
 
-def core_units(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> list[Unit]:
-    """Everything below the bindings: the kernels of each ISA, and what runs them."""
+def core_units(
+    toolchain: Toolchain, isas: Sequence[Isa], folder: Path, parts: Sequence[str] = PARTS
+) -> list[Unit]:
+    """Everything below the bindings: the kernels of each ISA, or parts of them, and what runs
+    them."""
     by_object = {
         unit.object: unit
         for isa in isas
         for owner, part in parts_of(isa)
+        if part in parts
         for unit in [kernel_unit(toolchain, owner, part, folder)]
     }
     units = units_of(CORE_SOURCES, folder, toolchain.flags)
-    dispatch = dataclasses.replace(units[0], flags=(*units[0].flags, compiled_isas(isas)))
+    dispatch = dataclasses.replace(units[0], flags=(*units[0].flags, compiled_isas(isas, parts)))
     stay = units_of(STAY_SOURCES, folder, (*toolchain.flags, "-fno-exceptions"))
     return [*by_object.values(), dispatch, *units[1:], *stay]
 

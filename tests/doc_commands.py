@@ -34,6 +34,7 @@ FOREIGN = (
     *("curl", "dllama", "dnf", "firewall-cmd", "journalctl", "llama-bench", "llama-perplexity"),
     *("hf", "ssh", "systemctl", "ufw"),
     *("claude", "codex", "export", "open-webui"),
+    *("cc", "cmake"),
 )
 
 
@@ -169,6 +170,8 @@ def _check_python(arguments: list[str]) -> None:
         case ["-m", "airllm", *rest]:
             parse_airllm(rest)
         case ["setup.py", "build_ext", "--inplace"] | ["cpp_ext/build.py"]:
+            _expect_file(arguments[0])
+        case ["cpp_ext/attention_library.py", _]:
             _expect_file(arguments[0])
         case [script, *rest] if script.startswith("benchmarks/"):
             _expect_file(script)

@@ -9,7 +9,9 @@ What becomes of each kind of block:
     ini      a systemd unit: its command is parsed, with variables and options that exist
     toml, yaml   settings of an agent: parsed, and they name the server;
              test_agent_programs.py runs agents with those of Codex and Claude Code
-    text     lines of a log: each is one that the program's own texts can make
+    text     lines of a log: each is one that the program's own texts can make; or what the program
+             of c prints
+    c, cmake compiled, linked and run by test_flash_attention_library.py
 
 A block of another kind, an indented one too, fails. Downloads come out of a wheel that is made
 here, in the place of pip's. test_docs_sentences.py looks up the code within sentences, and
@@ -131,6 +133,7 @@ def pull_if_named(command: Command) -> None:
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
     assert BLOCKS
     kinds = {"sh", "console", "python", "jsonl", "ini", "text", "nginx", "toml", "yaml"}
+    kinds |= {"c", "cmake"}
     assert [f"{block}: {block.language!r}" for block in BLOCKS if block.language not in kinds] == []
 
 

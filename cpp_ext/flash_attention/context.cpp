@@ -1,0 +1,138 @@
+#include "flash_attention/context.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "dispatch.h"
+#include "threads/cpu_budget.h"
+#include "threads/team.h"
+
+namespace tensor_ops::flash {
+namespace {
+
+constexpr int most_threads = 1024;
+
+thread_local fa_status last_status = FA_OK;
+thread_local char last_reason[sizeof(Refusal::text)] = "";
+
+// The kernels for this CPU, or those that TENSOR_OPS_ISA names.
+const KernelTable& selected_kernels() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        const char* name = std::getenv("TENSOR_OPS_ISA");
+        try {
+            select_isa(name ? name : "");
+        } catch (const std::invalid_argument& error) {
+            refuse(FA_NO_KERNEL, "%s", error.what());
+        }
+    });
+    return kernels();
+}
+
+// The threads that "cpu" or "cpu:4" asks for.
+int threads_of(const char* device) {
+    if (!device) refuse(FA_INVALID, "device is NULL; expected \"cpu\" or \"cpu:4\"");
+    const std::string_view name(device);
+    if (name == "cpu") return cpu_budget().chosen;
+    if (name.substr(0, 4) != "cpu:")
+        refuse(FA_NO_DEVICE, "device is \"%.40s\"; this build knows \"cpu\" and \"cpu:4\"", device);
+    int threads = 0;
+    const auto [end, error] = std::from_chars(device + 4, device + name.size(), threads);
+    if (error != std::errc{} || end != device + name.size() || threads < 1 ||
+        threads > most_threads)
+        refuse(FA_INVALID, "device is \"%.40s\"; expected 1 to %d threads, as in \"cpu:4\"", device,
+               most_threads);
+    return threads;
+}
+
+// Lets the team have that many threads, and starts them, so that no call has to.
+void prepare_team(int threads) {
+    static std::mutex mutex;
+    const std::lock_guard lock(mutex);
+    set_num_threads(std::max(threads, num_threads()));
+    run_team([](const Worker&) {}, threads);
+}
+
+}  // namespace
+
+void refuse(fa_status status, const char* format, ...) {
+    Refusal refusal{status, ""};
+    std::va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(refusal.text, sizeof refusal.text, format, arguments);
+    va_end(arguments);
+    throw refusal;
+}
+
+fa_status remember(fa_status status, const char* reason) {
+    last_status = status;
+    std::snprintf(last_reason, sizeof last_reason, "%s", reason);
+    return status;
+}
+
+fa_status status_of_exception() {
+    try {
+        throw;
+    } catch (const Refusal& refusal) {
+        return remember(refusal.status, refusal.text);
+    } catch (const std::bad_alloc&) {
+        return remember(FA_OUT_OF_MEMORY, "there is not enough memory");
+    } catch (const std::exception& error) {
+        return remember(FA_DEVICE_ERROR, error.what());
+    } catch (...) {
+        return remember(FA_DEVICE_ERROR, "the system failed");
+    }
+}
+
+const fa_context& checked(const fa_context* context, const void* stream) {
+    if (!context) refuse(FA_INVALID, "context is NULL; fa_context_create makes one");
+    if (stream) refuse(FA_INVALID, "stream is %p; expected NULL, as a CPU has no streams", stream);
+    return *context;
+}
+
+}  // namespace tensor_ops::flash
+
+using namespace tensor_ops;
+using namespace tensor_ops::flash;
+
+fa_status fa_context_create(const char* device, fa_context** context) {
+    return guarded([&] {
+        if (!context) refuse(FA_INVALID, "context is NULL; expected where to put the new context");
+        *context = nullptr;
+        const int threads = threads_of(device);
+        const KernelTable& table = selected_kernels();
+        prepare_team(threads);
+        *context = new fa_context{threads, &table};
+    });
+}
+
+void fa_context_destroy(fa_context* context) { delete context; }
+
+const char* fa_last_error(void) { return last_reason; }
+
+fa_status fa_last_status(void) { return last_status; }
+
+uint32_t fa_version(void) { return FA_VERSION; }
+
+const char* fa_build_info(void) {
+    static const std::string info = [] {
+        std::string text = std::to_string(FA_VERSION / 1000000) + "." +
+                           std::to_string(FA_VERSION / 1000 % 1000) + "." +
+                           std::to_string(FA_VERSION % 1000) + "; cpu:";
+        try {
+            for (const std::string& isa : available_isas()) text += " " + isa;
+            return text + ", in use " + selected_kernels().isa;
+        } catch (const Refusal& refusal) {
+            return text + ", " + refusal.text;
+        }
+    }();
+    return info.c_str();
+}
