@@ -519,6 +519,11 @@ ARCHITECTURES = {
     "smallthinker": Own(_EXPERTS | {"attention.sliding_window": 20, "expert_gating_func": 2}),
     "smollm3": Own(),
     "stablelm": Own(_LAYER_NORM | {"rope.dimension_count": 4}),
+    "spark2_5": Own(
+        {"attention.key_length": 16, "attention.sliding_window": 20, "rope.dimension_count": 8}
+        | {"attention.sliding_window_pattern": np.arange(8) % 4 > 0}
+        | {"rope.dimension_count_swa": 16, "rope.freq_base_swa": 1000.0}
+    ),
     "starcoder": Own(_LAYER_NORM | {"attention.head_count_kv": 1}),
     "starcoder2": Own(_LAYER_NORM | {"attention.sliding_window": 20}),
     "step35": Own(

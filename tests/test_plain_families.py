@@ -1,6 +1,7 @@
 """Families that transformers has not: the tiny models' logits against a plain forward pass in
 float64. Nothing here is from airllm but the engine."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ class Shape:
     """What a family does. interleaved: rope's pairs are neighbours. by_sigmoid, normalized, scale:
     of an expert's share. relu: of gates, in place of SiLU. router_first: experts are chosen by what
     comes before attention. window: of layers that are not the first of four; those do not rotate.
-    normed: heads of queries and keys are normalised. beside: experts see what comes before the
-    layer. constants: Grok's, of tests/family_models.py.
+    normed: heads of queries and keys are normalised. gated: heads have a gate; those with a window
+    rotate wholly, by another theta, and the others by a half. beside: experts see what comes before
+    the layer. constants: Grok's, of tests/family_models.py.
     """
 
     interleaved: bool = False
@@ -38,6 +40,7 @@ class Shape:
     router_first: bool = False
     window: int = 0
     normed: bool = False
+    gated: bool = False
     beside: bool = False
     constants: bool = False
 
@@ -51,6 +54,7 @@ SHAPES = {
     "pangu-embedded": Shape(),
     "plm": Shape(interleaved=True),
     "qwen": Shape(),
+    "spark2_5": Shape(window=20, gated=True),
     "smallthinker": Shape(
         by_sigmoid=True, normalized=True, relu=True, router_first=True, window=20
     ),
@@ -166,7 +170,8 @@ def forward(tensors: Layer, architecture: str) -> np.ndarray:
         whole = i % 4 == 0 or not s.window
         chosen_by = before_layer = x
         attend = latent_attention if "attn_kv_a_mqa" in w else attention
-        a = attend(s, w, rms_norm(x, w["attn_norm"]), whole, not s.window or not whole)
+        rotates = s.gated or not s.window or not whole
+        a = attend(s, w, rms_norm(x, w["attn_norm"]), whole, rotates)
         x = x + (rms_norm(a, w["attn_output_norm"]) if s.constants else a)
         h = rms_norm(x, w["ffn_norm"])
         if s.beside:
@@ -194,8 +199,11 @@ def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> 
     if s.normed:
         q = rms_norm(q.reshape(-1, HEAD_DIM), w["attn_q_norm"]).reshape(q.shape)
         k = rms_norm(k.reshape(-1, HEAD_DIM), w["attn_k_norm"]).reshape(k.shape)
-    if rotates:
-        q, k = rotated(s, q), rotated(s, k)
+    if s.gated and whole:
+        q, k = half_rotated(s, q), half_rotated(s, k)
+    elif rotates:
+        theta = 1000.0 if s.gated else THETA
+        q, k = rotated(s, q, theta=theta), rotated(s, k, theta=theta)
     q, k, v = (each.reshape(len(h), -1, HEAD_DIM) for each in (q, k, v))
     shared, out = q.shape[1] // k.shape[1], np.zeros(q.shape)
     for token in range(len(h)):
@@ -206,6 +214,8 @@ def attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bool) -> 
             scores = scale * keys @ q[token, head]
             scores = np.exp(capped(scores, 1.0) if s.constants else scores)
             out[token, head] = scores @ values / scores.sum()
+            if s.gated:
+                out[token, head] /= 1 + np.exp(-h[token] @ w["attn_gate"][head])
     return out.reshape(len(h), -1) @ w["attn_output"].T + w.get("attn_output.bias", 0.0)
 
 
@@ -222,9 +232,15 @@ def latent_attention(s: Shape, w: Layer, h: np.ndarray, whole: bool, rotates: bo
     return np.concatenate(outputs, axis=1) @ w["attn_output"].T
 
 
-def rotated(s: Shape, x: np.ndarray, head_dim: int = HEAD_DIM) -> np.ndarray:
+def half_rotated(s: Shape, x: np.ndarray) -> np.ndarray:
+    first, rest = np.split(x.reshape(len(x), -1, HEAD_DIM), 2, axis=2)
+    turned = rotated(s, first.reshape(len(x), -1), HEAD_DIM // 2).reshape(first.shape)
+    return np.concatenate([turned, rest], axis=2).reshape(x.shape)
+
+
+def rotated(s: Shape, x: np.ndarray, head_dim: int = HEAD_DIM, theta: float = THETA) -> np.ndarray:
     half = head_dim // 2
-    angles = np.arange(len(x))[:, None] * THETA ** -(np.arange(half) / half)  # [n, half]
+    angles = np.arange(len(x))[:, None] * theta ** -(np.arange(half) / half)  # [n, half]
     shape = (len(x), -1, half, 2) if s.interleaved else (len(x), -1, 2, half)
     pairs = x.reshape(shape)
     pairs = pairs if s.interleaved else pairs.swapaxes(2, 3)  # [n, heads, half, 2]
@@ -256,6 +272,9 @@ def network(s: Shape, w: Layer, h: np.ndarray, chosen_by: np.ndarray) -> np.ndar
 
 def glu(s: Shape, h: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
     x = h @ gate.T
+    if s.gated:  # GELU as it is defined
+        erf = np.vectorize(math.erf)
+        return (0.5 * x * (1 + erf(x / np.sqrt(2))) * (h @ up.T)) @ down.T
     if s.constants:  # GELU
         inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
         return (0.5 * x * (1 + np.tanh(inner)) * (h @ up.T)) @ down.T

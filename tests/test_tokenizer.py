@@ -145,6 +145,7 @@ def test_a_vocabulary_that_cannot_spell_even_that_says_what_it_lacks() -> None:
         ("tekken", ["Hello", " World", "'s", " ", "1", "2", "3", "4", "  ", " x", "?!\n\n"]),
         ("gpt-4o", ["Hello", " World's", " ", "123", "4", "  ", " x", "?!\n\n"]),
         ("deepseek-v3", ["Hello", " World", "'s", " ", "123", "4", "  ", " x", "?!\n\n"]),
+        ("spark2_5", ["Hello", " World", "'s", " ", *"1234", "  ", " x", "?!", "\n", "\n"]),
         ("kimi-k2", ["Hello", " World's", " ", "123", "4", "  ", " x", "?!\n\n"]),
         ("exaone-moe", ["Hello World", "'s", " ", "1", "2", "3", "4", "  ", " x", "?!\n", "\n"]),
         ("afmoe", ["Hello", " World", "'s", " ", "1", "234", "  ", " x", "?!\n\n"]),

@@ -90,6 +90,7 @@ _FILES = {
     "seed_oss": ("seed_oss",),
     "smallthinker": ("smallthinker",),
     "smollm3": ("smollm3",),
+    "spark2_5": ("spark2_5",),
     "stablelm": ("orion", "stablelm"),
     "starcoder2": ("starcoder2",),
     "step35": ("step35",),

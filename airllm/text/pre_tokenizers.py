@@ -64,14 +64,12 @@ _JAIS2 = "|".join([_CONTRACTION, _WORD, r"\p{N}{1,3}", _SYMBOLS, _JAIS2_SPACES])
 _SEED = "|".join([_CONTRACTION, _WORD, r"\p{N}", r" ?[^\s\p{L}\p{N}\r\n]+", _SPACES])
 _BAILING = "|".join([_CONTRACTION, _WORD, r"\p{N}", _SYMBOLS, r"\s*[\r\n]|\s+(?!\S)|\s+"])
 _CJK = r"[一-龥ࠀ-一가-\ud7ff]+"
-_DEEPSEEK3 = "|".join(
-    [
-        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
-        r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
-        r" ?[\p{P}\p{S}]+[\r\n]*",
-        _SPACES,
-    ]
+_DEEPSEEK3_WORDS = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
+    r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
 )
+_DEEPSEEK3 = "|".join([*_DEEPSEEK3_WORDS, r" ?[\p{P}\p{S}]+[\r\n]*", _SPACES])
+_SPARK = "|".join([*_DEEPSEEK3_WORDS, r" ?[\p{P}\p{S}]+", r"[\r\n]|\s+(?!\S)|\s+"])
 # Words in a row are one piece.
 _EXAONE_MOE = "|".join(
     [
@@ -185,6 +183,7 @@ _FAMILIES: list[tuple[str, Rule]] = [
         "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
         Rule((r"\p{N}{1,3}", r"[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK3)),
     ),
+    ("spark2_5", Rule((r"\p{N}{1,3}", r"[一-龥\u3040-ゟ゠-ヿ]+", _SPARK, r"\p{N}"))),
 ]
 
 RULES: dict[str, Rule] = {name: rule for names, rule in _FAMILIES for name in names.split()}
