@@ -1,6 +1,13 @@
 """The attention library against attention in float64, over the space of its arguments."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
+from extension import ISAS
 from flash_library import (
     CAUSAL,
     INTERLEAVED,
@@ -34,7 +41,7 @@ def calls(draw):
         "batch": draw(st.integers(1, 3)),
         "kv_heads": draw(st.sampled_from([1, 2, 3])),
         "group": draw(st.sampled_from([1, 2, 4, 5, 8])),
-        "d": draw(st.sampled_from([8, 16, 20, 64, 80, 128])),
+        "d": draw(st.sampled_from([8, 16, 20, 64, 80, 128, 256])),
         "causal": chance(50),
         "q_kind": draw(st.sampled_from(KINDS)),
         "kv_kind": draw(st.sampled_from(KINDS)),
@@ -55,7 +62,7 @@ def calls(draw):
         "interleaved": chance(50),
         "rng": rng,
     }
-    call["d_v"] = draw(st.sampled_from([call["d"], call["d"], 16, 20, 96]))
+    call["d_v"] = draw(st.sampled_from([call["d"], call["d"], 16, 20, 96, 512]))
     call["s_q"] = draw(st.sampled_from([0, 1, 1, 2, 5, 33, 70]))
     call["s_k"] = draw(st.sampled_from([0, 1, 2, 15, 64, 100, 530, 1100]))
     call["appends"] = call["layout"] != "varlen" and chance(40)
@@ -63,6 +70,7 @@ def calls(draw):
         call["appends"] and "e4m3" not in (call["q_kind"], call["kv_kind"]) and chance(60)
     )
     call["q_v"] = "e4m3" not in (call["q_kind"], call["kv_kind"]) and chance(25)
+    call["q_v"] &= call["d"] + call["d_v"] <= 576
     call["seqused_k"] = call["appends"] or chance(50)
     return call
 
@@ -174,38 +182,19 @@ class Case:
         sinks = None
         if c["sinks"]:
             sinks = f["sinks"] = normal(heads).astype(np.float32)
-        # What is expected of each sequence, in float64.
-        before_k, before_v = values(self.k), values(self.v)
-        self.new_rows = []
-        self.expected = []
-        scale = c["scale"] or default_scale(d + (d_v if c["q_v"] else 0))
+        # What the cache holds before, and the keys and values that it gets.
+        self.before = [(cache, cache.copy()) for cache in (self.k, self.v)]
+        self.sequences = []
         for i in range(b):
-            where = self.places(i, used[i] + n_new)
-            keys, vals = before_k[where], before_v[where]
+            new = ()
             if c["appends"]:
-                new_k, new_v = values(f["k_new"][i]), values(f["v_new"][i])
-                if c["rotary"]:
-                    at = np.s_[positions[i] : positions[i] + n_new]
-                    new_k = rotate(new_k, *self.tables(at), c["interleaved"])
-                keys[used[i] :], vals[used[i] :] = new_k, new_v
-                self.new_rows.append((i, where[0][used[i] :], where[1][used[i] :], new_k, new_v))
-                # What the cache keeps of them is rounded.
-                keys[used[i] :] = values(stored(new_k, c["kv_kind"]))
-                vals[used[i] :] = values(stored(new_v, c["kv_kind"]))
-            keys, vals = keys[pads[i] :], vals[pads[i] :]
-            q = values(self.queries("q", i)) * np.repeat(by[0][i], c["group"])[:, None]
+                new = values(f["k_new"][i]), values(f["v_new"][i])
             if c["rotary"]:
-                local = c["causal"] or c["left"] >= 0 or c["right"] >= 0 or c["chunk"]
-                at = positions[i] + (np.arange(len(q)) if local else np.zeros(len(q), int))
-                q = rotate(q, *self.tables(at), c["interleaved"])
-            keys = keys * by[1][i][:, None]
-            vals = vals * by_v[i][:, None]
-            if c["q_v"]:
-                q = np.concatenate([q, values(self.queries("q_v", i))], 2)
-                keys = np.concatenate([keys, vals], 2)
-            seen = visible(len(q), len(keys), c["causal"], c["left"], c["right"], c["chunk"])
-            self.expected.append(attend(q, keys, vals, scale, seen, c["softcap"], sinks))
-        self.largest = max(1.0, float(np.abs(before_v).max(initial=0)) * 2)
+                at = np.s_[positions[i] : positions[i] + n_new]
+                new = rotate(new[0], *self.tables(at), c["interleaved"]), new[1]
+            self.sequences.append((used[i], pads[i], positions[i], new))
+        self.n_new, self.by, self.by_v, self.sinks = n_new, by, by_v, sinks
+        self.largest = max(1.0, float(np.abs(values(self.v)).max(initial=0)) * 2)
 
     def tables(self, at):
         return self.fields["rotary_cos"][at].astype(float), self.fields["rotary_sin"][at].astype(
@@ -237,8 +226,30 @@ class Case:
             return self.queries("out", i), self.lse[:, first : first + n]
         return self.queries("out", i), self.lse[i, :, :n]
 
+    def expected(self, i):
+        """out and lse of sequence i in float64, with the keys that the cache holds by now."""
+        c = self.call
+        used, pad, position, _ = self.sequences[i]
+        where = self.places(i, used + self.n_new)
+        keys, vals = values(self.k[where])[pad:], values(self.v[where])[pad:]
+        q = values(self.queries("q", i)) * np.repeat(self.by[0][i], c["group"])[:, None]
+        if c["rotary"]:
+            local = c["causal"] or c["left"] >= 0 or c["right"] >= 0 or c["chunk"]
+            at = position + (np.arange(len(q)) if local else np.zeros(len(q), int))
+            q = rotate(q, *self.tables(at), c["interleaved"])
+        keys = keys * self.by[1][i][:, None]
+        vals = vals * self.by_v[i][:, None]
+        if c["q_v"]:
+            q = np.concatenate([q, values(self.queries("q_v", i))], 2)
+            keys = np.concatenate([keys, vals], 2)
+        scale = c["scale"] or default_scale(q.shape[2])
+        seen = visible(len(q), len(keys), c["causal"], c["left"], c["right"], c["chunk"])
+        return attend(q, keys, vals, scale, seen, c["softcap"], self.sinks)
+
     def check(self):
-        for i, (out, lse) in enumerate(self.expected):
+        self.check_cache()
+        for i in range(self.call["batch"]):
+            out, lse = self.expected(i)
             got, got_lse = self.results(i)
             error = np.abs(values(got) - out)
             bound = OUT_ERROR * self.largest + ROUNDING[self.call["out_kind"]] * np.abs(out) + 1e-7
@@ -246,11 +257,18 @@ class Case:
             np.testing.assert_array_equal(np.isneginf(got_lse), np.isneginf(lse))
             finite = np.isfinite(lse)
             np.testing.assert_allclose(got_lse[finite], lse[finite], rtol=0, atol=LSE_ERROR)
-        for _, page, row, new_k, new_v in self.new_rows:
-            for cache, new in ((self.k, new_k), (self.v, new_v)):
-                kept = values(cache[page, row])
-                step = ROUNDING.get(self.call["kv_kind"], 0.0)
-                assert (np.abs(kept - new) <= 1e-6 + step * np.abs(new) * 1.01).all()
+
+    def check_cache(self):
+        """New keys and values are where they belong, rounded once; all others are as before."""
+        step = ROUNDING.get(self.call["kv_kind"], 0.0)
+        for i, (used, _, _, new) in enumerate(self.sequences):
+            where = tuple(index[used:] for index in self.places(i, used + self.n_new))
+            for (cache, before), rows in zip(self.before, new, strict=False):
+                kept = values(cache[where])
+                assert (np.abs(kept - rows) <= 1e-6 + step * np.abs(rows) * 1.01).all()
+                before[where] = cache[where]
+        for cache, before in self.before:
+            np.testing.assert_array_equal(cache, before)
 
     def unused(self):
         """Elements of out and lse that belong to no query in use."""
@@ -264,11 +282,38 @@ class Case:
         return self.out[~used], (lse[:, ~used] if used.ndim == 1 else lse[~used])
 
 
-@settings(max_examples=250)
-@given(calls())
-def test_any_call_is_attention_in_float64(call):
-    case = Case(call)
-    forward(**case.fields)
-    case.check()
-    for untouched in case.unused():
-        assert (untouched == 77).all()
+def check_examples(count):
+    @settings(max_examples=count)
+    @given(calls())
+    def check(call):
+        case = Case(call)
+        forward(**case.fields)
+        case.check()
+        for untouched in case.unused():
+            assert (untouched == 77).all()
+
+    check()
+
+
+def test_any_call_is_attention_in_float64():
+    check_examples(250)
+
+
+@pytest.mark.fuzz
+def test_any_of_many_calls_is_attention_in_float64():
+    check_examples(400)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("isa", ISAS[:-1])
+def test_any_call_is_attention_on_every_isa(isa):
+    """In a process of its own, as the library chooses its kernels once."""
+    code = "import conftest, flash_library, test_flash_attention as t; t.check_examples(60); "
+    code += "print(flash_library.library().fa_build_info().decode())"
+    environment = os.environ | {"TENSOR_OPS_ISA": isa}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f", in use {isa}\n")
