@@ -20,14 +20,16 @@
 //   add(p, q)                their sum, which must fit
 //   widen(p, f)              per lane p[0] * f[0] + p[1] * f[1], with f like Products
 //   add_widened(sum, p, f)   sum + widen(p, f)
-// A struct whose instruction multiplies two rows by two rows has these, for the same:
+// A struct whose instruction multiplies bytes with a sign has these, for the same:
+//   dot_lane<i>(acc, w, x)   as dot_bytes, with lane i of x
+//   subtract_bytes(a, b)     a - b for each byte
+//   widen(p, f)              as above, of int16 [2] per lane
+// and if it multiplies two rows by two rows, these:
 //   add_square(s, x, w)      int32 s [2 rows of x][2 rows of w] + x w^T, int8 [2 rows][8 columns]
 //   low_rows(a, b)           of int8 a and b, [4 rows][4 columns]: rows 0 and 1 of [a b]
 //   high_rows(a, b)          rows 2 and 3
 //   first_row(s, t)          of int32 s and t, [2 rows][2 columns]: row 0 of [s t]
 //   second_row(s, t)         row 1
-//   subtract_bytes(a, b)     a - b for each byte
-//   widen(p, f)              as above, of int16 [2] per lane
 #pragma once
 
 #include "kernels/simd.h"
@@ -381,6 +383,18 @@ struct NeonDotInt8 {
     static Acc dot_nibbles(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
     static Acc dot_codes(Acc acc, I w, I x) { return dot_bytes(acc, w, x); }
     static I finish(Acc acc) { return acc; }
+
+    template <std::size_t Lane>
+    static I dot_lane(I acc, I w, I x) {
+        return vdotq_laneq_s32(acc, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x), Lane);
+    }
+    static I subtract_bytes(I a, I b) {
+        return vreinterpretq_s32_s8(vsubq_s8(vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)));
+    }
+    static I widen(I p, I f) {
+        const int16x8_t a = vreinterpretq_s16_s32(p), b = vreinterpretq_s16_s32(f);
+        return vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+    }
 };
 #endif
 
@@ -400,13 +414,6 @@ struct NeonMatmulInt8 : NeonDotInt8<Isa> {
     static I second_row(I s, I t) {
         return vreinterpretq_s32_s64(
             vzip2q_s64(vreinterpretq_s64_s32(s), vreinterpretq_s64_s32(t)));
-    }
-    static I subtract_bytes(I a, I b) {
-        return vreinterpretq_s32_s8(vsubq_s8(vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)));
-    }
-    static I widen(I p, I f) {
-        const int16x8_t a = vreinterpretq_s16_s32(p), b = vreinterpretq_s16_s32(f);
-        return vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
     }
 };
 #endif

@@ -19,7 +19,7 @@ namespace {
 // long; 32 by Q8_0 0.98, 16 take 1.16.  With i8mm, 4 rows take 0.68 (Q4_0) and 0.75 (Q4_K) of the
 // instructions.
 template <class Isa, DType Type>
-inline constexpr std::size_t unpacked_min_rows = has_squares<Isa> ? Isa::activation_tile
+inline constexpr std::size_t unpacked_min_rows = has_signed_products<Isa> ? Isa::activation_tile
                                                  : unpacked_form<Isa>(Type).planes == 1 ? 12
                                                                                         : 32;
 // Rows whose sums are kept while the pieces of two groups pass.
@@ -143,7 +143,7 @@ class UnpackedProduct {
             codes.template collect<Form>(x, blocks, bias);
         if constexpr (Form.has_min) add_minima(w, blocks, x, codes, minima);
         // The sums are registers, where an ISA has enough.
-        std::conditional_t<has_squares<Isa>, Sums, Sums&> sums = total;
+        std::conditional_t<has_signed_products<Isa>, Sums, Sums&> sums = total;
         for (std::size_t b = 0; b < blocks;) {
             const I* head = w;
             Sums run;
@@ -156,7 +156,7 @@ class UnpackedProduct {
                     xsimd::fma(load_float(head, g, Form.scale()), run.of[t][g], sums.of[t][g]);
             });
         }
-        if constexpr (has_squares<Isa>) total = sums;
+        if constexpr (has_signed_products<Isa>) total = sums;
     }
 
  private:

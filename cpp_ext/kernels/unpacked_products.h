@@ -2,9 +2,10 @@
 //
 // An ISA's instructions decide how the codes of a block lie and how they are multiplied:
 //   ProductsIn16Bits    codes without a sign, which AVX2 multiplies and adds in 16 bits
-//   ProductsOfSquares   values with a sign, for an instruction that multiplies rows of weights by
-//                       rows of activations (ARM's i8mm)
-// Everything else of linear_unpacked.h is the same for both: a struct here says
+//   ProductsByLane      values with a sign, by lanes of activations (ARM's dot product)
+//   ProductsOfSquares   the same, for an instruction that multiplies rows of weights by rows of
+//                       activations (ARM's i8mm)
+// Everything else of linear_unpacked.h is the same for all: a struct here says
 //   planes, steps, bias             what UnpackedForm says of them
 //   put<Type>(pair, even, odd, at)  lays out the codes of two quads of a block that begins at `at`
 //   factor(scale)                   a whole scale as multiply() takes it
@@ -126,10 +127,9 @@ struct ProductsIn16Bits {
     }
 };
 
-// An instruction multiplies two rows of activations by two rows of weights, 8 columns of each:
-// 2 x 2 sums.  So weights lie as [4 pairs of quads][2 pairs of rows][2 rows][8 columns].
+// Values with a sign, added in 32 bits.
 template <class Isa>
-struct ProductsOfSquares {
+struct ProductsOfSigned {
     using I = Ints<Isa>;
     using Int8 = typename Isa::Int8;
 
@@ -138,17 +138,82 @@ struct ProductsOfSquares {
     static constexpr int bias(const Format&) { return 0; }
 
     template <DType Type>
-    [[gnu::always_inline]] static void put(std::size_t pair, I even, I odd, I* at) {
-        if constexpr (constexpr int bias = product_bias<Isa>(Type); bias != 0) {
-            const I biases(bias * 0x01010101);
-            even = Int8::subtract_bytes(even, biases);
-            odd = Int8::subtract_bytes(odd, biases);
-        }
-        at[2 * pair] = Int8::low_rows(even, odd);
-        at[2 * pair + 1] = Int8::high_rows(even, odd);
+    static I values(I codes) {
+        constexpr int bias = product_bias<Isa>(Type);
+        return bias ? Int8::subtract_bytes(codes, I(bias * 0x01010101)) : codes;
     }
 
     static I factor(I scale) { return scale; }
+
+    // The four tokens of a tile: columns of one quad.
+    static I load_quad(const std::byte* x, std::size_t quad) {
+        return I::load_unaligned(reinterpret_cast<const std::int32_t*>(x + quad * 4 * lanes<Isa>));
+    }
+
+    // sum (+)= products * factor of part `sub` of a block.
+    template <UnpackedForm Form, std::size_t Sub>
+    [[gnu::always_inline]] static void add(const I* w, std::size_t g, I products, I& sum) {
+        if constexpr (Form.has_factor)
+            products = products * load_vector(w + g * Form.vectors() + Form.factor() + Sub);
+        sum = Sub == 0 ? products : sum + products;
+    }
+};
+
+// A token is a lane of a vector of activations, which meets both groups.
+template <class Isa>
+struct ProductsByLane : ProductsOfSigned<Isa> {
+    using Base = ProductsOfSigned<Isa>;
+    using I = Ints<Isa>;
+    using Int8 = typename Isa::Int8;
+
+    template <DType Type>
+    [[gnu::always_inline]] static void put(std::size_t pair, I even, I odd, I* at) {
+        at[2 * pair] = Base::template values<Type>(even);
+        at[2 * pair + 1] = Base::template values<Type>(odd);
+    }
+
+    template <UnpackedForm Form, std::size_t Tokens>
+    [[gnu::always_inline]] static void multiply(const I* w, const std::byte* x,
+                                                I (&sum)[Tokens][piece_groups]) {
+        static_assert(Tokens == lanes<Isa>);
+        unroll<Form.subs>([&](auto sub) __attribute__((always_inline)) {
+            I products[Tokens][piece_groups];
+            unroll<Form.steps>([&](auto step) __attribute__((always_inline)) {
+                constexpr std::size_t quad = sub * Form.steps + step;
+                const I tokens = Base::load_quad(x, quad);
+                unroll<piece_groups>([&](auto g) __attribute__((always_inline)) {
+                    const I codes = load_vector(w + g * Form.vectors() + quad);
+                    unroll<Tokens>([&](auto t) __attribute__((always_inline)) {
+                        I& p = products[t][g];
+                        if constexpr (step == 0) p = I(0);
+                        p = Int8::template dot_lane<t>(p, codes, tokens);
+                    });
+                });
+            });
+            unroll<piece_groups>([&](auto g) __attribute__((always_inline)) {
+                unroll<Tokens>([&](auto t) __attribute__((always_inline)) {
+                    Base::template add<Form, sub>(w, g, products[t][g], sum[t][g]);
+                });
+            });
+        });
+    }
+};
+
+// An instruction multiplies two rows of activations by two rows of weights, 8 columns of each:
+// 2 x 2 sums.  So weights lie as [4 pairs of quads][2 pairs of rows][2 rows][8 columns].
+template <class Isa>
+struct ProductsOfSquares : ProductsOfSigned<Isa> {
+    using Base = ProductsOfSigned<Isa>;
+    using I = Ints<Isa>;
+    using Int8 = typename Isa::Int8;
+
+    template <DType Type>
+    [[gnu::always_inline]] static void put(std::size_t pair, I even, I odd, I* at) {
+        even = Base::template values<Type>(even);
+        odd = Base::template values<Type>(odd);
+        at[2 * pair] = Int8::low_rows(even, odd);
+        at[2 * pair + 1] = Int8::high_rows(even, odd);
+    }
 
     template <UnpackedForm Form, std::size_t Tokens>
     [[gnu::always_inline]] static void multiply(const I* w, const std::byte* x,
@@ -158,11 +223,7 @@ struct ProductsOfSquares {
             I square[2][piece_groups][2];
             unroll<4 / Form.subs>([&](auto step) __attribute__((always_inline)) {
                 constexpr std::size_t pair = sub * 4 / Form.subs + step;
-                const auto quad = [&](std::size_t i) {
-                    return I::load_unaligned(
-                        reinterpret_cast<const std::int32_t*>(x + (2 * pair + i) * 4 * Tokens));
-                };
-                const I even = quad(0), odd = quad(1);
+                const I even = Base::load_quad(x, 2 * pair), odd = Base::load_quad(x, 2 * pair + 1);
                 const I rows[2] = {Int8::low_rows(even, odd), Int8::high_rows(even, odd)};
                 unroll<piece_groups * 2>([&](auto i) __attribute__((always_inline)) {
                     constexpr std::size_t g = i / 2, half = i % 2;
@@ -175,14 +236,11 @@ struct ProductsOfSquares {
                 });
             });
             unroll<piece_groups>([&](auto g) __attribute__((always_inline)) {
-                I factor(1);
-                if constexpr (Form.has_factor)
-                    factor = load_vector(w + g * Form.vectors() + Form.factor() + sub);
                 unroll<Tokens>([&](auto t) __attribute__((always_inline)) {
                     const auto& s = square[t / 2][g];
-                    I products = t % 2 ? Int8::second_row(s[0], s[1]) : Int8::first_row(s[0], s[1]);
-                    if constexpr (Form.has_factor) products = products * factor;
-                    sum[t][g] = sub == 0 ? products : sum[t][g] + products;
+                    const I row =
+                        t % 2 ? Int8::second_row(s[0], s[1]) : Int8::first_row(s[0], s[1]);
+                    Base::template add<Form, sub>(w, g, row, sum[t][g]);
                 });
             });
         });
@@ -192,11 +250,16 @@ struct ProductsOfSquares {
 template <class Isa>
 concept has_squares = requires(Ints<Isa> v) { Isa::Int8::add_square(v, v, v); };
 template <class Isa>
+concept has_signed_products = requires(Ints<Isa> v) { Isa::Int8::template dot_lane<0>(v, v, v); };
+template <class Isa>
 concept has_products_in_16_bits = requires { typename Isa::Int8::Products; };
 
 template <class Isa>
+using SignedProducts =
+    std::conditional_t<has_squares<Isa>, ProductsOfSquares<Isa>, ProductsByLane<Isa>>;
+template <class Isa>
 using BlockProducts =
-    std::conditional_t<has_squares<Isa>, ProductsOfSquares<Isa>, ProductsIn16Bits<Isa>>;
+    std::conditional_t<has_signed_products<Isa>, SignedProducts<Isa>, ProductsIn16Bits<Isa>>;
 
 template <class Isa>
 constexpr UnpackedForm unpacked_form(DType type) {
@@ -218,7 +281,7 @@ template <class Isa, DType Type>
 inline constexpr bool is_unpacked = [] {
     const Format format = product_format(Type);
     const bool one_float = format.scale == Scale::half || format.scale == Scale::e8m0;
-    return (has_squares<Isa> || has_products_in_16_bits<Isa>) && format.step == 1 &&
+    return (has_signed_products<Isa> || has_products_in_16_bits<Isa>) && format.step == 1 &&
            (unpacked_form<Isa>(Type).has_factor || (one_float && format.sub == quant_block));
 }();
 
