@@ -84,7 +84,7 @@ BINDING_SOURCES = {
 }
 
 
-def compiled_isas(isas: Sequence[Isa], kept: Sequence[str]) -> str:
+def compiled_isas(isas: Sequence[Isa], kept: Sequence[str] = PARTS) -> str:
     """The macro that tells dispatch.cpp which ISAs there are, what they need of the CPU, and the
     functions that fill in the kept parts of their tables."""
     lines = []
