@@ -56,6 +56,7 @@ struct KvRows {
     std::size_t page_bits = 0;  // if in pages
     std::size_t row_bytes = 0;  // from one row to the next
 
+    bool exist() const { return pages || rows; }
     const std::byte* row(std::size_t position) const {
         if (!pages) return static_cast<const std::byte*>(rows) + position * row_bytes;
         const std::size_t in_page = position & ((std::size_t{1} << page_bits) - 1);
@@ -117,6 +118,10 @@ struct AttentionTask {
     float* lse = nullptr;        // log(sum(exp(scores))), sink included, of token t and head h at
     std::size_t lse_stride = 0;  // lse + t * lse_stride + h * lse_head_stride; or null
     std::size_t lse_head_stride = 1;
+    // The keys that the next call reads, from a position below n_kv on; or without rows.  They are
+    // fetched while the last values are read.
+    KvRows next = {};
+    std::size_t next_from = 0;
 };
 
 // KV positions divided into parts, and the results of the parts.  Part i begins at position

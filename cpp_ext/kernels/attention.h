@@ -20,9 +20,8 @@ inline constexpr std::size_t few_chunk = attention_part_unit;
 inline constexpr std::size_t few_block = attention_page_unit;
 inline constexpr std::size_t max_few_width = 8;
 // Bytes between what is used and what is fetched.  The CPU reads ahead by itself, but begins anew
-// with each page.  With 4 KB, 96 positions take 7 ms where they take 8.3 with 6 KB (a step of 32
-// answers of SmolLM2-135M, on one thread).
-inline constexpr std::size_t fetched_ahead = 4096;
+// with each page.
+inline constexpr std::size_t fetched_ahead = 8192;
 
 struct AttentionScratch {
     // Queries: panels [head_dim][width]; few rows: [row][head_dim].
@@ -259,21 +258,33 @@ struct QueryTile {
         if (task.k_dim) copy_rows<Isa, Source>(task.v, value_dim, begin, n, s.keys + k_dim, d);
     }
 
+    static auto fetching(const Source* ahead) {
+        return [ahead](std::size_t i) { __builtin_prefetch(ahead + i, 0, 2); };
+    }
+
+    // Few rows: calls f(p, n, ahead) for blocks of positions [begin, end), which end at multiples
+    // of few_block, as pages do.  See row_ahead for the others.
+    template <class F>
+    void for_blocks(const KvRows& kv, std::size_t begin, std::size_t end, std::size_t read_end,
+                    const KvRows& next, std::size_t from, F&& f) const {
+        for (std::size_t p = begin; p < end;) {
+            const std::size_t n = std::min(few_block - p % few_block, end - p);
+            f(p, n, row_ahead(kv, p, read_end, next, from));
+            p += n;
+        }
+    }
+
     // Few rows: computes the scores of positions [begin, end).
     void score(std::size_t begin, std::size_t end) {
         if (copies_keys) return score_copies(begin, end);
         if constexpr (is_read_in_place)
             with_width<Isa>(width, [&](auto columns) {
-                for_runs<Source>(
-                    task.k, begin, end, kv_row<Source>(task.v, begin),
-                    [&](std::size_t p, const Source* keys, std::size_t count, const Source* next) {
-                        const std::size_t n = count * d;
-                        float* scores = s.scores + (p - begin) * width;
-                        score_few<Isa, columns>(keys, count, d, s.q, scores, [=](std::size_t i) {
-                            const std::size_t at = i + fetched_ahead / sizeof(Source);
-                            __builtin_prefetch(at < n ? keys + at : next + (at - n), 0, 2);
-                        });
-                    });
+                for_blocks(task.k, begin, end, end, task.v, begin,
+                           [&](std::size_t p, std::size_t n, const Source* ahead) {
+                               score_few<Isa, columns>(kv_row<Source>(task.k, p), n, d, s.q,
+                                                       s.scores + (p - begin) * width,
+                                                       fetching(ahead));
+                           });
             });
     }
 
@@ -281,63 +292,55 @@ struct QueryTile {
     // time of keys and values that are read in place.
     [[gnu::noinline]] void score_copies(std::size_t begin, std::size_t end) {
         with_width<Isa>(width, [&](auto columns) {
-            for (std::size_t p = begin; p < end; p += few_block) {
-                const std::size_t n = std::min(few_block, end - p);
-                copy_keys(p, n, row_ahead(task.k, p, end, task.v, begin));
-                score_few<Isa, columns>(s.keys, n, d, s.q, s.scores + (p - begin) * width,
-                                        NoFetch{});
-            }
+            for_blocks(task.k, begin, end, end, task.v, begin,
+                       [&](std::size_t p, std::size_t n, const Source* ahead) {
+                           copy_keys(p, n, ahead);
+                           score_few<Isa, columns>(s.keys, n, d, s.q,
+                                                   s.scores + (p - begin) * width, NoFetch{});
+                       });
         });
     }
 
     // Few rows: adds the values of positions [begin, end), weighted by the scores, to s.chunk.
-    void add_values(std::size_t begin, std::size_t end, std::size_t scored_end,
-                    const float* scores) {
-        if (copies_values) return add_copied_values(begin, end, scored_end, scores);
+    // After those up to scored_end, rows of `next` are read, from position `from` on.
+    void add_values(std::size_t begin, std::size_t end, std::size_t scored_end, const KvRows& next,
+                    std::size_t from, const float* scores) {
+        if (copies_values) return add_copied_values(begin, end, scored_end, next, from, scores);
         if constexpr (is_read_in_place) {
             const std::size_t step = task.v.row_bytes / sizeof(Source);
             with_width<Isa>(width, [&](auto columns) {
-                for_runs<Source>(
-                    task.v, begin, end, nullptr,
-                    [&](std::size_t p, const Source* values, std::size_t count, const Source*) {
-                        // Blocks end at multiples of their size, as pages do.
-                        for (std::size_t i = 0; i < count;) {
-                            const std::size_t n =
-                                std::min(few_block - (p + i) % few_block, count - i);
-                            const Source* ahead =
-                                row_ahead(task.v, p + i, scored_end, task.k, scored_end);
-                            add_values_few<Isa, columns>(
-                                scores + (p + i - begin) * width, n, values + i * step, step,
-                                value_dim, s.chunk, stride,
-                                [ahead](std::size_t at) { __builtin_prefetch(ahead + at, 0, 2); });
-                            i += n;
-                        }
-                    });
+                for_blocks(task.v, begin, end, scored_end, next, from,
+                           [&](std::size_t p, std::size_t n, const Source* ahead) {
+                               add_values_few<Isa, columns>(
+                                   scores + (p - begin) * width, n, kv_row<Source>(task.v, p), step,
+                                   value_dim, s.chunk, stride, fetching(ahead));
+                           });
             });
         }
     }
 
     [[gnu::noinline]] void add_copied_values(std::size_t begin, std::size_t end,
-                                             std::size_t scored_end, const float* scores) {
+                                             std::size_t scored_end, const KvRows& next,
+                                             std::size_t from, const float* scores) {
         with_width<Isa>(width, [&](auto columns) {
-            for (std::size_t p = begin; p < end;) {
-                const std::size_t n = std::min(few_block - p % few_block, end - p);
-                copy_rows<Isa>(task.v, value_dim, p, n, s.values, value_dim,
-                               row_ahead(task.v, p, scored_end, task.k, scored_end));
-                add_values_few<Isa, columns>(scores + (p - begin) * width, n, s.values, value_dim,
-                                             value_dim, s.chunk, stride, NoFetch{});
-                p += n;
-            }
+            for_blocks(task.v, begin, end, scored_end, next, from,
+                       [&](std::size_t p, std::size_t n, const Source* ahead) {
+                           copy_rows<Isa>(task.v, value_dim, p, n, s.values, value_dim, ahead);
+                           add_values_few<Isa, columns>(scores + (p - begin) * width, n, s.values,
+                                                        value_dim, value_dim, s.chunk, stride,
+                                                        NoFetch{});
+                       });
         });
     }
 
-    // Few rows: the softmax of positions [begin, end), and their values.
-    void attend_few(std::size_t begin, std::size_t end, std::size_t scored_end, float* scores) {
+    // Few rows: the softmax of positions [begin, end), and their values; see add_values.
+    void attend_few(std::size_t begin, std::size_t end, std::size_t scored_end, const KvRows& next,
+                    std::size_t from, float* scores) {
         const Visible visible = visible_part<Isa>(task, first, last, width, begin, end - begin);
         const Slant slant = slant_from<Isa>(task, first, last, width, begin);
         weigh<Isa, 1>(scores, width, end - begin, softcap, slant, visible, s.states[0], s.factor);
         std::memset(s.chunk, 0, width * stride * sizeof(float));
-        add_values(begin, end, scored_end, scores);
+        add_values(begin, end, scored_end, next, from, scores);
         for (std::size_t r = 0; r < rows; ++r) {
             const Floats<Isa> factor(s.factor[r]);
             map<Isa>(
@@ -350,7 +353,8 @@ struct QueryTile {
     // Processes positions [begin, end).  Tiles end at multiples of their size, wherever they begin,
     // so that results do not depend on how the positions are divided into calls.
     void attend(std::size_t begin, std::size_t end) {
-        begin = std::max(begin, reach(task, first).low);
+        const std::size_t low = reach(task, first).low;
+        begin = std::max(begin, low);
         end = std::min(end, reach(task, last - 1).high);
         const auto end_of = [&](std::size_t p, std::size_t size) {
             return std::min(end, p - p % size + size);
@@ -368,7 +372,10 @@ struct QueryTile {
                     scored_end = end_of(p, whole ? few_tile : few_chunk);
                     score(scored, scored_end);
                 }
-                attend_few(p, next, scored_end, s.scores + (p - scored) * width);
+                const bool done = scored_end == end && task.next.exist();
+                attend_few(p, next, scored_end, done ? task.next : task.k,
+                           done ? std::max(task.next_from, low) : scored_end,
+                           s.scores + (p - scored) * width);
             } else {
                 attend_many(p, next);
             }

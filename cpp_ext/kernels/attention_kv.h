@@ -67,15 +67,13 @@ inline const Source* kv_row(const KvRows& kv, std::size_t position) {
     return reinterpret_cast<const Source*>(kv.row(position));
 }
 
-// Calls f(position, row, count, next) for the runs of positions [begin, end) whose rows lie one
-// after another; next: the row of the position after them, or for the last run `after`.
+// Calls f(position, row, count) for the runs of positions [begin, end) whose rows lie one after
+// another.
 template <class Source, class F>
-inline void for_runs(const KvRows& kv, std::size_t begin, std::size_t end, const Source* after,
-                     F&& f) {
+inline void for_runs(const KvRows& kv, std::size_t begin, std::size_t end, F&& f) {
     for (std::size_t p = begin; p < end;) {
         const std::size_t n = kv.run(p, end - p);
-        const Source* row = kv_row<Source>(kv, p);
-        f(p, row, n, p + n < end ? kv_row<Source>(kv, p + n) : after);
+        f(p, kv_row<Source>(kv, p), n);
         p += n;
     }
 }
@@ -123,8 +121,8 @@ template <class Isa, class Source>
 void copy_rows(const KvRows& kv, std::size_t dim, std::size_t first, std::size_t n, float* y,
                std::size_t y_stride, const Source* ahead = nullptr) {
     const std::size_t step = kv.row_bytes / sizeof(Source);
-    for_runs<Source>(kv, first, first + n, nullptr,
-                     [&](std::size_t p, const Source* rows, std::size_t count, const Source*) {
+    for_runs<Source>(kv, first, first + n,
+                     [&](std::size_t p, const Source* rows, std::size_t count) {
                          const std::size_t j = p - first;
                          unpack_run<Isa>(rows, step, count, dim, y + j * y_stride, y_stride,
                                          ahead ? ahead + j * step : nullptr);
@@ -147,8 +145,8 @@ template <class Isa, class Source>
 void unpack_panels(const KvRows& kv, std::size_t dim, std::size_t first, std::size_t n, float* y) {
     alignas(64) float unpacked[attention_max_head_dim + panel<Isa>] = {};
     const std::size_t step = kv.row_bytes / sizeof(Source);
-    for_runs<Source>(kv, first, first + n, nullptr,
-                     [&](std::size_t p, const Source* rows, std::size_t count, const Source*) {
+    for_runs<Source>(kv, first, first + n,
+                     [&](std::size_t p, const Source* rows, std::size_t count) {
                          for (std::size_t j = 0; j < count; ++j) {
                              unpack_row<Isa>(rows + j * step, dim, unpacked);
                              float* to = y + (p - first + j) * panel<Isa>;
