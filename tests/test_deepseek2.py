@@ -1,5 +1,6 @@
 """Latent attention: what it keeps, which files and folders it refuses, and its heads' matrices."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from messages import check_refused
 from airllm.backends import load_backend
 from airllm.formats.convert import convert
 from airllm.formats.gguf import GGUFFile
-from airllm.formats.hf_config import HFConfig, Slots
+from airllm.formats.hf_config import LATENTS_JOINED, HFConfig, Slots
 from airllm.formats.hf_names import Shard, translate_tensors
 from airllm.formats.hf_quantization import read_quantization
 from airllm.formats.joined_latents import joined_latents
 from airllm.formats.mapped_file import MappedFile
-from airllm.formats.model_file import ModelParts
+from airllm.formats.model_file import DerivedModel, ModelParts
 from airllm.formats.numbers import decode, encode
 from airllm.formats.safetensors import read_table
 from airllm.layer_engine import LayerWiseInferenceEngine
@@ -159,6 +160,22 @@ def test_a_conversion_of_minicpm3_has_the_matrices_and_sizes_of_its_file(tmp_pat
         assert set(actual.tensors) == set(expected.tensors)
         for name in expected.tensors:
             np.testing.assert_array_equal(actual.data(name), expected.data(name))
+
+
+@pytest.mark.parametrize("left", [None, (4, 7, 31)])
+def test_latents_whose_values_do_not_fit_are_named(
+    left: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    path = write_family_model(tmp_path, "minicpm3")
+    with open_model(path) as model:
+        name = "blk.1.attn_v_b.weight"
+        tensors = {key: each for key, each in model.tensors.items() if key != name}
+        if left is not None:
+            tensors[name] = replace(model.tensors[name], shape=left)
+        entries = {**dict(model.metadata.items()), LATENTS_JOINED: True}
+        broken = DerivedModel(model, Metadata(model.metadata.source, entries), tensors)
+        with pytest.raises(FormatError, match=r"blk\.1\.attn_k_b\.weight has the shape"):
+            joined_latents(broken)
 
 
 def test_keys_of_a_quantised_older_file_are_its_values_in_f16(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from airllm.formats.hf_config import LATENTS_JOINED
 from airllm.formats.model_file import DerivedModel, ModelFile, Tensor
 from airllm.formats.numbers import decode
-from airllm.util.metadata import Metadata
+from airllm.util.metadata import FormatError, Metadata
 
 __all__ = ["joined_latents"]
 
@@ -23,6 +23,10 @@ Bytes = npt.NDArray[np.uint8]
 def joined_latents(model: ModelFile) -> ModelFile:
     """The model with matrices as its GGUF files have them; the model itself if they are."""
     return _JoinedLatents(model) if model.metadata.flag(LATENTS_JOINED, False) else model
+
+
+def _fit(keys: tuple[int, ...], values: tuple[int, ...]) -> bool:
+    return len(keys) == len(values) == 3 and (keys[0], keys[1]) == (values[0], values[2])
 
 
 class _JoinedLatents(DerivedModel):
@@ -43,7 +47,13 @@ class _JoinedLatents(DerivedModel):
         tensors = dict(model.tensors)
         for name in [name for name in tensors if name.endswith(_KEYS)]:
             whole = name.replace(_KEYS, _BOTH)
-            keys, values = tensors.pop(name), tensors.pop(name.replace("k_b", "v_b"))
+            keys, values = tensors.pop(name), tensors.pop(name.replace("k_b", "v_b"), None)
+            if values is None or not _fit(keys.shape, values.shape):
+                raise FormatError(
+                    f"{said.source}: {name} has the shape {keys.shape}, and its values "
+                    f"{values and values.shape}; expected [n_heads, rank, key_dim] and "
+                    "[n_heads, value_dim, rank]"
+                )
             n_heads, rank, key_dim = keys.shape
             shape = n_heads * (key_dim + values.shape[1]), rank
             n_bytes = 4 * rank * shape[0]

@@ -346,9 +346,7 @@ class ModelConfig:
     swiglu_limit: float = 0.0  # of SwiGLU's two factors: silu(g) below, |u|; 0: they have none
     gate_of_values: bool = False  # attention's gate has a number for each value, not for each head
     router: Router = Router()
-    router_softcap: float = (
-        0.0  # logits of experts are capped smoothly to +-softcap; 0: they are not
-    )
+    router_softcap: float = 0.0  # of logits of experts, smoothly, to +-softcap; 0: none
     layers_scaled: bool = False  # each layer multiplies the residual by a scalar in the end
     per_layer_size: int = 0  # of what a token's own embedding of each layer adds; 0: there is none
     n_streams: int = 1  # residual streams of a token, side by side
