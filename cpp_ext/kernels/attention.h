@@ -246,7 +246,9 @@ struct QueryTile {
     const Source* row_ahead(const KvRows& kv, std::size_t p, std::size_t end, const KvRows& next,
                             std::size_t from) const {
         const std::size_t at =
-            p + round_up(std::max<std::size_t>(fetched_ahead / kv.row_bytes, 1), few_block);
+            p + round_up(std::max<std::size_t>(
+                             fetched_ahead / std::max<std::size_t>(kv.row_bytes, 1), 1),
+                         few_block);
         if (at < end) return kv_row<Source>(kv, at);
         return kv_row<Source>(next, std::min(from + (at - end), task.n_kv - 1));
     }

@@ -78,6 +78,12 @@ inline void for_runs(const KvRows& kv, std::size_t begin, std::size_t end, F&& f
     }
 }
 
+// The bytes of a row of n numbers.
+template <class Source>
+constexpr std::size_t bytes_of_row(std::size_t n) {
+    return (std::is_same_v<Source, BlockQ8> ? n / quant_block : n) * sizeof(Source);
+}
+
 // Begins to read a row into the second cache.  One Zen 4 core reads scattered runs of 8 KB at 20
 // GB/s that way, but at 13 if they are fetched into the nearest cache, and at 12 if they are not
 // fetched.
@@ -111,7 +117,7 @@ template <class Isa, class Source>
 inline void unpack_run(const Source* rows, std::size_t step, std::size_t n, std::size_t dim,
                        float* y, std::size_t y_stride, const Source* ahead = nullptr) {
     for (std::size_t j = 0; j < n; ++j) {
-        if (ahead) fetch_row(ahead + j * step, step * sizeof(Source));
+        if (ahead) fetch_row(ahead + j * step, bytes_of_row<Source>(dim));
         unpack_row<Isa>(rows + j * step, dim, y + j * y_stride);
     }
 }
