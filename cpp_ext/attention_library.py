@@ -42,7 +42,10 @@ def build_library(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> Pa
     units = library_units(toolchain, isas, folder / "objects")
     reused = build.reused(toolchain, units, folder / "objects", build.EXTENSION_OBJECTS)
     library = folder / SONAME
-    flags = ("-shared", f"-Wl,-soname,{SONAME}", f"-Wl,--version-script={EXPORTS}", "-Wl,-z,defs")
+    flags = (
+        *("-shared", f"-Wl,-soname,{SONAME}", f"-Wl,--version-script={EXPORTS}", "-Wl,-z,defs"),
+        "-Wl,-z,nodelete",  # its threads outlive dlclose
+    )
     link(toolchain, compile_all(toolchain, reused), library, flags)
     (folder / NAME).unlink(missing_ok=True)
     (folder / NAME).symlink_to(SONAME)

@@ -207,6 +207,63 @@ def test_memory_that_is_written_may_not_be_read():
     assert "so that no two elements lie at the same place" in str(refusal(**plain(out=out)))
 
 
+def test_lengths_and_starts_that_lie_where_something_is_written_are_refused():
+    fields = plain(seqused_k=[20, 20])
+    p = params_of(**fields)
+    give_workspace(p)
+    p.seqused_k = p.workspace
+    with pytest.raises(RefusedError, match="seqused_k lies in the memory of workspace"):
+        check(library().fa_fwd(context(), ctypes.byref(p), None))
+    p.seqused_k = p.out.data
+    with pytest.raises(RefusedError, match="out lies in the memory of seqused_k"):
+        check(library().fa_fwd(context(), ctypes.byref(p), None))
+
+
+def test_a_workspace_may_claim_all_memory_but_holds_nothing_else():
+    p = params_of(**plain())
+    give_workspace(p)
+    p.workspace_bytes = 2**64 - 1
+    check(library().fa_fwd(context(), ctypes.byref(p), None))
+    p.workspace = p.out.data
+    with pytest.raises(RefusedError, match="lies in the memory of workspace"):
+        check(library().fa_fwd(context(), ctypes.byref(p), None))
+    n = ctypes.c_uint64()  # which does not use it
+    check(library().fa_fwd_workspace(context(), ctypes.byref(p), ctypes.byref(n)))
+
+
+@pytest.mark.parametrize("stride", [0, 7, 2**60, 2**62])
+@pytest.mark.parametrize("kind", ["f32", "bf16"])
+def test_the_stride_of_a_dimension_of_one_does_not_count(kind, stride):
+    wanted, fields = (plain(s_q=1, s_k=1, d=32, kv_heads=1) for _ in range(2))
+    for name in ("k", "v"):
+        wanted[name] = stored(wanted[name], kind)
+        fields[name] = Tensor.from_buffer_copy(tensor(wanted[name]))
+        fields[name].stride[1] = fields[name].stride[2] = stride
+    forward(**wanted)
+    forward(**fields)
+    assert fields["out"].tobytes() == wanted["out"].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16"])
+def test_keys_may_be_the_same_row_at_every_position(kind):
+    fields = plain(s_q=1, s_k=4, d=32)
+    for name in ("k", "v"):
+        whole = stored(fields[name], kind)
+        fields[name] = Tensor.from_buffer_copy(tensor(whole))
+        fields[name].stride[1], fields[name].kept = 0, whole
+    forward(**fields)
+    for i in range(2):
+        first = np.repeat(values(fields["v"].kept)[i, 0], 2, 0)  # of each query head
+        np.testing.assert_allclose(fields["out"][i, 0], first, rtol=0, atol=1e-5)
+
+
+def test_a_tensor_without_data_is_absent_whatever_its_sizes():
+    lse = Tensor.from_buffer_copy(tensor(np.zeros((2, 4, 3), np.float32)))
+    lse.data = None
+    lse.shape[:3] = [2**62, 2**62, 2**62]
+    forward(**plain(lse=lse))
+
+
 def test_a_workspace_that_is_missing_or_small_is_refused():
     p = params_of(**plain())
     for bytes_given, text in (
@@ -277,14 +334,26 @@ def numbers(p):
         yield field, p, field
 
 
-EXTREMES = [-1, -(2**31), 2**31 - 1, -(2**63), 2**63 - 1, 2**40 + 1, 2**62]
+EXTREMES = [-1, 0, -(2**31), 2**31 - 1, -(2**63), 2**63 - 1, 2**40 + 1, 2**62]
 POSSIBLE = {2**31 - 1, 2**40 + 1}  # strides of memory that there could be
+
+
+FIELDS = "|".join((*TENSORS, *SHORT, *ARRAYS, "flags", "batch", "workspace"))
+NAMED = re.compile(
+    r"(params\.|the (last size of|page size,|number of heads in) )?\b"
+    rf"({FIELDS}|page_table_\w+)\b"
+)
 
 
 def test_extreme_numbers_in_every_field_are_refused_by_name_or_harmless():
     """What is out of a field's range wraps around, as in C. Nothing crashes or hangs."""
     refused = 0
-    for base in (plain(), appending()):
+    for base in (
+        plain(),
+        appending(),
+        plain(s_q=1, s_k=4),
+        plain(s_q=1, s_k=1, heads=1, kv_heads=1),
+    ):
         for extreme in EXTREMES:
             names = [name for name, _, _ in numbers(params_of(**base))]
             for at, name in enumerate(names):
@@ -302,9 +371,7 @@ def test_extreme_numbers_in_every_field_are_refused_by_name_or_harmless():
                 if status:
                     refused += 1
                     assert status in (INVALID, UNSUPPORTED), (name, extreme, text)
-                    assert any(word in text for word in (*TENSORS, "window", "num_splits", "batch",
-                        "max_seqlen", "flags", "pack_gqa", "sm_margin", "chunk", "page_table",
-                        "workspace")), text  # fmt: skip
+                    assert re.match(NAMED, text), (name, extreme, text)
     assert refused > 900
 
 
@@ -442,6 +509,15 @@ def test_parts_that_are_combined_are_the_whole(kind):
     rounding = {"f32": 0, "f16": 2.0**-11, "bf16": 2.0**-8}[kind]
     assert (np.abs(values(out) - expected) <= 1e-6 + rounding * np.abs(expected)).all()
     np.testing.assert_allclose(lse, total, rtol=1e-6, atol=1e-6)
+
+
+def test_a_part_that_is_no_number_makes_the_whole_none():
+    lse_partial = np.full((2, 1, 1, 1), np.nan, np.float32)
+    out, lse = np.zeros((1, 1, 1, 8), np.float32), np.zeros((1, 1, 1), np.float32)
+    out_partial = np.ones((2, 1, 1, 1, 8), np.float32)
+    combine(out_partial=out_partial, lse_partial=lse_partial, out=out, lse=lse)
+    assert np.isnan(out).all()
+    assert np.isnan(lse).all()
 
 
 def test_parts_that_do_not_fit_together_are_named():

@@ -122,6 +122,16 @@ def test_a_call_allocates_nothing(tmp_path):
     assert run(program).startswith("0 allocations\n")
 
 
+def test_a_program_may_close_the_library_while_its_threads_wait():
+    code = (
+        "import ctypes, _ctypes, sys; lib = ctypes.CDLL(sys.argv[1]); c = ctypes.c_void_p(); "
+        "assert lib.fa_context_create(b'cpu:2', ctypes.byref(c)) == 0; "
+        "lib.fa_context_destroy(c); _ctypes.dlclose(lib._handle); print('alive')"
+    )
+    library = flash_library.folder() / attention_library.NAME
+    assert run(sys.executable, "-c", code, library) == "alive\n"
+
+
 def test_the_sources_are_those_of_the_folder():
     folder = attention_library.HEADER.parent
     assert sorted(attention_library.SOURCES) == sorted(path.stem for path in folder.glob("*.cpp"))

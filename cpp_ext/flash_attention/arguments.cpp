@@ -2,6 +2,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <tuple>
 
 #include "flash_attention/call.h"
 #include "flash_attention/divide.h"
@@ -14,8 +15,9 @@ namespace {
 constexpr std::uint32_t known_flags =
     FA_CAUSAL | FA_ROTARY_INTERLEAVED | FA_DETERMINISTIC | FA_SCALE_SET;
 constexpr std::int32_t most_splits = 256;
+constexpr std::int64_t most_table = std::int64_t{1} << 46;  // numbers of a page table
 
-// The caller's struct, which an older or a newer header than this one may have described.
+// The caller's struct, which a newer header than this one may have described.
 fa_fwd_params own_copy(const fa_fwd_params* params) {
     if (!params) refuse(FA_INVALID, "params is NULL");
     if (reinterpret_cast<std::uintptr_t>(params) % alignof(fa_fwd_params) != 0)
@@ -133,7 +135,8 @@ void check_cache(Call& c) {
         check_between(p.page_table_columns, 0, INT32_MAX, "page_table_columns");
         if (p.page_table_stride == 0) c.p.page_table_stride = p.page_table_columns;
         check_between(p.page_table_stride, c.batch > 1 ? p.page_table_columns : 0,
-                      std::int64_t{1} << 44, "page_table_stride");
+                      most_table / std::max<std::int64_t>(static_cast<std::int64_t>(c.batch), 1),
+                      "page_table_stride");
         c.most_keys = c.page_size * static_cast<std::size_t>(p.page_table_columns);
         // A padding may begin anywhere in a page, and the kernels' pages at its end.
         const auto bits = static_cast<std::size_t>(std::countr_zero(c.page_size));
@@ -176,6 +179,7 @@ void check_dims(Call& c, Use use) {
             refuse(n ? FA_UNSUPPORTED : FA_INVALID, "the last size of %s is %zu; expected 1 to %zu",
                    name, n, attention_max_head_dim);
 }
+
 void check_outputs(const Call& c) {
     const fa_fwd_params& p = c.p;
     const int rank = p.q.rank;
@@ -256,30 +260,64 @@ void check_new_keys(Call& c, Use use) {
     check_distinct(p.v, "v");
 }
 
+// The tensors of a call, by name.
+constexpr std::pair<fa_tensor fa_fwd_params::*, const char*> tensors[] = {
+    {&fa_fwd_params::q, "q"},
+    {&fa_fwd_params::k, "k"},
+    {&fa_fwd_params::v, "v"},
+    {&fa_fwd_params::k_new, "k_new"},
+    {&fa_fwd_params::v_new, "v_new"},
+    {&fa_fwd_params::q_v, "q_v"},
+    {&fa_fwd_params::out, "out"},
+    {&fa_fwd_params::lse, "lse"},
+    {&fa_fwd_params::sinks, "sinks"},
+    {&fa_fwd_params::rotary_cos, "rotary_cos"},
+    {&fa_fwd_params::rotary_sin, "rotary_sin"},
+    {&fa_fwd_params::q_descale, "q_descale"},
+    {&fa_fwd_params::k_descale, "k_descale"},
+    {&fa_fwd_params::v_descale, "v_descale"}};
+
+Range range_of_array(const std::int32_t* array, std::size_t n, const char* name) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(array);
+    if (!array) return {name, begin, begin};
+    const std::uintptr_t end = begin + n * sizeof(std::int32_t);
+    if (end < begin)
+        refuse(FA_INVALID, "%s is %p: its numbers go beyond the end of memory", name,
+               static_cast<const void*>(array));
+    return {name, begin, end};
+}
+
+// Calls f(memory, the tensor or null) for all memory that the struct names but the workspace.
+template <class F>
+void for_memory(const Call& c, F&& f) {
+    const fa_fwd_params& p = c.p;
+    for (const auto& [member, name] : tensors) f(range_of(p.*member, name), member);
+    const std::size_t b = c.batch;
+    const auto stride = static_cast<std::size_t>(p.page_table_stride),
+               columns = static_cast<std::size_t>(p.page_table_columns);
+    const std::size_t of_table = b && c.page_size ? (b - 1) * stride + columns : 0;
+    for (const auto& [array, n, name] : {std::tuple{p.cu_seqlens_q, b + 1, "cu_seqlens_q"},
+                                         {p.cu_seqlens_k, b + 1, "cu_seqlens_k"},
+                                         {p.cu_seqlens_k_new, b + 1, "cu_seqlens_k_new"},
+                                         {p.seqused_q, b, "seqused_q"},
+                                         {p.seqused_k, b, "seqused_k"},
+                                         {p.page_table, of_table, "page_table"},
+                                         {p.kv_batch_idx, b, "kv_batch_idx"},
+                                         {p.leftpad_k, b, "leftpad_k"},
+                                         {p.seqlens_rotary, b, "seqlens_rotary"}})
+        f(range_of_array(array, n, name), nullptr);
+}
+
 // What is written overlaps nothing else.
 void check_memory(const Call& c) {
-    const fa_fwd_params& p = c.p;
-    const std::pair<const fa_tensor*, const char*> all[] = {{&p.q, "q"},
-                                                            {&p.k, "k"},
-                                                            {&p.v, "v"},
-                                                            {&p.k_new, "k_new"},
-                                                            {&p.v_new, "v_new"},
-                                                            {&p.q_v, "q_v"},
-                                                            {&p.sinks, "sinks"},
-                                                            {&p.out, "out"},
-                                                            {&p.lse, "lse"},
-                                                            {&p.rotary_cos, "rotary_cos"},
-                                                            {&p.rotary_sin, "rotary_sin"}};
-    const auto workspace = reinterpret_cast<std::uintptr_t>(p.workspace);
-    const Range of_workspace{"workspace", workspace, workspace + p.workspace_bytes};
-    const auto is_written = [&](const fa_tensor* t) {
-        return t == &p.out || t == &p.lse || (c.appends && (t == &p.k || t == &p.v));
-    };
-    for (const auto& [t, name] : all) {
-        if (p.workspace) check_apart(range_of(*t, name), of_workspace);
-        for (const auto& [other, other_name] : all)
-            if (is_written(t) && t != other)
-                check_apart(range_of(*t, name), range_of(*other, other_name));
+    for (const auto& [member, name] : tensors) {
+        const bool is_cache = member == &fa_fwd_params::k || member == &fa_fwd_params::v;
+        const bool is_result = member == &fa_fwd_params::out || member == &fa_fwd_params::lse;
+        if (!is_result && !(c.appends && is_cache)) continue;
+        const Range written = range_of(c.p.*member, name);
+        for_memory(c, [&, own = member](const Range& other, fa_tensor fa_fwd_params::* tensor) {
+            if (tensor != own) check_apart(written, other);
+        });
     }
 }
 
@@ -289,6 +327,7 @@ Call checked_call(const fa_fwd_params* params, Use use) {
     Call c{};
     c.p = own_copy(params);
     fa_fwd_params& p = c.p;
+    for (const auto& [member, name] : tensors) settle_strides(p.*member);
     check_numbers(p);
     if (use == Use::append) {
         p.q = p.q_v = p.out = p.lse = p.sinks = p.q_descale = fa_tensor{};
@@ -323,6 +362,22 @@ Call checked_call(const fa_fwd_params* params, Use use) {
         c.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.query_dim)));
     if (use == Use::forward) c.most_parts = most_parts(c);
     return c;
+}
+
+void check_workspace(const Call& c, std::size_t needed) {
+    if (!c.p.workspace)
+        refuse(FA_INVALID, "workspace is NULL; expected %zu bytes, as fa_fwd_workspace says",
+               needed);
+    if (c.p.workspace_bytes < needed)
+        refuse(FA_INVALID, "workspace_bytes is %llu; expected %zu, as fa_fwd_workspace says",
+               static_cast<unsigned long long>(c.p.workspace_bytes), needed);
+    const auto begin = reinterpret_cast<std::uintptr_t>(c.p.workspace);
+    if (begin + needed < begin)
+        refuse(FA_INVALID, "workspace is %p: its %zu bytes go beyond the end of memory",
+               c.p.workspace, needed);
+    for_memory(c, [&](const Range& other, fa_tensor fa_fwd_params::*) {
+        check_apart(other, {"workspace", begin, begin + needed});
+    });
 }
 
 }  // namespace tensor_ops::flash

@@ -13,7 +13,7 @@ enum class Use { forward, append };
 
 // Shapes and settings, which hold for every sequence.
 struct Call {
-    fa_fwd_params p;  // fields that the caller's header does not have are zero
+    fa_fwd_params p;
     std::size_t batch, heads, kv_heads, group;
     std::size_t k_dim, value_dim;
     std::size_t query_dim;                // of queries: k_dim, or with q_v k_dim + value_dim
@@ -41,6 +41,8 @@ struct Sequence {
 
 // Refuses what is wrong with a struct, its tensors and its numbers; reads no array.
 Call checked_call(const fa_fwd_params* params, Use use);
+// Refuses a workspace that is too small or holds something else; needed: bytes.
+void check_workspace(const Call& call, std::size_t needed);
 // Refuses what is wrong with the contents of the arrays of lengths, starts and pages.
 void check_arrays(const Call& call);
 

@@ -24,12 +24,7 @@ fa_status fa_fwd(fa_context* context, const fa_fwd_params* params, void* stream)
         const fa_context& own = checked(context, stream);
         const Call call = checked_call(params, Use::forward);
         const std::size_t needed = workspace_bytes(own, call);
-        if (!call.p.workspace)
-            refuse(FA_INVALID, "workspace is NULL; expected %zu bytes, as fa_fwd_workspace says",
-                   needed);
-        if (call.p.workspace_bytes < needed)
-            refuse(FA_INVALID, "workspace_bytes is %llu; expected %zu, as fa_fwd_workspace says",
-                   static_cast<unsigned long long>(call.p.workspace_bytes), needed);
+        check_workspace(call, needed);
         check_arrays(call);
         forward(*own.table, own.threads, call);
     });

@@ -25,8 +25,8 @@ void check(const fa_combine_params& p) {
         check_size(p.lse_partial, "lse_partial", i, size(p.out_partial, i), "as out_partial has");
         check_size(p.out, "out", i, size(p.out_partial, i + 1), "as out_partial has");
     }
-    if (size(p.out, 3) > most_dims)
-        refuse(FA_UNSUPPORTED, "out.shape[3] is %zu; expected %zu or less", size(p.out, 3),
+    if (const std::size_t dim = size(p.out, 3); dim < 1 || dim > most_dims)
+        refuse(dim ? FA_UNSUPPORTED : FA_INVALID, "out.shape[3] is %zu; expected 1 to %zu", dim,
                most_dims);
     check_distinct(p.out, "out");
     const Range partial = range_of(p.out_partial, "out_partial"),
@@ -56,7 +56,8 @@ void combine_row(const KernelTable& table, const fa_combine_params& p, std::size
     };
     constexpr double lowest = -std::numeric_limits<double>::infinity();
     double top = lowest, sum = 0.0;
-    for (std::size_t split = 0; split < splits; ++split) top = std::max(top, lse_of(split));
+    for (std::size_t split = 0; split < splits; ++split)
+        if (const double each = lse_of(split); each > top || std::isnan(each)) top = each;
     for (std::size_t split = 0; split < splits && top != lowest; ++split)
         sum += std::exp(lse_of(split) - top);
     float row[most_dims];
@@ -78,10 +79,14 @@ void combine_row(const KernelTable& table, const fa_combine_params& p, std::size
 
 void combine(const KernelTable& table, int threads, const fa_combine_params* params) {
     if (!params) refuse(FA_INVALID, "params is NULL");
+    if (reinterpret_cast<std::uintptr_t>(params) % alignof(fa_combine_params) != 0)
+        refuse(FA_INVALID, "params is %p; expected a multiple of %zu",
+               static_cast<const void*>(params), alignof(fa_combine_params));
     if (params->struct_size != sizeof(fa_combine_params))
         refuse(FA_INVALID, "params.struct_size is %u; expected sizeof(fa_combine_params), %zu",
                params->struct_size, sizeof(fa_combine_params));
-    const fa_combine_params p = *params;
+    fa_combine_params p = *params;
+    for (fa_tensor* t : {&p.out_partial, &p.lse_partial, &p.out, &p.lse}) settle_strides(*t);
     check(p);
     if (!has_elements(p.out)) return;
     const std::size_t tokens = size(p.out, 1), heads = size(p.out, 2);

@@ -53,7 +53,8 @@ int threads_of(const char* device) {
     return threads;
 }
 
-// Lets the team have that many threads, and starts them, so that no call has to.
+// Lets the team have that many threads, and starts them, so that no call has to. (Where another
+// context's call has the team meanwhile, a later call starts them.)
 void prepare_team(int threads) {
     static std::mutex mutex;
     const std::lock_guard lock(mutex);
@@ -123,16 +124,20 @@ fa_status fa_last_status(void) { return last_status; }
 uint32_t fa_version(void) { return FA_VERSION; }
 
 const char* fa_build_info(void) {
-    static const std::string info = [] {
-        std::string text = std::to_string(FA_VERSION / 1000000) + "." +
-                           std::to_string(FA_VERSION / 1000 % 1000) + "." +
-                           std::to_string(FA_VERSION % 1000) + "; cpu:";
-        try {
-            for (const std::string& isa : available_isas()) text += " " + isa;
-            return text + ", in use " + selected_kernels().isa;
-        } catch (const Refusal& refusal) {
-            return text + ", " + refusal.text;
-        }
-    }();
-    return info.c_str();
+    try {
+        static const std::string info = [] {
+            std::string text = std::to_string(FA_VERSION / 1000000) + "." +
+                               std::to_string(FA_VERSION / 1000 % 1000) + "." +
+                               std::to_string(FA_VERSION % 1000) + "; cpu:";
+            try {
+                for (const std::string& isa : available_isas()) text += " " + isa;
+                return text + ", in use " + selected_kernels().isa;
+            } catch (const Refusal& refusal) {
+                return text + ", " + refusal.text;
+            }
+        }();
+        return info.c_str();
+    } catch (...) {
+        return "there is not enough memory to say it";
+    }
 }

@@ -53,7 +53,8 @@ typedef enum fa_dtype {
 #define FA_MAX_RANK 5
 
 /* A tensor of the caller. Element [i][j].. is at data + (i * stride[0] + j * stride[1] + ..)
- * elements. The last stride is 1, and none is negative. For FA_Q8_0, strides and the last dimension
+ * elements. The last stride is 1, and none is negative; that of a dimension of size 1 does not
+ * count. For FA_Q8_0, strides and the last dimension
  * are multiples of 32. */
 typedef struct fa_tensor {
     void* data;   /* NULL: absent, or without elements; aligned to the size of an element */
@@ -84,7 +85,8 @@ typedef struct fa_fwd_params {
     fa_tensor v; /* as k, and of the same type, with d_v in place of d */
     /* New keys and values, which are written into the cache k and v behind the seqused_k[b] keys in
      * use, and then seen: [b][s_new][h_k][d], or [total_new][h_k][d] with cu_seqlens_k_new. f32,
-     * f16 or bf16, whatever k is; for e4m3 caches e4m3. */
+     * f16 or bf16, whatever k is; for e4m3 caches e4m3. No two sequences may append to the same
+     * rows. */
     fa_tensor k_new;
     fa_tensor v_new; /* as k_new, with d_v in place of d */
     /* As q with d_v in place of d (multi-head latent attention): scores are q k^T + q_v v^T. */
@@ -221,15 +223,16 @@ static inline fa_fwd_params fa_fwd_defaults(void) {
 static inline fa_tensor fa_contiguous(void* data, fa_dtype type, int32_t rank, int64_t n0,
                                       int64_t n1, int64_t n2, int64_t n3) {
     const int64_t shape[4] = {n0, n1, n2, n3};
-    int64_t stride = 1;
+    uint64_t stride = 1; /* sizes that no memory holds are for the library to refuse */
     fa_tensor tensor;
     memset(&tensor, 0, sizeof tensor);
     tensor.data = data;
     tensor.type = (int32_t)type;
     tensor.rank = rank;
-    for (int32_t i = rank; i-- > 0; stride *= shape[i]) {
+    if (rank > 4) return tensor;
+    for (int32_t i = rank; i-- > 0; stride *= (uint64_t)shape[i]) {
         tensor.shape[i] = shape[i];
-        tensor.stride[i] = stride;
+        tensor.stride[i] = (int64_t)stride;
     }
     return tensor;
 }

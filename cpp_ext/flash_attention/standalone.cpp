@@ -22,7 +22,7 @@ fa_context* default_context() {
 
 // A tensor of contiguous rows of heads, [first][second][heads][dim], or without `second` where all
 // sequences share a dimension of `total` rows; absent where there is no data.
-fa_tensor rows(void* data, fa_dtype type, bool together, int total, int first, int second,
+fa_tensor rows(void* data, fa_dtype type, bool together, int total, std::int64_t first, int second,
                int heads, int dim) {
     if (!data) return fa_tensor{};
     return together ? fa_contiguous(data, type, 3, total, heads, dim, 0)
@@ -52,9 +52,12 @@ void mha_fwd_standalone(void* q, void* k, void* v, void* k_new, void* v_new, voi
         if (batch < 1) refuse(FA_INVALID, "batch is %d; expected 1 or more", batch);
         const fa_dtype type = is_e4m3 ? FA_E4M3 : is_bf16 ? FA_BF16 : FA_F16;
         const fa_dtype wide = is_e4m3 ? FA_BF16 : type;
-        int cache_rows = batch;
-        if (kv_batch_idx) cache_rows = *std::max_element(kv_batch_idx, kv_batch_idx + batch) + 1;
-        const int first = page_table ? num_pages : cache_rows;
+        if ((rotary_cos || rotary_sin) && (rotary_dim < 0 || rotary_dim % 2))
+            refuse(FA_INVALID, "rotary_dim is %d; expected an even number", rotary_dim);
+        std::int64_t cache_rows = batch;
+        if (kv_batch_idx)
+            cache_rows = std::int64_t{*std::max_element(kv_batch_idx, kv_batch_idx + batch)} + 1;
+        const std::int64_t first = page_table ? num_pages : cache_rows;
         const int second = page_table ? page_size : seqlen_k;
         fa_fwd_params p = fa_fwd_defaults();
         p.flags =
@@ -90,8 +93,8 @@ void mha_fwd_standalone(void* q, void* k, void* v, void* k_new, void* v_new, voi
         p.page_table_columns = max_pages_per_seq;
         p.max_seqlen_q = max_seqlen_q;
         p.max_seqlen_k = max_seqlen_k;
-        p.window_left = std::max(window_left, -1);
-        p.window_right = std::max(window_right, -1);
+        p.window_left = window_left;
+        p.window_right = window_right;
         p.attention_chunk = attention_chunk;
         p.num_splits = num_splits;
         p.pack_gqa = pack_gqa;

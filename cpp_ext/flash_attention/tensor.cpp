@@ -64,6 +64,17 @@ bool has_elements(const fa_tensor& t) {
 
 bool is_there(const fa_tensor& t) { return t.data || (t.rank != 0 && !has_elements(t)); }
 
+void settle_strides(fa_tensor& t) {
+    if (!has_elements(t)) return;
+    std::int64_t contiguous = 1;
+    for (int i = t.rank; i-- > 0;) {
+        if (t.shape[i] == 1) t.stride[i] = contiguous;
+        // No memory holds so much: the dimension itself will be refused.
+        if (__builtin_mul_overflow(t.shape[i], t.stride[i], &contiguous) || contiguous < 0)
+            contiguous = 0;
+    }
+}
+
 void check_tensor(const fa_tensor& t, const char* name, Types types, int rank, bool any_stride) {
     if (t.rank != rank)
         refuse(FA_INVALID, "%s.rank is %d; expected %d dimensions", name, t.rank, rank);
@@ -116,7 +127,7 @@ void check_distinct(const fa_tensor& t, const char* name) {
 
 Range range_of(const fa_tensor& t, const char* name) {
     const auto begin = reinterpret_cast<std::uintptr_t>(t.data);
-    if (!has_elements(t)) return {name, begin, begin};
+    if (!t.data || !has_elements(t)) return {name, begin, begin};
     const auto last = static_cast<std::size_t>(extent(t));
     if (t.type == FA_Q8_0) return {name, begin, begin + (last / 32 + 1) * 34};
     return {name, begin, begin + bytes_of(t.type, last + 1)};

@@ -29,6 +29,9 @@ bool has_elements(const fa_tensor& t);
 // Whether the caller gave that tensor: an empty one may have no data.
 bool is_there(const fa_tensor& t);
 
+// Gives dimensions of one element, whose strides have no meaning, those of contiguous rows.
+void settle_strides(fa_tensor& t);
+
 // Refuses a tensor whose type, rank, sizes, strides or alignment cannot be right, by name.
 void check_tensor(const fa_tensor& t, const char* name, Types types, int rank,
                   bool any_stride = false);
@@ -37,7 +40,7 @@ void check_size(const fa_tensor& t, const char* name, int i, std::size_t n, cons
 // Refuses a tensor of which two elements lie at the same place.
 void check_distinct(const fa_tensor& t, const char* name);
 
-// The memory from the first to the last byte of a tensor.
+// The memory from the first to the last byte of a tensor; nothing if there is none.
 struct Range {
     const char* name;
     std::uintptr_t begin, end;
