@@ -2,7 +2,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <tuple>
+#include <utility>
 
 #include "flash_attention/call.h"
 #include "flash_attention/divide.h"
@@ -17,12 +17,41 @@ constexpr std::uint32_t known_flags =
 constexpr std::int32_t most_splits = 256;
 constexpr std::int64_t most_table = std::int64_t{1} << 46;  // numbers of a page table
 
+// The tensors of a call, by name.
+constexpr std::pair<fa_tensor fa_fwd_params::*, const char*> tensors[] = {
+    {&fa_fwd_params::q, "q"},
+    {&fa_fwd_params::k, "k"},
+    {&fa_fwd_params::v, "v"},
+    {&fa_fwd_params::k_new, "k_new"},
+    {&fa_fwd_params::v_new, "v_new"},
+    {&fa_fwd_params::q_v, "q_v"},
+    {&fa_fwd_params::out, "out"},
+    {&fa_fwd_params::lse, "lse"},
+    {&fa_fwd_params::sinks, "sinks"},
+    {&fa_fwd_params::rotary_cos, "rotary_cos"},
+    {&fa_fwd_params::rotary_sin, "rotary_sin"},
+    {&fa_fwd_params::q_descale, "q_descale"},
+    {&fa_fwd_params::k_descale, "k_descale"},
+    {&fa_fwd_params::v_descale, "v_descale"}};
+
+// The arrays of numbers, and how many more than one for each sequence; page_table has its own size.
+constexpr struct {
+    const std::int32_t* fa_fwd_params::* member;
+    const char* name;
+    std::size_t more = 0;
+} arrays[] = {{&fa_fwd_params::cu_seqlens_q, "cu_seqlens_q", 1},
+              {&fa_fwd_params::cu_seqlens_k, "cu_seqlens_k", 1},
+              {&fa_fwd_params::cu_seqlens_k_new, "cu_seqlens_k_new", 1},
+              {&fa_fwd_params::seqused_q, "seqused_q"},
+              {&fa_fwd_params::seqused_k, "seqused_k"},
+              {&fa_fwd_params::page_table, "page_table"},
+              {&fa_fwd_params::kv_batch_idx, "kv_batch_idx"},
+              {&fa_fwd_params::leftpad_k, "leftpad_k"},
+              {&fa_fwd_params::seqlens_rotary, "seqlens_rotary"}};
+
 // The caller's struct, which a newer header than this one may have described.
 fa_fwd_params own_copy(const fa_fwd_params* params) {
-    if (!params) refuse(FA_INVALID, "params is NULL");
-    if (reinterpret_cast<std::uintptr_t>(params) % alignof(fa_fwd_params) != 0)
-        refuse(FA_INVALID, "params is %p; expected a multiple of %zu",
-               static_cast<const void*>(params), alignof(fa_fwd_params));
+    check_address(params, alignof(fa_fwd_params), "params");
     const std::size_t given = params->struct_size;
     constexpr std::size_t known = sizeof(fa_fwd_params);
     if (given < known)
@@ -47,13 +76,6 @@ void check_between(long long value, long long least, long long most, const char*
         refuse(FA_INVALID, "%s is %lld; expected %lld to %lld", name, value, least, most);
 }
 
-// An array of 32-bit numbers, which may be null.
-void check_array(const std::int32_t* array, const char* name) {
-    if (reinterpret_cast<std::uintptr_t>(array) % alignof(std::int32_t) != 0)
-        refuse(FA_INVALID, "%s is %p; expected a multiple of 4", name,
-               static_cast<const void*>(array));
-}
-
 void check_numbers(const fa_fwd_params& p) {
     if (p.flags & ~known_flags)
         refuse(FA_UNSUPPORTED, "params.flags is 0x%x; this library knows 0x%x", p.flags,
@@ -73,15 +95,8 @@ void check_numbers(const fa_fwd_params& p) {
     if (!(p.softcap >= 0.0f && std::isfinite(p.softcap)))
         refuse(FA_INVALID, "softcap is %g; expected 0 or a positive number",
                static_cast<double>(p.softcap));
-    check_array(p.cu_seqlens_q, "cu_seqlens_q");
-    check_array(p.cu_seqlens_k, "cu_seqlens_k");
-    check_array(p.cu_seqlens_k_new, "cu_seqlens_k_new");
-    check_array(p.seqused_q, "seqused_q");
-    check_array(p.seqused_k, "seqused_k");
-    check_array(p.page_table, "page_table");
-    check_array(p.kv_batch_idx, "kv_batch_idx");
-    check_array(p.leftpad_k, "leftpad_k");
-    check_array(p.seqlens_rotary, "seqlens_rotary");
+    for (const auto& [member, name, more] : arrays)
+        if (p.*member) check_address(p.*member, alignof(std::int32_t), name);
 }
 
 // b, by batch or by the first tensor that has a dimension for it.
@@ -230,13 +245,11 @@ void check_rotary(Call& c, Use use) {
         refuse(FA_UNSUPPORTED, "rotary_cos with e4m3: what is rotated would be rounded again");
 }
 
-void check_new_keys(Call& c, Use use) {
+void check_new_keys(Call& c) {
     const fa_fwd_params& p = c.p;
     c.appends = is_there(p.k_new) || is_there(p.v_new);
     if (!c.appends) {
         if (p.cu_seqlens_k_new) refuse(FA_INVALID, "cu_seqlens_k_new is there, but no k_new");
-        if (use == Use::append)
-            refuse(FA_INVALID, "k_new.data is NULL: there is nothing to append");
         return;
     }
     const int rank = p.cu_seqlens_k_new ? 3 : 4;
@@ -260,23 +273,6 @@ void check_new_keys(Call& c, Use use) {
     check_distinct(p.v, "v");
 }
 
-// The tensors of a call, by name.
-constexpr std::pair<fa_tensor fa_fwd_params::*, const char*> tensors[] = {
-    {&fa_fwd_params::q, "q"},
-    {&fa_fwd_params::k, "k"},
-    {&fa_fwd_params::v, "v"},
-    {&fa_fwd_params::k_new, "k_new"},
-    {&fa_fwd_params::v_new, "v_new"},
-    {&fa_fwd_params::q_v, "q_v"},
-    {&fa_fwd_params::out, "out"},
-    {&fa_fwd_params::lse, "lse"},
-    {&fa_fwd_params::sinks, "sinks"},
-    {&fa_fwd_params::rotary_cos, "rotary_cos"},
-    {&fa_fwd_params::rotary_sin, "rotary_sin"},
-    {&fa_fwd_params::q_descale, "q_descale"},
-    {&fa_fwd_params::k_descale, "k_descale"},
-    {&fa_fwd_params::v_descale, "v_descale"}};
-
 Range range_of_array(const std::int32_t* array, std::size_t n, const char* name) {
     const auto begin = reinterpret_cast<std::uintptr_t>(array);
     if (!array) return {name, begin, begin};
@@ -292,20 +288,14 @@ template <class F>
 void for_memory(const Call& c, F&& f) {
     const fa_fwd_params& p = c.p;
     for (const auto& [member, name] : tensors) f(range_of(p.*member, name), member);
-    const std::size_t b = c.batch;
-    const auto stride = static_cast<std::size_t>(p.page_table_stride),
-               columns = static_cast<std::size_t>(p.page_table_columns);
-    const std::size_t of_table = b && c.page_size ? (b - 1) * stride + columns : 0;
-    for (const auto& [array, n, name] : {std::tuple{p.cu_seqlens_q, b + 1, "cu_seqlens_q"},
-                                         {p.cu_seqlens_k, b + 1, "cu_seqlens_k"},
-                                         {p.cu_seqlens_k_new, b + 1, "cu_seqlens_k_new"},
-                                         {p.seqused_q, b, "seqused_q"},
-                                         {p.seqused_k, b, "seqused_k"},
-                                         {p.page_table, of_table, "page_table"},
-                                         {p.kv_batch_idx, b, "kv_batch_idx"},
-                                         {p.leftpad_k, b, "leftpad_k"},
-                                         {p.seqlens_rotary, b, "seqlens_rotary"}})
-        f(range_of_array(array, n, name), nullptr);
+    const std::size_t of_table =
+        c.page_size && c.batch ? (c.batch - 1) * static_cast<std::size_t>(p.page_table_stride) +
+                                     static_cast<std::size_t>(p.page_table_columns)
+                               : 0;
+    for (const auto& [member, name, more] : arrays) {
+        const std::size_t n = member == &fa_fwd_params::page_table ? of_table : c.batch + more;
+        f(range_of_array(p.*member, n, name), nullptr);
+    }
 }
 
 // What is written overlaps nothing else.
@@ -341,7 +331,7 @@ Call checked_call(const fa_fwd_params* params, Use use) {
     }
     check_cache(c);
     check_dims(c, use);
-    check_new_keys(c, use);
+    check_new_keys(c);
     check_rotary(c, use);
     if (use == Use::forward) {
         check_outputs(c);

@@ -26,6 +26,11 @@ struct Call {
     bool appends, causal;
     std::size_t left, right, chunk;  // windows as in AttentionTask
     float scale;
+
+    // Whether a rotated query stands at a position of its own, or all at that of the first new key.
+    bool rotates_by_query() const {
+        return chunk || left != unlimited_window || right != unlimited_window;
+    }
 };
 
 // Where one sequence lies, in rows.

@@ -78,10 +78,7 @@ void combine_row(const KernelTable& table, const fa_combine_params& p, std::size
 }  // namespace
 
 void combine(const KernelTable& table, int threads, const fa_combine_params* params) {
-    if (!params) refuse(FA_INVALID, "params is NULL");
-    if (reinterpret_cast<std::uintptr_t>(params) % alignof(fa_combine_params) != 0)
-        refuse(FA_INVALID, "params is %p; expected a multiple of %zu",
-               static_cast<const void*>(params), alignof(fa_combine_params));
+    check_address(params, alignof(fa_combine_params), "params");
     if (params->struct_size != sizeof(fa_combine_params))
         refuse(FA_INVALID, "params.struct_size is %u; expected sizeof(fa_combine_params), %zu",
                params->struct_size, sizeof(fa_combine_params));

@@ -220,10 +220,8 @@ class Forward {
                              row + c_.k_dim);
             }
             if (!c_.rotary_dim) continue;
-            const bool is_local =
-                c_.chunk || c_.left != unlimited_window || c_.right != unlimited_window;
-            rotate_rows(table_, c_, s.rotary + (is_local ? t : 0), run.n_heads, c_.query_dim,
-                        of_token, floats + scratch_.angles);
+            rotate_rows(table_, c_, s.rotary + (c_.rotates_by_query() ? t : 0), run.n_heads,
+                        c_.query_dim, of_token, floats + scratch_.angles);
         }
     }
 

@@ -42,9 +42,7 @@ void check_rotation(const Call& c, std::size_t b) {
     const Sequence s = sequence(c, b);
     const char* name = p.seqlens_rotary ? "seqlens_rotary" : "seqused_k";
     const std::int32_t first = (p.seqlens_rotary ? p.seqlens_rotary : p.seqused_k)[b];
-    const bool ahead =
-        c.causal || c.left != unlimited_window || c.right != unlimited_window || c.chunk;
-    std::size_t n = ahead && s.n_q > s.n_new ? s.n_q : s.n_new;
+    std::size_t n = c.rotates_by_query() && s.n_q > s.n_new ? s.n_q : s.n_new;
     if (n == 0 && s.n_q) n = 1;
     const std::size_t rows = size(p.rotary_cos, 0);
     if (first < 0 || (n && s.rotary + n > rows))

@@ -64,6 +64,12 @@ bool has_elements(const fa_tensor& t) {
 
 bool is_there(const fa_tensor& t) { return t.data || (t.rank != 0 && !has_elements(t)); }
 
+void check_address(const void* pointer, std::size_t alignment, const char* name) {
+    if (!pointer) refuse(FA_INVALID, "%s is NULL", name);
+    if (reinterpret_cast<std::uintptr_t>(pointer) % alignment != 0)
+        refuse(FA_INVALID, "%s is %p; expected a multiple of %zu", name, pointer, alignment);
+}
+
 void settle_strides(fa_tensor& t) {
     if (!has_elements(t)) return;
     std::int64_t contiguous = 1;

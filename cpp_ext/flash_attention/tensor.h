@@ -32,6 +32,8 @@ bool is_there(const fa_tensor& t);
 // Gives dimensions of one element, whose strides have no meaning, those of contiguous rows.
 void settle_strides(fa_tensor& t);
 
+// Refuses a pointer that is null or not aligned.
+void check_address(const void* pointer, std::size_t alignment, const char* name);
 // Refuses a tensor whose type, rank, sizes, strides or alignment cannot be right, by name.
 void check_tensor(const fa_tensor& t, const char* name, Types types, int rank,
                   bool any_stride = false);
