@@ -1,5 +1,5 @@
-// Products of quantised weights with many rows of activations of 8 bits, for an ISA that makes its
-// dot product of several instructions (AVX2) or multiplies rows by rows (ARM's i8mm).
+// Products of quantised weights with many rows of activations of 8 bits, for an ISA that gains by
+// unpacking weights first: see unpacked_products.h.
 //
 // Two groups of weights are unpacked to bytes, a piece at a time that stays in L1, and all tiles of
 // activations pass over the piece.  So unpacking costs next to nothing, and an activation that is

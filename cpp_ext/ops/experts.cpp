@@ -147,17 +147,16 @@ void sparsemixer(const KernelTable& table, const float* logits, std::span<float>
                  std::span<float> near, std::span<float> experts, float* chosen) {
     for (std::size_t e = 0; e < ranks.size(); ++e) ranks[e] = rank(logits[e]);
     for (std::size_t u = 0; u < experts.size(); ++u) {
-        const auto best = std::max_element(ranks.begin(), ranks.end()) - ranks.begin();
+        const std::size_t best = take_best(ranks);
         const float m = logits[best];
         for (std::size_t e = 0; e < ranks.size(); ++e) {
             const float x = logits[e];
             const bool far = (m - x) / std::max(std::fabs(x), m) > sparsemixer_band;
-            near[e] = ranks[e] == taken || far ? taken : x;
+            near[e] = far || (ranks[e] == taken && e != best) ? taken : x;
         }
         table.softmax(near.data(), near.data(), 1, near.size(), false);
         experts[u] = static_cast<float>(best);
-        chosen[u] = near[static_cast<std::size_t>(best)];
-        ranks[static_cast<std::size_t>(best)] = taken;
+        chosen[u] = near[best];
     }
 }
 
