@@ -38,7 +38,8 @@ __all__ = [
 ]
 
 Normed = Literal["", "heads", "rows", "rotated heads"]
-Activation = Literal["silu", "gelu", "relu"]  # of what multiplies the up values: SwiGLU, GEGLU, ...
+# Of what multiplies the up values: SwiGLU, GEGLU, ...
+Activation = Literal["silu", "gelu", "gelu_erf", "relu"]
 Half = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer], Buffer]  # of a layer
 # Attention of rotated queries over the keys that are kept: of (graph, config, layer, q, h).
 Attend = Callable[[GraphBuilder, ModelConfig, LayerConfig, Buffer, Buffer], Buffer]
@@ -326,6 +327,8 @@ def gated(
         return g.multiply(act, g.clamp(up, -limit, limit, out=up), out=act)
     if activation == "relu":
         return g.multiply(g.clamp(gate, 0.0, _UNLIMITED, out=gate), up, out=gate)
+    if activation == "gelu_erf":
+        return g.multiply(g.gelu_erf(gate, out=gate), up, out=gate)
     return g.geglu(gate, up) if activation == "gelu" else g.swiglu(gate, up)
 
 

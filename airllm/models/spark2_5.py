@@ -48,11 +48,7 @@ def layer(c: ModelConfig, activations: Activations, layer: LayerConfig) -> Graph
 
 def _feed_forward(g: GraphBuilder, c: ModelConfig, layer: LayerConfig, h: Buffer) -> Buffer:
     """GELU as it is defined, by the error function."""
-    hidden, ffn = c.hidden_size, c.intermediate_size
-    gate = g.linear(h, g.weight("ffn_gate", ffn, hidden))  # [n, ffn]
-    up = g.linear(h, g.weight("ffn_up", ffn, hidden))
-    act = g.multiply(g.gelu_erf(gate, out=gate), up, out=up)
-    return g.linear(act, g.weight("ffn_down", hidden, ffn))
+    return blocks.glu_mlp(g, c, h, activation="gelu_erf")
 
 
 FAMILY = Family(("spark2_5",), (), configure, layer, rotations=rotations)
