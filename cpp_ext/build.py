@@ -27,7 +27,7 @@ from headers import (
     python_headers,
     xsimd_headers,
 )
-from isas import ISAS, PARTS, Isa, isas_for, parts_of
+from isas import EVERY_PART, ISAS, Isa, isas_for, parts_of
 from targets import TARGETS as TARGETS
 from targets import Target
 
@@ -84,7 +84,7 @@ BINDING_SOURCES = {
 }
 
 
-def compiled_isas(isas: Sequence[Isa], kept: Sequence[str] = PARTS) -> str:
+def compiled_isas(isas: Sequence[Isa], kept: Sequence[str] = EVERY_PART) -> str:
     """The macro that tells dispatch.cpp which ISAs there are, what they need of the CPU, and the
     functions that fill in the kept parts of their tables."""
     lines = []
@@ -96,7 +96,7 @@ def compiled_isas(isas: Sequence[Isa], kept: Sequence[str] = PARTS) -> str:
 
 
 def core_units(
-    toolchain: Toolchain, isas: Sequence[Isa], folder: Path, parts: Sequence[str] = PARTS
+    toolchain: Toolchain, isas: Sequence[Isa], folder: Path, parts: Sequence[str] = EVERY_PART
 ) -> list[Unit]:
     """Everything below the bindings: the kernels of each ISA, or parts of them, and what runs
     them."""

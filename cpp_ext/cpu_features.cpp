@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -24,6 +28,18 @@ std::uint64_t enabled_states() {
     return static_cast<std::uint64_t>(high) << 32 | low;
 }
 
+// Asks Linux for the tile registers: a process has none until it asks.  Threads and children
+// inherit the answer.
+bool request_tiles() {
+#if defined(__linux__)
+    constexpr long request_permission = 0x1023;  // ARCH_REQ_XCOMP_PERM, since Linux 5.16
+    constexpr long tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 CpuFeatures features_of(const CpuidLeaves& leaves) {
@@ -36,6 +52,8 @@ CpuFeatures features_of(const CpuidLeaves& leaves) {
     f.avx512 =
         zmm && all_set(leaves.leaf7_ebx, 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31);
     f.avx512vnni = zmm && all_set(leaves.leaf7_ecx, 1u << 11);
+    f.amx_int8 = zmm && all_set(leaves.states, 0x60000) &&  // tiles, and how they are set up
+                 all_set(leaves.leaf7_edx, 1u << 24 | 1u << 25);
     f.avxvnni = ymm && all_set(leaves.leaf7_1_eax, 1u << 4);
     return f;
 }
@@ -49,9 +67,12 @@ CpuFeatures detect_cpu_features() {
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
         leaves.leaf7_ebx = b;
         leaves.leaf7_ecx = c;
+        leaves.leaf7_edx = d;
         if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) leaves.leaf7_1_eax = a;
     }
-    return features_of(leaves);
+    CpuFeatures f = features_of(leaves);
+    f.amx_int8 = f.amx_int8 && request_tiles();
+    return f;
 }
 
 #elif defined(__aarch64__)

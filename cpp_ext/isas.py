@@ -12,6 +12,8 @@ PARTS = (
     *("rows", "attention", "plain", "packed", "activations"),
     *("quantized", "looked_up", "recurrent"),
 )
+EVERY_PART = (*PARTS, "tiles")
+"""With those that few ISAs have."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Isa:
     flags: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     parts: tuple[str, ...] = PARTS
-    """Those that differ from the base's."""
+    """Those that differ from the base's. One that is none of `PARTS` comes last, and replaces
+    entries that others filled in."""
     base: str = ""
     """The ISA that has the other parts."""
 
@@ -31,6 +34,12 @@ class Isa:
 _X86 = ("x86_64", "AMD64")
 _ARM = ("aarch64", "arm64")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (
+    *_AVX2,
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd", "-mavx512vnni"),
+    "-mprefer-vector-width=512",
+)
+_NEEDS_AVX512 = ("avx2", "fma", "f16c", "avx512", "avx512vnni")
 
 # From the slowest to the fastest.
 ISAS = (
@@ -45,15 +54,14 @@ ISAS = (
         ("packed", "quantized", "looked_up"),
         "avx2",
     ),
+    Isa("avx512", _X86, _AVX512, _NEEDS_AVX512),
     Isa(
-        "avx512",
+        "amx",
         _X86,
-        (
-            *_AVX2,
-            *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd", "-mavx512vnni"),
-            "-mprefer-vector-width=512",
-        ),
-        ("avx2", "fma", "f16c", "avx512", "avx512vnni"),
+        (*_AVX512, "-mamx-tile", "-mamx-int8"),
+        (*_NEEDS_AVX512, "amx_int8"),
+        ("tiles",),
+        "avx512",
     ),
     Isa("neon", _ARM, (), ("neon",)),
     Isa(
@@ -78,7 +86,8 @@ ISAS = (
 def parts_of(isa: Isa) -> list[tuple[Isa, str]]:
     """Its parts, each with the ISA that has it."""
     base = next((other for other in ISAS if other.name == isa.base), isa)
-    return [(isa if part in isa.parts else base, part) for part in PARTS]
+    own = [(isa, part) for part in isa.parts if part not in PARTS]
+    return [*((isa if part in isa.parts else base, part) for part in PARTS), *own]
 
 
 def isas_for(machine: str, only: str | None = None) -> tuple[Isa, ...]:

@@ -82,25 +82,28 @@ def native_isas():
     return isas.isas_for(build.Toolchain.native().machine, ",".join(names))
 
 
-def with_avxvnni_by_avx512():
-    """The same ISAs, where the CPU has the one instruction of AVX-VNNI only as AVX-512VL's, of
-    another name: the kernels of AVX-VNNI run with that, so that everything else is tested. None
-    where nothing is to be replaced."""
-    flags, given = cpu_flags(), native_isas()
-    wanted = {"avx512_vnni", "avx512vl"} <= flags and "avx_vnni" not in flags
-    if not wanted or "avxvnni" not in [isa.name for isa in given]:
-        return None
+def with_stand_ins():
+    """The same ISAs, where the CPU lacks instructions that others stand in for, so that everything
+    else of the kernels is tested: for AVX-VNNI's, AVX-512VL's of another name; for AMX's, plain
+    C++. Returns the names of these ISAs, and all."""
+    flags, given = cpu_flags(), {isa.name: isa for isa in native_isas()}
     header = str(ROOT / "tests/cpp/avxvnni_by_avx512.h")
-    return tuple(
-        dataclasses.replace(
+    own = {
+        "avxvnni": ("avx_vnni", ("-include", header), ("-mavxvnni",)),
+        "amx": ("amx_int8", ("-DTENSOR_OPS_PLAIN_TILES",), ("-mamx-tile", "-mamx-int8")),
+    }
+    replaced = []
+    if {"avx512_vnni", "avx512vl"} <= flags:
+        replaced = [name for name in own if name in given and own[name][0] not in flags]
+    for name in replaced:
+        _, instead, without = own[name]
+        isa = given[name]
+        given[name] = dataclasses.replace(
             isa,
-            flags=(*isa.flags[:-1], "-include", header),
-            needs=(*isa.needs[:-1], "avx512vnni"),
+            flags=(*(flag for flag in isa.flags if flag not in without), *instead),
+            needs=given["avx512"].needs,
         )
-        if isa.name == "avxvnni"
-        else isa
-        for isa in given
-    )
+    return replaced, tuple(given.values())
 
 
 def native():

@@ -10,7 +10,7 @@ RUN = (
     "x = np.linspace(-3, 3, 50, dtype=np.float32); "
     "assert abs(float(ops.silu(x).sum()) - float((x / (1 + np.exp(-x))).sum())) < 1e-4; "
 )
-KNOWN = ["scalar", "avx2", "avxvnni", "avx512", "neon", "neon_dotprod", "neon_i8mm"]
+KNOWN = ["scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon_dotprod", "neon_i8mm"]
 
 
 @pytest.fixture(autouse=True)

@@ -95,7 +95,7 @@ def _elementwise(sizes: Sizes) -> Iterator[Contest]:
 def _float_products(sizes: Sizes, isa: str) -> Iterator[Contest]:
     """matmul (x @ w) and linear (x @ w.T, as models store w)."""
     gemv = (Target("read", 0.90, 0.97), Target("numpy", 1.0))
-    peer = 1.4 if isa == "avx512" else 1.0
+    peer = 1.4 if isa in ("avx512", "amx") else 1.0
     gemm = (Target("numpy", peer), Target("torch", peer), Target("multiply_add", None, 0.85))
     k = sizes.hidden
     for rows in (1, *sizes.gemm_rows):

@@ -58,9 +58,12 @@ namespace {
 constexpr std::uint32_t fma_bit = 1u << 12, f16c_bit = 1u << 29, avx2_bit = 1u << 5;
 constexpr std::uint32_t avx512_bits[] = {1u << 16, 1u << 17, 1u << 28, 1u << 30, 1u << 31};
 constexpr std::uint64_t avx_state = 1u << 2, zmm_states[] = {1u << 5, 1u << 6, 1u << 7};
+constexpr std::uint32_t amx_bits[] = {1u << 24, 1u << 25};
+constexpr std::uint64_t tile_states[] = {1u << 17, 1u << 18};
 constexpr tensor_ops::CpuidLeaves everything{.leaf1_ecx = ~0u,
                                              .leaf7_ebx = ~0u,
                                              .leaf7_ecx = ~0u,
+                                             .leaf7_edx = ~0u,
                                              .leaf7_1_eax = ~0u,
                                              .states = ~std::uint64_t{0}};
 
@@ -75,13 +78,15 @@ std::string features(const tensor_ops::CpuidLeaves& leaves) {
     add(f.avxvnni, "avxvnni ");
     add(f.avx512, "avx512 ");
     add(f.avx512vnni, "avx512vnni ");
+    add(f.amx_int8, "amx_int8 ");
     return names;
 }
 
 }  // namespace
 
 TEST(a_cpu_has_the_features_whose_bits_are_set) {
-    check::equal(features(everything), std::string("fma f16c avx2 avxvnni avx512 avx512vnni "),
+    check::equal(features(everything),
+                 std::string("fma f16c avx2 avxvnni avx512 avx512vnni amx_int8 "),
                  "of a CPU with everything");
     check::equal(features({.states = ~std::uint64_t{0}}), std::string(), "of a CPU with nothing");
     tensor_ops::CpuidLeaves one{.states = ~std::uint64_t{0}};
@@ -104,7 +109,16 @@ TEST(avx512_is_all_five_parts_of_it) {
     for (const std::uint32_t missing : avx512_bits) {
         tensor_ops::CpuidLeaves leaves = everything;
         leaves.leaf7_ebx &= ~missing;
-        check::equal(features(leaves), std::string("fma f16c avx2 avxvnni avx512vnni "),
+        check::equal(features(leaves), std::string("fma f16c avx2 avxvnni avx512vnni amx_int8 "),
+                     "without a part");
+    }
+}
+
+TEST(amx_is_its_registers_and_its_products_of_bytes) {
+    for (const std::uint32_t missing : amx_bits) {
+        tensor_ops::CpuidLeaves leaves = everything;
+        leaves.leaf7_edx &= ~missing;
+        check::equal(features(leaves), std::string("fma f16c avx2 avxvnni avx512 avx512vnni "),
                      "without a part");
     }
 }
@@ -120,6 +134,11 @@ TEST(what_the_system_does_not_save_is_not_used) {
         leaves.states = ~missing;
         check::equal(features(leaves), std::string("fma f16c avx2 avxvnni "),
                      "without a state of AVX-512");
+    }
+    for (const std::uint64_t missing : tile_states) {
+        leaves.states = ~missing;
+        check::equal(features(leaves), std::string("fma f16c avx2 avxvnni avx512 avx512vnni "),
+                     "without a state of AMX");
     }
 }
 

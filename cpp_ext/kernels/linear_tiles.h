@@ -1,0 +1,234 @@
+// Products of quantised weights with many rows of activations by tile registers: see amx.h.
+//
+// A piece of a group of weights is unpacked to signed bytes, which stays in L1, and all tiles of
+// activations pass over it.  A register's sums of a block are stored and read again as vectors,
+// because only these meet scales.  Floats are added in the order of linear_quantized.h: a row has
+// the same numbers among few and many rows, and with and without tiles.
+#pragma once
+
+#include "kernels/group_reader.h"
+#include "kernels/tile_activations.h"
+
+namespace tensor_ops {
+namespace {
+
+// What the products by tiles need to know of a type and of activations.  Types with the same form
+// share them.  An unpacked block of a group has `vectors` vectors: its codes, then the others, each
+// from the index of that name on.
+struct TileForm {
+    std::size_t digits;
+    std::size_t subs;  // parts of a block with scales of their own
+    bool d_apart;      // see GroupReader
+    bool has_min;
+
+    static constexpr std::size_t scale() { return 8; }
+    constexpr std::size_t minimum() const { return scale() + subs; }
+    constexpr std::size_t d() const { return minimum() + (has_min ? subs : 0); }
+    constexpr std::size_t d_min() const { return d() + 1; }
+    constexpr std::size_t vectors() const { return d() + (d_apart ? 2 : 0); }
+    constexpr std::size_t sums() const { return subs * digits; }
+    constexpr std::size_t columns() const { return quant_block / subs; }
+    constexpr std::size_t record() const { return (digits * quant_block + 16) * tile_side; }
+};
+
+template <class Isa, DType Type>
+constexpr TileForm tile_form(std::size_t digits) {
+    const Format format = product_format(Type);
+    return {.digits = digits,
+            .subs = quant_block / format.sub,
+            .d_apart = GroupReader<Isa, Type>::d_apart,
+            .has_min = format.has_min};
+}
+
+// Blocks of a piece: with those of a tile of activations, and the sums, half of an L1 cache.
+inline constexpr std::size_t tile_piece_blocks = 16;
+// Rows whose sums are kept while the pieces of a group pass.
+inline constexpr std::size_t tile_max_rows = 256;
+
+// Unpacks `blocks` blocks of a group from `first` on, to [blocks][vectors].
+template <class Isa>
+using UnpackTiles = void(const PackedView& w, std::size_t group, std::size_t first,
+                         std::size_t blocks, Floats<Isa>* to);
+template <class Isa, DType Type>
+[[gnu::noinline]] void unpack_tiles(const PackedView& w, std::size_t group, std::size_t first,
+                                    std::size_t blocks, Floats<Isa>* to) {
+    using I = Ints<Isa>;
+    constexpr Format format = product_format(Type);
+    constexpr TileForm form = tile_form<Isa, Type>(1);  // digits do not matter
+    // The values themselves: they fit in a byte, whatever bias other products need.
+    const auto values = [](I codes) {
+        auto bytes = xsimd::bitwise_cast<std::int8_t>(codes);
+        if constexpr (format.step == 2) bytes += bytes;
+        bytes -= static_cast<std::int8_t>(product_bias<Isa>(Type));
+        return xsimd::bitwise_cast<float>(bytes);
+    };
+    const GroupReader<Isa, Type> reader(w, group);
+    for (std::size_t b = first; b < first + blocks; ++b, to += form.vectors()) {
+        reader.fetch_ahead(b);
+        const auto head = reader.load_head(b);
+        const auto scales = reader.template load_scales<form.d_apart>(b, head);
+        unroll<4>([&](auto pair) __attribute__((always_inline)) {
+            I even, odd;
+            reader.template codes<pair>(b, scales, even, odd);
+            to[2 * pair] = values(even);
+            to[2 * pair + 1] = values(odd);
+        });
+        for (std::size_t i = 0; i < form.subs; ++i) {
+            to[form.scale() + i] = scales.scale[i];
+            if constexpr (form.has_min) to[form.minimum() + i] = scales.minimum[i];
+        }
+        if constexpr (form.d_apart) {
+            to[form.d()] = head.d;
+            if constexpr (form.has_min) to[form.d_min()] = head.d_min;
+        }
+    }
+}
+
+// The sums of a tile of rows by one group.
+template <class Isa>
+struct RowTotals {
+    Floats<Isa> of[tile_side];
+};
+
+// The products of a piece of one group with the same blocks of a tile of activations.
+template <class Isa, TileForm Form>
+class TileProduct {
+    using F = Floats<Isa>;
+    using I = Ints<Isa>;
+    // Blocks whose sums are in registers at once.
+    static constexpr std::size_t batch = 4 / Form.sums();
+    struct alignas(64) Sums {
+        std::int32_t of[batch][Form.subs][Form.digits][tile_side][tile_side];
+    };
+
+ public:
+    // total += products.
+    [[gnu::noinline]] static void add(Tiles& tiles, const F* w, std::size_t blocks,
+                                      const std::byte* x, RowTotals<Isa>& total) {
+        // While the floats of one batch are added, the products of the next are under way.
+        Sums sums[2];
+        RowTotals<Isa> in_registers = total;
+        multiply(tiles, w, blocks, x, sums[0]);
+        for (std::size_t b = 0; b < blocks; b += batch) {
+            const std::size_t next = b + batch;
+            if (next < blocks)
+                multiply(tiles, w + next * Form.vectors(), blocks - next, x + next * Form.record(),
+                         sums[next / batch % 2]);
+            for (std::size_t i = 0; i < std::min(batch, blocks - b); ++i)
+                add_block(sums[b / batch % 2], i, w + (b + i) * Form.vectors(),
+                          x + (b + i) * Form.record(), in_registers);
+        }
+        total = in_registers;
+    }
+
+ private:
+    [[gnu::always_inline]] static void multiply(Tiles& tiles, const F* w, std::size_t left,
+                                                const std::byte* x, Sums& sums) {
+        unroll<batch>([&](auto block) __attribute__((always_inline)) {
+            if (block >= left) return;
+            unroll<Form.subs>([&](auto sub) __attribute__((always_inline)) {
+                constexpr int w_tile = 6 + (block + sub) % 2;
+                tiles.template load<w_tile>(w + block * Form.vectors() + sub * Form.columns() / 4,
+                                            sizeof(F));
+                unroll<Form.digits>([&](auto digit) __attribute__((always_inline)) {
+                    constexpr int sum = (block * Form.subs + sub) * Form.digits + digit;
+                    constexpr int x_tile = 4 + sum % 2;
+                    tiles.template load<x_tile>(
+                        x + block * Form.record() + digit * quant_block + sub * Form.columns(),
+                        Form.digits * quant_block);
+                    tiles.template zero<sum>();
+                    tiles.template multiply<sum, x_tile, w_tile>();
+                    tiles.template store<sum>(sums.of[block][sub][digit]);
+                });
+            });
+        });
+    }
+
+    [[gnu::always_inline]] static void add_block(const Sums& sums, std::size_t block, const F* w,
+                                                 const std::byte* x, RowTotals<Isa>& total) {
+        const std::byte* tail = x + Form.digits * quant_block * tile_side;
+        const auto x_float = [&](std::size_t kind, std::size_t r) {
+            return F(read<float>(tail + 4 * (kind * tile_side + r)));
+        };
+        const auto products = [&](std::size_t sub, std::size_t r) {
+            I exact = I::load_aligned(sums.of[block][sub][0][r]);
+            if constexpr (Form.digits == 2)
+                exact = (exact << 8) + I::load_aligned(sums.of[block][sub][1][r]);
+            return xsimd::to_float(exact);
+        };
+        float code_sums[2][tile_side];  // of both halves of the block
+        if constexpr (Form.d_apart && Form.has_min) {
+            const auto integers = [&](std::size_t kind) {
+                return I::load_unaligned(
+                    reinterpret_cast<const std::int32_t*>(tail + 4 * kind * tile_side));
+            };
+            xsimd::to_float(integers(3)).store_unaligned(code_sums[0]);
+            xsimd::to_float(integers(2) - integers(3)).store_unaligned(code_sums[1]);
+        }
+        unroll<tile_side>([&](auto r) __attribute__((always_inline)) {
+            F& sum = total.of[r];
+            const F d = x_float(0, r);
+            if constexpr (Form.d_apart) {
+                F whole = products(0, r) * w[Form.scale()];
+                whole = xsimd::fma(products(1, r), w[Form.scale() + 1], whole);
+                F value = w[Form.d()] * whole;
+                if constexpr (Form.has_min) {
+                    const F minima = xsimd::fma(w[Form.minimum() + 1], F(code_sums[1][r]),
+                                                w[Form.minimum()] * F(code_sums[0][r]));
+                    value = xsimd::fnma(w[Form.d_min()], minima, value);
+                }
+                sum = xsimd::fma(value, d, sum);
+            } else {
+                for (std::size_t sub = 0; sub < Form.subs; ++sub)
+                    sum = xsimd::fma(products(sub, r), w[Form.scale() + sub] * d, sum);
+                if constexpr (Form.has_min) sum = xsimd::fma(w[Form.minimum()], x_float(1, r), sum);
+            }
+        });
+    }
+};
+
+// `n_tiles` tiles of activations, at most tile_max_rows rows, by one group.
+template <class Isa, TileForm Form>
+[[gnu::noinline]] void multiply_tiles(Tiles& tiles, const PackedView& w, std::size_t group,
+                                      UnpackTiles<Isa>* unpack, const std::byte* xq,
+                                      std::size_t n_tiles, float* y, std::size_t y_stride) {
+    const std::size_t blocks = w.k / quant_block;
+    Floats<Isa> piece[tile_piece_blocks * Form.vectors()];
+    RowTotals<Isa> total[tile_max_rows / tile_side];
+    std::fill_n(total, n_tiles, RowTotals<Isa>{});
+    for (std::size_t b = 0; b < blocks; b += tile_piece_blocks) {
+        const std::size_t count = std::min(tile_piece_blocks, blocks - b);
+        unpack(w, group, b, count, piece);
+        for (std::size_t tile = 0; tile < n_tiles; ++tile)
+            TileProduct<Isa, Form>::add(tiles, piece, count,
+                                        xq + (tile * blocks + b) * Form.record(), total[tile]);
+    }
+    const std::size_t column = group * lanes<Isa>;
+    for (std::size_t r = 0; r < n_tiles * tile_side; ++r) {
+        const Floats<Isa> sum = total[r / tile_side].of[r % tile_side];
+        float* to = y + r * y_stride + column;
+        if (w.n - column >= lanes<Isa>)
+            sum.store_unaligned(to);
+        else
+            store_partial<Isa>(sum, to, w.n - column);
+    }
+}
+
+// The products of rows that fill tiles.
+template <class Isa, DType Type>
+void linear_tiles(Activations kind, const PackedView& w, const std::byte* xq, std::size_t rows,
+                  std::size_t first, std::size_t last, float* y, std::size_t y_stride) {
+    const std::size_t row_size = w.k / quant_block * quantized_block_bytes(kind);
+    with_digits(kind, [&](auto digits) {
+        constexpr TileForm form = tile_form<Isa, Type>(digits);
+        Tiles tiles(form.columns());
+        for (std::size_t r = 0; r < rows; r += tile_max_rows)
+            for (std::size_t g = first; g < last; ++g)
+                multiply_tiles<Isa, form>(tiles, w, g, unpack_tiles<Isa, Type>, xq + r * row_size,
+                                          std::min(rows - r, tile_max_rows) / tile_side,
+                                          y + r * y_stride, y_stride);
+    });
+}
+
+}  // namespace
+}  // namespace tensor_ops
