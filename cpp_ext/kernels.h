@@ -36,7 +36,7 @@ struct PackedView {
 enum class Activations : std::uint8_t { q8, q16, f32 };
 
 // Bytes of a block of 32 quantised activations; a row of k activations has k / 32 blocks.  See
-// kernels/activations.h for their layout, in which the rows of a tile are interleaved.
+// kernels/activations.h and tile_activations.h for their layout.
 static constexpr std::size_t quantized_block_bytes(Activations kind) {
     return (kind == Activations::q16 ? 64 : 32) + 4 * 4;
 }
@@ -312,7 +312,7 @@ struct KernelTable {
     void (*unpack)(const PackedView& w, std::size_t first, std::size_t last, float* y);
 
     // Rows of activations in a full tile.  The quantised kernels process a tile at once, and its
-    // rows are interleaved.
+    // rows lie together.
     std::size_t activation_tile;
     // Quantises rows [first, last) of x ([rows][k], k a multiple of 32) for linear_quantized;
     // `first` must be the first row of a tile.  In each block of 32, q = round(x / d), with
