@@ -61,7 +61,8 @@ struct ProductsIn16Bits {
         return format.product_bits == 8 ? 2 : 1;
     }
     static constexpr std::size_t steps(const Format& format) {
-        const std::size_t largest = (1u << (format.product_bits / planes(format))) - 1;
+        const auto bits = static_cast<std::size_t>(format.product_bits);
+        const std::size_t largest = (std::size_t{1} << bits / planes(format)) - 1;
         std::size_t steps = 8 / (quant_block / format.sub);
         while (steps * 2 * largest * 127 > INT16_MAX) steps /= 2;
         return steps;
