@@ -1,4 +1,4 @@
-"""Builds the extension tensor_ops_cpp. All other settings are in pyproject.toml.
+"""Builds tensor_ops_cpp and the attention library. All other settings are in pyproject.toml.
 
 Environment: CXX (the compiler; flags may follow), TENSOR_OPS_ISA (the ISAs to build,
 comma-separated), XSIMD_INCLUDE_DIR (the folder of xsimd's headers), AIRLLM_NO_EXTENSION=1 (no
@@ -17,7 +17,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.absolute()
+ATTENTION = "airllm.flash_attention.libflash_attn_standalone"
 sys.path.insert(0, str(ROOT / "cpp_ext"))
+import attention_library  # noqa: E402
 import build as cpp_build  # noqa: E402
 import targets  # noqa: E402
 
@@ -36,7 +38,10 @@ class BuildKernels(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).absolute()
         # Not build_temp: each editable install has a new one, and would compile everything again.
         try:
-            cpp_build.build_extension(output, version(), target)
+            if ext.name == ATTENTION:
+                attention_library.build_for_package(output, target)
+            else:
+                cpp_build.build_extension(output, version(), target)
         except cpp_build.BuildError as error:
             sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
         except OSError as error:  # a read-only tree, a full disk
@@ -48,6 +53,8 @@ class BuildKernels(build_ext):
             )
 
     def get_ext_filename(self, fullname: str) -> str:
+        if ATTENTION.endswith(fullname):  # which Python does not import
+            return fullname.replace(".", os.sep) + ".so.1"
         if target:
             return fullname.replace(".", os.sep) + target.extension_suffix
         name: str = super().get_ext_filename(fullname)
@@ -73,7 +80,8 @@ options = {}
 if target:  # a folder of its own, so that builds for two targets may run at once
     options["build"] = {"build_lib": f"build/lib-{target.name}"}
     options["bdist_wheel"] = {"plat_name": target.wheel_platform}
-extensions = [Extension("tensor_ops_cpp", [])] if wanted else []
+# In this order: the library is made of objects of the extension.
+extensions = [Extension(name, []) for name in ("tensor_ops_cpp", ATTENTION)] if wanted else []
 setup(
     license="Apache-2.0",
     ext_modules=extensions,

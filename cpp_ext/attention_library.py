@@ -14,6 +14,7 @@ from compiling import CHECKOUT, Toolchain, Unit, compile_all, link
 
 import build
 from isas import Isa, isas_for
+from targets import Target
 
 SOURCES = (
     *("tensor", "arguments", "sequences", "divide", "rows", "append", "forward", "combine"),
@@ -26,6 +27,10 @@ NAME = "libflash_attn_standalone.so"
 SONAME = f"{NAME}.1"
 HEADER = build.ROOT / "flash_attention/flash_attn.h"
 EXPORTS = build.ROOT / "flash_attention/exports.map"
+LINK_FLAGS = (
+    *("-shared", f"-Wl,-soname,{SONAME}", f"-Wl,--version-script={EXPORTS}", "-Wl,-z,defs"),
+    "-Wl,-z,nodelete",  # its threads outlive dlclose
+)
 
 
 def library_units(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> list[Unit]:
@@ -39,18 +44,30 @@ def library_units(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> li
 
 def build_library(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> Path:
     """Compile and link it in a folder; returns the library, beside which lies a link to it."""
-    units = library_units(toolchain, isas, folder / "objects")
-    reused = build.reused(toolchain, units, folder / "objects", build.EXTENSION_OBJECTS)
     library = folder / SONAME
-    flags = (
-        *("-shared", f"-Wl,-soname,{SONAME}", f"-Wl,--version-script={EXPORTS}", "-Wl,-z,defs"),
-        "-Wl,-z,nodelete",  # its threads outlive dlclose
-    )
-    link(toolchain, compile_all(toolchain, reused), library, flags)
+    objects = compiled(toolchain, isas, folder / "objects", build.EXTENSION_OBJECTS)
+    link(toolchain, objects, library, LINK_FLAGS)
     (folder / NAME).unlink(missing_ok=True)
     (folder / NAME).symlink_to(SONAME)
     shutil.copy(HEADER, folder)
     return library
+
+
+def build_for_package(library: Path, target: Target | None = None) -> None:
+    """Compile and link `library`, for this machine or the target, after the extension, of which
+    most objects are."""
+    toolchain = target.toolchain() if target else Toolchain.native()
+    made = build.target_objects(target) if target else build.EXTENSION_OBJECTS
+    isas = isas_for(toolchain.machine, os.environ.get("TENSOR_OPS_ISA"))
+    objects = compiled(toolchain, isas, made / "attention_library", made)
+    flags = LINK_FLAGS if sys.platform == "linux" else build.shared_library_flags(target)
+    link(toolchain, objects, library, (*flags, *(("-s",) if target else ())))
+
+
+def compiled(toolchain: Toolchain, isas: Sequence[Isa], folder: Path, made: Path) -> list[Path]:
+    """Its objects: in `folder`, or those of the extension in the folder `made`."""
+    units = library_units(toolchain, isas, folder)
+    return compile_all(toolchain, build.reused(toolchain, units, folder, made))
 
 
 def native_library(folder: Path) -> Path:

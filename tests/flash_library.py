@@ -15,58 +15,17 @@ import pytest
 from cpp_program import build as cpp_build
 
 import attention_library
+from airllm.flash_attention.arrays import TensorStruct as Tensor
+from airllm.flash_attention.library import ARRAYS, TENSORS
+from airllm.flash_attention.library import NUMBERS as SHORT
+from airllm.flash_attention.library import CombineStruct as CombineParams
+from airllm.flash_attention.library import ForwardStruct as Params
+
+__all__ = ["ARRAYS", "SHORT", "TENSORS", "CombineParams", "Params", "Tensor"]
 
 OK, INVALID, UNSUPPORTED, NO_DEVICE = range(4)
 F32, F16, BF16, E4M3, Q8_0 = range(5)
 CAUSAL, INTERLEAVED, DETERMINISTIC, SCALE_SET = 1, 2, 4, 8
-
-TENSORS = (
-    *("q", "k", "v", "k_new", "v_new", "q_v", "out", "lse", "sinks", "rotary_cos", "rotary_sin"),
-    *("q_descale", "k_descale", "v_descale"),
-)
-ARRAYS = (
-    *("cu_seqlens_q", "cu_seqlens_k", "cu_seqlens_k_new", "seqused_q", "seqused_k", "page_table"),
-    *("kv_batch_idx", "leftpad_k", "seqlens_rotary"),
-)
-LONG = ("batch", "page_table_stride", "page_table_columns")
-SHORT = (
-    *("max_seqlen_q", "max_seqlen_k", "window_left", "window_right", "attention_chunk"),
-    *("num_splits", "pack_gqa", "sm_margin"),
-)
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("type", ctypes.c_int32),
-        ("rank", ctypes.c_int32),
-        ("shape", ctypes.c_int64 * 5),
-        ("stride", ctypes.c_int64 * 5),
-    )
-
-
-class Params(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        *((name, Tensor) for name in TENSORS),
-        *((name, ctypes.c_void_p) for name in ARRAYS),
-        *((name, ctypes.c_int64) for name in LONG),
-        *((name, ctypes.c_int32) for name in SHORT),
-        ("softmax_scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_uint64),
-        ("scheduler_metadata", ctypes.c_void_p),
-    )
-
-
-class CombineParams(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        *((name, Tensor) for name in ("out_partial", "lse_partial", "out", "lse")),
-    )
 
 
 class RefusedError(Exception):

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "airllm"
 
 # Bottom up. A package may import itself and those in earlier rows, and nothing else of airllm.
 LAYERS = (
-    ("util",),
+    ("util", "flash_attention"),
     ("numpy_ops", "hub"),
     ("tensor_ops_hybrid",),
     ("text",),
@@ -28,6 +28,7 @@ LAYERS = (
 # Of those below it, what each package knows: no more, so that a new arrow is a decision.
 KNOWS = {
     "util": (),
+    "flash_attention": (),
     "numpy_ops": ("util",),
     "tensor_ops_hybrid": ("numpy_ops",),
     "text": ("util",),

@@ -83,11 +83,13 @@ def test_a_wheel_holds_the_package_its_types_and_the_extension(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "airllm").rglob("*.py")}
     extension = {name for name in names if name.endswith((".so", ".pyd"))}
+    libraries = {name for name in names if name.endswith(".so.1")}
     metadata = {name for name in names if ".dist-info/" in name}
     typed = {"airllm/py.typed", "tensor_ops_cpp-stubs/__init__.pyi"}
     page = {str(path.relative_to(ROOT)) for path in (ROOT / "airllm/server/page").iterdir()}
-    assert names - extension - metadata == sources | typed | page
+    assert names - extension - libraries - metadata == sources | typed | page
     assert len(extension) == 1
+    assert libraries == {wheel_file.ATTENTION}
     assert any(name.endswith("/LICENSE") for name in metadata)
 
 
@@ -108,11 +110,12 @@ def test_what_an_earlier_build_left_behind_is_not_in_the_wheel(wheel, build):
 @pytest.mark.packaging
 def test_the_installed_package_runs_on_the_installed_extension(installed, tmp_path):
     python, packages = installed
-    code = "import tensor_ops_cpp, airllm; print(tensor_ops_cpp.__file__, airllm.__file__)"
+    code = "import tensor_ops_cpp, airllm; print(tensor_ops_cpp.__file__, airllm.__file__); "
+    code += "from airllm.flash_attention.library import library; print(library()._name)"
     clean = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
     options = {"cwd": tmp_path, "env": clean, "capture_output": True, "text": True, "check": True}
     files = subprocess.run([python, "-c", code], **options).stdout.split()
-    assert [Path(file).is_relative_to(packages) for file in files] == [True, True]
+    assert [Path(file).is_relative_to(packages) for file in files] == [True, True, True]
     info = subprocess.run([python, "-m", "airllm", "info", "--json"], **options).stdout
     assert json.loads(info)["backend"]["backend"] == "cpp"
 
@@ -151,11 +154,12 @@ def test_a_source_distribution_holds_what_builds_and_tests_it(build):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("airllm", "cpp_ext", "tests"):
         sources = (ROOT / folder).rglob("*.*")
-        kept = {str(path.relative_to(ROOT)) for path in sources if "__pycache__" not in str(path)}
+        made = re.compile(r"__pycache__|\.so\b")
+        kept = {str(path.relative_to(ROOT)) for path in sources if not made.search(str(path))}
         assert kept <= names
     assert {"LICENSE", "README.md", "pyproject.toml", "setup.py", ".clang-format"} <= names
     assert {"airllm/py.typed", "tensor_ops_cpp-stubs/__init__.pyi"} <= names
-    assert not any(name.startswith("build") or name.endswith(".so") for name in names)
+    assert not any(name.startswith("build") or ".so" in name for name in names)
 
 
 def build_extension(tmp_path, **variables):
@@ -263,9 +267,10 @@ def test_tests_pass_on_the_wheel_for_a_target(target_wheel, tmp_path):
     assert result.returncode == 0, result.stdout[-4000:]
 
 
-def wheel_of(path, file, content):
+def wheel_of(path, **files):
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(file, content)
+        for name, content in files.items():
+            archive.writestr(name, content)
     return path
 
 
@@ -283,10 +288,12 @@ def test_what_is_wrong_with_a_wheel_is_said(tmp_path):
     content, machine = (tmp_path / "other").read_bytes(), platform.machine()
     name = f"tensor_ops_cpp.cpython-311-{machine}-linux-gnu.so"
     wheel = tmp_path / f"x-1-cp311-cp311-manylinux_2_1_{machine}.whl"
-    said = " ".join(wheel_file.faults(wheel_of(wheel, name, content)))
-    for fault in ("libraries ['libstdc++", "stack is executable", "exports ['_Z1f", "GLIBC_2.1"):
-        assert fault in said
-    assert wheel_file.faults(wheel_of(wheel, "a.so", b"")) == [f"it holds ['a.so'], not {name}"]
+    said = wheel_file.faults(wheel_of(wheel, **{name: content, wheel_file.ATTENTION: content}))
+    for fault in ("libraries ['libstdc++", "is executable", "exports ['_Z1f", "GLIBC_2.1"):
+        for library in (name, Path(wheel_file.ATTENTION).name):
+            assert any(fault in each and library in each for each in said)
+    [fault] = wheel_file.faults(wheel_of(wheel, **{"a.so": b""}))
+    assert fault == f"it holds ['a.so'], not {[name, wheel_file.ATTENTION]}"
     assert "its tag" in wheel_file.faults(tmp_path / f"x-1-cp311-cp311-linux_{machine}.whl")[0]
 
 

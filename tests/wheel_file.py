@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 MACHINES = {"x86_64": "Advanced Micro Devices X86-64", "aarch64": "AArch64"}
+ATTENTION = "airllm/flash_attention/libflash_attn_standalone.so.1"
 # Of glibc, and there on each machine that has Python; the wheel brings nothing else.
 LIBRARIES = {
     "manylinux": r"lib(c|m|pthread|dl|rt)\.so\.\d|ld-linux-\S+\.so\.\d",
@@ -31,13 +32,22 @@ def faults(wheel: Path) -> list[str]:
     suffix = f"cpython-{python.removeprefix('cp')}-{machine}-linux-{libc_name}.so"
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as scratch:
         libraries = [name for name in archive.namelist() if ".so" in name]
-        if libraries != [f"tensor_ops_cpp.{suffix}"]:
-            return [f"it holds {libraries}, not tensor_ops_cpp.{suffix}"]
-        return list(_faults(Path(archive.extract(libraries[0], scratch)), libc, machine)) + [
-            f"it needs GLIBC_{'.'.join(map(str, version))}"
-            for version in _glibc_versions(Path(scratch) / libraries[0])
-            if libc == "musllinux" or version > (int(major), int(minor))
-        ]
+        exports = {
+            f"tensor_ops_cpp.{suffix}": r"PyInit_tensor_ops_cpp",
+            ATTENTION: r"fa_\w+|mha_\w+",
+        }
+        if sorted(libraries) != sorted(exports):
+            return [f"it holds {libraries}, not {list(exports)}"]
+        found = []
+        for name in libraries:
+            path = Path(archive.extract(name, scratch))
+            found += _faults(path, libc, machine, exports[name])
+            found += [
+                f"{path.name} needs GLIBC_{'.'.join(map(str, version))}"
+                for version in _glibc_versions(path)
+                if libc == "musllinux" or version > (int(major), int(minor))
+            ]
+        return found
 
 
 def _readelf(option: str, path: Path) -> str:
@@ -50,20 +60,21 @@ def _glibc_versions(path: Path) -> list[tuple[int, ...]]:
     return sorted(tuple(map(int, version.split("."))) for version in found)
 
 
-def _faults(path: Path, libc: str, machine: str) -> list[str]:
+def _faults(path: Path, libc: str, machine: str, exports: str) -> list[str]:
     found = []
     if MACHINES[machine] not in _readelf("--file-header", path):
-        found.append(f"the extension is not {machine}")
+        found.append(f"{path.name} is not {machine}")
     dynamic = _readelf("--dynamic", path)
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic)
     others = [name for name in needed if not re.fullmatch(LIBRARIES[libc], name)]
     if others or not needed:
-        found.append(f"it needs the libraries {others or 'of no libc'}")
+        found.append(f"{path.name} needs the libraries {others or 'of no libc'}")
     if re.search(r"GNU_STACK.* RWE ", _readelf("--program-headers", path)):
-        found.append("its stack is executable")
+        found.append(f"the stack of {path.name} is executable")
     symbols = re.findall(r"(?:GLOBAL|WEAK|UNIQUE)\s+\w+\s+\d+ (\S+)", _readelf("--dyn-syms", path))
-    if symbols != ["PyInit_tensor_ops_cpp"]:
-        found.append(f"it exports {symbols[:5]}")
+    others = [symbol for symbol in symbols if not re.fullmatch(exports, symbol)]
+    if others or not symbols:
+        found.append(f"{path.name} exports {others[:5] or 'nothing'}")
     return found
 
 

@@ -30,6 +30,7 @@ VARIABLES = {
     "HF_ENDPOINT": "hub from which models are pulled, in place of https://huggingface.co",
     "TMPDIR": "folder in which a worker with --ram keeps weights that do not fit",
     "XDG_RUNTIME_DIR": "folder of the socket through which `airllm worker --status` asks a worker",
+    "AIRLLM_ATTENTION_LIBRARY": "library of airllm.flash_attention, if not the built-in one",
     "AIRLLM_DEBUG": "1 logs details and shows where an error came from",
 }
 
