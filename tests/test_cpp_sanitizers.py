@@ -8,6 +8,7 @@ import dataclasses
 
 import cpp_program
 import pytest
+import test_flash_attention_hostile
 
 pytestmark = pytest.mark.sanitizer
 
@@ -25,8 +26,8 @@ THREAD = ("-fsanitize=thread",)
 NARROWEST_ONLY = "-fno-sanitize=alignment,pointer-overflow"
 
 
-def program(name, sanitizer, isas, groups):
-    """The program of some groups for some of this machine's ISAs, instrumented."""
+def instrumented(sanitizer, isas):
+    """The compiler with the sanitizer, and some of this machine's ISAs as it compiles them."""
     # -O1 and symbols: reports that can be read, from objects that compile in reasonable time.
     flags = (*sanitizer, "-O1", "-g1", "-fno-omit-frame-pointer")
     toolchain = cpp_program.build.Toolchain.native(flags)
@@ -37,6 +38,12 @@ def program(name, sanitizer, isas, groups):
         for isa in cpp_program.native_isas()
         if isa.name in isas
     )
+    return toolchain, chosen
+
+
+def program(name, sanitizer, isas, groups):
+    """The program of some groups, instrumented."""
+    toolchain, chosen = instrumented(sanitizer, isas)
     # Of code that a sanitizer has changed, the compiler gives warnings that are wrong.
     return cpp_program.built(name, toolchain, chosen, groups, cpp_program.FLAGS)
 
@@ -45,15 +52,26 @@ def program(name, sanitizer, isas, groups):
 ADDRESS_GROUPS = tuple(group for group in cpp_program.GROUPS if group not in ("team", "fork"))
 
 
+# The vector kernels' loops and tails are one template: its narrowest and a wider instance.
+ADDRESS_ISAS = {"scalar", "avx2", "neon_dotprod"}
+
+
 @pytest.fixture(scope="module")
 def address_program():
-    # The vector kernels' loops and tails are one template: its narrowest and a wider instance.
-    return program("address", ADDRESS, {"scalar", "avx2", "neon_dotprod"}, ADDRESS_GROUPS)
+    return program("address", ADDRESS, ADDRESS_ISAS, ADDRESS_GROUPS)
 
 
 @pytest.mark.parametrize("group", ADDRESS_GROUPS)
 def test_nothing_is_read_or_written_out_of_bounds_or_undefined(address_program, group):
     cpp_program.run(address_program, group, UBSAN_OPTIONS="print_stacktrace=1")
+
+
+def test_no_hostile_struct_of_the_attention_library_reads_out_of_bounds(address_program):
+    """address_program: has compiled the kernels, which are linked here too."""
+    toolchain, isas = instrumented(ADDRESS, ADDRESS_ISAS)
+    made = cpp_program.folder("address")
+    path = test_flash_attention_hostile.program("attention-address", toolchain, isas, made)
+    assert min(test_flash_attention_hostile.run(path, 0, 100_000)) > 20_000
 
 
 THREAD_GROUPS = ("team", "executor", "experts", "layer", "stream")

@@ -71,7 +71,10 @@ void check_address(const void* pointer, std::size_t alignment, const char* name)
 }
 
 void settle_strides(fa_tensor& t) {
-    if (!has_elements(t)) return;
+    if (!has_elements(t)) {
+        std::fill_n(t.stride, FA_MAX_RANK, 0);
+        return;
+    }
     std::int64_t contiguous = 1;
     for (int i = t.rank; i-- > 0;) {
         if (t.shape[i] == 1) t.stride[i] = contiguous;

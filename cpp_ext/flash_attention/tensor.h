@@ -29,7 +29,8 @@ bool has_elements(const fa_tensor& t);
 // Whether the caller gave that tensor: an empty one may have no data.
 bool is_there(const fa_tensor& t);
 
-// Gives dimensions of one element, whose strides have no meaning, those of contiguous rows.
+// Gives dimensions of one element, whose strides have no meaning, those of contiguous rows, and
+// tensors without elements strides of 0.
 void settle_strides(fa_tensor& t);
 
 // Refuses a pointer that is null or not aligned.
