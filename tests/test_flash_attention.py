@@ -60,6 +60,8 @@ def calls(draw):
         "heads_first": chance(40),
         "leftpad": chance(30),
         "interleaved": chance(50),
+        "varlen_new": chance(30),
+        "rotary_fraction": draw(st.sampled_from([0.5, 1.0])),
         "rng": rng,
     }
     call["d_v"] = draw(st.sampled_from([call["d"], call["d"], 16, 20, 96, 512]))
@@ -89,7 +91,8 @@ def heads_first(x):
 
 
 class Case:
-    """The arrays of a call, and what its results must be."""
+    """The arrays of a call, and what its results must be. n_new, new_kind, q_size: of new keys
+    and of queries, where the call says them."""
 
     def __init__(self, call):
         rng, c = call["rng"], call
@@ -109,7 +112,7 @@ class Case:
         # Queries.
         counts = lengths(rng, b, c["s_q"]) if c["varlen_q"] else np.full(b, c["s_q"])
         rows = (int(counts.sum()),) if c["varlen_q"] else (b, c["s_q"])
-        f["q"] = stored(normal((*rows, heads, d)), c["q_kind"])
+        f["q"] = stored(c.get("q_size", 1) * normal((*rows, heads, d)), c["q_kind"])
         if c["q_v"]:
             f["q_v"] = stored(normal((*rows, heads, d_v)), c["q_kind"])
         out_type = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}[c["out_kind"]]
@@ -124,7 +127,7 @@ class Case:
             self.n_q = [int(rng.integers(0, n + 1)) for n in counts]
             f["seqused_q"] = self.n_q
         # Keys and values.
-        n_new = int(rng.integers(1, 6)) if c["appends"] else 0
+        n_new = c.get("n_new", int(rng.integers(1, 6))) if c["appends"] else 0
         columns = -(-(c["s_k"] + n_new) // c["page_size"])
         capacity = columns * c["page_size"] if c["layout"] == "pages" else c["s_k"] + n_new
         if c["layout"] == "varlen":
@@ -158,11 +161,17 @@ class Case:
         positions = used
         if c["appends"]:
             kind = "e4m3" if c["kv_kind"] == "e4m3" else str(rng.choice(list(ROUNDING)))
-            f["k_new"] = stored(normal((b, n_new, h_k, d)), kind)
-            f["v_new"] = stored(normal((b, n_new, h_k, d_v)), kind)
+            kind = c.get("new_kind", kind)
+            new_counts = rng.integers(0, n_new + 1, b) if c["varlen_new"] else np.full(b, n_new)
+            new_rows = (int(new_counts.sum()),) if c["varlen_new"] else (b, n_new)
+            f["k_new"] = stored(normal((*new_rows, h_k, d)), kind)
+            f["v_new"] = stored(normal((*new_rows, h_k, d_v)), kind)
+            new_starts = starts(new_counts)
+            if c["varlen_new"]:
+                f["cu_seqlens_k_new"] = new_starts
         if c["rotary"]:
-            pairs = d // 4
-            n_ro = capacity + 80
+            pairs = int(d * c["rotary_fraction"]) // 2
+            n_ro = capacity + max(80, c["s_q"])
             angles = rng.uniform(-3, 3, (n_ro, pairs))
             f["rotary_cos"] = stored(np.cos(angles), "f32")
             f["rotary_sin"] = stored(np.sin(angles), "f32")
@@ -188,12 +197,14 @@ class Case:
         for i in range(b):
             new = ()
             if c["appends"]:
-                new = values(f["k_new"][i]), values(f["v_new"][i])
+                rows_new = np.s_[new_starts[i] : new_starts[i + 1]] if c["varlen_new"] else i
+                new = values(f["k_new"][rows_new]), values(f["v_new"][rows_new])
             if c["rotary"]:
-                at = np.s_[positions[i] : positions[i] + n_new]
+                at = np.s_[positions[i] : positions[i] + len(new[0])]
                 new = rotate(new[0], *self.tables(at), c["interleaved"]), new[1]
             self.sequences.append((used[i], pads[i], positions[i], new))
-        self.n_new, self.by, self.by_v, self.sinks = n_new, by, by_v, sinks
+        self.n_new = [int(n) for n in new_counts] if c["appends"] else [0] * b
+        self.by, self.by_v, self.sinks = by, by_v, sinks
         self.largest = max(1.0, float(np.abs(values(self.v)).max(initial=0)) * 2)
 
     def tables(self, at):
@@ -227,10 +238,15 @@ class Case:
         return self.queries("out", i), self.lse[i, :, :n]
 
     def expected(self, i):
-        """out and lse of sequence i in float64, with the keys that the cache holds by now."""
+        """out and lse of sequence i in float64."""
+        return attend(*self.attended(i), self.call["softcap"], self.sinks)
+
+    def attended(self, i):
+        """q, k, v, the scale, and which keys each query sees, of sequence i, with the keys that the
+        cache holds by now."""
         c = self.call
         used, pad, position, _ = self.sequences[i]
-        where = self.places(i, used + self.n_new)
+        where = self.places(i, used + self.n_new[i])
         keys, vals = values(self.k[where])[pad:], values(self.v[where])[pad:]
         q = values(self.queries("q", i)) * np.repeat(self.by[0][i], c["group"])[:, None]
         if c["rotary"]:
@@ -244,7 +260,7 @@ class Case:
             keys = np.concatenate([keys, vals], 2)
         scale = c["scale"] or default_scale(q.shape[2])
         seen = visible(len(q), len(keys), c["causal"], c["left"], c["right"], c["chunk"])
-        return attend(q, keys, vals, scale, seen, c["softcap"], self.sinks)
+        return q, keys, vals, scale, seen
 
     def check(self):
         self.check_cache()
@@ -262,7 +278,7 @@ class Case:
         """New keys and values are where they belong, rounded once; all others are as before."""
         step = ROUNDING.get(self.call["kv_kind"], 0.0)
         for i, (used, _, _, new) in enumerate(self.sequences):
-            where = tuple(index[used:] for index in self.places(i, used + self.n_new))
+            where = tuple(index[used:] for index in self.places(i, used + self.n_new[i]))
             for (cache, before), rows in zip(self.before, new, strict=False):
                 kept = values(cache[where])
                 assert (np.abs(kept - rows) <= 1e-6 + step * np.abs(rows) * 1.01).all()

@@ -112,7 +112,7 @@ def of_ml_dtypes(x):
     return x.view({"uint16": BF16, "uint8": E4M3}.get(x.dtype.name, x.dtype))
 
 
-def call_python(name, case):
+def call_python(name, case, **others):
     """Calls the function with the fields of a case, and gives the case its results."""
     c, f = case.call, dict(case.fields)
     for field in ("flags", "window_left", "window_right", "out", "lse", "batch"):
@@ -120,13 +120,16 @@ def call_python(name, case):
     if name == "flash_attn_with_kvcache":
         f["rotary_interleaved"] = c["interleaved"]
         assert "cu_seqlens_k" not in f
+    if c.get("page_rows") and "page_table" in f:  # the table has rows of other sequences too
+        f["kv_batch_idx"] = np.arange(len(f["page_table"]))[::-1]
+        f["page_table"] = f["page_table"][::-1]
     arguments = {"causal": c["causal"], "window_size": (c["left"], c["right"])}
     more = {"q_v": "qv", "sinks": "learnable_sink"} | RENAMED.get(name, {})
     for field, value in f.items():
         is_float = isinstance(value, np.ndarray) and value.dtype.kind in "fu"
         arguments[more.get(field, field)] = of_ml_dtypes(value) if is_float else value
     wanted = "return_softmax_lse" if name == "flash_attn_with_kvcache" else "return_attn_probs"
-    out, lse = getattr(fa, name)(**arguments, **{wanted: True}, threads=2)
+    out, lse = getattr(fa, name)(**arguments, **{wanted: True}, **others, threads=2)
     assert out.shape == case.out.shape
     assert lse.dtype == np.float32
     case.out = case.fields["out"] = out.view(case.out.dtype)
