@@ -90,71 +90,88 @@ struct RowTotals {
     Floats<Isa> of[tile_side];
 };
 
+// Sums start at the bits of the float 1.5 * 2^23.  Read as a float, the bits of a sum below 2^22
+// are then 1.5 * 2^23 + sum, and a subtraction is left of the conversion.  While tiles are in use,
+// the CPU has one unit in place of two for conversions and multiplications, but two for additions.
+inline constexpr float sums_start = 0x1.8p23f;
+struct alignas(64) SumsStart {
+    std::int32_t row[tile_side];
+};
+inline constexpr SumsStart sums_start_row = [] {
+    SumsStart start{};
+    for (std::int32_t& sum : start.row) sum = 0x4b400000;  // the bits of sums_start
+    return start;
+}();
+static_assert(quant_block * 127 * 128 < 1 << 22);
+
 // The products of a piece of one group with the same blocks of a tile of activations.
 template <class Isa, TileForm Form>
 class TileProduct {
     using F = Floats<Isa>;
+    // Of sums, and the blocks that these hold.  Four for every form were slower: what is ready
+    // then waits behind more that is not.
+    static constexpr std::size_t registers = std::max<std::size_t>(Form.sums(), 2);
+    static constexpr std::size_t batch = registers / Form.sums();
     using I = Ints<Isa>;
-    // Blocks whose sums are in registers at once.
-    static constexpr std::size_t batch = 4 / Form.sums();
-    struct alignas(64) Sums {
-        std::int32_t of[batch][Form.subs][Form.digits][tile_side][tile_side];
-    };
+    using Sums = std::int32_t[tile_side][tile_side];  // of one register
 
  public:
-    // total += products.
+    // total += products.  While the products of one batch are under way, those of the batch before
+    // are stored, and the floats of the batch before that are added.  A product and its store take
+    // 29 cycles one after the other, and 18 when the products of a batch are stored in between.
+    // A register's place in memory is read just before it is written again: if it were another
+    // one, 4 KB further on, reads would wait for writes that share the lower bits of the address.
     [[gnu::noinline]] static void add(Tiles& tiles, const F* w, std::size_t blocks,
                                       const std::byte* x, RowTotals<Isa>& total) {
-        // While the floats of one batch are added, the products of the next are under way.
-        Sums sums[2];
+        alignas(64) Sums sums[registers];
         RowTotals<Isa> in_registers = total;
-        multiply(tiles, w, blocks, x, sums[0]);
-        for (std::size_t b = 0; b < blocks; b += batch) {
-            const std::size_t next = b + batch;
-            if (next < blocks)
-                multiply(tiles, w + next * Form.vectors(), blocks - next, x + next * Form.record(),
-                         sums[next / batch % 2]);
-            for (std::size_t i = 0; i < std::min(batch, blocks - b); ++i)
-                add_block(sums[b / batch % 2], i, w + (b + i) * Form.vectors(),
-                          x + (b + i) * Form.record(), in_registers);
-        }
+        const std::size_t batches = (blocks + batch - 1) / batch;
+        for (std::size_t step = 0; step < batches + 2; ++step)
+            unroll<registers>([&](auto i) __attribute__((always_inline)) {
+                constexpr std::size_t block = i / Form.sums();
+                if constexpr (i % Form.sums() == 0) {
+                    const std::size_t b = (step - 2) * batch + block;
+                    if (step >= 2 && b < blocks)
+                        add_block(sums + i, w + b * Form.vectors(), x + b * Form.record(),
+                                  in_registers);
+                }
+                if (step > 0 && step <= batches) tiles.template store<i>(sums[i]);
+                if (step < batches) {
+                    const std::size_t b = std::min(step * batch + block, blocks - 1);
+                    multiply<i>(tiles, w + b * Form.vectors(), x + b * Form.record());
+                }
+            });
         total = in_registers;
     }
 
  private:
-    [[gnu::always_inline]] static void multiply(Tiles& tiles, const F* w, std::size_t left,
-                                                const std::byte* x, Sums& sums) {
-        unroll<batch>([&](auto block) __attribute__((always_inline)) {
-            if (block >= left) return;
-            unroll<Form.subs>([&](auto sub) __attribute__((always_inline)) {
-                constexpr int w_tile = 6 + (block + sub) % 2;
-                tiles.template load<w_tile>(w + block * Form.vectors() + sub * Form.columns() / 4,
-                                            sizeof(F));
-                unroll<Form.digits>([&](auto digit) __attribute__((always_inline)) {
-                    constexpr int sum = (block * Form.subs + sub) * Form.digits + digit;
-                    constexpr int x_tile = 4 + sum % 2;
-                    tiles.template load<x_tile>(
-                        x + block * Form.record() + digit * quant_block + sub * Form.columns(),
-                        Form.digits * quant_block);
-                    tiles.template zero<sum>();
-                    tiles.template multiply<sum, x_tile, w_tile>();
-                    tiles.template store<sum>(sums.of[block][sub][digit]);
-                });
-            });
-        });
+    // Register `Sum` is of a batch's block, of a part of that, and of a digit.
+    template <std::size_t Sum>
+    [[gnu::always_inline]] static void multiply(Tiles& tiles, const F* w, const std::byte* x) {
+        constexpr std::size_t digit = Sum % Form.digits, sub = Sum / Form.digits % Form.subs;
+        constexpr int x_tile = 4 + Sum % 2, w_tile = 6 + Sum / Form.digits % 2;
+        if constexpr (digit == 0)
+            tiles.template load<w_tile>(w + sub * Form.columns() / 4, sizeof(F));
+        tiles.template load<x_tile>(x + digit * quant_block + sub * Form.columns(),
+                                    Form.digits * quant_block);
+        tiles.template load<Sum>(sums_start_row.row, 0);
+        tiles.template multiply<Sum, x_tile, w_tile>();
     }
 
-    [[gnu::always_inline]] static void add_block(const Sums& sums, std::size_t block, const F* w,
-                                                 const std::byte* x, RowTotals<Isa>& total) {
+    [[gnu::always_inline]] static void add_block(const Sums* sums, const F* w, const std::byte* x,
+                                                 RowTotals<Isa>& total) {
         const std::byte* tail = x + Form.digits * quant_block * tile_side;
         const auto x_float = [&](std::size_t kind, std::size_t r) {
             return F(read<float>(tail + 4 * (kind * tile_side + r)));
         };
-        const auto products = [&](std::size_t sub, std::size_t r) {
-            I exact = I::load_aligned(sums.of[block][sub][0][r]);
-            if constexpr (Form.digits == 2)
-                exact = (exact << 8) + I::load_aligned(sums.of[block][sub][1][r]);
-            return xsimd::to_float(exact);
+        const auto products = [&](std::size_t sub, std::size_t r) __attribute__((always_inline)) {
+            const auto digit = [&](std::size_t i) __attribute__((always_inline)) {
+                const I sum = I::load_aligned(sums[sub * Form.digits + i][r]);
+                return xsimd::bitwise_cast<float>(sum) - F(sums_start);
+            };
+            // Rounded once, as the integer would be.
+            if constexpr (Form.digits == 2) return xsimd::fma(digit(0), F(256.0f), digit(1));
+            return digit(0);
         };
         float code_sums[2][tile_side];  // of both halves of the block
         if constexpr (Form.d_apart && Form.has_min) {
