@@ -20,16 +20,30 @@ struct TileForm {
     std::size_t subs;  // parts of a block with scales of their own
     bool d_apart;      // see GroupReader
     bool has_min;
+    bool scaled;  // what is unpacked is -value * scale without d: a block has one sum
 
     static constexpr std::size_t scale() { return 8; }
-    constexpr std::size_t minimum() const { return scale() + subs; }
+    constexpr std::size_t minimum() const { return scale() + (scaled ? 0 : subs); }
     constexpr std::size_t d() const { return minimum() + (has_min ? subs : 0); }
     constexpr std::size_t d_min() const { return d() + 1; }
     constexpr std::size_t vectors() const { return d() + (d_apart ? 2 : 0); }
-    constexpr std::size_t sums() const { return subs * digits; }
-    constexpr std::size_t columns() const { return quant_block / subs; }
+    constexpr std::size_t parts() const { return scaled ? 1 : subs; }  // with sums of their own
+    constexpr std::size_t sums() const { return parts() * digits; }
+    constexpr std::size_t columns() const { return quant_block / parts(); }
     constexpr std::size_t record() const { return (digits * quant_block + 16) * tile_side; }
+
+    // The form of the weights, which digits do not change.
+    constexpr TileForm unpacked() const {
+        TileForm form = *this;
+        form.digits = 1;
+        return form;
+    }
 };
+
+// Whether -value * scale is a byte: q2_k's are in [0, 3] * [0, 15], and q3_k's in [-4, 3] * [-32,
+// 31], of which -128 is one and 128 is none.  With activations of 8 bits, the sum of a block is
+// exact in float32 whatever the order, so that linear_quantized.h has the same one.
+constexpr bool scales_fit(DType type) { return type == DType::q2_k || type == DType::q3_k; }
 
 template <class Isa, DType Type>
 constexpr TileForm tile_form(std::size_t digits) {
@@ -37,7 +51,8 @@ constexpr TileForm tile_form(std::size_t digits) {
     return {.digits = digits,
             .subs = quant_block / format.sub,
             .d_apart = GroupReader<Isa, Type>::d_apart,
-            .has_min = format.has_min};
+            .has_min = format.has_min,
+            .scaled = digits == 1 && scales_fit(Type)};
 }
 
 // Blocks of a piece: with those of a tile of activations, and the sums, half of an L1 cache.
@@ -49,12 +64,12 @@ inline constexpr std::size_t tile_max_rows = 256;
 template <class Isa>
 using UnpackTiles = void(const PackedView& w, std::size_t group, std::size_t first,
                          std::size_t blocks, Floats<Isa>* to);
-template <class Isa, DType Type>
+template <class Isa, DType Type, TileForm Form>
 [[gnu::noinline]] void unpack_tiles(const PackedView& w, std::size_t group, std::size_t first,
                                     std::size_t blocks, Floats<Isa>* to) {
+    using F = Floats<Isa>;
     using I = Ints<Isa>;
     constexpr Format format = product_format(Type);
-    constexpr TileForm form = tile_form<Isa, Type>(1);  // digits do not matter
     // The values themselves: they fit in a byte, whatever bias other products need.
     const auto values = [](I codes) {
         auto bytes = xsimd::bitwise_cast<std::int8_t>(codes);
@@ -62,24 +77,35 @@ template <class Isa, DType Type>
         bytes -= static_cast<std::int8_t>(product_bias<Isa>(Type));
         return xsimd::bitwise_cast<float>(bytes);
     };
+    // Each byte times -scale, of which only the low byte counts.
+    const auto scaled = [](F bytes, F scale) {
+        const auto words = xsimd::bitwise_cast<std::int16_t>(bytes);
+        const I whole = xsimd::to_int(-scale);
+        const auto factor = xsimd::bitwise_cast<std::int16_t>((whole & I(0xffff)) | (whole << 16));
+        const std::int16_t low = 0x00ff, high = static_cast<std::int16_t>(0xff00);
+        return xsimd::bitwise_cast<float>(((words * factor) & low) | ((words & high) * factor));
+    };
     const GroupReader<Isa, Type> reader(w, group);
-    for (std::size_t b = first; b < first + blocks; ++b, to += form.vectors()) {
+    for (std::size_t b = first; b < first + blocks; ++b, to += Form.vectors()) {
         reader.fetch_ahead(b);
         const auto head = reader.load_head(b);
-        const auto scales = reader.template load_scales<form.d_apart>(b, head);
+        const auto scales = reader.template load_scales<Form.d_apart>(b, head);
         unroll<4>([&](auto pair) __attribute__((always_inline)) {
             I even, odd;
             reader.template codes<pair>(b, scales, even, odd);
             to[2 * pair] = values(even);
             to[2 * pair + 1] = values(odd);
+            if constexpr (Form.scaled)
+                for (std::size_t i = 2 * pair; i < 2 * pair + 2; ++i)
+                    to[i] = scaled(to[i], scales.scale[pair / 2]);
         });
-        for (std::size_t i = 0; i < form.subs; ++i) {
-            to[form.scale() + i] = scales.scale[i];
-            if constexpr (form.has_min) to[form.minimum() + i] = scales.minimum[i];
+        for (std::size_t i = 0; i < Form.subs; ++i) {
+            if constexpr (!Form.scaled) to[Form.scale() + i] = scales.scale[i];
+            if constexpr (Form.has_min) to[Form.minimum() + i] = scales.minimum[i];
         }
-        if constexpr (form.d_apart) {
-            to[form.d()] = head.d;
-            if constexpr (form.has_min) to[form.d_min()] = head.d_min;
+        if constexpr (Form.d_apart) {
+            to[Form.d()] = head.d;
+            if constexpr (Form.has_min) to[Form.d_min()] = head.d_min;
         }
     }
 }
@@ -148,7 +174,7 @@ class TileProduct {
     // Register `Sum` is of a batch's block, of a part of that, and of a digit.
     template <std::size_t Sum>
     [[gnu::always_inline]] static void multiply(Tiles& tiles, const F* w, const std::byte* x) {
-        constexpr std::size_t digit = Sum % Form.digits, sub = Sum / Form.digits % Form.subs;
+        constexpr std::size_t digit = Sum % Form.digits, sub = Sum / Form.digits % Form.parts();
         constexpr int x_tile = 4 + Sum % 2, w_tile = 6 + Sum / Form.digits % 2;
         if constexpr (digit == 0)
             tiles.template load<w_tile>(w + sub * Form.columns() / 4, sizeof(F));
@@ -164,10 +190,12 @@ class TileProduct {
         const auto x_float = [&](std::size_t kind, std::size_t r) {
             return F(read<float>(tail + 4 * (kind * tile_side + r)));
         };
+        const auto stored_sum = [&](std::size_t i, std::size_t r) __attribute__((always_inline)) {
+            return xsimd::bitwise_cast<float>(I::load_aligned(sums[i][r]));
+        };
         const auto products = [&](std::size_t sub, std::size_t r) __attribute__((always_inline)) {
             const auto digit = [&](std::size_t i) __attribute__((always_inline)) {
-                const I sum = I::load_aligned(sums[sub * Form.digits + i][r]);
-                return xsimd::bitwise_cast<float>(sum) - F(sums_start);
+                return stored_sum(sub * Form.digits + i, r) - F(sums_start);
             };
             // Rounded once, as the integer would be.
             if constexpr (Form.digits == 2) return xsimd::fma(digit(0), F(256.0f), digit(1));
@@ -186,8 +214,12 @@ class TileProduct {
             F& sum = total.of[r];
             const F d = x_float(0, r);
             if constexpr (Form.d_apart) {
-                F whole = products(0, r) * w[Form.scale()];
-                whole = xsimd::fma(products(1, r), w[Form.scale() + 1], whole);
+                F whole;
+                if constexpr (Form.scaled)
+                    whole = F(sums_start) - stored_sum(0, r);
+                else
+                    whole = xsimd::fma(products(1, r), w[Form.scale() + 1],
+                                       products(0, r) * w[Form.scale()]);
                 F value = w[Form.d()] * whole;
                 if constexpr (Form.has_min) {
                     const F minima = xsimd::fma(w[Form.minimum() + 1], F(code_sums[1][r]),
@@ -241,9 +273,9 @@ void linear_tiles(Activations kind, const PackedView& w, const std::byte* xq, st
         Tiles tiles(form.columns());
         for (std::size_t r = 0; r < rows; r += tile_max_rows)
             for (std::size_t g = first; g < last; ++g)
-                multiply_tiles<Isa, form>(tiles, w, g, unpack_tiles<Isa, Type>, xq + r * row_size,
-                                          std::min(rows - r, tile_max_rows) / tile_side,
-                                          y + r * y_stride, y_stride);
+                multiply_tiles<Isa, form>(
+                    tiles, w, g, unpack_tiles<Isa, Type, form.unpacked()>, xq + r * row_size,
+                    std::min(rows - r, tile_max_rows) / tile_side, y + r * y_stride, y_stride);
     });
 }
 
