@@ -9,17 +9,13 @@ namespace {
 
 KernelTable without_tiles;
 
-// Rows that are multiplied by tiles: all full tiles, from the number on from which that is faster.
-// One tile by q8 takes 0.8 (mxfp4) to 1.15 (q2_k) of the time without, by q16 0.7 to 1.06.
-std::size_t tiled_rows(Activations kind, std::size_t rows) {
-    const std::size_t fewest = kind == Activations::q16 ? tile_side : 2 * tile_side;
-    return rows < fewest ? 0 : rows / tile_side * tile_side;
-}
+// Rows that are multiplied by tiles: all that fill some.
+std::size_t tiled_rows(std::size_t rows) { return rows / tile_side * tile_side; }
 
 template <class Isa>
 void quantize_with_tiles(Activations kind, const float* x, std::size_t rows, std::size_t k,
                          std::size_t first, std::size_t last, std::byte* q) {
-    const std::size_t end = std::clamp(tiled_rows(kind, rows), first, last);
+    const std::size_t end = std::clamp(tiled_rows(rows), first, last);
     quantize_tiles<Isa>(kind, x, k, first, end, q);
     if (end < last) without_tiles.quantize_activations(kind, x, rows, k, end, last, q);
 }
@@ -27,7 +23,7 @@ void quantize_with_tiles(Activations kind, const float* x, std::size_t rows, std
 template <class Isa, DType Type>
 void linear_with_tiles(Activations kind, const PackedView& w, const std::byte* xq, std::size_t rows,
                        std::size_t first, std::size_t last, float* y, std::size_t y_stride) {
-    const std::size_t tiled = tiled_rows(kind, rows);
+    const std::size_t tiled = tiled_rows(rows);
     if (tiled) linear_tiles<Isa, Type>(kind, w, xq, tiled, first, last, y, y_stride);
     if (tiled < rows)
         without_tiles.linear_quantized(
