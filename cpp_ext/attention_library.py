@@ -38,7 +38,7 @@ def library_units(toolchain: Toolchain, isas: Sequence[Isa], folder: Path) -> li
     core = build.core_units(toolchain, isas, folder, PARTS)
     others = (folder / "dispatch.o", folder / "threads/all.o")
     wanted = [u for u in core if u.object.parent.name == "isa" or u.object in others]
-    sources = {"flash_attention/all": SOURCES}
+    sources = {"flash_attention/all": SOURCES, "flash_attention/cuda/backend": ("none",)}
     return [*wanted, *build.units_of(sources, folder, toolchain.flags)]
 
 

@@ -8,6 +8,7 @@ import dataclasses
 
 import cpp_program
 import pytest
+import test_flash_attention_cuda
 import test_flash_attention_hostile
 
 pytestmark = pytest.mark.sanitizer
@@ -72,6 +73,18 @@ def test_no_hostile_struct_of_the_attention_library_reads_out_of_bounds(address_
     made = cpp_program.folder("address")
     path = test_flash_attention_hostile.program("attention-address", toolchain, isas, made)
     assert min(test_flash_attention_hostile.run(path, 0, 100_000)) > 20_000
+
+
+def test_no_kernel_for_gpus_reads_out_of_bounds(address_program):
+    """On fibers, whose memory the sanitizer knows as well."""
+    toolchain, isas = instrumented(ADDRESS, ADDRESS_ISAS)
+    made = cpp_program.folder("address")
+    program = test_flash_attention_cuda.generation_program(
+        "attention-address", toolchain, isas, made
+    )
+    result = test_flash_attention_cuda.run(program, "20")
+    assert result.returncode == 0, result.stdout + result.stderr[-8000:]
+    assert "cuda:0, heads of 256: largest error" in result.stdout
 
 
 THREAD_GROUPS = ("team", "executor", "experts", "layer", "stream")

@@ -92,7 +92,7 @@ def heads_first(x):
 
 class Case:
     """The arrays of a call, and what its results must be. n_new, new_kind, q_size: of new keys
-    and of queries, where the call says them."""
+    and of queries, where the call says them. rotated_as: what rotated queries are rounded to."""
 
     def __init__(self, call):
         rng, c = call["rng"], call
@@ -253,6 +253,8 @@ class Case:
             local = c["causal"] or c["left"] >= 0 or c["right"] >= 0 or c["chunk"]
             at = position + (np.arange(len(q)) if local else np.zeros(len(q), int))
             q = rotate(q, *self.tables(at), c["interleaved"])
+            if "rotated_as" in c:
+                q = values(stored(q, c["rotated_as"]))
         keys = keys * self.by[1][i][:, None]
         vals = vals * self.by_v[i][:, None]
         if c["q_v"]:

@@ -18,7 +18,7 @@ CPP_SOURCES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("cpp_ext", "tests", "benchmarks")
     for path in (ROOT / folder).rglob("*")
-    if path.suffix in (".cpp", ".h")
+    if path.suffix in (".cpp", ".h", ".cu")
 )
 
 

@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "dispatch.h"
+#include "flash_attention/cuda/backend.h"
 #include "threads/cpu_budget.h"
 #include "threads/team.h"
 
@@ -37,20 +38,31 @@ const KernelTable& selected_kernels() {
     return kernels();
 }
 
+// The number behind the colon of a device's name; `low` to `high`, or -1.
+int number_in(std::string_view name, int low, int high) {
+    const char* const first = name.data() + std::min(name.find(':') + 1, name.size());
+    const char* const last = name.data() + name.size();
+    int number = -1;
+    const auto [end, error] = std::from_chars(first, last, number);
+    return error == std::errc{} && end == last && low <= number && number <= high ? number : -1;
+}
+
 // The threads that "cpu" or "cpu:4" asks for.
-int threads_of(const char* device) {
-    if (!device) refuse(FA_INVALID, "device is NULL; expected \"cpu\" or \"cpu:4\"");
-    const std::string_view name(device);
-    if (name == "cpu") return cpu_budget().chosen;
-    if (name.substr(0, 4) != "cpu:")
-        refuse(FA_NO_DEVICE, "device is \"%.40s\"; this build knows \"cpu\" and \"cpu:4\"", device);
-    int threads = 0;
-    const auto [end, error] = std::from_chars(device + 4, device + name.size(), threads);
-    if (error != std::errc{} || end != device + name.size() || threads < 1 ||
-        threads > most_threads)
-        refuse(FA_INVALID, "device is \"%.40s\"; expected 1 to %d threads, as in \"cpu:4\"", device,
-               most_threads);
+int threads_of(std::string_view device) {
+    if (device == "cpu") return cpu_budget().chosen;
+    const int threads = number_in(device, 1, most_threads);
+    if (threads < 0)
+        refuse(FA_INVALID, "device is \"%.40s\"; expected 1 to %d threads, as in \"cpu:4\"",
+               device.data(), most_threads);
     return threads;
+}
+
+int gpu_of(std::string_view device) {
+    const int gpu = device == "cuda" ? 0 : number_in(device, 0, most_threads);
+    if (gpu < 0)
+        refuse(FA_INVALID, "device is \"%.40s\"; expected a number, as in \"cuda:0\"",
+               device.data());
+    return gpu;
 }
 
 // Lets the team have that many threads, and starts them, so that no call has to. (Where another
@@ -95,7 +107,8 @@ fa_status status_of_exception() {
 
 const fa_context& checked(const fa_context* context, const void* stream) {
     if (!context) refuse(FA_INVALID, "context is NULL; fa_context_create makes one");
-    if (stream) refuse(FA_INVALID, "stream is %p; expected NULL, as a CPU has no streams", stream);
+    if (stream && context->table)
+        refuse(FA_INVALID, "stream is %p; expected NULL, as a CPU has no streams", stream);
     return *context;
 }
 
@@ -108,10 +121,23 @@ fa_status fa_context_create(const char* device, fa_context** context) {
     return guarded([&] {
         if (!context) refuse(FA_INVALID, "context is NULL; expected where to put the new context");
         *context = nullptr;
-        const int threads = threads_of(device);
+        if (!device) refuse(FA_INVALID, "device is NULL; expected \"cpu\" or \"cpu:4\"");
+        const std::string_view name(device), kind = name.substr(0, name.find(':'));
+        if (kind == "cuda") {
+            const int gpu = gpu_of(name);
+            cuda::open_device(gpu);
+            *context = new fa_context{0, nullptr, gpu};
+            return;
+        }
+        if (kind != "cpu")
+            refuse(
+                FA_NO_DEVICE,
+                "device is \"%.40s\"; there are \"cpu\", \"cpu:4\", and in some builds \"cuda:0\"",
+                device);
+        const int threads = threads_of(name);
         const KernelTable& table = selected_kernels();
         prepare_team(threads);
-        *context = new fa_context{threads, &table};
+        *context = new fa_context{threads, &table, -1};
     });
 }
 
@@ -131,10 +157,11 @@ const char* fa_build_info(void) {
                                std::to_string(FA_VERSION % 1000) + "; cpu:";
             try {
                 for (const std::string& isa : available_isas()) text += " " + isa;
-                return text + ", in use " + selected_kernels().isa;
+                text += std::string(", in use ") + selected_kernels().isa;
             } catch (const Refusal& refusal) {
-                return text + ", " + refusal.text;
+                text += std::string(", ") + refusal.text;
             }
+            return text + cuda::built_kernels();
         }();
         return info.c_str();
     } catch (...) {

@@ -8,8 +8,9 @@
 #include "kernels.h"
 
 struct fa_context {
-    int threads;
-    const tensor_ops::KernelTable* table;
+    int threads;                           // of a CPU
+    const tensor_ops::KernelTable* table;  // for the CPU; null: a GPU
+    int gpu;                               // its number
 };
 
 namespace tensor_ops::flash {
@@ -29,7 +30,7 @@ fa_status guarded(F&& f) noexcept {
     }
 }
 
-// Refuses a context that is null, and a stream, which a CPU does not have.
+// Refuses a context that is null, and a stream where the device is a CPU, which has none.
 const fa_context& checked(const fa_context* context, const void* stream);
 
 }  // namespace tensor_ops::flash

@@ -163,11 +163,13 @@ typedef struct fa_combine_params {
 /* A device and how it is used. */
 typedef struct fa_context fa_context;
 
-/* device: "cpu" for as many threads as the process should use, "cpu:4" for four. */
+/* device: "cpu" for as many threads as the process should use, "cpu:4" for four; in a build with
+ * CUDA "cuda:0" for a GPU, in whose memory then all data and arrays of a call lie. */
 FA_API fa_status fa_context_create(const char* device, fa_context** context);
 FA_API void fa_context_destroy(fa_context* context); /* NULL is fine */
 
-/* out = softmax(scores) v. If there are new keys, they are appended first. stream: NULL. */
+/* out = softmax(scores) v. If there are new keys, they are appended first. stream: NULL, or on a
+ * GPU a cudaStream_t; the call returns before the GPU has done its work. */
 FA_API fa_status fa_fwd(fa_context* context, const fa_fwd_params* params, void* stream);
 /* The bytes of workspace that a call needs. They depend on shapes, max_seqlen_q, max_seqlen_k,
  * num_splits, and on which fields are there, but on no content of an array. */

@@ -8,7 +8,6 @@
 namespace tensor_ops::flash {
 namespace {
 
-constexpr const char* type_names[] = {"f32", "f16", "bf16", "e4m3", "q8_0"};
 // Elements from the first to the last one: more than any address space holds.
 constexpr std::int64_t most_elements = std::int64_t{1} << 46;
 

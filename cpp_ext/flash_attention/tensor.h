@@ -9,6 +9,9 @@
 
 namespace tensor_ops::flash {
 
+// By fa_dtype.
+inline constexpr const char* type_names[] = {"f32", "f16", "bf16", "e4m3", "q8_0"};
+
 // A set of fa_dtypes.
 using Types = unsigned;
 constexpr Types types_of(std::initializer_list<fa_dtype> list) {

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# What build_full.sh and build_minimal.sh have in common: build.sh FOLDER [CMake's options...]
+#
+# Builds the library and test_varlen_inference in FOLDER, runs the test, and prints how long it took.
+# Environment: JOBS, compilers at once (default: as the cores and the free memory allow), CUDA_ARCH,
+# as CMAKE_CUDA_ARCHITECTURES has it, and NVCC, the compiler's path.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+folder=$1
+shift
+
+. "$here/find_nvcc.sh"
+options=("$@" "-DCMAKE_BUILD_TYPE=Release")
+if [ -n "$NVCC" ]; then
+    options+=("-DFA_CUDA=ON" "-DCMAKE_CUDA_COMPILER=$NVCC")
+    [ -z "${CUDA_ARCH:-}" ] || options+=("-DCMAKE_CUDA_ARCHITECTURES=$CUDA_ARCH")
+else
+    echo "no nvcc: the CPU backend alone (the CUDA toolkit has nvcc, and pip install nvidia-cuda-nvcc)"
+    options+=("-DFA_CUDA=OFF")
+fi
+if [ -z "${JOBS:-}" ]; then
+    # One compiler takes up to 700 MB.
+    free=$(awk '/MemAvailable/ {print int($2 / 700000)}' /proc/meminfo 2>/dev/null || echo 1)
+    cores=$(nproc 2>/dev/null || echo 1)
+    JOBS=$((free < 1 ? 1 : free < cores ? free : cores))
+fi
+
+SECONDS=0
+cmake -S "$here" -B "$folder" "${options[@]}" >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
+mv "$folder.log" "$folder/configure.log"
+cmake --build "$folder" -j "$JOBS"
+echo "built in $SECONDS s with $JOBS jobs: $folder/libflash_attn_standalone.so"
+status=0
+env -u TENSOR_OPS_ISA "$folder/test_varlen_inference" || status=$?  # there, a list is for building alone
+exit $((status == 77 ? 0 : status))  # 77: it ran on the CPU, and there is no GPU

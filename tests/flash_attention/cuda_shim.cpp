@@ -1,0 +1,8 @@
+// The backend for GPUs and some of its kernels, to run on the CPU: see cuda/shim.h.
+#define FA_CUDA_SHIM
+#include "flash_attention/cuda/backend.cu"
+#include "flash_attention/cuda/kernels/hdim128_bf16.cu"
+#include "flash_attention/cuda/kernels/hdim256_f16.cu"
+#include "flash_attention/cuda/kernels/hdim64_e4m3.cu"
+#include "flash_attention/cuda/kernels/hdim64_f16.cu"
+#include "flash_attention/cuda/kernels/hdim96_f16.cu"
