@@ -131,6 +131,19 @@ def test_an_isa_that_cannot_run_here_is_an_error():
     assert "'sse9' cannot run here; possible: " in result.stderr
 
 
+# ---- compare_attention ---------------------------------------------------------------------------
+
+
+def test_compare_attention_has_a_row_for_each_kind_of_work_type_and_layout():
+    shape = ("--prefill", "33", "--decode", "70", "--types", "f16")
+    work = ("--quick", "--threads", "1", "--seconds", "0.005")
+    rows = json_of("compare_attention.py", *shape, *work)["results"]
+    shapes = [tuple(row["shape"].values()) for row in rows]
+    decoding = [("decode", 70, "f16", layout) for layout in ("rows", "heads")]
+    assert shapes == [("prefill", 33, "f16", "rows"), *decoding]
+    assert all(row["ours"] > 0 and row["share"] > 0 for row in rows)
+
+
 # ---- compare_pages -------------------------------------------------------------------------------
 
 
