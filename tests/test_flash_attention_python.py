@@ -321,6 +321,22 @@ def test_new_keys_appear_in_the_callers_own_memory(dtype):
     same(whole, before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_caches_may_take_turns_in_memory(dtype):
+    whole = np.full((2, 20, 3, 2, 16), 5, dtype)  # the caches are two of its three parts
+    call, wanted = cached(dtype), cached(dtype)
+    for i, name in enumerate(("k_cache", "v_cache")):
+        whole[:, :, i] = call[name]
+        call[name] = whole[:, :, i]
+    same(fa.flash_attn_with_kvcache(**call), fa.flash_attn_with_kvcache(**wanted))
+    same(whole[:, :, 0], wanted["k_cache"])
+    same(whole[:, :, 1], wanted["v_cache"])
+    same(whole[:, :, 2], np.full((2, 20, 2, 16), 5))
+    call["v_cache"] = whole.reshape(2, 20, 6, 16)[:, :, 1:3]  # whose first head is the keys' last
+    with pytest.raises(ValueError, match=r"^k_cache lies in the memory of v_cache"):
+        fa.flash_attn_with_kvcache(**call)
+
+
 def test_strided_views_are_read_without_a_copy():
     packed = normal(1, 3000, 3, 4, 64)
     q, k, v = (packed[:, :, i] for i in range(3))

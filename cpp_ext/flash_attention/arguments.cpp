@@ -306,7 +306,8 @@ void check_memory(const Call& c) {
         if (!is_result && !(c.appends && is_cache)) continue;
         const Range written = range_of(c.p.*member, name);
         for_memory(c, [&, own = member](const Range& other, fa_tensor fa_fwd_params::* tensor) {
-            if (tensor != own) check_apart(written, other);
+            if (tensor != own && !(tensor && take_turns(c.p.*own, c.p.*tensor)))
+                check_apart(written, other);
         });
     }
 }

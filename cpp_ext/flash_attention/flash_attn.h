@@ -71,7 +71,8 @@ typedef struct fa_tensor {
 #define FA_SCALE_SET 8u          /* softmax_scale counts, even if it is 0 */
 
 /* Make one with fa_fwd_defaults, then fill in what the call has. Memory that is written (out, lse,
- * the workspace, and the cache if keys are appended) overlaps nothing else that is named here. */
+ * the workspace, and the cache if keys are appended) overlaps nothing else that is named here;
+ * tensors may take turns in memory, as slices of one array do. */
 typedef struct fa_fwd_params {
     uint32_t struct_size; /* sizeof(fa_fwd_params) of the caller's header */
     uint32_t flags;       /* FA_CAUSAL.. */

@@ -141,6 +141,36 @@ Range range_of(const fa_tensor& t, const char* name) {
     return {name, begin, begin + bytes_of(t.type, last + 1)};
 }
 
+bool take_turns(const fa_tensor& a, const fa_tensor& b) {
+    for (const fa_tensor* t : {&a, &b})
+        if (!t->data || !has_elements(*t) || t->type == FA_Q8_0) return false;
+    // Bytes that t has of each stretch of `stride` elements; 0 if it has others between them.
+    const auto bytes_of_stretch = [](const fa_tensor& t, std::int64_t stride) -> std::size_t {
+        std::int64_t last = 0;
+        for (int i = 0; i < t.rank; ++i) {
+            if (t.shape[i] == 1) continue;
+            if (t.stride[i] < stride)
+                last += (t.shape[i] - 1) * t.stride[i];
+            else if (t.stride[i] % stride != 0)
+                return 0;
+        }
+        return bytes_of(t.type, static_cast<std::size_t>(last + 1));
+    };
+    for (int i = 0; i < a.rank; ++i) {
+        const std::int64_t stride = a.stride[i];
+        const std::size_t period = bytes_of(a.type, static_cast<std::size_t>(stride));
+        if (a.shape[i] == 1 || stride == 0 || period % bytes_of(b.type, 1) != 0) continue;
+        const auto stride_of_b = static_cast<std::int64_t>(period / bytes_of(b.type, 1));
+        const std::size_t of_a = bytes_of_stretch(a, stride);
+        const std::size_t of_b = bytes_of_stretch(b, stride_of_b);
+        const auto begin_a = reinterpret_cast<std::uintptr_t>(a.data) % period;
+        const auto begin_b = reinterpret_cast<std::uintptr_t>(b.data) % period;
+        const std::size_t from_a_to_b = (begin_b + period - begin_a) % period;
+        if (of_a && of_b && of_a <= from_a_to_b && from_a_to_b + of_b <= period) return true;
+    }
+    return false;
+}
+
 void check_apart(const Range& written, const Range& other) {
     if (written.begin < other.end && other.begin < written.end && written.begin < written.end &&
         other.begin < other.end)

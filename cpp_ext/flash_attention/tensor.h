@@ -53,6 +53,10 @@ struct Range {
 };
 Range range_of(const fa_tensor& t, const char* name);
 void check_apart(const Range& written, const Range& other);
+// Whether two tensors, each with strides that a check has found sound, take turns in memory, as
+// keys and values of one array do: they have a stride in common, of which each has a part of its
+// own.
+bool take_turns(const fa_tensor& a, const fa_tensor& b);
 
 inline std::size_t size(const fa_tensor& t, int i) { return static_cast<std::size_t>(t.shape[i]); }
 // Bytes from one element of dimension i to the next, or for the last dimension of a block.

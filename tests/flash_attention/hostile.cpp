@@ -85,6 +85,7 @@ class Base {
     explicit Base(Random& random) {
         std::fill_n(numbers, most_numbers, -1);
         const std::size_t layout = random.below(5);
+        turns_ = random.chance(30);
         const std::int64_t d = layout == 1 || random.chance(50) ? 32 : 16, h_k = 2, h = 4;
         const std::int32_t types[] = {FA_F32, FA_F16, FA_BF16, FA_E4M3};
         const std::int32_t q = types[random.below(4)], kv = types[random.below(4)];
@@ -156,6 +157,13 @@ class Base {
     void cache(std::int32_t type, std::initializer_list<std::int64_t> shape) {
         params.k = tensor(type, shape);
         params.v = tensor(type, shape);
+        if (turns_ && params.k.rank == 4 && type != FA_Q8_0) {  // in turn, row by row
+            const std::int64_t row = params.k.shape[2] * params.k.shape[3];
+            const std::int64_t bytes = type == FA_F32 ? 4 : type == FA_E4M3 ? 1 : 2;
+            for (const int i : {0, 1}) params.k.stride[i] *= 2;
+            params.v = params.k;
+            params.v.data = static_cast<std::byte*>(params.k.data) + row * bytes;
+        }
     }
 
     const std::int32_t* array(std::initializer_list<std::int32_t> list) {
@@ -181,6 +189,7 @@ class Base {
     }
 
     std::size_t used_ = 0, filled_ = 0;
+    bool turns_ = false;
 };
 
 // ---- changes
