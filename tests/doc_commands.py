@@ -117,7 +117,8 @@ def check(command: Command) -> None:
         _expect(arguments, ["build", "--strict", "-f", "docs/mkdocs.yml"])
     elif program == ".":
         _expect(arguments, [".venv/bin/activate"])
-    elif program == ".ci/run":
+    elif program == ".ci/run" or program.endswith(".sh"):
+        _expect_file(program)
         _expect(arguments, [])
     elif program not in FOREIGN:
         raise WrongCommandError(f"{program!r} is a program that no check is known for")

@@ -211,7 +211,7 @@ def form(text: str) -> list[str]:
     """Lines without numbers, times, units and names of this machine."""
     text = re.sub(r"\d[\d.]*", "#", text)
     text = re.sub(r"\b(bytes|[KMG]iB|[KMG]B)\b", "bytes", text)
-    text = re.sub(r"\b(cpp, \w+|numpy)(, # threads?)?:", "BACKEND:", text)
+    text = re.sub(r"\b(cpp, [\w#]+|numpy)(, # threads?)?:", "BACKEND:", text)
     text = re.sub(r"the model is in .*,", "the model is in FOLDER,", text)
     return text.splitlines()
 

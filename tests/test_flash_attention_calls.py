@@ -296,7 +296,9 @@ def test_a_struct_of_another_version_is_told_apart():
 
 
 @pytest.mark.parametrize(("device", "status", "text"), [
-    ("cuda:0", NO_DEVICE, r'device is "cuda:0"; this build knows "cpu"'),
+    ("cuda:0", NO_DEVICE, r'this build has no kernels for GPUs; it knows "cpu"'),
+    ("gpu", NO_DEVICE, r'device is "gpu"; there are "cpu", "cpu:4", and in some builds "cuda:0"'),
+    ("cuda:x", INVALID, r'device is "cuda:x"; expected a number, as in "cuda:0"'),
     ("cpu:0", INVALID, r'device is "cpu:0"; expected 1 to 1024 threads'),
     ("cpu:x", INVALID, r'device is "cpu:x"; expected 1 to 1024 threads'),
 ])  # fmt: skip
