@@ -149,7 +149,7 @@ add_executable(attend attend.c)
 def test_cmake_builds_installs_and_finds_the_library(tmp_path):
     cpp_program.require("cmake")
     made, installed = cpp_program.folder("attention-cmake"), tmp_path / "installed"
-    scalar = os.environ | {"TENSOR_OPS_ISA": "scalar", "NVCC": "", "JOBS": "2"}
+    scalar = os.environ | {"TENSOR_OPS_ISA": "scalar", "NVCC": "", "JOBS": "2", "LONGEST": "60"}
     script = attention_library.HEADER.parent / "build_minimal.sh"
     with cpp_program.locked(made):
         said = run(script, made, env=scalar)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What build_full.sh and build_minimal.sh have in common: build.sh FOLDER [CMake's options...]
 #
-# Builds the library and test_varlen_inference in FOLDER, runs the test, and prints how long it took.
-# Environment: JOBS, compilers at once (default: as the cores and the free memory allow), CUDA_ARCH,
-# as CMAKE_CUDA_ARCHITECTURES has it, and NVCC, the compiler's path.
+# Builds the library and test_varlen_inference in FOLDER, runs the test, and prints how long it
+# took. Environment: JOBS, compilers at once (default: as the cores and the free memory allow),
+# CUDA_ARCH, as CMAKE_CUDA_ARCHITECTURES has it, NVCC, the compiler's path, and LONGEST, the test's
+# longest prompt.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=$1
@@ -15,7 +16,7 @@ if [ -n "$NVCC" ]; then
     options+=("-DFA_CUDA=ON" "-DCMAKE_CUDA_COMPILER=$NVCC")
     [ -z "${CUDA_ARCH:-}" ] || options+=("-DCMAKE_CUDA_ARCHITECTURES=$CUDA_ARCH")
 else
-    echo "no nvcc: the CPU backend alone (the CUDA toolkit has nvcc, and pip install nvidia-cuda-nvcc)"
+    echo "no nvcc: the CPU backend alone (nvcc is in the CUDA toolkit and in pip's nvidia-cuda-nvcc)"
     options+=("-DFA_CUDA=OFF")
 fi
 if [ -z "${JOBS:-}" ]; then
@@ -31,5 +32,6 @@ mv "$folder.log" "$folder/configure.log"
 cmake --build "$folder" -j "$JOBS"
 echo "built in $SECONDS s with $JOBS jobs: $folder/libflash_attn_standalone.so"
 status=0
-env -u TENSOR_OPS_ISA "$folder/test_varlen_inference" || status=$?  # there, a list is for building alone
+# A list of instruction sets is for building alone.
+env -u TENSOR_OPS_ISA "$folder/test_varlen_inference" "${LONGEST:-2048}" || status=$?
 exit $((status == 77 ? 0 : status))  # 77: it ran on the CPU, and there is no GPU
