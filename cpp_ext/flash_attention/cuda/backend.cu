@@ -12,7 +12,8 @@ namespace {
 
 // Fewer keys are not worth a split of their own.
 constexpr std::size_t least_split = 256;
-constexpr int row_threads_of_kernel = 128;
+// Of a block that appends or combines one row.
+constexpr int threads_of_row = 128;
 
 bool is_for(const Kernel& kernel, const Call& c) {
     return kernel.type == c.p.q.type &&
@@ -163,7 +164,7 @@ void append(const Call& c, const Arguments& a, cudaStream_t stream) {
     const auto kernel = c.p.k.type == FA_F16    ? append_kernel<Half>
                         : c.p.k.type == FA_BF16 ? append_kernel<Bfloat16>
                                                 : append_kernel<E4m3>;
-    launch(kernel, grid_of(most, c.kv_heads, c.batch), row_threads_of_kernel, 0, stream, a);
+    launch(kernel, grid_of(most, c.kv_heads, c.batch), threads_of_row, 0, stream, a);
 }
 
 }  // namespace
@@ -202,8 +203,8 @@ void forward(int device, const Call& c, void* stream) {
            grid_of(tiles(c, kernel), c.kv_heads * static_cast<std::size_t>(splits), c.batch),
            kernel.threads, kernel.shared_bytes, own, a);
     if (splits > 1)
-        launch(combine_splits_kernel<>, grid_of(c.most_queries, c.heads, c.batch),
-               row_threads_of_kernel, 0, own, a);
+        launch(combine_splits_kernel<>, grid_of(c.most_queries, c.heads, c.batch), threads_of_row,
+               0, own, a);
 }
 
 void append(int device, const Call& c, void* stream) {
