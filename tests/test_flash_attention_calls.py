@@ -343,7 +343,7 @@ POSSIBLE = {2**31 - 1, 2**40 + 1}  # strides of memory that there could be
 FIELDS = "|".join((*TENSORS, *SHORT, *ARRAYS, "flags", "batch", "workspace"))
 NAMED = re.compile(
     r"(params\.|the (last size of|page size,|number of heads in) )?\b"
-    rf"({FIELDS}|page_table_\w+)\b"
+    rf"({FIELDS}|page_table_\w+|workspace_bytes)\b"
 )
 
 
