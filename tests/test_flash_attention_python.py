@@ -434,3 +434,10 @@ def test_a_library_that_is_missing_is_named_with_the_way_out(tmp_path, monkeypat
 def test_values_that_the_tests_read_are_those_of_ml_dtypes():
     codes = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(values(codes), codes.view(E4M3).astype(np.float64))
+
+
+def test_numbers_in_another_byte_order_are_refused():
+    x = np.ones((1, 2, 1, 8), np.float32)
+    other = x.astype(x.dtype.newbyteorder())
+    with pytest.raises(TypeError, match=r"q is [<>]f4; expected numbers in this machine's byte"):
+        fa.flash_attn_func(other, x, x)

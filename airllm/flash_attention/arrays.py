@@ -127,7 +127,9 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def _of_numpy(x: np.ndarray[Any, Any], name: str) -> Array:
-    size = x.itemsize
+    if not x.dtype.isnative:  # its name is that of the native type
+        raise TypeError(f"{name} is {x.dtype.str}; expected numbers in this machine's byte order")
+    size = max(x.itemsize, 1)
     if any(stride % size for stride in x.strides):
         raise ValueError(f"{name} has strides of {x.strides} bytes; expected multiples of {size}")
     strides = tuple(stride // size for stride in x.strides)
@@ -184,6 +186,8 @@ def _of_dlpack(x: Any, name: str) -> Array:
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     t = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    if t.lanes != 1:
+        raise TypeError(f"{name} has elements of {t.lanes} numbers; expected one each")
     shape = tuple(t.shape[: t.ndim])
     if t.strides:
         strides = tuple(t.strides[: t.ndim])

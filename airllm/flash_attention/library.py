@@ -78,16 +78,19 @@ ERRORS = (
 @functools.cache
 def library() -> ctypes.CDLL:
     """Raises ImportError where there is none, or one of another version."""
-    path = Path(os.environ.get("AIRLLM_ATTENTION_LIBRARY") or BUILT_IN)
+    path = Path(os.environ.get("AIRLLM_ATTENTION_LIBRARY") or BUILT_IN).absolute()
     if not path.is_file():
         raise ImportError(
             f"the attention library is not at {path}: build it with `python cpp_ext/"
             f"attention_library.py FOLDER` and let AIRLLM_ATTENTION_LIBRARY name the file, or "
             "install airllm-cpp with its extension"
         )
-    loaded = ctypes.CDLL(str(path))
-    loaded.fa_last_error.restype = loaded.fa_build_info.restype = ctypes.c_char_p
-    loaded.fa_version.restype = ctypes.c_uint32
+    try:
+        loaded = ctypes.CDLL(str(path))
+        loaded.fa_last_error.restype = loaded.fa_build_info.restype = ctypes.c_char_p
+        loaded.fa_version.restype = ctypes.c_uint32
+    except (OSError, AttributeError) as error:
+        raise ImportError(f"{path} is no attention library: {error}") from None
     if (major := loaded.fa_version() // 1_000_000) != MAJOR_VERSION:
         raise ImportError(f"{path} is version {major}; expected version {MAJOR_VERSION}")
     return loaded

@@ -1,4 +1,5 @@
 // The backend for GPUs and some of its kernels, to run on the CPU: see cuda/shim.h.
+#undef _FORTIFY_SOURCE  // it takes a jump to another fiber for a fault
 #define FA_CUDA_SHIM
 #include "flash_attention/cuda/backend.cu"
 #include "flash_attention/cuda/kernels/hdim128_bf16.cu"
