@@ -31,13 +31,19 @@ elements), ImportError where the library is missing. They name the argument.
 """
 
 import ctypes
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from airllm.flash_attention.arrays import Array, array_of, dtype_name, indices, new_like
+from airllm.flash_attention.arrays import (
+    TYPES,
+    Array,
+    array_of,
+    dtype_name,
+    indices,
+    new_like,
+)
 from airllm.flash_attention.library import (
     ARRAYS,
     CAUSAL,
@@ -51,6 +57,7 @@ from airllm.flash_attention.library import (
     combine,
     forward,
 )
+from airllm.flash_attention.scalars import flag, int32, real
 
 __all__ = [
     "flash_attn_combine",
@@ -105,7 +112,7 @@ def flash_attn_func(
     tensors = {"q": q, "k": k, "v": v, "q_v": qv, "sinks": learnable_sink}
     tensors |= {"q_descale": q_descale, "k_descale": k_descale, "v_descale": v_descale}
     numbers = _numbers(window_size, attention_chunk, num_splits, pack_gqa, sm_margin)
-    flags = CAUSAL * bool(causal) | DETERMINISTIC * bool(deterministic)
+    flags = CAUSAL * flag(causal, "causal") | DETERMINISTIC * flag(deterministic, "deterministic")
     scores = (softmax_scale, softcap)
     return _attend(tensors, {}, numbers, flags, scores, threads, return_attn_probs, _NAMES)
 
@@ -163,9 +170,11 @@ def flash_attn_varlen_func(
             arrays["seqused_k"] = np.diff(indices(cu_seqlens_k, "cu_seqlens_k", (-1,)))
     numbers = _numbers(window_size, attention_chunk, num_splits, pack_gqa, sm_margin)
     numbers |= {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k}
-    flags = CAUSAL * bool(causal) | DETERMINISTIC * bool(deterministic)
+    flags = CAUSAL * flag(causal, "causal") | DETERMINISTIC * flag(deterministic, "deterministic")
     scores = (softmax_scale, softcap)
     names = _NAMES | {"page_table": "block_table"}
+    if block_table is not None and seqused_k is None:
+        names["seqused_k"] = "cu_seqlens_k"  # which has told it
     return _attend(tensors, arrays, numbers, flags, scores, threads, return_attn_probs, names)
 
 
@@ -240,7 +249,8 @@ def flash_attn_with_kvcache(
     arrays["page_table"] = page_table
     numbers = _numbers(window_size, attention_chunk, num_splits, pack_gqa, sm_margin)
     numbers["max_seqlen_q"] = max_seqlen_q or 0
-    flags = CAUSAL * bool(causal) | ROTARY_INTERLEAVED * bool(rotary_interleaved)
+    flags = CAUSAL * flag(causal, "causal")
+    flags |= ROTARY_INTERLEAVED * flag(rotary_interleaved, "rotary_interleaved")
     scores = (softmax_scale, softcap)
     return _attend(tensors, arrays, numbers, flags, scores, threads, return_softmax_lse, names)
 
@@ -261,7 +271,9 @@ def flash_attn_combine(
     """
     given = array_of(out_partial, "out_partial")
     if out is None:
-        dtype = "float32" if out_dtype is None else dtype_name(out_dtype)
+        dtype = "float32" if out_dtype is None else dtype_name(out_dtype, "out_dtype")
+        if dtype not in TYPES:
+            raise TypeError(f"out_dtype is {dtype}; expected one of {', '.join(TYPES)}")
         out = new_like(out_partial, given.shape[1:], dtype, zeros=False)
     lse = new_like(out_partial, given.shape[1:-1], "float32", zeros=False)
     fields = {"out_partial": out_partial, "lse_partial": lse_partial, "out": out, "lse": lse}
@@ -326,11 +338,12 @@ def _attend(
     if "page_table" in lists:
         params.page_table_columns = lists["page_table"].shape[1]
     for field, number in numbers.items():
-        setattr(params, field, _int32(number, known[field]))
-    scale, params.softcap = scores
+        setattr(params, field, int32(number, known[field]))
+    scale, softcap = scores
+    params.softcap = real(softcap, "softcap")
     if scale is not None:
         params.flags |= SCALE_SET
-        params.softmax_scale = scale
+        params.softmax_scale = real(scale, "softmax_scale")
     forward(params, threads, names)
     return (out, lse) if with_lse else out
 
@@ -371,19 +384,9 @@ def _numbers(
         "window_right": right,
         "attention_chunk": attention_chunk,
         "num_splits": num_splits,
-        "pack_gqa": -1 if pack_gqa is None else int(pack_gqa),
+        "pack_gqa": -1 if pack_gqa is None else flag(pack_gqa, "pack_gqa"),
         "sm_margin": sm_margin,
     }
-
-
-def _int32(number: Any, name: str) -> int:
-    try:
-        value = operator.index(number)
-    except TypeError:
-        raise TypeError(f"{name} is a {type(number).__name__}; expected an int") from None
-    if not -(2**31) <= value < 2**31:
-        raise ValueError(f"{name} is {value}; expected a number of 32 bits")
-    return value
 
 
 def _rows_of(page_table: Any, cache_batch_idx: Any) -> Any:
@@ -402,7 +405,7 @@ def _writable(array: Array, name: str) -> None:
 
 def _refuse_others(dropout_p: float, alibi_slopes: Any) -> None:
     """Of flash-attn 2, what FlashAttention-3 has no more."""
-    if dropout_p:
+    if real(dropout_p, "dropout_p") != 0:
         raise NotImplementedError(f"dropout_p is {dropout_p}; expected 0: there is no dropout")
     if alibi_slopes is not None:
         raise NotImplementedError("alibi_slopes is there; expected None: there is no ALiBi")

@@ -80,7 +80,10 @@ def indices(x: object, name: str, shape: tuple[int, ...]) -> NDArray[np.int32]:
     copy where it is that. Raises TypeError or ValueError."""
     if is_torch(x) or (hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray)):
         x = _numbers(array_of(x, name), x, name)
-    given = np.asarray(x)
+    try:
+        given = np.asarray(x)
+    except ValueError:
+        raise ValueError(f"{name} has rows of different lengths; expected one length") from None
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"{name} is {given.dtype}; expected int32")
     if given.ndim != len(shape) or any(n not in (m, -1) for n, m in zip(shape, given.shape)):  # noqa: B905
@@ -104,14 +107,20 @@ def new_like(x: object, shape: Sequence[int], dtype: str, zeros: bool) -> Any:
     if is_torch(x):
         torch = sys.modules["torch"]
         make = torch.zeros if zeros else torch.empty
-        return make(tuple(shape), dtype=getattr(torch, dtype))
+        return make(tuple(shape), dtype=getattr(torch, dtype), device="cpu")
     return (np.zeros if zeros else np.empty)(tuple(shape), _numpy_dtype(dtype))
 
 
-def dtype_name(dtype: object) -> str:
-    """The name of a type of NumPy, ml_dtypes or PyTorch, or of what NumPy takes for one."""
+def dtype_name(dtype: object, name: str) -> str:
+    """The name of a type of NumPy, ml_dtypes or PyTorch, or of what NumPy takes for one. Raises
+    TypeError, by that name, for anything else."""
     text = str(dtype)
-    return text.removeprefix("torch.") if text.startswith("torch.") else np.dtype(dtype).name  # type: ignore[call-overload]
+    if text.startswith("torch."):
+        return text.removeprefix("torch.")
+    try:
+        return np.dtype(dtype).name  # type: ignore[call-overload, no-any-return]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {dtype!r}; expected a type of numbers") from None
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:
@@ -147,7 +156,9 @@ def _of_torch(x: Any, name: str) -> Array:
             f"{name} requires a gradient, and there is only the forward pass: call under "
             "torch.no_grad()"
         )
-    return Array(x, x.data_ptr(), dtype_name(x.dtype), tuple(x.shape), tuple(x.stride()))
+    if x.is_neg() or x.is_conj():  # the memory has other numbers
+        raise ValueError(f"{name} is a lazy view; expected {name}.resolve_neg().resolve_conj()")
+    return Array(x, x.data_ptr(), dtype_name(x.dtype, name), tuple(x.shape), tuple(x.stride()))
 
 
 # ---- DLPack, as dlpack.h has it ------------------------------------------------------------------
@@ -185,7 +196,12 @@ def _of_dlpack(x: Any, name: str) -> Array:
     capsule = x.__dlpack__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    t = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    try:
+        t = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    except ValueError:
+        raise TypeError(
+            f"{name}.__dlpack__() gives {capsule!r}; expected a DLPack tensor"
+        ) from None
     if t.lanes != 1:
         raise TypeError(f"{name} has elements of {t.lanes} numbers; expected one each")
     shape = tuple(t.shape[: t.ndim])

@@ -12,11 +12,13 @@ import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airllm.flash_attention.arrays import TYPES, TensorStruct
+from airllm.flash_attention.scalars import int32
 
 # By its soname, as Python takes what ends in ".so" for a module.
 BUILT_IN = Path(__file__).parent / "libflash_attn_standalone.so.1"
@@ -112,13 +114,19 @@ def combine(params: CombineStruct, threads: int | None) -> None:
     _check(library().fa_combine(_context(threads), ctypes.byref(params), None), {})
 
 
-@functools.cache
-def _context(threads: int | None) -> ctypes.c_void_p:
+def _context(threads: Any) -> ctypes.c_void_p:
     """One for each number of threads, which all threads of Python share."""
-    if threads is not None and not 1 <= threads <= 1024:
-        raise ValueError(f"threads is {threads}; expected 1 to 1024")
+    if threads is None:
+        return _context_of("cpu")
+    number = int32(threads, "threads")
+    if not 1 <= number <= 1024:
+        raise ValueError(f"threads is {number}; expected 1 to 1024")
+    return _context_of(f"cpu:{number}")
+
+
+@functools.cache
+def _context_of(device: str) -> ctypes.c_void_p:
     made = ctypes.c_void_p()
-    device = "cpu" if threads is None else f"cpu:{threads}"
     _check(library().fa_context_create(device.encode(), ctypes.byref(made)), {})
     return made
 
