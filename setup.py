@@ -36,6 +36,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).absolute()
+        name = output.name if ext.name == ATTENTION else ext.name
         # Not build_temp: each editable install has a new one, and would compile everything again.
         try:
             if ext.name == ATTENTION:
@@ -43,11 +44,11 @@ class BuildKernels(build_ext):
             else:
                 cpp_build.build_extension(output, version(), target)
         except cpp_build.BuildError as error:
-            sys.exit(f"\nerror: tensor_ops_cpp was not built: {error}")
+            sys.exit(f"\nerror: {name} was not built: {error}")
         except OSError as error:  # a read-only tree, a full disk
             place = f"{error.filename}: " if error.filename else ""
             sys.exit(
-                f"\nerror: tensor_ops_cpp was not built: {place}{error.strerror or error}. Build "
+                f"\nerror: {name} was not built: {place}{error.strerror or error}. Build "
                 "in a folder with room that you can write to, or, for NumPy alone, set "
                 "AIRLLM_NO_EXTENSION=1"
             )

@@ -7,7 +7,6 @@ tested where there is one (flash_attention/test_varlen_inference).
 import ctypes
 import functools
 import re
-import shutil
 import subprocess
 
 import cpp_program
@@ -126,6 +125,27 @@ def test_what_the_kernels_do_not_do_is_refused_by_name():
     )
 
 
+def test_a_call_that_is_refused_has_appended_nothing():
+    one, heads = np.ones((1, 1, 300, 8)), 300
+    kind = "f16"
+    cache = [flash_library.stored(np.zeros((1, 600, heads, 8)), kind) for _ in "kv"]
+    new = flash_library.stored(one, kind)
+    status, text = refusal(
+        q=new, k=cache[0], v=cache[1], k_new=new, v_new=new.copy(), out=new.copy(),
+        seqused_k=np.array([5], np.int32), num_splits=256,
+    )  # fmt: skip
+    assert status == flash_library.UNSUPPORTED
+    assert "76800 heads times splits" in text
+    assert not any(x.any() for x in cache)
+
+
+def test_the_callers_thread_keeps_its_device():
+    library().fa_shim_device(3)
+    flash_library.forward(device="cuda:0", **tensors("f16"))
+    refusal(**tensors("e4m3", d=128))
+    assert library().fa_shim_device(0) == 3
+
+
 @pytest.mark.parametrize(
     ("device", "text"),
     [
@@ -166,20 +186,33 @@ def test_each_kernel_has_a_file_of_its_own():
 
 @pytest.mark.packaging
 def test_a_kernel_compiles_without_spills():
-    if not shutil.which("nvcc"):
-        pytest.skip("no nvcc on the PATH")
     result = run(FOLDER / "compile_simple.sh", FOLDER / "cuda/kernels/hdim128_f16.cu")
+    if result.returncode == 77:
+        pytest.skip(result.stdout.strip())
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.findall(r"^(\S+): [\d.]+ s, \d+ MB$", result.stdout, re.M) == ["sm_75", "sm_90a"]
     kernels = re.findall(r"forward_kernel.*: (\d+) registers, (\d+) bytes spilled", result.stdout)
     assert [spilled for _, spilled in kernels] == ["0", "0"]
 
 
+def compile_with(nvcc):
+    """Compiles a kernel with this program as NVCC."""
+    environment = {"NVCC": str(nvcc), "PATH": "/usr/bin:/bin"}
+    source = FOLDER / "cuda/kernels/hdim64_f16.cu"
+    return run(FOLDER / "compile_simple.sh", source, env=environment)
+
+
 @pytest.mark.packaging
 def test_without_nvcc_a_kernel_is_not_compiled():
-    result = run(
-        FOLDER / "compile_simple.sh",
-        FOLDER / "cuda/kernels/hdim64_f16.cu",
-        env={"NVCC": "", "PATH": "/usr/bin:/bin"},
-    )
-    assert (result.returncode, result.stdout.partition(":")[0]) == (77, "no nvcc")
+    result = compile_with("")
+    assert (result.returncode, result.stdout.partition(" of")[0]) == (77, "no nvcc")
+
+
+@pytest.mark.packaging
+def test_an_nvcc_that_is_too_old_is_named_and_not_used(tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 11.8, V11.8.89\n")
+    nvcc.chmod(0o755)
+    result = compile_with(nvcc)
+    assert result.returncode == 77
+    assert f"{nvcc} is of CUDA 11; expected 12 or later" in result.stderr

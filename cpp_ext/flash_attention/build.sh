@@ -3,10 +3,10 @@
 #
 # Builds the library and test_varlen_inference in FOLDER, runs the test, and prints how long it
 # took. Environment: JOBS, compilers at once (default: as the cores and the free memory allow),
-# CUDA_ARCH, as CMAKE_CUDA_ARCHITECTURES has it, NVCC, the compiler's path, and LONGEST, the test's
-# longest prompt.
+# CUDA_ARCH ("75 90a"), NVCC, the compiler's path, and LONGEST, the test's longest prompt.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+[ $# -ge 1 ] || { echo "usage: build.sh FOLDER [CMake's options...]" >&2; exit 2; }
 folder=$1
 shift
 
@@ -14,9 +14,10 @@ shift
 options=("$@" "-DCMAKE_BUILD_TYPE=Release")
 if [ -n "$NVCC" ]; then
     options+=("-DFA_CUDA=ON" "-DCMAKE_CUDA_COMPILER=$NVCC")
-    [ -z "${CUDA_ARCH:-}" ] || options+=("-DCMAKE_CUDA_ARCHITECTURES=$CUDA_ARCH")
+    [ -z "${CUDA_ARCH:-}" ] || options+=("-DCMAKE_CUDA_ARCHITECTURES=${CUDA_ARCH//[ ,]/;}")
 else
-    echo "no nvcc: the CPU backend alone (nvcc is in the CUDA toolkit and in pip's nvidia-cuda-nvcc)"
+    echo "no nvcc of CUDA 12 or later: the CPU backend alone (the CUDA toolkit and pip's" \
+        "nvidia-cuda-nvcc have it)"
     options+=("-DFA_CUDA=OFF")
 fi
 if [ -z "${JOBS:-}" ]; then
@@ -27,8 +28,9 @@ if [ -z "${JOBS:-}" ]; then
 fi
 
 SECONDS=0
-cmake -S "$here" -B "$folder" "${options[@]}" >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
-mv "$folder.log" "$folder/configure.log"
+mkdir -p "$folder"
+log=$folder/configure.log
+cmake -S "$here" -B "$folder" "${options[@]}" >"$log" 2>&1 || { cat "$log"; exit 1; }
 cmake --build "$folder" -j "$JOBS"
 echo "built in $SECONDS s with $JOBS jobs: $folder/libflash_attn_standalone.so"
 status=0

@@ -9,12 +9,14 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 . "$here/find_nvcc.sh"
 if [ -z "$NVCC" ]; then
-    echo "no nvcc: nothing to compile with (the CUDA toolkit has it, and pip install nvidia-cuda-nvcc)"
+    echo "no nvcc of CUDA 12 or later: nothing to compile with (the CUDA toolkit and pip's" \
+        "nvidia-cuda-nvcc have it)"
     exit 77
 fi
 object=$(mktemp --suffix=.o)
 trap 'rm -f "$object"' EXIT
-for arch in ${CUDA_ARCH:-75 90a}; do
+archs=${CUDA_ARCH:-75 90a}
+for arch in ${archs//[;,]/ }; do
     python3 - "$NVCC" -std=c++20 -O3 "-arch=sm_$arch" -Xptxas -v "-I$here/.." -c "$1" -o "$object" <<'PYTHON'
 import re, resource, subprocess, sys, time
 

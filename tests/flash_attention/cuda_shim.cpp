@@ -7,3 +7,10 @@
 #include "flash_attention/cuda/kernels/hdim64_e4m3.cu"
 #include "flash_attention/cuda/kernels/hdim64_f16.cu"
 #include "flash_attention/cuda/kernels/hdim96_f16.cu"
+
+// The device that this thread has chosen, as the shim of CUDA's runtime keeps it.
+extern "C" [[gnu::visibility("default")]] int fa_shim_device(int chosen) {
+    const int before = chosen_device;
+    chosen_device = chosen;
+    return before;
+}

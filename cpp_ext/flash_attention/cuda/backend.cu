@@ -15,6 +15,28 @@ constexpr std::size_t least_split = 256;
 // Of a block that appends or combines one row.
 constexpr int threads_of_row = 128;
 
+// Chooses the device, and at its end again the one that the caller's thread had.
+class Choice {
+ public:
+    explicit Choice(int device) {
+        check(cudaGetDevice(&before_), "the device in use");
+        check(cudaSetDevice(device), "choice of the device");
+    }
+    ~Choice() { cudaSetDevice(before_); }
+    Choice(const Choice&) = delete;
+    Choice& operator=(const Choice&) = delete;
+
+ private:
+    int before_ = 0;
+};
+
+// Kernels count in 32 bits.
+int as_int(std::size_t n, const char* what) {
+    if (n > INT32_MAX)
+        refuse(FA_UNSUPPORTED, "the call has %zu %s; on a GPU up to %d", n, what, INT32_MAX);
+    return static_cast<int>(n);
+}
+
 bool is_for(const Kernel& kernel, const Call& c) {
     return kernel.type == c.p.q.type &&
            static_cast<std::size_t>(kernel.head_dim) >= std::max(c.k_dim, c.value_dim);
@@ -97,7 +119,7 @@ Arguments arguments_of(const Call& c, int splits) {
     if (c.appends) {
         a.k_new = rows(p.k_new);
         a.v_new = rows(p.v_new);
-        a.most_new = static_cast<int>(p.cu_seqlens_k_new ? 0 : size(p.k_new, 1));
+        a.most_new = p.cu_seqlens_k_new ? 0 : as_int(size(p.k_new, 1), "new keys");
     }
     if (c.rotary_dim) {
         a.rotary_cos = static_cast<const unsigned char*>(p.rotary_cos.data);
@@ -128,17 +150,17 @@ Arguments arguments_of(const Call& c, int splits) {
     a.leftpad_k = p.leftpad_k;
     a.seqlens_rotary = p.seqlens_rotary;
     a.total_queries = static_cast<std::int64_t>(c.total_queries);
-    a.most_queries = static_cast<int>(c.most_queries);
-    a.most_keys = static_cast<int>(c.most_keys);
-    a.heads = static_cast<int>(c.heads);
+    a.most_queries = as_int(c.most_queries, "queries");
+    a.most_keys = as_int(c.most_keys, "keys");
+    a.heads = as_int(c.heads, "heads");
     a.group = static_cast<int>(c.group);
     a.k_dim = static_cast<int>(c.k_dim);
     a.value_dim = static_cast<int>(c.value_dim);
     a.rotary_dim = static_cast<int>(c.rotary_dim);
-    a.page_size = static_cast<int>(c.page_size);
+    a.page_size = as_int(c.page_size, "positions in a page");
     a.left = as_window(c.left);
     a.right = as_window(c.right);
-    a.chunk = static_cast<int>(c.chunk);
+    a.chunk = as_int(c.chunk, "positions in a chunk");
     a.splits = splits;
     a.out_type = p.out.type;
     a.causal = c.causal;
@@ -158,13 +180,17 @@ dim3 grid_of(std::size_t x, std::size_t y, std::size_t z) {
     return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
-void append(const Call& c, const Arguments& a, cudaStream_t stream) {
-    const std::size_t most = c.p.cu_seqlens_k_new ? size(c.p.k_new, 0) : size(c.p.k_new, 1);
-    if (most == 0 || c.batch == 0) return;
+dim3 append_grid(const Call& c) {
+    const std::size_t rows = c.p.cu_seqlens_k_new ? size(c.p.k_new, 0) : size(c.p.k_new, 1);
+    return grid_of(rows, c.kv_heads, c.batch);
+}
+
+void append(const Call& c, const Arguments& a, dim3 grid, cudaStream_t stream) {
+    if (grid.x == 0 || grid.z == 0) return;
     const auto kernel = c.p.k.type == FA_F16    ? append_kernel<Half>
                         : c.p.k.type == FA_BF16 ? append_kernel<Bfloat16>
                                                 : append_kernel<E4m3>;
-    launch(kernel, grid_of(most, c.kv_heads, c.batch), threads_of_row, 0, stream, a);
+    launch(kernel, grid, threads_of_row, 0, stream, a);
 }
 
 }  // namespace
@@ -172,8 +198,10 @@ void append(const Call& c, const Arguments& a, cudaStream_t stream) {
 void open_device(int device) {
     int count = 0;
     const cudaError_t status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess)
+    if (status != cudaSuccess) {
+        cudaGetLastError();  // the caller's next look at it is not to find this one
         refuse(FA_NO_DEVICE, "there is no CUDA device: %s", cudaGetErrorString(status));
+    }
     if (device >= count)
         refuse(FA_NO_DEVICE, "device is \"cuda:%d\"; there are %d of them, from cuda:0 on", device,
                count);
@@ -186,12 +214,17 @@ std::uint64_t workspace_bytes(int device, const Call& call) {
 }
 
 void forward(int device, const Call& c, void* stream) {
-    check(cudaSetDevice(device), "choice of the device");
+    const Choice choice(device);
     const Kernel& kernel = kernel_for(c);
     const int splits = splits_of(device, c, kernel);
     Arguments a = arguments_of(c, splits);
     auto* const own = static_cast<cudaStream_t>(stream);
-    if (c.appends) append(c, a, own);
+    // All that may be refused comes before anything is written.
+    const dim3 new_rows = c.appends ? append_grid(c) : dim3(0, 0, 0);
+    const dim3 blocks =
+        grid_of(tiles(c, kernel), c.kv_heads * static_cast<std::size_t>(splits), c.batch);
+    const dim3 combined = splits > 1 ? grid_of(c.most_queries, c.heads, c.batch) : dim3();
+    append(c, a, new_rows, own);
     if (c.total_queries == 0 || c.most_queries == 0) return;
     if (splits > 1) {
         const auto address = reinterpret_cast<std::uintptr_t>(c.p.workspace);
@@ -199,18 +232,14 @@ void forward(int device, const Call& c, void* stream) {
         a.lse_partial = a.out_partial + static_cast<std::uint64_t>(splits) * c.total_queries *
                                             c.heads * c.value_dim;
     }
-    launch(kernel.function,
-           grid_of(tiles(c, kernel), c.kv_heads * static_cast<std::size_t>(splits), c.batch),
-           kernel.threads, kernel.shared_bytes, own, a);
-    if (splits > 1)
-        launch(combine_splits_kernel<>, grid_of(c.most_queries, c.heads, c.batch), threads_of_row,
-               0, own, a);
+    launch(kernel.function, blocks, kernel.threads, kernel.shared_bytes, own, a);
+    if (splits > 1) launch(combine_splits_kernel<>, combined, threads_of_row, 0, own, a);
 }
 
 void append(int device, const Call& c, void* stream) {
-    check(cudaSetDevice(device), "choice of the device");
+    const Choice choice(device);
     check_types(c);
-    append(c, arguments_of(c, 1), static_cast<cudaStream_t>(stream));
+    append(c, arguments_of(c, 1), append_grid(c), static_cast<cudaStream_t>(stream));
 }
 
 std::string built_kernels() {

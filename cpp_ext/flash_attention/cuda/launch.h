@@ -10,6 +10,7 @@ namespace tensor_ops::flash::cuda {
 
 inline void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
+    cudaGetLastError();  // the caller's next look at it is not to find this one
     const fa_status kind = status == cudaErrorMemoryAllocation ? FA_OUT_OF_MEMORY : FA_DEVICE_ERROR;
     refuse(kind, "%s: %s", what, cudaGetErrorString(status));
 }

@@ -23,8 +23,7 @@ struct dim3 {
     unsigned x = 1, y = 1, z = 1;
 };
 
-// ---- the runtime
-// ---------------------------------------------------------------------------------
+// ---- the runtime --------------------------------------------------------------------------------
 
 enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
@@ -33,15 +32,24 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
     *count = 1;
     return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+// The one that the thread has chosen; only cuda:0 runs anything.
+inline thread_local int chosen_device = 0;
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = chosen_device;
+    return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+    chosen_device = device;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
     *value = 4;
     return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 
-// ---- threads
-// -------------------------------------------------------------------------------------
+// ---- threads ------------------------------------------------------------------------------------
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim;
 
