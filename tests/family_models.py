@@ -448,6 +448,12 @@ ARCHITECTURES = {
     "orion": Own(_LAYER_NORM, {f"blk.{i}.ffn_norm.bias": (64,) for i in range(8)}),
     "phi2": Own(_LAYER_NORM | {"rope.dimension_count": 8}),
     "maincoder": Own(),
+    "maple": Own(
+        _EXPERTS
+        | {"attention.sliding_window": 20, "rope.freq_base_swa": 10000.0}
+        | {"attention.sliding_window_pattern": np.arange(8) % 4 > 0}
+        | {"swiglu_clamp_exp": np.full(8, 0.5, np.float32)}
+    ),
     "openelm": Own(
         {"attention.head_count": np.array([2, 2, 4, 4, 4, 6, 6, 6], np.int32)}
         | {"attention.head_count_kv": np.array([1, 1, 2, 2, 2, 3, 3, 3], np.int32)}

@@ -27,9 +27,10 @@ class Shape:
     """What a family does. interleaved: rope's pairs are neighbours. by_sigmoid, normalized, scale:
     of an expert's share. relu: of gates, in place of SiLU. router_first: experts are chosen by what
     comes before attention. window: of layers that are not the first of four; those do not rotate.
-    normed: heads of queries and keys are normalised. gated: heads have a gate; those with a window
-    rotate wholly, by another theta, and the others by a half. beside: experts see what comes before
-    the layer. constants: Grok's, of tests/family_models.py.
+    limit: of an expert's gate and up values. normed: heads of queries and keys are normalised.
+    gated: heads have a gate; those with a window rotate wholly, by another theta, and the others by
+    a half. beside: experts see what comes before the layer. constants: Grok's, of
+    tests/family_models.py.
     """
 
     interleaved: bool = False
@@ -39,6 +40,7 @@ class Shape:
     relu: bool = False
     router_first: bool = False
     window: int = 0
+    limit: float = 0.0
     normed: bool = False
     gated: bool = False
     beside: bool = False
@@ -50,6 +52,7 @@ SHAPES = {
     "bailingmoe": Shape(interleaved=True, normalized=True),
     "deepseek": Shape(interleaved=True, scale=1.5),
     "grok": Shape(constants=True),
+    "maple": Shape(normalized=True, window=20, normed=True, limit=0.5),
     "openelm": Shape(normed=True),
     "pangu-embedded": Shape(),
     "plm": Shape(interleaved=True),
@@ -271,14 +274,16 @@ def network(s: Shape, w: Layer, h: np.ndarray, chosen_by: np.ndarray) -> np.ndar
 
 
 def glu(s: Shape, h: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    x = h @ gate.T
+    x, y = h @ gate.T, h @ up.T
+    if s.limit:
+        x, y = np.minimum(x, s.limit), np.clip(y, -s.limit, s.limit)
     if s.gated:  # GELU as it is defined
         erf = np.vectorize(math.erf)
-        return (0.5 * x * (1 + erf(x / np.sqrt(2))) * (h @ up.T)) @ down.T
+        return (0.5 * x * (1 + erf(x / np.sqrt(2))) * y) @ down.T
     if s.constants:  # GELU
         inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
-        return (0.5 * x * (1 + np.tanh(inner)) * (h @ up.T)) @ down.T
-    return ((np.maximum(x, 0) if s.relu else x / (1 + np.exp(-x))) * (h @ up.T)) @ down.T
+        return (0.5 * x * (1 + np.tanh(inner)) * y) @ down.T
+    return ((np.maximum(x, 0) if s.relu else x / (1 + np.exp(-x))) * y) @ down.T
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:

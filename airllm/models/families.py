@@ -60,6 +60,7 @@ _FILES = {
     "llama": ("internlm2", "llama", "xverse"),
     "llama4": ("llama4",),
     "mamba": ("mamba", "mamba2"),
+    "maple": ("maple",),
     "mellum": ("mellum",),
     "mimo2": ("mimo2",),
     "minicpm3": ("minicpm3",),
