@@ -46,6 +46,7 @@ LLAMA_TOLERANCE = 5e-3
 LEFT_OUT = {
     "DeepSeek-V2": "the groups of its router",
     "GLM-4.7 Flash": "the sigmoid of its router, which its converter does not write",
+    "HunyuanOCR": "the fourth of a text token's positions",
     "Phi-3": "its window",
     "Phi-3.5-MoE": "how its router chooses and weighs experts",
     "EXAONE 4.0 with windows": "the windows of models that have not 64 layers",

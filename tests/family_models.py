@@ -295,6 +295,9 @@ ARCHITECTURES = {
     ),
     "hunyuan-dense": Own(),
     "hunyuan-moe": Own(_EXPERTS | {"expert_shared_feed_forward_length": 48}),
+    "hunyuan_vl": Own(
+        {"rope.dimension_sections": np.array([2, 2, 2, 2], np.int32), "rope.scaling.alpha": 50.0}
+    ),
     "hy_v3": Own(
         _EXPERTS
         | {"block_count": 9, "nextn_predict_layers": 1}

@@ -86,7 +86,7 @@ def build(case: Case) -> Any:
         elif case.arch == "muse-glimmer":
             vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "pos_emb_height": 4, "pos_emb_width": 4}
-        elif case.arch == "hy_v4":
+        elif case.arch in ("hunyuan_vl", "hy_v4"):
             vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
             vision |= {"num_attention_heads": 2, "out_hidden_size": 64, "max_image_size": 64}
         elif case.arch == "llama4":
@@ -454,6 +454,7 @@ _SIGHT = (
     "vision_model.",
     "embed_vision.",
     "multi_modal_projector.",
+    ".vit.",
 )
 _REORDERED = tuple(f"{part}_proj.{kind}" for part in "qk" for kind in ("weight", "bias"))
 _EXACT = (

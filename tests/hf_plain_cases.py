@@ -195,6 +195,18 @@ PLAIN_CASES = {
         {"rope.freq_base": 1e4 * 50.0 ** (32 / 30)},
         names=_HUNYUAN_NAMES,
     ),
+    "HunyuanOCR": Case(
+        "HunYuanVL",
+        "hunyuan_vl",
+        {
+            **{"head_dim": 32, "tie_word_embeddings": True},
+            "rope_parameters": _NTK | {"mrope_section": [4, 4, 4, 4]},
+        },
+        {"rope.freq_base": 1e4 * 50.0 ** (32 / 30)}
+        | {"rope.dimension_sections": np.array([4, 4, 4, 4], np.int32)},
+        names=_HUNYUAN_NAMES,
+        sees=True,
+    ),
     "Hunyuan-A13B": Case(
         "HunYuanMoEV1",
         "hunyuan-moe",

@@ -78,6 +78,20 @@ def test_scores_of_llama_4_grow_only_where_the_folder_says_so() -> None:
     assert translated("llama4_text")["llama4.attention.temperature_scale"] == 0.0
 
 
+def test_published_folders_of_hunyuan_ocr_have_the_keys_of_both_parts_side_by_side() -> None:
+    """Scaling by alpha has another name in them."""
+    rope = {"type": "xdrope", "alpha": 1000.0, "xdrope_section": [2, 2, 2, 2], "factor": 1.0}
+    beside = {
+        "model_type": "hunyuan_vl",
+        "vision_config": {"hidden_size": 16},
+        "rope_scaling": rope,
+    }
+    config = folder_config("hunyuan_vl_text") | beside | {"norm_type": "rms", "use_qk_norm": True}
+    found = translate(Metadata("config.json", config)).metadata
+    assert found["hunyuan_vl.rope.freq_base"] == 1e4 * 1000 ** (16 / 14)
+    np.testing.assert_array_equal(found["hunyuan_vl.rope.dimension_sections"], [2, 2, 2, 2])
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
@@ -116,6 +130,7 @@ def config_of(architecture: str, *, left_out: tuple[str, ...] = (), **keys: obje
             {"attention.head_count_kv": np.array([0, 1, 1, 0, 1, 0, 1, 1, 0])},
             "is 0; expected 1 of a next-token head",
         ),
+        ("hunyuan_vl", {"rope.scaling.alpha": 0.5}, "alpha is 0.5; expected 1 to 1000000"),
         ("glm5-next", {"rope.dimension_count": 8}, "is 8; expected 0: nothing rotates"),
         ("glm5-next", {"attention.indexer.top_k": 13}, "is 13; expected a multiple of 4"),
         (
@@ -144,6 +159,13 @@ def test_a_file_that_makes_no_sense_is_refused(
     architecture: str, keys: dict[str, object], said: str
 ) -> None:
     check_refused(lambda: config_of(architecture, **keys), said)
+
+
+def test_files_of_hunyuan_vl_have_the_alpha_that_theta_grows_by() -> None:
+    entries = metadata_of("hunyuan_vl")
+    rotation = load_model(described(entries, shapes("hunyuan_vl", entries))).rotations[0]
+    theta = 1e4 * 50.0 ** (16 / 14)
+    np.testing.assert_allclose(rotation.inv_freq, theta ** -(np.arange(8) / 8), rtol=1e-12)
 
 
 def test_a_layer_of_deci_without_attention_has_its_own_width() -> None:

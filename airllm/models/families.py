@@ -48,7 +48,7 @@ _FILES = {
     "granite_swa": ("granite_swa",),
     "granite": ("granite", "granitehybrid", "granitemoe", "minicpm"),
     "grok": ("grok",),
-    "hunyuan": ("hunyuan-dense", "hunyuan-moe", "maincoder"),
+    "hunyuan": ("hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder"),
     "hy_v3": ("hy_v3",),
     "hy_v4": ("hy_v4",),
     "jais": ("jais",),

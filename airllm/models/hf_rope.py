@@ -81,7 +81,7 @@ def translate_rope(config: Metadata, head_dim: int) -> HFRope:
     elif kind == "proportional":
         found.values["rope.dimension_count"] = head_dim
         found.tensors["rope_freqs.weight"] = _proportional_factors(rope, head_dim, share)
-    elif kind == "dynamic" and rope.get("alpha") is not None:
+    elif kind in ("dynamic", "xdrope") and rope.get("alpha") is not None:
         found.values["rope.freq_base"] = _larger_base(rope, head_dim)
     elif kind == "dynamic" and "original_max_position_embeddings" not in rope:
         pass  # the base grows behind the context length, to which a context is held
@@ -101,7 +101,7 @@ def position_sections(config: Metadata, default: Sequence[int] | None = None) ->
     """GGUF's key of how many pairs of a head follow each of a token's three positions (M-RoPE). The
     positions are equal for text, so nothing here reads it; llama.cpp opens no file without it."""
     found = _object(config, "rope_scaling") | _object(config, "rope_parameters")
-    sections = found.get("mrope_section", default)
+    sections = found.get("mrope_section", found.get("xdrope_section", default))
     if sections is None:
         return {}
     if (

@@ -1,7 +1,9 @@
 """Hunyuan (Tencent), dense and Hunyuan-A13B, its mixture of experts: a Llama whose heads of Q and K
 are normalised behind their rotation. Every layer of a mixture has an expert that all tokens use.
-Maincoder is a dense one, of whose heads neighbours rotate."""
+Maincoder is a dense one, of whose heads neighbours rotate. HunyuanOCR's and Hunyuan-VL's language
+models are dense ones, too. Their rotation has four positions for each token, equal for text."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,8 +12,10 @@ from airllm.models import blocks
 from airllm.models.config import LayerConfig, ModelConfig
 from airllm.models.config_reader import ConfigReader
 from airllm.models.family import Family
+from airllm.models.hf_rope import position_sections
 from airllm.models.hugging_face import EXPERT_NAMES, HFReader, HuggingFace
 from airllm.models.qwen2 import BIASES
+from airllm.models.rope import Rotation, read_rotation
 
 _NAMES = {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
 _EXPERT_NAMES = {
@@ -26,6 +30,8 @@ _EXPERT_NAMES = {
 
 def configure(r: ConfigReader) -> ModelConfig:
     biases = r.optional_biases(*BIASES, "attn_output")
+    if r.architecture == "hunyuan_vl":
+        r.ignore("rope.dimension_sections")
     if r.architecture != "hunyuan-moe":
         return r.config(biases=biases, rope_interleaved=r.architecture == "maincoder")
     mixture = r.experts()
@@ -38,6 +44,22 @@ def configure(r: ConfigReader) -> ModelConfig:
     )
 
 
+def rotations(r: ConfigReader, c: ModelConfig, layer: LayerConfig) -> dict[str, Rotation]:
+    """Theta may be multiplied by a power of alpha, so that the slowest pair turns alpha times as
+    slowly."""
+    rotation, alpha = read_rotation(r, c), 0.0
+    if r.architecture == "hunyuan_vl":
+        alpha = r.number("rope.scaling.alpha", 0.0)
+    if alpha == 0.0:
+        return {"rope": rotation}
+    if not 1.0 <= alpha <= 1e6 or c.rope_dims < 4:
+        raise r.fault("rope.scaling.alpha", alpha, "expected 1 to 1000000, or 0 for none")
+    slower = alpha ** -(np.arange(0, c.rope_dims, 2) / (c.rope_dims - 2))
+    long = rotation.long_inv_freq
+    long = None if long is None else slower * long
+    return {"rope": replace(rotation, inv_freq=slower * rotation.inv_freq, long_inv_freq=long)}
+
+
 def _dense(config: HFReader) -> dict[str, object]:
     config.expect("num_experts", None, 1)
     config.expect("use_qk_norm", None, True)
@@ -45,6 +67,10 @@ def _dense(config: HFReader) -> dict[str, object]:
     config.ignore("moe_topk", "moe_drop_tokens", "num_shared_expert", "moe_intermediate_size")
     config.ignore("moe_random_routing_dropped_token", "use_mixed_mlp_moe")
     return {}
+
+
+def _sees(config: HFReader) -> dict[str, object]:
+    return {**_dense(config), **position_sections(config)}
 
 
 def _experts(config: HFReader) -> dict[str, object]:
@@ -81,11 +107,21 @@ def _alike(config: HFReader, key: str, default: int) -> int:
 
 
 FAMILY = Family(
-    ("hunyuan-dense", "hunyuan-moe", "maincoder"),
+    ("hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder"),
     (
         HuggingFace("hunyuan_v1_dense", "hunyuan-dense", _dense, _NAMES),
         HuggingFace("hunyuan_v1_moe", "hunyuan-moe", _experts, _EXPERT_NAMES),
+        HuggingFace(
+            "hunyuan_vl_text",
+            "hunyuan_vl",
+            _sees,
+            _NAMES,
+            tied=True,
+            pictures="hunyuan_vl",
+            defaults={"rms_norm_eps": 1e-5},
+        ),
     ),
     configure,
     partial(blocks.layer, normed="rotated heads"),
+    rotations=rotations,
 )
